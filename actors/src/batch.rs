@@ -1,0 +1,158 @@
+//! What a model sees of the requests that it runs: their inputs, their marks, and the means to answer them. A batch
+//! answers callers directly; what is left unanswered at its end is decided by the scheduler.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::capability::Capability;
+use crate::error::{Error, Failure};
+use crate::id::RequestId;
+use crate::job::Job;
+use crate::progress::Gauge;
+
+/// How requests that join a running batch arrive, and how finished ones are reported meanwhile.
+pub(crate) trait Joining<C: Capability> {
+    /// Requests that were sent to this worker while it ran.
+    fn joined(&mut self) -> Vec<Item<C>>;
+    /// These are answered; their seats are free.
+    fn left(&mut self, answered: Vec<RequestId>);
+}
+
+/// The requests of one run.
+pub struct Batch<'a, C: Capability> {
+    items: Vec<Item<C>>,
+    gauge: &'a Gauge,
+    joining: Option<&'a mut dyn Joining<C>>,
+}
+
+impl<'a, C: Capability> Batch<'a, C> {
+    pub(crate) fn new(items: Vec<Item<C>>, gauge: &'a Gauge, joining: Option<&'a mut dyn Joining<C>>) -> Self {
+        Self { items, gauge, joining }
+    }
+
+    /// The requests.
+    pub fn items(&self) -> &[Item<C>] {
+        &self.items
+    }
+
+    /// Progress was made: one batch, token or diffusion step. A run without ticks counts as stuck.
+    pub fn tick(&self) {
+        self.gauge.tick();
+    }
+
+    /// Continuous batching, between two steps: drops the items that are answered or abandoned, takes in requests
+    /// that have arrived meanwhile, and returns how many of the items at the end are new. Always 0 for a model whose
+    /// specification does not ask for continuous batching.
+    pub fn join(&mut self) -> usize {
+        self.gauge.tick();
+        let Some(joining) = self.joining.as_deref_mut() else { return 0 };
+        let (gone, staying): (Vec<_>, Vec<_>) = self.items.drain(..).partition(|item| item.job.is_answered());
+        self.items = staying;
+        if !gone.is_empty() {
+            joining.left(gone.iter().map(|item| item.job.id).collect());
+        }
+        let joined = joining.joined();
+        let count = joined.len();
+        self.items.extend(joined);
+        count
+    }
+
+    pub(crate) fn into_items(self) -> Vec<Item<C>> {
+        self.items
+    }
+}
+
+/// One request of a batch.
+pub struct Item<C: Capability> {
+    pub(crate) job: Arc<Job<C>>,
+    pub(crate) attempt: u32,
+    chunks: Option<mpsc::Sender<C::Chunk>>,
+    gauge: Arc<Gauge>,
+    stall: Duration,
+}
+
+/// Nobody wants more of this answer: the caller has gone, its time is up, or its reader stalled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("nobody waits for the rest of this answer")]
+pub struct Stopped;
+
+impl From<Stopped> for Failure {
+    fn from(_: Stopped) -> Self {
+        Failure::stopped()
+    }
+}
+
+impl<C: Capability> Item<C> {
+    pub(crate) fn new(job: Arc<Job<C>>, attempt: u32, gauge: Arc<Gauge>, stall: Duration) -> Self {
+        let chunks = job.chunk_sender();
+        Self { job, attempt, chunks, gauge, stall }
+    }
+
+    /// What is asked.
+    pub fn request(&self) -> &C::Request {
+        &self.job.parts.request
+    }
+
+    /// The request's number, as in logs and events.
+    pub fn id(&self) -> RequestId {
+        self.job.id
+    }
+
+    /// True once nobody waits for this answer. Look at it between steps.
+    pub fn should_stop(&self) -> bool {
+        !self.job.is_current(self.attempt) || self.job.is_answered() || self.job.is_abandoned()
+    }
+
+    /// Ends the request well.
+    pub fn finish(&self, output: C::Output) {
+        self.job.answer_from(self.attempt, Ok(output));
+    }
+
+    /// Ends this request alone; the rest of the batch goes on.
+    pub fn fail(&self, failure: Failure) {
+        let error = failure.into_error(&self.job.parts.model);
+        self.job.answer_from(self.attempt, Err(error));
+    }
+
+    /// Sends a part of a streamed answer. Waits while the reader's buffer is full, ticking progress; a reader that
+    /// stalls past the stall limit loses its stream with [`Error::SlowReader`].
+    ///
+    /// # Errors
+    /// [`Stopped`] if nobody wants it any more. The other items are not affected.
+    pub fn emit(&self, chunk: C::Chunk) -> Result<(), Stopped> {
+        if self.should_stop() {
+            return Err(Stopped);
+        }
+        self.gauge.tick();
+        self.job.mark_emitted();
+        // Without a stream the caller wants the output alone.
+        let Some(chunks) = &self.chunks else { return Ok(()) };
+        match chunks.try_send(chunk) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(Stopped),
+            Err(mpsc::error::TrySendError::Full(chunk)) => self.wait_for_reader(chunks, chunk),
+        }
+    }
+
+    /// The worker is not stuck while it waits for a reader, so it ticks; the reader has the stall limit to read.
+    fn wait_for_reader(&self, chunks: &mpsc::Sender<C::Chunk>, mut chunk: C::Chunk) -> Result<(), Stopped> {
+        let began = std::time::Instant::now();
+        while began.elapsed() < self.stall {
+            std::thread::park_timeout(Duration::from_millis(1).min(self.stall));
+            self.gauge.tick();
+            if self.should_stop() {
+                return Err(Stopped);
+            }
+            match chunks.try_send(chunk) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::error::TrySendError::Closed(_)) => return Err(Stopped),
+                Err(mpsc::error::TrySendError::Full(back)) => chunk = back,
+            }
+        }
+        let model = self.job.parts.model.clone();
+        self.job.answer_from(self.attempt, Err(Error::SlowReader { model, stalled: self.stall }));
+        Err(Stopped)
+    }
+}

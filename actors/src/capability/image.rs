@@ -1,0 +1,168 @@
+//! Vision (image and question to text) and text to image.
+
+use std::path::PathBuf;
+
+use super::generation::{Completion, Sampling};
+use super::{BatchKey, Capability, Cost};
+use crate::config::QueueCapacity;
+
+/// Largest side of a picture, in pixels.
+const MAX_SIDE: usize = 4096;
+/// Most bytes of a prompt or question.
+const MAX_TEXT_BYTES: usize = 64 << 10;
+/// Most diffusion steps.
+const MAX_STEPS: usize = 1000;
+
+/// Where an image comes from.
+///
+/// ```
+/// use model_actors::ImageSource;
+/// let source = ImageSource::Base64("iVBORw0KGgo=".to_owned());
+/// assert!(matches!(source, ImageSource::Base64(_)));
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum ImageSource {
+    /// A file.
+    Path(PathBuf),
+    /// An http or https address.
+    Url(String),
+    /// An encoded file in base64.
+    Base64(String),
+    /// An encoded file.
+    Bytes(Vec<u8>),
+    /// Pixels.
+    Picture(Picture),
+}
+
+/// Decoded pixels, 8 bits each of red, green and blue, row by row from the top.
+///
+/// ```
+/// use model_actors::Picture;
+/// let picture = Picture { width: 2, height: 1, rgb: vec![0; 6] };
+/// assert_eq!(picture.rgb.len(), picture.width * picture.height * 3);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `width × height × 3` bytes.
+    pub rgb: Vec<u8>,
+}
+
+/// An image and a question to text. Streamed.
+#[derive(Debug, Clone, Copy)]
+pub struct Vision;
+
+/// An image to be described.
+#[derive(Debug, Clone)]
+pub struct DescribeImage {
+    /// The image.
+    pub image: ImageSource,
+    /// What to say about it.
+    pub question: String,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Most tokens to generate, at least 1.
+    pub max_tokens: usize,
+}
+
+impl Capability for Vision {
+    type Request = DescribeImage;
+    type Chunk = String;
+    type Output = Completion;
+    const NAME: &'static str = "vision";
+    const QUEUE: QueueCapacity = QueueCapacity { interactive: 50, batch: 50 };
+
+    fn check(request: &DescribeImage) -> Result<(), String> {
+        if request.max_tokens == 0 {
+            return Err("max_tokens is 0; at least 1 is needed".to_owned());
+        }
+        check_text("question", &request.question)
+    }
+}
+
+/// A prompt to an image. Streamed: a chunk for each step.
+#[derive(Debug, Clone, Copy)]
+pub struct TextToImage;
+
+/// A picture to paint.
+///
+/// ```
+/// use model_actors::PaintImage;
+/// let request = PaintImage::from("a red circle left of a blue square");
+/// assert_eq!(request.size, None); // the model's own
+/// ```
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PaintImage {
+    /// What to paint.
+    pub prompt: String,
+    /// What to avoid.
+    pub negative_prompt: Option<String>,
+    /// Width and height in pixels; without, the model's own.
+    pub size: Option<(usize, usize)>,
+    /// Diffusion steps; without, the model's own number.
+    pub steps: Option<usize>,
+    /// Classifier-free guidance scale; without, the model's own.
+    pub guidance: Option<f32>,
+    /// Makes the picture repeatable.
+    pub seed: Option<u64>,
+    /// The scheduler's name; without, the model's own.
+    pub scheduler: Option<String>,
+}
+
+impl<T: Into<String>> From<T> for PaintImage {
+    fn from(prompt: T) -> Self {
+        Self { prompt: prompt.into(), ..Self::default() }
+    }
+}
+
+/// One finished diffusion step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PaintStep {
+    /// The step, from 1.
+    pub step: usize,
+    /// All steps.
+    pub of: usize,
+    /// What the picture looks like so far, where the model can tell cheaply.
+    pub preview: Option<Picture>,
+}
+
+impl Capability for TextToImage {
+    type Request = PaintImage;
+    type Chunk = PaintStep;
+    type Output = Picture;
+    const NAME: &'static str = "text_to_image";
+    const QUEUE: QueueCapacity = QueueCapacity { interactive: 20, batch: 20 };
+
+    fn check(request: &PaintImage) -> Result<(), String> {
+        check_text("prompt", &request.prompt)?;
+        if let Some((width, height)) = request.size
+            && !((1..=MAX_SIDE).contains(&width) && (1..=MAX_SIDE).contains(&height))
+        {
+            return Err(format!("the size {width}x{height} is outside 1 to {MAX_SIDE} pixels a side"));
+        }
+        match request.steps {
+            Some(steps) if !(1..=MAX_STEPS).contains(&steps) => {
+                Err(format!("{steps} steps are asked for; 1 to {MAX_STEPS} are allowed"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Pictures of one size may share a batch.
+    fn batch_key(request: &PaintImage) -> BatchKey {
+        let (width, height) = request.size.unwrap_or((0, 0));
+        BatchKey((width as u64) << 32 | height as u64)
+    }
+}
+
+fn check_text(what: &str, text: &str) -> Result<(), String> {
+    match text.len() {
+        0 => Err(format!("the {what} is empty")),
+        1..=MAX_TEXT_BYTES => Ok(()),
+        bytes => Err(format!("the {what} has {bytes} bytes; at most {MAX_TEXT_BYTES} are allowed")),
+    }
+}

@@ -1,0 +1,253 @@
+//! Settings as plain data, with the defaults in one place. They are validated once, when the system is built or a
+//! model is registered, bad combinations included; what the actors get is valid.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::id::{Bytes, Device};
+
+/// The settings of a whole system.
+///
+/// ```
+/// use model_actors::{Bytes, SystemConfig};
+/// let config = SystemConfig { memory_limit: Some(Bytes::mib(512)), ..SystemConfig::default() };
+/// assert!(config.validate().is_ok());
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SystemConfig {
+    /// Limit on the host memory that all pools together may charge. `None`: 80 % of what this process may use,
+    /// container limits included.
+    pub memory_limit: Option<Bytes>,
+    /// Budgets of accelerators, each on its own.
+    pub device_limits: Vec<(Device, Bytes)>,
+    /// Time between two memory and health checks, and between two cooldown evictions of one model.
+    pub maintenance_interval: Duration,
+    /// Time that queued and running requests have to finish at shutdown.
+    pub shutdown_timeout: Duration,
+    /// Restarts of a failed pool or of maintenance, after which the system itself fails.
+    pub restart: RestartConfig,
+    /// Events kept for a subscriber that lags before it starts to miss some.
+    pub event_capacity: usize,
+}
+
+impl Default for SystemConfig {
+    fn default() -> Self {
+        Self {
+            memory_limit: None,
+            device_limits: Vec::new(),
+            maintenance_interval: Duration::from_secs(60),
+            shutdown_timeout: Duration::from_secs(5),
+            restart: RestartConfig::default(),
+            event_capacity: 1024,
+        }
+    }
+}
+
+impl SystemConfig {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] names the first setting that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        require(self.memory_limit != Some(Bytes::ZERO), "memory_limit", "must be above zero")?;
+        for (index, (device, _)) in self.device_limits.iter().enumerate() {
+            let host = *device == Device::host();
+            require(!host, "device_limits", "the host's limit is memory_limit")?;
+            let twice = self.device_limits[..index].iter().any(|(other, _)| other == device);
+            require(!twice, "device_limits", "a device is named twice")?;
+        }
+        require(!self.maintenance_interval.is_zero(), "maintenance_interval", "must be above zero")?;
+        require(!self.shutdown_timeout.is_zero(), "shutdown_timeout", "must be above zero")?;
+        require((1..=1 << 20).contains(&self.event_capacity), "event_capacity", "must be 1 to 1,048,576")?;
+        self.restart.validate()
+    }
+}
+
+/// The settings of one model's workers and queue. A pool has defaults; a model may override them.
+///
+/// ```
+/// use model_actors::PoolConfig;
+/// let config = PoolConfig { max_workers: 1, cold_start_workers: 2, ..PoolConfig::default() };
+/// assert!(config.validate().is_err());
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PoolConfig {
+    /// Time for queue, load and run up to the first output, unless the request brings its own.
+    pub request_timeout: Duration,
+    /// Most workers of one model.
+    pub max_workers: usize,
+    /// Workers started at a model's first request, where memory allows.
+    pub cold_start_workers: usize,
+    /// Requests accepted and not yet answered, by lane.
+    pub queue: QueueCapacity,
+    /// Chunks of a stream that may wait for their reader.
+    pub stream_buffer: usize,
+    /// Time that all workers of a model must have been idle before the first of them goes.
+    pub cooldown_idle: Duration,
+    /// A worker younger than this is not evicted to make room for another model.
+    pub min_residency: Duration,
+    /// Restarts of a model's workers.
+    pub restart: RestartConfig,
+    /// When a worker without progress is given up.
+    pub stall: StallLimits,
+    /// What fits into one batch.
+    pub batch: BatchLimits,
+    /// A request gains one level of priority for each such time that it has waited.
+    pub aging: Duration,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self {
+            request_timeout: Duration::from_secs(30),
+            max_workers: 4,
+            cold_start_workers: 2,
+            queue: QueueCapacity::default(),
+            stream_buffer: 64,
+            cooldown_idle: Duration::from_secs(60),
+            min_residency: Duration::from_secs(5),
+            restart: RestartConfig::default(),
+            stall: StallLimits::default(),
+            batch: BatchLimits::default(),
+            aging: Duration::from_secs(2),
+        }
+    }
+}
+
+impl PoolConfig {
+    /// Checks every setting and their combinations.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] names the first setting that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        require(!self.request_timeout.is_zero(), "request_timeout", "must be above zero")?;
+        require((1..=1024).contains(&self.max_workers), "max_workers", "must be 1 to 1,024")?;
+        require(
+            (1..=self.max_workers).contains(&self.cold_start_workers),
+            "cold_start_workers",
+            "must be at least 1 and at most max_workers",
+        )?;
+        require((1..=1 << 20).contains(&self.queue.interactive), "queue.interactive", "must be 1 to 1,048,576")?;
+        require((1..=1 << 20).contains(&self.queue.batch), "queue.batch", "must be 1 to 1,048,576")?;
+        require((1..=1 << 16).contains(&self.stream_buffer), "stream_buffer", "must be 1 to 65,536")?;
+        require(!self.cooldown_idle.is_zero(), "cooldown_idle", "must be above zero")?;
+        require(!self.stall.load.is_zero(), "stall.load", "must be above zero")?;
+        require(!self.stall.run.is_zero(), "stall.run", "must be above zero")?;
+        require(self.batch.requests >= 1, "batch.requests", "must be at least 1")?;
+        require(self.batch.cost >= 1, "batch.cost", "must be at least 1")?;
+        require(!self.aging.is_zero(), "aging", "must be above zero")?;
+        self.restart.validate()
+    }
+}
+
+/// How many requests of a model may be accepted and unanswered at a time, by lane.
+///
+/// ```
+/// assert_eq!(model_actors::QueueCapacity::default().interactive, 100);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueCapacity {
+    /// Slots of the interactive lane.
+    pub interactive: usize,
+    /// Slots of the batch lane.
+    pub batch: usize,
+}
+
+impl Default for QueueCapacity {
+    fn default() -> Self {
+        Self { interactive: 100, batch: 50 }
+    }
+}
+
+/// How often, and how soon, something that failed is started again.
+///
+/// ```
+/// use model_actors::RestartConfig;
+/// let config = RestartConfig::default();
+/// assert_eq!((config.max_restarts, config.window.as_secs()), (3, 60));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RestartConfig {
+    /// Restarts within the window; one failure more opens the breaker.
+    pub max_restarts: u32,
+    /// The window over which restarts are counted.
+    pub window: Duration,
+    /// The wait before the first restart; it doubles with each failure in the window.
+    pub first_backoff: Duration,
+    /// The longest wait.
+    pub max_backoff: Duration,
+    /// How long the breaker stays open before it lets one probe through.
+    pub breaker_open: Duration,
+}
+
+impl Default for RestartConfig {
+    fn default() -> Self {
+        Self {
+            max_restarts: 3,
+            window: Duration::from_secs(60),
+            first_backoff: Duration::from_millis(250),
+            max_backoff: Duration::from_secs(30),
+            breaker_open: Duration::from_secs(60),
+        }
+    }
+}
+
+impl RestartConfig {
+    fn validate(&self) -> Result<()> {
+        require(self.max_restarts <= 1000, "restart.max_restarts", "must be at most 1,000")?;
+        require(!self.window.is_zero(), "restart.window", "must be above zero")?;
+        require(
+            self.first_backoff <= self.max_backoff,
+            "restart.first_backoff",
+            "must be at most restart.max_backoff",
+        )?;
+        require(!self.breaker_open.is_zero(), "restart.breaker_open", "must be above zero")
+    }
+}
+
+/// The time without progress after which a worker is given up.
+///
+/// ```
+/// assert_eq!(model_actors::StallLimits::default().run.as_secs(), 120);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StallLimits {
+    /// While loading: without a byte of progress.
+    pub load: Duration,
+    /// While running: without a progress tick; also what a stream's reader is given.
+    pub run: Duration,
+}
+
+impl Default for StallLimits {
+    fn default() -> Self {
+        Self { load: Duration::from_secs(300), run: Duration::from_secs(120) }
+    }
+}
+
+/// What fits into one batch. A single request always does, whatever it costs.
+///
+/// ```
+/// assert_eq!(model_actors::BatchLimits::default().requests, 32);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchLimits {
+    /// Most requests.
+    pub requests: usize,
+    /// Most cost, in the capability's unit (tokens, say).
+    pub cost: u64,
+}
+
+impl Default for BatchLimits {
+    fn default() -> Self {
+        Self { requests: 32, cost: 16_384 }
+    }
+}
+
+fn require(holds: bool, setting: &'static str, reason: &str) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::InvalidConfig { setting, reason: reason.to_owned() }) }
+}

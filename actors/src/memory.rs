@@ -1,0 +1,253 @@
+//! The memory budgets: what may be charged, what is, and leases that give back by `Drop`. The arithmetic is the pure
+//! [`Ledger`]; a [`Budget`] shares one between threads. Who has to go when room runs short is the eviction policy's.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Bytes, Device};
+
+/// What one memory may hold and what is charged against it. Never charges beyond its limit.
+///
+/// ```
+/// use model_actors::{Bytes, Ledger};
+/// let mut ledger = Ledger::new(Bytes(100));
+/// assert!(ledger.charge(Bytes(70)));
+/// assert!(!ledger.charge(Bytes(31)));
+/// ledger.give_back(Bytes(70));
+/// assert_eq!(ledger.charged(), Bytes(0));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ledger {
+    limit: Bytes,
+    charged: Bytes,
+}
+
+impl Ledger {
+    /// An empty ledger with this limit.
+    pub fn new(limit: Bytes) -> Self {
+        Self { limit, charged: Bytes::ZERO }
+    }
+
+    /// Charges the amount if it fits; otherwise charges nothing and returns false.
+    #[must_use]
+    pub fn charge(&mut self, amount: Bytes) -> bool {
+        let fits = amount <= self.free();
+        if fits {
+            self.charged += amount;
+        }
+        fits
+    }
+
+    /// Gives the amount back.
+    pub fn give_back(&mut self, amount: Bytes) {
+        self.charged -= amount;
+    }
+
+    /// The limit.
+    pub fn limit(&self) -> Bytes {
+        self.limit
+    }
+
+    /// What is charged.
+    pub fn charged(&self) -> Bytes {
+        self.charged
+    }
+
+    /// What is left.
+    pub fn free(&self) -> Bytes {
+        self.limit - self.charged
+    }
+}
+
+/// How short a memory is.
+///
+/// ```
+/// use model_actors::{Bytes, PressureLevel};
+/// assert_eq!(PressureLevel::of(Bytes(96), Bytes(100)), PressureLevel::Critical);
+/// assert!(PressureLevel::Elevated > PressureLevel::Normal);
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PressureLevel {
+    /// Up to 85 % in use: nothing happens.
+    #[default]
+    Normal,
+    /// Above 85 %: no further worker is added to a model that has one.
+    Elevated,
+    /// Above 95 %: besides that, maintenance evicts an idle worker at each check.
+    Critical,
+}
+
+impl PressureLevel {
+    /// The level at which `used` of `limit` is.
+    pub fn of(used: Bytes, limit: Bytes) -> Self {
+        let share = if limit.0 == 0 { 1.0 } else { used.0 as f64 / limit.0 as f64 };
+        match share {
+            share if share > 0.95 => Self::Critical,
+            share if share > 0.85 => Self::Elevated,
+            _ => Self::Normal,
+        }
+    }
+}
+
+type OnRelease = Box<dyn Fn() + Send + Sync>;
+
+/// A ledger that threads share. It tells maintenance when bytes came back.
+pub(crate) struct Budget {
+    device: Device,
+    ledger: Mutex<Ledger>,
+    on_release: Mutex<Option<OnRelease>>,
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Budget").field("device", &self.device).field("ledger", &self.read()).finish()
+    }
+}
+
+impl Budget {
+    pub(crate) fn new(device: Device, limit: Bytes) -> Arc<Self> {
+        Arc::new(Self { device, ledger: Mutex::new(Ledger::new(limit)), on_release: Mutex::new(None) })
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(crate) fn read(&self) -> Ledger {
+        *self.lock()
+    }
+
+    /// What is called, on any thread and without a lock held on the ledger, whenever bytes came back.
+    pub(crate) fn on_release(&self, callback: OnRelease) {
+        *self.on_release.lock().unwrap_or_else(PoisonError::into_inner) = Some(callback);
+    }
+
+    pub(crate) fn lease(self: &Arc<Self>, bytes: Bytes) -> Option<Lease> {
+        self.lock().charge(bytes).then(|| Lease { budget: self.clone(), bytes })
+    }
+
+    fn give_back(&self, bytes: Bytes) {
+        if bytes == Bytes::ZERO {
+            return;
+        }
+        self.lock().give_back(bytes);
+        if let Some(callback) = &*self.on_release.lock().unwrap_or_else(PoisonError::into_inner) {
+            callback();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        // The arithmetic under this lock cannot panic, so its poison means nothing.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Bytes charged against a budget until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    budget: Arc<Budget>,
+    bytes: Bytes,
+}
+
+impl Lease {
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.bytes
+    }
+
+    pub(crate) fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// Splits `bytes` off into a lease of its own.
+    pub(crate) fn split(&mut self, bytes: Bytes) -> Lease {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Lease { budget: self.budget.clone(), bytes }
+    }
+
+    /// Corrects an estimate. False, and unchanged, if the larger amount does not fit.
+    #[must_use]
+    pub(crate) fn resize(&mut self, bytes: Bytes) -> bool {
+        if bytes > self.bytes && !self.budget.lock().charge(bytes - self.bytes) {
+            return false;
+        }
+        self.budget.give_back(self.bytes - bytes);
+        self.bytes = bytes;
+        true
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
+}
+
+/// The budgets of all memories, by device.
+pub(crate) type Budgets = Arc<BTreeMap<Device, Arc<Budget>>>;
+
+/// 80 % of the memory that this process may use: the machine's, or its container's limit if that is lower.
+pub(crate) fn default_limit() -> Bytes {
+    let usable = process_memory().limit;
+    Bytes(usable.0 / 10 * 8)
+}
+
+/// The memory that this process may use, and what of it is in use by anybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessMemory {
+    pub(crate) limit: Bytes,
+    pub(crate) used: Bytes,
+}
+
+pub(crate) fn process_memory() -> ProcessMemory {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let machine = ProcessMemory { limit: Bytes(system.total_memory()), used: Bytes(system.used_memory()) };
+    match system.cgroup_limits() {
+        Some(limits) if limits.total_memory > 0 && limits.total_memory < machine.limit.0 => ProcessMemory {
+            limit: Bytes(limits.total_memory),
+            used: Bytes(limits.total_memory.saturating_sub(limits.free_memory)),
+        },
+        _ => machine,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_give_back_when_dropped_split_or_resized() {
+        let budget = Budget::new(Device::host(), Bytes(100));
+        let mut lease = budget.lease(Bytes(60)).unwrap();
+        assert!(budget.lease(Bytes(41)).is_none());
+        let part = lease.split(Bytes(50));
+        assert!(!lease.resize(Bytes(51)), "51 + 50 is beyond the limit");
+        assert!(lease.resize(Bytes(20)));
+        assert_eq!(budget.read().charged(), Bytes(70));
+        drop(part);
+        drop(lease);
+        assert_eq!(budget.read().charged(), Bytes::ZERO);
+    }
+
+    #[test]
+    fn the_release_callback_is_called_once_for_each_return() {
+        let budget = Budget::new(Device::host(), Bytes(100));
+        let (sender, returns) = std::sync::mpsc::channel();
+        budget.on_release(Box::new(move || sender.send(()).unwrap()));
+        drop(budget.lease(Bytes(10)));
+        drop(budget.lease(Bytes::ZERO));
+        assert_eq!(returns.try_iter().count(), 1);
+    }
+
+    #[test]
+    fn this_process_may_use_some_memory() {
+        let memory = process_memory();
+        assert!(memory.limit > Bytes::ZERO && memory.used < memory.limit);
+        assert!(default_limit() < memory.limit);
+    }
+}

@@ -1,0 +1,166 @@
+//! The contract between this crate and a model, on one page: a [`Loader`] knows a model that is not in memory, its
+//! [`Weights`] are in memory once and shared, and each worker builds its own [`Model`] from them. All three are
+//! called on a worker's own OS thread and may block it; none of them ever sees an actor.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::batch::Batch;
+use crate::capability::Capability;
+use crate::error::Failure;
+use crate::id::{Bytes, ModelId};
+use crate::progress::{Gauge, LoadProgress, LoadStage};
+use crate::telemetry::{Event, Events};
+
+/// Knows where a model is and how to load it. Making one does no I/O.
+///
+/// ```
+/// use std::sync::Arc;
+/// use model_actors::{
+///     Batch, Bytes, EmbedTexts, Failure, Footprint, LoadContext, Loader, Model, TextEmbedding, Weights,
+/// };
+///
+/// /// Embeds a text as its length.
+/// struct Length;
+/// impl Loader<TextEmbedding> for Length {
+///     fn footprint(&self, _: &LoadContext) -> Result<Footprint, Failure> {
+///         Ok(Footprint::default())
+///     }
+///     fn load(&self, _: &LoadContext) -> Result<Arc<dyn Weights<TextEmbedding>>, Failure> {
+///         Ok(Arc::new(Length))
+///     }
+/// }
+/// impl Weights<TextEmbedding> for Length {
+///     fn footprint(&self) -> Footprint {
+///         Footprint::default()
+///     }
+///     fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<TextEmbedding>>, Failure> {
+///         Ok(Box::new(Length))
+///     }
+/// }
+/// impl Model<TextEmbedding> for Length {
+///     fn run(&mut self, batch: &mut Batch<TextEmbedding>) -> Result<(), Failure> {
+///         for item in batch.items() {
+///             item.finish(item.request().texts.iter().map(|text| vec![text.len() as f32]).collect());
+///         }
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait Loader<C: Capability>: Send + Sync + 'static {
+    /// What the model will take, found without loading it (from a file's header, say). It may fetch files first and
+    /// reports their bytes as progress. Called once; the answer is kept and later corrected by [`Weights::footprint`].
+    ///
+    /// # Errors
+    /// [`crate::FailureKind::Permanent`] for what will not mend itself, anything else is retried.
+    fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure>;
+
+    /// Loads the weights, ticking progress as bytes come in. Room for the footprint has been reserved.
+    ///
+    /// # Errors
+    /// As for [`Loader::footprint`].
+    fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<C>>, Failure>;
+}
+
+/// A loaded model's weights, shared by all its workers on one device and freed with the last of them.
+pub trait Weights<C: Capability>: Send + Sync + 'static {
+    /// What the model really takes, now that it is loaded.
+    fn footprint(&self) -> Footprint;
+
+    /// Builds one worker's model: shares the weights, owns scratch and caches. Must not read the weights again.
+    ///
+    /// # Errors
+    /// As for [`Loader::footprint`].
+    fn build(&self, context: &LoadContext) -> Result<Box<dyn Model<C>>, Failure>;
+}
+
+/// One worker's model. It stays on one thread from its making to its end, so it need not be `Send`.
+pub trait Model<C: Capability> {
+    /// Runs a batch: answers each item through it, ticks progress, and looks at each item's mark between steps.
+    ///
+    /// # Errors
+    /// Ends the run. Items that were not answered are run again, split, or answered with the failure.
+    fn run(&mut self, batch: &mut Batch<C>) -> Result<(), Failure>;
+}
+
+/// What a model takes of its device's memory.
+///
+/// ```
+/// use model_actors::{Bytes, Footprint};
+/// let footprint = Footprint { shared: Bytes::mib(90), per_worker: Bytes::mib(8) };
+/// assert_eq!(footprint.with_workers(2), Bytes::mib(106));
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// Weights, once for all workers.
+    pub shared: Bytes,
+    /// Scratch and caches of each worker.
+    pub per_worker: Bytes,
+}
+
+impl Footprint {
+    /// What `workers` workers take together.
+    pub fn with_workers(self, workers: usize) -> Bytes {
+        self.shared + Bytes(self.per_worker.0.saturating_mul(workers as u64))
+    }
+}
+
+/// What a load is given: a place to report progress, and a mark that says when to give up.
+#[derive(Clone)]
+pub struct LoadContext {
+    pub(crate) model: ModelId,
+    pub(crate) capability: &'static str,
+    pub(crate) gauge: Arc<Gauge>,
+    pub(crate) progress: Arc<LoadProgress>,
+    pub(crate) abandoned: Arc<AtomicBool>,
+    pub(crate) events: Events,
+}
+
+impl LoadContext {
+    /// A context of its own, for calling a loader outside a pool (a benchmark, a tool).
+    pub fn detached(model: &ModelId) -> Self {
+        Self {
+            model: model.clone(),
+            capability: "",
+            gauge: Gauge::new(crate::progress::Clock::start()),
+            progress: Arc::default(),
+            abandoned: Arc::default(),
+            events: Events::new(1),
+        }
+    }
+
+    /// A stage begins, with so many bytes to go; 0 where the number is unknown.
+    pub fn begin(&self, stage: LoadStage, total: Bytes) {
+        self.gauge.tick();
+        self.progress.begin(stage, total.0);
+        self.emit(stage, 0);
+    }
+
+    /// So many more bytes of the stage are done. Without such calls a load counts as stuck after the stall limit.
+    pub fn advance(&self, bytes: Bytes) {
+        self.gauge.tick();
+        let (total, done) = (self.progress.total(), self.progress.advance(bytes.0));
+        // At most a hundred events a stage where the total is known, one every 16 MiB where it is not.
+        let step = if total > 0 { (total / 100).max(1) } else { 16 << 20 };
+        if done / step != (done - bytes.0) / step {
+            self.emit(self.progress.stage(), done);
+        }
+    }
+
+    /// True once nobody wants the load any more; return [`Failure::stopped`] then.
+    pub fn should_stop(&self) -> bool {
+        self.abandoned.load(Ordering::Acquire)
+    }
+
+    fn emit(&self, stage: LoadStage, done: u64) {
+        self.events.send(|| Event::Loading {
+            capability: self.capability,
+            model: self.model.clone(),
+            stage,
+            done: Bytes(done),
+            total: Some(self.progress.total()).filter(|total| *total > 0).map(Bytes),
+        });
+    }
+}

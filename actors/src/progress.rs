@@ -1,0 +1,158 @@
+//! Counters that tell busy from stuck: one gauge a worker for its run, one a model for its load. The model's thread
+//! writes them, everybody else reads them, and nobody waits for anybody.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::Time;
+
+/// Real time as scheduler time: the one place where the shell reads a clock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn now(self) -> Time {
+        Time::after_start(self.0.elapsed())
+    }
+
+    /// The moment as tokio counts it; a moment beyond its range is a year away.
+    pub(crate) fn instant(self, time: Time) -> tokio::time::Instant {
+        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+        let elapsed = time.since(Time::ZERO);
+        let instant = self.0.checked_add(elapsed).unwrap_or_else(|| Instant::now() + YEAR);
+        instant.into()
+    }
+}
+
+/// What a worker's thread is doing.
+///
+/// ```
+/// assert_eq!(model_actors::WorkerPhase::Stuck.to_string(), "stuck");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerPhase {
+    /// Fetching, reading or building its model, or waiting for room to do so.
+    Loading,
+    /// Ready, with nothing to do.
+    Idle,
+    /// Running a batch.
+    Busy,
+    /// Told to stop; its memory is still charged.
+    Draining,
+    /// Without progress past the stall limit, given up; its memory is charged until its thread really ends.
+    Stuck,
+}
+
+impl std::fmt::Display for WorkerPhase {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Loading => "loading",
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Draining => "draining",
+            Self::Stuck => "stuck",
+        })
+    }
+}
+
+/// A worker's progress: how often it ticked, and when last.
+#[derive(Debug)]
+pub(crate) struct Gauge {
+    clock: Clock,
+    ticks: AtomicU64,
+    last_tick_nanos: AtomicU64,
+}
+
+impl Gauge {
+    pub(crate) fn new(clock: Clock) -> Arc<Self> {
+        let gauge = Self { clock, ticks: AtomicU64::new(0), last_tick_nanos: AtomicU64::new(0) };
+        gauge.tick();
+        Arc::new(gauge)
+    }
+
+    pub(crate) fn tick(&self) {
+        self.ticks.fetch_add(1, Ordering::Relaxed);
+        let nanos = self.clock.now().since(Time::ZERO).as_nanos();
+        self.last_tick_nanos.store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(crate) fn ticks(&self) -> u64 {
+        self.ticks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn last_tick(&self) -> Time {
+        Time::after_start(Duration::from_nanos(self.last_tick_nanos.load(Ordering::Relaxed)))
+    }
+}
+
+/// What a load is doing at the moment.
+///
+/// ```
+/// assert_ne!(model_actors::LoadStage::Download, model_actors::LoadStage::Load);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadStage {
+    /// Fetching files.
+    Download,
+    /// Reading weights into memory.
+    Load,
+    /// A first run, so that the first request is not the slow one.
+    WarmUp,
+}
+
+/// How far a model's load is; one for each model, shared by its pool, its clients and its loading thread.
+#[derive(Debug, Default)]
+pub(crate) struct LoadProgress {
+    active: AtomicU8,
+    stage: AtomicU8,
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl LoadProgress {
+    pub(crate) fn begin(&self, stage: LoadStage, total: u64) {
+        self.stage.store(stage as u8, Ordering::Relaxed);
+        self.done.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+        self.active.store(1, Ordering::Release);
+    }
+
+    pub(crate) fn advance(&self, bytes: u64) -> u64 {
+        self.done.fetch_add(bytes, Ordering::Relaxed) + bytes
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn stage(&self) -> LoadStage {
+        match self.stage.load(Ordering::Relaxed) {
+            0 => LoadStage::Download,
+            1 => LoadStage::Load,
+            _ => LoadStage::WarmUp,
+        }
+    }
+
+    pub(crate) fn end(&self) {
+        self.active.store(0, Ordering::Release);
+    }
+
+    /// `Some` while a load is under way: percent of the bytes, where the total is known.
+    pub(crate) fn percent(&self) -> Option<Option<u8>> {
+        if self.active.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let (done, total) = (self.done.load(Ordering::Relaxed), self.total());
+        // At most 100, so the cast keeps the value.
+        Some((total > 0).then(|| (done.min(total) as u128 * 100 / total as u128) as u8))
+    }
+}

@@ -1,0 +1,171 @@
+//! Every name that leaves this crate for a log, a metric or an event stream, in one file, and the event stream
+//! itself. Deciding when something is worth telling is left to the actors.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast;
+
+use crate::error::Error;
+use crate::id::{Bytes, Device, ModelId, RequestId, WorkerId};
+use crate::progress::LoadStage;
+
+/// Names of metrics, as the `metrics` facade sees them. Every one is labelled `capability`, and `model` where one
+/// is concerned.
+pub mod metric {
+    /// Counter: requests that were accepted or refused.
+    pub const REQUESTS: &str = "model_actors_requests_total";
+    /// Counter: requests that ended well.
+    pub const SUCCEEDED: &str = "model_actors_requests_succeeded_total";
+    /// Counter, by `reason`: requests that ended with an error.
+    pub const ERRORS: &str = "model_actors_errors_total";
+    /// Counter: requests that their caller gave up.
+    pub const CANCELLED: &str = "model_actors_requests_cancelled_total";
+    /// Counter, by `phase`: requests that ran out of time.
+    pub const TIMEOUTS: &str = "model_actors_timeouts_total";
+    /// Counter, by `lane`: requests refused because the queue was full.
+    pub const QUEUE_FULL: &str = "model_actors_queue_full_total";
+    /// Gauge: requests waiting in the pool.
+    pub const QUEUE_DEPTH: &str = "model_actors_queue_depth";
+    /// Histogram, seconds: wait for a slot of a full queue.
+    pub const BACKPRESSURE_WAIT: &str = "model_actors_backpressure_wait_seconds";
+    /// Histogram, seconds: one run of a batch.
+    pub const RUN_TIME: &str = "model_actors_run_seconds";
+    /// Histogram, requests: size of a batch.
+    pub const BATCH_SIZE: &str = "model_actors_batch_size";
+    /// Counter: workers started.
+    pub const WORKERS_SPAWNED: &str = "model_actors_workers_spawned_total";
+    /// Counter, by `reason`: workers that were told to go.
+    pub const WORKERS_EVICTED: &str = "model_actors_workers_evicted_total";
+    /// Gauge, by `device`: bytes charged.
+    pub const BYTES: &str = "model_actors_bytes";
+}
+
+/// Names of spans and of their fields.
+pub mod span {
+    /// A request, from the door to the reply, in the caller's task.
+    pub const REQUEST: &str = "model_request";
+    /// A load, on the worker's thread.
+    pub const LOAD: &str = "model_load";
+    /// A run of a batch, on the worker's thread.
+    pub const RUN: &str = "model_run";
+}
+
+/// Why a worker was told to go.
+///
+/// ```
+/// assert_eq!(model_actors::EvictionReason::Cooldown.name(), "cooldown");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvictionReason {
+    /// Its model had been idle for the cooldown time.
+    Cooldown,
+    /// Another model needed the room.
+    MakeRoom,
+    /// The machine runs short of memory.
+    Pressure,
+    /// Somebody asked for the unload.
+    Unload,
+    /// The system shuts down.
+    Shutdown,
+}
+
+impl EvictionReason {
+    /// The name, as in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cooldown => "cooldown",
+            Self::MakeRoom => "make_room",
+            Self::Pressure => "pressure",
+            Self::Unload => "unload",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// Something that happened in the tree. Subscribe with [`crate::System::events`]; the stream is bounded, and a
+/// subscriber that lags learns how many it missed.
+///
+/// ```
+/// use model_actors::{Event, ModelId, WorkerId};
+/// let event = Event::WorkerStarted { capability: "vision", model: ModelId::from("m"), worker: WorkerId(1) };
+/// assert_eq!(event.model().map(ModelId::as_str), Some("m"));
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
+pub enum Event {
+    /// A load has come this far.
+    Loading { capability: &'static str, model: ModelId, stage: LoadStage, done: Bytes, total: Option<Bytes> },
+    /// A request has to wait; so many are before it.
+    Queued { capability: &'static str, model: ModelId, request: RequestId, position: usize },
+    /// A worker is ready.
+    WorkerStarted { capability: &'static str, model: ModelId, worker: WorkerId },
+    /// A worker could not be started.
+    StartFailed { capability: &'static str, model: ModelId, worker: WorkerId, error: Error },
+    /// A worker was told to go.
+    WorkerEvicted { capability: &'static str, model: ModelId, worker: WorkerId, reason: EvictionReason },
+    /// A worker has ended, and its thread with it.
+    WorkerEnded { capability: &'static str, model: ModelId, worker: WorkerId },
+    /// A worker died; its replacement starts after the backoff.
+    WorkerCrashed { capability: &'static str, model: ModelId, worker: WorkerId, error: Error },
+    /// A replacement is started after so many failures in the window.
+    WorkerRestarted { capability: &'static str, model: ModelId, worker: WorkerId, failures: u32 },
+    /// A worker made no progress and was given up.
+    WorkerStuck { capability: &'static str, model: ModelId, worker: WorkerId, stalled: Duration },
+    /// A model failed too often.
+    BreakerOpened { capability: &'static str, model: ModelId, retry_after: Duration, error: Error },
+    /// A probe succeeded.
+    BreakerClosed { capability: &'static str, model: ModelId },
+    /// A batch ran out of memory; from now on at most so many requests share one.
+    BatchShrunk { capability: &'static str, model: ModelId, requests: usize },
+    /// A pool failed and was started again.
+    PoolRestarted { capability: &'static str, error: String },
+    /// The level of memory pressure changed.
+    Pressure { device: Device, level: crate::memory::PressureLevel },
+    /// The system takes no new requests.
+    ShuttingDown,
+}
+
+impl Event {
+    /// The model that it concerns, if one.
+    pub fn model(&self) -> Option<&ModelId> {
+        match self {
+            Self::Loading { model, .. }
+            | Self::Queued { model, .. }
+            | Self::WorkerStarted { model, .. }
+            | Self::StartFailed { model, .. }
+            | Self::WorkerEvicted { model, .. }
+            | Self::WorkerEnded { model, .. }
+            | Self::WorkerCrashed { model, .. }
+            | Self::WorkerRestarted { model, .. }
+            | Self::WorkerStuck { model, .. }
+            | Self::BreakerOpened { model, .. }
+            | Self::BreakerClosed { model, .. }
+            | Self::BatchShrunk { model, .. } => Some(model),
+            Self::PoolRestarted { .. } | Self::Pressure { .. } | Self::ShuttingDown => None,
+        }
+    }
+}
+
+/// Where events are sent. Sending costs nothing while nobody listens.
+#[derive(Debug, Clone)]
+pub(crate) struct Events(broadcast::Sender<Event>);
+
+impl Events {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self(broadcast::Sender::new(capacity))
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.0.subscribe()
+    }
+
+    pub(crate) fn send(&self, event: impl FnOnce() -> Event) {
+        if self.0.receiver_count() > 0 {
+            // An error says that the last listener left just now.
+            let _ = self.0.send(event());
+        }
+    }
+}
