@@ -28,7 +28,11 @@ pub struct Batch<'a, C: Capability> {
 }
 
 impl<'a, C: Capability> Batch<'a, C> {
-    pub(crate) fn new(items: Vec<Item<C>>, gauge: &'a Gauge, joining: Option<&'a mut dyn Joining<C>>) -> Self {
+    pub(crate) fn new(
+        items: Vec<Item<C>>,
+        gauge: &'a Gauge,
+        joining: Option<&'a mut dyn Joining<C>>,
+    ) -> Self {
         Self { items, gauge, joining }
     }
 

@@ -88,6 +88,9 @@ pub struct PoolConfig {
     pub stream_buffer: usize,
     /// Time that all workers of a model must have been idle before the first of them goes.
     pub cooldown_idle: Duration,
+    /// Time that a model's first worker waits for room while workers that may be evicted are still in use or too
+    /// young; then its requests get `MemoryExhausted`.
+    pub room_wait: Duration,
     /// A worker younger than this is not evicted to make room for another model.
     pub min_residency: Duration,
     /// Restarts of a model's workers.
@@ -109,6 +112,7 @@ impl Default for PoolConfig {
             queue: QueueCapacity::default(),
             stream_buffer: 64,
             cooldown_idle: Duration::from_secs(60),
+            room_wait: Duration::from_secs(10),
             min_residency: Duration::from_secs(5),
             restart: RestartConfig::default(),
             stall: StallLimits::default(),
@@ -131,7 +135,11 @@ impl PoolConfig {
             "cold_start_workers",
             "must be at least 1 and at most max_workers",
         )?;
-        require((1..=1 << 20).contains(&self.queue.interactive), "queue.interactive", "must be 1 to 1,048,576")?;
+        require(
+            (1..=1 << 20).contains(&self.queue.interactive),
+            "queue.interactive",
+            "must be 1 to 1,048,576",
+        )?;
         require((1..=1 << 20).contains(&self.queue.batch), "queue.batch", "must be 1 to 1,048,576")?;
         require((1..=1 << 16).contains(&self.stream_buffer), "stream_buffer", "must be 1 to 65,536")?;
         require(!self.cooldown_idle.is_zero(), "cooldown_idle", "must be above zero")?;

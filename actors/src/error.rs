@@ -130,7 +130,9 @@ pub enum Error {
         model: ModelId,
     },
     /// The request could not be handed to its pool, which stopped at that very moment. It did not run.
-    #[error("the request for {model} could not be handed to its pool, which has just stopped; it did not run")]
+    #[error(
+        "the request for {model} could not be handed to its pool, which has just stopped; it did not run"
+    )]
     SendError {
         /// The model asked for.
         model: ModelId,

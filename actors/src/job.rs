@@ -141,10 +141,6 @@ impl<C: Capability> Job<C> {
     }
 
     pub(crate) fn timeout_error(&self) -> Error {
-        Error::Timeout {
-            model: self.parts.model.clone(),
-            phase: self.phase(),
-            after: self.parts.timeout,
-        }
+        Error::Timeout { model: self.parts.model.clone(), phase: self.phase(), after: self.parts.timeout }
     }
 }

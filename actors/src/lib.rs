@@ -12,6 +12,8 @@ mod job;
 mod memory;
 mod model;
 mod progress;
+pub mod scheduler;
+mod status;
 pub mod telemetry;
 
 pub use batch::{Batch, Item, Stopped};
@@ -22,4 +24,8 @@ pub use id::{Bytes, Device, ModelId, ModelKey, RequestId, Time, WorkerId};
 pub use memory::{Ledger, PressureLevel};
 pub use model::{Footprint, LoadContext, Loader, Model, Weights};
 pub use progress::{LoadStage, WorkerPhase};
+pub use status::{
+    BreakerState, LoadStatus, MemoryStatus, ModelStatus, PoolStatus, ShutdownReport, SystemState,
+    SystemStatus, WorkerStatus,
+};
 pub use telemetry::{Event, EvictionReason};
