@@ -9,6 +9,7 @@ mod config;
 mod error;
 mod id;
 mod job;
+pub mod maintenance;
 mod memory;
 mod model;
 mod progress;

@@ -5,12 +5,13 @@
 //!
 //! One file for each policy: `queue` (order and batches), `requests` (accept, run, rerun, answer), `workers` (start,
 //! room, crash), `restart` and `breaker` (how often), `health` (stuck), `cooldown` (cooldown, eviction, unload),
-//! `shutdown`.
+//! `offers` (what may go to make room), `shutdown`.
 
 mod breaker;
 mod cooldown;
 mod health;
 mod model_state;
+mod offers;
 mod queue;
 mod requests;
 mod restart;

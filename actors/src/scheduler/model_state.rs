@@ -50,6 +50,15 @@ pub(crate) enum Leaving {
     Stuck,
 }
 
+/// A worker that is none any more, until its thread ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gone {
+    pub(crate) worker: WorkerId,
+    pub(crate) why: Leaving,
+    /// It had its room when it left, so its bytes come back when its thread ends.
+    pub(crate) charged: bool,
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Worker {
     pub(crate) id: WorkerId,
@@ -107,7 +116,7 @@ pub(crate) struct ModelState {
     pub(crate) pinned: bool,
     pub(crate) queue: Queue,
     pub(crate) workers: Vec<Worker>,
-    pub(crate) leaving: Vec<(WorkerId, Leaving)>,
+    pub(crate) leaving: Vec<Gone>,
     pub(crate) footprint: Option<Footprint>,
     pub(crate) restarts: Restarts,
     pub(crate) breaker: Breaker,
@@ -215,17 +224,22 @@ impl ModelState {
 
     /// What is charged for it by the latest footprint: weights once, and each worker that has its room.
     pub(crate) fn bytes(&self) -> Bytes {
-        let holders = self.workers.iter().filter(|worker| worker.is_charged()).count() + self.leaving.len();
-        match self.footprint {
-            Some(footprint) if holders > 0 => footprint.with_workers(holders),
-            Some(footprint) if self.retained => footprint.shared,
+        match (self.footprint, self.holders()) {
+            (Some(footprint), holders) if holders > 0 => footprint.with_workers(holders),
+            (Some(footprint), _) if self.retained => footprint.shared,
             _ => Bytes::ZERO,
         }
     }
 
+    /// Workers that hold bytes, on their way out or not.
+    pub(crate) fn holders(&self) -> usize {
+        let charged = self.workers.iter().filter(|worker| worker.is_charged()).count();
+        charged + self.leaving.iter().filter(|gone| gone.charged).count()
+    }
+
     /// Threads that were given up and have not ended.
     pub(crate) fn stuck(&self) -> usize {
-        self.leaving.iter().filter(|(_, leaving)| *leaving == Leaving::Stuck).count()
+        self.leaving.iter().filter(|gone| gone.why == Leaving::Stuck).count()
     }
 
     /// The earliest later moment at which something is due by itself.
