@@ -215,7 +215,7 @@ pub struct Scheduler {
     capability: &'static str,
     /// Time between two cooldown evictions of one model.
     cooldown_interval: Duration,
-    models: BTreeMap<ModelKey, ModelState>,
+    pub(crate) models: BTreeMap<ModelKey, ModelState>,
     /// Which model a worker belongs to, for as long as its thread lives.
     owners: BTreeMap<WorkerId, ModelKey>,
     next_worker: u64,

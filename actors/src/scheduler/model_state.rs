@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Breaker, CallId, ModelPolicy, Restarts, Source, Ticket};
+use super::{Breaker, CallId, ModelPolicy, Restarts, Source, Ticket, Urgency};
 use crate::config::BatchLimits;
 use crate::id::{Bytes, ModelKey, Time, WorkerId};
 use crate::model::Footprint;
@@ -21,6 +21,8 @@ pub enum Phase {
         bytes: Bytes,
         /// Where its weights will come from.
         source: Source,
+        /// What may be done to find it.
+        urgency: Urgency,
     },
     /// Its thread loads or builds the model.
     Starting {
@@ -214,6 +216,11 @@ impl ModelState {
             .iter()
             .map(Worker::idle_since)
             .try_fold(Time::ZERO, |latest, since| Some(latest.max(since?)))
+    }
+
+    /// Its idle workers may be evicted: nobody waits for it, and nothing that is starting needs its weights.
+    pub(crate) fn may_shrink(&self) -> bool {
+        !self.pinned && !self.is_wanted() && !self.is_starting()
     }
 
     /// The least recently used of its idle workers.

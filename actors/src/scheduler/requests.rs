@@ -139,19 +139,31 @@ impl Scheduler {
         if answered {
             self.probe_succeeded(key, effects);
         }
-        self.rerun_failed(key, failed, effects);
+        self.rerun_failed(now, key, failed, effects);
         self.advance(now, key, effects);
     }
 
     /// A batch of many is split in two; one alone has failed for good, unless it ran out of memory the first time.
-    fn rerun_failed(&mut self, key: ModelKey, mut failed: Vec<(Ticket, Failure)>, effects: &mut Vec<Effect>) {
+    fn rerun_failed(
+        &mut self,
+        now: Time,
+        key: ModelKey,
+        mut failed: Vec<(Ticket, Failure)>,
+        effects: &mut Vec<Effect>,
+    ) {
+        failed.retain(|(ticket, _)| {
+            let late = ticket.deadline <= now;
+            if late {
+                effects.push(Effect::Expire { request: ticket.request });
+            }
+            !late
+        });
         let Some((_, failure)) = failed.last() else { return };
+        if let Some(deadline) = failed.iter().map(|(ticket, _)| ticket.deadline).min() {
+            self.wake_at(deadline);
+        }
         let Some(model) = self.models.get_mut(&key) else { return };
         let (id, kind) = (model.policy.model.clone(), failure.kind);
-        if kind == FailureKind::Stopped {
-            effects.extend(failed.into_iter().map(|(ticket, _)| Effect::Expire { request: ticket.request }));
-            return;
-        }
         if failed.len() > 1 {
             let half = failed.len() / 2;
             if kind == FailureKind::OutOfMemory && half < model.batch_limit {
@@ -180,14 +192,15 @@ impl Scheduler {
     /// the one that kills is found.
     pub(super) fn rescue(
         &mut self,
+        now: Time,
         key: ModelKey,
         tickets: Vec<Ticket>,
-        fates: &[(RequestId, Fate)],
-        error: &Error,
+        (fates, error): (&[(RequestId, Fate)], &Error),
         effects: &mut Vec<Effect>,
     ) {
-        let Some(model) = self.models.get_mut(&key) else { return };
         for mut ticket in tickets {
+            self.wake_at(ticket.deadline);
+            let Some(model) = self.models.get_mut(&key) else { return };
             let request = ticket.request;
             let fate = fates.iter().find(|(of, _)| *of == request).map_or(Fate::Untouched, |(_, fate)| *fate);
             ticket.deaths += 1;
@@ -200,6 +213,7 @@ impl Scheduler {
                         Error::Poison { model, deaths: ticket.deaths, cause: Cause::new(error.clone()) };
                     effects.push(Effect::Fail { request, error });
                 }
+                Fate::Untouched if ticket.deadline <= now => effects.push(Effect::Expire { request }),
                 Fate::Untouched => model.queue.push_rerun(vec![ticket]),
             }
         }
