@@ -5,12 +5,13 @@
 //!
 //! One file for each policy: `queue` (order and batches), `requests` (accept, run, rerun, answer), `workers` (start,
 //! room, crash), `restart` and `breaker` (how often), `health` (stuck), `cooldown` (cooldown, eviction, unload),
-//! `shutdown`.
+//! `offers` (what may go to make room), `shutdown`.
 
 mod breaker;
 mod cooldown;
 mod health;
 mod model_state;
+mod offers;
 mod queue;
 mod requests;
 mod restart;
@@ -287,6 +288,23 @@ impl Scheduler {
     /// True if the model was declared.
     pub fn knows(&self, key: ModelKey) -> bool {
         self.models.contains_key(&key)
+    }
+
+    /// The model that a worker belongs to, for as long as its thread lives.
+    pub(crate) fn model_of(&self, worker: WorkerId) -> Option<ModelKey> {
+        self.owners.get(&worker).copied()
+    }
+
+    /// The requests that a worker is running.
+    pub(crate) fn running(&self, worker: WorkerId) -> &[Ticket] {
+        let model = self.model_of(worker).and_then(|key| self.models.get(&key));
+        let entry = model.and_then(|model| model.workers.iter().find(|entry| entry.id == worker));
+        entry.map_or(&[], Worker::running)
+    }
+
+    /// Every model that was declared.
+    pub(crate) fn models(&self) -> impl Iterator<Item = &ModelState> {
+        self.models.values()
     }
 
     fn declare(&mut self, key: ModelKey, policy: ModelPolicy) {

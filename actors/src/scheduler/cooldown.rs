@@ -132,7 +132,7 @@ impl Scheduler {
     pub(super) fn check_unload(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         let Some(model) = self.models.get_mut(&key) else { return };
         let Some(unload) = &model.unload else { return };
-        let ending = model.leaving.iter().filter(|(_, why)| *why != Leaving::Stuck).count();
+        let ending = model.leaving.iter().filter(|gone| gone.why != Leaving::Stuck).count();
         let (stuck, running) = (model.stuck(), model.workers.len());
         if running + ending > 0 && now < unload.deadline {
             return;

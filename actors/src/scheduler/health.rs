@@ -154,8 +154,8 @@ fn emitted_unless_answered(fates: &[(RequestId, Fate)], request: RequestId) -> F
 
 fn mark_stuck(model: &mut ModelState, worker: WorkerId) {
     for entry in &mut model.leaving {
-        if entry.0 == worker {
-            entry.1 = Leaving::Stuck;
+        if entry.worker == worker {
+            entry.why = Leaving::Stuck;
         }
     }
 }

@@ -7,6 +7,7 @@ use super::{Breaker, CallId, ModelPolicy, Restarts, Source, Ticket};
 use crate::config::BatchLimits;
 use crate::id::{Bytes, ModelKey, Time, WorkerId};
 use crate::model::Footprint;
+use crate::progress::WorkerPhase;
 use crate::scheduler::queue::Queue;
 
 /// Where a worker stands. A worker that was told to go, died or got stuck is not here but in `leaving`.
@@ -48,6 +49,25 @@ pub(crate) enum Leaving {
     Dead,
     /// Given up without progress; its thread may never end.
     Stuck,
+}
+
+/// A worker that is none any more, until its thread ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gone {
+    pub(crate) worker: WorkerId,
+    pub(crate) why: Leaving,
+    /// It had its room when it left, so its bytes come back when its thread ends.
+    pub(crate) charged: bool,
+}
+
+impl Leaving {
+    /// As the status shows it.
+    pub(crate) fn phase(self) -> WorkerPhase {
+        match self {
+            Self::Draining | Self::Dead => WorkerPhase::Draining,
+            Self::Stuck => WorkerPhase::Stuck,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -107,7 +127,7 @@ pub(crate) struct ModelState {
     pub(crate) pinned: bool,
     pub(crate) queue: Queue,
     pub(crate) workers: Vec<Worker>,
-    pub(crate) leaving: Vec<(WorkerId, Leaving)>,
+    pub(crate) leaving: Vec<Gone>,
     pub(crate) footprint: Option<Footprint>,
     pub(crate) restarts: Restarts,
     pub(crate) breaker: Breaker,
@@ -215,17 +235,22 @@ impl ModelState {
 
     /// What is charged for it by the latest footprint: weights once, and each worker that has its room.
     pub(crate) fn bytes(&self) -> Bytes {
-        let holders = self.workers.iter().filter(|worker| worker.is_charged()).count() + self.leaving.len();
-        match self.footprint {
-            Some(footprint) if holders > 0 => footprint.with_workers(holders),
-            Some(footprint) if self.retained => footprint.shared,
+        match (self.footprint, self.holders()) {
+            (Some(footprint), holders) if holders > 0 => footprint.with_workers(holders),
+            (Some(footprint), _) if self.retained => footprint.shared,
             _ => Bytes::ZERO,
         }
     }
 
+    /// Workers that hold bytes, on their way out or not.
+    pub(crate) fn holders(&self) -> usize {
+        let charged = self.workers.iter().filter(|worker| worker.is_charged()).count();
+        charged + self.leaving.iter().filter(|gone| gone.charged).count()
+    }
+
     /// Threads that were given up and have not ended.
     pub(crate) fn stuck(&self) -> usize {
-        self.leaving.iter().filter(|(_, leaving)| *leaving == Leaving::Stuck).count()
+        self.leaving.iter().filter(|gone| gone.why == Leaving::Stuck).count()
     }
 
     /// The earliest later moment at which something is due by itself.

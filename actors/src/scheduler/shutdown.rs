@@ -95,7 +95,7 @@ impl Scheduler {
         let idle = || self.models.values().all(|model| model.queue.is_empty() && model.workers.is_empty());
         let ended = || {
             let mut leaving = self.models.values().flat_map(|model| &model.leaving);
-            leaving.all(|(_, why)| *why == Leaving::Stuck)
+            leaving.all(|gone| gone.why == Leaving::Stuck)
         };
         let done = match shutdown.stage {
             Stage::Finishing => idle() && ended(),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::model_state::Leaving;
+use super::model_state::{Gone, Leaving};
 use super::{Effect, Fate, ModelState, Phase, Scheduler, Source, Urgency, Verdict, Worker};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{Bytes, ModelKey, RequestId, Time, WorkerId};
@@ -381,7 +381,7 @@ impl Scheduler {
         }
         let capability = self.capability;
         let Some((key, model)) = self.owner(worker) else { return };
-        model.leaving.retain(|(id, _)| *id != worker);
+        model.leaving.retain(|gone| gone.worker != worker);
         let id = model.policy.model.clone();
         effects.push(Effect::Emit(Event::WorkerEnded { capability, model: id, worker }));
         self.owners.remove(&worker);
@@ -395,7 +395,8 @@ pub(super) fn leave(model: &mut ModelState, worker: WorkerId, why: Leaving) {
     if let Some(entry) = model.take_worker(worker)
         && entry.spawned
     {
-        model.leaving.push((worker, why));
+        let charged = entry.is_charged();
+        model.leaving.push(Gone { worker, why, charged });
     }
 }
 
