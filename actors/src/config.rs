@@ -82,8 +82,8 @@ pub struct PoolConfig {
     pub max_workers: usize,
     /// Workers started at a model's first request, where memory allows.
     pub cold_start_workers: usize,
-    /// Requests accepted and not yet answered, by lane.
-    pub queue: QueueCapacity,
+    /// Requests accepted and not yet answered, by lane. `None`: the capability's own [`crate::Capability::QUEUE`].
+    pub queue: Option<QueueCapacity>,
     /// Chunks of a stream that may wait for their reader.
     pub stream_buffer: usize,
     /// Time that all workers of a model must have been idle before the first of them goes.
@@ -109,7 +109,7 @@ impl Default for PoolConfig {
             request_timeout: Duration::from_secs(30),
             max_workers: 4,
             cold_start_workers: 2,
-            queue: QueueCapacity::default(),
+            queue: None,
             stream_buffer: 64,
             cooldown_idle: Duration::from_secs(60),
             room_wait: Duration::from_secs(10),
@@ -135,12 +135,11 @@ impl PoolConfig {
             "cold_start_workers",
             "must be at least 1 and at most max_workers",
         )?;
-        require(
-            (1..=1 << 20).contains(&self.queue.interactive),
-            "queue.interactive",
-            "must be 1 to 1,048,576",
-        )?;
-        require((1..=1 << 20).contains(&self.queue.batch), "queue.batch", "must be 1 to 1,048,576")?;
+        if let Some(queue) = self.queue {
+            let range = 1..=1 << 20;
+            require(range.contains(&queue.interactive), "queue.interactive", "must be 1 to 1,048,576")?;
+            require(range.contains(&queue.batch), "queue.batch", "must be 1 to 1,048,576")?;
+        }
         require((1..=1 << 16).contains(&self.stream_buffer), "stream_buffer", "must be 1 to 65,536")?;
         require(!self.cooldown_idle.is_zero(), "cooldown_idle", "must be above zero")?;
         require(!self.stall.load.is_zero(), "stall.load", "must be above zero")?;

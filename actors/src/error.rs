@@ -75,6 +75,18 @@ pub enum RequestPhase {
     Running,
 }
 
+impl RequestPhase {
+    /// The name, as in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WaitingForSlot => "waiting_for_slot",
+            Self::Queued => "queued",
+            Self::Loading { .. } => "loading",
+            Self::Running => "running",
+        }
+    }
+}
+
 impl fmt::Display for RequestPhase {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

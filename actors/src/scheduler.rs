@@ -290,6 +290,23 @@ impl Scheduler {
         self.models.contains_key(&key)
     }
 
+    /// The model that a worker belongs to, for as long as its thread lives.
+    pub(crate) fn model_of(&self, worker: WorkerId) -> Option<ModelKey> {
+        self.owners.get(&worker).copied()
+    }
+
+    /// The requests that a worker is running.
+    pub(crate) fn running(&self, worker: WorkerId) -> &[Ticket] {
+        let model = self.model_of(worker).and_then(|key| self.models.get(&key));
+        let entry = model.and_then(|model| model.workers.iter().find(|entry| entry.id == worker));
+        entry.map_or(&[], Worker::running)
+    }
+
+    /// Every model that was declared.
+    pub(crate) fn models(&self) -> impl Iterator<Item = &ModelState> {
+        self.models.values()
+    }
+
     fn declare(&mut self, key: ModelKey, policy: ModelPolicy) {
         self.models.entry(key).or_insert_with(|| ModelState::new(key, policy));
     }

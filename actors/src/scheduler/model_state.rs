@@ -7,6 +7,7 @@ use super::{Breaker, CallId, ModelPolicy, Restarts, Source, Ticket, Urgency};
 use crate::config::BatchLimits;
 use crate::id::{Bytes, ModelKey, Time, WorkerId};
 use crate::model::Footprint;
+use crate::progress::WorkerPhase;
 use crate::scheduler::queue::Queue;
 
 /// Where a worker stands. A worker that was told to go, died or got stuck is not here but in `leaving`.
@@ -59,6 +60,16 @@ pub(crate) struct Gone {
     pub(crate) why: Leaving,
     /// It had its room when it left, so its bytes come back when its thread ends.
     pub(crate) charged: bool,
+}
+
+impl Leaving {
+    /// As the status shows it.
+    pub(crate) fn phase(self) -> WorkerPhase {
+        match self {
+            Self::Draining | Self::Dead => WorkerPhase::Draining,
+            Self::Stuck => WorkerPhase::Stuck,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
