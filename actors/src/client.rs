@@ -251,9 +251,7 @@ impl<C: Capability> ModelHandle<C> {
         };
         let (done, answer) = oneshot::channel();
         let job = Job::new(parts, Answer { done, chunks, slot });
-        self.shared
-            .gate
-            .send(self.model.id(), PoolMessage::Submit { model: self.model.clone(), job: job.clone() })?;
+        self.shared.gate.submit(self.model.clone(), job.clone())?;
         Ok(Reply::new(job, answer, self.shared.clone(), self.model.key))
     }
 

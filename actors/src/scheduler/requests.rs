@@ -11,30 +11,34 @@ use crate::telemetry::Event;
 const POISON_DEATHS: u32 = 2;
 
 impl Scheduler {
-    pub(super) fn submit(&mut self, now: Time, key: ModelKey, ticket: Ticket, effects: &mut Vec<Effect>) {
-        let request = ticket.request;
-        if let Err(error) = self.admit(now, key) {
-            effects.push(Effect::Fail { request, error });
-            return;
+    /// Takes requests that came together: all are queued before any is run, so that whole batches form.
+    pub(super) fn submit(&mut self, now: Time, tickets: Vec<(ModelKey, Ticket)>, effects: &mut Vec<Effect>) {
+        let mut waiting = Vec::with_capacity(tickets.len());
+        let mut models: Vec<ModelKey> = Vec::new();
+        for (key, ticket) in tickets {
+            let request = ticket.request;
+            if let Err(error) = self.admit(now, key) {
+                effects.push(Effect::Fail { request, error });
+            } else if ticket.deadline <= now {
+                effects.push(Effect::Expire { request });
+            } else if let Some(model) = self.models.get_mut(&key) {
+                self.alarm = self.alarm.min(ticket.deadline);
+                let position = model.queue.len();
+                waiting.push((key, model.queue.push(ticket, now, model.policy.config.aging), position));
+                if !models.contains(&key) {
+                    models.push(key);
+                }
+            }
         }
-        if ticket.deadline <= now {
-            effects.push(Effect::Expire { request });
-            return;
+        for key in models {
+            self.advance(now, key, effects);
         }
-        self.wake_at(ticket.deadline);
-        let Some(model) = self.models.get_mut(&key) else { return };
-        let before = model.queue.len();
-        model.queue.push(ticket, now, model.policy.config.aging);
-        self.advance(now, key, effects);
-        if let Some(model) = self.models.get(&key)
-            && model.queue.len() > before
-        {
-            effects.push(Effect::Emit(Event::Queued {
-                capability: self.capability,
-                model: model.policy.model.clone(),
-                request,
-                position: before,
-            }));
+        for (key, place, position) in waiting {
+            let Some(model) = self.models.get(&key).filter(|model| model.queue.holds(place)) else {
+                continue;
+            };
+            let (capability, model) = (self.capability, model.policy.model.clone());
+            effects.push(Effect::Emit(Event::Queued { capability, model, request: place.1, position }));
         }
     }
 
