@@ -186,8 +186,10 @@ pub enum Effect {
     Run { worker: WorkerId, requests: Vec<RequestId> },
     /// Answer with this error.
     Fail { request: RequestId, error: Error },
-    /// Answer that the time ran out.
+    /// Answer that the time ran out; the request has left the scheduler.
     Expire { request: RequestId },
+    /// Answer that the time ran out, unless part of the answer is out; the request is still running.
+    ExpireRunning { request: RequestId },
     /// The request has left the scheduler: answered by its thread, or given up by its caller.
     Forget { request: RequestId },
     /// Ask a worker how it is.

@@ -71,10 +71,16 @@ impl Scheduler {
         }
     }
 
+    /// Answers what is out of time. A request that is running keeps its seat until its thread sees the mark, and one
+    /// that has sent out part of its answer has met its deadline.
     pub(super) fn expire(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
-        if let Some(model) = self.models.get_mut(&key) {
-            let expired = model.queue.take_expired(now);
-            effects.extend(expired.into_iter().map(|request| Effect::Expire { request }));
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let queued = model.queue.take_expired(now);
+        effects.extend(queued.into_iter().map(|request| Effect::Expire { request }));
+        let running = model.workers.iter_mut().flat_map(super::Worker::running_mut);
+        for ticket in running.filter(|ticket| ticket.deadline <= now) {
+            ticket.deadline = Time::NEVER;
+            effects.push(Effect::ExpireRunning { request: ticket.request });
         }
     }
 
