@@ -178,6 +178,8 @@ pub struct ScriptedLoader {
     pub load_works: Option<Latch>,
     /// A load makes no progress until this opens.
     pub load_hangs: Option<Latch>,
+    /// Only the first so many loads hang. `None`: all.
+    pub hung_loads: Option<usize>,
     /// What really happened.
     pub record: Arc<Record>,
 }
@@ -195,6 +197,7 @@ impl Default for ScriptedLoader {
             build_panics: 0,
             load_works: None,
             load_hangs: None,
+            hung_loads: None,
             record: Arc::default(),
         }
     }
@@ -211,7 +214,8 @@ impl<C: ScriptedCapability> Loader<C> for ScriptedLoader {
         let load = self.record.loads.fetch_add(1, Ordering::SeqCst);
         context.begin(LoadStage::Load, self.footprint.shared);
         context.advance(Bytes(self.footprint.shared.0 / 2));
-        if let Some(latch) = &self.load_hangs {
+        if let Some(latch) = self.load_hangs.as_ref().filter(|_| self.hung_loads.is_none_or(|first| load < first))
+        {
             latch.wait(HANG_LIMIT);
         }
         if let Some(latch) = &self.load_works {

@@ -114,3 +114,8 @@ pub async fn until_true(mut condition: impl FnMut() -> bool) {
         tokio::time::sleep(millis(1)).await;
     }
 }
+
+/// Asks for a run of its own: no two such requests share a batch.
+pub fn send_alone(model: &ModelHandle<Scripted>, act: Act) -> Pending {
+    send(model, ScriptedRequest { cost: u64::MAX / 2, ..act.into() })
+}
