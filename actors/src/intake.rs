@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::id::{ModelKey, RequestId};
-use crate::job::Job;
+use crate::job::Accepted;
 
 /// What a client tells its pool about a request.
 pub(crate) enum Arrival<C: Capability> {
     /// Here it is; it holds a slot of its model's queue.
-    Submitted { model: Arc<Registered<C>>, job: Arc<Job<C>> },
+    Submitted { model: Arc<Registered<C>>, accepted: Accepted<C> },
     /// Its caller has gone.
     Cancelled { key: ModelKey, request: RequestId },
 }

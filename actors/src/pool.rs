@@ -16,12 +16,12 @@ use crate::catalogue::Registered;
 use crate::error::{Cause, Error, Result};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::intake::{Arrival, Intake};
-use crate::job::Job;
+use crate::job::{Accepted, Job};
 use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{MaintenanceMessage, PoolCommand, PoolDrained};
 use crate::memory::{Budgets, Lease};
 use crate::progress::Clock;
-use crate::scheduler::{CallId, Fate, Input, Scheduler, Ticket};
+use crate::scheduler::{CallId, Fate, Input, Outcome, Scheduler, Ticket};
 use crate::status::SystemStatus;
 use crate::telemetry::Events;
 use crate::worker::thread::fail_actor;
@@ -131,7 +131,7 @@ pub(crate) struct PoolState<C: Capability> {
     failing: Vec<WorkerHandle<C>>,
     /// Names of threads that have not ended.
     threads: HashMap<WorkerId, String>,
-    jobs: HashMap<RequestId, Arc<Job<C>>>,
+    jobs: HashMap<RequestId, Accepted<C>>,
     rooms: HashMap<WorkerId, Room<C>>,
     /// The model whose weights are on offer while the inputs at hand are worked off.
     offering: Option<ModelKey>,
@@ -244,7 +244,8 @@ impl<C: Capability> PoolState<C> {
         self.set_alarms(myself);
         if self.publisher.is_due() {
             self.publish();
-        } else if self.publisher.wants_timer() {
+        }
+        if self.publisher.wants_timer() {
             let pool = myself.clone();
             self.publisher.set_timer(move || {
                 let _ = pool.send_message(PoolMessage::Publish);
@@ -290,8 +291,9 @@ impl<C: Capability> PoolState<C> {
         let mut cancelled = Vec::new();
         for arrival in arrivals {
             match arrival {
-                Arrival::Submitted { model, job } => {
+                Arrival::Submitted { model, accepted } => {
                     self.declare(&model);
+                    let job = accepted.job();
                     let ticket = Ticket {
                         lane: job.parts.lane,
                         priority: job.parts.priority,
@@ -299,7 +301,7 @@ impl<C: Capability> PoolState<C> {
                         key: job.key,
                         ..Ticket::new(job.id, job.parts.deadline)
                     };
-                    self.jobs.insert(job.id, job);
+                    self.jobs.insert(job.id, accepted);
                     submitted.push((model.key, ticket));
                 }
                 Arrival::Cancelled { key, request } => cancelled.push(Input::Cancel { key, request }),
@@ -338,12 +340,15 @@ impl<C: Capability> PoolState<C> {
             Report::StartFailed { worker, failure } => Input::StartFailed { worker, failure },
             Report::Finished { worker, outcomes } => {
                 self.publisher.touch();
+                self.end_failed_attempts(&outcomes);
                 Input::Finished { worker, outcomes }
             }
             Report::Panicked { worker, cause, weights } => return self.panicked(worker, cause, weights),
             Report::Pong { worker, last_progress } => {
                 Input::Pong { worker, last_progress, fates: self.fates(worker) }
             }
+            // It has done its work: the weights were in memory until the death was handled.
+            Report::Orphaned { .. } => return,
             Report::Ended { worker } => {
                 self.threads.remove(&worker);
                 self.publisher.now();
@@ -407,9 +412,11 @@ impl<C: Capability> PoolState<C> {
         let id = actor.get_id();
         self.failing.retain(|handle| handle.actor.get_id() != id);
         if let Some(worker) = self.worker_of(id) {
+            // First the weights are taken hold of, then the mark is set: a thread that saw the end of its orders
+            // before the mark has sent its weights here, so they are in memory either way.
+            self.offer_weights(worker, None);
             // Its thread may still run; it sees the mark and ends when it can.
             self.workers.remove(&worker);
-            self.offer_weights(worker, None);
             self.died(worker, Cause::new(format!("its actor ended: {reason}")));
         }
     }
@@ -431,7 +438,7 @@ impl<C: Capability> PoolState<C> {
 
     fn running_jobs(&self, worker: WorkerId) -> Vec<Arc<Job<C>>> {
         let running = self.scheduler.running(worker);
-        running.iter().filter_map(|ticket| self.jobs.get(&ticket.request).cloned()).collect()
+        running.iter().filter_map(|ticket| Some(self.jobs.get(&ticket.request)?.job().clone())).collect()
     }
 
     fn fates(&self, worker: WorkerId) -> Vec<(RequestId, Fate)> {
@@ -443,7 +450,19 @@ impl<C: Capability> PoolState<C> {
         self.running_jobs(worker).into_iter().map(fate).collect()
     }
 
+    /// What will be run again waits until then.
+    fn end_failed_attempts(&self, outcomes: &[(RequestId, Outcome)]) {
+        let failed = outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+        for accepted in failed.filter_map(|(request, _)| self.jobs.get(request)) {
+            accepted.job().end_attempt();
+        }
+    }
+
     fn remember_weights(&mut self, worker: WorkerId, weights: Weak<SharedWeights<C>>) {
+        // The weights of a load that was given up go with its thread; nobody may count on them.
+        if !self.workers.contains_key(&worker) {
+            return;
+        }
         if let Some(key) = self.scheduler.model_of(worker) {
             self.weights_entry(key).shared = weights;
         }
@@ -471,8 +490,8 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn answer(&mut self, request: RequestId, error: Error) {
-        if let Some(job) = self.jobs.remove(&request) {
-            job.answer(Err(error));
+        if let Some(accepted) = self.jobs.remove(&request) {
+            accepted.job().answer(Err(error));
         }
     }
 }

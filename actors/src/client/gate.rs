@@ -12,7 +12,7 @@ use crate::catalogue::Registered;
 use crate::error::{Error, Result};
 use crate::id::{ModelId, ModelKey, RequestId};
 use crate::intake::{Arrival, Intake};
-use crate::job::Job;
+use crate::job::Accepted;
 use crate::pool::PoolMessage;
 
 /// Most calls of `preload`, `unload` and `pin` under way in one pool: they hold no slot, so this bounds the mailbox.
@@ -76,10 +76,10 @@ impl<C: Capability> PoolGate<C> {
         self.actor.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn submit(&self, model: Arc<Registered<C>>, job: Arc<Job<C>>) -> Result<()> {
+    pub(crate) fn submit(&self, model: Arc<Registered<C>>, accepted: Accepted<C>) -> Result<()> {
         let id = model.id().clone();
         let told =
-            self.with_actor(&id, |actor| match self.intake.push(Arrival::Submitted { model, job }) {
+            self.with_actor(&id, |actor| match self.intake.push(Arrival::Submitted { model, accepted }) {
                 true => actor.send_message(PoolMessage::Arrivals).is_ok(),
                 false => true,
             })?;

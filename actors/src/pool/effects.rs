@@ -10,6 +10,7 @@ use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::error::{Cause, Error, Failure};
 use crate::id::{Bytes, ModelKey, RequestId, WorkerId};
+use crate::job::Accepted;
 use crate::maintenance::room::RoomAsk;
 use crate::maintenance::{MaintenanceMessage, PoolDrained};
 use crate::model::LoadContext;
@@ -28,13 +29,13 @@ impl<C: Capability> PoolState<C> {
             }
             Effect::Fail { request, error } => self.answer(request, error),
             Effect::Expire { request } => {
-                if let Some(job) = self.jobs.remove(&request) {
-                    job.expire();
+                if let Some(accepted) = self.jobs.remove(&request) {
+                    accepted.job().expire();
                 }
             }
             Effect::ExpireRunning { request } => {
-                if let Some(job) = self.jobs.get(&request) {
-                    job.expire();
+                if let Some(accepted) = self.jobs.get(&request) {
+                    accepted.job().expire();
                 }
             }
             Effect::Ping { worker } => self.ping(worker),
@@ -101,7 +102,7 @@ impl<C: Capability> PoolState<C> {
 
     fn run(&mut self, worker: WorkerId, requests: &[RequestId]) {
         let mut assignments: Vec<Assignment<C>> = Vec::with_capacity(requests.len());
-        for job in requests.iter().filter_map(|request| self.jobs.get(request)) {
+        for job in requests.iter().filter_map(|request| self.jobs.get(request)).map(Accepted::job) {
             let attempt = job.begin_attempt();
             // A worker that was given up may have sent something out at the last moment.
             if job.has_emitted() {
