@@ -50,14 +50,13 @@ impl Scheduler {
         let Some(model) = self.models.get_mut(&key) else {
             return Err(Error::UnknownModel { model: ModelId::from(format!("number {}", key.0)) });
         };
-        let id = model.policy.model.clone();
         if model.stuck() > model.policy.config.max_workers {
             let cause = Cause::new(format!("{} of its threads are stuck and cannot be ended", model.stuck()));
-            return Err(Error::SpawnFailed { model: id, cause });
+            return Err(Error::SpawnFailed { model: model.policy.model.clone(), cause });
         }
         match model.breaker.pass(now) {
             Passage::Refused { retry_after, cause } => {
-                Err(Error::CircuitOpen { model: id, retry_after, cause })
+                Err(Error::CircuitOpen { model: model.policy.model.clone(), retry_after, cause })
             }
             Passage::Free | Passage::Probe => Ok(()),
         }
