@@ -136,6 +136,7 @@ impl Scheduler {
         if running.is_empty() {
             entry.phase = Phase::Idle { since: now };
         }
+        model.active_at = now;
         if answered {
             self.probe_succeeded(key, effects);
         }
@@ -224,6 +225,7 @@ fn run(model: &mut ModelState, index: usize, batch: Vec<Ticket>, now: Time, effe
     if batch.is_empty() {
         return;
     }
+    model.active_at = now;
     let worker = &mut model.workers[index];
     let requests = batch.iter().map(|ticket| ticket.request).collect();
     effects.push(Effect::Run { worker: worker.id, requests });

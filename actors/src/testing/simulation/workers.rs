@@ -369,7 +369,7 @@ impl World {
         };
         if any(self, |request| request.poison && !request.cancelled) {
             RunEnd::Panics
-        } else if any(self, |request| request.hangs && !request.cancelled) {
+        } else if !self.closing && any(self, |request| request.hangs && !request.cancelled) {
             RunEnd::Hangs
         } else if any(self, |request| request.bad && !request.cancelled) {
             RunEnd::BadInput

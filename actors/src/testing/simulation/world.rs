@@ -439,9 +439,12 @@ impl World {
     fn tick(&mut self, pool: usize) {
         let now = self.now;
         let Pool { ticks, tick_at, .. } = &mut self.pools[pool];
-        *ticks = if ticks.0 == now { (now, ticks.1 + 1) } else { (now, 1) };
-        if *tick_at <= now {
+        if *tick_at == now {
             *tick_at = Time::NEVER;
+            *ticks = if ticks.0 == now { (now, ticks.1 + 1) } else { (now, 1) };
+        } else if self.random.u8(..4) > 0 {
+            // An alarm that was set to another moment; now and then it rings nevertheless.
+            return;
         }
         self.feed(pool, Input::Tick);
     }
@@ -625,7 +628,11 @@ impl World {
             Input::Finished { worker, outcomes } => {
                 let requests = outcomes.iter().map(|(request, _)| request.0 as usize);
                 let (worker, now) = (*worker, self.now);
-                let key = self.worker(pool, worker).model;
+                let (key, told) = (self.worker(pool, worker).model, self.worker(pool, worker).told);
+                if told != Told::Nothing {
+                    // From a thread that was let go; what it ran has been taken from it.
+                    return;
+                }
                 for request in requests.collect::<Vec<_>>() {
                     self.unassign(pool, worker, request);
                 }
