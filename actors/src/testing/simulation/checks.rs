@@ -112,7 +112,8 @@ impl World {
         if told == Told::Nothing && entry.is_some_and(|entry| !only_starting || !entry.is_ready()) {
             self.count_failure(pool, index);
             if self.plant == Some(Plant::RestartOutsideBudget) {
-                self.check_start(pool, index);
+                let made_up = WorkerId(self.pools[pool].workers.len() as u64 + 100);
+                self.spawn(pool, made_up, ModelKey(index as u32));
             }
         }
     }
@@ -151,7 +152,7 @@ impl World {
             worker.ready && worker.told == Told::Nothing && state.models[worker.model].pinned
         };
         if let Some((index, _)) = state.workers.iter().enumerate().find(pinned) {
-            self.check_stop(pool, WorkerId(index as u64 + 1), EvictionReason::Pressure);
+            self.stop(pool, WorkerId(index as u64 + 1), EvictionReason::Pressure);
         }
     }
 

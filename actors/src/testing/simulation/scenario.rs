@@ -56,7 +56,7 @@ impl Scenario {
                 let models = pools.iter().flatten().filter(|model| model.policy.device == *device);
                 let sizes: Vec<u64> = models.map(|model| model.footprint.with_workers(2).0).collect();
                 let (largest, all) =
-                    (sizes.iter().max().copied().unwrap_or(1), sizes.iter().sum::<u64>().max(1));
+                    (sizes.iter().max().copied().unwrap_or(1).max(1), sizes.iter().sum::<u64>().max(1));
                 let limit = match random.u8(..8) {
                     0 => random.u64(1..=largest),
                     1..=4 => random.u64(largest..=all.max(largest)),

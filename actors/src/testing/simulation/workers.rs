@@ -11,6 +11,7 @@ use crate::error::Failure;
 use crate::id::{Bytes, Device, ModelKey, RequestId, Time, WorkerId};
 use crate::model::Footprint;
 use crate::scheduler::{Batching, Input, Outcome};
+use crate::telemetry::EvictionReason;
 
 /// What a worker's actor is told.
 #[derive(Debug)]
@@ -57,6 +58,8 @@ pub(super) enum RunEnd {
 #[derive(Debug, Default)]
 pub(super) struct SimWorker {
     pub(super) model: usize,
+    /// The scheduler has begun to start it.
+    known: bool,
     pub(super) spawned: bool,
     pub(super) actor: bool,
     deaf: bool,
@@ -91,9 +94,18 @@ impl World {
     }
 
     pub(super) fn spawn(&mut self, pool: usize, worker: WorkerId, key: ModelKey) {
-        self.check_start(pool, key.0 as usize);
+        self.meet(pool, worker, key);
         let state = self.worker(pool, worker);
-        (state.spawned, state.actor, state.model) = (true, true, key.0 as usize);
+        (state.spawned, state.actor) = (true, true);
+    }
+
+    /// The first that is heard of a worker is its start.
+    pub(super) fn meet(&mut self, pool: usize, worker: WorkerId, key: ModelKey) {
+        let state = self.worker(pool, worker);
+        if !std::mem::replace(&mut state.known, true) {
+            state.model = key.0 as usize;
+            self.check_start(pool, key.0 as usize);
+        }
     }
 
     /// To a worker's actor, if the pool still has its handle.
@@ -320,7 +332,7 @@ impl World {
         }
         self.order(pool, to, Order::Run(items));
         if self.plant == Some(Plant::BusyWorkerEvicted) {
-            self.check_stop(pool, worker, crate::telemetry::EvictionReason::MakeRoom);
+            self.stop(pool, worker, EvictionReason::MakeRoom);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -329,7 +330,9 @@ impl World {
                 let line = format!("{event:?}");
                 self.note(|| line);
             }
-            self.happen(event);
+            if catch_unwind(AssertUnwindSafe(|| self.happen(event))).is_err() {
+                self.break_invariant("no panic", || "see standard error".to_owned());
+            }
             events += 1;
             if events > MOST_EVENTS {
                 self.break_invariant("comes to rest", || "too many events".to_owned());
@@ -475,7 +478,7 @@ impl World {
 
     fn set_alarms(&mut self, pool: usize) {
         let state = &mut self.pools[pool];
-        let (tick, cooldown) = (state.scheduler.alarm(), state.scheduler.cooldown_alarm());
+        let (tick, cooldown) = (state.scheduler.alarm().max(self.now), state.scheduler.cooldown_alarm());
         if tick < state.tick_at {
             state.tick_at = tick;
             self.at(tick, Event::Tick { pool });
@@ -771,8 +774,7 @@ impl World {
         (bytes, source): (Bytes, Source),
         urgency: Urgency,
     ) {
-        self.check_start(pool, key.0 as usize);
-        self.worker(pool, worker).model = key.0 as usize;
+        self.meet(pool, worker, key);
         let model = &self.pools[pool].models[key.0 as usize];
         let (device, kept, current) = (model.device.clone(), model.retained, model.weights);
         let weights = match source {
@@ -797,7 +799,7 @@ impl World {
         self.order(pool, worker, Order::Load { lease, weights });
     }
 
-    fn stop(&mut self, pool: usize, worker: WorkerId, reason: EvictionReason) {
+    pub(super) fn stop(&mut self, pool: usize, worker: WorkerId, reason: EvictionReason) {
         self.check_stop(pool, worker, reason);
         self.let_go(pool, worker, Told::Stopped);
     }
