@@ -229,10 +229,13 @@ fn run(model: &mut ModelState, index: usize, batch: Vec<Ticket>, now: Time, effe
     let worker = &mut model.workers[index];
     let requests = batch.iter().map(|ticket| ticket.request).collect();
     effects.push(Effect::Run { worker: worker.id, requests });
-    worker.progress_at = now;
     match &mut worker.phase {
+        // That more joins it is no progress of its own.
         Phase::Busy { running } => running.extend(batch),
-        phase => *phase = Phase::Busy { running: batch },
+        phase => {
+            *phase = Phase::Busy { running: batch };
+            worker.progress_at = now;
+        }
     }
 }
 
