@@ -145,6 +145,7 @@ impl Scheduler {
         if running.is_empty() {
             entry.phase = Phase::Idle { since: now };
         }
+        model.active_at = now;
         if answered {
             self.probe_succeeded(key, effects);
         }
@@ -233,13 +234,17 @@ fn run(model: &mut ModelState, index: usize, batch: Vec<Ticket>, now: Time, effe
     if batch.is_empty() {
         return;
     }
+    model.active_at = now;
     let worker = &mut model.workers[index];
     let requests = batch.iter().map(|ticket| ticket.request).collect();
     effects.push(Effect::Run { worker: worker.id, requests });
-    worker.progress_at = now;
     match &mut worker.phase {
+        // That more joins it is no progress of its own.
         Phase::Busy { running } => running.extend(batch),
-        phase => *phase = Phase::Busy { running: batch },
+        phase => {
+            *phase = Phase::Busy { running: batch };
+            worker.progress_at = now;
+        }
     }
 }
 
