@@ -77,8 +77,8 @@ impl Scheduler {
         let queued = model.queue.take_expired(now);
         effects.extend(queued.into_iter().map(|request| Effect::Expire { request }));
         let running = model.workers.iter_mut().flat_map(super::Worker::running_mut);
-        for ticket in running.filter(|ticket| ticket.deadline <= now) {
-            ticket.deadline = Time::NEVER;
+        for ticket in running.filter(|ticket| !ticket.expired && ticket.deadline <= now) {
+            ticket.expired = true;
             effects.push(Effect::ExpireRunning { request: ticket.request });
         }
     }
@@ -138,6 +138,7 @@ impl Scheduler {
                 Outcome::FailedAfterOutput(failure) => {
                     effects.push(Effect::Fail { request, error: failure.into_error(&id) });
                 }
+                Outcome::Failed(_) if ticket.expired => effects.push(Effect::Forget { request }),
                 Outcome::Failed(failure) => failed.push((ticket, failure)),
             }
         }
@@ -216,6 +217,7 @@ impl Scheduler {
             ticket.deaths += 1;
             match fate {
                 Fate::Answered => effects.push(Effect::Forget { request }),
+                Fate::Untouched if ticket.expired => effects.push(Effect::Forget { request }),
                 Fate::Emitted => effects.push(Effect::Fail { request, error: error.clone() }),
                 Fate::Untouched if ticket.deaths >= POISON_DEATHS => {
                     let model = model.policy.model.clone();
