@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Latch;
 use crate::batch::{Batch, Item};
@@ -34,6 +34,8 @@ pub enum Act {
     Hang(Latch),
     /// Makes progress until the latch opens, then answers with 0; stops when it is told to.
     Work(Latch),
+    /// Makes progress for so long, then answers with 0; stops when it is told to.
+    WorkFor(Duration),
     /// Streams so many chunks, 0, 1, 2 …, then answers with their number.
     Stream(u64),
     /// Streams so many chunks and panics.
@@ -162,6 +164,8 @@ pub struct ScriptedLoader {
     pub failure: FailureKind,
     /// Panics in the first so many loads.
     pub load_panics: usize,
+    /// A load makes steady progress for so long.
+    pub load_time: Duration,
     /// A load makes progress until this opens.
     pub load_works: Option<Latch>,
     /// A load makes no progress until this opens.
@@ -178,6 +182,7 @@ impl Default for ScriptedLoader {
             load_fails: 0,
             failure: FailureKind::Failed,
             load_panics: 0,
+            load_time: Duration::ZERO,
             load_works: None,
             load_hangs: None,
             record: Arc::default(),
@@ -193,7 +198,7 @@ impl<C: ScriptedCapability> Loader<C> for ScriptedLoader {
     fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<C>>, Failure> {
         let load = self.record.loads.fetch_add(1, Ordering::SeqCst);
         context.begin(LoadStage::Load, self.footprint.shared);
-        context.advance(Bytes(self.footprint.shared.0 / 2));
+        self.read_slowly(context, self.footprint.shared.0 / 2);
         if let Some(latch) = &self.load_hangs {
             latch.wait(HANG_LIMIT);
         }
@@ -215,6 +220,21 @@ impl<C: ScriptedCapability> Loader<C> for ScriptedLoader {
         context.advance(Bytes(self.footprint.shared.0 / 2));
         self.record.weights_alive.fetch_add(1, Ordering::SeqCst);
         Ok(Arc::new(ScriptedWeights { footprint: self.footprint, record: self.record.clone() }))
+    }
+}
+
+impl ScriptedLoader {
+    /// Half of the bytes, in steps that take [`Self::load_time`] together.
+    fn read_slowly(&self, context: &LoadContext, bytes: u64) {
+        const STEPS: u32 = 50;
+        for step in 0..u64::from(STEPS) {
+            if !self.load_time.is_zero() && !context.should_stop() {
+                std::thread::sleep(self.load_time / STEPS);
+            }
+            // The last step takes what the division left over.
+            let part = bytes / u64::from(STEPS);
+            context.advance(Bytes(if step + 1 < u64::from(STEPS) { part } else { bytes - part * step }));
+        }
     }
 }
 
@@ -294,6 +314,14 @@ impl ScriptedModel {
             }
             Act::Work(latch) => {
                 work(batch, item, latch);
+                item.finish(0);
+            }
+            Act::WorkFor(time) => {
+                let end = Instant::now() + *time;
+                while Instant::now() < end && !item.should_stop() {
+                    std::thread::sleep(Duration::from_millis(1));
+                    batch.tick();
+                }
                 item.finish(0);
             }
             Act::Stream(chunks) => {

@@ -185,8 +185,13 @@ impl Phase {
             }
             let plan = self.plan.request(index, &self.gates, &self.kept);
             self.ledger.sent();
-            let ending = timeout(NEVER, self.perform(&plan)).await;
-            self.ledger.ended(index, ending.unwrap_or(Ending::Never));
+            let ending = timeout(NEVER, self.perform(&plan)).await.unwrap_or_else(|_| {
+                let status = self.system.status();
+                let model = serde_json::to_string(&status.model(plan.kind.name())).unwrap_or_default();
+                eprintln!("request {index} was never answered: {:?}, {:?}; {model}", plan.act, plan.caller);
+                Ending::Never
+            });
+            self.ledger.ended(index, ending);
         }
     }
 
@@ -387,11 +392,14 @@ fn earned(plan: &RequestPlan, error: &Error, kills: bool) -> Earned {
     let yes = match error {
         Error::ModelError { .. } => matches!(plan.act, Act::Fail),
         Error::InvalidInput { .. } => matches!(plan.act, Act::Refuse),
-        Error::Poison { .. } => matches!(plan.act, Act::Panic | Act::StreamThenPanic(0)),
+        // One that panics once is poison all the same if another had killed the worker under it before.
+        Error::Poison { .. } => {
+            matches!(plan.act, Act::Panic | Act::PanicTimes(_) | Act::StreamThenPanic(0))
+        }
         // What a stream has sent out cannot be taken back, so it ends with its worker, whoever killed that.
         Error::WorkerCrashed { .. } | Error::SlowReader { .. } => plan.kind == Kind::Streamed,
         Error::RecvError { .. } => kills,
-        Error::SpawnFailed { .. } => matches!(plan.kind, Kind::Balky | Kind::Stalling),
+        Error::SpawnFailed { .. } => matches!(plan.kind, Kind::Balky | Kind::Stalling | Kind::Hanging),
         Error::MemoryExhausted { .. }
         | Error::Timeout { .. }
         | Error::CircuitOpen { .. }
