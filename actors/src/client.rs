@@ -12,7 +12,7 @@ use crate::capability::{Capability, Lane, Priority};
 use crate::catalogue::{Catalogue, ModelSpec, Registered};
 use crate::error::{Error, RequestPhase, Result};
 use crate::id::{ModelId, Time};
-use crate::job::{Answer, Job, JobParts};
+use crate::job::{Accepted, Answer, Job, JobParts};
 use crate::pool::{Call, PoolMessage};
 use crate::progress::Clock;
 use crate::telemetry::span;
@@ -251,9 +251,7 @@ impl<C: Capability> ModelHandle<C> {
         };
         let (done, answer) = oneshot::channel();
         let job = Job::new(parts, Answer { done, chunks, slot });
-        self.shared
-            .gate
-            .send(self.model.id(), PoolMessage::Submit { model: self.model.clone(), job: job.clone() })?;
+        self.shared.gate.submit(self.model.clone(), Accepted::new(job.clone()))?;
         Ok(Reply::new(job, answer, self.shared.clone(), self.model.key))
     }
 

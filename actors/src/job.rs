@@ -1,5 +1,6 @@
 //! One accepted request on its way: what is asked, where it stands, and the answer that it owes. The answer holds
-//! the queue slot and can be taken once; whoever takes it answers. Dropping a job unanswered tells its caller so.
+//! the queue slot and can be taken once; whoever takes it answers. The pool holds each job in its hands as
+//! [`Accepted`], which tells the caller when the pool is gone.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -91,6 +92,15 @@ impl<C: Capability> Job<C> {
         send(answer, result)
     }
 
+    /// Answers that the time ran out, unless part of the answer is out.
+    pub(crate) fn expire(&self) {
+        let answer = {
+            let mut owed = self.owed();
+            if self.has_emitted() { None } else { owed.answer.take() }
+        };
+        send(answer, Err(self.timeout_error()));
+    }
+
     /// Answers on behalf of a run, unless a later run has begun.
     pub(crate) fn answer_from(&self, attempt: u32, result: Result<C::Output, Error>) -> bool {
         let answer = {
@@ -156,6 +166,27 @@ impl<C: Capability> Job<C> {
 
     pub(crate) fn timeout_error(&self) -> Error {
         Error::Timeout { model: self.parts.model.clone(), phase: self.phase(), after: self.parts.timeout }
+    }
+}
+
+/// A job in the hands of its pool, its mailbox included. The caller, and a thread that runs it, hold the job too, so
+/// its own end tells nobody anything; the end of this tells the caller that the pool is gone.
+pub(crate) struct Accepted<C: Capability>(Arc<Job<C>>);
+
+impl<C: Capability> Accepted<C> {
+    pub(crate) fn new(job: Arc<Job<C>>) -> Self {
+        Self(job)
+    }
+
+    pub(crate) fn job(&self) -> &Arc<Job<C>> {
+        &self.0
+    }
+}
+
+impl<C: Capability> Drop for Accepted<C> {
+    fn drop(&mut self) {
+        // The usual end: it was answered before.
+        self.0.answer(Err(Error::RecvError { model: self.0.parts.model.clone() }));
     }
 }
 

@@ -15,12 +15,13 @@ use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::error::{Cause, Error, Result};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
-use crate::job::Job;
+use crate::intake::{Arrival, Intake};
+use crate::job::{Accepted, Job};
 use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{MaintenanceMessage, PoolCommand, PoolDrained};
 use crate::memory::{Budgets, Lease};
 use crate::progress::Clock;
-use crate::scheduler::{CallId, Fate, Input, Scheduler, Ticket};
+use crate::scheduler::{CallId, Fate, Input, Outcome, Scheduler, Ticket};
 use crate::status::SystemStatus;
 use crate::telemetry::Events;
 use crate::worker::thread::fail_actor;
@@ -33,10 +34,8 @@ use publish::Publisher;
 
 /// What clients, workers, maintenance, the system and its own timers tell a pool.
 pub(crate) enum PoolMessage<C: Capability> {
-    /// A request; it holds a slot of its model's queue.
-    Submit { model: Arc<Registered<C>>, job: Arc<Job<C>> },
-    /// The caller of a request has gone.
-    Cancel { key: ModelKey, request: RequestId },
+    /// Requests have come, or their callers gone: the intake is not empty any more.
+    Arrivals,
     /// Start, stop or pin a model, and say when it is done.
     Call { model: Arc<Registered<C>>, call: Call, done: oneshot::Sender<Result<()>> },
     /// From a worker or its thread.
@@ -132,7 +131,7 @@ pub(crate) struct PoolState<C: Capability> {
     failing: Vec<WorkerHandle<C>>,
     /// Names of threads that have not ended.
     threads: HashMap<WorkerId, String>,
-    jobs: HashMap<RequestId, Arc<Job<C>>>,
+    jobs: HashMap<RequestId, Accepted<C>>,
     rooms: HashMap<WorkerId, Room<C>>,
     /// The model whose weights are on offer while the inputs at hand are worked off.
     offering: Option<ModelKey>,
@@ -146,11 +145,13 @@ pub(crate) struct PoolState<C: Capability> {
 }
 
 /// See the module.
-pub(crate) struct Pool<C>(std::marker::PhantomData<fn() -> C>);
+pub(crate) struct Pool<C: Capability> {
+    intake: Arc<Intake<C>>,
+}
 
-impl<C> Pool<C> {
-    pub(crate) fn new() -> Self {
-        Self(std::marker::PhantomData)
+impl<C: Capability> Pool<C> {
+    pub(crate) fn new(intake: Arc<Intake<C>>) -> Self {
+        Self { intake }
     }
 }
 
@@ -174,8 +175,7 @@ impl<C: Capability> Actor for Pool<C> {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            PoolMessage::Submit { model, job } => state.submit(model, job),
-            PoolMessage::Cancel { key, request } => state.inputs.push_back(Input::Cancel { key, request }),
+            PoolMessage::Arrivals => state.arrivals(self.intake.take()),
             PoolMessage::Call { model, call, done } => state.call(model, call, done),
             PoolMessage::Report(report) => state.report(report),
             PoolMessage::Command(command) => state.command(command),
@@ -244,7 +244,8 @@ impl<C: Capability> PoolState<C> {
         self.set_alarms(myself);
         if self.publisher.is_due() {
             self.publish();
-        } else if self.publisher.wants_timer() {
+        }
+        if self.publisher.wants_timer() {
             let pool = myself.clone();
             self.publisher.set_timer(move || {
                 let _ = pool.send_message(PoolMessage::Publish);
@@ -284,17 +285,30 @@ impl<C: Capability> PoolState<C> {
         }
     }
 
-    fn submit(&mut self, model: Arc<Registered<C>>, job: Arc<Job<C>>) {
-        self.declare(&model);
-        let ticket = Ticket {
-            lane: job.parts.lane,
-            priority: job.parts.priority,
-            cost: job.cost,
-            key: job.key,
-            ..Ticket::new(job.id, job.parts.deadline)
-        };
-        self.jobs.insert(job.id, job);
-        self.inputs.push_back(Input::Submit { key: model.key, ticket });
+    /// Everything that has come, handed to the scheduler at one moment, so that it forms whole batches of it.
+    fn arrivals(&mut self, arrivals: Vec<Arrival<C>>) {
+        let mut submitted = Vec::new();
+        let mut cancelled = Vec::new();
+        for arrival in arrivals {
+            match arrival {
+                Arrival::Submitted { model, accepted } => {
+                    self.declare(&model);
+                    let job = accepted.job();
+                    let ticket = Ticket {
+                        lane: job.parts.lane,
+                        priority: job.parts.priority,
+                        cost: job.cost,
+                        key: job.key,
+                        ..Ticket::new(job.id, job.parts.deadline)
+                    };
+                    self.jobs.insert(job.id, accepted);
+                    submitted.push((model.key, ticket));
+                }
+                Arrival::Cancelled { key, request } => cancelled.push(Input::Cancel { key, request }),
+            }
+        }
+        self.inputs.push_back(Input::Submit { tickets: submitted });
+        self.inputs.extend(cancelled);
         self.publisher.touch();
     }
 
@@ -326,12 +340,15 @@ impl<C: Capability> PoolState<C> {
             Report::StartFailed { worker, failure } => Input::StartFailed { worker, failure },
             Report::Finished { worker, outcomes } => {
                 self.publisher.touch();
+                self.end_failed_attempts(&outcomes);
                 Input::Finished { worker, outcomes }
             }
             Report::Panicked { worker, cause, weights } => return self.panicked(worker, cause, weights),
             Report::Pong { worker, last_progress } => {
                 Input::Pong { worker, last_progress, fates: self.fates(worker) }
             }
+            // It has done its work: the weights were in memory until the death was handled.
+            Report::Orphaned { .. } => return,
             Report::Ended { worker } => {
                 self.threads.remove(&worker);
                 self.publisher.now();
@@ -395,9 +412,11 @@ impl<C: Capability> PoolState<C> {
         let id = actor.get_id();
         self.failing.retain(|handle| handle.actor.get_id() != id);
         if let Some(worker) = self.worker_of(id) {
+            // First the weights are taken hold of, then the mark is set: a thread that saw the end of its orders
+            // before the mark has sent its weights here, so they are in memory either way.
+            self.offer_weights(worker, None);
             // Its thread may still run; it sees the mark and ends when it can.
             self.workers.remove(&worker);
-            self.offer_weights(worker, None);
             self.died(worker, Cause::new(format!("its actor ended: {reason}")));
         }
     }
@@ -419,7 +438,7 @@ impl<C: Capability> PoolState<C> {
 
     fn running_jobs(&self, worker: WorkerId) -> Vec<Arc<Job<C>>> {
         let running = self.scheduler.running(worker);
-        running.iter().filter_map(|ticket| self.jobs.get(&ticket.request).cloned()).collect()
+        running.iter().filter_map(|ticket| Some(self.jobs.get(&ticket.request)?.job().clone())).collect()
     }
 
     fn fates(&self, worker: WorkerId) -> Vec<(RequestId, Fate)> {
@@ -431,7 +450,19 @@ impl<C: Capability> PoolState<C> {
         self.running_jobs(worker).into_iter().map(fate).collect()
     }
 
+    /// What will be run again waits until then.
+    fn end_failed_attempts(&self, outcomes: &[(RequestId, Outcome)]) {
+        let failed = outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+        for accepted in failed.filter_map(|(request, _)| self.jobs.get(request)) {
+            accepted.job().end_attempt();
+        }
+    }
+
     fn remember_weights(&mut self, worker: WorkerId, weights: Weak<SharedWeights<C>>) {
+        // The weights of a load that was given up go with its thread; nobody may count on them.
+        if !self.workers.contains_key(&worker) {
+            return;
+        }
         if let Some(key) = self.scheduler.model_of(worker) {
             self.weights_entry(key).shared = weights;
         }
@@ -459,8 +490,8 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn answer(&mut self, request: RequestId, error: Error) {
-        if let Some(job) = self.jobs.remove(&request) {
-            job.answer(Err(error));
+        if let Some(accepted) = self.jobs.remove(&request) {
+            accepted.job().answer(Err(error));
         }
     }
 }

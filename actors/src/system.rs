@@ -135,6 +135,16 @@ impl Actor for SystemActor {
     }
 }
 
+/// However the system ends, dropped, failed or killed, nobody takes it for a running one.
+impl Drop for SystemActorState {
+    fn drop(&mut self) {
+        for pool in &self.pools {
+            pool.close();
+        }
+        self.publish(|status| status.state = SystemState::Stopped);
+    }
+}
+
 async fn start_maintenance(
     common: &Common,
     pools: usize,
