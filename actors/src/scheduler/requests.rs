@@ -50,14 +50,13 @@ impl Scheduler {
         let Some(model) = self.models.get_mut(&key) else {
             return Err(Error::UnknownModel { model: ModelId::from(format!("number {}", key.0)) });
         };
-        let id = model.policy.model.clone();
         if model.stuck() > model.policy.config.max_workers {
             let cause = Cause::new(format!("{} of its threads are stuck and cannot be ended", model.stuck()));
-            return Err(Error::SpawnFailed { model: id, cause });
+            return Err(Error::SpawnFailed { model: model.policy.model.clone(), cause });
         }
         match model.breaker.pass(now) {
             Passage::Refused { retry_after, cause } => {
-                Err(Error::CircuitOpen { model: id, retry_after, cause })
+                Err(Error::CircuitOpen { model: model.policy.model.clone(), retry_after, cause })
             }
             Passage::Free | Passage::Probe => Ok(()),
         }
@@ -146,6 +145,7 @@ impl Scheduler {
         if running.is_empty() {
             entry.phase = Phase::Idle { since: now };
         }
+        model.active_at = now;
         if answered {
             self.probe_succeeded(key, effects);
         }
@@ -234,13 +234,17 @@ fn run(model: &mut ModelState, index: usize, batch: Vec<Ticket>, now: Time, effe
     if batch.is_empty() {
         return;
     }
+    model.active_at = now;
     let worker = &mut model.workers[index];
     let requests = batch.iter().map(|ticket| ticket.request).collect();
     effects.push(Effect::Run { worker: worker.id, requests });
-    worker.progress_at = now;
     match &mut worker.phase {
+        // That more joins it is no progress of its own.
         Phase::Busy { running } => running.extend(batch),
-        phase => *phase = Phase::Busy { running: batch },
+        phase => {
+            *phase = Phase::Busy { running: batch };
+            worker.progress_at = now;
+        }
     }
 }
 
