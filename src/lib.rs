@@ -1,1 +1,21 @@
-//! Placeholder until the engine stands.
+//! Local AI models as supervised actors: the capabilities of [`model_actors`] on candle.
+//!
+//! The modules are listed in reading order, and each imports only those above it.
+
+mod error;
+mod device;
+#[cfg(feature = "hub")]
+mod hub;
+mod source;
+mod weights;
+mod tokens;
+mod kernels;
+mod pooling;
+mod models;
+
+pub use device::ComputeDevice;
+#[cfg(feature = "hub")]
+pub use hub::{HubSettings, HubToken};
+pub use models::text_embedding::{LoadOptions, TextEmbeddingModel};
+pub use error::{Error, Result};
+pub use source::Source;
