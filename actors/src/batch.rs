@@ -2,14 +2,12 @@
 //! answers callers directly; what is left unanswered at its end is decided by the scheduler.
 
 use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use crate::capability::Capability;
 use crate::error::{Error, Failure};
 use crate::id::RequestId;
-use crate::job::Job;
+use crate::job::{EmitError, Job};
 use crate::progress::Gauge;
 
 /// How requests that join a running batch arrive, and how finished ones are reported meanwhile.
@@ -28,7 +26,11 @@ pub struct Batch<'a, C: Capability> {
 }
 
 impl<'a, C: Capability> Batch<'a, C> {
-    pub(crate) fn new(items: Vec<Item<C>>, gauge: &'a Gauge, joining: Option<&'a mut dyn Joining<C>>) -> Self {
+    pub(crate) fn new(
+        items: Vec<Item<C>>,
+        gauge: &'a Gauge,
+        joining: Option<&'a mut dyn Joining<C>>,
+    ) -> Self {
         Self { items, gauge, joining }
     }
 
@@ -68,12 +70,16 @@ impl<'a, C: Capability> Batch<'a, C> {
 pub struct Item<C: Capability> {
     pub(crate) job: Arc<Job<C>>,
     pub(crate) attempt: u32,
-    chunks: Option<mpsc::Sender<C::Chunk>>,
     gauge: Arc<Gauge>,
     stall: Duration,
 }
 
 /// Nobody wants more of this answer: the caller has gone, its time is up, or its reader stalled.
+///
+/// ```
+/// use model_actors::{Failure, FailureKind, Stopped};
+/// assert_eq!(Failure::from(Stopped).kind, FailureKind::Stopped);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("nobody waits for the rest of this answer")]
 pub struct Stopped;
@@ -86,8 +92,7 @@ impl From<Stopped> for Failure {
 
 impl<C: Capability> Item<C> {
     pub(crate) fn new(job: Arc<Job<C>>, attempt: u32, gauge: Arc<Gauge>, stall: Duration) -> Self {
-        let chunks = job.chunk_sender();
-        Self { job, attempt, chunks, gauge, stall }
+        Self { job, attempt, gauge, stall }
     }
 
     /// What is asked.
@@ -102,7 +107,7 @@ impl<C: Capability> Item<C> {
 
     /// True once nobody waits for this answer. Look at it between steps.
     pub fn should_stop(&self) -> bool {
-        !self.job.is_current(self.attempt) || self.job.is_answered() || self.job.is_abandoned()
+        self.job.is_over_for(self.attempt)
     }
 
     /// Ends the request well.
@@ -121,38 +126,25 @@ impl<C: Capability> Item<C> {
     ///
     /// # Errors
     /// [`Stopped`] if nobody wants it any more. The other items are not affected.
-    pub fn emit(&self, chunk: C::Chunk) -> Result<(), Stopped> {
-        if self.should_stop() {
-            return Err(Stopped);
-        }
-        self.gauge.tick();
-        self.job.mark_emitted();
-        // Without a stream the caller wants the output alone.
-        let Some(chunks) = &self.chunks else { return Ok(()) };
-        match chunks.try_send(chunk) {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(Stopped),
-            Err(mpsc::error::TrySendError::Full(chunk)) => self.wait_for_reader(chunks, chunk),
-        }
-    }
-
-    /// The worker is not stuck while it waits for a reader, so it ticks; the reader has the stall limit to read.
-    fn wait_for_reader(&self, chunks: &mpsc::Sender<C::Chunk>, mut chunk: C::Chunk) -> Result<(), Stopped> {
-        let began = std::time::Instant::now();
-        while began.elapsed() < self.stall {
-            std::thread::park_timeout(Duration::from_millis(1).min(self.stall));
+    pub fn emit(&self, mut chunk: C::Chunk) -> Result<(), Stopped> {
+        let began = Instant::now();
+        loop {
             self.gauge.tick();
             if self.should_stop() {
                 return Err(Stopped);
             }
-            match chunks.try_send(chunk) {
+            chunk = match self.job.emit_from(self.attempt, chunk) {
                 Ok(()) => return Ok(()),
-                Err(mpsc::error::TrySendError::Closed(_)) => return Err(Stopped),
-                Err(mpsc::error::TrySendError::Full(back)) => chunk = back,
+                Err(EmitError::Stopped) => return Err(Stopped),
+                Err(EmitError::Full(back)) => back,
+            };
+            if began.elapsed() >= self.stall {
+                let model = self.job.parts.model.clone();
+                self.job.answer_from(self.attempt, Err(Error::SlowReader { model, stalled: self.stall }));
+                return Err(Stopped);
             }
+            // The reader's channel cannot wake a thread with a time limit, so this looks again every millisecond.
+            std::thread::park_timeout(Duration::from_millis(1));
         }
-        let model = self.job.parts.model.clone();
-        self.job.answer_from(self.attempt, Err(Error::SlowReader { model, stalled: self.stall }));
-        Err(Stopped)
     }
 }

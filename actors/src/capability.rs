@@ -14,9 +14,7 @@ pub use embedding::{EmbedImages, EmbedTexts, Embeddings, ImageEmbedding, TextEmb
 pub use generation::{
     Completion, FinishReason, GenerateText, Message, Prompt, Role, Sampling, TextToText, Usage,
 };
-pub use image::{
-    DescribeImage, ImageSource, PaintImage, PaintStep, Picture, TextToImage, Vision,
-};
+pub use image::{DescribeImage, ImageSource, PaintImage, PaintStep, Picture, TextToImage, Vision};
 
 /// One kind of work, served by one pool.
 ///
@@ -117,7 +115,9 @@ impl fmt::Display for Lane {
 /// use model_actors::Priority;
 /// assert!(Priority::HIGH > Priority::default());
 /// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub struct Priority(pub i8);
 
 impl Priority {

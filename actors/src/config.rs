@@ -82,12 +82,15 @@ pub struct PoolConfig {
     pub max_workers: usize,
     /// Workers started at a model's first request, where memory allows.
     pub cold_start_workers: usize,
-    /// Requests accepted and not yet answered, by lane.
-    pub queue: QueueCapacity,
+    /// Requests accepted and not yet answered, by lane. `None`: the capability's own [`crate::Capability::QUEUE`].
+    pub queue: Option<QueueCapacity>,
     /// Chunks of a stream that may wait for their reader.
     pub stream_buffer: usize,
     /// Time that all workers of a model must have been idle before the first of them goes.
     pub cooldown_idle: Duration,
+    /// Time that a model's first worker waits for room while workers that may be evicted are still in use or too
+    /// young; then its requests get `MemoryExhausted`.
+    pub room_wait: Duration,
     /// A worker younger than this is not evicted to make room for another model.
     pub min_residency: Duration,
     /// Restarts of a model's workers.
@@ -106,9 +109,10 @@ impl Default for PoolConfig {
             request_timeout: Duration::from_secs(30),
             max_workers: 4,
             cold_start_workers: 2,
-            queue: QueueCapacity::default(),
+            queue: None,
             stream_buffer: 64,
             cooldown_idle: Duration::from_secs(60),
+            room_wait: Duration::from_secs(10),
             min_residency: Duration::from_secs(5),
             restart: RestartConfig::default(),
             stall: StallLimits::default(),
@@ -131,8 +135,11 @@ impl PoolConfig {
             "cold_start_workers",
             "must be at least 1 and at most max_workers",
         )?;
-        require((1..=1 << 20).contains(&self.queue.interactive), "queue.interactive", "must be 1 to 1,048,576")?;
-        require((1..=1 << 20).contains(&self.queue.batch), "queue.batch", "must be 1 to 1,048,576")?;
+        if let Some(queue) = self.queue {
+            let range = 1..=1 << 20;
+            require(range.contains(&queue.interactive), "queue.interactive", "must be 1 to 1,048,576")?;
+            require(range.contains(&queue.batch), "queue.batch", "must be 1 to 1,048,576")?;
+        }
         require((1..=1 << 16).contains(&self.stream_buffer), "stream_buffer", "must be 1 to 65,536")?;
         require(!self.cooldown_idle.is_zero(), "cooldown_idle", "must be above zero")?;
         require(!self.stall.load.is_zero(), "stall.load", "must be above zero")?;

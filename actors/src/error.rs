@@ -75,6 +75,18 @@ pub enum RequestPhase {
     Running,
 }
 
+impl RequestPhase {
+    /// The name, as in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WaitingForSlot => "waiting_for_slot",
+            Self::Queued => "queued",
+            Self::Loading { .. } => "loading",
+            Self::Running => "running",
+        }
+    }
+}
+
 impl fmt::Display for RequestPhase {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -130,7 +142,9 @@ pub enum Error {
         model: ModelId,
     },
     /// The request could not be handed to its pool, which stopped at that very moment. It did not run.
-    #[error("the request for {model} could not be handed to its pool, which has just stopped; it did not run")]
+    #[error(
+        "the request for {model} could not be handed to its pool, which has just stopped; it did not run"
+    )]
     SendError {
         /// The model asked for.
         model: ModelId,

@@ -1,8 +1,8 @@
 //! One accepted request on its way: what is asked, where it stands, and the answer that it owes. The answer holds
 //! the queue slot and can be taken once; whoever takes it answers. Dropping a job unanswered tells its caller so.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -39,12 +39,17 @@ pub(crate) struct Job<C: Capability> {
     pub(crate) cost: Cost,
     pub(crate) key: BatchKey,
     pub(crate) parts: JobParts<C>,
-    running: AtomicU8,
+    running: AtomicBool,
     cancelled: AtomicBool,
     emitted: AtomicBool,
-    /// Which run may answer: a thread that was given up must not answer for its successor.
-    attempt: AtomicU32,
-    answer: Mutex<Option<Answer<C>>>,
+    owed: Mutex<Owed<C>>,
+}
+
+/// The answer and who may give it. One lock over both, so that a thread that was given up can neither answer nor
+/// stream into the run of its successor.
+struct Owed<C: Capability> {
+    attempt: u32,
+    answer: Option<Answer<C>>,
 }
 
 impl<C: Capability> Job<C> {
@@ -54,68 +59,77 @@ impl<C: Capability> Job<C> {
             cost: C::cost(&parts.request),
             key: C::batch_key(&parts.request),
             parts,
-            running: AtomicU8::new(0),
+            running: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             emitted: AtomicBool::new(false),
-            attempt: AtomicU32::new(0),
-            answer: Mutex::new(Some(answer)),
+            owed: Mutex::new(Owed { attempt: 0, answer: Some(answer) }),
         })
+    }
+
+    fn owed(&self) -> MutexGuard<'_, Owed<C>> {
+        // A poisoned lock still guards a whole value: every change under it is a single assignment.
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a run and returns its attempt number; earlier attempts can no longer answer.
     pub(crate) fn begin_attempt(&self) -> u32 {
-        self.running.store(1, Ordering::Relaxed);
-        self.attempt.fetch_add(1, Ordering::AcqRel) + 1
+        self.running.store(true, Ordering::Relaxed);
+        let mut owed = self.owed();
+        owed.attempt += 1;
+        owed.attempt
     }
 
-    /// The run is over without an answer: the job is back in the queue, and its late thread may not answer.
+    /// The run is over without an answer: whoever runs it still can no longer answer.
     pub(crate) fn end_attempt(&self) {
-        self.running.store(0, Ordering::Relaxed);
-        self.attempt.fetch_add(1, Ordering::AcqRel);
-    }
-
-    pub(crate) fn is_current(&self, attempt: u32) -> bool {
-        self.attempt.load(Ordering::Acquire) == attempt
+        self.running.store(false, Ordering::Relaxed);
+        self.owed().attempt += 1;
     }
 
     /// Answers on behalf of the pool. False if it was answered already.
     pub(crate) fn answer(&self, result: Result<C::Output, Error>) -> bool {
-        self.take_answer().is_some_and(|answer| {
-            // The slot goes back before the caller wakes, so that it finds the slot free.
-            drop(answer.slot);
-            // A caller that has gone has dropped its receiver; it wants no answer.
-            let _ = answer.done.send(result);
-            true
-        })
+        let answer = self.owed().answer.take();
+        send(answer, result)
     }
 
     /// Answers on behalf of a run, unless a later run has begun.
     pub(crate) fn answer_from(&self, attempt: u32, result: Result<C::Output, Error>) -> bool {
-        self.is_current(attempt) && self.answer(result)
+        let answer = {
+            let mut owed = self.owed();
+            if owed.attempt == attempt { owed.answer.take() } else { None }
+        };
+        send(answer, result)
     }
 
-    pub(crate) fn take_answer(&self) -> Option<Answer<C>> {
-        // A panic cannot happen under this lock, so its poison means nothing.
-        self.answer.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Sends a part of the answer on behalf of a run. Gives the chunk back if the reader's buffer is full.
+    pub(crate) fn emit_from(&self, attempt: u32, chunk: C::Chunk) -> Result<(), EmitError<C::Chunk>> {
+        let owed = self.owed();
+        let Some(answer) = owed.answer.as_ref().filter(|_| owed.attempt == attempt) else {
+            return Err(EmitError::Stopped);
+        };
+        self.emitted.store(true, Ordering::Release);
+        // Without a stream the caller wants the output alone.
+        let Some(chunks) = &answer.chunks else { return Ok(()) };
+        chunks.try_send(chunk).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(chunk) => EmitError::Full(chunk),
+            mpsc::error::TrySendError::Closed(_) => EmitError::Stopped,
+        })
     }
 
-    pub(crate) fn chunk_sender(&self) -> Option<mpsc::Sender<C::Chunk>> {
-        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        answer.as_ref().and_then(|answer| answer.chunks.clone())
+    /// This run can no longer answer: it was answered, cancelled, given up, or nobody waits any more.
+    pub(crate) fn is_over_for(&self, attempt: u32) -> bool {
+        let owed = self.owed();
+        owed.attempt != attempt || owed.answer.is_none() || self.is_abandoned()
     }
 
     pub(crate) fn is_answered(&self) -> bool {
-        self.answer.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.owed().answer.is_none()
     }
 
-    /// The caller has gone.
+    /// The caller has gone. False if it was answered before.
     pub(crate) fn cancel(&self) -> bool {
         self.cancelled.store(true, Ordering::Release);
-        self.take_answer().is_some()
-    }
-
-    pub(crate) fn mark_emitted(&self) {
-        self.emitted.store(true, Ordering::Release);
+        let answer = self.owed().answer.take();
+        answer.is_some()
     }
 
     /// Part of the answer is out, so the request cannot be run again and its deadline no longer counts.
@@ -131,7 +145,7 @@ impl<C: Capability> Job<C> {
 
     /// Where the request stands, for the error of a caller that ran out of time.
     pub(crate) fn phase(&self) -> RequestPhase {
-        if self.running.load(Ordering::Relaxed) != 0 {
+        if self.running.load(Ordering::Relaxed) {
             return RequestPhase::Running;
         }
         match self.parts.load.percent() {
@@ -141,10 +155,23 @@ impl<C: Capability> Job<C> {
     }
 
     pub(crate) fn timeout_error(&self) -> Error {
-        Error::Timeout {
-            model: self.parts.model.clone(),
-            phase: self.phase(),
-            after: self.parts.timeout,
-        }
+        Error::Timeout { model: self.parts.model.clone(), phase: self.phase(), after: self.parts.timeout }
     }
+}
+
+/// Why a chunk was not sent.
+pub(crate) enum EmitError<T> {
+    /// The reader's buffer is full.
+    Full(T),
+    /// Nobody wants it any more.
+    Stopped,
+}
+
+fn send<C: Capability>(answer: Option<Answer<C>>, result: Result<C::Output, Error>) -> bool {
+    let Some(answer) = answer else { return false };
+    // The slot goes back before the caller wakes, so that it finds the slot free.
+    drop(answer.slot);
+    // A caller that has gone has dropped its receiver; it wants no answer.
+    let _ = answer.done.send(result);
+    true
 }

@@ -1,25 +1,45 @@
 //! Supervised, bounded, memory-aware worker pools for local models, as ractor actors.
 //!
-//! The modules are listed in reading order, and each imports only those above it (`model`, `batch` and `job` lean on
-//! one another's types).
+//! The modules are listed in reading order, and each imports only those above it.
 
-mod batch;
-mod capability;
-mod config;
-mod error;
+#[macro_use]
+mod message;
+
 mod id;
-mod job;
-mod memory;
-mod model;
+mod error;
+mod config;
+mod capability;
 mod progress;
+mod memory;
 pub mod telemetry;
+mod job;
+mod batch;
+mod model;
+mod status;
+pub mod scheduler;
+mod alarm;
+mod catalogue;
+mod worker;
+pub mod maintenance;
+mod pool;
+mod client;
+mod system;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use batch::{Batch, Item, Stopped};
 pub use capability::*;
+pub use catalogue::ModelSpec;
+pub use client::{CallOptions, Client, ModelHandle, ReplyStream};
 pub use config::{BatchLimits, PoolConfig, QueueCapacity, RestartConfig, StallLimits, SystemConfig};
 pub use error::{Cause, Error, Failure, FailureKind, RequestPhase, Result};
 pub use id::{Bytes, Device, ModelId, ModelKey, RequestId, Time, WorkerId};
 pub use memory::{Ledger, PressureLevel};
 pub use model::{Footprint, LoadContext, Loader, Model, Weights};
 pub use progress::{LoadStage, WorkerPhase};
+pub use status::{
+    BreakerState, LoadStatus, MemoryStatus, ModelStatus, PoolStatus, ShutdownReport, SystemState,
+    SystemStatus, WorkerStatus,
+};
+pub use system::{System, SystemBuilder};
 pub use telemetry::{Event, EvictionReason};

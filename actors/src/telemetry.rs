@@ -121,7 +121,7 @@ pub enum Event {
     /// A batch ran out of memory; from now on at most so many requests share one.
     BatchShrunk { capability: &'static str, model: ModelId, requests: usize },
     /// A pool failed and was started again.
-    PoolRestarted { capability: &'static str, error: String },
+    PoolRestarted { capability: &'static str },
     /// The level of memory pressure changed.
     Pressure { device: Device, level: crate::memory::PressureLevel },
     /// The system takes no new requests.
@@ -167,5 +167,57 @@ impl Events {
             // An error says that the last listener left just now.
             let _ = self.0.send(event());
         }
+    }
+}
+
+/// The metrics of one model that are touched for every request, looked up once.
+pub(crate) struct ModelMetrics {
+    capability: &'static str,
+    model: String,
+    pub(crate) requests: metrics::Counter,
+    pub(crate) succeeded: metrics::Counter,
+    pub(crate) cancelled: metrics::Counter,
+    pub(crate) run_time: metrics::Histogram,
+    pub(crate) batch_size: metrics::Histogram,
+    pub(crate) backpressure_wait: metrics::Histogram,
+    pub(crate) queue_depth: metrics::Gauge,
+    pub(crate) spawned: metrics::Counter,
+}
+
+impl ModelMetrics {
+    pub(crate) fn new(capability: &'static str, model: &ModelId) -> Self {
+        let model = model.to_string();
+        let labels = [("capability", capability.to_owned()), ("model", model.clone())];
+        Self {
+            requests: metrics::counter!(metric::REQUESTS, &labels),
+            succeeded: metrics::counter!(metric::SUCCEEDED, &labels),
+            cancelled: metrics::counter!(metric::CANCELLED, &labels),
+            run_time: metrics::histogram!(metric::RUN_TIME, &labels),
+            batch_size: metrics::histogram!(metric::BATCH_SIZE, &labels),
+            backpressure_wait: metrics::histogram!(metric::BACKPRESSURE_WAIT, &labels),
+            queue_depth: metrics::gauge!(metric::QUEUE_DEPTH, &labels),
+            spawned: metrics::counter!(metric::WORKERS_SPAWNED, &labels),
+            capability,
+            model,
+        }
+    }
+
+    pub(crate) fn failed(&self, error: &Error) {
+        self.count(metric::ERRORS, "reason", error.reason());
+        match error {
+            Error::Timeout { phase, .. } => self.count(metric::TIMEOUTS, "phase", phase.name()),
+            Error::Overloaded { lane, .. } => self.count(metric::QUEUE_FULL, "lane", lane),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn evicted(&self, reason: EvictionReason) {
+        self.count(metric::WORKERS_EVICTED, "reason", reason.name());
+    }
+
+    fn count(&self, name: &'static str, label: &'static str, value: &'static str) {
+        let model = self.model.clone();
+        metrics::counter!(name, "capability" => self.capability, "model" => model, label => value)
+            .increment(1);
     }
 }

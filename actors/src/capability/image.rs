@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::generation::{Completion, Sampling};
-use super::{BatchKey, Capability, Cost};
+use super::{BatchKey, Capability};
 use crate::config::QueueCapacity;
 
 /// Largest side of a picture, in pixels.

@@ -1,0 +1,186 @@
+//! The registered models of a pool: a specification each, thousands of them, and no worker. Registering does no I/O;
+//! a model's metrics and load progress come to life with its first request.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use tokio::sync::Semaphore;
+
+use crate::capability::{Capability, Lane};
+use crate::config::{PoolConfig, QueueCapacity};
+use crate::error::{Error, Result};
+use crate::id::{Device, ModelId, ModelKey};
+use crate::model::Loader;
+use crate::progress::LoadProgress;
+use crate::scheduler::{Batching, ModelPolicy};
+use crate::telemetry::ModelMetrics;
+
+/// A model to register: its name, how to load it, and what differs from the pool's settings.
+pub struct ModelSpec<C: Capability> {
+    id: ModelId,
+    loader: Arc<dyn Loader<C>>,
+    device: Device,
+    config: Option<PoolConfig>,
+    batching: Batching,
+    pinned: bool,
+}
+
+impl<C: Capability> ModelSpec<C> {
+    /// A model on the host with the pool's settings.
+    pub fn new(id: impl Into<ModelId>, loader: impl Loader<C>) -> Self {
+        Self {
+            id: id.into(),
+            loader: Arc::new(loader),
+            device: Device::host(),
+            config: None,
+            batching: Batching::PerRun,
+            pinned: false,
+        }
+    }
+
+    /// Charges the model to this memory.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Settings of its own in place of the pool's.
+    pub fn config(mut self, config: PoolConfig) -> Self {
+        self.config = Some(config);
+        self
+    }
+
+    /// Once loaded, neither cooldown nor another model's need for room evicts it.
+    pub fn pinned(mut self) -> Self {
+        self.pinned = true;
+        self
+    }
+
+    /// Requests join and leave its runs between steps ([`crate::Batch::join`]).
+    pub fn continuous(mut self) -> Self {
+        self.batching = Batching::Continuous;
+        self
+    }
+}
+
+/// A registered model.
+pub(crate) struct Registered<C: Capability> {
+    pub(crate) key: ModelKey,
+    pub(crate) policy: ModelPolicy,
+    pub(crate) loader: Arc<dyn Loader<C>>,
+    pub(crate) load: Arc<LoadProgress>,
+    pub(crate) capacity: QueueCapacity,
+    /// The slots of its two lanes. Each accepted request holds one until it is answered.
+    interactive: Arc<Semaphore>,
+    batch: Arc<Semaphore>,
+    metrics: OnceLock<Box<ModelMetrics>>,
+}
+
+impl<C: Capability> Registered<C> {
+    pub(crate) fn id(&self) -> &ModelId {
+        &self.policy.model
+    }
+
+    pub(crate) fn slots(&self, lane: Lane) -> &Arc<Semaphore> {
+        match lane {
+            Lane::Interactive => &self.interactive,
+            Lane::Batch => &self.batch,
+        }
+    }
+
+    pub(crate) fn capacity(&self, lane: Lane) -> usize {
+        match lane {
+            Lane::Interactive => self.capacity.interactive,
+            Lane::Batch => self.capacity.batch,
+        }
+    }
+
+    pub(crate) fn metrics(&self) -> &ModelMetrics {
+        self.metrics.get_or_init(|| Box::new(ModelMetrics::new(C::NAME, self.id())))
+    }
+
+    /// Whoever waits for a slot, or comes for one later, is refused.
+    pub(crate) fn close(&self) {
+        self.interactive.close();
+        self.batch.close();
+    }
+}
+
+/// All registered models of one pool.
+pub(crate) struct Catalogue<C: Capability> {
+    models: DashMap<ModelId, Arc<Registered<C>>>,
+    defaults: Arc<PoolConfig>,
+    next_key: AtomicU32,
+}
+
+impl<C: Capability> Catalogue<C> {
+    pub(crate) fn new(defaults: PoolConfig) -> Self {
+        Self { models: DashMap::new(), defaults: Arc::new(defaults), next_key: AtomicU32::new(0) }
+    }
+
+    pub(crate) fn register(&self, spec: ModelSpec<C>) -> Result<Arc<Registered<C>>> {
+        let config = match spec.config {
+            Some(config) => {
+                config.validate()?;
+                Arc::new(config)
+            }
+            None => self.defaults.clone(),
+        };
+        match self.models.entry(spec.id.clone()) {
+            Entry::Occupied(_) => Err(Error::AlreadyRegistered { model: spec.id }),
+            Entry::Vacant(entry) => {
+                let capacity = config.queue.unwrap_or(C::QUEUE);
+                let registered = Arc::new(Registered {
+                    key: ModelKey(self.next_key.fetch_add(1, Ordering::Relaxed)),
+                    policy: ModelPolicy {
+                        model: spec.id,
+                        device: spec.device,
+                        config,
+                        batching: spec.batching,
+                        pinned: spec.pinned,
+                    },
+                    loader: spec.loader,
+                    load: Arc::default(),
+                    capacity,
+                    interactive: Arc::new(Semaphore::new(capacity.interactive)),
+                    batch: Arc::new(Semaphore::new(capacity.batch)),
+                    metrics: OnceLock::new(),
+                });
+                entry.insert(registered.clone());
+                Ok(registered)
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, id: &ModelId) -> Option<Arc<Registered<C>>> {
+        self.models.get(id).map(|entry| entry.value().clone())
+    }
+
+    pub(crate) fn remove(&self, id: &ModelId) -> Option<Arc<Registered<C>>> {
+        self.models.remove(id).map(|(_, registered)| registered)
+    }
+
+    pub(crate) fn ids(&self) -> Vec<ModelId> {
+        let mut ids: Vec<ModelId> = self.models.iter().map(|entry| entry.key().clone()).collect();
+        ids.sort();
+        ids
+    }
+
+    /// Refuses everybody who waits for a slot.
+    pub(crate) fn close(&self) {
+        for entry in &self.models {
+            entry.value().close();
+        }
+    }
+
+    /// Slots that are not in use by any request, and all there are.
+    pub(crate) fn slots(&self) -> (usize, usize) {
+        self.models.iter().fold((0, 0), |(free, all), entry| {
+            let model = entry.value();
+            let available = model.interactive.available_permits() + model.batch.available_permits();
+            (free + available, all + model.capacity.interactive + model.capacity.batch)
+        })
+    }
+}

@@ -1,0 +1,194 @@
+//! The caller's end of a request: waits for the answer or the deadline, reads the stream, counts how it ended, and
+//! cancels the request when it is dropped before.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures_core::Stream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Sleep;
+
+use super::PoolShared;
+use crate::capability::Capability;
+use crate::catalogue::Registered;
+use crate::error::{Error, Result};
+use crate::id::ModelKey;
+use crate::job::Job;
+
+/// Counts a request once, however it ends. Dropped before its end, the caller has gone.
+pub(super) struct Tally<C: Capability> {
+    model: Option<Arc<Registered<C>>>,
+}
+
+impl<C: Capability> Tally<C> {
+    pub(super) fn begin(model: Arc<Registered<C>>) -> Self {
+        model.metrics().requests.increment(1);
+        Self { model: Some(model) }
+    }
+
+    pub(super) fn end<T>(mut self, result: Result<T>) -> Result<T> {
+        self.count(&result);
+        result
+    }
+
+    fn count<T>(&mut self, result: &Result<T>) {
+        if let Some(model) = self.model.take() {
+            match result {
+                Ok(_) => model.metrics().succeeded.increment(1),
+                Err(error) => {
+                    tracing::debug!(%error, reason = error.reason(), "a request failed");
+                    model.metrics().failed(error);
+                }
+            }
+        }
+    }
+}
+
+impl<C: Capability> Drop for Tally<C> {
+    fn drop(&mut self) {
+        if let Some(model) = self.model.take() {
+            model.metrics().cancelled.increment(1);
+        }
+    }
+}
+
+/// An accepted request, until it ends. Dropping it cancels the request.
+pub(super) struct Reply<C: Capability> {
+    job: Arc<Job<C>>,
+    answer: oneshot::Receiver<Result<C::Output>>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    shared: Arc<PoolShared<C>>,
+    key: ModelKey,
+    ended: bool,
+}
+
+impl<C: Capability> Reply<C> {
+    pub(super) fn new(
+        job: Arc<Job<C>>,
+        answer: oneshot::Receiver<Result<C::Output>>,
+        shared: Arc<PoolShared<C>>,
+        key: ModelKey,
+    ) -> Self {
+        Self { job, answer, deadline: None, shared, key, ended: false }
+    }
+
+    pub(super) async fn output(mut self) -> Result<C::Output> {
+        std::future::poll_fn(|context| self.poll_output(context)).await
+    }
+
+    fn poll_output(&mut self, context: &mut Context<'_>) -> Poll<Result<C::Output>> {
+        if let Poll::Ready(answer) = Pin::new(&mut self.answer).poll(context) {
+            return Poll::Ready(self.end(answer));
+        }
+        // Once part of the answer is out the deadline is met; from there the stall limits watch over the rest.
+        if self.job.has_emitted() {
+            return Poll::Pending;
+        }
+        let (clock, deadline) = (self.shared.clock, self.job.parts.deadline);
+        let deadline =
+            self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(clock.instant(deadline))));
+        ready!(deadline.as_mut().poll(context));
+        if self.job.has_emitted() {
+            return Poll::Pending;
+        }
+        let late = self.job.timeout_error();
+        if self.job.cancel() {
+            self.ended = true;
+            self.shared.gate.cancel(self.key, self.job.id);
+            return Poll::Ready(Err(late));
+        }
+        // It was answered at the last moment: whoever took the answer is sending it just now.
+        Pin::new(&mut self.answer).poll(context).map(|answer| self.end(answer))
+    }
+
+    fn end(
+        &mut self,
+        answer: std::result::Result<Result<C::Output>, oneshot::error::RecvError>,
+    ) -> Result<C::Output> {
+        self.ended = true;
+        answer.unwrap_or_else(|_| Err(Error::RecvError { model: self.job.parts.model.clone() }))
+    }
+}
+
+impl<C: Capability> Drop for Reply<C> {
+    fn drop(&mut self) {
+        if !self.ended && self.job.cancel() {
+            self.shared.gate.cancel(self.key, self.job.id);
+        }
+    }
+}
+
+/// The chunks of a streamed answer, in order, and at their end the output. Dropping it cancels the request.
+///
+/// It is a [`Stream`] of chunks that ends after the last chunk or the first error; [`Self::output`] then gives how it
+/// ended.
+pub struct ReplyStream<C: Capability> {
+    reply: Reply<C>,
+    chunks: mpsc::Receiver<C::Chunk>,
+    tally: Option<Tally<C>>,
+    end: Option<Result<C::Output>>,
+    /// The `Stream` has told its error.
+    told_error: bool,
+    span: tracing::Span,
+}
+
+impl<C: Capability> ReplyStream<C> {
+    pub(super) fn new(
+        reply: Reply<C>,
+        chunks: mpsc::Receiver<C::Chunk>,
+        tally: Tally<C>,
+        span: tracing::Span,
+    ) -> Self {
+        Self { reply, chunks, tally: Some(tally), end: None, told_error: false, span }
+    }
+
+    /// The next chunk; `None` once all have been read and the answer has ended, well or not.
+    pub async fn next(&mut self) -> Option<C::Chunk> {
+        std::future::poll_fn(|context| self.poll_chunk(context)).await
+    }
+
+    /// Reads to the end, leaving out what chunks remain, and returns the output.
+    ///
+    /// # Errors
+    /// How the request ended, if not well.
+    pub async fn output(mut self) -> Result<C::Output> {
+        while self.next().await.is_some() {}
+        let model = self.reply.job.parts.model.clone();
+        self.end.take().unwrap_or(Err(Error::RecvError { model }))
+    }
+
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<C::Chunk>> {
+        let _entered = self.span.clone().entered();
+        if let Poll::Ready(Some(chunk)) = self.chunks.poll_recv(context) {
+            return Poll::Ready(Some(chunk));
+        }
+        if self.end.is_none() {
+            let end = ready!(self.reply.poll_output(context));
+            if let Some(tally) = self.tally.take() {
+                self.end = Some(tally.end(end));
+            }
+        }
+        // Chunks that came just before the end are read first.
+        Poll::Ready(self.chunks.try_recv().ok())
+    }
+}
+
+// Nothing in it is pinned in place: its one pinned part is boxed.
+impl<C: Capability> Unpin for ReplyStream<C> {}
+
+impl<C: Capability> Stream for ReplyStream<C> {
+    type Item = Result<C::Chunk>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(chunk) = ready!(self.poll_chunk(context)) {
+            return Poll::Ready(Some(Ok(chunk)));
+        }
+        let error = match &self.end {
+            Some(Err(error)) if !self.told_error => Some(error.clone()),
+            _ => None,
+        };
+        self.told_error |= error.is_some();
+        Poll::Ready(error.map(Err))
+    }
+}

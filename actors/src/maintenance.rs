@@ -1,0 +1,380 @@
+//! The maintenance actor, beside the pools under the system: it sends them timed cooldown messages, has idle workers
+//! evicted so that others find room, watches memory pressure, and asks every idle worker how it is. What it decides
+//! is in `maintenance/room.rs` (who waits for room) and `maintenance/eviction.rs` (who has to go); this file turns
+//! messages into their inputs and their effects into sends. Pools, budgets and the system send to it.
+
+pub mod eviction;
+pub mod room;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, DerivedActorRef, SupervisionEvent};
+use tokio::sync::watch;
+
+use crate::alarm::Alarm;
+use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
+use crate::memory::{Budgets, Lease, Ledger, PressureLevel, process_memory};
+use crate::progress::Clock;
+use crate::status::{MemoryStatus, SystemStatus};
+use crate::telemetry::{Event, Events, EvictionReason, metric};
+use eviction::{Offer, PoolIndex, relieve};
+use room::{RoomAsk, RoomDesk, RoomEffect, RoomInput};
+
+/// What maintenance, and the system, tell a pool.
+pub(crate) enum PoolCommand {
+    /// The moment for a cooldown has come.
+    Cooldown,
+    /// Let this worker go, if it is still idle.
+    Evict { worker: WorkerId, reason: EvictionReason },
+    /// Room was found, or not.
+    Room { worker: WorkerId, result: Result<Lease, NoRoom> },
+    /// Say who could go.
+    Offer,
+    /// Ask the idle workers how they are.
+    CheckHealth,
+    /// Memory is this short.
+    Pressure(PressureLevel),
+    /// Maintenance was started again: repeat what was asked of it.
+    MaintenanceRestarted(ActorRef<MaintenanceMessage>),
+    /// Finish by the deadline and say so.
+    Shutdown { deadline: Time, done: tokio::sync::oneshot::Sender<PoolDrained> },
+}
+
+crate::impl_message!(PoolCommand);
+
+/// Why there is no room.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NoRoom {
+    pub(crate) needed: Bytes,
+    pub(crate) free: Bytes,
+    pub(crate) limit: Bytes,
+}
+
+/// How a pool's shutdown went.
+#[derive(Debug)]
+pub(crate) struct PoolDrained {
+    pub(crate) abandoned: usize,
+    pub(crate) unfinished: Vec<String>,
+}
+
+/// What pools, budgets and the system tell maintenance.
+pub(crate) enum MaintenanceMessage {
+    /// A pool's next cooldown is due at this moment.
+    CooldownAt { pool: PoolIndex, at: Time },
+    /// A worker needs room.
+    Ask { ask: RoomAsk, model: ModelKey, device: Device, needed: Bytes, until: Time },
+    /// It needs it no longer.
+    Withdraw { ask: RoomAsk },
+    /// A pool says who could go.
+    Offers { pool: PoolIndex, offers: Vec<Offer> },
+    /// Bytes came back to a budget.
+    Released,
+    /// Memory ran out in spite of the budget.
+    Relieve { device: Device },
+    /// A pool was started, again or for the first time.
+    PoolUp { pool: PoolIndex, commands: DerivedActorRef<PoolCommand> },
+    /// A timer rang.
+    RoomAlarm,
+    /// A timer rang.
+    CooldownAlarm,
+    /// The interval has passed.
+    Interval,
+}
+
+crate::impl_message!(MaintenanceMessage);
+
+pub(crate) struct MaintenanceArguments {
+    pub(crate) clock: Clock,
+    pub(crate) interval: Duration,
+    pub(crate) budgets: Budgets,
+    pub(crate) pools: usize,
+    pub(crate) status: watch::Sender<SystemStatus>,
+    pub(crate) events: Events,
+}
+
+pub(crate) struct MaintenanceState {
+    arguments: MaintenanceArguments,
+    pools: Vec<Option<DerivedActorRef<PoolCommand>>>,
+    desk: RoomDesk,
+    room_alarm: Alarm,
+    cooldowns: Vec<Time>,
+    cooldown_alarm: Alarm,
+    /// A poll for a worker to evict because memory ran out: the device, and the offers so far.
+    relief: Option<(Device, BTreeMap<PoolIndex, Vec<Offer>>)>,
+    pressure: PressureLevel,
+    released: Arc<AtomicBool>,
+    _interval: IntervalGuard,
+}
+
+struct IntervalGuard(tokio::task::AbortHandle);
+
+impl Drop for IntervalGuard {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// See the module.
+pub(crate) struct Maintenance;
+
+impl Actor for Maintenance {
+    type Msg = MaintenanceMessage;
+    type State = MaintenanceState;
+    type Arguments = MaintenanceArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        arguments: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let released = Arc::new(AtomicBool::new(false));
+        for budget in arguments.budgets.values() {
+            let (maintenance, released) = (myself.clone(), released.clone());
+            budget.on_release(Box::new(move || {
+                // One message stands for any number of returns, so that they cannot fill the mailbox.
+                if !released.swap(true, Ordering::AcqRel) {
+                    let _ = maintenance.send_message(MaintenanceMessage::Released);
+                }
+            }));
+        }
+        let ticker = myself.clone();
+        let interval = arguments.interval;
+        let task = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                if ticker.send_message(MaintenanceMessage::Interval).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(MaintenanceState {
+            pools: vec![None; arguments.pools],
+            desk: RoomDesk::new(arguments.pools),
+            room_alarm: Alarm::unset(),
+            cooldowns: vec![Time::NEVER; arguments.pools],
+            cooldown_alarm: Alarm::unset(),
+            relief: None,
+            pressure: PressureLevel::Normal,
+            released,
+            _interval: IntervalGuard(task.abort_handle()),
+            arguments,
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            MaintenanceMessage::CooldownAt { pool, at } => state.cooldown_at(&myself, pool, at),
+            MaintenanceMessage::Ask { ask, model, device, needed, until } => {
+                state.room(RoomInput::Ask { ask, model, device, needed, until });
+            }
+            MaintenanceMessage::Withdraw { ask } => state.room(RoomInput::Withdraw { ask }),
+            MaintenanceMessage::Offers { pool, offers } => state.offers(pool, offers),
+            MaintenanceMessage::Released => state.bytes_released(),
+            MaintenanceMessage::Relieve { device } => state.relieve(device),
+            MaintenanceMessage::PoolUp { pool, commands } => state.pool_up(pool, commands),
+            MaintenanceMessage::RoomAlarm => state.room_alarm(),
+            MaintenanceMessage::CooldownAlarm => state.cooldown_alarm(&myself),
+            MaintenanceMessage::Interval => state.interval(),
+        }
+        state.set_room_alarm(&myself);
+        Ok(())
+    }
+
+    /// Maintenance has no children.
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        _event: SupervisionEvent,
+        _state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+}
+
+impl MaintenanceState {
+    fn tell(&self, pool: PoolIndex, command: PoolCommand) {
+        if let Some(Some(commands)) = self.pools.get(pool.0) {
+            // A pool that has just died is started again by the system and announced anew.
+            let _ = commands.send_message(command);
+        }
+    }
+
+    fn tell_all(&self, command: impl Fn() -> PoolCommand) {
+        for index in 0..self.pools.len() {
+            self.tell(PoolIndex(index), command());
+        }
+    }
+
+    fn pool_up(&mut self, pool: PoolIndex, commands: DerivedActorRef<PoolCommand>) {
+        if let Some(place) = self.pools.get_mut(pool.0) {
+            *place = Some(commands);
+        }
+        // What its predecessor asked for is not wanted any more.
+        self.room(RoomInput::PoolEnded { pool });
+        self.tell(pool, PoolCommand::Pressure(self.pressure));
+    }
+
+    fn cooldown_at(&mut self, myself: &ActorRef<MaintenanceMessage>, pool: PoolIndex, at: Time) {
+        if let Some(due) = self.cooldowns.get_mut(pool.0) {
+            *due = at;
+            self.set_cooldown_alarm(myself);
+        }
+    }
+
+    fn set_cooldown_alarm(&mut self, myself: &ActorRef<MaintenanceMessage>) {
+        if let Some(next) = self.cooldowns.iter().min().filter(|at| **at < Time::NEVER) {
+            let maintenance = myself.clone();
+            self.cooldown_alarm.set(self.arguments.clock, *next, move || {
+                let _ = maintenance.send_message(MaintenanceMessage::CooldownAlarm);
+            });
+        }
+    }
+
+    fn cooldown_alarm(&mut self, myself: &ActorRef<MaintenanceMessage>) {
+        self.cooldown_alarm.rang();
+        let now = self.arguments.clock.now();
+        for index in 0..self.cooldowns.len() {
+            if self.cooldowns[index] <= now {
+                self.cooldowns[index] = Time::NEVER;
+                self.tell(PoolIndex(index), PoolCommand::Cooldown);
+            }
+        }
+        self.set_cooldown_alarm(myself);
+    }
+
+    fn bytes_released(&mut self) {
+        // Cleared before the ledgers are read: a return after this sends another message.
+        self.released.store(false, Ordering::Release);
+        self.room(RoomInput::Released);
+    }
+
+    fn room_alarm(&mut self) {
+        self.room_alarm.rang();
+        self.room(RoomInput::Tick);
+    }
+
+    fn set_room_alarm(&mut self, myself: &ActorRef<MaintenanceMessage>) {
+        let (maintenance, at) = (myself.clone(), self.desk.alarm());
+        self.room_alarm.set(self.arguments.clock, at, move || {
+            let _ = maintenance.send_message(MaintenanceMessage::RoomAlarm);
+        });
+    }
+
+    /// Gives the desk an input and carries out what follows, grants included, until nothing more does.
+    fn room(&mut self, input: RoomInput) {
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            let mut effects = Vec::new();
+            let now = self.arguments.clock.now();
+            self.desk.handle(now, input, &self.ledgers(), &mut effects);
+            for effect in effects {
+                match effect {
+                    RoomEffect::Poll => self.tell_all(|| PoolCommand::Offer),
+                    RoomEffect::Evict { pool, worker } => {
+                        self.tell(pool, PoolCommand::Evict { worker, reason: EvictionReason::MakeRoom });
+                    }
+                    RoomEffect::Grant { ask, device, needed } => {
+                        inputs.push(self.grant(ask, &device, needed))
+                    }
+                    RoomEffect::Deny { ask, device, needed } => self.deny(ask, &device, needed),
+                }
+            }
+        }
+    }
+
+    /// A pool may have taken the room between the reading of the ledger and now.
+    fn grant(&self, ask: RoomAsk, device: &Device, needed: Bytes) -> RoomInput {
+        match self.arguments.budgets.get(device).and_then(|budget| budget.lease(needed)) {
+            Some(lease) => {
+                self.tell(ask.pool, PoolCommand::Room { worker: ask.worker, result: Ok(lease) });
+                RoomInput::Granted { ask }
+            }
+            None => RoomInput::GrantFailed { ask },
+        }
+    }
+
+    fn deny(&self, ask: RoomAsk, device: &Device, needed: Bytes) {
+        let ledger = self.arguments.budgets.get(device).map(|budget| budget.read());
+        let ledger = ledger.unwrap_or(Ledger::new(Bytes::ZERO));
+        let no_room = NoRoom { needed, free: ledger.free(), limit: ledger.limit() };
+        self.tell(ask.pool, PoolCommand::Room { worker: ask.worker, result: Err(no_room) });
+    }
+
+    fn ledgers(&self) -> BTreeMap<Device, Ledger> {
+        self.arguments.budgets.iter().map(|(device, budget)| (device.clone(), budget.read())).collect()
+    }
+
+    fn offers(&mut self, pool: PoolIndex, offers: Vec<Offer>) {
+        if let Some((device, received)) = &mut self.relief {
+            received.insert(pool, offers.clone());
+            if received.len() == self.pools.iter().flatten().count() {
+                let all: Vec<Offer> = received.values().flatten().cloned().collect();
+                let goes = relieve(device, &all);
+                self.relief = None;
+                if let Some((pool, worker)) = goes {
+                    self.tell(pool, PoolCommand::Evict { worker, reason: EvictionReason::Pressure });
+                }
+            }
+        }
+        self.room(RoomInput::Offers { pool, offers });
+    }
+
+    fn relieve(&mut self, device: Device) {
+        self.relief = Some((device, BTreeMap::new()));
+        self.tell_all(|| PoolCommand::Offer);
+    }
+
+    fn interval(&mut self) {
+        self.check_pressure();
+        self.tell_all(|| PoolCommand::CheckHealth);
+        let status = self.arguments.status.borrow().clone();
+        for pool in &status.pools {
+            let bytes: Bytes = pool.models.iter().map(|model| model.bytes).sum();
+            tracing::info!(capability = pool.capability, %bytes, "memory of a pool");
+        }
+        for budget in self.arguments.budgets.values() {
+            let ledger = budget.read();
+            let device = budget.device();
+            tracing::info!(%device, charged = %ledger.charged(), limit = %ledger.limit(), "memory of all pools");
+        }
+    }
+
+    /// The host is also used by others, so its pressure is the machine's or the budget's, whichever is worse.
+    fn check_pressure(&mut self) {
+        let memory = process_memory();
+        let machine = PressureLevel::of(memory.used, memory.limit);
+        let mut levels = Vec::new();
+        for budget in self.arguments.budgets.values() {
+            let (device, ledger) = (budget.device(), budget.read());
+            let own = PressureLevel::of(ledger.charged(), ledger.limit());
+            let level = if *device == Device::host() { own.max(machine) } else { own };
+            levels.push(MemoryStatus {
+                device: device.clone(),
+                limit: ledger.limit(),
+                charged: ledger.charged(),
+                pressure: level,
+            });
+            metrics::gauge!(metric::BYTES, "device" => device.to_string()).set(ledger.charged().0 as f64);
+        }
+        let worst = levels.iter().max_by_key(|memory| memory.pressure).cloned();
+        self.arguments.status.send_modify(|status| status.memory = levels);
+        let Some(worst) = worst else { return };
+        if worst.pressure != self.pressure {
+            self.pressure = worst.pressure;
+            self.tell_all(|| PoolCommand::Pressure(worst.pressure));
+            let device = worst.device.clone();
+            self.arguments.events.send(|| Event::Pressure { device, level: worst.pressure });
+        }
+        if worst.pressure == PressureLevel::Critical {
+            self.relieve(worst.device);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Who has to go when room runs short: a pure choice among the idle workers that the pools offer.
+//!
+//! What is least worth goes first: what has been idle long, frees much, and is quick to load again. One in use is
+//! never on offer; a pinned model's workers and those younger than their minimum residency stay whatever happens.
+
+use std::cmp::Ordering;
+use std::time::Duration;
+
+use crate::id::{Bytes, Device, ModelKey, WorkerId};
+use crate::memory::Ledger;
+use crate::model::Footprint;
+
+/// A pool, by its place in the system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolIndex(pub usize);
+
+/// An idle worker, as its pool offers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdleWorker {
+    /// The worker.
+    pub worker: WorkerId,
+    /// How long it has had nothing to do.
+    pub idle_for: Duration,
+    /// How long ago it became ready.
+    pub ready_for: Duration,
+}
+
+/// What one model holds, and what of it could go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Its pool.
+    pub pool: PoolIndex,
+    /// The model.
+    pub model: ModelKey,
+    /// The memory that it is charged to.
+    pub device: Device,
+    /// None of its workers may be evicted.
+    pub pinned: bool,
+    /// Its idle workers.
+    pub idle: Vec<IdleWorker>,
+    /// Its workers that hold bytes, idle and leaving ones included.
+    pub holders: usize,
+    /// How many of the holders were told to go or have died: their bytes are on the way back.
+    pub leaving: usize,
+    /// What it takes.
+    pub footprint: Footprint,
+    /// What it takes to load it again.
+    pub reload_time: Duration,
+    /// A worker younger than this stays.
+    pub min_residency: Duration,
+}
+
+impl Offer {
+    /// Holders that nobody told to go yet.
+    fn staying(&self) -> usize {
+        self.holders.saturating_sub(self.leaving)
+    }
+
+    /// What comes back when `gone` of its holders are: the weights only with the last of them.
+    fn freed_by(&self, gone: usize) -> Bytes {
+        if gone == 0 {
+            Bytes::ZERO
+        } else if gone >= self.holders {
+            self.footprint.with_workers(self.holders)
+        } else {
+            self.footprint.with_workers(gone) - self.footprint.shared
+        }
+    }
+
+    /// What is on the way back already.
+    fn coming_back(&self) -> Bytes {
+        self.freed_by(self.leaving.min(self.holders))
+    }
+
+    /// What it still holds once those on their way out have gone.
+    fn kept(&self) -> Bytes {
+        self.freed_by(self.holders) - self.coming_back()
+    }
+
+    /// What comes back on top of that when `picked` more go.
+    fn freed_on_top(&self, picked: usize) -> Bytes {
+        self.freed_by(self.leaving + picked) - self.coming_back()
+    }
+}
+
+/// What to do about a need for room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// There is room.
+    Fits,
+    /// There will be, once these workers have gone.
+    Evict(Vec<(PoolIndex, WorkerId)>),
+    /// What could go is in use, too young, or on its way out already. Ask again later.
+    Wait,
+    /// Not even with everything gone that is not pinned.
+    Never,
+}
+
+/// One worker that may be evicted: which offer it belongs to, and the worker itself.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    offer: usize,
+    idle: IdleWorker,
+}
+
+/// Finds room for `needed` on `device`, with the fewest evictions among the least worth.
+pub fn plan(needed: Bytes, ledger: Ledger, device: &Device, offers: &[Offer]) -> Plan {
+    if needed <= ledger.free() {
+        return Plan::Fits;
+    }
+    let offers: Vec<&Offer> = offers.iter().filter(|offer| offer.device == *device).collect();
+    let kept_come_what_may: Bytes =
+        offers.iter().filter(|offer| offer.pinned).map(|offer| offer.kept()).sum();
+    if needed > ledger.limit() - kept_come_what_may {
+        return Plan::Never;
+    }
+    let coming: Bytes = offers.iter().map(|offer| offer.coming_back()).sum();
+    let missing = (needed - ledger.free()) - coming;
+    if missing == Bytes::ZERO {
+        return Plan::Wait;
+    }
+    match pick(missing, &offers) {
+        Some(picks) => {
+            Plan::Evict(picks.iter().map(|pick| (offers[pick.offer].pool, pick.idle.worker)).collect())
+        }
+        None => Plan::Wait,
+    }
+}
+
+/// One idle worker to be rid of, the least worth: when memory ran out in spite of the budget, or is about to.
+pub fn relieve(device: &Device, offers: &[Offer]) -> Option<(PoolIndex, WorkerId)> {
+    let offers: Vec<&Offer> = offers.iter().filter(|offer| offer.device == *device).collect();
+    let first = least_worth(&offers, &candidates(&offers), &[])?;
+    Some((offers[first.offer].pool, first.idle.worker))
+}
+
+/// Picks until enough comes back, then takes back every pick that turned out not to be needed.
+fn pick(missing: Bytes, offers: &[&Offer]) -> Option<Vec<Candidate>> {
+    let mut left = candidates(offers);
+    let mut picks: Vec<Candidate> = Vec::new();
+    while freed(offers, &picks) < missing {
+        let next = least_worth(offers, &left, &picks)?;
+        left.retain(|candidate| !candidate.is(next));
+        picks.push(next);
+    }
+    for index in (0..picks.len()).rev() {
+        let spared = picks.remove(index);
+        if freed(offers, &picks) < missing {
+            picks.insert(index, spared);
+        }
+    }
+    Some(picks)
+}
+
+fn candidates(offers: &[&Offer]) -> Vec<Candidate> {
+    let evictable = offers.iter().enumerate().filter(|(_, offer)| !offer.pinned);
+    evictable
+        .flat_map(|(index, offer)| {
+            let old_enough = offer.idle.iter().filter(|idle| idle.ready_for >= offer.min_residency);
+            old_enough.map(move |idle| Candidate { offer: index, idle: *idle })
+        })
+        .collect()
+}
+
+fn least_worth(offers: &[&Offer], left: &[Candidate], picks: &[Candidate]) -> Option<Candidate> {
+    let score = |candidate: &Candidate| {
+        let offer = offers[candidate.offer];
+        let picked = picks.iter().filter(|pick| pick.offer == candidate.offer).count();
+        let bytes = offer.freed_on_top(picked + 1) - offer.freed_on_top(picked);
+        let reload = offer.reload_time.max(Duration::from_millis(1));
+        candidate.idle.idle_for.as_secs_f64() * bytes.0 as f64 / reload.as_secs_f64()
+    };
+    // Equal ones go by pool and worker, the older worker first, so that the choice can be foretold.
+    let place = |candidate: &Candidate| (offers[candidate.offer].pool, candidate.idle.worker);
+    let order = |left: &Candidate, right: &Candidate| -> Ordering {
+        score(left).total_cmp(&score(right)).then_with(|| place(right).cmp(&place(left)))
+    };
+    left.iter().max_by(|left, right| order(left, right)).copied()
+}
+
+/// What all these picks together bring back.
+fn freed(offers: &[&Offer], picks: &[Candidate]) -> Bytes {
+    let picked = |index| picks.iter().filter(|pick| pick.offer == index).count();
+    offers.iter().enumerate().map(|(index, offer)| offer.freed_on_top(picked(index))).sum()
+}
+
+impl Candidate {
+    fn is(&self, other: Candidate) -> bool {
+        self.offer == other.offer && self.idle.worker == other.idle.worker
+    }
+}

@@ -1,0 +1,264 @@
+//! Who waits for room: strictly first come, first served on each device. A pure desk: it is told of asks, of what
+//! the pools offer and of bytes that came back, and says whom to grant, deny or evict. Which workers go is
+//! `eviction`'s choice; taking the lease and sending the messages is the maintenance actor's work.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::eviction::{Offer, Plan, PoolIndex, plan};
+use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
+use crate::memory::Ledger;
+
+/// A round of questions ends after this long with the answers that came, so that a pool that died holds up nobody.
+const ROUND: Duration = Duration::from_millis(100);
+/// What had to wait is looked at again after this long, if no bytes come back before.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// An ask, named by the worker that the room is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RoomAsk {
+    /// The worker's pool.
+    pub pool: PoolIndex,
+    /// The worker.
+    pub worker: WorkerId,
+}
+
+/// Everything that the desk is told.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
+pub enum RoomInput {
+    /// Room is wanted by `until`. With `until` now or past, what is free is given at once, or nothing. The asking
+    /// model's own workers are never evicted for it.
+    Ask { ask: RoomAsk, model: ModelKey, device: Device, needed: Bytes, until: Time },
+    /// It is not wanted any more.
+    Withdraw { ask: RoomAsk },
+    /// A pool has ended, and all that it asked for with it.
+    PoolEnded { pool: PoolIndex },
+    /// A pool's answer to [`RoomEffect::Poll`].
+    Offers { pool: PoolIndex, offers: Vec<Offer> },
+    /// Bytes came back somewhere.
+    Released,
+    /// The lease of a grant was taken.
+    Granted { ask: RoomAsk },
+    /// Somebody was faster: the lease of a grant could not be taken.
+    GrantFailed { ask: RoomAsk },
+    /// The moment that [`RoomDesk::alarm`] named has come.
+    Tick,
+}
+
+/// Everything that the desk asks of the world.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
+pub enum RoomEffect {
+    /// Ask every pool what it offers.
+    Poll,
+    /// Have a pool let an idle worker go.
+    Evict { pool: PoolIndex, worker: WorkerId },
+    /// Take the lease; answered with `Granted` or `GrantFailed`.
+    Grant { ask: RoomAsk, device: Device, needed: Bytes },
+    /// There is no room.
+    Deny { ask: RoomAsk, device: Device, needed: Bytes },
+}
+
+#[derive(Debug)]
+struct Waiting {
+    ask: RoomAsk,
+    model: ModelKey,
+    needed: Bytes,
+    until: Time,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    // ## Waits <=> Granting
+    /// No room yet.
+    Waits,
+    /// The lease is being taken: its bytes are spoken for, whether the ledger shows them already or not.
+    Granting,
+}
+
+/// A question to all pools that is being answered.
+#[derive(Debug)]
+struct Round {
+    answers: Vec<Option<Vec<Offer>>>,
+    ends: Time,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct RoomDesk {
+    pools: usize,
+    lines: BTreeMap<Device, VecDeque<Waiting>>,
+    round: Option<Round>,
+    /// The next round, if one is needed and none is under way.
+    poll_at: Time,
+}
+
+impl RoomDesk {
+    /// A desk at which nobody waits.
+    pub fn new(pools: usize) -> Self {
+        Self { pools, lines: BTreeMap::new(), round: None, poll_at: Time::ZERO }
+    }
+
+    /// Takes one input at a moment and appends what follows from it.
+    pub fn handle(
+        &mut self,
+        now: Time,
+        input: RoomInput,
+        ledgers: &BTreeMap<Device, Ledger>,
+        effects: &mut Vec<RoomEffect>,
+    ) {
+        match input {
+            RoomInput::Ask { ask, model, device, needed, until } => {
+                self.drop_where(|waiting| waiting.ask == ask);
+                let line = self.lines.entry(device).or_default();
+                if line.iter().all(|before| before.state != State::Waits) {
+                    self.poll_at = now;
+                }
+                line.push_back(Waiting { ask, model, needed, until, state: State::Waits });
+            }
+            RoomInput::Withdraw { ask } => self.drop_where(|waiting| waiting.ask == ask),
+            RoomInput::PoolEnded { pool } => self.drop_where(|waiting| waiting.ask.pool == pool),
+            RoomInput::Offers { pool, offers } => self.take_offers(pool, offers),
+            RoomInput::Released => self.poll_at = now,
+            RoomInput::Granted { ask } => {
+                self.drop_where(|waiting| waiting.ask == ask && waiting.state == State::Granting);
+            }
+            RoomInput::GrantFailed { ask } => {
+                for waiting in self.lines.values_mut().flatten().filter(|waiting| waiting.ask == ask) {
+                    waiting.state = State::Waits;
+                }
+                self.poll_at = now;
+            }
+            RoomInput::Tick => {}
+        }
+        self.grant(ledgers, effects);
+        if self.deny_where(|waiting| waiting.until <= now, effects) {
+            self.next_in_line(now, ledgers, effects);
+        }
+        self.decide(now, ledgers, effects);
+        self.poll(now, effects);
+    }
+
+    /// When [`RoomInput::Tick`] is wanted at the latest.
+    pub fn alarm(&self) -> Time {
+        let waits = |waiting: &&Waiting| waiting.state == State::Waits;
+        let ends = self.lines.values().flatten().filter(waits).map(|waiting| waiting.until);
+        let next = match &self.round {
+            Some(round) => round.ends,
+            None => self.poll_at,
+        };
+        // With nobody waiting there is nothing to wake up for.
+        ends.min().map_or(Time::NEVER, |end| end.min(next))
+    }
+
+    /// True if nobody waits and no grant is under way.
+    pub fn is_empty(&self) -> bool {
+        self.lines.values().all(VecDeque::is_empty)
+    }
+
+    /// Grants from the front of each line for as long as it fits.
+    fn grant(&mut self, ledgers: &BTreeMap<Device, Ledger>, effects: &mut Vec<RoomEffect>) {
+        for (device, line) in &mut self.lines {
+            let Some(ledger) = ledgers.get(device) else { continue };
+            let mut free = ledger_less_promised(*ledger, line).free();
+            for waiting in line.iter_mut().filter(|waiting| waiting.state == State::Waits) {
+                if waiting.needed > free {
+                    break;
+                }
+                free -= waiting.needed;
+                waiting.state = State::Granting;
+                let (ask, needed) = (waiting.ask, waiting.needed);
+                effects.push(RoomEffect::Grant { ask, device: device.clone(), needed });
+            }
+        }
+    }
+
+    /// Once the offers are in, each line's first gets its room made, waits on, or learns that it never fits.
+    fn decide(&mut self, now: Time, ledgers: &BTreeMap<Device, Ledger>, effects: &mut Vec<RoomEffect>) {
+        let over = |round: &mut Round| round.ends <= now || round.answers.iter().all(Option::is_some);
+        let Some(round) = self.round.take_if(over) else { return };
+        let mut offers: Vec<Offer> = round.answers.into_iter().flatten().flatten().collect();
+        self.poll_at = now + RETRY;
+        let mut hopeless: Vec<RoomAsk> = Vec::new();
+        for (device, line) in &self.lines {
+            let Some(first) = line.iter().find(|waiting| waiting.state == State::Waits) else { continue };
+            keep_own_workers(first, &mut offers);
+            // A memory that is not budgeted has no room.
+            let ledger = ledgers.get(device).copied().unwrap_or(Ledger::new(Bytes::ZERO));
+            match plan(first.needed, ledger_less_promised(ledger, line), device, &offers) {
+                Plan::Evict(workers) => effects
+                    .extend(workers.into_iter().map(|(pool, worker)| RoomEffect::Evict { pool, worker })),
+                Plan::Never => hopeless.push(first.ask),
+                // `grant` has just been tried, so `Fits` cannot come up; if it did, the retry would see to it.
+                Plan::Wait | Plan::Fits => {}
+            }
+        }
+        if self.deny_where(|waiting| hopeless.contains(&waiting.ask), effects) {
+            self.next_in_line(now, ledgers, effects);
+        }
+    }
+
+    /// The first in a line has gone without room: the next is granted or looked at without delay.
+    fn next_in_line(&mut self, now: Time, ledgers: &BTreeMap<Device, Ledger>, effects: &mut Vec<RoomEffect>) {
+        self.grant(ledgers, effects);
+        self.poll_at = now;
+    }
+
+    fn poll(&mut self, now: Time, effects: &mut Vec<RoomEffect>) {
+        let waited_for = self.lines.values().flatten().any(|waiting| waiting.state == State::Waits);
+        if waited_for && self.round.is_none() && self.poll_at <= now {
+            self.round = Some(Round { answers: vec![None; self.pools], ends: now + ROUND });
+            effects.push(RoomEffect::Poll);
+        }
+    }
+
+    /// Answers that come after their round has ended are out of date.
+    fn take_offers(&mut self, pool: PoolIndex, offers: Vec<Offer>) {
+        if let Some(answer) = self.round.as_mut().and_then(|round| round.answers.get_mut(pool.0)) {
+            *answer = Some(offers);
+        }
+    }
+
+    fn drop_where(&mut self, goes: impl Fn(&Waiting) -> bool) {
+        for line in self.lines.values_mut() {
+            line.retain(|waiting| !goes(waiting));
+        }
+    }
+
+    /// True if somebody was denied.
+    fn deny_where(&mut self, goes: impl Fn(&Waiting) -> bool, effects: &mut Vec<RoomEffect>) -> bool {
+        let before = effects.len();
+        for (device, line) in &mut self.lines {
+            line.retain(|waiting| {
+                let denied = waiting.state == State::Waits && goes(waiting);
+                if denied {
+                    let (ask, needed) = (waiting.ask, waiting.needed);
+                    effects.push(RoomEffect::Deny { ask, device: device.clone(), needed });
+                }
+                !denied
+            });
+        }
+        effects.len() > before
+    }
+}
+
+/// A model does not make room for itself by giving up its own workers.
+fn keep_own_workers(asking: &Waiting, offers: &mut [Offer]) {
+    for offer in offers {
+        if offer.pool == asking.ask.pool && offer.model == asking.model {
+            offer.pinned = true;
+        }
+    }
+}
+
+/// What the ledger will show once the leases of all grants are taken. Some may be in it already, so this errs on the
+/// side of too little room, for a moment.
+fn ledger_less_promised(mut ledger: Ledger, line: &VecDeque<Waiting>) -> Ledger {
+    let granting = line.iter().filter(|waiting| waiting.state == State::Granting);
+    let promised: Bytes = granting.map(|waiting| waiting.needed).sum();
+    // Cannot fail: no more than what is free.
+    let _ = ledger.charge(promised.min(ledger.free()));
+    ledger
+}

@@ -1,0 +1,466 @@
+//! The pool supervisor of one capability: it owns its workers' handles, which nobody else stores, and every accepted
+//! job until it is answered. It decides nothing: each message becomes an input of the pure scheduler, and the
+//! effects that come back are carried out here (`pool/effects.rs`). Clients send it jobs, workers report to it,
+//! maintenance and the system command it. Its mailbox is bounded by the slots that its clients' jobs hold.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::{oneshot, watch};
+
+use crate::alarm::Alarm;
+use crate::capability::Capability;
+use crate::catalogue::Registered;
+use crate::error::{Cause, Error, Result};
+use crate::id::{ModelKey, RequestId, Time, WorkerId};
+use crate::job::Job;
+use crate::maintenance::eviction::PoolIndex;
+use crate::maintenance::{MaintenanceMessage, PoolCommand, PoolDrained};
+use crate::memory::{Budgets, Lease};
+use crate::progress::Clock;
+use crate::scheduler::{CallId, Fate, Input, Scheduler, Ticket};
+use crate::status::SystemStatus;
+use crate::telemetry::Events;
+use crate::worker::thread::fail_actor;
+use crate::worker::{Report, SharedWeights, WorkerHandle};
+
+mod effects;
+mod publish;
+
+use publish::Publisher;
+
+/// What clients, workers, maintenance, the system and its own timers tell a pool.
+pub(crate) enum PoolMessage<C: Capability> {
+    /// A request; it holds a slot of its model's queue.
+    Submit { model: Arc<Registered<C>>, job: Arc<Job<C>> },
+    /// The caller of a request has gone.
+    Cancel { key: ModelKey, request: RequestId },
+    /// Start, stop or pin a model, and say when it is done.
+    Call { model: Arc<Registered<C>>, call: Call, done: oneshot::Sender<Result<()>> },
+    /// From a worker or its thread.
+    Report(Report<C>),
+    /// From maintenance or the system.
+    Command(PoolCommand),
+    /// The scheduler's alarm.
+    Tick,
+    /// The status has waited long enough.
+    Publish,
+}
+
+crate::impl_message!(PoolMessage<C>);
+
+/// What can be asked of a model besides requests.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Call {
+    Preload,
+    Unload { deadline: Time },
+    Pin { pinned: bool },
+}
+
+impl<C: Capability> From<Report<C>> for PoolMessage<C> {
+    fn from(report: Report<C>) -> Self {
+        Self::Report(report)
+    }
+}
+
+impl<C: Capability> TryFrom<PoolMessage<C>> for Report<C> {
+    type Error = ();
+    fn try_from(message: PoolMessage<C>) -> Result<Self, ()> {
+        match message {
+            PoolMessage::Report(report) => Ok(report),
+            _ => Err(()),
+        }
+    }
+}
+
+impl<C: Capability> From<PoolCommand> for PoolMessage<C> {
+    fn from(command: PoolCommand) -> Self {
+        Self::Command(command)
+    }
+}
+
+impl<C: Capability> TryFrom<PoolMessage<C>> for PoolCommand {
+    type Error = ();
+    fn try_from(message: PoolMessage<C>) -> Result<Self, ()> {
+        match message {
+            PoolMessage::Command(command) => Ok(command),
+            _ => Err(()),
+        }
+    }
+}
+
+pub(crate) struct PoolArguments {
+    pub(crate) index: PoolIndex,
+    pub(crate) clock: Clock,
+    pub(crate) cooldown_interval: Duration,
+    pub(crate) seed: u64,
+    pub(crate) budgets: Budgets,
+    pub(crate) maintenance: ActorRef<MaintenanceMessage>,
+    pub(crate) status: watch::Sender<SystemStatus>,
+    pub(crate) events: Events,
+}
+
+/// What is held for a worker between its request for room and its load.
+struct Room<C: Capability> {
+    lease: Option<Lease>,
+    /// Kept from the moment of the decision, so that weights to share cannot go in between.
+    weights: Option<Arc<SharedWeights<C>>>,
+    ask: Option<MaintenanceMessageFactory>,
+}
+
+/// Repeats a question to maintenance after it was started again.
+type MaintenanceMessageFactory = Box<dyn Fn() -> MaintenanceMessage + Send>;
+
+/// Where a model's weights are, as far as the pool knows. The workers keep them alive; the pool does so only while a
+/// crashed worker's replacement waits for its backoff.
+struct WeightsEntry<C: Capability> {
+    shared: Weak<SharedWeights<C>>,
+    /// What a worker that has just crashed left behind, until the scheduler says whether to keep it.
+    offered: Option<Arc<SharedWeights<C>>>,
+    retained: Option<Arc<SharedWeights<C>>>,
+}
+
+pub(crate) struct PoolState<C: Capability> {
+    arguments: PoolArguments,
+    scheduler: Scheduler,
+    models: HashMap<ModelKey, Arc<Registered<C>>>,
+    weights: HashMap<ModelKey, WeightsEntry<C>>,
+    workers: HashMap<WorkerId, WorkerHandle<C>>,
+    /// Actors of panicked threads, until the supervision event of their failure.
+    failing: Vec<WorkerHandle<C>>,
+    /// Names of threads that have not ended.
+    threads: HashMap<WorkerId, String>,
+    jobs: HashMap<RequestId, Arc<Job<C>>>,
+    rooms: HashMap<WorkerId, Room<C>>,
+    /// The model whose weights are on offer while the inputs at hand are worked off.
+    offering: Option<ModelKey>,
+    calls: HashMap<CallId, oneshot::Sender<Result<()>>>,
+    next_call: u64,
+    drained: Option<oneshot::Sender<PoolDrained>>,
+    inputs: VecDeque<Input>,
+    alarm: Alarm,
+    told_cooldown: Time,
+    publisher: Publisher,
+}
+
+/// See the module.
+pub(crate) struct Pool<C>(std::marker::PhantomData<fn() -> C>);
+
+impl<C> Pool<C> {
+    pub(crate) fn new() -> Self {
+        Self(std::marker::PhantomData)
+    }
+}
+
+impl<C: Capability> Actor for Pool<C> {
+    type Msg = PoolMessage<C>;
+    type State = PoolState<C>;
+    type Arguments = PoolArguments;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        arguments: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(PoolState::new(arguments))
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            PoolMessage::Submit { model, job } => state.submit(model, job),
+            PoolMessage::Cancel { key, request } => state.inputs.push_back(Input::Cancel { key, request }),
+            PoolMessage::Call { model, call, done } => state.call(model, call, done),
+            PoolMessage::Report(report) => state.report(report),
+            PoolMessage::Command(command) => state.command(command),
+            PoolMessage::Tick => state.tick(),
+            PoolMessage::Publish => state.publisher.due(),
+        }
+        state.proceed(&myself).await;
+        Ok(())
+    }
+
+    /// Any exit of a worker that the pool did not ask for is a death: a panic, an error, a kill.
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorFailed(actor, error) => state.actor_ended(&actor, error.to_string()),
+            SupervisionEvent::ActorTerminated(actor, _, reason) => {
+                state.actor_ended(&actor, reason.unwrap_or_else(|| "it was stopped".to_owned()));
+            }
+            _ => {}
+        }
+        state.proceed(&myself).await;
+        Ok(())
+    }
+}
+
+impl<C: Capability> PoolState<C> {
+    fn new(arguments: PoolArguments) -> Self {
+        Self {
+            scheduler: Scheduler::new(C::NAME, arguments.cooldown_interval, arguments.seed),
+            publisher: Publisher::new(arguments.clock, arguments.status.clone(), arguments.index),
+            arguments,
+            models: HashMap::new(),
+            weights: HashMap::new(),
+            workers: HashMap::new(),
+            failing: Vec::new(),
+            threads: HashMap::new(),
+            jobs: HashMap::new(),
+            rooms: HashMap::new(),
+            offering: None,
+            calls: HashMap::new(),
+            next_call: 0,
+            drained: None,
+            inputs: VecDeque::new(),
+            alarm: Alarm::unset(),
+            told_cooldown: Time::NEVER,
+        }
+    }
+
+    /// Feeds the inputs that have gathered to the scheduler and carries out what follows, until nothing more does.
+    async fn proceed(&mut self, myself: &ActorRef<PoolMessage<C>>) {
+        let mut effects = Vec::new();
+        while let Some(input) = self.inputs.pop_front() {
+            self.scheduler.handle(self.arguments.clock.now(), input, &mut effects);
+            for effect in effects.drain(..) {
+                self.carry_out(myself, effect).await;
+            }
+        }
+        // What the scheduler did not want kept must not be kept alive by the offer.
+        if let Some(entry) = self.offering.take().and_then(|key| self.weights.get_mut(&key)) {
+            entry.offered = None;
+        }
+        self.set_alarms(myself);
+        if self.publisher.is_due() {
+            self.publish();
+        } else if self.publisher.wants_timer() {
+            let pool = myself.clone();
+            self.publisher.set_timer(move || {
+                let _ = pool.send_message(PoolMessage::Publish);
+            });
+        }
+    }
+
+    fn set_alarms(&mut self, myself: &ActorRef<PoolMessage<C>>) {
+        let (pool, at) = (myself, self.scheduler.alarm());
+        if at < Time::NEVER {
+            let pool = pool.clone();
+            self.alarm.set(self.arguments.clock, at, move || {
+                let _ = pool.send_message(PoolMessage::Tick);
+            });
+        }
+        let at = self.scheduler.cooldown_alarm();
+        if at < self.told_cooldown {
+            self.told_cooldown = at;
+            self.ask_maintenance(MaintenanceMessage::CooldownAt { pool: self.arguments.index, at });
+        }
+    }
+
+    fn tick(&mut self) {
+        self.alarm.rang();
+        self.inputs.push_back(Input::Tick);
+    }
+
+    fn ask_maintenance(&self, message: MaintenanceMessage) {
+        // If it has just died, the system starts it again and has this pool repeat its questions.
+        let _ = self.arguments.maintenance.send_message(message);
+    }
+
+    fn declare(&mut self, model: &Arc<Registered<C>>) {
+        if !self.models.contains_key(&model.key) {
+            self.models.insert(model.key, model.clone());
+            self.inputs.push_back(Input::Declare { key: model.key, policy: model.policy.clone() });
+        }
+    }
+
+    fn submit(&mut self, model: Arc<Registered<C>>, job: Arc<Job<C>>) {
+        self.declare(&model);
+        let ticket = Ticket {
+            lane: job.parts.lane,
+            priority: job.parts.priority,
+            cost: job.cost,
+            key: job.key,
+            ..Ticket::new(job.id, job.parts.deadline)
+        };
+        self.jobs.insert(job.id, job);
+        self.inputs.push_back(Input::Submit { key: model.key, ticket });
+        self.publisher.touch();
+    }
+
+    fn call(&mut self, model: Arc<Registered<C>>, call: Call, done: oneshot::Sender<Result<()>>) {
+        self.declare(&model);
+        self.next_call += 1;
+        let (id, key) = (CallId(self.next_call), model.key);
+        self.publisher.now();
+        self.inputs.push_back(match call {
+            Call::Preload => Input::Preload { key, call: id },
+            Call::Unload { deadline } => Input::Unload { key, call: id, deadline },
+            Call::Pin { pinned } => {
+                // The pin holds once the message before any later one has been handled.
+                let _ = done.send(Ok(()));
+                self.inputs.push_back(Input::Pin { key, pinned });
+                return;
+            }
+        });
+        self.calls.insert(id, done);
+    }
+
+    fn report(&mut self, report: Report<C>) {
+        let input = match report {
+            Report::Sized { worker, footprint } => Input::Sized { worker, footprint },
+            Report::Started { worker, footprint, weights } => {
+                self.remember_weights(worker, weights);
+                Input::Started { worker, footprint }
+            }
+            Report::StartFailed { worker, failure } => Input::StartFailed { worker, failure },
+            Report::Finished { worker, outcomes } => {
+                self.publisher.touch();
+                Input::Finished { worker, outcomes }
+            }
+            Report::Panicked { worker, cause, weights } => return self.panicked(worker, cause, weights),
+            Report::Pong { worker, last_progress } => {
+                Input::Pong { worker, last_progress, fates: self.fates(worker) }
+            }
+            Report::Ended { worker } => {
+                self.threads.remove(&worker);
+                self.publisher.now();
+                Input::Ended { worker }
+            }
+        };
+        self.inputs.push_back(input);
+    }
+
+    fn command(&mut self, command: PoolCommand) {
+        let index = self.arguments.index;
+        match command {
+            PoolCommand::Cooldown => {
+                self.told_cooldown = Time::NEVER;
+                self.inputs.push_back(Input::Cooldown);
+            }
+            PoolCommand::Evict { worker, reason } => self.inputs.push_back(Input::Evict { worker, reason }),
+            PoolCommand::Room { worker, result: Ok(lease) } => self.room_found(worker, lease),
+            PoolCommand::Room { worker, result: Err(no_room) } => self.inputs.push_back(Input::RoomDenied {
+                worker,
+                needed: no_room.needed,
+                free: no_room.free,
+                limit: no_room.limit,
+            }),
+            PoolCommand::Offer => {
+                let offers = self.scheduler.offers(self.arguments.clock.now(), index);
+                self.ask_maintenance(MaintenanceMessage::Offers { pool: index, offers });
+            }
+            PoolCommand::CheckHealth => self.inputs.push_back(Input::HealthCheck),
+            PoolCommand::Pressure(level) => self.inputs.push_back(Input::Pressure(level)),
+            PoolCommand::MaintenanceRestarted(maintenance) => self.repeat_questions(maintenance),
+            PoolCommand::Shutdown { deadline, done } => {
+                self.drained = Some(done);
+                self.publisher.now();
+                self.inputs.push_back(Input::Shutdown { deadline });
+            }
+        }
+    }
+
+    fn repeat_questions(&mut self, maintenance: ActorRef<MaintenanceMessage>) {
+        self.arguments.maintenance = maintenance;
+        self.told_cooldown = Time::NEVER;
+        for room in self.rooms.values() {
+            if let Some(ask) = &room.ask {
+                self.ask_maintenance(ask());
+            }
+        }
+    }
+
+    /// Model code panicked. Its actor is told to fail, and its handle kept until the supervision event says that it
+    /// has, so that the tree shows a crash and not a stop.
+    fn panicked(&mut self, worker: WorkerId, cause: Cause, weights: Option<Arc<SharedWeights<C>>>) {
+        let Some(handle) = self.workers.remove(&worker) else { return };
+        fail_actor(&handle.actor, &cause);
+        self.failing.push(handle);
+        self.offer_weights(worker, weights);
+        self.died(worker, cause);
+    }
+
+    fn actor_ended(&mut self, actor: &ActorCell, reason: String) {
+        let id = actor.get_id();
+        self.failing.retain(|handle| handle.actor.get_id() != id);
+        if let Some(worker) = self.worker_of(id) {
+            // Its thread may still run; it sees the mark and ends when it can.
+            self.workers.remove(&worker);
+            self.offer_weights(worker, None);
+            self.died(worker, Cause::new(format!("its actor ended: {reason}")));
+        }
+    }
+
+    fn worker_of(&self, actor: ActorId) -> Option<WorkerId> {
+        let handle = self.workers.iter().find(|(_, handle)| handle.actor.get_id() == actor);
+        handle.map(|(worker, _)| *worker)
+    }
+
+    fn died(&mut self, worker: WorkerId, cause: Cause) {
+        // First the old run is cut off, then it is seen how far it came: nothing can change in between.
+        for job in self.running_jobs(worker) {
+            job.end_attempt();
+        }
+        let fates = self.fates(worker);
+        self.publisher.now();
+        self.inputs.push_back(Input::Died { worker, cause, fates });
+    }
+
+    fn running_jobs(&self, worker: WorkerId) -> Vec<Arc<Job<C>>> {
+        let running = self.scheduler.running(worker);
+        running.iter().filter_map(|ticket| self.jobs.get(&ticket.request).cloned()).collect()
+    }
+
+    fn fates(&self, worker: WorkerId) -> Vec<(RequestId, Fate)> {
+        let fate = |job: Arc<Job<C>>| match (job.is_answered(), job.has_emitted()) {
+            (true, _) => (job.id, Fate::Answered),
+            (false, true) => (job.id, Fate::Emitted),
+            (false, false) => (job.id, Fate::Untouched),
+        };
+        self.running_jobs(worker).into_iter().map(fate).collect()
+    }
+
+    fn remember_weights(&mut self, worker: WorkerId, weights: Weak<SharedWeights<C>>) {
+        if let Some(key) = self.scheduler.model_of(worker) {
+            self.weights_entry(key).shared = weights;
+        }
+    }
+
+    fn offer_weights(&mut self, worker: WorkerId, weights: Option<Arc<SharedWeights<C>>>) {
+        if let Some(key) = self.scheduler.model_of(worker) {
+            self.offering = Some(key);
+            let entry = self.weights_entry(key);
+            entry.offered = weights.or_else(|| entry.shared.upgrade());
+        }
+    }
+
+    fn weights_entry(&mut self, key: ModelKey) -> &mut WeightsEntry<C> {
+        self.weights.entry(key).or_insert(WeightsEntry { shared: Weak::new(), offered: None, retained: None })
+    }
+
+    fn room_found(&mut self, worker: WorkerId, lease: Lease) {
+        // A lease for a worker that wants it no longer goes back as it is dropped here.
+        if let Some(room) = self.rooms.get_mut(&worker) {
+            room.lease = Some(lease);
+            room.ask = None;
+            self.inputs.push_back(Input::RoomGranted { worker });
+        }
+    }
+
+    fn answer(&mut self, request: RequestId, error: Error) {
+        if let Some(job) = self.jobs.remove(&request) {
+            job.answer(Err(error));
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! What a pool does with each effect of its scheduler. One function an effect, none of which decides anything.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use ractor::{Actor, ActorRef};
+
+use super::{PoolMessage, PoolState, Room};
+use crate::capability::Capability;
+use crate::catalogue::Registered;
+use crate::error::{Cause, Error, Failure};
+use crate::id::{Bytes, ModelKey, RequestId, WorkerId};
+use crate::maintenance::room::RoomAsk;
+use crate::maintenance::{MaintenanceMessage, PoolDrained};
+use crate::model::LoadContext;
+use crate::progress::Gauge;
+use crate::scheduler::{Effect, Input, Source, Urgency};
+use crate::telemetry::{Event, EvictionReason};
+use crate::worker::thread::{Assignment, ThreadArguments, start};
+use crate::worker::{Order, Worker, WorkerArguments, WorkerHandle, WorkerMessage};
+
+impl<C: Capability> PoolState<C> {
+    pub(super) async fn carry_out(&mut self, myself: &ActorRef<PoolMessage<C>>, effect: Effect) {
+        match effect {
+            Effect::Run { worker, requests } => self.run(worker, &requests),
+            Effect::Forget { request } => {
+                self.jobs.remove(&request);
+            }
+            Effect::Fail { request, error } => self.answer(request, error),
+            Effect::Expire { request } => {
+                if let Some(job) = self.jobs.remove(&request) {
+                    job.answer(Err(job.timeout_error()));
+                }
+            }
+            Effect::Ping { worker } => self.order(worker, WorkerMessage::Ping),
+            Effect::Emit(event) => self.emit(event),
+            structural => {
+                self.publisher.now();
+                self.carry_out_structural(myself, structural).await;
+            }
+        }
+    }
+
+    /// The effects that change the tree.
+    async fn carry_out_structural(&mut self, myself: &ActorRef<PoolMessage<C>>, effect: Effect) {
+        match effect {
+            Effect::Spawn { worker, key } => self.spawn(myself, worker, key).await,
+            Effect::Size { worker } => self.order(worker, WorkerMessage::Order(Order::Size)),
+            Effect::Reserve { worker, key, bytes, source, urgency } => {
+                self.reserve(worker, key, (bytes, source), urgency);
+            }
+            Effect::CancelReserve { worker } => self.cancel_reserve(worker),
+            Effect::Load { worker, .. } => self.load(worker),
+            Effect::Stop { worker, reason } => self.stop(worker, reason),
+            Effect::Quarantine { worker } => self.quarantine(worker),
+            Effect::RetainWeights { key } => {
+                let entry = self.weights_entry(key);
+                entry.retained = entry.offered.take();
+            }
+            Effect::ReleaseWeights { key } => {
+                let entry = self.weights_entry(key);
+                (entry.retained, entry.offered) = (None, None);
+            }
+            Effect::Relieve { device } => self.ask_maintenance(MaintenanceMessage::Relieve { device }),
+            Effect::Return { call, result } => {
+                if let Some(done) = self.calls.remove(&call) {
+                    // A caller that has gone asks no more.
+                    let _ = done.send(result);
+                }
+            }
+            Effect::Drained { abandoned } => self.report_drained(abandoned),
+            // Carried out by `carry_out`.
+            Effect::Run { .. }
+            | Effect::Forget { .. }
+            | Effect::Fail { .. }
+            | Effect::Expire { .. }
+            | Effect::Ping { .. }
+            | Effect::Emit(_) => {}
+        }
+    }
+
+    fn order(&self, worker: WorkerId, message: WorkerMessage<C>) {
+        if let Some(handle) = self.workers.get(&worker) {
+            // An actor that has just died is known to supervision, which tells the scheduler.
+            let _ = handle.actor.send_message(message);
+        }
+    }
+
+    fn run(&mut self, worker: WorkerId, requests: &[RequestId]) {
+        let mut assignments: Vec<Assignment<C>> = Vec::with_capacity(requests.len());
+        for job in requests.iter().filter_map(|request| self.jobs.get(request)) {
+            let attempt = job.begin_attempt();
+            // A worker that was given up may have sent something out at the last moment.
+            if job.has_emitted() {
+                let cause = Cause::new("its worker was given up in the middle of the answer");
+                job.answer(Err(Error::WorkerCrashed { model: job.parts.model.clone(), worker, cause }));
+            }
+            assignments.push((job.clone(), attempt));
+        }
+        self.order(worker, WorkerMessage::Order(Order::Run(assignments)));
+    }
+
+    fn emit(&mut self, event: Event) {
+        self.publisher.touch();
+        self.arguments.events.send(|| event);
+    }
+
+    /// Starts the thread and its actor. The actor's start only takes its arguments, so it is over at once.
+    async fn spawn(&mut self, myself: &ActorRef<PoolMessage<C>>, worker: WorkerId, key: ModelKey) {
+        let Some(model) = self.models.get(&key).cloned() else { return };
+        model.metrics().spawned.increment(1);
+        let failure = match self.try_spawn(myself, worker, &model).await {
+            Ok(()) => return,
+            Err(failure) => failure,
+        };
+        self.inputs.push_back(Input::StartFailed { worker, failure });
+        self.inputs.push_back(Input::Ended { worker });
+    }
+
+    async fn try_spawn(
+        &mut self,
+        myself: &ActorRef<PoolMessage<C>>,
+        worker: WorkerId,
+        model: &Arc<Registered<C>>,
+    ) -> Result<(), Failure> {
+        let (orders, received) = std::sync::mpsc::channel();
+        let gauge = Gauge::new(self.arguments.clock);
+        let abandoned = Arc::new(AtomicBool::new(false));
+        let pool = myself.get_derived();
+        let actor_arguments = WorkerArguments { worker, orders, gauge: gauge.clone(), pool: pool.clone() };
+        let spawned = Worker::spawn_linked(None, Worker::new(), actor_arguments, myself.get_cell()).await;
+        let (actor, _) = spawned.map_err(|error| Failure::failed(error.to_string()))?;
+        let handle = WorkerHandle { actor, gauge: gauge.clone(), abandoned: abandoned.clone() };
+        let context = LoadContext {
+            model: model.id().clone(),
+            capability: C::NAME,
+            gauge,
+            progress: model.load.clone(),
+            abandoned,
+            events: self.arguments.events.clone(),
+        };
+        let name = format!("{}{worker}", model.id().short());
+        let arguments = ThreadArguments { worker, model: model.clone(), context, orders: received, pool };
+        start(name.clone(), arguments).map_err(Failure::failed)?;
+        self.threads.insert(worker, name);
+        self.workers.insert(worker, handle);
+        Ok(())
+    }
+
+    /// Takes room that is free at once; else asks maintenance to make some, if that is wanted.
+    fn reserve(
+        &mut self,
+        worker: WorkerId,
+        key: ModelKey,
+        (bytes, source): (Bytes, Source),
+        urgency: Urgency,
+    ) {
+        let Some(model) = self.models.get(&key).cloned() else { return };
+        let entry = self.weights_entry(key);
+        let weights = match source {
+            Source::Shared => entry.retained.clone().or_else(|| entry.shared.upgrade()),
+            Source::Load => None,
+        };
+        let device = model.policy.device.clone();
+        let budget = self.arguments.budgets.get(&device);
+        let lease = budget.and_then(|budget| budget.lease(bytes));
+        let found = lease.is_some();
+        self.rooms.insert(worker, Room { lease, weights, ask: None });
+        match (found, urgency) {
+            (true, _) => self.inputs.push_back(Input::RoomGranted { worker }),
+            (false, Urgency::MakeRoom { until }) => {
+                let ask = RoomAsk { pool: self.arguments.index, worker };
+                let question = move || MaintenanceMessage::Ask {
+                    ask,
+                    model: key,
+                    device: device.clone(),
+                    needed: bytes,
+                    until,
+                };
+                self.ask_maintenance(question());
+                if let Some(room) = self.rooms.get_mut(&worker) {
+                    room.ask = Some(Box::new(question));
+                }
+            }
+            (false, Urgency::IfFree) => {
+                let ledger = budget.map(|budget| budget.read());
+                let (free, limit) =
+                    ledger.map_or((Bytes::ZERO, Bytes::ZERO), |ledger| (ledger.free(), ledger.limit()));
+                self.inputs.push_back(Input::RoomDenied { worker, needed: bytes, free, limit });
+            }
+        }
+    }
+
+    fn cancel_reserve(&mut self, worker: WorkerId) {
+        if let Some(Room { ask: Some(_), .. }) = self.rooms.remove(&worker) {
+            let ask = RoomAsk { pool: self.arguments.index, worker };
+            self.ask_maintenance(MaintenanceMessage::Withdraw { ask });
+        }
+    }
+
+    fn load(&mut self, worker: WorkerId) {
+        let Some(room) = self.rooms.remove(&worker) else { return };
+        if let Some(lease) = room.lease {
+            self.order(worker, WorkerMessage::Order(Order::Load { lease, weights: room.weights }));
+        }
+    }
+
+    fn stop(&mut self, worker: WorkerId, reason: EvictionReason) {
+        self.rooms.remove(&worker);
+        if let Some(model) = self.scheduler.model_of(worker).and_then(|key| self.models.get(&key)) {
+            model.metrics().evicted(reason);
+        }
+        self.workers.remove(&worker);
+    }
+
+    /// The thread keeps what it has until it ends, if ever; its run is cut off from its callers.
+    fn quarantine(&mut self, worker: WorkerId) {
+        self.offer_weights(worker, None);
+        self.rooms.remove(&worker);
+        self.workers.remove(&worker);
+    }
+
+    fn report_drained(&mut self, abandoned: usize) {
+        if let Some(done) = self.drained.take() {
+            let mut unfinished: Vec<String> = self.threads.values().cloned().collect();
+            unfinished.sort();
+            let _ = done.send(PoolDrained { abandoned, unfinished });
+        }
+    }
+}

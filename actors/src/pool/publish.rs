@@ -1,0 +1,149 @@
+//! When and how a pool publishes its status: at once when the tree changed, at most forty times a second when only
+//! requests came and went, and always once more at the end of a burst.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::PoolState;
+use crate::alarm::Alarm;
+use crate::capability::Capability;
+use crate::id::Time;
+use crate::maintenance::eviction::PoolIndex;
+use crate::progress::Clock;
+use crate::scheduler::{ModelState, Phase};
+use crate::status::{BreakerState, LoadStatus, ModelStatus, PoolStatus, SystemStatus, WorkerStatus};
+use crate::{WorkerId, WorkerPhase};
+
+const PAUSE: Duration = Duration::from_millis(25);
+
+pub(super) struct Publisher {
+    clock: Clock,
+    status: watch::Sender<SystemStatus>,
+    index: PoolIndex,
+    last: Time,
+    need: Need,
+    timer: Alarm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Need {
+    Nothing,
+    /// Requests came or went.
+    Soon,
+    /// The tree changed.
+    Now,
+}
+
+impl Publisher {
+    pub(super) fn new(clock: Clock, status: watch::Sender<SystemStatus>, index: PoolIndex) -> Self {
+        Self { clock, status, index, last: Time::ZERO, need: Need::Now, timer: Alarm::unset() }
+    }
+
+    pub(super) fn touch(&mut self) {
+        self.need = self.need.max(Need::Soon);
+    }
+
+    pub(super) fn now(&mut self) {
+        self.need = Need::Now;
+    }
+
+    /// The timer rang.
+    pub(super) fn due(&mut self) {
+        self.timer.rang();
+        self.need = Need::Now;
+    }
+
+    pub(super) fn is_due(&self) -> bool {
+        self.need == Need::Now
+    }
+
+    pub(super) fn wants_timer(&self) -> bool {
+        self.need == Need::Soon && !self.timer.is_set()
+    }
+
+    pub(super) fn set_timer(&mut self, ring: impl FnOnce() + Send + 'static) {
+        let at = self.last + PAUSE;
+        self.timer.set(self.clock, at.max(self.clock.now()), ring);
+    }
+
+    fn publish(&mut self, status: PoolStatus) {
+        self.last = self.clock.now();
+        self.need = Need::Nothing;
+        let index = self.index.0;
+        self.status.send_modify(|system| {
+            if let Some(place) = system.pools.get_mut(index) {
+                *place = Arc::new(status);
+            }
+        });
+    }
+}
+
+impl<C: Capability> PoolState<C> {
+    pub(super) fn publish(&mut self) {
+        let models = self.scheduler.models().map(|model| self.model_status(model)).collect();
+        self.publisher.publish(PoolStatus { capability: C::NAME, live: true, models });
+    }
+
+    fn model_status(&self, model: &ModelState) -> ModelStatus {
+        let [queued_interactive, queued_batch] = model.queue.depths();
+        let registered = self.models.get(&model.key);
+        if let Some(registered) = registered {
+            registered.metrics().queue_depth.set((queued_interactive + queued_batch) as f64);
+        }
+        let load = registered.map(|registered| &registered.load);
+        let loading =
+            load.and_then(|load| Some(LoadStatus { stage: load.stage(), percent: load.percent()? }));
+        let breaker = match (model.breaker.is_open(), model.breaker.is_half_open()) {
+            (true, _) => BreakerState::Open,
+            (_, true) => BreakerState::HalfOpen,
+            _ => BreakerState::Closed,
+        };
+        let active =
+            model.workers.iter().map(|worker| (worker.id, phase_of(&worker.phase), worker.running().len()));
+        let leaving = model.leaving.iter().map(|gone| (gone.worker, gone.why.phase(), 0));
+        ModelStatus {
+            model: model.policy.model.clone(),
+            device: model.policy.device.clone(),
+            pinned: model.pinned,
+            queued_interactive,
+            queued_batch,
+            in_flight: model.in_flight(),
+            recent_failures: model.restarts.recent(),
+            failures: model.restarts.total(),
+            breaker,
+            footprint: model.footprint,
+            bytes: model.bytes(),
+            batch_limit: model.batch_limit,
+            loading,
+            workers: active
+                .chain(leaving)
+                .map(|(worker, phase, running)| self.worker_status(worker, phase, running))
+                .collect(),
+        }
+    }
+
+    fn worker_status(&self, worker: WorkerId, phase: WorkerPhase, running: usize) -> WorkerStatus {
+        let handle = self.workers.get(&worker);
+        let since = |handle: &crate::worker::WorkerHandle<C>| {
+            self.arguments.clock.now().since(handle.last_progress())
+        };
+        WorkerStatus {
+            worker,
+            name: self.threads.get(&worker).cloned().unwrap_or_default(),
+            phase,
+            running,
+            ticks: handle.map_or(0, |handle| handle.gauge.ticks()),
+            since_progress: handle.map_or(Duration::ZERO, since),
+        }
+    }
+}
+
+fn phase_of(phase: &Phase) -> WorkerPhase {
+    match phase {
+        Phase::Sizing | Phase::Reserving { .. } | Phase::Starting { .. } => WorkerPhase::Loading,
+        Phase::Idle { .. } => WorkerPhase::Idle,
+        Phase::Busy { .. } => WorkerPhase::Busy,
+    }
+}

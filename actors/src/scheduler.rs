@@ -1,0 +1,340 @@
+//! The pure core of a pool: everything that decides. Which worker, what batch, when to start, cool down, evict,
+//! restart, give up, answer: all of it is [`Scheduler::handle`], a function of the state, one input and a given
+//! moment that returns effects. No actor, no clock, no lock, no randomness but a seeded generator; the pool's shell
+//! turns messages into inputs and effects into sends, and the simulation does the same in virtual time.
+//!
+//! One file for each policy: `queue` (order and batches), `requests` (accept, run, rerun, answer), `workers` (start,
+//! room, crash), `restart` and `breaker` (how often), `health` (stuck), `cooldown` (cooldown, eviction, unload),
+//! `offers` (what may go to make room), `shutdown`.
+
+mod breaker;
+mod cooldown;
+mod health;
+mod model_state;
+mod offers;
+mod queue;
+mod requests;
+mod restart;
+mod shutdown;
+mod workers;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use breaker::{Breaker, Passage};
+pub use model_state::Phase;
+pub(crate) use model_state::{ModelState, Worker};
+pub use queue::Ticket;
+pub use restart::{Restarts, Verdict};
+
+use crate::config::PoolConfig;
+use crate::error::{Cause, Error, Failure};
+use crate::id::{Bytes, Device, ModelId, ModelKey, RequestId, Time, WorkerId};
+use crate::memory::PressureLevel;
+use crate::model::Footprint;
+use crate::telemetry::{Event, EvictionReason};
+
+/// What the scheduler knows of a model from its registration.
+///
+/// ```
+/// use model_actors::scheduler::{Batching, ModelPolicy};
+/// use model_actors::{Device, ModelId, PoolConfig};
+/// let policy = ModelPolicy {
+///     model: ModelId::from("m"),
+///     device: Device::host(),
+///     config: PoolConfig::default().into(),
+///     batching: Batching::PerRun,
+///     pinned: false,
+/// };
+/// assert_eq!(policy.config.max_workers, 4);
+/// ```
+#[derive(Debug, Clone)]
+pub struct ModelPolicy {
+    /// The model.
+    pub model: ModelId,
+    /// The memory that it is charged to.
+    pub device: Device,
+    /// Its settings, shared with other models that have the same.
+    pub config: Arc<PoolConfig>,
+    /// How its requests share runs.
+    pub batching: Batching,
+    /// Keep it in memory from the start.
+    pub pinned: bool,
+}
+
+/// How requests share a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Batching {
+    /// A batch is formed, runs and ends as one.
+    #[default]
+    PerRun,
+    /// Requests join and leave a run between its steps.
+    Continuous,
+}
+
+/// Where a new worker's weights come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// From disk: the first worker of a model.
+    Load,
+    /// From the weights that are in memory.
+    Shared,
+}
+
+/// How much may be done to find room for a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// Evict idle workers of other models, and wait until this moment for room.
+    MakeRoom {
+        /// When to give up.
+        until: Time,
+    },
+    /// Take what is free at once, or do without.
+    IfFree,
+}
+
+/// What became of a request when its batch ended.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// The thread has answered it, or nobody waits for it any more.
+    Answered,
+    /// Nothing was sent out; it may be run again.
+    Failed(Failure),
+    /// Part of the answer is out; it can only fail.
+    FailedAfterOutput(Failure),
+}
+
+/// What a request had come to when its worker died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// Answered before the death.
+    Answered,
+    /// Part of the answer was out.
+    Emitted,
+    /// Nothing was sent out; it may be run again.
+    Untouched,
+}
+
+/// A caller of `preload` or `unload` who waits for the outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CallId(pub u64);
+
+/// Everything that the scheduler is told.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
+pub enum Input {
+    /// A model that will be used; must come before any input that names its key.
+    Declare { key: ModelKey, policy: ModelPolicy },
+    /// A request.
+    Submit { key: ModelKey, ticket: Ticket },
+    /// A caller has gone.
+    Cancel { key: ModelKey, request: RequestId },
+    /// The moment that [`Scheduler::alarm`] named has come.
+    Tick,
+    /// The moment that [`Scheduler::cooldown_alarm`] named has come, says maintenance.
+    Cooldown,
+    /// Maintenance wants this worker's room.
+    Evict { worker: WorkerId, reason: EvictionReason },
+    /// Start the model now.
+    Preload { key: ModelKey, call: CallId },
+    /// Stop all workers of the model, by the deadline.
+    Unload { key: ModelKey, call: CallId, deadline: Time },
+    /// Keep the model in memory, or no longer.
+    Pin { key: ModelKey, pinned: bool },
+    /// The room asked for is reserved.
+    RoomGranted { worker: WorkerId },
+    /// There is no room.
+    RoomDenied { worker: WorkerId, needed: Bytes, free: Bytes, limit: Bytes },
+    /// A worker knows what its model will take.
+    Sized { worker: WorkerId, footprint: Footprint },
+    /// A worker is ready.
+    Started { worker: WorkerId, footprint: Footprint },
+    /// A worker could not size, load or build its model.
+    StartFailed { worker: WorkerId, failure: Failure },
+    /// Some or all of a worker's requests are done with.
+    Finished { worker: WorkerId, outcomes: Vec<(RequestId, Outcome)> },
+    /// A worker died in a panic, an error or a kill.
+    Died { worker: WorkerId, cause: Cause, fates: Vec<(RequestId, Fate)> },
+    /// A worker answered a ping.
+    Pong { worker: WorkerId, last_progress: Time, fates: Vec<(RequestId, Fate)> },
+    /// A worker's thread has ended, and its bytes are back.
+    Ended { worker: WorkerId },
+    /// Ping the idle workers.
+    HealthCheck,
+    /// Memory is this short.
+    Pressure(PressureLevel),
+    /// Finish by the deadline, take nothing new.
+    Shutdown { deadline: Time },
+}
+
+/// Everything that the scheduler may ask of the world.
+#[derive(Debug, Clone)]
+#[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
+pub enum Effect {
+    /// Start a worker's actor and thread.
+    Spawn { worker: WorkerId, key: ModelKey },
+    /// Have the worker find out what its model takes.
+    Size { worker: WorkerId },
+    /// Reserve room for a worker; answered with `RoomGranted` or `RoomDenied`.
+    Reserve { worker: WorkerId, key: ModelKey, bytes: Bytes, source: Source, urgency: Urgency },
+    /// The room is not wanted any more, granted or not.
+    CancelReserve { worker: WorkerId },
+    /// Have the worker load or build its model in the room that was granted.
+    Load { worker: WorkerId, source: Source },
+    /// Run these requests.
+    Run { worker: WorkerId, requests: Vec<RequestId> },
+    /// Answer with this error.
+    Fail { request: RequestId, error: Error },
+    /// Answer that the time ran out.
+    Expire { request: RequestId },
+    /// The request has left the scheduler: answered by its thread, or given up by its caller.
+    Forget { request: RequestId },
+    /// Ask a worker how it is.
+    Ping { worker: WorkerId },
+    /// Let a worker go: drop its handle.
+    Stop { worker: WorkerId, reason: EvictionReason },
+    /// Give a worker up: drop its handle, never mind its thread.
+    Quarantine { worker: WorkerId },
+    /// Keep the model's weights although no worker holds them, for the replacement.
+    RetainWeights { key: ModelKey },
+    /// The weights need no keeping any more.
+    ReleaseWeights { key: ModelKey },
+    /// Memory ran out in spite of the budget: have an idle worker of another model evicted.
+    Relieve { device: Device },
+    /// Answer a caller of `preload` or `unload`.
+    Return { call: CallId, result: Result<(), Error> },
+    /// Tell who listens.
+    Emit(Event),
+    /// Shut down: nothing runs and nothing waits.
+    Drained { abandoned: usize },
+}
+
+/// A pool's policies and everything that they have decided so far.
+pub struct Scheduler {
+    capability: &'static str,
+    /// Time between two cooldown evictions of one model.
+    cooldown_interval: Duration,
+    models: BTreeMap<ModelKey, ModelState>,
+    /// Which model a worker belongs to, for as long as its thread lives.
+    owners: BTreeMap<WorkerId, ModelKey>,
+    next_worker: u64,
+    random: fastrand::Rng,
+    pressure: PressureLevel,
+    shutdown: Option<shutdown::Shutdown>,
+    alarm: Time,
+    cooldown_alarm: Time,
+}
+
+impl Scheduler {
+    /// A scheduler with no models. The seed is for the jitter of restarts.
+    pub fn new(capability: &'static str, cooldown_interval: Duration, seed: u64) -> Self {
+        Self {
+            capability,
+            cooldown_interval,
+            models: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            next_worker: 0,
+            random: fastrand::Rng::with_seed(seed),
+            pressure: PressureLevel::Normal,
+            shutdown: None,
+            alarm: Time::NEVER,
+            cooldown_alarm: Time::NEVER,
+        }
+    }
+
+    /// Takes one input at a moment and appends what follows from it. Inputs about workers that are gone are ignored.
+    pub fn handle(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
+        match input {
+            Input::Declare { key, policy } => self.declare(key, policy),
+            Input::Submit { key, ticket } => self.submit(now, key, ticket, effects),
+            Input::Cancel { key, request } => self.cancel(now, key, request, effects),
+            Input::Tick => self.tick(now, effects),
+            Input::Cooldown => self.cool_down(now, effects),
+            Input::Evict { worker, reason } => self.evict(now, worker, reason, effects),
+            Input::Preload { key, call } => self.preload(now, key, call, effects),
+            Input::Unload { key, call, deadline } => self.unload(now, key, call, deadline, effects),
+            Input::Pin { key, pinned } => self.pin(now, key, pinned, effects),
+            Input::RoomGranted { worker } => self.room_granted(now, worker, effects),
+            Input::RoomDenied { worker, needed, free, limit } => {
+                self.room_denied(now, worker, [needed, free, limit], effects);
+            }
+            Input::Sized { worker, footprint } => self.sized(now, worker, footprint, effects),
+            Input::Started { worker, footprint } => self.started(now, worker, footprint, effects),
+            Input::StartFailed { worker, failure } => self.start_failed(now, worker, failure, effects),
+            Input::Finished { worker, outcomes } => self.finished(now, worker, outcomes, effects),
+            Input::Died { worker, cause, fates } => self.died(now, worker, cause, &fates, effects),
+            Input::Pong { worker, last_progress, fates } => {
+                self.pong(now, worker, last_progress, &fates, effects)
+            }
+            Input::Ended { worker } => self.ended(now, worker, effects),
+            Input::HealthCheck => self.health_check(now, effects),
+            Input::Pressure(level) => self.pressure = level,
+            Input::Shutdown { deadline } => self.shut_down(now, deadline, effects),
+        }
+        self.check_drained(now, effects);
+    }
+
+    /// When [`Input::Tick`] is wanted at the latest. It may come early; it must not be missed.
+    pub fn alarm(&self) -> Time {
+        self.alarm
+    }
+
+    /// When [`Input::Cooldown`] is wanted.
+    pub fn cooldown_alarm(&self) -> Time {
+        self.cooldown_alarm
+    }
+
+    /// True if the model was declared.
+    pub fn knows(&self, key: ModelKey) -> bool {
+        self.models.contains_key(&key)
+    }
+
+    /// The model that a worker belongs to, for as long as its thread lives.
+    pub(crate) fn model_of(&self, worker: WorkerId) -> Option<ModelKey> {
+        self.owners.get(&worker).copied()
+    }
+
+    /// The requests that a worker is running.
+    pub(crate) fn running(&self, worker: WorkerId) -> &[Ticket] {
+        let model = self.model_of(worker).and_then(|key| self.models.get(&key));
+        let entry = model.and_then(|model| model.workers.iter().find(|entry| entry.id == worker));
+        entry.map_or(&[], Worker::running)
+    }
+
+    /// Every model that was declared.
+    pub(crate) fn models(&self) -> impl Iterator<Item = &ModelState> {
+        self.models.values()
+    }
+
+    fn declare(&mut self, key: ModelKey, policy: ModelPolicy) {
+        self.models.entry(key).or_insert_with(|| ModelState::new(key, policy));
+    }
+
+    fn wake_at(&mut self, moment: Time) {
+        self.alarm = self.alarm.min(moment);
+    }
+
+    /// The model that a worker belongs to, if the worker's thread still lives.
+    fn owner(&mut self, worker: WorkerId) -> Option<(ModelKey, &mut ModelState)> {
+        let key = *self.owners.get(&worker)?;
+        self.models.get_mut(&key).map(|model| (key, model))
+    }
+
+    /// Everything that is due: deadlines, restarts, stalls, unloads, the end of a shutdown. Sets the alarm exactly.
+    fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.alarm = Time::NEVER;
+        let keys: Vec<ModelKey> = self.models.keys().copied().collect();
+        for key in keys {
+            self.expire(now, key, effects);
+            self.check_health(now, key, effects);
+            self.check_unload(now, key, effects);
+            self.advance(now, key, effects);
+            if let Some(model) = self.models.get(&key) {
+                let next = model.next_alarm(now);
+                self.wake_at(next);
+            }
+        }
+        self.check_shutdown(now, effects);
+    }
+}

@@ -1,0 +1,154 @@
+//! Letting workers go that are not needed: cooldown when a model has been idle, eviction when maintenance wants the
+//! room, unload when somebody asks for it, and what pins a model against the first two.
+
+use super::model_state::{Leaving, Unload};
+use super::workers::release_weights;
+use super::{CallId, Effect, ModelState, Scheduler};
+use crate::error::Error;
+use crate::id::{ModelKey, Time, WorkerId};
+use crate::telemetry::EvictionReason;
+
+impl Scheduler {
+    /// When the model's next cooldown is due: one idle time after all its workers fell idle, and one interval after
+    /// the last.
+    fn cooldown_due(&self, model: &ModelState) -> Option<Time> {
+        if model.pinned {
+            return None;
+        }
+        let first = model.idle_since()? + model.policy.config.cooldown_idle;
+        Some(model.last_cooldown.map_or(first, |last| first.max(last + self.cooldown_interval)))
+    }
+
+    pub(super) fn note_idle(&mut self, key: ModelKey) {
+        if let Some(due) = self.models.get(&key).and_then(|model| self.cooldown_due(model)) {
+            self.cooldown_alarm = self.cooldown_alarm.min(due);
+        }
+    }
+
+    pub(super) fn cool_down(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.cooldown_alarm = Time::NEVER;
+        let keys: Vec<ModelKey> = self.models.keys().copied().collect();
+        for key in keys {
+            let Some(model) = self.models.get(&key) else { continue };
+            let due = self.cooldown_due(model).is_some_and(|due| due <= now);
+            if due && let Some(worker) = model.least_recently_used() {
+                self.dismiss(key, worker, EvictionReason::Cooldown, effects);
+                if let Some(model) = self.models.get_mut(&key) {
+                    model.last_cooldown = Some(now);
+                }
+            }
+            self.note_idle(key);
+        }
+    }
+
+    /// Only an idle worker of a model that is not pinned goes; anything else has changed since maintenance asked.
+    pub(super) fn evict(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        reason: EvictionReason,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some((key, model)) = self.owner(worker) else { return };
+        if !model.pinned && model.worker(worker).is_some_and(|entry| entry.is_idle()) {
+            self.dismiss(key, worker, reason, effects);
+            self.advance(now, key, effects);
+        }
+    }
+
+    pub(super) fn pin(&mut self, now: Time, key: ModelKey, pinned: bool, effects: &mut Vec<Effect>) {
+        if let Some(model) = self.models.get_mut(&key) {
+            model.pinned = pinned;
+            self.advance(now, key, effects);
+        }
+    }
+
+    pub(super) fn preload(&mut self, now: Time, key: ModelKey, call: CallId, effects: &mut Vec<Effect>) {
+        if let Err(error) = self.admit(now, key) {
+            effects.push(Effect::Return { call, result: Err(error) });
+            return;
+        }
+        let Some(model) = self.models.get_mut(&key) else { return };
+        if model.has_ready_worker() && model.unload.is_none() {
+            effects.push(Effect::Return { call, result: Ok(()) });
+            return;
+        }
+        model.preloads.push(call);
+        self.advance(now, key, effects);
+    }
+
+    /// Running batches finish, everything else of the model goes at once. Requests that wait are served by a new
+    /// start once the bytes are back.
+    pub(super) fn unload(
+        &mut self,
+        now: Time,
+        key: ModelKey,
+        call: CallId,
+        deadline: Time,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(model) = self.models.get_mut(&key) else {
+            effects.push(Effect::Return { call, result: Ok(()) });
+            return;
+        };
+        let unload = model.unload.get_or_insert(Unload { calls: Vec::new(), deadline });
+        unload.calls.push(call);
+        unload.deadline = unload.deadline.min(deadline);
+        model.replacements = 0;
+        model.cold_start_goal = 0;
+        release_weights(model, effects);
+        self.wake_at(deadline);
+        self.dismiss_starting(key, EvictionReason::Unload, effects);
+        self.advance(now, key, effects);
+        self.check_unload(now, key, effects);
+    }
+
+    /// Sends idle workers away from a model that is being unloaded, or that has nothing left to do at shutdown.
+    pub(super) fn retire(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
+        let shutting_down = self.shutdown.is_some();
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let reason = match (&model.unload, shutting_down && model.queue.is_empty()) {
+            (Some(_), _) => EvictionReason::Unload,
+            (None, true) => EvictionReason::Shutdown,
+            (None, false) => return,
+        };
+        if reason == EvictionReason::Shutdown {
+            model.replacements = 0;
+            release_weights(model, effects);
+            self.dismiss_starting(key, reason, effects);
+        }
+        let Some(model) = self.models.get(&key) else { return };
+        let idle: Vec<WorkerId> =
+            model.workers.iter().filter(|worker| worker.is_idle()).map(|worker| worker.id).collect();
+        for worker in idle {
+            self.dismiss(key, worker, reason, effects);
+        }
+        if reason == EvictionReason::Unload {
+            self.check_unload(now, key, effects);
+        }
+    }
+
+    /// Answers an unload once the last thread has ended, or with what is left and why.
+    pub(super) fn check_unload(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let Some(unload) = &model.unload else { return };
+        let ending = model.leaving.iter().filter(|gone| gone.why != Leaving::Stuck).count();
+        let (stuck, running) = (model.stuck(), model.workers.len());
+        if running + ending > 0 && now < unload.deadline {
+            return;
+        }
+        let result = match running + ending + stuck {
+            0 => Ok(()),
+            _ => Err(Error::UnloadIncomplete {
+                model: model.policy.model.clone(),
+                remaining: model.bytes(),
+                reason: format!("{running} workers are running, {ending} are ending and {stuck} are stuck"),
+            }),
+        };
+        if let Some(unload) = model.unload.take() {
+            effects
+                .extend(unload.calls.into_iter().map(|call| Effect::Return { call, result: result.clone() }));
+        }
+        self.advance(now, key, effects);
+    }
+}

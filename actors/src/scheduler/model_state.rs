@@ -1,0 +1,265 @@
+//! What the scheduler remembers of one model: its queue, its workers and where each stands, its failures, and who
+//! waits for its load or unload. Data and questions about it; the decisions are in the neighbouring files.
+
+use std::time::Duration;
+
+use super::{Breaker, CallId, ModelPolicy, Restarts, Source, Ticket};
+use crate::config::BatchLimits;
+use crate::id::{Bytes, ModelKey, Time, WorkerId};
+use crate::model::Footprint;
+use crate::progress::WorkerPhase;
+use crate::scheduler::queue::Queue;
+
+/// Where a worker stands. A worker that was told to go, died or got stuck is not here but in `leaving`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Phase {
+    // ## => Sizing => Reserving => Starting => Idle <=> Busy
+    /// Its thread finds out what the model takes.
+    Sizing,
+    /// Room has been asked for.
+    Reserving {
+        /// How much.
+        bytes: Bytes,
+        /// Where its weights will come from.
+        source: Source,
+    },
+    /// Its thread loads or builds the model.
+    Starting {
+        /// Where its weights come from.
+        source: Source,
+    },
+    /// Ready, with nothing to do.
+    Idle {
+        /// Since when.
+        since: Time,
+    },
+    /// Running requests.
+    Busy {
+        /// Which.
+        running: Vec<Ticket>,
+    },
+}
+
+/// Why a worker whose thread still lives is not one of the model's workers any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// Told to go.
+    Draining,
+    /// Died; its thread ends by itself.
+    Dead,
+    /// Given up without progress; its thread may never end.
+    Stuck,
+}
+
+/// A worker that is none any more, until its thread ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gone {
+    pub(crate) worker: WorkerId,
+    pub(crate) why: Leaving,
+    /// It had its room when it left, so its bytes come back when its thread ends.
+    pub(crate) charged: bool,
+}
+
+impl Leaving {
+    /// As the status shows it.
+    pub(crate) fn phase(self) -> WorkerPhase {
+        match self {
+            Self::Draining | Self::Dead => WorkerPhase::Draining,
+            Self::Stuck => WorkerPhase::Stuck,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Worker {
+    pub(crate) id: WorkerId,
+    pub(crate) phase: Phase,
+    /// It has an actor and a thread.
+    pub(crate) spawned: bool,
+    /// When it became ready, for minimum residency.
+    pub(crate) ready_at: Time,
+    /// The last progress that is known of.
+    pub(crate) progress_at: Time,
+    /// A ping that has not been answered yet.
+    pub(crate) pinged_at: Option<Time>,
+}
+
+impl Worker {
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(self.phase, Phase::Idle { .. } | Phase::Busy { .. })
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle { .. })
+    }
+
+    /// Since when it is idle.
+    pub(crate) fn idle_since(&self) -> Option<Time> {
+        match self.phase {
+            Phase::Idle { since } => Some(since),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn running(&self) -> &[Ticket] {
+        match &self.phase {
+            Phase::Busy { running } => running,
+            _ => &[],
+        }
+    }
+
+    /// Bytes that are charged for it: asked for and granted.
+    pub(crate) fn is_charged(&self) -> bool {
+        !matches!(self.phase, Phase::Sizing | Phase::Reserving { .. })
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Unload {
+    pub(crate) calls: Vec<CallId>,
+    pub(crate) deadline: Time,
+}
+
+#[derive(Debug)]
+pub(crate) struct ModelState {
+    pub(crate) key: ModelKey,
+    pub(crate) policy: ModelPolicy,
+    pub(crate) pinned: bool,
+    pub(crate) queue: Queue,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) leaving: Vec<Gone>,
+    pub(crate) footprint: Option<Footprint>,
+    pub(crate) restarts: Restarts,
+    pub(crate) breaker: Breaker,
+    /// The next start, after a failure.
+    pub(crate) restart_at: Time,
+    /// Workers that failed and are to be replaced.
+    pub(crate) replacements: usize,
+    /// The shell keeps the weights although no worker holds them.
+    pub(crate) retained: bool,
+    /// Workers to start in all after a cold start, where memory allows.
+    pub(crate) cold_start_goal: usize,
+    /// No further worker is tried before this: the last one found no room.
+    pub(crate) scale_up_at: Time,
+    pub(crate) last_cooldown: Option<Time>,
+    /// Most requests in a batch; less than configured after memory ran out.
+    pub(crate) batch_limit: usize,
+    /// A load ran out of memory and is being tried a second time.
+    pub(crate) load_starved: bool,
+    pub(crate) load_began: Time,
+    /// How long the last load took: what an eviction would cost.
+    pub(crate) load_time: Duration,
+    pub(crate) preloads: Vec<CallId>,
+    pub(crate) unload: Option<Unload>,
+}
+
+impl ModelState {
+    pub(crate) fn new(key: ModelKey, policy: ModelPolicy) -> Self {
+        Self {
+            key,
+            pinned: policy.pinned,
+            batch_limit: policy.config.batch.requests,
+            policy,
+            queue: Queue::default(),
+            workers: Vec::new(),
+            leaving: Vec::new(),
+            footprint: None,
+            restarts: Restarts::default(),
+            breaker: Breaker::Closed,
+            restart_at: Time::ZERO,
+            replacements: 0,
+            retained: false,
+            cold_start_goal: 0,
+            scale_up_at: Time::ZERO,
+            last_cooldown: None,
+            load_starved: false,
+            load_began: Time::ZERO,
+            load_time: Duration::from_millis(1),
+            preloads: Vec::new(),
+            unload: None,
+        }
+    }
+
+    pub(crate) fn worker(&mut self, id: WorkerId) -> Option<&mut Worker> {
+        self.workers.iter_mut().find(|worker| worker.id == id)
+    }
+
+    pub(crate) fn take_worker(&mut self, id: WorkerId) -> Option<Worker> {
+        let index = self.workers.iter().position(|worker| worker.id == id)?;
+        Some(self.workers.remove(index))
+    }
+
+    /// Somebody needs a worker of it.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.queue.is_empty() || !self.preloads.is_empty() || self.replacements > 0
+    }
+
+    pub(crate) fn has_ready_worker(&self) -> bool {
+        self.workers.iter().any(Worker::is_ready)
+    }
+
+    /// The weights are in memory and will stay there.
+    pub(crate) fn has_weights(&self) -> bool {
+        self.retained || self.has_ready_worker()
+    }
+
+    pub(crate) fn is_starting(&self) -> bool {
+        self.workers.iter().any(|worker| !worker.is_ready())
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.workers.iter().map(|worker| worker.running().len()).sum()
+    }
+
+    pub(crate) fn batch_limits(&self) -> BatchLimits {
+        let requests = if self.breaker.is_half_open() { 1 } else { self.batch_limit };
+        BatchLimits { requests, cost: self.policy.config.batch.cost }
+    }
+
+    /// When all its workers have been idle, and since when; `None` while anything is to do.
+    pub(crate) fn idle_since(&self) -> Option<Time> {
+        if self.workers.is_empty() || self.is_wanted() {
+            return None;
+        }
+        self.workers
+            .iter()
+            .map(Worker::idle_since)
+            .try_fold(Time::ZERO, |latest, since| Some(latest.max(since?)))
+    }
+
+    /// The least recently used of its idle workers.
+    pub(crate) fn least_recently_used(&self) -> Option<WorkerId> {
+        let idle = self.workers.iter().filter_map(|worker| Some((worker.idle_since()?, worker.id)));
+        idle.min().map(|(_, id)| id)
+    }
+
+    /// What is charged for it by the latest footprint: weights once, and each worker that has its room.
+    pub(crate) fn bytes(&self) -> Bytes {
+        match (self.footprint, self.holders()) {
+            (Some(footprint), holders) if holders > 0 => footprint.with_workers(holders),
+            (Some(footprint), _) if self.retained => footprint.shared,
+            _ => Bytes::ZERO,
+        }
+    }
+
+    /// Workers that hold bytes, on their way out or not.
+    pub(crate) fn holders(&self) -> usize {
+        let charged = self.workers.iter().filter(|worker| worker.is_charged()).count();
+        charged + self.leaving.iter().filter(|gone| gone.charged).count()
+    }
+
+    /// Threads that were given up and have not ended.
+    pub(crate) fn stuck(&self) -> usize {
+        self.leaving.iter().filter(|gone| gone.why == Leaving::Stuck).count()
+    }
+
+    /// The earliest later moment at which something is due by itself.
+    pub(crate) fn next_alarm(&self, now: Time) -> Time {
+        let start = self.is_wanted().then_some(self.restart_at);
+        let scale_up = (!self.queue.is_empty()).then_some(self.scale_up_at);
+        let unload = self.unload.as_ref().map(|unload| unload.deadline);
+        let health = self.workers.iter().map(|worker| self.health_due(worker)).min();
+        let due = [self.queue.next_deadline(), start, scale_up, unload, health];
+        due.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(Time::NEVER)
+    }
+}

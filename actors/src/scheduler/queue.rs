@@ -1,0 +1,321 @@
+//! The waiting requests of one model, in the order in which they will run, and the batches that are to be run again.
+//!
+//! A request's rank is fixed when it arrives: its arrival, moved earlier by its priority and later by the batch
+//! lane, in units of the aging time. So waiting raises a request against every later one, nothing starves, and
+//! nothing is ever re-sorted.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::capability::{BatchKey, Cost, Lane, Priority};
+use crate::config::BatchLimits;
+use crate::id::{RequestId, Time};
+
+/// By how many levels of priority the batch lane stands back behind the interactive one.
+const BATCH_LANE_LEVELS: i64 = 5;
+
+/// A request as the scheduler sees it.
+///
+/// ```
+/// use model_actors::scheduler::Ticket;
+/// use model_actors::{RequestId, Time};
+/// let ticket = Ticket::new(RequestId(1), Time::NEVER);
+/// assert_eq!(ticket.deaths, 0);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ticket {
+    /// The request.
+    pub request: RequestId,
+    /// Its lane.
+    pub lane: Lane,
+    /// Its priority.
+    pub priority: Priority,
+    /// When it is worth nothing any more, unless output has begun.
+    pub deadline: Time,
+    /// What it costs against the batch's budget.
+    pub cost: Cost,
+    /// What it may share a batch with.
+    pub key: BatchKey,
+    /// Workers that died, or got stuck, running it.
+    pub deaths: u32,
+    /// It ran out of memory alone and is being tried a second time.
+    pub starved: bool,
+}
+
+impl Ticket {
+    /// An interactive request of ordinary priority and cost 1.
+    pub fn new(request: RequestId, deadline: Time) -> Self {
+        Self {
+            request,
+            lane: Lane::Interactive,
+            priority: Priority::default(),
+            deadline,
+            cost: Cost(1),
+            key: BatchKey(0),
+            deaths: 0,
+            starved: false,
+        }
+    }
+}
+
+/// Order of service: smaller runs earlier. Ties go by request number, which is order of acceptance.
+type Rank = (i128, RequestId);
+
+fn rank(ticket: &Ticket, now: Time, aging: Duration) -> Rank {
+    let lane = match ticket.lane {
+        Lane::Interactive => 0,
+        Lane::Batch => BATCH_LANE_LEVELS,
+    };
+    let levels = i128::from(lane - i64::from(ticket.priority.0));
+    // `Duration::MAX` in nanoseconds is below 2^94, so this cannot overflow.
+    let arrival = now.since(Time::ZERO).as_nanos() as i128;
+    (arrival + levels * aging.as_nanos() as i128, ticket.request)
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    waiting: BTreeMap<Rank, Ticket>,
+    /// Batches that failed or whose worker died, already split, to be run before anything else.
+    reruns: VecDeque<Vec<Ticket>>,
+    by_lane: [usize; 2],
+    rerunning: usize,
+}
+
+/// A batch to run, and the requests that were found to be out of time while it was formed.
+#[derive(Debug, Default)]
+pub(crate) struct Formed {
+    pub(crate) batch: Vec<Ticket>,
+    pub(crate) expired: Vec<RequestId>,
+}
+
+impl Queue {
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len() + self.rerunning
+    }
+
+    pub(crate) fn has_reruns(&self) -> bool {
+        self.rerunning > 0
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Requests by lane: interactive, batch.
+    pub(crate) fn depths(&self) -> [usize; 2] {
+        self.by_lane
+    }
+
+    pub(crate) fn push(&mut self, ticket: Ticket, now: Time, aging: Duration) {
+        self.by_lane[ticket.lane as usize] += 1;
+        self.waiting.insert(rank(&ticket, now, aging), ticket);
+    }
+
+    pub(crate) fn push_rerun(&mut self, batch: Vec<Ticket>) {
+        if batch.is_empty() {
+            return;
+        }
+        for ticket in &batch {
+            self.by_lane[ticket.lane as usize] += 1;
+        }
+        self.rerunning += batch.len();
+        self.reruns.push_back(batch);
+    }
+
+    /// Forgets a request; false if it is not waiting here.
+    pub(crate) fn remove(&mut self, request: RequestId) -> bool {
+        if let Some(rank) = self.waiting.keys().find(|rank| rank.1 == request).copied() {
+            if let Some(ticket) = self.waiting.remove(&rank) {
+                self.by_lane[ticket.lane as usize] -= 1;
+            }
+            return true;
+        }
+        for batch in &mut self.reruns {
+            if let Some(index) = batch.iter().position(|ticket| ticket.request == request) {
+                let ticket = batch.remove(index);
+                self.by_lane[ticket.lane as usize] -= 1;
+                self.rerunning -= 1;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Empties the queue.
+    pub(crate) fn take_all(&mut self) -> Vec<Ticket> {
+        let mut all: Vec<Ticket> = self.reruns.drain(..).flatten().collect();
+        all.extend(std::mem::take(&mut self.waiting).into_values());
+        self.by_lane = [0; 2];
+        self.rerunning = 0;
+        all
+    }
+
+    /// Takes out what is out of time.
+    pub(crate) fn take_expired(&mut self, now: Time) -> Vec<RequestId> {
+        let expired: Vec<RequestId> =
+            self.tickets().filter(|ticket| ticket.deadline <= now).map(|ticket| ticket.request).collect();
+        for request in &expired {
+            self.remove(*request);
+        }
+        expired
+    }
+
+    /// The next deadline of a waiting request.
+    pub(crate) fn next_deadline(&self) -> Option<Time> {
+        self.tickets().map(|ticket| ticket.deadline).min()
+    }
+
+    fn tickets(&self) -> impl Iterator<Item = &Ticket> {
+        self.reruns.iter().flatten().chain(self.waiting.values())
+    }
+
+    /// Forms the next batch: a rerun as it was split, or the first in rank with those that may share its batch.
+    /// `key` restricts it to requests that may join a batch already running.
+    pub(crate) fn form(&mut self, limits: BatchLimits, key: Option<BatchKey>, now: Time) -> Formed {
+        let mut formed = Formed::default();
+        while key.is_none()
+            && formed.batch.is_empty()
+            && let Some(batch) = self.reruns.pop_front()
+        {
+            self.rerunning -= batch.len();
+            for ticket in batch {
+                self.by_lane[ticket.lane as usize] -= 1;
+                match ticket.deadline <= now {
+                    true => formed.expired.push(ticket.request),
+                    false => formed.batch.push(ticket),
+                }
+            }
+        }
+        if formed.batch.is_empty() {
+            self.form_fresh(limits, key, now, &mut formed);
+        }
+        formed
+    }
+
+    fn form_fresh(&mut self, limits: BatchLimits, mut key: Option<BatchKey>, now: Time, formed: &mut Formed) {
+        let mut chosen: Vec<Rank> = Vec::new();
+        let mut late: Vec<Rank> = Vec::new();
+        let mut cost = 0_u64;
+        for (rank, ticket) in &self.waiting {
+            if chosen.len() >= limits.requests {
+                break;
+            }
+            if ticket.deadline <= now {
+                late.push(*rank);
+            } else if key.is_none_or(|key| key == ticket.key) {
+                let total = cost.saturating_add(ticket.cost.0);
+                // A single request always fits; one more only within the budget.
+                if key.is_some() && total > limits.cost {
+                    break;
+                }
+                cost = total;
+                key = Some(ticket.key);
+                chosen.push(*rank);
+            }
+        }
+        formed.expired.extend(late.iter().map(|rank| rank.1));
+        for rank in late {
+            self.take(rank);
+        }
+        formed.batch.extend(chosen.into_iter().filter_map(|rank| self.take(rank)));
+    }
+
+    fn take(&mut self, rank: Rank) -> Option<Ticket> {
+        let ticket = self.waiting.remove(&rank)?;
+        self.by_lane[ticket.lane as usize] -= 1;
+        Some(ticket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AGING: Duration = Duration::from_secs(2);
+    const LIMITS: BatchLimits = BatchLimits { requests: 8, cost: 100 };
+
+    fn at(seconds: u64) -> Time {
+        Time::after_start(Duration::from_secs(seconds))
+    }
+
+    fn ticket(request: u64) -> Ticket {
+        Ticket::new(RequestId(request), Time::NEVER)
+    }
+
+    fn order(queue: &mut Queue) -> Vec<u64> {
+        let one = BatchLimits { requests: 1, cost: 1 };
+        std::iter::from_fn(|| queue.form(one, None, at(0)).batch.pop())
+            .map(|ticket| ticket.request.0)
+            .collect()
+    }
+
+    #[test]
+    fn priority_goes_first_the_batch_lane_last_and_waiting_makes_up_for_both() {
+        let mut queue = Queue::default();
+        queue.push(Ticket { lane: Lane::Batch, ..ticket(1) }, at(0), AGING);
+        queue.push(Ticket { priority: Priority::LOW, ..ticket(2) }, at(0), AGING);
+        queue.push(ticket(3), at(0), AGING);
+        queue.push(Ticket { priority: Priority::HIGH, ..ticket(4) }, at(1), AGING);
+        // Five levels of two seconds: a batch request of 0 s runs before an interactive one of 11 s.
+        queue.push(ticket(5), at(11), AGING);
+        assert_eq!(order(&mut queue), [4, 3, 2, 1, 5]);
+    }
+
+    #[test]
+    fn a_batch_keeps_to_its_key_its_count_and_its_budget() {
+        let mut queue = Queue::default();
+        for request in 0..4 {
+            let key = BatchKey(request % 2);
+            queue.push(Ticket { cost: Cost(40), key, ..ticket(request) }, at(0), AGING);
+        }
+        queue.push(Ticket { cost: Cost(40), ..ticket(4) }, at(0), AGING);
+        let requests =
+            |formed: Formed| formed.batch.iter().map(|ticket| ticket.request.0).collect::<Vec<_>>();
+        assert_eq!(requests(queue.form(LIMITS, None, at(0))), [0, 2], "a third of 40 is beyond 100");
+        assert_eq!(requests(queue.form(LIMITS, Some(BatchKey(0)), at(0))), [4], "joins key 0");
+        assert_eq!(requests(queue.form(LIMITS, None, at(0))), [1, 3]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn one_request_beyond_the_budget_runs_alone() {
+        let mut queue = Queue::default();
+        queue.push(Ticket { cost: Cost(1000), ..ticket(1) }, at(0), AGING);
+        queue.push(ticket(2), at(0), AGING);
+        assert_eq!(queue.form(LIMITS, None, at(0)).batch.len(), 1);
+        assert_eq!(queue.depths(), [1, 0]);
+    }
+
+    #[test]
+    fn requests_out_of_time_are_left_out() {
+        let mut queue = Queue::default();
+        queue.push(Ticket { deadline: at(5), ..ticket(1) }, at(0), AGING);
+        queue.push(ticket(2), at(0), AGING);
+        queue.push_rerun(vec![Ticket { deadline: at(5), ..ticket(3) }]);
+        let formed = queue.form(LIMITS, None, at(5));
+        assert_eq!(formed.expired, [RequestId(3), RequestId(1)]);
+        assert_eq!(formed.batch.len(), 1);
+        assert_eq!((queue.len(), queue.depths()), (0, [0, 0]));
+    }
+
+    #[test]
+    fn reruns_go_first_and_as_they_were_split() {
+        let mut queue = Queue::default();
+        queue.push(ticket(1), at(0), AGING);
+        queue.push_rerun(vec![ticket(2)]);
+        queue.push_rerun(vec![ticket(3), ticket(4)]);
+        let sizes: Vec<usize> = (0..3).map(|_| queue.form(LIMITS, None, at(0)).batch.len()).collect();
+        assert_eq!(sizes, [1, 2, 1]);
+    }
+
+    #[test]
+    fn a_request_can_be_taken_out_wherever_it_waits() {
+        let mut queue = Queue::default();
+        queue.push(ticket(1), at(0), AGING);
+        queue.push_rerun(vec![ticket(2), ticket(3)]);
+        assert!(queue.remove(RequestId(3)) && queue.remove(RequestId(1)));
+        assert!(!queue.remove(RequestId(1)));
+        assert_eq!(queue.len(), 1);
+    }
+}

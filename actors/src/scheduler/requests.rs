@@ -1,0 +1,242 @@
+//! A request's way through the scheduler: accepted or refused, given to an idle worker in a batch, and at the end of
+//! its run answered, split or run again.
+
+use super::{Effect, Fate, ModelState, Outcome, Passage, Phase, Scheduler, Ticket};
+use crate::config::BatchLimits;
+use crate::error::{Cause, Error, Failure, FailureKind};
+use crate::id::{ModelId, ModelKey, RequestId, Time, WorkerId};
+use crate::telemetry::Event;
+
+/// A request that was running at so many worker deaths is not run again.
+const POISON_DEATHS: u32 = 2;
+
+impl Scheduler {
+    pub(super) fn submit(&mut self, now: Time, key: ModelKey, ticket: Ticket, effects: &mut Vec<Effect>) {
+        let request = ticket.request;
+        if let Err(error) = self.admit(now, key) {
+            effects.push(Effect::Fail { request, error });
+            return;
+        }
+        if ticket.deadline <= now {
+            effects.push(Effect::Expire { request });
+            return;
+        }
+        self.wake_at(ticket.deadline);
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let before = model.queue.len();
+        model.queue.push(ticket, now, model.policy.config.aging);
+        self.advance(now, key, effects);
+        if let Some(model) = self.models.get(&key)
+            && model.queue.len() > before
+        {
+            effects.push(Effect::Emit(Event::Queued {
+                capability: self.capability,
+                model: model.policy.model.clone(),
+                request,
+                position: before,
+            }));
+        }
+    }
+
+    /// Whether new work for the model is taken at all.
+    pub(super) fn admit(&mut self, now: Time, key: ModelKey) -> Result<(), Error> {
+        if self.shutdown.is_some() {
+            return Err(Error::ShuttingDown);
+        }
+        let Some(model) = self.models.get_mut(&key) else {
+            return Err(Error::UnknownModel { model: ModelId::from(format!("number {}", key.0)) });
+        };
+        let id = model.policy.model.clone();
+        if model.stuck() > model.policy.config.max_workers {
+            let cause = Cause::new(format!("{} of its threads are stuck and cannot be ended", model.stuck()));
+            return Err(Error::SpawnFailed { model: id, cause });
+        }
+        match model.breaker.pass(now) {
+            Passage::Refused { retry_after, cause } => {
+                Err(Error::CircuitOpen { model: id, retry_after, cause })
+            }
+            Passage::Free | Passage::Probe => Ok(()),
+        }
+    }
+
+    pub(super) fn cancel(&mut self, now: Time, key: ModelKey, request: RequestId, effects: &mut Vec<Effect>) {
+        // A request that is running is left to its thread, which sees the mark between two steps.
+        if self.models.get_mut(&key).is_some_and(|model| model.queue.remove(request)) {
+            effects.push(Effect::Forget { request });
+            self.advance(now, key, effects);
+        }
+    }
+
+    pub(super) fn expire(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
+        if let Some(model) = self.models.get_mut(&key) {
+            let expired = model.queue.take_expired(now);
+            effects.extend(expired.into_iter().map(|request| Effect::Expire { request }));
+        }
+    }
+
+    /// What follows from any change of a model: idle workers get work or go, missing workers are started.
+    pub(super) fn advance(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
+        self.dispatch(now, key, effects);
+        self.retire(now, key, effects);
+        self.staff(now, key, effects);
+        self.note_idle(key);
+    }
+
+    /// Gives waiting requests to idle workers, and to running ones that take them in between steps.
+    fn dispatch(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
+        let Some(model) = self.models.get_mut(&key) else { return };
+        if model.unload.is_some() {
+            return;
+        }
+        while !model.queue.is_empty()
+            && !(model.breaker.is_half_open() && model.in_flight() > 0)
+            && let Some(index) = model.workers.iter().position(super::Worker::is_idle)
+        {
+            let formed = model.queue.form(model.batch_limits(), None, now);
+            effects.extend(formed.expired.into_iter().map(|request| Effect::Expire { request }));
+            run(model, index, formed.batch, now, effects);
+        }
+        if model.policy.batching == super::Batching::Continuous {
+            join_running(model, now, effects);
+        }
+        if model.in_flight() > 0 {
+            let stalls_at = now + model.policy.config.stall.run;
+            self.wake_at(stalls_at);
+        }
+    }
+
+    pub(super) fn finished(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        outcomes: Vec<(RequestId, Outcome)>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some((key, model)) = self.owner(worker) else { return };
+        let id = model.policy.model.clone();
+        let Some(entry) = model.worker(worker) else { return };
+        let Phase::Busy { running } = &mut entry.phase else { return };
+        let mut failed: Vec<(Ticket, Failure)> = Vec::new();
+        let mut answered = false;
+        for (request, outcome) in outcomes {
+            let Some(index) = running.iter().position(|ticket| ticket.request == request) else { continue };
+            let ticket = running.remove(index);
+            match outcome {
+                Outcome::Answered => {
+                    answered = true;
+                    effects.push(Effect::Forget { request });
+                }
+                Outcome::FailedAfterOutput(failure) => {
+                    effects.push(Effect::Fail { request, error: failure.into_error(&id) });
+                }
+                Outcome::Failed(failure) => failed.push((ticket, failure)),
+            }
+        }
+        entry.progress_at = now;
+        if running.is_empty() {
+            entry.phase = Phase::Idle { since: now };
+        }
+        if answered {
+            self.probe_succeeded(key, effects);
+        }
+        self.rerun_failed(key, failed, effects);
+        self.advance(now, key, effects);
+    }
+
+    /// A batch of many is split in two; one alone has failed for good, unless it ran out of memory the first time.
+    fn rerun_failed(&mut self, key: ModelKey, mut failed: Vec<(Ticket, Failure)>, effects: &mut Vec<Effect>) {
+        let Some((_, failure)) = failed.last() else { return };
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let (id, kind) = (model.policy.model.clone(), failure.kind);
+        if kind == FailureKind::Stopped {
+            effects.extend(failed.into_iter().map(|(ticket, _)| Effect::Expire { request: ticket.request }));
+            return;
+        }
+        if failed.len() > 1 {
+            let half = failed.len() / 2;
+            if kind == FailureKind::OutOfMemory && half < model.batch_limit {
+                model.batch_limit = half;
+                let capability = self.capability;
+                effects.push(Effect::Emit(Event::BatchShrunk { capability, model: id, requests: half }));
+            }
+            let tail = failed.split_off(half);
+            for part in [failed, tail] {
+                model.queue.push_rerun(part.into_iter().map(|(ticket, _)| ticket).collect());
+            }
+            return;
+        }
+        for (mut ticket, failure) in failed {
+            if kind == FailureKind::OutOfMemory && !ticket.starved {
+                ticket.starved = true;
+                effects.push(Effect::Relieve { device: model.policy.device.clone() });
+                model.queue.push_rerun(vec![ticket]);
+            } else {
+                effects.push(Effect::Fail { request: ticket.request, error: failure.into_error(&id) });
+            }
+        }
+    }
+
+    /// What becomes of the requests that a dead worker was running: those that may be rerun are, each alone, so that
+    /// the one that kills is found.
+    pub(super) fn rescue(
+        &mut self,
+        key: ModelKey,
+        tickets: Vec<Ticket>,
+        fates: &[(RequestId, Fate)],
+        error: &Error,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(model) = self.models.get_mut(&key) else { return };
+        for mut ticket in tickets {
+            let request = ticket.request;
+            let fate = fates.iter().find(|(of, _)| *of == request).map_or(Fate::Untouched, |(_, fate)| *fate);
+            ticket.deaths += 1;
+            match fate {
+                Fate::Answered => effects.push(Effect::Forget { request }),
+                Fate::Emitted => effects.push(Effect::Fail { request, error: error.clone() }),
+                Fate::Untouched if ticket.deaths >= POISON_DEATHS => {
+                    let model = model.policy.model.clone();
+                    let error =
+                        Error::Poison { model, deaths: ticket.deaths, cause: Cause::new(error.clone()) };
+                    effects.push(Effect::Fail { request, error });
+                }
+                Fate::Untouched => model.queue.push_rerun(vec![ticket]),
+            }
+        }
+    }
+}
+
+fn run(model: &mut ModelState, index: usize, batch: Vec<Ticket>, now: Time, effects: &mut Vec<Effect>) {
+    if batch.is_empty() {
+        return;
+    }
+    let worker = &mut model.workers[index];
+    let requests = batch.iter().map(|ticket| ticket.request).collect();
+    effects.push(Effect::Run { worker: worker.id, requests });
+    worker.progress_at = now;
+    match &mut worker.phase {
+        Phase::Busy { running } => running.extend(batch),
+        phase => *phase = Phase::Busy { running: batch },
+    }
+}
+
+/// Fills the free seats of running workers. Not while a rerun waits for a worker of its own, and never into a run
+/// that a suspect has for itself.
+fn join_running(model: &mut ModelState, now: Time, effects: &mut Vec<Effect>) {
+    let limits = model.batch_limits();
+    for index in 0..model.workers.len() {
+        let running = model.workers[index].running();
+        let Some(first) = running.first() else { continue };
+        if model.queue.has_reruns() || running.iter().any(|ticket| ticket.deaths > 0 || ticket.starved) {
+            continue;
+        }
+        let cost: u64 = running.iter().map(|ticket| ticket.cost.0).sum();
+        let seats = BatchLimits {
+            requests: limits.requests.saturating_sub(running.len()),
+            cost: limits.cost.saturating_sub(cost),
+        };
+        let formed = model.queue.form(seats, Some(first.key), now);
+        effects.extend(formed.expired.into_iter().map(|request| Effect::Expire { request }));
+        run(model, index, formed.batch, now, effects);
+    }
+}

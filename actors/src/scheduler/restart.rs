@@ -1,0 +1,112 @@
+//! How often and how soon: a sliding window of failures, a backoff that doubles with each, and the decision to give
+//! up. OTP's restart intensity with a backoff in front of each restart; used for workers, pools and maintenance.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::config::RestartConfig;
+use crate::id::Time;
+
+/// What follows a failure.
+///
+/// ```
+/// use model_actors::scheduler::Verdict;
+/// assert_ne!(Verdict::GiveUp, Verdict::RestartAfter(std::time::Duration::ZERO));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Start again after this wait.
+    RestartAfter(Duration),
+    /// More failures in the window than the budget allows.
+    GiveUp,
+}
+
+/// The failures of one thing within the window.
+///
+/// ```
+/// use model_actors::scheduler::{Restarts, Verdict};
+/// use model_actors::{RestartConfig, Time};
+/// let config = RestartConfig { max_restarts: 1, ..RestartConfig::default() };
+/// let mut restarts = Restarts::default();
+/// assert!(matches!(restarts.failed(&config, Time::ZERO, 0.5), Verdict::RestartAfter(_)));
+/// assert_eq!(restarts.failed(&config, Time::ZERO, 0.5), Verdict::GiveUp);
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Restarts {
+    recent: VecDeque<Time>,
+    total: u64,
+}
+
+impl Restarts {
+    /// Counts a failure. `jitter`, 0 to 1, spreads the wait by ±20 %.
+    pub fn failed(&mut self, config: &RestartConfig, now: Time, jitter: f64) -> Verdict {
+        self.forget_old(config, now);
+        self.recent.push_back(now);
+        self.total += 1;
+        let failures = self.recent.len() as u32;
+        if failures > config.max_restarts {
+            return Verdict::GiveUp;
+        }
+        let doubled =
+            config.first_backoff.saturating_mul(1_u32.checked_shl(failures - 1).unwrap_or(u32::MAX));
+        let spread = 0.8 + 0.4 * jitter.clamp(0.0, 1.0);
+        Verdict::RestartAfter(doubled.min(config.max_backoff).mul_f64(spread))
+    }
+
+    /// Failures within the window.
+    pub fn recent(&self) -> u32 {
+        self.recent.len() as u32
+    }
+
+    /// Failures ever.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Starts afresh, after a probe succeeded.
+    pub fn reset(&mut self) {
+        self.recent.clear();
+    }
+
+    fn forget_old(&mut self, config: &RestartConfig, now: Time) {
+        while self.recent.front().is_some_and(|then| now.since(*then) >= config.window) {
+            self.recent.pop_front();
+        }
+        // At most one more than the budget is ever kept, so the window is bounded too.
+        while self.recent.len() > config.max_restarts as usize {
+            self.recent.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Time {
+        Time::after_start(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn the_wait_doubles_up_to_its_maximum() {
+        let config = RestartConfig { max_restarts: 20, ..RestartConfig::default() };
+        let mut restarts = Restarts::default();
+        let waits: Vec<u128> = (0..9)
+            .map(|_| match restarts.failed(&config, at(0), 0.5) {
+                Verdict::RestartAfter(wait) => wait.as_millis(),
+                Verdict::GiveUp => 0,
+            })
+            .collect();
+        assert_eq!(waits, [250, 500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+    }
+
+    #[test]
+    fn failures_outside_the_window_are_forgotten() {
+        let config = RestartConfig { max_restarts: 1, ..RestartConfig::default() };
+        let mut restarts = Restarts::default();
+        assert!(matches!(restarts.failed(&config, at(0), 0.5), Verdict::RestartAfter(_)));
+        assert!(matches!(restarts.failed(&config, at(60_000), 0.5), Verdict::RestartAfter(_)));
+        assert_eq!(restarts.failed(&config, at(60_001), 0.5), Verdict::GiveUp);
+        assert_eq!(restarts.total(), 3);
+    }
+}

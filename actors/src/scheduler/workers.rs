@@ -1,0 +1,439 @@
+//! Starting workers and losing them: cold start, scale-up and replacement, the way from no room to ready, failed
+//! starts, deaths, and the breaker that ends a series of them.
+
+use std::time::Duration;
+
+use super::model_state::{Gone, Leaving};
+use super::{Effect, Fate, ModelState, Phase, Scheduler, Source, Urgency, Verdict, Worker};
+use crate::error::{Cause, Error, Failure, FailureKind};
+use crate::id::{Bytes, ModelKey, RequestId, Time, WorkerId};
+use crate::memory::PressureLevel;
+use crate::model::Footprint;
+use crate::telemetry::{Event, EvictionReason};
+
+/// After a further worker found no room, none is tried for this long.
+const SCALE_UP_PAUSE: Duration = Duration::from_secs(1);
+
+impl Scheduler {
+    /// Starts what is missing: the first worker where one is wanted, then the cold start's, replacements, and one
+    /// more while every worker is busy and something waits.
+    pub(super) fn staff(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
+        let shutting_down = self.shutdown.is_some();
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let closed = shutting_down && model.queue.is_empty();
+        if closed || model.unload.is_some() || model.breaker.is_open() || now < model.restart_at {
+            return;
+        }
+        let probing = model.breaker.is_half_open();
+        let config = &model.policy.config;
+        if model.workers.is_empty() {
+            if model.is_wanted() {
+                model.cold_start_goal = if probing { 1 } else { config.cold_start_workers };
+                let until = now + config.room_wait;
+                self.start(now, key, Urgency::MakeRoom { until }, effects);
+            }
+            return;
+        }
+        // The others share the first one's weights, so they wait until it has them.
+        if probing || !model.has_weights() {
+            return;
+        }
+        let (max, until) = (config.max_workers, now + config.room_wait);
+        let starting = model.workers.iter().filter(|worker| !worker.is_ready()).count();
+        let replacements =
+            model.replacements.saturating_sub(starting).min(max.saturating_sub(model.workers.len()));
+        for _ in 0..replacements {
+            self.start(now, key, Urgency::MakeRoom { until }, effects);
+        }
+        self.scale_up(now, key, effects);
+    }
+
+    fn scale_up(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
+        if self.pressure > PressureLevel::Normal {
+            return;
+        }
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let all_busy = !model.is_starting() && model.workers.iter().all(|worker| !worker.is_idle());
+        let overloaded = all_busy && !model.queue.is_empty() && now >= model.scale_up_at;
+        let missing = match model.cold_start_goal.saturating_sub(model.workers.len()) {
+            0 if overloaded && model.workers.len() < model.policy.config.max_workers => 1,
+            missing => missing,
+        };
+        for _ in 0..missing {
+            self.start(now, key, Urgency::IfFree, effects);
+        }
+    }
+
+    fn start(&mut self, now: Time, key: ModelKey, urgency: Urgency, effects: &mut Vec<Effect>) {
+        self.next_worker += 1;
+        let worker = WorkerId(self.next_worker);
+        self.owners.insert(worker, key);
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let failures = model.restarts.recent();
+        if model.replacements > 0 && failures > 0 {
+            let (capability, model) = (self.capability, model.policy.model.clone());
+            effects.push(Effect::Emit(Event::WorkerRestarted { capability, model, worker, failures }));
+        }
+        model.workers.push(Worker {
+            id: worker,
+            phase: Phase::Sizing,
+            spawned: false,
+            ready_at: now,
+            progress_at: now,
+            pinged_at: None,
+        });
+        if model.footprint.is_some() {
+            reserve(model, worker, urgency, effects);
+            return;
+        }
+        spawn(model, worker, effects);
+        effects.push(Effect::Size { worker });
+        let stalls_at = now + model.policy.config.stall.load;
+        self.wake_at(stalls_at);
+    }
+
+    pub(super) fn sized(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        footprint: Footprint,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some((_, model)) = self.owner(worker) else { return };
+        if !matches!(model.worker(worker).map(|entry| &entry.phase), Some(Phase::Sizing)) {
+            return;
+        }
+        model.footprint.get_or_insert(footprint);
+        let until = now + model.policy.config.room_wait;
+        reserve(model, worker, Urgency::MakeRoom { until }, effects);
+    }
+
+    pub(super) fn room_granted(&mut self, now: Time, worker: WorkerId, effects: &mut Vec<Effect>) {
+        let reserving = self.owner(worker).and_then(|(_, model)| {
+            let Phase::Reserving { source, .. } = model.worker(worker)?.phase else { return None };
+            Some((source, model))
+        });
+        let Some((source, model)) = reserving else {
+            effects.push(Effect::CancelReserve { worker });
+            return;
+        };
+        spawn(model, worker, effects);
+        if source == Source::Load {
+            model.load_began = now;
+        }
+        if let Some(entry) = model.worker(worker) {
+            entry.phase = Phase::Starting { source };
+            entry.progress_at = now;
+        }
+        effects.push(Effect::Load { worker, source });
+        let stalls_at = now + model.policy.config.stall.load;
+        self.wake_at(stalls_at);
+    }
+
+    pub(super) fn room_denied(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        [needed, free, limit]: [Bytes; 3],
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some((key, model)) = self.owner(worker) else { return };
+        if !matches!(model.worker(worker).map(|entry| &entry.phase), Some(Phase::Reserving { .. })) {
+            return;
+        }
+        // Whatever happens to the queue, nothing more is tried until this moment.
+        model.cold_start_goal = 0;
+        model.scale_up_at = now + SCALE_UP_PAUSE;
+        model.replacements = 0;
+        let (retry_at, alone) = (model.scale_up_at, model.workers.len() == 1);
+        self.wake_at(retry_at);
+        self.dismiss(key, worker, EvictionReason::MakeRoom, effects);
+        if alone && let Some(model) = self.models.get_mut(&key) {
+            let (model_id, device) = (model.policy.model.clone(), model.policy.device.clone());
+            release_weights(model, effects);
+            let error = Error::MemoryExhausted { model: model_id, device, needed, free, limit };
+            fail_waiting(model, &error, effects);
+        }
+        self.advance(now, key, effects);
+    }
+
+    pub(super) fn started(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        footprint: Footprint,
+        effects: &mut Vec<Effect>,
+    ) {
+        let capability = self.capability;
+        let Some((key, model)) = self.owner(worker) else { return };
+        let Some(Phase::Starting { source }) = model.worker(worker).map(|entry| entry.phase.clone()) else {
+            return;
+        };
+        model.footprint = Some(footprint);
+        model.load_starved = false;
+        model.replacements = model.replacements.saturating_sub(1);
+        if source == Source::Load {
+            model.load_time = now.since(model.load_began).max(Duration::from_millis(1));
+        }
+        if let Some(entry) = model.worker(worker) {
+            entry.phase = Phase::Idle { since: now };
+            (entry.ready_at, entry.progress_at) = (now, now);
+        }
+        release_weights(model, effects);
+        let calls = model.preloads.drain(..).map(|call| Effect::Return { call, result: Ok(()) });
+        effects.extend(calls);
+        let (model_id, nothing_to_probe) = (model.policy.model.clone(), model.queue.is_empty());
+        effects.push(Effect::Emit(Event::WorkerStarted { capability, model: model_id, worker }));
+        if nothing_to_probe {
+            self.probe_succeeded(key, effects);
+        }
+        self.advance(now, key, effects);
+    }
+
+    /// A model that came to work again starts with a clean record.
+    pub(super) fn probe_succeeded(&mut self, key: ModelKey, effects: &mut Vec<Effect>) {
+        if let Some(model) = self.models.get_mut(&key)
+            && model.breaker.succeeded()
+        {
+            model.restarts.reset();
+            let (capability, model) = (self.capability, model.policy.model.clone());
+            effects.push(Effect::Emit(Event::BreakerClosed { capability, model }));
+        }
+    }
+
+    pub(super) fn start_failed(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        failure: Failure,
+        effects: &mut Vec<Effect>,
+    ) {
+        let capability = self.capability;
+        let Some((key, model)) = self.owner(worker) else { return };
+        if model.worker(worker).is_none_or(|entry| entry.is_ready()) {
+            return;
+        }
+        leave(model, worker, Leaving::Dead);
+        let id = model.policy.model.clone();
+        let error = Error::SpawnFailed { model: id.clone(), cause: failure.cause.clone() };
+        effects.push(Effect::Emit(Event::StartFailed {
+            capability,
+            model: id,
+            worker,
+            error: error.clone(),
+        }));
+        let hopeless = match failure.kind {
+            FailureKind::Permanent | FailureKind::InvalidInput => true,
+            // Tried once more with the room that idle models can give.
+            FailureKind::OutOfMemory => std::mem::replace(&mut model.load_starved, true),
+            FailureKind::Failed | FailureKind::Stopped => false,
+        };
+        if failure.kind == FailureKind::OutOfMemory && !hopeless {
+            effects.push(Effect::Relieve { device: model.policy.device.clone() });
+        }
+        if hopeless {
+            model.load_starved = false;
+            if !model.has_ready_worker() {
+                fail_waiting(model, &error, effects);
+            }
+            model.replacements = 0;
+        }
+        self.count_failure(now, key, failure.cause, effects);
+        self.advance(now, key, effects);
+    }
+
+    pub(super) fn died(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        cause: Cause,
+        fates: &[(RequestId, Fate)],
+        effects: &mut Vec<Effect>,
+    ) {
+        let capability = self.capability;
+        let Some((key, model)) = self.owner(worker) else { return };
+        let Some(entry) = model.worker(worker).cloned() else { return };
+        if !entry.is_ready() {
+            let failure = Failure { kind: FailureKind::Failed, cause };
+            self.start_failed(now, worker, failure, effects);
+            return;
+        }
+        let id = model.policy.model.clone();
+        let error = Error::WorkerCrashed { model: id.clone(), worker, cause: cause.clone() };
+        effects.push(Effect::Emit(Event::WorkerCrashed {
+            capability,
+            model: id,
+            worker,
+            error: error.clone(),
+        }));
+        leave(model, worker, Leaving::Dead);
+        self.lose_ready_worker(now, key, entry, cause, (fates, &error), effects);
+    }
+
+    /// What a death and a stall have in common: the weights are kept for the replacement, the requests are rescued,
+    /// the failure counts.
+    pub(super) fn lose_ready_worker(
+        &mut self,
+        now: Time,
+        key: ModelKey,
+        entry: Worker,
+        cause: Cause,
+        (fates, error): (&[(RequestId, Fate)], &Error),
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let room = model.policy.config.max_workers.saturating_sub(model.workers.len());
+        model.replacements = (model.replacements + 1).min(room);
+        if !model.has_weights() {
+            model.retained = true;
+            effects.push(Effect::RetainWeights { key });
+        }
+        if let Phase::Busy { running } = entry.phase {
+            self.rescue(key, running, fates, error, effects);
+        }
+        self.count_failure(now, key, cause, effects);
+        self.advance(now, key, effects);
+    }
+
+    /// Either the next start is put off by the backoff, or the breaker opens.
+    fn count_failure(&mut self, now: Time, key: ModelKey, cause: Cause, effects: &mut Vec<Effect>) {
+        let jitter = self.random.f64();
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let verdict = model.restarts.failed(&model.policy.config.restart, now, jitter);
+        match verdict {
+            _ if model.breaker.is_half_open() => self.open_breaker(now, key, cause, effects),
+            Verdict::GiveUp => self.open_breaker(now, key, cause, effects),
+            Verdict::RestartAfter(backoff) => {
+                model.restart_at = now + backoff;
+                let restart_at = model.restart_at;
+                self.wake_at(restart_at);
+            }
+        }
+    }
+
+    fn open_breaker(&mut self, now: Time, key: ModelKey, cause: Cause, effects: &mut Vec<Effect>) {
+        let capability = self.capability;
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let retry_after = model.policy.config.restart.breaker_open;
+        model.breaker.open(now + retry_after, cause.clone());
+        model.replacements = 0;
+        model.cold_start_goal = 0;
+        model.restart_at = now;
+        let id = model.policy.model.clone();
+        let error = Error::CircuitOpen { model: id.clone(), retry_after, cause };
+        effects.push(Effect::Emit(Event::BreakerOpened {
+            capability,
+            model: id,
+            retry_after,
+            error: error.clone(),
+        }));
+        fail_waiting(model, &error, effects);
+        release_weights(model, effects);
+        self.dismiss_starting(key, EvictionReason::Unload, effects);
+    }
+
+    /// Gives up every start under way.
+    pub(super) fn dismiss_starting(
+        &mut self,
+        key: ModelKey,
+        reason: EvictionReason,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(model) = self.models.get(&key) else { return };
+        let starting: Vec<WorkerId> =
+            model.workers.iter().filter(|worker| !worker.is_ready()).map(|worker| worker.id).collect();
+        for worker in starting {
+            self.dismiss(key, worker, reason, effects);
+        }
+    }
+
+    /// Lets a worker go that is not running anything, wherever else it stands.
+    pub(super) fn dismiss(
+        &mut self,
+        key: ModelKey,
+        worker: WorkerId,
+        reason: EvictionReason,
+        effects: &mut Vec<Effect>,
+    ) {
+        let capability = self.capability;
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let Some(entry) = model.worker(worker).cloned() else { return };
+        if matches!(entry.phase, Phase::Reserving { .. }) {
+            effects.push(Effect::CancelReserve { worker });
+        }
+        leave(model, worker, Leaving::Draining);
+        let id = model.policy.model.clone();
+        if entry.spawned {
+            effects.push(Effect::Stop { worker, reason });
+        } else {
+            self.owners.remove(&worker);
+        }
+        if entry.is_ready() {
+            effects.push(Effect::Emit(Event::WorkerEvicted { capability, model: id, worker, reason }));
+        }
+    }
+
+    pub(super) fn ended(&mut self, now: Time, worker: WorkerId, effects: &mut Vec<Effect>) {
+        let Some((_, model)) = self.owner(worker) else { return };
+        if model.worker(worker).is_some() {
+            // Its thread is gone without a word: as much a death as any.
+            self.died(now, worker, Cause::new("its thread ended"), &[], effects);
+        }
+        let capability = self.capability;
+        let Some((key, model)) = self.owner(worker) else { return };
+        model.leaving.retain(|gone| gone.worker != worker);
+        let id = model.policy.model.clone();
+        effects.push(Effect::Emit(Event::WorkerEnded { capability, model: id, worker }));
+        self.owners.remove(&worker);
+        self.check_unload(now, key, effects);
+        self.advance(now, key, effects);
+    }
+}
+
+/// Moves a worker from those that count to those whose thread has yet to end.
+pub(super) fn leave(model: &mut ModelState, worker: WorkerId, why: Leaving) {
+    if let Some(entry) = model.take_worker(worker)
+        && entry.spawned
+    {
+        let charged = entry.is_charged();
+        model.leaving.push(Gone { worker, why, charged });
+    }
+}
+
+/// Answers everybody who waits for the model.
+pub(super) fn fail_waiting(model: &mut ModelState, error: &Error, effects: &mut Vec<Effect>) {
+    for ticket in model.queue.take_all() {
+        effects.push(Effect::Fail { request: ticket.request, error: error.clone() });
+    }
+    for call in model.preloads.drain(..) {
+        effects.push(Effect::Return { call, result: Err(error.clone()) });
+    }
+}
+
+pub(super) fn release_weights(model: &mut ModelState, effects: &mut Vec<Effect>) {
+    if std::mem::take(&mut model.retained) {
+        effects.push(Effect::ReleaseWeights { key: model.key });
+    }
+}
+
+fn spawn(model: &mut ModelState, worker: WorkerId, effects: &mut Vec<Effect>) {
+    let key = model.key;
+    if let Some(entry) = model.worker(worker)
+        && !std::mem::replace(&mut entry.spawned, true)
+    {
+        effects.push(Effect::Spawn { worker, key });
+    }
+}
+
+fn reserve(model: &mut ModelState, worker: WorkerId, urgency: Urgency, effects: &mut Vec<Effect>) {
+    let footprint = model.footprint.unwrap_or_default();
+    let (source, bytes) = match model.has_weights() {
+        true => (Source::Shared, footprint.per_worker),
+        false => (Source::Load, footprint.with_workers(1)),
+    };
+    let key = model.key;
+    if let Some(entry) = model.worker(worker) {
+        entry.phase = Phase::Reserving { bytes, source };
+    }
+    effects.push(Effect::Reserve { worker, key, bytes, source, urgency });
+}

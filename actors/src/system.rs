@@ -1,0 +1,483 @@
+//! The root of the tree. The system actor starts maintenance and one pool a capability as its linked children, starts
+//! a failed one again within the restart budget, and ends them all at shutdown; beyond the budget it fails itself,
+//! which an application's own supervisor sees as an ordinary supervision event. [`System`] is the handle that users
+//! hold: dropping the last one ends the tree.
+
+use std::any::{Any, TypeId};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio::sync::{broadcast, oneshot, watch};
+
+use crate::capability::Capability;
+use crate::catalogue::Catalogue;
+use crate::client::{Client, PoolGate, PoolShared};
+use crate::config::{PoolConfig, SystemConfig};
+use crate::error::{Cause, Error, Result};
+use crate::id::{Bytes, Device};
+use crate::maintenance::eviction::PoolIndex;
+use crate::maintenance::{Maintenance, MaintenanceArguments, MaintenanceMessage, PoolCommand, PoolDrained};
+use crate::memory::{Budget, Budgets, PressureLevel, default_limit};
+use crate::pool::PoolArguments;
+use crate::progress::Clock;
+use crate::scheduler::{Restarts, Verdict};
+use crate::status::{MemoryStatus, PoolStatus, ShutdownReport, SystemState, SystemStatus};
+use crate::telemetry::{Event, Events};
+
+mod child;
+
+use child::{PoolChild, SpawnPool};
+
+/// What the handle, and the system's own timers, tell the system.
+pub(crate) enum SystemMessage {
+    /// Finish, and report.
+    Shutdown { done: oneshot::Sender<ShutdownReport> },
+    /// Start a failed child again.
+    Restart(Child),
+    /// Every pool has finished or the time is up.
+    Drained { report: ShutdownReport, done: oneshot::Sender<ShutdownReport> },
+}
+
+crate::impl_message!(SystemMessage);
+
+/// Which child of the system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Child {
+    Maintenance,
+    Pool(PoolIndex),
+}
+
+/// What all parts of a running system share; no part of it holds a worker.
+#[derive(Clone)]
+pub(crate) struct Common {
+    clock: Clock,
+    config: Arc<SystemConfig>,
+    budgets: Budgets,
+    status: watch::Sender<SystemStatus>,
+    events: Events,
+}
+
+pub(crate) struct SystemArguments {
+    common: Common,
+    pools: Vec<Box<dyn SpawnPool>>,
+}
+
+pub(crate) struct SystemActorState {
+    common: Common,
+    pools: Vec<PoolChild>,
+    maintenance: ActorRef<MaintenanceMessage>,
+    restarts: Restarts,
+    random: fastrand::Rng,
+}
+
+/// The root supervisor: one for one, within a restart budget over all its children.
+pub(crate) struct SystemActor;
+
+impl Actor for SystemActor {
+    type Msg = SystemMessage;
+    type State = SystemActorState;
+    type Arguments = SystemArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        arguments: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let SystemArguments { common, pools } = arguments;
+        let maintenance = start_maintenance(&common, pools.len(), &myself).await?;
+        let mut state = SystemActorState {
+            common,
+            pools: pools.into_iter().map(PoolChild::new).collect(),
+            maintenance,
+            restarts: Restarts::default(),
+            random: fastrand::Rng::new(),
+        };
+        for index in 0..state.pools.len() {
+            state.start_pool(&myself, PoolIndex(index)).await?;
+        }
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            SystemMessage::Shutdown { done } => state.shut_down(&myself, done),
+            SystemMessage::Restart(child) => state.restart(&myself, child).await?,
+            SystemMessage::Drained { report, done } => {
+                state.publish(|status| status.state = SystemState::Stopped);
+                let _ = done.send(report);
+                myself.stop(Some("shut down".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        event: SupervisionEvent,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let (actor, reason) = match event {
+            SupervisionEvent::ActorFailed(actor, error) => (actor, error.to_string()),
+            SupervisionEvent::ActorTerminated(actor, _, reason) => {
+                (actor, reason.unwrap_or_else(|| "it was stopped".to_owned()))
+            }
+            _ => return Ok(()),
+        };
+        state.child_ended(&myself, &actor, reason)
+    }
+}
+
+async fn start_maintenance(
+    common: &Common,
+    pools: usize,
+    myself: &ActorRef<SystemMessage>,
+) -> Result<ActorRef<MaintenanceMessage>, ActorProcessingErr> {
+    let arguments = MaintenanceArguments {
+        clock: common.clock,
+        interval: common.config.maintenance_interval,
+        budgets: common.budgets.clone(),
+        pools,
+        status: common.status.clone(),
+        events: common.events.clone(),
+    };
+    let (maintenance, _) = Maintenance::spawn_linked(None, Maintenance, arguments, myself.get_cell()).await?;
+    Ok(maintenance)
+}
+
+impl SystemActorState {
+    fn publish(&self, change: impl FnOnce(&mut SystemStatus)) {
+        self.common.status.send_modify(change);
+    }
+
+    async fn start_pool(
+        &mut self,
+        myself: &ActorRef<SystemMessage>,
+        index: PoolIndex,
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(pool) = self.pools.get_mut(index.0) else { return Ok(()) };
+        let arguments = PoolArguments {
+            index,
+            clock: self.common.clock,
+            cooldown_interval: self.common.config.maintenance_interval,
+            seed: self.random.u64(..),
+            budgets: self.common.budgets.clone(),
+            maintenance: self.maintenance.clone(),
+            status: self.common.status.clone(),
+            events: self.common.events.clone(),
+        };
+        let commands = pool.start(arguments, myself.get_cell()).await?;
+        let _ = self.maintenance.send_message(MaintenanceMessage::PoolUp { pool: index, commands });
+        Ok(())
+    }
+
+    /// A pool or maintenance has ended without being asked to.
+    fn child_ended(
+        &mut self,
+        myself: &ActorRef<SystemMessage>,
+        actor: &ActorCell,
+        reason: String,
+    ) -> Result<(), ActorProcessingErr> {
+        let Some(child) = self.child_of(actor) else { return Ok(()) };
+        if let Child::Pool(index) = child {
+            self.pools[index.0].ended();
+            self.publish(|status| {
+                if let Some(place) = status.pools.get_mut(index.0) {
+                    *place = Arc::new(PoolStatus { capability: place.capability, ..PoolStatus::default() });
+                }
+            });
+        }
+        if self.common.status.borrow().state != SystemState::Running {
+            return Ok(());
+        }
+        tracing::error!(?child, reason, "a child of the system ended");
+        let verdict =
+            self.restarts.failed(&self.common.config.restart, self.common.clock.now(), self.random.f64());
+        match verdict {
+            Verdict::RestartAfter(backoff) => {
+                myself.send_after(backoff, move || SystemMessage::Restart(child));
+                Ok(())
+            }
+            Verdict::GiveUp => Err(format!("{child:?} failed too often; the last time: {reason}").into()),
+        }
+    }
+
+    fn child_of(&self, actor: &ActorCell) -> Option<Child> {
+        if self.maintenance.get_id() == actor.get_id() {
+            return Some(Child::Maintenance);
+        }
+        let index = self.pools.iter().position(|pool| pool.is(actor))?;
+        Some(Child::Pool(PoolIndex(index)))
+    }
+
+    async fn restart(
+        &mut self,
+        myself: &ActorRef<SystemMessage>,
+        child: Child,
+    ) -> Result<(), ActorProcessingErr> {
+        if self.common.status.borrow().state != SystemState::Running {
+            return Ok(());
+        }
+        match child {
+            Child::Maintenance => {
+                self.maintenance = start_maintenance(&self.common, self.pools.len(), myself).await?;
+                for (index, pool) in self.pools.iter().enumerate() {
+                    let Some(commands) = pool.commands() else { continue };
+                    let pool_up =
+                        MaintenanceMessage::PoolUp { pool: PoolIndex(index), commands: commands.clone() };
+                    let _ = self.maintenance.send_message(pool_up);
+                    let _ =
+                        commands.send_message(PoolCommand::MaintenanceRestarted(self.maintenance.clone()));
+                }
+            }
+            Child::Pool(index) => {
+                self.start_pool(myself, index).await?;
+                let capability = self.pools[index.0].capability();
+                self.common.events.send(|| Event::PoolRestarted { capability });
+            }
+        }
+        Ok(())
+    }
+
+    /// The wait for the pools is a task of its own, so that the system stays responsive meanwhile.
+    fn shut_down(&mut self, myself: &ActorRef<SystemMessage>, done: oneshot::Sender<ShutdownReport>) {
+        if self.common.status.borrow().state != SystemState::Running {
+            // Dropped unanswered: the first caller has the report.
+            return;
+        }
+        self.publish(|status| status.state = SystemState::ShuttingDown);
+        self.common.events.send(|| Event::ShuttingDown);
+        let deadline = self.common.clock.now() + self.common.config.shutdown_timeout;
+        let mut reports = Vec::new();
+        for pool in &self.pools {
+            pool.close();
+            let (drained, report) = oneshot::channel();
+            if let Some(commands) = pool.commands() {
+                let _ = commands.send_message(PoolCommand::Shutdown { deadline, done: drained });
+                reports.push(report);
+            }
+        }
+        let (common, myself) = (self.common.clone(), myself.clone());
+        tokio::spawn(async move {
+            let report = gather(&common, reports).await;
+            let _ = myself.send_message(SystemMessage::Drained { report, done });
+        });
+    }
+}
+
+/// Waits for the pools' reports, a little longer than the pools themselves wait for their workers.
+async fn gather(common: &Common, reports: Vec<oneshot::Receiver<PoolDrained>>) -> ShutdownReport {
+    const MARGIN: Duration = Duration::from_millis(250);
+    let began = Instant::now();
+    let end = tokio::time::Instant::now() + common.config.shutdown_timeout + MARGIN;
+    let mut report = ShutdownReport::default();
+    for pool in reports {
+        // A pool that died, or is too late, has nothing to report.
+        if let Ok(Ok(drained)) = tokio::time::timeout_at(end, pool).await {
+            report.abandoned_requests += drained.abandoned;
+            report.unfinished_threads.extend(drained.unfinished);
+        }
+    }
+    report.remaining = common.budgets.values().map(|budget| budget.read().charged()).sum();
+    report.took = began.elapsed();
+    report
+}
+
+/// Builds a [`System`]: its settings and its pools, one for each capability.
+pub struct SystemBuilder {
+    config: SystemConfig,
+    pools: Vec<PoolPlan>,
+}
+
+struct PoolPlan {
+    capability: TypeId,
+    name: &'static str,
+    config: PoolConfig,
+    make: fn(PoolConfig, Clock) -> (Box<dyn SpawnPool>, Arc<dyn Any + Send + Sync>),
+}
+
+impl SystemBuilder {
+    /// Adds the pool of a capability.
+    pub fn pool<C: Capability>(mut self, config: PoolConfig) -> Self {
+        let make = |config: PoolConfig, clock: Clock| {
+            let shared =
+                Arc::new(PoolShared::<C> { catalogue: Catalogue::new(config), gate: PoolGate::new(), clock });
+            let spawn: Box<dyn SpawnPool> = Box::new(shared.clone());
+            (spawn, shared as Arc<dyn Any + Send + Sync>)
+        };
+        self.pools.push(PoolPlan { capability: TypeId::of::<C>(), name: C::NAME, config, make });
+        self
+    }
+
+    /// Starts the system on its own. Must be called on a tokio runtime with time enabled.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`], or [`Error::StartFailed`] if an actor could not be started.
+    pub async fn start(self) -> Result<System> {
+        self.build(None).await
+    }
+
+    /// Starts the system under an application's own supervisor, which sees its end as a supervision event.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_linked(self, supervisor: ActorCell) -> Result<System> {
+        self.build(Some(supervisor)).await
+    }
+
+    async fn build(self, supervisor: Option<ActorCell>) -> Result<System> {
+        self.config.validate()?;
+        for (index, plan) in self.pools.iter().enumerate() {
+            plan.config.validate()?;
+            if self.pools[..index]
+                .iter()
+                .any(|other| other.capability == plan.capability || other.name == plan.name)
+            {
+                let reason = format!("two pools serve {}", plan.name);
+                return Err(Error::InvalidConfig { setting: "pools", reason });
+            }
+        }
+        let common = common(self.config);
+        let mut clients = HashMap::new();
+        let mut pools = Vec::new();
+        for plan in self.pools {
+            let (spawn, client) = (plan.make)(plan.config, common.clock);
+            let status = PoolStatus { capability: plan.name, ..PoolStatus::default() };
+            common.status.send_modify(|system| system.pools.push(Arc::new(status)));
+            pools.push(spawn);
+            clients.insert(plan.capability, client);
+        }
+        let arguments = SystemArguments { common: common.clone(), pools };
+        let started = match supervisor {
+            Some(supervisor) => SystemActor::spawn_linked(None, SystemActor, arguments, supervisor).await,
+            None => SystemActor::spawn(None, SystemActor, arguments).await,
+        };
+        let (actor, _) = started.map_err(|error| Error::StartFailed { cause: Cause::new(error) })?;
+        Ok(System { inner: Arc::new(Inner { actor, common, clients }) })
+    }
+}
+
+fn common(config: SystemConfig) -> Common {
+    let host = (Device::host(), config.memory_limit.unwrap_or_else(default_limit));
+    let limits = std::iter::once(host).chain(config.device_limits.iter().cloned());
+    let budgets: BTreeMap<Device, Arc<Budget>> =
+        limits.map(|(device, limit)| (device.clone(), Budget::new(device, limit))).collect();
+    Common {
+        clock: Clock::start(),
+        events: Events::new(config.event_capacity),
+        config: Arc::new(config),
+        budgets: Arc::new(budgets),
+        status: watch::Sender::new(SystemStatus::default()),
+    }
+}
+
+/// A running system. Cheap to clone; the tree ends with the last clone.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> model_actors::Result<()> {
+/// use model_actors::{PoolConfig, System, SystemConfig, TextEmbedding};
+/// let system = System::builder(SystemConfig::default()).pool::<TextEmbedding>(PoolConfig::default()).start().await?;
+/// let client = system.client::<TextEmbedding>()?;
+/// assert!(client.model("not/registered").is_err());
+/// assert!(system.shutdown().await.is_clean());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct System {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    actor: ActorRef<SystemMessage>,
+    common: Common,
+    clients: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.actor.stop(Some("its last handle was dropped".to_owned()));
+    }
+}
+
+impl System {
+    /// Begins to build a system.
+    pub fn builder(config: SystemConfig) -> SystemBuilder {
+        SystemBuilder { config, pools: Vec::new() }
+    }
+
+    /// A way to the pool of a capability.
+    ///
+    /// # Errors
+    /// [`Error::NoPool`].
+    pub fn client<C: Capability>(&self) -> Result<Client<C>> {
+        let shared = self.inner.clients.get(&TypeId::of::<C>()).cloned();
+        let shared = shared.and_then(|shared| shared.downcast::<PoolShared<C>>().ok());
+        shared.map(Client::new).ok_or(Error::NoPool { capability: C::NAME })
+    }
+
+    /// The tree at this moment, memory included.
+    pub fn status(&self) -> SystemStatus {
+        let mut status = self.inner.common.status.borrow().clone();
+        status.memory = self.memory(&status.memory);
+        status
+    }
+
+    /// Follows the tree: the value changes whenever a worker does, and soon after requests came and went.
+    pub fn watch(&self) -> watch::Receiver<SystemStatus> {
+        self.inner.common.status.subscribe()
+    }
+
+    /// Everything that happens from now on. Bounded: a subscriber that lags is told how many events it missed.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.inner.common.events.subscribe()
+    }
+
+    /// The bytes charged against a memory's budget, and its limit.
+    pub fn charged(&self, device: &Device) -> Option<(Bytes, Bytes)> {
+        let ledger = self.inner.common.budgets.get(device)?.read();
+        Some((ledger.charged(), ledger.limit()))
+    }
+
+    /// The root actor, to link or to watch.
+    pub fn cell(&self) -> ActorCell {
+        self.inner.actor.get_cell()
+    }
+
+    /// Ends the system: new requests get [`Error::ShuttingDown`], queued and running ones have until the configured
+    /// timeout, then every remaining caller is answered. Returns on time even with a worker that never returns. A
+    /// second call returns an empty report once the first is done.
+    pub async fn shutdown(&self) -> ShutdownReport {
+        let (done, report) = oneshot::channel();
+        let _ = self.inner.actor.send_message(SystemMessage::Shutdown { done });
+        let limit = self.inner.common.config.shutdown_timeout + Duration::from_secs(1);
+        let report = tokio::time::timeout(limit, report).await.ok().and_then(|report| report.ok());
+        let mut stopped = self.watch();
+        // The actor and its children end right after the report; past the limit nobody waits for them.
+        let _ = tokio::time::timeout(limit, stopped.wait_for(|status| status.state == SystemState::Stopped))
+            .await;
+        report.unwrap_or_default()
+    }
+
+    fn memory(&self, known: &[MemoryStatus]) -> Vec<MemoryStatus> {
+        let pressure = |device: &Device| known.iter().find(|memory| memory.device == *device);
+        let status = |(device, budget): (&Device, &Arc<Budget>)| {
+            let ledger = budget.read();
+            MemoryStatus {
+                device: device.clone(),
+                limit: ledger.limit(),
+                charged: ledger.charged(),
+                pressure: pressure(device).map_or(PressureLevel::Normal, |memory| memory.pressure),
+            }
+        };
+        self.inner.common.budgets.iter().map(status).collect()
+    }
+}

@@ -1,0 +1,90 @@
+//! A pool as the system sees it: something that can be started again, commanded and told apart, whatever its
+//! capability.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use ractor::{Actor, ActorCell, DerivedActorRef, SpawnErr};
+
+use crate::capability::Capability;
+use crate::client::PoolShared;
+use crate::maintenance::PoolCommand;
+use crate::pool::{Pool, PoolArguments};
+
+type Spawning<'a> =
+    Pin<Box<dyn Future<Output = Result<(ActorCell, DerivedActorRef<PoolCommand>), SpawnErr>> + Send + 'a>>;
+
+/// Starts the pool of one capability and opens or closes its gate. Implemented once, for every capability.
+pub(crate) trait SpawnPool: Send + Sync {
+    fn capability(&self) -> &'static str;
+    fn spawn(&self, arguments: PoolArguments, system: ActorCell) -> Spawning<'_>;
+    fn down(&self);
+    fn close(&self);
+}
+
+impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
+    fn capability(&self) -> &'static str {
+        C::NAME
+    }
+
+    fn spawn(&self, arguments: PoolArguments, system: ActorCell) -> Spawning<'_> {
+        Box::pin(async move {
+            let (actor, _) = Pool::<C>::spawn_linked(None, Pool::new(), arguments, system).await?;
+            let (cell, commands) = (actor.get_cell(), actor.get_derived());
+            self.gate.up(actor);
+            Ok((cell, commands))
+        })
+    }
+
+    fn down(&self) {
+        self.gate.down();
+    }
+
+    fn close(&self) {
+        self.gate.close();
+        self.catalogue.close();
+    }
+}
+
+/// A pool and, while it runs, its actor.
+pub(crate) struct PoolChild {
+    spawn: Box<dyn SpawnPool>,
+    actor: Option<(ActorCell, DerivedActorRef<PoolCommand>)>,
+}
+
+impl PoolChild {
+    pub(crate) fn new(spawn: Box<dyn SpawnPool>) -> Self {
+        Self { spawn, actor: None }
+    }
+
+    pub(crate) fn capability(&self) -> &'static str {
+        self.spawn.capability()
+    }
+
+    pub(crate) async fn start(
+        &mut self,
+        arguments: PoolArguments,
+        system: ActorCell,
+    ) -> Result<DerivedActorRef<PoolCommand>, SpawnErr> {
+        let (cell, commands) = self.spawn.spawn(arguments, system).await?;
+        self.actor = Some((cell, commands.clone()));
+        Ok(commands)
+    }
+
+    pub(crate) fn is(&self, actor: &ActorCell) -> bool {
+        self.actor.as_ref().is_some_and(|(cell, _)| cell.get_id() == actor.get_id())
+    }
+
+    pub(crate) fn commands(&self) -> Option<&DerivedActorRef<PoolCommand>> {
+        self.actor.as_ref().map(|(_, commands)| commands)
+    }
+
+    pub(crate) fn ended(&mut self) {
+        self.actor = None;
+        self.spawn.down();
+    }
+
+    pub(crate) fn close(&self) {
+        self.spawn.close();
+    }
+}

@@ -1,0 +1,14 @@
+//! Fakes for tests, here and in applications: a model that does what each request tells it to, faults included, and
+//! a system that fails the test which leaves anything behind.
+
+#![allow(clippy::panic, clippy::expect_used, reason = "a test helper fails its test by panicking")]
+
+mod gate;
+mod harness;
+mod script;
+
+pub use gate::{Gate, Latch};
+pub use harness::{Leak, TestSystem, wait_for};
+pub use script::{
+    Act, Record, Scripted, ScriptedCapability, ScriptedLoader, ScriptedRequest, StreamedScript,
+};

@@ -1,0 +1,244 @@
+//! A system for tests that has to be finished, and that fails the test if anything is left when it is: a slot, a
+//! byte, a thread, a model or weights.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ractor::ActorCell;
+use tokio::sync::{broadcast, watch};
+
+use super::{Record, Scripted, ScriptedLoader, StreamedScript};
+use crate::catalogue::ModelSpec;
+use crate::client::{Client, ModelHandle};
+use crate::config::{PoolConfig, RestartConfig, StallLimits, SystemConfig};
+use crate::id::{Bytes, ModelId};
+use crate::status::{ModelStatus, ShutdownReport, SystemStatus};
+use crate::system::System;
+use crate::telemetry::Event;
+
+/// No event of a test is further away than this.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Something that was left behind.
+///
+/// ```
+/// use model_actors::testing::Leak;
+/// assert_eq!(Leak::Slots { held: 1 }.to_string(), "1 slots are held");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Leak {
+    /// Requests hold slots.
+    #[error("{held} slots are held")]
+    Slots {
+        /// How many.
+        held: usize,
+    },
+    /// Bytes are charged.
+    #[error("{bytes} are charged")]
+    Bytes {
+        /// How many.
+        bytes: Bytes,
+    },
+    /// Threads have not ended.
+    #[error("these threads have not ended: {names:?}")]
+    Threads {
+        /// Which.
+        names: Vec<String>,
+    },
+    /// Models or weights are alive.
+    #[error("{models} models and {weights} weights of {model} are alive")]
+    Models {
+        /// Of which model.
+        model: ModelId,
+        /// Models.
+        models: usize,
+        /// Weights.
+        weights: usize,
+    },
+}
+
+/// A system with a one-shot and a streamed pool of scripted models. Call [`TestSystem::finish`] at the end.
+pub struct TestSystem {
+    /// The system.
+    pub system: System,
+    records: Vec<(ModelId, Arc<Record>)>,
+    finished: bool,
+}
+
+impl TestSystem {
+    /// Settings with times fit for a test: everything that takes seconds by default takes milliseconds.
+    pub fn quick() -> (SystemConfig, PoolConfig) {
+        let restart = RestartConfig {
+            first_backoff: Duration::from_millis(5),
+            max_backoff: Duration::from_millis(50),
+            breaker_open: Duration::from_millis(200),
+            ..RestartConfig::default()
+        };
+        let system = SystemConfig {
+            memory_limit: Some(Bytes::mib(1024)),
+            maintenance_interval: Duration::from_millis(200),
+            shutdown_timeout: Duration::from_secs(2),
+            restart,
+            ..SystemConfig::default()
+        };
+        let pool = PoolConfig {
+            request_timeout: Duration::from_secs(20),
+            cold_start_workers: 1,
+            cooldown_idle: Duration::from_secs(20),
+            min_residency: Duration::ZERO,
+            stall: StallLimits { load: Duration::from_secs(10), run: Duration::from_secs(10) },
+            restart,
+            ..PoolConfig::default()
+        };
+        (system, pool)
+    }
+
+    /// A system with quick settings.
+    pub async fn start() -> Self {
+        let (system, pool) = Self::quick();
+        Self::start_with(system, pool).await
+    }
+
+    /// A system with these settings.
+    pub async fn start_with(system: SystemConfig, pool: PoolConfig) -> Self {
+        let builder = System::builder(system).pool::<Scripted>(pool.clone()).pool::<StreamedScript>(pool);
+        Self::of(builder.start().await.expect("the test system starts"))
+    }
+
+    /// A system under a supervisor.
+    pub async fn start_linked(system: SystemConfig, pool: PoolConfig, supervisor: ActorCell) -> Self {
+        let builder = System::builder(system).pool::<Scripted>(pool.clone()).pool::<StreamedScript>(pool);
+        Self::of(builder.start_linked(supervisor).await.expect("the test system starts"))
+    }
+
+    fn of(system: System) -> Self {
+        Self { system, records: Vec::new(), finished: false }
+    }
+
+    /// The client of the one-shot pool.
+    pub fn client(&self) -> Client<Scripted> {
+        self.system.client().expect("the pool was added")
+    }
+
+    /// The client of the streamed pool.
+    pub fn streams(&self) -> Client<StreamedScript> {
+        self.system.client().expect("the pool was added")
+    }
+
+    /// Registers a one-shot model.
+    pub fn model(&mut self, id: &str, loader: ScriptedLoader) -> ModelHandle<Scripted> {
+        self.register(id, loader.clone(), ModelSpec::new(id, loader))
+    }
+
+    /// Registers a one-shot model with a specification of its own.
+    pub fn register(
+        &mut self,
+        id: &str,
+        loader: ScriptedLoader,
+        spec: ModelSpec<Scripted>,
+    ) -> ModelHandle<Scripted> {
+        self.records.push((ModelId::from(id), loader.record));
+        self.client().register(spec).expect("the model is new")
+    }
+
+    /// Registers a streamed model.
+    pub fn stream_model(&mut self, id: &str, loader: ScriptedLoader) -> ModelHandle<StreamedScript> {
+        self.records.push((ModelId::from(id), loader.record.clone()));
+        self.streams().register(ModelSpec::new(id, loader)).expect("the model is new")
+    }
+
+    /// Waits until the status satisfies the condition and returns it.
+    pub async fn until(&self, what: &str, condition: impl FnMut(&SystemStatus) -> bool) -> SystemStatus {
+        wait_for(&mut self.system.watch(), what, condition).await
+    }
+
+    /// Waits until a model's status satisfies the condition and returns it.
+    pub async fn until_model(
+        &self,
+        model: &str,
+        what: &str,
+        mut condition: impl FnMut(&ModelStatus) -> bool,
+    ) -> ModelStatus {
+        let status = self.until(what, |status| status.model(model).is_some_and(&mut condition)).await;
+        status.model(model).expect("the condition saw it").clone()
+    }
+
+    /// Waits for the first event that the function accepts.
+    pub async fn event<T>(
+        events: &mut broadcast::Receiver<Event>,
+        what: &str,
+        mut accept: impl FnMut(&Event) -> Option<T>,
+    ) -> T {
+        let next = async {
+            loop {
+                if let Some(found) =
+                    accept(&events.recv().await.expect("the stream goes on and does not lag"))
+                {
+                    return found;
+                }
+            }
+        };
+        match tokio::time::timeout(LIMIT, next).await {
+            Ok(found) => found,
+            Err(_) => panic!("no such event within {LIMIT:?}: {what}"),
+        }
+    }
+
+    /// Shuts down and returns the report with everything that was left behind.
+    pub async fn shut_down(mut self) -> (ShutdownReport, Vec<Leak>) {
+        self.finished = true;
+        let report = self.system.shutdown().await;
+        let mut leaks = Vec::new();
+        let (free, all) = {
+            let (a, b) = (self.client().slots(), self.streams().slots());
+            (a.0 + b.0, a.1 + b.1)
+        };
+        if free < all {
+            leaks.push(Leak::Slots { held: all - free });
+        }
+        if report.remaining > Bytes::ZERO {
+            leaks.push(Leak::Bytes { bytes: report.remaining });
+        }
+        if !report.unfinished_threads.is_empty() {
+            leaks.push(Leak::Threads { names: report.unfinished_threads.clone() });
+        }
+        for (model, record) in &self.records {
+            let models = record.models_alive.load(Ordering::SeqCst);
+            let weights = record.weights_alive.load(Ordering::SeqCst);
+            if models + weights > 0 {
+                leaks.push(Leak::Models { model: model.clone(), models, weights });
+            }
+        }
+        (report, leaks)
+    }
+
+    /// Shuts down and fails the test if anything was left behind.
+    pub async fn finish(self) -> ShutdownReport {
+        let (report, leaks) = self.shut_down().await;
+        assert!(leaks.is_empty(), "the test left something behind: {leaks:?}");
+        report
+    }
+}
+
+impl Drop for TestSystem {
+    fn drop(&mut self) {
+        if !self.finished && !std::thread::panicking() {
+            panic!("a TestSystem was dropped without finish(): what it leaked was not looked at");
+        }
+    }
+}
+
+/// Waits until the watched status satisfies the condition and returns it; fails the test after 30 s, with the status.
+pub async fn wait_for(
+    status: &mut watch::Receiver<SystemStatus>,
+    what: &str,
+    condition: impl FnMut(&SystemStatus) -> bool,
+) -> SystemStatus {
+    match tokio::time::timeout(LIMIT, status.wait_for(condition)).await {
+        Ok(Ok(status)) => return status.clone(),
+        Ok(Err(_)) => panic!("the system was dropped while the test waited until {what}"),
+        Err(_) => {}
+    }
+    panic!("not within {LIMIT:?}: {what}; the status is {:#?}", *status.borrow());
+}

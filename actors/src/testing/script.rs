@@ -1,0 +1,350 @@
+//! A model whose every fault is a value: each request says what happens when it runs, and the loader what happens
+//! when it loads. A [`Record`] counts what really happened.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::Latch;
+use crate::batch::{Batch, Item};
+use crate::capability::{BatchKey, Capability, Cost, NoChunk};
+use crate::config::QueueCapacity;
+use crate::error::{Failure, FailureKind};
+use crate::id::Bytes;
+use crate::model::{Footprint, LoadContext, Loader, Model, Weights};
+use crate::progress::LoadStage;
+
+/// A hung model waits no longer than this, so that a forgotten gate cannot hang a test run.
+const HANG_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a request does when it runs.
+#[derive(Debug, Clone)]
+pub enum Act {
+    /// Answers with this.
+    Reply(u64),
+    /// Fails the whole batch.
+    Fail,
+    /// Fails this request alone, as the caller's fault.
+    Refuse,
+    /// Panics.
+    Panic,
+    /// Panics so many times in all, then answers with 0.
+    PanicTimes(Arc<AtomicUsize>),
+    /// Makes no progress until the latch opens, then answers with 0.
+    Hang(Latch),
+    /// Makes progress until the latch opens, then answers with 0; stops when it is told to.
+    Work(Latch),
+    /// Streams so many chunks, 0, 1, 2 …, then answers with their number.
+    Stream(u64),
+    /// Streams so many chunks and panics.
+    StreamThenPanic(u64),
+    /// Streams so many chunks, works until the latch opens, then answers with their number.
+    StreamThenWork(u64, Latch),
+    /// Runs so many steps, looking at its mark before each, and counts them in [`Record::steps`].
+    Steps(u64),
+    /// Runs out of memory in a batch of more than so many requests.
+    NeedsBatchOf(usize),
+}
+
+/// A request to a scripted model.
+///
+/// ```
+/// use model_actors::testing::{Act, ScriptedRequest};
+/// let request = ScriptedRequest::from(Act::Reply(7));
+/// assert_eq!(request.cost, 1);
+/// ```
+#[derive(Debug, Clone)]
+pub struct ScriptedRequest {
+    /// What happens.
+    pub act: Act,
+    /// Against the batch's budget.
+    pub cost: u64,
+    /// What it may share a batch with.
+    pub key: u64,
+}
+
+impl From<Act> for ScriptedRequest {
+    fn from(act: Act) -> Self {
+        Self { act, cost: 1, key: 0 }
+    }
+}
+
+/// A one-shot capability of scripted models.
+#[derive(Debug, Clone, Copy)]
+pub struct Scripted;
+
+impl Capability for Scripted {
+    type Request = ScriptedRequest;
+    type Chunk = NoChunk;
+    type Output = u64;
+    const NAME: &'static str = "scripted";
+    const QUEUE: QueueCapacity = QueueCapacity { interactive: 100, batch: 50 };
+
+    fn cost(request: &ScriptedRequest) -> Cost {
+        Cost(request.cost)
+    }
+
+    fn batch_key(request: &ScriptedRequest) -> BatchKey {
+        BatchKey(request.key)
+    }
+}
+
+/// A streamed capability of scripted models, and so a second pool.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamedScript;
+
+impl Capability for StreamedScript {
+    type Request = ScriptedRequest;
+    type Chunk = u64;
+    type Output = u64;
+    const NAME: &'static str = "streamed_script";
+    const QUEUE: QueueCapacity = QueueCapacity { interactive: 100, batch: 50 };
+}
+
+/// A capability whose chunks a scripted model can make.
+pub trait ScriptedCapability: Capability<Request = ScriptedRequest, Output = u64> {
+    /// The chunk of this number, if the capability has chunks.
+    fn chunk(number: u64) -> Option<Self::Chunk>;
+}
+
+impl ScriptedCapability for Scripted {
+    fn chunk(_number: u64) -> Option<NoChunk> {
+        None
+    }
+}
+
+impl ScriptedCapability for StreamedScript {
+    fn chunk(number: u64) -> Option<u64> {
+        Some(number)
+    }
+}
+
+/// What a scripted model really did.
+#[derive(Debug, Default)]
+pub struct Record {
+    /// Loads begun.
+    pub loads: AtomicUsize,
+    /// Models built.
+    pub builds: AtomicUsize,
+    /// Steps run.
+    pub steps: AtomicUsize,
+    /// Runs begun.
+    pub runs: AtomicUsize,
+    /// Weights in memory now.
+    pub weights_alive: AtomicUsize,
+    /// Models in memory now.
+    pub models_alive: AtomicUsize,
+    batches: Mutex<Vec<Vec<u64>>>,
+}
+
+impl Record {
+    /// The batches so far: the replies that their requests asked for, or their position for other acts.
+    pub fn batches(&self) -> Vec<Vec<u64>> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Requests run so far, reruns included.
+    pub fn requests_run(&self) -> usize {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Vec::len).sum()
+    }
+}
+
+/// Loads a scripted model; its faults are set before it is registered.
+#[derive(Debug, Clone)]
+pub struct ScriptedLoader {
+    /// What it takes.
+    pub footprint: Footprint,
+    /// What it says it takes before it is loaded, if that is not the truth.
+    pub estimate: Option<Footprint>,
+    /// Fails the first so many loads.
+    pub load_fails: usize,
+    /// How it fails them.
+    pub failure: FailureKind,
+    /// Panics in the first so many loads.
+    pub load_panics: usize,
+    /// A load makes progress until this opens.
+    pub load_works: Option<Latch>,
+    /// A load makes no progress until this opens.
+    pub load_hangs: Option<Latch>,
+    /// What really happened.
+    pub record: Arc<Record>,
+}
+
+impl Default for ScriptedLoader {
+    fn default() -> Self {
+        Self {
+            footprint: Footprint { shared: Bytes::mib(10), per_worker: Bytes::mib(1) },
+            estimate: None,
+            load_fails: 0,
+            failure: FailureKind::Failed,
+            load_panics: 0,
+            load_works: None,
+            load_hangs: None,
+            record: Arc::default(),
+        }
+    }
+}
+
+impl<C: ScriptedCapability> Loader<C> for ScriptedLoader {
+    fn footprint(&self, _context: &LoadContext) -> Result<Footprint, Failure> {
+        Ok(self.estimate.unwrap_or(self.footprint))
+    }
+
+    fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<C>>, Failure> {
+        let load = self.record.loads.fetch_add(1, Ordering::SeqCst);
+        context.begin(LoadStage::Load, self.footprint.shared);
+        context.advance(Bytes(self.footprint.shared.0 / 2));
+        if let Some(latch) = &self.load_hangs {
+            latch.wait(HANG_LIMIT);
+        }
+        if let Some(latch) = &self.load_works {
+            while !latch.wait(Duration::from_millis(1)) && !context.should_stop() {
+                context.advance(Bytes(0));
+            }
+        }
+        if load < self.load_panics {
+            panic!("the script says that load {load} panics");
+        }
+        if load < self.load_fails {
+            let failure = Failure::failed(format!("the script says that load {load} fails"));
+            return Err(Failure { kind: self.failure, ..failure });
+        }
+        if context.should_stop() {
+            return Err(Failure::stopped());
+        }
+        context.advance(Bytes(self.footprint.shared.0 / 2));
+        self.record.weights_alive.fetch_add(1, Ordering::SeqCst);
+        Ok(Arc::new(ScriptedWeights { footprint: self.footprint, record: self.record.clone() }))
+    }
+}
+
+struct ScriptedWeights {
+    footprint: Footprint,
+    record: Arc<Record>,
+}
+
+impl Drop for ScriptedWeights {
+    fn drop(&mut self) {
+        self.record.weights_alive.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl<C: ScriptedCapability> Weights<C> for ScriptedWeights {
+    fn footprint(&self) -> Footprint {
+        self.footprint
+    }
+
+    fn build(&self, _context: &LoadContext) -> Result<Box<dyn Model<C>>, Failure> {
+        self.record.builds.fetch_add(1, Ordering::SeqCst);
+        self.record.models_alive.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(ScriptedModel { record: self.record.clone() }))
+    }
+}
+
+struct ScriptedModel {
+    record: Arc<Record>,
+}
+
+impl Drop for ScriptedModel {
+    fn drop(&mut self) {
+        self.record.models_alive.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl<C: ScriptedCapability> Model<C> for ScriptedModel {
+    fn run(&mut self, batch: &mut Batch<C>) -> Result<(), Failure> {
+        self.record.runs.fetch_add(1, Ordering::SeqCst);
+        let names = batch.items().iter().enumerate().map(|(index, item)| match item.request().act {
+            Act::Reply(value) => value,
+            _ => index as u64,
+        });
+        self.record.batches.lock().unwrap_or_else(PoisonError::into_inner).push(names.collect());
+        let mut done = 0;
+        loop {
+            while let Some(item) = batch.items().get(done) {
+                self.act(batch, item)?;
+                done += 1;
+            }
+            let joined = batch.join();
+            done = batch.items().len() - joined;
+            if joined == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl ScriptedModel {
+    fn act<C: ScriptedCapability>(&self, batch: &Batch<C>, item: &Item<C>) -> Result<(), Failure> {
+        batch.tick();
+        match &item.request().act {
+            Act::Reply(value) => item.finish(*value),
+            Act::Fail => return Err(Failure::failed("the script says that the batch fails")),
+            Act::Refuse => item.fail(Failure::invalid_input("the script says that the input is bad")),
+            Act::Panic => panic!("the script says panic"),
+            Act::PanicTimes(left) => {
+                if left.try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+                    panic!("the script says panic");
+                }
+                item.finish(0);
+            }
+            Act::Hang(latch) => {
+                latch.wait(HANG_LIMIT);
+                item.finish(0);
+            }
+            Act::Work(latch) => {
+                work(batch, item, latch);
+                item.finish(0);
+            }
+            Act::Stream(chunks) => {
+                if stream(item, *chunks) {
+                    item.finish(*chunks);
+                }
+            }
+            Act::StreamThenPanic(chunks) => {
+                stream(item, *chunks);
+                panic!("the script says panic");
+            }
+            Act::StreamThenWork(chunks, latch) => {
+                if stream(item, *chunks) {
+                    work(batch, item, latch);
+                    item.finish(*chunks);
+                }
+            }
+            Act::Steps(steps) => self.steps(batch, item, *steps),
+            Act::NeedsBatchOf(limit) => {
+                if batch.items().len() > *limit {
+                    return Err(Failure::out_of_memory("the script says that the batch is too large"));
+                }
+                item.finish(0);
+            }
+        }
+        Ok(())
+    }
+
+    fn steps<C: ScriptedCapability>(&self, batch: &Batch<C>, item: &Item<C>, steps: u64) {
+        for step in 0..steps {
+            if item.should_stop() {
+                return;
+            }
+            self.record.steps.fetch_add(1, Ordering::SeqCst);
+            batch.tick();
+            if let Some(chunk) = C::chunk(step)
+                && item.emit(chunk).is_err()
+            {
+                return;
+            }
+        }
+        item.finish(steps);
+    }
+}
+
+fn work<C: ScriptedCapability>(batch: &Batch<C>, item: &Item<C>, latch: &Latch) {
+    while !latch.wait(Duration::from_millis(1)) && !item.should_stop() {
+        batch.tick();
+    }
+}
+
+fn stream<C: ScriptedCapability>(item: &Item<C>, chunks: u64) -> bool {
+    (0..chunks).all(|number| C::chunk(number).is_none_or(|chunk| item.emit(chunk).is_ok()))
+}

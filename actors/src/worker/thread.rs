@@ -1,0 +1,303 @@
+//! A worker's OS thread: the only place where model code runs. It sizes, loads, builds and runs as it is ordered,
+//! answers callers directly, and reports each outcome to the pool. Whatever happens in model code, a panic included,
+//! the thread gives its memory back and reports its end, both by `Drop`. It decides nothing.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use ractor::{ActorRef, DerivedActorRef};
+
+use super::WorkerMessage;
+use crate::batch::{Batch, Item, Joining};
+use crate::capability::Capability;
+use crate::catalogue::Registered;
+use crate::error::{Cause, Failure};
+use crate::id::{RequestId, Time, WorkerId};
+use crate::job::Job;
+use crate::memory::Lease;
+use crate::model::{Footprint, LoadContext, Model, Weights};
+use crate::progress::Gauge;
+use crate::scheduler::Batching;
+use crate::scheduler::Outcome;
+use crate::telemetry::span;
+
+/// Weights in memory and the bytes charged for them. Field order matters: the weights go before their charge.
+pub(crate) struct SharedWeights<C: Capability> {
+    pub(crate) weights: Arc<dyn Weights<C>>,
+    _lease: Lease,
+}
+
+/// A job and the attempt that may answer it.
+pub(crate) type Assignment<C> = (Arc<Job<C>>, u32);
+
+/// What a thread is told to do.
+pub(crate) enum Order<C: Capability> {
+    /// Find out what the model takes.
+    Size,
+    /// Load the model, or build it from the weights given, in this room.
+    Load { lease: Lease, weights: Option<Arc<SharedWeights<C>>> },
+    /// Run these.
+    Run(Vec<Assignment<C>>),
+}
+
+/// What a worker tells its pool.
+pub(crate) enum Report<C: Capability> {
+    /// The model will take this.
+    Sized { worker: WorkerId, footprint: Footprint },
+    /// Ready.
+    Started { worker: WorkerId, footprint: Footprint, weights: Weak<SharedWeights<C>> },
+    /// Not to be started.
+    StartFailed { worker: WorkerId, failure: Failure },
+    /// These requests are done with.
+    Finished { worker: WorkerId, outcomes: Vec<(RequestId, Outcome)> },
+    /// Model code panicked. The weights are as good as before, for the replacement.
+    Panicked { worker: WorkerId, cause: Cause, weights: Option<Arc<SharedWeights<C>>> },
+    /// The answer to a ping.
+    Pong { worker: WorkerId, last_progress: Time },
+    /// The thread has ended and its bytes are back.
+    Ended { worker: WorkerId },
+}
+
+crate::impl_message!(Report<C>);
+
+/// Everything that a thread is started with.
+pub(crate) struct ThreadArguments<C: Capability> {
+    pub(crate) worker: WorkerId,
+    pub(crate) model: Arc<Registered<C>>,
+    pub(crate) context: LoadContext,
+    pub(crate) orders: mpsc::Receiver<Order<C>>,
+    pub(crate) pool: DerivedActorRef<Report<C>>,
+}
+
+/// Starts the thread. It ends when the sender of its orders is dropped.
+pub(crate) fn start<C: Capability>(name: String, arguments: ThreadArguments<C>) -> std::io::Result<()> {
+    let builder = std::thread::Builder::new().name(name);
+    builder.spawn(move || {
+        // Dropped last, so the end is reported once everything else of the thread is gone.
+        let end = End { worker: arguments.worker, pool: arguments.pool.clone() };
+        let thread = Thread { arguments, loaded: None };
+        // A panic outside of model code, in a destructor say, must not take the report with it.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| thread.serve())) {
+            tracing::error!(worker = %end.worker, cause = %describe(&*panic), "a worker's thread panicked at its end");
+        }
+    })?;
+    Ok(())
+}
+
+struct End<C: Capability> {
+    worker: WorkerId,
+    pool: DerivedActorRef<Report<C>>,
+}
+
+impl<C: Capability> Drop for End<C> {
+    fn drop(&mut self) {
+        let _ = self.pool.send_message(Report::Ended { worker: self.worker });
+    }
+}
+
+/// A built model. Field order matters: the model goes before the weights, and both before the worker's own charge.
+struct Loaded<C: Capability> {
+    model: Box<dyn Model<C>>,
+    weights: Arc<SharedWeights<C>>,
+    _lease: Lease,
+}
+
+struct Thread<C: Capability> {
+    arguments: ThreadArguments<C>,
+    loaded: Option<Loaded<C>>,
+}
+
+impl<C: Capability> Thread<C> {
+    fn serve(mut self) {
+        while let Ok(order) = self.arguments.orders.recv() {
+            let goes_on = match order {
+                Order::Size => self.size(),
+                Order::Load { lease, weights } => self.load(lease, weights),
+                Order::Run(assignments) => self.run(assignments),
+            };
+            if !goes_on {
+                break;
+            }
+        }
+    }
+
+    fn report(&self, report: Report<C>) {
+        // A pool that is gone has no use for reports; the thread ends with its orders.
+        let _ = self.arguments.pool.send_message(report);
+    }
+
+    fn size(&self) -> bool {
+        let worker = self.arguments.worker;
+        let sized = guarded(|| self.arguments.model.loader.footprint(&self.arguments.context));
+        self.arguments.context.progress.end();
+        match sized {
+            Ok(footprint) => self.report(Report::Sized { worker, footprint }),
+            Err(failure) => {
+                self.report(Report::StartFailed { worker, failure });
+                return false;
+            }
+        }
+        true
+    }
+
+    fn load(&mut self, lease: Lease, weights: Option<Arc<SharedWeights<C>>>) -> bool {
+        let worker = self.arguments.worker;
+        let span = tracing::info_span!(span::LOAD, capability = C::NAME, model = %self.arguments.model.id(), %worker);
+        let loaded = span.in_scope(|| guarded(|| build(&self.arguments, lease, weights)));
+        self.arguments.context.progress.end();
+        match loaded {
+            Ok(loaded) => {
+                let footprint = loaded.weights.weights.footprint();
+                let weights = Arc::downgrade(&loaded.weights);
+                self.loaded = Some(loaded);
+                self.report(Report::Started { worker, footprint, weights });
+                true
+            }
+            Err(failure) => {
+                self.report(Report::StartFailed { worker, failure });
+                false
+            }
+        }
+    }
+
+    /// False if model code panicked: this thread's model is then in an unknown state and the thread ends.
+    fn run(&mut self, assignments: Vec<Assignment<C>>) -> bool {
+        let ThreadArguments { worker, model, context, orders, pool } = &self.arguments;
+        let Some(loaded) = &mut self.loaded else { return true };
+        let stall = model.policy.config.stall.run;
+        let items = items(assignments, &context.gauge, stall);
+        let began = Instant::now();
+        model.metrics().batch_size.record(items.len() as f64);
+        let span = tracing::info_span!(span::RUN, capability = C::NAME, model = %model.id(), %worker, requests = items.len());
+        context.gauge.tick();
+        let mut arrivals = Arrivals { worker: *worker, orders, pool, gauge: &context.gauge, stall };
+        let joining: Option<&mut dyn Joining<C>> = match model.policy.batching {
+            Batching::Continuous => Some(&mut arrivals),
+            Batching::PerRun => None,
+        };
+        let mut batch = Batch::new(items, &context.gauge, joining);
+        let result = span.in_scope(|| catch_unwind(AssertUnwindSafe(|| loaded.model.run(&mut batch))));
+        context.gauge.tick();
+        model.metrics().run_time.record(began.elapsed().as_secs_f64());
+        let items = batch.into_items();
+        match result {
+            Ok(result) => {
+                let outcomes = items.iter().map(|item| (item.id(), outcome(item, &result))).collect();
+                self.report(Report::Finished { worker: *worker, outcomes });
+                true
+            }
+            Err(panic) => {
+                drop(items);
+                let cause = Cause::new(format!("it panicked: {}", describe(&*panic)));
+                let weights = Some(loaded.weights.clone());
+                self.report(Report::Panicked { worker: *worker, cause, weights });
+                false
+            }
+        }
+    }
+}
+
+fn items<C: Capability>(
+    assignments: Vec<Assignment<C>>,
+    gauge: &Arc<Gauge>,
+    stall: Duration,
+) -> Vec<Item<C>> {
+    assignments.into_iter().map(|(job, attempt)| Item::new(job, attempt, gauge.clone(), stall)).collect()
+}
+
+/// What became of a request at the end of its run. One that ran out of time is answered here, where it is known to
+/// have been running.
+fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outcome {
+    let job = &item.job;
+    if job.is_answered() {
+        return Outcome::Answered;
+    }
+    if job.is_abandoned() {
+        job.answer_from(item.attempt, Err(job.timeout_error()));
+        return Outcome::Answered;
+    }
+    let failure = match result {
+        Ok(()) => Failure::failed("the model ended its run without an answer to this request"),
+        Err(failure) => failure.clone(),
+    };
+    match job.has_emitted() {
+        true => Outcome::FailedAfterOutput(failure),
+        false => Outcome::Failed(failure),
+    }
+}
+
+/// Requests that join a run, and those that leave it, by way of the orders that came meanwhile.
+struct Arrivals<'a, C: Capability> {
+    worker: WorkerId,
+    orders: &'a mpsc::Receiver<Order<C>>,
+    pool: &'a DerivedActorRef<Report<C>>,
+    gauge: &'a Arc<Gauge>,
+    stall: Duration,
+}
+
+impl<C: Capability> Joining<C> for Arrivals<'_, C> {
+    fn joined(&mut self) -> Vec<Item<C>> {
+        let mut joined = Vec::new();
+        // A worker that runs gets no other orders than to run.
+        while let Ok(Order::Run(assignments)) = self.orders.try_recv() {
+            joined.extend(items(assignments, self.gauge, self.stall));
+        }
+        joined
+    }
+
+    fn left(&mut self, answered: Vec<RequestId>) {
+        let outcomes = answered.into_iter().map(|request| (request, Outcome::Answered)).collect();
+        let _ = self.pool.send_message(Report::Finished { worker: self.worker, outcomes });
+    }
+}
+
+/// Loads the weights unless they are given, corrects the charge to what was measured, and builds the worker's model.
+fn build<C: Capability>(
+    arguments: &ThreadArguments<C>,
+    mut lease: Lease,
+    shared: Option<Arc<SharedWeights<C>>>,
+) -> Result<Loaded<C>, Failure> {
+    let context = &arguments.context;
+    let weights = match shared {
+        Some(weights) => weights,
+        None => {
+            let weights = arguments.model.loader.load(context)?;
+            let measured = weights.footprint();
+            let reserved = lease.bytes();
+            if !lease.resize(measured.with_workers(1)) {
+                let needed = measured.with_workers(1);
+                let limit = lease.budget().read().limit();
+                let reason =
+                    format!("it takes {needed} where {reserved} were reserved, and {limit} is the limit");
+                return Err(Failure::out_of_memory(reason));
+            }
+            Arc::new(SharedWeights { weights, _lease: lease.split(measured.shared) })
+        }
+    };
+    let model = weights.weights.build(context)?;
+    Ok(Loaded { model, weights, _lease: lease })
+}
+
+/// Calls model code; a panic becomes a failure that may go better next time.
+fn guarded<T>(call: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|panic| Err(Failure::failed(format!("it panicked: {}", describe(&*panic)))))
+}
+
+fn describe(panic: &(dyn std::any::Any + Send)) -> String {
+    if let Some(message) = panic.downcast_ref::<&str>() {
+        (*message).to_owned()
+    } else if let Some(message) = panic.downcast_ref::<String>() {
+        message.clone()
+    } else {
+        "with a value that is not text".to_owned()
+    }
+}
+
+/// Tells a worker's actor of its thread's panic, so that the supervision tree sees the crash.
+pub(crate) fn fail_actor<C: Capability>(actor: &ActorRef<WorkerMessage<C>>, cause: &Cause) {
+    // An actor that is gone needs no telling.
+    let _ = actor.send_message(WorkerMessage::Panicked(cause.clone()));
+}
