@@ -257,7 +257,7 @@ fn threads() -> usize {
     if rayon::current_thread_index().is_some() { rayon::current_num_threads() } else { 1 }
 }
 
-fn split_rows(values: &mut [f32], width: usize, threads: usize, work: impl Fn(&mut [f32]) + Sync) {
+fn split_rows(values: &mut [f32], width: usize, threads: usize, work: impl Fn(&mut [f32]) + Sync + Send) {
     if threads == 1 {
         return work(values);
     }

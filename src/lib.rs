@@ -12,8 +12,12 @@ mod tokens;
 mod kernels;
 mod pooling;
 mod models;
+mod capabilities;
+mod engine;
 
+pub use capabilities::text_embedding::TextEmbedder;
 pub use device::ComputeDevice;
+pub use engine::{Engine, EngineBuilder};
 #[cfg(feature = "hub")]
 pub use hub::{HubSettings, HubToken};
 pub use models::text_embedding::{LoadOptions, TextEmbeddingModel};
