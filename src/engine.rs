@@ -2,7 +2,8 @@
 //! its models share, and a registry of sources. Everything that happens to a request is left to the actors.
 
 use model_actors::{
-    Bytes, Client, Event, ModelId, ModelSpec, PoolConfig, ShutdownReport, System, SystemConfig, TextEmbedding,
+    Bytes, Client, Event, ModelId, ModelSpec, PoolConfig, ShutdownReport, System, SystemBuilder,
+    SystemConfig, TextEmbedding,
 };
 
 use crate::capabilities::text_embedding::TextEmbedder;
@@ -31,7 +32,7 @@ pub struct EngineBuilder {
     device: ComputeDevice,
     device_memory: Option<Bytes>,
     threads: usize,
-    system: SystemConfig,
+    config: SystemConfig,
     pool: Option<PoolConfig>,
     #[cfg(feature = "hub")]
     hub: HubSettings,
@@ -51,7 +52,7 @@ impl EngineBuilder {
 
     /// What models may take of the host's memory; 80 % of what the process may use, unless set.
     pub fn memory_limit(mut self, limit: Bytes) -> Self {
-        self.system.memory_limit = Some(limit);
+        self.config.memory_limit = Some(limit);
         self
     }
 
@@ -63,8 +64,8 @@ impl EngineBuilder {
 
     /// All settings of the system but the memory limits above, which are put into them.
     pub fn system_config(self, config: SystemConfig) -> Self {
-        let memory_limit = config.memory_limit.or(self.system.memory_limit);
-        Self { system: SystemConfig { memory_limit, ..config }, ..self }
+        let memory_limit = config.memory_limit.or(self.config.memory_limit);
+        Self { config: SystemConfig { memory_limit, ..config }, ..self }
     }
 
     /// The settings of every pool. Unless set: the defaults of the actors, with no more workers of a model than
@@ -89,21 +90,39 @@ impl EngineBuilder {
     ///
     /// # Errors
     /// [`Error::InvalidSetting`], or [`Error::Actor`] for a setting of the actors or a model id that is used twice.
-    pub async fn start(mut self) -> Result<Engine> {
+    pub async fn start(self) -> Result<Engine> {
+        let system = self.system()?.start().await?;
+        self.over(system)
+    }
+
+    /// The system that [`EngineBuilder::start`] would start, to add pools of an application's own to it, or to start
+    /// it under an application's own supervisor; [`EngineBuilder::over`] then puts an engine over it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`].
+    pub fn system(&self) -> Result<SystemBuilder> {
         if !(1..=1024).contains(&self.threads) {
             let reason = format!("{} threads a worker are asked for; 1 to 1,024 are allowed", self.threads);
             return Err(Error::InvalidSetting { setting: "threads", reason });
         }
+        let mut config = self.config.clone();
         match (self.device, self.device_memory) {
             (ComputeDevice::Cpu, _) => {}
-            (device, Some(limit)) => self.system.device_limits.push((device.memory(), limit)),
+            (device, Some(limit)) => config.device_limits.push((device.memory(), limit)),
             (device, None) => {
                 let reason = format!("how much of the memory of {device} may be used must be said");
                 return Err(Error::InvalidSetting { setting: "device_memory", reason });
             }
         }
-        let pool = self.pool.unwrap_or_else(|| default_pool(self.threads));
-        let system = System::builder(self.system).pool::<TextEmbedding>(pool).start().await?;
+        let pool = self.pool.clone().unwrap_or_else(|| default_pool(self.threads));
+        Ok(System::builder(config).pool::<TextEmbedding>(pool))
+    }
+
+    /// An engine over a running system, which has the pools that [`EngineBuilder::system`] names.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if it lacks a pool, or for a model id that is used twice.
+    pub fn over(self, system: System) -> Result<Engine> {
         let engine = Engine {
             text_embedding: system.client::<TextEmbedding>()?,
             system,
@@ -155,7 +174,7 @@ impl Engine {
             device: ComputeDevice::Cpu,
             device_memory: None,
             threads: 1,
-            system: SystemConfig::default(),
+            config: SystemConfig::default(),
             pool: None,
             #[cfg(feature = "hub")]
             hub: HubSettings::default(),

@@ -61,14 +61,19 @@ impl Activation {
     }
 }
 
-/// A linear layer: its weight as in the file, `(out, in)`, and its bias, `(out)`.
+/// A linear layer. Its weight is kept as `(in, out)`, which saves gemm from rearranging it at each product.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
-    pub(crate) weight: Tensor,
-    pub(crate) bias: Option<Tensor>,
+    weight: Tensor,
+    bias: Option<Tensor>,
 }
 
 impl Linear {
+    /// From the weight as files have it, `(out, in)`, and the bias, `(out)`.
+    pub(crate) fn new(weight: &Tensor, bias: Option<Tensor>) -> Result<Self> {
+        Ok(Self { weight: weight.t()?.contiguous()?, bias })
+    }
+
     /// `activation(input · weightᵀ + bias)`: `(rows, in)` to `(rows, out)`.
     pub(crate) fn forward(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
         // A vendor library behind candle's own product beats gemm, so with one of them that path is taken.
@@ -77,7 +82,7 @@ impl Linear {
     }
 
     fn on_any(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
-        let product = input.matmul(&self.weight.t()?)?;
+        let product = input.matmul(&self.weight)?;
         let sum = match &self.bias {
             Some(bias) => product.broadcast_add(bias)?,
             None => product,
@@ -87,7 +92,7 @@ impl Linear {
 
     fn on_cpu(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
         let (count, inside) = input.dims2()?;
-        let (outside, _) = self.weight.dims2()?;
+        let (_, outside) = self.weight.dims2()?;
         let (mut out, kind) = match &self.bias {
             Some(bias) => (with_values(bias, |bias| bias.repeat(count))?, Output::Add),
             None => (vec![0.0; count * outside], Output::Replace),
@@ -96,7 +101,7 @@ impl Linear {
         with_values(input, |input| {
             with_values(&self.weight, |weight| {
                 let left = Matrix::rows(input, count, inside, inside);
-                let right = Matrix::rows(weight, outside, inside, inside).transposed();
+                let right = Matrix::rows(weight, inside, outside, outside);
                 multiply((&mut out, outside), kind, left, right, 1.0, threads);
             })
         })??;
@@ -288,10 +293,9 @@ mod tests {
         let device = Device::Cpu;
         let lengths = [3, 1, 7, 4];
         let mixed = Tensor::randn(0.0f32, 1.0, (15, 96), &device).unwrap();
-        let layer = Linear {
-            weight: Tensor::randn(0.0f32, 0.2, (40, 96), &device).unwrap(),
-            bias: Some(Tensor::randn(0.0f32, 1.0, 40, &device).unwrap()),
-        };
+        let weight = Tensor::randn(0.0f32, 0.2, (40, 96), &device).unwrap();
+        let bias = Tensor::randn(0.0f32, 1.0, 40, &device).unwrap();
+        let layer = Linear::new(&weight, Some(bias)).unwrap();
         let attended = attention_on_any(&mixed, &lengths, 4, 32).unwrap();
         let product = layer.on_any(&mixed, Activation::GeluErf).unwrap();
         let check = || {

@@ -186,7 +186,7 @@ impl Head {
                 unsupported(&file, "the activation", name.to_owned(), "Identity, Tanh, GELU, ReLU, SiLU")
             })?,
         };
-        let weights = WeightFiles::open_in(files, folder, context)?;
+        let weights = WeightFiles::open(files, folder, context)?;
         let device = Device::Cpu;
         let reader = weights.reader("", &device, context);
         let weight = reader.tensor("linear.weight", &[config.out_features, config.in_features])?;
@@ -195,7 +195,7 @@ impl Head {
             false => None,
         };
         self.width = config.out_features;
-        self.steps.push(Step::Dense(Linear { weight, bias }, activation));
+        self.steps.push(Step::Dense(Linear::new(&weight, bias)?, activation));
         Ok(())
     }
 
@@ -286,18 +286,18 @@ mod tests {
 
     #[test]
     fn each_pooling_is_what_its_name_says() {
-        let text = [1.0, 4.0, 3.0, -2.0];
+        let text = [1.0, 4.0, 4.0, -2.0];
         let pooled = |pooling: Pooling| {
             let mut vector = Vec::new();
             pooling.append(&text, 2, &mut vector);
             vector
         };
         assert_eq!(pooled(Pooling::FirstToken), [1.0, 4.0]);
-        assert_eq!(pooled(Pooling::LastToken), [3.0, -2.0]);
-        assert_eq!(pooled(Pooling::Max), [3.0, 4.0]);
-        assert_eq!(pooled(Pooling::Mean), [2.0, 1.0]);
-        assert_eq!(pooled(Pooling::MeanSqrtLength), [4.0 / 2f32.sqrt(), 2.0 / 2f32.sqrt()]);
-        assert_eq!(pooled(Pooling::WeightedMean), [7.0 / 3.0, 0.0]);
+        assert_eq!(pooled(Pooling::LastToken), [4.0, -2.0]);
+        assert_eq!(pooled(Pooling::Max), [4.0, 4.0]);
+        assert_eq!(pooled(Pooling::Mean), [2.5, 1.0]);
+        assert_eq!(pooled(Pooling::MeanSqrtLength), [5.0 / 2f32.sqrt(), 2.0 / 2f32.sqrt()]);
+        assert_eq!(pooled(Pooling::WeightedMean), [3.0, 0.0]);
     }
 
     #[test]

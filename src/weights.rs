@@ -85,13 +85,9 @@ pub(crate) struct WeightFiles {
 }
 
 impl WeightFiles {
-    /// Finds the weights of a model, fetching them where they are not here yet, and reads their headers.
-    pub(crate) fn open(files: &Files, context: &LoadContext) -> Result<Self> {
-        Self::open_in(files, "", context)
-    }
-
-    /// As [`WeightFiles::open`], in a folder of the model that ends with a slash.
-    pub(crate) fn open_in(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
+    /// Finds the weights in a folder of the model, which is named with a slash at its end or empty, fetching them
+    /// where they are not here yet, and reads their headers.
+    pub(crate) fn open(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
         let mut weights = Self { files: Vec::new(), entries: HashMap::new() };
         if let Some(path) = files.optional(&format!("{folder}{SINGLE}"), context)? {
             weights.add(path)?;

@@ -159,7 +159,7 @@ impl Plan {
     }
 
     fn weights(&self, context: &LoadContext) -> Result<WeightFiles> {
-        WeightFiles::open_in(&self.files, &self.modules.transformer, context)
+        WeightFiles::open(&self.files, &self.modules.transformer, context)
     }
 
     fn footprint(&self, weights: &WeightFiles) -> Footprint {
@@ -171,7 +171,7 @@ impl Plan {
 
 /// Tokens of one pass through the transformer, unless a single text has more. Enough to keep matrix products at full
 /// speed, few enough to keep what a layer works on near the processor.
-const PASS_TOKENS: usize = 1024;
+const PASS_TOKENS: usize = 512;
 
 /// Loads an embedding model; the actors' view of a source. Making one does no I/O.
 pub(crate) struct TextEmbeddingLoader {

@@ -7,24 +7,24 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// A tensor as a safetensors file holds it: type, shape and bytes.
-pub struct Entry {
-    pub dtype: &'static str,
-    pub shape: Vec<usize>,
-    pub bytes: Vec<u8>,
+pub(crate) struct Entry {
+    pub(crate) dtype: &'static str,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Entry {
     /// 32-bit numbers.
-    pub fn new(shape: &[usize], values: impl IntoIterator<Item = f32>) -> Self {
+    pub(crate) fn new(shape: &[usize], values: impl IntoIterator<Item = f32>) -> Self {
         let bytes = values.into_iter().flat_map(f32::to_le_bytes).collect();
         Self { dtype: "F32", shape: shape.to_vec(), bytes }
     }
 }
 
 /// The files of a model, before they are written.
-pub struct TinyModel {
-    pub config: Value,
-    pub tensors: BTreeMap<String, Entry>,
+pub(crate) struct TinyModel {
+    pub(crate) config: Value,
+    pub(crate) tensors: BTreeMap<String, Entry>,
 }
 
 const WIDTH: usize = 8;
@@ -33,7 +33,7 @@ const WORDS: [&str; 8] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cat", "dog", "sle
 
 impl TinyModel {
     /// One layer of two heads, with numbers that look random and are always the same.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let config = json!({
             "architectures": ["BertModel"], "model_type": "bert", "vocab_size": WORDS.len(), "hidden_size": WIDTH,
             "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": MIDDLE,
@@ -71,7 +71,7 @@ impl TinyModel {
     }
 
     /// The weights as one safetensors file.
-    pub fn safetensors(&self) -> Vec<u8> {
+    pub(crate) fn safetensors(&self) -> Vec<u8> {
         let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
         for (name, entry) in &self.tensors {
             let begin = data.len();
@@ -85,7 +85,7 @@ impl TinyModel {
     }
 
     /// All files, by name.
-    pub fn files(&self) -> Vec<(&'static str, Vec<u8>)> {
+    pub(crate) fn files(&self) -> Vec<(&'static str, Vec<u8>)> {
         let modules = json!([
             {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
             {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
@@ -103,7 +103,7 @@ impl TinyModel {
     }
 
     /// Writes all files to a folder that is gone when the result is dropped.
-    pub fn write(&self) -> TempDir {
+    pub(crate) fn write(&self) -> TempDir {
         let folder = tempfile::tempdir().unwrap();
         for (name, content) in self.files() {
             write(folder.path(), name, &content);
@@ -113,7 +113,7 @@ impl TinyModel {
 }
 
 /// Writes one file of a model.
-pub fn write(folder: &Path, name: &str, content: &[u8]) {
+pub(crate) fn write(folder: &Path, name: &str, content: &[u8]) {
     let path = folder.join(name);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, content).unwrap();

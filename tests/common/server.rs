@@ -10,13 +10,13 @@ use std::thread::JoinHandle;
 use sha1::Digest as _;
 
 /// The one repository that it has.
-pub const REPOSITORY: &str = "somebody/tiny";
+pub(crate) const REPOSITORY: &str = "somebody/tiny";
 /// The commit that its main branch is at.
-pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What goes wrong with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// The question about it is answered with this status.
     Status(u16),
     /// The connection closes in the middle of the content.
@@ -30,7 +30,7 @@ pub enum Fault {
 }
 
 /// Runs until it is dropped.
-pub struct HubServer {
+pub(crate) struct HubServer {
     address: SocketAddr,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -45,7 +45,7 @@ struct Shared {
 
 impl HubServer {
     /// Serves these files, those that are named in `faults` badly.
-    pub fn start(files: Vec<(&str, Vec<u8>)>, faults: &[(&str, Fault)]) -> Self {
+    pub(crate) fn start(files: Vec<(&str, Vec<u8>)>, faults: &[(&str, Fault)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
@@ -68,12 +68,12 @@ impl HubServer {
         Self { address, shared, thread: Some(thread) }
     }
 
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// Every request so far: method and path.
-    pub fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         self.shared.requests.lock().unwrap().clone()
     }
 }

@@ -193,10 +193,8 @@ impl Layer {
             reader.append(&name(&format!("attention.self.{part}.weight")), &[width, width], &mut weight)?;
             reader.append(&name(&format!("attention.self.{part}.bias")), &[width], &mut bias)?;
         }
-        let mixed = Linear {
-            weight: reader.place(weight, &[3 * width, width])?,
-            bias: Some(reader.place(bias, &[3 * width])?),
-        };
+        let weight = reader.place(weight, &[3 * width, width])?;
+        let mixed = Linear::new(&weight, Some(reader.place(bias, &[3 * width])?))?;
         Ok(Self {
             mixed,
             attended: linear(reader, &name("attention.output.dense"), width, width)?,
@@ -220,10 +218,8 @@ impl Layer {
 }
 
 fn linear(reader: &WeightReader<'_>, name: &str, outside: usize, inside: usize) -> Result<Linear> {
-    Ok(Linear {
-        weight: reader.tensor(&format!("{name}.weight"), &[outside, inside])?,
-        bias: Some(reader.tensor(&format!("{name}.bias"), &[outside])?),
-    })
+    let weight = reader.tensor(&format!("{name}.weight"), &[outside, inside])?;
+    Linear::new(&weight, Some(reader.tensor(&format!("{name}.bias"), &[outside])?))
 }
 
 fn layer_norm(reader: &WeightReader<'_>, name: &str, config: &Config) -> Result<LayerNorm> {
