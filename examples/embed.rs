@@ -51,7 +51,11 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     engine.shutdown().await;
     progress.abort();
     let (vectors, mut out) = (vectors?, std::io::stdout().lock());
-    if arguments.json { print_json(&mut out, &texts, &vectors) } else { print_table(&mut out, &texts, &vectors) }
+    if arguments.json {
+        print_json(&mut out, &texts, &vectors)
+    } else {
+        print_table(&mut out, &texts, &vectors)
+    }
 }
 
 async fn embed(model: &TextEmbedder, texts: &[String]) -> Result<Vec<Vec<f32>>, candle_actors::Error> {
@@ -80,10 +84,12 @@ fn print_table(out: &mut impl Write, texts: &[String], vectors: &[Vec<f32>]) -> 
     }
     if vectors.len() > 1 {
         writeln!(out, "\nsimilarity")?;
-        let numbers: String = (0..vectors.len()).map(|index| format!(" {:>6}", format!("[{index}]"))).collect();
+        let numbers: String =
+            (0..vectors.len()).map(|index| format!(" {:>6}", format!("[{index}]"))).collect();
         writeln!(out, "      {numbers}")?;
         for (index, left) in vectors.iter().enumerate() {
-            let row: String = vectors.iter().map(|right| format!(" {:6.3}", similarity(left, right))).collect();
+            let row: String =
+                vectors.iter().map(|right| format!(" {:6.3}", similarity(left, right))).collect();
             writeln!(out, "{:>6}{row}", format!("[{index}]"))?;
         }
     }

@@ -95,7 +95,9 @@ pub enum Error {
     #[error("cannot reach the hub for {repository}, and its {file} is not in the cache: {reason}")]
     HubUnreachable { repository: String, file: String, reason: String },
     /// Offline, and the file is not in the cache.
-    #[error("{repository} is not in the cache (its {file} is missing), and the hub may not be asked: offline")]
+    #[error(
+        "{repository} is not in the cache (its {file} is missing), and the hub may not be asked: offline"
+    )]
     NotCached { repository: String, file: String },
     /// The hub knows no such repository, or hides it from this caller.
     #[error("the hub has no repository {repository}")]
@@ -122,7 +124,9 @@ pub enum Error {
     #[error("the transfer of {file} of {repository} stalled: nothing came for {} ms", after.as_millis())]
     TransferStalled { repository: String, file: String, after: Duration },
     /// A file came shorter or longer than announced.
-    #[error("{file} of {repository} was announced with {expected} and came with {actual}; it was thrown away")]
+    #[error(
+        "{file} of {repository} was announced with {expected} and came with {actual}; it was thrown away"
+    )]
     TransferTruncated { repository: String, file: String, expected: Bytes, actual: Bytes },
     /// A file's content is not what its checksum says.
     #[error("{file} of {repository} does not match its checksum; it was thrown away")]
@@ -173,7 +177,9 @@ impl From<Error> for Failure {
         match error {
             Error::Stopped => Failure::stopped(),
             Error::InvalidInput(reason) => Failure::invalid_input(reason),
-            Error::Compute(cause) if is_out_of_memory(&cause) => Failure::out_of_memory(Error::Compute(cause)),
+            Error::Compute(cause) if is_out_of_memory(&cause) => {
+                Failure::out_of_memory(Error::Compute(cause))
+            }
             error if error.is_transient() => Failure::failed(error),
             error => Failure::permanent(error),
         }

@@ -165,7 +165,12 @@ impl HubFiles {
 
     /// Offline, a file that is not in the cache counts as one that the repository does not have: what the model
     /// cannot do without is found missing by whoever needs it.
-    fn cached(&self, connection: &mut Connection, file: &str, context: &LoadContext) -> Result<Option<PathBuf>> {
+    fn cached(
+        &self,
+        connection: &mut Connection,
+        file: &str,
+        context: &LoadContext,
+    ) -> Result<Option<PathBuf>> {
         match self.download(connection, file, true, &Watch::new(context)) {
             Ok(found) => Ok(found.inspect(|path| self.remember(path))),
             Err(Error::NotCached { .. }) => Ok(None),
@@ -358,9 +363,10 @@ impl HubFiles {
             HFError::Io(error) => self.transfer_failed(file, error.to_string()),
             HFError::Xet { operation, .. } => self.transfer_failed(file, format!("xet {operation} failed")),
             HFError::MalformedResponse { what, .. } => self.transfer_failed(file, what),
-            HFError::CacheLockTimeout { .. } => {
-                self.transfer_failed(file, "another process has held its lock in the cache for too long".to_owned())
-            }
+            HFError::CacheLockTimeout { .. } => self.transfer_failed(
+                file,
+                "another process has held its lock in the cache for too long".to_owned(),
+            ),
             _ => self.transfer_failed(file, "the answer makes no sense".to_owned()),
         }
     }

@@ -25,7 +25,8 @@ pub(crate) enum Activation {
 
 impl Activation {
     /// The names that configurations use.
-    pub(crate) const NAMES: &'static str = "gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, silu, swish, tanh";
+    pub(crate) const NAMES: &'static str =
+        "gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, silu, swish, tanh";
 
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         match name {
@@ -78,7 +79,11 @@ impl Linear {
     pub(crate) fn forward(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
         // A vendor library behind candle's own product beats gemm, so with one of them that path is taken.
         let vendor = cfg!(any(feature = "mkl", feature = "accelerate"));
-        if input.device().is_cpu() && !vendor { self.on_cpu(input, activation) } else { self.on_any(input, activation) }
+        if input.device().is_cpu() && !vendor {
+            self.on_cpu(input, activation)
+        } else {
+            self.on_any(input, activation)
+        }
     }
 
     fn on_any(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
@@ -150,7 +155,9 @@ pub(crate) fn attention(mixed: &Tensor, lengths: &[usize], heads: usize) -> Resu
     let (tokens, triple) = mixed.dims2()?;
     let width = triple / 3;
     if lengths.iter().sum::<usize>() != tokens || heads == 0 || triple % 3 != 0 || width % heads != 0 {
-        return Err(Error::Compute(candle_core::Error::msg("attention: lengths and heads do not fit the tokens")));
+        return Err(Error::Compute(candle_core::Error::msg(
+            "attention: lengths and heads do not fit the tokens",
+        )));
     }
     if mixed.device().is_cpu() {
         attention_on_cpu(mixed, lengths, heads, tokens, width)
@@ -275,7 +282,9 @@ pub(crate) fn with_values<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> R) ->
     let (storage, layout) = tensor.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(work(&values[start..end])),
-        _ => Err(Error::Compute(candle_core::Error::msg("a kernel was given a tensor that it cannot read in place"))),
+        _ => Err(Error::Compute(candle_core::Error::msg(
+            "a kernel was given a tensor that it cannot read in place",
+        ))),
     }
 }
 

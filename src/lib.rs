@@ -18,8 +18,8 @@ mod engine;
 pub use capabilities::text_embedding::TextEmbedder;
 pub use device::ComputeDevice;
 pub use engine::{Engine, EngineBuilder};
+pub use error::{Error, Result};
 #[cfg(feature = "hub")]
 pub use hub::{HubSettings, HubToken};
 pub use models::text_embedding::{LoadOptions, TextEmbeddingModel};
-pub use error::{Error, Result};
 pub use source::Source;

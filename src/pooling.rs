@@ -154,9 +154,15 @@ fn read_pooling(files: &Files, folder: &str, context: &LoadContext) -> Result<Ve
     ];
     let chosen: Vec<Pooling> = chosen.into_iter().filter(|(on, _)| *on).map(|(_, pooling)| pooling).collect();
     if chosen.is_empty() {
-        let supported = "cls_token, max_tokens, mean_tokens, mean_sqrt_len_tokens, weightedmean_tokens, lasttoken";
+        let supported =
+            "cls_token, max_tokens, mean_tokens, mean_sqrt_len_tokens, weightedmean_tokens, lasttoken";
         let file = format!("{folder}config.json");
-        return Err(unsupported(&file, "a pooling other than the known ones", "(none chosen)".into(), supported));
+        return Err(unsupported(
+            &file,
+            "a pooling other than the known ones",
+            "(none chosen)".into(),
+            supported,
+        ));
     }
     Ok(chosen)
 }

@@ -32,7 +32,9 @@ impl Tokens {
             processor.added_tokens(false)
         });
         if longest <= special {
-            return Err(invalid(format!("inputs of {longest} tokens have no room beside {special} special ones")));
+            return Err(invalid(format!(
+                "inputs of {longest} tokens have no room beside {special} special ones"
+            )));
         }
         let truncation = TruncationParams {
             direction: TruncationDirection::Right,

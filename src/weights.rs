@@ -174,8 +174,8 @@ fn read_header(path: &Path, file: usize) -> Result<Vec<(String, Entry)>> {
     }
     let mut header = Vec::new();
     opened.take(length).read_to_end(&mut header).map_err(unreadable)?;
-    let header: HashMap<String, serde_json::Value> =
-        serde_json::from_slice(&header).map_err(|error| corrupt(format!("its header is no JSON: {error}")))?;
+    let header: HashMap<String, serde_json::Value> = serde_json::from_slice(&header)
+        .map_err(|error| corrupt(format!("its header is no JSON: {error}")))?;
 
     let mut entries = Vec::with_capacity(header.len());
     let mut end = 8 + length;
@@ -245,7 +245,11 @@ impl WeightReader<'_> {
             return Err(Error::MissingTensor { tensor });
         };
         if entry.shape != shape {
-            return Err(Error::ShapeMismatch { tensor, expected: shape.to_vec(), found: entry.shape.clone() });
+            return Err(Error::ShapeMismatch {
+                tensor,
+                expected: shape.to_vec(),
+                found: entry.shape.clone(),
+            });
         }
         let Some(numbers) = Numbers::from_name(&entry.dtype) else {
             return Err(Error::UnsupportedNumbers { tensor, found: entry.dtype.clone() });
@@ -285,7 +289,9 @@ impl WeightReader<'_> {
 fn append_numbers(piece: &[u8], numbers: Numbers, values: &mut Vec<f32>) {
     match numbers {
         Numbers::F32 => values.extend(piece.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
-        Numbers::F64 => values.extend(piece.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes) as f32)),
+        Numbers::F64 => {
+            values.extend(piece.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes) as f32))
+        }
         Numbers::F16 => {
             values.extend(piece.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()));
         }

@@ -1,4 +1,5 @@
 //! Every way in which a model directory can be wrong has an error of its own, and none of them panics.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -126,7 +127,9 @@ fn a_corrupt_weight_file() {
         header(r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}"#),
         header(r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}"#),
         header(r#"{"a": {"dtype": "F32", "shape": [4611686018427387904, 8], "data_offsets": [0, 0]}}"#),
-        header(r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [18446744073709551611, 18446744073709551615]}}"#),
+        header(
+            r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [18446744073709551611, 18446744073709551615]}}"#,
+        ),
         header(r#"{"a": {"shape": [2]}}"#),
         header("[]"),
     ];

@@ -1,4 +1,5 @@
 //! The engine from outside: real models as supervised workers, with their errors, events and memory.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -66,8 +67,7 @@ async fn bad_input_is_refused_alone() {
     assert!(is_invalid(&error), "{error}");
     // These are found by the model, in one batch with good ones.
     let (no_prompt, too_wide) = (embedder.clone().prompt("no such"), embedder.clone().dimensions(100_000));
-    let (prompt, wide, good) =
-        tokio::join!(no_prompt.embed("a"), too_wide.embed("a"), embedder.embed("a"));
+    let (prompt, wide, good) = tokio::join!(no_prompt.embed("a"), too_wide.embed("a"), embedder.embed("a"));
     let (prompt, wide) = (prompt.unwrap_err(), wide.unwrap_err());
     assert!(is_invalid(&prompt) && is_invalid(&wide), "{prompt}; {wide}");
     assert_eq!(good.unwrap().len(), 192);
@@ -126,7 +126,8 @@ async fn workers_with_several_threads_give_the_same_vectors() {
         let pool = PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() };
         let engine = Engine::builder().threads(threads).pool_config(pool).text_embedding("tiny", source);
         let engine = engine.start().await.unwrap();
-        vectors.push(engine.text_embedding("tiny").unwrap().embed_batch(["cat sleeps", "dog"]).await.unwrap());
+        vectors
+            .push(engine.text_embedding("tiny").unwrap().embed_batch(["cat sleeps", "dog"]).await.unwrap());
     }
     for (one, three) in vectors[0].iter().zip(&vectors[1]) {
         assert!(difference(one, three) <= 1e-5);

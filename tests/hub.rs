@@ -1,6 +1,7 @@
 //! Models come from a hub as they should, from its cache without one, and every way in which the hub can fail has an
 //! error of its own.
 #![cfg(feature = "hub")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -159,10 +160,7 @@ fn content_that_does_not_match_its_checksum() {
 fn a_transfer_that_stalls() {
     let hub = Hub::new(&[("model.safetensors", Fault::Stalled)]);
     let stall_limit = Duration::from_millis(300);
-    let error = load(
-        Source::repository(REPOSITORY),
-        HubSettings { stall_limit, ..hub.settings() },
-    );
+    let error = load(Source::repository(REPOSITORY), HubSettings { stall_limit, ..hub.settings() });
     let error = error.err().unwrap();
     assert!(matches!(&error, Error::TransferStalled { after, .. } if *after == stall_limit), "{error}");
 }

@@ -1,5 +1,6 @@
 //! More workers of a model cost scratch, not another copy of the weights. The only test of its process, because it
 //! reads the memory of the whole process.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -20,31 +21,29 @@ fn resident() -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn four_workers_take_little_more_memory_than_one_and_the_later_ones_start_at_once() {
     let Some(directory) = minilm() else { return };
-    let pool = PoolConfig { max_workers: 4, cold_start_workers: 1, ..PoolConfig::default() };
-    let engine = Engine::builder().pool_config(pool).text_embedding("minilm", Source::directory(directory));
-    let engine = engine.start().await.unwrap();
-    let embedder = engine.text_embedding("minilm").unwrap();
-    let mut events = engine.events();
-
-    let began = Instant::now();
-    embedder.model().preload().await.unwrap();
-    let first = began.elapsed();
-    let text = "The quick brown fox jumps over the lazy dog near the river bank.";
-    let texts = || vec![text; 64];
-    embedder.embed(text.repeat(40)).await.unwrap();
-    let one = resident();
-
-    // Enough at a time to keep four workers busy until all have started.
-    let mut started = 0;
-    while started < 4 {
-        embedder.embed_batch([texts(), texts(), texts(), texts()].concat()).await.unwrap();
-        while let Ok(event) = events.try_recv() {
-            started += usize::from(matches!(event, Event::WorkerStarted { .. }));
+    let texts = vec!["The quick brown fox jumps over the lazy dog near the river bank."; 256];
+    let (mut residents, mut ready) = (Vec::new(), Vec::new());
+    for workers in [1, 4] {
+        let pool = PoolConfig { max_workers: workers, cold_start_workers: workers, ..PoolConfig::default() };
+        let source = Source::directory(&directory);
+        let engine =
+            Engine::builder().pool_config(pool).text_embedding("minilm", source).start().await.unwrap();
+        let embedder = engine.text_embedding("minilm").unwrap();
+        let mut events = engine.events();
+        let began = Instant::now();
+        embedder.model().preload().await.unwrap();
+        for _ in 0..workers {
+            while !matches!(events.recv().await.unwrap(), Event::WorkerStarted { .. }) {}
+            ready.push(began.elapsed());
         }
+        for _ in 0..workers {
+            embedder.embed_batch(texts.clone()).await.unwrap();
+        }
+        residents.push(resident());
+        assert!(engine.shutdown().await.is_clean());
     }
-    embedder.embed_batch([texts(), texts(), texts(), texts()].concat()).await.unwrap();
-    let four = resident();
+    let (one, four) = (residents[0], residents[1]);
     println!("resident with one worker {one}, with four {four}: {:.3}", four as f64 / one as f64);
-    println!("the first worker was ready after {first:?}");
+    println!("ready: the only worker after {:?}; of four, each after {:?}", ready[0], &ready[1..]);
     assert!(four as f64 <= 1.2 * one as f64, "{one} bytes with one worker, {four} with four");
 }

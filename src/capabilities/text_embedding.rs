@@ -92,7 +92,10 @@ impl TextEmbedder {
     ///
     /// # Errors
     /// As [`TextEmbedder::embed`]; [`Error::InvalidInput`] for no texts at all.
-    pub async fn embed_batch<T: Into<String>>(&self, texts: impl IntoIterator<Item = T>) -> Result<Vec<Vec<f32>>> {
+    pub async fn embed_batch<T: Into<String>>(
+        &self,
+        texts: impl IntoIterator<Item = T>,
+    ) -> Result<Vec<Vec<f32>>> {
         let options = self.options(Lane::Batch);
         self.in_order(texts, |request| self.model.call(request, options)).await
     }

@@ -82,10 +82,10 @@ fn tanh_of(x: f32) -> f32 {
 /// The error function to about 1e-7, as a ratio of two polynomials; beyond 4 it is 1 in 32 bits.
 #[inline(always)]
 fn erf(x: f32) -> f32 {
-    let x = x.clamp(-3.832_506_9, 3.832_506_9);
+    let x = x.clamp(-3.832_507, 3.832_507);
     let y = x * x;
     let mut top = 0.000_229_050_66_f32;
-    for factor in [0.003_408_291, 0.050_955_695, 0.185_208_33, 1.128_379_1] {
+    for factor in [0.003_408_291, 0.050_955_695, 0.185_208_33, std::f32::consts::FRAC_2_SQRT_PI] {
         top = top * y + factor;
     }
     let mut bottom = -1.179_160_3e-7_f32;

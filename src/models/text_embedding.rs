@@ -49,7 +49,8 @@ trait Architecture: Send + Sync {
     fn uses(&self, tensor: &str) -> bool;
     /// What a pass over so many tokens needs besides the weights, where the longest text has `longest` of them.
     fn scratch(&self, tokens: usize, longest: usize) -> Bytes;
-    fn load(&self, weights: &WeightFiles, device: &Device, context: &LoadContext) -> Result<Arc<dyn Encoder>>;
+    fn load(&self, weights: &WeightFiles, device: &Device, context: &LoadContext)
+    -> Result<Arc<dyn Encoder>>;
 }
 
 /// A loaded transformer. It keeps nothing between passes, so that all workers share one.
@@ -94,7 +95,10 @@ fn find_architecture(file: &Path, config: &serde_json::Value) -> Result<Box<dyn 
     match found {
         Some(family) => (family.read)(file, config),
         None => Err(Error::UnsupportedArchitecture {
-            found: names.model_type.or(names.architectures.into_iter().next()).unwrap_or("(none named)".into()),
+            found: names
+                .model_type
+                .or(names.architectures.into_iter().next())
+                .unwrap_or("(none named)".into()),
             capability: "text embedding",
             supported: FAMILIES.iter().map(|family| family.model_type).collect(),
         }),
@@ -155,7 +159,15 @@ impl Plan {
         let tokenizer = files.required(&format!("{folder}tokenizer.json"), context)?;
         let prompts = files.optional_json("config_sentence_transformers.json", context)?.unwrap_or_default();
         let longest = longest.min(architecture.longest());
-        Ok(Self { files, architecture, modules, tokenizer, longest, lowercase: sentence.do_lower_case, prompts })
+        Ok(Self {
+            files,
+            architecture,
+            modules,
+            tokenizer,
+            longest,
+            lowercase: sentence.do_lower_case,
+            prompts,
+        })
     }
 
     fn weights(&self, context: &LoadContext) -> Result<WeightFiles> {
@@ -165,13 +177,16 @@ impl Plan {
     fn footprint(&self, weights: &WeightFiles) -> Footprint {
         let scratch = self.architecture.scratch(PASS_TOKENS.max(self.longest), self.longest);
         let shared = weights.bytes_in_memory(|tensor| self.architecture.uses(tensor));
-        Footprint { shared, per_worker: scratch }
+        Footprint { shared, per_worker: scratch + THREAD_SCRATCH }
     }
 }
 
-/// Tokens of one pass through the transformer, unless a single text has more. Enough to keep matrix products at full
-/// speed, few enough to keep what a layer works on near the processor.
-const PASS_TOKENS: usize = 512;
+/// Tokens of one pass through the transformer, unless a single text has more: measured to be enough for matrix
+/// products at full speed, and few enough to keep a worker's scratch small.
+const PASS_TOKENS: usize = 256;
+
+/// What gemm, the tokenizer and the allocator keep for each thread, as measured.
+const THREAD_SCRATCH: Bytes = Bytes::mib(4);
 
 /// Loads an embedding model; the actors' view of a source. Making one does no I/O.
 pub(crate) struct TextEmbeddingLoader {
@@ -184,11 +199,7 @@ pub(crate) struct TextEmbeddingLoader {
 }
 
 impl TextEmbeddingLoader {
-    pub(crate) fn new(
-        source: Source,
-        compute: Compute,
-        #[cfg(feature = "hub")] hub: HubSettings,
-    ) -> Self {
+    pub(crate) fn new(source: Source, compute: Compute, #[cfg(feature = "hub")] hub: HubSettings) -> Self {
         Self {
             source,
             compute,
@@ -283,7 +294,8 @@ impl LoadedModel {
         if let Some(dimensions) = request.dimensions
             && !(1..=width).contains(&dimensions)
         {
-            let reason = format!("{dimensions} dimensions are asked for; the model's vectors have 1 to {width}");
+            let reason =
+                format!("{dimensions} dimensions are asked for; the model's vectors have 1 to {width}");
             return Err(Error::InvalidInput(reason));
         }
         let prompt = self.prompt(request.prompt.as_deref())?;
@@ -422,7 +434,8 @@ impl TextEmbeddingModel {
     pub fn embed<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Vec<f32>>> {
         let texts = texts.iter().map(|text| text.as_ref().to_owned()).collect();
         let request = EmbedTexts { texts, ..EmbedTexts::default() };
-        let tokens: Vec<(usize, TokenIds)> = self.shared.tokenize(&request)?.into_iter().enumerate().collect();
+        let tokens: Vec<(usize, TokenIds)> =
+            self.shared.tokenize(&request)?.into_iter().enumerate().collect();
         let mut vectors = vec![Vec::new(); tokens.len()];
         for pass in passes(tokens, |(_, text)| text.ids.len()) {
             let mut batch = TokenBatch::default();

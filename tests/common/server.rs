@@ -108,7 +108,8 @@ impl Shared {
             let body = format!(r#"{{"id":"{REPOSITORY}","sha":"{COMMIT}"}}"#);
             return respond(&mut stream, if known { 200 } else { 404 }, "", body.as_bytes());
         }
-        let file = path.strip_prefix(&format!("/{REPOSITORY}/resolve/")).and_then(|rest| rest.split_once('/'));
+        let file =
+            path.strip_prefix(&format!("/{REPOSITORY}/resolve/")).and_then(|rest| rest.split_once('/'));
         match file {
             Some(("main" | COMMIT, file)) => self.serve_file(&mut stream, reader, method, file),
             _ => respond(&mut stream, 404, "", b"nothing here"),
@@ -127,7 +128,9 @@ impl Shared {
             return respond(stream, status, "", b"refused");
         }
         let commit = format!("X-Repo-Commit: {COMMIT}\r\n");
-        let Some(content) = self.files.get(file) else { return respond(stream, 404, &commit, b"no such file") };
+        let Some(content) = self.files.get(file) else {
+            return respond(stream, 404, &commit, b"no such file");
+        };
         let headers = format!("{commit}ETag: \"{}\"\r\n", checksum(file, content));
         let half = &content[..content.len() / 2];
         if method == "HEAD" {

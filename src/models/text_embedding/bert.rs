@@ -122,7 +122,12 @@ impl Architecture for Config {
         Bytes(row.saturating_mul(tokens as u64).saturating_add(scores).saturating_mul(4))
     }
 
-    fn load(&self, weights: &WeightFiles, device: &Device, context: &LoadContext) -> Result<Arc<dyn Encoder>> {
+    fn load(
+        &self,
+        weights: &WeightFiles,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Arc<dyn Encoder>> {
         let prefix = PREFIXES.into_iter().find(|prefix| weights.contains(&format!("{prefix}{WORDS}")));
         let reader = weights.reader(prefix.unwrap_or_default(), device, context);
         Ok(Arc::new(Bert::load(self, &reader)?))
@@ -155,7 +160,8 @@ impl Bert {
         let words = reader.tensor(WORDS, &[config.vocab_size, width])?;
         let shape = [config.max_position_embeddings, width];
         let positions = reader.tensor("embeddings.position_embeddings.weight", &shape)?;
-        let types = reader.tensor("embeddings.token_type_embeddings.weight", &[config.type_vocab_size, width])?;
+        let types =
+            reader.tensor("embeddings.token_type_embeddings.weight", &[config.type_vocab_size, width])?;
         let norm = layer_norm(reader, "embeddings.LayerNorm", config)?;
         let layers = (0..config.num_hidden_layers).map(|index| Layer::load(config, reader, index));
         Ok(Self {
@@ -205,7 +211,13 @@ impl Layer {
         })
     }
 
-    fn forward(&self, input: &Tensor, lengths: &[usize], heads: usize, activation: Activation) -> Result<Tensor> {
+    fn forward(
+        &self,
+        input: &Tensor,
+        lengths: &[usize],
+        heads: usize,
+        activation: Activation,
+    ) -> Result<Tensor> {
         let mixed = self.mixed.forward(input, Activation::Identity)?;
         let attended = attention(&mixed, lengths, heads)?;
         drop(mixed);
@@ -227,7 +239,9 @@ fn layer_norm(reader: &WeightReader<'_>, name: &str, config: &Config) -> Result<
     let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
     let (weight, bias) = match reader.contains(&weight) {
         true => (weight, bias),
-        false if reader.contains(&format!("{name}.gamma")) => (format!("{name}.gamma"), format!("{name}.beta")),
+        false if reader.contains(&format!("{name}.gamma")) => {
+            (format!("{name}.gamma"), format!("{name}.beta"))
+        }
         false => (weight, bias),
     };
     let shape = [config.hidden_size];
