@@ -34,7 +34,12 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", error.to_string().replace('\n', " "));
+            // What a load says for itself is all that a person at a terminal needs.
+            let error = match error.downcast_ref::<candle_actors::Error>() {
+                Some(error) => error.root().to_string(),
+                None => error.to_string(),
+            };
+            eprintln!("error: {}", error.replace('\n', " "));
             ExitCode::FAILURE
         }
     }

@@ -3,21 +3,22 @@
 //! errors that name the repository but never an address, because a redirect's may carry a signature.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use hf_hub::repository::{HFRepository, RepoTypeModel};
 use hf_hub::{HFClient, HFError};
-use model_actors::{Bytes, LoadContext, LoadStage};
-use sha2::Digest as _;
+use model_actors::{Bytes, LoadContext};
 
 use crate::error::{Error, Result};
 
+mod verify;
+mod watch;
+
+use watch::Watch;
+
 /// How often a waiting transfer looks at its stop mark and its limit.
 const LOOK: Duration = Duration::from_millis(50);
-/// Bytes hashed at a time.
-const PIECE: usize = 1 << 20;
 
 /// How the hub is reached. What is not set comes from the environment, as for other tools: `HF_ENDPOINT`,
 /// `HF_HUB_CACHE` or `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
@@ -234,7 +235,7 @@ impl HubFiles {
                 Err(error) => Err(error),
             }
         });
-        if watch.0.context.should_stop() { Err(Error::Stopped) } else { path }
+        if watch.should_stop() { Err(Error::Stopped) } else { path }
     }
 
     /// Asks the hub, until the answer, the limit on silence or the stop mark.
@@ -265,7 +266,7 @@ impl HubFiles {
     }
 
     fn look(&self, file: &str, watch: &Watch) -> Result<()> {
-        if watch.0.context.should_stop() {
+        if watch.should_stop() {
             return Err(Error::Stopped);
         }
         let after = self.settings.stall_limit;
@@ -303,35 +304,6 @@ impl HubFiles {
         if let Some(commit) = commit {
             self.commit.get_or_init(|| commit.to_owned());
         }
-    }
-
-    /// hf-hub stores whatever comes, so what came is compared with what was announced: its length, and its checksum,
-    /// which is the name that the cache gives to the content.
-    fn verify(&self, path: &Path, file: &str, announced: u64, context: &LoadContext) -> Result<()> {
-        let (repository, name) = (self.name.clone(), file.to_owned());
-        let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
-        let actual = std::fs::metadata(path).map_err(unreadable)?.len();
-        if announced > 0 && actual != announced {
-            forget(path);
-            let (expected, actual) = (Bytes(announced), Bytes(actual));
-            return Err(Error::TransferTruncated { repository, file: name, expected, actual });
-        }
-        let Some(checksum) = stored_name(path) else { return Ok(()) };
-        let matches = match checksum.len() {
-            64 => hash(path, sha2::Sha256::new(), context)? == checksum,
-            // Small files are named as git names them.
-            40 => {
-                let mut hasher = sha1::Sha1::new();
-                hasher.update(format!("blob {actual}\0"));
-                hash(path, hasher, context)? == checksum
-            }
-            _ => true,
-        };
-        if matches {
-            return Ok(());
-        }
-        forget(path);
-        Err(Error::ChecksumMismatch { repository, file: name })
     }
 
     fn name_error(&self, error: HFError, file: &str, watch: &Watch) -> Error {
@@ -391,97 +363,4 @@ fn innermost(error: &dyn std::error::Error) -> String {
         last = source;
     }
     last.to_string()
-}
-
-/// The name under which the cache keeps a file's content; nothing where it keeps copies instead of links.
-fn stored_name(path: &Path) -> Option<String> {
-    let name = std::fs::read_link(path).ok()?.file_name()?.to_str()?.to_owned();
-    name.chars().all(|letter| letter.is_ascii_hexdigit()).then_some(name)
-}
-
-/// Takes a file that proved wrong out of the cache, its content and its name.
-fn forget(path: &Path) {
-    for path in [std::fs::canonicalize(path).ok().as_deref(), Some(path)].into_iter().flatten() {
-        if let Err(error) = std::fs::remove_file(path) {
-            tracing::warn!(path = %path.display(), %error, "a wrong file stays in the cache");
-        }
-    }
-}
-
-fn hash<D: sha2::Digest>(path: &Path, mut hasher: D, context: &LoadContext) -> Result<String> {
-    use std::io::Read as _;
-    let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
-    let mut file = std::fs::File::open(path).map_err(unreadable)?;
-    let mut piece = vec![0; PIECE];
-    loop {
-        let read = file.read(&mut piece).map_err(unreadable)?;
-        if read == 0 {
-            return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
-        }
-        if context.should_stop() {
-            return Err(Error::Stopped);
-        }
-        context.advance(Bytes::ZERO);
-        hasher.update(&piece[..read]);
-    }
-}
-
-/// Follows one transfer.
-#[derive(Clone)]
-struct Watch(Arc<Watched>);
-
-struct Watched {
-    context: LoadContext,
-    state: Mutex<Transfer>,
-}
-
-#[derive(Clone, Copy)]
-struct Transfer {
-    started: bool,
-    total: u64,
-    done: u64,
-    last: Instant,
-}
-
-impl Watch {
-    fn new(context: &LoadContext) -> Self {
-        let state = Transfer { started: false, total: 0, done: 0, last: Instant::now() };
-        Self(Arc::new(Watched { context: context.clone(), state: Mutex::new(state) }))
-    }
-
-    fn read(&self) -> Transfer {
-        *self.state()
-    }
-
-    fn state(&self) -> MutexGuard<'_, Transfer> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn reached(&self, done: u64) {
-        let mut state = self.state();
-        let more = done.saturating_sub(state.done);
-        if more > 0 {
-            state.done = done;
-            state.last = Instant::now();
-            self.0.context.advance(Bytes(more));
-        }
-    }
-}
-
-impl ProgressHandler for Watch {
-    fn on_progress(&self, event: &ProgressEvent) {
-        let ProgressEvent::Download(event) = event else { return };
-        match event {
-            DownloadEvent::Start { total_bytes, .. } => {
-                let mut state = self.state();
-                (state.started, state.total, state.last) = (true, *total_bytes, Instant::now());
-                self.0.context.begin(LoadStage::Download, Bytes(*total_bytes));
-            }
-            DownloadEvent::Progress { files } => {
-                self.reached(files.iter().map(|file| file.bytes_completed).max().unwrap_or(0));
-            }
-            DownloadEvent::AggregateProgress { bytes_completed, .. } => self.reached(*bytes_completed),
-            DownloadEvent::Complete => {}
-        }
-    }
 }

@@ -8,7 +8,7 @@ mod harness;
 mod script;
 
 pub use gate::{Gate, Latch};
-pub use harness::{Leak, TestSystem, wait_for};
+pub use harness::{Leak, TestSystem, Victim, wait_for};
 pub use script::{
     Act, Record, Scripted, ScriptedCapability, ScriptedLoader, ScriptedRequest, StreamedScript,
 };

@@ -3,15 +3,17 @@
 //! actors' model contract. What one family computes is left to its file.
 
 mod bert;
+mod pack;
+mod plan;
+mod worker;
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{Device, Tensor};
 use model_actors::{
-    Batch, Bytes, EmbedTexts, Failure, Footprint, Item, LoadContext, LoadStage, Loader, Model, ModelId,
-    TextEmbedding, Weights,
+    Bytes, EmbedTexts, Failure, Footprint, LoadContext, LoadStage, Loader, Model, ModelId, TextEmbedding,
+    Weights,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,10 +22,12 @@ use crate::device::{Compute, ComputeDevice, ComputeThreads};
 use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
 use crate::hub::HubSettings;
-use crate::pooling::{Head, Modules, normalize};
+use crate::pooling::{Head, normalize};
 use crate::source::{Files, Source};
 use crate::tokens::{TokenIds, Tokens};
 use crate::weights::WeightFiles;
+use pack::{PASS_TOKENS, TokenBatch, passes};
+use plan::Plan;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
 const FAMILIES: &[Family] = &[bert::FAMILY];
@@ -59,21 +63,6 @@ trait Encoder: Send + Sync {
     fn encode(&self, batch: &TokenBatch) -> Result<Tensor>;
 }
 
-/// The tokens of several texts, one text after another.
-#[derive(Default)]
-struct TokenBatch {
-    ids: Vec<u32>,
-    /// Tokens of each text; none is 0.
-    lengths: Vec<usize>,
-}
-
-impl TokenBatch {
-    fn push(&mut self, text: &TokenIds) {
-        self.ids.extend_from_slice(&text.ids);
-        self.lengths.push(text.ids.len());
-    }
-}
-
 /// Reads a family's part of `config.json`.
 fn parse<T: DeserializeOwned>(file: &Path, config: &serde_json::Value) -> Result<T> {
     T::deserialize(config)
@@ -104,86 +93,6 @@ fn find_architecture(file: &Path, config: &serde_json::Value) -> Result<Box<dyn 
         }),
     }
 }
-
-/// `sentence_bert_config.json`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct SentenceConfig {
-    max_seq_length: Option<usize>,
-    do_lower_case: bool,
-}
-
-/// `tokenizer_config.json`, of which only the length matters; "none" is written as a number beyond any integer.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct TokenizerConfig {
-    model_max_length: Option<f64>,
-}
-
-/// `config_sentence_transformers.json`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct PromptConfig {
-    prompts: BTreeMap<String, String>,
-    default_prompt_name: Option<String>,
-}
-
-/// Everything about a model that its small files tell.
-struct Plan {
-    files: Files,
-    architecture: Box<dyn Architecture>,
-    modules: Modules,
-    tokenizer: PathBuf,
-    longest: usize,
-    lowercase: bool,
-    prompts: PromptConfig,
-}
-
-impl Plan {
-    fn read(files: Files, context: &LoadContext) -> Result<Self> {
-        let modules = Modules::read(&files, context)?;
-        let folder = modules.transformer.clone();
-        let config = files.required(&format!("{folder}config.json"), context)?;
-        let architecture = find_architecture(&config, &crate::source::read_json(&config)?)?;
-        let sentence: SentenceConfig =
-            files.optional_json(&format!("{folder}sentence_bert_config.json"), context)?.unwrap_or_default();
-        let longest = match sentence.max_seq_length {
-            Some(longest) => longest,
-            None => {
-                let file = format!("{folder}tokenizer_config.json");
-                let tokenizer: TokenizerConfig = files.optional_json(&file, context)?.unwrap_or_default();
-                // The cast saturates, so "none" becomes the largest number there is.
-                tokenizer.model_max_length.map_or(usize::MAX, |length| length as usize)
-            }
-        };
-        let tokenizer = files.required(&format!("{folder}tokenizer.json"), context)?;
-        let prompts = files.optional_json("config_sentence_transformers.json", context)?.unwrap_or_default();
-        let longest = longest.min(architecture.longest());
-        Ok(Self {
-            files,
-            architecture,
-            modules,
-            tokenizer,
-            longest,
-            lowercase: sentence.do_lower_case,
-            prompts,
-        })
-    }
-
-    fn weights(&self, context: &LoadContext) -> Result<WeightFiles> {
-        WeightFiles::open(&self.files, &self.modules.transformer, context)
-    }
-
-    fn footprint(&self, weights: &WeightFiles) -> Footprint {
-        let scratch = self.architecture.scratch(PASS_TOKENS.max(self.longest), self.longest);
-        let shared = weights.bytes_in_memory(|tensor| self.architecture.uses(tensor));
-        Footprint { shared, per_worker: scratch + THREAD_SCRATCH }
-    }
-}
-
-/// Tokens of one pass through the transformer, unless a single text has more: measured to be enough for matrix
-/// products at full speed, and few enough to keep a worker's scratch small.
-const PASS_TOKENS: usize = 256;
 
 /// What gemm, the tokenizer and the allocator keep for each thread, as measured.
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);
@@ -448,132 +357,6 @@ impl TextEmbeddingModel {
     }
 }
 
-/// A text of a batch on its way.
-struct Text {
-    item: usize,
-    place: usize,
-    tokens: TokenIds,
-}
-
-/// The vectors of one item that are there so far.
-#[derive(Default)]
-struct Answer {
-    vectors: Vec<Vec<f32>>,
-    missing: usize,
-}
-
-impl Model<TextEmbedding> for TextEmbeddingModel {
-    fn run(&mut self, batch: &mut Batch<'_, TextEmbedding>) -> Result<(), Failure> {
-        let (texts, mut answers) = self.prepare(batch);
-        for pass in passes(texts, |text| text.tokens.ids.len()) {
-            let wanted = |text: &&Text| !batch.items()[text.item].should_stop();
-            let pass: Vec<&Text> = pass.iter().filter(wanted).collect();
-            if pass.is_empty() {
-                continue;
-            }
-            let mut tokens = TokenBatch::default();
-            pass.iter().for_each(|text| tokens.push(&text.tokens));
-            let vectors = self.shared.run(&self.threads, &tokens)?;
-            batch.tick();
-            for (text, vector) in pass.into_iter().zip(vectors) {
-                let item = &batch.items()[text.item];
-                self.deliver(item, &mut answers, text, vector);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl TextEmbeddingModel {
-    /// Tokenizes what is still wanted; an item with a bad input fails alone.
-    fn prepare(&self, batch: &Batch<'_, TextEmbedding>) -> (Vec<Text>, HashMap<usize, Answer>) {
-        let (mut texts, mut answers) = (Vec::new(), HashMap::new());
-        for (index, item) in batch.items().iter().enumerate() {
-            if item.should_stop() {
-                continue;
-            }
-            match self.shared.tokenize(item.request()) {
-                Ok(tokens) => {
-                    let missing = tokens.len();
-                    answers.insert(index, Answer { vectors: vec![Vec::new(); missing], missing });
-                    let text = |(place, tokens)| Text { item: index, place, tokens };
-                    texts.extend(tokens.into_iter().enumerate().map(text));
-                }
-                Err(error) => item.fail(error.into()),
-            }
-            batch.tick();
-        }
-        (texts, answers)
-    }
-
-    /// Puts a vector into its item's answer, and sends that once it is whole.
-    fn deliver(
-        &self,
-        item: &Item<TextEmbedding>,
-        answers: &mut HashMap<usize, Answer>,
-        text: &Text,
-        vector: Vec<f32>,
-    ) {
-        let Some(answer) = answers.get_mut(&text.item) else { return };
-        match check(vector) {
-            Ok(mut vector) => {
-                self.shared.shorten(&mut vector, item.request().dimensions);
-                answer.vectors[text.place] = vector;
-                answer.missing -= 1;
-            }
-            Err(error) => {
-                item.fail(error.into());
-                answers.remove(&text.item);
-                return;
-            }
-        }
-        if answer.missing == 0
-            && let Some(answer) = answers.remove(&text.item)
-        {
-            item.finish(answer.vectors);
-        }
-    }
-}
-
 fn check(vector: Vec<f32>) -> Result<Vec<f32>> {
     if vector.iter().all(|x| x.is_finite()) { Ok(vector) } else { Err(Error::NotFiniteOutput) }
-}
-
-/// Splits texts into passes of about `PASS_TOKENS` tokens. Texts of one length come together, which an accelerator's
-/// padding is the better for; the order of the answers does not depend on it.
-fn passes<T>(mut texts: Vec<T>, length: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
-    texts.sort_by_key(&length);
-    let mut passes: Vec<Vec<T>> = Vec::new();
-    let mut tokens = 0;
-    for text in texts {
-        let more = length(&text);
-        match passes.last_mut() {
-            Some(pass) if tokens + more <= PASS_TOKENS => {
-                tokens += more;
-                pass.push(text);
-            }
-            _ => {
-                tokens = more;
-                passes.push(vec![text]);
-            }
-        }
-    }
-    passes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn passes_hold_every_text_once_and_no_more_tokens_than_they_may() {
-        let texts: Vec<usize> = (0..100).map(|index| index * 37 % 300 + 1).chain([5000]).collect();
-        let passes = passes(texts.clone(), |length| *length);
-        assert!(passes.iter().all(|pass| pass.len() == 1 || pass.iter().sum::<usize>() <= PASS_TOKENS));
-        let mut held: Vec<usize> = passes.concat();
-        let mut all = texts;
-        held.sort_unstable();
-        all.sort_unstable();
-        assert_eq!(held, all);
-    }
 }
