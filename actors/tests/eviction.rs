@@ -160,7 +160,10 @@ async fn a_model_that_turns_out_larger_than_the_limit_fails_and_leaves_nothing()
     let record = loader.record.clone();
     let model = test.model("model", loader);
     let error = refused(&model, Act::Reply(1)).await;
-    assert!(matches!(&error, Error::SpawnFailed { cause, .. } if cause.to_string().contains("41")), "{error}");
+    assert!(
+        matches!(&error, Error::SpawnFailed { cause, .. } if cause.to_string().contains("41")),
+        "{error}"
+    );
     assert_eq!(count(&record.loads), 2, "once more with the room that others could give");
     test.finish().await;
 }

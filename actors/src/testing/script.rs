@@ -214,7 +214,8 @@ impl<C: ScriptedCapability> Loader<C> for ScriptedLoader {
         let load = self.record.loads.fetch_add(1, Ordering::SeqCst);
         context.begin(LoadStage::Load, self.footprint.shared);
         context.advance(Bytes(self.footprint.shared.0 / 2));
-        if let Some(latch) = self.load_hangs.as_ref().filter(|_| self.hung_loads.is_none_or(|first| load < first))
+        if let Some(latch) =
+            self.load_hangs.as_ref().filter(|_| self.hung_loads.is_none_or(|first| load < first))
         {
             latch.wait(HANG_LIMIT);
         }
@@ -330,8 +331,9 @@ impl ScriptedModel {
                 item.finish(0);
             }
             Act::Work(latch) => {
-                work(batch, item, latch);
-                item.finish(0);
+                if work(batch, item, latch) {
+                    item.finish(0);
+                }
             }
             Act::Stream(chunks) => {
                 if stream(item, *chunks) {
@@ -343,8 +345,7 @@ impl ScriptedModel {
                 panic!("the script says panic");
             }
             Act::StreamThenWork(chunks, latch) => {
-                if stream(item, *chunks) {
-                    work(batch, item, latch);
+                if stream(item, *chunks) && work(batch, item, latch) {
                     item.finish(*chunks);
                 }
             }
@@ -381,10 +382,15 @@ fn takes_one(left: &AtomicUsize) -> bool {
     left.try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
 
-fn work<C: ScriptedCapability>(batch: &Batch<C>, item: &Item<C>, latch: &Latch) {
-    while !latch.wait(Duration::from_millis(1)) && !item.should_stop() {
+/// False if it was told to stop before the latch opened.
+fn work<C: ScriptedCapability>(batch: &Batch<C>, item: &Item<C>, latch: &Latch) -> bool {
+    while !latch.wait(Duration::from_millis(1)) {
+        if item.should_stop() {
+            return false;
+        }
         batch.tick();
     }
+    true
 }
 
 fn stream<C: ScriptedCapability>(item: &Item<C>, chunks: u64) -> bool {
