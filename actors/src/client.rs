@@ -251,8 +251,7 @@ impl<C: Capability> ModelHandle<C> {
         };
         let (done, answer) = oneshot::channel();
         let job = Job::new(parts, Answer { done, chunks, slot });
-        let message = PoolMessage::Submit { model: self.model.clone(), job: Accepted::new(job.clone()) };
-        self.shared.gate.send(self.model.id(), message)?;
+        self.shared.gate.submit(self.model.clone(), Accepted::new(job.clone()))?;
         Ok(Reply::new(job, answer, self.shared.clone(), self.model.key))
     }
 

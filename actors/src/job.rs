@@ -92,6 +92,15 @@ impl<C: Capability> Job<C> {
         send(answer, result)
     }
 
+    /// Answers that the time ran out, unless part of the answer is out.
+    pub(crate) fn expire(&self) {
+        let answer = {
+            let mut owed = self.owed();
+            if self.has_emitted() { None } else { owed.answer.take() }
+        };
+        send(answer, Err(self.timeout_error()));
+    }
+
     /// Answers on behalf of a run, unless a later run has begun.
     pub(crate) fn answer_from(&self, attempt: u32, result: Result<C::Output, Error>) -> bool {
         let answer = {

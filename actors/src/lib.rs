@@ -19,6 +19,7 @@ mod status;
 pub mod scheduler;
 mod alarm;
 mod catalogue;
+mod intake;
 mod worker;
 pub mod maintenance;
 mod pool;

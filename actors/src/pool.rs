@@ -15,6 +15,7 @@ use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::error::{Cause, Error, Result};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
+use crate::intake::{Arrival, Intake};
 use crate::job::{Accepted, Job};
 use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{MaintenanceMessage, PoolCommand, PoolDrained};
@@ -33,10 +34,8 @@ use publish::Publisher;
 
 /// What clients, workers, maintenance, the system and its own timers tell a pool.
 pub(crate) enum PoolMessage<C: Capability> {
-    /// A request; it holds a slot of its model's queue.
-    Submit { model: Arc<Registered<C>>, job: Accepted<C> },
-    /// The caller of a request has gone.
-    Cancel { key: ModelKey, request: RequestId },
+    /// Requests have come, or their callers gone: the intake is not empty any more.
+    Arrivals,
     /// Start, stop or pin a model, and say when it is done.
     Call { model: Arc<Registered<C>>, call: Call, done: oneshot::Sender<Result<()>> },
     /// From a worker or its thread.
@@ -146,11 +145,13 @@ pub(crate) struct PoolState<C: Capability> {
 }
 
 /// See the module.
-pub(crate) struct Pool<C>(std::marker::PhantomData<fn() -> C>);
+pub(crate) struct Pool<C: Capability> {
+    intake: Arc<Intake<C>>,
+}
 
-impl<C> Pool<C> {
-    pub(crate) fn new() -> Self {
-        Self(std::marker::PhantomData)
+impl<C: Capability> Pool<C> {
+    pub(crate) fn new(intake: Arc<Intake<C>>) -> Self {
+        Self { intake }
     }
 }
 
@@ -174,8 +175,7 @@ impl<C: Capability> Actor for Pool<C> {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            PoolMessage::Submit { model, job } => state.submit(model, job),
-            PoolMessage::Cancel { key, request } => state.inputs.push_back(Input::Cancel { key, request }),
+            PoolMessage::Arrivals => state.arrivals(self.intake.take()),
             PoolMessage::Call { model, call, done } => state.call(model, call, done),
             PoolMessage::Report(report) => state.report(report),
             PoolMessage::Command(command) => state.command(command),
@@ -285,18 +285,30 @@ impl<C: Capability> PoolState<C> {
         }
     }
 
-    fn submit(&mut self, model: Arc<Registered<C>>, accepted: Accepted<C>) {
-        self.declare(&model);
-        let job = accepted.job();
-        let ticket = Ticket {
-            lane: job.parts.lane,
-            priority: job.parts.priority,
-            cost: job.cost,
-            key: job.key,
-            ..Ticket::new(job.id, job.parts.deadline)
-        };
-        self.jobs.insert(job.id, accepted);
-        self.inputs.push_back(Input::Submit { key: model.key, ticket });
+    /// Everything that has come, handed to the scheduler at one moment, so that it forms whole batches of it.
+    fn arrivals(&mut self, arrivals: Vec<Arrival<C>>) {
+        let mut submitted = Vec::new();
+        let mut cancelled = Vec::new();
+        for arrival in arrivals {
+            match arrival {
+                Arrival::Submitted { model, accepted } => {
+                    self.declare(&model);
+                    let job = accepted.job();
+                    let ticket = Ticket {
+                        lane: job.parts.lane,
+                        priority: job.parts.priority,
+                        cost: job.cost,
+                        key: job.key,
+                        ..Ticket::new(job.id, job.parts.deadline)
+                    };
+                    self.jobs.insert(job.id, accepted);
+                    submitted.push((model.key, ticket));
+                }
+                Arrival::Cancelled { key, request } => cancelled.push(Input::Cancel { key, request }),
+            }
+        }
+        self.inputs.push_back(Input::Submit { tickets: submitted });
+        self.inputs.extend(cancelled);
         self.publisher.touch();
     }
 

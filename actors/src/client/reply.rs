@@ -1,5 +1,6 @@
-//! The caller's end of a request: waits for the answer or the deadline, reads the stream, counts how it ended, and
-//! cancels the request when it is dropped before.
+//! The caller's end of a request: waits for the answer, reads the stream, counts how it ended, and cancels the request
+//! when it is dropped before. It keeps no timer: the pool answers at the deadline, wherever the request is then, and
+//! a pool that dies drops its side.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,7 +8,6 @@ use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Sleep;
 
 use super::PoolShared;
 use crate::capability::Capability;
@@ -57,7 +57,6 @@ impl<C: Capability> Drop for Tally<C> {
 pub(super) struct Reply<C: Capability> {
     job: Arc<Job<C>>,
     answer: oneshot::Receiver<Result<C::Output>>,
-    deadline: Option<Pin<Box<Sleep>>>,
     shared: Arc<PoolShared<C>>,
     key: ModelKey,
     ended: bool,
@@ -70,7 +69,7 @@ impl<C: Capability> Reply<C> {
         shared: Arc<PoolShared<C>>,
         key: ModelKey,
     ) -> Self {
-        Self { job, answer, deadline: None, shared, key, ended: false }
+        Self { job, answer, shared, key, ended: false }
     }
 
     pub(super) async fn output(mut self) -> Result<C::Output> {
@@ -78,36 +77,9 @@ impl<C: Capability> Reply<C> {
     }
 
     fn poll_output(&mut self, context: &mut Context<'_>) -> Poll<Result<C::Output>> {
-        if let Poll::Ready(answer) = Pin::new(&mut self.answer).poll(context) {
-            return Poll::Ready(self.end(answer));
-        }
-        // Once part of the answer is out the deadline is met; from there the stall limits watch over the rest.
-        if self.job.has_emitted() {
-            return Poll::Pending;
-        }
-        let (clock, deadline) = (self.shared.clock, self.job.parts.deadline);
-        let deadline =
-            self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(clock.instant(deadline))));
-        ready!(deadline.as_mut().poll(context));
-        if self.job.has_emitted() {
-            return Poll::Pending;
-        }
-        let late = self.job.timeout_error();
-        if self.job.cancel() {
-            self.ended = true;
-            self.shared.gate.cancel(self.key, self.job.id);
-            return Poll::Ready(Err(late));
-        }
-        // It was answered at the last moment: whoever took the answer is sending it just now.
-        Pin::new(&mut self.answer).poll(context).map(|answer| self.end(answer))
-    }
-
-    fn end(
-        &mut self,
-        answer: std::result::Result<Result<C::Output>, oneshot::error::RecvError>,
-    ) -> Result<C::Output> {
+        let answer = ready!(Pin::new(&mut self.answer).poll(context));
         self.ended = true;
-        answer.unwrap_or_else(|_| Err(Error::RecvError { model: self.job.parts.model.clone() }))
+        Poll::Ready(answer.unwrap_or_else(|_| Err(Error::RecvError { model: self.job.parts.model.clone() })))
     }
 }
 

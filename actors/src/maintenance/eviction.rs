@@ -51,11 +51,6 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// Holders that nobody told to go yet.
-    fn staying(&self) -> usize {
-        self.holders.saturating_sub(self.leaving)
-    }
-
     /// What comes back when `gone` of its holders are: the weights only with the last of them.
     fn freed_by(&self, gone: usize) -> Bytes {
         if gone == 0 {

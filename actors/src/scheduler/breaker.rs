@@ -81,6 +81,11 @@ impl Breaker {
         closes
     }
 
+    /// All is well.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed)
+    }
+
     /// A probe is being tried.
     pub fn is_half_open(&self) -> bool {
         matches!(self, Self::HalfOpen)

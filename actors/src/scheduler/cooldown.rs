@@ -41,7 +41,7 @@ impl Scheduler {
         }
     }
 
-    /// Only an idle worker of a model that is not pinned goes; anything else has changed since maintenance asked.
+    /// Only an idle worker of a model that has nothing to do goes; anything else has changed since maintenance asked.
     pub(super) fn evict(
         &mut self,
         now: Time,
@@ -50,7 +50,7 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         let Some((key, model)) = self.owner(worker) else { return };
-        if !model.pinned && model.worker(worker).is_some_and(|entry| entry.is_idle()) {
+        if model.may_shrink() && model.worker(worker).is_some_and(|entry| entry.is_idle()) {
             self.dismiss(key, worker, reason, effects);
             self.advance(now, key, effects);
         }

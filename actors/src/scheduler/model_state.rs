@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Breaker, CallId, ModelPolicy, Restarts, Source, Ticket};
+use super::{Breaker, CallId, ModelPolicy, Restarts, Source, Ticket, Urgency};
 use crate::config::BatchLimits;
 use crate::id::{Bytes, ModelKey, Time, WorkerId};
 use crate::model::Footprint;
@@ -22,6 +22,8 @@ pub enum Phase {
         bytes: Bytes,
         /// Where its weights will come from.
         source: Source,
+        /// What may be done to find it.
+        urgency: Urgency,
     },
     /// Its thread loads or builds the model.
     Starting {
@@ -105,6 +107,13 @@ impl Worker {
         match &self.phase {
             Phase::Busy { running } => running,
             _ => &[],
+        }
+    }
+
+    pub(crate) fn running_mut(&mut self) -> &mut [Ticket] {
+        match &mut self.phase {
+            Phase::Busy { running } => running,
+            _ => &mut [],
         }
     }
 
@@ -227,6 +236,11 @@ impl ModelState {
             .try_fold(Time::ZERO, |latest, since| Some(latest.max(since?)))
     }
 
+    /// Its idle workers may be evicted: nobody waits for it, and nothing that is starting needs its weights.
+    pub(crate) fn may_shrink(&self) -> bool {
+        !self.pinned && !self.is_wanted() && !self.is_starting()
+    }
+
     /// The least recently used of its idle workers.
     pub(crate) fn least_recently_used(&self) -> Option<WorkerId> {
         let idle = self.workers.iter().filter_map(|worker| Some((worker.idle_since()?, worker.id)));
@@ -259,7 +273,8 @@ impl ModelState {
         let scale_up = (!self.queue.is_empty()).then_some(self.scale_up_at);
         let unload = self.unload.as_ref().map(|unload| unload.deadline);
         let health = self.workers.iter().map(|worker| self.health_due(worker)).min();
-        let due = [self.queue.next_deadline(), start, scale_up, unload, health];
+        let running = self.workers.iter().flat_map(Worker::running).map(|ticket| ticket.deadline).min();
+        let due = [self.queue.next_deadline(), running, start, scale_up, unload, health];
         due.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(Time::NEVER)
     }
 }

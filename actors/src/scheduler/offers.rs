@@ -25,8 +25,7 @@ fn offer(now: Time, pool: PoolIndex, model: &ModelState) -> Option<Offer> {
         model: model.key,
         device: model.policy.device.clone(),
         pinned: model.pinned,
-        // Somebody waits for it, or it is kept for a replacement: its workers are about to be used.
-        idle: if model.is_wanted() { Vec::new() } else { idle.collect() },
+        idle: if model.may_shrink() { idle.collect() } else { Vec::new() },
         holders,
         leaving: model.leaving.iter().filter(|gone| gone.charged && gone.why != Leaving::Stuck).count(),
         footprint,

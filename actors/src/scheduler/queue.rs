@@ -59,7 +59,7 @@ impl Ticket {
 }
 
 /// Order of service: smaller runs earlier. Ties go by request number, which is order of acceptance.
-type Rank = (i128, RequestId);
+pub(crate) type Rank = (i128, RequestId);
 
 fn rank(ticket: &Ticket, now: Time, aging: Duration) -> Rank {
     let lane = match ticket.lane {
@@ -107,9 +107,17 @@ impl Queue {
         self.by_lane
     }
 
-    pub(crate) fn push(&mut self, ticket: Ticket, now: Time, aging: Duration) {
+    /// Lets a request wait, and returns its place.
+    pub(crate) fn push(&mut self, ticket: Ticket, now: Time, aging: Duration) -> Rank {
         self.by_lane[ticket.lane as usize] += 1;
-        self.waiting.insert(rank(&ticket, now, aging), ticket);
+        let place = rank(&ticket, now, aging);
+        self.waiting.insert(place, ticket);
+        place
+    }
+
+    /// The request that got this place still waits there.
+    pub(crate) fn holds(&self, place: Rank) -> bool {
+        self.waiting.contains_key(&place)
     }
 
     pub(crate) fn push_rerun(&mut self, batch: Vec<Ticket>) {

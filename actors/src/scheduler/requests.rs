@@ -11,30 +11,34 @@ use crate::telemetry::Event;
 const POISON_DEATHS: u32 = 2;
 
 impl Scheduler {
-    pub(super) fn submit(&mut self, now: Time, key: ModelKey, ticket: Ticket, effects: &mut Vec<Effect>) {
-        let request = ticket.request;
-        if let Err(error) = self.admit(now, key) {
-            effects.push(Effect::Fail { request, error });
-            return;
+    /// Takes requests that came together: all are queued before any is run, so that whole batches form.
+    pub(super) fn submit(&mut self, now: Time, tickets: Vec<(ModelKey, Ticket)>, effects: &mut Vec<Effect>) {
+        let mut waiting = Vec::with_capacity(tickets.len());
+        let mut models: Vec<ModelKey> = Vec::new();
+        for (key, ticket) in tickets {
+            let request = ticket.request;
+            if let Err(error) = self.admit(now, key) {
+                effects.push(Effect::Fail { request, error });
+            } else if ticket.deadline <= now {
+                effects.push(Effect::Expire { request });
+            } else if let Some(model) = self.models.get_mut(&key) {
+                self.alarm = self.alarm.min(ticket.deadline);
+                let position = model.queue.len();
+                waiting.push((key, model.queue.push(ticket, now, model.policy.config.aging), position));
+                if !models.contains(&key) {
+                    models.push(key);
+                }
+            }
         }
-        if ticket.deadline <= now {
-            effects.push(Effect::Expire { request });
-            return;
+        for key in models {
+            self.advance(now, key, effects);
         }
-        self.wake_at(ticket.deadline);
-        let Some(model) = self.models.get_mut(&key) else { return };
-        let before = model.queue.len();
-        model.queue.push(ticket, now, model.policy.config.aging);
-        self.advance(now, key, effects);
-        if let Some(model) = self.models.get(&key)
-            && model.queue.len() > before
-        {
-            effects.push(Effect::Emit(Event::Queued {
-                capability: self.capability,
-                model: model.policy.model.clone(),
-                request,
-                position: before,
-            }));
+        for (key, place, position) in waiting {
+            let Some(model) = self.models.get(&key).filter(|model| model.queue.holds(place)) else {
+                continue;
+            };
+            let (capability, model) = (self.capability, model.policy.model.clone());
+            effects.push(Effect::Emit(Event::Queued { capability, model, request: place.1, position }));
         }
     }
 
@@ -67,10 +71,16 @@ impl Scheduler {
         }
     }
 
+    /// Answers what is out of time. A request that is running keeps its seat until its thread sees the mark, and one
+    /// that has sent out part of its answer has met its deadline.
     pub(super) fn expire(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
-        if let Some(model) = self.models.get_mut(&key) {
-            let expired = model.queue.take_expired(now);
-            effects.extend(expired.into_iter().map(|request| Effect::Expire { request }));
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let queued = model.queue.take_expired(now);
+        effects.extend(queued.into_iter().map(|request| Effect::Expire { request }));
+        let running = model.workers.iter_mut().flat_map(super::Worker::running_mut);
+        for ticket in running.filter(|ticket| ticket.deadline <= now) {
+            ticket.deadline = Time::NEVER;
+            effects.push(Effect::ExpireRunning { request: ticket.request });
         }
     }
 
@@ -139,19 +149,31 @@ impl Scheduler {
         if answered {
             self.probe_succeeded(key, effects);
         }
-        self.rerun_failed(key, failed, effects);
+        self.rerun_failed(now, key, failed, effects);
         self.advance(now, key, effects);
     }
 
     /// A batch of many is split in two; one alone has failed for good, unless it ran out of memory the first time.
-    fn rerun_failed(&mut self, key: ModelKey, mut failed: Vec<(Ticket, Failure)>, effects: &mut Vec<Effect>) {
+    fn rerun_failed(
+        &mut self,
+        now: Time,
+        key: ModelKey,
+        mut failed: Vec<(Ticket, Failure)>,
+        effects: &mut Vec<Effect>,
+    ) {
+        failed.retain(|(ticket, _)| {
+            let late = ticket.deadline <= now;
+            if late {
+                effects.push(Effect::Expire { request: ticket.request });
+            }
+            !late
+        });
         let Some((_, failure)) = failed.last() else { return };
+        if let Some(deadline) = failed.iter().map(|(ticket, _)| ticket.deadline).min() {
+            self.wake_at(deadline);
+        }
         let Some(model) = self.models.get_mut(&key) else { return };
         let (id, kind) = (model.policy.model.clone(), failure.kind);
-        if kind == FailureKind::Stopped {
-            effects.extend(failed.into_iter().map(|(ticket, _)| Effect::Expire { request: ticket.request }));
-            return;
-        }
         if failed.len() > 1 {
             let half = failed.len() / 2;
             if kind == FailureKind::OutOfMemory && half < model.batch_limit {
@@ -180,14 +202,15 @@ impl Scheduler {
     /// the one that kills is found.
     pub(super) fn rescue(
         &mut self,
+        now: Time,
         key: ModelKey,
         tickets: Vec<Ticket>,
-        fates: &[(RequestId, Fate)],
-        error: &Error,
+        (fates, error): (&[(RequestId, Fate)], &Error),
         effects: &mut Vec<Effect>,
     ) {
-        let Some(model) = self.models.get_mut(&key) else { return };
         for mut ticket in tickets {
+            self.wake_at(ticket.deadline);
+            let Some(model) = self.models.get_mut(&key) else { return };
             let request = ticket.request;
             let fate = fates.iter().find(|(of, _)| *of == request).map_or(Fate::Untouched, |(_, fate)| *fate);
             ticket.deaths += 1;
@@ -200,6 +223,7 @@ impl Scheduler {
                         Error::Poison { model, deaths: ticket.deaths, cause: Cause::new(error.clone()) };
                     effects.push(Effect::Fail { request, error });
                 }
+                Fate::Untouched if ticket.deadline <= now => effects.push(Effect::Expire { request }),
                 Fate::Untouched => model.queue.push_rerun(vec![ticket]),
             }
         }

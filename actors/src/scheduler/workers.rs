@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::model_state::{Gone, Leaving};
-use super::{Effect, Fate, ModelState, Phase, Scheduler, Source, Urgency, Verdict, Worker};
+use super::{Effect, Fate, ModelState, Passage, Phase, Scheduler, Source, Urgency, Verdict, Worker};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{Bytes, ModelKey, RequestId, Time, WorkerId};
 use crate::memory::PressureLevel;
@@ -21,7 +21,21 @@ impl Scheduler {
         let shutting_down = self.shutdown.is_some();
         let Some(model) = self.models.get_mut(&key) else { return };
         let closed = shutting_down && model.queue.is_empty();
-        if closed || model.unload.is_some() || model.breaker.is_open() || now < model.restart_at {
+        if model.workers.is_empty() && !model.is_wanted() {
+            // Weights may have been kept for a replacement that nobody wants any more.
+            release_weights(model, effects);
+        }
+        if closed || model.unload.is_some() {
+            return;
+        }
+        if model.workers.is_empty() && model.is_wanted() && !probe_or_refuse(now, model, effects) {
+            return;
+        }
+        if model.breaker.is_open() || now < model.restart_at {
+            let (wanted, restart_at) = (model.is_wanted(), model.restart_at);
+            if wanted && now < restart_at {
+                self.wake_at(restart_at);
+            }
             return;
         }
         let probing = model.breaker.is_half_open();
@@ -49,16 +63,24 @@ impl Scheduler {
     }
 
     fn scale_up(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
-        if self.pressure > PressureLevel::Normal {
+        let pressed = self.pressure > PressureLevel::Normal;
+        let Some(model) = self.models.get_mut(&key) else { return };
+        // A cold start is tried once; whom cooldown or an eviction takes later is not put back by it.
+        let goal = std::mem::take(&mut model.cold_start_goal);
+        if pressed {
             return;
         }
-        let Some(model) = self.models.get_mut(&key) else { return };
         let all_busy = !model.is_starting() && model.workers.iter().all(|worker| !worker.is_idle());
-        let overloaded = all_busy && !model.queue.is_empty() && now >= model.scale_up_at;
-        let missing = match model.cold_start_goal.saturating_sub(model.workers.len()) {
+        let overloaded = all_busy && !model.queue.is_empty();
+        let missing = match goal.saturating_sub(model.workers.len()) {
             0 if overloaded && model.workers.len() < model.policy.config.max_workers => 1,
             missing => missing,
         };
+        if missing > 0 && now < model.scale_up_at {
+            let scale_up_at = model.scale_up_at;
+            self.wake_at(scale_up_at);
+            return;
+        }
         for _ in 0..missing {
             self.start(now, key, Urgency::IfFree, effects);
         }
@@ -138,17 +160,17 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         let Some((key, model)) = self.owner(worker) else { return };
-        if !matches!(model.worker(worker).map(|entry| &entry.phase), Some(Phase::Reserving { .. })) {
+        let Some(&Phase::Reserving { urgency, .. }) = model.worker(worker).map(|entry| &entry.phase) else {
             return;
-        }
+        };
         // Whatever happens to the queue, nothing more is tried until this moment.
         model.cold_start_goal = 0;
         model.scale_up_at = now + SCALE_UP_PAUSE;
         model.replacements = 0;
-        let (retry_at, alone) = (model.scale_up_at, model.workers.len() == 1);
-        self.wake_at(retry_at);
+        // One more worker that only took what was free may have become the only one: then room is made in earnest.
+        let given_up = model.workers.len() == 1 && urgency != Urgency::IfFree;
         self.dismiss(key, worker, EvictionReason::MakeRoom, effects);
-        if alone && let Some(model) = self.models.get_mut(&key) {
+        if given_up && let Some(model) = self.models.get_mut(&key) {
             let (model_id, device) = (model.policy.model.clone(), model.policy.device.clone());
             release_weights(model, effects);
             let error = Error::MemoryExhausted { model: model_id, device, needed, free, limit };
@@ -210,8 +232,17 @@ impl Scheduler {
     ) {
         let capability = self.capability;
         let Some((key, model)) = self.owner(worker) else { return };
-        if model.worker(worker).is_none_or(|entry| entry.is_ready()) {
+        let Some(phase) =
+            model.worker(worker).filter(|entry| !entry.is_ready()).map(|entry| entry.phase.clone())
+        else {
             return;
+        };
+        if matches!(phase, Phase::Reserving { .. }) {
+            effects.push(Effect::CancelReserve { worker });
+        }
+        if (phase == Phase::Starting { source: Source::Shared }) {
+            // The weights that were kept may be what is wrong, or gone: the next start reads them again.
+            release_weights(model, effects);
         }
         leave(model, worker, Leaving::Dead);
         let id = model.policy.model.clone();
@@ -282,14 +313,17 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         let Some(model) = self.models.get_mut(&key) else { return };
-        let room = model.policy.config.max_workers.saturating_sub(model.workers.len());
-        model.replacements = (model.replacements + 1).min(room);
-        if !model.has_weights() {
+        let replaced = model.unload.is_none();
+        if replaced {
+            let room = model.policy.config.max_workers.saturating_sub(model.workers.len());
+            model.replacements = (model.replacements + 1).min(room);
+        }
+        if replaced && !model.has_weights() {
             model.retained = true;
             effects.push(Effect::RetainWeights { key });
         }
         if let Phase::Busy { running } = entry.phase {
-            self.rescue(key, running, fates, error, effects);
+            self.rescue(now, key, running, (fates, error), effects);
         }
         self.count_failure(now, key, cause, effects);
         self.advance(now, key, effects);
@@ -301,10 +335,10 @@ impl Scheduler {
         let Some(model) = self.models.get_mut(&key) else { return };
         let verdict = model.restarts.failed(&model.policy.config.restart, now, jitter);
         match verdict {
-            _ if model.breaker.is_half_open() => self.open_breaker(now, key, cause, effects),
+            _ if !model.breaker.is_closed() => self.open_breaker(now, key, cause, effects),
             Verdict::GiveUp => self.open_breaker(now, key, cause, effects),
             Verdict::RestartAfter(backoff) => {
-                model.restart_at = now + backoff;
+                model.restart_at = model.restart_at.max(now + backoff);
                 let restart_at = model.restart_at;
                 self.wake_at(restart_at);
             }
@@ -376,8 +410,12 @@ impl Scheduler {
     pub(super) fn ended(&mut self, now: Time, worker: WorkerId, effects: &mut Vec<Effect>) {
         let Some((_, model)) = self.owner(worker) else { return };
         if model.worker(worker).is_some() {
-            // Its thread is gone without a word: as much a death as any.
-            self.died(now, worker, Cause::new("its thread ended"), &[], effects);
+            // Its thread is gone without a word: as much a death as any. Nothing is known of its requests, so none
+            // of them may be run again.
+            let running = model.worker(worker).map(|entry| entry.running().to_vec()).unwrap_or_default();
+            let fates: Vec<(RequestId, Fate)> =
+                running.iter().map(|ticket| (ticket.request, Fate::Emitted)).collect();
+            self.died(now, worker, Cause::new("its thread ended"), &fates, effects);
         }
         let capability = self.capability;
         let Some((key, model)) = self.owner(worker) else { return };
@@ -416,6 +454,16 @@ pub(super) fn release_weights(model: &mut ModelState, effects: &mut Vec<Effect>)
     }
 }
 
+/// Whether a model without a worker may start one. While its breaker refuses, what waits is answered at once.
+fn probe_or_refuse(now: Time, model: &mut ModelState, effects: &mut Vec<Effect>) -> bool {
+    let Passage::Refused { retry_after, cause } = model.breaker.pass(now) else { return true };
+    let error = Error::CircuitOpen { model: model.policy.model.clone(), retry_after, cause };
+    model.replacements = 0;
+    release_weights(model, effects);
+    fail_waiting(model, &error, effects);
+    false
+}
+
 fn spawn(model: &mut ModelState, worker: WorkerId, effects: &mut Vec<Effect>) {
     let key = model.key;
     if let Some(entry) = model.worker(worker)
@@ -433,7 +481,7 @@ fn reserve(model: &mut ModelState, worker: WorkerId, urgency: Urgency, effects: 
     };
     let key = model.key;
     if let Some(entry) = model.worker(worker) {
-        entry.phase = Phase::Reserving { bytes, source };
+        entry.phase = Phase::Reserving { bytes, source, urgency };
     }
     effects.push(Effect::Reserve { worker, key, bytes, source, urgency });
 }

@@ -213,7 +213,7 @@ impl TestSystem {
         let actor = match victim {
             Victim::Maintenance => find::<MaintenanceMessage>(root, "maintenance"),
             Victim::Pool => pool(),
-            Victim::Worker => find::<WorkerMessage<Scripted>>(pool().get_children(), "a worker"),
+            Victim::Worker => find::<WorkerMessage>(pool().get_children(), "a worker"),
         };
         actor.kill_and_wait(None).await.expect("the actor can be killed");
     }

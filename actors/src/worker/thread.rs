@@ -315,7 +315,7 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// Tells a worker's actor of its thread's panic, so that the supervision tree sees the crash.
-pub(crate) fn fail_actor<C: Capability>(actor: &ActorRef<WorkerMessage<C>>, cause: &Cause) {
+pub(crate) fn fail_actor(actor: &ActorRef<WorkerMessage>, cause: &Cause) {
     // An actor that is gone needs no telling.
     let _ = actor.send_message(WorkerMessage::Panicked(cause.clone()));
 }
