@@ -155,6 +155,13 @@ impl<C: Capability> Pool<C> {
     }
 }
 
+/// What a pool had not taken when it ended is nobody's any more.
+impl<C: Capability> Drop for Pool<C> {
+    fn drop(&mut self) {
+        drop(self.intake.take());
+    }
+}
+
 impl<C: Capability> Actor for Pool<C> {
     type Msg = PoolMessage<C>;
     type State = PoolState<C>;
@@ -347,8 +354,6 @@ impl<C: Capability> PoolState<C> {
             Report::Pong { worker, last_progress } => {
                 Input::Pong { worker, last_progress, fates: self.fates(worker) }
             }
-            // It has done its work: the weights were in memory until the death was handled.
-            Report::Orphaned { .. } => return,
             Report::Ended { worker } => {
                 self.threads.remove(&worker);
                 self.publisher.now();
@@ -412,8 +417,7 @@ impl<C: Capability> PoolState<C> {
         let id = actor.get_id();
         self.failing.retain(|handle| handle.actor.get_id() != id);
         if let Some(worker) = self.worker_of(id) {
-            // First the weights are taken hold of, then the mark is set: a thread that saw the end of its orders
-            // before the mark has sent its weights here, so they are in memory either way.
+            // First the weights are taken hold of, then the handle is dropped: its thread may end at once.
             self.offer_weights(worker, None);
             // Its thread may still run; it sees the mark and ends when it can.
             self.workers.remove(&worker);

@@ -139,7 +139,7 @@ impl Actor for SystemActor {
 impl Drop for SystemActorState {
     fn drop(&mut self) {
         for pool in &self.pools {
-            pool.close();
+            pool.end();
         }
         self.publish(|status| status.state = SystemState::Stopped);
     }

@@ -101,7 +101,8 @@ async fn a_probe_that_succeeds_closes_it_and_clears_the_record() {
     let closes = |event: &Event| matches!(event, Event::BreakerClosed { .. }).then_some(());
     TestSystem::event(&mut events, "the breaker closes", closes).await;
     refresh(&model).await;
-    let status = test.until_model("model", "it is closed", |model| model.breaker == BreakerState::Closed).await;
+    let status =
+        test.until_model("model", "it is closed", |model| model.breaker == BreakerState::Closed).await;
     assert_eq!((status.recent_failures, status.failures), (0, 2));
     test.finish().await;
 }
@@ -126,9 +127,9 @@ async fn a_probe_that_fails_opens_it_again_at_once() {
 async fn panics_open_it_too_and_a_probe_that_panics_opens_it_again() {
     let mut test = fragile().await;
     let model = test.model("model", ScriptedLoader::default());
-    let (_, cause) = refusal(refused(&model, Act::PanicTimes(times(10))).await);
+    assert_eq!(refused(&model, Act::PanicTimes(times(10))).await.reason(), "poison", "two deaths");
+    let (retry_after, cause) = refusal(refused(&model, Act::Reply(1)).await);
     assert!(cause.contains("the script says panic"), "{cause}");
-    let (retry_after, _) = refusal(refused(&model, Act::Reply(1)).await);
     tokio::time::sleep(retry_after).await;
     let (retry_after, _) = refusal(refused(&model, Act::Panic).await);
     tokio::time::sleep(retry_after).await;

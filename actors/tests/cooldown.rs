@@ -42,7 +42,11 @@ async fn an_idle_model_cools_down_one_by_one_to_nothing() {
     let idle_since = Instant::now() - millis(60); // The last of them started a little before this was seen.
     for gone in 0..4 {
         next_eviction(&mut events).await;
-        assert!(idle_since.elapsed() >= IDLE + INTERVAL * gone, "worker {gone} after {:?}", idle_since.elapsed());
+        assert!(
+            idle_since.elapsed() >= IDLE + INTERVAL * gone,
+            "worker {gone} after {:?}",
+            idle_since.elapsed()
+        );
     }
     test.until_model("model", "nothing is left", |model| model.workers.is_empty()).await;
     assert_eq!((charged(&test), count(&record.weights_alive)), (Bytes::ZERO, 0));

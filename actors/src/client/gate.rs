@@ -47,6 +47,11 @@ impl<C: Capability> PoolGate<C> {
     /// What the dead pool had not taken is lost with it, and its callers are told so.
     pub(crate) fn down(&self) {
         self.set(State::Down);
+        self.drain();
+    }
+
+    /// Tells everybody whom no pool will take any more.
+    pub(crate) fn drain(&self) {
         drop(self.intake.take());
     }
 

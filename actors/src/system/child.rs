@@ -20,6 +20,7 @@ pub(crate) trait SpawnPool: Send + Sync {
     fn spawn(&self, arguments: PoolArguments, system: ActorCell) -> Spawning<'_>;
     fn down(&self);
     fn close(&self);
+    fn end(&self);
 }
 
 impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
@@ -44,6 +45,11 @@ impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
     fn close(&self) {
         self.gate.close();
         self.catalogue.close();
+    }
+
+    fn end(&self) {
+        self.close();
+        self.gate.drain();
     }
 }
 
@@ -87,5 +93,10 @@ impl PoolChild {
 
     pub(crate) fn close(&self) {
         self.spawn.close();
+    }
+
+    /// The system has ended: whoever is still on the way in is answered.
+    pub(crate) fn end(&self) {
+        self.spawn.end();
     }
 }
