@@ -180,6 +180,8 @@ pub struct ScriptedLoader {
     pub load_hangs: Option<Latch>,
     /// Only the first so many loads hang. `None`: all.
     pub hung_loads: Option<usize>,
+    /// The weights of the first so many loads are never freed: a leak, for the checks that must catch it.
+    pub weights_leaked: usize,
     /// What really happened.
     pub record: Arc<Record>,
 }
@@ -198,6 +200,7 @@ impl Default for ScriptedLoader {
             load_works: None,
             load_hangs: None,
             hung_loads: None,
+            weights_leaked: 0,
             record: Arc::default(),
         }
     }
@@ -233,7 +236,11 @@ impl<C: ScriptedCapability> Loader<C> for ScriptedLoader {
         }
         context.advance(Bytes(self.footprint.shared.0 / 2));
         self.record.weights_alive.fetch_add(1, Ordering::SeqCst);
-        Ok(Arc::new(ScriptedWeights { loader: self.clone() }))
+        let weights = Arc::new(ScriptedWeights { loader: self.clone() });
+        if load < self.weights_leaked {
+            std::mem::forget(weights.clone());
+        }
+        Ok(weights)
     }
 }
 
