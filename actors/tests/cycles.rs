@@ -1,39 +1,26 @@
 //! A thousand times up and down, and everything is where it was: slots, bytes, threads, descriptors and the heap.
 //! The same census catches a leak that is planted.
 
-#![allow(unsafe_code, reason = "a counting allocator is an unsafe trait")]
-
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System as SystemAllocator};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::*;
 use model_actors::testing::{Act, Gate, ScriptedLoader, TestSystem, Victim};
 use model_actors::{Bytes, ModelHandle, testing::Scripted};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tokio::sync::Mutex;
 
 const CYCLES: usize = 1000;
 
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        unsafe { SystemAllocator.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        unsafe { SystemAllocator.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
+
+/// Bytes of the heap in use.
+fn heap() -> usize {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated - stats.bytes_deallocated
+}
 
 /// What must be flat.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,14 +76,14 @@ async fn a_thousand_cycles_leave_nothing_behind() {
     for _ in 0..CYCLES / 5 {
         cycle(&model).await;
     }
-    let (before, heap) = (census(&test, &loader), LIVE.load(Ordering::Relaxed));
+    let (before, heap_before) = (census(&test, &loader), heap());
     for _ in 0..CYCLES {
         cycle(&model).await;
     }
     assert!(settles_at(&test, &loader, &before).await, "{before:?} became {:?}", census(&test, &loader));
     assert_eq!(count(&loader.record.loads), CYCLES + CYCLES / 5);
     // The record keeps 32 bytes or so of each batch, in a vector that doubles; a leak of a worker is kilobytes.
-    let grown = LIVE.load(Ordering::Relaxed).saturating_sub(heap);
+    let grown = heap().saturating_sub(heap_before);
     assert!(grown < CYCLES * 200, "the heap grew by {grown} bytes");
     test.finish().await;
 }

@@ -20,7 +20,6 @@ pub(crate) trait SpawnPool: Send + Sync {
     fn spawn(&self, arguments: PoolArguments, system: ActorCell) -> Spawning<'_>;
     fn down(&self);
     fn close(&self);
-    fn end(&self);
 }
 
 impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
@@ -30,8 +29,13 @@ impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
 
     fn spawn(&self, arguments: PoolArguments, system: ActorCell) -> Spawning<'_> {
         Box::pin(async move {
-            let (actor, _) =
-                Pool::<C>::spawn_linked(None, Pool::new(self.gate.intake()), arguments, system).await?;
+            let (actor, _) = Pool::<C>::spawn_linked(
+                None,
+                Pool::new(self.gate.intake(), self.catalogue.clone()),
+                arguments,
+                system,
+            )
+            .await?;
             let (cell, commands) = (actor.get_cell(), actor.get_derived());
             self.gate.up(actor);
             Ok((cell, commands))
@@ -45,11 +49,6 @@ impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
     fn close(&self) {
         self.gate.close();
         self.catalogue.close();
-    }
-
-    fn end(&self) {
-        self.close();
-        self.gate.drain();
     }
 }
 
@@ -93,10 +92,5 @@ impl PoolChild {
 
     pub(crate) fn close(&self) {
         self.spawn.close();
-    }
-
-    /// The system has ended: whoever is still on the way in is answered.
-    pub(crate) fn end(&self) {
-        self.spawn.end();
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Latch;
 use crate::batch::{Batch, Item};
@@ -34,6 +34,8 @@ pub enum Act {
     Hang(Latch),
     /// Makes progress until the latch opens, then answers with 0; stops when it is told to.
     Work(Latch),
+    /// Makes progress for so long, then answers with 0; stops when it is told to.
+    WorkFor(Duration),
     /// Streams so many chunks, 0, 1, 2 …, then answers with their number.
     Stream(u64),
     /// Streams so many chunks and panics.
@@ -168,6 +170,8 @@ pub struct ScriptedLoader {
     pub failure: FailureKind,
     /// Panics in the first so many loads.
     pub load_panics: usize,
+    /// A load makes steady progress for so long.
+    pub load_time: Duration,
     /// Fails the first so many questions for the footprint, as it fails loads.
     pub size_fails: usize,
     /// Fails the first so many builds of a worker's model, as it fails loads.
@@ -194,6 +198,7 @@ impl Default for ScriptedLoader {
             load_fails: 0,
             failure: FailureKind::Failed,
             load_panics: 0,
+            load_time: Duration::ZERO,
             size_fails: 0,
             build_fails: 0,
             build_panics: 0,
@@ -216,7 +221,7 @@ impl<C: ScriptedCapability> Loader<C> for ScriptedLoader {
     fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<C>>, Failure> {
         let load = self.record.loads.fetch_add(1, Ordering::SeqCst);
         context.begin(LoadStage::Load, self.footprint.shared);
-        context.advance(Bytes(self.footprint.shared.0 / 2));
+        self.read_half(context);
         if let Some(latch) =
             self.load_hangs.as_ref().filter(|_| self.hung_loads.is_none_or(|first| load < first))
         {
@@ -234,13 +239,29 @@ impl<C: ScriptedCapability> Loader<C> for ScriptedLoader {
         if context.should_stop() {
             return Err(Failure::stopped());
         }
-        context.advance(Bytes(self.footprint.shared.0 / 2));
+        self.read_half(context);
         self.record.weights_alive.fetch_add(1, Ordering::SeqCst);
         let weights = Arc::new(ScriptedWeights { loader: self.clone() });
         if load < self.weights_leaked {
             std::mem::forget(weights.clone());
         }
         Ok(weights)
+    }
+}
+
+impl ScriptedLoader {
+    /// Half of the bytes: at once, or in steps that take half of [`Self::load_time`] together.
+    fn read_half(&self, context: &LoadContext) {
+        let steps = if self.load_time.is_zero() { 1 } else { 50 };
+        let bytes = self.footprint.shared.0 / 2;
+        for step in 0..steps {
+            if !self.load_time.is_zero() && !context.should_stop() {
+                std::thread::sleep(self.load_time / 2 / steps);
+            }
+            // However they divide, the steps come to the whole.
+            let until = |step: u32| bytes * u64::from(step) / u64::from(steps);
+            context.advance(Bytes(until(step + 1) - until(step)));
+        }
     }
 }
 
@@ -341,6 +362,14 @@ impl ScriptedModel {
                 if work(batch, item, latch) {
                     item.finish(0);
                 }
+            }
+            Act::WorkFor(time) => {
+                let end = Instant::now() + *time;
+                while Instant::now() < end && !item.should_stop() {
+                    std::thread::sleep(Duration::from_millis(1));
+                    batch.tick();
+                }
+                item.finish(0);
             }
             Act::Stream(chunks) => {
                 if stream(item, *chunks) {
