@@ -52,7 +52,7 @@ fn entries(directory: &str) -> usize {
 
 /// A thread that has reported its end is listed for a moment longer.
 async fn settles_at(test: &TestSystem, loader: &ScriptedLoader, expected: &Census) -> bool {
-    for _ in 0..200 {
+    for _ in 0..100 {
         if census(test, loader) == *expected {
             return true;
         }

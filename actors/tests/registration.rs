@@ -48,7 +48,11 @@ async fn ten_thousand_models_cost_two_kibibytes_each_at_most_and_no_thread() {
     assert_eq!(threads(), threads_before);
     assert_eq!(count(&record.sizings) + count(&record.loads), 0, "and no I/O");
     assert_eq!(charged(&test), Bytes::mib(11));
-    assert_eq!(test.system.status().pool("scripted").unwrap().models.len(), 1, "only what was used is listed");
+    assert_eq!(
+        test.system.status().pool("scripted").unwrap().models.len(),
+        1,
+        "only what was used is listed"
+    );
 
     for number in [0, MODELS / 2, MODELS - 1] {
         let model = client.model(id(number)).unwrap();
@@ -81,7 +85,8 @@ async fn a_bad_configuration_of_its_own_is_refused() {
     let _alone = ALONE.lock().await;
     let test = start(single()).await;
     let config = PoolConfig { max_workers: 0, ..PoolConfig::default() };
-    let refused = test.client().register(ModelSpec::<Scripted>::new("model", ScriptedLoader::default()).config(config));
+    let refused =
+        test.client().register(ModelSpec::<Scripted>::new("model", ScriptedLoader::default()).config(config));
     assert!(matches!(refused, Err(Error::InvalidConfig { .. })));
     assert!(test.client().models().is_empty());
     test.finish().await;
@@ -116,9 +121,16 @@ async fn models_that_come_and_go_leave_nothing_behind() {
     let test = TestSystem::start_with(system, pool).await;
     let client = test.client();
     for number in 0..50 {
-        let model = client.register(ModelSpec::new(id(number), ScriptedLoader::default())).unwrap();
+        // Every other one is pinned, which must not outlive its registration.
+        let spec = ModelSpec::new(id(number), ScriptedLoader::default());
+        let spec = if number % 2 == 0 { spec } else { spec.pinned() };
+        let model = client.register(spec).unwrap();
         assert_eq!(ask(&model, Act::Reply(7)).await.unwrap(), 7);
         client.unregister(&id(number)).unwrap();
+        assert!(matches!(model.preload().await, Err(Error::UnknownModel { .. })));
+        if number % 3 == 0 {
+            assert!(model.unload(std::time::Duration::from_secs(5)).await.is_ok());
+        }
     }
     test.until("their workers have cooled down and they are forgotten", |status| {
         status.pool("scripted").unwrap().models.is_empty()
