@@ -202,8 +202,7 @@ impl Scheduler {
             (entry.ready_at, entry.progress_at) = (now, now);
         }
         release_weights(model, effects);
-        let calls = model.preloads.drain(..).map(|call| Effect::Return { call, result: Ok(()) });
-        effects.extend(calls);
+        answer_preloads(model, effects);
         let (model_id, nothing_to_probe) = (model.policy.model.clone(), model.queue.is_empty());
         effects.push(Effect::Emit(Event::WorkerStarted { capability, model: model_id, worker }));
         if nothing_to_probe {
@@ -447,6 +446,12 @@ pub(super) fn fail_waiting(model: &mut ModelState, error: &Error, effects: &mut 
     for call in model.preloads.drain(..) {
         effects.push(Effect::Return { call, result: Err(error.clone()) });
     }
+}
+
+/// The model has a worker that is ready.
+pub(super) fn answer_preloads(model: &mut ModelState, effects: &mut Vec<Effect>) {
+    let calls = model.preloads.drain(..).map(|call| Effect::Return { call, result: Ok(()) });
+    effects.extend(calls);
 }
 
 pub(super) fn release_weights(model: &mut ModelState, effects: &mut Vec<Effect>) {

@@ -111,7 +111,7 @@ impl World {
         let entry = model.and_then(|model| model.workers.iter().find(|entry| entry.id == worker));
         if told == Told::Nothing && entry.is_some_and(|entry| !only_starting || !entry.is_ready()) {
             self.count_failure(pool, index);
-            if self.plant == Some(Plant::RestartOutsideBudget) {
+            if self.planted(Plant::RestartOutsideBudget) {
                 let made_up = WorkerId(self.pools[pool].workers.len() as u64 + 100);
                 self.spawn(pool, made_up, ModelKey(index as u32));
             }
@@ -149,10 +149,14 @@ impl World {
     fn evict_pinned(&mut self, pool: usize) {
         let state = &self.pools[pool];
         let pinned = |(_, worker): &(usize, &super::workers::SimWorker)| {
-            worker.ready && worker.told == Told::Nothing && state.models[worker.model].pinned
+            let idle = worker.ready && worker.assigned.is_empty() && worker.told == Told::Nothing;
+            idle && state.models[worker.model].pinned
         };
         if let Some((index, _)) = state.workers.iter().enumerate().find(pinned) {
-            self.stop(pool, WorkerId(index as u64 + 1), EvictionReason::Pressure);
+            let worker = WorkerId(index as u64 + 1);
+            if self.planted(Plant::PinnedWorkerEvicted) {
+                self.stop(pool, worker, EvictionReason::Pressure);
+            }
         }
     }
 
@@ -188,6 +192,9 @@ impl World {
         let idle = model.workers.iter().any(|worker| worker.is_idle());
         if !model.queue.is_empty() && idle && model.unload.is_none() && !probing {
             return Some(("nothing waits beside an idle worker", format!("{name}")));
+        }
+        if !model.preloads.is_empty() && model.has_ready_worker() && model.unload.is_none() {
+            return Some(("calls return once", format!("{name} is ready and its preload still waits")));
         }
         for entry in &model.workers {
             let sim = pool.workers.get(entry.id.0 as usize - 1);

@@ -110,7 +110,7 @@ impl World {
 
     /// To a worker's actor, if the pool still has its handle.
     pub(super) fn order(&mut self, pool: usize, worker: WorkerId, order: Order) {
-        if self.plant == Some(Plant::LostLoad) && matches!(order, Order::Load { .. }) {
+        if matches!(order, Order::Load { .. }) && self.planted(Plant::LostLoad) {
             return self.discard(order);
         }
         let state = self.worker(pool, worker);
@@ -325,13 +325,13 @@ impl World {
         let model = self.worker(pool, worker).model;
         self.pools[pool].models[model].last_busy = now;
         let mut to = worker;
-        if self.plant == Some(Plant::RequestKeptBehindBusy)
-            && let Some(busy) = self.busy_sibling(pool, worker)
+        if let Some(busy) = self.busy_sibling(pool, worker)
+            && self.planted(Plant::RequestKeptBehindBusy)
         {
             to = busy;
         }
         self.order(pool, to, Order::Run(items));
-        if self.plant == Some(Plant::BusyWorkerEvicted) {
+        if self.planted(Plant::BusyWorkerEvicted) {
             self.stop(pool, worker, EvictionReason::MakeRoom);
         }
     }

@@ -383,6 +383,16 @@ impl World {
         happens
     }
 
+    /// Whether to do what was planted now: once in a history.
+    pub(super) fn planted(&mut self, plant: Plant) -> bool {
+        let happens = self.plant == Some(plant) && self.random.u8(..8) == 0;
+        if happens {
+            self.plant = None;
+            self.note(|| format!("** {}", plant.name()));
+        }
+        happens
+    }
+
     fn delay(&mut self) -> Duration {
         let most = self.scenario.delay.as_micros() as u64;
         Duration::from_micros(if most == 0 { 0 } else { self.random.u64(0..most) })
@@ -505,7 +515,7 @@ impl World {
             Effect::Load { worker, .. } => self.load(pool, worker),
             Effect::Run { worker, requests } => self.run_batch(pool, worker, &requests),
             Effect::Fail { request, error } => {
-                if self.lets_go(request) && self.plant != Some(Plant::AnswerLost) {
+                if self.lets_go(request) && !self.planted(Plant::AnswerLost) {
                     self.answer(request.0 as usize, error.reason());
                 }
             }
@@ -617,7 +627,7 @@ impl World {
             Input::Submit { ticket, .. } => {
                 let index = ticket.request.0 as usize;
                 self.pools[pool].queued.insert((ticket.deadline, index));
-                if self.plant == Some(Plant::DeadlineIgnored) {
+                if self.planted(Plant::DeadlineIgnored) {
                     ticket.deadline = ticket.deadline + Duration::from_secs(30);
                 }
             }
@@ -747,8 +757,8 @@ impl World {
             return;
         }
         request.answers += 1;
-        if self.plant == Some(Plant::AnswerSentTwice) {
-            request.answers += 1;
+        if self.planted(Plant::AnswerSentTwice) {
+            self.requests[index].answers += 1;
         }
         self.coverage.ending(reason);
         self.free_slot(index);
@@ -756,11 +766,10 @@ impl World {
 
     pub(super) fn free_slot(&mut self, index: usize) {
         let Request { pool, model, lane, answers, .. } = self.requests[index];
+        let kept = self.planted(Plant::SlotNotGivenBack);
         let state = &mut self.pools[pool].models[model];
         state.unanswered[lane] -= 1;
-        if self.plant != Some(Plant::SlotNotGivenBack) {
-            state.slots[lane] -= 1;
-        }
+        state.slots[lane] -= usize::from(!kept);
         let slots_match = state.slots == state.unanswered;
         self.check("slots", |_| slots_match, || format!("request {index}"));
         self.check("answered once", |_| answers <= 1, || format!("request {index}"));
