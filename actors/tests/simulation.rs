@@ -11,7 +11,7 @@ const SEEDS_FOR_A_PLANT: u64 = 10_000;
 /// Runs the histories on all cores and adds up what happened in them.
 fn run_all(seeds: u64) -> Result<Coverage, Box<Violation>> {
     let next = AtomicU64::new(0);
-    let share = || {
+    let share = || -> Result<Coverage, Box<Violation>> {
         let mut coverage = Coverage::default();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
