@@ -164,7 +164,7 @@ fn observe(fails: Fails, left: Left) -> (Then, Ends, Ends) {
             Then::Breaker
         }
         (true, None) => Then::Nothing,
-        (true, Some(started)) => {
+        (true, Some((started, _))) => {
             let wait = started.since(failed_at);
             assert!(wait >= Duration::from_millis(200) && wait <= Duration::from_millis(300), "{wait:?}");
             Then::Restart
@@ -175,11 +175,7 @@ fn observe(fails: Fails, left: Left) -> (Then, Ends, Ends) {
 }
 
 fn last_worker(core: &Core) -> WorkerId {
-    let spawned = core.log.iter().rev().find_map(|(_, effect)| match effect {
-        Effect::Spawn { worker, .. } => Some(*worker),
-        _ => None,
-    });
-    spawned.unwrap()
+    core.starts().last().unwrap().1
 }
 
 /// Brings the worker to where it fails, and has it fail.

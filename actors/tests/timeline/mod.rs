@@ -129,10 +129,17 @@ impl Core {
         self.log.iter().filter_map(stop).collect()
     }
 
-    /// When workers were started.
-    pub fn starts(&self) -> Vec<Time> {
-        let starts = self.log.iter().filter(|(_, effect)| matches!(effect, Effect::Spawn { .. }));
-        starts.map(|(when, _)| *when).collect()
+    /// When which workers were begun to be started.
+    pub fn starts(&self) -> Vec<(Time, WorkerId)> {
+        let mut starts: Vec<(Time, WorkerId)> = Vec::new();
+        for (when, effect) in &self.log {
+            if let Effect::Spawn { worker, .. } | Effect::Reserve { worker, .. } = effect
+                && starts.iter().all(|(_, started)| started != worker)
+            {
+                starts.push((*when, *worker));
+            }
+        }
+        starts
     }
 
     /// When the breaker opened.
