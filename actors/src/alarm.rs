@@ -30,10 +30,6 @@ impl Alarm {
         self.task = Some(task.abort_handle());
     }
 
-    pub(crate) fn is_set(&self) -> bool {
-        self.task.is_some()
-    }
-
     /// It has rung.
     pub(crate) fn rang(&mut self) {
         *self = Self::unset();

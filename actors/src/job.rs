@@ -1,36 +1,37 @@
 //! One accepted request on its way: what is asked, where it stands, and the answer that it owes. The answer holds
-//! the queue slot and can be taken once; whoever takes it answers. Dropping a job unanswered tells its caller so.
+//! the queue slot and can be taken once; whoever takes it answers. The pool holds each job in its hands as
+//! [`Accepted`], which tells the caller when the pool is gone.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::capability::{BatchKey, Capability, Cost, Lane, Priority};
+use crate::entry::{ModelEntry, Slot};
 use crate::error::{Error, RequestPhase};
 use crate::id::{ModelId, RequestId, Time};
-use crate::progress::{Clock, LoadProgress};
+use crate::progress::Clock;
 
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 
 /// What a job is made of, before it has an identity.
 pub(crate) struct JobParts<C: Capability> {
-    pub(crate) model: ModelId,
+    pub(crate) entry: Arc<ModelEntry>,
     pub(crate) request: C::Request,
     pub(crate) lane: Lane,
     pub(crate) priority: Priority,
     pub(crate) deadline: Time,
     pub(crate) timeout: Duration,
     pub(crate) clock: Clock,
-    pub(crate) load: Arc<LoadProgress>,
 }
 
 /// What a job owes its caller. The slot goes back when this is dropped.
 pub(crate) struct Answer<C: Capability> {
     pub(crate) done: oneshot::Sender<Result<C::Output, Error>>,
     pub(crate) chunks: Option<mpsc::Sender<C::Chunk>>,
-    pub(crate) slot: OwnedSemaphorePermit,
+    pub(crate) slot: Slot,
 }
 
 /// An accepted request. Shared by the pool, the worker's thread that runs it, and the caller who waits for it.
@@ -71,6 +72,10 @@ impl<C: Capability> Job<C> {
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn model(&self) -> &ModelId {
+        &self.parts.entry.id
+    }
+
     /// Begins a run and returns its attempt number; earlier attempts can no longer answer.
     pub(crate) fn begin_attempt(&self) -> u32 {
         self.running.store(true, Ordering::Relaxed);
@@ -89,6 +94,15 @@ impl<C: Capability> Job<C> {
     pub(crate) fn answer(&self, result: Result<C::Output, Error>) -> bool {
         let answer = self.owed().answer.take();
         send(answer, result)
+    }
+
+    /// Answers that the time ran out, unless part of the answer is out.
+    pub(crate) fn expire(&self) {
+        let answer = {
+            let mut owed = self.owed();
+            if self.has_emitted() { None } else { owed.answer.take() }
+        };
+        send(answer, Err(self.timeout_error()));
     }
 
     /// Answers on behalf of a run, unless a later run has begun.
@@ -148,14 +162,37 @@ impl<C: Capability> Job<C> {
         if self.running.load(Ordering::Relaxed) {
             return RequestPhase::Running;
         }
-        match self.parts.load.percent() {
+        match self.parts.entry.load.percent() {
             Some(percent) => RequestPhase::Loading { percent },
             None => RequestPhase::Queued,
         }
     }
 
     pub(crate) fn timeout_error(&self) -> Error {
-        Error::Timeout { model: self.parts.model.clone(), phase: self.phase(), after: self.parts.timeout }
+        Error::Timeout { model: self.model().clone(), phase: self.phase(), after: self.parts.timeout }
+    }
+}
+
+/// A job in the hands of its pool, its mailbox included. The caller, and a thread that runs it, hold the job too, so
+/// its own end tells nobody anything; the end of this tells the caller that the pool is gone.
+pub(crate) struct Accepted<C: Capability>(Arc<Job<C>>);
+
+impl<C: Capability> Accepted<C> {
+    pub(crate) fn new(job: Arc<Job<C>>) -> Self {
+        Self(job)
+    }
+
+    pub(crate) fn job(&self) -> &Arc<Job<C>> {
+        &self.0
+    }
+}
+
+impl<C: Capability> Drop for Accepted<C> {
+    fn drop(&mut self) {
+        if self.0.is_answered() {
+            return;
+        }
+        self.0.answer(Err(Error::RecvError { model: self.0.model().clone() }));
     }
 }
 

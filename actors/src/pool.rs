@@ -8,19 +8,21 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use rustc_hash::FxHashMap;
 use tokio::sync::{oneshot, watch};
 
 use crate::alarm::Alarm;
 use crate::capability::Capability;
-use crate::catalogue::Registered;
+use crate::catalogue::{Catalogue, Registered};
 use crate::error::{Cause, Error, Result};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
-use crate::job::Job;
+use crate::intake::{Arrival, Intake, OpenIntake};
+use crate::job::{Accepted, Job};
 use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{MaintenanceMessage, PoolCommand, PoolDrained};
 use crate::memory::{Budgets, Lease};
 use crate::progress::Clock;
-use crate::scheduler::{CallId, Fate, Input, Scheduler, Ticket};
+use crate::scheduler::{CallId, Fate, Input, Outcome, Scheduler, Ticket};
 use crate::status::SystemStatus;
 use crate::telemetry::Events;
 use crate::worker::thread::fail_actor;
@@ -33,10 +35,8 @@ use publish::Publisher;
 
 /// What clients, workers, maintenance, the system and its own timers tell a pool.
 pub(crate) enum PoolMessage<C: Capability> {
-    /// A request; it holds a slot of its model's queue.
-    Submit { model: Arc<Registered<C>>, job: Arc<Job<C>> },
-    /// The caller of a request has gone.
-    Cancel { key: ModelKey, request: RequestId },
+    /// Requests have come, or their callers gone: the intake is not empty any more.
+    Arrivals,
     /// Start, stop or pin a model, and say when it is done.
     Call { model: Arc<Registered<C>>, call: Call, done: oneshot::Sender<Result<()>> },
     /// From a worker or its thread.
@@ -124,6 +124,7 @@ struct WeightsEntry<C: Capability> {
 
 pub(crate) struct PoolState<C: Capability> {
     arguments: PoolArguments,
+    intake: OpenIntake<C>,
     scheduler: Scheduler,
     models: HashMap<ModelKey, Arc<Registered<C>>>,
     weights: HashMap<ModelKey, WeightsEntry<C>>,
@@ -132,7 +133,7 @@ pub(crate) struct PoolState<C: Capability> {
     failing: Vec<WorkerHandle<C>>,
     /// Names of threads that have not ended.
     threads: HashMap<WorkerId, String>,
-    jobs: HashMap<RequestId, Arc<Job<C>>>,
+    jobs: FxHashMap<RequestId, Accepted<C>>,
     rooms: HashMap<WorkerId, Room<C>>,
     /// The model whose weights are on offer while the inputs at hand are worked off.
     offering: Option<ModelKey>,
@@ -146,11 +147,14 @@ pub(crate) struct PoolState<C: Capability> {
 }
 
 /// See the module.
-pub(crate) struct Pool<C>(std::marker::PhantomData<fn() -> C>);
+pub(crate) struct Pool<C: Capability> {
+    intake: Arc<Intake<C>>,
+    catalogue: Arc<Catalogue<C>>,
+}
 
-impl<C> Pool<C> {
-    pub(crate) fn new() -> Self {
-        Self(std::marker::PhantomData)
+impl<C: Capability> Pool<C> {
+    pub(crate) fn new(intake: Arc<Intake<C>>, catalogue: Arc<Catalogue<C>>) -> Self {
+        Self { intake, catalogue }
     }
 }
 
@@ -164,7 +168,7 @@ impl<C: Capability> Actor for Pool<C> {
         _myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        Ok(PoolState::new(arguments))
+        Ok(PoolState::new(arguments, OpenIntake::open(self.intake.clone())))
     }
 
     async fn handle(
@@ -174,8 +178,7 @@ impl<C: Capability> Actor for Pool<C> {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            PoolMessage::Submit { model, job } => state.submit(model, job),
-            PoolMessage::Cancel { key, request } => state.inputs.push_back(Input::Cancel { key, request }),
+            PoolMessage::Arrivals => state.arrivals(&self.catalogue),
             PoolMessage::Call { model, call, done } => state.call(model, call, done),
             PoolMessage::Report(report) => state.report(report),
             PoolMessage::Command(command) => state.command(command),
@@ -206,17 +209,18 @@ impl<C: Capability> Actor for Pool<C> {
 }
 
 impl<C: Capability> PoolState<C> {
-    fn new(arguments: PoolArguments) -> Self {
+    fn new(arguments: PoolArguments, intake: OpenIntake<C>) -> Self {
         Self {
             scheduler: Scheduler::new(C::NAME, arguments.cooldown_interval, arguments.seed),
             publisher: Publisher::new(arguments.clock, arguments.status.clone(), arguments.index),
             arguments,
+            intake,
             models: HashMap::new(),
             weights: HashMap::new(),
             workers: HashMap::new(),
             failing: Vec::new(),
             threads: HashMap::new(),
-            jobs: HashMap::new(),
+            jobs: FxHashMap::default(),
             rooms: HashMap::new(),
             offering: None,
             calls: HashMap::new(),
@@ -244,7 +248,8 @@ impl<C: Capability> PoolState<C> {
         self.set_alarms(myself);
         if self.publisher.is_due() {
             self.publish();
-        } else if self.publisher.wants_timer() {
+        }
+        if self.publisher.wants_timer() {
             let pool = myself.clone();
             self.publisher.set_timer(move || {
                 let _ = pool.send_message(PoolMessage::Publish);
@@ -278,14 +283,41 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn declare(&mut self, model: &Arc<Registered<C>>) {
-        if !self.models.contains_key(&model.key) {
-            self.models.insert(model.key, model.clone());
-            self.inputs.push_back(Input::Declare { key: model.key, policy: model.policy.clone() });
+        if !self.models.contains_key(&model.key()) {
+            self.models.insert(model.key(), model.clone());
+            self.inputs.push_back(Input::Declare { key: model.key(), policy: model.policy.clone() });
         }
     }
 
-    fn submit(&mut self, model: Arc<Registered<C>>, job: Arc<Job<C>>) {
-        self.declare(&model);
+    /// Everything that has come, handed to the scheduler at one moment, so that it forms whole batches of it.
+    fn arrivals(&mut self, catalogue: &Catalogue<C>) {
+        let arrivals = self.intake.take();
+        let mut tickets = Vec::with_capacity(arrivals.len());
+        let mut cancelled = Vec::new();
+        for arrival in arrivals {
+            match arrival {
+                Arrival::Submitted(accepted) => tickets.extend(self.accept(catalogue, accepted)),
+                Arrival::Cancelled { key, request } => cancelled.push(Input::Cancel { key, request }),
+            }
+        }
+        self.inputs.push_back(Input::Submit { tickets });
+        self.inputs.extend(cancelled);
+        self.publisher.touch();
+    }
+
+    /// Keeps the job and returns how the scheduler knows it.
+    fn accept(&mut self, catalogue: &Catalogue<C>, accepted: Accepted<C>) -> Option<(ModelKey, Ticket)> {
+        let job = accepted.job();
+        let key = job.parts.entry.key;
+        if !self.models.contains_key(&key) {
+            match catalogue.get(job.model()).filter(|model| model.key() == key) {
+                Some(model) => self.declare(&model),
+                None => {
+                    job.answer(Err(Error::UnknownModel { model: job.model().clone() }));
+                    return None;
+                }
+            }
+        }
         let ticket = Ticket {
             lane: job.parts.lane,
             priority: job.parts.priority,
@@ -293,15 +325,14 @@ impl<C: Capability> PoolState<C> {
             key: job.key,
             ..Ticket::new(job.id, job.parts.deadline)
         };
-        self.jobs.insert(job.id, job);
-        self.inputs.push_back(Input::Submit { key: model.key, ticket });
-        self.publisher.touch();
+        self.jobs.insert(job.id, accepted);
+        Some((key, ticket))
     }
 
     fn call(&mut self, model: Arc<Registered<C>>, call: Call, done: oneshot::Sender<Result<()>>) {
         self.declare(&model);
         self.next_call += 1;
-        let (id, key) = (CallId(self.next_call), model.key);
+        let (id, key) = (CallId(self.next_call), model.key());
         self.publisher.now();
         self.inputs.push_back(match call {
             Call::Preload => Input::Preload { key, call: id },
@@ -326,12 +357,15 @@ impl<C: Capability> PoolState<C> {
             Report::StartFailed { worker, failure } => Input::StartFailed { worker, failure },
             Report::Finished { worker, outcomes } => {
                 self.publisher.touch();
+                self.end_failed_attempts(&outcomes);
                 Input::Finished { worker, outcomes }
             }
             Report::Panicked { worker, cause, weights } => return self.panicked(worker, cause, weights),
             Report::Pong { worker, last_progress } => {
                 Input::Pong { worker, last_progress, fates: self.fates(worker) }
             }
+            // It has done its work: the weights were in memory until the death was handled.
+            Report::Orphaned { .. } => return,
             Report::Ended { worker } => {
                 self.threads.remove(&worker);
                 self.publisher.now();
@@ -395,9 +429,11 @@ impl<C: Capability> PoolState<C> {
         let id = actor.get_id();
         self.failing.retain(|handle| handle.actor.get_id() != id);
         if let Some(worker) = self.worker_of(id) {
+            // First the weights are taken hold of, then the mark is set: a thread that saw the end of its orders
+            // before the mark has sent its weights here, so they are in memory either way.
+            self.offer_weights(worker, None);
             // Its thread may still run; it sees the mark and ends when it can.
             self.workers.remove(&worker);
-            self.offer_weights(worker, None);
             self.died(worker, Cause::new(format!("its actor ended: {reason}")));
         }
     }
@@ -419,7 +455,7 @@ impl<C: Capability> PoolState<C> {
 
     fn running_jobs(&self, worker: WorkerId) -> Vec<Arc<Job<C>>> {
         let running = self.scheduler.running(worker);
-        running.iter().filter_map(|ticket| self.jobs.get(&ticket.request).cloned()).collect()
+        running.iter().filter_map(|ticket| Some(self.jobs.get(&ticket.request)?.job().clone())).collect()
     }
 
     fn fates(&self, worker: WorkerId) -> Vec<(RequestId, Fate)> {
@@ -431,7 +467,19 @@ impl<C: Capability> PoolState<C> {
         self.running_jobs(worker).into_iter().map(fate).collect()
     }
 
+    /// What will be run again waits until then.
+    fn end_failed_attempts(&self, outcomes: &[(RequestId, Outcome)]) {
+        let failed = outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+        for accepted in failed.filter_map(|(request, _)| self.jobs.get(request)) {
+            accepted.job().end_attempt();
+        }
+    }
+
     fn remember_weights(&mut self, worker: WorkerId, weights: Weak<SharedWeights<C>>) {
+        // The weights of a load that was given up go with its thread; nobody may count on them.
+        if !self.workers.contains_key(&worker) {
+            return;
+        }
         if let Some(key) = self.scheduler.model_of(worker) {
             self.weights_entry(key).shared = weights;
         }
@@ -459,8 +507,8 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn answer(&mut self, request: RequestId, error: Error) {
-        if let Some(job) = self.jobs.remove(&request) {
-            job.answer(Err(error));
+        if let Some(accepted) = self.jobs.remove(&request) {
+            accepted.job().answer(Err(error));
         }
     }
 }

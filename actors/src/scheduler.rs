@@ -126,8 +126,8 @@ pub struct CallId(pub u64);
 pub enum Input {
     /// A model that will be used; must come before any input that names its key.
     Declare { key: ModelKey, policy: ModelPolicy },
-    /// A request.
-    Submit { key: ModelKey, ticket: Ticket },
+    /// Requests that came together.
+    Submit { tickets: Vec<(ModelKey, Ticket)> },
     /// A caller has gone.
     Cancel { key: ModelKey, request: RequestId },
     /// The moment that [`Scheduler::alarm`] named has come.
@@ -186,8 +186,10 @@ pub enum Effect {
     Run { worker: WorkerId, requests: Vec<RequestId> },
     /// Answer with this error.
     Fail { request: RequestId, error: Error },
-    /// Answer that the time ran out.
+    /// Answer that the time ran out; the request has left the scheduler.
     Expire { request: RequestId },
+    /// Answer that the time ran out, unless part of the answer is out; the request is still running.
+    ExpireRunning { request: RequestId },
     /// The request has left the scheduler: answered by its thread, or given up by its caller.
     Forget { request: RequestId },
     /// Ask a worker how it is.
@@ -247,7 +249,7 @@ impl Scheduler {
     pub fn handle(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
         match input {
             Input::Declare { key, policy } => self.declare(key, policy),
-            Input::Submit { key, ticket } => self.submit(now, key, ticket, effects),
+            Input::Submit { tickets } => self.submit(now, tickets, effects),
             Input::Cancel { key, request } => self.cancel(now, key, request, effects),
             Input::Tick => self.tick(now, effects),
             Input::Cooldown => self.cool_down(now, effects),

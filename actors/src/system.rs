@@ -135,6 +135,16 @@ impl Actor for SystemActor {
     }
 }
 
+/// However the system ends, dropped, failed or killed, nobody takes it for a running one.
+impl Drop for SystemActorState {
+    fn drop(&mut self) {
+        for pool in &self.pools {
+            pool.close();
+        }
+        self.publish(|status| status.state = SystemState::Stopped);
+    }
+}
+
 async fn start_maintenance(
     common: &Common,
     pools: usize,
@@ -307,8 +317,11 @@ impl SystemBuilder {
     /// Adds the pool of a capability.
     pub fn pool<C: Capability>(mut self, config: PoolConfig) -> Self {
         let make = |config: PoolConfig, clock: Clock| {
-            let shared =
-                Arc::new(PoolShared::<C> { catalogue: Catalogue::new(config), gate: PoolGate::new(), clock });
+            let shared = Arc::new(PoolShared::<C> {
+                catalogue: Arc::new(Catalogue::new(config)),
+                gate: PoolGate::new(),
+                clock,
+            });
             let spawn: Box<dyn SpawnPool> = Box::new(shared.clone());
             (spawn, shared as Arc<dyn Any + Send + Sync>)
         };

@@ -9,7 +9,7 @@ mod script;
 pub mod simulation;
 
 pub use gate::{Gate, Latch};
-pub use harness::{Leak, TestSystem, wait_for};
+pub use harness::{Leak, TestSystem, Victim, wait_for};
 pub use script::{
     Act, Record, Scripted, ScriptedCapability, ScriptedLoader, ScriptedRequest, StreamedScript,
 };

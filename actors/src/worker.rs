@@ -1,9 +1,11 @@
-//! The worker actor: one loaded model on one OS thread, linked under its pool, which alone holds its handle. The
-//! pool sends it orders, which it passes to the thread (`worker/thread.rs`), and pings, which it answers at once even
-//! while the model runs. It ends when its handle is dropped, and fails when its thread panics, so that the tree sees
-//! the crash. The thread reports what it has done to the pool directly.
+//! The worker: one loaded model on one OS thread (`worker/thread.rs`), and the actor that stands for it in the
+//! supervision tree. The pool, which alone holds its handle, sends orders to the thread and pings to the actor, which
+//! answers them at once even while the model runs; the thread reports what it has done to the pool. The actor fails
+//! when its thread panics, so that the tree sees the crash; actor and thread both end when the handle is dropped.
 //!
-//! Its mailbox is bounded by what its pool grants: one start, the requests of its seats, one ping at a time.
+//! Orders do not pass through the actor: that would cost every batch a task switch and tell the actor nothing that
+//! the thread's gauge does not. Both ways are bounded by what the pool grants: one start, the requests of the
+//! worker's seats, one ping at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,21 +23,17 @@ pub(crate) mod thread;
 pub(crate) use thread::{Order, Report, SharedWeights};
 
 /// What the pool, and the worker's own thread, tell it.
-pub(crate) enum WorkerMessage<C: Capability> {
-    /// For the thread.
-    Order(Order<C>),
+pub(crate) enum WorkerMessage {
     /// How are you?
     Ping,
     /// The thread has panicked.
     Panicked(Cause),
 }
 
-crate::impl_message!(WorkerMessage<C>);
+crate::impl_message!(WorkerMessage);
 
 pub(crate) struct WorkerArguments<C: Capability> {
     pub(crate) worker: WorkerId,
-    /// To the thread. Its end is the thread's end.
-    pub(crate) orders: mpsc::Sender<Order<C>>,
     pub(crate) gauge: Arc<Gauge>,
     pub(crate) pool: DerivedActorRef<Report<C>>,
 }
@@ -49,7 +47,7 @@ impl<C> Worker<C> {
 }
 
 impl<C: Capability> Actor for Worker<C> {
-    type Msg = WorkerMessage<C>;
+    type Msg = WorkerMessage;
     type State = WorkerArguments<C>;
     type Arguments = WorkerArguments<C>;
 
@@ -68,11 +66,6 @@ impl<C: Capability> Actor for Worker<C> {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            WorkerMessage::Order(order) => {
-                // A thread that is gone has reported its end; the pool reruns what the order held.
-                let _ = state.orders.send(order);
-                Ok(())
-            }
             WorkerMessage::Ping => {
                 answer_ping(state);
                 Ok(())
@@ -100,7 +93,9 @@ fn answer_ping<C: Capability>(state: &WorkerArguments<C>) {
 
 /// The only handle of a worker, in its pool's state and nowhere else. Dropping it ends the worker.
 pub(crate) struct WorkerHandle<C: Capability> {
-    pub(crate) actor: ActorRef<WorkerMessage<C>>,
+    pub(crate) actor: ActorRef<WorkerMessage>,
+    /// To the thread. Its end is the thread's end.
+    pub(crate) orders: mpsc::Sender<Order<C>>,
     pub(crate) gauge: Arc<Gauge>,
     pub(crate) abandoned: Arc<AtomicBool>,
 }

@@ -1,6 +1,8 @@
-//! The way into a pool's mailbox, which stays the same when the pool is started again.
+//! The way into a pool, which stays the same when the pool is started again.
+//!
+//! Requests gather in an intake, and only the first of them sends the pool a message.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use ractor::ActorRef;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -8,6 +10,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::capability::Capability;
 use crate::error::{Error, Result};
 use crate::id::{ModelId, ModelKey, RequestId};
+use crate::intake::{Arrival, Entrance, Intake};
+use crate::job::Accepted;
 use crate::pool::PoolMessage;
 
 /// Most calls of `preload`, `unload` and `pin` under way in one pool: they hold no slot, so this bounds the mailbox.
@@ -16,6 +20,7 @@ const CALLS: usize = 64;
 /// What a pool's clients send through.
 pub(crate) struct PoolGate<C: Capability> {
     actor: RwLock<State<C>>,
+    intake: Arc<Intake<C>>,
     calls: Semaphore,
 }
 
@@ -25,13 +30,13 @@ enum State<C: Capability> {
     Down,
     /// It takes messages.
     Up(ActorRef<PoolMessage<C>>),
-    /// The system shuts down.
-    Closed,
+    /// The system shuts down. What was accepted before can still be cancelled.
+    Closed(Option<ActorRef<PoolMessage<C>>>),
 }
 
 impl<C: Capability> PoolGate<C> {
     pub(crate) fn new() -> Self {
-        Self { actor: RwLock::new(State::Down), calls: Semaphore::new(CALLS) }
+        Self { actor: RwLock::new(State::Down), intake: Arc::default(), calls: Semaphore::new(CALLS) }
     }
 
     pub(crate) fn up(&self, actor: ActorRef<PoolMessage<C>>) {
@@ -42,33 +47,63 @@ impl<C: Capability> PoolGate<C> {
         self.set(State::Down);
     }
 
-    /// New requests get `ShuttingDown`; what was accepted is cancelled as before.
+    pub(crate) fn intake(&self) -> Arc<Intake<C>> {
+        self.intake.clone()
+    }
+
+    /// New requests get `ShuttingDown`.
     pub(crate) fn close(&self) {
-        self.set(State::Closed);
+        let mut state = self.write();
+        let actor = match &*state {
+            State::Up(actor) => Some(actor.clone()),
+            _ => None,
+        };
+        *state = State::Closed(actor);
     }
 
     fn set(&self, new: State<C>) {
-        // Assignments alone happen under this lock, so its poison means nothing.
-        let mut state = self.actor.write().unwrap_or_else(PoisonError::into_inner);
-        if !matches!(*state, State::Closed) {
+        let mut state = self.write();
+        if !matches!(*state, State::Closed(_)) {
             *state = new;
         }
     }
 
-    pub(crate) fn send(&self, model: &ModelId, message: PoolMessage<C>) -> Result<()> {
-        match &*self.actor.read().unwrap_or_else(PoisonError::into_inner) {
-            State::Up(actor) => {
-                actor.send_message(message).map_err(|_| Error::SendError { model: model.clone() })
-            }
-            State::Down => Err(Error::NoWorkers { model: model.clone() }),
-            State::Closed => Err(Error::ShuttingDown),
-        }
+    fn write(&self) -> RwLockWriteGuard<'_, State<C>> {
+        // Assignments alone happen under this lock, so its poison means nothing.
+        self.actor.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn submit(&self, model: &ModelId, accepted: Accepted<C>) -> Result<()> {
+        let entered =
+            self.with_actor(model, |actor| match self.intake.push(Arrival::Submitted(accepted)) {
+                Entrance::First => actor.send_message(PoolMessage::Arrivals).is_ok(),
+                Entrance::Further => true,
+                Entrance::Closed => false,
+            })?;
+        entered.then_some(()).ok_or_else(|| Error::SendError { model: model.clone() })
     }
 
     /// Tells the pool that a caller has gone. A pool that is gone holds no request of it.
     pub(crate) fn cancel(&self, key: ModelKey, request: RequestId) {
-        if let State::Up(actor) = &*self.actor.read().unwrap_or_else(PoisonError::into_inner) {
-            let _ = actor.send_message(PoolMessage::Cancel { key, request });
+        let state = self.actor.read().unwrap_or_else(PoisonError::into_inner);
+        if let State::Up(actor) | State::Closed(Some(actor)) = &*state
+            && self.intake.push(Arrival::Cancelled { key, request }) == Entrance::First
+        {
+            let _ = actor.send_message(PoolMessage::Arrivals);
+        }
+    }
+
+    pub(crate) fn send(&self, model: &ModelId, message: PoolMessage<C>) -> Result<()> {
+        self.with_actor(model, |actor| actor.send_message(message).is_ok())?
+            .then_some(())
+            .ok_or_else(|| Error::SendError { model: model.clone() })
+    }
+
+    fn with_actor<T>(&self, model: &ModelId, send: impl FnOnce(&ActorRef<PoolMessage<C>>) -> T) -> Result<T> {
+        match &*self.actor.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Up(actor) => Ok(send(actor)),
+            State::Down => Err(Error::NoWorkers { model: model.clone() }),
+            State::Closed(_) => Err(Error::ShuttingDown),
         }
     }
 

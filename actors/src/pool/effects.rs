@@ -10,6 +10,7 @@ use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::error::{Cause, Error, Failure};
 use crate::id::{Bytes, ModelKey, RequestId, WorkerId};
+use crate::job::Accepted;
 use crate::maintenance::room::RoomAsk;
 use crate::maintenance::{MaintenanceMessage, PoolDrained};
 use crate::model::LoadContext;
@@ -28,11 +29,16 @@ impl<C: Capability> PoolState<C> {
             }
             Effect::Fail { request, error } => self.answer(request, error),
             Effect::Expire { request } => {
-                if let Some(job) = self.jobs.remove(&request) {
-                    job.answer(Err(job.timeout_error()));
+                if let Some(accepted) = self.jobs.remove(&request) {
+                    accepted.job().expire();
                 }
             }
-            Effect::Ping { worker } => self.order(worker, WorkerMessage::Ping),
+            Effect::ExpireRunning { request } => {
+                if let Some(accepted) = self.jobs.get(&request) {
+                    accepted.job().expire();
+                }
+            }
+            Effect::Ping { worker } => self.ping(worker),
             Effect::Emit(event) => self.emit(event),
             structural => {
                 self.publisher.now();
@@ -45,7 +51,7 @@ impl<C: Capability> PoolState<C> {
     async fn carry_out_structural(&mut self, myself: &ActorRef<PoolMessage<C>>, effect: Effect) {
         match effect {
             Effect::Spawn { worker, key } => self.spawn(myself, worker, key).await,
-            Effect::Size { worker } => self.order(worker, WorkerMessage::Order(Order::Size)),
+            Effect::Size { worker } => self.order(worker, Order::Size),
             Effect::Reserve { worker, key, bytes, source, urgency } => {
                 self.reserve(worker, key, (bytes, source), urgency);
             }
@@ -74,30 +80,38 @@ impl<C: Capability> PoolState<C> {
             | Effect::Forget { .. }
             | Effect::Fail { .. }
             | Effect::Expire { .. }
+            | Effect::ExpireRunning { .. }
             | Effect::Ping { .. }
             | Effect::Emit(_) => {}
         }
     }
 
-    fn order(&self, worker: WorkerId, message: WorkerMessage<C>) {
+    fn order(&self, worker: WorkerId, order: Order<C>) {
+        if let Some(handle) = self.workers.get(&worker) {
+            // A thread that is gone has reported its end; the scheduler reruns what the order held.
+            let _ = handle.orders.send(order);
+        }
+    }
+
+    fn ping(&self, worker: WorkerId) {
         if let Some(handle) = self.workers.get(&worker) {
             // An actor that has just died is known to supervision, which tells the scheduler.
-            let _ = handle.actor.send_message(message);
+            let _ = handle.actor.send_message(WorkerMessage::Ping);
         }
     }
 
     fn run(&mut self, worker: WorkerId, requests: &[RequestId]) {
         let mut assignments: Vec<Assignment<C>> = Vec::with_capacity(requests.len());
-        for job in requests.iter().filter_map(|request| self.jobs.get(request)) {
+        for job in requests.iter().filter_map(|request| self.jobs.get(request)).map(Accepted::job) {
             let attempt = job.begin_attempt();
             // A worker that was given up may have sent something out at the last moment.
             if job.has_emitted() {
                 let cause = Cause::new("its worker was given up in the middle of the answer");
-                job.answer(Err(Error::WorkerCrashed { model: job.parts.model.clone(), worker, cause }));
+                job.answer(Err(Error::WorkerCrashed { model: job.model().clone(), worker, cause }));
             }
             assignments.push((job.clone(), attempt));
         }
-        self.order(worker, WorkerMessage::Order(Order::Run(assignments)));
+        self.order(worker, Order::Run(assignments));
     }
 
     fn emit(&mut self, event: Event) {
@@ -127,15 +141,15 @@ impl<C: Capability> PoolState<C> {
         let gauge = Gauge::new(self.arguments.clock);
         let abandoned = Arc::new(AtomicBool::new(false));
         let pool = myself.get_derived();
-        let actor_arguments = WorkerArguments { worker, orders, gauge: gauge.clone(), pool: pool.clone() };
+        let actor_arguments = WorkerArguments { worker, gauge: gauge.clone(), pool: pool.clone() };
         let spawned = Worker::spawn_linked(None, Worker::new(), actor_arguments, myself.get_cell()).await;
         let (actor, _) = spawned.map_err(|error| Failure::failed(error.to_string()))?;
-        let handle = WorkerHandle { actor, gauge: gauge.clone(), abandoned: abandoned.clone() };
+        let handle = WorkerHandle { actor, orders, gauge: gauge.clone(), abandoned: abandoned.clone() };
         let context = LoadContext {
             model: model.id().clone(),
             capability: C::NAME,
             gauge,
-            progress: model.load.clone(),
+            progress: model.entry.load.clone(),
             abandoned,
             events: self.arguments.events.clone(),
         };
@@ -201,7 +215,7 @@ impl<C: Capability> PoolState<C> {
     fn load(&mut self, worker: WorkerId) {
         let Some(room) = self.rooms.remove(&worker) else { return };
         if let Some(lease) = room.lease {
-            self.order(worker, WorkerMessage::Order(Order::Load { lease, weights: room.weights }));
+            self.order(worker, Order::Load { lease, weights: room.weights });
         }
     }
 

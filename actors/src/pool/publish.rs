@@ -1,5 +1,6 @@
 //! When and how a pool publishes its status: at once when the tree changed, at most forty times a second when only
-//! requests came and went, and always once more at the end of a burst.
+//! requests came and went, and always once more at the end of a burst. While anything loads or runs, its progress is
+//! published ten times a second although no message tells of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,10 @@ use crate::scheduler::{ModelState, Phase};
 use crate::status::{BreakerState, LoadStatus, ModelStatus, PoolStatus, SystemStatus, WorkerStatus};
 use crate::{WorkerId, WorkerPhase};
 
+/// Between two publications for the sake of requests that came and went.
 const PAUSE: Duration = Duration::from_millis(25);
+/// Between two publications for the sake of progress alone.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Publisher {
     clock: Clock,
@@ -25,11 +29,15 @@ pub(super) struct Publisher {
     last: Time,
     need: Need,
     timer: Alarm,
+    /// What the timer is set for.
+    armed: Need,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Need {
     Nothing,
+    /// Something loads or runs.
+    Progress,
     /// Requests came or went.
     Soon,
     /// The tree changed.
@@ -38,7 +46,15 @@ enum Need {
 
 impl Publisher {
     pub(super) fn new(clock: Clock, status: watch::Sender<SystemStatus>, index: PoolIndex) -> Self {
-        Self { clock, status, index, last: Time::ZERO, need: Need::Now, timer: Alarm::unset() }
+        Self {
+            clock,
+            status,
+            index,
+            last: Time::ZERO,
+            need: Need::Now,
+            timer: Alarm::unset(),
+            armed: Need::Nothing,
+        }
     }
 
     pub(super) fn touch(&mut self) {
@@ -52,6 +68,7 @@ impl Publisher {
     /// The timer rang.
     pub(super) fn due(&mut self) {
         self.timer.rang();
+        self.armed = Need::Nothing;
         self.need = Need::Now;
     }
 
@@ -60,17 +77,20 @@ impl Publisher {
     }
 
     pub(super) fn wants_timer(&self) -> bool {
-        self.need == Need::Soon && !self.timer.is_set()
+        self.need > self.armed
     }
 
     pub(super) fn set_timer(&mut self, ring: impl FnOnce() + Send + 'static) {
-        let at = self.last + PAUSE;
+        self.armed = self.need;
+        let at = self.last + if self.need == Need::Progress { PROGRESS_PAUSE } else { PAUSE };
         self.timer.set(self.clock, at.max(self.clock.now()), ring);
     }
 
     fn publish(&mut self, status: PoolStatus) {
+        let active = |worker: &WorkerStatus| matches!(worker.phase, WorkerPhase::Loading | WorkerPhase::Busy);
+        let progresses = status.models.iter().flat_map(|model| &model.workers).any(active);
         self.last = self.clock.now();
-        self.need = Need::Nothing;
+        self.need = if progresses { Need::Progress } else { Need::Nothing };
         let index = self.index.0;
         self.status.send_modify(|system| {
             if let Some(place) = system.pools.get_mut(index) {
@@ -92,7 +112,7 @@ impl<C: Capability> PoolState<C> {
         if let Some(registered) = registered {
             registered.metrics().queue_depth.set((queued_interactive + queued_batch) as f64);
         }
-        let load = registered.map(|registered| &registered.load);
+        let load = registered.map(|registered| &registered.entry.load);
         let loading =
             load.and_then(|load| Some(LoadStatus { stage: load.stage(), percent: load.percent()? }));
         let breaker = match (model.breaker.is_open(), model.breaker.is_half_open()) {

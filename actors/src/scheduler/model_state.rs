@@ -110,6 +110,13 @@ impl Worker {
         }
     }
 
+    pub(crate) fn running_mut(&mut self) -> &mut [Ticket] {
+        match &mut self.phase {
+            Phase::Busy { running } => running,
+            _ => &mut [],
+        }
+    }
+
     /// Bytes that are charged for it: asked for and granted.
     pub(crate) fn is_charged(&self) -> bool {
         !matches!(self.phase, Phase::Sizing | Phase::Reserving { .. })
@@ -269,7 +276,9 @@ impl ModelState {
         let scale_up = (!self.queue.is_empty()).then_some(self.scale_up_at);
         let unload = self.unload.as_ref().map(|unload| unload.deadline);
         let health = self.workers.iter().map(|worker| self.health_due(worker)).min();
-        let due = [self.queue.next_deadline(), start, scale_up, unload, health];
+        let running = self.workers.iter().flat_map(Worker::running);
+        let running = running.filter(|ticket| !ticket.expired).map(|ticket| ticket.deadline).min();
+        let due = [self.queue.next_deadline(), running, start, scale_up, unload, health];
         due.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(Time::NEVER)
     }
 }

@@ -40,6 +40,8 @@ pub struct Ticket {
     pub deaths: u32,
     /// It ran out of memory alone and is being tried a second time.
     pub starved: bool,
+    /// It ran out of time while it was running, and its caller has been told.
+    pub expired: bool,
 }
 
 impl Ticket {
@@ -54,12 +56,13 @@ impl Ticket {
             key: BatchKey(0),
             deaths: 0,
             starved: false,
+            expired: false,
         }
     }
 }
 
 /// Order of service: smaller runs earlier. Ties go by request number, which is order of acceptance.
-type Rank = (i128, RequestId);
+pub(crate) type Rank = (i128, RequestId);
 
 fn rank(ticket: &Ticket, now: Time, aging: Duration) -> Rank {
     let lane = match ticket.lane {
@@ -107,9 +110,17 @@ impl Queue {
         self.by_lane
     }
 
-    pub(crate) fn push(&mut self, ticket: Ticket, now: Time, aging: Duration) {
+    /// Lets a request wait, and returns its place.
+    pub(crate) fn push(&mut self, ticket: Ticket, now: Time, aging: Duration) -> Rank {
         self.by_lane[ticket.lane as usize] += 1;
-        self.waiting.insert(rank(&ticket, now, aging), ticket);
+        let place = rank(&ticket, now, aging);
+        self.waiting.insert(place, ticket);
+        place
+    }
+
+    /// The request that got this place still waits there.
+    pub(crate) fn holds(&self, place: Rank) -> bool {
+        self.waiting.contains_key(&place)
     }
 
     pub(crate) fn push_rerun(&mut self, batch: Vec<Ticket>) {

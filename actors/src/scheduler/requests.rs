@@ -11,30 +11,34 @@ use crate::telemetry::Event;
 const POISON_DEATHS: u32 = 2;
 
 impl Scheduler {
-    pub(super) fn submit(&mut self, now: Time, key: ModelKey, ticket: Ticket, effects: &mut Vec<Effect>) {
-        let request = ticket.request;
-        if let Err(error) = self.admit(now, key) {
-            effects.push(Effect::Fail { request, error });
-            return;
+    /// Takes requests that came together: all are queued before any is run, so that whole batches form.
+    pub(super) fn submit(&mut self, now: Time, tickets: Vec<(ModelKey, Ticket)>, effects: &mut Vec<Effect>) {
+        let mut waiting = Vec::with_capacity(tickets.len());
+        let mut models: Vec<ModelKey> = Vec::new();
+        for (key, ticket) in tickets {
+            let request = ticket.request;
+            if let Err(error) = self.admit(now, key) {
+                effects.push(Effect::Fail { request, error });
+            } else if ticket.deadline <= now {
+                effects.push(Effect::Expire { request });
+            } else if let Some(model) = self.models.get_mut(&key) {
+                self.alarm = self.alarm.min(ticket.deadline);
+                let position = model.queue.len();
+                waiting.push((key, model.queue.push(ticket, now, model.policy.config.aging), position));
+                if !models.contains(&key) {
+                    models.push(key);
+                }
+            }
         }
-        if ticket.deadline <= now {
-            effects.push(Effect::Expire { request });
-            return;
+        for key in models {
+            self.advance(now, key, effects);
         }
-        self.wake_at(ticket.deadline);
-        let Some(model) = self.models.get_mut(&key) else { return };
-        let before = model.queue.len();
-        model.queue.push(ticket, now, model.policy.config.aging);
-        self.advance(now, key, effects);
-        if let Some(model) = self.models.get(&key)
-            && model.queue.len() > before
-        {
-            effects.push(Effect::Emit(Event::Queued {
-                capability: self.capability,
-                model: model.policy.model.clone(),
-                request,
-                position: before,
-            }));
+        for (key, place, position) in waiting {
+            let Some(model) = self.models.get(&key).filter(|model| model.queue.holds(place)) else {
+                continue;
+            };
+            let (capability, model) = (self.capability, model.policy.model.clone());
+            effects.push(Effect::Emit(Event::Queued { capability, model, request: place.1, position }));
         }
     }
 
@@ -46,14 +50,13 @@ impl Scheduler {
         let Some(model) = self.models.get_mut(&key) else {
             return Err(Error::UnknownModel { model: ModelId::from(format!("number {}", key.0)) });
         };
-        let id = model.policy.model.clone();
         if model.stuck() > model.policy.config.max_workers {
             let cause = Cause::new(format!("{} of its threads are stuck and cannot be ended", model.stuck()));
-            return Err(Error::SpawnFailed { model: id, cause });
+            return Err(Error::SpawnFailed { model: model.policy.model.clone(), cause });
         }
         match model.breaker.pass(now) {
             Passage::Refused { retry_after, cause } => {
-                Err(Error::CircuitOpen { model: id, retry_after, cause })
+                Err(Error::CircuitOpen { model: model.policy.model.clone(), retry_after, cause })
             }
             Passage::Free | Passage::Probe => Ok(()),
         }
@@ -67,10 +70,16 @@ impl Scheduler {
         }
     }
 
+    /// Answers what is out of time. A request that is running keeps its seat until its thread sees the mark, and one
+    /// that has sent out part of its answer has met its deadline.
     pub(super) fn expire(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
-        if let Some(model) = self.models.get_mut(&key) {
-            let expired = model.queue.take_expired(now);
-            effects.extend(expired.into_iter().map(|request| Effect::Expire { request }));
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let queued = model.queue.take_expired(now);
+        effects.extend(queued.into_iter().map(|request| Effect::Expire { request }));
+        let running = model.workers.iter_mut().flat_map(super::Worker::running_mut);
+        for ticket in running.filter(|ticket| !ticket.expired && ticket.deadline <= now) {
+            ticket.expired = true;
+            effects.push(Effect::ExpireRunning { request: ticket.request });
         }
     }
 
@@ -129,6 +138,7 @@ impl Scheduler {
                 Outcome::FailedAfterOutput(failure) => {
                     effects.push(Effect::Fail { request, error: failure.into_error(&id) });
                 }
+                Outcome::Failed(_) if ticket.expired => effects.push(Effect::Forget { request }),
                 Outcome::Failed(failure) => failed.push((ticket, failure)),
             }
         }
@@ -207,6 +217,7 @@ impl Scheduler {
             ticket.deaths += 1;
             match fate {
                 Fate::Answered => effects.push(Effect::Forget { request }),
+                Fate::Untouched if ticket.expired => effects.push(Effect::Forget { request }),
                 Fate::Emitted => effects.push(Effect::Fail { request, error: error.clone() }),
                 Fate::Untouched if ticket.deaths >= POISON_DEATHS => {
                     let model = model.policy.model.clone();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ractor::ActorCell;
+use ractor::{ActorCell, Message};
 use tokio::sync::{broadcast, watch};
 
 use super::{Record, Scripted, ScriptedLoader, StreamedScript};
@@ -13,9 +13,12 @@ use crate::catalogue::ModelSpec;
 use crate::client::{Client, ModelHandle};
 use crate::config::{PoolConfig, RestartConfig, StallLimits, SystemConfig};
 use crate::id::{Bytes, ModelId};
+use crate::maintenance::MaintenanceMessage;
+use crate::pool::PoolMessage;
 use crate::status::{ModelStatus, ShutdownReport, SystemStatus};
 use crate::system::System;
 use crate::telemetry::Event;
+use crate::worker::WorkerMessage;
 
 /// No event of a test is further away than this.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -56,6 +59,23 @@ pub enum Leak {
         /// Weights.
         weights: usize,
     },
+}
+
+/// An actor that a test kills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Victim {
+    /// The maintenance actor.
+    Maintenance,
+    /// The actor of the one-shot pool, and with it its workers' actors.
+    Pool,
+    /// The actor of the youngest worker of the one-shot pool; its thread may be running.
+    Worker,
+}
+
+/// The youngest actor of a kind.
+fn find<M: Message>(actors: Vec<ActorCell>, what: &str) -> ActorCell {
+    let of_kind = actors.into_iter().filter(|actor| actor.is_message_type_of::<M>() == Some(true));
+    of_kind.max_by_key(|actor| actor.get_id().pid()).unwrap_or_else(|| panic!("{what} is not running"))
 }
 
 /// A system with a one-shot and a streamed pool of scripted models. Call [`TestSystem::finish`] at the end.
@@ -183,6 +203,19 @@ impl TestSystem {
             Ok(found) => found,
             Err(_) => panic!("no such event within {LIMIT:?}: {what}"),
         }
+    }
+
+    /// Kills an actor in the middle of whatever it does, as nothing but a fault would, and waits until it is dead.
+    /// Killing has its own meaning for each: see [`Victim`].
+    pub async fn kill(&self, victim: Victim) {
+        let root = self.system.cell().get_children();
+        let pool = || find::<PoolMessage<Scripted>>(root.clone(), "the one-shot pool");
+        let actor = match victim {
+            Victim::Maintenance => find::<MaintenanceMessage>(root, "maintenance"),
+            Victim::Pool => pool(),
+            Victim::Worker => find::<WorkerMessage>(pool().get_children(), "a worker"),
+        };
+        actor.kill_and_wait(None).await.expect("the actor can be killed");
     }
 
     /// Shuts down and returns the report with everything that was left behind.

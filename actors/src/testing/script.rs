@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Latch;
 use crate::batch::{Batch, Item};
@@ -34,6 +34,8 @@ pub enum Act {
     Hang(Latch),
     /// Makes progress until the latch opens, then answers with 0; stops when it is told to.
     Work(Latch),
+    /// Makes progress for so long, then answers with 0; stops when it is told to.
+    WorkFor(Duration),
     /// Streams so many chunks, 0, 1, 2 …, then answers with their number.
     Stream(u64),
     /// Streams so many chunks and panics.
@@ -44,6 +46,10 @@ pub enum Act {
     Steps(u64),
     /// Runs out of memory in a batch of more than so many requests.
     NeedsBatchOf(usize),
+    /// Runs out of memory so many times in all, then answers with 0.
+    StarveTimes(Arc<AtomicUsize>),
+    /// Ends the run well without an answer.
+    Forget,
 }
 
 /// A request to a scripted model.
@@ -122,9 +128,11 @@ impl ScriptedCapability for StreamedScript {
 /// What a scripted model really did.
 #[derive(Debug, Default)]
 pub struct Record {
+    /// Questions for the footprint.
+    pub sizings: AtomicUsize,
     /// Loads begun.
     pub loads: AtomicUsize,
-    /// Models built.
+    /// Builds of a worker's model begun.
     pub builds: AtomicUsize,
     /// Steps run.
     pub steps: AtomicUsize,
@@ -162,10 +170,20 @@ pub struct ScriptedLoader {
     pub failure: FailureKind,
     /// Panics in the first so many loads.
     pub load_panics: usize,
+    /// A load makes steady progress for so long.
+    pub load_time: Duration,
+    /// Fails the first so many questions for the footprint, as it fails loads.
+    pub size_fails: usize,
+    /// Fails the first so many builds of a worker's model, as it fails loads.
+    pub build_fails: usize,
+    /// Panics in the first so many builds of a worker's model.
+    pub build_panics: usize,
     /// A load makes progress until this opens.
     pub load_works: Option<Latch>,
     /// A load makes no progress until this opens.
     pub load_hangs: Option<Latch>,
+    /// Only the first so many loads hang. `None`: all.
+    pub hung_loads: Option<usize>,
     /// What really happened.
     pub record: Arc<Record>,
 }
@@ -178,8 +196,13 @@ impl Default for ScriptedLoader {
             load_fails: 0,
             failure: FailureKind::Failed,
             load_panics: 0,
+            load_time: Duration::ZERO,
+            size_fails: 0,
+            build_fails: 0,
+            build_panics: 0,
             load_works: None,
             load_hangs: None,
+            hung_loads: None,
             record: Arc::default(),
         }
     }
@@ -187,14 +210,18 @@ impl Default for ScriptedLoader {
 
 impl<C: ScriptedCapability> Loader<C> for ScriptedLoader {
     fn footprint(&self, _context: &LoadContext) -> Result<Footprint, Failure> {
+        let sizing = self.record.sizings.fetch_add(1, Ordering::SeqCst);
+        fail_first(self.size_fails, sizing, "sizing", self.failure)?;
         Ok(self.estimate.unwrap_or(self.footprint))
     }
 
     fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<C>>, Failure> {
         let load = self.record.loads.fetch_add(1, Ordering::SeqCst);
         context.begin(LoadStage::Load, self.footprint.shared);
-        context.advance(Bytes(self.footprint.shared.0 / 2));
-        if let Some(latch) = &self.load_hangs {
+        self.read_half(context);
+        if let Some(latch) =
+            self.load_hangs.as_ref().filter(|_| self.hung_loads.is_none_or(|first| load < first))
+        {
             latch.wait(HANG_LIMIT);
         }
         if let Some(latch) = &self.load_works {
@@ -205,39 +232,64 @@ impl<C: ScriptedCapability> Loader<C> for ScriptedLoader {
         if load < self.load_panics {
             panic!("the script says that load {load} panics");
         }
-        if load < self.load_fails {
-            let failure = Failure::failed(format!("the script says that load {load} fails"));
-            return Err(Failure { kind: self.failure, ..failure });
-        }
+        fail_first(self.load_fails, load, "load", self.failure)?;
         if context.should_stop() {
             return Err(Failure::stopped());
         }
-        context.advance(Bytes(self.footprint.shared.0 / 2));
+        self.read_half(context);
         self.record.weights_alive.fetch_add(1, Ordering::SeqCst);
-        Ok(Arc::new(ScriptedWeights { footprint: self.footprint, record: self.record.clone() }))
+        Ok(Arc::new(ScriptedWeights { loader: self.clone() }))
     }
 }
 
+impl ScriptedLoader {
+    /// Half of the bytes: at once, or in steps that take half of [`Self::load_time`] together.
+    fn read_half(&self, context: &LoadContext) {
+        let steps = if self.load_time.is_zero() { 1 } else { 50 };
+        let bytes = self.footprint.shared.0 / 2;
+        for step in 0..steps {
+            if !self.load_time.is_zero() && !context.should_stop() {
+                std::thread::sleep(self.load_time / 2 / steps);
+            }
+            // However they divide, the steps come to the whole.
+            let until = |step: u32| bytes * u64::from(step) / u64::from(steps);
+            context.advance(Bytes(until(step + 1) - until(step)));
+        }
+    }
+}
+
+fn fail_first(times: usize, number: usize, what: &str, kind: FailureKind) -> Result<(), Failure> {
+    if number >= times {
+        return Ok(());
+    }
+    let failure = Failure::failed(format!("the script says that {what} {number} fails"));
+    Err(Failure { kind, ..failure })
+}
+
 struct ScriptedWeights {
-    footprint: Footprint,
-    record: Arc<Record>,
+    loader: ScriptedLoader,
 }
 
 impl Drop for ScriptedWeights {
     fn drop(&mut self) {
-        self.record.weights_alive.fetch_sub(1, Ordering::SeqCst);
+        self.loader.record.weights_alive.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 impl<C: ScriptedCapability> Weights<C> for ScriptedWeights {
     fn footprint(&self) -> Footprint {
-        self.footprint
+        self.loader.footprint
     }
 
     fn build(&self, _context: &LoadContext) -> Result<Box<dyn Model<C>>, Failure> {
-        self.record.builds.fetch_add(1, Ordering::SeqCst);
-        self.record.models_alive.fetch_add(1, Ordering::SeqCst);
-        Ok(Box::new(ScriptedModel { record: self.record.clone() }))
+        let record = &self.loader.record;
+        let build = record.builds.fetch_add(1, Ordering::SeqCst);
+        if build < self.loader.build_panics {
+            panic!("the script says that build {build} panics");
+        }
+        fail_first(self.loader.build_fails, build, "build", self.loader.failure)?;
+        record.models_alive.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(ScriptedModel { record: record.clone() }))
     }
 }
 
@@ -283,17 +335,32 @@ impl ScriptedModel {
             Act::Refuse => item.fail(Failure::invalid_input("the script says that the input is bad")),
             Act::Panic => panic!("the script says panic"),
             Act::PanicTimes(left) => {
-                if left.try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+                if takes_one(left) {
                     panic!("the script says panic");
                 }
                 item.finish(0);
             }
+            Act::StarveTimes(left) => {
+                if takes_one(left) {
+                    return Err(Failure::out_of_memory("the script says that there is no memory"));
+                }
+                item.finish(0);
+            }
+            Act::Forget => {}
             Act::Hang(latch) => {
                 latch.wait(HANG_LIMIT);
                 item.finish(0);
             }
             Act::Work(latch) => {
                 work(batch, item, latch);
+                item.finish(0);
+            }
+            Act::WorkFor(time) => {
+                let end = Instant::now() + *time;
+                while Instant::now() < end && !item.should_stop() {
+                    std::thread::sleep(Duration::from_millis(1));
+                    batch.tick();
+                }
                 item.finish(0);
             }
             Act::Stream(chunks) => {
@@ -337,6 +404,11 @@ impl ScriptedModel {
         }
         item.finish(steps);
     }
+}
+
+/// Takes one from what is left, if anything is.
+fn takes_one(left: &AtomicUsize) -> bool {
+    left.try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
 
 fn work<C: ScriptedCapability>(batch: &Batch<C>, item: &Item<C>, latch: &Latch) {

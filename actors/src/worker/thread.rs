@@ -54,6 +54,8 @@ pub(crate) enum Report<C: Capability> {
     Finished { worker: WorkerId, outcomes: Vec<(RequestId, Outcome)> },
     /// Model code panicked. The weights are as good as before, for the replacement.
     Panicked { worker: WorkerId, cause: Cause, weights: Option<Arc<SharedWeights<C>>> },
+    /// The thread's orders ended although nobody let it go: its actor has died. The weights are as good as before.
+    Orphaned { _weights: Arc<SharedWeights<C>> },
     /// The answer to a ping.
     Pong { worker: WorkerId, last_progress: Time },
     /// The thread has ended and its bytes are back.
@@ -118,8 +120,11 @@ impl<C: Capability> Thread<C> {
                 Order::Run(assignments) => self.run(assignments),
             };
             if !goes_on {
-                break;
+                return;
             }
+        }
+        if let Some(loaded) = self.loaded.as_ref().filter(|_| !self.arguments.context.should_stop()) {
+            self.report(Report::Orphaned { _weights: loaded.weights.clone() });
         }
     }
 
@@ -168,6 +173,14 @@ impl<C: Capability> Thread<C> {
         let Some(loaded) = &mut self.loaded else { return true };
         let stall = model.policy.config.stall.run;
         let items = items(assignments, &context.gauge, stall);
+        let (over, items): (Vec<_>, Vec<_>) = items.into_iter().partition(Item::should_stop);
+        if !over.is_empty() {
+            let outcomes = over.iter().map(|item| (item.id(), given_up(item))).collect();
+            let _ = pool.send_message(Report::Finished { worker: *worker, outcomes });
+        }
+        if items.is_empty() {
+            return true;
+        }
         let began = Instant::now();
         model.metrics().batch_size.record(items.len() as f64);
         let span = tracing::info_span!(span::RUN, capability = C::NAME, model = %model.id(), %worker, requests = items.len());
@@ -215,8 +228,7 @@ fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outco
         return Outcome::Answered;
     }
     if job.is_abandoned() {
-        job.answer_from(item.attempt, Err(job.timeout_error()));
-        return Outcome::Answered;
+        return given_up(item);
     }
     let failure = match result {
         Ok(()) => Failure::failed("the model ended its run without an answer to this request"),
@@ -226,6 +238,12 @@ fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outco
         true => Outcome::FailedAfterOutput(failure),
         false => Outcome::Failed(failure),
     }
+}
+
+/// Nobody waits for it: if that is because its time ran out, it is said.
+fn given_up<C: Capability>(item: &Item<C>) -> Outcome {
+    item.job.answer_from(item.attempt, Err(item.job.timeout_error()));
+    Outcome::Answered
 }
 
 /// Requests that join a run, and those that leave it, by way of the orders that came meanwhile.
@@ -297,7 +315,7 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// Tells a worker's actor of its thread's panic, so that the supervision tree sees the crash.
-pub(crate) fn fail_actor<C: Capability>(actor: &ActorRef<WorkerMessage<C>>, cause: &Cause) {
+pub(crate) fn fail_actor(actor: &ActorRef<WorkerMessage>, cause: &Cause) {
     // An actor that is gone needs no telling.
     let _ = actor.send_message(WorkerMessage::Panicked(cause.clone()));
 }

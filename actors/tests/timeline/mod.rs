@@ -91,7 +91,7 @@ impl Core {
         self.next_request += 1;
         let request = RequestId(self.next_request);
         let ticket = Ticket::new(request, Time::NEVER);
-        (request, self.tell(Input::Submit { key: KEY, ticket }))
+        (request, self.tell(Input::Submit { tickets: vec![(KEY, ticket)] }))
     }
 
     pub fn preload(&mut self) -> Vec<Effect> {

@@ -101,7 +101,7 @@ impl World {
         self.requests.push(request);
         let key = ModelKey(model as u32);
         let at = self.send(Time::ZERO);
-        self.at(at, Event::ToPool { pool, input: Input::Submit { key, ticket } });
+        self.at(at, Event::ToPool { pool, input: Input::Submit { tickets: vec![(key, ticket)] } });
         if self.fault(Fault::CallerGoes) {
             // Not before the submit: the same caller sends both.
             let leaves = at + Duration::from_micros(1 << self.random.u32(0..24));

@@ -218,7 +218,7 @@ const fn input_index(input: &Input) -> usize {
     }
 }
 
-const EFFECTS: [&str; 18] = [
+const EFFECTS: [&str; 19] = [
     "Spawn",
     "Size",
     "Reserve",
@@ -237,6 +237,7 @@ const EFFECTS: [&str; 18] = [
     "Return",
     "Emit",
     "Drained",
+    "ExpireRunning",
 ];
 
 const fn effect_index(effect: &Effect) -> usize {
@@ -259,5 +260,6 @@ const fn effect_index(effect: &Effect) -> usize {
         Effect::Return { .. } => 15,
         Effect::Emit(_) => 16,
         Effect::Drained { .. } => 17,
+        Effect::ExpireRunning { .. } => 18,
     }
 }

@@ -520,6 +520,7 @@ impl World {
                 }
             }
             Effect::Expire { request } => self.expire(request),
+            Effect::ExpireRunning { request } => self.expire_running(request),
             Effect::Forget { request } => {
                 self.lets_go(request);
                 let answered = self.requests[request.0 as usize].is_answered();
@@ -588,6 +589,18 @@ impl World {
         }
     }
 
+    /// A request that is still running is answered, unless part of its answer is out.
+    fn expire_running(&mut self, request: RequestId) {
+        let index = request.0 as usize;
+        let (state, now) = (&self.requests[index], self.now);
+        let (deadline, gone) = (state.deadline, state.gone);
+        self.check("deadlines", |_| deadline <= now && !gone, || format!("{request} was expired wrongly"));
+        let emitted = self.requests[index].emits_at.is_some_and(|at| at <= now);
+        if !emitted && !self.requests[index].is_answered() {
+            self.answer(index, "timeout");
+        }
+    }
+
     /// The scheduler lets go of a request, which it does exactly once.
     fn lets_go(&mut self, request: RequestId) -> bool {
         let index = request.0 as usize;
@@ -624,11 +637,13 @@ impl World {
     /// What the scheduler is about to be told, for the checks and the shell's own books.
     fn before_input(&mut self, pool: usize, input: &mut Input) {
         match input {
-            Input::Submit { ticket, .. } => {
-                let index = ticket.request.0 as usize;
-                self.pools[pool].queued.insert((ticket.deadline, index));
-                if self.planted(Plant::DeadlineIgnored) {
-                    ticket.deadline = ticket.deadline + Duration::from_secs(30);
+            Input::Submit { tickets } => {
+                for (_, ticket) in tickets {
+                    let index = ticket.request.0 as usize;
+                    self.pools[pool].queued.insert((ticket.deadline, index));
+                    if self.planted(Plant::DeadlineIgnored) {
+                        ticket.deadline = ticket.deadline + Duration::from_secs(30);
+                    }
                 }
             }
             Input::Pin { key, pinned } => self.pools[pool].models[key.0 as usize].pinned = *pinned,

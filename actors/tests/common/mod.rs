@@ -1,0 +1,121 @@
+//! What the promises share: short ways to ask, to wait and to count.
+
+#![allow(dead_code, unreachable_pub, reason = "each file uses some of it")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use model_actors::testing::{Act, Gate, Scripted, ScriptedLoader, ScriptedRequest, TestSystem};
+use model_actors::{
+    Bytes, CallOptions, Device, Error, Footprint, ModelHandle, ModelStatus, PoolConfig, Result, SystemConfig,
+    WorkerPhase,
+};
+use tokio::task::JoinHandle;
+
+pub type Pending = JoinHandle<Result<u64>>;
+
+pub fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Asks and waits for the answer.
+pub async fn ask(model: &ModelHandle<Scripted>, request: impl Into<ScriptedRequest>) -> Result<u64> {
+    model.call(request.into(), CallOptions::default()).await
+}
+
+/// Asks in a task of its own.
+pub fn send(model: &ModelHandle<Scripted>, request: impl Into<ScriptedRequest>) -> Pending {
+    send_with(model, request, CallOptions::default())
+}
+
+pub fn send_with(
+    model: &ModelHandle<Scripted>,
+    request: impl Into<ScriptedRequest>,
+    options: CallOptions,
+) -> Pending {
+    let (model, request) = (model.clone(), request.into());
+    tokio::spawn(async move { model.call(request, options).await })
+}
+
+/// How a pending request ended.
+pub async fn end(pending: Pending) -> Result<u64> {
+    let limit = Duration::from_secs(30);
+    tokio::time::timeout(limit, pending).await.expect("every request ends").expect("the caller did not panic")
+}
+
+/// Asks and expects an error.
+pub async fn refused(model: &ModelHandle<Scripted>, request: impl Into<ScriptedRequest>) -> Error {
+    ask(model, request).await.expect_err("the request fails")
+}
+
+pub fn times(count: usize) -> Arc<AtomicUsize> {
+    Arc::new(AtomicUsize::new(count))
+}
+
+pub fn count(counter: &AtomicUsize) -> usize {
+    counter.load(Ordering::SeqCst)
+}
+
+/// A loader of a model with so many MiB of weights and 1 MiB for each worker.
+pub fn weights(mib: u64) -> ScriptedLoader {
+    let footprint = Footprint { shared: Bytes::mib(mib), per_worker: Bytes::mib(1) };
+    ScriptedLoader { footprint, ..ScriptedLoader::default() }
+}
+
+/// Quick settings with one worker to a model.
+pub fn single() -> (SystemConfig, PoolConfig) {
+    let (system, pool) = TestSystem::quick();
+    (system, PoolConfig { max_workers: 1, ..pool })
+}
+
+pub async fn start((system, pool): (SystemConfig, PoolConfig)) -> TestSystem {
+    TestSystem::start_with(system, pool).await
+}
+
+/// A worker that is busy until the gate opens, and the request that it runs.
+pub async fn occupy(test: &TestSystem, model: &ModelHandle<Scripted>) -> (Gate, Pending) {
+    let gate = Gate::default();
+    let pending = send(model, Act::Work(gate.latch()));
+    test.until_model(model.id().as_str(), "a worker is busy", |status| busy(status) > 0).await;
+    (gate, pending)
+}
+
+/// Waits until so many requests are queued at the model.
+pub async fn queued(test: &TestSystem, model: &ModelHandle<Scripted>, count: usize) {
+    let what = format!("{count} requests are queued");
+    test.until_model(model.id().as_str(), &what, |status| {
+        status.queued_interactive + status.queued_batch == count
+    })
+    .await;
+}
+
+pub fn in_phase(status: &ModelStatus, phase: WorkerPhase) -> usize {
+    status.workers.iter().filter(|worker| worker.phase == phase).count()
+}
+
+pub fn busy(status: &ModelStatus) -> usize {
+    in_phase(status, WorkerPhase::Busy)
+}
+
+pub fn idle(status: &ModelStatus) -> usize {
+    in_phase(status, WorkerPhase::Idle)
+}
+
+pub fn charged(test: &TestSystem) -> Bytes {
+    test.system.charged(&Device::host()).expect("the host has a budget").0
+}
+
+/// Waits for what no status, event or reply tells of: the last moments of a thread.
+pub async fn until_true(mut condition: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(std::time::Instant::now() < end, "it did not come true within 30 s");
+        tokio::time::sleep(millis(1)).await;
+    }
+}
+
+/// Asks for a run of its own: no two such requests share a batch.
+pub fn send_alone(model: &ModelHandle<Scripted>, act: Act) -> Pending {
+    send(model, ScriptedRequest { cost: u64::MAX / 2, ..act.into() })
+}

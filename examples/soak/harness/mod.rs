@@ -1,0 +1,91 @@
+//! The soak itself, shared by the example and the test: so many requests through the real actors on real threads,
+//! in phases, each a system of its own under random faults (`phase`). What happens is chosen by the seed (`plan`);
+//! how every request ended is written down by its caller (`ledger`); what the process and the metrics say before and
+//! after is read from outside (`meter`). Nothing here can wait for ever: an answer that does not come is a finding.
+
+mod ledger;
+mod meter;
+mod phase;
+mod plan;
+
+use std::time::{Duration, Instant};
+
+pub(crate) use ledger::{Ledger, Report};
+use meter::{Metrics, Reading};
+pub(crate) use plan::Plant;
+
+/// Requests of one phase; the last one takes what is left.
+const PHASE: usize = 2_000;
+/// Threads and descriptors that are on their way out have this long.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// What to do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// Requests in all.
+    pub(crate) requests: usize,
+    /// Chooses everything that happens.
+    pub(crate) seed: u64,
+    /// A fault of the harness itself, which the ledger must find.
+    pub(crate) plant: Option<Plant>,
+}
+
+/// Runs the soak and says what does not add up, if anything. Blocks; must not be called inside a runtime.
+///
+/// # Errors
+/// If the runtime, the metrics or a system could not be started.
+pub(crate) fn run(options: Options) -> Result<Report, Box<dyn std::error::Error>> {
+    quiet_scripted_panics();
+    let metrics = Metrics::install()?;
+    metrics.reset();
+    let began = Instant::now();
+    let before = Reading::of_process();
+    let ledger = std::sync::Arc::new(Ledger::new(options.requests, options.plant));
+    let kept = plan::Kept::default();
+    let held = run_phases(options, &ledger, &kept)?;
+    let after = Reading::settled(&before, SETTLE);
+    let counted = metrics.counts();
+    // Only now may a model that was kept hung on purpose go.
+    drop(kept);
+    Ok(ledger.report(options, began.elapsed(), (before, Reading { ..held.on_top_of(after) }), counted))
+}
+
+/// Each phase's leftovers, added up. The runtime and its threads are gone when this returns.
+fn run_phases(
+    options: Options,
+    ledger: &std::sync::Arc<Ledger>,
+    kept: &plan::Kept,
+) -> Result<phase::Leftovers, Box<dyn std::error::Error>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("soak-runtime")
+        .enable_time()
+        .build()?;
+    let mut left = phase::Leftovers::default();
+    let mut first = 0;
+    for number in 0.. {
+        let end = (first + PHASE).min(options.requests);
+        if first == end {
+            break;
+        }
+        let plan = plan::PhasePlan::new(options, number, first..end);
+        left += runtime.block_on(phase::run(plan, ledger.clone(), kept))?;
+        first = end;
+    }
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    Ok(left)
+}
+
+/// Thousands of panics are part of the script; only those that are not are worth a message.
+fn quiet_scripted_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let scripted = panic.payload_as_str().is_some_and(|text| text.starts_with("the script says"));
+            if !scripted {
+                usual(panic);
+            }
+        }));
+    });
+}

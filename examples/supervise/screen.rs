@@ -1,0 +1,154 @@
+//! What the reader sees: lines with a time stamp, and below them, on a terminal, the tree, drawn anew in place as it
+//! changes. Where standard output is no terminal the lines are plain and the tree is printed after each act.
+
+use std::time::{Duration, Instant};
+
+use console::{Term, style, truncate_str};
+use model_actors::{Event, System, SystemStatus};
+use tokio::sync::{broadcast, mpsc};
+
+use crate::words;
+
+/// Between two drawings of the tree.
+const FRAME: Duration = Duration::from_millis(80);
+
+/// What is to be shown.
+#[derive(Debug)]
+pub(crate) enum Line {
+    /// A new act begins.
+    Act(String),
+    /// Something worth saying.
+    Tell(String),
+    /// The act is over.
+    Done,
+}
+
+/// Where the acts say what they do.
+pub(crate) struct Stage(mpsc::Sender<Line>);
+
+impl Stage {
+    pub(crate) fn new(lines: mpsc::Sender<Line>) -> Self {
+        Self(lines)
+    }
+
+    pub(crate) async fn act(&self, title: &str) {
+        self.show(Line::Act(title.to_owned())).await;
+    }
+
+    pub(crate) async fn tell(&self, words: &str) {
+        self.show(Line::Tell(words.to_owned())).await;
+    }
+
+    pub(crate) async fn done(&self) {
+        self.show(Line::Done).await;
+    }
+
+    async fn show(&self, line: Line) {
+        // Without a screen there is nobody to tell.
+        let _ = self.0.send(line).await;
+    }
+}
+
+/// The terminal, or a plain output.
+pub(crate) struct Screen {
+    terminal: Term,
+    began: Instant,
+    acts: usize,
+    /// Lines of the tree that stand below the last line said.
+    drawn: usize,
+}
+
+impl Screen {
+    pub(crate) fn new() -> Self {
+        Self { terminal: Term::buffered_stdout(), began: Instant::now(), acts: 0, drawn: 0 }
+    }
+
+    /// Shows everything until the acts are over.
+    pub(crate) async fn follow(
+        mut self,
+        system: System,
+        mut events: broadcast::Receiver<Event>,
+        mut lines: mpsc::Receiver<Line>,
+    ) -> Self {
+        let mut frames = tokio::time::interval(FRAME);
+        loop {
+            tokio::select! {
+                // Events first, so that what happened stands before what is said about it.
+                biased;
+                Ok(event) = events.recv() => {
+                    if let Some(words) = words::sentence(&event) {
+                        self.stamped(&words, &system.status());
+                    }
+                }
+                line = lines.recv() => match line {
+                    Some(line) => self.line(line, &system.status()),
+                    None => break,
+                },
+                _ = frames.tick() => self.redraw(&system.status()),
+            }
+        }
+        self.clear();
+        self
+    }
+
+    /// Says something at the end of all lines.
+    pub(crate) fn say(&mut self, text: &str) {
+        self.write(text);
+        self.flush();
+    }
+
+    fn line(&mut self, line: Line, status: &SystemStatus) {
+        match line {
+            Line::Act(title) => {
+                self.acts += 1;
+                let title = style(format!("{}. {title}", self.acts)).bold();
+                self.clear();
+                self.write(&format!("\n{title}"));
+                self.redraw(status);
+            }
+            Line::Tell(words) => self.stamped(&style(words).italic().to_string(), status),
+            Line::Done if self.terminal.is_term() => {}
+            Line::Done => {
+                for line in words::tree(status) {
+                    self.write(&format!("           {line}"));
+                }
+                self.flush();
+            }
+        }
+    }
+
+    fn stamped(&mut self, words: &str, status: &SystemStatus) {
+        let stamp = style(format!("{:8.3} s", self.began.elapsed().as_secs_f64())).dim();
+        self.clear();
+        self.write(&format!("{stamp} {words}"));
+        self.redraw(status);
+    }
+
+    fn redraw(&mut self, status: &SystemStatus) {
+        if self.terminal.is_term() {
+            self.clear();
+            let (rows, columns) = self.terminal.size();
+            let mut lines = words::tree(status);
+            lines.insert(0, style("─".repeat(columns.into())).dim().to_string());
+            lines.truncate(usize::from(rows).saturating_sub(1));
+            for line in &lines {
+                self.write(&truncate_str(line, columns.into(), "…"));
+            }
+            self.drawn = lines.len();
+        }
+        self.flush();
+    }
+
+    fn clear(&mut self) {
+        // A terminal that is gone sees nothing; the show goes on.
+        let _ = self.terminal.clear_last_lines(std::mem::take(&mut self.drawn));
+    }
+
+    fn write(&self, line: &str) {
+        let _ = self.terminal.write_line(line);
+    }
+
+    fn flush(&self) {
+        let _ = self.terminal.flush();
+    }
+}

@@ -1,0 +1,138 @@
+//! Events and the tree in plain words. Pure: takes what is to be said and gives lines.
+
+use console::style;
+use model_actors::{
+    BreakerState, Bytes, Event, EvictionReason, MemoryStatus, ModelStatus, PoolStatus, SystemStatus,
+    WorkerPhase, WorkerStatus,
+};
+
+use crate::acts::Curtain;
+
+/// What happened, as a sentence. `None` for what the tree shows well enough.
+pub(crate) fn sentence(event: &Event) -> Option<String> {
+    let words = match event {
+        Event::Loading { model, done, total: Some(total), .. } if *done == Bytes::ZERO => {
+            format!("{model} begins to load: {total}")
+        }
+        Event::WorkerStarted { model, worker, .. } => format!("{model}{worker} is ready"),
+        Event::StartFailed { error, .. } => style(error.to_string()).red().to_string(),
+        Event::WorkerEvicted { model, worker, reason, .. } => {
+            format!("{model}{worker} is told to go: {}", why(*reason))
+        }
+        Event::WorkerEnded { model, worker, .. } => {
+            format!("{model}{worker} has ended, its thread and its bytes with it")
+        }
+        Event::WorkerCrashed { error, .. } => style(error.to_string()).red().to_string(),
+        Event::WorkerRestarted { model, worker, failures, .. } => {
+            format!("{model}{worker} replaces it, after {failures} failure(s) lately")
+        }
+        Event::WorkerStuck { model, worker, stalled, .. } => {
+            let words =
+                format!("{model}{worker} made no progress for {} ms: quarantined", stalled.as_millis());
+            style(words).red().to_string()
+        }
+        Event::BreakerOpened { model, retry_after, .. } => {
+            let words = format!("{model}'s breaker opens for {} ms", retry_after.as_millis());
+            style(words).red().to_string()
+        }
+        Event::BreakerClosed { model, .. } => format!("{model}'s breaker closes"),
+        Event::Pressure { device, level } => format!("memory pressure of {device}: {level:?}").to_lowercase(),
+        Event::ShuttingDown => "the system takes no new requests".to_owned(),
+        _ => return None,
+    };
+    Some(words)
+}
+
+fn why(reason: EvictionReason) -> &'static str {
+    match reason {
+        EvictionReason::Cooldown => "it had been idle long enough",
+        EvictionReason::MakeRoom => "another model needs the room",
+        EvictionReason::Pressure => "memory runs short",
+        EvictionReason::Unload => "its model is unloaded",
+        EvictionReason::Shutdown => "the system shuts down",
+    }
+}
+
+/// The tree, a line for each part of it.
+pub(crate) fn tree(status: &SystemStatus) -> Vec<String> {
+    let mut lines = vec![format!("{}  {}", style("system").bold(), memory(status.memory.first()))];
+    for (index, pool) in status.pools.iter().enumerate() {
+        let last = index + 1 == status.pools.len();
+        lines.push(format!("{} {}", branch(last), style(pool.capability).bold()));
+        models(pool, if last { "   " } else { "│  " }, &mut lines);
+    }
+    lines
+}
+
+fn models(pool: &PoolStatus, indent: &str, lines: &mut Vec<String>) {
+    if pool.models.is_empty() {
+        lines.push(format!("{indent}{}", style("no model has been used").dim()));
+    }
+    for (index, model) in pool.models.iter().enumerate() {
+        let last = index + 1 == pool.models.len();
+        lines.push(format!("{indent}{} {}", branch(last), self::model(model)));
+        let indent = format!("{indent}{}", if last { "   " } else { "│  " });
+        for (index, worker) in model.workers.iter().enumerate() {
+            let last = index + 1 == model.workers.len();
+            lines.push(format!("{indent}{} {}", branch(last), self::worker(worker, model)));
+        }
+    }
+}
+
+fn branch(last: bool) -> &'static str {
+    if last { "└─" } else { "├─" }
+}
+
+fn memory(memory: Option<&MemoryStatus>) -> String {
+    const WIDTH: u64 = 24;
+    let Some(memory) = memory else { return String::new() };
+    let full = (memory.charged.0 * WIDTH).div_ceil(memory.limit.0.max(1)).min(WIDTH) as usize;
+    let bar = format!("{}{}", "█".repeat(full), "░".repeat(WIDTH as usize - full));
+    format!("{} {} of {}", style(bar).cyan(), memory.charged, memory.limit)
+}
+
+fn model(model: &ModelStatus) -> String {
+    let breaker = match model.breaker {
+        BreakerState::Closed => style("breaker closed").dim(),
+        BreakerState::HalfOpen => style("breaker half open").yellow(),
+        BreakerState::Open => style("breaker open").red(),
+    };
+    let (name, queue) =
+        (style(model.model.to_string()).bold(), model.queued_interactive + model.queued_batch);
+    let bytes = model.bytes.to_string();
+    let (running, failures) = (model.in_flight, model.recent_failures);
+    format!("{name:<11} {bytes:>10}  queue {queue:<2} running {running:<2} failures {failures}  {breaker}")
+}
+
+fn worker(worker: &WorkerStatus, model: &ModelStatus) -> String {
+    let name = worker.worker.to_string();
+    let state = match (worker.phase, model.loading.and_then(|load| load.percent)) {
+        (WorkerPhase::Loading, Some(percent)) => style(format!("loading {percent:>3} %")).yellow(),
+        (WorkerPhase::Loading, None) => style("loading".to_owned()).yellow(),
+        (WorkerPhase::Idle, _) => style("idle".to_owned()).green(),
+        (WorkerPhase::Busy, _) => style("busy".to_owned()).cyan(),
+        (WorkerPhase::Draining, _) => style("draining".to_owned()).dim(),
+        (WorkerPhase::Stuck, _) => style("stuck, given up; its bytes stay charged".to_owned()).red().bold(),
+    };
+    format!("{name:<4} {state}")
+}
+
+/// The last word: what is in use, beside what was before.
+pub(crate) fn curtain(curtain: &Curtain, threads: Option<usize>, after: Option<usize>) -> String {
+    let known = |number: Option<usize>| number.map_or("unknown".to_owned(), |number| number.to_string());
+    let (free, all) = curtain.slots;
+    let verdict = match curtain.left_nothing() && threads == after {
+        true => style("Everything is back where it began.").green().bold(),
+        false => style("SOMETHING WAS LEFT BEHIND.").red().bold(),
+    };
+    format!(
+        "\n{verdict}\n  requests of the traffic  {} answered, {} failed\n  slots held               {} of {all}\n  \
+         bytes charged            {}\n  threads                  {} before, {} after",
+        curtain.answered,
+        curtain.failed,
+        all - free,
+        curtain.charged.0,
+        known(threads),
+        known(after),
+    )
+}
