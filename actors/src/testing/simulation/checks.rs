@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::Plant;
+use super::state::Pool;
 use super::workers::{Doing, Told};
-use super::world::{Pool, World};
+use super::world::World;
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
 use crate::scheduler::{ModelState, Phase};
 use crate::telemetry::EvictionReason;
@@ -174,7 +175,23 @@ impl World {
             return Some(("no busy loop", format!("{} ticks at one moment", pool.ticks.1)));
         }
         let shutting_down = pool.shut_by.is_some();
-        pool.scheduler.models.values().find_map(|model| self.find_fault_of(model, pool, alarm, shutting_down))
+        let models = || pool.scheduler.models.values();
+        let late = models().find_map(|model| self.find_late_run(model, alarm, ticked));
+        late.or_else(|| models().find_map(|model| self.find_fault_of(model, pool, alarm, shutting_down)))
+    }
+
+    /// A request that runs out of time while it runs is answered then and there, unless its answer has begun.
+    fn find_late_run(&self, model: &ModelState, alarm: Time, ticked: bool) -> Option<(&'static str, String)> {
+        let running = model.workers.iter().flat_map(|worker| worker.running());
+        running.filter(|ticket| !ticket.expired || ticked).find_map(|ticket| {
+            let request = &self.requests[ticket.request.0 as usize];
+            if alarm > request.deadline && !ticket.expired {
+                return Some(("deadlines", format!("no alarm for {}, which runs", ticket.request)));
+            }
+            let late =
+                request.deadline <= self.now && !request.is_answered() && !request.has_emitted(self.now);
+            (ticked && late).then(|| ("deadlines", format!("{} runs on unanswered", ticket.request)))
+        })
     }
 
     fn find_fault_of(
@@ -247,6 +264,13 @@ impl World {
         self.check("no request lost", |_| lost.is_none(), || format!("request {lost:?} was never answered"));
         let kept = self.requests.iter().position(|request| !request.gone);
         self.check("no request lost", |_| kept.is_none(), || format!("the scheduler still has {kept:?}"));
+        let ended = self.coverage.ended();
+        let accepted = self.requests.len() as u64;
+        self.check(
+            "counts agree",
+            |_| ended == accepted,
+            || format!("{ended} endings of {accepted} requests"),
+        );
         let open = self.calls.clone();
         self.check("calls return once", |_| open.is_empty(), || format!("{open:?} never returned"));
         let charged: Bytes = self.ledgers.values().map(|ledger| ledger.charged()).sum();
