@@ -16,8 +16,10 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::sync::oneshot;
 
 const CALLERS: usize = 64;
-const REQUESTS: usize = 200_000;
-const ROUND_TRIPS: usize = 20_000;
+const REQUESTS: usize = 100_000;
+const ROUND_TRIPS: usize = 10_000;
+const ROUNDS: usize = 7;
+const RESTART_WINDOW: Duration = Duration::from_millis(100);
 
 /// Answers at once with what it is given.
 struct Echo;
@@ -166,42 +168,57 @@ async fn latency<P: Path>(path: &P) -> (f64, f64) {
     (times[times.len() / 2], times[times.len() * 99 / 100])
 }
 
-/// Five rounds, so that a slow moment of the machine falls on every path alike; the median round counts.
-async fn measure<P: Path>(name: &str, path: &P) -> (f64, f64, f64) {
-    let _warm = throughput(path).await;
-    let mut rounds = Vec::new();
-    for _ in 0..5 {
-        let (p50, p99) = latency(path).await;
-        rounds.push((throughput(path).await, p50, p99));
-    }
-    let median = |values: &mut Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
-    let throughput = median(&mut rounds.iter().map(|round| round.0).collect());
-    let p50 = median(&mut rounds.iter().map(|round| round.1).collect());
-    let p99 = median(&mut rounds.iter().map(|round| round.2).collect());
-    println!("{name:<44} {:>10.0} requests/s   p50 {p50:>7.1} us   p99 {p99:>7.1} us", throughput);
-    (throughput, p50, p99)
+#[derive(Clone, Copy)]
+struct Figures {
+    throughput: f64,
+    p50: f64,
+    p99: f64,
 }
 
-fn ratios(name: &str, path: (f64, f64, f64), base: (f64, f64, f64)) {
+async fn round<P: Path>(path: &P) -> Figures {
+    let (p50, p99) = latency(path).await;
+    Figures { throughput: throughput(path).await, p50, p99 }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn show(name: &str, rounds: &[Figures]) {
     println!(
-        "  {name:<42} throughput x {:.2}   p50 x {:.2}   p99 x {:.2}",
-        path.0 / base.0,
-        path.1 / base.1,
-        path.2 / base.2
+        "{name:<46} {:>9.0} requests/s   p50 {:>6.1} us   p99 {:>6.1} us",
+        median(rounds.iter().map(|figures| figures.throughput)),
+        median(rounds.iter().map(|figures| figures.p50)),
+        median(rounds.iter().map(|figures| figures.p99)),
+    );
+}
+
+/// The median of the ratios of each round, so that a slow moment of the machine falls on both sides alike.
+fn compare(name: &str, path: &[Figures], base: &[Figures]) {
+    let ratio =
+        |of: fn(&Figures) -> f64| median(path.iter().zip(base).map(|(path, base)| of(path) / of(base)));
+    println!(
+        "  {name:<44} throughput x {:.2}   p50 x {:.2}   p99 x {:.2}",
+        ratio(|figures| figures.throughput),
+        ratio(|figures| figures.p50),
+        ratio(|figures| figures.p99),
     );
 }
 
 struct Started {
-    system: System,
+    _system: System,
     client: Client<Echo>,
     panic: Arc<AtomicBool>,
 }
 
 async fn start(workers: usize) -> (Started, ModelHandle<Echo>) {
-    let restart = RestartConfig { first_backoff: Duration::from_millis(10), ..RestartConfig::default() };
+    let restart = RestartConfig {
+        first_backoff: Duration::from_millis(10),
+        window: RESTART_WINDOW,
+        ..RestartConfig::default()
+    };
     let config =
         PoolConfig { max_workers: workers, cold_start_workers: workers, restart, ..PoolConfig::default() };
     let system = System::builder(SystemConfig::default()).pool::<Echo>(config).start().await.unwrap();
@@ -218,54 +235,79 @@ async fn start(workers: usize) -> (Started, ModelHandle<Echo>) {
         })
         .await
         .unwrap();
-    (Started { system, client, panic }, model)
+    (Started { _system: system, client, panic }, model)
 }
 
 #[tokio::main]
 async fn main() {
-    println!("{CALLERS} callers for throughput, one for latency; medians of 5 rounds");
-    let thread = measure("bare channel to an OS thread and back", &BareThread::start()).await;
+    println!("{CALLERS} callers for throughput, one for latency; medians of {ROUNDS} interleaved rounds");
+    let thread = BareThread::start();
     let (actor, _) = EchoActor::spawn(None, EchoActor, ()).await.unwrap();
-    let call = measure("bare ractor call", &BareActor(actor.clone())).await;
-    actor.stop(None);
-
+    let actor = BareActor(actor);
     let (one, model) = start(1).await;
-    let full = measure("whole path, 1 worker, 1 registered model", &model).await;
-    ratios("to the bare thread", full, thread);
-    ratios("to the bare ractor call", full, call);
+    let (_eight, eight_workers) = start(8).await;
+    let (_sixty_four, sixty_four_workers) = start(64).await;
+    let (many, among_many) = start(1).await;
+    for index in 1..10_000 {
+        let id = format!("organisation/a-model-with-a-name-{index}");
+        many.client.register(ModelSpec::new(id, EchoModel(many.panic.clone()))).unwrap();
+    }
 
-    let before = memory_stats::memory_stats().unwrap().physical_mem;
+    let mut rounds: [Vec<Figures>; 6] = Default::default();
+    for _ in 0..=ROUNDS {
+        rounds[0].push(round(&thread).await);
+        rounds[1].push(round(&actor).await);
+        rounds[2].push(round(&model).await);
+        rounds[3].push(round(&among_many).await);
+        rounds[4].push(round(&eight_workers).await);
+        rounds[5].push(round(&sixty_four_workers).await);
+    }
+    // The first round is the warm-up.
+    let [thread, call, whole, registered, eight, sixty_four] = rounds.map(|rounds| rounds[1..].to_vec());
+    show("bare channel to an OS thread and back", &thread);
+    show("bare ractor call", &call);
+    show("whole path, 1 worker, 1 registered model", &whole);
+    compare("to the bare thread", &whole, &thread);
+    compare("to the bare ractor call", &whole, &call);
+    show("whole path, 1 worker, 10,000 registered models", &registered);
+    compare("to 1 registered model", &registered, &whole);
+    show("whole path, 8 workers", &eight);
+    compare("to 1 worker", &eight, &whole);
+    show("whole path, 64 workers", &sixty_four);
+    compare("to 1 worker", &sixty_four, &whole);
+
+    registration_cost(&one);
+    let recovery = recovery(&one, &model).await;
+    println!(
+        "from a request that panics to its good reply by the replacement: {recovery:.1} ms, of which 8 to 12 are backoff"
+    );
+}
+
+fn registration_cost(started: &Started) {
     const MODELS: usize = 100_000;
+    let before = memory_stats::memory_stats().unwrap().physical_mem;
     for index in 0..MODELS {
         let id = format!("organisation/a-model-with-a-name-{index}");
-        one.client.register(ModelSpec::new(id, EchoModel(one.panic.clone()))).unwrap();
-        if index == 9_999 {
-            let many = measure("whole path, 1 worker, 10,000 registered models", &model).await;
-            ratios("to 1 registered model", many, full);
-        }
+        started.client.register(ModelSpec::new(id, EchoModel(started.panic.clone()))).unwrap();
     }
     let after = memory_stats::memory_stats().unwrap().physical_mem;
-    println!(
-        "a registration costs {} bytes (resident memory over {MODELS} of them)",
-        (after - before) / MODELS
-    );
+    let bytes = after.saturating_sub(before) / MODELS;
+    println!("a registration costs {bytes} bytes (resident memory over {MODELS} of them)");
+}
 
-    for workers in [8, 64] {
-        let (many, model) = start(workers).await;
-        let measured = measure(&format!("whole path, {workers} workers"), &model).await;
-        ratios("to 1 worker", measured, full);
-        many.system.shutdown().await;
-    }
-
+/// The request that meets the panic is run again by the replacement, so its reply is the next good one. Milliseconds,
+/// the median of three.
+async fn recovery(started: &Started, model: &ModelHandle<Echo>) -> f64 {
     // The default hook prints a backtrace where one is asked for, which takes longer than all of this.
     std::panic::set_hook(Box::new(|_| {}));
-    one.panic.store(true, Ordering::SeqCst);
-    let began = Instant::now();
-    // The request that meets the panic is run again by the replacement, so its reply is the next good one.
-    model.call(1, CallOptions::default()).await.unwrap();
-    println!(
-        "from a request that panics to its good reply by the replacement: {:.1} ms, of which 8 to 12 are the backoff",
-        began.elapsed().as_secs_f64() * 1000.0
-    );
-    one.system.shutdown().await;
+    let mut times = Vec::new();
+    for _ in 0..3 {
+        started.panic.store(true, Ordering::SeqCst);
+        let began = Instant::now();
+        model.call(1, CallOptions::default()).await.unwrap();
+        times.push(began.elapsed().as_secs_f64() * 1000.0);
+        // Out of the restart window, so that each backoff is the first.
+        tokio::time::sleep(RESTART_WINDOW * 2).await;
+    }
+    median(times.into_iter())
 }

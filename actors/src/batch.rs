@@ -117,7 +117,7 @@ impl<C: Capability> Item<C> {
 
     /// Ends this request alone; the rest of the batch goes on.
     pub fn fail(&self, failure: Failure) {
-        let error = failure.into_error(&self.job.parts.model);
+        let error = failure.into_error(self.job.model());
         self.job.answer_from(self.attempt, Err(error));
     }
 
@@ -139,7 +139,7 @@ impl<C: Capability> Item<C> {
                 Err(EmitError::Full(back)) => back,
             };
             if began.elapsed() >= self.stall {
-                let model = self.job.parts.model.clone();
+                let model = self.job.model().clone();
                 self.job.answer_from(self.attempt, Err(Error::SlowReader { model, stalled: self.stall }));
                 return Err(Stopped);
             }

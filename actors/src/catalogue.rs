@@ -1,19 +1,18 @@
 //! The registered models of a pool: a specification each, thousands of them, and no worker. Registering does no I/O;
 //! a model's metrics and load progress come to life with its first request.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use tokio::sync::Semaphore;
 
-use crate::capability::{Capability, Lane};
-use crate::config::{PoolConfig, QueueCapacity};
+use crate::capability::Capability;
+use crate::config::PoolConfig;
+use crate::entry::ModelEntry;
 use crate::error::{Error, Result};
 use crate::id::{Device, ModelId, ModelKey};
 use crate::model::Loader;
-use crate::progress::LoadProgress;
 use crate::scheduler::{Batching, ModelPolicy};
 use crate::telemetry::ModelMetrics;
 
@@ -67,44 +66,22 @@ impl<C: Capability> ModelSpec<C> {
 
 /// A registered model.
 pub(crate) struct Registered<C: Capability> {
-    pub(crate) key: ModelKey,
+    pub(crate) entry: Arc<ModelEntry>,
     pub(crate) policy: ModelPolicy,
     pub(crate) loader: Arc<dyn Loader<C>>,
-    pub(crate) load: Arc<LoadProgress>,
-    pub(crate) capacity: QueueCapacity,
-    /// The slots of its two lanes. Each accepted request holds one until it is answered.
-    interactive: Arc<Semaphore>,
-    batch: Arc<Semaphore>,
-    metrics: OnceLock<Box<ModelMetrics>>,
 }
 
 impl<C: Capability> Registered<C> {
     pub(crate) fn id(&self) -> &ModelId {
-        &self.policy.model
+        &self.entry.id
     }
 
-    pub(crate) fn slots(&self, lane: Lane) -> &Arc<Semaphore> {
-        match lane {
-            Lane::Interactive => &self.interactive,
-            Lane::Batch => &self.batch,
-        }
-    }
-
-    pub(crate) fn capacity(&self, lane: Lane) -> usize {
-        match lane {
-            Lane::Interactive => self.capacity.interactive,
-            Lane::Batch => self.capacity.batch,
-        }
+    pub(crate) fn key(&self) -> ModelKey {
+        self.entry.key
     }
 
     pub(crate) fn metrics(&self) -> &ModelMetrics {
-        self.metrics.get_or_init(|| Box::new(ModelMetrics::new(C::NAME, self.id())))
-    }
-
-    /// Whoever waits for a slot, or comes for one later, is refused.
-    pub(crate) fn close(&self) {
-        self.interactive.close();
-        self.batch.close();
+        self.entry.metrics()
     }
 }
 
@@ -130,10 +107,11 @@ impl<C: Capability> Catalogue<C> {
         };
         match self.models.entry(spec.id.clone()) {
             Entry::Occupied(_) => Err(Error::AlreadyRegistered { model: spec.id }),
-            Entry::Vacant(entry) => {
+            Entry::Vacant(place) => {
+                let key = ModelKey(self.next_key.fetch_add(1, Ordering::Relaxed));
                 let capacity = config.queue.unwrap_or(C::QUEUE);
                 let registered = Arc::new(Registered {
-                    key: ModelKey(self.next_key.fetch_add(1, Ordering::Relaxed)),
+                    entry: ModelEntry::new(C::NAME, key, spec.id.clone(), capacity),
                     policy: ModelPolicy {
                         model: spec.id,
                         device: spec.device,
@@ -142,13 +120,8 @@ impl<C: Capability> Catalogue<C> {
                         pinned: spec.pinned,
                     },
                     loader: spec.loader,
-                    load: Arc::default(),
-                    capacity,
-                    interactive: Arc::new(Semaphore::new(capacity.interactive)),
-                    batch: Arc::new(Semaphore::new(capacity.batch)),
-                    metrics: OnceLock::new(),
                 });
-                entry.insert(registered.clone());
+                place.insert(registered.clone());
                 Ok(registered)
             }
         }
@@ -171,16 +144,15 @@ impl<C: Capability> Catalogue<C> {
     /// Refuses everybody who waits for a slot.
     pub(crate) fn close(&self) {
         for entry in &self.models {
-            entry.value().close();
+            entry.value().entry.close();
         }
     }
 
     /// Slots that are not in use by any request, and all there are.
     pub(crate) fn slots(&self) -> (usize, usize) {
-        self.models.iter().fold((0, 0), |(free, all), entry| {
-            let model = entry.value();
-            let available = model.interactive.available_permits() + model.batch.available_permits();
-            (free + available, all + model.capacity.interactive + model.capacity.batch)
+        self.models.iter().fold((0, 0), |(free, all), model| {
+            let slots = model.value().entry.slots();
+            (free + slots.0, all + slots.1)
         })
     }
 }

@@ -2,14 +2,16 @@
 //! checked here, in the caller's task, takes a slot of its model's bounded queue, and is handed to the pool; here too
 //! it is timed, counted and, if its caller goes away, cancelled. Nothing here knows which worker runs it.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, TryAcquireError, mpsc, oneshot};
+use tokio::sync::{TryAcquireError, mpsc, oneshot};
 use tracing::Instrument;
 
 use crate::capability::{Capability, Lane, Priority};
 use crate::catalogue::{Catalogue, ModelSpec, Registered};
+use crate::entry::Slot;
 use crate::error::{Error, RequestPhase, Result};
 use crate::id::{ModelId, Time};
 use crate::job::{Accepted, Answer, Job, JobParts};
@@ -21,8 +23,8 @@ mod gate;
 mod reply;
 
 pub(crate) use gate::PoolGate;
-use reply::Reply;
 pub use reply::ReplyStream;
+use reply::{Reply, Tally};
 
 /// How a request wants to be treated.
 ///
@@ -51,7 +53,7 @@ enum WhenFull {
 
 /// Shared by all clients of one pool and the pool's own starts.
 pub(crate) struct PoolShared<C: Capability> {
-    pub(crate) catalogue: Catalogue<C>,
+    pub(crate) catalogue: Arc<Catalogue<C>>,
     pub(crate) gate: PoolGate<C>,
     pub(crate) clock: Clock,
 }
@@ -88,7 +90,7 @@ impl<C: Capability> Client<C> {
     /// [`Error::UnknownModel`].
     pub fn unregister(&self, model: &ModelId) -> Result<()> {
         let removed = self.shared.catalogue.remove(model);
-        removed.ok_or_else(|| Error::UnknownModel { model: model.clone() })?.close();
+        removed.ok_or_else(|| Error::UnknownModel { model: model.clone() })?.entry.close();
         Ok(())
     }
 
@@ -199,13 +201,9 @@ impl<C: Capability> ModelHandle<C> {
         options: CallOptions,
         when_full: WhenFull,
     ) -> Result<C::Output> {
-        let span = self.span(options);
-        let tally = reply::Tally::begin(self.model.clone());
-        let work = async {
-            let reply = self.accept(request, options, when_full, None).await?;
-            reply.output().await
-        };
-        tally.end(work.instrument(span).await)
+        let tally = Tally::begin(self);
+        let work = async { self.accept(self, request, options, when_full, None).await?.output().await };
+        tally.end(work.instrument(self.span(options)).await)
     }
 
     async fn chunks(
@@ -215,9 +213,10 @@ impl<C: Capability> ModelHandle<C> {
         when_full: WhenFull,
     ) -> Result<ReplyStream<C>> {
         let span = self.span(options);
-        let tally = reply::Tally::begin(self.model.clone());
+        let tally = Tally::begin(self.clone());
         let (sender, chunks) = mpsc::channel(self.model.policy.config.stream_buffer);
-        match self.accept(request, options, when_full, Some(sender)).instrument(span.clone()).await {
+        let accepted = self.accept(self.clone(), request, options, when_full, Some(sender));
+        match accepted.instrument(span.clone()).await {
             Ok(reply) => Ok(ReplyStream::new(reply, chunks, tally, span)),
             Err(error) => tally.end(Err(error)),
         }
@@ -227,54 +226,50 @@ impl<C: Capability> ModelHandle<C> {
         tracing::info_span!(span::REQUEST, capability = C::NAME, model = %self.model.id(), lane = %options.lane)
     }
 
-    /// Checks the request, takes a slot and hands it to the pool.
-    async fn accept(
+    /// Checks the request, takes a slot and hands it to the pool. The reply keeps `handle`: this one for as long as
+    /// the caller waits here, or one of its own.
+    async fn accept<H: Borrow<Self>>(
         &self,
+        handle: H,
         request: C::Request,
         options: CallOptions,
         when_full: WhenFull,
         chunks: Option<mpsc::Sender<C::Chunk>>,
-    ) -> Result<Reply<C>> {
+    ) -> Result<Reply<C, H>> {
         C::check(&request).map_err(|reason| Error::InvalidInput { reason })?;
         let timeout = options.timeout.unwrap_or(self.model.policy.config.request_timeout);
         let deadline = self.shared.clock.now() + timeout;
         let slot = self.slot(options.lane, when_full, deadline, timeout).await?;
         let parts = JobParts {
-            model: self.model.id().clone(),
+            entry: self.model.entry.clone(),
             request,
             lane: options.lane,
             priority: options.priority,
             deadline,
             timeout,
             clock: self.shared.clock,
-            load: self.model.load.clone(),
         };
         let (done, answer) = oneshot::channel();
         let job = Job::new(parts, Answer { done, chunks, slot });
-        self.shared.gate.submit(self.model.clone(), Accepted::new(job.clone()))?;
-        Ok(Reply::new(job, answer, self.shared.clone(), self.model.key))
+        self.shared.gate.submit(self.id(), Accepted::new(job.clone()))?;
+        Ok(Reply::new(handle, job, answer))
     }
 
-    async fn slot(
-        &self,
-        lane: Lane,
-        when_full: WhenFull,
-        deadline: Time,
-        timeout: Duration,
-    ) -> Result<OwnedSemaphorePermit> {
-        let slots = self.model.slots(lane).clone();
-        match slots.clone().try_acquire_owned() {
+    async fn slot(&self, lane: Lane, when_full: WhenFull, deadline: Time, timeout: Duration) -> Result<Slot> {
+        let entry = &self.model.entry;
+        match Slot::try_take(entry, lane) {
             Ok(slot) => return Ok(slot),
             Err(TryAcquireError::Closed) => return Err(self.closed()),
             Err(TryAcquireError::NoPermits) => {}
         }
-        let model = self.model.id().clone();
+        let model = entry.id.clone();
         if when_full == WhenFull::FailAtOnce {
-            return Err(Error::Overloaded { model, lane: lane.name(), capacity: self.model.capacity(lane) });
+            return Err(Error::Overloaded { model, lane: lane.name(), capacity: entry.capacity(lane) });
         }
         let began = self.shared.clock.now();
-        let slot = tokio::time::timeout_at(self.shared.clock.instant(deadline), slots.acquire_owned()).await;
-        self.model.metrics().backpressure_wait.record(self.shared.clock.now().since(began).as_secs_f64());
+        let slot =
+            tokio::time::timeout_at(self.shared.clock.instant(deadline), Slot::take(entry, lane)).await;
+        entry.metrics().backpressure_wait.record(self.shared.clock.now().since(began).as_secs_f64());
         match slot {
             Ok(Ok(slot)) => Ok(slot),
             Ok(Err(_)) => Err(self.closed()),
@@ -285,7 +280,7 @@ impl<C: Capability> ModelHandle<C> {
     /// Why the model takes no more requests.
     fn closed(&self) -> Error {
         match self.shared.catalogue.get(self.model.id()) {
-            Some(model) if model.key == self.model.key => Error::ShuttingDown,
+            Some(model) if model.key() == self.model.key() => Error::ShuttingDown,
             _ => Error::UnknownModel { model: self.model.id().clone() },
         }
     }

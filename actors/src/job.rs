@@ -6,32 +6,32 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::capability::{BatchKey, Capability, Cost, Lane, Priority};
+use crate::entry::{ModelEntry, Slot};
 use crate::error::{Error, RequestPhase};
 use crate::id::{ModelId, RequestId, Time};
-use crate::progress::{Clock, LoadProgress};
+use crate::progress::Clock;
 
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 
 /// What a job is made of, before it has an identity.
 pub(crate) struct JobParts<C: Capability> {
-    pub(crate) model: ModelId,
+    pub(crate) entry: Arc<ModelEntry>,
     pub(crate) request: C::Request,
     pub(crate) lane: Lane,
     pub(crate) priority: Priority,
     pub(crate) deadline: Time,
     pub(crate) timeout: Duration,
     pub(crate) clock: Clock,
-    pub(crate) load: Arc<LoadProgress>,
 }
 
 /// What a job owes its caller. The slot goes back when this is dropped.
 pub(crate) struct Answer<C: Capability> {
     pub(crate) done: oneshot::Sender<Result<C::Output, Error>>,
     pub(crate) chunks: Option<mpsc::Sender<C::Chunk>>,
-    pub(crate) slot: OwnedSemaphorePermit,
+    pub(crate) slot: Slot,
 }
 
 /// An accepted request. Shared by the pool, the worker's thread that runs it, and the caller who waits for it.
@@ -70,6 +70,10 @@ impl<C: Capability> Job<C> {
     fn owed(&self) -> MutexGuard<'_, Owed<C>> {
         // A poisoned lock still guards a whole value: every change under it is a single assignment.
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn model(&self) -> &ModelId {
+        &self.parts.entry.id
     }
 
     /// Begins a run and returns its attempt number; earlier attempts can no longer answer.
@@ -158,14 +162,14 @@ impl<C: Capability> Job<C> {
         if self.running.load(Ordering::Relaxed) {
             return RequestPhase::Running;
         }
-        match self.parts.load.percent() {
+        match self.parts.entry.load.percent() {
             Some(percent) => RequestPhase::Loading { percent },
             None => RequestPhase::Queued,
         }
     }
 
     pub(crate) fn timeout_error(&self) -> Error {
-        Error::Timeout { model: self.parts.model.clone(), phase: self.phase(), after: self.parts.timeout }
+        Error::Timeout { model: self.model().clone(), phase: self.phase(), after: self.parts.timeout }
     }
 }
 
@@ -185,8 +189,10 @@ impl<C: Capability> Accepted<C> {
 
 impl<C: Capability> Drop for Accepted<C> {
     fn drop(&mut self) {
-        // The usual end: it was answered before.
-        self.0.answer(Err(Error::RecvError { model: self.0.parts.model.clone() }));
+        if self.0.is_answered() {
+            return;
+        }
+        self.0.answer(Err(Error::RecvError { model: self.0.model().clone() }));
     }
 }
 

@@ -12,6 +12,7 @@ mod capability;
 mod progress;
 mod memory;
 pub mod telemetry;
+mod entry;
 mod job;
 mod batch;
 mod model;

@@ -8,14 +8,15 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use rustc_hash::FxHashMap;
 use tokio::sync::{oneshot, watch};
 
 use crate::alarm::Alarm;
 use crate::capability::Capability;
-use crate::catalogue::Registered;
+use crate::catalogue::{Catalogue, Registered};
 use crate::error::{Cause, Error, Result};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
-use crate::intake::{Arrival, Intake};
+use crate::intake::{Arrival, Intake, OpenIntake};
 use crate::job::{Accepted, Job};
 use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{MaintenanceMessage, PoolCommand, PoolDrained};
@@ -123,6 +124,7 @@ struct WeightsEntry<C: Capability> {
 
 pub(crate) struct PoolState<C: Capability> {
     arguments: PoolArguments,
+    intake: OpenIntake<C>,
     scheduler: Scheduler,
     models: HashMap<ModelKey, Arc<Registered<C>>>,
     weights: HashMap<ModelKey, WeightsEntry<C>>,
@@ -131,7 +133,7 @@ pub(crate) struct PoolState<C: Capability> {
     failing: Vec<WorkerHandle<C>>,
     /// Names of threads that have not ended.
     threads: HashMap<WorkerId, String>,
-    jobs: HashMap<RequestId, Accepted<C>>,
+    jobs: FxHashMap<RequestId, Accepted<C>>,
     rooms: HashMap<WorkerId, Room<C>>,
     /// The model whose weights are on offer while the inputs at hand are worked off.
     offering: Option<ModelKey>,
@@ -147,11 +149,12 @@ pub(crate) struct PoolState<C: Capability> {
 /// See the module.
 pub(crate) struct Pool<C: Capability> {
     intake: Arc<Intake<C>>,
+    catalogue: Arc<Catalogue<C>>,
 }
 
 impl<C: Capability> Pool<C> {
-    pub(crate) fn new(intake: Arc<Intake<C>>) -> Self {
-        Self { intake }
+    pub(crate) fn new(intake: Arc<Intake<C>>, catalogue: Arc<Catalogue<C>>) -> Self {
+        Self { intake, catalogue }
     }
 }
 
@@ -165,7 +168,7 @@ impl<C: Capability> Actor for Pool<C> {
         _myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        Ok(PoolState::new(arguments))
+        Ok(PoolState::new(arguments, OpenIntake::open(self.intake.clone())))
     }
 
     async fn handle(
@@ -175,7 +178,7 @@ impl<C: Capability> Actor for Pool<C> {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            PoolMessage::Arrivals => state.arrivals(self.intake.take()),
+            PoolMessage::Arrivals => state.arrivals(&self.catalogue),
             PoolMessage::Call { model, call, done } => state.call(model, call, done),
             PoolMessage::Report(report) => state.report(report),
             PoolMessage::Command(command) => state.command(command),
@@ -206,17 +209,18 @@ impl<C: Capability> Actor for Pool<C> {
 }
 
 impl<C: Capability> PoolState<C> {
-    fn new(arguments: PoolArguments) -> Self {
+    fn new(arguments: PoolArguments, intake: OpenIntake<C>) -> Self {
         Self {
             scheduler: Scheduler::new(C::NAME, arguments.cooldown_interval, arguments.seed),
             publisher: Publisher::new(arguments.clock, arguments.status.clone(), arguments.index),
             arguments,
+            intake,
             models: HashMap::new(),
             weights: HashMap::new(),
             workers: HashMap::new(),
             failing: Vec::new(),
             threads: HashMap::new(),
-            jobs: HashMap::new(),
+            jobs: FxHashMap::default(),
             rooms: HashMap::new(),
             offering: None,
             calls: HashMap::new(),
@@ -279,43 +283,56 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn declare(&mut self, model: &Arc<Registered<C>>) {
-        if !self.models.contains_key(&model.key) {
-            self.models.insert(model.key, model.clone());
-            self.inputs.push_back(Input::Declare { key: model.key, policy: model.policy.clone() });
+        if !self.models.contains_key(&model.key()) {
+            self.models.insert(model.key(), model.clone());
+            self.inputs.push_back(Input::Declare { key: model.key(), policy: model.policy.clone() });
         }
     }
 
     /// Everything that has come, handed to the scheduler at one moment, so that it forms whole batches of it.
-    fn arrivals(&mut self, arrivals: Vec<Arrival<C>>) {
-        let mut submitted = Vec::new();
+    fn arrivals(&mut self, catalogue: &Catalogue<C>) {
+        let arrivals = self.intake.take();
+        let mut tickets = Vec::with_capacity(arrivals.len());
         let mut cancelled = Vec::new();
         for arrival in arrivals {
             match arrival {
-                Arrival::Submitted { model, accepted } => {
-                    self.declare(&model);
-                    let job = accepted.job();
-                    let ticket = Ticket {
-                        lane: job.parts.lane,
-                        priority: job.parts.priority,
-                        cost: job.cost,
-                        key: job.key,
-                        ..Ticket::new(job.id, job.parts.deadline)
-                    };
-                    self.jobs.insert(job.id, accepted);
-                    submitted.push((model.key, ticket));
-                }
+                Arrival::Submitted(accepted) => tickets.extend(self.accept(catalogue, accepted)),
                 Arrival::Cancelled { key, request } => cancelled.push(Input::Cancel { key, request }),
             }
         }
-        self.inputs.push_back(Input::Submit { tickets: submitted });
+        self.inputs.push_back(Input::Submit { tickets });
         self.inputs.extend(cancelled);
         self.publisher.touch();
+    }
+
+    /// Keeps the job and returns how the scheduler knows it.
+    fn accept(&mut self, catalogue: &Catalogue<C>, accepted: Accepted<C>) -> Option<(ModelKey, Ticket)> {
+        let job = accepted.job();
+        let key = job.parts.entry.key;
+        if !self.models.contains_key(&key) {
+            match catalogue.get(job.model()).filter(|model| model.key() == key) {
+                Some(model) => self.declare(&model),
+                None => {
+                    job.answer(Err(Error::UnknownModel { model: job.model().clone() }));
+                    return None;
+                }
+            }
+        }
+        let ticket = Ticket {
+            lane: job.parts.lane,
+            priority: job.parts.priority,
+            cost: job.cost,
+            key: job.key,
+            ..Ticket::new(job.id, job.parts.deadline)
+        };
+        self.jobs.insert(job.id, accepted);
+        Some((key, ticket))
     }
 
     fn call(&mut self, model: Arc<Registered<C>>, call: Call, done: oneshot::Sender<Result<()>>) {
         self.declare(&model);
         self.next_call += 1;
-        let (id, key) = (CallId(self.next_call), model.key);
+        let (id, key) = (CallId(self.next_call), model.key());
         self.publisher.now();
         self.inputs.push_back(match call {
             Call::Preload => Input::Preload { key, call: id },

@@ -317,8 +317,11 @@ impl SystemBuilder {
     /// Adds the pool of a capability.
     pub fn pool<C: Capability>(mut self, config: PoolConfig) -> Self {
         let make = |config: PoolConfig, clock: Clock| {
-            let shared =
-                Arc::new(PoolShared::<C> { catalogue: Catalogue::new(config), gate: PoolGate::new(), clock });
+            let shared = Arc::new(PoolShared::<C> {
+                catalogue: Arc::new(Catalogue::new(config)),
+                gate: PoolGate::new(),
+                clock,
+            });
             let spawn: Box<dyn SpawnPool> = Box::new(shared.clone());
             (spawn, shared as Arc<dyn Any + Send + Sync>)
         };

@@ -6,6 +6,7 @@
 mod gate;
 mod harness;
 mod script;
+pub mod simulation;
 
 pub use gate::{Gate, Latch};
 pub use harness::{Leak, TestSystem, Victim, wait_for};

@@ -8,10 +8,9 @@ use ractor::ActorRef;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::capability::Capability;
-use crate::catalogue::Registered;
 use crate::error::{Error, Result};
 use crate::id::{ModelId, ModelKey, RequestId};
-use crate::intake::{Arrival, Intake};
+use crate::intake::{Arrival, Entrance, Intake};
 use crate::job::Accepted;
 use crate::pool::PoolMessage;
 
@@ -44,10 +43,8 @@ impl<C: Capability> PoolGate<C> {
         self.set(State::Up(actor));
     }
 
-    /// What the dead pool had not taken is lost with it, and its callers are told so.
     pub(crate) fn down(&self) {
         self.set(State::Down);
-        drop(self.intake.take());
     }
 
     pub(crate) fn intake(&self) -> Arc<Intake<C>> {
@@ -76,26 +73,21 @@ impl<C: Capability> PoolGate<C> {
         self.actor.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn submit(&self, model: Arc<Registered<C>>, accepted: Accepted<C>) -> Result<()> {
-        let id = model.id().clone();
-        let told =
-            self.with_actor(&id, |actor| match self.intake.push(Arrival::Submitted { model, accepted }) {
-                true => actor.send_message(PoolMessage::Arrivals).is_ok(),
-                false => true,
+    pub(crate) fn submit(&self, model: &ModelId, accepted: Accepted<C>) -> Result<()> {
+        let entered =
+            self.with_actor(model, |actor| match self.intake.push(Arrival::Submitted(accepted)) {
+                Entrance::First => actor.send_message(PoolMessage::Arrivals).is_ok(),
+                Entrance::Further => true,
+                Entrance::Closed => false,
             })?;
-        if !told {
-            // The pool has just stopped, and with it everybody's way in.
-            drop(self.intake.take());
-            return Err(Error::SendError { model: id });
-        }
-        Ok(())
+        entered.then_some(()).ok_or_else(|| Error::SendError { model: model.clone() })
     }
 
     /// Tells the pool that a caller has gone. A pool that is gone holds no request of it.
     pub(crate) fn cancel(&self, key: ModelKey, request: RequestId) {
         let state = self.actor.read().unwrap_or_else(PoisonError::into_inner);
         if let State::Up(actor) | State::Closed(Some(actor)) = &*state
-            && self.intake.push(Arrival::Cancelled { key, request })
+            && self.intake.push(Arrival::Cancelled { key, request }) == Entrance::First
         {
             let _ = actor.send_message(PoolMessage::Arrivals);
         }
@@ -107,7 +99,6 @@ impl<C: Capability> PoolGate<C> {
             .ok_or_else(|| Error::SendError { model: model.clone() })
     }
 
-    /// The lock is held while sending, so that nothing is put into the intake of a pool that is known to be gone.
     fn with_actor<T>(&self, model: &ModelId, send: impl FnOnce(&ActorRef<PoolMessage<C>>) -> T) -> Result<T> {
         match &*self.actor.read().unwrap_or_else(PoisonError::into_inner) {
             State::Up(actor) => Ok(send(actor)),

@@ -2,6 +2,8 @@
 //! when it is dropped before. It keeps no timer: the pool answers at the deadline, wherever the request is then, and
 //! a pool that dies drops its side.
 
+use std::borrow::Borrow;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -9,67 +11,60 @@ use std::task::{Context, Poll, ready};
 use futures_core::Stream;
 use tokio::sync::{mpsc, oneshot};
 
-use super::PoolShared;
+use super::ModelHandle;
 use crate::capability::Capability;
-use crate::catalogue::Registered;
 use crate::error::{Error, Result};
-use crate::id::ModelKey;
 use crate::job::Job;
 
 /// Counts a request once, however it ends. Dropped before its end, the caller has gone.
-pub(super) struct Tally<C: Capability> {
-    model: Option<Arc<Registered<C>>>,
+pub(super) struct Tally<C: Capability, H: Borrow<ModelHandle<C>>> {
+    handle: H,
+    counted: bool,
+    capability: PhantomData<fn() -> C>,
 }
 
-impl<C: Capability> Tally<C> {
-    pub(super) fn begin(model: Arc<Registered<C>>) -> Self {
-        model.metrics().requests.increment(1);
-        Self { model: Some(model) }
+impl<C: Capability, H: Borrow<ModelHandle<C>>> Tally<C, H> {
+    pub(super) fn begin(handle: H) -> Self {
+        handle.borrow().model.metrics().requests.increment(1);
+        Self { handle, counted: false, capability: PhantomData }
     }
 
     pub(super) fn end<T>(mut self, result: Result<T>) -> Result<T> {
-        self.count(&result);
-        result
-    }
-
-    fn count<T>(&mut self, result: &Result<T>) {
-        if let Some(model) = self.model.take() {
-            match result {
-                Ok(_) => model.metrics().succeeded.increment(1),
-                Err(error) => {
-                    tracing::debug!(%error, reason = error.reason(), "a request failed");
-                    model.metrics().failed(error);
-                }
+        self.counted = true;
+        let metrics = self.handle.borrow().model.metrics();
+        match &result {
+            Ok(_) => metrics.succeeded.increment(1),
+            Err(error) => {
+                tracing::debug!(%error, reason = error.reason(), "a request failed");
+                metrics.failed(error);
             }
         }
+        result
     }
 }
 
-impl<C: Capability> Drop for Tally<C> {
+impl<C: Capability, H: Borrow<ModelHandle<C>>> Drop for Tally<C, H> {
     fn drop(&mut self) {
-        if let Some(model) = self.model.take() {
-            model.metrics().cancelled.increment(1);
+        if !self.counted {
+            self.handle.borrow().model.metrics().cancelled.increment(1);
         }
     }
 }
 
 /// An accepted request, until it ends. Dropping it cancels the request.
-pub(super) struct Reply<C: Capability> {
+pub(super) struct Reply<C: Capability, H: Borrow<ModelHandle<C>>> {
+    handle: H,
     job: Arc<Job<C>>,
     answer: oneshot::Receiver<Result<C::Output>>,
-    shared: Arc<PoolShared<C>>,
-    key: ModelKey,
     ended: bool,
 }
 
-impl<C: Capability> Reply<C> {
-    pub(super) fn new(
-        job: Arc<Job<C>>,
-        answer: oneshot::Receiver<Result<C::Output>>,
-        shared: Arc<PoolShared<C>>,
-        key: ModelKey,
-    ) -> Self {
-        Self { job, answer, shared, key, ended: false }
+// Nothing in it is pinned in place.
+impl<C: Capability, H: Borrow<ModelHandle<C>>> Unpin for Reply<C, H> {}
+
+impl<C: Capability, H: Borrow<ModelHandle<C>>> Reply<C, H> {
+    pub(super) fn new(handle: H, job: Arc<Job<C>>, answer: oneshot::Receiver<Result<C::Output>>) -> Self {
+        Self { handle, job, answer, ended: false }
     }
 
     pub(super) async fn output(mut self) -> Result<C::Output> {
@@ -79,14 +74,14 @@ impl<C: Capability> Reply<C> {
     fn poll_output(&mut self, context: &mut Context<'_>) -> Poll<Result<C::Output>> {
         let answer = ready!(Pin::new(&mut self.answer).poll(context));
         self.ended = true;
-        Poll::Ready(answer.unwrap_or_else(|_| Err(Error::RecvError { model: self.job.parts.model.clone() })))
+        Poll::Ready(answer.unwrap_or_else(|_| Err(Error::RecvError { model: self.job.model().clone() })))
     }
 }
 
-impl<C: Capability> Drop for Reply<C> {
+impl<C: Capability, H: Borrow<ModelHandle<C>>> Drop for Reply<C, H> {
     fn drop(&mut self) {
         if !self.ended && self.job.cancel() {
-            self.shared.gate.cancel(self.key, self.job.id);
+            self.handle.borrow().shared.gate.cancel(self.job.parts.entry.key, self.job.id);
         }
     }
 }
@@ -96,9 +91,9 @@ impl<C: Capability> Drop for Reply<C> {
 /// It is a [`Stream`] of chunks that ends after the last chunk or the first error; [`Self::output`] then gives how it
 /// ended.
 pub struct ReplyStream<C: Capability> {
-    reply: Reply<C>,
+    reply: Reply<C, ModelHandle<C>>,
     chunks: mpsc::Receiver<C::Chunk>,
-    tally: Option<Tally<C>>,
+    tally: Option<Tally<C, ModelHandle<C>>>,
     end: Option<Result<C::Output>>,
     /// The `Stream` has told its error.
     told_error: bool,
@@ -107,9 +102,9 @@ pub struct ReplyStream<C: Capability> {
 
 impl<C: Capability> ReplyStream<C> {
     pub(super) fn new(
-        reply: Reply<C>,
+        reply: Reply<C, ModelHandle<C>>,
         chunks: mpsc::Receiver<C::Chunk>,
-        tally: Tally<C>,
+        tally: Tally<C, ModelHandle<C>>,
         span: tracing::Span,
     ) -> Self {
         Self { reply, chunks, tally: Some(tally), end: None, told_error: false, span }
@@ -126,7 +121,7 @@ impl<C: Capability> ReplyStream<C> {
     /// How the request ended, if not well.
     pub async fn output(mut self) -> Result<C::Output> {
         while self.next().await.is_some() {}
-        let model = self.reply.job.parts.model.clone();
+        let model = self.reply.job.model().clone();
         self.end.take().unwrap_or(Err(Error::RecvError { model }))
     }
 

@@ -107,7 +107,7 @@ impl<C: Capability> PoolState<C> {
             // A worker that was given up may have sent something out at the last moment.
             if job.has_emitted() {
                 let cause = Cause::new("its worker was given up in the middle of the answer");
-                job.answer(Err(Error::WorkerCrashed { model: job.parts.model.clone(), worker, cause }));
+                job.answer(Err(Error::WorkerCrashed { model: job.model().clone(), worker, cause }));
             }
             assignments.push((job.clone(), attempt));
         }
@@ -149,7 +149,7 @@ impl<C: Capability> PoolState<C> {
             model: model.id().clone(),
             capability: C::NAME,
             gauge,
-            progress: model.load.clone(),
+            progress: model.entry.load.clone(),
             abandoned,
             events: self.arguments.events.clone(),
         };

@@ -112,7 +112,7 @@ impl<C: Capability> PoolState<C> {
         if let Some(registered) = registered {
             registered.metrics().queue_depth.set((queued_interactive + queued_batch) as f64);
         }
-        let load = registered.map(|registered| &registered.load);
+        let load = registered.map(|registered| &registered.entry.load);
         let loading =
             load.and_then(|load| Some(LoadStatus { stage: load.stage(), percent: load.percent()? }));
         let breaker = match (model.breaker.is_open(), model.breaker.is_half_open()) {

@@ -150,6 +150,8 @@ pub(crate) struct ModelState {
     pub(crate) cold_start_goal: usize,
     /// No further worker is tried before this: the last one found no room.
     pub(crate) scale_up_at: Time,
+    /// When it was last at work, whichever worker that was and whether it is still there.
+    pub(crate) active_at: Time,
     pub(crate) last_cooldown: Option<Time>,
     /// Most requests in a batch; less than configured after memory ran out.
     pub(crate) batch_limit: usize,
@@ -180,6 +182,7 @@ impl ModelState {
             retained: false,
             cold_start_goal: 0,
             scale_up_at: Time::ZERO,
+            active_at: Time::ZERO,
             last_cooldown: None,
             load_starved: false,
             load_began: Time::ZERO,
@@ -233,7 +236,7 @@ impl ModelState {
         self.workers
             .iter()
             .map(Worker::idle_since)
-            .try_fold(Time::ZERO, |latest, since| Some(latest.max(since?)))
+            .try_fold(self.active_at, |latest, since| Some(latest.max(since?)))
     }
 
     /// Its idle workers may be evicted: nobody waits for it, and nothing that is starting needs its weights.
@@ -273,7 +276,8 @@ impl ModelState {
         let scale_up = (!self.queue.is_empty()).then_some(self.scale_up_at);
         let unload = self.unload.as_ref().map(|unload| unload.deadline);
         let health = self.workers.iter().map(|worker| self.health_due(worker)).min();
-        let running = self.workers.iter().flat_map(Worker::running).map(|ticket| ticket.deadline).min();
+        let running = self.workers.iter().flat_map(Worker::running);
+        let running = running.filter(|ticket| !ticket.expired).map(|ticket| ticket.deadline).min();
         let due = [self.queue.next_deadline(), running, start, scale_up, unload, health];
         due.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(Time::NEVER)
     }

@@ -40,6 +40,8 @@ pub struct Ticket {
     pub deaths: u32,
     /// It ran out of memory alone and is being tried a second time.
     pub starved: bool,
+    /// It ran out of time while it was running, and its caller has been told.
+    pub expired: bool,
 }
 
 impl Ticket {
@@ -54,6 +56,7 @@ impl Ticket {
             key: BatchKey(0),
             deaths: 0,
             starved: false,
+            expired: false,
         }
     }
 }

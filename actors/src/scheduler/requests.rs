@@ -50,14 +50,13 @@ impl Scheduler {
         let Some(model) = self.models.get_mut(&key) else {
             return Err(Error::UnknownModel { model: ModelId::from(format!("number {}", key.0)) });
         };
-        let id = model.policy.model.clone();
         if model.stuck() > model.policy.config.max_workers {
             let cause = Cause::new(format!("{} of its threads are stuck and cannot be ended", model.stuck()));
-            return Err(Error::SpawnFailed { model: id, cause });
+            return Err(Error::SpawnFailed { model: model.policy.model.clone(), cause });
         }
         match model.breaker.pass(now) {
             Passage::Refused { retry_after, cause } => {
-                Err(Error::CircuitOpen { model: id, retry_after, cause })
+                Err(Error::CircuitOpen { model: model.policy.model.clone(), retry_after, cause })
             }
             Passage::Free | Passage::Probe => Ok(()),
         }
@@ -78,8 +77,8 @@ impl Scheduler {
         let queued = model.queue.take_expired(now);
         effects.extend(queued.into_iter().map(|request| Effect::Expire { request }));
         let running = model.workers.iter_mut().flat_map(super::Worker::running_mut);
-        for ticket in running.filter(|ticket| ticket.deadline <= now) {
-            ticket.deadline = Time::NEVER;
+        for ticket in running.filter(|ticket| !ticket.expired && ticket.deadline <= now) {
+            ticket.expired = true;
             effects.push(Effect::ExpireRunning { request: ticket.request });
         }
     }
@@ -139,6 +138,7 @@ impl Scheduler {
                 Outcome::FailedAfterOutput(failure) => {
                     effects.push(Effect::Fail { request, error: failure.into_error(&id) });
                 }
+                Outcome::Failed(_) if ticket.expired => effects.push(Effect::Forget { request }),
                 Outcome::Failed(failure) => failed.push((ticket, failure)),
             }
         }
@@ -146,6 +146,7 @@ impl Scheduler {
         if running.is_empty() {
             entry.phase = Phase::Idle { since: now };
         }
+        model.active_at = now;
         if answered {
             self.probe_succeeded(key, effects);
         }
@@ -216,6 +217,7 @@ impl Scheduler {
             ticket.deaths += 1;
             match fate {
                 Fate::Answered => effects.push(Effect::Forget { request }),
+                Fate::Untouched if ticket.expired => effects.push(Effect::Forget { request }),
                 Fate::Emitted => effects.push(Effect::Fail { request, error: error.clone() }),
                 Fate::Untouched if ticket.deaths >= POISON_DEATHS => {
                     let model = model.policy.model.clone();
@@ -234,13 +236,17 @@ fn run(model: &mut ModelState, index: usize, batch: Vec<Ticket>, now: Time, effe
     if batch.is_empty() {
         return;
     }
+    model.active_at = now;
     let worker = &mut model.workers[index];
     let requests = batch.iter().map(|ticket| ticket.request).collect();
     effects.push(Effect::Run { worker: worker.id, requests });
-    worker.progress_at = now;
     match &mut worker.phase {
+        // That more joins it is no progress of its own.
         Phase::Busy { running } => running.extend(batch),
-        phase => *phase = Phase::Busy { running: batch },
+        phase => {
+            *phase = Phase::Busy { running: batch };
+            worker.progress_at = now;
+        }
     }
 }
 

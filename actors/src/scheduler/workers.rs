@@ -323,6 +323,7 @@ impl Scheduler {
             effects.push(Effect::RetainWeights { key });
         }
         if let Phase::Busy { running } = entry.phase {
+            model.active_at = now;
             self.rescue(now, key, running, (fates, error), effects);
         }
         self.count_failure(now, key, cause, effects);

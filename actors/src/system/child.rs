@@ -29,8 +29,13 @@ impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
 
     fn spawn(&self, arguments: PoolArguments, system: ActorCell) -> Spawning<'_> {
         Box::pin(async move {
-            let (actor, _) =
-                Pool::<C>::spawn_linked(None, Pool::new(self.gate.intake()), arguments, system).await?;
+            let (actor, _) = Pool::<C>::spawn_linked(
+                None,
+                Pool::new(self.gate.intake(), self.catalogue.clone()),
+                arguments,
+                system,
+            )
+            .await?;
             let (cell, commands) = (actor.get_cell(), actor.get_derived());
             self.gate.up(actor);
             Ok((cell, commands))

@@ -1,0 +1,100 @@
+//! What a job needs of its registered model: its name, the slots of its two lanes, its load's progress, its metrics.
+//! One small shared value, because every request touches it; how the model is loaded is the catalogue's.
+
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::{AcquireError, Semaphore, TryAcquireError};
+
+use crate::capability::Lane;
+use crate::config::QueueCapacity;
+use crate::id::{ModelId, ModelKey};
+use crate::progress::LoadProgress;
+use crate::telemetry::ModelMetrics;
+
+pub(crate) struct ModelEntry {
+    pub(crate) key: ModelKey,
+    pub(crate) id: ModelId,
+    pub(crate) load: Arc<LoadProgress>,
+    capability: &'static str,
+    capacity: QueueCapacity,
+    /// The slots of the two lanes. Each accepted request holds one until it is answered.
+    interactive: Semaphore,
+    batch: Semaphore,
+    metrics: OnceLock<Box<ModelMetrics>>,
+}
+
+impl ModelEntry {
+    pub(crate) fn new(
+        capability: &'static str,
+        key: ModelKey,
+        id: ModelId,
+        capacity: QueueCapacity,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            key,
+            id,
+            load: Arc::default(),
+            capability,
+            capacity,
+            interactive: Semaphore::new(capacity.interactive),
+            batch: Semaphore::new(capacity.batch),
+            metrics: OnceLock::new(),
+        })
+    }
+
+    /// The metrics come to life with the first request, so that a merely registered model costs none.
+    pub(crate) fn metrics(&self) -> &ModelMetrics {
+        self.metrics.get_or_init(|| Box::new(ModelMetrics::new(self.capability, &self.id)))
+    }
+
+    pub(crate) fn capacity(&self, lane: Lane) -> usize {
+        match lane {
+            Lane::Interactive => self.capacity.interactive,
+            Lane::Batch => self.capacity.batch,
+        }
+    }
+
+    /// Slots that no request holds, and all there are.
+    pub(crate) fn slots(&self) -> (usize, usize) {
+        let free = self.interactive.available_permits() + self.batch.available_permits();
+        (free, self.capacity.interactive + self.capacity.batch)
+    }
+
+    /// Whoever waits for a slot, or comes for one later, is refused.
+    pub(crate) fn close(&self) {
+        self.interactive.close();
+        self.batch.close();
+    }
+
+    fn semaphore(&self, lane: Lane) -> &Semaphore {
+        match lane {
+            Lane::Interactive => &self.interactive,
+            Lane::Batch => &self.batch,
+        }
+    }
+}
+
+/// A place in a model's queue, held from the door to the answer. Goes back when it is dropped.
+pub(crate) struct Slot {
+    entry: Arc<ModelEntry>,
+    lane: Lane,
+}
+
+impl Slot {
+    pub(crate) fn try_take(entry: &Arc<ModelEntry>, lane: Lane) -> Result<Self, TryAcquireError> {
+        // The permit is kept as this value, which names the model once for the permit and whoever holds it.
+        entry.semaphore(lane).try_acquire()?.forget();
+        Ok(Self { entry: entry.clone(), lane })
+    }
+
+    pub(crate) async fn take(entry: &Arc<ModelEntry>, lane: Lane) -> Result<Self, AcquireError> {
+        entry.semaphore(lane).acquire().await?.forget();
+        Ok(Self { entry: entry.clone(), lane })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.entry.semaphore(self.lane).add_permits(1);
+    }
+}

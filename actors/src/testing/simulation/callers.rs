@@ -1,0 +1,189 @@
+//! The callers and operators: requests with their deadlines and cancels, preload, unload, pin, stray evictions, kills
+//! and the shutdown, and at the end the settling down.
+
+use std::time::Duration;
+
+use super::coverage::Fault;
+use super::world::{Event, Request, World};
+use crate::capability::{BatchKey, Cost, Lane, Priority};
+use crate::id::{ModelKey, RequestId, Time, WorkerId};
+use crate::memory::PressureLevel;
+use crate::scheduler::{CallId, Input, Ticket};
+use crate::telemetry::EvictionReason;
+
+impl World {
+    pub(super) fn declare_all(&mut self) {
+        for pool in 0..self.pools.len() {
+            for index in 0..self.pools[pool].models.len() {
+                let policy = self.scenario.pools[pool][index].policy.clone();
+                self.feed(pool, Input::Declare { key: ModelKey(index as u32), policy });
+            }
+        }
+    }
+
+    /// Spreads orders over the time in which requests come.
+    pub(super) fn plan_commands(&mut self) {
+        let span = self.scenario.gap * self.scenario.requests;
+        for _ in 0..self.random.usize(0..12) {
+            let at = span.mul_f64(self.random.f64() * 2.0);
+            self.after(at, Event::Command);
+        }
+        if self.scenario.rate(Fault::Shutdown) > 0.0 {
+            let at = span.mul_f64(self.random.f64() * 1.5);
+            self.after(at, Event::ShutDown);
+        }
+    }
+
+    pub(super) fn arrive(&mut self) {
+        if self.arrivals_left == 0 {
+            let wait = Duration::from_millis(self.random.u64(1..30_000));
+            return self.after(wait, Event::Close);
+        }
+        let burst = if self.random.u8(..4) == 0 { self.random.u32(1..12) } else { 1 };
+        for _ in 0..burst.min(self.arrivals_left) {
+            self.arrivals_left -= 1;
+            self.request();
+        }
+        let wait = match self.random.u8(..16) {
+            0 => Duration::from_millis(self.random.u64(1..200_000)),
+            _ => self.scenario.gap.mul_f64(self.random.f64() * 2.0),
+        };
+        self.after(wait, Event::Arrive);
+    }
+
+    fn request(&mut self) {
+        let pool = self.random.usize(..self.pools.len());
+        let model = self.random.usize(..self.pools[pool].models.len());
+        let lane = usize::from(self.random.u8(..4) == 0);
+        let config = self.scenario.pools[pool][model].policy.config.clone();
+        let capacity = config.queue.map_or([8, 8], |queue| [queue.interactive, queue.batch])[lane];
+        let state = &mut self.pools[pool].models[model];
+        if state.slots[lane] >= capacity {
+            self.coverage.ending("overloaded");
+            return;
+        }
+        state.slots[lane] += 1;
+        state.unanswered[lane] += 1;
+        let timeout = match self.fault(Fault::ShortOfTime) {
+            true => Duration::from_millis(self.random.u64(0..200)),
+            false => config.request_timeout,
+        };
+        let request = Request {
+            pool,
+            model,
+            lane,
+            deadline: self.now + timeout,
+            streams: self.random.u8(..3) == 0,
+            poison: self.fault(Fault::PoisonInput),
+            bad: self.fault(Fault::BadInput),
+            hangs: self.fault(Fault::HangingInput),
+            attempt: 0,
+            emits_at: None,
+            answers: 0,
+            cancelled: false,
+            gone: false,
+            deaths: 0,
+            running_on: None,
+        };
+        self.submit(request);
+    }
+
+    fn submit(&mut self, request: Request) {
+        let index = self.requests.len();
+        let (pool, model) = (request.pool, request.model);
+        let ticket = Ticket {
+            lane: if request.lane == 0 { Lane::Interactive } else { Lane::Batch },
+            priority: Priority(self.random.i8(-2..3)),
+            cost: Cost(self.random.u64(1..20)),
+            key: BatchKey(self.random.u64(0..2)),
+            ..Ticket::new(RequestId(index as u64), request.deadline)
+        };
+        self.requests.push(request);
+        let key = ModelKey(model as u32);
+        let at = self.send(Time::ZERO);
+        self.at(at, Event::ToPool { pool, input: Input::Submit { tickets: vec![(key, ticket)] } });
+        if self.fault(Fault::CallerGoes) {
+            // Not before the submit: the same caller sends both.
+            let leaves = at + Duration::from_micros(1 << self.random.u32(0..24));
+            self.at(leaves, Event::CallerGoes { request: index });
+        }
+    }
+
+    pub(super) fn caller_goes(&mut self, request: usize) {
+        let state = &mut self.requests[request];
+        if state.is_answered() {
+            return;
+        }
+        state.cancelled = true;
+        let (pool, key) = (state.pool, ModelKey(state.model as u32));
+        self.coverage.ending("cancelled");
+        self.free_slot(request);
+        let at = self.send(Time::ZERO);
+        let input = Input::Cancel { key, request: RequestId(request as u64) };
+        self.at(at, Event::ToPool { pool, input });
+    }
+
+    pub(super) fn command(&mut self) {
+        let pool = self.random.usize(..self.pools.len());
+        let key = ModelKey(self.random.u32(..self.pools[pool].models.len() as u32));
+        let workers = self.pools[pool].workers.len() as u64;
+        let worker = WorkerId(1 + self.random.u64(0..workers.max(1)));
+        // Each kind as likely as its rate, which is scaled up as commands are few.
+        let kinds = [Fault::Preload, Fault::Unload, Fault::Pin, Fault::StrayEviction, Fault::ActorKilled];
+        let kind = kinds[self.random.usize(..kinds.len())];
+        if self.closing || self.scenario.rate(kind) == 0.0 {
+            return;
+        }
+        self.coverage.fault(kind);
+        let call = CallId(self.next_call);
+        match kind {
+            Fault::Preload => {
+                self.next_call += 1;
+                self.calls.insert(call.0);
+                self.feed(pool, Input::Preload { key, call });
+            }
+            Fault::Unload => {
+                self.next_call += 1;
+                self.calls.insert(call.0);
+                let deadline = self.now + Duration::from_millis(self.random.u64(0..10_000));
+                self.feed(pool, Input::Unload { key, call, deadline });
+            }
+            Fault::Pin => {
+                let pinned = self.random.bool();
+                self.feed(pool, Input::Pin { key, pinned });
+            }
+            Fault::StrayEviction => {
+                let reason = EvictionReason::Pressure;
+                self.feed(pool, Input::Evict { worker, reason });
+            }
+            _ if workers > 0 => self.kill(pool, worker),
+            _ => {}
+        }
+    }
+
+    pub(super) fn shut_down(&mut self) {
+        if self.closing {
+            return;
+        }
+        self.coverage.fault(Fault::Shutdown);
+        let deadline = self.now + self.scenario.shutdown_timeout;
+        for pool in 0..self.pools.len() {
+            self.pools[pool].shut_by = Some(deadline);
+            self.feed(pool, Input::Shutdown { deadline });
+            self.at(deadline + Duration::from_micros(1), Event::DrainedBy { pool });
+        }
+    }
+
+    /// No more faults, no pins, no pressure, and threads that hang come back: everything must come to rest by itself.
+    pub(super) fn close(&mut self) {
+        self.check_stuck_were_found();
+        self.closing = true;
+        for pool in 0..self.pools.len() {
+            self.feed(pool, Input::Pressure(PressureLevel::Normal));
+            for index in 0..self.pools[pool].models.len() {
+                self.feed(pool, Input::Pin { key: ModelKey(index as u32), pinned: false });
+            }
+        }
+        self.release_stalled();
+    }
+}

@@ -1,0 +1,266 @@
+//! The invariants of the design, checked after every event.
+
+use std::time::Duration;
+
+use super::Plant;
+use super::workers::{Doing, Told};
+use super::world::{Pool, World};
+use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
+use crate::scheduler::{ModelState, Phase};
+use crate::telemetry::EvictionReason;
+
+/// More ticks than this at one moment are a busy loop.
+const MOST_TICKS: u32 = 4;
+/// A stuck worker is found this long after its stall limit at the latest: a ping, and what is lost on the way.
+const NOTICE: Duration = Duration::from_secs(6);
+
+impl World {
+    pub(super) fn break_invariant(&mut self, invariant: &'static str, detail: impl FnOnce() -> String) {
+        if self.broken.is_none() {
+            let detail = detail();
+            self.note(|| format!("!! {invariant}: {detail}"));
+            self.broken = Some((invariant, detail));
+        }
+    }
+
+    pub(super) fn check(
+        &mut self,
+        invariant: &'static str,
+        holds: impl FnOnce(&Self) -> bool,
+        detail: impl FnOnce() -> String,
+    ) {
+        if !holds(self) {
+            self.break_invariant(invariant, detail);
+        }
+    }
+
+    pub(super) fn check_bytes(&mut self, device: &Device) {
+        let (ledger, held) = (self.ledgers[device], self.held[device]);
+        if ledger.charged() > ledger.limit() {
+            self.break_invariant("charged within the limit", || format!("{ledger:?}"));
+        }
+        if ledger.charged() != held {
+            self.break_invariant("bytes", || format!("{ledger:?} where {held:?} are held"));
+        }
+    }
+
+    pub(super) fn check_request_may_run(&mut self, index: usize) {
+        let request = &self.requests[index];
+        let (gone, deaths, on) = (request.gone, request.deaths, request.running_on);
+        self.check("ends once", |_| !gone, || format!("request {index} runs after its end"));
+        self.check("poison runs twice at most", |_| deaths < 2, || format!("request {index}"));
+        self.check("runs in one place", |_| on.is_none(), || format!("request {index} runs on {on:?}"));
+    }
+
+    /// A batch that arrives must find its worker free, unless runs are joined.
+    pub(super) fn check_run(&mut self, pool: usize, worker: WorkerId) {
+        let state = &self.pools[pool].workers[worker.0 as usize - 1];
+        let continuous =
+            self.scenario.pools[pool][state.model].policy.batching == crate::scheduler::Batching::Continuous;
+        let busy = matches!(state.doing, Doing::Running(_)) || !state.inbox.is_empty();
+        self.check("nothing waits behind a busy worker", |_| continuous || !busy, || format!("{worker}"));
+    }
+
+    pub(super) fn check_stop(&mut self, pool: usize, worker: WorkerId, reason: EvictionReason) {
+        let now = self.now;
+        let state = &self.pools[pool].workers[worker.0 as usize - 1];
+        let plan = &self.scenario.pools[pool][state.model];
+        if !state.ready {
+            return;
+        }
+        let (busy, pinned) = (!state.assigned.is_empty(), self.pools[pool].models[state.model].pinned);
+        let young = now.since(state.ready_at) < plan.policy.config.min_residency;
+        let chosen =
+            matches!(reason, EvictionReason::MakeRoom | EvictionReason::Pressure | EvictionReason::Cooldown);
+        if chosen && busy {
+            self.break_invariant("no busy worker evicted", || format!("{worker}"));
+        }
+        if chosen && pinned {
+            self.break_invariant("no pinned worker evicted", || format!("{worker}"));
+        }
+        if reason == EvictionReason::MakeRoom && young {
+            self.break_invariant("no young worker evicted", || format!("{worker}"));
+        }
+        if reason == EvictionReason::Cooldown {
+            self.check_cooldown(pool, worker);
+        }
+    }
+
+    fn check_cooldown(&mut self, pool: usize, worker: WorkerId) {
+        let (now, interval) = (self.now, self.scenario.interval);
+        let index = self.pools[pool].workers[worker.0 as usize - 1].model;
+        let idle = self.scenario.pools[pool][index].policy.config.cooldown_idle;
+        let model = &mut self.pools[pool].models[index];
+        let soon =
+            now < model.last_busy + idle || model.last_cooldown.is_some_and(|last| now < last + interval);
+        model.last_cooldown = Some(now);
+        self.check("cooldown waits", |_| !soon, || format!("{worker}"));
+    }
+
+    /// A worker is about to be started.
+    pub(super) fn check_start(&mut self, pool: usize, model: usize) {
+        let (now, allowed) = (self.now, self.pools[pool].models[model].no_start_before);
+        self.check("restart budget", |_| now >= allowed, || format!("started before {allowed:?}"));
+    }
+
+    /// A failure that counts: of a worker that the scheduler still has. Keeps the restart budget's books.
+    pub(super) fn worker_failed(&mut self, pool: usize, worker: WorkerId, only_starting: bool) {
+        let state = self.worker(pool, worker);
+        let (index, told) = (state.model, state.told);
+        let model = self.pools[pool].scheduler.models.get(&ModelKey(index as u32));
+        let entry = model.and_then(|model| model.workers.iter().find(|entry| entry.id == worker));
+        if told == Told::Nothing && entry.is_some_and(|entry| !only_starting || !entry.is_ready()) {
+            self.count_failure(pool, index);
+            if self.plant == Some(Plant::RestartOutsideBudget) {
+                let made_up = WorkerId(self.pools[pool].workers.len() as u64 + 100);
+                self.spawn(pool, made_up, ModelKey(index as u32));
+            }
+        }
+    }
+
+    pub(super) fn count_failure(&mut self, pool: usize, index: usize) {
+        let (now, config) = (self.now, self.scenario.pools[pool][index].policy.config.restart);
+        let model = &mut self.pools[pool].models[index];
+        model.failures.retain(|then| now.since(*then) < config.window);
+        while model.failures.len() > config.max_restarts as usize {
+            model.failures.pop_front();
+        }
+        model.failures.push_back(now);
+        let failures = model.failures.len() as u32;
+        if failures > config.max_restarts || model.broken {
+            model.broken = true;
+            model.no_start_before = now + config.breaker_open;
+        } else {
+            let wait = config.first_backoff.saturating_mul(1 << (failures - 1)).min(config.max_backoff);
+            model.no_start_before = model.no_start_before.max(now + wait.mul_f64(0.799));
+        }
+    }
+
+    pub(super) fn check_pool(&mut self, pool: usize, ticked: bool) {
+        let found = self.find_fault(&self.pools[pool], ticked);
+        if let Some((invariant, what)) = found {
+            self.break_invariant(invariant, || format!("pool {pool}: {what}"));
+        }
+        if self.plant == Some(Plant::PinnedWorkerEvicted) {
+            self.evict_pinned(pool);
+        }
+    }
+
+    fn evict_pinned(&mut self, pool: usize) {
+        let state = &self.pools[pool];
+        let pinned = |(_, worker): &(usize, &super::workers::SimWorker)| {
+            worker.ready && worker.told == Told::Nothing && state.models[worker.model].pinned
+        };
+        if let Some((index, _)) = state.workers.iter().enumerate().find(pinned) {
+            self.stop(pool, WorkerId(index as u64 + 1), EvictionReason::Pressure);
+        }
+    }
+
+    fn find_fault(&self, pool: &Pool, ticked: bool) -> Option<(&'static str, String)> {
+        let alarm = pool.scheduler.alarm();
+        if let Some((deadline, index)) = pool.queued.first() {
+            if alarm > *deadline {
+                return Some(("deadlines", format!("no alarm for request {index}, due at {deadline:?}")));
+            }
+            if ticked && *deadline <= self.now {
+                return Some(("deadlines", format!("request {index} outlived the tick at its deadline")));
+            }
+        }
+        if pool.ticks.1 > MOST_TICKS && pool.ticks.0 == self.now {
+            return Some(("no busy loop", format!("{} ticks at one moment", pool.ticks.1)));
+        }
+        let shutting_down = pool.shut_by.is_some();
+        pool.scheduler.models.values().find_map(|model| self.find_fault_of(model, pool, alarm, shutting_down))
+    }
+
+    fn find_fault_of(
+        &self,
+        model: &ModelState,
+        pool: &Pool,
+        alarm: Time,
+        shutting_down: bool,
+    ) -> Option<(&'static str, String)> {
+        let name = &model.policy.model;
+        if model.workers.len() > model.policy.config.max_workers {
+            return Some(("at most so many workers", format!("{name} has {}", model.workers.len())));
+        }
+        let probing = model.breaker.is_half_open() && model.in_flight() > 0;
+        let idle = model.workers.iter().any(|worker| worker.is_idle());
+        if !model.queue.is_empty() && idle && model.unload.is_none() && !probing {
+            return Some(("nothing waits beside an idle worker", format!("{name}")));
+        }
+        for entry in &model.workers {
+            let sim = pool.workers.get(entry.id.0 as usize - 1);
+            let moves = match entry.phase {
+                Phase::Reserving { .. } => pool.asks.contains(&entry.id),
+                Phase::Idle { .. } => true,
+                _ => sim.is_some_and(|sim| {
+                    let working = !matches!(sim.doing, Doing::Nothing | Doing::Ended);
+                    sim.in_flight > 0 || !sim.inbox.is_empty() || working
+                }),
+            };
+            if !moves {
+                return Some(("no load lost", format!("nothing will ever become of {entry:?} of {name}")));
+            }
+        }
+        let closed = shutting_down && model.queue.is_empty();
+        let stranded = model.workers.is_empty() && model.is_wanted() && model.unload.is_none() && !closed;
+        if stranded && !(self.now < model.restart_at && alarm <= model.restart_at) {
+            return Some(("no load lost", format!("{name} is wanted and nothing starts it")));
+        }
+        None
+    }
+
+    /// Nobody hangs unnoticed much longer than the stall limit.
+    pub(super) fn check_stuck_were_found(&mut self) {
+        for pool in 0..self.pools.len() {
+            for index in 0..self.pools[pool].workers.len() {
+                let worker = &self.pools[pool].workers[index];
+                let stall = self.scenario.pools[pool][worker.model].policy.config.stall;
+                let limit = if matches!(worker.doing, Doing::Running(_)) { stall.run } else { stall.load };
+                let Some(since) = worker.stalled_at.filter(|_| worker.told == Told::Nothing) else {
+                    continue;
+                };
+                let late = self.now.since(since) > limit + NOTICE;
+                self.check(
+                    "stuck workers are found",
+                    |_| !late,
+                    || format!("pool {pool}, worker {}", index + 1),
+                );
+            }
+        }
+    }
+
+    /// With nothing left to happen, everything is back where it began.
+    pub(super) fn check_rest(&mut self) {
+        if self.broken.is_some() {
+            return;
+        }
+        let lost = self.requests.iter().position(|request| !request.is_answered());
+        self.check("no request lost", |_| lost.is_none(), || format!("request {lost:?} was never answered"));
+        let kept = self.requests.iter().position(|request| !request.gone);
+        self.check("no request lost", |_| kept.is_none(), || format!("the scheduler still has {kept:?}"));
+        let open = self.calls.clone();
+        self.check("calls return once", |_| open.is_empty(), || format!("{open:?} never returned"));
+        let charged: Bytes = self.ledgers.values().map(|ledger| ledger.charged()).sum();
+        self.check("bytes are back", |_| charged == Bytes::ZERO, || format!("{charged} are still charged"));
+        self.check(
+            "nobody waits for room",
+            |world| world.desk.is_empty(),
+            || "the desk is not empty".to_owned(),
+        );
+        for pool in 0..self.pools.len() {
+            let state = &self.pools[pool];
+            let slots: usize = state.models.iter().flat_map(|model| model.slots).sum();
+            let rooms = state.rooms.len() + state.asks.len();
+            let models = state.scheduler.models.values();
+            let left: Vec<String> = models
+                .filter(|model| !model.workers.is_empty() || !model.leaving.is_empty() || model.retained)
+                .map(|model| format!("{model:?}"))
+                .collect();
+            self.check("slots are back", |_| slots == 0, || format!("pool {pool} has {slots} in use"));
+            self.check("rooms are back", |_| rooms == 0, || format!("pool {pool} has {rooms}"));
+            self.check("workers are gone", |_| left.is_empty(), || format!("pool {pool}: {left:?}"));
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! How often each kind of input, effect, fault and ending occurred, so that one sees that they do.
+
+use std::collections::BTreeMap;
+
+use crate::scheduler::{Effect, Input};
+
+/// Counts by name.
+#[derive(Debug, Clone)]
+pub struct Coverage {
+    inputs: [u64; INPUTS.len()],
+    effects: [u64; EFFECTS.len()],
+    faults: [u64; Fault::ALL.len()],
+    endings: BTreeMap<&'static str, u64>,
+}
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Self {
+            inputs: [0; INPUTS.len()],
+            effects: [0; EFFECTS.len()],
+            faults: [0; Fault::ALL.len()],
+            endings: BTreeMap::new(),
+        }
+    }
+}
+
+impl Coverage {
+    /// Inputs that the scheduler was given.
+    pub fn inputs(&self) -> Vec<(&'static str, u64)> {
+        INPUTS.into_iter().zip(self.inputs).collect()
+    }
+
+    /// Effects that it asked for.
+    pub fn effects(&self) -> Vec<(&'static str, u64)> {
+        EFFECTS.into_iter().zip(self.effects).collect()
+    }
+
+    /// Faults that happened in the world.
+    pub fn faults(&self) -> Vec<(&'static str, u64)> {
+        Fault::ALL.iter().map(|fault| fault.name()).zip(self.faults).collect()
+    }
+
+    /// How requests ended: `ok`, `cancelled`, or an error's reason.
+    pub fn endings(&self) -> Vec<(&'static str, u64)> {
+        self.endings.iter().map(|(name, count)| (*name, *count)).collect()
+    }
+
+    /// Adds another history's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.inputs.iter_mut().zip(other.inputs).for_each(|(sum, count)| *sum += count);
+        self.effects.iter_mut().zip(other.effects).for_each(|(sum, count)| *sum += count);
+        self.faults.iter_mut().zip(other.faults).for_each(|(sum, count)| *sum += count);
+        for (name, count) in &other.endings {
+            *self.endings.entry(name).or_default() += count;
+        }
+    }
+
+    pub(super) fn input(&mut self, input: &Input) {
+        self.inputs[input_index(input)] += 1;
+    }
+
+    pub(super) fn effect(&mut self, effect: &Effect) {
+        self.effects[effect_index(effect)] += 1;
+    }
+
+    pub(super) fn fault(&mut self, fault: Fault) {
+        self.faults[fault as usize] += 1;
+    }
+
+    pub(super) fn ending(&mut self, reason: &'static str) {
+        *self.endings.entry(reason).or_default() += 1;
+    }
+}
+
+/// What can go wrong in the world, or be done to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    SizeFails,
+    LoadFails,
+    LoadFailsForGood,
+    LoadOutOfMemory,
+    LoadStalls,
+    LargerThanSized,
+    RunPanics,
+    RunFails,
+    RunOutOfMemory,
+    RunHangs,
+    RunIsSlow,
+    SilentEnd,
+    ThreadLingers,
+    ActorKilled,
+    PingUnanswered,
+    PollUnanswered,
+    BadInput,
+    PoisonInput,
+    HangingInput,
+    CallerGoes,
+    ShortOfTime,
+    StrayEviction,
+    Pressure,
+    Preload,
+    Unload,
+    Pin,
+    Shutdown,
+}
+
+impl Fault {
+    pub(super) const ALL: [Self; 27] = [
+        Self::SizeFails,
+        Self::LoadFails,
+        Self::LoadFailsForGood,
+        Self::LoadOutOfMemory,
+        Self::LoadStalls,
+        Self::LargerThanSized,
+        Self::RunPanics,
+        Self::RunFails,
+        Self::RunOutOfMemory,
+        Self::RunHangs,
+        Self::RunIsSlow,
+        Self::SilentEnd,
+        Self::ThreadLingers,
+        Self::ActorKilled,
+        Self::PingUnanswered,
+        Self::PollUnanswered,
+        Self::BadInput,
+        Self::PoisonInput,
+        Self::HangingInput,
+        Self::CallerGoes,
+        Self::ShortOfTime,
+        Self::StrayEviction,
+        Self::Pressure,
+        Self::Preload,
+        Self::Unload,
+        Self::Pin,
+        Self::Shutdown,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::SizeFails => "size fails",
+            Self::LoadFails => "load fails",
+            Self::LoadFailsForGood => "load fails for good",
+            Self::LoadOutOfMemory => "load out of memory",
+            Self::LoadStalls => "load stalls",
+            Self::LargerThanSized => "larger than sized",
+            Self::RunPanics => "run panics",
+            Self::RunFails => "run fails",
+            Self::RunOutOfMemory => "run out of memory",
+            Self::RunHangs => "run hangs",
+            Self::RunIsSlow => "run is slow",
+            Self::SilentEnd => "thread ends without a word",
+            Self::ThreadLingers => "thread lingers",
+            Self::ActorKilled => "actor killed",
+            Self::PingUnanswered => "ping unanswered",
+            Self::PollUnanswered => "poll unanswered",
+            Self::BadInput => "bad input",
+            Self::PoisonInput => "poison input",
+            Self::HangingInput => "hanging input",
+            Self::CallerGoes => "caller goes",
+            Self::ShortOfTime => "short of time",
+            Self::StrayEviction => "stray eviction",
+            Self::Pressure => "pressure",
+            Self::Preload => "preload",
+            Self::Unload => "unload",
+            Self::Pin => "pin",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+const INPUTS: [&str; 21] = [
+    "Declare",
+    "Submit",
+    "Cancel",
+    "Tick",
+    "Cooldown",
+    "Evict",
+    "Preload",
+    "Unload",
+    "Pin",
+    "RoomGranted",
+    "RoomDenied",
+    "Sized",
+    "Started",
+    "StartFailed",
+    "Finished",
+    "Died",
+    "Pong",
+    "Ended",
+    "HealthCheck",
+    "Pressure",
+    "Shutdown",
+];
+
+const fn input_index(input: &Input) -> usize {
+    match input {
+        Input::Declare { .. } => 0,
+        Input::Submit { .. } => 1,
+        Input::Cancel { .. } => 2,
+        Input::Tick => 3,
+        Input::Cooldown => 4,
+        Input::Evict { .. } => 5,
+        Input::Preload { .. } => 6,
+        Input::Unload { .. } => 7,
+        Input::Pin { .. } => 8,
+        Input::RoomGranted { .. } => 9,
+        Input::RoomDenied { .. } => 10,
+        Input::Sized { .. } => 11,
+        Input::Started { .. } => 12,
+        Input::StartFailed { .. } => 13,
+        Input::Finished { .. } => 14,
+        Input::Died { .. } => 15,
+        Input::Pong { .. } => 16,
+        Input::Ended { .. } => 17,
+        Input::HealthCheck => 18,
+        Input::Pressure(_) => 19,
+        Input::Shutdown { .. } => 20,
+    }
+}
+
+const EFFECTS: [&str; 19] = [
+    "Spawn",
+    "Size",
+    "Reserve",
+    "CancelReserve",
+    "Load",
+    "Run",
+    "Fail",
+    "Expire",
+    "Forget",
+    "Ping",
+    "Stop",
+    "Quarantine",
+    "RetainWeights",
+    "ReleaseWeights",
+    "Relieve",
+    "Return",
+    "Emit",
+    "Drained",
+    "ExpireRunning",
+];
+
+const fn effect_index(effect: &Effect) -> usize {
+    match effect {
+        Effect::Spawn { .. } => 0,
+        Effect::Size { .. } => 1,
+        Effect::Reserve { .. } => 2,
+        Effect::CancelReserve { .. } => 3,
+        Effect::Load { .. } => 4,
+        Effect::Run { .. } => 5,
+        Effect::Fail { .. } => 6,
+        Effect::Expire { .. } => 7,
+        Effect::Forget { .. } => 8,
+        Effect::Ping { .. } => 9,
+        Effect::Stop { .. } => 10,
+        Effect::Quarantine { .. } => 11,
+        Effect::RetainWeights { .. } => 12,
+        Effect::ReleaseWeights { .. } => 13,
+        Effect::Relieve { .. } => 14,
+        Effect::Return { .. } => 15,
+        Effect::Emit(_) => 16,
+        Effect::Drained { .. } => 17,
+        Effect::ExpireRunning { .. } => 18,
+    }
+}

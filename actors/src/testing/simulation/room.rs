@@ -1,0 +1,188 @@
+//! Maintenance: leases, the room desk, relief, pressure and health checks.
+
+use std::time::Duration;
+
+use super::Plant;
+use super::coverage::Fault;
+use super::world::{Event, World};
+use crate::id::{Bytes, Device, ModelKey, WorkerId};
+use crate::maintenance::eviction::{PoolIndex, relieve};
+use crate::maintenance::room::{RoomAsk, RoomEffect, RoomInput};
+use crate::memory::PressureLevel;
+use crate::scheduler::{Input, Urgency};
+use crate::telemetry::EvictionReason;
+
+impl World {
+    pub(super) fn lease(&mut self, device: &Device, bytes: Bytes) -> Option<(Device, Bytes)> {
+        let ledger = self.ledgers.get_mut(device)?;
+        if !ledger.charge(bytes) {
+            return None;
+        }
+        if self.plant == Some(Plant::BytesChargedTwice) {
+            let _ = ledger.charge(bytes);
+        }
+        if let Some(held) = self.held.get_mut(device) {
+            *held += bytes;
+        }
+        self.check_bytes(device);
+        Some((device.clone(), bytes))
+    }
+
+    pub(super) fn give_back(&mut self, device: &Device, bytes: Bytes) {
+        if bytes == Bytes::ZERO {
+            return;
+        }
+        if let (Some(ledger), Some(held)) = (self.ledgers.get_mut(device), self.held.get_mut(device)) {
+            ledger.give_back(bytes);
+            held.0 -= bytes.0;
+        }
+        self.check_bytes(device);
+        self.after(Duration::from_micros(10), Event::ToDesk(RoomInput::Released));
+    }
+
+    pub(super) fn drop_lease(&mut self, lease: Option<(Device, Bytes)>) {
+        if let Some((device, bytes)) = lease {
+            self.give_back(&device, bytes);
+        }
+    }
+
+    pub(super) fn ask_for_room(
+        &mut self,
+        pool: usize,
+        worker: WorkerId,
+        model: ModelKey,
+        (device, needed): (Device, Bytes),
+        urgency: Urgency,
+    ) {
+        let until = match urgency {
+            Urgency::MakeRoom { until } => until,
+            Urgency::IfFree => self.now,
+        };
+        self.pools[pool].asks.insert(worker);
+        let ask = RoomAsk { pool: PoolIndex(pool), worker };
+        self.tell_maintenance(pool, Event::ToDesk(RoomInput::Ask { ask, model, device, needed, until }));
+    }
+
+    pub(super) fn cancel_reserve(&mut self, pool: usize, worker: WorkerId) {
+        self.drop_room(pool, worker);
+    }
+
+    /// Drops what is held for a worker that will not load, and takes back its ask.
+    pub(super) fn drop_room(&mut self, pool: usize, worker: WorkerId) {
+        let Some(room) = self.pools[pool].rooms.remove(&worker) else { return };
+        self.drop_weights(room.weights);
+        self.drop_lease(room.lease);
+        if room.asked {
+            self.pools[pool].asks.remove(&worker);
+            let ask = RoomAsk { pool: PoolIndex(pool), worker };
+            self.tell_maintenance(pool, Event::ToDesk(RoomInput::Withdraw { ask }));
+        }
+    }
+
+    pub(super) fn room_answered(
+        &mut self,
+        pool: usize,
+        worker: WorkerId,
+        answer: Result<(Device, Bytes), Input>,
+    ) {
+        self.pools[pool].asks.remove(&worker);
+        let input = match (answer, self.pools[pool].rooms.get_mut(&worker)) {
+            (Ok(lease), Some(room)) => {
+                (room.lease, room.asked) = (Some(lease), false);
+                Input::RoomGranted { worker }
+            }
+            (Ok(lease), None) => return self.drop_lease(Some(lease)),
+            (Err(denied), _) => denied,
+        };
+        self.feed(pool, input);
+    }
+
+    pub(super) fn desk(&mut self, input: RoomInput) {
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            let mut effects = Vec::new();
+            self.desk.handle(self.now, input, &self.ledgers, &mut effects);
+            for effect in effects {
+                self.note(|| format!("    desk => {effect:?}"));
+                match effect {
+                    RoomEffect::Poll => {
+                        for pool in 0..self.pools.len() {
+                            self.tell_pool(pool, Event::AskOffers { pool });
+                        }
+                    }
+                    RoomEffect::Evict { pool, worker } => {
+                        self.evict(pool, worker, EvictionReason::MakeRoom);
+                    }
+                    RoomEffect::Grant { ask, device, needed } => {
+                        inputs.push(match self.lease(&device, needed) {
+                            Some(lease) => {
+                                let (pool, worker) = (ask.pool.0, ask.worker);
+                                self.tell_pool(pool, Event::Room { pool, worker, answer: Ok(lease) });
+                                RoomInput::Granted { ask }
+                            }
+                            None => RoomInput::GrantFailed { ask },
+                        });
+                    }
+                    RoomEffect::Deny { ask, device, needed } => {
+                        let ledger = self.ledgers[&device];
+                        let (free, limit) = (ledger.free(), ledger.limit());
+                        let (pool, worker) = (ask.pool.0, ask.worker);
+                        let answer = Err(Input::RoomDenied { worker, needed, free, limit });
+                        self.tell_pool(pool, Event::Room { pool, worker, answer });
+                    }
+                }
+            }
+        }
+        let alarm = self.desk.alarm();
+        if alarm < self.desk_at {
+            self.desk_at = alarm;
+            self.at(alarm, Event::DeskAlarm);
+        }
+    }
+
+    fn evict(&mut self, pool: PoolIndex, worker: WorkerId, reason: EvictionReason) {
+        let input = Input::Evict { worker, reason };
+        self.tell_pool(pool.0, Event::ToPool { pool: pool.0, input });
+    }
+
+    pub(super) fn offer(&mut self, pool: usize) {
+        if self.fault(Fault::PollUnanswered) {
+            return;
+        }
+        let index = PoolIndex(pool);
+        let offers = self.pools[pool].scheduler.offers(self.now, index);
+        self.tell_maintenance(pool, Event::ToDesk(RoomInput::Offers { pool: index, offers }));
+    }
+
+    pub(super) fn relieve(&mut self, device: &Device) {
+        let pools = self.pools.iter().enumerate();
+        let offers: Vec<_> =
+            pools.flat_map(|(index, pool)| pool.scheduler.offers(self.now, PoolIndex(index))).collect();
+        if let Some((pool, worker)) = relieve(device, &offers) {
+            self.evict(pool, worker, EvictionReason::Pressure);
+        }
+    }
+
+    pub(super) fn interval(&mut self) {
+        if self.closing {
+            return;
+        }
+        let levels = self
+            .ledgers
+            .iter()
+            .map(|(device, ledger)| (PressureLevel::of(ledger.charged(), ledger.limit()), device.clone()));
+        let Some((mut level, device)) = levels.max() else { return };
+        if self.fault(Fault::Pressure) {
+            level = PressureLevel::Critical;
+        }
+        for pool in 0..self.pools.len() {
+            self.tell_pool(pool, Event::ToPool { pool, input: Input::Pressure(level) });
+            self.tell_pool(pool, Event::ToPool { pool, input: Input::HealthCheck });
+        }
+        if level == PressureLevel::Critical {
+            self.relieve(&device);
+        }
+        let interval = self.scenario.interval;
+        self.after(interval, Event::Interval);
+    }
+}

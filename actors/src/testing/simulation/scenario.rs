@@ -1,0 +1,134 @@
+//! What a seed decides at the start of its history: how many pools and models, their settings and sizes, how much
+//! memory there is, how busy the callers are, and how often each fault happens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::coverage::Fault;
+use crate::config::{BatchLimits, PoolConfig, QueueCapacity, RestartConfig, StallLimits};
+use crate::id::{Bytes, Device, ModelId};
+use crate::model::Footprint;
+use crate::scheduler::{Batching, ModelPolicy};
+
+pub(super) struct ModelPlan {
+    pub(super) policy: ModelPolicy,
+    pub(super) footprint: Footprint,
+    /// Typical durations.
+    pub(super) load: Duration,
+    pub(super) run: Duration,
+    /// A batch of more requests than this runs out of memory.
+    pub(super) most: usize,
+}
+
+pub(super) struct Scenario {
+    pub(super) pools: Vec<Vec<ModelPlan>>,
+    pub(super) limits: Vec<(Device, Bytes)>,
+    pub(super) interval: Duration,
+    pub(super) requests: u32,
+    /// Typical time between two arrivals.
+    pub(super) gap: Duration,
+    /// How long a message takes at most.
+    pub(super) delay: Duration,
+    pub(super) rates: [f64; Fault::ALL.len()],
+    /// Pools take room that is free themselves, as the shell does, or always ask the desk.
+    pub(super) takes_free_room: bool,
+    pub(super) shutdown_timeout: Duration,
+}
+
+fn millis(random: &mut Rng, range: std::ops::Range<u64>) -> Duration {
+    Duration::from_millis(random.u64(range))
+}
+
+impl Scenario {
+    pub(super) fn new(random: &mut Rng) -> Self {
+        let devices = [Device::host(), Device::named("gpu")];
+        let used = 1 + usize::from(random.u8(..4) == 0);
+        let pools: Vec<Vec<ModelPlan>> = (0..random.usize(2..4))
+            .map(|pool| {
+                (0..random.usize(1..4)).map(|index| model(random, pool, index, &devices[..used])).collect()
+            })
+            .collect();
+        let limits = devices[..used]
+            .iter()
+            .map(|device| {
+                let models = pools.iter().flatten().filter(|model| model.policy.device == *device);
+                let sizes: Vec<u64> = models.map(|model| model.footprint.with_workers(2).0).collect();
+                let (largest, all) =
+                    (sizes.iter().max().copied().unwrap_or(1).max(1), sizes.iter().sum::<u64>().max(1));
+                let limit = match random.u8(..8) {
+                    0 => random.u64(1..=largest),
+                    1..=4 => random.u64(largest..=all.max(largest)),
+                    _ => all * 3,
+                };
+                (device.clone(), Bytes(limit))
+            })
+            .collect();
+        Self {
+            pools,
+            limits,
+            interval: millis(random, 500..60_000),
+            requests: random.u32(4..60),
+            gap: Duration::from_micros(1 << random.u32(4..24)),
+            delay: Duration::from_micros([0, 50, 500, 20_000][random.usize(..4)]),
+            rates: rates(random),
+            takes_free_room: random.bool(),
+            shutdown_timeout: millis(random, 100..10_000),
+        }
+    }
+
+    pub(super) fn rate(&self, fault: Fault) -> f64 {
+        self.rates[fault as usize]
+    }
+}
+
+/// Most histories have few kinds of fault and much of each, so that what follows from one is seen in full.
+fn rates(random: &mut Rng) -> [f64; Fault::ALL.len()] {
+    let share = [0.0, 0.1, 0.3, 0.6][random.usize(..4)];
+    std::array::from_fn(|_| if random.f64() < share { 0.5 * random.f64() * random.f64() } else { 0.0 })
+}
+
+fn model(random: &mut Rng, pool: usize, index: usize, devices: &[Device]) -> ModelPlan {
+    let config = config(random);
+    let policy = ModelPolicy {
+        model: ModelId::from(format!("{pool}/{index}")),
+        device: devices[random.usize(..devices.len())].clone(),
+        config: Arc::new(config),
+        batching: if random.u8(..4) == 0 { Batching::Continuous } else { Batching::PerRun },
+        pinned: random.u8(..16) == 0,
+    };
+    let footprint = Footprint {
+        shared: Bytes(random.u64(0..100)),
+        per_worker: Bytes(if random.u8(..8) == 0 { 0 } else { random.u64(1..30) }),
+    };
+    let load = Duration::from_millis(1 << random.u32(0..15));
+    let run = Duration::from_micros(1 << random.u32(8..22));
+    ModelPlan { policy, footprint, load, run, most: if random.u8(..4) == 0 { 2 } else { 100 } }
+}
+
+fn config(random: &mut Rng) -> PoolConfig {
+    let max_workers = random.usize(1..5);
+    let first_backoff = millis(random, 0..500);
+    PoolConfig {
+        request_timeout: millis(random, 200..60_000),
+        max_workers,
+        cold_start_workers: random.usize(1..=max_workers.min(2)),
+        queue: Some(QueueCapacity { interactive: random.usize(3..20), batch: random.usize(3..20) }),
+        stream_buffer: 8,
+        cooldown_idle: millis(random, 100..60_000),
+        room_wait: millis(random, 50..10_000),
+        min_residency: millis(random, 0..5_000),
+        restart: RestartConfig {
+            max_restarts: random.u32(0..4),
+            window: millis(random, 1_000..60_000),
+            first_backoff,
+            max_backoff: first_backoff + millis(random, 0..5_000),
+            breaker_open: millis(random, 500..20_000),
+        },
+        stall: StallLimits { load: millis(random, 500..20_000), run: millis(random, 500..20_000) },
+        batch: BatchLimits { requests: random.usize(1..8), cost: random.u64(4..100) },
+        aging: millis(random, 1..4_000),
+        ..PoolConfig::default()
+    }
+}
