@@ -102,7 +102,8 @@ fn model(model: &ModelStatus) -> String {
         BreakerState::HalfOpen => style("breaker half open").yellow(),
         BreakerState::Open => style("breaker open").red(),
     };
-    let (name, queue) = (style(model.model.to_string()).bold(), model.queued_interactive + model.queued_batch);
+    let (name, queue) =
+        (style(model.model.to_string()).bold(), model.queued_interactive + model.queued_batch);
     let bytes = model.bytes.to_string();
     let (running, failures) = (model.in_flight, model.recent_failures);
     format!("{name:<11} {bytes:>10}  queue {queue:<2} running {running:<2} failures {failures}  {breaker}")

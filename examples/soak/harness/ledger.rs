@@ -267,11 +267,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = &self.counts;
-        writeln!(
-            formatter,
-            "soak: {} requests, seed {}, {:.1} s\n",
-            self.requests, self.seed, self.seconds
-        )?;
+        writeln!(formatter, "soak: {} requests, seed {}, {:.1} s\n", self.requests, self.seed, self.seconds)?;
         let mut line = |what: &str, number: u64| writeln!(formatter, "  {what:<28}{number:>9}");
         line("sent", counts.sent)?;
         line("refused", counts.refused)?;
