@@ -17,7 +17,7 @@ pub(crate) use plan::Plant;
 /// Requests of one phase; the last one takes what is left.
 const PHASE: usize = 2_000;
 /// Threads and descriptors that are on their way out have this long.
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// What to do.
 #[derive(Debug, Clone, Copy)]
