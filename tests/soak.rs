@@ -4,16 +4,12 @@
 #[path = "../examples/soak/harness/mod.rs"]
 mod harness;
 
-use harness::{Options, Plant, Report, run};
-
-fn soak(requests: usize, seed: u64, plant: Option<Plant>) -> Report {
-    run(Options { requests, seed, plant }).unwrap()
-}
+use harness::{Options, Plant, run};
 
 #[test]
 fn everything_adds_up_and_what_does_not_is_found() {
     for seed in [1, 2] {
-        let report = soak(3_000, seed, None);
+        let report = run(Options { requests: 3_000, seed, plant: None }).unwrap();
         assert!(report.adds_up(), "{report}");
         assert_eq!(report.faults_that_did_not_happen(), [""; 0], "{report}");
     }
@@ -22,7 +18,7 @@ fn everything_adds_up_and_what_does_not_is_found() {
         (Plant::Twice, "answered twice: 1 against 0"),
         (Plant::Leak, "slots held after and before: 1 against 0"),
     ] {
-        let report = soak(500, 3, Some(plant));
+        let report = run(Options { requests: 500, seed: 3, plant: Some(plant) }).unwrap();
         assert!(report.discrepancies.iter().any(|what| what == found), "{plant:?} was not found: {report}");
     }
 }
