@@ -1,5 +1,6 @@
 //! A short soak, and proof that its ledger finds what does not add up. One test, because it counts the threads of its
 //! process.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "../examples/soak/harness/mod.rs"]
 mod harness;

@@ -288,8 +288,8 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn declare(&mut self, model: &Arc<Registered<C>>) {
-        if !self.models.contains_key(&model.key()) {
-            self.models.insert(model.key(), model.clone());
+        if let std::collections::hash_map::Entry::Vacant(place) = self.models.entry(model.key()) {
+            place.insert(model.clone());
             self.inputs.push_back(Input::Declare { key: model.key(), policy: model.policy.clone() });
         }
     }

@@ -310,8 +310,11 @@ struct PoolPlan {
     capability: TypeId,
     name: &'static str,
     config: PoolConfig,
-    make: fn(PoolConfig, Clock) -> (Box<dyn SpawnPool>, Arc<dyn Any + Send + Sync>),
+    make: fn(PoolConfig, Clock) -> (Box<dyn SpawnPool>, AnyPool),
 }
+
+/// A pool's shared part, whatever its capability.
+type AnyPool = Arc<dyn Any + Send + Sync>;
 
 impl SystemBuilder {
     /// Adds the pool of a capability.
@@ -323,7 +326,7 @@ impl SystemBuilder {
                 clock,
             });
             let spawn: Box<dyn SpawnPool> = Box::new(shared.clone());
-            (spawn, shared as Arc<dyn Any + Send + Sync>)
+            (spawn, shared as AnyPool)
         };
         self.pools.push(PoolPlan { capability: TypeId::of::<C>(), name: C::NAME, config, make });
         self
@@ -412,7 +415,7 @@ pub struct System {
 struct Inner {
     actor: ActorRef<SystemMessage>,
     common: Common,
-    clients: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+    clients: HashMap<TypeId, AnyPool>,
 }
 
 impl Drop for Inner {

@@ -1,5 +1,6 @@
 //! A full queue makes callers wait or refuses them, as they like; what is accepted runs in order of urgency and in
 //! batches that fit; and the metrics say what the callers saw.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
