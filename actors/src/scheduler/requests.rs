@@ -98,7 +98,7 @@ impl Scheduler {
             return;
         }
         while !model.queue.is_empty()
-            && !(model.breaker.is_half_open() && model.in_flight() > 0)
+            && !model.is_probing()
             && let Some(index) = model.workers.iter().position(super::Worker::is_idle)
         {
             let formed = model.queue.form(model.batch_limits(), None, now);

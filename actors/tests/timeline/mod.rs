@@ -1,6 +1,7 @@
 //! A scheduler and a world that does at once whatever it asks for, on a clock that the test sets. For tests that need
 //! time to the second.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::time::Duration;
@@ -10,26 +11,26 @@ use model_actors::{
     Device, Event, EvictionReason, Footprint, ModelId, ModelKey, PoolConfig, RequestId, Time, WorkerId,
 };
 
-pub const KEY: ModelKey = ModelKey(0);
+pub(crate) const KEY: ModelKey = ModelKey(0);
 
 /// `at(7, 30)` is 7:30 on the test's clock.
-pub fn at(minutes: u64, seconds: u64) -> Time {
+pub(crate) fn at(minutes: u64, seconds: u64) -> Time {
     Time::after_start(Duration::from_secs(minutes * 60 + seconds))
 }
 
-pub struct Core {
-    pub scheduler: Scheduler,
-    pub now: Time,
+pub(crate) struct Core {
+    pub(crate) scheduler: Scheduler,
+    pub(crate) now: Time,
     /// Everything that the scheduler asked for, and when.
-    pub log: Vec<(Time, Effect)>,
+    pub(crate) log: Vec<(Time, Effect)>,
     /// The world leaves starts to the test: no worker is sized, given room or loaded by itself.
-    pub starts_by_hand: bool,
+    pub(crate) starts_by_hand: bool,
     next_request: u64,
 }
 
 impl Core {
     /// One model with these settings; cooldown every 60 s.
-    pub fn new(config: PoolConfig) -> Self {
+    pub(crate) fn new(config: PoolConfig) -> Self {
         config.validate().unwrap();
         let mut core = Self {
             scheduler: Scheduler::new("test", Duration::from_secs(60), 7),
@@ -50,7 +51,7 @@ impl Core {
     }
 
     /// Gives an input and has the world do what follows from it.
-    pub fn tell(&mut self, input: Input) -> Vec<Effect> {
+    pub(crate) fn tell(&mut self, input: Input) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.scheduler.handle(self.now, input, &mut effects);
         self.log.extend(effects.iter().map(|effect| (self.now, effect.clone())));
@@ -74,7 +75,7 @@ impl Core {
     }
 
     /// Lets time pass; alarms ring at the very moment that they name.
-    pub fn wait_until(&mut self, moment: Time) {
+    pub(crate) fn wait_until(&mut self, moment: Time) {
         loop {
             let (tick, cooldown) = (self.scheduler.alarm(), self.scheduler.cooldown_alarm());
             let next = tick.min(cooldown);
@@ -87,23 +88,23 @@ impl Core {
         self.now = moment;
     }
 
-    pub fn submit(&mut self) -> (RequestId, Vec<Effect>) {
+    pub(crate) fn submit(&mut self) -> (RequestId, Vec<Effect>) {
         self.next_request += 1;
         let request = RequestId(self.next_request);
         let ticket = Ticket::new(request, Time::NEVER);
         (request, self.tell(Input::Submit { tickets: vec![(KEY, ticket)] }))
     }
 
-    pub fn preload(&mut self) -> Vec<Effect> {
+    pub(crate) fn preload(&mut self) -> Vec<Effect> {
         self.tell(Input::Preload { key: KEY, call: CallId(0) })
     }
 
-    pub fn finish(&mut self, worker: WorkerId, request: RequestId) -> Vec<Effect> {
+    pub(crate) fn finish(&mut self, worker: WorkerId, request: RequestId) -> Vec<Effect> {
         self.tell(Input::Finished { worker, outcomes: vec![(request, Outcome::Answered)] })
     }
 
     /// Every `Run` so far that has this request in it: the workers.
-    pub fn runs_of(&self, request: RequestId) -> Vec<WorkerId> {
+    pub(crate) fn runs_of(&self, request: RequestId) -> Vec<WorkerId> {
         let run = |(_, effect): &(Time, Effect)| match effect {
             Effect::Run { worker, requests } if requests.contains(&request) => Some(*worker),
             _ => None,
@@ -112,7 +113,7 @@ impl Core {
     }
 
     /// The reason of the error that the request was answered with, if it was.
-    pub fn failure_of(&self, request: RequestId) -> Option<&'static str> {
+    pub(crate) fn failure_of(&self, request: RequestId) -> Option<&'static str> {
         self.log.iter().find_map(|(_, effect)| match effect {
             Effect::Fail { request: of, error } if *of == request => Some(error.reason()),
             Effect::Expire { request: of } if *of == request => Some("timeout"),
@@ -121,7 +122,7 @@ impl Core {
     }
 
     /// When which workers were told to go, for this reason.
-    pub fn stops(&self, why: EvictionReason) -> Vec<(Time, WorkerId)> {
+    pub(crate) fn stops(&self, why: EvictionReason) -> Vec<(Time, WorkerId)> {
         let stop = |(when, effect): &(Time, Effect)| match effect {
             Effect::Stop { worker, reason } if *reason == why => Some((*when, *worker)),
             _ => None,
@@ -130,7 +131,7 @@ impl Core {
     }
 
     /// When which workers were begun to be started.
-    pub fn starts(&self) -> Vec<(Time, WorkerId)> {
+    pub(crate) fn starts(&self) -> Vec<(Time, WorkerId)> {
         let mut starts: Vec<(Time, WorkerId)> = Vec::new();
         for (when, effect) in &self.log {
             if let Effect::Spawn { worker, .. } | Effect::Reserve { worker, .. } = effect
@@ -143,7 +144,7 @@ impl Core {
     }
 
     /// When the breaker opened.
-    pub fn openings(&self) -> Vec<Time> {
+    pub(crate) fn openings(&self) -> Vec<Time> {
         let opened = |effect: &Effect| matches!(effect, Effect::Emit(Event::BreakerOpened { .. }));
         self.log.iter().filter(|(_, effect)| opened(effect)).map(|(when, _)| *when).collect()
     }

@@ -205,9 +205,8 @@ impl World {
         if model.workers.len() > model.policy.config.max_workers {
             return Some(("at most so many workers", format!("{name} has {}", model.workers.len())));
         }
-        let probing = model.breaker.is_half_open() && model.in_flight() > 0;
         let idle = model.workers.iter().any(|worker| worker.is_idle());
-        if !model.queue.is_empty() && idle && model.unload.is_none() && !probing {
+        if !model.queue.is_empty() && idle && model.unload.is_none() && !model.is_probing() {
             return Some(("nothing waits beside an idle worker", format!("{name}")));
         }
         if !model.preloads.is_empty() && model.has_ready_worker() && model.unload.is_none() {
