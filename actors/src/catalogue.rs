@@ -131,6 +131,11 @@ impl<C: Capability> Catalogue<C> {
         self.models.get(id).map(|entry| entry.value().clone())
     }
 
+    /// True unless the model was taken out, even if another has its name by now.
+    pub(crate) fn holds(&self, model: &Registered<C>) -> bool {
+        self.models.get(model.id()).is_some_and(|entry| entry.value().key() == model.key())
+    }
+
     pub(crate) fn remove(&self, id: &ModelId) -> Option<Arc<Registered<C>>> {
         self.models.remove(id).map(|(_, registered)| registered)
     }

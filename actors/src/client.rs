@@ -279,14 +279,22 @@ impl<C: Capability> ModelHandle<C> {
 
     /// Why the model takes no more requests.
     fn closed(&self) -> Error {
-        match self.shared.catalogue.get(self.model.id()) {
-            Some(model) if model.key() == self.model.key() => Error::ShuttingDown,
-            _ => Error::UnknownModel { model: self.model.id().clone() },
+        match self.shared.catalogue.holds(&self.model) {
+            true => Error::ShuttingDown,
+            false => self.unknown(),
         }
+    }
+
+    fn unknown(&self) -> Error {
+        Error::UnknownModel { model: self.model.id().clone() }
     }
 
     /// The pool ends a call by its own limits; the margin is for a pool that died with the call in its hands.
     async fn manage(&self, call: Call, timeout: Option<Duration>) -> Result<()> {
+        // What was taken out can be unloaded, but nothing else.
+        if !matches!(call, Call::Unload { .. }) && !self.shared.catalogue.holds(&self.model) {
+            return Err(self.unknown());
+        }
         let _permit = self.shared.gate.call_permit().await;
         let (done, answer) = oneshot::channel();
         let message = PoolMessage::Call { model: self.model.clone(), call, done };

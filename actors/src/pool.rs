@@ -181,7 +181,12 @@ impl<C: Capability> Actor for Pool<C> {
             PoolMessage::Arrivals => state.arrivals(&self.catalogue),
             PoolMessage::Call { model, call, done } => state.call(model, call, done),
             PoolMessage::Report(report) => state.report(report),
-            PoolMessage::Command(command) => state.command(command),
+            PoolMessage::Command(command) => {
+                if matches!(command, PoolCommand::CheckHealth) {
+                    state.forget_unregistered(&self.catalogue);
+                }
+                state.command(command);
+            }
             PoolMessage::Tick => state.tick(),
             PoolMessage::Publish => state.publisher.due(),
         }
@@ -357,15 +362,13 @@ impl<C: Capability> PoolState<C> {
             Report::StartFailed { worker, failure } => Input::StartFailed { worker, failure },
             Report::Finished { worker, outcomes } => {
                 self.publisher.touch();
-                self.end_failed_attempts(&outcomes);
+                self.end_failed_attempts(worker, &outcomes);
                 Input::Finished { worker, outcomes }
             }
             Report::Panicked { worker, cause, weights } => return self.panicked(worker, cause, weights),
             Report::Pong { worker, last_progress } => {
                 Input::Pong { worker, last_progress, fates: self.fates(worker) }
             }
-            // It has done its work: the weights were in memory until the death was handled.
-            Report::Orphaned { .. } => return,
             Report::Ended { worker } => {
                 self.threads.remove(&worker);
                 self.publisher.now();
@@ -373,6 +376,22 @@ impl<C: Capability> PoolState<C> {
             }
         };
         self.inputs.push_back(input);
+    }
+
+    /// Models that were taken out of the catalogue may not stay for a pin, and are forgotten once nothing is left of
+    /// them, so that models that come and go do not add up.
+    fn forget_unregistered(&mut self, catalogue: &Catalogue<C>) {
+        let gone: Vec<ModelKey> =
+            self.models.values().filter(|model| !catalogue.holds(model)).map(|model| model.key()).collect();
+        for key in gone {
+            if self.scheduler.forget(key) {
+                self.models.remove(&key);
+                self.weights.remove(&key);
+                self.publisher.now();
+            } else {
+                self.inputs.push_back(Input::Pin { key, pinned: false });
+            }
+        }
     }
 
     fn command(&mut self, command: PoolCommand) {
@@ -429,8 +448,7 @@ impl<C: Capability> PoolState<C> {
         let id = actor.get_id();
         self.failing.retain(|handle| handle.actor.get_id() != id);
         if let Some(worker) = self.worker_of(id) {
-            // First the weights are taken hold of, then the mark is set: a thread that saw the end of its orders
-            // before the mark has sent its weights here, so they are in memory either way.
+            // First the weights are taken hold of, then the handle is dropped: its thread may end at once.
             self.offer_weights(worker, None);
             // Its thread may still run; it sees the mark and ends when it can.
             self.workers.remove(&worker);
@@ -467,11 +485,14 @@ impl<C: Capability> PoolState<C> {
         self.running_jobs(worker).into_iter().map(fate).collect()
     }
 
-    /// What will be run again waits until then.
-    fn end_failed_attempts(&self, outcomes: &[(RequestId, Outcome)]) {
-        let failed = outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
-        for accepted in failed.filter_map(|(request, _)| self.jobs.get(request)) {
-            accepted.job().end_attempt();
+    /// What will be run again waits until then. A thread that was given up and came back reports too, on requests
+    /// that run elsewhere by now: those attempts are none of its business.
+    fn end_failed_attempts(&self, worker: WorkerId, outcomes: &[(RequestId, Outcome)]) {
+        let failed = |request| {
+            outcomes.iter().any(|(of, outcome)| *of == request && matches!(outcome, Outcome::Failed(_)))
+        };
+        for job in self.running_jobs(worker).iter().filter(|job| failed(job.id)) {
+            job.end_attempt();
         }
     }
 

@@ -310,6 +310,16 @@ impl Scheduler {
         self.models.values()
     }
 
+    /// Forgets a model of which nothing is left: no request, no worker, no thread that has yet to end. False if
+    /// something is.
+    pub(crate) fn forget(&mut self, key: ModelKey) -> bool {
+        let at_rest = self.models.get(&key).is_none_or(ModelState::is_at_rest);
+        if at_rest {
+            self.models.remove(&key);
+        }
+        at_rest
+    }
+
     fn declare(&mut self, key: ModelKey, policy: ModelPolicy) {
         self.models.entry(key).or_insert_with(|| ModelState::new(key, policy));
     }

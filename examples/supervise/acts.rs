@@ -125,6 +125,7 @@ impl Show {
         self.run_out_of_memory().await?;
         self.cool_down().await?;
         self.stage.act("The end: shutdown").await;
+        sleep(PAUSE / 2).await;
         let report = self.system.shutdown().await;
         let (one, other) = (self.embeddings.slots(), self.writings.slots());
         Ok(Curtain {
@@ -240,7 +241,6 @@ impl Show {
         let empty = status.wait_for(|status| status.workers().next().is_none());
         timeout(LIMIT, empty).await.map_err(|_| "the workers did not cool down")??;
         self.stage.done().await;
-        sleep(PAUSE / 2).await;
         Ok(())
     }
 }

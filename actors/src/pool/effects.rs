@@ -115,7 +115,11 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn emit(&mut self, event: Event) {
-        self.publisher.touch();
+        match event {
+            Event::Queued { .. } => self.publisher.touch(),
+            // A breaker, a batch limit, a crash: as much a change of the tree as a worker's start.
+            _ => self.publisher.now(),
+        }
         self.arguments.events.send(|| event);
     }
 

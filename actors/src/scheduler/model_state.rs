@@ -206,6 +206,12 @@ impl ModelState {
         !self.queue.is_empty() || !self.preloads.is_empty() || self.replacements > 0
     }
 
+    /// Nothing is left of it but its record.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let empty = self.workers.is_empty() && self.leaving.is_empty();
+        empty && !self.is_wanted() && !self.retained && self.unload.is_none()
+    }
+
     pub(crate) fn has_ready_worker(&self) -> bool {
         self.workers.iter().any(Worker::is_ready)
     }

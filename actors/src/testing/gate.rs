@@ -1,6 +1,7 @@
 //! Something that a scripted model waits for and a test decides: shut until the test opens it or drops it, so that no
 //! thread outlives the test that hung it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 struct Shared {
     open: Mutex<bool>,
     opened: Condvar,
+    reached: AtomicBool,
 }
 
 /// The test's side. Opens when dropped.
@@ -32,6 +34,11 @@ impl Gate {
         Latch(self.0.clone())
     }
 
+    /// A model has come to it.
+    pub fn was_reached(&self) -> bool {
+        self.0.reached.load(Ordering::SeqCst)
+    }
+
     /// Lets everybody through, now and later.
     pub fn open(&self) {
         *self.0.open.lock().unwrap_or_else(PoisonError::into_inner) = true;
@@ -48,6 +55,7 @@ impl Drop for Gate {
 impl Latch {
     /// Waits until the gate is open, at most so long. True if it is.
     pub fn wait(&self, limit: Duration) -> bool {
+        self.0.reached.store(true, Ordering::SeqCst);
         let end = Instant::now() + limit;
         let mut open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
         while !*open {

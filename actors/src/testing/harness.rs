@@ -249,7 +249,8 @@ impl TestSystem {
     /// Shuts down and fails the test if anything was left behind.
     pub async fn finish(self) -> ShutdownReport {
         let (report, leaks) = self.shut_down().await;
-        assert!(leaks.is_empty(), "the test left something behind: {leaks:?}");
+        let leaks: Vec<String> = leaks.iter().map(Leak::to_string).collect();
+        assert!(leaks.is_empty(), "the test left something behind: {}", leaks.join("; "));
         report
     }
 }

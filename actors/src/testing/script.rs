@@ -184,6 +184,8 @@ pub struct ScriptedLoader {
     pub load_hangs: Option<Latch>,
     /// Only the first so many loads hang. `None`: all.
     pub hung_loads: Option<usize>,
+    /// The weights of the first so many loads are never freed: a leak, for the checks that must catch it.
+    pub weights_leaked: usize,
     /// What really happened.
     pub record: Arc<Record>,
 }
@@ -203,6 +205,7 @@ impl Default for ScriptedLoader {
             load_works: None,
             load_hangs: None,
             hung_loads: None,
+            weights_leaked: 0,
             record: Arc::default(),
         }
     }
@@ -238,7 +241,11 @@ impl<C: ScriptedCapability> Loader<C> for ScriptedLoader {
         }
         self.read_half(context);
         self.record.weights_alive.fetch_add(1, Ordering::SeqCst);
-        Ok(Arc::new(ScriptedWeights { loader: self.clone() }))
+        let weights = Arc::new(ScriptedWeights { loader: self.clone() });
+        if load < self.weights_leaked {
+            std::mem::forget(weights.clone());
+        }
+        Ok(weights)
     }
 }
 
@@ -352,8 +359,9 @@ impl ScriptedModel {
                 item.finish(0);
             }
             Act::Work(latch) => {
-                work(batch, item, latch);
-                item.finish(0);
+                if work(batch, item, latch) {
+                    item.finish(0);
+                }
             }
             Act::WorkFor(time) => {
                 let end = Instant::now() + *time;
@@ -373,8 +381,7 @@ impl ScriptedModel {
                 panic!("the script says panic");
             }
             Act::StreamThenWork(chunks, latch) => {
-                if stream(item, *chunks) {
-                    work(batch, item, latch);
+                if stream(item, *chunks) && work(batch, item, latch) {
                     item.finish(*chunks);
                 }
             }
@@ -411,10 +418,15 @@ fn takes_one(left: &AtomicUsize) -> bool {
     left.try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
 
-fn work<C: ScriptedCapability>(batch: &Batch<C>, item: &Item<C>, latch: &Latch) {
-    while !latch.wait(Duration::from_millis(1)) && !item.should_stop() {
+/// False if it was told to stop before the latch opened.
+fn work<C: ScriptedCapability>(batch: &Batch<C>, item: &Item<C>, latch: &Latch) -> bool {
+    while !latch.wait(Duration::from_millis(1)) {
+        if item.should_stop() {
+            return false;
+        }
         batch.tick();
     }
+    true
 }
 
 fn stream<C: ScriptedCapability>(item: &Item<C>, chunks: u64) -> bool {

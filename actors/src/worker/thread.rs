@@ -54,8 +54,6 @@ pub(crate) enum Report<C: Capability> {
     Finished { worker: WorkerId, outcomes: Vec<(RequestId, Outcome)> },
     /// Model code panicked. The weights are as good as before, for the replacement.
     Panicked { worker: WorkerId, cause: Cause, weights: Option<Arc<SharedWeights<C>>> },
-    /// The thread's orders ended although nobody let it go: its actor has died. The weights are as good as before.
-    Orphaned { _weights: Arc<SharedWeights<C>> },
     /// The answer to a ping.
     Pong { worker: WorkerId, last_progress: Time },
     /// The thread has ended and its bytes are back.
@@ -120,11 +118,8 @@ impl<C: Capability> Thread<C> {
                 Order::Run(assignments) => self.run(assignments),
             };
             if !goes_on {
-                return;
+                break;
             }
-        }
-        if let Some(loaded) = self.loaded.as_ref().filter(|_| !self.arguments.context.should_stop()) {
-            self.report(Report::Orphaned { _weights: loaded.weights.clone() });
         }
     }
 

@@ -77,8 +77,15 @@ pub async fn start((system, pool): (SystemConfig, PoolConfig)) -> TestSystem {
 pub async fn occupy(test: &TestSystem, model: &ModelHandle<Scripted>) -> (Gate, Pending) {
     let gate = Gate::default();
     let pending = send(model, Act::Work(gate.latch()));
+    until_true(|| gate.was_reached()).await;
+    refresh(model).await;
     test.until_model(model.id().as_str(), "a worker is busy", |status| busy(status) > 0).await;
     (gate, pending)
+}
+
+/// Requests that come and go show in the status a moment later; after this, what came before shows.
+pub async fn refresh(model: &ModelHandle<Scripted>) {
+    model.pin(false).await.expect("the pool is up");
 }
 
 /// Waits until so many requests are queued at the model.

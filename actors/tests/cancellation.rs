@@ -1,0 +1,207 @@
+//! A caller that goes away, or runs out of time, costs nothing more: queued work never runs, running work sees the
+//! mark at its next step, and the slot is back.
+
+mod common;
+
+use std::time::Duration;
+
+use common::*;
+use model_actors::testing::{Act, Gate, ScriptedLoader, TestSystem};
+use model_actors::{
+    Bytes, CallOptions, Error, ModelHandle, PoolConfig, QueueCapacity, RequestPhase, SystemConfig,
+    testing::Scripted,
+};
+
+fn within(timeout: Duration) -> CallOptions {
+    CallOptions { timeout: Some(timeout), ..CallOptions::default() }
+}
+
+/// Waits until nobody holds a slot.
+async fn all_slots_free(model_system: &TestSystem) {
+    let client = model_system.client();
+    until_true(|| client.slots().0 == client.slots().1).await;
+}
+
+#[tokio::test]
+async fn queued_work_of_a_caller_that_has_gone_never_runs() {
+    let mut test = start(single()).await;
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.model("model", loader);
+    let (gate, running) = occupy(&test, &model).await;
+    let gone: Vec<Pending> = (0..5).map(|_| send(&model, Act::Panic)).collect();
+    queued(&test, &model, 5).await;
+    for pending in gone {
+        pending.abort();
+        let _ = pending.await;
+    }
+    queued(&test, &model, 0).await;
+    let (free, all) = test.client().slots();
+    assert_eq!(all - free, 1, "their slots are back");
+    gate.open();
+    end(running).await.unwrap();
+    assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
+    assert_eq!(record.requests_run(), 2);
+    test.finish().await;
+}
+
+/// The word that a caller has gone may come after its batch was formed; the mark is there before.
+#[tokio::test]
+async fn a_cancelled_request_never_runs_however_late_the_word_of_it_comes() {
+    let mut test = start(single()).await;
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.model("model", loader);
+    let gate = Gate::default();
+    let mut running = Box::pin(ask(&model, Act::Work(gate.latch())));
+    assert!(is_pending(&mut running).await);
+    test.until_model("model", "it runs", |model| busy(model) == 1).await;
+    let mut gone = Box::pin(ask(&model, Act::Panic));
+    assert!(is_pending(&mut gone).await);
+    queued(&test, &model, 1).await;
+    // The pool shares this thread, so nothing of this reaches it before the next real wait: first the thread says
+    // that it has finished, then the caller goes.
+    gate.open();
+    while is_pending(&mut running).await {
+        std::thread::yield_now();
+    }
+    drop(gone);
+    assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
+    assert_eq!(record.requests_run(), 2);
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn running_work_sees_the_mark_at_its_next_step() {
+    let mut test = start(single()).await;
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.model("model", loader);
+    let running = send(&model, Act::Steps(u64::MAX));
+    until_true(|| count(&record.steps) > 0).await;
+    running.abort();
+    let _ = running.await;
+    let steps = count(&record.steps);
+    refresh(&model).await;
+    test.until_model("model", "it is idle", |model| idle(model) == 1).await;
+    let after = count(&record.steps) - steps;
+    assert!(after <= 1, "the step that had begun, and no more; not {after}");
+    all_slots_free(&test).await;
+    assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn a_deadline_ends_running_work_too() {
+    let mut test = start(single()).await;
+    let model = test.model("model", ScriptedLoader::default());
+    model.preload().await.unwrap();
+    let error = model.call(Act::Steps(u64::MAX).into(), within(millis(50))).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { phase: RequestPhase::Running, .. }), "{error}");
+    refresh(&model).await;
+    test.until_model("model", "it is idle", |model| idle(model) == 1).await;
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn a_timeout_says_in_which_phase_it_struck() {
+    use RequestPhase::*;
+    for phase in [WaitingForSlot, Queued, Loading { percent: Some(50) }, Running] {
+        let (system, pool) = single();
+        let pool = PoolConfig { queue: Some(QueueCapacity { interactive: 2, batch: 1 }), ..pool };
+        let mut test = TestSystem::start_with(system, pool).await;
+        let gate = Gate::default();
+        let loads = matches!(phase, Loading { .. }).then(|| gate.latch());
+        let model = test.model("model", ScriptedLoader { load_works: loads, ..ScriptedLoader::default() });
+        let mut others: Vec<Pending> = Vec::new();
+        if matches!(phase, WaitingForSlot | Queued) {
+            others.push(send(&model, Act::Work(gate.latch())));
+            test.until_model("model", "it runs", |model| busy(model) == 1).await;
+        }
+        if phase == WaitingForSlot {
+            others.push(send(&model, Act::Reply(1)));
+            queued(&test, &model, 1).await;
+        }
+        if phase == Running {
+            model.preload().await.unwrap();
+        }
+        let timeout = millis(60);
+        let error = model.call(Act::Work(gate.latch()).into(), within(timeout)).await.unwrap_err();
+        match error {
+            Error::Timeout { phase: at, after, .. } => assert_eq!((at, after), (phase, timeout)),
+            other => panic!("{phase:?}: {other}"),
+        }
+        gate.open();
+        for other in others {
+            end(other).await.unwrap();
+        }
+        all_slots_free(&test).await;
+        test.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_strikes_while_the_model_waits_for_room_or_for_its_backoff() {
+    for waits_for in ["room", "backoff"] {
+        let (system, mut pool) = single();
+        let system = SystemConfig { memory_limit: Some(Bytes::mib(30)), ..system };
+        (pool.restart.first_backoff, pool.restart.max_backoff) = (millis(60_000), millis(60_000));
+        pool.room_wait = Duration::from_secs(60);
+        let mut test = TestSystem::start_with(system, pool).await;
+        let gate = Gate::default();
+        let first = test.model("first", weights(20));
+        let load_fails = usize::from(waits_for == "backoff");
+        let model = test.model("model", ScriptedLoader { load_fails, ..weights(20) });
+        let other = (waits_for == "room").then(|| send(&first, Act::Work(gate.latch())));
+        if other.is_some() {
+            test.until_model("first", "it runs", |model| busy(model) == 1).await;
+        }
+        let error = model.call(Act::Reply(1).into(), within(millis(60))).await.unwrap_err();
+        assert!(matches!(error, Error::Timeout { phase: RequestPhase::Queued, .. }), "{waits_for}: {error}");
+        gate.open();
+        if let Some(other) = other {
+            end(other).await.unwrap();
+        }
+        all_slots_free(&test).await;
+        test.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_of_nothing_is_one_and_runs_nothing() {
+    let mut test = start(single()).await;
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.model("model", loader);
+    model.preload().await.unwrap();
+    let error = model.call(Act::Reply(1).into(), within(Duration::ZERO)).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    all_slots_free(&test).await;
+    assert_eq!(record.requests_run(), 0);
+    test.finish().await;
+}
+
+/// A caller that goes away while it waits for a slot leaves no trace.
+#[tokio::test]
+async fn waiting_for_a_slot_can_be_given_up() {
+    let (system, pool) = single();
+    let pool = PoolConfig { queue: Some(QueueCapacity { interactive: 1, batch: 1 }), ..pool };
+    let mut test = TestSystem::start_with(system, pool).await;
+    let model: ModelHandle<Scripted> = test.model("model", ScriptedLoader::default());
+    let (gate, running) = occupy(&test, &model).await;
+    let mut waits = Box::pin(model.call(Act::Panic.into(), CallOptions::default()));
+    assert!(is_pending(&mut waits).await, "it waits");
+    drop(waits);
+    gate.open();
+    end(running).await.unwrap();
+    assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
+    test.finish().await;
+}
+
+/// Polls once; true if the future is not ready.
+async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(context).is_pending())
+    })
+    .await
+}

@@ -1,0 +1,117 @@
+//! A sixth capability, defined by an application, is served like the five that ship.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model_actors::{
+    Batch, BatchKey, BatchLimits, Bytes, CallOptions, Capability, Cost, Error, Failure, Footprint,
+    LoadContext, LoadStage, Loader, Model, ModelSpec, NoChunk, PoolConfig, QueueCapacity, System,
+    SystemConfig, TextEmbedding, Weights,
+};
+
+/// Scores documents against a query.
+struct Reranking;
+
+#[derive(Debug, Clone)]
+struct Rerank {
+    query: String,
+    documents: Vec<String>,
+}
+
+impl Capability for Reranking {
+    type Request = Rerank;
+    type Chunk = NoChunk;
+    type Output = Vec<f32>;
+    const NAME: &'static str = "reranking";
+    const QUEUE: QueueCapacity = QueueCapacity { interactive: 4, batch: 2 };
+
+    fn check(request: &Rerank) -> Result<(), String> {
+        if request.documents.is_empty() { Err("there are no documents to rank".to_owned()) } else { Ok(()) }
+    }
+
+    fn cost(request: &Rerank) -> Cost {
+        Cost(request.documents.iter().map(|document| document.len() as u64).sum())
+    }
+
+    fn batch_key(request: &Rerank) -> BatchKey {
+        BatchKey(request.documents.len() as u64)
+    }
+}
+
+/// Counts the words of the query that a document has.
+struct WordOverlap;
+
+impl Loader<Reranking> for WordOverlap {
+    fn footprint(&self, _: &LoadContext) -> Result<Footprint, Failure> {
+        Ok(Footprint { shared: Bytes::mib(1), per_worker: Bytes(100) })
+    }
+
+    fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<Reranking>>, Failure> {
+        context.begin(LoadStage::Load, Bytes::mib(1));
+        context.advance(Bytes::mib(1));
+        Ok(Arc::new(WordOverlap))
+    }
+}
+
+impl Weights<Reranking> for WordOverlap {
+    fn footprint(&self) -> Footprint {
+        Footprint { shared: Bytes::mib(1), per_worker: Bytes(100) }
+    }
+
+    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<Reranking>>, Failure> {
+        Ok(Box::new(WordOverlap))
+    }
+}
+
+impl Model<Reranking> for WordOverlap {
+    fn run(&mut self, batch: &mut Batch<Reranking>) -> Result<(), Failure> {
+        for item in batch.items() {
+            let Rerank { query, documents } = item.request();
+            let score =
+                |document: &String| query.split(' ').filter(|word| document.contains(word)).count() as f32;
+            item.finish(documents.iter().map(score).collect());
+            batch.tick();
+        }
+        Ok(())
+    }
+}
+
+fn rerank(query: &str, documents: &[&str]) -> Rerank {
+    Rerank {
+        query: query.to_owned(),
+        documents: documents.iter().map(|&document| document.to_owned()).collect(),
+    }
+}
+
+#[tokio::test]
+async fn a_reranker_is_served_beside_the_five() {
+    let batch = BatchLimits { requests: 8, cost: 1000 };
+    let config = SystemConfig { memory_limit: Some(Bytes::mib(8)), ..SystemConfig::default() };
+    let system = System::builder(config)
+        .pool::<TextEmbedding>(PoolConfig::default())
+        .pool::<Reranking>(PoolConfig { batch, ..PoolConfig::default() })
+        .start()
+        .await
+        .unwrap();
+    let client = system.client::<Reranking>().unwrap();
+    let model = client.register(ModelSpec::new("word-overlap", WordOverlap)).unwrap();
+
+    let scores =
+        model.call(rerank("red fox", &["a red fox", "a fox", "a dog"]), CallOptions::default()).await;
+    assert_eq!(scores.unwrap(), [2.0, 1.0, 0.0]);
+    let error = model.call(rerank("red fox", &[]), CallOptions::default()).await.unwrap_err();
+    assert!(matches!(&error, Error::InvalidInput { reason } if reason.contains("no documents")), "{error}");
+    assert_eq!(client.slots(), (6, 6), "its own queue, and all of it free");
+    let status = system.status();
+    assert!(status.pool("reranking").is_some() && status.model("word-overlap").unwrap().is_serving());
+    model.unload(Duration::from_secs(5)).await.unwrap();
+    assert!(system.shutdown().await.is_clean());
+}
+
+#[tokio::test]
+async fn two_pools_of_one_capability_are_refused() {
+    let builder = System::builder(SystemConfig::default());
+    let twice = builder.pool::<Reranking>(PoolConfig::default()).pool::<Reranking>(PoolConfig::default());
+    let error = twice.start().await.map(drop).unwrap_err();
+    assert!(matches!(&error, Error::InvalidConfig { setting: "pools", .. }), "{error}");
+}

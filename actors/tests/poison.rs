@@ -1,0 +1,154 @@
+//! One bad request fails alone: a batch that fails is split and rerun, a request that kills its workers is found out
+//! and never run a third time, and one that runs out of memory is tried again with more room.
+
+mod common;
+
+use common::*;
+use model_actors::testing::{Act, ScriptedLoader, ScriptedRequest, TestSystem};
+use model_actors::{Error, Event, ModelHandle, testing::Scripted};
+
+/// Has these requests share one batch, and returns how each ended.
+async fn in_one_batch(
+    test: &TestSystem,
+    model: &ModelHandle<Scripted>,
+    requests: Vec<Act>,
+) -> Vec<model_actors::Result<u64>> {
+    let (gate, first) = occupy(test, model).await;
+    let mut pending = Vec::new();
+    for (index, act) in requests.into_iter().enumerate() {
+        pending.push(send(model, act));
+        queued(test, model, index + 1).await;
+    }
+    gate.open();
+    end(first).await.unwrap();
+    let mut ends = Vec::new();
+    for request in pending {
+        ends.push(end(request).await);
+    }
+    ends
+}
+
+#[tokio::test]
+async fn one_bad_input_fails_alone_whatever_its_place() {
+    for place in 0..5 {
+        let mut test = start(single()).await;
+        let loader = ScriptedLoader::default();
+        let record = loader.record.clone();
+        let model = test.model("model", loader);
+        let mut requests: Vec<Act> = (0..5).map(Act::Reply).collect();
+        requests[place] = Act::Fail;
+        let ends = in_one_batch(&test, &model, requests).await;
+        assert_eq!(record.batches()[1].len(), 5, "they did share a batch");
+        for (index, end) in ends.into_iter().enumerate() {
+            match index == place {
+                true => assert!(matches!(end, Err(Error::ModelError { .. })), "{place}: {end:?}"),
+                false => assert_eq!(end.unwrap(), index as u64, "{place}"),
+            }
+        }
+        assert_eq!(test.system.status().model("model").unwrap().failures, 0, "no worker died");
+        test.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_refused_or_forgotten_by_the_model_costs_the_others_nothing() {
+    let mut test = start(single()).await;
+    let model = test.model("model", ScriptedLoader::default());
+    let ends = in_one_batch(&test, &model, vec![Act::Refuse, Act::Reply(1), Act::Forget]).await;
+    assert!(matches!(ends[0], Err(Error::InvalidInput { .. })), "{:?}", ends[0]);
+    assert_eq!(ends[1].as_ref().unwrap(), &1);
+    assert!(
+        matches!(&ends[2], Err(Error::ModelError { cause, .. }) if cause.to_string().contains("without an answer"))
+    );
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn a_killer_is_found_and_never_run_a_third_time() {
+    for place in 0..3 {
+        let mut test = start(single()).await;
+        let model = test.model("model", ScriptedLoader::default());
+        let lives = times(100);
+        let mut requests: Vec<Act> = (0..3).map(Act::Reply).collect();
+        requests[place] = Act::PanicTimes(lives.clone());
+        let ends = in_one_batch(&test, &model, requests).await;
+        for (index, end) in ends.into_iter().enumerate() {
+            match index == place {
+                true => assert!(matches!(end, Err(Error::Poison { deaths: 2, .. })), "{place}: {end:?}"),
+                false => assert_eq!(end.unwrap(), index as u64, "{place}"),
+            }
+        }
+        assert_eq!(count(&lives), 98, "it ran twice");
+        assert_eq!(ask(&model, Act::Reply(9)).await.unwrap(), 9);
+        assert_eq!(count(&lives), 98, "and never again");
+        test.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn poison_names_the_last_death() {
+    let mut test = start(single()).await;
+    let model = test.model("model", ScriptedLoader::default());
+    let error = refused(&model, Act::Panic).await;
+    assert!(error.to_string().contains("the script says panic"), "{error}");
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn out_of_memory_halves_the_batch_and_is_remembered() {
+    let mut test = start(single()).await;
+    let mut events = test.system.events();
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.model("model", loader);
+    let ends = in_one_batch(&test, &model, vec![Act::NeedsBatchOf(2); 8]).await;
+    assert!(ends.iter().all(Result::is_ok), "{ends:?}");
+    let shrunk = |event: &Event| match event {
+        Event::BatchShrunk { requests, .. } => Some(*requests),
+        _ => None,
+    };
+    assert_eq!(TestSystem::event(&mut events, "the batch shrinks", shrunk).await, 4);
+    assert_eq!(TestSystem::event(&mut events, "and shrinks again", shrunk).await, 2);
+    test.until_model("model", "it is remembered", |model| model.batch_limit == 2).await;
+
+    let before = record.batches().len();
+    let ends = in_one_batch(&test, &model, vec![Act::NeedsBatchOf(2); 4]).await;
+    assert!(ends.iter().all(Result::is_ok));
+    let sizes: Vec<usize> = record.batches()[before..].iter().map(Vec::len).collect();
+    assert_eq!(sizes, [1, 2, 2], "it is not tried with more");
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn one_alone_that_runs_out_of_memory_is_tried_once_more() {
+    for (starvations, survives) in [(1, true), (2, false)] {
+        let mut test = start(single()).await;
+        let model = test.model("model", ScriptedLoader::default());
+        let answer = ask(&model, Act::StarveTimes(times(starvations))).await;
+        match survives {
+            true => assert_eq!(answer.unwrap(), 0),
+            false => assert!(
+                matches!(&answer, Err(Error::ModelError { cause, .. }) if cause.to_string().contains("no memory")),
+                "{answer:?}"
+            ),
+        }
+        test.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn out_of_memory_has_an_idle_model_evicted() {
+    let mut test = start(single()).await;
+    let mut events = test.system.events();
+    let idle = test.model("idle", ScriptedLoader::default());
+    idle.preload().await.unwrap();
+    let model = test.model("model", ScriptedLoader::default());
+    assert_eq!(ask(&model, ScriptedRequest::from(Act::StarveTimes(times(1)))).await.unwrap(), 0);
+    let evicted = TestSystem::event(&mut events, "the idle model goes", |event| match event {
+        Event::WorkerEvicted { model, reason, .. } => Some((model.to_string(), *reason)),
+        _ => None,
+    })
+    .await;
+    assert_eq!(evicted, ("idle".to_owned(), model_actors::EvictionReason::Pressure));
+    test.finish().await;
+}

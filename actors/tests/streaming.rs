@@ -1,0 +1,220 @@
+//! A stream is its chunks in order and then its output; it ends with its reader, and a crash in the middle is told.
+
+mod common;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::*;
+use futures_core::Stream;
+use model_actors::testing::{
+    Act, Gate, Latch, Record, ScriptedLoader, ScriptedRequest, StreamedScript, TestSystem,
+};
+use model_actors::{
+    Batch, CallOptions, Error, Failure, Footprint, LoadContext, Loader, Model, ModelHandle, ModelSpec,
+    PoolConfig, ReplyStream, Weights,
+};
+
+async fn stream(model: &ModelHandle<StreamedScript>, act: Act) -> ReplyStream<StreamedScript> {
+    model.stream(act.into(), CallOptions::default()).await.unwrap()
+}
+
+async fn read(stream: &mut ReplyStream<StreamedScript>) -> Vec<u64> {
+    let mut chunks = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        chunks.push(chunk);
+    }
+    chunks
+}
+
+#[tokio::test]
+async fn chunks_come_in_order_and_then_the_output() {
+    let mut test = start(single()).await;
+    let model = test.stream_model("model", ScriptedLoader::default());
+    // More than the buffer holds.
+    let mut answer = stream(&model, Act::Stream(1000)).await;
+    assert_eq!(read(&mut answer).await, (0..1000).collect::<Vec<u64>>());
+    assert_eq!(answer.output().await.unwrap(), 1000);
+    assert_eq!(
+        stream(&model, Act::Stream(1000)).await.output().await.unwrap(),
+        1000,
+        "chunks may be left out"
+    );
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn it_is_a_stream_of_results_that_ends_with_the_error() {
+    let mut test = start(single()).await;
+    let model = test.stream_model("model", ScriptedLoader::default());
+    let mut answer = stream(&model, Act::StreamThenPanic(2)).await;
+    let mut items = Vec::new();
+    while let Some(item) = std::future::poll_fn(|context| Pin::new(&mut answer).poll_next(context)).await {
+        items.push(item);
+    }
+    assert_eq!(items.len(), 3);
+    assert_eq!((items[0].as_ref().unwrap(), items[1].as_ref().unwrap()), (&0, &1));
+    assert!(matches!(items[2], Err(Error::WorkerCrashed { .. })), "{:?}", items[2]);
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn a_crash_after_the_first_chunk_is_told_and_not_run_again() {
+    let mut test = start(single()).await;
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.stream_model("model", loader);
+    let mut answer = stream(&model, Act::StreamThenPanic(2)).await;
+    assert_eq!(read(&mut answer).await, [0, 1]);
+    let error = answer.output().await.unwrap_err();
+    assert!(
+        matches!(&error, Error::WorkerCrashed { cause, .. } if cause.to_string().contains("panic")),
+        "{error}"
+    );
+    assert_eq!(stream(&model, Act::Stream(1)).await.output().await.unwrap(), 1);
+    assert_eq!(count(&record.runs), 2);
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn a_caller_may_want_the_output_alone() {
+    let mut test = start(single()).await;
+    let model = test.stream_model("model", ScriptedLoader::default());
+    assert_eq!(model.call(Act::Stream(1000).into(), CallOptions::default()).await.unwrap(), 1000);
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_dropped_ends_the_run_within_a_step() {
+    let mut test = start(single()).await;
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.stream_model("model", loader);
+    let mut answer = stream(&model, Act::Steps(u64::MAX)).await;
+    for expected in 0..100 {
+        assert_eq!(answer.next().await, Some(expected));
+    }
+    drop(answer);
+    let steps = count(&record.steps);
+    assert_eq!(
+        model.call(Act::Stream(2).into(), CallOptions::default()).await.unwrap(),
+        2,
+        "the worker is free"
+    );
+    let after = count(&record.steps) - steps;
+    assert!(after <= 1, "the step that had begun, and no more; not {after}");
+    let slots = test.streams().slots();
+    assert_eq!(slots.0, slots.1);
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn the_deadline_is_for_the_first_output() {
+    let mut test = start(single()).await;
+    let model = test.stream_model("model", ScriptedLoader::default());
+    model.preload().await.unwrap();
+    let timeout = millis(100);
+    let brief = CallOptions { timeout: Some(timeout), ..CallOptions::default() };
+    let gate = Gate::default();
+    let mut late = model.stream(Act::StreamThenWork(1, gate.latch()).into(), brief).await.unwrap();
+    assert_eq!(late.next().await, Some(0));
+    // Not a wait for work: the deadline has to pass.
+    tokio::time::sleep(timeout * 2).await;
+    gate.open();
+    assert_eq!(late.output().await.unwrap(), 1);
+
+    let gate = Gate::default();
+    let silent = model.stream(Act::Work(gate.latch()).into(), brief).await.unwrap();
+    assert!(matches!(silent.output().await, Err(Error::Timeout { .. })));
+    test.finish().await;
+}
+
+/// A model that does one step of every request at a time, and lets requests in and out between two rounds.
+struct Rounds {
+    record: Arc<Record>,
+    /// The first round begins when this opens.
+    begin: Latch,
+}
+
+impl Loader<StreamedScript> for Rounds {
+    fn footprint(&self, _: &LoadContext) -> Result<Footprint, Failure> {
+        Ok(Footprint::default())
+    }
+    fn load(&self, _: &LoadContext) -> Result<Arc<dyn Weights<StreamedScript>>, Failure> {
+        Ok(Arc::new(Self { record: self.record.clone(), begin: self.begin.clone() }))
+    }
+}
+
+impl Weights<StreamedScript> for Rounds {
+    fn footprint(&self) -> Footprint {
+        Footprint::default()
+    }
+    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<StreamedScript>>, Failure> {
+        Ok(Box::new(Self { record: self.record.clone(), begin: self.begin.clone() }))
+    }
+}
+
+impl Model<StreamedScript> for Rounds {
+    fn run(&mut self, batch: &mut Batch<StreamedScript>) -> Result<(), Failure> {
+        self.record.runs.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        self.begin.wait(Duration::from_secs(30));
+        let mut done = vec![0; batch.items().len()];
+        while !batch.items().is_empty() {
+            let mut left = Vec::new();
+            for (item, done) in batch.items().iter().zip(&mut done) {
+                let Act::Stream(steps) = item.request().act else { panic!("only streams") };
+                if *done == steps {
+                    item.finish(steps);
+                } else if item.emit(*done).is_ok() {
+                    *done += 1;
+                    left.push(*done);
+                }
+            }
+            let joined = batch.join();
+            done = left;
+            done.resize(done.len() + joined, 0);
+            assert_eq!(done.len(), batch.items().len(), "answered and dropped items have left");
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn with_continuous_batching_requests_join_and_leave_between_steps() {
+    let (system, pool) = single();
+    let mut test = TestSystem::start_with(system, PoolConfig { stream_buffer: 1, ..pool }).await;
+    let gate = Gate::default();
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let rounds = Rounds { record: record.clone(), begin: gate.latch() };
+    let model = test.streams().register(ModelSpec::new("model", rounds).continuous()).unwrap();
+    let _ = test.model("another", loader);
+    gate.open();
+
+    // Its reader holds the long one back: with a buffer of 1 it cannot end before it is read.
+    let mut long = stream(&model, Act::Stream(200)).await;
+    assert_eq!(long.next().await, Some(0));
+    let mut dropped = stream(&model, Act::Stream(200)).await;
+    let short = tokio::spawn(stream(&model, Act::Stream(3)).await.output());
+    let mut next = 1;
+    while !short.is_finished() {
+        assert_eq!(long.next().await, Some(next), "the short one comes and goes while the long one runs");
+        if next == 1 {
+            assert_eq!(dropped.next().await, Some(0));
+        }
+        if next == 2 {
+            drop(std::mem::replace(&mut dropped, stream(&model, Act::Stream(1)).await));
+        }
+        next += 1;
+    }
+    drop(dropped);
+    assert_eq!(short.await.unwrap().unwrap(), 3);
+    assert!(next < 200, "it ended first");
+    assert_eq!(read(&mut long).await.last(), Some(&199));
+    assert_eq!(long.output().await.unwrap(), 200);
+    assert_eq!(count(&record.runs), 1, "all in one run");
+    let request: ScriptedRequest = Act::Stream(2).into();
+    assert_eq!(model.call(request, CallOptions::default()).await.unwrap(), 2);
+    test.finish().await;
+}
