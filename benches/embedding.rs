@@ -20,7 +20,8 @@ const BATCH_SIZES: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
 
 fn input() -> (PathBuf, Vec<String>) {
     if let Some(models) = std::env::var_os("CANDLE_ACTORS_MODELS").map(PathBuf::from) {
-        let lines = std::fs::read_to_string(models.join("../data/english.txt")).expect("english.txt beside the models");
+        let lines = std::fs::read_to_string(models.join("../data/english.txt"))
+            .expect("english.txt beside the models");
         return (models.join("all-MiniLM-L6-v2"), lines.lines().map(str::to_owned).collect());
     }
     let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/models/english-embedding-small"));
@@ -117,7 +118,10 @@ async fn main() {
         println!("plain loop, batches of {size:<4} {texts:>8.0} texts/s");
     }
     let best = plain.iter().copied().fold(0.0, f64::max);
-    println!("the pool, {CALLERS} callers     {through_pool:>8.0} texts/s   x {:.2} of the best loop", through_pool / best);
+    println!(
+        "the pool, {CALLERS} callers     {through_pool:>8.0} texts/s   x {:.2} of the best loop",
+        through_pool / best
+    );
     assert!(pool.shutdown().await.is_clean());
 }
 
@@ -133,7 +137,12 @@ async fn memory(directory: &PathBuf, texts: &Arc<Vec<String>>) {
     }
     let [one, four] = sizes[..] else { return };
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
-    println!("resident: {:.0} MiB with one worker, {:.0} MiB with four   x {:.2}", mib(one), mib(four), four as f64 / one as f64);
+    println!(
+        "resident: {:.0} MiB with one worker, {:.0} MiB with four   x {:.2}",
+        mib(one),
+        mib(four),
+        four as f64 / one as f64
+    );
 }
 
 async fn second_worker(directory: &PathBuf) {
