@@ -2,6 +2,8 @@
 //! to the second; any request resets the clock.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod timeline;
 
 use timeline::{Core, KEY, at};

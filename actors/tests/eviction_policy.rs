@@ -2,6 +2,8 @@
 //! what is in use.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use model_actors::maintenance::eviction::{IdleWorker, Offer, Plan, PoolIndex, plan, relieve};

@@ -2,6 +2,8 @@
 //! effect and fault occurs; and the checks that say so find each fault that is planted for them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use model_actors::testing::simulation::{Coverage, Plant, Violation, replay, run};

@@ -97,10 +97,8 @@ impl Scheduler {
         if model.unload.is_some() {
             return;
         }
-        // A probe runs alone.
-        let may_run = |model: &ModelState| !model.breaker.is_half_open() || model.in_flight() == 0;
         while !model.queue.is_empty()
-            && may_run(model)
+            && !model.is_probing()
             && let Some(index) = model.workers.iter().position(super::Worker::is_idle)
         {
             let formed = model.queue.form(model.batch_limits(), None, now);
