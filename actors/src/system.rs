@@ -306,11 +306,14 @@ pub struct SystemBuilder {
     pools: Vec<PoolPlan>,
 }
 
+/// Makes what starts a pool, and what its clients share.
+type MakePool = fn(PoolConfig, Clock) -> (Box<dyn SpawnPool>, Arc<dyn Any + Send + Sync>);
+
 struct PoolPlan {
     capability: TypeId,
     name: &'static str,
     config: PoolConfig,
-    make: fn(PoolConfig, Clock) -> (Box<dyn SpawnPool>, Arc<dyn Any + Send + Sync>),
+    make: MakePool,
 }
 
 impl SystemBuilder {

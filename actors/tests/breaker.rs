@@ -1,6 +1,8 @@
 //! A model that fails too often is left alone for a while: its callers are told why and for how long, and one probe
 //! decides what comes next.
 
+#![allow(clippy::panic, reason = "a test helper fails its test by panicking")]
+
 mod common;
 
 use std::time::Duration;

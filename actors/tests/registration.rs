@@ -1,5 +1,7 @@
 //! A registered model is an entry in a table: no worker, no thread, two kibibytes at most.
 
+#![allow(clippy::unwrap_used, reason = "a test helper fails its test by panicking")]
+
 mod common;
 
 use common::*;

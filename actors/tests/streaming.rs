@@ -1,5 +1,7 @@
 //! A stream is its chunks in order and then its output; it ends with its reader, and a crash in the middle is told.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test helper fails its test by panicking")]
+
 mod common;
 
 use std::pin::Pin;

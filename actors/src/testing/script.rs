@@ -415,7 +415,7 @@ impl ScriptedModel {
 
 /// Takes one from what is left, if anything is.
 fn takes_one(left: &AtomicUsize) -> bool {
-    left.try_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
 }
 
 /// False if it was told to stop before the latch opened.

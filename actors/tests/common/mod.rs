@@ -1,5 +1,6 @@
 //! What the promises share: short ways to ask, to wait and to count.
 
+#![allow(clippy::expect_used, reason = "a test helper fails its test by panicking")]
 #![allow(dead_code, unreachable_pub, reason = "each file uses some of it")]
 
 use std::sync::Arc;
@@ -125,4 +126,9 @@ pub async fn until_true(mut condition: impl FnMut() -> bool) {
 /// Asks for a run of its own: no two such requests share a batch.
 pub fn send_alone(model: &ModelHandle<Scripted>, act: Act) -> Pending {
     send(model, ScriptedRequest { cost: u64::MAX / 2, ..act.into() })
+}
+
+/// Waits until nothing of a model is in memory: the threads of an actor that was killed end by themselves.
+pub async fn freed(record: &model_actors::testing::Record) {
+    until_true(|| count(&record.models_alive) + count(&record.weights_alive) == 0).await;
 }
