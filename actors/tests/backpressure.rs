@@ -1,7 +1,6 @@
 //! A full queue makes callers wait or refuses them, as they like; what is accepted runs in order of urgency and in
 //! batches that fit; and the metrics say what the callers saw.
-
-#![allow(clippy::expect_used, reason = "a test helper fails its test by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -151,7 +150,8 @@ async fn the_urgent_run_first_and_the_batch_lane_last_unless_it_has_waited_long(
 #[tokio::test]
 async fn requests_that_wait_share_a_batch_within_count_cost_and_key() {
     let request = |value, cost, key| ScriptedRequest { act: Act::Reply(value), cost, key };
-    let table = [
+    type Row = (&'static str, BatchLimits, Vec<ScriptedRequest>, Vec<Vec<u64>>);
+    let table: [Row; 4] = [
         ("all fit", limits(8, 100), (0..4).map(|v| request(v, 1, 0)).collect(), vec![vec![0, 1, 2, 3]]),
         (
             "by count",
