@@ -1,1 +1,25 @@
-//! Placeholder until the engine stands.
+//! Local AI models as supervised actors: the capabilities of [`model_actors`] on candle.
+//!
+//! The modules are listed in reading order, and each imports only those above it.
+
+mod error;
+mod device;
+#[cfg(feature = "hub")]
+mod hub;
+mod source;
+mod weights;
+mod tokens;
+mod kernels;
+mod pooling;
+mod models;
+mod capabilities;
+mod engine;
+
+pub use capabilities::text_embedding::TextEmbedder;
+pub use device::ComputeDevice;
+pub use engine::{Engine, EngineBuilder};
+pub use error::{Error, Result};
+#[cfg(feature = "hub")]
+pub use hub::{HubSettings, HubToken};
+pub use models::text_embedding::{LoadOptions, TextEmbeddingModel};
+pub use source::Source;

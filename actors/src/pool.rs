@@ -363,7 +363,7 @@ impl<C: Capability> PoolState<C> {
             Report::StartFailed { worker, failure } => Input::StartFailed { worker, failure },
             Report::Finished { worker, outcomes } => {
                 self.publisher.touch();
-                self.end_failed_attempts(&outcomes);
+                self.end_failed_attempts(worker, &outcomes);
                 Input::Finished { worker, outcomes }
             }
             Report::Panicked { worker, cause, weights } => return self.panicked(worker, cause, weights),
@@ -486,11 +486,14 @@ impl<C: Capability> PoolState<C> {
         self.running_jobs(worker).into_iter().map(fate).collect()
     }
 
-    /// What will be run again waits until then.
-    fn end_failed_attempts(&self, outcomes: &[(RequestId, Outcome)]) {
-        let failed = outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
-        for accepted in failed.filter_map(|(request, _)| self.jobs.get(request)) {
-            accepted.job().end_attempt();
+    /// What will be run again waits until then. A thread that was given up and came back reports too, on requests
+    /// that run elsewhere by now: those attempts are none of its business.
+    fn end_failed_attempts(&self, worker: WorkerId, outcomes: &[(RequestId, Outcome)]) {
+        let failed = |request| {
+            outcomes.iter().any(|(of, outcome)| *of == request && matches!(outcome, Outcome::Failed(_)))
+        };
+        for job in self.running_jobs(worker).iter().filter(|job| failed(job.id)) {
+            job.end_attempt();
         }
     }
 

@@ -4,11 +4,12 @@
 //! turns messages into inputs and effects into sends, and the simulation does the same in virtual time.
 //!
 //! One file for each policy: `queue` (order and batches), `requests` (accept, run, rerun, answer), `workers` (start,
-//! room, crash), `restart` and `breaker` (how often), `health` (stuck), `cooldown` (cooldown, eviction, unload),
-//! `offers` (what may go to make room), `shutdown`.
+//! room), `failures` (crash), `restart` and `breaker` (how often), `health` (stuck), `cooldown` (cooldown, eviction,
+//! unload), `offers` (what may go to make room), `shutdown`.
 
 mod breaker;
 mod cooldown;
+mod failures;
 mod health;
 mod model_state;
 mod offers;

@@ -306,15 +306,15 @@ pub struct SystemBuilder {
     pools: Vec<PoolPlan>,
 }
 
-/// Makes what starts a pool, and what its clients share.
-type MakePool = fn(PoolConfig, Clock) -> (Box<dyn SpawnPool>, Arc<dyn Any + Send + Sync>);
-
 struct PoolPlan {
     capability: TypeId,
     name: &'static str,
     config: PoolConfig,
-    make: MakePool,
+    make: fn(PoolConfig, Clock) -> (Box<dyn SpawnPool>, AnyPool),
 }
+
+/// A pool's shared part, whatever its capability.
+type AnyPool = Arc<dyn Any + Send + Sync>;
 
 impl SystemBuilder {
     /// Adds the pool of a capability.
@@ -326,7 +326,7 @@ impl SystemBuilder {
                 clock,
             });
             let spawn: Box<dyn SpawnPool> = Box::new(shared.clone());
-            (spawn, shared as Arc<dyn Any + Send + Sync>)
+            (spawn, shared as AnyPool)
         };
         self.pools.push(PoolPlan { capability: TypeId::of::<C>(), name: C::NAME, config, make });
         self
@@ -415,7 +415,7 @@ pub struct System {
 struct Inner {
     actor: ActorRef<SystemMessage>,
     common: Common,
-    clients: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
+    clients: HashMap<TypeId, AnyPool>,
 }
 
 impl Drop for Inner {

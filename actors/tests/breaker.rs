@@ -1,7 +1,6 @@
 //! A model that fails too often is left alone for a while: its callers are told why and for how long, and one probe
 //! decides what comes next.
-
-#![allow(clippy::panic, reason = "a test helper fails its test by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,7 +1,6 @@
 //! A thousand times up and down, and everything is where it was: slots, bytes, threads, descriptors and the heap.
 //! The same census catches a leak that is planted.
-
-#![allow(clippy::unwrap_used, reason = "a test helper fails its test by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

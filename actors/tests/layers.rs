@@ -1,7 +1,6 @@
 //! The rules that keep the crate readable, enforced: every file says what it is, a module imports only those listed
 //! above it in `lib.rs`, and no model library comes near.
-
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a test helper fails its test by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

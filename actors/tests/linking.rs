@@ -1,7 +1,6 @@
 //! A system is an ordinary actor to an application's own supervisor: its failure and its end are supervision events,
 //! and two systems in one process know nothing of each other.
-
-#![allow(clippy::unwrap_used, reason = "a test helper fails its test by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

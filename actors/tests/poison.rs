@@ -1,7 +1,6 @@
 //! One bad request fails alone: a batch that fails is split and rerun, a request that kills its workers is found out
 //! and never run a third time, and one that runs out of memory is tried again with more room.
-
-#![allow(clippy::unwrap_used, reason = "a test helper fails its test by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

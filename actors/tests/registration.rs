@@ -1,6 +1,5 @@
 //! A registered model is an entry in a table: no worker, no thread, two kibibytes at most.
-
-#![allow(clippy::unwrap_used, reason = "a test helper fails its test by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

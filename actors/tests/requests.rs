@@ -1,4 +1,5 @@
 //! A request ends with its answer: the shortest way through client, pool, worker and thread.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use model_actors::testing::{Act, ScriptedLoader, TestSystem};
 use model_actors::{CallOptions, Error};

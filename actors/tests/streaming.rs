@@ -1,6 +1,5 @@
 //! A stream is its chunks in order and then its output; it ends with its reader, and a crash in the middle is told.
-
-#![allow(clippy::panic, clippy::unwrap_used, reason = "a test helper fails its test by panicking")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -125,6 +125,7 @@ impl Show {
         self.run_out_of_memory().await?;
         self.cool_down().await?;
         self.stage.act("The end: shutdown").await;
+        sleep(PAUSE / 2).await;
         let report = self.system.shutdown().await;
         let (one, other) = (self.embeddings.slots(), self.writings.slots());
         Ok(Curtain {
@@ -173,9 +174,8 @@ impl Show {
         let mut events = self.system.events();
         let gate = Gate::default();
         let hung = self.chat.call(Act::Hang(gate.latch()).into(), CallOptions::default());
-        let stuck = event(&mut events, "the worker is given up", |event| {
-            matches!(event, Event::WorkerStuck { .. })
-        });
+        let stuck =
+            event(&mut events, "the worker is given up", |event| matches!(event, Event::WorkerStuck { .. }));
         let (answer, stuck) = tokio::join!(hung, stuck);
         stuck?;
         let Err(error) = answer else { return Err("a hung request was answered".into()) };
@@ -185,9 +185,11 @@ impl Show {
         sleep(PAUSE).await;
         self.stage.tell("now the stuck thread comes back to life after all").await;
         gate.open();
-        event(&mut events, "the stuck thread ends", |event| {
-            matches!(event, Event::WorkerEnded { model, .. } if model.as_str() == "chat")
-        })
+        event(
+            &mut events,
+            "the stuck thread ends",
+            |event| matches!(event, Event::WorkerEnded { model, .. } if model.as_str() == "chat"),
+        )
         .await?;
         sleep(PAUSE).await;
         self.stage.done().await;
@@ -217,7 +219,9 @@ impl Show {
     }
 
     async fn run_out_of_memory(&self) -> Outcome {
-        self.stage.act("The requests end, and a model is wanted that does not fit: idle ones make room").await;
+        self.stage
+            .act("The requests end, and a model is wanted that does not fit: idle ones make room")
+            .await;
         let mut events = self.system.events();
         let answer = self.translator.call(Act::WorkFor(PAUSE).into(), CallOptions::default());
         let evicted = event(&mut events, "an idle worker is evicted", |event| {
@@ -237,7 +241,6 @@ impl Show {
         let empty = status.wait_for(|status| status.workers().next().is_none());
         timeout(LIMIT, empty).await.map_err(|_| "the workers did not cool down")??;
         self.stage.done().await;
-        sleep(PAUSE / 2).await;
         Ok(())
     }
 }

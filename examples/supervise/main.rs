@@ -68,8 +68,14 @@ async fn settled_threads(before: Option<usize>) -> Option<usize> {
 fn quiet_scripted_panics() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if !panic.payload_as_str().is_some_and(|text| text.starts_with("the script says")) {
+        if !is_scripted(panic.payload()) {
             usual(panic);
         }
     }));
+}
+
+fn is_scripted(panic: &(dyn std::any::Any + Send)) -> bool {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.is_some_and(|text| text.starts_with("the script says"))
 }

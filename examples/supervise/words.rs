@@ -1,5 +1,7 @@
 //! Events and the tree in plain words. Pure: takes what is to be said and gives lines.
 
+use std::time::Duration;
+
 use console::style;
 use model_actors::{
     BreakerState, Bytes, Event, EvictionReason, MemoryStatus, ModelStatus, PoolStatus, SystemStatus,
@@ -7,6 +9,9 @@ use model_actors::{
 };
 
 use crate::acts::Curtain;
+
+/// A worker that makes progress ticks far more often than this.
+const WORTH_SAYING: Duration = Duration::from_millis(400);
 
 /// What happened, as a sentence. `None` for what the tree shows well enough.
 pub(crate) fn sentence(event: &Event) -> Option<String> {
@@ -97,7 +102,8 @@ fn model(model: &ModelStatus) -> String {
         BreakerState::HalfOpen => style("breaker half open").yellow(),
         BreakerState::Open => style("breaker open").red(),
     };
-    let (name, queue) = (style(model.model.to_string()).bold(), model.queued_interactive + model.queued_batch);
+    let (name, queue) =
+        (style(model.model.to_string()).bold(), model.queued_interactive + model.queued_batch);
     let bytes = model.bytes.to_string();
     let (running, failures) = (model.in_flight, model.recent_failures);
     format!("{name:<11} {bytes:>10}  queue {queue:<2} running {running:<2} failures {failures}  {breaker}")
@@ -109,6 +115,10 @@ fn worker(worker: &WorkerStatus, model: &ModelStatus) -> String {
         (WorkerPhase::Loading, Some(percent)) => style(format!("loading {percent:>3} %")).yellow(),
         (WorkerPhase::Loading, None) => style("loading".to_owned()).yellow(),
         (WorkerPhase::Idle, _) => style("idle".to_owned()).green(),
+        (WorkerPhase::Busy, _) if worker.since_progress > WORTH_SAYING => {
+            let seconds = worker.since_progress.as_secs_f64();
+            style(format!("busy, no progress for {seconds:.1} s")).yellow()
+        }
         (WorkerPhase::Busy, _) => style("busy".to_owned()).cyan(),
         (WorkerPhase::Draining, _) => style("draining".to_owned()).dim(),
         (WorkerPhase::Stuck, _) => style("stuck, given up; its bytes stay charged".to_owned()).red().bold(),

@@ -2,7 +2,7 @@
 //! room, unload when somebody asks for it, and what pins a model against the first two.
 
 use super::model_state::{Leaving, Unload};
-use super::workers::release_weights;
+use super::workers::{answer_preloads, release_weights};
 use super::{CallId, Effect, ModelState, Scheduler};
 use crate::error::Error;
 use crate::id::{ModelKey, Time, WorkerId};
@@ -148,6 +148,10 @@ impl Scheduler {
         if let Some(unload) = model.unload.take() {
             effects
                 .extend(unload.calls.into_iter().map(|call| Effect::Return { call, result: result.clone() }));
+        }
+        if model.has_ready_worker() {
+            // It was not unloaded in time, so whoever asked for it meanwhile has it.
+            answer_preloads(model, effects);
         }
         self.advance(now, key, effects);
     }

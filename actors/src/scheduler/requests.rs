@@ -97,8 +97,10 @@ impl Scheduler {
         if model.unload.is_some() {
             return;
         }
+        // A probe runs alone.
+        let may_run = |model: &ModelState| !model.breaker.is_half_open() || model.in_flight() == 0;
         while !model.queue.is_empty()
-            && !(model.breaker.is_half_open() && model.in_flight() > 0)
+            && may_run(model)
             && let Some(index) = model.workers.iter().position(super::Worker::is_idle)
         {
             let formed = model.queue.form(model.batch_limits(), None, now);

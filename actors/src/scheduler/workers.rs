@@ -1,12 +1,11 @@
-//! Starting workers and losing them: cold start, scale-up and replacement, the way from no room to ready, failed
-//! starts, deaths, and the breaker that ends a series of them.
+//! Starting workers: cold start, scale-up and replacement, the way from no room to ready, and letting go of them.
 
 use std::time::Duration;
 
 use super::model_state::{Gone, Leaving};
-use super::{Effect, Fate, ModelState, Passage, Phase, Scheduler, Source, Urgency, Verdict, Worker};
-use crate::error::{Cause, Error, Failure, FailureKind};
-use crate::id::{Bytes, ModelKey, RequestId, Time, WorkerId};
+use super::{Effect, ModelState, Passage, Phase, Scheduler, Source, Urgency, Worker};
+use crate::error::Error;
+use crate::id::{Bytes, ModelKey, Time, WorkerId};
 use crate::memory::PressureLevel;
 use crate::model::Footprint;
 use crate::telemetry::{Event, EvictionReason};
@@ -202,8 +201,7 @@ impl Scheduler {
             (entry.ready_at, entry.progress_at) = (now, now);
         }
         release_weights(model, effects);
-        let calls = model.preloads.drain(..).map(|call| Effect::Return { call, result: Ok(()) });
-        effects.extend(calls);
+        answer_preloads(model, effects);
         let (model_id, nothing_to_probe) = (model.policy.model.clone(), model.queue.is_empty());
         effects.push(Effect::Emit(Event::WorkerStarted { capability, model: model_id, worker }));
         if nothing_to_probe {
@@ -221,150 +219,6 @@ impl Scheduler {
             let (capability, model) = (self.capability, model.policy.model.clone());
             effects.push(Effect::Emit(Event::BreakerClosed { capability, model }));
         }
-    }
-
-    pub(super) fn start_failed(
-        &mut self,
-        now: Time,
-        worker: WorkerId,
-        failure: Failure,
-        effects: &mut Vec<Effect>,
-    ) {
-        let capability = self.capability;
-        let Some((key, model)) = self.owner(worker) else { return };
-        let Some(phase) =
-            model.worker(worker).filter(|entry| !entry.is_ready()).map(|entry| entry.phase.clone())
-        else {
-            return;
-        };
-        if matches!(phase, Phase::Reserving { .. }) {
-            effects.push(Effect::CancelReserve { worker });
-        }
-        if (phase == Phase::Starting { source: Source::Shared }) {
-            // The weights that were kept may be what is wrong, or gone: the next start reads them again.
-            release_weights(model, effects);
-        }
-        leave(model, worker, Leaving::Dead);
-        let id = model.policy.model.clone();
-        let error = Error::SpawnFailed { model: id.clone(), cause: failure.cause.clone() };
-        effects.push(Effect::Emit(Event::StartFailed {
-            capability,
-            model: id,
-            worker,
-            error: error.clone(),
-        }));
-        let hopeless = match failure.kind {
-            FailureKind::Permanent | FailureKind::InvalidInput => true,
-            // Tried once more with the room that idle models can give.
-            FailureKind::OutOfMemory => std::mem::replace(&mut model.load_starved, true),
-            FailureKind::Failed | FailureKind::Stopped => false,
-        };
-        if failure.kind == FailureKind::OutOfMemory && !hopeless {
-            effects.push(Effect::Relieve { device: model.policy.device.clone() });
-        }
-        if hopeless {
-            model.load_starved = false;
-            if !model.has_ready_worker() {
-                fail_waiting(model, &error, effects);
-            }
-            model.replacements = 0;
-        }
-        self.count_failure(now, key, failure.cause, effects);
-        self.advance(now, key, effects);
-    }
-
-    pub(super) fn died(
-        &mut self,
-        now: Time,
-        worker: WorkerId,
-        cause: Cause,
-        fates: &[(RequestId, Fate)],
-        effects: &mut Vec<Effect>,
-    ) {
-        let capability = self.capability;
-        let Some((key, model)) = self.owner(worker) else { return };
-        let Some(entry) = model.worker(worker).cloned() else { return };
-        if !entry.is_ready() {
-            let failure = Failure { kind: FailureKind::Failed, cause };
-            self.start_failed(now, worker, failure, effects);
-            return;
-        }
-        let id = model.policy.model.clone();
-        let error = Error::WorkerCrashed { model: id.clone(), worker, cause: cause.clone() };
-        effects.push(Effect::Emit(Event::WorkerCrashed {
-            capability,
-            model: id,
-            worker,
-            error: error.clone(),
-        }));
-        leave(model, worker, Leaving::Dead);
-        self.lose_ready_worker(now, key, entry, cause, (fates, &error), effects);
-    }
-
-    /// What a death and a stall have in common: the weights are kept for the replacement, the requests are rescued,
-    /// the failure counts.
-    pub(super) fn lose_ready_worker(
-        &mut self,
-        now: Time,
-        key: ModelKey,
-        entry: Worker,
-        cause: Cause,
-        (fates, error): (&[(RequestId, Fate)], &Error),
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(model) = self.models.get_mut(&key) else { return };
-        let replaced = model.unload.is_none();
-        if replaced {
-            let room = model.policy.config.max_workers.saturating_sub(model.workers.len());
-            model.replacements = (model.replacements + 1).min(room);
-        }
-        if replaced && !model.has_weights() {
-            model.retained = true;
-            effects.push(Effect::RetainWeights { key });
-        }
-        if let Phase::Busy { running } = entry.phase {
-            model.active_at = now;
-            self.rescue(now, key, running, (fates, error), effects);
-        }
-        self.count_failure(now, key, cause, effects);
-        self.advance(now, key, effects);
-    }
-
-    /// Either the next start is put off by the backoff, or the breaker opens.
-    fn count_failure(&mut self, now: Time, key: ModelKey, cause: Cause, effects: &mut Vec<Effect>) {
-        let jitter = self.random.f64();
-        let Some(model) = self.models.get_mut(&key) else { return };
-        let verdict = model.restarts.failed(&model.policy.config.restart, now, jitter);
-        match verdict {
-            _ if !model.breaker.is_closed() => self.open_breaker(now, key, cause, effects),
-            Verdict::GiveUp => self.open_breaker(now, key, cause, effects),
-            Verdict::RestartAfter(backoff) => {
-                model.restart_at = model.restart_at.max(now + backoff);
-                let restart_at = model.restart_at;
-                self.wake_at(restart_at);
-            }
-        }
-    }
-
-    fn open_breaker(&mut self, now: Time, key: ModelKey, cause: Cause, effects: &mut Vec<Effect>) {
-        let capability = self.capability;
-        let Some(model) = self.models.get_mut(&key) else { return };
-        let retry_after = model.policy.config.restart.breaker_open;
-        model.breaker.open(now + retry_after, cause.clone());
-        model.replacements = 0;
-        model.cold_start_goal = 0;
-        model.restart_at = now;
-        let id = model.policy.model.clone();
-        let error = Error::CircuitOpen { model: id.clone(), retry_after, cause };
-        effects.push(Effect::Emit(Event::BreakerOpened {
-            capability,
-            model: id,
-            retry_after,
-            error: error.clone(),
-        }));
-        fail_waiting(model, &error, effects);
-        release_weights(model, effects);
-        self.dismiss_starting(key, EvictionReason::Unload, effects);
     }
 
     /// Gives up every start under way.
@@ -407,26 +261,6 @@ impl Scheduler {
             effects.push(Effect::Emit(Event::WorkerEvicted { capability, model: id, worker, reason }));
         }
     }
-
-    pub(super) fn ended(&mut self, now: Time, worker: WorkerId, effects: &mut Vec<Effect>) {
-        let Some((_, model)) = self.owner(worker) else { return };
-        if model.worker(worker).is_some() {
-            // Its thread is gone without a word: as much a death as any. Nothing is known of its requests, so none
-            // of them may be run again.
-            let running = model.worker(worker).map(|entry| entry.running().to_vec()).unwrap_or_default();
-            let fates: Vec<(RequestId, Fate)> =
-                running.iter().map(|ticket| (ticket.request, Fate::Emitted)).collect();
-            self.died(now, worker, Cause::new("its thread ended"), &fates, effects);
-        }
-        let capability = self.capability;
-        let Some((key, model)) = self.owner(worker) else { return };
-        model.leaving.retain(|gone| gone.worker != worker);
-        let id = model.policy.model.clone();
-        effects.push(Effect::Emit(Event::WorkerEnded { capability, model: id, worker }));
-        self.owners.remove(&worker);
-        self.check_unload(now, key, effects);
-        self.advance(now, key, effects);
-    }
 }
 
 /// Moves a worker from those that count to those whose thread has yet to end.
@@ -447,6 +281,12 @@ pub(super) fn fail_waiting(model: &mut ModelState, error: &Error, effects: &mut 
     for call in model.preloads.drain(..) {
         effects.push(Effect::Return { call, result: Err(error.clone()) });
     }
+}
+
+/// The model has a worker that is ready.
+pub(super) fn answer_preloads(model: &mut ModelState, effects: &mut Vec<Effect>) {
+    let calls = model.preloads.drain(..).map(|call| Effect::Return { call, result: Ok(()) });
+    effects.extend(calls);
 }
 
 pub(super) fn release_weights(model: &mut ModelState, effects: &mut Vec<Effect>) {

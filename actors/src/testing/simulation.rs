@@ -2,16 +2,20 @@
 //! a simulated world of callers, threads and messages in which every step can fail. After every event the invariants
 //! of the design are checked. One seed is one history, the same each time, so a violation can be replayed.
 //!
-//! `world` runs the events and carries out effects as the pools' shell does, `workers` are the threads, `room` is
-//! maintenance, `callers` send requests and orders, `checks` holds the invariants, `scenario` what a seed decides at
-//! its start. A [`Plant`] makes the harness, never the core, do something wrong that the checks must find.
+//! `world` runs the events over what is in `state`, `shell` carries out effects as the pools' shell does, `workers` and
+//! `runs` are the threads, `room` is maintenance, `callers` send requests and orders, `checks` holds the invariants,
+//! `scenario` what a seed decides at its start. A [`Plant`] makes the harness, never the core, do something wrong that
+//! the checks must find.
 
 mod callers;
 mod checks;
 mod coverage;
 mod plant;
 mod room;
+mod runs;
 mod scenario;
+mod shell;
+mod state;
 mod workers;
 mod world;
 

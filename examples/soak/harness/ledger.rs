@@ -12,6 +12,23 @@ use serde::Serialize;
 use super::meter::{MetricCounts, Reading};
 use super::{Options, Plant};
 
+/// What a soak has to have seen before its silence means anything.
+const FAULTS: [&str; 10] = [
+    "breaker opened",
+    "child of the system killed",
+    "evicted, cooldown",
+    "evicted, make_room",
+    "evicted, shutdown",
+    "evicted, unload",
+    "load failed",
+    "worker crashed",
+    "worker restarted",
+    "worker stuck",
+];
+/// Likewise of what callers were told.
+const ERRORS: [&str; 6] =
+    ["circuit_open", "memory_exhausted", "poison", "shutting_down", "slow_reader", "worker_stuck"];
+
 /// How a request ended for its caller.
 #[derive(Debug)]
 pub(crate) enum Ending {
@@ -196,6 +213,12 @@ impl Report {
         self.discrepancies.is_empty()
     }
 
+    /// What never came up: such a soak has proved less than it should.
+    pub(crate) fn faults_that_did_not_happen(&self) -> Vec<&'static str> {
+        let faults = FAULTS.into_iter().filter(|fault| !self.counts.faults.contains_key(*fault));
+        faults.chain(ERRORS.into_iter().filter(|reason| self.error(reason) == 0)).collect()
+    }
+
     fn errors(&self) -> u64 {
         self.counts.errors.values().sum()
     }
@@ -244,11 +267,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = &self.counts;
-        writeln!(
-            formatter,
-            "soak: {} requests, seed {}, {:.1} s\n",
-            self.requests, self.seed, self.seconds
-        )?;
+        writeln!(formatter, "soak: {} requests, seed {}, {:.1} s\n", self.requests, self.seed, self.seconds)?;
         let mut line = |what: &str, number: u64| writeln!(formatter, "  {what:<28}{number:>9}");
         line("sent", counts.sent)?;
         line("refused", counts.refused)?;
@@ -268,6 +287,9 @@ impl fmt::Display for Report {
         writeln!(formatter, "\nwhat happened in the trees")?;
         for (fault, number) in &counts.faults {
             writeln!(formatter, "  {fault:<28}{number:>9}")?;
+        }
+        for fault in self.faults_that_did_not_happen() {
+            writeln!(formatter, "  {fault:<28}    never")?;
         }
         self.fmt_readings(formatter)?;
         match self.adds_up() {

@@ -28,11 +28,7 @@ impl Reading {
     /// With no system there are no slots, bytes or models.
     pub(crate) fn of_process() -> Self {
         let entries = |path: &str| Some(std::fs::read_dir(path).ok()?.count());
-        Self {
-            threads: entries("/proc/self/task"),
-            descriptors: entries("/proc/self/fd"),
-            ..Self::default()
-        }
+        Self { threads: entries("/proc/self/task"), descriptors: entries("/proc/self/fd"), ..Self::default() }
     }
 
     /// Waits until no more is in use than before, or the time is up.

@@ -17,7 +17,7 @@ pub(crate) use plan::Plant;
 /// Requests of one phase; the last one takes what is left.
 const PHASE: usize = 2_000;
 /// Threads and descriptors that are on their way out have this long.
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// What to do.
 #[derive(Debug, Clone, Copy)]
@@ -82,10 +82,16 @@ fn quiet_scripted_panics() {
     ONCE.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            let scripted = panic.payload_as_str().is_some_and(|text| text.starts_with("the script says"));
+            let scripted = is_scripted(panic.payload());
             if !scripted {
                 usual(panic);
             }
         }));
     });
+}
+
+fn is_scripted(panic: &(dyn std::any::Any + Send)) -> bool {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.is_some_and(|text| text.starts_with("the script says"))
 }

@@ -279,6 +279,7 @@ pub(crate) struct Balky {
 }
 
 impl Balky {
+    #[allow(clippy::panic, reason = "a panic in a load is one of the faults")]
     fn roll(&self) -> Result<(), Failure> {
         let roll = self.random.lock().unwrap_or_else(PoisonError::into_inner).u32(..100);
         let kind = match roll {

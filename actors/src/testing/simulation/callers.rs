@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::coverage::Fault;
-use super::world::{Event, Request, World};
+use super::state::Request;
+use super::world::{Event, World};
 use crate::capability::{BatchKey, Cost, Lane, Priority};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::memory::PressureLevel;

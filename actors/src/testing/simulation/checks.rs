@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::Plant;
+use super::state::Pool;
 use super::workers::{Doing, Told};
-use super::world::{Pool, World};
+use super::world::World;
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
 use crate::scheduler::{ModelState, Phase};
 use crate::telemetry::EvictionReason;
@@ -111,7 +112,7 @@ impl World {
         let entry = model.and_then(|model| model.workers.iter().find(|entry| entry.id == worker));
         if told == Told::Nothing && entry.is_some_and(|entry| !only_starting || !entry.is_ready()) {
             self.count_failure(pool, index);
-            if self.plant == Some(Plant::RestartOutsideBudget) {
+            if self.planted(Plant::RestartOutsideBudget) {
                 let made_up = WorkerId(self.pools[pool].workers.len() as u64 + 100);
                 self.spawn(pool, made_up, ModelKey(index as u32));
             }
@@ -149,10 +150,14 @@ impl World {
     fn evict_pinned(&mut self, pool: usize) {
         let state = &self.pools[pool];
         let pinned = |(_, worker): &(usize, &super::workers::SimWorker)| {
-            worker.ready && worker.told == Told::Nothing && state.models[worker.model].pinned
+            let idle = worker.ready && worker.assigned.is_empty() && worker.told == Told::Nothing;
+            idle && state.models[worker.model].pinned
         };
         if let Some((index, _)) = state.workers.iter().enumerate().find(pinned) {
-            self.stop(pool, WorkerId(index as u64 + 1), EvictionReason::Pressure);
+            let worker = WorkerId(index as u64 + 1);
+            if self.planted(Plant::PinnedWorkerEvicted) {
+                self.stop(pool, worker, EvictionReason::Pressure);
+            }
         }
     }
 
@@ -170,7 +175,23 @@ impl World {
             return Some(("no busy loop", format!("{} ticks at one moment", pool.ticks.1)));
         }
         let shutting_down = pool.shut_by.is_some();
-        pool.scheduler.models.values().find_map(|model| self.find_fault_of(model, pool, alarm, shutting_down))
+        let models = || pool.scheduler.models.values();
+        let late = models().find_map(|model| self.find_late_run(model, alarm, ticked));
+        late.or_else(|| models().find_map(|model| self.find_fault_of(model, pool, alarm, shutting_down)))
+    }
+
+    /// A request that runs out of time while it runs is answered then and there, unless its answer has begun.
+    fn find_late_run(&self, model: &ModelState, alarm: Time, ticked: bool) -> Option<(&'static str, String)> {
+        let running = model.workers.iter().flat_map(|worker| worker.running());
+        running.filter(|ticket| !ticket.expired || ticked).find_map(|ticket| {
+            let request = &self.requests[ticket.request.0 as usize];
+            if alarm > request.deadline && !ticket.expired {
+                return Some(("deadlines", format!("no alarm for {}, which runs", ticket.request)));
+            }
+            let late =
+                request.deadline <= self.now && !request.is_answered() && !request.has_emitted(self.now);
+            (ticked && late).then(|| ("deadlines", format!("{} runs on unanswered", ticket.request)))
+        })
     }
 
     fn find_fault_of(
@@ -188,6 +209,9 @@ impl World {
         let idle = model.workers.iter().any(|worker| worker.is_idle());
         if !model.queue.is_empty() && idle && model.unload.is_none() && !probing {
             return Some(("nothing waits beside an idle worker", format!("{name}")));
+        }
+        if !model.preloads.is_empty() && model.has_ready_worker() && model.unload.is_none() {
+            return Some(("calls return once", format!("{name} is ready and its preload still waits")));
         }
         for entry in &model.workers {
             let sim = pool.workers.get(entry.id.0 as usize - 1);
@@ -240,6 +264,13 @@ impl World {
         self.check("no request lost", |_| lost.is_none(), || format!("request {lost:?} was never answered"));
         let kept = self.requests.iter().position(|request| !request.gone);
         self.check("no request lost", |_| kept.is_none(), || format!("the scheduler still has {kept:?}"));
+        let ended = self.coverage.ended();
+        let accepted = self.requests.len() as u64;
+        self.check(
+            "counts agree",
+            |_| ended == accepted,
+            || format!("{ended} endings of {accepted} requests"),
+        );
         let open = self.calls.clone();
         self.check("calls return once", |_| open.is_empty(), || format!("{open:?} never returned"));
         let charged: Bytes = self.ledgers.values().map(|ledger| ledger.charged()).sum();

@@ -67,6 +67,11 @@ impl Coverage {
         self.faults[fault as usize] += 1;
     }
 
+    /// Accepted requests that ended in whatever way.
+    pub(super) fn ended(&self) -> u64 {
+        self.endings.iter().filter(|(reason, _)| **reason != "overloaded").map(|(_, count)| count).sum()
+    }
+
     pub(super) fn ending(&mut self, reason: &'static str) {
         *self.endings.entry(reason).or_default() += 1;
     }

@@ -1,4 +1,5 @@
-//! Faults of the harness itself, planted to see that the checks find them.
+//! Faults of the harness itself, planted to see that the checks find them. Each happens once in a history, at one of
+//! the moments at which it could.
 
 use std::str::FromStr;
 
@@ -65,7 +66,7 @@ impl Plant {
             Self::AnswerSentTwice => &["answered once"],
             Self::AnswerLost => &["no request lost"],
             Self::BusyWorkerEvicted => &["no busy worker evicted"],
-            Self::RequestKeptBehindBusy => &["nothing waits behind a busy worker"],
+            Self::RequestKeptBehindBusy => &["nothing waits behind a busy worker", "no load lost"],
             Self::RestartOutsideBudget => &["restart budget"],
             Self::LostLoad => &["no load lost"],
             Self::BytesChargedTwice => &["bytes", "charged within the limit"],

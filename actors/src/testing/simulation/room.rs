@@ -14,12 +14,11 @@ use crate::telemetry::EvictionReason;
 
 impl World {
     pub(super) fn lease(&mut self, device: &Device, bytes: Bytes) -> Option<(Device, Bytes)> {
-        let ledger = self.ledgers.get_mut(device)?;
-        if !ledger.charge(bytes) {
+        if !self.ledgers.get_mut(device)?.charge(bytes) {
             return None;
         }
-        if self.plant == Some(Plant::BytesChargedTwice) {
-            let _ = ledger.charge(bytes);
+        if self.planted(Plant::BytesChargedTwice) {
+            let _ = self.ledgers.get_mut(device)?.charge(bytes);
         }
         if let Some(held) = self.held.get_mut(device) {
             *held += bytes;

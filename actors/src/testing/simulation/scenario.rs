@@ -129,6 +129,5 @@ fn config(random: &mut Rng) -> PoolConfig {
         stall: StallLimits { load: millis(random, 500..20_000), run: millis(random, 500..20_000) },
         batch: BatchLimits { requests: random.usize(1..8), cost: random.u64(4..100) },
         aging: millis(random, 1..4_000),
-        ..PoolConfig::default()
     }
 }

@@ -1,0 +1,381 @@
+//! What the pools' shell does: makes inputs of messages, carries out effects, and keeps the books of leases, weights,
+//! slots and answers.
+
+use std::time::Duration;
+
+use super::Plant;
+use super::state::{Request, Room};
+use super::workers::{Order, Told};
+use super::world::{Event, Word, World};
+use crate::error::Cause;
+use crate::id::{Bytes, ModelKey, RequestId, Time, WorkerId};
+use crate::scheduler::{CallId, Effect, Fate, Input, Source, Urgency};
+use crate::telemetry::{Event as Telemetry, EvictionReason};
+
+impl World {
+    /// Gives a pool's scheduler an input and carries out what follows, until nothing more does.
+    pub(super) fn feed(&mut self, pool: usize, input: Input) {
+        let ticked = matches!(input, Input::Tick);
+        self.follow.push_back((pool, input));
+        while let Some((pool, mut input)) = self.follow.pop_front() {
+            self.coverage.input(&input);
+            if self.trace.is_some() {
+                let line = format!("    pool {pool} <= {input:?}");
+                self.note(|| line);
+            }
+            self.before_input(pool, &mut input);
+            let mut effects = std::mem::take(&mut self.effects);
+            self.pools[pool].scheduler.handle(self.now, input, &mut effects);
+            for effect in effects.drain(..) {
+                self.carry_out(pool, effect);
+            }
+            self.effects = effects;
+            self.requeue();
+        }
+        self.drop_offers(pool);
+        self.set_alarms(pool);
+        self.check_pool(pool, ticked);
+    }
+
+    fn set_alarms(&mut self, pool: usize) {
+        let state = &mut self.pools[pool];
+        let (tick, cooldown) = (state.scheduler.alarm().max(self.now), state.scheduler.cooldown_alarm());
+        if tick < state.tick_at {
+            state.tick_at = tick;
+            self.at(tick, Event::Tick { pool });
+        }
+        if cooldown < self.pools[pool].cooldown_at {
+            self.pools[pool].cooldown_at = cooldown;
+            self.at(cooldown, Event::CooldownAlarm { pool });
+        }
+    }
+
+    fn carry_out(&mut self, pool: usize, effect: Effect) {
+        self.coverage.effect(&effect);
+        if self.trace.is_some() {
+            let line = format!("    pool {pool} => {effect:?}");
+            self.note(|| line);
+        }
+        match effect {
+            Effect::Spawn { worker, key } => self.spawn(pool, worker, key),
+            Effect::Size { worker } => self.order(pool, worker, Order::Size),
+            Effect::Reserve { worker, key, bytes, source, urgency } => {
+                self.reserve(pool, worker, key, (bytes, source), urgency);
+            }
+            Effect::CancelReserve { worker } => self.cancel_reserve(pool, worker),
+            Effect::Load { worker, .. } => self.load(pool, worker),
+            Effect::Run { worker, requests } => self.run_batch(pool, worker, &requests),
+            Effect::Fail { request, error } => {
+                if self.lets_go(request) && !self.planted(Plant::AnswerLost) {
+                    self.answer(request.0 as usize, error.reason());
+                }
+            }
+            Effect::Expire { request } => self.expire(request),
+            Effect::ExpireRunning { request } => self.expire_running(request),
+            Effect::Forget { request } => {
+                self.lets_go(request);
+                let answered = self.requests[request.0 as usize].is_answered();
+                self.check("no request lost", |_| answered, || format!("{request} was forgotten unanswered"));
+            }
+            Effect::Ping { worker } => self.order(pool, worker, Order::Ping),
+            Effect::Stop { worker, reason } => self.stop(pool, worker, reason),
+            Effect::Quarantine { worker } => {
+                let model = self.worker(pool, worker).model;
+                self.count_failure(pool, model);
+                self.offer_weights(pool, worker, None);
+                self.let_go(pool, worker, Told::Quarantined);
+            }
+            Effect::RetainWeights { key } => {
+                let model = &mut self.pools[pool].models[key.0 as usize];
+                let (old, offered) = (model.retained.take(), model.offered.take());
+                model.retained = offered;
+                self.drop_weights(old);
+            }
+            Effect::ReleaseWeights { key } => {
+                let model = &mut self.pools[pool].models[key.0 as usize];
+                let (retained, offered) = (model.retained.take(), model.offered.take());
+                self.drop_weights(retained);
+                self.drop_weights(offered);
+            }
+            Effect::Relieve { device } => self.tell_maintenance(pool, Event::Relieve { device }),
+            Effect::Return { call, result } => self.returned(pool, call, result.is_ok()),
+            Effect::Emit(event) => self.heard(pool, &event),
+            Effect::Drained { .. } => self.drained(pool),
+        }
+    }
+
+    fn heard(&mut self, pool: usize, event: &Telemetry) {
+        if let Telemetry::BreakerClosed { model, .. } = event {
+            let index = self.scenario.pools[pool].iter().position(|plan| plan.policy.model == *model);
+            if let Some(index) = index {
+                let model = &mut self.pools[pool].models[index];
+                (model.broken, model.no_start_before) = (false, Time::ZERO);
+                model.failures.clear();
+            }
+        }
+    }
+
+    fn returned(&mut self, pool: usize, call: CallId, _well: bool) {
+        let open = self.calls.remove(&call.0);
+        self.check("calls return once", |_| open, || format!("pool {pool}, {call:?}"));
+    }
+
+    fn drained(&mut self, pool: usize) {
+        self.pools[pool].drained = true;
+        let left = self.requests.iter().position(|request| request.pool == pool && !request.gone);
+        // A request on its way to the pool will be refused when it arrives.
+        let left = left.filter(|index| {
+            let request = &self.requests[*index];
+            request.running_on.is_some() || self.pools[pool].queued.contains(&(request.deadline, *index))
+        });
+        self.check("everybody is answered at shutdown", |_| left.is_none(), || format!("request {left:?}"));
+    }
+
+    fn expire(&mut self, request: RequestId) {
+        let deadline = self.requests[request.0 as usize].deadline;
+        let now = self.now;
+        self.check("deadlines", |_| deadline <= now, || format!("{request} was expired early"));
+        if self.lets_go(request) {
+            self.answer(request.0 as usize, "timeout");
+        }
+    }
+
+    /// A request that is still running is answered, unless part of its answer is out.
+    fn expire_running(&mut self, request: RequestId) {
+        let index = request.0 as usize;
+        let (state, now) = (&self.requests[index], self.now);
+        let (deadline, gone) = (state.deadline, state.gone);
+        self.check("deadlines", |_| deadline <= now && !gone, || format!("{request} was expired wrongly"));
+        let emitted = self.requests[index].emits_at.is_some_and(|at| at <= now);
+        if !emitted && !self.requests[index].is_answered() {
+            self.answer(index, "timeout");
+        }
+    }
+
+    /// The scheduler lets go of a request, which it does exactly once.
+    fn lets_go(&mut self, request: RequestId) -> bool {
+        let index = request.0 as usize;
+        let state = &mut self.requests[index];
+        let first = !std::mem::replace(&mut state.gone, true);
+        let (pool, deadline) = (state.pool, state.deadline);
+        self.pools[pool].queued.remove(&(deadline, index));
+        self.check("ends once", |_| first, || format!("{request} was let go of twice"));
+        first
+    }
+
+    /// Requests that came back from a worker and were neither answered nor run again wait in the queue.
+    fn requeue(&mut self) {
+        while let Some(index) = self.came_back.pop() {
+            let request = &self.requests[index];
+            if !request.gone && request.running_on.is_none() {
+                self.pools[request.pool].queued.insert((request.deadline, index));
+            }
+        }
+    }
+
+    pub(super) fn tell_maintenance(&mut self, pool: usize, event: Event) {
+        let at = self.send(self.pools[pool].to_maintenance);
+        self.pools[pool].to_maintenance = at;
+        self.at(at, event);
+    }
+
+    pub(super) fn tell_pool(&mut self, pool: usize, event: Event) {
+        let at = self.send(self.pools[pool].from_maintenance);
+        self.pools[pool].from_maintenance = at;
+        self.at(at, event);
+    }
+
+    /// What the scheduler is about to be told, for the checks and the shell's own books.
+    fn before_input(&mut self, pool: usize, input: &mut Input) {
+        match input {
+            Input::Submit { tickets } => {
+                for (_, ticket) in tickets {
+                    let index = ticket.request.0 as usize;
+                    self.pools[pool].queued.insert((ticket.deadline, index));
+                    if self.planted(Plant::DeadlineIgnored) {
+                        ticket.deadline = ticket.deadline + Duration::from_secs(30);
+                    }
+                }
+            }
+            Input::Pin { key, pinned } => self.pools[pool].models[key.0 as usize].pinned = *pinned,
+            Input::Started { worker, .. } => {
+                let now = self.now;
+                let worker = self.worker(pool, *worker);
+                (worker.ready, worker.ready_at) = (true, now);
+            }
+            Input::StartFailed { worker, .. } => self.worker_failed(pool, *worker, true),
+            Input::Finished { worker, outcomes } => {
+                let requests = outcomes.iter().map(|(request, _)| request.0 as usize);
+                let (worker, now) = (*worker, self.now);
+                let (key, told) = (self.worker(pool, worker).model, self.worker(pool, worker).told);
+                if told != Told::Nothing {
+                    // From a thread that was let go; what it ran has been taken from it.
+                    return;
+                }
+                for request in requests.collect::<Vec<_>>() {
+                    self.unassign(pool, worker, request);
+                }
+                self.pools[pool].models[key].last_busy = now;
+            }
+            Input::Died { worker, .. } => {
+                self.worker_failed(pool, *worker, false);
+                self.let_go(pool, *worker, Told::Dead);
+            }
+            Input::Ended { worker } => {
+                self.worker_failed(pool, *worker, false);
+                self.let_go(pool, *worker, Told::Dead);
+            }
+            _ => {}
+        }
+    }
+
+    /// What the shell makes of a worker's message.
+    pub(super) fn hear(&mut self, pool: usize, worker: WorkerId, word: Word) {
+        self.worker(pool, worker).in_flight -= 1;
+        let input = match word {
+            Word::Input(Input::Started { worker, footprint }) => {
+                let state = self.worker(pool, worker);
+                let (model, weights) = (state.model, state.weights);
+                self.pools[pool].models[model].weights = weights;
+                Input::Started { worker, footprint }
+            }
+            Word::Input(Input::Pong { worker, last_progress, .. }) => {
+                Input::Pong { worker, last_progress, fates: self.fates(pool, worker) }
+            }
+            Word::Input(input) => input,
+            Word::Panicked { weights } => {
+                if self.worker(pool, worker).told != Told::Nothing {
+                    self.drop_weights(weights);
+                    return;
+                }
+                self.offer_weights(pool, worker, weights);
+                self.died(pool, worker)
+            }
+            Word::ActorEnded => {
+                if self.worker(pool, worker).told != Told::Nothing {
+                    return;
+                }
+                self.offer_weights(pool, worker, None);
+                self.died(pool, worker)
+            }
+        };
+        self.feed(pool, input);
+    }
+
+    fn died(&mut self, pool: usize, worker: WorkerId) -> Input {
+        let now = self.now;
+        for request in self.worker(pool, worker).assigned.clone() {
+            self.requests[request].end_attempt(now);
+        }
+        Input::Died { worker, cause: Cause::new("crashed"), fates: self.fates(pool, worker) }
+    }
+
+    fn fates(&mut self, pool: usize, worker: WorkerId) -> Vec<(RequestId, Fate)> {
+        let now = self.now;
+        let assigned = self.worker(pool, worker).assigned.clone();
+        let fate = |index: usize| {
+            let request = &self.requests[index];
+            let fate = match (request.is_answered(), request.has_emitted(now)) {
+                (true, _) => Fate::Answered,
+                (false, true) => Fate::Emitted,
+                (false, false) => Fate::Untouched,
+            };
+            (RequestId(index as u64), fate)
+        };
+        assigned.into_iter().map(fate).collect()
+    }
+
+    /// A weak reference that may still be upgraded at this moment.
+    pub(super) fn offer_weights(&mut self, pool: usize, worker: WorkerId, carried: Option<usize>) {
+        let index = self.worker(pool, worker).model;
+        let held = carried.or_else(|| self.hold(self.pools[pool].models[index].weights));
+        let old = std::mem::replace(&mut self.pools[pool].models[index].offered, held);
+        self.drop_weights(old);
+    }
+
+    fn drop_offers(&mut self, pool: usize) {
+        for index in 0..self.pools[pool].models.len() {
+            let offered = self.pools[pool].models[index].offered.take();
+            self.drop_weights(offered);
+        }
+    }
+
+    /// Takes hold of weights, if they are still there.
+    pub(super) fn hold(&mut self, weights: Option<usize>) -> Option<usize> {
+        let index = weights.filter(|index| self.weights[*index].holders > 0)?;
+        self.weights[index].holders += 1;
+        Some(index)
+    }
+
+    pub(super) fn drop_weights(&mut self, weights: Option<usize>) {
+        let Some(weights) = weights.map(|index| &mut self.weights[index]) else { return };
+        weights.holders -= 1;
+        if weights.holders == 0 {
+            let (device, bytes) = (weights.device.clone(), weights.bytes);
+            self.give_back(&device, bytes);
+        }
+    }
+
+    /// Answers a request's caller, unless it has been answered or has gone.
+    pub(super) fn answer(&mut self, index: usize, reason: &'static str) {
+        let request = &mut self.requests[index];
+        if request.is_answered() {
+            return;
+        }
+        request.answers += 1;
+        if self.planted(Plant::AnswerSentTwice) {
+            self.requests[index].answers += 1;
+        }
+        self.coverage.ending(reason);
+        self.free_slot(index);
+    }
+
+    pub(super) fn free_slot(&mut self, index: usize) {
+        let Request { pool, model, lane, answers, .. } = self.requests[index];
+        let kept = self.planted(Plant::SlotNotGivenBack);
+        let state = &mut self.pools[pool].models[model];
+        state.unanswered[lane] -= 1;
+        state.slots[lane] -= usize::from(!kept);
+        let slots_match = state.slots == state.unanswered;
+        self.check("slots", |_| slots_match, || format!("request {index}"));
+        self.check("answered once", |_| answers <= 1, || format!("request {index}"));
+    }
+
+    fn reserve(
+        &mut self,
+        pool: usize,
+        worker: WorkerId,
+        key: ModelKey,
+        (bytes, source): (Bytes, Source),
+        urgency: Urgency,
+    ) {
+        self.meet(pool, worker, key);
+        let model = &self.pools[pool].models[key.0 as usize];
+        let (device, kept, current) = (model.device.clone(), model.retained, model.weights);
+        let weights = match source {
+            Source::Shared => self.hold(kept.or(current)),
+            Source::Load => None,
+        };
+        let lease = if self.scenario.takes_free_room { self.lease(&device, bytes) } else { None };
+        let found = lease.is_some();
+        self.pools[pool].rooms.insert(worker, Room { lease, weights, asked: !found });
+        if found {
+            self.follow.push_back((pool, Input::RoomGranted { worker }));
+        } else if self.scenario.takes_free_room && urgency == Urgency::IfFree {
+            let (free, limit) = (self.ledgers[&device].free(), self.ledgers[&device].limit());
+            self.follow.push_back((pool, Input::RoomDenied { worker, needed: bytes, free, limit }));
+        } else {
+            self.ask_for_room(pool, worker, key, (device, bytes), urgency);
+        }
+    }
+
+    fn load(&mut self, pool: usize, worker: WorkerId) {
+        let Some(Room { lease, weights, .. }) = self.pools[pool].rooms.remove(&worker) else { return };
+        self.order(pool, worker, Order::Load { lease, weights });
+    }
+
+    pub(super) fn stop(&mut self, pool: usize, worker: WorkerId, reason: EvictionReason) {
+        self.check_stop(pool, worker, reason);
+        self.let_go(pool, worker, Told::Stopped);
+    }
+}

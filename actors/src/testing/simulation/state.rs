@@ -1,0 +1,139 @@
+//! What there is in the simulated world: requests, models, weights, and pools with their books.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::scenario::ModelPlan;
+use super::workers::SimWorker;
+use crate::id::{Bytes, Device, Time, WorkerId};
+use crate::scheduler::Scheduler;
+
+/// One accepted request, as its caller and its job see it.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) pool: usize,
+    pub(super) model: usize,
+    pub(super) lane: usize,
+    pub(super) deadline: Time,
+    pub(super) streams: bool,
+    pub(super) poison: bool,
+    pub(super) bad: bool,
+    pub(super) hangs: bool,
+    pub(super) attempt: u32,
+    /// When its current run sends out, or sent out, part of the answer.
+    pub(super) emits_at: Option<Time>,
+    pub(super) answers: u32,
+    pub(super) cancelled: bool,
+    /// The scheduler has let go of it.
+    pub(super) gone: bool,
+    pub(super) deaths: u32,
+    pub(super) running_on: Option<WorkerId>,
+}
+
+impl Request {
+    pub(super) fn is_answered(&self) -> bool {
+        self.answers > 0 || self.cancelled
+    }
+
+    pub(super) fn has_emitted(&self, now: Time) -> bool {
+        self.emits_at.is_some_and(|at| at <= now)
+    }
+
+    pub(super) fn is_abandoned(&self, now: Time) -> bool {
+        self.cancelled || (!self.has_emitted(now) && now >= self.deadline)
+    }
+
+    /// From now on no run that has begun can answer or send anything out.
+    pub(super) fn end_attempt(&mut self, now: Time) {
+        self.attempt += 1;
+        if !self.has_emitted(now) {
+            self.emits_at = None;
+        }
+    }
+}
+
+/// Weights in memory, alive while somebody holds them.
+#[derive(Debug)]
+pub(super) struct Weights {
+    pub(super) device: Device,
+    pub(super) bytes: Bytes,
+    pub(super) holders: u32,
+}
+
+/// What the shell and the checks know of a model.
+#[derive(Debug)]
+pub(super) struct Model {
+    pub(super) device: Device,
+    pub(super) weights: Option<usize>,
+    pub(super) offered: Option<usize>,
+    pub(super) retained: Option<usize>,
+    pub(super) pinned: bool,
+    pub(super) slots: [usize; 2],
+    pub(super) unanswered: [usize; 2],
+    /// Failures that count, for the restart budget.
+    pub(super) failures: VecDeque<Time>,
+    pub(super) broken: bool,
+    pub(super) no_start_before: Time,
+    pub(super) last_busy: Time,
+    pub(super) last_cooldown: Option<Time>,
+}
+
+/// What is held for a worker between its wish for room and its load.
+#[derive(Debug)]
+pub(super) struct Room {
+    pub(super) lease: Option<(Device, Bytes)>,
+    pub(super) weights: Option<usize>,
+    pub(super) asked: bool,
+}
+
+pub(super) struct Pool {
+    pub(super) scheduler: Scheduler,
+    pub(super) models: Vec<Model>,
+    pub(super) workers: Vec<SimWorker>,
+    pub(super) rooms: BTreeMap<WorkerId, Room>,
+    /// What waits in the scheduler's queues, by deadline.
+    pub(super) queued: BTreeSet<(Time, usize)>,
+    /// Asks that maintenance has not answered yet, or whose answer is on its way.
+    pub(super) asks: BTreeSet<WorkerId>,
+    pub(super) tick_at: Time,
+    pub(super) cooldown_at: Time,
+    pub(super) ticks: (Time, u32),
+    pub(super) shut_by: Option<Time>,
+    pub(super) drained: bool,
+    pub(super) from_maintenance: Time,
+    pub(super) to_maintenance: Time,
+}
+
+impl Pool {
+    pub(super) fn new(name: &'static str, interval: Duration, seed: u64, plans: &[ModelPlan]) -> Self {
+        let model = |plan: &ModelPlan| Model {
+            device: plan.policy.device.clone(),
+            weights: None,
+            offered: None,
+            retained: None,
+            pinned: plan.policy.pinned,
+            slots: [0; 2],
+            unanswered: [0; 2],
+            failures: VecDeque::new(),
+            broken: false,
+            no_start_before: Time::ZERO,
+            last_busy: Time::ZERO,
+            last_cooldown: None,
+        };
+        Self {
+            scheduler: Scheduler::new(name, interval, seed),
+            models: plans.iter().map(model).collect(),
+            workers: Vec::new(),
+            rooms: BTreeMap::new(),
+            queued: BTreeSet::new(),
+            asks: BTreeSet::new(),
+            tick_at: Time::NEVER,
+            cooldown_at: Time::NEVER,
+            ticks: (Time::ZERO, 0),
+            shut_by: None,
+            drained: false,
+            from_maintenance: Time::ZERO,
+            to_maintenance: Time::ZERO,
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Who has to go when room runs short: the least worth, no more than is needed, and never the pinned, the young or
+//! what is in use.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use model_actors::maintenance::eviction::{IdleWorker, Offer, Plan, PoolIndex, plan, relieve};
+use model_actors::{Bytes, Device, Footprint, Ledger, ModelKey, WorkerId};
+
+/// A full memory of this size.
+fn full(limit: u64) -> Ledger {
+    let mut ledger = Ledger::new(Bytes(limit));
+    assert!(ledger.charge(Bytes(limit)));
+    ledger
+}
+
+/// Old enough, not pinned, all its workers idle for so many seconds; one second to load again.
+fn offer(pool: usize, footprint: (u64, u64), idle_seconds: &[u64]) -> Offer {
+    let worker = |(index, seconds): (usize, &u64)| IdleWorker {
+        worker: WorkerId(index as u64 + 1),
+        idle_for: Duration::from_secs(*seconds),
+        ready_for: Duration::from_secs(1000),
+    };
+    Offer {
+        pool: PoolIndex(pool),
+        model: ModelKey(0),
+        device: Device::host(),
+        pinned: false,
+        idle: idle_seconds.iter().enumerate().map(worker).collect(),
+        holders: idle_seconds.len(),
+        leaving: 0,
+        footprint: Footprint { shared: Bytes(footprint.0), per_worker: Bytes(footprint.1) },
+        reload_time: Duration::from_secs(1),
+        min_residency: Duration::from_secs(5),
+    }
+}
+
+fn plan_for(needed: u64, ledger: Ledger, offers: &[Offer]) -> Plan {
+    plan(Bytes(needed), ledger, &Device::host(), offers)
+}
+
+/// Pool and worker of each that goes.
+fn evict(workers: &[(usize, u64)]) -> Plan {
+    Plan::Evict(workers.iter().map(|(pool, worker)| (PoolIndex(*pool), WorkerId(*worker))).collect())
+}
+
+#[test]
+fn what_is_free_needs_no_eviction() {
+    let mut ledger = Ledger::new(Bytes(100));
+    assert!(ledger.charge(Bytes(40)));
+    assert_eq!(plan_for(60, ledger, &[offer(0, (40, 0), &[9])]), Plan::Fits);
+}
+
+#[test]
+fn idle_time_times_bytes_over_reload_time_decides() {
+    let long_idle = offer(0, (40, 0), &[100]);
+    let large = offer(1, (400, 0), &[11]);
+    let quick_to_load = Offer { reload_time: Duration::from_millis(10), ..offer(2, (40, 0), &[2]) };
+    let offers = [long_idle, large, quick_to_load];
+    // 100 × 40, 11 × 400, 2 × 40 × 100: the last first, then the large one, then the one that was idle long.
+    assert_eq!(plan_for(30, full(480), &offers), evict(&[(2, 1)]));
+    assert_eq!(plan_for(30, full(480), &offers[..2]), evict(&[(1, 1)]));
+    assert_eq!(relieve(&Device::host(), &offers), Some((PoolIndex(2), WorkerId(1))));
+    assert_eq!(relieve(&Device::host(), &offers[..1]), Some((PoolIndex(0), WorkerId(1))));
+}
+
+#[test]
+fn the_shared_weights_come_back_with_the_last_holder_only() {
+    let two = offer(0, (80, 10), &[50, 40]);
+    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&two)), evict(&[(0, 1)]));
+    assert_eq!(plan_for(11, full(100), std::slice::from_ref(&two)), evict(&[(0, 1), (0, 2)]));
+    let one_of_them_busy = Offer { idle: two.idle[..1].to_vec(), ..two };
+    assert_eq!(plan_for(11, full(100), &[one_of_them_busy]), Plan::Wait, "the busy one keeps the weights");
+}
+
+#[test]
+fn no_more_go_than_are_needed() {
+    // The small one is worth least and would be picked first; the large one is needed anyway and is enough.
+    let offers = [offer(0, (10, 0), &[1000]), offer(1, (90, 0), &[10])];
+    assert_eq!(plan_for(90, full(100), &offers), evict(&[(1, 1)]));
+    assert_eq!(plan_for(91, full(100), &offers), evict(&[(0, 1), (1, 1)]));
+}
+
+#[test]
+fn the_pinned_the_young_and_the_busy_stay() {
+    let pinned = Offer { pinned: true, ..offer(0, (100, 0), &[1000]) };
+    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&pinned)), Plan::Never);
+    assert_eq!(relieve(&Device::host(), &[pinned]), None);
+
+    let mut young = offer(0, (100, 0), &[4]);
+    young.idle[0].ready_for = Duration::from_millis(4_999);
+    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&young)), Plan::Wait);
+    assert_eq!(relieve(&Device::host(), std::slice::from_ref(&young)), None);
+    young.idle[0].ready_for = Duration::from_secs(5);
+    assert_eq!(plan_for(10, full(100), &[young]), evict(&[(0, 1)]));
+
+    let busy = Offer { idle: Vec::new(), ..offer(0, (100, 0), &[1]) };
+    assert_eq!(plan_for(10, full(100), &[busy]), Plan::Wait);
+}
+
+#[test]
+fn what_is_on_its_way_back_is_waited_for() {
+    let going = Offer { idle: Vec::new(), leaving: 1, ..offer(0, (60, 0), &[1]) };
+    let idle = offer(1, (40, 0), &[1000]);
+    assert_eq!(plan_for(60, full(100), &[going.clone(), idle.clone()]), Plan::Wait);
+    assert_eq!(plan_for(61, full(100), &[going, idle]), evict(&[(1, 1)]));
+    // One of two leaves: its weights stay with the other.
+    let half_going = Offer { leaving: 1, ..offer(0, (80, 10), &[5, 5]) };
+    let half_going = Offer { idle: half_going.idle[1..].to_vec(), ..half_going };
+    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&half_going)), Plan::Wait);
+    assert_eq!(plan_for(11, full(100), &[half_going]), evict(&[(0, 2)]));
+}
+
+#[test]
+fn what_can_never_fit_is_said_at_once() {
+    assert_eq!(plan_for(101, full(100), &[offer(0, (100, 0), &[1000])]), Plan::Never, "beyond the limit");
+    let offers = [Offer { pinned: true, ..offer(0, (60, 0), &[1]) }, offer(1, (40, 0), &[1])];
+    assert_eq!(plan_for(41, full(100), &offers), Plan::Never, "beyond what is not pinned");
+    assert_eq!(plan_for(40, full(100), &offers), evict(&[(1, 1)]));
+}
+
+#[test]
+fn other_memories_do_not_count() {
+    let elsewhere = Offer { device: Device::named("cuda:0"), ..offer(0, (100, 0), &[1000]) };
+    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&elsewhere)), Plan::Wait);
+    assert_eq!(relieve(&Device::host(), &[elsewhere]), None);
+}
+
+#[test]
+fn equals_go_by_pool_and_worker() {
+    let offers = [offer(1, (10, 0), &[7]), offer(0, (0, 10), &[7, 7])];
+    assert_eq!(plan_for(5, full(100), &offers), evict(&[(0, 1)]));
+}

@@ -1,0 +1,163 @@
+//! A real model through the pool with 64 callers beside a plain loop over the same model code that uses all cores, at
+//! each fixed batch size, in one run; and what a second worker costs in time, and four in memory.
+//!
+//! With `CANDLE_ACTORS_MODELS` set it runs all-MiniLM-L6-v2 over `english.txt` from beside that folder, else the
+//! model of this repository over its own sentences.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a benchmark")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use candle_actors::{ComputeDevice, Engine, LoadOptions, Source, TextEmbeddingModel};
+use model_actors::{Event, PoolConfig};
+
+const CALLERS: usize = 64;
+const ROUNDS: usize = 5;
+const BATCH_SIZES: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+
+fn input() -> (PathBuf, Vec<String>) {
+    if let Some(models) = std::env::var_os("CANDLE_ACTORS_MODELS").map(PathBuf::from) {
+        let lines = std::fs::read_to_string(models.join("../data/english.txt"))
+            .expect("english.txt beside the models");
+        return (models.join("all-MiniLM-L6-v2"), lines.lines().map(str::to_owned).collect());
+    }
+    let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/models/english-embedding-small"));
+    let json = std::fs::read_to_string(directory.join("paraphrases.json")).expect("the model's sentences");
+    let sentences = json.split('"').filter(|part| part.contains(' ')).map(str::to_owned);
+    (directory, sentences.cycle().take(800).collect())
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn resident() -> usize {
+    memory_stats::memory_stats().expect("this platform tells its resident memory").physical_mem
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+async fn engine(directory: &PathBuf, workers: usize) -> Engine {
+    let pool = PoolConfig { max_workers: workers, cold_start_workers: workers, ..PoolConfig::default() };
+    let builder = Engine::builder().threads(1).pool_config(pool);
+    builder.text_embedding("model", Source::directory(directory)).start().await.unwrap()
+}
+
+/// When each worker was ready, from the beginning of the load.
+async fn load(engine: &Engine, workers: usize) -> Vec<Duration> {
+    let mut events = engine.events();
+    let began = Instant::now();
+    engine.text_embedding("model").unwrap().model().preload().await.unwrap();
+    let mut ready = Vec::new();
+    while ready.len() < workers {
+        if let Event::WorkerStarted { .. } = events.recv().await.unwrap() {
+            ready.push(began.elapsed());
+        }
+    }
+    ready
+}
+
+/// Texts a second with so many callers, each of whom sends its next text when it has its vector.
+async fn through_the_pool(engine: &Engine, texts: &Arc<Vec<String>>) -> f64 {
+    let next = Arc::new(AtomicUsize::new(0));
+    let began = Instant::now();
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|_| {
+            let (next, texts) = (next.clone(), texts.clone());
+            let embedder = engine.text_embedding("model").unwrap();
+            tokio::spawn(async move {
+                while let Some(text) = texts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    embedder.embed(text.clone()).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    texts.len() as f64 / began.elapsed().as_secs_f64()
+}
+
+fn in_a_loop(model: &TextEmbeddingModel, texts: &[String], size: usize) -> f64 {
+    let began = Instant::now();
+    for batch in texts.chunks(size) {
+        model.embed(batch).unwrap();
+    }
+    texts.len() as f64 / began.elapsed().as_secs_f64()
+}
+
+#[tokio::main]
+async fn main() {
+    let (directory, texts) = input();
+    let texts = Arc::new(texts);
+    println!("{} texts, {} cores, {}", texts.len(), cores(), directory.file_name().unwrap().display());
+
+    memory(&directory, &texts).await;
+    second_worker(&directory).await;
+
+    let pool = engine(&directory, cores()).await;
+    load(&pool, cores()).await;
+    let options = LoadOptions { device: ComputeDevice::Cpu, threads: cores(), ..LoadOptions::default() };
+    let model = TextEmbeddingModel::load_with(Source::directory(&directory), options).unwrap();
+    let mut rounds = vec![Vec::new(); BATCH_SIZES.len() + 1];
+    for _ in 0..ROUNDS {
+        rounds[BATCH_SIZES.len()].push(through_the_pool(&pool, &texts).await);
+        for (index, size) in BATCH_SIZES.into_iter().enumerate() {
+            rounds[index].push(tokio::task::block_in_place(|| in_a_loop(&model, &texts, size)));
+        }
+    }
+    let medians: Vec<f64> = rounds.into_iter().map(median).collect();
+    let (through_pool, plain) = medians.split_last().unwrap();
+    for (size, texts) in BATCH_SIZES.iter().zip(plain) {
+        println!("plain loop, batches of {size:<4} {texts:>8.0} texts/s");
+    }
+    let best = plain.iter().copied().fold(0.0, f64::max);
+    println!(
+        "the pool, {CALLERS} callers     {through_pool:>8.0} texts/s   x {:.2} of the best loop",
+        through_pool / best
+    );
+    assert!(pool.shutdown().await.is_clean());
+}
+
+/// Resident memory with one worker and with four, each having run every text; one after the other in one process.
+async fn memory(directory: &PathBuf, texts: &Arc<Vec<String>>) {
+    let mut sizes = Vec::new();
+    for workers in [1, 4] {
+        let engine = engine(directory, workers).await;
+        load(&engine, workers).await;
+        through_the_pool(&engine, texts).await;
+        sizes.push(resident());
+        assert!(engine.shutdown().await.is_clean());
+    }
+    let [one, four] = sizes[..] else { return };
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    println!(
+        "resident: {:.0} MiB with one worker, {:.0} MiB with four   x {:.2}",
+        mib(one),
+        mib(four),
+        four as f64 / one as f64
+    );
+}
+
+async fn second_worker(directory: &PathBuf) {
+    let mut shares = Vec::new();
+    let mut first = Vec::new();
+    for _ in 0..ROUNDS {
+        let engine = engine(directory, 2).await;
+        let ready = load(&engine, 2).await;
+        first.push(ready[0].as_secs_f64() * 1000.0);
+        shares.push((ready[1] - ready[0]).as_secs_f64() / ready[0].as_secs_f64());
+        assert!(engine.shutdown().await.is_clean());
+    }
+    println!(
+        "the first worker is ready after {:.1} ms, the second after {:.1} % of that more",
+        median(first),
+        median(shares) * 100.0
+    );
+}

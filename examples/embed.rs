@@ -1,0 +1,141 @@
+//! Embeds texts with a local model: vectors and how similar they are, for people, or one JSON object a line.
+//!
+//! ```text
+//! cargo run --release --example embed -- "The cat sleeps." "A cat is sleeping." "Shares fell."
+//! ```
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::process::ExitCode;
+
+use candle_actors::{Engine, Source, TextEmbedder};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use model_actors::{Event, LoadStage};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Embeds texts with a local model.
+#[derive(Parser)]
+struct Arguments {
+    /// A model directory, or a Hugging Face repository with an optional @revision.
+    #[arg(long, value_name = "DIR_OR_REPO", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/english-embedding-small"))]
+    model: String,
+    /// Print one JSON object a line: index, text, embedding.
+    #[arg(long)]
+    json: bool,
+    /// The texts; without any, each line of standard input is one.
+    texts: Vec<String>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // What a load says for itself is all that a person at a terminal needs.
+            let error = match error.downcast_ref::<candle_actors::Error>() {
+                Some(error) => error.root().to_string(),
+                None => error.to_string(),
+            };
+            eprintln!("error: {}", error.replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let texts = match arguments.texts.is_empty() {
+        false => arguments.texts,
+        true => std::io::stdin().lock().lines().collect::<Result<_, _>>()?,
+    };
+    let engine = Engine::builder().text_embedding("model", Source::parse(&arguments.model)).start().await?;
+    let progress = tokio::spawn(show_progress(engine.events()));
+    let vectors = embed(&engine.text_embedding("model")?, &texts).await;
+    engine.shutdown().await;
+    progress.abort();
+    let (vectors, mut out) = (vectors?, std::io::stdout().lock());
+    if arguments.json {
+        print_json(&mut out, &texts, &vectors)
+    } else {
+        print_table(&mut out, &texts, &vectors)
+    }
+}
+
+async fn embed(model: &TextEmbedder, texts: &[String]) -> Result<Vec<Vec<f32>>, candle_actors::Error> {
+    // A request has limited time; a download may take longer.
+    model.model().preload().await?;
+    model.embed_batch(texts).await
+}
+
+fn print_json(out: &mut impl Write, texts: &[String], vectors: &[Vec<f32>]) -> Result<(), Failure> {
+    for (index, (text, embedding)) in texts.iter().zip(vectors).enumerate() {
+        #[derive(serde::Serialize)]
+        struct Line<'a> {
+            index: usize,
+            text: &'a str,
+            embedding: &'a [f32],
+        }
+        writeln!(out, "{}", serde_json::to_string(&Line { index, text, embedding })?)?;
+    }
+    Ok(())
+}
+
+fn print_table(out: &mut impl Write, texts: &[String], vectors: &[Vec<f32>]) -> Result<(), Failure> {
+    for (index, (text, vector)) in texts.iter().zip(vectors).enumerate() {
+        let first: Vec<String> = vector.iter().take(4).map(|x| format!("{x:+.4}")).collect();
+        writeln!(out, "[{index}] {text}\n     {} dimensions: {}, …", vector.len(), first.join(", "))?;
+    }
+    if vectors.len() > 1 {
+        writeln!(out, "\nsimilarity")?;
+        let numbers: String =
+            (0..vectors.len()).map(|index| format!(" {:>6}", format!("[{index}]"))).collect();
+        writeln!(out, "      {numbers}")?;
+        for (index, left) in vectors.iter().enumerate() {
+            let row: String =
+                vectors.iter().map(|right| format!(" {:6.3}", similarity(left, right))).collect();
+            writeln!(out, "{:>6}{row}", format!("[{index}]"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The cosine of the angle between two vectors.
+fn similarity(left: &[f32], right: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+    dot(left, right) / (dot(left, left) * dot(right, right)).sqrt().max(f32::MIN_POSITIVE)
+}
+
+/// A bar for download and load, on standard error, if a person sees it.
+async fn show_progress(mut events: Receiver<Event>) {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{msg:10} [{wide_bar}] {bytes}/{total_bytes}") {
+        bar.set_style(style);
+    }
+    loop {
+        match events.recv().await {
+            Ok(Event::Loading { stage, done, total, .. }) => {
+                bar.set_message(match stage {
+                    LoadStage::Download => "download",
+                    LoadStage::Load => "load",
+                    LoadStage::WarmUp => "warm-up",
+                });
+                bar.set_length(total.unwrap_or(done).0);
+                bar.set_position(done.0);
+            }
+            Ok(Event::WorkerStarted { .. } | Event::StartFailed { .. }) | Err(RecvError::Closed) => break,
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+        }
+    }
+    bar.finish_and_clear();
+}
+
+/// Whoever read the output has seen enough.
+fn is_closed_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

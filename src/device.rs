@@ -1,0 +1,110 @@
+//! Where models compute: the device, and the processor threads that one worker may use. Which worker runs when is
+//! left to the actors.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use crate::error::{Error, Result};
+
+/// The device that an engine's models run on.
+///
+/// ```
+/// use candle_actors::ComputeDevice;
+/// assert_eq!(ComputeDevice::default(), ComputeDevice::Cpu);
+/// assert_eq!(ComputeDevice::Cuda(1).to_string(), "cuda:1");
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum ComputeDevice {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// An NVIDIA card by its number, from 0; needs the feature `cuda`.
+    Cuda(usize),
+    /// An Apple GPU by its number, from 0; needs the feature `metal`.
+    Metal(usize),
+}
+
+impl ComputeDevice {
+    /// The memory that its models are charged to.
+    pub fn memory(self) -> model_actors::Device {
+        match self {
+            Self::Cpu => model_actors::Device::host(),
+            other => model_actors::Device::named(&other.to_string()),
+        }
+    }
+
+    fn open(self) -> Result<candle_core::Device> {
+        let opened = match self {
+            Self::Cpu => Ok(candle_core::Device::Cpu),
+            Self::Cuda(index) => candle_core::Device::new_cuda(index),
+            Self::Metal(index) => candle_core::Device::new_metal(index),
+        };
+        opened.map_err(|error| Error::Device { device: self.to_string(), reason: first_line(&error) })
+    }
+}
+
+impl fmt::Display for ComputeDevice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => formatter.write_str("cpu"),
+            Self::Cuda(index) => write!(formatter, "cuda:{index}"),
+            Self::Metal(index) => write!(formatter, "metal:{index}"),
+        }
+    }
+}
+
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// What every model of an engine computes with. The device is opened at the first load and shared from then on,
+/// because tensors of two openings of one card do not mix.
+#[derive(Debug, Clone)]
+pub(crate) struct Compute {
+    pub(crate) device: ComputeDevice,
+    /// Processor threads of each worker.
+    pub(crate) threads: usize,
+    opened: Arc<OnceLock<candle_core::Device>>,
+}
+
+impl Compute {
+    pub(crate) fn new(device: ComputeDevice, threads: usize) -> Self {
+        Self { device, threads, opened: Arc::default() }
+    }
+
+    pub(crate) fn open(&self) -> Result<candle_core::Device> {
+        if let Some(device) = self.opened.get() {
+            return Ok(device.clone());
+        }
+        let device = self.device.open()?;
+        Ok(self.opened.get_or_init(|| device).clone())
+    }
+}
+
+/// A worker's own compute threads. One thread is the worker's own, with no pool and no hand-over; more are a rayon
+/// pool, within which candle, gemm and the kernels here use no other threads than these. The threads end with it.
+pub(crate) struct ComputeThreads(Option<rayon::ThreadPool>);
+
+impl ComputeThreads {
+    /// For models that are written on [`crate::kernels`], which never leave the calling thread by themselves.
+    pub(crate) fn for_kernels(threads: usize) -> Result<Self> {
+        if threads == 1 { Ok(Self(None)) } else { Self::pool(threads) }
+    }
+
+    /// For models of candle-transformers: outside a pool candle would spread their products over every core.
+    pub(crate) fn pool(threads: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("compute-{index}"))
+            .build()
+            .map_err(|error| Error::Device { device: "cpu".into(), reason: error.to_string() })?;
+        Ok(Self(Some(pool)))
+    }
+
+    pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.0 {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+}

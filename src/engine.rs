@@ -1,0 +1,222 @@
+//! The front door: an [`Engine`] is an actor system with the pools of this crate's capabilities, the settings that
+//! its models share, and a registry of sources. Everything that happens to a request is left to the actors.
+
+use model_actors::{
+    Bytes, Client, Event, ModelId, ModelSpec, PoolConfig, ShutdownReport, System, SystemBuilder,
+    SystemConfig, TextEmbedding,
+};
+
+use crate::capabilities::text_embedding::TextEmbedder;
+use crate::device::{Compute, ComputeDevice};
+use crate::error::{Error, Result};
+#[cfg(feature = "hub")]
+use crate::hub::HubSettings;
+use crate::models::text_embedding::TextEmbeddingLoader;
+use crate::source::Source;
+
+/// Most workers of a model, unless the pool's settings say otherwise.
+const MAX_WORKERS: usize = 4;
+
+/// The settings of an engine, and the models that it starts with.
+///
+/// ```
+/// use candle_actors::{ComputeDevice, Engine, Source};
+/// let builder = Engine::builder()
+///     .device(ComputeDevice::Cpu)
+///     .threads(1)
+///     .text_embedding("small", Source::directory("models/english-embedding-small"));
+/// # drop(builder);
+/// ```
+#[must_use = "a builder does nothing until it is started"]
+pub struct EngineBuilder {
+    device: ComputeDevice,
+    device_memory: Option<Bytes>,
+    threads: usize,
+    config: SystemConfig,
+    pool: Option<PoolConfig>,
+    #[cfg(feature = "hub")]
+    hub: HubSettings,
+    text_embedding: Vec<(ModelId, Source)>,
+}
+
+impl EngineBuilder {
+    /// The device that all models run on; the processor, unless set.
+    pub fn device(self, device: ComputeDevice) -> Self {
+        Self { device, ..self }
+    }
+
+    /// What models may take of the device's own memory. Needed for every device but the processor.
+    pub fn device_memory(self, limit: Bytes) -> Self {
+        Self { device_memory: Some(limit), ..self }
+    }
+
+    /// What models may take of the host's memory; 80 % of what the process may use, unless set.
+    pub fn memory_limit(mut self, limit: Bytes) -> Self {
+        self.config.memory_limit = Some(limit);
+        self
+    }
+
+    /// Processor threads of each worker, 1 to 1,024; 1, unless set. Several workers of one thread do more work than
+    /// one of several, which answers a single request sooner.
+    pub fn threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
+    }
+
+    /// All settings of the system but the memory limits above, which are put into them.
+    pub fn system_config(self, config: SystemConfig) -> Self {
+        let memory_limit = config.memory_limit.or(self.config.memory_limit);
+        Self { config: SystemConfig { memory_limit, ..config }, ..self }
+    }
+
+    /// The settings of every pool. Unless set: the defaults of the actors, with no more workers of a model than
+    /// there are cores for.
+    pub fn pool_config(self, config: PoolConfig) -> Self {
+        Self { pool: Some(config), ..self }
+    }
+
+    /// How the hub is reached.
+    #[cfg(feature = "hub")]
+    pub fn hub(self, hub: HubSettings) -> Self {
+        Self { hub, ..self }
+    }
+
+    /// Registers a text embedding model. Nothing is loaded before its first request.
+    pub fn text_embedding(mut self, id: impl Into<ModelId>, source: Source) -> Self {
+        self.text_embedding.push((id.into(), source));
+        self
+    }
+
+    /// Starts the actors. Loads nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`], or [`Error::Actor`] for a setting of the actors or a model id that is used twice.
+    pub async fn start(self) -> Result<Engine> {
+        let system = self.system()?.start().await?;
+        self.over(system)
+    }
+
+    /// The system that [`EngineBuilder::start`] would start, to add pools of an application's own to it, or to start
+    /// it under an application's own supervisor; [`EngineBuilder::over`] then puts an engine over it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`].
+    pub fn system(&self) -> Result<SystemBuilder> {
+        if !(1..=1024).contains(&self.threads) {
+            let reason = format!("{} threads a worker are asked for; 1 to 1,024 are allowed", self.threads);
+            return Err(Error::InvalidSetting { setting: "threads", reason });
+        }
+        let mut config = self.config.clone();
+        match (self.device, self.device_memory) {
+            (ComputeDevice::Cpu, _) => {}
+            (device, Some(limit)) => config.device_limits.push((device.memory(), limit)),
+            (device, None) => {
+                let reason = format!("how much of the memory of {device} may be used must be said");
+                return Err(Error::InvalidSetting { setting: "device_memory", reason });
+            }
+        }
+        let pool = self.pool.clone().unwrap_or_else(|| default_pool(self.threads));
+        Ok(System::builder(config).pool::<TextEmbedding>(pool))
+    }
+
+    /// An engine over a running system, which has the pools that [`EngineBuilder::system`] names.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if it lacks a pool, or for a model id that is used twice.
+    pub fn over(self, system: System) -> Result<Engine> {
+        let engine = Engine {
+            text_embedding: system.client::<TextEmbedding>()?,
+            system,
+            compute: Compute::new(self.device, self.threads),
+            #[cfg(feature = "hub")]
+            hub: self.hub,
+        };
+        for (id, source) in self.text_embedding {
+            engine.add_text_embedding(id, source)?;
+        }
+        Ok(engine)
+    }
+}
+
+fn default_pool(threads: usize) -> PoolConfig {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let max_workers = (cores / threads).clamp(1, MAX_WORKERS);
+    let config = PoolConfig::default();
+    PoolConfig { max_workers, cold_start_workers: config.cold_start_workers.min(max_workers), ..config }
+}
+
+/// Runs local models as supervised actors. Dropping it stops them; [`Engine::shutdown`] lets requests finish.
+///
+/// ```no_run
+/// use candle_actors::{Engine, Source};
+/// # async fn run() -> candle_actors::Result<()> {
+/// let engine = Engine::builder()
+///     .text_embedding("small", Source::directory("models/english-embedding-small"))
+///     .start()
+///     .await?;
+/// let vectors = engine.text_embedding("small")?.embed_batch(["The cat sleeps.", "It rains."]).await?;
+/// assert_eq!(vectors.len(), 2);
+/// engine.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Engine {
+    text_embedding: Client<TextEmbedding>,
+    system: System,
+    compute: Compute,
+    #[cfg(feature = "hub")]
+    hub: HubSettings,
+}
+
+impl Engine {
+    /// An engine's settings, all at their defaults.
+    pub fn builder() -> EngineBuilder {
+        EngineBuilder {
+            device: ComputeDevice::Cpu,
+            device_memory: None,
+            threads: 1,
+            config: SystemConfig::default(),
+            pool: None,
+            #[cfg(feature = "hub")]
+            hub: HubSettings::default(),
+            text_embedding: Vec::new(),
+        }
+    }
+
+    /// Registers a text embedding model, as [`EngineBuilder::text_embedding`] does.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if the id is used already.
+    pub fn add_text_embedding(&self, id: impl Into<ModelId>, source: Source) -> Result<TextEmbedder> {
+        let loader = TextEmbeddingLoader::new(
+            source,
+            self.compute.clone(),
+            #[cfg(feature = "hub")]
+            self.hub.clone(),
+        );
+        let spec = ModelSpec::new(id, loader).device(self.compute.device.memory());
+        Ok(TextEmbedder::new(self.text_embedding.register(spec)?))
+    }
+
+    /// A registered text embedding model.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if there is none of that name.
+    pub fn text_embedding(&self, id: impl Into<ModelId>) -> Result<TextEmbedder> {
+        Ok(TextEmbedder::new(self.text_embedding.model(id)?))
+    }
+
+    /// The actors underneath: status, more pools' clients, and what else they offer.
+    pub fn system(&self) -> &System {
+        &self.system
+    }
+
+    /// What happens from now on: downloads and loads with their progress, workers that start, stop and fail.
+    pub fn events(&self) -> tokio::sync::broadcast::Receiver<Event> {
+        self.system.events()
+    }
+
+    /// Refuses new requests, gives those under way the shutdown timeout, and ends everything.
+    pub async fn shutdown(self) -> ShutdownReport {
+        self.system.shutdown().await
+    }
+}

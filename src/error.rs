@@ -1,0 +1,221 @@
+//! Everything that can go wrong between a model's source and its vectors. Each variant names the file, tensor or
+//! setting at fault; none ever holds an access token or a signed address. What happens to requests and workers is
+//! left to [`model_actors::Error`], which carries these as its cause.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use model_actors::{Bytes, Failure};
+
+/// The result of everything public in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// How loading or running a model can end other than well.
+///
+/// ```
+/// use candle_actors::Error;
+/// let error = Error::MissingTensor { tensor: "embeddings.word_embeddings.weight".into() };
+/// assert!(error.to_string().contains("word_embeddings"));
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the fields are named for what they hold, and the message tells the rest")]
+pub enum Error {
+    /// The actor system refused or failed the request; a load's own error is found with [`Error::root`].
+    #[error(transparent)]
+    Actor(#[from] model_actors::Error),
+
+    /// The model's directory does not exist or is not a directory.
+    #[error("there is no directory {}", path.display())]
+    NoSuchDirectory { path: PathBuf },
+    /// A file that the model needs is not there.
+    #[error("{model} has no file {file}, which is needed")]
+    MissingFile { model: String, file: String },
+    /// A file could not be read.
+    #[error("cannot read {}: {source}", path.display())]
+    UnreadableFile { path: PathBuf, source: std::io::Error },
+    /// The weights are only there as a pickle, which can run code when it is read.
+    #[error(
+        "{model} has its weights only as {file}, a pickle, which can run any code when it is opened; convert it to \
+         safetensors first"
+    )]
+    PickleOnly { model: String, file: String },
+    /// A configuration file is no JSON, or lacks a setting.
+    #[error("{}: {reason}", file.display())]
+    InvalidConfig { file: PathBuf, reason: String },
+    /// The model is of a kind that no family here covers.
+    #[error("the architecture {found} is not supported for {capability}; supported are: {}", supported.join(", "))]
+    UnsupportedArchitecture { found: String, capability: &'static str, supported: Vec<&'static str> },
+    /// A part of the model is of a kind that is not supported.
+    #[error("{}: {what} {found} is not supported; supported are: {supported}", file.display())]
+    UnsupportedSetting { file: PathBuf, what: &'static str, found: String, supported: &'static str },
+
+    /// A weight file's header makes no sense.
+    #[error("{} is no valid safetensors file: {reason}", file.display())]
+    CorruptWeights { file: PathBuf, reason: String },
+    /// A weight file ends before its header says.
+    #[error("{} is truncated: its header speaks of {expected} bytes, it has {actual}", file.display())]
+    TruncatedWeights { file: PathBuf, expected: u64, actual: u64 },
+    /// The configuration calls for a tensor that the weights do not have.
+    #[error("the weights have no tensor {tensor}, which the configuration calls for")]
+    MissingTensor { tensor: String },
+    /// A tensor has another shape than the configuration calls for.
+    #[error("the tensor {tensor} has the shape {found:?}; the configuration calls for {expected:?}")]
+    ShapeMismatch { tensor: String, expected: Vec<usize>, found: Vec<usize> },
+    /// A tensor's numbers are of a type that cannot be computed with.
+    #[error("the tensor {tensor} holds {found} numbers; supported are F32, F16, BF16 and F64")]
+    UnsupportedNumbers { tensor: String, found: String },
+    /// A tensor holds a number that is not finite.
+    #[error("the tensor {tensor} holds {value} at element {index}; the weights are damaged")]
+    NotFinite { tensor: String, index: usize, value: f32 },
+    /// The tokenizer's file makes no sense.
+    #[error("{} is no valid tokenizer: {reason}", file.display())]
+    InvalidTokenizer { file: PathBuf, reason: String },
+
+    /// The device cannot be used.
+    #[error("the device {device} cannot be used: {reason}")]
+    Device { device: String, reason: String },
+    /// A computation failed.
+    #[error("the computation failed: {0}")]
+    Compute(#[from] candle_core::Error),
+    /// The model made a number that is not finite out of this input.
+    #[error("the model made a vector with numbers that are not finite")]
+    NotFiniteOutput,
+    /// The input can never be served.
+    #[error("{0}")]
+    InvalidInput(String),
+    /// A setting of the engine is out of range.
+    #[error("the engine's setting {setting} is invalid: {reason}")]
+    InvalidSetting { setting: &'static str, reason: String },
+    /// Nobody waits for it any more.
+    #[error("stopped: nobody waits for it any more")]
+    Stopped,
+
+    /// The hub cannot be reached, and the file is not in the cache.
+    #[error("cannot reach the hub for {repository}, and its {file} is not in the cache: {reason}")]
+    HubUnreachable { repository: String, file: String, reason: String },
+    /// Offline, and the file is not in the cache.
+    #[error(
+        "{repository} is not in the cache (its {file} is missing), and the hub may not be asked: offline"
+    )]
+    NotCached { repository: String, file: String },
+    /// The hub knows no such repository, or hides it from this caller.
+    #[error("the hub has no repository {repository}")]
+    RepositoryNotFound { repository: String },
+    /// The repository has no such revision.
+    #[error("the repository {repository} has no revision {revision}")]
+    RevisionNotFound { repository: String, revision: String },
+    /// The hub refuses access.
+    #[error(
+        "no access to {repository} (status {status}): it may be private or gated, or not exist; set HF_TOKEN to a \
+         token that may read it"
+    )]
+    AccessDenied { repository: String, status: u16 },
+    /// The hub asks for patience.
+    #[error("the hub refuses more requests for now")]
+    RateLimited { retry_after: Option<Duration> },
+    /// The hub failed.
+    #[error("the hub failed with status {status} for {file} of {repository}")]
+    HubFailed { repository: String, file: String, status: u16 },
+    /// The hub's answer makes no sense, or the transfer failed in another way.
+    #[error("the transfer of {file} of {repository} failed: {reason}")]
+    TransferFailed { repository: String, file: String, reason: String },
+    /// A transfer made no progress.
+    #[error("the transfer of {file} of {repository} stalled: nothing came for {} ms", after.as_millis())]
+    TransferStalled { repository: String, file: String, after: Duration },
+    /// A file came shorter or longer than announced.
+    #[error(
+        "{file} of {repository} was announced with {expected} and came with {actual}; it was thrown away"
+    )]
+    TransferTruncated { repository: String, file: String, expected: Bytes, actual: Bytes },
+    /// A file's content is not what its checksum says.
+    #[error("{file} of {repository} does not match its checksum; it was thrown away")]
+    ChecksumMismatch { repository: String, file: String },
+}
+
+impl Error {
+    /// The error at the bottom: for [`Error::Actor`] the load's or run's own error where there is one.
+    ///
+    /// ```
+    /// use candle_actors::Error;
+    /// assert!(matches!(Error::Stopped.root(), Error::Stopped));
+    /// ```
+    pub fn root(&self) -> &Error {
+        let Self::Actor(actor) = self else { return self };
+        let mut source = std::error::Error::source(actor);
+        while let Some(error) = source {
+            if let Some(cause) = error.downcast_ref::<model_actors::Cause>()
+                && let Some(own) = cause.get().downcast_ref::<Error>()
+            {
+                return own.root();
+            }
+            source = error.source();
+        }
+        self
+    }
+
+    /// True for what may go better next time.
+    fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::HubUnreachable { .. }
+                | Self::RateLimited { .. }
+                | Self::HubFailed { .. }
+                | Self::TransferFailed { .. }
+                | Self::TransferStalled { .. }
+                | Self::TransferTruncated { .. }
+                | Self::ChecksumMismatch { .. }
+                | Self::UnreadableFile { .. }
+                | Self::Compute(_)
+                | Self::NotFiniteOutput
+        )
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Stopped => Failure::stopped(),
+            Error::InvalidInput(reason) => Failure::invalid_input(reason),
+            Error::Compute(cause) if is_out_of_memory(&cause) => {
+                Failure::out_of_memory(Error::Compute(cause))
+            }
+            error if error.is_transient() => Failure::failed(error),
+            error => Failure::permanent(error),
+        }
+    }
+}
+
+/// Accelerators report exhausted memory only in words.
+fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    let words = error.to_string().to_lowercase();
+    words.contains("out of memory") || words.contains("out_of_memory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model_actors::FailureKind;
+
+    #[test]
+    fn what_may_mend_itself_is_retried_and_the_rest_is_not() {
+        let stalled = Error::TransferStalled {
+            repository: "a/b".into(),
+            file: "config.json".into(),
+            after: Duration::from_secs(1),
+        };
+        assert_eq!(Failure::from(stalled).kind, FailureKind::Failed);
+        let missing = Error::MissingTensor { tensor: "x".into() };
+        assert_eq!(Failure::from(missing).kind, FailureKind::Permanent);
+        assert_eq!(Failure::from(Error::InvalidInput("no".into())).kind, FailureKind::InvalidInput);
+        let memory = candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into());
+        assert_eq!(Failure::from(Error::Compute(memory)).kind, FailureKind::OutOfMemory);
+    }
+
+    #[test]
+    fn the_root_of_an_actor_error_is_the_loads_own() {
+        let cause = model_actors::Cause::new(Error::RepositoryNotFound { repository: "a/b".into() });
+        let actor = model_actors::Error::SpawnFailed { model: "a/b".into(), cause };
+        assert!(matches!(Error::from(actor).root(), Error::RepositoryNotFound { .. }));
+    }
+}

@@ -1,0 +1,324 @@
+//! The few operations that transformer encoders spend their time in, on tensors: a linear layer with its activation,
+//! a sum with its layer norm, and attention over texts of unlike length that lie one after another without padding.
+//! On the processor they are fused loops that use the caller's thread alone, or the rayon pool that it runs in; on
+//! an accelerator they are candle's own operations. What they are put together to is left to the families.
+
+mod matmul;
+mod rows;
+
+use candle_core::{CpuStorage, D, Device, Storage, Tensor};
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use matmul::{Matrix, Output, multiply};
+
+/// What follows a linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activation {
+    Identity,
+    GeluErf,
+    GeluTanh,
+    Relu,
+    Silu,
+    Tanh,
+}
+
+impl Activation {
+    /// The names that configurations use.
+    pub(crate) const NAMES: &'static str =
+        "gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, silu, swish, tanh";
+
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "gelu" => Some(Self::GeluErf),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Self::GeluTanh),
+            "relu" => Some(Self::Relu),
+            "silu" | "swish" => Some(Self::Silu),
+            "tanh" => Some(Self::Tanh),
+            _ => None,
+        }
+    }
+
+    fn on_values(self, values: &mut [f32]) {
+        match self {
+            Self::Identity => {}
+            Self::GeluErf => rows::gelu_erf(values),
+            Self::GeluTanh => rows::gelu_tanh(values),
+            Self::Relu => rows::relu(values),
+            Self::Silu => rows::silu(values),
+            Self::Tanh => rows::tanh(values),
+        }
+    }
+
+    fn on_tensor(self, tensor: Tensor) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Identity => Ok(tensor),
+            Self::GeluErf => tensor.gelu_erf(),
+            Self::GeluTanh => tensor.gelu(),
+            Self::Relu => tensor.relu(),
+            Self::Silu => tensor.silu(),
+            Self::Tanh => tensor.tanh(),
+        }
+    }
+}
+
+/// A linear layer. Its weight is kept as `(in, out)`, which saves gemm from rearranging it at each product.
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// From the weight as files have it, `(out, in)`, and the bias, `(out)`.
+    pub(crate) fn new(weight: &Tensor, bias: Option<Tensor>) -> Result<Self> {
+        Ok(Self { weight: weight.t()?.contiguous()?, bias })
+    }
+
+    /// `activation(input · weightᵀ + bias)`: `(rows, in)` to `(rows, out)`.
+    pub(crate) fn forward(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
+        // A vendor library behind candle's own product beats gemm, so with one of them that path is taken.
+        let vendor = cfg!(any(feature = "mkl", feature = "accelerate"));
+        if input.device().is_cpu() && !vendor {
+            self.on_cpu(input, activation)
+        } else {
+            self.on_any(input, activation)
+        }
+    }
+
+    fn on_any(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
+        let product = input.matmul(&self.weight)?;
+        let sum = match &self.bias {
+            Some(bias) => product.broadcast_add(bias)?,
+            None => product,
+        };
+        Ok(activation.on_tensor(sum)?)
+    }
+
+    fn on_cpu(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
+        let (count, inside) = input.dims2()?;
+        let (_, outside) = self.weight.dims2()?;
+        let (mut out, kind) = match &self.bias {
+            Some(bias) => (with_values(bias, |bias| bias.repeat(count))?, Output::Add),
+            None => (vec![0.0; count * outside], Output::Replace),
+        };
+        let threads = threads();
+        with_values(input, |input| {
+            with_values(&self.weight, |weight| {
+                let left = Matrix::rows(input, count, inside, inside);
+                let right = Matrix::rows(weight, inside, outside, outside);
+                multiply((&mut out, outside), kind, left, right, 1.0, threads);
+            })
+        })??;
+        split_rows(&mut out, outside, threads, |rows| activation.on_values(rows));
+        Ok(Tensor::from_vec(out, (count, outside), &Device::Cpu)?)
+    }
+}
+
+/// A layer norm: weight and bias `(width)`.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerNorm {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) epsilon: f64,
+}
+
+impl LayerNorm {
+    /// The norm of `left + right`, both `(rows, width)`.
+    pub(crate) fn of_sum(&self, left: &Tensor, right: &Tensor) -> Result<Tensor> {
+        if !left.device().is_cpu() {
+            let sum = (left + right)?;
+            return Ok(candle_nn::ops::layer_norm(&sum, &self.weight, &self.bias, self.epsilon as f32)?);
+        }
+        let (count, width) = left.dims2()?;
+        let mut out = with_values(left, <[f32]>::to_vec)?;
+        with_values(right, |right| {
+            with_values(&self.weight, |weight| {
+                with_values(&self.bias, |bias| {
+                    let norm = rows::Norm { weight, bias, epsilon: self.epsilon as f32 };
+                    let per_thread = count.div_ceil(threads()).max(1) * width;
+                    let pieces = out.par_chunks_mut(per_thread).zip(right.par_chunks(per_thread));
+                    match threads() {
+                        1 => rows::add_norm(&mut out, right, norm),
+                        _ => pieces.for_each(|(rows, others)| rows::add_norm(rows, others, norm)),
+                    }
+                })
+            })
+        })???;
+        Ok(Tensor::from_vec(out, (count, width), &Device::Cpu)?)
+    }
+}
+
+/// Every token sees every token of its own text. `mixed` is `(tokens, 3 · width)`, each row a token's query, key and
+/// value; the texts lie one after another with these `lengths`. Gives `(tokens, width)`.
+pub(crate) fn attention(mixed: &Tensor, lengths: &[usize], heads: usize) -> Result<Tensor> {
+    let (tokens, triple) = mixed.dims2()?;
+    let width = triple / 3;
+    if lengths.iter().sum::<usize>() != tokens || heads == 0 || triple % 3 != 0 || width % heads != 0 {
+        return Err(Error::Compute(candle_core::Error::msg(
+            "attention: lengths and heads do not fit the tokens",
+        )));
+    }
+    if mixed.device().is_cpu() {
+        attention_on_cpu(mixed, lengths, heads, tokens, width)
+    } else {
+        attention_on_any(mixed, lengths, heads, width)
+    }
+}
+
+fn attention_on_cpu(
+    mixed: &Tensor,
+    lengths: &[usize],
+    heads: usize,
+    tokens: usize,
+    width: usize,
+) -> Result<Tensor> {
+    let mut out = vec![0.0; tokens * width];
+    with_values(mixed, |mixed| {
+        let mut texts = Vec::with_capacity(lengths.len());
+        let (mut mixed, mut rest) = (mixed, out.as_mut_slice());
+        for &length in lengths {
+            let (out, others) = rest.split_at_mut(length * width);
+            let (text, others_mixed) = mixed.split_at(length * 3 * width);
+            texts.push((text, out, length));
+            (mixed, rest) = (others_mixed, others);
+        }
+        let shape = Heads { heads, width };
+        match threads() {
+            1 => texts.into_iter().for_each(|(text, out, length)| shape.attend(text, out, length)),
+            _ => texts.into_par_iter().for_each(|(text, out, length)| shape.attend(text, out, length)),
+        }
+    })?;
+    Ok(Tensor::from_vec(out, (tokens, width), &Device::Cpu)?)
+}
+
+/// How a row is divided.
+#[derive(Clone, Copy)]
+struct Heads {
+    heads: usize,
+    width: usize,
+}
+
+impl Heads {
+    /// Attention within one text, head by head, on the heads where they lie.
+    fn attend(self, mixed: &[f32], out: &mut [f32], length: usize) {
+        let size = self.width / self.heads;
+        let scale = 1.0 / (size as f32).sqrt();
+        let mut scores = vec![0.0; length * length];
+        for head in 0..self.heads {
+            let part = |which: usize| {
+                let values = &mixed[which * self.width + head * size..];
+                Matrix::rows(values, length, size, 3 * self.width)
+            };
+            multiply((&mut scores, length), Output::Replace, part(0), part(1).transposed(), scale, 1);
+            rows::softmax(&mut scores, length);
+            let weights = Matrix::rows(&scores, length, length, length);
+            multiply((&mut out[head * size..], self.width), Output::Replace, weights, part(2), 1.0, 1);
+        }
+    }
+}
+
+/// The same on any device: padded to the longest text, masked, and the padding dropped again.
+fn attention_on_any(mixed: &Tensor, lengths: &[usize], heads: usize, width: usize) -> Result<Tensor> {
+    let device = mixed.device();
+    let layout = Padding::of(lengths);
+    let (texts, longest, size) = (lengths.len(), layout.longest, width / heads);
+    let padded = mixed.index_select(&Tensor::new(layout.source, device)?, 0)?;
+    let padded = padded.reshape((texts, longest, 3, heads, size))?.permute((2, 0, 3, 1, 4))?.contiguous()?;
+    let (query, key, value) = (padded.get(0)?, padded.get(1)?, padded.get(2)?);
+    let mask = Tensor::from_vec(layout.mask, (texts, 1, 1, longest), device)?;
+    let scores = (query.matmul(&key.t()?)? * (1.0 / (size as f64).sqrt()))?.broadcast_add(&mask)?;
+    let mixed = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&value)?;
+    let rows = mixed.transpose(1, 2)?.contiguous()?.reshape((texts * longest, width))?;
+    Ok(rows.index_select(&Tensor::new(layout.tokens, device)?, 0)?)
+}
+
+/// Where tokens go when texts are padded to one length.
+struct Padding {
+    longest: usize,
+    /// For each padded place the token that fills it; any will do where the mask hides it.
+    source: Vec<u32>,
+    /// For each padded place 0, or minus infinity for padding.
+    mask: Vec<f32>,
+    /// For each token its padded place.
+    tokens: Vec<u32>,
+}
+
+impl Padding {
+    fn of(lengths: &[usize]) -> Self {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let mut padding = Self { longest, source: Vec::new(), mask: Vec::new(), tokens: Vec::new() };
+        let mut first = 0;
+        for (text, &length) in lengths.iter().enumerate() {
+            for place in 0..longest {
+                let real = place < length;
+                padding.source.push((first + if real { place } else { 0 }) as u32);
+                padding.mask.push(if real { 0.0 } else { f32::NEG_INFINITY });
+                if real {
+                    padding.tokens.push((text * longest + place) as u32);
+                }
+            }
+            first += length;
+        }
+        padding
+    }
+}
+
+/// Threads that work may be spread over: the rayon pool's that it runs in, or the caller's alone.
+fn threads() -> usize {
+    if rayon::current_thread_index().is_some() { rayon::current_num_threads() } else { 1 }
+}
+
+fn split_rows(values: &mut [f32], width: usize, threads: usize, work: impl Fn(&mut [f32]) + Sync + Send) {
+    if threads == 1 {
+        return work(values);
+    }
+    let per_thread = (values.len() / width.max(1)).div_ceil(threads).max(1) * width;
+    values.par_chunks_mut(per_thread).for_each(work);
+}
+
+/// Lends a tensor's numbers; it lies in host memory in one piece.
+pub(crate) fn with_values<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(work(&values[start..end])),
+        _ => Err(Error::Compute(candle_core::Error::msg(
+            "a kernel was given a tensor that it cannot read in place",
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn difference(left: &Tensor, right: &Tensor) -> f32 {
+        let difference = (left - right).unwrap().abs().unwrap().max_all().unwrap();
+        difference.to_scalar().unwrap()
+    }
+
+    #[test]
+    fn both_ways_of_each_operation_agree_whatever_the_threads() {
+        let device = Device::Cpu;
+        let lengths = [3, 1, 7, 4];
+        let mixed = Tensor::randn(0.0f32, 1.0, (15, 96), &device).unwrap();
+        let weight = Tensor::randn(0.0f32, 0.2, (40, 96), &device).unwrap();
+        let bias = Tensor::randn(0.0f32, 1.0, 40, &device).unwrap();
+        let layer = Linear::new(&weight, Some(bias)).unwrap();
+        let attended = attention_on_any(&mixed, &lengths, 4, 32).unwrap();
+        let product = layer.on_any(&mixed, Activation::GeluErf).unwrap();
+        let check = || {
+            assert!(difference(&attention(&mixed, &lengths, 4).unwrap(), &attended) < 1e-5);
+            assert!(difference(&layer.forward(&mixed, Activation::GeluErf).unwrap(), &product) < 1e-5);
+        };
+        check();
+        rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap().install(check);
+    }
+
+    #[test]
+    fn lengths_that_do_not_add_up_are_refused() {
+        let mixed = Tensor::zeros((4, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
+        assert!(attention(&mixed, &[3], 2).is_err());
+        assert!(attention(&mixed, &[4], 3).is_err());
+    }
+}

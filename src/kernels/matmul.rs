@@ -1,0 +1,125 @@
+//! The one place with `unsafe` code: a safe wrapper around the `gemm` crate's pointer interface, which candle itself
+//! computes with. Calling it directly lets a product add to a bias that is already there, read attention heads where
+//! they lie, and stay on the caller's thread.
+#![allow(unsafe_code, reason = "gemm takes pointers; `multiply` checks every bound before it passes them on")]
+
+use gemm::Parallelism;
+
+/// A matrix inside a slice: element (row, column) is at `row * row_stride + column * column_stride`.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) row_stride: usize,
+    pub(super) column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows one after another, each `stride` long and used up to `columns`.
+    pub(super) fn rows(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+        Self { values, rows, columns, row_stride: stride, column_stride: 1 }
+    }
+
+    pub(super) fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// One more than the largest index that it touches.
+    fn extent(self) -> usize {
+        extent(self.rows, self.columns, self.row_stride, self.column_stride)
+    }
+}
+
+fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) -> usize {
+    match (rows, columns) {
+        (0, _) | (_, 0) => 0,
+        _ => (rows - 1) * row_stride + (columns - 1) * column_stride + 1,
+    }
+}
+
+/// What becomes of the values that the output holds already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Output {
+    Replace,
+    Add,
+}
+
+/// `out = scale · left · right`, or added to what is there. `out` has rows of `out_stride`, of which the first
+/// `right.columns` values are written. Uses `threads` threads of the current rayon pool.
+pub(super) fn multiply(
+    out: (&mut [f32], usize),
+    kind: Output,
+    left: Matrix<'_>,
+    right: Matrix<'_>,
+    scale: f32,
+    threads: usize,
+) {
+    let (out, out_stride) = out;
+    let (m, n, k) = (left.rows, right.columns, left.columns);
+    assert_eq!(k, right.rows, "the inner sides of a matrix product differ");
+    assert!(left.extent() <= left.values.len(), "the left matrix reaches beyond its slice");
+    assert!(right.extent() <= right.values.len(), "the right matrix reaches beyond its slice");
+    assert!(extent(m, n, out_stride, 1) <= out.len(), "the output reaches beyond its slice");
+    assert!(out_stride >= n || m <= 1, "the output's rows overlap");
+    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+    // SAFETY: gemm reads `left` and `right` and reads and writes `out` at exactly the indices that `extent` bounds,
+    // and the assertions above hold all of them inside their slices. `out` is borrowed mutably, so it aliases
+    // neither input, and its rows do not overlap, so no two threads write one element. All slices are of
+    // initialised f32, and slices never exceed `isize::MAX` bytes, so the strides fit an `isize`.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            out_stride as isize,
+            kind == Output::Add,
+            left.values.as_ptr(),
+            left.column_stride as isize,
+            left.row_stride as isize,
+            right.values.as_ptr(),
+            right.column_stride as isize,
+            right.row_stride as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_strided_and_transposed_matrices_are_right() {
+        let left = [1.0, 2.0, 9.0, 3.0, 4.0, 9.0];
+        let right = [5.0, 6.0, 7.0, 8.0];
+        let left = Matrix::rows(&left, 2, 2, 3);
+        let right = Matrix::rows(&right, 2, 2, 2);
+        let mut out = [1.0; 4];
+        multiply((&mut out, 2), Output::Replace, left, right.transposed(), 2.0, 1);
+        assert_eq!(out, [34.0, 46.0, 78.0, 106.0]);
+        multiply((&mut out, 2), Output::Add, left, right, 1.0, 1);
+        assert_eq!(out, [53.0, 68.0, 121.0, 156.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "beyond its slice")]
+    fn a_matrix_beyond_its_slice_is_refused() {
+        let short = [0.0; 3];
+        let matrix = Matrix::rows(&short, 2, 2, 2);
+        multiply((&mut [0.0; 4], 2), Output::Replace, matrix, matrix, 1.0, 1);
+    }
+}

@@ -1,0 +1,318 @@
+//! From token vectors to one vector a text: the modules that follow the transformer in a sentence-transformers model
+//! (`modules.json`), pooling, dense layers and normalisation, on the processor. The transformer is left to `models`.
+
+use std::path::PathBuf;
+
+use candle_core::{Device, Tensor};
+use model_actors::LoadContext;
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::kernels::{Activation, Linear, with_values};
+use crate::source::Files;
+use crate::weights::WeightFiles;
+
+/// One entry of `modules.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Module {
+    #[serde(default)]
+    path: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+impl Module {
+    /// The class name, without the package that it lives in.
+    fn class(&self) -> &str {
+        self.kind.rsplit('.').next().unwrap_or(&self.kind)
+    }
+
+    /// Its folder, with a slash at the end, or nothing for the model's own.
+    fn folder(&self) -> String {
+        match self.path.trim_end_matches('/') {
+            "" => String::new(),
+            path => format!("{path}/"),
+        }
+    }
+}
+
+/// `1_Pooling/config.json`. Several modes give their vectors one after another.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct PoolingConfig {
+    pooling_mode_cls_token: bool,
+    pooling_mode_mean_tokens: bool,
+    pooling_mode_max_tokens: bool,
+    pooling_mode_mean_sqrt_len_tokens: bool,
+    pooling_mode_weightedmean_tokens: bool,
+    pooling_mode_lasttoken: bool,
+}
+
+/// How token vectors become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pooling {
+    FirstToken,
+    Max,
+    Mean,
+    /// The sum over the square root of the number of tokens.
+    MeanSqrtLength,
+    /// Later tokens weigh more: 1, 2, 3 …
+    WeightedMean,
+    LastToken,
+}
+
+/// `2_Dense/config.json`.
+#[derive(Debug, Clone, Deserialize)]
+struct DenseConfig {
+    in_features: usize,
+    out_features: usize,
+    #[serde(default = "yes")]
+    bias: bool,
+    #[serde(default)]
+    activation_function: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What follows pooling.
+enum Step {
+    Dense(Linear, Activation),
+    Normalize,
+}
+
+/// Everything after the transformer.
+pub(crate) struct Head {
+    poolings: Vec<Pooling>,
+    steps: Vec<Step>,
+    width: usize,
+}
+
+/// The order of the modules, and the folder of the transformer, with a slash at its end.
+pub(crate) struct Modules {
+    pub(crate) transformer: String,
+    rest: Vec<Module>,
+}
+
+const MODULES: &str = "modules.json";
+const SUPPORTED: &str = "Transformer, Pooling, Dense, Normalize, Dropout";
+
+impl Modules {
+    /// Reads `modules.json`. A model without one is a bare transformer, which sentence-transformers pools by mean.
+    pub(crate) fn read(files: &Files, context: &LoadContext) -> Result<Self> {
+        let Some(modules) = files.optional_json::<Vec<Module>>(MODULES, context)? else {
+            return Ok(Self { transformer: String::new(), rest: Vec::new() });
+        };
+        let mut modules = modules.into_iter();
+        let transformer = match modules.next() {
+            Some(first) if first.class() == "Transformer" => first.folder(),
+            first => {
+                let found = first.map_or("nothing".to_owned(), |module| module.kind);
+                return Err(unsupported(MODULES, "the first module", found, "Transformer"));
+            }
+        };
+        Ok(Self { transformer, rest: modules.collect() })
+    }
+
+    /// Reads what follows a transformer of this width. `longest` and `width` of every layer are checked.
+    pub(crate) fn head(&self, files: &Files, width: usize, context: &LoadContext) -> Result<Head> {
+        let mut head = Head { poolings: Vec::new(), steps: Vec::new(), width };
+        for module in &self.rest {
+            match module.class() {
+                "Pooling" if head.poolings.is_empty() => {
+                    head.poolings = read_pooling(files, &module.folder(), context)?;
+                    head.width *= head.poolings.len();
+                }
+                "Normalize" => head.steps.push(Step::Normalize),
+                "Dense" => head.add_dense(files, &module.folder(), context)?,
+                // Only of use while training.
+                "Dropout" => {}
+                _ => return Err(unsupported(MODULES, "the module", module.kind.clone(), SUPPORTED)),
+            }
+        }
+        if head.poolings.is_empty() {
+            head.poolings.push(Pooling::Mean);
+        }
+        Ok(head)
+    }
+}
+
+fn unsupported(file: &str, what: &'static str, found: String, supported: &'static str) -> Error {
+    Error::UnsupportedSetting { file: PathBuf::from(file), what, found, supported }
+}
+
+fn read_pooling(files: &Files, folder: &str, context: &LoadContext) -> Result<Vec<Pooling>> {
+    let config: PoolingConfig = files.required_json(&format!("{folder}config.json"), context)?;
+    let chosen = [
+        (config.pooling_mode_cls_token, Pooling::FirstToken),
+        (config.pooling_mode_max_tokens, Pooling::Max),
+        (config.pooling_mode_mean_tokens, Pooling::Mean),
+        (config.pooling_mode_mean_sqrt_len_tokens, Pooling::MeanSqrtLength),
+        (config.pooling_mode_weightedmean_tokens, Pooling::WeightedMean),
+        (config.pooling_mode_lasttoken, Pooling::LastToken),
+    ];
+    let chosen: Vec<Pooling> = chosen.into_iter().filter(|(on, _)| *on).map(|(_, pooling)| pooling).collect();
+    if chosen.is_empty() {
+        let supported =
+            "cls_token, max_tokens, mean_tokens, mean_sqrt_len_tokens, weightedmean_tokens, lasttoken";
+        let file = format!("{folder}config.json");
+        return Err(unsupported(
+            &file,
+            "a pooling other than the known ones",
+            "(none chosen)".into(),
+            supported,
+        ));
+    }
+    Ok(chosen)
+}
+
+impl Head {
+    /// The length of the vectors that come out.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Whether vectors come out with the length 1.
+    pub(crate) fn normalizes(&self) -> bool {
+        matches!(self.steps.last(), Some(Step::Normalize))
+    }
+
+    fn add_dense(&mut self, files: &Files, folder: &str, context: &LoadContext) -> Result<()> {
+        let file = format!("{folder}config.json");
+        let config: DenseConfig = files.required_json(&file, context)?;
+        if config.in_features != self.width {
+            let reason = format!("in_features is {}; what comes in has {}", config.in_features, self.width);
+            return Err(Error::InvalidConfig { file: PathBuf::from(file), reason });
+        }
+        let name = config.activation_function.as_deref().unwrap_or("Identity");
+        let activation = match name.rsplit('.').next().unwrap_or(name) {
+            "Identity" => Activation::Identity,
+            class => Activation::from_name(&class.to_lowercase()).ok_or_else(|| {
+                unsupported(&file, "the activation", name.to_owned(), "Identity, Tanh, GELU, ReLU, SiLU")
+            })?,
+        };
+        let weights = WeightFiles::open(files, folder, context)?;
+        let device = Device::Cpu;
+        let reader = weights.reader("", &device, context);
+        let weight = reader.tensor("linear.weight", &[config.out_features, config.in_features])?;
+        let bias = match config.bias {
+            true => Some(reader.tensor("linear.bias", &[config.out_features])?),
+            false => None,
+        };
+        self.width = config.out_features;
+        self.steps.push(Step::Dense(Linear::new(&weight, bias)?, activation));
+        Ok(())
+    }
+
+    /// One vector for each text. `hidden` is `(tokens, width)`, the texts one after another with these `lengths`.
+    pub(crate) fn forward(&self, hidden: &Tensor, lengths: &[usize]) -> Result<Vec<Vec<f32>>> {
+        let hidden = hidden.to_device(&Device::Cpu)?.contiguous()?;
+        let (_, width) = hidden.dims2()?;
+        let mut vectors = with_values(&hidden, |values| self.pool(values, lengths, width))?;
+        for step in &self.steps {
+            match step {
+                Step::Normalize => vectors.iter_mut().for_each(|vector| normalize(vector)),
+                Step::Dense(layer, activation) => vectors = dense(layer, *activation, vectors)?,
+            }
+        }
+        Ok(vectors)
+    }
+
+    fn pool(&self, mut values: &[f32], lengths: &[usize], width: usize) -> Vec<Vec<f32>> {
+        let mut vectors = Vec::with_capacity(lengths.len());
+        for length in lengths {
+            let (text, rest) = values.split_at(length * width);
+            values = rest;
+            let mut vector = Vec::with_capacity(width * self.poolings.len());
+            for pooling in &self.poolings {
+                pooling.append(text, width, &mut vector);
+            }
+            vectors.push(vector);
+        }
+        vectors
+    }
+}
+
+impl Pooling {
+    /// Appends one text's pooled vector; the text has at least one token.
+    fn append(self, text: &[f32], width: usize, vector: &mut Vec<f32>) {
+        let count = text.len() / width;
+        match self {
+            Self::FirstToken => vector.extend_from_slice(&text[..width]),
+            Self::LastToken => vector.extend_from_slice(&text[text.len() - width..]),
+            Self::Max => fold(text, width, vector, f32::NEG_INFINITY, |max, x, _| max.max(x), 1.0),
+            Self::Mean => fold(text, width, vector, 0.0, |sum, x, _| sum + x, 1.0 / count as f32),
+            Self::MeanSqrtLength => {
+                fold(text, width, vector, 0.0, |sum, x, _| sum + x, 1.0 / (count as f32).sqrt());
+            }
+            Self::WeightedMean => {
+                let weights = (count * (count + 1)) as f32 / 2.0;
+                fold(text, width, vector, 0.0, |sum, x, place| sum + x * (place + 1) as f32, 1.0 / weights);
+            }
+        }
+    }
+}
+
+fn fold(
+    text: &[f32],
+    width: usize,
+    vector: &mut Vec<f32>,
+    start: f32,
+    step: impl Fn(f32, f32, usize) -> f32,
+    scale: f32,
+) {
+    let begin = vector.len();
+    vector.resize(begin + width, start);
+    let folded = &mut vector[begin..];
+    for (place, token) in text.chunks_exact(width).enumerate() {
+        for (sum, x) in folded.iter_mut().zip(token) {
+            *sum = step(*sum, *x, place);
+        }
+    }
+    folded.iter_mut().for_each(|sum| *sum *= scale);
+}
+
+/// Scales to the length 1, as PyTorch does: a vector shorter than 1e-12 is divided by that.
+pub(crate) fn normalize(vector: &mut [f32]) {
+    let length = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
+    let scale = (1.0 / length.max(1e-12)) as f32;
+    vector.iter_mut().for_each(|x| *x *= scale);
+}
+
+fn dense(layer: &Linear, activation: Activation, vectors: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
+    let (count, width) = (vectors.len(), vectors.first().map_or(0, Vec::len));
+    let input = Tensor::from_vec(vectors.concat(), (count, width), &Device::Cpu)?;
+    Ok(layer.forward(&input, activation)?.to_vec2()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_pooling_is_what_its_name_says() {
+        let text = [1.0, 4.0, 4.0, -2.0];
+        let pooled = |pooling: Pooling| {
+            let mut vector = Vec::new();
+            pooling.append(&text, 2, &mut vector);
+            vector
+        };
+        assert_eq!(pooled(Pooling::FirstToken), [1.0, 4.0]);
+        assert_eq!(pooled(Pooling::LastToken), [4.0, -2.0]);
+        assert_eq!(pooled(Pooling::Max), [4.0, 4.0]);
+        assert_eq!(pooled(Pooling::Mean), [2.5, 1.0]);
+        assert_eq!(pooled(Pooling::MeanSqrtLength), [5.0 / 2f32.sqrt(), 2.0 / 2f32.sqrt()]);
+        assert_eq!(pooled(Pooling::WeightedMean), [3.0, 0.0]);
+    }
+
+    #[test]
+    fn a_normalized_vector_has_length_one_and_zero_stays_zero() {
+        let mut vector = [3.0, 4.0];
+        normalize(&mut vector);
+        assert_eq!(vector, [0.6, 0.8]);
+        let mut zero = [0.0; 3];
+        normalize(&mut zero);
+        assert_eq!(zero, [0.0; 3]);
+    }
+}

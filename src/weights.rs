@@ -1,0 +1,302 @@
+//! Reading safetensors: the header first, so that a model's size is known before a byte of it is in memory, then one
+//! tensor after another in small pieces, so that memory holds little more than the weights themselves. Shapes and
+//! numbers are checked on the way; what the tensors mean is left to the model families.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use half::{bf16, f16};
+use model_actors::{Bytes, LoadContext};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::source::Files;
+
+/// Bytes read between two looks at progress and at the stop mark.
+const PIECE: usize = 1 << 20;
+/// Most bytes of a header.
+const MAX_HEADER: u64 = 100 << 20;
+/// Most dimensions of a tensor.
+const MAX_RANK: usize = 8;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// The number types that can be computed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Numbers {
+    F64,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Numbers {
+    fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "F64" => Some(Self::F64),
+            "F32" => Some(Self::F32),
+            "F16" => Some(Self::F16),
+            "BF16" => Some(Self::Bf16),
+            _ => None,
+        }
+    }
+
+    const fn bytes(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// What a header says of one tensor.
+#[derive(Debug, Clone)]
+struct Entry {
+    file: usize,
+    dtype: String,
+    shape: Vec<usize>,
+    /// From the start of the file.
+    start: u64,
+    bytes: u64,
+}
+
+#[derive(Deserialize)]
+struct HeaderEntry {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: (u64, u64),
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: HashMap<String, String>,
+}
+
+/// The headers of a model's weight files.
+pub(crate) struct WeightFiles {
+    files: Vec<PathBuf>,
+    entries: HashMap<String, Entry>,
+}
+
+impl WeightFiles {
+    /// Finds the weights in a folder of the model, which is named with a slash at its end or empty, fetching them
+    /// where they are not here yet, and reads their headers.
+    pub(crate) fn open(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
+        let mut weights = Self { files: Vec::new(), entries: HashMap::new() };
+        if let Some(path) = files.optional(&format!("{folder}{SINGLE}"), context)? {
+            weights.add(path)?;
+            return Ok(weights);
+        }
+        let Some(index) = files.optional_json::<ShardIndex>(&format!("{folder}{INDEX}"), context)? else {
+            return Err(missing(files, folder, context));
+        };
+        let mut shards: Vec<String> = index.weight_map.into_values().collect();
+        shards.sort_unstable();
+        shards.dedup();
+        for shard in shards {
+            weights.add(files.required(&format!("{folder}{shard}"), context)?)?;
+        }
+        Ok(weights)
+    }
+
+    fn add(&mut self, path: PathBuf) -> Result<()> {
+        let file = self.files.len();
+        for (name, entry) in read_header(&path, file)? {
+            self.entries.insert(name, entry);
+        }
+        self.files.push(path);
+        Ok(())
+    }
+
+    pub(crate) fn contains(&self, tensor: &str) -> bool {
+        self.entries.contains_key(tensor)
+    }
+
+    /// What the tensors that `wanted` picks take in memory, once they are 32-bit numbers.
+    pub(crate) fn bytes_in_memory(&self, wanted: impl Fn(&str) -> bool) -> Bytes {
+        let of = |entry: &Entry| entry.shape.iter().product::<usize>() as u64 * 4;
+        Bytes(self.entries.iter().filter(|(name, _)| wanted(name)).map(|(_, entry)| of(entry)).sum())
+    }
+
+    /// The bytes that will be read for them.
+    pub(crate) fn bytes_on_disk(&self, wanted: impl Fn(&str) -> bool) -> Bytes {
+        Bytes(self.entries.iter().filter(|(name, _)| wanted(name)).map(|(_, entry)| entry.bytes).sum())
+    }
+
+    /// A reader of tensors whose names begin with `prefix`.
+    pub(crate) fn reader<'a>(
+        &'a self,
+        prefix: &'static str,
+        device: &'a Device,
+        context: &'a LoadContext,
+    ) -> WeightReader<'a> {
+        WeightReader { weights: self, prefix, device, context }
+    }
+}
+
+/// No safetensors: tell a model that has only a pickle from one that has nothing.
+fn missing(files: &Files, folder: &str, context: &LoadContext) -> Error {
+    for pickle in PICKLES {
+        let file = format!("{folder}{pickle}");
+        match files.exists(&file, context) {
+            Ok(true) => return Error::PickleOnly { model: files.name(), file },
+            Ok(false) => {}
+            Err(error) => return error,
+        }
+    }
+    files.missing(&format!("{folder}{SINGLE}"), context)
+}
+
+fn read_header(path: &Path, file: usize) -> Result<Vec<(String, Entry)>> {
+    let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
+    let corrupt = |reason: String| Error::CorruptWeights { file: path.to_owned(), reason };
+    let truncated = |expected, actual| Error::TruncatedWeights { file: path.to_owned(), expected, actual };
+
+    let mut opened = File::open(path).map_err(unreadable)?;
+    let size = opened.metadata().map_err(unreadable)?.len();
+    let mut length = [0; 8];
+    if size < 8 {
+        return Err(truncated(8, size));
+    }
+    opened.read_exact(&mut length).map_err(unreadable)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER {
+        return Err(corrupt(format!("its header claims {length} bytes; at most {MAX_HEADER} are allowed")));
+    }
+    if 8 + length > size {
+        return Err(truncated(8 + length, size));
+    }
+    let mut header = Vec::new();
+    opened.take(length).read_to_end(&mut header).map_err(unreadable)?;
+    let header: HashMap<String, serde_json::Value> = serde_json::from_slice(&header)
+        .map_err(|error| corrupt(format!("its header is no JSON: {error}")))?;
+
+    let mut entries = Vec::with_capacity(header.len());
+    let mut end = 8 + length;
+    for (name, value) in header {
+        if name == "__metadata__" {
+            continue;
+        }
+        let entry = read_entry(&name, value, file, 8 + length).map_err(corrupt)?;
+        end = end.max(entry.start + entry.bytes);
+        entries.push((name, entry));
+    }
+    if end > size {
+        return Err(truncated(end, size));
+    }
+    Ok(entries)
+}
+
+fn read_entry(name: &str, value: serde_json::Value, file: usize, base: u64) -> Result<Entry, String> {
+    let HeaderEntry { dtype, shape, data_offsets: (begin, end) } =
+        serde_json::from_value(value).map_err(|error| format!("its entry for {name:?} is wrong: {error}"))?;
+    let bytes = end.checked_sub(begin).ok_or_else(|| format!("the tensor {name:?} ends before it begins"))?;
+    if shape.len() > MAX_RANK {
+        return Err(format!("the tensor {name:?} has {} dimensions", shape.len()));
+    }
+    let elements = shape.iter().try_fold(1usize, |product, side| product.checked_mul(*side));
+    let start = base.checked_add(begin).filter(|start| start.checked_add(bytes).is_some());
+    let (Some(elements), Some(start)) = (elements, start) else {
+        return Err(format!("the tensor {name:?} has an impossible size"));
+    };
+    if let Some(numbers) = Numbers::from_name(&dtype)
+        && elements.checked_mul(numbers.bytes()).map(|needed| needed as u64) != Some(bytes)
+    {
+        return Err(format!("the tensor {name:?} of shape {shape:?} and type {dtype} has {bytes} bytes"));
+    }
+    Ok(Entry { file, dtype, shape, start, bytes })
+}
+
+/// Reads tensors as 32-bit numbers onto a device.
+pub(crate) struct WeightReader<'a> {
+    weights: &'a WeightFiles,
+    prefix: &'static str,
+    device: &'a Device,
+    context: &'a LoadContext,
+}
+
+impl WeightReader<'_> {
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.weights.contains(&format!("{}{name}", self.prefix))
+    }
+
+    /// One tensor of exactly this shape.
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let mut values = Vec::new();
+        self.append(name, shape, &mut values)?;
+        self.place(values, shape)
+    }
+
+    /// Puts numbers onto the device.
+    pub(crate) fn place(&self, values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::from_vec(values, shape, self.device)?)
+    }
+
+    /// Appends one tensor's numbers, row by row.
+    pub(crate) fn append(&self, name: &str, shape: &[usize], values: &mut Vec<f32>) -> Result<()> {
+        let tensor = format!("{}{name}", self.prefix);
+        let Some(entry) = self.weights.entries.get(&tensor) else {
+            return Err(Error::MissingTensor { tensor });
+        };
+        if entry.shape != shape {
+            return Err(Error::ShapeMismatch {
+                tensor,
+                expected: shape.to_vec(),
+                found: entry.shape.clone(),
+            });
+        }
+        let Some(numbers) = Numbers::from_name(&entry.dtype) else {
+            return Err(Error::UnsupportedNumbers { tensor, found: entry.dtype.clone() });
+        };
+        let begin = values.len();
+        // The shape is the header's by now, and the header's fit the file, so this asks for no more than is there.
+        values.reserve_exact(shape.iter().product());
+        self.read(entry, numbers, values)?;
+        match values[begin..].iter().position(|value| !value.is_finite()) {
+            Some(index) => Err(Error::NotFinite { tensor, index, value: values[begin + index] }),
+            None => Ok(()),
+        }
+    }
+
+    fn read(&self, entry: &Entry, numbers: Numbers, values: &mut Vec<f32>) -> Result<()> {
+        let path = &self.weights.files[entry.file];
+        let unreadable = |source| Error::UnreadableFile { path: path.clone(), source };
+        let mut file = File::open(path).map_err(unreadable)?;
+        file.seek(SeekFrom::Start(entry.start)).map_err(unreadable)?;
+        let mut left = entry.bytes as usize;
+        let mut piece = vec![0; left.min(PIECE)];
+        while left > 0 {
+            if self.context.should_stop() {
+                return Err(Error::Stopped);
+            }
+            let piece = &mut piece[..left.min(PIECE)];
+            file.read_exact(piece).map_err(unreadable)?;
+            append_numbers(piece, numbers, values);
+            left -= piece.len();
+            self.context.advance(Bytes(piece.len() as u64));
+        }
+        Ok(())
+    }
+}
+
+/// `PIECE` is a multiple of every number's size, so no number straddles two pieces.
+fn append_numbers(piece: &[u8], numbers: Numbers, values: &mut Vec<f32>) {
+    match numbers {
+        Numbers::F32 => values.extend(piece.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
+        Numbers::F64 => {
+            values.extend(piece.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes) as f32))
+        }
+        Numbers::F16 => {
+            values.extend(piece.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()));
+        }
+        Numbers::Bf16 => {
+            values.extend(piece.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()));
+        }
+    }
+}

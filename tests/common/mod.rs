@@ -1,0 +1,59 @@
+//! What several test files share: where models and references are, and how vectors are compared.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub(crate) mod model;
+#[cfg(feature = "hub")]
+pub(crate) mod server;
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// The repository.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The small model that is kept in the repository.
+pub(crate) fn small_model() -> PathBuf {
+    root().join("models/english-embedding-small")
+}
+
+/// all-MiniLM-L6-v2 in the folder that `CANDLE_ACTORS_MODELS` names, or nothing, said aloud.
+pub(crate) fn minilm() -> Option<PathBuf> {
+    let Some(folder) = std::env::var_os("CANDLE_ACTORS_MODELS") else {
+        eprintln!("skipped: CANDLE_ACTORS_MODELS is not set");
+        return None;
+    };
+    Some(Path::new(&folder).join("all-MiniLM-L6-v2"))
+}
+
+/// A text and what the reference implementation makes of it.
+#[derive(Deserialize)]
+pub(crate) struct Case {
+    pub(crate) text: String,
+    pub(crate) embedding: Vec<f32>,
+}
+
+/// Reads `tests/references/<name>.json`.
+pub(crate) fn references(name: &str) -> Vec<Case> {
+    #[derive(Deserialize)]
+    struct File {
+        cases: Vec<Case>,
+    }
+    let path = root().join(format!("tests/references/{name}.json"));
+    let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice::<File>(&text).unwrap().cases
+}
+
+/// The largest difference between two vectors of one length.
+pub(crate) fn difference(left: &[f32], right: &[f32]) -> f32 {
+    assert_eq!(left.len(), right.len());
+    left.iter().zip(right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// The cosine of the angle between two vectors.
+pub(crate) fn similarity(left: &[f32], right: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+    dot(left, right) / (dot(left, left) * dot(right, right)).sqrt()
+}

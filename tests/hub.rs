@@ -1,0 +1,166 @@
+//! Models come from a hub as they should, from its cache without one, and every way in which the hub can fail has an
+//! error of its own.
+#![cfg(feature = "hub")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::time::Duration;
+
+use candle_actors::{Error, HubSettings, LoadOptions, Source, TextEmbeddingModel};
+use common::model::TinyModel;
+use common::server::{COMMIT, Fault, HubServer, REPOSITORY};
+use tempfile::TempDir;
+
+const SECRET: &str = "hf_secret_of_the_test";
+
+/// A hub with the tiny model, and a cache of its own.
+struct Hub {
+    server: HubServer,
+    cache: TempDir,
+}
+
+impl Hub {
+    fn new(faults: &[(&str, Fault)]) -> Self {
+        let server = HubServer::start(TinyModel::new().files(), faults);
+        Self { server, cache: tempfile::tempdir().unwrap() }
+    }
+
+    fn settings(&self) -> HubSettings {
+        settings(&self.server.endpoint(), &self.cache)
+    }
+
+    fn load(&self) -> Result<TextEmbeddingModel, Error> {
+        load(Source::repository(REPOSITORY), self.settings())
+    }
+
+    fn error(&self) -> Error {
+        let error = self.load().err().expect("a broken hub serves a model");
+        let words = format!("{error} {error:?}");
+        assert!(!words.contains(SECRET) && !words.contains("http"), "{words}");
+        error
+    }
+}
+
+fn settings(endpoint: &str, cache: &TempDir) -> HubSettings {
+    HubSettings {
+        endpoint: Some(endpoint.to_owned()),
+        cache: Some(cache.path().to_owned()),
+        token: Some(SECRET.into()),
+        retries: 1,
+        ..HubSettings::default()
+    }
+}
+
+fn load(source: Source, hub: HubSettings) -> Result<TextEmbeddingModel, Error> {
+    TextEmbeddingModel::load_with(source, LoadOptions { hub, ..LoadOptions::default() })
+}
+
+/// An address at which nobody listens.
+fn nowhere() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+#[test]
+fn a_repository_gives_the_same_vectors_as_a_directory() {
+    let hub = Hub::new(&[]);
+    let folder = TinyModel::new().write();
+    let local = TextEmbeddingModel::load(Source::directory(folder.path())).unwrap();
+    let texts = ["cat sleeps", "dog"];
+    assert_eq!(hub.load().unwrap().embed(&texts).unwrap(), local.embed(&texts).unwrap());
+}
+
+#[test]
+fn only_what_is_needed_is_fetched_and_each_file_once() {
+    let hub = Hub::new(&[]);
+    hub.load().unwrap();
+    let mut fetched: Vec<String> =
+        hub.server.requests().into_iter().filter(|request| request.starts_with("GET")).collect();
+    assert_eq!(fetched.len(), TinyModel::new().files().len());
+    fetched.sort_unstable();
+    fetched.dedup();
+    assert_eq!(fetched.len(), TinyModel::new().files().len());
+}
+
+#[test]
+fn a_cached_model_needs_no_hub() {
+    let hub = Hub::new(&[]);
+    let vectors = hub.load().unwrap().embed(&["cat"]).unwrap();
+    for offline in [false, true] {
+        let hub = HubSettings { offline, ..settings(&nowhere(), &hub.cache) };
+        let model = load(Source::repository(REPOSITORY), hub.clone()).unwrap();
+        assert_eq!(model.embed(&["cat"]).unwrap(), vectors);
+        let at_commit = load(Source::repository(REPOSITORY).revision(COMMIT), hub).unwrap();
+        assert_eq!(at_commit.embed(&["cat"]).unwrap(), vectors);
+    }
+}
+
+#[test]
+fn without_hub_and_cache_the_error_says_which_is_missing() {
+    let cache = tempfile::tempdir().unwrap();
+    let hub = settings(&nowhere(), &cache);
+    let error = load(Source::repository(REPOSITORY), hub.clone()).err().unwrap();
+    assert!(matches!(error, Error::HubUnreachable { .. }), "{error}");
+    let error = load(Source::repository(REPOSITORY), HubSettings { offline: true, ..hub }).err().unwrap();
+    assert!(matches!(error, Error::NotCached { .. }), "{error}");
+}
+
+#[test]
+fn a_repository_revision_or_file_that_is_not_there() {
+    let hub = Hub::new(&[]);
+    let error = load(Source::repository("nobody/nothing"), hub.settings()).err().unwrap();
+    assert!(matches!(error, Error::RepositoryNotFound { .. }), "{error}");
+    let error = load(Source::repository(REPOSITORY).revision("v9"), hub.settings()).err().unwrap();
+    assert!(matches!(&error, Error::RevisionNotFound { revision, .. } if revision == "v9"), "{error}");
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let error = Hub::new(&[(file, Fault::Status(404))]).error();
+        assert!(matches!(&error, Error::MissingFile { file: missing, .. } if missing == file), "{error}");
+    }
+}
+
+#[test]
+fn no_access() {
+    for status in [401, 403] {
+        let error = Hub::new(&[("modules.json", Fault::Status(status))]).error();
+        assert!(matches!(&error, Error::AccessDenied { status: is, .. } if *is == status), "{error}");
+    }
+}
+
+#[test]
+fn a_server_that_fails() {
+    let error = Hub::new(&[("model.safetensors", Fault::Status(500))]).error();
+    assert!(matches!(&error, Error::HubFailed { status: 500, .. }), "{error}");
+}
+
+#[test]
+fn content_that_comes_short() {
+    for fault in [Fault::Cut, Fault::Short] {
+        let hub = Hub::new(&[("model.safetensors", fault)]);
+        let error = hub.error();
+        assert!(matches!(&error, Error::TransferTruncated { .. }), "{fault:?}: {error}");
+        // What came is not kept: a better server with the same cache serves the model.
+        let better = HubServer::start(TinyModel::new().files(), &[]);
+        load(Source::repository(REPOSITORY), settings(&better.endpoint(), &hub.cache)).unwrap();
+    }
+}
+
+#[test]
+fn content_that_does_not_match_its_checksum() {
+    for file in ["model.safetensors", "config.json"] {
+        let hub = Hub::new(&[(file, Fault::Flipped)]);
+        let error = hub.error();
+        assert!(matches!(&error, Error::ChecksumMismatch { file: wrong, .. } if wrong == file), "{error}");
+        let better = HubServer::start(TinyModel::new().files(), &[]);
+        load(Source::repository(REPOSITORY), settings(&better.endpoint(), &hub.cache)).unwrap();
+    }
+}
+
+#[test]
+fn a_transfer_that_stalls() {
+    let hub = Hub::new(&[("model.safetensors", Fault::Stalled)]);
+    let stall_limit = Duration::from_millis(300);
+    let error = load(Source::repository(REPOSITORY), HubSettings { stall_limit, ..hub.settings() });
+    let error = error.err().unwrap();
+    assert!(matches!(&error, Error::TransferStalled { after, .. } if *after == stall_limit), "{error}");
+}
