@@ -42,13 +42,9 @@ fn census(test: &TestSystem, loader: &ScriptedLoader) -> Census {
         slots_in_use: all - free,
         charged: charged(test),
         models: count(&loader.record.models_alive) + count(&loader.record.weights_alive),
-        threads: entries("/proc/self/task"),
-        descriptors: entries("/proc/self/fd"),
+        threads: worker_threads(),
+        descriptors: std::fs::read_dir("/proc/self/fd").unwrap().count(),
     }
-}
-
-fn entries(directory: &str) -> usize {
-    std::fs::read_dir(directory).unwrap().count()
 }
 
 /// A thread that has reported its end is listed for a moment longer.
@@ -135,7 +131,8 @@ async fn a_planted_leak_is_caught() {
         match plant {
             Plant::Thread => {
                 let latch = gate.latch();
-                std::thread::spawn(move || latch.wait(Duration::from_secs(30)));
+                let thread = std::thread::Builder::new().name("planted#1".to_owned());
+                thread.spawn(move || latch.wait(Duration::from_secs(30))).unwrap();
             }
             Plant::Descriptor => file = Some(std::fs::File::open("/proc/self/stat").unwrap()),
             Plant::Slot => held = Some(send(&other, Act::Work(gate.latch()))),

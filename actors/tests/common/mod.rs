@@ -132,3 +132,11 @@ pub fn send_alone(model: &ModelHandle<Scripted>, act: Act) -> Pending {
 pub async fn freed(record: &model_actors::testing::Record) {
     until_true(|| count(&record.models_alive) + count(&record.weights_alive) == 0).await;
 }
+
+/// Threads of workers, by their names: `model#1`. The test harness has threads of its own, which come and go.
+pub fn worker_threads() -> usize {
+    let threads = std::fs::read_dir("/proc/self/task").expect("this is Linux").flatten();
+    // One that ends just now has no name any more.
+    let names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+    names.filter(|name| name.contains('#')).count()
+}
