@@ -23,7 +23,7 @@ use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{MaintenanceMessage, PoolCommand, PoolDrained};
 use crate::memory::{Budgets, Lease};
 use crate::progress::Clock;
-use crate::scheduler::{CallId, Fate, Input, Outcome, Scheduler, Ticket};
+use crate::scheduler::{CallId, Effect, Fate, Input, Outcome, Scheduler, Ticket};
 use crate::status::SystemStatus;
 use crate::telemetry::Events;
 use crate::worker::thread::fail_actor;
@@ -244,7 +244,13 @@ impl<C: Capability> PoolState<C> {
         while let Some(input) = self.inputs.pop_front() {
             self.scheduler.handle(self.arguments.clock.now(), input, &mut effects);
             for effect in effects.drain(..) {
-                self.carry_out(myself, effect).await;
+                match effect {
+                    Effect::Spawn { worker, key } => {
+                        self.publisher.now();
+                        self.spawn(myself, worker, key).await;
+                    }
+                    effect => self.carry_out(effect),
+                }
             }
         }
         // What the scheduler did not want kept must not be kept alive by the offer.
@@ -360,7 +366,10 @@ impl<C: Capability> PoolState<C> {
                 self.remember_weights(worker, weights);
                 Input::Started { worker, footprint }
             }
-            Report::StartFailed { worker, failure } => Input::StartFailed { worker, failure },
+            Report::StartFailed { worker, failure } => {
+                self.workers.remove(&worker);
+                Input::StartFailed { worker, failure }
+            }
             Report::Finished { worker, outcomes } => {
                 self.publisher.touch();
                 self.end_failed_attempts(worker, &outcomes);
@@ -373,6 +382,12 @@ impl<C: Capability> PoolState<C> {
             Report::Ended { worker } => {
                 self.threads.remove(&worker);
                 self.publisher.now();
+                // A thread that ends with its handle still here has died without a word, or its actor's death is not
+                // known yet: its requests are told apart before it is forgotten.
+                if self.workers.remove(&worker).is_some() {
+                    self.offer_weights(worker, None);
+                    self.died(worker, Cause::new("its thread ended"));
+                }
                 Input::Ended { worker }
             }
         };

@@ -207,6 +207,8 @@ pub enum Effect {
     Relieve { device: Device },
     /// Answer a caller of `preload` or `unload`.
     Return { call: CallId, result: Result<(), Error> },
+    /// A request has to wait; so many are before it.
+    Queued { key: ModelKey, request: RequestId, position: usize },
     /// Tell who listens.
     Emit(Event),
     /// Shut down: nothing runs and nothing waits.

@@ -1,5 +1,6 @@
 //! The breaker of a model: its states against everything that can happen to it, and the probe that decides.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod timeline;
 

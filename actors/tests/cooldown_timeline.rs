@@ -1,6 +1,7 @@
 //! A model that has been idle for the cooldown time loses its least recently used worker, then one more each interval,
 //! to the second; any request resets the clock.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod timeline;
 

@@ -1,6 +1,7 @@
 //! The pure core keeps every invariant of the design over 20,000 seeded histories, in which every kind of input,
 //! effect and fault occurs; and the checks that say so find each fault that is planted for them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -21,7 +21,8 @@ use crate::worker::thread::{Assignment, ThreadArguments, start};
 use crate::worker::{Order, Worker, WorkerArguments, WorkerHandle, WorkerMessage};
 
 impl<C: Capability> PoolState<C> {
-    pub(super) async fn carry_out(&mut self, myself: &ActorRef<PoolMessage<C>>, effect: Effect) {
+    /// Carries out any effect but `Spawn`, which alone has to await something.
+    pub(super) fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Run { worker, requests } => self.run(worker, &requests),
             Effect::Forget { request } => {
@@ -39,18 +40,18 @@ impl<C: Capability> PoolState<C> {
                 }
             }
             Effect::Ping { worker } => self.ping(worker),
+            Effect::Queued { key, request, position } => self.tell_position(key, request, position),
             Effect::Emit(event) => self.emit(event),
             structural => {
                 self.publisher.now();
-                self.carry_out_structural(myself, structural).await;
+                self.carry_out_structural(structural);
             }
         }
     }
 
     /// The effects that change the tree.
-    async fn carry_out_structural(&mut self, myself: &ActorRef<PoolMessage<C>>, effect: Effect) {
+    fn carry_out_structural(&mut self, effect: Effect) {
         match effect {
-            Effect::Spawn { worker, key } => self.spawn(myself, worker, key).await,
             Effect::Size { worker } => self.order(worker, Order::Size),
             Effect::Reserve { worker, key, bytes, source, urgency } => {
                 self.reserve(worker, key, (bytes, source), urgency);
@@ -75,8 +76,10 @@ impl<C: Capability> PoolState<C> {
                 }
             }
             Effect::Drained { abandoned } => self.report_drained(abandoned),
-            // Carried out by `carry_out`.
-            Effect::Run { .. }
+            // Carried out elsewhere.
+            Effect::Spawn { .. }
+            | Effect::Queued { .. }
+            | Effect::Run { .. }
             | Effect::Forget { .. }
             | Effect::Fail { .. }
             | Effect::Expire { .. }
@@ -123,8 +126,16 @@ impl<C: Capability> PoolState<C> {
         self.arguments.events.send(|| event);
     }
 
+    fn tell_position(&self, key: ModelKey, request: RequestId, position: usize) {
+        if let Some(model) = self.models.get(&key) {
+            let queued =
+                || Event::Queued { capability: C::NAME, model: model.id().clone(), request, position };
+            self.arguments.events.send(queued);
+        }
+    }
+
     /// Starts the thread and its actor. The actor's start only takes its arguments, so it is over at once.
-    async fn spawn(&mut self, myself: &ActorRef<PoolMessage<C>>, worker: WorkerId, key: ModelKey) {
+    pub(super) async fn spawn(&mut self, myself: &ActorRef<PoolMessage<C>>, worker: WorkerId, key: ModelKey) {
         let Some(model) = self.models.get(&key).cloned() else { return };
         model.metrics().spawned.increment(1);
         let failure = match self.try_spawn(myself, worker, &model).await {

@@ -8,6 +8,18 @@ use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::telemetry::{Event, EvictionReason};
 
+/// A worker that was ready and is so no longer.
+pub(super) struct Loss<'a> {
+    /// As it was.
+    pub(super) entry: Worker,
+    /// What its requests had come to.
+    pub(super) fates: &'a [(RequestId, Fate)],
+    /// What those get that cannot be run again.
+    pub(super) error: Error,
+    /// What is remembered as the reason.
+    pub(super) cause: Cause,
+}
+
 impl Scheduler {
     pub(super) fn start_failed(
         &mut self,
@@ -84,7 +96,7 @@ impl Scheduler {
             error: error.clone(),
         }));
         leave(model, worker, Leaving::Dead);
-        self.lose_ready_worker(now, key, entry, cause, (fates, &error), effects);
+        self.lose_ready_worker(now, key, Loss { entry, fates, error, cause }, effects);
     }
 
     /// What a death and a stall have in common: the weights are kept for the replacement, the requests are rescued,
@@ -93,9 +105,7 @@ impl Scheduler {
         &mut self,
         now: Time,
         key: ModelKey,
-        entry: Worker,
-        cause: Cause,
-        (fates, error): (&[(RequestId, Fate)], &Error),
+        loss: Loss<'_>,
         effects: &mut Vec<Effect>,
     ) {
         let Some(model) = self.models.get_mut(&key) else { return };
@@ -108,11 +118,11 @@ impl Scheduler {
             model.retained = true;
             effects.push(Effect::RetainWeights { key });
         }
-        if let Phase::Busy { running } = entry.phase {
+        if let Phase::Busy { running } = loss.entry.phase {
             model.active_at = now;
-            self.rescue(now, key, running, (fates, error), effects);
+            self.rescue(now, key, running, (loss.fates, &loss.error), effects);
         }
-        self.count_failure(now, key, cause, effects);
+        self.count_failure(now, key, loss.cause, effects);
         self.advance(now, key, effects);
     }
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::failures::Loss;
 use super::model_state::Leaving;
 use super::workers::leave;
 use super::{Effect, Fate, ModelState, Phase, Scheduler, Worker};
@@ -140,7 +141,8 @@ impl Scheduler {
                 &all_emitted
             }
         };
-        self.lose_ready_worker(now, key, entry, Cause::new(error.clone()), (fates, &error), effects);
+        let cause = Cause::new(error.clone());
+        self.lose_ready_worker(now, key, Loss { entry, fates, error, cause }, effects);
     }
 }
 

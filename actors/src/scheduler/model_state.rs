@@ -229,6 +229,11 @@ impl ModelState {
         self.workers.iter().map(|worker| worker.running().len()).sum()
     }
 
+    /// The one request that a half-open breaker lets through is running.
+    pub(crate) fn is_probing(&self) -> bool {
+        self.breaker.is_half_open() && self.in_flight() > 0
+    }
+
     pub(crate) fn batch_limits(&self) -> BatchLimits {
         let requests = if self.breaker.is_half_open() { 1 } else { self.batch_limit };
         BatchLimits { requests, cost: self.policy.config.batch.cost }

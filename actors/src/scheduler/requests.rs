@@ -34,11 +34,9 @@ impl Scheduler {
             self.advance(now, key, effects);
         }
         for (key, place, position) in waiting {
-            let Some(model) = self.models.get(&key).filter(|model| model.queue.holds(place)) else {
-                continue;
-            };
-            let (capability, model) = (self.capability, model.policy.model.clone());
-            effects.push(Effect::Emit(Event::Queued { capability, model, request: place.1, position }));
+            if self.models.get(&key).is_some_and(|model| model.queue.holds(place)) {
+                effects.push(Effect::Queued { key, request: place.1, position });
+            }
         }
     }
 
@@ -97,10 +95,8 @@ impl Scheduler {
         if model.unload.is_some() {
             return;
         }
-        // A probe runs alone.
-        let may_run = |model: &ModelState| !model.breaker.is_half_open() || model.in_flight() == 0;
         while !model.queue.is_empty()
-            && may_run(model)
+            && !model.is_probing()
             && let Some(index) = model.workers.iter().position(super::Worker::is_idle)
         {
             let formed = model.queue.form(model.batch_limits(), None, now);
@@ -129,9 +125,13 @@ impl Scheduler {
         let Phase::Busy { running } = &mut entry.phase else { return };
         let mut failed: Vec<(Ticket, Failure)> = Vec::new();
         let mut answered = false;
+        // Those that ran are in the order of their outcomes, so that each is found at once.
+        let mut ran = std::mem::take(running).into_iter().peekable();
         for (request, outcome) in outcomes {
-            let Some(index) = running.iter().position(|ticket| ticket.request == request) else { continue };
-            let ticket = running.remove(index);
+            while let Some(other) = ran.next_if(|ticket| ticket.request != request) {
+                running.push(other);
+            }
+            let Some(ticket) = ran.next().or_else(|| take_out(running, request)) else { continue };
             match outcome {
                 Outcome::Answered => {
                     answered = true;
@@ -144,6 +144,7 @@ impl Scheduler {
                 Outcome::Failed(failure) => failed.push((ticket, failure)),
             }
         }
+        running.extend(ran);
         entry.progress_at = now;
         if running.is_empty() {
             entry.phase = Phase::Idle { since: now };
@@ -232,6 +233,11 @@ impl Scheduler {
             }
         }
     }
+}
+
+fn take_out(running: &mut Vec<Ticket>, request: RequestId) -> Option<Ticket> {
+    let index = running.iter().position(|ticket| ticket.request == request)?;
+    Some(running.remove(index))
 }
 
 fn run(model: &mut ModelState, index: usize, batch: Vec<Ticket>, now: Time, effects: &mut Vec<Effect>) {

@@ -1,6 +1,7 @@
 //! A scheduler and a world that does at once whatever it asks for, on a clock that the test sets. For tests that need
 //! time to the second.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::time::Duration;
@@ -18,12 +19,12 @@ pub(crate) fn at(minutes: u64, seconds: u64) -> Time {
 }
 
 pub(crate) struct Core {
-    pub scheduler: Scheduler,
-    pub now: Time,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) now: Time,
     /// Everything that the scheduler asked for, and when.
-    pub log: Vec<(Time, Effect)>,
+    pub(crate) log: Vec<(Time, Effect)>,
     /// The world leaves starts to the test: no worker is sized, given room or loaded by itself.
-    pub starts_by_hand: bool,
+    pub(crate) starts_by_hand: bool,
     next_request: u64,
 }
 

@@ -140,12 +140,12 @@ impl World {
         match kind {
             Fault::Preload => {
                 self.next_call += 1;
-                self.calls.insert(call.0);
+                self.calls.insert(call.0, None);
                 self.feed(pool, Input::Preload { key, call });
             }
             Fault::Unload => {
                 self.next_call += 1;
-                self.calls.insert(call.0);
+                self.calls.insert(call.0, Some(key.0 as usize));
                 let deadline = self.now + Duration::from_millis(self.random.u64(0..10_000));
                 self.feed(pool, Input::Unload { key, call, deadline });
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Plant;
 use super::state::Pool;
-use super::workers::{Doing, Told};
+use super::workers::{Doing, SimWorker, Told};
 use super::world::World;
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
 use crate::scheduler::{ModelState, Phase};
@@ -104,6 +104,22 @@ impl World {
         self.check("restart budget", |_| now >= allowed, || format!("started before {allowed:?}"));
     }
 
+    /// An unload that went well has left no thread and no bytes.
+    pub(super) fn check_unloaded(&mut self, pool: usize, index: usize) {
+        let state = &self.pools[pool];
+        let holds = |worker: &SimWorker| {
+            let gone = !worker.spawned || worker.doing == Doing::Ended;
+            worker.model == index && !gone
+        };
+        let held = state.workers.iter().position(holds);
+        let kept = state.models[index].retained.is_some();
+        self.check(
+            "unloaded means gone",
+            |_| held.is_none() && !kept,
+            || format!("pool {pool}, worker {held:?}"),
+        );
+    }
+
     /// A failure that counts: of a worker that the scheduler still has. Keeps the restart budget's books.
     pub(super) fn worker_failed(&mut self, pool: usize, worker: WorkerId, only_starting: bool) {
         let state = self.worker(pool, worker);
@@ -149,7 +165,7 @@ impl World {
 
     fn evict_pinned(&mut self, pool: usize) {
         let state = &self.pools[pool];
-        let pinned = |(_, worker): &(usize, &super::workers::SimWorker)| {
+        let pinned = |(_, worker): &(usize, &SimWorker)| {
             let idle = worker.ready && worker.assigned.is_empty() && worker.told == Told::Nothing;
             idle && state.models[worker.model].pinned
         };
@@ -205,9 +221,8 @@ impl World {
         if model.workers.len() > model.policy.config.max_workers {
             return Some(("at most so many workers", format!("{name} has {}", model.workers.len())));
         }
-        let probing = model.breaker.is_half_open() && model.in_flight() > 0;
         let idle = model.workers.iter().any(|worker| worker.is_idle());
-        if !model.queue.is_empty() && idle && model.unload.is_none() && !probing {
+        if !model.queue.is_empty() && idle && model.unload.is_none() && !model.is_probing() {
             return Some(("nothing waits beside an idle worker", format!("{name}")));
         }
         if !model.preloads.is_empty() && model.has_ready_worker() && model.unload.is_none() {

@@ -223,7 +223,7 @@ const fn input_index(input: &Input) -> usize {
     }
 }
 
-const EFFECTS: [&str; 19] = [
+const EFFECTS: [&str; 20] = [
     "Spawn",
     "Size",
     "Reserve",
@@ -243,6 +243,7 @@ const EFFECTS: [&str; 19] = [
     "Emit",
     "Drained",
     "ExpireRunning",
+    "Queued",
 ];
 
 const fn effect_index(effect: &Effect) -> usize {
@@ -266,5 +267,6 @@ const fn effect_index(effect: &Effect) -> usize {
         Effect::Emit(_) => 16,
         Effect::Drained { .. } => 17,
         Effect::ExpireRunning { .. } => 18,
+        Effect::Queued { .. } => 19,
     }
 }

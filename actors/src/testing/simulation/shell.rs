@@ -99,6 +99,7 @@ impl World {
             }
             Effect::Relieve { device } => self.tell_maintenance(pool, Event::Relieve { device }),
             Effect::Return { call, result } => self.returned(pool, call, result.is_ok()),
+            Effect::Queued { .. } => {}
             Effect::Emit(event) => self.heard(pool, &event),
             Effect::Drained { .. } => self.drained(pool),
         }
@@ -115,9 +116,12 @@ impl World {
         }
     }
 
-    fn returned(&mut self, pool: usize, call: CallId, _well: bool) {
+    fn returned(&mut self, pool: usize, call: CallId, well: bool) {
         let open = self.calls.remove(&call.0);
-        self.check("calls return once", |_| open, || format!("pool {pool}, {call:?}"));
+        self.check("calls return once", |_| open.is_some(), || format!("pool {pool}, {call:?}"));
+        if let Some(Some(model)) = open.filter(|_| well) {
+            self.check_unloaded(pool, model);
+        }
     }
 
     fn drained(&mut self, pool: usize) {

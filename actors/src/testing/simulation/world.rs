@@ -1,7 +1,7 @@
 //! The simulated world: virtual time, and the events to come.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -123,8 +123,8 @@ pub(super) struct World {
     pub(super) desk: RoomDesk,
     pub(super) desk_at: Time,
     pub(super) arrivals_left: u32,
-    /// Which calls of preload and unload have not returned.
-    pub(super) calls: BTreeSet<u64>,
+    /// Which calls of preload and unload have not returned; of an unload, which model it is to unload.
+    pub(super) calls: BTreeMap<u64, Option<usize>>,
     pub(super) next_call: u64,
     pub(super) closing: bool,
     pub(super) plant: Option<Plant>,
@@ -168,7 +168,7 @@ impl World {
             arrivals_left: scenario.requests,
             scenario,
             random,
-            calls: BTreeSet::new(),
+            calls: BTreeMap::new(),
             next_call: 0,
             closing: false,
             plant,

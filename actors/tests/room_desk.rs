@@ -1,0 +1,209 @@
+//! The room desk: strictly first come, first served on each device, room made by eviction, and nobody waits beyond
+//! the moment that was named.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use model_actors::maintenance::eviction::{IdleWorker, Offer, PoolIndex};
+use model_actors::maintenance::room::{RoomAsk, RoomDesk, RoomEffect, RoomInput};
+use model_actors::{Bytes, Device, Footprint, Ledger, ModelKey, Time, WorkerId};
+
+/// A desk for two pools and one memory of 100 bytes, on a clock that the test sets.
+struct Office {
+    desk: RoomDesk,
+    ledgers: BTreeMap<Device, Ledger>,
+    now: Time,
+}
+
+fn ask(worker: u64) -> RoomAsk {
+    RoomAsk { pool: PoolIndex(0), worker: WorkerId(worker) }
+}
+
+fn millis(millis: u64) -> Time {
+    Time::after_start(Duration::from_millis(millis))
+}
+
+impl Office {
+    fn new(charged: u64) -> Self {
+        let mut ledger = Ledger::new(Bytes(100));
+        assert!(ledger.charge(Bytes(charged)));
+        let ledgers = BTreeMap::from([(Device::host(), ledger)]);
+        Self { desk: RoomDesk::new(2), ledgers, now: Time::ZERO }
+    }
+
+    /// Takes leases as they are granted, as maintenance does.
+    fn tell(&mut self, input: RoomInput) -> Vec<RoomEffect> {
+        let mut effects = Vec::new();
+        self.desk.handle(self.now, input, &self.ledgers, &mut effects);
+        for effect in effects.clone() {
+            if let RoomEffect::Grant { ask, device, needed } = effect {
+                let taken = self.ledgers.get_mut(&device).unwrap().charge(needed);
+                assert!(taken, "a grant that does not fit");
+                effects.extend(self.tell(RoomInput::Granted { ask }));
+            }
+        }
+        effects
+    }
+
+    fn ask(&mut self, worker: u64, needed: u64, until: Time) -> Vec<RoomEffect> {
+        let (model, device) = (ModelKey(worker as u32), Device::host());
+        self.tell(RoomInput::Ask { ask: ask(worker), model, device, needed: Bytes(needed), until })
+    }
+
+    fn release(&mut self, bytes: u64) -> Vec<RoomEffect> {
+        self.ledgers.get_mut(&Device::host()).unwrap().give_back(Bytes(bytes));
+        self.tell(RoomInput::Released)
+    }
+
+    fn offers(&mut self, pool: usize, offers: Vec<Offer>) -> Vec<RoomEffect> {
+        self.tell(RoomInput::Offers { pool: PoolIndex(pool), offers })
+    }
+
+    fn at(&mut self, now: Time) -> Vec<RoomEffect> {
+        self.now = now;
+        self.tell(RoomInput::Tick)
+    }
+}
+
+fn grant(worker: u64, needed: u64) -> RoomEffect {
+    RoomEffect::Grant { ask: ask(worker), device: Device::host(), needed: Bytes(needed) }
+}
+
+fn deny(worker: u64, needed: u64) -> RoomEffect {
+    RoomEffect::Deny { ask: ask(worker), device: Device::host(), needed: Bytes(needed) }
+}
+
+/// One idle worker that holds so many bytes.
+fn idle(pool: usize, model: u32, bytes: u64) -> Offer {
+    let long = Duration::from_secs(60);
+    Offer {
+        pool: PoolIndex(pool),
+        model: ModelKey(model),
+        device: Device::host(),
+        pinned: false,
+        idle: vec![IdleWorker { worker: WorkerId(77), idle_for: long, ready_for: long }],
+        holders: 1,
+        leaving: 0,
+        footprint: Footprint { shared: Bytes(bytes), per_worker: Bytes(0) },
+        reload_time: Duration::from_secs(1),
+        min_residency: Duration::ZERO,
+    }
+}
+
+#[test]
+fn what_fits_is_granted_at_once() {
+    let mut office = Office::new(40);
+    assert_eq!(office.ask(1, 60, Time::NEVER), [grant(1, 60)]);
+    assert!(office.desk.is_empty());
+    assert_eq!(office.desk.alarm(), Time::NEVER);
+}
+
+#[test]
+fn nobody_overtakes() {
+    let mut office = Office::new(60);
+    assert_eq!(office.ask(1, 80, Time::NEVER), [RoomEffect::Poll]);
+    assert_eq!(office.ask(2, 10, Time::NEVER), [], "it would fit, but another was first");
+    assert_eq!(office.release(30), []);
+    assert_eq!(office.release(30), [grant(1, 80), grant(2, 10)]);
+}
+
+#[test]
+fn room_that_is_not_free_at_once_is_denied_to_those_who_do_not_wait() {
+    let mut office = Office::new(60);
+    assert_eq!(office.ask(1, 40, Time::ZERO), [grant(1, 40)]);
+    assert_eq!(office.ask(2, 1, Time::ZERO), [deny(2, 1)]);
+}
+
+#[test]
+fn an_idle_worker_goes_once_every_pool_has_answered() {
+    let mut office = Office::new(100);
+    assert_eq!(office.ask(1, 50, Time::NEVER), [RoomEffect::Poll]);
+    assert_eq!(office.offers(0, vec![]), []);
+    let evict = RoomEffect::Evict { pool: PoolIndex(1), worker: WorkerId(77) };
+    assert_eq!(office.offers(1, vec![idle(1, 9, 100)]), [evict]);
+    assert_eq!(office.release(100), [grant(1, 50)]);
+}
+
+#[test]
+fn a_pool_that_does_not_answer_holds_up_nobody() {
+    let mut office = Office::new(100);
+    office.ask(1, 50, Time::NEVER);
+    assert_eq!(office.offers(1, vec![idle(1, 9, 100)]), []);
+    assert_eq!(office.desk.alarm(), millis(100));
+    assert_eq!(office.at(millis(100)), [RoomEffect::Evict { pool: PoolIndex(1), worker: WorkerId(77) }]);
+}
+
+#[test]
+fn a_model_does_not_give_up_its_own_workers_for_itself() {
+    let mut office = Office::new(100);
+    office.ask(1, 50, Time::NEVER);
+    office.offers(1, vec![]);
+    let effects = office.offers(0, vec![idle(0, 1, 100)]);
+    assert_eq!(effects, [deny(1, 50)], "what it holds itself can never make room for it");
+}
+
+#[test]
+fn what_can_never_fit_is_denied_at_once_and_the_next_is_looked_at() {
+    let mut office = Office::new(100);
+    office.ask(1, 101, Time::NEVER);
+    office.ask(2, 60, Time::NEVER);
+    office.offers(0, vec![]);
+    assert_eq!(office.offers(1, vec![]), [deny(1, 101), RoomEffect::Poll]);
+}
+
+#[test]
+fn at_its_moment_an_ask_is_denied_and_the_next_granted() {
+    let mut office = Office::new(60);
+    office.ask(1, 80, millis(50));
+    office.ask(2, 40, millis(500));
+    assert_eq!(office.at(millis(50)), [deny(1, 80), grant(2, 40)]);
+}
+
+#[test]
+fn while_it_waits_it_asks_again_every_tenth_of_a_second() {
+    let mut office = Office::new(100);
+    office.ask(1, 50, Time::NEVER);
+    office.offers(0, vec![]);
+    assert_eq!(office.offers(1, vec![]), []);
+    assert_eq!(office.desk.alarm(), millis(100));
+    assert_eq!(office.at(millis(100)), [RoomEffect::Poll]);
+}
+
+#[test]
+fn a_withdrawn_ask_and_those_of_a_pool_that_ended_leave_the_line() {
+    let mut office = Office::new(60);
+    office.ask(1, 80, Time::NEVER);
+    office.ask(2, 90, Time::NEVER);
+    office.tell(RoomInput::Withdraw { ask: ask(1) });
+    office.tell(RoomInput::PoolEnded { pool: PoolIndex(0) });
+    assert!(office.desk.is_empty());
+    assert_eq!(office.desk.alarm(), Time::NEVER);
+}
+
+#[test]
+fn a_grant_that_came_too_late_keeps_its_place() {
+    let mut desk = RoomDesk::new(0);
+    let ledgers = BTreeMap::from([(Device::host(), Ledger::new(Bytes(100)))]);
+    let mut effects = Vec::new();
+    let (model, device) = (ModelKey(0), Device::host());
+    let input = RoomInput::Ask { ask: ask(1), model, device, needed: Bytes(80), until: Time::NEVER };
+    desk.handle(Time::ZERO, input, &ledgers, &mut effects);
+    assert_eq!(std::mem::take(&mut effects), [grant(1, 80)]);
+
+    // Until the lease is taken its bytes are spoken for.
+    let (model, device) = (ModelKey(1), Device::host());
+    let input = RoomInput::Ask { ask: ask(2), model, device, needed: Bytes(30), until: Time::NEVER };
+    desk.handle(Time::ZERO, input, &ledgers, &mut effects);
+    assert_eq!(std::mem::take(&mut effects), [RoomEffect::Poll]);
+
+    let mut full = Ledger::new(Bytes(100));
+    assert!(full.charge(Bytes(70)));
+    let ledgers = BTreeMap::from([(Device::host(), full)]);
+    desk.handle(Time::ZERO, RoomInput::GrantFailed { ask: ask(1) }, &ledgers, &mut effects);
+    assert!(!effects.iter().any(|effect| matches!(effect, RoomEffect::Grant { .. })), "{effects:?}");
+    let ledgers = BTreeMap::from([(Device::host(), Ledger::new(Bytes(100)))]);
+    desk.handle(Time::ZERO, RoomInput::Released, &ledgers, &mut effects);
+    assert!(effects.contains(&grant(1, 80)), "{effects:?}");
+}
