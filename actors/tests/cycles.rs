@@ -73,6 +73,7 @@ async fn a_thousand_cycles_leave_nothing_behind() {
     for _ in 0..CYCLES / 5 {
         cycle(&model).await;
     }
+    until_true(|| worker_threads() == 0).await;
     let (before, heap_before) = (census(&test, &loader), heap());
     for _ in 0..CYCLES {
         cycle(&model).await;
@@ -95,6 +96,7 @@ async fn crashes_and_kills_leave_nothing_behind_either() {
     let loader = ScriptedLoader::default();
     let model = test.model("model", loader.clone());
     cycle(&model).await;
+    until_true(|| worker_threads() == 0).await;
     let before = census(&test, &loader);
     for _ in 0..50 {
         assert_eq!(ask(&model, Act::PanicTimes(times(1))).await.unwrap(), 0);
@@ -124,6 +126,7 @@ async fn a_planted_leak_is_caught() {
         let model = test.model("model", loader.clone());
         let other = test.model("other", ScriptedLoader::default());
         cycle(&other).await;
+        until_true(|| worker_threads() == 0).await;
         let before = census(&test, &loader);
         let gate = Gate::default();
         let mut file = None;
