@@ -334,6 +334,8 @@ async fn a_load_that_was_given_up_does_not_pass_for_the_one_in_use() {
         matches!(event, Event::WorkerEnded { .. }).then_some(())
     })
     .await;
+    refresh(&model).await;
+    test.until_model("model", "its worker is idle", |model| idle(model) == 1).await;
     let gate = Gate::default();
     let busy_ones: Vec<Pending> = (0..2).map(|_| send_alone(&model, Act::Work(gate.latch()))).collect();
     test.until_model("model", "a second worker was built", |model| busy(model) == 2).await;
