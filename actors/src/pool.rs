@@ -3,7 +3,8 @@
 //! effects that come back are carried out here (`pool/effects.rs`). Clients send it jobs, workers report to it,
 //! maintenance and the system command it. Its mailbox is bounded by the slots that its clients' jobs hold.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -294,7 +295,7 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn declare(&mut self, model: &Arc<Registered<C>>) {
-        if let std::collections::hash_map::Entry::Vacant(place) = self.models.entry(model.key()) {
+        if let Entry::Vacant(place) = self.models.entry(model.key()) {
             place.insert(model.clone());
             self.inputs.push_back(Input::Declare { key: model.key(), policy: model.policy.clone() });
         }

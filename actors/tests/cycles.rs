@@ -42,13 +42,9 @@ fn census(test: &TestSystem, loader: &ScriptedLoader) -> Census {
         slots_in_use: all - free,
         charged: charged(test),
         models: count(&loader.record.models_alive) + count(&loader.record.weights_alive),
-        threads: entries("/proc/self/task"),
-        descriptors: entries("/proc/self/fd"),
+        threads: worker_threads(),
+        descriptors: std::fs::read_dir("/proc/self/fd").unwrap().count(),
     }
-}
-
-fn entries(directory: &str) -> usize {
-    std::fs::read_dir(directory).unwrap().count()
 }
 
 /// A thread that has reported its end is listed for a moment longer.
@@ -77,6 +73,7 @@ async fn a_thousand_cycles_leave_nothing_behind() {
     for _ in 0..CYCLES / 5 {
         cycle(&model).await;
     }
+    until_true(|| worker_threads() == 0).await;
     let (before, heap_before) = (census(&test, &loader), heap());
     for _ in 0..CYCLES {
         cycle(&model).await;
@@ -99,6 +96,7 @@ async fn crashes_and_kills_leave_nothing_behind_either() {
     let loader = ScriptedLoader::default();
     let model = test.model("model", loader.clone());
     cycle(&model).await;
+    until_true(|| worker_threads() == 0).await;
     let before = census(&test, &loader);
     for _ in 0..50 {
         assert_eq!(ask(&model, Act::PanicTimes(times(1))).await.unwrap(), 0);
@@ -128,6 +126,7 @@ async fn a_planted_leak_is_caught() {
         let model = test.model("model", loader.clone());
         let other = test.model("other", ScriptedLoader::default());
         cycle(&other).await;
+        until_true(|| worker_threads() == 0).await;
         let before = census(&test, &loader);
         let gate = Gate::default();
         let mut file = None;
@@ -135,7 +134,8 @@ async fn a_planted_leak_is_caught() {
         match plant {
             Plant::Thread => {
                 let latch = gate.latch();
-                std::thread::spawn(move || latch.wait(Duration::from_secs(30)));
+                let thread = std::thread::Builder::new().name("planted#1".to_owned());
+                thread.spawn(move || latch.wait(Duration::from_secs(30))).unwrap();
             }
             Plant::Descriptor => file = Some(std::fs::File::open("/proc/self/stat").unwrap()),
             Plant::Slot => held = Some(send(&other, Act::Work(gate.latch()))),

@@ -59,10 +59,9 @@ async fn the_least_worth_goes_first() {
     }
     test.model("needed", weights(20)).preload().await.unwrap();
     assert_eq!(evicted(&mut events).await.0, "large");
-    let left: Vec<usize> = ["small", "large", "other"]
-        .iter()
-        .map(|id| test.system.status().model(id).map_or(0, |model| model.workers.len()))
-        .collect();
+    test.until_model("large", "its thread has ended", |model| model.workers.is_empty()).await;
+    let status = test.system.status();
+    let left = ["small", "large", "other"].map(|id| status.model(id).map_or(0, |model| model.workers.len()));
     assert_eq!(left, [1, 0, 1]);
     test.finish().await;
 }
@@ -322,7 +321,7 @@ async fn a_load_outlives_the_request_that_began_it() {
 #[tokio::test]
 async fn a_load_that_was_given_up_does_not_pass_for_the_one_in_use() {
     let (system, mut pool) = TestSystem::quick();
-    pool.stall.load = millis(50);
+    pool.stall.load = millis(200);
     let mut test = TestSystem::start_with(system, pool).await;
     let gate = Gate::default();
     let loader = ScriptedLoader { load_hangs: Some(gate.latch()), hung_loads: Some(1), ..weights(20) };
@@ -335,6 +334,8 @@ async fn a_load_that_was_given_up_does_not_pass_for_the_one_in_use() {
         matches!(event, Event::WorkerEnded { .. }).then_some(())
     })
     .await;
+    refresh(&model).await;
+    test.until_model("model", "its worker is idle", |model| idle(model) == 1).await;
     let gate = Gate::default();
     let busy_ones: Vec<Pending> = (0..2).map(|_| send_alone(&model, Act::Work(gate.latch()))).collect();
     test.until_model("model", "a second worker was built", |model| busy(model) == 2).await;

@@ -64,7 +64,9 @@ async fn pool_is(test: &TestSystem, live: bool) {
 #[tokio::test]
 async fn its_supervisor_sees_its_failure_once_the_restarts_are_spent() {
     let (mut test, supervisor, mut seen) = linked().await;
-    let model = test.model("model", ScriptedLoader::default());
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.model("model", loader);
     test.kill(Victim::Pool).await;
     pool_is(&test, false).await;
     pool_is(&test, true).await;
@@ -79,6 +81,7 @@ async fn its_supervisor_sees_its_failure_once_the_restarts_are_spent() {
     test.until("the system has ended", |status| status.state == SystemState::Stopped).await;
     assert!(matches!(refused(&model, Act::Reply(2)).await, Error::ShuttingDown));
     supervisor.stop(None);
+    freed(&record).await;
     test.finish().await;
 }
 
@@ -107,7 +110,7 @@ async fn it_ends_with_its_supervisor_and_answers_its_callers() {
         assert!(matches!(error, Error::RecvError { .. } | Error::ShuttingDown), "{error}");
     }
     test.until("the system has ended", |status| status.state == SystemState::Stopped).await;
-    until_true(|| count(&record.models_alive) + count(&record.weights_alive) == 0).await;
+    freed(&record).await;
     gate.open();
     test.finish().await;
 }

@@ -22,10 +22,6 @@ fn heap() -> usize {
     stats.bytes_allocated - stats.bytes_deallocated
 }
 
-fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").unwrap().count()
-}
-
 fn id(number: usize) -> ModelId {
     ModelId::from(format!("an-organisation-of-some-size/a-model-with-a-long-name-{number}"))
 }
@@ -39,14 +35,14 @@ async fn ten_thousand_models_cost_two_kibibytes_each_at_most_and_no_thread() {
     let client = test.client();
     let record = ScriptedLoader::default().record;
     let loader = || ScriptedLoader { record: record.clone(), ..ScriptedLoader::default() };
-    let (heap_before, threads_before) = (heap(), threads());
+    let (heap_before, threads_before) = (heap(), worker_threads());
     for number in 0..MODELS {
         client.register(ModelSpec::new(id(number), loader())).unwrap();
     }
     let each = (heap() - heap_before) / MODELS;
     println!("{each} bytes a model");
     assert!(each <= MOST, "{each} bytes a model");
-    assert_eq!(threads(), threads_before);
+    assert_eq!(worker_threads(), threads_before);
     assert_eq!(count(&record.sizings) + count(&record.loads), 0, "and no I/O");
     assert_eq!(charged(&test), Bytes::mib(11));
     assert_eq!(

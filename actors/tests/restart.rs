@@ -147,7 +147,9 @@ async fn a_permanent_failure_of_a_load_is_not_tried_again() {
 #[tokio::test]
 async fn a_pool_that_dies_answers_its_callers_and_comes_back() {
     let mut test = start(single()).await;
-    let model = test.model("model", ScriptedLoader::default());
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.model("model", loader);
     let other = test.stream_model("stream", ScriptedLoader::default());
     let mut events = test.system.events();
     let (gate, running) = occupy(&test, &model).await;
@@ -165,6 +167,7 @@ async fn a_pool_that_dies_answers_its_callers_and_comes_back() {
     })
     .await;
     gate.open();
+    freed(&record).await;
     assert_eq!(ask(&model, Act::Reply(2)).await.unwrap(), 2);
     test.finish().await;
 }

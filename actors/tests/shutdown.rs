@@ -223,7 +223,7 @@ async fn a_system_that_is_dropped_answers_its_callers_and_frees_its_models() {
     })
     .await;
     assert!(matches!(refused(&model, Act::Reply(2)).await, Error::ShuttingDown));
-    until_true(|| count(&record.models_alive) + count(&record.weights_alive) == 0).await;
+    freed(&record).await;
 }
 
 /// Set in the child process, which is this test binary again.

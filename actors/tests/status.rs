@@ -105,10 +105,10 @@ async fn a_worker_goes_through_its_phases() {
     let loader = ScriptedLoader { load_works: Some(gates[0].latch()), ..ScriptedLoader::default() };
     let model = test.model("model", loader);
     let pending = send(&model, Act::Work(gates[1].latch()));
-    let loading = test.until_model("model", "it loads", |model| model.loading.is_some()).await;
+    let half = model_actors::LoadStatus { stage: LoadStage::Load, percent: Some(50) };
+    let loading =
+        test.until_model("model", "half of it is loaded", |model| model.loading == Some(half)).await;
     assert_eq!(in_phase(&loading, WorkerPhase::Loading), 1);
-    let load = loading.loading.unwrap();
-    assert_eq!((load.stage, load.percent), (LoadStage::Load, Some(50)));
     gates[0].open();
     let running = test.until_model("model", "it runs", |model| busy(model) == 1).await;
     assert_eq!((running.loading, running.in_flight, running.workers[0].running), (None, 1, 1));

@@ -1,5 +1,6 @@
 //! What the promises share: short ways to ask, to wait and to count.
 
+#![allow(clippy::expect_used, reason = "a test helper fails its test by panicking")]
 #![allow(dead_code, unreachable_pub, reason = "each file uses some of it")]
 
 use std::sync::Arc;
@@ -125,4 +126,17 @@ pub async fn until_true(mut condition: impl FnMut() -> bool) {
 /// Asks for a run of its own: no two such requests share a batch.
 pub fn send_alone(model: &ModelHandle<Scripted>, act: Act) -> Pending {
     send(model, ScriptedRequest { cost: u64::MAX / 2, ..act.into() })
+}
+
+/// Waits until nothing of a model is in memory: the threads of an actor that was killed end by themselves.
+pub async fn freed(record: &model_actors::testing::Record) {
+    until_true(|| count(&record.models_alive) + count(&record.weights_alive) == 0).await;
+}
+
+/// Threads of workers, by their names: `model#1`. The test harness has threads of its own, which come and go.
+pub fn worker_threads() -> usize {
+    let threads = std::fs::read_dir("/proc/self/task").expect("this is Linux").flatten();
+    // One that ends just now has no name any more.
+    let names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+    names.filter(|name| name.contains('#')).count()
 }
