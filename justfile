@@ -6,7 +6,7 @@ ci:
 test:
     cargo test --workspace
 
-# The figures of README and ARCHITECTURE.
+# What it costs.
 bench:
     cargo bench --bench dispatch
     cargo bench --bench embedding

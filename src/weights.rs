@@ -120,13 +120,14 @@ impl WeightFiles {
 
     /// What the tensors that `wanted` picks take in memory, once they are 32-bit numbers.
     pub(crate) fn bytes_in_memory(&self, wanted: impl Fn(&str) -> bool) -> Bytes {
-        let of = |entry: &Entry| entry.shape.iter().product::<usize>() as u64 * 4;
-        Bytes(self.entries.iter().filter(|(name, _)| wanted(name)).map(|(_, entry)| of(entry)).sum())
+        let of =
+            |entry: &Entry| entry.shape.iter().fold(4u64, |bytes, side| bytes.saturating_mul(*side as u64));
+        self.entries.iter().filter(|(name, _)| wanted(name)).map(|(_, entry)| Bytes(of(entry))).sum()
     }
 
     /// The bytes that will be read for them.
     pub(crate) fn bytes_on_disk(&self, wanted: impl Fn(&str) -> bool) -> Bytes {
-        Bytes(self.entries.iter().filter(|(name, _)| wanted(name)).map(|(_, entry)| entry.bytes).sum())
+        self.entries.iter().filter(|(name, _)| wanted(name)).map(|(_, entry)| Bytes(entry.bytes)).sum()
     }
 
     /// A reader of tensors whose names begin with `prefix`.

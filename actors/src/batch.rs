@@ -44,7 +44,7 @@ impl<'a, C: Capability> Batch<'a, C> {
         self.gauge.tick();
     }
 
-    /// Continuous batching, between two steps: drops the items that are answered or abandoned, takes in requests
+    /// Continuous batching, between two steps: drops the items that are answered, takes in requests
     /// that have arrived meanwhile, and returns how many of the items at the end are new. A caller may go away at any
     /// moment, so what a model keeps of each item it keeps by [`Item::id`], not by place. Always 0 for a model whose
     /// specification does not ask for continuous batching.

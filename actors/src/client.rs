@@ -15,7 +15,7 @@ use crate::entry::Slot;
 use crate::error::{Error, RequestPhase, Result};
 use crate::id::{ModelId, Time};
 use crate::job::{Accepted, Answer, Job, JobParts};
-use crate::pool::{Call, PoolMessage};
+use crate::pool::{Call, Caller, PoolMessage};
 use crate::progress::Clock;
 use crate::telemetry::span;
 
@@ -295,14 +295,26 @@ impl<C: Capability> ModelHandle<C> {
         if !matches!(call, Call::Unload { .. }) && !self.shared.catalogue.holds(&self.model) {
             return Err(self.unknown());
         }
-        let _permit = self.shared.gate.call_permit().await;
+        let id = self.model.id();
+        let late = || Error::Timeout {
+            model: id.clone(),
+            phase: RequestPhase::WaitingForSlot,
+            after: timeout.unwrap_or_default(),
+        };
+        let permit = match timeout {
+            Some(timeout) => {
+                tokio::time::timeout(timeout, self.shared.gate.call_permit()).await.map_err(|_| late())?
+            }
+            None => self.shared.gate.call_permit().await,
+        };
         let (done, answer) = oneshot::channel();
-        let message = PoolMessage::Call { model: self.model.clone(), call, done };
+        let message =
+            PoolMessage::Call { model: self.model.clone(), call, done: Caller { done, _permit: permit } };
         self.shared.gate.send(self.model.id(), message)?;
         let model = self.model.id().clone();
         let lost = Error::RecvError { model: model.clone() };
         let Some(timeout) = timeout else { return answer.await.unwrap_or(Err(lost)) };
-        match tokio::time::timeout(timeout + Duration::from_secs(5), answer).await {
+        match tokio::time::timeout(timeout.saturating_add(Duration::from_secs(5)), answer).await {
             Ok(result) => result.unwrap_or(Err(lost)),
             Err(_) => Err(Error::Timeout { model, phase: RequestPhase::Running, after: timeout }),
         }

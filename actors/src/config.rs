@@ -61,6 +61,8 @@ impl SystemConfig {
         }
         require(!self.maintenance_interval.is_zero(), "maintenance_interval", "must be above zero")?;
         require(!self.shutdown_timeout.is_zero(), "shutdown_timeout", "must be above zero")?;
+        bounded(self.maintenance_interval, "maintenance_interval")?;
+        bounded(self.shutdown_timeout, "shutdown_timeout")?;
         require((1..=1 << 20).contains(&self.event_capacity), "event_capacity", "must be 1 to 1,048,576")?;
         self.restart.validate()
     }
@@ -213,6 +215,8 @@ impl RestartConfig {
             "restart.first_backoff",
             "must be at most restart.max_backoff",
         )?;
+        bounded(self.max_backoff, "restart.max_backoff")?;
+        bounded(self.breaker_open, "restart.breaker_open")?;
         require(!self.breaker_open.is_zero(), "restart.breaker_open", "must be above zero")
     }
 }
@@ -253,6 +257,13 @@ impl Default for BatchLimits {
     fn default() -> Self {
         Self { requests: 32, cost: 16_384 }
     }
+}
+
+/// Longer than anybody waits, and short enough to be added to any moment.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+fn bounded(duration: Duration, setting: &'static str) -> Result<()> {
+    require(duration <= LONGEST, setting, "must be at most ten years")
 }
 
 fn require(holds: bool, setting: &'static str, reason: &str) -> Result<()> {

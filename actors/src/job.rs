@@ -51,6 +51,8 @@ pub(crate) struct Job<C: Capability> {
 struct Owed<C: Capability> {
     attempt: u32,
     answer: Option<Answer<C>>,
+    /// Of a request whose caller has gone: its work still has a place until the pool lets go of it.
+    held: Option<Slot>,
 }
 
 impl<C: Capability> Job<C> {
@@ -63,7 +65,7 @@ impl<C: Capability> Job<C> {
             running: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             emitted: AtomicBool::new(false),
-            owed: Mutex::new(Owed { attempt: 0, answer: Some(answer) }),
+            owed: Mutex::new(Owed { attempt: 0, answer: Some(answer), held: None }),
         })
     }
 
@@ -142,8 +144,11 @@ impl<C: Capability> Job<C> {
     /// The caller has gone. False if it was answered before.
     pub(crate) fn cancel(&self) -> bool {
         self.cancelled.store(true, Ordering::Release);
-        let answer = self.owed().answer.take();
-        answer.is_some()
+        let mut owed = self.owed();
+        let answer = owed.answer.take();
+        let cancelled = answer.is_some();
+        owed.held = answer.map(|answer| answer.slot);
+        cancelled
     }
 
     /// Part of the answer is out, so the request cannot be run again and its deadline no longer counts.
@@ -189,6 +194,8 @@ impl<C: Capability> Accepted<C> {
 
 impl<C: Capability> Drop for Accepted<C> {
     fn drop(&mut self) {
+        let held = self.0.owed().held.take();
+        drop(held);
         if self.0.is_answered() {
             return;
         }

@@ -76,6 +76,8 @@ pub(crate) enum MaintenanceMessage {
     Relieve { device: Device },
     /// A pool was started, again or for the first time.
     PoolUp { pool: PoolIndex, commands: DerivedActorRef<PoolCommand> },
+    /// A pool has ended.
+    PoolDown { pool: PoolIndex },
     /// A timer rang.
     RoomAlarm,
     /// A timer rang.
@@ -180,6 +182,7 @@ impl Actor for Maintenance {
             MaintenanceMessage::Released => state.bytes_released(),
             MaintenanceMessage::Relieve { device } => state.relieve(device),
             MaintenanceMessage::PoolUp { pool, commands } => state.pool_up(pool, commands),
+            MaintenanceMessage::PoolDown { pool } => state.pool_down(pool),
             MaintenanceMessage::RoomAlarm => state.room_alarm(),
             MaintenanceMessage::CooldownAlarm => state.cooldown_alarm(&myself),
             MaintenanceMessage::Interval => state.interval(),
@@ -217,9 +220,15 @@ impl MaintenanceState {
         if let Some(place) = self.pools.get_mut(pool.0) {
             *place = Some(commands);
         }
-        // What its predecessor asked for is not wanted any more.
-        self.room(RoomInput::PoolEnded { pool });
         self.tell(pool, PoolCommand::Pressure(self.pressure));
+    }
+
+    /// What it asked for is not wanted any more, and nobody waits for its offers.
+    fn pool_down(&mut self, pool: PoolIndex) {
+        if let Some(place) = self.pools.get_mut(pool.0) {
+            *place = None;
+        }
+        self.room(RoomInput::PoolEnded { pool });
     }
 
     fn cooldown_at(&mut self, myself: &ActorRef<MaintenanceMessage>, pool: PoolIndex, at: Time) {
@@ -287,6 +296,9 @@ impl MaintenanceState {
                     RoomEffect::Deny { ask, device, needed } => self.deny(ask, &device, needed),
                 }
             }
+        }
+        for (device, budget) in self.arguments.budgets.iter() {
+            budget.set_waiting(self.desk.waiting(device));
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -99,6 +100,8 @@ type OnRelease = Box<dyn Fn() + Send + Sync>;
 pub(crate) struct Budget {
     device: Device,
     ledger: Mutex<Ledger>,
+    /// Loads that wait at maintenance's desk for room here. While any does, nobody may overtake it.
+    waiting: AtomicUsize,
     on_release: Mutex<Option<OnRelease>>,
 }
 
@@ -110,7 +113,12 @@ impl fmt::Debug for Budget {
 
 impl Budget {
     pub(crate) fn new(device: Device, limit: Bytes) -> Arc<Self> {
-        Arc::new(Self { device, ledger: Mutex::new(Ledger::new(limit)), on_release: Mutex::new(None) })
+        Arc::new(Self {
+            device,
+            ledger: Mutex::new(Ledger::new(limit)),
+            waiting: AtomicUsize::new(0),
+            on_release: Mutex::new(None),
+        })
     }
 
     pub(crate) fn device(&self) -> &Device {
@@ -124,6 +132,15 @@ impl Budget {
     /// What is called, on any thread and without a lock held on the ledger, whenever bytes came back.
     pub(crate) fn on_release(&self, callback: OnRelease) {
         *self.on_release.lock().unwrap_or_else(PoisonError::into_inner) = Some(callback);
+    }
+
+    pub(crate) fn set_waiting(&self, waiting: usize) {
+        self.waiting.store(waiting, Ordering::Relaxed);
+    }
+
+    /// A lease for somebody who has not waited: none while others do.
+    pub(crate) fn lease_at_once(self: &Arc<Self>, bytes: Bytes) -> Option<Lease> {
+        if self.waiting.load(Ordering::Relaxed) > 0 { None } else { self.lease(bytes) }
     }
 
     pub(crate) fn lease(self: &Arc<Self>, bytes: Bytes) -> Option<Lease> {
@@ -210,7 +227,8 @@ pub(crate) fn process_memory() -> ProcessMemory {
     match system.cgroup_limits() {
         Some(limits) if limits.total_memory > 0 && limits.total_memory < machine.limit.0 => ProcessMemory {
             limit: Bytes(limits.total_memory),
-            used: Bytes(limits.total_memory.saturating_sub(limits.free_memory)),
+            // Not what is not free: the page cache of files just read goes when memory is needed.
+            used: Bytes(limits.rss),
         },
         _ => machine,
     }

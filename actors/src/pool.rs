@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use rustc_hash::FxHashMap;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use crate::alarm::Alarm;
 use crate::capability::Capability;
@@ -39,7 +39,7 @@ pub(crate) enum PoolMessage<C: Capability> {
     /// Requests have come, or their callers gone: the intake is not empty any more.
     Arrivals,
     /// Start, stop or pin a model, and say when it is done.
-    Call { model: Arc<Registered<C>>, call: Call, done: oneshot::Sender<Result<()>> },
+    Call { model: Arc<Registered<C>>, call: Call, done: Caller },
     /// From a worker or its thread.
     Report(Report<C>),
     /// From maintenance or the system.
@@ -51,6 +51,12 @@ pub(crate) enum PoolMessage<C: Capability> {
 }
 
 crate::impl_message!(PoolMessage<C>);
+
+/// Who waits for a call, and the permit that bounds how many do.
+pub(crate) struct Caller {
+    pub(crate) done: oneshot::Sender<Result<()>>,
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
+}
 
 /// What can be asked of a model besides requests.
 #[derive(Debug, Clone, Copy)]
@@ -136,9 +142,9 @@ pub(crate) struct PoolState<C: Capability> {
     threads: HashMap<WorkerId, String>,
     jobs: FxHashMap<RequestId, Accepted<C>>,
     rooms: HashMap<WorkerId, Room<C>>,
-    /// The model whose weights are on offer while the inputs at hand are worked off.
-    offering: Option<ModelKey>,
-    calls: HashMap<CallId, oneshot::Sender<Result<()>>>,
+    /// The models whose weights are on offer while the inputs at hand are worked off.
+    offering: Vec<ModelKey>,
+    calls: HashMap<CallId, Caller>,
     next_call: u64,
     drained: Option<oneshot::Sender<PoolDrained>>,
     inputs: VecDeque<Input>,
@@ -228,7 +234,7 @@ impl<C: Capability> PoolState<C> {
             threads: HashMap::new(),
             jobs: FxHashMap::default(),
             rooms: HashMap::new(),
-            offering: None,
+            offering: Vec::new(),
             calls: HashMap::new(),
             next_call: 0,
             drained: None,
@@ -254,8 +260,10 @@ impl<C: Capability> PoolState<C> {
             }
         }
         // What the scheduler did not want kept must not be kept alive by the offer.
-        if let Some(entry) = self.offering.take().and_then(|key| self.weights.get_mut(&key)) {
-            entry.offered = None;
+        for key in self.offering.drain(..) {
+            if let Some(entry) = self.weights.get_mut(&key) {
+                entry.offered = None;
+            }
         }
         self.set_alarms(myself);
         if self.publisher.is_due() {
@@ -341,22 +349,22 @@ impl<C: Capability> PoolState<C> {
         Some((key, ticket))
     }
 
-    fn call(&mut self, model: Arc<Registered<C>>, call: Call, done: oneshot::Sender<Result<()>>) {
+    fn call(&mut self, model: Arc<Registered<C>>, call: Call, caller: Caller) {
         self.declare(&model);
         self.next_call += 1;
         let (id, key) = (CallId(self.next_call), model.key());
         self.publisher.now();
-        self.inputs.push_back(match call {
+        let input = match call {
             Call::Preload => Input::Preload { key, call: id },
             Call::Unload { deadline } => Input::Unload { key, call: id, deadline },
-            Call::Pin { pinned } => {
-                // The pin holds once the message before any later one has been handled.
-                let _ = done.send(Ok(()));
-                self.inputs.push_back(Input::Pin { key, pinned });
-                return;
-            }
-        });
-        self.calls.insert(id, done);
+            Call::Pin { pinned } => Input::Pin { key, pinned },
+        };
+        self.inputs.push_back(input);
+        match call {
+            // It holds for every later message, so it is as good as done.
+            Call::Pin { .. } => drop(caller.done.send(Ok(()))),
+            Call::Preload | Call::Unload { .. } => drop(self.calls.insert(id, caller)),
+        }
     }
 
     fn report(&mut self, report: Report<C>) {
@@ -524,7 +532,7 @@ impl<C: Capability> PoolState<C> {
 
     fn offer_weights(&mut self, worker: WorkerId, weights: Option<Arc<SharedWeights<C>>>) {
         if let Some(key) = self.scheduler.model_of(worker) {
-            self.offering = Some(key);
+            self.offering.push(key);
             let entry = self.weights_entry(key);
             entry.offered = weights.or_else(|| entry.shared.upgrade());
         }

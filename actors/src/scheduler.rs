@@ -98,8 +98,10 @@ pub enum Urgency {
 /// What became of a request when its batch ended.
 #[derive(Debug, Clone)]
 pub enum Outcome {
-    /// The thread has answered it, or nobody waits for it any more.
+    /// The thread has answered it.
     Answered,
+    /// Nobody waited for it any more, so that it ran in part or not at all.
+    GivenUp,
     /// Nothing was sent out; it may be run again.
     Failed(Failure),
     /// Part of the answer is out; it can only fail.

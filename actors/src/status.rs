@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::id::{Bytes, Device, ModelId, WorkerId};
-use crate::memory::PressureLevel;
+use crate::memory::{Budget, Budgets, PressureLevel};
 use crate::model::Footprint;
 use crate::progress::{LoadStage, WorkerPhase};
 
@@ -74,6 +74,27 @@ pub struct MemoryStatus {
     pub charged: Bytes,
     /// How short it is.
     pub pressure: PressureLevel,
+}
+
+impl MemoryStatus {
+    pub(crate) fn of(budget: &Budget) -> Self {
+        let ledger = budget.read();
+        Self {
+            device: budget.device().clone(),
+            limit: ledger.limit(),
+            charged: ledger.charged(),
+            pressure: PressureLevel::Normal,
+        }
+    }
+}
+
+/// Brings the charges up to date; how short a memory is, maintenance says at its interval.
+pub(crate) fn refresh_memory(memory: &mut [MemoryStatus], budgets: &Budgets) {
+    for status in memory {
+        if let Some(budget) = budgets.get(&status.device) {
+            status.charged = budget.read().charged();
+        }
+    }
 }
 
 /// One pool.

@@ -19,11 +19,11 @@ use crate::error::{Cause, Error, Result};
 use crate::id::{Bytes, Device};
 use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{Maintenance, MaintenanceArguments, MaintenanceMessage, PoolCommand, PoolDrained};
-use crate::memory::{Budget, Budgets, PressureLevel, default_limit};
+use crate::memory::{Budget, Budgets, default_limit};
 use crate::pool::PoolArguments;
 use crate::progress::Clock;
 use crate::scheduler::{Restarts, Verdict};
-use crate::status::{MemoryStatus, PoolStatus, ShutdownReport, SystemState, SystemStatus};
+use crate::status::{MemoryStatus, PoolStatus, ShutdownReport, SystemState, SystemStatus, refresh_memory};
 use crate::telemetry::{Event, Events};
 
 mod child;
@@ -198,6 +198,7 @@ impl SystemActorState {
         let Some(child) = self.child_of(actor) else { return Ok(()) };
         if let Child::Pool(index) = child {
             self.pools[index.0].ended();
+            let _ = self.maintenance.send_message(MaintenanceMessage::PoolDown { pool: index });
             self.publish(|status| {
                 if let Some(place) = status.pools.get_mut(index.0) {
                     *place = Arc::new(PoolStatus { capability: place.capability, ..PoolStatus::default() });
@@ -385,12 +386,13 @@ fn common(config: SystemConfig) -> Common {
     let limits = std::iter::once(host).chain(config.device_limits.iter().cloned());
     let budgets: BTreeMap<Device, Arc<Budget>> =
         limits.map(|(device, limit)| (device.clone(), Budget::new(device, limit))).collect();
+    let memory = budgets.values().map(|budget| MemoryStatus::of(budget)).collect();
     Common {
         clock: Clock::start(),
         events: Events::new(config.event_capacity),
         config: Arc::new(config),
         budgets: Arc::new(budgets),
-        status: watch::Sender::new(SystemStatus::default()),
+        status: watch::Sender::new(SystemStatus { memory, ..SystemStatus::default() }),
     }
 }
 
@@ -443,7 +445,7 @@ impl System {
     /// The tree at this moment, memory included.
     pub fn status(&self) -> SystemStatus {
         let mut status = self.inner.common.status.borrow().clone();
-        status.memory = self.memory(&status.memory);
+        refresh_memory(&mut status.memory, &self.inner.common.budgets);
         status
     }
 
@@ -481,19 +483,5 @@ impl System {
         let _ = tokio::time::timeout(limit, stopped.wait_for(|status| status.state == SystemState::Stopped))
             .await;
         report.unwrap_or_default()
-    }
-
-    fn memory(&self, known: &[MemoryStatus]) -> Vec<MemoryStatus> {
-        let pressure = |device: &Device| known.iter().find(|memory| memory.device == *device);
-        let status = |(device, budget): (&Device, &Arc<Budget>)| {
-            let ledger = budget.read();
-            MemoryStatus {
-                device: device.clone(),
-                limit: ledger.limit(),
-                charged: ledger.charged(),
-                pressure: pressure(device).map_or(PressureLevel::Normal, |memory| memory.pressure),
-            }
-        };
-        self.inner.common.budgets.iter().map(status).collect()
     }
 }

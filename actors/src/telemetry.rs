@@ -10,8 +10,8 @@ use crate::error::Error;
 use crate::id::{Bytes, Device, ModelId, RequestId, WorkerId};
 use crate::progress::LoadStage;
 
-/// Names of metrics, as the `metrics` facade sees them. Every one is labelled `capability`, and `model` where one
-/// is concerned.
+/// Names of metrics, as the `metrics` facade sees them. All but [`metric::BYTES`] are labelled
+/// `capability` and `model`.
 pub mod metric {
     /// Counter: requests that were accepted or refused.
     pub const REQUESTS: &str = "model_actors_requests_total";

@@ -90,8 +90,9 @@ async fn a_slot_is_back_when_the_caller_has_its_answer_however_it_ends() {
     assert_eq!(slots_in_use(&test), 1);
     running.abort();
     let _ = running.await;
-    assert_eq!(slots_in_use(&test), 0, "after its caller has gone");
+    // A caller that has gone gives the slot back with its work, so that cancelling cannot overfill a queue.
     gate.open();
+    until_true(|| slots_in_use(&test) == 0).await;
     test.finish().await;
 }
 

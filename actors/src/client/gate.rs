@@ -5,7 +5,7 @@
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use ractor::ActorRef;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::capability::Capability;
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ const CALLS: usize = 64;
 pub(crate) struct PoolGate<C: Capability> {
     actor: RwLock<State<C>>,
     intake: Arc<Intake<C>>,
-    calls: Semaphore,
+    calls: Arc<Semaphore>,
 }
 
 enum State<C: Capability> {
@@ -36,7 +36,11 @@ enum State<C: Capability> {
 
 impl<C: Capability> PoolGate<C> {
     pub(crate) fn new() -> Self {
-        Self { actor: RwLock::new(State::Down), intake: Arc::default(), calls: Semaphore::new(CALLS) }
+        Self {
+            actor: RwLock::new(State::Down),
+            intake: Arc::default(),
+            calls: Arc::new(Semaphore::new(CALLS)),
+        }
     }
 
     pub(crate) fn up(&self, actor: ActorRef<PoolMessage<C>>) {
@@ -107,8 +111,9 @@ impl<C: Capability> PoolGate<C> {
         }
     }
 
-    pub(crate) async fn call_permit(&self) -> Option<SemaphorePermit<'_>> {
-        // The semaphore is never closed.
-        self.calls.acquire().await.ok()
+    /// Held by the call until its pool has answered it, even if its caller has gone. `None` cannot happen: the
+    /// semaphore is never closed.
+    pub(crate) async fn call_permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.calls.clone().acquire_owned().await.ok()
     }
 }

@@ -153,6 +153,11 @@ impl RoomDesk {
         ends.min().map_or(Time::NEVER, |end| end.min(next))
     }
 
+    /// How many wait for room on a device.
+    pub fn waiting(&self, device: &Device) -> usize {
+        self.lines.get(device).map_or(0, VecDeque::len)
+    }
+
     /// True if nobody waits and no grant is under way.
     pub fn is_empty(&self) -> bool {
         self.lines.values().all(VecDeque::is_empty)

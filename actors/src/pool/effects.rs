@@ -16,7 +16,7 @@ use crate::maintenance::{MaintenanceMessage, PoolDrained};
 use crate::model::LoadContext;
 use crate::progress::Gauge;
 use crate::scheduler::{Effect, Input, Source, Urgency};
-use crate::telemetry::{Event, EvictionReason};
+use crate::telemetry::Event;
 use crate::worker::thread::{Assignment, ThreadArguments, start};
 use crate::worker::{Order, Worker, WorkerArguments, WorkerHandle, WorkerMessage};
 
@@ -58,7 +58,7 @@ impl<C: Capability> PoolState<C> {
             }
             Effect::CancelReserve { worker } => self.cancel_reserve(worker),
             Effect::Load { worker, .. } => self.load(worker),
-            Effect::Stop { worker, reason } => self.stop(worker, reason),
+            Effect::Stop { worker, .. } => self.stop(worker),
             Effect::Quarantine { worker } => self.quarantine(worker),
             Effect::RetainWeights { key } => {
                 let entry = self.weights_entry(key);
@@ -70,9 +70,9 @@ impl<C: Capability> PoolState<C> {
             }
             Effect::Relieve { device } => self.ask_maintenance(MaintenanceMessage::Relieve { device }),
             Effect::Return { call, result } => {
-                if let Some(done) = self.calls.remove(&call) {
+                if let Some(caller) = self.calls.remove(&call) {
                     // A caller that has gone asks no more.
-                    let _ = done.send(result);
+                    let _ = caller.done.send(result);
                 }
             }
             Effect::Drained { abandoned } => self.report_drained(abandoned),
@@ -118,10 +118,12 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn emit(&mut self, event: Event) {
-        match event {
-            Event::Queued { .. } => self.publisher.touch(),
-            // A breaker, a batch limit, a crash: as much a change of the tree as a worker's start.
-            _ => self.publisher.now(),
+        // A breaker, a batch limit, a crash: as much a change of the tree as a worker's start.
+        self.publisher.now();
+        if let Event::WorkerEvicted { worker, reason, .. } = event
+            && let Some(model) = self.scheduler.model_of(worker).and_then(|key| self.models.get(&key))
+        {
+            model.metrics().evicted(reason);
         }
         self.arguments.events.send(|| event);
     }
@@ -137,9 +139,8 @@ impl<C: Capability> PoolState<C> {
     /// Starts the thread and its actor. The actor's start only takes its arguments, so it is over at once.
     pub(super) async fn spawn(&mut self, myself: &ActorRef<PoolMessage<C>>, worker: WorkerId, key: ModelKey) {
         let Some(model) = self.models.get(&key).cloned() else { return };
-        model.metrics().spawned.increment(1);
         let failure = match self.try_spawn(myself, worker, &model).await {
-            Ok(()) => return,
+            Ok(()) => return model.metrics().spawned.increment(1),
             Err(failure) => failure,
         };
         self.inputs.push_back(Input::StartFailed { worker, failure });
@@ -192,7 +193,7 @@ impl<C: Capability> PoolState<C> {
         };
         let device = model.policy.device.clone();
         let budget = self.arguments.budgets.get(&device);
-        let lease = budget.and_then(|budget| budget.lease(bytes));
+        let lease = budget.and_then(|budget| budget.lease_at_once(bytes));
         let found = lease.is_some();
         self.rooms.insert(worker, Room { lease, weights, ask: None });
         match (found, urgency) {
@@ -234,11 +235,8 @@ impl<C: Capability> PoolState<C> {
         }
     }
 
-    fn stop(&mut self, worker: WorkerId, reason: EvictionReason) {
+    fn stop(&mut self, worker: WorkerId) {
         self.rooms.remove(&worker);
-        if let Some(model) = self.scheduler.model_of(worker).and_then(|key| self.models.get(&key)) {
-            model.metrics().evicted(reason);
-        }
         self.workers.remove(&worker);
     }
 

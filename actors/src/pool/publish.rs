@@ -12,9 +12,12 @@ use crate::alarm::Alarm;
 use crate::capability::Capability;
 use crate::id::Time;
 use crate::maintenance::eviction::PoolIndex;
+use crate::memory::Budgets;
 use crate::progress::Clock;
 use crate::scheduler::{ModelState, Phase};
-use crate::status::{BreakerState, LoadStatus, ModelStatus, PoolStatus, SystemStatus, WorkerStatus};
+use crate::status::{
+    BreakerState, LoadStatus, ModelStatus, PoolStatus, SystemStatus, WorkerStatus, refresh_memory,
+};
 use crate::{WorkerId, WorkerPhase};
 
 /// Between two publications for the sake of requests that came and went.
@@ -86,13 +89,14 @@ impl Publisher {
         self.timer.set(self.clock, at.max(self.clock.now()), ring);
     }
 
-    fn publish(&mut self, status: PoolStatus) {
+    fn publish(&mut self, status: PoolStatus, budgets: &Budgets) {
         let active = |worker: &WorkerStatus| matches!(worker.phase, WorkerPhase::Loading | WorkerPhase::Busy);
         let progresses = status.models.iter().flat_map(|model| &model.workers).any(active);
         self.last = self.clock.now();
         self.need = if progresses { Need::Progress } else { Need::Nothing };
         let index = self.index.0;
         self.status.send_modify(|system| {
+            refresh_memory(&mut system.memory, budgets);
             if let Some(place) = system.pools.get_mut(index) {
                 *place = Arc::new(status);
             }
@@ -103,7 +107,8 @@ impl Publisher {
 impl<C: Capability> PoolState<C> {
     pub(super) fn publish(&mut self) {
         let models = self.scheduler.models().map(|model| self.model_status(model)).collect();
-        self.publisher.publish(PoolStatus { capability: C::NAME, live: true, models });
+        let status = PoolStatus { capability: C::NAME, live: true, models };
+        self.publisher.publish(status, &self.arguments.budgets);
     }
 
     fn model_status(&self, model: &ModelState) -> ModelStatus {

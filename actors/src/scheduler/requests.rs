@@ -137,6 +137,7 @@ impl Scheduler {
                     answered = true;
                     effects.push(Effect::Forget { request });
                 }
+                Outcome::GivenUp => effects.push(Effect::Forget { request }),
                 Outcome::FailedAfterOutput(failure) => {
                     effects.push(Effect::Fail { request, error: failure.into_error(&id) });
                 }

@@ -195,16 +195,20 @@ impl Scheduler {
         model.replacements = model.replacements.saturating_sub(1);
         if source == Source::Load {
             model.load_time = now.since(model.load_began).max(Duration::from_millis(1));
+            // What memory could not hold then it may hold now; a limit that still holds is found again.
+            model.batch_limit = model.policy.config.batch.requests;
         }
         if let Some(entry) = model.worker(worker) {
             entry.phase = Phase::Idle { since: now };
             (entry.ready_at, entry.progress_at) = (now, now);
         }
         release_weights(model, effects);
+        // A preload asks for no more than a load, so the load was the probe.
+        let probed = model.queue.is_empty() && !model.preloads.is_empty();
         answer_preloads(model, effects);
-        let (model_id, nothing_to_probe) = (model.policy.model.clone(), model.queue.is_empty());
+        let model_id = model.policy.model.clone();
         effects.push(Effect::Emit(Event::WorkerStarted { capability, model: model_id, worker }));
-        if nothing_to_probe {
+        if probed {
             self.probe_succeeded(key, effects);
         }
         self.advance(now, key, effects);

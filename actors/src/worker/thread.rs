@@ -238,7 +238,7 @@ fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outco
 /// Nobody waits for it: if that is because its time ran out, it is said.
 fn given_up<C: Capability>(item: &Item<C>) -> Outcome {
     item.job.answer_from(item.attempt, Err(item.job.timeout_error()));
-    Outcome::Answered
+    Outcome::GivenUp
 }
 
 /// Requests that join a run, and those that leave it, by way of the orders that came meanwhile.
