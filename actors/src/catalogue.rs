@@ -110,8 +110,10 @@ impl<C: Capability> Catalogue<C> {
             Entry::Vacant(place) => {
                 let key = ModelKey(self.next_key.fetch_add(1, Ordering::Relaxed));
                 let capacity = config.queue.unwrap_or(C::QUEUE);
+                let entry = ModelEntry::new(C::NAME, key, spec.id.clone(), capacity);
+                entry.pinned.store(spec.pinned, Ordering::Relaxed);
                 let registered = Arc::new(Registered {
-                    entry: ModelEntry::new(C::NAME, key, spec.id.clone(), capacity),
+                    entry,
                     policy: ModelPolicy {
                         model: spec.id,
                         device: spec.device,

@@ -1,6 +1,7 @@
 //! What a job needs of its registered model: its name, the slots of its two lanes, its load's progress, its metrics.
 //! One small shared value, because every request touches it; how the model is loaded is the catalogue's.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{AcquireError, Semaphore, TryAcquireError};
@@ -15,6 +16,8 @@ pub(crate) struct ModelEntry {
     pub(crate) key: ModelKey,
     pub(crate) id: ModelId,
     pub(crate) load: Arc<LoadProgress>,
+    /// Kept in memory come what may; here, so that it outlives a restart of the pool.
+    pub(crate) pinned: AtomicBool,
     capability: &'static str,
     capacity: QueueCapacity,
     /// The slots of the two lanes. Each accepted request holds one until it is answered.
@@ -34,6 +37,7 @@ impl ModelEntry {
             key,
             id,
             load: Arc::default(),
+            pinned: AtomicBool::new(false),
             capability,
             capacity,
             interactive: Semaphore::new(capacity.interactive),

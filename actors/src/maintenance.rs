@@ -36,7 +36,7 @@ pub(crate) enum PoolCommand {
     /// Ask the idle workers how they are.
     CheckHealth,
     /// Memory is this short.
-    Pressure(PressureLevel),
+    Pressure { device: Device, level: PressureLevel },
     /// Maintenance was started again: repeat what was asked of it.
     MaintenanceRestarted(ActorRef<MaintenanceMessage>),
     /// Finish by the deadline and say so.
@@ -104,9 +104,9 @@ pub(crate) struct MaintenanceState {
     room_alarm: Alarm,
     cooldowns: Vec<Time>,
     cooldown_alarm: Alarm,
-    /// A poll for a worker to evict because memory ran out: the device, and the offers so far.
-    relief: Option<(Device, BTreeMap<PoolIndex, Vec<Offer>>)>,
-    pressure: PressureLevel,
+    /// Polls for a worker to evict because memory ran out: the offers so far, by device.
+    relief: BTreeMap<Device, BTreeMap<PoolIndex, Vec<Offer>>>,
+    pressure: BTreeMap<Device, PressureLevel>,
     released: Arc<AtomicBool>,
     _interval: IntervalGuard,
 }
@@ -158,8 +158,8 @@ impl Actor for Maintenance {
             room_alarm: Alarm::unset(),
             cooldowns: vec![Time::NEVER; arguments.pools],
             cooldown_alarm: Alarm::unset(),
-            relief: None,
-            pressure: PressureLevel::Normal,
+            relief: BTreeMap::new(),
+            pressure: BTreeMap::new(),
             released,
             _interval: IntervalGuard(task.abort_handle()),
             arguments,
@@ -220,7 +220,9 @@ impl MaintenanceState {
         if let Some(place) = self.pools.get_mut(pool.0) {
             *place = Some(commands);
         }
-        self.tell(pool, PoolCommand::Pressure(self.pressure));
+        for (device, level) in &self.pressure {
+            self.tell(pool, PoolCommand::Pressure { device: device.clone(), level: *level });
+        }
     }
 
     /// What it asked for is not wanted any more, and nobody waits for its offers.
@@ -325,26 +327,33 @@ impl MaintenanceState {
     }
 
     fn offers(&mut self, pool: PoolIndex, offers: Vec<Offer>) {
-        if let Some((device, received)) = &mut self.relief {
+        let pools = self.pools.iter().flatten().count();
+        for received in self.relief.values_mut() {
             received.insert(pool, offers.clone());
-            if received.len() == self.pools.iter().flatten().count() {
+        }
+        let mut goes = Vec::new();
+        self.relief.retain(|device, received| {
+            let complete = received.len() >= pools;
+            if complete {
                 let all: Vec<Offer> = received.values().flatten().cloned().collect();
-                let goes = relieve(device, &all);
-                self.relief = None;
-                if let Some((pool, worker)) = goes {
-                    self.tell(pool, PoolCommand::Evict { worker, reason: EvictionReason::Pressure });
-                }
+                goes.extend(relieve(device, &all));
             }
+            !complete
+        });
+        for (pool, worker) in goes {
+            self.tell(pool, PoolCommand::Evict { worker, reason: EvictionReason::Pressure });
         }
         self.room(RoomInput::Offers { pool, offers });
     }
 
     fn relieve(&mut self, device: Device) {
-        self.relief = Some((device, BTreeMap::new()));
+        self.relief.insert(device, BTreeMap::new());
         self.tell_all(|| PoolCommand::Offer);
     }
 
     fn interval(&mut self) {
+        // A poll that a dead pool left open is for a shortage that is over.
+        self.relief.clear();
         self.check_pressure();
         self.tell_all(|| PoolCommand::CheckHealth);
         let status = self.arguments.status.borrow().clone();
@@ -376,17 +385,17 @@ impl MaintenanceState {
             });
             metrics::gauge!(metric::BYTES, "device" => device.to_string()).set(ledger.charged().0 as f64);
         }
-        let worst = levels.iter().max_by_key(|memory| memory.pressure).cloned();
-        self.arguments.status.send_modify(|status| status.memory = levels);
-        let Some(worst) = worst else { return };
-        if worst.pressure != self.pressure {
-            self.pressure = worst.pressure;
-            self.tell_all(|| PoolCommand::Pressure(worst.pressure));
-            let device = worst.device.clone();
-            self.arguments.events.send(|| Event::Pressure { device, level: worst.pressure });
-        }
-        if worst.pressure == PressureLevel::Critical {
-            self.relieve(worst.device);
+        self.arguments.status.send_modify(|status| status.memory = levels.clone());
+        for MemoryStatus { device, pressure: level, .. } in levels {
+            let before = self.pressure.insert(device.clone(), level).unwrap_or_default();
+            if level != before {
+                self.tell_all(|| PoolCommand::Pressure { device: device.clone(), level });
+                let device = device.clone();
+                self.arguments.events.send(|| Event::Pressure { device, level });
+            }
+            if level == PressureLevel::Critical {
+                self.relieve(device);
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{MaintenanceMessage, PoolCommand, PoolDrained};
 use crate::memory::{Budgets, Lease};
 use crate::progress::Clock;
-use crate::scheduler::{CallId, Effect, Fate, Input, Outcome, Scheduler, Ticket};
+use crate::scheduler::{CallId, Effect, Fate, Input, ModelPolicy, Outcome, Scheduler, Ticket};
 use crate::status::SystemStatus;
 use crate::telemetry::Events;
 use crate::worker::thread::fail_actor;
@@ -305,7 +306,9 @@ impl<C: Capability> PoolState<C> {
     fn declare(&mut self, model: &Arc<Registered<C>>) {
         if let Entry::Vacant(place) = self.models.entry(model.key()) {
             place.insert(model.clone());
-            self.inputs.push_back(Input::Declare { key: model.key(), policy: model.policy.clone() });
+            let pinned = model.entry.pinned.load(Ordering::Relaxed);
+            let policy = ModelPolicy { pinned, ..model.policy.clone() };
+            self.inputs.push_back(Input::Declare { key: model.key(), policy });
         }
     }
 
@@ -357,7 +360,10 @@ impl<C: Capability> PoolState<C> {
         let input = match call {
             Call::Preload => Input::Preload { key, call: id },
             Call::Unload { deadline } => Input::Unload { key, call: id, deadline },
-            Call::Pin { pinned } => Input::Pin { key, pinned },
+            Call::Pin { pinned } => {
+                model.entry.pinned.store(pinned, Ordering::Relaxed);
+                Input::Pin { key, pinned }
+            }
         };
         self.inputs.push_back(input);
         match call {
@@ -438,7 +444,9 @@ impl<C: Capability> PoolState<C> {
                 self.ask_maintenance(MaintenanceMessage::Offers { pool: index, offers });
             }
             PoolCommand::CheckHealth => self.inputs.push_back(Input::HealthCheck),
-            PoolCommand::Pressure(level) => self.inputs.push_back(Input::Pressure(level)),
+            PoolCommand::Pressure { device, level } => {
+                self.inputs.push_back(Input::Pressure { device, level });
+            }
             PoolCommand::MaintenanceRestarted(maintenance) => self.repeat_questions(maintenance),
             PoolCommand::Shutdown { deadline, done } => {
                 self.drained = Some(done);

@@ -166,7 +166,7 @@ pub enum Input {
     /// Ping the idle workers.
     HealthCheck,
     /// Memory is this short.
-    Pressure(PressureLevel),
+    Pressure { device: Device, level: PressureLevel },
     /// Finish by the deadline, take nothing new.
     Shutdown { deadline: Time },
 }
@@ -227,7 +227,8 @@ pub struct Scheduler {
     owners: BTreeMap<WorkerId, ModelKey>,
     next_worker: u64,
     random: fastrand::Rng,
-    pressure: PressureLevel,
+    /// How short each memory is; normal where nothing was said.
+    pressure: BTreeMap<Device, PressureLevel>,
     shutdown: Option<shutdown::Shutdown>,
     alarm: Time,
     cooldown_alarm: Time,
@@ -243,7 +244,7 @@ impl Scheduler {
             owners: BTreeMap::new(),
             next_worker: 0,
             random: fastrand::Rng::with_seed(seed),
-            pressure: PressureLevel::Normal,
+            pressure: BTreeMap::new(),
             shutdown: None,
             alarm: Time::NEVER,
             cooldown_alarm: Time::NEVER,
@@ -276,7 +277,7 @@ impl Scheduler {
             }
             Input::Ended { worker } => self.ended(now, worker, effects),
             Input::HealthCheck => self.health_check(now, effects),
-            Input::Pressure(level) => self.pressure = level,
+            Input::Pressure { device, level } => drop(self.pressure.insert(device, level)),
             Input::Shutdown { deadline } => self.shut_down(now, deadline, effects),
         }
         self.check_drained(now, effects);

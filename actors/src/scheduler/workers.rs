@@ -62,11 +62,11 @@ impl Scheduler {
     }
 
     fn scale_up(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
-        let pressed = self.pressure > PressureLevel::Normal;
         let Some(model) = self.models.get_mut(&key) else { return };
+        let pressure = self.pressure.get(&model.policy.device).copied().unwrap_or_default();
         // A cold start is tried once; whom cooldown or an eviction takes later is not put back by it.
         let goal = std::mem::take(&mut model.cold_start_goal);
-        if pressed {
+        if pressure > PressureLevel::Normal {
             return;
         }
         let all_busy = !model.is_starting() && model.workers.iter().all(|worker| !worker.is_idle());

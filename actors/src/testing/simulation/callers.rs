@@ -180,7 +180,10 @@ impl World {
         self.check_stuck_were_found();
         self.closing = true;
         for pool in 0..self.pools.len() {
-            self.feed(pool, Input::Pressure(PressureLevel::Normal));
+            let devices: Vec<crate::Device> = self.ledgers.keys().cloned().collect();
+            for device in devices {
+                self.feed(pool, Input::Pressure { device, level: PressureLevel::Normal });
+            }
             for index in 0..self.pools[pool].models.len() {
                 self.feed(pool, Input::Pin { key: ModelKey(index as u32), pinned: false });
             }

@@ -218,7 +218,7 @@ const fn input_index(input: &Input) -> usize {
         Input::Pong { .. } => 16,
         Input::Ended { .. } => 17,
         Input::HealthCheck => 18,
-        Input::Pressure(_) => 19,
+        Input::Pressure { .. } => 19,
         Input::Shutdown { .. } => 20,
     }
 }

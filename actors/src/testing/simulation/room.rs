@@ -175,7 +175,10 @@ impl World {
             level = PressureLevel::Critical;
         }
         for pool in 0..self.pools.len() {
-            self.tell_pool(pool, Event::ToPool { pool, input: Input::Pressure(level) });
+            self.tell_pool(
+                pool,
+                Event::ToPool { pool, input: Input::Pressure { device: device.clone(), level } },
+            );
             self.tell_pool(pool, Event::ToPool { pool, input: Input::HealthCheck });
         }
         if level == PressureLevel::Critical {
