@@ -5,7 +5,9 @@ mod common;
 
 use common::*;
 use model_actors::testing::{Act, ScriptedLoader, TestSystem, Victim};
-use model_actors::{BreakerState, CallOptions, Error, Event, PoolConfig, RestartConfig};
+use model_actors::{
+    BreakerState, CallOptions, Error, Event, ModelStatus, PoolConfig, RestartConfig, SystemStatus,
+};
 
 /// What fails a model, once for each unit of `faults`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -222,5 +224,19 @@ async fn a_system_whose_pool_fails_beyond_the_budget_ends_and_says_so() {
     test.until("the system has ended", |status| status.state == model_actors::SystemState::Stopped).await;
     let error = refused(&model, Act::Reply(1)).await;
     assert!(matches!(error, Error::ShuttingDown), "{error}");
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn a_pin_outlives_the_pool_that_was_told_of_it() {
+    let mut test = TestSystem::start().await;
+    let model = test.model("model", ScriptedLoader::default());
+    model.pin(true).await.unwrap();
+    model.preload().await.unwrap();
+    test.kill(Victim::Pool).await;
+    test.until("the pool is back", SystemStatus::is_ready).await;
+    model.preload().await.unwrap();
+    let status = test.until_model("model", "it is loaded again", ModelStatus::is_serving).await;
+    assert!(status.pinned);
     test.finish().await;
 }
