@@ -5,9 +5,7 @@ mod common;
 
 use common::*;
 use model_actors::testing::{Act, ScriptedLoader, TestSystem, Victim};
-use model_actors::{
-    BreakerState, CallOptions, Error, Event, ModelStatus, PoolConfig, RestartConfig, SystemStatus,
-};
+use model_actors::{BreakerState, CallOptions, Error, Event, ModelStatus, PoolConfig, RestartConfig};
 
 /// What fails a model, once for each unit of `faults`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -233,8 +231,10 @@ async fn a_pin_outlives_the_pool_that_was_told_of_it() {
     let model = test.model("model", ScriptedLoader::default());
     model.pin(true).await.unwrap();
     model.preload().await.unwrap();
+    let mut events = test.system.events();
     test.kill(Victim::Pool).await;
-    test.until("the pool is back", SystemStatus::is_ready).await;
+    let restarted = |event: &Event| matches!(event, Event::PoolRestarted { .. }).then_some(());
+    TestSystem::event(&mut events, "the pool is back", restarted).await;
     model.preload().await.unwrap();
     let status = test.until_model("model", "it is loaded again", ModelStatus::is_serving).await;
     assert!(status.pinned);
