@@ -1,7 +1,7 @@
 //! The pool supervisor of one capability: it owns its workers' handles, which nobody else stores, and every accepted
-//! job until it is answered. It decides nothing: each message becomes an input of the pure scheduler, and the
-//! effects that come back are carried out here (`pool/effects.rs`). Clients send it jobs, workers report to it,
-//! maintenance and the system command it. Its mailbox is bounded by the slots that its clients' jobs hold.
+//! job until it is answered. It decides nothing: each message becomes an input of the pure scheduler, and the effects
+//! that come back are carried out in `pool/effects.rs`; what workers say is taken in by `pool/reports.rs`. Clients send it
+//! jobs, workers report to it, maintenance and the system command it. Its mailbox is bounded by the slots of its jobs.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
@@ -9,29 +9,29 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use rustc_hash::FxHashMap;
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 
 use crate::alarm::Alarm;
 use crate::capability::Capability;
 use crate::catalogue::{Catalogue, Registered};
-use crate::error::{Cause, Error, Result};
+use crate::error::{Error, Result};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::intake::{Arrival, Intake, OpenIntake};
-use crate::job::{Accepted, Job};
+use crate::job::Accepted;
 use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{MaintenanceMessage, PoolCommand, PoolDrained};
 use crate::memory::{Budgets, Lease};
 use crate::progress::Clock;
-use crate::scheduler::{CallId, Effect, Fate, Input, ModelPolicy, Outcome, Scheduler, Ticket};
+use crate::scheduler::{CallId, Effect, Input, ModelPolicy, Scheduler, Ticket};
 use crate::status::SystemStatus;
 use crate::telemetry::Events;
-use crate::worker::thread::fail_actor;
 use crate::worker::{Report, SharedWeights, WorkerHandle};
 
 mod effects;
 mod publish;
+mod reports;
 
 use publish::Publisher;
 
@@ -373,41 +373,6 @@ impl<C: Capability> PoolState<C> {
         }
     }
 
-    fn report(&mut self, report: Report<C>) {
-        let input = match report {
-            Report::Sized { worker, footprint } => Input::Sized { worker, footprint },
-            Report::Started { worker, footprint, weights } => {
-                self.remember_weights(worker, weights);
-                Input::Started { worker, footprint }
-            }
-            Report::StartFailed { worker, failure } => {
-                self.workers.remove(&worker);
-                Input::StartFailed { worker, failure }
-            }
-            Report::Finished { worker, outcomes } => {
-                self.publisher.touch();
-                self.end_failed_attempts(worker, &outcomes);
-                Input::Finished { worker, outcomes }
-            }
-            Report::Panicked { worker, cause, weights } => return self.panicked(worker, cause, weights),
-            Report::Pong { worker, last_progress } => {
-                Input::Pong { worker, last_progress, fates: self.fates(worker) }
-            }
-            Report::Ended { worker } => {
-                self.threads.remove(&worker);
-                self.publisher.now();
-                // A thread that ends with its handle still here has died without a word, or its actor's death is not
-                // known yet: its requests are told apart before it is forgotten.
-                if self.workers.remove(&worker).is_some() {
-                    self.offer_weights(worker, None);
-                    self.died(worker, Cause::new("its thread ended"));
-                }
-                Input::Ended { worker }
-            }
-        };
-        self.inputs.push_back(input);
-    }
-
     /// Models that were taken out of the catalogue may not stay for a pin, and are forgotten once nothing is left of
     /// them, so that models that come and go do not add up.
     fn forget_unregistered(&mut self, catalogue: &Catalogue<C>) {
@@ -464,90 +429,6 @@ impl<C: Capability> PoolState<C> {
                 self.ask_maintenance(ask());
             }
         }
-    }
-
-    /// Model code panicked. Its actor is told to fail, and its handle kept until the supervision event says that it
-    /// has, so that the tree shows a crash and not a stop.
-    fn panicked(&mut self, worker: WorkerId, cause: Cause, weights: Option<Arc<SharedWeights<C>>>) {
-        let Some(handle) = self.workers.remove(&worker) else { return };
-        fail_actor(&handle.actor, &cause);
-        self.failing.push(handle);
-        self.offer_weights(worker, weights);
-        self.died(worker, cause);
-    }
-
-    fn actor_ended(&mut self, actor: &ActorCell, reason: String) {
-        let id = actor.get_id();
-        self.failing.retain(|handle| handle.actor.get_id() != id);
-        if let Some(worker) = self.worker_of(id) {
-            // First the weights are taken hold of, then the handle is dropped: its thread may end at once.
-            self.offer_weights(worker, None);
-            // Its thread may still run; it sees the mark and ends when it can.
-            self.workers.remove(&worker);
-            self.died(worker, Cause::new(format!("its actor ended: {reason}")));
-        }
-    }
-
-    fn worker_of(&self, actor: ActorId) -> Option<WorkerId> {
-        let handle = self.workers.iter().find(|(_, handle)| handle.actor.get_id() == actor);
-        handle.map(|(worker, _)| *worker)
-    }
-
-    fn died(&mut self, worker: WorkerId, cause: Cause) {
-        // First the old run is cut off, then it is seen how far it came: nothing can change in between.
-        for job in self.running_jobs(worker) {
-            job.end_attempt();
-        }
-        let fates = self.fates(worker);
-        self.publisher.now();
-        self.inputs.push_back(Input::Died { worker, cause, fates });
-    }
-
-    fn running_jobs(&self, worker: WorkerId) -> Vec<Arc<Job<C>>> {
-        let running = self.scheduler.running(worker);
-        running.iter().filter_map(|ticket| Some(self.jobs.get(&ticket.request)?.job().clone())).collect()
-    }
-
-    fn fates(&self, worker: WorkerId) -> Vec<(RequestId, Fate)> {
-        let fate = |job: Arc<Job<C>>| match (job.is_answered(), job.has_emitted()) {
-            (true, _) => (job.id, Fate::Answered),
-            (false, true) => (job.id, Fate::Emitted),
-            (false, false) => (job.id, Fate::Untouched),
-        };
-        self.running_jobs(worker).into_iter().map(fate).collect()
-    }
-
-    /// What will be run again waits until then. A thread that was given up and came back reports too, on requests
-    /// that run elsewhere by now: those attempts are none of its business.
-    fn end_failed_attempts(&self, worker: WorkerId, outcomes: &[(RequestId, Outcome)]) {
-        let failed = |request| {
-            outcomes.iter().any(|(of, outcome)| *of == request && matches!(outcome, Outcome::Failed(_)))
-        };
-        for job in self.running_jobs(worker).iter().filter(|job| failed(job.id)) {
-            job.end_attempt();
-        }
-    }
-
-    fn remember_weights(&mut self, worker: WorkerId, weights: Weak<SharedWeights<C>>) {
-        // The weights of a load that was given up go with its thread; nobody may count on them.
-        if !self.workers.contains_key(&worker) {
-            return;
-        }
-        if let Some(key) = self.scheduler.model_of(worker) {
-            self.weights_entry(key).shared = weights;
-        }
-    }
-
-    fn offer_weights(&mut self, worker: WorkerId, weights: Option<Arc<SharedWeights<C>>>) {
-        if let Some(key) = self.scheduler.model_of(worker) {
-            self.offering.push(key);
-            let entry = self.weights_entry(key);
-            entry.offered = weights.or_else(|| entry.shared.upgrade());
-        }
-    }
-
-    fn weights_entry(&mut self, key: ModelKey) -> &mut WeightsEntry<C> {
-        self.weights.entry(key).or_insert(WeightsEntry { shared: Weak::new(), offered: None, retained: None })
     }
 
     fn room_found(&mut self, worker: WorkerId, lease: Lease) {
