@@ -136,9 +136,15 @@ async fn a_planted_leak_is_caught() {
                 let latch = gate.latch();
                 let thread = std::thread::Builder::new().name("planted#1".to_owned());
                 thread.spawn(move || latch.wait(Duration::from_secs(30))).unwrap();
+                // It has its name, by which the census knows it, only once it runs.
+                until_true(|| worker_threads() == 1).await;
             }
             Plant::Descriptor => file = Some(std::fs::File::open("/proc/self/stat").unwrap()),
-            Plant::Slot => held = Some(send(&other, Act::Work(gate.latch()))),
+            Plant::Slot => {
+                held = Some(send(&other, Act::Work(gate.latch())));
+                let client = test.client();
+                until_true(|| client.slots().0 < client.slots().1).await;
+            }
             Plant::Weights => {}
         }
         cycle(&model).await;
