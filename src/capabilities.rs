@@ -1,3 +1,8 @@
 //! The typed handles that users hold, one file for each capability.
 
+mod calls;
 pub(crate) mod text_embedding;
+pub(crate) mod text_to_text;
+pub(crate) mod image_embedding;
+pub(crate) mod vision;
+pub(crate) mod text_to_image;

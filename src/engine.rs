@@ -2,16 +2,21 @@
 //! its models share, and a registry of sources. Everything that happens to a request is left to the actors.
 
 use model_actors::{
-    Bytes, Client, Event, ModelId, ModelSpec, PoolConfig, ShutdownReport, System, SystemBuilder,
-    SystemConfig, TextEmbedding,
+    Bytes, Capability, Event, ImageEmbedding, ModelHandle, ModelId, ModelSpec, PoolConfig, ShutdownReport,
+    System, SystemBuilder, SystemConfig, TextEmbedding, TextToImage, TextToText, Vision,
 };
 
+use crate::capabilities::image_embedding::ImageEmbedder;
 use crate::capabilities::text_embedding::TextEmbedder;
+use crate::capabilities::text_to_image::ImagePainter;
+use crate::capabilities::text_to_text::TextGenerator;
+use crate::capabilities::vision::ImageDescriber;
 use crate::device::{Compute, ComputeDevice};
 use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
 use crate::hub::HubSettings;
-use crate::models::text_embedding::TextEmbeddingLoader;
+use crate::loader::{ModelLoader, Plan};
+use crate::models;
 use crate::source::Source;
 
 /// Most workers of a model, unless the pool's settings say otherwise.
@@ -36,8 +41,11 @@ pub struct EngineBuilder {
     pool: Option<PoolConfig>,
     #[cfg(feature = "hub")]
     hub: HubSettings,
-    text_embedding: Vec<(ModelId, Source)>,
+    models: Vec<(ModelId, Source, Register)>,
 }
+
+/// How a model of one capability is registered.
+type Register = fn(&Engine, ModelId, Source) -> Result<()>;
 
 impl EngineBuilder {
     /// The device that all models run on; the processor, unless set.
@@ -81,8 +89,32 @@ impl EngineBuilder {
     }
 
     /// Registers a text embedding model. Nothing is loaded before its first request.
-    pub fn text_embedding(mut self, id: impl Into<ModelId>, source: Source) -> Self {
-        self.text_embedding.push((id.into(), source));
+    pub fn text_embedding(self, id: impl Into<ModelId>, source: Source) -> Self {
+        self.model(id, source, |engine, id, source| engine.add_text_embedding(id, source).map(drop))
+    }
+
+    /// Registers a text to text model. Nothing is loaded before its first request.
+    pub fn text_to_text(self, id: impl Into<ModelId>, source: Source) -> Self {
+        self.model(id, source, |engine, id, source| engine.add_text_to_text(id, source).map(drop))
+    }
+
+    /// Registers an image embedding model. Nothing is loaded before its first request.
+    pub fn image_embedding(self, id: impl Into<ModelId>, source: Source) -> Self {
+        self.model(id, source, |engine, id, source| engine.add_image_embedding(id, source).map(drop))
+    }
+
+    /// Registers a vision model. Nothing is loaded before its first request.
+    pub fn vision(self, id: impl Into<ModelId>, source: Source) -> Self {
+        self.model(id, source, |engine, id, source| engine.add_vision(id, source).map(drop))
+    }
+
+    /// Registers a text to image model. Nothing is loaded before its first request.
+    pub fn text_to_image(self, id: impl Into<ModelId>, source: Source) -> Self {
+        self.model(id, source, |engine, id, source| engine.add_text_to_image(id, source).map(drop))
+    }
+
+    fn model(mut self, id: impl Into<ModelId>, source: Source, register: Register) -> Self {
+        self.models.push((id.into(), source, register));
         self
     }
 
@@ -115,7 +147,12 @@ impl EngineBuilder {
             }
         }
         let pool = self.pool.clone().unwrap_or_else(|| default_pool(self.threads));
-        Ok(System::builder(config).pool::<TextEmbedding>(pool))
+        Ok(System::builder(config)
+            .pool::<TextEmbedding>(pool.clone())
+            .pool::<TextToText>(pool.clone())
+            .pool::<ImageEmbedding>(pool.clone())
+            .pool::<Vision>(pool.clone())
+            .pool::<TextToImage>(pool))
     }
 
     /// An engine over a running system, which has the pools that [`EngineBuilder::system`] names.
@@ -124,14 +161,13 @@ impl EngineBuilder {
     /// [`Error::Actor`] if it lacks a pool, or for a model id that is used twice.
     pub fn over(self, system: System) -> Result<Engine> {
         let engine = Engine {
-            text_embedding: system.client::<TextEmbedding>()?,
             system,
             compute: Compute::new(self.device, self.threads),
             #[cfg(feature = "hub")]
             hub: self.hub,
         };
-        for (id, source) in self.text_embedding {
-            engine.add_text_embedding(id, source)?;
+        for (id, source, register) in self.models {
+            register(&engine, id, source)?;
         }
         Ok(engine)
     }
@@ -160,7 +196,6 @@ fn default_pool(threads: usize) -> PoolConfig {
 /// # }
 /// ```
 pub struct Engine {
-    text_embedding: Client<TextEmbedding>,
     system: System,
     compute: Compute,
     #[cfg(feature = "hub")]
@@ -178,7 +213,7 @@ impl Engine {
             pool: None,
             #[cfg(feature = "hub")]
             hub: HubSettings::default(),
-            text_embedding: Vec::new(),
+            models: Vec::new(),
         }
     }
 
@@ -187,14 +222,8 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if the id is used already.
     pub fn add_text_embedding(&self, id: impl Into<ModelId>, source: Source) -> Result<TextEmbedder> {
-        let loader = TextEmbeddingLoader::new(
-            source,
-            self.compute.clone(),
-            #[cfg(feature = "hub")]
-            self.hub.clone(),
-        );
-        let spec = ModelSpec::new(id, loader).device(self.compute.device.memory());
-        Ok(TextEmbedder::new(self.text_embedding.register(spec)?))
+        let spec = self.spec(id, self.loader::<models::text_embedding::Plan>(source));
+        Ok(TextEmbedder::new(self.system.client::<TextEmbedding>()?.register(spec)?))
     }
 
     /// A registered text embedding model.
@@ -202,7 +231,92 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if there is none of that name.
     pub fn text_embedding(&self, id: impl Into<ModelId>) -> Result<TextEmbedder> {
-        Ok(TextEmbedder::new(self.text_embedding.model(id)?))
+        Ok(TextEmbedder::new(self.handle::<TextEmbedding>(id)?))
+    }
+
+    /// Registers a text to text model, as [`EngineBuilder::text_to_text`] does.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if the id is used already.
+    pub fn add_text_to_text(&self, id: impl Into<ModelId>, source: Source) -> Result<TextGenerator> {
+        let spec = self.spec(id, self.loader::<models::text_to_text::Plan>(source));
+        Ok(TextGenerator::new(self.system.client::<TextToText>()?.register(spec.continuous())?))
+    }
+
+    /// A registered text to text model.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if there is none of that name.
+    pub fn text_to_text(&self, id: impl Into<ModelId>) -> Result<TextGenerator> {
+        Ok(TextGenerator::new(self.handle::<TextToText>(id)?))
+    }
+
+    /// Registers an image embedding model, as [`EngineBuilder::image_embedding`] does.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if the id is used already.
+    pub fn add_image_embedding(&self, id: impl Into<ModelId>, source: Source) -> Result<ImageEmbedder> {
+        let spec = self.spec(id, self.loader::<models::image_embedding::Plan>(source));
+        Ok(ImageEmbedder::new(self.system.client::<ImageEmbedding>()?.register(spec)?))
+    }
+
+    /// A registered image embedding model.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if there is none of that name.
+    pub fn image_embedding(&self, id: impl Into<ModelId>) -> Result<ImageEmbedder> {
+        Ok(ImageEmbedder::new(self.handle::<ImageEmbedding>(id)?))
+    }
+
+    /// Registers a vision model, as [`EngineBuilder::vision`] does.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if the id is used already.
+    pub fn add_vision(&self, id: impl Into<ModelId>, source: Source) -> Result<ImageDescriber> {
+        let spec = self.spec(id, self.loader::<models::vision::Plan>(source));
+        Ok(ImageDescriber::new(self.system.client::<Vision>()?.register(spec.continuous())?))
+    }
+
+    /// A registered vision model.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if there is none of that name.
+    pub fn vision(&self, id: impl Into<ModelId>) -> Result<ImageDescriber> {
+        Ok(ImageDescriber::new(self.handle::<Vision>(id)?))
+    }
+
+    /// Registers a text to image model, as [`EngineBuilder::text_to_image`] does.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if the id is used already.
+    pub fn add_text_to_image(&self, id: impl Into<ModelId>, source: Source) -> Result<ImagePainter> {
+        let spec = self.spec(id, self.loader::<models::text_to_image::Plan>(source));
+        Ok(ImagePainter::new(self.system.client::<TextToImage>()?.register(spec)?))
+    }
+
+    /// A registered text to image model.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if there is none of that name.
+    pub fn text_to_image(&self, id: impl Into<ModelId>) -> Result<ImagePainter> {
+        Ok(ImagePainter::new(self.handle::<TextToImage>(id)?))
+    }
+
+    fn loader<P: Plan>(&self, source: Source) -> ModelLoader<P> {
+        ModelLoader::new(
+            source,
+            self.compute.clone(),
+            #[cfg(feature = "hub")]
+            self.hub.clone(),
+        )
+    }
+
+    fn spec<P: Plan>(&self, id: impl Into<ModelId>, loader: ModelLoader<P>) -> ModelSpec<P::Capability> {
+        ModelSpec::new(id, loader).device(self.compute.device.memory())
+    }
+
+    fn handle<C: Capability>(&self, id: impl Into<ModelId>) -> Result<ModelHandle<C>> {
+        Ok(self.system.client::<C>()?.model(id)?)
     }
 
     /// The actors underneath: status, more pools' clients, and what else they offer.

@@ -7,19 +7,27 @@ mod device;
 #[cfg(feature = "hub")]
 mod hub;
 mod source;
+mod families;
+mod loader;
 mod weights;
 mod tokens;
 mod kernels;
 mod pooling;
+mod image_input;
 mod models;
 mod capabilities;
 mod engine;
 
+pub use capabilities::image_embedding::ImageEmbedder;
 pub use capabilities::text_embedding::TextEmbedder;
+pub use capabilities::text_to_image::ImagePainter;
+pub use capabilities::text_to_text::TextGenerator;
+pub use capabilities::vision::ImageDescriber;
 pub use device::ComputeDevice;
 pub use engine::{Engine, EngineBuilder};
 pub use error::{Error, Result};
 #[cfg(feature = "hub")]
 pub use hub::{HubSettings, HubToken};
-pub use models::text_embedding::{LoadOptions, TextEmbeddingModel};
+pub use loader::LoadOptions;
+pub use models::text_embedding::TextEmbeddingModel;
 pub use source::Source;

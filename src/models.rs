@@ -2,3 +2,7 @@
 //! line in that capability's list.
 
 pub(crate) mod text_embedding;
+pub(crate) mod text_to_text;
+pub(crate) mod image_embedding;
+pub(crate) mod vision;
+pub(crate) mod text_to_image;

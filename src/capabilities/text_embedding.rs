@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use model_actors::{CallOptions, EmbedTexts, Lane, ModelHandle, ModelId, Priority, TextEmbedding};
+use model_actors::{EmbedTexts, Lane, ModelHandle, ModelId, Priority, TextEmbedding};
 
+use crate::capabilities::calls::Calls;
 use crate::error::{Error, Result};
 
 /// Most texts of one request that a batch is split into.
@@ -28,16 +29,14 @@ const REQUESTS_AT_A_TIME: usize = 16;
 /// ```
 #[derive(Clone)]
 pub struct TextEmbedder {
-    model: ModelHandle<TextEmbedding>,
+    calls: Calls<TextEmbedding>,
     prompt: Option<String>,
     dimensions: Option<usize>,
-    priority: Priority,
-    timeout: Option<Duration>,
 }
 
 impl TextEmbedder {
     pub(crate) fn new(model: ModelHandle<TextEmbedding>) -> Self {
-        Self { model, prompt: None, dimensions: None, priority: Priority::default(), timeout: None }
+        Self { calls: Calls::new(model), prompt: None, dimensions: None }
     }
 
     /// Puts a prompt that the model defines (`query`, `passage`) before each text.
@@ -53,22 +52,22 @@ impl TextEmbedder {
 
     /// How urgent its requests are against others of the model.
     pub fn priority(self, priority: Priority) -> Self {
-        Self { priority, ..self }
+        Self { calls: self.calls.priority(priority), ..self }
     }
 
     /// The time that each request has for queue, load and run, instead of the model's own.
     pub fn timeout(self, timeout: Duration) -> Self {
-        Self { timeout: Some(timeout), ..self }
+        Self { calls: self.calls.timeout(timeout), ..self }
     }
 
     /// The model.
     pub fn id(&self) -> &ModelId {
-        self.model.id()
+        self.model().id()
     }
 
     /// The untyped handle, to preload, unload or pin the model.
     pub fn model(&self) -> &ModelHandle<TextEmbedding> {
-        &self.model
+        &self.calls.model
     }
 
     /// One text's vector. Waits while the model's queue is full; dropping the future cancels the request.
@@ -76,7 +75,7 @@ impl TextEmbedder {
     /// # Errors
     /// [`Error::Actor`]; [`Error::root`] gives a load's own error.
     pub async fn embed(&self, text: impl Into<String>) -> Result<Vec<f32>> {
-        only(self.model.call(self.request(vec![text.into()]), self.options(Lane::Interactive)).await?)
+        only(self.model().call(self.request(vec![text.into()]), self.calls.options(Lane::Interactive)).await?)
     }
 
     /// As [`TextEmbedder::embed`], but fails at once if the queue is full.
@@ -84,7 +83,11 @@ impl TextEmbedder {
     /// # Errors
     /// As [`TextEmbedder::embed`].
     pub async fn try_embed(&self, text: impl Into<String>) -> Result<Vec<f32>> {
-        only(self.model.try_call(self.request(vec![text.into()]), self.options(Lane::Interactive)).await?)
+        only(
+            self.model()
+                .try_call(self.request(vec![text.into()]), self.calls.options(Lane::Interactive))
+                .await?,
+        )
     }
 
     /// One vector for each text, in order. The texts are split into requests of at most 32 that run side by side in
@@ -96,8 +99,8 @@ impl TextEmbedder {
         &self,
         texts: impl IntoIterator<Item = T>,
     ) -> Result<Vec<Vec<f32>>> {
-        let options = self.options(Lane::Batch);
-        self.in_order(texts, |request| self.model.call(request, options)).await
+        let options = self.calls.options(Lane::Batch);
+        self.in_order(texts, |request| self.model().call(request, options)).await
     }
 
     /// As [`TextEmbedder::embed_batch`], but fails at once if the queue is full for one of the requests.
@@ -108,8 +111,8 @@ impl TextEmbedder {
         &self,
         texts: impl IntoIterator<Item = T>,
     ) -> Result<Vec<Vec<f32>>> {
-        let options = self.options(Lane::Batch);
-        self.in_order(texts, |request| self.model.try_call(request, options)).await
+        let options = self.calls.options(Lane::Batch);
+        self.in_order(texts, |request| self.model().try_call(request, options)).await
     }
 
     async fn in_order<T: Into<String>, F>(
@@ -132,10 +135,6 @@ impl TextEmbedder {
 
     fn request(&self, texts: Vec<String>) -> EmbedTexts {
         EmbedTexts { texts, prompt: self.prompt.clone(), dimensions: self.dimensions }
-    }
-
-    fn options(&self, lane: Lane) -> CallOptions {
-        CallOptions { lane, priority: self.priority, timeout: self.timeout }
     }
 }
 

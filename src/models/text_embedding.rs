@@ -7,39 +7,24 @@ mod pack;
 mod plan;
 mod worker;
 
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use model_actors::{
-    Bytes, EmbedTexts, Failure, Footprint, LoadContext, LoadStage, Loader, Model, ModelId, TextEmbedding,
-    Weights,
-};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use model_actors::{Bytes, EmbedTexts, Failure, Footprint, LoadContext, Model, TextEmbedding, Weights};
 
-use crate::device::{Compute, ComputeDevice, ComputeThreads};
+use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
-#[cfg(feature = "hub")]
-use crate::hub::HubSettings;
+use crate::families::Family;
+use crate::loader::{LoadOptions, ModelLoader};
 use crate::pooling::{Head, normalize};
-use crate::source::{Files, Source};
+use crate::source::Source;
 use crate::tokens::{TokenIds, Tokens};
 use crate::weights::WeightFiles;
 use pack::{PASS_TOKENS, TokenBatch, passes};
-use plan::Plan;
+pub(crate) use plan::Plan;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
-const FAMILIES: &[Family] = &[bert::FAMILY];
-
-/// How a family is found, and how its configuration is read.
-struct Family {
-    /// `model_type` in `config.json`.
-    model_type: &'static str,
-    /// `architectures` in `config.json`, for files that lack the former.
-    architectures: &'static [&'static str],
-    read: fn(&Path, &serde_json::Value) -> Result<Box<dyn Architecture>>,
-}
+const FAMILIES: &[Family<Box<dyn Architecture>>] = &[bert::FAMILY];
 
 /// A model that is not loaded: what its configuration tells.
 trait Architecture: Send + Sync {
@@ -63,106 +48,8 @@ trait Encoder: Send + Sync {
     fn encode(&self, batch: &TokenBatch) -> Result<Tensor>;
 }
 
-/// Reads a family's part of `config.json`.
-fn parse<T: DeserializeOwned>(file: &Path, config: &serde_json::Value) -> Result<T> {
-    T::deserialize(config)
-        .map_err(|error| Error::InvalidConfig { file: file.to_owned(), reason: error.to_string() })
-}
-
-fn find_architecture(file: &Path, config: &serde_json::Value) -> Result<Box<dyn Architecture>> {
-    #[derive(Deserialize, Default)]
-    #[serde(default)]
-    struct Names {
-        model_type: Option<String>,
-        architectures: Vec<String>,
-    }
-    let names: Names = parse(file, config)?;
-    let found = FAMILIES.iter().find(|family| match &names.model_type {
-        Some(model_type) => family.model_type == model_type,
-        None => names.architectures.iter().any(|name| family.architectures.contains(&name.as_str())),
-    });
-    match found {
-        Some(family) => (family.read)(file, config),
-        None => Err(Error::UnsupportedArchitecture {
-            found: names
-                .model_type
-                .or(names.architectures.into_iter().next())
-                .unwrap_or("(none named)".into()),
-            capability: "text embedding",
-            supported: FAMILIES.iter().map(|family| family.model_type).collect(),
-        }),
-    }
-}
-
 /// What gemm, the tokenizer and the allocator keep for each thread, as measured.
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);
-
-/// Loads an embedding model; the actors' view of a source. Making one does no I/O.
-pub(crate) struct TextEmbeddingLoader {
-    source: Source,
-    compute: Compute,
-    #[cfg(feature = "hub")]
-    hub: HubSettings,
-    /// Read once; a later load of the same model takes the same files, without asking the hub again.
-    plan: OnceLock<Arc<Plan>>,
-}
-
-impl TextEmbeddingLoader {
-    pub(crate) fn new(source: Source, compute: Compute, #[cfg(feature = "hub")] hub: HubSettings) -> Self {
-        Self {
-            source,
-            compute,
-            #[cfg(feature = "hub")]
-            hub,
-            plan: OnceLock::new(),
-        }
-    }
-
-    fn plan(&self, context: &LoadContext) -> Result<Arc<Plan>> {
-        if let Some(plan) = self.plan.get() {
-            return Ok(Arc::clone(plan));
-        }
-        #[cfg(feature = "hub")]
-        let files = Files::open(&self.source, &self.hub)?;
-        #[cfg(not(feature = "hub"))]
-        let files = Files::open(&self.source)?;
-        let plan = Arc::new(Plan::read(files, context)?);
-        Ok(Arc::clone(self.plan.get_or_init(|| plan)))
-    }
-
-    fn load_model(&self, context: &LoadContext) -> Result<Arc<LoadedModel>> {
-        let plan = self.plan(context)?;
-        let weights = plan.weights(context)?;
-        let device = self.compute.open()?;
-        context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| plan.architecture.uses(tensor)));
-        let tokens = Tokens::read(&plan.tokenizer, plan.longest, plan.lowercase)?;
-        if tokens.vocabulary() > plan.architecture.vocabulary() {
-            let (has, knows) = (tokens.vocabulary(), plan.architecture.vocabulary());
-            let reason = format!("it has {has} tokens; the model's vocab_size is {knows}");
-            return Err(Error::InvalidTokenizer { file: plan.tokenizer.clone(), reason });
-        }
-        let head = plan.modules.head(&plan.files, plan.architecture.width(), context)?;
-        let encoder = plan.architecture.load(&weights, &device, context)?;
-        let footprint = plan.footprint(&weights);
-        let (compute, longest) = (self.compute.clone(), plan.longest);
-        Ok(Arc::new(LoadedModel { encoder, head, tokens, compute, footprint, longest, plan }))
-    }
-}
-
-impl Loader<TextEmbedding> for TextEmbeddingLoader {
-    fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure> {
-        let plan = self.plan(context)?;
-        let weights = plan.weights(context);
-        plan.files.rest();
-        Ok(plan.footprint(&weights?))
-    }
-
-    fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<TextEmbedding>>, Failure> {
-        let model = self.load_model(context);
-        self.plan.get().inspect(|plan| plan.files.rest());
-        Ok(Arc::new(SharedModel(model?)))
-    }
-}
 
 /// A model in memory, shared by its workers.
 struct LoadedModel {
@@ -171,11 +58,10 @@ struct LoadedModel {
     tokens: Tokens,
     compute: Compute,
     footprint: Footprint,
-    longest: usize,
     plan: Arc<Plan>,
 }
 
-struct SharedModel(Arc<LoadedModel>);
+pub(crate) struct SharedModel(Arc<LoadedModel>);
 
 impl Weights<TextEmbedding> for SharedModel {
     fn footprint(&self) -> Footprint {
@@ -231,33 +117,6 @@ impl LoadedModel {
     }
 }
 
-/// How a model without actors around it is loaded.
-///
-/// ```
-/// assert_eq!(candle_actors::LoadOptions::default().threads, 1);
-/// ```
-#[derive(Debug, Clone)]
-pub struct LoadOptions {
-    /// Where it computes.
-    pub device: ComputeDevice,
-    /// Processor threads that a pass may use, at least 1.
-    pub threads: usize,
-    /// How the hub is reached.
-    #[cfg(feature = "hub")]
-    pub hub: HubSettings,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        Self {
-            device: ComputeDevice::Cpu,
-            threads: 1,
-            #[cfg(feature = "hub")]
-            hub: HubSettings::default(),
-        }
-    }
-}
-
 /// A loaded embedding model without actors around it, for tools and for comparison: the very code that a worker
 /// runs. A clone shares the weights.
 ///
@@ -289,15 +148,7 @@ impl TextEmbeddingModel {
     /// # Errors
     /// As [`TextEmbeddingModel::load`].
     pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
-        let context = LoadContext::detached(&ModelId::from(source.to_string()));
-        let compute = Compute::new(options.device, options.threads.max(1));
-        let loader = TextEmbeddingLoader::new(
-            source,
-            compute,
-            #[cfg(feature = "hub")]
-            options.hub,
-        );
-        Self::of(loader.load_model(&context)?)
+        Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
     }
 
     fn of(shared: Arc<LoadedModel>) -> Result<Self> {
@@ -320,7 +171,7 @@ impl TextEmbeddingModel {
 
     /// Most tokens of a text, special ones included; the rest of a longer text is not looked at.
     pub fn max_tokens(&self) -> usize {
-        self.shared.longest
+        self.shared.plan.longest
     }
 
     /// What it takes in memory.

@@ -8,13 +8,14 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
 use serde::Deserialize;
 
-use super::{Architecture, Encoder, Family, TokenBatch, parse};
+use super::{Architecture, Encoder, TokenBatch};
 use crate::error::{Error, Result};
+use crate::families::{Family, parse};
 use crate::kernels::{Activation, LayerNorm, Linear, attention};
 use crate::weights::{WeightFiles, WeightReader};
 
 /// This family's line in the list.
-pub(super) const FAMILY: Family = Family {
+pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "bert",
     architectures: &["BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification"],
     read: |file, config| Ok(Box::new(Config::read(file, config)?)),

@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use model_actors::{Footprint, LoadContext};
+use model_actors::{Footprint, LoadContext, LoadStage, TextEmbedding};
 use serde::Deserialize;
 
-use super::{Architecture, PASS_TOKENS, THREAD_SCRATCH, find_architecture};
-use crate::error::Result;
+use super::{Architecture, FAMILIES, LoadedModel, PASS_TOKENS, SharedModel, THREAD_SCRATCH};
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::families;
+use crate::loader;
 use crate::pooling::Modules;
 use crate::source::{Files, read_json};
+use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 
 /// `sentence_bert_config.json`.
@@ -36,7 +41,7 @@ pub(super) struct PromptConfig {
 }
 
 /// Everything about a model that its small files tell.
-pub(super) struct Plan {
+pub(crate) struct Plan {
     pub(super) files: Files,
     pub(super) architecture: Box<dyn Architecture>,
     pub(super) modules: Modules,
@@ -47,12 +52,15 @@ pub(super) struct Plan {
     pub(super) prompts: PromptConfig,
 }
 
-impl Plan {
-    pub(super) fn read(files: Files, context: &LoadContext) -> Result<Self> {
+impl loader::Plan for Plan {
+    type Capability = TextEmbedding;
+    type Loaded = SharedModel;
+
+    fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let modules = Modules::read(&files, context)?;
         let folder = modules.transformer.clone();
         let config = files.required(&format!("{folder}config.json"), context)?;
-        let architecture = find_architecture(&config, &read_json(&config)?)?;
+        let architecture = families::find(FAMILIES, "text embedding", &config, &read_json(&config)?)?;
         let sentence: SentenceConfig =
             files.optional_json(&format!("{folder}sentence_bert_config.json"), context)?.unwrap_or_default();
         let longest = match sentence.max_seq_length {
@@ -78,11 +86,41 @@ impl Plan {
         })
     }
 
-    pub(super) fn weights(&self, context: &LoadContext) -> Result<WeightFiles> {
+    fn files(&self) -> &Files {
+        &self.files
+    }
+
+    fn footprint(&self, context: &LoadContext) -> Result<Footprint> {
+        Ok(self.footprint_of(&self.weights(context)?))
+    }
+
+    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<SharedModel> {
+        let weights = self.weights(context)?;
+        let device = compute.open()?;
+        context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
+        let tokens = Tokens::read(&self.tokenizer, self.longest, self.lowercase)?;
+        if tokens.vocabulary() > self.architecture.vocabulary() {
+            let (has, knows) = (tokens.vocabulary(), self.architecture.vocabulary());
+            let reason = format!("it has {has} tokens; the model's vocab_size is {knows}");
+            return Err(Error::InvalidTokenizer { file: self.tokenizer.clone(), reason });
+        }
+        Ok(SharedModel(Arc::new(LoadedModel {
+            head: self.modules.head(&self.files, self.architecture.width(), context)?,
+            encoder: self.architecture.load(&weights, &device, context)?,
+            tokens,
+            compute: compute.clone(),
+            footprint: self.footprint_of(&weights),
+            plan: Arc::clone(self),
+        })))
+    }
+}
+
+impl Plan {
+    fn weights(&self, context: &LoadContext) -> Result<WeightFiles> {
         WeightFiles::open(&self.files, &self.modules.transformer, context)
     }
 
-    pub(super) fn footprint(&self, weights: &WeightFiles) -> Footprint {
+    fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
         let scratch = self.architecture.scratch(PASS_TOKENS.max(self.longest), self.longest);
         let shared = weights.bytes_in_memory(|tensor| self.architecture.uses(tensor));
         Footprint { shared, per_worker: scratch + THREAD_SCRATCH }

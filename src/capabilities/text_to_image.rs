@@ -1,0 +1,82 @@
+//! The handle to one text to image model: a prompt in, a step event for each diffusion step and the picture out. Queues, workers and memory are left to the actors.
+
+use std::time::Duration;
+
+use model_actors::{Lane, ModelHandle, ModelId, PaintImage, Picture, Priority, ReplyStream, TextToImage};
+
+use crate::capabilities::calls::Calls;
+use crate::error::Result;
+
+/// A text to image model of an engine. Cheap to clone; its settings are its own.
+///
+/// ```no_run
+/// use candle_actors::{Engine, Source};
+/// # async fn run() -> candle_actors::Result<()> {
+/// let engine = Engine::builder().text_to_image("model", Source::repository("stabilityai/sdxl-turbo")).start().await?;
+/// let picture = engine.text_to_image("model")?.paint("a red circle left of a blue square").await?;
+/// assert_eq!(picture.rgb.len(), picture.width * picture.height * 3);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct ImagePainter {
+    calls: Calls<TextToImage>,
+}
+
+impl ImagePainter {
+    pub(crate) fn new(model: ModelHandle<TextToImage>) -> Self {
+        Self { calls: Calls::new(model) }
+    }
+
+    /// How urgent its requests are against others of the model.
+    pub fn priority(self, priority: Priority) -> Self {
+        Self { calls: self.calls.priority(priority) }
+    }
+
+    /// The time that each request has for queue, load and run, instead of the model's own.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { calls: self.calls.timeout(timeout) }
+    }
+
+    /// The model.
+    pub fn id(&self) -> &ModelId {
+        self.model().id()
+    }
+
+    /// The untyped handle, to preload, unload or pin the model.
+    pub fn model(&self) -> &ModelHandle<TextToImage> {
+        &self.calls.model
+    }
+
+    /// The whole picture. Waits while the model's queue is full; dropping the future cancels the request.
+    ///
+    /// # Errors
+    /// [`crate::Error::Actor`]; [`crate::Error::root`] gives a load's own error.
+    pub async fn paint(&self, request: impl Into<PaintImage>) -> Result<Picture> {
+        Ok(self.model().call(request.into(), self.calls.options(Lane::Interactive)).await?)
+    }
+
+    /// As [`Self::paint`], but fails at once if the queue is full.
+    ///
+    /// # Errors
+    /// As [`Self::paint`].
+    pub async fn try_paint(&self, request: impl Into<PaintImage>) -> Result<Picture> {
+        Ok(self.model().try_call(request.into(), self.calls.options(Lane::Interactive)).await?)
+    }
+
+    /// A chunk for each diffusion step, then the whole picture. Dropping the stream stops the model within a step.
+    ///
+    /// # Errors
+    /// As [`Self::paint`].
+    pub async fn stream(&self, request: impl Into<PaintImage>) -> Result<ReplyStream<TextToImage>> {
+        Ok(self.model().stream(request.into(), self.calls.options(Lane::Interactive)).await?)
+    }
+
+    /// As [`Self::stream`], but fails at once if the queue is full.
+    ///
+    /// # Errors
+    /// As [`Self::paint`].
+    pub async fn try_stream(&self, request: impl Into<PaintImage>) -> Result<ReplyStream<TextToImage>> {
+        Ok(self.model().try_stream(request.into(), self.calls.options(Lane::Interactive)).await?)
+    }
+}

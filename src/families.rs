@@ -1,0 +1,68 @@
+//! How a model's architecture is found from its own `config.json`: each capability has a list of families, and the
+//! first whose names match reads the rest of the file. What a family computes is left to its file.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+
+/// A line in a capability's list of families. `A` is what a family's configuration is read into.
+pub(crate) struct Family<A> {
+    /// The name that errors list, and `model_type` in `config.json`.
+    pub(crate) model_type: &'static str,
+    /// `architectures` in `config.json`. They decide where the file has no `model_type`, and where several families
+    /// share one.
+    pub(crate) architectures: &'static [&'static str],
+    pub(crate) read: fn(&Path, &serde_json::Value) -> Result<A>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Names {
+    model_type: Option<String>,
+    architectures: Option<Vec<String>>,
+}
+
+/// The architecture of the model whose `config.json` this is.
+///
+/// # Errors
+/// [`Error::UnsupportedArchitecture`], which lists what is supported; what the family finds wrong in the file.
+pub(crate) fn find<A>(
+    families: &[Family<A>],
+    capability: &'static str,
+    file: &Path,
+    config: &serde_json::Value,
+) -> Result<A> {
+    let names: Names = parse(file, config)?;
+    let architectures = names.architectures.unwrap_or_default();
+    let by_type = |family: &&Family<A>| names.model_type.as_deref() == Some(family.model_type);
+    let by_name =
+        |family: &&Family<A>| architectures.iter().any(|name| family.architectures.contains(&name.as_str()));
+    let found = families
+        .iter()
+        .find(|family| by_type(family) && by_name(family))
+        .or_else(|| families.iter().find(by_type))
+        .or_else(|| families.iter().filter(|_| names.model_type.is_none()).find(by_name));
+    match found {
+        Some(family) => (family.read)(file, config),
+        None => {
+            let name = names.model_type.or(architectures.into_iter().next());
+            Err(Error::UnsupportedArchitecture {
+                found: name.unwrap_or("(none named)".into()),
+                capability,
+                supported: families.iter().map(|family| family.model_type).collect(),
+            })
+        }
+    }
+}
+
+/// Reads a family's part of `config.json`.
+///
+/// # Errors
+/// [`Error::InvalidConfig`].
+pub(crate) fn parse<T: DeserializeOwned>(file: &Path, config: &serde_json::Value) -> Result<T> {
+    T::deserialize(config)
+        .map_err(|error| Error::InvalidConfig { file: file.to_owned(), reason: error.to_string() })
+}
