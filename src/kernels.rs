@@ -3,14 +3,20 @@
 //! On the processor they are fused loops that use the caller's thread alone, or the rayon pool that it runs in; on
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
+mod gated;
 mod matmul;
+mod mutual;
+mod rotary;
 mod rows;
 
 use candle_core::{CpuStorage, D, Device, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+pub(crate) use gated::gated;
 use matmul::{Matrix, Output, multiply};
+pub(crate) use mutual::{Mutual, SCORE_ROWS};
+pub(crate) use rotary::{Frequencies, Turns};
 
 /// What follows a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +151,24 @@ impl LayerNorm {
                 })
             })
         })???;
+        Ok(Tensor::from_vec(out, (count, width), &Device::Cpu)?)
+    }
+}
+
+impl LayerNorm {
+    /// The norm of each row of `input`, `(rows, width)`.
+    pub(crate) fn of(&self, input: &Tensor) -> Result<Tensor> {
+        if !input.device().is_cpu() {
+            return Ok(candle_nn::ops::layer_norm(input, &self.weight, &self.bias, self.epsilon as f32)?);
+        }
+        let (count, width) = input.dims2()?;
+        let mut out = with_values(input, <[f32]>::to_vec)?;
+        with_values(&self.weight, |weight| {
+            with_values(&self.bias, |bias| {
+                let norm = rows::Norm { weight, bias, epsilon: self.epsilon as f32 };
+                split_rows(&mut out, width, threads(), |rows| rows::norm(rows, norm));
+            })
+        })??;
         Ok(Tensor::from_vec(out, (count, width), &Device::Cpu)?)
     }
 }

@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use tokenizers::{Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::normalizers::{Lowercase, Sequence};
+use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::error::{Error, Result};
 
 /// A model's tokenizer, shared by its workers.
 pub(crate) struct Tokens {
     tokenizer: Tokenizer,
-    lowercase: bool,
 }
 
 /// One text's tokens.
@@ -18,6 +18,8 @@ pub(crate) struct Tokens {
 pub(crate) struct TokenIds {
     /// Their numbers in the vocabulary.
     pub(crate) ids: Vec<u32>,
+    /// How many of the first are a prompt's that pooling leaves out; fewer than there are.
+    pub(crate) skipped: usize,
 }
 
 impl Tokens {
@@ -42,20 +44,19 @@ impl Tokens {
             strategy: TruncationStrategy::LongestFirst,
             stride: 0,
         };
+        if lowercase {
+            let own = tokenizer.get_normalizer().cloned();
+            let lower = NormalizerWrapper::from(Lowercase);
+            let all = Sequence::new(std::iter::once(lower).chain(own).collect());
+            tokenizer.with_normalizer(Some(all)).map_err(|error| invalid(error.to_string()))?;
+        }
         tokenizer.with_padding(None);
         tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
-        Ok(Self { tokenizer, lowercase })
+        Ok(Self { tokenizer })
     }
 
     /// A text's tokens with the model's special ones; never none.
     pub(crate) fn encode(&self, text: &str) -> Result<TokenIds> {
-        let lowered;
-        let text = if self.lowercase {
-            lowered = text.to_lowercase();
-            lowered.trim()
-        } else {
-            text.trim()
-        };
         let encoding = self
             .tokenizer
             .encode_fast(text, true)
@@ -63,7 +64,20 @@ impl Tokens {
         if encoding.get_ids().is_empty() {
             return Err(Error::InvalidInput("the text has no tokens".to_owned()));
         }
-        Ok(TokenIds { ids: encoding.get_ids().to_vec() })
+        Ok(TokenIds { ids: encoding.get_ids().to_vec(), skipped: 0 })
+    }
+
+    /// Tokens that a prompt has before the text that follows it: its own, without a special one at its end.
+    pub(crate) fn count_in_front(&self, prompt: &str) -> Result<usize> {
+        let ids = self.encode(prompt)?.ids;
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let closed = ids.last().and_then(|last| added.get(last)).is_some_and(|token| token.special);
+        Ok(ids.len() - usize::from(closed))
+    }
+
+    /// How a token is written.
+    pub(crate) fn written(&self, token: u32) -> Option<String> {
+        self.tokenizer.id_to_token(token)
     }
 
     /// One more than the largest token number.

@@ -113,7 +113,7 @@ fn exp(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn sum_of(row: &[f32], value: impl Fn(f32) -> f32) -> f32 {
+pub(super) fn sum_of(row: &[f32], value: impl Fn(f32) -> f32) -> f32 {
     let (pieces, rest) = row.as_chunks::<LANES>();
     let mut lanes = [0.0; LANES];
     for piece in pieces {
@@ -173,22 +173,44 @@ pub(super) fn add_norm(rows: &mut [f32], others: &[f32], norm: Norm<'_>) {
         type Output = ();
         #[inline(always)]
         fn with_simd<S: Simd>(self, _: S) {
-            let Self(rows, others, Norm { weight, bias, epsilon }) = self;
-            let length = weight.len();
+            let Self(rows, others, norm) = self;
+            let length = norm.weight.len();
             for (row, other) in rows.chunks_exact_mut(length).zip(others.chunks_exact(length)) {
                 for (x, y) in row.iter_mut().zip(other) {
                     *x += *y;
                 }
-                let mean = sum_of(row, |x| x) / length as f32;
-                let variance = sum_of(row, |x| (x - mean) * (x - mean)) / length as f32;
-                let scale = 1.0 / (variance + epsilon).sqrt();
-                for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
-                    *x = (*x - mean) * scale * *weight + *bias;
-                }
+                norm_of(row, norm);
             }
         }
     }
     Arch::new().dispatch(Work(rows, others, norm));
+}
+
+/// Layer norm of each row, in place.
+pub(super) fn norm(rows: &mut [f32], norm: Norm<'_>) {
+    struct Work<'a>(&'a mut [f32], Norm<'a>);
+    impl WithSimd for Work<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) {
+            let Self(rows, norm) = self;
+            for row in rows.chunks_exact_mut(norm.weight.len()) {
+                norm_of(row, norm);
+            }
+        }
+    }
+    Arch::new().dispatch(Work(rows, norm));
+}
+
+#[inline(always)]
+fn norm_of(row: &mut [f32], Norm { weight, bias, epsilon }: Norm<'_>) {
+    let length = row.len() as f32;
+    let mean = sum_of(row, |x| x) / length;
+    let variance = sum_of(row, |x| (x - mean) * (x - mean)) / length;
+    let scale = 1.0 / (variance + epsilon).sqrt();
+    for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
+        *x = (*x - mean) * scale * *weight + *bias;
+    }
 }
 
 #[cfg(test)]
@@ -243,5 +265,11 @@ mod tests {
         let theirs = candle_nn::ops::layer_norm_slow(&(&rows * 2.0).unwrap(), &weight, &bias, 1e-12).unwrap();
         let difference = largest_difference(&ours, &theirs);
         assert!(difference < 2e-5, "{difference}");
+
+        let (weight, bias) = (vec![1.5; 100], vec![0.25; 100]);
+        let (mut alone, mut of_sum) = (values.clone(), values.clone());
+        norm(&mut alone, Norm { weight: &weight, bias: &bias, epsilon: 1e-5 });
+        add_norm(&mut of_sum, &vec![0.0; 6000], Norm { weight: &weight, bias: &bias, epsilon: 1e-5 });
+        assert_eq!(alone, of_sum);
     }
 }
