@@ -33,4 +33,5 @@ pub use image_input::{ImageInput, ImageSettings};
 pub use limits::ImageLimits;
 pub use loader::LoadOptions;
 pub use models::text_embedding::TextEmbeddingModel;
+pub use models::text_to_image::TextToImageModel;
 pub use source::Source;
