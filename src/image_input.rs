@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 use crate::limits::ImageLimits;
 
 mod base64;
+mod content;
+mod pixels;
 mod decode;
 mod file;
 

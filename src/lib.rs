@@ -18,6 +18,9 @@ mod image_input;
 mod models;
 mod capabilities;
 mod engine;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use capabilities::image_embedding::ImageEmbedder;
 pub use capabilities::text_embedding::TextEmbedder;
