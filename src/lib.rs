@@ -13,10 +13,15 @@ mod weights;
 mod tokens;
 mod kernels;
 mod pooling;
+mod limits;
 mod image_input;
+mod pixels;
 mod models;
 mod capabilities;
 mod engine;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use capabilities::image_embedding::ImageEmbedder;
 pub use capabilities::text_embedding::TextEmbedder;
@@ -28,6 +33,9 @@ pub use engine::{Engine, EngineBuilder};
 pub use error::{Error, Result};
 #[cfg(feature = "hub")]
 pub use hub::{HubSettings, HubToken};
+pub use image_input::{ImageInput, ImageSettings};
+pub use limits::ImageLimits;
 pub use loader::LoadOptions;
 pub use models::text_embedding::TextEmbeddingModel;
+pub use models::text_to_image::TextToImageModel;
 pub use source::Source;

@@ -38,6 +38,11 @@ elementwise!(
     gelu_tanh_of
 );
 elementwise!(
+    /// `x · sigmoid(1.702 x)`.
+    quick_gelu,
+    quick_gelu_of
+);
+elementwise!(
     /// `max(0, x)`.
     relu,
     relu_of
@@ -62,6 +67,11 @@ fn gelu_erf_of(x: f32) -> f32 {
 fn gelu_tanh_of(x: f32) -> f32 {
     // sqrt(2 / pi)
     0.5 * x * (1.0 + tanh_of(0.797_884_6 * (x + 0.044_715 * x * x * x)))
+}
+
+#[inline(always)]
+fn quick_gelu_of(x: f32) -> f32 {
+    x / (1.0 + exp(-1.702 * x))
 }
 
 #[inline(always)]
@@ -232,9 +242,11 @@ mod tests {
     #[test]
     fn activations_agree_with_candles() {
         type Case = (fn(&mut [f32]), fn(&Tensor) -> candle_core::Result<Tensor>);
-        let cases: [Case; 5] = [
+        let quick = |x: &Tensor| x * candle_nn::ops::sigmoid(&(x * 1.702)?)?;
+        let cases: [Case; 6] = [
             (gelu_erf, Tensor::gelu_erf),
             (gelu_tanh, Tensor::gelu),
+            (quick_gelu, quick),
             (relu, Tensor::relu),
             (silu, Tensor::silu),
             (tanh, Tensor::tanh),

@@ -10,7 +10,10 @@ use model_actors::{Bytes, LoadContext};
 
 use super::{Architecture, Encoder, TokenBatch};
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, Frequencies, LayerNorm, Linear, Mutual, SCORE_ROWS, Turns, gated};
+use crate::kernels::gated::gated;
+use crate::kernels::mutual::{Mutual, SCORE_ROWS};
+use crate::kernels::rotary::{Frequencies, Turns};
+use crate::kernels::{Activation, LayerNorm, Linear};
 use crate::weights::{WeightFiles, WeightReader};
 
 /// More than any side of a real model, and far from where products of sides overflow.

@@ -11,7 +11,8 @@ use super::encoder::{
 };
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::{Activation, Frequencies};
+use crate::kernels::Activation;
+use crate::kernels::rotary::Frequencies;
 use crate::weights::WeightReader;
 
 /// This family's line in the list.
