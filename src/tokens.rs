@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 /// A model's tokenizer, shared by its workers.
 pub(crate) struct Tokens {
     tokenizer: Tokenizer,
+    /// Put after each text, where the tokenizer does not do it itself.
+    closing: Option<u32>,
 }
 
 /// One text's tokens.
@@ -52,7 +54,28 @@ impl Tokens {
         }
         tokenizer.with_padding(None);
         tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
-        Ok(Self { tokenizer })
+        Ok(Self { tokenizer, closing: None })
+    }
+
+    /// The same, so that each text ends with this token, for which room is kept. A tokenizer that does it itself stays
+    /// as it is.
+    pub(crate) fn closed_by(mut self, token: &str, file: &Path) -> Result<Self> {
+        let invalid = |reason: String| Error::InvalidTokenizer { file: file.to_owned(), reason };
+        let id = self.tokenizer.token_to_id(token);
+        let id =
+            id.ok_or_else(|| invalid(format!("it lacks the token {token}, which is to end each text")))?;
+        let empty = self.tokenizer.encode_fast("", true).map_err(|error| invalid(error.to_string()))?;
+        if empty.get_ids().last() == Some(&id) {
+            return Ok(self);
+        }
+        if let Some(mut truncation) = self.tokenizer.get_truncation().cloned() {
+            truncation.max_length = truncation.max_length.saturating_sub(1);
+            if truncation.max_length <= empty.get_ids().len() {
+                return Err(invalid("inputs have no room beside the special tokens".to_owned()));
+            }
+            self.tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
+        }
+        Ok(Self { closing: Some(id), ..self })
     }
 
     /// A text's tokens with the model's special ones; never none.
@@ -61,10 +84,11 @@ impl Tokens {
             .tokenizer
             .encode_fast(text, true)
             .map_err(|error| Error::InvalidInput(format!("the text cannot be tokenized: {error}")))?;
-        if encoding.get_ids().is_empty() {
+        let ids: Vec<u32> = encoding.get_ids().iter().copied().chain(self.closing).collect();
+        if ids.is_empty() {
             return Err(Error::InvalidInput("the text has no tokens".to_owned()));
         }
-        Ok(TokenIds { ids: encoding.get_ids().to_vec(), skipped: 0 })
+        Ok(TokenIds { ids, skipped: 0 })
     }
 
     /// Tokens that a prompt has before the text that follows it: its own, without a special one at its end.

@@ -10,6 +10,10 @@ mod roberta;
 mod nomic_bert;
 mod modernbert;
 mod gte;
+mod decoding;
+mod qwen2;
+mod qwen3;
+mod nv_embed;
 mod pack;
 mod plan;
 mod worker;
@@ -43,7 +47,13 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     nomic_bert::FAMILY,
     modernbert::FAMILY,
     gte::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    nv_embed::FAMILY,
 ];
+
+/// What errors call it.
+const CAPABILITY: &str = "text embedding";
 
 /// A model that is not loaded: what its configuration tells.
 trait Architecture: Send + Sync {

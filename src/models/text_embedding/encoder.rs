@@ -17,7 +17,7 @@ use crate::kernels::{Activation, LayerNorm, Linear};
 use crate::weights::{WeightFiles, WeightReader};
 
 /// More than any side of a real model, and far from where products of sides overflow.
-const LARGEST_SIDE: usize = 1 << 24;
+const LARGEST_SIDE: usize = 1 << 20;
 
 /// The sides of a model.
 #[derive(Debug, Clone, Copy)]
@@ -296,12 +296,23 @@ pub(super) fn stacked(
     Linear::new(&reader.place(weight, &[outside, inside])?, bias)
 }
 
-/// A linear layer without bias whose outputs' halves change places: the gate is expected first.
-pub(super) fn swapped(reader: &WeightReader<'_>, name: &str, [half, inside]: [usize; 2]) -> Result<Linear> {
-    let mut weight = Vec::new();
+/// A linear layer whose outputs' halves change places: the gate is expected first.
+pub(super) fn swapped(
+    reader: &WeightReader<'_>,
+    name: &str,
+    [half, inside]: [usize; 2],
+    bias: bool,
+) -> Result<Linear> {
+    let (mut weight, mut biases) = (Vec::new(), Vec::new());
     reader.append(&format!("{name}.weight"), &[2 * half, inside], &mut weight)?;
     weight.rotate_left(half * inside);
-    Linear::new(&reader.place(weight, &[2 * half, inside])?, None)
+    let mut bias_of = None;
+    if bias {
+        reader.append(&format!("{name}.bias"), &[2 * half], &mut biases)?;
+        biases.rotate_left(half);
+        bias_of = Some(reader.place(biases, &[2 * half])?);
+    }
+    Linear::new(&reader.place(weight, &[2 * half, inside])?, bias_of)
 }
 
 /// A layer norm; without a bias it is one of zeros.

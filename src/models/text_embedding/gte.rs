@@ -130,7 +130,7 @@ impl Gte {
             mixed: linear(reader, &name("attention.qkv_proj"), [3 * width, width], true)?,
             attended: linear(reader, &name("attention.o_proj"), [width, width], true)?,
             norms: Norms::After { attention: norm("attn_ln")?, feed: norm("mlp_ln")? },
-            wide: swapped(reader, &name("mlp.up_gate_proj"), [middle / 2, width])?,
+            wide: swapped(reader, &name("mlp.up_gate_proj"), [middle / 2, width], false)?,
             activation: self.activation,
             gated: true,
             narrow: linear(reader, &name("mlp.down_proj"), [width, middle / 2], true)?,

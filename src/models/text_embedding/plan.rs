@@ -7,7 +7,7 @@ use std::sync::Arc;
 use model_actors::{Footprint, LoadContext, LoadStage, TextEmbedding};
 use serde::Deserialize;
 
-use super::{Architecture, FAMILIES, LoadedModel, PASS_TOKENS, SharedModel, THREAD_SCRATCH};
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PASS_TOKENS, SharedModel, THREAD_SCRATCH};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
@@ -47,11 +47,31 @@ impl SentenceConfig {
     }
 }
 
-/// `tokenizer_config.json`, of which only the length matters; "none" is written as a number beyond any integer.
+/// `tokenizer_config.json`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct TokenizerConfig {
+    /// "None" is written as a number beyond any integer.
     model_max_length: Option<f64>,
+    /// Whether each text ends with the end token, also where `tokenizer.json` does not say so.
+    add_eos_token: Option<bool>,
+    eos_token: Option<Token>,
+}
+
+/// A token, or a table of its properties.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Token {
+    Written(String),
+    Described { content: String },
+}
+
+impl TokenizerConfig {
+    fn closing(self) -> Option<String> {
+        self.eos_token.filter(|_| self.add_eos_token == Some(true)).map(|token| match token {
+            Token::Written(content) | Token::Described { content } => content,
+        })
+    }
 }
 
 /// `config_sentence_transformers.json`.
@@ -77,6 +97,8 @@ pub(crate) struct Plan {
     pub(super) architecture: Box<dyn Architecture>,
     pub(super) modules: Modules,
     pub(super) tokenizer: PathBuf,
+    /// The token that ends each text.
+    pub(super) closing: Option<String>,
     /// Most tokens of a text, special ones included.
     pub(super) longest: usize,
     pub(super) lowercase: bool,
@@ -94,18 +116,14 @@ impl loader::Plan for Plan {
         let folder = modules.transformer.clone();
         let config = files.required(&format!("{folder}config.json"), context)?;
         let json = read_json(&config)?;
-        let architecture = families::find(FAMILIES, "text embedding", &config, &json)?;
+        let architecture = families::find(FAMILIES, CAPABILITY, &config, &json)?;
         let Matryoshka { matryoshka_dimensions: shorter } = families::parse(&config, &json)?;
         let sentence = SentenceConfig::read(&files, &folder, context)?;
-        let longest = match sentence.max_seq_length {
-            Some(longest) => longest,
-            None => {
-                let file = format!("{folder}tokenizer_config.json");
-                let tokenizer: TokenizerConfig = files.optional_json(&file, context)?.unwrap_or_default();
-                // The cast saturates, so "none" becomes the largest number there is.
-                tokenizer.model_max_length.map_or(usize::MAX, |length| length as usize)
-            }
-        };
+        let names: TokenizerConfig =
+            files.optional_json(&format!("{folder}tokenizer_config.json"), context)?.unwrap_or_default();
+        // The cast saturates, so "none" becomes the largest number there is.
+        let of_tokenizer = names.model_max_length.map_or(usize::MAX, |length| length as usize);
+        let longest = sentence.max_seq_length.unwrap_or(of_tokenizer);
         let tokenizer = files.required(&format!("{folder}tokenizer.json"), context)?;
         let prompts = files.optional_json("config_sentence_transformers.json", context)?.unwrap_or_default();
         let longest = longest.min(architecture.longest());
@@ -114,6 +132,7 @@ impl loader::Plan for Plan {
             architecture,
             modules,
             tokenizer,
+            closing: names.closing(),
             longest,
             lowercase: sentence.do_lower_case.unwrap_or(false),
             prompts,
@@ -133,7 +152,10 @@ impl loader::Plan for Plan {
         let weights = self.weights(context)?;
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
-        let tokens = Tokens::read(&self.tokenizer, self.longest, self.lowercase)?;
+        let mut tokens = Tokens::read(&self.tokenizer, self.longest, self.lowercase)?;
+        if let Some(closing) = &self.closing {
+            tokens = tokens.closed_by(closing, &self.tokenizer)?;
+        }
         if tokens.vocabulary() > self.architecture.vocabulary() {
             let (has, knows) = (tokens.vocabulary(), self.architecture.vocabulary());
             let reason = format!("it has {has} tokens; the model's vocab_size is {knows}");
