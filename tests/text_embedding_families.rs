@@ -180,6 +180,37 @@ fn changed(family: &str, change: impl FnOnce(&mut Value)) -> Result<TextEmbeddin
     TextEmbeddingModel::load(Source::directory(copy.path()))
 }
 
+/// The comparisons above could tell: with another setting the vectors are others.
+#[test]
+fn every_setting_shows_in_the_vectors() {
+    let cases_by_family = [
+        ("bert", "layer_norm_eps", json!(0.1)),
+        ("bert", "hidden_act", json!("relu")),
+        ("bert", "num_attention_heads", json!(2)),
+        ("distilbert", "activation", json!("gelu_new")),
+        ("roberta", "pad_token_id", json!(0)),
+        ("roberta", "hidden_act", json!("gelu")),
+        ("jina_bert", "num_attention_heads", json!(9)),
+        ("jina_bert", "feed_forward_type", json!("reglu")),
+        ("nomic_bert", "rotary_emb_base", json!(990)),
+        ("nomic_bert", "activation_function", json!("geglu")),
+        ("modernbert", "local_attention", json!(14)),
+        ("modernbert", "global_attn_every_n_layers", json!(2)),
+        ("modernbert", "global_rope_theta", json!(1000)),
+        ("modernbert", "local_rope_theta", json!(9900)),
+        ("stella_400m", "rope_theta", json!(150000)),
+        ("stella_400m", "rope_scaling", json!({"type": "ntk", "factor": 2.1})),
+        ("stella_400m", "rope_scaling", json!(null)),
+    ];
+    for (family, setting, value) in cases_by_family {
+        let model = changed(family, |config| config[setting] = value.clone()).unwrap();
+        let apart =
+            |case: &Case| difference(&model.embed_request(&case.request()).unwrap()[0], &case.embedding);
+        let largest = cases(family).iter().map(apart).fold(0.0, f32::max);
+        assert!(largest > TOLERANCE, "{family} {setting} {value}: {largest}");
+    }
+}
+
 #[test]
 fn settings_that_make_no_model_are_named() {
     let cases = [

@@ -62,7 +62,8 @@ impl Sizes {
     /// [`Error::InvalidConfig`] for heads of an odd size, or a base that is none.
     pub(super) fn frequencies(self, file: &Path, theta: f64) -> Result<Frequencies> {
         let size = self.width / self.heads;
-        if !size.is_multiple_of(2) || !(theta.is_finite() && theta > 0.0) {
+        let has_pairs = size.is_multiple_of(2);
+        if !(has_pairs && theta.is_finite() && theta > 0.0) {
             let reason =
                 format!("rotary positions need heads of an even size, here {size}, and a base, here {theta}");
             return Err(invalid(file, reason));
