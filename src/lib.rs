@@ -13,6 +13,7 @@ mod weights;
 mod tokens;
 mod kernels;
 mod pooling;
+mod generation;
 mod image_input;
 mod models;
 mod capabilities;
