@@ -34,7 +34,7 @@ pub use engine::{Engine, EngineBuilder};
 pub use error::{Error, Result};
 #[cfg(feature = "hub")]
 pub use hub::{HubSettings, HubToken};
-pub use image_input::{ImageInput, ImageSettings};
+pub use image_input::{ImageInput, ImageSettings, Network, UrlSettings};
 pub use limits::ImageLimits;
 pub use loader::LoadOptions;
 pub use models::text_embedding::TextEmbeddingModel;
