@@ -3,6 +3,9 @@
 //! On the processor they are fused loops that use the caller's thread alone, or the rayon pool that it runs in; on
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
+mod attend;
+mod convolution;
+mod group_norm;
 mod matmul;
 mod rows;
 
@@ -10,6 +13,9 @@ use candle_core::{CpuStorage, D, Device, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+pub(crate) use attend::attend;
+pub(crate) use convolution::Convolution;
+pub(crate) use group_norm::GroupNorm;
 use matmul::{Matrix, Output, multiply};
 
 /// What follows a linear layer.
