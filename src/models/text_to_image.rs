@@ -10,6 +10,7 @@ mod painting;
 mod plan;
 mod repository;
 mod resnet;
+mod schedule;
 mod unet;
 mod worker;
 

@@ -49,8 +49,8 @@ impl<'a> Repository<'a> {
         self.index.get(component).and_then(|entry| entry.get(1)).is_some_and(serde_json::Value::is_string)
     }
 
-    /// A component's configuration, `<folder>/<file>`. It is for one of these classes where it names any, and what it
-    /// says of the settings in `only` is the one supported value, in JSON, or nothing.
+    /// A component's configuration, `<folder>/<file>`. It is for one of these classes, if there are any and it names
+    /// one, and what it says of the settings in `only` is the one supported value, in JSON, or nothing.
     pub(super) fn config<T: DeserializeOwned>(
         &self,
         file: &str,
@@ -61,12 +61,14 @@ impl<'a> Repository<'a> {
         let config: serde_json::Value = read_json(&path)?;
         let ClassName { class_name } = parse(&path, &config)?;
         match class_name {
-            Some(found) if !classes.contains(&found.as_str()) => Err(Error::UnsupportedSetting {
-                file: path,
-                what: "_class_name",
-                found,
-                supported: classes.first().copied().unwrap_or_default(),
-            }),
+            Some(found) if !classes.is_empty() && !classes.contains(&found.as_str()) => {
+                Err(Error::UnsupportedSetting {
+                    file: path,
+                    what: "_class_name",
+                    found,
+                    supported: classes.first().copied().unwrap_or_default(),
+                })
+            }
             _ => {
                 check_only(&path, &config, only)?;
                 let config = parse(&path, &config)?;
