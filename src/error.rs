@@ -84,6 +84,18 @@ pub enum Error {
     /// The input can never be served.
     #[error("{0}")]
     InvalidInput(String),
+    /// An image is larger than the application allows.
+    #[error("the image has {found} {what}; at most {limit} are allowed")]
+    ImageTooLarge { what: &'static str, found: u64, limit: u64 },
+    /// An image is of a format, or uses a feature of one, that is not read.
+    #[error("the image is of the format {found}; supported are PNG, JPEG, WebP, GIF, BMP and TIFF")]
+    UnsupportedImage { found: String },
+    /// An image is damaged.
+    #[error("the image cannot be decoded: {reason}")]
+    InvalidImage { reason: String },
+    /// An image took too long to decode.
+    #[error("the image was not decoded within {} ms", after.as_millis())]
+    ImageTooSlow { after: Duration },
     /// A setting of the engine is out of range.
     #[error("the engine's setting {setting} is invalid: {reason}")]
     InvalidSetting { setting: &'static str, reason: String },
@@ -154,6 +166,17 @@ impl Error {
         self
     }
 
+    /// True for what only another input can mend.
+    fn is_input(&self) -> bool {
+        matches!(
+            self,
+            Self::InvalidInput(_)
+                | Self::ImageTooLarge { .. }
+                | Self::UnsupportedImage { .. }
+                | Self::InvalidImage { .. }
+        )
+    }
+
     /// True for what may go better next time.
     fn is_transient(&self) -> bool {
         matches!(
@@ -177,6 +200,7 @@ impl From<Error> for Failure {
         match error {
             Error::Stopped => Failure::stopped(),
             Error::InvalidInput(reason) => Failure::invalid_input(reason),
+            error if error.is_input() => Failure::invalid_input(error.to_string()),
             Error::Compute(cause) if is_out_of_memory(&cause) => {
                 Failure::out_of_memory(Error::Compute(cause))
             }

@@ -3,14 +3,26 @@
 //! On the processor they are fused loops that use the caller's thread alone, or the rayon pool that it runs in; on
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
+mod attend;
+mod convolution;
+mod group_norm;
+mod masked;
 mod matmul;
+mod patches;
+mod probe;
 mod rows;
 
 use candle_core::{CpuStorage, D, Device, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+pub(crate) use attend::attend;
+pub(crate) use convolution::Convolution;
+pub(crate) use group_norm::GroupNorm;
+pub(crate) use masked::causal_attention;
 use matmul::{Matrix, Output, multiply};
+pub(crate) use patches::patches;
+pub(crate) use probe::probe_attention;
 
 /// What follows a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +30,8 @@ pub(crate) enum Activation {
     Identity,
     GeluErf,
     GeluTanh,
+    /// `x · sigmoid(1.702 x)`, as OpenAI's CLIP has it.
+    QuickGelu,
     Relu,
     Silu,
     Tanh,
@@ -26,12 +40,13 @@ pub(crate) enum Activation {
 impl Activation {
     /// The names that configurations use.
     pub(crate) const NAMES: &'static str =
-        "gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, silu, swish, tanh";
+        "gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, quick_gelu, relu, silu, swish, tanh";
 
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         match name {
             "gelu" => Some(Self::GeluErf),
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Self::GeluTanh),
+            "quick_gelu" => Some(Self::QuickGelu),
             "relu" => Some(Self::Relu),
             "silu" | "swish" => Some(Self::Silu),
             "tanh" => Some(Self::Tanh),
@@ -44,6 +59,7 @@ impl Activation {
             Self::Identity => {}
             Self::GeluErf => rows::gelu_erf(values),
             Self::GeluTanh => rows::gelu_tanh(values),
+            Self::QuickGelu => rows::quick_gelu(values),
             Self::Relu => rows::relu(values),
             Self::Silu => rows::silu(values),
             Self::Tanh => rows::tanh(values),
@@ -55,6 +71,7 @@ impl Activation {
             Self::Identity => Ok(tensor),
             Self::GeluErf => tensor.gelu_erf(),
             Self::GeluTanh => tensor.gelu(),
+            Self::QuickGelu => &tensor * candle_nn::ops::sigmoid(&(&tensor * 1.702)?)?,
             Self::Relu => tensor.relu(),
             Self::Silu => tensor.silu(),
             Self::Tanh => tensor.tanh(),
@@ -145,6 +162,24 @@ impl LayerNorm {
                 })
             })
         })???;
+        Ok(Tensor::from_vec(out, (count, width), &Device::Cpu)?)
+    }
+}
+
+impl LayerNorm {
+    /// The norm of each row of `input`, `(rows, width)`.
+    pub(crate) fn of(&self, input: &Tensor) -> Result<Tensor> {
+        if !input.device().is_cpu() {
+            return Ok(candle_nn::ops::layer_norm(input, &self.weight, &self.bias, self.epsilon as f32)?);
+        }
+        let (count, width) = input.dims2()?;
+        let mut out = with_values(input, <[f32]>::to_vec)?;
+        with_values(&self.weight, |weight| {
+            with_values(&self.bias, |bias| {
+                let norm = rows::Norm { weight, bias, epsilon: self.epsilon as f32 };
+                split_rows(&mut out, width, threads(), |rows| rows::norm(rows, norm));
+            })
+        })??;
         Ok(Tensor::from_vec(out, (count, width), &Device::Cpu)?)
     }
 }

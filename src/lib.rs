@@ -13,7 +13,9 @@ mod weights;
 mod tokens;
 mod kernels;
 mod pooling;
+mod limits;
 mod image_input;
+mod pixels;
 mod models;
 mod capabilities;
 mod engine;
@@ -28,6 +30,8 @@ pub use engine::{Engine, EngineBuilder};
 pub use error::{Error, Result};
 #[cfg(feature = "hub")]
 pub use hub::{HubSettings, HubToken};
+pub use image_input::{ImageInput, ImageSettings};
+pub use limits::ImageLimits;
 pub use loader::LoadOptions;
 pub use models::text_embedding::TextEmbeddingModel;
 pub use models::text_to_image::TextToImageModel;

@@ -3,10 +3,15 @@
 //! [`Scheduler`] is the state of one picture. Noise, guidance, the loop of steps and the roles of the actors' model
 //! contract are the same for every family; what one computes is left to its file.
 
+mod autoencoder;
+mod layers;
 mod noise;
 mod painting;
 mod plan;
 mod repository;
+mod resnet;
+mod schedule;
+mod unet;
 mod worker;
 
 use std::sync::Arc;
