@@ -147,6 +147,7 @@ impl Default for ScheduleConfig {
 }
 
 /// A noise schedule that is ready for pictures.
+#[derive(Debug, Clone)]
 pub(super) struct Schedule {
     config: ScheduleConfig,
     own: Kind,
