@@ -15,6 +15,7 @@ mod kernels;
 mod pooling;
 mod limits;
 mod image_input;
+mod pixels;
 mod models;
 mod capabilities;
 mod engine;
