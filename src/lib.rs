@@ -14,6 +14,7 @@ mod tokens;
 mod kernels;
 mod pooling;
 mod limits;
+mod generation;
 mod image_input;
 mod pixels;
 mod models;
