@@ -1,6 +1,7 @@
 //! What several test files share: where models and references are, and how vectors are compared.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod fixtures;
 pub(crate) mod model;
 #[cfg(feature = "hub")]
 pub(crate) mod server;
