@@ -2,6 +2,7 @@
 //! line in that capability's list.
 
 pub(crate) mod decoder;
+mod streams;
 pub(crate) mod text_embedding;
 pub(crate) mod text_to_text;
 pub(crate) mod image_embedding;
