@@ -31,4 +31,5 @@ pub use error::{Error, Result};
 pub use hub::{HubSettings, HubToken};
 pub use loader::LoadOptions;
 pub use models::text_embedding::TextEmbeddingModel;
+pub use models::text_to_text::TextGenerationModel;
 pub use source::Source;

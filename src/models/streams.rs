@@ -111,6 +111,7 @@ pub(crate) struct Streams<Key, State> {
 impl<Key: Copy + Eq, State> Streams<Key, State> {
     /// With room for so many tokens.
     pub(crate) fn new(room: usize) -> Self {
+        let room = room.div_ceil(BLOCK).saturating_mul(BLOCK);
         Self { running: Vec::new(), waiting: VecDeque::new(), room }
     }
 

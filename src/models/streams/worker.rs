@@ -24,7 +24,7 @@ where
         batch.tick();
         hand_out(&mut streams, batch);
         new = batch.join();
-        if batch.items().is_empty() {
+        if batch.items().iter().all(Item::should_stop) {
             return Ok(());
         }
         if !moved && new == 0 {
@@ -45,6 +45,9 @@ where
             continue;
         }
         match model.begin(item.request()) {
+            Ok(start) if start.prompt == 0 => {
+                item.fail(Failure::invalid_input("the prompt has no tokens"));
+            }
             Ok(start) => streams.add(item.id(), start),
             Err(error) => item.fail(error.into()),
         }
