@@ -39,4 +39,5 @@ pub use limits::ImageLimits;
 pub use loader::LoadOptions;
 pub use models::text_embedding::TextEmbeddingModel;
 pub use models::text_to_image::TextToImageModel;
+pub use models::text_to_text::TextGenerationModel;
 pub use source::Source;
