@@ -18,6 +18,9 @@ mod stable_diffusion_xl;
 mod unet;
 mod worker;
 
+#[cfg(test)]
+mod reference_tests;
+
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
