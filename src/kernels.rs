@@ -10,6 +10,7 @@ mod convolution;
 mod group_norm;
 mod masked;
 mod matmul;
+pub(crate) mod mutual;
 pub(crate) mod packed;
 mod patches;
 mod probe;

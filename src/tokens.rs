@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tokenizers::{Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::normalizers::{Lowercase, Sequence};
+use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::error::{Error, Result};
 
@@ -12,7 +13,6 @@ use crate::error::{Error, Result};
 #[derive(Clone)]
 pub(crate) struct Tokens {
     tokenizer: Arc<Tokenizer>,
-    lowercase: bool,
     /// Tokens such as `<0x0A>` stand for bytes.
     byte_fallback: bool,
 }
@@ -31,6 +31,8 @@ pub(crate) enum Specials {
 pub(crate) struct TokenIds {
     /// Their numbers in the vocabulary.
     pub(crate) ids: Vec<u32>,
+    /// How many of the first are a prompt's that pooling leaves out; fewer than there are.
+    pub(crate) skipped: usize,
 }
 
 impl Tokens {
@@ -55,9 +57,15 @@ impl Tokens {
             strategy: TruncationStrategy::LongestFirst,
             stride: 0,
         };
+        if lowercase {
+            let own = tokenizer.get_normalizer().cloned();
+            let lower = NormalizerWrapper::from(Lowercase);
+            let all = Sequence::new(std::iter::once(lower).chain(own).collect());
+            tokenizer.with_normalizer(Some(all)).map_err(|error| invalid(error.to_string()))?;
+        }
         tokenizer.with_padding(None);
         tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
-        Ok(Self::of(tokenizer, lowercase))
+        Ok(Self::of(tokenizer))
     }
 
     /// Reads a tokenizer for prompts, which are never cut.
@@ -73,13 +81,13 @@ impl Tokens {
     pub(crate) fn whole(mut tokenizer: Tokenizer) -> Result<Self, String> {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
-        Ok(Self::of(tokenizer, false))
+        Ok(Self::of(tokenizer))
     }
 
-    fn of(tokenizer: Tokenizer, lowercase: bool) -> Self {
+    fn of(tokenizer: Tokenizer) -> Self {
         let decoder = tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok());
         let byte_fallback = decoder.is_some_and(|decoder| decoder.contains("\"ByteFallback\""));
-        Self { tokenizer: Arc::new(tokenizer), lowercase, byte_fallback }
+        Self { tokenizer: Arc::new(tokenizer), byte_fallback }
     }
 
     /// A prompt's tokens, as it is written; may be none.
@@ -120,13 +128,6 @@ impl Tokens {
 
     /// A text's tokens with the model's special ones; never none.
     pub(crate) fn encode(&self, text: &str) -> Result<TokenIds> {
-        let lowered;
-        let text = if self.lowercase {
-            lowered = text.to_lowercase();
-            lowered.trim()
-        } else {
-            text.trim()
-        };
         let encoding = self
             .tokenizer
             .encode_fast(text, true)
@@ -134,7 +135,20 @@ impl Tokens {
         if encoding.get_ids().is_empty() {
             return Err(Error::InvalidInput("the text has no tokens".to_owned()));
         }
-        Ok(TokenIds { ids: encoding.get_ids().to_vec() })
+        Ok(TokenIds { ids: encoding.get_ids().to_vec(), skipped: 0 })
+    }
+
+    /// Tokens that a prompt has before the text that follows it: its own, without a special one at its end.
+    pub(crate) fn count_in_front(&self, prompt: &str) -> Result<usize> {
+        let ids = self.encode(prompt)?.ids;
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let closed = ids.last().and_then(|last| added.get(last)).is_some_and(|token| token.special);
+        Ok(ids.len() - usize::from(closed))
+    }
+
+    /// How a token is written.
+    pub(crate) fn written(&self, token: u32) -> Option<String> {
+        self.tokenizer.id_to_token(token)
     }
 
     /// One more than the largest token number.

@@ -8,6 +8,8 @@ use crate::config::QueueCapacity;
 const MAX_ITEMS: usize = 256;
 /// Most bytes of one text.
 const MAX_TEXT_BYTES: usize = 1 << 20;
+/// Most bytes of a prompt that comes with the request.
+const MAX_PROMPT_BYTES: usize = 16 << 10;
 
 /// Text to vector. One-shot.
 #[derive(Debug, Clone, Copy)]
@@ -24,10 +26,27 @@ pub struct TextEmbedding;
 pub struct EmbedTexts {
     /// 1 to 256 texts of up to 1 MiB each.
     pub texts: Vec<String>,
-    /// The name of a prompt that the model defines (`query`, `passage`), or nothing.
-    pub prompt: Option<String>,
+    /// What comes before each text, or nothing for what the model has as its default.
+    pub prompt: Option<EmbedPrompt>,
     /// Keep only the first so many dimensions, for models trained that way.
     pub dimensions: Option<usize>,
+}
+
+/// What comes before each text, for models trained with it.
+///
+/// ```
+/// use model_actors::{EmbedPrompt, EmbedTexts};
+/// let prompt = Some(EmbedPrompt::Text("query: ".to_owned()));
+/// let request = EmbedTexts { prompt, ..EmbedTexts::from("how cats sleep") };
+/// # drop(request);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EmbedPrompt {
+    /// The name of a prompt that the model's own files define (`query`, `document`).
+    Named(String),
+    /// The prompt itself, up to 16 KiB, for models that define none in their files but were trained with one (E5), and
+    /// for instructions that say the task (`Instruct: …\nQuery: `). Empty for none, whatever the model's default.
+    Text(String),
 }
 
 impl<T: Into<String>> From<T> for EmbedTexts {
@@ -48,6 +67,12 @@ impl Capability for TextEmbedding {
 
     fn check(request: &EmbedTexts) -> Result<(), String> {
         check_count("texts", request.texts.len())?;
+        if let Some(EmbedPrompt::Text(prompt)) = &request.prompt
+            && prompt.len() > MAX_PROMPT_BYTES
+        {
+            let bytes = prompt.len();
+            return Err(format!("the prompt has {bytes} bytes; at most {MAX_PROMPT_BYTES} are allowed"));
+        }
         match request.texts.iter().position(|text| text.len() > MAX_TEXT_BYTES) {
             Some(index) => Err(format!(
                 "text {index} has {} bytes; at most {MAX_TEXT_BYTES} are allowed",
@@ -59,7 +84,11 @@ impl Capability for TextEmbedding {
 
     /// About the number of tokens: four bytes of English make one, and each text has two special ones.
     fn cost(request: &EmbedTexts) -> Cost {
-        Cost(request.texts.iter().map(|text| text.len() as u64 / 4 + 2).sum())
+        let prompt = match &request.prompt {
+            Some(EmbedPrompt::Text(prompt)) => prompt.len(),
+            _ => 0,
+        };
+        Cost(request.texts.iter().map(|text| (prompt + text.len()) as u64 / 4 + 2).sum())
     }
 }
 

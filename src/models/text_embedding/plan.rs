@@ -17,12 +17,34 @@ use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 
-/// `sentence_bert_config.json`.
+/// Where sentence-transformers has put the settings of its first module, the newest first.
+const SENTENCE_CONFIGS: [&str; 7] = [
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+];
+
+/// One of these.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct SentenceConfig {
     max_seq_length: Option<usize>,
-    do_lower_case: bool,
+    do_lower_case: Option<bool>,
+}
+
+impl SentenceConfig {
+    fn read(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
+        for name in SENTENCE_CONFIGS {
+            if let Some(config) = files.optional_json(&format!("{folder}{name}"), context)? {
+                return Ok(config);
+            }
+        }
+        Ok(Self::default())
+    }
 }
 
 /// `tokenizer_config.json`, of which only the length matters; "none" is written as a number beyond any integer.
@@ -38,6 +60,15 @@ struct TokenizerConfig {
 pub(super) struct PromptConfig {
     pub(super) prompts: BTreeMap<String, String>,
     pub(super) default_prompt_name: Option<String>,
+    /// Dimensions that are kept unless others are asked for.
+    pub(super) truncate_dim: Option<usize>,
+}
+
+/// What `config.json` says of shorter vectors.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Matryoshka {
+    matryoshka_dimensions: Option<Vec<usize>>,
 }
 
 /// Everything about a model that its small files tell.
@@ -50,6 +81,8 @@ pub(crate) struct Plan {
     pub(super) longest: usize,
     pub(super) lowercase: bool,
     pub(super) prompts: PromptConfig,
+    /// The dimensions that vectors may be shortened to, if the model lists them.
+    pub(super) shorter: Option<Vec<usize>>,
 }
 
 impl loader::Plan for Plan {
@@ -60,9 +93,10 @@ impl loader::Plan for Plan {
         let modules = Modules::read(&files, context)?;
         let folder = modules.transformer.clone();
         let config = files.required(&format!("{folder}config.json"), context)?;
-        let architecture = families::find(FAMILIES, "text embedding", &config, &read_json(&config)?)?;
-        let sentence: SentenceConfig =
-            files.optional_json(&format!("{folder}sentence_bert_config.json"), context)?.unwrap_or_default();
+        let json = read_json(&config)?;
+        let architecture = families::find(FAMILIES, "text embedding", &config, &json)?;
+        let Matryoshka { matryoshka_dimensions: shorter } = families::parse(&config, &json)?;
+        let sentence = SentenceConfig::read(&files, &folder, context)?;
         let longest = match sentence.max_seq_length {
             Some(longest) => longest,
             None => {
@@ -81,8 +115,9 @@ impl loader::Plan for Plan {
             modules,
             tokenizer,
             longest,
-            lowercase: sentence.do_lower_case,
+            lowercase: sentence.do_lower_case.unwrap_or(false),
             prompts,
+            shorter,
         })
     }
 
@@ -107,6 +142,7 @@ impl loader::Plan for Plan {
         Ok(SharedModel(Arc::new(LoadedModel {
             head: self.modules.head(&self.files, self.architecture.width(), context)?,
             encoder: self.architecture.load(&weights, &device, context)?,
+            ending: self.ending(&tokens)?,
             tokens,
             compute: compute.clone(),
             footprint: self.footprint_of(&weights),
@@ -116,6 +152,15 @@ impl loader::Plan for Plan {
 }
 
 impl Plan {
+    /// What the architecture wants written after each text.
+    fn ending(&self, tokens: &Tokens) -> Result<String> {
+        let Some(token) = self.architecture.ending() else { return Ok(String::new()) };
+        tokens.written(token).ok_or_else(|| {
+            let reason = format!("it lacks the token {token}, which is to end each text");
+            Error::InvalidTokenizer { file: self.tokenizer.clone(), reason }
+        })
+    }
+
     fn weights(&self, context: &LoadContext) -> Result<WeightFiles> {
         WeightFiles::open(&self.files, &self.modules.transformer, context)
     }
