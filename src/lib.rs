@@ -33,5 +33,6 @@ pub use hub::{HubSettings, HubToken};
 pub use image_input::{ImageInput, ImageSettings};
 pub use limits::ImageLimits;
 pub use loader::LoadOptions;
+pub use models::image_embedding::ImageEmbeddingModel;
 pub use models::text_embedding::TextEmbeddingModel;
 pub use source::Source;
