@@ -3,6 +3,7 @@
 //! The modules are listed in reading order, and each imports only those above it.
 
 mod error;
+pub mod limits;
 mod device;
 #[cfg(feature = "hub")]
 mod hub;
@@ -13,7 +14,6 @@ mod weights;
 mod tokens;
 mod kernels;
 mod pooling;
-mod limits;
 mod generation;
 mod image_input;
 mod pixels;
