@@ -3,16 +3,26 @@
 //! On the processor they are fused loops that use the caller's thread alone, or the rayon pool that it runs in; on
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
+pub(crate) mod causal;
+pub(crate) mod gated;
+mod attend;
+mod convolution;
+mod group_norm;
 mod masked;
 mod matmul;
+pub(crate) mod packed;
 mod patches;
 mod probe;
+pub(crate) mod rotary;
 mod rows;
 
 use candle_core::{CpuStorage, D, Device, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+pub(crate) use attend::attend;
+pub(crate) use convolution::Convolution;
+pub(crate) use group_norm::GroupNorm;
 pub(crate) use masked::causal_attention;
 use matmul::{Matrix, Output, multiply};
 pub(crate) use patches::patches;

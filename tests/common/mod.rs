@@ -5,6 +5,7 @@ pub(crate) mod model;
 pub(crate) mod photographs;
 #[cfg(feature = "hub")]
 pub(crate) mod server;
+pub(crate) mod web;
 
 use std::path::{Path, PathBuf};
 
