@@ -13,12 +13,11 @@ use model_actors::{Bytes, LoadContext};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::limits::MAX_HEADER_BYTES;
 use crate::source::Files;
 
 /// Bytes read between two looks at progress and at the stop mark.
 const PIECE: usize = 1 << 20;
-/// Most bytes of a header.
-const MAX_HEADER: u64 = 100 << 20;
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 8;
 
@@ -197,8 +196,10 @@ fn read_header(path: &Path, file: usize) -> Result<Vec<(String, Entry)>> {
     }
     opened.read_exact(&mut length).map_err(unreadable)?;
     let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER {
-        return Err(corrupt(format!("its header claims {length} bytes; at most {MAX_HEADER} are allowed")));
+    if length > MAX_HEADER_BYTES {
+        return Err(corrupt(format!(
+            "its header claims {length} bytes; at most {MAX_HEADER_BYTES} are allowed"
+        )));
     }
     if 8 + length > size {
         return Err(truncated(8 + length, size));

@@ -3,6 +3,7 @@
 
 pub(crate) mod fixtures;
 pub(crate) mod model;
+pub(crate) mod photographs;
 #[cfg(feature = "hub")]
 pub(crate) mod server;
 pub(crate) mod web;
