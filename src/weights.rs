@@ -145,6 +145,12 @@ impl WeightFiles {
         self.entries.contains_key(tensor)
     }
 
+    /// Every tensor's name and shape.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.entries.iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()
+    }
+
     /// What the tensors that `wanted` picks take in memory, once they are 32-bit numbers.
     pub(crate) fn bytes_in_memory(&self, wanted: impl Fn(&str) -> bool) -> Bytes {
         let of =
