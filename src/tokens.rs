@@ -151,11 +151,6 @@ impl Tokens {
         self.tokenizer.id_to_token(token)
     }
 
-    /// The number of a token by its text.
-    pub(crate) fn id(&self, token: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(token)
-    }
-
     /// One more than the largest token number.
     pub(crate) fn vocabulary(&self) -> usize {
         self.tokenizer.get_vocab(true).values().max().map_or(0, |largest| *largest as usize + 1)

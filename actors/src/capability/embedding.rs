@@ -64,7 +64,9 @@ impl Capability for TextEmbedding {
             && prompt.len() > MAX_EMBED_PROMPT_BYTES
         {
             let bytes = prompt.len();
-            return Err(format!("the prompt has {bytes} bytes; at most {MAX_EMBED_PROMPT_BYTES} are allowed"));
+            return Err(format!(
+                "the prompt has {bytes} bytes; at most {MAX_EMBED_PROMPT_BYTES} are allowed"
+            ));
         }
         check_texts(&request.texts)
     }
