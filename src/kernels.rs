@@ -6,6 +6,9 @@
 pub(crate) mod causal;
 pub(crate) mod gated;
 pub(crate) mod latent;
+mod attend;
+mod convolution;
+mod group_norm;
 mod masked;
 mod matmul;
 pub(crate) mod mutual;
@@ -19,6 +22,9 @@ use candle_core::{CpuStorage, D, Device, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+pub(crate) use attend::attend;
+pub(crate) use convolution::Convolution;
+pub(crate) use group_norm::GroupNorm;
 pub(crate) use masked::causal_attention;
 use matmul::{Matrix, Output, multiply};
 pub(crate) use patches::patches;

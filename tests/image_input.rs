@@ -159,6 +159,7 @@ async fn each_limit_refuses_with_both_numbers() {
         side: 37,
         aspect: 2,
         decoder: Bytes(37 * 23 * 9),
+        ..default()
     };
     assert!(with_limits(limits).picture(ImageSource::Bytes(file("rgb.png"))).await.is_ok());
 }
@@ -282,6 +283,10 @@ async fn many_are_decoded_in_order_and_the_settings_are_checked() {
     for (name, picture) in names.iter().cycle().zip(&pictures) {
         assert_eq!(picture.rgb, file(&format!("{name}.rgb")), "{name}");
     }
+    let limits = ImageLimits { request_pixels: 37 * 23 * 3 - 1, ..ImageLimits::default() };
+    let sources = names.iter().map(|name| ImageSource::Bytes(file(name))).collect();
+    let error = with_limits(limits).pictures(sources).await.unwrap_err();
+    assert!(matches!(error, Error::ImageTooLarge { found: 2553, limit: 2552, .. }), "{error}");
     let error = ImageInput::new(ImageSettings { decoders: 0, ..ImageSettings::default() }).unwrap_err();
     assert!(matches!(error, Error::InvalidSetting { .. }), "{error}");
 }

@@ -97,7 +97,20 @@ macro_rules! families {
     };
 }
 
-families!(bert, distilbert, roberta, xlm_roberta, jina_bert, nomic_bert, modernbert, stella_400m);
+families!(
+    bert,
+    distilbert,
+    roberta,
+    xlm_roberta,
+    jina_bert,
+    nomic_bert,
+    modernbert,
+    stella_400m,
+    gte_qwen2,
+    stella_1_5b,
+    qwen3,
+    nv_embed,
+);
 
 #[test]
 fn dimensions_that_the_model_lists_are_the_only_ones() {
@@ -125,6 +138,8 @@ fn prompts_that_are_not_there_or_leave_no_room_are_refused() {
     };
     let words = ask("nomic_bert", EmbedPrompt::Named("passage".to_owned()));
     assert!(words.contains("search_document, search_query"), "{words}");
+    let words = ask("nv_embed", EmbedPrompt::Text("too long ".repeat(100)));
+    assert!(words.contains("no room"), "{words}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,6 +216,11 @@ fn every_setting_shows_in_the_vectors() {
         ("stella_400m", "rope_theta", json!(150000)),
         ("stella_400m", "rope_scaling", json!({"type": "ntk", "factor": 2.1})),
         ("stella_400m", "rope_scaling", json!(null)),
+        ("gte_qwen2", "is_causal", json!(true)),
+        ("gte_qwen2", "auto_map", json!(null)),
+        ("qwen3", "rms_norm_eps", json!(0.01)),
+        ("qwen3", "is_causal", json!(false)),
+        ("nv_embed", "add_eos", json!(false)),
     ];
     for (family, setting, value) in cases_by_family {
         let model = changed(family, |config| config[setting] = value.clone()).unwrap();
@@ -228,6 +248,9 @@ fn settings_that_make_no_model_are_named() {
         ("modernbert", "global_attn_every_n_layers", json!(0)),
         ("modernbert", "layer_types", json!(["full_attention"])),
         ("stella_400m", "rope_scaling", json!({"type": "ntk", "factor": 0})),
+        ("gte_qwen2", "num_attention_heads", json!(0)),
+        ("qwen3", "num_key_value_heads", json!(0)),
+        ("nv_embed", "latent_attention_config", json!({"num_cross_heads": 0, "latent_dim": 32})),
     ];
     for (family, setting, value) in cases {
         let error = changed(family, |config| config[setting] = value.clone()).err().unwrap();

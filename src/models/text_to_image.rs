@@ -3,11 +3,23 @@
 //! [`Scheduler`] is the state of one picture. Noise, guidance, the loop of steps and the roles of the actors' model
 //! contract are the same for every family; what one computes is left to its file.
 
+mod autoencoder;
+mod clip;
+mod layers;
 mod noise;
 mod painting;
 mod plan;
+mod prompt;
 mod repository;
+mod resnet;
+mod schedule;
+mod stable_diffusion;
+mod stable_diffusion_xl;
+mod unet;
 mod worker;
+
+#[cfg(test)]
+mod reference_tests;
 
 use std::sync::Arc;
 
@@ -28,7 +40,7 @@ use repository::{Part, PartWeights, Repository};
 
 /// The families, by the class of the pipeline in `model_index.json`, in the order that errors list them. A new one is
 /// its file and its line here.
-const FAMILIES: &[Family<Read>] = &[];
+const FAMILIES: &[Family<Read>] = &[stable_diffusion::FAMILY, stable_diffusion_xl::FAMILY];
 
 /// How a family reads the configuration files of a repository.
 type Read = fn(&Repository<'_>) -> Result<Box<dyn Architecture>>;

@@ -3,13 +3,7 @@
 use super::{BatchKey, Capability, Cost, NoChunk};
 use crate::capability::image::ImageSource;
 use crate::config::QueueCapacity;
-
-/// Most texts or images in one request.
-const MAX_ITEMS: usize = 256;
-/// Most bytes of one text.
-const MAX_TEXT_BYTES: usize = 1 << 20;
-/// Most bytes of a prompt that comes with the request.
-const MAX_PROMPT_BYTES: usize = 16 << 10;
+use crate::limits::{MAX_EMBED_PROMPT_BYTES, MAX_ITEMS, MAX_TEXT_BYTES};
 
 /// Text to vector. One-shot.
 #[derive(Debug, Clone, Copy)]
@@ -66,20 +60,15 @@ impl Capability for TextEmbedding {
     const QUEUE: QueueCapacity = QueueCapacity { interactive: 100, batch: 50 };
 
     fn check(request: &EmbedTexts) -> Result<(), String> {
-        check_count("texts", request.texts.len())?;
         if let Some(EmbedPrompt::Text(prompt)) = &request.prompt
-            && prompt.len() > MAX_PROMPT_BYTES
+            && prompt.len() > MAX_EMBED_PROMPT_BYTES
         {
             let bytes = prompt.len();
-            return Err(format!("the prompt has {bytes} bytes; at most {MAX_PROMPT_BYTES} are allowed"));
+            return Err(format!(
+                "the prompt has {bytes} bytes; at most {MAX_EMBED_PROMPT_BYTES} are allowed"
+            ));
         }
-        match request.texts.iter().position(|text| text.len() > MAX_TEXT_BYTES) {
-            Some(index) => Err(format!(
-                "text {index} has {} bytes; at most {MAX_TEXT_BYTES} are allowed",
-                request.texts[index].len()
-            )),
-            None => Ok(()),
-        }
+        check_texts(&request.texts)
     }
 
     /// About the number of tokens: four bytes of English make one, and each text has two special ones.
@@ -107,7 +96,7 @@ pub struct ImageEmbedding;
 pub enum EmbedImages {
     /// 1 to 256 images.
     Images(Vec<ImageSource>),
-    /// 1 to 256 texts.
+    /// 1 to 256 texts of up to 1 MiB each.
     Texts(Vec<String>),
 }
 
@@ -121,7 +110,7 @@ impl Capability for ImageEmbedding {
     fn check(request: &EmbedImages) -> Result<(), String> {
         match request {
             EmbedImages::Images(images) => check_count("images", images.len()),
-            EmbedImages::Texts(texts) => check_count("texts", texts.len()),
+            EmbedImages::Texts(texts) => check_texts(texts),
         }
     }
 
@@ -135,6 +124,16 @@ impl Capability for ImageEmbedding {
 
     fn batch_key(request: &EmbedImages) -> BatchKey {
         BatchKey(matches!(request, EmbedImages::Texts(_)).into())
+    }
+}
+
+fn check_texts(texts: &[String]) -> Result<(), String> {
+    check_count("texts", texts.len())?;
+    match texts.iter().enumerate().find(|(_, text)| text.len() > MAX_TEXT_BYTES) {
+        Some((index, text)) => {
+            Err(format!("text {index} has {} bytes; at most {MAX_TEXT_BYTES} are allowed", text.len()))
+        }
+        None => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! A repository in the layout of diffusers: `model_index.json` names the pipeline and its components, each component
 //! has a folder with its configuration and its weights.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use model_actors::{Bytes, LoadContext};
 use serde::Deserialize;
@@ -49,28 +49,59 @@ impl<'a> Repository<'a> {
         self.index.get(component).and_then(|entry| entry.get(1)).is_some_and(serde_json::Value::is_string)
     }
 
-    /// A component's configuration, `<folder>/<file>`, which is for one of these classes where it names any.
+    /// A component's configuration, `<folder>/<file>`. It is for one of these classes, if there are any and it names
+    /// one, and what it says of the settings in `only` is the one supported value, in JSON, or nothing.
     pub(super) fn config<T: DeserializeOwned>(
         &self,
         file: &str,
         classes: &'static [&'static str],
+        only: &'static [(&'static str, &'static str)],
     ) -> Result<(PathBuf, T)> {
         let path = self.files.required(file, self.context)?;
         let config: serde_json::Value = read_json(&path)?;
         let ClassName { class_name } = parse(&path, &config)?;
         match class_name {
-            Some(found) if !classes.contains(&found.as_str()) => Err(Error::UnsupportedSetting {
-                file: path,
-                what: "_class_name",
-                found,
-                supported: classes.first().copied().unwrap_or_default(),
-            }),
+            Some(found) if !classes.is_empty() && !classes.contains(&found.as_str()) => {
+                Err(Error::UnsupportedSetting {
+                    file: path,
+                    what: "_class_name",
+                    found,
+                    supported: classes.first().copied().unwrap_or_default(),
+                })
+            }
             _ => {
+                check_only(&path, &config, only)?;
                 let config = parse(&path, &config)?;
                 Ok((path, config))
             }
         }
     }
+}
+
+fn check_only(
+    path: &Path,
+    config: &serde_json::Value,
+    only: &'static [(&'static str, &'static str)],
+) -> Result<()> {
+    for (what, supported) in only {
+        let found = config.get(what).filter(|found| !found.is_null()).map(ToString::to_string);
+        let as_number = |text: &str| text.parse::<f64>().ok();
+        match found {
+            Some(found)
+                if found != *supported
+                    && (as_number(&found).is_none() || as_number(&found) != as_number(supported)) =>
+            {
+                return Err(Error::UnsupportedSetting { file: path.to_owned(), what, found, supported });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with a configuration file.
+pub(super) fn invalid(path: &Path, reason: impl Into<String>) -> Error {
+    Error::InvalidConfig { file: path.to_owned(), reason: reason.into() }
 }
 
 /// A component with weights.
