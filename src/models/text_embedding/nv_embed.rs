@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::decoding::{Embedder, Sight};
 use super::encoder::{invalid, layer_norm, linear, swapped, unsupported};
-use super::{Architecture, Encoder, TokenBatch};
+use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::Result;
 use crate::families::{Family, parse};
 use crate::kernels::gated::gated;
@@ -167,8 +167,8 @@ struct Loaded {
 }
 
 impl Encoder for Loaded {
-    fn encode(&self, batch: &TokenBatch) -> Result<Tensor> {
-        self.latent.forward(&Encoder::encode(&self.decoder, batch)?)
+    fn encode(&self, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Tensor> {
+        self.latent.forward(&Encoder::encode(&self.decoder, batch, watch)?)
     }
 }
 
