@@ -137,11 +137,6 @@ impl Tokens {
         Ok(TokenIds { ids: encoding.get_ids().to_vec() })
     }
 
-    /// The number of a token by its text.
-    pub(crate) fn id(&self, token: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(token)
-    }
-
     /// One more than the largest token number.
     pub(crate) fn vocabulary(&self) -> usize {
         self.tokenizer.get_vocab(true).values().max().map_or(0, |largest| *largest as usize + 1)
