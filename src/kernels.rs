@@ -4,6 +4,7 @@
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
 pub(crate) mod causal;
+mod crossed;
 pub(crate) mod gated;
 mod masked;
 mod matmul;
@@ -17,6 +18,7 @@ use candle_core::{CpuStorage, D, Device, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+pub(crate) use crossed::crossed_attention;
 pub(crate) use masked::causal_attention;
 use matmul::{Matrix, Output, multiply};
 pub(crate) use patches::patches;

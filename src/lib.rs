@@ -35,4 +35,5 @@ pub use image_input::{ImageInput, ImageSettings};
 pub use limits::ImageLimits;
 pub use loader::LoadOptions;
 pub use models::text_embedding::TextEmbeddingModel;
+pub use models::vision::{ExaminedImage, VisionModel};
 pub use source::Source;

@@ -61,7 +61,8 @@ pub struct Vision;
 pub struct DescribeImage {
     /// The image.
     pub image: ImageSource,
-    /// What to say about it.
+    /// What to say about it. May be empty for models that say something unasked (BLIP's captions); others refuse
+    /// that themselves.
     pub question: String,
     /// How tokens are chosen.
     pub sampling: Sampling,
@@ -81,7 +82,11 @@ impl Capability for Vision {
             return Err("max_tokens is 0; at least 1 is needed".to_owned());
         }
         request.sampling.check()?;
-        check_text("question", &request.question)
+        // Only the model knows whether it needs a question.
+        match request.question.is_empty() {
+            true => Ok(()),
+            false => check_text("question", &request.question),
+        }
     }
 }
 
