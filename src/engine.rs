@@ -285,7 +285,8 @@ impl Engine {
     /// [`Error::Actor`] if the id is used already.
     pub fn add_vision(&self, id: impl Into<ModelId>, source: Source) -> Result<ImageDescriber> {
         let spec = self.spec(id, self.loader::<models::vision::Plan>(source));
-        Ok(ImageDescriber::new(self.system.client::<Vision>()?.register(spec.continuous())?))
+        let model = self.system.client::<Vision>()?.register(spec.continuous())?;
+        Ok(ImageDescriber::new(model, self.images.clone()))
     }
 
     /// A registered vision model.
@@ -293,7 +294,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if there is none of that name.
     pub fn vision(&self, id: impl Into<ModelId>) -> Result<ImageDescriber> {
-        Ok(ImageDescriber::new(self.handle::<Vision>(id)?))
+        Ok(ImageDescriber::new(self.handle::<Vision>(id)?, self.images.clone()))
     }
 
     /// Registers a text to image model, as [`EngineBuilder::text_to_image`] does.

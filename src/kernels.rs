@@ -4,6 +4,7 @@
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
 pub(crate) mod causal;
+mod crossed;
 pub(crate) mod gated;
 pub(crate) mod latent;
 mod attend;
@@ -25,6 +26,7 @@ use crate::error::{Error, Result};
 pub(crate) use attend::attend;
 pub(crate) use convolution::Convolution;
 pub(crate) use group_norm::GroupNorm;
+pub(crate) use crossed::crossed_attention;
 pub(crate) use masked::causal_attention;
 use matmul::{Matrix, Output, multiply};
 pub(crate) use patches::patches;

@@ -41,4 +41,5 @@ pub use models::image_embedding::ImageEmbeddingModel;
 pub use models::text_embedding::TextEmbeddingModel;
 pub use models::text_to_image::TextToImageModel;
 pub use models::text_to_text::TextGenerationModel;
+pub use models::vision::{ExaminedImage, VisionModel};
 pub use source::Source;
