@@ -48,7 +48,7 @@ fn attend_to(
     scale: f64,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let (batch, count, width) = query.dims3()?;
+    let (batch, _, width) = query.dims3()?;
     let others = key.dim(1)?;
     let fits = heads > 0 && width > 0 && width.is_multiple_of(heads.max(1)) && others > 0;
     if !fits || key.dims() != [batch, others, width] || value.dims() != key.dims() {

@@ -22,6 +22,8 @@ mod stable_diffusion_xl;
 mod t5;
 mod unet;
 mod worker;
+#[cfg(test)]
+mod flow_tests;
 
 use std::sync::Arc;
 
