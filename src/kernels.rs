@@ -14,6 +14,7 @@ mod masked;
 mod matmul;
 pub(crate) mod mutual;
 pub(crate) mod packed;
+mod pairs;
 mod patches;
 mod probe;
 pub(crate) mod rotary;
@@ -23,12 +24,13 @@ use candle_core::{CpuStorage, D, Device, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-pub(crate) use attend::attend;
+pub(crate) use attend::{attend, attend_with_bias};
 pub(crate) use convolution::Convolution;
 pub(crate) use group_norm::GroupNorm;
 pub(crate) use crossed::crossed_attention;
 pub(crate) use masked::causal_attention;
 use matmul::{Matrix, Output, multiply};
+pub(crate) use pairs::turn_pairs;
 pub(crate) use patches::patches;
 pub(crate) use probe::probe_attention;
 
@@ -240,6 +242,21 @@ fn split_rows(values: &mut [f32], width: usize, threads: usize, work: impl Fn(&m
     }
     let per_thread = (values.len() / width.max(1)).div_ceil(threads).max(1) * width;
     values.par_chunks_mut(per_thread).for_each(work);
+}
+
+/// As [`split_rows`], for work that wants to know the number of its first row.
+fn split_rows_at(
+    values: &mut [f32],
+    width: usize,
+    threads: usize,
+    work: impl Fn(usize, &mut [f32]) + Sync + Send,
+) {
+    if threads == 1 {
+        return work(0, values);
+    }
+    let rows = (values.len() / width.max(1)).div_ceil(threads).max(1);
+    let pieces = values.par_chunks_mut((rows * width).max(1)).enumerate();
+    pieces.for_each(|(piece, values)| work(piece * rows, values));
 }
 
 /// Lends a tensor's numbers; it lies in host memory in one piece.
