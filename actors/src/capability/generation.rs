@@ -7,6 +7,8 @@ use crate::config::QueueCapacity;
 const MAX_PROMPT_BYTES: usize = 4 << 20;
 /// Most messages of a prompt.
 const MAX_MESSAGES: usize = 1024;
+/// Tokens of an answer that a request is charged with at most.
+const LONG_ANSWER: usize = 1024;
 /// Most stop strings of a request.
 const MAX_STOPS: usize = 16;
 /// Most bytes of a stop string.
@@ -231,9 +233,10 @@ impl Capability for TextToText {
         }
     }
 
-    /// About the number of tokens in and out.
+    /// About the number of tokens in and out. Who allows an answer without end is not expected to get one.
     fn cost(request: &GenerateText) -> Cost {
-        Cost(prompt_bytes(&request.prompt) as u64 / 4 + request.max_tokens as u64)
+        let answer = request.max_tokens.min(LONG_ANSWER) as u64;
+        Cost(prompt_bytes(&request.prompt) as u64 / 4 + answer)
     }
 }
 
