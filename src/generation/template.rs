@@ -5,6 +5,7 @@
 mod functions;
 mod limits;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
@@ -196,7 +197,8 @@ impl ChatTemplate {
         let SpecialTokens { bos, eos, unk, pad } = &self.tokens;
         let named = [("bos_token", bos), ("eos_token", eos), ("unk_token", unk), ("pad_token", pad)];
         // A token that the model lacks is undefined, not empty.
-        named.into_iter().filter_map(|(name, token)| Some((name, token.as_deref()?))).collect()
+        let known = named.into_iter().filter_map(|(name, token)| Some((name, token.as_deref()?)));
+        Value::from(known.collect::<BTreeMap<&str, &str>>())
     }
 
     fn render_values(&self, values: Value) -> Result<String> {
@@ -228,3 +230,6 @@ fn describe(error: &minijinja::Error) -> String {
         None => what,
     }
 }
+
+#[cfg(test)]
+mod tests;
