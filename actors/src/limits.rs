@@ -5,6 +5,8 @@
 pub const MAX_ITEMS: usize = 256;
 /// Most bytes of one text to embed.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
+/// Most bytes of a prompt that comes with texts to embed.
+pub const MAX_EMBED_PROMPT_BYTES: usize = 16 << 10;
 
 /// Most bytes of a prompt to a text model, all messages together.
 pub const MAX_PROMPT_BYTES: usize = 4 << 20;

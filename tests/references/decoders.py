@@ -10,6 +10,7 @@ after every token). Call:
 Needs the PyPI packages torch, transformers, tokenizers and safetensors.
 """
 
+import copy
 import json
 import math
 import shutil
@@ -217,16 +218,30 @@ def randomize(model, seed):
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             noise = torch.randn(tensor.shape, generator=generator)
-            if "norm" in name:
+            if gemma and "post_attention" in name:
+                # What attention brings has to outweigh the token itself, or texts are one token again and again.
+                tensor.copy_(1.5 + 0.5 * noise)
+            elif gemma and ("q_proj" in name or "k_proj" in name):
+                tensor.copy_(noise * 3.0 / math.sqrt(tensor.shape[-1]))
+            elif gemma and ("q_norm" in name or "k_norm" in name):
+                tensor.copy_(1.0 + 0.5 * noise)
+            elif "norm" in name:
                 tensor.copy_((0.0 if gemma else 1.0) + 0.3 * noise)
             elif name.endswith("bias"):
                 tensor.copy_(0.2 * noise)
             elif "embed_tokens" in name:
-                tensor.copy_(noise * (0.35 if model.config.tie_word_embeddings else 1.0))
+                size = 0.15 if gemma else 0.35 if model.config.tie_word_embeddings else 1.0
+                tensor.copy_(noise * size)
             elif "lm_head" in name:
                 tensor.copy_(noise * 0.4)
             else:
                 tensor.copy_(noise * 1.2 / math.sqrt(tensor.shape[-1]))
+
+
+def round_to(model, dtype):
+    """Weights as the file will have them; the computation stays in 32 bits."""
+    for tensor in model.parameters():
+        tensor.data = tensor.data.to(dtype).float()
 
 
 @torch.no_grad()
@@ -260,7 +275,7 @@ def answers(model, prompts, special):
     found = []
     for prompt in prompts:
         result = greedy(model, prompt)
-        if result is None or len(set(result[0])) < 12 or special & set(result[0]):
+        if result is None or len(set(result[0])) < 10 or special & set(result[0]):
             return None
         found.append(result)
     return found
@@ -271,7 +286,7 @@ def seeded(config, prompts, special, dtype):
     for seed in range(400):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         randomize(model, seed)
-        model = model.to(dtype).float()
+        round_to(model, dtype)
         found = answers(model, prompts, special)
         if found is not None:
             return seed, model, found
@@ -335,10 +350,10 @@ def make(family):
     dtype = HALF.get(family, torch.float32)
     seed, model, found = seeded(config, prompts, ends, dtype)
     size = "90KB" if family in SHARDED else "5GB"
-    model.to(dtype).save_pretrained(folder, max_shard_size=size)
+    copy.deepcopy(model).to(dtype).save_pretrained(folder, max_shard_size=size)
     (folder / "generation_config.json").unlink(missing_ok=True)
     save_tokenizer(folder, family, tokenizer, template)
-    save_expected(folder, prompts, found, model.float())
+    save_expected(folder, prompts, found, model)
     total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     distinct = [len(set(tokens)) for tokens, _ in found]
     print(f"{family}: seed {seed}, {total // 1024} KiB, distinct greedy tokens {distinct}, prompts of "

@@ -3,7 +3,7 @@
 use super::{BatchKey, Capability, Cost, NoChunk};
 use crate::capability::image::ImageSource;
 use crate::config::QueueCapacity;
-use crate::limits::{MAX_ITEMS, MAX_TEXT_BYTES};
+use crate::limits::{MAX_EMBED_PROMPT_BYTES, MAX_ITEMS, MAX_TEXT_BYTES};
 
 /// Text to vector. One-shot.
 #[derive(Debug, Clone, Copy)]
@@ -20,10 +20,27 @@ pub struct TextEmbedding;
 pub struct EmbedTexts {
     /// 1 to 256 texts of up to 1 MiB each.
     pub texts: Vec<String>,
-    /// The name of a prompt that the model defines (`query`, `passage`), or nothing.
-    pub prompt: Option<String>,
+    /// What comes before each text, or nothing for what the model has as its default.
+    pub prompt: Option<EmbedPrompt>,
     /// Keep only the first so many dimensions, for models trained that way.
     pub dimensions: Option<usize>,
+}
+
+/// What comes before each text, for models trained with it.
+///
+/// ```
+/// use model_actors::{EmbedPrompt, EmbedTexts};
+/// let prompt = Some(EmbedPrompt::Text("query: ".to_owned()));
+/// let request = EmbedTexts { prompt, ..EmbedTexts::from("how cats sleep") };
+/// # drop(request);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EmbedPrompt {
+    /// The name of a prompt that the model's own files define (`query`, `document`).
+    Named(String),
+    /// The prompt itself, up to 16 KiB, for models that define none in their files but were trained with one (E5), and
+    /// for instructions that say the task (`Instruct: …\nQuery: `). Empty for none, whatever the model's default.
+    Text(String),
 }
 
 impl<T: Into<String>> From<T> for EmbedTexts {
@@ -43,12 +60,24 @@ impl Capability for TextEmbedding {
     const QUEUE: QueueCapacity = QueueCapacity { interactive: 100, batch: 50 };
 
     fn check(request: &EmbedTexts) -> Result<(), String> {
+        if let Some(EmbedPrompt::Text(prompt)) = &request.prompt
+            && prompt.len() > MAX_EMBED_PROMPT_BYTES
+        {
+            let bytes = prompt.len();
+            return Err(format!(
+                "the prompt has {bytes} bytes; at most {MAX_EMBED_PROMPT_BYTES} are allowed"
+            ));
+        }
         check_texts(&request.texts)
     }
 
     /// About the number of tokens: four bytes of English make one, and each text has two special ones.
     fn cost(request: &EmbedTexts) -> Cost {
-        Cost(request.texts.iter().map(|text| text.len() as u64 / 4 + 2).sum())
+        let prompt = match &request.prompt {
+            Some(EmbedPrompt::Text(prompt)) => prompt.len(),
+            _ => 0,
+        };
+        Cost(request.texts.iter().map(|text| (prompt + text.len()) as u64 / 4 + 2).sum())
     }
 }
 

@@ -48,7 +48,7 @@ pub(crate) struct TextSettings {
 impl VisionSettings {
     /// Reads the settings, where `config` does not say with these `defaults`, and checks them.
     pub(crate) fn read(file: &Path, defaults: Value, config: &Value) -> Result<Self> {
-        let settings: Self = parse(file, &with_defaults(defaults, &[config]))?;
+        let settings: Self = parse(file, &with_defaults(defaults, config))?;
         settings.shape(file)?;
         check_image(file, settings.num_channels, settings.image_size, settings.patch_size)?;
         Ok(settings)
@@ -75,10 +75,9 @@ impl VisionSettings {
 }
 
 impl TextSettings {
-    /// Reads the settings, where none of `configs` says with these `defaults`, and checks them. Later ones go before
-    /// earlier ones.
-    pub(crate) fn read(file: &Path, defaults: Value, configs: &[&Value]) -> Result<Self> {
-        let settings: Self = parse(file, &with_defaults(defaults, configs))?;
+    /// Reads the settings, where `config` does not say with these `defaults`, and checks them.
+    pub(crate) fn read(file: &Path, defaults: Value, config: &Value) -> Result<Self> {
+        let settings: Self = parse(file, &with_defaults(defaults, config))?;
         settings.shape(file)?;
         let counts = [settings.vocab_size, settings.max_position_embeddings];
         if counts.iter().any(|count| !(1..=MAX_SIZE).contains(count)) {
@@ -103,11 +102,10 @@ impl TextSettings {
     }
 }
 
-/// The settings of `configs` over those of `defaults`; a setting of `null` is none.
-pub(crate) fn with_defaults(mut defaults: Value, configs: &[&Value]) -> Value {
-    if let Value::Object(all) = &mut defaults {
-        let given = configs.iter().filter_map(|config| config.as_object()).flatten();
-        for (name, value) in given.filter(|(_, value)| !value.is_null()) {
+/// The settings of `config` over those of `defaults`; a setting of `null` is none.
+pub(crate) fn with_defaults(mut defaults: Value, config: &Value) -> Value {
+    if let (Value::Object(all), Value::Object(config)) = (&mut defaults, config) {
+        for (name, value) in config.iter().filter(|(_, value)| !value.is_null()) {
             all.insert(name.clone(), value.clone());
         }
     }

@@ -136,7 +136,7 @@ pub(crate) struct TextConfig {
 impl TextConfig {
     /// Reads a `text_config`.
     pub(crate) fn read(file: &Path, config: &Value) -> Result<Self> {
-        let settings = TextSettings::read(file, text_defaults(), &[config])?;
+        let settings = TextSettings::read(file, text_defaults(), config)?;
         let projection = config.get("projection_size").filter(|size| !size.is_null());
         let projection = match projection.map(Value::as_u64) {
             None => settings.hidden_size,
