@@ -10,6 +10,7 @@ import pathlib
 import shutil
 import struct
 
+import gguf
 import numpy
 from PIL import Image
 
@@ -90,6 +91,40 @@ def weights():
     write("safetensors", "metadata", safetensors({}).replace(b"{}", b'{"__metadata__":{"format":"pt"}}').replace(struct.pack("<Q", 2), struct.pack("<Q", 32), 1))
 
 
+def ggufs():
+    path = FOLDER / "gguf" / "llama"
+    path.parent.mkdir(parents=True)
+    random = numpy.random.default_rng(1)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(8)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(8)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(4)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(["a", "b", "ab", "<s>", "</s>"])
+    writer.add_token_types([1, 1, 1, 3, 3])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(3)
+    writer.add_eos_token_id(4)
+    writer.add_chat_template("{{ messages[0].content }}")
+    tensor = lambda *shape: random.normal(0, 0.1, shape).astype(numpy.float16)
+    writer.add_tensor("token_embd.weight", tensor(5, 8))
+    writer.add_tensor("output_norm.weight", numpy.ones(8, numpy.float32))
+    for name, shape in {"attn_q": (8, 8), "attn_k": (4, 8), "attn_v": (4, 8), "attn_output": (8, 8), "ffn_gate": (8, 8), "ffn_up": (8, 8), "ffn_down": (8, 8)}.items():
+        writer.add_tensor(f"blk.0.{name}.weight", tensor(*shape))
+    for name in ("attn_norm", "ffn_norm"):
+        writer.add_tensor(f"blk.0.{name}.weight", numpy.ones(8, numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def configs():
     for fixture in range(0, 24, 3):
         for file in range(2):
@@ -102,6 +137,7 @@ def main():
     images()
     texts()
     weights()
+    ggufs()
     configs()
 
 
