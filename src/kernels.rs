@@ -23,14 +23,14 @@ mod quantized;
 pub(crate) mod rotary;
 mod rows;
 
-use candle_core::{CpuStorage, D, Device, Storage, Tensor};
+use candle_core::{CpuStorage, Device, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 pub(crate) use attend::{attend, attend_with_bias};
 pub(crate) use convolution::Convolution;
-pub(crate) use group_norm::GroupNorm;
 pub(crate) use crossed::crossed_attention;
+pub(crate) use group_norm::GroupNorm;
 pub(crate) use masked::causal_attention;
 use matmul::{Matrix, Output, multiply};
 pub(crate) use pairs::turn_pairs;
