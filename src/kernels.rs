@@ -3,14 +3,18 @@
 //! On the processor they are fused loops that use the caller's thread alone, or the rayon pool that it runs in; on
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
+pub(crate) mod causal;
+pub(crate) mod gated;
 mod attend;
 mod convolution;
 mod group_norm;
 mod masked;
 mod matmul;
 mod pairs;
+pub(crate) mod packed;
 mod patches;
 mod probe;
+pub(crate) mod rotary;
 mod rows;
 
 use candle_core::{CpuStorage, D, Device, Storage, Tensor};

@@ -14,11 +14,15 @@ mod tokens;
 mod kernels;
 mod pooling;
 mod limits;
+mod generation;
 mod image_input;
 mod pixels;
 mod models;
 mod capabilities;
 mod engine;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use capabilities::image_embedding::ImageEmbedder;
 pub use capabilities::text_embedding::TextEmbedder;
@@ -30,7 +34,7 @@ pub use engine::{Engine, EngineBuilder};
 pub use error::{Error, Result};
 #[cfg(feature = "hub")]
 pub use hub::{HubSettings, HubToken};
-pub use image_input::{ImageInput, ImageSettings};
+pub use image_input::{ImageInput, ImageSettings, Network, UrlSettings};
 pub use limits::ImageLimits;
 pub use loader::LoadOptions;
 pub use models::text_embedding::TextEmbeddingModel;

@@ -22,6 +22,8 @@ pub struct ImageLimits {
     /// How many times longer one side may be than the other; 200. A strip of one pixel's height would become gigantic
     /// when a model scales its shorter side to the size that it needs.
     pub aspect: u32,
+    /// Most pixels of all images of one request together; 500 million, which take 1.5 GB.
+    pub request_pixels: u64,
     /// Most bytes that decoding one image may take, the decoded image included; 512 MiB.
     pub decoder: Bytes,
 }
@@ -33,6 +35,7 @@ impl Default for ImageLimits {
             pixels: 50_000_000,
             side: 16_384,
             aspect: 200,
+            request_pixels: 500_000_000,
             decoder: Bytes::mib(512),
         }
     }

@@ -2,6 +2,7 @@
 //! line in that capability's list.
 
 pub(crate) mod towers;
+pub(crate) mod decoder;
 pub(crate) mod text_embedding;
 pub(crate) mod text_to_text;
 pub(crate) mod image_embedding;

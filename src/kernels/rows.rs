@@ -123,7 +123,7 @@ fn exp(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn sum_of(row: &[f32], value: impl Fn(f32) -> f32) -> f32 {
+pub(super) fn sum_of(row: &[f32], value: impl Fn(f32) -> f32) -> f32 {
     let (pieces, rest) = row.as_chunks::<LANES>();
     let mut lanes = [0.0; LANES];
     for piece in pieces {

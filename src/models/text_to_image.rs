@@ -25,6 +25,9 @@ mod worker;
 #[cfg(test)]
 mod flow_tests;
 
+#[cfg(test)]
+mod reference_tests;
+
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};

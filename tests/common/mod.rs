@@ -4,6 +4,7 @@
 pub(crate) mod model;
 #[cfg(feature = "hub")]
 pub(crate) mod server;
+pub(crate) mod web;
 
 use std::path::{Path, PathBuf};
 

@@ -80,6 +80,7 @@ impl Capability for Vision {
         if request.max_tokens == 0 {
             return Err("max_tokens is 0; at least 1 is needed".to_owned());
         }
+        request.sampling.check()?;
         check_text("question", &request.question)
     }
 }

@@ -8,7 +8,7 @@ mod transformer;
 use candle_core::Tensor;
 
 use super::Watch;
-use super::layers::{Place, Sinusoid, linear};
+use super::layers::{Place, Sinusoid};
 use super::repository::Part;
 use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
 use crate::error::{Error, Result};

@@ -1,0 +1,359 @@
+//! Grouped-query attention over what a sequence has seen so far. Rows of several sequences lie one after another; each
+//! sequence has its own keys and values, to which the rows add theirs. On the processor, sequences and heads are
+//! spread over the caller's threads, and no sequence's result depends on another's; on an accelerator it is candle's
+//! operations, one sequence after another. What the rows were made from is left to the families.
+
+use candle_core::{D, Device, Tensor};
+use rayon::prelude::*;
+
+use super::gated::RmsNorm;
+use super::matmul::{Matrix, Output, multiply};
+use super::rotary::Turns;
+use super::{rows, threads, with_values};
+use crate::error::{Error, Result};
+
+/// Tokens by which keys and values grow at least.
+const GROWTH: usize = 128;
+/// Rows of a prompt whose scores are in memory at once.
+const BLOCK: usize = 64;
+
+/// What a token sees of its sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Span {
+    /// Itself and all before it.
+    Causal,
+    /// Itself and those before it, so many together.
+    Window(usize),
+    /// The whole sequence, also what comes after it.
+    Everything,
+}
+
+impl Span {
+    /// The first and one more than the last token that a token sees, of so many in all.
+    fn of(self, token: usize, all: usize) -> (usize, usize) {
+        match self {
+            Self::Causal => (0, token + 1),
+            Self::Window(window) => ((token + 1).saturating_sub(window), token + 1),
+            Self::Everything => (0, all),
+        }
+    }
+}
+
+/// One layer's attention.
+#[derive(Debug, Clone)]
+pub(crate) struct CausalAttention {
+    pub(crate) heads: usize,
+    /// Heads of keys and values: a divisor of `heads`.
+    pub(crate) shared_heads: usize,
+    /// Numbers of a head.
+    pub(crate) size: usize,
+    pub(crate) scale: f32,
+    /// `cap · tanh(score / cap)` in place of the score.
+    pub(crate) soft_cap: Option<f32>,
+    pub(crate) span: Span,
+    /// Norms of each head's query and key.
+    pub(crate) head_norms: Option<(RmsNorm, RmsNorm)>,
+}
+
+/// One layer's keys and values of one sequence.
+#[derive(Debug)]
+pub(crate) enum KeyValues {
+    /// `(tokens, shared heads · size)` each, in host memory.
+    Host { keys: Vec<f32>, values: Vec<f32> },
+    /// `(capacity, shared heads · size)` each, on an accelerator.
+    Device { keys: Tensor, values: Tensor, tokens: usize },
+}
+
+impl KeyValues {
+    /// None yet, for `width` numbers a token.
+    pub(crate) fn new(width: usize, device: &Device) -> Result<Self> {
+        if device.is_cpu() {
+            return Ok(Self::Host { keys: Vec::new(), values: Vec::new() });
+        }
+        let empty = Tensor::zeros((GROWTH, width), candle_core::DType::F32, device)?;
+        Ok(Self::Device { keys: empty.clone(), values: empty.copy()?, tokens: 0 })
+    }
+
+    /// Bytes that it takes now.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Self::Host { keys, values } => 4 * (keys.capacity() + values.capacity()) as u64,
+            Self::Device { keys, values, .. } => 4 * (keys.elem_count() + values.elem_count()) as u64,
+        }
+    }
+
+    /// Bytes that it will take for so many tokens.
+    pub(crate) fn bytes_for(tokens: usize, width: usize) -> u64 {
+        let tokens = tokens.div_ceil(GROWTH).saturating_mul(GROWTH) as u64;
+        tokens.saturating_mul(8).saturating_mul(width as u64)
+    }
+}
+
+/// Some rows of a pass: the next `length` tokens of a sequence of which `past` are in memory already. What is in
+/// memory beyond them is forgotten.
+pub(crate) struct Run<'a> {
+    pub(crate) memory: &'a mut KeyValues,
+    pub(crate) past: usize,
+    pub(crate) length: usize,
+}
+
+impl CausalAttention {
+    /// Length of a row of keys, or of values.
+    fn shared_width(&self) -> usize {
+        self.shared_heads * self.size
+    }
+
+    /// Each row of `mixed` is a token's queries, keys and values: `(rows, (heads + 2 · shared heads) · size)` to
+    /// `(rows, heads · size)`. `turns` has a row for each, and `runs` cover them in order.
+    pub(crate) fn forward(&self, mixed: &Tensor, turns: &Turns, runs: &mut [Run<'_>]) -> Result<Tensor> {
+        let (count, width) = mixed.dims2()?;
+        let fits = self.shared_heads > 0
+            && self.size > 0
+            && self.heads.is_multiple_of(self.shared_heads)
+            && width == (self.heads + 2 * self.shared_heads) * self.size
+            && runs.iter().map(|run| run.length).sum::<usize>() == count;
+        if !fits {
+            return Err(misfit("heads and lengths do not fit the rows"));
+        }
+        if mixed.device().is_cpu() {
+            self.on_cpu(mixed, turns, runs)
+        } else {
+            self.on_any(mixed, turns, runs)
+        }
+    }
+
+    fn on_cpu(&self, mixed: &Tensor, turns: &Turns, runs: &mut [Run<'_>]) -> Result<Tensor> {
+        let (count, width) = mixed.dims2()?;
+        let mut mixed = with_values(mixed, <[f32]>::to_vec)?;
+        let (queries, shared) = (self.heads * self.size, self.shared_width());
+        for (index, row) in mixed.chunks_exact_mut(width).enumerate() {
+            let (query, rest) = row.split_at_mut(queries);
+            let (key, _) = rest.split_at_mut(shared);
+            if let Some((query_norm, key_norm)) = &self.head_norms {
+                query_norm.on_values(query)?;
+                key_norm.on_values(key)?;
+            }
+            turns.turn(index, query, self.size);
+            turns.turn(index, key, self.size);
+        }
+        let mut rest = mixed.as_slice();
+        let mut sequences = Vec::with_capacity(runs.len());
+        for run in runs {
+            let (rows, others) = rest.split_at(run.length * width);
+            rest = others;
+            sequences.push(self.remember(run, rows, width)?);
+        }
+        let mut out = vec![0.0; count * queries];
+        self.attend_all(&sequences, &mut out);
+        Ok(Tensor::from_vec(out, (count, queries), &Device::Cpu)?)
+    }
+
+    /// Appends the rows' keys and values to the sequence's.
+    fn remember<'a>(&self, run: &'a mut Run<'_>, rows: &'a [f32], width: usize) -> Result<Sequence<'a>> {
+        let (shared, past) = (self.shared_width(), run.past);
+        let KeyValues::Host { keys, values } = &mut *run.memory else {
+            return Err(misfit("the keys are on another device"));
+        };
+        if keys.len() < past * shared || values.len() < past * shared {
+            return Err(misfit("tokens are missing from a sequence's memory"));
+        }
+        let begin = self.heads * self.size;
+        for (store, begin) in [(&mut *keys, begin), (&mut *values, begin + shared)] {
+            store.truncate(past * shared);
+            grow(store, run.length * shared, GROWTH * shared);
+            for row in rows.chunks_exact(width) {
+                store.extend_from_slice(&row[begin..begin + shared]);
+            }
+        }
+        Ok(Sequence { rows, width, keys, values, past, length: run.length })
+    }
+
+    fn attend_all(&self, sequences: &[Sequence<'_>], out: &mut [f32]) {
+        let mut tasks = Vec::new();
+        let mut first_row = 0;
+        for sequence in sequences {
+            for begin in (0..sequence.length).step_by(BLOCK) {
+                let end = sequence.length.min(begin + BLOCK);
+                tasks.extend((0..self.shared_heads).map(|head| Task {
+                    sequence,
+                    head,
+                    begin,
+                    end,
+                    first_row,
+                }));
+            }
+            first_row += sequence.length;
+        }
+        let done: Vec<Vec<f32>> = match threads() {
+            1 => tasks.iter().map(|task| self.attend(task)).collect(),
+            _ => tasks.par_iter().map(|task| self.attend(task)).collect(),
+        };
+        let (row_width, group) = (self.heads * self.size, self.heads / self.shared_heads * self.size);
+        for (task, values) in tasks.iter().zip(&done) {
+            for (row, values) in (task.first_row + task.begin..).zip(values.chunks_exact(group)) {
+                let begin = row * row_width + task.head * group;
+                out[begin..begin + group].copy_from_slice(values);
+            }
+        }
+    }
+
+    /// The heads that share one head of keys and values, for some rows: `(rows, heads in the group · size)`.
+    fn attend(&self, task: &Task<'_>) -> Vec<f32> {
+        let (sequence, size, shared) = (task.sequence, self.size, self.shared_width());
+        let (count, group) = (task.end - task.begin, self.heads / self.shared_heads);
+        let all = sequence.past + sequence.length;
+        let spans: Vec<(usize, usize)> =
+            (task.begin..task.end).map(|row| self.span.of(sequence.past + row, all)).collect();
+        let first = spans.iter().map(|span| span.0).min().unwrap_or(0);
+        let seen = spans.iter().map(|span| span.1).max().unwrap_or(0) - first;
+        let shared_part = |values| {
+            let values: &[f32] = values;
+            Matrix::rows(&values[first * shared + task.head * size..], seen, size, shared)
+        };
+        let (keys, values) = (shared_part(sequence.keys), shared_part(sequence.values));
+        let mut out = vec![0.0; count * group * size];
+        let queries = &sequence.rows[task.begin * sequence.width + task.head * group * size..];
+        // One row: its heads are the rows of the product. More: one head after another.
+        let (products, high, stride, out_stride) = match count {
+            1 => (1, group, size, size),
+            _ => (group, count, sequence.width, group * size),
+        };
+        let mut scores = vec![0.0; high * seen];
+        for product in 0..products {
+            let queries = Matrix::rows(&queries[product * size..], high, size, stride);
+            multiply((&mut scores, seen), Output::Replace, queries, keys.transposed(), self.scale, 1);
+            for (index, scores) in scores.chunks_exact_mut(seen.max(1)).enumerate() {
+                let (begin, end) = spans[if count == 1 { 0 } else { index }];
+                self.weigh(scores, begin - first, end - first);
+            }
+            let weights = Matrix::rows(&scores, high, seen, seen);
+            multiply((&mut out[product * size..], out_stride), Output::Replace, weights, values, 1.0, 1);
+        }
+        out
+    }
+
+    /// Scores to weights, where only those from `begin` to `end` are seen.
+    fn weigh(&self, scores: &mut [f32], begin: usize, end: usize) {
+        scores[..begin].fill(0.0);
+        scores[end..].fill(0.0);
+        let seen = &mut scores[begin..end];
+        if let Some(cap) = self.soft_cap {
+            seen.iter_mut().for_each(|score| *score /= cap);
+            rows::tanh(seen);
+            seen.iter_mut().for_each(|score| *score *= cap);
+        }
+        rows::softmax(seen, end - begin);
+    }
+
+    /// The same on any device.
+    fn on_any(&self, mixed: &Tensor, turns: &Turns, runs: &mut [Run<'_>]) -> Result<Tensor> {
+        let (count, _) = mixed.dims2()?;
+        let (queries, shared) = (self.heads * self.size, self.shared_width());
+        let part = |begin, heads: usize, norm: Option<&RmsNorm>| -> Result<Tensor> {
+            let part = mixed.narrow(1, begin, heads * self.size)?.contiguous()?;
+            let part = part.reshape((count * heads, self.size))?;
+            let part = norm.map_or_else(|| Ok(part.clone()), |norm| norm.forward(&part))?;
+            turns.turn_tensor(&part.reshape((count, heads, self.size))?)
+        };
+        let norms = self.head_norms.as_ref();
+        let query = part(0, self.heads, norms.map(|norms| &norms.0))?;
+        let key = part(queries, self.shared_heads, norms.map(|norms| &norms.1))?.reshape((count, shared))?;
+        let value = mixed.narrow(1, queries + shared, shared)?.contiguous()?;
+        let mut begin = 0;
+        let mut out = Vec::with_capacity(runs.len());
+        for run in runs {
+            let rows = |tensor: &Tensor| tensor.narrow(0, begin, run.length)?.contiguous();
+            let (query, key, value) = (rows(&query)?, rows(&key)?, rows(&value)?);
+            begin += run.length;
+            out.push(self.attend_on_any(run, &query, &key, &value)?);
+        }
+        Ok(Tensor::cat(&out, 0)?)
+    }
+
+    fn attend_on_any(
+        &self,
+        run: &mut Run<'_>,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+    ) -> Result<Tensor> {
+        let (keys, values) = store(run, key, value)?;
+        let (length, all) = (run.length, run.past + run.length);
+        let group = self.heads / self.shared_heads;
+        let heads = |tensor: Tensor| {
+            tensor.reshape((all, self.shared_heads, self.size))?.transpose(0, 1)?.contiguous()
+        };
+        let (keys, values) = (heads(keys)?, heads(values)?);
+        let query = query.transpose(0, 1)?.contiguous()?;
+        let query = query.reshape((self.shared_heads, group * length, self.size))?;
+        let mut scores = (query.matmul(&keys.t()?)? * f64::from(self.scale))?;
+        if let Some(cap) = self.soft_cap {
+            scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
+        }
+        let mut mask = vec![f32::NEG_INFINITY; length * all];
+        for (row, mask) in mask.chunks_exact_mut(all).enumerate() {
+            let (begin, end) = self.span.of(run.past + row, all);
+            mask[begin..end].fill(0.0);
+        }
+        let mask = Tensor::from_vec(mask, (1, length, all), query.device())?;
+        let scores = scores.reshape((self.heads, length, all))?.broadcast_add(&mask)?;
+        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
+        let out = weights.reshape((self.shared_heads, group * length, all))?.matmul(&values)?;
+        let out = out.reshape((self.heads, length, self.size))?.transpose(0, 1)?.contiguous()?;
+        Ok(out.reshape((length, self.heads * self.size))?)
+    }
+}
+
+/// Appends to keys and values on an accelerator and lends all of them.
+fn store(run: &mut Run<'_>, key: &Tensor, value: &Tensor) -> Result<(Tensor, Tensor)> {
+    let all = run.past + run.length;
+    let KeyValues::Device { keys, values, tokens } = &mut *run.memory else {
+        return Err(misfit("the keys are in host memory"));
+    };
+    if *tokens < run.past {
+        return Err(misfit("tokens are missing from a sequence's memory"));
+    }
+    let (capacity, width) = keys.dims2()?;
+    if capacity < all {
+        let more = (all - capacity).max(GROWTH).max(capacity / 2);
+        let empty = Tensor::zeros((more, width), keys.dtype(), keys.device())?;
+        *keys = Tensor::cat(&[&*keys, &empty], 0)?;
+        *values = Tensor::cat(&[&*values, &empty], 0)?;
+    }
+    keys.slice_set(key, 0, run.past)?;
+    values.slice_set(value, 0, run.past)?;
+    *tokens = all;
+    Ok((keys.narrow(0, 0, all)?, values.narrow(0, 0, all)?))
+}
+
+/// Room for `more` numbers, made in steps: what is there is copied seldom, and little is reserved in vain.
+fn grow(store: &mut Vec<f32>, more: usize, step: usize) {
+    let needed = store.len() + more;
+    if needed > store.capacity() {
+        let room = needed.max(store.capacity() + store.capacity() / 2).next_multiple_of(step.max(1));
+        store.reserve_exact(room - store.len());
+    }
+}
+
+fn misfit(reason: &str) -> Error {
+    Error::Compute(candle_core::Error::msg(format!("attention: {reason}")))
+}
+
+/// A sequence with its rows of this pass.
+struct Sequence<'a> {
+    rows: &'a [f32],
+    width: usize,
+    keys: &'a [f32],
+    values: &'a [f32],
+    past: usize,
+    length: usize,
+}
+
+/// Rows `begin` to `end` of a sequence, whose first is row `first_row` of the pass, for one head of keys.
+struct Task<'a> {
+    sequence: &'a Sequence<'a>,
+    head: usize,
+    begin: usize,
+    end: usize,
+    first_row: usize,
+}

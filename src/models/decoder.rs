@@ -1,0 +1,186 @@
+//! One decoder-only transformer for every family that is built like Llama: text to text, text embedding and vision
+//! all run on it. What differs between families is data, a [`DecoderConfig`], which a family's file makes from
+//! `config.json` or from the metadata of a GGUF file. Weights are shared; each sequence has a [`Cache`] of its own.
+//! Sampling, tokenizing and pooling are left to the capabilities.
+
+mod cache;
+mod config;
+mod layer;
+mod llama;
+mod load;
+mod rope;
+mod settings;
+
+use candle_core::{Device, Tensor};
+use model_actors::Bytes;
+
+use crate::error::{Error, Result};
+use crate::families::Family;
+use crate::kernels::causal::{KeyValues, Run};
+use crate::kernels::gated::RmsNorm;
+use crate::kernels::packed::PackedLinear;
+use crate::kernels::rotary::{Position, Turns};
+pub(crate) use cache::Cache;
+pub(crate) use config::DecoderConfig;
+use layer::{Layer, Pass};
+use rope::Rope;
+
+/// The families, in the order that errors list them. A new one is its file and its line here.
+pub(crate) const FAMILIES: &[Family<DecoderConfig>] = &[llama::FAMILY];
+
+/// A decoder in memory: weights alone, which all workers share.
+pub(crate) struct Decoder {
+    words: PackedLinear,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    logits: Logits,
+    ropes: Vec<Rope>,
+    config: DecoderConfig,
+    device: Device,
+}
+
+/// How hidden states become scores of tokens.
+enum Logits {
+    /// By a matrix of their own.
+    Own(PackedLinear),
+    /// By the embedding's.
+    Tied,
+    /// Not at all: an embedder's.
+    None,
+}
+
+/// The rows of a pass that belong to one sequence: the next `length` tokens after those in the cache.
+pub(crate) struct Segment<'a> {
+    pub(crate) cache: &'a mut Cache,
+    pub(crate) length: usize,
+    /// Where each row is; by default they count on from the cache's length.
+    pub(crate) positions: Option<Vec<Position>>,
+}
+
+impl Decoder {
+    /// Length of a token's vector.
+    pub(crate) fn width(&self) -> usize {
+        self.config.width
+    }
+
+    /// Tokens that it knows.
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
+    /// Most tokens of a sequence.
+    pub(crate) fn context(&self) -> usize {
+        self.config.context
+    }
+
+    /// A new sequence's memory.
+    pub(crate) fn cache(&self) -> Result<Cache> {
+        let width = self.config.shared_heads.saturating_mul(self.config.head_size);
+        Cache::new(self.layers.len(), width, &self.device)
+    }
+
+    /// What the cache of a sequence takes at so many tokens.
+    pub(crate) fn cache_bytes(&self, tokens: usize) -> Bytes {
+        self.config.cache_bytes(tokens)
+    }
+
+    /// Token numbers to `(tokens, width)`, scaled as the family does.
+    pub(crate) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        let words = self.words.lookup(tokens)?;
+        match self.config.embedding_scale {
+            Some(scale) => Ok((words * f64::from(scale))?),
+            None => Ok(words),
+        }
+    }
+
+    /// Rows of several sequences, `(rows, width)`, prompts and single tokens mixed, through all layers and the last
+    /// norm: `(rows, width)`. The segments cover the rows in order; each row is added to its sequence's cache. After
+    /// an error the caches are as they were. A row's result does not depend on the other sequences.
+    pub(crate) fn forward(&self, rows: &Tensor, segments: &mut [Segment<'_>]) -> Result<Tensor> {
+        self.forward_with(rows, segments, |_, hidden| Ok(hidden))
+    }
+
+    /// As [`Self::forward`]; `after` is given each layer's number and result, and what it returns goes on.
+    pub(crate) fn forward_with(
+        &self,
+        rows: &Tensor,
+        segments: &mut [Segment<'_>],
+        mut after: impl FnMut(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let turns = self.turns(rows, segments)?;
+        let mut hidden = rows.clone();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut runs = Vec::with_capacity(segments.len());
+            for segment in segments.iter_mut() {
+                let (past, length) = (segment.cache.length(), segment.length);
+                runs.push(Run { memory: segment.cache.layer(index)?, past, length });
+            }
+            let turns = turns.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
+            hidden = after(index, layer.forward(hidden, &mut Pass { turns, runs: &mut runs })?)?;
+        }
+        for segment in segments {
+            segment.cache.advance(segment.length);
+        }
+        self.norm.forward(&hidden)
+    }
+
+    /// Whole texts at once, of these lengths, for their hidden states alone: nothing is kept. `(tokens, width)` to
+    /// `(tokens, width)`.
+    pub(crate) fn encode(&self, rows: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+        let width = self.config.shared_heads.saturating_mul(self.config.head_size);
+        let mut caches =
+            lengths.iter().map(|_| Cache::new(0, width, &self.device)).collect::<Result<Vec<_>>>()?;
+        let segments = caches.iter_mut().zip(lengths);
+        let segments = segments.map(|(cache, length)| Segment { cache, length: *length, positions: None });
+        let turns = self.turns(rows, &segments.collect::<Vec<_>>())?;
+        let mut memories: Vec<KeyValues> =
+            lengths.iter().map(|_| KeyValues::new(width, &self.device)).collect::<Result<_>>()?;
+        let mut hidden = rows.clone();
+        for layer in &self.layers {
+            let pairs = memories.iter_mut().zip(lengths);
+            let mut runs: Vec<Run<'_>> =
+                pairs.map(|(memory, length)| Run { memory, past: 0, length: *length }).collect();
+            let turns = turns.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
+            hidden = layer.forward(hidden, &mut Pass { turns, runs: &mut runs })?;
+        }
+        self.norm.forward(&hidden)
+    }
+
+    /// `(rows, width)` to `(rows, vocabulary)`: scores of the next token.
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let matrix = match &self.logits {
+            Logits::Own(matrix) => matrix,
+            Logits::Tied => &self.words,
+            Logits::None => return Err(misfit("it was loaded without logits")),
+        };
+        let logits = matrix.forward(hidden, crate::kernels::Activation::Identity)?;
+        match self.config.logit_cap {
+            Some(cap) => Ok(((logits / f64::from(cap))?.tanh()? * f64::from(cap))?),
+            None => Ok(logits),
+        }
+    }
+
+    /// The turns of each rotary embedding that its layers use, for the rows of a pass.
+    fn turns(&self, rows: &Tensor, segments: &[Segment<'_>]) -> Result<Vec<Turns>> {
+        let (count, width) = rows.dims2()?;
+        let covered = segments.iter().fold(0usize, |sum, segment| sum.saturating_add(segment.length));
+        if covered != count || width != self.config.width {
+            return Err(misfit("the segments do not cover the rows"));
+        }
+        for segment in segments {
+            if segment.positions.as_ref().is_some_and(|positions| positions.len() != segment.length) {
+                return Err(misfit("a segment has not a position for each row"));
+            }
+            let end = segment.cache.length().saturating_add(segment.length);
+            if end > self.config.context {
+                let context = self.config.context;
+                return Err(Error::InvalidInput(format!("{end} tokens; the model's context has {context}")));
+            }
+        }
+        Ok(self.ropes.iter().map(|rope| rope.turns(segments)).collect())
+    }
+}
+
+fn misfit(reason: &str) -> Error {
+    Error::Compute(candle_core::Error::msg(format!("decoder: {reason}")))
+}

@@ -1,0 +1,45 @@
+//! What a decoder remembers of one sequence.
+
+use candle_core::Device;
+use model_actors::Bytes;
+
+use super::misfit;
+use crate::error::Result;
+use crate::kernels::causal::KeyValues;
+
+/// The keys and values of one sequence in every layer. It grows with the sequence, and is owned by a worker.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    layers: Vec<KeyValues>,
+    length: usize,
+}
+
+impl Cache {
+    pub(super) fn new(layers: usize, width: usize, device: &Device) -> Result<Self> {
+        let layers = (0..layers).map(|_| KeyValues::new(width, device)).collect::<Result<_>>()?;
+        Ok(Self { layers, length: 0 })
+    }
+
+    /// Tokens that it holds.
+    pub(crate) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Bytes that it takes now.
+    pub(crate) fn bytes(&self) -> Bytes {
+        Bytes(self.layers.iter().map(KeyValues::bytes).sum())
+    }
+
+    /// Forgets the sequence, keeping the memory for another.
+    pub(crate) fn clear(&mut self) {
+        self.length = 0;
+    }
+
+    pub(super) fn advance(&mut self, tokens: usize) {
+        self.length += tokens;
+    }
+
+    pub(super) fn layer(&mut self, index: usize) -> Result<&mut KeyValues> {
+        self.layers.get_mut(index).ok_or_else(|| misfit("a cache of another model"))
+    }
+}

@@ -1,0 +1,38 @@
+//! Llama and what shares its shape (TinyLlama, SmolLM).
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::config::{Bias, Biases, DecoderConfig};
+use super::settings::Settings;
+use crate::error::Result;
+use crate::families::{Family, parse};
+
+/// This family's line in the list.
+pub(super) const FAMILY: Family<DecoderConfig> =
+    Family { model_type: "llama", architectures: &["LlamaForCausalLM", "LlamaModel"], read };
+
+/// What is Llama's own in `config.json`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Own {
+    attention_bias: bool,
+    mlp_bias: bool,
+}
+
+fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
+    let own: Own = parse(file, config)?;
+    let bias = Bias::from(own.attention_bias);
+    let biases = Biases { query_key_value: bias, attended: bias, feed_forward: own.mlp_bias.into() };
+    let base = Settings::read(file, config, defaults())?.decoder(file, |_| false)?;
+    DecoderConfig { biases, ..base }.checked(file)
+}
+
+fn defaults() -> Value {
+    json!({
+        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6
+    })
+}

@@ -1,0 +1,168 @@
+//! What the families' `config.json` files have in common, and the decoder that it describes: Llama's shape, from which
+//! each family says what differs.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::config::{
+    Biases, DecoderConfig, FeedForward, Fusion, Head, HeadNorms, LayerConfig, NormWeight, Norms, layer_count,
+};
+use super::rope::{Rope, RopeSettings, RopeShape};
+use crate::error::{Error, Result};
+use crate::families::parse;
+use crate::kernels::Activation;
+use crate::kernels::causal::Span;
+
+/// The settings that every family has.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Settings {
+    vocab_size: usize,
+    pub(super) hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    hidden_act: Option<String>,
+    /// What Gemma calls it; published files have both.
+    hidden_activation: Option<String>,
+    max_position_embeddings: usize,
+    rms_norm_eps: f64,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(default)]
+    eos_token_id: EndTokens,
+    #[serde(flatten)]
+    pub(super) rope: RopeSettings,
+    #[serde(flatten)]
+    pub(super) windows: Windows,
+}
+
+/// Which layers see only so many tokens.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Windows {
+    pub(super) sliding_window: Option<usize>,
+    pub(super) layer_types: Option<Vec<String>>,
+}
+
+/// A number, a list, or none.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(untagged)]
+enum EndTokens {
+    One(u32),
+    Several(Vec<u32>),
+    #[default]
+    None,
+}
+
+/// The name of a layer with a window in `layer_types`.
+pub(super) const SLIDING: &str = "sliding_attention";
+
+impl Settings {
+    /// Reads them; what the file leaves out is as in `defaults`, the family's own.
+    pub(super) fn read(file: &Path, config: &Value, defaults: Value) -> Result<Self> {
+        parse(file, &with_defaults(config, defaults))
+    }
+
+    fn head_size(&self) -> usize {
+        let shared_out = self.hidden_size.checked_div(self.num_attention_heads);
+        self.head_dim.or(shared_out).unwrap_or(0)
+    }
+
+    /// The size of heads and context, for rotary embeddings with this base where the file names none.
+    pub(super) fn rope_shape(&self, base: f64) -> RopeShape {
+        RopeShape { head_size: self.head_size(), context: self.max_position_embeddings, base }
+    }
+
+    pub(super) fn layers(&self, file: &Path) -> Result<usize> {
+        layer_count(file, self.num_hidden_layers)
+    }
+
+    /// The decoder of Llama's shape with these settings, in which the layers that `slides` picks have the window. Its
+    /// numbers are not checked yet.
+    pub(super) fn decoder(&self, file: &Path, slides: impl Fn(usize) -> bool) -> Result<DecoderConfig> {
+        let count = self.layers(file)?;
+        let feed_forward = FeedForward::Dense { middle: self.intermediate_size };
+        let layer = |span| LayerConfig { span, rope: 0, feed_forward };
+        let layers = (0..count).map(|index| Ok(layer(self.span(file, index, &slides)?)));
+        let head_size = self.head_size();
+        Ok(DecoderConfig {
+            vocabulary: self.vocab_size,
+            width: self.hidden_size,
+            context: self.max_position_embeddings,
+            heads: self.num_attention_heads,
+            shared_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
+            head_size,
+            attention_scale: 1.0 / (head_size as f32).sqrt(),
+            attention_cap: None,
+            logit_cap: None,
+            embedding_scale: None,
+            activation: self.activation(file)?,
+            epsilon: self.rms_norm_eps,
+            norm_weight: NormWeight::Factor,
+            norms: Norms::Before,
+            head_norms: HeadNorms::None,
+            biases: Biases::NONE,
+            fusion: Fusion::Separate,
+            head: if self.tie_word_embeddings { Head::Tied } else { Head::Own },
+            layers: layers.collect::<Result<_>>()?,
+            ropes: vec![self.default_rope(file)?],
+            end_tokens: match &self.eos_token_id {
+                EndTokens::One(token) => vec![*token],
+                EndTokens::Several(tokens) => tokens.clone(),
+                EndTokens::None => Vec::new(),
+            },
+        })
+    }
+
+    /// What a layer sees: as `layer_types` says, or as the family does where the file has none.
+    fn span(&self, file: &Path, layer: usize, slides: impl Fn(usize) -> bool) -> Result<Span> {
+        let slides = match &self.windows.layer_types {
+            None => slides(layer),
+            Some(types) => match types.get(layer).map(String::as_str) {
+                Some(SLIDING) => true,
+                Some("full_attention") => false,
+                other => {
+                    return Err(Error::UnsupportedSetting {
+                        file: file.to_owned(),
+                        what: "layer_types",
+                        found: other.unwrap_or("a list shorter than num_hidden_layers").to_owned(),
+                        supported: "full_attention, sliding_attention",
+                    });
+                }
+            },
+        };
+        Ok(match self.windows.sliding_window {
+            Some(window) if slides => Span::Window(window),
+            _ => Span::Causal,
+        })
+    }
+
+    fn activation(&self, file: &Path) -> Result<Activation> {
+        let name = self.hidden_activation.as_deref().or(self.hidden_act.as_deref()).unwrap_or("silu");
+        Activation::from_name(name).ok_or_else(|| Error::UnsupportedSetting {
+            file: file.to_owned(),
+            what: "hidden_act",
+            found: name.to_owned(),
+            supported: Activation::NAMES,
+        })
+    }
+
+    fn default_rope(&self, file: &Path) -> Result<Rope> {
+        self.rope.parameters(file, None)?.rope(file, self.rope_shape(10_000.0))
+    }
+}
+
+/// The settings with those of `defaults` that are missing.
+fn with_defaults(config: &Value, defaults: Value) -> Value {
+    let mut config = config.clone();
+    if let (Some(settings), Value::Object(defaults)) = (config.as_object_mut(), defaults) {
+        for (name, value) in defaults {
+            settings.entry(name).or_insert(value);
+        }
+    }
+    config
+}
