@@ -16,6 +16,7 @@ mod matmul;
 pub(crate) mod mutual;
 pub(crate) mod packed;
 mod pairs;
+pub(crate) mod packed;
 mod patches;
 mod probe;
 mod panels;
