@@ -3,6 +3,7 @@
 //! On the processor they are fused loops that use the caller's thread alone, or the rayon pool that it runs in; on
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
+pub(crate) mod blocks;
 pub(crate) mod causal;
 mod crossed;
 pub(crate) mod gated;
@@ -11,6 +12,8 @@ mod matmul;
 pub(crate) mod packed;
 mod patches;
 mod probe;
+mod panels;
+mod quantized;
 pub(crate) mod rotary;
 mod rows;
 

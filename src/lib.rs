@@ -12,6 +12,7 @@ mod loader;
 mod weights;
 mod tokens;
 mod kernels;
+mod gguf;
 mod pooling;
 mod limits;
 mod generation;
