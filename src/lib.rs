@@ -37,4 +37,5 @@ pub use limits::ImageLimits;
 pub use loader::LoadOptions;
 pub use models::text_embedding::TextEmbeddingModel;
 pub use models::vision::{ExaminedImage, VisionModel};
+pub use models::text_to_text::TextGenerationModel;
 pub use source::Source;

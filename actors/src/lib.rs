@@ -36,6 +36,7 @@ pub use client::{CallOptions, Client, ModelHandle, ReplyStream};
 pub use config::{BatchLimits, PoolConfig, QueueCapacity, RestartConfig, StallLimits, SystemConfig};
 pub use error::{Cause, Error, Failure, FailureKind, RequestPhase, Result};
 pub use id::{Bytes, Device, ModelId, ModelKey, RequestId, Time, WorkerId};
+pub use job::EmitError;
 pub use memory::{Ledger, PressureLevel};
 pub use model::{Footprint, LoadContext, Loader, Model, Weights};
 pub use progress::{LoadStage, WorkerPhase};

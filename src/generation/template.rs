@@ -26,7 +26,8 @@ const MAX_STEPS: u64 = 1_000_000;
 const MAX_DEPTH: usize = 100;
 const NAME: &str = "chat";
 
-/// A model's chat template, compiled.
+/// A model's chat template, compiled. A clone shares it.
+#[derive(Clone)]
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     file: PathBuf,
