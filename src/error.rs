@@ -94,7 +94,7 @@ pub enum Error {
     #[error("the image has {found} {what}; at most {limit} are allowed")]
     ImageTooLarge { what: &'static str, found: u64, limit: u64 },
     /// An image is of a format, or uses a feature of one, that is not read.
-    #[error("the image is of the format {found}; supported are PNG, JPEG, WebP, GIF, BMP and TIFF")]
+    #[error("the image is not supported: it is {found}; supported are PNG, JPEG, WebP, GIF, BMP and TIFF")]
     UnsupportedImage { found: String },
     /// An image is damaged.
     #[error("the image cannot be decoded: {reason}")]
@@ -102,6 +102,12 @@ pub enum Error {
     /// An image took too long to decode.
     #[error("the image was not decoded within {} ms", after.as_millis())]
     ImageTooSlow { after: Duration },
+    /// An image's address may not be opened.
+    #[error("the address {address} is refused: {reason}")]
+    AddressRefused { address: String, reason: String },
+    /// An image could not be fetched.
+    #[error("the image at {address} could not be fetched: {reason}")]
+    DownloadFailed { address: String, reason: String },
     /// A setting of the engine is out of range.
     #[error("the engine's setting {setting} is invalid: {reason}")]
     InvalidSetting { setting: &'static str, reason: String },
@@ -180,6 +186,7 @@ impl Error {
                 | Self::ImageTooLarge { .. }
                 | Self::UnsupportedImage { .. }
                 | Self::InvalidImage { .. }
+                | Self::AddressRefused { .. }
         )
     }
 
@@ -195,6 +202,7 @@ impl Error {
                 | Self::TransferTruncated { .. }
                 | Self::ChecksumMismatch { .. }
                 | Self::UnreadableFile { .. }
+                | Self::DownloadFailed { .. }
                 | Self::Compute(_)
                 | Self::NotFiniteOutput
         )

@@ -6,17 +6,30 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use model_actors::{ImageSource, Picture};
 use tokio::sync::Semaphore;
 
 use crate::error::{Error, Result};
 use crate::limits::ImageLimits;
 
-mod base64;
+pub(crate) mod base64;
+mod content;
+mod pixels;
 mod decode;
 mod file;
+mod networks;
+pub(crate) mod address;
+mod fetch;
+
+use fetch::Fetcher;
 
 pub(crate) use decode::decode;
+pub use fetch::UrlSettings;
+pub use networks::Network;
+
+/// How many images of one request are on their way at once. Each may hold its encoded bytes.
+const AT_ONCE: usize = 16;
 
 /// How images are taken in.
 ///
@@ -32,6 +45,8 @@ pub(crate) use decode::decode;
 pub struct ImageSettings {
     /// How large an image may be.
     pub limits: ImageLimits,
+    /// How images are fetched from addresses; nothing, to open none.
+    pub urls: Option<UrlSettings>,
     /// How many images are decoded at once, at least 1; as many as there are cores, at most 4.
     pub decoders: usize,
     /// How long reading and decoding one image may take, the wait for a free decoder included; 30 s.
@@ -43,6 +58,7 @@ impl Default for ImageSettings {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             limits: ImageLimits::default(),
+            urls: Some(UrlSettings::default()),
             decoders: cores.min(4),
             decode_timeout: Duration::from_secs(30),
         }
@@ -72,6 +88,7 @@ pub struct ImageInput {
 struct Shared {
     settings: ImageSettings,
     decoders: Arc<Semaphore>,
+    fetcher: Option<Fetcher>,
 }
 
 impl ImageInput {
@@ -85,7 +102,8 @@ impl ImageInput {
             return Err(Error::InvalidSetting { setting: "image_input", reason });
         }
         let decoders = Arc::new(Semaphore::new(settings.decoders));
-        Ok(Self { shared: Arc::new(Shared { settings, decoders }) })
+        let fetcher = settings.urls.clone().map(Fetcher::new).transpose()?;
+        Ok(Self { shared: Arc::new(Shared { settings, decoders, fetcher }) })
     }
 
     /// The limits.
@@ -97,12 +115,19 @@ impl ImageInput {
     ///
     /// # Errors
     /// [`Error::ImageTooLarge`], [`Error::UnsupportedImage`], [`Error::InvalidImage`], [`Error::ImageTooSlow`];
-    /// [`Error::UnreadableFile`] for a path.
+    /// [`Error::UnreadableFile`] for a path; [`Error::AddressRefused`] and [`Error::DownloadFailed`] for an address.
     pub async fn picture(&self, source: ImageSource) -> Result<Picture> {
         match source {
             ImageSource::Picture(picture) => {
                 decode::check_picture(&picture, self.limits())?;
                 Ok(picture)
+            }
+            ImageSource::Url(address) => {
+                let bytes = match &self.shared.fetcher {
+                    Some(fetcher) => fetcher.fetch(&address, self.limits()).await?,
+                    None => return Err(address::refused("any address", "the application opens none")),
+                };
+                self.decode(ImageSource::Bytes(bytes)).await
             }
             source => self.decode(source).await,
         }
@@ -111,10 +136,19 @@ impl ImageInput {
     /// All of them, in order; the first that fails ends it.
     ///
     /// # Errors
-    /// As [`Self::picture`].
+    /// As [`Self::picture`]; also [`Error::ImageTooLarge`] if they have too many pixels together.
     pub async fn pictures(&self, sources: Vec<ImageSource>) -> Result<Vec<Picture>> {
-        let pictures = sources.into_iter().map(|source| self.picture(source));
-        futures_util::future::try_join_all(pictures).await
+        let mut pictures = Vec::new();
+        let mut pixels = 0u64;
+        let waiting = sources.into_iter().map(|source| self.picture(source));
+        let mut arriving = std::pin::pin!(futures_util::stream::iter(waiting).buffered(AT_ONCE));
+        while let Some(picture) = arriving.next().await {
+            let picture = picture?;
+            pixels = pixels.saturating_add(picture.width as u64 * picture.height as u64);
+            too_large("pixels together with the ones before it", pixels, self.limits().request_pixels)?;
+            pictures.push(picture);
+        }
+        Ok(pictures)
     }
 
     async fn decode(&self, source: ImageSource) -> Result<Picture> {

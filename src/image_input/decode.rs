@@ -11,36 +11,47 @@ use model_actors::Picture;
 
 use crate::error::{Error, Result};
 use crate::image_input::too_large;
+use crate::image_input::{content, pixels};
 use crate::limits::ImageLimits;
 
-/// The formats that are read.
-const FORMATS: [ImageFormat; 6] = [
-    ImageFormat::Png,
-    ImageFormat::Jpeg,
-    ImageFormat::WebP,
-    ImageFormat::Gif,
-    ImageFormat::Bmp,
-    ImageFormat::Tiff,
-];
+/// Bytes a pixel of the picture that comes out, and of its copy while it is turned.
+const RESULT: u64 = 3 * 2;
+/// Bytes a pixel that the JPEG decoder takes beside its output and does not count: a progressive file's coefficients,
+/// two bytes each of up to four components.
+const COEFFICIENTS: u64 = 2 * 4;
 
 /// The pixels of an encoded image.
 ///
 /// # Errors
 /// [`Error::ImageTooLarge`], [`Error::UnsupportedImage`], [`Error::InvalidImage`].
 pub(crate) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
+    // The decoders are other people's code: one that panics on a damaged file must not take a worker with it.
+    std::panic::catch_unwind(|| decode_here(bytes, limits))
+        .unwrap_or_else(|_| Err(Error::InvalidImage { reason: "the decoder failed".to_owned() }))
+}
+
+fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
     too_large("bytes", bytes.len() as u64, limits.encoded.0)?;
-    let format = format_of(bytes)?;
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let format = content::format_of(bytes)?;
+    if format == ImageFormat::Jpeg {
+        content::check_jpeg_ends(bytes)?;
+    }
     let mut room = image::Limits::no_limits();
     room.max_alloc = Some(limits.decoder.0);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(room.clone());
     let mut decoder = reader.into_decoder().map_err(name_error)?;
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into(), limits)?;
-    room.reserve(decoder.total_bytes()).map_err(name_error)?;
+    let beside = RESULT + if format == ImageFormat::Jpeg { COEFFICIENTS } else { 0 };
+    let pixels = u64::from(width) * u64::from(height);
+    let needed = decoder.total_bytes().saturating_add(pixels.saturating_mul(beside));
+    too_large("bytes to decode", needed, limits.decoder.0)?;
+    room.reserve(needed).map_err(name_error)?;
     decoder.set_limits(room).map_err(name_error)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(name_error)?;
+    let image = DynamicImage::from_decoder(decoder).map_err(name_error)?;
+    let mut image = DynamicImage::ImageRgb8(pixels::to_rgb(image)?);
     image.apply_orientation(orientation);
     let rgb = image.into_rgb8();
     Ok(Picture { width: rgb.width() as usize, height: rgb.height() as usize, rgb: rgb.into_raw() })
@@ -71,14 +82,12 @@ fn check_size(width: u64, height: u64, limits: &ImageLimits) -> Result<()> {
     too_large("times the length of its short side", long.div_ceil(short), limits.aspect.into())
 }
 
-fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
-    match image::guess_format(bytes) {
-        Ok(format) if FORMATS.contains(&format) => Ok(format),
-        Ok(format) => Err(Error::UnsupportedImage { found: format!("{format:?}") }),
-        Err(_) => Err(Error::UnsupportedImage { found: "unknown".to_owned() }),
-    }
-}
-
 fn name_error(error: ImageError) -> Error {
-    Error::InvalidImage { reason: error.to_string() }
+    match error {
+        ImageError::Unsupported(error) => Error::UnsupportedImage { found: error.to_string() },
+        ImageError::Limits(_) => {
+            Error::InvalidImage { reason: "decoding it takes more memory than is allowed".to_owned() }
+        }
+        error => Error::InvalidImage { reason: error.to_string() },
+    }
 }
