@@ -43,5 +43,4 @@ pub use models::text_embedding::TextEmbeddingModel;
 pub use models::text_to_image::TextToImageModel;
 pub use models::text_to_text::TextGenerationModel;
 pub use models::vision::{ExaminedImage, VisionModel};
-pub use models::text_to_text::TextGenerationModel;
 pub use source::Source;

@@ -286,9 +286,6 @@ fn only_gguf(directory: &Path) -> Result<Option<PathBuf>> {
     Err(Error::SeveralGgufFiles { model: directory.display().to_string(), files })
 }
 
-/// Most bytes of a configuration file.
-const MAX_JSON_BYTES: u64 = 64 << 20;
-
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
     let bytes = std::fs::metadata(path).map_err(unreadable)?.len();

@@ -36,13 +36,8 @@ pub(crate) use plan::Plan;
 use request::Asked;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
-const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
-    llava::FAMILY,
-    llava::NEXT_FAMILY,
-    moondream::FAMILY,
-    blip::FAMILY,
-    qwen3_vl::FAMILY,
-];
+const FAMILIES: &[Family<Box<dyn Architecture>>] =
+    &[llava::FAMILY, llava::NEXT_FAMILY, moondream::FAMILY, blip::FAMILY, qwen3_vl::FAMILY];
 
 /// Tokens for which a worker counts memory ahead, all its texts together. A single text may be longer, up to the
 /// model's context; a second one joins it only while both fit in here.
@@ -160,11 +155,27 @@ fn preprocessing(
     context: &LoadContext,
 ) -> Result<Preprocessing> {
     let (file, mut config) = preprocessor_config(files, defaults, context)?;
-    if let Some(settings) = config.as_object_mut() {
-        settings
-            .retain(|name, _| !["image_processor_type", "feature_extractor_type"].contains(&name.as_str()));
-    }
+    leave_out(&mut config, &["image_processor_type", "feature_extractor_type"]);
     Preprocessing::read(&file, &config, processor)
+}
+
+/// The same as CLIP's, without what a family reads itself; its `defaults` stand in for that.
+fn preprocessing_without(
+    files: &Files,
+    defaults: Value,
+    names: &[&str],
+    context: &LoadContext,
+) -> Result<Preprocessing> {
+    let (file, mut config) = preprocessor_config(files, Value::Object(Map::new()), context)?;
+    leave_out(&mut config, &["image_processor_type", "feature_extractor_type"]);
+    leave_out(&mut config, names);
+    Preprocessing::read(&file, &with_defaults(defaults, &[&config]), Processor::Clip)
+}
+
+fn leave_out(config: &mut Value, names: &[&str]) {
+    if let Some(settings) = config.as_object_mut() {
+        settings.retain(|name, _| !names.contains(&name.as_str()));
+    }
 }
 
 /// The content of `preprocessor_config.json`, or of the part of `processor_config.json` where newer releases of

@@ -86,7 +86,12 @@ impl Chat {
     ///
     /// # Errors
     /// [`Error::InvalidInput`] without a question, and for one that holds the placeholder.
-    pub(super) fn ask(&self, tokens: &Tokens, question: &str, rows: usize) -> Result<(Vec<u32>, Range<usize>)> {
+    pub(super) fn ask(
+        &self,
+        tokens: &Tokens,
+        question: &str,
+        rows: usize,
+    ) -> Result<(Vec<u32>, Range<usize>)> {
         if question.trim().is_empty() {
             return Err(Error::InvalidInput("the question is empty; this model needs one".to_owned()));
         }

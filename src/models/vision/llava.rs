@@ -97,8 +97,12 @@ struct Config {
     rest: Option<(Preprocessing, Chat)>,
 }
 
-const TOWERS: [&str; 4] =
-    ["vision_tower.vision_model.", "model.vision_tower.vision_model.", "model.vision_tower.", "vision_tower."];
+const TOWERS: [&str; 4] = [
+    "vision_tower.vision_model.",
+    "model.vision_tower.vision_model.",
+    "model.vision_tower.",
+    "vision_tower.",
+];
 const PROJECTORS: [&str; 2] = ["multi_modal_projector.", "model.multi_modal_projector."];
 const NEWLINES: [&str; 2] = ["image_newline", "model.image_newline"];
 

@@ -104,12 +104,9 @@ impl Phrases {
             },
         };
         match tokens.id("<|endoftext|>") {
-            Some(GPT2_END) => phrases(
-                GPT2_END,
-                [198, 198, 24334, 1159, 25],
-                &[198, 198, 24361, 25],
-                &[198, 198, 33706, 25],
-            ),
+            Some(GPT2_END) => {
+                phrases(GPT2_END, [198, 198, 24334, 1159, 25], &[198, 198, 24361, 25], &[198, 198, 33706, 25])
+            }
             _ => phrases(0, [1, 32708, 2, 6382, 3], &[1, 15381, 2], &[3]),
         }
     }
@@ -145,7 +142,8 @@ impl Config {
             activation: Activation::GeluTanh,
         };
         check_stack(file, &shape)?;
-        let invalid = |reason: &str| Error::InvalidConfig { file: file.to_owned(), reason: reason.to_owned() };
+        let invalid =
+            |reason: &str| Error::InvalidConfig { file: file.to_owned(), reason: reason.to_owned() };
         if vision.in_channels != 3 || vision.proj_out_dim != text.dim {
             return Err(invalid("in_channels is not 3, or proj_out_dim is not the text's dim"));
         }
@@ -222,7 +220,8 @@ impl Architecture for Config {
     ) -> Result<Arc<dyn Network>> {
         let phrases = self.phrases.clone().unwrap_or_else(|| Phrases::of(tokens));
         if let Some(token) = phrases.all().find(|token| *token as usize >= self.text.vocab_size) {
-            let reason = format!("the token {token} of a template is not below vocab_size {}", self.text.vocab_size);
+            let reason =
+                format!("the token {token} of a template is not below vocab_size {}", self.text.vocab_size);
             return Err(Error::InvalidConfig { file: self.file.clone(), reason });
         }
         let prefix = if weights.contains("model.text.wte") { "model." } else { "" };

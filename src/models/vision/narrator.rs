@@ -77,10 +77,11 @@ impl Narrator {
             None => None,
         };
         let mut segments = [Segment { cache: &mut memory.cache, length, positions }];
-        let hidden = self.0.forward_with(&rows, &mut segments, |layer, hidden| match unread.deep.get(layer) {
-            Some(deep) => add_rows(hidden, begin, deep, &unread.image),
-            None => Ok(hidden),
-        })?;
+        let hidden =
+            self.0.forward_with(&rows, &mut segments, |layer, hidden| match unread.deep.get(layer) {
+                Some(deep) => add_rows(hidden, begin, deep, &unread.image),
+                None => Ok(hidden),
+            })?;
         if end < count {
             return Ok(None);
         }

@@ -94,7 +94,8 @@ impl Architecture for Config {
     fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
         let (file, config) = super::preprocessor_config(files, json!({}), context)?;
         let resize = SmartResize::read(&file, &config, self.tower.patch_size, self.tower.spatial_merge_size)?;
-        let left_out = ["size", "min_pixels", "max_pixels", "do_resize", "do_center_crop", "do_pad", "crop_size"];
+        let left_out =
+            ["size", "min_pixels", "max_pixels", "do_resize", "do_center_crop", "do_pad", "crop_size"];
         let defaults = json!({"do_resize": false, "do_center_crop": false});
         let preprocessing = super::preprocessing_without(files, defaults, &left_out, context)?;
         let chat = Chat::read(files, self.image_token, context)?;

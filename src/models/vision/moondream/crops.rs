@@ -156,9 +156,14 @@ mod tests {
 
     #[test]
     fn sizes_that_do_not_fit_are_refused() {
-        for (crop, patch, margin, most) in
-            [(378, 0, 4, 12), (0, 14, 4, 12), (380, 14, 4, 12), (378, 14, 14, 12), (378, 14, 4, 0), (1 << 40, 1, 4, 12)]
-        {
+        for (crop, patch, margin, most) in [
+            (378, 0, 4, 12),
+            (0, 14, 4, 12),
+            (380, 14, 4, 12),
+            (378, 14, 14, 12),
+            (378, 14, 4, 0),
+            (1 << 40, 1, 4, 12),
+        ] {
             assert_eq!(Crops::new(crop, patch, margin, most), None);
         }
     }

@@ -222,12 +222,7 @@ impl TextModel {
         self.head.forward(&self.last_norm.of(hidden)?, Activation::Identity)
     }
 
-    fn forward(
-        &self,
-        rows: Tensor,
-        attention: &CausalAttention,
-        answers: &mut [Rows<'_>],
-    ) -> Result<Tensor> {
+    fn forward(&self, rows: Tensor, attention: &CausalAttention, answers: &mut [Rows<'_>]) -> Result<Tensor> {
         let mut turns = Turns::new(self.frequencies.steps.len());
         for answer in answers.iter() {
             let places = answer.memory.length..answer.memory.length + answer.length;

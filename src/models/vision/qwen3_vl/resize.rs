@@ -47,7 +47,9 @@ impl SmartResize {
     pub(super) fn read(file: &Path, config: &Value, patch: usize, merge: usize) -> Result<Self> {
         let raw: Raw = parse(file, config)?;
         let invalid = |reason: String| Error::InvalidConfig { file: file.to_owned(), reason };
-        if raw.patch_size.is_some_and(|size| size != patch) || raw.merge_size.is_some_and(|size| size != merge) {
+        if raw.patch_size.is_some_and(|size| size != patch)
+            || raw.merge_size.is_some_and(|size| size != merge)
+        {
             let reason = format!("patch_size and merge_size are not the vision tower's, {patch} and {merge}");
             return Err(invalid(reason));
         }
@@ -81,7 +83,8 @@ impl SmartResize {
     pub(super) fn of(&self, (width, height): (usize, usize)) -> Result<(usize, usize)> {
         let (across, down) = (width as f64, height as f64);
         if width == 0 || height == 0 || across.max(down) / across.min(down) > MAX_ASPECT {
-            let reason = format!("a picture of {width}x{height} is more than {MAX_ASPECT} times longer than wide");
+            let reason =
+                format!("a picture of {width}x{height} is more than {MAX_ASPECT} times longer than wide");
             return Err(Error::InvalidInput(reason));
         }
         let factor = self.factor as f64;

@@ -68,13 +68,18 @@ impl TowerConfig {
             ));
         }
         if side == 0 || side > 4096 || side * side != config.num_position_embeddings {
-            return invalid(format!("num_position_embeddings {} is no square", config.num_position_embeddings));
+            return invalid(format!(
+                "num_position_embeddings {} is no square",
+                config.num_position_embeddings
+            ));
         }
         if !(config.hidden_size / config.num_heads).is_multiple_of(4) {
             return invalid("the size of a head is no multiple of 4".to_owned());
         }
         let deep = &config.deepstack_visual_indexes;
-        if !deep.is_sorted_by(|left, right| left < right) || deep.last().is_some_and(|last| *last >= config.depth) {
+        if !deep.is_sorted_by(|left, right| left < right)
+            || deep.last().is_some_and(|last| *last >= config.depth)
+        {
             return invalid("deepstack_visual_indexes are not layers of the tower in order".to_owned());
         }
         if !config.theta().is_finite() || config.theta() <= 1.0 {
@@ -181,15 +186,19 @@ impl Tower {
     pub(super) fn load(config: &TowerConfig, reader: &WeightReader<'_>, device: &Device) -> Result<Self> {
         let (width, places) = (config.hidden_size, config.num_position_embeddings);
         let size = width / config.num_heads;
-        let steps = (0..size / 4).map(|pair| 1.0 / (config.theta() as f32).powf(4.0 * pair as f32 / size as f32));
+        let steps =
+            (0..size / 4).map(|pair| 1.0 / (config.theta() as f32).powf(4.0 * pair as f32 / size as f32));
         let steps: Vec<f32> = steps.collect();
         let axes = [vec![0; steps.len()], vec![1; steps.len()]].concat();
-        let deep = (0..config.deepstack_visual_indexes.len())
-            .map(|index| Merger::load(config, reader, &format!("deepstack_merger_list.{index}"), Normed::Merged));
+        let deep = (0..config.deepstack_visual_indexes.len()).map(|index| {
+            Merger::load(config, reader, &format!("deepstack_merger_list.{index}"), Normed::Merged)
+        });
         Ok(Self {
             patch: load_patch(config, reader)?,
             positions: reader.tensor("pos_embed.weight", &[places, width])?,
-            layers: (0..config.depth).map(|index| Layer::load(config, reader, index)).collect::<Result<_>>()?,
+            layers: (0..config.depth)
+                .map(|index| Layer::load(config, reader, index))
+                .collect::<Result<_>>()?,
             attention: CausalAttention {
                 heads: config.num_heads,
                 shared_heads: config.num_heads,
@@ -223,7 +232,9 @@ impl Tower {
         let merge = self.config.spatial_merge_size;
         let (down, across) = self.merged_grid(width, height);
         let mut places = Vec::with_capacity(down * across * merge * merge);
-        for (block_line, block_column) in (0..down).flat_map(|line| (0..across).map(move |column| (line, column))) {
+        for (block_line, block_column) in
+            (0..down).flat_map(|line| (0..across).map(move |column| (line, column)))
+        {
             for (line, column) in (0..merge).flat_map(|line| (0..merge).map(move |column| (line, column))) {
                 places.push((block_line * merge + line, block_column * merge + column));
             }
@@ -267,7 +278,8 @@ impl Tower {
         let layer = self.layers.get(index).ok_or_else(misfit)?;
         let (_, _, places) = self.places(crop)?;
         let mut turns = Turns::new(self.frequencies.steps.len());
-        turns.extend(&self.frequencies, places.iter().map(|(line, column)| [*line as u32, *column as u32, 0]));
+        turns
+            .extend(&self.frequencies, places.iter().map(|(line, column)| [*line as u32, *column as u32, 0]));
         let mixed = layer.mixed.forward(&layer.attention_norm.of(hidden)?, Activation::Identity)?;
         let mut memory = KeyValues::new(self.config.hidden_size, &self.device)?;
         let mut runs = [Run { memory: &mut memory, past: 0, length: places.len() }];
