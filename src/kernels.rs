@@ -3,30 +3,37 @@
 //! On the processor they are fused loops that use the caller's thread alone, or the rayon pool that it runs in; on
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
-pub(crate) mod causal;
-pub(crate) mod gated;
-pub(crate) mod latent;
 mod attend;
+pub(crate) mod blocks;
+pub(crate) mod causal;
 mod convolution;
+mod crossed;
+pub(crate) mod gated;
 mod group_norm;
+pub(crate) mod latent;
 mod masked;
 mod matmul;
 pub(crate) mod mutual;
 pub(crate) mod packed;
+mod pairs;
+mod panels;
 mod patches;
 mod probe;
+mod quantized;
 pub(crate) mod rotary;
 mod rows;
 
-use candle_core::{CpuStorage, D, Device, Storage, Tensor};
+use candle_core::{CpuStorage, Device, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-pub(crate) use attend::attend;
+pub(crate) use attend::{attend, attend_with_bias};
 pub(crate) use convolution::Convolution;
+pub(crate) use crossed::crossed_attention;
 pub(crate) use group_norm::GroupNorm;
 pub(crate) use masked::causal_attention;
 use matmul::{Matrix, Output, multiply};
+pub(crate) use pairs::turn_pairs;
 pub(crate) use patches::patches;
 pub(crate) use probe::probe_attention;
 
@@ -238,6 +245,21 @@ fn split_rows(values: &mut [f32], width: usize, threads: usize, work: impl Fn(&m
     }
     let per_thread = (values.len() / width.max(1)).div_ceil(threads).max(1) * width;
     values.par_chunks_mut(per_thread).for_each(work);
+}
+
+/// As [`split_rows`], for work that wants to know the number of its first row.
+fn split_rows_at(
+    values: &mut [f32],
+    width: usize,
+    threads: usize,
+    work: impl Fn(usize, &mut [f32]) + Sync + Send,
+) {
+    if threads == 1 {
+        return work(0, values);
+    }
+    let rows = (values.len() / width.max(1)).div_ceil(threads).max(1);
+    let pieces = values.par_chunks_mut((rows * width).max(1)).enumerate();
+    pieces.for_each(|(piece, values)| work(piece * rows, values));
 }
 
 /// Lends a tensor's numbers; it lies in host memory in one piece.

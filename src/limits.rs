@@ -14,6 +14,8 @@
 //! | sides of a picture to paint | [`MAX_PAINTED_SIDE`], 4,096 pixels | `InvalidInput` |
 //! | diffusion steps | [`MAX_STEPS`], 1,000 | `InvalidInput` |
 //! | an image's encoded bytes, pixels, sides, memory to decode | [`ImageLimits`], set by the application | [`ImageTooLarge`] |
+//! | sides of what a model is given of an image | [`MAX_MODEL_SIDE`], 4,096 pixels | `InvalidInput`, or `InvalidConfig` |
+//! | pixels of that, and of what it is made of on the way | [`MAX_MODEL_PIXELS`], 67,108,864 | `InvalidInput` |
 //! | time, redirects and networks of an image's address | [`UrlSettings`], set by the application | [`DownloadFailed`], [`AddressRefused`] |
 //! | requests that wait for a model | `QueueCapacity` of the capability | `QueueFull`, or the caller waits |
 //! | requests that run together | `BatchLimits` of the pool | they wait |
@@ -34,6 +36,11 @@ pub use model_actors::limits::*;
 pub const MAX_CONFIG_BYTES: u64 = 64 << 20;
 /// Most bytes of a weight file's header.
 pub const MAX_HEADER_BYTES: u64 = 100 << 20;
+
+/// Longest side, in pixels, of what a model is given of an image.
+pub const MAX_MODEL_SIDE: usize = 4096;
+/// Most pixels of what a model is given of an image, and of what it is made of on the way.
+pub const MAX_MODEL_PIXELS: usize = 64 << 20;
 
 /// How large an image may be. What is over a limit is refused before memory is asked for.
 ///

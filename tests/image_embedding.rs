@@ -6,10 +6,11 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use candle_actors::{Error, ImageEmbeddingModel, Source};
+use candle_actors::{Engine, Error, ImageEmbeddingModel, Source};
 use common::photographs::photograph;
 use common::{difference, root, similarity};
-use model_actors::Picture;
+use futures_util::future::join_all;
+use model_actors::{CallOptions, EmbedImages, ImageSource, Picture, PoolConfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -284,4 +285,104 @@ fn pictures_that_differ_have_vectors_that_differ() {
     let model = load("siglip");
     let vectors = model.embed_images(&[photograph("cat.png"), photograph("sky.png")]).unwrap();
     assert!(similarity(&vectors[0], &vectors[1]) < 0.99);
+}
+
+async fn engine(families: &[&str]) -> Engine {
+    let mut builder = Engine::builder();
+    for family in families {
+        builder = builder.image_embedding(*family, Source::directory(fixture(family)));
+    }
+    builder.start().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_input_gives_the_reference_through_the_actors() {
+    let engine = engine(&["clip"]).await;
+    let clip = engine.image_embedding("clip").unwrap();
+    let expected = expected("clip");
+    let case = expected.images.iter().find(|case| case.photograph == "face.png").unwrap();
+    let path = common::photographs::path("face.png");
+    let bytes = std::fs::read(&path).unwrap();
+    let base64 = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &bytes);
+    for source in [
+        ImageSource::Path(path),
+        ImageSource::Bytes(bytes),
+        ImageSource::Base64(base64),
+        ImageSource::Picture(photograph("face.png")),
+    ] {
+        // A worker opens what a client without this crate's handles sends, too.
+        let request = EmbedImages::Images(vec![source.clone()]);
+        let raw = clip.model().call(request, CallOptions::default()).await.unwrap();
+        let vector = clip.embed_image(source.clone()).await.unwrap();
+        assert_eq!(raw[0], vector);
+        assert_eq!(clip.try_embed_image(source).await.unwrap(), vector);
+        assert!(difference(&vector, &unit(&case.features)) <= TOLERANCE);
+    }
+    assert!(engine.shutdown().await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_batches_come_back_in_order() {
+    let engine = engine(&["siglip"]).await;
+    let siglip = engine.image_embedding("siglip").unwrap();
+    let expected = expected("siglip");
+    let images = expected.images.iter().cycle().take(50);
+    let sources = images.clone().map(|case| ImageSource::Path(common::photographs::path(&case.photograph)));
+    let vectors = siglip.embed_images(sources.collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(vectors.len(), 50);
+    for (case, vector) in images.zip(&vectors) {
+        assert!(difference(vector, &unit(&case.features)) <= TOLERANCE);
+    }
+    let texts = expected.texts.iter().cycle().take(100);
+    let vectors = siglip.embed_texts(texts.clone().map(|case| case.text.clone())).await.unwrap();
+    assert_eq!(vectors.len(), 100);
+    for (case, vector) in texts.zip(&vectors) {
+        assert!(difference(vector, &unit(&case.features)) <= TOLERANCE);
+    }
+    for empty in [siglip.embed_images([]).await, siglip.embed_texts(Vec::<String>::new()).await] {
+        assert!(matches!(empty, Err(Error::InvalidInput(_))));
+    }
+    assert!(engine.shutdown().await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_image_fails_alone() {
+    // One worker, so that all that arrives while it loads shares its batches.
+    let pool = PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() };
+    let engine = Engine::builder()
+        .pool_config(pool)
+        .image_embedding("dinov2", Source::directory(fixture("dinov2")))
+        .start()
+        .await
+        .unwrap();
+    let dinov2 = engine.image_embedding("dinov2").unwrap();
+    let call = |source: ImageSource| {
+        let good = ImageSource::Picture(photograph("cat.png"));
+        dinov2.model().call(EmbedImages::Images(vec![good, source]), CallOptions::default())
+    };
+    let bad = [
+        ImageSource::Bytes(b"no image at all".to_vec()),
+        ImageSource::Url("https://example.org/cat.png".to_owned()),
+        ImageSource::Picture(Picture { width: 9, height: 9, rgb: vec![0; 3] }),
+        // Its longer side would become gigantic.
+        ImageSource::Picture(Picture { width: 2000, height: 2, rgb: vec![0; 12_000] }),
+    ];
+    let good = (0..4).map(|_| call(ImageSource::Picture(photograph("sky.png"))));
+    let (bad, good) = tokio::join!(join_all(bad.into_iter().map(call)), join_all(good));
+    for answer in bad {
+        let error = answer.unwrap_err();
+        assert!(matches!(error, model_actors::Error::InvalidInput { .. }), "{error:?}");
+    }
+    let expected = expected("dinov2");
+    for answer in good {
+        let vectors = answer.unwrap();
+        for (name, vector) in ["cat.png", "sky.png"].iter().zip(&vectors) {
+            let case = expected.images.iter().find(|case| case.photograph == *name).unwrap();
+            assert!(difference(vector, &unit(&case.features)) <= TOLERANCE);
+        }
+    }
+    let error = dinov2.embed_text("a cat").await.unwrap_err();
+    assert!(matches!(error, Error::Actor(model_actors::Error::InvalidInput { .. })), "{error}");
+    assert!(error.to_string().contains("text side"), "{error}");
+    assert!(engine.shutdown().await.is_clean());
 }

@@ -5,6 +5,9 @@
 
 mod autoencoder;
 mod clip;
+mod flow_match;
+mod flux;
+mod joint;
 mod layers;
 mod noise;
 mod painting;
@@ -13,10 +16,14 @@ mod prompt;
 mod repository;
 mod resnet;
 mod schedule;
+mod sd3;
 mod stable_diffusion;
 mod stable_diffusion_xl;
+mod t5;
 mod unet;
 mod worker;
+#[cfg(test)]
+mod flow_tests;
 
 #[cfg(test)]
 mod reference_tests;
@@ -40,7 +47,8 @@ use repository::{Part, PartWeights, Repository};
 
 /// The families, by the class of the pipeline in `model_index.json`, in the order that errors list them. A new one is
 /// its file and its line here.
-const FAMILIES: &[Family<Read>] = &[stable_diffusion::FAMILY, stable_diffusion_xl::FAMILY];
+const FAMILIES: &[Family<Read>] =
+    &[stable_diffusion::FAMILY, stable_diffusion_xl::FAMILY, sd3::FAMILY, flux::FAMILY];
 
 /// How a family reads the configuration files of a repository.
 type Read = fn(&Repository<'_>) -> Result<Box<dyn Architecture>>;

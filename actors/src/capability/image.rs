@@ -76,7 +76,8 @@ pub struct Vision;
 pub struct DescribeImage {
     /// The image.
     pub image: ImageSource,
-    /// What to say about it.
+    /// What to say about it. May be empty for models that say something unasked (BLIP's captions); others refuse
+    /// that themselves.
     pub question: String,
     /// How tokens are chosen.
     pub sampling: Sampling,
@@ -94,7 +95,11 @@ impl Capability for Vision {
     fn check(request: &DescribeImage) -> Result<(), String> {
         check_tokens(request.max_tokens)?;
         request.sampling.check()?;
-        check_text("question", &request.question)
+        // Only the model knows whether it needs a question.
+        match request.question.is_empty() {
+            true => Ok(()),
+            false => check_text("question", &request.question),
+        }
     }
 }
 

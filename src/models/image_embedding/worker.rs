@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use model_actors::{Batch, EmbedImages, Failure, ImageEmbedding, Model};
+use model_actors::{Batch, EmbedImages, Failure, ImageEmbedding, ImageSource, Model};
 
 use super::inputs::{Input, Pass, fits};
 use super::{ImageEmbeddingModel, check, normalize};
@@ -82,7 +82,11 @@ impl Run<'_, '_> {
     fn prepare(&self, request: &EmbedImages, index: usize) -> Result<Input> {
         let shared = &self.model.shared;
         match request {
-            EmbedImages::Images(images) => shared.image(&picture_of(&images[index], &self.model.limits)?),
+            EmbedImages::Images(images) => match &images[index] {
+                // As it comes from this crate's handles; it need not be copied.
+                ImageSource::Picture(picture) => shared.image(picture),
+                source => shared.image(&picture_of(source, &self.model.limits)?),
+            },
             EmbedImages::Texts(texts) => shared.text(&texts[index]),
         }
     }

@@ -71,7 +71,7 @@ pub(crate) struct Dinov2Config {
 
 impl Dinov2Config {
     pub(crate) fn read(file: &Path, config: &Value, registers: Registers) -> Result<Self> {
-        let settings: Settings = parse(file, &with_defaults(defaults(registers), config))?;
+        let settings: Settings = parse(file, &with_defaults(defaults(registers), &[config]))?;
         check_image(file, settings.num_channels, settings.image_size, settings.patch_size)?;
         if settings.num_register_tokens > MAX_REGISTERS {
             let reason = format!(
