@@ -231,6 +231,17 @@ fn every_setting_shows_in_the_vectors() {
     }
 }
 
+/// Nomic's own code stretches positions by the longest text of a batch; here no vector depends on its batch.
+#[test]
+fn texts_end_where_stretched_positions_would_begin() {
+    let model = changed("nomic_bert", |config| {
+        config["rotary_scaling_factor"] = json!(2.0);
+        config["max_trained_positions"] = json!(50);
+    });
+    assert_eq!(model.unwrap().max_tokens(), 50);
+    assert_eq!(load("nomic_bert").max_tokens(), 700);
+}
+
 #[test]
 fn settings_that_make_no_model_are_named() {
     let cases = [
@@ -288,20 +299,8 @@ fn an_architecture_that_is_not_supported_is_named_beside_all_that_are() {
 /// with a panic or with memory that only the setting claims.
 #[test]
 fn hostile_settings_end_in_errors() {
-    let values = [
-        json!(0),
-        json!(1),
-        json!(3),
-        json!(-1),
-        json!(1e300),
-        json!(usize::MAX),
-        json!(null),
-        json!(true),
-        json!("x"),
-        json!([]),
-        json!({}),
-        json!([0, usize::MAX]),
-    ];
+    let values =
+        [json!(0), json!(1), json!(-1), json!(1e300), json!(usize::MAX), json!(null), json!("x"), json!([0])];
     let (mut loaded, mut refused) = (0, 0);
     for family in FAMILIES {
         let text = std::fs::read(folder(family).join("config.json")).unwrap();
