@@ -1,16 +1,31 @@
-//! Text to token numbers, as the model's own `tokenizer.json` says, cut to the model's longest input. Padding is left
-//! out: the kernels need none.
+//! Text to token numbers and back, as the model's own `tokenizer.json` says. Texts to embed are cut to the model's
+//! longest input; prompts are taken whole. Padding is left out: the kernels need none.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use tokenizers::{Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::normalizers::{Lowercase, Sequence};
+use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::error::{Error, Result};
 
-/// A model's tokenizer, shared by its workers.
+/// A model's tokenizer, shared by its workers. A clone is the same one.
+#[derive(Clone)]
 pub(crate) struct Tokens {
-    tokenizer: Tokenizer,
-    lowercase: bool,
+    tokenizer: Arc<Tokenizer>,
+    /// Put after each text to embed, where the tokenizer does not do it itself.
+    closing: Option<u32>,
+    /// Tokens such as `<0x0A>` stand for bytes.
+    byte_fallback: bool,
+}
+
+/// Whether a prompt gets the special tokens that the tokenizer puts around texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Specials {
+    /// As for a text of its own.
+    Added,
+    /// It has them already, from a template.
+    AsWritten,
 }
 
 /// One text's tokens.
@@ -18,6 +33,8 @@ pub(crate) struct Tokens {
 pub(crate) struct TokenIds {
     /// Their numbers in the vocabulary.
     pub(crate) ids: Vec<u32>,
+    /// How many of the first are a prompt's that pooling leaves out; fewer than there are.
+    pub(crate) skipped: usize,
 }
 
 impl Tokens {
@@ -42,28 +59,121 @@ impl Tokens {
             strategy: TruncationStrategy::LongestFirst,
             stride: 0,
         };
+        if lowercase {
+            let own = tokenizer.get_normalizer().cloned();
+            let lower = NormalizerWrapper::from(Lowercase);
+            let all = Sequence::new(std::iter::once(lower).chain(own).collect());
+            tokenizer.with_normalizer(Some(all)).map_err(|error| invalid(error.to_string()))?;
+        }
         tokenizer.with_padding(None);
         tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
-        Ok(Self { tokenizer, lowercase })
+        Ok(Self::of(tokenizer))
+    }
+
+    /// The same, so that each text ends with this token, for which room is kept. A tokenizer that does it itself stays
+    /// as it is.
+    pub(crate) fn closed_by(self, token: &str, file: &Path) -> Result<Self> {
+        let invalid = |reason: String| Error::InvalidTokenizer { file: file.to_owned(), reason };
+        let id = self.tokenizer.token_to_id(token);
+        let id =
+            id.ok_or_else(|| invalid(format!("it lacks the token {token}, which is to end each text")))?;
+        let empty = self.tokenizer.encode_fast("", true).map_err(|error| invalid(error.to_string()))?;
+        if empty.get_ids().last() == Some(&id) {
+            return Ok(self);
+        }
+        let mut tokenizer = Tokenizer::clone(&self.tokenizer);
+        if let Some(mut truncation) = tokenizer.get_truncation().cloned() {
+            truncation.max_length = truncation.max_length.saturating_sub(1);
+            if truncation.max_length <= empty.get_ids().len() {
+                return Err(invalid("inputs have no room beside the special tokens".to_owned()));
+            }
+            tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
+        }
+        Ok(Self { tokenizer: Arc::new(tokenizer), closing: Some(id), ..self })
+    }
+
+    /// Reads a tokenizer for prompts, which are never cut.
+    pub(crate) fn read_whole(path: &Path) -> Result<Self> {
+        let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
+        let bytes =
+            std::fs::read(path).map_err(|source| Error::UnreadableFile { path: path.to_owned(), source })?;
+        let tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| invalid(error.to_string()))?;
+        Self::whole(tokenizer).map_err(invalid)
+    }
+
+    /// A tokenizer that was put together from other files, for prompts.
+    pub(crate) fn whole(mut tokenizer: Tokenizer) -> Result<Self, String> {
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
+        Ok(Self::of(tokenizer))
+    }
+
+    fn of(tokenizer: Tokenizer) -> Self {
+        let decoder = tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok());
+        let byte_fallback = decoder.is_some_and(|decoder| decoder.contains("\"ByteFallback\""));
+        Self { tokenizer: Arc::new(tokenizer), closing: None, byte_fallback }
+    }
+
+    /// A prompt's tokens, as it is written; may be none.
+    pub(crate) fn encode_prompt(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, specials == Specials::Added)
+            .map_err(|error| Error::InvalidInput(format!("the prompt cannot be tokenized: {error}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of tokens, without the special ones. Nothing if the tokenizer fails.
+    pub(crate) fn decode(&self, ids: &[u32]) -> Option<String> {
+        self.tokenizer.decode(ids, true).ok()
+    }
+
+    /// The number of a token by its name.
+    pub(crate) fn id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// Whether the token is known and not a special one, so that it takes part in the text.
+    pub(crate) fn has_text(&self, id: u32) -> bool {
+        let added = self.tokenizer.get_added_vocabulary();
+        match added.get_added_tokens_decoder().get(&id) {
+            Some(token) => !(token.special || added.is_special_token(&token.content)),
+            None => self.tokenizer.id_to_token(id).is_some(),
+        }
+    }
+
+    /// Whether the token stands for a single byte of a character, so that its text depends on its neighbours.
+    pub(crate) fn is_byte(&self, id: u32) -> bool {
+        self.byte_fallback
+            && self.tokenizer.id_to_token(id).is_some_and(|token| {
+                token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') && token.is_ascii()
+            })
     }
 
     /// A text's tokens with the model's special ones; never none.
     pub(crate) fn encode(&self, text: &str) -> Result<TokenIds> {
-        let lowered;
-        let text = if self.lowercase {
-            lowered = text.to_lowercase();
-            lowered.trim()
-        } else {
-            text.trim()
-        };
         let encoding = self
             .tokenizer
             .encode_fast(text, true)
             .map_err(|error| Error::InvalidInput(format!("the text cannot be tokenized: {error}")))?;
-        if encoding.get_ids().is_empty() {
+        let ids: Vec<u32> = encoding.get_ids().iter().copied().chain(self.closing).collect();
+        if ids.is_empty() {
             return Err(Error::InvalidInput("the text has no tokens".to_owned()));
         }
-        Ok(TokenIds { ids: encoding.get_ids().to_vec() })
+        Ok(TokenIds { ids, skipped: 0 })
+    }
+
+    /// Tokens that a prompt has before the text that follows it: its own, without a special one at its end.
+    pub(crate) fn count_in_front(&self, prompt: &str) -> Result<usize> {
+        let ids = self.encode(prompt)?.ids;
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let closed = ids.last().and_then(|last| added.get(last)).is_some_and(|token| token.special);
+        Ok(ids.len() - usize::from(closed))
+    }
+
+    /// How a token is written.
+    pub(crate) fn written(&self, token: u32) -> Option<String> {
+        self.tokenizer.id_to_token(token)
     }
 
     /// One more than the largest token number.

@@ -1,0 +1,255 @@
+//! Messages to a prompt, by the chat template that a model ships: a Jinja program, run as transformers runs it in
+//! `apply_chat_template`, but with limits on its steps and its output, for a template comes from outside. Finding
+//! the template in a model's files is here too; tokenizing what it writes is left to the tokenizer.
+
+mod functions;
+mod limits;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{Environment, ErrorKind, Value, context};
+use model_actors::{LoadContext, Message, Role};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::source::Files;
+use limits::Bounded;
+
+/// Most bytes of a template.
+const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+/// Most bytes of what a template writes; a prompt has at most half of it.
+const MAX_OUTPUT_BYTES: usize = 8 << 20;
+/// Steps that a template may take; a published one takes about a hundred for each message.
+const MAX_STEPS: u64 = 1_000_000;
+/// Levels of macros and loops in each other.
+const MAX_DEPTH: usize = 100;
+const NAME: &str = "chat";
+
+/// A model's chat template, compiled. A clone shares it.
+#[derive(Clone)]
+pub(crate) struct ChatTemplate {
+    environment: Environment<'static>,
+    file: PathBuf,
+    tokens: SpecialTokens,
+}
+
+/// Tokens that templates write by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SpecialTokens {
+    pub(crate) bos: Option<String>,
+    pub(crate) eos: Option<String>,
+    pub(crate) unk: Option<String>,
+    pub(crate) pad: Option<String>,
+}
+
+/// A token in `tokenizer_config.json`: its text, or an object with it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TokenEntry {
+    Text(String),
+    Object { content: String },
+}
+
+/// `chat_template` in `tokenizer_config.json` or `chat_template.json`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TemplateEntry {
+    One(String),
+    Named(Vec<NamedTemplate>),
+}
+
+#[derive(Deserialize)]
+struct NamedTemplate {
+    name: String,
+    template: String,
+}
+
+/// `tokenizer_config.json`, as far as it matters here; `chat_template.json` has the template alone.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct TokenizerConfig {
+    chat_template: Option<TemplateEntry>,
+    bos_token: Option<TokenEntry>,
+    eos_token: Option<TokenEntry>,
+    unk_token: Option<TokenEntry>,
+    pad_token: Option<TokenEntry>,
+}
+
+impl TemplateEntry {
+    /// The one that is called `default`, or the only one.
+    fn pick(self) -> Option<String> {
+        match self {
+            Self::One(template) => Some(template),
+            Self::Named(mut named) => {
+                let at = named.iter().position(|entry| entry.name == "default");
+                let at = at.or((named.len() == 1).then_some(0))?;
+                Some(named.swap_remove(at).template)
+            }
+        }
+    }
+}
+
+impl SpecialTokens {
+    fn of(config: &TokenizerConfig) -> Self {
+        let text = |entry: &Option<TokenEntry>| match entry {
+            Some(TokenEntry::Text(content) | TokenEntry::Object { content }) => Some(content.clone()),
+            None => None,
+        };
+        Self {
+            bos: text(&config.bos_token),
+            eos: text(&config.eos_token),
+            unk: text(&config.unk_token),
+            pad: text(&config.pad_token),
+        }
+    }
+}
+
+/// Reads a model's template, if it has one, and its special tokens: `chat_template.jinja` goes before
+/// `chat_template.json`, and that before `tokenizer_config.json`, as in transformers.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] names the file and what is wrong with it.
+pub(crate) fn read(files: &Files, context: &LoadContext) -> Result<(Option<ChatTemplate>, SpecialTokens)> {
+    let mut config = TokenizerConfig::default();
+    let mut found = None;
+    if let Some(path) = files.optional("tokenizer_config.json", context)? {
+        config = crate::source::read_json(&path)?;
+        found = config.chat_template.take().and_then(TemplateEntry::pick).map(|text| (path, text));
+    }
+    if let Some(path) = files.optional("chat_template.json", context)? {
+        let own: TokenizerConfig = crate::source::read_json(&path)?;
+        found = own.chat_template.and_then(TemplateEntry::pick).map(|text| (path, text)).or(found);
+    }
+    if let Some(path) = files.optional("chat_template.jinja", context)? {
+        let text = read_text(&path)?;
+        found = Some((path, text));
+    }
+    let tokens = SpecialTokens::of(&config);
+    let template = match found {
+        Some((path, text)) => Some(ChatTemplate::new(&text, tokens.clone(), &path)?),
+        None => None,
+    };
+    Ok((template, tokens))
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
+    let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
+    if bytes > MAX_TEMPLATE_BYTES as u64 {
+        return Err(too_large(path, bytes));
+    }
+    std::fs::read_to_string(path).map_err(unreadable)
+}
+
+fn too_large(path: &Path, bytes: u64) -> Error {
+    let reason = format!("the chat template has {bytes} bytes; at most {MAX_TEMPLATE_BYTES} are allowed");
+    Error::InvalidConfig { file: path.to_owned(), reason }
+}
+
+impl ChatTemplate {
+    /// Compiles a template; `file` is where it came from.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if it is too large or no valid template.
+    pub(crate) fn new(source: &str, tokens: SpecialTokens, file: &Path) -> Result<Self> {
+        if source.len() > MAX_TEMPLATE_BYTES {
+            return Err(too_large(file, source.len() as u64));
+        }
+        let invalid = |error: minijinja::Error| Error::InvalidConfig {
+            file: file.to_owned(),
+            reason: format!("the chat template is invalid: {}", describe(&error)),
+        };
+        let mut environment = Environment::new();
+        // As transformers sets up Jinja.
+        let syntax =
+            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(invalid)?;
+        environment.set_syntax(syntax);
+        environment.set_recursion_limit(MAX_DEPTH);
+        environment.set_fuel(Some(MAX_STEPS));
+        functions::add(&mut environment);
+        let source = functions::without_generation_marks(source);
+        environment.add_template_owned(NAME, source).map_err(invalid)?;
+        Ok(Self { environment, file: file.to_owned(), tokens })
+    }
+
+    /// The prompt that asks for the model's next turn.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the template refuses the messages, or does not come to an end within its limits.
+    pub(crate) fn render(&self, messages: &[Message]) -> Result<String> {
+        let messages: Vec<Value> = messages
+            .iter()
+            .map(|message| context! { role => message.role.name(), content => message.content.as_str() })
+            .collect();
+        let values = context! {
+            messages => messages,
+            tools => (),
+            documents => (),
+            add_generation_prompt => true,
+            ..self.special_tokens()
+        };
+        self.render_values(values)
+    }
+
+    /// The prompt that asks the model about one image: a turn whose content has two parts, as templates of models that
+    /// see images expect it.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub(crate) fn render_image_question(&self, question: &str) -> Result<String> {
+        let image = context! { type => "image" };
+        let text = context! { type => "text", text => question };
+        let message = context! { role => Role::User.name(), content => vec![image, text] };
+        let values = context! {
+            messages => vec![message],
+            tools => (),
+            documents => (),
+            add_generation_prompt => true,
+            ..self.special_tokens()
+        };
+        self.render_values(values)
+    }
+
+    fn special_tokens(&self) -> Value {
+        let SpecialTokens { bos, eos, unk, pad } = &self.tokens;
+        let named = [("bos_token", bos), ("eos_token", eos), ("unk_token", unk), ("pad_token", pad)];
+        // A token that the model lacks is undefined, not empty.
+        let known =
+            named.into_iter().filter_map(|(name, token)| Some((name, Value::from(token.as_deref()?))));
+        Value::from(known.collect::<BTreeMap<&str, Value>>())
+    }
+
+    fn render_values(&self, values: Value) -> Result<String> {
+        let refused = |error: minijinja::Error| {
+            let file = self.file.display();
+            Error::InvalidInput(match error.kind() {
+                ErrorKind::OutOfFuel => {
+                    format!("the chat template in {file} took more than {MAX_STEPS} steps")
+                }
+                ErrorKind::WriteFailure => {
+                    format!("the chat template in {file} wrote more than {MAX_OUTPUT_BYTES} bytes")
+                }
+                _ => format!("the chat template in {file} refuses the messages: {}", describe(&error)),
+            })
+        };
+        let template = self.environment.get_template(NAME).map_err(refused)?;
+        let mut out = Bounded::new(MAX_OUTPUT_BYTES);
+        template.render_captured_to(values, &mut out).map_err(refused)?;
+        String::from_utf8(out.into_bytes())
+            .map_err(|_| Error::InvalidInput("the chat template wrote no valid text".to_owned()))
+    }
+}
+
+/// What went wrong in one line, without a copy of the template.
+fn describe(error: &minijinja::Error) -> String {
+    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    match error.line() {
+        Some(line) => format!("{what} (line {line})"),
+        None => what,
+    }
+}
+
+#[cfg(test)]
+mod tests;
