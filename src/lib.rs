@@ -13,6 +13,7 @@ mod loader;
 mod weights;
 mod tokens;
 mod kernels;
+mod gguf;
 mod pooling;
 mod generation;
 mod image_input;

@@ -11,7 +11,7 @@ use model_actors::Picture;
 
 use crate::error::{Error, Result};
 pub(crate) use resample::{Filter, resize};
-pub(crate) use settings::{Preprocessing, Processor, Size};
+pub(crate) use settings::{Preprocessing, Processor, Scaling, Size};
 pub(crate) use window::{centre_crop, window};
 
 pub(crate) use crate::limits::{MAX_MODEL_PIXELS as MAX_PIXELS, MAX_MODEL_SIDE as MAX_SIDE};

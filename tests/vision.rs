@@ -64,9 +64,15 @@ fn compare(family: &str) {
         let found = model.examine(&request(case)).unwrap();
         let of = |name: &str| values(&expected[&format!("{index}.{name}")]);
         assert_eq!(found.prompt, case.prompt, "{family}, case {index}");
-        pixels = pixels.max(difference(&found.pixels.concat(), &of("pixels")));
-        features = features.max(difference(&found.features, &of("features")));
-        logits = logits.max(difference(&found.logits, &of("logits")));
+        let differences = [
+            difference(&found.pixels.concat(), &of("pixels")),
+            difference(&found.features, &of("features")),
+            difference(&found.logits, &of("logits")),
+        ];
+        println!("{family}, {} {:?}: pixels, features, logits {differences:.2e?}", case.image, case.question);
+        pixels = pixels.max(differences[0]);
+        features = features.max(differences[1]);
+        logits = logits.max(differences[2]);
         let (mut tokens, mut text) = (Vec::new(), String::new());
         let completion = model.describe_each(&request(case), |token, piece| {
             tokens.push(token);
@@ -112,6 +118,30 @@ async fn compare_together(family: &str) {
 async fn blip_agrees_with_its_reference() {
     compare("blip");
     compare_together("blip").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn llava_agrees_with_its_reference() {
+    compare("llava");
+    compare_together("llava").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn llava_next_agrees_with_its_reference() {
+    compare("llava_next");
+    compare_together("llava_next").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moondream_agrees_with_its_reference() {
+    compare("moondream");
+    compare_together("moondream").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qwen3_vl_agrees_with_its_reference() {
+    compare("qwen3_vl");
+    compare_together("qwen3_vl").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

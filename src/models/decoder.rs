@@ -14,6 +14,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
+mod gguf;
 mod experts;
 mod layer;
 mod cache;

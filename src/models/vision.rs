@@ -2,19 +2,25 @@
 //! and what they share: how far a request can be, from a picture to the last word, in steps short enough to look
 //! between them at who has gone and to let others in. What one family computes is left to its file.
 
+mod chat;
+mod narrator;
 mod blip;
-mod model;
+mod llava;
+mod moondream;
+mod qwen3_vl;
 mod plan;
 mod request;
+mod model;
 mod worker;
 
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, Failure, Footprint, LoadContext, Model, Picture, Vision, Weights};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::device::Compute;
 use crate::error::Result;
@@ -30,7 +36,8 @@ pub(crate) use plan::Plan;
 use request::Asked;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
-const FAMILIES: &[Family<Box<dyn Architecture>>] = &[blip::FAMILY];
+const FAMILIES: &[Family<Box<dyn Architecture>>] =
+    &[llava::FAMILY, llava::NEXT_FAMILY, moondream::FAMILY, blip::FAMILY, qwen3_vl::FAMILY];
 
 /// Tokens for which a worker counts memory ahead, all its texts together. A single text may be longer, up to the
 /// model's context; a second one joins it only while both fit in here.
@@ -76,7 +83,7 @@ trait Network: Send + Sync {
     /// One layer of the tower.
     fn tower_layer(&self, layer: usize, hidden: &Tensor, crop: &Tensor) -> Result<Tensor>;
     /// What is kept of a crop after so many layers.
-    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Option<Tensor>>;
+    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Vec<Tensor>>;
 
     /// All that was kept, for each crop in the order of layers, as the text model sees the image: `(rows, width)`, and
     /// what else is to be added further up.
@@ -112,6 +119,31 @@ struct ImageRows {
 /// What a worker keeps of one answer.
 enum Memory {
     Blip(blip::Memory),
+    Moondream(moondream::Memory),
+    Narrator(narrator::Memory),
+}
+
+impl Memory {
+    fn blip(&mut self) -> Result<&mut blip::Memory> {
+        match self {
+            Self::Blip(memory) => Ok(memory),
+            Self::Moondream(_) | Self::Narrator(_) => Err(misfit()),
+        }
+    }
+
+    fn moondream(&mut self) -> Result<&mut moondream::Memory> {
+        match self {
+            Self::Moondream(memory) => Ok(memory),
+            Self::Blip(_) | Self::Narrator(_) => Err(misfit()),
+        }
+    }
+
+    fn narrator(&mut self) -> Result<&mut narrator::Memory> {
+        match self {
+            Self::Narrator(memory) => Ok(memory),
+            Self::Blip(_) | Self::Moondream(_) => Err(misfit()),
+        }
+    }
 }
 
 /// Reads `preprocessor_config.json`, where it does not say with these `defaults`. The name of the processor in the file
@@ -123,11 +155,27 @@ fn preprocessing(
     context: &LoadContext,
 ) -> Result<Preprocessing> {
     let (file, mut config) = preprocessor_config(files, defaults, context)?;
-    if let Some(settings) = config.as_object_mut() {
-        settings
-            .retain(|name, _| !["image_processor_type", "feature_extractor_type"].contains(&name.as_str()));
-    }
+    leave_out(&mut config, &["image_processor_type", "feature_extractor_type"]);
     Preprocessing::read(&file, &config, processor)
+}
+
+/// The same as CLIP's, without what a family reads itself; its `defaults` stand in for that.
+fn preprocessing_without(
+    files: &Files,
+    defaults: Value,
+    names: &[&str],
+    context: &LoadContext,
+) -> Result<Preprocessing> {
+    let (file, mut config) = preprocessor_config(files, Value::Object(Map::new()), context)?;
+    leave_out(&mut config, &["image_processor_type", "feature_extractor_type"]);
+    leave_out(&mut config, names);
+    Preprocessing::read(&file, &with_defaults(defaults, &[&config]), Processor::Clip)
+}
+
+fn leave_out(config: &mut Value, names: &[&str]) {
+    if let Some(settings) = config.as_object_mut() {
+        settings.retain(|name, _| !names.contains(&name.as_str()));
+    }
 }
 
 /// The content of `preprocessor_config.json`, or of the part of `processor_config.json` where newer releases of
@@ -161,6 +209,8 @@ struct LoadedModel {
     tokens: Tokens,
     context: usize,
     limits: ImageLimits,
+    /// Steps of all its workers so far: layers of the vision tower, parts of prompts, tokens.
+    steps: AtomicU64,
     compute: Compute,
     footprint: Footprint,
 }

@@ -10,11 +10,14 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::families;
+use crate::gguf::GgufFile;
 use crate::source::{Files, read_json};
 use crate::weights::WeightFiles;
 
 const FOLDERS: [&str; 9] =
     ["llama", "llama_f16", "qwen2", "qwen3", "qwen3_moe", "phi3", "mistral", "gemma2", "gemma3"];
+
+const GGUF: [&str; 5] = ["gguf_llama", "gguf_qwen2", "gguf_qwen3", "gguf_phi3", "gguf_gemma3"];
 
 #[derive(Deserialize)]
 struct Case {
@@ -49,6 +52,12 @@ impl Fixture {
     fn read(name: &str) -> Self {
         let path = folder(name);
         let context = LoadContext::detached(&name.into());
+        if let Some(file) = open(&path).gguf(&context).unwrap() {
+            let file = GgufFile::open(&file).unwrap();
+            let config = DecoderConfig::from_gguf(&file).unwrap();
+            let decoder = config.load_gguf(&file, &Device::Cpu, &context).unwrap();
+            return Self::with(decoder, &path);
+        }
         let config = find(Path::new("config.json"), &read_json(&path.join("config.json")).unwrap()).unwrap();
         let weights = WeightFiles::open(&open(&path), "", &context).unwrap();
         let decoder = config.load(&weights, &Device::Cpu, &context).unwrap();
@@ -108,7 +117,7 @@ fn difference(left: &[f32], right: &[f32]) -> f32 {
 
 #[test]
 fn logits_and_greedy_texts_are_the_references() {
-    for name in FOLDERS {
+    for name in FOLDERS.into_iter().chain(GGUF) {
         let fixture = Fixture::read(name);
         let mut largest = 0.0f32;
         for (index, case) in fixture.cases.iter().enumerate() {
@@ -131,7 +140,7 @@ fn logits_and_greedy_texts_are_the_references() {
 
 #[test]
 fn sequences_together_and_prompts_in_pieces_give_what_they_give_alone() {
-    for name in FOLDERS {
+    for name in FOLDERS.into_iter().chain(GGUF) {
         let fixture = Fixture::read(name);
         let alone: Vec<_> = fixture.cases.iter().map(|case| fixture.greedy(&case.prompt)).collect();
         // A sequence joins every few steps, its prompt in pieces of seven tokens, while the others write on.
@@ -247,4 +256,66 @@ fn settings_that_make_no_sense_are_errors() {
     }
     let accepted: Vec<_> = changes.iter().zip(refused).filter(|(_, count)| *count == 0).collect();
     assert!(accepted.is_empty(), "{accepted:?}");
+}
+
+#[test]
+fn a_gguf_file_brings_its_tokenizer() {
+    for name in GGUF {
+        let context = LoadContext::detached(&name.into());
+        let file = open(&folder(name)).gguf(&context).unwrap().unwrap();
+        let tokenizer = GgufFile::open(&file).unwrap().tokenizer().unwrap();
+        assert_eq!(tokenizer.tokens.len(), 384, "{name}");
+        assert_eq!(tokenizer.kinds.len(), 384, "{name}");
+        assert_eq!(tokenizer.merges.is_empty(), tokenizer.model == "llama", "{name}");
+        assert_eq!(tokenizer.scores.is_empty(), tokenizer.model == "gpt2", "{name}");
+        assert!(tokenizer.end.is_some() && tokenizer.chat_template.is_some(), "{name}");
+    }
+}
+
+#[test]
+fn damaged_gguf_files_are_errors() {
+    let context = LoadContext::detached(&"damaged".into());
+    let file = open(&folder("gguf_qwen2")).gguf(&context).unwrap().unwrap();
+    let sound = std::fs::read(file).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("damaged.gguf");
+    let load = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let file = GgufFile::open(&path)?;
+        DecoderConfig::from_gguf(&file)?.load_gguf(&file, &Device::Cpu, &context).map(|_| ())
+    };
+    load(&sound).unwrap();
+    assert!(matches!(load(&sound[..sound.len() - 40]), Err(Error::TruncatedWeights { .. })));
+    assert!(matches!(load(&sound[..1000]), Err(Error::InvalidGguf { .. })));
+    let replaced = |from: &[u8], to: &[u8]| {
+        let place = sound.windows(from.len()).position(|window| window == from).unwrap();
+        [&sound[..place], to, &sound[place + to.len()..]].concat()
+    };
+    assert!(matches!(load(&replaced(b"qwen2", b"other")), Err(Error::UnsupportedArchitecture { .. })));
+    assert!(matches!(
+        load(&replaced(b"blk.1.attn_k.weight", b"blk.1.attn_z")),
+        Err(Error::MissingTensor { .. })
+    ));
+    assert!(matches!(load(&replaced(b"qwen2.block_count", b"qwen2.brick")), Err(Error::InvalidGguf { .. })));
+    // Whatever byte of the header is flipped: no panic, no wait.
+    let header = sound.windows(4).rposition(|window| window == b"blk.").unwrap();
+    for place in (0..header).step_by(97) {
+        let mut bytes = sound.clone();
+        bytes[place] ^= 0x55;
+        let _ = load(&bytes);
+    }
+}
+
+#[test]
+fn a_directory_with_several_gguf_files_is_refused_and_one_can_be_named() {
+    let context = LoadContext::detached(&"several".into());
+    let folder = tempfile::tempdir().unwrap();
+    assert!(open(folder.path()).gguf(&context).unwrap().is_none());
+    for name in ["a.gguf", "b.gguf"] {
+        std::fs::write(folder.path().join(name), b"GGUF").unwrap();
+    }
+    let refused = open(folder.path()).gguf(&context).unwrap_err();
+    assert!(refused.to_string().contains("a.gguf, b.gguf"), "{refused}");
+    let named = folder.path().join("b.gguf");
+    assert_eq!(open(&named).gguf(&context).unwrap(), Some(named));
 }

@@ -214,8 +214,8 @@ impl Network for Blip {
         super::stack_layer(&self.tower.stack, layer, hidden)
     }
 
-    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Option<Tensor>> {
-        if layers < self.tower_layers() { Ok(None) } else { self.last_norm.of(hidden).map(Some) }
+    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Vec<Tensor>> {
+        if layers < self.tower_layers() { Ok(Vec::new()) } else { Ok(vec![self.last_norm.of(hidden)?]) }
     }
 
     fn image(&self, _: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
@@ -228,16 +228,12 @@ impl Network for Blip {
     }
 
     fn read(&self, memory: &mut AnyMemory) -> Result<Option<Tensor>> {
-        let AnyMemory::Blip(memory) = memory;
-        let hidden = self.text.read(memory)?;
+        let hidden = self.text.read(memory.blip()?)?;
         hidden.map(|hidden| self.text.logits(&hidden)).transpose()
     }
 
     fn write(&self, answers: &mut [(&mut AnyMemory, u32)]) -> Result<Tensor> {
-        let answers = answers.iter_mut().map(|(memory, token)| {
-            let AnyMemory::Blip(memory) = &mut **memory;
-            Ok((memory, *token))
-        });
+        let answers = answers.iter_mut().map(|(memory, token)| Ok((memory.blip()?, *token)));
         let hidden = self.text.write(&mut answers.collect::<Result<Vec<_>>>()?)?;
         self.text.logits(&hidden)
     }

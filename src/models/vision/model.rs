@@ -1,6 +1,7 @@
 //! A loaded vision model without actors around it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use model_actors::{Completion, DescribeImage, Footprint};
 
@@ -85,6 +86,11 @@ impl VisionModel {
     /// What it takes in memory.
     pub fn footprint(&self) -> Footprint {
         self.shared.footprint
+    }
+
+    /// Steps that it and all that share its weights have taken: layers of the vision tower, parts of prompts, tokens.
+    pub fn steps(&self) -> u64 {
+        self.shared.steps.load(Ordering::Relaxed)
     }
 
     /// The answer to a question about an image.

@@ -56,6 +56,7 @@ impl loader::Plan for Plan {
             tokens,
             context: self.architecture.context(),
             limits: ImageLimits::default(),
+            steps: 0.into(),
             compute: compute.clone(),
             footprint: self.footprint_of(&weights),
         })))

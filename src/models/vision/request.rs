@@ -1,6 +1,8 @@
 //! One request on its way through a model: its crops go through the vision tower layer by layer, the prompt is read
 //! part by part, and then the answer is written, a token a step. Between any two steps others may take theirs.
 
+use std::sync::atomic::Ordering;
+
 use candle_core::Tensor;
 use model_actors::DescribeImage;
 
@@ -66,6 +68,7 @@ impl Asked {
     /// One step towards the answer's first token; a step of the answer is [`write`].
     pub(super) fn advance(&mut self, model: &LoadedModel) -> Result<Step> {
         let network = &*model.network;
+        model.steps.fetch_add(1, Ordering::Relaxed);
         match &mut self.stage {
             Stage::Looking { kept, layer, hidden } => {
                 match self.prompt.crops.get(kept.len().saturating_sub(usize::from(hidden.is_some()))) {
@@ -131,8 +134,8 @@ fn look(
             next
         }
     };
-    if let (Some(features), Some(kept)) = (network.keep(*layer, &next)?, kept.last_mut()) {
-        kept.push(features);
+    if let Some(kept) = kept.last_mut() {
+        kept.extend(network.keep(*layer, &next)?);
     }
     if *layer < network.tower_layers() {
         *hidden = Some(next);
@@ -142,6 +145,7 @@ fn look(
 
 /// One step of several answers: logits of the next token of each, `(answers, vocabulary)`.
 pub(super) fn write(model: &LoadedModel, asked: &mut [&mut Asked]) -> Result<Tensor> {
+    model.steps.fetch_add(1, Ordering::Relaxed);
     let mut answers: Vec<(&mut Memory, u32)> = asked
         .iter_mut()
         .filter_map(|asked| match &mut asked.stage {
