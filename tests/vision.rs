@@ -130,6 +130,9 @@ fn compare(family: &str) {
         assert_eq!(completion.usage.prompt_tokens, case.prompt.len());
         assert_eq!(completion.usage.completion_tokens, case.tokens.len());
     }
+    let photographs = compare_photographs(family, &model, &expected);
+    println!("{family}: largest difference on photographs {photographs:.2e}, where 1/255 is 3.92e-3");
+    assert!(photographs <= 1.0 / 255.0, "{family}: photographs {photographs}");
     println!(
         "{family}: largest difference of pixels {pixels:.2e}, features {features:.2e}, logits {logits:.2e}"
     );

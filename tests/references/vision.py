@@ -354,7 +354,9 @@ def llava_next(pictures, seed):
     config.architectures = ["LlavaNextForConditionalGeneration"]
     model = randomize(LlavaNextForConditionalGeneration(config), seed, 1.5)
     # Saved as bfloat16, and so rounded before they are computed with.
-    model = model.to(torch.bfloat16).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(torch.bfloat16).float())
     processor = LlavaNextImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28},
                                            image_grid_pinpoints=grids)
     extra = dict(patch_size=7, vision_feature_select_strategy="default", image_token="<image>",
