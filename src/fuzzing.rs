@@ -16,6 +16,7 @@ use model_actors::{Bytes, LoadContext, Message, ModelId};
 use reqwest::Url;
 
 use crate::generation::{ChatTemplate, SpecialTokens};
+use crate::gguf::GgufFile;
 use crate::image_input::{self, Network, address, base64};
 use crate::limits::ImageLimits;
 use crate::source::Files;
@@ -102,6 +103,26 @@ pub fn safetensors(bytes: &[u8]) {
             assert_eq!(tensor.dims(), shape);
         }
     }
+}
+
+/// A GGUF file: its header, its tokenizer and every tensor; then the text model that it may be.
+pub fn gguf(bytes: &[u8]) {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| folder("gguf"));
+    let path = folder.join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let Ok(file) = GgufFile::open(&path) else { return };
+    drop(file.tokenizer());
+    let context = context();
+    for (name, tensor) in file.header().tensors().take(64) {
+        if let Ok(stored) = file.read(name, &tensor.shape, &context) {
+            assert!(stored.bytes.len() <= bytes.len());
+        }
+        if let Ok(numbers) = file.numbers(name, &tensor.shape, &context) {
+            assert_eq!(numbers.len(), tensor.shape.iter().product::<usize>());
+        }
+    }
+    config::load::<crate::models::text_to_text::Plan>(folder);
 }
 
 /// A chat template, run on a conversation.

@@ -16,6 +16,7 @@ use crate::limits::ImageLimits;
 pub(crate) mod base64;
 mod content;
 mod pixels;
+mod jpeg;
 mod decode;
 mod file;
 mod networks;

@@ -3,22 +3,22 @@
 //! On the processor they are fused loops that use the caller's thread alone, or the rayon pool that it runs in; on
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
+mod attend;
 pub(crate) mod blocks;
 pub(crate) mod causal;
+mod convolution;
 mod crossed;
 pub(crate) mod gated;
-pub(crate) mod latent;
-mod attend;
-mod convolution;
 mod group_norm;
+pub(crate) mod latent;
 mod masked;
 mod matmul;
 pub(crate) mod mutual;
 pub(crate) mod packed;
 mod pairs;
+mod panels;
 mod patches;
 mod probe;
-mod panels;
 mod quantized;
 pub(crate) mod rotary;
 mod rows;

@@ -4,9 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use model_actors::{
-    ImageEmbedding, LoadContext, Loader, TextEmbedding, TextToImage, TextToText, Vision, Weights as _,
-};
+use model_actors::{LoadContext, Loader};
 use serde_json::{Value, json};
 
 use crate::device::{Compute, ComputeDevice};
@@ -39,7 +37,7 @@ pub fn config(bytes: &[u8]) {
     std::fs::write(&path, value.to_string()).unwrap();
 }
 
-fn load<P: Plan>(folder: &Path) {
+pub(super) fn load<P: Plan>(folder: &Path) {
     let compute = Compute::new(ComputeDevice::Cpu, 1);
     let context: LoadContext = super::context();
     let loader = ModelLoader::<P>::new(

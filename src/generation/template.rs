@@ -5,6 +5,7 @@
 mod functions;
 mod limits;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
@@ -215,7 +216,9 @@ impl ChatTemplate {
         let SpecialTokens { bos, eos, unk, pad } = &self.tokens;
         let named = [("bos_token", bos), ("eos_token", eos), ("unk_token", unk), ("pad_token", pad)];
         // A token that the model lacks is undefined, not empty.
-        named.into_iter().filter_map(|(name, token)| Some((name, token.as_deref()?))).collect()
+        let known =
+            named.into_iter().filter_map(|(name, token)| Some((name, Value::from(token.as_deref()?))));
+        Value::from(known.collect::<BTreeMap<&str, Value>>())
     }
 
     fn render_values(&self, values: Value) -> Result<String> {
@@ -247,3 +250,6 @@ fn describe(error: &minijinja::Error) -> String {
         None => what,
     }
 }
+
+#[cfg(test)]
+mod tests;

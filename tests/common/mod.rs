@@ -4,6 +4,7 @@
 pub(crate) mod fixtures;
 pub(crate) mod model;
 pub(crate) mod photographs;
+pub(crate) mod text;
 #[cfg(feature = "hub")]
 pub(crate) mod server;
 pub(crate) mod web;

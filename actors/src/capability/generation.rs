@@ -4,6 +4,9 @@ use super::{Capability, Cost};
 use crate::config::QueueCapacity;
 use crate::limits::{MAX_MESSAGES, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOPS, MAX_TOKENS};
 
+/// Tokens of an answer that a request is charged with at most.
+const LONG_ANSWER: usize = 1024;
+
 /// Messages or a prompt to text. Streamed.
 #[derive(Debug, Clone, Copy)]
 pub struct TextToText;
@@ -221,9 +224,10 @@ impl Capability for TextToText {
         }
     }
 
-    /// About the number of tokens in and out.
+    /// About the number of tokens in and out. Who allows an answer without end is not expected to get one.
     fn cost(request: &GenerateText) -> Cost {
-        Cost(prompt_bytes(&request.prompt) as u64 / 4 + request.max_tokens as u64)
+        let answer = request.max_tokens.min(LONG_ANSWER) as u64;
+        Cost(prompt_bytes(&request.prompt) as u64 / 4 + answer)
     }
 }
 
