@@ -267,7 +267,8 @@ impl Engine {
     /// [`Error::Actor`] if the id is used already.
     pub fn add_image_embedding(&self, id: impl Into<ModelId>, source: Source) -> Result<ImageEmbedder> {
         let spec = self.spec(id, self.loader::<models::image_embedding::Plan>(source));
-        Ok(ImageEmbedder::new(self.system.client::<ImageEmbedding>()?.register(spec)?))
+        let model = self.system.client::<ImageEmbedding>()?.register(spec)?;
+        Ok(ImageEmbedder::new(model, self.images.clone()))
     }
 
     /// A registered image embedding model.
@@ -275,7 +276,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if there is none of that name.
     pub fn image_embedding(&self, id: impl Into<ModelId>) -> Result<ImageEmbedder> {
-        Ok(ImageEmbedder::new(self.handle::<ImageEmbedding>(id)?))
+        Ok(ImageEmbedder::new(self.handle::<ImageEmbedding>(id)?, self.images.clone()))
     }
 
     /// Registers a vision model, as [`EngineBuilder::vision`] does.
@@ -284,7 +285,8 @@ impl Engine {
     /// [`Error::Actor`] if the id is used already.
     pub fn add_vision(&self, id: impl Into<ModelId>, source: Source) -> Result<ImageDescriber> {
         let spec = self.spec(id, self.loader::<models::vision::Plan>(source));
-        Ok(ImageDescriber::new(self.system.client::<Vision>()?.register(spec.continuous())?))
+        let model = self.system.client::<Vision>()?.register(spec.continuous())?;
+        Ok(ImageDescriber::new(model, self.images.clone()))
     }
 
     /// A registered vision model.
@@ -292,7 +294,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if there is none of that name.
     pub fn vision(&self, id: impl Into<ModelId>) -> Result<ImageDescriber> {
-        Ok(ImageDescriber::new(self.handle::<Vision>(id)?))
+        Ok(ImageDescriber::new(self.handle::<Vision>(id)?, self.images.clone()))
     }
 
     /// Registers a text to image model, as [`EngineBuilder::text_to_image`] does.

@@ -53,6 +53,12 @@ pub enum Error {
     /// A weight file's header makes no sense.
     #[error("{} is no valid safetensors file: {reason}", file.display())]
     CorruptWeights { file: PathBuf, reason: String },
+    /// A GGUF file makes no sense, or holds what is not supported.
+    #[error("{} is no usable GGUF file: {reason}", file.display())]
+    InvalidGguf { file: PathBuf, reason: String },
+    /// A directory holds several GGUF files, and nothing says which one is meant.
+    #[error("{model} holds several GGUF files; name one of them: {}", files.join(", "))]
+    SeveralGgufFiles { model: String, files: Vec<String> },
     /// A weight file ends before its header says.
     #[error("{} is truncated: its header speaks of {expected} bytes, it has {actual}", file.display())]
     TruncatedWeights { file: PathBuf, expected: u64, actual: u64 },

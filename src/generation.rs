@@ -86,11 +86,6 @@ impl Generation {
         Ok(Next { token, text, finished: None })
     }
 
-    /// Tokens in and out so far.
-    pub(crate) fn usage(&self) -> Usage {
-        self.usage
-    }
-
     /// Puts a piece of text past the stop strings.
     fn offer(&mut self, piece: Option<&str>) -> (Option<String>, Stopped) {
         let Some(piece) = piece else { return (None, Stopped::No) };

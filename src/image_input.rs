@@ -13,13 +13,14 @@ use tokio::sync::Semaphore;
 use crate::error::{Error, Result};
 use crate::limits::ImageLimits;
 
-mod base64;
+pub(crate) mod base64;
 mod content;
 mod pixels;
+mod jpeg;
 mod decode;
 mod file;
 mod networks;
-mod address;
+pub(crate) mod address;
 mod fetch;
 
 use fetch::Fetcher;

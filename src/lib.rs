@@ -3,6 +3,7 @@
 //! The modules are listed in reading order, and each imports only those above it.
 
 mod error;
+pub mod limits;
 mod device;
 #[cfg(feature = "hub")]
 mod hub;
@@ -12,8 +13,8 @@ mod loader;
 mod weights;
 mod tokens;
 mod kernels;
+mod gguf;
 mod pooling;
-mod limits;
 mod generation;
 mod image_input;
 mod pixels;
@@ -37,6 +38,9 @@ pub use hub::{HubSettings, HubToken};
 pub use image_input::{ImageInput, ImageSettings, Network, UrlSettings};
 pub use limits::ImageLimits;
 pub use loader::LoadOptions;
+pub use models::image_embedding::ImageEmbeddingModel;
 pub use models::text_embedding::TextEmbeddingModel;
 pub use models::text_to_image::TextToImageModel;
+pub use models::text_to_text::TextGenerationModel;
+pub use models::vision::{ExaminedImage, VisionModel};
 pub use source::Source;

@@ -3,6 +3,7 @@
 
 pub(crate) mod towers;
 pub(crate) mod decoder;
+mod streams;
 pub(crate) mod text_embedding;
 pub(crate) mod text_to_text;
 pub(crate) mod image_embedding;

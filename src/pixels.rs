@@ -14,10 +14,7 @@ pub(crate) use resample::{Filter, resize};
 pub(crate) use settings::{Preprocessing, Processor, Scaling, Size};
 pub(crate) use window::{centre_crop, window};
 
-/// Longest side, in pixels, of anything that is made of a picture.
-pub(crate) const MAX_SIDE: usize = 4096;
-/// Most pixels of anything that is made of a picture, intermediate results included.
-pub(crate) const MAX_PIXELS: usize = 64 << 20;
+pub(crate) use crate::limits::{MAX_MODEL_PIXELS as MAX_PIXELS, MAX_MODEL_SIDE as MAX_SIDE};
 
 /// Refuses a picture whose pixels are not those that its sides call for, and one of nothing.
 pub(crate) fn check(picture: &Picture) -> Result<()> {

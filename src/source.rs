@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
 use crate::hub::{HubFiles, HubSettings};
+use crate::limits::MAX_CONFIG_BYTES;
 
 /// Where a model is. Making one does no I/O.
 ///
@@ -22,7 +23,7 @@ use crate::hub::{HubFiles, HubSettings};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Source {
-    /// A directory with `config.json`, `tokenizer.json` and the weights.
+    /// A directory with `config.json`, `tokenizer.json` and the weights, or with one GGUF file; or a GGUF file.
     Directory(PathBuf),
     /// A repository on the Hugging Face hub, or on the server that `HF_ENDPOINT` names; needs the feature `hub`.
     Repository {
@@ -30,6 +31,8 @@ pub enum Source {
         name: String,
         /// A branch, tag or commit; without, `main`.
         revision: Option<String>,
+        /// The one GGUF file of it that is the model; without, the model is in safetensors.
+        gguf: Option<String>,
     },
 }
 
@@ -41,19 +44,38 @@ impl Source {
 
     /// A repository at its main branch.
     pub fn repository(name: impl Into<String>) -> Self {
-        Self::Repository { name: name.into(), revision: None }
+        Self::Repository { name: name.into(), revision: None, gguf: None }
     }
 
     /// The same repository at another revision. A directory has none and stays as it is.
     pub fn revision(self, revision: impl Into<String>) -> Self {
         match self {
-            Self::Repository { name, .. } => Self::Repository { name, revision: Some(revision.into()) },
+            Self::Repository { name, gguf, .. } => {
+                Self::Repository { name, revision: Some(revision.into()), gguf }
+            }
             directory => directory,
         }
     }
 
+    /// The model in one GGUF file of the repository or directory, which often hold several.
+    ///
+    /// ```
+    /// use candle_actors::Source;
+    /// let source = Source::repository("somebody/model-GGUF").gguf("model-Q4_K_M.gguf");
+    /// assert_eq!(source.to_string(), "somebody/model-GGUF/model-Q4_K_M.gguf");
+    /// ```
+    pub fn gguf(self, file: impl Into<String>) -> Self {
+        match self {
+            Self::Repository { name, revision, .. } => {
+                Self::Repository { name, revision, gguf: Some(file.into()) }
+            }
+            Self::Directory(path) => Self::Directory(path.join(file.into())),
+        }
+    }
+
     /// A directory if one of that name exists or the text can be no repository's name, else a repository, with its
-    /// revision after an `@`. Looks at the disk.
+    /// revision after an `@`. `owner/name/file.gguf` is one GGUF file of a repository, unless there is such a file
+    /// here. Looks at the disk.
     ///
     /// ```
     /// use candle_actors::Source;
@@ -62,10 +84,15 @@ impl Source {
     /// ```
     pub fn parse(text: &str) -> Self {
         let (name, revision) = text.split_once('@').map_or((text, None), |(name, rest)| (name, Some(rest)));
-        if Path::new(text).is_dir() || !is_repository_name(name) {
+        let (name, gguf) = match name.rsplit_once('/') {
+            Some((rest, file)) if is_gguf(Path::new(file)) && is_repository_name(rest) => (rest, Some(file)),
+            _ => (name, None),
+        };
+        if Path::new(text).exists() || !is_repository_name(name) {
             return Self::directory(text);
         }
-        Self::Repository { name: name.to_owned(), revision: revision.map(str::to_owned) }
+        let [revision, gguf] = [revision, gguf].map(|part| part.map(str::to_owned));
+        Self::Repository { name: name.to_owned(), revision, gguf }
     }
 }
 
@@ -73,8 +100,13 @@ impl fmt::Display for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Directory(path) => path.display().fmt(formatter),
-            Self::Repository { name, revision: Some(revision) } => write!(formatter, "{name}@{revision}"),
-            Self::Repository { name, revision: None } => formatter.write_str(name),
+            Self::Repository { name, revision, gguf } => {
+                formatter.write_str(name)?;
+                if let Some(file) = gguf {
+                    write!(formatter, "/{file}")?;
+                }
+                revision.as_ref().map_or(Ok(()), |revision| write!(formatter, "@{revision}"))
+            }
         }
     }
 }
@@ -89,11 +121,16 @@ fn is_repository_name(text: &str) -> bool {
     text.split_once('/').is_some_and(|(owner, name)| is_part(owner) && is_part(name))
 }
 
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+}
+
 /// An opened source: gives the path of a file by its name in the model, fetching it first where it must.
 pub(crate) enum Files {
     Directory(PathBuf),
+    /// With the name of the GGUF file that is the model, where one is.
     #[cfg(feature = "hub")]
-    Hub(Box<HubFiles>),
+    Hub(Box<HubFiles>, Option<String>),
 }
 
 impl Files {
@@ -101,8 +138,8 @@ impl Files {
     pub(crate) fn open(source: &Source, hub: &HubSettings) -> Result<Self> {
         match source {
             Source::Directory(path) => Self::open_directory(path),
-            Source::Repository { name, revision } => {
-                Ok(Self::Hub(Box::new(HubFiles::open(hub, name, revision.as_deref()))))
+            Source::Repository { name, revision, gguf } => {
+                Ok(Self::Hub(Box::new(HubFiles::open(hub, name, revision.as_deref())), gguf.clone()))
             }
         }
     }
@@ -119,7 +156,7 @@ impl Files {
     }
 
     fn open_directory(path: &Path) -> Result<Self> {
-        if path.is_dir() {
+        if path.is_dir() || is_gguf(path) && path.is_file() {
             Ok(Self::Directory(path.to_owned()))
         } else {
             Err(Error::NoSuchDirectory { path: path.to_owned() })
@@ -142,14 +179,14 @@ impl Files {
         match self {
             Self::Directory(_) => Error::MissingFile { model: self.name(), file: file.to_owned() },
             #[cfg(feature = "hub")]
-            Self::Hub(files) => files.missing(file, context),
+            Self::Hub(files, _) => files.missing(file, context),
         }
     }
 
     /// Nothing more is needed for now: lets go of what a transfer holds.
     pub(crate) fn rest(&self) {
         #[cfg(feature = "hub")]
-        if let Self::Hub(files) = self {
+        if let Self::Hub(files, _) = self {
             files.rest();
         }
     }
@@ -163,7 +200,22 @@ impl Files {
         match self {
             Self::Directory(root) => Ok(Some(root.join(file)).filter(|path| path.is_file())),
             #[cfg(feature = "hub")]
-            Self::Hub(files) => files.fetch(file, context),
+            Self::Hub(files, _) => files.fetch(file, context),
+        }
+    }
+
+    /// The GGUF file that is the model: the one that was named, or the only one of a directory without safetensors.
+    ///
+    /// # Errors
+    /// [`Error::SeveralGgufFiles`] if the directory has more than one.
+    pub(crate) fn gguf(&self, context: &LoadContext) -> Result<Option<PathBuf>> {
+        match self {
+            Self::Directory(path) if path.is_file() => Ok(Some(path.clone())),
+            Self::Directory(path) => only_gguf(path),
+            #[cfg(feature = "hub")]
+            Self::Hub(_, None) => Ok(None),
+            #[cfg(feature = "hub")]
+            Self::Hub(_, Some(file)) => self.required(file, context).map(Some),
         }
     }
 
@@ -173,7 +225,7 @@ impl Files {
         match self {
             Self::Directory(_) => Ok(self.optional(file, context)?.is_some()),
             #[cfg(feature = "hub")]
-            Self::Hub(files) => files.exists(file, context),
+            Self::Hub(files, _) => files.exists(file, context),
         }
     }
 
@@ -196,7 +248,7 @@ impl Files {
         match self {
             Self::Directory(root) => root.display().to_string(),
             #[cfg(feature = "hub")]
-            Self::Hub(files) => files.name().to_owned(),
+            Self::Hub(files, _) => files.name().to_owned(),
         }
     }
 
@@ -211,15 +263,35 @@ impl Files {
     }
 }
 
-/// Most bytes of a configuration file.
-const MAX_JSON_BYTES: u64 = 64 << 20;
+fn only_gguf(directory: &Path) -> Result<Option<PathBuf>> {
+    // Where the same model lies in both forms, the one that nothing was lost of is meant.
+    if ["model.safetensors", "model.safetensors.index.json"].iter().any(|file| directory.join(file).is_file())
+    {
+        return Ok(None);
+    }
+    let unreadable = |source| Error::UnreadableFile { path: directory.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if is_gguf(&path) && path.is_file() {
+            files.push(path);
+        }
+    }
+    if files.len() < 2 {
+        return Ok(files.pop());
+    }
+    let names = files.iter().filter_map(|path| path.file_name());
+    let mut files: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    files.sort_unstable();
+    Err(Error::SeveralGgufFiles { model: directory.display().to_string(), files })
+}
 
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
     let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
     let invalid = |reason| Error::InvalidConfig { file: path.to_owned(), reason };
-    if bytes > MAX_JSON_BYTES {
-        return Err(invalid(format!("it has {bytes} bytes; at most {MAX_JSON_BYTES} are allowed")));
+    if bytes > MAX_CONFIG_BYTES {
+        return Err(invalid(format!("it has {bytes} bytes; at most {MAX_CONFIG_BYTES} are allowed")));
     }
     let text = std::fs::read(path).map_err(unreadable)?;
     serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))
@@ -244,5 +316,9 @@ mod tests {
         assert_eq!(Source::parse("/no/such"), Source::directory("/no/such"));
         assert_eq!(Source::parse("a/b/c"), Source::directory("a/b/c"));
         assert_eq!(Source::parse("a/b"), Source::repository("a/b"));
+        let file = Source::repository("a/b").gguf("c.gguf");
+        assert_eq!(Source::parse("a/b/c.gguf"), file);
+        assert_eq!(Source::parse("a/b/c.gguf@main"), file.revision("main"));
+        assert_eq!(Source::parse("a/b/c/d.gguf"), Source::directory("a/b/c/d.gguf"));
     }
 }

@@ -13,12 +13,11 @@ use model_actors::{Bytes, LoadContext};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::limits::MAX_HEADER_BYTES;
 use crate::source::Files;
 
 /// Bytes read between two looks at progress and at the stop mark.
 const PIECE: usize = 1 << 20;
-/// Most bytes of a header.
-const MAX_HEADER: u64 = 100 << 20;
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 8;
 
@@ -146,6 +145,12 @@ impl WeightFiles {
         self.entries.contains_key(tensor)
     }
 
+    /// Every tensor's name and shape.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.entries.iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()
+    }
+
     /// What the tensors that `wanted` picks take in memory, once they are 32-bit numbers.
     pub(crate) fn bytes_in_memory(&self, wanted: impl Fn(&str) -> bool) -> Bytes {
         let of =
@@ -197,8 +202,10 @@ fn read_header(path: &Path, file: usize) -> Result<Vec<(String, Entry)>> {
     }
     opened.read_exact(&mut length).map_err(unreadable)?;
     let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER {
-        return Err(corrupt(format!("its header claims {length} bytes; at most {MAX_HEADER} are allowed")));
+    if length > MAX_HEADER_BYTES {
+        return Err(corrupt(format!(
+            "its header claims {length} bytes; at most {MAX_HEADER_BYTES} are allowed"
+        )));
     }
     if 8 + length > size {
         return Err(truncated(8 + length, size));

@@ -1,7 +1,7 @@
 //! What a model sees of the requests that it runs: their inputs, their marks, and the means to answer them. A batch
 //! answers callers directly; what is left unanswered at its end is decided by the scheduler.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::capability::Capability;
@@ -9,6 +9,9 @@ use crate::error::{Error, Failure};
 use crate::id::RequestId;
 use crate::job::{EmitError, Job};
 use crate::progress::Gauge;
+
+/// Time between two looks at a reader's full buffer.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// How requests that join a running batch arrive, and how finished ones are reported meanwhile.
 pub(crate) trait Joining<C: Capability> {
@@ -44,6 +47,13 @@ impl<'a, C: Capability> Batch<'a, C> {
         self.gauge.tick();
     }
 
+    /// No item can go on before a reader reads: waits a moment, and ticks progress. Look at the items' marks after it.
+    pub fn pause(&self) {
+        self.gauge.tick();
+        // The readers' channels cannot wake a thread with a time limit.
+        std::thread::park_timeout(LOOK_AGAIN);
+    }
+
     /// Continuous batching, between two steps: drops the items that are answered, takes in requests
     /// that have arrived meanwhile, and returns how many of the items at the end are new. A caller may go away at any
     /// moment, so what a model keeps of each item it keeps by [`Item::id`], not by place. Always 0 for a model whose
@@ -73,6 +83,8 @@ pub struct Item<C: Capability> {
     pub(crate) attempt: u32,
     gauge: Arc<Gauge>,
     stall: Duration,
+    /// Since when the reader's buffer has been full, as far as the model tried. Only the worker's thread looks.
+    full_since: Mutex<Option<Instant>>,
 }
 
 /// Nobody wants more of this answer: the caller has gone, its time is up, or its reader stalled.
@@ -93,7 +105,7 @@ impl From<Stopped> for Failure {
 
 impl<C: Capability> Item<C> {
     pub(crate) fn new(job: Arc<Job<C>>, attempt: u32, gauge: Arc<Gauge>, stall: Duration) -> Self {
-        Self { job, attempt, gauge, stall }
+        Self { job, attempt, gauge, stall, full_since: Mutex::default() }
     }
 
     /// What is asked.
@@ -128,29 +140,45 @@ impl<C: Capability> Item<C> {
     }
 
     /// Sends a part of a streamed answer. Waits while the reader's buffer is full, ticking progress; a reader that
-    /// stalls past the stall limit loses its stream with [`Error::SlowReader`].
+    /// stalls past the stall limit loses its stream with [`Error::SlowReader`]. The other items of the batch wait
+    /// too; where they can go on meanwhile, use [`Self::try_emit`].
     ///
     /// # Errors
     /// [`Stopped`] if nobody wants it any more. The other items are not affected.
     pub fn emit(&self, mut chunk: C::Chunk) -> Result<(), Stopped> {
-        let began = Instant::now();
         loop {
             self.gauge.tick();
             if self.should_stop() {
                 return Err(Stopped);
             }
-            chunk = match self.job.emit_from(self.attempt, chunk) {
+            chunk = match self.try_emit(chunk) {
                 Ok(()) => return Ok(()),
                 Err(EmitError::Stopped) => return Err(Stopped),
                 Err(EmitError::Full(back)) => back,
             };
-            if began.elapsed() >= self.stall {
-                let model = self.job.model().clone();
-                self.job.answer_from(self.attempt, Err(Error::SlowReader { model, stalled: self.stall }));
-                return Err(Stopped);
-            }
-            // The reader's channel cannot wake a thread with a time limit, so this looks again every millisecond.
-            std::thread::park_timeout(Duration::from_millis(1));
+            // The reader's channel cannot wake a thread with a time limit.
+            std::thread::park_timeout(LOOK_AGAIN);
         }
+    }
+
+    /// As [`Self::emit`], but does not wait: gives the chunk back while the reader's buffer is full. Try again
+    /// between steps; a reader that stalls past the stall limit from the first such try loses its stream with
+    /// [`Error::SlowReader`].
+    ///
+    /// # Errors
+    /// [`EmitError::Full`], and [`EmitError::Stopped`] if nobody wants it any more.
+    pub fn try_emit(&self, chunk: C::Chunk) -> Result<(), EmitError<C::Chunk>> {
+        let sent = self.job.emit_from(self.attempt, chunk);
+        let mut full_since = self.full_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let Err(EmitError::Full(chunk)) = sent else {
+            *full_since = None;
+            return sent;
+        };
+        if full_since.get_or_insert_with(Instant::now).elapsed() < self.stall {
+            return Err(EmitError::Full(chunk));
+        }
+        let model = self.job.model().clone();
+        self.job.answer_from(self.attempt, Err(Error::SlowReader { model, stalled: self.stall }));
+        Err(EmitError::Stopped)
     }
 }

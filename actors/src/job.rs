@@ -204,10 +204,18 @@ impl<C: Capability> Drop for Accepted<C> {
 }
 
 /// Why a chunk was not sent.
-pub(crate) enum EmitError<T> {
-    /// The reader's buffer is full.
+///
+/// ```
+/// use model_actors::EmitError;
+/// assert_eq!(EmitError::Full("again, later").to_string(), "the reader's buffer is full");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EmitError<T> {
+    /// The reader's buffer is full; here is the chunk back.
+    #[error("the reader's buffer is full")]
     Full(T),
-    /// Nobody wants it any more.
+    /// Nobody wants more of this answer.
+    #[error("nobody waits for the rest of this answer")]
     Stopped,
 }
 

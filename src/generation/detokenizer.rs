@@ -75,3 +75,68 @@ impl Detokenizer {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    /// Every tokenizer in the repository.
+    fn tokenizers() -> Vec<PathBuf> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let families = std::fs::read_dir(root.join("tests/fixtures/text_to_text")).unwrap();
+        let mut found: Vec<PathBuf> = families.map(|entry| entry.unwrap().path()).collect();
+        found.push(root.join("models/english-embedding-small"));
+        found.into_iter().map(|folder| folder.join("tokenizer.json")).filter(|file| file.exists()).collect()
+    }
+
+    fn pieces(tokens: &Tokens, ids: &[u32]) -> Vec<String> {
+        let mut detokenizer = Detokenizer::new(tokens);
+        let mut pieces: Vec<String> = ids.iter().filter_map(|id| detokenizer.push(*id)).collect();
+        pieces.extend(detokenizer.flush());
+        pieces
+    }
+
+    #[test]
+    fn pieces_of_random_tokens_are_the_text_of_all_tokens() {
+        let mut random = fastrand::Rng::with_seed(11);
+        for path in tokenizers() {
+            let tokens = Tokens::read_whole(&path).unwrap();
+            let (vocabulary, mut long) = (tokens.vocabulary() as u32, 0);
+            for round in 0..300 {
+                let length = random.usize(0..if round % 10 == 0 { 300 } else { 40 });
+                // Also runs of a few tokens, so that bytes follow bytes, and tokens that do not exist.
+                let few: Vec<u32> = (0..6).map(|_| random.u32(0..vocabulary)).collect();
+                let pick = |random: &mut fastrand::Rng| match round % 3 {
+                    0 => few[random.usize(0..few.len())],
+                    1 => random.u32(0..vocabulary.min(270)),
+                    _ => random.u32(0..vocabulary + 5),
+                };
+                let ids: Vec<u32> = (0..length).map(|_| pick(&mut random)).collect();
+                let pieces = pieces(&tokens, &ids);
+                assert!(pieces.iter().all(|piece| !piece.is_empty()));
+                assert_eq!(pieces.concat(), tokens.decode(&ids).unwrap(), "{}: {ids:?}", path.display());
+                long = long.max(pieces.len());
+            }
+            println!("{}: {vocabulary} tokens, up to {long} pieces", path.display());
+            assert!(long > 20);
+        }
+    }
+
+    #[test]
+    fn real_text_comes_in_pieces_of_whole_characters() {
+        let text = "The naïve café — 日本語, 🦀🦀 and \u{301} e\u{301}; it's   spaced\n\nout. Ångström";
+        for path in tokenizers() {
+            let tokens = Tokens::read_whole(&path).unwrap();
+            let ids = tokens.encode_prompt(text, crate::tokens::Specials::AsWritten).unwrap();
+            let pieces = pieces(&tokens, &ids);
+            assert_eq!(pieces.concat(), tokens.decode(&ids).unwrap(), "{}", path.display());
+            assert!(pieces.len() > 10, "{}: it comes bit by bit", path.display());
+            if tokens.decode(&ids).unwrap() == text {
+                assert!(pieces.iter().all(|piece| !piece.contains('\u{fffd}')), "{pieces:?}");
+            }
+        }
+    }
+}

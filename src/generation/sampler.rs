@@ -173,3 +173,142 @@ fn draw(candidates: &[Candidate], point: f64) -> u32 {
     // Rounding may leave the sum a little below 1; there is at least the likeliest.
     candidates.iter().rev().find(|candidate| candidate.weight > 0.0).map_or(0, |candidate| candidate.token)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    struct File {
+        cases: Vec<Case>,
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        settings: Settings,
+        logits: Vec<f32>,
+        prompt: Vec<u32>,
+        probabilities: Vec<f64>,
+    }
+
+    #[derive(Deserialize, Clone)]
+    struct Settings {
+        temperature: f32,
+        top_k: Option<usize>,
+        top_p: Option<f32>,
+        min_p: Option<f32>,
+        repetition_penalty: Option<f32>,
+    }
+
+    impl Settings {
+        fn sampling(&self, seed: u64) -> Sampling {
+            let Self { temperature, top_k, top_p, min_p, repetition_penalty } = self.clone();
+            Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed: Some(seed) }
+        }
+    }
+
+    fn cases() -> Vec<Case> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/references/sampling.json");
+        serde_json::from_slice::<File>(&std::fs::read(path).unwrap()).unwrap().cases
+    }
+
+    #[test]
+    fn what_may_be_chosen_is_what_transformers_leaves() {
+        let mut largest = 0f64;
+        for (index, case) in cases().iter().enumerate() {
+            let mut logits = case.logits.clone();
+            if let Some(penalty) = case.settings.repetition_penalty {
+                penalize(&mut logits, &case.prompt.iter().copied().collect(), penalty);
+            }
+            let mut found = vec![0.0; logits.len()];
+            for candidate in candidates(&logits, &case.settings.sampling(0)) {
+                found[candidate.token as usize] = candidate.weight;
+            }
+            for (token, (found, expected)) in found.iter().zip(&case.probabilities).enumerate() {
+                assert_eq!(*found > 0.0, *expected > 0.0, "case {index}, token {token}");
+                largest = largest.max((found - expected).abs());
+            }
+        }
+        println!("probabilities, largest difference {largest:.2e}");
+        assert!(largest < 1e-6, "{largest}");
+    }
+
+    #[test]
+    fn choices_come_as_often_as_their_probabilities_say_and_by_seed_again() {
+        const DRAWS: usize = 4000;
+        let case = &cases()[24];
+        assert!(case.settings.top_p.is_some() && case.settings.min_p.is_some());
+        let run = |seed| {
+            let mut sampler = Sampler::new(&case.settings.sampling(seed), &[]).unwrap();
+            let mut choices = Vec::new();
+            for _ in 0..DRAWS {
+                choices.push(sampler.choose(&mut case.logits.clone()).unwrap());
+            }
+            choices
+        };
+        let choices = run(7);
+        for (token, probability) in case.probabilities.iter().enumerate() {
+            let share =
+                choices.iter().filter(|choice| **choice as usize == token).count() as f64 / DRAWS as f64;
+            // More than five standard deviations.
+            assert!((share - probability).abs() < 0.04, "{token}: {share} for {probability}");
+            assert!(share == 0.0 || *probability > 0.0);
+        }
+        assert_eq!(choices, run(7));
+        assert_ne!(choices, run(8));
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest_after_the_penalty() {
+        let mut plain = Sampler::new(&Sampling::default(), &[1]).unwrap();
+        assert_eq!(plain.choose(&mut [0.5, 2.0, 2.0, -1.0]).unwrap(), 1);
+        let sampling = Sampling { repetition_penalty: Some(2.0), ..Sampling::default() };
+        let mut penalized = Sampler::new(&sampling, &[1]).unwrap();
+        assert_eq!(penalized.choose(&mut [0.5, 2.0, 2.0, -1.0]).unwrap(), 2);
+        assert_eq!(penalized.choose(&mut [1.5, 2.0, 2.0, -1.0]).unwrap(), 0, "its own tokens count too");
+    }
+
+    #[test]
+    fn a_large_vocabulary_is_cut_as_if_it_were_sorted_whole() {
+        let logits: Vec<f32> =
+            (0..20_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 18) as f32 / 9000.0).collect();
+        let sampling = Sampling { temperature: 1.0, top_p: Some(0.6), ..Sampling::default() };
+        let cut = candidates(&logits, &sampling);
+        let mut sorted = candidates(&logits, &Sampling { top_p: None, ..sampling });
+        sorted.sort_by(by_weight);
+        let mut mass = 0.0;
+        let kept: HashSet<u32> =
+            sorted.iter().take_while(|one| (mass, mass += one.weight).0 < 0.6).map(|one| one.token).collect();
+        assert!(kept.len() > FIRST_SORTED * 8, "{}", kept.len());
+        assert_eq!(cut.iter().map(|one| one.token).collect::<HashSet<u32>>(), kept);
+        assert!(cut.is_sorted_by_key(|one| one.token));
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_an_error_and_extreme_settings_are_none() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut sampler = Sampler::new(&Sampling::default(), &[]).unwrap();
+            assert!(matches!(sampler.choose(&mut [0.0, bad]), Err(Error::NotFiniteOutput)));
+        }
+        assert!(matches!(Sampler::new(&Sampling::default(), &[]).unwrap().choose(&mut []), Err(_)));
+        for temperature in [f32::MIN_POSITIVE, f32::MAX] {
+            for penalty in [f32::MIN_POSITIVE, f32::MAX] {
+                let sampling = Sampling {
+                    temperature,
+                    top_k: Some(usize::MAX),
+                    top_p: Some(f32::MIN_POSITIVE),
+                    min_p: Some(0.0),
+                    repetition_penalty: Some(penalty),
+                    seed: Some(0),
+                };
+                let mut sampler = Sampler::new(&sampling, &[0, 1, 2, u32::MAX]).unwrap();
+                let token = sampler.choose(&mut [f32::MAX, f32::MIN, -1.0, 1.0]).unwrap();
+                assert!(token < 4);
+            }
+        }
+        let refused = Sampling { temperature: -1.0, ..Sampling::default() };
+        assert!(matches!(Sampler::new(&refused, &[]), Err(Error::InvalidInput(_))));
+    }
+}

@@ -5,11 +5,12 @@
 mod functions;
 mod limits;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
-use model_actors::{LoadContext, Message};
+use model_actors::{LoadContext, Message, Role};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -26,7 +27,8 @@ const MAX_STEPS: u64 = 1_000_000;
 const MAX_DEPTH: usize = 100;
 const NAME: &str = "chat";
 
-/// A model's chat template, compiled.
+/// A model's chat template, compiled. A clone shares it.
+#[derive(Clone)]
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     file: PathBuf,
@@ -191,11 +193,32 @@ impl ChatTemplate {
         self.render_values(values)
     }
 
+    /// The prompt that asks the model about one image: a turn whose content has two parts, as templates of models that
+    /// see images expect it.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub(crate) fn render_image_question(&self, question: &str) -> Result<String> {
+        let image = context! { type => "image" };
+        let text = context! { type => "text", text => question };
+        let message = context! { role => Role::User.name(), content => vec![image, text] };
+        let values = context! {
+            messages => vec![message],
+            tools => (),
+            documents => (),
+            add_generation_prompt => true,
+            ..self.special_tokens()
+        };
+        self.render_values(values)
+    }
+
     fn special_tokens(&self) -> Value {
         let SpecialTokens { bos, eos, unk, pad } = &self.tokens;
         let named = [("bos_token", bos), ("eos_token", eos), ("unk_token", unk), ("pad_token", pad)];
         // A token that the model lacks is undefined, not empty.
-        named.into_iter().filter_map(|(name, token)| Some((name, token.as_deref()?))).collect()
+        let known =
+            named.into_iter().filter_map(|(name, token)| Some((name, Value::from(token.as_deref()?))));
+        Value::from(known.collect::<BTreeMap<&str, Value>>())
     }
 
     fn render_values(&self, values: Value) -> Result<String> {
@@ -227,3 +250,6 @@ fn describe(error: &minijinja::Error) -> String {
         None => what,
     }
 }
+
+#[cfg(test)]
+mod tests;

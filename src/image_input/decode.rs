@@ -11,14 +11,14 @@ use model_actors::Picture;
 
 use crate::error::{Error, Result};
 use crate::image_input::too_large;
-use crate::image_input::{content, pixels};
+use crate::image_input::{content, jpeg, pixels};
 use crate::limits::ImageLimits;
 
 /// Bytes a pixel of the picture that comes out, and of its copy while it is turned.
 const RESULT: u64 = 3 * 2;
-/// Bytes a pixel that the JPEG decoder takes beside its output and does not count: a progressive file's coefficients,
-/// two bytes each of up to four components.
-const COEFFICIENTS: u64 = 2 * 4;
+/// Bytes a pixel that decoding a JPEG takes beside its output: coefficients of two bytes each of up to four channels,
+/// and samples.
+const COEFFICIENTS: u64 = (2 + 1) * 4;
 
 /// The pixels of an encoded image.
 ///
@@ -50,8 +50,12 @@ fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
     room.reserve(needed).map_err(name_error)?;
     decoder.set_limits(room).map_err(name_error)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let image = DynamicImage::from_decoder(decoder).map_err(name_error)?;
-    let mut image = DynamicImage::ImageRgb8(pixels::to_rgb(image)?);
+    let own = if format == ImageFormat::Jpeg { jpeg::decode(bytes) } else { None };
+    let rgb = match own {
+        Some(rgb) => rgb,
+        None => pixels::to_rgb(DynamicImage::from_decoder(decoder).map_err(name_error)?)?,
+    };
+    let mut image = DynamicImage::ImageRgb8(rgb);
     image.apply_orientation(orientation);
     let rgb = image.into_rgb8();
     Ok(Picture { width: rgb.width() as usize, height: rgb.height() as usize, rgb: rgb.into_raw() })

@@ -3,17 +3,23 @@
 //! take one reading. Each output is summed in the same order whatever the other rows are, so that a row's result is
 //! the same to the last bit alone and in any batch. On an accelerator it is candle's own product.
 
-use candle_core::{Device, Tensor};
-use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
+use std::borrow::Cow;
 
-use super::{Activation, threads, with_values};
+use candle_core::quantized::{QMatMul, QStorage, QTensor};
+use candle_core::{Device, Module, Tensor};
+
+use super::blocks::Blocks;
+use super::panels::{PANEL, multiply, pack};
+pub(crate) use super::quantized::QuantizedRows;
+use super::{Activation, with_values};
 use crate::error::{Error, Result};
 
-/// Output columns of a panel: a multiple of two registers on every processor.
-const PANEL: usize = 32;
-/// Rows that are computed while a panel is read once.
-const BLOCK: usize = 8;
+/// Whether rows of a weight are looked up, as an embedding's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RowUse {
+    LookedUp,
+    MultipliedOnly,
+}
 
 /// A linear layer whose weight is packed for the processor, or a tensor on an accelerator.
 #[derive(Debug)]
@@ -28,8 +34,12 @@ pub(crate) struct PackedLinear {
 enum Weight {
     /// `(panel, in, column)`; the last panel is filled up with zeros.
     Panels(Vec<f32>),
-    /// `(out, in)`.
+    /// Blocks of a GGUF file, one part's outputs after the other's.
+    Quantized(Vec<QuantizedRows>),
+    /// `(out, in)`, on an accelerator.
     Tensor(Tensor),
+    /// Blocks on an accelerator, one part's outputs after the other's.
+    QuantizedTensors(Vec<QMatMul>),
 }
 
 impl PackedLinear {
@@ -51,6 +61,36 @@ impl PackedLinear {
         Ok(Self { weight, bias, inside, outside })
     }
 
+    /// From blocks, one part's outputs after the other's. On an accelerator they stay blocks too, unless rows of the
+    /// weight have to be looked up.
+    pub(crate) fn quantized(
+        parts: Vec<QuantizedRows>,
+        inside: usize,
+        bias: Option<Tensor>,
+        device: &Device,
+        use_of_rows: RowUse,
+    ) -> Result<Self> {
+        let outside = parts.iter().map(|part| part.outside).sum();
+        let plain = parts.iter().all(|part| part.blocks == Blocks::F32);
+        if plain || !device.is_cpu() && use_of_rows == RowUse::LookedUp {
+            let mut weight = vec![0.0; outside * inside];
+            let mut rest = weight.as_mut_slice();
+            for part in parts {
+                let (values, others) = rest.split_at_mut(part.outside * inside);
+                part.blocks.decode(&part.bytes, values);
+                rest = others;
+            }
+            return Self::new(weight, inside, bias, device);
+        }
+        let weight = match device {
+            Device::Cpu => Weight::Quantized(parts),
+            device => Weight::QuantizedTensors(
+                parts.into_iter().map(|part| on_accelerator(part, inside, device)).collect::<Result<_>>()?,
+            ),
+        };
+        Ok(Self { weight, bias, inside, outside })
+    }
+
     /// Length of an output row.
     pub(crate) fn outside(&self) -> usize {
         self.outside
@@ -60,25 +100,59 @@ impl PackedLinear {
     pub(crate) fn forward(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
         match &self.weight {
             Weight::Panels(panels) => {
-                let (count, inside) = input.dims2()?;
-                if inside != self.inside {
-                    return Err(Error::Compute(candle_core::Error::msg(
-                        "rows of another width than the weight",
-                    )));
-                }
-                let product = with_values(input, |input| multiply(panels, input, count, inside))?;
+                let count = self.check(input)?;
+                let product = with_values(input, |input| multiply(panels, input, count, self.inside))?;
                 let mut out = self.rows(&product, count)?;
                 activation.on_values(&mut out);
                 Ok(Tensor::from_vec(out, (count, self.outside), &Device::Cpu)?)
             }
-            Weight::Tensor(weight) => {
-                let product = input.matmul(&weight.t()?)?;
-                let sum = match &self.bias {
-                    Some(bias) => product.broadcast_add(bias)?,
-                    None => product,
-                };
-                Ok(activation.on_tensor(sum)?)
+            Weight::Quantized(parts) => {
+                let count = self.check(input)?;
+                let mut out = self.start(count)?;
+                with_values(input, |input| {
+                    let mut begin = 0;
+                    for part in parts {
+                        let product = part.multiply(input, self.inside);
+                        for (index, values) in product.chunks_exact(count.max(1)).enumerate() {
+                            let column = out[begin + index..].iter_mut().step_by(self.outside);
+                            column.zip(values).for_each(|(out, value)| *out += *value);
+                        }
+                        begin += part.outside;
+                    }
+                })?;
+                activation.on_values(&mut out);
+                Ok(Tensor::from_vec(out, (count, self.outside), &Device::Cpu)?)
             }
+            Weight::Tensor(weight) => self.finish(input.matmul(&weight.t()?)?, activation),
+            Weight::QuantizedTensors(parts) => {
+                let parts = parts.iter().map(|part| part.forward(input));
+                let parts = parts.collect::<candle_core::Result<Vec<_>>>()?;
+                self.finish(Tensor::cat(&parts, 1)?, activation)
+            }
+        }
+    }
+
+    fn finish(&self, product: Tensor, activation: Activation) -> Result<Tensor> {
+        let sum = match &self.bias {
+            Some(bias) => product.broadcast_add(bias)?,
+            None => product,
+        };
+        Ok(activation.on_tensor(sum)?)
+    }
+
+    /// The number of rows.
+    fn check(&self, input: &Tensor) -> Result<usize> {
+        match input.dims2()? {
+            (count, inside) if inside == self.inside => Ok(count),
+            _ => Err(Error::Compute(candle_core::Error::msg("rows of another width than the weight"))),
+        }
+    }
+
+    /// Rows of output with the bias alone.
+    fn start(&self, count: usize) -> Result<Vec<f32>> {
+        match &self.bias {
+            Some(bias) => with_values(bias, |bias| bias.repeat(count)),
+            None => Ok(vec![0.0; count * self.outside]),
         }
     }
 
@@ -98,16 +172,30 @@ impl PackedLinear {
                 }
                 Ok(Tensor::from_vec(out, (rows.len(), self.inside), &Device::Cpu)?)
             }
+            Weight::Quantized(parts) => {
+                let mut out = vec![0.0; rows.len() * self.inside];
+                for (row, out) in rows.iter().zip(out.chunks_exact_mut(self.inside)) {
+                    let mut row = *row as usize;
+                    for part in parts {
+                        if row < part.outside {
+                            part.row(row, out);
+                            break;
+                        }
+                        row -= part.outside;
+                    }
+                }
+                Ok(Tensor::from_vec(out, (rows.len(), self.inside), &Device::Cpu)?)
+            }
             Weight::Tensor(weight) => Ok(weight.index_select(&Tensor::new(rows, weight.device())?, 0)?),
+            Weight::QuantizedTensors(_) => {
+                Err(Error::Compute(candle_core::Error::msg("a lookup in blocks on an accelerator")))
+            }
         }
     }
 
     /// From panels of rows to rows, with the bias.
     fn rows(&self, product: &[f32], count: usize) -> Result<Vec<f32>> {
-        let mut out = match &self.bias {
-            Some(bias) => with_values(bias, |bias| bias.repeat(count))?,
-            None => vec![0.0; count * self.outside],
-        };
+        let mut out = self.start(count)?;
         for (panel, columns) in product.chunks_exact((count * PANEL).max(1)).enumerate() {
             for (row, from) in out.chunks_exact_mut(self.outside).zip(columns.chunks_exact(PANEL)) {
                 for (out, value) in row[panel * PANEL..].iter_mut().zip(from) {
@@ -119,106 +207,10 @@ impl PackedLinear {
     }
 }
 
-fn pack(weight: &[f32], inside: usize) -> Vec<f32> {
-    let outside = weight.len() / inside;
-    let mut panels = vec![0.0; outside.div_ceil(PANEL) * PANEL * inside];
-    for (panel, rows) in panels.chunks_exact_mut(PANEL * inside).zip(weight.chunks(PANEL * inside)) {
-        for (column, row) in rows.chunks_exact(inside).enumerate() {
-            for (to, value) in panel[column..].iter_mut().step_by(PANEL).zip(row) {
-                *to = *value;
-            }
-        }
-    }
-    panels
-}
-
-/// The products of all rows with each panel: `(panel, row, column)`.
-fn multiply(panels: &[f32], input: &[f32], count: usize, inside: usize) -> Vec<f32> {
-    let input = Blocks::of(input, count, inside);
-    let mut out = vec![0.0; panels.len() / inside * count];
-    let one = |(out, panel): (&mut [f32], &[f32])| {
-        Arch::new().dispatch(PanelProduct { panel, input: &input, out });
-    };
-    let (size, panel) = ((count * PANEL).max(1), inside * PANEL);
-    match threads() {
-        1 => out.chunks_exact_mut(size).zip(panels.chunks_exact(panel)).for_each(one),
-        _ => out.par_chunks_exact_mut(size).zip(panels.par_chunks_exact(panel)).for_each(one),
-    }
-    out
-}
-
-/// Rows in blocks of up to [`BLOCK`], each block `(in, row)`, so that a step reads its rows side by side.
-struct Blocks {
-    values: Vec<f32>,
-    inside: usize,
-}
-
-impl Blocks {
-    fn of(input: &[f32], count: usize, inside: usize) -> Self {
-        let mut values = vec![0.0; count * inside];
-        for (block, rows) in values.chunks_mut(BLOCK * inside).zip(input.chunks(BLOCK * inside)) {
-            let high = rows.len() / inside;
-            for (index, row) in rows.chunks_exact(inside).enumerate() {
-                for (to, value) in block[index..].iter_mut().step_by(high).zip(row) {
-                    *to = *value;
-                }
-            }
-        }
-        Self { values, inside }
-    }
-}
-
-/// All rows with one panel.
-struct PanelProduct<'a> {
-    panel: &'a [f32],
-    input: &'a Blocks,
-    out: &'a mut [f32],
-}
-
-impl WithSimd for PanelProduct<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let inside = self.input.inside;
-        let blocks = self.input.values.chunks(BLOCK * inside);
-        for (out, block) in self.out.chunks_mut(BLOCK * PANEL).zip(blocks) {
-            match block.len() / inside {
-                1 => product::<S, 1>(simd, self.panel, block, out),
-                2 => product::<S, 2>(simd, self.panel, block, out),
-                3 => product::<S, 3>(simd, self.panel, block, out),
-                4 => product::<S, 4>(simd, self.panel, block, out),
-                5 => product::<S, 5>(simd, self.panel, block, out),
-                6 => product::<S, 6>(simd, self.panel, block, out),
-                7 => product::<S, 7>(simd, self.panel, block, out),
-                _ => product::<S, BLOCK>(simd, self.panel, block, out),
-            }
-        }
-    }
-}
-
-/// One block of `R` rows with one panel, two registers of columns at a time.
-#[inline(always)]
-fn product<S: Simd, const R: usize>(simd: S, panel: &[f32], block: &[f32], out: &mut [f32]) {
-    let registers = PANEL / S::F32_LANES;
-    let (panel, _) = S::as_simd_f32s(panel);
-    let (steps, _) = block.as_chunks::<R>();
-    for pair in (0..registers).step_by(2) {
-        let mut sums = [[simd.splat_f32s(0.0); 2]; R];
-        for (weights, step) in panel.chunks_exact(registers).zip(steps) {
-            let (left, right) = (weights[pair], weights[pair + 1]);
-            for (sum, value) in sums.iter_mut().zip(step) {
-                let value = simd.splat_f32s(*value);
-                sum[0] = simd.mul_add_e_f32s(value, left, sum[0]);
-                sum[1] = simd.mul_add_e_f32s(value, right, sum[1]);
-            }
-        }
-        for (row, sum) in out.chunks_exact_mut(PANEL).zip(sums) {
-            let (row, _) = S::as_mut_simd_f32s(row);
-            row[pair] = sum[0];
-            row[pair + 1] = sum[1];
-        }
-    }
+fn on_accelerator(part: QuantizedRows, inside: usize, device: &Device) -> Result<QMatMul> {
+    let kind = part.blocks.candle();
+    let storage = QStorage::from_data(Cow::Owned(part.bytes), device, kind)?;
+    Ok(QMatMul::from_qtensor(QTensor::new(storage, (part.outside, inside))?)?)
 }
 
 #[cfg(test)]

@@ -3,13 +3,25 @@
 //! `config.json` or from the metadata of a GGUF file. Weights are shared; each sequence has a [`Cache`] of its own.
 //! Sampling, tokenizing and pooling are left to the capabilities.
 
-mod cache;
-mod config;
-mod layer;
-mod llama;
-mod load;
 mod rope;
+mod config;
 mod settings;
+mod gemma2;
+mod gemma3;
+mod llama;
+mod mistral;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod qwen3_moe;
+mod gguf;
+mod experts;
+mod layer;
+mod cache;
+mod load;
+mod plan;
+#[cfg(test)]
+mod tests;
 
 use candle_core::{Device, Tensor};
 use model_actors::Bytes;
@@ -19,14 +31,23 @@ use crate::families::Family;
 use crate::kernels::causal::{KeyValues, Run};
 use crate::kernels::gated::RmsNorm;
 use crate::kernels::packed::PackedLinear;
-use crate::kernels::rotary::{Position, Turns};
 pub(crate) use cache::Cache;
 pub(crate) use config::DecoderConfig;
 use layer::{Layer, Pass};
-use rope::Rope;
+pub(crate) use plan::Segment;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
-pub(crate) const FAMILIES: &[Family<DecoderConfig>] = &[llama::FAMILY];
+pub(crate) const FAMILIES: &[Family<DecoderConfig>] = &[
+    llama::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    qwen3_moe::FAMILY,
+    phi3::FAMILY,
+    mistral::FAMILY,
+    gemma2::FAMILY,
+    gemma3::FAMILY,
+    gemma3::WITH_IMAGES,
+];
 
 /// A decoder in memory: weights alone, which all workers share.
 pub(crate) struct Decoder {
@@ -34,7 +55,6 @@ pub(crate) struct Decoder {
     layers: Vec<Layer>,
     norm: RmsNorm,
     logits: Logits,
-    ropes: Vec<Rope>,
     config: DecoderConfig,
     device: Device,
 }
@@ -47,14 +67,6 @@ enum Logits {
     Tied,
     /// Not at all: an embedder's.
     None,
-}
-
-/// The rows of a pass that belong to one sequence: the next `length` tokens after those in the cache.
-pub(crate) struct Segment<'a> {
-    pub(crate) cache: &'a mut Cache,
-    pub(crate) length: usize,
-    /// Where each row is; by default they count on from the cache's length.
-    pub(crate) positions: Option<Vec<Position>>,
 }
 
 impl Decoder {
@@ -107,32 +119,37 @@ impl Decoder {
         segments: &mut [Segment<'_>],
         mut after: impl FnMut(usize, Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let turns = self.turns(rows, segments)?;
-        let mut hidden = rows.clone();
+        let plan = self.plan(rows, segments)?;
+        let mut hidden = plan.rows.clone();
         for (index, layer) in self.layers.iter().enumerate() {
             let mut runs = Vec::with_capacity(segments.len());
-            for segment in segments.iter_mut() {
-                let (past, length) = (segment.cache.length(), segment.length);
-                runs.push(Run { memory: segment.cache.layer(index)?, past, length });
+            for (segment, (past, length)) in segments.iter_mut().zip(&plan.spans) {
+                runs.push(Run { memory: segment.cache.layer(index)?, past: *past, length: *length });
             }
-            let turns = turns.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
+            let turns =
+                plan.turns.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
             hidden = after(index, layer.forward(hidden, &mut Pass { turns, runs: &mut runs })?)?;
         }
-        for segment in segments {
-            segment.cache.advance(segment.length);
+        self.settle(rows, &plan, segments)?;
+        let hidden = self.norm.forward(&hidden)?;
+        match plan.wanted {
+            Some(wanted) => Ok(hidden.index_select(&Tensor::new(wanted, &self.device)?, 0)?),
+            None => Ok(hidden),
         }
-        self.norm.forward(&hidden)
     }
 
     /// Whole texts at once, of these lengths, for their hidden states alone: nothing is kept. `(tokens, width)` to
     /// `(tokens, width)`.
     pub(crate) fn encode(&self, rows: &Tensor, lengths: &[usize]) -> Result<Tensor> {
         let width = self.config.shared_heads.saturating_mul(self.config.head_size);
-        let mut caches =
-            lengths.iter().map(|_| Cache::new(0, width, &self.device)).collect::<Result<Vec<_>>>()?;
-        let segments = caches.iter_mut().zip(lengths);
-        let segments = segments.map(|(cache, length)| Segment { cache, length: *length, positions: None });
-        let turns = self.turns(rows, &segments.collect::<Vec<_>>())?;
+        let turns = {
+            let caches = lengths.iter().map(|_| Cache::new(0, width, &self.device));
+            let mut caches = caches.collect::<Result<Vec<_>>>()?;
+            let segments = caches.iter_mut().zip(lengths);
+            let segments =
+                segments.map(|(cache, length)| Segment { cache, length: *length, positions: None });
+            self.plan(rows, &segments.collect::<Vec<_>>())?.turns
+        };
         let mut memories: Vec<KeyValues> =
             lengths.iter().map(|_| KeyValues::new(width, &self.device)).collect::<Result<_>>()?;
         let mut hidden = rows.clone();
@@ -158,26 +175,6 @@ impl Decoder {
             Some(cap) => Ok(((logits / f64::from(cap))?.tanh()? * f64::from(cap))?),
             None => Ok(logits),
         }
-    }
-
-    /// The turns of each rotary embedding that its layers use, for the rows of a pass.
-    fn turns(&self, rows: &Tensor, segments: &[Segment<'_>]) -> Result<Vec<Turns>> {
-        let (count, width) = rows.dims2()?;
-        let covered = segments.iter().fold(0usize, |sum, segment| sum.saturating_add(segment.length));
-        if covered != count || width != self.config.width {
-            return Err(misfit("the segments do not cover the rows"));
-        }
-        for segment in segments {
-            if segment.positions.as_ref().is_some_and(|positions| positions.len() != segment.length) {
-                return Err(misfit("a segment has not a position for each row"));
-            }
-            let end = segment.cache.length().saturating_add(segment.length);
-            if end > self.config.context {
-                let context = self.config.context;
-                return Err(Error::InvalidInput(format!("{end} tokens; the model's context has {context}")));
-            }
-        }
-        Ok(self.ropes.iter().map(|rope| rope.turns(segments)).collect())
     }
 }
 

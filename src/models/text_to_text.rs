@@ -1,59 +1,281 @@
-//! Text to text: from a source's files to a model that answers batches. The list of families is here; what one family
-//! computes is left to its file.
+//! Text to text: from a source's files to a model that writes. What the families compute is one decoder with a
+//! configuration for each, in `decoder`; here is what surrounds it: configuration, tokenizer, chat template, limits,
+//! and the three roles of the actors' model contract.
+
+mod plan;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use model_actors::{Failure, Footprint, LoadContext, Model, TextToText, Weights};
+use candle_core::Tensor;
+use model_actors::{
+    Batch, Capability as _, Completion, Failure, Footprint, GenerateText, LoadContext, Model, Prompt,
+    TextToText, Weights,
+};
 
-use crate::device::Compute;
-use crate::error::Result;
-use crate::families::{self, Family};
-use crate::loader;
-use crate::source::{Files, read_json};
+use crate::device::{Compute, ComputeThreads};
+use crate::error::{Error, Result};
+use crate::generation::{ChatTemplate, Generation};
+use crate::loader::{LoadOptions, ModelLoader};
+use crate::models::decoder::{Cache, Decoder, Segment};
+use crate::models::streams::{self, Input, Part, Start, Steps, Streams};
+use crate::source::Source;
+use crate::tokens::{Specials, Tokens};
+pub(crate) use plan::Plan;
 
-/// The families, in the order that errors list them. A new one is its file and its line here.
-const FAMILIES: &[Family<Unsupported>] = &[];
-
-/// No family stands yet.
-struct Unsupported {}
-
-/// Everything about a model that its small files tell.
-pub(crate) struct Plan {
-    files: Files,
-}
+/// Tokens, of prompts and answers, that all texts of one worker may hold in its caches together. A text whose prompt
+/// and answer may become longer than what is free waits; one that alone may need more than this is cut there, as at
+/// the end of the context. The memory for them is counted in the footprint of each worker.
+const CACHE_TOKENS: usize = 8192;
 
 /// A model in memory, shared by its workers.
-pub(crate) struct SharedModel {}
-
-impl loader::Plan for Plan {
-    type Capability = TextToText;
-    type Loaded = SharedModel;
-
-    fn read(files: Files, context: &LoadContext) -> Result<Self> {
-        let config = files.required("config.json", context)?;
-        families::find(FAMILIES, "text to text", &config, &read_json(&config)?)?;
-        Ok(Self { files })
-    }
-
-    fn files(&self) -> &Files {
-        &self.files
-    }
-
-    fn footprint(&self, _: &LoadContext) -> Result<Footprint> {
-        Ok(Footprint::default())
-    }
-
-    fn load(self: &Arc<Self>, _: &Compute, _: &LoadContext) -> Result<SharedModel> {
-        Ok(SharedModel {})
-    }
+struct LoadedModel {
+    decoder: Decoder,
+    tokens: Tokens,
+    template: Option<ChatTemplate>,
+    end_tokens: Vec<u32>,
+    compute: Compute,
+    footprint: Footprint,
+    /// Steps that all of its workers have begun.
+    steps: AtomicU64,
 }
+
+pub(crate) struct SharedModel(Arc<LoadedModel>);
 
 impl Weights<TextToText> for SharedModel {
     fn footprint(&self) -> Footprint {
-        Footprint::default()
+        self.0.footprint
     }
 
     fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<TextToText>>, Failure> {
-        Err(Failure::stopped())
+        Ok(Box::new(TextGenerationModel::of(Arc::clone(&self.0))?))
     }
+}
+
+impl LoadedModel {
+    /// Most tokens of prompt and answer together.
+    fn longest(&self) -> usize {
+        self.decoder.context().min(CACHE_TOKENS)
+    }
+
+    /// A prompt's tokens.
+    fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        let tokens = match prompt {
+            Prompt::Raw(text) => self.tokens.encode_prompt(text, Specials::Added)?,
+            Prompt::Messages(messages) => {
+                let Some(template) = &self.template else {
+                    let reason = "the model has no chat template, so it takes a raw prompt, not messages";
+                    return Err(Error::InvalidInput(reason.to_owned()));
+                };
+                self.tokens.encode_prompt(&template.render(messages)?, Specials::AsWritten)?
+            }
+        };
+        if tokens.is_empty() {
+            return Err(Error::InvalidInput("the prompt has no tokens".to_owned()));
+        }
+        Ok(tokens)
+    }
+
+    /// The tokens that the answer to so long a prompt may have.
+    fn room_after(&self, prompt: usize) -> Result<usize> {
+        let longest = self.longest();
+        longest.checked_sub(prompt).filter(|room| *room > 0).ok_or_else(|| {
+            let limit = match longest < self.decoder.context() {
+                true => "a worker's caches hold",
+                false => "the model's context holds",
+            };
+            Error::InvalidInput(format!(
+                "the prompt has {prompt} tokens and the answer at least 1; {limit} {longest} tokens"
+            ))
+        })
+    }
+}
+
+/// A loaded text to text model without actors around it, for tools and for comparison: the very code that a worker
+/// runs. A clone shares the weights.
+///
+/// ```no_run
+/// use candle_actors::{Source, TextGenerationModel};
+/// use model_actors::GenerateText;
+/// # fn main() -> candle_actors::Result<()> {
+/// let model = TextGenerationModel::load(Source::repository("HuggingFaceTB/SmolLM2-135M-Instruct"))?;
+/// let answers = model.generate(&[GenerateText::from("Once upon a time"), GenerateText::from("The sun")])?;
+/// assert_eq!(answers.len(), 2);
+/// # Ok(())
+/// # }
+/// ```
+pub struct TextGenerationModel {
+    shared: Arc<LoadedModel>,
+    threads: ComputeThreads,
+}
+
+impl TextGenerationModel {
+    /// Loads a model onto the processor, for the calling thread alone.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the source, its files or its weights.
+    pub fn load(source: Source) -> Result<Self> {
+        Self::load_with(source, LoadOptions::default())
+    }
+
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// As [`TextGenerationModel::load`].
+    pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
+        Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+    }
+
+    fn of(shared: Arc<LoadedModel>) -> Result<Self> {
+        let threads = ComputeThreads::for_kernels(shared.compute.threads)?;
+        Ok(Self { shared, threads })
+    }
+
+    /// Another one over the same weights, with compute threads of its own.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the threads cannot be started.
+    pub fn try_clone(&self) -> Result<Self> {
+        Self::of(Arc::clone(&self.shared))
+    }
+
+    /// Most tokens of a prompt and its answer together: the model's context, or what a worker's caches hold, 8,192
+    /// tokens.
+    pub fn max_tokens(&self) -> usize {
+        self.shared.longest()
+    }
+
+    /// What it takes in memory.
+    pub fn footprint(&self) -> Footprint {
+        self.shared.footprint
+    }
+
+    /// Steps that this model and its clones have begun. A step reads a piece of a prompt or chooses a token, for all
+    /// texts that are written together.
+    pub fn steps(&self) -> u64 {
+        self.shared.steps.load(Ordering::SeqCst)
+    }
+
+    /// A prompt's tokens, as the model sees them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if it cannot be tokenized, or the chat template refuses it.
+    pub fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        self.shared.tokenize(prompt)
+    }
+
+    /// The text of tokens, without the special ones.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the tokenizer fails.
+    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
+        let failed = || Error::InvalidInput("the tokens cannot be decoded".to_owned());
+        self.shared.tokens.decode(tokens).ok_or_else(failed)
+    }
+
+    /// The logits after each of these tokens, one number for each token of the vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for a token that the model does not know or more than its context; [`Error::Compute`].
+    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        let decoder = &self.shared.decoder;
+        if let Some(unknown) = tokens.iter().find(|token| **token as usize >= decoder.vocabulary()) {
+            return Err(Error::InvalidInput(format!("the model has no token {unknown}")));
+        }
+        let logits = self.threads.run(|| {
+            let mut cache = decoder.cache()?;
+            let segment = Segment { cache: &mut cache, length: tokens.len(), positions: None };
+            decoder.logits(&decoder.forward(&decoder.embed(tokens)?, &mut [segment])?)
+        })?;
+        Ok(logits.to_vec2()?)
+    }
+
+    /// The whole texts, in order, written together.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with a request, or [`Error::Compute`]; either ends all.
+    pub fn generate(&self, requests: &[GenerateText]) -> Result<Vec<Completion>> {
+        let mut streams = Streams::new(CACHE_TOKENS);
+        for (key, request) in requests.iter().enumerate() {
+            TextToText::check(request).map_err(Error::InvalidInput)?;
+            streams.add(key, self.begin(request)?);
+        }
+        let mut answers: Vec<Option<Completion>> = requests.iter().map(|_| None).collect();
+        while streams.step(self)? {
+            for key in streams.keys() {
+                let Some(held) = streams.held(key).and_then(Option::take) else { continue };
+                if let Some(completion) = held.next?.finished {
+                    streams.remove(key);
+                    if let Some(answer) = answers.get_mut(key) {
+                        *answer = Some(completion);
+                    }
+                }
+            }
+        }
+        let missing = || Error::Compute(candle_core::Error::msg("a text was not finished"));
+        answers.into_iter().map(|answer| answer.ok_or_else(missing)).collect()
+    }
+}
+
+impl Model<TextToText> for TextGenerationModel {
+    fn run(&mut self, batch: &mut Batch<'_, TextToText>) -> Result<(), Failure> {
+        streams::serve(self, CACHE_TOKENS, batch)
+    }
+}
+
+/// What a worker keeps of one text.
+pub(crate) struct State {
+    cache: Cache,
+    prompt: Vec<u32>,
+}
+
+impl Steps<GenerateText> for TextGenerationModel {
+    type State = State;
+
+    fn begin(&self, request: &GenerateText) -> Result<Start<State>> {
+        let model = &*self.shared;
+        let prompt = model.tokenize(&request.prompt)?;
+        let vocabulary = model.decoder.vocabulary();
+        if let Some(unknown) = prompt.iter().find(|token| **token as usize >= vocabulary) {
+            let reason = format!("the prompt has the token {unknown}; the model knows {vocabulary}");
+            return Err(Error::InvalidInput(reason));
+        }
+        let max_tokens = request.max_tokens.min(model.room_after(prompt.len())?);
+        let ends = &model.end_tokens;
+        let generation =
+            Generation::new(&model.tokens, &request.sampling, &request.stop, max_tokens, &prompt, ends)?;
+        Ok(Start {
+            generation,
+            prompt: prompt.len(),
+            most: prompt.len() + max_tokens,
+            state: State { cache: model.decoder.cache()?, prompt },
+        })
+    }
+
+    fn step(&self, texts: &mut [Part<'_, State>]) -> Result<Option<Tensor>> {
+        self.shared.steps.fetch_add(1, Ordering::SeqCst);
+        self.threads.run(|| pass(&self.shared.decoder, texts))
+    }
+}
+
+/// One pass through the decoder for all texts.
+fn pass(decoder: &Decoder, texts: &mut [Part<'_, State>]) -> Result<Option<Tensor>> {
+    let (mut tokens, mut asked) = (Vec::new(), Vec::new());
+    let mut segments = Vec::with_capacity(texts.len());
+    for Part { state, input } in texts {
+        match &*input {
+            Input::Prompt { rows, .. } => tokens.extend(state.prompt.get(rows.clone()).into_iter().flatten()),
+            Input::Token(token) => tokens.push(*token),
+        }
+        if input.asks() {
+            asked.push(tokens.len().saturating_sub(1) as u32);
+        }
+        segments.push(Segment { cache: &mut state.cache, length: input.rows(), positions: None });
+    }
+    let hidden = decoder.forward(&decoder.embed(&tokens)?, &mut segments)?;
+    if asked.is_empty() {
+        return Ok(None);
+    }
+    let asked = Tensor::new(asked, hidden.device())?;
+    Ok(Some(decoder.logits(&hidden.index_select(&asked, 0)?)?))
 }

@@ -1,7 +1,8 @@
-//! Resizing, bit for bit as Pillow does it: a separable convolution whose kernel widens as the picture shrinks, first
-//! along the rows and then along the columns, in whole numbers with 22 bits behind the point, rounded to 8 bits after
-//! each. The crate `fast_image_resize` does the same faster, but with coefficients of 16 bits, which differs from
-//! Pillow by 1 here and there. Follows `Resample.c` and, for the nearest pixel, `Geometry.c` of Pillow.
+//! Resizing, bit for bit as Pillow 13 does it: a separable convolution whose kernel widens as the picture shrinks, along
+//! the rows and along the columns, in whole numbers with 22 bits behind the point, rounded to 8 bits after each. Which of
+//! the two comes first shows in the result, by a few steps of 255 where one side grows and the other shrinks; the rule
+//! was found by comparing with Pillow at some thousand sizes. The crate `fast_image_resize` always starts with the rows,
+//! and has coefficients of 16 bits.
 
 use model_actors::Picture;
 
@@ -53,7 +54,8 @@ impl Filter {
             Self::Hamming => match x.abs() {
                 0.0 => 1.0,
                 1.0.. => 0.0,
-                x => sinc(x) * (0.54 + 0.46 * (x * std::f64::consts::PI).cos()),
+                // The factors are 32 bits in Pillow too.
+                x => sinc(x) * (f64::from(0.54f32) + f64::from(0.46f32) * (x * std::f64::consts::PI).cos()),
             },
             Self::Bicubic => bicubic(x.abs()),
             Self::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
@@ -139,15 +141,26 @@ pub(crate) fn resize(picture: &Picture, width: usize, height: usize, filter: Fil
     if filter == Filter::Nearest {
         return Ok(nearest(picture, width, height));
     }
-    let rows = match picture.width == width {
-        true => picture.rgb.clone(),
-        false => along_rows(&picture.rgb, picture.width, &taps(picture.width, width, filter)),
+    let across = |rgb: Vec<u8>| match picture.width == width {
+        true => rgb,
+        false => along_rows(&rgb, picture.width, &taps(picture.width, width, filter)),
     };
-    let rgb = match picture.height == height {
-        true => rows,
-        false => along_columns(&rows, width * 3, &taps(picture.height, height, filter)),
+    let down = |rgb: Vec<u8>, width: usize| match picture.height == height {
+        true => rgb,
+        false => along_columns(&rgb, width * 3, &taps(picture.height, height, filter)),
+    };
+    let rgb = match columns_first((picture.width, picture.height), (width, height)) {
+        true => across(down(picture.rgb.clone(), picture.width)),
+        false => down(across(picture.rgb.clone()), width),
     };
     Ok(Picture { width, height, rgb })
+}
+
+/// Whether the height changes before the width, both sides as (width, height): it does where it loses more than twice
+/// as many pixels as the width.
+fn columns_first(old: (usize, usize), new: (usize, usize)) -> bool {
+    let lost = |old: usize, new: usize| old as i64 - new as i64;
+    new.1 < old.1 && lost(old.1, new.1) > 2 * lost(old.0, new.0)
 }
 
 fn along_rows(rgb: &[u8], width: usize, taps: &[Taps]) -> Vec<u8> {

@@ -147,7 +147,7 @@ enum Channels {
 }
 
 const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const CLIP_DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const CLIP_DEVIATION: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
 const FILE: &str = "preprocessor_config.json";
 /// Where newer releases of transformers put the same, under `image_processor`.
 const NEW_FILE: &str = "processor_config.json";

@@ -3,13 +3,15 @@
 Each folder is laid out like a published repository: configuration, weights, tokenizer with a chat template,
 generation settings. `expected.json` holds prompts as token numbers with 64 greedy tokens each;
 `expected.safetensors` the logits (for each prompt after its last token and after all greedy ones, and for one prompt
-after every token). Call:
+after every token). Folders that begin with `gguf_` hold a GGUF file instead, its matrices in blocks; their logits are
+those of the weights that the blocks stand for. Call:
 
     python decoders.py [FAMILY ...]
 
-Needs the PyPI packages torch, transformers, tokenizers and safetensors.
+Needs the PyPI packages torch, transformers, tokenizers, safetensors and gguf.
 """
 
+import copy
 import json
 import math
 import shutil
@@ -206,6 +208,14 @@ FAMILIES = {
                        sliding_attention=dict(rope_type="default", rope_theta=10000.0),
                        full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1e6))),
 }
+# In GGUF: the type of each family's matrices, and what is unlike the family above.
+GGUF = {
+    "llama": ("Q8_0", {}),
+    "qwen2": ("Q4_0", dict(use_sliding_window=False, rope_parameters=dict(rope_type="default", rope_theta=1e6))),
+    "qwen3": ("Q5_1", {}),
+    "phi3": ("Q8_0", dict(sliding_window=16)),
+    "gemma3": ("Q4_1", dict(query_pre_attn_scalar=16)),
+}
 HALF = {"llama_f16": torch.float16, "mistral": torch.bfloat16}
 SHARDED = {"llama_f16"}
 
@@ -217,16 +227,30 @@ def randomize(model, seed):
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             noise = torch.randn(tensor.shape, generator=generator)
-            if "norm" in name:
+            if gemma and "post_attention" in name:
+                # What attention brings has to outweigh the token itself, or texts are one token again and again.
+                tensor.copy_(1.5 + 0.5 * noise)
+            elif gemma and ("q_proj" in name or "k_proj" in name):
+                tensor.copy_(noise * 3.0 / math.sqrt(tensor.shape[-1]))
+            elif gemma and ("q_norm" in name or "k_norm" in name):
+                tensor.copy_(1.0 + 0.5 * noise)
+            elif "norm" in name:
                 tensor.copy_((0.0 if gemma else 1.0) + 0.3 * noise)
             elif name.endswith("bias"):
                 tensor.copy_(0.2 * noise)
             elif "embed_tokens" in name:
-                tensor.copy_(noise * (0.35 if model.config.tie_word_embeddings else 1.0))
+                size = 0.15 if gemma else 0.35 if model.config.tie_word_embeddings else 1.0
+                tensor.copy_(noise * size)
             elif "lm_head" in name:
                 tensor.copy_(noise * 0.4)
             else:
                 tensor.copy_(noise * 1.2 / math.sqrt(tensor.shape[-1]))
+
+
+def round_to(model, dtype):
+    """Weights as the file will have them; the computation stays in 32 bits."""
+    for tensor in model.parameters():
+        tensor.data = tensor.data.to(dtype).float()
 
 
 @torch.no_grad()
@@ -260,29 +284,29 @@ def answers(model, prompts, special):
     found = []
     for prompt in prompts:
         result = greedy(model, prompt)
-        if result is None or len(set(result[0])) < 12 or special & set(result[0]):
+        if result is None or len(set(result[0])) < 10 or special & set(result[0]):
             return None
         found.append(result)
     return found
 
 
-def seeded(config, prompts, special, dtype):
+def seeded(config, prompts, special, rounding):
     """The first seed whose texts vary and whose best tokens are clear at each step."""
     for seed in range(400):
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         randomize(model, seed)
-        model = model.to(dtype).float()
+        rounding(model)
         found = answers(model, prompts, special)
         if found is not None:
             return seed, model, found
     raise SystemExit("no seed gives a text that varies")
 
 
-def configuration(family, tokenizer):
+def configuration(family, tokenizer, changes=None):
     """The configuration with the tokenizer's numbers in it."""
     beginning, ends, _, _ = special_of(family)
     number = tokenizer.token_to_id
-    settings = dict(SIZES, **FAMILIES[family])
+    settings = {**SIZES, **FAMILIES[family], **(changes or {})}
     settings["bos_token_id"] = number(beginning) if beginning else None
     settings["eos_token_id"] = number(ends[0])
     settings["pad_token_id"] = number(ends[-1])
@@ -333,18 +357,205 @@ def make(family):
     prompts = prompts_of(tokenizer)
     ends = {tokenizer.token_to_id(token) for token in special_of(family)[3] + special_of(family)[1]}
     dtype = HALF.get(family, torch.float32)
-    seed, model, found = seeded(config, prompts, ends, dtype)
+    seed, model, found = seeded(config, prompts, ends, lambda model: round_to(model, dtype))
     size = "90KB" if family in SHARDED else "5GB"
-    model.to(dtype).save_pretrained(folder, max_shard_size=size)
+    copy.deepcopy(model).to(dtype).save_pretrained(folder, max_shard_size=size)
     (folder / "generation_config.json").unlink(missing_ok=True)
     save_tokenizer(folder, family, tokenizer, template)
-    save_expected(folder, prompts, found, model.float())
+    save_expected(folder, prompts, found, model)
+    tell(family, folder, seed, prompts, found, tokenizer)
+
+
+def tell(family, folder, seed, prompts, found, tokenizer):
+    """What was made."""
     total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     distinct = [len(set(tokens)) for tokens, _ in found]
     print(f"{family}: seed {seed}, {total // 1024} KiB, distinct greedy tokens {distinct}, prompts of "
           f"{[len(prompt) for prompt in prompts]} tokens, vocabulary {tokenizer.get_vocab_size()}", flush=True)
 
 
+NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "self_attn.qkv_proj": "attn_qkv", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}
+GEMMA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def gguf_name(family, name):
+    """A tensor's name in GGUF files."""
+    stem, end = name.rsplit(".", 1)
+    if stem in NAMES:
+        return f"{NAMES[stem]}.{end}"
+    _, _, layer, part = stem.split(".", 3)
+    names = {**NAMES, **GEMMA_NAMES} if family == "gemma3" else NAMES
+    return f"blk.{layer}.{names[part]}.{end}"
+
+
+def gguf_round(model, kind):
+    """Matrices as their blocks stand for them."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[kind]
+    for tensor in model.parameters():
+        if tensor.dim() == 2:
+            blocks = gguf.quants.quantize(tensor.detach().numpy(), kind)
+            tensor.data = torch.from_numpy(gguf.quants.dequantize(blocks, kind)).float()
+
+
+def permuted(tensor, heads):
+    """The order that llama.cpp has the rows of a head in."""
+    return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
+
+
+def gguf_tensors(writer, family, model, kind):
+    """All tensors, matrices in blocks."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[kind]
+    config = model.config
+    for name, tensor in model.named_parameters():
+        values = tensor.detach().clone()
+        if family == "gemma3" and "norm" in name:
+            values += 1
+        if family == "llama" and "q_proj" in name:
+            values = permuted(values, config.num_attention_heads)
+        if family == "llama" and "k_proj" in name:
+            values = permuted(values, config.num_key_value_heads)
+        if values.dim() == 2:
+            writer.add_tensor(gguf_name(family, name), gguf.quants.quantize(values.numpy(), kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(gguf_name(family, name), values.numpy())
+
+
+def gguf_ropes(writer, family, config):
+    """How rotary embeddings are stretched, which GGUF files tell in tensors."""
+    rope = config.rope_parameters
+    if family == "llama":
+        plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+        model = AutoModelForCausalLM.from_config(config)
+        writer.add_tensor("rope_freqs.weight", (plain / model.model.rotary_emb.inv_freq).numpy())
+    elif family == "phi3":
+        for name in ["long", "short"]:
+            factors = torch.tensor(rope[f"{name}_factor"], dtype=torch.float32)
+            writer.add_tensor(f"rope_factors_{name}.weight", factors.numpy())
+        original = config.original_max_position_embeddings
+        writer.add_rope_scaling_orig_ctx_len(original)
+        scale = config.max_position_embeddings / original
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(scale) / math.log(original)))
+    elif family == "gemma3":
+        import gguf
+
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["full_attention"]["factor"])
+
+
+def gguf_settings(writer, family, config):
+    """The metadata that the decoder needs."""
+    rope = config.rope_parameters
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(rope["full_attention"]["rope_theta"] if family == "gemma3" else rope["rope_theta"])
+    writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
+    writer.add_vocab_size(config.vocab_size)
+    if family in ["qwen3", "gemma3"]:
+        writer.add_key_length(size)
+        writer.add_value_length(size)
+    if family in ["phi3", "gemma3"]:
+        writer.add_sliding_window(config.sliding_window)
+
+
+def gguf_tokenizer(writer, family, tokenizer, template):
+    """The metadata that the tokenizer needs."""
+    import gguf
+
+    beginning, ends, unknown, special = special_of(family)
+    model = json.loads(tokenizer.to_str())["model"]
+    tokens = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
+    kinds = []
+    for token in tokens:
+        kind = gguf.TokenType.NORMAL
+        if token == unknown and token not in special:
+            kind = gguf.TokenType.UNKNOWN
+        elif token in tokenizer.get_added_tokens_decoder_names:
+            kind = gguf.TokenType.CONTROL
+        elif model.get("byte_fallback") and len(token) == 6 and token.startswith("<0x"):
+            kind = gguf.TokenType.BYTE
+        kinds.append(kind)
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    if model.get("byte_fallback"):
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores([-float(index) for index in range(len(tokens))])
+        writer.add_add_space_prefix(family != "gemma3")
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm" if family == "llama" else "qwen2")
+        writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+    writer.add_add_bos_token(tokenizer.post_processor is not None)
+    writer.add_eos_token_id(tokenizer.token_to_id(ends[0]))
+    if beginning:
+        writer.add_bos_token_id(tokenizer.token_to_id(beginning))
+    writer.add_pad_token_id(tokenizer.token_to_id(ends[-1]))
+    writer.add_chat_template(template)
+
+
+class Named:
+    """A tokenizer with the names of its added tokens at hand."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder().values()
+        self.get_added_tokens_decoder_names = {token.content for token in added}
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+
+def make_gguf(family):
+    """One folder with a GGUF file and nothing beside it that a model needs."""
+    import gguf
+
+    folder = FIXTURES / f"gguf_{family}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    kind, changes = GGUF[family]
+    tokenizer, template = tokenizer_of(family)
+    config = configuration(family, tokenizer, changes)
+    prompts = prompts_of(tokenizer)
+    ends = {tokenizer.token_to_id(token) for token in special_of(family)[3] + special_of(family)[1]}
+    seed, model, found = seeded(config, prompts, ends, lambda model: gguf_round(model, kind))
+    writer = gguf.GGUFWriter(folder / f"tiny-{family}-{kind}.gguf", family)
+    gguf_settings(writer, family, config)
+    gguf_tokenizer(writer, family, Named(tokenizer), template)
+    gguf_ropes(writer, family, config)
+    gguf_tensors(writer, family, model, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    save_expected(folder, prompts, found, model)
+    expected = json.loads((folder / "expected.json").read_text())
+    expected["texts"] = [{"text": text, "tokens": tokenizer.encode(text).ids} for text in TEXTS]
+    (folder / "expected.json").write_text(json.dumps(expected, ensure_ascii=False) + "\n")
+    tell(f"gguf_{family}", folder, seed, prompts, found, tokenizer)
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or FAMILIES:
-        make(name)
+    for name in sys.argv[1:] or [*FAMILIES, *(f"gguf_{family}" for family in GGUF)]:
+        if name.startswith("gguf_"):
+            make_gguf(name.removeprefix("gguf_"))
+        else:
+            make(name)

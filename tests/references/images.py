@@ -103,6 +103,11 @@ def jpegs(rgb):
     (FOLDER / "trailing.jpg").write_bytes(whole + b"\0" * 20)
     large = Image.fromarray(scene(181, 97, seed=5))
     save("larger_420.jpg", large, quality=85)
+    save("larger_progressive.jpg", large, quality=30, progressive=True)
+    save("strong_420.jpg", large, quality=100)
+    for width, height in ((1, 1), (2, 2), (3, 5), (5, 3), (17, 1), (1, 17), (16, 16)):
+        tiny = Image.fromarray(scene(width, height, seed=7))
+        save(f"tiny_{width}x{height}.jpg", tiny, quality=90, subsampling=2)
 
 
 def webps(rgb, alpha):

@@ -83,7 +83,8 @@ def randomize(model, seed, scale=1.0):
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
-                around = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
+                is_norm = "norm" in name.lower() or ".ln" in name or "_ln." in name
+                around = 1.0 if is_norm and name.endswith("weight") else 0.0
                 parameter.copy_(around + 0.1 * noise)
             elif "embed" in name or "wte" in name or "pos_emb" in name:
                 # Positions louder than words: a text that does not depend on where it stands soon runs in a circle.
@@ -212,7 +213,279 @@ def blip(pictures, seed):
     cases.save()
 
 
-FAMILIES = {"blip": blip}
+# LLaVA --------------------------------------------------------------------------------------------------------------
+
+
+def sentencepiece(size, more):
+    """As Llama's: words with a mark before them, single bytes for what is not known."""
+    trainer = trainers.BpeTrainer(vocab_size=size - 259, show_progress=False)
+    plain = Tokenizer(models.BPE())
+    plain.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    plain.train_from_iterator(sentences(), trainer)
+    learned = json.loads(plain.to_str())["model"]
+    words = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    words += sorted(learned["vocab"], key=learned["vocab"].get)
+    merges = [tuple(merge) for merge in learned["merges"]]
+    model = models.BPE({word: index for index, word in enumerate(words)}, merges, unk_token="<unk>", fuse_unk=True,
+                       byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = plain.normalizer
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                           decoders.Strip(" ", 1, 0)])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"] + more)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s>:1 $B:1", [("<s>", 1)])
+    return tokenizer
+
+
+def ask(tokenizer, template, question):
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": content}]
+    return fast.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+
+
+def expand(ids, token, count):
+    at = ids.index(token)
+    return ids[:at] + [token] * count + ids[at + 1:]
+
+
+def clip_and_llama(tokenizer):
+    vision = dict(model_type="clip_vision_model", hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+                  num_attention_heads=4, image_size=28, patch_size=7, projection_dim=32, vocab_size=512)
+    text = dict(model_type="llama", hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                num_key_value_heads=2, vocab_size=tokenizer.get_vocab_size() + 3, max_position_embeddings=512,
+                rms_norm_eps=1e-5)
+    return vision, text
+
+
+def published_llava(name):
+    """The names that the published files have; transformers renames when it loads."""
+    for old, new in [("model.vision_tower.vision_model.", "vision_tower.vision_model."),
+                     ("model.vision_tower.", "vision_tower.vision_model."),
+                     ("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."),
+                     ("model.multi_modal_projector.", "multi_modal_projector."),
+                     ("model.image_newline", "image_newline")]:
+        if name.startswith(old):
+            return new + name[len(old):]
+    raise KeyError(name)
+
+
+def save_llava(cases, config, tokenizer, template, preprocessor, processor, model, **saving):
+    cases.folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(cases.folder)
+    tokenizer.save(str(cases.folder / "tokenizer.json"))
+    write_json(cases.folder / "tokenizer_config.json", dict(
+        tokenizer_class="LlamaTokenizer", bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
+        add_bos_token=True, add_eos_token=False, model_max_length=1000000000000000019884624838656))
+    write_json(cases.folder / "chat_template.json", {"chat_template": template})
+    write_json(cases.folder / "preprocessor_config.json", preprocessor)
+    write_json(cases.folder / "processor_config.json", processor)
+    tensors = {published_llava(name): tensor for name, tensor in model.state_dict().items()
+               if not name.endswith("position_ids")}
+    save_weights(cases.folder, tensors, **saving)
+
+
+def clip_preprocessor(processor, kind, **more):
+    return dict(crop_size={"height": 28, "width": 28}, do_center_crop=True, do_convert_rgb=True, do_normalize=True,
+                do_rescale=True, do_resize=True, image_mean=processor.image_mean, image_processor_type=kind,
+                image_std=processor.image_std, resample=3, rescale_factor=1 / 255, size={"shortest_edge": 28}, **more)
+
+
+def answers(cases, model, tokenizer, image, question, ids, pixels, features, end, **inputs):
+    out = model.generate(input_ids=torch.tensor([ids]), **inputs, max_new_tokens=TOKENS, do_sample=False,
+                         eos_token_id=end, pad_token_id=0, output_logits=True, return_dict_in_generate=True)
+    tokens = out.sequences[0, len(ids):].tolist()
+    text = tokenizer.decode(tokens)
+    cases.add(image, question, ids, pixels, features, tokens, [step[0] for step in out.logits], text, answer=text)
+
+
+def llava(pictures, seed):
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    cases = Cases("llava")
+    tokenizer = sentencepiece(420, ["<image>", "<pad>"])
+    image_token = tokenizer.token_to_id("<image>")
+    vision, text = clip_and_llama(tokenizer)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, image_seq_length=16)
+    config.architectures = ["LlavaForConditionalGeneration"]
+    model = randomize(LlavaForConditionalGeneration(config), seed, 1.5)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    extra = dict(patch_size=7, vision_feature_select_strategy="default", image_token="<image>",
+                 num_additional_image_tokens=1, processor_class="LlavaProcessor")
+    save_llava(cases, config, tokenizer, CHAT_IMAGE_FIRST, clip_preprocessor(processor, "CLIPImageProcessor"), extra,
+               model, shards=3)
+    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it.")]:
+        pixels = processor(pictures[image], return_tensors="pt")["pixel_values"]
+        ids = tokenizer.encode(ask(tokenizer, CHAT_IMAGE_FIRST, question)).ids
+        features = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output[0]
+        answers(cases, model, tokenizer, image, question, expand(ids, image_token, 16), pixels, features, 2,
+                pixel_values=pixels)
+    cases.save()
+
+
+def llava_next(pictures, seed):
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    cases = Cases("llava_next")
+    tokenizer = sentencepiece(420, ["<image>", "<pad>"])
+    image_token = tokenizer.token_to_id("<image>")
+    vision, text = clip_and_llama(tokenizer)
+    grids = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
+    config = LlavaNextConfig(vision_config=vision, text_config=text, image_token_index=image_token,
+                             image_grid_pinpoints=grids)
+    config.architectures = ["LlavaNextForConditionalGeneration"]
+    model = randomize(LlavaNextForConditionalGeneration(config), seed, 1.5)
+    # Saved as bfloat16, and so rounded before they are computed with.
+    model = model.to(torch.bfloat16).float()
+    processor = LlavaNextImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28},
+                                           image_grid_pinpoints=grids)
+    extra = dict(patch_size=7, vision_feature_select_strategy="default", image_token="<image>",
+                 num_additional_image_tokens=1, processor_class="LlavaNextProcessor")
+    preprocessor = clip_preprocessor(processor, "LlavaNextImageProcessor", do_pad=True, image_grid_pinpoints=grids,
+                                     aspect_ratio_setting="anyres")
+    save_llava(cases, config, tokenizer, CHAT_INSTRUCT, preprocessor, extra, model, dtype=torch.bfloat16)
+    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it."),
+                            ("square", "Is it a square?")]:
+        inputs = processor(pictures[image], return_tensors="pt")
+        features = model.model.get_image_features(**inputs, return_dict=True).pooler_output
+        features = features[0] if isinstance(features, (list, tuple)) else features
+        ids = tokenizer.encode(ask(tokenizer, CHAT_INSTRUCT, question)).ids
+        answers(cases, model, tokenizer, image, question, expand(ids, image_token, len(features)),
+                inputs["pixel_values"][0], features, 2, **inputs)
+    cases.save()
+
+
+# Qwen3-VL -----------------------------------------------------------------------------------------------------------
+
+
+def byte_level(size, special):
+    tokenizer = Tokenizer(models.BPE())
+    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    from tokenizers import Regex
+
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  show_progress=False)
+    tokenizer.train_from_iterator(sentences(), trainer)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, use_regex=False, trim_offsets=False)
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def qwen3_vl(pictures, seed):
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    cases = Cases("qwen3_vl")
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+               "<|video_pad|>"]
+    tokenizer = byte_level(380, special)
+    token = tokenizer.token_to_id
+    rope = {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"}
+    text = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                head_dim=16, vocab_size=tokenizer.get_vocab_size() + 5, max_position_embeddings=512,
+                rope_parameters=rope | {"rope_theta": 5000000.0}, rms_norm_eps=1e-6)
+    vision = dict(depth=3, hidden_size=32, intermediate_size=48, num_heads=2, patch_size=8, spatial_merge_size=2,
+                  temporal_patch_size=2, out_hidden_size=48, num_position_embeddings=36,
+                  deepstack_visual_indexes=[0, 1])
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, image_token_id=token("<|image_pad|>"),
+                           video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
+                           vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True)
+    config.text_config.tie_word_embeddings = True
+    config.architectures = ["Qwen3VLForConditionalGeneration"]
+    model = randomize(Qwen3VLForConditionalGeneration(config), seed, 1.5)
+    model.tie_weights()
+    size = {"shortest_edge": 1024, "longest_edge": 10240}
+    processor = Qwen2VLImageProcessorPil(size=size, patch_size=8, merge_size=2, temporal_patch_size=2,
+                                         image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    cases.folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(cases.folder)
+    # As the published file has it.
+    saved = json.loads((cases.folder / "config.json").read_text())
+    saved["text_config"].pop("rope_parameters", None)
+    saved["text_config"] |= {"rope_scaling": rope, "rope_theta": 5000000}
+    write_json(cases.folder / "config.json", saved)
+    tokenizer.save(str(cases.folder / "tokenizer.json"))
+    write_json(cases.folder / "tokenizer_config.json", dict(
+        tokenizer_class="Qwen2Tokenizer", bos_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        unk_token=None, add_bos_token=False, model_max_length=262144))
+    write_json(cases.folder / "chat_template.json", {"chat_template": CHAT_VISION_PAD})
+    write_json(cases.folder / "generation_config.json", dict(
+        eos_token_id=[token("<|im_end|>"), token("<|endoftext|>")], pad_token_id=token("<|endoftext|>")))
+    write_json(cases.folder / "preprocessor_config.json", dict(
+        size=size, patch_size=8, temporal_patch_size=2, merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+        processor_class="Qwen3VLProcessor", image_processor_type="Qwen2VLImageProcessorFast"))
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    save_weights(cases.folder, tensors)
+    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it."),
+                            ("square", "Is it a square?")]:
+        inputs = processor(pictures[image], return_tensors="pt")
+        _, high, wide = inputs["image_grid_thw"][0].tolist()
+        pixels = inputs["pixel_values"].reshape(high // 2, wide // 2, 2, 2, 3, 2, 8, 8)[:, :, :, :, :, 0]
+        pixels = pixels.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, high * 8, wide * 8)
+        model.model.rope_deltas = None
+        features = model.model.get_image_features(**inputs, return_dict=True).pooler_output[0]
+        ids = tokenizer.encode(ask(tokenizer, CHAT_VISION_PAD, question)).ids
+        ids = expand(ids, token("<|image_pad|>"), len(features))
+        types = torch.tensor([[int(id == token("<|image_pad|>")) for id in ids]])
+        answers(cases, model, tokenizer, image, question, ids, pixels, features,
+                [token("<|im_end|>"), token("<|endoftext|>")], mm_token_type_ids=types, **inputs)
+    cases.save()
+
+
+# Moondream 2 --------------------------------------------------------------------------------------------------------
+
+
+def moondream(pictures, seed):
+    from moondream import Moondream
+
+    cases = Cases("moondream")
+    tokenizer = byte_level(380, ["<|endoftext|>"])
+    end = tokenizer.token_to_id("<|endoftext|>")
+    prompts = {name: tokenizer.encode(text).ids for name, text in
+               [("prefix", "\n\nQuestion: "), ("suffix", "\n\nAnswer:"), ("normal", "\n\nCaption:")]}
+    config = dict(
+        text=dict(dim=48, ff_dim=80, n_layers=2, vocab_size=tokenizer.get_vocab_size() + 3, max_context=512, n_heads=3,
+                  prefix_attn=26),
+        vision=dict(enc_dim=32, enc_patch_size=14, enc_n_layers=2, enc_ff_dim=48, enc_n_heads=2, proj_inner_dim=64,
+                    proj_out_dim=48, crop_size=70, in_channels=3, max_crops=12, overlap_margin=1),
+        tokenizer=dict(bos_id=end, eos_id=end, templates={
+            "caption": {"short": prompts["normal"], "normal": prompts["normal"]},
+            "query": {"prefix": prompts["prefix"], "suffix": prompts["suffix"]}, "detect": None, "point": None}))
+    model = randomize(Moondream(config), seed, 1.2)
+    cases.folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(cases.folder / "tokenizer.json"))
+    write_json(cases.folder / "tokenizer_config.json", dict(
+        tokenizer_class="CodeGenTokenizer", bos_token="<|endoftext|>", eos_token="<|endoftext|>",
+        unk_token="<|endoftext|>", model_max_length=512))
+    write_json(cases.folder / "config.json", dict(
+        architectures=["HfMoondream"], auto_map={"AutoConfig": "hf_moondream.HfConfig",
+                                                 "AutoModelForCausalLM": "hf_moondream.HfMoondream"},
+        config=config, model_type="moondream1", torch_dtype="float16"))
+    model = model.half().float()
+    save_weights(cases.folder, {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+                 dtype=torch.float16)
+    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it."),
+                            ("large", "")]:
+        crops, tiling = model.crops(pictures[image])
+        features = model.vision(crops, tiling)
+        asked = prompts["prefix"] + tokenizer.encode(question).ids + prompts["suffix"] if question else prompts["normal"]
+        tokens, logits = model.generate(features, [end] + asked, TOKENS, end)
+        text = tokenizer.decode(tokens)
+        # A placeholder for each row of the image.
+        prompt = [end] * (1 + len(features)) + asked
+        cases.add(image, question, prompt, crops, features, tokens, logits, text, answer=text, tiling=tiling)
+    cases.save()
+
+
+FAMILIES = {"blip": blip, "llava": llava, "llava_next": llava_next, "qwen3_vl": qwen3_vl, "moondream": moondream}
 
 
 def main():

@@ -1,6 +1,6 @@
 //! What a decoder remembers of one sequence.
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use model_actors::Bytes;
 
 use super::misfit;
@@ -12,12 +12,14 @@ use crate::kernels::causal::KeyValues;
 pub(crate) struct Cache {
     layers: Vec<KeyValues>,
     length: usize,
+    /// The rows that it was made from, as long as they may have to be computed once more.
+    inputs: Vec<Tensor>,
 }
 
 impl Cache {
     pub(super) fn new(layers: usize, width: usize, device: &Device) -> Result<Self> {
         let layers = (0..layers).map(|_| KeyValues::new(width, device)).collect::<Result<_>>()?;
-        Ok(Self { layers, length: 0 })
+        Ok(Self { layers, length: 0, inputs: Vec::new() })
     }
 
     /// Tokens that it holds.
@@ -27,16 +29,26 @@ impl Cache {
 
     /// Bytes that it takes now.
     pub(crate) fn bytes(&self) -> Bytes {
-        Bytes(self.layers.iter().map(KeyValues::bytes).sum())
+        let inputs = self.inputs.iter().map(|rows| 4 * rows.elem_count() as u64).sum::<u64>();
+        Bytes(self.layers.iter().map(KeyValues::bytes).sum::<u64>() + inputs)
     }
 
     /// Forgets the sequence, keeping the memory for another.
     pub(crate) fn clear(&mut self) {
         self.length = 0;
+        self.inputs.clear();
     }
 
-    pub(super) fn advance(&mut self, tokens: usize) {
-        self.length += tokens;
+    pub(super) fn inputs(&self) -> &[Tensor] {
+        &self.inputs
+    }
+
+    pub(super) fn advance(&mut self, length: usize, rows: Option<Tensor>) {
+        self.length = length;
+        match rows {
+            Some(rows) => self.inputs.push(rows),
+            None => self.inputs.clear(),
+        }
     }
 
     pub(super) fn layer(&mut self, index: usize) -> Result<&mut KeyValues> {

@@ -2,10 +2,11 @@
 
 use candle_core::Tensor;
 
+use super::experts::{Experts, Gated};
 use crate::error::Result;
 use crate::kernels::Activation;
 use crate::kernels::causal::{CausalAttention, Run};
-use crate::kernels::gated::{RmsNorm, gated};
+use crate::kernels::gated::RmsNorm;
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rotary::Turns;
 
@@ -28,14 +29,7 @@ pub(super) struct Layer {
 /// A layer's second half.
 pub(super) enum Feed {
     Dense(Gated),
-}
-
-/// A gated network.
-pub(super) struct Gated {
-    /// Gate and up in one product.
-    pub(super) wide: PackedLinear,
-    pub(super) narrow: PackedLinear,
-    pub(super) activation: Activation,
+    Experts(Experts),
 }
 
 /// What a pass's rows are to each layer.
@@ -67,13 +61,7 @@ impl Feed {
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(gated) => gated.forward(input),
+            Self::Experts(experts) => experts.forward(input),
         }
-    }
-}
-
-impl Gated {
-    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let wide = gated(&self.wide.forward(input, Activation::Identity)?, self.activation)?;
-        self.narrow.forward(&wide, Activation::Identity)
     }
 }

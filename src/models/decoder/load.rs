@@ -7,7 +7,8 @@ use model_actors::LoadContext;
 use super::config::{
     Bias, DecoderConfig, FeedForward, Fusion, Head, HeadNorms, LayerConfig, NormWeight, Norms,
 };
-use super::layer::{Feed, Gated, Layer};
+use super::experts::{Experts, Gated};
+use super::layer::{Feed, Layer};
 use super::{Decoder, Logits};
 use crate::error::Result;
 use crate::kernels::causal::CausalAttention;
@@ -16,8 +17,8 @@ use crate::kernels::packed::PackedLinear;
 use crate::weights::{WeightFiles, WeightReader};
 
 /// What names in a file may begin with, where the decoder was saved as a part of a larger model.
-pub(super) const PREFIXES: [&str; 5] =
-    ["model.", "", "language_model.model.", "model.language_model.", "language_model."];
+pub(super) const PREFIXES: [&str; 6] =
+    ["model.", "", "language_model.model.", "model.language_model.", "language_model.", "embedding_model."];
 /// The names of the matrix that makes logits.
 pub(super) const HEADS: [&str; 3] =
     ["lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight"];
@@ -53,15 +54,7 @@ pub(super) fn load(config: &DecoderConfig, tensors: &dyn Tensors, device: &Devic
         Head::Own if tensors.has_head() => Logits::Own(tensors.head(config.vocabulary, config.width)?),
         Head::Own | Head::Tied => Logits::Tied,
     };
-    Ok(Decoder {
-        words,
-        layers,
-        norm,
-        logits,
-        ropes: config.ropes.clone(),
-        config: config.clone(),
-        device: device.clone(),
-    })
+    Ok(Decoder { words, layers, norm, logits, config: config.clone(), device: device.clone() })
 }
 
 fn norm(config: &DecoderConfig, tensors: &dyn Tensors, name: &str, length: usize) -> Result<RmsNorm> {
@@ -157,7 +150,16 @@ impl Builder<'_> {
     fn feed(&self, layer: &LayerConfig) -> Result<Feed> {
         match layer.feed_forward {
             FeedForward::Dense { middle } => Ok(Feed::Dense(self.gated("mlp", middle)?)),
-            FeedForward::Experts { .. } => Err(super::misfit("experts")),
+            FeedForward::Experts { middle, count, chosen, weights } => {
+                let router = self.linear(&[("mlp.gate", count)], self.config.width, Bias::No)?;
+                let experts = (0..count).map(|expert| self.gated(&format!("mlp.experts.{expert}"), middle));
+                Ok(Feed::Experts(Experts {
+                    router,
+                    experts: experts.collect::<Result<_>>()?,
+                    chosen,
+                    weights,
+                }))
+            }
         }
     }
 

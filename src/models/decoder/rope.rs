@@ -7,10 +7,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::Segment;
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::rotary::{Frequencies, Turns};
+use crate::kernels::rotary::{Frequencies, Position, Turns};
 
 /// A rotary embedding.
 #[derive(Debug, Clone)]
@@ -58,6 +57,11 @@ pub(super) struct RopeSettings {
 }
 
 impl RopeSettings {
+    /// Whether the file tells kinds of layers apart.
+    pub(super) fn has_kinds(&self) -> bool {
+        self.rope_parameters.as_ref().is_some_and(|value| value.get("full_attention").is_some())
+    }
+
     /// The parameters of all layers, or those of the layers of one kind where the file tells kinds apart.
     pub(super) fn parameters(&self, file: &Path, kind: Option<&str>) -> Result<RopeParameters> {
         let value = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
@@ -270,21 +274,24 @@ impl Rope {
         Ok(())
     }
 
-    /// The turns of the rows of a pass.
-    pub(super) fn turns(&self, segments: &[Segment<'_>]) -> Turns {
+    /// The length of a sequence beyond which it is another one.
+    pub(super) fn limit(&self) -> Option<usize> {
+        self.long.as_ref().map(|(limit, _)| *limit)
+    }
+
+    /// The turns of the rows of a pass. Each sequence is in its cache up to a token, then come so many rows, and they
+    /// may have positions of their own.
+    pub(super) fn turns(&self, sequences: &[(&(usize, usize), &Option<Vec<Position>>)]) -> Turns {
         let mut turns = Turns::new(self.frequencies.steps.len());
-        for segment in segments {
-            let past = segment.cache.length();
+        for ((past, length), positions) in sequences {
+            let end = past + length;
             let frequencies = match &self.long {
-                Some((original, long)) if past + segment.length > *original => long,
+                Some((limit, long)) if end > *limit => long,
                 _ => &self.frequencies,
             };
-            match &segment.positions {
+            match positions {
                 Some(positions) => turns.extend(frequencies, positions.iter().copied()),
-                None => {
-                    let places = past..past + segment.length;
-                    turns.extend(frequencies, places.map(|place| [place as u32; 3]));
-                }
+                None => turns.extend(frequencies, (*past..end).map(|place| [place as u32; 3])),
             }
         }
         turns

@@ -45,6 +45,10 @@ pub(super) struct Settings {
 #[serde(default)]
 pub(super) struct Windows {
     pub(super) sliding_window: Option<usize>,
+    /// Qwen's switch for it.
+    use_sliding_window: bool,
+    /// The first layer that has it, in Qwen's.
+    pub(super) max_window_layers: usize,
     pub(super) layer_types: Option<Vec<String>>,
 }
 
@@ -67,6 +71,12 @@ impl Settings {
         parse(file, &with_defaults(config, defaults))
     }
 
+    /// For families in which the window has a switch of its own.
+    pub(super) fn optional_window(mut self) -> Self {
+        self.windows.sliding_window = self.windows.sliding_window.filter(|_| self.windows.use_sliding_window);
+        self
+    }
+
     fn head_size(&self) -> usize {
         let shared_out = self.hidden_size.checked_div(self.num_attention_heads);
         self.head_dim.or(shared_out).unwrap_or(0)
@@ -77,14 +87,10 @@ impl Settings {
         RopeShape { head_size: self.head_size(), context: self.max_position_embeddings, base }
     }
 
-    pub(super) fn layers(&self, file: &Path) -> Result<usize> {
-        layer_count(file, self.num_hidden_layers)
-    }
-
     /// The decoder of Llama's shape with these settings, in which the layers that `slides` picks have the window. Its
     /// numbers are not checked yet.
     pub(super) fn decoder(&self, file: &Path, slides: impl Fn(usize) -> bool) -> Result<DecoderConfig> {
-        let count = self.layers(file)?;
+        let count = layer_count(file, self.num_hidden_layers)?;
         let feed_forward = FeedForward::Dense { middle: self.intermediate_size };
         let layer = |span| LayerConfig { span, rope: 0, feed_forward };
         let layers = (0..count).map(|index| Ok(layer(self.span(file, index, &slides)?)));
@@ -157,7 +163,7 @@ impl Settings {
 }
 
 /// The settings with those of `defaults` that are missing.
-fn with_defaults(config: &Value, defaults: Value) -> Value {
+pub(super) fn with_defaults(config: &Value, defaults: Value) -> Value {
     let mut config = config.clone();
     if let (Some(settings), Value::Object(defaults)) = (config.as_object_mut(), defaults) {
         for (name, value) in defaults {

@@ -48,7 +48,7 @@ impl PromptEncoderConfig {
         let file = format!("{encoder}config.json");
         let (path, config): (_, Value) = repository.config(&file, CLASSES, ONLY)?;
         let ProjectionSize { projection_dim } = parse(&path, &config)?;
-        let text = TextConfig::read(&path, &[&config])?;
+        let text = TextConfig::read(&path, &config)?;
         Ok(Self { text, tokenizer: TokenizerFiles::find(repository, tokenizer)?, projection: projection_dim })
     }
 

@@ -98,12 +98,10 @@ pub(crate) struct TextConfig {
 }
 
 impl TextConfig {
-    /// Reads a `text_config`, or the whole `config.json` of a text tower alone. Later ones of `configs` go before
-    /// earlier ones.
-    pub(crate) fn read(file: &Path, configs: &[&Value]) -> Result<Self> {
-        let settings = TextSettings::read(file, text_defaults(), configs)?;
-        let end =
-            configs.iter().rev().find_map(|config| config.get("eos_token_id").filter(|id| !id.is_null()));
+    /// Reads a `text_config`, or the whole `config.json` of a text tower alone.
+    pub(crate) fn read(file: &Path, config: &Value) -> Result<Self> {
+        let settings = TextSettings::read(file, text_defaults(), config)?;
+        let end = config.get("eos_token_id").filter(|id| !id.is_null());
         let end = match end.map(Value::as_u64) {
             None => End::First(49407),
             Some(Some(2)) => End::Largest,
@@ -192,11 +190,11 @@ mod tests {
     #[test]
     fn the_end_is_read_as_the_reference_reads_it() {
         let file = Path::new("config.json");
-        let end = |configs: &[&Value]| TextConfig::read(file, configs).map(|config| config.end);
-        assert_eq!(end(&[&json!({})]).unwrap(), End::First(49407));
-        assert_eq!(end(&[&json!({"eos_token_id": 2})]).unwrap(), End::Largest);
-        assert_eq!(end(&[&json!({"eos_token_id": 2}), &json!({"eos_token_id": 7})]).unwrap(), End::First(7));
-        assert!(end(&[&json!({"eos_token_id": 49408})]).is_err());
-        assert!(end(&[&json!({"eos_token_id": "end"})]).is_err());
+        let end = |config: Value| TextConfig::read(file, &config).map(|config| config.end);
+        assert_eq!(end(json!({})).unwrap(), End::First(49407));
+        assert_eq!(end(json!({"eos_token_id": 2})).unwrap(), End::Largest);
+        assert_eq!(end(json!({"eos_token_id": 7})).unwrap(), End::First(7));
+        assert!(end(json!({"eos_token_id": 49408})).is_err());
+        assert!(end(json!({"eos_token_id": "end"})).is_err());
     }
 }

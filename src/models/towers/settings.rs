@@ -10,11 +10,10 @@ use super::StackShape;
 use crate::error::{Error, Result};
 use crate::families::parse;
 use crate::kernels::Activation;
+use crate::limits::MAX_MODEL_SIDE;
 
 /// Largest of any number that sizes a tower; keeps products of two of them far from overflowing.
 const MAX_SIZE: usize = 1 << 24;
-/// Largest side of an image that a tower may ask for, in pixels.
-pub(crate) const MAX_IMAGE_SIDE: usize = 4096;
 
 /// `vision_config` of CLIP and SigLIP.
 #[derive(Debug, Clone, Deserialize)]
@@ -75,10 +74,9 @@ impl VisionSettings {
 }
 
 impl TextSettings {
-    /// Reads the settings, where none of `configs` says with these `defaults`, and checks them. Later ones go before
-    /// earlier ones.
-    pub(crate) fn read(file: &Path, defaults: Value, configs: &[&Value]) -> Result<Self> {
-        let settings: Self = parse(file, &with_defaults(defaults, configs))?;
+    /// Reads the settings, where `config` does not say with these `defaults`, and checks them.
+    pub(crate) fn read(file: &Path, defaults: Value, config: &Value) -> Result<Self> {
+        let settings: Self = parse(file, &with_defaults(defaults, &[config]))?;
         settings.shape(file)?;
         let counts = [settings.vocab_size, settings.max_position_embeddings];
         if counts.iter().any(|count| !(1..=MAX_SIZE).contains(count)) {
@@ -103,7 +101,7 @@ impl TextSettings {
     }
 }
 
-/// The settings of `configs` over those of `defaults`; a setting of `null` is none.
+/// The settings of `configs` over those of `defaults`, later ones over earlier ones; a setting of `null` is none.
 pub(crate) fn with_defaults(mut defaults: Value, configs: &[&Value]) -> Value {
     if let Value::Object(all) = &mut defaults {
         let given = configs.iter().filter_map(|config| config.as_object()).flatten();
@@ -140,10 +138,10 @@ pub(crate) fn check_image(file: &Path, channels: usize, image: usize, patch: usi
             supported: "3",
         });
     }
-    if patch == 0 || image < patch || image > MAX_IMAGE_SIDE {
+    if patch == 0 || image < patch || image > MAX_MODEL_SIDE {
         let reason = format!(
             "image_size {image} and patch_size {patch} do not fit: a patch has at least 1 pixel a side, an image at \
-             least one patch and at most {MAX_IMAGE_SIDE} pixels"
+             least one patch and at most {MAX_MODEL_SIDE} pixels"
         );
         return Err(Error::InvalidConfig { file: file.to_owned(), reason });
     }

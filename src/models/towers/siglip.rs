@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use candle_core::Tensor;
-use model_actors::Bytes;
 use serde_json::{Value, json};
 
 use super::vision::ImageRows;
@@ -49,11 +48,6 @@ impl VisionConfig {
     /// Rows of an image.
     pub(crate) fn rows(&self) -> usize {
         self.settings.grid() * self.settings.grid()
-    }
-
-    /// What a pass over so many images needs besides the weights.
-    pub(crate) fn scratch(&self, images: usize) -> Bytes {
-        self.shape.scratch(self.rows().saturating_mul(images), self.rows())
     }
 
     /// Loads the tensors that begin with `name`, which is empty or ends with a dot, up to the last layer.
@@ -136,7 +130,7 @@ pub(crate) struct TextConfig {
 impl TextConfig {
     /// Reads a `text_config`.
     pub(crate) fn read(file: &Path, config: &Value) -> Result<Self> {
-        let settings = TextSettings::read(file, text_defaults(), &[config])?;
+        let settings = TextSettings::read(file, text_defaults(), config)?;
         let projection = config.get("projection_size").filter(|size| !size.is_null());
         let projection = match projection.map(Value::as_u64) {
             None => settings.hidden_size,
@@ -147,11 +141,6 @@ impl TextConfig {
             }
         };
         Ok(Self { shape: settings.shape(file)?, settings, projection })
-    }
-
-    /// What a pass over so many tokens needs besides the weights.
-    pub(crate) fn scratch(&self, tokens: usize) -> Bytes {
-        self.shape.scratch(tokens, self.settings.max_position_embeddings)
     }
 
     /// Loads the tower from the tensors that begin with `name`, which is empty or ends with a dot.

@@ -67,11 +67,6 @@ impl Stack {
         Ok(hidden)
     }
 
-    /// Passes `(rows, width)` through all layers.
-    pub(crate) fn forward(&self, input: Tensor, lengths: &[usize]) -> Result<Tensor> {
-        self.run(input, lengths, self.layers.len(), |_, _| {})
-    }
-
     /// Loads the layers `{name}.0`, `{name}.1` … with the tensor names that CLIP and SigLIP share.
     pub(crate) fn load(
         reader: &WeightReader<'_>,

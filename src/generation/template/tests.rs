@@ -1,0 +1,116 @@
+//! Templates in the styles of published ones against what transformers makes of them, and hostile ones.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use model_actors::Role;
+
+use super::*;
+
+#[derive(Deserialize)]
+struct Cases {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    template: String,
+    messages: Vec<Entry>,
+    text: Option<String>,
+    error: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    role: String,
+    content: String,
+}
+
+fn compile(source: &str) -> Result<ChatTemplate> {
+    let tokens = SpecialTokens {
+        bos: Some("<s>".into()),
+        eos: Some("</s>".into()),
+        unk: Some("<unk>".into()),
+        pad: None,
+    };
+    ChatTemplate::new(source, tokens, Path::new("tokenizer_config.json"))
+}
+
+fn render(source: &str, content: &str) -> Result<String> {
+    compile(source)?.render(&[Message::user(content)])
+}
+
+#[test]
+fn prompts_are_those_of_transformers() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/references/chat_templates.json");
+    let cases = serde_json::from_slice::<Cases>(&std::fs::read(path).unwrap()).unwrap().cases;
+    assert!(cases.len() > 30);
+    for Case { name, template, messages, text, error } in cases {
+        let role = |name: &str| match name {
+            "system" => Role::System,
+            "user" => Role::User,
+            _ => Role::Assistant,
+        };
+        let messages: Vec<Message> = messages
+            .into_iter()
+            .map(|entry| Message { role: role(&entry.role), content: entry.content })
+            .collect();
+        let rendered = compile(&template).unwrap().render(&messages);
+        match (text, error) {
+            (Some(text), _) => assert_eq!(rendered.unwrap(), text, "{name}"),
+            (None, Some(error)) => {
+                let words = rendered.unwrap_err().to_string();
+                assert!(words.contains(&error), "{name}: {words}");
+            }
+            (None, None) => panic!("{name}: nothing is expected"),
+        }
+    }
+}
+
+#[test]
+fn a_template_that_is_none_is_refused_when_it_is_read() {
+    for source in ["{% for %}", "{{ ", "{% if %}", "{{ 1 +  }}", "{% unknown %}"] {
+        let error = compile(source).err().expect(source);
+        assert!(matches!(error, Error::InvalidConfig { .. }), "{source}: {error}");
+    }
+    let error = compile(&"x".repeat(MAX_TEMPLATE_BYTES + 1)).err().unwrap();
+    assert!(error.to_string().contains("at most"), "{error}");
+    // Nesting that would exhaust the stack of a careless parser.
+    for source in [
+        "{{ ".to_owned() + &"(".repeat(100_000),
+        "{% if 1 %}".repeat(10_000),
+        "{{ ".to_owned() + &"[".repeat(50_000),
+    ] {
+        assert!(compile(&source).is_err());
+    }
+}
+
+#[test]
+fn a_hostile_template_comes_to_an_end() {
+    let endless = "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}";
+    let error = render(endless, "x").unwrap_err();
+    assert!(error.to_string().contains("steps"), "{error}");
+
+    let large = "{% for a in range(10000) %}{{ messages[0].content }}{% endfor %}";
+    let error = render(large, &"x".repeat(10_000)).unwrap_err();
+    assert!(error.to_string().contains("bytes"), "{error}");
+
+    let deep = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
+    assert!(matches!(render(deep, "x"), Err(Error::InvalidInput(_))));
+    let files = "{% include 'config.json' %}";
+    assert!(render(files, "x").is_err());
+    let json = "{{ messages | tojson(indent=1000000000) }}";
+    assert!(render(json, "x").is_err());
+}
+
+#[test]
+fn what_is_asked_is_no_template() {
+    let text = "{{ 7 * 7 }}{% raw %}";
+    assert_eq!(render("{{ messages[0].content }}", text).unwrap(), text);
+}
+
+#[test]
+fn time_is_told() {
+    let text = render("{{ strftime_now('%Y-%m-%d') }}", "x").unwrap();
+    assert_eq!(text.len(), 10);
+    assert!(text.starts_with("20"), "{text}");
+}

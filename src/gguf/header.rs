@@ -1,0 +1,350 @@
+//! The header of a GGUF file (version 2 and 3, little endian): metadata, then names, shapes, types and places of the
+//! tensors. Every length in it is only believed as far as the file has bytes for it.
+
+use std::collections::HashMap;
+use std::io::Read;
+
+use crate::kernels::blocks::Blocks;
+
+const MAGIC: &[u8; 4] = b"GGUF";
+/// Most metadata values, list items included, and most tensors.
+const MAX_ITEMS: u64 = 16 << 20;
+/// Most bytes of a text.
+const MAX_TEXT: u64 = 16 << 20;
+/// Most bytes of all texts together.
+const MAX_TEXTS: u64 = 512 << 20;
+const MAX_RANK: u32 = 4;
+
+/// A metadata value.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Value {
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Truth(bool),
+    Text(String),
+    List(Vec<Value>),
+}
+
+/// What a header says.
+#[derive(Debug, Default)]
+pub(crate) struct Header {
+    metadata: HashMap<String, Value>,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+/// What a header says of one tensor.
+#[derive(Debug, Clone)]
+pub(crate) struct TensorInfo {
+    /// The number of its type.
+    pub(crate) kind: u32,
+    /// Sides, the innermost last.
+    pub(crate) shape: Vec<usize>,
+    /// From the start of the file.
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+}
+
+impl TensorInfo {
+    pub(crate) fn end(&self) -> u64 {
+        self.start.saturating_add(self.bytes)
+    }
+}
+
+impl Header {
+    pub(crate) fn value(&self, key: &str) -> Option<&Value> {
+        self.metadata.get(key)
+    }
+
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        match self.value(key)? {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A whole number that is not negative.
+    pub(crate) fn number(&self, key: &str) -> Option<u64> {
+        whole(self.value(key)?)
+    }
+
+    pub(crate) fn float(&self, key: &str) -> Option<f64> {
+        match self.value(key)? {
+            Value::Float(value) => Some(*value),
+            Value::Unsigned(value) => Some(*value as f64),
+            Value::Signed(value) => Some(*value as f64),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn truth(&self, key: &str) -> Option<bool> {
+        match self.value(key)? {
+            Value::Truth(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn list(&self, key: &str) -> Option<&[Value]> {
+        match self.value(key)? {
+            Value::List(list) => Some(list),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&String, &TensorInfo)> {
+        self.tensors.iter()
+    }
+}
+
+/// A whole number that is not negative.
+pub(crate) fn whole(value: &Value) -> Option<u64> {
+    match value {
+        Value::Unsigned(value) => Some(*value),
+        Value::Signed(value) => u64::try_from(*value).ok(),
+        _ => None,
+    }
+}
+
+/// Reads the header of a file of `size` bytes from its beginning.
+///
+/// # Errors
+/// In words, what makes no sense. Never panics, and never asks for memory that the file's own bytes do not fill.
+pub(crate) fn read_header(input: impl Read, size: u64) -> Result<Header, String> {
+    let mut reader = Reader { input, place: 0, size, items: 0, texts: 0 };
+    if &reader.bytes::<4>()? != MAGIC {
+        return Err("it does not begin with GGUF".to_owned());
+    }
+    let version = reader.u32()?;
+    if !(2..=3).contains(&version) {
+        return Err(format!("its version is {version}; supported are 2 and 3"));
+    }
+    let (tensors, values) = (reader.u64()?, reader.u64()?);
+    if tensors > MAX_ITEMS || values > MAX_ITEMS {
+        return Err(format!("it claims {tensors} tensors and {values} metadata values"));
+    }
+    let mut header = Header::default();
+    for _ in 0..values {
+        let key = reader.text()?;
+        let kind = reader.u32()?;
+        let value = reader.value(kind)?;
+        header.metadata.insert(key, value);
+    }
+    let mut infos = Vec::new();
+    for _ in 0..tensors {
+        infos.push(reader.tensor()?);
+    }
+    let alignment = header.number("general.alignment").unwrap_or(32);
+    if !alignment.is_power_of_two() || alignment > 1 << 20 {
+        return Err(format!("its alignment is {alignment}"));
+    }
+    let base = reader.place.next_multiple_of(alignment);
+    for (name, mut tensor) in infos {
+        let start = base.checked_add(tensor.start).filter(|start| start.checked_add(tensor.bytes).is_some());
+        tensor.start = start.ok_or_else(|| format!("the tensor {name:?} lies at an impossible place"))?;
+        header.tensors.insert(name, tensor);
+    }
+    Ok(header)
+}
+
+struct Reader<R> {
+    input: R,
+    place: u64,
+    size: u64,
+    /// Values, list items and tensors read so far.
+    items: u64,
+    /// Bytes of texts read so far.
+    texts: u64,
+}
+
+impl<R: Read> Reader<R> {
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        let mut bytes = [0; N];
+        self.input.read_exact(&mut bytes).map_err(|error| format!("its header cannot be read: {error}"))?;
+        self.place += N as u64;
+        Ok(bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, String> {
+        self.bytes().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, String> {
+        self.bytes().map(u64::from_le_bytes)
+    }
+
+    fn item(&mut self) -> Result<(), String> {
+        self.items += 1;
+        if self.items > MAX_ITEMS {
+            return Err(format!("its header has more than {MAX_ITEMS} values"));
+        }
+        Ok(())
+    }
+
+    fn text(&mut self) -> Result<String, String> {
+        let length = self.u64()?;
+        self.texts = self.texts.saturating_add(length);
+        if length > MAX_TEXT || self.texts > MAX_TEXTS || length > self.size.saturating_sub(self.place) {
+            return Err(format!("it has a text of {length} bytes, more than there can be"));
+        }
+        let mut bytes = Vec::new();
+        let read = self.input.by_ref().take(length).read_to_end(&mut bytes);
+        read.map_err(|error| format!("its header cannot be read: {error}"))?;
+        if bytes.len() as u64 != length {
+            return Err("its header ends in the middle of a text".to_owned());
+        }
+        self.place += length;
+        // Vocabularies hold tokens that are no text on their own; what they cannot be is shown as such.
+        Ok(String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    }
+
+    fn value(&mut self, kind: u32) -> Result<Value, String> {
+        if kind != 9 {
+            return self.single(kind);
+        }
+        let (kind, length) = (self.u32()?, self.u64()?);
+        if kind == 9 {
+            return Err("it has a list of lists".to_owned());
+        }
+        // Each item takes a byte at least.
+        if length > self.size.saturating_sub(self.place) || length > MAX_ITEMS {
+            return Err(format!("it has a list of {length} values, more than there can be"));
+        }
+        let mut list = Vec::new();
+        for _ in 0..length {
+            list.push(self.single(kind)?);
+        }
+        Ok(Value::List(list))
+    }
+
+    fn single(&mut self, kind: u32) -> Result<Value, String> {
+        self.item()?;
+        Ok(match kind {
+            0 => Value::Unsigned(self.bytes().map(u8::from_le_bytes)?.into()),
+            1 => Value::Signed(self.bytes().map(i8::from_le_bytes)?.into()),
+            2 => Value::Unsigned(self.bytes().map(u16::from_le_bytes)?.into()),
+            3 => Value::Signed(self.bytes().map(i16::from_le_bytes)?.into()),
+            4 => Value::Unsigned(self.u32()?.into()),
+            5 => Value::Signed(self.bytes().map(i32::from_le_bytes)?.into()),
+            6 => Value::Float(self.bytes().map(f32::from_le_bytes)?.into()),
+            7 => Value::Truth(self.bytes::<1>()? != [0]),
+            8 => Value::Text(self.text()?),
+            10 => Value::Unsigned(self.u64()?),
+            11 => Value::Signed(self.bytes().map(i64::from_le_bytes)?),
+            12 => Value::Float(self.bytes().map(f64::from_le_bytes)?),
+            other => return Err(format!("it has a value of the unknown type {other}")),
+        })
+    }
+
+    /// A tensor's name and what is known of it; its place is still counted from the end of the header.
+    fn tensor(&mut self) -> Result<(String, TensorInfo), String> {
+        self.item()?;
+        let name = self.text()?;
+        let rank = self.u32()?;
+        if rank > MAX_RANK {
+            return Err(format!("the tensor {name:?} has {rank} dimensions"));
+        }
+        let mut shape = Vec::new();
+        for _ in 0..rank {
+            shape.push(self.u64()?);
+        }
+        // The file has the innermost side first.
+        shape.reverse();
+        let (kind, start) = (self.u32()?, self.u64()?);
+        let impossible = || format!("the tensor {name:?} of shape {shape:?} has an impossible size");
+        let sides = shape.iter().map(|side| usize::try_from(*side)).collect::<Result<Vec<_>, _>>();
+        let sides = sides.map_err(|_| impossible())?;
+        // A type that is not known may be one that no family asks for.
+        let bytes = match Blocks::from_number(kind) {
+            Some(blocks) => blocks.bytes_of(&sides).ok_or_else(impossible)?,
+            None => 0,
+        };
+        Ok((name, TensorInfo { kind, shape: sides, start, bytes }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Vec<u8> {
+        [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+    }
+
+    fn start(tensors: u64, values: u64) -> Vec<u8> {
+        [MAGIC.as_slice(), &3u32.to_le_bytes(), &tensors.to_le_bytes(), &values.to_le_bytes()].concat()
+    }
+
+    fn read(bytes: &[u8]) -> Result<Header, String> {
+        read_header(bytes, bytes.len() as u64)
+    }
+
+    fn sound() -> Vec<u8> {
+        let list = [9u32.to_le_bytes(), 8u32.to_le_bytes()].concat();
+        let sides = [64u64, 2].map(u64::to_le_bytes).concat();
+        let tensor = [2u32.to_le_bytes().to_vec(), sides, 8u32.to_le_bytes().to_vec()];
+        [
+            start(1, 2),
+            text("general.architecture"),
+            8u32.to_le_bytes().to_vec(),
+            text("llama"),
+            text("tokens"),
+            list,
+            2u64.to_le_bytes().to_vec(),
+            text("a"),
+            text("b"),
+            text("w"),
+            tensor.concat(),
+            0u64.to_le_bytes().to_vec(),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn a_sound_header_is_read() {
+        let header = read(&sound()).unwrap();
+        assert_eq!(header.text("general.architecture"), Some("llama"));
+        assert_eq!(header.list("tokens").unwrap().len(), 2);
+        let tensor = header.tensor("w").unwrap();
+        assert_eq!((tensor.shape.as_slice(), tensor.bytes), (&[2, 64][..], 2 * 2 * 34));
+    }
+
+    #[test]
+    fn every_cut_and_every_flipped_byte_is_an_error_or_a_header() {
+        let sound = sound();
+        for end in 0..sound.len() {
+            assert!(read(&sound[..end]).is_err(), "cut at {end}");
+        }
+        for place in 0..sound.len() {
+            for bits in [0x01, 0x80, 0xff] {
+                let mut damaged = sound.clone();
+                damaged[place] ^= bits;
+                let _ = read(&damaged);
+            }
+        }
+    }
+
+    #[test]
+    fn claims_beyond_the_file_are_refused_without_memory_for_them() {
+        let huge = u64::MAX.to_le_bytes().to_vec();
+        let list =
+            [text("l"), 9u32.to_le_bytes().to_vec(), 4u32.to_le_bytes().to_vec(), huge.clone()].concat();
+        let nested =
+            [text("l"), 9u32.to_le_bytes().to_vec(), 9u32.to_le_bytes().to_vec(), huge.clone()].concat();
+        let side = [text("w"), 2u32.to_le_bytes().to_vec(), huge.clone(), huge.clone(), vec![0; 12]].concat();
+        for (start, rest) in [
+            (start(u64::MAX, 0), Vec::new()),
+            (start(0, u64::MAX), Vec::new()),
+            (start(0, 1), huge),
+            (start(0, 1), list),
+            (start(0, 1), nested),
+            (start(1, 0), side),
+        ] {
+            assert!(read(&[start, rest].concat()).is_err());
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The product of any number of rows with a weight that lies in panels of output columns, each read from one end to
+//! the other. A few rows together take one reading, and each output is summed in the same order whatever the other
+//! rows are.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::threads;
+
+/// Output columns of a panel: a multiple of two registers on every processor.
+pub(super) const PANEL: usize = 32;
+/// Rows that are computed while a panel is read once.
+const BLOCK: usize = 8;
+
+/// A weight, `(out, in)`, as `(panel, in, column)`; the last panel is filled up with zeros.
+pub(super) fn pack(weight: &[f32], inside: usize) -> Vec<f32> {
+    let outside = weight.len() / inside;
+    let mut panels = vec![0.0; outside.div_ceil(PANEL) * PANEL * inside];
+    for (panel, rows) in panels.chunks_exact_mut(PANEL * inside).zip(weight.chunks(PANEL * inside)) {
+        for (column, row) in rows.chunks_exact(inside).enumerate() {
+            for (to, value) in panel[column..].iter_mut().step_by(PANEL).zip(row) {
+                *to = *value;
+            }
+        }
+    }
+    panels
+}
+
+/// The products of all rows with each panel: `(panel, row, column)`.
+pub(super) fn multiply(panels: &[f32], input: &[f32], count: usize, inside: usize) -> Vec<f32> {
+    let input = RowBlocks::of(input, count, inside);
+    let mut out = vec![0.0; panels.len() / inside * count];
+    let one = |(out, panel): (&mut [f32], &[f32])| {
+        Arch::new().dispatch(PanelProduct { panel, input: &input, out });
+    };
+    let (size, panel) = ((count * PANEL).max(1), inside * PANEL);
+    match threads() {
+        1 => out.chunks_exact_mut(size).zip(panels.chunks_exact(panel)).for_each(one),
+        _ => out.par_chunks_exact_mut(size).zip(panels.par_chunks_exact(panel)).for_each(one),
+    }
+    out
+}
+
+/// Rows in blocks of up to [`BLOCK`], each block `(in, row)`, so that a step reads its rows side by side.
+struct RowBlocks {
+    values: Vec<f32>,
+    inside: usize,
+}
+
+impl RowBlocks {
+    fn of(input: &[f32], count: usize, inside: usize) -> Self {
+        let mut values = vec![0.0; count * inside];
+        for (block, rows) in values.chunks_mut(BLOCK * inside).zip(input.chunks(BLOCK * inside)) {
+            let high = rows.len() / inside;
+            for (index, row) in rows.chunks_exact(inside).enumerate() {
+                for (to, value) in block[index..].iter_mut().step_by(high).zip(row) {
+                    *to = *value;
+                }
+            }
+        }
+        Self { values, inside }
+    }
+}
+
+/// All rows with one panel.
+struct PanelProduct<'a> {
+    panel: &'a [f32],
+    input: &'a RowBlocks,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for PanelProduct<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let inside = self.input.inside;
+        let blocks = self.input.values.chunks(BLOCK * inside);
+        for (out, block) in self.out.chunks_mut(BLOCK * PANEL).zip(blocks) {
+            match block.len() / inside {
+                1 => product::<S, 1>(simd, self.panel, block, out),
+                2 => product::<S, 2>(simd, self.panel, block, out),
+                3 => product::<S, 3>(simd, self.panel, block, out),
+                4 => product::<S, 4>(simd, self.panel, block, out),
+                5 => product::<S, 5>(simd, self.panel, block, out),
+                6 => product::<S, 6>(simd, self.panel, block, out),
+                7 => product::<S, 7>(simd, self.panel, block, out),
+                _ => product::<S, BLOCK>(simd, self.panel, block, out),
+            }
+        }
+    }
+}
+
+/// One block of `R` rows with one panel, two registers of columns at a time.
+#[inline(always)]
+fn product<S: Simd, const R: usize>(simd: S, panel: &[f32], block: &[f32], out: &mut [f32]) {
+    let registers = PANEL / S::F32_LANES;
+    let (panel, _) = S::as_simd_f32s(panel);
+    let (steps, _) = block.as_chunks::<R>();
+    for pair in (0..registers).step_by(2) {
+        let mut sums = [[simd.splat_f32s(0.0); 2]; R];
+        for (weights, step) in panel.chunks_exact(registers).zip(steps) {
+            let (left, right) = (weights[pair], weights[pair + 1]);
+            for (sum, value) in sums.iter_mut().zip(step) {
+                let value = simd.splat_f32s(*value);
+                sum[0] = simd.mul_add_e_f32s(value, left, sum[0]);
+                sum[1] = simd.mul_add_e_f32s(value, right, sum[1]);
+            }
+        }
+        for (row, sum) in out.chunks_exact_mut(PANEL).zip(sums) {
+            let (row, _) = S::as_mut_simd_f32s(row);
+            row[pair] = sum[0];
+            row[pair + 1] = sum[1];
+        }
+    }
+}

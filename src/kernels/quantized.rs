@@ -1,0 +1,138 @@
+//! Products with weights that stay in the blocks of a GGUF file. A few rows of the weight at a time become 32-bit
+//! numbers, which all input rows are multiplied with before the next few: so the numbers are those of the dequantised
+//! weights, memory holds the blocks alone, and a row's result is the same to the last bit whatever the others are.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::blocks::Blocks;
+use super::threads;
+
+/// Rows of the weight that are numbers at a time.
+const GROUP: usize = 16;
+/// Rows of either side whose products are in registers at once.
+const TILE: usize = 4;
+
+/// Some rows of a weight, `(out, in)`, in one format.
+#[derive(Debug)]
+pub(crate) struct QuantizedRows {
+    pub(crate) blocks: Blocks,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) outside: usize,
+}
+
+impl QuantizedRows {
+    /// The numbers of one row.
+    pub(super) fn row(&self, row: usize, out: &mut [f32]) {
+        let size = self.blocks.row_bytes(out.len()).unwrap_or(0);
+        if let Some(bytes) = self.bytes.get(row * size..(row + 1) * size) {
+            self.blocks.decode(bytes, out);
+        }
+    }
+
+    /// `input · weightᵀ`: `(count, inside)` to `(out, count)`.
+    pub(super) fn multiply(&self, input: &[f32], inside: usize) -> Vec<f32> {
+        let count = input.len() / inside.max(1);
+        let size = self.blocks.row_bytes(inside).unwrap_or(0);
+        let mut out = vec![0.0; self.outside * count];
+        if size == 0 || count == 0 {
+            return out;
+        }
+        let work = |scratch: &mut Vec<f32>, (out, bytes): (&mut [f32], &[u8])| {
+            scratch.resize(bytes.len() / size * inside, 0.0);
+            let weights = scratch.as_mut_slice();
+            Arch::new().dispatch(GroupProduct { blocks: self.blocks, bytes, weights, input, inside, out });
+        };
+        let (group, bytes) = (GROUP * count, GROUP * size);
+        match threads() {
+            1 => {
+                let mut scratch = Vec::new();
+                let pairs = out.chunks_mut(group).zip(self.bytes.chunks(bytes));
+                pairs.for_each(|pair| work(&mut scratch, pair));
+            }
+            _ => out.par_chunks_mut(group).zip(self.bytes.par_chunks(bytes)).for_each_init(Vec::new, work),
+        }
+        out
+    }
+}
+
+/// A group of weight rows with all input rows.
+struct GroupProduct<'a> {
+    blocks: Blocks,
+    bytes: &'a [u8],
+    weights: &'a mut [f32],
+    input: &'a [f32],
+    inside: usize,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for GroupProduct<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { blocks, bytes, weights, input, inside, out } = self;
+        blocks.decode_inline(bytes, weights);
+        let count = input.len() / inside;
+        for (tile, inputs) in input.chunks(TILE * inside).enumerate() {
+            let pairs = weights.chunks(TILE * inside).zip(out.chunks_mut(TILE * count));
+            for (weights, out) in pairs {
+                let place = Place { out, count, first: tile * TILE };
+                match (weights.len() / inside, inputs.len() / inside) {
+                    (TILE, 4) => dot_rows::<S, TILE, 4>(simd, weights, inputs, inside, place),
+                    (TILE, 3) => dot_rows::<S, TILE, 3>(simd, weights, inputs, inside, place),
+                    (TILE, 2) => dot_rows::<S, TILE, 2>(simd, weights, inputs, inside, place),
+                    (TILE, 1) => dot_rows::<S, TILE, 1>(simd, weights, inputs, inside, place),
+                    _ => {
+                        let weights = weights.chunks_exact(inside).zip(place.out.chunks_mut(count));
+                        for (weight, out) in weights {
+                            for (index, input) in inputs.chunks_exact(inside).enumerate() {
+                                let place = Place { out: &mut *out, count, first: tile * TILE + index };
+                                dot_rows::<S, 1, 1>(simd, weight, input, inside, place);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where products go: `(weight row, input row)`, the inputs from `first` on.
+struct Place<'a> {
+    out: &'a mut [f32],
+    count: usize,
+    first: usize,
+}
+
+/// The products of `W` weight rows with `R` input rows. Each is summed the same way whatever the others are.
+#[inline(always)]
+fn dot_rows<S: Simd, const W: usize, const R: usize>(
+    simd: S,
+    weights: &[f32],
+    inputs: &[f32],
+    inside: usize,
+    place: Place<'_>,
+) {
+    let mut sums = [[simd.splat_f32s(0.0); R]; W];
+    let weights: [&[f32]; W] = std::array::from_fn(|row| &weights[row * inside..(row + 1) * inside]);
+    let inputs: [&[f32]; R] = std::array::from_fn(|row| &inputs[row * inside..(row + 1) * inside]);
+    let weight_registers = weights.map(|row| S::as_simd_f32s(row));
+    let input_registers = inputs.map(|row| S::as_simd_f32s(row));
+    let steps = inside / S::F32_LANES;
+    for step in 0..steps {
+        let inputs = input_registers.map(|(registers, _)| registers[step]);
+        for (sums, (weight, _)) in sums.iter_mut().zip(&weight_registers) {
+            for (sum, input) in sums.iter_mut().zip(inputs) {
+                *sum = simd.mul_add_e_f32s(weight[step], input, *sum);
+            }
+        }
+    }
+    for (row, sums) in sums.into_iter().enumerate() {
+        for (column, sum) in sums.into_iter().enumerate() {
+            let rest = weight_registers[row].1.iter().zip(input_registers[column].1);
+            let rest: f32 = rest.map(|(weight, input)| weight * input).sum();
+            place.out[row * place.count + place.first + column] = simd.reduce_sum_f32s(sum) + rest;
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Gemma 3: Gemma 2 with norms on queries and keys in place of the soft caps, five layers with a window to each
+//! without, and a rotary embedding for either kind. Models that see images have the text's settings one level down.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::config::{DecoderConfig, HeadNorms};
+use super::gemma2;
+use super::settings::{SLIDING, Settings, with_defaults};
+use crate::error::{Error, Result};
+use crate::families::{Family, parse};
+use crate::kernels::causal::Span;
+
+/// The text models' line in the list.
+pub(super) const FAMILY: Family<DecoderConfig> =
+    Family { model_type: "gemma3_text", architectures: &["Gemma3ForCausalLM", "Gemma3TextModel"], read };
+
+/// The line of the models that see images, of which this is the text's part.
+pub(super) const WITH_IMAGES: Family<DecoderConfig> = Family {
+    model_type: "gemma3",
+    architectures: &["Gemma3ForConditionalGeneration", "Gemma3Model"],
+    read: |file, config| match config.get("text_config") {
+        Some(text) => read(file, text),
+        None => {
+            let reason = "it has no text_config".to_owned();
+            Err(Error::InvalidConfig { file: file.to_owned(), reason })
+        }
+    },
+};
+
+/// What is Gemma 3's own in `config.json`.
+#[derive(Debug, Deserialize)]
+struct Own {
+    /// One of so many layers has no window.
+    #[serde(default = "pattern")]
+    sliding_window_pattern: usize,
+    /// The base of the rotary embedding in layers with a window, in files before transformers 5.
+    rope_local_base_freq: Option<f64>,
+}
+
+fn pattern() -> usize {
+    6
+}
+
+fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
+    let own: Own = parse(file, config)?;
+    let settings = Settings::read(file, config, defaults())?;
+    let pattern = own.sliding_window_pattern.max(1);
+    let base = settings.decoder(file, |layer| !(layer + 1).is_multiple_of(pattern))?;
+    let mut decoder = gemma2::shape(file, &with_defaults(config, defaults()), base)?;
+    decoder.head_norms = HeadNorms::EachHead;
+
+    let full = settings.rope.parameters(file, Some("full_attention"))?;
+    // Older files name one set of parameters, and the layers with a window have none of them but a base of their own.
+    let mut sliding = match settings.rope.has_kinds() {
+        true => settings.rope.parameters(file, Some(SLIDING))?,
+        false => Default::default(),
+    };
+    sliding.rope_theta = own.rope_local_base_freq.or(sliding.rope_theta);
+    decoder.ropes = vec![
+        full.rope(file, settings.rope_shape(1_000_000.0))?,
+        sliding.rope(file, settings.rope_shape(10_000.0))?,
+    ];
+    for layer in &mut decoder.layers {
+        layer.rope = usize::from(layer.span != Span::Causal);
+    }
+    decoder.checked(file)
+}
+
+fn defaults() -> Value {
+    json!({
+        "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
+        "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "tie_word_embeddings": true,
+        "query_pre_attn_scalar": 256, "sliding_window": 4096, "eos_token_id": 1
+    })
+}

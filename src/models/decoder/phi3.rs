@@ -1,0 +1,28 @@
+//! Phi-3 and Phi-4: queries, keys and values in one tensor, gate and up in another, and a rotary embedding that has
+//! other frequencies for long texts.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::config::{DecoderConfig, Fusion};
+use super::settings::Settings;
+use crate::error::Result;
+use crate::families::Family;
+
+/// This family's line in the list.
+pub(super) const FAMILY: Family<DecoderConfig> =
+    Family { model_type: "phi3", architectures: &["Phi3ForCausalLM", "Phi3Model"], read };
+
+fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
+    let base = Settings::read(file, config, defaults())?.decoder(file, |_| true)?;
+    DecoderConfig { fusion: Fusion::Fused, ..base }.checked(file)
+}
+
+fn defaults() -> Value {
+    json!({
+        "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5
+    })
+}

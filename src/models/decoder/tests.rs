@@ -1,0 +1,321 @@
+//! Every family's fixture against transformers: logits and greedy texts, alone, together, in pieces.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use model_actors::LoadContext;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::families;
+use crate::gguf::GgufFile;
+use crate::source::{Files, read_json};
+use crate::weights::WeightFiles;
+
+const FOLDERS: [&str; 9] =
+    ["llama", "llama_f16", "qwen2", "qwen3", "qwen3_moe", "phi3", "mistral", "gemma2", "gemma3"];
+
+const GGUF: [&str; 5] = ["gguf_llama", "gguf_qwen2", "gguf_qwen3", "gguf_phi3", "gguf_gemma3"];
+
+#[derive(Deserialize)]
+struct Case {
+    prompt: Vec<u32>,
+    greedy: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+struct Cases {
+    cases: Vec<Case>,
+}
+
+struct Fixture {
+    decoder: Decoder,
+    cases: Vec<Case>,
+    expected: HashMap<String, Tensor>,
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_text").join(name)
+}
+
+fn find(file: &Path, config: &Value) -> Result<DecoderConfig> {
+    families::find(FAMILIES, "text to text", file, config)
+}
+
+fn open(path: &Path) -> Files {
+    Files::Directory(path.to_owned())
+}
+
+impl Fixture {
+    fn read(name: &str) -> Self {
+        let path = folder(name);
+        let context = LoadContext::detached(&name.into());
+        if let Some(file) = open(&path).gguf(&context).unwrap() {
+            let file = GgufFile::open(&file).unwrap();
+            let config = DecoderConfig::from_gguf(&file).unwrap();
+            let decoder = config.load_gguf(&file, &Device::Cpu, &context).unwrap();
+            return Self::with(decoder, &path);
+        }
+        let config = find(Path::new("config.json"), &read_json(&path.join("config.json")).unwrap()).unwrap();
+        let weights = WeightFiles::open(&open(&path), "", &context).unwrap();
+        let decoder = config.load(&weights, &Device::Cpu, &context).unwrap();
+        Self::with(decoder, &path)
+    }
+
+    fn with(decoder: Decoder, path: &Path) -> Self {
+        let cases: Cases = read_json(&path.join("expected.json")).unwrap();
+        let expected =
+            candle_core::safetensors::load(path.join("expected.safetensors"), &Device::Cpu).unwrap();
+        Self { decoder, cases: cases.cases, expected }
+    }
+
+    fn expected(&self, name: &str) -> Vec<f32> {
+        self.expected[name].flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Each sequence's next tokens in one pass, and the logits behind them.
+    fn step(&self, caches: &mut [Cache], tokens: &[&[u32]]) -> Vec<Vec<f32>> {
+        let all: Vec<u32> = tokens.concat();
+        let rows = self.decoder.embed(&all).unwrap();
+        let pairs = caches.iter_mut().zip(tokens);
+        let mut segments: Vec<Segment<'_>> =
+            pairs.map(|(cache, tokens)| Segment { cache, length: tokens.len(), positions: None }).collect();
+        let hidden = self.decoder.forward(&rows, &mut segments).unwrap();
+        let logits = self.decoder.logits(&hidden).unwrap().to_vec2::<f32>().unwrap();
+        let mut end = 0;
+        let last = tokens.iter().map(|tokens| {
+            end += tokens.len();
+            logits[end - 1].clone()
+        });
+        last.collect()
+    }
+
+    /// The greedy text of a prompt and the logits behind it, alone.
+    fn greedy(&self, prompt: &[u32]) -> (Vec<u32>, Vec<f32>) {
+        let mut caches = [self.decoder.cache().unwrap()];
+        let mut logits = self.step(&mut caches, &[prompt]).remove(0);
+        let mut tokens = Vec::new();
+        for _ in 0..64 {
+            tokens.push(best(&logits));
+            logits = self.step(&mut caches, &[&tokens[tokens.len() - 1..]]).remove(0);
+        }
+        (tokens, logits)
+    }
+}
+
+fn best(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().max_by(|left, right| left.1.total_cmp(right.1));
+    best.map(|(token, _)| token as u32).unwrap()
+}
+
+fn difference(left: &[f32], right: &[f32]) -> f32 {
+    assert_eq!(left.len(), right.len());
+    left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn logits_and_greedy_texts_are_the_references() {
+    for name in FOLDERS.into_iter().chain(GGUF) {
+        let fixture = Fixture::read(name);
+        let mut largest = 0.0f32;
+        for (index, case) in fixture.cases.iter().enumerate() {
+            let mut caches = [fixture.decoder.cache().unwrap()];
+            let logits = fixture.step(&mut caches, &[&case.prompt]).remove(0);
+            largest = largest.max(difference(&logits, &fixture.expected(&format!("prompt.{index}"))));
+            let (tokens, logits) = fixture.greedy(&case.prompt);
+            assert_eq!(tokens, case.greedy, "{name}, prompt {index}");
+            largest = largest.max(difference(&logits, &fixture.expected(&format!("greedy.{index}"))));
+        }
+        let rows = fixture.decoder.embed(&fixture.cases[1].prompt).unwrap();
+        let hidden = fixture.decoder.encode(&rows, &[fixture.cases[1].prompt.len()]).unwrap();
+        let every: Vec<f32> =
+            fixture.decoder.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        largest = largest.max(difference(&every, &fixture.expected("every")));
+        println!("{name}: largest difference from transformers {largest:.1e}");
+        assert!(largest < 1e-4, "{name}: {largest}");
+    }
+}
+
+#[test]
+fn sequences_together_and_prompts_in_pieces_give_what_they_give_alone() {
+    for name in FOLDERS.into_iter().chain(GGUF) {
+        let fixture = Fixture::read(name);
+        let alone: Vec<_> = fixture.cases.iter().map(|case| fixture.greedy(&case.prompt)).collect();
+        // A sequence joins every few steps, its prompt in pieces of seven tokens, while the others write on.
+        let mut caches: Vec<Cache> = Vec::new();
+        let mut pending: Vec<Vec<u32>> = Vec::new();
+        let mut written: Vec<Vec<u32>> = vec![Vec::new(); fixture.cases.len()];
+        let mut last: Vec<Vec<f32>> = vec![Vec::new(); fixture.cases.len()];
+        for step in 0.. {
+            if step % 5 == 0 && caches.len() < fixture.cases.len() {
+                pending.push(fixture.cases[caches.len()].prompt.clone());
+                caches.push(fixture.decoder.cache().unwrap());
+            }
+            let next: Vec<Vec<u32>> =
+                pending.iter_mut().map(|rest| rest.drain(..rest.len().min(7)).collect()).collect();
+            let tokens: Vec<&[u32]> = next.iter().map(Vec::as_slice).collect();
+            let logits = fixture.step(&mut caches, &tokens);
+            for (index, logits) in logits.into_iter().enumerate() {
+                if pending[index].is_empty() && written[index].len() < 64 {
+                    written[index].push(best(&logits));
+                    pending[index].push(best(&logits));
+                } else if pending[index].is_empty() && last[index].is_empty() {
+                    last[index] = logits;
+                    pending[index].push(0);
+                } else if pending[index].is_empty() {
+                    pending[index].push(0);
+                }
+            }
+            if last.iter().all(|logits| !logits.is_empty()) {
+                break;
+            }
+        }
+        let mut largest = 0.0f32;
+        for (index, (tokens, logits)) in alone.iter().enumerate() {
+            assert_eq!(&written[index], tokens, "{name}, prompt {index}");
+            largest = largest.max(difference(&last[index], logits));
+        }
+        println!("{name}: largest difference between alone and together {largest:.1e}");
+        assert!(largest < 1e-5, "{name}: {largest}");
+    }
+}
+
+#[test]
+fn a_cache_grows_in_steps_and_serves_another_sequence_once_cleared() {
+    let fixture = Fixture::read("qwen3");
+    let prompt = &fixture.cases[2].prompt;
+    let mut caches = [fixture.decoder.cache().unwrap()];
+    assert_eq!(caches[0].bytes().0, 0);
+    let first = fixture.step(&mut caches, &[prompt]);
+    let bytes = caches[0].bytes();
+    assert_eq!(bytes, fixture.decoder.cache_bytes(prompt.len()));
+    caches[0].clear();
+    assert_eq!(fixture.step(&mut caches, &[prompt]), first);
+    assert_eq!(caches[0].bytes(), bytes);
+}
+
+#[test]
+fn a_sequence_beyond_the_context_and_an_unknown_token_are_refused() {
+    let fixture = Fixture::read("llama");
+    let rows = fixture.decoder.embed(&vec![1; 513]).unwrap();
+    let mut cache = fixture.decoder.cache().unwrap();
+    let mut segments = [Segment { cache: &mut cache, length: 513, positions: None }];
+    let refused = fixture.decoder.forward(&rows, &mut segments).unwrap_err();
+    assert!(refused.to_string().contains("513") && refused.to_string().contains("512"), "{refused}");
+    assert!(matches!(fixture.decoder.embed(&[384]), Err(Error::InvalidInput(_))));
+}
+
+#[test]
+fn settings_that_make_no_sense_are_errors() {
+    let changes = [
+        json!({"num_attention_heads": 0}),
+        json!({"num_key_value_heads": 0}),
+        json!({"num_key_value_heads": 3}),
+        json!({"hidden_size": 0}),
+        json!({"hidden_size": 1u64 << 60}),
+        json!({"head_dim": 0}),
+        json!({"head_dim": u64::MAX}),
+        json!({"num_hidden_layers": 1u64 << 40}),
+        json!({"vocab_size": 0}),
+        json!({"max_position_embeddings": 0}),
+        json!({"max_position_embeddings": -1}),
+        json!({"rms_norm_eps": "x"}),
+        json!({"rope_parameters": {"rope_theta": 0.0}}),
+        json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0}}),
+        json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear"}}),
+        json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn", "factor": 0.0}}),
+        json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "longrope", "short_factor": [1.0]}}),
+        json!({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1e300}}),
+        json!({"rope_parameters": 7}),
+        json!({"layer_types": ["full_attention"]}),
+        json!({"layer_types": ["linear_attention", "full_attention", "full_attention"]}),
+        json!({"sliding_window": 0, "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "sliding_attention", "sliding_attention", "sliding_attention", "sliding_attention"]}),
+        json!({"hidden_act": "nothing"}),
+        json!({"num_experts": 0}),
+        json!({"num_experts_per_tok": 9}),
+        json!({"query_pre_attn_scalar": 0.0}),
+        json!({"attn_logit_softcapping": 0.0}),
+        json!({"text_config": null, "model_type": "gemma3", "architectures": []}),
+    ];
+    let file = Path::new("config.json");
+    let mut refused = vec![0; changes.len()];
+    for name in FOLDERS {
+        let config: Value = read_json(&folder(name).join("config.json")).unwrap();
+        for (index, change) in changes.iter().enumerate() {
+            let mut config = config.clone();
+            config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            match find(file, &config) {
+                Err(Error::InvalidConfig { .. } | Error::UnsupportedSetting { .. }) => refused[index] += 1,
+                Err(other) => panic!("{name}, {change}: {other}"),
+                // What is another family's setting does not matter.
+                Ok(_) => {}
+            }
+        }
+    }
+    let accepted: Vec<_> = changes.iter().zip(refused).filter(|(_, count)| *count == 0).collect();
+    assert!(accepted.is_empty(), "{accepted:?}");
+}
+
+#[test]
+fn a_gguf_file_brings_its_tokenizer() {
+    for name in GGUF {
+        let context = LoadContext::detached(&name.into());
+        let file = open(&folder(name)).gguf(&context).unwrap().unwrap();
+        let tokenizer = GgufFile::open(&file).unwrap().tokenizer().unwrap();
+        assert_eq!(tokenizer.tokens.len(), 384, "{name}");
+        assert_eq!(tokenizer.kinds.len(), 384, "{name}");
+        assert_eq!(tokenizer.merges.is_empty(), tokenizer.model == "llama", "{name}");
+        assert_eq!(tokenizer.scores.is_empty(), tokenizer.model == "gpt2", "{name}");
+        assert!(tokenizer.end.is_some() && tokenizer.chat_template.is_some(), "{name}");
+    }
+}
+
+#[test]
+fn damaged_gguf_files_are_errors() {
+    let context = LoadContext::detached(&"damaged".into());
+    let file = open(&folder("gguf_qwen2")).gguf(&context).unwrap().unwrap();
+    let sound = std::fs::read(file).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("damaged.gguf");
+    let load = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let file = GgufFile::open(&path)?;
+        DecoderConfig::from_gguf(&file)?.load_gguf(&file, &Device::Cpu, &context).map(|_| ())
+    };
+    load(&sound).unwrap();
+    assert!(matches!(load(&sound[..sound.len() - 40]), Err(Error::TruncatedWeights { .. })));
+    assert!(matches!(load(&sound[..1000]), Err(Error::InvalidGguf { .. })));
+    let replaced = |from: &[u8], to: &[u8]| {
+        let place = sound.windows(from.len()).position(|window| window == from).unwrap();
+        [&sound[..place], to, &sound[place + to.len()..]].concat()
+    };
+    assert!(matches!(load(&replaced(b"qwen2", b"other")), Err(Error::UnsupportedArchitecture { .. })));
+    assert!(matches!(
+        load(&replaced(b"blk.1.attn_k.weight", b"blk.1.attn_z")),
+        Err(Error::MissingTensor { .. })
+    ));
+    assert!(matches!(load(&replaced(b"qwen2.block_count", b"qwen2.brick")), Err(Error::InvalidGguf { .. })));
+    // Whatever byte of the header is flipped: no panic, no wait.
+    let header = sound.windows(4).rposition(|window| window == b"blk.").unwrap();
+    for place in (0..header).step_by(97) {
+        let mut bytes = sound.clone();
+        bytes[place] ^= 0x55;
+        let _ = load(&bytes);
+    }
+}
+
+#[test]
+fn a_directory_with_several_gguf_files_is_refused_and_one_can_be_named() {
+    let context = LoadContext::detached(&"several".into());
+    let folder = tempfile::tempdir().unwrap();
+    assert!(open(folder.path()).gguf(&context).unwrap().is_none());
+    for name in ["a.gguf", "b.gguf"] {
+        std::fs::write(folder.path().join(name), b"GGUF").unwrap();
+    }
+    let refused = open(folder.path()).gguf(&context).unwrap_err();
+    assert!(refused.to_string().contains("a.gguf, b.gguf"), "{refused}");
+    let named = folder.path().join("b.gguf");
+    assert_eq!(open(&named).gguf(&context).unwrap(), Some(named));
+}

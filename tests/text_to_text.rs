@@ -1,0 +1,348 @@
+//! Text to text through the actors: the texts of the references, alone and in company, and every way to an end.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::time::Duration;
+
+use candle_actors::{Engine, Error, Source, TextGenerationModel, TextGenerator};
+use common::text::{counted, expected, families, family, load, one_worker};
+use model_actors::{
+    CallOptions, Completion, FinishReason, GenerateText, Message, ModelHandle, PoolConfig, Prompt,
+    ReplyStream, Sampling, System, TextToText, WorkerPhase,
+};
+use tempfile::TempDir;
+
+async fn engine(name: &str, pool: PoolConfig) -> (Engine, TextGenerator) {
+    let source = Source::directory(family(name));
+    let engine = Engine::builder().pool_config(pool).text_to_text(name, source).start().await.unwrap();
+    let model = engine.text_to_text(name).unwrap();
+    (engine, model)
+}
+
+fn request(prompt: &str, max_tokens: usize) -> GenerateText {
+    GenerateText { max_tokens, ..GenerateText::from(prompt) }
+}
+
+/// The pieces and the whole of a stream.
+async fn read(mut stream: ReplyStream<TextToText>) -> (String, Completion) {
+    let mut text = String::new();
+    while let Some(piece) = stream.next().await {
+        assert!(!piece.is_empty());
+        text.push_str(&piece);
+    }
+    (text, stream.output().await.unwrap())
+}
+
+async fn until_idle(system: &System) {
+    loop {
+        let status = system.status();
+        let idle = status.pools.iter().flat_map(|pool| &pool.models).all(|model| {
+            !model.workers.is_empty() && model.workers.iter().all(|worker| worker.phase == WorkerPhase::Idle)
+        });
+        if idle {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_family_writes_what_its_reference_writes_alone_and_in_company() {
+    for name in families() {
+        let cases = expected(&name, &load(&name));
+        let (engine, model) = engine(&name, one_worker()).await;
+        for case in &cases {
+            let Completion { text, finish_reason, usage } =
+                model.generate(request(&case.prompt, 64)).await.unwrap();
+            assert_eq!(text, case.text, "{name}: {:?}", case.prompt);
+            assert_eq!(finish_reason, FinishReason::Length);
+            assert_eq!((usage.prompt_tokens, usage.completion_tokens), (case.prompt_tokens, 64));
+        }
+        // Each joins when the one before has begun to write; one leaves early.
+        let mut streams = Vec::new();
+        let mut leaver = None;
+        for (index, case) in cases.iter().cycle().take(8).enumerate() {
+            let mut stream = model.stream(request(&case.prompt, 64)).await.unwrap();
+            let mut begun = String::new();
+            for _ in 0..=index % 3 {
+                begun.extend(stream.next().await);
+            }
+            streams.push((case.clone(), begun, stream));
+            match index {
+                2 => leaver = Some(model.stream(request("The", 64)).await.unwrap()),
+                5 => drop(leaver.take()),
+                _ => {}
+            }
+        }
+        for (case, begun, stream) in streams {
+            let (rest, completion) = read(stream).await;
+            assert_eq!(completion.text, case.text, "{name}, in company: {:?}", case.prompt);
+            assert_eq!(begun + &rest, completion.text, "the pieces are the whole");
+        }
+        println!("{name}: {} prompts, 64 tokens each, alone and as 8 of 9 together: the same", cases.len());
+        assert!(engine.shutdown().await.is_clean());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_written_together() {
+    let (system, handle, model) = counted("llama", one_worker()).await;
+    let before = model.steps();
+    let prompts: Vec<String> = (0..8).map(|index| format!("The cat {index}")).collect();
+    let mut streams = Vec::new();
+    for prompt in &prompts {
+        streams.push(handle.stream(request(prompt, 64), CallOptions::default()).await.unwrap());
+    }
+    for (stream, prompt) in streams.into_iter().zip(&prompts) {
+        let (_, completion) = read(stream).await;
+        let alone = model.try_clone().unwrap().generate(&[request(prompt, 64)]).unwrap();
+        assert_eq!(completion, alone[0]);
+    }
+    // The comparison took 8 × 64 steps of its own.
+    let steps = model.steps() - before - 8 * 64;
+    println!("8 texts of 64 tokens took {steps} steps");
+    assert!((64..8 * 64 / 2).contains(&steps), "{steps}");
+    assert!(system.shutdown().await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_stream_stops_the_model_within_a_step() {
+    let pool = PoolConfig { stream_buffer: 4096, ..one_worker() };
+    let (system, handle, model) = counted("llama", pool).await;
+    for round in 0..5 {
+        let mut stream = handle.stream(request("The cat", 500), CallOptions::default()).await.unwrap();
+        for _ in 0..=round {
+            stream.next().await.unwrap();
+        }
+        drop(stream);
+        let dropped = model.steps();
+        until_idle(&system).await;
+        let more = model.steps() - dropped;
+        println!("{more} steps after the drop");
+        // One may have been about to begin.
+        assert!(more <= 1, "{more}");
+    }
+    assert!(model.steps() < 5 * 500, "it did not write to the end: {} steps", model.steps());
+    assert!(system.shutdown().await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_leaves_or_does_not_read_does_not_hold_up_the_others() {
+    let pool = PoolConfig { stream_buffer: 2, ..one_worker() };
+    let (system, handle, model) = counted("llama", pool).await;
+    let unread = handle.stream(request("The rain", 64), CallOptions::default()).await.unwrap();
+    for prompt in ["The cat", "The train"] {
+        let (_, completion) =
+            read(handle.stream(request(prompt, 64), CallOptions::default()).await.unwrap()).await;
+        assert_eq!(completion, model.generate(&[request(prompt, 64)]).unwrap()[0]);
+    }
+    let (text, completion) = read(unread).await;
+    assert_eq!(completion, model.generate(&[request("The rain", 64)]).unwrap()[0]);
+    assert_eq!(text, completion.text, "it lost nothing");
+    assert!(system.shutdown().await.is_clean());
+}
+
+fn sampled(seed: u64) -> GenerateText {
+    let sampling = Sampling {
+        temperature: 1.0,
+        top_k: Some(50),
+        top_p: Some(0.95),
+        repetition_penalty: Some(1.1),
+        seed: Some(seed),
+        ..Sampling::default()
+    };
+    GenerateText { sampling, ..request("The cat sleeps", 48) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seed_gives_the_same_text_whatever_runs_beside_it() {
+    let (engine, model) = engine("qwen3", one_worker()).await;
+    let alone = model.generate(sampled(1)).await.unwrap();
+    assert_ne!(alone.text, model.generate(sampled(2)).await.unwrap().text);
+    let (same, other, again, greedy) = tokio::join!(
+        model.generate(sampled(1)),
+        model.generate(sampled(3)),
+        model.generate(sampled(1)),
+        model.generate(request("How do I", 30)),
+    );
+    assert_eq!((same.unwrap(), again.unwrap()), (alone.clone(), alone));
+    assert!(other.is_ok() && greedy.is_ok());
+    let unseeded = GenerateText { sampling: Sampling { seed: None, ..sampled(0).sampling }, ..sampled(0) };
+    let (left, right) = (model.generate(unseeded.clone()).await, model.generate(unseeded).await);
+    assert_ne!(left.unwrap().text, right.unwrap().text, "without a seed no two are the same");
+    assert!(engine.shutdown().await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_string_ends_the_text_before_it() {
+    let model = load("llama");
+    let case = expected("llama", &model).remove(2);
+    let (engine, generator) = engine("llama", one_worker()).await;
+    // Strings of several pieces, cut out of the reference's own text.
+    let letters: Vec<(usize, char)> = case.text.char_indices().collect();
+    for (from, to) in [(3, 9), (10, 24), (20, 21), (30, 47)] {
+        let stop = case.text[letters[from].0..letters[to].0].to_owned();
+        let asked =
+            GenerateText { stop: vec!["never there".to_owned(), stop.clone()], ..request(&case.prompt, 64) };
+        let (text, completion) = read(generator.stream(asked).await.unwrap()).await;
+        let expected = &case.text[..case.text.find(&stop).unwrap()];
+        assert_eq!((text.as_str(), completion.text.as_str()), (expected, expected));
+        assert_eq!(completion.finish_reason, FinishReason::Stop);
+        assert!(completion.usage.completion_tokens < 64);
+    }
+    assert!(engine.shutdown().await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_context_is_the_end() {
+    let (engine, model) = engine("llama", one_worker()).await;
+    let loaded = load("llama");
+    assert_eq!(loaded.max_tokens(), 512);
+    let words = |count: usize| "The ".repeat(count);
+    let tokens = |text: &str| loaded.tokenize(&Prompt::Raw(text.to_owned())).unwrap().len();
+    let long = words(300);
+    assert!(tokens(&long) > 512, "{}", tokens(&long));
+    let error = model.generate(request(&long, 1)).await.unwrap_err();
+    let words_of_it = error.to_string();
+    assert!(matches!(error, Error::Actor(model_actors::Error::InvalidInput { .. })), "{error}");
+    assert!(words_of_it.contains(&tokens(&long).to_string()) && words_of_it.contains("512"), "{words_of_it}");
+
+    let almost = words((1..300).rev().find(|count| tokens(&words(*count)) < 510).unwrap());
+    let room = 512 - tokens(&almost);
+    for asked in [usize::MAX, room + 1, room, 1] {
+        let completion = model.generate(request(&almost, asked)).await.unwrap();
+        assert_eq!(completion.finish_reason, FinishReason::Length);
+        assert_eq!(completion.usage.completion_tokens, room.min(asked));
+        assert_eq!(completion.usage.prompt_tokens, tokens(&almost));
+    }
+    assert!(engine.shutdown().await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_token_ends_the_text() {
+    let model = load("llama");
+    let case = expected("llama", &model).remove(0);
+    let folder = copy_of("llama");
+    // What the reference writes as its sixth token becomes an end.
+    let tokens: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("expected.json")).unwrap()).unwrap();
+    let sixth = &tokens["cases"][0]["greedy"][5];
+    let settings = serde_json::json!({ "eos_token_id": [383, sixth] });
+    std::fs::write(folder.path().join("generation_config.json"), settings.to_string()).unwrap();
+    let model = TextGenerationModel::load(Source::directory(folder.path())).unwrap();
+    let completion = model.generate(&[request(&case.prompt, 64)]).unwrap().remove(0);
+    assert_eq!((completion.finish_reason, completion.usage.completion_tokens), (FinishReason::Stop, 6));
+    assert!(case.text.starts_with(&completion.text) && completion.text.len() < case.text.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_go_through_the_template() {
+    let (engine, model) = engine("llama", one_worker()).await;
+    let messages = [Message::system("Be brief."), Message::user("What is rain?")];
+    let written = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is rain?<|im_end|>\n\
+                   <|im_start|>assistant\n";
+    let chat = model.generate(GenerateText { max_tokens: 20, ..GenerateText::chat(messages) }).await.unwrap();
+    assert_eq!(chat, model.generate(request(written, 20)).await.unwrap());
+    assert!(engine.shutdown().await.is_clean());
+
+    let folder = copy_of("llama");
+    std::fs::remove_file(folder.path().join("tokenizer_config.json")).unwrap();
+    let model = TextGenerationModel::load(Source::directory(folder.path())).unwrap();
+    let error = model.generate(&[GenerateText::chat([Message::user("Hello")])]).unwrap_err();
+    assert!(error.to_string().contains("no chat template"), "{error}");
+    assert!(model.generate(&[request("Hello", 2)]).is_ok());
+    let template = "{% for message in messages %}{{ message.content }}!{% endfor %}";
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    let model = TextGenerationModel::load(Source::directory(folder.path())).unwrap();
+    let tokens = model.tokenize(&Prompt::Messages(vec![Message::user("The cat")])).unwrap();
+    assert_eq!(model.decode(&tokens).unwrap(), "The cat!");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_before_the_first_output_is_kept() {
+    let (system, handle, model) = counted("llama", one_worker()).await;
+    let brief = CallOptions { timeout: Some(Duration::from_nanos(1)), ..CallOptions::default() };
+    let error = handle.call(request("The cat", 500), brief).await.unwrap_err();
+    assert!(matches!(error, model_actors::Error::Timeout { .. }), "{error}");
+    until_idle(&system).await;
+    assert!(model.steps() <= 1, "{}", model.steps());
+    assert!(handle.call(request("The cat", 5), CallOptions::default()).await.is_ok());
+    assert!(system.shutdown().await.is_clean());
+}
+
+async fn refused(handle: &ModelHandle<TextToText>, request: GenerateText, word: &str) {
+    let error = handle.call(request, CallOptions::default()).await.unwrap_err();
+    assert!(matches!(error, model_actors::Error::InvalidInput { .. }), "{error}");
+    assert!(error.to_string().contains(word), "{word}: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_requests_are_refused_alone() {
+    let (system, handle, _) = counted("llama", one_worker()).await;
+    let with = |change: fn(&mut GenerateText)| {
+        let mut request = request("The cat", 5);
+        change(&mut request);
+        request
+    };
+    let good = handle.stream(request("The cat", 64), CallOptions::default()).await.unwrap();
+    refused(&handle, request("", 5), "empty").await;
+    refused(&handle, GenerateText::chat([]), "empty").await;
+    refused(&handle, request("The", 0), "max_tokens").await;
+    refused(&handle, with(|request| request.sampling.temperature = f32::NAN), "temperature").await;
+    refused(&handle, with(|request| request.sampling.temperature = -0.1), "temperature").await;
+    refused(&handle, with(|request| request.sampling.top_k = Some(0)), "top_k").await;
+    refused(&handle, with(|request| request.sampling.top_p = Some(0.0)), "top_p").await;
+    refused(&handle, with(|request| request.sampling.top_p = Some(f32::NAN)), "top_p").await;
+    refused(&handle, with(|request| request.sampling.min_p = Some(1.0)), "min_p").await;
+    refused(&handle, with(|request| request.sampling.repetition_penalty = Some(0.0)), "penalty").await;
+    refused(&handle, with(|request| request.stop = vec![String::new()]), "stop").await;
+    refused(&handle, with(|request| request.stop = vec!["x".to_owned(); 17]), "stop").await;
+    refused(&handle, with(|request| request.stop = vec!["x".repeat(257)]), "stop").await;
+    refused(&handle, request(&"x".repeat((4 << 20) + 1), 5), "bytes").await;
+    refused(&handle, request(&"word \u{0} é 🦀 ".repeat(10_000), 5), "512").await;
+    let many = vec![Message::user("x"); 1025];
+    refused(&handle, GenerateText::chat(many), "messages").await;
+    assert_eq!(read(good).await.1.usage.completion_tokens, 64);
+    let strange = "\u{0}\u{fffd}\u{202e}<|im_end|><|im_start|>\r\n\u{1f9d1}\u{200d}\u{1f680}";
+    assert!(handle.call(request(strange, 8), CallOptions::default()).await.is_ok());
+    assert!(system.shutdown().await.is_clean());
+}
+
+/// A family's folder that may be changed.
+fn copy_of(name: &str) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    for entry in std::fs::read_dir(family(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+fn broken(file: &str, content: &str) -> Error {
+    let folder = copy_of("llama");
+    std::fs::write(folder.path().join(file), content).unwrap();
+    TextGenerationModel::load(Source::directory(folder.path())).err().expect("it loads")
+}
+
+#[test]
+fn files_that_make_no_sense_are_named() {
+    let error = broken("config.json", r#"{"model_type": "mamba"}"#);
+    let words = error.to_string();
+    assert!(matches!(error, Error::UnsupportedArchitecture { .. }), "{error}");
+    assert!(["mamba", "text to text", "llama", "qwen3"].iter().all(|word| words.contains(word)), "{words}");
+    for (file, content) in [
+        ("config.json", "{ not json"),
+        ("generation_config.json", r#"{"eos_token_id": "x"}"#),
+        ("tokenizer_config.json", r#"{"chat_template": 7}"#),
+        ("tokenizer_config.json", r#"{"chat_template": "{% for %}"}"#),
+        ("chat_template.json", "[]"),
+        ("chat_template.jinja", "{{ "),
+    ] {
+        let error = broken(file, content);
+        assert!(matches!(error, Error::InvalidConfig { .. }), "{file}: {error}");
+        assert!(error.to_string().contains(file), "{file}: {error}");
+    }
+    let error = broken("tokenizer.json", "{}");
+    assert!(matches!(error, Error::InvalidTokenizer { .. }), "{error}");
+}
