@@ -75,6 +75,7 @@ impl KeyValues {
     }
 
     /// Bytes that it takes now.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> u64 {
         match self {
             Self::Host { keys, values } => 4 * (keys.capacity() + values.capacity()) as u64,
