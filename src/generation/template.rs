@@ -197,8 +197,9 @@ impl ChatTemplate {
         let SpecialTokens { bos, eos, unk, pad } = &self.tokens;
         let named = [("bos_token", bos), ("eos_token", eos), ("unk_token", unk), ("pad_token", pad)];
         // A token that the model lacks is undefined, not empty.
-        let known = named.into_iter().filter_map(|(name, token)| Some((name, token.as_deref()?)));
-        Value::from(known.collect::<BTreeMap<&str, &str>>())
+        let known =
+            named.into_iter().filter_map(|(name, token)| Some((name, Value::from(token.as_deref()?))));
+        Value::from(known.collect::<BTreeMap<&str, Value>>())
     }
 
     fn render_values(&self, values: Value) -> Result<String> {
