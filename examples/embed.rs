@@ -21,6 +21,15 @@ struct Arguments {
     /// A model directory, or a Hugging Face repository with an optional @revision.
     #[arg(long, value_name = "DIR_OR_REPO", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/english-embedding-small"))]
     model: String,
+    /// A prompt that the model's own files define, such as query.
+    #[arg(long, value_name = "NAME")]
+    prompt: Option<String>,
+    /// A prompt by its words, such as "query: ".
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt")]
+    prompt_text: Option<String>,
+    /// Keep only so many dimensions.
+    #[arg(long, value_name = "N")]
+    dimensions: Option<usize>,
     /// Print one JSON object a line: index, text, embedding.
     #[arg(long)]
     json: bool,
@@ -47,12 +56,12 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
     let texts = match arguments.texts.is_empty() {
-        false => arguments.texts,
+        false => arguments.texts.clone(),
         true => std::io::stdin().lock().lines().collect::<Result<_, _>>()?,
     };
     let engine = Engine::builder().text_embedding("model", Source::parse(&arguments.model)).start().await?;
     let progress = tokio::spawn(show_progress(engine.events()));
-    let vectors = embed(&engine.text_embedding("model")?, &texts).await;
+    let vectors = embed(arguments.model(&engine)?, &texts).await;
     engine.shutdown().await;
     progress.abort();
     let (vectors, mut out) = (vectors?, std::io::stdout().lock());
@@ -63,7 +72,24 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-async fn embed(model: &TextEmbedder, texts: &[String]) -> Result<Vec<Vec<f32>>, candle_actors::Error> {
+impl Arguments {
+    /// The model, asked in the way that the person chose.
+    fn model(&self, engine: &Engine) -> Result<TextEmbedder, candle_actors::Error> {
+        let mut model = engine.text_embedding("model")?;
+        if let Some(name) = &self.prompt {
+            model = model.prompt(name);
+        }
+        if let Some(prompt) = &self.prompt_text {
+            model = model.prompt_text(prompt);
+        }
+        Ok(match self.dimensions {
+            Some(dimensions) => model.dimensions(dimensions),
+            None => model,
+        })
+    }
+}
+
+async fn embed(model: TextEmbedder, texts: &[String]) -> Result<Vec<Vec<f32>>, candle_actors::Error> {
     // A request has limited time; a download may take longer.
     model.model().preload().await?;
     model.embed_batch(texts).await

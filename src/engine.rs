@@ -15,6 +15,7 @@ use crate::device::{Compute, ComputeDevice};
 use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
 use crate::hub::HubSettings;
+use crate::image_input::{ImageInput, ImageSettings};
 use crate::loader::{ModelLoader, Plan};
 use crate::models;
 use crate::source::Source;
@@ -41,6 +42,7 @@ pub struct EngineBuilder {
     pool: Option<PoolConfig>,
     #[cfg(feature = "hub")]
     hub: HubSettings,
+    images: ImageSettings,
     models: Vec<(ModelId, Source, Register)>,
 }
 
@@ -86,6 +88,11 @@ impl EngineBuilder {
     #[cfg(feature = "hub")]
     pub fn hub(self, hub: HubSettings) -> Self {
         Self { hub, ..self }
+    }
+
+    /// How images from outside are taken in: limits, time, and which addresses may be opened.
+    pub fn image_input(self, images: ImageSettings) -> Self {
+        Self { images, ..self }
     }
 
     /// Registers a text embedding model. Nothing is loaded before its first request.
@@ -165,6 +172,7 @@ impl EngineBuilder {
             compute: Compute::new(self.device, self.threads),
             #[cfg(feature = "hub")]
             hub: self.hub,
+            images: ImageInput::new(self.images)?,
         };
         for (id, source, register) in self.models {
             register(&engine, id, source)?;
@@ -200,6 +208,7 @@ pub struct Engine {
     compute: Compute,
     #[cfg(feature = "hub")]
     hub: HubSettings,
+    images: ImageInput,
 }
 
 impl Engine {
@@ -213,6 +222,7 @@ impl Engine {
             pool: None,
             #[cfg(feature = "hub")]
             hub: HubSettings::default(),
+            images: ImageSettings::default(),
             models: Vec::new(),
         }
     }
@@ -257,7 +267,8 @@ impl Engine {
     /// [`Error::Actor`] if the id is used already.
     pub fn add_image_embedding(&self, id: impl Into<ModelId>, source: Source) -> Result<ImageEmbedder> {
         let spec = self.spec(id, self.loader::<models::image_embedding::Plan>(source));
-        Ok(ImageEmbedder::new(self.system.client::<ImageEmbedding>()?.register(spec)?))
+        let model = self.system.client::<ImageEmbedding>()?.register(spec)?;
+        Ok(ImageEmbedder::new(model, self.images.clone()))
     }
 
     /// A registered image embedding model.
@@ -265,7 +276,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if there is none of that name.
     pub fn image_embedding(&self, id: impl Into<ModelId>) -> Result<ImageEmbedder> {
-        Ok(ImageEmbedder::new(self.handle::<ImageEmbedding>(id)?))
+        Ok(ImageEmbedder::new(self.handle::<ImageEmbedding>(id)?, self.images.clone()))
     }
 
     /// Registers a vision model, as [`EngineBuilder::vision`] does.
@@ -274,7 +285,8 @@ impl Engine {
     /// [`Error::Actor`] if the id is used already.
     pub fn add_vision(&self, id: impl Into<ModelId>, source: Source) -> Result<ImageDescriber> {
         let spec = self.spec(id, self.loader::<models::vision::Plan>(source));
-        Ok(ImageDescriber::new(self.system.client::<Vision>()?.register(spec.continuous())?))
+        let model = self.system.client::<Vision>()?.register(spec.continuous())?;
+        Ok(ImageDescriber::new(model, self.images.clone()))
     }
 
     /// A registered vision model.
@@ -282,7 +294,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if there is none of that name.
     pub fn vision(&self, id: impl Into<ModelId>) -> Result<ImageDescriber> {
-        Ok(ImageDescriber::new(self.handle::<Vision>(id)?))
+        Ok(ImageDescriber::new(self.handle::<Vision>(id)?, self.images.clone()))
     }
 
     /// Registers a text to image model, as [`EngineBuilder::text_to_image`] does.
@@ -300,6 +312,11 @@ impl Engine {
     /// [`Error::Actor`] if there is none of that name.
     pub fn text_to_image(&self, id: impl Into<ModelId>) -> Result<ImagePainter> {
         Ok(ImagePainter::new(self.handle::<TextToImage>(id)?))
+    }
+
+    /// Turns images from outside into pictures, as the handles of the engine's models do with each request.
+    pub fn images(&self) -> &ImageInput {
+        &self.images
     }
 
     fn loader<P: Plan>(&self, source: Source) -> ModelLoader<P> {

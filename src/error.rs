@@ -90,6 +90,24 @@ pub enum Error {
     /// The input can never be served.
     #[error("{0}")]
     InvalidInput(String),
+    /// An image is larger than the application allows.
+    #[error("the image has {found} {what}; at most {limit} are allowed")]
+    ImageTooLarge { what: &'static str, found: u64, limit: u64 },
+    /// An image is of a format, or uses a feature of one, that is not read.
+    #[error("the image is not supported: it is {found}; supported are PNG, JPEG, WebP, GIF, BMP and TIFF")]
+    UnsupportedImage { found: String },
+    /// An image is damaged.
+    #[error("the image cannot be decoded: {reason}")]
+    InvalidImage { reason: String },
+    /// An image took too long to decode.
+    #[error("the image was not decoded within {} ms", after.as_millis())]
+    ImageTooSlow { after: Duration },
+    /// An image's address may not be opened.
+    #[error("the address {address} is refused: {reason}")]
+    AddressRefused { address: String, reason: String },
+    /// An image could not be fetched.
+    #[error("the image at {address} could not be fetched: {reason}")]
+    DownloadFailed { address: String, reason: String },
     /// A setting of the engine is out of range.
     #[error("the engine's setting {setting} is invalid: {reason}")]
     InvalidSetting { setting: &'static str, reason: String },
@@ -160,6 +178,18 @@ impl Error {
         self
     }
 
+    /// True for what only another input can mend.
+    fn is_input(&self) -> bool {
+        matches!(
+            self,
+            Self::InvalidInput(_)
+                | Self::ImageTooLarge { .. }
+                | Self::UnsupportedImage { .. }
+                | Self::InvalidImage { .. }
+                | Self::AddressRefused { .. }
+        )
+    }
+
     /// True for what may go better next time.
     fn is_transient(&self) -> bool {
         matches!(
@@ -172,6 +202,7 @@ impl Error {
                 | Self::TransferTruncated { .. }
                 | Self::ChecksumMismatch { .. }
                 | Self::UnreadableFile { .. }
+                | Self::DownloadFailed { .. }
                 | Self::Compute(_)
                 | Self::NotFiniteOutput
         )
@@ -183,6 +214,7 @@ impl From<Error> for Failure {
         match error {
             Error::Stopped => Failure::stopped(),
             Error::InvalidInput(reason) => Failure::invalid_input(reason),
+            error if error.is_input() => Failure::invalid_input(error.to_string()),
             Error::Compute(cause) if is_out_of_memory(&cause) => {
                 Failure::out_of_memory(Error::Compute(cause))
             }

@@ -52,10 +52,20 @@ pub(crate) fn find<A>(
             Err(Error::UnsupportedArchitecture {
                 found: name.unwrap_or("(none named)".into()),
                 capability,
-                supported: families.iter().map(|family| family.model_type).collect(),
+                supported: names_of(families),
             })
         }
     }
+}
+
+/// The families' names, for an error; where several share one `model_type`, the later ones by their architecture.
+fn names_of<A>(families: &[Family<A>]) -> Vec<&'static str> {
+    let mut names = Vec::with_capacity(families.len());
+    for family in families {
+        let own = family.architectures.first().copied().unwrap_or(family.model_type);
+        names.push(if names.contains(&family.model_type) { own } else { family.model_type });
+    }
+    names
 }
 
 /// Reads a family's part of `config.json`.

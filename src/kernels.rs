@@ -3,21 +3,39 @@
 //! On the processor they are fused loops that use the caller's thread alone, or the rayon pool that it runs in; on
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
+mod attend;
 pub(crate) mod blocks;
 pub(crate) mod causal;
+mod convolution;
+mod crossed;
 pub(crate) mod gated;
+mod group_norm;
+pub(crate) mod latent;
+mod masked;
 mod matmul;
+pub(crate) mod mutual;
 pub(crate) mod packed;
+mod pairs;
 mod panels;
+mod patches;
+mod probe;
 mod quantized;
 pub(crate) mod rotary;
 mod rows;
 
-use candle_core::{CpuStorage, D, Device, Storage, Tensor};
+use candle_core::{CpuStorage, Device, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+pub(crate) use attend::{attend, attend_with_bias};
+pub(crate) use convolution::Convolution;
+pub(crate) use crossed::crossed_attention;
+pub(crate) use group_norm::GroupNorm;
+pub(crate) use masked::causal_attention;
 use matmul::{Matrix, Output, multiply};
+pub(crate) use pairs::turn_pairs;
+pub(crate) use patches::patches;
+pub(crate) use probe::probe_attention;
 
 /// What follows a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +43,8 @@ pub(crate) enum Activation {
     Identity,
     GeluErf,
     GeluTanh,
+    /// `x · sigmoid(1.702 x)`, as OpenAI's CLIP has it.
+    QuickGelu,
     Relu,
     Silu,
     Tanh,
@@ -33,12 +53,13 @@ pub(crate) enum Activation {
 impl Activation {
     /// The names that configurations use.
     pub(crate) const NAMES: &'static str =
-        "gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, relu, silu, swish, tanh";
+        "gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, quick_gelu, relu, silu, swish, tanh";
 
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         match name {
             "gelu" => Some(Self::GeluErf),
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Self::GeluTanh),
+            "quick_gelu" => Some(Self::QuickGelu),
             "relu" => Some(Self::Relu),
             "silu" | "swish" => Some(Self::Silu),
             "tanh" => Some(Self::Tanh),
@@ -51,6 +72,7 @@ impl Activation {
             Self::Identity => {}
             Self::GeluErf => rows::gelu_erf(values),
             Self::GeluTanh => rows::gelu_tanh(values),
+            Self::QuickGelu => rows::quick_gelu(values),
             Self::Relu => rows::relu(values),
             Self::Silu => rows::silu(values),
             Self::Tanh => rows::tanh(values),
@@ -62,6 +84,7 @@ impl Activation {
             Self::Identity => Ok(tensor),
             Self::GeluErf => tensor.gelu_erf(),
             Self::GeluTanh => tensor.gelu(),
+            Self::QuickGelu => &tensor * candle_nn::ops::sigmoid(&(&tensor * 1.702)?)?,
             Self::Relu => tensor.relu(),
             Self::Silu => tensor.silu(),
             Self::Tanh => tensor.tanh(),
@@ -156,88 +179,28 @@ impl LayerNorm {
     }
 }
 
+impl LayerNorm {
+    /// The norm of each row of `input`, `(rows, width)`.
+    pub(crate) fn of(&self, input: &Tensor) -> Result<Tensor> {
+        if !input.device().is_cpu() {
+            return Ok(candle_nn::ops::layer_norm(input, &self.weight, &self.bias, self.epsilon as f32)?);
+        }
+        let (count, width) = input.dims2()?;
+        let mut out = with_values(input, <[f32]>::to_vec)?;
+        with_values(&self.weight, |weight| {
+            with_values(&self.bias, |bias| {
+                let norm = rows::Norm { weight, bias, epsilon: self.epsilon as f32 };
+                split_rows(&mut out, width, threads(), |rows| rows::norm(rows, norm));
+            })
+        })??;
+        Ok(Tensor::from_vec(out, (count, width), &Device::Cpu)?)
+    }
+}
+
 /// Every token sees every token of its own text. `mixed` is `(tokens, 3 · width)`, each row a token's query, key and
 /// value; the texts lie one after another with these `lengths`. Gives `(tokens, width)`.
 pub(crate) fn attention(mixed: &Tensor, lengths: &[usize], heads: usize) -> Result<Tensor> {
-    let (tokens, triple) = mixed.dims2()?;
-    let width = triple / 3;
-    if lengths.iter().sum::<usize>() != tokens || heads == 0 || triple % 3 != 0 || width % heads != 0 {
-        return Err(Error::Compute(candle_core::Error::msg(
-            "attention: lengths and heads do not fit the tokens",
-        )));
-    }
-    if mixed.device().is_cpu() {
-        attention_on_cpu(mixed, lengths, heads, tokens, width)
-    } else {
-        attention_on_any(mixed, lengths, heads, width)
-    }
-}
-
-fn attention_on_cpu(
-    mixed: &Tensor,
-    lengths: &[usize],
-    heads: usize,
-    tokens: usize,
-    width: usize,
-) -> Result<Tensor> {
-    let mut out = vec![0.0; tokens * width];
-    with_values(mixed, |mixed| {
-        let mut texts = Vec::with_capacity(lengths.len());
-        let (mut mixed, mut rest) = (mixed, out.as_mut_slice());
-        for &length in lengths {
-            let (out, others) = rest.split_at_mut(length * width);
-            let (text, others_mixed) = mixed.split_at(length * 3 * width);
-            texts.push((text, out, length));
-            (mixed, rest) = (others_mixed, others);
-        }
-        let shape = Heads { heads, width };
-        match threads() {
-            1 => texts.into_iter().for_each(|(text, out, length)| shape.attend(text, out, length)),
-            _ => texts.into_par_iter().for_each(|(text, out, length)| shape.attend(text, out, length)),
-        }
-    })?;
-    Ok(Tensor::from_vec(out, (tokens, width), &Device::Cpu)?)
-}
-
-/// How a row is divided.
-#[derive(Clone, Copy)]
-struct Heads {
-    heads: usize,
-    width: usize,
-}
-
-impl Heads {
-    /// Attention within one text, head by head, on the heads where they lie.
-    fn attend(self, mixed: &[f32], out: &mut [f32], length: usize) {
-        let size = self.width / self.heads;
-        let scale = 1.0 / (size as f32).sqrt();
-        let mut scores = vec![0.0; length * length];
-        for head in 0..self.heads {
-            let part = |which: usize| {
-                let values = &mixed[which * self.width + head * size..];
-                Matrix::rows(values, length, size, 3 * self.width)
-            };
-            multiply((&mut scores, length), Output::Replace, part(0), part(1).transposed(), scale, 1);
-            rows::softmax(&mut scores, length);
-            let weights = Matrix::rows(&scores, length, length, length);
-            multiply((&mut out[head * size..], self.width), Output::Replace, weights, part(2), 1.0, 1);
-        }
-    }
-}
-
-/// The same on any device: padded to the longest text, masked, and the padding dropped again.
-fn attention_on_any(mixed: &Tensor, lengths: &[usize], heads: usize, width: usize) -> Result<Tensor> {
-    let device = mixed.device();
-    let layout = Padding::of(lengths);
-    let (texts, longest, size) = (lengths.len(), layout.longest, width / heads);
-    let padded = mixed.index_select(&Tensor::new(layout.source, device)?, 0)?;
-    let padded = padded.reshape((texts, longest, 3, heads, size))?.permute((2, 0, 3, 1, 4))?.contiguous()?;
-    let (query, key, value) = (padded.get(0)?, padded.get(1)?, padded.get(2)?);
-    let mask = Tensor::from_vec(layout.mask, (texts, 1, 1, longest), device)?;
-    let scores = (query.matmul(&key.t()?)? * (1.0 / (size as f64).sqrt()))?.broadcast_add(&mask)?;
-    let mixed = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&value)?;
-    let rows = mixed.transpose(1, 2)?.contiguous()?.reshape((texts * longest, width))?;
-    Ok(rows.index_select(&Tensor::new(layout.tokens, device)?, 0)?)
+    mutual::Mutual { heads, slopes: &[], window: None, turns: None }.attend(mixed, lengths)
 }
 
 /// Where tokens go when texts are padded to one length.
@@ -284,6 +247,21 @@ fn split_rows(values: &mut [f32], width: usize, threads: usize, work: impl Fn(&m
     values.par_chunks_mut(per_thread).for_each(work);
 }
 
+/// As [`split_rows`], for work that wants to know the number of its first row.
+fn split_rows_at(
+    values: &mut [f32],
+    width: usize,
+    threads: usize,
+    work: impl Fn(usize, &mut [f32]) + Sync + Send,
+) {
+    if threads == 1 {
+        return work(0, values);
+    }
+    let rows = (values.len() / width.max(1)).div_ceil(threads).max(1);
+    let pieces = values.par_chunks_mut((rows * width).max(1)).enumerate();
+    pieces.for_each(|(piece, values)| work(piece * rows, values));
+}
+
 /// Lends a tensor's numbers; it lies in host memory in one piece.
 pub(crate) fn with_values<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let (storage, layout) = tensor.storage_and_layout();
@@ -307,25 +285,15 @@ mod tests {
     #[test]
     fn both_ways_of_each_operation_agree_whatever_the_threads() {
         let device = Device::Cpu;
-        let lengths = [3, 1, 7, 4];
         let mixed = Tensor::randn(0.0f32, 1.0, (15, 96), &device).unwrap();
         let weight = Tensor::randn(0.0f32, 0.2, (40, 96), &device).unwrap();
         let bias = Tensor::randn(0.0f32, 1.0, 40, &device).unwrap();
         let layer = Linear::new(&weight, Some(bias)).unwrap();
-        let attended = attention_on_any(&mixed, &lengths, 4, 32).unwrap();
         let product = layer.on_any(&mixed, Activation::GeluErf).unwrap();
         let check = || {
-            assert!(difference(&attention(&mixed, &lengths, 4).unwrap(), &attended) < 1e-5);
             assert!(difference(&layer.forward(&mixed, Activation::GeluErf).unwrap(), &product) < 1e-5);
         };
         check();
         rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap().install(check);
-    }
-
-    #[test]
-    fn lengths_that_do_not_add_up_are_refused() {
-        let mixed = Tensor::zeros((4, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
-        assert!(attention(&mixed, &[3], 2).is_err());
-        assert!(attention(&mixed, &[4], 3).is_err());
     }
 }

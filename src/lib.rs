@@ -3,6 +3,7 @@
 //! The modules are listed in reading order, and each imports only those above it.
 
 mod error;
+pub mod limits;
 mod device;
 #[cfg(feature = "hub")]
 mod hub;
@@ -16,9 +17,13 @@ mod gguf;
 mod pooling;
 mod generation;
 mod image_input;
+mod pixels;
 mod models;
 mod capabilities;
 mod engine;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 
 pub use capabilities::image_embedding::ImageEmbedder;
 pub use capabilities::text_embedding::TextEmbedder;
@@ -30,7 +35,12 @@ pub use engine::{Engine, EngineBuilder};
 pub use error::{Error, Result};
 #[cfg(feature = "hub")]
 pub use hub::{HubSettings, HubToken};
+pub use image_input::{ImageInput, ImageSettings, Network, UrlSettings};
+pub use limits::ImageLimits;
 pub use loader::LoadOptions;
+pub use models::image_embedding::ImageEmbeddingModel;
 pub use models::text_embedding::TextEmbeddingModel;
+pub use models::text_to_image::TextToImageModel;
 pub use models::text_to_text::TextGenerationModel;
+pub use models::vision::{ExaminedImage, VisionModel};
 pub use source::Source;

@@ -1,6 +1,7 @@
 //! The model families, one folder for each capability. A new family is one file in its capability's folder and one
 //! line in that capability's list.
 
+pub(crate) mod towers;
 pub(crate) mod decoder;
 mod streams;
 pub(crate) mod text_embedding;

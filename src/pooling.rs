@@ -36,16 +36,26 @@ impl Module {
     }
 }
 
-/// `1_Pooling/config.json`. Several modes give their vectors one after another.
+/// `1_Pooling/config.json`, as sentence-transformers writes it since version 6 or before. Several modes give their
+/// vectors one after another.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct PoolingConfig {
+    pooling_mode: Option<PoolingModes>,
+    include_prompt: Option<bool>,
     pooling_mode_cls_token: bool,
     pooling_mode_mean_tokens: bool,
     pooling_mode_max_tokens: bool,
     pooling_mode_mean_sqrt_len_tokens: bool,
     pooling_mode_weightedmean_tokens: bool,
     pooling_mode_lasttoken: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum PoolingModes {
+    One(String),
+    Several(Vec<String>),
 }
 
 /// How token vectors become one.
@@ -61,6 +71,22 @@ enum Pooling {
     LastToken,
 }
 
+impl Pooling {
+    const NAMES: &'static str = "cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken";
+
+    fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "cls" => Some(Self::FirstToken),
+            "max" => Some(Self::Max),
+            "mean" => Some(Self::Mean),
+            "mean_sqrt_len_tokens" => Some(Self::MeanSqrtLength),
+            "weightedmean" => Some(Self::WeightedMean),
+            "lasttoken" => Some(Self::LastToken),
+            _ => None,
+        }
+    }
+}
+
 /// `2_Dense/config.json`.
 #[derive(Debug, Clone, Deserialize)]
 struct DenseConfig {
@@ -70,6 +96,10 @@ struct DenseConfig {
     bias: bool,
     #[serde(default)]
     activation_function: Option<String>,
+    #[serde(default)]
+    use_residual: bool,
+    #[serde(default)]
+    module_input_name: Option<String>,
 }
 
 fn yes() -> bool {
@@ -85,6 +115,8 @@ enum Step {
 /// Everything after the transformer.
 pub(crate) struct Head {
     poolings: Vec<Pooling>,
+    /// Whether a prompt's tokens are pooled with the text's.
+    with_prompt: bool,
     steps: Vec<Step>,
     width: usize,
 }
@@ -95,7 +127,10 @@ pub(crate) struct Modules {
     rest: Vec<Module>,
 }
 
+const SENTENCE: &str = "sentence_embedding";
 const MODULES: &str = "modules.json";
+/// As many as there are kinds.
+const MAX_POOLINGS: usize = 6;
 const SUPPORTED: &str = "Transformer, Pooling, Dense, Normalize, Dropout";
 
 impl Modules {
@@ -117,11 +152,11 @@ impl Modules {
 
     /// Reads what follows a transformer of this width. `longest` and `width` of every layer are checked.
     pub(crate) fn head(&self, files: &Files, width: usize, context: &LoadContext) -> Result<Head> {
-        let mut head = Head { poolings: Vec::new(), steps: Vec::new(), width };
+        let mut head = Head { poolings: Vec::new(), with_prompt: true, steps: Vec::new(), width };
         for module in &self.rest {
             match module.class() {
                 "Pooling" if head.poolings.is_empty() => {
-                    head.poolings = read_pooling(files, &module.folder(), context)?;
+                    (head.poolings, head.with_prompt) = read_pooling(files, &module.folder(), context)?;
                     head.width *= head.poolings.len();
                 }
                 "Normalize" => head.steps.push(Step::Normalize),
@@ -142,29 +177,39 @@ fn unsupported(file: &str, what: &'static str, found: String, supported: &'stati
     Error::UnsupportedSetting { file: PathBuf::from(file), what, found, supported }
 }
 
-fn read_pooling(files: &Files, folder: &str, context: &LoadContext) -> Result<Vec<Pooling>> {
-    let config: PoolingConfig = files.required_json(&format!("{folder}config.json"), context)?;
-    let chosen = [
-        (config.pooling_mode_cls_token, Pooling::FirstToken),
-        (config.pooling_mode_max_tokens, Pooling::Max),
-        (config.pooling_mode_mean_tokens, Pooling::Mean),
-        (config.pooling_mode_mean_sqrt_len_tokens, Pooling::MeanSqrtLength),
-        (config.pooling_mode_weightedmean_tokens, Pooling::WeightedMean),
-        (config.pooling_mode_lasttoken, Pooling::LastToken),
-    ];
-    let chosen: Vec<Pooling> = chosen.into_iter().filter(|(on, _)| *on).map(|(_, pooling)| pooling).collect();
-    if chosen.is_empty() {
-        let supported =
-            "cls_token, max_tokens, mean_tokens, mean_sqrt_len_tokens, weightedmean_tokens, lasttoken";
-        let file = format!("{folder}config.json");
-        return Err(unsupported(
-            &file,
-            "a pooling other than the known ones",
-            "(none chosen)".into(),
-            supported,
-        ));
+/// The poolings, and whether a prompt is pooled too.
+fn read_pooling(files: &Files, folder: &str, context: &LoadContext) -> Result<(Vec<Pooling>, bool)> {
+    let file = format!("{folder}config.json");
+    let config: PoolingConfig = files.required_json(&file, context)?;
+    let with_prompt = config.include_prompt.unwrap_or(true);
+    let names = match config.pooling_mode {
+        Some(PoolingModes::One(name)) => vec![name],
+        Some(PoolingModes::Several(names)) => names,
+        None => {
+            let chosen = [
+                (config.pooling_mode_cls_token, "cls"),
+                (config.pooling_mode_max_tokens, "max"),
+                (config.pooling_mode_mean_tokens, "mean"),
+                (config.pooling_mode_mean_sqrt_len_tokens, "mean_sqrt_len_tokens"),
+                (config.pooling_mode_weightedmean_tokens, "weightedmean"),
+                (config.pooling_mode_lasttoken, "lasttoken"),
+            ];
+            chosen.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_owned()).collect()
+        }
+    };
+    let known = |name: &String| {
+        Pooling::from_name(name)
+            .ok_or_else(|| unsupported(&file, "the pooling", name.clone(), Pooling::NAMES))
+    };
+    let poolings: Vec<Pooling> = names.iter().map(known).collect::<Result<_>>()?;
+    if poolings.is_empty() {
+        return Err(unsupported(&file, "the pooling", "(none chosen)".into(), Pooling::NAMES));
     }
-    Ok(chosen)
+    if poolings.len() > MAX_POOLINGS {
+        let reason = format!("{} poolings at once; at most {MAX_POOLINGS} are allowed", poolings.len());
+        return Err(Error::InvalidConfig { file: PathBuf::from(file), reason });
+    }
+    Ok((poolings, with_prompt))
 }
 
 impl Head {
@@ -178,12 +223,27 @@ impl Head {
         matches!(self.steps.last(), Some(Step::Normalize))
     }
 
+    /// Whether a prompt's tokens are left out of the pooling.
+    pub(crate) fn leaves_out_prompts(&self) -> bool {
+        !self.with_prompt
+    }
+
     fn add_dense(&mut self, files: &Files, folder: &str, context: &LoadContext) -> Result<()> {
         let file = format!("{folder}config.json");
         let config: DenseConfig = files.required_json(&file, context)?;
         if config.in_features != self.width {
             let reason = format!("in_features is {}; what comes in has {}", config.in_features, self.width);
             return Err(Error::InvalidConfig { file: PathBuf::from(file), reason });
+        }
+        let input = config.module_input_name.unwrap_or_else(|| SENTENCE.to_owned());
+        if input != SENTENCE || config.use_residual {
+            let found = format!("of {input}, with use_residual {},", config.use_residual);
+            return Err(unsupported(
+                &file,
+                "a dense layer",
+                found,
+                "sentence_embedding without use_residual",
+            ));
         }
         let name = config.activation_function.as_deref().unwrap_or("Identity");
         let activation = match name.rsplit('.').next().unwrap_or(name) {
@@ -205,11 +265,17 @@ impl Head {
         Ok(())
     }
 
-    /// One vector for each text. `hidden` is `(tokens, width)`, the texts one after another with these `lengths`.
-    pub(crate) fn forward(&self, hidden: &Tensor, lengths: &[usize]) -> Result<Vec<Vec<f32>>> {
+    /// One vector for each text. `hidden` is `(tokens, width)`, the texts one after another with these `lengths`, of
+    /// which the first `skipped` tokens, fewer than all, are not pooled.
+    pub(crate) fn forward(
+        &self,
+        hidden: &Tensor,
+        lengths: &[usize],
+        skipped: &[usize],
+    ) -> Result<Vec<Vec<f32>>> {
         let hidden = hidden.to_device(&Device::Cpu)?.contiguous()?;
         let (_, width) = hidden.dims2()?;
-        let mut vectors = with_values(&hidden, |values| self.pool(values, lengths, width))?;
+        let mut vectors = with_values(&hidden, |values| self.pool(values, lengths, skipped, width))?;
         for step in &self.steps {
             match step {
                 Step::Normalize => vectors.iter_mut().for_each(|vector| normalize(vector)),
@@ -219,14 +285,14 @@ impl Head {
         Ok(vectors)
     }
 
-    fn pool(&self, mut values: &[f32], lengths: &[usize], width: usize) -> Vec<Vec<f32>> {
+    fn pool(&self, mut values: &[f32], lengths: &[usize], skipped: &[usize], width: usize) -> Vec<Vec<f32>> {
         let mut vectors = Vec::with_capacity(lengths.len());
-        for length in lengths {
+        for (length, skipped) in lengths.iter().zip(skipped) {
             let (text, rest) = values.split_at(length * width);
             values = rest;
             let mut vector = Vec::with_capacity(width * self.poolings.len());
             for pooling in &self.poolings {
-                pooling.append(text, width, &mut vector);
+                pooling.append(text, *skipped, width, &mut vector);
             }
             vectors.push(vector);
         }
@@ -235,8 +301,9 @@ impl Head {
 }
 
 impl Pooling {
-    /// Appends one text's pooled vector; the text has at least one token.
-    fn append(self, text: &[f32], width: usize, vector: &mut Vec<f32>) {
+    /// Appends one text's pooled vector; the text has more tokens than are skipped.
+    fn append(self, text: &[f32], skipped: usize, width: usize, vector: &mut Vec<f32>) {
+        let text = &text[skipped * width..];
         let count = text.len() / width;
         match self {
             Self::FirstToken => vector.extend_from_slice(&text[..width]),
@@ -247,8 +314,10 @@ impl Pooling {
                 fold(text, width, vector, 0.0, |sum, x, _| sum + x, 1.0 / (count as f32).sqrt());
             }
             Self::WeightedMean => {
-                let weights = (count * (count + 1)) as f32 / 2.0;
-                fold(text, width, vector, 0.0, |sum, x, place| sum + x * (place + 1) as f32, 1.0 / weights);
+                // A token weighs what its place in the whole text says, whether or not a prompt is left out.
+                let weights = (count * (2 * skipped + count + 1)) as f32 / 2.0;
+                let step = |sum, x: f32, place: usize| sum + x * (skipped + place + 1) as f32;
+                fold(text, width, vector, 0.0, step, 1.0 / weights);
             }
         }
     }
@@ -295,7 +364,7 @@ mod tests {
         let text = [1.0, 4.0, 4.0, -2.0];
         let pooled = |pooling: Pooling| {
             let mut vector = Vec::new();
-            pooling.append(&text, 2, &mut vector);
+            pooling.append(&text, 0, 2, &mut vector);
             vector
         };
         assert_eq!(pooled(Pooling::FirstToken), [1.0, 4.0]);
@@ -304,6 +373,21 @@ mod tests {
         assert_eq!(pooled(Pooling::Mean), [2.5, 1.0]);
         assert_eq!(pooled(Pooling::MeanSqrtLength), [5.0 / 2f32.sqrt(), 2.0 / 2f32.sqrt()]);
         assert_eq!(pooled(Pooling::WeightedMean), [3.0, 0.0]);
+    }
+
+    #[test]
+    fn a_prompt_that_is_left_out_weighs_nothing() {
+        let text = [9.0, 1.0, 4.0];
+        for (pooling, expected) in [
+            (Pooling::FirstToken, 1.0),
+            (Pooling::Max, 4.0),
+            (Pooling::Mean, 2.5),
+            (Pooling::WeightedMean, (2.0 + 12.0) / 5.0),
+        ] {
+            let mut vector = Vec::new();
+            pooling.append(&text, 1, 1, &mut vector);
+            assert_eq!(vector, [expected]);
+        }
     }
 
     #[test]

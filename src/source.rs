@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
 use crate::hub::{HubFiles, HubSettings};
+use crate::limits::MAX_CONFIG_BYTES;
 
 /// Where a model is. Making one does no I/O.
 ///
@@ -285,15 +286,12 @@ fn only_gguf(directory: &Path) -> Result<Option<PathBuf>> {
     Err(Error::SeveralGgufFiles { model: directory.display().to_string(), files })
 }
 
-/// Most bytes of a configuration file.
-const MAX_JSON_BYTES: u64 = 64 << 20;
-
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
     let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
     let invalid = |reason| Error::InvalidConfig { file: path.to_owned(), reason };
-    if bytes > MAX_JSON_BYTES {
-        return Err(invalid(format!("it has {bytes} bytes; at most {MAX_JSON_BYTES} are allowed")));
+    if bytes > MAX_CONFIG_BYTES {
+        return Err(invalid(format!("it has {bytes} bytes; at most {MAX_CONFIG_BYTES} are allowed")));
     }
     let text = std::fs::read(path).map_err(unreadable)?;
     serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))

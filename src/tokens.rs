@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tokenizers::{Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::normalizers::{Lowercase, Sequence};
+use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::error::{Error, Result};
 
@@ -12,7 +13,8 @@ use crate::error::{Error, Result};
 #[derive(Clone)]
 pub(crate) struct Tokens {
     tokenizer: Arc<Tokenizer>,
-    lowercase: bool,
+    /// Put after each text to embed, where the tokenizer does not do it itself.
+    closing: Option<u32>,
     /// Tokens such as `<0x0A>` stand for bytes.
     byte_fallback: bool,
 }
@@ -31,6 +33,8 @@ pub(crate) enum Specials {
 pub(crate) struct TokenIds {
     /// Their numbers in the vocabulary.
     pub(crate) ids: Vec<u32>,
+    /// How many of the first are a prompt's that pooling leaves out; fewer than there are.
+    pub(crate) skipped: usize,
 }
 
 impl Tokens {
@@ -55,9 +59,37 @@ impl Tokens {
             strategy: TruncationStrategy::LongestFirst,
             stride: 0,
         };
+        if lowercase {
+            let own = tokenizer.get_normalizer().cloned();
+            let lower = NormalizerWrapper::from(Lowercase);
+            let all = Sequence::new(std::iter::once(lower).chain(own).collect());
+            tokenizer.with_normalizer(Some(all)).map_err(|error| invalid(error.to_string()))?;
+        }
         tokenizer.with_padding(None);
         tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
-        Ok(Self::of(tokenizer, lowercase))
+        Ok(Self::of(tokenizer))
+    }
+
+    /// The same, so that each text ends with this token, for which room is kept. A tokenizer that does it itself stays
+    /// as it is.
+    pub(crate) fn closed_by(self, token: &str, file: &Path) -> Result<Self> {
+        let invalid = |reason: String| Error::InvalidTokenizer { file: file.to_owned(), reason };
+        let id = self.tokenizer.token_to_id(token);
+        let id =
+            id.ok_or_else(|| invalid(format!("it lacks the token {token}, which is to end each text")))?;
+        let empty = self.tokenizer.encode_fast("", true).map_err(|error| invalid(error.to_string()))?;
+        if empty.get_ids().last() == Some(&id) {
+            return Ok(self);
+        }
+        let mut tokenizer = Tokenizer::clone(&self.tokenizer);
+        if let Some(mut truncation) = tokenizer.get_truncation().cloned() {
+            truncation.max_length = truncation.max_length.saturating_sub(1);
+            if truncation.max_length <= empty.get_ids().len() {
+                return Err(invalid("inputs have no room beside the special tokens".to_owned()));
+            }
+            tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
+        }
+        Ok(Self { tokenizer: Arc::new(tokenizer), closing: Some(id), ..self })
     }
 
     /// Reads a tokenizer for prompts, which are never cut.
@@ -73,13 +105,13 @@ impl Tokens {
     pub(crate) fn whole(mut tokenizer: Tokenizer) -> Result<Self, String> {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
-        Ok(Self::of(tokenizer, false))
+        Ok(Self::of(tokenizer))
     }
 
-    fn of(tokenizer: Tokenizer, lowercase: bool) -> Self {
+    fn of(tokenizer: Tokenizer) -> Self {
         let decoder = tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok());
         let byte_fallback = decoder.is_some_and(|decoder| decoder.contains("\"ByteFallback\""));
-        Self { tokenizer: Arc::new(tokenizer), lowercase, byte_fallback }
+        Self { tokenizer: Arc::new(tokenizer), closing: None, byte_fallback }
     }
 
     /// A prompt's tokens, as it is written; may be none.
@@ -120,21 +152,28 @@ impl Tokens {
 
     /// A text's tokens with the model's special ones; never none.
     pub(crate) fn encode(&self, text: &str) -> Result<TokenIds> {
-        let lowered;
-        let text = if self.lowercase {
-            lowered = text.to_lowercase();
-            lowered.trim()
-        } else {
-            text.trim()
-        };
         let encoding = self
             .tokenizer
             .encode_fast(text, true)
             .map_err(|error| Error::InvalidInput(format!("the text cannot be tokenized: {error}")))?;
-        if encoding.get_ids().is_empty() {
+        let ids: Vec<u32> = encoding.get_ids().iter().copied().chain(self.closing).collect();
+        if ids.is_empty() {
             return Err(Error::InvalidInput("the text has no tokens".to_owned()));
         }
-        Ok(TokenIds { ids: encoding.get_ids().to_vec() })
+        Ok(TokenIds { ids, skipped: 0 })
+    }
+
+    /// Tokens that a prompt has before the text that follows it: its own, without a special one at its end.
+    pub(crate) fn count_in_front(&self, prompt: &str) -> Result<usize> {
+        let ids = self.encode(prompt)?.ids;
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let closed = ids.last().and_then(|last| added.get(last)).is_some_and(|token| token.special);
+        Ok(ids.len() - usize::from(closed))
+    }
+
+    /// How a token is written.
+    pub(crate) fn written(&self, token: u32) -> Option<String> {
+        self.tokenizer.id_to_token(token)
     }
 
     /// One more than the largest token number.

@@ -13,18 +13,25 @@ use model_actors::{Bytes, LoadContext};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::limits::MAX_HEADER_BYTES;
 use crate::source::Files;
 
 /// Bytes read between two looks at progress and at the stop mark.
 const PIECE: usize = 1 << 20;
-/// Most bytes of a header.
-const MAX_HEADER: u64 = 100 << 20;
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 8;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+/// What weight files are called, without an ending, unless a part of a larger model has a name of its own.
+const NAME: &str = "model";
+/// What follows the name, in the order in which they are looked for: whole or in shards, and the same in half precision
+/// as diffusers saves it.
+const ENDINGS: [&str; 5] = [
+    "safetensors",
+    "safetensors.index.json",
+    "fp16.safetensors",
+    "safetensors.index.fp16.json",
+    "fp16.safetensors.index.json",
+];
 
 /// The number types that can be computed with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,21 +95,41 @@ impl WeightFiles {
     /// Finds the weights in a folder of the model, which is named with a slash at its end or empty, fetching them
     /// where they are not here yet, and reads their headers.
     pub(crate) fn open(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
+        Self::open_named(files, folder, NAME, context)
+    }
+
+    /// As [`WeightFiles::open`], for files of this name in place of `model`.
+    pub(crate) fn open_named(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Result<Self> {
         let mut weights = Self { files: Vec::new(), entries: HashMap::new() };
-        if let Some(path) = files.optional(&format!("{folder}{SINGLE}"), context)? {
-            weights.add(path)?;
-            return Ok(weights);
+        for ending in ENDINGS {
+            let file = format!("{folder}{name}.{ending}");
+            if !ending.ends_with("json") {
+                if let Some(path) = files.optional(&file, context)? {
+                    weights.add(path)?;
+                    return Ok(weights);
+                }
+            } else if let Some(index) = files.optional_json(&file, context)? {
+                weights.add_shards(files, folder, index, context)?;
+                return Ok(weights);
+            }
         }
-        let Some(index) = files.optional_json::<ShardIndex>(&format!("{folder}{INDEX}"), context)? else {
-            return Err(missing(files, folder, context));
-        };
+        Err(missing(files, folder, name, context))
+    }
+
+    fn add_shards(
+        &mut self,
+        files: &Files,
+        folder: &str,
+        index: ShardIndex,
+        context: &LoadContext,
+    ) -> Result<()> {
         let mut shards: Vec<String> = index.weight_map.into_values().collect();
         shards.sort_unstable();
         shards.dedup();
         for shard in shards {
-            weights.add(files.required(&format!("{folder}{shard}"), context)?)?;
+            self.add(files.required(&format!("{folder}{shard}"), context)?)?;
         }
-        Ok(weights)
+        Ok(())
     }
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
@@ -116,6 +143,12 @@ impl WeightFiles {
 
     pub(crate) fn contains(&self, tensor: &str) -> bool {
         self.entries.contains_key(tensor)
+    }
+
+    /// Every tensor's name and shape.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.entries.iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()
     }
 
     /// What the tensors that `wanted` picks take in memory, once they are 32-bit numbers.
@@ -142,16 +175,18 @@ impl WeightFiles {
 }
 
 /// No safetensors: tell a model that has only a pickle from one that has nothing.
-fn missing(files: &Files, folder: &str, context: &LoadContext) -> Error {
-    for pickle in PICKLES {
-        let file = format!("{folder}{pickle}");
+fn missing(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Error {
+    // transformers calls its pickles by another name than its safetensors.
+    let pickle = if name == NAME { "pytorch_model" } else { name };
+    for ending in ["bin", "bin.index.json", "fp16.bin"] {
+        let file = format!("{folder}{pickle}.{ending}");
         match files.exists(&file, context) {
             Ok(true) => return Error::PickleOnly { model: files.name(), file },
             Ok(false) => {}
             Err(error) => return error,
         }
     }
-    files.missing(&format!("{folder}{SINGLE}"), context)
+    files.missing(&format!("{folder}{name}.safetensors"), context)
 }
 
 fn read_header(path: &Path, file: usize) -> Result<Vec<(String, Entry)>> {
@@ -167,8 +202,10 @@ fn read_header(path: &Path, file: usize) -> Result<Vec<(String, Entry)>> {
     }
     opened.read_exact(&mut length).map_err(unreadable)?;
     let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER {
-        return Err(corrupt(format!("its header claims {length} bytes; at most {MAX_HEADER} are allowed")));
+    if length > MAX_HEADER_BYTES {
+        return Err(corrupt(format!(
+            "its header claims {length} bytes; at most {MAX_HEADER_BYTES} are allowed"
+        )));
     }
     if 8 + length > size {
         return Err(truncated(8 + length, size));

@@ -123,6 +123,11 @@ impl<C: Capability> Item<C> {
         self.job.is_over_for(self.attempt)
     }
 
+    /// Progress was made, as [`Batch::tick`] says it, for a computation on threads that the batch is not on.
+    pub fn tick(&self) {
+        self.gauge.tick();
+    }
+
     /// Ends the request well.
     pub fn finish(&self, output: C::Output) {
         self.job.answer_from(self.attempt, Ok(output));

@@ -10,7 +10,7 @@ mod embedding;
 mod generation;
 mod image;
 
-pub use embedding::{EmbedImages, EmbedTexts, Embeddings, ImageEmbedding, TextEmbedding};
+pub use embedding::{EmbedImages, EmbedPrompt, EmbedTexts, Embeddings, ImageEmbedding, TextEmbedding};
 pub use generation::{
     Completion, FinishReason, GenerateText, Message, Prompt, Role, Sampling, TextToText, Usage,
 };

@@ -8,6 +8,7 @@ mod message;
 mod id;
 mod error;
 mod config;
+pub mod limits;
 mod capability;
 mod progress;
 mod memory;

@@ -1,41 +1,63 @@
-//! The handle to one image embedding model: images in, vectors out, and texts into the same space. Queues, workers and memory are left to the actors.
+//! The handle to one image embedding model: images in, vectors out, and texts into the same space. Images are fetched
+//! and decoded here, in the caller's task, before a request takes a place in the queue. Queues, workers and memory are
+//! left to the actors.
 
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use model_actors::{EmbedImages, ImageEmbedding, ImageSource, Lane, ModelHandle, ModelId, Priority};
 
 use crate::capabilities::calls::Calls;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::image_input::ImageInput;
 
-/// An image embedding model of an engine. Cheap to clone; its settings are its own.
+/// Most images of one request that a batch is split into. A decoded photograph takes tens of megabytes.
+const IMAGES_PER_REQUEST: usize = 4;
+/// Most texts of one request that a batch is split into.
+const TEXTS_PER_REQUEST: usize = 32;
+/// Requests of one batch of images that are under way at a time.
+const IMAGE_REQUESTS_AT_A_TIME: usize = 4;
+/// Requests of one batch of texts that are under way at a time; fewer than the batch lane has slots, so that one caller
+/// does not fill it.
+const TEXT_REQUESTS_AT_A_TIME: usize = 16;
+
+/// An image embedding model of an engine. Cheap to clone; its settings are its own. Every vector has the length 1, so
+/// that the product of two is the cosine of their angle.
 ///
 /// ```no_run
 /// use candle_actors::{Engine, Source};
+/// use model_actors::ImageSource;
 /// # async fn run() -> candle_actors::Result<()> {
-/// let engine = Engine::builder().image_embedding("model", Source::repository("openai/clip-vit-base-patch32")).start().await?;
-/// let model = engine.image_embedding("model")?;
-/// assert_eq!(model.id().to_string(), "model");
+/// let source = Source::repository("openai/clip-vit-base-patch32");
+/// let engine = Engine::builder().image_embedding("clip", source).start().await?;
+/// let clip = engine.image_embedding("clip")?;
+/// let image = clip.embed_image(ImageSource::Path("cat.jpg".into())).await?;
+/// let text = clip.embed_text("a photo of a cat").await?;
+/// let similarity: f32 = image.iter().zip(&text).map(|(x, y)| x * y).sum();
+/// # drop(similarity);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone)]
 pub struct ImageEmbedder {
     calls: Calls<ImageEmbedding>,
+    images: ImageInput,
 }
 
 impl ImageEmbedder {
-    pub(crate) fn new(model: ModelHandle<ImageEmbedding>) -> Self {
-        Self { calls: Calls::new(model) }
+    pub(crate) fn new(model: ModelHandle<ImageEmbedding>, images: ImageInput) -> Self {
+        Self { calls: Calls::new(model), images }
     }
 
     /// How urgent its requests are against others of the model.
     pub fn priority(self, priority: Priority) -> Self {
-        Self { calls: self.calls.priority(priority) }
+        Self { calls: self.calls.priority(priority), ..self }
     }
 
-    /// The time that each request has for queue, load and run, instead of the model's own.
+    /// The time that each request has for queue, load and run, instead of the model's own. Fetching and decoding an
+    /// image has a limit of its own, in [`crate::ImageSettings`].
     pub fn timeout(self, timeout: Duration) -> Self {
-        Self { calls: self.calls.timeout(timeout) }
+        Self { calls: self.calls.timeout(timeout), ..self }
     }
 
     /// The model.
@@ -43,26 +65,142 @@ impl ImageEmbedder {
         self.model().id()
     }
 
-    /// The untyped handle, to preload, unload or pin the model.
+    /// The untyped handle, to preload, unload or pin the model. Its workers open no addresses.
     pub fn model(&self) -> &ModelHandle<ImageEmbedding> {
         &self.calls.model
     }
 
-    /// One vector for each image, in order.
+    /// One image's vector. Waits while the model's queue is full; dropping the future cancels the request.
     ///
     /// # Errors
-    /// [`crate::Error::Actor`]; [`crate::Error::root`] gives a load's own error.
-    pub async fn embed_images(&self, images: Vec<ImageSource>) -> Result<Vec<Vec<f32>>> {
-        let options = self.calls.options(Lane::Interactive);
-        Ok(self.model().call(EmbedImages::Images(images), options).await?)
+    /// Those of [`ImageInput::picture`]; [`Error::Actor`], of which [`Error::root`] gives a load's own error.
+    pub async fn embed_image(&self, image: ImageSource) -> Result<Vec<f32>> {
+        let request = self.pictures(vec![image]).await?;
+        only(self.model().call(request, self.calls.options(Lane::Interactive)).await?)
     }
 
-    /// One vector for each text, in order, in the images' space.
+    /// As [`Self::embed_image`], but fails at once if the queue is full.
     ///
     /// # Errors
-    /// As [`Self::embed_images`]; the model may have no text side.
-    pub async fn embed_texts(&self, texts: Vec<String>) -> Result<Vec<Vec<f32>>> {
-        let options = self.calls.options(Lane::Interactive);
-        Ok(self.model().call(EmbedImages::Texts(texts), options).await?)
+    /// As [`Self::embed_image`].
+    pub async fn try_embed_image(&self, image: ImageSource) -> Result<Vec<f32>> {
+        let request = self.pictures(vec![image]).await?;
+        only(self.model().try_call(request, self.calls.options(Lane::Interactive)).await?)
     }
+
+    /// One vector for each image, in order. The images are split into requests of at most 4 that run side by side in
+    /// the batch lane, 4 at a time, each fetched and decoded when it is its turn; the first that fails ends the others.
+    ///
+    /// # Errors
+    /// As [`Self::embed_image`]; [`Error::InvalidInput`] for no images at all.
+    pub async fn embed_images(&self, images: impl IntoIterator<Item = ImageSource>) -> Result<Vec<Vec<f32>>> {
+        let options = self.calls.options(Lane::Batch);
+        self.images_in_order(images, |request| self.model().call(request, options)).await
+    }
+
+    /// As [`Self::embed_images`], but fails at once if the queue is full for one of the requests.
+    ///
+    /// # Errors
+    /// As [`Self::embed_images`].
+    pub async fn try_embed_images(
+        &self,
+        images: impl IntoIterator<Item = ImageSource>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let options = self.calls.options(Lane::Batch);
+        self.images_in_order(images, |request| self.model().try_call(request, options)).await
+    }
+
+    /// One text's vector, in the images' space.
+    ///
+    /// # Errors
+    /// [`Error::Actor`], also for a model without a text side; [`Error::root`] gives a load's own error.
+    pub async fn embed_text(&self, text: impl Into<String>) -> Result<Vec<f32>> {
+        let request = EmbedImages::Texts(vec![text.into()]);
+        only(self.model().call(request, self.calls.options(Lane::Interactive)).await?)
+    }
+
+    /// As [`Self::embed_text`], but fails at once if the queue is full.
+    ///
+    /// # Errors
+    /// As [`Self::embed_text`].
+    pub async fn try_embed_text(&self, text: impl Into<String>) -> Result<Vec<f32>> {
+        let request = EmbedImages::Texts(vec![text.into()]);
+        only(self.model().try_call(request, self.calls.options(Lane::Interactive)).await?)
+    }
+
+    /// One vector for each text, in order, in the images' space. The texts are split into requests of at most 32 that
+    /// run side by side in the batch lane, 16 at a time; the first that fails ends the others.
+    ///
+    /// # Errors
+    /// As [`Self::embed_text`]; [`Error::InvalidInput`] for no texts at all.
+    pub async fn embed_texts<T: Into<String>>(
+        &self,
+        texts: impl IntoIterator<Item = T>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let options = self.calls.options(Lane::Batch);
+        self.texts_in_order(texts, |request| self.model().call(request, options)).await
+    }
+
+    /// As [`Self::embed_texts`], but fails at once if the queue is full for one of the requests.
+    ///
+    /// # Errors
+    /// As [`Self::embed_texts`].
+    pub async fn try_embed_texts<T: Into<String>>(
+        &self,
+        texts: impl IntoIterator<Item = T>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let options = self.calls.options(Lane::Batch);
+        self.texts_in_order(texts, |request| self.model().try_call(request, options)).await
+    }
+
+    async fn images_in_order<F>(
+        &self,
+        images: impl IntoIterator<Item = ImageSource>,
+        call: impl Fn(EmbedImages) -> F,
+    ) -> Result<Vec<Vec<f32>>>
+    where
+        F: Future<Output = model_actors::Result<Vec<Vec<f32>>>>,
+    {
+        let mut requests = Vec::new();
+        let mut images = images.into_iter().peekable();
+        while images.peek().is_some() {
+            requests.push(images.by_ref().take(IMAGES_PER_REQUEST).collect::<Vec<_>>());
+        }
+        if requests.is_empty() {
+            return Err(Error::InvalidInput("the batch holds no images".to_owned()));
+        }
+        let call = &call;
+        let answers = stream::iter(requests)
+            .map(|images| async move { Ok::<_, Error>(call(self.pictures(images).await?).await?) })
+            .buffered(IMAGE_REQUESTS_AT_A_TIME);
+        answers.try_concat().await
+    }
+
+    async fn texts_in_order<T: Into<String>, F>(
+        &self,
+        texts: impl IntoIterator<Item = T>,
+        call: impl Fn(EmbedImages) -> F,
+    ) -> Result<Vec<Vec<f32>>>
+    where
+        F: Future<Output = model_actors::Result<Vec<Vec<f32>>>>,
+    {
+        let texts: Vec<String> = texts.into_iter().map(Into::into).collect();
+        if texts.is_empty() {
+            return Err(Error::InvalidInput("the batch holds no texts".to_owned()));
+        }
+        let requests: Vec<EmbedImages> =
+            texts.chunks(TEXTS_PER_REQUEST).map(|texts| EmbedImages::Texts(texts.to_vec())).collect();
+        let answers = stream::iter(requests).map(call).buffered(TEXT_REQUESTS_AT_A_TIME);
+        Ok(answers.try_concat().await?)
+    }
+
+    /// Fetches and decodes.
+    async fn pictures(&self, images: Vec<ImageSource>) -> Result<EmbedImages> {
+        let pictures = self.images.pictures(images).await?;
+        Ok(EmbedImages::Images(pictures.into_iter().map(ImageSource::Picture).collect()))
+    }
+}
+
+fn only(vectors: Vec<Vec<f32>>) -> Result<Vec<f32>> {
+    vectors.into_iter().next().ok_or_else(|| Error::InvalidInput("no vector came back".to_owned()))
 }

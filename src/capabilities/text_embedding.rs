@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use model_actors::{EmbedTexts, Lane, ModelHandle, ModelId, Priority, TextEmbedding};
+use model_actors::{EmbedPrompt, EmbedTexts, Lane, ModelHandle, ModelId, Priority, TextEmbedding};
 
 use crate::capabilities::calls::Calls;
 use crate::error::{Error, Result};
@@ -30,7 +30,7 @@ const REQUESTS_AT_A_TIME: usize = 16;
 #[derive(Clone)]
 pub struct TextEmbedder {
     calls: Calls<TextEmbedding>,
-    prompt: Option<String>,
+    prompt: Option<EmbedPrompt>,
     dimensions: Option<usize>,
 }
 
@@ -39,13 +39,21 @@ impl TextEmbedder {
         Self { calls: Calls::new(model), prompt: None, dimensions: None }
     }
 
-    /// Puts a prompt that the model defines (`query`, `passage`) before each text.
+    /// Puts a prompt that the model's own files define (`query`, `document`) before each text.
     pub fn prompt(self, name: impl Into<String>) -> Self {
-        Self { prompt: Some(name.into()), ..self }
+        Self { prompt: Some(EmbedPrompt::Named(name.into())), ..self }
     }
 
-    /// Keeps only the first dimensions of each vector, for models trained that way; a vector of length 1 has it
-    /// again afterwards.
+    /// Puts this before each text: for models that were trained with a prompt but define none in their files, as E5
+    /// with `query: ` and `passage: `, and for instructions that say the task, as `Instruct: …\nQuery: `. Empty, it
+    /// keeps the model's default prompt away.
+    pub fn prompt_text(self, prompt: impl Into<String>) -> Self {
+        Self { prompt: Some(EmbedPrompt::Text(prompt.into())), ..self }
+    }
+
+    /// Keeps only the first dimensions of each vector, for models trained that way (Matryoshka); a vector of length 1
+    /// has it again afterwards. A model whose files list its dimensions gives these alone; most that can do it do not
+    /// list them, so that any number up to the whole width is taken there.
     pub fn dimensions(self, dimensions: usize) -> Self {
         Self { dimensions: Some(dimensions), ..self }
     }

@@ -1,11 +1,15 @@
-//! The handle to one vision model: an image and a question in, a stream of text out. Queues, workers and memory are left to the actors.
+//! The handle to one vision model: an image and a question in, a stream of text out. The image is fetched and decoded
+//! here, in the caller's task. Queues, workers and memory are left to the actors.
 
 use std::time::Duration;
 
-use model_actors::{Completion, DescribeImage, Lane, ModelHandle, ModelId, Priority, ReplyStream, Vision};
+use model_actors::{
+    Completion, DescribeImage, ImageSource, Lane, ModelHandle, ModelId, Priority, ReplyStream, Vision,
+};
 
 use crate::capabilities::calls::Calls;
 use crate::error::Result;
+use crate::image_input::ImageInput;
 
 /// A vision model of an engine. Cheap to clone; its settings are its own.
 ///
@@ -21,21 +25,22 @@ use crate::error::Result;
 #[derive(Clone)]
 pub struct ImageDescriber {
     calls: Calls<Vision>,
+    images: ImageInput,
 }
 
 impl ImageDescriber {
-    pub(crate) fn new(model: ModelHandle<Vision>) -> Self {
-        Self { calls: Calls::new(model) }
+    pub(crate) fn new(model: ModelHandle<Vision>, images: ImageInput) -> Self {
+        Self { calls: Calls::new(model), images }
     }
 
     /// How urgent its requests are against others of the model.
     pub fn priority(self, priority: Priority) -> Self {
-        Self { calls: self.calls.priority(priority) }
+        Self { calls: self.calls.priority(priority), ..self }
     }
 
     /// The time that each request has for queue, load and run, instead of the model's own.
     pub fn timeout(self, timeout: Duration) -> Self {
-        Self { calls: self.calls.timeout(timeout) }
+        Self { calls: self.calls.timeout(timeout), ..self }
     }
 
     /// The model.
@@ -51,9 +56,11 @@ impl ImageDescriber {
     /// The whole text. Waits while the model's queue is full; dropping the future cancels the request.
     ///
     /// # Errors
-    /// [`crate::Error::Actor`]; [`crate::Error::root`] gives a load's own error.
+    /// [`crate::Error::Actor`], of which [`crate::Error::root`] gives a load's own error; the errors of
+    /// [`ImageInput::picture`].
     pub async fn describe(&self, request: impl Into<DescribeImage>) -> Result<Completion> {
-        Ok(self.model().call(request.into(), self.calls.options(Lane::Interactive)).await?)
+        let request = self.decoded(request.into()).await?;
+        Ok(self.model().call(request, self.calls.options(Lane::Interactive)).await?)
     }
 
     /// As [`Self::describe`], but fails at once if the queue is full.
@@ -61,7 +68,8 @@ impl ImageDescriber {
     /// # Errors
     /// As [`Self::describe`].
     pub async fn try_describe(&self, request: impl Into<DescribeImage>) -> Result<Completion> {
-        Ok(self.model().try_call(request.into(), self.calls.options(Lane::Interactive)).await?)
+        let request = self.decoded(request.into()).await?;
+        Ok(self.model().try_call(request, self.calls.options(Lane::Interactive)).await?)
     }
 
     /// Pieces of text as they are made, then the whole text. Dropping the stream stops the model within a step.
@@ -69,7 +77,8 @@ impl ImageDescriber {
     /// # Errors
     /// As [`Self::describe`].
     pub async fn stream(&self, request: impl Into<DescribeImage>) -> Result<ReplyStream<Vision>> {
-        Ok(self.model().stream(request.into(), self.calls.options(Lane::Interactive)).await?)
+        let request = self.decoded(request.into()).await?;
+        Ok(self.model().stream(request, self.calls.options(Lane::Interactive)).await?)
     }
 
     /// As [`Self::stream`], but fails at once if the queue is full.
@@ -77,6 +86,13 @@ impl ImageDescriber {
     /// # Errors
     /// As [`Self::describe`].
     pub async fn try_stream(&self, request: impl Into<DescribeImage>) -> Result<ReplyStream<Vision>> {
-        Ok(self.model().try_stream(request.into(), self.calls.options(Lane::Interactive)).await?)
+        let request = self.decoded(request.into()).await?;
+        Ok(self.model().try_stream(request, self.calls.options(Lane::Interactive)).await?)
+    }
+
+    /// The request with its image's pixels.
+    async fn decoded(&self, request: DescribeImage) -> Result<DescribeImage> {
+        let image = ImageSource::Picture(self.images.picture(request.image).await?);
+        Ok(DescribeImage { image, ..request })
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, Value, context};
-use model_actors::{LoadContext, Message};
+use model_actors::{LoadContext, Message, Role};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -190,6 +190,25 @@ impl ChatTemplate {
             .collect();
         let values = context! {
             messages => messages,
+            tools => (),
+            documents => (),
+            add_generation_prompt => true,
+            ..self.special_tokens()
+        };
+        self.render_values(values)
+    }
+
+    /// The prompt that asks the model about one image: a turn whose content has two parts, as templates of models that
+    /// see images expect it.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub(crate) fn render_image_question(&self, question: &str) -> Result<String> {
+        let image = context! { type => "image" };
+        let text = context! { type => "text", text => question };
+        let message = context! { role => Role::User.name(), content => vec![image, text] };
+        let values = context! {
+            messages => vec![message],
             tools => (),
             documents => (),
             add_generation_prompt => true,

@@ -64,6 +64,9 @@ impl Turns {
     /// The same for `(rows, heads, size)` on any device.
     pub(super) fn turn_tensor(&self, heads: &Tensor) -> Result<Tensor> {
         let (rows, _, size) = heads.dims3()?;
+        if self.pairs == 0 {
+            return Ok(heads.clone());
+        }
         let table = |values: &[f32]| -> Result<Tensor> {
             let table = Tensor::from_slice(values, (rows, 1, self.pairs), &Device::Cpu)?;
             Ok(table.to_device(heads.device())?)

@@ -38,6 +38,11 @@ elementwise!(
     gelu_tanh_of
 );
 elementwise!(
+    /// `x · sigmoid(1.702 x)`.
+    quick_gelu,
+    quick_gelu_of
+);
+elementwise!(
     /// `max(0, x)`.
     relu,
     relu_of
@@ -62,6 +67,11 @@ fn gelu_erf_of(x: f32) -> f32 {
 fn gelu_tanh_of(x: f32) -> f32 {
     // sqrt(2 / pi)
     0.5 * x * (1.0 + tanh_of(0.797_884_6 * (x + 0.044_715 * x * x * x)))
+}
+
+#[inline(always)]
+fn quick_gelu_of(x: f32) -> f32 {
+    x / (1.0 + exp(-1.702 * x))
 }
 
 #[inline(always)]
@@ -173,22 +183,44 @@ pub(super) fn add_norm(rows: &mut [f32], others: &[f32], norm: Norm<'_>) {
         type Output = ();
         #[inline(always)]
         fn with_simd<S: Simd>(self, _: S) {
-            let Self(rows, others, Norm { weight, bias, epsilon }) = self;
-            let length = weight.len();
+            let Self(rows, others, norm) = self;
+            let length = norm.weight.len();
             for (row, other) in rows.chunks_exact_mut(length).zip(others.chunks_exact(length)) {
                 for (x, y) in row.iter_mut().zip(other) {
                     *x += *y;
                 }
-                let mean = sum_of(row, |x| x) / length as f32;
-                let variance = sum_of(row, |x| (x - mean) * (x - mean)) / length as f32;
-                let scale = 1.0 / (variance + epsilon).sqrt();
-                for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
-                    *x = (*x - mean) * scale * *weight + *bias;
-                }
+                norm_of(row, norm);
             }
         }
     }
     Arch::new().dispatch(Work(rows, others, norm));
+}
+
+/// Layer norm of each row, in place.
+pub(super) fn norm(rows: &mut [f32], norm: Norm<'_>) {
+    struct Work<'a>(&'a mut [f32], Norm<'a>);
+    impl WithSimd for Work<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) {
+            let Self(rows, norm) = self;
+            for row in rows.chunks_exact_mut(norm.weight.len()) {
+                norm_of(row, norm);
+            }
+        }
+    }
+    Arch::new().dispatch(Work(rows, norm));
+}
+
+#[inline(always)]
+fn norm_of(row: &mut [f32], Norm { weight, bias, epsilon }: Norm<'_>) {
+    let length = row.len() as f32;
+    let mean = sum_of(row, |x| x) / length;
+    let variance = sum_of(row, |x| (x - mean) * (x - mean)) / length;
+    let scale = 1.0 / (variance + epsilon).sqrt();
+    for ((x, weight), bias) in row.iter_mut().zip(weight).zip(bias) {
+        *x = (*x - mean) * scale * *weight + *bias;
+    }
 }
 
 #[cfg(test)]
@@ -210,9 +242,11 @@ mod tests {
     #[test]
     fn activations_agree_with_candles() {
         type Case = (fn(&mut [f32]), fn(&Tensor) -> candle_core::Result<Tensor>);
-        let cases: [Case; 5] = [
+        let quick = |x: &Tensor| x * candle_nn::ops::sigmoid(&(x * 1.702)?)?;
+        let cases: [Case; 6] = [
             (gelu_erf, Tensor::gelu_erf),
             (gelu_tanh, Tensor::gelu),
+            (quick_gelu, quick),
             (relu, Tensor::relu),
             (silu, Tensor::silu),
             (tanh, Tensor::tanh),
@@ -243,5 +277,11 @@ mod tests {
         let theirs = candle_nn::ops::layer_norm_slow(&(&rows * 2.0).unwrap(), &weight, &bias, 1e-12).unwrap();
         let difference = largest_difference(&ours, &theirs);
         assert!(difference < 2e-5, "{difference}");
+
+        let (weight, bias) = (vec![1.5; 100], vec![0.25; 100]);
+        let (mut alone, mut of_sum) = (values.clone(), values.clone());
+        norm(&mut alone, Norm { weight: &weight, bias: &bias, epsilon: 1e-5 });
+        add_norm(&mut of_sum, &vec![0.0; 6000], Norm { weight: &weight, bias: &bias, epsilon: 1e-5 });
+        assert_eq!(alone, of_sum);
     }
 }

@@ -22,6 +22,8 @@ mod load;
 mod plan;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod speed;
 
 use candle_core::{Device, Tensor};
 use model_actors::Bytes;

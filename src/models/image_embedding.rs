@@ -1,59 +1,292 @@
-//! Image embedding: from a source's files to a model that answers batches. The list of families is here; what one family
-//! computes is left to its file.
+//! Image embedding: from a source's files to a model that answers batches of images, and of texts where the family puts
+//! both into one space. The list of families is here, and what they share: preprocessing, tokenizing, packing images
+//! into passes, and the three roles of the actors' model contract. What one family computes is left to its file, and
+//! the transformers underneath to `towers`.
+
+mod clip;
+mod dinov2;
+mod inputs;
+mod plan;
+mod siglip;
+mod worker;
 
 use std::sync::Arc;
 
-use model_actors::{Failure, Footprint, ImageEmbedding, LoadContext, Model, Weights};
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, Failure, Footprint, ImageEmbedding, LoadContext, Model, Picture, Weights};
 
-use crate::device::Compute;
-use crate::error::Result;
-use crate::families::{self, Family};
-use crate::loader;
-use crate::source::{Files, read_json};
+use crate::device::{Compute, ComputeThreads};
+use crate::error::{Error, Result};
+use crate::families::Family;
+use crate::limits::ImageLimits;
+use crate::loader::{LoadOptions, ModelLoader};
+use crate::pixels::{Preprocessing, Processor};
+use crate::pooling::normalize;
+use crate::source::Source;
+use crate::weights::WeightFiles;
+use inputs::{Input, Pass, Texts};
+pub(crate) use plan::Plan;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
-const FAMILIES: &[Family<Unsupported>] = &[];
+const FAMILIES: &[Family<Box<dyn Architecture>>] =
+    &[clip::FAMILY, siglip::FAMILY, dinov2::FAMILY, dinov2::FAMILY_WITH_REGISTERS];
 
-/// No family stands yet.
-struct Unsupported {}
-
-/// Everything about a model that its small files tell.
-pub(crate) struct Plan {
-    files: Files,
+/// A model that is not loaded: what its configuration tells.
+trait Architecture: Send + Sync {
+    /// Length of a vector.
+    fn dimensions(&self) -> usize;
+    /// Whose preprocessing it has where its files do not say.
+    fn processor(&self) -> Processor;
+    /// The side of the square images that it takes, or nothing if it takes any.
+    fn side(&self) -> Option<usize>;
+    /// Pixels along a patch's side.
+    fn patch(&self) -> usize;
+    /// Rows that an image of this width and height becomes.
+    fn rows(&self, width: usize, height: usize) -> usize;
+    /// Its text side, if it has one.
+    fn texts(&self) -> Option<TextSide>;
+    /// Whether a tensor of the file will be loaded.
+    fn uses(&self, tensor: &str) -> bool;
+    /// What a pass over so many rows needs besides the weights, where the longest image or text has `longest`.
+    fn scratch(&self, rows: usize, longest: usize) -> Bytes;
+    fn load(&self, weights: &WeightFiles, device: &Device, context: &LoadContext)
+    -> Result<Arc<dyn Encoder>>;
 }
+
+/// What a configuration tells of a text side.
+#[derive(Debug, Clone, Copy)]
+struct TextSide {
+    /// Tokens that it knows.
+    vocabulary: usize,
+    /// Most tokens of a text, special ones included.
+    longest: usize,
+    filling: Filling,
+}
+
+/// Whether texts are filled up to the longest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Filling {
+    /// They are as long as they are.
+    Nothing,
+    /// The model was trained on texts of one length and sees the padding.
+    Padding,
+}
+
+/// A loaded model. It keeps nothing between passes, so that all workers share one.
+trait Encoder: Send + Sync {
+    /// One row for each image of `(3, height, width)`, as the model makes it: `(images, dimensions)`.
+    fn images(&self, images: &[Tensor]) -> Result<Tensor>;
+    /// The same for texts, whose tokens lie one text after another. Only asked of a family with a text side.
+    fn texts(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor>;
+}
+
+/// Rows of one pass, unless a single image has more: enough for matrix products at full speed, few enough to keep a
+/// worker's scratch small and its ticks frequent.
+const PASS_ROWS: usize = 256;
+/// What gemm, the tokenizer and the allocator keep for each thread, as measured for texts, and the pictures of a pass.
+const THREAD_SCRATCH: Bytes = Bytes::mib(16);
 
 /// A model in memory, shared by its workers.
-pub(crate) struct SharedModel {}
-
-impl loader::Plan for Plan {
-    type Capability = ImageEmbedding;
-    type Loaded = SharedModel;
-
-    fn read(files: Files, context: &LoadContext) -> Result<Self> {
-        let config = files.required("config.json", context)?;
-        families::find(FAMILIES, "image embedding", &config, &read_json(&config)?)?;
-        Ok(Self { files })
-    }
-
-    fn files(&self) -> &Files {
-        &self.files
-    }
-
-    fn footprint(&self, _: &LoadContext) -> Result<Footprint> {
-        Ok(Footprint::default())
-    }
-
-    fn load(self: &Arc<Self>, _: &Compute, _: &LoadContext) -> Result<SharedModel> {
-        Ok(SharedModel {})
-    }
+struct LoadedModel {
+    encoder: Arc<dyn Encoder>,
+    preprocessing: Preprocessing,
+    texts: Option<Texts>,
+    compute: Compute,
+    device: Device,
+    footprint: Footprint,
+    plan: Arc<Plan>,
 }
+
+pub(crate) struct SharedModel(Arc<LoadedModel>);
 
 impl Weights<ImageEmbedding> for SharedModel {
     fn footprint(&self) -> Footprint {
-        Footprint::default()
+        self.0.footprint
     }
 
     fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<ImageEmbedding>>, Failure> {
-        Err(Failure::stopped())
+        Ok(Box::new(ImageEmbeddingModel::of(Arc::clone(&self.0))?))
     }
+}
+
+impl LoadedModel {
+    /// What the model is given of a picture.
+    fn image(&self, picture: &Picture) -> Result<Input> {
+        let architecture = &self.plan.architecture;
+        let picture = self.preprocessing.picture(picture)?;
+        let (width, height) = (picture.width, picture.height);
+        let patch = architecture.patch();
+        if width < patch || height < patch {
+            let reason =
+                format!("the picture is {width}x{height} pixels; a patch of the model is {patch}x{patch}");
+            return Err(Error::InvalidInput(reason));
+        }
+        let rows = architecture.rows(width, height);
+        Ok(Input::Image { pixels: self.preprocessing.scaling.values(&picture)?, width, height, rows })
+    }
+
+    /// What the model is given of a text.
+    fn text(&self, text: &str) -> Result<Input> {
+        match &self.texts {
+            Some(texts) => Ok(Input::Text(texts.tokens(text)?)),
+            None => Err(Error::InvalidInput(
+                "the model has no text side: it embeds images alone, so no text can be compared with them"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// One pass: the vector of each input, as the model makes it.
+    fn run(&self, threads: &ComputeThreads, pass: Pass) -> Result<Vec<Vec<f32>>> {
+        threads.run(|| {
+            let vectors = match pass {
+                Pass::Images(images) => {
+                    let tensor =
+                        |(pixels, width, height)| Tensor::from_vec(pixels, (3, height, width), &self.device);
+                    let images: Vec<Tensor> = images.into_iter().map(tensor).collect::<Result<_, _>>()?;
+                    self.encoder.images(&images)?
+                }
+                Pass::Texts { ids, lengths } => self.encoder.texts(&ids, &lengths)?,
+            };
+            let vectors: Vec<Vec<f32>> = vectors.to_vec2()?;
+            Ok(vectors)
+        })
+    }
+}
+
+/// A loaded image embedding model without actors around it, for tools and for comparison: the very code that a worker
+/// runs. A clone shares the weights.
+///
+/// Vectors have the length 1, whatever the family, so that the product of two is the cosine of their angle: it is how
+/// CLIP and SigLIP were trained to be compared. [`Self::image_features`] and [`Self::text_features`] give what the
+/// model makes before that: the projected class token or end token for CLIP, the probe's or the last token's vector
+/// for SigLIP, the normed class token for DINOv2 (`pooler_output`).
+///
+/// ```no_run
+/// use candle_actors::{ImageEmbeddingModel, Source};
+/// use model_actors::Picture;
+/// # fn main() -> candle_actors::Result<()> {
+/// let model = ImageEmbeddingModel::load(Source::repository("openai/clip-vit-base-patch32"))?;
+/// let black = Picture { width: 2, height: 2, rgb: vec![0; 12] };
+/// let vectors = model.embed_images(&[black])?;
+/// assert_eq!(vectors[0].len(), model.dimensions());
+/// # Ok(())
+/// # }
+/// ```
+pub struct ImageEmbeddingModel {
+    shared: Arc<LoadedModel>,
+    threads: ComputeThreads,
+    limits: ImageLimits,
+}
+
+impl ImageEmbeddingModel {
+    /// Loads a model onto the processor, for the calling thread alone.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the source, its files or its weights.
+    pub fn load(source: Source) -> Result<Self> {
+        Self::load_with(source, LoadOptions::default())
+    }
+
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// As [`ImageEmbeddingModel::load`].
+    pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
+        Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+    }
+
+    fn of(shared: Arc<LoadedModel>) -> Result<Self> {
+        let threads = ComputeThreads::for_kernels(shared.compute.threads)?;
+        Ok(Self { shared, threads, limits: ImageLimits::default() })
+    }
+
+    /// Another one over the same weights, with compute threads of its own.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the threads cannot be started.
+    pub fn try_clone(&self) -> Result<Self> {
+        Self::of(Arc::clone(&self.shared))
+    }
+
+    /// The length of its vectors.
+    pub fn dimensions(&self) -> usize {
+        self.shared.plan.architecture.dimensions()
+    }
+
+    /// Whether texts can be embedded into the images' space.
+    pub fn has_text_side(&self) -> bool {
+        self.shared.texts.is_some()
+    }
+
+    /// What it takes in memory.
+    pub fn footprint(&self) -> Footprint {
+        self.shared.footprint
+    }
+
+    /// One vector of length 1 for each image, in order.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] or [`Error::Compute`].
+    pub fn embed_images(&self, images: &[Picture]) -> Result<Vec<Vec<f32>>> {
+        Ok(unit(self.image_features(images)?))
+    }
+
+    /// One vector of length 1 for each text, in order, in the images' space.
+    ///
+    /// # Errors
+    /// As [`ImageEmbeddingModel::embed_images`]; [`Error::InvalidInput`] if the model has no text side.
+    pub fn embed_texts<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Vec<f32>>> {
+        Ok(unit(self.text_features(texts)?))
+    }
+
+    /// One vector for each image, in order, as the model makes it, before it gets the length 1.
+    ///
+    /// # Errors
+    /// As [`ImageEmbeddingModel::embed_images`].
+    pub fn image_features(&self, images: &[Picture]) -> Result<Vec<Vec<f32>>> {
+        self.features(images.iter().map(|image| self.shared.image(image)))
+    }
+
+    /// One vector for each text, in order, as the model makes it, before it gets the length 1.
+    ///
+    /// # Errors
+    /// As [`ImageEmbeddingModel::embed_texts`].
+    pub fn text_features<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Vec<f32>>> {
+        self.features(texts.iter().map(|text| self.shared.text(text.as_ref())))
+    }
+
+    /// What the model is given of an image: width, height, and `3 × height × width` numbers.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`].
+    pub fn preprocess(&self, image: &Picture) -> Result<(usize, usize, Vec<f32>)> {
+        let picture = self.shared.preprocessing.picture(image)?;
+        Ok((picture.width, picture.height, self.shared.preprocessing.scaling.values(&picture)?))
+    }
+
+    fn features(&self, inputs: impl Iterator<Item = Result<Input>>) -> Result<Vec<Vec<f32>>> {
+        let mut vectors = Vec::new();
+        let mut waiting: Vec<Input> = Vec::new();
+        for input in inputs {
+            let input = input?;
+            if !inputs::fits(&waiting, &input) {
+                vectors.extend(self.shared.run(&self.threads, Pass::of(std::mem::take(&mut waiting)))?);
+            }
+            waiting.push(input);
+        }
+        if !waiting.is_empty() {
+            vectors.extend(self.shared.run(&self.threads, Pass::of(waiting))?);
+        }
+        vectors.into_iter().map(check).collect()
+    }
+}
+
+fn check(vector: Vec<f32>) -> Result<Vec<f32>> {
+    if vector.iter().all(|x| x.is_finite()) { Ok(vector) } else { Err(Error::NotFiniteOutput) }
+}
+
+fn unit(mut vectors: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
+    vectors.iter_mut().for_each(|vector| normalize(vector));
+    vectors
 }

@@ -2,7 +2,18 @@
 //! they share: configuration, tokenizer, prompts, packing texts into passes, pooling, and the three roles of the
 //! actors' model contract. What one family computes is left to its file.
 
+mod encoder;
 mod bert;
+mod jina_bert;
+mod distilbert;
+mod roberta;
+mod nomic_bert;
+mod modernbert;
+mod gte;
+mod decoding;
+mod qwen2;
+mod qwen3;
+mod nv_embed;
 mod pack;
 mod plan;
 mod worker;
@@ -10,7 +21,9 @@ mod worker;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use model_actors::{Bytes, EmbedTexts, Failure, Footprint, LoadContext, Model, TextEmbedding, Weights};
+use model_actors::{
+    Bytes, EmbedPrompt, EmbedTexts, Failure, Footprint, LoadContext, Model, TextEmbedding, Weights,
+};
 
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
@@ -24,7 +37,23 @@ use pack::{PASS_TOKENS, TokenBatch, passes};
 pub(crate) use plan::Plan;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
-const FAMILIES: &[Family<Box<dyn Architecture>>] = &[bert::FAMILY];
+const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
+    bert::FAMILY,
+    jina_bert::FAMILY,
+    distilbert::FAMILY,
+    roberta::FAMILY,
+    roberta::MULTILINGUAL,
+    roberta::FRENCH,
+    nomic_bert::FAMILY,
+    modernbert::FAMILY,
+    gte::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    nv_embed::FAMILY,
+];
+
+/// What errors call it.
+const CAPABILITY: &str = "text embedding";
 
 /// A model that is not loaded: what its configuration tells.
 trait Architecture: Send + Sync {
@@ -34,6 +63,10 @@ trait Architecture: Send + Sync {
     fn vocabulary(&self) -> usize;
     /// Most tokens of a text, special ones included.
     fn longest(&self) -> usize;
+    /// A token that the model wants written after each text, where the tokenizer does not put it there.
+    fn ending(&self) -> Option<u32> {
+        None
+    }
     /// Whether a tensor of the file will be loaded.
     fn uses(&self, tensor: &str) -> bool;
     /// What a pass over so many tokens needs besides the weights, where the longest text has `longest` of them.
@@ -56,6 +89,8 @@ struct LoadedModel {
     encoder: Arc<dyn Encoder>,
     head: Head,
     tokens: Tokens,
+    /// Written after each text.
+    ending: String,
     compute: Compute,
     footprint: Footprint,
     plan: Arc<Plan>,
@@ -74,9 +109,14 @@ impl Weights<TextEmbedding> for SharedModel {
 }
 
 impl LoadedModel {
-    fn prompt(&self, name: Option<&str>) -> Result<&str> {
+    /// What comes before each text.
+    fn prompt<'a>(&'a self, asked: Option<&'a EmbedPrompt>) -> Result<&'a str> {
         let prompts = &self.plan.prompts;
-        let Some(name) = name.or(prompts.default_prompt_name.as_deref()) else { return Ok("") };
+        let name = match (asked, &prompts.default_prompt_name) {
+            (Some(EmbedPrompt::Text(prompt)), _) => return Ok(prompt),
+            (Some(EmbedPrompt::Named(name)), _) | (None, Some(name)) => name,
+            (None, None) => return Ok(""),
+        };
         prompts.prompts.get(name).map(String::as_str).ok_or_else(|| {
             let known: Vec<&str> = prompts.prompts.keys().map(String::as_str).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
@@ -84,30 +124,54 @@ impl LoadedModel {
         })
     }
 
-    fn tokenize(&self, request: &EmbedTexts) -> Result<Vec<TokenIds>> {
+    /// The dimensions that a request's vectors are shortened to.
+    fn dimensions(&self, request: &EmbedTexts) -> Result<Option<usize>> {
         let width = self.head.width();
-        if let Some(dimensions) = request.dimensions
-            && !(1..=width).contains(&dimensions)
-        {
-            let reason =
-                format!("{dimensions} dimensions are asked for; the model's vectors have 1 to {width}");
-            return Err(Error::InvalidInput(reason));
+        let Some(asked) = request.dimensions else { return Ok(self.plan.prompts.truncate_dim) };
+        let known = match &self.plan.shorter {
+            Some(shorter) if asked != width => shorter.contains(&asked) && asked > 0,
+            _ => (1..=width).contains(&asked),
+        };
+        if known {
+            return Ok(Some(asked));
         }
-        let prompt = self.prompt(request.prompt.as_deref())?;
-        let encode = |text: &String| match prompt {
-            "" => self.tokens.encode(text),
-            _ => self.tokens.encode(&format!("{prompt}{text}")),
+        let can = match &self.plan.shorter {
+            Some(shorter) => format!("{shorter:?} or {width}"),
+            None => format!("1 to {width}"),
+        };
+        let reason = format!("{asked} dimensions are asked for; the model's vectors have {can}");
+        Err(Error::InvalidInput(reason))
+    }
+
+    fn tokenize(&self, request: &EmbedTexts) -> Result<Vec<TokenIds>> {
+        self.dimensions(request)?;
+        let prompt = self.prompt(request.prompt.as_ref())?;
+        let skipped = match self.head.leaves_out_prompts() && !prompt.is_empty() {
+            true => self.tokens.count_in_front(prompt)?,
+            false => 0,
+        };
+        let encode = |text: &String| {
+            let tokens = match (prompt, self.ending.as_str()) {
+                ("", "") => self.tokens.encode(text)?,
+                (prompt, ending) => self.tokens.encode(&format!("{prompt}{text}{ending}"))?,
+            };
+            if tokens.ids.len() <= skipped {
+                let reason = format!("the prompt's {skipped} tokens leave no room for the text");
+                return Err(Error::InvalidInput(reason));
+            }
+            Ok(TokenIds { skipped, ..tokens })
         };
         request.texts.iter().map(encode).collect()
     }
 
     /// One pass through the transformer and what follows it.
     fn run(&self, threads: &ComputeThreads, batch: &TokenBatch) -> Result<Vec<Vec<f32>>> {
-        threads.run(|| self.head.forward(&self.encoder.encode(batch)?, &batch.lengths))
+        threads.run(|| self.head.forward(&self.encoder.encode(batch)?, &batch.lengths, &batch.skipped))
     }
 
     /// Keeps the first dimensions only. What had the length 1 has it again.
-    fn shorten(&self, vector: &mut Vec<f32>, dimensions: Option<usize>) {
+    fn shorten(&self, vector: &mut Vec<f32>, request: &EmbedTexts) {
+        let dimensions = request.dimensions.or(self.plan.prompts.truncate_dim);
         if let Some(dimensions) = dimensions.filter(|dimensions| *dimensions < vector.len()) {
             vector.truncate(dimensions);
             if self.head.normalizes() {
@@ -193,15 +257,22 @@ impl TextEmbeddingModel {
     /// [`Error::InvalidInput`] or [`Error::Compute`].
     pub fn embed<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Vec<f32>>> {
         let texts = texts.iter().map(|text| text.as_ref().to_owned()).collect();
-        let request = EmbedTexts { texts, ..EmbedTexts::default() };
-        let tokens: Vec<(usize, TokenIds)> =
-            self.shared.tokenize(&request)?.into_iter().enumerate().collect();
+        self.embed_request(&EmbedTexts { texts, ..EmbedTexts::default() })
+    }
+
+    /// As [`TextEmbeddingModel::embed`], with a prompt or with fewer dimensions.
+    ///
+    /// # Errors
+    /// As [`TextEmbeddingModel::embed`].
+    pub fn embed_request(&self, request: &EmbedTexts) -> Result<Vec<Vec<f32>>> {
+        let tokens: Vec<(usize, TokenIds)> = self.shared.tokenize(request)?.into_iter().enumerate().collect();
         let mut vectors = vec![Vec::new(); tokens.len()];
         for pass in passes(tokens, |(_, text)| text.ids.len()) {
             let mut batch = TokenBatch::default();
             pass.iter().for_each(|(_, text)| batch.push(text));
             for ((index, _), vector) in pass.iter().zip(self.shared.run(&self.threads, &batch)?) {
                 vectors[*index] = check(vector)?;
+                self.shared.shorten(&mut vectors[*index], request);
             }
         }
         Ok(vectors)

@@ -1,59 +1,228 @@
-//! Vision: from a source's files to a model that answers batches. The list of families is here; what one family
-//! computes is left to its file.
+//! Vision: from a source's files to a model that looks at an image and writes an answer. The list of families is here,
+//! and what they share: how far a request can be, from a picture to the last word, in steps short enough to look
+//! between them at who has gone and to let others in. What one family computes is left to its file.
 
+mod chat;
+mod narrator;
+mod blip;
+mod llava;
+mod moondream;
+mod qwen3_vl;
+mod plan;
+mod request;
+mod model;
+mod worker;
+
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
-use model_actors::{Failure, Footprint, LoadContext, Model, Vision, Weights};
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, Failure, Footprint, LoadContext, Model, Picture, Vision, Weights};
+use serde_json::{Map, Value};
 
 use crate::device::Compute;
 use crate::error::Result;
-use crate::families::{self, Family};
-use crate::loader;
+use crate::families::Family;
+use crate::limits::ImageLimits;
+use crate::models::towers::{Stack, with_defaults};
+use crate::pixels::{Preprocessing, Processor};
 use crate::source::{Files, read_json};
+use crate::tokens::Tokens;
+use crate::weights::WeightFiles;
+pub use model::{ExaminedImage, VisionModel};
+pub(crate) use plan::Plan;
+use request::Asked;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
-const FAMILIES: &[Family<Unsupported>] = &[];
+const FAMILIES: &[Family<Box<dyn Architecture>>] =
+    &[llava::FAMILY, llava::NEXT_FAMILY, moondream::FAMILY, blip::FAMILY, qwen3_vl::FAMILY];
 
-/// No family stands yet.
-struct Unsupported {}
+/// Tokens for which a worker counts memory ahead, all its texts together. A single text may be longer, up to the
+/// model's context; a second one joins it only while both fit in here.
+const RESERVED_TOKENS: usize = 4096;
+/// Rows of a prompt that go through the text model in one step.
+const PROMPT_ROWS: usize = 128;
+/// What gemm, the tokenizer and the allocator keep for each thread, as measured.
+const THREAD_SCRATCH: Bytes = Bytes::mib(4);
 
-/// Everything about a model that its small files tell.
-pub(crate) struct Plan {
-    files: Files,
+/// A model that is not loaded: what its small files tell.
+trait Architecture: Send + Sync {
+    /// Reads what it needs beside `config.json`: preprocessing, chat template.
+    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()>;
+    /// Tokens that it knows.
+    fn vocabulary(&self) -> usize;
+    /// Most tokens of an image, a question and an answer together.
+    fn context(&self) -> usize;
+    /// Whether a tensor of the file will be loaded.
+    fn uses(&self, tensor: &str) -> bool;
+    /// What a worker needs besides the weights, with texts of so many tokens in memory.
+    fn per_worker(&self, tokens: usize) -> Bytes;
+    /// What it needs to know of the tokenizer, which comes after the small files.
+    fn load(
+        &self,
+        tokens: &Tokens,
+        weights: &WeightFiles,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Arc<dyn Network>>;
+}
+
+/// A loaded model. It keeps nothing between steps, so that all workers share one.
+trait Network: Send + Sync {
+    /// Tokens that end an answer.
+    fn ends(&self) -> &[u32];
+    /// What will be computed for a picture and a question, which may be empty.
+    fn prompt(&self, tokens: &Tokens, picture: &Picture, question: &str) -> Result<Prompt>;
+
+    /// What the first layer of the vision tower is given of a crop.
+    fn open_crop(&self, crop: &Tensor) -> Result<Tensor>;
+    /// Layers that a crop goes through.
+    fn tower_layers(&self) -> usize;
+    /// One layer of the tower.
+    fn tower_layer(&self, layer: usize, hidden: &Tensor, crop: &Tensor) -> Result<Tensor>;
+    /// What is kept of a crop after so many layers.
+    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Vec<Tensor>>;
+
+    /// All that was kept, for each crop in the order of layers, as the text model sees the image: `(rows, width)`, and
+    /// what else is to be added further up.
+    fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows>;
+    /// A text model that has yet to read its prompt.
+    fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<Memory>;
+    /// Reads the next part of the prompt. At its end, the logits of the first token, `(1, vocabulary)`.
+    fn read(&self, memory: &mut Memory) -> Result<Option<Tensor>>;
+    /// Reads one more token of each of several answers: logits of the next, `(answers, vocabulary)`.
+    fn write(&self, answers: &mut [(&mut Memory, u32)]) -> Result<Tensor>;
+}
+
+/// What will be computed for a request.
+struct Prompt {
+    /// `(3, height, width)` each.
+    crops: Vec<Tensor>,
+    /// A token for each row that the text model reads; those of the image are placeholders.
+    tokens: Vec<u32>,
+    /// Which rows are the image's, where it is a part of the text.
+    image: Range<usize>,
+    /// Width and height of the picture as it came.
+    sides: (usize, usize),
+}
+
+/// An image as a text model sees it.
+struct ImageRows {
+    /// `(rows, width)`.
+    rows: Tensor,
+    /// Of the same shape, to be added after the text model's first layers.
+    deep: Vec<Tensor>,
+}
+
+/// What a worker keeps of one answer.
+enum Memory {
+    Blip(blip::Memory),
+    Moondream(moondream::Memory),
+    Narrator(narrator::Memory),
+}
+
+impl Memory {
+    fn blip(&mut self) -> Result<&mut blip::Memory> {
+        match self {
+            Self::Blip(memory) => Ok(memory),
+            Self::Moondream(_) | Self::Narrator(_) => Err(misfit()),
+        }
+    }
+
+    fn moondream(&mut self) -> Result<&mut moondream::Memory> {
+        match self {
+            Self::Moondream(memory) => Ok(memory),
+            Self::Blip(_) | Self::Narrator(_) => Err(misfit()),
+        }
+    }
+
+    fn narrator(&mut self) -> Result<&mut narrator::Memory> {
+        match self {
+            Self::Narrator(memory) => Ok(memory),
+            Self::Blip(_) | Self::Moondream(_) => Err(misfit()),
+        }
+    }
+}
+
+/// Reads `preprocessor_config.json`, where it does not say with these `defaults`. The name of the processor in the file
+/// is left aside: the family knows what it does.
+fn preprocessing(
+    files: &Files,
+    defaults: Value,
+    processor: Processor,
+    context: &LoadContext,
+) -> Result<Preprocessing> {
+    let (file, mut config) = preprocessor_config(files, defaults, context)?;
+    leave_out(&mut config, &["image_processor_type", "feature_extractor_type"]);
+    Preprocessing::read(&file, &config, processor)
+}
+
+/// The same as CLIP's, without what a family reads itself; its `defaults` stand in for that.
+fn preprocessing_without(
+    files: &Files,
+    defaults: Value,
+    names: &[&str],
+    context: &LoadContext,
+) -> Result<Preprocessing> {
+    let (file, mut config) = preprocessor_config(files, Value::Object(Map::new()), context)?;
+    leave_out(&mut config, &["image_processor_type", "feature_extractor_type"]);
+    leave_out(&mut config, names);
+    Preprocessing::read(&file, &with_defaults(defaults, &[&config]), Processor::Clip)
+}
+
+fn leave_out(config: &mut Value, names: &[&str]) {
+    if let Some(settings) = config.as_object_mut() {
+        settings.retain(|name, _| !names.contains(&name.as_str()));
+    }
+}
+
+/// The content of `preprocessor_config.json`, or of the part of `processor_config.json` where newer releases of
+/// transformers put it, and the file that it is from.
+fn preprocessor_config(files: &Files, defaults: Value, context: &LoadContext) -> Result<(PathBuf, Value)> {
+    if let Some(path) = files.optional("processor_config.json", context)? {
+        let config: Value = read_json(&path)?;
+        if let Some(config) = config.get("image_processor") {
+            return Ok((path, with_defaults(defaults, &[config])));
+        }
+    }
+    let path = files.required("preprocessor_config.json", context)?;
+    let config: Value = read_json(&path)?;
+    Ok((path, with_defaults(defaults, &[&config])))
+}
+
+/// One layer of a tower over the rows of one crop.
+fn stack_layer(stack: &Stack, layer: usize, hidden: &Tensor) -> Result<Tensor> {
+    let rows = hidden.dim(0)?;
+    stack.layers.get(layer).ok_or_else(misfit)?.forward(hidden, &[rows], stack.heads, stack.sight)
+}
+
+/// A step was given what another model remembers: a fault of this crate.
+fn misfit() -> crate::error::Error {
+    crate::error::Error::Compute(candle_core::Error::msg("a memory of another model"))
 }
 
 /// A model in memory, shared by its workers.
-pub(crate) struct SharedModel {}
-
-impl loader::Plan for Plan {
-    type Capability = Vision;
-    type Loaded = SharedModel;
-
-    fn read(files: Files, context: &LoadContext) -> Result<Self> {
-        let config = files.required("config.json", context)?;
-        families::find(FAMILIES, "vision", &config, &read_json(&config)?)?;
-        Ok(Self { files })
-    }
-
-    fn files(&self) -> &Files {
-        &self.files
-    }
-
-    fn footprint(&self, _: &LoadContext) -> Result<Footprint> {
-        Ok(Footprint::default())
-    }
-
-    fn load(self: &Arc<Self>, _: &Compute, _: &LoadContext) -> Result<SharedModel> {
-        Ok(SharedModel {})
-    }
+struct LoadedModel {
+    network: Arc<dyn Network>,
+    tokens: Tokens,
+    context: usize,
+    limits: ImageLimits,
+    /// Steps of all its workers so far: layers of the vision tower, parts of prompts, tokens.
+    steps: AtomicU64,
+    compute: Compute,
+    footprint: Footprint,
 }
+
+pub(crate) struct SharedModel(Arc<LoadedModel>);
 
 impl Weights<Vision> for SharedModel {
     fn footprint(&self) -> Footprint {
-        Footprint::default()
+        self.0.footprint
     }
 
     fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<Vision>>, Failure> {
-        Err(Failure::stopped())
+        Ok(Box::new(VisionModel::of(Arc::clone(&self.0))?))
     }
 }

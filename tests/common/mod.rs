@@ -1,10 +1,13 @@
 //! What several test files share: where models and references are, and how vectors are compared.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod fixtures;
 pub(crate) mod model;
+pub(crate) mod photographs;
 pub(crate) mod text;
 #[cfg(feature = "hub")]
 pub(crate) mod server;
+pub(crate) mod web;
 
 use std::path::{Path, PathBuf};
 

@@ -3,11 +3,7 @@
 use super::{BatchKey, Capability, Cost, NoChunk};
 use crate::capability::image::ImageSource;
 use crate::config::QueueCapacity;
-
-/// Most texts or images in one request.
-const MAX_ITEMS: usize = 256;
-/// Most bytes of one text.
-const MAX_TEXT_BYTES: usize = 1 << 20;
+use crate::limits::{MAX_EMBED_PROMPT_BYTES, MAX_ITEMS, MAX_TEXT_BYTES};
 
 /// Text to vector. One-shot.
 #[derive(Debug, Clone, Copy)]
@@ -24,10 +20,27 @@ pub struct TextEmbedding;
 pub struct EmbedTexts {
     /// 1 to 256 texts of up to 1 MiB each.
     pub texts: Vec<String>,
-    /// The name of a prompt that the model defines (`query`, `passage`), or nothing.
-    pub prompt: Option<String>,
+    /// What comes before each text, or nothing for what the model has as its default.
+    pub prompt: Option<EmbedPrompt>,
     /// Keep only the first so many dimensions, for models trained that way.
     pub dimensions: Option<usize>,
+}
+
+/// What comes before each text, for models trained with it.
+///
+/// ```
+/// use model_actors::{EmbedPrompt, EmbedTexts};
+/// let prompt = Some(EmbedPrompt::Text("query: ".to_owned()));
+/// let request = EmbedTexts { prompt, ..EmbedTexts::from("how cats sleep") };
+/// # drop(request);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EmbedPrompt {
+    /// The name of a prompt that the model's own files define (`query`, `document`).
+    Named(String),
+    /// The prompt itself, up to 16 KiB, for models that define none in their files but were trained with one (E5), and
+    /// for instructions that say the task (`Instruct: …\nQuery: `). Empty for none, whatever the model's default.
+    Text(String),
 }
 
 impl<T: Into<String>> From<T> for EmbedTexts {
@@ -47,19 +60,24 @@ impl Capability for TextEmbedding {
     const QUEUE: QueueCapacity = QueueCapacity { interactive: 100, batch: 50 };
 
     fn check(request: &EmbedTexts) -> Result<(), String> {
-        check_count("texts", request.texts.len())?;
-        match request.texts.iter().position(|text| text.len() > MAX_TEXT_BYTES) {
-            Some(index) => Err(format!(
-                "text {index} has {} bytes; at most {MAX_TEXT_BYTES} are allowed",
-                request.texts[index].len()
-            )),
-            None => Ok(()),
+        if let Some(EmbedPrompt::Text(prompt)) = &request.prompt
+            && prompt.len() > MAX_EMBED_PROMPT_BYTES
+        {
+            let bytes = prompt.len();
+            return Err(format!(
+                "the prompt has {bytes} bytes; at most {MAX_EMBED_PROMPT_BYTES} are allowed"
+            ));
         }
+        check_texts(&request.texts)
     }
 
     /// About the number of tokens: four bytes of English make one, and each text has two special ones.
     fn cost(request: &EmbedTexts) -> Cost {
-        Cost(request.texts.iter().map(|text| text.len() as u64 / 4 + 2).sum())
+        let prompt = match &request.prompt {
+            Some(EmbedPrompt::Text(prompt)) => prompt.len(),
+            _ => 0,
+        };
+        Cost(request.texts.iter().map(|text| (prompt + text.len()) as u64 / 4 + 2).sum())
     }
 }
 
@@ -78,7 +96,7 @@ pub struct ImageEmbedding;
 pub enum EmbedImages {
     /// 1 to 256 images.
     Images(Vec<ImageSource>),
-    /// 1 to 256 texts.
+    /// 1 to 256 texts of up to 1 MiB each.
     Texts(Vec<String>),
 }
 
@@ -92,7 +110,7 @@ impl Capability for ImageEmbedding {
     fn check(request: &EmbedImages) -> Result<(), String> {
         match request {
             EmbedImages::Images(images) => check_count("images", images.len()),
-            EmbedImages::Texts(texts) => check_count("texts", texts.len()),
+            EmbedImages::Texts(texts) => check_texts(texts),
         }
     }
 
@@ -106,6 +124,16 @@ impl Capability for ImageEmbedding {
 
     fn batch_key(request: &EmbedImages) -> BatchKey {
         BatchKey(matches!(request, EmbedImages::Texts(_)).into())
+    }
+}
+
+fn check_texts(texts: &[String]) -> Result<(), String> {
+    check_count("texts", texts.len())?;
+    match texts.iter().enumerate().find(|(_, text)| text.len() > MAX_TEXT_BYTES) {
+        Some((index, text)) => {
+            Err(format!("text {index} has {} bytes; at most {MAX_TEXT_BYTES} are allowed", text.len()))
+        }
+        None => Ok(()),
     }
 }
 

@@ -2,17 +2,10 @@
 
 use super::{Capability, Cost};
 use crate::config::QueueCapacity;
+use crate::limits::{MAX_MESSAGES, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOPS, MAX_TOKENS};
 
-/// Most bytes of a prompt, all messages together.
-const MAX_PROMPT_BYTES: usize = 4 << 20;
-/// Most messages of a prompt.
-const MAX_MESSAGES: usize = 1024;
 /// Tokens of an answer that a request is charged with at most.
 const LONG_ANSWER: usize = 1024;
-/// Most stop strings of a request.
-const MAX_STOPS: usize = 16;
-/// Most bytes of a stop string.
-const MAX_STOP_BYTES: usize = 256;
 
 /// Messages or a prompt to text. Streamed.
 #[derive(Debug, Clone, Copy)]
@@ -144,7 +137,7 @@ pub struct GenerateText {
     pub prompt: Prompt,
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// Most tokens to generate, at least 1.
+    /// Most tokens to generate, 1 to 1,048,576.
     pub max_tokens: usize,
     /// The text ends before the first of these; at most 16 of 1 to 256 bytes. Of several matches the one that is
     /// complete first counts.
@@ -213,9 +206,7 @@ impl Capability for TextToText {
     const QUEUE: QueueCapacity = QueueCapacity { interactive: 100, batch: 100 };
 
     fn check(request: &GenerateText) -> Result<(), String> {
-        if request.max_tokens == 0 {
-            return Err("max_tokens is 0; at least 1 is needed".to_owned());
-        }
+        check_tokens(request.max_tokens)?;
         request.sampling.check()?;
         check_stops(&request.stop)?;
         if let Prompt::Messages(messages) = &request.prompt
@@ -237,6 +228,14 @@ impl Capability for TextToText {
     fn cost(request: &GenerateText) -> Cost {
         let answer = request.max_tokens.min(LONG_ANSWER) as u64;
         Cost(prompt_bytes(&request.prompt) as u64 / 4 + answer)
+    }
+}
+
+/// Checks how many tokens are asked for.
+pub(super) fn check_tokens(max_tokens: usize) -> Result<(), String> {
+    match max_tokens {
+        1..=MAX_TOKENS => Ok(()),
+        _ => Err(format!("max_tokens is {max_tokens}; 1 to {MAX_TOKENS} are allowed")),
     }
 }
 

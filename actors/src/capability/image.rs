@@ -1,26 +1,21 @@
 //! Vision (image and question to text) and text to image.
 
+use std::fmt;
 use std::path::PathBuf;
 
-use super::generation::{Completion, Sampling};
+use super::generation::{Completion, Sampling, check_tokens};
 use super::{BatchKey, Capability};
 use crate::config::QueueCapacity;
-
-/// Largest side of a picture, in pixels.
-const MAX_SIDE: usize = 4096;
-/// Most bytes of a prompt or question.
-const MAX_TEXT_BYTES: usize = 64 << 10;
-/// Most diffusion steps.
-const MAX_STEPS: usize = 1000;
+use crate::limits::{MAX_PAINTED_SIDE, MAX_QUESTION_BYTES, MAX_STEPS};
 
 /// Where an image comes from.
 ///
 /// ```
 /// use model_actors::ImageSource;
-/// let source = ImageSource::Base64("iVBORw0KGgo=".to_owned());
-/// assert!(matches!(source, ImageSource::Base64(_)));
+/// let source = ImageSource::Url("https://user:password@example.org/cat.png?signature=5".to_owned());
+/// assert_eq!(format!("{source:?}"), "Url(…)");
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum ImageSource {
     /// A file.
@@ -35,6 +30,19 @@ pub enum ImageSource {
     Picture(Picture),
 }
 
+/// An address may hold a password or a signature, and the content is large: neither is shown.
+impl fmt::Debug for ImageSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => formatter.debug_tuple("Path").field(path).finish(),
+            Self::Url(_) => formatter.write_str("Url(…)"),
+            Self::Base64(text) => write!(formatter, "Base64({} letters)", text.len()),
+            Self::Bytes(bytes) => write!(formatter, "Bytes({})", bytes.len()),
+            Self::Picture(picture) => picture.fmt(formatter),
+        }
+    }
+}
+
 /// Decoded pixels, 8 bits each of red, green and blue, row by row from the top.
 ///
 /// ```
@@ -42,7 +50,7 @@ pub enum ImageSource {
 /// let picture = Picture { width: 2, height: 1, rgb: vec![0; 6] };
 /// assert_eq!(picture.rgb.len(), picture.width * picture.height * 3);
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Picture {
     /// Columns.
     pub width: usize,
@@ -50,6 +58,13 @@ pub struct Picture {
     pub height: usize,
     /// `width × height × 3` bytes.
     pub rgb: Vec<u8>,
+}
+
+/// Its size alone.
+impl fmt::Debug for Picture {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Picture({} x {})", self.width, self.height)
+    }
 }
 
 /// An image and a question to text. Streamed.
@@ -61,11 +76,12 @@ pub struct Vision;
 pub struct DescribeImage {
     /// The image.
     pub image: ImageSource,
-    /// What to say about it.
+    /// What to say about it. May be empty for models that say something unasked (BLIP's captions); others refuse
+    /// that themselves.
     pub question: String,
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// Most tokens to generate, at least 1.
+    /// Most tokens to generate, 1 to 1,048,576.
     pub max_tokens: usize,
 }
 
@@ -77,11 +93,13 @@ impl Capability for Vision {
     const QUEUE: QueueCapacity = QueueCapacity { interactive: 50, batch: 50 };
 
     fn check(request: &DescribeImage) -> Result<(), String> {
-        if request.max_tokens == 0 {
-            return Err("max_tokens is 0; at least 1 is needed".to_owned());
-        }
+        check_tokens(request.max_tokens)?;
         request.sampling.check()?;
-        check_text("question", &request.question)
+        // Only the model knows whether it needs a question.
+        match request.question.is_empty() {
+            true => Ok(()),
+            false => check_text("question", &request.question),
+        }
     }
 }
 
@@ -102,9 +120,9 @@ pub struct PaintImage {
     pub prompt: String,
     /// What to avoid.
     pub negative_prompt: Option<String>,
-    /// Width and height in pixels; without, the model's own.
+    /// Width and height in pixels, up to 4,096 each; without, the model's own.
     pub size: Option<(usize, usize)>,
-    /// Diffusion steps; without, the model's own number.
+    /// Diffusion steps, up to 1,000; without, the model's own number.
     pub steps: Option<usize>,
     /// Classifier-free guidance scale; without, the model's own.
     pub guidance: Option<f32>,
@@ -141,9 +159,11 @@ impl Capability for TextToImage {
     fn check(request: &PaintImage) -> Result<(), String> {
         check_text("prompt", &request.prompt)?;
         if let Some((width, height)) = request.size
-            && !((1..=MAX_SIDE).contains(&width) && (1..=MAX_SIDE).contains(&height))
+            && !((1..=MAX_PAINTED_SIDE).contains(&width) && (1..=MAX_PAINTED_SIDE).contains(&height))
         {
-            return Err(format!("the size {width}x{height} is outside 1 to {MAX_SIDE} pixels a side"));
+            return Err(format!(
+                "the size {width}x{height} is outside 1 to {MAX_PAINTED_SIDE} pixels a side"
+            ));
         }
         match request.steps {
             Some(steps) if !(1..=MAX_STEPS).contains(&steps) => {
@@ -163,7 +183,7 @@ impl Capability for TextToImage {
 fn check_text(what: &str, text: &str) -> Result<(), String> {
     match text.len() {
         0 => Err(format!("the {what} is empty")),
-        1..=MAX_TEXT_BYTES => Ok(()),
-        bytes => Err(format!("the {what} has {bytes} bytes; at most {MAX_TEXT_BYTES} are allowed")),
+        1..=MAX_QUESTION_BYTES => Ok(()),
+        bytes => Err(format!("the {what} has {bytes} bytes; at most {MAX_QUESTION_BYTES} are allowed")),
     }
 }

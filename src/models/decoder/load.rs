@@ -17,8 +17,8 @@ use crate::kernels::packed::PackedLinear;
 use crate::weights::{WeightFiles, WeightReader};
 
 /// What names in a file may begin with, where the decoder was saved as a part of a larger model.
-pub(super) const PREFIXES: [&str; 5] =
-    ["model.", "", "language_model.model.", "model.language_model.", "language_model."];
+pub(super) const PREFIXES: [&str; 6] =
+    ["model.", "", "language_model.model.", "model.language_model.", "language_model.", "embedding_model."];
 /// The names of the matrix that makes logits.
 pub(super) const HEADS: [&str; 3] =
     ["lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight"];

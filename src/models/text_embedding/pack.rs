@@ -12,12 +12,15 @@ pub(super) struct TokenBatch {
     pub(super) ids: Vec<u32>,
     /// Tokens of each text; none is 0.
     pub(super) lengths: Vec<usize>,
+    /// First tokens of each text that are left out of the pooling, fewer than it has.
+    pub(super) skipped: Vec<usize>,
 }
 
 impl TokenBatch {
     pub(super) fn push(&mut self, text: &TokenIds) {
         self.ids.extend_from_slice(&text.ids);
         self.lengths.push(text.ids.len());
+        self.skipped.push(text.skipped);
     }
 }
 

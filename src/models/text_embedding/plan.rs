@@ -7,7 +7,7 @@ use std::sync::Arc;
 use model_actors::{Footprint, LoadContext, LoadStage, TextEmbedding};
 use serde::Deserialize;
 
-use super::{Architecture, FAMILIES, LoadedModel, PASS_TOKENS, SharedModel, THREAD_SCRATCH};
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PASS_TOKENS, SharedModel, THREAD_SCRATCH};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
@@ -17,19 +17,61 @@ use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 
-/// `sentence_bert_config.json`.
+/// Where sentence-transformers has put the settings of its first module, the newest first.
+const SENTENCE_CONFIGS: [&str; 7] = [
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+];
+
+/// One of these.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct SentenceConfig {
     max_seq_length: Option<usize>,
-    do_lower_case: bool,
+    do_lower_case: Option<bool>,
 }
 
-/// `tokenizer_config.json`, of which only the length matters; "none" is written as a number beyond any integer.
+impl SentenceConfig {
+    fn read(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
+        for name in SENTENCE_CONFIGS {
+            if let Some(config) = files.optional_json(&format!("{folder}{name}"), context)? {
+                return Ok(config);
+            }
+        }
+        Ok(Self::default())
+    }
+}
+
+/// `tokenizer_config.json`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct TokenizerConfig {
+    /// "None" is written as a number beyond any integer.
     model_max_length: Option<f64>,
+    /// Whether each text ends with the end token, also where `tokenizer.json` does not say so.
+    add_eos_token: Option<bool>,
+    eos_token: Option<Token>,
+}
+
+/// A token, or a table of its properties.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Token {
+    Written(String),
+    Described { content: String },
+}
+
+impl TokenizerConfig {
+    fn closing(self) -> Option<String> {
+        self.eos_token.filter(|_| self.add_eos_token == Some(true)).map(|token| match token {
+            Token::Written(content) | Token::Described { content } => content,
+        })
+    }
 }
 
 /// `config_sentence_transformers.json`.
@@ -38,6 +80,15 @@ struct TokenizerConfig {
 pub(super) struct PromptConfig {
     pub(super) prompts: BTreeMap<String, String>,
     pub(super) default_prompt_name: Option<String>,
+    /// Dimensions that are kept unless others are asked for.
+    pub(super) truncate_dim: Option<usize>,
+}
+
+/// What `config.json` says of shorter vectors.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Matryoshka {
+    matryoshka_dimensions: Option<Vec<usize>>,
 }
 
 /// Everything about a model that its small files tell.
@@ -46,10 +97,14 @@ pub(crate) struct Plan {
     pub(super) architecture: Box<dyn Architecture>,
     pub(super) modules: Modules,
     pub(super) tokenizer: PathBuf,
+    /// The token that ends each text.
+    pub(super) closing: Option<String>,
     /// Most tokens of a text, special ones included.
     pub(super) longest: usize,
     pub(super) lowercase: bool,
     pub(super) prompts: PromptConfig,
+    /// The dimensions that vectors may be shortened to, if the model lists them.
+    pub(super) shorter: Option<Vec<usize>>,
 }
 
 impl loader::Plan for Plan {
@@ -60,18 +115,15 @@ impl loader::Plan for Plan {
         let modules = Modules::read(&files, context)?;
         let folder = modules.transformer.clone();
         let config = files.required(&format!("{folder}config.json"), context)?;
-        let architecture = families::find(FAMILIES, "text embedding", &config, &read_json(&config)?)?;
-        let sentence: SentenceConfig =
-            files.optional_json(&format!("{folder}sentence_bert_config.json"), context)?.unwrap_or_default();
-        let longest = match sentence.max_seq_length {
-            Some(longest) => longest,
-            None => {
-                let file = format!("{folder}tokenizer_config.json");
-                let tokenizer: TokenizerConfig = files.optional_json(&file, context)?.unwrap_or_default();
-                // The cast saturates, so "none" becomes the largest number there is.
-                tokenizer.model_max_length.map_or(usize::MAX, |length| length as usize)
-            }
-        };
+        let json = read_json(&config)?;
+        let architecture = families::find(FAMILIES, CAPABILITY, &config, &json)?;
+        let Matryoshka { matryoshka_dimensions: shorter } = families::parse(&config, &json)?;
+        let sentence = SentenceConfig::read(&files, &folder, context)?;
+        let names: TokenizerConfig =
+            files.optional_json(&format!("{folder}tokenizer_config.json"), context)?.unwrap_or_default();
+        // The cast saturates, so "none" becomes the largest number there is.
+        let of_tokenizer = names.model_max_length.map_or(usize::MAX, |length| length as usize);
+        let longest = sentence.max_seq_length.unwrap_or(of_tokenizer);
         let tokenizer = files.required(&format!("{folder}tokenizer.json"), context)?;
         let prompts = files.optional_json("config_sentence_transformers.json", context)?.unwrap_or_default();
         let longest = longest.min(architecture.longest());
@@ -80,9 +132,11 @@ impl loader::Plan for Plan {
             architecture,
             modules,
             tokenizer,
+            closing: names.closing(),
             longest,
-            lowercase: sentence.do_lower_case,
+            lowercase: sentence.do_lower_case.unwrap_or(false),
             prompts,
+            shorter,
         })
     }
 
@@ -98,7 +152,10 @@ impl loader::Plan for Plan {
         let weights = self.weights(context)?;
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
-        let tokens = Tokens::read(&self.tokenizer, self.longest, self.lowercase)?;
+        let mut tokens = Tokens::read(&self.tokenizer, self.longest, self.lowercase)?;
+        if let Some(closing) = &self.closing {
+            tokens = tokens.closed_by(closing, &self.tokenizer)?;
+        }
         if tokens.vocabulary() > self.architecture.vocabulary() {
             let (has, knows) = (tokens.vocabulary(), self.architecture.vocabulary());
             let reason = format!("it has {has} tokens; the model's vocab_size is {knows}");
@@ -107,6 +164,7 @@ impl loader::Plan for Plan {
         Ok(SharedModel(Arc::new(LoadedModel {
             head: self.modules.head(&self.files, self.architecture.width(), context)?,
             encoder: self.architecture.load(&weights, &device, context)?,
+            ending: self.ending(&tokens)?,
             tokens,
             compute: compute.clone(),
             footprint: self.footprint_of(&weights),
@@ -116,6 +174,15 @@ impl loader::Plan for Plan {
 }
 
 impl Plan {
+    /// What the architecture wants written after each text.
+    fn ending(&self, tokens: &Tokens) -> Result<String> {
+        let Some(token) = self.architecture.ending() else { return Ok(String::new()) };
+        tokens.written(token).ok_or_else(|| {
+            let reason = format!("it lacks the token {token}, which is to end each text");
+            Error::InvalidTokenizer { file: self.tokenizer.clone(), reason }
+        })
+    }
+
     fn weights(&self, context: &LoadContext) -> Result<WeightFiles> {
         WeightFiles::open(&self.files, &self.modules.transformer, context)
     }

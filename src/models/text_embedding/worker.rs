@@ -77,7 +77,7 @@ impl TextEmbeddingModel {
         let Some(answer) = answers.get_mut(&text.item) else { return };
         match check(vector) {
             Ok(mut vector) => {
-                self.shared.shorten(&mut vector, item.request().dimensions);
+                self.shared.shorten(&mut vector, item.request());
                 answer.vectors[text.place] = vector;
                 answer.missing -= 1;
             }

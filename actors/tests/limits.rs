@@ -1,0 +1,74 @@
+//! Each limit of a request: at it, the request is taken, and one more is refused with the number.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::fmt::Debug;
+
+use model_actors::limits::*;
+use model_actors::{
+    Capability, DescribeImage, EmbedImages, EmbedTexts, GenerateText, ImageEmbedding, ImageSource, Message,
+    PaintImage, Picture, Prompt, Sampling, TextEmbedding, TextToImage, TextToText, Vision,
+};
+
+/// `of` makes a request of so much of something.
+fn holds<C: Capability>(limit: usize, of: impl Fn(usize) -> C::Request)
+where
+    C::Request: Debug,
+{
+    C::check(&of(limit)).unwrap();
+    for more in [limit + 1, limit * 2] {
+        let words = C::check(&of(more)).unwrap_err();
+        assert!(words.contains(&limit.to_string()) && words.contains(&more.to_string()), "{words}");
+    }
+}
+
+fn question(bytes: usize, max_tokens: usize) -> DescribeImage {
+    let image = ImageSource::Picture(Picture { width: 1, height: 1, rgb: vec![0; 3] });
+    DescribeImage { image, question: "a".repeat(bytes), sampling: Sampling::default(), max_tokens }
+}
+
+#[test]
+fn embedding_requests() {
+    let text = |count| vec!["a".to_owned(); count];
+    let long = |bytes| vec!["a".to_owned(), "a".repeat(bytes)];
+    holds::<TextEmbedding>(MAX_ITEMS, |n| EmbedTexts { texts: text(n), ..EmbedTexts::default() });
+    holds::<TextEmbedding>(MAX_TEXT_BYTES, |n| EmbedTexts { texts: long(n), ..EmbedTexts::default() });
+    holds::<ImageEmbedding>(MAX_ITEMS, |n| EmbedImages::Texts(text(n)));
+    holds::<ImageEmbedding>(MAX_TEXT_BYTES, |n| EmbedImages::Texts(long(n)));
+    holds::<ImageEmbedding>(MAX_ITEMS, |n| EmbedImages::Images(vec![ImageSource::Bytes(Vec::new()); n]));
+}
+
+#[test]
+fn requests_for_text() {
+    let request = || GenerateText::from("a");
+    holds::<TextToText>(MAX_PROMPT_BYTES, |n| GenerateText::from("a".repeat(n)));
+    holds::<TextToText>(MAX_PROMPT_BYTES, |n| GenerateText::chat([Message::user("a".repeat(n))]));
+    holds::<TextToText>(MAX_MESSAGES, |n| GenerateText {
+        prompt: Prompt::Messages(vec![Message::user("a"); n]),
+        ..request()
+    });
+    holds::<TextToText>(MAX_STOPS, |n| GenerateText { stop: vec!["a".to_owned(); n], ..request() });
+    holds::<TextToText>(MAX_STOP_BYTES, |n| GenerateText { stop: vec!["a".repeat(n)], ..request() });
+    holds::<TextToText>(MAX_TOKENS, |n| GenerateText { max_tokens: n, ..request() });
+    assert!(TextToText::check(&GenerateText { max_tokens: usize::MAX, ..request() }).is_err());
+    assert!(TextToText::check(&GenerateText { max_tokens: 0, ..request() }).is_err());
+}
+
+#[test]
+fn requests_with_and_for_images() {
+    holds::<Vision>(MAX_QUESTION_BYTES, |n| question(n, 1));
+    holds::<Vision>(MAX_TOKENS, |n| question(1, n));
+    holds::<TextToImage>(MAX_QUESTION_BYTES, |n| PaintImage::from("a".repeat(n)));
+    holds::<TextToImage>(MAX_STEPS, |n| PaintImage { steps: Some(n), ..PaintImage::from("a") });
+    holds::<TextToImage>(MAX_PAINTED_SIDE, |n| PaintImage { size: Some((n, 1)), ..PaintImage::from("a") });
+    holds::<TextToImage>(MAX_PAINTED_SIDE, |n| PaintImage { size: Some((1, n)), ..PaintImage::from("a") });
+}
+
+#[test]
+fn an_image_shows_neither_its_address_nor_its_content() {
+    let url = ImageSource::Url("https://user:secret@example.org/secret?secret".to_owned());
+    let sources = [url, ImageSource::Base64("secret".to_owned()), ImageSource::Bytes(b"secret".to_vec())];
+    for source in sources {
+        let words = format!("{source:?} {:?}", EmbedImages::Images(vec![source.clone()]));
+        assert!(!words.contains("secret") && !words.contains("115"), "{words}");
+    }
+}

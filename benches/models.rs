@@ -1,0 +1,212 @@
+//! Every family's tiny model, and all-MiniLM-L6-v2 where it is at hand, through the pool with 1, 8 and 64 callers beside
+//! a plain loop over the same model code; and what continuous batching gives on a model large enough to be bound by its
+//! weights. Ratios in one run; `-- NAME` picks the families whose names contain it, `-- batching` the second part.
+//!
+//! The tiny models take tens of microseconds to milliseconds, so their ratios show what the tree costs a request.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a benchmark")]
+
+#[path = "../tests/common/fixtures.rs"]
+mod fixtures;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use candle_actors::{
+    Engine, ImageEmbeddingModel, LoadOptions, Source, TextEmbeddingModel, TextGenerationModel,
+    TextToImageModel, VisionModel,
+};
+use candle_core::{Device, Tensor};
+use fixtures::{Fixture, KINDS, TEXT, fixtures, paint_request, picture, text_request, vision_request};
+use model_actors::{GenerateText, PoolConfig};
+
+/// How long each measurement takes at least.
+const MEASURE: Duration = Duration::from_millis(400);
+const CALLERS: [usize; 3] = [1, 8, 64];
+const STREAMS: usize = 8;
+const TOKENS: usize = 64;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[tokio::main]
+async fn main() {
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part));
+
+    let mut models = fixtures();
+    if let Some(folder) = std::env::var_os("CANDLE_ACTORS_MODELS") {
+        models.push(Fixture { kind: KINDS[0], path: Path::new(&folder).join("all-MiniLM-L6-v2") });
+    }
+    println!("{} cores; requests a second; the pool as a ratio to the plain loop", cores());
+    println!("{:<40} {:>10}  {:>8} {:>8} {:>8}", "", "plain loop", "1 caller", "8", "64");
+    for model in models.iter().filter(|model| is_wanted(&model.name())) {
+        let plain = best_plain_loop(model);
+        print!("{:<40} {plain:>10.1} ", model.name());
+        let engine = Arc::new(engine(model).await);
+        for callers in CALLERS {
+            print!(" {:>8.2}", through_the_pool(model, &engine, callers).await / plain);
+        }
+        println!();
+    }
+    if is_wanted("batching") {
+        continuous_batching().await;
+    }
+}
+
+/// A request on the model without actors.
+fn plain_request(model: &Fixture, threads: usize) -> Box<dyn FnMut() + Send> {
+    let options = LoadOptions { threads, ..LoadOptions::default() };
+    let source = model.source();
+    match model.kind.folder {
+        "text_embedding" => {
+            let model = TextEmbeddingModel::load_with(source, options).unwrap();
+            Box::new(move || drop(model.embed(&[TEXT]).unwrap()))
+        }
+        "text_to_text" => {
+            let model = TextGenerationModel::load_with(source, options).unwrap();
+            Box::new(move || drop(model.generate(&[text_request()]).unwrap()))
+        }
+        "image_embedding" => {
+            let model = ImageEmbeddingModel::load_with(source, options).unwrap();
+            Box::new(move || drop(model.embed_images(&[picture()]).unwrap()))
+        }
+        "vision" => {
+            let model = VisionModel::load_with(source, options).unwrap();
+            Box::new(move || drop(model.describe(&vision_request()).unwrap()))
+        }
+        "text_to_image" => {
+            let model = TextToImageModel::load_with(source, options).unwrap();
+            Box::new(move || drop(model.paint(&paint_request(), |_| {}).unwrap()))
+        }
+        other => panic!("no plain loop for {other}"),
+    }
+}
+
+/// Requests a second of one loop, with one thread or with as many as there are cores, whichever is faster.
+fn best_plain_loop(model: &Fixture) -> f64 {
+    let rate = |threads| {
+        let mut request = plain_request(model, threads);
+        request();
+        let (began, mut count) = (Instant::now(), 0);
+        while began.elapsed() < MEASURE {
+            request();
+            count += 1;
+        }
+        f64::from(count) / began.elapsed().as_secs_f64()
+    };
+    rate(1).max(rate(cores()))
+}
+
+async fn engine(model: &Fixture) -> Engine {
+    let builder = (model.kind.register)(Engine::builder().threads(1), model.source());
+    let engine = builder.start().await.unwrap();
+    // As many at once as make the pool start all its workers.
+    futures_util::future::join_all((0..16).map(|_| (model.kind.ask)(&engine))).await;
+    engine
+}
+
+/// Requests a second with so many callers, each of whom asks again when it is answered.
+async fn through_the_pool(model: &Fixture, engine: &Arc<Engine>, callers: usize) -> f64 {
+    let (began, done) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
+    let callers: Vec<_> = (0..callers)
+        .map(|_| {
+            let (engine, done, ask) = (engine.clone(), done.clone(), model.kind.ask);
+            tokio::spawn(async move {
+                while began.elapsed() < MEASURE {
+                    ask(&engine).await.unwrap();
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    done.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64()
+}
+
+/// Tokens a second of one stream alone and of eight together, on one worker with one thread.
+async fn continuous_batching() {
+    let folder = tempfile::tempdir().unwrap();
+    let parameters = write_large_llama(folder.path());
+    let pool = PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() };
+    let builder = Engine::builder().threads(1).pool_config(pool);
+    let engine = builder.text_to_text("large", Source::directory(folder.path())).start().await.unwrap();
+    let generator = engine.text_to_text("large").unwrap().timeout(Duration::from_secs(600));
+    let request = || GenerateText { max_tokens: TOKENS, ..GenerateText::from(TEXT) };
+    generator.generate(request()).await.unwrap();
+    let mut rates = Vec::new();
+    for streams in [1, STREAMS] {
+        let began = Instant::now();
+        let texts = futures_util::future::join_all((0..streams).map(|_| generator.generate(request()))).await;
+        let tokens: usize = texts.into_iter().map(|text| text.unwrap().usage.completion_tokens).sum();
+        assert_eq!(tokens, streams * TOKENS, "no text ended early");
+        rates.push(tokens as f64 / began.elapsed().as_secs_f64());
+    }
+    println!(
+        "\ncontinuous batching, {:.0} M parameters in 32 bits, one worker with one thread",
+        parameters / 1e6
+    );
+    println!("one stream               {:>8.1} tokens/s", rates[0]);
+    println!("{STREAMS} streams together       {:>8.1} tokens/s   x {:.2}", rates[1], rates[1] / rates[0]);
+    assert!(engine.shutdown().await.is_clean());
+}
+
+/// A random Llama of about 100 million parameters, with the tokenizer of the tiny one. It never ends a text by itself.
+/// Gives the number of its parameters.
+fn write_large_llama(folder: &Path) -> f64 {
+    let tiny: PathBuf = root().join("tests/fixtures/text_to_text/llama");
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(tiny.join(file), folder.join(file)).unwrap();
+    }
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(tiny.join("config.json")).unwrap()).unwrap();
+    let vocabulary = config["vocab_size"].as_u64().unwrap() as usize;
+    let (width, middle, layers, heads) = (768, 2048, 14, 12);
+    let sizes = [
+        ("hidden_size", width),
+        ("intermediate_size", middle),
+        ("num_hidden_layers", layers),
+        ("num_attention_heads", heads),
+        ("num_key_value_heads", heads),
+        ("head_dim", width / heads),
+        ("max_position_embeddings", 1024),
+    ];
+    for (name, size) in sizes {
+        config[name] = size.into();
+    }
+    config["tie_word_embeddings"] = true.into();
+    config["eos_token_id"] = serde_json::Value::Null;
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+
+    let random = |shape: &[usize]| Tensor::randn(0.0f32, 0.02, shape, &Device::Cpu).unwrap();
+    let ones = || Tensor::ones(width, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let mut tensors = HashMap::from([
+        ("model.embed_tokens.weight".to_owned(), random(&[vocabulary, width])),
+        ("model.norm.weight".to_owned(), ones()),
+    ]);
+    for layer in 0..layers {
+        let mut add =
+            |name: &str, tensor| tensors.insert(format!("model.layers.{layer}.{name}.weight"), tensor);
+        for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+            add(&format!("self_attn.{name}"), random(&[width, width]));
+        }
+        add("mlp.gate_proj", random(&[middle, width]));
+        add("mlp.up_proj", random(&[middle, width]));
+        add("mlp.down_proj", random(&[width, middle]));
+        add("input_layernorm", ones());
+        add("post_attention_layernorm", ones());
+    }
+    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+    tensors.values().map(|tensor| tensor.elem_count() as f64).sum()
+}

@@ -1,0 +1,181 @@
+//! What an address must be before anything is sent to it, and where a redirect may lead. An address is a secret: its
+//! user, its password, its query and its path may all give access to something, so that errors show no more of it than
+//! where it leads.
+
+use std::net::IpAddr;
+
+use reqwest::Url;
+
+use crate::error::{Error, Result};
+use crate::image_input::networks::{self, Network};
+
+/// Most bytes of an address.
+const MAX_LENGTH: usize = 8 << 10;
+
+/// An http or https address, whose host is a name, or a number that may be connected to.
+///
+/// # Errors
+/// [`Error::AddressRefused`].
+pub(crate) fn parse(text: &str, allowed: &[Network]) -> Result<Url> {
+    check_length(text)?;
+    // The parser's reason is left out: nothing tells that it holds no part of the address.
+    let url =
+        Url::parse(text.trim()).map_err(|_| refused("(not an address)", "it is no http or https address"))?;
+    check(url, allowed)
+}
+
+/// Where a redirect leads.
+///
+/// # Errors
+/// As [`parse`].
+pub(crate) fn redirect(from: &Url, location: &str, allowed: &[Network]) -> Result<Url> {
+    check_length(location)?;
+    let url = from
+        .join(location)
+        .map_err(|_| refused(&origin(from), "it redirects to something that is no address"))?;
+    check(url, allowed)
+}
+
+fn check_length(text: &str) -> Result<()> {
+    match text.len() {
+        0..=MAX_LENGTH => Ok(()),
+        length => {
+            Err(refused("(too long)", &format!("it has {length} bytes; at most {MAX_LENGTH} are allowed")))
+        }
+    }
+}
+
+fn check(url: Url, allowed: &[Network]) -> Result<Url> {
+    if !matches!(url.scheme(), "http" | "https") {
+        let reason = format!("only http and https are opened, and not {}", url.scheme());
+        return Err(refused(&origin(&url), &reason));
+    }
+    // The parser has turned decimal, octal and hexadecimal forms into the usual one.
+    if let Some(number) = host_number(&url)
+        && let Some(what) = networks::refusal(number, allowed)
+    {
+        return Err(leads_to(&url, what));
+    }
+    Ok(url)
+}
+
+fn host_number(url: &Url) -> Option<IpAddr> {
+    let host = url.host_str()?;
+    let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    inner.parse().ok()
+}
+
+/// As much of the address as errors may show: `https://example.org:8080/…`.
+pub(crate) fn origin(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{}://{host}:{port}/…", url.scheme()),
+        None => format!("{}://{host}/…", url.scheme()),
+    }
+}
+
+/// Why an address is refused that leads to a place that may not be reached.
+pub(crate) fn leads_to(url: &Url, what: &str) -> Error {
+    refused(&origin(url), &format!("it leads to {what}, which the application has to allow"))
+}
+
+pub(crate) fn refused(address: &str, reason: &str) -> Error {
+    Error::AddressRefused { address: address.to_owned(), reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_recognised_in_every_form() {
+        let refused = [
+            "http://127.0.0.1/",
+            "http://2130706433/",
+            "http://0x7f000001/",
+            "http://0x7f.1/",
+            "http://0177.0.0.1/",
+            "http://127.1/",
+            "http://127.0.0.1./",
+            "http://0/",
+            "http://[::1]/",
+            "http://[::ffff:127.0.0.1]/",
+            "http://[::ffff:7f00:1]/",
+            "http://[64:ff9b::7f00:1]/",
+            "http://%31%32%37.0.0.1/",
+            "http://①②⑦.0.0.1/",
+            "http://169.254.169.254/latest/meta-data/",
+            "http://user@127.0.0.1/",
+            "http://1.1.1.1@127.0.0.1/",
+            "http://0251.0376.0251.0376/",
+            "http:127.0.0.1",
+            "http:/\\127.0.0.1",
+            "HTTP://127.0.0.1",
+            "http://[::]/",
+        ];
+        for text in refused {
+            let result = parse(text, &[]);
+            assert!(matches!(result, Err(Error::AddressRefused { .. })), "{text}: {result:?}");
+        }
+        let loopback = ["127.0.0.0/8".parse().unwrap()];
+        assert!(parse("http://2130706433/", &loopback).is_ok());
+        assert!(
+            parse("http://1.1.1.1/", &[]).is_ok() && parse("https://example.org:8443/a?b#c", &[]).is_ok()
+        );
+    }
+
+    #[test]
+    fn other_schemes_and_what_is_no_address_are_refused() {
+        let refused = [
+            "file:///etc/passwd",
+            "ftp://example.org/",
+            "gopher://example.org/",
+            "data:image/png;base64,AAAA",
+            "",
+            "javascript:alert(1)",
+            "//example.org/a.png",
+            "example.org/a.png",
+            "http://",
+            "http://[::1",
+            "/etc/passwd",
+            "unix:/run/socket",
+            "ws://example.org/",
+            "http://exa mple.org/",
+            "http://example.org:99999/",
+        ];
+        for text in refused {
+            assert!(matches!(parse(text, &[]), Err(Error::AddressRefused { .. })), "{text}");
+        }
+        assert!(parse(&format!("http://example.org/{}", "a".repeat(MAX_LENGTH)), &[]).is_err());
+    }
+
+    #[test]
+    fn a_redirect_is_held_to_the_same() {
+        let from = parse("https://example.org/a/b?c", &[]).unwrap();
+        let to = |location| redirect(&from, location, &[]).map(|url| url.to_string());
+        assert_eq!(to("/d").unwrap(), "https://example.org/d");
+        assert_eq!(to("http://example.com").unwrap(), "http://example.com/");
+        let refused = [
+            "file:///etc/passwd",
+            "http://127.0.0.1/",
+            "//127.0.0.1/",
+            "//0x7f.1/",
+            "ftp://example.org/",
+            "http://",
+        ];
+        for location in refused {
+            assert!(to(location).is_err(), "{location}");
+        }
+    }
+
+    #[test]
+    fn an_error_shows_where_an_address_leads_and_no_more() {
+        let url = Url::parse("http://user:secret1@127.0.0.1:81/secret2?secret3#secret4").unwrap();
+        let words = check(url, &[]).unwrap_err().to_string();
+        assert!(words.contains("http://127.0.0.1:81/…") && !words.contains("secret"), "{words}");
+        for text in ["secret", "ht!tp://secret", "http://user:secret@[::1", "x:secret"] {
+            let words = parse(text, &[]).unwrap_err().to_string();
+            assert!(!words.contains("secret"), "{words}");
+        }
+    }
+}

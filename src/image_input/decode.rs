@@ -1,0 +1,97 @@
+//! Encoded bytes to pixels, within limits: the format is found from the content, the size is read from the header and
+//! checked, and only then is anything decoded. The pixels are those that Pillow's `convert("RGB")` gives after
+//! `exif_transpose`, because the reference processors see images that way: the first frame of an animation, alpha
+//! dropped rather than blended, the high byte of 16 bits, colour profiles ignored.
+
+use std::io::Cursor;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
+use model_actors::Picture;
+
+use crate::error::{Error, Result};
+use crate::image_input::too_large;
+use crate::image_input::{content, jpeg, pixels};
+use crate::limits::ImageLimits;
+
+/// Bytes a pixel of the picture that comes out, and of its copy while it is turned.
+const RESULT: u64 = 3 * 2;
+/// Bytes a pixel that decoding a JPEG takes beside its output: coefficients of two bytes each of up to four channels,
+/// and samples.
+const COEFFICIENTS: u64 = (2 + 1) * 4;
+
+/// The pixels of an encoded image.
+///
+/// # Errors
+/// [`Error::ImageTooLarge`], [`Error::UnsupportedImage`], [`Error::InvalidImage`].
+pub(crate) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
+    // The decoders are other people's code: one that panics on a damaged file must not take a worker with it.
+    std::panic::catch_unwind(|| decode_here(bytes, limits))
+        .unwrap_or_else(|_| Err(Error::InvalidImage { reason: "the decoder failed".to_owned() }))
+}
+
+fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
+    too_large("bytes", bytes.len() as u64, limits.encoded.0)?;
+    let format = content::format_of(bytes)?;
+    if format == ImageFormat::Jpeg {
+        content::check_jpeg_ends(bytes)?;
+    }
+    let mut room = image::Limits::no_limits();
+    room.max_alloc = Some(limits.decoder.0);
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    reader.limits(room.clone());
+    let mut decoder = reader.into_decoder().map_err(name_error)?;
+    let (width, height) = decoder.dimensions();
+    check_size(width.into(), height.into(), limits)?;
+    let beside = RESULT + if format == ImageFormat::Jpeg { COEFFICIENTS } else { 0 };
+    let pixels = u64::from(width) * u64::from(height);
+    let needed = decoder.total_bytes().saturating_add(pixels.saturating_mul(beside));
+    too_large("bytes to decode", needed, limits.decoder.0)?;
+    room.reserve(needed).map_err(name_error)?;
+    decoder.set_limits(room).map_err(name_error)?;
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let own = if format == ImageFormat::Jpeg { jpeg::decode(bytes) } else { None };
+    let rgb = match own {
+        Some(rgb) => rgb,
+        None => pixels::to_rgb(DynamicImage::from_decoder(decoder).map_err(name_error)?)?,
+    };
+    let mut image = DynamicImage::ImageRgb8(rgb);
+    image.apply_orientation(orientation);
+    let rgb = image.into_rgb8();
+    Ok(Picture { width: rgb.width() as usize, height: rgb.height() as usize, rgb: rgb.into_raw() })
+}
+
+/// Whether pixels that came decoded are what they claim to be, and not too many.
+///
+/// # Errors
+/// [`Error::ImageTooLarge`], [`Error::InvalidImage`].
+pub(crate) fn check_picture(picture: &Picture, limits: &ImageLimits) -> Result<()> {
+    let &Picture { width, height, ref rgb } = picture;
+    check_size(width as u64, height as u64, limits)?;
+    let needed = width.checked_mul(height).and_then(|pixels| pixels.checked_mul(3));
+    if needed == Some(rgb.len()) {
+        return Ok(());
+    }
+    let reason = format!("{width} x {height} pixels are claimed and {} bytes are there", rgb.len());
+    Err(Error::InvalidImage { reason })
+}
+
+fn check_size(width: u64, height: u64, limits: &ImageLimits) -> Result<()> {
+    let (short, long) = (width.min(height), width.max(height));
+    if short == 0 {
+        return Err(Error::InvalidImage { reason: format!("it has {width} x {height} pixels") });
+    }
+    too_large("pixels on one side", long, limits.side.into())?;
+    too_large("pixels", width.saturating_mul(height), limits.pixels)?;
+    too_large("times the length of its short side", long.div_ceil(short), limits.aspect.into())
+}
+
+fn name_error(error: ImageError) -> Error {
+    match error {
+        ImageError::Unsupported(error) => Error::UnsupportedImage { found: error.to_string() },
+        ImageError::Limits(_) => {
+            Error::InvalidImage { reason: "decoding it takes more memory than is allowed".to_owned() }
+        }
+        error => Error::InvalidImage { reason: error.to_string() },
+    }
+}

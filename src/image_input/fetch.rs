@@ -1,0 +1,244 @@
+//! Images over http and https: one client, which connects to no address that `networks` refuses. A name's addresses
+//! are filtered where the client looks them up, so that what was checked is what is connected to; numbers and
+//! redirects are checked by `address` before each request, which is why redirects are followed here and not by the
+//! client. It takes no proxy from the environment, because a proxy would look names up itself, past the filter.
+
+use std::fmt;
+use std::net::ToSocketAddrs;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{ACCEPT, LOCATION};
+use reqwest::{Client, Response, StatusCode, Url};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::error::{Error, Result};
+use crate::image_input::address::{self, origin};
+use crate::image_input::networks::{self, Network};
+use crate::limits::ImageLimits;
+
+/// Most look-ups of names at once. One that hangs keeps its thread for as long as the system's resolver tries.
+const MAX_LOOKUPS: usize = 16;
+
+/// How images are fetched.
+///
+/// ```
+/// use std::time::Duration;
+/// use candle_actors::{ImageSettings, UrlSettings};
+/// let urls = UrlSettings {
+///     total_timeout: Duration::from_secs(10),
+///     // The application's own image server.
+///     allowed_networks: vec!["10.1.2.3".parse()?],
+///     ..UrlSettings::default()
+/// };
+/// let settings = ImageSettings { urls: Some(urls), ..ImageSettings::default() };
+/// # Ok::<(), candle_actors::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct UrlSettings {
+    /// Time for a connection to stand, TLS included; 5 s.
+    pub connect_timeout: Duration,
+    /// Time without a byte; 10 s.
+    pub read_timeout: Duration,
+    /// Time for all of it, redirects and the wait for other downloads included; 30 s.
+    pub total_timeout: Duration,
+    /// How many redirects are followed; 5.
+    pub redirects: usize,
+    /// How many images are fetched at once, at least 1; 16.
+    pub downloads: usize,
+    /// Networks that may be reached though they are not the public internet. None, unless set: addresses of this
+    /// machine, of private and link-local networks, of metadata services and whatever else is reserved are refused.
+    pub allowed_networks: Vec<Network>,
+}
+
+impl Default for UrlSettings {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            read_timeout: Duration::from_secs(10),
+            total_timeout: Duration::from_secs(30),
+            redirects: 5,
+            downloads: 16,
+            allowed_networks: Vec::new(),
+        }
+    }
+}
+
+/// The client, opened with the first image.
+pub(crate) struct Fetcher {
+    settings: UrlSettings,
+    downloads: Semaphore,
+    client: OnceLock<Client>,
+}
+
+impl fmt::Debug for Fetcher {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Fetcher").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Fetcher {
+    pub(crate) fn new(settings: UrlSettings) -> Result<Self> {
+        if !(1..=1024).contains(&settings.downloads) {
+            let reason = format!("{} downloads are asked for; 1 to 1,024 are allowed", settings.downloads);
+            return Err(Error::InvalidSetting { setting: "image_input", reason });
+        }
+        Ok(Self { downloads: Semaphore::new(settings.downloads), settings, client: OnceLock::new() })
+    }
+
+    /// The bytes that are at an address.
+    ///
+    /// # Errors
+    /// [`Error::AddressRefused`], [`Error::DownloadFailed`], [`Error::ImageTooLarge`].
+    pub(crate) async fn fetch(&self, text: &str, limits: &ImageLimits) -> Result<Vec<u8>> {
+        let url = address::parse(text, &self.settings.allowed_networks)?;
+        let from = origin(&url);
+        let after = self.settings.total_timeout;
+        let work = async {
+            let _permit = self.downloads.acquire().await.map_err(|_| Error::Stopped)?;
+            let (url, response) = self.follow(url).await?;
+            read(&url, response, limits.encoded.0).await
+        };
+        let late = |_| failed(from, format!("it was not complete after {} ms", after.as_millis()));
+        tokio::time::timeout(after, work).await.map_err(late)?
+    }
+
+    /// Asks until an answer is no redirect.
+    async fn follow(&self, mut url: Url) -> Result<(Url, Response)> {
+        let client = self.client()?;
+        for _ in 0..=self.settings.redirects {
+            let response = client.get(url.clone()).header(ACCEPT, "image/*").send().await;
+            let response = response.map_err(|error| name_error(&url, error))?;
+            match response.status() {
+                StatusCode::OK => return Ok((url, response)),
+                status if status.is_redirection() => {
+                    let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+                    let no_location = || failed(origin(&url), "it redirects to nowhere".to_owned());
+                    url = address::redirect(
+                        &url,
+                        location.ok_or_else(no_location)?,
+                        &self.settings.allowed_networks,
+                    )?;
+                }
+                status => {
+                    return Err(failed(origin(&url), format!("it answered with status {}", status.as_u16())));
+                }
+            }
+        }
+        let reason = format!("more than {} redirects led to it", self.settings.redirects);
+        Err(address::refused(&origin(&url), &reason))
+    }
+
+    fn client(&self) -> Result<&Client> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let resolver = FilteringResolver {
+            allowed: self.settings.allowed_networks.clone().into(),
+            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+        };
+        let client = Client::builder()
+            .dns_resolver(Arc::new(resolver))
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .http1_only()
+            .connect_timeout(self.settings.connect_timeout)
+            .read_timeout(self.settings.read_timeout)
+            // An idle connection would outlive what it was checked for, and the runtime that it was made on.
+            .pool_max_idle_per_host(0)
+            .user_agent(concat!("candle-actors/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| failed("any address".to_owned(), innermost(&error.without_url())))?;
+        Ok(self.client.get_or_init(|| client))
+    }
+}
+
+/// The content, as far as the limit. What its length is said to be only serves to end sooner.
+async fn read(url: &Url, mut response: Response, limit: u64) -> Result<Vec<u8>> {
+    let too_large = |found| Error::ImageTooLarge { what: "bytes", found, limit };
+    if let Some(length) = response.content_length().filter(|length| *length > limit) {
+        return Err(too_large(length));
+    }
+    let mut bytes = Vec::new();
+    while let Some(piece) = response.chunk().await.map_err(|error| name_error(url, error))? {
+        let found = bytes.len() as u64 + piece.len() as u64;
+        if found > limit {
+            return Err(too_large(found));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}
+
+fn name_error(url: &Url, error: reqwest::Error) -> Error {
+    let error = error.without_url();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        if let Some(LeadsTo(what)) = cause.downcast_ref() {
+            return address::leads_to(url, what);
+        }
+        source = cause.source();
+    }
+    let reason = match &error {
+        error if error.is_timeout() && error.is_connect() => "no connection in time".to_owned(),
+        error if error.is_timeout() => "nothing came for too long".to_owned(),
+        error if error.is_connect() => format!("no connection: {}", innermost(error)),
+        error => format!("the transfer broke off: {}", innermost(error)),
+    };
+    failed(origin(url), reason)
+}
+
+fn failed(address: String, reason: String) -> Error {
+    Error::DownloadFailed { address, reason }
+}
+
+/// The last cause in a chain of errors; the ones above it say no more than "request failed".
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+/// All addresses of a name lead to a place that may not be reached.
+#[derive(Debug, thiserror::Error)]
+#[error("it leads to {0}")]
+struct LeadsTo(&'static str);
+
+/// Looks names up and gives only the addresses that may be connected to.
+struct FilteringResolver {
+    allowed: Arc<[Network]>,
+    lookups: Arc<Semaphore>,
+}
+
+impl Resolve for FilteringResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (allowed, lookups) = (Arc::clone(&self.allowed), Arc::clone(&self.lookups));
+        Box::pin(async move {
+            let permit = lookups.acquire_owned().await?;
+            let (answer, found) = oneshot::channel();
+            // A thread of its own: the system's resolver cannot be interrupted, and a runtime waits for its threads.
+            std::thread::Builder::new().name("image-lookup".to_owned()).spawn(move || {
+                let addresses = (name.as_str(), 0).to_socket_addrs();
+                drop(permit);
+                // Nobody may wait any more.
+                drop(answer.send(addresses));
+            })?;
+            let mut refusal = None;
+            let mut addresses = Vec::new();
+            for address in found.await?? {
+                match networks::refusal(address.ip(), &allowed) {
+                    Some(what) => refusal = Some(what),
+                    None => addresses.push(address),
+                }
+            }
+            match refusal {
+                Some(what) if addresses.is_empty() => Err(LeadsTo(what).into()),
+                _ => Ok(Box::new(addresses.into_iter()) as Addrs),
+            }
+        })
+    }
+}

@@ -1,0 +1,143 @@
+//! CLIP: images and texts in one space. `get_image_features` and `get_text_features` of `CLIPModel` in transformers.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext};
+use serde_json::Value;
+
+use super::{Architecture, Encoder, Filling, TextSide};
+use crate::error::{Error, Result};
+use crate::families::Family;
+use crate::kernels::LayerNorm;
+use crate::models::towers::VisionTower;
+use crate::models::towers::clip::{ClipText, Projection, TextConfig, VisionConfig};
+use crate::pixels::Processor;
+use crate::weights::WeightFiles;
+
+/// This family's line in the list.
+pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "clip",
+    architectures: &["CLIPModel"],
+    read: |file, config| Ok(Box::new(Config::read(file, config)?)),
+};
+
+/// Longest vector.
+const MAX_DIMENSIONS: u64 = 1 << 20;
+
+struct Config {
+    vision: VisionConfig,
+    text: TextConfig,
+    dimensions: usize,
+}
+
+impl Config {
+    fn read(file: &Path, config: &Value) -> Result<Self> {
+        // Old files have the settings a second time under a name with `_dict`, and transformers takes that then.
+        let part = |name: &str| {
+            let old = config.get(format!("{name}_dict")).filter(|value| value.is_object());
+            old.or(config.get(name)).cloned().unwrap_or_default()
+        };
+        let dimensions =
+            match config.get("projection_dim").filter(|value| !value.is_null()).map(Value::as_u64) {
+                None => 512,
+                Some(Some(dimensions @ 1..=MAX_DIMENSIONS)) => dimensions as usize,
+                Some(_) => {
+                    let reason = format!("projection_dim must be 1 to {MAX_DIMENSIONS}");
+                    return Err(Error::InvalidConfig { file: file.to_owned(), reason });
+                }
+            };
+        Ok(Self {
+            vision: VisionConfig::read(file, &part("vision_config"))?,
+            text: TextConfig::read(file, &part("text_config"))?,
+            dimensions,
+        })
+    }
+}
+
+impl Architecture for Config {
+    fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    fn processor(&self) -> Processor {
+        Processor::Clip
+    }
+
+    fn side(&self) -> Option<usize> {
+        Some(self.vision.settings.image_size)
+    }
+
+    fn patch(&self) -> usize {
+        self.vision.settings.patch_size
+    }
+
+    fn rows(&self, _: usize, _: usize) -> usize {
+        self.vision.rows()
+    }
+
+    fn texts(&self) -> Option<TextSide> {
+        Some(TextSide {
+            vocabulary: self.text.settings.vocab_size,
+            longest: self.text.settings.max_position_embeddings,
+            filling: Filling::Nothing,
+        })
+    }
+
+    fn uses(&self, tensor: &str) -> bool {
+        tensor != "logit_scale" && !tensor.ends_with("position_ids")
+    }
+
+    fn scratch(&self, rows: usize, longest: usize) -> Bytes {
+        self.vision.shape.scratch(rows, longest).max(self.text.shape.scratch(rows, longest))
+    }
+
+    fn load(
+        &self,
+        weights: &WeightFiles,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Arc<dyn Encoder>> {
+        let reader = weights.reader("", device, context);
+        let (images, texts) = ("vision_model.", "text_model.");
+        Ok(Arc::new(Clip {
+            vision: self.vision.load(&reader, images)?,
+            norm: self.vision.load_last_norm(&reader, images)?,
+            image_projection: Projection::load(
+                &reader,
+                "visual_projection",
+                self.dimensions,
+                self.vision.shape.width,
+            )?,
+            text: self.text.load(&reader, texts)?,
+            text_projection: Projection::load(
+                &reader,
+                "text_projection",
+                self.dimensions,
+                self.text.shape.width,
+            )?,
+        }))
+    }
+}
+
+struct Clip {
+    vision: VisionTower,
+    /// Of the class token, after the last layer.
+    norm: LayerNorm,
+    image_projection: Projection,
+    text: ClipText,
+    text_projection: Projection,
+}
+
+impl Encoder for Clip {
+    fn images(&self, images: &[Tensor]) -> Result<Tensor> {
+        let classes = self.vision.forward(images)?.first()?;
+        self.image_projection.forward(&self.norm.of(&classes)?)
+    }
+
+    fn texts(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
+        let hidden = self.text.tower.forward(ids, lengths)?;
+        self.text_projection.forward(&self.text.pool(&hidden, ids, lengths)?)
+    }
+}

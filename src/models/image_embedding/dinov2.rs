@@ -1,0 +1,116 @@
+//! DINOv2, with and without registers: images alone. An image's vector is its class token after the last norm, which is
+//! `pooler_output` of `Dinov2Model` in transformers.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext};
+use serde_json::Value;
+
+use super::{Architecture, Encoder, TextSide};
+use crate::error::{Error, Result};
+use crate::families::Family;
+use crate::kernels::LayerNorm;
+use crate::models::towers::VisionTower;
+use crate::models::towers::dinov2::{Dinov2Config, Registers};
+use crate::pixels::Processor;
+use crate::weights::WeightFiles;
+
+/// This family's line in the list.
+pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "dinov2",
+    architectures: &["Dinov2Model", "Dinov2ForImageClassification", "Dinov2Backbone"],
+    read: |file, config| Ok(Box::new(Config::read(file, config, Registers::Without)?)),
+};
+
+/// The line of its variant with registers.
+pub(super) const FAMILY_WITH_REGISTERS: Family<Box<dyn Architecture>> = Family {
+    model_type: "dinov2_with_registers",
+    architectures: &[
+        "Dinov2WithRegistersModel",
+        "Dinov2WithRegistersForImageClassification",
+        "Dinov2WithRegistersBackbone",
+    ],
+    read: |file, config| Ok(Box::new(Config::read(file, config, Registers::With)?)),
+};
+
+struct Config {
+    tower: Dinov2Config,
+    /// What the names of tensors begin with where the model was saved as a part of a larger one.
+    outer: &'static str,
+}
+
+impl Config {
+    fn read(file: &Path, config: &Value, registers: Registers) -> Result<Self> {
+        let outer = match registers {
+            Registers::Without => "dinov2.",
+            Registers::With => "dinov2_with_registers.",
+        };
+        Ok(Self { tower: Dinov2Config::read(file, config, registers)?, outer })
+    }
+}
+
+impl Architecture for Config {
+    fn dimensions(&self) -> usize {
+        self.tower.width()
+    }
+
+    fn processor(&self) -> Processor {
+        Processor::Clip
+    }
+
+    fn side(&self) -> Option<usize> {
+        None
+    }
+
+    fn patch(&self) -> usize {
+        self.tower.patch()
+    }
+
+    fn rows(&self, width: usize, height: usize) -> usize {
+        self.tower.rows(width, height)
+    }
+
+    fn texts(&self) -> Option<TextSide> {
+        None
+    }
+
+    fn uses(&self, tensor: &str) -> bool {
+        let name = tensor.strip_prefix(self.outer).unwrap_or(tensor);
+        let is_part = ["embeddings.", "encoder.", "layernorm."].iter().any(|part| name.starts_with(part));
+        is_part && name != "embeddings.mask_token"
+    }
+
+    fn scratch(&self, rows: usize, longest: usize) -> Bytes {
+        self.tower.scratch(rows, longest)
+    }
+
+    fn load(
+        &self,
+        weights: &WeightFiles,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Arc<dyn Encoder>> {
+        let reader = weights.reader("", device, context);
+        let is_part = weights.contains(&format!("{}embeddings.cls_token", self.outer));
+        let name = if is_part { self.outer } else { "" };
+        let vision = self.tower.load(&reader, name)?;
+        Ok(Arc::new(Dinov2 { vision, norm: self.tower.load_last_norm(&reader, name)? }))
+    }
+}
+
+struct Dinov2 {
+    vision: VisionTower,
+    norm: LayerNorm,
+}
+
+impl Encoder for Dinov2 {
+    fn images(&self, images: &[Tensor]) -> Result<Tensor> {
+        self.norm.of(&self.vision.forward(images)?.first()?)
+    }
+
+    fn texts(&self, _: &[u32], _: &[usize]) -> Result<Tensor> {
+        Err(Error::InvalidInput("DINOv2 has no text side".to_owned()))
+    }
+}

@@ -1,0 +1,91 @@
+//! Everything about an image embedding model that its small files tell, before its weights are read.
+
+use std::sync::Arc;
+
+use model_actors::{Footprint, ImageEmbedding, LoadContext, LoadStage};
+
+use super::inputs::TextPlan;
+use super::{Architecture, FAMILIES, LoadedModel, PASS_ROWS, SharedModel, THREAD_SCRATCH};
+use crate::device::Compute;
+use crate::error::{Error, Result};
+use crate::families;
+use crate::loader;
+use crate::pixels::{MAX_SIDE, Preprocessing, Size};
+use crate::source::{Files, read_json};
+use crate::weights::WeightFiles;
+
+/// Everything about a model that its small files tell.
+pub(crate) struct Plan {
+    files: Files,
+    pub(super) architecture: Box<dyn Architecture>,
+    preprocessing: Preprocessing,
+    texts: Option<TextPlan>,
+    /// Most rows of an image or a text.
+    longest: usize,
+}
+
+impl loader::Plan for Plan {
+    type Capability = ImageEmbedding;
+    type Loaded = SharedModel;
+
+    fn read(files: Files, context: &LoadContext) -> Result<Self> {
+        let config = files.required("config.json", context)?;
+        let architecture = families::find(FAMILIES, "image embedding", &config, &read_json(&config)?)?;
+        let preprocessing = Preprocessing::open(&files, architecture.processor(), context)?;
+        if let Some(side) = architecture.side()
+            && preprocessing.exact() != Some((side, side))
+        {
+            let reason = format!(
+                "the model takes images of {side}x{side} pixels; its preprocessor_config.json makes others"
+            );
+            return Err(Error::InvalidConfig { file: config, reason });
+        }
+        let side = architecture.texts();
+        let texts = side.map(|side| TextPlan::read(&files, side, context)).transpose()?;
+        let (width, height) = largest(&preprocessing);
+        let longest = architecture.rows(width, height).max(side.map_or(0, |side| side.longest));
+        Ok(Self { files, architecture, preprocessing, texts, longest })
+    }
+
+    fn files(&self) -> &Files {
+        &self.files
+    }
+
+    fn footprint(&self, context: &LoadContext) -> Result<Footprint> {
+        Ok(self.footprint_of(&WeightFiles::open(&self.files, "", context)?))
+    }
+
+    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<SharedModel> {
+        let weights = WeightFiles::open(&self.files, "", context)?;
+        let device = compute.open()?;
+        context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
+        let texts = self.texts.as_ref().map(TextPlan::load).transpose()?;
+        Ok(SharedModel(Arc::new(LoadedModel {
+            encoder: self.architecture.load(&weights, &device, context)?,
+            preprocessing: self.preprocessing.clone(),
+            texts,
+            compute: compute.clone(),
+            device,
+            footprint: self.footprint_of(&weights),
+            plan: Arc::clone(self),
+        })))
+    }
+}
+
+/// The sides of the largest picture that comes out, as far as one can say: a picture in proportion is taken to be no
+/// more than twice as long as wide.
+fn largest(preprocessing: &Preprocessing) -> (usize, usize) {
+    match (preprocessing.exact(), preprocessing.resize) {
+        (Some(sides), _) => sides,
+        (None, Some((Size::Shortest(side), _))) => (side, (2 * side).min(MAX_SIDE)),
+        _ => (1024, 1024),
+    }
+}
+
+impl Plan {
+    fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
+        let scratch = self.architecture.scratch(PASS_ROWS.max(self.longest), self.longest);
+        let shared = weights.bytes_in_memory(|tensor| self.architecture.uses(tensor));
+        Footprint { shared, per_worker: scratch + THREAD_SCRATCH }
+    }
+}

@@ -1,0 +1,131 @@
+//! SigLIP, and SigLIP 2 in its variants with images of one size, which are published as the same architecture: images
+//! and texts in one space. `get_image_features` and `get_text_features` of `SiglipModel` in transformers, with texts
+//! padded to the longest, as the model was trained and as its documentation asks for.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext};
+use serde_json::Value;
+
+use super::{Architecture, Encoder, Filling, TextSide};
+use crate::error::{Error, Result};
+use crate::families::Family;
+use crate::kernels::LayerNorm;
+use crate::models::towers::VisionTower;
+use crate::models::towers::siglip::{ProbeHead, SiglipText, TextConfig, VisionConfig};
+use crate::pixels::Processor;
+use crate::weights::WeightFiles;
+
+/// This family's line in the list.
+pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "siglip",
+    architectures: &["SiglipModel"],
+    read: |file, config| Ok(Box::new(Config::read(file, config)?)),
+};
+
+struct Config {
+    vision: VisionConfig,
+    text: TextConfig,
+}
+
+impl Config {
+    fn read(file: &Path, config: &Value) -> Result<Self> {
+        let part = |name: &str| config.get(name).cloned().unwrap_or_default();
+        let vision = part("vision_config");
+        if vision.get("vision_use_head") == Some(&Value::Bool(false)) {
+            return Err(Error::UnsupportedSetting {
+                file: file.to_owned(),
+                what: "vision_use_head",
+                found: "false".to_owned(),
+                supported: "true",
+            });
+        }
+        let config = Self {
+            vision: VisionConfig::read(file, &vision)?,
+            text: TextConfig::read(file, &part("text_config"))?,
+        };
+        if config.text.projection != config.vision.shape.width {
+            let reason = format!(
+                "texts become vectors of {} numbers and images of {}; they must be the same",
+                config.text.projection, config.vision.shape.width
+            );
+            return Err(Error::InvalidConfig { file: file.to_owned(), reason });
+        }
+        Ok(config)
+    }
+}
+
+impl Architecture for Config {
+    fn dimensions(&self) -> usize {
+        self.vision.shape.width
+    }
+
+    fn processor(&self) -> Processor {
+        Processor::Siglip
+    }
+
+    fn side(&self) -> Option<usize> {
+        Some(self.vision.settings.image_size)
+    }
+
+    fn patch(&self) -> usize {
+        self.vision.settings.patch_size
+    }
+
+    fn rows(&self, _: usize, _: usize) -> usize {
+        self.vision.rows()
+    }
+
+    fn texts(&self) -> Option<TextSide> {
+        Some(TextSide {
+            vocabulary: self.text.settings.vocab_size,
+            longest: self.text.settings.max_position_embeddings,
+            filling: Filling::Padding,
+        })
+    }
+
+    fn uses(&self, tensor: &str) -> bool {
+        !tensor.starts_with("logit_") && !tensor.ends_with("position_ids")
+    }
+
+    fn scratch(&self, rows: usize, longest: usize) -> Bytes {
+        self.vision.shape.scratch(rows, longest).max(self.text.shape.scratch(rows, longest))
+    }
+
+    fn load(
+        &self,
+        weights: &WeightFiles,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Arc<dyn Encoder>> {
+        let reader = weights.reader("", device, context);
+        let images = "vision_model.";
+        Ok(Arc::new(Siglip {
+            vision: self.vision.load(&reader, images)?,
+            norm: self.vision.load_last_norm(&reader, images)?,
+            head: self.vision.load_head(&reader, images)?,
+            text: self.text.load(&reader, "text_model.")?,
+        }))
+    }
+}
+
+struct Siglip {
+    vision: VisionTower,
+    norm: LayerNorm,
+    head: ProbeHead,
+    text: SiglipText,
+}
+
+impl Encoder for Siglip {
+    fn images(&self, images: &[Tensor]) -> Result<Tensor> {
+        let mut rows = self.vision.forward(images)?;
+        rows.hidden = self.norm.of(&rows.hidden)?;
+        self.head.forward(&rows)
+    }
+
+    fn texts(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
+        self.text.forward(ids, lengths)
+    }
+}

@@ -1,0 +1,133 @@
+//! How a worker runs a batch: it decodes and preprocesses the images of all requests one after another, packs them into
+//! passes, looks at each step at who has gone, and answers each request as soon as its last vector is there.
+
+use std::collections::HashMap;
+
+use model_actors::{Batch, EmbedImages, Failure, ImageEmbedding, ImageSource, Model};
+
+use super::inputs::{Input, Pass, fits};
+use super::{ImageEmbeddingModel, check, normalize};
+use crate::error::Result;
+use crate::image_input::picture_of;
+
+/// The place of an image or text in a batch.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    item: usize,
+    index: usize,
+}
+
+/// The vectors of one item that are there so far. An item that failed or is not wanted any more has none.
+struct Answer {
+    vectors: Vec<Vec<f32>>,
+    missing: usize,
+}
+
+/// A batch under way.
+struct Run<'a, 'b> {
+    model: &'a ImageEmbeddingModel,
+    batch: &'a Batch<'b, ImageEmbedding>,
+    answers: HashMap<usize, Answer>,
+    /// What will be the next pass.
+    waiting: Vec<(Place, Input)>,
+}
+
+impl Model<ImageEmbedding> for ImageEmbeddingModel {
+    fn run(&mut self, batch: &mut Batch<'_, ImageEmbedding>) -> Result<(), Failure> {
+        let mut run = Run { model: self, batch, answers: HashMap::new(), waiting: Vec::new() };
+        for (item, request) in batch.items().iter().enumerate() {
+            let count = match request.request() {
+                EmbedImages::Images(images) => images.len(),
+                EmbedImages::Texts(texts) => texts.len(),
+            };
+            run.answers.insert(item, Answer { vectors: vec![Vec::new(); count], missing: count });
+            for index in 0..count {
+                run.take(Place { item, index })?;
+            }
+        }
+        Ok(run.pass()?)
+    }
+}
+
+impl Run<'_, '_> {
+    /// Prepares one image or text for a pass, and runs those before it if it has no room beside them. If it is bad, its
+    /// item fails alone.
+    fn take(&mut self, place: Place) -> Result<()> {
+        let Some(item) = self.batch.items().get(place.item) else { return Ok(()) };
+        if item.should_stop() {
+            self.answers.remove(&place.item);
+        }
+        if !self.answers.contains_key(&place.item) {
+            return Ok(());
+        }
+        let input = self.prepare(item.request(), place.index);
+        self.batch.tick();
+        match input {
+            Ok(input) => {
+                let inputs = self.waiting.iter().map(|(_, input)| input);
+                if !fits(inputs, &input) {
+                    self.pass()?;
+                }
+                self.waiting.push((place, input));
+            }
+            Err(error) => {
+                self.answers.remove(&place.item);
+                self.waiting.retain(|(other, _)| other.item != place.item);
+                item.fail(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, request: &EmbedImages, index: usize) -> Result<Input> {
+        let shared = &self.model.shared;
+        match request {
+            EmbedImages::Images(images) => match &images[index] {
+                // As it comes from this crate's handles; it need not be copied.
+                ImageSource::Picture(picture) => shared.image(picture),
+                source => shared.image(&picture_of(source, &self.model.limits)?),
+            },
+            EmbedImages::Texts(texts) => shared.text(&texts[index]),
+        }
+    }
+
+    /// Runs what waits and is still wanted.
+    fn pass(&mut self) -> Result<()> {
+        let items = self.batch.items();
+        let wanted = |(place, _): &(Place, Input)| !items[place.item].should_stop();
+        let waiting = std::mem::take(&mut self.waiting).into_iter().filter(wanted);
+        let (places, inputs): (Vec<Place>, Vec<Input>) = waiting.unzip();
+        if inputs.is_empty() {
+            return Ok(());
+        }
+        let vectors = self.model.shared.run(&self.model.threads, Pass::of(inputs))?;
+        self.batch.tick();
+        for (place, vector) in places.into_iter().zip(vectors) {
+            self.deliver(place, vector);
+        }
+        Ok(())
+    }
+
+    /// Puts a vector into its item's answer, and sends that once it is whole.
+    fn deliver(&mut self, place: Place, vector: Vec<f32>) {
+        let Some(answer) = self.answers.get_mut(&place.item) else { return };
+        let item = &self.batch.items()[place.item];
+        match check(vector) {
+            Ok(mut vector) => {
+                normalize(&mut vector);
+                answer.vectors[place.index] = vector;
+                answer.missing -= 1;
+            }
+            Err(error) => {
+                item.fail(error.into());
+                self.answers.remove(&place.item);
+                return;
+            }
+        }
+        if answer.missing == 0
+            && let Some(answer) = self.answers.remove(&place.item)
+        {
+            item.finish(answer.vectors);
+        }
+    }
+}

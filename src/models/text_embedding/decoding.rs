@@ -1,0 +1,80 @@
+//! Decoders as embedders: the hidden states of the last layer, of whole texts at once and without caches. What a
+//! family's configuration says of attention and of the text's end is left to its own file.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext};
+use serde_json::Value;
+
+use super::{Architecture, CAPABILITY, Encoder, TokenBatch};
+use crate::error::Result;
+use crate::families;
+use crate::models::decoder::{self, Decoder, DecoderConfig};
+use crate::weights::WeightFiles;
+
+/// What a decoder's tokens see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    /// What comes before them.
+    Back,
+    /// All of their text.
+    Everywhere,
+}
+
+/// A decoder that gives vectors.
+pub(super) struct Embedder(pub(super) DecoderConfig);
+
+impl Embedder {
+    /// Reads the decoder's part of a configuration.
+    ///
+    /// # Errors
+    /// As [`families::find`].
+    pub(super) fn read(file: &Path, config: &Value, sight: Sight) -> Result<Self> {
+        let decoder = families::find(decoder::FAMILIES, CAPABILITY, file, config)?.without_logits();
+        Ok(Self(match sight {
+            Sight::Back => decoder,
+            Sight::Everywhere => decoder.bidirectional(),
+        }))
+    }
+}
+
+impl Architecture for Embedder {
+    fn width(&self) -> usize {
+        self.0.width
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.0.vocabulary
+    }
+
+    fn longest(&self) -> usize {
+        self.0.context
+    }
+
+    fn uses(&self, tensor: &str) -> bool {
+        self.0.uses(tensor)
+    }
+
+    fn scratch(&self, tokens: usize, longest: usize) -> Bytes {
+        // Keys and values are kept for one layer at a time.
+        let keys_and_values = 8 * (self.0.shared_heads as u64).saturating_mul(self.0.head_size as u64);
+        self.0.scratch(tokens, longest) + Bytes(keys_and_values.saturating_mul(tokens as u64))
+    }
+
+    fn load(
+        &self,
+        weights: &WeightFiles,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Arc<dyn Encoder>> {
+        Ok(Arc::new(self.0.load(weights, device, context)?))
+    }
+}
+
+impl Encoder for Decoder {
+    fn encode(&self, batch: &TokenBatch) -> Result<Tensor> {
+        Self::encode(self, &self.embed(&batch.ids)?, &batch.lengths)
+    }
+}

@@ -1,0 +1,55 @@
+//! Qwen2 as embedder: GTE-Qwen2 (Li et al., 2023) and Stella en 1.5B v5, whose own code lets tokens see their whole
+//! text, and others that keep to what comes before. How the two are told apart: by `is_causal`, and without it by
+//! whether the configuration names that code.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Architecture;
+use super::decoding::{Embedder, Sight};
+use crate::error::Result;
+use crate::families::{Family, parse};
+
+/// This family's line in the list.
+pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "qwen2",
+    architectures: &["Qwen2ForCausalLM", "Qwen2Model"],
+    read: |file, config| Ok(Box::new(Embedder::read(file, config, sight(file, config)?)?)),
+};
+
+/// The code that GTE-Qwen2 and Stella are published with.
+const OWN_CODE: &str = "modeling_qwen.Qwen2Model";
+
+/// What `config.json` says of attention.
+#[derive(Deserialize)]
+struct Attention {
+    is_causal: Option<bool>,
+    #[serde(default)]
+    auto_map: Option<BTreeMap<String, Value>>,
+}
+
+pub(super) fn sight(file: &Path, config: &Value) -> Result<Sight> {
+    let Attention { is_causal, auto_map } = parse(file, config)?;
+    let code = auto_map.as_ref().and_then(|map| map.get("AutoModel")).and_then(Value::as_str);
+    let both_ways = code.is_some_and(|code| code.ends_with(OWN_CODE));
+    Ok(if is_causal.unwrap_or(!both_ways) { Sight::Back } else { Sight::Everywhere })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn tokens_see_everything_where_the_configuration_or_its_code_says_so() {
+        let sight = |config| sight(Path::new("config.json"), &config).unwrap();
+        assert_eq!(sight(json!({})), Sight::Back);
+        assert_eq!(sight(json!({"is_causal": false})), Sight::Everywhere);
+        let code = json!({"AutoModel": "modeling_qwen.Qwen2Model"});
+        assert_eq!(sight(json!({"auto_map": code})), Sight::Everywhere);
+        assert_eq!(sight(json!({"auto_map": code, "is_causal": true})), Sight::Back);
+    }
+}

@@ -1,0 +1,246 @@
+//! The decoder half of `AutoencoderKL` (Rombach et al., arXiv 2112.10752): latents to colours. Its encoder is not
+//! loaded. The reference is diffusers.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use model_actors::Bytes;
+use serde::Deserialize;
+
+use super::Watch;
+use super::layers::{Place, linear};
+use super::repository::{Part, Repository, invalid};
+use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
+use crate::error::Result;
+use crate::kernels::{Activation, Convolution, GroupNorm, Linear, attend};
+
+/// Where its weights are.
+pub(super) const PART: Part = Part { folder: "vae/", file: Part::DIFFUSERS, uses: is_decoder };
+
+fn is_decoder(tensor: &str) -> bool {
+    tensor.starts_with("decoder.") || tensor.starts_with("post_quant_conv.")
+}
+
+const EPSILON: f64 = 1e-6;
+
+/// Settings that have only one supported value.
+const ONLY: &[(&str, &str)] =
+    &[("act_fn", "\"silu\""), ("out_channels", "3"), ("latents_mean", "null"), ("latents_std", "null")];
+
+/// `vae/config.json`. What has a default in diffusers has it here.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub(super) struct AutoencoderConfig {
+    block_out_channels: Vec<usize>,
+    up_block_types: Vec<String>,
+    layers_per_block: usize,
+    pub(super) latent_channels: usize,
+    norm_num_groups: usize,
+    scaling_factor: f64,
+    shift_factor: Option<f64>,
+    use_post_quant_conv: bool,
+    mid_block_add_attention: bool,
+}
+
+impl Default for AutoencoderConfig {
+    fn default() -> Self {
+        Self {
+            block_out_channels: vec![64],
+            up_block_types: vec!["UpDecoderBlock2D".to_owned()],
+            layers_per_block: 1,
+            latent_channels: 4,
+            norm_num_groups: 32,
+            scaling_factor: 0.18215,
+            shift_factor: None,
+            use_post_quant_conv: true,
+            mid_block_add_attention: true,
+        }
+    }
+}
+
+impl AutoencoderConfig {
+    pub(super) fn read(repository: &Repository<'_>) -> Result<Self> {
+        let (path, config): (_, Self) = repository.config("vae/config.json", &["AutoencoderKL"], ONLY)?;
+        config.check(&path)?;
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        let levels = self.block_out_channels.len();
+        if !(1..=8).contains(&levels) || self.up_block_types.len() != levels {
+            return Err(invalid(
+                path,
+                format!("it has {levels} block_out_channels; 1 to 8 are allowed, as many as up_block_types"),
+            ));
+        }
+        if let Some(other) = self.up_block_types.iter().find(|name| *name != "UpDecoderBlock2D") {
+            return Err(invalid(
+                path,
+                format!("the up_block_types entry {other} is none of: UpDecoderBlock2D"),
+            ));
+        }
+        let sides = self.block_out_channels.iter().chain([&self.latent_channels, &self.layers_per_block]);
+        if let Some(side) = sides.into_iter().find(|side| !(1..=1 << 16).contains(*side)) {
+            return Err(invalid(
+                path,
+                format!("a width or number of layers is {side}; 1 to 65,536 are allowed"),
+            ));
+        }
+        let groups = self.norm_num_groups;
+        if groups == 0 || self.block_out_channels.iter().any(|width| !width.is_multiple_of(groups)) {
+            return Err(invalid(
+                path,
+                format!("the block_out_channels are no multiples of norm_num_groups {groups}"),
+            ));
+        }
+        if !self.scaling_factor.is_normal() || !self.shift_factor.unwrap_or(0.0).is_finite() {
+            return Err(invalid(path, "scaling_factor or shift_factor cannot be computed with".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Pixels along a side for each latent.
+    pub(super) fn scale(&self) -> usize {
+        1 << (self.block_out_channels.len() - 1)
+    }
+
+    /// What decoding to so many pixels needs: four images at the widest moment, which is full resolution with the
+    /// channels of the level before it, or the lowest one.
+    pub(super) fn scratch(&self, pixels: usize) -> Bytes {
+        let widest = |level: usize, width: &usize| {
+            let below = self.block_out_channels.get(level + 1).unwrap_or(width);
+            (pixels >> (2 * level)).saturating_mul(*width.max(below))
+        };
+        let numbers =
+            self.block_out_channels.iter().enumerate().map(|(level, width)| widest(level, width)).max();
+        Bytes((numbers.unwrap_or_default() as u64).saturating_mul(4 * 4))
+    }
+
+    pub(super) fn load(&self, place: &Place<'_>) -> Result<Autoencoder> {
+        let decoder = place.at("decoder");
+        let shape = ResnetShape { groups: self.norm_num_groups, epsilon: EPSILON, time: 0 };
+        let channels = self.latent_channels;
+        let widths: Vec<usize> = self.block_out_channels.iter().rev().copied().collect();
+        let deepest = widths.first().copied().unwrap_or_default();
+        let mid = decoder.at("mid_block");
+        let resnet = |name| ResnetBlock::load(&mid.at(name), shape, deepest, deepest);
+        let mut levels = Vec::new();
+        let mut inside = deepest;
+        for (index, &outside) in widths.iter().enumerate() {
+            let place = decoder.at(format!("up_blocks.{index}"));
+            let resnets = (0..=self.layers_per_block).map(|layer| {
+                let inside = if layer == 0 { inside } else { outside };
+                ResnetBlock::load(&place.at(format!("resnets.{layer}")), shape, inside, outside)
+            });
+            let resnets = resnets.collect::<Result<_>>()?;
+            let upsampler =
+                (index + 1 < widths.len()).then(|| Upsampler::load(&place.at("upsamplers.0"), outside));
+            levels.push(Level { resnets, upsampler: upsampler.transpose()? });
+            inside = outside;
+        }
+        let attention = || PixelAttention::load(&mid.at("attentions.0"), deepest, self.norm_num_groups);
+        Ok(Autoencoder {
+            scaling: self.scaling_factor,
+            shift: self.shift_factor.unwrap_or(0.0),
+            before: self
+                .use_post_quant_conv
+                .then(|| place.at("post_quant_conv").pointwise(channels, channels))
+                .transpose()?,
+            first: decoder.at("conv_in").convolution(channels, deepest, 1)?,
+            middle: (resnet("resnets.0")?, resnet("resnets.1")?),
+            attention: self.mid_block_add_attention.then(attention).transpose()?,
+            levels,
+            norm: decoder.at("conv_norm_out").group_norm(self.norm_num_groups, inside, EPSILON)?,
+            last: decoder.at("conv_out").convolution(inside, 3, 1)?,
+        })
+    }
+}
+
+/// The loaded decoder.
+pub(super) struct Autoencoder {
+    scaling: f64,
+    shift: f64,
+    before: Option<Linear>,
+    first: Convolution,
+    middle: (ResnetBlock, ResnetBlock),
+    attention: Option<PixelAttention>,
+    levels: Vec<Level>,
+    norm: GroupNorm,
+    last: Convolution,
+}
+
+struct Level {
+    resnets: Vec<ResnetBlock>,
+    upsampler: Option<Upsampler>,
+}
+
+impl Autoencoder {
+    /// Latents as the scheduler left them, `(batch, channels, height, width)`, to colours `(batch, 3, height · scale,
+    /// width · scale)`.
+    pub(super) fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
+        let latents = ((latents / self.scaling)? + self.shift)?;
+        let mut hidden = latents.permute((0, 2, 3, 1))?.contiguous()?;
+        if let Some(layer) = &self.before {
+            hidden = linear(layer, &hidden, Activation::Identity)?;
+        }
+        hidden = self.middle.0.forward(&self.first.forward(&hidden)?, None)?;
+        if let Some(attention) = &self.attention {
+            watch.check()?;
+            hidden = attention.forward(&hidden)?;
+        }
+        hidden = self.middle.1.forward(&hidden, None)?;
+        for level in &self.levels {
+            for resnet in &level.resnets {
+                watch.check()?;
+                hidden = resnet.forward(&hidden, None)?;
+            }
+            if let Some(upsampler) = &level.upsampler {
+                watch.check()?;
+                let (_, height, width, _) = hidden.dims4()?;
+                hidden = upsampler.forward(&hidden, 2 * height, 2 * width)?;
+            }
+        }
+        watch.check()?;
+        let colours = self.last.forward(&self.norm.forward(&hidden, Activation::Silu)?)?;
+        Ok(colours.permute((0, 3, 1, 2))?.contiguous()?)
+    }
+}
+
+/// Attention of every pixel to every other, in one head, beside the way around it.
+struct PixelAttention {
+    norm: GroupNorm,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    scale: f64,
+}
+
+impl PixelAttention {
+    fn load(place: &Place<'_>, width: usize, groups: usize) -> Result<Self> {
+        // Repositories of the first days have the names that the layers had then.
+        let names = match place.contains("to_q.weight") {
+            true => ["to_q", "to_k", "to_v", "to_out.0"],
+            false => ["query", "key", "value", "proj_attn"],
+        };
+        let [query, key, value, out] = names.map(|name| place.at(name).linear(width, width));
+        Ok(Self {
+            norm: place.at("group_norm").group_norm(groups, width, EPSILON)?,
+            query: query?,
+            key: key?,
+            value: value?,
+            out: out?,
+            scale: 1.0 / (width as f64).sqrt(),
+        })
+    }
+
+    fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        let (batch, height, width, channels) = input.dims4()?;
+        let normal = self.norm.forward(input, Activation::Identity)?;
+        let rows = normal.reshape((batch, height * width, channels))?;
+        let of = |layer| linear(layer, &rows, Activation::Identity);
+        let mixed = attend(&of(&self.query)?, &of(&self.key)?, &of(&self.value)?, 1, self.scale)?;
+        let out = linear(&self.out, &mixed, Activation::Identity)?;
+        Ok((input + out.reshape(input.shape())?)?)
+    }
+}

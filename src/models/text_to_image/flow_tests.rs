@@ -1,0 +1,165 @@
+//! Stable Diffusion 3.5 and FLUX.1 part by part against what diffusers recorded: text encoders, one prediction, decoder,
+//! schedule, and the whole loop from the same noise.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::{Device, Tensor};
+use model_actors::PaintImage;
+use serde::Deserialize;
+
+use super::{Advance, Conditioning, Noise, Painting, TextToImageModel, Watch};
+use crate::error::Error;
+use crate::source::Source;
+
+/// Of a part against the reference.
+const PART: f32 = 1e-3;
+/// Of the whole loop.
+const LOOP: f32 = 1e-2;
+/// Tokens of a prompt for CLIP.
+const CLIP: usize = 77;
+
+const NAMES: [&str; 3] = ["sd35", "flux_schnell", "flux_dev"];
+
+/// `case.json`: what the reference was asked.
+#[derive(Deserialize)]
+struct Case {
+    prompt: String,
+    negative_prompt: Option<String>,
+    width: usize,
+    height: usize,
+    steps: usize,
+    guidance: f32,
+    moment: f64,
+}
+
+struct Fixture {
+    name: &'static str,
+    model: TextToImageModel,
+    request: PaintImage,
+    moment: f64,
+    expected: HashMap<String, Tensor>,
+}
+
+impl Fixture {
+    fn open(name: &'static str) -> Self {
+        let folder =
+            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_image").join(name);
+        let case: Case = serde_json::from_slice(&std::fs::read(folder.join("case.json")).unwrap()).unwrap();
+        let expected =
+            candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
+        let request = PaintImage {
+            prompt: case.prompt,
+            negative_prompt: case.negative_prompt,
+            size: Some((case.width, case.height)),
+            steps: Some(case.steps),
+            guidance: Some(case.guidance),
+            ..PaintImage::default()
+        };
+        let model = TextToImageModel::load(Source::directory(folder)).unwrap();
+        Self { name, model, request, moment: case.moment, expected }
+    }
+
+    fn condition(&self) -> Conditioning {
+        let settings = self.model.shared.plan.settings(&self.request).unwrap();
+        self.model.shared.pipeline.condition(&settings, &Watch(&|| true)).unwrap()
+    }
+
+    /// The largest difference from what was recorded, told and checked.
+    fn compare(&self, part: &str, ours: &Tensor, limit: f32) {
+        let theirs = &self.expected[part];
+        assert_eq!(ours.dims(), theirs.dims(), "{} {part}", self.name);
+        let difference = (ours - theirs).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        let difference: f32 = difference.to_scalar().unwrap();
+        println!("{} {part}: largest difference {difference:.2e}", self.name);
+        assert!(difference <= limit, "{} {part}: {difference}", self.name);
+    }
+}
+
+/// The rows that were recorded: the first and the last.
+fn recorded_rows(hidden: &Tensor) -> Tensor {
+    let count = hidden.dim(1).unwrap();
+    let (first, last) = (hidden.narrow(1, 0, 40).unwrap(), hidden.narrow(1, count - 8, 8).unwrap());
+    Tensor::cat(&[first, last], 1).unwrap()
+}
+
+#[test]
+fn each_part_agrees_with_its_reference() {
+    for name in NAMES {
+        let fixture = Fixture::open(name);
+        let pipeline = &fixture.model.shared.pipeline;
+        let conditioning = fixture.condition();
+        fixture.compare("pooled", conditioning.pooled.as_ref().unwrap(), PART);
+        let hidden = &conditioning.hidden;
+        if name == "sd35" {
+            fixture.compare("clip_hidden", &hidden.narrow(1, 0, CLIP).unwrap(), PART);
+            let third = hidden.narrow(1, CLIP, hidden.dim(1).unwrap() - CLIP).unwrap();
+            fixture.compare("hidden", &recorded_rows(&third), PART);
+        } else {
+            fixture.compare("hidden", &recorded_rows(hidden), PART);
+        }
+        let (latents, watch) = (&fixture.expected["latents"], Watch(&|| true));
+        let predicted = pipeline.predict(latents, fixture.moment, &conditioning, &watch).unwrap();
+        fixture.compare("predicted", &predicted, PART);
+        fixture.compare("decoded", &pipeline.decode(latents, &watch).unwrap(), PART);
+    }
+}
+
+#[test]
+fn the_loop_from_the_same_noise_agrees_with_its_reference() {
+    for name in NAMES {
+        let fixture = Fixture::open(name);
+        let model = &fixture.model;
+        let settings = model.shared.plan.settings(&fixture.request).unwrap();
+        let scheduler = model.shared.pipeline.scheduler(&settings).unwrap();
+        let times: Vec<f32> = scheduler.timesteps().iter().map(|time| *time as f32).collect();
+        fixture.compare("timesteps", &Tensor::new(times, &Device::Cpu).unwrap(), PART);
+
+        let noise = fixture.expected["noise"].flatten_all().unwrap().to_vec1().unwrap();
+        let watch = Watch(&|| true);
+        let mut painting = model.begin(&fixture.request, Noise::given(noise), &watch).unwrap();
+        for step in 1..=settings.steps {
+            match model.advance(&mut painting, &watch).unwrap() {
+                Advance::Step(told) => assert_eq!((told.step, told.of), (step, settings.steps)),
+                Advance::Finished(_) => panic!("{name} is finished before step {step}"),
+            }
+        }
+        fixture.compare("final_latents", painting.latents(), LOOP);
+        let colours = model.shared.pipeline.decode(painting.latents(), &watch).unwrap();
+        let colours = ((colours / 2.0).unwrap() + 0.5).unwrap().clamp(0.0, 1.0).unwrap();
+        fixture.compare("picture", &colours, LOOP);
+    }
+}
+
+#[test]
+fn a_model_looks_between_its_layers_whether_anybody_waits() {
+    for name in NAMES {
+        let fixture = Fixture::open(name);
+        let (looks, latents) = (AtomicUsize::new(0), &fixture.expected["latents"]);
+        let conditioning = fixture.condition();
+        let pipeline = &fixture.model.shared.pipeline;
+        let gone = || looks.fetch_add(1, Ordering::Relaxed) < 1;
+        let stopped = pipeline.predict(latents, fixture.moment, &conditioning, &Watch(&gone));
+        assert!(matches!(stopped, Err(Error::Stopped)));
+        assert_eq!(looks.load(Ordering::Relaxed), 2, "{name} went on");
+    }
+}
+
+#[test]
+fn what_a_model_cannot_paint_is_refused() {
+    let [sd35, schnell] = ["sd35", "flux_schnell"].map(Fixture::open);
+    let refused = |fixture: &Fixture, change: fn(&mut PaintImage), words: &str| {
+        let mut request = fixture.request.clone();
+        change(&mut request);
+        match fixture.model.paint(&request, |_| {}) {
+            Err(Error::InvalidInput(reason)) => assert!(reason.contains(words), "{reason}"),
+            other => panic!("{}: {other:?}", fixture.name),
+        }
+    };
+    refused(&sd35, |request| request.size = Some((52, 8)), "at most 48 a side");
+    refused(&sd35, |request| request.size = Some((22, 16)), "multiples of 4");
+    refused(&sd35, |request| request.scheduler = Some("ddim".into()), "flow_match_euler");
+    refused(&schnell, |request| request.negative_prompt = Some("dark".into()), "no negative prompt");
+    refused(&schnell, |request| request.scheduler = Some("euler".into()), "flow_match_euler");
+}

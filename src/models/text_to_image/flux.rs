@@ -1,0 +1,173 @@
+//! FLUX.1 schnell and dev (Black Forest Labs, 2024): T5 for the tokens, CLIP for the text's vector, and a transformer
+//! that is trained by flow matching. Dev is told how strong its guidance is and needs no second prediction; schnell is
+//! distilled to a few steps without guidance. The reference is diffusers.
+
+mod transformer;
+
+use candle_core::{Device, IndexOp as _, Tensor};
+use model_actors::{Bytes, LoadContext};
+
+use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
+use super::clip::{self, Pooling, PromptEncoder, PromptEncoderConfig};
+use super::flow_match::{FlowSchedule, Levels};
+use super::layers::Place;
+use super::repository::{Part, PartWeights, Repository, invalid};
+use super::t5::{self, T5, T5Config};
+use super::{Architecture, Canvas, Conditioning, Defaults, Pipeline, Read, Scheduler, Settings, Watch};
+use crate::error::{Error, Result};
+use crate::families::Family;
+use transformer::{SIDE, Transformer, TransformerConfig};
+
+/// This family's line in the list.
+pub(super) const FAMILY: Family<Read> =
+    Family { model_type: "FluxPipeline", architectures: &[], read: |_, _| Ok(read) };
+
+const FIRST: Part = Part { folder: "text_encoder/", file: Part::TRANSFORMERS, uses: clip::is_loaded };
+const SECOND: Part = Part { folder: "text_encoder_2/", file: Part::TRANSFORMERS, uses: t5::is_loaded };
+
+/// Latents along a side of a picture whose size is not asked for; no configuration says it.
+const SAMPLE_SIZE: usize = 128;
+
+/// The configurations.
+struct Flux {
+    first: PromptEncoderConfig,
+    second: T5Config,
+    transformer: TransformerConfig,
+    autoencoder: AutoencoderConfig,
+    schedule: FlowSchedule,
+}
+
+fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
+    let model = Flux {
+        first: PromptEncoderConfig::read(repository, FIRST.folder, "tokenizer/")?,
+        second: T5Config::read(repository, SECOND.folder, "tokenizer_2/")?,
+        transformer: TransformerConfig::read(repository)?,
+        autoencoder: AutoencoderConfig::read(repository)?,
+        schedule: FlowSchedule::read(repository)?,
+    };
+    match model.misfit() {
+        Some(reason) => Err(invalid(&repository.path, reason)),
+        None => Ok(Box::new(model)),
+    }
+}
+
+impl Flux {
+    /// What does not fit together.
+    fn misfit(&self) -> Option<String> {
+        let (takes, channels) = (self.transformer.in_channels, self.autoencoder.latent_channels);
+        if takes != channels * SIDE * SIDE {
+            return Some(format!(
+                "its transformer takes patches of {takes} numbers, its autoencoder has {channels} channels"
+            ));
+        }
+        let (width, takes) = (self.second.width(), self.transformer.joint_attention_dim);
+        if width != takes {
+            return Some(format!(
+                "its joint_attention_dim is {takes}, its second text encoder's d_model {width}"
+            ));
+        }
+        let (width, takes) = (self.first.width(), self.transformer.pooled_projection_dim);
+        (width != takes).then(|| {
+            format!("its pooled_projection_dim is {takes}, its first text encoder's hidden_size {width}")
+        })
+    }
+
+    /// Tokens of a prompt for T5: schnell is trained with half as many.
+    fn length(&self) -> usize {
+        if self.transformer.guidance_embeds { 512 } else { 256 }
+    }
+}
+
+impl Architecture for Flux {
+    fn defaults(&self) -> Defaults {
+        let side = SAMPLE_SIZE.saturating_mul(self.autoencoder.scale());
+        let (steps, guidance) = if self.transformer.guidance_embeds { (28, 3.5) } else { (4, 0.0) };
+        Defaults { width: side, height: side, steps, guidance }
+    }
+
+    fn canvas(&self) -> Canvas {
+        let scale = self.autoencoder.scale();
+        Canvas { channels: self.autoencoder.latent_channels, scale, multiple: scale * SIDE }
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        vec![FIRST, SECOND, transformer::PART, autoencoder::PART]
+    }
+
+    fn scratch(&self, pixels: usize) -> Bytes {
+        let side = self.canvas().multiple;
+        let rows = (pixels / (side * side)).saturating_add(self.length());
+        let parts = [
+            self.first.scratch(),
+            self.second.scratch(self.length()),
+            self.transformer.scratch(rows),
+            self.autoencoder.scratch(pixels),
+        ];
+        parts.into_iter().fold(Bytes(0), Bytes::max)
+    }
+
+    fn load(
+        &self,
+        weights: &PartWeights,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Box<dyn Pipeline>> {
+        let reader = |part: Part| Ok::<_, Error>(weights.of(part.folder)?.reader("", device, context));
+        Ok(Box::new(LoadedFlux {
+            first: self.first.load(&reader(FIRST)?, Pooling::Plain)?,
+            second: self.second.load(&Place::root(&reader(SECOND)?), self.length())?,
+            transformer: self.transformer.load(&Place::root(&reader(transformer::PART)?))?,
+            autoencoder: self.autoencoder.load(&Place::root(&reader(autoencoder::PART)?))?,
+            schedule: self.schedule.clone(),
+            multiple: self.canvas().multiple,
+        }))
+    }
+}
+
+struct LoadedFlux {
+    first: PromptEncoder,
+    second: T5,
+    transformer: Transformer,
+    autoencoder: Autoencoder,
+    schedule: FlowSchedule,
+    /// Pixels along a side of a patch.
+    multiple: usize,
+}
+
+impl Pipeline for LoadedFlux {
+    fn scheduler(&self, settings: &Settings) -> Result<Box<dyn Scheduler>> {
+        let patches = (settings.width / self.multiple) * (settings.height / self.multiple);
+        self.schedule.start(settings, Levels::EqualParts, patches)
+    }
+
+    fn condition(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
+        if settings.negative_prompt.as_deref().is_some_and(|prompt| !prompt.is_empty()) {
+            let reason = "FLUX takes no negative prompt: its guidance is a part of the model".to_owned();
+            return Err(Error::InvalidInput(reason));
+        }
+        let prompts = [settings.prompt.as_str()];
+        Ok(Conditioning {
+            pooled: Some(self.first.encode(&prompts, watch)?.pooled),
+            hidden: self.second.encode(&prompts, watch)?,
+            guidance: settings.guidance,
+        })
+    }
+
+    fn predict(
+        &self,
+        input: &Tensor,
+        timestep: f64,
+        conditioning: &Conditioning,
+        watch: &Watch<'_>,
+    ) -> Result<Tensor> {
+        let Conditioning { hidden, pooled, guidance } = conditioning;
+        let pooled =
+            pooled.as_ref().ok_or_else(|| Error::Compute(candle_core::Error::msg("no text vector")))?;
+        let told = (timestep, *guidance);
+        Ok(self.transformer.forward(&input.i(0)?, told, &hidden.i(0)?, pooled, watch)?.unsqueeze(0)?)
+    }
+
+    fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
+        self.autoencoder.decode(latents, watch)
+    }
+}

@@ -1,0 +1,398 @@
+//! What the transformers of Stable Diffusion 3 and FLUX share (Esser et al., arXiv 2403.03206): image and text are two
+//! streams of rows with weights of their own that meet in one attention, and every layer is steered by a vector made of
+//! the time and the text. One picture goes through at a time, so streams are `(rows, width)`.
+
+use candle_core::{Device, Tensor};
+
+use super::layers::{Place, Sinusoid};
+use crate::error::{Error, Result};
+use crate::kernels::{Activation, LayerNorm, Linear, attend, turn_pairs};
+
+/// Of all norms of these models.
+const EPSILON: f64 = 1e-6;
+/// Width of the sines and cosines of a time.
+const SINUSOID: usize = 256;
+
+/// How the width of a row is divided.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Heads {
+    pub(super) count: usize,
+    pub(super) size: usize,
+}
+
+impl Heads {
+    pub(super) fn width(self) -> usize {
+        self.count * self.size
+    }
+}
+
+/// A norm by the root of the mean square (Zhang and Sennrich, arXiv 1910.07467).
+pub(super) struct RmsNorm {
+    weight: Tensor,
+    epsilon: f32,
+}
+
+impl RmsNorm {
+    /// Loads `{name}.weight`.
+    pub(super) fn load(place: &Place<'_>, name: &str, width: usize, epsilon: f64) -> Result<Self> {
+        Ok(Self { weight: place.at(name).tensor("weight", &[width])?, epsilon: epsilon as f32 })
+    }
+
+    /// Of each row, or of each head of a row where the weight has a head's size.
+    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        let size = self.weight.dim(0)?;
+        let heads = input.reshape(((), size))?;
+        Ok(candle_nn::ops::rms_norm(&heads, &self.weight, self.epsilon)?.reshape(input.shape())?)
+    }
+}
+
+/// How queries and keys are normed before they meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HeadNorm {
+    None,
+    Rms,
+}
+
+/// What positions do to queries and keys: the cosines and sines of the pairs of each row, `(rows, size / 2)`, text
+/// first.
+pub(super) struct Turns {
+    pub(super) cosines: Tensor,
+    pub(super) sines: Tensor,
+}
+
+/// The names of a stream's tensors in an attention: query, key, value, their norms, and what comes out.
+struct Names {
+    layers: [&'static str; 3],
+    norms: [&'static str; 2],
+    out: &'static str,
+}
+
+const IMAGE: Names = Names { layers: ["to_q", "to_k", "to_v"], norms: ["norm_q", "norm_k"], out: "to_out.0" };
+const TEXT: Names = Names {
+    layers: ["add_q_proj", "add_k_proj", "add_v_proj"],
+    norms: ["norm_added_q", "norm_added_k"],
+    out: "to_add_out",
+};
+
+/// The layers that make a stream's queries, keys and values.
+pub(super) struct Projections {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    norms: Option<[RmsNorm; 2]>,
+    heads: Heads,
+}
+
+impl Projections {
+    fn load(place: &Place<'_>, names: &Names, heads: Heads, norm: HeadNorm) -> Result<Self> {
+        let width = heads.width();
+        let [query, key, value] = names.layers.map(|name| place.at(name).linear(width, width));
+        let [of_query, of_key] = names.norms;
+        let load = |name| RmsNorm::load(place, name, heads.size, EPSILON);
+        let norms = match norm {
+            HeadNorm::Rms => Some([load(of_query)?, load(of_key)?]),
+            HeadNorm::None => None,
+        };
+        Ok(Self { query: query?, key: key?, value: value?, norms, heads })
+    }
+
+    /// Those of a stream that is alone.
+    pub(super) fn load_alone(place: &Place<'_>, heads: Heads) -> Result<Self> {
+        Self::load(place, &IMAGE, heads, HeadNorm::Rms)
+    }
+
+    /// Query, key and value of each row.
+    pub(super) fn forward(&self, rows: &Tensor) -> Result<[Tensor; 3]> {
+        let of = |layer: &Linear| layer.forward(rows, Activation::Identity);
+        let (query, key, value) = (of(&self.query)?, of(&self.key)?, of(&self.value)?);
+        Ok(match &self.norms {
+            Some([of_query, of_key]) => [of_query.forward(&query)?, of_key.forward(&key)?, value],
+            None => [query, key, value],
+        })
+    }
+
+    /// Attention of all rows to all rows, `(rows, width)`.
+    pub(super) fn attend(&self, mixed: [Tensor; 3], turns: Option<&Turns>) -> Result<Tensor> {
+        let [mut query, mut key, value] = mixed;
+        if let Some(Turns { cosines, sines }) = turns {
+            (query, key) = (turn_pairs(&query, cosines, sines)?, turn_pairs(&key, cosines, sines)?);
+        }
+        let [query, key, value] = [query, key, value].map(|rows| rows.unsqueeze(0));
+        let scale = 1.0 / (self.heads.size as f64).sqrt();
+        Ok(attend(&query?, &key?, &value?, self.heads.count, scale)?.squeeze(0)?)
+    }
+}
+
+/// What a layer is steered with: so many vectors of the stream's width, made of the vector that steers all.
+pub(super) struct Modulation(Linear);
+
+impl Modulation {
+    pub(super) fn load(place: &Place<'_>, width: usize, parts: usize) -> Result<Self> {
+        Ok(Self(place.at("linear").linear(width, parts * width)?))
+    }
+
+    /// The vectors, `(width)` each. `steering` is `(1, width)`, activated already.
+    pub(super) fn parts<const N: usize>(&self, steering: &Tensor) -> Result<[Tensor; N]> {
+        let mixed = self.0.forward(steering, Activation::Identity)?.squeeze(0)?;
+        let parts = mixed.chunk(N, 0)?;
+        parts.try_into().map_err(|_| Error::Compute(candle_core::Error::msg("a modulation has other parts")))
+    }
+}
+
+/// The norm of each row without weights of its own, then `(1 + scale) · row + shift`.
+pub(super) fn modulated(rows: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    LayerNorm { weight: (scale + 1.0)?, bias: shift.contiguous()?, epsilon: EPSILON }.of(rows)
+}
+
+/// `rows + gate · update`.
+pub(super) fn gated(rows: &Tensor, gate: &Tensor, update: &Tensor) -> Result<Tensor> {
+    Ok((rows + update.broadcast_mul(gate)?)?)
+}
+
+/// One stream's half of a block.
+struct Side {
+    modulation: Modulation,
+    projections: Projections,
+    /// Nothing where nobody needs the stream behind this block.
+    rest: Option<Rest>,
+    /// Attention to its own rows alone beside the joint one, as the medium Stable Diffusion 3.5 has it.
+    second: Option<(Projections, Linear)>,
+}
+
+/// What follows attention.
+struct Rest {
+    out: Linear,
+    wide: Linear,
+    narrow: Linear,
+}
+
+/// How a block differs from the plain one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BlockShape {
+    pub(super) heads: Heads,
+    pub(super) norm: HeadNorm,
+    pub(super) attentions: Attentions,
+    pub(super) end: End,
+}
+
+/// Which attentions the image's stream has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Attentions {
+    Joint,
+    /// The joint one and one of its own.
+    Dual,
+}
+
+/// What becomes of the text's stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Both,
+    /// The last block; nobody needs the text behind it.
+    ImageOnly,
+}
+
+/// A block of both streams.
+pub(super) struct JointBlock {
+    image: Side,
+    text: Side,
+}
+
+impl Rest {
+    fn load(place: &Place<'_>, out: &str, middle: &str, width: usize) -> Result<Self> {
+        Ok(Self {
+            out: place.at("attn").at(out).linear(width, width)?,
+            wide: place.at(middle).at("net.0.proj").linear(width, 4 * width)?,
+            narrow: place.at(middle).at("net.2").linear(4 * width, width)?,
+        })
+    }
+
+    fn middle(&self, rows: &Tensor) -> Result<Tensor> {
+        self.narrow.forward(&self.wide.forward(rows, Activation::GeluTanh)?, Activation::Identity)
+    }
+}
+
+impl JointBlock {
+    pub(super) fn load(place: &Place<'_>, shape: BlockShape) -> Result<Self> {
+        let BlockShape { heads, norm, attentions, end } = shape;
+        let (width, attention) = (heads.width(), place.at("attn"));
+        let second = || -> Result<(Projections, Linear)> {
+            let place = place.at("attn2");
+            Ok((Projections::load(&place, &IMAGE, heads, norm)?, place.at(IMAGE.out).linear(width, width)?))
+        };
+        let image = Side {
+            modulation: Modulation::load(
+                &place.at("norm1"),
+                width,
+                if attentions == Attentions::Dual { 9 } else { 6 },
+            )?,
+            projections: Projections::load(&attention, &IMAGE, heads, norm)?,
+            rest: Some(Rest::load(place, IMAGE.out, "ff", width)?),
+            second: (attentions == Attentions::Dual).then(second).transpose()?,
+        };
+        let rest = || Rest::load(place, TEXT.out, "ff_context", width);
+        let text = Side {
+            modulation: Modulation::load(
+                &place.at("norm1_context"),
+                width,
+                if end == End::Both { 6 } else { 2 },
+            )?,
+            projections: Projections::load(&attention, &TEXT, heads, norm)?,
+            rest: (end == End::Both).then(rest).transpose()?,
+            second: None,
+        };
+        Ok(Self { image, text })
+    }
+
+    /// Image and text, `(rows, width)` each, to the same.
+    pub(super) fn forward(
+        &self,
+        image: &Tensor,
+        text: &Tensor,
+        steering: &Tensor,
+        turns: Option<&Turns>,
+    ) -> Result<(Tensor, Tensor)> {
+        let of_image = self.image.steer(image, steering)?;
+        let of_text = self.text.steer(text, steering)?;
+        let [query, key, value] = self.image.projections.forward(&of_image.normal)?;
+        let [text_query, text_key, text_value] = self.text.projections.forward(&of_text.normal)?;
+        let join = |text: Tensor, image: Tensor| Tensor::cat(&[text, image], 0);
+        let mixed = [join(text_query, query)?, join(text_key, key)?, join(text_value, value)?];
+        let attended = self.image.projections.attend(mixed, turns)?;
+        let count = text.dim(0)?;
+        let for_image = attended.narrow(0, count, image.dim(0)?)?.contiguous()?;
+        let for_text = attended.narrow(0, 0, count)?.contiguous()?;
+        drop(attended);
+        let image = self.image.finish(image, &for_image, of_image)?;
+        Ok((image, self.text.finish(text, &for_text, of_text)?))
+    }
+}
+
+/// A stream's rows, ready for attention, and what else the steering vector says.
+struct Steered {
+    normal: Tensor,
+    /// Gate of the attention; shift, scale and gate of the middle layers.
+    rest: Option<[Tensor; 4]>,
+    /// What goes into the second attention, and its gate.
+    second: Option<[Tensor; 2]>,
+}
+
+impl Side {
+    fn steer(&self, rows: &Tensor, steering: &Tensor) -> Result<Steered> {
+        if self.rest.is_none() {
+            let [scale, shift] = self.modulation.parts(steering)?;
+            return Ok(Steered { normal: modulated(rows, &shift, &scale)?, rest: None, second: None });
+        }
+        if self.second.is_none() {
+            let [shift, scale, gate, then @ ..]: [Tensor; 6] = self.modulation.parts(steering)?;
+            let [to_shift, to_scale, to_gate] = then;
+            let rest = Some([gate, to_shift, to_scale, to_gate]);
+            return Ok(Steered { normal: modulated(rows, &shift, &scale)?, rest, second: None });
+        }
+        let [shift, scale, gate, to_shift, to_scale, to_gate, shift2, scale2, gate2] =
+            self.modulation.parts(steering)?;
+        Ok(Steered {
+            normal: modulated(rows, &shift, &scale)?,
+            rest: Some([gate, to_shift, to_scale, to_gate]),
+            second: Some([modulated(rows, &shift2, &scale2)?, gate2]),
+        })
+    }
+
+    fn finish(&self, rows: &Tensor, attended: &Tensor, steered: Steered) -> Result<Tensor> {
+        let (Some(rest), Some([gate, shift, scale, last_gate])) = (&self.rest, steered.rest) else {
+            return Ok(rows.clone());
+        };
+        let mut rows = gated(rows, &gate, &rest.out.forward(attended, Activation::Identity)?)?;
+        if let (Some((projections, out)), Some([normal, gate])) = (&self.second, steered.second) {
+            let attended = projections.attend(projections.forward(&normal)?, None)?;
+            rows = gated(&rows, &gate, &out.forward(&attended, Activation::Identity)?)?;
+        }
+        let middle = rest.middle(&modulated(&rows, &shift, &scale)?)?;
+        gated(&rows, &last_gate, &middle)
+    }
+}
+
+/// Two layers with an activation between them.
+struct Embedding {
+    first: Linear,
+    second: Linear,
+}
+
+impl Embedding {
+    fn load(place: &Place<'_>, inside: usize, width: usize) -> Result<Self> {
+        let first = place.at("linear_1").linear(inside, width)?;
+        Ok(Self { first, second: place.at("linear_2").linear(width, width)? })
+    }
+
+    fn forward(&self, rows: &Tensor) -> Result<Tensor> {
+        self.second.forward(&self.first.forward(rows, Activation::Silu)?, Activation::Identity)
+    }
+}
+
+/// Makes the vector that steers all layers.
+pub(super) struct Steering {
+    time: Embedding,
+    guidance: Option<Embedding>,
+    text: Embedding,
+}
+
+impl Steering {
+    /// `pooled` is the width of a text's vector; whether there is a guidance the weights know.
+    pub(super) fn load(place: &Place<'_>, pooled: usize, width: usize, guided: Guided) -> Result<Self> {
+        let place = place.at("time_text_embed");
+        let embedding = |name| Embedding::load(&place.at(name), SINUSOID, width);
+        Ok(Self {
+            time: embedding("timestep_embedder")?,
+            guidance: (guided == Guided::ByModel).then(|| embedding("guidance_embedder")).transpose()?,
+            text: Embedding::load(&place.at("text_embedder"), pooled, width)?,
+        })
+    }
+
+    /// `(1, width)`, activated for the layers, from a time in thousandths, a guidance and a text's vector `(1, pooled)`.
+    pub(super) fn of(&self, time: f64, guidance: f64, pooled: &Tensor) -> Result<Tensor> {
+        let told = |number: f32| -> Result<Tensor> {
+            let sines = Sinusoid { width: SINUSOID, flip: true, shift: 0.0 }.of(number);
+            Ok(Tensor::from_vec(sines, (1, SINUSOID), &Device::Cpu)?.to_device(pooled.device())?)
+        };
+        let mut sum = self.time.forward(&told(time as f32)?)?;
+        if let Some(layer) = &self.guidance {
+            sum = (sum + layer.forward(&told(guidance as f32 * 1000.0)?)?)?;
+        }
+        Ok((sum + self.text.forward(pooled)?)?.silu()?)
+    }
+}
+
+/// Who sees to guidance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Guided {
+    /// The model is told how strong it is.
+    ByModel,
+    /// The model knows nothing of it.
+    Outside,
+}
+
+/// The last norm and layer.
+pub(super) struct Last {
+    modulation: Modulation,
+    layer: Linear,
+}
+
+impl Last {
+    pub(super) fn load(place: &Place<'_>, width: usize, outside: usize) -> Result<Self> {
+        let modulation = Modulation::load(&place.at("norm_out"), width, 2)?;
+        Ok(Self { modulation, layer: place.at("proj_out").linear(width, outside)? })
+    }
+
+    pub(super) fn forward(&self, rows: &Tensor, steering: &Tensor) -> Result<Tensor> {
+        let [scale, shift] = self.modulation.parts(steering)?;
+        self.layer.forward(&modulated(rows, &shift, &scale)?, Activation::Identity)
+    }
+}
+
+/// Latents `(channels, height, width)` as patches of `side` by `side`, row by row: `(patches, channels · side²)`, channel
+/// by channel.
+pub(super) fn to_patches(latents: &Tensor, side: usize) -> Result<Tensor> {
+    let (channels, height, width) = latents.dims3()?;
+    let (rows, columns) = (height / side, width / side);
+    let split = latents.reshape((channels, rows, side, columns, side))?;
+    Ok(split.permute((1, 3, 0, 2, 4))?.reshape((rows * columns, channels * side * side))?)
+}

@@ -1,0 +1,175 @@
+//! Each part of each family against what diffusers makes of the same tiny pipeline, and whole loops of every scheduler
+//! from the same noise.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use serde::Deserialize;
+
+use super::*;
+
+const FAMILIES: [&str; 4] = ["sd15", "sd21", "sdxl", "sdxl_turbo"];
+
+#[derive(Deserialize)]
+struct Expected {
+    prompt: String,
+    negative_prompt: String,
+    loops: Vec<Loop>,
+    texts: Vec<String>,
+    ids: HashMap<String, Vec<Vec<u32>>>,
+}
+
+#[derive(Deserialize)]
+struct Loop {
+    name: String,
+    scheduler: Option<String>,
+    steps: usize,
+    size: (usize, usize),
+    guidance: f32,
+    negative_prompt: Option<String>,
+    changes: serde_json::Map<String, serde_json::Value>,
+}
+
+struct Fixture {
+    folder: PathBuf,
+    expected: Expected,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Fixture {
+    fn open(family: &str) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_image").join(family);
+        let expected = std::fs::read(folder.join("expected.json")).unwrap();
+        let tensors = candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu);
+        let expected = serde_json::from_slice(&expected).unwrap();
+        Self { folder, expected, tensors: tensors.unwrap() }
+    }
+
+    fn tensor(&self, name: &str) -> &Tensor {
+        &self.tensors[name]
+    }
+
+    fn noise(&self) -> Vec<f32> {
+        self.tensor("noise").flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// The model, with other settings of its schedule.
+    fn model(&self, changes: &serde_json::Map<String, serde_json::Value>) -> TextToImageModel {
+        if changes.is_empty() {
+            return TextToImageModel::load(Source::directory(&self.folder)).unwrap();
+        }
+        let copy = tempfile::tempdir().unwrap();
+        for part in ["text_encoder", "tokenizer", "unet", "vae"] {
+            copy_folder(&self.folder.join(part), &copy.path().join(part));
+        }
+        copy_folder(&self.folder.join("scheduler"), &copy.path().join("scheduler"));
+        std::fs::copy(self.folder.join("model_index.json"), copy.path().join("model_index.json")).unwrap();
+        let path = copy.path().join("scheduler/scheduler_config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config.as_object_mut().unwrap().extend(changes.clone());
+        std::fs::write(path, config.to_string()).unwrap();
+        TextToImageModel::load(Source::directory(copy.path())).unwrap()
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+fn difference(ours: &Tensor, theirs: &Tensor) -> f32 {
+    assert_eq!(ours.dims(), theirs.dims());
+    (ours - theirs).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+}
+
+fn request(expected: &Expected, run: &Loop) -> PaintImage {
+    PaintImage {
+        prompt: expected.prompt.clone(),
+        negative_prompt: run.negative_prompt.clone(),
+        size: Some(run.size),
+        steps: Some(run.steps),
+        guidance: Some(run.guidance),
+        seed: None,
+        scheduler: run.scheduler.clone(),
+    }
+}
+
+#[test]
+fn each_part_gives_what_the_reference_gives() {
+    let watch = Watch(&|| true);
+    for family in FAMILIES {
+        let fixture = Fixture::open(family);
+        let model = fixture.model(&serde_json::Map::new());
+        let pipeline = model.shared.pipeline.as_ref();
+        let expected = &fixture.expected;
+        let request = PaintImage {
+            prompt: expected.prompt.clone(),
+            negative_prompt: Some(expected.negative_prompt.clone()),
+            guidance: Some(3.0),
+            size: Some((64, 64)),
+            ..PaintImage::default()
+        };
+        let settings = model.shared.plan.settings(&request).unwrap();
+        let conditioning = pipeline.condition(&settings, &watch).unwrap();
+        let text = difference(&conditioning.hidden, fixture.tensor("hidden"));
+        let pooled = fixture.tensors.get("pooled").map_or(0.0, |pooled| {
+            let width = pooled.dim(1).unwrap();
+            difference(&conditioning.pooled.as_ref().unwrap().narrow(1, 0, width).unwrap(), pooled)
+        });
+        let latents = fixture.tensor("latents");
+        let predicted = pipeline.predict(latents, 401.0, &conditioning, &watch).unwrap();
+        let prediction = difference(&predicted, fixture.tensor("prediction"));
+        let colours = difference(&pipeline.decode(latents, &watch).unwrap(), fixture.tensor("colours"));
+        println!(
+            "{family}: text {text:.1e}, pooled {pooled:.1e}, prediction {prediction:.1e}, decoder {colours:.1e}"
+        );
+        assert!(text.max(pooled).max(prediction).max(colours) < 1e-4);
+    }
+}
+
+#[test]
+fn every_scheduler_ends_where_the_reference_ends() {
+    for family in FAMILIES {
+        let fixture = Fixture::open(family);
+        let mut largest: f32 = 0.0;
+        for run in &fixture.expected.loops {
+            let model = fixture.model(&run.changes);
+            let watch = Watch(&|| true);
+            let noise = Noise::given(fixture.noise());
+            let mut painting = model.begin(&request(&fixture.expected, run), noise, &watch).unwrap();
+            while let Advance::Step(_) = model.advance(&mut painting, &watch).unwrap() {}
+            let theirs = fixture.tensor(&format!("{}.latents", run.name));
+            let scale: f32 = theirs.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+            let difference = difference(painting.latents(), theirs);
+            println!("{family} {}: {difference:.1e} of {scale:.1}", run.name);
+            assert!(difference < 1e-3 * scale.max(1.0), "{family} {}: {difference}", run.name);
+            largest = largest.max(difference);
+        }
+        println!("{family}: whole loop {largest:.1e}");
+    }
+}
+
+#[test]
+fn prompts_have_the_references_tokens() {
+    let context = LoadContext::detached(&"prompts".into());
+    for family in FAMILIES {
+        let fixture = Fixture::open(family);
+        for (part, ids) in &fixture.expected.ids {
+            let source = Source::directory(&fixture.folder);
+            #[cfg(feature = "hub")]
+            let files = crate::source::Files::open(&source, &crate::hub::HubSettings::default()).unwrap();
+            #[cfg(not(feature = "hub"))]
+            let files = crate::source::Files::open(&source).unwrap();
+            let repository = Repository::open(&files, &context).unwrap();
+            let found = prompt::TokenizerFiles::find(&repository, &format!("{part}/")).unwrap();
+            let tokens = found.read(found.longest()).unwrap();
+            for (text, ids) in fixture.expected.texts.iter().zip(ids) {
+                assert_eq!(&tokens.encode(text).unwrap(), ids, "{family} {part} {text:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Stable Diffusion 1.5 and 2.1 (Rombach et al., arXiv 2112.10752), and what else `StableDiffusionPipeline` runs with
+//! the same parts: one CLIP text encoder, a UNet, an autoencoder. The safety checker that some repositories have is not
+//! run. The reference is diffusers.
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext};
+
+use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
+use super::clip::{self, Pooling, PromptEncoder, PromptEncoderConfig};
+use super::layers::Place;
+use super::repository::{Part, PartWeights, Repository, invalid};
+use super::schedule::Schedule;
+use super::unet::{self, Unet, UnetConfig};
+use super::{Architecture, Canvas, Conditioning, Defaults, Pipeline, Read, Scheduler, Settings, Watch};
+use crate::error::Result;
+use crate::families::Family;
+
+/// This family's line in the list.
+pub(super) const FAMILY: Family<Read> =
+    Family { model_type: "StableDiffusionPipeline", architectures: &[], read: |_, _| Ok(read) };
+
+const ENCODER: Part = Part { folder: "text_encoder/", file: Part::TRANSFORMERS, uses: clip::is_loaded };
+
+/// The configurations.
+struct StableDiffusion {
+    encoder: PromptEncoderConfig,
+    network: Network,
+}
+
+fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
+    let encoder = PromptEncoderConfig::read(repository, ENCODER.folder, "tokenizer/")?;
+    let network = Network::read(repository)?;
+    let (has, takes) = (encoder.width(), network.unet.text_width());
+    if has != takes {
+        let reason = format!("its cross_attention_dim is {takes}, the text encoder's hidden_size {has}");
+        return Err(invalid(&repository.path, reason));
+    }
+    Ok(Box::new(StableDiffusion { encoder, network }))
+}
+
+impl Architecture for StableDiffusion {
+    fn defaults(&self) -> Defaults {
+        self.network.defaults(7.5)
+    }
+
+    fn canvas(&self) -> Canvas {
+        self.network.canvas()
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        vec![ENCODER, unet::PART, autoencoder::PART]
+    }
+
+    fn scratch(&self, pixels: usize) -> Bytes {
+        self.encoder.scratch().max(self.network.scratch(pixels))
+    }
+
+    fn load(
+        &self,
+        weights: &PartWeights,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Box<dyn Pipeline>> {
+        let encoder = weights.of(ENCODER.folder)?.reader("", device, context);
+        Ok(Box::new(LoadedStableDiffusion {
+            encoder: self.encoder.load(&encoder, Pooling::Plain)?,
+            network: self.network.load(weights, device, context)?,
+        }))
+    }
+}
+
+struct LoadedStableDiffusion {
+    encoder: PromptEncoder,
+    network: LoadedNetwork,
+}
+
+impl Pipeline for LoadedStableDiffusion {
+    fn scheduler(&self, settings: &Settings) -> Result<Box<dyn Scheduler>> {
+        self.network.schedule.start(settings)
+    }
+
+    fn condition(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
+        let encoded = self.encoder.encode(&prompts(settings), watch)?;
+        Ok(Conditioning { hidden: encoded.last, pooled: None, guidance: settings.guidance })
+    }
+
+    fn predict(
+        &self,
+        input: &Tensor,
+        timestep: f64,
+        conditioning: &Conditioning,
+        watch: &Watch<'_>,
+    ) -> Result<Tensor> {
+        self.network.predict(input, timestep, conditioning, watch)
+    }
+
+    fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
+        self.network.autoencoder.decode(latents, watch)
+    }
+}
+
+/// The prompts that are encoded: where guidance asks for a prediction without the prompt, what to avoid comes first.
+pub(super) fn prompts(settings: &Settings) -> Vec<&str> {
+    let negative = settings.negative_prompt.as_deref().unwrap_or_default();
+    if settings.guidance > 1.0 { vec![negative, &settings.prompt] } else { vec![&settings.prompt] }
+}
+
+/// The parts that all of Stable Diffusion's pipelines with a UNet have.
+pub(super) struct Network {
+    pub(super) unet: UnetConfig,
+    autoencoder: AutoencoderConfig,
+    schedule: Schedule,
+}
+
+impl Network {
+    pub(super) fn read(repository: &Repository<'_>) -> Result<Self> {
+        let unet = UnetConfig::read(repository)?;
+        let autoencoder = AutoencoderConfig::read(repository)?;
+        let channels = autoencoder.latent_channels;
+        if unet.in_channels != channels || unet.out_channels != channels {
+            let reason = format!(
+                "its UNet takes {} channels and gives {}; its autoencoder has {channels}",
+                unet.in_channels, unet.out_channels
+            );
+            return Err(invalid(&repository.path, reason));
+        }
+        Ok(Self { unet, autoencoder, schedule: Schedule::read(repository)? })
+    }
+
+    /// Those of a pipeline whose usual guidance this is.
+    pub(super) fn defaults(&self, guidance: f64) -> Defaults {
+        // 64 latents a side, if the configuration does not say.
+        let (height, width) = self.unet.sample_size().unwrap_or((64, 64));
+        let scale = self.autoencoder.scale();
+        let single = self.schedule.is_single_step();
+        Defaults {
+            width: width.saturating_mul(scale),
+            height: height.saturating_mul(scale),
+            steps: if single { 1 } else { 50 },
+            guidance: if single { 0.0 } else { guidance },
+        }
+    }
+
+    pub(super) fn canvas(&self) -> Canvas {
+        let scale = self.autoencoder.scale();
+        Canvas { channels: self.unet.in_channels, scale, multiple: scale }
+    }
+
+    pub(super) fn scratch(&self, pixels: usize) -> Bytes {
+        let scale = self.autoencoder.scale();
+        let latents = pixels / (scale * scale);
+        self.unet.scratch(latents).max(self.autoencoder.scratch(pixels))
+    }
+
+    pub(super) fn load(
+        &self,
+        weights: &PartWeights,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<LoadedNetwork> {
+        let unet = weights.of(unet::PART.folder)?.reader("", device, context);
+        let autoencoder = weights.of(autoencoder::PART.folder)?.reader("", device, context);
+        Ok(LoadedNetwork {
+            unet: Unet::load(&self.unet, &Place::root(&unet))?,
+            autoencoder: self.autoencoder.load(&Place::root(&autoencoder))?,
+            schedule: self.schedule.clone(),
+        })
+    }
+}
+
+/// The same, loaded.
+pub(super) struct LoadedNetwork {
+    unet: Unet,
+    pub(super) autoencoder: Autoencoder,
+    pub(super) schedule: Schedule,
+}
+
+impl LoadedNetwork {
+    /// The noise in the latents, once for each row of the conditioning.
+    pub(super) fn predict(
+        &self,
+        input: &Tensor,
+        timestep: f64,
+        conditioning: &Conditioning,
+        watch: &Watch<'_>,
+    ) -> Result<Tensor> {
+        let rows = conditioning.hidden.dim(0)?;
+        let input = input.repeat((rows, 1, 1, 1))?;
+        let (hidden, pooled) = (&conditioning.hidden, conditioning.pooled.as_ref());
+        self.unet.forward(&input, timestep, hidden, pooled, watch)
+    }
+}

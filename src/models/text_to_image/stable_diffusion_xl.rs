@@ -1,0 +1,171 @@
+//! SDXL and SDXL-Turbo (Podell et al., arXiv 2307.01952; Sauer et al., arXiv 2311.17042): two CLIP text encoders side by
+//! side, and a UNet that is also told the text's vector and the sizes of the picture. The reference is diffusers.
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext};
+use serde::Deserialize;
+
+use super::autoencoder;
+use super::clip::{self, EncodedPrompts, Pooling, PromptEncoder, PromptEncoderConfig};
+use super::layers::Sinusoid;
+use super::repository::{Part, PartWeights, Repository, invalid};
+use super::stable_diffusion::{LoadedNetwork, Network, prompts};
+use super::unet;
+use super::{Architecture, Canvas, Conditioning, Defaults, Pipeline, Read, Scheduler, Settings, Watch};
+use crate::error::Result;
+use crate::families::{Family, parse};
+
+/// This family's line in the list.
+pub(super) const FAMILY: Family<Read> =
+    Family { model_type: "StableDiffusionXLPipeline", architectures: &[], read: |_, _| Ok(read) };
+
+const FIRST: Part = Part { folder: "text_encoder/", file: Part::TRANSFORMERS, uses: clip::is_loaded };
+const SECOND: Part = Part { folder: "text_encoder_2/", file: Part::TRANSFORMERS, uses: clip::is_loaded };
+
+/// Sizes that the network is told: of the original, of what was cut off it, of the target; height before width.
+const SIZES: usize = 6;
+
+/// `model_index.json`.
+#[derive(Debug, Deserialize)]
+struct Index {
+    #[serde(default = "yes")]
+    force_zeros_for_empty_prompt: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The configurations.
+struct StableDiffusionXl {
+    encoders: [PromptEncoderConfig; 2],
+    network: Network,
+    /// Width of each size that the network is told.
+    size_width: usize,
+    /// Whether a prompt that is not given is encoded as zeros, and not as an empty text.
+    zeros: bool,
+}
+
+fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
+    let Index { force_zeros_for_empty_prompt } = parse(&repository.path, &repository.index)?;
+    let encoders = [
+        PromptEncoderConfig::read(repository, FIRST.folder, "tokenizer/")?,
+        PromptEncoderConfig::read(repository, SECOND.folder, "tokenizer_2/")?,
+    ];
+    let network = Network::read(repository)?;
+    let wrong = |reason: String| Err(invalid(&repository.path, reason));
+    let (has, takes) = (encoders[0].width() + encoders[1].width(), network.unet.text_width());
+    if has != takes {
+        let reason =
+            format!("its cross_attention_dim is {takes}, the text encoders' hidden_size {has} together");
+        return wrong(reason);
+    }
+    let Some((added, size_width)) = network.unet.added() else {
+        return wrong("its UNet has no addition_embed_type".to_owned());
+    };
+    let has = encoders[1].projection().saturating_add(SIZES * size_width);
+    if has != added {
+        let reason = format!(
+            "its projection_class_embeddings_input_dim is {added}; six sizes and the second text encoder's \
+             projection_dim are {has} together"
+        );
+        return wrong(reason);
+    }
+    Ok(Box::new(StableDiffusionXl { encoders, network, size_width, zeros: force_zeros_for_empty_prompt }))
+}
+
+impl Architecture for StableDiffusionXl {
+    fn defaults(&self) -> Defaults {
+        self.network.defaults(5.0)
+    }
+
+    fn canvas(&self) -> Canvas {
+        self.network.canvas()
+    }
+
+    fn parts(&self) -> Vec<Part> {
+        vec![FIRST, SECOND, unet::PART, autoencoder::PART]
+    }
+
+    fn scratch(&self, pixels: usize) -> Bytes {
+        let encoders = self.encoders.iter().map(PromptEncoderConfig::scratch);
+        encoders.fold(self.network.scratch(pixels), Bytes::max)
+    }
+
+    fn load(
+        &self,
+        weights: &PartWeights,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Box<dyn Pipeline>> {
+        let first = weights.of(FIRST.folder)?.reader("", device, context);
+        let second = weights.of(SECOND.folder)?.reader("", device, context);
+        Ok(Box::new(LoadedStableDiffusionXl {
+            first: self.encoders[0].load(&first, Pooling::Plain)?,
+            second: self.encoders[1].load(&second, Pooling::Projected)?,
+            network: self.network.load(weights, device, context)?,
+            sizes: self.network.unet.sinusoid(self.size_width),
+            zeros: self.zeros,
+        }))
+    }
+}
+
+struct LoadedStableDiffusionXl {
+    first: PromptEncoder,
+    second: PromptEncoder,
+    network: LoadedNetwork,
+    /// How the network is told sizes.
+    sizes: Sinusoid,
+    zeros: bool,
+}
+
+impl LoadedStableDiffusionXl {
+    /// The text's vectors with the sizes behind each.
+    fn with_sizes(&self, pooled: &Tensor, settings: &Settings) -> Result<Tensor> {
+        let (height, width) = (settings.height as f32, settings.width as f32);
+        let sizes = [height, width, 0.0, 0.0, height, width];
+        let told: Vec<f32> = sizes.iter().flat_map(|size| self.sizes.of(*size)).collect();
+        let (rows, count) = (pooled.dim(0)?, told.len());
+        let told = Tensor::from_vec(told, (1, count), pooled.device())?.repeat((rows, 1))?;
+        Ok(Tensor::cat(&[pooled, &told], 1)?)
+    }
+}
+
+impl Pipeline for LoadedStableDiffusionXl {
+    fn scheduler(&self, settings: &Settings) -> Result<Box<dyn Scheduler>> {
+        self.network.schedule.start(settings)
+    }
+
+    fn condition(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
+        let prompts = prompts(settings);
+        let EncodedPrompts { before_last: first, .. } = self.first.encode(&prompts, watch)?;
+        let EncodedPrompts { before_last: second, pooled, .. } = self.second.encode(&prompts, watch)?;
+        let (mut hidden, mut pooled) = (Tensor::cat(&[&first, &second], 2)?, pooled);
+        if self.zeros && settings.negative_prompt.is_none() && prompts.len() == 2 {
+            hidden = without_first(&hidden)?;
+            pooled = without_first(&pooled)?;
+        }
+        let pooled = Some(self.with_sizes(&pooled, settings)?);
+        Ok(Conditioning { hidden, pooled, guidance: settings.guidance })
+    }
+
+    fn predict(
+        &self,
+        input: &Tensor,
+        timestep: f64,
+        conditioning: &Conditioning,
+        watch: &Watch<'_>,
+    ) -> Result<Tensor> {
+        self.network.predict(input, timestep, conditioning, watch)
+    }
+
+    fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
+        self.network.autoencoder.decode(latents, watch)
+    }
+}
+
+/// The same with zeros in the first of two rows.
+fn without_first(rows: &Tensor) -> Result<Tensor> {
+    let second = rows.narrow(0, 1, 1)?;
+    Ok(Tensor::cat(&[&second.zeros_like()?, &second], 0)?)
+}

@@ -1,0 +1,266 @@
+//! `unet/config.json`: what the published models set is read, what only others set is refused by name.
+
+use std::path::Path;
+
+use model_actors::Bytes;
+use serde::Deserialize;
+
+use super::super::layers::Sinusoid;
+use super::super::repository::{Repository, invalid};
+use crate::error::{Error, Result};
+
+/// Settings that have only one supported value.
+const ONLY: &[(&str, &str)] = &[
+    ("act_fn", "\"silu\""),
+    ("attention_type", "\"default\""),
+    ("center_input_sample", "false"),
+    ("class_embed_type", "null"),
+    ("class_embeddings_concat", "false"),
+    ("conv_in_kernel", "3"),
+    ("conv_out_kernel", "3"),
+    ("cross_attention_norm", "null"),
+    ("downsample_padding", "1"),
+    ("dual_cross_attention", "false"),
+    ("encoder_hid_dim_type", "null"),
+    ("mid_block_only_cross_attention", "false"),
+    ("mid_block_scale_factor", "1"),
+    ("mid_block_type", "\"UNetMidBlock2DCrossAttn\""),
+    ("num_attention_heads", "null"),
+    ("num_class_embeds", "null"),
+    ("only_cross_attention", "false"),
+    ("resnet_out_scale_factor", "1"),
+    ("resnet_skip_time_act", "false"),
+    ("resnet_time_scale_shift", "\"default\""),
+    ("reverse_transformer_layers_per_block", "null"),
+    ("time_cond_proj_dim", "null"),
+    ("time_embedding_act_fn", "null"),
+    ("time_embedding_type", "\"positional\""),
+    ("timestep_post_act", "null"),
+];
+
+/// A number for all levels, or one for each.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Each {
+    All(usize),
+    One(Vec<usize>),
+}
+
+impl Each {
+    fn at(&self, level: usize) -> usize {
+        match self {
+            Self::All(number) => *number,
+            Self::One(numbers) => numbers.get(level).copied().unwrap_or_default(),
+        }
+    }
+}
+
+/// What has a default in diffusers has it here.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub(in super::super) struct UnetConfig {
+    sample_size: Option<Each>,
+    pub(in super::super) in_channels: usize,
+    pub(in super::super) out_channels: usize,
+    flip_sin_to_cos: bool,
+    freq_shift: f32,
+    down_block_types: Vec<String>,
+    up_block_types: Vec<String>,
+    block_out_channels: Vec<usize>,
+    layers_per_block: Each,
+    pub(super) norm_num_groups: usize,
+    pub(super) norm_eps: f64,
+    cross_attention_dim: Each,
+    transformer_layers_per_block: Each,
+    /// In spite of its name the number of heads.
+    attention_head_dim: Each,
+    pub(super) use_linear_projection: bool,
+    addition_embed_type: Option<String>,
+    addition_time_embed_dim: Option<usize>,
+    projection_class_embeddings_input_dim: Option<usize>,
+    time_embedding_dim: Option<usize>,
+}
+
+impl Default for UnetConfig {
+    fn default() -> Self {
+        let names = |names: [&str; 4]| names.map(str::to_owned).to_vec();
+        let attending = "CrossAttnDownBlock2D";
+        Self {
+            sample_size: None,
+            in_channels: 4,
+            out_channels: 4,
+            flip_sin_to_cos: true,
+            freq_shift: 0.0,
+            down_block_types: names([attending, attending, attending, "DownBlock2D"]),
+            up_block_types: names([
+                "UpBlock2D",
+                "CrossAttnUpBlock2D",
+                "CrossAttnUpBlock2D",
+                "CrossAttnUpBlock2D",
+            ]),
+            block_out_channels: vec![320, 640, 1280, 1280],
+            layers_per_block: Each::All(2),
+            norm_num_groups: 32,
+            norm_eps: 1e-5,
+            cross_attention_dim: Each::All(1280),
+            transformer_layers_per_block: Each::All(1),
+            attention_head_dim: Each::All(8),
+            use_linear_projection: false,
+            addition_embed_type: None,
+            addition_time_embed_dim: None,
+            projection_class_embeddings_input_dim: None,
+            time_embedding_dim: None,
+        }
+    }
+}
+
+/// One resolution, from the highest down.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LevelConfig {
+    pub(super) width: usize,
+    pub(super) layers: usize,
+    pub(super) heads: usize,
+    pub(super) transformer_layers: usize,
+    pub(super) text_width: usize,
+    /// Whether its blocks have transformers on the way down, and on the way up.
+    pub(super) down_attends: bool,
+    pub(super) up_attends: bool,
+}
+
+impl UnetConfig {
+    pub(in super::super) fn read(repository: &Repository<'_>) -> Result<Self> {
+        let (path, config): (_, Self) =
+            repository.config("unet/config.json", &["UNet2DConditionModel"], ONLY)?;
+        config.check(&path)?;
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        let levels = self.block_out_channels.len();
+        let counts = [self.down_block_types.len(), self.up_block_types.len()];
+        if !(1..=8).contains(&levels) || counts != [levels, levels] {
+            let reason =
+                format!("it has {levels} block_out_channels; 1 to 8 are allowed, as many as block types");
+            return Err(invalid(path, reason));
+        }
+        check_types(
+            path,
+            &self.down_block_types,
+            "down_block_types",
+            ["CrossAttnDownBlock2D", "DownBlock2D"],
+        )?;
+        check_types(path, &self.up_block_types, "up_block_types", ["CrossAttnUpBlock2D", "UpBlock2D"])?;
+        for level in self.levels() {
+            self.check_level(path, level)?;
+        }
+        let added = [self.time_embedding_dim, self.addition_time_embed_dim, self.added_width()];
+        let sides = [self.in_channels, self.out_channels];
+        if let Some(side) =
+            added.into_iter().flatten().chain(sides).find(|side| !(1..=1 << 16).contains(side))
+        {
+            return Err(invalid(path, format!("a width is {side}; 1 to 65,536 are allowed")));
+        }
+        match self.addition_embed_type.as_deref() {
+            None => Ok(()),
+            Some("text_time") if self.added_width().is_some() && self.addition_time_embed_dim.is_some() => {
+                Ok(())
+            }
+            Some("text_time") => {
+                let reason =
+                    "text_time needs addition_time_embed_dim and projection_class_embeddings_input_dim";
+                Err(invalid(path, reason))
+            }
+            Some(found) => Err(Error::UnsupportedSetting {
+                file: path.to_owned(),
+                what: "addition_embed_type",
+                found: found.to_owned(),
+                supported: "text_time",
+            }),
+        }
+    }
+
+    fn check_level(&self, path: &Path, level: LevelConfig) -> Result<()> {
+        let LevelConfig { width, layers, heads, transformer_layers, text_width, .. } = level;
+        let numbers = [width, layers, heads, transformer_layers, text_width];
+        if let Some(number) = numbers.into_iter().find(|number| !(1..=1 << 16).contains(number)) {
+            let reason = format!("a number of widths, layers or heads is {number}; 1 to 65,536 are allowed");
+            return Err(invalid(path, reason));
+        }
+        let groups = self.norm_num_groups;
+        if groups == 0 || !width.is_multiple_of(groups) || !width.is_multiple_of(heads) {
+            let reason =
+                format!("the width {width} is no multiple of norm_num_groups {groups} and of {heads} heads");
+            return Err(invalid(path, reason));
+        }
+        Ok(())
+    }
+
+    pub(super) fn levels(&self) -> Vec<LevelConfig> {
+        let attends = |types: &[String], index: usize| {
+            types.get(index).is_some_and(|name| name.starts_with("CrossAttn"))
+        };
+        let count = self.block_out_channels.len();
+        let level = |(index, width): (usize, &usize)| LevelConfig {
+            width: *width,
+            layers: self.layers_per_block.at(index),
+            heads: self.attention_head_dim.at(index),
+            transformer_layers: self.transformer_layers_per_block.at(index),
+            text_width: self.cross_attention_dim.at(index),
+            down_attends: attends(&self.down_block_types, index),
+            up_attends: attends(&self.up_block_types, count - 1 - index),
+        };
+        self.block_out_channels.iter().enumerate().map(level).collect()
+    }
+
+    /// Height and width of the latents that it was made for.
+    pub(in super::super) fn sample_size(&self) -> Option<(usize, usize)> {
+        self.sample_size.as_ref().map(|size| (size.at(0), size.at(1)))
+    }
+
+    /// Width of the tokens' vectors.
+    pub(in super::super) fn text_width(&self) -> usize {
+        self.cross_attention_dim.at(0)
+    }
+
+    /// Width of the time's embedding.
+    pub(super) fn time_width(&self) -> usize {
+        self.time_embedding_dim
+            .unwrap_or_else(|| self.block_out_channels.first().map_or(0, |width| 4 * width))
+    }
+
+    /// Width of what the model is told beside the tokens, and of each number in it that is told as a time.
+    pub(in super::super) fn added(&self) -> Option<(usize, usize)> {
+        self.added_width().zip(self.addition_time_embed_dim)
+    }
+
+    pub(super) fn added_width(&self) -> Option<usize> {
+        self.addition_embed_type.as_ref().and(self.projection_class_embeddings_input_dim)
+    }
+
+    /// How it is told a time, in so many numbers.
+    pub(in super::super) fn sinusoid(&self, width: usize) -> Sinusoid {
+        Sinusoid { width, flip: self.flip_sin_to_cos, shift: self.freq_shift }
+    }
+
+    /// What a pass over so many latents, of two rows, needs: the images that are kept for the way up, and the widest
+    /// moment of a level.
+    pub(in super::super) fn scratch(&self, latents: usize) -> Bytes {
+        let level = |(index, level): (usize, LevelConfig)| {
+            let pixels = ((latents >> (2 * index)).max(1) as u64).saturating_mul(level.width as u64);
+            let kept = pixels.saturating_mul(level.layers as u64 + 1);
+            // The gated layer is four times as wide, in two halves, beside its input and output.
+            (kept, pixels.saturating_mul(12))
+        };
+        let levels = self.levels().into_iter().enumerate().map(level);
+        let (kept, widest) = levels
+            .fold((0u64, 0u64), |(kept, widest), (more, wide)| (kept.saturating_add(more), widest.max(wide)));
+        Bytes(kept.saturating_add(widest).saturating_mul(2 * 4))
+    }
+}
+
+fn check_types(path: &Path, found: &[String], what: &'static str, known: [&'static str; 2]) -> Result<()> {
+    match found.iter().find(|name| !known.contains(&name.as_str())) {
+        Some(name) => Err(invalid(path, format!("{what} has {name}; supported are: {}", known.join(", ")))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,200 @@
+//! CLIP (Radford et al. 2021): a vision tower with a class token and a norm before its layers, and a causal text tower
+//! that is pooled at the token that ends a text. LLaVA takes the vision tower's hidden states, Stable Diffusion the
+//! text tower's. Follows `modeling_clip.py` of transformers.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+use model_actors::Bytes;
+use serde_json::{Value, json};
+
+use super::{
+    Bias, Patches, Positions, Resampling, Sight, Stack, StackShape, TextSettings, TextTower, VisionSettings,
+    VisionTower, linear, norm, pick, starts,
+};
+use crate::error::{Error, Result};
+use crate::kernels::{Activation, LayerNorm, Linear};
+use crate::weights::WeightReader;
+
+fn vision_defaults() -> Value {
+    json!({
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "num_channels": 3, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5
+    })
+}
+
+fn text_defaults() -> Value {
+    json!({
+        "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
+        "num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5
+    })
+}
+
+/// The vision tower's settings.
+#[derive(Debug, Clone)]
+pub(crate) struct VisionConfig {
+    pub(crate) settings: VisionSettings,
+    pub(crate) shape: StackShape,
+}
+
+impl VisionConfig {
+    /// Reads a `vision_config`, or the whole `config.json` of a vision tower alone.
+    pub(crate) fn read(file: &Path, config: &Value) -> Result<Self> {
+        let settings = VisionSettings::read(file, vision_defaults(), config)?;
+        Ok(Self { shape: settings.shape(file)?, settings })
+    }
+
+    /// Rows of an image.
+    pub(crate) fn rows(&self) -> usize {
+        self.settings.grid() * self.settings.grid() + 1
+    }
+
+    /// What a pass over so many images needs besides the weights.
+    pub(crate) fn scratch(&self, images: usize) -> Bytes {
+        self.shape.scratch(self.rows().saturating_mul(images), self.rows())
+    }
+
+    /// Loads the tensors that begin with `name`, which is empty or ends with a dot, all but the last norm.
+    pub(crate) fn load(&self, reader: &WeightReader<'_>, name: &str) -> Result<VisionTower> {
+        let (width, side, grid) = (self.shape.width, self.settings.patch_size, self.settings.grid());
+        let part = |part: &str| format!("{name}{part}");
+        let class = reader.tensor(&part("embeddings.class_embedding"), &[width])?;
+        let positions =
+            reader.tensor(&part("embeddings.position_embedding.weight"), &[grid * grid + 1, width])?;
+        let first = (class.unsqueeze(0)? + positions.narrow(0, 0, 1)?)?;
+        let places = positions.narrow(0, 1, grid * grid)?.contiguous()?;
+        Ok(VisionTower {
+            patches: Patches::load(reader, &part("embeddings.patch_embedding"), width, side, Bias::Without)?,
+            leading: Some(first),
+            positions: Positions::new(places, grid, Resampling::Never),
+            // The name is misspelt in the published files.
+            first_norm: Some(norm(reader, &part("pre_layrnorm"), width, self.shape.epsilon)?),
+            stack: Stack::load(reader, &part("encoder.layers"), &self.shape, Sight::Whole)?,
+        })
+    }
+
+    /// Loads the norm of the pooled class, which a user of hidden states does not need.
+    pub(crate) fn load_last_norm(&self, reader: &WeightReader<'_>, name: &str) -> Result<LayerNorm> {
+        norm(reader, &format!("{name}post_layernorm"), self.shape.width, self.shape.epsilon)
+    }
+}
+
+/// The token whose vector stands for the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The first with the largest number. Configurations from before transformers 4.31 say 2 for the token that ends
+    /// a text, which is wrong; in them it is the vocabulary's last.
+    Largest,
+    /// The first of this number, or the text's first where it has none.
+    First(u32),
+}
+
+/// The text tower's settings.
+#[derive(Debug, Clone)]
+pub(crate) struct TextConfig {
+    pub(crate) settings: TextSettings,
+    pub(crate) shape: StackShape,
+    end: End,
+}
+
+impl TextConfig {
+    /// Reads a `text_config`, or the whole `config.json` of a text tower alone.
+    pub(crate) fn read(file: &Path, config: &Value) -> Result<Self> {
+        let settings = TextSettings::read(file, text_defaults(), config)?;
+        let end = config.get("eos_token_id").filter(|id| !id.is_null());
+        let end = match end.map(Value::as_u64) {
+            None => End::First(49407),
+            Some(Some(2)) => End::Largest,
+            Some(Some(id)) if id < settings.vocab_size as u64 => End::First(id as u32),
+            Some(_) => {
+                let reason = "eos_token_id must be the number of a token".to_owned();
+                return Err(Error::InvalidConfig { file: file.to_owned(), reason });
+            }
+        };
+        Ok(Self { shape: settings.shape(file)?, settings, end })
+    }
+
+    /// What a pass over so many tokens needs besides the weights.
+    pub(crate) fn scratch(&self, tokens: usize) -> Bytes {
+        self.shape.scratch(tokens, self.settings.max_position_embeddings)
+    }
+
+    /// Loads the tower from the tensors that begin with `name`, which is empty or ends with a dot.
+    pub(crate) fn load(&self, reader: &WeightReader<'_>, name: &str) -> Result<ClipText> {
+        let tower = TextTower::load(reader, name, &self.settings, &self.shape, Sight::Causal)?;
+        Ok(ClipText { tower, end: self.end, width: self.shape.width })
+    }
+}
+
+/// The text tower and where it is pooled.
+pub(crate) struct ClipText {
+    pub(crate) tower: TextTower,
+    end: End,
+    width: usize,
+}
+
+impl ClipText {
+    /// One row for each text out of `hidden`, `(tokens, width)`: that of the token which ends it. Padding behind the
+    /// end changes nothing.
+    pub(crate) fn pool(&self, hidden: &Tensor, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
+        let places = starts(lengths).zip(lengths).map(|(start, length)| {
+            let text = ids.get(start..start + length).unwrap_or_default();
+            start + self.end.place(text)
+        });
+        pick(hidden, places)
+    }
+
+    /// The length of a token's vector.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+}
+
+impl End {
+    fn place(self, text: &[u32]) -> usize {
+        let wanted = match self {
+            Self::Largest => text.iter().copied().max().unwrap_or(0),
+            Self::First(id) => id,
+        };
+        text.iter().position(|id| *id == wanted).unwrap_or(0)
+    }
+}
+
+/// A projection into the space that images and texts share. It has no bias.
+pub(crate) struct Projection(Linear);
+
+impl Projection {
+    /// Loads `{name}.weight`, `(outside, inside)`.
+    pub(crate) fn load(reader: &WeightReader<'_>, name: &str, outside: usize, inside: usize) -> Result<Self> {
+        Ok(Self(linear(reader, name, outside, inside, Bias::Without)?))
+    }
+
+    /// `(rows, inside)` to `(rows, outside)`.
+    pub(crate) fn forward(&self, rows: &Tensor) -> Result<Tensor> {
+        self.0.forward(rows, Activation::Identity)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_pooled_at_its_end() {
+        assert_eq!(End::Largest.place(&[5, 9, 3, 9]), 1);
+        assert_eq!(End::First(3).place(&[5, 9, 3, 9]), 2);
+        assert_eq!(End::First(7).place(&[5, 9, 3, 9]), 0);
+        assert_eq!(End::Largest.place(&[]), 0);
+    }
+
+    #[test]
+    fn the_end_is_read_as_the_reference_reads_it() {
+        let file = Path::new("config.json");
+        let end = |config: Value| TextConfig::read(file, &config).map(|config| config.end);
+        assert_eq!(end(json!({})).unwrap(), End::First(49407));
+        assert_eq!(end(json!({"eos_token_id": 2})).unwrap(), End::Largest);
+        assert_eq!(end(json!({"eos_token_id": 7})).unwrap(), End::First(7));
+        assert!(end(json!({"eos_token_id": 49408})).is_err());
+        assert!(end(json!({"eos_token_id": "end"})).is_err());
+    }
+}

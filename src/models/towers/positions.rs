@@ -1,0 +1,157 @@
+//! Learned positions of an image's patches, and how those of one grid become those of another.
+
+use candle_core::Tensor;
+
+use crate::error::{Error, Result};
+use crate::kernels::with_values;
+
+/// How positions for another grid than the model's own are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resampling {
+    /// They are not: images have the one size.
+    Never,
+    /// PyTorch's bicubic `interpolate`: four neighbours, a = -0.75.
+    Bicubic,
+    /// The same with `antialias`: the kernel widens with the grid's shrinking, a = -0.5.
+    BicubicAntialias,
+}
+
+/// The vectors of a square grid's places.
+pub(crate) struct Positions {
+    /// `(side · side, width)`, row by row.
+    values: Tensor,
+    side: usize,
+    resampling: Resampling,
+}
+
+/// Along one axis: for each new place the first old one that it draws on, and their weights.
+type Taps = Vec<(usize, Vec<f32>)>;
+
+impl Positions {
+    /// `values` is `(side · side, width)`.
+    pub(crate) fn new(values: Tensor, side: usize, resampling: Resampling) -> Self {
+        Self { values, side, resampling }
+    }
+
+    /// The vectors for a grid of `down` rows of `across` patches, `(down · across, width)`.
+    pub(crate) fn of(&self, down: usize, across: usize) -> Result<Tensor> {
+        if (down, across) == (self.side, self.side) {
+            return Ok(self.values.clone());
+        }
+        let taps = match self.resampling {
+            Resampling::Never => {
+                let side = self.side;
+                let reason = format!("the model takes images of {side}x{side} patches, not {across}x{down}");
+                return Err(Error::InvalidInput(reason));
+            }
+            Resampling::Bicubic => bicubic,
+            Resampling::BicubicAntialias => bicubic_antialias,
+        };
+        let (rows, columns) = (taps(self.side, down), taps(self.side, across));
+        let width = self.values.dim(1)?;
+        let host = self.values.to_device(&candle_core::Device::Cpu)?;
+        let resampled = with_values(&host, |values| {
+            let across = resample(values, self.side, width, &columns);
+            resample(&across, 1, columns.len() * width, &rows)
+        })?;
+        Ok(Tensor::from_vec(resampled, (down * across, width), self.values.device())?)
+    }
+}
+
+/// Resamples the middle axis of `(lines, old, width)`, where `lines` is what is left over and `old · width` a line.
+fn resample(values: &[f32], lines: usize, width: usize, taps: &Taps) -> Vec<f32> {
+    let line = values.len() / lines.max(1);
+    let mut out = Vec::with_capacity(lines * taps.len() * width);
+    for values in values.chunks_exact(line.max(1)) {
+        for (first, weights) in taps {
+            let begin = out.len();
+            out.resize(begin + width, 0.0);
+            for (weight, value) in weights.iter().zip(values[first * width..].chunks_exact(width)) {
+                out[begin..].iter_mut().zip(value).for_each(|(sum, x)| *sum += weight * x);
+            }
+        }
+    }
+    out
+}
+
+/// The cubic convolution kernel (Keys 1981).
+fn cubic(x: f64, a: f64) -> f64 {
+    let x = x.abs();
+    match x {
+        ..1.0 => ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0,
+        1.0..2.0 => a * (((x - 5.0) * x + 8.0) * x - 4.0),
+        _ => 0.0,
+    }
+}
+
+/// Beyond the edge the last value goes on.
+fn bicubic(old: usize, new: usize) -> Taps {
+    let scale = old as f64 / new as f64;
+    let last = old as i64 - 1;
+    let of = |place: usize| {
+        let centre = (place as f64 + 0.5) * scale - 0.5;
+        let nearest = centre.floor() as i64;
+        let first = (nearest - 1).clamp(0, last);
+        let end = (nearest + 2).clamp(0, last);
+        let mut weights = vec![0.0; (end - first + 1) as usize];
+        for neighbour in nearest - 1..=nearest + 2 {
+            let weight = cubic(centre - neighbour as f64, -0.75);
+            weights[(neighbour.clamp(0, last) - first) as usize] += weight as f32;
+        }
+        (first as usize, weights)
+    };
+    (0..new).map(of).collect()
+}
+
+/// What lies beyond the edge is left out, and the weights add up to 1 without it.
+fn bicubic_antialias(old: usize, new: usize) -> Taps {
+    let scale = old as f64 / new as f64;
+    let stretch = scale.max(1.0);
+    let support = 2.0 * stretch;
+    let of = |place: usize| {
+        let centre = (place as f64 + 0.5) * scale;
+        let first = ((centre - support + 0.5) as i64).max(0) as usize;
+        let end = ((centre + support + 0.5) as usize).min(old);
+        let weights: Vec<f64> =
+            (first..end).map(|place| cubic((place as f64 + 0.5 - centre) / stretch, -0.5)).collect();
+        let sum: f64 = weights.iter().sum();
+        (first, weights.into_iter().map(|weight| (weight / sum) as f32).collect())
+    };
+    (0..new).map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn weights_add_up_to_one_and_the_same_grid_stays_as_it_is() {
+        for (old, new) in [(37, 16), (16, 37), (4, 5), (1, 3), (3, 1)] {
+            for taps in [bicubic(old, new), bicubic_antialias(old, new)] {
+                for (first, weights) in taps {
+                    assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+                    assert!(first + weights.len() <= old);
+                }
+            }
+        }
+        let values = Tensor::randn(0.0f32, 1.0, (16, 8), &Device::Cpu).unwrap();
+        for resampling in [Resampling::Never, Resampling::Bicubic, Resampling::BicubicAntialias] {
+            let positions = Positions::new(values.clone(), 4, resampling);
+            let same: Vec<Vec<f32>> = positions.of(4, 4).unwrap().to_vec2().unwrap();
+            assert_eq!(same, values.to_vec2::<f32>().unwrap());
+        }
+    }
+
+    #[test]
+    fn a_constant_grid_stays_constant_and_another_grid_may_be_refused() {
+        let values = Tensor::ones((9, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let resampled = Positions::new(values.clone(), 3, Resampling::Bicubic).of(5, 2).unwrap();
+        assert_eq!(resampled.dims(), [10, 2]);
+        assert!(
+            resampled.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|x| (x - 1.0).abs() < 1e-5)
+        );
+        let refused = Positions::new(values, 3, Resampling::Never).of(3, 2);
+        assert!(matches!(refused, Err(Error::InvalidInput(_))));
+    }
+}

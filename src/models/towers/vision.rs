@@ -1,0 +1,104 @@
+//! Images to rows of vectors, one for each patch and one for each learned token before them.
+
+use candle_core::Tensor;
+
+use super::{Bias, Positions, Stack, starts};
+use crate::error::Result;
+use crate::kernels::{Activation, LayerNorm, Linear, patches};
+use crate::weights::WeightReader;
+
+/// The convolution that makes a vector of each patch, as a product.
+pub(crate) struct Patches {
+    pub(crate) linear: Linear,
+    /// Pixels along a patch's side.
+    pub(crate) side: usize,
+}
+
+impl Patches {
+    /// Loads `{name}.weight`, `(width, channels, side, side)`, and with a bias `{name}.bias`.
+    pub(crate) fn load(
+        reader: &WeightReader<'_>,
+        name: &str,
+        width: usize,
+        side: usize,
+        bias: Bias,
+    ) -> Result<Self> {
+        let weight = reader.tensor(&format!("{name}.weight"), &[width, 3, side, side])?;
+        let bias = match bias {
+            Bias::With => Some(reader.tensor(&format!("{name}.bias"), &[width])?),
+            Bias::Without => None,
+        };
+        Ok(Self { linear: Linear::new(&weight.flatten_from(1)?, bias)?, side })
+    }
+}
+
+/// A vision transformer up to the last layer; the norm after it is left to whoever pools.
+pub(crate) struct VisionTower {
+    pub(crate) patches: Patches,
+    /// The learned tokens before the patches, `(count, width)`, their positions added: a class, registers.
+    pub(crate) leading: Option<Tensor>,
+    pub(crate) positions: Positions,
+    /// A norm before the first layer.
+    pub(crate) first_norm: Option<LayerNorm>,
+    pub(crate) stack: Stack,
+}
+
+/// The rows of several images, one image after another.
+pub(crate) struct ImageRows {
+    /// `(rows, width)`.
+    pub(crate) hidden: Tensor,
+    /// Rows of each image.
+    pub(crate) lengths: Vec<usize>,
+}
+
+impl ImageRows {
+    /// Each image's first row: its class, where the tower has one.
+    pub(crate) fn first(&self) -> Result<Tensor> {
+        super::pick(&self.hidden, starts(&self.lengths))
+    }
+}
+
+impl VisionTower {
+    /// The learned tokens before an image's patches.
+    pub(crate) fn leading(&self) -> usize {
+        self.leading.as_ref().map_or(0, |leading| leading.dims().first().copied().unwrap_or(0))
+    }
+
+    /// All layers, over images of `(channels, height, width)` each, which need not be of one size.
+    pub(crate) fn forward(&self, images: &[Tensor]) -> Result<ImageRows> {
+        self.run(images, self.stack.layers.len(), |_, _| {})
+    }
+
+    /// The first `count` layers; `seen` as in [`Stack::run`].
+    pub(crate) fn run(
+        &self,
+        images: &[Tensor],
+        count: usize,
+        seen: impl FnMut(usize, &Tensor),
+    ) -> Result<ImageRows> {
+        let ImageRows { hidden, lengths } = self.embed(images)?;
+        let hidden = match &self.first_norm {
+            Some(norm) => norm.of(&hidden)?,
+            None => hidden,
+        };
+        Ok(ImageRows { hidden: self.stack.run(hidden, &lengths, count, seen)?, lengths })
+    }
+
+    /// What the first norm is given.
+    fn embed(&self, images: &[Tensor]) -> Result<ImageRows> {
+        let side = self.patches.side;
+        let cut = images.iter().map(|image| patches(image, side)).collect::<Result<Vec<_>>>()?;
+        let rows = self.patches.linear.forward(&Tensor::cat(&cut, 0)?, Activation::Identity)?;
+        let (mut parts, mut lengths, mut first) = (Vec::new(), Vec::with_capacity(images.len()), 0);
+        for image in images {
+            let (_, height, width) = image.dims3()?;
+            let (down, across) = (height / side, width / side);
+            let count = down * across;
+            parts.extend(self.leading.clone());
+            parts.push((rows.narrow(0, first, count)? + self.positions.of(down, across)?)?);
+            lengths.push(self.leading() + count);
+            first += count;
+        }
+        Ok(ImageRows { hidden: Tensor::cat(&parts, 0)?, lengths })
+    }
+}

@@ -1,0 +1,126 @@
+//! A question about an image as the model's chat template puts it, and the image's placeholder in it.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use model_actors::LoadContext;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::generation::{ChatTemplate, SpecialTokens, read_chat_template};
+use crate::source::Files;
+use crate::tokens::{Specials, Tokens};
+
+/// A token that ends a text, several of them, or none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Ends {
+    One(u32),
+    Several(Vec<u32>),
+    #[default]
+    None,
+}
+
+impl Ends {
+    pub(super) fn to_vec(&self) -> Vec<u32> {
+        match self {
+            Self::One(token) => vec![*token],
+            Self::Several(tokens) => tokens.clone(),
+            Self::None => Vec::new(),
+        }
+    }
+}
+
+/// `generation_config.json`, of which only the end matters.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct GenerationConfig {
+    eos_token_id: Ends,
+}
+
+/// How a model is asked.
+#[derive(Clone)]
+pub(super) struct Chat {
+    template: ChatTemplate,
+    special: SpecialTokens,
+    ends: Vec<u32>,
+    /// The placeholder.
+    image: u32,
+    file: PathBuf,
+}
+
+impl Chat {
+    /// Reads the template and the tokens that end an answer; `image` is the number of the placeholder.
+    ///
+    /// # Errors
+    /// [`Error::MissingFile`] if there is no template.
+    pub(super) fn read(files: &Files, image: u32, context: &LoadContext) -> Result<Self> {
+        let (template, special) = read_chat_template(files, context)?;
+        let Some(template) = template else { return Err(files.missing("chat_template.json", context)) };
+        let settings: GenerationConfig =
+            files.optional_json("generation_config.json", context)?.unwrap_or_default();
+        let file = files.required("config.json", context)?;
+        Ok(Self { template, special, ends: settings.eos_token_id.to_vec(), image, file })
+    }
+
+    /// Every token that the model's files or its tokenizer call the end.
+    pub(super) fn ends(&self, tokens: &Tokens, more: &[u32]) -> Vec<u32> {
+        let named = self.special.eos.as_deref().and_then(|name| tokens.id(name));
+        let mut ends: Vec<u32> = self.ends.iter().chain(more).copied().chain(named).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        ends
+    }
+
+    /// Refuses a placeholder that the model has no row for.
+    pub(super) fn check(&self, vocabulary: usize) -> Result<()> {
+        if (self.image as usize) < vocabulary {
+            return Ok(());
+        }
+        let reason = format!("the image's token {} is not below vocab_size {vocabulary}", self.image);
+        Err(Error::InvalidConfig { file: self.file.clone(), reason })
+    }
+
+    /// The prompt's tokens, in which the placeholder is repeated for each of `rows`, and where.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] without a question, and for one that holds the placeholder.
+    pub(super) fn ask(
+        &self,
+        tokens: &Tokens,
+        question: &str,
+        rows: usize,
+    ) -> Result<(Vec<u32>, Range<usize>)> {
+        if question.trim().is_empty() {
+            return Err(Error::InvalidInput("the question is empty; this model needs one".to_owned()));
+        }
+        let text = self.template.render_image_question(question)?;
+        // As transformers: a template may write the token that begins a text itself.
+        let begun = self.special.bos.as_deref().is_some_and(|bos| text.starts_with(bos));
+        let specials = if begun { Specials::AsWritten } else { Specials::Added };
+        let mut ids = tokens.encode_prompt(&text, specials)?;
+        let places: Vec<usize> =
+            ids.iter().enumerate().filter(|(_, id)| **id == self.image).map(|(place, _)| place).collect();
+        match places.as_slice() {
+            [place] => {
+                let image = *place..place + rows;
+                ids.splice(*place..=*place, std::iter::repeat_n(self.image, rows));
+                Ok((ids, image))
+            }
+            [] => {
+                let reason = "the chat template writes no token for the image".to_owned();
+                Err(Error::InvalidInput(reason))
+            }
+            _ => {
+                let reason = "the question holds the token that stands for the image".to_owned();
+                Err(Error::InvalidInput(reason))
+            }
+        }
+    }
+}
+
+/// A part of `config.json` that is there or null.
+pub(super) fn part<'a>(config: &'a Value, name: &str) -> &'a Value {
+    config.get(name).unwrap_or(&Value::Null)
+}

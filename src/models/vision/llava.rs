@@ -1,0 +1,364 @@
+//! LLaVA 1.5 and 1.6 (Liu et al. 2023, 2024): the patches of a CLIP tower's layer before the last, projected by two
+//! layers into the text of a decoder. 1.6 also cuts a large image into tiles. Follows `modeling_llava.py` and
+//! `modeling_llava_next.py` of transformers.
+
+mod tiles;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext, Picture};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::chat::{Chat, part};
+use super::narrator::Narrator;
+use super::{Architecture, ImageRows, Memory, Network, PROMPT_ROWS, Prompt, misfit};
+use crate::error::{Error, Result};
+use crate::families::{self, Family, parse};
+use crate::kernels::{Activation, Linear};
+use crate::models::decoder::{self, DecoderConfig};
+use crate::models::towers::clip::VisionConfig;
+use crate::models::towers::{Bias, VisionTower, activation, linear, pick};
+use crate::pixels::{Preprocessing, Processor};
+use crate::source::Files;
+use crate::tokens::Tokens;
+use crate::weights::{WeightFiles, WeightReader};
+use tiles::Tiles;
+
+/// LLaVA 1.5's line in the list.
+pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "llava",
+    architectures: &["LlavaForConditionalGeneration"],
+    read: |file, config| Ok(Box::new(Config::read(file, config, None)?)),
+};
+
+/// LLaVA 1.6's line in the list.
+pub(super) const NEXT_FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "llava_next",
+    architectures: &["LlavaNextForConditionalGeneration"],
+    read: |file, config| {
+        let grids = Tiles::read(file, part(config, "image_grid_pinpoints"))?;
+        Ok(Box::new(Config::read(file, config, Some(grids))?))
+    },
+};
+
+/// What the settings of both have in common.
+#[derive(Deserialize)]
+struct Own {
+    #[serde(default = "default_image_token", alias = "image_token_id")]
+    image_token_index: u32,
+    #[serde(default = "default_layer")]
+    vision_feature_layer: i64,
+    #[serde(default)]
+    vision_feature_select_strategy: Strategy,
+    #[serde(default = "default_activation")]
+    projector_hidden_act: String,
+    #[serde(default = "default_bias")]
+    multimodal_projector_bias: bool,
+}
+
+fn default_image_token() -> u32 {
+    32000
+}
+
+fn default_layer() -> i64 {
+    -2
+}
+
+fn default_activation() -> String {
+    "gelu".to_owned()
+}
+
+fn default_bias() -> bool {
+    true
+}
+
+/// Which rows of the tower are taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Strategy {
+    /// The patches'.
+    #[default]
+    Default,
+    /// The class's too.
+    Full,
+}
+
+/// `config.json`, with what the other small files say once they are read.
+struct Config {
+    file: PathBuf,
+    vision: VisionConfig,
+    text: DecoderConfig,
+    own: Own,
+    activation: Activation,
+    tiles: Option<Tiles>,
+    rest: Option<(Preprocessing, Chat)>,
+}
+
+const TOWERS: [&str; 4] = [
+    "vision_tower.vision_model.",
+    "model.vision_tower.vision_model.",
+    "model.vision_tower.",
+    "vision_tower.",
+];
+const PROJECTORS: [&str; 2] = ["multi_modal_projector.", "model.multi_modal_projector."];
+const NEWLINES: [&str; 2] = ["image_newline", "model.image_newline"];
+
+impl Config {
+    fn read(file: &Path, config: &Value, tiles: Option<Tiles>) -> Result<Self> {
+        let own: Own = parse(file, config)?;
+        let vision = part(config, "vision_config");
+        match vision.get("model_type").and_then(Value::as_str) {
+            None | Some("clip_vision_model") => {}
+            Some(other) => {
+                return Err(Error::UnsupportedSetting {
+                    file: file.to_owned(),
+                    what: "the vision tower",
+                    found: other.to_owned(),
+                    supported: "clip_vision_model",
+                });
+            }
+        }
+        let mut vision = VisionConfig::read(file, vision)?;
+        // As Python counts: 0 is what goes into the first layer, -1 what comes out of the last.
+        let all = vision.shape.layers as i64;
+        let from_end = if own.vision_feature_layer < 0 { all + 1 } else { 0 };
+        let layers = own.vision_feature_layer.saturating_add(from_end);
+        if !(0..=all).contains(&layers) {
+            let reason = format!("vision_feature_layer {} of {all} layers", own.vision_feature_layer);
+            return Err(Error::InvalidConfig { file: file.to_owned(), reason });
+        }
+        // Layers after the chosen one are not loaded.
+        vision.shape.layers = layers as usize;
+        let activation = activation(file, &own.projector_hidden_act)?;
+        let text = part(config, "text_config");
+        let fallback = json!({"model_type": "llama"});
+        let text = if text.is_object() { text } else { &fallback };
+        let text = families::find(decoder::FAMILIES, "vision", file, text)?;
+        Ok(Self { file: file.to_owned(), vision, text, own, activation, tiles, rest: None })
+    }
+
+    fn invalid(&self, reason: &str) -> Error {
+        Error::InvalidConfig { file: self.file.clone(), reason: reason.to_owned() }
+    }
+
+    fn uses_of_tower(&self, name: &str) -> bool {
+        match name.strip_prefix("encoder.layers.").and_then(|rest| rest.split_once('.')) {
+            Some((index, _)) => index.parse().is_ok_and(|index: usize| index < self.vision.shape.layers),
+            None => !name.starts_with("post_layernorm") && !name.ends_with("position_ids"),
+        }
+    }
+}
+
+impl Architecture for Config {
+    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
+        let side = self.vision.settings.image_size;
+        let mut defaults = json!({"do_pad": false});
+        if let Some(tiles) = &mut self.tiles {
+            let (file, config) = super::preprocessor_config(files, json!({}), context)?;
+            if let Some(grids) = config.get("image_grid_pinpoints").filter(|grids| !grids.is_null()) {
+                *tiles = Tiles::read(&file, grids)?;
+            }
+            tiles.check(&self.file, side)?;
+            // What this file calls padding is that of a batch of several images.
+            defaults = json!({});
+        }
+        let preprocessing = match self.tiles {
+            Some(_) => super::preprocessing_without(files, defaults, &["do_pad"], context)?,
+            None => super::preprocessing(files, defaults, Processor::Clip, context)?,
+        };
+        if preprocessing.exact() != Some((side, side)) {
+            return Err(self.invalid("the preprocessing makes pictures of another size than image_size"));
+        }
+        let chat = Chat::read(files, self.own.image_token_index, context)?;
+        chat.check(self.text.vocabulary)?;
+        self.rest = Some((preprocessing, chat));
+        Ok(())
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.text.vocabulary
+    }
+
+    fn context(&self) -> usize {
+        self.text.context
+    }
+
+    fn uses(&self, tensor: &str) -> bool {
+        let of_tower = TOWERS.iter().find_map(|prefix| tensor.strip_prefix(prefix));
+        match of_tower {
+            Some(name) => self.uses_of_tower(name),
+            None => {
+                PROJECTORS.iter().any(|prefix| tensor.starts_with(prefix))
+                    || (self.tiles.is_some() && NEWLINES.contains(&tensor))
+                    || self.text.uses(tensor)
+            }
+        }
+    }
+
+    fn per_worker(&self, tokens: usize) -> Bytes {
+        let crops = self.tiles.as_ref().map_or(1, Tiles::most);
+        let rows = self.vision.rows().saturating_mul(crops);
+        let kept = Bytes((rows as u64).saturating_mul(self.text.width as u64).saturating_mul(8));
+        let text = self.text.scratch(PROMPT_ROWS, tokens) + self.text.cache_bytes(tokens);
+        self.vision.scratch(1) + kept + text
+    }
+
+    fn load(
+        &self,
+        tokens: &Tokens,
+        weights: &WeightFiles,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Arc<dyn Network>> {
+        let (preprocessing, chat) = self.rest.clone().ok_or_else(misfit)?;
+        let reader = weights.reader("", device, context);
+        let find = |names: &[&'static str], part: &str| {
+            let there = names.iter().find(|name| weights.contains(&format!("{name}{part}")));
+            there.or(names.first()).copied().unwrap_or_default()
+        };
+        let tower = find(&TOWERS, "embeddings.class_embedding");
+        let projector = find(&PROJECTORS, "linear_1.weight");
+        let newline = match self.tiles {
+            Some(_) => Some(reader.tensor(find(&NEWLINES, ""), &[self.text.width])?.unsqueeze(0)?),
+            None => None,
+        };
+        Ok(Arc::new(Llava {
+            tower: self.vision.load(&reader, tower)?,
+            projector: Projector::load(self, &reader, projector)?,
+            newline,
+            narrator: Narrator(self.text.load(weights, device, context)?),
+            ends: chat.ends(tokens, &self.text.end_tokens),
+            leading: usize::from(self.own.vision_feature_select_strategy == Strategy::Default),
+            grid: self.vision.settings.grid(),
+            side: self.vision.settings.image_size,
+            tiles: self.tiles.clone(),
+            preprocessing,
+            chat,
+            device: device.clone(),
+        }))
+    }
+}
+
+/// Two layers from the tower's width to the text's.
+struct Projector {
+    first: Linear,
+    activation: Activation,
+    second: Linear,
+}
+
+impl Projector {
+    fn load(config: &Config, reader: &WeightReader<'_>, name: &str) -> Result<Self> {
+        let (inside, outside) = (config.vision.shape.width, config.text.width);
+        let bias = if config.own.multimodal_projector_bias { Bias::With } else { Bias::Without };
+        Ok(Self {
+            first: linear(reader, &format!("{name}linear_1"), outside, inside, bias)?,
+            activation: config.activation,
+            second: linear(reader, &format!("{name}linear_2"), outside, outside, bias)?,
+        })
+    }
+}
+
+struct Llava {
+    tower: VisionTower,
+    projector: Projector,
+    /// What ends a line of tiles' patches, `(1, width)`.
+    newline: Option<Tensor>,
+    narrator: Narrator,
+    ends: Vec<u32>,
+    /// Rows of the tower that are left out at the beginning.
+    leading: usize,
+    /// Patches along a side.
+    grid: usize,
+    /// Pixels along a side.
+    side: usize,
+    tiles: Option<Tiles>,
+    preprocessing: Preprocessing,
+    chat: Chat,
+    device: Device,
+}
+
+impl Llava {
+    /// Rows that are kept of a crop.
+    fn kept(&self) -> usize {
+        self.grid * self.grid + 1 - self.leading
+    }
+
+    /// The places, in all that was kept with the newline at its end, of the rows that the text gets.
+    fn layout(&self, tiles: &Tiles, sides: (usize, usize)) -> Result<Vec<u32>> {
+        if self.leading == 0 {
+            return Err(Error::InvalidInput("tiles with their class rows cannot be laid out".to_owned()));
+        }
+        tiles.layout(sides, self.grid, self.side)
+    }
+}
+
+impl Network for Llava {
+    fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    fn prompt(&self, tokens: &Tokens, picture: &Picture, question: &str) -> Result<Prompt> {
+        let sides = (picture.width, picture.height);
+        let rows = match &self.tiles {
+            Some(tiles) => self.layout(tiles, sides)?.len(),
+            None => self.kept(),
+        };
+        // The text first: it is refused sooner than the picture is resized.
+        let (tokens, image) = self.chat.ask(tokens, question, rows)?;
+        let pictures = match &self.tiles {
+            Some(tiles) => tiles.cut(picture, self.side, &self.preprocessing)?,
+            None => vec![self.preprocessing.picture(picture)?],
+        };
+        let scaling = &self.preprocessing.scaling;
+        let crops = pictures.iter().map(|picture| scaling.tensor(picture, &self.device));
+        Ok(Prompt { crops: crops.collect::<Result<_>>()?, tokens, image, sides })
+    }
+
+    fn open_crop(&self, crop: &Tensor) -> Result<Tensor> {
+        Ok(self.tower.run(std::slice::from_ref(crop), 0, |_, _| {})?.hidden)
+    }
+
+    fn tower_layers(&self) -> usize {
+        self.tower.stack.layers.len()
+    }
+
+    fn tower_layer(&self, layer: usize, hidden: &Tensor, _: &Tensor) -> Result<Tensor> {
+        super::stack_layer(&self.tower.stack, layer, hidden)
+    }
+
+    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Vec<Tensor>> {
+        if layers < self.tower_layers() {
+            return Ok(Vec::new());
+        }
+        let rows = hidden.narrow(0, self.leading, self.kept())?.contiguous()?;
+        let wide = self.projector.first.forward(&rows, self.projector.activation)?;
+        Ok(vec![self.projector.second.forward(&wide, Activation::Identity)?])
+    }
+
+    fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+        let mut rows: Vec<Tensor> = kept.iter().flatten().cloned().collect();
+        rows.extend(self.newline.clone());
+        let all = Tensor::cat(&rows, 0)?;
+        let rows = match &self.tiles {
+            Some(tiles) => pick(&all, self.layout(tiles, prompt.sides)?.into_iter().map(|row| row as usize))?,
+            None => all,
+        };
+        Ok(ImageRows { rows, deep: Vec::new() })
+    }
+
+    fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<Memory> {
+        Ok(Memory::Narrator(self.narrator.begin(prompt, image, None)?))
+    }
+
+    fn read(&self, memory: &mut Memory) -> Result<Option<Tensor>> {
+        self.narrator.read(memory.narrator()?)
+    }
+
+    fn write(&self, answers: &mut [(&mut Memory, u32)]) -> Result<Tensor> {
+        let answers = answers.iter_mut().map(|(memory, token)| Ok((memory.narrator()?, *token)));
+        self.narrator.write(&mut answers.collect::<Result<Vec<_>>>()?)
+    }
+}

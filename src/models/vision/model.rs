@@ -1,0 +1,155 @@
+//! A loaded vision model without actors around it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use model_actors::{Completion, DescribeImage, Footprint};
+
+use super::request::{Step, rows, write};
+use super::{Asked, LoadedModel, Plan};
+use crate::device::ComputeThreads;
+use crate::error::{Error, Result};
+use crate::loader::{LoadOptions, ModelLoader};
+use crate::source::Source;
+
+/// A loaded vision model without actors around it, for tools and for comparison: the very code that a worker runs. A
+/// clone shares the weights.
+///
+/// ```no_run
+/// use candle_actors::{Source, VisionModel};
+/// use model_actors::{DescribeImage, ImageSource, Sampling};
+/// # fn main() -> candle_actors::Result<()> {
+/// let model = VisionModel::load(Source::repository("Salesforce/blip-image-captioning-base"))?;
+/// let completion = model.describe(&DescribeImage {
+///     image: ImageSource::Path("cat.jpg".into()),
+///     question: String::new(),
+///     sampling: Sampling::default(),
+///     max_tokens: 30,
+/// })?;
+/// println!("{}", completion.text);
+/// # Ok(())
+/// # }
+/// ```
+pub struct VisionModel {
+    pub(super) shared: Arc<LoadedModel>,
+    pub(super) threads: ComputeThreads,
+}
+
+/// What a model makes of an image and a question before it writes a word, for comparison with a reference.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExaminedImage {
+    /// The crops that the vision tower sees, `3 × height × width` numbers each.
+    pub pixels: Vec<Vec<f32>>,
+    /// The image's rows as the text model sees them, one after another.
+    pub features: Vec<f32>,
+    /// The prompt's tokens, with placeholders for the image.
+    pub prompt: Vec<u32>,
+    /// A number for each token of the vocabulary: how likely it is the first of the answer.
+    pub logits: Vec<f32>,
+}
+
+impl VisionModel {
+    /// Loads a model onto the processor, for the calling thread alone.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the source, its files or its weights.
+    pub fn load(source: Source) -> Result<Self> {
+        Self::load_with(source, LoadOptions::default())
+    }
+
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// As [`VisionModel::load`].
+    pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
+        Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+    }
+
+    pub(super) fn of(shared: Arc<LoadedModel>) -> Result<Self> {
+        let threads = ComputeThreads::for_kernels(shared.compute.threads)?;
+        Ok(Self { shared, threads })
+    }
+
+    /// Another one over the same weights, with compute threads of its own.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the threads cannot be started.
+    pub fn try_clone(&self) -> Result<Self> {
+        Self::of(Arc::clone(&self.shared))
+    }
+
+    /// Most tokens of an image, a question and an answer together.
+    pub fn context(&self) -> usize {
+        self.shared.context
+    }
+
+    /// What it takes in memory.
+    pub fn footprint(&self) -> Footprint {
+        self.shared.footprint
+    }
+
+    /// Steps that it and all that share its weights have taken: layers of the vision tower, parts of prompts, tokens.
+    pub fn steps(&self) -> u64 {
+        self.shared.steps.load(Ordering::Relaxed)
+    }
+
+    /// The answer to a question about an image.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`], the errors of images, or [`Error::Compute`].
+    pub fn describe(&self, request: &DescribeImage) -> Result<Completion> {
+        self.describe_each(request, |_, _| {})
+    }
+
+    /// The same, with each token and the text that became certain with it.
+    ///
+    /// # Errors
+    /// As [`VisionModel::describe`].
+    pub fn describe_each(
+        &self,
+        request: &DescribeImage,
+        mut each: impl FnMut(u32, Option<&str>),
+    ) -> Result<Completion> {
+        let model = &*self.shared;
+        let mut asked = Asked::new(model, request)?;
+        let mut logits = self.read(&mut asked, |_| Ok(()))?;
+        loop {
+            let next = asked.accept(&mut logits)?;
+            each(next.token, next.text.as_deref());
+            if let Some(completion) = next.finished {
+                return Ok(completion);
+            }
+            let step = self.threads.run(|| rows(&write(model, &mut [&mut asked])?))?;
+            logits = step.into_iter().next().ok_or(Error::NotFiniteOutput)?;
+        }
+    }
+
+    /// What the model makes of an image and a question before it writes a word.
+    ///
+    /// # Errors
+    /// As [`VisionModel::describe`].
+    pub fn examine(&self, request: &DescribeImage) -> Result<ExaminedImage> {
+        let mut asked = Asked::new(&self.shared, request)?;
+        let crops = asked.prompt.crops.iter();
+        let pixels = crops.map(|crop| Ok(crop.flatten_all()?.to_vec1()?)).collect::<Result<_>>()?;
+        let prompt = asked.prompt.tokens.clone();
+        let mut features = Vec::new();
+        let logits = self.read(&mut asked, |asked| {
+            if let Some(rows) = asked.looked(&self.shared)? {
+                features = rows.flatten_all()?.to_vec1()?;
+            }
+            Ok(())
+        })?;
+        Ok(ExaminedImage { pixels, features, prompt, logits })
+    }
+
+    /// All steps up to the first token's logits; `between` is given the request after each.
+    fn read(&self, asked: &mut Asked, mut between: impl FnMut(&Asked) -> Result<()>) -> Result<Vec<f32>> {
+        loop {
+            if let Step::Read(logits) = self.threads.run(|| asked.advance(&self.shared))? {
+                return rows(&logits)?.into_iter().next().ok_or(Error::NotFiniteOutput);
+            }
+            between(asked)?;
+        }
+    }
+}

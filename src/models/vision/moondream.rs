@@ -1,0 +1,335 @@
+//! Moondream 2, in the layout that its repository has had since January 2025 (`HfMoondream`): a vision transformer over
+//! the whole picture and over crops that overlap, stitched together and averaged down to one grid, and a text model of
+//! parallel layers. Follows the repository's own code (`moondream.py`, `vision.py`, `text.py`, `image_crops.py`), where
+//! it resizes with Pillow. The revisions of 2024, which are laid out otherwise, are not read.
+
+mod crops;
+mod text;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext, Picture};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::chat::part;
+use super::{Architecture, ImageRows, Memory as AnyMemory, Network, Prompt, misfit};
+use crate::error::{Error, Result};
+use crate::families::{Family, parse};
+use crate::kernels::{Activation, LayerNorm, Linear};
+use crate::models::towers::{
+    Bias, Layer, Middle, Patches, Positions, Resampling, Sight, Stack, StackShape, VisionTower, check_stack,
+    linear, norm, with_defaults,
+};
+use crate::pixels::Scaling;
+use crate::source::Files;
+use crate::tokens::{Specials, Tokens};
+use crate::weights::{WeightFiles, WeightReader};
+use crops::Crops;
+pub(super) use text::Memory;
+use text::{TextConfig, TextModel};
+
+/// This family's line in the list.
+pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "moondream1",
+    architectures: &["HfMoondream"],
+    read: |file, config| Ok(Box::new(Config::read(file, config)?)),
+};
+
+const EPSILON: f64 = 1e-5;
+/// GPT-2's number for the token that ends a text: that tokenizer's questions are put in words.
+const GPT2_END: u32 = 50256;
+
+/// `vision` in the `config` of `config.json`, whose defaults are those of the published `config.py`.
+#[derive(Debug, Clone, Deserialize)]
+struct VisionConfig {
+    enc_dim: usize,
+    enc_patch_size: usize,
+    enc_n_layers: usize,
+    enc_ff_dim: usize,
+    enc_n_heads: usize,
+    proj_inner_dim: usize,
+    proj_out_dim: usize,
+    crop_size: usize,
+    in_channels: usize,
+    max_crops: usize,
+    overlap_margin: usize,
+}
+
+fn vision_defaults() -> Value {
+    json!({
+        "enc_dim": 1152, "enc_patch_size": 14, "enc_n_layers": 27, "enc_ff_dim": 4304, "enc_n_heads": 16,
+        "proj_inner_dim": 8192, "proj_out_dim": 2048, "crop_size": 378, "in_channels": 3, "max_crops": 12,
+        "overlap_margin": 4
+    })
+}
+
+/// How a question is put, in tokens.
+#[derive(Debug, Clone, Deserialize)]
+struct Phrases {
+    bos_id: u32,
+    eos_id: u32,
+    templates: Templates,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Templates {
+    caption: Option<Caption>,
+    query: Query,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Caption {
+    normal: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Query {
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+}
+
+impl Phrases {
+    /// Those of the tokenizer that is there. The published `config.json` names none, and the repository has had two:
+    /// GPT-2's until March 2025, and since then one whose first token ends a text.
+    fn of(tokens: &Tokens) -> Self {
+        let phrases = |end: u32, caption: [u32; 5], prefix: &[u32], suffix: &[u32]| Self {
+            bos_id: end,
+            eos_id: end,
+            templates: Templates {
+                caption: Some(Caption { normal: caption.to_vec() }),
+                query: Query { prefix: prefix.to_vec(), suffix: suffix.to_vec() },
+            },
+        };
+        match tokens.id("<|endoftext|>") {
+            Some(GPT2_END) => {
+                phrases(GPT2_END, [198, 198, 24334, 1159, 25], &[198, 198, 24361, 25], &[198, 198, 33706, 25])
+            }
+            _ => phrases(0, [1, 32708, 2, 6382, 3], &[1, 15381, 2], &[3]),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = u32> {
+        let Templates { caption, query } = &self.templates;
+        let caption = caption.iter().flat_map(|caption| &caption.normal);
+        let words = caption.chain(&query.prefix).chain(&query.suffix).copied();
+        words.chain([self.bos_id, self.eos_id])
+    }
+}
+
+struct Config {
+    file: PathBuf,
+    vision: VisionConfig,
+    shape: StackShape,
+    crops: Crops,
+    text: TextConfig,
+    phrases: Option<Phrases>,
+}
+
+impl Config {
+    fn read(file: &Path, config: &Value) -> Result<Self> {
+        let config = part(config, "config");
+        let vision: VisionConfig = parse(file, &with_defaults(vision_defaults(), &[part(config, "vision")]))?;
+        let text = TextConfig::read(file, part(config, "text"))?;
+        let shape = StackShape {
+            width: vision.enc_dim,
+            middle: vision.enc_ff_dim,
+            layers: vision.enc_n_layers,
+            heads: vision.enc_n_heads,
+            epsilon: EPSILON,
+            activation: Activation::GeluTanh,
+        };
+        check_stack(file, &shape)?;
+        let invalid =
+            |reason: &str| Error::InvalidConfig { file: file.to_owned(), reason: reason.to_owned() };
+        if vision.in_channels != 3 || vision.proj_out_dim != text.dim {
+            return Err(invalid("in_channels is not 3, or proj_out_dim is not the text's dim"));
+        }
+        if !(1..=1 << 24).contains(&vision.proj_inner_dim) {
+            return Err(invalid("proj_inner_dim is out of range"));
+        }
+        let VisionConfig { crop_size, enc_patch_size, overlap_margin, max_crops, .. } = vision;
+        let crops = Crops::new(crop_size, enc_patch_size, overlap_margin, max_crops)
+            .ok_or_else(|| invalid("crop_size, enc_patch_size, overlap_margin and max_crops do not fit"))?;
+        let phrases = match part(config, "tokenizer") {
+            Value::Null => None,
+            phrases => Some(parse(file, phrases)?),
+        };
+        Ok(Self { file: file.to_owned(), shape, crops, text, phrases, vision })
+    }
+
+    fn load_tower(&self, reader: &WeightReader<'_>) -> Result<VisionTower> {
+        let (width, side, grid) = (self.shape.width, self.vision.enc_patch_size, self.crops.grid);
+        let weight = reader.tensor("vision.patch_emb.weight", &[width, 3 * side * side])?;
+        let bias = reader.tensor("vision.patch_emb.bias", &[width])?;
+        let positions = reader.tensor("vision.pos_emb", &[1, grid * grid, width])?.squeeze(0)?;
+        let layers = (0..self.shape.layers).map(|index| {
+            let part = |part: &str| format!("vision.blocks.{index}.{part}");
+            Ok(Layer {
+                attention_norm: norm(reader, &part("ln1"), width, EPSILON)?,
+                mixed: linear(reader, &part("attn.qkv"), 3 * width, width, Bias::With)?,
+                attended: linear(reader, &part("attn.proj"), width, width, Bias::With)?,
+                middle_norm: norm(reader, &part("ln2"), width, EPSILON)?,
+                middle: Middle::load(reader, &part("mlp"), &self.shape)?,
+            })
+        });
+        let layers = layers.collect::<Result<_>>()?;
+        Ok(VisionTower {
+            patches: Patches { linear: Linear::new(&weight, Some(bias))?, side },
+            leading: None,
+            positions: Positions::new(positions, grid, Resampling::Never),
+            first_norm: None,
+            stack: Stack { layers, heads: self.shape.heads, sight: Sight::Whole },
+        })
+    }
+}
+
+impl Architecture for Config {
+    fn complete(&mut self, _: &Files, _: &LoadContext) -> Result<()> {
+        Ok(())
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.text.vocab_size
+    }
+
+    fn context(&self) -> usize {
+        self.text.max_context
+    }
+
+    fn uses(&self, tensor: &str) -> bool {
+        let name = tensor.strip_prefix("model.").unwrap_or(tensor);
+        name.starts_with("vision.") || name.starts_with("text.")
+    }
+
+    fn per_worker(&self, tokens: usize) -> Bytes {
+        let rows = self.crops.grid * self.crops.grid;
+        let kept = (rows * (self.crops.most + 1)) as u64;
+        let kept = Bytes(kept.saturating_mul(8).saturating_mul(self.shape.width as u64));
+        self.shape.scratch(rows, rows) + kept + self.text.memory(tokens) + self.text.scratch(rows + 1, tokens)
+    }
+
+    fn load(
+        &self,
+        tokens: &Tokens,
+        weights: &WeightFiles,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Arc<dyn Network>> {
+        let phrases = self.phrases.clone().unwrap_or_else(|| Phrases::of(tokens));
+        if let Some(token) = phrases.all().find(|token| *token as usize >= self.text.vocab_size) {
+            let reason =
+                format!("the token {token} of a template is not below vocab_size {}", self.text.vocab_size);
+            return Err(Error::InvalidConfig { file: self.file.clone(), reason });
+        }
+        let prefix = if weights.contains("model.text.wte") { "model." } else { "" };
+        let reader = weights.reader(prefix, device, context);
+        let VisionConfig { enc_dim, proj_inner_dim, proj_out_dim, .. } = self.vision;
+        Ok(Arc::new(Moondream {
+            tower: self.load_tower(&reader)?,
+            last_norm: norm(&reader, "vision.post_ln", enc_dim, EPSILON)?,
+            first: linear(&reader, "vision.proj_mlp.fc1", proj_inner_dim, 2 * enc_dim, Bias::With)?,
+            second: linear(&reader, "vision.proj_mlp.fc2", proj_out_dim, proj_inner_dim, Bias::With)?,
+            text: TextModel::load(&self.text, &reader, device)?,
+            crops: self.crops,
+            ends: [phrases.eos_id],
+            phrases,
+            scaling: Scaling::new(1.0 / 255.0, [0.5; 3], [0.5; 3]),
+            device: device.clone(),
+        }))
+    }
+}
+
+struct Moondream {
+    tower: VisionTower,
+    last_norm: LayerNorm,
+    first: Linear,
+    second: Linear,
+    text: TextModel,
+    crops: Crops,
+    ends: [u32; 1],
+    phrases: Phrases,
+    scaling: Scaling,
+    device: Device,
+}
+
+impl Moondream {
+    /// What is said after the image. Without a question, that a caption is wanted.
+    fn phrase(&self, tokens: &Tokens, question: &str) -> Result<Vec<u32>> {
+        let Templates { caption, query } = &self.phrases.templates;
+        if !question.is_empty() {
+            let question = tokens.encode_prompt(question, Specials::Added)?;
+            return Ok([query.prefix.as_slice(), &question, &query.suffix].concat());
+        }
+        match caption {
+            Some(caption) => Ok(caption.normal.clone()),
+            None => Err(Error::InvalidInput("the question is empty; this model needs one".to_owned())),
+        }
+    }
+}
+
+impl Network for Moondream {
+    fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    fn prompt(&self, tokens: &Tokens, picture: &Picture, question: &str) -> Result<Prompt> {
+        let phrase = self.phrase(tokens, question)?;
+        let rows = self.crops.grid * self.crops.grid;
+        let mut ids = vec![self.phrases.bos_id; 1 + rows];
+        ids.extend(phrase);
+        let pictures = self.crops.cut(picture)?;
+        let crops = pictures.iter().map(|picture| self.scaling.tensor(picture, &self.device));
+        Ok(Prompt {
+            crops: crops.collect::<Result<_>>()?,
+            tokens: ids,
+            image: 1..1 + rows,
+            sides: (picture.width, picture.height),
+        })
+    }
+
+    fn open_crop(&self, crop: &Tensor) -> Result<Tensor> {
+        Ok(self.tower.run(std::slice::from_ref(crop), 0, |_, _| {})?.hidden)
+    }
+
+    fn tower_layers(&self) -> usize {
+        self.tower.stack.layers.len()
+    }
+
+    fn tower_layer(&self, layer: usize, hidden: &Tensor, _: &Tensor) -> Result<Tensor> {
+        super::stack_layer(&self.tower.stack, layer, hidden)
+    }
+
+    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Vec<Tensor>> {
+        if layers < self.tower_layers() { Ok(Vec::new()) } else { Ok(vec![self.last_norm.of(hidden)?]) }
+    }
+
+    fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+        let rows: Vec<Tensor> = kept.iter().flatten().cloned().collect();
+        let (whole, parts) = rows.split_first().ok_or_else(misfit)?;
+        let stitched = self.crops.stitch(&Tensor::cat(parts, 0)?, prompt.sides)?.to_device(&self.device)?;
+        let both = Tensor::cat(&[whole, &stitched], 1)?;
+        let rows = self.first.forward(&both, Activation::GeluTanh)?;
+        Ok(ImageRows { rows: self.second.forward(&rows, Activation::Identity)?, deep: Vec::new() })
+    }
+
+    fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<AnyMemory> {
+        let (Some(first), Some(rest)) =
+            (prompt.tokens.get(..prompt.image.start), prompt.tokens.get(prompt.image.end..))
+        else {
+            return Err(misfit());
+        };
+        Ok(AnyMemory::Moondream(self.text.begin(first, &image.rows, rest)?))
+    }
+
+    fn read(&self, memory: &mut AnyMemory) -> Result<Option<Tensor>> {
+        self.text.read(memory.moondream()?)
+    }
+
+    fn write(&self, answers: &mut [(&mut AnyMemory, u32)]) -> Result<Tensor> {
+        let answers = answers.iter_mut().map(|(memory, token)| Ok((memory.moondream()?, *token)));
+        self.text.write(&mut answers.collect::<Result<Vec<_>>>()?)
+    }
+}

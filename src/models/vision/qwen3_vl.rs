@@ -1,0 +1,248 @@
+//! Qwen3-VL: a vision tower for images of any size, whose patches are merged by fours into the text of a Qwen3 decoder.
+//! Features of some of the tower's layers are added after the decoder's first ones (DeepStack), and a token's position
+//! has three coordinates (interleaved M-RoPE). Follows `modeling_qwen3_vl.py` of transformers.
+
+mod resize;
+mod tower;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext, Picture};
+use serde_json::{Value, json};
+
+use super::chat::{Chat, part};
+use super::narrator::Narrator;
+use super::{Architecture, ImageRows, Memory, Network, PROMPT_ROWS, Prompt, misfit};
+use crate::error::{Error, Result};
+use crate::families::{self, Family};
+use crate::kernels::rotary::Position;
+use crate::models::decoder::{self, DecoderConfig};
+use crate::pixels::Scaling;
+use crate::source::Files;
+use crate::tokens::Tokens;
+use crate::weights::WeightFiles;
+use resize::SmartResize;
+use tower::{Tower, TowerConfig};
+
+/// This family's line in the list.
+pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "qwen3_vl",
+    architectures: &["Qwen3VLForConditionalGeneration"],
+    read: |file, config| Ok(Box::new(Config::read(file, config)?)),
+};
+
+const TOWERS: [&str; 2] = ["model.visual.", "visual."];
+
+/// `config.json`, with what the other small files say once they are read.
+struct Config {
+    file: PathBuf,
+    tower: TowerConfig,
+    text: DecoderConfig,
+    image_token: u32,
+    rest: Option<(SmartResize, Scaling, Chat)>,
+}
+
+impl Config {
+    fn read(file: &Path, config: &Value) -> Result<Self> {
+        let tower = TowerConfig::read(file, part(config, "vision_config"))?;
+        let text = text_config(config);
+        let text = families::find(decoder::FAMILIES, "vision", file, &text)?;
+        let invalid = |reason: String| Error::InvalidConfig { file: file.to_owned(), reason };
+        if tower.out_hidden_size != text.width {
+            let (out, width) = (tower.out_hidden_size, text.width);
+            return Err(invalid(format!("out_hidden_size is {out}; the text's hidden_size is {width}")));
+        }
+        let image_token = match part(config, "image_token_id") {
+            Value::Null => 151_655,
+            token => {
+                let token = token.as_u64().and_then(|token| u32::try_from(token).ok());
+                token.ok_or_else(|| invalid("image_token_id is no token's number".to_owned()))?
+            }
+        };
+        Ok(Self { file: file.to_owned(), tower, text, image_token, rest: None })
+    }
+}
+
+/// The text's settings as those of the Qwen3 that it is.
+fn text_config(config: &Value) -> Value {
+    let mut text = part(config, "text_config").clone();
+    let Some(settings) = text.as_object_mut() else { return json!({"model_type": "qwen3"}) };
+    settings.insert("model_type".to_owned(), "qwen3".into());
+    settings.remove("architectures");
+    if let (None, Some(tied)) = (settings.get("tie_word_embeddings"), config.get("tie_word_embeddings")) {
+        settings.insert("tie_word_embeddings".to_owned(), tied.clone());
+    }
+    let name = match settings.get("rope_parameters") {
+        Some(Value::Object(_)) => "rope_parameters",
+        _ => "rope_scaling",
+    };
+    let rope = settings.entry(name).or_insert(Value::Null);
+    if rope.is_null() {
+        *rope = json!({});
+    }
+    if let Some(rope) = rope.as_object_mut() {
+        // The reference interleaves whatever the file says.
+        rope.insert("mrope_interleaved".to_owned(), true.into());
+        rope.entry("mrope_section").or_insert_with(|| json!([24, 20, 20]));
+    }
+    text
+}
+
+impl Architecture for Config {
+    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
+        let (file, config) = super::preprocessor_config(files, json!({}), context)?;
+        let resize = SmartResize::read(&file, &config, self.tower.patch_size, self.tower.spatial_merge_size)?;
+        let left_out =
+            ["size", "min_pixels", "max_pixels", "do_resize", "do_center_crop", "do_pad", "crop_size"];
+        let defaults = json!({"do_resize": false, "do_center_crop": false});
+        let preprocessing = super::preprocessing_without(files, defaults, &left_out, context)?;
+        let chat = Chat::read(files, self.image_token, context)?;
+        chat.check(self.text.vocabulary)?;
+        if self.text.layers.len() < self.tower.deepstack_visual_indexes.len() {
+            let reason = "deepstack_visual_indexes has more layers than the text model".to_owned();
+            return Err(Error::InvalidConfig { file: self.file.clone(), reason });
+        }
+        self.rest = Some((resize, preprocessing.scaling, chat));
+        Ok(())
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.text.vocabulary
+    }
+
+    fn context(&self) -> usize {
+        self.text.context
+    }
+
+    fn uses(&self, tensor: &str) -> bool {
+        TOWERS.iter().any(|prefix| tensor.starts_with(prefix)) || self.text.uses(tensor)
+    }
+
+    fn per_worker(&self, tokens: usize) -> Bytes {
+        let text = self.text.scratch(PROMPT_ROWS, tokens) + self.text.cache_bytes(tokens);
+        // An image that fills the tokens that are counted ahead.
+        let patches = tokens.saturating_mul(self.tower.merged());
+        self.tower.scratch(patches) + text
+    }
+
+    fn load(
+        &self,
+        tokens: &Tokens,
+        weights: &WeightFiles,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Arc<dyn Network>> {
+        let (resize, scaling, chat) = self.rest.clone().ok_or_else(misfit)?;
+        let prefix = TOWERS.into_iter().find(|prefix| weights.contains(&format!("{prefix}pos_embed.weight")));
+        let reader = weights.reader(prefix.unwrap_or(TOWERS[0]), device, context);
+        Ok(Arc::new(Qwen3Vl {
+            tower: Tower::load(&self.tower, &reader, device)?,
+            narrator: Narrator(self.text.load(weights, device, context)?),
+            ends: chat.ends(tokens, &self.text.end_tokens),
+            resize,
+            scaling,
+            chat,
+            device: device.clone(),
+        }))
+    }
+}
+
+struct Qwen3Vl {
+    tower: Tower,
+    narrator: Narrator,
+    ends: Vec<u32>,
+    resize: SmartResize,
+    scaling: Scaling,
+    chat: Chat,
+    device: Device,
+}
+
+impl Network for Qwen3Vl {
+    fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    fn prompt(&self, tokens: &Tokens, picture: &Picture, question: &str) -> Result<Prompt> {
+        let sides = (picture.width, picture.height);
+        let (width, height) = self.resize.of(sides)?;
+        let (down, across) = self.tower.merged_grid(width, height);
+        let (tokens, image) = self.chat.ask(tokens, question, down * across)?;
+        if tokens.len() >= self.narrator.0.context() {
+            // Said before a large picture is resized; the common check says it with both numbers.
+            return Ok(Prompt { crops: Vec::new(), tokens, image, sides });
+        }
+        let crop = self.scaling.tensor(&self.resize.picture(picture)?, &self.device)?;
+        Ok(Prompt { crops: vec![crop], tokens, image, sides })
+    }
+
+    fn open_crop(&self, crop: &Tensor) -> Result<Tensor> {
+        self.tower.open(crop)
+    }
+
+    fn tower_layers(&self) -> usize {
+        self.tower.depth()
+    }
+
+    fn tower_layer(&self, layer: usize, hidden: &Tensor, crop: &Tensor) -> Result<Tensor> {
+        self.tower.layer(layer, hidden, crop)
+    }
+
+    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Vec<Tensor>> {
+        self.tower.keep(layers, hidden)
+    }
+
+    fn image(&self, _: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+        let (rows, deep) = kept.first().and_then(|kept| kept.split_last()).ok_or_else(misfit)?;
+        Ok(ImageRows { rows: rows.clone(), deep: deep.to_vec() })
+    }
+
+    fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<Memory> {
+        let (width, height) = self.resize.of(prompt.sides)?;
+        let grid = self.tower.merged_grid(width, height);
+        let positions = positions(prompt.tokens.len(), &prompt.image, grid);
+        Ok(Memory::Narrator(self.narrator.begin(prompt, image, Some(positions))?))
+    }
+
+    fn read(&self, memory: &mut Memory) -> Result<Option<Tensor>> {
+        self.narrator.read(memory.narrator()?)
+    }
+
+    fn write(&self, answers: &mut [(&mut Memory, u32)]) -> Result<Tensor> {
+        let answers = answers.iter_mut().map(|(memory, token)| Ok((memory.narrator()?, *token)));
+        self.narrator.write(&mut answers.collect::<Result<Vec<_>>>()?)
+    }
+}
+
+/// Where each row of a prompt is, and the position after the last. Words count on; the image's rows stand at one moment,
+/// each at its line and column, and the words after it go on behind its longer side.
+fn positions(
+    count: usize,
+    image: &std::ops::Range<usize>,
+    (down, across): (usize, usize),
+) -> (Vec<Position>, u32) {
+    let start = image.start as u32;
+    let mut positions: Vec<Position> = (0..start).map(|place| [place; 3]).collect();
+    for line in 0..down as u32 {
+        positions.extend((0..across as u32).map(|column| [start, start + line, start + column]));
+    }
+    let behind = start + down.max(across) as u32;
+    let words = count.saturating_sub(image.end) as u32;
+    positions.extend((0..words).map(|word| [behind + word; 3]));
+    (positions, behind + words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_behind_an_image_go_on_behind_its_longer_side() {
+        let (positions, next) = positions(9, &(1..7), (3, 2));
+        assert_eq!(positions[0], [0; 3]);
+        assert_eq!(positions[1..7], [[1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2], [1, 3, 1], [1, 3, 2]]);
+        assert_eq!(positions[7..], [[4; 3], [5; 3]]);
+        assert_eq!(next, 6);
+    }
+}

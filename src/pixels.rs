@@ -1,0 +1,39 @@
+//! Pixels to what a model is given, exactly as the processors of transformers that are backed by Pillow do it: resized,
+//! cropped, padded, rescaled and normalised, as the model's own `preprocessor_config.json` says. All of it is plain
+//! functions of [`Picture`]s, so that models with a preprocessing of their own put theirs together from the same parts.
+//! Where pictures come from is left to `image_input`.
+
+mod resample;
+mod settings;
+mod window;
+
+use model_actors::Picture;
+
+use crate::error::{Error, Result};
+pub(crate) use resample::{Filter, resize};
+pub(crate) use settings::{Preprocessing, Processor, Scaling, Size};
+pub(crate) use window::{centre_crop, window};
+
+pub(crate) use crate::limits::{MAX_MODEL_PIXELS as MAX_PIXELS, MAX_MODEL_SIDE as MAX_SIDE};
+
+/// Refuses a picture whose pixels are not those that its sides call for, and one of nothing.
+pub(crate) fn check(picture: &Picture) -> Result<()> {
+    let &Picture { width, height, ref rgb } = picture;
+    let bytes = width.checked_mul(height).and_then(|pixels| pixels.checked_mul(3));
+    if width == 0 || height == 0 || bytes != Some(rgb.len()) {
+        let reason = format!("a picture of {width}x{height} pixels does not have {} bytes", rgb.len());
+        return Err(Error::InvalidInput(reason));
+    }
+    Ok(())
+}
+
+/// Refuses sides that nothing may be made with.
+fn check_sides(width: usize, height: usize) -> Result<()> {
+    if (1..=MAX_SIDE).contains(&width) && (1..=MAX_SIDE).contains(&height) {
+        return Ok(());
+    }
+    let reason = format!(
+        "the picture would become {width}x{height} pixels; 1 to {MAX_SIDE} a side are allowed (it may be too narrow)"
+    );
+    Err(Error::InvalidInput(reason))
+}

@@ -1,0 +1,379 @@
+//! `preprocessor_config.json`: what is done to a picture before a model sees it.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use model_actors::{LoadContext, Picture};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{Filter, MAX_SIDE, centre_crop, check, check_sides, resize};
+use crate::error::{Error, Result};
+use crate::families::parse;
+use crate::source::{Files, read_json};
+
+/// Whose defaults hold where the file does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Processor {
+    /// `CLIPImageProcessor` and `BitImageProcessor`: the shorter side becomes 224, the middle is kept.
+    Clip,
+    /// `SiglipImageProcessor`: a square of 224, half the range taken away.
+    Siglip,
+    /// `ViTImageProcessor`: the same, bilinear.
+    Vit,
+}
+
+impl Processor {
+    const NAMES: &'static str =
+        "CLIPImageProcessor, BitImageProcessor, SiglipImageProcessor, ViTImageProcessor";
+
+    /// By the name in `image_processor_type` or `feature_extractor_type`, of which there are many for the same.
+    fn from_name(name: &str) -> Option<Self> {
+        let name = name.strip_suffix("Fast").or(name.strip_suffix("Pil")).unwrap_or(name);
+        let name = name.strip_suffix("ImageProcessor").or(name.strip_suffix("FeatureExtractor"))?;
+        match name {
+            "CLIP" | "Bit" => Some(Self::Clip),
+            "Siglip" => Some(Self::Siglip),
+            "ViT" => Some(Self::Vit),
+            _ => None,
+        }
+    }
+}
+
+/// How large a picture is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// Exactly this, whatever becomes of the proportions.
+    Exact { width: usize, height: usize },
+    /// The shorter side this, in proportion.
+    Shortest(usize),
+}
+
+impl Size {
+    /// What a picture of these sides is made.
+    pub(crate) fn of(self, width: usize, height: usize) -> (usize, usize) {
+        let long = |shortest: usize, long: usize, short: usize| {
+            // As Python divides: exact product, quotient in 64 bits, cut. The cast saturates.
+            ((shortest as u128 * long as u128) as f64 / short.max(1) as f64) as usize
+        };
+        match self {
+            Self::Exact { width, height } => (width, height),
+            Self::Shortest(side) if width <= height => (side, long(side, height, width)),
+            Self::Shortest(side) => (long(side, width, height), side),
+        }
+    }
+}
+
+/// Bytes to numbers: `(byte · factor − mean) / deviation`, for each channel.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Scaling {
+    /// For each channel, what each of the 256 values becomes.
+    table: Box<[[f32; 256]; 3]>,
+}
+
+impl Scaling {
+    pub(crate) fn new(factor: f64, mean: [f32; 3], deviation: [f32; 3]) -> Self {
+        let mut table = Box::new([[0.0; 256]; 3]);
+        for (values, (mean, deviation)) in table.iter_mut().zip(mean.into_iter().zip(deviation)) {
+            for (byte, value) in values.iter_mut().enumerate() {
+                *value = ((byte as f64 * factor) as f32 - mean) / deviation;
+            }
+        }
+        Self { table }
+    }
+
+    /// `height × width × 3` bytes to `3 × height × width` numbers.
+    pub(crate) fn values(&self, picture: &Picture) -> Result<Vec<f32>> {
+        check(picture)?;
+        let mut values = Vec::with_capacity(picture.rgb.len());
+        for (channel, table) in self.table.iter().enumerate() {
+            let bytes = picture.rgb.iter().skip(channel).step_by(3);
+            values.extend(bytes.map(|byte| table[usize::from(*byte)]));
+        }
+        Ok(values)
+    }
+
+    /// `(3, height, width)`.
+    pub(crate) fn tensor(&self, picture: &Picture, device: &Device) -> Result<Tensor> {
+        Ok(Tensor::from_vec(self.values(picture)?, (3, picture.height, picture.width), device)?)
+    }
+}
+
+/// All of it, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Preprocessing {
+    pub(crate) resize: Option<(Size, Filter)>,
+    /// Width and height of the part in the middle that is kept.
+    pub(crate) crop: Option<(usize, usize)>,
+    pub(crate) scaling: Scaling,
+}
+
+/// The file as it is; what it leaves out is the processor's default.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Raw {
+    image_processor_type: Option<String>,
+    feature_extractor_type: Option<String>,
+    do_resize: Option<bool>,
+    size: Option<Sides>,
+    resample: Option<u64>,
+    do_center_crop: Option<bool>,
+    crop_size: Option<Sides>,
+    do_rescale: Option<bool>,
+    rescale_factor: Option<f64>,
+    do_normalize: Option<bool>,
+    image_mean: Option<Channels>,
+    image_std: Option<Channels>,
+    do_pad: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Sides {
+    One(usize),
+    Named {
+        height: Option<usize>,
+        width: Option<usize>,
+        shortest_edge: Option<usize>,
+        longest_edge: Option<usize>,
+    },
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Channels {
+    All(f32),
+    Each([f32; 3]),
+}
+
+const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_DEVIATION: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
+const FILE: &str = "preprocessor_config.json";
+/// Where newer releases of transformers put the same, under `image_processor`.
+const NEW_FILE: &str = "processor_config.json";
+
+impl Preprocessing {
+    /// Reads a model's own file; `processor` is whose defaults hold where it does not name one.
+    pub(crate) fn open(files: &Files, processor: Processor, context: &LoadContext) -> Result<Self> {
+        if let Some(path) = files.optional(FILE, context)? {
+            return Self::read(&path, &read_json(&path)?, processor);
+        }
+        if let Some(path) = files.optional(NEW_FILE, context)? {
+            let config: Value = read_json(&path)?;
+            if let Some(config) = config.get("image_processor") {
+                return Self::read(&path, config, processor);
+            }
+        }
+        Err(files.missing(FILE, context))
+    }
+
+    /// Reads the file's content.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`], [`Error::UnsupportedSetting`].
+    pub(crate) fn read(file: &Path, config: &Value, processor: Processor) -> Result<Self> {
+        let raw: Raw = parse(file, config)?;
+        let processor = match raw.image_processor_type.as_deref().or(raw.feature_extractor_type.as_deref()) {
+            None => processor,
+            Some(name) => Processor::from_name(name).ok_or_else(|| Error::UnsupportedSetting {
+                file: file.to_owned(),
+                what: "image_processor_type",
+                found: name.to_owned(),
+                supported: Processor::NAMES,
+            })?,
+        };
+        let reader = Reader { file: file.to_owned(), processor };
+        if raw.do_pad == Some(true) {
+            return Err(reader.unsupported("do_pad", "true".to_owned(), "false"));
+        }
+        Ok(Self { resize: reader.resize(&raw)?, crop: reader.crop(&raw)?, scaling: reader.scaling(&raw)? })
+    }
+
+    /// The sides of everything that comes out, where they do not depend on what goes in.
+    pub(crate) fn exact(&self) -> Option<(usize, usize)> {
+        match (self.crop, self.resize) {
+            (Some(sides), _) => Some(sides),
+            (None, Some((Size::Exact { width, height }, _))) => Some((width, height)),
+            _ => None,
+        }
+    }
+
+    /// The picture that the model sees.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`].
+    pub(crate) fn picture(&self, picture: &Picture) -> Result<Picture> {
+        check(picture)?;
+        let resized = match self.resize {
+            Some((size, filter)) => {
+                let (width, height) = size.of(picture.width, picture.height);
+                Some(resize(picture, width, height, filter)?)
+            }
+            None => None,
+        };
+        let resized = resized.as_ref().unwrap_or(picture);
+        let cropped = match self.crop {
+            Some((width, height)) => centre_crop(resized, width, height)?,
+            None => resized.clone(),
+        };
+        check_sides(cropped.width, cropped.height)?;
+        Ok(cropped)
+    }
+
+    /// The same in numbers, `(3, height, width)`.
+    ///
+    /// # Errors
+    /// As [`Self::picture`].
+    pub(crate) fn tensor(&self, picture: &Picture, device: &Device) -> Result<Tensor> {
+        self.scaling.tensor(&self.picture(picture)?, device)
+    }
+}
+
+struct Reader {
+    file: PathBuf,
+    processor: Processor,
+}
+
+impl Reader {
+    fn unsupported(&self, what: &'static str, found: String, supported: &'static str) -> Error {
+        Error::UnsupportedSetting { file: self.file.clone(), what, found, supported }
+    }
+
+    fn invalid(&self, reason: String) -> Error {
+        Error::InvalidConfig { file: self.file.clone(), reason }
+    }
+
+    fn side(&self, side: usize) -> Result<usize> {
+        match side {
+            1..=MAX_SIDE => Ok(side),
+            _ => Err(self.invalid(format!("a side of {side} pixels; 1 to {MAX_SIDE} are allowed"))),
+        }
+    }
+
+    fn resize(&self, raw: &Raw) -> Result<Option<(Size, Filter)>> {
+        if raw.do_resize == Some(false) {
+            return Ok(None);
+        }
+        let filter = match raw.resample {
+            None if self.processor == Processor::Vit => Filter::Bilinear,
+            None => Filter::Bicubic,
+            Some(number) => Filter::from_number(number).ok_or_else(|| {
+                self.unsupported("resample", number.to_string(), "0 to 5, as Pillow counts")
+            })?,
+        };
+        let size = match raw.size {
+            None if self.processor == Processor::Clip => Size::Shortest(224),
+            None => Size::Exact { width: 224, height: 224 },
+            Some(Sides::One(side)) if self.processor == Processor::Vit => {
+                Size::Exact { width: self.side(side)?, height: self.side(side)? }
+            }
+            Some(Sides::One(side) | Sides::Named { shortest_edge: Some(side), longest_edge: None, .. }) => {
+                Size::Shortest(self.side(side)?)
+            }
+            Some(Sides::Named { height: Some(height), width: Some(width), shortest_edge: None, .. }) => {
+                Size::Exact { width: self.side(width)?, height: self.side(height)? }
+            }
+            Some(Sides::Named { .. }) => {
+                let supported = "height and width, shortest_edge alone, one number";
+                return Err(self.unsupported("size", "of other sides".to_owned(), supported));
+            }
+        };
+        Ok(Some((size, filter)))
+    }
+
+    fn crop(&self, raw: &Raw) -> Result<Option<(usize, usize)>> {
+        if !raw.do_center_crop.unwrap_or(self.processor == Processor::Clip) {
+            return Ok(None);
+        }
+        match raw.crop_size {
+            None => Ok(Some((224, 224))),
+            Some(Sides::One(side)) => Ok(Some((self.side(side)?, self.side(side)?))),
+            Some(Sides::Named { height: Some(height), width: Some(width), .. }) => {
+                Ok(Some((self.side(width)?, self.side(height)?)))
+            }
+            Some(_) => Err(self.unsupported(
+                "crop_size",
+                "of other sides".to_owned(),
+                "height and width, one number",
+            )),
+        }
+    }
+
+    fn scaling(&self, raw: &Raw) -> Result<Scaling> {
+        let factor = match raw.do_rescale {
+            Some(false) => 1.0,
+            _ => raw.rescale_factor.unwrap_or(1.0 / 255.0),
+        };
+        let of = |channels: &Option<Channels>, clip: [f32; 3]| match channels {
+            Some(Channels::All(value)) => [*value; 3],
+            Some(Channels::Each(values)) => *values,
+            None if self.processor == Processor::Clip => clip,
+            None => [0.5; 3],
+        };
+        let (mean, deviation) = match raw.do_normalize {
+            Some(false) => ([0.0; 3], [1.0; 3]),
+            _ => (of(&raw.image_mean, CLIP_MEAN), of(&raw.image_std, CLIP_DEVIATION)),
+        };
+        let scaling = Scaling::new(factor, mean, deviation);
+        if scaling.table.iter().flatten().any(|value| !value.is_finite()) {
+            let reason =
+                "rescale_factor, image_mean and image_std make numbers that are not finite".to_owned();
+            return Err(self.invalid(reason));
+        }
+        Ok(scaling)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(config: Value) -> Result<Preprocessing> {
+        Preprocessing::read(Path::new(FILE), &config, Processor::Clip)
+    }
+
+    #[test]
+    fn old_and_new_ways_to_write_the_same_are_the_same() {
+        let old = json!({"size": 224, "crop_size": 224, "resample": 3, "feature_extractor_type": "CLIPFeatureExtractor"});
+        let new = json!({
+            "size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "resample": 3,
+            "image_processor_type": "CLIPImageProcessorFast", "image_std": CLIP_DEVIATION, "rescale_factor": 1.0 / 255.0
+        });
+        let (old, new) = (read(old).unwrap(), read(new).unwrap());
+        assert_eq!(old, new);
+        assert_eq!(old.exact(), Some((224, 224)));
+        let siglip = read(json!({"image_processor_type": "SiglipImageProcessor"})).unwrap();
+        assert_eq!((siglip.crop, siglip.exact()), (None, Some((224, 224))));
+        let bare = read(json!({"do_resize": false, "do_center_crop": false, "do_normalize": false})).unwrap();
+        assert_eq!((bare.exact(), bare.scaling), (None, Scaling::new(1.0 / 255.0, [0.0; 3], [1.0; 3])));
+    }
+
+    #[test]
+    fn sides_stay_in_proportion_and_are_cut_down() {
+        assert_eq!(Size::Shortest(224).of(640, 427), (335, 224));
+        assert_eq!(Size::Shortest(224).of(427, 640), (224, 335));
+        assert_eq!(Size::Shortest(7).of(usize::MAX, 1).1, 7);
+        assert_eq!(Size::Exact { width: 3, height: 4 }.of(640, 427), (3, 4));
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        for config in [
+            json!({"image_processor_type": "SomethingElse"}),
+            json!({"size": {"longest_edge": 5}}),
+            json!({"size": {"shortest_edge": 0}}),
+            json!({"size": {"height": 1_000_000, "width": 3}}),
+            json!({"crop_size": {"height": 0, "width": 3}}),
+            json!({"crop_size": {"shortest_edge": 3}}),
+            json!({"resample": 17}),
+            json!({"image_std": [0.0, 1.0, 1.0]}),
+            json!({"image_mean": [0.5, 0.5]}),
+            json!({"rescale_factor": 1e300}),
+            json!({"do_pad": true}),
+            json!({"size": "large"}),
+        ] {
+            assert!(read(config.clone()).is_err(), "{config}");
+        }
+    }
+}

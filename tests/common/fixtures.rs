@@ -1,0 +1,116 @@
+//! The tiny random models of `tests/fixtures`: one folder for each family of each capability, and for each capability
+//! one request that any of its models answers.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+
+use candle_actors::{Engine, EngineBuilder, Result, Source};
+use model_actors::{DescribeImage, GenerateText, ImageSource, PaintImage, Picture};
+
+use super::root;
+
+type Answer<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+
+/// A capability, as far as these tests need it. The model's name is `model`.
+#[derive(Clone, Copy)]
+pub(crate) struct Kind {
+    /// Its folder in `tests/fixtures`.
+    pub(crate) folder: &'static str,
+    pub(crate) register: fn(EngineBuilder, Source) -> EngineBuilder,
+    pub(crate) ask: fn(&Engine) -> Answer<'_>,
+}
+
+/// All five.
+pub(crate) const KINDS: [Kind; 5] = [
+    Kind {
+        folder: "text_embedding",
+        register: |builder, source| builder.text_embedding("model", source),
+        ask: |engine| Box::pin(async { engine.text_embedding("model")?.embed(TEXT).await.map(drop) }),
+    },
+    Kind {
+        folder: "text_to_text",
+        register: |builder, source| builder.text_to_text("model", source),
+        ask: |engine| {
+            Box::pin(async { engine.text_to_text("model")?.generate(text_request()).await.map(drop) })
+        },
+    },
+    Kind {
+        folder: "image_embedding",
+        register: |builder, source| builder.image_embedding("model", source),
+        ask: |engine| {
+            let images = vec![ImageSource::Picture(picture())];
+            Box::pin(async { engine.image_embedding("model")?.embed_images(images).await.map(drop) })
+        },
+    },
+    Kind {
+        folder: "vision",
+        register: |builder, source| builder.vision("model", source),
+        ask: |engine| Box::pin(async { engine.vision("model")?.describe(vision_request()).await.map(drop) }),
+    },
+    Kind {
+        folder: "text_to_image",
+        register: |builder, source| builder.text_to_image("model", source),
+        ask: |engine| {
+            Box::pin(async { engine.text_to_image("model")?.paint(paint_request()).await.map(drop) })
+        },
+    },
+];
+
+/// A text of a few tokens.
+pub(crate) const TEXT: &str = "The cat sleeps on the sofa.";
+
+pub(crate) fn text_request() -> GenerateText {
+    GenerateText { max_tokens: 16, ..GenerateText::from(TEXT) }
+}
+
+pub(crate) fn vision_request() -> DescribeImage {
+    DescribeImage {
+        image: ImageSource::Picture(picture()),
+        question: "What is this?".to_owned(),
+        sampling: model_actors::Sampling::default(),
+        max_tokens: 16,
+    }
+}
+
+pub(crate) fn paint_request() -> PaintImage {
+    PaintImage { steps: Some(2), seed: Some(1), ..PaintImage::from("a red circle") }
+}
+
+/// A gradient.
+pub(crate) fn picture() -> Picture {
+    let (width, height) = (45, 34);
+    let rgb =
+        (0..height).flat_map(|y| (0..width).flat_map(move |x| [x * 5, y * 7, 90])).map(|value| value as u8);
+    Picture { width, height, rgb: rgb.collect() }
+}
+
+/// A family's model.
+pub(crate) struct Fixture {
+    pub(crate) kind: Kind,
+    pub(crate) path: PathBuf,
+}
+
+impl Fixture {
+    /// As in `text_to_text/llama`.
+    pub(crate) fn name(&self) -> String {
+        format!("{}/{}", self.kind.folder, self.path.file_name().unwrap().to_string_lossy())
+    }
+
+    pub(crate) fn source(&self) -> Source {
+        Source::directory(&self.path)
+    }
+}
+
+/// Every folder that is there, so that a new family's is not forgotten.
+pub(crate) fn fixtures() -> Vec<Fixture> {
+    let mut fixtures = Vec::new();
+    for kind in KINDS {
+        let Ok(folders) = std::fs::read_dir(root().join("tests/fixtures").join(kind.folder)) else {
+            continue;
+        };
+        let folders = folders.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+        fixtures.extend(folders.map(|path| Fixture { kind, path }));
+    }
+    fixtures.sort_by_key(Fixture::name);
+    fixtures
+}

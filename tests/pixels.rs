@@ -1,0 +1,115 @@
+//! Images become what the reference processors make of them: every value of photographs of odd sizes, and every pixel
+//! of every way to resize.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use candle_actors::{ImageEmbeddingModel, Source};
+use common::photographs::photograph;
+use common::root;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+#[derive(Deserialize)]
+struct Expected {
+    cases: Vec<Case>,
+    resizes: Vec<Resize>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    config: Value,
+    photograph: String,
+    height: usize,
+    width: usize,
+    sum: f64,
+    stride: usize,
+    values: Vec<f32>,
+}
+
+#[derive(Deserialize)]
+struct Resize {
+    filter: u32,
+    photograph: String,
+    width: usize,
+    height: usize,
+    hash: u32,
+}
+
+fn expected() -> Expected {
+    let path = root().join("tests/fixtures/image_embedding/pixels.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// A model that takes images of any size, with a preprocessing of its own.
+fn model_with(config: &Value) -> ImageEmbeddingModel {
+    let folder = tempfile::tempdir().unwrap();
+    let fixture = root().join("tests/fixtures/image_embedding/dinov2");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture.join(file), folder.path().join(file)).unwrap();
+    }
+    std::fs::write(folder.path().join("preprocessor_config.json"), config.to_string()).unwrap();
+    ImageEmbeddingModel::load(Source::directory(folder.path())).unwrap()
+}
+
+/// What a step of 1/255 is after normalisation, for each channel.
+fn steps(config: &Value) -> [f32; 3] {
+    let deviation: [f32; 3] = serde_json::from_value(config["image_std"].clone()).unwrap();
+    deviation.map(|deviation| 1.0 / 255.0 / deviation)
+}
+
+#[test]
+fn photographs_become_what_the_reference_processors_make_of_them() {
+    let mut names: Vec<(String, f32)> = Vec::new();
+    for case in expected().cases {
+        let model = model_with(&case.config);
+        let (width, height, values) = model.preprocess(&photograph(&case.photograph)).unwrap();
+        assert_eq!((width, height), (case.width, case.height), "{} {}", case.name, case.photograph);
+        let steps = steps(&case.config);
+        let step = |index: usize| steps[index * case.stride / (width * height)];
+        let found = values.iter().step_by(case.stride);
+        let differences = found.zip(&case.values).enumerate();
+        let largest = differences
+            .map(|(index, (found, expected))| (found - expected).abs() / step(index))
+            .fold(0.0, f32::max);
+        // The decoders of a PNG file must agree to the last bit. Those of a JPEG file do not: what is made of one is
+        // off by 1/255 in one value of a hundred, and by 2/255 in at most one of a thousand.
+        let is_jpeg = case.photograph.ends_with(".jpg");
+        let sum: f64 = values.iter().map(|value| f64::from(*value)).sum();
+        let drift = (sum - case.sum).abs() / values.len() as f64;
+        if !is_jpeg {
+            assert!(drift < 1e-7, "{} {}: the mean is off by {drift}", case.name, case.photograph);
+        }
+        assert!(
+            largest <= if is_jpeg { 2.001 } else { 0.001 },
+            "{} {}: {largest}/255",
+            case.name,
+            case.photograph
+        );
+        let name = if is_jpeg { format!("{}, JPEG", case.name) } else { case.name };
+        match names.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, all)) => *all = all.max(largest),
+            None => names.push((name, largest)),
+        }
+    }
+    for (name, largest) in names {
+        println!("{name}: largest difference {largest:.4}/255");
+    }
+}
+
+#[test]
+fn every_filter_gives_pillows_bytes() {
+    let cases = expected().resizes;
+    assert_eq!(cases.len(), 42);
+    for case in cases {
+        let config = json!({
+            "size": {"height": case.height, "width": case.width}, "resample": case.filter, "do_center_crop": false,
+            "do_rescale": false, "do_normalize": false
+        });
+        let (width, height, values) = model_with(&config).preprocess(&photograph(&case.photograph)).unwrap();
+        assert_eq!((width, height), (case.width, case.height));
+        let hash = values.iter().fold(0u32, |hash, value| hash.wrapping_mul(31).wrapping_add(*value as u32));
+        assert_eq!(hash, case.hash, "filter {} {} {width}x{height}", case.filter, case.photograph);
+    }
+}

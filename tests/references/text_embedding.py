@@ -1,0 +1,747 @@
+"""Makes tiny random models of every text embedding family, and what the reference implementations make of texts.
+
+Each family gets a folder in the layout of its published repositories (config, tokenizer, weights, the modules of
+sentence-transformers) and an `expected.json` with vectors that the Rust tests compare against. Call:
+
+    python text_embedding.py OUTPUT_DIR [FAMILY ...]
+
+Where the reference comes from:
+- bert, distilbert, roberta, xlm_roberta, nomic_bert, modernbert, qwen3: transformers' own models, run by
+  sentence-transformers.
+- stella_400m: transformers' own `gte` model, given the settings that stand for the published model's (`new`).
+- gte_qwen2, stella_1_5b: transformers' own Qwen2 with `is_causal` off, which is what the published remote code does;
+  the end token and the pooling are added here.
+- jina_bert: written down here from the published architecture, since transformers has no such model.
+- nv_embed: transformers' own Mistral with `is_causal` off; the latent attention is written down here.
+
+Needs the PyPI packages torch, transformers, tokenizers, safetensors and sentence-transformers.
+"""
+
+import json
+import math
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
+
+from make_references import odd_texts, ordinary_texts, round_digits
+
+PACKAGES = ["sentence-transformers", "transformers", "tokenizers", "torch"]
+VOCABULARY = 400
+WIDTH = 32
+HEADS = 4
+MIDDLE = 48
+LAYERS = 3
+LONGEST = 96
+
+
+def texts(long: int = 20) -> list[str]:
+    """Of one token to more than any model here looks at."""
+    return [
+        "a",
+        "",
+        "Hello",
+        "The cat sleeps on the warm windowsill.",
+        "state-of-the-art, mother-in-law; (well) \"quoted\" - and so on...",
+        "  many     spaces\tand\ttabs\nand\nlines ",
+        "今天天气很好, Владимир said; مرحبا! \U0001F600",
+        "THIS IS ALL IN UPPERCASE AND VERY LOUD",
+        ordinary_texts()[7],
+        "a <pad> [MASK] in the middle <s> of a sentence [SEP] and </s> a second part",
+        "The quick brown fox jumps over the lazy dog. " * long,
+    ]
+
+
+# Tokenizers of the kinds that the families have, trained on the texts of make_references.
+
+
+def train(tokenizer: Tokenizer, trainer) -> Tokenizer:
+    tokenizer.train_from_iterator(ordinary_texts() * 3 + [text[:300] for text in odd_texts()], trainer)
+    return tokenizer
+
+
+def template(tokenizer: Tokenizer, single: str) -> Tokenizer:
+    words = [word for word in single.split() if not word.startswith("$")]
+    special = [(word, tokenizer.token_to_id(word)) for word in words]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=f"{single} $B", special_tokens=special)
+    return tokenizer
+
+
+def word_piece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    train(tokenizer, trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False))
+    return template(tokenizer, "[CLS] $A [SEP]")
+
+
+def byte_pairs(special: list[str], normalizer=None, split=None) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
+    if split:
+        level = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), level])
+    tokenizer.pre_tokenizer = level
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    return train(tokenizer, trainer)
+
+
+def roberta_pairs() -> Tokenizer:
+    tokenizer = byte_pairs(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return tokenizer
+
+
+def modern_pairs() -> Tokenizer:
+    tokenizer = byte_pairs(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], normalizers.NFC())
+    return template(tokenizer, "[CLS] $A [SEP]")
+
+
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def qwen_pairs(closed: bool) -> Tokenizer:
+    tokenizer = byte_pairs(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], normalizers.NFC(), QWEN_SPLIT)
+    if closed:
+        return template(tokenizer, "$A <|endoftext|>")
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    return template(train(tokenizer, trainer), "<s> $A </s>")
+
+
+def mistral_pairs() -> Tokenizer:
+    """As converted from SentencePiece: spaces become `▁`, bytes stand in for what is unknown."""
+    special = ["<unk>", "<s>", "</s>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY + 256, special_tokens=special + bytes_, show_progress=False)
+    train(tokenizer, trainer)
+    # The bytes are ordinary words of the published vocabulary, not special ones.
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] in special]
+    return template(Tokenizer.from_str(json.dumps(data)), "<s> $A")
+
+
+# Models.
+
+
+def randomize(model: nn.Module, seed: int) -> nn.Module:
+    """Numbers large enough that every part of the computation shows in the result."""
+    generator = torch.Generator().manual_seed(seed)
+    norms = (nn.LayerNorm,)
+    with torch.no_grad():
+        for module in model.modules():
+            is_norm = isinstance(module, norms) or "RMSNorm" in type(module).__name__
+            for name, parameter in module.named_parameters(recurse=False):
+                noise = torch.randn(parameter.shape, generator=generator)
+                if is_norm and name == "weight":
+                    parameter.copy_(1 + 0.3 * noise)
+                elif name == "bias":
+                    parameter.copy_(0.2 * noise)
+                elif isinstance(module, nn.Embedding):
+                    parameter.copy_(noise)
+                else:
+                    parameter.copy_(0.25 * noise)
+    return model.eval()
+
+
+def rounded(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model as it is after its weights were stored as `dtype`, in 32 bits again."""
+    return model.to(dtype).float()
+
+
+class Folder:
+    """A model's repository."""
+
+    def __init__(self, root: Path, name: str):
+        self.path = root / name
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
+
+    def json(self, name: str, value) -> None:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=1, ensure_ascii=True) + "\n", encoding="ascii")
+
+    def tokenizer(self, tokenizer: Tokenizer, special: dict, longest: int | None = LONGEST, **more) -> None:
+        text = json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=True, separators=(",", ":"))
+        (self.path / "tokenizer.json").write_text(text, encoding="ascii")
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **special, **more}
+        if longest:
+            config["model_max_length"] = longest
+        self.json("tokenizer_config.json", config)
+
+    def modules(self, *modules: tuple[str, str]) -> None:
+        """Each a folder and a class, after the transformer."""
+        kinds = [("", "Transformer"), *modules]
+        self.json("modules.json", [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for index, (path, kind) in enumerate(kinds)
+        ])
+
+    def pooling(self, mode: str, width: int = WIDTH, **more) -> None:
+        modes = ["cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken"]
+        flags = {f"pooling_mode_{name}": name.startswith(mode) and name != f"{mode}_sqrt_len_tokens" for name in modes}
+        self.json("1_Pooling/config.json", {"word_embedding_dimension": width, **flags, **more})
+
+    def weights(self, tensors: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> None:
+        tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors.items()}
+        save_file(tensors, self.path / "model.safetensors", metadata={"format": "pt"})
+
+    def dense(self, name: str, outside: int, seed: int) -> nn.Linear:
+        layer = randomize(nn.Linear(WIDTH, outside), seed)
+        self.json(f"{name}/config.json", {
+            "in_features": WIDTH, "out_features": outside, "bias": True,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        })
+        save_file(
+            {"linear.weight": layer.weight.detach(), "linear.bias": layer.bias.detach()},
+            self.path / name / "model.safetensors",
+        )
+        return layer
+
+    def prompts(self, prompts: dict[str, str], default: str | None = None) -> None:
+        self.json("config_sentence_transformers.json", {
+            "__version__": {"sentence_transformers": "3.0.0"}, "prompts": prompts, "default_prompt_name": default,
+            "similarity_fn_name": "cosine",
+        })
+
+    def expect(self, reference: str, cases: list[dict]) -> None:
+        """`reference` says where the vectors come from."""
+        vectors = torch.tensor([case["embedding"] for case in cases if len(case["embedding"]) == len(cases[0]["embedding"])])
+        assert torch.isfinite(vectors).all()
+        apart = torch.cdist(vectors, vectors) + 10 * torch.eye(len(vectors))
+        print(f"{self.path.name}: {len(cases)} cases, nearest {apart.min():.3f}, largest {vectors.abs().max():.2f}, "
+              f"{sum(file.stat().st_size for file in self.path.rglob('*') if file.is_file()) // 1024} KiB")
+        assert apart.min() > 1e-3, f"{self.path.name}: vectors of different texts are too much alike"
+        head = {"reference": reference, "made_with": {name: version(name) for name in PACKAGES}}
+        lines = ",\n".join(json.dumps(case, ensure_ascii=True, separators=(",", ":")) for case in cases)
+        text = f'{json.dumps(head)[:-1]}, "cases": [\n{lines}\n]}}\n'
+        (self.path / "expected.json").write_text(text, encoding="ascii")
+
+
+def case(text: str, vector: torch.Tensor, **request) -> dict:
+    return {"text": text, **request, "embedding": [round_digits(x) for x in vector.tolist()]}
+
+
+def by_sentence_transformers(
+    folder: Folder,
+    named: list[str] = (),
+    written: list[str] = (),
+    dimensions: list[int] = (),
+    long: int = 20,
+    skip_empty: bool = False,
+) -> None:
+    """Each text alone; the first few again with prompts and with fewer dimensions."""
+    model = SentenceTransformer(str(folder.path), device="cpu", local_files_only=True).float()
+    all_texts = [text for text in texts(long) if text or not skip_empty]
+
+    def embed(text: str, **options) -> torch.Tensor:
+        return model.encode([text], batch_size=1, show_progress_bar=False, convert_to_tensor=True, **options)[0]
+
+    cases = [case(text, embed(text)) for text in all_texts]
+    few = [text for text in all_texts if text][1:5]
+    for name in named:
+        cases += [case(text, embed(text, prompt_name=name), named=name) for text in few]
+    for prompt in written:
+        cases += [case(text, embed(text, prompt=prompt), written=prompt) for text in few]
+    for count in dimensions:
+        shorter = [(text, embed(text)[:count]) for text in few]
+        cases += [case(text, nn.functional.normalize(vector, dim=0), dimensions=count) for text, vector in shorter]
+    folder.expect("sentence-transformers over transformers", cases)
+
+
+WORD_PIECE_SPECIAL = {
+    "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"
+}
+ROBERTA_SPECIAL = {
+    "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>",
+    "sep_token": "</s>", "mask_token": "<mask>",
+}
+QWEN_SPECIAL = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+
+
+def bert(root: Path) -> None:
+    """As BGE: the first token's vector, and no tensors of a pooler."""
+    folder = Folder(root, "bert")
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=128,
+    )
+    randomize(transformers.BertModel(config, add_pooling_layer=False), 1).save_pretrained(folder.path)
+    folder.tokenizer(word_piece(), WORD_PIECE_SPECIAL, 512)
+    folder.json("sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": True})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("cls")
+    folder.prompts({"query": "Represent this sentence for searching relevant passages: "})
+    by_sentence_transformers(folder, named=["query"], dimensions=[8])
+
+
+def distilbert(root: Path) -> None:
+    """Weights in 16 bits."""
+    folder = Folder(root, "distilbert")
+    config = transformers.DistilBertConfig(
+        vocab_size=VOCABULARY, dim=WIDTH, n_layers=LAYERS, n_heads=HEADS, hidden_dim=MIDDLE, max_position_embeddings=128
+    )
+    randomize(transformers.DistilBertModel(config), 2).half().save_pretrained(folder.path)
+    folder.tokenizer(word_piece(), WORD_PIECE_SPECIAL, 512)
+    folder.json("sentence_distilbert_config.json", {"max_seq_length": LONGEST})
+    folder.modules(("1_Pooling", "Pooling"))
+    folder.pooling("mean")
+    by_sentence_transformers(folder)
+
+
+def roberta(root: Path) -> None:
+    """Without a length of its own: the positions say how long a text may be."""
+    folder = Folder(root, "roberta")
+    config = transformers.RobertaConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=LONGEST + 2, type_vocab_size=1, layer_norm_eps=1e-5,
+        pad_token_id=1, bos_token_id=0, eos_token_id=2, hidden_act="gelu_new",
+    )
+    model = transformers.RobertaForMaskedLM(config)
+    randomize(model, 3).save_pretrained(folder.path)
+    folder.tokenizer(roberta_pairs(), ROBERTA_SPECIAL, LONGEST)
+    folder.json("sentence_roberta_config.json", {"do_lower_case": True, "max_seq_length": LONGEST})
+    folder.modules(("1_Pooling", "Pooling"))
+    folder.json("1_Pooling/config.json", {
+        "embedding_dimension": WIDTH, "pooling_mode": ["max", "mean_sqrt_len_tokens", "weightedmean"],
+        "include_prompt": False,
+    })
+    by_sentence_transformers(folder, written=["search the web: "])
+
+
+def xlm_roberta(root: Path) -> None:
+    """As multilingual E5: prompts that no file of the model defines. In two shards."""
+    folder = Folder(root, "xlm_roberta")
+    config = transformers.XLMRobertaConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=130, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1,
+        bos_token_id=0, eos_token_id=2,
+    )
+    model = randomize(transformers.XLMRobertaModel(config, add_pooling_layer=False), 4)
+    model.save_pretrained(folder.path, max_shard_size="100KB")
+    folder.tokenizer(unigram(), ROBERTA_SPECIAL, 512)
+    folder.json("sentence_xlm-roberta_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("mean")
+    by_sentence_transformers(folder, written=["query: ", "passage: "])
+
+
+def nomic_bert(root: Path) -> None:
+    """With the names of settings and tensors that the published models have. Long texts, to pass from one block of
+    attention to the next."""
+    folder = Folder(root, "nomic_bert")
+    config = transformers.NomicBertConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=700, rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+    )
+    model = randomize(transformers.NomicBertModel(config), 5)
+    model.save_pretrained(folder.path)
+    folder.tokenizer(word_piece(), WORD_PIECE_SPECIAL, 700)
+    folder.json("sentence_bert_config.json", {"max_seq_length": 700, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("mean")
+    folder.prompts({"search_query": "search_query: ", "search_document": "search_document: "}, "search_document")
+    by_sentence_transformers(folder, named=["search_query"], written=[""], dimensions=[16], long=80)
+    folder.json("config.json", {
+        "architectures": ["NomicBertModel"], "model_type": "nomic_bert", "vocab_size": VOCABULARY, "n_embd": WIDTH,
+        "n_layer": LAYERS, "n_head": HEADS, "n_inner": MIDDLE, "n_positions": 700, "type_vocab_size": 2,
+        "activation_function": "swiglu", "layer_norm_epsilon": 1e-12, "rotary_emb_base": 1000,
+        "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False, "rotary_scaling_factor": None,
+        "max_trained_positions": 2048, "qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False,
+        "prenorm": False, "parallel_block": False, "use_rms_norm": None, "causal": False,
+        "matryoshka_dimensions": [8, 16],
+    })
+
+
+def modernbert(root: Path) -> None:
+    """Weights in bf16; a window far smaller than the texts, and texts longer than a block of attention."""
+    folder = Folder(root, "modernbert")
+    config = transformers.ModernBertConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=600, local_attention=16, pad_token_id=0, bos_token_id=2,
+        eos_token_id=3, cls_token_id=2, sep_token_id=3, global_attn_every_n_layers=3,
+    )
+    model = randomize(transformers.ModernBertModel(config), 6).to(torch.bfloat16)
+    model.save_pretrained(folder.path)
+    folder.tokenizer(modern_pairs(), WORD_PIECE_SPECIAL, 600)
+    folder.modules(("1_Pooling", "Pooling"))
+    folder.pooling("mean")
+    by_sentence_transformers(folder, long=60)
+    written = json.loads((folder.path / "config.json").read_text())
+    # In the older form of the published models.
+    for name in ["layer_types", "rope_parameters"]:
+        written.pop(name, None)
+    folder.json("config.json", {
+        **written, "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0
+    })
+
+
+# What transformers has no model for, or no model with these settings.
+
+
+def token_ids(tokenizer: Tokenizer, text: str, longest: int, end: int | None = None) -> list[int]:
+    tokenizer.enable_truncation(longest - (end is not None))
+    return tokenizer.encode(text).ids + ([] if end is None else [end])
+
+
+def manual(folder: Folder, reference: str, encode, embed, prompts: list[dict], empty: bool = True) -> None:
+    """`embed(text, prompt)` for each text alone."""
+    all_texts = [text for text in texts() if text or empty]
+    with torch.no_grad():
+        cases = [case(text, embed(text, "")) for text in all_texts]
+        for prompt in prompts:
+            words = prompt.get("written") or encode[prompt["named"]]
+            cases += [case(text, embed(text, words), **prompt) for text in all_texts[3:6]]
+    folder.expect(reference, cases)
+
+
+# A number of heads that is no power of two, for the slopes.
+JINA_WIDTH, JINA_HEADS = 36, 6
+
+
+class JinaLayer(nn.Module):
+    """One layer of Jina BERT v2, in the names of its published weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.ModuleDict({
+            "self": nn.ModuleDict({name: nn.Linear(JINA_WIDTH, JINA_WIDTH) for name in ["query", "key", "value"]}),
+            "output": nn.ModuleDict({"dense": nn.Linear(JINA_WIDTH, JINA_WIDTH), "LayerNorm": nn.LayerNorm(JINA_WIDTH, eps=1e-12)}),
+        })
+        self.mlp = nn.ModuleDict({
+            "gated_layers": nn.Linear(JINA_WIDTH, 2 * MIDDLE, bias=False), "wo": nn.Linear(MIDDLE, JINA_WIDTH),
+            "layernorm": nn.LayerNorm(JINA_WIDTH, eps=1e-12),
+        })
+
+    def forward(self, hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        parts = [self.attention["self"][name](hidden) for name in ["query", "key", "value"]]
+        query, key, value = (part.view(-1, JINA_HEADS, JINA_WIDTH // JINA_HEADS).transpose(0, 1) for part in parts)
+        scores = query @ key.transpose(1, 2) / math.sqrt(JINA_WIDTH // JINA_HEADS) + bias
+        mixed = (scores.softmax(-1) @ value).transpose(0, 1).reshape(-1, JINA_WIDTH)
+        output = self.attention["output"]
+        hidden = output["LayerNorm"](output["dense"](mixed) + hidden)
+        gate, passed = self.mlp["gated_layers"](hidden).chunk(2, -1)
+        return self.mlp["layernorm"](self.mlp["wo"](nn.functional.gelu(gate) * passed) + hidden)
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Press et al., 2022: a geometric row; between powers of two every other slope of the next larger one."""
+    if math.log2(heads).is_integer():
+        first = 2.0 ** (-(2.0 ** -(math.log2(heads) - 3)))
+        return [first ** (index + 1) for index in range(heads)]
+    power = 2 ** math.floor(math.log2(heads))
+    return alibi_slopes(power) + alibi_slopes(2 * power)[0::2][: heads - power]
+
+
+class JinaBert(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embeddings = nn.ModuleDict({
+            "word_embeddings": nn.Embedding(VOCABULARY, JINA_WIDTH), "token_type_embeddings": nn.Embedding(2, JINA_WIDTH),
+            "LayerNorm": nn.LayerNorm(JINA_WIDTH, eps=1e-12),
+        })
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(JinaLayer() for _ in range(LAYERS))})
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        place = torch.arange(len(ids))
+        distance = (place[None, :] - place[:, None]).abs()
+        bias = -torch.tensor(alibi_slopes(JINA_HEADS))[:, None, None] * distance
+        words = self.embeddings["word_embeddings"](ids) + self.embeddings["token_type_embeddings"].weight[0]
+        hidden = self.embeddings["LayerNorm"](words)
+        for layer in self.encoder["layer"]:
+            hidden = layer(hidden, bias)
+        return hidden
+
+
+def jina_bert(root: Path) -> None:
+    folder = Folder(root, "jina_bert")
+    model = randomize(JinaBert(), 7)
+    folder.weights(model.state_dict())
+    folder.json("config.json", {
+        "architectures": ["JinaBertForMaskedLM"], "model_type": "bert", "vocab_size": VOCABULARY, "hidden_size": JINA_WIDTH,
+        "num_hidden_layers": LAYERS, "num_attention_heads": JINA_HEADS, "intermediate_size": MIDDLE,
+        "hidden_act": "gelu", "max_position_embeddings": 8192, "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0,
+        "position_embedding_type": "alibi", "feed_forward_type": "geglu", "emb_pooler": "mean",
+    })
+    tokenizer = word_piece()
+    folder.tokenizer(tokenizer, WORD_PIECE_SPECIAL, 2**31 - 1)
+    folder.json("sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"))
+    folder.pooling("mean", JINA_WIDTH)
+
+    def embed(text: str, prompt: str) -> torch.Tensor:
+        return model(torch.tensor(token_ids(tokenizer, prompt + text, LONGEST))).mean(0)
+
+    manual(folder, "re-implemented in text_embedding.py", {}, embed, [{"written": "query: "}])
+
+
+STELLA_PROMPTS = {
+    "s2p_query": "Instruct: Given a web search query, retrieve relevant passages that answer the query.\nQuery: ",
+    "s2s_query": "Instruct: Retrieve semantically similar text.\nQuery: ",
+}
+
+
+def stella_400m(root: Path) -> None:
+    """GTE v1.5's architecture, with a dense layer after the pooling. NTK's stretched turns are transformers' linear
+    ones over a larger base."""
+    folder, factor, theta = Folder(root, "stella_400m"), 2.0, 160000.0
+    config = transformers.GteConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=8192, type_vocab_size=2, pad_token_id=0,
+        rope_parameters={
+            "rope_type": "linear", "rope_theta": theta * factor, "factor": factor ** (2 / (WIDTH // HEADS)),
+        },
+    )
+    model = randomize(transformers.GteModel(config), 8)
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        for new, old in [
+            ("layers.", "encoder.layer."), ("self_attn.o_proj", "attention.o_proj"),
+            ("post_attention_layernorm", "attn_ln"), ("post_mlp_layernorm", "mlp_ln"),
+        ]:
+            name = name.replace(new, old)
+        tensors[f"new.{name}"] = tensor
+    for index in range(LAYERS):
+        layer = f"new.encoder.layer.{index}."
+        for kind in ["weight", "bias"]:
+            parts = [tensors.pop(f"{layer}self_attn.{part}_proj.{kind}") for part in "qkv"]
+            tensors[f"{layer}attention.qkv_proj.{kind}"] = torch.cat(parts)
+        parts = [tensors.pop(f"{layer}mlp.{part}_proj.weight") for part in ["up", "gate"]]
+        tensors[f"{layer}mlp.up_gate_proj.weight"] = torch.cat(parts)
+    folder.weights(tensors)
+    folder.json("config.json", {
+        "architectures": ["NewModel"], "model_type": "new", "vocab_size": VOCABULARY, "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": MIDDLE, "hidden_act": "gelu",
+        "max_position_embeddings": 8192, "type_vocab_size": 2, "layer_norm_type": "layer_norm",
+        "layer_norm_eps": 1e-12, "position_embedding_type": "rope", "rope_theta": theta,
+        "rope_scaling": {"factor": factor, "type": "ntk"}, "logn_attention_scale": False,
+        "logn_attention_clip1": False, "pack_qkv": True, "unpad_inputs": True, "use_memory_efficient_attention": True,
+    })
+    tokenizer = word_piece()
+    folder.tokenizer(tokenizer, WORD_PIECE_SPECIAL, 512)
+    folder.json("sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Dense_24", "Dense"))
+    folder.pooling("mean")
+    dense = folder.dense("2_Dense_24", 24, 9)
+    folder.prompts(STELLA_PROMPTS)
+
+    def embed(text: str, prompt: str) -> torch.Tensor:
+        ids = torch.tensor([token_ids(tokenizer, prompt + text, LONGEST)])
+        return dense(model(input_ids=ids).last_hidden_state[0].mean(0))
+
+    prompts = [{"named": name} for name in STELLA_PROMPTS]
+    manual(folder, "transformers, model gte", STELLA_PROMPTS, embed, prompts)
+
+
+def qwen2(folder: Folder, seed: int) -> tuple[nn.Module, Tokenizer]:
+    """Qwen2 as GTE and Stella publish it: their own code attends both ways and adds the end token."""
+    config = transformers.Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=2, intermediate_size=MIDDLE, max_position_embeddings=256, rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, use_sliding_window=False,
+        tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
+    )
+    config.is_causal = False
+    model = randomize(transformers.Qwen2Model(config), seed)
+    folder.json("config.json", {
+        "architectures": ["Qwen2ForCausalLM"],
+        "auto_map": {"AutoModel": "modeling_qwen.Qwen2Model", "AutoModelForCausalLM": "modeling_qwen.Qwen2ForCausalLM"},
+        "model_type": "qwen2", "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS, "num_key_value_heads": 2, "intermediate_size": MIDDLE, "hidden_act": "silu",
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "sliding_window": 256,
+        "use_sliding_window": False, "max_window_layers": 2, "tie_word_embeddings": False, "bos_token_id": 0,
+        "eos_token_id": 0,
+    })
+    tokenizer = qwen_pairs(closed=False)
+    folder.tokenizer(tokenizer, QWEN_SPECIAL, 256, add_eos_token=True)
+    folder.json("sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+    return model, tokenizer
+
+
+def gte_qwen2(root: Path) -> None:
+    folder = Folder(root, "gte_qwen2")
+    model, tokenizer = qwen2(folder, 10)
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    folder.weights({**tensors, "lm_head.weight": torch.zeros(VOCABULARY, WIDTH)}, torch.float32)
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("lasttoken")
+    prompts = {"query": STELLA_PROMPTS["s2p_query"]}
+    folder.prompts(prompts)
+
+    def embed(text: str, prompt: str) -> torch.Tensor:
+        ids = torch.tensor([token_ids(tokenizer, prompt + text, LONGEST, end=0)])
+        return nn.functional.normalize(model(input_ids=ids).last_hidden_state[0, -1], dim=0)
+
+    task = "Instruct: Find the same thing said otherwise\nQuery: "
+    manual(folder, "transformers, Qwen2 with is_causal off", prompts, embed, [{"named": "query"}, {"written": task}])
+
+
+def stella_1_5b(root: Path) -> None:
+    folder = Folder(root, "stella_1_5b")
+    model, tokenizer = qwen2(folder, 11)
+    folder.weights({f"model.{name}": tensor for name, tensor in model.state_dict().items()})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Dense_48", "Dense"))
+    folder.pooling("mean")
+    dense = folder.dense("2_Dense_48", 48, 12)
+    folder.prompts(STELLA_PROMPTS)
+
+    def embed(text: str, prompt: str) -> torch.Tensor:
+        ids = torch.tensor([token_ids(tokenizer, prompt + text, LONGEST, end=0)])
+        return dense(model(input_ids=ids).last_hidden_state[0].mean(0))
+
+    prompts = [{"named": name} for name in STELLA_PROMPTS]
+    manual(folder, "transformers, Qwen2 with is_causal off", STELLA_PROMPTS, embed, prompts)
+
+
+def qwen3(root: Path) -> None:
+    """Qwen3-Embedding: the tokenizer ends each text; the last token's vector."""
+    folder = Folder(root, "qwen3")
+    config = transformers.Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=2, head_dim=16, intermediate_size=MIDDLE, max_position_embeddings=256, rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, tie_word_embeddings=True, bos_token_id=0,
+        eos_token_id=0, architectures=["Qwen3ForCausalLM"],
+    )
+    randomize(transformers.Qwen3Model(config), 13).save_pretrained(folder.path)
+    written = json.loads((folder.path / "config.json").read_text())
+    folder.json("config.json", {**written, "architectures": ["Qwen3ForCausalLM"]})
+    folder.tokenizer(qwen_pairs(closed=True), QWEN_SPECIAL, LONGEST, padding_side="left")
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("lasttoken", include_prompt=True)
+    folder.prompts({
+        "query": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:",
+        "document": "",
+    })
+    by_sentence_transformers(folder, named=["query"], written=["Instruct: Sort by topic\nQuery:"], dimensions=[16, 8])
+
+
+class LatentAttention(nn.Module):
+    """NV-Embed's pooling: each token asks a fixed set of latent vectors, in the names of the published weights."""
+
+    LATENTS, CROSS_HEADS, CROSS_SIZE = 12, 2, 16
+
+    def __init__(self):
+        super().__init__()
+        inner = self.CROSS_HEADS * self.CROSS_SIZE
+        products = {
+            "to_q": nn.Linear(WIDTH, inner, bias=False), "to_kv": nn.Linear(WIDTH, 2 * inner, bias=False),
+            "to_out": nn.Linear(inner, WIDTH, bias=False),
+        }
+        net = nn.Sequential(nn.Linear(WIDTH, 8 * WIDTH), nn.Identity(), nn.Linear(4 * WIDTH, WIDTH))
+        self.cross_attend_blocks = nn.ModuleList([
+            nn.ModuleDict({
+                "norm": nn.LayerNorm(WIDTH), "norm_context": nn.LayerNorm(WIDTH), "fn": nn.ModuleDict(products)
+            }),
+            nn.ModuleDict({"norm": nn.LayerNorm(WIDTH), "fn": nn.ModuleDict({"net": net})}),
+        ])
+        self.latents = nn.Parameter(torch.zeros(self.LATENTS, WIDTH))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        cross, feed = self.cross_attend_blocks
+        split = lambda rows: rows.view(-1, self.CROSS_HEADS, self.CROSS_SIZE).transpose(0, 1)
+        query = split(cross["fn"]["to_q"](cross["norm"](hidden)))
+        key, value = map(split, cross["fn"]["to_kv"](cross["norm_context"](self.latents)).chunk(2, -1))
+        weights = (query @ key.transpose(1, 2) / math.sqrt(self.CROSS_SIZE)).softmax(-1)
+        hidden = cross["fn"]["to_out"]((weights @ value).transpose(0, 1).reshape(len(hidden), -1)) + hidden
+        wide, _, narrow = feed["fn"]["net"]
+        passed, gate = wide(feed["norm"](hidden)).chunk(2, -1)
+        return narrow(passed * nn.functional.gelu(gate)) + hidden
+
+
+def nv_embed(root: Path) -> None:
+    """NV-Embed v2. As its model card has it, the end token is written after the text, and the prompt's tokens are
+    left out of the mean."""
+    folder = Folder(root, "nv_embed")
+    sizes = {
+        "vocab_size": VOCABULARY + 256, "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+        "num_key_value_heads": 2, "intermediate_size": MIDDLE, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+    }
+    config = transformers.MistralConfig(
+        **sizes, sliding_window=None, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, bos_token_id=1,
+        eos_token_id=2,
+    )
+    config.is_causal = False
+    model, latent = randomize(transformers.MistralModel(config), 14), randomize(LatentAttention(), 15)
+    tensors = {f"embedding_model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"latent_attention_model.{name}": tensor for name, tensor in latent.state_dict().items()}
+    folder.weights(tensors)
+    folder.json("config.json", {
+        "architectures": ["NVEmbedModel"], "model_type": "nvembed", "add_eos": True, "add_pad_token": True,
+        "is_mask_instruction": True, "mask_type": "b", "padding_side": "right", "hidden_size": WIDTH,
+        "latent_attention_config": {
+            "model_type": "latent_attention", "num_latents_value": LatentAttention.LATENTS, "latent_dim": WIDTH,
+            "hidden_dim": WIDTH, "num_cross_heads": LatentAttention.CROSS_HEADS,
+            "cross_dim_head": LatentAttention.CROSS_SIZE, "mult": 4, "output_normalize": True,
+        },
+        "text_config": {
+            "model_type": "bidir_mistral", "architectures": ["MistralModel"], **sizes, "hidden_act": "silu",
+            "rope_theta": 10000.0, "sliding_window": 4096, "bos_token_id": 1, "eos_token_id": 2,
+            "tie_word_embeddings": False,
+        },
+    })
+    tokenizer = mistral_pairs()
+    folder.tokenizer(tokenizer, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}, 256)
+    folder.json("sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("mean", include_prompt=False)
+    prompts = {"query": "Instruct: Given a question, retrieve passages\nQuery: "}
+    folder.prompts(prompts)
+
+    def embed(text: str, prompt: str) -> torch.Tensor:
+        ids = token_ids(tokenizer, prompt + text + "</s>", LONGEST)
+        skipped = len(token_ids(tokenizer, prompt, LONGEST)) if prompt else 0
+        hidden = latent(model(input_ids=torch.tensor([ids])).last_hidden_state[0])
+        return nn.functional.normalize(hidden[skipped:].mean(0), dim=0)
+
+    task = "Instruct: Find the same\nQuery: "
+    reference = "transformers, Mistral with is_causal off, and a latent attention re-implemented in text_embedding.py"
+    manual(folder, reference, prompts, embed, [{"named": "query"}, {"written": task}])
+
+
+FAMILIES = [
+    bert, distilbert, roberta, xlm_roberta, jina_bert, nomic_bert, modernbert, stella_400m, gte_qwen2, stella_1_5b,
+    qwen3, nv_embed,
+]
+
+
+def main() -> None:
+    root, wanted = Path(sys.argv[1]), sys.argv[2:]
+    torch.set_num_threads(1)
+    for family in FAMILIES:
+        if not wanted or family.__name__ in wanted:
+            family(root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+//! The second worker of any family costs no second copy of the weights. The only test of its process, because it counts
+//! every byte of the process's heap; fixtures are too small for resident memory, which counts in pages and in what the
+//! allocator keeps. `sharing.rs` reads that for a real model.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::alloc::System;
+use std::path::Path;
+
+use candle_actors::Engine;
+use common::fixtures::{Fixture, fixtures};
+use model_actors::{Event, PoolConfig};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+#[global_allocator]
+static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+fn live_bytes() -> isize {
+    let stats = HEAP.stats();
+    stats.bytes_allocated as isize - stats.bytes_deallocated as isize
+}
+
+/// Bytes of the weight files, which is no more than what the weights take in memory.
+fn weight_bytes(folder: &Path) -> isize {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let of = |path: &Path| match path.extension().and_then(|extension| extension.to_str()) {
+        _ if path.is_dir() => weight_bytes(path),
+        Some("safetensors" | "gguf")
+            if !path.file_name().unwrap().to_string_lossy().starts_with("expected") =>
+        {
+            std::fs::metadata(path).unwrap().len() as isize
+        }
+        _ => 0,
+    };
+    entries.map(|path| of(&path)).sum()
+}
+
+/// The heap with so many workers of a model, each of them ready, after a few requests.
+async fn with_workers(fixture: &Fixture, workers: usize) -> isize {
+    let pool = PoolConfig { max_workers: workers, cold_start_workers: workers, ..PoolConfig::default() };
+    let builder = (fixture.kind.register)(Engine::builder().pool_config(pool), fixture.source());
+    let engine = builder.start().await.unwrap();
+    let mut events = engine.events();
+    (fixture.kind.ask)(&engine).await.unwrap_or_else(|error| panic!("{}: {error}", fixture.name()));
+    let mut ready = 0;
+    while ready < workers {
+        ready += usize::from(matches!(events.recv().await.unwrap(), Event::WorkerStarted { .. }));
+    }
+    for _ in 0..2 {
+        futures_util::future::join_all((0..workers).map(|_| (fixture.kind.ask)(&engine))).await;
+    }
+    let live = live_bytes();
+    assert!(engine.shutdown().await.is_clean());
+    live
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_worker_of_any_family_has_no_weights_of_its_own() {
+    let mut copies = Vec::new();
+    for fixture in fixtures() {
+        // What the first use of anything keeps for good is not counted.
+        with_workers(&fixture, 1).await;
+        let (one, two) = (with_workers(&fixture, 1).await, with_workers(&fixture, 2).await);
+        let (more, weights) = (two - one, weight_bytes(&fixture.path));
+        println!("{}: weights {weights}, a second worker {more} bytes more", fixture.name());
+        if more > weights / 2 {
+            copies.push(fixture.name());
+        }
+    }
+    assert!(copies.is_empty(), "a second worker costs as much as weights: {copies:?}");
+}

@@ -1,0 +1,324 @@
+//! Every text embedding family gives the numbers of its reference implementation, alone and in any batch, with prompts
+//! and with fewer dimensions. The models are tiny and random; `tests/references/text_embedding.py` makes them and says
+//! where each reference comes from.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use candle_actors::{Engine, Error, Source, TextEmbeddingModel};
+use common::difference;
+use model_actors::{EmbedPrompt, EmbedTexts};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// The largest difference from the reference.
+const TOLERANCE: f32 = 1e-4;
+/// The largest difference between a text alone and the same in a batch.
+const BATCH_TOLERANCE: f32 = 1e-5;
+
+/// A text as it was given to the reference, and what came back.
+#[derive(Deserialize)]
+struct Case {
+    text: String,
+    /// A prompt by its name in the model's files.
+    named: Option<String>,
+    /// A prompt by its words.
+    written: Option<String>,
+    dimensions: Option<usize>,
+    embedding: Vec<f32>,
+}
+
+impl Case {
+    fn prompt(&self) -> Option<EmbedPrompt> {
+        let named = self.named.clone().map(EmbedPrompt::Named);
+        named.or_else(|| self.written.clone().map(EmbedPrompt::Text))
+    }
+
+    fn request(&self) -> EmbedTexts {
+        let texts = vec![self.text.clone()];
+        EmbedTexts { texts, prompt: self.prompt(), dimensions: self.dimensions }
+    }
+}
+
+fn folder(family: &str) -> PathBuf {
+    common::root().join("tests/fixtures/text_embedding").join(family)
+}
+
+fn load(family: &str) -> TextEmbeddingModel {
+    TextEmbeddingModel::load(Source::directory(folder(family))).unwrap()
+}
+
+fn cases(family: &str) -> Vec<Case> {
+    #[derive(Deserialize)]
+    struct File {
+        cases: Vec<Case>,
+    }
+    let text = std::fs::read(folder(family).join("expected.json")).unwrap();
+    serde_json::from_slice::<File>(&text).unwrap().cases
+}
+
+/// Compares each case alone with its reference, and the cases without a prompt alone with the same in batches.
+fn compare(family: &str) {
+    let (model, cases) = (load(family), cases(family));
+    let alone: Vec<Vec<f32>> =
+        cases.iter().map(|case| model.embed_request(&case.request()).unwrap().swap_remove(0)).collect();
+    let differences = cases.iter().zip(&alone).map(|(case, vector)| difference(&case.embedding, vector));
+    let largest = differences.fold(0.0, f32::max);
+
+    let plain: Vec<(&str, &Vec<f32>)> = cases
+        .iter()
+        .zip(&alone)
+        .filter(|(case, _)| case.prompt().is_none() && case.dimensions.is_none())
+        .map(|(case, vector)| (case.text.as_str(), vector))
+        .collect();
+    let mut apart: f32 = 0.0;
+    for size in [2, 3, plain.len()] {
+        for batch in plain.chunks(size) {
+            let texts: Vec<&str> = batch.iter().rev().map(|(text, _)| *text).collect();
+            for (vector, (_, alone)) in model.embed(&texts).unwrap().iter().zip(batch.iter().rev()) {
+                apart = apart.max(difference(vector, alone));
+            }
+        }
+    }
+    println!("{family}: {} cases, largest difference {largest:.2e}, in batches {apart:.2e}", cases.len());
+    assert!(largest <= TOLERANCE, "{family}: {largest} from the reference");
+    assert!(apart <= BATCH_TOLERANCE, "{family}: {apart} between alone and in a batch");
+}
+
+macro_rules! families {
+    ($($family:ident),* $(,)?) => {
+        const FAMILIES: &[&str] = &[$(stringify!($family)),*];
+        $(#[test]
+        fn $family() {
+            compare(stringify!($family));
+        })*
+    };
+}
+
+families!(
+    bert,
+    distilbert,
+    roberta,
+    xlm_roberta,
+    jina_bert,
+    nomic_bert,
+    modernbert,
+    stella_400m,
+    gte_qwen2,
+    stella_1_5b,
+    qwen3,
+    nv_embed,
+);
+
+#[test]
+fn dimensions_that_the_model_lists_are_the_only_ones() {
+    let ask = |family: &str, dimensions| {
+        let request = EmbedTexts { dimensions: Some(dimensions), ..EmbedTexts::from("Hello") };
+        load(family).embed_request(&request)
+    };
+    for dimensions in [8, 16, 32] {
+        let vector = ask("nomic_bert", dimensions).unwrap().swap_remove(0);
+        let length: f32 = vector.iter().map(|x| x * x).sum();
+        assert!(vector.len() == dimensions && (length - 1.0).abs() < 1e-5);
+    }
+    for (family, dimensions) in [("nomic_bert", 9), ("nomic_bert", 0), ("bert", 0), ("bert", 33)] {
+        let error = ask(family, dimensions).unwrap_err();
+        assert!(matches!(&error, Error::InvalidInput(words) if words.contains("32")), "{family}: {error}");
+    }
+    assert_eq!(ask("bert", 9).unwrap()[0].len(), 9);
+}
+
+#[test]
+fn prompts_that_are_not_there_or_leave_no_room_are_refused() {
+    let ask = |family: &str, prompt| {
+        let request = EmbedTexts { prompt: Some(prompt), ..EmbedTexts::from("Hello") };
+        load(family).embed_request(&request).unwrap_err().to_string()
+    };
+    let words = ask("nomic_bert", EmbedPrompt::Named("passage".to_owned()));
+    assert!(words.contains("search_document, search_query"), "{words}");
+    let words = ask("nv_embed", EmbedPrompt::Text("too long ".repeat(100)));
+    assert!(words.contains("no room"), "{words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handles_ask_for_prompts_as_the_model_itself_does() {
+    let engine = Engine::builder()
+        .text_embedding("nomic", Source::directory(folder("nomic_bert")))
+        .text_embedding("e5", Source::directory(folder("xlm_roberta")))
+        .start()
+        .await
+        .unwrap();
+    let (nomic, e5) = (engine.text_embedding("nomic").unwrap(), engine.text_embedding("e5").unwrap());
+    for (family, handle) in [("nomic_bert", nomic), ("xlm_roberta", e5)] {
+        for case in cases(family).into_iter().filter(|case| case.text.len() < 1000) {
+            let mut handle = handle.clone();
+            if let Some(name) = &case.named {
+                handle = handle.prompt(name);
+            }
+            if let Some(prompt) = &case.written {
+                handle = handle.prompt_text(prompt);
+            }
+            if let Some(dimensions) = case.dimensions {
+                handle = handle.dimensions(dimensions);
+            }
+            let vector = handle.embed(case.text.as_str()).await.unwrap();
+            assert!(difference(&vector, &case.embedding) <= TOLERANCE);
+        }
+    }
+    assert!(engine.shutdown().await.is_clean());
+}
+
+/// A copy of a family's model whose `config.json` is changed.
+fn changed(family: &str, change: impl FnOnce(&mut Value)) -> Result<TextEmbeddingModel, Error> {
+    let copy = tempfile::tempdir().unwrap();
+    let mut folders = vec![PathBuf::new()];
+    while let Some(below) = folders.pop() {
+        for entry in std::fs::read_dir(folder(family).join(&below)).unwrap() {
+            let entry = entry.unwrap();
+            let place = below.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                std::fs::create_dir(copy.path().join(&place)).unwrap();
+                folders.push(place);
+            } else if place != Path::new("config.json") {
+                std::fs::hard_link(entry.path(), copy.path().join(&place))
+                    .or_else(|_| std::fs::copy(entry.path(), copy.path().join(&place)).map(drop))
+                    .unwrap();
+            }
+        }
+    }
+    let text = std::fs::read(folder(family).join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&text).unwrap();
+    change(&mut config);
+    std::fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
+    TextEmbeddingModel::load(Source::directory(copy.path()))
+}
+
+/// The comparisons above could tell: with another setting the vectors are others.
+#[test]
+fn every_setting_shows_in_the_vectors() {
+    let cases_by_family = [
+        ("bert", "layer_norm_eps", json!(0.1)),
+        ("bert", "hidden_act", json!("relu")),
+        ("bert", "num_attention_heads", json!(2)),
+        ("distilbert", "activation", json!("gelu_new")),
+        ("roberta", "pad_token_id", json!(0)),
+        ("roberta", "hidden_act", json!("gelu")),
+        ("jina_bert", "num_attention_heads", json!(9)),
+        ("jina_bert", "feed_forward_type", json!("reglu")),
+        ("nomic_bert", "rotary_emb_base", json!(990)),
+        ("nomic_bert", "activation_function", json!("geglu")),
+        ("modernbert", "local_attention", json!(14)),
+        ("modernbert", "global_attn_every_n_layers", json!(2)),
+        ("modernbert", "global_rope_theta", json!(1000)),
+        ("modernbert", "local_rope_theta", json!(9900)),
+        ("stella_400m", "rope_theta", json!(150000)),
+        ("stella_400m", "rope_scaling", json!({"type": "ntk", "factor": 2.1})),
+        ("stella_400m", "rope_scaling", json!(null)),
+        ("gte_qwen2", "is_causal", json!(true)),
+        ("gte_qwen2", "auto_map", json!(null)),
+        ("qwen3", "rms_norm_eps", json!(0.01)),
+        ("qwen3", "is_causal", json!(false)),
+        ("nv_embed", "add_eos", json!(false)),
+    ];
+    for (family, setting, value) in cases_by_family {
+        let model = changed(family, |config| config[setting] = value.clone()).unwrap();
+        let apart =
+            |case: &Case| difference(&model.embed_request(&case.request()).unwrap()[0], &case.embedding);
+        let largest = cases(family).iter().map(apart).fold(0.0, f32::max);
+        assert!(largest > TOLERANCE, "{family} {setting} {value}: {largest}");
+    }
+}
+
+#[test]
+fn settings_that_make_no_model_are_named() {
+    let cases = [
+        ("bert", "num_attention_heads", json!(0)),
+        ("bert", "num_attention_heads", json!(5)),
+        ("bert", "type_vocab_size", json!(0)),
+        ("distilbert", "n_heads", json!(0)),
+        ("distilbert", "hidden_dim", json!(usize::MAX)),
+        ("roberta", "max_position_embeddings", json!(2)),
+        ("xlm_roberta", "pad_token_id", json!(u32::MAX)),
+        ("jina_bert", "intermediate_size", json!(usize::MAX)),
+        ("nomic_bert", "n_head", json!(32)),
+        ("nomic_bert", "rotary_emb_base", json!(0)),
+        ("modernbert", "local_attention", json!(0)),
+        ("modernbert", "global_attn_every_n_layers", json!(0)),
+        ("modernbert", "layer_types", json!(["full_attention"])),
+        ("stella_400m", "rope_scaling", json!({"type": "ntk", "factor": 0})),
+        ("gte_qwen2", "num_attention_heads", json!(0)),
+        ("qwen3", "num_key_value_heads", json!(0)),
+        ("nv_embed", "latent_attention_config", json!({"num_cross_heads": 0, "latent_dim": 32})),
+    ];
+    for (family, setting, value) in cases {
+        let error = changed(family, |config| config[setting] = value.clone()).err().unwrap();
+        assert!(matches!(error, Error::InvalidConfig { .. }), "{family} {setting} {value}: {error}");
+    }
+    let cases = [
+        ("bert", "position_embedding_type", json!("relative_key")),
+        ("jina_bert", "position_embedding_type", json!("absolute")),
+        ("jina_bert", "feed_forward_type", json!("original")),
+        ("nomic_bert", "num_experts", json!(8)),
+        ("nomic_bert", "prenorm", json!(true)),
+        ("nomic_bert", "activation_function", json!("swoosh")),
+        ("modernbert", "hidden_activation", json!("swoosh")),
+        ("stella_400m", "rope_scaling", json!({"type": "yarn", "factor": 2})),
+        ("stella_400m", "layer_norm_type", json!("rms_norm")),
+    ];
+    for (family, setting, value) in cases {
+        let error = changed(family, |config| config[setting] = value.clone()).err().unwrap();
+        assert!(matches!(error, Error::UnsupportedSetting { .. }), "{family} {setting} {value}: {error}");
+    }
+}
+
+#[test]
+fn an_architecture_that_is_not_supported_is_named_beside_all_that_are() {
+    let error = changed("bert", |config| config["model_type"] = json!("mamba")).err().unwrap();
+    let words = error.to_string();
+    for name in
+        ["mamba", "bert, JinaBertForMaskedLM, distilbert, roberta, xlm-roberta", "nomic_bert, modernbert"]
+    {
+        assert!(words.contains(name), "{words}");
+    }
+}
+
+/// Whatever a setting is changed to, loading ends with a model or with an error that says what is wrong, and never
+/// with a panic or with memory that only the setting claims.
+#[test]
+fn hostile_settings_end_in_errors() {
+    let values = [
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(-1),
+        json!(1e300),
+        json!(usize::MAX),
+        json!(null),
+        json!(true),
+        json!("x"),
+        json!([]),
+        json!({}),
+        json!([0, usize::MAX]),
+    ];
+    let (mut loaded, mut refused) = (0, 0);
+    for family in FAMILIES {
+        let text = std::fs::read(folder(family).join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&text).unwrap();
+        for setting in config.as_object().unwrap().keys() {
+            for value in &values {
+                match changed(family, |config| config[setting] = value.clone()) {
+                    Err(Error::Compute(error)) => panic!("{family} {setting} {value}: {error}"),
+                    Err(_) => refused += 1,
+                    Ok(model) => {
+                        loaded += 1;
+                        drop(model.embed(&["Hello", "The cat sleeps on the warm windowsill."]));
+                    }
+                }
+            }
+        }
+    }
+    println!("{loaded} changed models load, {refused} are refused");
+    assert!(refused > 100);
+}
