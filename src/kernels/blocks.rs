@@ -106,8 +106,9 @@ impl Blocks {
 
     /// The first row, of so many numbers, in which one is not finite.
     pub(crate) fn first_damaged_row(self, bytes: &[u8], numbers: usize) -> Option<usize> {
+        // A tensor without rows may claim rows of any length.
+        let size = self.row_bytes(numbers).filter(|size| (1..=bytes.len()).contains(size))?;
         let mut row = vec![0.0; numbers];
-        let size = self.row_bytes(numbers).filter(|size| *size > 0)?;
         bytes.chunks_exact(size).position(|bytes| {
             self.decode(bytes, &mut row);
             row.iter().any(|value| !value.is_finite())
@@ -344,6 +345,15 @@ mod tests {
     use super::*;
     use candle_core::quantized::QTensor;
     use candle_core::{Device, Tensor};
+
+    /// A tensor of no rows, each of 2^50 numbers, once asked for as much memory.
+    #[test]
+    fn rows_that_are_not_there_cost_nothing() {
+        for blocks in [0, 1, 8, 12].map(|number| Blocks::from_number(number).unwrap()) {
+            assert_eq!(blocks.first_damaged_row(&[], 1 << 50), None);
+            assert_eq!(blocks.first_damaged_row(&[0; 100], 1 << 50), None);
+        }
+    }
 
     #[test]
     fn every_format_stands_for_the_numbers_that_candle_makes_of_it() {

@@ -46,7 +46,8 @@ pub(super) fn without_generation_marks(source: &str) -> String {
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
-        let Some(end) = tag.find("%}") else { break };
+        // Behind the opening: in `{%}` the two overlap.
+        let Some(end) = tag[2..].find("%}").map(|end| end + 2) else { break };
         let inside = &tag[2..end];
         let name = inside.trim_matches(|letter: char| "-+".contains(letter) || letter.is_whitespace());
         out.push_str(before);
@@ -281,6 +282,18 @@ fn date(days: i64) -> (i64, i64, i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// In `{%}` the opening and the close share a letter.
+    #[test]
+    fn marks_are_taken_out_of_any_text() {
+        for text in ["{%}", "{%", "{%%}", "a{%}b", "{%}%}", "{{%}", "\u{1F408}{%-}"] {
+            assert_eq!(without_generation_marks(text), text);
+        }
+        assert_eq!(
+            without_generation_marks("{%- generation %}a{% endgeneration -%}"),
+            "{%- if true %}a{% endif -%}"
+        );
+    }
 
     #[test]
     fn dates_are_those_of_the_calendar() {
