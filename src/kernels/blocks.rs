@@ -328,10 +328,13 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
         let (shift_low, shift_high) = (4 * (quarter / 2), 2 * quarter);
         let scales = [192 + 8 * half + 2 * quarter, 193 + 8 * half + 2 * quarter];
         let steps = scales.map(|place| step * f32::from(block[place] as i8));
-        let values = block[low..low + 32].iter().zip(&block[high..high + 32]);
-        for (place, (out, (low, high))) in out.iter_mut().zip(values).enumerate() {
-            let value = low >> shift_low & 15 | (high >> shift_high & 3) << 4;
-            *out = steps[place / 16] * f32::from(value as i8 - 32);
+        for (part, (out, step)) in out.as_chunks_mut::<16>().0.iter_mut().zip(steps).enumerate() {
+            let (low, high) = (low + 16 * part, high + 16 * part);
+            let values = block[low..low + 16].iter().zip(&block[high..high + 16]);
+            for (out, (low, high)) in out.iter_mut().zip(values) {
+                let value = low >> shift_low & 15 | (high >> shift_high & 3) << 4;
+                *out = step * (i32::from(value) - 32) as f32;
+            }
         }
     }
 }
