@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use model_actors::PaintImage;
 use serde::Deserialize;
 
-use super::{Advance, Conditioning, Noise, Painting, TextToImageModel, Watch};
+use super::{Advance, Conditioning, Noise, TextToImageModel, Watch};
 use crate::error::Error;
 use crate::source::Source;
 
