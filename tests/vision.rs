@@ -5,11 +5,15 @@ mod common;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use candle_actors::{Engine, Error, Source, VisionModel};
 use candle_core::{Device, Tensor};
 use common::{difference, root};
-use model_actors::{DescribeImage, ImageSource, PoolConfig, Sampling};
+use model_actors::{
+    CallOptions, DescribeImage, Failure, Footprint, ImageSource, LoadContext, Loader, Model, ModelSpec,
+    PoolConfig, Sampling, System, SystemConfig, Vision, Weights,
+};
 use serde::Deserialize;
 
 const TOLERANCE: f32 = 1e-4;
@@ -43,7 +47,7 @@ fn cases(family: &str) -> Vec<Case> {
 
 fn request(case: &Case) -> DescribeImage {
     DescribeImage {
-        image: ImageSource::Path(fixture("images").join(&case.image)),
+        image: ImageSource::Path(root().join("tests/fixtures/vision_images").join(&case.image)),
         question: case.question.clone(),
         sampling: Sampling::default(),
         max_tokens: TOKENS,
@@ -52,6 +56,47 @@ fn request(case: &Case) -> DescribeImage {
 
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// What a processor does to the bytes of each channel, and the photographs that were given to it.
+#[derive(Deserialize)]
+struct Scaling {
+    mean: Vec<f32>,
+    deviation: Vec<f32>,
+    photographs: Vec<String>,
+}
+
+/// The largest difference of the preprocessing of real photographs, in units of the 256 values that a byte has, over
+/// 255.
+fn compare_photographs(family: &str, model: &VisionModel, expected: &HashMap<String, Tensor>) -> f32 {
+    #[derive(Deserialize)]
+    struct File {
+        scaling: Scaling,
+    }
+    let text = std::fs::read(fixture(family).join("expected.json")).unwrap();
+    let Scaling { mean, deviation, photographs } = serde_json::from_slice::<File>(&text).unwrap().scaling;
+    let mut largest = 0f32;
+    for name in &photographs {
+        let image = ImageSource::Path(root().join("tests/fixtures/photographs").join(name));
+        let request = DescribeImage {
+            image,
+            question: "What?".to_owned(),
+            sampling: Sampling::default(),
+            max_tokens: 1,
+        };
+        let found = model.examine(&request).unwrap().pixels;
+        let tensor = &expected[&format!("photograph.{name}")];
+        let plane: usize = tensor.dims().iter().rev().take(2).product();
+        let bytes: Vec<u8> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        let found = found.concat();
+        assert_eq!(found.len(), bytes.len(), "{family}, {name}");
+        for (index, (found, byte)) in found.iter().zip(&bytes).enumerate() {
+            let channel = index / plane % 3;
+            let found = found * deviation[channel] + mean[channel];
+            largest = largest.max((found - f32::from(*byte) / 255.0).abs());
+        }
+    }
+    largest
 }
 
 /// One family's largest differences from its reference; its answers are the reference's, token by token.
@@ -69,7 +114,7 @@ fn compare(family: &str) {
             difference(&found.features, &of("features")),
             difference(&found.logits, &of("logits")),
         ];
-        println!("{family}, {} {:?}: pixels, features, logits {differences:.2e?}", case.image, case.question);
+        println!("{family}, {} {:?}: pixels, features, logits {differences:?}", case.image, case.question);
         pixels = pixels.max(differences[0]);
         features = features.max(differences[1]);
         logits = logits.max(differences[2]);
@@ -85,6 +130,9 @@ fn compare(family: &str) {
         assert_eq!(completion.usage.prompt_tokens, case.prompt.len());
         assert_eq!(completion.usage.completion_tokens, case.tokens.len());
     }
+    let photographs = compare_photographs(family, &model, &expected);
+    println!("{family}: largest difference on photographs {photographs:.2e}, where 1/255 is 3.92e-3");
+    assert!(photographs <= 1.0 / 255.0, "{family}: photographs {photographs}");
     println!(
         "{family}: largest difference of pixels {pixels:.2e}, features {features:.2e}, logits {logits:.2e}"
     );
@@ -155,6 +203,201 @@ async fn a_stream_brings_the_answer_in_pieces() {
     }
     assert_eq!(text, case.answer);
     assert_eq!(stream.output().await.unwrap().text, case.answer);
+}
+
+/// Workers over a model that is loaded already, so that its steps can be counted.
+struct Loaded(VisionModel);
+
+impl Loader<Vision> for Loaded {
+    fn footprint(&self, _: &LoadContext) -> Result<Footprint, Failure> {
+        Ok(self.0.footprint())
+    }
+
+    fn load(&self, _: &LoadContext) -> Result<Arc<dyn Weights<Vision>>, Failure> {
+        Ok(Arc::new(Loaded(self.0.try_clone()?)))
+    }
+}
+
+impl Weights<Vision> for Loaded {
+    fn footprint(&self) -> Footprint {
+        self.0.footprint()
+    }
+
+    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<Vision>>, Failure> {
+        Ok(Box::new(self.0.try_clone()?))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_stream_stops_the_model_within_a_step() {
+    let model = VisionModel::load(Source::directory(fixture("llava"))).unwrap();
+    let pool =
+        PoolConfig { max_workers: 1, cold_start_workers: 1, stream_buffer: 1, ..PoolConfig::default() };
+    let system = System::builder(SystemConfig::default()).pool::<Vision>(pool).start().await.unwrap();
+    let client = system.client::<Vision>().unwrap();
+    let spec = ModelSpec::new("model", Loaded(model.try_clone().unwrap())).continuous();
+    let handle = client.register(spec).unwrap();
+    let mut request = request(&cases("llava")[1]);
+    request.max_tokens = 1;
+    model.describe(&request).unwrap();
+    let alone = model.steps();
+    request.max_tokens = 400;
+    let mut stream = handle.stream(request.clone(), CallOptions::default()).await.unwrap();
+    stream.next().await.unwrap();
+    let before = model.steps();
+    drop(stream);
+    // Once another request is answered, whatever became of the first is over.
+    request.max_tokens = 1;
+    handle.call(request, CallOptions::default()).await.unwrap();
+    let more = model.steps() - before - alone;
+    println!("{more} steps after the stream was dropped, of up to 400");
+    // Each step of this answer gives a piece. One may wait in the buffer and one in the model's hands, and a step may
+    // have been under way.
+    assert!(more <= 3, "{more} steps after the stream was dropped");
+    assert!(system.shutdown().await.is_clean());
+}
+
+/// A copy of a family's fixture with its `config.json` changed.
+fn changed(family: &str, file: &str, change: impl FnOnce(&mut serde_json::Value)) -> Error {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixture(family)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.path().join(file);
+    let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(&path, config.to_string()).unwrap();
+    VisionModel::load(Source::directory(folder.path()))
+        .err()
+        .unwrap_or_else(|| panic!("{family} loads {config}"))
+}
+
+#[test]
+fn hostile_configurations_are_refused_with_the_setting_at_fault() {
+    let huge = serde_json::json!(1u64 << 40);
+    let numbers =
+        [serde_json::json!(0), huge, serde_json::json!(-1), serde_json::json!("many"), serde_json::json!(7)];
+    let settings: [(&str, &[&str]); 5] = [
+        (
+            "blip",
+            &[
+                "vision_config/hidden_size",
+                "vision_config/patch_size",
+                "vision_config/num_attention_heads",
+                "vision_config/image_size",
+                "text_config/hidden_size",
+                "text_config/num_attention_heads",
+                "text_config/vocab_size",
+                "text_config/max_position_embeddings",
+                "text_config/num_hidden_layers",
+            ],
+        ),
+        (
+            "llava",
+            &[
+                "vision_config/hidden_size",
+                "vision_config/num_attention_heads",
+                "vision_config/image_size",
+                "text_config/hidden_size",
+                "text_config/num_key_value_heads",
+                "text_config/vocab_size",
+            ],
+        ),
+        ("llava_next", &["image_grid_pinpoints", "vision_config/image_size"]),
+        (
+            "qwen3_vl",
+            &[
+                "vision_config/patch_size",
+                "vision_config/spatial_merge_size",
+                "vision_config/num_heads",
+                "vision_config/num_position_embeddings",
+                "vision_config/out_hidden_size",
+                "vision_config/temporal_patch_size",
+                "vision_config/deepstack_visual_indexes",
+                "vision_config/hidden_size",
+                "text_config/head_dim",
+                "text_config/num_attention_heads",
+            ],
+        ),
+        (
+            "moondream",
+            &[
+                "config/vision/enc_patch_size",
+                "config/vision/crop_size",
+                "config/vision/enc_dim",
+                "config/vision/enc_n_heads",
+                "config/vision/proj_out_dim",
+                "config/text/dim",
+                "config/text/n_heads",
+                "config/text/vocab_size",
+            ],
+        ),
+    ];
+    let mut refused = 0;
+    for (family, names) in settings {
+        for name in names {
+            for number in &numbers {
+                let error = changed(family, "config.json", |config| {
+                    let pointer = format!("/{name}");
+                    *config.pointer_mut(&pointer).unwrap_or_else(|| panic!("{family} has no {name}")) =
+                        number.clone();
+                });
+                assert!(!error.to_string().is_empty());
+                refused += 1;
+            }
+        }
+    }
+    println!("{refused} configurations refused");
+    let error = changed("llava", "config.json", |config| config["image_token_index"] = 7_000_000.into());
+    assert!(error.to_string().contains("vocab_size"), "{error}");
+    let error =
+        changed("llava", "config.json", |config| config["vision_config"]["model_type"] = "eva".into());
+    assert!(matches!(error, Error::UnsupportedSetting { .. }), "{error}");
+    let error = changed("llava", "chat_template.json", |file| file["chat_template"] = "{% for".into());
+    assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+    let error = changed("blip", "config.json", |config| {
+        config["architectures"] = serde_json::json!(["BlipForQuestionAnswering"]);
+    });
+    assert!(error.to_string().contains("BlipForQuestionAnswering"), "{error}");
+}
+
+#[test]
+fn what_does_not_fit_the_context_is_refused_with_both_numbers() {
+    for family in ["llava", "qwen3_vl", "moondream", "blip"] {
+        let model = VisionModel::load(Source::directory(fixture(family))).unwrap();
+        let mut request = request(&cases(family)[0]);
+        request.question = "word ".repeat(700);
+        let error = model.describe(&request).unwrap_err();
+        assert!(matches!(error, Error::InvalidInput(_)), "{error}");
+        let message = error.to_string();
+        assert!(message.contains(&model.context().to_string()), "{message}");
+    }
+}
+
+#[test]
+fn a_question_cannot_bring_a_placeholder_of_its_own_and_an_answer_ends_with_the_context() {
+    let model = VisionModel::load(Source::directory(fixture("llava"))).unwrap();
+    let mut request = request(&cases("llava")[0]);
+    request.question = "What is <image>?".to_owned();
+    assert!(matches!(model.describe(&request), Err(Error::InvalidInput(_))));
+    request.question = "word ".repeat(150);
+    request.max_tokens = 1_000_000;
+    let completion = model.describe(&request).unwrap();
+    assert!(completion.usage.prompt_tokens + completion.usage.completion_tokens <= model.context());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests_are_refused_alone() {
+    let engine = Engine::builder().vision("model", Source::directory(fixture("blip"))).start().await.unwrap();
+    let model = engine.vision("model").unwrap();
+    let case = &cases("blip")[0];
+    let broken = DescribeImage { image: ImageSource::Bytes(vec![1, 2, 3]), ..request(case) };
+    let endless = DescribeImage { question: "word ".repeat(200), ..request(case) };
+    let (broken, endless, good) =
+        tokio::join!(model.describe(broken), model.describe(endless), model.describe(request(case)));
+    assert!(broken.is_err() && endless.is_err());
+    assert_eq!(good.unwrap().text, case.answer);
 }
 
 #[test]

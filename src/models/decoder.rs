@@ -22,9 +22,10 @@ mod load;
 mod plan;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod speed;
 
 use candle_core::{Device, Tensor};
-use model_actors::Bytes;
 
 use crate::error::{Error, Result};
 use crate::families::Family;
@@ -89,11 +90,6 @@ impl Decoder {
     pub(crate) fn cache(&self) -> Result<Cache> {
         let width = self.config.shared_heads.saturating_mul(self.config.head_size);
         Cache::new(self.layers.len(), width, &self.device)
-    }
-
-    /// What the cache of a sequence takes at so many tokens.
-    pub(crate) fn cache_bytes(&self, tokens: usize) -> Bytes {
-        self.config.cache_bytes(tokens)
     }
 
     /// Token numbers to `(tokens, width)`, scaled as the family does.

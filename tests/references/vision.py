@@ -25,6 +25,7 @@ TOKENS = 64
 #: A greedy choice nearer than this to the next best could fall differently for reasons of rounding alone.
 SMALLEST_GAP = 2e-3
 
+PHOTOGRAPHS = ["cat.png", "coffee.png", "face.png", "sky.png"]
 IMAGES = {"wide": (67, 45), "tall": (50, 121), "square": (40, 40), "large": (203, 149)}
 CHAT_IMAGE_FIRST = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
@@ -62,7 +63,7 @@ def write_json(path, value):
 
 def images():
     """Slow waves with some noise, in colour: something of every frequency, and nothing that compresses to nothing."""
-    (FIXTURES / "images").mkdir(parents=True, exist_ok=True)
+    (FIXTURES.parent / "vision_images").mkdir(parents=True, exist_ok=True)
     found = {}
     for seed, (name, (width, height)) in enumerate(IMAGES.items()):
         random = np.random.default_rng(seed)
@@ -71,7 +72,7 @@ def images():
         channels = [wave(*(random.uniform(3, 25, 2)), random.uniform(0, 6)) * 90 + 128 for _ in range(3)]
         pixels = np.stack(channels, -1) + random.integers(-3, 4, (height, width, 1))
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        image.save(FIXTURES / "images" / f"{name}.png", optimize=True)
+        image.save(FIXTURES.parent / "vision_images" / f"{name}.png", optimize=True)
         found[name] = image
     return found
 
@@ -142,8 +143,17 @@ class Cases:
         self.tensors[f"{index}.logits"] = logits[0].float().contiguous().clone()
         print(f"{self.family} {image} {question!r}: {len(prompt)} in, {len(tokens)} out, gap {gap:.4f}, {text[:60]!r}")
 
+    def photographs(self, process, mean, deviation, names=PHOTOGRAPHS):
+        """What the processor makes of photographs, as the bytes that it scaled: no smaller unit is in them."""
+        mean, deviation = (torch.tensor(values).reshape(3, 1, 1) for values in (mean, deviation))
+        self.scaling = dict(mean=mean.flatten().tolist(), deviation=deviation.flatten().tolist(), photographs=names)
+        for name in names:
+            bytes_ = (process(Image.open(ROOT / "fixtures" / "photographs" / name).convert("RGB")) * deviation + mean) * 255
+            assert (bytes_ - bytes_.round()).abs().max() < 1e-3
+            self.tensors[f"photograph.{name}"] = bytes_.round().to(torch.uint8).contiguous()
+
     def save(self):
-        write_json(self.folder / "expected.json", {"cases": self.cases})
+        write_json(self.folder / "expected.json", {"cases": self.cases, "scaling": self.scaling})
         save_file(self.tensors, self.folder / "expected.safetensors")
         texts = {case["text"] for case in self.cases}
         if len(texts) != len(self.cases):
@@ -171,7 +181,9 @@ def blip(pictures, seed):
 
     cases = Cases("blip")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = wordpiece(300, special)
+    kept = cases.folder / "tokenizer.json"
+    # The trainer breaks ties by chance, so that a second run would change the fixture.
+    tokenizer = Tokenizer.from_file(str(kept)) if kept.exists() else wordpiece(300, special)
     size = tokenizer.get_vocab_size()
     bos, sep = size, tokenizer.token_to_id("[SEP]")
     text = dict(vocab_size=size + 2, hidden_size=32, encoder_hidden_size=48, intermediate_size=64,
@@ -210,6 +222,8 @@ def blip(pictures, seed):
         kept = tokens[:-1] if tokens[-1] == sep else tokens
         cases.add(image, question, prompt, pixels, features, tokens, [step[0] for step in out.logits],
                   tokenizer.decode(prompt[1:] + kept), answer=tokenizer.decode(kept))
+    cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"], processor.image_mean,
+                      processor.image_std)
     cases.save()
 
 
@@ -323,6 +337,8 @@ def llava(pictures, seed):
         features = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output[0]
         answers(cases, model, tokenizer, image, question, expand(ids, image_token, 16), pixels, features, 2,
                 pixel_values=pixels)
+    cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"], processor.image_mean,
+                      processor.image_std)
     cases.save()
 
 
@@ -340,7 +356,9 @@ def llava_next(pictures, seed):
     config.architectures = ["LlavaNextForConditionalGeneration"]
     model = randomize(LlavaNextForConditionalGeneration(config), seed, 1.5)
     # Saved as bfloat16, and so rounded before they are computed with.
-    model = model.to(torch.bfloat16).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(torch.bfloat16).float())
     processor = LlavaNextImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28},
                                            image_grid_pinpoints=grids)
     extra = dict(patch_size=7, vision_feature_select_strategy="default", image_token="<image>",
@@ -356,6 +374,8 @@ def llava_next(pictures, seed):
         ids = tokenizer.encode(ask(tokenizer, CHAT_INSTRUCT, question)).ids
         answers(cases, model, tokenizer, image, question, expand(ids, image_token, len(features)),
                 inputs["pixel_values"][0], features, 2, **inputs)
+    cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"][0], processor.image_mean,
+                      processor.image_std)
     cases.save()
 
 
@@ -424,12 +444,17 @@ def qwen3_vl(pictures, seed):
         processor_class="Qwen3VLProcessor", image_processor_type="Qwen2VLImageProcessorFast"))
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     save_weights(cases.folder, tensors)
-    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it."),
-                            ("square", "Is it a square?")]:
-        inputs = processor(pictures[image], return_tensors="pt")
+
+    def picture_of(image):
+        """The picture that the patches are of."""
+        inputs = processor(image, return_tensors="pt")
         _, high, wide = inputs["image_grid_thw"][0].tolist()
         pixels = inputs["pixel_values"].reshape(high // 2, wide // 2, 2, 2, 3, 2, 8, 8)[:, :, :, :, :, 0]
-        pixels = pixels.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, high * 8, wide * 8)
+        return pixels.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, high * 8, wide * 8)
+
+    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it."),
+                            ("square", "Is it a square?")]:
+        inputs, pixels = processor(pictures[image], return_tensors="pt"), picture_of(pictures[image])
         model.model.rope_deltas = None
         features = model.model.get_image_features(**inputs, return_dict=True).pooler_output[0]
         ids = tokenizer.encode(ask(tokenizer, CHAT_VISION_PAD, question)).ids
@@ -437,6 +462,7 @@ def qwen3_vl(pictures, seed):
         types = torch.tensor([[int(id == token("<|image_pad|>")) for id in ids]])
         answers(cases, model, tokenizer, image, question, ids, pixels, features,
                 [token("<|im_end|>"), token("<|endoftext|>")], mm_token_type_ids=types, **inputs)
+    cases.photographs(picture_of, [0.5] * 3, [0.5] * 3)
     cases.save()
 
 
@@ -482,6 +508,7 @@ def moondream(pictures, seed):
         # A placeholder for each row of the image.
         prompt = [end] * (1 + len(features)) + asked
         cases.add(image, question, prompt, crops, features, tokens, logits, text, answer=text, tiling=tiling)
+    cases.photographs(lambda image: model.crops(image)[0], [0.5] * 3, [0.5] * 3, ["cat.png", "face.png"])
     cases.save()
 
 

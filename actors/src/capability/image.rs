@@ -72,6 +72,17 @@ impl fmt::Debug for Picture {
 pub struct Vision;
 
 /// An image to be described.
+///
+/// ```
+/// use model_actors::{DescribeImage, ImageSource, Sampling};
+/// let request = DescribeImage {
+///     image: ImageSource::Path("cat.png".into()),
+///     question: "What colour is the cat?".to_owned(),
+///     sampling: Sampling::default(),
+///     max_tokens: 64,
+/// };
+/// assert_eq!(request.sampling.temperature, 0.0); // greedy
+/// ```
 #[derive(Debug, Clone)]
 pub struct DescribeImage {
     /// The image.

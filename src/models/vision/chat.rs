@@ -12,6 +12,9 @@ use crate::generation::{ChatTemplate, SpecialTokens, read_chat_template};
 use crate::source::Files;
 use crate::tokens::{Specials, Tokens};
 
+/// What is asked where nothing is.
+const DEFAULT_QUESTION: &str = "Describe this image.";
+
 /// A token that ends a text, several of them, or none.
 #[derive(Debug, Default, Deserialize)]
 #[serde(untagged)]
@@ -85,16 +88,14 @@ impl Chat {
     /// The prompt's tokens, in which the placeholder is repeated for each of `rows`, and where.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] without a question, and for one that holds the placeholder.
+    /// [`Error::InvalidInput`] for a question that holds the placeholder.
     pub(super) fn ask(
         &self,
         tokens: &Tokens,
         question: &str,
         rows: usize,
     ) -> Result<(Vec<u32>, Range<usize>)> {
-        if question.trim().is_empty() {
-            return Err(Error::InvalidInput("the question is empty; this model needs one".to_owned()));
-        }
+        let question = if question.is_empty() { DEFAULT_QUESTION } else { question };
         let text = self.template.render_image_question(question)?;
         // As transformers: a template may write the token that begins a text itself.
         let begun = self.special.bos.as_deref().is_some_and(|bos| text.starts_with(bos));

@@ -47,8 +47,9 @@ pub(super) const NEXT_FAMILY: Family<Box<dyn Architecture>> = Family {
 /// What the settings of both have in common.
 #[derive(Deserialize)]
 struct Own {
-    #[serde(default = "default_image_token", alias = "image_token_id")]
-    image_token_index: u32,
+    image_token_index: Option<u32>,
+    /// What newer files call it.
+    image_token_id: Option<u32>,
     #[serde(default = "default_layer")]
     vision_feature_layer: i64,
     #[serde(default)]
@@ -59,8 +60,10 @@ struct Own {
     multimodal_projector_bias: bool,
 }
 
-fn default_image_token() -> u32 {
-    32000
+impl Own {
+    fn image_token(&self) -> u32 {
+        self.image_token_index.or(self.image_token_id).unwrap_or(32000)
+    }
 }
 
 fn default_layer() -> i64 {
@@ -172,7 +175,7 @@ impl Architecture for Config {
         if preprocessing.exact() != Some((side, side)) {
             return Err(self.invalid("the preprocessing makes pictures of another size than image_size"));
         }
-        let chat = Chat::read(files, self.own.image_token_index, context)?;
+        let chat = Chat::read(files, self.own.image_token(), context)?;
         chat.check(self.text.vocabulary)?;
         self.rest = Some((preprocessing, chat));
         Ok(())

@@ -36,6 +36,17 @@ pub struct VisionModel {
 }
 
 /// What a model makes of an image and a question before it writes a word, for comparison with a reference.
+///
+/// ```
+/// use candle_actors::ExaminedImage;
+/// fn likeliest(examined: &ExaminedImage) -> Option<usize> {
+///     let logits = examined.logits.iter().enumerate();
+///     logits.max_by(|left, right| left.1.total_cmp(right.1)).map(|(token, _)| token)
+/// }
+/// let examined =
+///     ExaminedImage { pixels: vec![], features: vec![], prompt: vec![7], logits: vec![0.5, 2.0, -1.0] };
+/// assert_eq!(likeliest(&examined), Some(1));
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExaminedImage {
     /// The crops that the vision tower sees, `3 × height × width` numbers each.

@@ -260,7 +260,9 @@ impl Moondream {
     fn phrase(&self, tokens: &Tokens, question: &str) -> Result<Vec<u32>> {
         let Templates { caption, query } = &self.phrases.templates;
         if !question.is_empty() {
-            let question = tokens.encode_prompt(question, Specials::Added)?;
+            // As the code that came with GPT-2's tokenizer; its successor's puts no space before the question.
+            let space = if self.phrases.bos_id == GPT2_END { " " } else { "" };
+            let question = tokens.encode_prompt(&format!("{space}{question}"), Specials::Added)?;
             return Ok([query.prefix.as_slice(), &question, &query.suffix].concat());
         }
         match caption {

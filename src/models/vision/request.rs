@@ -1,15 +1,17 @@
 //! One request on its way through a model: its crops go through the vision tower layer by layer, the prompt is read
 //! part by part, and then the answer is written, a token a step. Between any two steps others may take theirs.
 
+use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 
 use candle_core::Tensor;
-use model_actors::DescribeImage;
+use model_actors::{DescribeImage, ImageSource};
 
 use super::{LoadedModel, Memory, Prompt};
 use crate::error::{Error, Result};
 use crate::generation::{Generation, Next};
 use crate::image_input::picture_of;
+use crate::pixels::check;
 
 /// A request that is being served.
 pub(super) struct Asked {
@@ -44,7 +46,14 @@ impl Asked {
     /// # Errors
     /// [`Error::InvalidInput`] and the errors of images.
     pub(super) fn new(model: &LoadedModel, request: &DescribeImage) -> Result<Self> {
-        let picture = picture_of(&request.image, &model.limits)?;
+        let picture = match &request.image {
+            // Decoded by whoever asked, within limits of its own.
+            ImageSource::Picture(picture) => {
+                check(picture)?;
+                Cow::Borrowed(picture)
+            }
+            other => Cow::Owned(picture_of(other, &model.limits)?),
+        };
         let prompt = model.network.prompt(&model.tokens, &picture, &request.question)?;
         let (needed, context) = (prompt.tokens.len(), model.context);
         if needed >= context {

@@ -1,10 +1,11 @@
 //! How a worker serves several requests at once. In each round one request that has not begun to write takes one short
 //! step (a layer of the vision tower, a part of its prompt), and all that write take one together; between rounds
-//! others join and leave. So a large image delays nobody by more than a layer.
+//! others join and leave. So a large image delays nobody by more than a layer, and a reader who does not keep up delays
+//! nobody at all.
 
 use std::collections::HashMap;
 
-use model_actors::{Batch, Failure, Item, Model, RequestId, Vision};
+use model_actors::{Batch, EmitError, Failure, Item, Model, RequestId, Vision};
 
 use super::request::{Step, rows, write};
 use super::{Asked, RESERVED_TOKENS, VisionModel};
@@ -17,9 +18,23 @@ type Requests = HashMap<RequestId, State>;
 /// Where a request stands.
 enum State {
     /// Being served.
-    Served(Box<Asked>),
+    Served(Box<Served>),
     /// Answered, refused, or nobody waits for it.
     Over,
+}
+
+struct Served {
+    asked: Asked,
+    /// What its reader has no room for yet. It takes no step meanwhile.
+    held: Option<Next>,
+}
+
+/// What became of a round.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Round {
+    Stepped,
+    /// All wait for their readers.
+    Idle,
 }
 
 impl Model<Vision> for VisionModel {
@@ -28,15 +43,21 @@ impl Model<Vision> for VisionModel {
         loop {
             self.admit(batch, &mut requests);
             if !requests.values().any(|state| matches!(state, State::Served(_))) {
-                // Those who wait have no room, and there is nobody whose end would make some: none wait, that is.
+                // Nobody waits for room either: one is always taken.
                 if batch.join() == 0 {
                     return Ok(());
                 }
                 continue;
             }
-            self.prepare(batch, &mut requests);
+            for item in batch.items() {
+                settle(item, &mut requests);
+            }
+            let prepared = self.prepare(batch, &mut requests);
             batch.tick();
-            self.write(batch, &mut requests)?;
+            let written = self.write(batch, &mut requests)?;
+            if (prepared, written) == (Round::Idle, Round::Idle) {
+                batch.pause();
+            }
             batch.join();
         }
     }
@@ -50,9 +71,9 @@ impl VisionModel {
         for item in batch.items() {
             if item.should_stop() {
                 requests.insert(item.id(), State::Over);
-            } else if !requests.contains_key(&item.id()) && self.has_room(requests) {
+            } else if !requests.contains_key(&item.id()) && has_room(requests) {
                 let state = match Asked::new(&self.shared, item.request()) {
-                    Ok(asked) => State::Served(Box::new(asked)),
+                    Ok(asked) => State::Served(Box::new(Served { asked, held: None })),
                     Err(error) => {
                         item.fail(error.into());
                         State::Over
@@ -64,88 +85,98 @@ impl VisionModel {
         }
     }
 
-    /// Whether the texts in memory leave room for another. One is always taken, however long it may become.
-    fn has_room(&self, requests: &Requests) -> bool {
-        let served = requests.values().filter_map(|state| match state {
-            State::Served(asked) => Some(asked.room),
-            State::Over => None,
-        });
-        let taken = served.fold(None, |sum: Option<usize>, room| Some(sum.unwrap_or(0).saturating_add(room)));
-        taken.is_none_or(|taken| taken < RESERVED_TOKENS)
-    }
-
     /// One step of the first request, in the order of arrival, that does not write yet.
-    fn prepare(&self, batch: &Batch<'_, Vision>, requests: &mut Requests) {
-        let next = batch.items().iter().find(|item| match requests.get(&item.id()) {
-            Some(State::Served(asked)) => !asked.writes(),
-            Some(State::Over) | None => false,
-        });
-        let Some(item) = next else { return };
-        let Some(State::Served(asked)) = requests.get_mut(&item.id()) else { return };
-        let next = match self.threads.run(|| asked.advance(&self.shared)) {
-            Ok(Step::More) => return,
-            Ok(Step::Read(logits)) => rows(&logits).and_then(|rows| accept(asked, rows.into_iter().next())),
-            Err(error) => Err(error),
-        };
-        if deliver(item, next) {
-            requests.insert(item.id(), State::Over);
+    fn prepare(&self, batch: &Batch<'_, Vision>, requests: &mut Requests) -> Round {
+        for item in batch.items() {
+            let Some(State::Served(served)) = requests.get_mut(&item.id()) else { continue };
+            if served.asked.writes() || served.held.is_some() {
+                continue;
+            }
+            let next = match self.threads.run(|| served.asked.advance(&self.shared)) {
+                Ok(Step::More) => return Round::Stepped,
+                Ok(Step::Read(logits)) => {
+                    rows(&logits).and_then(|rows| accept(&mut served.asked, rows.into_iter().next()))
+                }
+                Err(error) => Err(error),
+            };
+            take(item, requests, next);
+            return Round::Stepped;
         }
+        Round::Idle
     }
 
-    /// One token of each request that writes.
-    fn write(&self, batch: &Batch<'_, Vision>, requests: &mut Requests) -> Result<(), Failure> {
+    /// One token of each request that writes and whose reader keeps up.
+    fn write(&self, batch: &Batch<'_, Vision>, requests: &mut Requests) -> Result<Round, Failure> {
         let mut writing: Vec<(RequestId, &mut Asked)> = Vec::new();
         for (id, state) in requests.iter_mut() {
             match state {
-                State::Served(asked) if asked.writes() => writing.push((*id, asked)),
+                State::Served(served) if served.asked.writes() && served.held.is_none() => {
+                    writing.push((*id, &mut served.asked));
+                }
                 State::Served(_) | State::Over => {}
             }
         }
         if writing.is_empty() {
-            return Ok(());
+            return Ok(Round::Idle);
         }
         let mut asked: Vec<&mut Asked> = writing.iter_mut().map(|(_, asked)| &mut **asked).collect();
         let logits = self.threads.run(|| rows(&write(&self.shared, &mut asked)?))?;
-        batch.tick();
-        let mut over = Vec::new();
-        for ((id, asked), logits) in writing.into_iter().zip(logits) {
-            let next = accept(asked, Some(logits));
-            let item = batch.items().iter().find(|item| item.id() == id);
-            if item.is_none_or(|item| deliver(item, next)) {
-                over.push(id);
+        let made = writing.into_iter().zip(logits);
+        let made: Vec<_> = made.map(|((id, asked), logits)| (id, accept(asked, Some(logits)))).collect();
+        for (id, next) in made {
+            if let Some(item) = batch.items().iter().find(|item| item.id() == id) {
+                take(item, requests, next);
             }
         }
-        for id in over {
-            requests.insert(id, State::Over);
-        }
-        Ok(())
+        Ok(Round::Stepped)
     }
+}
+
+/// Whether the texts in memory leave room for another. One is always taken, however long it may become.
+fn has_room(requests: &Requests) -> bool {
+    let served = requests.values().filter_map(|state| match state {
+        State::Served(served) => Some(served.asked.room),
+        State::Over => None,
+    });
+    let taken = served.fold(None, |sum: Option<usize>, room| Some(sum.unwrap_or(0).saturating_add(room)));
+    taken.is_none_or(|taken| taken < RESERVED_TOKENS)
 }
 
 fn accept(asked: &mut Asked, logits: Option<Vec<f32>>) -> Result<Next> {
     asked.accept(&mut logits.unwrap_or_default())
 }
 
-/// Sends what a step made. True if the request is over with it.
-fn deliver(item: &Item<Vision>, next: Result<Next>) -> bool {
-    match next {
-        Ok(Next { text, finished, .. }) => {
-            if let Some(text) = text
-                && item.emit(text).is_err()
-            {
-                return true;
-            }
-            match finished {
-                Some(completion) => {
-                    item.finish(completion);
-                    true
-                }
-                None => false,
-            }
+/// What a step made goes to its reader, or is kept until there is room.
+fn take(item: &Item<Vision>, requests: &mut Requests, next: Result<Next>) {
+    match (next, requests.get_mut(&item.id())) {
+        (Ok(next), Some(State::Served(served))) => {
+            served.held = Some(next);
+            settle(item, requests);
         }
-        Err(error) => {
+        (Ok(_), _) => {}
+        (Err(error), _) => {
             item.fail(error.into());
-            true
+            requests.insert(item.id(), State::Over);
+        }
+    }
+}
+
+/// Sends what is held for a reader, as far as there is room.
+fn settle(item: &Item<Vision>, requests: &mut Requests) {
+    let Some(State::Served(served)) = requests.get_mut(&item.id()) else { return };
+    let Some(mut next) = served.held.take() else { return };
+    let sent = next.text.take().map_or(Ok(()), |text| item.try_emit(text));
+    match (sent, next.finished.take()) {
+        (Err(EmitError::Full(text)), finished) => {
+            served.held = Some(Next { text: Some(text), finished, ..next });
+        }
+        (Ok(()), None) => {}
+        (Ok(()), Some(completion)) => {
+            item.finish(completion);
+            requests.insert(item.id(), State::Over);
+        }
+        (Err(EmitError::Stopped), _) => {
+            requests.insert(item.id(), State::Over);
         }
     }
 }
