@@ -30,8 +30,6 @@ pub(crate) struct GgufFile {
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) blocks: Blocks,
-    /// Sides as other files have them, the innermost last.
-    pub(crate) shape: Vec<usize>,
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -130,7 +128,7 @@ impl GgufFile {
                 value: f32::NAN,
             });
         }
-        Ok(Stored { blocks, shape: shape.to_vec(), bytes })
+        Ok(Stored { blocks, bytes })
     }
 
     /// Reads one tensor as numbers.
