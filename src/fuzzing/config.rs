@@ -14,10 +14,13 @@ use crate::loader::{ModelLoader, Plan};
 use crate::models;
 use crate::source::Source;
 
+/// Loads what is in a folder.
+type Load = fn(&Path);
+
 /// A copy of a fixture.
 struct Fixture {
     folder: PathBuf,
-    load: fn(&Path),
+    load: Load,
     /// Its JSON files by their place in the folder, with what they hold.
     files: Vec<(PathBuf, Value)>,
 }
@@ -52,14 +55,14 @@ pub(super) fn load<P: Plan>(folder: &Path) {
         _ => return,
     }
     if let Ok(model) = Loader::load(&loader, &context) {
-        drop(model.footprint());
+        let _ = model.footprint();
         drop(model.build(&context));
     }
 }
 
 fn all_fixtures() -> Vec<Fixture> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let capabilities: [(&str, fn(&Path)); 5] = [
+    let capabilities: [(&str, Load); 5] = [
         ("text_embedding", load::<models::text_embedding::Plan>),
         ("text_to_text", load::<models::text_to_text::Plan>),
         ("image_embedding", load::<models::image_embedding::Plan>),

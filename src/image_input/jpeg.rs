@@ -77,7 +77,7 @@ enum Growth {
 impl Growth {
     fn of(own: usize, most: usize) -> Option<Self> {
         match most / own {
-            _ if most % own != 0 => None,
+            _ if !most.is_multiple_of(own) => None,
             1 => Some(Self::One),
             2 => Some(Self::Two),
             times => Some(Self::Many(times)),
@@ -166,14 +166,19 @@ impl Plane {
         let smooth = self.width > 2;
         let own = y / self.down.times();
         let near = self.samples(own)?;
-        let other =
-            || self.samples(if y % 2 == 0 { own.saturating_sub(1) } else { (own + 1).min(self.height - 1) });
+        let other = || {
+            self.samples(if y.is_multiple_of(2) {
+                own.saturating_sub(1)
+            } else {
+                (own + 1).min(self.height - 1)
+            })
+        };
         match (self.across, self.down) {
             (Growth::One, Growth::One) => out.extend_from_slice(near),
             (Growth::Two, Growth::One) if smooth => widen(near, out),
             (Growth::Two, Growth::Two) if smooth => widen_between(near, other()?, out),
             (Growth::One, Growth::Two) => {
-                let bias = if y % 2 == 0 { 1 } else { 2 };
+                let bias = if y.is_multiple_of(2) { 1 } else { 2 };
                 let mix =
                     |(near, far): (&u8, &u8)| ((u16::from(*near) * 3 + u16::from(*far) + bias) >> 2) as u8;
                 out.extend(near.iter().zip(other()?).map(mix));
