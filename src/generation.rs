@@ -3,6 +3,7 @@
 //! what the logits come from is left to the models.
 
 mod detokenizer;
+mod gguf_tokens;
 mod sampler;
 mod stop;
 mod template;
@@ -12,6 +13,7 @@ use model_actors::{Completion, FinishReason, Sampling, Usage};
 use crate::error::Result;
 use crate::tokens::Tokens;
 use detokenizer::Detokenizer;
+pub(crate) use gguf_tokens::{special_tokens_of, tokens_of};
 use sampler::Sampler;
 use stop::{StopStrings, Stopped};
 pub(crate) use template::{ChatTemplate, SpecialTokens, read as read_chat_template};

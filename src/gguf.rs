@@ -14,7 +14,7 @@ use model_actors::{Bytes, LoadContext};
 use crate::error::{Error, Result};
 use crate::kernels::blocks::Blocks;
 pub(crate) use header::{Header, read_header};
-pub(crate) use tokenizer::GgufTokenizer;
+pub(crate) use tokenizer::{GgufTokenizer, TokenKind};
 
 /// Bytes read between two looks at progress and at the stop mark.
 const PIECE: usize = 1 << 20;

@@ -10,7 +10,6 @@ mod convolution;
 mod crossed;
 pub(crate) mod gated;
 mod group_norm;
-pub(crate) mod latent;
 mod masked;
 mod matmul;
 pub(crate) mod mutual;

@@ -1,4 +1,5 @@
-//! The handle to one text to image model: a prompt in, a step event for each diffusion step and the picture out. Queues, workers and memory are left to the actors.
+//! The handle to one text to image model: a prompt in, a step event for each diffusion step and the picture out.
+//! Queues, workers and memory are left to the actors.
 
 use std::time::Duration;
 
@@ -10,10 +11,13 @@ use crate::error::Result;
 /// A text to image model of an engine. Cheap to clone; its settings are its own.
 ///
 /// ```no_run
+/// use std::time::Duration;
 /// use candle_actors::{Engine, Source};
 /// # async fn run() -> candle_actors::Result<()> {
-/// let engine = Engine::builder().text_to_image("model", Source::repository("stabilityai/sdxl-turbo")).start().await?;
-/// let picture = engine.text_to_image("model")?.paint("a red circle left of a blue square").await?;
+/// let source = Source::repository("stabilityai/sdxl-turbo");
+/// let engine = Engine::builder().text_to_image("model", source).start().await?;
+/// let painter = engine.text_to_image("model")?.timeout(Duration::from_secs(600));
+/// let picture = painter.paint("a red circle left of a blue square").await?;
 /// assert_eq!(picture.rgb.len(), picture.width * picture.height * 3);
 /// # Ok(())
 /// # }

@@ -69,7 +69,8 @@ fn all_fixtures() -> Vec<Fixture> {
     let mut fixtures = Vec::new();
     for (capability, load) in capabilities {
         let Ok(entries) = std::fs::read_dir(root.join(capability)) else { continue };
-        let mut folders: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        let mut folders: Vec<PathBuf> =
+            entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
         folders.sort();
         for folder in folders {
             let name = format!("{capability}-{}", folder.file_name().unwrap_or_default().display());

@@ -3,6 +3,7 @@
 //! the template in a model's files is here too; tokenizing what it writes is left to the tokenizer.
 
 mod functions;
+mod guard;
 mod limits;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use crate::source::Files;
 use limits::Bounded;
 
 /// Most bytes of a template.
-const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 /// Most bytes of what a template writes; a prompt has at most half of it.
 const MAX_OUTPUT_BYTES: usize = 8 << 20;
 /// Steps that a template may take; a published one takes about a hundred for each message.
@@ -168,8 +169,12 @@ impl ChatTemplate {
         environment.set_syntax(syntax);
         environment.set_recursion_limit(MAX_DEPTH);
         environment.set_fuel(Some(MAX_STEPS));
-        functions::add(&mut environment);
+        functions::add(&mut environment, source.len() as u64);
         let source = functions::without_generation_marks(source);
+        let source = guard::guarded(&source).map_err(|reason| Error::InvalidConfig {
+            file: file.to_owned(),
+            reason: format!("the chat template is not supported: {reason}"),
+        })?;
         environment.add_template_owned(NAME, source).map_err(invalid)?;
         Ok(Self { environment, file: file.to_owned(), tokens })
     }

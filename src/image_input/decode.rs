@@ -50,7 +50,7 @@ fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
     room.reserve(needed).map_err(name_error)?;
     decoder.set_limits(room).map_err(name_error)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let own = if format == ImageFormat::Jpeg { jpeg::decode(bytes) } else { None };
+    let own = if format == ImageFormat::Jpeg { jpeg::decode(bytes, (width, height)) } else { None };
     let rgb = match own {
         Some(rgb) => rgb,
         None => pixels::to_rgb(DynamicImage::from_decoder(decoder).map_err(name_error)?)?,

@@ -18,9 +18,10 @@ use scan::Scan;
 /// Most scans of a progressive file; published ones have about ten. Each costs a pass over the whole image.
 const MAX_SCANS: usize = 64;
 
-/// The pixels of a whole, ordinary JPEG of one or three channels whose size was checked.
-pub(crate) fn decode(bytes: &[u8]) -> Option<RgbImage> {
-    let mut reader = Reader::new(bytes)?;
+/// The pixels of a whole, ordinary JPEG of one or three channels. It has to have the size that was checked: another
+/// reader of the same damaged header may find another one.
+pub(crate) fn decode(bytes: &[u8], size: (u32, u32)) -> Option<RgbImage> {
+    let mut reader = Reader::new(bytes, size)?;
     let mut scans = 0;
     loop {
         match reader.next()? {

@@ -106,8 +106,9 @@ impl Blocks {
 
     /// The first row, of so many numbers, in which one is not finite.
     pub(crate) fn first_damaged_row(self, bytes: &[u8], numbers: usize) -> Option<usize> {
+        // A tensor without rows may claim rows of any length.
+        let size = self.row_bytes(numbers).filter(|size| (1..=bytes.len()).contains(size))?;
         let mut row = vec![0.0; numbers];
-        let size = self.row_bytes(numbers).filter(|size| *size > 0)?;
         bytes.chunks_exact(size).position(|bytes| {
             self.decode(bytes, &mut row);
             row.iter().any(|value| !value.is_finite())
@@ -328,10 +329,13 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
         let (shift_low, shift_high) = (4 * (quarter / 2), 2 * quarter);
         let scales = [192 + 8 * half + 2 * quarter, 193 + 8 * half + 2 * quarter];
         let steps = scales.map(|place| step * f32::from(block[place] as i8));
-        let values = block[low..low + 32].iter().zip(&block[high..high + 32]);
-        for (place, (out, (low, high))) in out.iter_mut().zip(values).enumerate() {
-            let value = low >> shift_low & 15 | (high >> shift_high & 3) << 4;
-            *out = steps[place / 16] * f32::from(value as i8 - 32);
+        for (part, (out, step)) in out.as_chunks_mut::<16>().0.iter_mut().zip(steps).enumerate() {
+            let (low, high) = (low + 16 * part, high + 16 * part);
+            let values = block[low..low + 16].iter().zip(&block[high..high + 16]);
+            for (out, (low, high)) in out.iter_mut().zip(values) {
+                let value = low >> shift_low & 15 | (high >> shift_high & 3) << 4;
+                *out = step * (i32::from(value) - 32) as f32;
+            }
         }
     }
 }
@@ -341,6 +345,15 @@ mod tests {
     use super::*;
     use candle_core::quantized::QTensor;
     use candle_core::{Device, Tensor};
+
+    /// A tensor of no rows, each of 2^50 numbers, once asked for as much memory.
+    #[test]
+    fn rows_that_are_not_there_cost_nothing() {
+        for blocks in [0, 1, 8, 12].map(|number| Blocks::from_number(number).unwrap()) {
+            assert_eq!(blocks.first_damaged_row(&[], 1 << 50), None);
+            assert_eq!(blocks.first_damaged_row(&[0; 100], 1 << 50), None);
+        }
+    }
 
     #[test]
     fn every_format_stands_for_the_numbers_that_candle_makes_of_it() {

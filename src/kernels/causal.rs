@@ -75,6 +75,7 @@ impl KeyValues {
     }
 
     /// Bytes that it takes now.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> u64 {
         match self {
             Self::Host { keys, values } => 4 * (keys.capacity() + values.capacity()) as u64,
@@ -356,4 +357,88 @@ struct Task<'a> {
     begin: usize,
     end: usize,
     first_row: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rotary::Frequencies;
+    use super::*;
+
+    /// Two sequences, one in its middle, the other at its beginning, then a token more of each.
+    fn run(layer: &CausalAttention, memories: &mut [KeyValues; 2]) -> Vec<f32> {
+        let frequencies = Frequencies { steps: vec![1.0, 0.1, 0.01], axes: Vec::new(), amplitude: 1.0 };
+        let width = (layer.heads + 2 * layer.shared_heads) * layer.size;
+        let mut out = Vec::new();
+        let mut past = [0, 0];
+        for lengths in [[70, 0], [3, 9], [1, 1]] {
+            let count = lengths[0] + lengths[1];
+            let values = (0..count * width).map(|index| ((index + count) as f32 * 0.37).sin());
+            let mixed = Tensor::from_iter(values, &Device::Cpu).unwrap().reshape((count, width)).unwrap();
+            let mut turns = Turns::new(3);
+            for (past, length) in past.iter().zip(lengths) {
+                turns.extend(&frequencies, (*past..past + length).map(|place| [place as u32; 3]));
+            }
+            let parts = memories.iter_mut().zip(past).zip(lengths);
+            let runs = parts.map(|((memory, past), length)| Run { memory, past, length });
+            let mut runs: Vec<Run<'_>> = runs.filter(|run| run.length > 0).collect();
+            let on_host = matches!(runs[0].memory, KeyValues::Host { .. });
+            let rows = match on_host {
+                true => layer.on_cpu(&mixed, &turns, &mut runs),
+                false => layer.on_any(&mixed, &turns, &mut runs),
+            };
+            out.extend(rows.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            past = [past[0] + lengths[0], past[1] + lengths[1]];
+        }
+        out
+    }
+
+    #[test]
+    fn both_ways_of_attention_agree_whatever_is_seen() {
+        let norm = || RmsNorm { weight: Tensor::new(&[1.5f32; 8], &Device::Cpu).unwrap(), epsilon: 1e-6 };
+        for span in [Span::Causal, Span::Window(5), Span::Everything] {
+            for (soft_cap, head_norms) in [(None, None), (Some(2.0), Some((norm(), norm())))] {
+                let layer = CausalAttention {
+                    heads: 4,
+                    shared_heads: 2,
+                    size: 8,
+                    scale: 0.35,
+                    soft_cap,
+                    span,
+                    head_norms,
+                };
+                let host = || KeyValues::new(16, &Device::Cpu).unwrap();
+                let device = || {
+                    let empty = Tensor::zeros((GROWTH, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
+                    KeyValues::Device {
+                        keys: empty.copy().unwrap(),
+                        values: empty.copy().unwrap(),
+                        tokens: 0,
+                    }
+                };
+                let ours = run(&layer, &mut [host(), host()]);
+                let theirs = run(&layer, &mut [device(), device()]);
+                let difference = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(difference < 1e-5, "{span:?}: {difference}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let layer = CausalAttention {
+            heads: 2,
+            shared_heads: 1,
+            size: 4,
+            scale: 0.5,
+            soft_cap: None,
+            span: Span::Causal,
+            head_norms: None,
+        };
+        let mixed = Tensor::zeros((2, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let mut memory = KeyValues::new(4, &Device::Cpu).unwrap();
+        for (past, length) in [(0, 1), (1, 2)] {
+            let mut runs = [Run { memory: &mut memory, past, length }];
+            assert!(layer.forward(&mixed, &Turns::new(0), &mut runs).is_err());
+        }
+    }
 }

@@ -91,11 +91,6 @@ impl PackedLinear {
         Ok(Self { weight, bias, inside, outside })
     }
 
-    /// Length of an output row.
-    pub(crate) fn outside(&self) -> usize {
-        self.outside
-    }
-
     /// `activation(input · weightᵀ + bias)`: `(rows, in)` to `(rows, out)`.
     pub(crate) fn forward(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
         match &self.weight {

@@ -16,10 +16,7 @@ pub(crate) fn patches(image: &Tensor, patch: usize) -> Result<Tensor> {
     }
     let (down, across) = (height / patch, width / patch);
     if !image.device().is_cpu() {
-        let image = image.narrow(1, 0, down * patch)?.narrow(2, 0, across * patch)?.contiguous()?;
-        let image = image.reshape((channels, down, patch, across, patch))?;
-        let image = image.permute((1, 3, 0, 2, 4))?.contiguous()?;
-        return Ok(image.reshape((down * across, channels * patch * patch))?);
+        return on_any(image, patch);
     }
     let mut rows = Vec::with_capacity(down * across * channels * patch * patch);
     with_values(image, |values| {
@@ -35,6 +32,16 @@ pub(crate) fn patches(image: &Tensor, patch: usize) -> Result<Tensor> {
     Ok(Tensor::from_vec(rows, (down * across, channels * patch * patch), image.device())?)
 }
 
+/// The same on any device.
+fn on_any(image: &Tensor, patch: usize) -> Result<Tensor> {
+    let (channels, height, width) = image.dims3()?;
+    let (down, across) = (height / patch, width / patch);
+    let image = image.narrow(1, 0, down * patch)?.narrow(2, 0, across * patch)?.contiguous()?;
+    let image = image.reshape((channels, down, patch, across, patch))?;
+    let image = image.permute((1, 3, 0, 2, 4))?.contiguous()?;
+    Ok(image.reshape((down * across, channels * patch * patch))?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,6 +54,8 @@ mod tests {
         let theirs = image.unsqueeze(0).unwrap().conv2d(&weight, 0, 4, 1, 1).unwrap();
         let theirs = theirs.flatten_from(2).unwrap().get(0).unwrap().t().unwrap();
         let rows = patches(&image, 4).unwrap();
+        let same = on_any(&image, 4).unwrap();
+        assert_eq!(rows.to_vec2::<f32>().unwrap(), same.to_vec2::<f32>().unwrap());
         let ours = rows.matmul(&weight.reshape((5, 48)).unwrap().t().unwrap()).unwrap();
         let difference = (ours - theirs).unwrap().abs().unwrap().max_all().unwrap();
         assert!(difference.to_scalar::<f32>().unwrap() < 1e-4);

@@ -117,22 +117,62 @@ fn dot_rows<S: Simd, const W: usize, const R: usize>(
     let mut sums = [[simd.splat_f32s(0.0); R]; W];
     let weights: [&[f32]; W] = std::array::from_fn(|row| &weights[row * inside..(row + 1) * inside]);
     let inputs: [&[f32]; R] = std::array::from_fn(|row| &inputs[row * inside..(row + 1) * inside]);
-    let weight_registers = weights.map(|row| S::as_simd_f32s(row));
-    let input_registers = inputs.map(|row| S::as_simd_f32s(row));
+    // All of one length that the compiler knows to be one, so that it checks no index in the loop.
     let steps = inside / S::F32_LANES;
+    let weight_registers = weights.map(|row| &S::as_simd_f32s(row).0[..steps]);
+    let input_registers = inputs.map(|row| &S::as_simd_f32s(row).0[..steps]);
     for step in 0..steps {
-        let inputs = input_registers.map(|(registers, _)| registers[step]);
-        for (sums, (weight, _)) in sums.iter_mut().zip(&weight_registers) {
-            for (sum, input) in sums.iter_mut().zip(inputs) {
-                *sum = simd.mul_add_e_f32s(weight[step], input, *sum);
+        let inputs: [S::f32s; R] = std::array::from_fn(|row| input_registers[row][step]);
+        for row in 0..W {
+            let weight = weight_registers[row][step];
+            for column in 0..R {
+                sums[row][column] = simd.mul_add_e_f32s(weight, inputs[column], sums[row][column]);
             }
         }
     }
+    let done = steps * S::F32_LANES;
     for (row, sums) in sums.into_iter().enumerate() {
         for (column, sum) in sums.into_iter().enumerate() {
-            let rest = weight_registers[row].1.iter().zip(input_registers[column].1);
+            let rest = weights[row][done..].iter().zip(&inputs[column][done..]);
             let rest: f32 = rest.map(|(weight, input)| weight * input).sum();
             place.out[row * place.count + place.first + column] = simd.reduce_sum_f32s(sum) + rest;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::quantized::QTensor;
+    use candle_core::{Device, Tensor};
+
+    fn rows(number: u32, weight: &Tensor) -> (QuantizedRows, Tensor) {
+        let blocks = Blocks::from_number(number).unwrap();
+        let quantized = QTensor::quantize(weight, blocks.candle()).unwrap();
+        let bytes = quantized.data().unwrap().into_owned();
+        let outside = weight.dims()[0];
+        (QuantizedRows { blocks, bytes, outside }, quantized.dequantize(&Device::Cpu).unwrap())
+    }
+
+    #[test]
+    fn products_are_those_of_the_dequantised_weights_and_of_each_row_alone_to_the_last_bit() {
+        // 37 rows: whole groups and tiles, and what is left of both.
+        let weight = Tensor::randn(0.0f32, 1.0, (37, 256), &Device::Cpu).unwrap();
+        for number in [2, 8, 12, 14] {
+            let (rows, numbers) = rows(number, &weight);
+            for count in [1, 3, 4, 6, 9] {
+                let input = Tensor::randn(0.0f32, 1.0, (count, 256), &Device::Cpu).unwrap();
+                let values: Vec<f32> = input.flatten_all().unwrap().to_vec1().unwrap();
+                let ours = rows.multiply(&values, 256);
+                let theirs = numbers.matmul(&input.t().unwrap()).unwrap().flatten_all().unwrap();
+                let theirs: Vec<f32> = theirs.to_vec1().unwrap();
+                let pairs = ours.iter().zip(&theirs);
+                assert!(pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) < 1e-4, "{number} {count}");
+                for (index, input) in values.chunks_exact(256).enumerate() {
+                    let together: Vec<f32> = ours.iter().skip(index).step_by(count).copied().collect();
+                    assert_eq!(rows.multiply(input, 256), together, "{number} {count}");
+                }
+            }
         }
     }
 }

@@ -22,9 +22,10 @@ mod load;
 mod plan;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod speed;
 
 use candle_core::{Device, Tensor};
-use model_actors::Bytes;
 
 use crate::error::{Error, Result};
 use crate::families::Family;
@@ -91,11 +92,6 @@ impl Decoder {
         Cache::new(self.layers.len(), width, &self.device)
     }
 
-    /// What the cache of a sequence takes at so many tokens.
-    pub(crate) fn cache_bytes(&self, tokens: usize) -> Bytes {
-        self.config.cache_bytes(tokens)
-    }
-
     /// Token numbers to `(tokens, width)`, scaled as the family does.
     pub(crate) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
         let words = self.words.lookup(tokens)?;
@@ -141,6 +137,16 @@ impl Decoder {
     /// Whole texts at once, of these lengths, for their hidden states alone: nothing is kept. `(tokens, width)` to
     /// `(tokens, width)`.
     pub(crate) fn encode(&self, rows: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+        self.encode_with(rows, lengths, || Ok(()))
+    }
+
+    /// As [`Self::encode`]; `after` is called after each layer and may end the pass.
+    pub(crate) fn encode_with(
+        &self,
+        rows: &Tensor,
+        lengths: &[usize],
+        after: impl Fn() -> Result<()>,
+    ) -> Result<Tensor> {
         let width = self.config.shared_heads.saturating_mul(self.config.head_size);
         let turns = {
             let caches = lengths.iter().map(|_| Cache::new(0, width, &self.device));
@@ -159,6 +165,7 @@ impl Decoder {
                 pairs.map(|(memory, length)| Run { memory, past: 0, length: *length }).collect();
             let turns = turns.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
             hidden = layer.forward(hidden, &mut Pass { turns, runs: &mut runs })?;
+            after()?;
         }
         self.norm.forward(&hidden)
     }

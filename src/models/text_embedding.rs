@@ -77,9 +77,12 @@ trait Architecture: Send + Sync {
 
 /// A loaded transformer. It keeps nothing between passes, so that all workers share one.
 trait Encoder: Send + Sync {
-    /// The tokens' vectors, `(tokens, width)`.
-    fn encode(&self, batch: &TokenBatch) -> Result<Tensor>;
+    /// The tokens' vectors, `(tokens, width)`. Calls `watch` after each layer.
+    fn encode(&self, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Tensor>;
 }
+
+/// Ticks progress, and ends a pass that nobody waits for any more: one over a long text can take minutes.
+type Watch<'a> = dyn Fn() -> Result<()> + Sync + 'a;
 
 /// What gemm, the tokenizer and the allocator keep for each thread, as measured.
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);
@@ -165,8 +168,11 @@ impl LoadedModel {
     }
 
     /// One pass through the transformer and what follows it.
-    fn run(&self, threads: &ComputeThreads, batch: &TokenBatch) -> Result<Vec<Vec<f32>>> {
-        threads.run(|| self.head.forward(&self.encoder.encode(batch)?, &batch.lengths, &batch.skipped))
+    fn run(&self, threads: &ComputeThreads, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Vec<Vec<f32>>> {
+        threads.run(|| {
+            let hidden = self.encoder.encode(batch, watch)?;
+            self.head.forward(&hidden, &batch.lengths, &batch.skipped)
+        })
     }
 
     /// Keeps the first dimensions only. What had the length 1 has it again.
@@ -270,7 +276,7 @@ impl TextEmbeddingModel {
         for pass in passes(tokens, |(_, text)| text.ids.len()) {
             let mut batch = TokenBatch::default();
             pass.iter().for_each(|(_, text)| batch.push(text));
-            for ((index, _), vector) in pass.iter().zip(self.shared.run(&self.threads, &batch)?) {
+            for ((index, _), vector) in pass.iter().zip(self.shared.run(&self.threads, &batch, &|| Ok(()))?) {
                 vectors[*index] = check(vector)?;
                 self.shared.shorten(&mut vectors[*index], request);
             }
@@ -281,4 +287,36 @@ impl TextEmbeddingModel {
 
 fn check(vector: Vec<f32>) -> Result<Vec<f32>> {
     if vector.iter().all(|x| x.is_finite()) { Ok(vector) } else { Err(Error::NotFiniteOutput) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn every_family_looks_after_each_layer_whether_it_should_go_on() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_embedding");
+        for family in std::fs::read_dir(folder).unwrap() {
+            let family = family.unwrap();
+            let model = TextEmbeddingModel::load(Source::directory(family.path())).unwrap();
+            let mut batch = TokenBatch::default();
+            batch.push(&model.shared.tokens.encode("Hello").unwrap());
+            let looks = AtomicUsize::new(0);
+            let run = |most: usize| {
+                looks.store(0, Ordering::Relaxed);
+                model.shared.run(&model.threads, &batch, &|| match looks.fetch_add(1, Ordering::Relaxed) {
+                    look if look + 1 < most => Ok(()),
+                    _ => Err(Error::Stopped),
+                })
+            };
+            assert!(run(usize::MAX).is_ok());
+            let layers = looks.load(Ordering::Relaxed);
+            assert!(layers >= 3, "{family:?}: {layers}");
+            assert!(matches!(run(2), Err(Error::Stopped)));
+            assert_eq!(looks.load(Ordering::Relaxed), 2, "{family:?}");
+        }
+    }
 }

@@ -27,6 +27,8 @@ mod flow_tests;
 
 #[cfg(test)]
 mod reference_tests;
+#[cfg(test)]
+mod worker_tests;
 
 use std::sync::Arc;
 
@@ -53,10 +55,16 @@ const FAMILIES: &[Family<Read>] =
 /// How a family reads the configuration files of a repository.
 type Read = fn(&Repository<'_>) -> Result<Box<dyn Architecture>>;
 
-/// Most pixels of a picture, unless twice the model's own size is more.
-const MAX_PIXELS: usize = 1 << 20;
+/// Most pixels of a picture, unless half as many again as the model's own size has are more: what a worker is charged
+/// for depends on it.
+const MAX_PIXELS: usize = 768 * 768;
+/// Most bytes of what to avoid, as of the prompt itself.
+const MAX_PROMPT_BYTES: usize = 64 << 10;
 /// Strongest guidance.
 const MAX_GUIDANCE: f64 = 100.0;
+
+/// What gemm, the patches of convolutions and the allocator keep for a worker.
+const THREAD_SCRATCH: Bytes = Bytes::mib(16);
 
 /// A pipeline that is not loaded: what its configuration files tell.
 trait Architecture: Send + Sync {

@@ -3,19 +3,36 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use serde::Serialize as _;
 use serde_json::ser::Formatter;
 
+use super::guard;
 use super::limits::Bounded;
 
 /// Most bytes that `tojson` writes.
 const MAX_JSON_BYTES: usize = 8 << 20;
 
-pub(super) fn add(environment: &mut Environment<'static>) {
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+/// Sets up what a template of so many bytes may call.
+pub(super) fn add(environment: &mut Environment<'static>, bytes: u64) {
+    environment.set_unknown_method_callback(call_method);
     environment.set_formatter(write_as_python);
+    environment.add_function(guard::CHECK, move |state: &mut State, values: Rest<Value>| {
+        // Between two checks a template writes no more of its own text than it has.
+        guard::spend(state, bytes)?;
+        values.iter().try_for_each(|value| guard::spend(state, guard::weight(value)?))
+    });
+    environment.add_filter("replace", |state: &mut State, text: String, from: String, to: String| {
+        replace(state, &text, &from, &to)
+    });
+    environment.add_filter("join", |state: &mut State, values: Value, between: Option<String>| {
+        join(state, &values, between.as_deref().unwrap_or(""))
+    });
+    // They can make much out of little, and chat templates have no need of them.
+    for filter in ["format", "indent", "sum", "pprint", "batch", "slice"] {
+        environment.remove_filter(filter);
+    }
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -29,7 +46,8 @@ pub(super) fn without_generation_marks(source: &str) -> String {
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
-        let Some(end) = tag.find("%}") else { break };
+        // Behind the opening: in `{%}` the two overlap.
+        let Some(end) = tag[2..].find("%}").map(|end| end + 2) else { break };
         let inside = &tag[2..end];
         let name = inside.trim_matches(|letter: char| "-+".contains(letter) || letter.is_whitespace());
         out.push_str(before);
@@ -46,8 +64,41 @@ pub(super) fn without_generation_marks(source: &str) -> String {
     out
 }
 
+/// Python's methods. Those that can make much out of little are counted, or are not there.
+fn call_method(state: &mut State, value: &Value, method: &str, arguments: &[Value]) -> Result<Value, Error> {
+    let text = |index: usize| arguments.get(index).and_then(Value::as_str);
+    match (value.as_str(), method, text(0), text(1)) {
+        (Some(value), "replace", Some(from), Some(to)) => replace(state, value, from, to).map(Value::from),
+        (Some(value), "join", ..) => {
+            let values = arguments.first().cloned().unwrap_or_default();
+            join(state, &values, value).map(Value::from)
+        }
+        (Some(_), "replace" | "format", ..) => Err(Error::from(ErrorKind::UnknownMethod)),
+        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, arguments),
+    }
+}
+
+fn replace(state: &mut State, text: &str, from: &str, to: &str) -> Result<String, Error> {
+    let count = if from.is_empty() { text.len() + 1 } else { text.matches(from).count() };
+    guard::spend(state, (text.len() as u64).saturating_add((count as u64).saturating_mul(to.len() as u64)))?;
+    Ok(text.replace(from, to))
+}
+
+fn join(state: &mut State, values: &Value, between: &str) -> Result<String, Error> {
+    let mut out = String::new();
+    for (index, value) in values.try_iter()?.enumerate() {
+        guard::spend(state, guard::weight(&value)?.saturating_add(between.len() as u64))?;
+        if index > 0 {
+            out.push_str(between);
+        }
+        out.push_str(&value.to_string());
+    }
+    Ok(out)
+}
+
 /// `None`, `True` and `False`, where minijinja would write them small.
 fn write_as_python(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    guard::spend(state, guard::weight(value)?)?;
     let word = match value.kind() {
         ValueKind::None => "None",
         ValueKind::Bool if value.is_true() => "True",
@@ -231,6 +282,18 @@ fn date(days: i64) -> (i64, i64, i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// In `{%}` the opening and the close share a letter.
+    #[test]
+    fn marks_are_taken_out_of_any_text() {
+        for text in ["{%}", "{%", "{%%}", "a{%}b", "{%}%}", "{{%}", "\u{1F408}{%-}"] {
+            assert_eq!(without_generation_marks(text), text);
+        }
+        assert_eq!(
+            without_generation_marks("{%- generation %}a{% endgeneration -%}"),
+            "{%- if true %}a{% endif -%}"
+        );
+    }
 
     #[test]
     fn dates_are_those_of_the_calendar() {

@@ -103,6 +103,52 @@ fn a_hostile_template_comes_to_an_end() {
 }
 
 #[test]
+fn a_template_cannot_fill_the_memory_on_its_way() {
+    let double = "{% set a = a ~ a %}".repeat(60);
+    let nested = "{% set a = [a, a] %}".repeat(60);
+    let hostile = [
+        format!("{{% set a = 'x' %}}{double}{{{{ a | length }}}}"),
+        format!("{{% set a = 'x' %}}{}{{{{ a | length }}}}", double.replace('~', "+")),
+        format!("{{% set a = 'x' %}}{nested}{{{{ a }}}}"),
+        format!("{{% set a = 'x' %}}{nested}{{% set b = a ~ '' %}}"),
+        "{% set n = namespace(a='x') %}{% for i in range(90) %}{% set n.a = n.a + n.a %}{% endfor %}"
+            .to_owned(),
+        "{% macro f(a) %}{{ f(a ~ a) }}{% endmacro %}{{ f('x') }}".to_owned(),
+        "{% macro f(a='x') -%}{{ f(a=a ~ a) }}{% endmacro %}{{ f() }}".to_owned(),
+        "{% for a in ['x'] recursive %}{{ loop([a ~ a]) }}{% endfor %}".to_owned(),
+        format!("{{% set a = 'x' %}}{}", "{% with a = a ~ a %}".repeat(60) + &"{% endwith %}".repeat(60)),
+        format!("{{% set a = 'x' %}}{}", "{% for a in [a ~ a] %}".repeat(60) + &"{% endfor %}".repeat(60)),
+        "{% set a = 'x' %}".to_owned() + &"{% set a %}{{ a }}{{ a }}{% endset %}".repeat(60),
+        "{% set a %}{% for i in range(99999) %}".to_owned()
+            + &"raw ".repeat(9999)
+            + "{% endfor %}{% endset %}",
+        "{% set a = messages[0].content %}{{ a | replace('x', a) | replace('x', a) | length }}".to_owned(),
+        "{% set a = messages[0].content %}{{ a.replace('x', a).replace('x', a) | length }}".to_owned(),
+        "{% set a = messages[0].content %}{% set b = a.replace('', a) | join(a) | join(a) %}".to_owned(),
+        "{% set a = 'x' * 99999999 %}".to_owned(),
+        "{% set a = [0] * 99999999 %}".to_owned(),
+        "{{ '%99999999s' | format('x') }}".to_owned(),
+        "{{ 'x' | indent(99999999) }}".to_owned(),
+        "{% set a = 'x' %}{% set b = [".to_owned() + &"a, ".repeat(1000) + "] %}",
+    ];
+    for source in hostile {
+        let shown = &source[..source.len().min(80)];
+        let error =
+            render(&source, &"x".repeat(20_000)).err().unwrap_or_else(|| panic!("{shown} is rendered"));
+        assert!(matches!(error, Error::InvalidInput(_) | Error::InvalidConfig { .. }), "{shown}: {error}");
+    }
+}
+
+#[test]
+fn a_prompt_of_the_largest_size_is_not_too_much() {
+    let source = "{% for message in messages %}{% set text = message.content | trim %}{{ '<' + message.role + '>' }}                  {% if '</x>' in text %}{% set text = text.split('</x>')[-1] %}{% endif %}{{ text }}{% endfor %}";
+    let prompt = "word ".repeat((4 << 20) / 5);
+    assert!(render(source, &prompt).unwrap().contains("word word"));
+    let messages: Vec<Message> = (0..1024).map(|_| Message::user("x".repeat(4096))).collect();
+    assert!(compile(source).unwrap().render(&messages).is_ok());
+}
+
+#[test]
 fn what_is_asked_is_no_template() {
     let text = "{{ 7 * 7 }}{% raw %}";
     assert_eq!(render("{{ messages[0].content }}", text).unwrap(), text);

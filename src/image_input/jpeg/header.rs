@@ -57,6 +57,7 @@ pub(super) enum Segment {
 /// Where in the file we are, and the tables that hold there.
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
+    size: (usize, usize),
     pub(super) frame: Option<Frame>,
     pub(super) quantization: [Option<[u16; 64]>; 4],
     pub(super) huffman: Tables,
@@ -66,9 +67,10 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Option<Self> {
+    pub(super) fn new(bytes: &'a [u8], (width, height): (u32, u32)) -> Option<Self> {
         Some(Self {
             bytes: bytes.strip_prefix(&[0xFF, 0xD8])?,
+            size: (width as usize, height as usize),
             frame: None,
             quantization: [None; 4],
             huffman: Tables::default(),
@@ -170,7 +172,7 @@ impl<'a> Reader<'a> {
         let (&[bits, h1, h0, w1, w0, count], rest) = content.split_first_chunk::<6>()?;
         let height = usize::from(u16::from_be_bytes([h1, h0]));
         let width = usize::from(u16::from_be_bytes([w1, w0]));
-        if bits != 8 || self.frame.is_some() || width == 0 || height == 0 || !matches!(count, 1 | 3) {
+        if bits != 8 || self.frame.is_some() || (width, height) != self.size || !matches!(count, 1 | 3) {
             return None;
         }
         let entries = rest.as_chunks::<3>().0.get(..usize::from(count))?;

@@ -1,6 +1,7 @@
 //! What a decoder remembers of one sequence.
 
 use candle_core::{Device, Tensor};
+#[cfg(test)]
 use model_actors::Bytes;
 
 use super::misfit;
@@ -28,12 +29,14 @@ impl Cache {
     }
 
     /// Bytes that it takes now.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> Bytes {
         let inputs = self.inputs.iter().map(|rows| 4 * rows.elem_count() as u64).sum::<u64>();
         Bytes(self.layers.iter().map(KeyValues::bytes).sum::<u64>() + inputs)
     }
 
     /// Forgets the sequence, keeping the memory for another.
+    #[cfg(test)]
     pub(crate) fn clear(&mut self) {
         self.length = 0;
         self.inputs.clear();

@@ -173,7 +173,7 @@ impl DecoderConfig {
             })
         };
         let head = self.head == Head::Own && load::HEADS.contains(&tensor);
-        head || (PREFIXES.iter().any(|prefix| part(prefix)) && !tensor.ends_with(".inv_freq"))
+        head || (PREFIXES.iter().any(part) && !tensor.ends_with(".inv_freq"))
     }
 
     /// What the cache of a sequence takes at so many tokens.

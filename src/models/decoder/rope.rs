@@ -246,6 +246,9 @@ impl Stretch<'_> {
     }
 }
 
+/// The rows of a sequence in a pass: how many tokens come before, how many there are, and where they are if not there.
+pub(super) type Rows<'a> = (&'a (usize, usize), &'a Option<Vec<Position>>);
+
 impl Rope {
     pub(super) fn new(steps: Vec<f32>, amplitude: f32) -> Self {
         Self { frequencies: Frequencies { steps, axes: Vec::new(), amplitude }, long: None }
@@ -279,9 +282,8 @@ impl Rope {
         self.long.as_ref().map(|(limit, _)| *limit)
     }
 
-    /// The turns of the rows of a pass. Each sequence is in its cache up to a token, then come so many rows, and they
-    /// may have positions of their own.
-    pub(super) fn turns(&self, sequences: &[(&(usize, usize), &Option<Vec<Position>>)]) -> Turns {
+    /// The turns of the rows of a pass.
+    pub(super) fn turns(&self, sequences: &[Rows<'_>]) -> Turns {
         let mut turns = Turns::new(self.frequencies.steps.len());
         for ((past, length), positions) in sequences {
             let end = past + length;

@@ -190,7 +190,7 @@ fn a_cache_grows_in_steps_and_serves_another_sequence_once_cleared() {
     assert_eq!(caches[0].bytes().0, 0);
     let first = fixture.step(&mut caches, &[prompt]);
     let bytes = caches[0].bytes();
-    assert_eq!(bytes, fixture.decoder.cache_bytes(prompt.len()));
+    assert_eq!(bytes, fixture.decoder.config.cache_bytes(prompt.len()));
     caches[0].clear();
     assert_eq!(fixture.step(&mut caches, &[prompt]), first);
     assert_eq!(caches[0].bytes(), bytes);

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
 use serde_json::Value;
 
-use super::{Architecture, CAPABILITY, Encoder, TokenBatch};
+use super::{Architecture, CAPABILITY, Encoder, TokenBatch, Watch};
 use crate::error::Result;
 use crate::families;
 use crate::models::decoder::{self, Decoder, DecoderConfig};
@@ -74,7 +74,7 @@ impl Architecture for Embedder {
 }
 
 impl Encoder for Decoder {
-    fn encode(&self, batch: &TokenBatch) -> Result<Tensor> {
-        Self::encode(self, &self.embed(&batch.ids)?, &batch.lengths)
+    fn encode(&self, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Tensor> {
+        self.encode_with(&self.embed(&batch.ids)?, &batch.lengths, watch)
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
 
-use super::{Architecture, Encoder, TokenBatch};
+use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::{Error, Result};
 use crate::kernels::gated::gated;
 use crate::kernels::mutual::{Mutual, SCORE_ROWS};
@@ -179,7 +179,7 @@ pub(super) enum Norms {
 }
 
 impl Encoder for Transformer {
-    fn encode(&self, batch: &TokenBatch) -> Result<Tensor> {
+    fn encode(&self, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Tensor> {
         let device = self.words.device();
         let words = self.words.index_select(&Tensor::new(batch.ids.as_slice(), device)?, 0)?;
         let mut hidden = match &self.positions {
@@ -191,6 +191,7 @@ impl Encoder for Transformer {
             let turns = layer.turns.and_then(|index| turns.get(index));
             let form = Mutual { heads: self.heads, slopes: &self.slopes, window: layer.window, turns };
             hidden = layer.forward(&hidden, &batch.lengths, form)?;
+            watch()?;
         }
         match &self.last_norm {
             Some(norm) => norm.of(&hidden),

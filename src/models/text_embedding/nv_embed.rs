@@ -12,12 +12,11 @@ use serde_json::{Value, json};
 
 use super::decoding::{Embedder, Sight};
 use super::encoder::{invalid, layer_norm, linear, swapped, unsupported};
-use super::{Architecture, Encoder, TokenBatch};
+use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::Result;
 use crate::families::{Family, parse};
 use crate::kernels::gated::gated;
-use crate::kernels::latent::latent_attention;
-use crate::kernels::{Activation, LayerNorm, Linear};
+use crate::kernels::{Activation, LayerNorm, Linear, attend};
 use crate::models::decoder::Decoder;
 use crate::weights::{WeightFiles, WeightReader};
 
@@ -167,8 +166,8 @@ struct Loaded {
 }
 
 impl Encoder for Loaded {
-    fn encode(&self, batch: &TokenBatch) -> Result<Tensor> {
-        self.latent.forward(&Encoder::encode(&self.decoder, batch)?)
+    fn encode(&self, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Tensor> {
+        self.latent.forward(&Encoder::encode(&self.decoder, batch, watch)?)
     }
 }
 
@@ -177,7 +176,8 @@ struct Latent {
     heads: usize,
     norm: LayerNorm,
     query: Linear,
-    /// What the latent vectors answer with, `(latents, heads · size)`; the same for every text.
+    scale: f64,
+    /// What the latent vectors answer with, `(1, latents, heads · size)`; the same for every text.
     keys: Tensor,
     values: Tensor,
     out: Linear,
@@ -201,8 +201,9 @@ impl Latent {
             heads: config.num_cross_heads,
             norm: layer_norm(reader, &cross("norm"), width, EPSILON, true)?,
             query: linear(reader, &cross("fn.to_q"), [inner, width], false)?,
-            keys: both.narrow(1, 0, inner)?.contiguous()?,
-            values: both.narrow(1, inner, inner)?.contiguous()?,
+            scale: 1.0 / (config.cross_dim_head as f64).sqrt(),
+            keys: both.narrow(1, 0, inner)?.contiguous()?.unsqueeze(0)?,
+            values: both.narrow(1, inner, inner)?.contiguous()?.unsqueeze(0)?,
             out: linear(reader, &cross("fn.to_out"), [width, inner], false)?,
             feed_norm: layer_norm(reader, &feed("norm"), width, EPSILON, true)?,
             wide: swapped(reader, &feed("fn.net.0"), [middle, width], true)?,
@@ -212,8 +213,9 @@ impl Latent {
 
     fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
         let query = self.query.forward(&self.norm.of(hidden)?, Activation::Identity)?;
-        let answers = latent_attention(&query, &self.keys, &self.values, self.heads)?;
-        let hidden = (self.out.forward(&answers, Activation::Identity)? + hidden)?;
+        // No token sees another here, so the pass's texts are one sequence of queries.
+        let answers = attend(&query.unsqueeze(0)?, &self.keys, &self.values, self.heads, self.scale)?;
+        let hidden = (self.out.forward(&answers.squeeze(0)?, Activation::Identity)? + hidden)?;
         let wide = self.wide.forward(&self.feed_norm.of(&hidden)?, Activation::Identity)?;
         let wide = gated(&wide, Activation::GeluErf)?;
         Ok((self.narrow.forward(&wide, Activation::Identity)? + hidden)?)

@@ -1,11 +1,12 @@
 //! How a worker runs a batch: it tokenizes what is still wanted, packs the texts of all requests into passes, looks
-//! between passes at who has gone, and answers each request as soon as its last vector is there.
+//! between layers and passes at who has gone, and answers each request as soon as its last vector is there.
 
 use std::collections::HashMap;
 
 use model_actors::{Batch, Failure, Item, Model, TextEmbedding};
 
 use super::{TextEmbeddingModel, TokenBatch, check, passes};
+use crate::error::Error;
 use crate::tokens::TokenIds;
 
 /// A text of a batch on its way.
@@ -33,8 +34,13 @@ impl Model<TextEmbedding> for TextEmbeddingModel {
             }
             let mut tokens = TokenBatch::default();
             pass.iter().for_each(|text| tokens.push(&text.tokens));
-            let vectors = self.shared.run(&self.threads, &tokens)?;
-            batch.tick();
+            let items: Vec<&Item<TextEmbedding>> =
+                pass.iter().map(|text| &batch.items()[text.item]).collect();
+            let vectors = match self.shared.run(&self.threads, &tokens, &|| watch(&items)) {
+                // Whoever waits for other passes still gets them.
+                Err(Error::Stopped) => continue,
+                vectors => vectors?,
+            };
             for (text, vector) in pass.into_iter().zip(vectors) {
                 let item = &batch.items()[text.item];
                 self.deliver(item, &mut answers, text, vector);
@@ -42,6 +48,12 @@ impl Model<TextEmbedding> for TextEmbeddingModel {
         }
         Ok(())
     }
+}
+
+/// Ticks progress, and says whether anybody still waits for a pass with texts of these items.
+fn watch(items: &[&Item<TextEmbedding>]) -> Result<(), Error> {
+    items.iter().for_each(|item| item.tick());
+    if items.iter().all(|item| item.should_stop()) { Err(Error::Stopped) } else { Ok(()) }
 }
 
 impl TextEmbeddingModel {

@@ -104,8 +104,8 @@ impl AutoencoderConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
-    /// What decoding to so many pixels needs: four images at the widest moment, which is full resolution with the
-    /// channels of the level before it, or the lowest one.
+    /// What decoding to so many pixels needs: three images at the widest moment, which is at some resolution with the
+    /// channels of the level below it: what goes into a block, its norm, and what comes out.
     pub(super) fn scratch(&self, pixels: usize) -> Bytes {
         let widest = |level: usize, width: &usize| {
             let below = self.block_out_channels.get(level + 1).unwrap_or(width);
@@ -113,7 +113,7 @@ impl AutoencoderConfig {
         };
         let numbers =
             self.block_out_channels.iter().enumerate().map(|(level, width)| widest(level, width)).max();
-        Bytes((numbers.unwrap_or_default() as u64).saturating_mul(4 * 4))
+        Bytes((numbers.unwrap_or_default() as u64).saturating_mul(3 * 4))
     }
 
     pub(super) fn load(&self, place: &Place<'_>) -> Result<Autoencoder> {

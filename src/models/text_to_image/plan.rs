@@ -7,8 +7,8 @@ use model_actors::{Footprint, LoadContext, LoadStage, PaintImage, TextToImage};
 use serde_json::json;
 
 use super::{
-    Architecture, Bytes, FAMILIES, LoadedModel, MAX_GUIDANCE, MAX_PIXELS, PartWeights, Repository, Settings,
-    SharedModel,
+    Architecture, FAMILIES, LoadedModel, MAX_GUIDANCE, MAX_PIXELS, MAX_PROMPT_BYTES, PartWeights, Repository,
+    Settings, SharedModel, THREAD_SCRATCH,
 };
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -62,14 +62,15 @@ impl Plan {
     }
 
     fn footprint_of(&self, weights: &PartWeights) -> Footprint {
-        let per_worker: Bytes = self.architecture.scratch(self.largest());
+        let per_worker = self.architecture.scratch(self.largest()) + THREAD_SCRATCH;
         Footprint { shared: weights.bytes_in_memory(), per_worker }
     }
 
     /// Most pixels of a picture.
     fn largest(&self) -> usize {
         let defaults = self.architecture.defaults();
-        defaults.width.saturating_mul(defaults.height).saturating_mul(2).max(MAX_PIXELS)
+        let own = defaults.width.saturating_mul(defaults.height);
+        own.saturating_add(own / 2).max(MAX_PIXELS)
     }
 
     /// The request with the model's own values where it has none.
@@ -90,6 +91,12 @@ impl Plan {
         if pixels > largest {
             let reason = format!("the size {width}x{height} has {pixels} pixels");
             return Err(Error::InvalidInput(format!("{reason}; this model paints at most {largest}")));
+        }
+        let bytes = request.negative_prompt.as_ref().map_or(0, String::len);
+        if bytes > MAX_PROMPT_BYTES {
+            let reason =
+                format!("the negative prompt has {bytes} bytes; at most {MAX_PROMPT_BYTES} are allowed");
+            return Err(Error::InvalidInput(reason));
         }
         let guidance = request.guidance.map_or(defaults.guidance, f64::from);
         if !(0.0..=MAX_GUIDANCE).contains(&guidance) {

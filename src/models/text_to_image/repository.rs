@@ -58,7 +58,7 @@ impl<'a> Repository<'a> {
         only: &'static [(&'static str, &'static str)],
     ) -> Result<(PathBuf, T)> {
         let path = self.files.required(file, self.context)?;
-        let config: serde_json::Value = read_json(&path)?;
+        let config: serde_json::Value = read_lenient(&path)?;
         let ClassName { class_name } = parse(&path, &config)?;
         match class_name {
             Some(found) if !classes.is_empty() && !classes.contains(&found.as_str()) => {
@@ -76,6 +76,40 @@ impl<'a> Repository<'a> {
             }
         }
     }
+}
+
+/// As [`read_json`], but what Python writes of infinite numbers, which is no JSON, counts as not set.
+fn read_lenient(path: &Path) -> Result<serde_json::Value> {
+    let error = match read_json(path) {
+        Ok(config) => return Ok(config),
+        Err(error @ Error::InvalidConfig { .. }) => error,
+        Err(error) => return Err(error),
+    };
+    let small = std::fs::metadata(path).is_ok_and(|about| about.len() <= MAX_LENIENT);
+    let text = small.then(|| std::fs::read_to_string(path).ok()).flatten();
+    let config = text.and_then(|text| serde_json::from_str(&without_infinities(&text)).ok());
+    config.ok_or(error)
+}
+
+/// Most bytes of a file that is read so.
+const MAX_LENIENT: u64 = 1 << 20;
+
+/// Puts `null` in place of infinite numbers outside of strings.
+fn without_infinities(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    // Every other part is a string, if none has an escaped quotation mark; with one the result is no JSON, and refused.
+    for (index, part) in text.split('"').enumerate() {
+        if index > 0 {
+            out.push('"');
+        }
+        match index % 2 {
+            0 => out.push_str(
+                &part.replace("-Infinity", "null").replace("Infinity", "null").replace("NaN", "null"),
+            ),
+            _ => out.push_str(part),
+        }
+    }
+    out
 }
 
 fn check_only(
@@ -143,5 +177,33 @@ impl PartWeights {
 
     pub(super) fn bytes_on_disk(&self) -> Bytes {
         self.0.iter().map(|(part, weights)| weights.bytes_on_disk(part.uses)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn infinite_numbers_count_as_not_set() {
+        let text = r#"{"lambda_min_clipped": -Infinity, "a": [Infinity, NaN, 1], "name": "-Infinity"}"#;
+        let config: serde_json::Value = serde_json::from_str(&without_infinities(text)).unwrap();
+        let wanted =
+            serde_json::json!({"lambda_min_clipped": null, "a": [null, null, 1], "name": "-Infinity"});
+        assert_eq!(config, wanted);
+    }
+
+    #[test]
+    fn a_setting_with_one_supported_value_may_have_it_or_be_left_out() {
+        let check = |value: serde_json::Value| {
+            let config = serde_json::json!({"scale": value});
+            check_only(Path::new("config.json"), &config, &[("scale", "1")])
+        };
+        for value in [serde_json::json!(1), serde_json::json!(1.0), serde_json::json!(null)] {
+            assert!(check(value).is_ok());
+        }
+        for value in [serde_json::json!(2), serde_json::json!("1"), serde_json::json!([1])] {
+            assert!(matches!(check(value), Err(Error::UnsupportedSetting { what: "scale", .. })));
+        }
     }
 }

@@ -22,6 +22,7 @@ const MAX_TIMES: usize = 100_000;
 const ONLY: &[(&str, &str)] = &[
     ("algorithm_type", "\"dpmsolver++\""),
     ("interpolation_type", "\"linear\""),
+    ("lambda_min_clipped", "null"),
     ("skip_prk_steps", "true"),
     ("thresholding", "false"),
     ("timestep_type", "\"discrete\""),

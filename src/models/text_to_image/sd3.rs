@@ -73,7 +73,8 @@ impl StableDiffusion3 {
                  third {third}"
             ));
         }
-        let (has, takes) = (first.projection() + second.projection(), self.transformer.pooled_projection_dim);
+        let (has, takes) =
+            (first.projection().saturating_add(second.projection()), self.transformer.pooled_projection_dim);
         (has != takes).then(|| {
             format!(
                 "its pooled_projection_dim is {takes}, the projection_dim of its text encoders {has} together"

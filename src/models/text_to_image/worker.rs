@@ -20,14 +20,16 @@ impl Model<TextToImage> for TextToImageModel {
             for (item, mut painting) in std::mem::take(&mut easels) {
                 let watch = || is_wanted(item);
                 let advance = self.advance(&mut painting, &Watch(&watch));
-                match alone(item, advance)? {
-                    Some(Advance::Step(step)) => {
-                        if item.emit(step).is_ok() {
-                            easels.push((item, painting));
-                        }
+                let goes_on = match alone(item, advance)? {
+                    Some(Advance::Step(step)) => item.emit(step).is_ok(),
+                    Some(Advance::Finished(picture)) => {
+                        item.finish(picture);
+                        false
                     }
-                    Some(Advance::Finished(picture)) => item.finish(picture),
-                    None => {}
+                    None => false,
+                };
+                if goes_on {
+                    easels.push((item, painting));
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! Everything about a text to text model that its small files tell, before its weights are read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model_actors::{Bytes, Footprint, LoadContext, LoadStage, TextToText};
@@ -8,9 +8,10 @@ use serde::Deserialize;
 
 use super::{CACHE_TOKENS, LoadedModel, SharedModel};
 use crate::device::Compute;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::families;
 use crate::generation::{self, ChatTemplate, SpecialTokens};
+use crate::gguf::GgufFile;
 use crate::loader;
 use crate::models::decoder::{DecoderConfig, FAMILIES};
 use crate::models::streams::PROMPT_ROWS;
@@ -42,10 +43,18 @@ struct GenerationConfig {
 pub(crate) struct Plan {
     files: Files,
     config: DecoderConfig,
-    tokenizer: PathBuf,
+    kind: Kind,
     template: Option<ChatTemplate>,
     special: SpecialTokens,
     end_tokens: Vec<u32>,
+}
+
+/// What kind of files the model is in.
+enum Kind {
+    /// `config.json`, `tokenizer.json` and safetensors.
+    Folder { tokenizer: PathBuf },
+    /// One file with everything, unless a `tokenizer.json` lies beside it.
+    Gguf { file: GgufFile, tokenizer: Option<PathBuf> },
 }
 
 impl loader::Plan for Plan {
@@ -53,6 +62,54 @@ impl loader::Plan for Plan {
     type Loaded = SharedModel;
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
+        match files.gguf(context)? {
+            Some(path) => Self::read_gguf(files, &path, context),
+            None => Self::read_folder(files, context),
+        }
+    }
+
+    fn files(&self) -> &Files {
+        &self.files
+    }
+
+    fn footprint(&self, context: &LoadContext) -> Result<Footprint> {
+        self.footprint_now(context)
+    }
+
+    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<SharedModel> {
+        let device = compute.open()?;
+        let (decoder, tokens) = match &self.kind {
+            Kind::Folder { tokenizer } => {
+                let weights = WeightFiles::open(&self.files, "", context)?;
+                let bytes = weights.bytes_on_disk(|tensor| self.config.uses(tensor));
+                context.begin(LoadStage::Load, bytes);
+                let tokens = Tokens::read_whole(tokenizer)?;
+                (self.config.load(&weights, &device, context)?, tokens)
+            }
+            Kind::Gguf { file, tokenizer } => {
+                context.begin(LoadStage::Load, file.bytes());
+                let tokens = match tokenizer {
+                    Some(path) => Tokens::read_whole(path)?,
+                    None => generation::tokens_of(&file.tokenizer()?)
+                        .map_err(|reason| Error::InvalidTokenizer { file: file.path().to_owned(), reason })?,
+                };
+                (self.config.load_gguf(file, &device, context)?, tokens)
+            }
+        };
+        Ok(SharedModel(Arc::new(LoadedModel {
+            decoder,
+            template: self.template.clone(),
+            end_tokens: self.ends(&tokens),
+            tokens,
+            compute: compute.clone(),
+            footprint: self.footprint_now(context)?,
+            steps: 0.into(),
+        })))
+    }
+}
+
+impl Plan {
+    fn read_folder(files: Files, context: &LoadContext) -> Result<Self> {
         let file = files.required("config.json", context)?;
         let config = families::find(FAMILIES, "text to text", &file, &read_json(&file)?)?;
         let settings: GenerationConfig =
@@ -65,37 +122,31 @@ impl loader::Plan for Plan {
         }
         let tokenizer = files.required("tokenizer.json", context)?;
         let (template, special) = generation::read_chat_template(&files, context)?;
-        Ok(Self { files, config, tokenizer, template, special, end_tokens })
+        Ok(Self { files, config, kind: Kind::Folder { tokenizer }, template, special, end_tokens })
     }
 
-    fn files(&self) -> &Files {
-        &self.files
-    }
-
-    fn footprint(&self, context: &LoadContext) -> Result<Footprint> {
-        Ok(self.footprint_of(&self.weights(context)?))
-    }
-
-    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<SharedModel> {
-        let weights = self.weights(context)?;
-        let device = compute.open()?;
-        context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.config.uses(tensor)));
-        let tokens = Tokens::read_whole(&self.tokenizer)?;
-        Ok(SharedModel(Arc::new(LoadedModel {
-            decoder: self.config.load(&weights, &device, context)?,
-            template: self.template.clone(),
-            end_tokens: self.ends(&tokens),
-            tokens,
-            compute: compute.clone(),
-            footprint: self.footprint_of(&weights),
-            steps: 0.into(),
-        })))
-    }
-}
-
-impl Plan {
-    fn weights(&self, context: &LoadContext) -> Result<WeightFiles> {
-        WeightFiles::open(&self.files, "", context)
+    fn read_gguf(files: Files, path: &Path, context: &LoadContext) -> Result<Self> {
+        let file = GgufFile::open(path)?;
+        let config = DecoderConfig::from_gguf(&file)?;
+        let tokenizer = files.optional("tokenizer.json", context)?;
+        let (mut template, mut special) = generation::read_chat_template(&files, context)?;
+        let mut end_tokens = config.end_tokens.clone();
+        // A file may come without a tokenizer where there is one beside it.
+        let own = match (file.tokenizer(), &tokenizer) {
+            (Ok(own), _) => Some(own),
+            (Err(_), Some(_)) => None,
+            (Err(error), None) => return Err(error),
+        };
+        if let Some(own) = own {
+            end_tokens.extend(own.end.into_iter().chain(own.end_of_turn));
+            if special == SpecialTokens::default() {
+                special = generation::special_tokens_of(&own);
+            }
+            if let (None, Some(source)) = (&template, &own.chat_template) {
+                template = Some(ChatTemplate::new(source, special.clone(), path)?);
+            }
+        }
+        Ok(Self { files, config, kind: Kind::Gguf { file, tokenizer }, template, special, end_tokens })
     }
 
     /// Every token that any of the files calls the end.
@@ -107,16 +158,20 @@ impl Plan {
         ends
     }
 
-    fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
+    fn footprint_now(&self, context: &LoadContext) -> Result<Footprint> {
         let config = &self.config;
+        let shared = match &self.kind {
+            Kind::Folder { .. } => {
+                let weights = WeightFiles::open(&self.files, "", context)?;
+                weights.bytes_in_memory(|tensor| config.uses(tensor))
+            }
+            Kind::Gguf { file, .. } => file.bytes(),
+        };
         let rows = PROMPT_ROWS + TEXTS;
         // Logits are made as a tensor and handed on as vectors.
         let logits = Bytes((2 * 4 * TEXTS as u64).saturating_mul(config.vocabulary as u64));
         let scratch = config.scratch(rows, config.context.min(CACHE_TOKENS)) + logits + THREAD_SCRATCH;
         let caches = config.cache_bytes(CACHE_TOKENS.min(config.context.saturating_mul(TEXTS)));
-        Footprint {
-            shared: weights.bytes_in_memory(|tensor| config.uses(tensor)),
-            per_worker: caches + scratch,
-        }
+        Ok(Footprint { shared, per_worker: caches + scratch })
     }
 }

@@ -11,7 +11,7 @@ use crate::error::Result;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Solver {
-    /// Diffusers reads these two names as `midpoint` too.
+    /// Diffusers reads the other names as this one too.
     #[serde(alias = "bh1", alias = "bh2", alias = "logrho")]
     Midpoint,
     Heun,
@@ -143,7 +143,7 @@ impl Scheduler for Dpm {
         let before = |back: usize| self.past.iter().rev().nth(back);
         let order = self.order_of(call);
         let (Some(last), true) = (before(1), order >= 2) else { return Ok(moved) };
-        let first_ratio = (now.ratio - self.level(call - 1).ratio) / width;
+        let first_ratio = (now.ratio - self.level(call.saturating_sub(1)).ratio) / width;
         let first = ((&picture - last)? / first_ratio)?;
         let bend = then.kept * (decay / width + 1.0);
         let (Some(older), true) = (before(2), order >= 3) else {
@@ -152,7 +152,8 @@ impl Scheduler for Dpm {
                 Solver::Heun => Ok((moved + (first * bend)?)?),
             };
         };
-        let second_ratio = (self.level(call - 1).ratio - self.level(call - 2).ratio) / width;
+        let second_ratio =
+            (self.level(call.saturating_sub(1)).ratio - self.level(call.saturating_sub(2)).ratio) / width;
         let second = ((last - older)? / second_ratio)?;
         let difference = ((&first - second)? / (first_ratio + second_ratio))?;
         let slope = (&first + (&difference * first_ratio)?)?;

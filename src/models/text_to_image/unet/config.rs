@@ -9,6 +9,9 @@ use super::super::layers::Sinusoid;
 use super::super::repository::{Repository, invalid};
 use crate::error::{Error, Result};
 
+/// Most latents along a side of the usual picture.
+const MAX_SAMPLE: usize = 4096;
+
 /// Settings that have only one supported value.
 const ONLY: &[(&str, &str)] = &[
     ("act_fn", "\"silu\""),
@@ -152,6 +155,13 @@ impl UnetConfig {
         check_types(path, &self.up_block_types, "up_block_types", ["CrossAttnUpBlock2D", "UpBlock2D"])?;
         for level in self.levels() {
             self.check_level(path, level)?;
+        }
+        if let Some((height, width)) = self.sample_size()
+            && (!(1..=MAX_SAMPLE).contains(&height) || !(1..=MAX_SAMPLE).contains(&width))
+        {
+            let reason =
+                format!("the sample_size is {width}x{height}; 1 to {MAX_SAMPLE} latents a side are allowed");
+            return Err(invalid(path, reason));
         }
         let added = [self.time_embedding_dim, self.addition_time_embed_dim, self.added_width()];
         let sides = [self.in_channels, self.out_channels];

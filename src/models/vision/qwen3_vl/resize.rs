@@ -139,7 +139,7 @@ mod tests {
         for change in [
             json!({"min_pixels": 0}),
             json!({"min_pixels": 5000, "max_pixels": 4000}),
-            json!({"max_pixels": 1 << 40}),
+            json!({"max_pixels": 1u64 << 40}),
             json!({"min_pixels": 1, "max_pixels": 100}),
             json!({"patch_size": 14}),
             json!({"resample": 9}),

@@ -1,0 +1,161 @@
+//! Paints a picture with a local model: a progress bar and a PNG file, for people, or one JSON object a line.
+//!
+//! ```text
+//! cargo run --release --example paint -- "a red circle" --model stabilityai/sdxl-turbo --out circle.png
+//! ```
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use candle_actors::{Engine, ImagePainter, Source};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use model_actors::{Event, LoadStage, PaintImage, Picture};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Patience for one picture: a large model takes minutes for a step without an accelerator.
+const PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+/// Paints a picture with a local model.
+#[derive(Parser)]
+struct Arguments {
+    /// What to paint.
+    prompt: String,
+    /// A model directory, or a Hugging Face repository with an optional @revision.
+    #[arg(long, value_name = "DIR_OR_REPO")]
+    model: String,
+    /// Where the picture goes.
+    #[arg(long, value_name = "FILE.png")]
+    out: PathBuf,
+    /// What to avoid.
+    #[arg(long, value_name = "TEXT")]
+    negative: Option<String>,
+    /// Diffusion steps; without, the model's own number.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Width and height in pixels; without, the model's own.
+    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    size: Option<(usize, usize)>,
+    /// Classifier-free guidance scale; without, the model's own.
+    #[arg(long)]
+    guidance: Option<f32>,
+    /// Makes the picture repeatable.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The scheduler's name; without, the model's own.
+    #[arg(long)]
+    scheduler: Option<String>,
+    /// Print one JSON object a line: each step, then the file.
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_size(text: &str) -> Result<(usize, usize), String> {
+    let sides =
+        text.split_once('x').and_then(|(width, height)| Some((width.parse().ok()?, height.parse().ok()?)));
+    sides.ok_or_else(|| "a size is given as 512x512".to_owned())
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // What a load says for itself is all that a person at a terminal needs.
+            let error = match error.downcast_ref::<candle_actors::Error>() {
+                Some(error) => error.root().to_string(),
+                None => error.to_string(),
+            };
+            eprintln!("error: {}", error.replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let source = Source::parse(&arguments.model);
+    let engine = Engine::builder().threads(threads).text_to_image("model", source).start().await?;
+    let loading = tokio::spawn(show_loading(engine.events()));
+    let picture = paint(&engine.text_to_image("model")?.timeout(PATIENCE), &arguments).await;
+    engine.shutdown().await;
+    loading.abort();
+    save(&picture?, &arguments.out)?;
+    if arguments.json {
+        print(&serde_json::json!({"image": arguments.out}))?;
+    }
+    Ok(())
+}
+
+async fn paint(painter: &ImagePainter, arguments: &Arguments) -> Result<Picture, Failure> {
+    // A request has limited time; a download may take longer.
+    painter.model().preload().await.map_err(candle_actors::Error::from)?;
+    let request = PaintImage {
+        prompt: arguments.prompt.clone(),
+        negative_prompt: arguments.negative.clone(),
+        size: arguments.size,
+        steps: arguments.steps,
+        guidance: arguments.guidance,
+        seed: arguments.seed,
+        scheduler: arguments.scheduler.clone(),
+    };
+    let mut stream = painter.stream(request).await?;
+    let bar = bar("{msg} [{wide_bar}] {pos}/{len} {eta}");
+    bar.set_message("paint");
+    while let Some(step) = stream.next().await {
+        bar.set_length(step.of as u64);
+        bar.set_position(step.step as u64);
+        if arguments.json {
+            print(&serde_json::json!({"step": step.step, "of": step.of}))?;
+        }
+    }
+    bar.finish_and_clear();
+    Ok(stream.output().await.map_err(candle_actors::Error::from)?)
+}
+
+fn print(line: &serde_json::Value) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+fn save(picture: &Picture, path: &Path) -> Result<(), Failure> {
+    let (width, height) = (u32::try_from(picture.width)?, u32::try_from(picture.height)?);
+    let colours = image::ExtendedColorType::Rgb8;
+    image::save_buffer_with_format(path, &picture.rgb, width, height, colours, image::ImageFormat::Png)
+        .map_err(|error| format!("cannot write {}: {error}", path.display()).into())
+}
+
+/// On standard error, if a person sees it.
+fn bar(template: &str) -> ProgressBar {
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// A bar for download and load.
+async fn show_loading(mut events: Receiver<Event>) {
+    let bar = bar("{msg:10} [{wide_bar}] {bytes}/{total_bytes}");
+    loop {
+        match events.recv().await {
+            Ok(Event::Loading { stage, done, total, .. }) => {
+                bar.set_message(match stage {
+                    LoadStage::Download => "download",
+                    LoadStage::Load => "load",
+                    LoadStage::WarmUp => "warm-up",
+                });
+                bar.set_length(total.unwrap_or(done).0);
+                bar.set_position(done.0);
+            }
+            Ok(Event::WorkerStarted { .. } | Event::StartFailed { .. }) | Err(RecvError::Closed) => break,
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+        }
+    }
+    bar.finish_and_clear();
+}

@@ -1,0 +1,291 @@
+//! A tokenizer out of the metadata of a GGUF file. It is written down as the `tokenizer.json` that transformers would
+//! make of the same vocabulary, and read as such.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+use tokenizers::Tokenizer;
+
+use super::template::SpecialTokens;
+use crate::gguf::{GgufTokenizer, TokenKind};
+use crate::tokens::Tokens;
+
+/// Longer pieces have no merges; no vocabulary has such.
+const LONGEST_PIECE: usize = 256;
+
+/// How Llama 3 splits text before its merges.
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Qwen's: a digit at a time.
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Phi-4-mini's: words end where capitals begin.
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The names that files use for the ways to split that are known here.
+const SPLITS: &str = "llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, qwen2, deepseek-r1-qwen, gpt-4o, smollm, gpt-2, phi-2, default";
+
+/// The tokenizer of a file.
+///
+/// # Errors
+/// In words, what it has that is not supported or makes no sense.
+pub(crate) fn tokens_of(gguf: &GgufTokenizer) -> Result<Tokens, String> {
+    let parts = match gguf.model.as_str() {
+        "gpt2" => byte_level(gguf)?,
+        "llama" => sentence_piece(gguf),
+        other => {
+            return Err(format!("the tokenizer model {other:?} is not supported; supported are gpt2, llama"));
+        }
+    };
+    let written = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added_tokens(gguf),
+        "normalizer": parts.normalizer,
+        "pre_tokenizer": parts.split,
+        "post_processor": post_processor(gguf),
+        "decoder": parts.decoder,
+        "model": parts.model,
+    });
+    let bytes = serde_json::to_vec(&written).map_err(|error| error.to_string())?;
+    drop(written);
+    Tokens::whole(Tokenizer::from_bytes(bytes).map_err(|error| error.to_string())?)
+}
+
+/// The tokens that templates write by name.
+pub(crate) fn special_tokens_of(gguf: &GgufTokenizer) -> SpecialTokens {
+    let name = |id: Option<u32>| gguf.tokens.get(id? as usize).cloned();
+    SpecialTokens {
+        bos: name(gguf.beginning),
+        eos: name(gguf.end),
+        unk: name(gguf.unknown),
+        pad: name(gguf.padding),
+    }
+}
+
+/// What differs between the two kinds.
+struct Parts {
+    normalizer: Value,
+    split: Value,
+    decoder: Value,
+    model: Value,
+}
+
+fn kind(gguf: &GgufTokenizer, id: usize) -> TokenKind {
+    gguf.kinds.get(id).copied().unwrap_or(TokenKind::Normal)
+}
+
+fn vocabulary(gguf: &GgufTokenizer) -> Value {
+    let entries = gguf.tokens.iter().enumerate().map(|(id, token)| (token.clone(), Value::from(id)));
+    Value::Object(entries.collect())
+}
+
+/// Byte-level BPE with the merges of the file.
+fn byte_level(gguf: &GgufTokenizer) -> Result<Parts, String> {
+    let bytes = |own_split: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": own_split});
+    let by = |pattern: &str| {
+        let split = json!({
+            "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false
+        });
+        json!({"type": "Sequence", "pretokenizers": [split, bytes(false)]})
+    };
+    let mut normalizer = Value::Null;
+    let name = gguf.pre.as_deref().unwrap_or("default");
+    let split = match name {
+        "llama-bpe" | "llama3" | "llama-v3" | "dbrx" | "smaug-bpe" => by(LLAMA3),
+        "qwen2" | "deepseek-r1-qwen" => {
+            normalizer = json!({"type": "NFC"});
+            by(QWEN2)
+        }
+        "gpt-4o" => by(GPT4O),
+        "smollm" => {
+            let digits = json!({"type": "Digits", "individual_digits": true});
+            json!({"type": "Sequence", "pretokenizers": [digits, bytes(true)]})
+        }
+        "gpt-2" | "phi-2" | "default" => bytes(true),
+        other => {
+            return Err(format!(
+                "the split {other:?} of its tokenizer is not supported; supported are {SPLITS}"
+            ));
+        }
+    };
+    let merges: Vec<Value> = gguf
+        .merges
+        .iter()
+        .map(|merge| match merge.split_once(' ') {
+            Some((left, right)) => Ok(json!([left, right])),
+            None => Err(format!("the merge {merge:?} is no pair")),
+        })
+        .collect::<Result<_, _>>()?;
+    // Llama 3 takes a word that is a token as it is, whatever the merges say.
+    let whole_words = matches!(name, "llama-bpe" | "llama3" | "llama-v3");
+    let model = json!({
+        "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words,
+        "vocab": vocabulary(gguf), "merges": merges,
+    });
+    Ok(Parts { normalizer, split, decoder: bytes(true), model })
+}
+
+/// SentencePiece's BPE, whose merges follow from the scores.
+fn sentence_piece(gguf: &GgufTokenizer) -> Parts {
+    let prefix = gguf.adds_space.unwrap_or(true);
+    let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let begin = prefix.then(|| json!({"type": "Prepend", "prepend": "▁"}));
+    let normalizers: Vec<Value> = begin.into_iter().chain([spaces]).collect();
+    let strip = prefix.then(|| json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    let decoders = [
+        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    let decoders: Vec<Value> = decoders.into_iter().chain(strip).collect();
+    let unknown = (0..gguf.tokens.len()).find(|id| kind(gguf, *id) == TokenKind::Unknown);
+    let unknown = gguf.unknown.map(|id| id as usize).or(unknown).and_then(|id| gguf.tokens.get(id));
+    let model = json!({
+        "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+        "vocab": vocabulary(gguf), "merges": merges_by_score(gguf),
+    });
+    Parts {
+        normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
+        split: Value::Null,
+        decoder: json!({"type": "Sequence", "decoders": decoders}),
+        model,
+    }
+}
+
+/// Every way to put a piece together from two others, the pieces with the highest scores first: SentencePiece merges
+/// the pair whose sum has the highest score, BPE the pair that comes first.
+fn merges_by_score(gguf: &GgufTokenizer) -> Vec<Value> {
+    let is_piece = |id: usize| matches!(kind(gguf, id), TokenKind::Normal | TokenKind::UserDefined);
+    let pieces: HashMap<&str, usize> = gguf
+        .tokens
+        .iter()
+        .enumerate()
+        .filter(|(id, _)| is_piece(*id))
+        .map(|(id, token)| (token.as_str(), id))
+        .collect();
+    let mut found = Vec::new();
+    for (id, token) in gguf.tokens.iter().enumerate().filter(|(id, _)| is_piece(*id)) {
+        if token.len() > LONGEST_PIECE {
+            continue;
+        }
+        let score = gguf.scores.get(id).copied().unwrap_or(0.0);
+        for (at, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(at);
+            if let (Some(first), Some(second)) = (pieces.get(left), pieces.get(right)) {
+                found.push((score, *first, *second, left, right));
+            }
+        }
+    }
+    found.sort_by(|left, right| right.0.total_cmp(&left.0).then((left.1, left.2).cmp(&(right.1, right.2))));
+    found.into_iter().map(|(_, _, _, left, right)| json!([left, right])).collect()
+}
+
+/// Tokens that are found in text before anything else.
+fn added_tokens(gguf: &GgufTokenizer) -> Vec<Value> {
+    let named = [gguf.beginning, gguf.end, gguf.end_of_turn, gguf.unknown, gguf.padding];
+    let added = |(id, token): (usize, &String)| {
+        let special = match kind(gguf, id) {
+            TokenKind::Control | TokenKind::Unknown => true,
+            TokenKind::UserDefined => false,
+            TokenKind::Normal if gguf.kinds.is_empty() => {
+                named.into_iter().flatten().any(|named| named as usize == id).then_some(true)?
+            }
+            TokenKind::Normal | TokenKind::Unused | TokenKind::Byte => return None,
+        };
+        Some(json!({
+            "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": special,
+        }))
+    };
+    gguf.tokens.iter().enumerate().filter_map(added).collect()
+}
+
+/// Puts the tokens of beginning and end around a text, where the file asks for them.
+fn post_processor(gguf: &GgufTokenizer) -> Value {
+    let begins = gguf.adds_beginning.unwrap_or(gguf.model == "llama");
+    let first = gguf.beginning.filter(|_| begins);
+    let last = gguf.end.filter(|_| gguf.adds_end.unwrap_or(false));
+    let name = |id: u32| gguf.tokens.get(id as usize).cloned().unwrap_or_default();
+    let token = |id: u32| json!({"SpecialToken": {"id": name(id), "type_id": 0}});
+    let text = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+    let around = |id: &str| -> Vec<Value> {
+        first.map(token).into_iter().chain([text(id)]).chain(last.map(token)).collect()
+    };
+    if first.is_none() && last.is_none() {
+        return Value::Null;
+    }
+    let entry = |id: u32| (name(id), json!({"id": name(id), "ids": [id], "tokens": [name(id)]}));
+    let special: serde_json::Map<String, Value> = first.into_iter().chain(last).map(entry).collect();
+    let pair: Vec<Value> = around("A").into_iter().chain(around("B")).collect();
+    json!({"type": "TemplateProcessing", "single": around("A"), "pair": pair, "special_tokens": special})
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::gguf::GgufFile;
+    use crate::tokens::Specials;
+
+    fn gguf(name: &str) -> GgufTokenizer {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_text").join(name);
+        let mut files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let file = files.find(|path| path.extension().is_some_and(|name| name == "gguf")).unwrap();
+        GgufFile::open(&file).unwrap().tokenizer().unwrap()
+    }
+
+    /// Texts with words, spaces and characters of all kinds, and with the tokens that templates write.
+    const TEXTS: [&str; 7] = [
+        "The cat sleeps on the warm windowsill.",
+        " two  spaces   and\n\nlines\t tab",
+        "naïve café — 日本語 🦀 \u{301}",
+        "<|im_start|>user\nHello<|im_end|>\n<start_of_turn>model\n<|user|>x<|end|><s></s><bos>",
+        "The train leaves from platform nine in ten minutes, and the rain has not stopped since noon.",
+        "",
+        "<0x0A> ▁ Ġ",
+    ];
+
+    #[test]
+    fn its_numbers_are_those_of_the_tokenizer_it_was_made_from() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_text");
+        for name in ["llama", "qwen2", "qwen3", "phi3", "gemma3"] {
+            let made = tokens_of(&gguf(&format!("gguf_{name}"))).unwrap();
+            let original = Tokens::read_whole(&root.join(name).join("tokenizer.json")).unwrap();
+            let mut count = 0;
+            for text in TEXTS {
+                for specials in [Specials::Added, Specials::AsWritten] {
+                    let ids = original.encode_prompt(text, specials).unwrap();
+                    assert_eq!(made.encode_prompt(text, specials).unwrap(), ids, "{name}: {text:?}");
+                    assert_eq!(made.decode(&ids), original.decode(&ids), "{name}: {text:?}");
+                    count += ids.len();
+                }
+            }
+            assert!((0..384).all(|id| made.has_text(id) == original.has_text(id)), "{name}");
+            println!("{name}: {count} tokens of {} texts, the same", TEXTS.len());
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_named() {
+        let mut unknown = gguf("gguf_llama");
+        unknown.pre = Some("a-new-one".to_owned());
+        assert!(tokens_of(&unknown).err().unwrap().contains("a-new-one"));
+        unknown.model = "t5".to_owned();
+        assert!(tokens_of(&unknown).err().unwrap().contains("t5"));
+        let mut broken = gguf("gguf_llama");
+        broken.merges.push("nopair".to_owned());
+        assert!(tokens_of(&broken).is_err());
+        broken.merges = vec!["not there".to_owned()];
+        assert!(tokens_of(&broken).is_err());
+        for pre in SPLITS.split(", ") {
+            let gguf = GgufTokenizer { pre: Some(pre.to_owned()), ..gguf("gguf_llama") };
+            let tokens = tokens_of(&gguf).unwrap();
+            let text = "Hello World123 it's\n";
+            let ids = tokens.encode_prompt(text, Specials::Added).unwrap();
+            assert_eq!(tokens.decode(&ids).unwrap(), text, "{pre}");
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Text to image through the public face: pictures that are the reference's from the same noise, the same alone and
+//! beside others, repeatable by their seed; and what is refused.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_actors::{Engine, Error, ImagePainter, Source, TextToImageModel};
+use candle_core::{Device, Tensor};
+use common::root;
+use model_actors::{PaintImage, Picture, PoolConfig};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const FAMILIES: [&str; 4] = ["sd15", "sd21", "sdxl", "sdxl_turbo"];
+
+#[derive(Deserialize)]
+struct Expected {
+    prompt: String,
+    loops: Vec<Loop>,
+}
+
+#[derive(Deserialize)]
+struct Loop {
+    name: String,
+    scheduler: Option<String>,
+    steps: usize,
+    size: (usize, usize),
+    guidance: f32,
+    negative_prompt: Option<String>,
+    picture: bool,
+}
+
+fn fixture(family: &str) -> PathBuf {
+    root().join("tests/fixtures/text_to_image").join(family)
+}
+
+fn load(family: &str) -> TextToImageModel {
+    TextToImageModel::load(Source::directory(fixture(family))).unwrap()
+}
+
+fn request(prompt: &str, seed: u64) -> PaintImage {
+    PaintImage { prompt: prompt.into(), seed: Some(seed), steps: Some(3), ..PaintImage::default() }
+}
+
+/// The largest difference of two pictures, where 1 is that of black and white.
+fn difference(picture: &Picture, reference: &Tensor) -> f32 {
+    assert_eq!(reference.dims(), [1, 3, picture.height, picture.width]);
+    let reference = reference.permute((0, 2, 3, 1)).unwrap().flatten_all().unwrap();
+    let reference: Vec<u8> = reference.to_vec1().unwrap();
+    let pairs = picture.rgb.iter().zip(&reference);
+    f32::from(pairs.map(|(ours, theirs)| ours.abs_diff(*theirs)).max().unwrap()) / 255.0
+}
+
+#[test]
+fn pictures_from_the_same_noise_are_the_references() {
+    for family in FAMILIES {
+        let expected = std::fs::read(fixture(family).join("expected.json")).unwrap();
+        let expected: Expected = serde_json::from_slice(&expected).unwrap();
+        let tensors = fixture(family).join("expected.safetensors");
+        let tensors: HashMap<String, Tensor> = candle_core::safetensors::load(tensors, &Device::Cpu).unwrap();
+        let noise: Vec<f32> = tensors["noise"].flatten_all().unwrap().to_vec1().unwrap();
+        let (model, mut largest) = (load(family), 0.0f32);
+        for run in expected.loops.iter().filter(|run| run.picture) {
+            let request = PaintImage {
+                prompt: expected.prompt.clone(),
+                negative_prompt: run.negative_prompt.clone(),
+                size: Some(run.size),
+                steps: Some(run.steps),
+                guidance: Some(run.guidance),
+                scheduler: run.scheduler.clone(),
+                ..PaintImage::default()
+            };
+            let mut steps = Vec::new();
+            let picture =
+                model.paint_from_noise(&request, &noise, |step| steps.push((step.step, step.of))).unwrap();
+            // Some schedules call the model once more than there are steps.
+            let of = steps.len();
+            assert!((run.steps..=run.steps + 1).contains(&of));
+            assert!(steps.iter().enumerate().all(|(index, step)| *step == (index + 1, of)));
+            largest = largest.max(difference(&picture, &tensors[&format!("{}.picture", run.name)]));
+        }
+        println!("{family}: largest difference of a picture {largest:.4}");
+        assert!(largest < 0.01, "{family}: {largest}");
+    }
+}
+
+#[test]
+fn a_turbo_model_takes_one_step_unless_asked_otherwise() {
+    let mut steps = 0;
+    let model = load("sdxl_turbo");
+    let request = PaintImage { steps: None, ..request("a cat", 1) };
+    let picture = model.paint(&request, |_| steps += 1).unwrap();
+    assert_eq!((steps, picture.width, picture.height), (1, 64, 64));
+    assert_eq!(model.default_size(), (64, 64));
+}
+
+async fn studio(family: &str, workers: usize) -> (Engine, ImagePainter) {
+    let pool = PoolConfig { max_workers: workers, cold_start_workers: workers, ..PoolConfig::default() };
+    let source = Source::directory(fixture(family));
+    let engine = Engine::builder().pool_config(pool).text_to_image("tiny", source).start().await.unwrap();
+    let painter = engine.text_to_image("tiny").unwrap();
+    (engine, painter)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_is_the_same_alone_and_beside_others_and_repeatable_by_its_seed() {
+    for (family, scheduler) in [("sd21", "euler_ancestral"), ("sdxl", "dpm++")] {
+        let requests: Vec<PaintImage> = (0..5)
+            .map(|seed| PaintImage {
+                steps: Some(2 + seed as usize % 3),
+                scheduler: (seed % 2 == 0).then(|| scheduler.to_owned()),
+                ..request(["a cat", "a red circle", "boats in the rain"][seed as usize % 3], seed)
+            })
+            .collect();
+        let model = load(family);
+        let alone: Vec<Picture> =
+            requests.iter().map(|request| model.paint(request, |_| {}).unwrap()).collect();
+        assert_eq!(model.try_clone().unwrap().paint(&requests[0], |_| {}).unwrap(), alone[0]);
+        let other = model.paint(&PaintImage { seed: Some(99), ..requests[0].clone() }, |_| {}).unwrap();
+        assert_ne!(other, alone[0]);
+        // One worker, so that they share batches.
+        let (engine, painter) = studio(family, 1).await;
+        let together = requests.iter().map(|request| painter.paint(request.clone()));
+        let together = futures_util::future::join_all(together).await;
+        for (alone, together) in alone.iter().zip(together) {
+            assert_eq!(*alone, together.unwrap());
+        }
+        assert!(engine.shutdown().await.is_clean());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_tells_of_each_step_and_ends_with_the_picture() {
+    let (engine, painter) = studio("sdxl", 1).await;
+    let mut stream = painter.stream(request("a cat", 3)).await.unwrap();
+    let mut steps = Vec::new();
+    while let Some(step) = stream.next().await {
+        steps.push((step.step, step.of));
+    }
+    assert_eq!(steps, [(1, 3), (2, 3), (3, 3)]);
+    let picture = stream.output().await.unwrap();
+    assert_eq!(picture, painter.paint(request("a cat", 3)).await.unwrap());
+    assert!(engine.shutdown().await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_request_is_refused_alone_and_with_both_numbers() {
+    let (engine, painter) = studio("sd15", 1).await;
+    let changed = |change: fn(&mut PaintImage)| {
+        let mut request = request("a cat", 1);
+        change(&mut request);
+        request
+    };
+    for (request, words) in [
+        (changed(|request| request.size = Some((60, 64))), ["60x64", "multiples of 8"]),
+        (changed(|request| request.size = Some((2048, 2048))), ["4194304", "at most 589824"]),
+        (changed(|request| request.guidance = Some(f32::NAN)), ["NaN", "0 to 100"]),
+        (changed(|request| request.guidance = Some(101.0)), ["101", "0 to 100"]),
+        (changed(|request| request.steps = Some(1001)), ["1001", "1000"]),
+        (changed(|request| request.scheduler = Some("fast".into())), ["\"fast\"", "ddim, pndm, euler"]),
+        (changed(|request| request.negative_prompt = Some("x".repeat(65_537))), ["65537", "65536"]),
+        (changed(|request| request.prompt.clear()), ["prompt", "empty"]),
+    ] {
+        let good = painter.paint(crate::request("a cat", 1));
+        let (error, good) = tokio::join!(painter.paint(request), good);
+        let error = error.unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        assert!(good.is_ok());
+    }
+    assert!(engine.shutdown().await.is_clean());
+}
+
+/// A copy of a fixture, to be damaged.
+fn copy(family: &str) -> TempDir {
+    fn copy_into(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            let target = to.join(path.file_name().unwrap());
+            if path.is_dir() {
+                copy_into(&path, &target);
+            } else {
+                std::fs::copy(&path, target).unwrap();
+            }
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    copy_into(&fixture(family), folder.path());
+    folder
+}
+
+fn error(folder: &TempDir) -> Error {
+    TextToImageModel::load(Source::directory(folder.path())).err().expect("a damaged model loads")
+}
+
+/// A model with other settings in one file.
+fn changed(family: &str, file: &str, changes: Value) -> TempDir {
+    let folder = copy(family);
+    let path = folder.path().join(file);
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    std::fs::write(path, config.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn an_unsupported_pipeline_is_named_and_what_is_supported_listed() {
+    let folder = changed("sd15", "model_index.json", json!({"_class_name": "WuerstchenPipeline"}));
+    let error = error(&folder);
+    assert!(matches!(error, Error::UnsupportedArchitecture { .. }), "{error}");
+    let error = error.to_string();
+    for word in
+        ["WuerstchenPipeline", "text to image", "StableDiffusionPipeline", "StableDiffusionXLPipeline"]
+    {
+        assert!(error.contains(word), "{error}");
+    }
+    let unnamed = changed("sd15", "model_index.json", json!({"_class_name": null}));
+    assert!(matches!(self::error(&unnamed), Error::InvalidConfig { .. }));
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused_by_name() {
+    let huge = u64::MAX;
+    for (family, file, changes) in [
+        ("sd15", "unet/config.json", json!({"attention_head_dim": 0})),
+        ("sd15", "unet/config.json", json!({"attention_head_dim": 3})),
+        ("sd15", "unet/config.json", json!({"attention_head_dim": [2]})),
+        ("sd15", "unet/config.json", json!({"block_out_channels": []})),
+        ("sd15", "unet/config.json", json!({"block_out_channels": [0, 0]})),
+        ("sd15", "unet/config.json", json!({"block_out_channels": [huge, huge]})),
+        ("sd15", "unet/config.json", json!({"block_out_channels": [8, 16, 32]})),
+        ("sd15", "unet/config.json", json!({"norm_num_groups": 0})),
+        ("sd15", "unet/config.json", json!({"norm_num_groups": 5})),
+        ("sd15", "unet/config.json", json!({"layers_per_block": 0})),
+        ("sd15", "unet/config.json", json!({"layers_per_block": huge})),
+        ("sd15", "unet/config.json", json!({"cross_attention_dim": 31})),
+        ("sd15", "unet/config.json", json!({"in_channels": 9})),
+        ("sd15", "unet/config.json", json!({"in_channels": 0})),
+        ("sd15", "unet/config.json", json!({"sample_size": huge})),
+        ("sd15", "unet/config.json", json!({"sample_size": 0})),
+        ("sd15", "unet/config.json", json!({"sample_size": [8]})),
+        ("sd15", "unet/config.json", json!({"time_embedding_dim": 0})),
+        ("sd15", "unet/config.json", json!({"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]})),
+        ("sd15", "vae/config.json", json!({"block_out_channels": [4, 4, 8, 0]})),
+        ("sd15", "vae/config.json", json!({"block_out_channels": vec![4; 70]})),
+        ("sd15", "vae/config.json", json!({"norm_num_groups": 0})),
+        ("sd15", "vae/config.json", json!({"scaling_factor": 0.0})),
+        ("sd15", "vae/config.json", json!({"layers_per_block": huge})),
+        ("sd15", "vae/config.json", json!({"latent_channels": 16})),
+        ("sd15", "text_encoder/config.json", json!({"num_attention_heads": 0})),
+        ("sd15", "text_encoder/config.json", json!({"hidden_size": 64})),
+        ("sd15", "scheduler/scheduler_config.json", json!({"num_train_timesteps": 0})),
+        ("sd15", "scheduler/scheduler_config.json", json!({"num_train_timesteps": huge})),
+        ("sd15", "scheduler/scheduler_config.json", json!({"beta_end": 2.0})),
+        ("sd15", "scheduler/scheduler_config.json", json!({"beta_schedule": "wave"})),
+        ("sd15", "scheduler/scheduler_config.json", json!({"trained_betas": [0.5]})),
+        ("sd15", "scheduler/scheduler_config.json", json!({"prediction_type": "sample"})),
+        ("sdxl", "unet/config.json", json!({"addition_time_embed_dim": 0})),
+        ("sdxl", "unet/config.json", json!({"addition_time_embed_dim": 9})),
+        ("sdxl", "unet/config.json", json!({"projection_class_embeddings_input_dim": null})),
+        ("sdxl", "unet/config.json", json!({"addition_embed_type": null})),
+        ("sdxl", "text_encoder_2/config.json", json!({"projection_dim": huge})),
+    ] {
+        let error = error(&changed(family, file, changes.clone()));
+        assert!(matches!(error, Error::InvalidConfig { .. }), "{file} {changes}: {error}");
+    }
+    for (file, changes) in [
+        ("unet/config.json", json!({"_class_name": "UNet3DConditionModel"})),
+        ("unet/config.json", json!({"act_fn": "gelu"})),
+        ("unet/config.json", json!({"time_cond_proj_dim": 256})),
+        ("unet/config.json", json!({"addition_embed_type": "image"})),
+        ("vae/config.json", json!({"_class_name": "AutoencoderTiny"})),
+        ("vae/config.json", json!({"latents_mean": [0.0, 0.0, 0.0, 0.0]})),
+        ("scheduler/scheduler_config.json", json!({"_class_name": "HeunDiscreteScheduler"})),
+        ("scheduler/scheduler_config.json", json!({"skip_prk_steps": false})),
+        ("text_encoder/config.json", json!({"model_type": "bert"})),
+        ("text_encoder/config.json", json!({"hidden_act": "swishy"})),
+    ] {
+        let error = error(&changed("sd15", file, changes.clone()));
+        assert!(matches!(error, Error::UnsupportedSetting { .. }), "{file} {changes}: {error}");
+    }
+}
+
+#[test]
+fn files_that_are_missing_or_damaged_are_named() {
+    for file in [
+        "model_index.json",
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    ] {
+        let folder = copy("sd15");
+        std::fs::remove_file(folder.path().join(file)).unwrap();
+        let error = error(&folder);
+        assert!(matches!(&error, Error::MissingFile { file: missing, .. } if missing == file), "{error}");
+    }
+    let folder = copy("sd15");
+    let weights = folder.path().join("unet/diffusion_pytorch_model.safetensors");
+    std::fs::rename(&weights, folder.path().join("unet/diffusion_pytorch_model.bin")).unwrap();
+    let error = error(&folder);
+    assert!(matches!(error, Error::PickleOnly { .. }), "{error}");
+    let folder = copy("sd15");
+    let weights = folder.path().join("vae/diffusion_pytorch_model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(matches!(self::error(&folder), Error::TruncatedWeights { .. }));
+    let folder = copy("sd15");
+    std::fs::write(folder.path().join("tokenizer/merges.txt"), "#version: 0.2\nno such tokens\n").unwrap();
+    assert!(matches!(self::error(&folder), Error::InvalidTokenizer { .. }));
+    for vocabulary in ["{}", "[]", r#"{"a": 4000000000}"#] {
+        let folder = copy("sd15");
+        std::fs::write(folder.path().join("tokenizer/vocab.json"), vocabulary).unwrap();
+        let error = self::error(&folder);
+        assert!(matches!(error, Error::InvalidTokenizer { .. }), "{vocabulary}: {error}");
+    }
+}
