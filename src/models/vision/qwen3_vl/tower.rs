@@ -142,6 +142,15 @@ struct Layer {
     narrow: Linear,
 }
 
+/// The patches of a crop.
+struct Places {
+    /// Lines and columns of patches.
+    down: usize,
+    across: usize,
+    /// Line and column of each patch, in blocks of those that are merged.
+    places: Vec<(usize, usize)>,
+}
+
 /// Whether the norm comes before the patches are put side by side or after.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Normed {
@@ -226,8 +235,7 @@ impl Tower {
         (height / side, width / side)
     }
 
-    /// Line and column of each patch, in blocks of those that are merged.
-    fn places(&self, crop: &Tensor) -> Result<(usize, usize, Vec<(usize, usize)>)> {
+    fn places(&self, crop: &Tensor) -> Result<Places> {
         let (_, height, width) = crop.dims3()?;
         let merge = self.config.spatial_merge_size;
         let (down, across) = self.merged_grid(width, height);
@@ -239,12 +247,12 @@ impl Tower {
                 places.push((block_line * merge + line, block_column * merge + column));
             }
         }
-        Ok((down * merge, across * merge, places))
+        Ok(Places { down: down * merge, across: across * merge, places })
     }
 
     /// What the first layer is given.
     pub(super) fn open(&self, crop: &Tensor) -> Result<Tensor> {
-        let (down, across, places) = self.places(crop)?;
+        let Places { down, across, places } = self.places(crop)?;
         let rows = patches(crop, self.config.patch_size)?;
         let rows = pick(&rows, places.iter().map(|(line, column)| line * across + column))?;
         let rows = self.patch.forward(&rows, Activation::Identity)?;
@@ -276,7 +284,7 @@ impl Tower {
     /// One layer over the rows of one crop.
     pub(super) fn layer(&self, index: usize, hidden: &Tensor, crop: &Tensor) -> Result<Tensor> {
         let layer = self.layers.get(index).ok_or_else(misfit)?;
-        let (_, _, places) = self.places(crop)?;
+        let places = self.places(crop)?.places;
         let mut turns = Turns::new(self.frequencies.steps.len());
         turns
             .extend(&self.frequencies, places.iter().map(|(line, column)| [*line as u32, *column as u32, 0]));
