@@ -2,16 +2,17 @@
 //! streams of rows with weights of their own that meet in one attention, and every layer is steered by a vector made of
 //! the time and the text. One picture goes through at a time, so streams are `(rows, width)`.
 
-use candle_core::{Device, Tensor};
+mod steering;
 
-use super::layers::{Place, Sinusoid};
-use crate::error::{Error, Result};
-use crate::kernels::{Activation, LayerNorm, Linear, attend, turn_pairs};
+use candle_core::Tensor;
+
+use super::layers::Place;
+use crate::error::Result;
+use crate::kernels::{Activation, Linear, attend, turn_pairs};
+pub(super) use steering::{Guided, Last, Modulation, Steering, gated, modulated};
 
 /// Of all norms of these models.
 const EPSILON: f64 = 1e-6;
-/// Width of the sines and cosines of a time.
-const SINUSOID: usize = 256;
 
 /// How the width of a row is divided.
 #[derive(Debug, Clone, Copy)]
@@ -121,32 +122,6 @@ impl Projections {
         let scale = 1.0 / (self.heads.size as f64).sqrt();
         Ok(attend(&query?, &key?, &value?, self.heads.count, scale)?.squeeze(0)?)
     }
-}
-
-/// What a layer is steered with: so many vectors of the stream's width, made of the vector that steers all.
-pub(super) struct Modulation(Linear);
-
-impl Modulation {
-    pub(super) fn load(place: &Place<'_>, width: usize, parts: usize) -> Result<Self> {
-        Ok(Self(place.at("linear").linear(width, parts * width)?))
-    }
-
-    /// The vectors, `(width)` each. `steering` is `(1, width)`, activated already.
-    pub(super) fn parts<const N: usize>(&self, steering: &Tensor) -> Result<[Tensor; N]> {
-        let mixed = self.0.forward(steering, Activation::Identity)?.squeeze(0)?;
-        let parts = mixed.chunk(N, 0)?;
-        parts.try_into().map_err(|_| Error::Compute(candle_core::Error::msg("a modulation has other parts")))
-    }
-}
-
-/// The norm of each row without weights of its own, then `(1 + scale) · row + shift`.
-pub(super) fn modulated(rows: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
-    LayerNorm { weight: (scale + 1.0)?, bias: shift.contiguous()?, epsilon: EPSILON }.of(rows)
-}
-
-/// `rows + gate · update`.
-pub(super) fn gated(rows: &Tensor, gate: &Tensor, update: &Tensor) -> Result<Tensor> {
-    Ok((rows + update.broadcast_mul(gate)?)?)
 }
 
 /// One stream's half of a block.
@@ -308,83 +283,6 @@ impl Side {
         }
         let middle = rest.middle(&modulated(&rows, &shift, &scale)?)?;
         gated(&rows, &last_gate, &middle)
-    }
-}
-
-/// Two layers with an activation between them.
-struct Embedding {
-    first: Linear,
-    second: Linear,
-}
-
-impl Embedding {
-    fn load(place: &Place<'_>, inside: usize, width: usize) -> Result<Self> {
-        let first = place.at("linear_1").linear(inside, width)?;
-        Ok(Self { first, second: place.at("linear_2").linear(width, width)? })
-    }
-
-    fn forward(&self, rows: &Tensor) -> Result<Tensor> {
-        self.second.forward(&self.first.forward(rows, Activation::Silu)?, Activation::Identity)
-    }
-}
-
-/// Makes the vector that steers all layers.
-pub(super) struct Steering {
-    time: Embedding,
-    guidance: Option<Embedding>,
-    text: Embedding,
-}
-
-impl Steering {
-    /// `pooled` is the width of a text's vector; whether there is a guidance the weights know.
-    pub(super) fn load(place: &Place<'_>, pooled: usize, width: usize, guided: Guided) -> Result<Self> {
-        let place = place.at("time_text_embed");
-        let embedding = |name| Embedding::load(&place.at(name), SINUSOID, width);
-        Ok(Self {
-            time: embedding("timestep_embedder")?,
-            guidance: (guided == Guided::ByModel).then(|| embedding("guidance_embedder")).transpose()?,
-            text: Embedding::load(&place.at("text_embedder"), pooled, width)?,
-        })
-    }
-
-    /// `(1, width)`, activated for the layers, from a time in thousandths, a guidance and a text's vector `(1, pooled)`.
-    pub(super) fn of(&self, time: f64, guidance: f64, pooled: &Tensor) -> Result<Tensor> {
-        let told = |number: f32| -> Result<Tensor> {
-            let sines = Sinusoid { width: SINUSOID, flip: true, shift: 0.0 }.of(number);
-            Ok(Tensor::from_vec(sines, (1, SINUSOID), &Device::Cpu)?.to_device(pooled.device())?)
-        };
-        let mut sum = self.time.forward(&told(time as f32)?)?;
-        if let Some(layer) = &self.guidance {
-            sum = (sum + layer.forward(&told(guidance as f32 * 1000.0)?)?)?;
-        }
-        Ok((sum + self.text.forward(pooled)?)?.silu()?)
-    }
-}
-
-/// Who sees to guidance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Guided {
-    /// The model is told how strong it is.
-    ByModel,
-    /// The model knows nothing of it.
-    Outside,
-}
-
-/// The last norm and layer.
-pub(super) struct Last {
-    modulation: Modulation,
-    layer: Linear,
-}
-
-impl Last {
-    pub(super) fn load(place: &Place<'_>, width: usize, outside: usize) -> Result<Self> {
-        let modulation = Modulation::load(&place.at("norm_out"), width, 2)?;
-        Ok(Self { modulation, layer: place.at("proj_out").linear(width, outside)? })
-    }
-
-    pub(super) fn forward(&self, rows: &Tensor, steering: &Tensor) -> Result<Tensor> {
-        let [scale, shift] = self.modulation.parts(steering)?;
-        self.layer.forward(&modulated(rows, &shift, &scale)?, Activation::Identity)
     }
 }
 

@@ -1,0 +1,119 @@
+//! The vector that steers every layer, made of the time, the guidance and the text, and what layers do with it.
+
+use candle_core::{Device, Tensor};
+
+use super::super::layers::{Place, Sinusoid};
+use super::EPSILON;
+use crate::error::{Error, Result};
+use crate::kernels::{Activation, LayerNorm, Linear};
+
+/// Width of the sines and cosines of a time.
+const SINUSOID: usize = 256;
+
+/// What a layer is steered with: so many vectors of the stream's width, made of the vector that steers all.
+pub(in super::super) struct Modulation(Linear);
+
+impl Modulation {
+    pub(in super::super) fn load(place: &Place<'_>, width: usize, parts: usize) -> Result<Self> {
+        Ok(Self(place.at("linear").linear(width, parts * width)?))
+    }
+
+    /// The vectors, `(width)` each. `steering` is `(1, width)`, activated already.
+    pub(in super::super) fn parts<const N: usize>(&self, steering: &Tensor) -> Result<[Tensor; N]> {
+        let mixed = self.0.forward(steering, Activation::Identity)?.squeeze(0)?;
+        let parts = mixed.chunk(N, 0)?;
+        parts.try_into().map_err(|_| Error::Compute(candle_core::Error::msg("a modulation has other parts")))
+    }
+}
+
+/// The norm of each row without weights of its own, then `(1 + scale) · row + shift`.
+pub(in super::super) fn modulated(rows: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    LayerNorm { weight: (scale + 1.0)?, bias: shift.contiguous()?, epsilon: EPSILON }.of(rows)
+}
+
+/// `rows + gate · update`.
+pub(in super::super) fn gated(rows: &Tensor, gate: &Tensor, update: &Tensor) -> Result<Tensor> {
+    Ok((rows + update.broadcast_mul(gate)?)?)
+}
+
+/// Two layers with an activation between them.
+struct Embedding {
+    first: Linear,
+    second: Linear,
+}
+
+impl Embedding {
+    fn load(place: &Place<'_>, inside: usize, width: usize) -> Result<Self> {
+        let first = place.at("linear_1").linear(inside, width)?;
+        Ok(Self { first, second: place.at("linear_2").linear(width, width)? })
+    }
+
+    fn forward(&self, rows: &Tensor) -> Result<Tensor> {
+        self.second.forward(&self.first.forward(rows, Activation::Silu)?, Activation::Identity)
+    }
+}
+
+/// Makes the vector that steers all layers.
+pub(in super::super) struct Steering {
+    time: Embedding,
+    guidance: Option<Embedding>,
+    text: Embedding,
+}
+
+impl Steering {
+    /// `pooled` is the width of a text's vector; whether there is a guidance the weights know.
+    pub(in super::super) fn load(
+        place: &Place<'_>,
+        pooled: usize,
+        width: usize,
+        guided: Guided,
+    ) -> Result<Self> {
+        let place = place.at("time_text_embed");
+        let embedding = |name| Embedding::load(&place.at(name), SINUSOID, width);
+        Ok(Self {
+            time: embedding("timestep_embedder")?,
+            guidance: (guided == Guided::ByModel).then(|| embedding("guidance_embedder")).transpose()?,
+            text: Embedding::load(&place.at("text_embedder"), pooled, width)?,
+        })
+    }
+
+    /// `(1, width)`, activated for the layers, from a time in thousandths, a guidance and a text's vector `(1, pooled)`.
+    pub(in super::super) fn of(&self, time: f64, guidance: f64, pooled: &Tensor) -> Result<Tensor> {
+        let told = |number: f32| -> Result<Tensor> {
+            let sines = Sinusoid { width: SINUSOID, flip: true, shift: 0.0 }.of(number);
+            Ok(Tensor::from_vec(sines, (1, SINUSOID), &Device::Cpu)?.to_device(pooled.device())?)
+        };
+        let mut sum = self.time.forward(&told(time as f32)?)?;
+        if let Some(layer) = &self.guidance {
+            sum = (sum + layer.forward(&told(guidance as f32 * 1000.0)?)?)?;
+        }
+        Ok((sum + self.text.forward(pooled)?)?.silu()?)
+    }
+}
+
+/// Who sees to guidance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum Guided {
+    /// The model is told how strong it is.
+    ByModel,
+    /// The model knows nothing of it.
+    Outside,
+}
+
+/// The last norm and layer.
+pub(in super::super) struct Last {
+    modulation: Modulation,
+    layer: Linear,
+}
+
+impl Last {
+    pub(in super::super) fn load(place: &Place<'_>, width: usize, outside: usize) -> Result<Self> {
+        let modulation = Modulation::load(&place.at("norm_out"), width, 2)?;
+        Ok(Self { modulation, layer: place.at("proj_out").linear(width, outside)? })
+    }
+
+    pub(in super::super) fn forward(&self, rows: &Tensor, steering: &Tensor) -> Result<Tensor> {
+        let [scale, shift] = self.modulation.parts(steering)?;
+        self.layer.forward(&modulated(rows, &shift, &scale)?, Activation::Identity)
+    }
+}
