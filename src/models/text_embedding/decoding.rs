@@ -75,6 +75,6 @@ impl Architecture for Embedder {
 
 impl Encoder for Decoder {
     fn encode(&self, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Tensor> {
-        self.encode_with(&self.embed(&batch.ids)?, &batch.lengths, watch)
+        self.encode(&self.embed(&batch.ids)?, &batch.lengths, watch)
     }
 }
