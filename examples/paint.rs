@@ -77,6 +77,12 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
+    // Told before the work, not after it.
+    if let Some(folder) = arguments.out.parent().filter(|folder| !folder.as_os_str().is_empty())
+        && !folder.is_dir()
+    {
+        return Err(format!("there is no directory {}", folder.display()).into());
+    }
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let source = Source::parse(&arguments.model);
     let engine = Engine::builder().threads(threads).text_to_image("model", source).start().await?;
@@ -86,7 +92,11 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     loading.abort();
     save(&picture?, &arguments.out)?;
     if arguments.json {
-        print(&serde_json::json!({"image": arguments.out}))?;
+        #[derive(serde::Serialize)]
+        struct Line<'a> {
+            image: &'a Path,
+        }
+        print(&Line { image: &arguments.out })?;
     }
     Ok(())
 }
@@ -110,16 +120,21 @@ async fn paint(painter: &ImagePainter, arguments: &Arguments) -> Result<Picture,
         bar.set_length(step.of as u64);
         bar.set_position(step.step as u64);
         if arguments.json {
-            print(&serde_json::json!({"step": step.step, "of": step.of}))?;
+            #[derive(serde::Serialize)]
+            struct Line {
+                step: usize,
+                of: usize,
+            }
+            print(&Line { step: step.step, of: step.of })?;
         }
     }
     bar.finish_and_clear();
     Ok(stream.output().await.map_err(candle_actors::Error::from)?)
 }
 
-fn print(line: &serde_json::Value) -> Result<(), Failure> {
+fn print(line: &impl serde::Serialize) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
+    writeln!(out, "{}", serde_json::to_string(line)?)?;
     Ok(out.flush()?)
 }
 
