@@ -258,6 +258,12 @@ impl<R: Read> Reader<R> {
         let impossible = || format!("the tensor {name:?} of shape {shape:?} has an impossible size");
         let sides = shape.iter().map(|side| usize::try_from(*side)).collect::<Result<Vec<_>, _>>();
         let sides = sides.map_err(|_| impossible())?;
+        // Also where a side is zero: whoever multiplies the sides, in any order, stays within bounds.
+        sides
+            .iter()
+            .filter(|side| **side > 0)
+            .try_fold(1usize, |all, side| all.checked_mul(*side))
+            .ok_or_else(impossible)?;
         // A type that is not known may be one that no family asks for.
         let bytes = match Blocks::from_number(kind) {
             Some(blocks) => blocks.bytes_of(&sides).ok_or_else(impossible)?,
@@ -311,6 +317,21 @@ mod tests {
         assert_eq!(header.list("tokens").unwrap().len(), 2);
         let tensor = header.tensor("w").unwrap();
         assert_eq!((tensor.shape.as_slice(), tensor.bytes), (&[2, 64][..], 2 * 2 * 34));
+    }
+
+    /// The bytes of such a tensor are none, and still its sides must not multiply to more than there are numbers for.
+    #[test]
+    fn a_side_of_zero_makes_no_other_side_possible() {
+        for kind in [0u32, 8, 99] {
+            let tensor = |sides: [u64; 3]| {
+                let sides = sides.map(u64::to_le_bytes).concat();
+                let entry =
+                    [text("w"), 3u32.to_le_bytes().to_vec(), sides, kind.to_le_bytes().to_vec()].concat();
+                read(&[start(1, 0), entry, 0u64.to_le_bytes().to_vec(), vec![0; 64]].concat())
+            };
+            assert!(tensor([0, 1 << 40, 1 << 40]).is_err() && tensor([1 << 40, 0, 1 << 40]).is_err());
+            assert!(tensor([0, 1 << 20, 1 << 20]).is_ok());
+        }
     }
 
     #[test]
