@@ -135,12 +135,7 @@ impl Decoder {
     }
 
     /// Whole texts at once, of these lengths, for their hidden states alone: nothing is kept. `(tokens, width)` to
-    /// `(tokens, width)`.
-    pub(crate) fn encode(&self, rows: &Tensor, lengths: &[usize]) -> Result<Tensor> {
-        self.encode_with(rows, lengths, || Ok(()))
-    }
-
-    /// As [`Self::encode`]; `after` is called after each layer and may end the pass.
+    /// `(tokens, width)`. `after` is called after each layer and may end the pass.
     pub(crate) fn encode_with(
         &self,
         rows: &Tensor,

@@ -129,7 +129,7 @@ fn logits_and_greedy_texts_are_the_references() {
             largest = largest.max(difference(&logits, &fixture.expected(&format!("greedy.{index}"))));
         }
         let rows = fixture.decoder.embed(&fixture.cases[1].prompt).unwrap();
-        let hidden = fixture.decoder.encode(&rows, &[fixture.cases[1].prompt.len()]).unwrap();
+        let hidden = fixture.decoder.encode_with(&rows, &[fixture.cases[1].prompt.len()], || Ok(())).unwrap();
         let every: Vec<f32> =
             fixture.decoder.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         largest = largest.max(difference(&every, &fixture.expected("every")));
