@@ -91,7 +91,7 @@ impl ComputeThreads {
         if threads == 1 { Ok(Self(None)) } else { Self::pool(threads) }
     }
 
-    /// For models of candle-transformers: outside a pool candle would spread their products over every core.
+    /// For models that use operations of candle: outside a pool candle would spread its products over every core.
     pub(crate) fn pool(threads: usize) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)

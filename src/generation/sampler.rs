@@ -292,7 +292,7 @@ mod tests {
             let mut sampler = Sampler::new(&Sampling::default(), &[]).unwrap();
             assert!(matches!(sampler.choose(&mut [0.0, bad]), Err(Error::NotFiniteOutput)));
         }
-        assert!(matches!(Sampler::new(&Sampling::default(), &[]).unwrap().choose(&mut []), Err(_)));
+        assert!(Sampler::new(&Sampling::default(), &[]).unwrap().choose(&mut []).is_err());
         for temperature in [f32::MIN_POSITIVE, f32::MAX] {
             for penalty in [f32::MIN_POSITIVE, f32::MAX] {
                 let sampling = Sampling {
