@@ -110,6 +110,7 @@ fn best_plain_loop(model: &Fixture) -> f64 {
 async fn engine(model: &Fixture) -> Engine {
     let builder = (model.kind.register)(Engine::builder().threads(1), model.source());
     let engine = builder.start().await.unwrap();
+    (model.kind.preload)(&engine).await.unwrap();
     // As many at once as make the pool start all its workers.
     futures_util::future::join_all((0..16).map(|_| (model.kind.ask)(&engine))).await;
     engine

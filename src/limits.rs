@@ -7,7 +7,9 @@
 //! | bytes of one text to embed | [`MAX_TEXT_BYTES`], 1 MiB | `InvalidInput` |
 //! | bytes of a prompt, all messages together | [`MAX_PROMPT_BYTES`], 4 MiB | `InvalidInput` |
 //! | messages of a prompt | [`MAX_MESSAGES`], 1,024 | `InvalidInput` |
-//! | tokens of a prompt | the model's context, less one | `InvalidInput`, with both numbers |
+//! | tokens of a prompt | the model's context, and what a worker's caches hold (8,192), less one | `InvalidInput`, with both numbers |
+//! | bytes of a prompt before texts to embed | [`MAX_EMBED_PROMPT_BYTES`], 16 KiB | `InvalidInput` |
+//! | a chat template's source, steps and text | 256 KiB, 1,000,000, 8 MiB | `InvalidConfig`, `InvalidInput` |
 //! | tokens to generate | [`MAX_TOKENS`], 1,048,576; the context ends a text sooner | `InvalidInput` |
 //! | stop strings, and bytes of one | [`MAX_STOPS`], 16; [`MAX_STOP_BYTES`], 256 | `InvalidInput` |
 //! | bytes of a question or of a prompt to paint | [`MAX_QUESTION_BYTES`], 64 KiB | `InvalidInput` |

@@ -286,15 +286,23 @@ fn only_gguf(directory: &Path) -> Result<Option<PathBuf>> {
     Err(Error::SeveralGgufFiles { model: directory.display().to_string(), files })
 }
 
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+/// A configuration file's bytes.
+///
+/// # Errors
+/// [`Error::UnreadableFile`]; [`Error::InvalidConfig`] for one of more than [`MAX_CONFIG_BYTES`].
+pub(crate) fn read_config(path: &Path) -> Result<Vec<u8>> {
     let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
     let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
-    let invalid = |reason| Error::InvalidConfig { file: path.to_owned(), reason };
     if bytes > MAX_CONFIG_BYTES {
-        return Err(invalid(format!("it has {bytes} bytes; at most {MAX_CONFIG_BYTES} are allowed")));
+        let reason = format!("it has {bytes} bytes; at most {MAX_CONFIG_BYTES} are allowed");
+        return Err(Error::InvalidConfig { file: path.to_owned(), reason });
     }
-    let text = std::fs::read(path).map_err(unreadable)?;
-    serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))
+    std::fs::read(path).map_err(unreadable)
+}
+
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    serde_json::from_slice(&read_config(path)?)
+        .map_err(|error| Error::InvalidConfig { file: path.to_owned(), reason: error.to_string() })
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::error::{Error, Result};
+use crate::source::read_config;
 
 /// A model's tokenizer, shared by its workers. A clone is the same one.
 #[derive(Clone)]
@@ -41,8 +42,7 @@ impl Tokens {
     /// Reads a tokenizer; texts are cut to `longest` tokens, special ones included.
     pub(crate) fn read(path: &Path, longest: usize, lowercase: bool) -> Result<Self> {
         let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
-        let bytes =
-            std::fs::read(path).map_err(|source| Error::UnreadableFile { path: path.to_owned(), source })?;
+        let bytes = read_config(path)?;
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| invalid(error.to_string()))?;
         let special = tokenizer.get_post_processor().map_or(0, |processor| {
             use tokenizers::PostProcessor as _;
@@ -95,8 +95,7 @@ impl Tokens {
     /// Reads a tokenizer for prompts, which are never cut.
     pub(crate) fn read_whole(path: &Path) -> Result<Self> {
         let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
-        let bytes =
-            std::fs::read(path).map_err(|source| Error::UnreadableFile { path: path.to_owned(), source })?;
+        let bytes = read_config(path)?;
         let tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| invalid(error.to_string()))?;
         Self::whole(tokenizer).map_err(invalid)
     }

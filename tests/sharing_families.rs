@@ -36,19 +36,17 @@ fn weight_bytes(folder: &Path) -> isize {
     entries.map(|path| of(&path)).sum()
 }
 
-/// The heap with so many workers of a model, each of them ready, after a few requests.
+/// The heap with so many workers of a model, each of them ready. No request is made: at the first product of a thread the
+/// library of matrix products takes 2 MiB for it, many times what a fixture's weights are.
 async fn with_workers(fixture: &Fixture, workers: usize) -> isize {
     let pool = PoolConfig { max_workers: workers, cold_start_workers: workers, ..PoolConfig::default() };
     let builder = (fixture.kind.register)(Engine::builder().pool_config(pool), fixture.source());
     let engine = builder.start().await.unwrap();
     let mut events = engine.events();
-    (fixture.kind.ask)(&engine).await.unwrap_or_else(|error| panic!("{}: {error}", fixture.name()));
+    (fixture.kind.preload)(&engine).await.unwrap_or_else(|error| panic!("{}: {error}", fixture.name()));
     let mut ready = 0;
     while ready < workers {
         ready += usize::from(matches!(events.recv().await.unwrap(), Event::WorkerStarted { .. }));
-    }
-    for _ in 0..2 {
-        futures_util::future::join_all((0..workers).map(|_| (fixture.kind.ask)(&engine))).await;
     }
     let live = live_bytes();
     assert!(engine.shutdown().await.is_clean());
@@ -61,8 +59,13 @@ async fn a_second_worker_of_any_family_has_no_weights_of_its_own() {
     for fixture in fixtures() {
         // What the first use of anything keeps for good is not counted.
         with_workers(&fixture, 1).await;
-        let (one, two) = (with_workers(&fixture, 1).await, with_workers(&fixture, 2).await);
-        let (more, weights) = (two - one, weight_bytes(&fixture.path));
+        let weights = weight_bytes(&fixture.path);
+        // Now and then a thread of the engine before is still at its end, so the least of three counts.
+        let mut more = isize::MAX;
+        for _ in 0..3 {
+            let (one, two) = (with_workers(&fixture, 1).await, with_workers(&fixture, 2).await);
+            more = more.min((two - one).abs());
+        }
         println!("{}: weights {weights}, a second worker {more} bytes more", fixture.name());
         if more > weights / 2 {
             copies.push(fixture.name());

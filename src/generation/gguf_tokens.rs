@@ -12,6 +12,8 @@ use crate::tokens::Tokens;
 
 /// Longer pieces have no merges; no vocabulary has such.
 const LONGEST_PIECE: usize = 256;
+/// Most ways in which pieces may merge: far more than a language has, and few enough to be kept.
+const MOST_MERGES: usize = 4 << 20;
 
 /// How Llama 3 splits text before its merges.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -29,7 +31,7 @@ const SPLITS: &str = "llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, qwen2, deeps
 pub(crate) fn tokens_of(gguf: &GgufTokenizer) -> Result<Tokens, String> {
     let parts = match gguf.model.as_str() {
         "gpt2" => byte_level(gguf)?,
-        "llama" => sentence_piece(gguf),
+        "llama" => sentence_piece(gguf)?,
         other => {
             return Err(format!("the tokenizer model {other:?} is not supported; supported are gpt2, llama"));
         }
@@ -126,7 +128,7 @@ fn byte_level(gguf: &GgufTokenizer) -> Result<Parts, String> {
 }
 
 /// SentencePiece's BPE, whose merges follow from the scores.
-fn sentence_piece(gguf: &GgufTokenizer) -> Parts {
+fn sentence_piece(gguf: &GgufTokenizer) -> Result<Parts, String> {
     let prefix = gguf.adds_space.unwrap_or(true);
     let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
     let begin = prefix.then(|| json!({"type": "Prepend", "prepend": "▁"}));
@@ -143,19 +145,19 @@ fn sentence_piece(gguf: &GgufTokenizer) -> Parts {
     let model = json!({
         "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
         "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-        "vocab": vocabulary(gguf), "merges": merges_by_score(gguf),
+        "vocab": vocabulary(gguf), "merges": merges_by_score(gguf)?,
     });
-    Parts {
+    Ok(Parts {
         normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
         split: Value::Null,
         decoder: json!({"type": "Sequence", "decoders": decoders}),
         model,
-    }
+    })
 }
 
 /// Every way to put a piece together from two others, the pieces with the highest scores first: SentencePiece merges
 /// the pair whose sum has the highest score, BPE the pair that comes first.
-fn merges_by_score(gguf: &GgufTokenizer) -> Vec<Value> {
+fn merges_by_score(gguf: &GgufTokenizer) -> Result<Vec<Value>, String> {
     let is_piece = |id: usize| matches!(kind(gguf, id), TokenKind::Normal | TokenKind::UserDefined);
     let pieces: HashMap<&str, usize> = gguf
         .tokens
@@ -176,9 +178,12 @@ fn merges_by_score(gguf: &GgufTokenizer) -> Vec<Value> {
                 found.push((score, *first, *second, left, right));
             }
         }
+        if found.len() > MOST_MERGES {
+            return Err(format!("its pieces merge in more than {MOST_MERGES} ways"));
+        }
     }
     found.sort_by(|left, right| right.0.total_cmp(&left.0).then((left.1, left.2).cmp(&(right.1, right.2))));
-    found.into_iter().map(|(_, _, _, left, right)| json!([left, right])).collect()
+    Ok(found.into_iter().map(|(_, _, _, left, right)| json!([left, right])).collect())
 }
 
 /// Tokens that are found in text before anything else.
@@ -203,7 +208,9 @@ fn added_tokens(gguf: &GgufTokenizer) -> Vec<Value> {
 
 /// Puts the tokens of beginning and end around a text, where the file asks for them.
 fn post_processor(gguf: &GgufTokenizer) -> Value {
-    let begins = gguf.adds_beginning.unwrap_or(gguf.model == "llama");
+    // Where the file does not say, llama.cpp's own answer holds.
+    let llama_3 = matches!(gguf.pre.as_deref(), Some("llama-bpe" | "llama3" | "llama-v3"));
+    let begins = gguf.adds_beginning.unwrap_or(gguf.model == "llama" || llama_3);
     let first = gguf.beginning.filter(|_| begins);
     let last = gguf.end.filter(|_| gguf.adds_end.unwrap_or(false));
     let name = |id: u32| gguf.tokens.get(id as usize).cloned().unwrap_or_default();
@@ -247,6 +254,23 @@ mod tests {
         "",
         "<0x0A> ▁ Ġ",
     ];
+
+    #[test]
+    fn where_a_file_does_not_say_the_beginning_and_the_ends_are_known_by_name() {
+        let mut file = gguf("gguf_llama");
+        let begins = |file: &GgufTokenizer| {
+            let ids = tokens_of(file).unwrap().encode_prompt("The cat", Specials::Added).unwrap();
+            ids.first().copied() == file.beginning
+        };
+        assert!(file.beginning.is_some());
+        (file.adds_beginning, file.pre) = (None, Some("llama-bpe".into()));
+        assert!(begins(&file));
+        file.pre = Some("gpt-2".into());
+        assert!(!begins(&file));
+        assert!(file.ends_by_name().all(|id| file.tokens[id as usize].contains("end")));
+        file.tokens[7] = "<|eot_id|>".into();
+        assert!(file.ends_by_name().any(|id| id == 7));
+    }
 
     #[test]
     fn its_numbers_are_those_of_the_tokenizer_it_was_made_from() {

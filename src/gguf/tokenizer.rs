@@ -41,7 +41,18 @@ pub(crate) struct GgufTokenizer {
     pub(crate) chat_template: Option<String>,
 }
 
+/// Tokens that end a turn by their names. Many files call only the base model's end the end, so llama.cpp looks for
+/// these by name too.
+const ENDS: [&str; 7] =
+    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>"];
+
 impl GgufTokenizer {
+    /// The numbers of tokens that end a turn by their names.
+    pub(crate) fn ends_by_name(&self) -> impl Iterator<Item = u32> {
+        let named = self.tokens.iter().enumerate().filter(|(_, token)| ENDS.contains(&token.as_str()));
+        named.filter_map(|(id, _)| u32::try_from(id).ok())
+    }
+
     pub(super) fn read(header: &Header) -> Result<Self, String> {
         let key = |name: &str| format!("tokenizer.ggml.{name}");
         let texts = |name: &str| -> Result<Vec<String>, String> {

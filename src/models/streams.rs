@@ -1,5 +1,5 @@
 //! Several texts that one worker writes together, a token each at every step: who takes part in a step, who waits for
-//! room, and what comes of it. Text to text and vision share it; what a step computes is behind [`Steps`], and how
+//! room, and what comes of it. Text to text runs on it; what a step computes is behind [`Steps`], and how
 //! requests come and go is left to `worker`.
 
 mod worker;

@@ -146,7 +146,8 @@ impl LoadedModel {
         Err(Error::InvalidInput(reason))
     }
 
-    fn tokenize(&self, request: &EmbedTexts) -> Result<Vec<TokenIds>> {
+    /// `watch` is called before each text and may end it: a request's texts can be a quarter of a gigabyte.
+    fn tokenize(&self, request: &EmbedTexts, watch: impl Fn() -> Result<()>) -> Result<Vec<TokenIds>> {
         self.dimensions(request)?;
         let prompt = self.prompt(request.prompt.as_ref())?;
         let skipped = match self.head.leaves_out_prompts() && !prompt.is_empty() {
@@ -154,6 +155,7 @@ impl LoadedModel {
             false => 0,
         };
         let encode = |text: &String| {
+            watch()?;
             let tokens = match (prompt, self.ending.as_str()) {
                 ("", "") => self.tokens.encode(text)?,
                 (prompt, ending) => self.tokens.encode(&format!("{prompt}{text}{ending}"))?,
@@ -271,7 +273,8 @@ impl TextEmbeddingModel {
     /// # Errors
     /// As [`TextEmbeddingModel::embed`].
     pub fn embed_request(&self, request: &EmbedTexts) -> Result<Vec<Vec<f32>>> {
-        let tokens: Vec<(usize, TokenIds)> = self.shared.tokenize(request)?.into_iter().enumerate().collect();
+        let tokens: Vec<(usize, TokenIds)> =
+            self.shared.tokenize(request, || Ok(()))?.into_iter().enumerate().collect();
         let mut vectors = vec![Vec::new(); tokens.len()];
         for pass in passes(tokens, |(_, text)| text.ids.len()) {
             let mut batch = TokenBatch::default();

@@ -40,7 +40,7 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] =
     &[llava::FAMILY, llava::NEXT_FAMILY, moondream::FAMILY, blip::FAMILY, qwen3_vl::FAMILY];
 
 /// Tokens for which a worker counts memory ahead, all its texts together. A single text may be longer, up to the
-/// model's context; a second one joins it only while both fit in here.
+/// model's context; another joins only while those before it take less than this.
 const RESERVED_TOKENS: usize = 4096;
 /// Rows of a prompt that go through the text model in one step.
 const PROMPT_ROWS: usize = 128;

@@ -18,6 +18,7 @@ pub(crate) struct Kind {
     pub(crate) folder: &'static str,
     pub(crate) register: fn(EngineBuilder, Source) -> EngineBuilder,
     pub(crate) ask: fn(&Engine) -> Answer<'_>,
+    pub(crate) preload: fn(&Engine) -> Answer<'_>,
 }
 
 /// All five.
@@ -26,6 +27,7 @@ pub(crate) const KINDS: [Kind; 5] = [
         folder: "text_embedding",
         register: |builder, source| builder.text_embedding("model", source),
         ask: |engine| Box::pin(async { engine.text_embedding("model")?.embed(TEXT).await.map(drop) }),
+        preload: |engine| Box::pin(async { Ok(engine.text_embedding("model")?.model().preload().await?) }),
     },
     Kind {
         folder: "text_to_text",
@@ -33,6 +35,7 @@ pub(crate) const KINDS: [Kind; 5] = [
         ask: |engine| {
             Box::pin(async { engine.text_to_text("model")?.generate(text_request()).await.map(drop) })
         },
+        preload: |engine| Box::pin(async { Ok(engine.text_to_text("model")?.model().preload().await?) }),
     },
     Kind {
         folder: "image_embedding",
@@ -41,11 +44,13 @@ pub(crate) const KINDS: [Kind; 5] = [
             let images = vec![ImageSource::Picture(picture())];
             Box::pin(async { engine.image_embedding("model")?.embed_images(images).await.map(drop) })
         },
+        preload: |engine| Box::pin(async { Ok(engine.image_embedding("model")?.model().preload().await?) }),
     },
     Kind {
         folder: "vision",
         register: |builder, source| builder.vision("model", source),
         ask: |engine| Box::pin(async { engine.vision("model")?.describe(vision_request()).await.map(drop) }),
+        preload: |engine| Box::pin(async { Ok(engine.vision("model")?.model().preload().await?) }),
     },
     Kind {
         folder: "text_to_image",
@@ -53,6 +58,7 @@ pub(crate) const KINDS: [Kind; 5] = [
         ask: |engine| {
             Box::pin(async { engine.text_to_image("model")?.paint(paint_request()).await.map(drop) })
         },
+        preload: |engine| Box::pin(async { Ok(engine.text_to_image("model")?.model().preload().await?) }),
     },
 ];
 

@@ -64,13 +64,15 @@ impl TextEmbeddingModel {
             if item.should_stop() {
                 continue;
             }
-            match self.shared.tokenize(item.request()) {
+            match self.shared.tokenize(item.request(), || watch(&[item])) {
                 Ok(tokens) => {
                     let missing = tokens.len();
                     answers.insert(index, Answer { vectors: vec![Vec::new(); missing], missing });
                     let text = |(place, tokens)| Text { item: index, place, tokens };
                     texts.extend(tokens.into_iter().enumerate().map(text));
                 }
+                // Nobody waits for it any more.
+                Err(Error::Stopped) => {}
                 Err(error) => item.fail(error.into()),
             }
             batch.tick();

@@ -138,7 +138,7 @@ impl Plan {
             (Err(error), None) => return Err(error),
         };
         if let Some(own) = own {
-            end_tokens.extend(own.end.into_iter().chain(own.end_of_turn));
+            end_tokens.extend(own.end.into_iter().chain(own.end_of_turn).chain(own.ends_by_name()));
             if special == SpecialTokens::default() {
                 special = generation::special_tokens_of(&own);
             }
