@@ -14,7 +14,9 @@ pub use embedding::{EmbedImages, EmbedPrompt, EmbedTexts, Embeddings, ImageEmbed
 pub use generation::{
     Completion, FinishReason, GenerateText, Message, Prompt, Role, Sampling, TextToText, Usage,
 };
-pub use image::{DescribeImage, ImageSource, PaintImage, PaintStep, Picture, TextToImage, Vision};
+pub use image::{
+    DescribeImage, ImageSource, LeasedPicture, PaintImage, PaintStep, Picture, TextToImage, Vision,
+};
 
 /// One kind of work, served by one pool.
 ///

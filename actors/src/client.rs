@@ -135,6 +135,40 @@ impl<C: Capability> ModelHandle<C> {
         self.model.id()
     }
 
+    /// The time that a request has unless its [`CallOptions`] say otherwise.
+    pub fn request_timeout(&self) -> Duration {
+        self.model.policy.config.request_timeout
+    }
+
+    /// Fails as [`Self::try_call`] would at this moment if the lane's queue is full or closed, and counts as a request
+    /// that did: for a caller who has costly work to do before a request. Takes no slot, so that another caller may be
+    /// faster.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`], [`Error::ShuttingDown`], [`Error::UnknownModel`].
+    pub fn try_vacancy(&self, lane: Lane) -> Result<()> {
+        let refusal = match self.model.entry.vacancy(lane) {
+            Ok(()) => return Ok(()),
+            Err(TryAcquireError::Closed) => self.closed(),
+            Err(TryAcquireError::NoPermits) => self.overloaded(lane),
+        };
+        Tally::begin(self).end(Err(refusal))
+    }
+
+    /// Fails as [`Self::call`] would before it waits, if the request is invalid or the model takes none any more, and
+    /// counts as a request that did: for a caller who has costly work to do before a request.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`], [`Error::ShuttingDown`], [`Error::UnknownModel`].
+    pub fn check(&self, request: &C::Request) -> Result<()> {
+        let refusal = match (C::check(request), self.model.entry.vacancy(Lane::Batch)) {
+            (Err(reason), _) => Error::InvalidInput { reason },
+            (Ok(()), Err(TryAcquireError::Closed)) => self.closed(),
+            _ => return Ok(()),
+        };
+        Tally::begin(self).end(Err(refusal))
+    }
+
     /// Sends a request and waits for its output; a streamed capability's chunks are not sent. Waits for a slot, until
     /// the deadline, while the model's queue is full. Dropping the future cancels the request.
     ///
@@ -251,8 +285,9 @@ impl<C: Capability> ModelHandle<C> {
         };
         let (done, answer) = oneshot::channel();
         let job = Job::new(parts, Answer { done, chunks, slot });
-        self.shared.gate.submit(self.id(), Accepted::new(job.clone()))?;
-        Ok(Reply::new(handle, job, answer))
+        let cancels = Arc::downgrade(&job);
+        self.shared.gate.submit(self.id(), Accepted::new(job))?;
+        Ok(Reply::new(handle, cancels, answer))
     }
 
     async fn slot(&self, lane: Lane, when_full: WhenFull, deadline: Time, timeout: Duration) -> Result<Slot> {
@@ -262,10 +297,10 @@ impl<C: Capability> ModelHandle<C> {
             Err(TryAcquireError::Closed) => return Err(self.closed()),
             Err(TryAcquireError::NoPermits) => {}
         }
-        let model = entry.id.clone();
         if when_full == WhenFull::FailAtOnce {
-            return Err(Error::Overloaded { model, lane: lane.name(), capacity: entry.capacity(lane) });
+            return Err(self.overloaded(lane));
         }
+        let model = entry.id.clone();
         let began = self.shared.clock.now();
         let slot =
             tokio::time::timeout_at(self.shared.clock.instant(deadline), Slot::take(entry, lane)).await;
@@ -275,6 +310,11 @@ impl<C: Capability> ModelHandle<C> {
             Ok(Err(_)) => Err(self.closed()),
             Err(_) => Err(Error::Timeout { model, phase: RequestPhase::WaitingForSlot, after: timeout }),
         }
+    }
+
+    fn overloaded(&self, lane: Lane) -> Error {
+        let capacity = self.model.entry.capacity(lane);
+        Error::Overloaded { model: self.id().clone(), lane: lane.name(), capacity }
     }
 
     /// Why the model takes no more requests.

@@ -64,6 +64,16 @@ impl ModelEntry {
         (free, self.capacity.interactive + self.capacity.batch)
     }
 
+    /// Whether a slot could be taken now. Takes none.
+    pub(crate) fn vacancy(&self, lane: Lane) -> Result<(), TryAcquireError> {
+        let slots = self.semaphore(lane);
+        match slots.available_permits() {
+            _ if slots.is_closed() => Err(TryAcquireError::Closed),
+            0 => Err(TryAcquireError::NoPermits),
+            _ => Ok(()),
+        }
+    }
+
     /// Whoever waits for a slot, or comes for one later, is refused.
     pub(crate) fn close(&self) {
         self.interactive.close();

@@ -34,7 +34,7 @@ pub(crate) struct Answer<C: Capability> {
     pub(crate) slot: Slot,
 }
 
-/// An accepted request. Shared by the pool, the worker's thread that runs it, and the caller who waits for it.
+/// An accepted request. Shared by the pool and the worker's thread that runs it.
 pub(crate) struct Job<C: Capability> {
     pub(crate) id: RequestId,
     pub(crate) cost: Cost,
@@ -178,8 +178,8 @@ impl<C: Capability> Job<C> {
     }
 }
 
-/// A job in the hands of its pool, its mailbox included. The caller, and a thread that runs it, hold the job too, so
-/// its own end tells nobody anything; the end of this tells the caller that the pool is gone.
+/// A job in the hands of its pool, its mailbox included. A thread that runs it holds the job too, so its own end tells
+/// nobody anything; the end of this tells the caller that the pool is gone.
 pub(crate) struct Accepted<C: Capability>(Arc<Job<C>>);
 
 impl<C: Capability> Accepted<C> {

@@ -19,9 +19,11 @@ pub const MAX_STOP_BYTES: usize = 256;
 /// Most tokens that a request may ask for. The model's context ends a text sooner.
 pub const MAX_TOKENS: usize = 1 << 20;
 
-/// Most bytes of a question about an image, or of a prompt to paint.
+/// Most bytes of a question about an image, or of a prompt to paint; of what to avoid as well.
 pub const MAX_QUESTION_BYTES: usize = 64 << 10;
 /// Longest side of a picture to paint, in pixels.
 pub const MAX_PAINTED_SIDE: usize = 4096;
 /// Most diffusion steps.
 pub const MAX_STEPS: usize = 1000;
+/// Strongest guidance of a picture to paint.
+pub const MAX_GUIDANCE: f32 = 100.0;

@@ -44,9 +44,15 @@ async fn a_full_lane_refuses_at_once_and_the_other_does_not() {
     queued(&test, &model, 2).await;
     let error = try_ask(&model, Lane::Batch).await.unwrap_err();
     assert!(matches!(error, Error::Overloaded { lane: "batch", capacity: 1, .. }), "{error}");
+    for lane in [Lane::Interactive, Lane::Batch] {
+        assert!(matches!(model.try_vacancy(lane), Err(Error::Overloaded { .. })));
+    }
+    let in_use = slots_in_use(&test);
     gate.open();
     let ends = [end(running).await.unwrap(), end(waiting).await.unwrap(), end(batch).await.unwrap()];
     assert_eq!(ends, [0, 2, 3]);
+    assert_eq!(in_use, 3);
+    assert!(model.try_vacancy(Lane::Batch).is_ok());
     assert_eq!(try_ask(&model, Lane::Interactive).await.unwrap(), 1);
     test.finish().await;
 }

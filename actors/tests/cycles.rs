@@ -4,13 +4,13 @@
 
 mod common;
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use common::*;
 use model_actors::testing::{Act, Gate, ScriptedLoader, TestSystem, Victim};
 use model_actors::{Bytes, ModelHandle, testing::Scripted};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tokio::sync::Mutex;
 
 const CYCLES: usize = 1000;
 
@@ -33,8 +33,14 @@ struct Census {
     descriptors: usize,
 }
 
-/// Everything in this process is counted, so one test runs at a time.
-static ALONE: Mutex<()> = Mutex::const_new(());
+/// Everything in this process is counted, so one test runs at a time, its runtime and the runtime's descriptors included.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone(test: impl Future<Output = ()>) {
+    // A test that failed has left the lock in order all the same.
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
 
 fn census(test: &TestSystem, loader: &ScriptedLoader) -> Census {
     let (free, all) = test.client().slots();
@@ -63,48 +69,50 @@ async fn cycle(model: &ModelHandle<Scripted>) {
     model.unload(Duration::from_secs(10)).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_thousand_cycles_leave_nothing_behind() {
-    let _alone = ALONE.lock().await;
-    let mut test = start(single()).await;
-    let loader = ScriptedLoader::default();
-    let model = test.model("model", loader.clone());
-    // The first ones fill what is kept on purpose: names, metrics, the allocator's own.
-    for _ in 0..CYCLES / 5 {
-        cycle(&model).await;
-    }
-    until_true(|| worker_threads() == 0).await;
-    let (before, heap_before) = (census(&test, &loader), heap());
-    for _ in 0..CYCLES {
-        cycle(&model).await;
-    }
-    assert!(settles_at(&test, &loader, &before).await, "{before:?} became {:?}", census(&test, &loader));
-    assert_eq!(count(&loader.record.loads), CYCLES + CYCLES / 5);
-    // The record keeps 32 bytes or so of each batch, in a vector that doubles; a leak of a worker is kilobytes.
-    let grown = heap().saturating_sub(heap_before);
-    assert!(grown < CYCLES * 200, "the heap grew by {grown} bytes");
-    test.finish().await;
+#[test]
+fn a_thousand_cycles_leave_nothing_behind() {
+    alone(async {
+        let mut test = start(single()).await;
+        let loader = ScriptedLoader::default();
+        let model = test.model("model", loader.clone());
+        // The first ones fill what is kept on purpose: names, metrics, the allocator's own.
+        for _ in 0..CYCLES / 5 {
+            cycle(&model).await;
+        }
+        until_true(|| worker_threads() == 0).await;
+        let (before, heap_before) = (census(&test, &loader), heap());
+        for _ in 0..CYCLES {
+            cycle(&model).await;
+        }
+        assert!(settles_at(&test, &loader, &before).await, "{before:?} became {:?}", census(&test, &loader));
+        assert_eq!(count(&loader.record.loads), CYCLES + CYCLES / 5);
+        // The record keeps 32 bytes or so of each batch, in a vector that doubles; a leak of a worker is kilobytes.
+        let grown = heap().saturating_sub(heap_before);
+        assert!(grown < CYCLES * 200, "the heap grew by {grown} bytes");
+        test.finish().await;
+    });
 }
 
-#[tokio::test]
-async fn crashes_and_kills_leave_nothing_behind_either() {
-    let _alone = ALONE.lock().await;
-    let (system, mut pool) = single();
-    pool.restart.max_restarts = 1000;
-    (pool.restart.first_backoff, pool.restart.max_backoff) = (Duration::ZERO, Duration::ZERO);
-    let mut test = TestSystem::start_with(system, pool).await;
-    let loader = ScriptedLoader::default();
-    let model = test.model("model", loader.clone());
-    cycle(&model).await;
-    until_true(|| worker_threads() == 0).await;
-    let before = census(&test, &loader);
-    for _ in 0..50 {
-        assert_eq!(ask(&model, Act::PanicTimes(times(1))).await.unwrap(), 0);
-        test.kill(Victim::Worker).await;
-    }
-    model.unload(Duration::from_secs(10)).await.unwrap();
-    assert!(settles_at(&test, &loader, &before).await, "{before:?} became {:?}", census(&test, &loader));
-    test.finish().await;
+#[test]
+fn crashes_and_kills_leave_nothing_behind_either() {
+    alone(async {
+        let (system, mut pool) = single();
+        pool.restart.max_restarts = 1000;
+        (pool.restart.first_backoff, pool.restart.max_backoff) = (Duration::ZERO, Duration::ZERO);
+        let mut test = TestSystem::start_with(system, pool).await;
+        let loader = ScriptedLoader::default();
+        let model = test.model("model", loader.clone());
+        cycle(&model).await;
+        until_true(|| worker_threads() == 0).await;
+        let before = census(&test, &loader);
+        for _ in 0..50 {
+            assert_eq!(ask(&model, Act::PanicTimes(times(1))).await.unwrap(), 0);
+            test.kill(Victim::Worker).await;
+        }
+        model.unload(Duration::from_secs(10)).await.unwrap();
+        assert!(settles_at(&test, &loader, &before).await, "{before:?} became {:?}", census(&test, &loader));
+        test.finish().await;
+    });
 }
 
 /// What is planted, and so must be seen by the census.
@@ -116,44 +124,45 @@ enum Plant {
     Slot,
 }
 
-#[tokio::test]
-async fn a_planted_leak_is_caught() {
-    let _alone = ALONE.lock().await;
-    for plant in [Plant::Thread, Plant::Descriptor, Plant::Weights, Plant::Slot] {
-        let mut test = start(single()).await;
-        let leaks = usize::from(matches!(plant, Plant::Weights));
-        let loader = ScriptedLoader { weights_leaked: leaks, ..ScriptedLoader::default() };
-        let model = test.model("model", loader.clone());
-        let other = test.model("other", ScriptedLoader::default());
-        cycle(&other).await;
-        until_true(|| worker_threads() == 0).await;
-        let before = census(&test, &loader);
-        let gate = Gate::default();
-        let mut file = None;
-        let mut held = None;
-        match plant {
-            Plant::Thread => {
-                let latch = gate.latch();
-                let thread = std::thread::Builder::new().name("planted#1".to_owned());
-                thread.spawn(move || latch.wait(Duration::from_secs(30))).unwrap();
-                // It has its name, by which the census knows it, only once it runs.
-                until_true(|| worker_threads() == 1).await;
+#[test]
+fn a_planted_leak_is_caught() {
+    alone(async {
+        for plant in [Plant::Thread, Plant::Descriptor, Plant::Weights, Plant::Slot] {
+            let mut test = start(single()).await;
+            let leaks = usize::from(matches!(plant, Plant::Weights));
+            let loader = ScriptedLoader { weights_leaked: leaks, ..ScriptedLoader::default() };
+            let model = test.model("model", loader.clone());
+            let other = test.model("other", ScriptedLoader::default());
+            cycle(&other).await;
+            until_true(|| worker_threads() == 0).await;
+            let before = census(&test, &loader);
+            let gate = Gate::default();
+            let mut file = None;
+            let mut held = None;
+            match plant {
+                Plant::Thread => {
+                    let latch = gate.latch();
+                    let thread = std::thread::Builder::new().name("planted#1".to_owned());
+                    thread.spawn(move || latch.wait(Duration::from_secs(30))).unwrap();
+                    // It has its name, by which the census knows it, only once it runs.
+                    until_true(|| worker_threads() == 1).await;
+                }
+                Plant::Descriptor => file = Some(std::fs::File::open("/proc/self/stat").unwrap()),
+                Plant::Slot => {
+                    held = Some(send(&other, Act::Work(gate.latch())));
+                    let client = test.client();
+                    until_true(|| client.slots().0 < client.slots().1).await;
+                }
+                Plant::Weights => {}
             }
-            Plant::Descriptor => file = Some(std::fs::File::open("/proc/self/stat").unwrap()),
-            Plant::Slot => {
-                held = Some(send(&other, Act::Work(gate.latch())));
-                let client = test.client();
-                until_true(|| client.slots().0 < client.slots().1).await;
+            cycle(&model).await;
+            assert!(!settles_at(&test, &loader, &before).await, "{plant:?} went unnoticed");
+            drop(file);
+            gate.open();
+            if let Some(held) = held {
+                end(held).await.unwrap();
             }
-            Plant::Weights => {}
+            let _ = test.shut_down().await;
         }
-        cycle(&model).await;
-        assert!(!settles_at(&test, &loader, &before).await, "{plant:?} went unnoticed");
-        drop(file);
-        gate.open();
-        if let Some(held) = held {
-            end(held).await.unwrap();
-        }
-        let _ = test.shut_down().await;
-    }
+    });
 }

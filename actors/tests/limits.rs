@@ -58,6 +58,22 @@ fn requests_with_and_for_images() {
     holds::<Vision>(MAX_QUESTION_BYTES, |n| question(n, 1));
     holds::<Vision>(MAX_TOKENS, |n| question(1, n));
     holds::<TextToImage>(MAX_QUESTION_BYTES, |n| PaintImage::from("a".repeat(n)));
+    holds::<TextToImage>(MAX_QUESTION_BYTES, |n| PaintImage {
+        negative_prompt: Some("a".repeat(n)),
+        ..PaintImage::from("a")
+    });
+    holds::<TextToImage>(MAX_GUIDANCE as usize, |n| PaintImage {
+        guidance: Some(n as f32),
+        ..PaintImage::from("a")
+    });
+    for guidance in [-0.1, f32::NAN, f32::INFINITY] {
+        assert!(
+            TextToImage::check(&PaintImage { guidance: Some(guidance), ..PaintImage::from("a") }).is_err()
+        );
+    }
+    for size in [(0, 8), (8, 0), (usize::MAX, usize::MAX), (1 << 63, 2)] {
+        assert!(TextToImage::check(&PaintImage { size: Some(size), ..PaintImage::from("a") }).is_err());
+    }
     holds::<TextToImage>(MAX_STEPS, |n| PaintImage { steps: Some(n), ..PaintImage::from("a") });
     holds::<TextToImage>(MAX_PAINTED_SIDE, |n| PaintImage { size: Some((n, 1)), ..PaintImage::from("a") });
     holds::<TextToImage>(MAX_PAINTED_SIDE, |n| PaintImage { size: Some((1, n)), ..PaintImage::from("a") });

@@ -6,6 +6,7 @@ mod common;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use common::*;
@@ -210,5 +211,19 @@ async fn with_continuous_batching_requests_join_and_leave_between_steps() {
     assert_eq!(count(&record.runs), 1, "all in one run");
     let request: ScriptedRequest = Act::Stream(2).into();
     assert_eq!(model.call(request, CallOptions::default()).await.unwrap(), 2);
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn what_was_asked_is_freed_when_it_is_answered_and_not_when_the_answer_is_read() {
+    let mut test = start(single()).await;
+    let model = test.stream_model("model", ScriptedLoader::default());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let unread = stream(&model, Act::PanicTimes(asked.clone())).await;
+    test.until_model("model", "it is answered", |model| idle(model) == 1).await;
+    // The same worker's next answer: its thread has let go of the first request by then.
+    model.call(Act::Stream(1).into(), CallOptions::default()).await.unwrap();
+    assert_eq!(Arc::strong_count(&asked), 1, "nobody but the test holds it");
+    assert_eq!(unread.output().await.unwrap(), 0, "the answer is there all the same");
     test.finish().await;
 }

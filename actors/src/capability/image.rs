@@ -1,12 +1,15 @@
 //! Vision (image and question to text) and text to image.
 
+use std::any::Any;
 use std::fmt;
+use std::ops::Deref;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::generation::{Completion, Sampling, check_tokens};
 use super::{BatchKey, Capability};
 use crate::config::QueueCapacity;
-use crate::limits::{MAX_PAINTED_SIDE, MAX_QUESTION_BYTES, MAX_STEPS};
+use crate::limits::{MAX_GUIDANCE, MAX_PAINTED_SIDE, MAX_QUESTION_BYTES, MAX_STEPS};
 
 /// Where an image comes from.
 ///
@@ -28,6 +31,19 @@ pub enum ImageSource {
     Bytes(Vec<u8>),
     /// Pixels.
     Picture(Picture),
+    /// Pixels that hold a place somewhere for as long as anybody has them.
+    Leased(LeasedPicture),
+}
+
+impl ImageSource {
+    /// The pixels, where they are here already.
+    pub fn pixels(&self) -> Option<&Picture> {
+        match self {
+            Self::Picture(picture) => Some(picture),
+            Self::Leased(picture) => Some(picture),
+            Self::Path(_) | Self::Url(_) | Self::Base64(_) | Self::Bytes(_) => None,
+        }
+    }
 }
 
 /// An address may hold a password or a signature, and the content is large: neither is shown.
@@ -39,6 +55,7 @@ impl fmt::Debug for ImageSource {
             Self::Base64(text) => write!(formatter, "Base64({} letters)", text.len()),
             Self::Bytes(bytes) => write!(formatter, "Bytes({})", bytes.len()),
             Self::Picture(picture) => picture.fmt(formatter),
+            Self::Leased(picture) => picture.fmt(formatter),
         }
     }
 }
@@ -64,6 +81,50 @@ pub struct Picture {
 impl fmt::Debug for Picture {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "Picture({} x {})", self.width, self.height)
+    }
+}
+
+/// A picture and what it holds: a part of a budget, say, that goes back when the last clone is dropped. A request keeps
+/// its pictures until the pool has let go of it, which may be later than its caller; so does the lease.
+///
+/// ```
+/// use std::sync::Arc;
+/// use model_actors::{LeasedPicture, Picture};
+/// let budget = Arc::new(());
+/// let picture = LeasedPicture::new(Picture { width: 1, height: 1, rgb: vec![0; 3] }, Arc::clone(&budget));
+/// let clone = picture.clone();
+/// drop(picture);
+/// assert_eq!((clone.width, Arc::strong_count(&budget)), (1, 2));
+/// drop(clone);
+/// assert_eq!(Arc::strong_count(&budget), 1);
+/// ```
+#[derive(Clone)]
+pub struct LeasedPicture(Arc<Leased>);
+
+struct Leased {
+    picture: Picture,
+    /// Only there to be dropped with the picture.
+    _lease: Box<dyn Any + Send + Sync>,
+}
+
+impl LeasedPicture {
+    /// A picture that keeps `lease`.
+    pub fn new(picture: Picture, lease: impl Any + Send + Sync) -> Self {
+        Self(Arc::new(Leased { picture, _lease: Box::new(lease) }))
+    }
+}
+
+impl Deref for LeasedPicture {
+    type Target = Picture;
+
+    fn deref(&self) -> &Picture {
+        &self.0.picture
+    }
+}
+
+impl fmt::Debug for LeasedPicture {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.picture.fmt(formatter)
     }
 }
 
@@ -129,18 +190,20 @@ pub struct TextToImage;
 pub struct PaintImage {
     /// What to paint.
     pub prompt: String,
-    /// What to avoid.
+    /// What to avoid; as long as a prompt may be.
     pub negative_prompt: Option<String>,
     /// Width and height in pixels, up to 4,096 each; without, the model's own.
     pub size: Option<(usize, usize)>,
     /// Diffusion steps, up to 1,000; without, the model's own number.
     pub steps: Option<usize>,
-    /// Classifier-free guidance scale; without, the model's own.
+    /// Classifier-free guidance scale, 0 to 100; without, the model's own.
     pub guidance: Option<f32>,
     /// Makes the picture repeatable.
     pub seed: Option<u64>,
     /// The scheduler's name; without, the model's own.
     pub scheduler: Option<String>,
+    /// Whether each step of a stream comes with a [`PaintStep::preview`].
+    pub preview: bool,
 }
 
 impl<T: Into<String>> From<T> for PaintImage {
@@ -156,7 +219,7 @@ pub struct PaintStep {
     pub step: usize,
     /// All steps.
     pub of: usize,
-    /// What the picture looks like so far, where the model can tell cheaply.
+    /// What the picture looks like so far, small, if the request asks for it.
     pub preview: Option<Picture>,
 }
 
@@ -175,6 +238,14 @@ impl Capability for TextToImage {
             return Err(format!(
                 "the size {width}x{height} is outside 1 to {MAX_PAINTED_SIDE} pixels a side"
             ));
+        }
+        if let Some(negative) = request.negative_prompt.as_ref().filter(|text| !text.is_empty()) {
+            check_text("negative prompt", negative)?;
+        }
+        if let Some(guidance) = request.guidance
+            && !(0.0..=MAX_GUIDANCE).contains(&guidance)
+        {
+            return Err(format!("the guidance {guidance} is asked for; 0 to {MAX_GUIDANCE} are allowed"));
         }
         match request.steps {
             Some(steps) if !(1..=MAX_STEPS).contains(&steps) => {

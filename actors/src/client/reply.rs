@@ -5,7 +5,7 @@
 use std::borrow::Borrow;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::Weak;
 use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
@@ -51,10 +51,11 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Drop for Tally<C, H> {
     }
 }
 
-/// An accepted request, until it ends. Dropping it cancels the request.
+/// An accepted request, until it ends. Dropping it cancels the request. It does not keep the job: once that is answered,
+/// a caller who takes time to read the answer must not hold what was asked, which may be large.
 pub(super) struct Reply<C: Capability, H: Borrow<ModelHandle<C>>> {
     handle: H,
-    job: Arc<Job<C>>,
+    job: Weak<Job<C>>,
     answer: oneshot::Receiver<Result<C::Output>>,
     ended: bool,
 }
@@ -63,7 +64,7 @@ pub(super) struct Reply<C: Capability, H: Borrow<ModelHandle<C>>> {
 impl<C: Capability, H: Borrow<ModelHandle<C>>> Unpin for Reply<C, H> {}
 
 impl<C: Capability, H: Borrow<ModelHandle<C>>> Reply<C, H> {
-    pub(super) fn new(handle: H, job: Arc<Job<C>>, answer: oneshot::Receiver<Result<C::Output>>) -> Self {
+    pub(super) fn new(handle: H, job: Weak<Job<C>>, answer: oneshot::Receiver<Result<C::Output>>) -> Self {
         Self { handle, job, answer, ended: false }
     }
 
@@ -74,14 +75,18 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Reply<C, H> {
     fn poll_output(&mut self, context: &mut Context<'_>) -> Poll<Result<C::Output>> {
         let answer = ready!(Pin::new(&mut self.answer).poll(context));
         self.ended = true;
-        Poll::Ready(answer.unwrap_or_else(|_| Err(Error::RecvError { model: self.job.model().clone() })))
+        Poll::Ready(answer.unwrap_or_else(|_| Err(self.pool_died())))
+    }
+
+    fn pool_died(&self) -> Error {
+        Error::RecvError { model: self.handle.borrow().id().clone() }
     }
 }
 
 impl<C: Capability, H: Borrow<ModelHandle<C>>> Drop for Reply<C, H> {
     fn drop(&mut self) {
-        if !self.ended && self.job.cancel() {
-            self.handle.borrow().shared.gate.cancel(self.job.parts.entry.key, self.job.id);
+        if let Some(job) = self.job.upgrade().filter(|job| !self.ended && job.cancel()) {
+            self.handle.borrow().shared.gate.cancel(job.parts.entry.key, job.id);
         }
     }
 }
@@ -121,8 +126,7 @@ impl<C: Capability> ReplyStream<C> {
     /// How the request ended, if not well.
     pub async fn output(mut self) -> Result<C::Output> {
         while self.next().await.is_some() {}
-        let model = self.reply.job.model().clone();
-        self.end.take().unwrap_or(Err(Error::RecvError { model }))
+        self.end.take().unwrap_or_else(|| Err(self.reply.pool_died()))
     }
 
     fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<C::Chunk>> {
