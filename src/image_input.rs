@@ -1,14 +1,17 @@
 //! Images from outside: a path, an address, base64, bytes or pixels become a decoded [`Picture`], within limits. All
-//! of it is taken for hostile. A caller's task fetches and decodes before its request is queued, so that a model's
-//! worker sees pixels alone; what the models make of the pixels is left to them.
+//! of it is taken for hostile. A caller's task does this before its request is queued, so that a model's worker sees
+//! pixels alone; what the models make of the pixels is left to them. The order is always the same: check what can be
+//! checked, bring the encoded bytes here, read their headers, take room in the memory for images for just what they
+//! need, decode, and keep the pictures' part of the room until the request ends.
 
-use std::path::Path;
+use std::borrow::Cow;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
-use model_actors::{ImageSource, Picture};
-use tokio::sync::Semaphore;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use model_actors::{Bytes, ImageSource, LeasedPicture, Picture};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
 use crate::limits::ImageLimits;
@@ -22,15 +25,21 @@ mod file;
 mod networks;
 pub(crate) mod address;
 mod fetch;
+mod room;
+#[cfg(test)]
+mod tests;
 
 use fetch::Fetcher;
+use room::{Memory, Room};
 
 pub(crate) use decode::decode;
 pub use fetch::UrlSettings;
 pub use networks::Network;
 
-/// How many images of one request are on their way at once. Each may hold its encoded bytes.
+/// How many images are taken in together, and how many files of all requests are read at once.
 const AT_ONCE: usize = 16;
+/// Bytes of a pixel that is decoded.
+const BYTES_A_PIXEL: u64 = 3;
 
 /// How images are taken in.
 ///
@@ -50,8 +59,17 @@ pub struct ImageSettings {
     pub urls: Option<UrlSettings>,
     /// How many images are decoded at once, at least 1; as many as there are cores, at most 4.
     pub decoders: usize,
-    /// How long reading and decoding one image may take, the wait for a free decoder included; 30 s.
+    /// How long one image's file may take to be read, and one image to be decoded, each with the wait for its turn; 30 s.
     pub decode_timeout: Duration,
+    /// Most bytes of all images at once, encoded and decoded, from before a request's images are decoded until the
+    /// request ends; 2 GiB. Requests beyond it wait, and one that needs more than all of it goes alone. On top come:
+    ///
+    /// - images that are fetched or read and have no room yet: as many as [`UrlSettings::downloads`], and 16 files;
+    /// - what callers who wait for room have handed over themselves, as bytes, base64 or pixels;
+    /// - the decoders, each with up to [`ImageLimits::decoder`], or an image's base64 and two copies of it;
+    /// - pictures that [`ImageInput::picture`] and [`ImageInput::pictures`] have decoded, which are the caller's, also
+    ///   when they are sent through a model's untyped handle.
+    pub memory: Bytes,
 }
 
 impl Default for ImageSettings {
@@ -62,6 +80,7 @@ impl Default for ImageSettings {
             urls: Some(UrlSettings::default()),
             decoders: cores.min(4),
             decode_timeout: Duration::from_secs(30),
+            memory: Bytes::mib(2048),
         }
     }
 }
@@ -89,6 +108,9 @@ pub struct ImageInput {
 struct Shared {
     settings: ImageSettings,
     decoders: Arc<Semaphore>,
+    /// Leave to read files. A thread that hangs in a dead file system keeps its leave, and takes nothing else along.
+    files: Arc<Semaphore>,
+    memory: Memory,
     fetcher: Option<Fetcher>,
 }
 
@@ -102,9 +124,15 @@ impl ImageInput {
             let reason = format!("{} decoders are asked for; 1 to 1,024 are allowed", settings.decoders);
             return Err(Error::InvalidSetting { setting: "image_input", reason });
         }
+        if settings.memory == Bytes(0) {
+            let reason = "no memory for images is given".to_owned();
+            return Err(Error::InvalidSetting { setting: "image_input", reason });
+        }
+        let memory = Memory::new(settings.memory);
         let decoders = Arc::new(Semaphore::new(settings.decoders));
+        let files = Arc::new(Semaphore::new(AT_ONCE));
         let fetcher = settings.urls.clone().map(Fetcher::new).transpose()?;
-        Ok(Self { shared: Arc::new(Shared { settings, decoders, fetcher }) })
+        Ok(Self { shared: Arc::new(Shared { settings, decoders, files, memory, fetcher }) })
     }
 
     /// The limits.
@@ -112,87 +140,303 @@ impl ImageInput {
         &self.shared.settings.limits
     }
 
-    /// The image's pixels. Reading and decoding happen on a thread for blocking work.
+    /// The image's pixels. Reading and decoding happen on a thread for blocking work. Once they are returned, they do
+    /// not count against [`ImageSettings::memory`] any more.
     ///
     /// # Errors
     /// [`Error::ImageTooLarge`], [`Error::UnsupportedImage`], [`Error::InvalidImage`], [`Error::ImageTooSlow`];
-    /// [`Error::UnreadableFile`] for a path; [`Error::AddressRefused`] and [`Error::DownloadFailed`] for an address.
+    /// [`Error::NoRoomForImages`] after [`ImageSettings::decode_timeout`]; [`Error::UnreadableFile`] for a path;
+    /// [`Error::AddressRefused`] and [`Error::DownloadFailed`] for an address.
     pub async fn picture(&self, source: ImageSource) -> Result<Picture> {
-        match source {
-            ImageSource::Picture(picture) => {
-                decode::check_picture(&picture, self.limits())?;
-                Ok(picture)
-            }
-            ImageSource::Url(address) => {
-                let bytes = match &self.shared.fetcher {
-                    Some(fetcher) => fetcher.fetch(&address, self.limits()).await?,
-                    None => return Err(address::refused("any address", "the application opens none")),
-                };
-                self.decode(ImageSource::Bytes(bytes)).await
-            }
-            source => self.decode(source).await,
-        }
+        let mut pictures = self.pictures(vec![source]).await?;
+        pictures.pop().ok_or_else(|| Error::InvalidInput("no image came back".to_owned()))
     }
 
-    /// All of them, in order; the first that fails ends it.
+    /// All of them, in order; the first that fails ends it. At most 16 are taken in at a time, and no more addresses
+    /// than may be fetched at once.
     ///
     /// # Errors
     /// As [`Self::picture`]; also [`Error::ImageTooLarge`] if they have too many pixels together.
     pub async fn pictures(&self, sources: Vec<ImageSource>) -> Result<Vec<Picture>> {
-        let mut pictures = Vec::new();
-        let mut pixels = 0u64;
-        let waiting = sources.into_iter().map(|source| self.picture(source));
-        let mut arriving = std::pin::pin!(futures_util::stream::iter(waiting).buffered(AT_ONCE));
-        while let Some(picture) = arriving.next().await {
-            let picture = picture?;
-            pixels = pixels.saturating_add(picture.width as u64 * picture.height as u64);
-            too_large("pixels together with the ones before it", pixels, self.limits().request_pixels)?;
-            pictures.push(picture);
+        self.check(&sources)?;
+        let (mut pictures, mut pixels) = (Vec::new(), 0);
+        for portion in self.portions(sources, AT_ONCE) {
+            // What is decoded keeps no room: two such callers, each with a part, would wait for each other.
+            let patience = self.shared.settings.decode_timeout;
+            let (decoded, ..) = self.taken_in(portion, &mut pixels, patience).await?;
+            pictures.extend(decoded);
         }
         Ok(pictures)
     }
 
-    async fn decode(&self, source: ImageSource) -> Result<Picture> {
+    /// The images in parts that [`Self::leased`] takes: of at most so many, and with no more addresses than may be
+    /// fetched at once.
+    pub(crate) fn portions(
+        &self,
+        sources: impl IntoIterator<Item = ImageSource>,
+        most: usize,
+    ) -> Vec<Vec<ImageSource>> {
+        let downloads = self.shared.fetcher.as_ref().map_or(most, Fetcher::downloads);
+        let mut portions: Vec<Vec<ImageSource>> = Vec::new();
+        let mut addresses = 0;
+        for source in sources {
+            addresses += usize::from(is_address(&source));
+            match portions.last_mut().filter(|portion| portion.len() < most && addresses <= downloads) {
+                Some(portion) => portion.push(source),
+                None => {
+                    addresses = usize::from(is_address(&source));
+                    portions.push(vec![source]);
+                }
+            }
+        }
+        portions
+    }
+
+    /// As [`Self::pictures`], for a request of one portion that waits for room so long, or not at all if that is zero. Its
+    /// pictures keep the room that they need. Also tells how long it waited.
+    ///
+    /// # Errors
+    /// As [`Self::pictures`].
+    pub(crate) async fn leased(
+        &self,
+        sources: Vec<ImageSource>,
+        patience: Duration,
+    ) -> Result<(Vec<ImageSource>, Duration)> {
+        self.check(&sources)?;
+        let (pictures, room, waited) = self.taken_in(sources, &mut 0, patience).await?;
+        room.shrink(pictures.iter().map(|picture| picture.rgb.len() as u64).sum());
+        let lease = |picture| ImageSource::Leased(LeasedPicture::new(picture, room.clone()));
+        Ok((pictures.into_iter().map(lease).collect(), waited))
+    }
+
+    /// Refuses what can be seen to be over a limit before anything is fetched, read or waited for.
+    fn check(&self, sources: &[ImageSource]) -> Result<()> {
+        let limits = self.limits();
+        let mut pixels = 0;
+        for source in sources {
+            match source {
+                ImageSource::Path(_) => {}
+                ImageSource::Url(address) => self.fetcher()?.check(address)?,
+                ImageSource::Base64(text) => base64::check_length(text, limits)?,
+                ImageSource::Bytes(bytes) => too_large("bytes", bytes.len() as u64, limits.encoded.0)?,
+                source => {
+                    let picture = source.pixels().ok_or_else(unsupported)?;
+                    decode::check_picture(picture, limits)?;
+                    self.add_pixels(&mut pixels, pixels_of(picture))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes what was checked. Whatever is waited for is taken for all of the images at once and in one order (leave to
+    /// fetch, leave to read, room), so that no request waits for another that waits for it; and nothing slow, a server
+    /// or a disk, is waited for while there is room.
+    async fn taken_in(
+        &self,
+        sources: Vec<ImageSource>,
+        pixels: &mut u64,
+        patience: Duration,
+    ) -> Result<(Vec<Picture>, Room, Duration)> {
+        let memory = &self.shared.memory;
+        if patience.is_zero() && memory.is_short() {
+            return Err(memory.none(patience));
+        }
+        let here = self.here(sources, pixels).await?;
+        let began = Instant::now();
+        let room = memory.room(here.iter().map(Here::bytes).sum(), patience).await?;
+        let waited = began.elapsed();
+        // From here on the room counts their bytes, and the leave goes back.
+        let sources: Vec<ImageSource> = here.into_iter().map(|image| image.source).collect();
+        let waiting = sources.into_iter().map(|source| self.decoded(source, &room));
+        let pictures = futures_util::stream::iter(waiting).buffered(AT_ONCE).try_collect().await?;
+        Ok((pictures, room, waited))
+    }
+
+    /// Fetches and reads what is elsewhere, and looks at all headers.
+    async fn here(&self, sources: Vec<ImageSource>, pixels: &mut u64) -> Result<Vec<Here>> {
+        let (mut to_fetch, mut to_read) = self.leave(&sources).await?;
+        let arriving = sources.into_iter().map(|source| {
+            let leave = match source {
+                ImageSource::Url(_) => to_fetch.as_mut().and_then(|leave| leave.split(1)),
+                ImageSource::Path(_) => to_read.as_mut().and_then(|leave| leave.split(1)),
+                _ => None,
+            };
+            self.brought(source, leave)
+        });
+        let mut arriving = std::pin::pin!(futures_util::stream::iter(arriving).buffered(AT_ONCE));
+        let mut here = Vec::new();
+        while let Some(image) = arriving.next().await {
+            let image = image?;
+            self.add_pixels(pixels, image.pixels)?;
+            here.push(image);
+        }
+        Ok(here)
+    }
+
+    /// Leave to fetch and leave to read the request's images. Images keep it until they have room, so that a shortage of
+    /// room shows here too, and is called by its name.
+    async fn leave(&self, sources: &[ImageSource]) -> Result<(Leave, Leave)> {
+        let cause = |error, after| match &self.shared.memory {
+            memory if memory.is_short() => memory.none(after),
+            _ => error,
+        };
+        let addresses = sources.iter().filter(|source| is_address(source)).count();
+        let to_fetch = match addresses {
+            0 => None,
+            count => {
+                let fetcher = self.fetcher()?;
+                Some(fetcher.leave(count).await.map_err(|error| cause(error, fetcher.patience()))?)
+            }
+        };
+        let files = sources.iter().filter(|source| matches!(source, ImageSource::Path(_))).count();
+        let after = self.shared.settings.decode_timeout;
+        let permits = Arc::clone(&self.shared.files).acquire_many_owned(files.min(AT_ONCE) as u32);
+        let late = |_| cause(Error::ImageTooSlow { after }, after);
+        let permit = tokio::time::timeout(after, permits).await.map_err(late)?;
+        Ok((to_fetch, Some(permit.map_err(|_| Error::Stopped)?)))
+    }
+
+    fn fetcher(&self) -> Result<&Fetcher> {
+        let fetcher = self.shared.fetcher.as_ref();
+        fetcher.ok_or_else(|| address::refused("any address", "the application opens none"))
+    }
+
+    async fn brought(&self, source: ImageSource, leave: Leave) -> Result<Here> {
+        let (source, leave) = match source {
+            ImageSource::Url(address) => {
+                let bytes = self.fetcher()?.fetch(&address, self.limits()).await?;
+                (ImageSource::Bytes(bytes), leave)
+            }
+            ImageSource::Path(path) => {
+                let (bytes, leave) = self.read(path, leave).await?;
+                (ImageSource::Bytes(bytes), leave)
+            }
+            source => (source, leave),
+        };
+        if let Some(picture) = source.pixels() {
+            return Ok(Here { pixels: pixels_of(picture), source, _leave: leave });
+        }
+        let header = move |limits: &ImageLimits| {
+            let bytes = match source {
+                ImageSource::Base64(text) => base64::decode(&text, limits)?,
+                ImageSource::Bytes(bytes) => bytes,
+                _ => return Err(unsupported()),
+            };
+            let pixels = decode::pixels(&bytes, limits)?;
+            Ok(Here { pixels, source: ImageSource::Bytes(bytes), _leave: leave })
+        };
+        self.on_decoder((), header).await
+    }
+
+    /// Not on a decoder: a file system that hangs would keep it.
+    async fn read(&self, path: PathBuf, leave: Leave) -> Result<(Vec<u8>, Leave)> {
+        let shared = Arc::clone(&self.shared);
+        let after = self.shared.settings.decode_timeout;
+        let work = tokio::task::spawn_blocking(move || (file::read(&path, &shared.settings.limits), leave));
+        let done = tokio::time::timeout(after, work).await.map_err(|_| Error::ImageTooSlow { after })?;
+        let (bytes, leave) = done.map_err(|_| Error::Stopped)?;
+        Ok((bytes?, leave))
+    }
+
+    async fn decoded(&self, source: ImageSource, room: &Room) -> Result<Picture> {
+        match source {
+            ImageSource::Bytes(bytes) => {
+                self.on_decoder(room.clone(), move |limits| decode(&bytes, limits)).await
+            }
+            ImageSource::Picture(picture) => Ok(picture),
+            ImageSource::Leased(picture) => Ok(Picture::clone(&picture)),
+            _ => Err(unsupported()),
+        }
+    }
+
+    /// The only place where anything is decoded. Keeps `held` until the bytes are gone, even where nobody waits any more.
+    async fn on_decoder<T: Send + 'static>(
+        &self,
+        held: impl Send + 'static,
+        work: impl FnOnce(&ImageLimits) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let after = self.shared.settings.decode_timeout;
         let work = async {
             let decoders = Arc::clone(&self.shared.decoders);
             let permit = decoders.acquire_owned().await.map_err(|_| Error::Stopped)?;
             let shared = Arc::clone(&self.shared);
             let work = tokio::task::spawn_blocking(move || {
-                let picture = picture_of(&source, &shared.settings.limits);
-                drop(permit);
-                picture
+                let result = work(&shared.settings.limits);
+                drop((permit, held));
+                result
             });
             work.await.map_err(|_| Error::InvalidImage { reason: "the decoder failed".to_owned() })?
         };
         tokio::time::timeout(after, work).await.map_err(|_| Error::ImageTooSlow { after })?
     }
-}
 
-/// The pixels of an image that is here: what a worker does with a request that did not come through this crate's
-/// handles. Blocks.
-///
-/// # Errors
-/// As [`ImageInput::picture`]; [`Error::InvalidInput`] for an address, which a worker does not open.
-pub(crate) fn picture_of(source: &ImageSource, limits: &ImageLimits) -> Result<Picture> {
-    match source {
-        ImageSource::Path(path) => decode_file(path, limits),
-        ImageSource::Base64(text) => decode(&base64::decode(text, limits)?, limits),
-        ImageSource::Bytes(bytes) => decode(bytes, limits),
-        ImageSource::Picture(picture) => {
-            decode::check_picture(picture, limits)?;
-            Ok(picture.clone())
-        }
-        ImageSource::Url(_) => Err(Error::InvalidInput(
-            "a worker opens no address; the image must be fetched before the request, as this crate's handles do"
-                .to_owned(),
-        )),
-        _ => Err(Error::InvalidInput("the image comes from a source that is not supported".to_owned())),
+    fn add_pixels(&self, sum: &mut u64, pixels: u64) -> Result<()> {
+        *sum = sum.saturating_add(pixels);
+        too_large("pixels together with the ones before it", *sum, self.limits().request_pixels)
     }
 }
 
-fn decode_file(path: &Path, limits: &ImageLimits) -> Result<Picture> {
-    decode(&file::read(path, limits)?, limits)
+/// Leave to fetch or to read, until it is dropped.
+type Leave = Option<OwnedSemaphorePermit>;
+
+/// An image that is here, encoded or decoded, and how many pixels it has.
+struct Here {
+    source: ImageSource,
+    pixels: u64,
+    /// Bounds its bytes until they have room.
+    _leave: Leave,
+}
+
+impl Here {
+    /// What it takes until it is decoded.
+    fn bytes(&self) -> u64 {
+        let encoded = match &self.source {
+            ImageSource::Bytes(bytes) => bytes.len() as u64,
+            _ => 0,
+        };
+        encoded.saturating_add(self.pixels.saturating_mul(BYTES_A_PIXEL))
+    }
+}
+
+fn is_address(source: &ImageSource) -> bool {
+    matches!(source, ImageSource::Url(_))
+}
+
+fn pixels_of(picture: &Picture) -> u64 {
+    (picture.width as u64).saturating_mul(picture.height as u64)
+}
+
+fn unsupported() -> Error {
+    Error::InvalidInput("the image comes from a source that is not supported".to_owned())
+}
+
+/// The pixels of an image that was decoded before it was sent, which is all that a worker takes.
+///
+/// # Errors
+/// [`Error::InvalidInput`] for an image from anywhere else.
+pub(crate) fn decoded(source: &ImageSource) -> Result<&Picture> {
+    source.pixels().ok_or_else(|| {
+        Error::InvalidInput(
+            "a worker opens and decodes no images; send the request through this crate's handles, or with what \
+             `Engine::images` makes of the image"
+                .to_owned(),
+        )
+    })
+}
+
+/// The pixels of an image for a model without an engine around it, within the default limits. Blocks.
+///
+/// # Errors
+/// As [`ImageInput::picture`]; [`Error::InvalidInput`] for an address, which only an engine opens.
+pub(crate) fn opened(source: &ImageSource) -> Result<Cow<'_, Picture>> {
+    let limits = &ImageLimits::default();
+    Ok(Cow::Owned(match source {
+        ImageSource::Path(path) => decode(&file::read(path, limits)?, limits)?,
+        ImageSource::Base64(text) => decode(&base64::decode(text, limits)?, limits)?,
+        ImageSource::Bytes(bytes) => decode(bytes, limits)?,
+        source => return decoded(source).map(Cow::Borrowed),
+    }))
 }
 
 /// Refuses what is over a limit.

@@ -7,18 +7,18 @@ mod attend;
 pub(crate) mod blocks;
 pub(crate) mod causal;
 mod convolution;
-mod crossed;
+mod flash;
 pub(crate) mod gated;
 mod group_norm;
-mod masked;
 mod matmul;
 pub(crate) mod mutual;
 pub(crate) mod packed;
 mod pairs;
 mod panels;
 mod patches;
-mod probe;
 mod quantized;
+#[cfg(test)]
+mod random;
 pub(crate) mod rotary;
 mod rows;
 
@@ -28,13 +28,13 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 pub(crate) use attend::{attend, attend_with_bias};
 pub(crate) use convolution::Convolution;
-pub(crate) use crossed::crossed_attention;
+pub(crate) use flash::{SCORES, Span};
 pub(crate) use group_norm::GroupNorm;
-pub(crate) use masked::causal_attention;
 use matmul::{Matrix, Output, multiply};
 pub(crate) use pairs::turn_pairs;
 pub(crate) use patches::patches;
-pub(crate) use probe::probe_attention;
+#[cfg(test)]
+pub(crate) use random::random;
 
 /// What follows a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,12 +196,6 @@ impl LayerNorm {
     }
 }
 
-/// Every token sees every token of its own text. `mixed` is `(tokens, 3 · width)`, each row a token's query, key and
-/// value; the texts lie one after another with these `lengths`. Gives `(tokens, width)`.
-pub(crate) fn attention(mixed: &Tensor, lengths: &[usize], heads: usize) -> Result<Tensor> {
-    mutual::Mutual { heads, slopes: &[], window: None, turns: None }.attend(mixed, lengths)
-}
-
 /// Where tokens go when texts are padded to one length.
 struct Padding {
     longest: usize,
@@ -283,10 +277,9 @@ mod tests {
 
     #[test]
     fn both_ways_of_each_operation_agree_whatever_the_threads() {
-        let device = Device::Cpu;
-        let mixed = Tensor::randn(0.0f32, 1.0, (15, 96), &device).unwrap();
-        let weight = Tensor::randn(0.0f32, 0.2, (40, 96), &device).unwrap();
-        let bias = Tensor::randn(0.0f32, 1.0, 40, &device).unwrap();
+        let mixed = random(0.0, 1.0, (15, 96));
+        let weight = random(0.0, 0.2, (40, 96));
+        let bias = random(0.0, 1.0, 40);
         let layer = Linear::new(&weight, Some(bias)).unwrap();
         let product = layer.on_any(&mixed, Activation::GeluErf).unwrap();
         let check = || {

@@ -281,6 +281,21 @@ fn pictures_that_are_none_are_refused() {
 }
 
 #[test]
+fn a_picture_of_too_many_rows_is_refused_with_both_numbers_and_the_largest_is_counted_ahead() {
+    let folder = changed("dinov2", "preprocessor_config.json", |settings| {
+        settings["do_center_crop"] = false.into();
+        settings["do_resize"] = false.into();
+    });
+    let model = ImageEmbeddingModel::load(Source::directory(folder.path())).unwrap();
+    let (width, height) = (7 * 128, 7 * 128);
+    let picture = Picture { width, height, rgb: vec![7; width * height * 3] };
+    let message = model.embed_images(&[picture]).unwrap_err().to_string();
+    assert!(message.contains("16385") && message.contains("16384"), "{message}");
+    // Rows of 48 numbers: what goes into a layer, its norm, and queries, keys, values and what comes of them.
+    assert!(model.footprint().per_worker.0 >= 16_384 * 7 * 48 * 4);
+}
+
+#[test]
 fn pictures_that_differ_have_vectors_that_differ() {
     let model = load("siglip");
     let vectors = model.embed_images(&[photograph("cat.png"), photograph("sky.png")]).unwrap();
@@ -310,8 +325,9 @@ async fn every_kind_of_input_gives_the_reference_through_the_actors() {
         ImageSource::Base64(base64),
         ImageSource::Picture(photograph("face.png")),
     ] {
-        // A worker opens what a client without this crate's handles sends, too.
-        let request = EmbedImages::Images(vec![source.clone()]);
+        // A worker takes the pixels of a client without this crate's handles, too.
+        let picture = ImageSource::Picture(engine.images().picture(source.clone()).await.unwrap());
+        let request = EmbedImages::Images(vec![picture]);
         let raw = clip.model().call(request, CallOptions::default()).await.unwrap();
         let vector = clip.embed_image(source.clone()).await.unwrap();
         assert_eq!(raw[0], vector);

@@ -194,6 +194,28 @@ async fn silence_ends_with_the_read_timeout() {
     }
 }
 
+/// A listener that nobody accepts from, whose queue is full: the kernel answers no further connection. Other systems
+/// refuse such connections, or take more than they are asked to.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_connection_that_does_not_come_about_ends_with_the_connect_timeout() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queue = Vec::new();
+    let is_full = |queue: &mut Vec<_>| {
+        let connection = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
+        connection.map(|connection| queue.push(connection)).is_err()
+    };
+    while !is_full(&mut queue) {
+        assert!(queue.len() < 1000, "the queue has no end");
+    }
+    let settings = UrlSettings { connect_timeout: Duration::from_millis(50), ..allowing(&["127.0.0.1"]) };
+    let words = said(fetch(settings, &format!("http://{address}/a.png")).await);
+    assert!(words.contains("no connection in time"), "{words}");
+}
+
 #[tokio::test]
 async fn a_slow_body_ends_with_the_total_timeout() {
     let server = WebServer::start("127.0.0.1", |_| {

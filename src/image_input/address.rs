@@ -8,9 +8,12 @@ use reqwest::Url;
 
 use crate::error::{Error, Result};
 use crate::image_input::networks::{self, Network};
+use crate::limits::MAX_ADDRESS_BYTES as MAX_LENGTH;
 
-/// Most bytes of an address.
-const MAX_LENGTH: usize = 8 << 10;
+/// What errors show of an address of which nothing can be told.
+pub(crate) const NONE: &str = "(not an address)";
+/// Schemes that errors name. Any other may be the user or the key of an address that lacks its own.
+const KNOWN: [&str; 7] = ["blob", "data", "file", "ftp", "ftps", "ws", "wss"];
 
 /// An http or https address, whose host is a name, or a number that may be connected to.
 ///
@@ -19,8 +22,7 @@ const MAX_LENGTH: usize = 8 << 10;
 pub(crate) fn parse(text: &str, allowed: &[Network]) -> Result<Url> {
     check_length(text)?;
     // The parser's reason is left out: nothing tells that it holds no part of the address.
-    let url =
-        Url::parse(text.trim()).map_err(|_| refused("(not an address)", "it is no http or https address"))?;
+    let url = Url::parse(text.trim()).map_err(|_| refused(NONE, "it is no http or https address"))?;
     check(url, allowed)
 }
 
@@ -47,8 +49,9 @@ fn check_length(text: &str) -> Result<()> {
 
 fn check(url: Url, allowed: &[Network]) -> Result<Url> {
     if !matches!(url.scheme(), "http" | "https") {
-        let reason = format!("only http and https are opened, and not {}", url.scheme());
-        return Err(refused(&origin(&url), &reason));
+        // What stands behind such a scheme is not taken apart as it is meant, so that nothing of it is shown.
+        let scheme = KNOWN.into_iter().find(|known| *known == url.scheme()).unwrap_or("another scheme");
+        return Err(refused(NONE, &format!("only http and https are opened, and not {scheme}")));
     }
     // The parser has turned decimal, octal and hexadecimal forms into the usual one.
     if let Some(number) = host_number(&url)
@@ -173,9 +176,28 @@ mod tests {
         let url = Url::parse("http://user:secret1@127.0.0.1:81/secret2?secret3#secret4").unwrap();
         let words = check(url, &[]).unwrap_err().to_string();
         assert!(words.contains("http://127.0.0.1:81/…") && !words.contains("secret"), "{words}");
-        for text in ["secret", "ht!tp://secret", "http://user:secret@[::1", "x:secret"] {
-            let words = parse(text, &[]).unwrap_err().to_string();
-            assert!(!words.contains("secret"), "{words}");
+        let mistyped = [
+            "secret",
+            "ht!tp://secret",
+            "http://user:secret@[::1",
+            "x:secret",
+            "secret:x",
+            "secret://example.org/",
+            "htps://user:secret@example.org/secret?secret",
+            "htp://secret",
+            "https+x://secret@secret:80/?secret#secret",
+            "ttps:user:secret@example.org",
+            "file://secret/secret",
+            "ftp://secret.example.org/",
+        ];
+        for text in mistyped {
+            let error = parse(text, &[]).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("secret"), "{error}");
+            let from = Url::parse("https://example.org/").unwrap();
+            if let Err(error) = redirect(&from, text, &[]) {
+                assert!(!format!("{error} {error:?}").contains("secret"), "{error}");
+            }
         }
+        assert!(parse("ftp://example.org/", &[]).unwrap_err().to_string().contains("and not ftp"));
     }
 }

@@ -17,19 +17,28 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, CONFIG
 /// Most letters of a media type in front of the data.
 const MAX_MEDIA_TYPE: usize = 256;
 
-/// The bytes that the text stands for.
+/// Whether so long a text can be within the limit. Bounds the work on one that is mostly blanks; the exact count comes
+/// after them.
 ///
 /// # Errors
-/// [`Error::ImageTooLarge`], [`Error::InvalidImage`].
-pub(crate) fn decode(text: &str, limits: &ImageLimits) -> Result<Vec<u8>> {
+/// [`Error::ImageTooLarge`].
+pub(crate) fn check_length(text: &str, limits: &ImageLimits) -> Result<()> {
     let limit = limits.encoded.0;
-    // Four letters for three bytes, a line break after as few as 64 letters, and what stands in front. This bounds
-    // the work on a text that is mostly blanks; the exact count comes after them.
+    // Four letters for three bytes, a line break after as few as 64 letters, and what stands in front.
     let letters = limit.div_ceil(3).saturating_mul(4);
     let most = letters.saturating_add(letters / 16).saturating_add(MAX_MEDIA_TYPE as u64);
     if text.len() as u64 > most {
         return Err(Error::ImageTooLarge { what: "bytes", found: text.len() as u64 / 4 * 3, limit });
     }
+    Ok(())
+}
+
+/// The bytes that the text stands for.
+///
+/// # Errors
+/// [`Error::ImageTooLarge`], [`Error::InvalidImage`].
+pub(crate) fn decode(text: &str, limits: &ImageLimits) -> Result<Vec<u8>> {
+    check_length(text, limits)?;
     let data = payload(text.trim_ascii())?;
     let is_blank = |byte: &u8| byte.is_ascii_whitespace();
     let dense: Vec<u8>;
@@ -42,7 +51,7 @@ pub(crate) fn decode(text: &str, limits: &ImageLimits) -> Result<Vec<u8>> {
     };
     let engine = if data.iter().any(|byte| matches!(byte, b'-' | b'_')) { &URL_SAFE } else { &STANDARD };
     let bytes = engine.decode(data).map_err(|error| invalid(&format!("its base64 is wrong: {error}")))?;
-    too_large("bytes", bytes.len() as u64, limit)?;
+    too_large("bytes", bytes.len() as u64, limits.encoded.0)?;
     Ok(bytes)
 }
 

@@ -1,7 +1,7 @@
 //! Encoded bytes to pixels, within limits: the format is found from the content, the size is read from the header and
-//! checked, and only then is anything decoded. The pixels are those that Pillow's `convert("RGB")` gives after
-//! `exif_transpose`, because the reference processors see images that way: the first frame of an animation, alpha
-//! dropped rather than blended, the high byte of 16 bits, colour profiles ignored.
+//! checked, and only then is anything decoded. The pixels are those that the reference processors see after Pillow's
+//! `exif_transpose`: the first frame of an animation, what is transparent over white (`convert_to_rgb` of transformers
+//! 5.23), the high byte of 16 bits, colour profiles ignored.
 
 use std::io::Cursor;
 
@@ -25,22 +25,42 @@ const COEFFICIENTS: u64 = (2 + 1) * 4;
 /// # Errors
 /// [`Error::ImageTooLarge`], [`Error::UnsupportedImage`], [`Error::InvalidImage`].
 pub(crate) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
-    // The decoders are other people's code: one that panics on a damaged file must not take a worker with it.
-    std::panic::catch_unwind(|| decode_here(bytes, limits))
+    guarded(|| decode_here(bytes, limits))
+}
+
+/// How many pixels an encoded image has, from its header alone.
+///
+/// # Errors
+/// As [`decode`].
+pub(crate) fn pixels(bytes: &[u8], limits: &ImageLimits) -> Result<u64> {
+    guarded(|| {
+        let (width, height) = open(bytes, limits)?.decoder.dimensions();
+        Ok(u64::from(width) * u64::from(height))
+    })
+}
+
+/// The decoders are other people's code: one that panics on a damaged file must not take a worker with it.
+fn guarded<T>(work: impl FnOnce() -> Result<T> + std::panic::UnwindSafe) -> Result<T> {
+    std::panic::catch_unwind(work)
         .unwrap_or_else(|_| Err(Error::InvalidImage { reason: "the decoder failed".to_owned() }))
 }
 
-fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
+/// A file whose header is read and within the limits.
+struct Opened<D> {
+    decoder: D,
+    format: ImageFormat,
+    /// What the decoder may still take.
+    room: image::Limits,
+}
+
+fn open<'a>(bytes: &'a [u8], limits: &ImageLimits) -> Result<Opened<impl ImageDecoder + use<'a>>> {
     too_large("bytes", bytes.len() as u64, limits.encoded.0)?;
     let format = content::format_of(bytes)?;
-    if format == ImageFormat::Jpeg {
-        content::check_jpeg_ends(bytes)?;
-    }
     let mut room = image::Limits::no_limits();
     room.max_alloc = Some(limits.decoder.0);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(room.clone());
-    let mut decoder = reader.into_decoder().map_err(name_error)?;
+    let decoder = reader.into_decoder().map_err(name_error)?;
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into(), limits)?;
     let beside = RESULT + if format == ImageFormat::Jpeg { COEFFICIENTS } else { 0 };
@@ -48,6 +68,15 @@ fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
     let needed = decoder.total_bytes().saturating_add(pixels.saturating_mul(beside));
     too_large("bytes to decode", needed, limits.decoder.0)?;
     room.reserve(needed).map_err(name_error)?;
+    Ok(Opened { decoder, format, room })
+}
+
+fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
+    let Opened { mut decoder, format, room } = open(bytes, limits)?;
+    let (width, height) = decoder.dimensions();
+    if format == ImageFormat::Jpeg {
+        content::check_jpeg_ends(bytes)?;
+    }
     decoder.set_limits(room).map_err(name_error)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let own = if format == ImageFormat::Jpeg { jpeg::decode(bytes, (width, height)) } else { None };

@@ -11,7 +11,7 @@ use std::time::Duration;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, LOCATION};
 use reqwest::{Client, Response, StatusCode, Url};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::error::{Error, Result};
 use crate::image_input::address::{self, origin};
@@ -41,11 +41,12 @@ pub struct UrlSettings {
     pub connect_timeout: Duration,
     /// Time without a byte; 10 s.
     pub read_timeout: Duration,
-    /// Time for all of it, redirects and the wait for other downloads included; 30 s.
+    /// Time for all of it, redirects included; 30 s. The wait for other downloads may take as much again.
     pub total_timeout: Duration,
     /// How many redirects are followed; 5.
     pub redirects: usize,
-    /// How many images are fetched at once, at least 1; 16.
+    /// How many images are fetched at once, at least 1; 16. An image counts until it has room in the memory for images
+    /// ([`crate::ImageSettings::memory`]), so that no more of them lie beside it.
     pub downloads: usize,
     /// Networks that may be reached though they are not the public internet. None, unless set: addresses of this
     /// machine, of private and link-local networks, of metadata services and whatever else is reserved are refused.
@@ -68,7 +69,7 @@ impl Default for UrlSettings {
 /// The client, opened with the first image.
 pub(crate) struct Fetcher {
     settings: UrlSettings,
-    downloads: Semaphore,
+    downloads: Arc<Semaphore>,
     client: OnceLock<Client>,
 }
 
@@ -84,10 +85,44 @@ impl Fetcher {
             let reason = format!("{} downloads are asked for; 1 to 1,024 are allowed", settings.downloads);
             return Err(Error::InvalidSetting { setting: "image_input", reason });
         }
-        Ok(Self { downloads: Semaphore::new(settings.downloads), settings, client: OnceLock::new() })
+        let downloads = Arc::new(Semaphore::new(settings.downloads));
+        Ok(Self { downloads, settings, client: OnceLock::new() })
     }
 
-    /// The bytes that are at an address.
+    /// How many images may be fetched at once.
+    pub(crate) fn downloads(&self) -> usize {
+        self.settings.downloads
+    }
+
+    /// How long [`Self::leave`] waits.
+    pub(crate) fn patience(&self) -> Duration {
+        self.settings.total_timeout
+    }
+
+    /// Refuses what is seen not to be opened before it is looked up.
+    ///
+    /// # Errors
+    /// [`Error::AddressRefused`].
+    pub(crate) fn check(&self, text: &str) -> Result<()> {
+        address::parse(text, &self.settings.allowed_networks).map(drop)
+    }
+
+    /// Leave to fetch so many images of a request. It takes all of it at once, so that none waits for another's while it
+    /// has a part.
+    ///
+    /// # Errors
+    /// [`Error::DownloadFailed`].
+    pub(crate) async fn leave(&self, images: usize) -> Result<OwnedSemaphorePermit> {
+        let permits = images.min(self.settings.downloads) as u32;
+        let permits = Arc::clone(&self.downloads).acquire_many_owned(permits);
+        let after = self.patience();
+        let late =
+            |_| failed("any address".to_owned(), format!("other downloads took {} ms", after.as_millis()));
+        let permit = tokio::time::timeout(after, permits).await.map_err(late)?;
+        permit.map_err(|_| Error::Stopped)
+    }
+
+    /// The bytes that are at an address. Takes leave before.
     ///
     /// # Errors
     /// [`Error::AddressRefused`], [`Error::DownloadFailed`], [`Error::ImageTooLarge`].
@@ -96,7 +131,6 @@ impl Fetcher {
         let from = origin(&url);
         let after = self.settings.total_timeout;
         let work = async {
-            let _permit = self.downloads.acquire().await.map_err(|_| Error::Stopped)?;
             let (url, response) = self.follow(url).await?;
             read(&url, response, limits.encoded.0).await
         };

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use crate::error::Error;
 
-/// A range of addresses, such as `10.1.0.0/16`, `fd00::/8` or `127.0.0.1`.
+/// A range of addresses, such as `10.1.0.0/16`, `fd00::/8` or `127.0.0.1`. `::ffff:10.1.0.0/112` is the first of them.
 ///
 /// ```
 /// use candle_actors::Network;
@@ -59,7 +59,14 @@ impl FromStr for Network {
         let address: IpAddr = address.parse().map_err(|_| invalid())?;
         let bits = if address.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.map_or(Ok(bits), |prefix| prefix.parse().map_err(|_| invalid()))?;
-        if prefix > bits { Err(invalid()) } else { Ok(Self { address, prefix }) }
+        match address {
+            _ if prefix > bits => Err(invalid()),
+            // Addresses in these clothes count as IPv4, so that such a network is one of IPv4 too.
+            IpAddr::V6(v6) if prefix >= MAPPED_BITS && v6.to_ipv4_mapped().is_some() => {
+                Ok(Self { address: address.to_canonical(), prefix: prefix - MAPPED_BITS })
+            }
+            address => Ok(Self { address, prefix }),
+        }
     }
 }
 
@@ -68,6 +75,9 @@ impl fmt::Display for Network {
         write!(formatter, "{}/{}", self.address, self.prefix)
     }
 }
+
+/// Bits in front of an IPv4 address in IPv6's clothes.
+const MAPPED_BITS: u8 = 96;
 
 /// Networks of IPv4 that are not the public internet, after IANA's registry of special-purpose addresses.
 const NOT_PUBLIC_V4: [(Network, &str); 16] = [
@@ -223,6 +233,19 @@ mod tests {
             ["0.0.0.0/0", "::/0"].iter().map(|text| text.parse().unwrap()).collect();
         for text in ["127.0.0.1", "fe80::1", "::ffff:10.0.0.1"] {
             assert_eq!(refusal(text.parse().unwrap(), &everything), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_network_in_the_clothes_of_ipv6_is_one_of_ipv4() {
+        let allowed: Vec<Network> =
+            ["::ffff:10.1.0.0/112", "::ffff:7f00:1"].iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(allowed[0].to_string(), "10.1.0.0/16");
+        for text in ["10.1.2.3", "::ffff:10.1.2.3", "127.0.0.1", "::ffff:127.0.0.1"] {
+            assert_eq!(refusal(text.parse().unwrap(), &allowed), None, "{text}");
+        }
+        for text in ["10.2.0.1", "::ffff:10.2.0.1", "127.0.0.2", "::1"] {
+            assert!(refusal(text.parse().unwrap(), &allowed).is_some(), "{text}");
         }
     }
 

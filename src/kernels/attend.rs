@@ -1,16 +1,11 @@
-//! Attention between two sequences of one batch: queries of one, keys and values of the other or the same. On the
-//! processor some queries are looked at at a time, head by head where they lie, so that the scores of a large image
-//! are never in memory together.
+//! Attention between two sequences of one batch: queries of one, keys and values of the other or the same. How the
+//! processor works it out is left to `flash`.
 
 use candle_core::{D, Device, Tensor};
-use rayon::prelude::*;
 
-use super::matmul::{Matrix, Output, multiply};
-use super::{rows, threads, with_values};
+use super::flash::{Form, Rows, Sequence, Span};
+use super::with_values;
 use crate::error::{Error, Result};
-
-/// Queries at a time.
-const QUERIES: usize = 128;
 
 /// `softmax(scale · query · keyᵀ) · value` for each head: `(batch, rows, heads · size)` of the query, `(batch, others,
 /// heads · size)` of key and value, to the query's shape.
@@ -75,73 +70,30 @@ fn on_cpu(
     let (batch, count, width) = query.dims3()?;
     let others = key.dim(1)?;
     let mut out = vec![0.0; batch * count * width];
-    let shape = Shape { count, others, heads, width, scale: scale as f32 };
+    let form = Form { heads, size: width / heads, scale: scale as f32, span: Span::Everything };
     with_values(query, |query| {
         with_values(key, |key| {
             with_values(value, |value| {
-                for (index, out) in out.chunks_exact_mut((count * width).max(1)).enumerate() {
-                    let query = &query[index * count * width..][..count * width];
-                    let others = index * others * width..(index + 1) * others * width;
-                    let (key, value) = (&key[others.clone()], &value[others]);
-                    let run = |(piece, out): (usize, &mut [f32])| {
-                        let first = piece * QUERIES;
-                        shape.attend(
-                            &query[first * width..],
-                            key,
-                            value,
-                            bias.map(|bias| (bias, first)),
-                            out,
-                        );
-                    };
-                    match threads() {
-                        1 => out.chunks_mut(QUERIES * width).enumerate().for_each(run),
-                        _ => out.par_chunks_mut(QUERIES * width).enumerate().for_each(run),
+                let rows = |values, index, count| {
+                    let values: &[f32] = values;
+                    Rows { values: &values[index * count * width..], count, stride: width }
+                };
+                let sequences = (0..batch).map(|index| Sequence {
+                    queries: rows(query, index, count),
+                    keys: rows(key, index, others),
+                    values: rows(value, index, others),
+                });
+                let sequences: Vec<Sequence<'_>> = sequences.collect();
+                form.attend(&sequences, &mut out, |head, query, key, scores| {
+                    if let Some(bias) = bias {
+                        let bias = &bias[(head * count + query) * others + key..];
+                        scores.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);
                     }
-                }
+                });
             })
         })
     })???;
     Ok(Tensor::from_vec(out, (batch, count, width), &Device::Cpu)?)
-}
-
-#[derive(Clone, Copy)]
-struct Shape {
-    count: usize,
-    others: usize,
-    heads: usize,
-    width: usize,
-    scale: f32,
-}
-
-impl Shape {
-    /// As many queries as there is room in `out`; a bias comes with the number of the first of them.
-    fn attend(
-        self,
-        query: &[f32],
-        key: &[f32],
-        value: &[f32],
-        bias: Option<(&[f32], usize)>,
-        out: &mut [f32],
-    ) {
-        let Self { others, heads, width, scale, .. } = self;
-        let (size, count) = (width / heads, (out.len() / width).min(self.count));
-        let mut scores = vec![0.0; count * others];
-        for head in 0..heads {
-            let first = head * size;
-            let queries = Matrix::rows(&query[first..], count, size, width);
-            let keys = Matrix::rows(&key[first..], others, size, width);
-            let mut kind = Output::Replace;
-            if let Some((bias, row)) = bias {
-                scores.copy_from_slice(&bias[(head * self.count + row) * others..][..count * others]);
-                kind = Output::Add;
-            }
-            multiply((&mut scores, others), kind, queries, keys.transposed(), scale, 1);
-            rows::softmax(&mut scores, others);
-            let weights = Matrix::rows(&scores, count, others, others);
-            let values = Matrix::rows(&value[first..], others, size, width);
-            multiply((&mut out[first..], width), Output::Replace, weights, values, 1.0, 1);
-        }
-    }
 }
 
 fn on_any(
@@ -168,14 +120,14 @@ fn on_any(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::random;
 
     #[test]
     fn it_agrees_with_candles_operations_whatever_the_threads() {
-        let device = Device::Cpu;
-        let random = |rows| Tensor::randn(0.0f32, 1.0, (2, rows, 24), &device).unwrap();
-        for (count, others) in [(1, 5), (300, 300), (130, 7)] {
-            let (query, key, value) = (random(count), random(others), random(others));
-            let bias = Tensor::randn(0.0f32, 1.0, (3, count, others), &device).unwrap();
+        let rows_of = |rows| random(0.0, 1.0, (2, rows, 24));
+        for (count, others) in [(1, 5), (300, 600), (130, 7)] {
+            let (query, key, value) = (rows_of(count), rows_of(others), rows_of(others));
+            let bias = random(0.0, 1.0, (3, count, others));
             let theirs = on_any(&query, &key, &value, 3, 0.4, None).unwrap();
             let their_biased = on_any(&query, &key, &value, 3, 0.4, Some(&bias)).unwrap();
             let check = || {

@@ -343,8 +343,9 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::random;
+    use candle_core::Device;
     use candle_core::quantized::QTensor;
-    use candle_core::{Device, Tensor};
 
     /// A tensor of no rows, each of 2^50 numbers, once asked for as much memory.
     #[test]
@@ -358,7 +359,7 @@ mod tests {
     #[test]
     fn every_format_stands_for_the_numbers_that_candle_makes_of_it() {
         let kinds = [0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30];
-        let values = Tensor::randn(0.1f32, 1.0, (3, 512), &Device::Cpu).unwrap();
+        let values = random(0.1, 1.0, (3, 512));
         for blocks in kinds.map(|number| Blocks::from_number(number).unwrap()) {
             let quantized = QTensor::quantize(&values, blocks.candle()).unwrap();
             let bytes = quantized.data().unwrap();

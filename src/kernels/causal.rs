@@ -6,38 +6,18 @@
 use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
 
+use super::flash::{Head, Scratch, Span};
 use super::gated::RmsNorm;
-use super::matmul::{Matrix, Output, multiply};
+use super::matmul::Matrix;
 use super::rotary::Turns;
 use super::{rows, threads, with_values};
 use crate::error::{Error, Result};
 
-/// Tokens by which keys and values grow at least.
-const GROWTH: usize = 128;
-/// Rows of a prompt whose scores are in memory at once.
+/// Tokens by which keys and values grow: no more is taken than [`KeyValues::bytes_for`] counts. What is there is copied
+/// each time, which at 8,192 tokens is a row read and written 32 times, where each new row has attention read all.
+pub(crate) const GROWTH: usize = 128;
+/// Rows of a prompt that are one piece of work.
 const BLOCK: usize = 64;
-
-/// What a token sees of its sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Span {
-    /// Itself and all before it.
-    Causal,
-    /// Itself and those before it, so many together.
-    Window(usize),
-    /// The whole sequence, also what comes after it.
-    Everything,
-}
-
-impl Span {
-    /// The first and one more than the last token that a token sees, of so many in all.
-    fn of(self, token: usize, all: usize) -> (usize, usize) {
-        match self {
-            Self::Causal => (0, token + 1),
-            Self::Window(window) => ((token + 1).saturating_sub(window), token + 1),
-            Self::Everything => (0, all),
-        }
-    }
-}
 
 /// One layer's attention.
 #[derive(Debug, Clone)]
@@ -67,10 +47,16 @@ pub(crate) enum KeyValues {
 impl KeyValues {
     /// None yet, for `width` numbers a token.
     pub(crate) fn new(width: usize, device: &Device) -> Result<Self> {
+        Self::of(if device.is_cpu() { 0 } else { GROWTH }, width, device)
+    }
+
+    /// None yet, with room for exactly so many tokens of `width` numbers.
+    pub(crate) fn of(tokens: usize, width: usize, device: &Device) -> Result<Self> {
         if device.is_cpu() {
-            return Ok(Self::Host { keys: Vec::new(), values: Vec::new() });
+            let room = || Vec::with_capacity(tokens.saturating_mul(width));
+            return Ok(Self::Host { keys: room(), values: room() });
         }
-        let empty = Tensor::zeros((GROWTH, width), candle_core::DType::F32, device)?;
+        let empty = Tensor::zeros((tokens, width), candle_core::DType::F32, device)?;
         Ok(Self::Device { keys: empty.clone(), values: empty.copy()?, tokens: 0 })
     }
 
@@ -88,6 +74,12 @@ impl KeyValues {
         let tokens = tokens.div_ceil(GROWTH).saturating_mul(GROWTH) as u64;
         tokens.saturating_mul(8).saturating_mul(width as u64)
     }
+}
+
+/// What keys, or values, of up to so many tokens take besides while they grow: for a moment they are there twice. One layer
+/// of one sequence grows at a time.
+pub(crate) fn growing_bytes(tokens: usize, width: usize) -> u64 {
+    (tokens as u64).saturating_mul(4).saturating_mul(width as u64)
 }
 
 /// Some rows of a pass: the next `length` tokens of a sequence of which `past` are in memory already. What is in
@@ -186,8 +178,14 @@ impl CausalAttention {
             first_row += sequence.length;
         }
         let done: Vec<Vec<f32>> = match threads() {
-            1 => tasks.iter().map(|task| self.attend(task)).collect(),
-            _ => tasks.par_iter().map(|task| self.attend(task)).collect(),
+            1 => {
+                let mut scratch = Scratch::default();
+                tasks.iter().map(|task| self.attend(&mut scratch, task)).collect()
+            }
+            _ => tasks
+                .par_iter()
+                .map_init(Scratch::default, |scratch, task| self.attend(scratch, task))
+                .collect(),
         };
         let (row_width, group) = (self.heads * self.size, self.heads / self.shared_heads * self.size);
         for (task, values) in tasks.iter().zip(&done) {
@@ -199,17 +197,13 @@ impl CausalAttention {
     }
 
     /// The heads that share one head of keys and values, for some rows: `(rows, heads in the group · size)`.
-    fn attend(&self, task: &Task<'_>) -> Vec<f32> {
+    fn attend(&self, scratch: &mut Scratch, task: &Task<'_>) -> Vec<f32> {
         let (sequence, size, shared) = (task.sequence, self.size, self.shared_width());
         let (count, group) = (task.end - task.begin, self.heads / self.shared_heads);
         let all = sequence.past + sequence.length;
-        let spans: Vec<(usize, usize)> =
-            (task.begin..task.end).map(|row| self.span.of(sequence.past + row, all)).collect();
-        let first = spans.iter().map(|span| span.0).min().unwrap_or(0);
-        let seen = spans.iter().map(|span| span.1).max().unwrap_or(0) - first;
         let shared_part = |values| {
             let values: &[f32] = values;
-            Matrix::rows(&values[first * shared + task.head * size..], seen, size, shared)
+            Matrix::rows(&values[task.head * size..], all, size, shared)
         };
         let (keys, values) = (shared_part(sequence.keys), shared_part(sequence.values));
         let mut out = vec![0.0; count * group * size];
@@ -219,31 +213,25 @@ impl CausalAttention {
             1 => (1, group, size, size),
             _ => (group, count, sequence.width, group * size),
         };
-        let mut scores = vec![0.0; high * seen];
+        let place = |row| sequence.past + task.begin + if count == 1 { 0 } else { row };
         for product in 0..products {
             let queries = Matrix::rows(&queries[product * size..], high, size, stride);
-            multiply((&mut scores, seen), Output::Replace, queries, keys.transposed(), self.scale, 1);
-            for (index, scores) in scores.chunks_exact_mut(seen.max(1)).enumerate() {
-                let (begin, end) = spans[if count == 1 { 0 } else { index }];
-                self.weigh(scores, begin - first, end - first);
-            }
-            let weights = Matrix::rows(&scores, high, seen, seen);
-            multiply((&mut out[product * size..], out_stride), Output::Replace, weights, values, 1.0, 1);
+            Head { queries, keys, values, scale: self.scale }.attend(
+                scratch,
+                (&mut out[product * size..], out_stride),
+                |row| self.span.of(place(row), all),
+                |_, _, scores| self.cap(scores),
+            );
         }
         out
     }
 
-    /// Scores to weights, where only those from `begin` to `end` are seen.
-    fn weigh(&self, scores: &mut [f32], begin: usize, end: usize) {
-        scores[..begin].fill(0.0);
-        scores[end..].fill(0.0);
-        let seen = &mut scores[begin..end];
+    fn cap(&self, scores: &mut [f32]) {
         if let Some(cap) = self.soft_cap {
-            seen.iter_mut().for_each(|score| *score /= cap);
-            rows::tanh(seen);
-            seen.iter_mut().for_each(|score| *score *= cap);
+            scores.iter_mut().for_each(|score| *score /= cap);
+            rows::tanh(scores);
+            scores.iter_mut().for_each(|score| *score *= cap);
         }
-        rows::softmax(seen, end - begin);
     }
 
     /// The same on any device.
@@ -293,8 +281,7 @@ impl CausalAttention {
         }
         let mut mask = vec![f32::NEG_INFINITY; length * all];
         for (row, mask) in mask.chunks_exact_mut(all).enumerate() {
-            let (begin, end) = self.span.of(run.past + row, all);
-            mask[begin..end].fill(0.0);
+            mask[self.span.of(run.past + row, all)].fill(0.0);
         }
         let mask = Tensor::from_vec(mask, (1, length, all), query.device())?;
         let scores = scores.reshape((self.heads, length, all))?.broadcast_add(&mask)?;
@@ -316,7 +303,7 @@ fn store(run: &mut Run<'_>, key: &Tensor, value: &Tensor) -> Result<(Tensor, Ten
     }
     let (capacity, width) = keys.dims2()?;
     if capacity < all {
-        let more = (all - capacity).max(GROWTH).max(capacity / 2);
+        let more = all.next_multiple_of(GROWTH) - capacity;
         let empty = Tensor::zeros((more, width), keys.dtype(), keys.device())?;
         *keys = Tensor::cat(&[&*keys, &empty], 0)?;
         *values = Tensor::cat(&[&*values, &empty], 0)?;
@@ -327,11 +314,11 @@ fn store(run: &mut Run<'_>, key: &Tensor, value: &Tensor) -> Result<(Tensor, Ten
     Ok((keys.narrow(0, 0, all)?, values.narrow(0, 0, all)?))
 }
 
-/// Room for `more` numbers, made in steps: what is there is copied seldom, and little is reserved in vain.
+/// Room for `more` numbers, made in steps.
 fn grow(store: &mut Vec<f32>, more: usize, step: usize) {
     let needed = store.len() + more;
     if needed > store.capacity() {
-        let room = needed.max(store.capacity() + store.capacity() / 2).next_multiple_of(step.max(1));
+        let room = needed.next_multiple_of(step.max(1));
         store.reserve_exact(room - store.len());
     }
 }
@@ -419,6 +406,35 @@ mod tests {
                 let theirs = run(&layer, &mut [device(), device()]);
                 let difference = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(difference < 1e-5, "{span:?}: {difference}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_is_taken_than_is_counted_however_long_a_sequence_becomes() {
+        let layer = CausalAttention {
+            heads: 2,
+            shared_heads: 2,
+            size: 4,
+            scale: 0.5,
+            soft_cap: None,
+            span: Span::Causal,
+            head_norms: None,
+        };
+        let empty = Tensor::zeros((GROWTH, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let device = KeyValues::Device { keys: empty.clone(), values: empty.copy().unwrap(), tokens: 0 };
+        for mut memory in [KeyValues::new(8, &Device::Cpu).unwrap(), device] {
+            let mut past = 0;
+            for length in [100, 50, 300, 1, 61, 1, 700, 128] {
+                let mixed = Tensor::zeros((length, 24), candle_core::DType::F32, &Device::Cpu).unwrap();
+                let on_host = matches!(memory, KeyValues::Host { .. });
+                let mut runs = [Run { memory: &mut memory, past, length }];
+                match on_host {
+                    true => layer.on_cpu(&mixed, &Turns::new(0), &mut runs).unwrap(),
+                    false => layer.on_any(&mixed, &Turns::new(0), &mut runs).unwrap(),
+                };
+                past += length;
+                assert_eq!(memory.bytes(), KeyValues::bytes_for(past, 8), "{past} tokens");
             }
         }
     }

@@ -145,10 +145,10 @@ fn mismatch() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::random;
 
     #[test]
     fn it_agrees_with_candles_own_whatever_the_shape_and_the_threads() {
-        let device = Device::Cpu;
         let check = || {
             for (height, width, side, stride, padding) in [
                 (9, 7, 3, 1, 1),
@@ -158,9 +158,9 @@ mod tests {
                 (1, 1, 3, 1, 1),
                 (8, 8, 2, 2, 0),
             ] {
-                let image = Tensor::randn(0.0f32, 1.0, (3, height, width, 5), &device).unwrap();
-                let weight = Tensor::randn(0.0f32, 1.0, (6, 5, side, side), &device).unwrap();
-                let bias = Tensor::randn(0.0f32, 1.0, 6, &device).unwrap();
+                let image = random(0.0, 1.0, (3, height, width, 5));
+                let weight = random(0.0, 1.0, (6, 5, side, side));
+                let bias = random(0.0, 1.0, 6);
                 let ours = Convolution::new(&weight, bias.clone(), stride, padding).unwrap();
                 let theirs = Convolution { weight, ..ours.clone() }.on_any(&image).unwrap();
                 let ours = ours.forward(&image).unwrap();

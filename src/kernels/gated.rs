@@ -80,11 +80,12 @@ pub(crate) fn gated(mixed: &Tensor, activation: Activation) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::random;
 
     #[test]
     fn both_are_what_candle_makes_of_them() {
-        let input = Tensor::randn(0.0f32, 2.0, (5, 38), &Device::Cpu).unwrap();
-        let weight = Tensor::randn(1.0f32, 0.3, 38, &Device::Cpu).unwrap();
+        let input = random(0.0, 2.0, (5, 38));
+        let weight = random(1.0, 0.3, 38);
         let difference = |left: Tensor, right: Tensor| {
             (left - right).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()
         };

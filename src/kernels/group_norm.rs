@@ -164,13 +164,13 @@ fn mismatch() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::random;
 
     #[test]
     fn it_agrees_with_candles_operations_whatever_the_threads() {
-        let device = Device::Cpu;
-        let image = Tensor::randn(3.0f32, 2.0, (2, 37, 29, 12), &device).unwrap();
-        let weight = Tensor::randn(1.0f32, 0.5, 12, &device).unwrap();
-        let bias = Tensor::randn(0.0f32, 1.0, 12, &device).unwrap();
+        let image = random(3.0, 2.0, (2, 37, 29, 12));
+        let weight = random(1.0, 0.5, 12);
+        let bias = random(0.0, 1.0, 12);
         let norm = GroupNorm::new(weight.clone(), bias.clone(), 4, 1e-5).unwrap();
         let theirs = norm.on_any(&image, Activation::Silu).unwrap();
         let check = || {

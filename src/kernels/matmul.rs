@@ -3,6 +3,8 @@
 //! they lie, and stay on the caller's thread.
 #![allow(unsafe_code, reason = "gemm takes pointers; `multiply` checks every bound before it passes them on")]
 
+use std::ops::Range;
+
 use gemm::Parallelism;
 
 /// A matrix inside a slice: element (row, column) is at `row * row_stride + column * column_stride`.
@@ -19,6 +21,12 @@ impl<'a> Matrix<'a> {
     /// Rows one after another, each `stride` long and used up to `columns`.
     pub(super) fn rows(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
         Self { values, rows, columns, row_stride: stride, column_stride: 1 }
+    }
+
+    /// Some of its rows.
+    pub(super) fn some_rows(self, rows: Range<usize>) -> Self {
+        let values = if rows.is_empty() { &[] } else { &self.values[rows.start * self.row_stride..] };
+        Self { values, rows: rows.len(), ..self }
     }
 
     pub(super) fn transposed(self) -> Self {

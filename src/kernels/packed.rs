@@ -9,7 +9,7 @@ use candle_core::quantized::{QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
 
 use super::blocks::Blocks;
-use super::panels::{PANEL, multiply, pack};
+use super::panels::{PANEL, Panels};
 pub(crate) use super::quantized::QuantizedRows;
 use super::{Activation, with_values};
 use crate::error::{Error, Result};
@@ -32,8 +32,7 @@ pub(crate) struct PackedLinear {
 
 #[derive(Debug)]
 enum Weight {
-    /// `(panel, in, column)`; the last panel is filled up with zeros.
-    Panels(Vec<f32>),
+    Panels(Panels),
     /// Blocks of a GGUF file, one part's outputs after the other's.
     Quantized(Vec<QuantizedRows>),
     /// `(out, in)`, on an accelerator.
@@ -55,7 +54,7 @@ impl PackedLinear {
         }
         let outside = weight.len() / inside;
         let weight = match device {
-            Device::Cpu => Weight::Panels(pack(&weight, inside)),
+            Device::Cpu => Weight::Panels(Panels::pack(weight, inside)),
             device => Weight::Tensor(Tensor::from_vec(weight, (outside, inside), device)?),
         };
         Ok(Self { weight, bias, inside, outside })
@@ -96,7 +95,7 @@ impl PackedLinear {
         match &self.weight {
             Weight::Panels(panels) => {
                 let count = self.check(input)?;
-                let product = with_values(input, |input| multiply(panels, input, count, self.inside))?;
+                let product = with_values(input, |input| panels.multiply(input, count))?;
                 let mut out = self.rows(&product, count)?;
                 activation.on_values(&mut out);
                 Ok(Tensor::from_vec(out, (count, self.outside), &Device::Cpu)?)
@@ -160,11 +159,7 @@ impl PackedLinear {
         match &self.weight {
             Weight::Panels(panels) => {
                 let mut out: Vec<f32> = Vec::with_capacity(rows.len() * self.inside);
-                for row in rows {
-                    let (panel, column) = (*row as usize / PANEL, *row as usize % PANEL);
-                    let panel = &panels[panel * self.inside * PANEL..(panel + 1) * self.inside * PANEL];
-                    out.extend(panel.iter().skip(column).step_by(PANEL));
-                }
+                rows.iter().for_each(|row| out.extend(panels.row(*row as usize)));
                 Ok(Tensor::from_vec(out, (rows.len(), self.inside), &Device::Cpu)?)
             }
             Weight::Quantized(parts) => {
@@ -211,10 +206,11 @@ fn on_accelerator(part: QuantizedRows, inside: usize, device: &Device) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::random;
 
     fn layer(outside: usize, inside: usize) -> (PackedLinear, Tensor, Tensor) {
-        let weight = Tensor::randn(0.0f32, 0.2, (outside, inside), &Device::Cpu).unwrap();
-        let bias = Tensor::randn(0.0f32, 1.0, outside, &Device::Cpu).unwrap();
+        let weight = random(0.0, 0.2, (outside, inside));
+        let bias = random(0.0, 1.0, outside);
         let values = weight.flatten_all().unwrap().to_vec1().unwrap();
         (PackedLinear::new(values, inside, Some(bias.clone()), &Device::Cpu).unwrap(), weight, bias)
     }
@@ -228,7 +224,7 @@ mod tests {
         for (outside, inside) in [(32, 16), (45, 33), (7, 96), (200, 1)] {
             let (layer, weight, bias) = layer(outside, inside);
             for count in [1, 2, 3, 7, 8, 9, 16, 21] {
-                let input = Tensor::randn(0.0f32, 1.0, (count, inside), &Device::Cpu).unwrap();
+                let input = random(0.0, 1.0, (count, inside));
                 let ours = layer.forward(&input, Activation::Relu).unwrap();
                 let theirs = input.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
                 let theirs = theirs.relu().unwrap();
@@ -241,7 +237,7 @@ mod tests {
     #[test]
     fn a_row_is_the_same_to_the_last_bit_alone_and_among_others_whatever_the_threads() {
         let (layer, ..) = layer(100, 70);
-        let input = Tensor::randn(0.0f32, 1.0, (13, 70), &Device::Cpu).unwrap();
+        let input = random(0.0, 1.0, (13, 70));
         let together = layer.forward(&input, Activation::Identity).unwrap();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
         for row in 0..13 {

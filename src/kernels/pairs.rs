@@ -55,12 +55,12 @@ fn on_any(input: &Tensor, cosines: &Tensor, sines: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::random;
 
     #[test]
     fn both_ways_agree_and_keep_lengths() {
-        let device = Device::Cpu;
-        let input = Tensor::randn(0.0f32, 1.0, (5, 24), &device).unwrap();
-        let angles = Tensor::randn(0.0f32, 2.0, (5, 4), &device).unwrap();
+        let input = random(0.0, 1.0, (5, 24));
+        let angles = random(0.0, 2.0, (5, 4));
         let (cosines, sines) = (angles.cos().unwrap(), angles.sin().unwrap());
         let ours = turn_pairs(&input, &cosines, &sines).unwrap();
         let theirs = on_any(&input, &cosines, &sines).unwrap();

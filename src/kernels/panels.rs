@@ -12,33 +12,64 @@ pub(super) const PANEL: usize = 32;
 /// Rows that are computed while a panel is read once.
 const BLOCK: usize = 8;
 
-/// A weight, `(out, in)`, as `(panel, in, column)`; the last panel is filled up with zeros.
-pub(super) fn pack(weight: &[f32], inside: usize) -> Vec<f32> {
-    let outside = weight.len() / inside;
-    let mut panels = vec![0.0; outside.div_ceil(PANEL) * PANEL * inside];
-    for (panel, rows) in panels.chunks_exact_mut(PANEL * inside).zip(weight.chunks(PANEL * inside)) {
-        for (column, row) in rows.chunks_exact(inside).enumerate() {
-            for (to, value) in panel[column..].iter_mut().step_by(PANEL).zip(row) {
-                *to = *value;
-            }
-        }
-    }
-    panels
+/// A weight, `(out, in)`, as panels of `(in, column)`.
+#[derive(Debug)]
+pub(super) struct Panels {
+    whole: Vec<f32>,
+    /// The one that outputs are left for, filled up with zeros; none where all are whole.
+    last: Vec<f32>,
+    inside: usize,
 }
 
-/// The products of all rows with each panel: `(panel, row, column)`.
-pub(super) fn multiply(panels: &[f32], input: &[f32], count: usize, inside: usize) -> Vec<f32> {
-    let input = RowBlocks::of(input, count, inside);
-    let mut out = vec![0.0; panels.len() / inside * count];
-    let one = |(out, panel): (&mut [f32], &[f32])| {
-        Arch::new().dispatch(PanelProduct { panel, input: &input, out });
-    };
-    let (size, panel) = ((count * PANEL).max(1), inside * PANEL);
-    match threads() {
-        1 => out.chunks_exact_mut(size).zip(panels.chunks_exact(panel)).for_each(one),
-        _ => out.par_chunks_exact_mut(size).zip(panels.par_chunks_exact(panel)).for_each(one),
+impl Panels {
+    /// A panel takes the place of the rows that it is made of, so that a load never has a matrix in memory twice. The last
+    /// one has a place of its own, for the weight's has no room for what fills it up.
+    pub(super) fn pack(mut weight: Vec<f32>, inside: usize) -> Self {
+        let size = PANEL * inside;
+        let mut rows = vec![0.0; size];
+        let rest = weight.len() / size * size;
+        let mut last = vec![0.0; if rest < weight.len() { size } else { 0 }];
+        last[..weight.len() - rest].copy_from_slice(&weight[rest..]);
+        weight.truncate(rest);
+        for panel in weight.chunks_exact_mut(size).chain(last.chunks_exact_mut(size)) {
+            rows.copy_from_slice(panel);
+            for (column, row) in rows.chunks_exact(inside).enumerate() {
+                for (to, value) in panel[column..].iter_mut().step_by(PANEL).zip(row) {
+                    *to = *value;
+                }
+            }
+        }
+        Self { whole: weight, last, inside }
     }
-    out
+
+    /// One row of the weight.
+    pub(super) fn row(&self, row: usize) -> impl Iterator<Item = &f32> {
+        let begin = row / PANEL * PANEL * self.inside;
+        let panel = self.whole.get(begin..begin + PANEL * self.inside).unwrap_or(&self.last);
+        panel.iter().skip(row % PANEL).step_by(PANEL)
+    }
+
+    /// The products of all rows with each panel: `(panel, row, column)`.
+    pub(super) fn multiply(&self, input: &[f32], count: usize) -> Vec<f32> {
+        let inside = self.inside;
+        let input = RowBlocks::of(input, count, inside);
+        let mut out = vec![0.0; (self.whole.len() + self.last.len()) / inside * count];
+        let one = |(out, panel): (&mut [f32], &[f32])| {
+            Arch::new().dispatch(PanelProduct { panel, input: &input, out });
+        };
+        let (size, panel) = ((count * PANEL).max(1), inside * PANEL);
+        match threads() {
+            1 => {
+                let panels = self.whole.chunks_exact(panel).chain(self.last.chunks_exact(panel));
+                out.chunks_exact_mut(size).zip(panels).for_each(one);
+            }
+            _ => {
+                let panels = self.whole.par_chunks_exact(panel).chain(self.last.par_chunks_exact(panel));
+                out.par_chunks_exact_mut(size).zip(panels).for_each(one);
+            }
+        }
+        out
+    }
 }
 
 /// Rows in blocks of up to [`BLOCK`], each block `(in, row)`, so that a step reads its rows side by side.
@@ -111,6 +142,28 @@ fn product<S: Simd, const R: usize>(simd: S, panel: &[f32], block: &[f32], out: 
             let (row, _) = S::as_mut_simd_f32s(row);
             row[pair] = sum[0];
             row[pair + 1] = sum[1];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weight_is_packed_where_it_lies() {
+        for outside in [2 * PANEL, 2 * PANEL + 1, PANEL - 5] {
+            let plain: Vec<f32> = (0..outside * 3).map(|value| value as f32).collect();
+            // Without a number's room to spare.
+            let weight = plain.clone().into_boxed_slice().into_vec();
+            let place = weight.as_ptr();
+            let packed = Panels::pack(weight, 3);
+            assert_eq!((packed.whole.as_ptr(), packed.whole.capacity()), (place, outside * 3));
+            assert_eq!(packed.whole.len(), outside / PANEL * PANEL * 3);
+            assert_eq!(packed.last.len(), if outside.is_multiple_of(PANEL) { 0 } else { PANEL * 3 });
+            for (row, values) in plain.chunks_exact(3).enumerate() {
+                assert_eq!(packed.row(row).copied().collect::<Vec<_>>(), values, "{row} of {outside}");
+            }
         }
     }
 }

@@ -45,12 +45,12 @@ fn on_any(image: &Tensor, patch: usize) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use crate::kernels::random;
 
     #[test]
     fn a_product_of_patches_is_the_convolution() {
-        let image = Tensor::randn(0.0f32, 1.0, (3, 9, 13), &Device::Cpu).unwrap();
-        let weight = Tensor::randn(0.0f32, 1.0, (5, 3, 4, 4), &Device::Cpu).unwrap();
+        let image = random(0.0, 1.0, (3, 9, 13));
+        let weight = random(0.0, 1.0, (5, 3, 4, 4));
         let theirs = image.unsqueeze(0).unwrap().conv2d(&weight, 0, 4, 1, 1).unwrap();
         let theirs = theirs.flatten_from(2).unwrap().get(0).unwrap().t().unwrap();
         let rows = patches(&image, 4).unwrap();

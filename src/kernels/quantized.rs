@@ -143,6 +143,7 @@ fn dot_rows<S: Simd, const W: usize, const R: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::random;
     use candle_core::quantized::QTensor;
     use candle_core::{Device, Tensor};
 
@@ -157,11 +158,11 @@ mod tests {
     #[test]
     fn products_are_those_of_the_dequantised_weights_and_of_each_row_alone_to_the_last_bit() {
         // 37 rows: whole groups and tiles, and what is left of both.
-        let weight = Tensor::randn(0.0f32, 1.0, (37, 256), &Device::Cpu).unwrap();
+        let weight = random(0.0, 1.0, (37, 256));
         for number in [2, 8, 12, 14] {
             let (rows, numbers) = rows(number, &weight);
             for count in [1, 3, 4, 6, 9] {
-                let input = Tensor::randn(0.0f32, 1.0, (count, 256), &Device::Cpu).unwrap();
+                let input = random(0.0, 1.0, (count, 256));
                 let values: Vec<f32> = input.flatten_all().unwrap().to_vec1().unwrap();
                 let ours = rows.multiply(&values, 256);
                 let theirs = numbers.matmul(&input.t().unwrap()).unwrap().flatten_all().unwrap();

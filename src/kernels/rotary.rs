@@ -4,6 +4,7 @@
 
 use candle_core::{Device, Tensor};
 
+use super::{split_rows_at, threads, with_values};
 use crate::error::Result;
 
 /// How positions become turns.
@@ -59,6 +60,21 @@ impl Turns {
                 (*x, *y) = (*x * cosine - *y * sine, *y * cosine + *x * sine);
             }
         }
+    }
+
+    /// The same for the heads of `(rows, width)`, where they are.
+    pub(crate) fn turn_rows(&self, rows: &Tensor, size: usize) -> Result<Tensor> {
+        let (count, width) = rows.dims2()?;
+        if !rows.device().is_cpu() {
+            let turned = self.turn_tensor(&rows.reshape((count, width / size.max(1), size))?)?;
+            return Ok(turned.reshape((count, width))?);
+        }
+        let mut turned = with_values(rows, <[f32]>::to_vec)?;
+        split_rows_at(&mut turned, width, threads(), |first, rows| {
+            let rows = rows.chunks_exact_mut(width.max(1));
+            (first..).zip(rows).for_each(|(place, row)| self.turn(place, row, size));
+        });
+        Ok(Tensor::from_vec(turned, (count, width), &Device::Cpu)?)
     }
 
     /// The same for `(rows, heads, size)` on any device.

@@ -111,14 +111,16 @@ fn exp(x: f32) -> f32 {
     /// Adding and taking it away again rounds to a whole number.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
-    let whole = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let whole = shifted - ROUND;
     // ln 2 in two parts, so that the remainder keeps its last digits.
     let rest = (x - whole * 0.693_359_4) - whole * -2.121_944_4e-4;
     let mut sum = 1.987_569_1e-4_f32;
     for factor in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         sum = sum * rest + factor;
     }
-    let power = f32::from_bits(((whole as i32 + 127) as u32) << 23);
+    // The whole number stands in the lowest bits; a conversion would keep compilers from using whole registers.
+    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     (sum * rest * rest + rest + 1.0) * power
 }
 
@@ -136,36 +138,60 @@ pub(super) fn sum_of(row: &[f32], value: impl Fn(f32) -> f32) -> f32 {
 
 #[inline(always)]
 fn max_of(row: &[f32]) -> f32 {
-    let (pieces, rest) = row.as_chunks::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let larger = |x: f32, y: f32| if x > y { x } else { y };
+    let (pieces, rest) = row.as_chunks::<{ 2 * LANES }>();
+    let mut lanes = [f32::NEG_INFINITY; 2 * LANES];
     for piece in pieces {
         for (lane, x) in lanes.iter_mut().zip(piece) {
-            *lane = if *x > *lane { *x } else { *lane };
+            *lane = larger(*x, *lane);
         }
     }
-    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
-/// Softmax of each row of `length` values, in place.
-pub(super) fn softmax(rows: &mut [f32], length: usize) {
-    struct Work<'a>(&'a mut [f32], usize);
-    impl WithSimd for Work<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _: S) {
-            for row in self.0.chunks_exact_mut(self.1) {
-                let max = max_of(row);
-                for x in &mut *row {
+/// A softmax over numbers that come in pieces: the largest so far, and the sum of what is made of all.
+#[derive(Clone, Copy)]
+pub(super) struct Softmax {
+    max: f32,
+    sum: f32,
+}
+
+impl Default for Softmax {
+    fn default() -> Self {
+        Self { max: f32::NEG_INFINITY, sum: 0.0 }
+    }
+}
+
+impl Softmax {
+    /// A piece to powers of e, relative to the largest number so far; what was made of earlier pieces is to be multiplied
+    /// with the number that comes out.
+    pub(super) fn take(&mut self, piece: &mut [f32]) -> f32 {
+        struct Work<'a>(&'a mut [f32], Softmax);
+        impl WithSimd for Work<'_> {
+            type Output = (Softmax, f32);
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, _: S) -> (Softmax, f32) {
+                let Self(piece, before) = self;
+                let max = max_of(piece).max(before.max);
+                for x in &mut *piece {
                     *x = exp(*x - max);
                 }
-                let scale = 1.0 / sum_of(row, |x| x);
-                for x in row {
-                    *x *= scale;
-                }
+                let factor = if before.sum == 0.0 { 1.0 } else { exp(before.max - max) };
+                (Softmax { max, sum: before.sum * factor + sum_of(piece, |x| x) }, factor)
             }
         }
+        if piece.is_empty() {
+            return 1.0;
+        }
+        let (after, factor) = Arch::new().dispatch(Work(piece, *self));
+        *self = after;
+        factor
     }
-    Arch::new().dispatch(Work(rows, length));
+
+    /// What makes 1 of the sum.
+    pub(super) fn factor(self) -> f32 {
+        1.0 / self.sum
+    }
 }
 
 /// A layer norm's parameters.
@@ -264,7 +290,14 @@ mod tests {
         let (values, tensor) = range();
         let rows = tensor.reshape((60, 100)).unwrap();
         let mut ours = values.clone();
-        softmax(&mut ours, 100);
+        for row in ours.chunks_exact_mut(100) {
+            let mut softmax = Softmax::default();
+            let (first, second) = row.split_at_mut(37);
+            softmax.take(first);
+            let factor = softmax.take(second);
+            first.iter_mut().for_each(|x| *x *= factor);
+            row.iter_mut().for_each(|x| *x *= softmax.factor());
+        }
         let theirs = candle_nn::ops::softmax_last_dim(&rows).unwrap();
         assert!(largest_difference(&ours, &theirs) < 1e-6);
 

@@ -1,0 +1,57 @@
+//! Files and decoders do not get into each other's way, and requests are cut into portions by their addresses.
+
+use super::*;
+
+/// Brief enough to be waited for.
+fn input() -> ImageInput {
+    let settings = ImageSettings { decode_timeout: Duration::from_millis(200), ..ImageSettings::default() };
+    ImageInput::new(settings).unwrap()
+}
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images").join(name)
+}
+
+/// A file system that hangs keeps the threads that read from it for good, and with them their leave.
+#[tokio::test]
+async fn files_that_hang_keep_no_decoder() {
+    let input = input();
+    let hanging = Arc::clone(&input.shared.files).acquire_many_owned(AT_ONCE as u32).await.unwrap();
+    let bytes = std::fs::read(path("rgb.png")).unwrap();
+    input.picture(ImageSource::Bytes(bytes)).await.unwrap();
+    let late = input.picture(ImageSource::Path(path("rgb.png"))).await;
+    assert!(matches!(late, Err(Error::ImageTooSlow { .. })), "{late:?}");
+    drop(hanging);
+    input.picture(ImageSource::Path(path("rgb.png"))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_is_read_before_there_is_a_decoder_for_it() {
+    let input = input();
+    let all = input.shared.settings.decoders as u32;
+    let busy = Arc::clone(&input.shared.decoders).acquire_many_owned(all).await.unwrap();
+    let missing = input.picture(ImageSource::Path(path("missing.png"))).await;
+    assert!(matches!(missing, Err(Error::UnreadableFile { .. })), "{missing:?}");
+    let late = input.picture(ImageSource::Path(path("rgb.png"))).await;
+    assert!(matches!(late, Err(Error::ImageTooSlow { .. })), "{late:?}");
+    drop(busy);
+    // All leave is back, also that of those who were not waited for.
+    input.pictures(vec![ImageSource::Path(path("rgb.png")); AT_ONCE + 1]).await.unwrap();
+}
+
+#[tokio::test]
+async fn only_addresses_are_counted_against_downloads() {
+    let urls = UrlSettings { downloads: 2, ..UrlSettings::default() };
+    let input = ImageInput::new(ImageSettings { urls: Some(urls), ..ImageSettings::default() }).unwrap();
+    let url = || ImageSource::Url(String::new());
+    let file = || ImageSource::Path(PathBuf::new());
+    let sizes = |sources: Vec<ImageSource>, most| -> Vec<usize> {
+        input.portions(sources, most).iter().map(Vec::len).collect()
+    };
+    let one_and_many: Vec<_> = std::iter::once(url()).chain((0..200).map(|_| file())).collect();
+    assert_eq!(sizes(one_and_many, 300), [201]);
+    assert_eq!(sizes(vec![url(); 5], 4), [2, 2, 1]);
+    assert_eq!(sizes(vec![file(); 9], 4), [4, 4, 1]);
+    assert_eq!(sizes(vec![url(), file(), url(), file(), url(), url(), url()], 4), [4, 2, 1]);
+    assert!(sizes(vec![], 4).is_empty());
+}

@@ -1,0 +1,292 @@
+//! Attention on the processor as FlashAttention computes it (Dao et al., 2022): some queries meet a block of keys at a
+//! time, and the softmax is kept up to date from block to block. So scores stay in the processor's cache, and a thread
+//! never has more than [`SCORES`] of them, however many rows see each other and however many heads share their keys.
+//! Where rows lie, what they see and what is added to their scores comes from the kernels above; on an accelerator they
+//! do without this one.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::matmul::{Matrix, Output, multiply};
+use super::{rows, threads};
+
+/// Queries that meet a block of keys, and keys of a block: enough for products at full speed.
+const QUERIES: usize = 256;
+const KEYS: usize = 512;
+/// Scores that a thread has in memory at a time: half a mebibyte.
+pub(crate) const SCORES: usize = QUERIES * KEYS;
+/// Fewest queries that are worth a thread of their own.
+const FEWEST: usize = 16;
+
+/// What a row sees of its sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Span {
+    /// Itself and all before it.
+    Causal,
+    /// Itself and those before it, so many together.
+    Window(usize),
+    /// Itself and so many to either side.
+    Around(usize),
+    /// The whole sequence, also what comes after it.
+    Everything,
+}
+
+impl Span {
+    /// What row number `row` sees of so many. Neither end is before that of an earlier row.
+    pub(super) fn of(self, row: usize, all: usize) -> Range<usize> {
+        match self {
+            Self::Causal => 0..row + 1,
+            Self::Window(window) => (row + 1).saturating_sub(window)..row + 1,
+            Self::Around(distance) => {
+                row.saturating_sub(distance)..row.saturating_add(distance).saturating_add(1).min(all)
+            }
+            Self::Everything => 0..all,
+        }
+    }
+}
+
+/// What a thread keeps from one piece of work to the next: [`SCORES`] at most, and a few numbers a query.
+#[derive(Default)]
+pub(super) struct Scratch {
+    scores: Vec<f32>,
+    states: Vec<rows::Softmax>,
+}
+
+/// Queries of one head, and the keys and values that they see.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    pub(super) queries: Matrix<'a>,
+    pub(super) keys: Matrix<'a>,
+    pub(super) values: Matrix<'a>,
+    pub(super) scale: f32,
+}
+
+impl Head<'_> {
+    /// `softmax(scale · queries · keysᵀ) · values` into rows of `out`. `span` tells the keys that a query sees, of which
+    /// neither end is before that of an earlier query, and `adjust` is lent the scores of a query with the keys from
+    /// some number on.
+    pub(super) fn attend(
+        &self,
+        scratch: &mut Scratch,
+        (out, stride): (&mut [f32], usize),
+        span: impl Fn(usize) -> Range<usize>,
+        adjust: impl Fn(usize, usize, &mut [f32]),
+    ) {
+        for first in (0..self.queries.rows).step_by(QUERIES) {
+            let queries = self.queries.some_rows(first..self.queries.rows.min(first + QUERIES));
+            Self { queries, ..*self }.attend_some(
+                scratch,
+                (&mut out[first * stride..], stride),
+                |query| span(first + query),
+                |query, key, scores| adjust(first + query, key, scores),
+            );
+        }
+    }
+
+    /// The same for no more than [`QUERIES`].
+    fn attend_some(
+        &self,
+        scratch: &mut Scratch,
+        (out, stride): (&mut [f32], usize),
+        span: impl Fn(usize) -> Range<usize>,
+        adjust: impl Fn(usize, usize, &mut [f32]),
+    ) {
+        let (count, size) = (self.queries.rows, self.values.columns);
+        let Some(last) = count.checked_sub(1) else { return };
+        // A few queries, as those of one token, take more keys at a time.
+        let step = (SCORES / count).max(KEYS);
+        scratch.states.clear();
+        scratch.states.resize(count, rows::Softmax::default());
+        let mut kind = Output::Replace;
+        let (first, end) = (span(0).start, span(last).end);
+        for begin in (first..end).step_by(step) {
+            let keys = begin..end.min(begin + step);
+            let needed = count * keys.len();
+            // Exactly: a vector that grows by itself takes twice what it had.
+            scratch.scores.reserve_exact(needed.saturating_sub(scratch.scores.len()));
+            scratch.scores.resize(needed, 0.0);
+            let scores = scratch.scores.as_mut_slice();
+            let right = self.keys.some_rows(keys.clone()).transposed();
+            multiply((scores, keys.len()), Output::Replace, self.queries, right, self.scale, 1);
+            let lines = scores.chunks_exact_mut(keys.len()).zip(&mut scratch.states);
+            for (query, (scores, state)) in lines.enumerate() {
+                adjust(query, begin, scores);
+                let seen = span(query);
+                let seen = seen.start.clamp(begin, keys.end) - begin..seen.end.clamp(begin, keys.end) - begin;
+                scores[..seen.start].fill(0.0);
+                scores[seen.end..].fill(0.0);
+                let factor = state.take(&mut scores[seen]);
+                if kind == Output::Add && factor != 1.0 {
+                    out[query * stride..][..size].iter_mut().for_each(|value| *value *= factor);
+                }
+            }
+            let weights = Matrix::rows(scores, count, keys.len(), keys.len());
+            multiply((out, stride), kind, weights, self.values.some_rows(keys), 1.0, 1);
+            kind = Output::Add;
+        }
+        for (query, state) in scratch.states.iter().enumerate() {
+            let factor = state.factor();
+            out[query * stride..][..size].iter_mut().for_each(|value| *value *= factor);
+        }
+    }
+}
+
+/// Rows of `stride` numbers, in which the first head begins with the first.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) count: usize,
+    pub(super) stride: usize,
+}
+
+/// Rows that see other rows, or each other.
+#[derive(Clone, Copy)]
+pub(super) struct Sequence<'a> {
+    pub(super) queries: Rows<'a>,
+    pub(super) keys: Rows<'a>,
+    pub(super) values: Rows<'a>,
+}
+
+/// How the sequences of a pass are looked at.
+#[derive(Clone, Copy)]
+pub(super) struct Form {
+    pub(super) heads: usize,
+    pub(super) size: usize,
+    pub(super) scale: f32,
+    pub(super) span: Span,
+}
+
+impl Form {
+    /// The queries of all sequences, one sequence after another, to rows of `heads · size` numbers; parts of them are
+    /// spread over the threads. `adjust` is lent the scores of a head's query, by its number in its sequence, with the
+    /// keys from some number on.
+    pub(super) fn attend(
+        &self,
+        sequences: &[Sequence<'_>],
+        out: &mut [f32],
+        adjust: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
+    ) {
+        let width = self.heads * self.size;
+        let all: usize = sequences.iter().map(|sequence| sequence.queries.count).sum();
+        let rows = all.div_ceil(threads()).clamp(FEWEST, QUERIES);
+        let mut parts = Vec::new();
+        let mut rest = out;
+        for sequence in sequences {
+            let (own, others) = rest.split_at_mut(sequence.queries.count * width);
+            let pieces = own.chunks_mut((rows * width).max(1)).enumerate();
+            parts.extend(pieces.map(|(index, out)| Part { sequence, first: index * rows, out }));
+            rest = others;
+        }
+        let run = |scratch: &mut Scratch, part: Part<'_>| self.part(scratch, part, &adjust);
+        match threads() {
+            1 => {
+                let mut scratch = Scratch::default();
+                parts.into_iter().for_each(|part| run(&mut scratch, part));
+            }
+            _ => parts.into_par_iter().for_each_init(Scratch::default, run),
+        }
+    }
+
+    fn part<'a>(
+        &self,
+        scratch: &mut Scratch,
+        part: Part<'a>,
+        adjust: impl Fn(usize, usize, usize, &mut [f32]),
+    ) {
+        let Part { sequence: &Sequence { queries, keys, values }, first, out } = part;
+        let (size, width) = (self.size, self.heads * self.size);
+        let count = out.len() / width;
+        for head in 0..self.heads {
+            let of =
+                |rows: Rows<'a>| Matrix::rows(&rows.values[head * size..], rows.count, size, rows.stride);
+            let part = Head {
+                queries: of(queries).some_rows(first..first + count),
+                keys: of(keys),
+                values: of(values),
+                scale: self.scale,
+            };
+            part.attend(
+                scratch,
+                (&mut out[head * size..], width),
+                |query| self.span.of(first + query, keys.count),
+                |query, key, scores| adjust(head, first + query, key, scores),
+            );
+        }
+    }
+}
+
+/// Some queries of a sequence, from `first` on, and where their results go.
+struct Part<'a> {
+    sequence: &'a Sequence<'a>,
+    first: usize,
+    out: &'a mut [f32],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The same with all scores at once, in 64 bits.
+    fn plainly(head: Head<'_>, span: Span, query: usize) -> Vec<f32> {
+        let row = |matrix: Matrix<'_>, row: usize| {
+            let begin = row * matrix.row_stride;
+            matrix.values[begin..begin + matrix.columns].to_vec()
+        };
+        let own = row(head.queries, query);
+        let score = |key| {
+            let key = row(head.keys, key);
+            own.iter().zip(&key).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
+                * f64::from(head.scale)
+        };
+        let weights: Vec<f64> = span.of(query, head.keys.rows).map(|key| f64::exp(score(key))).collect();
+        let sum: f64 = weights.iter().sum();
+        let mut out = vec![0.0; head.values.columns];
+        for (key, weight) in span.of(query, head.keys.rows).zip(&weights) {
+            let values = row(head.values, key);
+            out.iter_mut().zip(values).for_each(|(out, x)| *out += (weight / sum) as f32 * x);
+        }
+        out
+    }
+
+    #[test]
+    fn there_are_never_more_scores_however_many_queries_share_the_keys() {
+        // As of one token whose 70,000 heads share one head of keys; then fewer, which take more keys at a time.
+        let mut scratch = Scratch::default();
+        for (queries, keys) in [(70_000, 600), (300, 700), (3, 100_000)] {
+            let values: Vec<f32> = (0..queries.max(keys)).map(|index| (index % 13) as f32 / 13.0).collect();
+            let [queries, keys] = [queries, keys].map(|rows| Matrix::rows(&values, rows, 1, 1));
+            let head = Head { queries, keys, values: keys, scale: 0.5 };
+            let mut out = vec![f32::NAN; queries.rows];
+            let all = keys.rows;
+            head.attend(&mut scratch, (&mut out, 1), |_| 0..all, |_, _, _| {});
+            assert!(scratch.scores.capacity() <= SCORES, "{} scores", scratch.scores.capacity());
+            for query in [0, queries.rows / 2, queries.rows - 1] {
+                let plain = plainly(head, Span::Everything, query)[0];
+                assert!((plain - out[query]).abs() < 1e-4, "{query}: {plain} {}", out[query]);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_of_keys_add_up_to_one_softmax_whatever_is_seen() {
+        // More than two blocks of keys; scores that grow, so that later blocks outdo what came before.
+        let (count, size) = (2 * KEYS + 77, 8);
+        let number = |index: usize| ((index * 7919 % 1000) as f32 / 500.0 - 1.0) * (1.0 + index as f32 / 4e4);
+        let values: Vec<f32> = (0..count * 3 * size).map(number).collect();
+        let part = |part: usize| Matrix::rows(&values[part * size..], count, size, 3 * size);
+        let head = Head { queries: part(0), keys: part(1), values: part(2), scale: 0.8 };
+        for span in
+            [Span::Everything, Span::Causal, Span::Window(600), Span::Around(3), Span::Around(usize::MAX)]
+        {
+            let mut out = vec![f32::NAN; count * size];
+            head.attend(&mut Scratch::default(), (&mut out, size), |row| span.of(row, count), |_, _, _| {});
+            for query in (0..count).step_by(50).chain([count - 1]) {
+                let plain = plainly(head, span, query);
+                let pairs = plain.iter().zip(&out[query * size..]);
+                let difference = pairs.map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+                assert!(difference < 1e-5, "{span:?} {query}: {difference}");
+            }
+        }
+    }
+}
