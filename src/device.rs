@@ -4,6 +4,8 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+use model_actors::{Bytes, Footprint};
+
 use crate::error::{Error, Result};
 
 /// The device that an engine's models run on.
@@ -57,6 +59,9 @@ fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
+/// What each thread of a worker beyond the first keeps: scores of attention, what gemm packs, the allocator's own.
+const FURTHER_THREAD: Bytes = Bytes::mib(4);
+
 /// What every model of an engine computes with. The device is opened at the first load and shared from then on,
 /// because tensors of two openings of one card do not mix.
 #[derive(Debug, Clone)]
@@ -70,6 +75,12 @@ pub(crate) struct Compute {
 impl Compute {
     pub(crate) fn new(device: ComputeDevice, threads: usize) -> Self {
         Self { device, threads, opened: Arc::default() }
+    }
+
+    /// What a model takes whose worker has these threads, given what it takes with one.
+    pub(crate) fn counted(&self, footprint: Footprint) -> Footprint {
+        let more = FURTHER_THREAD.0.saturating_mul(self.threads.saturating_sub(1) as u64);
+        Footprint { per_worker: footprint.per_worker + Bytes(more), ..footprint }
     }
 
     pub(crate) fn open(&self) -> Result<candle_core::Device> {
@@ -106,5 +117,21 @@ impl ComputeThreads {
             Some(pool) => pool.install(work),
             None => work(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_further_thread_of_a_worker_is_counted() {
+        let footprint = Footprint { shared: Bytes(7), per_worker: Bytes(1) };
+        let with = |threads| Compute::new(ComputeDevice::Cpu, threads).counted(footprint);
+        assert_eq!(with(1), footprint);
+        assert_eq!(
+            with(3),
+            Footprint { per_worker: Bytes(1) + FURTHER_THREAD + FURTHER_THREAD, ..footprint }
+        );
     }
 }

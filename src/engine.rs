@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
 use crate::hub::HubSettings;
 use crate::image_input::{ImageInput, ImageSettings};
+use crate::limits::WritingLimits;
 use crate::loader::{ModelLoader, Plan};
 use crate::models;
 use crate::source::Source;
@@ -43,11 +44,11 @@ pub struct EngineBuilder {
     #[cfg(feature = "hub")]
     hub: HubSettings,
     images: ImageSettings,
-    models: Vec<(ModelId, Source, Register)>,
+    models: Vec<Register>,
 }
 
-/// How a model of one capability is registered.
-type Register = fn(&Engine, ModelId, Source) -> Result<()>;
+/// Registers a model.
+type Register = Box<dyn FnOnce(&Engine) -> Result<()> + Send + Sync>;
 
 impl EngineBuilder {
     /// The device that all models run on; the processor, unless set.
@@ -90,38 +91,61 @@ impl EngineBuilder {
         Self { hub, ..self }
     }
 
-    /// How images from outside are taken in: limits, time, and which addresses may be opened.
+    /// How images from outside are taken in: limits, memory, time, and which addresses may be opened.
     pub fn image_input(self, images: ImageSettings) -> Self {
         Self { images, ..self }
     }
 
     /// Registers a text embedding model. Nothing is loaded before its first request.
     pub fn text_embedding(self, id: impl Into<ModelId>, source: Source) -> Self {
-        self.model(id, source, |engine, id, source| engine.add_text_embedding(id, source).map(drop))
+        let id = id.into();
+        self.model(move |engine| engine.add_text_embedding(id, source).map(drop))
     }
 
     /// Registers a text to text model. Nothing is loaded before its first request.
     pub fn text_to_text(self, id: impl Into<ModelId>, source: Source) -> Self {
-        self.model(id, source, |engine, id, source| engine.add_text_to_text(id, source).map(drop))
+        self.text_to_text_with(id, source, WritingLimits::default())
+    }
+
+    /// The same, with limits of its own on what a worker writes at a time.
+    ///
+    /// ```
+    /// use candle_actors::{Engine, Source, WritingLimits};
+    /// let limits = WritingLimits { cache_tokens: 32_768, ..WritingLimits::default() };
+    /// let builder = Engine::builder().text_to_text_with("long", Source::directory("models/long"), limits);
+    /// # drop(builder);
+    /// ```
+    pub fn text_to_text_with(self, id: impl Into<ModelId>, source: Source, limits: WritingLimits) -> Self {
+        let id = id.into();
+        self.model(move |engine| engine.add_text_to_text_with(id, source, limits).map(drop))
     }
 
     /// Registers an image embedding model. Nothing is loaded before its first request.
     pub fn image_embedding(self, id: impl Into<ModelId>, source: Source) -> Self {
-        self.model(id, source, |engine, id, source| engine.add_image_embedding(id, source).map(drop))
+        let id = id.into();
+        self.model(move |engine| engine.add_image_embedding(id, source).map(drop))
     }
 
     /// Registers a vision model. Nothing is loaded before its first request.
     pub fn vision(self, id: impl Into<ModelId>, source: Source) -> Self {
-        self.model(id, source, |engine, id, source| engine.add_vision(id, source).map(drop))
+        self.vision_with(id, source, WritingLimits::default())
+    }
+
+    /// The same, with limits of its own on what a worker writes at a time. An image takes tokens too: a large one of a
+    /// model that looks at images in their own size takes up to 16,384, which needs `cache_tokens` of more than that.
+    pub fn vision_with(self, id: impl Into<ModelId>, source: Source, limits: WritingLimits) -> Self {
+        let id = id.into();
+        self.model(move |engine| engine.add_vision_with(id, source, limits).map(drop))
     }
 
     /// Registers a text to image model. Nothing is loaded before its first request.
     pub fn text_to_image(self, id: impl Into<ModelId>, source: Source) -> Self {
-        self.model(id, source, |engine, id, source| engine.add_text_to_image(id, source).map(drop))
+        let id = id.into();
+        self.model(move |engine| engine.add_text_to_image(id, source).map(drop))
     }
 
-    fn model(mut self, id: impl Into<ModelId>, source: Source, register: Register) -> Self {
-        self.models.push((id.into(), source, register));
+    fn model(mut self, register: impl FnOnce(&Engine) -> Result<()> + Send + Sync + 'static) -> Self {
+        self.models.push(Box::new(register));
         self
     }
 
@@ -174,8 +198,8 @@ impl EngineBuilder {
             hub: self.hub,
             images: ImageInput::new(self.images)?,
         };
-        for (id, source, register) in self.models {
-            register(&engine, id, source)?;
+        for register in self.models {
+            register(&engine)?;
         }
         Ok(engine)
     }
@@ -249,7 +273,20 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if the id is used already.
     pub fn add_text_to_text(&self, id: impl Into<ModelId>, source: Source) -> Result<TextGenerator> {
-        let spec = self.spec(id, self.loader::<models::text_to_text::Plan>(source));
+        self.add_text_to_text_with(id, source, WritingLimits::default())
+    }
+
+    /// Registers a text to text model, as [`EngineBuilder::text_to_text_with`] does.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for limits that are out of range; [`Error::Actor`] if the id is used already.
+    pub fn add_text_to_text_with(
+        &self,
+        id: impl Into<ModelId>,
+        source: Source,
+        limits: WritingLimits,
+    ) -> Result<TextGenerator> {
+        let spec = self.spec(id, self.loader::<models::text_to_text::Plan>(source).writing(limits)?);
         Ok(TextGenerator::new(self.system.client::<TextToText>()?.register(spec.continuous())?))
     }
 
@@ -284,7 +321,20 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if the id is used already.
     pub fn add_vision(&self, id: impl Into<ModelId>, source: Source) -> Result<ImageDescriber> {
-        let spec = self.spec(id, self.loader::<models::vision::Plan>(source));
+        self.add_vision_with(id, source, WritingLimits::default())
+    }
+
+    /// Registers a vision model, as [`EngineBuilder::vision_with`] does.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for limits that are out of range; [`Error::Actor`] if the id is used already.
+    pub fn add_vision_with(
+        &self,
+        id: impl Into<ModelId>,
+        source: Source,
+        limits: WritingLimits,
+    ) -> Result<ImageDescriber> {
+        let spec = self.spec(id, self.loader::<models::vision::Plan>(source).writing(limits)?);
         let model = self.system.client::<Vision>()?.register(spec.continuous())?;
         Ok(ImageDescriber::new(model, self.images.clone()))
     }

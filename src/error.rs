@@ -90,6 +90,9 @@ pub enum Error {
     /// The input can never be served.
     #[error("{0}")]
     InvalidInput(String),
+    /// A prompt, its image included, leaves no room for an answer.
+    #[error("the prompt has {prompt} tokens and the answer at least 1; {of} {limit}")]
+    PromptTooLong { prompt: usize, limit: usize, of: &'static str },
     /// An image is larger than the application allows.
     #[error("the image has {found} {what}; at most {limit} are allowed")]
     ImageTooLarge { what: &'static str, found: u64, limit: u64 },
@@ -102,6 +105,9 @@ pub enum Error {
     /// An image took too long to decode.
     #[error("the image was not decoded within {} ms", after.as_millis())]
     ImageTooSlow { after: Duration },
+    /// The images of other requests took all the memory that images may take.
+    #[error("no room for images in {} ms: all requests together may hold {limit} of them", after.as_millis())]
+    NoRoomForImages { limit: Bytes, after: Duration },
     /// An image's address may not be opened.
     #[error("the address {address} is refused: {reason}")]
     AddressRefused { address: String, reason: String },
@@ -183,6 +189,7 @@ impl Error {
         matches!(
             self,
             Self::InvalidInput(_)
+                | Self::PromptTooLong { .. }
                 | Self::ImageTooLarge { .. }
                 | Self::UnsupportedImage { .. }
                 | Self::InvalidImage { .. }

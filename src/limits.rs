@@ -1,5 +1,6 @@
-//! What comes from outside has limits, and all of them are here. What is over one is refused with both numbers, before
-//! memory is asked for and before anything is queued.
+//! What comes from outside has limits, and all of them are here: those of requests and images in the first table, those
+//! of what model repositories may hold in the second. What is over one is refused with both numbers, before memory is
+//! asked for; what needs no model for it, before anything is queued.
 //!
 //! | what | limit | refused with |
 //! |---|---|---|
@@ -7,26 +8,68 @@
 //! | bytes of one text to embed | [`MAX_TEXT_BYTES`], 1 MiB | `InvalidInput` |
 //! | bytes of a prompt, all messages together | [`MAX_PROMPT_BYTES`], 4 MiB | `InvalidInput` |
 //! | messages of a prompt | [`MAX_MESSAGES`], 1,024 | `InvalidInput` |
-//! | tokens of a prompt | the model's context, and what a worker's caches hold (8,192), less one | `InvalidInput`, with both numbers |
+//! | tokens of a prompt | the model's context, and what a worker's caches hold ([`WritingLimits`]), less one | [`PromptTooLong`] |
 //! | bytes of a prompt before texts to embed | [`MAX_EMBED_PROMPT_BYTES`], 16 KiB | `InvalidInput` |
-//! | a chat template's source, steps and text | 256 KiB, 1,000,000, 8 MiB | `InvalidConfig`, `InvalidInput` |
 //! | tokens to generate | [`MAX_TOKENS`], 1,048,576; the context ends a text sooner | `InvalidInput` |
 //! | stop strings, and bytes of one | [`MAX_STOPS`], 16; [`MAX_STOP_BYTES`], 256 | `InvalidInput` |
-//! | bytes of a question or of a prompt to paint | [`MAX_QUESTION_BYTES`], 64 KiB | `InvalidInput` |
-//! | sides of a picture to paint | [`MAX_PAINTED_SIDE`], 4,096 pixels | `InvalidInput` |
-//! | diffusion steps | [`MAX_STEPS`], 1,000 | `InvalidInput` |
+//! | bytes of a question, of a prompt to paint, and of what to avoid | [`MAX_QUESTION_BYTES`], 64 KiB | `InvalidInput` |
+//! | sides of a picture to paint | [`MAX_PAINTED_SIDE`], 4,096 pixels; multiples of what the model's latents stand for | `InvalidInput` |
+//! | pixels of a picture to paint | [`MAX_PAINTED_PIXELS`], 589,824, or 1.5 times those of the model's own size, whichever is more | `InvalidInput` |
+//! | diffusion steps | [`MAX_STEPS`], 1,000; as many as a DDPM schedule has times | `InvalidInput` |
+//! | guidance of a picture to paint | 0 to [`MAX_GUIDANCE`], 100 | `InvalidInput` |
 //! | an image's encoded bytes, pixels, sides, memory to decode | [`ImageLimits`], set by the application | [`ImageTooLarge`] |
+//! | images of all requests at once, while they are decoded and until the requests end | `memory` of [`ImageSettings`], 2 GiB unless the application says otherwise | they wait, then [`NoRoomForImages`]; at once in the `try_` forms |
+//! | images fetched at once, and fetched without room yet | `downloads` of [`UrlSettings`], 16 unless the application says otherwise | they wait, then [`DownloadFailed`], or [`NoRoomForImages`] where that is why |
+//! | images' files read at once, and read without room yet | `AT_ONCE` of `image_input.rs`, 16 | they wait, then [`ImageTooSlow`], or [`NoRoomForImages`] where that is why |
+//! | images of one call of `ImageInput::pictures` taken in at once | `AT_ONCE` of `image_input.rs`, 16, and no more addresses than are fetched at once | they follow |
+//! | images decoded at once, and time to read or decode one | `decoders` and `decode_timeout` of [`ImageSettings`] | they wait, then [`ImageTooSlow`] |
+//! | what an image's path leads to | a regular file | `UnreadableFile` |
+//! | bytes of an image's address, and of where it redirects to | [`MAX_ADDRESS_BYTES`], 8 KiB | [`AddressRefused`] |
 //! | sides of what a model is given of an image | [`MAX_MODEL_SIDE`], 4,096 pixels | `InvalidInput`, or `InvalidConfig` |
 //! | pixels of that, and of what it is made of on the way | [`MAX_MODEL_PIXELS`], 67,108,864 | `InvalidInput` |
+//! | rows that an image to embed becomes, a row a patch | [`MAX_IMAGE_ROWS`], 16,384 | `InvalidInput`, or `InvalidConfig` |
 //! | time, redirects and networks of an image's address | [`UrlSettings`], set by the application | [`DownloadFailed`], [`AddressRefused`] |
 //! | requests that wait for a model | `QueueCapacity` of the capability | `QueueFull`, or the caller waits |
 //! | requests that run together | `BatchLimits` of the pool | they wait |
-//! | bytes of a model's configuration file | [`MAX_CONFIG_BYTES`], 64 MiB | `InvalidConfig` |
-//! | bytes of a weight file's header | [`MAX_HEADER_BYTES`], 100 MiB | `CorruptWeights` |
+//! | letters of a media type before base64 | `MAX_MEDIA_TYPE` of `image_input/base64.rs`, 256 | [`InvalidImage`] |
+//! | look-ups of names at once | `MAX_LOOKUPS` of `image_input/fetch.rs`, 16 | they wait |
+//! | scans of a JPEG, and samples of a channel in a block, in the decoder that is to the bit | `MAX_SCANS` of `image_input/jpeg.rs`, 64; `MAX_SAMPLING` of `image_input/jpeg/header.rs`, 4 | another decoder takes it |
+//! | tiles that LLaVA cuts an image into | `MAX_TILES` of `models/vision/llava/tiles.rs`, 64 | `InvalidInput` |
+//! | crops that Moondream cuts an image into | `MAX_CROPS` of `models/vision/moondream/crops.rs`, 64 | `InvalidConfig` |
+//! | how many times longer one side may be for Qwen3-VL | `MAX_ASPECT` of `models/vision/qwen3_vl/resize.rs`, 200 | `InvalidInput` |
+//! | workers of a model, unless the pool's settings say otherwise | `MAX_WORKERS` of `engine.rs`, 4 | requests wait |
 //!
-//! `InvalidInput` is the actors' error; the others are variants of [`Error`](crate::Error).
+//! `InvalidInput` is the actors' error; the others are variants of [`Error`].
 //!
+//! What a model's files may hold. What is over one of these is refused at the load, with `InvalidConfig` or the error of
+//! the file's format.
+//!
+//! | what | limit |
+//! |---|---|
+//! | bytes of a model's configuration file | [`MAX_CONFIG_BYTES`], 64 MiB |
+//! | bytes of a weight file's header | [`MAX_HEADER_BYTES`], 100 MiB |
+//! | dimensions of a tensor | `MAX_RANK` of `weights.rs`, 8; `MAX_RANK` of `gguf/header.rs`, 4 |
+//! | items of a GGUF list, bytes of a text in it, and of all texts | `MAX_ITEMS`, 16,777,216; `MAX_TEXT`, 16 MiB; `MAX_TEXTS`, 512 MiB; of `gguf/header.rs` |
+//! | a chat template: its bytes, steps, text, depth | `MAX_TEMPLATE_BYTES`, 256 KiB; `MAX_STEPS`, 1,000,000; `MAX_OUTPUT_BYTES`, 8 MiB; `MAX_DEPTH`, 100; of `generation/template.rs` |
+//! | in a chat template: bytes of JSON that is read, depth of brackets, joints of an expression | `MAX_JSON_BYTES` of `generation/template/functions.rs`, 8 MiB; `MAX_DEPTH`, 64, and `MAX_JOINTS`, 64, of `generation/template/guard.rs` |
+//! | ways of pooling side by side | `MAX_POOLINGS` of `pooling.rs`, 6 |
+//! | layers and widths of a decoder | `MAX_LAYERS`, 1,024, and `MAX_SIDE`, 1,048,576, of `models/decoder/config.rs` |
+//! | widths of a tower or of an encoder | `MAX_SIZE`, 16,777,216, of `models/towers/settings.rs`, `models/vision/blip/text.rs` and `models/vision/moondream/text.rs`; `MAX_DIMENSIONS` of `models/image_embedding/clip.rs`, 1,048,576 |
+//! | registers of DINOv2 | `MAX_REGISTERS` of `models/towers/dinov2.rs`, 1,024 |
+//! | grids that LLaVA chooses from | `MAX_GRIDS` of `models/vision/llava/tiles.rs`, 64 |
+//! | latents along a side of a UNet's own size | `MAX_SAMPLE` of `models/text_to_image/unet/config.rs`, 4,096 |
+//! | what a tokenizer may make of a byte: its normalizer; its split, and its decoder | `MAX_NORMALIZED`, 16,384, and `MAX_SPLIT`, 16, of `tokens/growth.rs` |
+//! | bytes of a token, and tokens that a tokenizer puts around a text | `MAX_TOKEN`, 16 KiB, and `MAX_ADDED`, 64, of `tokens/growth.rs` |
+//! | bytes that a tokenizer may make of a text, of tokens, and of its added tokens | `MAX_BYTES` of `tokens/growth.rs`, 16 MiB; `InvalidInput` for the first two |
+//! | times of a noise schedule | `MAX_TIMES` of `models/text_to_image/schedule.rs`, 100,000 |
+//! | bytes of a configuration that is read leniently | `MAX_LENIENT` of `models/text_to_image/repository.rs`, 1 MiB |
+//!
+//! [`PromptTooLong`]: crate::Error::PromptTooLong
 //! [`ImageTooLarge`]: crate::Error::ImageTooLarge
+//! [`ImageTooSlow`]: crate::Error::ImageTooSlow
+//! [`InvalidImage`]: crate::Error::InvalidImage
+//! [`NoRoomForImages`]: crate::Error::NoRoomForImages
+//! [`ImageSettings`]: crate::ImageSettings
 //! [`DownloadFailed`]: crate::Error::DownloadFailed
 //! [`AddressRefused`]: crate::Error::AddressRefused
 //! [`UrlSettings`]: crate::UrlSettings
@@ -34,15 +77,80 @@
 use model_actors::Bytes;
 pub use model_actors::limits::*;
 
+use crate::error::{Error, Result};
+
 /// Most bytes of a model's configuration file.
 pub const MAX_CONFIG_BYTES: u64 = 64 << 20;
 /// Most bytes of a weight file's header.
 pub const MAX_HEADER_BYTES: u64 = 100 << 20;
 
+/// Most bytes of an image's address.
+pub const MAX_ADDRESS_BYTES: usize = 8 << 10;
+/// Most pixels of a picture to paint, unless half as many again as the model's own size has are more.
+pub const MAX_PAINTED_PIXELS: usize = 768 * 768;
+
 /// Longest side, in pixels, of what a model is given of an image.
 pub const MAX_MODEL_SIDE: usize = 4096;
 /// Most pixels of what a model is given of an image, and of what it is made of on the way.
 pub const MAX_MODEL_PIXELS: usize = 64 << 20;
+/// Most rows that an image to embed becomes, a row for each patch and learned token: all of them see each other, and a
+/// layer over more would take longer than a worker may be silent.
+pub const MAX_IMAGE_ROWS: usize = 16 << 10;
+
+/// How much each worker of a model that writes, text to text or vision, writes at a time. The memory for it is counted in
+/// each worker's footprint.
+///
+/// ```
+/// use candle_actors::WritingLimits;
+/// let long = WritingLimits { cache_tokens: 32_768, texts: 4 };
+/// assert_eq!(WritingLimits::default().cache_tokens, 8192);
+/// # drop(long);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WritingLimits {
+    /// Tokens, of prompts and answers, that all texts of one worker may hold in its caches together; 8,192, from 128 to
+    /// 16,777,216; they are given out in pieces of 128. A text whose prompt and answer may become longer than what is free waits; one that alone may need
+    /// more than this is cut there, as at the end of the context. A prompt that leaves no room for an answer is
+    /// refused with both numbers.
+    pub cache_tokens: usize,
+    /// Texts that a worker writes together at most, from 1 to 1,024; 32, as many as a pool's default batch has. More
+    /// requests than these, in a larger batch, wait.
+    pub texts: usize,
+}
+
+impl Default for WritingLimits {
+    fn default() -> Self {
+        Self { cache_tokens: 8192, texts: 32 }
+    }
+}
+
+impl WritingLimits {
+    /// # Errors
+    /// [`Error::InvalidSetting`] for what is out of range.
+    pub(crate) fn check(&self) -> Result<()> {
+        let ranges = [("cache_tokens", self.cache_tokens, 128, 1 << 24), ("texts", self.texts, 1, 1024)];
+        for (setting, found, least, most) in ranges {
+            if !(least..=most).contains(&found) {
+                let reason = format!("it is {found}; {least} to {most} are allowed");
+                return Err(Error::InvalidSetting { setting, reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// The tokens that the answer to a prompt may have, in a model of this context.
+    ///
+    /// # Errors
+    /// [`Error::PromptTooLong`] if there is room for none.
+    pub(crate) fn room_after(&self, prompt: usize, context: usize) -> Result<usize> {
+        let (limit, of) = match self.cache_tokens < context {
+            true => (self.cache_tokens, "a worker's caches, as its cache_tokens are set, hold"),
+            false => (context, "the model's context has"),
+        };
+        let room = limit.checked_sub(prompt).filter(|room| *room > 0);
+        room.ok_or(Error::PromptTooLong { prompt, limit, of })
+    }
+}
 
 /// How large an image may be. What is over a limit is refused before memory is asked for.
 ///

@@ -10,6 +10,7 @@ use crate::device::{Compute, ComputeDevice};
 use crate::error::Result;
 #[cfg(feature = "hub")]
 use crate::hub::HubSettings;
+use crate::limits::WritingLimits;
 use crate::source::{Files, Source};
 
 /// Everything about a model that its small files tell, before its weights are read.
@@ -21,6 +22,10 @@ pub(crate) trait Plan: Sized + Send + Sync + 'static {
 
     /// Reads the small files. They may come from the network.
     fn read(files: Files, context: &LoadContext) -> Result<Self>;
+    /// The same with these limits, for models that write.
+    fn limited(self, _: WritingLimits) -> Self {
+        self
+    }
     fn files(&self) -> &Files;
     /// What the model will take, from the headers of its weights.
     fn footprint(&self, context: &LoadContext) -> Result<Footprint>;
@@ -39,6 +44,8 @@ pub struct LoadOptions {
     pub device: ComputeDevice,
     /// Processor threads that a pass may use, at least 1.
     pub threads: usize,
+    /// How much it writes at a time, if it writes.
+    pub writing: WritingLimits,
     /// How the hub is reached.
     #[cfg(feature = "hub")]
     pub hub: HubSettings,
@@ -49,6 +56,7 @@ impl Default for LoadOptions {
         Self {
             device: ComputeDevice::Cpu,
             threads: 1,
+            writing: WritingLimits::default(),
             #[cfg(feature = "hub")]
             hub: HubSettings::default(),
         }
@@ -59,6 +67,7 @@ impl Default for LoadOptions {
 pub(crate) struct ModelLoader<P> {
     source: Source,
     compute: Compute,
+    writing: WritingLimits,
     #[cfg(feature = "hub")]
     hub: HubSettings,
     plan: OnceLock<Arc<P>>,
@@ -69,10 +78,20 @@ impl<P: Plan> ModelLoader<P> {
         Self {
             source,
             compute,
+            writing: WritingLimits::default(),
             #[cfg(feature = "hub")]
             hub,
             plan: OnceLock::new(),
         }
+    }
+
+    /// With other limits for a model that writes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting).
+    pub(crate) fn writing(self, writing: WritingLimits) -> Result<Self> {
+        writing.check()?;
+        Ok(Self { writing, ..self })
     }
 
     /// Loads a model outside any pool.
@@ -85,7 +104,7 @@ impl<P: Plan> ModelLoader<P> {
             #[cfg(feature = "hub")]
             options.hub,
         );
-        loader.load_model(&context)
+        loader.writing(options.writing)?.load_model(&context)
     }
 
     fn plan(&self, context: &LoadContext) -> Result<Arc<P>> {
@@ -96,7 +115,7 @@ impl<P: Plan> ModelLoader<P> {
         let files = Files::open(&self.source, &self.hub)?;
         #[cfg(not(feature = "hub"))]
         let files = Files::open(&self.source)?;
-        let plan = Arc::new(P::read(files, context)?);
+        let plan = Arc::new(P::read(files, context)?.limited(self.writing));
         Ok(Arc::clone(self.plan.get_or_init(|| plan)))
     }
 
@@ -110,7 +129,7 @@ impl<P: Plan> Loader<P::Capability> for ModelLoader<P> {
         let plan = self.plan(context)?;
         let footprint = plan.footprint(context);
         plan.files().rest();
-        Ok(footprint?)
+        Ok(self.compute.counted(footprint?))
     }
 
     fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<P::Capability>>, Failure> {

@@ -23,7 +23,9 @@ use crate::limits::MAX_CONFIG_BYTES;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Source {
-    /// A directory with `config.json`, `tokenizer.json` and the weights, or with one GGUF file; or a GGUF file.
+    /// A directory with `config.json`, `tokenizer.json` and the weights, or with one GGUF file; or a GGUF file. In a
+    /// directory, `tokenizer.json` and the chat template beside the GGUF file go before those in it. A file that is
+    /// named itself is taken alone, as llama.cpp does: its own tokenizer and chat template are the model's.
     Directory(PathBuf),
     /// A repository on the Hugging Face hub, or on the server that `HF_ENDPOINT` names; needs the feature `hub`.
     Repository {
@@ -31,7 +33,8 @@ pub enum Source {
         name: String,
         /// A branch, tag or commit; without, `main`.
         revision: Option<String>,
-        /// The one GGUF file of it that is the model; without, the model is in safetensors.
+        /// The one GGUF file of it that is the model; without, the model is in safetensors. The repository's
+        /// `tokenizer.json` and chat template, where it has them, go before those in the file.
         gguf: Option<String>,
     },
 }
@@ -57,7 +60,8 @@ impl Source {
         }
     }
 
-    /// The model in one GGUF file of the repository or directory, which often hold several.
+    /// The model in one GGUF file of the repository or directory, which often hold several. Of a directory, the file
+    /// is taken alone.
     ///
     /// ```
     /// use candle_actors::Source;

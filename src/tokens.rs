@@ -1,5 +1,11 @@
 //! Text to token numbers and back, as the model's own `tokenizer.json` says. Texts to embed are cut to the model's
 //! longest input; prompts are taken whole. Padding is left out: the kernels need none.
+//!
+//! A tokenizer comes from outside. What it may make of a text before it looks for tokens, and of tokens when it writes
+//! them, is bounded in `growth`; a text then has at most as many tokens as bytes, and the few around it. The time that its regular expressions take is
+//! bounded only by their engine's limit of a million steps back for each match.
+
+mod growth;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +15,7 @@ use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection, TruncationPa
 
 use crate::error::{Error, Result};
 use crate::source::read_config;
+pub(crate) use growth::Growth;
 
 /// A model's tokenizer, shared by its workers. A clone is the same one.
 #[derive(Clone)]
@@ -18,6 +25,15 @@ pub(crate) struct Tokens {
     closing: Option<u32>,
     /// Tokens such as `<0x0A>` stand for bytes.
     byte_fallback: bool,
+    growth: Growth,
+}
+
+/// A `tokenizer.json` that is not checked yet: see [`Growth::of`].
+pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
+    let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
+    let bytes = read_config(path)?;
+    growth::check_added(&bytes).map_err(invalid)?;
+    Tokenizer::from_bytes(bytes).map_err(|error| invalid(error.to_string()))
 }
 
 /// Whether a prompt gets the special tokens that the tokenizer puts around texts.
@@ -42,8 +58,7 @@ impl Tokens {
     /// Reads a tokenizer; texts are cut to `longest` tokens, special ones included.
     pub(crate) fn read(path: &Path, longest: usize, lowercase: bool) -> Result<Self> {
         let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
-        let bytes = read_config(path)?;
-        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| invalid(error.to_string()))?;
+        let mut tokenizer = open(path)?;
         let special = tokenizer.get_post_processor().map_or(0, |processor| {
             use tokenizers::PostProcessor as _;
             processor.added_tokens(false)
@@ -67,7 +82,7 @@ impl Tokens {
         }
         tokenizer.with_padding(None);
         tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
-        Ok(Self::of(tokenizer))
+        Self::of(tokenizer).map_err(invalid)
     }
 
     /// The same, so that each text ends with this token, for which room is kept. A tokenizer that does it itself stays
@@ -95,36 +110,36 @@ impl Tokens {
     /// Reads a tokenizer for prompts, which are never cut.
     pub(crate) fn read_whole(path: &Path) -> Result<Self> {
         let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
-        let bytes = read_config(path)?;
-        let tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| invalid(error.to_string()))?;
-        Self::whole(tokenizer).map_err(invalid)
+        Self::whole(open(path)?).map_err(invalid)
     }
 
     /// A tokenizer that was put together from other files, for prompts.
     pub(crate) fn whole(mut tokenizer: Tokenizer) -> Result<Self, String> {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
-        Ok(Self::of(tokenizer))
+        Self::of(tokenizer)
     }
 
-    fn of(tokenizer: Tokenizer) -> Self {
+    fn of(tokenizer: Tokenizer) -> Result<Self, String> {
+        let growth = Growth::of(&tokenizer)?;
         let decoder = tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok());
         let byte_fallback = decoder.is_some_and(|decoder| decoder.contains("\"ByteFallback\""));
-        Self { tokenizer: Arc::new(tokenizer), closing: None, byte_fallback }
+        Ok(Self { tokenizer: Arc::new(tokenizer), closing: None, byte_fallback, growth })
     }
 
     /// A prompt's tokens, as it is written; may be none.
     pub(crate) fn encode_prompt(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, specials == Specials::Added)
-            .map_err(|error| Error::InvalidInput(format!("the prompt cannot be tokenized: {error}")))?;
+        let failed = |error: String| Error::InvalidInput(format!("the prompt cannot be tokenized: {error}"));
+        self.growth.check(&self.tokenizer, text).map_err(failed)?;
+        let encoding = self.tokenizer.encode_fast(text, specials == Specials::Added);
+        let encoding = encoding.map_err(|error| failed(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of tokens, without the special ones. Nothing if the tokenizer fails.
+    /// The text of tokens, without the special ones. Nothing if it becomes too long or the tokenizer fails.
     pub(crate) fn decode(&self, ids: &[u32]) -> Option<String> {
-        self.tokenizer.decode(ids, true).ok()
+        let fits = self.growth.can_decode(&self.tokenizer, ids);
+        fits.then(|| self.tokenizer.decode(ids, true).ok())?
     }
 
     /// The number of a token by its name.
@@ -151,10 +166,9 @@ impl Tokens {
 
     /// A text's tokens with the model's special ones; never none.
     pub(crate) fn encode(&self, text: &str) -> Result<TokenIds> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, true)
-            .map_err(|error| Error::InvalidInput(format!("the text cannot be tokenized: {error}")))?;
+        let failed = |error: String| Error::InvalidInput(format!("the text cannot be tokenized: {error}"));
+        self.growth.check(&self.tokenizer, text).map_err(failed)?;
+        let encoding = self.tokenizer.encode_fast(text, true).map_err(|error| failed(error.to_string()))?;
         let ids: Vec<u32> = encoding.get_ids().iter().copied().chain(self.closing).collect();
         if ids.is_empty() {
             return Err(Error::InvalidInput("the text has no tokens".to_owned()));
@@ -178,5 +192,53 @@ impl Tokens {
     /// One more than the largest token number.
     pub(crate) fn vocabulary(&self) -> usize {
         self.tokenizer.get_vocab(true).values().max().map_or(0, |largest| *largest as usize + 1)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn texts_and_prompts_are_guarded_alike() {
+        let sound =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_text/llama/tokenizer.json");
+        let sound: Value = serde_json::from_slice(&std::fs::read(sound).unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tokenizer.json");
+        let with = |parts: Value| {
+            let Value::Object(parts) = parts else { unreachable!("{parts}") };
+            let mut written = sound.clone();
+            written.as_object_mut().unwrap().extend(parts);
+            std::fs::write(&file, serde_json::to_vec(&written).unwrap()).unwrap();
+            [Tokens::read(&file, 100, false), Tokens::read_whole(&file)]
+        };
+        let replace = |bytes: usize| json!({"type": "Replace", "pattern": {"String": "a"}, "content": "a".repeat(bytes)});
+        assert!(with(json!({"normalizer": replace(3)})).iter().all(Result::is_ok));
+
+        let template = json!({"type": "TemplateProcessing", "pair": [], "special_tokens": {},
+            "single": [{"SpecialToken": {"id": "z", "type_id": 0}}]});
+        let long = json!({"id": 9999, "content": "a".repeat(1100), "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": true, "special": false});
+        for parts in [
+            json!({"normalizer": replace(20_000)}),
+            json!({"decoder": replace(20)}),
+            json!({"post_processor": template}),
+            json!({"normalizer": replace(16_000), "added_tokens": [long]}),
+        ] {
+            for tokens in with(parts) {
+                assert!(matches!(tokens.err(), Some(Error::InvalidTokenizer { .. })));
+            }
+        }
+
+        let [_, tokens] = with(json!({"decoder": replace(16)}));
+        let tokens = tokens.unwrap();
+        assert!(tokens.decode(&[70; 1000]).is_some());
+        assert!(tokens.decode(&[70; 1 << 20]).is_none(), "a byte and a space each, sixteen times");
     }
 }

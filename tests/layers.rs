@@ -7,7 +7,7 @@ mod rules;
 
 use std::path::Path;
 
-use rules::{imports_from_below, silent_files};
+use rules::{imports_from_below, rust_files, silent_files};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -23,4 +23,40 @@ fn every_file_opens_with_what_it_is() {
 fn a_module_imports_only_those_listed_above_it() {
     let broken = imports_from_below(root());
     assert!(broken.is_empty(), "against the order of lib.rs:\n{}", broken.join("\n"));
+}
+
+/// The limits that only one file knows stay beside what they bound, and are told of in `limits.rs` all the same.
+#[test]
+fn every_limit_is_in_the_table() {
+    let source = root().join("src");
+    let table = std::fs::read_to_string(source.join("limits.rs")).unwrap();
+    let told = |name: &str, path: &str| {
+        let row = |line: &str| line.contains(&format!("`{name}`")) && line.contains(&format!("`{path}`"));
+        table.lines().filter(|line| line.starts_with("//! |")).any(row)
+    };
+    // The control: the search finds what is there, and only that.
+    assert!(told("MAX_LOOKUPS", "image_input/fetch.rs") && !told("MAX_LOOKUPS", "weights.rs"));
+    let (mut missing, mut found) = (Vec::new(), 0);
+    for file in rust_files(&source) {
+        let path = file.strip_prefix(&source).unwrap().to_string_lossy().replace('\\', "/");
+        for line in std::fs::read_to_string(&file).unwrap().lines().filter(|_| path != "limits.rs") {
+            let Some((_, rest)) = line.split_once("const MAX_") else { continue };
+            let name = format!("MAX_{}", rest.split(':').next().unwrap());
+            found += 1;
+            if !told(&name, &path) {
+                missing.push(format!("{name} of {path}"));
+            }
+        }
+    }
+    assert!(found > 20, "{found}");
+    assert!(missing.is_empty(), "limits.rs does not tell of {missing:#?}");
+    for line in table.lines().filter(|line| line.starts_with("pub const")) {
+        let name = line.split([' ', ':']).nth(2).unwrap();
+        assert!(table.contains(&format!("[`{name}`]")), "the table does not tell of {name}");
+    }
+    for line in std::fs::read_to_string(root().join("actors/src/limits.rs")).unwrap().lines() {
+        let Some(rest) = line.strip_prefix("pub const ") else { continue };
+        let name = rest.split(':').next().unwrap();
+        assert!(table.contains(&format!("[`{name}`]")), "the table does not tell of {name}");
+    }
 }

@@ -138,11 +138,20 @@ async fn open_addresses(errors: &mut Vec<String>) {
         format!("ftp://user:{PASSWORD}@127.0.0.1/{PATH}?s={SIGNATURE}"),
         format!("http://user:{PASSWORD}@[::/{PATH}?s={SIGNATURE}"),
         format!("user:{PASSWORD}"),
+        format!("htps://user:{PASSWORD}@127.0.0.1/{PATH}?s={SIGNATURE}"),
+        format!("htp://{PASSWORD}/{PATH}"),
+        format!("{PASSWORD}://127.0.0.1/{PATH}"),
+        format!("{PASSWORD}:{SIGNATURE}"),
     ]);
     let mut good = 0;
-    for address in addresses {
-        let source = ImageSource::Url(address);
-        errors.push(format!("{source:?}"));
+    // Such as an application gets that tells addresses from paths by what they begin with.
+    let mistyped = format!("htps://user:{PASSWORD}@127.0.0.1/{PATH}?s={SIGNATURE}");
+    let sources = addresses.into_iter().map(ImageSource::Url).chain([ImageSource::Path(mistyped.into())]);
+    for source in sources {
+        // A path is shown, which the application should have known to be none.
+        if !matches!(source, ImageSource::Path(_)) {
+            errors.push(format!("{source:?}"));
+        }
         match engine.images().picture(source).await {
             Ok(_) => good += 1,
             Err(error) => errors.push(format!("{error} {error:?}")),

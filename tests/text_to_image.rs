@@ -98,6 +98,107 @@ fn a_turbo_model_takes_one_step_unless_asked_otherwise() {
     assert_eq!(model.default_size(), (64, 64));
 }
 
+/// The mean difference of two pictures of one size, where 1 is that of black and white.
+fn distance(left: &Picture, right: &Picture) -> f64 {
+    assert_eq!((left.width, left.height), (right.width, right.height));
+    let sum: u64 = left.rgb.iter().zip(&right.rgb).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    sum as f64 / left.rgb.len() as f64 / 255.0
+}
+
+/// So small a picture is shown whole, so that the last preview is the picture itself.
+#[test]
+fn previews_come_to_look_like_the_picture_and_are_there_only_if_asked_for() {
+    let all = &["ddim", "pndm", "euler", "euler_ancestral", "dpm++"][..];
+    let flow = &["flow_match_euler"][..];
+    for (family, side, schedulers) in [
+        ("sd15", 64, all),
+        ("sd21", 64, all),
+        ("sdxl", 64, &all[..1]),
+        ("sd35", 48, flow),
+        ("flux_schnell", 48, flow),
+    ] {
+        let model = load(family);
+        for scheduler in schedulers {
+            let plain = PaintImage {
+                steps: Some(4),
+                scheduler: Some((*scheduler).to_owned()),
+                size: Some((side, side)),
+                ..request("a cat", 5)
+            };
+            let picture = model.paint(&plain, |step| assert_eq!(step.preview, None)).unwrap();
+            let mut previews = Vec::new();
+            let shown = PaintImage { preview: true, ..plain };
+            let same = model.paint(&shown, |step| previews.extend(step.preview)).unwrap();
+            assert_eq!(same, picture, "{family} {scheduler}: looking changes the picture");
+            let distances: Vec<f64> = previews.iter().map(|preview| distance(preview, &picture)).collect();
+            println!("{family} {scheduler}: {distances:.4?}");
+            assert!(distances.len() >= 4, "{family} {scheduler}: {distances:?}");
+            assert_eq!(distances.last(), Some(&0.0), "{family} {scheduler}");
+            assert!(distances[0] > distances[distances.len() - 2], "{family} {scheduler}: {distances:?}");
+        }
+    }
+}
+
+#[test]
+fn previews_of_larger_pictures_are_small() {
+    let model = load("sd15");
+    for (size, small) in [((256, 192), (128, 96)), ((136, 64), (128, 64)), ((64, 640), (16, 128))] {
+        let request = PaintImage { size: Some(size), steps: Some(1), preview: true, ..request("a cat", 5) };
+        let mut sizes = Vec::new();
+        let picture = model.paint(&request, |step| {
+            let preview = step.preview.unwrap();
+            sizes.push((preview.width, preview.height));
+        });
+        let picture = picture.unwrap();
+        assert_eq!((picture.width, picture.height), size);
+        assert!(sizes.iter().all(|preview| *preview == small), "{size:?}: {sizes:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_shows_previews_and_what_no_model_has_is_refused_before_one_is_loaded() {
+    let (engine, painter) = studio("sd15", 1).await;
+    let mut stream = painter.stream(PaintImage { preview: true, ..request("a cat", 3) }).await.unwrap();
+    let mut last = None;
+    while let Some(step) = stream.next().await {
+        last = step.preview;
+    }
+    assert_eq!(last, Some(stream.output().await.unwrap()));
+    assert!(engine.shutdown().await.is_clean());
+    let nowhere = Source::directory("no/such/model");
+    let engine = Engine::builder().text_to_image("none", nowhere).start().await.unwrap();
+    let painter = engine.text_to_image("none").unwrap();
+    let unknown = || PaintImage { scheduler: Some("fast".into()), ..request("a cat", 1) };
+    let errors = [
+        painter.paint(unknown()).await.map(drop),
+        painter.try_paint(unknown()).await.map(drop),
+        painter.stream(unknown()).await.map(drop),
+        painter.try_stream(unknown()).await.map(drop),
+    ];
+    for error in errors.map(Result::unwrap_err) {
+        assert!(
+            matches!(&error, Error::InvalidInput(words) if words.contains("flow_match_euler")),
+            "{error}"
+        );
+    }
+    let changed: [fn(&mut PaintImage); 4] = [
+        |request| request.guidance = Some(f32::NAN),
+        |request| request.negative_prompt = Some("x".repeat(65_537)),
+        |request| request.size = Some((0, 8)),
+        |request| request.size = Some((usize::MAX, 8)),
+    ];
+    for change in changed {
+        let mut request = request("a cat", 1);
+        change(&mut request);
+        let error = painter.paint(request).await.unwrap_err();
+        assert!(matches!(error, Error::Actor(model_actors::Error::InvalidInput { .. })), "{error}");
+    }
+    // The control: a good request comes to the load, which fails.
+    let error = painter.paint(request("a cat", 1)).await.unwrap_err();
+    assert!(matches!(error.root(), Error::NoSuchDirectory { .. }), "{error}");
+    assert!(engine.shutdown().await.is_clean());
+}
+
 async fn studio(family: &str, workers: usize) -> (Engine, ImagePainter) {
     let pool = PoolConfig { max_workers: workers, cold_start_workers: workers, ..PoolConfig::default() };
     let source = Source::directory(fixture(family));
@@ -322,4 +423,13 @@ fn files_that_are_missing_or_damaged_are_named() {
         let error = self::error(&folder);
         assert!(matches!(error, Error::InvalidTokenizer { .. }), "{vocabulary}: {error}");
     }
+}
+
+#[test]
+fn a_tokenizer_that_multiplies_a_prompt_is_refused() {
+    let normalizer = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "b".repeat(20_000)});
+    let file = "tokenizer_2/tokenizer.json";
+    let folder = changed("flux_schnell", file, json!({"normalizer": normalizer}));
+    let error = error(&folder);
+    assert!(matches!(error, Error::InvalidTokenizer { .. }), "{error}");
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use candle_actors::{Engine, Error, Source, TextGenerationModel, TextGenerator};
+use candle_actors::{Engine, Error, LoadOptions, Source, TextGenerationModel, TextGenerator, WritingLimits};
 use common::text::{counted, expected, families, family, load, one_worker};
 use model_actors::{
     CallOptions, Completion, FinishReason, GenerateText, Message, ModelHandle, PoolConfig, Prompt,
@@ -221,6 +221,105 @@ async fn the_context_is_the_end() {
     assert!(engine.shutdown().await.is_clean());
 }
 
+fn limited(name: &str, writing: WritingLimits) -> Result<TextGenerationModel, Error> {
+    let options = LoadOptions { writing, ..LoadOptions::default() };
+    TextGenerationModel::load_with(Source::directory(family(name)), options)
+}
+
+#[test]
+fn what_a_workers_caches_hold_is_a_setting() {
+    let limits = WritingLimits { cache_tokens: 200, texts: 4 };
+    let (small, usual) = (limited("llama", limits).unwrap(), load("llama"));
+    assert_eq!((small.max_tokens(), usual.max_tokens()), (200, 512));
+    assert!(small.footprint().per_worker < usual.footprint().per_worker);
+    let more = limited("llama", WritingLimits { texts: 32, ..limits }).unwrap();
+    let logits = 2 * 4 * 384 * (32 - 4);
+    assert!(more.footprint().per_worker.0 >= small.footprint().per_worker.0 + logits, "logits are counted");
+
+    let long = "The ".repeat(150);
+    let tokens = small.tokenize(&Prompt::Raw(long.clone())).unwrap().len();
+    let error = small.generate(&[request(&long, 1)]).unwrap_err();
+    assert!(matches!(error, Error::PromptTooLong { prompt, limit: 200, .. } if prompt == tokens), "{error}");
+    let message = error.to_string();
+    assert!(message.contains("200") && message.contains("cache_tokens"), "{message}");
+    let completion = small.generate(&[request("The cat", 1000)]).unwrap().remove(0);
+    assert_eq!(completion.usage.prompt_tokens + completion.usage.completion_tokens, 200);
+
+    // Two that do not fit together are written one after the other, and are the same.
+    let asked = [request("The cat", 130), request("The cat", 130)];
+    let steps = |model: &TextGenerationModel| {
+        let before = model.steps();
+        (model.generate(&asked).unwrap(), model.steps() - before)
+    };
+    let ((alone, apart), (both, together)) = (steps(&small), steps(&usual));
+    println!("{apart} steps apart, {together} together");
+    assert_eq!((alone, apart), (both, 2 * together));
+
+    for (limits, setting) in [
+        (WritingLimits { cache_tokens: 127, ..limits }, "cache_tokens"),
+        (WritingLimits { cache_tokens: usize::MAX, ..limits }, "cache_tokens"),
+        (WritingLimits { texts: 0, ..limits }, "texts"),
+    ] {
+        let error = limited("llama", limits).err().unwrap();
+        assert!(matches!(error, Error::InvalidSetting { setting: found, .. } if found == setting), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_takes_the_limits_of_each_model() {
+    let source = || Source::directory(family("llama"));
+    let limits = WritingLimits { cache_tokens: 128, ..WritingLimits::default() };
+    let builder = Engine::builder().text_to_text_with("small", source(), limits);
+    let engine = builder.text_to_text("usual", source()).start().await.unwrap();
+    let long = "The ".repeat(120);
+    let error = engine.text_to_text("small").unwrap().generate(request(&long, 1)).await.unwrap_err();
+    assert!(error.to_string().contains("128"), "{error}");
+    assert!(engine.text_to_text("usual").unwrap().generate(request(&long, 1)).await.is_ok());
+    let wrong = WritingLimits { texts: 0, ..limits };
+    let error = engine.add_text_to_text_with("wrong", source(), wrong).err().unwrap();
+    assert!(matches!(error, Error::InvalidSetting { setting: "texts", .. }), "{error}");
+    assert!(engine.shutdown().await.is_clean());
+}
+
+/// Phi-3's rotary embedding changes for all of a text that becomes longer than this.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_outgrows_its_rotary_embedding_is_read_again_in_pieces_while_others_write() {
+    let folder = copy_of("phi3");
+    let file = folder.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    config["original_max_position_embeddings"] = 300.into();
+    std::fs::write(&file, config.to_string()).unwrap();
+    let model = TextGenerationModel::load(Source::directory(folder.path())).unwrap();
+    let prompt = "The cat sleeps. ".repeat(20);
+    let tokens = model.tokenize(&Prompt::Raw(prompt.clone())).unwrap();
+    assert!((130..250).contains(&tokens.len()), "{}", tokens.len());
+    let before = model.steps();
+    let whole = model.generate(&[request(&prompt, 200)]).unwrap().remove(0);
+    let (steps, pieces) = (model.steps() - before, tokens.len().div_ceil(128) as u64);
+    // 199 tokens are read one at a time, but for the one with which 301 are read again in three pieces.
+    println!("{} tokens of prompt, 200 written, {steps} steps", tokens.len());
+    assert_eq!((whole.usage.completion_tokens, steps), (200, pieces + 198 + 3));
+    // What is written then is what a prompt of that length is followed by.
+    let mut written = tokens.clone();
+    while written.len() < 301 {
+        let logits = model.logits(&written).unwrap().pop().unwrap();
+        let best = (0..logits.len()).max_by(|left, right| logits[*left].total_cmp(&logits[*right]));
+        written.push(best.unwrap() as u32);
+    }
+    let mut long = written.clone();
+    for _ in 0..20 {
+        let logits = model.logits(&long).unwrap().pop().unwrap();
+        let best = (0..logits.len()).max_by(|left, right| logits[*left].total_cmp(&logits[*right]));
+        long.push(best.unwrap() as u32);
+    }
+    let text = model.decode(&long[tokens.len()..]).unwrap();
+    let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER);
+    assert!(whole.text.trim_start().starts_with(text.trim_start()), "{:?} is not {text:?}", whole.text);
+    // Beside others it is the same.
+    let together = model.generate(&[request("The rain", 220), request(&prompt, 200)]).unwrap();
+    assert_eq!(together[1], whole);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_token_ends_the_text() {
     let model = load("llama");
@@ -347,4 +446,28 @@ fn files_that_make_no_sense_are_named() {
     }
     let error = broken("tokenizer.json", "{}");
     assert!(matches!(error, Error::InvalidTokenizer { .. }), "{error}");
+}
+
+#[test]
+fn a_gguf_file_that_is_named_is_taken_alone_and_in_a_directory_with_the_tokenizer_beside_it() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("model.gguf");
+    let sound = std::fs::read(family("gguf_qwen2").join("tiny-qwen2-Q4_0.gguf")).unwrap();
+    let load = |path: &std::path::Path| TextGenerationModel::load(Source::directory(path));
+    std::fs::write(&file, &sound).unwrap();
+    let beside = folder.path().join("tokenizer.json");
+    std::fs::write(&beside, "nothing of use").unwrap();
+    assert!(load(&file).is_ok(), "what lies beside it is not looked at");
+    assert!(matches!(load(folder.path()), Err(Error::InvalidTokenizer { .. })));
+
+    let name = b"tokenizer.ggml.model";
+    let place = sound.windows(name.len()).position(|window| window == name).unwrap();
+    let mut without = sound;
+    without[place..place + name.len()].copy_from_slice(b"tokenizer.ggml.other");
+    std::fs::write(&file, &without).unwrap();
+    std::fs::copy(family("qwen2").join("tokenizer.json"), &beside).unwrap();
+    let error = load(&file).err().unwrap();
+    assert!(matches!(error, Error::InvalidGguf { .. }), "{error}");
+    assert!(error.to_string().contains("load a directory that holds this file"), "{error}");
+    assert!(load(folder.path()).is_ok());
 }

@@ -7,7 +7,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_actors::{Engine, Error, Source, VisionModel};
+use candle_actors::{
+    Engine, Error, ImageInput, ImageSettings, LoadOptions, Source, VisionModel, WritingLimits,
+};
 use candle_core::{Device, Tensor};
 use common::{difference, root};
 use model_actors::{
@@ -238,6 +240,9 @@ async fn a_dropped_stream_stops_the_model_within_a_step() {
     let spec = ModelSpec::new("model", Loaded(model.try_clone().unwrap())).continuous();
     let handle = client.register(spec).unwrap();
     let mut request = request(&cases("llava")[1]);
+    // A worker takes pixels alone.
+    let images = ImageInput::new(ImageSettings::default()).unwrap();
+    request.image = ImageSource::Picture(images.picture(request.image).await.unwrap());
     request.max_tokens = 1;
     model.describe(&request).unwrap();
     let alone = model.steps();
@@ -257,8 +262,12 @@ async fn a_dropped_stream_stops_the_model_within_a_step() {
     assert!(system.shutdown().await.is_clean());
 }
 
-/// A copy of a family's fixture with its `config.json` changed.
-fn changed(family: &str, file: &str, change: impl FnOnce(&mut serde_json::Value)) -> Error {
+/// What comes of loading a copy of a family's fixture with a file changed.
+fn load_changed(
+    family: &str,
+    file: &str,
+    change: impl FnOnce(&mut serde_json::Value),
+) -> Result<VisionModel, Error> {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(fixture(family)).unwrap() {
         let path = entry.unwrap().path();
@@ -269,8 +278,22 @@ fn changed(family: &str, file: &str, change: impl FnOnce(&mut serde_json::Value)
     change(&mut config);
     std::fs::write(&path, config.to_string()).unwrap();
     VisionModel::load(Source::directory(folder.path()))
-        .err()
-        .unwrap_or_else(|| panic!("{family} loads {config}"))
+}
+
+fn changed(family: &str, file: &str, change: impl FnOnce(&mut serde_json::Value)) -> Error {
+    load_changed(family, file, change).err().unwrap_or_else(|| panic!("{family} loads with {file} changed"))
+}
+
+#[test]
+fn the_largest_image_is_counted_ahead() {
+    let per_worker = |pixels: u64| {
+        let change = |settings: &mut serde_json::Value| settings["size"]["longest_edge"] = pixels.into();
+        load_changed("qwen3_vl", "preprocessor_config.json", change).unwrap().footprint().per_worker.0
+    };
+    // Patches of 8 · 8 pixels, of which the tower holds five rows of 32 numbers each; the context has room for 2,048.
+    let more = per_worker(1024 * 64) - per_worker(512 * 64);
+    assert!(more >= 512 * 5 * 32 * 4, "{more}");
+    assert_eq!(per_worker(1 << 20), per_worker(1 << 21));
 }
 
 #[test]
@@ -369,9 +392,37 @@ fn what_does_not_fit_the_context_is_refused_with_both_numbers() {
         let mut request = request(&cases(family)[0]);
         request.question = "word ".repeat(700);
         let error = model.describe(&request).unwrap_err();
-        assert!(matches!(error, Error::InvalidInput(_)), "{error}");
+        assert!(matches!(error, Error::PromptTooLong { limit, .. } if limit == model.context()), "{error}");
         let message = error.to_string();
         assert!(message.contains(&model.context().to_string()), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_workers_caches_hold_is_a_setting() {
+    for family in ["llava", "blip"] {
+        let source = || Source::directory(fixture(family));
+        let limits = WritingLimits { cache_tokens: 128, texts: 2 };
+        let options = LoadOptions { writing: limits, ..LoadOptions::default() };
+        let small = VisionModel::load_with(source(), options).unwrap();
+        let usual = VisionModel::load(source()).unwrap();
+        assert!(small.context() <= 128);
+        assert!(small.footprint().per_worker < usual.footprint().per_worker, "{family}");
+        let case = &cases(family)[0];
+        let endless = DescribeImage { question: "word ".repeat(150), ..request(case) };
+        let error = small.describe(&endless).unwrap_err();
+        assert!(matches!(error, Error::PromptTooLong { limit, .. } if limit == small.context()), "{error}");
+
+        // More requests than fit together wait for each other, and are answered as they would be alone.
+        let pool = PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() };
+        let builder = Engine::builder().pool_config(pool).vision_with("model", source(), limits);
+        let engine = builder.start().await.unwrap();
+        let model = engine.vision("model").unwrap();
+        let answers = (0..6).map(|_| model.describe(request(case)));
+        for answer in futures_util::future::join_all(answers).await {
+            assert_eq!(answer.unwrap(), small.describe(&request(case)).unwrap(), "{family}");
+        }
+        assert!(engine.shutdown().await.is_clean());
     }
 }
 

@@ -2,7 +2,17 @@
 
 use std::time::Duration;
 
-use model_actors::{CallOptions, Capability, Lane, ModelHandle, Priority};
+use model_actors::{CallOptions, Capability, ImageSource, Lane, ModelHandle, Priority};
+
+use crate::error::Result;
+use crate::image_input::ImageInput;
+
+/// Whether a request waits while its model's queue or the memory for images is full.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WhenFull {
+    Wait,
+    FailAtOnce,
+}
 
 /// A model and the settings of the calls to it.
 pub(crate) struct Calls<C: Capability> {
@@ -26,6 +36,34 @@ impl<C: Capability> Calls<C> {
 
     pub(crate) fn options(&self, lane: Lane) -> CallOptions {
         CallOptions { lane, priority: self.priority, timeout: self.timeout }
+    }
+
+    /// Refuses a request for which nothing needs to be fetched or decoded, since it would be refused afterwards.
+    pub(crate) fn check(&self, request: &C::Request, lane: Lane, when_full: WhenFull) -> Result<()> {
+        self.model.check(request)?;
+        match when_full {
+            WhenFull::Wait => Ok(()),
+            WhenFull::FailAtOnce => Ok(self.model.try_vacancy(lane)?),
+        }
+    }
+
+    /// A request's images, fetched and decoded, and the options for the rest of it: the wait for room for the images is
+    /// part of the request's time; fetching and decoding have limits of their own.
+    pub(crate) async fn decoded(
+        &self,
+        images: &ImageInput,
+        sources: Vec<ImageSource>,
+        lane: Lane,
+        when_full: WhenFull,
+    ) -> Result<(Vec<ImageSource>, CallOptions)> {
+        let timeout = self.timeout.unwrap_or_else(|| self.model.request_timeout());
+        let patience = match when_full {
+            WhenFull::Wait => timeout,
+            WhenFull::FailAtOnce => Duration::ZERO,
+        };
+        let (pictures, waited) = images.leased(sources, patience).await?;
+        let timeout = Some(timeout.saturating_sub(waited));
+        Ok((pictures, CallOptions { timeout, ..self.options(lane) }))
     }
 }
 

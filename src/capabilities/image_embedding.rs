@@ -5,9 +5,11 @@
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use model_actors::{EmbedImages, ImageEmbedding, ImageSource, Lane, ModelHandle, ModelId, Priority};
+use model_actors::{
+    CallOptions, EmbedImages, ImageEmbedding, ImageSource, Lane, ModelHandle, ModelId, Priority,
+};
 
-use crate::capabilities::calls::Calls;
+use crate::capabilities::calls::{Calls, WhenFull};
 use crate::error::{Error, Result};
 use crate::image_input::ImageInput;
 
@@ -28,7 +30,7 @@ const TEXT_REQUESTS_AT_A_TIME: usize = 16;
 /// use candle_actors::{Engine, Source};
 /// use model_actors::ImageSource;
 /// # async fn run() -> candle_actors::Result<()> {
-/// let source = Source::repository("openai/clip-vit-base-patch32");
+/// let source = Source::repository("openai/clip-vit-large-patch14");
 /// let engine = Engine::builder().image_embedding("clip", source).start().await?;
 /// let clip = engine.image_embedding("clip")?;
 /// let image = clip.embed_image(ImageSource::Path("cat.jpg".into())).await?;
@@ -54,8 +56,8 @@ impl ImageEmbedder {
         Self { calls: self.calls.priority(priority), ..self }
     }
 
-    /// The time that each request has for queue, load and run, instead of the model's own. Fetching and decoding an
-    /// image has a limit of its own, in [`crate::ImageSettings`].
+    /// The time that each request has for queue, load and run, instead of the model's own, the wait for room for its
+    /// images included. Fetching and decoding an image has limits of its own, in [`crate::ImageSettings`].
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { calls: self.calls.timeout(timeout), ..self }
     }
@@ -65,7 +67,8 @@ impl ImageEmbedder {
         self.model().id()
     }
 
-    /// The untyped handle, to preload, unload or pin the model. Its workers open no addresses.
+    /// The untyped handle, to preload, unload or pin the model. Its workers take pixels alone, such as
+    /// [`ImageInput::picture`] gives.
     pub fn model(&self) -> &ModelHandle<ImageEmbedding> {
         &self.calls.model
     }
@@ -75,30 +78,35 @@ impl ImageEmbedder {
     /// # Errors
     /// Those of [`ImageInput::picture`]; [`Error::Actor`], of which [`Error::root`] gives a load's own error.
     pub async fn embed_image(&self, image: ImageSource) -> Result<Vec<f32>> {
-        let request = self.pictures(vec![image]).await?;
-        only(self.model().call(request, self.calls.options(Lane::Interactive)).await?)
+        let (request, options) = self.pictures(vec![image], Lane::Interactive, WhenFull::Wait).await?;
+        only(self.model().call(request, options).await?)
     }
 
-    /// As [`Self::embed_image`], but fails at once if the queue is full.
+    /// As [`Self::embed_image`], but does not wait while the model's queue or the memory for images is full: it fails
+    /// then before the image is fetched, and once more if either became full until the image was decoded.
     ///
     /// # Errors
     /// As [`Self::embed_image`].
     pub async fn try_embed_image(&self, image: ImageSource) -> Result<Vec<f32>> {
-        let request = self.pictures(vec![image]).await?;
-        only(self.model().try_call(request, self.calls.options(Lane::Interactive)).await?)
+        let (request, options) = self.pictures(vec![image], Lane::Interactive, WhenFull::FailAtOnce).await?;
+        only(self.model().try_call(request, options).await?)
     }
 
-    /// One vector for each image, in order. The images are split into requests of at most 4 that run side by side in
-    /// the batch lane, 4 at a time, each fetched and decoded when it is its turn; the first that fails ends the others.
+    /// One vector for each image, in order. The images are split into requests of at most 4, and of no more addresses than
+    /// [`crate::UrlSettings::downloads`], that run side by side in the batch lane, 4 at a time, each fetched and decoded when it is its turn; the first that fails ends the others.
     ///
     /// # Errors
     /// As [`Self::embed_image`]; [`Error::InvalidInput`] for no images at all.
     pub async fn embed_images(&self, images: impl IntoIterator<Item = ImageSource>) -> Result<Vec<Vec<f32>>> {
-        let options = self.calls.options(Lane::Batch);
-        self.images_in_order(images, |request| self.model().call(request, options)).await
+        let call = |images| async move {
+            let (request, options) = self.pictures(images, Lane::Batch, WhenFull::Wait).await?;
+            Ok(self.model().call(request, options).await?)
+        };
+        self.images_in_order(images, call).await
     }
 
-    /// As [`Self::embed_images`], but fails at once if the queue is full for one of the requests.
+    /// As [`Self::embed_images`], but fails if the queue or the memory for images is full for one of the requests, its own
+    /// others included: before its images are fetched, or afterwards.
     ///
     /// # Errors
     /// As [`Self::embed_images`].
@@ -106,8 +114,11 @@ impl ImageEmbedder {
         &self,
         images: impl IntoIterator<Item = ImageSource>,
     ) -> Result<Vec<Vec<f32>>> {
-        let options = self.calls.options(Lane::Batch);
-        self.images_in_order(images, |request| self.model().try_call(request, options)).await
+        let call = |images| async move {
+            let (request, options) = self.pictures(images, Lane::Batch, WhenFull::FailAtOnce).await?;
+            Ok(self.model().try_call(request, options).await?)
+        };
+        self.images_in_order(images, call).await
     }
 
     /// One text's vector, in the images' space.
@@ -156,24 +167,16 @@ impl ImageEmbedder {
     async fn images_in_order<F>(
         &self,
         images: impl IntoIterator<Item = ImageSource>,
-        call: impl Fn(EmbedImages) -> F,
+        call: impl Fn(Vec<ImageSource>) -> F,
     ) -> Result<Vec<Vec<f32>>>
     where
-        F: Future<Output = model_actors::Result<Vec<Vec<f32>>>>,
+        F: Future<Output = Result<Vec<Vec<f32>>>>,
     {
-        let mut requests = Vec::new();
-        let mut images = images.into_iter().peekable();
-        while images.peek().is_some() {
-            requests.push(images.by_ref().take(IMAGES_PER_REQUEST).collect::<Vec<_>>());
-        }
+        let requests = self.images.portions(images, IMAGES_PER_REQUEST);
         if requests.is_empty() {
             return Err(Error::InvalidInput("the batch holds no images".to_owned()));
         }
-        let call = &call;
-        let answers = stream::iter(requests)
-            .map(|images| async move { Ok::<_, Error>(call(self.pictures(images).await?).await?) })
-            .buffered(IMAGE_REQUESTS_AT_A_TIME);
-        answers.try_concat().await
+        stream::iter(requests).map(call).buffered(IMAGE_REQUESTS_AT_A_TIME).try_concat().await
     }
 
     async fn texts_in_order<T: Into<String>, F>(
@@ -195,9 +198,17 @@ impl ImageEmbedder {
     }
 
     /// Fetches and decodes.
-    async fn pictures(&self, images: Vec<ImageSource>) -> Result<EmbedImages> {
-        let pictures = self.images.pictures(images).await?;
-        Ok(EmbedImages::Images(pictures.into_iter().map(ImageSource::Picture).collect()))
+    async fn pictures(
+        &self,
+        images: Vec<ImageSource>,
+        lane: Lane,
+        when_full: WhenFull,
+    ) -> Result<(EmbedImages, CallOptions)> {
+        let request = EmbedImages::Images(images);
+        self.calls.check(&request, lane, when_full)?;
+        let EmbedImages::Images(images) = request else { return Ok((request, self.calls.options(lane))) };
+        let (images, options) = self.calls.decoded(&self.images, images, lane, when_full).await?;
+        Ok((EmbedImages::Images(images), options))
     }
 }
 

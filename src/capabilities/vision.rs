@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use model_actors::{
-    Completion, DescribeImage, ImageSource, Lane, ModelHandle, ModelId, Priority, ReplyStream, Vision,
+    CallOptions, Completion, DescribeImage, Lane, ModelHandle, ModelId, Priority, ReplyStream, Vision,
 };
 
-use crate::capabilities::calls::Calls;
-use crate::error::Result;
+use crate::capabilities::calls::{Calls, WhenFull};
+use crate::error::{Error, Result};
 use crate::image_input::ImageInput;
 
 /// A vision model of an engine. Cheap to clone; its settings are its own.
@@ -38,7 +38,8 @@ impl ImageDescriber {
         Self { calls: self.calls.priority(priority), ..self }
     }
 
-    /// The time that each request has for queue, load and run, instead of the model's own.
+    /// The time that each request has for queue, load and run, instead of the model's own, the wait for room for its
+    /// image included. Fetching and decoding the image has limits of its own, in [`crate::ImageSettings`].
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { calls: self.calls.timeout(timeout), ..self }
     }
@@ -48,7 +49,8 @@ impl ImageDescriber {
         self.model().id()
     }
 
-    /// The untyped handle, to preload, unload or pin the model.
+    /// The untyped handle, to preload, unload or pin the model. Its workers take pixels alone, such as
+    /// [`ImageInput::picture`] gives.
     pub fn model(&self) -> &ModelHandle<Vision> {
         &self.calls.model
     }
@@ -59,17 +61,18 @@ impl ImageDescriber {
     /// [`crate::Error::Actor`], of which [`crate::Error::root`] gives a load's own error; the errors of
     /// [`ImageInput::picture`].
     pub async fn describe(&self, request: impl Into<DescribeImage>) -> Result<Completion> {
-        let request = self.decoded(request.into()).await?;
-        Ok(self.model().call(request, self.calls.options(Lane::Interactive)).await?)
+        let (request, options) = self.decoded(request.into(), WhenFull::Wait).await?;
+        Ok(self.model().call(request, options).await?)
     }
 
-    /// As [`Self::describe`], but fails at once if the queue is full.
+    /// As [`Self::describe`], but does not wait while the model's queue or the memory for images is full: it fails then before
+    /// the image is fetched, and once more if either became full until the image was decoded.
     ///
     /// # Errors
     /// As [`Self::describe`].
     pub async fn try_describe(&self, request: impl Into<DescribeImage>) -> Result<Completion> {
-        let request = self.decoded(request.into()).await?;
-        Ok(self.model().try_call(request, self.calls.options(Lane::Interactive)).await?)
+        let (request, options) = self.decoded(request.into(), WhenFull::FailAtOnce).await?;
+        Ok(self.model().try_call(request, options).await?)
     }
 
     /// Pieces of text as they are made, then the whole text. Dropping the stream stops the model within a step.
@@ -77,22 +80,31 @@ impl ImageDescriber {
     /// # Errors
     /// As [`Self::describe`].
     pub async fn stream(&self, request: impl Into<DescribeImage>) -> Result<ReplyStream<Vision>> {
-        let request = self.decoded(request.into()).await?;
-        Ok(self.model().stream(request, self.calls.options(Lane::Interactive)).await?)
+        let (request, options) = self.decoded(request.into(), WhenFull::Wait).await?;
+        Ok(self.model().stream(request, options).await?)
     }
 
-    /// As [`Self::stream`], but fails at once if the queue is full.
+    /// As [`Self::stream`], but does not wait while the model's queue or the memory for images is full: it fails then before
+    /// the image is fetched, and once more if either became full until the image was decoded.
     ///
     /// # Errors
     /// As [`Self::describe`].
     pub async fn try_stream(&self, request: impl Into<DescribeImage>) -> Result<ReplyStream<Vision>> {
-        let request = self.decoded(request.into()).await?;
-        Ok(self.model().try_stream(request, self.calls.options(Lane::Interactive)).await?)
+        let (request, options) = self.decoded(request.into(), WhenFull::FailAtOnce).await?;
+        Ok(self.model().try_stream(request, options).await?)
     }
 
-    /// The request with its image's pixels.
-    async fn decoded(&self, request: DescribeImage) -> Result<DescribeImage> {
-        let image = ImageSource::Picture(self.images.picture(request.image).await?);
-        Ok(DescribeImage { image, ..request })
+    /// The request with its image's pixels, and how to send it.
+    async fn decoded(
+        &self,
+        request: DescribeImage,
+        when_full: WhenFull,
+    ) -> Result<(DescribeImage, CallOptions)> {
+        let lane = Lane::Interactive;
+        self.calls.check(&request, lane, when_full)?;
+        let (mut images, options) =
+            self.calls.decoded(&self.images, vec![request.image], lane, when_full).await?;
+        let image = images.pop().ok_or_else(|| Error::InvalidInput("no image came back".to_owned()))?;
+        Ok((DescribeImage { image, ..request }, options))
     }
 }

@@ -22,7 +22,8 @@ const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N
 /// Phi-4-mini's: words end where capitals begin.
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// The names that files use for the ways to split that are known here.
-const SPLITS: &str = "llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, qwen2, deepseek-r1-qwen, gpt-4o, smollm, gpt-2, phi-2, default";
+const SPLITS: &str =
+    "llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, qwen2, deepseek-r1-qwen, gpt-4o, smollm, gpt-2, phi-2";
 
 /// The tokenizer of a file.
 ///
@@ -90,7 +91,16 @@ fn byte_level(gguf: &GgufTokenizer) -> Result<Parts, String> {
         json!({"type": "Sequence", "pretokenizers": [split, bytes(false)]})
     };
     let mut normalizer = Value::Null;
-    let name = gguf.pre.as_deref().unwrap_or("default");
+    let name = match gguf.pre.as_deref() {
+        // llama.cpp takes a split of its own then, which no model was trained with, and warns of bad texts.
+        None | Some("default") => {
+            return Err("it does not say how its tokenizer splits text (tokenizer.ggml.pre), as files made before \
+                        May 2024 do not; take a newer file of the model, or load the directory that holds this one \
+                        and the model's tokenizer.json"
+                .to_owned());
+        }
+        Some(name) => name,
+    };
     let split = match name {
         "llama-bpe" | "llama3" | "llama-v3" | "dbrx" | "smaug-bpe" => by(LLAMA3),
         "qwen2" | "deepseek-r1-qwen" => {
@@ -102,7 +112,7 @@ fn byte_level(gguf: &GgufTokenizer) -> Result<Parts, String> {
             let digits = json!({"type": "Digits", "individual_digits": true});
             json!({"type": "Sequence", "pretokenizers": [digits, bytes(true)]})
         }
-        "gpt-2" | "phi-2" | "default" => bytes(true),
+        "gpt-2" | "phi-2" => bytes(true),
         other => {
             return Err(format!(
                 "the split {other:?} of its tokenizer is not supported; supported are {SPLITS}"
@@ -297,6 +307,12 @@ mod tests {
         let mut unknown = gguf("gguf_llama");
         unknown.pre = Some("a-new-one".to_owned());
         assert!(tokens_of(&unknown).err().unwrap().contains("a-new-one"));
+        for pre in [None, Some("default".to_owned())] {
+            let reason = tokens_of(&GgufTokenizer { pre, ..gguf("gguf_llama") }).err().unwrap();
+            assert!(reason.contains("tokenizer.ggml.pre") && reason.contains("tokenizer.json"), "{reason}");
+        }
+        // SentencePiece splits nothing.
+        assert!(tokens_of(&GgufTokenizer { pre: None, ..gguf("gguf_phi3") }).is_ok());
         unknown.model = "t5".to_owned();
         assert!(tokens_of(&unknown).err().unwrap().contains("t5"));
         let mut broken = gguf("gguf_llama");

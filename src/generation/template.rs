@@ -236,7 +236,7 @@ impl ChatTemplate {
                 ErrorKind::WriteFailure => {
                     format!("the chat template in {file} wrote more than {MAX_OUTPUT_BYTES} bytes")
                 }
-                _ => format!("the chat template in {file} refuses the messages: {}", describe(&error)),
+                _ => format!("the chat template in {file} does not take the messages: {}", describe(&error)),
             })
         };
         let template = self.environment.get_template(NAME).map_err(refused)?;

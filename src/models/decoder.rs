@@ -86,10 +86,11 @@ impl Decoder {
         self.config.context
     }
 
-    /// A new sequence's memory.
-    pub(crate) fn cache(&self) -> Result<Cache> {
+    /// The memory of a new sequence that gets at least `known` tokens: those of its prompt, of which only a part may be
+    /// in the first pass.
+    pub(crate) fn cache(&self, known: usize) -> Result<Cache> {
         let width = self.config.shared_heads.saturating_mul(self.config.head_size);
-        Cache::new(self.layers.len(), width, &self.device)
+        Cache::new(self.layers.len(), width, known, &self.device)
     }
 
     /// Token numbers to `(tokens, width)`, scaled as the family does.
@@ -115,23 +116,19 @@ impl Decoder {
         segments: &mut [Segment<'_>],
         mut after: impl FnMut(usize, Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let plan = self.plan(rows, segments)?;
-        let mut hidden = plan.rows.clone();
+        let turns = self.turns(rows, segments)?;
+        let mut hidden = rows.clone();
         for (index, layer) in self.layers.iter().enumerate() {
             let mut runs = Vec::with_capacity(segments.len());
-            for (segment, (past, length)) in segments.iter_mut().zip(&plan.spans) {
-                runs.push(Run { memory: segment.cache.layer(index)?, past: *past, length: *length });
+            for segment in segments.iter_mut() {
+                let (past, length) = (segment.cache.length(), segment.length);
+                runs.push(Run { memory: segment.cache.layer(index)?, past, length });
             }
-            let turns =
-                plan.turns.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
+            let turns = turns.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
             hidden = after(index, layer.forward(hidden, &mut Pass { turns, runs: &mut runs })?)?;
         }
-        self.settle(rows, &plan, segments)?;
-        let hidden = self.norm.forward(&hidden)?;
-        match plan.wanted {
-            Some(wanted) => Ok(hidden.index_select(&Tensor::new(wanted, &self.device)?, 0)?),
-            None => Ok(hidden),
-        }
+        segments.iter_mut().for_each(|segment| segment.cache.advance(segment.length));
+        self.norm.forward(&hidden)
     }
 
     /// Whole texts at once, of these lengths, for their hidden states alone: nothing is kept. `(tokens, width)` to
@@ -144,15 +141,15 @@ impl Decoder {
     ) -> Result<Tensor> {
         let width = self.config.shared_heads.saturating_mul(self.config.head_size);
         let turns = {
-            let caches = lengths.iter().map(|_| Cache::new(0, width, &self.device));
+            let caches = lengths.iter().map(|length| Cache::new(0, width, *length, &self.device));
             let mut caches = caches.collect::<Result<Vec<_>>>()?;
             let segments = caches.iter_mut().zip(lengths);
             let segments =
                 segments.map(|(cache, length)| Segment { cache, length: *length, positions: None });
-            self.plan(rows, &segments.collect::<Vec<_>>())?.turns
+            self.turns(rows, &segments.collect::<Vec<_>>())?
         };
-        let mut memories: Vec<KeyValues> =
-            lengths.iter().map(|_| KeyValues::new(width, &self.device)).collect::<Result<_>>()?;
+        let memories = lengths.iter().map(|length| KeyValues::of(*length, width, &self.device));
+        let mut memories = memories.collect::<Result<Vec<KeyValues>>>()?;
         let mut hidden = rows.clone();
         for layer in &self.layers {
             let pairs = memories.iter_mut().zip(lengths);

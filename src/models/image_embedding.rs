@@ -18,7 +18,7 @@ use model_actors::{Bytes, Failure, Footprint, ImageEmbedding, LoadContext, Model
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
 use crate::families::Family;
-use crate::limits::ImageLimits;
+use crate::limits::MAX_IMAGE_ROWS;
 use crate::loader::{LoadOptions, ModelLoader};
 use crate::pixels::{Preprocessing, Processor};
 use crate::pooling::normalize;
@@ -74,11 +74,15 @@ enum Filling {
 
 /// A loaded model. It keeps nothing between passes, so that all workers share one.
 trait Encoder: Send + Sync {
-    /// One row for each image of `(3, height, width)`, as the model makes it: `(images, dimensions)`.
-    fn images(&self, images: &[Tensor]) -> Result<Tensor>;
+    /// One row for each image of `(3, height, width)`, as the model makes it: `(images, dimensions)`. It asks `watch`
+    /// between layers.
+    fn images(&self, images: &[Tensor], watch: &Watch<'_>) -> Result<Tensor>;
     /// The same for texts, whose tokens lie one text after another. Only asked of a family with a text side.
     fn texts(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor>;
 }
+
+/// Ticks progress, and ends the pass with [`Error::Stopped`] when nobody waits for it.
+type Watch<'a> = dyn Fn() -> Result<()> + Sync + 'a;
 
 /// Rows of one pass, unless a single image has more: enough for matrix products at full speed, few enough to keep a
 /// worker's scratch small and its ticks frequent.
@@ -122,6 +126,13 @@ impl LoadedModel {
             return Err(Error::InvalidInput(reason));
         }
         let rows = architecture.rows(width, height);
+        if rows > MAX_IMAGE_ROWS {
+            let reason = format!(
+                "the picture of {width}x{height} pixels becomes {rows} rows of the model; at most {MAX_IMAGE_ROWS} are \
+                 allowed"
+            );
+            return Err(Error::InvalidInput(reason));
+        }
         Ok(Input::Image { pixels: self.preprocessing.scaling.values(&picture)?, width, height, rows })
     }
 
@@ -137,14 +148,14 @@ impl LoadedModel {
     }
 
     /// One pass: the vector of each input, as the model makes it.
-    fn run(&self, threads: &ComputeThreads, pass: Pass) -> Result<Vec<Vec<f32>>> {
+    fn run(&self, threads: &ComputeThreads, pass: Pass, watch: &Watch<'_>) -> Result<Vec<Vec<f32>>> {
         threads.run(|| {
             let vectors = match pass {
                 Pass::Images(images) => {
                     let tensor =
                         |(pixels, width, height)| Tensor::from_vec(pixels, (3, height, width), &self.device);
                     let images: Vec<Tensor> = images.into_iter().map(tensor).collect::<Result<_, _>>()?;
-                    self.encoder.images(&images)?
+                    self.encoder.images(&images, watch)?
                 }
                 Pass::Texts { ids, lengths } => self.encoder.texts(&ids, &lengths)?,
             };
@@ -166,7 +177,7 @@ impl LoadedModel {
 /// use candle_actors::{ImageEmbeddingModel, Source};
 /// use model_actors::Picture;
 /// # fn main() -> candle_actors::Result<()> {
-/// let model = ImageEmbeddingModel::load(Source::repository("openai/clip-vit-base-patch32"))?;
+/// let model = ImageEmbeddingModel::load(Source::repository("openai/clip-vit-large-patch14"))?;
 /// let black = Picture { width: 2, height: 2, rgb: vec![0; 12] };
 /// let vectors = model.embed_images(&[black])?;
 /// assert_eq!(vectors[0].len(), model.dimensions());
@@ -176,7 +187,6 @@ impl LoadedModel {
 pub struct ImageEmbeddingModel {
     shared: Arc<LoadedModel>,
     threads: ComputeThreads,
-    limits: ImageLimits,
 }
 
 impl ImageEmbeddingModel {
@@ -198,7 +208,7 @@ impl ImageEmbeddingModel {
 
     fn of(shared: Arc<LoadedModel>) -> Result<Self> {
         let threads = ComputeThreads::for_kernels(shared.compute.threads)?;
-        Ok(Self { shared, threads, limits: ImageLimits::default() })
+        Ok(Self { shared, threads })
     }
 
     /// Another one over the same weights, with compute threads of its own.
@@ -265,18 +275,22 @@ impl ImageEmbeddingModel {
         Ok((picture.width, picture.height, self.shared.preprocessing.scaling.values(&picture)?))
     }
 
+    fn run(&self, inputs: Vec<Input>) -> Result<Vec<Vec<f32>>> {
+        self.shared.run(&self.threads, Pass::of(inputs), &|| Ok(()))
+    }
+
     fn features(&self, inputs: impl Iterator<Item = Result<Input>>) -> Result<Vec<Vec<f32>>> {
         let mut vectors = Vec::new();
         let mut waiting: Vec<Input> = Vec::new();
         for input in inputs {
             let input = input?;
             if !inputs::fits(&waiting, &input) {
-                vectors.extend(self.shared.run(&self.threads, Pass::of(std::mem::take(&mut waiting)))?);
+                vectors.extend(self.run(std::mem::take(&mut waiting))?);
             }
             waiting.push(input);
         }
         if !waiting.is_empty() {
-            vectors.extend(self.shared.run(&self.threads, Pass::of(waiting))?);
+            vectors.extend(self.run(waiting)?);
         }
         vectors.into_iter().map(check).collect()
     }
@@ -289,4 +303,35 @@ fn check(vector: Vec<f32>) -> Result<Vec<f32>> {
 fn unit(mut vectors: Vec<Vec<f32>>) -> Vec<Vec<f32>> {
     vectors.iter_mut().for_each(|vector| normalize(vector));
     vectors
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_pass_asks_between_layers_whether_anybody_waits() {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/image_embedding/dinov2");
+        let model = ImageEmbeddingModel::load(Source::directory(folder)).unwrap();
+        let picture = Picture { width: 35, height: 35, rgb: vec![9; 35 * 35 * 3] };
+        let run = |stop_at: usize| {
+            let pass = Pass::of(vec![model.shared.image(&picture).unwrap()]);
+            let looks = AtomicUsize::new(0);
+            let watch = || match looks.fetch_add(1, Ordering::Relaxed) + 1 {
+                look if look == stop_at => Err(Error::Stopped),
+                _ => Ok(()),
+            };
+            let result = model.shared.run(&model.threads, pass, &watch);
+            (result, looks.into_inner())
+        };
+        let (vectors, looks) = run(usize::MAX);
+        // Before each of three layers and after the last.
+        assert_eq!((vectors.unwrap().len(), looks), (1, 4));
+        let (stopped, looks) = run(2);
+        assert!(matches!(stopped, Err(Error::Stopped)));
+        assert_eq!(looks, 2);
+    }
 }

@@ -1,27 +1,28 @@
 //! Several texts that one worker writes together, a token each at every step: who takes part in a step, who waits for
-//! room, and what comes of it. Text to text runs on it; what a step computes is behind [`Steps`], and how
+//! room, and what comes of it. Text to text and vision run on it; what a step computes is behind [`Steps`], and how
 //! requests come and go is left to `worker`.
 
 mod worker;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod worker_tests;
 
 use std::collections::VecDeque;
-use std::ops::Range;
 
-use candle_core::Tensor;
-
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generation::{Generation, Next};
+use crate::kernels::causal::GROWTH;
+use crate::limits::WritingLimits;
 pub(crate) use worker::serve;
 
 /// Rows of prompts in one step, all texts together. A long prompt is read in several steps, so that the others go on
 /// meanwhile, and a cancelled one is not read to its end.
 pub(crate) const PROMPT_ROWS: usize = 128;
-/// Room is given in pieces of so many tokens, in which caches grow.
-const BLOCK: usize = 128;
 
 /// A model that writes texts. It has no state of its own; each text has one.
 pub(crate) trait Steps<Request: ?Sized> {
-    /// What the model keeps of one text: its cache, and what is not yet read of its prompt.
+    /// What the model keeps of one text: its cache, and what is not yet read of it.
     type State;
 
     /// Prepares a text: everything before the first step.
@@ -30,68 +31,44 @@ pub(crate) trait Steps<Request: ?Sized> {
     /// What is wrong with the request.
     fn begin(&self, request: &Request) -> Result<Start<Self::State>>;
 
-    /// One step over several texts: each reads what its input says. Gives the logits of the next token of those whose
-    /// input asks for them, `(asked, vocabulary)`, in order; nothing if none asks.
+    /// Rows that a text has to read before its next token: what is left of its prompt, then the token before. Work that
+    /// fills a step whatever it is counts as [`PROMPT_ROWS`].
+    fn unread(&self, state: &Self::State) -> usize;
+
+    /// One step over several texts, in which each reads so many rows. For each, in order, the logits of its next token,
+    /// or none where something is left to read.
     ///
     /// # Errors
-    /// Ends the run.
-    fn step(&self, texts: &mut [Part<'_, Self::State>]) -> Result<Option<Tensor>>;
+    /// Ends the run; the error of one text ends that one alone.
+    fn step(&self, texts: &mut [Part<'_, Self::State>]) -> Result<Vec<Logits>>;
+
+    /// The token that was chosen, which is to be read next. The last of a text is not.
+    fn chosen(&self, state: &mut Self::State, token: u32);
 }
+
+/// What a step makes for one text.
+pub(crate) type Logits = Result<Option<Vec<f32>>>;
 
 /// A text before its first step.
 pub(crate) struct Start<State> {
     pub(crate) state: State,
     pub(crate) generation: Generation,
-    /// Rows of the prompt.
-    pub(crate) prompt: usize,
-    /// Tokens that prompt and answer will have at most: the room that the text takes.
+    /// Tokens that prompt and answer will have at most, and rows that are kept besides: the room that the text takes.
     pub(crate) most: usize,
 }
 
 /// A text's part of a step.
 pub(crate) struct Part<'a, State> {
     pub(crate) state: &'a mut State,
-    pub(crate) input: Input,
-}
-
-/// What a text reads in a step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Input {
-    /// These rows of its prompt.
-    Prompt { rows: Range<usize>, last: Last },
-    /// The token that was chosen before.
-    Token(u32),
-}
-
-/// Whether a piece of a prompt is its last, so that a token follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Last {
-    Yes,
-    No,
-}
-
-impl Input {
-    pub(crate) fn rows(&self) -> usize {
-        match self {
-            Self::Prompt { rows, .. } => rows.len(),
-            Self::Token(_) => 1,
-        }
-    }
-
-    /// Whether the next token is chosen after it.
-    pub(crate) fn asks(&self) -> bool {
-        !matches!(self, Self::Prompt { last: Last::No, .. })
-    }
+    /// Rows that it reads, at least one.
+    pub(crate) rows: usize,
 }
 
 /// A text on its way.
 struct Text<Key, State> {
     key: Key,
     start: Start<State>,
-    /// Rows of the prompt that were read.
-    read: usize,
-    token: Option<u32>,
-    /// What its reader has not taken yet. It takes part in no step meanwhile.
+    /// What its reader has not taken yet. It takes part in no step meanwhile, and keeps its room.
     held: Option<Held>,
 }
 
@@ -104,42 +81,59 @@ pub(crate) struct Held {
 pub(crate) struct Streams<Key, State> {
     running: Vec<Text<Key, State>>,
     waiting: VecDeque<Text<Key, State>>,
-    /// Tokens that may still be promised.
-    room: usize,
+    limits: WritingLimits,
 }
 
 impl<Key: Copy + Eq, State> Streams<Key, State> {
-    /// With room for so many tokens.
-    pub(crate) fn new(room: usize) -> Self {
-        let room = room.div_ceil(BLOCK).saturating_mul(BLOCK);
-        Self { running: Vec::new(), waiting: VecDeque::new(), room }
+    pub(crate) fn new(limits: WritingLimits) -> Self {
+        Self { running: Vec::new(), waiting: VecDeque::new(), limits }
     }
 
     /// Takes a text in. It waits until there is room for the longest that it can become, and nobody overtakes it.
     pub(crate) fn add(&mut self, key: Key, start: Start<State>) {
-        self.waiting.push_back(Text { key, start, read: 0, token: None, held: None });
+        self.waiting.push_back(Text { key, start, held: None });
         self.admit();
     }
 
     /// Lets go of a text.
     pub(crate) fn remove(&mut self, key: Key) {
         self.waiting.retain(|text| text.key != key);
-        if let Some(index) = self.running.iter().position(|text| text.key == key) {
-            let text = self.running.remove(index);
-            self.room += room_of(&text);
-        }
+        self.running.retain(|text| text.key != key);
         self.admit();
     }
 
     fn admit(&mut self) {
+        let room = blocks(self.limits.cache_tokens);
+        let mut taken: usize = self.running.iter().map(Text::room).sum();
         while let Some(first) = self.waiting.front() {
+            taken = taken.saturating_add(first.room());
             // One that is alone has all the room there is.
-            if room_of(first) > self.room && !self.running.is_empty() {
+            if !self.running.is_empty() && (taken > room || self.running.len() >= self.limits.texts) {
                 return;
             }
-            self.room = self.room.saturating_sub(room_of(first));
             self.running.extend(self.waiting.pop_front());
         }
+    }
+
+    /// Whether one more would be of use: nobody waits for room, and the prompts that the next step could read do not
+    /// fill it. Until then a request is better left as it is, for a text that has begun holds its prompt, or its picture.
+    ///
+    /// A text that waits for its reader has nothing read in the next step, whatever is unread of it. Its room is its own,
+    /// though: nobody gets it before the text ends, and as nobody overtakes, where it is what the next one waits for,
+    /// the others wait too. The reader's deadline, or its leaving, is what ends that.
+    pub(crate) fn wants_more<Request: ?Sized>(&self, model: &impl Steps<Request, State = State>) -> bool {
+        let unread = self.free().map(|text| model.unread(&text.start.state));
+        let prompts: usize = unread.filter(|rows| *rows > 1).fold(0, usize::saturating_add);
+        self.waiting.is_empty() && self.running.len() < self.limits.texts && prompts < PROMPT_ROWS
+    }
+
+    /// Whether a text would take part in a step.
+    fn moves(&self) -> bool {
+        self.free().next().is_some()
+    }
+
+    fn free(&self) -> impl Iterator<Item = &Text<Key, State>> {
+        self.running.iter().filter(|text| text.held.is_none())
     }
 
     pub(crate) fn keys(&self) -> Vec<Key> {
@@ -161,65 +155,57 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
         model: &impl Steps<Request, State = State>,
     ) -> Result<bool> {
         let mut budget = PROMPT_ROWS;
-        let mut texts: Vec<&mut Text<Key, State>> =
-            self.running.iter_mut().filter(|text| text.held.is_none()).collect();
-        let inputs: Vec<Option<Input>> = texts.iter().map(|text| text.input(&mut budget)).collect();
-        let mut parts = Vec::with_capacity(texts.len());
-        for (text, input) in texts.iter_mut().zip(&inputs) {
-            if let Some(input) = input.clone() {
-                parts.push(Part { state: &mut text.start.state, input });
+        let mut takes = |state: &State| match model.unread(state) {
+            rows @ (0 | 1) => rows,
+            rows => {
+                let rows = rows.min(budget);
+                budget -= rows;
+                rows
             }
-        }
-        if parts.is_empty() {
+        };
+        let free = self.running.iter_mut().filter(|text| text.held.is_none());
+        let with_rows = free.map(|text| (takes(&text.start.state), text)).filter(|(rows, _)| *rows > 0);
+        let mut texts: Vec<(usize, &mut Text<Key, State>)> = with_rows.collect();
+        if texts.is_empty() {
             return Ok(false);
         }
-        let logits = match model.step(&mut parts)? {
-            Some(logits) => logits.to_vec2::<f32>()?,
-            None => Vec::new(),
-        };
-        let mut logits = logits.into_iter();
-        for (text, input) in texts.into_iter().zip(inputs) {
-            let Some(input) = input else { continue };
-            if let Input::Prompt { rows, .. } = &input {
-                text.read = rows.end;
-            }
-            if input.asks() {
-                let missing = || Error::Compute(candle_core::Error::msg("a step made too few logits"));
-                let mut logits = logits.next().ok_or_else(missing)?;
-                text.take(&mut logits);
-            }
+        let parts = texts.iter_mut().map(|(rows, text)| Part { state: &mut text.start.state, rows: *rows });
+        let made = model.step(&mut parts.collect::<Vec<_>>())?;
+        for ((_, text), logits) in texts.into_iter().zip(made) {
+            text.take(model, logits);
         }
         Ok(true)
     }
 }
 
-fn room_of<Key, State>(text: &Text<Key, State>) -> usize {
-    text.start.most.div_ceil(BLOCK).saturating_mul(BLOCK)
+/// So many tokens in the pieces in which caches grow.
+pub(crate) fn blocks(tokens: usize) -> usize {
+    tokens.div_ceil(GROWTH).saturating_mul(GROWTH)
+}
+
+/// Tokens that the texts of a worker hold at most, where one has no more than `longest`.
+pub(crate) fn most_held(limits: WritingLimits, longest: usize) -> usize {
+    blocks(limits.cache_tokens).min(blocks(longest).saturating_mul(limits.texts))
 }
 
 impl<Key, State> Text<Key, State> {
-    /// What it reads next, with so many rows left for prompts.
-    fn input(&self, budget: &mut usize) -> Option<Input> {
-        if let Some(token) = self.token {
-            return Some(Input::Token(token));
-        }
-        let end = self.start.prompt.min(self.read + *budget);
-        let rows = self.read..end;
-        if rows.is_empty() {
-            return None;
-        }
-        *budget -= rows.len();
-        let last = if end == self.start.prompt { Last::Yes } else { Last::No };
-        Some(Input::Prompt { rows, last })
+    fn room(&self) -> usize {
+        blocks(self.start.most)
     }
 
-    /// Chooses its next token.
-    fn take(&mut self, logits: &mut [f32]) {
-        let next = self.start.generation.accept(logits);
-        self.token = next.as_ref().ok().map(|next| next.token);
+    /// Chooses its next token, if it has read all before it.
+    fn take<Request: ?Sized>(&mut self, model: &impl Steps<Request, State = State>, logits: Logits) {
+        let next = match logits {
+            Ok(None) => return,
+            Ok(Some(mut logits)) => self.start.generation.accept(&mut logits),
+            Err(error) => Err(error),
+        };
         let is_news = match &next {
-            Ok(next) => next.text.is_some() || next.finished.is_some(),
-            Err(_) => true,
+            Ok(Next { finished: Some(_), .. }) | Err(_) => true,
+            Ok(next) => {
+                model.chosen(&mut self.start.state, next.token);
+                next.text.is_some()
+            }
         };
         self.held = is_news.then_some(Held { next });
     }

@@ -12,6 +12,7 @@ mod layers;
 mod noise;
 mod painting;
 mod plan;
+mod preview;
 mod prompt;
 mod repository;
 mod resnet;
@@ -55,13 +56,21 @@ const FAMILIES: &[Family<Read>] =
 /// How a family reads the configuration files of a repository.
 type Read = fn(&Repository<'_>) -> Result<Box<dyn Architecture>>;
 
-/// Most pixels of a picture, unless half as many again as the model's own size has are more: what a worker is charged
-/// for depends on it.
-const MAX_PIXELS: usize = 768 * 768;
-/// Most bytes of what to avoid, as of the prompt itself.
-const MAX_PROMPT_BYTES: usize = 64 << 10;
-/// Strongest guidance.
-const MAX_GUIDANCE: f64 = 100.0;
+/// What a request asks for is checked as far as no model is needed for it: whether any family has its scheduler.
+///
+/// # Errors
+/// [`Error::InvalidInput`].
+pub(crate) fn check_request(request: &PaintImage) -> Result<()> {
+    match request.scheduler.as_deref() {
+        Some(wanted) if !schedule::is_known(wanted) && !flow_match::is_known(wanted) => {
+            let known = schedule::names().join(", ");
+            let reason =
+                format!("the scheduler {wanted:?} is unknown; known are: {known}, {}", flow_match::NAME);
+            Err(Error::InvalidInput(reason))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// What gemm, the patches of convolutions and the allocator keep for a worker.
 const THREAD_SCRATCH: Bytes = Bytes::mib(16);
@@ -118,6 +127,8 @@ trait Scheduler: Send {
     fn scale_input(&self, call: usize, latents: &Tensor) -> Result<Tensor>;
     /// The latents after a call with this output. Calls come in order, each once.
     fn step(&mut self, call: usize, output: &Tensor, latents: &Tensor, noise: &mut Noise) -> Result<Tensor>;
+    /// The picture behind the noise, as far as a call's output tells, from the latents before that call's step.
+    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor>;
 }
 
 /// What requests get that do not say otherwise.
@@ -151,6 +162,7 @@ struct Settings {
     steps: usize,
     guidance: f64,
     scheduler: Option<String>,
+    preview: bool,
 }
 
 /// What the text encoders made of the prompts: one row, or two where the guidance needs a prediction without the

@@ -16,17 +16,13 @@ use model_actors::{
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
 use crate::generation::{ChatTemplate, Generation};
+use crate::limits::WritingLimits;
 use crate::loader::{LoadOptions, ModelLoader};
 use crate::models::decoder::{Cache, Decoder, Segment};
-use crate::models::streams::{self, Input, Part, Start, Steps, Streams};
+use crate::models::streams::{self, Logits, Part, Start, Steps, Streams};
 use crate::source::Source;
 use crate::tokens::{Specials, Tokens};
 pub(crate) use plan::Plan;
-
-/// Tokens, of prompts and answers, that all texts of one worker may hold in its caches together. A text whose prompt
-/// and answer may become longer than what is free waits; one that alone may need more than this is cut there, as at
-/// the end of the context. The memory for them is counted in the footprint of each worker.
-const CACHE_TOKENS: usize = 8192;
 
 /// A model in memory, shared by its workers.
 struct LoadedModel {
@@ -34,6 +30,7 @@ struct LoadedModel {
     tokens: Tokens,
     template: Option<ChatTemplate>,
     end_tokens: Vec<u32>,
+    limits: WritingLimits,
     compute: Compute,
     footprint: Footprint,
     /// Steps that all of its workers have begun.
@@ -55,7 +52,7 @@ impl Weights<TextToText> for SharedModel {
 impl LoadedModel {
     /// Most tokens of prompt and answer together.
     fn longest(&self) -> usize {
-        self.decoder.context().min(CACHE_TOKENS)
+        self.decoder.context().min(self.limits.cache_tokens)
     }
 
     /// A prompt's tokens.
@@ -76,18 +73,23 @@ impl LoadedModel {
         Ok(tokens)
     }
 
-    /// The tokens that the answer to so long a prompt may have.
-    fn room_after(&self, prompt: usize) -> Result<usize> {
-        let longest = self.longest();
-        longest.checked_sub(prompt).filter(|room| *room > 0).ok_or_else(|| {
-            let limit = match longest < self.decoder.context() {
-                true => "a worker's caches hold",
-                false => "the model's context holds",
-            };
-            Error::InvalidInput(format!(
-                "the prompt has {prompt} tokens and the answer at least 1; {limit} {longest} tokens"
-            ))
-        })
+    /// One pass through the decoder for all texts. Logits of those that have read all.
+    fn pass(&self, texts: &mut [Part<'_, State>]) -> Result<Option<Tensor>> {
+        let (mut tokens, mut asked) = (Vec::new(), Vec::new());
+        let mut segments = Vec::with_capacity(texts.len());
+        for Part { state, rows } in texts {
+            tokens.extend(state.tokens.iter().skip(state.cache.length()).take(*rows));
+            if state.unread() == *rows {
+                asked.push(tokens.len().saturating_sub(1) as u32);
+            }
+            segments.push(Segment { cache: &mut state.cache, length: *rows, positions: None });
+        }
+        let hidden = self.decoder.forward(&self.decoder.embed(&tokens)?, &mut segments)?;
+        if asked.is_empty() {
+            return Ok(None);
+        }
+        let asked = Tensor::new(asked, hidden.device())?;
+        Ok(Some(self.decoder.logits(&hidden.index_select(&asked, 0)?)?))
     }
 }
 
@@ -139,8 +141,7 @@ impl TextGenerationModel {
         Self::of(Arc::clone(&self.shared))
     }
 
-    /// Most tokens of a prompt and its answer together: the model's context, or what a worker's caches hold, 8,192
-    /// tokens.
+    /// Most tokens of a prompt and its answer together: the model's context, or what a worker's caches hold.
     pub fn max_tokens(&self) -> usize {
         self.shared.longest()
     }
@@ -183,7 +184,7 @@ impl TextGenerationModel {
             return Err(Error::InvalidInput(format!("the model has no token {unknown}")));
         }
         let logits = self.threads.run(|| {
-            let mut cache = decoder.cache()?;
+            let mut cache = decoder.cache(tokens.len())?;
             let segment = Segment { cache: &mut cache, length: tokens.len(), positions: None };
             decoder.logits(&decoder.forward(&decoder.embed(tokens)?, &mut [segment])?)
         })?;
@@ -195,7 +196,7 @@ impl TextGenerationModel {
     /// # Errors
     /// The first thing that is wrong with a request, or [`Error::Compute`]; either ends all.
     pub fn generate(&self, requests: &[GenerateText]) -> Result<Vec<Completion>> {
-        let mut streams = Streams::new(CACHE_TOKENS);
+        let mut streams = Streams::new(self.shared.limits);
         for (key, request) in requests.iter().enumerate() {
             TextToText::check(request).map_err(Error::InvalidInput)?;
             streams.add(key, self.begin(request)?);
@@ -219,14 +220,21 @@ impl TextGenerationModel {
 
 impl Model<TextToText> for TextGenerationModel {
     fn run(&mut self, batch: &mut Batch<'_, TextToText>) -> Result<(), Failure> {
-        streams::serve(self, CACHE_TOKENS, batch)
+        streams::serve(self, self.shared.limits, batch)
     }
 }
 
 /// What a worker keeps of one text.
 pub(crate) struct State {
     cache: Cache,
-    prompt: Vec<u32>,
+    /// Of the prompt, and after it of the answer; those beyond the cache are not read yet.
+    tokens: Vec<u32>,
+}
+
+impl State {
+    fn unread(&self) -> usize {
+        self.tokens.len().saturating_sub(self.cache.length())
+    }
 }
 
 impl Steps<GenerateText> for TextGenerationModel {
@@ -234,48 +242,40 @@ impl Steps<GenerateText> for TextGenerationModel {
 
     fn begin(&self, request: &GenerateText) -> Result<Start<State>> {
         let model = &*self.shared;
-        let prompt = model.tokenize(&request.prompt)?;
+        let tokens = model.tokenize(&request.prompt)?;
         let vocabulary = model.decoder.vocabulary();
-        if let Some(unknown) = prompt.iter().find(|token| **token as usize >= vocabulary) {
+        if let Some(unknown) = tokens.iter().find(|token| **token as usize >= vocabulary) {
             let reason = format!("the prompt has the token {unknown}; the model knows {vocabulary}");
             return Err(Error::InvalidInput(reason));
         }
-        let max_tokens = request.max_tokens.min(model.room_after(prompt.len())?);
+        let room = model.limits.room_after(tokens.len(), model.decoder.context())?;
+        let max_tokens = request.max_tokens.min(room);
         let ends = &model.end_tokens;
         let generation =
-            Generation::new(&model.tokens, &request.sampling, &request.stop, max_tokens, &prompt, ends)?;
+            Generation::new(&model.tokens, &request.sampling, &request.stop, max_tokens, &tokens, ends)?;
         Ok(Start {
             generation,
-            prompt: prompt.len(),
-            most: prompt.len() + max_tokens,
-            state: State { cache: model.decoder.cache()?, prompt },
+            most: tokens.len() + max_tokens,
+            state: State { cache: model.decoder.cache(tokens.len())?, tokens },
         })
     }
 
-    fn step(&self, texts: &mut [Part<'_, State>]) -> Result<Option<Tensor>> {
-        self.shared.steps.fetch_add(1, Ordering::SeqCst);
-        self.threads.run(|| pass(&self.shared.decoder, texts))
+    fn unread(&self, state: &State) -> usize {
+        state.unread()
     }
-}
 
-/// One pass through the decoder for all texts.
-fn pass(decoder: &Decoder, texts: &mut [Part<'_, State>]) -> Result<Option<Tensor>> {
-    let (mut tokens, mut asked) = (Vec::new(), Vec::new());
-    let mut segments = Vec::with_capacity(texts.len());
-    for Part { state, input } in texts {
-        match &*input {
-            Input::Prompt { rows, .. } => tokens.extend(state.prompt.get(rows.clone()).into_iter().flatten()),
-            Input::Token(token) => tokens.push(*token),
-        }
-        if input.asks() {
-            asked.push(tokens.len().saturating_sub(1) as u32);
-        }
-        segments.push(Segment { cache: &mut state.cache, length: input.rows(), positions: None });
+    fn step(&self, texts: &mut [Part<'_, State>]) -> Result<Vec<Logits>> {
+        self.shared.steps.fetch_add(1, Ordering::SeqCst);
+        let logits = self.threads.run(|| self.shared.pass(texts))?;
+        let mut logits = logits.map_or_else(|| Ok(Vec::new()), |logits| logits.to_vec2())?.into_iter();
+        // Whoever has read all, and nobody else, has a row of them.
+        Ok(texts.iter().map(|part| Ok(if part.state.unread() == 0 { logits.next() } else { None })).collect())
     }
-    let hidden = decoder.forward(&decoder.embed(&tokens)?, &mut segments)?;
-    if asked.is_empty() {
-        return Ok(None);
+
+    fn chosen(&self, state: &mut State, token: u32) {
+        state.tokens.push(token);
+        if self.shared.decoder.outgrows(&state.cache, state.tokens.len()) {
+            state.cache.restart(state.tokens.len());
+        }
     }
-    let asked = Tensor::new(asked, hidden.device())?;
-    Ok(Some(decoder.logits(&hidden.index_select(&asked, 0)?)?))
 }

@@ -25,7 +25,8 @@ use serde_json::{Map, Value};
 use crate::device::Compute;
 use crate::error::Result;
 use crate::families::Family;
-use crate::limits::ImageLimits;
+use crate::limits::WritingLimits;
+use crate::models::streams::PROMPT_ROWS;
 use crate::models::towers::{Stack, with_defaults};
 use crate::pixels::{Preprocessing, Processor};
 use crate::source::{Files, read_json};
@@ -33,17 +34,11 @@ use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 pub use model::{ExaminedImage, VisionModel};
 pub(crate) use plan::Plan;
-use request::Asked;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
 const FAMILIES: &[Family<Box<dyn Architecture>>] =
     &[llava::FAMILY, llava::NEXT_FAMILY, moondream::FAMILY, blip::FAMILY, qwen3_vl::FAMILY];
 
-/// Tokens for which a worker counts memory ahead, all its texts together. A single text may be longer, up to the
-/// model's context; another joins only while those before it take less than this.
-const RESERVED_TOKENS: usize = 4096;
-/// Rows of a prompt that go through the text model in one step.
-const PROMPT_ROWS: usize = 128;
 /// What gemm, the tokenizer and the allocator keep for each thread, as measured.
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);
 
@@ -57,8 +52,12 @@ trait Architecture: Send + Sync {
     fn context(&self) -> usize;
     /// Whether a tensor of the file will be loaded.
     fn uses(&self, tensor: &str) -> bool;
-    /// What a worker needs besides the weights, with texts of so many tokens in memory.
-    fn per_worker(&self, tokens: usize) -> Bytes;
+    /// Rows that each answer keeps in memory besides its tokens: an image that is no part of the text.
+    fn apart(&self) -> usize {
+        0
+    }
+    /// What a worker needs besides the weights and the logits.
+    fn per_worker(&self, room: Room) -> Bytes;
     /// What it needs to know of the tokenizer, which comes after the small files.
     fn load(
         &self,
@@ -69,21 +68,46 @@ trait Architecture: Send + Sync {
     ) -> Result<Arc<dyn Network>>;
 }
 
+/// How much a worker has in memory at most.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    /// Tokens of all answers together, with their prompts, their images and what is kept apart from them.
+    held: usize,
+    /// Tokens of one answer with its prompt and image.
+    longest: usize,
+    /// Rows that go through the text model in one step.
+    rows: usize,
+}
+
 /// A loaded model. It keeps nothing between steps, so that all workers share one.
 trait Network: Send + Sync {
     /// Tokens that end an answer.
     fn ends(&self) -> &[u32];
-    /// What will be computed for a picture and a question, which may be empty.
-    fn prompt(&self, tokens: &Tokens, picture: &Picture, question: &str) -> Result<Prompt>;
+    /// What will be read for a picture of these sides and a question, which may be empty.
+    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt>;
+    /// What the tower will see of a picture, `(3, height, width)` each.
+    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>>;
 
-    /// What the first layer of the vision tower is given of a crop.
-    fn open_crop(&self, crop: &Tensor) -> Result<Tensor>;
+    /// What the first layer of the vision tower is given of a crop; or, where a crop has very many rows, the next part
+    /// of that, and all of it at the end. So it is with the two below.
+    fn open_crop(&self, crop: &Tensor, parts: &mut Option<Unfinished>) -> Result<Option<Tensor>>;
     /// Layers that a crop goes through.
     fn tower_layers(&self) -> usize;
-    /// One layer of the tower.
-    fn tower_layer(&self, layer: usize, hidden: &Tensor, crop: &Tensor) -> Result<Tensor>;
+    /// What comes out of a layer of the tower.
+    fn tower_step(
+        &self,
+        layer: usize,
+        hidden: &Tensor,
+        crop: &Tensor,
+        parts: &mut Option<Unfinished>,
+    ) -> Result<Option<Tensor>>;
     /// What is kept of a crop after so many layers.
-    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Vec<Tensor>>;
+    fn keep(
+        &self,
+        layers: usize,
+        hidden: &Tensor,
+        parts: &mut Option<Unfinished>,
+    ) -> Result<Option<Vec<Tensor>>>;
 
     /// All that was kept, for each crop in the order of layers, as the text model sees the image: `(rows, width)`, and
     /// what else is to be added further up.
@@ -96,16 +120,24 @@ trait Network: Send + Sync {
     fn write(&self, answers: &mut [(&mut Memory, u32)]) -> Result<Tensor>;
 }
 
-/// What will be computed for a request.
+/// What will be read for a request.
 struct Prompt {
-    /// `(3, height, width)` each.
-    crops: Vec<Tensor>,
     /// A token for each row that the text model reads; those of the image are placeholders.
     tokens: Vec<u32>,
     /// Which rows are the image's, where it is a part of the text.
     image: Range<usize>,
     /// Width and height of the picture as it came.
     sides: (usize, usize),
+}
+
+/// What the parts of one thing that a tower does with a crop have made so far: its opening, a layer, or what is kept.
+struct Unfinished {
+    /// In a layer, queries, keys and values, `(rows, width)` each, of which the first `projected` rows are there.
+    mixed: Vec<Tensor>,
+    projected: usize,
+    /// What comes out, of which the first `finished` rows are there.
+    out: Tensor,
+    finished: usize,
 }
 
 /// An image as a text model sees it.
@@ -193,9 +225,9 @@ fn preprocessor_config(files: &Files, defaults: Value, context: &LoadContext) ->
 }
 
 /// One layer of a tower over the rows of one crop.
-fn stack_layer(stack: &Stack, layer: usize, hidden: &Tensor) -> Result<Tensor> {
-    let rows = hidden.dim(0)?;
-    stack.layers.get(layer).ok_or_else(misfit)?.forward(hidden, &[rows], stack.heads, stack.sight)
+fn stack_layer(stack: &Stack, layer: usize, hidden: &Tensor) -> Result<Option<Tensor>> {
+    let (rows, layer) = (hidden.dim(0)?, stack.layers.get(layer).ok_or_else(misfit)?);
+    layer.forward(hidden, &[rows], stack.heads, stack.span).map(Some)
 }
 
 /// A step was given what another model remembers: a fault of this crate.
@@ -208,7 +240,8 @@ struct LoadedModel {
     network: Arc<dyn Network>,
     tokens: Tokens,
     context: usize,
-    limits: ImageLimits,
+    apart: usize,
+    limits: WritingLimits,
     /// Steps of all its workers so far: layers of the vision tower, parts of prompts, tokens.
     steps: AtomicU64,
     compute: Compute,

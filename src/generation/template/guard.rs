@@ -26,8 +26,13 @@ pub(super) fn spend(state: &mut State, bytes: u64) -> Result<(), Error> {
     if spent > BUDGET { Err(too_much()) } else { Ok(()) }
 }
 
-pub(super) fn too_much() -> Error {
-    Error::new(ErrorKind::OutOfFuel, "the template handles too much text")
+/// Not the kind of error that tells of steps: it is another limit.
+fn too_much() -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("it handled more than {BUDGET} bytes on its way"))
+}
+
+fn too_deep() -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("a value has more than {MAX_DEPTH} levels in each other"))
 }
 
 /// What a value weighs if it is written out.
@@ -43,7 +48,7 @@ fn weigh(value: &Value, left: &mut u64, depth: usize) -> Result<(), Error> {
     if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
         return Ok(());
     }
-    let depth = depth.checked_sub(1).ok_or_else(too_much)?;
+    let depth = depth.checked_sub(1).ok_or_else(too_deep)?;
     // What cannot be listed, a namespace, got what it holds by assignments of its own.
     let Ok(items) = value.try_iter() else { return Ok(()) };
     for item in items {

@@ -140,6 +140,23 @@ fn a_template_cannot_fill_the_memory_on_its_way() {
 }
 
 #[test]
+fn an_error_names_the_limit_that_was_hit() {
+    let source = |times: usize| {
+        let double = "{% set a = a ~ a %}".repeat(times);
+        format!("{{% set a = messages[0].content %}}{double}{{{{ a | length }}}}")
+    };
+    let error = render(&source(60), "x").unwrap_err().to_string();
+    assert!(error.contains("268435456 bytes") && !error.contains("steps"), "{error}");
+    let nested = format!("{{% set a = 'x' %}}{}{{{{ a }}}}", "{% set a = [a] %}".repeat(70));
+    let error = render(&nested, "x").unwrap_err().to_string();
+    assert!(error.contains("64 levels") && !error.contains("steps"), "{error}");
+    let endless = "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}";
+    let error = render(endless, "x").unwrap_err().to_string();
+    assert!(error.contains("1000000 steps") && !error.contains("bytes"), "{error}");
+    assert!(render(&source(4), "x").is_ok());
+}
+
+#[test]
 fn a_prompt_of_the_largest_size_is_not_too_much() {
     let source = "{% for message in messages %}{% set text = message.content | trim %}{{ '<' + message.role + '>' }}                  {% if '</x>' in text %}{% set text = text.split('</x>')[-1] %}{% endif %}{{ text }}{% endfor %}";
     let prompt = "word ".repeat((4 << 20) / 5);

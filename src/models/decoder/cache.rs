@@ -1,6 +1,6 @@
 //! What a decoder remembers of one sequence.
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 #[cfg(test)]
 use model_actors::Bytes;
 
@@ -13,14 +13,15 @@ use crate::kernels::causal::KeyValues;
 pub(crate) struct Cache {
     layers: Vec<KeyValues>,
     length: usize,
-    /// The rows that it was made from, as long as they may have to be computed once more.
-    inputs: Vec<Tensor>,
+    /// Tokens that the sequence is known to get at least. Phi-3's rotary embedding is chosen by it.
+    known: usize,
 }
 
 impl Cache {
-    pub(super) fn new(layers: usize, width: usize, device: &Device) -> Result<Self> {
+    /// Of a sequence that gets at least `known` tokens.
+    pub(super) fn new(layers: usize, width: usize, known: usize, device: &Device) -> Result<Self> {
         let layers = (0..layers).map(|_| KeyValues::new(width, device)).collect::<Result<_>>()?;
-        Ok(Self { layers, length: 0, inputs: Vec::new() })
+        Ok(Self { layers, length: 0, known })
     }
 
     /// Tokens that it holds.
@@ -28,30 +29,24 @@ impl Cache {
         self.length
     }
 
+    /// Tokens that the sequence has, or is known to get.
+    pub(super) fn reach(&self) -> usize {
+        self.length.max(self.known)
+    }
+
     /// Bytes that it takes now.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> Bytes {
-        let inputs = self.inputs.iter().map(|rows| 4 * rows.elem_count() as u64).sum::<u64>();
-        Bytes(self.layers.iter().map(KeyValues::bytes).sum::<u64>() + inputs)
+        Bytes(self.layers.iter().map(KeyValues::bytes).sum())
     }
 
-    /// Forgets the sequence, keeping the memory for another.
-    #[cfg(test)]
-    pub(crate) fn clear(&mut self) {
-        self.length = 0;
-        self.inputs.clear();
+    /// Forgets what it holds, keeping the memory: the sequence is read again, as one of at least `known` tokens.
+    pub(crate) fn restart(&mut self, known: usize) {
+        (self.length, self.known) = (0, known);
     }
 
-    pub(super) fn inputs(&self) -> &[Tensor] {
-        &self.inputs
-    }
-
-    pub(super) fn advance(&mut self, length: usize, rows: Option<Tensor>) {
-        self.length = length;
-        match rows {
-            Some(rows) => self.inputs.push(rows),
-            None => self.inputs.clear(),
-        }
+    pub(super) fn advance(&mut self, rows: usize) {
+        self.length += rows;
     }
 
     pub(super) fn layer(&mut self, index: usize) -> Result<&mut KeyValues> {

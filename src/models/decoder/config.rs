@@ -9,8 +9,8 @@ use super::Decoder;
 use super::load::{self, PREFIXES, SafeTensors};
 use super::rope::Rope;
 use crate::error::{Error, Result};
-use crate::kernels::Activation;
-use crate::kernels::causal::Span;
+use crate::kernels::causal::{KeyValues, growing_bytes};
+use crate::kernels::{Activation, SCORES, Span};
 use crate::weights::WeightFiles;
 
 /// Most layers that a configuration may ask for.
@@ -179,8 +179,13 @@ impl DecoderConfig {
     /// What the cache of a sequence takes at so many tokens.
     pub(crate) fn cache_bytes(&self, tokens: usize) -> Bytes {
         let width = self.shared_heads.saturating_mul(self.head_size);
-        let layer = crate::kernels::causal::KeyValues::bytes_for(tokens, width);
+        let layer = KeyValues::bytes_for(tokens, width);
         Bytes(layer.saturating_mul(self.layers.len() as u64))
+    }
+
+    /// The longest sequence that all of its rotary embeddings last for.
+    pub(crate) fn steady_context(&self) -> usize {
+        self.ropes.iter().filter_map(Rope::limit).fold(self.context, usize::min)
     }
 
     /// What a pass over so many rows needs besides weights and caches, where the longest sequence has `longest`
@@ -194,8 +199,10 @@ impl DecoderConfig {
         let heads = self.heads.saturating_add(2 * self.shared_heads).saturating_mul(self.head_size);
         // The widest moments: gate and up with their copy in panels and their product, or the mixed heads likewise.
         let row = middle.saturating_mul(5).max(heads.saturating_mul(3)).saturating_add(self.width * 4);
-        let scores = longest.saturating_mul(64.min(rows.max(1)));
-        Bytes((row.saturating_mul(rows).saturating_add(scores) as u64).saturating_mul(4))
+        let scores = longest.saturating_mul(rows.max(1)).min(SCORES);
+        let growing = growing_bytes(longest, self.shared_heads.saturating_mul(self.head_size));
+        let numbers = row.saturating_mul(rows).saturating_add(scores);
+        Bytes((numbers as u64).saturating_mul(4)) + Bytes(growing)
     }
 
     /// Reads the weights.

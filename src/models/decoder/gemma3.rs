@@ -11,7 +11,7 @@ use super::gemma2;
 use super::settings::{SLIDING, Settings, with_defaults};
 use crate::error::{Error, Result};
 use crate::families::{Family, parse};
-use crate::kernels::causal::Span;
+use crate::kernels::Span;
 
 /// The text models' line in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =

@@ -16,9 +16,8 @@ use super::rope::{Rope, RopeParameters, RopeShape};
 use super::{Decoder, misfit};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
-use crate::kernels::Activation;
-use crate::kernels::causal::Span;
 use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
+use crate::kernels::{Activation, Span};
 
 /// The architectures, in the order that errors list them.
 const ARCHITECTURES: [(&str, Architecture); 5] = [

@@ -246,8 +246,16 @@ impl Stretch<'_> {
     }
 }
 
-/// The rows of a sequence in a pass: how many tokens come before, how many there are, and where they are if not there.
-pub(super) type Rows<'a> = (&'a (usize, usize), &'a Option<Vec<Position>>);
+/// The rows of a sequence in a pass.
+pub(super) struct Rows<'a> {
+    /// Tokens before them.
+    pub(super) past: usize,
+    pub(super) length: usize,
+    /// Tokens that the sequence is known to get, those after the pass included.
+    pub(super) reach: usize,
+    /// Where they are, if not in their order.
+    pub(super) positions: Option<&'a [Position]>,
+}
 
 impl Rope {
     pub(super) fn new(steps: Vec<f32>, amplitude: f32) -> Self {
@@ -285,15 +293,15 @@ impl Rope {
     /// The turns of the rows of a pass.
     pub(super) fn turns(&self, sequences: &[Rows<'_>]) -> Turns {
         let mut turns = Turns::new(self.frequencies.steps.len());
-        for ((past, length), positions) in sequences {
-            let end = past + length;
+        for rows in sequences {
+            let end = rows.past + rows.length;
             let frequencies = match &self.long {
-                Some((limit, long)) if end > *limit => long,
+                Some((limit, long)) if end.max(rows.reach) > *limit => long,
                 _ => &self.frequencies,
             };
-            match positions {
+            match rows.positions {
                 Some(positions) => turns.extend(frequencies, positions.iter().copied()),
-                None => turns.extend(frequencies, (*past..end).map(|place| [place as u32; 3])),
+                None => turns.extend(frequencies, (rows.past..end).map(|place| [place as u32; 3])),
             }
         }
         turns

@@ -12,8 +12,7 @@ use super::config::{
 use super::rope::{Rope, RopeSettings, RopeShape};
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::Activation;
-use crate::kernels::causal::Span;
+use crate::kernels::{Activation, Span};
 
 /// The settings that every family has.
 #[derive(Debug, Clone, Deserialize)]

@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::families;
 use crate::kernels::blocks::Blocks;
 use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
+use crate::kernels::random;
 
 /// Random weights, plain or in blocks.
 struct Random(Option<(GgmlDType, u32)>);
@@ -29,7 +30,7 @@ impl Tensors for Random {
 
     fn linear(&self, parts: &[Part<'_>], inside: usize, _: Bias) -> Result<PackedLinear> {
         let outside = parts.iter().map(|part| part.outside).sum();
-        let values = Tensor::randn(0.0f32, 0.03, (outside, inside), &Device::Cpu)?;
+        let values = random(0.0, 0.03, (outside, inside));
         let Some((kind, number)) = self.0 else {
             return PackedLinear::new(values.flatten_all()?.to_vec1()?, inside, None, &Device::Cpu);
         };
@@ -62,7 +63,7 @@ fn clock(start: Instant) -> f64 {
 
 /// Seconds of a pass of `length` tokens of each of `streams` sequences.
 fn seconds(decoder: &Decoder, streams: usize, length: usize, passes: usize) -> f64 {
-    let mut caches: Vec<Cache> = (0..streams).map(|_| decoder.cache().unwrap()).collect();
+    let mut caches: Vec<Cache> = (0..streams).map(|_| decoder.cache(0).unwrap()).collect();
     let tokens = vec![7; streams * length];
     let mut pass = || {
         let rows = decoder.embed(&tokens).unwrap();

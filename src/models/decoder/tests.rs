@@ -75,11 +75,27 @@ impl Fixture {
         self.expected[name].flatten_all().unwrap().to_vec1().unwrap()
     }
 
+    /// Each sequence's next tokens in one pass, and the logits behind them. A sequence that outgrows its cache is read
+    /// again in pieces of `piece` tokens, but for those of this pass.
+    fn next(&self, texts: &mut [Text], tokens: &[&[u32]], piece: usize) -> Vec<Vec<f32>> {
+        for (text, next) in texts.iter_mut().zip(tokens) {
+            let length = text.tokens.len() + next.len();
+            if self.decoder.outgrows(&text.cache, length) {
+                text.cache.restart(length);
+                for piece in text.tokens.chunks(piece) {
+                    self.step(std::slice::from_mut(&mut text.cache), &[piece]);
+                }
+            }
+            text.tokens.extend_from_slice(next);
+        }
+        self.step(texts.iter_mut().map(|text| &mut text.cache), tokens)
+    }
+
     /// Each sequence's next tokens in one pass, and the logits behind them.
-    fn step(&self, caches: &mut [Cache], tokens: &[&[u32]]) -> Vec<Vec<f32>> {
+    fn step<'a>(&self, caches: impl IntoIterator<Item = &'a mut Cache>, tokens: &[&[u32]]) -> Vec<Vec<f32>> {
         let all: Vec<u32> = tokens.concat();
         let rows = self.decoder.embed(&all).unwrap();
-        let pairs = caches.iter_mut().zip(tokens);
+        let pairs = caches.into_iter().zip(tokens);
         let mut segments: Vec<Segment<'_>> =
             pairs.map(|(cache, tokens)| Segment { cache, length: tokens.len(), positions: None }).collect();
         let hidden = self.decoder.forward(&rows, &mut segments).unwrap();
@@ -94,15 +110,26 @@ impl Fixture {
 
     /// The greedy text of a prompt and the logits behind it, alone.
     fn greedy(&self, prompt: &[u32]) -> (Vec<u32>, Vec<f32>) {
-        let mut caches = [self.decoder.cache().unwrap()];
-        let mut logits = self.step(&mut caches, &[prompt]).remove(0);
+        let mut texts = [self.text(prompt)];
+        let mut logits = self.next(&mut texts, &[prompt], usize::MAX).remove(0);
         let mut tokens = Vec::new();
         for _ in 0..64 {
             tokens.push(best(&logits));
-            logits = self.step(&mut caches, &[&tokens[tokens.len() - 1..]]).remove(0);
+            logits = self.next(&mut texts, &[&tokens[tokens.len() - 1..]], usize::MAX).remove(0);
         }
         (tokens, logits)
     }
+
+    /// A text that begins with a prompt, of which nothing is read.
+    fn text(&self, prompt: &[u32]) -> Text {
+        Text { cache: self.decoder.cache(prompt.len()).unwrap(), tokens: Vec::new() }
+    }
+}
+
+/// A sequence with the tokens that were read.
+struct Text {
+    cache: Cache,
+    tokens: Vec<u32>,
 }
 
 fn best(logits: &[f32]) -> u32 {
@@ -121,7 +148,7 @@ fn logits_and_greedy_texts_are_the_references() {
         let fixture = Fixture::read(name);
         let mut largest = 0.0f32;
         for (index, case) in fixture.cases.iter().enumerate() {
-            let mut caches = [fixture.decoder.cache().unwrap()];
+            let mut caches = [fixture.decoder.cache(0).unwrap()];
             let logits = fixture.step(&mut caches, &[&case.prompt]).remove(0);
             largest = largest.max(difference(&logits, &fixture.expected(&format!("prompt.{index}"))));
             let (tokens, logits) = fixture.greedy(&case.prompt);
@@ -144,19 +171,20 @@ fn sequences_together_and_prompts_in_pieces_give_what_they_give_alone() {
         let fixture = Fixture::read(name);
         let alone: Vec<_> = fixture.cases.iter().map(|case| fixture.greedy(&case.prompt)).collect();
         // A sequence joins every few steps, its prompt in pieces of seven tokens, while the others write on.
-        let mut caches: Vec<Cache> = Vec::new();
+        let mut texts: Vec<Text> = Vec::new();
         let mut pending: Vec<Vec<u32>> = Vec::new();
         let mut written: Vec<Vec<u32>> = vec![Vec::new(); fixture.cases.len()];
         let mut last: Vec<Vec<f32>> = vec![Vec::new(); fixture.cases.len()];
         for step in 0.. {
-            if step % 5 == 0 && caches.len() < fixture.cases.len() {
-                pending.push(fixture.cases[caches.len()].prompt.clone());
-                caches.push(fixture.decoder.cache().unwrap());
+            if step % 5 == 0 && texts.len() < fixture.cases.len() {
+                let prompt = &fixture.cases[texts.len()].prompt;
+                pending.push(prompt.clone());
+                texts.push(fixture.text(prompt));
             }
             let next: Vec<Vec<u32>> =
                 pending.iter_mut().map(|rest| rest.drain(..rest.len().min(7)).collect()).collect();
             let tokens: Vec<&[u32]> = next.iter().map(Vec::as_slice).collect();
-            let logits = fixture.step(&mut caches, &tokens);
+            let logits = fixture.next(&mut texts, &tokens, 7);
             for (index, logits) in logits.into_iter().enumerate() {
                 if pending[index].is_empty() && written[index].len() < 64 {
                     written[index].push(best(&logits));
@@ -186,12 +214,12 @@ fn sequences_together_and_prompts_in_pieces_give_what_they_give_alone() {
 fn a_cache_grows_in_steps_and_serves_another_sequence_once_cleared() {
     let fixture = Fixture::read("qwen3");
     let prompt = &fixture.cases[2].prompt;
-    let mut caches = [fixture.decoder.cache().unwrap()];
+    let mut caches = [fixture.decoder.cache(0).unwrap()];
     assert_eq!(caches[0].bytes().0, 0);
     let first = fixture.step(&mut caches, &[prompt]);
     let bytes = caches[0].bytes();
     assert_eq!(bytes, fixture.decoder.config.cache_bytes(prompt.len()));
-    caches[0].clear();
+    caches[0].restart(0);
     assert_eq!(fixture.step(&mut caches, &[prompt]), first);
     assert_eq!(caches[0].bytes(), bytes);
 }
@@ -200,7 +228,7 @@ fn a_cache_grows_in_steps_and_serves_another_sequence_once_cleared() {
 fn a_sequence_beyond_the_context_and_an_unknown_token_are_refused() {
     let fixture = Fixture::read("llama");
     let rows = fixture.decoder.embed(&vec![1; 513]).unwrap();
-    let mut cache = fixture.decoder.cache().unwrap();
+    let mut cache = fixture.decoder.cache(0).unwrap();
     let mut segments = [Segment { cache: &mut cache, length: 513, positions: None }];
     let refused = fixture.decoder.forward(&rows, &mut segments).unwrap_err();
     assert!(refused.to_string().contains("513") && refused.to_string().contains("512"), "{refused}");
@@ -318,4 +346,26 @@ fn a_directory_with_several_gguf_files_is_refused_and_one_can_be_named() {
     assert!(refused.to_string().contains("a.gguf, b.gguf"), "{refused}");
     let named = folder.path().join("b.gguf");
     assert_eq!(open(&named).gguf(&context).unwrap(), Some(named));
+}
+
+#[test]
+fn a_sequence_that_outgrew_its_rotary_embedding_is_not_read_on() {
+    let fixture = Fixture::read("phi3");
+    let rows = |count: usize| fixture.decoder.embed(&vec![1; count]).unwrap();
+    let mut cache = fixture.decoder.cache(0).unwrap();
+    let read = |cache: &mut Cache, length: usize| {
+        let segment = Segment { cache, length, positions: None };
+        fixture.decoder.forward(&rows(length), &mut [segment]).map(drop)
+    };
+    read(&mut cache, 24).unwrap();
+    assert!(fixture.decoder.outgrows(&cache, 25) && !fixture.decoder.outgrows(&cache, 24));
+    assert!(read(&mut cache, 1).is_err());
+    cache.restart(25);
+    // However short the pieces, it is the same that comes out.
+    for length in [1, 8, 15, 1, 30] {
+        assert!(!fixture.decoder.outgrows(&cache, cache.length() + length));
+        read(&mut cache, length).unwrap();
+    }
+    assert_eq!(cache.length(), 55);
+    assert_eq!(fixture.decoder.config.steady_context(), 24);
 }

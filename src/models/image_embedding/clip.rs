@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
 use serde_json::Value;
 
-use super::{Architecture, Encoder, Filling, TextSide};
+use super::{Architecture, Encoder, Filling, TextSide, Watch};
 use crate::error::{Error, Result};
 use crate::families::Family;
 use crate::kernels::LayerNorm;
@@ -131,8 +131,8 @@ struct Clip {
 }
 
 impl Encoder for Clip {
-    fn images(&self, images: &[Tensor]) -> Result<Tensor> {
-        let classes = self.vision.forward(images)?.first()?;
+    fn images(&self, images: &[Tensor], watch: &Watch<'_>) -> Result<Tensor> {
+        let classes = self.vision.forward(images, watch)?.first()?;
         self.image_projection.forward(&self.norm.of(&classes)?)
     }
 

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
 use serde_json::Value;
 
-use super::{Architecture, Encoder, TextSide};
+use super::{Architecture, Encoder, TextSide, Watch};
 use crate::error::{Error, Result};
 use crate::families::Family;
 use crate::kernels::LayerNorm;
@@ -106,8 +106,8 @@ struct Dinov2 {
 }
 
 impl Encoder for Dinov2 {
-    fn images(&self, images: &[Tensor]) -> Result<Tensor> {
-        self.norm.of(&self.vision.forward(images)?.first()?)
+    fn images(&self, images: &[Tensor], watch: &Watch<'_>) -> Result<Tensor> {
+        self.norm.of(&self.vision.forward(images, watch)?.first()?)
     }
 
     fn texts(&self, _: &[u32], _: &[usize]) -> Result<Tensor> {

@@ -9,6 +9,7 @@ use super::{Architecture, FAMILIES, LoadedModel, PASS_ROWS, SharedModel, THREAD_
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
+use crate::limits::MAX_IMAGE_ROWS;
 use crate::loader;
 use crate::pixels::{MAX_SIDE, Preprocessing, Size};
 use crate::source::{Files, read_json};
@@ -43,7 +44,13 @@ impl loader::Plan for Plan {
         let side = architecture.texts();
         let texts = side.map(|side| TextPlan::read(&files, side, context)).transpose()?;
         let (width, height) = largest(&preprocessing);
-        let longest = architecture.rows(width, height).max(side.map_or(0, |side| side.longest));
+        let rows = architecture.rows(width, height);
+        if preprocessing.exact().is_some() && rows > MAX_IMAGE_ROWS {
+            let reason = format!("an image becomes {rows} rows; at most {MAX_IMAGE_ROWS} are allowed");
+            return Err(Error::InvalidConfig { file: config, reason });
+        }
+        // A larger image is refused when it comes.
+        let longest = rows.min(MAX_IMAGE_ROWS).max(side.map_or(0, |side| side.longest));
         Ok(Self { files, architecture, preprocessing, texts, longest })
     }
 
@@ -66,19 +73,18 @@ impl loader::Plan for Plan {
             texts,
             compute: compute.clone(),
             device,
-            footprint: self.footprint_of(&weights),
+            footprint: compute.counted(self.footprint_of(&weights)),
             plan: Arc::clone(self),
         })))
     }
 }
 
-/// The sides of the largest picture that comes out, as far as one can say: a picture in proportion is taken to be no
-/// more than twice as long as wide.
+/// The sides of the largest picture that can come out.
 fn largest(preprocessing: &Preprocessing) -> (usize, usize) {
     match (preprocessing.exact(), preprocessing.resize) {
         (Some(sides), _) => sides,
-        (None, Some((Size::Shortest(side), _))) => (side, (2 * side).min(MAX_SIDE)),
-        _ => (1024, 1024),
+        (None, Some((Size::Shortest(side), _))) => (side, MAX_SIDE),
+        _ => (MAX_SIDE, MAX_SIDE),
     }
 }
 

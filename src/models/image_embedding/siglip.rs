@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
 use serde_json::Value;
 
-use super::{Architecture, Encoder, Filling, TextSide};
+use super::{Architecture, Encoder, Filling, TextSide, Watch};
 use crate::error::{Error, Result};
 use crate::families::Family;
 use crate::kernels::LayerNorm;
@@ -119,8 +119,8 @@ struct Siglip {
 }
 
 impl Encoder for Siglip {
-    fn images(&self, images: &[Tensor]) -> Result<Tensor> {
-        let mut rows = self.vision.forward(images)?;
+    fn images(&self, images: &[Tensor], watch: &Watch<'_>) -> Result<Tensor> {
+        let mut rows = self.vision.forward(images, watch)?;
         rows.hidden = self.norm.of(&rows.hidden)?;
         self.head.forward(&rows)
     }

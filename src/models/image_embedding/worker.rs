@@ -1,14 +1,14 @@
-//! How a worker runs a batch: it decodes and preprocesses the images of all requests one after another, packs them into
+//! How a worker runs a batch: it preprocesses the images of all requests one after another, packs them into
 //! passes, looks at each step at who has gone, and answers each request as soon as its last vector is there.
 
 use std::collections::HashMap;
 
-use model_actors::{Batch, EmbedImages, Failure, ImageEmbedding, ImageSource, Model};
+use model_actors::{Batch, EmbedImages, Failure, ImageEmbedding, Model};
 
 use super::inputs::{Input, Pass, fits};
 use super::{ImageEmbeddingModel, check, normalize};
-use crate::error::Result;
-use crate::image_input::picture_of;
+use crate::error::{Error, Result};
+use crate::image_input::decoded;
 
 /// The place of an image or text in a batch.
 #[derive(Debug, Clone, Copy)]
@@ -82,11 +82,7 @@ impl Run<'_, '_> {
     fn prepare(&self, request: &EmbedImages, index: usize) -> Result<Input> {
         let shared = &self.model.shared;
         match request {
-            EmbedImages::Images(images) => match &images[index] {
-                // As it comes from this crate's handles; it need not be copied.
-                ImageSource::Picture(picture) => shared.image(picture),
-                source => shared.image(&picture_of(source, &self.model.limits)?),
-            },
+            EmbedImages::Images(images) => shared.image(decoded(&images[index])?),
             EmbedImages::Texts(texts) => shared.text(&texts[index]),
         }
     }
@@ -100,7 +96,17 @@ impl Run<'_, '_> {
         if inputs.is_empty() {
             return Ok(());
         }
-        let vectors = self.model.shared.run(&self.model.threads, Pass::of(inputs))?;
+        let watch = || {
+            // The batch itself stays on this thread.
+            let wanted = |place: &Place| !items[place.item].should_stop();
+            places.iter().for_each(|place| items[place.item].tick());
+            if places.iter().any(wanted) { Ok(()) } else { Err(Error::Stopped) }
+        };
+        let vectors = match self.model.shared.run(&self.model.threads, Pass::of(inputs), &watch) {
+            // Whoever waits for other passes still gets them.
+            Err(Error::Stopped) => return Ok(()),
+            vectors => vectors?,
+        };
         self.batch.tick();
         for (place, vector) in places.into_iter().zip(vectors) {
             self.deliver(place, vector);

@@ -1,57 +1,78 @@
-//! How requests come and go while a worker writes: they join and leave between steps, each is answered as soon as it
-//! is complete, and a reader that is slow holds up its own text alone.
+//! How requests come and go while a worker writes: they join and leave between steps, and each is answered as soon as it
+//! is complete. A reader that is slow holds up its own text, and who waits for the room that this text keeps; nobody else
+//! that is being written.
+
+use std::collections::VecDeque;
 
 use model_actors::{Batch, Capability, Completion, EmitError, Failure, Item, RequestId};
 
 use super::{Held, Steps, Streams};
+use crate::limits::WritingLimits;
 
-/// Runs a batch to its end, and whatever joins it meanwhile. `room` is what the caches of all texts together may hold,
-/// in tokens.
+/// Runs a batch to its end, and whatever joins it meanwhile, within these limits.
 ///
 /// # Errors
 /// A computation that failed, for all texts.
-pub(crate) fn serve<C, S>(model: &S, room: usize, batch: &mut Batch<'_, C>) -> Result<(), Failure>
+pub(crate) fn serve<C, S>(model: &S, limits: WritingLimits, batch: &mut Batch<'_, C>) -> Result<(), Failure>
 where
     C: Capability<Chunk = String, Output = Completion>,
     S: Steps<C::Request>,
 {
-    let mut streams = Streams::new(room);
-    let mut new = batch.items().len();
+    let mut streams = Streams::new(limits);
+    let mut new: VecDeque<RequestId> = batch.items().iter().map(Item::id).collect();
     loop {
-        begin(model, &mut streams, batch, new);
+        begin(model, &mut streams, batch, &mut new);
         hand_out(&mut streams, batch);
         let moved = streams.step(model)?;
         batch.tick();
         hand_out(&mut streams, batch);
-        new = batch.join();
+        let joined = batch.join();
+        let items = batch.items();
+        new.extend(items.iter().skip(items.len().saturating_sub(joined)).map(Item::id));
         if batch.items().iter().all(Item::should_stop) {
             return Ok(());
         }
-        if !moved && new == 0 {
+        let may_begin = !new.is_empty() && streams.wants_more(model);
+        if !moved && !may_begin {
             // Every text waits for its reader.
             batch.pause();
         }
     }
 }
 
-/// Takes in the last `new` items; one with a bad request fails alone.
-fn begin<C, S>(model: &S, streams: &mut Streams<RequestId, S::State>, batch: &Batch<'_, C>, new: usize)
-where
+/// Begins requests in the order of their arrival, as far as it is of use; one that is bad fails alone. What one takes
+/// before it is refused, its prompt may have been tokenized, fills no step; so where others write, they get one first.
+fn begin<C, S>(
+    model: &S,
+    streams: &mut Streams<RequestId, S::State>,
+    batch: &Batch<'_, C>,
+    new: &mut VecDeque<RequestId>,
+) where
     C: Capability,
     S: Steps<C::Request>,
 {
-    for item in batch.items().iter().rev().take(new).rev() {
+    while streams.wants_more(model)
+        && let Some(id) = new.pop_front()
+    {
+        let Some(item) = batch.items().iter().find(|item| item.id() == id) else { continue };
         if item.should_stop() {
             continue;
         }
-        match model.begin(item.request()) {
-            Ok(start) if start.prompt == 0 => {
-                item.fail(Failure::invalid_input("the prompt has no tokens"));
+        let begun = match model.begin(item.request()) {
+            Ok(start) if model.unread(&start.state) == 0 => {
+                Err(Failure::invalid_input("the prompt has no tokens"))
             }
-            Ok(start) => streams.add(item.id(), start),
-            Err(error) => item.fail(error.into()),
+            begun => begun.map_err(Failure::from),
+        };
+        let was_refused = begun.is_err();
+        match begun {
+            Ok(start) => streams.add(id, start),
+            Err(failure) => item.fail(failure),
         }
         batch.tick();
+        if was_refused && streams.moves() {
+            return;
+        }
     }
 }
 

@@ -11,9 +11,9 @@ use model_actors::{Bytes, LoadContext};
 use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::{Error, Result};
 use crate::kernels::gated::gated;
-use crate::kernels::mutual::{Mutual, SCORE_ROWS};
+use crate::kernels::mutual::Mutual;
 use crate::kernels::rotary::{Frequencies, Turns};
-use crate::kernels::{Activation, LayerNorm, Linear};
+use crate::kernels::{Activation, LayerNorm, Linear, SCORES, Span};
 use crate::weights::{WeightFiles, WeightReader};
 
 /// More than any side of a real model, and far from where products of sides overflow.
@@ -74,9 +74,9 @@ impl Sizes {
 
     fn scratch(self, tokens: usize, longest: usize) -> Bytes {
         // The widest moment of a layer: its input, the middle layer, and what comes out; or the mixed queries, keys
-        // and values, the same turned, and one head's scores.
+        // and values, the same turned, and scores.
         let row = (self.middle as u64).max(6 * self.width as u64) + 2 * self.width as u64;
-        let scores = (longest as u64).saturating_mul(longest.min(SCORE_ROWS) as u64);
+        let scores = longest.saturating_mul(longest).min(SCORES) as u64;
         Bytes(row.saturating_mul(tokens as u64).saturating_add(scores).saturating_mul(4))
     }
 }
@@ -164,8 +164,8 @@ pub(super) struct Layer {
     /// Whether the first half of what `wide` gives is a gate for the second.
     pub(super) gated: bool,
     pub(super) narrow: Linear,
-    /// How far a token sees.
-    pub(super) window: Option<usize>,
+    /// What a token sees.
+    pub(super) span: Span,
     /// Which of the frequencies turn its queries and keys.
     pub(super) turns: Option<usize>,
 }
@@ -189,7 +189,7 @@ impl Encoder for Transformer {
         let turns: Vec<Turns> = self.frequencies.iter().map(|each| turns(each, &batch.lengths)).collect();
         for layer in &self.layers {
             let turns = layer.turns.and_then(|index| turns.get(index));
-            let form = Mutual { heads: self.heads, slopes: &self.slopes, window: layer.window, turns };
+            let form = Mutual { heads: self.heads, slopes: &self.slopes, span: layer.span, turns };
             hidden = layer.forward(&hidden, &batch.lengths, form)?;
             watch()?;
         }

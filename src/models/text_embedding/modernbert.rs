@@ -11,8 +11,8 @@ use super::encoder::{
 };
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::Activation;
 use crate::kernels::rotary::Frequencies;
+use crate::kernels::{Activation, Span};
 use crate::weights::WeightReader;
 
 /// This family's line in the list.
@@ -145,7 +145,7 @@ impl ModernBert {
             activation: self.activation,
             gated: true,
             narrow: linear(reader, &name("mlp.Wo"), [width, middle / 2], mlp_bias)?,
-            window: local.then_some(self.config.local_attention / 2),
+            span: if local { Span::Around(self.config.local_attention / 2) } else { Span::Everything },
             turns: Some(local.into()),
         })
     }

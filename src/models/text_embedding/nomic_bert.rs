@@ -12,8 +12,8 @@ use super::encoder::{
 };
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::Activation;
 use crate::kernels::rotary::Frequencies;
+use crate::kernels::{Activation, Span};
 use crate::weights::WeightReader;
 
 /// This family's line in the list.
@@ -180,7 +180,7 @@ impl NomicBert {
             activation: self.activation,
             gated: true,
             narrow: linear(reader, &name("mlp.fc2"), [width, middle / 2], mlp_fc2_bias)?,
-            window: None,
+            span: Span::Everything,
             turns: Some(0),
         })
     }

@@ -167,7 +167,7 @@ impl loader::Plan for Plan {
             ending: self.ending(&tokens)?,
             tokens,
             compute: compute.clone(),
-            footprint: self.footprint_of(&weights),
+            footprint: compute.counted(self.footprint_of(&weights)),
             plan: Arc::clone(self),
         })))
     }

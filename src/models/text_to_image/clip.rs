@@ -125,6 +125,7 @@ impl PromptEncoder {
             if layer + 1 == count {
                 before_last = Some(hidden.clone());
             }
+            Ok(())
         })?;
         let last = tower.last_norm(&hidden)?;
         let pooled = self.text.pool(&last, &ids, &lengths)?;

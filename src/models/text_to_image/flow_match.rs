@@ -8,12 +8,13 @@ use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::repository::{Repository, invalid};
+use super::schedule::MAX_TIMES;
 use super::{Noise, Scheduler, Settings};
 use crate::error::{Error, Result};
 
 const CLASSES: &[&str] = &["FlowMatchEulerDiscreteScheduler"];
 /// What requests call it.
-const NAME: &str = "flow_match_euler";
+pub(super) const NAME: &str = "flow_match_euler";
 
 /// Settings that have only one supported value.
 const ONLY: &[(&str, &str)] = &[
@@ -22,6 +23,11 @@ const ONLY: &[(&str, &str)] = &[
     ("use_exponential_sigmas", "false"),
     ("use_karras_sigmas", "false"),
 ];
+
+/// Whether requests may ask for a scheduler of this name.
+pub(super) fn is_known(wanted: &str) -> bool {
+    wanted == NAME || CLASSES.contains(&wanted)
+}
 
 /// How the shift depends on the picture's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -85,8 +91,11 @@ impl FlowSchedule {
         let file = "scheduler/scheduler_config.json";
         let (path, config): (_, Config) = repository.config(file, CLASSES, ONLY)?;
         let times = config.num_train_timesteps;
-        if !(1..=100_000).contains(&times) {
-            return Err(invalid(&path, format!("num_train_timesteps is {times}; 1 to 100,000 are allowed")));
+        if !(1..=MAX_TIMES).contains(&times) {
+            return Err(invalid(
+                &path,
+                format!("num_train_timesteps is {times}; 1 to {MAX_TIMES} are allowed"),
+            ));
         }
         let shift = config.shift;
         if !(1e-3..=1e3).contains(&shift) {
@@ -108,10 +117,7 @@ impl FlowSchedule {
         levels: Levels,
         patches: usize,
     ) -> Result<Box<dyn Scheduler>> {
-        if let Some(wanted) = &settings.scheduler
-            && wanted != NAME
-            && !CLASSES.contains(&wanted.as_str())
-        {
+        if let Some(wanted) = settings.scheduler.as_ref().filter(|wanted| !is_known(wanted)) {
             let reason = format!("the scheduler {wanted:?} is unknown; this model is painted with {NAME}");
             return Err(Error::InvalidInput(reason));
         }
@@ -193,6 +199,10 @@ impl FlowMatch {
         sigmas.push(0.0);
         Self { times, sigmas, stochastic: config.stochastic_sampling }
     }
+
+    fn sigma(&self, index: usize) -> f64 {
+        self.sigmas.get(index).copied().unwrap_or_default()
+    }
 }
 
 impl Scheduler for FlowMatch {
@@ -209,14 +219,17 @@ impl Scheduler for FlowMatch {
     }
 
     fn step(&mut self, call: usize, output: &Tensor, latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
-        let at = |index: usize| self.sigmas.get(index).copied().unwrap_or_default();
-        let (now, then) = (at(call), at(call + 1));
+        let (now, then) = (self.sigma(call), self.sigma(call + 1));
         if !self.stochastic {
             return Ok((latents + (output * (then - now))?)?);
         }
-        let picture = (latents - (output * now)?)?;
+        let picture = self.picture(call, output, latents)?;
         let noise = noise.next(latents.dims(), latents.device())?;
         Ok(((picture * (1.0 - then))? + (noise * then)?)?)
+    }
+
+    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        Ok((latents - (output * self.sigma(call))?)?)
     }
 }
 

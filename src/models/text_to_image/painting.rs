@@ -4,6 +4,7 @@
 use candle_core::{D, Device, IndexOp as _, Tensor};
 use model_actors::{PaintStep, Picture};
 
+use super::preview::preview;
 use super::{Conditioning, LoadedModel, Noise, Pipeline, Scheduler, Settings, Watch};
 use crate::error::{Error, Result};
 
@@ -15,6 +16,8 @@ pub(super) struct Painting {
     noise: Noise,
     /// Calls of the model so far.
     calls: usize,
+    /// Pixels along a side for each latent, if each step is to be shown.
+    shown: Option<usize>,
 }
 
 /// What came of a turn.
@@ -36,7 +39,8 @@ impl Painting {
         let shape = [1, canvas.channels, settings.height / canvas.scale, settings.width / canvas.scale];
         let latents = (noise.next(&shape, &model.device)? * scheduler.initial_scale())?;
         let conditioning = model.pipeline.condition(settings, watch)?;
-        Ok(Self { latents, conditioning, scheduler, noise, calls: 0 })
+        let shown = settings.preview.then_some(canvas.scale);
+        Ok(Self { latents, conditioning, scheduler, noise, calls: 0, shown })
     }
 
     /// One call of the model, or the decoder after the last.
@@ -50,9 +54,20 @@ impl Painting {
         let input = self.scheduler.scale_input(call, &self.latents)?;
         let output = pipeline.predict(&input, timestep, &self.conditioning, watch)?;
         let output = guided(&output, self.conditioning.guidance)?;
+        let behind = self.shown.map(|_| self.scheduler.picture(call, &output, &self.latents)).transpose()?;
         self.latents = self.scheduler.step(call, &output, &self.latents, &mut self.noise)?;
         self.calls += 1;
-        Ok(Advance::Step(PaintStep { step: self.calls, of, preview: None }))
+        // After the last step the latents are the picture itself.
+        let seen = if self.calls == of { Some(&self.latents) } else { behind.as_ref() };
+        let preview = match (self.shown, seen) {
+            // Early guesses may be beyond what the decoder was made for; the picture itself need not be.
+            (Some(scale), Some(seen)) => match preview(pipeline, seen, scale, watch) {
+                Err(Error::NotFiniteOutput) => None,
+                preview => Some(preview?),
+            },
+            _ => None,
+        };
+        Ok(Advance::Step(PaintStep { step: self.calls, of, preview }))
     }
 
     #[cfg(test)]
@@ -71,7 +86,7 @@ fn guided(output: &Tensor, guidance: f64) -> Result<Tensor> {
 }
 
 /// Colours `(1, 3, height, width)` from -1 to 1 to bytes.
-fn picture(colours: &Tensor) -> Result<Picture> {
+pub(super) fn picture(colours: &Tensor) -> Result<Picture> {
     let (_, _, height, width) = colours.dims4()?;
     let colours = colours.i(0)?.permute((1, 2, 0))?.contiguous()?.to_device(&Device::Cpu)?;
     let values: Vec<f32> = colours.flatten(0, D::Minus1)?.to_vec1()?;

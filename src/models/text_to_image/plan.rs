@@ -7,12 +7,12 @@ use model_actors::{Footprint, LoadContext, LoadStage, PaintImage, TextToImage};
 use serde_json::json;
 
 use super::{
-    Architecture, FAMILIES, LoadedModel, MAX_GUIDANCE, MAX_PIXELS, MAX_PROMPT_BYTES, PartWeights, Repository,
-    Settings, SharedModel, THREAD_SCRATCH,
+    Architecture, FAMILIES, LoadedModel, PartWeights, Repository, Settings, SharedModel, THREAD_SCRATCH,
 };
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
+use crate::limits::{MAX_GUIDANCE, MAX_PAINTED_PIXELS, MAX_QUESTION_BYTES};
 use crate::loader;
 use crate::source::Files;
 
@@ -50,7 +50,7 @@ impl loader::Plan for Plan {
             pipeline: self.architecture.load(&weights, &device, context)?,
             device,
             compute: compute.clone(),
-            footprint: self.footprint_of(&weights),
+            footprint: compute.counted(self.footprint_of(&weights)),
             plan: Arc::clone(self),
         })))
     }
@@ -66,11 +66,11 @@ impl Plan {
         Footprint { shared: weights.bytes_in_memory(), per_worker }
     }
 
-    /// Most pixels of a picture.
+    /// Most pixels of a picture: what a worker is charged for depends on it.
     fn largest(&self) -> usize {
         let defaults = self.architecture.defaults();
         let own = defaults.width.saturating_mul(defaults.height);
-        own.saturating_add(own / 2).max(MAX_PIXELS)
+        own.saturating_add(own / 2).max(MAX_PAINTED_PIXELS)
     }
 
     /// The request with the model's own values where it has none.
@@ -93,13 +93,13 @@ impl Plan {
             return Err(Error::InvalidInput(format!("{reason}; this model paints at most {largest}")));
         }
         let bytes = request.negative_prompt.as_ref().map_or(0, String::len);
-        if bytes > MAX_PROMPT_BYTES {
+        if bytes > MAX_QUESTION_BYTES {
             let reason =
-                format!("the negative prompt has {bytes} bytes; at most {MAX_PROMPT_BYTES} are allowed");
+                format!("the negative prompt has {bytes} bytes; at most {MAX_QUESTION_BYTES} are allowed");
             return Err(Error::InvalidInput(reason));
         }
         let guidance = request.guidance.map_or(defaults.guidance, f64::from);
-        if !(0.0..=MAX_GUIDANCE).contains(&guidance) {
+        if !(0.0..=f64::from(MAX_GUIDANCE)).contains(&guidance) {
             let reason = format!("the guidance {guidance} is asked for; 0 to {MAX_GUIDANCE} are allowed");
             return Err(Error::InvalidInput(reason));
         }
@@ -111,6 +111,7 @@ impl Plan {
             steps: request.steps.unwrap_or(defaults.steps).max(1),
             guidance,
             scheduler: request.scheduler.clone(),
+            preview: request.preview,
         })
     }
 }

@@ -14,6 +14,7 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer, TruncationParams
 
 use super::repository::Repository;
 use crate::error::{Error, Result};
+use crate::tokens::{Growth, open};
 
 /// Most tokens of a prompt.
 const LONGEST: usize = 4096;
@@ -106,13 +107,12 @@ impl TokenizerFiles {
         };
         let invalid = |reason: String| Error::InvalidTokenizer { file: path.clone(), reason };
         let mut tokenizer = match &self.file {
-            TokenizerFile::Whole(path) => {
-                Tokenizer::from_file(path).map_err(|error| invalid(error.to_string()))?
-            }
+            TokenizerFile::Whole(path) => open(path)?,
             TokenizerFile::Parts { vocabulary, merges } => {
                 self.clip(vocabulary, merges).map_err(|error| invalid(error.to_string()))?
             }
         };
+        let growth = Growth::of(&tokenizer).map_err(invalid)?;
         let special = {
             use tokenizers::PostProcessor as _;
             tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false))
@@ -130,7 +130,7 @@ impl TokenizerFiles {
             .token_to_id(&pad)
             .ok_or_else(|| invalid(format!("its vocabulary has no token {pad:?} to fill up with")))?;
         let vocabulary = tokenizer.get_vocab(true).values().max().map_or(0, |largest| *largest as usize + 1);
-        Ok(PromptTokens { tokenizer, length, pad, vocabulary, file: path.clone() })
+        Ok(PromptTokens { tokenizer, growth, length, pad, vocabulary, file: path.clone() })
     }
 
     /// CLIP's tokenizer, as transformers puts it together.
@@ -179,6 +179,7 @@ fn name(token: &Option<Token>, default: &str) -> String {
 /// A tokenizer for prompts of one length.
 pub(super) struct PromptTokens {
     tokenizer: Tokenizer,
+    growth: Growth,
     length: usize,
     pad: u32,
     vocabulary: usize,
@@ -206,10 +207,9 @@ impl PromptTokens {
     /// # Errors
     /// [`Error::InvalidInput`] if it cannot be tokenized.
     pub(super) fn encode(&self, prompt: &str) -> Result<Vec<u32>> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(prompt, true)
-            .map_err(|error| Error::InvalidInput(format!("the prompt cannot be tokenized: {error}")))?;
+        let failed = |error: String| Error::InvalidInput(format!("the prompt cannot be tokenized: {error}"));
+        self.growth.check(&self.tokenizer, prompt).map_err(failed)?;
+        let encoding = self.tokenizer.encode_fast(prompt, true).map_err(|error| failed(error.to_string()))?;
         let mut ids = encoding.get_ids().to_vec();
         ids.resize(self.length, self.pad);
         Ok(ids)

@@ -95,6 +95,7 @@ fn request(expected: &Expected, run: &Loop) -> PaintImage {
         guidance: Some(run.guidance),
         seed: None,
         scheduler: run.scheduler.clone(),
+        preview: false,
     }
 }
 

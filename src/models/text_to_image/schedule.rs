@@ -9,6 +9,7 @@ mod pndm;
 
 use std::path::Path;
 
+use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::repository::{Repository, invalid};
@@ -16,7 +17,7 @@ use super::{Scheduler, Settings};
 use crate::error::{Error, Result};
 
 /// Most times of a training.
-const MAX_TIMES: usize = 100_000;
+pub(super) const MAX_TIMES: usize = 100_000;
 
 /// Settings that have only one supported value, whichever the scheduler.
 const ONLY: &[(&str, &str)] = &[
@@ -80,6 +81,17 @@ enum Prediction {
     Epsilon,
     /// The velocity (Salimans and Ho, arXiv 2202.00512).
     VPrediction,
+}
+
+impl Prediction {
+    /// The picture behind the noise, where so much of it, squared, is left.
+    fn picture(self, kept: f64, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        let (kept, noise) = (kept.sqrt(), (1.0 - kept).sqrt());
+        match self {
+            Self::Epsilon => Ok(((latents - (output * noise)?)? / kept)?),
+            Self::VPrediction => Ok(((latents * kept)? - (output * noise)?)?),
+        }
+    }
 }
 
 /// Which noise the last step ends with.
@@ -270,10 +282,20 @@ impl Schedule {
     }
 }
 
+/// Whether requests may ask for a scheduler of this name.
+pub(super) fn is_known(wanted: &str) -> bool {
+    KINDS.iter().any(|(name, class, _)| wanted == *name || wanted == *class)
+}
+
+/// What requests call the schedulers.
+pub(super) fn names() -> Vec<&'static str> {
+    KINDS.iter().map(|(name, _, _)| *name).collect()
+}
+
 fn find(wanted: &str) -> Result<Kind> {
     let found = KINDS.iter().find(|(name, class, _)| wanted == *name || wanted == *class);
     found.map(|(_, _, kind)| *kind).ok_or_else(|| {
-        let known: Vec<&str> = KINDS.iter().map(|(name, _, _)| *name).collect();
+        let known = names();
         Error::InvalidInput(format!("the scheduler {wanted:?} is unknown; known are: {}", known.join(", ")))
     })
 }

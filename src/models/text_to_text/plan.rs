@@ -6,21 +6,20 @@ use std::sync::Arc;
 use model_actors::{Bytes, Footprint, LoadContext, LoadStage, TextToText};
 use serde::Deserialize;
 
-use super::{CACHE_TOKENS, LoadedModel, SharedModel};
+use super::{LoadedModel, SharedModel};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
 use crate::generation::{self, ChatTemplate, SpecialTokens};
 use crate::gguf::GgufFile;
+use crate::limits::WritingLimits;
 use crate::loader;
 use crate::models::decoder::{DecoderConfig, FAMILIES};
-use crate::models::streams::PROMPT_ROWS;
+use crate::models::streams::{self, PROMPT_ROWS};
 use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 
-/// Texts that one worker is expected to write at a time.
-const TEXTS: usize = 32;
 /// What gemm, the tokenizer and the allocator keep for each thread, as measured for text embedding.
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);
 
@@ -47,13 +46,14 @@ pub(crate) struct Plan {
     template: Option<ChatTemplate>,
     special: SpecialTokens,
     end_tokens: Vec<u32>,
+    limits: WritingLimits,
 }
 
 /// What kind of files the model is in.
 enum Kind {
     /// `config.json`, `tokenizer.json` and safetensors.
     Folder { tokenizer: PathBuf },
-    /// One file with everything, unless a `tokenizer.json` lies beside it.
+    /// One file with everything, unless a directory or repository was named that has a `tokenizer.json` too.
     Gguf { file: GgufFile, tokenizer: Option<PathBuf> },
 }
 
@@ -66,6 +66,10 @@ impl loader::Plan for Plan {
             Some(path) => Self::read_gguf(files, &path, context),
             None => Self::read_folder(files, context),
         }
+    }
+
+    fn limited(self, limits: WritingLimits) -> Self {
+        Self { limits, ..self }
     }
 
     fn files(&self) -> &Files {
@@ -101,8 +105,9 @@ impl loader::Plan for Plan {
             template: self.template.clone(),
             end_tokens: self.ends(&tokens),
             tokens,
+            limits: self.limits,
             compute: compute.clone(),
-            footprint: self.footprint_now(context)?,
+            footprint: compute.counted(self.footprint_now(context)?),
             steps: 0.into(),
         })))
     }
@@ -122,7 +127,8 @@ impl Plan {
         }
         let tokenizer = files.required("tokenizer.json", context)?;
         let (template, special) = generation::read_chat_template(&files, context)?;
-        Ok(Self { files, config, kind: Kind::Folder { tokenizer }, template, special, end_tokens })
+        let (kind, limits) = (Kind::Folder { tokenizer }, WritingLimits::default());
+        Ok(Self { files, config, kind, template, special, end_tokens, limits })
     }
 
     fn read_gguf(files: Files, path: &Path, context: &LoadContext) -> Result<Self> {
@@ -135,6 +141,13 @@ impl Plan {
         let own = match (file.tokenizer(), &tokenizer) {
             (Ok(own), _) => Some(own),
             (Err(_), Some(_)) => None,
+            (Err(Error::InvalidGguf { file, reason }), None) => {
+                let reason = format!(
+                    "{reason}; take a file that has one, or load a directory that holds this file and the model's \
+                     tokenizer.json"
+                );
+                return Err(Error::InvalidGguf { file, reason });
+            }
             (Err(error), None) => return Err(error),
         };
         if let Some(own) = own {
@@ -146,7 +159,8 @@ impl Plan {
                 template = Some(ChatTemplate::new(source, special.clone(), path)?);
             }
         }
-        Ok(Self { files, config, kind: Kind::Gguf { file, tokenizer }, template, special, end_tokens })
+        let (kind, limits) = (Kind::Gguf { file, tokenizer }, WritingLimits::default());
+        Ok(Self { files, config, kind, template, special, end_tokens, limits })
     }
 
     /// Every token that any of the files calls the end.
@@ -167,11 +181,13 @@ impl Plan {
             }
             Kind::Gguf { file, .. } => file.bytes(),
         };
-        let rows = PROMPT_ROWS + TEXTS;
+        let WritingLimits { cache_tokens, texts } = self.limits;
         // Logits are made as a tensor and handed on as vectors.
-        let logits = Bytes((2 * 4 * TEXTS as u64).saturating_mul(config.vocabulary as u64));
-        let scratch = config.scratch(rows, config.context.min(CACHE_TOKENS)) + logits + THREAD_SCRATCH;
-        let caches = config.cache_bytes(CACHE_TOKENS.min(config.context.saturating_mul(TEXTS)));
-        Ok(Footprint { shared, per_worker: caches + scratch })
+        let logits = Bytes((2 * 4 * texts as u64).saturating_mul(config.vocabulary as u64));
+        let scratch = config.scratch(PROMPT_ROWS + texts, config.context.min(cache_tokens));
+        let held = streams::most_held(self.limits, config.context);
+        // With the numbers of the tokens themselves.
+        let caches = config.cache_bytes(held) + Bytes(4 * held as u64);
+        Ok(Footprint { shared, per_worker: caches + scratch + logits + THREAD_SCRATCH })
     }
 }

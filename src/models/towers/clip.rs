@@ -9,11 +9,11 @@ use model_actors::Bytes;
 use serde_json::{Value, json};
 
 use super::{
-    Bias, Patches, Positions, Resampling, Sight, Stack, StackShape, TextSettings, TextTower, VisionSettings,
+    Bias, Patches, Positions, Resampling, Stack, StackShape, TextSettings, TextTower, VisionSettings,
     VisionTower, linear, norm, pick, starts,
 };
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, LayerNorm, Linear};
+use crate::kernels::{Activation, LayerNorm, Linear, Span};
 use crate::weights::WeightReader;
 
 fn vision_defaults() -> Value {
@@ -69,7 +69,7 @@ impl VisionConfig {
             positions: Positions::new(places, grid, Resampling::Never),
             // The name is misspelt in the published files.
             first_norm: Some(norm(reader, &part("pre_layrnorm"), width, self.shape.epsilon)?),
-            stack: Stack::load(reader, &part("encoder.layers"), &self.shape, Sight::Whole)?,
+            stack: Stack::load(reader, &part("encoder.layers"), &self.shape, Span::Everything)?,
         })
     }
 
@@ -121,7 +121,7 @@ impl TextConfig {
 
     /// Loads the tower from the tensors that begin with `name`, which is empty or ends with a dot.
     pub(crate) fn load(&self, reader: &WeightReader<'_>, name: &str) -> Result<ClipText> {
-        let tower = TextTower::load(reader, name, &self.settings, &self.shape, Sight::Causal)?;
+        let tower = TextTower::load(reader, name, &self.settings, &self.shape, Span::Causal)?;
         Ok(ClipText { tower, end: self.end, width: self.shape.width })
     }
 }

@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 
 use super::settings::{activation, check_image, side};
 use super::{
-    Bias, Layer, Middle, Patches, Positions, Resampling, Sight, Stack, StackShape, VisionTower, check_stack,
-    linear, mixed, norm, with_defaults,
+    Bias, Layer, Middle, Patches, Positions, Resampling, Stack, StackShape, VisionTower, check_stack, linear,
+    mixed, norm, with_defaults,
 };
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::{LayerNorm, Linear};
+use crate::kernels::{LayerNorm, Linear, Span};
 use crate::weights::WeightReader;
 
 /// Most registers.
@@ -137,7 +137,7 @@ impl Dinov2Config {
         let layers = (0..self.shape.layers)
             .map(|index| self.load_layer(reader, &format!("{name}encoder.layer.{index}")));
         let stack =
-            Stack { layers: layers.collect::<Result<_>>()?, heads: self.shape.heads, sight: Sight::Whole };
+            Stack { layers: layers.collect::<Result<_>>()?, heads: self.shape.heads, span: Span::Everything };
         Ok(VisionTower {
             patches: Patches::load(reader, &part("patch_embeddings.projection"), width, side, Bias::With)?,
             leading: Some(Tensor::cat(&leading, 0)?),

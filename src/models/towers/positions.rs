@@ -123,6 +123,7 @@ fn bicubic_antialias(old: usize, new: usize) -> Taps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::random;
     use candle_core::Device;
 
     #[test]
@@ -135,7 +136,7 @@ mod tests {
                 }
             }
         }
-        let values = Tensor::randn(0.0f32, 1.0, (16, 8), &Device::Cpu).unwrap();
+        let values = random(0.0, 1.0, (16, 8));
         for resampling in [Resampling::Never, Resampling::Bicubic, Resampling::BicubicAntialias] {
             let positions = Positions::new(values.clone(), 4, resampling);
             let same: Vec<Vec<f32>> = positions.of(4, 4).unwrap().to_vec2().unwrap();

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use super::vision::ImageRows;
 use super::{
-    Bias, Middle, Patches, Positions, Resampling, Sight, Stack, StackShape, TextSettings, TextTower,
-    VisionSettings, VisionTower, linear, norm, pick, starts,
+    Bias, Middle, Patches, Positions, Resampling, Stack, StackShape, TextSettings, TextTower, VisionSettings,
+    VisionTower, linear, norm, pick, starts,
 };
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, LayerNorm, Linear, probe_attention};
+use crate::kernels::{Activation, LayerNorm, Linear, Span, attend};
 use crate::weights::WeightReader;
 
 fn vision_defaults() -> Value {
@@ -60,7 +60,7 @@ impl VisionConfig {
             leading: None,
             positions: Positions::new(places, grid, Resampling::Never),
             first_norm: None,
-            stack: Stack::load(reader, &part("encoder.layers"), &self.shape, Sight::Whole)?,
+            stack: Stack::load(reader, &part("encoder.layers"), &self.shape, Span::Everything)?,
         })
     }
 
@@ -77,14 +77,15 @@ impl VisionConfig {
 
 /// Attention of a learned probe over an image's rows, and a middle layer.
 pub(crate) struct ProbeHead {
-    /// The probe's query, `(1, width)`: it is the same for every image.
+    /// The probe's query, `(1, 1, width)`: it is the same for every image.
     query: Tensor,
-    /// Key and value in one product.
-    mixed: Linear,
+    key: Linear,
+    value: Linear,
     attended: Linear,
     norm: LayerNorm,
     middle: Middle,
     heads: usize,
+    scale: f64,
 }
 
 impl ProbeHead {
@@ -94,24 +95,32 @@ impl ProbeHead {
         let probe = reader.tensor(&part("probe"), &[1, 1, width])?.reshape((1, width))?;
         let weight = reader.tensor(&part("attention.in_proj_weight"), &[3 * width, width])?;
         let bias = reader.tensor(&part("attention.in_proj_bias"), &[3 * width])?;
-        let rows = |first: usize, count: usize| -> Result<Linear> {
-            let bias = bias.narrow(0, first, count)?.force_contiguous()?;
-            Linear::new(&weight.narrow(0, first, count)?, Some(bias))
+        let part_of = |first: usize| -> Result<Linear> {
+            let bias = bias.narrow(0, first * width, width)?.force_contiguous()?;
+            Linear::new(&weight.narrow(0, first * width, width)?, Some(bias))
         };
         Ok(Self {
-            query: rows(0, width)?.forward(&probe, Activation::Identity)?,
-            mixed: rows(width, 2 * width)?,
+            query: part_of(0)?.forward(&probe, Activation::Identity)?.unsqueeze(0)?,
+            key: part_of(1)?,
+            value: part_of(2)?,
             attended: linear(reader, &part("attention.out_proj"), width, width, Bias::With)?,
             norm: norm(reader, &part("layernorm"), width, shape.epsilon)?,
             middle: Middle::load(reader, &part("mlp"), shape)?,
             heads: shape.heads,
+            scale: 1.0 / ((width / shape.heads) as f64).sqrt(),
         })
     }
 
     /// One row for each image out of rows that the last norm has seen.
     pub(crate) fn forward(&self, rows: &ImageRows) -> Result<Tensor> {
-        let mixed = self.mixed.forward(&rows.hidden, Activation::Identity)?;
-        let attended = probe_attention(&self.query, &mixed, &rows.lengths, self.heads)?;
+        let keys = self.key.forward(&rows.hidden, Activation::Identity)?;
+        let values = self.value.forward(&rows.hidden, Activation::Identity)?;
+        let attended = starts(&rows.lengths).zip(&rows.lengths).map(|(first, &length)| {
+            let own = |rows: &Tensor| rows.narrow(0, first, length)?.unsqueeze(0);
+            let attended = attend(&self.query, &own(&keys)?, &own(&values)?, self.heads, self.scale)?;
+            Ok(attended.squeeze(0)?)
+        });
+        let attended = Tensor::cat(&attended.collect::<Result<Vec<_>>>()?, 0)?;
         let attended = self.attended.forward(&attended, Activation::Identity)?;
         let middle = self.middle.forward(&self.norm.of(&attended)?)?;
         Ok((attended + middle)?)
@@ -146,7 +155,7 @@ impl TextConfig {
     /// Loads the tower from the tensors that begin with `name`, which is empty or ends with a dot.
     pub(crate) fn load(&self, reader: &WeightReader<'_>, name: &str) -> Result<SiglipText> {
         Ok(SiglipText {
-            tower: TextTower::load(reader, name, &self.settings, &self.shape, Sight::Whole)?,
+            tower: TextTower::load(reader, name, &self.settings, &self.shape, Span::Everything)?,
             head: linear(reader, &format!("{name}head"), self.projection, self.shape.width, Bias::With)?,
         })
     }

@@ -5,17 +5,9 @@ use model_actors::Bytes;
 
 use super::{Bias, linear, mixed, norm};
 use crate::error::Result;
-use crate::kernels::{Activation, LayerNorm, Linear, attention, causal_attention};
+use crate::kernels::mutual::Mutual;
+use crate::kernels::{Activation, LayerNorm, Linear, SCORES, Span};
 use crate::weights::WeightReader;
-
-/// What a token sees of its own sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sight {
-    /// All of it.
-    Whole,
-    /// Itself and what comes before it.
-    Causal,
-}
 
 /// The sides of a stack.
 #[derive(Debug, Clone, Copy)]
@@ -30,13 +22,12 @@ pub(crate) struct StackShape {
 
 impl StackShape {
     /// What a pass over so many rows needs, where the longest sequence has `longest` of them: the widest moment of a
-    /// layer is its input, its norm and the middle layer, or these with the mixed queries, keys and values and one
-    /// head's scores.
+    /// layer is its input, its norm and the middle layer, or these with the mixed queries, keys and values, and scores.
     pub(crate) fn scratch(&self, rows: usize, longest: usize) -> Bytes {
         let (width, middle) = (self.width as u64, self.middle as u64);
         let row =
             middle.saturating_mul(2).max(width.saturating_mul(4)).saturating_add(width.saturating_mul(3));
-        let scores = (longest as u64).saturating_mul(longest as u64);
+        let scores = longest.saturating_mul(longest).min(SCORES) as u64;
         Bytes(row.saturating_mul(rows as u64).saturating_add(scores).saturating_mul(4))
     }
 }
@@ -45,24 +36,25 @@ impl StackShape {
 pub(crate) struct Stack {
     pub(crate) layers: Vec<Layer>,
     pub(crate) heads: usize,
-    pub(crate) sight: Sight,
+    pub(crate) span: Span,
 }
 
 impl Stack {
     /// Passes `(rows, width)` through the first `count` layers. `seen` is given what goes in as number 0, and what
-    /// comes out of each layer as the number of layers so far, which is how transformers counts `hidden_states`.
+    /// comes out of each layer as the number of layers so far, which is how transformers counts `hidden_states`; it can
+    /// end the pass by an error.
     pub(crate) fn run(
         &self,
         input: Tensor,
         lengths: &[usize],
         count: usize,
-        mut seen: impl FnMut(usize, &Tensor),
+        mut seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        seen(0, &input);
+        seen(0, &input)?;
         let mut hidden = input;
         for (index, layer) in self.layers.iter().take(count).enumerate() {
-            hidden = layer.forward(&hidden, lengths, self.heads, self.sight)?;
-            seen(index + 1, &hidden);
+            hidden = layer.forward(&hidden, lengths, self.heads, self.span)?;
+            seen(index + 1, &hidden)?;
         }
         Ok(hidden)
     }
@@ -72,10 +64,10 @@ impl Stack {
         reader: &WeightReader<'_>,
         name: &str,
         shape: &StackShape,
-        sight: Sight,
+        span: Span,
     ) -> Result<Self> {
         let layers = (0..shape.layers).map(|index| Layer::load(reader, &format!("{name}.{index}"), shape));
-        Ok(Self { layers: layers.collect::<Result<_>>()?, heads: shape.heads, sight })
+        Ok(Self { layers: layers.collect::<Result<_>>()?, heads: shape.heads, span })
     }
 }
 
@@ -141,13 +133,10 @@ impl Layer {
         input: &Tensor,
         lengths: &[usize],
         heads: usize,
-        sight: Sight,
+        span: Span,
     ) -> Result<Tensor> {
         let mixed = self.mixed.forward(&self.attention_norm.of(input)?, Activation::Identity)?;
-        let attended = match sight {
-            Sight::Whole => attention(&mixed, lengths, heads)?,
-            Sight::Causal => causal_attention(&mixed, lengths, heads)?,
-        };
+        let attended = Mutual { heads, slopes: &[], span, turns: None }.attend(&mixed, lengths)?;
         drop(mixed);
         let attended = (self.attended.forward(&attended, Activation::Identity)? + input)?;
         let middle = self.middle.forward(&self.middle_norm.of(&attended)?)?;

@@ -2,9 +2,9 @@
 
 use candle_core::Tensor;
 
-use super::{Sight, Stack, StackShape, TextSettings, norm};
+use super::{Stack, StackShape, TextSettings, norm};
 use crate::error::{Error, Result};
-use crate::kernels::LayerNorm;
+use crate::kernels::{LayerNorm, Span};
 use crate::weights::WeightReader;
 
 /// A text transformer; pooling is left to its users.
@@ -22,7 +22,7 @@ impl TextTower {
         name: &str,
         settings: &TextSettings,
         shape: &StackShape,
-        sight: Sight,
+        span: Span,
     ) -> Result<Self> {
         let width = shape.width;
         let part = |part: &str| format!("{name}{part}");
@@ -31,7 +31,7 @@ impl TextTower {
         Ok(Self {
             words: reader.tensor(&part("embeddings.token_embedding.weight"), &words)?,
             positions: reader.tensor(&part("embeddings.position_embedding.weight"), &positions)?,
-            stack: Stack::load(reader, &part("encoder.layers"), shape, sight)?,
+            stack: Stack::load(reader, &part("encoder.layers"), shape, span)?,
             last_norm: norm(reader, &part("final_layer_norm"), width, shape.epsilon)?,
         })
     }
@@ -49,7 +49,7 @@ impl TextTower {
     /// The tokens' vectors after all layers and the last norm, `(tokens, width)`. `ids` are the tokens of all texts,
     /// one text after another with these `lengths`.
     pub(crate) fn forward(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
-        self.last_norm(&self.run(ids, lengths, self.layers(), |_, _| {})?)
+        self.last_norm(&self.run(ids, lengths, self.layers(), |_, _| Ok(()))?)
     }
 
     /// The tokens' vectors after the first `count` layers, before the last norm; `seen` as in [`Stack::run`].
@@ -58,7 +58,7 @@ impl TextTower {
         ids: &[u32],
         lengths: &[usize],
         count: usize,
-        seen: impl FnMut(usize, &Tensor),
+        seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         let longest = self.context();
         if let Some(length) = lengths.iter().find(|length| **length > longest) {

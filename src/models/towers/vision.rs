@@ -64,9 +64,10 @@ impl VisionTower {
         self.leading.as_ref().map_or(0, |leading| leading.dims().first().copied().unwrap_or(0))
     }
 
-    /// All layers, over images of `(channels, height, width)` each, which need not be of one size.
-    pub(crate) fn forward(&self, images: &[Tensor]) -> Result<ImageRows> {
-        self.run(images, self.stack.layers.len(), |_, _| {})
+    /// All layers, over images of `(channels, height, width)` each, which need not be of one size. `watch` is asked
+    /// before each layer and after the last, and can end the pass by an error.
+    pub(crate) fn forward(&self, images: &[Tensor], watch: impl Fn() -> Result<()>) -> Result<ImageRows> {
+        self.run(images, self.stack.layers.len(), |_, _| watch())
     }
 
     /// The first `count` layers; `seen` as in [`Stack::run`].
@@ -74,7 +75,7 @@ impl VisionTower {
         &self,
         images: &[Tensor],
         count: usize,
-        seen: impl FnMut(usize, &Tensor),
+        seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<ImageRows> {
         let ImageRows { hidden, lengths } = self.embed(images)?;
         let hidden = match &self.first_norm {

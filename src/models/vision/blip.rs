@@ -12,13 +12,13 @@ use model_actors::{Bytes, LoadContext, Picture};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Architecture, ImageRows, Memory as AnyMemory, Network, Prompt, misfit};
+use super::{Architecture, ImageRows, Memory as AnyMemory, Network, Prompt, Room, Unfinished, misfit};
 use crate::error::{Error, Result};
 use crate::families::{Family, parse};
-use crate::kernels::LayerNorm;
+use crate::kernels::{LayerNorm, Span};
 use crate::models::towers::{
-    Bias, Layer, Middle, Patches, Positions, Resampling, Sight, Stack, StackShape, VisionSettings,
-    VisionTower, linear, norm, with_defaults,
+    Bias, Layer, Middle, Patches, Positions, Resampling, Stack, StackShape, VisionSettings, VisionTower,
+    linear, norm, with_defaults,
 };
 use crate::pixels::{Preprocessing, Processor};
 use crate::source::Files;
@@ -113,10 +113,14 @@ impl Architecture for Config {
             && !left_out.iter().any(|part| tensor.contains(part))
     }
 
-    fn per_worker(&self, tokens: usize) -> Bytes {
+    fn apart(&self) -> usize {
+        self.rows()
+    }
+
+    fn per_worker(&self, room: Room) -> Bytes {
         let rows = self.rows();
         let tower = self.shape.scratch(rows, rows);
-        tower + self.text.memory(tokens, rows) + self.text.scratch(tokens)
+        tower + self.text.memory(room.held) + self.text.scratch(room.rows, room.longest)
     }
 
     fn load(
@@ -162,7 +166,7 @@ impl Config {
             stack: Stack {
                 layers: layers.collect::<Result<_>>()?,
                 heads: self.shape.heads,
-                sight: Sight::Whole,
+                span: Span::Everything,
             },
         })
     }
@@ -195,27 +199,42 @@ impl Network for Blip {
         &self.ends
     }
 
-    fn prompt(&self, tokens: &Tokens, picture: &Picture, question: &str) -> Result<Prompt> {
-        let crop = self.preprocessing.tensor(picture, &self.device)?;
+    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
         let mut ids = vec![self.begin];
         ids.extend(tokens.encode_prompt(question, Specials::AsWritten)?);
-        Ok(Prompt { crops: vec![crop], tokens: ids, image: 0..0, sides: (picture.width, picture.height) })
+        Ok(Prompt { tokens: ids, image: 0..0, sides })
     }
 
-    fn open_crop(&self, crop: &Tensor) -> Result<Tensor> {
-        Ok(self.tower.run(std::slice::from_ref(crop), 0, |_, _| {})?.hidden)
+    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>> {
+        Ok(vec![self.preprocessing.tensor(picture, &self.device)?])
+    }
+
+    fn open_crop(&self, crop: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
+        Ok(Some(self.tower.run(std::slice::from_ref(crop), 0, |_, _| Ok(()))?.hidden))
     }
 
     fn tower_layers(&self) -> usize {
         self.tower.stack.layers.len()
     }
 
-    fn tower_layer(&self, layer: usize, hidden: &Tensor, _: &Tensor) -> Result<Tensor> {
+    fn tower_step(
+        &self,
+        layer: usize,
+        hidden: &Tensor,
+        _: &Tensor,
+        _: &mut Option<Unfinished>,
+    ) -> Result<Option<Tensor>> {
         super::stack_layer(&self.tower.stack, layer, hidden)
     }
 
-    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Vec<Tensor>> {
-        if layers < self.tower_layers() { Ok(Vec::new()) } else { Ok(vec![self.last_norm.of(hidden)?]) }
+    fn keep(
+        &self,
+        layers: usize,
+        hidden: &Tensor,
+        _: &mut Option<Unfinished>,
+    ) -> Result<Option<Vec<Tensor>>> {
+        let at_end = layers == self.tower_layers();
+        Ok(Some(if at_end { vec![self.last_norm.of(hidden)?] } else { Vec::new() }))
     }
 
     fn image(&self, _: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {

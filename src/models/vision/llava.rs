@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::chat::{Chat, part};
 use super::narrator::Narrator;
-use super::{Architecture, ImageRows, Memory, Network, PROMPT_ROWS, Prompt, misfit};
+use super::{Architecture, ImageRows, Memory, Network, Prompt, Room, Unfinished, misfit};
 use crate::error::{Error, Result};
 use crate::families::{self, Family, parse};
 use crate::kernels::{Activation, Linear};
@@ -186,7 +186,8 @@ impl Architecture for Config {
     }
 
     fn context(&self) -> usize {
-        self.text.context
+        // The rows of an image are not there any more when an answer would have to be read again.
+        self.text.steady_context()
     }
 
     fn uses(&self, tensor: &str) -> bool {
@@ -201,11 +202,11 @@ impl Architecture for Config {
         }
     }
 
-    fn per_worker(&self, tokens: usize) -> Bytes {
+    fn per_worker(&self, room: Room) -> Bytes {
         let crops = self.tiles.as_ref().map_or(1, Tiles::most);
         let rows = self.vision.rows().saturating_mul(crops);
         let kept = Bytes((rows as u64).saturating_mul(self.text.width as u64).saturating_mul(8));
-        let text = self.text.scratch(PROMPT_ROWS, tokens) + self.text.cache_bytes(tokens);
+        let text = self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held);
         self.vision.scratch(1) + kept + text
     }
 
@@ -303,42 +304,54 @@ impl Network for Llava {
         &self.ends
     }
 
-    fn prompt(&self, tokens: &Tokens, picture: &Picture, question: &str) -> Result<Prompt> {
-        let sides = (picture.width, picture.height);
+    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
         let rows = match &self.tiles {
             Some(tiles) => self.layout(tiles, sides)?.len(),
             None => self.kept(),
         };
-        // The text first: it is refused sooner than the picture is resized.
         let (tokens, image) = self.chat.ask(tokens, question, rows)?;
+        Ok(Prompt { tokens, image, sides })
+    }
+
+    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>> {
         let pictures = match &self.tiles {
             Some(tiles) => tiles.cut(picture, self.side, &self.preprocessing)?,
             None => vec![self.preprocessing.picture(picture)?],
         };
         let scaling = &self.preprocessing.scaling;
-        let crops = pictures.iter().map(|picture| scaling.tensor(picture, &self.device));
-        Ok(Prompt { crops: crops.collect::<Result<_>>()?, tokens, image, sides })
+        pictures.iter().map(|picture| scaling.tensor(picture, &self.device)).collect()
     }
 
-    fn open_crop(&self, crop: &Tensor) -> Result<Tensor> {
-        Ok(self.tower.run(std::slice::from_ref(crop), 0, |_, _| {})?.hidden)
+    fn open_crop(&self, crop: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
+        Ok(Some(self.tower.run(std::slice::from_ref(crop), 0, |_, _| Ok(()))?.hidden))
     }
 
     fn tower_layers(&self) -> usize {
         self.tower.stack.layers.len()
     }
 
-    fn tower_layer(&self, layer: usize, hidden: &Tensor, _: &Tensor) -> Result<Tensor> {
+    fn tower_step(
+        &self,
+        layer: usize,
+        hidden: &Tensor,
+        _: &Tensor,
+        _: &mut Option<Unfinished>,
+    ) -> Result<Option<Tensor>> {
         super::stack_layer(&self.tower.stack, layer, hidden)
     }
 
-    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Vec<Tensor>> {
+    fn keep(
+        &self,
+        layers: usize,
+        hidden: &Tensor,
+        _: &mut Option<Unfinished>,
+    ) -> Result<Option<Vec<Tensor>>> {
         if layers < self.tower_layers() {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         }
         let rows = hidden.narrow(0, self.leading, self.kept())?.contiguous()?;
         let wide = self.projector.first.forward(&rows, self.projector.activation)?;
-        Ok(vec![self.projector.second.forward(&wide, Activation::Identity)?])
+        Ok(Some(vec![self.projector.second.forward(&wide, Activation::Identity)?]))
     }
 
     fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {

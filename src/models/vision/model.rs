@@ -5,11 +5,13 @@ use std::sync::atomic::Ordering;
 
 use model_actors::{Completion, DescribeImage, Footprint};
 
-use super::request::{Step, rows, write};
-use super::{Asked, LoadedModel, Plan};
+use super::request::Asked;
+use super::{LoadedModel, Plan};
 use crate::device::ComputeThreads;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::image_input::opened;
 use crate::loader::{LoadOptions, ModelLoader};
+use crate::models::streams::{Part, Start, Steps as _};
 use crate::source::Source;
 
 /// A loaded vision model without actors around it, for tools and for comparison: the very code that a worker runs. A
@@ -84,14 +86,14 @@ impl VisionModel {
     /// Another one over the same weights, with compute threads of its own.
     ///
     /// # Errors
-    /// [`Error::Device`] if the threads cannot be started.
+    /// [`Error::Device`](crate::Error::Device) if the threads cannot be started.
     pub fn try_clone(&self) -> Result<Self> {
         Self::of(Arc::clone(&self.shared))
     }
 
-    /// Most tokens of an image, a question and an answer together.
+    /// Most tokens of an image, a question and an answer together: the model's context, or what a worker's caches hold.
     pub fn context(&self) -> usize {
-        self.shared.context
+        self.shared.context.min(self.shared.limits.cache_tokens)
     }
 
     /// What it takes in memory.
@@ -99,7 +101,7 @@ impl VisionModel {
         self.shared.footprint
     }
 
-    /// Steps that it and all that share its weights have taken: layers of the vision tower, parts of prompts, tokens.
+    /// Steps that it and all that share its weights have taken: layers of the vision tower or parts of them, parts of prompts, tokens.
     pub fn steps(&self) -> u64 {
         self.shared.steps.load(Ordering::Relaxed)
     }
@@ -107,7 +109,8 @@ impl VisionModel {
     /// The answer to a question about an image.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`], the errors of images, or [`Error::Compute`].
+    /// [`Error::InvalidInput`](crate::Error::InvalidInput), [`Error::PromptTooLong`](crate::Error::PromptTooLong), the
+    /// errors of images, or [`Error::Compute`](crate::Error::Compute).
     pub fn describe(&self, request: &DescribeImage) -> Result<Completion> {
         self.describe_each(request, |_, _| {})
     }
@@ -121,17 +124,18 @@ impl VisionModel {
         request: &DescribeImage,
         mut each: impl FnMut(u32, Option<&str>),
     ) -> Result<Completion> {
-        let model = &*self.shared;
-        let mut asked = Asked::new(model, request)?;
-        let mut logits = self.read(&mut asked, |_| Ok(()))?;
+        let picture = opened(&request.image)?;
+        let Start { mut state, mut generation, .. } = Asked::begin(&self.shared, &picture, request)?;
         loop {
-            let next = asked.accept(&mut logits)?;
+            let rows = self.unread(&state);
+            let made = self.step(&mut [Part { state: &mut state, rows }])?.pop().unwrap_or(Ok(None))?;
+            let Some(mut logits) = made else { continue };
+            let next = generation.accept(&mut logits)?;
             each(next.token, next.text.as_deref());
             if let Some(completion) = next.finished {
                 return Ok(completion);
             }
-            let step = self.threads.run(|| rows(&write(model, &mut [&mut asked])?))?;
-            logits = step.into_iter().next().ok_or(Error::NotFiniteOutput)?;
+            self.chosen(&mut state, next.token);
         }
     }
 
@@ -140,27 +144,19 @@ impl VisionModel {
     /// # Errors
     /// As [`VisionModel::describe`].
     pub fn examine(&self, request: &DescribeImage) -> Result<ExaminedImage> {
-        let mut asked = Asked::new(&self.shared, request)?;
-        let crops = asked.prompt.crops.iter();
+        let picture = opened(&request.image)?;
+        let mut asked = Asked::begin(&self.shared, &picture, request)?.state;
+        let crops = asked.crops.iter();
         let pixels = crops.map(|crop| Ok(crop.flatten_all()?.to_vec1()?)).collect::<Result<_>>()?;
         let prompt = asked.prompt.tokens.clone();
         let mut features = Vec::new();
-        let logits = self.read(&mut asked, |asked| {
+        loop {
+            if let Some(logits) = self.threads.run(|| asked.advance(&self.shared))? {
+                return Ok(ExaminedImage { pixels, features, prompt, logits });
+            }
             if let Some(rows) = asked.looked(&self.shared)? {
                 features = rows.flatten_all()?.to_vec1()?;
             }
-            Ok(())
-        })?;
-        Ok(ExaminedImage { pixels, features, prompt, logits })
-    }
-
-    /// All steps up to the first token's logits; `between` is given the request after each.
-    fn read(&self, asked: &mut Asked, mut between: impl FnMut(&Asked) -> Result<()>) -> Result<Vec<f32>> {
-        loop {
-            if let Step::Read(logits) = self.threads.run(|| asked.advance(&self.shared))? {
-                return rows(&logits)?.into_iter().next().ok_or(Error::NotFiniteOutput);
-            }
-            between(asked)?;
         }
     }
 }

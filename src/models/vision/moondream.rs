@@ -15,13 +15,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::chat::part;
-use super::{Architecture, ImageRows, Memory as AnyMemory, Network, Prompt, misfit};
+use super::{Architecture, ImageRows, Memory as AnyMemory, Network, Prompt, Room, Unfinished, misfit};
 use crate::error::{Error, Result};
 use crate::families::{Family, parse};
-use crate::kernels::{Activation, LayerNorm, Linear};
+use crate::kernels::{Activation, LayerNorm, Linear, Span};
 use crate::models::towers::{
-    Bias, Layer, Middle, Patches, Positions, Resampling, Sight, Stack, StackShape, VisionTower, check_stack,
-    linear, norm, with_defaults,
+    Bias, Layer, Middle, Patches, Positions, Resampling, Stack, StackShape, VisionTower, check_stack, linear,
+    norm, with_defaults,
 };
 use crate::pixels::Scaling;
 use crate::source::Files;
@@ -181,7 +181,7 @@ impl Config {
             leading: None,
             positions: Positions::new(positions, grid, Resampling::Never),
             first_norm: None,
-            stack: Stack { layers, heads: self.shape.heads, sight: Sight::Whole },
+            stack: Stack { layers, heads: self.shape.heads, span: Span::Everything },
         })
     }
 }
@@ -204,11 +204,12 @@ impl Architecture for Config {
         name.starts_with("vision.") || name.starts_with("text.")
     }
 
-    fn per_worker(&self, tokens: usize) -> Bytes {
+    fn per_worker(&self, room: Room) -> Bytes {
         let rows = self.crops.grid * self.crops.grid;
         let kept = (rows * (self.crops.most + 1)) as u64;
         let kept = Bytes(kept.saturating_mul(8).saturating_mul(self.shape.width as u64));
-        self.shape.scratch(rows, rows) + kept + self.text.memory(tokens) + self.text.scratch(rows + 1, tokens)
+        let text = self.text.scratch(room.rows.max(rows + 1), room.longest) + self.text.memory(room.held);
+        self.shape.scratch(rows, rows) + kept + text
     }
 
     fn load(
@@ -277,35 +278,45 @@ impl Network for Moondream {
         &self.ends
     }
 
-    fn prompt(&self, tokens: &Tokens, picture: &Picture, question: &str) -> Result<Prompt> {
+    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
         let phrase = self.phrase(tokens, question)?;
         let rows = self.crops.grid * self.crops.grid;
-        let mut ids = vec![self.phrases.bos_id; 1 + rows];
-        ids.extend(phrase);
-        let pictures = self.crops.cut(picture)?;
-        let crops = pictures.iter().map(|picture| self.scaling.tensor(picture, &self.device));
-        Ok(Prompt {
-            crops: crops.collect::<Result<_>>()?,
-            tokens: ids,
-            image: 1..1 + rows,
-            sides: (picture.width, picture.height),
-        })
+        let mut tokens = vec![self.phrases.bos_id; 1 + rows];
+        tokens.extend(phrase);
+        Ok(Prompt { tokens, image: 1..1 + rows, sides })
     }
 
-    fn open_crop(&self, crop: &Tensor) -> Result<Tensor> {
-        Ok(self.tower.run(std::slice::from_ref(crop), 0, |_, _| {})?.hidden)
+    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>> {
+        let pictures = self.crops.cut(picture)?;
+        pictures.iter().map(|picture| self.scaling.tensor(picture, &self.device)).collect()
+    }
+
+    fn open_crop(&self, crop: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
+        Ok(Some(self.tower.run(std::slice::from_ref(crop), 0, |_, _| Ok(()))?.hidden))
     }
 
     fn tower_layers(&self) -> usize {
         self.tower.stack.layers.len()
     }
 
-    fn tower_layer(&self, layer: usize, hidden: &Tensor, _: &Tensor) -> Result<Tensor> {
+    fn tower_step(
+        &self,
+        layer: usize,
+        hidden: &Tensor,
+        _: &Tensor,
+        _: &mut Option<Unfinished>,
+    ) -> Result<Option<Tensor>> {
         super::stack_layer(&self.tower.stack, layer, hidden)
     }
 
-    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Vec<Tensor>> {
-        if layers < self.tower_layers() { Ok(Vec::new()) } else { Ok(vec![self.last_norm.of(hidden)?]) }
+    fn keep(
+        &self,
+        layers: usize,
+        hidden: &Tensor,
+        _: &mut Option<Unfinished>,
+    ) -> Result<Option<Vec<Tensor>>> {
+        let at_end = layers == self.tower_layers();
+        Ok(Some(if at_end { vec![self.last_norm.of(hidden)?] } else { Vec::new() }))
     }
 
     fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {

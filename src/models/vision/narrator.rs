@@ -62,7 +62,7 @@ impl Narrator {
             deep: image.deep,
             positions: positions.map(|(positions, _)| positions),
         };
-        Ok(Memory { cache: self.0.cache()?, prompt: Some(unread), offset })
+        Ok(Memory { cache: self.0.cache(prompt.tokens.len())?, prompt: Some(unread), offset })
     }
 
     /// Reads a part of the prompt. At its end, logits of the first token, `(1, vocabulary)`.

@@ -3,14 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use model_actors::{Footprint, LoadContext, LoadStage, Vision};
+use model_actors::{Bytes, Footprint, LoadContext, LoadStage, Vision};
 
-use super::{Architecture, FAMILIES, LoadedModel, RESERVED_TOKENS, SharedModel, THREAD_SCRATCH};
+use super::request::room;
+use super::{Architecture, FAMILIES, LoadedModel, PROMPT_ROWS, Room, SharedModel, THREAD_SCRATCH};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
-use crate::limits::ImageLimits;
+use crate::limits::WritingLimits;
 use crate::loader;
+use crate::models::streams;
 use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
@@ -19,6 +21,7 @@ pub(crate) struct Plan {
     files: Files,
     architecture: Box<dyn Architecture>,
     tokenizer: PathBuf,
+    limits: WritingLimits,
 }
 
 impl loader::Plan for Plan {
@@ -30,7 +33,11 @@ impl loader::Plan for Plan {
         let mut architecture = families::find(FAMILIES, "vision", &config, &read_json(&config)?)?;
         architecture.complete(&files, context)?;
         let tokenizer = files.required("tokenizer.json", context)?;
-        Ok(Self { files, architecture, tokenizer })
+        Ok(Self { files, architecture, tokenizer, limits: WritingLimits::default() })
+    }
+
+    fn limited(self, limits: WritingLimits) -> Self {
+        Self { limits, ..self }
     }
 
     fn files(&self) -> &Files {
@@ -55,10 +62,11 @@ impl loader::Plan for Plan {
             network: self.architecture.load(&tokens, &weights, &device, context)?,
             tokens,
             context: self.architecture.context(),
-            limits: ImageLimits::default(),
+            apart: self.architecture.apart(),
+            limits: self.limits,
             steps: 0.into(),
             compute: compute.clone(),
-            footprint: self.footprint_of(&weights),
+            footprint: compute.counted(self.footprint_of(&weights)),
         })))
     }
 }
@@ -69,10 +77,17 @@ impl Plan {
     }
 
     fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
-        let tokens = RESERVED_TOKENS.min(self.architecture.context());
+        let WritingLimits { cache_tokens, texts } = self.limits;
+        let (context, apart) = (self.architecture.context(), self.architecture.apart());
+        let longest = context.min(cache_tokens);
+        // One that is alone has what it keeps apart, however little room there is.
+        let held = streams::most_held(self.limits, room(context, apart)).max(room(longest, apart));
+        let room = Room { held, longest, rows: PROMPT_ROWS.max(texts) };
+        // Logits are made as a tensor and handed on as vectors.
+        let logits = Bytes((2 * 4 * texts as u64).saturating_mul(self.architecture.vocabulary() as u64));
         Footprint {
             shared: weights.bytes_in_memory(|tensor| self.architecture.uses(tensor)),
-            per_worker: self.architecture.per_worker(tokens) + THREAD_SCRATCH,
+            per_worker: self.architecture.per_worker(room) + logits + THREAD_SCRATCH,
         }
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::chat::{Chat, part};
 use super::narrator::Narrator;
-use super::{Architecture, ImageRows, Memory, Network, PROMPT_ROWS, Prompt, misfit};
+use super::{Architecture, ImageRows, Memory, Network, Prompt, Room, Unfinished, misfit};
 use crate::error::{Error, Result};
 use crate::families::{self, Family};
 use crate::kernels::rotary::Position;
@@ -113,17 +113,19 @@ impl Architecture for Config {
     }
 
     fn context(&self) -> usize {
-        self.text.context
+        self.text.steady_context()
     }
 
     fn uses(&self, tensor: &str) -> bool {
         TOWERS.iter().any(|prefix| tensor.starts_with(prefix)) || self.text.uses(tensor)
     }
 
-    fn per_worker(&self, tokens: usize) -> Bytes {
-        let text = self.text.scratch(PROMPT_ROWS, tokens) + self.text.cache_bytes(tokens);
-        // An image that fills the tokens that are counted ahead.
-        let patches = tokens.saturating_mul(self.tower.merged());
+    fn per_worker(&self, room: Room) -> Bytes {
+        let text = self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held);
+        // The largest image that is let in: by its pixels, and by the tokens that it may take.
+        let side = self.tower.patch_size.max(1);
+        let pixels = self.rest.as_ref().map_or(usize::MAX, |(resize, ..)| resize.most());
+        let patches = room.longest.saturating_mul(self.tower.merged()).min(pixels / (side * side));
         self.tower.scratch(patches) + text
     }
 
@@ -164,33 +166,42 @@ impl Network for Qwen3Vl {
         &self.ends
     }
 
-    fn prompt(&self, tokens: &Tokens, picture: &Picture, question: &str) -> Result<Prompt> {
-        let sides = (picture.width, picture.height);
+    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
         let (width, height) = self.resize.of(sides)?;
         let (down, across) = self.tower.merged_grid(width, height);
         let (tokens, image) = self.chat.ask(tokens, question, down * across)?;
-        if tokens.len() >= self.narrator.0.context() {
-            // Said before a large picture is resized; the common check says it with both numbers.
-            return Ok(Prompt { crops: Vec::new(), tokens, image, sides });
-        }
-        let crop = self.scaling.tensor(&self.resize.picture(picture)?, &self.device)?;
-        Ok(Prompt { crops: vec![crop], tokens, image, sides })
+        Ok(Prompt { tokens, image, sides })
     }
 
-    fn open_crop(&self, crop: &Tensor) -> Result<Tensor> {
-        self.tower.open(crop)
+    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>> {
+        Ok(vec![self.scaling.tensor(&self.resize.picture(picture)?, &self.device)?])
+    }
+
+    fn open_crop(&self, crop: &Tensor, parts: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
+        self.tower.open(crop, parts)
     }
 
     fn tower_layers(&self) -> usize {
         self.tower.depth()
     }
 
-    fn tower_layer(&self, layer: usize, hidden: &Tensor, crop: &Tensor) -> Result<Tensor> {
-        self.tower.layer(layer, hidden, crop)
+    fn tower_step(
+        &self,
+        layer: usize,
+        hidden: &Tensor,
+        crop: &Tensor,
+        parts: &mut Option<Unfinished>,
+    ) -> Result<Option<Tensor>> {
+        self.tower.step(layer, hidden, crop, parts)
     }
 
-    fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Vec<Tensor>> {
-        self.tower.keep(layers, hidden)
+    fn keep(
+        &self,
+        layers: usize,
+        hidden: &Tensor,
+        parts: &mut Option<Unfinished>,
+    ) -> Result<Option<Vec<Tensor>>> {
+        self.tower.keep(layers, hidden, parts)
     }
 
     fn image(&self, _: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {

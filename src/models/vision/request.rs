@@ -1,171 +1,251 @@
-//! One request on its way through a model: its crops go through the vision tower layer by layer, the prompt is read
-//! part by part, and then the answer is written, a token a step. Between any two steps others may take theirs.
+//! One request on its way through a model: its crops go through the vision tower layer by layer, a large one in parts of
+//! layers, the prompt is read part by part, and then the answer is written, a token a step. Between any two steps others
+//! may take theirs.
 
-use std::borrow::Cow;
 use std::sync::atomic::Ordering;
 
 use candle_core::Tensor;
-use model_actors::{DescribeImage, ImageSource};
+use model_actors::{DescribeImage, Picture};
 
-use super::{LoadedModel, Memory, Prompt};
+use super::{LoadedModel, Memory, Network, Prompt, Unfinished};
 use crate::error::{Error, Result};
-use crate::generation::{Generation, Next};
-use crate::image_input::picture_of;
+use crate::generation::Generation;
+use crate::models::streams::{Logits, Start, blocks};
 use crate::pixels::check;
 
 /// A request that is being served.
-pub(super) struct Asked {
+pub(crate) struct Asked {
     pub(super) prompt: Prompt,
-    stage: Stage,
-    generation: Generation,
-    /// Most tokens that it may come to have in memory.
-    pub(super) room: usize,
+    /// `(3, height, width)` each; none once the tower has seen them.
+    pub(super) crops: Vec<Tensor>,
+    pub(super) stage: Stage,
 }
 
 /// How far it is.
-enum Stage {
+pub(super) enum Stage {
     /// A crop is in the tower.
-    Looking { kept: Vec<Vec<Tensor>>, layer: usize, hidden: Option<Tensor> },
+    Looking(Looking),
     /// The prompt is being read.
     Reading(Memory),
     /// This token is to be read next.
     Writing(Memory, u32),
 }
 
-/// What a step before the answer came to.
-pub(super) enum Step {
-    /// More such steps are needed.
-    More,
-    /// The prompt is read; these are the first token's logits.
-    Read(Tensor),
+/// How far the crops are.
+#[derive(Default)]
+pub(super) struct Looking {
+    /// What was kept of each crop that the tower is through with.
+    done: Vec<Vec<Tensor>>,
+    /// And of the crop that is in it.
+    kept: Vec<Tensor>,
+    /// Layers that this crop has gone through.
+    layers: usize,
+    at: At,
+    /// What its parts have made so far, where it is in the midst of it.
+    parts: Option<Unfinished>,
+}
+
+/// What is next for a crop.
+#[derive(Default)]
+enum At {
+    #[default]
+    Opening,
+    /// Something may be kept of what came out of the last layer.
+    Keeping(Tensor),
+    Layer(Tensor),
 }
 
 impl Asked {
-    /// Decodes and preprocesses the image, and refuses what does not fit the context.
+    /// Preprocesses the image, and refuses what leaves no room for an answer.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] and the errors of images.
-    pub(super) fn new(model: &LoadedModel, request: &DescribeImage) -> Result<Self> {
-        let picture = match &request.image {
-            // Decoded by whoever asked, within limits of its own.
-            ImageSource::Picture(picture) => {
-                check(picture)?;
-                Cow::Borrowed(picture)
-            }
-            other => Cow::Owned(picture_of(other, &model.limits)?),
-        };
-        let prompt = model.network.prompt(&model.tokens, &picture, &request.question)?;
-        let (needed, context) = (prompt.tokens.len(), model.context);
-        if needed >= context {
-            return Err(Error::InvalidInput(format!(
-                "the image and the question take {needed} tokens, which leaves no room for an answer; the model's \
-                 context has {context}"
-            )));
-        }
-        let most = request.max_tokens.min(context - needed);
+    /// [`Error::InvalidInput`], [`Error::PromptTooLong`].
+    pub(super) fn begin(
+        model: &LoadedModel,
+        picture: &Picture,
+        request: &DescribeImage,
+    ) -> Result<Start<Self>> {
+        check(picture)?;
+        let sides = (picture.width, picture.height);
+        let prompt = model.network.prompt(&model.tokens, sides, &request.question)?;
+        let needed = prompt.tokens.len();
+        let most = request.max_tokens.min(model.limits.room_after(needed, model.context)?);
         let ends = model.network.ends();
         let generation = Generation::new(&model.tokens, &request.sampling, &[], most, &prompt.tokens, ends)?;
-        let stage = Stage::Looking { kept: Vec::new(), layer: 0, hidden: None };
-        Ok(Self { room: needed + most, prompt, stage, generation })
+        // Nothing was computed for what is refused by now.
+        let crops = model.network.crops(picture)?;
+        let state = Self { prompt, crops, stage: Stage::Looking(Looking::default()) };
+        Ok(Start { state, generation, most: room(needed + most, model.apart) })
     }
 
-    /// Whether it writes already.
-    pub(super) fn writes(&self) -> bool {
-        matches!(self.stage, Stage::Writing(..))
-    }
-
-    /// One step towards the answer's first token; a step of the answer is [`write`].
-    pub(super) fn advance(&mut self, model: &LoadedModel) -> Result<Step> {
+    /// One step towards the answer's first token: its logits once the prompt is read.
+    pub(super) fn advance(&mut self, model: &LoadedModel) -> Logits {
         let network = &*model.network;
         model.steps.fetch_add(1, Ordering::Relaxed);
         match &mut self.stage {
-            Stage::Looking { kept, layer, hidden } => {
-                match self.prompt.crops.get(kept.len().saturating_sub(usize::from(hidden.is_some()))) {
-                    Some(crop) => {
-                        look(model, crop, kept, layer, hidden)?;
-                    }
+            Stage::Looking(looking) => {
+                match self.crops.get(looking.done.len()) {
+                    Some(crop) => looking.step(network, crop)?,
                     None => {
-                        let image = network.image(&self.prompt, kept)?;
+                        let image = network.image(&self.prompt, &looking.done)?;
                         self.stage = Stage::Reading(network.begin(&self.prompt, image)?);
+                        // They are of no use any more.
+                        self.crops = Vec::new();
                     }
                 }
-                Ok(Step::More)
+                Ok(None)
             }
-            Stage::Reading(memory) => Ok(network.read(memory)?.map_or(Step::More, Step::Read)),
-            Stage::Writing(..) => Ok(Step::More),
+            Stage::Reading(memory) => {
+                let Some(logits) = network.read(memory)? else { return Ok(None) };
+                logits.to_vec2()?.into_iter().next().map(Some).ok_or(Error::NotFiniteOutput)
+            }
+            Stage::Writing(..) => Ok(None),
         }
     }
 
-    /// Chooses the next token by its logits, which are spoiled.
-    ///
-    /// # Errors
-    /// [`Error::NotFiniteOutput`].
-    pub(super) fn accept(&mut self, logits: &mut [f32]) -> Result<Next> {
-        let next = self.generation.accept(logits)?;
-        let stage =
-            std::mem::replace(&mut self.stage, Stage::Looking { kept: Vec::new(), layer: 0, hidden: None });
-        self.stage = match stage {
-            Stage::Reading(memory) | Stage::Writing(memory, _) => Stage::Writing(memory, next.token),
-            looking @ Stage::Looking { .. } => looking,
+    /// The token that was chosen, which is to be read next.
+    pub(super) fn chosen(&mut self, token: u32) {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Looking(Looking::default())) {
+            Stage::Reading(memory) | Stage::Writing(memory, _) => Stage::Writing(memory, token),
+            looking @ Stage::Looking(_) => looking,
         };
-        Ok(next)
     }
 
     /// What was kept of the image, if all of it was looked at just now. For comparison with a reference.
     pub(super) fn looked(&self, model: &LoadedModel) -> Result<Option<Tensor>> {
         match &self.stage {
-            Stage::Looking { kept, hidden: None, .. } if kept.len() == self.prompt.crops.len() => {
-                Ok(Some(model.network.image(&self.prompt, kept)?.rows))
+            Stage::Looking(Looking { done, .. }) if done.len() == self.crops.len() => {
+                Ok(Some(model.network.image(&self.prompt, done)?.rows))
             }
             _ => Ok(None),
         }
     }
 }
 
-/// One layer of the tower for one crop, or what comes before the first.
-fn look(
-    model: &LoadedModel,
-    crop: &Tensor,
-    kept: &mut Vec<Vec<Tensor>>,
-    layer: &mut usize,
-    hidden: &mut Option<Tensor>,
-) -> Result<()> {
-    let network = &*model.network;
-    let next = match hidden.take() {
-        None => {
-            kept.push(Vec::new());
-            *layer = 0;
-            network.open_crop(crop)?
-        }
-        Some(before) => {
-            let next = network.tower_layer(*layer, &before, crop)?;
-            *layer += 1;
-            next
-        }
-    };
-    if let Some(kept) = kept.last_mut() {
-        kept.extend(network.keep(*layer, &next)?);
+impl Looking {
+    /// The opening of a crop, a layer of the tower with what is kept of it, or a part of one of these.
+    fn step(&mut self, network: &dyn Network, crop: &Tensor) -> Result<()> {
+        let was_in_parts = self.parts.is_some();
+        let hidden = match &self.at {
+            At::Keeping(hidden) => return self.keep(network, hidden.clone()),
+            At::Opening => network.open_crop(crop, &mut self.parts)?,
+            At::Layer(before) => {
+                let after = network.tower_step(self.layers, before, crop, &mut self.parts)?;
+                self.layers += usize::from(after.is_some());
+                after
+            }
+        };
+        let Some(hidden) = hidden else { return Ok(()) };
+        self.at = At::Keeping(hidden.clone());
+        // After the last of many parts, what is kept takes steps of its own.
+        if was_in_parts { Ok(()) } else { self.keep(network, hidden) }
     }
-    if *layer < network.tower_layers() {
-        *hidden = Some(next);
+
+    fn keep(&mut self, network: &dyn Network, hidden: Tensor) -> Result<()> {
+        let Some(kept) = network.keep(self.layers, &hidden, &mut self.parts)? else { return Ok(()) };
+        self.kept.extend(kept);
+        self.at = At::Layer(hidden);
+        if self.layers == network.tower_layers() {
+            self.done.push(std::mem::take(&mut self.kept));
+            (self.layers, self.at) = (0, At::Opening);
+        }
+        Ok(())
     }
-    Ok(())
 }
 
-/// One step of several answers: logits of the next token of each, `(answers, vocabulary)`.
-pub(super) fn write(model: &LoadedModel, asked: &mut [&mut Asked]) -> Result<Tensor> {
-    model.steps.fetch_add(1, Ordering::Relaxed);
-    let mut answers: Vec<(&mut Memory, u32)> = asked
-        .iter_mut()
-        .filter_map(|asked| match &mut asked.stage {
-            Stage::Writing(memory, token) => Some((memory, *token)),
-            Stage::Looking { .. } | Stage::Reading(_) => None,
-        })
-        .collect();
-    model.network.write(&mut answers)
+/// The room that an answer takes: its tokens in the pieces in which caches grow, and the rows that are kept apart.
+pub(super) fn room(tokens: usize, apart: usize) -> usize {
+    blocks(tokens).saturating_add(apart)
 }
 
-/// The rows of logits as numbers.
-pub(super) fn rows(logits: &Tensor) -> Result<Vec<Vec<f32>>> {
-    Ok(logits.to_vec2()?)
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::models::vision::{ImageRows, VisionModel, misfit};
+    use crate::source::Source;
+    use crate::tokens::Tokens;
+
+    /// A model that knows what is to be read and can do nothing else.
+    struct Reader(Arc<dyn Network>);
+
+    impl Network for Reader {
+        fn ends(&self) -> &[u32] {
+            self.0.ends()
+        }
+
+        fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
+            self.0.prompt(tokens, sides, question)
+        }
+
+        fn crops(&self, _: &Picture) -> Result<Vec<Tensor>> {
+            Err(misfit())
+        }
+
+        fn open_crop(&self, _: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
+            Err(misfit())
+        }
+
+        fn tower_layers(&self) -> usize {
+            0
+        }
+
+        fn tower_step(
+            &self,
+            _: usize,
+            _: &Tensor,
+            _: &Tensor,
+            _: &mut Option<Unfinished>,
+        ) -> Result<Option<Tensor>> {
+            Err(misfit())
+        }
+
+        fn keep(&self, _: usize, _: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Vec<Tensor>>> {
+            Err(misfit())
+        }
+
+        fn image(&self, _: &Prompt, _: &[Vec<Tensor>]) -> Result<ImageRows> {
+            Err(misfit())
+        }
+
+        fn begin(&self, _: &Prompt, _: ImageRows) -> Result<Memory> {
+            Err(misfit())
+        }
+
+        fn read(&self, _: &mut Memory) -> Result<Option<Tensor>> {
+            Err(misfit())
+        }
+
+        fn write(&self, _: &mut [(&mut Memory, u32)]) -> Result<Tensor> {
+            Err(misfit())
+        }
+    }
+
+    #[test]
+    fn a_prompt_that_is_too_long_is_refused_before_the_picture_is_cut() {
+        for family in ["llava", "llava_next", "moondream", "blip", "qwen3_vl"] {
+            let folder = format!("{}/tests/fixtures/vision/{family}", env!("CARGO_MANIFEST_DIR"));
+            let model = VisionModel::load(Source::directory(folder)).unwrap();
+            let shared = Arc::into_inner(model.shared).unwrap();
+            let model = LoadedModel { network: Arc::new(Reader(Arc::clone(&shared.network))), ..shared };
+            let picture = Picture { width: 64, height: 64, rgb: vec![0; 64 * 64 * 3] };
+            let begin = |question: String| {
+                let image = model_actors::ImageSource::Path("unused".into());
+                let sampling = model_actors::Sampling::default();
+                let request = DescribeImage { image, question, sampling, max_tokens: 5 };
+                Asked::begin(&model, &picture, &request).map(|_| ()).unwrap_err()
+            };
+            let error = begin("word ".repeat(3000));
+            assert!(matches!(error, Error::PromptTooLong { .. }), "{family}: {error}");
+            let error = begin("word".to_owned());
+            assert!(matches!(error, Error::Compute(_)), "{family}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_apart_takes_its_room_beside_the_pieces_of_the_cache() {
+        assert_eq!(room(1, 577), 128 + 577);
+        assert_eq!(room(128, 0), 128);
+    }
 }

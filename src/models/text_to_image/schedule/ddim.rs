@@ -37,6 +37,25 @@ impl Ddim {
     }
 }
 
+impl Ddim {
+    /// What the latents are a mix of: the picture behind the noise, and the noise.
+    fn split(&self, now: f64, output: &Tensor, latents: &Tensor) -> Result<(Tensor, Tensor)> {
+        let picture = self.prediction.picture(now, output, latents)?;
+        let noise = match self.prediction {
+            Prediction::Epsilon => output.clone(),
+            Prediction::VPrediction => ((output * now.sqrt())? + (latents * (1.0 - now).sqrt())?)?,
+        };
+        match self.clip {
+            Some(clip) => Ok((picture.clamp(-clip, clip)?, noise)),
+            None => Ok((picture, noise)),
+        }
+    }
+
+    fn levels(&self, call: usize) -> (f64, f64) {
+        self.kept.get(call).copied().unwrap_or((1.0, 1.0))
+    }
+}
+
 impl Scheduler for Ddim {
     fn timesteps(&self) -> &[f64] {
         &self.times
@@ -51,17 +70,12 @@ impl Scheduler for Ddim {
     }
 
     fn step(&mut self, call: usize, output: &Tensor, latents: &Tensor, _: &mut Noise) -> Result<Tensor> {
-        let (now, then) = self.kept.get(call).copied().unwrap_or((1.0, 1.0));
-        let (kept, noisy) = (now.sqrt(), (1.0 - now).sqrt());
-        let (mut picture, noise) = match self.prediction {
-            Prediction::Epsilon => (((latents - (output * noisy)?)? / kept)?, output.clone()),
-            Prediction::VPrediction => {
-                (((latents * kept)? - (output * noisy)?)?, ((output * kept)? + (latents * noisy)?)?)
-            }
-        };
-        if let Some(clip) = self.clip {
-            picture = picture.clamp(-clip, clip)?;
-        }
+        let (now, then) = self.levels(call);
+        let (picture, noise) = self.split(now, output, latents)?;
         Ok(((picture * then.sqrt())? + (noise * (1.0 - then).sqrt())?)?)
+    }
+
+    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        Ok(self.split(self.levels(call).0, output, latents)?.0)
     }
 }

@@ -160,4 +160,7 @@ impl Scheduler for Dpm {
         let turn = then.kept * ((decay + width) / (width * width) - 0.5);
         Ok(((moved + (slope * bend)?)? - (difference * turn)?)?)
     }
+    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        self.look_through(self.level(call), output, latents)
+    }
 }

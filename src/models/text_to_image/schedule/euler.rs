@@ -47,15 +47,22 @@ impl Levels {
         Ok((latents / (sigma * sigma + 1.0).sqrt())?)
     }
 
+    /// The picture behind the noise.
+    fn picture(&self, sigma: f64, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        match self.prediction {
+            Prediction::Epsilon => Ok((latents - (output * sigma)?)?),
+            Prediction::VPrediction => {
+                let square = sigma * sigma + 1.0;
+                Ok(((output * (-sigma / square.sqrt()))? + (latents / square)?)?)
+            }
+        }
+    }
+
     /// Which way the latents change with the noise level.
     fn slope(&self, sigma: f64, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
         match self.prediction {
             Prediction::Epsilon => Ok(output.clone()),
-            Prediction::VPrediction => {
-                let square = sigma * sigma + 1.0;
-                let picture = ((output * (-sigma / square.sqrt()))? + (latents / square)?)?;
-                Ok(((latents - picture)? / sigma)?)
-            }
+            Prediction::VPrediction => Ok(((latents - self.picture(sigma, output, latents)?)? / sigma)?),
         }
     }
 }
@@ -94,6 +101,10 @@ impl Scheduler for Euler {
         let (now, then) = self.0.around(call);
         Ok((latents + (self.0.slope(now, output, latents)? * (then - now))?)?)
     }
+
+    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        self.0.picture(self.0.around(call).0, output, latents)
+    }
 }
 
 /// One picture's way with noise in each step.
@@ -126,5 +137,9 @@ impl Scheduler for EulerAncestral {
         let moved = (latents + (self.0.slope(now, output, latents)? * (aim - now))?)?;
         let noise = noise.next(latents.dims(), latents.device())?;
         Ok((moved + (noise * added)?)?)
+    }
+
+    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        self.0.picture(self.0.around(call).0, output, latents)
     }
 }

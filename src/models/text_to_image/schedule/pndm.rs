@@ -104,4 +104,10 @@ impl Scheduler for Pndm {
         let divisor = now * (1.0 - then).sqrt() + (now * (1.0 - now) * then).sqrt();
         Ok(((latents * (then / now).sqrt())? - (noise * ((then - now) / divisor))?)?)
     }
+    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        let (from, to) = self.kept.get(call).copied().unwrap_or((1.0, 1.0));
+        // The second call is asked at the time that it goes to.
+        let now = if call == 1 { to } else { from };
+        self.prediction.picture(now, output, latents)
+    }
 }

@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::{misfit, read_part};
 use crate::error::{Error, Result};
-use crate::kernels::causal::{CausalAttention, KeyValues, Run, Span};
+use crate::kernels::causal::{CausalAttention, KeyValues, Run, growing_bytes};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rotary::Turns;
-use crate::kernels::{Activation, LayerNorm, crossed_attention};
+use crate::kernels::{Activation, LayerNorm, Span, attend};
 use crate::models::towers::{StackShape, activation, check_stack, norm};
 use crate::models::vision::PROMPT_ROWS;
 use crate::weights::WeightReader;
@@ -79,16 +79,16 @@ impl TextConfig {
         (self.hidden_size as u64).saturating_mul(8).saturating_mul(self.num_hidden_layers as u64)
     }
 
-    /// Keys and values of so many tokens and of an image.
-    pub(super) fn memory(&self, tokens: usize, seen: usize) -> Bytes {
-        Bytes(self.row_bytes().saturating_mul(tokens.saturating_add(seen) as u64))
+    /// Keys and values of so many tokens, or rows of images.
+    pub(super) fn memory(&self, rows: usize) -> Bytes {
+        Bytes(self.row_bytes().saturating_mul(rows as u64))
     }
 
-    /// What a pass needs besides.
-    pub(super) fn scratch(&self, tokens: usize) -> Bytes {
-        let rows = PROMPT_ROWS.min(tokens);
-        let words = (self.vocab_size as u64).saturating_mul(8);
-        Bytes(words) + self.shape.map_or(Bytes(0), |shape| shape.scratch(rows, tokens))
+    /// What a pass over so many rows needs besides, where a caption has up to so many tokens.
+    pub(super) fn scratch(&self, rows: usize, tokens: usize) -> Bytes {
+        let words = Bytes((self.vocab_size as u64).saturating_mul(8))
+            + Bytes(growing_bytes(tokens, self.hidden_size));
+        words + self.shape.map_or(Bytes(0), |shape| shape.scratch(rows, tokens))
     }
 }
 
@@ -97,8 +97,8 @@ pub(in crate::models::vision) struct Memory {
     prompt: Vec<u32>,
     read: usize,
     own: Vec<KeyValues>,
-    /// For each layer the image's keys and values, `(seen, 2 · width)`.
-    seen: Vec<Tensor>,
+    /// For each layer the image's keys and values, `(1, seen, width)` each.
+    seen: Vec<[Tensor; 2]>,
 }
 
 pub(super) struct TextDecoder {
@@ -165,7 +165,11 @@ impl TextDecoder {
     pub(super) fn begin(&self, prompt: Vec<u32>, image: &Tensor) -> Result<Memory> {
         let width = self.attention.heads * self.attention.size;
         let own = self.layers.iter().map(|_| KeyValues::new(width, &self.device));
-        let seen = self.layers.iter().map(|layer| layer.asked.forward(image, Activation::Identity));
+        let seen = self.layers.iter().map(|layer| {
+            let both = layer.asked.forward(image, Activation::Identity)?.unsqueeze(0)?;
+            let half = |first| both.narrow(2, first, width)?.contiguous();
+            Ok([half(0)?, half(width)?])
+        });
         Ok(Memory { prompt, read: 0, own: own.collect::<Result<_>>()?, seen: seen.collect::<Result<_>>()? })
     }
 
@@ -224,9 +228,10 @@ impl TextDecoder {
         let asking = layer.asking.forward(&attended, Activation::Identity)?;
         let (mut first, mut crossed) = (0, Vec::with_capacity(captions.len()));
         for (memory, count) in captions.iter() {
-            let seen = memory.seen.get(index).ok_or_else(misfit)?;
-            let asking = asking.narrow(0, first, *count)?;
-            crossed.push(crossed_attention(&asking, seen, self.attention.heads)?);
+            let [keys, values] = memory.seen.get(index).ok_or_else(misfit)?;
+            let asking = asking.narrow(0, first, *count)?.unsqueeze(0)?;
+            let CausalAttention { heads, scale, .. } = self.attention;
+            crossed.push(attend(&asking, keys, values, heads, f64::from(scale))?.squeeze(0)?);
             first += count;
         }
         let crossed = layer.crossed.forward(&Tensor::cat(&crossed, 0)?, Activation::Identity)?;
@@ -279,5 +284,17 @@ impl Loader<'_> {
             narrow: one("output.dense", width, middle)?,
             norm: self.norm(&part("output.LayerNorm"))?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_are_there_twice_while_they_grow_are_counted() {
+        let config = TextConfig::read(Path::new("config.json"), &Value::Null, 768).unwrap();
+        let more = config.scratch(1, 100_000).0 - config.scratch(1, 50_000).0;
+        assert_eq!(more, 50_000 * 768 * 4);
     }
 }

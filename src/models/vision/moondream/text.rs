@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::causal::{CausalAttention, KeyValues, Run, Span};
+use crate::kernels::causal::{CausalAttention, KeyValues, Run, growing_bytes};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rotary::{Frequencies, Turns};
-use crate::kernels::{Activation, LayerNorm};
+use crate::kernels::{Activation, LayerNorm, Span};
 use crate::models::towers::{StackShape, check_stack, norm, with_defaults};
 use crate::models::vision::{PROMPT_ROWS, misfit};
 use crate::weights::WeightReader;
@@ -93,10 +93,13 @@ impl TextConfig {
         Bytes(layer.saturating_mul(self.n_layers as u64))
     }
 
-    /// What a pass over so many rows needs besides.
+    /// What a pass over so many rows needs besides, where an answer has up to so many tokens.
     pub(super) fn scratch(&self, rows: usize, tokens: usize) -> Bytes {
         let words = (self.vocab_size as u64).saturating_mul(8);
-        Bytes(words + (tokens as u64).saturating_mul(256)) + self.shape().scratch(rows, 0)
+        let growing = growing_bytes(tokens, self.shared_heads() * self.size());
+        // Both halves of a layer are there side by side, with the mixed heads and sums that a stack has no more by then.
+        let beside = (self.dim as u64).saturating_mul(6 * 4).saturating_mul(rows as u64);
+        Bytes(words) + Bytes(growing) + Bytes(beside) + self.shape().scratch(rows, tokens)
     }
 }
 
@@ -245,5 +248,17 @@ impl TextModel {
         }
         answers.iter_mut().for_each(|answer| answer.memory.length += answer.length);
         Ok(hidden)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_are_there_twice_while_they_grow_are_counted() {
+        let config = TextConfig::read(Path::new("config.json"), &Value::Null).unwrap();
+        let more = config.scratch(1, 100_000).0 - config.scratch(1, 50_000).0;
+        assert_eq!(more, 50_000 * 2048 * 4);
     }
 }

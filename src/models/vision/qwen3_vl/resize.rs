@@ -76,6 +76,11 @@ impl SmartResize {
         Ok(Self { factor, fewest, most, filter })
     }
 
+    /// Most pixels of what a picture becomes.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
     /// Width and height of what a picture becomes.
     ///
     /// # Errors

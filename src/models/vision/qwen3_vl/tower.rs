@@ -1,6 +1,7 @@
 //! Qwen3-VL's vision tower. Its patches come in blocks of those that are merged, so that a merged patch is a few rows
 //! one after another; learned positions are stretched bilinearly to the image's grid, and heads turn by line and column.
 
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -10,14 +11,17 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::causal::{CausalAttention, KeyValues, Run, Span};
 use crate::kernels::rotary::{Frequencies, Turns};
-use crate::kernels::{Activation, LayerNorm, Linear, patches, with_values};
+use crate::kernels::{Activation, LayerNorm, Linear, attend, patches, with_values};
+use crate::limits::MAX_MODEL_SIDE;
 use crate::models::towers::{Bias, StackShape, activation, check_stack, linear, norm, pick, with_defaults};
-use crate::models::vision::misfit;
+use crate::models::vision::{Unfinished, misfit};
 use crate::weights::WeightReader;
 
 const EPSILON: f64 = 1e-6;
+/// Rows of a part. A crop of no more is opened, goes through a layer, and has kept what is kept of it in one part; of
+/// 65,536, a part takes no longer, or about as long, as the whole layer of such a crop.
+const PART_ROWS: usize = 4096;
 
 /// `vision_config`.
 #[derive(Debug, Clone, Deserialize)]
@@ -113,10 +117,23 @@ impl TowerConfig {
         self.spatial_merge_size * self.spatial_merge_size
     }
 
-    /// What a pass over so many patches needs besides the weights. Scores are of a few rows at a time.
+    /// What an image of so many patches needs besides the weights: its pixels and what goes to the text; what goes into a
+    /// layer, its queries, keys and values, and what comes out; and the widest moment of a part, which is one of a layer,
+    /// or the cutting of patches, or a merger.
     pub(super) fn scratch(&self, patches: usize) -> Bytes {
-        let pixels = (3 * self.patch_size * self.patch_size) as u64;
-        self.shape().scratch(patches, 0) + Bytes(pixels.saturating_mul(8).saturating_mul(patches as u64))
+        let [pixels, width, out, merged] =
+            [3 * self.patch_size * self.patch_size, self.hidden_size, self.out_hidden_size, self.merged()]
+                .map(|numbers| numbers as u64);
+        let kept =
+            (self.deepstack_visual_indexes.len() as u64 + 1).saturating_mul(out.div_ceil(merged.max(1)));
+        let row = pixels.saturating_add(kept).saturating_add(5 * width);
+        let bytes = |row: u64, rows: usize| Bytes(row.saturating_mul(rows as u64).saturating_mul(4));
+        // Lines of blocks are opened whole, however long they are.
+        let line = (MAX_MODEL_SIDE / self.patch_size.max(1)).saturating_mul(self.spatial_merge_size);
+        let opening = bytes(3 * (pixels + width), patches.min(PART_ROWS.max(line)));
+        let rows = patches.min(PART_ROWS);
+        let merger = bytes((3 * width).saturating_add(out.div_ceil(merged.max(1))), rows);
+        bytes(row, patches) + self.shape().scratch(rows, patches).max(opening).max(merger)
     }
 }
 
@@ -126,11 +143,12 @@ pub(super) struct Tower {
     /// `(side · side, width)`.
     positions: Tensor,
     layers: Vec<Layer>,
-    attention: CausalAttention,
     frequencies: Frequencies,
     merger: Merger,
     deep: Vec<Merger>,
     device: Device,
+    /// Rows that go through linear layers at a time.
+    part_rows: usize,
 }
 
 struct Layer {
@@ -208,20 +226,12 @@ impl Tower {
             layers: (0..config.depth)
                 .map(|index| Layer::load(config, reader, index))
                 .collect::<Result<_>>()?,
-            attention: CausalAttention {
-                heads: config.num_heads,
-                shared_heads: config.num_heads,
-                size,
-                scale: 1.0 / (size as f32).sqrt(),
-                soft_cap: None,
-                span: Span::Everything,
-                head_norms: None,
-            },
             frequencies: Frequencies { steps: [steps.clone(), steps].concat(), axes, amplitude: 1.0 },
             merger: Merger::load(config, reader, "merger", Normed::EachPatch)?,
             deep: deep.collect::<Result<_>>()?,
             config: config.clone(),
             device: device.clone(),
+            part_rows: PART_ROWS,
         })
     }
 
@@ -250,13 +260,21 @@ impl Tower {
         Ok(Places { down: down * merge, across: across * merge, places })
     }
 
-    /// What the first layer is given.
-    pub(super) fn open(&self, crop: &Tensor) -> Result<Tensor> {
+    /// The next lines of what the first layer is given, and after the last all of it.
+    pub(super) fn open(&self, crop: &Tensor, parts: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
         let Places { down, across, places } = self.places(crop)?;
-        let rows = patches(crop, self.config.patch_size)?;
-        let rows = pick(&rows, places.iter().map(|(line, column)| line * across + column))?;
-        let rows = self.patch.forward(&rows, Activation::Identity)?;
-        Ok((rows + self.stretched(down, across, &places)?)?)
+        // Whole lines of blocks of those that are merged: they are lines of the picture.
+        let line = (across * self.config.spatial_merge_size).max(1);
+        let most = (self.part_rows / line).max(1) * line;
+        next_rows(parts, [places.len(), self.config.hidden_size], most, crop, |rows| {
+            let places = places.get(rows.clone()).ok_or_else(misfit)?;
+            let (first, count) = (rows.start / across.max(1), rows.len() / across.max(1));
+            let side = self.config.patch_size;
+            let pixels = patches(&crop.narrow(1, first * side, count * side)?.contiguous()?, side)?;
+            let pixels = pick(&pixels, places.iter().map(|(line, column)| (line - first) * across + column))?;
+            let pixels = self.patch.forward(&pixels, Activation::Identity)?;
+            Ok((pixels + self.stretched(down, across, places)?)?)
+        })
     }
 
     /// Learned positions for a grid, bilinear, the corners on the corners.
@@ -281,36 +299,155 @@ impl Tower {
         Ok(Tensor::from_vec(out, (places.len(), width), &Device::Cpu)?.to_device(&self.device)?)
     }
 
-    /// One layer over the rows of one crop.
-    pub(super) fn layer(&self, index: usize, hidden: &Tensor, crop: &Tensor) -> Result<Tensor> {
+    /// The next part of a layer over the rows of one crop, and at the layer's end what comes out. First all rows get
+    /// their queries, keys and values; then some at a time see all others and go through the rest of the layer. A crop
+    /// of few rows takes the layer in one part.
+    pub(super) fn step(
+        &self,
+        index: usize,
+        hidden: &Tensor,
+        crop: &Tensor,
+        parts: &mut Option<Unfinished>,
+    ) -> Result<Option<Tensor>> {
         let layer = self.layers.get(index).ok_or_else(misfit)?;
+        let (count, width) = hidden.dims2()?;
+        let mut state = match parts.take() {
+            Some(state) => state,
+            None => {
+                let empty = || Tensor::zeros((count, width), hidden.dtype(), hidden.device());
+                Unfinished {
+                    mixed: vec![empty()?, empty()?, empty()?],
+                    projected: 0,
+                    out: empty()?,
+                    finished: 0,
+                }
+            }
+        };
+        loop {
+            if state.projected < count {
+                let rows = state.projected..count.min(state.projected + self.part_rows);
+                self.project(layer, hidden, crop, &mut state, rows)?;
+            } else {
+                // As many products of a query and a key as a small crop has in all.
+                let most =
+                    (self.part_rows.saturating_mul(self.part_rows) / count).max(self.part_rows / 16).max(1);
+                let rows = state.finished..count.min(state.finished + most);
+                self.finish(layer, hidden, &mut state, rows)?;
+            }
+            if state.finished >= count {
+                return Ok(Some(state.out));
+            }
+            if count > self.part_rows {
+                *parts = Some(state);
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Queries, keys and values of some rows.
+    fn project(
+        &self,
+        layer: &Layer,
+        hidden: &Tensor,
+        crop: &Tensor,
+        state: &mut Unfinished,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        let width = self.config.hidden_size;
         let places = self.places(crop)?.places;
+        let places = places.get(rows.clone()).ok_or_else(misfit)?;
         let mut turns = Turns::new(self.frequencies.steps.len());
         turns
             .extend(&self.frequencies, places.iter().map(|(line, column)| [*line as u32, *column as u32, 0]));
-        let mixed = layer.mixed.forward(&layer.attention_norm.of(hidden)?, Activation::Identity)?;
-        let mut memory = KeyValues::new(self.config.hidden_size, &self.device)?;
-        let mut runs = [Run { memory: &mut memory, past: 0, length: places.len() }];
-        let attended = self.attention.forward(&mixed, &turns, &mut runs)?;
-        drop(mixed);
-        let attended = (layer.attended.forward(&attended, Activation::Identity)? + hidden)?;
+        let normal = layer.attention_norm.of(&hidden.narrow(0, rows.start, rows.len())?)?;
+        let mixed = layer.mixed.forward(&normal, Activation::Identity)?;
+        for (index, to) in state.mixed.iter().enumerate() {
+            let part = mixed.narrow(1, index * width, width)?.contiguous()?;
+            let part = if index < 2 { turns.turn_rows(&part, width / self.config.num_heads)? } else { part };
+            to.slice_set(&part, 0, rows.start)?;
+        }
+        state.projected = rows.end;
+        Ok(())
+    }
+
+    /// What comes out of the layer for some rows, once all have their keys and values.
+    fn finish(
+        &self,
+        layer: &Layer,
+        hidden: &Tensor,
+        state: &mut Unfinished,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        let heads = self.config.num_heads;
+        let scale = 1.0 / ((self.config.hidden_size / heads) as f64).sqrt();
+        let some = |tensor: &Tensor| tensor.narrow(0, rows.start, rows.len());
+        let [queries, keys, values] = state.mixed.as_slice() else { return Err(misfit()) };
+        let (queries, keys, values) =
+            (some(queries)?.unsqueeze(0)?, keys.unsqueeze(0)?, values.unsqueeze(0)?);
+        let attended = attend(&queries, &keys, &values, heads, scale)?.squeeze(0)?;
+        let attended = (layer.attended.forward(&attended, Activation::Identity)? + some(hidden)?)?;
         let activation = self.config.activation.unwrap_or(Activation::GeluTanh);
         let wide = layer.wide.forward(&layer.middle_norm.of(&attended)?, activation)?;
-        Ok((layer.narrow.forward(&wide, Activation::Identity)? + attended)?)
+        let out = (layer.narrow.forward(&wide, Activation::Identity)? + attended)?;
+        state.out.slice_set(&out, 0, rows.start)?;
+        state.finished = rows.end;
+        Ok(())
     }
 
     /// What goes to the text after so many layers: features for its first layers, and at the end the image itself.
-    pub(super) fn keep(&self, layers: usize, hidden: &Tensor) -> Result<Vec<Tensor>> {
-        let mut kept = Vec::new();
+    pub(super) fn keep(
+        &self,
+        layers: usize,
+        hidden: &Tensor,
+        parts: &mut Option<Unfinished>,
+    ) -> Result<Option<Vec<Tensor>>> {
         let deep = self.config.deepstack_visual_indexes.iter().position(|index| index + 1 == layers);
-        if let Some(merger) = deep.and_then(|index| self.deep.get(index)) {
-            kept.push(merger.forward(hidden)?);
+        let deep = deep.and_then(|index| self.deep.get(index));
+        let last = (layers == self.depth()).then_some(&self.merger);
+        let mergers: Vec<&Merger> = deep.into_iter().chain(last).collect();
+        if mergers.is_empty() {
+            return Ok(Some(Vec::new()));
         }
-        if layers == self.depth() {
-            kept.push(self.merger.forward(hidden)?);
-        }
-        Ok(kept)
+        let (merged, width) = (self.config.merged(), self.config.out_hidden_size);
+        let (count, wide) = (hidden.dim(0)? / merged, width * mergers.len());
+        let most = (self.part_rows / merged / mergers.len()).max(1);
+        let side_by_side = next_rows(parts, [count, wide], most, hidden, |rows| {
+            let hidden = hidden.narrow(0, rows.start * merged, rows.len() * merged)?;
+            let made = mergers.iter().map(|merger| merger.forward(&hidden)).collect::<Result<Vec<_>>>()?;
+            Ok(Tensor::cat(&made, 1)?)
+        })?;
+        let Some(all) = side_by_side else { return Ok(None) };
+        let kept = (0..mergers.len()).map(|index| Ok(all.narrow(1, index * width, width)?.contiguous()?));
+        kept.collect::<Result<_>>().map(Some)
     }
+}
+
+/// The next rows of something that has `count` rows of `width` numbers, `most` at a time; with the last of them, all.
+fn next_rows(
+    parts: &mut Option<Unfinished>,
+    [count, width]: [usize; 2],
+    most: usize,
+    like: &Tensor,
+    make: impl FnOnce(Range<usize>) -> Result<Tensor>,
+) -> Result<Option<Tensor>> {
+    if count <= most {
+        return make(0..count).map(Some);
+    }
+    let mut state = match parts.take() {
+        Some(state) => state,
+        None => {
+            let out = Tensor::zeros((count, width), like.dtype(), like.device())?;
+            Unfinished { mixed: Vec::new(), projected: 0, out, finished: 0 }
+        }
+    };
+    let rows = state.finished..count.min(state.finished + most);
+    state.out.slice_set(&make(rows.clone())?, 0, rows.start)?;
+    state.finished = rows.end;
+    if state.finished < count {
+        *parts = Some(state);
+        return Ok(None);
+    }
+    Ok(Some(state.out))
 }
 
 /// The two old places between which a new one lies, and how near it is to each.
@@ -344,3 +481,6 @@ impl Layer {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
