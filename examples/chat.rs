@@ -5,16 +5,15 @@
 //! cargo run --release --example chat -- --model HuggingFaceTB/SmolLM2-135M-Instruct --prompt "What is rain?"
 //! ```
 
+mod common;
+
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 
 use candle_actors::{Engine, Source, TextGenerator};
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
-use model_actors::{Completion, Event, GenerateText, LoadStage, Message, Prompt, Sampling};
-use tokio::sync::broadcast::{Receiver, error::RecvError};
-
-type Failure = Box<dyn std::error::Error>;
+use common::{Failure, ended, show_progress};
+use model_actors::{Completion, GenerateText, Message, Prompt, Sampling};
 
 /// Talks with a local model.
 #[derive(Parser)]
@@ -44,19 +43,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Arguments::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
-        Err(error) => {
-            // What a load says for itself is all that a person at a terminal needs.
-            let error = match error.downcast_ref::<candle_actors::Error>() {
-                Some(error) => error.root().to_string(),
-                None => error.to_string(),
-            };
-            eprintln!("error: {}", error.replace('\n', " "));
-            ExitCode::FAILURE
-        }
-    }
+    ended(run(Arguments::parse()).await)
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -128,36 +115,4 @@ async fn answer(model: &TextGenerator, arguments: &Arguments, prompt: Prompt) ->
         false => writeln!(out)?,
     }
     Ok(completion)
-}
-
-/// A bar for download and load, on standard error, if a person sees it.
-async fn show_progress(mut events: Receiver<Event>) {
-    if !std::io::stderr().is_terminal() {
-        return;
-    }
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{msg:10} [{wide_bar}] {bytes}/{total_bytes}") {
-        bar.set_style(style);
-    }
-    loop {
-        match events.recv().await {
-            Ok(Event::Loading { stage, done, total, .. }) => {
-                bar.set_message(match stage {
-                    LoadStage::Download => "download",
-                    LoadStage::Load => "load",
-                    LoadStage::WarmUp => "warm-up",
-                });
-                bar.set_length(total.unwrap_or(done).0);
-                bar.set_position(done.0);
-            }
-            Ok(Event::WorkerStarted { .. } | Event::StartFailed { .. }) | Err(RecvError::Closed) => break,
-            Ok(_) | Err(RecvError::Lagged(_)) => {}
-        }
-    }
-    bar.finish_and_clear();
-}
-
-/// Whoever read the output has seen enough.
-fn is_closed_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }

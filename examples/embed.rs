@@ -4,16 +4,17 @@
 //! cargo run --release --example embed -- "The cat sleeps." "A cat is sleeping." "Shares fell."
 //! ```
 
+mod common;
+
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 
 use candle_actors::{Engine, Source, TextEmbedder};
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
-use model_actors::{Event, LoadStage};
-use tokio::sync::broadcast::{Receiver, error::RecvError};
+use common::{Failure, ended, show_progress};
 
-type Failure = Box<dyn std::error::Error>;
+/// Compared where there is nothing else.
+const EXAMPLES: [&str; 3] = ["The cat sleeps.", "A kitten naps on the couch.", "Shares fell."];
 
 /// Embeds texts with a local model.
 #[derive(Parser)]
@@ -33,32 +34,23 @@ struct Arguments {
     /// Print one JSON object a line: index, text, embedding.
     #[arg(long)]
     json: bool,
-    /// The texts; without any, each line of standard input is one.
+    /// The texts; without any, each line of standard input is one, and without those three sentences are compared.
     texts: Vec<String>,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Arguments::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
-        Err(error) => {
-            // What a load says for itself is all that a person at a terminal needs.
-            let error = match error.downcast_ref::<candle_actors::Error>() {
-                Some(error) => error.root().to_string(),
-                None => error.to_string(),
-            };
-            eprintln!("error: {}", error.replace('\n', " "));
-            ExitCode::FAILURE
-        }
-    }
+    ended(run(Arguments::parse()).await)
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let texts = match arguments.texts.is_empty() {
-        false => arguments.texts.clone(),
-        true => std::io::stdin().lock().lines().collect::<Result<_, _>>()?,
-    };
+    let mut texts = arguments.texts.clone();
+    if texts.is_empty() && !std::io::stdin().is_terminal() {
+        texts = std::io::stdin().lock().lines().collect::<Result<_, _>>()?;
+    }
+    if texts.is_empty() && !arguments.json {
+        texts = EXAMPLES.map(str::to_owned).to_vec();
+    }
     let engine = Engine::builder().text_embedding("model", Source::parse(&arguments.model)).start().await?;
     let progress = tokio::spawn(show_progress(engine.events()));
     let vectors = embed(arguments.model(&engine)?, &texts).await;
@@ -131,37 +123,4 @@ fn print_table(out: &mut impl Write, texts: &[String], vectors: &[Vec<f32>]) -> 
 fn similarity(left: &[f32], right: &[f32]) -> f32 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
     dot(left, right) / (dot(left, left) * dot(right, right)).sqrt().max(f32::MIN_POSITIVE)
-}
-
-/// A bar for download and load, on standard error, if a person sees it.
-async fn show_progress(mut events: Receiver<Event>) {
-    if !std::io::stderr().is_terminal() {
-        return;
-    }
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{msg:10} [{wide_bar}] {bytes}/{total_bytes}") {
-        bar.set_style(style);
-    }
-    loop {
-        match events.recv().await {
-            Ok(Event::Loading { stage, done, total, .. }) => {
-                bar.set_message(match stage {
-                    LoadStage::Download => "download",
-                    LoadStage::Load => "load",
-                    LoadStage::WarmUp => "warm-up",
-                });
-                bar.set_length(total.unwrap_or(done).0);
-                bar.set_position(done.0);
-            }
-            Ok(Event::WorkerStarted { .. } | Event::StartFailed { .. }) | Err(RecvError::Closed) => break,
-            Ok(_) | Err(RecvError::Lagged(_)) => {}
-        }
-    }
-    bar.finish_and_clear();
-}
-
-/// Whoever read the output has seen enough.
-fn is_closed_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
-    let io = error.downcast_ref::<std::io::Error>();
-    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }

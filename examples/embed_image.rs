@@ -2,34 +2,49 @@
 //! ranks the images by how well they fit it.
 //!
 //! ```text
-//! cargo run --release --example embed_image -- --model openai/clip-vit-base-patch32 cat.jpg dog.png --text "a cat"
+//! cargo run --release --example embed_image
+//! cargo run --release --example embed_image -- --model openai/clip-vit-large-patch14 cat.jpg dog.png --text "a cat"
 //! ```
 
-use std::io::{IsTerminal, Write};
+mod common;
+#[path = "common/images.rs"]
+mod images;
+
+use std::io::Write;
 use std::process::ExitCode;
 
 use candle_actors::{Engine, ImageEmbedder, Source};
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
-use model_actors::{Event, ImageSource, LoadStage};
-use tokio::sync::broadcast::{Receiver, error::RecvError};
+use common::{Failure, ended, show_progress};
+use images::{shown, source};
+use model_actors::ImageSource;
 
-type Failure = Box<dyn std::error::Error>;
+/// Pictures that the default model was not trained on.
+const EXAMPLES: [&str; 4] = [
+    concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes/held_out/000.png"),
+    concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes/held_out/001.png"),
+    concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes/held_out/002.png"),
+    concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes/held_out/003.png"),
+];
 
 /// Embeds images with a local model.
 #[derive(Parser)]
 struct Arguments {
     /// A model directory, or a Hugging Face repository with an optional @revision.
-    #[arg(long, value_name = "DIR_OR_REPO", default_value = "openai/clip-vit-base-patch32")]
+    #[arg(long, value_name = "DIR_OR_REPO", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes-image-embedding"))]
     model: String,
     /// Rank the images by how well they fit this text.
-    #[arg(long)]
+    #[arg(
+        long,
+        default_value_if("images", clap::builder::ArgPredicate::IsPresent, None),
+        default_value = "a red triangle above a purple square"
+    )]
     text: Option<String>,
     /// Print one JSON object a line: index, image, embedding, and with a text the similarity to it.
     #[arg(long)]
     json: bool,
     /// Files, or http and https addresses.
-    #[arg(required = true, value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", default_values = EXAMPLES)]
     images: Vec<String>,
 }
 
@@ -45,19 +60,7 @@ struct Line<'a> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Arguments::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
-        Err(error) => {
-            // What a load says for itself is all that a person at a terminal needs.
-            let error = match error.downcast_ref::<candle_actors::Error>() {
-                Some(error) => error.root().to_string(),
-                None => error.to_string(),
-            };
-            eprintln!("error: {}", error.replace('\n', " "));
-            ExitCode::FAILURE
-        }
-    }
+    ended(run(Arguments::parse()).await)
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -89,34 +92,28 @@ async fn embed(
     model: &ImageEmbedder,
     arguments: &Arguments,
 ) -> Result<(Vec<Vec<f32>>, Option<Vec<f32>>), Failure> {
+    let images: Vec<ImageSource> =
+        arguments.images.iter().map(|image| source(image)).collect::<Result<_, _>>()?;
     // A request has limited time; a download may take longer.
     model.model().preload().await.map_err(candle_actors::Error::from)?;
     let text = match &arguments.text {
         Some(text) => Some(model.embed_text(text).await?),
         None => None,
     };
-    let images = arguments.images.iter().map(|image| source(image));
-    match model.embed_images(images).await {
+    match model.embed_images(images.iter().cloned()).await {
         Ok(vectors) => Ok((vectors, text)),
-        Err(error) => Err(name_image(model, arguments, error).await),
+        Err(error) => Err(first_failure(model, &arguments.images, images).await.unwrap_or(error.into())),
     }
 }
 
-/// Finds the image that an error of many is about.
-async fn name_image(model: &ImageEmbedder, arguments: &Arguments, error: candle_actors::Error) -> Failure {
-    for image in &arguments.images {
-        if let Err(error) = model.embed_image(source(image)).await {
-            return format!("{image}: {}", error.root()).into();
+/// The error of a batch does not say which image it is about. One after another, each image's own error does.
+async fn first_failure(model: &ImageEmbedder, names: &[String], images: Vec<ImageSource>) -> Option<Failure> {
+    for (number, (name, image)) in (1..).zip(names.iter().zip(images)) {
+        if let Err(error) = model.embed_image(image).await {
+            return Some(format!("image {number}, {}: {}", shown(name), error.root()).into());
         }
     }
-    error.into()
-}
-
-fn source(image: &str) -> ImageSource {
-    match image.starts_with("http://") || image.starts_with("https://") {
-        true => ImageSource::Url(image.to_owned()),
-        false => ImageSource::Path(image.into()),
-    }
+    None
 }
 
 fn print_table(out: &mut impl Write, lines: &[Line<'_>]) -> Result<(), Failure> {
@@ -148,37 +145,4 @@ fn print_table(out: &mut impl Write, lines: &[Line<'_>]) -> Result<(), Failure> 
 /// The cosine of the angle between two vectors of length 1.
 fn similarity(left: &[f32], right: &[f32]) -> f32 {
     left.iter().zip(right).map(|(x, y)| x * y).sum()
-}
-
-/// A bar for download and load, on standard error, if a person sees it.
-async fn show_progress(mut events: Receiver<Event>) {
-    if !std::io::stderr().is_terminal() {
-        return;
-    }
-    let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{msg:10} [{wide_bar}] {bytes}/{total_bytes}") {
-        bar.set_style(style);
-    }
-    loop {
-        match events.recv().await {
-            Ok(Event::Loading { stage, done, total, .. }) => {
-                bar.set_message(match stage {
-                    LoadStage::Download => "download",
-                    LoadStage::Load => "load",
-                    LoadStage::WarmUp => "warm-up",
-                });
-                bar.set_length(total.unwrap_or(done).0);
-                bar.set_position(done.0);
-            }
-            Ok(Event::WorkerStarted { .. } | Event::StartFailed { .. }) | Err(RecvError::Closed) => break,
-            Ok(_) | Err(RecvError::Lagged(_)) => {}
-        }
-    }
-    bar.finish_and_clear();
-}
-
-/// Whoever read the output has seen enough.
-fn is_closed_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
-    let io = error.downcast_ref::<std::io::Error>();
-    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }

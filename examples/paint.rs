@@ -4,6 +4,8 @@
 //! cargo run --release --example paint -- "a red circle" --model stabilityai/sdxl-turbo --out circle.png
 //! ```
 
+mod common;
+
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,11 +13,9 @@ use std::time::Duration;
 
 use candle_actors::{Engine, ImagePainter, Source};
 use clap::Parser;
+use common::{Failure, ended, is_closed_pipe, show_progress};
 use indicatif::{ProgressBar, ProgressStyle};
-use model_actors::{Event, LoadStage, PaintImage, Picture};
-use tokio::sync::broadcast::{Receiver, error::RecvError};
-
-type Failure = Box<dyn std::error::Error>;
+use model_actors::{Capability, PaintImage, Picture, TextToImage};
 
 /// Patience for one picture: a large model takes minutes for a step without an accelerator.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
@@ -62,32 +62,29 @@ fn parse_size(text: &str) -> Result<(usize, usize), String> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Arguments::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // What a load says for itself is all that a person at a terminal needs.
-            let error = match error.downcast_ref::<candle_actors::Error>() {
-                Some(error) => error.root().to_string(),
-                None => error.to_string(),
-            };
-            eprintln!("error: {}", error.replace('\n', " "));
-            ExitCode::FAILURE
-        }
-    }
+    ended(run(Arguments::parse()).await)
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
-    // Told before the work, not after it.
-    if let Some(folder) = arguments.out.parent().filter(|folder| !folder.as_os_str().is_empty())
-        && !folder.is_dir()
-    {
-        return Err(format!("there is no directory {}", folder.display()).into());
-    }
+    let request = PaintImage {
+        prompt: arguments.prompt.clone(),
+        negative_prompt: arguments.negative.clone(),
+        size: arguments.size,
+        steps: arguments.steps,
+        guidance: arguments.guidance,
+        seed: arguments.seed,
+        scheduler: arguments.scheduler.clone(),
+        preview: false,
+    };
+    // Told before the download and the work, not after them.
+    TextToImage::check(&request)?;
+    check_writable(&arguments.out)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let source = Source::parse(&arguments.model);
     let engine = Engine::builder().threads(threads).text_to_image("model", source).start().await?;
-    let loading = tokio::spawn(show_loading(engine.events()));
-    let picture = paint(&engine.text_to_image("model")?.timeout(PATIENCE), &arguments).await;
+    let loading = tokio::spawn(show_progress(engine.events()));
+    let painter = engine.text_to_image("model")?.timeout(PATIENCE);
+    let picture = paint(&painter, request, arguments.json).await;
     engine.shutdown().await;
     loading.abort();
     save(&picture?, &arguments.out)?;
@@ -101,31 +98,26 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn paint(painter: &ImagePainter, arguments: &Arguments) -> Result<Picture, Failure> {
+async fn paint(painter: &ImagePainter, request: PaintImage, json: bool) -> Result<Picture, Failure> {
     // A request has limited time; a download may take longer.
     painter.model().preload().await.map_err(candle_actors::Error::from)?;
-    let request = PaintImage {
-        prompt: arguments.prompt.clone(),
-        negative_prompt: arguments.negative.clone(),
-        size: arguments.size,
-        steps: arguments.steps,
-        guidance: arguments.guidance,
-        seed: arguments.seed,
-        scheduler: arguments.scheduler.clone(),
-    };
     let mut stream = painter.stream(request).await?;
     let bar = bar("{msg} [{wide_bar}] {pos}/{len} {eta}");
     bar.set_message("paint");
     while let Some(step) = stream.next().await {
         bar.set_length(step.of as u64);
         bar.set_position(step.step as u64);
-        if arguments.json {
+        if json {
             #[derive(serde::Serialize)]
             struct Line {
                 step: usize,
                 of: usize,
             }
-            print(&Line { step: step.step, of: step.of })?;
+            // Nobody reads the steps any more; the picture is wanted all the same.
+            match print(&Line { step: step.step, of: step.of }) {
+                Err(error) if !is_closed_pipe(&*error) => return Err(error),
+                _ => {}
+            }
         }
     }
     bar.finish_and_clear();
@@ -136,6 +128,20 @@ fn print(line: &impl serde::Serialize) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", serde_json::to_string(line)?)?;
     Ok(out.flush()?)
+}
+
+/// An error if the file cannot be written. Changes no file.
+fn check_writable(path: &Path) -> Result<(), Failure> {
+    let is_new = !path.exists();
+    std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    if is_new {
+        std::fs::remove_file(path)?;
+    }
+    Ok(())
 }
 
 fn save(picture: &Picture, path: &Path) -> Result<(), Failure> {
@@ -152,25 +158,4 @@ fn bar(template: &str) -> ProgressBar {
         bar.set_style(style);
     }
     bar
-}
-
-/// A bar for download and load.
-async fn show_loading(mut events: Receiver<Event>) {
-    let bar = bar("{msg:10} [{wide_bar}] {bytes}/{total_bytes}");
-    loop {
-        match events.recv().await {
-            Ok(Event::Loading { stage, done, total, .. }) => {
-                bar.set_message(match stage {
-                    LoadStage::Download => "download",
-                    LoadStage::Load => "load",
-                    LoadStage::WarmUp => "warm-up",
-                });
-                bar.set_length(total.unwrap_or(done).0);
-                bar.set_position(done.0);
-            }
-            Ok(Event::WorkerStarted { .. } | Event::StartFailed { .. }) | Err(RecvError::Closed) => break,
-            Ok(_) | Err(RecvError::Lagged(_)) => {}
-        }
-    }
-    bar.finish_and_clear();
 }

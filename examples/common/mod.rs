@@ -1,0 +1,61 @@
+//! What the command-line examples share: how they end, and the bar for download and load. Neither is an example itself.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use model_actors::{Event, LoadStage};
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+
+/// Whatever an example can fail with.
+pub(crate) type Failure = Box<dyn std::error::Error>;
+
+/// Tells a failure in one line on standard error. That nobody reads on is no failure.
+pub(crate) fn ended(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // What a load says for itself is all that a person at a terminal needs.
+            let error = match error.downcast_ref::<candle_actors::Error>() {
+                Some(error) => error.root().to_string(),
+                None => error.to_string(),
+            };
+            eprintln!("error: {}", error.replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whoever read the output has seen enough.
+pub(crate) fn is_closed_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// A bar for download and load, on standard error, if a person sees it.
+pub(crate) async fn show_progress(mut events: Receiver<Event>) {
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{msg:10} [{wide_bar}] {bytes}/{total_bytes}") {
+        bar.set_style(style);
+    }
+    loop {
+        match events.recv().await {
+            Ok(Event::Loading { stage, done, total, .. }) => {
+                bar.set_message(match stage {
+                    LoadStage::Download => "download",
+                    LoadStage::Load => "load",
+                    LoadStage::WarmUp => "warm-up",
+                });
+                bar.set_length(total.unwrap_or(done).0);
+                bar.set_position(done.0);
+            }
+            Ok(Event::WorkerStarted { .. } | Event::StartFailed { .. }) | Err(RecvError::Closed) => break,
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+        }
+    }
+    bar.finish_and_clear();
+}
