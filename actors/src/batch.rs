@@ -44,7 +44,7 @@ impl<'a, C: Capability> Batch<'a, C> {
 
     /// Progress was made: one batch, token or diffusion step. A run without ticks counts as stuck.
     pub fn tick(&self) {
-        self.gauge.tick();
+        self.gauge.step();
     }
 
     /// No item can go on before a reader reads: waits a moment, and ticks progress. Look at the items' marks after it.
@@ -125,7 +125,7 @@ impl<C: Capability> Item<C> {
 
     /// Progress was made, as [`Batch::tick`] says it, for a computation on threads that the batch is not on.
     pub fn tick(&self) {
-        self.gauge.tick();
+        self.gauge.step();
     }
 
     /// Ends the request well.

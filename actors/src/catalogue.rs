@@ -23,6 +23,7 @@ pub struct ModelSpec<C: Capability> {
     device: Device,
     config: Option<PoolConfig>,
     batching: Batching,
+    most_together: usize,
     pinned: bool,
 }
 
@@ -35,6 +36,7 @@ impl<C: Capability> ModelSpec<C> {
             device: Device::host(),
             config: None,
             batching: Batching::PerRun,
+            most_together: usize::MAX,
             pinned: false,
         }
     }
@@ -54,6 +56,13 @@ impl<C: Capability> ModelSpec<C> {
     /// Once loaded, neither cooldown nor another model's need for room evicts it.
     pub fn pinned(mut self) -> Self {
         self.pinned = true;
+        self
+    }
+
+    /// No more requests than these, 1 at least, share a run, even if the settings allow more: for a model that would only
+    /// let the others wait.
+    pub fn most_together(mut self, requests: usize) -> Self {
+        self.most_together = requests.max(1);
         self
     }
 
@@ -98,13 +107,16 @@ impl<C: Capability> Catalogue<C> {
     }
 
     pub(crate) fn register(&self, spec: ModelSpec<C>) -> Result<Arc<Registered<C>>> {
-        let config = match spec.config {
+        let mut config = match spec.config {
             Some(config) => {
                 config.validate()?;
                 Arc::new(config)
             }
             None => self.defaults.clone(),
         };
+        if spec.most_together < config.batch.requests {
+            Arc::make_mut(&mut config).batch.requests = spec.most_together;
+        }
         match self.models.entry(spec.id.clone()) {
             Entry::Occupied(_) => Err(Error::AlreadyRegistered { model: spec.id }),
             Entry::Vacant(place) => {

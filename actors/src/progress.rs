@@ -69,11 +69,20 @@ pub(crate) struct Gauge {
     clock: Clock,
     ticks: AtomicU64,
     last_tick_nanos: AtomicU64,
+    /// What a test does at each tick of the model.
+    #[cfg(feature = "testing")]
+    hook: std::sync::OnceLock<Hook>,
 }
 
 impl Gauge {
     pub(crate) fn new(clock: Clock) -> Arc<Self> {
-        let gauge = Self { clock, ticks: AtomicU64::new(0), last_tick_nanos: AtomicU64::new(0) };
+        let gauge = Self {
+            clock,
+            ticks: AtomicU64::new(0),
+            last_tick_nanos: AtomicU64::new(0),
+            #[cfg(feature = "testing")]
+            hook: std::sync::OnceLock::new(),
+        };
         gauge.tick();
         Arc::new(gauge)
     }
@@ -84,12 +93,37 @@ impl Gauge {
         self.last_tick_nanos.store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    /// The model itself tells of progress.
+    pub(crate) fn step(&self) {
+        self.tick();
+        #[cfg(feature = "testing")]
+        self.hook.get().into_iter().for_each(|hook| hook.0());
+    }
+
+    /// From now on this is done at each tick of the model. The first one stays.
+    #[cfg(feature = "testing")]
+    pub(crate) fn hook(&self, hook: &Hook) {
+        self.hook.get_or_init(|| hook.clone());
+    }
+
     pub(crate) fn ticks(&self) -> u64 {
         self.ticks.load(Ordering::Relaxed)
     }
 
     pub(crate) fn last_tick(&self) -> Time {
         Time::after_start(Duration::from_nanos(self.last_tick_nanos.load(Ordering::Relaxed)))
+    }
+}
+
+/// What a test does at each tick of a model's progress, on the worker's thread.
+#[cfg(feature = "testing")]
+#[derive(Clone)]
+pub(crate) struct Hook(pub(crate) Arc<dyn Fn() + Send + Sync>);
+
+#[cfg(feature = "testing")]
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Hook")
     }
 }
 

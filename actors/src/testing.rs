@@ -5,11 +5,13 @@
 
 mod gate;
 mod harness;
+mod hook;
 mod script;
 pub mod simulation;
 
 pub use gate::{Gate, Latch};
 pub use harness::{Leak, TestSystem, Victim, wait_for};
+pub use hook::{Fuse, HookedLoader};
 pub use script::{
     Act, Record, Scripted, ScriptedCapability, ScriptedLoader, ScriptedRequest, StreamedScript,
 };

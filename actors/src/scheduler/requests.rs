@@ -89,7 +89,7 @@ impl Scheduler {
         self.note_idle(key);
     }
 
-    /// Gives waiting requests to idle workers, and to running ones that take them in between steps.
+    /// Gives waiting requests to idle workers, evenly, and to running ones that take them in between steps.
     fn dispatch(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         let Some(model) = self.models.get_mut(&key) else { return };
         if model.unload.is_some() {
@@ -99,7 +99,7 @@ impl Scheduler {
             && !model.is_probing()
             && let Some(index) = model.workers.iter().position(super::Worker::is_idle)
         {
-            let formed = model.queue.form(model.batch_limits(), None, now);
+            let formed = model.queue.form(model.even_share(), None, now);
             effects.extend(formed.expired.into_iter().map(|request| Effect::Expire { request }));
             run(model, index, formed.batch, now, effects);
         }
