@@ -6,21 +6,21 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a benchmark")]
 
+#[path = "../tests/common/folders.rs"]
+mod folders;
 #[path = "../tests/common/fixtures.rs"]
 mod fixtures;
+#[path = "../tests/common/large_llama.rs"]
+mod large_llama;
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use candle_actors::{
-    Engine, ImageEmbeddingModel, LoadOptions, Source, TextEmbeddingModel, TextGenerationModel,
-    TextToImageModel, VisionModel,
-};
-use candle_core::{Device, Tensor};
-use fixtures::{Fixture, KINDS, TEXT, fixtures, paint_request, picture, text_request, vision_request};
+use candle_actors::{Engine, LoadOptions, Source};
+use fixtures::{Fixture, KINDS, TEXT, fixtures};
+use large_llama::write_large_llama;
 use model_actors::{GenerateText, PoolConfig};
 
 /// How long each measurement takes at least.
@@ -63,39 +63,11 @@ async fn main() {
     }
 }
 
-/// A request on the model without actors.
-fn plain_request(model: &Fixture, threads: usize) -> Box<dyn FnMut() + Send> {
-    let options = LoadOptions { threads, ..LoadOptions::default() };
-    let source = model.source();
-    match model.kind.folder {
-        "text_embedding" => {
-            let model = TextEmbeddingModel::load_with(source, options).unwrap();
-            Box::new(move || drop(model.embed(&[TEXT]).unwrap()))
-        }
-        "text_to_text" => {
-            let model = TextGenerationModel::load_with(source, options).unwrap();
-            Box::new(move || drop(model.generate(&[text_request()]).unwrap()))
-        }
-        "image_embedding" => {
-            let model = ImageEmbeddingModel::load_with(source, options).unwrap();
-            Box::new(move || drop(model.embed_images(&[picture()]).unwrap()))
-        }
-        "vision" => {
-            let model = VisionModel::load_with(source, options).unwrap();
-            Box::new(move || drop(model.describe(&vision_request()).unwrap()))
-        }
-        "text_to_image" => {
-            let model = TextToImageModel::load_with(source, options).unwrap();
-            Box::new(move || drop(model.paint(&paint_request(), |_| {}).unwrap()))
-        }
-        other => panic!("no plain loop for {other}"),
-    }
-}
-
 /// Requests a second of one loop, with one thread or with as many as there are cores, whichever is faster.
 fn best_plain_loop(model: &Fixture) -> f64 {
     let rate = |threads| {
-        let mut request = plain_request(model, threads);
+        let options = LoadOptions { threads, ..LoadOptions::default() };
+        let [mut request, _] = (model.kind.clones)(model.source(), options);
         request();
         let (began, mut count) = (Instant::now(), 0);
         while began.elapsed() < MEASURE {
@@ -108,7 +80,15 @@ fn best_plain_loop(model: &Fixture) -> f64 {
 }
 
 async fn engine(model: &Fixture) -> Engine {
-    let builder = (model.kind.register)(Engine::builder().threads(1), model.source());
+    let max_workers = cores().clamp(1, 4);
+    let pool = PoolConfig {
+        // 64 callers wait long for a model that takes a second.
+        request_timeout: Duration::from_secs(600),
+        max_workers,
+        cold_start_workers: max_workers.min(2),
+        ..PoolConfig::default()
+    };
+    let builder = (model.kind.register)(Engine::builder().threads(1).pool_config(pool), model.source());
     let engine = builder.start().await.unwrap();
     (model.kind.preload)(&engine).await.unwrap();
     // As many at once as make the pool start all its workers.
@@ -139,7 +119,8 @@ async fn through_the_pool(model: &Fixture, engine: &Arc<Engine>, callers: usize)
 /// Tokens a second of one stream alone and of eight together, on one worker with one thread.
 async fn continuous_batching() {
     let folder = tempfile::tempdir().unwrap();
-    let parameters = write_large_llama(folder.path());
+    // About 100 million parameters.
+    let parameters = write_large_llama(folder.path(), 14);
     let pool = PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() };
     let builder = Engine::builder().threads(1).pool_config(pool);
     let engine = builder.text_to_text("large", Source::directory(folder.path())).start().await.unwrap();
@@ -161,53 +142,4 @@ async fn continuous_batching() {
     println!("one stream               {:>8.1} tokens/s", rates[0]);
     println!("{STREAMS} streams together       {:>8.1} tokens/s   x {:.2}", rates[1], rates[1] / rates[0]);
     assert!(engine.shutdown().await.is_clean());
-}
-
-/// A random Llama of about 100 million parameters, with the tokenizer of the tiny one. It never ends a text by itself.
-/// Gives the number of its parameters.
-fn write_large_llama(folder: &Path) -> f64 {
-    let tiny: PathBuf = root().join("tests/fixtures/text_to_text/llama");
-    for file in ["tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(tiny.join(file), folder.join(file)).unwrap();
-    }
-    let mut config: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(tiny.join("config.json")).unwrap()).unwrap();
-    let vocabulary = config["vocab_size"].as_u64().unwrap() as usize;
-    let (width, middle, layers, heads) = (768, 2048, 14, 12);
-    let sizes = [
-        ("hidden_size", width),
-        ("intermediate_size", middle),
-        ("num_hidden_layers", layers),
-        ("num_attention_heads", heads),
-        ("num_key_value_heads", heads),
-        ("head_dim", width / heads),
-        ("max_position_embeddings", 1024),
-    ];
-    for (name, size) in sizes {
-        config[name] = size.into();
-    }
-    config["tie_word_embeddings"] = true.into();
-    config["eos_token_id"] = serde_json::Value::Null;
-    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-
-    let random = |shape: &[usize]| Tensor::randn(0.0f32, 0.02, shape, &Device::Cpu).unwrap();
-    let ones = || Tensor::ones(width, candle_core::DType::F32, &Device::Cpu).unwrap();
-    let mut tensors = HashMap::from([
-        ("model.embed_tokens.weight".to_owned(), random(&[vocabulary, width])),
-        ("model.norm.weight".to_owned(), ones()),
-    ]);
-    for layer in 0..layers {
-        let mut add =
-            |name: &str, tensor| tensors.insert(format!("model.layers.{layer}.{name}.weight"), tensor);
-        for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
-            add(&format!("self_attn.{name}"), random(&[width, width]));
-        }
-        add("mlp.gate_proj", random(&[middle, width]));
-        add("mlp.up_proj", random(&[middle, width]));
-        add("mlp.down_proj", random(&[width, middle]));
-        add("input_layernorm", ones());
-        add("post_attention_layernorm", ones());
-    }
-    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
-    tensors.values().map(|tensor| tensor.elem_count() as f64).sum()
 }

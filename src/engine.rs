@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
 use crate::hub::HubSettings;
 use crate::image_input::{ImageInput, ImageSettings};
-use crate::limits::WritingLimits;
+use crate::limits::{MAX_PARALLEL, WritingLimits};
 use crate::loader::{ModelLoader, Plan};
 use crate::models;
 use crate::source::Source;
@@ -164,8 +164,9 @@ impl EngineBuilder {
     /// # Errors
     /// [`Error::InvalidSetting`].
     pub fn system(&self) -> Result<SystemBuilder> {
-        if !(1..=1024).contains(&self.threads) {
-            let reason = format!("{} threads a worker are asked for; 1 to 1,024 are allowed", self.threads);
+        if !(1..=MAX_PARALLEL).contains(&self.threads) {
+            let reason =
+                format!("{} threads a worker are asked for; 1 to {MAX_PARALLEL} are allowed", self.threads);
             return Err(Error::InvalidSetting { setting: "threads", reason });
         }
         let mut config = self.config.clone();
@@ -287,7 +288,9 @@ impl Engine {
         limits: WritingLimits,
     ) -> Result<TextGenerator> {
         let spec = self.spec(id, self.loader::<models::text_to_text::Plan>(source).writing(limits)?);
-        Ok(TextGenerator::new(self.system.client::<TextToText>()?.register(spec.continuous())?))
+        Ok(TextGenerator::new(
+            self.system.client::<TextToText>()?.register(spec.continuous().most_together(limits.texts))?,
+        ))
     }
 
     /// A registered text to text model.
@@ -335,7 +338,8 @@ impl Engine {
         limits: WritingLimits,
     ) -> Result<ImageDescriber> {
         let spec = self.spec(id, self.loader::<models::vision::Plan>(source).writing(limits)?);
-        let model = self.system.client::<Vision>()?.register(spec.continuous())?;
+        let model =
+            self.system.client::<Vision>()?.register(spec.continuous().most_together(limits.texts))?;
         Ok(ImageDescriber::new(model, self.images.clone()))
     }
 

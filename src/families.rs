@@ -23,6 +23,17 @@ pub(crate) struct Family<A> {
 struct Names {
     model_type: Option<String>,
     architectures: Option<Vec<String>>,
+    /// What diffusers calls it.
+    #[serde(rename = "_class_name")]
+    class_name: Option<String>,
+}
+
+impl Names {
+    /// The one that errors show.
+    fn shown(self) -> String {
+        let first = self.architectures.unwrap_or_default().into_iter().next();
+        self.model_type.or(first).or(self.class_name).unwrap_or("(none named)".into())
+    }
 }
 
 /// The architecture of the model whose `config.json` this is.
@@ -36,7 +47,7 @@ pub(crate) fn find<A>(
     config: &serde_json::Value,
 ) -> Result<A> {
     let names: Names = parse(file, config)?;
-    let architectures = names.architectures.unwrap_or_default();
+    let architectures = names.architectures.as_deref().unwrap_or_default();
     let by_type = |family: &&Family<A>| names.model_type.as_deref() == Some(family.model_type);
     let by_name =
         |family: &&Family<A>| architectures.iter().any(|name| family.architectures.contains(&name.as_str()));
@@ -47,15 +58,18 @@ pub(crate) fn find<A>(
         .or_else(|| families.iter().filter(|_| names.model_type.is_none()).find(by_name));
     match found {
         Some(family) => (family.read)(file, config),
-        None => {
-            let name = names.model_type.or(architectures.into_iter().next());
-            Err(Error::UnsupportedArchitecture {
-                found: name.unwrap_or("(none named)".into()),
-                capability,
-                supported: names_of(families),
-            })
-        }
+        None => Err(unsupported(families, capability, names.shown())),
     }
+}
+
+/// Why a model is refused whose architecture is in no line of the list.
+pub(crate) fn unsupported<A>(families: &[Family<A>], capability: &'static str, found: String) -> Error {
+    Error::UnsupportedArchitecture { found, capability, supported: names_of(families) }
+}
+
+/// What a configuration, of whichever kind of model, calls the architecture.
+pub(crate) fn name_in(config: &serde_json::Value) -> String {
+    Names::deserialize(config).unwrap_or_default().shown()
 }
 
 /// The families' names, for an error; where several share one `model_type`, the later ones by their architecture.

@@ -9,8 +9,10 @@ use std::time::Duration;
 use hf_hub::repository::{HFRepository, RepoTypeModel};
 use hf_hub::{HFClient, HFError};
 use model_actors::{Bytes, LoadContext};
+use reqwest::Url;
 
 use crate::error::{Error, Result};
+use crate::secrets::{HIDDEN, origin};
 
 mod verify;
 mod watch;
@@ -26,11 +28,14 @@ const LOOK: Duration = Duration::from_millis(50);
 /// ```
 /// use candle_actors::HubSettings;
 /// let settings = HubSettings { offline: true, ..HubSettings::default() };
-/// assert!(!format!("{:?}", HubSettings { token: Some("hf_secret".into()), ..settings }).contains("secret"));
+/// let endpoint = Some("https://user:secret@example.org".to_owned());
+/// let settings = HubSettings { token: Some("hf_secret".into()), endpoint, ..settings };
+/// assert!(!format!("{settings:?}").contains("secret"));
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct HubSettings {
-    /// The server's address.
+    /// The server's address. A user and a password in it are not shown. A token is safer all the same: the library
+    /// below logs the whole address where a server leaves out how long a file is.
     pub endpoint: Option<String>,
     /// The cache folder.
     pub cache: Option<PathBuf>,
@@ -54,6 +59,29 @@ impl Default for HubSettings {
             stall_limit: Duration::from_secs(60),
             retries: 3,
         }
+    }
+}
+
+impl std::fmt::Debug for HubSettings {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { endpoint, cache, token, offline, stall_limit, retries } = self;
+        formatter
+            .debug_struct("HubSettings")
+            .field("endpoint", &endpoint.as_deref().map(shown))
+            .field("cache", cache)
+            .field("token", token)
+            .field("offline", offline)
+            .field("stall_limit", stall_limit)
+            .field("retries", retries)
+            .finish()
+    }
+}
+
+/// As much of an endpoint as may be shown.
+fn shown(endpoint: &str) -> String {
+    match Url::parse(endpoint) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => origin(&url),
+        _ => HIDDEN.to_owned(),
     }
 }
 

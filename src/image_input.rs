@@ -14,7 +14,7 @@ use model_actors::{Bytes, ImageSource, LeasedPicture, Picture};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
-use crate::limits::ImageLimits;
+use crate::limits::{ImageLimits, MAX_PARALLEL};
 
 pub(crate) mod base64;
 mod content;
@@ -59,7 +59,8 @@ pub struct ImageSettings {
     pub urls: Option<UrlSettings>,
     /// How many images are decoded at once, at least 1; as many as there are cores, at most 4.
     pub decoders: usize,
-    /// How long one image's file may take to be read, and one image to be decoded, each with the wait for its turn; 30 s.
+    /// How long one image's file may take to be read, and one image to be decoded, its header included, each with the wait
+    /// for its turn; 30 s. The wait for room in the memory counts for neither.
     pub decode_timeout: Duration,
     /// Most bytes of all images at once, encoded and decoded, from before a request's images are decoded until the
     /// request ends; 2 GiB. Requests beyond it wait, and one that needs more than all of it goes alone. On top come:
@@ -120,8 +121,9 @@ impl ImageInput {
     /// # Errors
     /// [`Error::InvalidSetting`].
     pub fn new(settings: ImageSettings) -> Result<Self> {
-        if !(1..=1024).contains(&settings.decoders) {
-            let reason = format!("{} decoders are asked for; 1 to 1,024 are allowed", settings.decoders);
+        if !(1..=MAX_PARALLEL).contains(&settings.decoders) {
+            let reason =
+                format!("{} decoders are asked for; 1 to {MAX_PARALLEL} are allowed", settings.decoders);
             return Err(Error::InvalidSetting { setting: "image_input", reason });
         }
         if settings.memory == Bytes(0) {
@@ -247,22 +249,23 @@ impl ImageInput {
         let room = memory.room(here.iter().map(Here::bytes).sum(), patience).await?;
         let waited = began.elapsed();
         // From here on the room counts their bytes, and the leave goes back.
-        let sources: Vec<ImageSource> = here.into_iter().map(|image| image.source).collect();
-        let waiting = sources.into_iter().map(|source| self.decoded(source, &room));
+        let sources: Vec<(ImageSource, Duration)> =
+            here.into_iter().map(|image| (image.source, image.spent)).collect();
+        let waiting = sources.into_iter().map(|(source, spent)| self.decoded(source, spent, &room));
         let pictures = futures_util::stream::iter(waiting).buffered(AT_ONCE).try_collect().await?;
         Ok((pictures, room, waited))
     }
 
     /// Fetches and reads what is elsewhere, and looks at all headers.
     async fn here(&self, sources: Vec<ImageSource>, pixels: &mut u64) -> Result<Vec<Here>> {
-        let (mut to_fetch, mut to_read) = self.leave(&sources).await?;
+        let (mut to_fetch, mut to_read, waited) = self.leave(&sources).await?;
         let arriving = sources.into_iter().map(|source| {
             let leave = match source {
                 ImageSource::Url(_) => to_fetch.as_mut().and_then(|leave| leave.split(1)),
                 ImageSource::Path(_) => to_read.as_mut().and_then(|leave| leave.split(1)),
                 _ => None,
             };
-            self.brought(source, leave)
+            self.brought(source, leave, waited)
         });
         let mut arriving = std::pin::pin!(futures_util::stream::iter(arriving).buffered(AT_ONCE));
         let mut here = Vec::new();
@@ -274,9 +277,9 @@ impl ImageInput {
         Ok(here)
     }
 
-    /// Leave to fetch and leave to read the request's images. Images keep it until they have room, so that a shortage of
-    /// room shows here too, and is called by its name.
-    async fn leave(&self, sources: &[ImageSource]) -> Result<(Leave, Leave)> {
+    /// Leave to fetch and leave to read the request's images, and how long it waited for the latter. Images keep it until
+    /// they have room, so that a shortage of room shows here too, and is called by its name.
+    async fn leave(&self, sources: &[ImageSource]) -> Result<(Leave, Leave, Duration)> {
         let cause = |error, after| match &self.shared.memory {
             memory if memory.is_short() => memory.none(after),
             _ => error,
@@ -290,11 +293,11 @@ impl ImageInput {
             }
         };
         let files = sources.iter().filter(|source| matches!(source, ImageSource::Path(_))).count();
-        let after = self.shared.settings.decode_timeout;
+        let began = Instant::now();
         let permits = Arc::clone(&self.shared.files).acquire_many_owned(files.min(AT_ONCE) as u32);
-        let late = |_| cause(Error::ImageTooSlow { after }, after);
-        let permit = tokio::time::timeout(after, permits).await.map_err(late)?;
-        Ok((to_fetch, Some(permit.map_err(|_| Error::Stopped)?)))
+        let late = |error| cause(error, self.shared.settings.decode_timeout);
+        let permit = self.in_time(Duration::ZERO, permits).await.map_err(late)?;
+        Ok((to_fetch, Some(permit.map_err(|_| Error::Stopped)?), began.elapsed()))
     }
 
     fn fetcher(&self) -> Result<&Fetcher> {
@@ -302,47 +305,49 @@ impl ImageInput {
         fetcher.ok_or_else(|| address::refused("any address", "the application opens none"))
     }
 
-    async fn brought(&self, source: ImageSource, leave: Leave) -> Result<Here> {
+    async fn brought(&self, source: ImageSource, leave: Leave, waited: Duration) -> Result<Here> {
         let (source, leave) = match source {
             ImageSource::Url(address) => {
                 let bytes = self.fetcher()?.fetch(&address, self.limits()).await?;
                 (ImageSource::Bytes(bytes), leave)
             }
             ImageSource::Path(path) => {
-                let (bytes, leave) = self.read(path, leave).await?;
+                let (bytes, leave) = self.read(path, leave, waited).await?;
                 (ImageSource::Bytes(bytes), leave)
             }
             source => (source, leave),
         };
         if let Some(picture) = source.pixels() {
-            return Ok(Here { pixels: pixels_of(picture), source, _leave: leave });
+            return Ok(Here { pixels: pixels_of(picture), source, spent: Duration::ZERO, _leave: leave });
         }
         let header = move |limits: &ImageLimits| {
-            let bytes = match source {
+            let mut bytes = match source {
                 ImageSource::Base64(text) => base64::decode(&text, limits)?,
                 ImageSource::Bytes(bytes) => bytes,
                 _ => return Err(unsupported()),
             };
             let pixels = decode::pixels(&bytes, limits)?;
-            Ok(Here { pixels, source: ImageSource::Bytes(bytes), _leave: leave })
+            // Their length is what is counted when they take room.
+            bytes.shrink_to_fit();
+            Ok(Here { pixels, source: ImageSource::Bytes(bytes), spent: Duration::ZERO, _leave: leave })
         };
-        self.on_decoder((), header).await
+        let began = Instant::now();
+        let here = self.on_decoder((), Duration::ZERO, header).await?;
+        Ok(Here { spent: began.elapsed(), ..here })
     }
 
     /// Not on a decoder: a file system that hangs would keep it.
-    async fn read(&self, path: PathBuf, leave: Leave) -> Result<(Vec<u8>, Leave)> {
+    async fn read(&self, path: PathBuf, leave: Leave, waited: Duration) -> Result<(Vec<u8>, Leave)> {
         let shared = Arc::clone(&self.shared);
-        let after = self.shared.settings.decode_timeout;
         let work = tokio::task::spawn_blocking(move || (file::read(&path, &shared.settings.limits), leave));
-        let done = tokio::time::timeout(after, work).await.map_err(|_| Error::ImageTooSlow { after })?;
-        let (bytes, leave) = done.map_err(|_| Error::Stopped)?;
+        let (bytes, leave) = self.in_time(waited, work).await?.map_err(|_| Error::Stopped)?;
         Ok((bytes?, leave))
     }
 
-    async fn decoded(&self, source: ImageSource, room: &Room) -> Result<Picture> {
+    async fn decoded(&self, source: ImageSource, spent: Duration, room: &Room) -> Result<Picture> {
         match source {
             ImageSource::Bytes(bytes) => {
-                self.on_decoder(room.clone(), move |limits| decode(&bytes, limits)).await
+                self.on_decoder(room.clone(), spent, move |limits| decode(&bytes, limits)).await
             }
             ImageSource::Picture(picture) => Ok(picture),
             ImageSource::Leased(picture) => Ok(Picture::clone(&picture)),
@@ -350,13 +355,14 @@ impl ImageInput {
         }
     }
 
-    /// The only place where anything is decoded. Keeps `held` until the bytes are gone, even where nobody waits any more.
+    /// The only place where anything is decoded, in what is left of the image's time for it. Keeps `held` until the bytes are
+    /// gone, even where nobody waits any more.
     async fn on_decoder<T: Send + 'static>(
         &self,
         held: impl Send + 'static,
+        spent: Duration,
         work: impl FnOnce(&ImageLimits) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let after = self.shared.settings.decode_timeout;
         let work = async {
             let decoders = Arc::clone(&self.shared.decoders);
             let permit = decoders.acquire_owned().await.map_err(|_| Error::Stopped)?;
@@ -368,7 +374,14 @@ impl ImageInput {
             });
             work.await.map_err(|_| Error::InvalidImage { reason: "the decoder failed".to_owned() })?
         };
-        tokio::time::timeout(after, work).await.map_err(|_| Error::ImageTooSlow { after })?
+        self.in_time(spent, work).await?
+    }
+
+    /// Waits for a step of reading an image or of decoding it, as long as what was spent before leaves time for it.
+    async fn in_time<T>(&self, spent: Duration, step: impl Future<Output = T>) -> Result<T> {
+        let after = self.shared.settings.decode_timeout;
+        let left = after.saturating_sub(spent);
+        tokio::time::timeout(left, step).await.map_err(|_| Error::ImageTooSlow { after })
     }
 
     fn add_pixels(&self, sum: &mut u64, pixels: u64) -> Result<()> {
@@ -384,6 +397,8 @@ type Leave = Option<OwnedSemaphorePermit>;
 struct Here {
     source: ImageSource,
     pixels: u64,
+    /// Time that its header took on a decoder, with the wait for one.
+    spent: Duration,
     /// Bounds its bytes until they have room.
     _leave: Leave,
 }

@@ -4,6 +4,7 @@
 
 mod error;
 pub mod limits;
+mod secrets;
 mod device;
 #[cfg(feature = "hub")]
 mod hub;

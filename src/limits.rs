@@ -29,7 +29,7 @@
 //! | pixels of that, and of what it is made of on the way | [`MAX_MODEL_PIXELS`], 67,108,864 | `InvalidInput` |
 //! | rows that an image to embed becomes, a row a patch | [`MAX_IMAGE_ROWS`], 16,384 | `InvalidInput`, or `InvalidConfig` |
 //! | time, redirects and networks of an image's address | [`UrlSettings`], set by the application | [`DownloadFailed`], [`AddressRefused`] |
-//! | requests that wait for a model | `QueueCapacity` of the capability | `QueueFull`, or the caller waits |
+//! | requests that wait for a model | `QueueCapacity` of the capability | [`Overloaded`], or the caller waits |
 //! | requests that run together | `BatchLimits` of the pool | they wait |
 //! | letters of a media type before base64 | `MAX_MEDIA_TYPE` of `image_input/base64.rs`, 256 | [`InvalidImage`] |
 //! | look-ups of names at once | `MAX_LOOKUPS` of `image_input/fetch.rs`, 16 | they wait |
@@ -37,9 +37,12 @@
 //! | tiles that LLaVA cuts an image into | `MAX_TILES` of `models/vision/llava/tiles.rs`, 64 | `InvalidInput` |
 //! | crops that Moondream cuts an image into | `MAX_CROPS` of `models/vision/moondream/crops.rs`, 64 | `InvalidConfig` |
 //! | how many times longer one side may be for Qwen3-VL | `MAX_ASPECT` of `models/vision/qwen3_vl/resize.rs`, 200 | `InvalidInput` |
+//! | threads of a worker, and `decoders` and `downloads` of images | 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
+//! | tokens that a worker's caches hold | `cache_tokens` of [`WritingLimits`], 128 to [`MAX_CACHE_TOKENS`], 16,777,216 | [`InvalidSetting`] |
+//! | texts that a worker writes together | `texts` of [`WritingLimits`], 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
 //! | workers of a model, unless the pool's settings say otherwise | `MAX_WORKERS` of `engine.rs`, 4 | requests wait |
 //!
-//! `InvalidInput` is the actors' error; the others are variants of [`Error`].
+//! `InvalidInput` and `Overloaded` are the actors' errors; the others are variants of [`Error`].
 //!
 //! What a model's files may hold. What is over one of these is refused at the load, with `InvalidConfig` or the error of
 //! the file's format.
@@ -50,20 +53,35 @@
 //! | bytes of a weight file's header | [`MAX_HEADER_BYTES`], 100 MiB |
 //! | dimensions of a tensor | `MAX_RANK` of `weights.rs`, 8; `MAX_RANK` of `gguf/header.rs`, 4 |
 //! | items of a GGUF list, bytes of a text in it, and of all texts | `MAX_ITEMS`, 16,777,216; `MAX_TEXT`, 16 MiB; `MAX_TEXTS`, 512 MiB; of `gguf/header.rs` |
+//! | bytes that the places of a GGUF file's tensors are multiples of | `MAX_ALIGNMENT` of `gguf/header.rs`, 1 MiB |
+//! | rotary factors in a GGUF file | `MAX_FACTORS` of `models/decoder/gguf.rs`, 65,536 |
+//! | in a GGUF file's tokenizer: bytes of a piece that others merge to, and ways to merge | `MAX_PIECE`, 256, and `MAX_MERGES`, 4,194,304, of `generation/gguf_tokens.rs` |
 //! | a chat template: its bytes, steps, text, depth | `MAX_TEMPLATE_BYTES`, 256 KiB; `MAX_STEPS`, 1,000,000; `MAX_OUTPUT_BYTES`, 8 MiB; `MAX_DEPTH`, 100; of `generation/template.rs` |
 //! | in a chat template: bytes of JSON that is read, depth of brackets, joints of an expression | `MAX_JSON_BYTES` of `generation/template/functions.rs`, 8 MiB; `MAX_DEPTH`, 64, and `MAX_JOINTS`, 64, of `generation/template/guard.rs` |
+//! | bytes that a chat template handles on its way | `MAX_HANDLED` of `generation/template/guard.rs`, 256 MiB |
 //! | ways of pooling side by side | `MAX_POOLINGS` of `pooling.rs`, 6 |
 //! | layers and widths of a decoder | `MAX_LAYERS`, 1,024, and `MAX_SIDE`, 1,048,576, of `models/decoder/config.rs` |
-//! | widths of a tower or of an encoder | `MAX_SIZE`, 16,777,216, of `models/towers/settings.rs`, `models/vision/blip/text.rs` and `models/vision/moondream/text.rs`; `MAX_DIMENSIONS` of `models/image_embedding/clip.rs`, 1,048,576 |
+//! | sizes of an encoder of texts to embed | `MAX_SIDE` of `models/text_embedding/encoder.rs`, 1,048,576 |
+//! | sizes of a tower, and of a vision model besides | `MAX_SIZE` of `models/towers/settings.rs`, 16,777,216 |
+//! | dimensions of a vector of CLIP | `MAX_DIMENSIONS` of `models/image_embedding/clip.rs`, 1,048,576 |
 //! | registers of DINOv2 | `MAX_REGISTERS` of `models/towers/dinov2.rs`, 1,024 |
 //! | grids that LLaVA chooses from | `MAX_GRIDS` of `models/vision/llava/tiles.rs`, 64 |
-//! | latents along a side of a UNet's own size | `MAX_SAMPLE` of `models/text_to_image/unet/config.rs`, 4,096 |
+//! | pixels along a patch of Qwen3-VL, patches that it merges along a side or in time, positions along a side | `MAX_PATCH`, 256; `MAX_MERGED`, 16; `MAX_GRID`, 4,096; of `models/vision/qwen3_vl/tower.rs` |
+//! | latents along a side of the own size of a model that paints | `MAX_SAMPLE` of `models/text_to_image/repository.rs`, 4,096 |
+//! | levels of a UNet and of an autoencoder, and widths of all that paints | `MAX_LEVELS`, 8, and `MAX_WIDTH`, 65,536, of `models/text_to_image/repository.rs` |
+//! | layers, heads, numbers of a head and channels of what paints with a transformer; four times the channels for FLUX, which counts those of a patch | `MAX_COUNT` of `models/text_to_image/repository.rs`, 1,024 |
+//! | latents along a side of a patch of Stable Diffusion 3 | `MAX_PATCH` of `models/text_to_image/sd3/transformer.rs`, 64 |
+//! | T5's vocabulary, middle, heads, numbers of a head | `MAX_VOCABULARY`, 16,777,216; `MAX_MIDDLE`, 1,048,576; `MAX_HEADS`, 256; `MAX_HEAD`, 4,096; of `models/text_to_image/t5.rs` |
+//! | T5's buckets of distances, and the longest distance | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576, of `models/text_to_image/t5.rs` |
+//! | tokens of a prompt to paint, special ones included | `MAX_PROMPT` of `models/text_to_image/prompt.rs`, 4,096 |
 //! | what a tokenizer may make of a byte: its normalizer; its split, and its decoder | `MAX_NORMALIZED`, 16,384, and `MAX_SPLIT`, 16, of `tokens/growth.rs` |
 //! | bytes of a token, and tokens that a tokenizer puts around a text | `MAX_TOKEN`, 16 KiB, and `MAX_ADDED`, 64, of `tokens/growth.rs` |
-//! | bytes that a tokenizer may make of a text, of tokens, and of its added tokens | `MAX_BYTES` of `tokens/growth.rs`, 16 MiB; `InvalidInput` for the first two |
+//! | bytes that a tokenizer may make of a text, of tokens, of those of a whole answer, and of its added tokens | `MAX_BYTES` of `tokens/growth.rs`, 16 MiB; `InvalidInput` for the first three |
 //! | times of a noise schedule | `MAX_TIMES` of `models/text_to_image/schedule.rs`, 100,000 |
+//! | shift of a flow matching schedule | 0.001 to `MAX_SHIFT` of `models/text_to_image/flow_match.rs`, 1,000 |
 //! | bytes of a configuration that is read leniently | `MAX_LENIENT` of `models/text_to_image/repository.rs`, 1 MiB |
 //!
+//! [`Overloaded`]: model_actors::Error::Overloaded
 //! [`PromptTooLong`]: crate::Error::PromptTooLong
 //! [`ImageTooLarge`]: crate::Error::ImageTooLarge
 //! [`ImageTooSlow`]: crate::Error::ImageTooSlow
@@ -72,6 +90,7 @@
 //! [`ImageSettings`]: crate::ImageSettings
 //! [`DownloadFailed`]: crate::Error::DownloadFailed
 //! [`AddressRefused`]: crate::Error::AddressRefused
+//! [`InvalidSetting`]: crate::Error::InvalidSetting
 //! [`UrlSettings`]: crate::UrlSettings
 
 use model_actors::Bytes;
@@ -96,6 +115,11 @@ pub const MAX_MODEL_PIXELS: usize = 64 << 20;
 /// Most rows that an image to embed becomes, a row for each patch and learned token: all of them see each other, and a
 /// layer over more would take longer than a worker may be silent.
 pub const MAX_IMAGE_ROWS: usize = 16 << 10;
+
+/// Most threads of a worker, images decoded and fetched at once, and texts that a worker writes together.
+pub const MAX_PARALLEL: usize = 1024;
+/// Most tokens that a worker's caches may be set to hold.
+pub const MAX_CACHE_TOKENS: usize = 16 << 20;
 
 /// How much each worker of a model that writes, text to text or vision, writes at a time. The memory for it is counted in
 /// each worker's footprint.
@@ -128,7 +152,10 @@ impl WritingLimits {
     /// # Errors
     /// [`Error::InvalidSetting`] for what is out of range.
     pub(crate) fn check(&self) -> Result<()> {
-        let ranges = [("cache_tokens", self.cache_tokens, 128, 1 << 24), ("texts", self.texts, 1, 1024)];
+        let ranges = [
+            ("cache_tokens", self.cache_tokens, 128, MAX_CACHE_TOKENS),
+            ("texts", self.texts, 1, MAX_PARALLEL),
+        ];
         for (setting, found, least, most) in ranges {
             if !(least..=most).contains(&found) {
                 let reason = format!("it is {found}; {least} to {most} are allowed");

@@ -33,7 +33,7 @@ pub(crate) trait Plan: Sized + Send + Sync + 'static {
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<Self::Loaded>;
 }
 
-/// How a model without actors around it is loaded.
+/// How a model is loaded that is not an engine's own.
 ///
 /// ```
 /// assert_eq!(candle_actors::LoadOptions::default().threads, 1);
@@ -94,9 +94,11 @@ impl<P: Plan> ModelLoader<P> {
         Ok(Self { writing, ..self })
     }
 
-    /// Loads a model outside any pool.
-    pub(crate) fn load_alone(source: Source, options: LoadOptions) -> Result<P::Loaded> {
-        let context = LoadContext::detached(&ModelId::from(source.to_string()));
+    /// A loader outside any engine.
+    ///
+    /// # Errors
+    /// As [`Self::writing`].
+    pub(crate) fn alone(source: Source, options: LoadOptions) -> Result<Self> {
         let compute = Compute::new(options.device, options.threads.max(1));
         let loader = Self::new(
             source,
@@ -104,7 +106,13 @@ impl<P: Plan> ModelLoader<P> {
             #[cfg(feature = "hub")]
             options.hub,
         );
-        loader.writing(options.writing)?.load_model(&context)
+        loader.writing(options.writing)
+    }
+
+    /// Loads a model outside any pool.
+    pub(crate) fn load_alone(source: Source, options: LoadOptions) -> Result<P::Loaded> {
+        let context = LoadContext::detached(&ModelId::from(source.to_string()));
+        Self::alone(source, options)?.load_model(&context)
     }
 
     fn plan(&self, context: &LoadContext) -> Result<Arc<P>> {

@@ -1,6 +1,7 @@
 //! The model families, one folder for each capability. A new family is one file in its capability's folder and one
 //! line in that capability's list.
 
+mod config_file;
 pub(crate) mod towers;
 pub(crate) mod decoder;
 mod streams;
@@ -9,3 +10,6 @@ pub(crate) mod text_to_text;
 pub(crate) mod image_embedding;
 pub(crate) mod vision;
 pub(crate) mod text_to_image;
+#[cfg(test)]
+#[path = "../tests/common/folders.rs"]
+mod folders;

@@ -11,16 +11,19 @@ use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
 use crate::hub::{HubFiles, HubSettings};
 use crate::limits::MAX_CONFIG_BYTES;
+use crate::secrets::{HIDDEN, looks_like_address};
 
-/// Where a model is. Making one does no I/O.
+/// Where a model is. Making one does no I/O. An address is none: it may hold a password or a token, so that a load
+/// refuses it, and nothing shows it.
 ///
 /// ```
 /// use candle_actors::Source;
 /// let source = Source::repository("sentence-transformers/all-MiniLM-L6-v2").revision("main");
 /// assert_eq!(source.to_string(), "sentence-transformers/all-MiniLM-L6-v2@main");
 /// assert_eq!(Source::directory("models/mine").to_string(), "models/mine");
+/// assert_eq!(Source::parse("https://user:hf_secret@huggingface.co/a/b").to_string(), "(an address)");
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Source {
     /// A directory with `config.json`, `tokenizer.json` and the weights, or with one GGUF file; or a GGUF file. In a
@@ -98,11 +101,29 @@ impl Source {
         let [revision, gguf] = [revision, gguf].map(|part| part.map(str::to_owned));
         Self::Repository { name: name.to_owned(), revision, gguf }
     }
+
+    /// Whether an address was given in its place.
+    fn is_address(&self) -> bool {
+        match self {
+            Self::Directory(path) => looks_like_address(path),
+            Self::Repository { name, .. } => looks_like_address(Path::new(name)),
+        }
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(_) => write!(formatter, "Directory({self})"),
+            Self::Repository { .. } => write!(formatter, "Repository({self})"),
+        }
+    }
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            address if address.is_address() => formatter.write_str(HIDDEN),
             Self::Directory(path) => path.display().fmt(formatter),
             Self::Repository { name, revision, gguf } => {
                 formatter.write_str(name)?;
@@ -129,6 +150,18 @@ fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
+/// The ending that pickles share with other files; these names have it for one.
+const PICKLED: &str = "pytorch_model";
+/// What a training leaves beside a model's weights.
+const LEFT_BEHIND: [&str; 3] = ["optimizer", "scheduler", "rng_state"];
+
+/// Whether a file is a pickle by its name, as PyTorch and those who use it call them.
+fn is_pickle(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
+    ends(&[".ckpt", ".pkl", ".pt", ".pth"]) || ends(&[".bin"]) && name.contains(PICKLED)
+}
+
 /// An opened source: gives the path of a file by its name in the model, fetching it first where it must.
 pub(crate) enum Files {
     Directory(PathBuf),
@@ -142,6 +175,7 @@ impl Files {
     pub(crate) fn open(source: &Source, hub: &HubSettings) -> Result<Self> {
         match source {
             Source::Directory(path) => Self::open_directory(path),
+            address if address.is_address() => Err(refused_address()),
             Source::Repository { name, revision, gguf } => {
                 Ok(Self::Hub(Box::new(HubFiles::open(hub, name, revision.as_deref())), gguf.clone()))
             }
@@ -160,10 +194,14 @@ impl Files {
     }
 
     fn open_directory(path: &Path) -> Result<Self> {
-        if path.is_dir() || is_gguf(path) && path.is_file() {
-            Ok(Self::Directory(path.to_owned()))
-        } else {
-            Err(Error::NoSuchDirectory { path: path.to_owned() })
+        match path {
+            _ if path.is_dir() || is_gguf(path) && path.is_file() => Ok(Self::Directory(path.to_owned())),
+            _ if looks_like_address(path) => Err(refused_address()),
+            _ if is_pickle(path) && path.is_file() => {
+                let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                Err(Error::PickleOnly { model: path.display().to_string(), file })
+            }
+            _ => Err(Error::NoSuchDirectory { path: path.to_owned() }),
         }
     }
 
@@ -223,6 +261,30 @@ impl Files {
         }
     }
 
+    /// Whether one GGUF file was named as the model.
+    pub(crate) fn is_gguf(&self) -> bool {
+        match self {
+            Self::Directory(path) => path.is_file(),
+            #[cfg(feature = "hub")]
+            Self::Hub(_, file) => file.is_some(),
+        }
+    }
+
+    /// The directory or file that was named, where one was.
+    pub(crate) fn root(&self) -> Option<&Path> {
+        match self {
+            Self::Directory(path) => Some(path),
+            #[cfg(feature = "hub")]
+            Self::Hub(..) => None,
+        }
+    }
+
+    /// A pickle in a folder of a directory, which is named with a slash at its end or empty, if no safetensors are there.
+    pub(crate) fn pickle(&self, folder: &str) -> Option<String> {
+        let name = only_pickle(&self.root()?.join(folder))?;
+        Some(format!("{folder}{name}"))
+    }
+
     /// Whether the model has the file, without fetching it.
     pub(crate) fn exists(&self, file: &str, context: &LoadContext) -> Result<bool> {
         self.check_name(file)?;
@@ -265,6 +327,22 @@ impl Files {
         let reason = format!("the file name {file:?} leads out of the model");
         Err(Error::InvalidConfig { file: PathBuf::from(self.name()), reason })
     }
+}
+
+fn refused_address() -> Error {
+    let reason = "it is an address; a directory is needed, or a repository by its name, owner/name";
+    Error::InvalidSetting { setting: "source", reason: reason.to_owned() }
+}
+
+fn only_pickle(directory: &Path) -> Option<String> {
+    let files = std::fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path());
+    let files: Vec<PathBuf> = files.filter(|path| path.is_file()).collect();
+    if files.iter().any(|path| path.extension().is_some_and(|extension| extension == "safetensors")) {
+        return None;
+    }
+    let pickles = files.iter().filter(|path| is_pickle(path)).filter_map(|path| path.file_name());
+    let names = pickles.map(|name| name.to_string_lossy().into_owned());
+    names.filter(|name| !LEFT_BEHIND.iter().any(|left| name.starts_with(left))).min()
 }
 
 fn only_gguf(directory: &Path) -> Result<Option<PathBuf>> {

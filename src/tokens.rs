@@ -2,8 +2,9 @@
 //! longest input; prompts are taken whole. Padding is left out: the kernels need none.
 //!
 //! A tokenizer comes from outside. What it may make of a text before it looks for tokens, and of tokens when it writes
-//! them, is bounded in `growth`; a text then has at most as many tokens as bytes, and the few around it. The time that its regular expressions take is
-//! bounded only by their engine's limit of a million steps back for each match.
+//! them, is bounded in `growth`, and where it panics, the request alone fails; a text then has at most as many tokens as
+//! bytes, and the few around it. The time that its regular expressions take is bounded only by their engine's limit of a
+//! million steps back for each match.
 
 mod growth;
 
@@ -15,7 +16,8 @@ use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection, TruncationPa
 
 use crate::error::{Error, Result};
 use crate::source::read_config;
-pub(crate) use growth::Growth;
+use growth::guarded;
+pub(crate) use growth::{Growth, MAX_BYTES};
 
 /// A model's tokenizer, shared by its workers. A clone is the same one.
 #[derive(Clone)]
@@ -32,8 +34,11 @@ pub(crate) struct Tokens {
 pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
     let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
     let bytes = read_config(path)?;
-    growth::check_added(&bytes).map_err(invalid)?;
-    Tokenizer::from_bytes(bytes).map_err(|error| invalid(error.to_string()))
+    let tokenizer = guarded(|| {
+        growth::check_added(&bytes)?;
+        Tokenizer::from_bytes(&bytes).map_err(|error| error.to_string())
+    });
+    tokenizer.map_err(invalid)
 }
 
 /// Whether a prompt gets the special tokens that the tokenizer puts around texts.
@@ -78,7 +83,9 @@ impl Tokens {
             let own = tokenizer.get_normalizer().cloned();
             let lower = NormalizerWrapper::from(Lowercase);
             let all = Sequence::new(std::iter::once(lower).chain(own).collect());
-            tokenizer.with_normalizer(Some(all)).map_err(|error| invalid(error.to_string()))?;
+            // It runs over the added tokens.
+            let set = || tokenizer.with_normalizer(Some(all)).map(|_| ()).map_err(|error| error.to_string());
+            guarded(set).map_err(invalid)?;
         }
         tokenizer.with_padding(None);
         tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
@@ -92,14 +99,14 @@ impl Tokens {
         let id = self.tokenizer.token_to_id(token);
         let id =
             id.ok_or_else(|| invalid(format!("it lacks the token {token}, which is to end each text")))?;
-        let empty = self.tokenizer.encode_fast("", true).map_err(|error| invalid(error.to_string()))?;
-        if empty.get_ids().last() == Some(&id) {
+        let empty = self.growth.encode(&self.tokenizer, "", Specials::Added).map_err(invalid)?;
+        if empty.last() == Some(&id) {
             return Ok(self);
         }
         let mut tokenizer = Tokenizer::clone(&self.tokenizer);
         if let Some(mut truncation) = tokenizer.get_truncation().cloned() {
             truncation.max_length = truncation.max_length.saturating_sub(1);
-            if truncation.max_length <= empty.get_ids().len() {
+            if truncation.max_length <= empty.len() {
                 return Err(invalid("inputs have no room beside the special tokens".to_owned()));
             }
             tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
@@ -130,16 +137,12 @@ impl Tokens {
     /// A prompt's tokens, as it is written; may be none.
     pub(crate) fn encode_prompt(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
         let failed = |error: String| Error::InvalidInput(format!("the prompt cannot be tokenized: {error}"));
-        self.growth.check(&self.tokenizer, text).map_err(failed)?;
-        let encoding = self.tokenizer.encode_fast(text, specials == Specials::Added);
-        let encoding = encoding.map_err(|error| failed(error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        self.growth.encode(&self.tokenizer, text, specials).map_err(failed)
     }
 
     /// The text of tokens, without the special ones. Nothing if it becomes too long or the tokenizer fails.
     pub(crate) fn decode(&self, ids: &[u32]) -> Option<String> {
-        let fits = self.growth.can_decode(&self.tokenizer, ids);
-        fits.then(|| self.tokenizer.decode(ids, true).ok())?
+        self.growth.decode(&self.tokenizer, ids).ok()
     }
 
     /// The number of a token by its name.
@@ -167,9 +170,8 @@ impl Tokens {
     /// A text's tokens with the model's special ones; never none.
     pub(crate) fn encode(&self, text: &str) -> Result<TokenIds> {
         let failed = |error: String| Error::InvalidInput(format!("the text cannot be tokenized: {error}"));
-        self.growth.check(&self.tokenizer, text).map_err(failed)?;
-        let encoding = self.tokenizer.encode_fast(text, true).map_err(|error| failed(error.to_string()))?;
-        let ids: Vec<u32> = encoding.get_ids().iter().copied().chain(self.closing).collect();
+        let mut ids = self.growth.encode(&self.tokenizer, text, Specials::Added).map_err(failed)?;
+        ids.extend(self.closing);
         if ids.is_empty() {
             return Err(Error::InvalidInput("the text has no tokens".to_owned()));
         }
@@ -204,20 +206,50 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn texts_and_prompts_are_guarded_alike() {
+    /// A sound tokenizer with these parts in place of its own, read for texts and for prompts.
+    fn with(parts: Value) -> [Result<Tokens>; 2] {
         let sound =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_text/llama/tokenizer.json");
-        let sound: Value = serde_json::from_slice(&std::fs::read(sound).unwrap()).unwrap();
+        let mut written: Value = serde_json::from_slice(&std::fs::read(sound).unwrap()).unwrap();
+        let Value::Object(parts) = parts else { unreachable!("{parts}") };
+        written.as_object_mut().unwrap().extend(parts);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("tokenizer.json");
-        let with = |parts: Value| {
-            let Value::Object(parts) = parts else { unreachable!("{parts}") };
-            let mut written = sound.clone();
-            written.as_object_mut().unwrap().extend(parts);
-            std::fs::write(&file, serde_json::to_vec(&written).unwrap()).unwrap();
-            [Tokens::read(&file, 100, false), Tokens::read_whole(&file)]
-        };
+        std::fs::write(&file, serde_json::to_vec(&written).unwrap()).unwrap();
+        [Tokens::read(&file, 100, false), Tokens::read_whole(&file)]
+    }
+
+    #[test]
+    fn what_a_tokenizer_panics_on_is_an_error() {
+        let split = json!({"type": "FixedLength", "length": 0});
+        // A map of signs without the first node of its tree.
+        let map = json!({"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="});
+        let added = json!({"id": 9999, "content": "a", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": true, "special": false});
+        for parts in [
+            json!({"pre_tokenizer": split}),
+            json!({"normalizer": map, "added_tokens": [added]}),
+            json!({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}}),
+        ] {
+            for tokens in with(parts) {
+                assert!(matches!(tokens.err(), Some(Error::InvalidTokenizer { .. })));
+            }
+        }
+        for tokens in with(json!({"normalizer": map})) {
+            let tokens = tokens.unwrap();
+            assert!(matches!(tokens.encode("a"), Err(Error::InvalidInput(_))));
+            assert!(matches!(tokens.encode_prompt("a", Specials::Added), Err(Error::InvalidInput(_))));
+        }
+        let strip = json!({"type": "Strip", "content": " ", "start": 0, "stop": 1});
+        for tokens in with(json!({"decoder": {"type": "Sequence", "decoders": [{"type": "Fuse"}, strip]}})) {
+            let tokens = tokens.unwrap();
+            assert!(tokens.decode(&[70]).is_some());
+            assert_eq!(tokens.decode(&[]), None);
+        }
+    }
+
+    #[test]
+    fn texts_and_prompts_are_guarded_alike() {
         let replace = |bytes: usize| json!({"type": "Replace", "pattern": {"String": "a"}, "content": "a".repeat(bytes)});
         assert!(with(json!({"normalizer": replace(3)})).iter().all(Result::is_ok));
 

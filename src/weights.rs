@@ -178,15 +178,18 @@ impl WeightFiles {
 fn missing(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Error {
     // transformers calls its pickles by another name than its safetensors.
     let pickle = if name == NAME { "pytorch_model" } else { name };
-    for ending in ["bin", "bin.index.json", "fp16.bin"] {
-        let file = format!("{folder}{pickle}.{ending}");
+    let usual = ["bin", "bin.index.json", "fp16.bin"].map(|ending| format!("{folder}{pickle}.{ending}"));
+    for file in usual.into_iter().chain([format!("{folder}consolidated.00.pth")]) {
         match files.exists(&file, context) {
             Ok(true) => return Error::PickleOnly { model: files.name(), file },
             Ok(false) => {}
             Err(error) => return error,
         }
     }
-    files.missing(&format!("{folder}{name}.safetensors"), context)
+    match files.pickle(folder) {
+        Some(file) => Error::PickleOnly { model: files.name(), file },
+        None => files.missing(&format!("{folder}{name}.safetensors"), context),
+    }
 }
 
 fn read_header(path: &Path, file: usize) -> Result<Vec<(String, Entry)>> {

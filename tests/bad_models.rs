@@ -3,7 +3,10 @@
 
 mod common;
 
-use candle_actors::{Error, Source, TextEmbeddingModel};
+use candle_actors::{
+    Error, ImageEmbeddingModel, Source, TextEmbeddingModel, TextGenerationModel, TextToImageModel,
+    VisionModel,
+};
 use common::model::{Entry, TinyModel, write};
 use serde_json::json;
 use tempfile::TempDir;
@@ -110,6 +113,48 @@ fn a_pickle_is_refused_with_the_reason() {
 }
 
 #[test]
+fn a_pickle_is_refused_by_every_name_that_it_has() {
+    for name in ["model.pt", "weights.pth", "last.ckpt", "Model.PKL", "consolidated.00.pth"] {
+        let renamed = |folder: &std::path::Path| {
+            std::fs::rename(folder.join("model.safetensors"), folder.join(name)).unwrap();
+        };
+        let is_named = |error: &Error| matches!(error, Error::PickleOnly { file, .. } if file == name);
+        let error = damaged(renamed);
+        assert!(is_named(&error) && error.to_string().contains("run any code"), "{name}: {error}");
+        // As those who publish one alone do.
+        let error = damaged(|folder| {
+            renamed(folder);
+            std::fs::remove_file(folder.join("config.json")).unwrap();
+        });
+        assert!(is_named(&error), "{name}: {error}");
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), name, b"any");
+        let error = TextEmbeddingModel::load(Source::directory(folder.path().join(name))).err().unwrap();
+        assert!(is_named(&error), "{name}: {error}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "pytorch_model.bin", b"any");
+    let error =
+        TextEmbeddingModel::load(Source::directory(folder.path().join("pytorch_model.bin"))).err().unwrap();
+    assert!(matches!(error, Error::PickleOnly { .. }), "{error}");
+}
+
+#[test]
+fn what_is_no_pickle_of_weights_is_not_taken_for_one() {
+    // What a training leaves, and one beside safetensors, of which another part is missing.
+    let error = damaged(|folder| {
+        std::fs::remove_file(folder.join("model.safetensors")).unwrap();
+        write(folder, "optimizer.pt", b"any");
+    });
+    assert!(matches!(&error, Error::MissingFile { file, .. } if file == "model.safetensors"), "{error}");
+    let error = damaged(|folder| {
+        std::fs::remove_file(folder.join("config.json")).unwrap();
+        write(folder, "model.pt", b"any");
+    });
+    assert!(matches!(&error, Error::MissingFile { file, .. } if file == "config.json"), "{error}");
+}
+
+#[test]
 fn a_truncated_weight_file() {
     let whole = TinyModel::new().safetensors();
     for length in [0, 5, 100, whole.len() / 2, whole.len() - 1] {
@@ -177,6 +222,23 @@ fn a_tokenizer_that_does_not_match_the_weights() {
 }
 
 #[test]
+fn a_tokenizer_that_panics_is_refused_or_fails_the_request() {
+    let with = |name: &str, part: serde_json::Value| {
+        let folder = TinyModel::new().write();
+        let file = std::fs::read(folder.path().join("tokenizer.json")).unwrap();
+        let mut tokenizer: serde_json::Value = serde_json::from_slice(&file).unwrap();
+        tokenizer[name] = part;
+        write(folder.path(), "tokenizer.json", tokenizer.to_string().as_bytes());
+        load(&folder)
+    };
+    let error = with("pre_tokenizer", json!({"type": "FixedLength", "length": 0})).err().unwrap();
+    assert!(matches!(error, Error::InvalidTokenizer { .. }), "{error}");
+    let map = json!({"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="});
+    let error = with("normalizer", map).unwrap().embed(&["cat"]).unwrap_err();
+    assert!(matches!(error, Error::InvalidInput(_)), "{error}");
+}
+
+#[test]
 fn numbers_that_are_not_finite_or_of_no_use() {
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let error = changed(|model| {
@@ -202,6 +264,57 @@ fn an_architecture_that_is_not_supported() {
         let error = changed(|model| model.config[setting] = json!(value));
         assert!(matches!(error, Error::UnsupportedSetting { .. }), "{setting}: {error}");
     }
+}
+
+/// Loads a model for each capability, and tells how it failed.
+type Load = fn(Source) -> Option<Error>;
+
+const LOADS: [(&str, Load); 5] = [
+    ("text embedding", |source| TextEmbeddingModel::load(source).err()),
+    ("image embedding", |source| ImageEmbeddingModel::load(source).err()),
+    ("vision", |source| VisionModel::load(source).err()),
+    ("text to text", |source| TextGenerationModel::load(source).err()),
+    ("text to image", |source| TextToImageModel::load(source).err()),
+];
+
+/// The model is refused for all of these capabilities, by what it is called and with what is supported.
+fn assert_of_another_kind(source: &Source, name: &str, capabilities: &[&str]) {
+    for (capability, load) in LOADS.iter().filter(|(capability, _)| capabilities.contains(capability)) {
+        let error = load(source.clone()).unwrap();
+        let Error::UnsupportedArchitecture { found, capability: asked, supported } = &error else {
+            panic!("{capability}: {error}")
+        };
+        assert_eq!((found.as_str(), asked), (name, capability));
+        assert!(!supported.is_empty() && error.to_string().contains(supported[0]), "{error}");
+    }
+}
+
+#[test]
+fn a_model_of_another_kind_is_told_with_what_is_supported() {
+    let fixture = |name: &str| common::root().join("tests/fixtures").join(name);
+    let all = LOADS.map(|(capability, _)| capability);
+    let [embedding, images, vision, writing, painting] = all;
+
+    let pipeline = Source::directory(fixture("text_to_image/sd15"));
+    assert_of_another_kind(&pipeline, "StableDiffusionPipeline", &[embedding, images, vision, writing]);
+    // A part of a pipeline has a `config.json` of its own.
+    let part = Source::directory(fixture("text_to_image/sd15/unet"));
+    assert_of_another_kind(&part, "UNet2DConditionModel", &all);
+    let transformer = Source::directory(fixture("text_to_text/llama"));
+    assert_of_another_kind(&transformer, "llama", &[images, vision, painting]);
+
+    let folder = fixture("text_to_text/gguf_llama");
+    let file = Source::directory(&folder).gguf("tiny-llama-Q8_0.gguf");
+    for gguf in [Source::directory(&folder), file] {
+        assert_of_another_kind(&gguf, "llama in GGUF", &[embedding, images, vision, painting]);
+    }
+    let broken = tempfile::tempdir().unwrap();
+    write(broken.path(), "model.gguf", b"no GGUF");
+    let gguf = Source::directory(broken.path());
+    assert_of_another_kind(&gguf, "(a GGUF file)", &[embedding, images, vision, painting]);
+    // The control: what reads GGUF says what is wrong with it.
+    let error = TextGenerationModel::load(gguf).err().unwrap();
+    assert!(matches!(error, Error::InvalidGguf { .. }), "{error}");
 }
 
 #[test]

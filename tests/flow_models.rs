@@ -8,16 +8,21 @@ use std::path::{Path, PathBuf};
 
 use candle_actors::{Engine, Error, Source, TextToImageModel};
 use candle_core::{Device, Tensor};
+use common::folders::families_of;
 use model_actors::PaintImage;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Colours lie between 0 and 1; half of a byte's step is a fifth of this.
 const TOLERANCE: f32 = 1e-2;
-const NAMES: [&str; 3] = ["sd35", "flux_schnell", "flux_dev"];
 
 fn fixture(name: &str) -> PathBuf {
     common::root().join("tests/fixtures/text_to_image").join(name)
+}
+
+/// All that `text_to_image.rs` does not compare.
+fn names() -> impl Iterator<Item = String> {
+    families_of("text_to_image").into_iter().filter(|name| !fixture(name).join("expected.json").exists())
 }
 
 fn request(folder: &Path) -> PaintImage {
@@ -39,8 +44,8 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 
 #[test]
 fn pictures_from_the_same_noise_are_those_of_the_reference() {
-    for name in NAMES {
-        let folder = fixture(name);
+    for name in names() {
+        let folder = fixture(&name);
         let expected =
             candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
         let request = request(&folder);
@@ -62,8 +67,8 @@ fn pictures_from_the_same_noise_are_those_of_the_reference() {
 
 #[tokio::test]
 async fn a_picture_is_the_same_alone_and_among_others() {
-    for name in NAMES {
-        let folder = fixture(name);
+    for name in names() {
+        let folder = fixture(&name);
         let model = TextToImageModel::load(Source::directory(&folder)).unwrap();
         let mut requests = Vec::new();
         for (seed, prompt) in

@@ -9,7 +9,9 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use candle_actors::{Engine, HubSettings, ImageSettings, Source, UrlSettings};
+use candle_actors::{
+    Engine, Error, HubSettings, ImageSettings, LoadOptions, Source, TextEmbeddingModel, UrlSettings,
+};
 use common::model::TinyModel;
 use common::root;
 use common::server::{Fault, HubServer, REPOSITORY};
@@ -77,13 +79,16 @@ async fn load_models(errors: &mut Vec<String>, events: &mut Vec<String>) {
     for hub in &hubs {
         let cache = tempfile::tempdir().unwrap();
         let settings = HubSettings {
-            endpoint: Some(hub.endpoint()),
+            endpoint: Some(hub.endpoint().replace("//", "//user:ThePasswordOfTheTest@")),
             cache: Some(cache.path().to_owned()),
             token: Some(TOKEN.into()),
             retries: 0,
             ..HubSettings::default()
         };
         errors.push(format!("{settings:?}"));
+        // The control: where it leads is shown.
+        assert!(format!("{settings:?}").contains(&hub.endpoint()));
+        errors.push(format!("{:?}", LoadOptions { hub: settings.clone(), ..LoadOptions::default() }));
         let engine = Engine::builder().hub(settings).text_embedding("tiny", Source::repository(REPOSITORY));
         let engine = engine.start().await.unwrap();
         let mut heard = engine.events();
@@ -95,6 +100,34 @@ async fn load_models(errors: &mut Vec<String>, events: &mut Vec<String>) {
         errors.push(format!("{:?}", engine.shutdown().await));
         hear(&mut heard, events);
     }
+}
+
+/// Addresses in the place of a model's directory or repository, which a load refuses.
+async fn load_addresses(errors: &mut Vec<String>, events: &mut Vec<String>) {
+    let address = format!("https://user:{TOKEN}@huggingface.co/{PATH}/b?s={SIGNATURE}");
+    let sources = [
+        Source::parse(&address),
+        Source::parse(&format!("user:{PASSWORD}@huggingface.co/a/b")),
+        Source::parse(&format!("htps://{TOKEN}@huggingface.co/a/b.gguf")),
+        Source::directory(&address),
+        Source::directory(&address).gguf("a.gguf"),
+        Source::repository(&address).revision("main"),
+    ];
+    for source in sources {
+        errors.push(format!("{source} {source:?}"));
+        let error = TextEmbeddingModel::load(source.clone()).err().unwrap();
+        assert!(matches!(error, Error::InvalidSetting { setting: "source", .. }), "{error}");
+        errors.push(format!("{error} {error:?}"));
+        let engine = Engine::builder().text_embedding("address", source).start().await.unwrap();
+        let mut heard = engine.events();
+        let error = engine.text_embedding("address").unwrap().embed("cat").await.unwrap_err();
+        errors.push(format!("{error} {error:?} {:?}", error.root()));
+        hear(&mut heard, events);
+    }
+    // The control: what is no address is shown.
+    let path = Source::directory("/no/such@directory");
+    let error = TextEmbeddingModel::load(path.clone()).err().unwrap();
+    assert!([path.to_string(), error.to_string()].iter().all(|words| words.contains("/no/such@directory")));
 }
 
 fn hear(heard: &mut tokio::sync::broadcast::Receiver<Event>, events: &mut Vec<String>) {
@@ -187,6 +220,7 @@ async fn secrets_reach_no_log_no_error_and_no_event() {
         .init();
     let (mut errors, mut events) = (Vec::new(), Vec::new());
     load_models(&mut errors, &mut events).await;
+    load_addresses(&mut errors, &mut events).await;
     open_addresses(&mut errors).await;
     send_raw(&mut errors, &mut events).await;
     assert!(errors.len() > 30 && events.len() > 6, "{} {}", errors.len(), events.len());

@@ -9,11 +9,16 @@ use harness::{Options, Plant, run};
 
 #[test]
 fn everything_adds_up_and_what_does_not_is_found() {
-    for seed in [1, 2] {
+    // Real threads meet each fault by chance, so each has to be met in one of the runs.
+    let mut never: Option<Vec<_>> = None;
+    for seed in [1, 2, 3] {
         let report = run(Options { requests: 3_000, seed, plant: None }).unwrap();
         assert!(report.adds_up(), "{report}");
-        assert_eq!(report.faults_that_did_not_happen(), [""; 0], "{report}");
+        let not_here = report.faults_that_did_not_happen();
+        let never = never.get_or_insert_with(|| not_here.clone());
+        never.retain(|fault| not_here.contains(fault));
     }
+    assert_eq!(never.unwrap(), [""; 0]);
     for (plant, found) in [
         (Plant::Lost, "never answered: 1 against 0"),
         (Plant::Twice, "answered twice: 1 against 0"),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use candle_actors::{Engine, Error, Source, TextEmbeddingModel};
 use common::difference;
+use common::folders::families_of;
 use model_actors::{EmbedPrompt, EmbedTexts};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -87,30 +88,10 @@ fn compare(family: &str) {
     assert!(apart <= BATCH_TOLERANCE, "{family}: {apart} between alone and in a batch");
 }
 
-macro_rules! families {
-    ($($family:ident),* $(,)?) => {
-        const FAMILIES: &[&str] = &[$(stringify!($family)),*];
-        $(#[test]
-        fn $family() {
-            compare(stringify!($family));
-        })*
-    };
+#[test]
+fn every_family_gives_the_vectors_of_its_reference() {
+    families_of("text_embedding").iter().for_each(|family| compare(family));
 }
-
-families!(
-    bert,
-    distilbert,
-    roberta,
-    xlm_roberta,
-    jina_bert,
-    nomic_bert,
-    modernbert,
-    stella_400m,
-    gte_qwen2,
-    stella_1_5b,
-    qwen3,
-    nv_embed,
-);
 
 #[test]
 fn dimensions_that_the_model_lists_are_the_only_ones() {
@@ -302,7 +283,7 @@ fn hostile_settings_end_in_errors() {
     let values =
         [json!(0), json!(1), json!(-1), json!(1e300), json!(usize::MAX), json!(null), json!("x"), json!([0])];
     let (mut loaded, mut refused) = (0, 0);
-    for family in FAMILIES {
+    for family in &families_of("text_embedding") {
         let text = std::fs::read(folder(family).join("config.json")).unwrap();
         let config: Value = serde_json::from_slice(&text).unwrap();
         for setting in config.as_object().unwrap().keys() {

@@ -5,19 +5,27 @@ mod common;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use candle_actors::{
     Engine, Error, ImageInput, ImageSettings, LoadOptions, Source, VisionModel, WritingLimits,
 };
 use candle_core::{Device, Tensor};
-use common::{difference, root};
+use common::folders::families_of;
+use common::{difference, root, until_nothing_runs};
+use futures_util::FutureExt as _;
+use model_actors::testing::{Gate, HookedLoader};
 use model_actors::{
-    CallOptions, DescribeImage, Failure, Footprint, ImageSource, LoadContext, Loader, Model, ModelSpec,
-    PoolConfig, Sampling, System, SystemConfig, Vision, Weights,
+    CallOptions, DescribeImage, Failure, Footprint, ImageSource, LoadContext, Loader, Model, ModelHandle,
+    ModelSpec, PoolConfig, Sampling, System, SystemConfig, Vision, Weights,
 };
 use serde::Deserialize;
+use tokio::sync::Notify;
 
+/// Nothing takes longer.
+const LIMIT: Duration = Duration::from_secs(60);
 const TOLERANCE: f32 = 1e-4;
 /// 1/255 of a channel's range, once it is divided by the smallest deviation that a processor has.
 const PIXEL_TOLERANCE: f32 = 1.0 / 255.0 / 0.26;
@@ -165,33 +173,11 @@ async fn compare_together(family: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn blip_agrees_with_its_reference() {
-    compare("blip");
-    compare_together("blip").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn llava_agrees_with_its_reference() {
-    compare("llava");
-    compare_together("llava").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn llava_next_agrees_with_its_reference() {
-    compare("llava_next");
-    compare_together("llava_next").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn moondream_agrees_with_its_reference() {
-    compare("moondream");
-    compare_together("moondream").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn qwen3_vl_agrees_with_its_reference() {
-    compare("qwen3_vl");
-    compare_together("qwen3_vl").await;
+async fn every_family_agrees_with_its_reference() {
+    for family in families_of("vision") {
+        compare(&family);
+        compare_together(&family).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,35 +216,91 @@ impl Weights<Vision> for Loaded {
     }
 }
 
+/// A system with one worker of a family's model, whose readers' buffers hold whole answers.
+/// `hook` is done at each tick of the worker.
+async fn counted(
+    family: &str,
+    hook: impl Fn() + Send + Sync + 'static,
+) -> (System, ModelHandle<Vision>, VisionModel) {
+    let model = VisionModel::load(Source::directory(fixture(family))).unwrap();
+    let pool =
+        PoolConfig { max_workers: 1, cold_start_workers: 1, stream_buffer: 4096, ..PoolConfig::default() };
+    let system = System::builder(SystemConfig::default()).pool::<Vision>(pool).start().await.unwrap();
+    let loader = HookedLoader::new(Loaded(model.try_clone().unwrap()), hook);
+    let spec = ModelSpec::new("model", loader).continuous();
+    let handle = system.client::<Vision>().unwrap().register(spec).unwrap();
+    (system, handle, model)
+}
+
+/// A case for a long answer, as a worker takes it: with pixels.
+async fn with_pixels(case: &Case) -> DescribeImage {
+    let images = ImageInput::new(ImageSettings::default()).unwrap();
+    let picture = images.picture(request(case).image).await.unwrap();
+    DescribeImage { image: ImageSource::Picture(picture), max_tokens: 400, ..request(case) }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_stream_stops_the_model_within_a_step() {
-    let model = VisionModel::load(Source::directory(fixture("llava"))).unwrap();
-    let pool =
-        PoolConfig { max_workers: 1, cold_start_workers: 1, stream_buffer: 1, ..PoolConfig::default() };
-    let system = System::builder(SystemConfig::default()).pool::<Vision>(pool).start().await.unwrap();
-    let client = system.client::<Vision>().unwrap();
-    let spec = ModelSpec::new("model", Loaded(model.try_clone().unwrap())).continuous();
-    let handle = client.register(spec).unwrap();
-    let mut request = request(&cases("llava")[1]);
-    // A worker takes pixels alone.
-    let images = ImageInput::new(ImageSettings::default()).unwrap();
-    request.image = ImageSource::Picture(images.picture(request.image).await.unwrap());
-    request.max_tokens = 1;
+    let (system, handle, model) = counted("llava", || {}).await;
+    let request = with_pixels(&cases("llava")[1]).await;
     model.describe(&request).unwrap();
-    let alone = model.steps();
-    request.max_tokens = 400;
-    let mut stream = handle.stream(request.clone(), CallOptions::default()).await.unwrap();
-    stream.next().await.unwrap();
-    let before = model.steps();
-    drop(stream);
-    // Once another request is answered, whatever became of the first is over.
-    request.max_tokens = 1;
-    handle.call(request, CallOptions::default()).await.unwrap();
-    let more = model.steps() - before - alone;
-    println!("{more} steps after the stream was dropped, of up to 400");
-    // Each step of this answer gives a piece. One may wait in the buffer and one in the model's hands, and a step may
-    // have been under way.
-    assert!(more <= 3, "{more} steps after the stream was dropped");
+    let whole = model.steps();
+    for round in 0..5 {
+        let mut stream = handle.stream(request.clone(), CallOptions::default()).await.unwrap();
+        for _ in 0..=round {
+            stream.next().await.unwrap();
+        }
+        drop(stream);
+        let dropped = model.steps();
+        until_nothing_runs(&handle).await;
+        let more = model.steps() - dropped;
+        println!("{more} steps after the drop");
+        // One may have been about to begin.
+        assert!(more <= 1, "{more}");
+    }
+    assert!(model.steps() - whole < 5 * whole, "it wrote to the end each time: {whole} steps");
+    assert!(system.shutdown().await.is_clean());
+}
+
+/// While the tower looks and the prompt is read, there is nothing yet for a reader. The worker is held at each of its
+/// ticks in turn while the stream is dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_dropped_before_its_first_piece_stops_the_model_within_a_step() {
+    let (ticks_left, held) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
+    let gate: Arc<Mutex<Gate>> = Arc::default();
+    let hook = {
+        let (ticks_left, held, gate) = (ticks_left.clone(), held.clone(), gate.clone());
+        move || {
+            let before = ticks_left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+            if before == Ok(1) {
+                let latch = gate.lock().unwrap().latch();
+                held.notify_one();
+                assert!(latch.wait(LIMIT), "the test lets the worker go on");
+            }
+        }
+    };
+    let (system, handle, model) = counted("llava_next", hook).await;
+    let request = with_pixels(&cases("llava_next")[2]).await;
+    let mut early = 0;
+    for tick in 1.. {
+        *gate.lock().unwrap() = Gate::default();
+        ticks_left.store(tick, SeqCst);
+        let mut stream = handle.stream(request.clone(), CallOptions::default()).await.unwrap();
+        tokio::time::timeout(LIMIT, held.notified()).await.expect("the worker comes to the tick");
+        let is_early = stream.next().now_or_never().is_none();
+        drop(stream);
+        let dropped = model.steps();
+        gate.lock().unwrap().open();
+        until_nothing_runs(&handle).await;
+        let more = model.steps() - dropped;
+        assert!(more <= 1, "{more} steps after the drop at tick {tick}");
+        if !is_early {
+            break;
+        }
+        early += 1;
+    }
+    println!("{early} ticks before the first piece");
+    assert!(early > 2, "{early}");
     assert!(system.shutdown().await.is_clean());
 }
 

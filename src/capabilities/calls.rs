@@ -48,7 +48,8 @@ impl<C: Capability> Calls<C> {
     }
 
     /// A request's images, fetched and decoded, and the options for the rest of it: the wait for room for the images is
-    /// part of the request's time; fetching and decoding have limits of their own.
+    /// part of the request's time; fetching and decoding have limits of their own. What is left of the time is what the
+    /// actors know of, and what [`model_actors::Error::Timeout`] then names.
     pub(crate) async fn decoded(
         &self,
         images: &ImageInput,

@@ -16,7 +16,7 @@ use crate::image_input::ImageInput;
 /// ```no_run
 /// use candle_actors::{Engine, Source};
 /// # async fn run() -> candle_actors::Result<()> {
-/// let engine = Engine::builder().vision("model", Source::repository("Salesforce/blip-image-captioning-base")).start().await?;
+/// let engine = Engine::builder().vision("model", Source::repository("Salesforce/blip-image-captioning-large")).start().await?;
 /// let model = engine.vision("model")?;
 /// assert_eq!(model.id().to_string(), "model");
 /// # Ok(())

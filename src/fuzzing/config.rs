@@ -1,5 +1,6 @@
 //! The JSON files of a model, wrong in every way. Each fixture is a model that loads; a run changes one of its files,
-//! as a whole or a few values of it, and loads it as the actors do: small files, footprint, weights.
+//! as a whole or a few values of it, and loads it as the actors do: small files, footprint, weights. A tokenizer is
+//! tried on a text too.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -13,6 +14,10 @@ use crate::hub::HubSettings;
 use crate::loader::{ModelLoader, Plan};
 use crate::models;
 use crate::source::Source;
+use crate::tokens::{Specials, Tokens};
+
+/// Letters that tokenizers, and their normalizers above all, make unlike things of.
+const TEXT: &str = "The CAT\u{e9} \u{fdfa} \u{732b}\u{1F408}, 12345.\n\tsleeps";
 
 /// Loads what is in a folder.
 type Load = fn(&Path);
@@ -32,12 +37,25 @@ pub fn config(bytes: &[u8]) {
     let &[fixture, file, how, ref rest @ ..] = bytes else { return };
     let fixture = &fixtures[usize::from(fixture) % fixtures.len()];
     let (file, value) = &fixture.files[usize::from(file) % fixture.files.len()];
-    let text =
-        if how % 4 == 0 { rest.to_vec() } else { changed(value.clone(), rest).to_string().into_bytes() };
+    let text = match how.is_multiple_of(4) {
+        true => rest.to_vec(),
+        false => changed(value.clone(), rest).to_string().into_bytes(),
+    };
     let path = fixture.folder.join(file);
     std::fs::write(&path, text).unwrap();
     (fixture.load)(&fixture.folder);
+    if file.ends_with("tokenizer.json") {
+        try_tokenizer(&path);
+    }
     std::fs::write(&path, value.to_string()).unwrap();
+}
+
+/// A text's tokens, and their text, which may become longer but not without bounds.
+fn try_tokenizer(path: &Path) {
+    let Ok(tokens) = Tokens::read_whole(path) else { return };
+    let Ok(ids) = tokens.encode_prompt(TEXT, Specials::Added) else { return };
+    let text = tokens.decode(&ids).unwrap_or_default();
+    assert!(text.len() <= 16 << 20, "{} bytes", text.len());
 }
 
 pub(super) fn load<P: Plan>(folder: &Path) {
@@ -103,8 +121,7 @@ fn copy(from: &Path, to: &Path, inside: &Path, files: &mut Vec<(PathBuf, Value)>
             continue;
         }
         std::fs::copy(&path, to.join(&name)).unwrap();
-        // Of a tokenizer's file only the library's own reader would be fuzzed.
-        if name.extension().is_some_and(|end| end == "json") && !name.ends_with("tokenizer.json") {
+        if name.extension().is_some_and(|end| end == "json") {
             files.push((name, serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap()));
         }
     }
@@ -126,7 +143,8 @@ fn changed(mut value: Value, changes: &[u8]) -> Value {
 fn list(value: &Value, place: String, places: &mut Vec<String>) {
     match value {
         Value::Object(entries) => {
-            for (name, entry) in entries {
+            // A vocabulary has hundreds of entries, and would hide all else.
+            for (name, entry) in entries.iter().take(128) {
                 let name = name.replace('~', "~0").replace('/', "~1");
                 list(entry, format!("{place}/{name}"), places);
             }

@@ -1,8 +1,10 @@
 //! Text out of tokens as they come. A character is never split, and the pieces together are exactly what the tokenizer
 //! makes of all tokens at once, also where a token's text depends on those before it: spaces at the start, characters
-//! in several byte tokens, bytes that turn out to be no text.
+//! in several byte tokens, bytes that turn out to be no text. Where the tokenizer can say nothing of them, that is an
+//! error, since the text would lack them.
 
-use crate::tokens::Tokens;
+use crate::error::{Error, Result};
+use crate::tokens::{MAX_BYTES, Tokens};
 
 /// Tokens of the window; beyond, it is cut down to [`KEPT`].
 const WINDOW: usize = 32;
@@ -25,31 +27,49 @@ impl Detokenizer {
     }
 
     /// Takes the next token; gives the text that is certain with it.
-    pub(super) fn push(&mut self, token: u32) -> Option<String> {
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the tokenizer fails on the window, or could make too much of it.
+    pub(super) fn push(&mut self, token: u32) -> Result<Option<String>> {
         if !self.tokens.has_text(token) {
-            return None;
+            return Ok(None);
         }
         self.window.push(token);
         if self.tokens.is_byte(token) {
             // Whether a run of bytes is text is known at its end.
-            return None;
+            return Ok(None);
         }
-        let text = self.tokens.decode(&self.window)?;
+        let text = self.decoded()?;
         // The sign for bytes that are no text may yet become a character.
         let certain = text.strip_suffix('\u{fffd}').unwrap_or(&text).len();
-        let piece = self.give(&text, certain)?;
+        let Some(piece) = self.give(&text, certain) else { return Ok(None) };
         self.text = text;
         self.cut();
-        Some(piece).filter(|piece| !piece.is_empty())
+        Ok(Some(piece).filter(|piece| !piece.is_empty()))
     }
 
     /// No token follows: the rest of the text.
-    pub(super) fn flush(&mut self) -> Option<String> {
-        let text = self.tokens.decode(&self.window)?;
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub(super) fn flush(&mut self) -> Result<Option<String>> {
+        let text = self.decoded()?;
         let certain = text.len();
-        let piece = self.give(&text, certain)?;
+        let Some(piece) = self.give(&text, certain) else { return Ok(None) };
         self.text = text;
-        Some(piece).filter(|piece| !piece.is_empty())
+        Ok(Some(piece).filter(|piece| !piece.is_empty()))
+    }
+
+    /// The window's text.
+    fn decoded(&self) -> Result<String> {
+        let failed = || {
+            let count = self.window.len();
+            Error::InvalidInput(format!(
+                "the answer cannot be written: the model's tokenizer fails on the last {count} tokens, or could make \
+                 more than {MAX_BYTES} bytes of them"
+            ))
+        };
+        self.tokens.decode(&self.window).ok_or_else(failed)
     }
 
     /// What is new in the text, up to what is certain. Nothing if it does not go on from what was given out.
@@ -94,8 +114,8 @@ mod tests {
 
     fn pieces(tokens: &Tokens, ids: &[u32]) -> Vec<String> {
         let mut detokenizer = Detokenizer::new(tokens);
-        let mut pieces: Vec<String> = ids.iter().filter_map(|id| detokenizer.push(*id)).collect();
-        pieces.extend(detokenizer.flush());
+        let mut pieces: Vec<String> = ids.iter().filter_map(|id| detokenizer.push(*id).unwrap()).collect();
+        pieces.extend(detokenizer.flush().unwrap());
         pieces
     }
 

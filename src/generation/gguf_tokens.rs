@@ -11,9 +11,9 @@ use crate::gguf::{GgufTokenizer, TokenKind};
 use crate::tokens::Tokens;
 
 /// Longer pieces have no merges; no vocabulary has such.
-const LONGEST_PIECE: usize = 256;
+const MAX_PIECE: usize = 256;
 /// Most ways in which pieces may merge: far more than a language has, and few enough to be kept.
-const MOST_MERGES: usize = 4 << 20;
+const MAX_MERGES: usize = 4 << 20;
 
 /// How Llama 3 splits text before its merges.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -178,7 +178,7 @@ fn merges_by_score(gguf: &GgufTokenizer) -> Result<Vec<Value>, String> {
         .collect();
     let mut found = Vec::new();
     for (id, token) in gguf.tokens.iter().enumerate().filter(|(id, _)| is_piece(*id)) {
-        if token.len() > LONGEST_PIECE {
+        if token.len() > MAX_PIECE {
             continue;
         }
         let score = gguf.scores.get(id).copied().unwrap_or(0.0);
@@ -188,8 +188,8 @@ fn merges_by_score(gguf: &GgufTokenizer) -> Result<Vec<Value>, String> {
                 found.push((score, *first, *second, left, right));
             }
         }
-        if found.len() > MOST_MERGES {
-            return Err(format!("its pieces merge in more than {MOST_MERGES} ways"));
+        if found.len() > MAX_MERGES {
+            return Err(format!("its pieces merge in more than {MAX_MERGES} ways"));
         }
     }
     found.sort_by(|left, right| right.0.total_cmp(&left.0).then((left.1, left.2).cmp(&(right.1, right.2))));

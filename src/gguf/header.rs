@@ -14,6 +14,8 @@ const MAX_TEXT: u64 = 16 << 20;
 /// Most bytes of all texts together.
 const MAX_TEXTS: u64 = 512 << 20;
 const MAX_RANK: u32 = 4;
+/// Most bytes that the tensors' places are multiples of.
+const MAX_ALIGNMENT: u64 = 1 << 20;
 
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
@@ -138,7 +140,7 @@ pub(crate) fn read_header(input: impl Read, size: u64) -> Result<Header, String>
         infos.push(reader.tensor()?);
     }
     let alignment = header.number("general.alignment").unwrap_or(32);
-    if !alignment.is_power_of_two() || alignment > 1 << 20 {
+    if !alignment.is_power_of_two() || alignment > MAX_ALIGNMENT {
         return Err(format!("its alignment is {alignment}"));
     }
     let base = reader.place.next_multiple_of(alignment);

@@ -9,6 +9,7 @@ use reqwest::Url;
 use crate::error::{Error, Result};
 use crate::image_input::networks::{self, Network};
 use crate::limits::MAX_ADDRESS_BYTES as MAX_LENGTH;
+use crate::secrets::origin;
 
 /// What errors show of an address of which nothing can be told.
 pub(crate) const NONE: &str = "(not an address)";
@@ -66,15 +67,6 @@ fn host_number(url: &Url) -> Option<IpAddr> {
     let host = url.host_str()?;
     let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     inner.parse().ok()
-}
-
-/// As much of the address as errors may show: `https://example.org:8080/…`.
-pub(crate) fn origin(url: &Url) -> String {
-    let host = url.host_str().unwrap_or_default();
-    match url.port() {
-        Some(port) => format!("{}://{host}:{port}/…", url.scheme()),
-        None => format!("{}://{host}/…", url.scheme()),
-    }
 }
 
 /// Why an address is refused that leads to a place that may not be reached.

@@ -14,9 +14,10 @@ use reqwest::{Client, Response, StatusCode, Url};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::error::{Error, Result};
-use crate::image_input::address::{self, origin};
+use crate::image_input::address;
 use crate::image_input::networks::{self, Network};
-use crate::limits::ImageLimits;
+use crate::limits::{ImageLimits, MAX_PARALLEL};
+use crate::secrets::origin;
 
 /// Most look-ups of names at once. One that hangs keeps its thread for as long as the system's resolver tries.
 const MAX_LOOKUPS: usize = 16;
@@ -81,8 +82,9 @@ impl fmt::Debug for Fetcher {
 
 impl Fetcher {
     pub(crate) fn new(settings: UrlSettings) -> Result<Self> {
-        if !(1..=1024).contains(&settings.downloads) {
-            let reason = format!("{} downloads are asked for; 1 to 1,024 are allowed", settings.downloads);
+        if !(1..=MAX_PARALLEL).contains(&settings.downloads) {
+            let reason =
+                format!("{} downloads are asked for; 1 to {MAX_PARALLEL} are allowed", settings.downloads);
             return Err(Error::InvalidSetting { setting: "image_input", reason });
         }
         let downloads = Arc::new(Semaphore::new(settings.downloads));

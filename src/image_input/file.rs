@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::image_input::{address, too_large};
 use crate::limits::ImageLimits;
+use crate::secrets::looks_like_address;
 
 /// The file's bytes.
 ///
@@ -51,21 +52,6 @@ fn open(path: &Path) -> io::Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK | libc::O_NOCTTY);
     options.open(path)
-}
-
-/// An address that took the wrong way, such as `htps://user:password@example.org`. A path may have two slashes in a
-/// row, but hardly behind a colon, nor a user or a query behind them.
-fn looks_like_address(path: &Path) -> bool {
-    let path = path.to_string_lossy();
-    let holds_a_secret = path.contains(['@', '?']);
-    let Some((scheme, rest)) = path.split_once(':') else { return path.starts_with("//") && holds_a_secret };
-    let is_scheme =
-        scheme.len() > 1 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-    match scheme {
-        _ if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") => true,
-        _ if is_scheme => holds_a_secret || path.contains(":/"),
-        _ => rest.contains('@') || (scheme.starts_with("//") && holds_a_secret),
-    }
 }
 
 #[cfg(all(test, unix))]

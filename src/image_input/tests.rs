@@ -1,4 +1,5 @@
-//! Files and decoders do not get into each other's way, and requests are cut into portions by their addresses.
+//! Files and decoders do not get into each other's way, what is counted is what is held, and requests are cut into portions
+//! by their addresses.
 
 use super::*;
 
@@ -37,6 +38,33 @@ async fn a_file_is_read_before_there_is_a_decoder_for_it() {
     drop(busy);
     // All leave is back, also that of those who were not waited for.
     input.pictures(vec![ImageSource::Path(path("rgb.png")); AT_ONCE + 1]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_header_takes_of_the_time_to_decode_an_image() {
+    let hour = Duration::from_secs(3600);
+    let input = ImageInput::new(ImageSettings { decode_timeout: hour, ..ImageSettings::default() }).unwrap();
+    let all = input.shared.settings.decoders as u32;
+    let busy = Arc::clone(&input.shared.decoders).acquire_many_owned(all).await.unwrap();
+    let room = input.shared.memory.room(1, Duration::ZERO).await.unwrap();
+    let bytes = std::fs::read(path("rgb.png")).unwrap();
+    let late = input.decoded(ImageSource::Bytes(bytes), hour, &room).await;
+    assert!(matches!(late, Err(Error::ImageTooSlow { after }) if after == hour), "{late:?}");
+    drop(busy);
+}
+
+#[tokio::test]
+async fn encoded_bytes_hold_no_more_than_is_counted() {
+    let mut bytes = Vec::with_capacity(1 << 20);
+    bytes.extend(std::fs::read(path("rgb.png")).unwrap());
+    let sources = vec![ImageSource::Path(path("rgb.png")), ImageSource::Bytes(bytes)];
+    for image in input().here(sources, &mut 0).await.unwrap() {
+        let held = match &image.source {
+            ImageSource::Bytes(bytes) => bytes.capacity() as u64,
+            _ => 0,
+        };
+        assert_eq!(image.bytes(), held + image.pixels * BYTES_A_PIXEL);
+    }
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ mod worker;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use model_actors::{Bytes, Failure, Footprint, ImageEmbedding, LoadContext, Model, Picture, Weights};
+use model_actors::{Bytes, Failure, Footprint, ImageEmbedding, LoadContext, Loader, Model, Picture, Weights};
 
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
@@ -30,6 +30,9 @@ pub(crate) use plan::Plan;
 /// The families, in the order that errors list them. A new one is its file and its line here.
 const FAMILIES: &[Family<Box<dyn Architecture>>] =
     &[clip::FAMILY, siglip::FAMILY, dinov2::FAMILY, dinov2::FAMILY_WITH_REGISTERS];
+
+/// What errors call it.
+const CAPABILITY: &str = "image embedding";
 
 /// A model that is not loaded: what its configuration tells.
 trait Architecture: Send + Sync {
@@ -204,6 +207,15 @@ impl ImageEmbeddingModel {
     /// As [`ImageEmbeddingModel::load`].
     pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
         Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+    }
+
+    /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
+    /// which the engine then finds by its id.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for a setting that is out of range.
+    pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<ImageEmbedding>> {
+        ModelLoader::<Plan>::alone(source, options)
     }
 
     fn of(shared: Arc<LoadedModel>) -> Result<Self> {

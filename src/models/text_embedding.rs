@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use model_actors::{
-    Bytes, EmbedPrompt, EmbedTexts, Failure, Footprint, LoadContext, Model, TextEmbedding, Weights,
+    Bytes, EmbedPrompt, EmbedTexts, Failure, Footprint, LoadContext, Loader, Model, TextEmbedding, Weights,
 };
 
 use crate::device::{Compute, ComputeThreads};
@@ -221,6 +221,15 @@ impl TextEmbeddingModel {
     /// As [`TextEmbeddingModel::load`].
     pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
         Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+    }
+
+    /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
+    /// which the engine then finds by its id.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for a setting that is out of range.
+    pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<TextEmbedding>> {
+        ModelLoader::<Plan>::alone(source, options)
     }
 
     fn of(shared: Arc<LoadedModel>) -> Result<Self> {

@@ -35,7 +35,8 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use model_actors::{
-    Bytes, Failure, Footprint, LoadContext, Model, PaintImage, PaintStep, Picture, TextToImage, Weights,
+    Bytes, Failure, Footprint, LoadContext, Loader, Model, PaintImage, PaintStep, Picture, TextToImage,
+    Weights,
 };
 
 use crate::device::{Compute, ComputeThreads};
@@ -52,6 +53,9 @@ use repository::{Part, PartWeights, Repository};
 /// its file and its line here.
 const FAMILIES: &[Family<Read>] =
     &[stable_diffusion::FAMILY, stable_diffusion_xl::FAMILY, sd3::FAMILY, flux::FAMILY];
+
+/// What errors call it.
+const CAPABILITY: &str = "text to image";
 
 /// How a family reads the configuration files of a repository.
 type Read = fn(&Repository<'_>) -> Result<Box<dyn Architecture>>;
@@ -240,6 +244,15 @@ impl TextToImageModel {
     /// As [`TextToImageModel::load`].
     pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
         Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+    }
+
+    /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
+    /// which the engine then finds by its id.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for a setting that is out of range.
+    pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<TextToImage>> {
+        ModelLoader::<Plan>::alone(source, options)
     }
 
     fn of(shared: Arc<LoadedModel>) -> Result<Self> {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Tensor;
 use model_actors::{
-    Batch, Capability as _, Completion, Failure, Footprint, GenerateText, LoadContext, Model, Prompt,
+    Batch, Capability as _, Completion, Failure, Footprint, GenerateText, LoadContext, Loader, Model, Prompt,
     TextToText, Weights,
 };
 
@@ -126,6 +126,15 @@ impl TextGenerationModel {
     /// As [`TextGenerationModel::load`].
     pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
         Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+    }
+
+    /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
+    /// which the engine then finds by its id. That specification has to be [continuous](model_actors::ModelSpec::continuous).
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for a setting that is out of range.
+    pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<TextToText>> {
+        ModelLoader::<Plan>::alone(source, options)
     }
 
     fn of(shared: Arc<LoadedModel>) -> Result<Self> {

@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::kernels::{LayerNorm, Linear};
 use crate::weights::WeightReader;
 pub(crate) use positions::{Positions, Resampling};
-pub(crate) use settings::{TextSettings, VisionSettings, activation, check_stack, with_defaults};
+pub(crate) use settings::{MAX_SIZE, TextSettings, VisionSettings, activation, check_stack, with_defaults};
 pub(crate) use stack::{Layer, Middle, Stack, StackShape};
 pub(crate) use text::TextTower;
 pub(crate) use vision::{Patches, VisionTower};

@@ -12,6 +12,8 @@ mod plan;
 mod request;
 mod model;
 mod worker;
+#[cfg(test)]
+mod worker_tests;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -38,6 +40,9 @@ pub(crate) use plan::Plan;
 /// The families, in the order that errors list them. A new one is its file and its line here.
 const FAMILIES: &[Family<Box<dyn Architecture>>] =
     &[llava::FAMILY, llava::NEXT_FAMILY, moondream::FAMILY, blip::FAMILY, qwen3_vl::FAMILY];
+
+/// What errors call it.
+const CAPABILITY: &str = "vision";
 
 /// What gemm, the tokenizer and the allocator keep for each thread, as measured.
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);

@@ -2,21 +2,25 @@
 //! each letter, its template the text or a special token a thousand times over, its decoder a book for each token. What
 //! each step can do at worst is worked out when the file is read, and what no model has need of is refused. Where that
 //! worst would still be too much for a text, the normalizer is tried on it step by step, and no step is taken that could
-//! make too much of what the steps before it left.
+//! make too much of what the steps before it left. Where a tokenizer panics all the same, that is an error like others.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, PostProcessor as _, Tokenizer};
 
+use super::Specials;
+
 /// The most that a normalizer may make of a byte. Those of published models reach some thousands (ALBERT's), as if each of
 /// their steps met the text that it makes most of.
 const MAX_NORMALIZED: usize = 16_384;
 /// The most that a split may make of a byte, and a decoder of a token's; those of published models reach 4.
 const MAX_SPLIT: usize = 16;
-/// Most bytes that a text may become, and that tokens may: four times the longest prompt.
-const MAX_BYTES: usize = 16 << 20;
+/// Most bytes that a text may become, and that tokens may, those of a whole answer together: four times the longest
+/// prompt.
+pub(crate) const MAX_BYTES: usize = 16 << 20;
 /// Most bytes of what is made at once where a text is tried in pieces.
 const PIECE: usize = 4 << 20;
 /// Most bytes of a token. Those of the fixtures have up to 3,072.
@@ -75,10 +79,44 @@ impl Growth {
         if token > MAX_TOKEN {
             return Err(format!("it has a token of {token} bytes; at most {MAX_TOKEN} are allowed"));
         }
+        if let Some(split) = tokenizer.get_pre_tokenizer() {
+            check_split(&written(split)?)?;
+        }
         let normalizer = factors(tokenizer.get_normalizer())?;
         let split = factor("split", tokenizer.get_pre_tokenizer(), MAX_SPLIT)?;
         let decoder = factor("decoder", tokenizer.get_decoder(), MAX_SPLIT)?;
         Ok(Self { normalizer, split, decoder, token })
+    }
+
+    /// The tokens of a text.
+    ///
+    /// # Errors
+    /// In words, if it becomes too long or the tokenizer fails.
+    pub(crate) fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        specials: Specials,
+    ) -> Result<Vec<u32>, String> {
+        guarded(|| {
+            self.check(tokenizer, text)?;
+            let encoding = tokenizer.encode_fast(text, specials == Specials::Added);
+            Ok(encoding.map_err(|error| error.to_string())?.get_ids().to_vec())
+        })
+    }
+
+    /// The text of tokens, without the special ones.
+    ///
+    /// # Errors
+    /// In words, if it becomes too long or the tokenizer fails.
+    pub(super) fn decode(&self, tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, String> {
+        guarded(|| {
+            if !self.can_decode(tokenizer, ids) {
+                let tokens = ids.len();
+                return Err(format!("it could make more than {MAX_BYTES} bytes of {tokens} tokens"));
+            }
+            tokenizer.decode(ids, true).map_err(|error| error.to_string())
+        })
     }
 
     /// # Errors
@@ -105,7 +143,7 @@ impl Growth {
     }
 
     /// Whether the text of tokens stays short enough to be written.
-    pub(super) fn can_decode(&self, tokenizer: &Tokenizer, ids: &[u32]) -> bool {
+    fn can_decode(&self, tokenizer: &Tokenizer, ids: &[u32]) -> bool {
         let fits = |bytes: usize| bytes.saturating_mul(self.decoder) <= MAX_BYTES;
         // One more for each: without a decoder, spaces stand between them.
         let length = |id: &u32| 1 + tokenizer.id_to_token(*id).map_or(0, |token| token.len());
@@ -157,6 +195,15 @@ fn most_after(step: &NormalizerWrapper, factor: usize, text: &str) -> tokenizers
 fn boundary(text: &str, most: usize) -> usize {
     let most = most.min(text.len());
     (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(most)
+}
+
+/// Runs a tokenizer. It is other people's code on a file from outside: one that panics must not take a worker with it.
+///
+/// # Errors
+/// Those of the work, and one for a panic.
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err("the tokenizer panicked".to_owned()))
 }
 
 fn written(part: &impl Serialize) -> Result<Value, String> {
@@ -232,6 +279,14 @@ fn longest_entry(map: &str) -> usize {
     let Some((size, rest)) = map.split_first_chunk::<4>() else { return 1 };
     let texts = rest.get(u32::from_le_bytes(*size) as usize..).unwrap_or_default();
     texts.split(|byte| *byte == 0).map(<[u8]>::len).max().unwrap_or(1)
+}
+
+/// Refuses a split into pieces of no letters, as the tokenizer would find out by a panic.
+fn check_split(split: &Value) -> Result<(), String> {
+    if split["type"] == "FixedLength" && split["length"].as_u64() == Some(0) {
+        return Err("its split cuts a text into pieces of no letters".to_owned());
+    }
+    split["pretokenizers"].as_array().into_iter().flatten().try_for_each(check_split)
 }
 
 /// Refuses templates that the tokenizer could not apply to one text, as it would find out by a panic, or that write it
@@ -325,6 +380,15 @@ mod tests {
             json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
         let split = json!({"type": "Sequence", "pretokenizers": vec![bytes; 20]});
         assert!(refused(json!({"pre_tokenizer": split})).contains("split"));
+    }
+
+    #[test]
+    fn a_split_into_pieces_of_no_letters_is_refused_when_it_is_read() {
+        let split = |length: u64| json!({"type": "FixedLength", "length": length});
+        let within = |split: Value| json!({"type": "Sequence", "pretokenizers": [split]});
+        assert!(of(json!({"pre_tokenizer": within(split(1))})).is_ok());
+        assert!(refused(json!({"pre_tokenizer": split(0)})).contains("no letters"));
+        assert!(refused(json!({"pre_tokenizer": within(within(split(0)))})).contains("no letters"));
     }
 
     #[test]

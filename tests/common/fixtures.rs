@@ -1,15 +1,21 @@
 //! The tiny random models of `tests/fixtures`: one folder for each family of each capability, and for each capability
-//! one request that any of its models answers.
+//! one request that any of its models answers, through the actors and without.
 
 use std::path::PathBuf;
 use std::pin::Pin;
 
-use candle_actors::{Engine, EngineBuilder, Result, Source};
+use candle_actors::{
+    Engine, EngineBuilder, ImageEmbeddingModel, LoadOptions, Result, Source, TextEmbeddingModel,
+    TextGenerationModel, TextToImageModel, VisionModel,
+};
 use model_actors::{DescribeImage, GenerateText, ImageSource, PaintImage, Picture};
 
+use super::folders::families_of;
 use super::root;
 
 type Answer<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+/// Asks a model without actors around it.
+type Plain = Box<dyn FnMut() + Send>;
 
 /// A capability, as far as these tests need it. The model's name is `model`.
 #[derive(Clone, Copy)]
@@ -19,6 +25,8 @@ pub(crate) struct Kind {
     pub(crate) register: fn(EngineBuilder, Source) -> EngineBuilder,
     pub(crate) ask: fn(&Engine) -> Answer<'_>,
     pub(crate) preload: fn(&Engine) -> Answer<'_>,
+    /// Two models over the same weights.
+    pub(crate) clones: fn(Source, LoadOptions) -> [Plain; 2],
 }
 
 /// All five.
@@ -28,6 +36,11 @@ pub(crate) const KINDS: [Kind; 5] = [
         register: |builder, source| builder.text_embedding("model", source),
         ask: |engine| Box::pin(async { engine.text_embedding("model")?.embed(TEXT).await.map(drop) }),
         preload: |engine| Box::pin(async { Ok(engine.text_embedding("model")?.model().preload().await?) }),
+        clones: |source, options| {
+            let model = TextEmbeddingModel::load_with(source, options).unwrap();
+            let models = [model.try_clone().unwrap(), model];
+            models.map(|model| -> Plain { Box::new(move || drop(model.embed(&[TEXT]).unwrap())) })
+        },
     },
     Kind {
         folder: "text_to_text",
@@ -36,6 +49,12 @@ pub(crate) const KINDS: [Kind; 5] = [
             Box::pin(async { engine.text_to_text("model")?.generate(text_request()).await.map(drop) })
         },
         preload: |engine| Box::pin(async { Ok(engine.text_to_text("model")?.model().preload().await?) }),
+        clones: |source, options| {
+            let model = TextGenerationModel::load_with(source, options).unwrap();
+            let models = [model.try_clone().unwrap(), model];
+            models
+                .map(|model| -> Plain { Box::new(move || drop(model.generate(&[text_request()]).unwrap())) })
+        },
     },
     Kind {
         folder: "image_embedding",
@@ -45,12 +64,23 @@ pub(crate) const KINDS: [Kind; 5] = [
             Box::pin(async { engine.image_embedding("model")?.embed_images(images).await.map(drop) })
         },
         preload: |engine| Box::pin(async { Ok(engine.image_embedding("model")?.model().preload().await?) }),
+        clones: |source, options| {
+            let model = ImageEmbeddingModel::load_with(source, options).unwrap();
+            let models = [model.try_clone().unwrap(), model];
+            models.map(|model| -> Plain { Box::new(move || drop(model.embed_images(&[picture()]).unwrap())) })
+        },
     },
     Kind {
         folder: "vision",
         register: |builder, source| builder.vision("model", source),
         ask: |engine| Box::pin(async { engine.vision("model")?.describe(vision_request()).await.map(drop) }),
         preload: |engine| Box::pin(async { Ok(engine.vision("model")?.model().preload().await?) }),
+        clones: |source, options| {
+            let model = VisionModel::load_with(source, options).unwrap();
+            let models = [model.try_clone().unwrap(), model];
+            models
+                .map(|model| -> Plain { Box::new(move || drop(model.describe(&vision_request()).unwrap())) })
+        },
     },
     Kind {
         folder: "text_to_image",
@@ -59,6 +89,13 @@ pub(crate) const KINDS: [Kind; 5] = [
             Box::pin(async { engine.text_to_image("model")?.paint(paint_request()).await.map(drop) })
         },
         preload: |engine| Box::pin(async { Ok(engine.text_to_image("model")?.model().preload().await?) }),
+        clones: |source, options| {
+            let model = TextToImageModel::load_with(source, options).unwrap();
+            let models = [model.try_clone().unwrap(), model];
+            models.map(|model| -> Plain {
+                Box::new(move || drop(model.paint(&paint_request(), |_| {}).unwrap()))
+            })
+        },
     },
 ];
 
@@ -107,15 +144,13 @@ impl Fixture {
     }
 }
 
-/// Every folder that is there, so that a new family's is not forgotten.
+/// Those of all families.
 pub(crate) fn fixtures() -> Vec<Fixture> {
     let mut fixtures = Vec::new();
     for kind in KINDS {
-        let Ok(folders) = std::fs::read_dir(root().join("tests/fixtures").join(kind.folder)) else {
-            continue;
-        };
-        let folders = folders.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
-        fixtures.extend(folders.map(|path| Fixture { kind, path }));
+        let folder = root().join("tests/fixtures").join(kind.folder);
+        let names = families_of(kind.folder).into_iter();
+        fixtures.extend(names.map(|name| Fixture { kind, path: folder.join(name) }));
     }
     fixtures.sort_by_key(Fixture::name);
     fixtures

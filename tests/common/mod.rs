@@ -1,7 +1,9 @@
 //! What several test files share: where models and references are, and how vectors are compared.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod folders;
 pub(crate) mod fixtures;
+pub(crate) mod large_llama;
 pub(crate) mod model;
 pub(crate) mod photographs;
 pub(crate) mod text;
@@ -10,7 +12,9 @@ pub(crate) mod server;
 pub(crate) mod web;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use model_actors::{Capability, ModelHandle};
 use serde::Deserialize;
 
 /// The repository.
@@ -48,6 +52,12 @@ pub(crate) fn references(name: &str) -> Vec<Case> {
     let path = root().join(format!("tests/references/{name}.json"));
     let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_slice::<File>(&text).unwrap().cases
+}
+
+/// Waits until nothing of a model runs any more, whoever waits for it or has gone: each worker ends after the batch that
+/// it runs, and an unload ends after them. The next request starts new ones.
+pub(crate) async fn until_nothing_runs<C: Capability>(model: &ModelHandle<C>) {
+    model.unload(Duration::from_secs(60)).await.unwrap();
 }
 
 /// The largest difference between two vectors of one length.

@@ -1,6 +1,8 @@
 //! The photographs of the repository.
 
-use model_actors::Picture;
+use candle_actors::{ImageInput, ImageSettings};
+use model_actors::{ImageSource, Picture};
+use tokio::runtime::Runtime;
 
 use super::root;
 
@@ -9,8 +11,13 @@ pub(crate) fn path(name: &str) -> std::path::PathBuf {
     root().join("tests/fixtures/photographs").join(name)
 }
 
-/// Its pixels.
+/// Its pixels, as every image from outside is decoded.
 pub(crate) fn photograph(name: &str) -> Picture {
-    let image = image::open(path(name)).unwrap().into_rgb8();
-    Picture { width: image.width() as usize, height: image.height() as usize, rgb: image.into_raw() }
+    let source = ImageSource::Path(path(name));
+    let decode = || {
+        let images = ImageInput::new(ImageSettings { urls: None, ..ImageSettings::default() }).unwrap();
+        Runtime::new().unwrap().block_on(images.picture(source)).unwrap()
+    };
+    // Not on this thread, which may be one of a runtime.
+    std::thread::spawn(decode).join().unwrap()
 }

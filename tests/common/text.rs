@@ -32,16 +32,6 @@ pub(crate) fn family(name: &str) -> PathBuf {
     root().join("tests/fixtures/text_to_text").join(name)
 }
 
-/// Every family that has a fixture, by name, in safetensors or GGUF.
-pub(crate) fn families() -> Vec<String> {
-    let folder = std::fs::read_dir(root().join("tests/fixtures/text_to_text")).unwrap();
-    let names = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = names.filter(|name| family(name).join("expected.json").exists()).collect();
-    names.sort();
-    assert!(names.len() >= 2, "{names:?}");
-    names
-}
-
 pub(crate) fn load(name: &str) -> TextGenerationModel {
     TextGenerationModel::load(Source::directory(family(name))).unwrap()
 }

@@ -9,7 +9,7 @@ use minijinja::{Error, ErrorKind, State, Value};
 /// The function that the rewritten template calls.
 pub(super) const CHECK: &str = "__weigh";
 /// Bytes and values that a template may handle in all; a prompt has at most 4 MiB and is handled a few times.
-const BUDGET: u64 = 256 << 20;
+const MAX_HANDLED: u64 = 256 << 20;
 /// What each part of one value weighs besides its text.
 const PART: u64 = 16;
 /// Levels of lists and maps in each other.
@@ -23,12 +23,12 @@ pub(super) fn spend(state: &mut State, bytes: u64) -> Result<(), Error> {
     let spent = state.get_temp(SPENT).and_then(|spent| u64::try_from(spent).ok()).unwrap_or(0);
     let spent = spent.saturating_add(bytes);
     state.set_temp(SPENT, Value::from(spent));
-    if spent > BUDGET { Err(too_much()) } else { Ok(()) }
+    if spent > MAX_HANDLED { Err(too_much()) } else { Ok(()) }
 }
 
 /// Not the kind of error that tells of steps: it is another limit.
 fn too_much() -> Error {
-    Error::new(ErrorKind::InvalidOperation, format!("it handled more than {BUDGET} bytes on its way"))
+    Error::new(ErrorKind::InvalidOperation, format!("it handled more than {MAX_HANDLED} bytes on its way"))
 }
 
 fn too_deep() -> Error {
@@ -37,9 +37,9 @@ fn too_deep() -> Error {
 
 /// What a value weighs if it is written out.
 pub(super) fn weight(value: &Value) -> Result<u64, Error> {
-    let mut left = BUDGET;
+    let mut left = MAX_HANDLED;
     weigh(value, &mut left, MAX_DEPTH)?;
-    Ok(BUDGET - left)
+    Ok(MAX_HANDLED - left)
 }
 
 fn weigh(value: &Value, left: &mut u64, depth: usize) -> Result<(), Error> {

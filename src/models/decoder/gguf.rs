@@ -19,6 +19,9 @@ use crate::gguf::GgufFile;
 use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
 use crate::kernels::{Activation, Span};
 
+/// Most factors of a rotary embedding. A head is small; a tensor that claims more is no set of factors.
+const MAX_FACTORS: usize = 1 << 16;
+
 /// The architectures, in the order that errors list them.
 const ARCHITECTURES: [(&str, Architecture); 5] = [
     ("llama", Architecture::Llama),
@@ -174,8 +177,7 @@ impl Metadata<'_> {
     fn factors(&self, tensor: &str) -> Result<Option<Vec<f32>>> {
         let Some(info) = self.file.header().tensor(tensor) else { return Ok(None) };
         let shape = info.shape.clone();
-        // A head is small; a tensor that claims otherwise is no set of factors.
-        if shape.len() != 1 || shape.iter().any(|side| *side > 1 << 16) {
+        if shape.len() != 1 || shape.iter().any(|side| *side > MAX_FACTORS) {
             return Err(self.file.invalid(format!("the tensor {tensor} has the shape {shape:?}")));
         }
         let context = LoadContext::detached(&self.name.into());

@@ -11,13 +11,9 @@ use serde_json::{Value, json};
 use super::*;
 use crate::families;
 use crate::gguf::GgufFile;
+use crate::models::folders::families_of;
 use crate::source::{Files, read_json};
 use crate::weights::WeightFiles;
-
-const FOLDERS: [&str; 9] =
-    ["llama", "llama_f16", "qwen2", "qwen3", "qwen3_moe", "phi3", "mistral", "gemma2", "gemma3"];
-
-const GGUF: [&str; 5] = ["gguf_llama", "gguf_qwen2", "gguf_qwen3", "gguf_phi3", "gguf_gemma3"];
 
 #[derive(Deserialize)]
 struct Case {
@@ -38,6 +34,11 @@ struct Fixture {
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_text").join(name)
+}
+
+/// The names of the fixtures in safetensors, and of those in GGUF.
+fn by_kind() -> (Vec<String>, Vec<String>) {
+    families_of("text_to_text").into_iter().partition(|name| folder(name).join("config.json").exists())
 }
 
 fn find(file: &Path, config: &Value) -> Result<DecoderConfig> {
@@ -144,8 +145,8 @@ fn difference(left: &[f32], right: &[f32]) -> f32 {
 
 #[test]
 fn logits_and_greedy_texts_are_the_references() {
-    for name in FOLDERS.into_iter().chain(GGUF) {
-        let fixture = Fixture::read(name);
+    for name in families_of("text_to_text") {
+        let fixture = Fixture::read(&name);
         let mut largest = 0.0f32;
         for (index, case) in fixture.cases.iter().enumerate() {
             let mut caches = [fixture.decoder.cache(0).unwrap()];
@@ -167,8 +168,8 @@ fn logits_and_greedy_texts_are_the_references() {
 
 #[test]
 fn sequences_together_and_prompts_in_pieces_give_what_they_give_alone() {
-    for name in FOLDERS.into_iter().chain(GGUF) {
-        let fixture = Fixture::read(name);
+    for name in families_of("text_to_text") {
+        let fixture = Fixture::read(&name);
         let alone: Vec<_> = fixture.cases.iter().map(|case| fixture.greedy(&case.prompt)).collect();
         // A sequence joins every few steps, its prompt in pieces of seven tokens, while the others write on.
         let mut texts: Vec<Text> = Vec::new();
@@ -269,8 +270,8 @@ fn settings_that_make_no_sense_are_errors() {
     ];
     let file = Path::new("config.json");
     let mut refused = vec![0; changes.len()];
-    for name in FOLDERS {
-        let config: Value = read_json(&folder(name).join("config.json")).unwrap();
+    for name in by_kind().0 {
+        let config: Value = read_json(&folder(&name).join("config.json")).unwrap();
         for (index, change) in changes.iter().enumerate() {
             let mut config = config.clone();
             config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
@@ -288,9 +289,9 @@ fn settings_that_make_no_sense_are_errors() {
 
 #[test]
 fn a_gguf_file_brings_its_tokenizer() {
-    for name in GGUF {
-        let context = LoadContext::detached(&name.into());
-        let file = open(&folder(name)).gguf(&context).unwrap().unwrap();
+    for name in by_kind().1 {
+        let context = LoadContext::detached(&name.as_str().into());
+        let file = open(&folder(&name)).gguf(&context).unwrap().unwrap();
         let tokenizer = GgufFile::open(&file).unwrap().tokenizer().unwrap();
         assert_eq!(tokenizer.tokens.len(), 384, "{name}");
         assert_eq!(tokenizer.kinds.len(), 384, "{name}");

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use model_actors::{Footprint, ImageEmbedding, LoadContext, LoadStage};
 
 use super::inputs::TextPlan;
-use super::{Architecture, FAMILIES, LoadedModel, PASS_ROWS, SharedModel, THREAD_SCRATCH};
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PASS_ROWS, SharedModel, THREAD_SCRATCH};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
 use crate::limits::MAX_IMAGE_ROWS;
 use crate::loader;
+use crate::models::config_file;
 use crate::pixels::{MAX_SIDE, Preprocessing, Size};
 use crate::source::{Files, read_json};
 use crate::weights::WeightFiles;
@@ -30,8 +31,8 @@ impl loader::Plan for Plan {
     type Loaded = SharedModel;
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
-        let config = files.required("config.json", context)?;
-        let architecture = families::find(FAMILIES, "image embedding", &config, &read_json(&config)?)?;
+        let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
+        let architecture = families::find(FAMILIES, CAPABILITY, &config, &read_json(&config)?)?;
         let preprocessing = Preprocessing::open(&files, architecture.processor(), context)?;
         if let Some(side) = architecture.side()
             && preprocessing.exact() != Some((side, side))

@@ -17,7 +17,7 @@ use crate::kernels::{Activation, LayerNorm, Linear, SCORES, Span};
 use crate::weights::{WeightFiles, WeightReader};
 
 /// More than any side of a real model, and far from where products of sides overflow.
-const LARGEST_SIDE: usize = 1 << 20;
+pub(super) const MAX_SIDE: usize = 1 << 20;
 
 /// The sides of a model.
 #[derive(Debug, Clone, Copy)]
@@ -39,10 +39,10 @@ impl Sizes {
     /// [`Error::InvalidConfig`].
     pub(super) fn check(self, file: &Path) -> Result<Self> {
         let sides = [self.vocabulary, self.width, self.heads, self.middle, self.longest];
-        if let Some(side) = sides.into_iter().find(|side| !(1..=LARGEST_SIDE).contains(side)) {
+        if let Some(side) = sides.into_iter().find(|side| !(1..=MAX_SIDE).contains(side)) {
             return Err(invalid(
                 file,
-                format!("a size of {side} is out of range; 1 to {LARGEST_SIDE} are allowed"),
+                format!("a size of {side} is out of range; 1 to {MAX_SIDE} are allowed"),
             ));
         }
         if !self.width.is_multiple_of(self.heads) {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::decoding::{Embedder, Sight};
-use super::encoder::{invalid, layer_norm, linear, swapped, unsupported};
+use super::encoder::{MAX_SIDE, invalid, layer_norm, linear, swapped, unsupported};
 use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::Result;
 use crate::families::{Family, parse};
@@ -31,7 +31,6 @@ pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
 const LATENT: &str = "latent_attention_model.";
 /// Fixed in the reference implementation.
 const EPSILON: f64 = 1e-5;
-const LARGEST_SIDE: usize = 1 << 20;
 
 /// `config.json`.
 #[derive(Deserialize)]
@@ -111,7 +110,7 @@ impl NvEmbed {
         let sides = [latent.num_latents_value, latent.num_cross_heads, latent.cross_dim_head, latent.mult];
         let inner = latent.num_cross_heads.saturating_mul(latent.cross_dim_head);
         let wide = latent.mult.saturating_mul(latent.latent_dim);
-        let sound = sides.into_iter().chain([inner, wide]).all(|side| (1..=LARGEST_SIDE).contains(&side));
+        let sound = sides.into_iter().chain([inner, wide]).all(|side| (1..=MAX_SIDE).contains(&side));
         if !sound || latent.latent_dim != decoder.0.width {
             let reason =
                 "latent_attention_config has sizes that are out of range, or another width than the text's";

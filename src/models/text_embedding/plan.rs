@@ -12,6 +12,7 @@ use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
 use crate::loader;
+use crate::models::config_file;
 use crate::pooling::Modules;
 use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
@@ -114,7 +115,8 @@ impl loader::Plan for Plan {
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let modules = Modules::read(&files, context)?;
         let folder = modules.transformer.clone();
-        let config = files.required(&format!("{folder}config.json"), context)?;
+        let name = format!("{folder}config.json");
+        let config = config_file::find(&files, &name, FAMILIES, CAPABILITY, context)?;
         let json = read_json(&config)?;
         let architecture = families::find(FAMILIES, CAPABILITY, &config, &json)?;
         let Matryoshka { matryoshka_dimensions: shorter } = families::parse(&config, &json)?;

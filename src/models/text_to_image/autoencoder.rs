@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::Watch;
 use super::layers::{Place, linear};
-use super::repository::{Part, Repository, invalid};
+use super::repository::{MAX_LEVELS, MAX_WIDTH, Part, Repository, invalid};
 use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
 use crate::error::Result;
 use crate::kernels::{Activation, Convolution, GroupNorm, Linear, attend};
@@ -67,11 +67,11 @@ impl AutoencoderConfig {
 
     fn check(&self, path: &Path) -> Result<()> {
         let levels = self.block_out_channels.len();
-        if !(1..=8).contains(&levels) || self.up_block_types.len() != levels {
-            return Err(invalid(
-                path,
-                format!("it has {levels} block_out_channels; 1 to 8 are allowed, as many as up_block_types"),
-            ));
+        if !(1..=MAX_LEVELS).contains(&levels) || self.up_block_types.len() != levels {
+            let reason = format!(
+                "it has {levels} block_out_channels; 1 to {MAX_LEVELS} are allowed, as many as up_block_types"
+            );
+            return Err(invalid(path, reason));
         }
         if let Some(other) = self.up_block_types.iter().find(|name| *name != "UpDecoderBlock2D") {
             return Err(invalid(
@@ -80,10 +80,10 @@ impl AutoencoderConfig {
             ));
         }
         let sides = self.block_out_channels.iter().chain([&self.latent_channels, &self.layers_per_block]);
-        if let Some(side) = sides.into_iter().find(|side| !(1..=1 << 16).contains(*side)) {
+        if let Some(side) = sides.into_iter().find(|side| !(1..=MAX_WIDTH).contains(*side)) {
             return Err(invalid(
                 path,
-                format!("a width or number of layers is {side}; 1 to 65,536 are allowed"),
+                format!("a width or number of layers is {side}; 1 to {MAX_WIDTH} are allowed"),
             ));
         }
         let groups = self.norm_num_groups;

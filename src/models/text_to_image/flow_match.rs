@@ -13,6 +13,8 @@ use super::{Noise, Scheduler, Settings};
 use crate::error::{Error, Result};
 
 const CLASSES: &[&str] = &["FlowMatchEulerDiscreteScheduler"];
+/// The strongest shift; the weakest is as far below 1.
+const MAX_SHIFT: f64 = 1000.0;
 /// What requests call it.
 pub(super) const NAME: &str = "flow_match_euler";
 
@@ -97,9 +99,9 @@ impl FlowSchedule {
                 format!("num_train_timesteps is {times}; 1 to {MAX_TIMES} are allowed"),
             ));
         }
-        let shift = config.shift;
-        if !(1e-3..=1e3).contains(&shift) {
-            return Err(invalid(&path, format!("shift is {shift}; 0.001 to 1,000 are allowed")));
+        let (shift, least) = (config.shift, 1.0 / MAX_SHIFT);
+        if !(least..=MAX_SHIFT).contains(&shift) {
+            return Err(invalid(&path, format!("shift is {shift}; {least} to {MAX_SHIFT} are allowed")));
         }
         if let Some(end) = config.shift_terminal.filter(|end| !(0.0..1.0).contains(end)) {
             return Err(invalid(&path, format!("shift_terminal is {end}; it must lie between 0 and 1")));

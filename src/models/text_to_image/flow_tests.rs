@@ -2,7 +2,7 @@
 //! schedule, and the whole loop from the same noise.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::{Advance, Conditioning, Noise, TextToImageModel, Watch};
 use crate::error::Error;
+use crate::models::folders::families_of;
 use crate::source::Source;
 
 /// Of a part against the reference.
@@ -20,7 +21,14 @@ const LOOP: f32 = 1e-2;
 /// Tokens of a prompt for CLIP.
 const CLIP: usize = 77;
 
-const NAMES: [&str; 3] = ["sd35", "flux_schnell", "flux_dev"];
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_image").join(name)
+}
+
+/// All that `reference_tests` does not compare.
+fn names() -> impl Iterator<Item = String> {
+    families_of("text_to_image").into_iter().filter(|name| !folder(name).join("expected.json").exists())
+}
 
 /// `case.json`: what the reference was asked.
 #[derive(Deserialize)]
@@ -35,7 +43,7 @@ struct Case {
 }
 
 struct Fixture {
-    name: &'static str,
+    name: String,
     model: TextToImageModel,
     request: PaintImage,
     moment: f64,
@@ -43,9 +51,8 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn open(name: &'static str) -> Self {
-        let folder =
-            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_image").join(name);
+    fn open(name: &str) -> Self {
+        let folder = folder(name);
         let case: Case = serde_json::from_slice(&std::fs::read(folder.join("case.json")).unwrap()).unwrap();
         let expected =
             candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
@@ -58,7 +65,7 @@ impl Fixture {
             ..PaintImage::default()
         };
         let model = TextToImageModel::load(Source::directory(folder)).unwrap();
-        Self { name, model, request, moment: case.moment, expected }
+        Self { name: name.to_owned(), model, request, moment: case.moment, expected }
     }
 
     fn condition(&self) -> Conditioning {
@@ -87,8 +94,8 @@ fn recorded_rows(hidden: &Tensor) -> Tensor {
 #[test]
 fn each_part_agrees_with_its_reference() {
     let mut wrong = Vec::new();
-    for name in NAMES {
-        let fixture = Fixture::open(name);
+    for name in names() {
+        let fixture = Fixture::open(&name);
         let pipeline = &fixture.model.shared.pipeline;
         let conditioning = fixture.condition();
         wrong.extend(fixture.compare("pooled", conditioning.pooled.as_ref().unwrap(), PART));
@@ -111,8 +118,8 @@ fn each_part_agrees_with_its_reference() {
 #[test]
 fn the_loop_from_the_same_noise_agrees_with_its_reference() {
     let mut wrong = Vec::new();
-    for name in NAMES {
-        let fixture = Fixture::open(name);
+    for name in names() {
+        let fixture = Fixture::open(&name);
         let model = &fixture.model;
         let settings = model.shared.plan.settings(&fixture.request).unwrap();
         let scheduler = model.shared.pipeline.scheduler(&settings).unwrap();
@@ -138,8 +145,8 @@ fn the_loop_from_the_same_noise_agrees_with_its_reference() {
 
 #[test]
 fn a_model_looks_between_its_layers_whether_anybody_waits() {
-    for name in NAMES {
-        let fixture = Fixture::open(name);
+    for name in names() {
+        let fixture = Fixture::open(&name);
         let (looks, latents) = (AtomicUsize::new(0), &fixture.expected["latents"]);
         let conditioning = fixture.condition();
         let pipeline = &fixture.model.shared.pipeline;

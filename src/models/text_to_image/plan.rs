@@ -7,7 +7,8 @@ use model_actors::{Footprint, LoadContext, LoadStage, PaintImage, TextToImage};
 use serde_json::json;
 
 use super::{
-    Architecture, FAMILIES, LoadedModel, PartWeights, Repository, Settings, SharedModel, THREAD_SCRATCH,
+    Architecture, CAPABILITY, FAMILIES, LoadedModel, PartWeights, Repository, Settings, SharedModel,
+    THREAD_SCRATCH,
 };
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -29,7 +30,7 @@ impl loader::Plan for Plan {
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let repository = Repository::open(&files, context)?;
         let class = json!({"model_type": repository.class()?});
-        let read = families::find(FAMILIES, "text to image", &repository.path, &class)?;
+        let read = families::find(FAMILIES, CAPABILITY, &repository.path, &class)?;
         let architecture = read(&repository)?;
         Ok(Self { files, architecture })
     }

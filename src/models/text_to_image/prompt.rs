@@ -14,10 +14,10 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer, TruncationParams
 
 use super::repository::Repository;
 use crate::error::{Error, Result};
-use crate::tokens::{Growth, open};
+use crate::tokens::{Growth, Specials, open};
 
 /// Most tokens of a prompt.
-const LONGEST: usize = 4096;
+const MAX_PROMPT: usize = 4096;
 /// How CLIP splits a text into words.
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -96,7 +96,7 @@ impl TokenizerFiles {
 
     /// Tokens of a prompt, where the settings say; CLIP's number where they do not.
     pub(super) fn longest(&self) -> usize {
-        self.settings.model_max_length.map_or(77, |length| (length as usize).min(LONGEST))
+        self.settings.model_max_length.map_or(77, |length| (length as usize).min(MAX_PROMPT))
     }
 
     /// Reads the tokenizer, for prompts of `length` tokens, special ones included.
@@ -117,9 +117,10 @@ impl TokenizerFiles {
             use tokenizers::PostProcessor as _;
             tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false))
         };
-        if !(special + 1..=LONGEST).contains(&length) {
+        if !(special + 1..=MAX_PROMPT).contains(&length) {
+            let least = special + 1;
             let reason =
-                format!("prompts of {length} tokens are asked for; {} to {LONGEST} are allowed", special + 1);
+                format!("prompts of {length} tokens are asked for; {least} to {MAX_PROMPT} are allowed");
             return Err(invalid(reason));
         }
         let truncation = TruncationParams { max_length: length, ..TruncationParams::default() };
@@ -208,9 +209,7 @@ impl PromptTokens {
     /// [`Error::InvalidInput`] if it cannot be tokenized.
     pub(super) fn encode(&self, prompt: &str) -> Result<Vec<u32>> {
         let failed = |error: String| Error::InvalidInput(format!("the prompt cannot be tokenized: {error}"));
-        self.growth.check(&self.tokenizer, prompt).map_err(failed)?;
-        let encoding = self.tokenizer.encode_fast(prompt, true).map_err(|error| failed(error.to_string()))?;
-        let mut ids = encoding.get_ids().to_vec();
+        let mut ids = self.growth.encode(&self.tokenizer, prompt, Specials::Added).map_err(failed)?;
         ids.resize(self.length, self.pad);
         Ok(ids)
     }

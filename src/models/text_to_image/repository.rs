@@ -7,10 +7,21 @@ use model_actors::{Bytes, LoadContext};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::{CAPABILITY, FAMILIES};
 use crate::error::{Error, Result};
 use crate::families::parse;
+use crate::models::config_file;
 use crate::source::{Files, read_json};
 use crate::weights::WeightFiles;
+
+/// Most levels of a UNet or an autoencoder, each of half the resolution of the one above it.
+pub(super) const MAX_LEVELS: usize = 8;
+/// Largest width that a component's configuration may name, and most layers or heads of a UNet or an autoencoder.
+pub(super) const MAX_WIDTH: usize = 1 << 16;
+/// Most layers of a transformer, heads of one, numbers of a head, and channels of its latents.
+pub(super) const MAX_COUNT: usize = 1 << 10;
+/// Most latents along a side of the usual picture.
+pub(super) const MAX_SAMPLE: usize = 4096;
 
 /// The small files of a repository.
 pub(super) struct Repository<'a> {
@@ -30,7 +41,7 @@ struct ClassName {
 
 impl<'a> Repository<'a> {
     pub(super) fn open(files: &'a Files, context: &'a LoadContext) -> Result<Self> {
-        let path = files.required("model_index.json", context)?;
+        let path = config_file::find(files, "model_index.json", FAMILIES, CAPABILITY, context)?;
         let index = read_json(&path)?;
         Ok(Self { files, context, path, index })
     }

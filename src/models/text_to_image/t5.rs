@@ -12,9 +12,22 @@ use super::Watch;
 use super::joint::RmsNorm;
 use super::layers::Place;
 use super::prompt::{PromptTokens, TokenizerFiles};
-use super::repository::{Repository, invalid};
+use super::repository::{MAX_COUNT, MAX_WIDTH, Repository, invalid};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear, attend_with_bias};
+
+/// Most tokens of its vocabulary.
+const MAX_VOCABULARY: usize = 1 << 24;
+/// Widest middle of a layer.
+const MAX_MIDDLE: usize = 1 << 20;
+/// Most heads.
+const MAX_HEADS: usize = 256;
+/// Most numbers of a head.
+const MAX_HEAD: usize = 4096;
+/// Most buckets that distances are sorted into.
+const MAX_BUCKETS: usize = 1 << 16;
+/// Longest distance that the buckets tell from a longer one.
+const MAX_DISTANCE: usize = 1 << 20;
 
 /// Settings that have only one supported value.
 const ONLY: &[(&str, &str)] = &[("model_type", "\"t5\""), ("is_decoder", "false")];
@@ -84,13 +97,13 @@ impl Config {
             });
         }
         let sides = [
-            ("vocab_size", self.vocab_size, 1 << 24),
-            ("d_model", self.d_model, 1 << 16),
-            ("d_kv", self.d_kv, 1 << 12),
-            ("d_ff", self.d_ff, 1 << 20),
-            ("num_layers", self.num_layers, 1 << 10),
-            ("num_heads", self.num_heads, 1 << 8),
-            ("relative_attention_max_distance", self.relative_attention_max_distance, 1 << 20),
+            ("vocab_size", self.vocab_size, MAX_VOCABULARY),
+            ("d_model", self.d_model, MAX_WIDTH),
+            ("d_kv", self.d_kv, MAX_HEAD),
+            ("d_ff", self.d_ff, MAX_MIDDLE),
+            ("num_layers", self.num_layers, MAX_COUNT),
+            ("num_heads", self.num_heads, MAX_HEADS),
+            ("relative_attention_max_distance", self.relative_attention_max_distance, MAX_DISTANCE),
         ];
         if let Some((name, side, most)) =
             sides.into_iter().find(|(_, side, most)| !(1..=*most).contains(side))
@@ -98,10 +111,10 @@ impl Config {
             return Err(invalid(path, format!("{name} is {side}; 1 to {most} are allowed")));
         }
         let (buckets, farthest) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
-        if !(4..=1 << 16).contains(&buckets) || farthest <= buckets / 4 {
+        if !(4..=MAX_BUCKETS).contains(&buckets) || farthest <= buckets / 4 {
             let reason = format!(
                 "relative_attention_num_buckets is {buckets} and relative_attention_max_distance {farthest}; 4 to \
-                 65,536 buckets are allowed, and a distance above a quarter of them"
+                 {MAX_BUCKETS} buckets are allowed, and a distance above a quarter of them"
             );
             return Err(invalid(path, reason));
         }

@@ -14,11 +14,15 @@ use crate::generation::{self, ChatTemplate, SpecialTokens};
 use crate::gguf::GgufFile;
 use crate::limits::WritingLimits;
 use crate::loader;
+use crate::models::config_file;
 use crate::models::decoder::{DecoderConfig, FAMILIES};
 use crate::models::streams::{self, PROMPT_ROWS};
 use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
+
+/// What errors call it.
+const CAPABILITY: &str = "text to text";
 
 /// What gemm, the tokenizer and the allocator keep for each thread, as measured for text embedding.
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);
@@ -115,8 +119,8 @@ impl loader::Plan for Plan {
 
 impl Plan {
     fn read_folder(files: Files, context: &LoadContext) -> Result<Self> {
-        let file = files.required("config.json", context)?;
-        let config = families::find(FAMILIES, "text to text", &file, &read_json(&file)?)?;
+        let file = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
+        let config = families::find(FAMILIES, CAPABILITY, &file, &read_json(&file)?)?;
         let settings: GenerationConfig =
             files.optional_json("generation_config.json", context)?.unwrap_or_default();
         let mut end_tokens = config.end_tokens.clone();

@@ -13,7 +13,7 @@ use crate::kernels::Activation;
 use crate::limits::MAX_MODEL_SIDE;
 
 /// Largest of any number that sizes a tower; keeps products of two of them far from overflowing.
-const MAX_SIZE: usize = 1 << 24;
+pub(crate) const MAX_SIZE: usize = 1 << 24;
 
 /// `vision_config` of CLIP and SigLIP.
 #[derive(Debug, Clone, Deserialize)]

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::vision::ImageRows;
 use super::{
-    Bias, Middle, Patches, Positions, Resampling, Stack, StackShape, TextSettings, TextTower, VisionSettings,
-    VisionTower, linear, norm, pick, starts,
+    Bias, MAX_SIZE, Middle, Patches, Positions, Resampling, Stack, StackShape, TextSettings, TextTower,
+    VisionSettings, VisionTower, linear, norm, pick, starts,
 };
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, LayerNorm, Linear, Span, attend};
@@ -143,9 +143,9 @@ impl TextConfig {
         let projection = config.get("projection_size").filter(|size| !size.is_null());
         let projection = match projection.map(Value::as_u64) {
             None => settings.hidden_size,
-            Some(Some(size @ 1..=0xff_ffff)) => size as usize,
+            Some(Some(size)) if (1..=MAX_SIZE as u64).contains(&size) => size as usize,
             Some(_) => {
-                let reason = "projection_size must be a whole number from 1".to_owned();
+                let reason = format!("projection_size must be a whole number from 1 to {MAX_SIZE}");
                 return Err(Error::InvalidConfig { file: file.to_owned(), reason });
             }
         };

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::chat::{Chat, part};
 use super::narrator::Narrator;
-use super::{Architecture, ImageRows, Memory, Network, Prompt, Room, Unfinished, misfit};
+use super::{Architecture, CAPABILITY, ImageRows, Memory, Network, Prompt, Room, Unfinished, misfit};
 use crate::error::{Error, Result};
 use crate::families::{self, Family, parse};
 use crate::kernels::{Activation, Linear};
@@ -139,7 +139,7 @@ impl Config {
         let text = part(config, "text_config");
         let fallback = json!({"model_type": "llama"});
         let text = if text.is_object() { text } else { &fallback };
-        let text = families::find(decoder::FAMILIES, "vision", file, text)?;
+        let text = families::find(decoder::FAMILIES, CAPABILITY, file, text)?;
         Ok(Self { file: file.to_owned(), vision, text, own, activation, tiles, rest: None })
     }
 

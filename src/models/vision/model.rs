@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use model_actors::{Completion, DescribeImage, Footprint};
+use model_actors::{Completion, DescribeImage, Footprint, Loader, Vision};
 
 use super::request::Asked;
 use super::{LoadedModel, Plan};
@@ -21,7 +21,7 @@ use crate::source::Source;
 /// use candle_actors::{Source, VisionModel};
 /// use model_actors::{DescribeImage, ImageSource, Sampling};
 /// # fn main() -> candle_actors::Result<()> {
-/// let model = VisionModel::load(Source::repository("Salesforce/blip-image-captioning-base"))?;
+/// let model = VisionModel::load(Source::repository("Salesforce/blip-image-captioning-large"))?;
 /// let completion = model.describe(&DescribeImage {
 ///     image: ImageSource::Path("cat.jpg".into()),
 ///     question: String::new(),
@@ -76,6 +76,15 @@ impl VisionModel {
     /// As [`VisionModel::load`].
     pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
         Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+    }
+
+    /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
+    /// which the engine then finds by its id. That specification has to be [continuous](model_actors::ModelSpec::continuous).
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for a setting that is out of range.
+    pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<Vision>> {
+        ModelLoader::<Plan>::alone(source, options)
     }
 
     pub(super) fn of(shared: Arc<LoadedModel>) -> Result<Self> {

@@ -20,8 +20,8 @@ use crate::error::{Error, Result};
 use crate::families::{Family, parse};
 use crate::kernels::{Activation, LayerNorm, Linear, Span};
 use crate::models::towers::{
-    Bias, Layer, Middle, Patches, Positions, Resampling, Stack, StackShape, VisionTower, check_stack, linear,
-    norm, with_defaults,
+    Bias, Layer, MAX_SIZE, Middle, Patches, Positions, Resampling, Stack, StackShape, VisionTower,
+    check_stack, linear, norm, with_defaults,
 };
 use crate::pixels::Scaling;
 use crate::source::Files;
@@ -147,7 +147,7 @@ impl Config {
         if vision.in_channels != 3 || vision.proj_out_dim != text.dim {
             return Err(invalid("in_channels is not 3, or proj_out_dim is not the text's dim"));
         }
-        if !(1..=1 << 24).contains(&vision.proj_inner_dim) {
+        if !(1..=MAX_SIZE).contains(&vision.proj_inner_dim) {
             return Err(invalid("proj_inner_dim is out of range"));
         }
         let VisionConfig { crop_size, enc_patch_size, overlap_margin, max_crops, .. } = vision;

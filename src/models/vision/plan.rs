@@ -6,12 +6,15 @@ use std::sync::Arc;
 use model_actors::{Bytes, Footprint, LoadContext, LoadStage, Vision};
 
 use super::request::room;
-use super::{Architecture, FAMILIES, LoadedModel, PROMPT_ROWS, Room, SharedModel, THREAD_SCRATCH};
+use super::{
+    Architecture, CAPABILITY, FAMILIES, LoadedModel, PROMPT_ROWS, Room, SharedModel, THREAD_SCRATCH,
+};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
 use crate::limits::WritingLimits;
 use crate::loader;
+use crate::models::config_file;
 use crate::models::streams;
 use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
@@ -29,8 +32,8 @@ impl loader::Plan for Plan {
     type Loaded = SharedModel;
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
-        let config = files.required("config.json", context)?;
-        let mut architecture = families::find(FAMILIES, "vision", &config, &read_json(&config)?)?;
+        let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
+        let mut architecture = families::find(FAMILIES, CAPABILITY, &config, &read_json(&config)?)?;
         architecture.complete(&files, context)?;
         let tokenizer = files.required("tokenizer.json", context)?;
         Ok(Self { files, architecture, tokenizer, limits: WritingLimits::default() })

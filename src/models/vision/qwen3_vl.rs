@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::chat::{Chat, part};
 use super::narrator::Narrator;
-use super::{Architecture, ImageRows, Memory, Network, Prompt, Room, Unfinished, misfit};
+use super::{Architecture, CAPABILITY, ImageRows, Memory, Network, Prompt, Room, Unfinished, misfit};
 use crate::error::{Error, Result};
 use crate::families::{self, Family};
 use crate::kernels::rotary::Position;
@@ -48,7 +48,7 @@ impl Config {
     fn read(file: &Path, config: &Value) -> Result<Self> {
         let tower = TowerConfig::read(file, part(config, "vision_config"))?;
         let text = text_config(config);
-        let text = families::find(decoder::FAMILIES, "vision", file, &text)?;
+        let text = families::find(decoder::FAMILIES, CAPABILITY, file, &text)?;
         let invalid = |reason: String| Error::InvalidConfig { file: file.to_owned(), reason };
         if tower.out_hidden_size != text.width {
             let (out, width) = (tower.out_hidden_size, text.width);

@@ -11,7 +11,7 @@ use super::super::joint::{
     Steering, Turns, gated, modulated, to_patches,
 };
 use super::super::layers::Place;
-use super::super::repository::{Part, Repository, invalid};
+use super::super::repository::{MAX_COUNT, MAX_WIDTH, Part, Repository, invalid};
 use crate::error::Result;
 use crate::kernels::{Activation, Linear};
 
@@ -65,13 +65,13 @@ impl TransformerConfig {
         let file = "transformer/config.json";
         let (path, config): (_, Self) = repository.config(file, &["FluxTransformer2DModel"], ONLY)?;
         let sides = [
-            ("in_channels", config.in_channels, 1 << 12),
-            ("num_layers", config.num_layers.max(1), 1 << 10),
-            ("num_single_layers", config.num_single_layers.max(1), 1 << 10),
-            ("attention_head_dim", config.attention_head_dim, 1 << 10),
-            ("num_attention_heads", config.num_attention_heads, 1 << 10),
-            ("joint_attention_dim", config.joint_attention_dim, 1 << 16),
-            ("pooled_projection_dim", config.pooled_projection_dim, 1 << 16),
+            ("in_channels", config.in_channels, SIDE * SIDE * MAX_COUNT),
+            ("num_layers", config.num_layers.max(1), MAX_COUNT),
+            ("num_single_layers", config.num_single_layers.max(1), MAX_COUNT),
+            ("attention_head_dim", config.attention_head_dim, MAX_COUNT),
+            ("num_attention_heads", config.num_attention_heads, MAX_COUNT),
+            ("joint_attention_dim", config.joint_attention_dim, MAX_WIDTH),
+            ("pooled_projection_dim", config.pooled_projection_dim, MAX_WIDTH),
         ];
         if let Some((name, side, most)) =
             sides.into_iter().find(|(_, side, most)| !(1..=*most).contains(side))

@@ -10,12 +10,15 @@ use super::super::joint::{
     Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Steering, to_patches,
 };
 use super::super::layers::Place;
-use super::super::repository::{Part, Repository, invalid};
+use super::super::repository::{MAX_COUNT, MAX_SAMPLE, MAX_WIDTH, Part, Repository, invalid};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear};
 
 /// Where its weights are.
 pub(super) const PART: Part = Part { folder: "transformer/", file: Part::DIFFUSERS, uses: |_| true };
+
+/// Most latents along a side of a patch.
+const MAX_PATCH: usize = 64;
 
 /// `transformer/config.json`. What has a default in diffusers has it here.
 #[derive(Debug, Clone, Deserialize)]
@@ -61,15 +64,15 @@ impl TransformerConfig {
         let file = "transformer/config.json";
         let (path, config): (_, Self) = repository.config(file, &["SD3Transformer2DModel"], &[])?;
         let sides = [
-            ("sample_size", config.sample_size, 1 << 12),
-            ("patch_size", config.patch_size, 1 << 6),
-            ("in_channels", config.in_channels, 1 << 10),
-            ("num_layers", config.num_layers, 1 << 10),
-            ("attention_head_dim", config.attention_head_dim, 1 << 10),
-            ("num_attention_heads", config.num_attention_heads, 1 << 10),
-            ("joint_attention_dim", config.joint_attention_dim, 1 << 16),
-            ("pooled_projection_dim", config.pooled_projection_dim, 1 << 16),
-            ("pos_embed_max_size", config.pos_embed_max_size, 1 << 12),
+            ("sample_size", config.sample_size, MAX_SAMPLE),
+            ("patch_size", config.patch_size, MAX_PATCH),
+            ("in_channels", config.in_channels, MAX_COUNT),
+            ("num_layers", config.num_layers, MAX_COUNT),
+            ("attention_head_dim", config.attention_head_dim, MAX_COUNT),
+            ("num_attention_heads", config.num_attention_heads, MAX_COUNT),
+            ("joint_attention_dim", config.joint_attention_dim, MAX_WIDTH),
+            ("pooled_projection_dim", config.pooled_projection_dim, MAX_WIDTH),
+            ("pos_embed_max_size", config.pos_embed_max_size, MAX_SAMPLE),
         ];
         if let Some((name, side, most)) =
             sides.into_iter().find(|(_, side, most)| !(1..=*most).contains(side))

@@ -6,11 +6,8 @@ use model_actors::Bytes;
 use serde::Deserialize;
 
 use super::super::layers::Sinusoid;
-use super::super::repository::{Repository, invalid};
+use super::super::repository::{MAX_LEVELS, MAX_SAMPLE, MAX_WIDTH, Repository, invalid};
 use crate::error::{Error, Result};
-
-/// Most latents along a side of the usual picture.
-const MAX_SAMPLE: usize = 4096;
 
 /// Settings that have only one supported value.
 const ONLY: &[(&str, &str)] = &[
@@ -141,9 +138,10 @@ impl UnetConfig {
     fn check(&self, path: &Path) -> Result<()> {
         let levels = self.block_out_channels.len();
         let counts = [self.down_block_types.len(), self.up_block_types.len()];
-        if !(1..=8).contains(&levels) || counts != [levels, levels] {
-            let reason =
-                format!("it has {levels} block_out_channels; 1 to 8 are allowed, as many as block types");
+        if !(1..=MAX_LEVELS).contains(&levels) || counts != [levels, levels] {
+            let reason = format!(
+                "it has {levels} block_out_channels; 1 to {MAX_LEVELS} are allowed, as many as block types"
+            );
             return Err(invalid(path, reason));
         }
         check_types(
@@ -166,9 +164,9 @@ impl UnetConfig {
         let added = [self.time_embedding_dim, self.addition_time_embed_dim, self.added_width()];
         let sides = [self.in_channels, self.out_channels];
         if let Some(side) =
-            added.into_iter().flatten().chain(sides).find(|side| !(1..=1 << 16).contains(side))
+            added.into_iter().flatten().chain(sides).find(|side| !(1..=MAX_WIDTH).contains(side))
         {
-            return Err(invalid(path, format!("a width is {side}; 1 to 65,536 are allowed")));
+            return Err(invalid(path, format!("a width is {side}; 1 to {MAX_WIDTH} are allowed")));
         }
         match self.addition_embed_type.as_deref() {
             None => Ok(()),
@@ -192,8 +190,9 @@ impl UnetConfig {
     fn check_level(&self, path: &Path, level: LevelConfig) -> Result<()> {
         let LevelConfig { width, layers, heads, transformer_layers, text_width, .. } = level;
         let numbers = [width, layers, heads, transformer_layers, text_width];
-        if let Some(number) = numbers.into_iter().find(|number| !(1..=1 << 16).contains(number)) {
-            let reason = format!("a number of widths, layers or heads is {number}; 1 to 65,536 are allowed");
+        if let Some(number) = numbers.into_iter().find(|number| !(1..=MAX_WIDTH).contains(number)) {
+            let reason =
+                format!("a number of widths, layers or heads is {number}; 1 to {MAX_WIDTH} are allowed");
             return Err(invalid(path, reason));
         }
         let groups = self.norm_num_groups;

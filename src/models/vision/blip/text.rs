@@ -13,12 +13,9 @@ use crate::kernels::causal::{CausalAttention, KeyValues, Run, growing_bytes};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rotary::Turns;
 use crate::kernels::{Activation, LayerNorm, Span, attend};
-use crate::models::towers::{StackShape, activation, check_stack, norm};
+use crate::models::towers::{MAX_SIZE, StackShape, activation, check_stack, norm};
 use crate::models::vision::PROMPT_ROWS;
 use crate::weights::WeightReader;
-
-/// Largest vocabulary and context that a configuration may claim.
-const MAX_SIZE: usize = 1 << 24;
 
 /// `text_config`.
 #[derive(Debug, Clone, Deserialize)]

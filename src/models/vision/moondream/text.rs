@@ -14,14 +14,12 @@ use crate::kernels::causal::{CausalAttention, KeyValues, Run, growing_bytes};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rotary::{Frequencies, Turns};
 use crate::kernels::{Activation, LayerNorm, Span};
-use crate::models::towers::{StackShape, check_stack, norm, with_defaults};
+use crate::models::towers::{MAX_SIZE, StackShape, check_stack, norm, with_defaults};
 use crate::models::vision::{PROMPT_ROWS, misfit};
 use crate::weights::WeightReader;
 
 const EPSILON: f64 = 1e-5;
 const BASE: f32 = 10_000.0;
-/// Largest vocabulary and context that a configuration may claim.
-const MAX_SIZE: usize = 1 << 24;
 
 /// `text` in the `config` of `config.json`.
 #[derive(Debug, Clone, Deserialize)]

@@ -14,7 +14,9 @@ use crate::families::parse;
 use crate::kernels::rotary::{Frequencies, Turns};
 use crate::kernels::{Activation, LayerNorm, Linear, attend, patches, with_values};
 use crate::limits::MAX_MODEL_SIDE;
-use crate::models::towers::{Bias, StackShape, activation, check_stack, linear, norm, pick, with_defaults};
+use crate::models::towers::{
+    Bias, MAX_SIZE, StackShape, activation, check_stack, linear, norm, pick, with_defaults,
+};
 use crate::models::vision::{Unfinished, misfit};
 use crate::weights::WeightReader;
 
@@ -22,6 +24,12 @@ const EPSILON: f64 = 1e-6;
 /// Rows of a part. A crop of no more is opened, goes through a layer, and has kept what is kept of it in one part; of
 /// 65,536, a part takes no longer, or about as long, as the whole layer of such a crop.
 const PART_ROWS: usize = 4096;
+/// Most pixels along a patch's side.
+const MAX_PATCH: usize = 256;
+/// Most patches along a side of those that are merged, and most pictures in a row that a patch spans.
+const MAX_MERGED: usize = 16;
+/// Most learned positions along a side.
+const MAX_GRID: usize = 4096;
 
 /// `vision_config`.
 #[derive(Debug, Clone, Deserialize)]
@@ -64,14 +72,15 @@ impl TowerConfig {
         let invalid = |reason: String| Err(Error::InvalidConfig { file: file.to_owned(), reason });
         let side = config.side();
         let (patch, merge, time) = (config.patch_size, config.spatial_merge_size, config.temporal_patch_size);
-        let sound = (1..=256).contains(&patch) && (1..=16).contains(&merge) && (1..=16).contains(&time);
-        if !sound || config.in_channels != 3 || !(1..=1 << 24).contains(&config.out_hidden_size) {
+        let sound = (1..=MAX_PATCH).contains(&patch)
+            && [merge, time].iter().all(|count| (1..=MAX_MERGED).contains(count));
+        if !sound || config.in_channels != 3 || !(1..=MAX_SIZE).contains(&config.out_hidden_size) {
             return invalid(format!(
                 "patch_size {patch}, spatial_merge_size {merge}, temporal_patch_size {time}, in_channels or \
                  out_hidden_size are out of range"
             ));
         }
-        if side == 0 || side > 4096 || side * side != config.num_position_embeddings {
+        if side == 0 || side > MAX_GRID || side * side != config.num_position_embeddings {
             return invalid(format!(
                 "num_position_embeddings {} is no square",
                 config.num_position_embeddings
