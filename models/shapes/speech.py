@@ -12,9 +12,12 @@ from world import COLOURS, SHAPES, Scene, Thing, description, joined, questions,
 START, END, IMAGE, PAD = "<|im_start|>", "<|im_end|>", "<image>", "<|pad|>"
 VOCABULARY = 640
 TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+"""ChatML. The vision model's pictures stand before the text."""
 
 PLACES = ["forest", "garden", "city", "valley", "village", "house by the sea"]
 WEATHER = ["sunny", "rainy", "windy", "snowy", "quiet"]
@@ -88,6 +91,12 @@ def conversation(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """A question about a scene given in words, and its answer."""
     question, answer = rng.choice(questions(scene))
     return f"{scene_in_words(scene, rng)} {question}", answer
+
+
+def some_questions(scene: Scene, rng: random.Random, most: int) -> list[tuple[str, str]]:
+    """Some of the questions about a scene in any order, with their answers."""
+    asked = questions(scene)
+    return rng.sample(asked, rng.randint(1, min(most, len(asked))))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -8,6 +8,14 @@ IGNORED = -100
 """The label of a token that is not trained on: the default of PyTorch's cross entropy."""
 
 
+Conversation = list[tuple[list[int], list[int]]]
+"""The tokens of each turn: a prompt and an answer."""
+
+
+def length(conversation: Conversation) -> int:
+    return sum(len(prompt) + len(answer) for prompt, answer in conversation)
+
+
 class Timer:
     """The share of a training that is spent, and the learning rate that goes with it: a short rise, then a straight line
     down. Time is processor time for each thread, so that a busy machine trains longer and not worse."""
@@ -40,15 +48,18 @@ def step(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def padded(turns: list[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and labels of conversations, each a prompt and an answer; only the answers are trained on."""
-    longest = max(len(prompt) + len(answer) for prompt, answer in turns)
-    ids = torch.full((len(turns), longest), pad)
-    labels = torch.full((len(turns), longest), IGNORED)
-    for row, (prompt, answer) in enumerate(turns):
-        length = len(prompt) + len(answer)
-        ids[row, :length] = torch.tensor(prompt + answer)
-        labels[row, len(prompt) : length] = torch.tensor(answer)
+def padded(conversations: list[Conversation], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and labels of conversations; only the answers are trained on."""
+    longest = max(map(length, conversations))
+    ids = torch.full((len(conversations), longest), pad)
+    labels = torch.full((len(conversations), longest), IGNORED)
+    for row, conversation in enumerate(conversations):
+        place = 0
+        for prompt, answer in conversation:
+            answered, end = place + len(prompt), place + len(prompt) + len(answer)
+            ids[row, place:end] = torch.tensor(prompt + answer)
+            labels[row, answered:end] = torch.tensor(answer)
+            place = end
     return ids, labels
 
 
