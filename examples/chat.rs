@@ -2,6 +2,7 @@
 //! people or as JSON lines.
 //!
 //! ```text
+//! cargo run --release --example chat -- --prompt "Tell me a story about a red circle."
 //! cargo run --release --example chat -- --model HuggingFaceTB/SmolLM2-135M-Instruct --prompt "What is rain?"
 //! ```
 
@@ -15,13 +16,17 @@ use clap::Parser;
 use common::{Failure, ended, show_progress};
 use model_actors::{Completion, GenerateText, Message, Prompt, Sampling};
 
+/// Answered where there is nothing else.
+const EXAMPLE: &str = "There is a red circle left of a blue square. What colour is the square?";
+
 /// Talks with a local model.
 #[derive(Parser)]
 struct Arguments {
     /// A model directory, a GGUF file, or a Hugging Face repository with an optional @revision.
-    #[arg(long, value_name = "DIR_OR_REPO")]
+    #[arg(long, value_name = "DIR_OR_REPO", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes-chat"))]
     model: String,
-    /// Answer this and end; without it, each line of standard input is a turn of a conversation.
+    /// Answer this and end; without it, each line of standard input is a turn of a conversation, and where there is none
+    /// an example is answered.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Give the model the prompt as it is, without its chat template.
@@ -43,7 +48,10 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    ended(run(Arguments::parse()).await)
+    match common::arguments() {
+        Ok(arguments) => ended(run(arguments).await),
+        Err(code) => code,
+    }
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -60,26 +68,25 @@ async fn talk(model: &TextGenerator, arguments: &Arguments) -> Result<(), Failur
     // A request has limited time; a download may take longer.
     model.model().preload().await.map_err(candle_actors::Error::from)?;
     if let Some(prompt) = &arguments.prompt {
-        let prompt = match arguments.raw {
-            true => Prompt::Raw(prompt.clone()),
-            false => Prompt::Messages(vec![Message::user(prompt)]),
-        };
-        answer(model, arguments, prompt).await?;
-        return Ok(());
+        return answer_one(model, arguments, prompt).await;
     }
-    let mut messages = Vec::new();
+    let (mut messages, mut turns) = (Vec::new(), 0);
     loop {
         if std::io::stdin().is_terminal() {
             eprint!("> ");
         }
         let mut line = String::new();
         if std::io::stdin().lock().read_line(&mut line)? == 0 {
-            return Ok(());
+            return match turns {
+                0 => answer_one(model, arguments, EXAMPLE).await,
+                _ => Ok(()),
+            };
         }
         let line = line.trim();
         if line.is_empty() {
             continue;
         }
+        turns += 1;
         let prompt = match arguments.raw {
             true => Prompt::Raw(line.to_owned()),
             false => {
@@ -90,6 +97,14 @@ async fn talk(model: &TextGenerator, arguments: &Arguments) -> Result<(), Failur
         let completion = answer(model, arguments, prompt).await?;
         messages.push(Message::assistant(completion.text));
     }
+}
+
+async fn answer_one(model: &TextGenerator, arguments: &Arguments, prompt: &str) -> Result<(), Failure> {
+    let prompt = match arguments.raw {
+        true => Prompt::Raw(prompt.to_owned()),
+        false => Prompt::Messages(vec![Message::user(prompt)]),
+    };
+    answer(model, arguments, prompt).await.map(drop)
 }
 
 /// Prints an answer as it is made.

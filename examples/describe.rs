@@ -2,7 +2,7 @@
 //! objects, one a line.
 //!
 //! ```text
-//! cargo run --release --example describe -- cat.jpg
+//! cargo run --release --example describe
 //! cargo run --release --example describe -- --model Qwen/Qwen3-VL-2B-Instruct cat.jpg --question "What colour is it?"
 //! ```
 
@@ -23,15 +23,21 @@ use model_actors::{Capability, Completion, DescribeImage, Sampling, Vision};
 /// How long to wait for the first word: on a processor, a large model looks at a large image for minutes.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
+const SMALL_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes-vision");
+/// What the small model was trained to answer.
+const SMALL_QUESTION: &str = "Describe the picture.";
+
 /// Describes an image with a local model.
 #[derive(Parser)]
 struct Arguments {
-    /// A model directory, or a Hugging Face repository with an optional @revision.
-    #[arg(long, value_name = "DIR_OR_REPO", default_value = "Salesforce/blip-image-captioning-base")]
-    model: String,
-    /// What to say about the image; for a captioning model the beginning of the caption.
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    question: String,
+    /// A model directory, or a Hugging Face repository with an optional @revision; without, the small one of this
+    /// repository, which knows drawings of coloured shapes.
+    #[arg(long, value_name = "DIR_OR_REPO")]
+    model: Option<String>,
+    /// What to say about the image; for a captioning model the beginning of the caption. Without, the small model is asked
+    /// to describe the picture, and others say what they say unasked.
+    #[arg(long, value_name = "TEXT")]
+    question: Option<String>,
     /// Most tokens to write.
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
@@ -39,16 +45,23 @@ struct Arguments {
     #[arg(long)]
     json: bool,
     /// A file, or an http or https address.
+    #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes/held_out/000.png"))]
     image: String,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    ended(run(Arguments::parse()).await)
+    match common::arguments() {
+        Ok(arguments) => ended(run(arguments).await),
+        Err(code) => code,
+    }
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let engine = Engine::builder().vision("model", Source::parse(&arguments.model)).start().await?;
+    let engine = Engine::builder()
+        .vision("model", Source::parse(arguments.model.as_deref().unwrap_or(SMALL_MODEL)))
+        .start()
+        .await?;
     let progress = tokio::spawn(show_progress(engine.events()));
     let described = describe(&engine.vision("model")?.timeout(PATIENCE), &arguments).await;
     engine.shutdown().await;
@@ -57,9 +70,10 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 async fn describe(model: &ImageDescriber, arguments: &Arguments) -> Result<(), Failure> {
+    let unasked = if arguments.model.is_none() { SMALL_QUESTION } else { "" };
     let request = DescribeImage {
         image: source(&arguments.image)?,
-        question: arguments.question.clone(),
+        question: arguments.question.as_deref().unwrap_or(unasked).to_owned(),
         sampling: Sampling::default(),
         max_tokens: arguments.max_tokens,
     };

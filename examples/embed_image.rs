@@ -60,7 +60,10 @@ struct Line<'a> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    ended(run(Arguments::parse()).await)
+    match common::arguments() {
+        Ok(arguments) => ended(run(arguments).await),
+        Err(code) => code,
+    }
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {

@@ -5,14 +5,17 @@
 //! ```
 //!
 //! The data is `models/shapes/held_out/`, made by `models/shapes/held_out.py`, and the triples of
-//! `models/english-embedding-small/paraphrases.json`.
+//! `models/english-embedding-small/paraphrases.json`. What is said of a scene is compared in `common/scenes.rs`.
+
+#[path = "common/scenes.rs"]
+mod scenes;
 
 use std::path::{Path, PathBuf};
 
-use candle_actors::{Engine, Source};
+use candle_actors::{Engine, ImageDescriber, Source};
 use clap::Parser;
-use model_actors::ImageSource;
-use serde::Deserialize;
+use model_actors::{DescribeImage, GenerateText, ImageSource, Message, PaintImage, Sampling};
+use scenes::HeldOut;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -27,19 +30,6 @@ struct Arguments {
     only: String,
 }
 
-#[derive(Deserialize)]
-struct HeldOut {
-    /// Among so many pictures a text has to find its own.
-    group: usize,
-    pictures: Vec<Scene>,
-}
-
-#[derive(Deserialize)]
-struct Scene {
-    file: String,
-    caption: String,
-}
-
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
     let arguments = Arguments::parse();
@@ -47,16 +37,28 @@ async fn main() -> Result<(), Failure> {
     let engine = Engine::builder()
         .text_embedding("english", folder("english-embedding-small"))
         .image_embedding("finder", folder("shapes-image-embedding"))
+        .vision("describer", folder("shapes-vision"))
+        .text_to_image("painter", folder("shapes-text-to-image"))
+        .text_to_text("chat", folder("shapes-chat"))
         .start()
         .await?;
-    let held_out = arguments.models.join("shapes/held_out");
-    let data: HeldOut = read(&held_out.join("held_out.json"))?;
+    let data = HeldOut::read(&arguments.models)?;
     if "english".contains(&arguments.only) {
         let triples = read(&arguments.models.join("english-embedding-small/paraphrases.json"))?;
         measure_english(&engine, triples).await?;
     }
     if "images".contains(&arguments.only) {
-        measure_images(&engine, &data, &held_out).await?;
+        measure_images(&engine, &data, &arguments.models).await?;
+    }
+    if "vision".contains(&arguments.only) {
+        measure_vision(&engine, &data, &arguments.models).await?;
+    }
+    if "painting".contains(&arguments.only) {
+        measure_painting(&engine, &data).await?;
+    }
+    if "chat".contains(&arguments.only) {
+        measure_chat(&engine, &data).await?;
+        measure_stories(&engine, &data).await?;
     }
     engine.shutdown().await;
     Ok(())
@@ -71,34 +73,89 @@ fn tell(what: &str, right: usize, of: usize) {
     println!("{what:<70} {right:>4} of {of:<4} {:>5.1} %", 100.0 * right as f64 / of as f64);
 }
 
-fn similarity(left: &[f32], right: &[f32]) -> f32 {
-    left.iter().zip(right).map(|(x, y)| x * y).sum()
-}
-
 async fn measure_english(engine: &Engine, triples: Vec<[String; 3]>) -> Result<(), Failure> {
     let model = engine.text_embedding("english")?;
     let mut right = 0;
     for triple in &triples {
         let vectors = model.embed_batch(triple.clone()).await?;
-        right += usize::from(similarity(&vectors[0], &vectors[1]) > similarity(&vectors[0], &vectors[2]));
+        right += usize::from(
+            scenes::similarity(&vectors[0], &vectors[1]) > scenes::similarity(&vectors[0], &vectors[2]),
+        );
     }
     tell("english: a paraphrase is nearer than an unrelated sentence", right, triples.len());
     Ok(())
 }
 
-async fn measure_images(engine: &Engine, data: &HeldOut, folder: &Path) -> Result<(), Failure> {
+async fn measure_images(engine: &Engine, data: &HeldOut, models: &Path) -> Result<(), Failure> {
     let model = engine.image_embedding("finder")?;
     let mut right = 0;
     for scenes in data.pictures.chunks(data.group) {
-        let images = scenes.iter().map(|scene| ImageSource::Path(folder.join(&scene.file)));
-        let images = model.embed_images(images).await?;
+        let images = model.embed_images(scenes.iter().map(|scene| scene.image(models))).await?;
         let texts = model.embed_texts(scenes.iter().map(|scene| scene.caption.clone())).await?;
-        for (own, text) in texts.iter().enumerate() {
-            let nearest = (0..images.len())
-                .max_by(|a, b| similarity(text, &images[*a]).total_cmp(&similarity(text, &images[*b])));
-            right += usize::from(nearest == Some(own));
-        }
+        let finds = |(own, text): &(usize, &Vec<f32>)| scenes::nearest(text, &images) == Some(*own);
+        right += texts.iter().enumerate().filter(finds).count();
     }
     tell(&format!("images: a text finds its picture among {}", data.group), right, data.pictures.len());
+    Ok(())
+}
+
+async fn measure_vision(engine: &Engine, data: &HeldOut, models: &Path) -> Result<(), Failure> {
+    let model = engine.vision("describer")?;
+    let (mut asked, mut answered, mut described) = (0, 0, 0);
+    for scene in &data.pictures {
+        let image = scene.image(models);
+        for (question, answer) in &scene.questions {
+            asked += 1;
+            answered += usize::from(look(&model, image.clone(), question).await? == *answer);
+        }
+        described += usize::from(look(&model, image, "Describe the picture.").await? == scene.description);
+    }
+    tell("vision: questions about colours and numbers, word for word", answered, asked);
+    tell("vision: descriptions, word for word", described, data.pictures.len());
+    Ok(())
+}
+
+async fn look(model: &ImageDescriber, image: ImageSource, question: &str) -> Result<String, Failure> {
+    let (question, sampling) = (question.to_owned(), Sampling::default());
+    let completion = model.describe(DescribeImage { image, question, sampling, max_tokens: 64 }).await?;
+    Ok(completion.text.trim().to_owned())
+}
+
+/// The vision model says what was painted.
+async fn measure_painting(engine: &Engine, data: &HeldOut) -> Result<(), Failure> {
+    let (painter, describer) = (engine.text_to_image("painter")?, engine.vision("describer")?);
+    let (mut same_things, mut same_places) = (0, 0);
+    for (prompt, seed) in data.prompts.iter().zip(1..) {
+        let picture = painter.paint(PaintImage { seed: Some(seed), ..PaintImage::from(prompt) }).await?;
+        let said = look(&describer, ImageSource::Picture(picture), "Describe the picture.").await?;
+        same_things += usize::from(scenes::things(&said) == scenes::things(prompt));
+        same_places += usize::from(scenes::layout(&said) == scenes::layout(prompt));
+    }
+    tell("painting: the described colours and shapes are the prompt's", same_things, data.prompts.len());
+    tell("painting: and they stand as the prompt says", same_places, data.prompts.len());
+    Ok(())
+}
+
+async fn measure_chat(engine: &Engine, data: &HeldOut) -> Result<(), Failure> {
+    let model = engine.text_to_text("chat")?;
+    let requests = data.chats.iter().map(|(question, _)| GenerateText::chat([Message::user(question)]));
+    let answers = model.generate_batch(requests).await?;
+    let pairs = answers.iter().zip(&data.chats);
+    let right = pairs.filter(|(answer, (_, expected))| answer.text.trim() == expected).count();
+    tell("chat: questions about a scene in words, word for word", right, data.chats.len());
+    Ok(())
+}
+
+async fn measure_stories(engine: &Engine, data: &HeldOut) -> Result<(), Failure> {
+    let model = engine.text_to_text("chat")?;
+    let requests = data.stories.iter().map(|request| GenerateText::chat([Message::user(request)]));
+    let stories = model.generate_batch(requests).await?;
+    let good = stories.iter().filter(|story| data.is_story(&story.text)).count();
+    let own = data.stories.iter().zip(&stories);
+    let own = own
+        .filter(|(request, story)| scenes::layout(request).first() == scenes::layout(&story.text).first())
+        .count();
+    tell("chat: stories of which every sentence is grammatical", good, stories.len());
+    tell("chat: stories about the thing that was asked for", own, stories.len());
     Ok(())
 }

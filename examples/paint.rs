@@ -1,12 +1,13 @@
 //! Paints a picture with a local model: a progress bar and a PNG file, for people, or one JSON object a line.
 //!
 //! ```text
+//! cargo run --release --example paint
 //! cargo run --release --example paint -- "a red circle" --model stabilityai/sdxl-turbo --out circle.png
 //! ```
 
 mod common;
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -24,12 +25,13 @@ const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 #[derive(Parser)]
 struct Arguments {
     /// What to paint.
+    #[arg(default_value = "a red circle left of a blue square")]
     prompt: String,
     /// A model directory, or a Hugging Face repository with an optional @revision.
-    #[arg(long, value_name = "DIR_OR_REPO")]
+    #[arg(long, value_name = "DIR_OR_REPO", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes-text-to-image"))]
     model: String,
     /// Where the picture goes.
-    #[arg(long, value_name = "FILE.png")]
+    #[arg(long, value_name = "FILE.png", default_value = "painted.png")]
     out: PathBuf,
     /// What to avoid.
     #[arg(long, value_name = "TEXT")]
@@ -62,7 +64,10 @@ fn parse_size(text: &str) -> Result<(usize, usize), String> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    ended(run(Arguments::parse()).await)
+    match common::arguments() {
+        Ok(arguments) => ended(run(arguments).await),
+        Err(code) => code,
+    }
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -88,14 +93,14 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     engine.shutdown().await;
     loading.abort();
     save(&picture?, &arguments.out)?;
-    if arguments.json {
-        #[derive(serde::Serialize)]
-        struct Line<'a> {
-            image: &'a Path,
-        }
-        print(&Line { image: &arguments.out })?;
+    #[derive(serde::Serialize)]
+    struct Line<'a> {
+        image: &'a Path,
     }
-    Ok(())
+    match arguments.json {
+        true => print(&Line { image: &arguments.out }),
+        false => Ok(writeln!(std::io::stdout(), "{}", arguments.out.display())?),
+    }
 }
 
 async fn paint(painter: &ImagePainter, request: PaintImage, json: bool) -> Result<Picture, Failure> {
@@ -130,18 +135,21 @@ fn print(line: &impl serde::Serialize) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
-/// An error if the file cannot be written. Changes no file.
+/// An error if the file cannot be written. Changes no file, and no link either.
 fn check_writable(path: &Path) -> Result<(), Failure> {
-    let is_new = !path.exists();
-    std::fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-    if is_new {
-        std::fs::remove_file(path)?;
+    let failed = |error| Failure::from(format!("cannot write {}: {error}", path.display()));
+    let mut options = std::fs::OpenOptions::new();
+    match options.append(true).create_new(true).open(path) {
+        Ok(_) => Ok(std::fs::remove_file(path)?),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            match options.create_new(false).open(path) {
+                // A link to where no file is yet.
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+                opened => opened.map(drop).map_err(failed),
+            }
+        }
+        Err(error) => Err(failed(error)),
     }
-    Ok(())
 }
 
 fn save(picture: &Picture, path: &Path) -> Result<(), Failure> {

@@ -3,12 +3,28 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use model_actors::{Event, LoadStage};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 /// Whatever an example can fail with.
 pub(crate) type Failure = Box<dyn std::error::Error>;
+
+/// The arguments of the command line. What is wrong with them is told in one line, as every other failure.
+pub(crate) fn arguments<A: Parser>() -> Result<A, ExitCode> {
+    A::try_parse().map_err(|error| {
+        if !error.use_stderr() {
+            // Help that was asked for.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        let text = error.to_string();
+        let sentence = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>();
+        eprintln!("{}", sentence.join(" "));
+        ExitCode::FAILURE
+    })
+}
 
 /// Tells a failure in one line on standard error. That nobody reads on is no failure.
 pub(crate) fn ended(result: Result<(), Failure>) -> ExitCode {

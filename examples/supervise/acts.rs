@@ -1,6 +1,5 @@
 //! The acts of the show, in order. Each does something to the system and waits for the event that must follow.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,17 +9,12 @@ use model_actors::{
     Bytes, CallOptions, Capability, Client, Device, Event, EvictionReason, Footprint, ModelHandle, ModelSpec,
     NoChunk, PoolConfig, RestartConfig, ShutdownReport, StallLimits, System, SystemConfig,
 };
-use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::screen::Stage;
+use crate::show::{self, LIMIT, Outcome, event, started};
 
-/// How the show, or a part of it, ended.
-pub(crate) type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
-
-/// No event is further away than this.
-const LIMIT: Duration = Duration::from_secs(20);
 /// For the reader.
 const PAUSE: Duration = Duration::from_millis(1500);
 
@@ -58,25 +52,40 @@ impl ScriptedCapability for Writing {
 
 /// What is left when all is over.
 pub(crate) struct Curtain {
-    pub(crate) report: ShutdownReport,
-    pub(crate) answered: u64,
-    pub(crate) failed: u64,
-    pub(crate) slots: (usize, usize),
-    pub(crate) charged: (Bytes, Bytes),
+    report: ShutdownReport,
+    answered: u64,
+    failed: u64,
+    slots: (usize, usize),
+    charged: Bytes,
 }
 
-impl Curtain {
+impl show::Curtain for Curtain {
     /// Slots and bytes are back, and every request of the traffic was answered well.
-    pub(crate) fn left_nothing(&self) -> bool {
+    fn left_nothing(&self) -> bool {
         self.report.is_clean()
             && self.slots.0 == self.slots.1
-            && self.charged.0 == Bytes::ZERO
+            && self.charged == Bytes::ZERO
             && self.failed == 0
     }
 }
 
+impl std::fmt::Display for Curtain {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (free, all) = self.slots;
+        write!(
+            formatter,
+            "  requests of the traffic  {} answered, {} failed\n  slots held               {} of {all}\n  \
+             bytes charged            {}",
+            self.answered,
+            self.failed,
+            all - free,
+            self.charged,
+        )
+    }
+}
+
 /// The system and its models.
-pub(crate) struct Show {
+pub(crate) struct Acts {
     stage: Stage,
     system: System,
     embeddings: Client<Embedding>,
@@ -87,7 +96,7 @@ pub(crate) struct Show {
     translator: ModelHandle<Writing>,
 }
 
-impl Show {
+impl Acts {
     /// Starts the system. Registering the models loads none of them.
     pub(crate) async fn start(stage: Stage) -> Outcome<Self> {
         let (system, pool) = settings();
@@ -133,7 +142,7 @@ impl Show {
             answered,
             failed,
             slots: (one.0 + other.0, one.1 + other.1),
-            charged: self.system.charged(&Device::host()).unwrap_or_default(),
+            charged: self.system.charged(&Device::host()).unwrap_or_default().0,
         })
     }
 
@@ -274,31 +283,6 @@ fn loader(shared: u64, per_worker: u64, milliseconds: u64) -> ScriptedLoader {
         footprint: Footprint { shared: Bytes::mib(shared), per_worker: Bytes::mib(per_worker) },
         load_time: Duration::from_millis(milliseconds),
         ..ScriptedLoader::default()
-    }
-}
-
-fn started(event: &Event, name: &str) -> bool {
-    matches!(event, Event::WorkerStarted { model, .. } if model.as_str() == name)
-}
-
-/// Waits for an event.
-async fn event(
-    events: &mut broadcast::Receiver<Event>,
-    what: &str,
-    wanted: impl Fn(&Event) -> bool,
-) -> Outcome {
-    let next = async {
-        loop {
-            match events.recv().await {
-                Ok(event) if wanted(&event) => return Ok(()),
-                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return Err("the system is gone"),
-            }
-        }
-    };
-    match timeout(LIMIT, next).await {
-        Ok(outcome) => Ok(outcome?),
-        Err(_) => Err(format!("not within {} s: {what}", LIMIT.as_secs()).into()),
     }
 }
 

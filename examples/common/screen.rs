@@ -1,5 +1,5 @@
-//! What the reader sees: lines with a time stamp, and below them, on a terminal, the tree, drawn anew in place as it
-//! changes. Where standard output is no terminal the lines are plain and the tree is printed after each act.
+//! What the reader sees: lines with a time stamp, and below them, on a terminal, what changes and the tree, drawn anew in
+//! place. Where standard output is no terminal the lines are plain and the tree is printed after each act.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,9 @@ use crate::words;
 /// Between two drawings of the tree.
 const FRAME: Duration = Duration::from_millis(80);
 
+/// As wide as a time stamp.
+const INDENT: &str = "           ";
+
 /// What is to be shown.
 #[derive(Debug)]
 pub(crate) enum Line {
@@ -19,6 +22,10 @@ pub(crate) enum Line {
     Act(String),
     /// Something worth saying.
     Tell(String),
+    /// Lines to keep as they are.
+    Keep(Vec<String>),
+    /// Lines that change, shown on a terminal until something else is said.
+    Live(Vec<String>),
     /// The act is over.
     Done,
 }
@@ -39,6 +46,14 @@ impl Stage {
         self.show(Line::Tell(words.to_owned())).await;
     }
 
+    pub(crate) async fn keep(&self, lines: Vec<String>) {
+        self.show(Line::Keep(lines)).await;
+    }
+
+    pub(crate) async fn live(&self, lines: Vec<String>) {
+        self.show(Line::Live(lines)).await;
+    }
+
     pub(crate) async fn done(&self) {
         self.show(Line::Done).await;
     }
@@ -54,13 +69,15 @@ pub(crate) struct Screen {
     terminal: Term,
     began: Instant,
     acts: usize,
-    /// Lines of the tree that stand below the last line said.
+    /// What changes, between the lines said and the tree.
+    live: Vec<String>,
+    /// Lines that stand below the last line said.
     drawn: usize,
 }
 
 impl Screen {
     pub(crate) fn new() -> Self {
-        Self { terminal: Term::buffered_stdout(), began: Instant::now(), acts: 0, drawn: 0 }
+        Self { terminal: Term::buffered_stdout(), began: Instant::now(), acts: 0, live: Vec::new(), drawn: 0 }
     }
 
     /// Shows everything until the acts are over.
@@ -106,11 +123,26 @@ impl Screen {
                 self.write(&format!("\n{title}"));
                 self.redraw(status);
             }
-            Line::Tell(words) => self.stamped(&style(words).italic().to_string(), status),
+            Line::Tell(words) => {
+                self.live.clear();
+                self.stamped(&style(words).italic().to_string(), status);
+            }
+            Line::Keep(lines) => {
+                self.live.clear();
+                self.clear();
+                for line in lines {
+                    self.write(&format!("{INDENT}{line}"));
+                }
+                self.redraw(status);
+            }
+            Line::Live(lines) => {
+                self.live = lines;
+                self.redraw(status);
+            }
             Line::Done if self.terminal.is_term() => {}
             Line::Done => {
                 for line in words::tree(status) {
-                    self.write(&format!("           {line}"));
+                    self.write(&format!("{INDENT}{line}"));
                 }
                 self.flush();
             }
@@ -128,8 +160,9 @@ impl Screen {
         if self.terminal.is_term() {
             self.clear();
             let (rows, columns) = self.terminal.size();
-            let mut lines = words::tree(status);
-            lines.insert(0, style("─".repeat(columns.into())).dim().to_string());
+            let mut lines: Vec<String> = self.live.iter().map(|line| format!("{INDENT}{line}")).collect();
+            lines.push(style("─".repeat(columns.into())).dim().to_string());
+            lines.extend(words::tree(status));
             lines.truncate(usize::from(rows).saturating_sub(1));
             for line in &lines {
                 self.write(&truncate_str(line, columns.into(), "…"));

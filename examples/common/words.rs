@@ -8,8 +8,6 @@ use model_actors::{
     WorkerPhase, WorkerStatus,
 };
 
-use crate::acts::Curtain;
-
 /// A worker that makes progress ticks far more often than this.
 const WORTH_SAYING: Duration = Duration::from_millis(400);
 
@@ -124,24 +122,4 @@ fn worker(worker: &WorkerStatus, model: &ModelStatus) -> String {
         (WorkerPhase::Stuck, _) => style("stuck, given up; its bytes stay charged".to_owned()).red().bold(),
     };
     format!("{name:<4} {state}")
-}
-
-/// The last word: what is in use, beside what was before.
-pub(crate) fn curtain(curtain: &Curtain, threads: Option<usize>, after: Option<usize>) -> String {
-    let known = |number: Option<usize>| number.map_or("unknown".to_owned(), |number| number.to_string());
-    let (free, all) = curtain.slots;
-    let verdict = match curtain.left_nothing() && threads == after {
-        true => style("Everything is back where it began.").green().bold(),
-        false => style("SOMETHING WAS LEFT BEHIND.").red().bold(),
-    };
-    format!(
-        "\n{verdict}\n  requests of the traffic  {} answered, {} failed\n  slots held               {} of {all}\n  \
-         bytes charged            {}\n  threads                  {} before, {} after",
-        curtain.answered,
-        curtain.failed,
-        all - free,
-        curtain.charged.0,
-        known(threads),
-        known(after),
-    )
 }

@@ -1,0 +1,145 @@
+//! The examples, as a person runs them: each works offline without arguments, prints nothing but JSON lines if it is asked
+//! to, and ends with one clear line on a bad model or input.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// More than any of them takes on a busy machine.
+const LIMIT: Duration = Duration::from_secs(300);
+const ALL: [&str; 5] = ["embed", "chat", "embed_image", "describe", "paint"];
+
+struct Ended {
+    is_success: bool,
+    out: String,
+    err: String,
+}
+
+/// Runs an example in a folder, with nothing on standard input.
+async fn run(folder: &Path, example: &str, arguments: &[&str]) -> Ended {
+    let mut command = tokio::process::Command::new(binary(example));
+    command.args(arguments).current_dir(folder).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(LIMIT, command.output()).await.expect("it ends in time").unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ended { is_success: output.status.success(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// Cargo builds the examples with the tests, beside the folder that this test is in.
+fn binary(example: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let name = format!("{example}{}", std::env::consts::EXE_SUFFIX);
+    let path = tests.parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(path.is_file(), "{} is missing: run `cargo build --examples`", path.display());
+    path
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[tokio::test]
+async fn each_works_without_arguments() {
+    let folder = folder();
+    for example in ALL {
+        let ended = run(folder.path(), example, &[]).await;
+        assert!(ended.is_success && ended.err.is_empty(), "{example}: {}", ended.err);
+        assert!(!ended.out.trim().is_empty(), "{example} says nothing");
+        if example == "describe" {
+            assert_eq!(
+                ended.out.trim(),
+                "The picture shows a small red triangle above a large purple square."
+            );
+        }
+    }
+    assert!(folder.path().join("painted.png").is_file());
+}
+
+fn json(example: &str, ended: &Ended) -> Vec<Value> {
+    assert!(ended.is_success && ended.err.is_empty(), "{example}: {}", ended.err);
+    ended.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The keys of an object, in the order of the alphabet.
+fn keys(line: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = line.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+#[tokio::test]
+async fn with_json_each_line_is_an_object_and_nothing_else_is_printed() {
+    let folder = folder();
+    let ended = run(folder.path(), "embed", &["--json", "a cat", "a dog"]).await;
+    let lines = json("embed", &ended);
+    assert_eq!(lines.len(), 2);
+    assert!(lines.iter().all(|line| keys(line) == ["embedding", "index", "text"]), "{}", ended.out);
+
+    let ended = run(folder.path(), "embed_image", &["--json"]).await;
+    let lines = json("embed_image", &ended);
+    assert!(
+        lines.iter().all(|line| keys(line) == ["embedding", "image", "index", "similarity"]),
+        "{}",
+        ended.out
+    );
+
+    for example in ["chat", "describe"] {
+        let ended = run(folder.path(), example, &["--json", "--max-tokens", "5"]).await;
+        let lines = json(example, &ended);
+        let (last, pieces) = lines.split_last().unwrap();
+        assert!(!pieces.is_empty() && pieces.iter().all(|line| keys(line) == ["text"]), "{}", ended.out);
+        assert_eq!(keys(last), ["finish_reason", "usage"]);
+        assert_eq!(
+            (&last["finish_reason"], &last["usage"]["completion_tokens"]),
+            (&"length".into(), &5.into())
+        );
+    }
+
+    let ended = run(folder.path(), "paint", &["--json", "--steps", "3", "--out", "here.png"]).await;
+    let lines = json("paint", &ended);
+    let (last, steps) = lines.split_last().unwrap();
+    assert!(steps.iter().all(|line| keys(line) == ["of", "step"]), "{}", ended.out);
+    assert_eq!(steps.last().unwrap()["step"], steps.last().unwrap()["of"]);
+    assert_eq!(*last, serde_json::json!({ "image": "here.png" }));
+    assert!(folder.path().join("here.png").is_file());
+}
+
+#[tokio::test]
+async fn what_is_bad_ends_with_one_clear_line() {
+    let folder = folder();
+    let no_model = ALL.map(|example| (example, vec!["--model", "./no/such/model"], "no/such/model"));
+    let bad_inputs = [
+        ("describe", vec!["no-picture.png"], "no-picture.png"),
+        ("embed_image", vec!["no-picture.png"], "no-picture.png"),
+        ("paint", vec!["--size", "60"], "512x512"),
+        ("paint", vec!["--steps", "0"], "0 steps"),
+        ("paint", vec!["--out", "no/folder/here.png"], "no/folder/here.png"),
+        ("chat", vec!["--prompt", ""], "prompt"),
+        ("chat", vec!["--max-tokens", "many"], "many"),
+    ];
+    for (example, arguments, named) in no_model.into_iter().chain(bad_inputs) {
+        let ended = run(folder.path(), example, &arguments).await;
+        assert!(!ended.is_success, "{example} {arguments:?} is content: {}", ended.out);
+        assert!(ended.out.is_empty(), "{example} {arguments:?}: {}", ended.out);
+        assert_eq!(ended.err.lines().count(), 1, "{example} {arguments:?}: {}", ended.err);
+        assert!(ended.err.starts_with("error: ") && ended.err.contains(named), "{example}: {}", ended.err);
+    }
+}
+
+#[tokio::test]
+async fn the_tour_shows_all_of_it_and_leaves_nothing_behind() {
+    let folder = folder();
+    let ended = run(folder.path(), "tour", &["--out", "pictures"]).await;
+    assert!(ended.is_success && ended.err.is_empty(), "{}\n{}", ended.out, ended.err);
+    for said in
+        ["crashes on purpose", "replaces it", "cool down to zero", "Everything is back where it began."]
+    {
+        assert!(ended.out.contains(said), "{said}: {}", ended.out);
+    }
+    for picture in 1..=3 {
+        assert!(folder.path().join(format!("pictures/{picture}.png")).is_file());
+    }
+}
