@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 use candle_actors::{Engine, Source, TextGenerator};
 use clap::Parser;
-use common::{Failure, ended, show_progress};
+use common::{Failure, show_progress};
 use model_actors::{Completion, GenerateText, Message, Prompt, Sampling};
 
 /// Answered where there is nothing else.
@@ -48,10 +48,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match common::arguments() {
-        Ok(arguments) => ended(run(arguments).await),
-        Err(code) => code,
-    }
+    common::main(run).await
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use candle_actors::{Engine, ImageDescriber, Source};
 use clap::Parser;
-use common::{Failure, ended, show_progress};
+use common::{Failure, show_progress};
 use images::source;
 use model_actors::{Capability, Completion, DescribeImage, Sampling, Vision};
 
@@ -51,10 +51,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match common::arguments() {
-        Ok(arguments) => ended(run(arguments).await),
-        Err(code) => code,
-    }
+    common::main(run).await
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use candle_actors::{Engine, Source, TextEmbedder};
 use clap::Parser;
-use common::{Failure, ended, show_progress};
+use common::{Failure, show_progress};
 
 /// Compared where there is nothing else.
 const EXAMPLES: [&str; 3] = ["The cat sleeps.", "A kitten naps on the couch.", "Shares fell."];
@@ -40,10 +40,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match common::arguments() {
-        Ok(arguments) => ended(run(arguments).await),
-        Err(code) => code,
-    }
+    common::main(run).await
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {

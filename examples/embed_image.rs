@@ -9,15 +9,19 @@
 mod common;
 #[path = "common/images.rs"]
 mod images;
+#[allow(dead_code, reason = "only the similarity is of use here")]
+#[path = "common/vectors.rs"]
+mod vectors;
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use candle_actors::{Engine, ImageEmbedder, Source};
 use clap::Parser;
-use common::{Failure, ended, show_progress};
+use common::{Failure, show_progress};
 use images::{shown, source};
 use model_actors::ImageSource;
+use vectors::similarity;
 
 /// Pictures that the default model was not trained on.
 const EXAMPLES: [&str; 4] = [
@@ -60,10 +64,7 @@ struct Line<'a> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match common::arguments() {
-        Ok(arguments) => ended(run(arguments).await),
-        Err(code) => code,
-    }
+    common::main(run).await
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -143,9 +144,4 @@ fn print_table(out: &mut impl Write, lines: &[Line<'_>]) -> Result<(), Failure> 
         }
     }
     Ok(())
-}
-
-/// The cosine of the angle between two vectors of length 1.
-fn similarity(left: &[f32], right: &[f32]) -> f32 {
-    left.iter().zip(right).map(|(x, y)| x * y).sum()
 }

@@ -9,6 +9,8 @@
 
 #[path = "common/scenes.rs"]
 mod scenes;
+#[path = "common/vectors.rs"]
+mod vectors;
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +18,7 @@ use candle_actors::{Engine, ImageDescriber, Source};
 use clap::Parser;
 use model_actors::{DescribeImage, GenerateText, ImageSource, Message, PaintImage, Sampling};
 use scenes::HeldOut;
+use vectors::{nearest, similarity};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -78,9 +81,7 @@ async fn measure_english(engine: &Engine, triples: Vec<[String; 3]>) -> Result<(
     let mut right = 0;
     for triple in &triples {
         let vectors = model.embed_batch(triple.clone()).await?;
-        right += usize::from(
-            scenes::similarity(&vectors[0], &vectors[1]) > scenes::similarity(&vectors[0], &vectors[2]),
-        );
+        right += usize::from(similarity(&vectors[0], &vectors[1]) > similarity(&vectors[0], &vectors[2]));
     }
     tell("english: a paraphrase is nearer than an unrelated sentence", right, triples.len());
     Ok(())
@@ -92,7 +93,7 @@ async fn measure_images(engine: &Engine, data: &HeldOut, models: &Path) -> Resul
     for scenes in data.pictures.chunks(data.group) {
         let images = model.embed_images(scenes.iter().map(|scene| scene.image(models))).await?;
         let texts = model.embed_texts(scenes.iter().map(|scene| scene.caption.clone())).await?;
-        let finds = |(own, text): &(usize, &Vec<f32>)| scenes::nearest(text, &images) == Some(*own);
+        let finds = |(own, text): &(usize, &Vec<f32>)| nearest(text, &images) == Some(*own);
         right += texts.iter().enumerate().filter(finds).count();
     }
     tell(&format!("images: a text finds its picture among {}", data.group), right, data.pictures.len());

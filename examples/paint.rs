@@ -6,6 +6,8 @@
 //! ```
 
 mod common;
+#[path = "common/png.rs"]
+mod png;
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -14,7 +16,7 @@ use std::time::Duration;
 
 use candle_actors::{Engine, ImagePainter, Source};
 use clap::Parser;
-use common::{Failure, ended, is_closed_pipe, show_progress};
+use common::{Failure, is_closed_pipe, show_progress};
 use indicatif::{ProgressBar, ProgressStyle};
 use model_actors::{Capability, PaintImage, Picture, TextToImage};
 
@@ -64,10 +66,7 @@ fn parse_size(text: &str) -> Result<(usize, usize), String> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match common::arguments() {
-        Ok(arguments) => ended(run(arguments).await),
-        Err(code) => code,
-    }
+    common::main(run).await
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -92,7 +91,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     let picture = paint(&painter, request, arguments.json).await;
     engine.shutdown().await;
     loading.abort();
-    save(&picture?, &arguments.out)?;
+    png::save(&picture?, &arguments.out)?;
     #[derive(serde::Serialize)]
     struct Line<'a> {
         image: &'a Path,
@@ -150,13 +149,6 @@ fn check_writable(path: &Path) -> Result<(), Failure> {
         }
         Err(error) => Err(failed(error)),
     }
-}
-
-fn save(picture: &Picture, path: &Path) -> Result<(), Failure> {
-    let (width, height) = (u32::try_from(picture.width)?, u32::try_from(picture.height)?);
-    let colours = image::ExtendedColorType::Rgb8;
-    image::save_buffer_with_format(path, &picture.rgb, width, height, colours, image::ImageFormat::Png)
-        .map_err(|error| format!("cannot write {}: {error}", path.display()).into())
 }
 
 /// On standard error, if a person sees it.

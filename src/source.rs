@@ -217,6 +217,7 @@ impl Files {
     }
 
     /// Why a needed file is not there.
+    #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub takes its time"))]
     pub(crate) fn missing(&self, file: &str, context: &LoadContext) -> Error {
         match self {
             Self::Directory(_) => Error::MissingFile { model: self.name(), file: file.to_owned() },
@@ -250,6 +251,7 @@ impl Files {
     ///
     /// # Errors
     /// [`Error::SeveralGgufFiles`] if the directory has more than one.
+    #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub takes its time"))]
     pub(crate) fn gguf(&self, context: &LoadContext) -> Result<Option<PathBuf>> {
         match self {
             Self::Directory(path) if path.is_file() => Ok(Some(path.clone())),

@@ -140,9 +140,13 @@ impl Tokens {
         self.growth.encode(&self.tokenizer, text, specials).map_err(failed)
     }
 
-    /// The text of tokens, without the special ones. Nothing if it becomes too long or the tokenizer fails.
-    pub(crate) fn decode(&self, ids: &[u32]) -> Option<String> {
-        self.growth.decode(&self.tokenizer, ids).ok()
+    /// The text of tokens, without the special ones.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if it becomes too long or the tokenizer fails.
+    pub(crate) fn decode(&self, ids: &[u32]) -> Result<String> {
+        let failed = |error| Error::InvalidInput(format!("the tokenizer cannot write these tokens: {error}"));
+        self.growth.decode(&self.tokenizer, ids).map_err(failed)
     }
 
     /// The number of a token by its name.
@@ -243,8 +247,8 @@ mod tests {
         let strip = json!({"type": "Strip", "content": " ", "start": 0, "stop": 1});
         for tokens in with(json!({"decoder": {"type": "Sequence", "decoders": [{"type": "Fuse"}, strip]}})) {
             let tokens = tokens.unwrap();
-            assert!(tokens.decode(&[70]).is_some());
-            assert_eq!(tokens.decode(&[]), None);
+            assert!(tokens.decode(&[70]).is_ok());
+            assert!(matches!(tokens.decode(&[]), Err(Error::InvalidInput(_))));
         }
     }
 
@@ -270,7 +274,7 @@ mod tests {
 
         let [_, tokens] = with(json!({"decoder": replace(16)}));
         let tokens = tokens.unwrap();
-        assert!(tokens.decode(&[70; 1000]).is_some());
-        assert!(tokens.decode(&[70; 1 << 20]).is_none(), "a byte and a space each, sixteen times");
+        assert!(tokens.decode(&[70; 1000]).is_ok());
+        assert!(tokens.decode(&[70; 1 << 20]).is_err(), "a byte and a space each, sixteen times");
     }
 }

@@ -4,6 +4,8 @@
 
 #[path = "../examples/common/scenes.rs"]
 mod scenes;
+#[path = "../examples/common/vectors.rs"]
+mod vectors;
 
 use std::path::PathBuf;
 
@@ -16,7 +18,8 @@ use model_actors::{
     Capability, DescribeImage, Event, GenerateText, ImageSource, Loader, Message, ModelSpec, PaintImage,
     Picture, Sampling,
 };
-use scenes::{HeldOut, Scene, nearest};
+use scenes::{HeldOut, Scene};
+use vectors::nearest;
 
 /// Pictures of so many groups are looked at.
 const GROUPS: usize = 2;

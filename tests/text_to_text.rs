@@ -10,7 +10,7 @@ use candle_actors::{Engine, Error, LoadOptions, Source, TextGenerationModel, Tex
 use candle_core::{DType, Device, Tensor};
 use common::folders::families_of;
 use common::text::{counted, expected, family, load, one_worker};
-use common::until_nothing_runs;
+use common::{steps_after_drop, until_nothing_runs};
 use model_actors::{
     CallOptions, Completion, FinishReason, GenerateText, Message, ModelHandle, PoolConfig, Prompt,
     ReplyStream, Sampling, TextToText,
@@ -113,15 +113,8 @@ async fn a_dropped_stream_stops_the_model_within_a_step() {
         let request = request("The cat", 500);
         model.generate(std::slice::from_ref(&request)).unwrap();
         let whole = model.steps();
-        for round in 0..5 {
-            let mut stream = handle.stream(request.clone(), CallOptions::default()).await.unwrap();
-            for _ in 0..=round {
-                stream.next().await.unwrap();
-            }
-            drop(stream);
-            let dropped = model.steps();
-            until_nothing_runs(&handle).await;
-            let more = model.steps() - dropped;
+        for pieces in 1..=5 {
+            let more = steps_after_drop(&handle, request.clone(), pieces, || model.steps()).await;
             println!("{name}: {more} steps after the drop");
             // One may have been about to begin.
             assert!(more <= 1, "{name}: {more}");

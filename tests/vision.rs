@@ -14,7 +14,7 @@ use candle_actors::{
 };
 use candle_core::{Device, Tensor};
 use common::folders::families_of;
-use common::{difference, root, until_nothing_runs};
+use common::{difference, root, steps_after_drop, until_nothing_runs};
 use futures_util::FutureExt as _;
 use model_actors::testing::{Gate, HookedLoader};
 use model_actors::{
@@ -245,15 +245,8 @@ async fn a_dropped_stream_stops_the_model_within_a_step() {
     let request = with_pixels(&cases("llava")[1]).await;
     model.describe(&request).unwrap();
     let whole = model.steps();
-    for round in 0..5 {
-        let mut stream = handle.stream(request.clone(), CallOptions::default()).await.unwrap();
-        for _ in 0..=round {
-            stream.next().await.unwrap();
-        }
-        drop(stream);
-        let dropped = model.steps();
-        until_nothing_runs(&handle).await;
-        let more = model.steps() - dropped;
+    for pieces in 1..=5 {
+        let more = steps_after_drop(&handle, request.clone(), pieces, || model.steps()).await;
         println!("{more} steps after the drop");
         // One may have been about to begin.
         assert!(more <= 1, "{more}");

@@ -35,6 +35,12 @@ async fn state(test: &TestSystem, state: BreakerState) {
     test.until_model("model", &format!("the breaker is {state:?}"), |model| model.breaker == state).await;
 }
 
+/// Does as the refusal says. The time it names is what is promised here, and no status or event tells that it is over: the
+/// breaker looks at the clock when the next request comes.
+async fn heed(retry_after: Duration) {
+    tokio::time::sleep(retry_after).await;
+}
+
 #[tokio::test]
 async fn it_opens_with_the_true_cause_and_answers_the_whole_queue() {
     let mut test = fragile().await;
@@ -85,8 +91,7 @@ async fn a_probe_that_succeeds_closes_it_and_clears_the_record() {
     let record = loader.record.clone();
     let model = test.model("model", loader);
     let (retry_after, _) = refusal(refused(&model, Act::Reply(1)).await);
-    // As a caller does who heeds what it was told.
-    tokio::time::sleep(retry_after).await;
+    heed(retry_after).await;
     let gate = Gate::default();
     let probe = send(&model, Act::Work(gate.latch()));
     until_true(|| gate.was_reached()).await;
@@ -116,11 +121,11 @@ async fn a_probe_that_fails_opens_it_again_at_once() {
     let record = loader.record.clone();
     let model = test.model("model", loader);
     let (retry_after, _) = refusal(refused(&model, Act::Reply(1)).await);
-    tokio::time::sleep(retry_after).await;
+    heed(retry_after).await;
     let (retry_after, cause) = refusal(refused(&model, Act::Reply(1)).await);
     assert_eq!((count(&record.loads), retry_after), (3, OPEN), "one load, and no budget of restarts");
     assert!(cause.contains("load 2 fails"), "{cause}");
-    tokio::time::sleep(retry_after).await;
+    heed(retry_after).await;
     assert_eq!(ask(&model, Act::Reply(7)).await.unwrap(), 7);
     test.finish().await;
 }
@@ -132,9 +137,9 @@ async fn panics_open_it_too_and_a_probe_that_panics_opens_it_again() {
     assert_eq!(refused(&model, Act::PanicTimes(times(10))).await.reason(), "poison", "two deaths");
     let (retry_after, cause) = refusal(refused(&model, Act::Reply(1)).await);
     assert!(cause.contains("the script says panic"), "{cause}");
-    tokio::time::sleep(retry_after).await;
+    heed(retry_after).await;
     let (retry_after, _) = refusal(refused(&model, Act::Panic).await);
-    tokio::time::sleep(retry_after).await;
+    heed(retry_after).await;
     assert_eq!(ask(&model, Act::Reply(7)).await.unwrap(), 7);
     test.finish().await;
 }

@@ -11,23 +11,28 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 /// Whatever an example can fail with.
 pub(crate) type Failure = Box<dyn std::error::Error>;
 
-/// The arguments of the command line. What is wrong with them is told in one line, as every other failure.
-pub(crate) fn arguments<A: Parser>() -> Result<A, ExitCode> {
-    A::try_parse().map_err(|error| {
-        if !error.use_stderr() {
-            // Help that was asked for.
-            let _ = error.print();
-            return ExitCode::SUCCESS;
+/// Runs an example with the arguments of its command line. What is wrong with them is told in one line, as every other
+/// failure.
+pub(crate) async fn main<A: Parser, F>(run: impl FnOnce(A) -> F) -> ExitCode
+where
+    F: Future<Output = Result<(), Failure>>,
+{
+    match A::try_parse() {
+        Ok(arguments) => ended(run(arguments).await),
+        // Help that was asked for.
+        Err(error) if !error.use_stderr() => ended(error.print().map_err(Failure::from)),
+        Err(error) => {
+            let text = error.to_string();
+            let sentence: Vec<&str> =
+                text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+            eprintln!("{}", sentence.join(" "));
+            ExitCode::FAILURE
         }
-        let text = error.to_string();
-        let sentence = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>();
-        eprintln!("{}", sentence.join(" "));
-        ExitCode::FAILURE
-    })
+    }
 }
 
 /// Tells a failure in one line on standard error. That nobody reads on is no failure.
-pub(crate) fn ended(result: Result<(), Failure>) -> ExitCode {
+fn ended(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&*error) => ExitCode::SUCCESS,

@@ -16,8 +16,10 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::picture::{self, lines};
+use crate::png;
 use crate::screen::Stage;
 use crate::show::{self, LIMIT, Outcome, event, started};
+use crate::vectors::{nearest, similarity};
 
 /// For the reader, if there is one.
 const PAUSE: Duration = Duration::from_millis(1500);
@@ -232,7 +234,7 @@ impl Acts {
         let mut kept = lines(&pictures);
         for (number, (prompt, picture)) in (1..).zip(PROMPTS.iter().zip(&pictures)) {
             let path = self.out.join(format!("{number}.png"));
-            picture::save(picture, &path)?;
+            png::save(picture, &path)?;
             kept.push(format!("{}  {prompt}", style(path.display()).cyan()));
         }
         self.stage.keep(kept).await;
@@ -273,13 +275,12 @@ impl Acts {
         let (images, texts) = tokio::join!(finder.embed_images(images), finder.embed_texts(PROMPTS));
         let images = images?;
         for (prompt, text) in PROMPTS.iter().zip(texts?) {
-            let near = |index: &usize| similarity(&text, &images[*index]);
-            let best = (0..of).max_by(|left, right| near(left).total_cmp(&near(right))).unwrap_or_default();
+            let best = nearest(&text, &images).unwrap_or_default();
             let name = match best.checked_sub(pictures.len()) {
                 Some(drawn) => format!("{drawn:03}.png"),
                 None => format!("{}.png", best + 1),
             };
-            self.stage.keep(vec![format!("{name}  {:.2}  {prompt}", near(&best))]).await;
+            self.stage.keep(vec![format!("{name}  {:.2}  {prompt}", similarity(&text, &images[best]))]).await;
         }
         self.rest().await;
         Ok(())
@@ -358,9 +359,4 @@ fn said(question: &str, answer: &str) -> Vec<String> {
 
 fn resident() -> Option<Bytes> {
     Some(Bytes(memory_stats::memory_stats()?.physical_mem as u64))
-}
-
-/// The cosine of the angle between two vectors of length 1.
-fn similarity(left: &[f32], right: &[f32]) -> f32 {
-    left.iter().zip(right).map(|(x, y)| x * y).sum()
 }

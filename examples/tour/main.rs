@@ -13,10 +13,14 @@ use tokio::sync::mpsc;
 
 mod acts;
 mod picture;
+#[path = "../common/png.rs"]
+mod png;
 #[path = "../common/screen.rs"]
 mod screen;
 #[path = "../common/show.rs"]
 mod show;
+#[path = "../common/vectors.rs"]
+mod vectors;
 #[path = "../common/words.rs"]
 mod words;
 

@@ -1,11 +1,7 @@
-//! Pictures on a terminal, two pixels a character, and as PNG files.
-
-use std::path::Path;
+//! Pictures on a terminal, two pixels a character.
 
 use console::{Term, style};
 use model_actors::Picture;
-
-use crate::show::Outcome;
 
 /// Characters of a picture's width.
 const COLUMNS: usize = 24;
@@ -50,12 +46,4 @@ fn cell(picture: &Picture, column: usize, row: usize) -> [u8; 3] {
         }
     }
     sums.map(|sum| (sum / count.max(1)) as u8)
-}
-
-pub(crate) fn save(picture: &Picture, path: &Path) -> Outcome {
-    let (width, height) = (u32::try_from(picture.width)?, u32::try_from(picture.height)?);
-    let (colours, format) = (image::ExtendedColorType::Rgb8, image::ImageFormat::Png);
-    image::save_buffer_with_format(path, &picture.rgb, width, height, colours, format)
-        .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-    Ok(())
 }

@@ -3,8 +3,8 @@
 //! in several byte tokens, bytes that turn out to be no text. Where the tokenizer can say nothing of them, that is an
 //! error, since the text would lack them.
 
-use crate::error::{Error, Result};
-use crate::tokens::{MAX_BYTES, Tokens};
+use crate::error::Result;
+use crate::tokens::Tokens;
 
 /// Tokens of the window; beyond, it is cut down to [`KEPT`].
 const WINDOW: usize = 32;
@@ -29,7 +29,7 @@ impl Detokenizer {
     /// Takes the next token; gives the text that is certain with it.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if the tokenizer fails on the window, or could make too much of it.
+    /// [`crate::Error::InvalidInput`] if the tokenizer fails on the window, or could make too much of it.
     pub(super) fn push(&mut self, token: u32) -> Result<Option<String>> {
         if !self.tokens.has_text(token) {
             return Ok(None);
@@ -39,7 +39,7 @@ impl Detokenizer {
             // Whether a run of bytes is text is known at its end.
             return Ok(None);
         }
-        let text = self.decoded()?;
+        let text = self.tokens.decode(&self.window)?;
         // The sign for bytes that are no text may yet become a character.
         let certain = text.strip_suffix('\u{fffd}').unwrap_or(&text).len();
         let Some(piece) = self.give(&text, certain) else { return Ok(None) };
@@ -53,23 +53,11 @@ impl Detokenizer {
     /// # Errors
     /// As [`Self::push`].
     pub(super) fn flush(&mut self) -> Result<Option<String>> {
-        let text = self.decoded()?;
+        let text = self.tokens.decode(&self.window)?;
         let certain = text.len();
         let Some(piece) = self.give(&text, certain) else { return Ok(None) };
         self.text = text;
         Ok(Some(piece).filter(|piece| !piece.is_empty()))
-    }
-
-    /// The window's text.
-    fn decoded(&self) -> Result<String> {
-        let failed = || {
-            let count = self.window.len();
-            Error::InvalidInput(format!(
-                "the answer cannot be written: the model's tokenizer fails on the last {count} tokens, or could make \
-                 more than {MAX_BYTES} bytes of them"
-            ))
-        };
-        self.tokens.decode(&self.window).ok_or_else(failed)
     }
 
     /// What is new in the text, up to what is certain. Nothing if it does not go on from what was given out.
@@ -86,7 +74,7 @@ impl Detokenizer {
             return;
         }
         let start = self.window.len() - KEPT;
-        let Some(end) = self.tokens.decode(&self.window[start..]) else { return };
+        let Ok(end) = self.tokens.decode(&self.window[start..]) else { return };
         let open = self.text.len() - self.given;
         if self.text.ends_with(&end) && end.len() > open {
             self.window.drain(..start);

@@ -177,10 +177,9 @@ impl TextGenerationModel {
     /// The text of tokens, without the special ones.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if the tokenizer fails.
+    /// [`Error::InvalidInput`] if the tokenizer fails, or the text becomes too long.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        let failed = || Error::InvalidInput("the tokens cannot be decoded".to_owned());
-        self.shared.tokens.decode(tokens).ok_or_else(failed)
+        self.shared.tokens.decode(tokens)
     }
 
     /// The logits after each of these tokens, one number for each token of the vocabulary.

@@ -14,7 +14,7 @@ pub(crate) mod web;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model_actors::{Capability, ModelHandle};
+use model_actors::{CallOptions, Capability, ModelHandle};
 use serde::Deserialize;
 
 /// The repository.
@@ -58,6 +58,23 @@ pub(crate) fn references(name: &str) -> Vec<Case> {
 /// it runs, and an unload ends after them. The next request starts new ones.
 pub(crate) async fn until_nothing_runs<C: Capability>(model: &ModelHandle<C>) {
     model.unload(Duration::from_secs(60)).await.unwrap();
+}
+
+/// Reads so many pieces of a stream and drops it. The steps that the model, whose count `steps` is, begins after that.
+pub(crate) async fn steps_after_drop<C: Capability>(
+    model: &ModelHandle<C>,
+    request: C::Request,
+    pieces: usize,
+    steps: impl Fn() -> u64,
+) -> u64 {
+    let mut stream = model.stream(request, CallOptions::default()).await.unwrap();
+    for _ in 0..pieces {
+        stream.next().await.unwrap();
+    }
+    drop(stream);
+    let dropped = steps();
+    until_nothing_runs(model).await;
+    steps() - dropped
 }
 
 /// The largest difference between two vectors of one length.

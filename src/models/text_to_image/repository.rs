@@ -149,6 +149,14 @@ pub(super) fn invalid(path: &Path, reason: impl Into<String>) -> Error {
     Error::InvalidConfig { file: path.to_owned(), reason: reason.into() }
 }
 
+/// Refuses the first size that is not 1 to the most that is allowed: each has its name, itself and that most.
+pub(super) fn check_sizes(path: &Path, sizes: &[(&str, usize, usize)]) -> Result<()> {
+    match sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
+        Some((name, size, most)) => Err(invalid(path, format!("{name} is {size}; 1 to {most} are allowed"))),
+        None => Ok(()),
+    }
+}
+
 /// A component with weights.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part {

@@ -12,7 +12,7 @@ use super::Watch;
 use super::joint::RmsNorm;
 use super::layers::Place;
 use super::prompt::{PromptTokens, TokenizerFiles};
-use super::repository::{MAX_COUNT, MAX_WIDTH, Repository, invalid};
+use super::repository::{MAX_COUNT, MAX_WIDTH, Repository, check_sizes, invalid};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear, attend_with_bias};
 
@@ -96,7 +96,7 @@ impl Config {
                 supported: "relu, gated-gelu, gated-silu",
             });
         }
-        let sides = [
+        let sizes = [
             ("vocab_size", self.vocab_size, MAX_VOCABULARY),
             ("d_model", self.d_model, MAX_WIDTH),
             ("d_kv", self.d_kv, MAX_HEAD),
@@ -105,11 +105,7 @@ impl Config {
             ("num_heads", self.num_heads, MAX_HEADS),
             ("relative_attention_max_distance", self.relative_attention_max_distance, MAX_DISTANCE),
         ];
-        if let Some((name, side, most)) =
-            sides.into_iter().find(|(_, side, most)| !(1..=*most).contains(side))
-        {
-            return Err(invalid(path, format!("{name} is {side}; 1 to {most} are allowed")));
-        }
+        check_sizes(path, &sizes)?;
         let (buckets, farthest) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
         if !(4..=MAX_BUCKETS).contains(&buckets) || farthest <= buckets / 4 {
             let reason = format!(

@@ -11,7 +11,7 @@ use super::super::joint::{
     Steering, Turns, gated, modulated, to_patches,
 };
 use super::super::layers::Place;
-use super::super::repository::{MAX_COUNT, MAX_WIDTH, Part, Repository, invalid};
+use super::super::repository::{MAX_COUNT, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::Result;
 use crate::kernels::{Activation, Linear};
 
@@ -64,7 +64,7 @@ impl TransformerConfig {
     pub(super) fn read(repository: &Repository<'_>) -> Result<Self> {
         let file = "transformer/config.json";
         let (path, config): (_, Self) = repository.config(file, &["FluxTransformer2DModel"], ONLY)?;
-        let sides = [
+        let sizes = [
             ("in_channels", config.in_channels, SIDE * SIDE * MAX_COUNT),
             ("num_layers", config.num_layers.max(1), MAX_COUNT),
             ("num_single_layers", config.num_single_layers.max(1), MAX_COUNT),
@@ -73,11 +73,7 @@ impl TransformerConfig {
             ("joint_attention_dim", config.joint_attention_dim, MAX_WIDTH),
             ("pooled_projection_dim", config.pooled_projection_dim, MAX_WIDTH),
         ];
-        if let Some((name, side, most)) =
-            sides.into_iter().find(|(_, side, most)| !(1..=*most).contains(side))
-        {
-            return Err(invalid(&path, format!("{name} is {side}; 1 to {most} are allowed")));
-        }
+        check_sizes(&path, &sizes)?;
         let (axes, size) = (config.axes_dims_rope, config.attention_head_dim);
         let sum = axes.iter().try_fold(0usize, |sum, axis| sum.checked_add(*axis));
         if sum != Some(size) || axes.iter().any(|axis| axis % 2 == 1) {

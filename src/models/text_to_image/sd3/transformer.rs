@@ -10,7 +10,7 @@ use super::super::joint::{
     Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Steering, to_patches,
 };
 use super::super::layers::Place;
-use super::super::repository::{MAX_COUNT, MAX_SAMPLE, MAX_WIDTH, Part, Repository, invalid};
+use super::super::repository::{MAX_COUNT, MAX_SAMPLE, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear};
 
@@ -63,7 +63,7 @@ impl TransformerConfig {
     pub(super) fn read(repository: &Repository<'_>) -> Result<Self> {
         let file = "transformer/config.json";
         let (path, config): (_, Self) = repository.config(file, &["SD3Transformer2DModel"], &[])?;
-        let sides = [
+        let sizes = [
             ("sample_size", config.sample_size, MAX_SAMPLE),
             ("patch_size", config.patch_size, MAX_PATCH),
             ("in_channels", config.in_channels, MAX_COUNT),
@@ -74,11 +74,7 @@ impl TransformerConfig {
             ("pooled_projection_dim", config.pooled_projection_dim, MAX_WIDTH),
             ("pos_embed_max_size", config.pos_embed_max_size, MAX_SAMPLE),
         ];
-        if let Some((name, side, most)) =
-            sides.into_iter().find(|(_, side, most)| !(1..=*most).contains(side))
-        {
-            return Err(invalid(&path, format!("{name} is {side}; 1 to {most} are allowed")));
-        }
+        check_sizes(&path, &sizes)?;
         let (width, takes) = (config.heads().width(), config.caption_projection_dim);
         if width != takes {
             let reason = format!("caption_projection_dim is {takes}; the heads are {width} wide together");
