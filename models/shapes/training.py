@@ -4,6 +4,9 @@ import time
 
 import torch
 
+# More make matrices this small hardly faster, and a minute of training mean something else on each machine.
+torch.set_num_threads(1)
+
 IGNORED = -100
 """The label of a token that is not trained on: the default of PyTorch's cross entropy."""
 
@@ -18,13 +21,13 @@ def length(conversation: Conversation) -> int:
 
 class Timer:
     """The share of a training that is spent, and the learning rate that goes with it: a short rise, then a straight line
-    down. Time is processor time for each thread, so that a busy machine trains longer and not worse."""
+    down. Time is processor time, so that a busy machine trains longer and not worse."""
 
     def __init__(self, minutes: float, rate: float) -> None:
         self.began, self.length, self.rate, self.step = time.process_time(), minutes * 60, rate, 0
 
     def seconds(self) -> float:
-        return (time.process_time() - self.began) / torch.get_num_threads()
+        return time.process_time() - self.began
 
     def spent(self) -> float:
         return self.seconds() / self.length
