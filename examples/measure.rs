@@ -1,4 +1,4 @@
-//! Measures the small models of this repository on data that no training saw, and prints the figures of their cards.
+//! Measures the small models of this repository on held-out data (`models/README.md` says what was held out), and prints the figures of their cards.
 //!
 //! ```text
 //! cargo run --release --example measure
@@ -12,6 +12,7 @@ mod scenes;
 #[path = "common/vectors.rs"]
 mod vectors;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_actors::{Engine, ImageDescriber, Source};
@@ -144,7 +145,22 @@ async fn measure_chat(engine: &Engine, data: &HeldOut) -> Result<(), Failure> {
     let pairs = answers.iter().zip(&data.chats);
     let right = pairs.filter(|(answer, (_, expected))| answer.text.trim() == expected).count();
     tell("chat: questions about a scene in words, word for word", right, data.chats.len());
+    let mut kinds: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for (answer, (question, expected)) in answers.iter().zip(&data.chats) {
+        let (right, of) = kinds.entry(kind(question)).or_default();
+        *right += usize::from(answer.text.trim() == expected);
+        *of += 1;
+    }
+    for (kind, (right, of)) in kinds {
+        tell(&format!("      {kind} …"), right, of);
+    }
     Ok(())
+}
+
+/// The first two words of the question that stands after a scene in words.
+fn kind(question: &str) -> String {
+    let asked = question.rsplit(". ").next().unwrap_or(question);
+    asked.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 async fn measure_stories(engine: &Engine, data: &HeldOut) -> Result<(), Failure> {
@@ -158,5 +174,7 @@ async fn measure_stories(engine: &Engine, data: &HeldOut) -> Result<(), Failure>
         .count();
     tell("chat: stories of which every sentence is grammatical", good, stories.len());
     tell("chat: stories about the thing that was asked for", own, stories.len());
+    let different: BTreeSet<&str> = stories.iter().map(|story| story.text.trim()).collect();
+    tell("chat: different ones among these stories", different.len(), stories.len());
     Ok(())
 }

@@ -134,10 +134,31 @@ async fn the_tour_shows_all_of_it_and_leaves_nothing_behind() {
     let folder = folder();
     let ended = run(folder.path(), "tour", &["--out", "pictures"]).await;
     assert!(ended.is_success && ended.err.is_empty(), "{}\n{}", ended.out, ended.err);
-    for said in
-        ["crashes on purpose", "replaces it", "cool down to zero", "Everything is back where it began."]
-    {
+    for said in [
+        "running 64",
+        "model The square is blue.",
+        "model The red circle is.",
+        "How many shapes? There are two.",
+        "3 of 3 are the picture painted for it",
+        "its reader is told: worker #1 of chat crashed",
+        "chat#3 replaces it",
+        "0 B of",
+        "Everything is back where it began.",
+    ] {
         assert!(ended.out.contains(said), "{said}: {}", ended.out);
+    }
+    let nearest = ended.out.lines().skip_while(|line| !line.ends_with("A cat sleeps on the sofa.")).nth(1);
+    assert!(nearest.is_some_and(|line| line.ends_with("A kitten naps on the couch.")), "{}", ended.out);
+    let painted = [
+        ["yellow square", "left of", "green circle"],
+        ["purple square", "above", "green square"],
+        ["blue circle", "left of", "green triangle"],
+    ];
+    for (number, words) in (1..).zip(painted) {
+        let line =
+            ended.out.lines().find(|line| line.contains(&format!("{number}.png  The picture"))).unwrap();
+        let places = words.map(|word| line.find(word));
+        assert!(places.is_sorted() && places[0].is_some(), "{number}: {line}");
     }
     for picture in 1..=3 {
         assert!(folder.path().join(format!("pictures/{picture}.png")).is_file());

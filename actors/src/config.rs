@@ -159,6 +159,7 @@ impl PoolConfig {
 /// assert_eq!(model_actors::QueueCapacity::default().interactive, 100);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct QueueCapacity {
     /// Slots of the interactive lane.
     pub interactive: usize,
@@ -227,6 +228,7 @@ impl RestartConfig {
 /// assert_eq!(model_actors::StallLimits::default().run.as_secs(), 120);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct StallLimits {
     /// While loading: without a byte of progress.
     pub load: Duration,
@@ -246,6 +248,7 @@ impl Default for StallLimits {
 /// assert_eq!(model_actors::BatchLimits::default().requests, 32);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct BatchLimits {
     /// Most requests.
     pub requests: usize,

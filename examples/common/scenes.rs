@@ -6,7 +6,7 @@ use std::path::Path;
 use model_actors::ImageSource;
 use serde::Deserialize;
 
-/// `models/shapes/held_out/held_out.json`: scenes that no training saw.
+/// `models/shapes/held_out/held_out.json`: scenes that no training saw, and requests for stories.
 #[derive(Deserialize)]
 pub(crate) struct HeldOut {
     /// Among so many pictures a text has to find its own.
@@ -35,11 +35,13 @@ impl HeldOut {
         Ok(serde_json::from_slice(&std::fs::read(models.join("shapes/held_out/held_out.json"))?)?)
     }
 
-    /// Every sentence of the text, and there are some, is one that a story may have.
+    /// Every sentence of the text, and there are some, is one that a story may have, and none comes twice.
     pub(crate) fn is_story(&self, text: &str) -> bool {
-        let sentences = sentences(text);
-        let is_known = |sentence: &str| self.story_forms.iter().any(|known| *known == form(sentence));
-        sentences.len() >= 4 && sentences.into_iter().all(is_known)
+        let forms: Vec<String> = sentences(text).into_iter().map(form).collect();
+        let is_new = |(place, form): (usize, &String)| !forms[..place].contains(form);
+        forms.len() >= 4
+            && forms.iter().all(|form| self.story_forms.contains(form))
+            && forms.iter().enumerate().all(is_new)
     }
 }
 

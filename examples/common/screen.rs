@@ -26,8 +26,8 @@ pub(crate) enum Line {
     Keep(Vec<String>),
     /// Lines that change, shown on a terminal until something else is said.
     Live(Vec<String>),
-    /// The act is over.
-    Done,
+    /// It is time to look at the tree, which a plain output shows only then.
+    Tree,
 }
 
 /// Where the acts say what they do.
@@ -54,8 +54,8 @@ impl Stage {
         self.show(Line::Live(lines)).await;
     }
 
-    pub(crate) async fn done(&self) {
-        self.show(Line::Done).await;
+    pub(crate) async fn tree(&self) {
+        self.show(Line::Tree).await;
     }
 
     async fn show(&self, line: Line) {
@@ -139,8 +139,8 @@ impl Screen {
                 self.live = lines;
                 self.redraw(status);
             }
-            Line::Done if self.terminal.is_term() => {}
-            Line::Done => {
+            Line::Tree if self.terminal.is_term() => {}
+            Line::Tree => {
                 for line in words::tree(status) {
                     self.write(&format!("{INDENT}{line}"));
                 }

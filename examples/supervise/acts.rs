@@ -155,7 +155,7 @@ impl Acts {
         event(&mut events, "a worker of chat starts", |event| started(event, "chat")).await?;
         self.stage.tell("requests are answered while more workers start, which share the weights").await;
         sleep(2 * PAUSE).await;
-        self.stage.done().await;
+        self.stage.tree().await;
         Ok(())
     }
 
@@ -174,7 +174,7 @@ impl Acts {
         answer?;
         self.stage.tell("the request that it was running was run again, and answered").await;
         sleep(PAUSE).await;
-        self.stage.done().await;
+        self.stage.tree().await;
         Ok(())
     }
 
@@ -201,7 +201,7 @@ impl Acts {
         )
         .await?;
         sleep(PAUSE).await;
-        self.stage.done().await;
+        self.stage.tree().await;
         Ok(())
     }
 
@@ -223,7 +223,7 @@ impl Acts {
         event(&mut events, "the breaker closes", |event| matches!(event, Event::BreakerClosed { .. }))
             .await?;
         sleep(PAUSE).await;
-        self.stage.done().await;
+        self.stage.tree().await;
         Ok(())
     }
 
@@ -240,7 +240,7 @@ impl Acts {
         evicted?;
         answer?;
         self.stage.tell("the translator has answered").await;
-        self.stage.done().await;
+        self.stage.tree().await;
         Ok(())
     }
 
@@ -249,7 +249,7 @@ impl Acts {
         let mut status = self.system.watch();
         let empty = status.wait_for(|status| status.workers().next().is_none());
         timeout(LIMIT, empty).await.map_err(|_| "the workers did not cool down")??;
-        self.stage.done().await;
+        self.stage.tree().await;
         Ok(())
     }
 }

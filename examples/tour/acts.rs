@@ -6,16 +6,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use candle_actors::{Engine, LoadOptions, Source, TextGenerationModel};
-use console::style;
+use console::{Term, style};
 use model_actors::testing::{Fuse, HookedLoader};
 use model_actors::{
     Bytes, DescribeImage, Device, Event, GenerateText, ImageSource, Message, ModelSpec, ModelStatus,
     PaintImage, Picture, PoolConfig, ReplyStream, Sampling, ShutdownReport, System, SystemConfig, TextToText,
+    WorkerPhase,
 };
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::picture::{self, lines};
+use crate::picture::lines;
 use crate::png;
 use crate::screen::Stage;
 use crate::show::{self, LIMIT, Outcome, event, started};
@@ -25,8 +26,10 @@ use crate::vectors::{nearest, similarity};
 const PAUSE: Duration = Duration::from_millis(1500);
 /// Between two pieces of text, so that a person can see them come.
 const BEAT: Duration = Duration::from_millis(15);
-/// Callers at a time.
-const CALLERS: usize = 200;
+/// Callers at a time: enough to see them wait.
+const CALLERS: usize = 2000;
+/// The first drawings of `models/shapes/held_out`, less those that show what a prompt asks for.
+const DRAWN: usize = 18;
 /// A tick for each token: the worker crashes in the middle of the story.
 const TICKS_TO_CRASH: u64 = 25;
 
@@ -49,6 +52,8 @@ const PROMPTS: [&str; 3] = [
 ];
 const SEED: u64 = 1;
 const STEPS: usize = 25;
+/// Of each model.
+const WORKERS: usize = 2;
 
 /// What is left when all is over.
 pub(crate) struct Curtain {
@@ -60,7 +65,7 @@ pub(crate) struct Curtain {
 
 impl show::Curtain for Curtain {
     fn left_nothing(&self) -> bool {
-        self.report.is_clean() && self.charged == Bytes::ZERO
+        self.report.is_clean() && self.most > Bytes::ZERO && self.charged == Bytes::ZERO
     }
 }
 
@@ -69,7 +74,7 @@ impl Display for Curtain {
         let Self { most, charged, resident, .. } = self;
         write!(
             formatter,
-            "  bytes returned           {} of {most}",
+            "  bytes returned           {} of the {most} that the budget had set aside",
             Bytes(most.0.saturating_sub(charged.0))
         )?;
         match resident {
@@ -100,8 +105,11 @@ impl Acts {
         // Short times, so that the tour ends within a minute.
         let system =
             SystemConfig { maintenance_interval: Duration::from_millis(500), ..SystemConfig::default() };
-        let pool =
-            PoolConfig { max_workers: 2, cooldown_idle: Duration::from_secs(10), ..PoolConfig::default() };
+        let pool = PoolConfig {
+            max_workers: WORKERS,
+            cooldown_idle: Duration::from_secs(15),
+            ..PoolConfig::default()
+        };
         let engine = Engine::builder()
             .system_config(system)
             .pool_config(pool)
@@ -157,8 +165,10 @@ impl Acts {
         let (began, mut callers) = (Instant::now(), JoinSet::new());
         for caller in 0..CALLERS {
             let model = model.clone();
-            callers.spawn(async move { model.embed(format!("{} {caller}", SENTENCES[caller % 4])).await });
+            let sentence = SENTENCES[caller % SENTENCES.len()];
+            callers.spawn(async move { model.embed(format!("{sentence} {caller}")).await });
         }
+        self.see(|model| model.queued_interactive > 0 && all_are(model, "english", WorkerPhase::Busy)).await;
         while let Some(answer) = callers.join_next().await {
             answer??;
         }
@@ -170,8 +180,7 @@ impl Acts {
     async fn chat(&self) -> Outcome {
         self.stage.act("Text to text: an answer, as it is written").await;
         for question in QUESTIONS {
-            let words = self.listen(self.ask(question).await?, question).await?;
-            self.stage.keep(said(question, &words)).await;
+            self.answer(question).await?;
         }
         self.rest().await;
         Ok(())
@@ -182,24 +191,38 @@ impl Acts {
         Ok(self.engine.text_to_text("chat")?.stream(request).await?)
     }
 
-    /// Shows an answer as it comes, to its end.
-    async fn listen(&self, mut stream: ReplyStream<TextToText>, question: &str) -> Outcome<String> {
+    /// Asks, and shows the whole answer.
+    async fn answer(&self, question: &str) -> Outcome {
         let mut words = String::new();
+        self.listen(self.ask(question).await?, question, &mut words).await?;
+        self.stage.keep(said(question, &words)).await;
+        Ok(())
+    }
+
+    /// Shows an answer as it comes; `words` has what came of it, also where it breaks off.
+    async fn listen(
+        &self,
+        mut stream: ReplyStream<TextToText>,
+        question: &str,
+        words: &mut String,
+    ) -> Outcome {
         while let Some(piece) = stream.next().await {
             words.push_str(&piece);
-            self.stage.live(said(question, &words)).await;
-            if picture::can_be_shown() {
+            self.stage.live(said(question, words)).await;
+            if has_reader() {
                 sleep(BEAT).await;
             }
         }
-        Ok(stream.output().await?.text)
+        stream.output().await?;
+        Ok(())
     }
 
     async fn paint(&self) -> Outcome<Vec<Picture>> {
         self.stage.act("Text to image: three pictures that no training saw, a step each in turn").await;
         let painter = self.engine.text_to_image("painter")?;
-        // So that the pictures are shared out over all workers.
+        // So that the pictures are shared out over both workers.
         painter.model().preload().await?;
+        self.until(|model| all_are(model, "painter", WorkerPhase::Idle)).await;
         let mut streams = Vec::new();
         for (prompt, seed) in PROMPTS.into_iter().zip(SEED..) {
             let request = PaintImage {
@@ -210,6 +233,7 @@ impl Acts {
             };
             streams.push(painter.stream(request).await?);
         }
+        self.see(|model| all_are(model, "painter", WorkerPhase::Busy)).await;
         let mut previews: Vec<Picture> = Vec::new();
         // All take the same number of steps.
         loop {
@@ -257,7 +281,10 @@ impl Acts {
                 describer.describe(request("How many shapes are there?")),
             );
             self.stage
-                .keep(vec![format!("{number}.png  {} {}", description?.text.trim(), count?.text.trim())])
+                .keep(vec![
+                    format!("{number}.png  {}", description?.text.trim()),
+                    format!("       How many shapes? {}", count?.text.trim()),
+                ])
                 .await;
         }
         self.rest().await;
@@ -265,23 +292,28 @@ impl Acts {
     }
 
     async fn find(&self, pictures: &[Picture]) -> Outcome {
-        let drawn: Vec<PathBuf> =
-            (0..17).map(|number| self.models.join(format!("shapes/held_out/{number:03}.png"))).collect();
+        // Number 5 shows what the third prompt asks for.
+        let drawn: Vec<usize> = (0..DRAWN).filter(|number| *number != 5).collect();
         let of = drawn.len() + pictures.len();
-        self.stage.act(&format!("Image embedding: each found among {of} pictures by its words")).await;
+        self.stage.act(&format!("Image embedding: the nearest of {of} pictures to each prompt")).await;
         let finder = self.engine.image_embedding("finder")?;
         let painted = pictures.iter().cloned().map(ImageSource::Picture);
-        let images = painted.chain(drawn.iter().cloned().map(ImageSource::Path));
+        let path = |number: &usize| self.models.join(format!("shapes/held_out/{number:03}.png"));
+        let images = painted.chain(drawn.iter().map(path).map(ImageSource::Path));
         let (images, texts) = tokio::join!(finder.embed_images(images), finder.embed_texts(PROMPTS));
         let images = images?;
-        for (prompt, text) in PROMPTS.iter().zip(texts?) {
-            let best = nearest(&text, &images).unwrap_or_default();
+        let mut found = 0;
+        for (own, (prompt, text)) in PROMPTS.iter().zip(texts?).enumerate() {
+            let best = nearest(&text, &images).ok_or("there are no pictures")?;
+            found += usize::from(best == own);
             let name = match best.checked_sub(pictures.len()) {
-                Some(drawn) => format!("{drawn:03}.png"),
+                Some(other) => format!("{:03}.png", drawn[other]),
                 None => format!("{}.png", best + 1),
             };
-            self.stage.keep(vec![format!("{name}  {:.2}  {prompt}", similarity(&text, &images[best]))]).await;
+            let near = similarity(&text, &images[best]);
+            self.stage.keep(vec![format!("{name}  similarity {near:.2}  {prompt}")]).await;
         }
+        self.stage.tell(&format!("{found} of {} are the picture painted for it", PROMPTS.len())).await;
         self.rest().await;
         Ok(())
     }
@@ -291,18 +323,25 @@ impl Acts {
         let mut events = self.engine.events();
         self.fuse.light(TICKS_TO_CRASH);
         let stream = self.ask(STORY).await?;
+        let reader = async {
+            let mut words = String::new();
+            let heard = self.listen(stream, STORY, &mut words).await;
+            let Err(error) = heard else { return Err("the worker did not crash".into()) };
+            self.stage.keep(said(STORY, &format!("{words} …"))).await;
+            self.stage.tell(&format!("its reader is told: {error}")).await;
+            Outcome::Ok(())
+        };
         let replaced = async {
-            let crash = |event: &Event| matches!(event, Event::WorkerCrashed { .. });
+            let crash = |event: &Event| matches!(event, Event::WorkerCrashed { model, .. } if model.as_str() == "chat");
             event(&mut events, "the worker crashes", crash).await?;
             event(&mut events, "its replacement starts", |event| started(event, "chat")).await
         };
-        let (heard, replaced) = tokio::join!(self.listen(stream, STORY), replaced);
+        let (read, replaced) = tokio::join!(reader, replaced);
+        read?;
         replaced?;
-        let Err(error) = heard else { return Err("the worker did not crash".into()) };
-        self.stage.tell(&format!("its reader is told: {error}")).await;
-        self.stage.tell("the next answer, by the replacement:").await;
-        let words = self.listen(self.ask(STORY).await?, STORY).await?;
-        self.stage.keep(said(STORY, &words)).await;
+        self.stage.tell("the next answers:").await;
+        self.answer(STORY).await?;
+        self.answer(QUESTIONS[0]).await?;
         self.rest().await;
         Ok(())
     }
@@ -313,8 +352,22 @@ impl Acts {
         let mut status = system.watch();
         let empty = status.wait_for(|status| status.workers().next().is_none());
         timeout(LIMIT, empty).await.map_err(|_| "the workers did not cool down")??;
-        self.stage.done().await;
+        self.stage.tree().await;
         Ok(())
+    }
+
+    /// Waits for a model to be so. Only a while: what is over before it was seen does not hold up the tour.
+    async fn until(&self, so: impl Fn(&ModelStatus) -> bool) -> bool {
+        let mut status = self.engine.system().watch();
+        let is_so = status.wait_for(|status| status.pools.iter().flat_map(|pool| &pool.models).any(&so));
+        timeout(Duration::from_secs(1), is_so).await.is_ok()
+    }
+
+    /// Shows the tree with a model that is so.
+    async fn see(&self, so: impl Fn(&ModelStatus) -> bool) {
+        if self.until(so).await {
+            self.stage.tree().await;
+        }
     }
 
     /// The end of an act, once the tree shows it.
@@ -326,8 +379,8 @@ impl Acts {
         let quiet = status.wait_for(|status| status.pools.iter().flat_map(|pool| &pool.models).all(is_quiet));
         // A tree that is late is shown as it is.
         let _ = timeout(LIMIT, quiet).await;
-        self.stage.done().await;
-        if picture::can_be_shown() {
+        self.stage.tree().await;
+        if has_reader() {
             sleep(PAUSE).await;
         }
     }
@@ -335,6 +388,18 @@ impl Acts {
     fn charged(&self) -> Bytes {
         self.engine.system().charged(&Device::host()).unwrap_or_default().0
     }
+}
+
+/// It is this model, and all its workers, as many as there may be, are in this phase.
+fn all_are(model: &ModelStatus, id: &str, phase: WorkerPhase) -> bool {
+    model.model.as_str() == id
+        && model.workers.len() == WORKERS
+        && model.workers.iter().all(|worker| worker.phase == phase)
+}
+
+/// Somebody reads as it comes.
+fn has_reader() -> bool {
+    Term::stdout().is_term()
 }
 
 /// What was asked, and what is answered to it, in lines of a readable length.
