@@ -1,4 +1,5 @@
-//! Measures the small models of this repository on held-out data (`models/README.md` says what was held out), and prints the figures of their cards.
+//! Measures the small models of this repository on held-out data, and prints the figures of their cards.
+//! `models/README.md` says what was held out.
 //!
 //! ```text
 //! cargo run --release --example measure
@@ -142,15 +143,14 @@ async fn measure_chat(engine: &Engine, data: &HeldOut) -> Result<(), Failure> {
     let model = engine.text_to_text("chat")?;
     let requests = data.chats.iter().map(|(question, _)| GenerateText::chat([Message::user(question)]));
     let answers = model.generate_batch(requests).await?;
-    let pairs = answers.iter().zip(&data.chats);
-    let right = pairs.filter(|(answer, (_, expected))| answer.text.trim() == expected).count();
-    tell("chat: questions about a scene in words, word for word", right, data.chats.len());
     let mut kinds: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for (answer, (question, expected)) in answers.iter().zip(&data.chats) {
         let (right, of) = kinds.entry(kind(question)).or_default();
         *right += usize::from(answer.text.trim() == expected);
         *of += 1;
     }
+    let right = kinds.values().map(|(right, _)| right).sum();
+    tell("chat: questions about a scene in words, word for word", right, data.chats.len());
     for (kind, (right, of)) in kinds {
         tell(&format!("      {kind} …"), right, of);
     }
