@@ -97,6 +97,7 @@ pub struct Item<C: Capability> {
 #[error("nobody waits for the rest of this answer")]
 pub struct Stopped;
 
+/// A run that ends with it ends for the others of its batch too; they are run again.
 impl From<Stopped> for Failure {
     fn from(_: Stopped) -> Self {
         Failure::stopped()

@@ -117,11 +117,12 @@ impl<C: Capability> Catalogue<C> {
         if spec.most_together < config.batch.requests {
             Arc::make_mut(&mut config).batch.requests = spec.most_together;
         }
+        let capacity = config.queue.unwrap_or(C::QUEUE);
+        capacity.validate()?;
         match self.models.entry(spec.id.clone()) {
             Entry::Occupied(_) => Err(Error::AlreadyRegistered { model: spec.id }),
             Entry::Vacant(place) => {
                 let key = ModelKey(self.next_key.fetch_add(1, Ordering::Relaxed));
-                let capacity = config.queue.unwrap_or(C::QUEUE);
                 let entry = ModelEntry::new(C::NAME, key, spec.id.clone(), capacity);
                 entry.pinned.store(spec.pinned, Ordering::Relaxed);
                 let registered = Arc::new(Registered {

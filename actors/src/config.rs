@@ -137,11 +137,7 @@ impl PoolConfig {
             "cold_start_workers",
             "must be at least 1 and at most max_workers",
         )?;
-        if let Some(queue) = self.queue {
-            let range = 1..=1 << 20;
-            require(range.contains(&queue.interactive), "queue.interactive", "must be 1 to 1,048,576")?;
-            require(range.contains(&queue.batch), "queue.batch", "must be 1 to 1,048,576")?;
-        }
+        self.queue.as_ref().map_or(Ok(()), QueueCapacity::validate)?;
         require((1..=1 << 16).contains(&self.stream_buffer), "stream_buffer", "must be 1 to 65,536")?;
         require(!self.cooldown_idle.is_zero(), "cooldown_idle", "must be above zero")?;
         require(!self.stall.load.is_zero(), "stall.load", "must be above zero")?;
@@ -165,6 +161,14 @@ pub struct QueueCapacity {
     pub interactive: usize,
     /// Slots of the batch lane.
     pub batch: usize,
+}
+
+impl QueueCapacity {
+    pub(crate) fn validate(&self) -> Result<()> {
+        let range = 1..=1 << 20;
+        require(range.contains(&self.interactive), "queue.interactive", "must be 1 to 1,048,576")?;
+        require(range.contains(&self.batch), "queue.batch", "must be 1 to 1,048,576")
+    }
 }
 
 impl Default for QueueCapacity {

@@ -42,7 +42,10 @@ pub(crate) struct Job<C: Capability> {
     pub(crate) parts: JobParts<C>,
     running: AtomicBool,
     cancelled: AtomicBool,
-    emitted: AtomicBool,
+    /// The current attempt has made a first piece of output.
+    begun: AtomicBool,
+    /// Part of the answer is with the caller.
+    sent: AtomicBool,
     owed: Mutex<Owed<C>>,
 }
 
@@ -64,7 +67,8 @@ impl<C: Capability> Job<C> {
             parts,
             running: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
-            emitted: AtomicBool::new(false),
+            begun: AtomicBool::new(false),
+            sent: AtomicBool::new(false),
             owed: Mutex::new(Owed { attempt: 0, answer: Some(answer), held: None }),
         })
     }
@@ -80,16 +84,18 @@ impl<C: Capability> Job<C> {
 
     /// Begins a run and returns its attempt number; earlier attempts can no longer answer.
     pub(crate) fn begin_attempt(&self) -> u32 {
-        self.running.store(true, Ordering::Relaxed);
         let mut owed = self.owed();
+        self.begun.store(false, Ordering::Release);
+        self.running.store(true, Ordering::Release);
         owed.attempt += 1;
         owed.attempt
     }
 
     /// The run is over without an answer: whoever runs it still can no longer answer.
     pub(crate) fn end_attempt(&self) {
-        self.running.store(false, Ordering::Relaxed);
-        self.owed().attempt += 1;
+        let mut owed = self.owed();
+        self.running.store(false, Ordering::Release);
+        owed.attempt += 1;
     }
 
     /// Answers on behalf of the pool. False if it was answered already.
@@ -98,11 +104,11 @@ impl<C: Capability> Job<C> {
         send(answer, result)
     }
 
-    /// Answers that the time ran out, unless part of the answer is out.
+    /// Answers that the time ran out, unless the deadline has been met.
     pub(crate) fn expire(&self) {
         let answer = {
             let mut owed = self.owed();
-            if self.has_emitted() { None } else { owed.answer.take() }
+            if self.has_met_deadline() { None } else { owed.answer.take() }
         };
         send(answer, Err(self.timeout_error()));
     }
@@ -122,9 +128,10 @@ impl<C: Capability> Job<C> {
         let Some(answer) = owed.answer.as_ref().filter(|_| owed.attempt == attempt) else {
             return Err(EmitError::Stopped);
         };
-        self.emitted.store(true, Ordering::Release);
+        self.begun.store(true, Ordering::Release);
         // Without a stream the caller wants the output alone.
         let Some(chunks) = &answer.chunks else { return Ok(()) };
+        self.sent.store(true, Ordering::Release);
         chunks.try_send(chunk).map_err(|error| match error {
             mpsc::error::TrySendError::Full(chunk) => EmitError::Full(chunk),
             mpsc::error::TrySendError::Closed(_) => EmitError::Stopped,
@@ -151,15 +158,29 @@ impl<C: Capability> Job<C> {
         cancelled
     }
 
-    /// Part of the answer is out, so the request cannot be run again and its deadline no longer counts.
-    pub(crate) fn has_emitted(&self) -> bool {
-        self.emitted.load(Ordering::Acquire)
+    /// The deadline is for the first output: with that it no longer counts, also where the caller sees the whole
+    /// output alone.
+    fn has_met_deadline(&self) -> bool {
+        self.has_sent() || (self.running.load(Ordering::Acquire) && self.begun.load(Ordering::Acquire))
     }
 
-    /// Nobody waits any more: cancelled, or past its deadline with nothing sent out.
+    fn is_late(&self) -> bool {
+        self.parts.clock.now() >= self.parts.deadline
+    }
+
+    /// Part of the answer is with the caller.
+    pub(crate) fn has_sent(&self) -> bool {
+        self.sent.load(Ordering::Acquire)
+    }
+
+    /// Nothing was sent out, and there is time: it was not only its first output that kept it alive.
+    pub(crate) fn may_run_again(&self) -> bool {
+        !self.has_sent() && !(self.begun.load(Ordering::Acquire) && self.is_late())
+    }
+
+    /// Nobody waits any more: cancelled, or past its deadline without output.
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
-            || (!self.has_emitted() && self.parts.clock.now() >= self.parts.deadline)
+        self.cancelled.load(Ordering::Acquire) || (!self.has_met_deadline() && self.is_late())
     }
 
     /// Where the request stands, for the error of a caller that ran out of time.

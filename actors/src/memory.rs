@@ -175,10 +175,6 @@ impl Lease {
         self.bytes
     }
 
-    pub(crate) fn budget(&self) -> &Arc<Budget> {
-        &self.budget
-    }
-
     /// Splits `bytes` off into a lease of its own.
     pub(crate) fn split(&mut self, bytes: Bytes) -> Lease {
         let bytes = bytes.min(self.bytes);

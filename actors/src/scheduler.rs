@@ -113,7 +113,7 @@ pub enum Outcome {
 pub enum Fate {
     /// Answered before the death.
     Answered,
-    /// Part of the answer was out.
+    /// Part of the answer was out, or a first output alone kept it alive past its deadline.
     Emitted,
     /// Nothing was sent out; it may be run again.
     Untouched,
@@ -280,7 +280,7 @@ impl Scheduler {
             Input::Pressure { device, level } => drop(self.pressure.insert(device, level)),
             Input::Shutdown { deadline } => self.shut_down(now, deadline, effects),
         }
-        self.check_drained(now, effects);
+        self.check_drained(effects);
     }
 
     /// When [`Input::Tick`] is wanted at the latest. It may come early; it must not be missed.

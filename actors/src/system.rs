@@ -5,7 +5,7 @@
 
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
@@ -33,11 +33,11 @@ use child::{PoolChild, SpawnPool};
 /// What the handle, and the system's own timers, tell the system.
 pub(crate) enum SystemMessage {
     /// Finish, and report.
-    Shutdown { done: oneshot::Sender<ShutdownReport> },
+    Shutdown,
     /// Start a failed child again.
     Restart(Child),
     /// Every pool has finished or the time is up.
-    Drained { report: ShutdownReport, done: oneshot::Sender<ShutdownReport> },
+    Drained { report: ShutdownReport },
 }
 
 crate::impl_message!(SystemMessage);
@@ -57,6 +57,8 @@ pub(crate) struct Common {
     budgets: Budgets,
     status: watch::Sender<SystemStatus>,
     events: Events,
+    /// For every caller of `shutdown`.
+    report: Arc<OnceLock<ShutdownReport>>,
 }
 
 pub(crate) struct SystemArguments {
@@ -107,11 +109,11 @@ impl Actor for SystemActor {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            SystemMessage::Shutdown { done } => state.shut_down(&myself, done),
+            SystemMessage::Shutdown => state.shut_down(&myself),
             SystemMessage::Restart(child) => state.restart(&myself, child).await?,
-            SystemMessage::Drained { report, done } => {
+            SystemMessage::Drained { report } => {
+                state.common.report.get_or_init(|| report);
                 state.publish(|status| status.state = SystemState::Stopped);
-                let _ = done.send(report);
                 myself.stop(Some("shut down".to_owned()));
             }
         }
@@ -258,9 +260,8 @@ impl SystemActorState {
     }
 
     /// The wait for the pools is a task of its own, so that the system stays responsive meanwhile.
-    fn shut_down(&mut self, myself: &ActorRef<SystemMessage>, done: oneshot::Sender<ShutdownReport>) {
+    fn shut_down(&mut self, myself: &ActorRef<SystemMessage>) {
         if self.common.status.borrow().state != SystemState::Running {
-            // Dropped unanswered: the first caller has the report.
             return;
         }
         self.publish(|status| status.state = SystemState::ShuttingDown);
@@ -278,8 +279,15 @@ impl SystemActorState {
         let (common, myself) = (self.common.clone(), myself.clone());
         tokio::spawn(async move {
             let report = gather(&common, reports).await;
-            let _ = myself.send_message(SystemMessage::Drained { report, done });
+            let _ = myself.send_message(SystemMessage::Drained { report });
         });
+    }
+}
+
+impl Common {
+    /// By all pools, on all devices.
+    fn charged(&self) -> Bytes {
+        self.budgets.values().map(|budget| budget.read().charged()).sum()
     }
 }
 
@@ -296,7 +304,7 @@ async fn gather(common: &Common, reports: Vec<oneshot::Receiver<PoolDrained>>) -
             report.unfinished_threads.extend(drained.unfinished);
         }
     }
-    report.remaining = common.budgets.values().map(|budget| budget.read().charged()).sum();
+    report.remaining = common.charged();
     report.took = began.elapsed();
     report
 }
@@ -392,6 +400,7 @@ fn common(config: SystemConfig) -> Common {
         events: Events::new(config.event_capacity),
         config: Arc::new(config),
         budgets: Arc::new(budgets),
+        report: Arc::default(),
         status: watch::Sender::new(SystemStatus { memory, ..SystemStatus::default() }),
     }
 }
@@ -471,17 +480,19 @@ impl System {
     }
 
     /// Ends the system: new requests get [`Error::ShuttingDown`], queued and running ones have until the configured
-    /// timeout, then every remaining caller is answered. Returns on time even with a worker that never returns. A
-    /// second call returns an empty report once the first is done.
+    /// timeout, then every remaining caller is answered. Returns on time even with a worker that never returns. Whoever
+    /// calls it gets the same report. Of a system that failed or was dropped before there is only what is still charged.
     pub async fn shutdown(&self) -> ShutdownReport {
-        let (done, report) = oneshot::channel();
-        let _ = self.inner.actor.send_message(SystemMessage::Shutdown { done });
-        let limit = self.inner.common.config.shutdown_timeout + Duration::from_secs(1);
-        let report = tokio::time::timeout(limit, report).await.ok().and_then(|report| report.ok());
+        let Common { config, report, .. } = &self.inner.common;
+        // A system that has ended needs no telling.
+        let _ = self.inner.actor.send_message(SystemMessage::Shutdown);
+        let limit = config.shutdown_timeout + Duration::from_secs(1);
         let mut stopped = self.watch();
-        // The actor and its children end right after the report; past the limit nobody waits for them.
-        let _ = tokio::time::timeout(limit, stopped.wait_for(|status| status.state == SystemState::Stopped))
-            .await;
-        report.unwrap_or_default()
+        let is_stopped = stopped.wait_for(|status| status.state == SystemState::Stopped);
+        // Past the limit nobody waits for it.
+        let _ = tokio::time::timeout(limit, is_stopped).await;
+        let charged =
+            || ShutdownReport { remaining: self.inner.common.charged(), ..ShutdownReport::default() };
+        report.get().cloned().unwrap_or_else(charged)
     }
 }

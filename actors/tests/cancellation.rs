@@ -94,6 +94,29 @@ async fn running_work_sees_the_mark_at_its_next_step() {
     test.finish().await;
 }
 
+/// The run ends with the one that nobody waits for, which is its neighbour's business only in that it runs again.
+#[tokio::test]
+async fn who_goes_away_does_not_take_the_neighbour_along() {
+    let mut test = start(single()).await;
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.model("model", loader);
+    let (gate, running) = occupy(&test, &model).await;
+    let never = Gate::default();
+    let gone = send(&model, Act::WorkOrStopAll(never.latch()));
+    queued(&test, &model, 1).await;
+    let neighbour = send(&model, Act::Reply(7));
+    queued(&test, &model, 2).await;
+    gate.open();
+    end(running).await.unwrap();
+    until_true(|| count(&record.runs) == 2).await;
+    gone.abort();
+    let _ = gone.await;
+    assert_eq!(end(neighbour).await.unwrap(), 7);
+    assert_eq!(count(&record.runs), 3);
+    test.finish().await;
+}
+
 #[tokio::test]
 async fn a_deadline_ends_running_work_too() {
     let mut test = start(single()).await;

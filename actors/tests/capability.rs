@@ -116,3 +116,33 @@ async fn two_pools_of_one_capability_are_refused() {
     let error = twice.start().await.map(drop).unwrap_err();
     assert!(matches!(&error, Error::InvalidConfig { setting: "pools", .. }), "{error}");
 }
+
+/// A capability that no request gets into.
+struct Closed;
+
+impl Capability for Closed {
+    type Request = ();
+    type Chunk = NoChunk;
+    type Output = ();
+    const NAME: &'static str = "closed";
+    const QUEUE: QueueCapacity = QueueCapacity { interactive: 0, batch: 1 };
+}
+
+impl Loader<Closed> for WordOverlap {
+    fn footprint(&self, _: &LoadContext) -> Result<Footprint, Failure> {
+        Ok(Footprint::default())
+    }
+
+    fn load(&self, _: &LoadContext) -> Result<Arc<dyn Weights<Closed>>, Failure> {
+        Err(Failure::permanent("nobody gets here"))
+    }
+}
+
+#[tokio::test]
+async fn a_capability_without_places_in_its_queue_is_refused_and_not_waited_for() {
+    let system = System::builder(SystemConfig::default()).pool::<Closed>(PoolConfig::default()).start().await;
+    let system = system.unwrap();
+    let refused = system.client::<Closed>().unwrap().register(ModelSpec::new("model", WordOverlap));
+    assert!(matches!(refused, Err(Error::InvalidConfig { setting: "queue.interactive", .. })));
+    system.shutdown().await;
+}

@@ -154,17 +154,27 @@ fn footprint(mib: u64) -> Footprint {
 }
 
 #[tokio::test]
-async fn a_model_that_turns_out_larger_than_the_limit_fails_and_leaves_nothing() {
+async fn a_model_that_turns_out_larger_than_the_limit_is_told_so_and_leaves_nothing() {
     let mut test = limited(30).await;
     let loader = ScriptedLoader { estimate: Some(footprint(10)), ..weights(40) };
     let record = loader.record.clone();
     let model = test.model("model", loader);
     let error = refused(&model, Act::Reply(1)).await;
-    assert!(
-        matches!(&error, Error::SpawnFailed { cause, .. } if cause.to_string().contains("41")),
-        "{error}"
-    );
-    assert_eq!(count(&record.loads), 2, "once more with the room that others could give");
+    assert!(is_exhausted(&error, Bytes::mib(41), Bytes::mib(30)), "{error}");
+    assert_eq!(count(&record.loads), 1, "what it takes is known now");
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn a_model_that_turns_out_larger_than_what_is_free_gets_the_room() {
+    let mut test = limited(50).await;
+    let idle = test.model("idle", weights(20));
+    idle.preload().await.unwrap();
+    let loader = ScriptedLoader { estimate: Some(footprint(10)), ..weights(40) };
+    let record = loader.record.clone();
+    let model = test.model("model", loader);
+    assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
+    assert_eq!((charged(&test), count(&record.loads)), (Bytes::mib(41), 2), "the idle one made room");
     test.finish().await;
 }
 
@@ -226,6 +236,29 @@ async fn an_unload_that_cannot_have_all_bytes_back_says_what_is_left() {
     );
     gate.open();
     assert_eq!(end(running).await.unwrap(), 0, "the running request was not disturbed");
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn two_who_wait_for_an_unload_each_have_their_own_time() {
+    let mut test = limited(100).await;
+    let model = test.model("model", weights(20));
+    let (gate, running) = occupy(&test, &model).await;
+    let (brief, patient) = (model.unload(millis(50)), model.unload(Duration::from_secs(20)));
+    let patient = async {
+        let unloaded = patient.await;
+        assert_eq!(charged(&test), Bytes::ZERO);
+        unloaded
+    };
+    let brief = async {
+        let unloaded = brief.await;
+        gate.open();
+        unloaded
+    };
+    let (brief, patient) = tokio::join!(brief, patient);
+    assert!(matches!(brief, Err(Error::UnloadIncomplete { .. })), "{brief:?}");
+    patient.unwrap();
+    assert_eq!(end(running).await.unwrap(), 0);
     test.finish().await;
 }
 

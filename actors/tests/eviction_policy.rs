@@ -60,8 +60,8 @@ fn idle_time_times_bytes_over_reload_time_decides() {
     // 100 × 40, 11 × 400, 2 × 40 × 100: the last first, then the large one, then the one that was idle long.
     assert_eq!(plan_for(30, full(480), &offers), evict(&[(2, 1)]));
     assert_eq!(plan_for(30, full(480), &offers[..2]), evict(&[(1, 1)]));
-    assert_eq!(relieve(&Device::host(), &offers), Some((PoolIndex(2), WorkerId(1))));
-    assert_eq!(relieve(&Device::host(), &offers[..1]), Some((PoolIndex(0), WorkerId(1))));
+    assert_eq!(relieve(&Device::host(), &offers), [(PoolIndex(2), WorkerId(1))]);
+    assert_eq!(relieve(&Device::host(), &offers[..1]), [(PoolIndex(0), WorkerId(1))]);
 }
 
 #[test]
@@ -71,6 +71,15 @@ fn the_shared_weights_come_back_with_the_last_holder_only() {
     assert_eq!(plan_for(11, full(100), std::slice::from_ref(&two)), evict(&[(0, 1), (0, 2)]));
     let one_of_them_busy = Offer { idle: two.idle[..1].to_vec(), ..two };
     assert_eq!(plan_for(11, full(100), &[one_of_them_busy]), Plan::Wait, "the busy one keeps the weights");
+}
+
+#[test]
+fn relief_takes_the_siblings_along_where_the_weights_come_back_with_them() {
+    let two = offer(0, (80, 10), &[50, 40]);
+    let both = [(PoolIndex(0), WorkerId(1)), (PoolIndex(0), WorkerId(2))];
+    assert_eq!(relieve(&Device::host(), std::slice::from_ref(&two)), both);
+    let others = Offer { holders: 3, ..two };
+    assert_eq!(relieve(&Device::host(), &[others]), both[..1], "the busy one keeps the weights");
 }
 
 #[test]
@@ -85,12 +94,12 @@ fn no_more_go_than_are_needed() {
 fn the_pinned_the_young_and_the_busy_stay() {
     let pinned = Offer { pinned: true, ..offer(0, (100, 0), &[1000]) };
     assert_eq!(plan_for(10, full(100), std::slice::from_ref(&pinned)), Plan::Never);
-    assert_eq!(relieve(&Device::host(), &[pinned]), None);
+    assert!(relieve(&Device::host(), &[pinned]).is_empty());
 
     let mut young = offer(0, (100, 0), &[4]);
     young.idle[0].ready_for = Duration::from_millis(4_999);
     assert_eq!(plan_for(10, full(100), std::slice::from_ref(&young)), Plan::Wait);
-    assert_eq!(relieve(&Device::host(), std::slice::from_ref(&young)), None);
+    assert!(relieve(&Device::host(), std::slice::from_ref(&young)).is_empty());
     young.idle[0].ready_for = Duration::from_secs(5);
     assert_eq!(plan_for(10, full(100), &[young]), evict(&[(0, 1)]));
 
@@ -123,7 +132,7 @@ fn what_can_never_fit_is_said_at_once() {
 fn other_memories_do_not_count() {
     let elsewhere = Offer { device: Device::named("cuda:0"), ..offer(0, (100, 0), &[1000]) };
     assert_eq!(plan_for(10, full(100), std::slice::from_ref(&elsewhere)), Plan::Wait);
-    assert_eq!(relieve(&Device::host(), &[elsewhere]), None);
+    assert!(relieve(&Device::host(), &[elsewhere]).is_empty());
 }
 
 #[test]

@@ -141,10 +141,13 @@ async fn one_alone_that_runs_out_of_memory_is_tried_once_more() {
 async fn out_of_memory_has_an_idle_model_evicted() {
     let mut test = start(single()).await;
     let mut events = test.system.events();
-    let idle = test.model("idle", ScriptedLoader::default());
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let idle = test.model("idle", loader);
     idle.preload().await.unwrap();
     let model = test.model("model", ScriptedLoader::default());
-    assert_eq!(ask(&model, ScriptedRequest::from(Act::StarveTimes(times(1)))).await.unwrap(), 0);
+    let starves = Act::StarveBeside(record);
+    assert_eq!(ask(&model, ScriptedRequest::from(starves)).await.unwrap(), 0);
     let evicted = TestSystem::event(&mut events, "the idle model goes", |event| match event {
         Event::WorkerEvicted { model, reason, .. } => Some((model.to_string(), *reason)),
         _ => None,

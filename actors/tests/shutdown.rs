@@ -196,6 +196,23 @@ async fn two_callers_of_shutdown_both_return() {
     test.finish().await;
 }
 
+#[tokio::test]
+async fn every_caller_of_shutdown_gets_the_same_report() {
+    let mut test = start(brief()).await;
+    let model = test.model("model", ScriptedLoader::default());
+    let gate = Gate::default();
+    let caller = send(&model, Act::Hang(gate.latch()));
+    test.until_model("model", "it runs", |model| busy(model) == 1).await;
+    let (system, other) = (test.system.clone(), test.system.clone());
+    let (first, second) = tokio::join!(system.shutdown(), other.shutdown());
+    assert_eq!((first.abandoned_requests, first.unfinished_threads.len()), (1, 1), "{first:?}");
+    assert_eq!(second, first);
+    assert_eq!(system.shutdown().await, first, "and whoever comes later");
+    assert!(is_shutting_down(end(caller).await));
+    gate.open();
+    test.shut_down().await;
+}
+
 /// Without `shutdown()` nobody waits, but nobody hangs either and nothing stays in memory.
 #[tokio::test]
 async fn a_system_that_is_dropped_answers_its_callers_and_frees_its_models() {

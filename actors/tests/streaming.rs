@@ -88,6 +88,19 @@ async fn a_caller_may_want_the_output_alone() {
     test.finish().await;
 }
 
+/// Nothing was sent out to it, so it is run again like any other request.
+#[tokio::test]
+async fn a_caller_of_the_output_alone_does_not_notice_a_crash() {
+    let mut test = start(single()).await;
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.stream_model("model", loader);
+    let crashes_once = Act::StreamThenPanicTimes(2, Arc::new(AtomicUsize::new(1)));
+    assert_eq!(model.call(crashes_once.into(), CallOptions::default()).await.unwrap(), 2);
+    assert_eq!(count(&record.runs), 2);
+    test.finish().await;
+}
+
 #[tokio::test]
 async fn a_stream_that_is_dropped_ends_the_run_within_a_step() {
     let mut test = start(single()).await;
@@ -126,6 +139,13 @@ async fn the_deadline_is_for_the_first_output() {
     tokio::time::sleep(timeout * 2).await;
     gate.open();
     assert_eq!(late.output().await.unwrap(), 1);
+
+    let gate = Gate::default();
+    let (latch, request) = (gate.latch(), model.clone());
+    let alone = tokio::spawn(async move { request.call(Act::StreamThenWork(1, latch).into(), brief).await });
+    tokio::time::sleep(timeout * 2).await;
+    gate.open();
+    assert_eq!(alone.await.unwrap().unwrap(), 1, "also where the output alone is wanted");
 
     let gate = Gate::default();
     let silent = model.stream(Act::Work(gate.latch()).into(), brief).await.unwrap();

@@ -160,10 +160,12 @@ impl Screen {
         if self.terminal.is_term() {
             self.clear();
             let (rows, columns) = self.terminal.size();
+            let rows = usize::from(rows).saturating_sub(1);
             let mut lines: Vec<String> = self.live.iter().map(|line| format!("{INDENT}{line}")).collect();
             lines.push(style("─".repeat(columns.into())).dim().to_string());
-            lines.extend(words::tree(status));
-            lines.truncate(usize::from(rows).saturating_sub(1));
+            let tree = words::tree(status);
+            lines.extend(if lines.len() + tree.len() <= rows { tree } else { words::short_tree(status) });
+            lines.truncate(rows);
             for line in &lines {
                 self.write(&truncate_str(line, columns.into(), "…"));
             }

@@ -19,8 +19,9 @@ pub(crate) type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// No event is further away than this.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
-/// Lines that wait to be shown; whoever has more to say waits.
-pub(crate) const LINES: usize = 64;
+/// Lines that wait to be shown. Whoever has more to say waits, so that on a slow terminal too what is said stands near
+/// what happened then.
+pub(crate) const LINES: usize = 1;
 
 /// What is left when all is over.
 pub(crate) trait Curtain: Display {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use console::style;
+use console::{StyledObject, style};
 use model_actors::{
     BreakerState, Bytes, Event, EvictionReason, MemoryStatus, ModelStatus, PoolStatus, SystemStatus,
     WorkerPhase, WorkerStatus,
@@ -27,7 +27,7 @@ pub(crate) fn sentence(event: &Event) -> Option<String> {
         }
         Event::WorkerCrashed { error, .. } => style(error.to_string()).red().to_string(),
         Event::WorkerRestarted { model, worker, failures, .. } => {
-            format!("{model}{worker} replaces it, after {failures} failure(s) lately")
+            format!("{model}{worker} replaces it; failures lately: {failures}")
         }
         Event::WorkerStuck { model, worker, stalled, .. } => {
             let words =
@@ -58,7 +58,7 @@ fn why(reason: EvictionReason) -> &'static str {
 
 /// The tree, a line for each part of it.
 pub(crate) fn tree(status: &SystemStatus) -> Vec<String> {
-    let mut lines = vec![format!("{}  {}", style("system").bold(), memory(status.memory.first()))];
+    let mut lines = vec![root(status)];
     for (index, pool) in status.pools.iter().enumerate() {
         let last = index + 1 == status.pools.len();
         lines.push(format!("{} {}", branch(last), style(pool.capability).bold()));
@@ -67,9 +67,36 @@ pub(crate) fn tree(status: &SystemStatus) -> Vec<String> {
     lines
 }
 
+/// The tree for a terminal with few lines: one for each model, and less of it.
+pub(crate) fn short_tree(status: &SystemStatus) -> Vec<String> {
+    let mut lines = Vec::new();
+    for pool in &status.pools {
+        let capability = style(pool.capability).bold();
+        if pool.models.is_empty() {
+            lines.push(format!("{capability:<16}{}", style("not used yet").dim()));
+        }
+        for model in &pool.models {
+            let workers =
+                model.workers.iter().map(|worker| format!("{} {}", worker.worker, phase(worker.phase)));
+            let (name, bytes) = (model.model.to_string(), model.bytes.to_string());
+            let counts = format!("queue {:<3} running {:<3}", queued(model), model.in_flight);
+            let workers = workers.collect::<Vec<_>>().join(" ");
+            lines.push(format!("{capability:<16}{name:<10}{bytes:>9}  {counts} {workers}"));
+        }
+    }
+    let last = lines.len().saturating_sub(1);
+    let branched =
+        lines.into_iter().enumerate().map(|(index, line)| format!("{} {line}", branch(index == last)));
+    [root(status)].into_iter().chain(branched).collect()
+}
+
+fn root(status: &SystemStatus) -> String {
+    format!("{}  {}", style("system").bold(), memory(status.memory.first()))
+}
+
 fn models(pool: &PoolStatus, indent: &str, lines: &mut Vec<String>) {
     if pool.models.is_empty() {
-        lines.push(format!("{indent}{}", style("no model has been used").dim()));
+        lines.push(format!("{indent}{}", style("not used yet").dim()));
     }
     for (index, model) in pool.models.iter().enumerate() {
         let last = index + 1 == pool.models.len();
@@ -100,26 +127,37 @@ fn model(model: &ModelStatus) -> String {
         BreakerState::HalfOpen => style("breaker half open").yellow(),
         BreakerState::Open => style("breaker open").red(),
     };
-    let (name, queue) =
-        (style(model.model.to_string()).bold(), model.queued_interactive + model.queued_batch);
+    let (name, queue) = (style(model.model.to_string()).bold(), queued(model));
     let bytes = model.bytes.to_string();
     let (running, failures) = (model.in_flight, model.recent_failures);
     format!("{name:<11} {bytes:>10}  queue {queue:<2} running {running:<2} failures {failures}  {breaker}")
+}
+
+fn queued(model: &ModelStatus) -> usize {
+    model.queued_interactive + model.queued_batch
 }
 
 fn worker(worker: &WorkerStatus, model: &ModelStatus) -> String {
     let name = worker.worker.to_string();
     let state = match (worker.phase, model.loading.and_then(|load| load.percent)) {
         (WorkerPhase::Loading, Some(percent)) => style(format!("loading {percent:>3} %")).yellow(),
-        (WorkerPhase::Loading, None) => style("loading".to_owned()).yellow(),
-        (WorkerPhase::Idle, _) => style("idle".to_owned()).green(),
         (WorkerPhase::Busy, _) if worker.since_progress > WORTH_SAYING => {
             let seconds = worker.since_progress.as_secs_f64();
             style(format!("busy, no progress for {seconds:.1} s")).yellow()
         }
-        (WorkerPhase::Busy, _) => style("busy".to_owned()).cyan(),
-        (WorkerPhase::Draining, _) => style("draining".to_owned()).dim(),
         (WorkerPhase::Stuck, _) => style("stuck, given up; its bytes stay charged".to_owned()).red().bold(),
+        (other, _) => phase(other),
     };
     format!("{name:<4} {state}")
+}
+
+fn phase(phase: WorkerPhase) -> StyledObject<String> {
+    let word = style(format!("{phase:?}").to_lowercase());
+    match phase {
+        WorkerPhase::Loading => word.yellow(),
+        WorkerPhase::Idle => word.green(),
+        WorkerPhase::Busy => word.cyan(),
+        WorkerPhase::Draining => word.dim(),
+        WorkerPhase::Stuck => word.red().bold(),
+    }
 }

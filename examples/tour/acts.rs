@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use candle_actors::{Engine, LoadOptions, Source, TextGenerationModel};
-use console::{Term, style};
+use console::{StyledObject, Term, style};
 use model_actors::testing::{Fuse, HookedLoader};
 use model_actors::{
     Bytes, DescribeImage, Device, Event, GenerateText, ImageSource, Message, ModelSpec, ModelStatus,
@@ -52,6 +52,8 @@ const PROMPTS: [&str; 3] = [
 ];
 const SEED: u64 = 1;
 const STEPS: usize = 25;
+/// Letters of a line of text: with the name before it, it stands on a terminal of 80.
+const WIDTH: usize = 62;
 /// Of each model.
 const WORKERS: usize = 2;
 
@@ -74,7 +76,7 @@ impl Display for Curtain {
         let Self { most, charged, resident, .. } = self;
         write!(
             formatter,
-            "  bytes returned           {} of the {most} that the budget had set aside",
+            "  bytes returned           {} of the {most} set aside for models",
             Bytes(most.0.saturating_sub(charged.0))
         )?;
         match resident {
@@ -404,22 +406,13 @@ fn has_reader() -> bool {
 
 /// What was asked, and what is answered to it, in lines of a readable length.
 fn said(question: &str, answer: &str) -> Vec<String> {
-    const WIDTH: usize = 90;
-    let mut lines = vec![format!("{} {}", style("you  ").dim(), question), String::new()];
-    for word in answer.split_whitespace() {
-        if lines.last().is_some_and(|line| line.len() + word.len() >= WIDTH) {
-            lines.push(String::new());
-        }
-        if let Some(line) = lines.last_mut() {
-            line.push_str(if line.is_empty() { "" } else { " " });
-            line.push_str(word);
-        }
-    }
-    for (number, line) in lines.iter_mut().skip(1).enumerate() {
-        let who = if number == 0 { "model" } else { "     " };
-        *line = format!("{} {line}", style(who).green());
-    }
-    lines
+    let wrapped = |name: &StyledObject<&str>, text: &str| -> Vec<String> {
+        let texts = textwrap::wrap(text.trim(), WIDTH);
+        let line =
+            |(number, text)| format!("{} {text}", if number == 0 { name.to_string() } else { " ".repeat(5) });
+        texts.iter().enumerate().map(line).collect()
+    };
+    [wrapped(&style("you  ").dim(), question), wrapped(&style("model").green(), answer)].concat()
 }
 
 fn resident() -> Option<Bytes> {

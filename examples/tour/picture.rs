@@ -3,8 +3,8 @@
 use console::{Term, style};
 use model_actors::Picture;
 
-/// Characters of a picture's width.
-const COLUMNS: usize = 24;
+/// Characters of a picture's width: three stand side by side on a terminal of 80.
+const COLUMNS: usize = 20;
 
 /// Whether the terminal can show pictures.
 pub(crate) fn can_be_shown() -> bool {

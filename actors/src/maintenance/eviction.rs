@@ -122,11 +122,17 @@ pub fn plan(needed: Bytes, ledger: Ledger, device: &Device, offers: &[Offer]) ->
     }
 }
 
-/// One idle worker to be rid of, the least worth: when memory ran out in spite of the budget, or is about to.
-pub fn relieve(device: &Device, offers: &[Offer]) -> Option<(PoolIndex, WorkerId)> {
+/// The idle worker to be rid of, the least worth, when memory ran out in spite of the budget, or is about to; with it all
+/// others of its model, if that frees the weights too.
+pub fn relieve(device: &Device, offers: &[Offer]) -> Vec<(PoolIndex, WorkerId)> {
     let offers: Vec<&Offer> = offers.iter().filter(|offer| offer.device == *device).collect();
-    let first = least_worth(&offers, &candidates(&offers), &[])?;
-    Some((offers[first.offer].pool, first.idle.worker))
+    let all = candidates(&offers);
+    let Some(first) = least_worth(&offers, &all, &[]) else { return Vec::new() };
+    let offer = offers[first.offer];
+    let siblings = all.iter().filter(|candidate| candidate.offer == first.offer);
+    let frees_weights = siblings.clone().count() + offer.leaving >= offer.holders;
+    let goes = siblings.filter(|candidate| frees_weights || candidate.is(first));
+    goes.map(|candidate| (offer.pool, candidate.idle.worker)).collect()
 }
 
 /// Picks until enough comes back, then takes back every pick that turned out not to be needed.

@@ -31,7 +31,10 @@ impl<C: Capability> PoolState<C> {
             Effect::Fail { request, error } => self.answer(request, error),
             Effect::Expire { request } => {
                 if let Some(accepted) = self.jobs.remove(&request) {
-                    accepted.job().expire();
+                    let job = accepted.job();
+                    // It waits; whatever an earlier attempt made is lost.
+                    job.end_attempt();
+                    job.answer(Err(job.timeout_error()));
                 }
             }
             Effect::ExpireRunning { request } => {
@@ -108,7 +111,7 @@ impl<C: Capability> PoolState<C> {
         for job in requests.iter().filter_map(|request| self.jobs.get(request)).map(Accepted::job) {
             let attempt = job.begin_attempt();
             // A worker that was given up may have sent something out at the last moment.
-            if job.has_emitted() {
+            if job.has_sent() {
                 let cause = Cause::new("its worker was given up in the middle of the answer");
                 job.answer(Err(Error::WorkerCrashed { model: job.model().clone(), worker, cause }));
             }

@@ -94,10 +94,10 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn fates(&self, worker: WorkerId) -> Vec<(RequestId, Fate)> {
-        let fate = |job: Arc<Job<C>>| match (job.is_answered(), job.has_emitted()) {
+        let fate = |job: Arc<Job<C>>| match (job.is_answered(), job.may_run_again()) {
             (true, _) => (job.id, Fate::Answered),
-            (false, true) => (job.id, Fate::Emitted),
-            (false, false) => (job.id, Fate::Untouched),
+            (false, false) => (job.id, Fate::Emitted),
+            (false, true) => (job.id, Fate::Untouched),
         };
         self.running_jobs(worker).into_iter().map(fate).collect()
     }

@@ -91,9 +91,7 @@ impl Scheduler {
             effects.push(Effect::Return { call, result: Ok(()) });
             return;
         };
-        let unload = model.unload.get_or_insert(Unload { calls: Vec::new(), deadline });
-        unload.calls.push(call);
-        unload.deadline = unload.deadline.min(deadline);
+        model.unload.get_or_insert(Unload { calls: Vec::new() }).calls.push((call, deadline));
         model.replacements = 0;
         model.cold_start_goal = 0;
         release_weights(model, effects);
@@ -128,15 +126,18 @@ impl Scheduler {
         }
     }
 
-    /// Answers an unload once the last thread has ended, or with what is left and why.
+    /// Answers those who wait for an unload once the last thread has ended, or when their time is up with what is left
+    /// and why.
     pub(super) fn check_unload(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         let Some(model) = self.models.get_mut(&key) else { return };
-        let Some(unload) = &model.unload else { return };
+        let Some(unload) = &mut model.unload else { return };
         let ending = model.leaving.iter().filter(|gone| gone.why != Leaving::Stuck).count();
-        let (stuck, running) = (model.stuck(), model.workers.len());
-        if running + ending > 0 && now < unload.deadline {
-            return;
-        }
+        let (running, calls) = (model.workers.len(), std::mem::take(&mut unload.calls));
+        let (waiting, due): (Vec<_>, Vec<_>) =
+            calls.into_iter().partition(|(_, deadline)| running + ending > 0 && now < *deadline);
+        unload.calls = waiting;
+        let goes_on = !unload.calls.is_empty();
+        let stuck = model.stuck();
         let result = match running + ending + stuck {
             0 => Ok(()),
             _ => Err(Error::UnloadIncomplete {
@@ -145,10 +146,11 @@ impl Scheduler {
                 reason: format!("{running} workers are running, {ending} are ending and {stuck} are stuck"),
             }),
         };
-        if let Some(unload) = model.unload.take() {
-            effects
-                .extend(unload.calls.into_iter().map(|call| Effect::Return { call, result: result.clone() }));
+        effects.extend(due.into_iter().map(|(call, _)| Effect::Return { call, result: result.clone() }));
+        if goes_on {
+            return;
         }
+        model.unload = None;
         if model.has_ready_worker() {
             // It was not unloaded in time, so whoever asked for it meanwhile has it.
             answer_preloads(model, effects);

@@ -123,10 +123,10 @@ impl Worker {
     }
 }
 
+/// An unload under way, and who waits for it until when.
 #[derive(Debug)]
 pub(crate) struct Unload {
-    pub(crate) calls: Vec<CallId>,
-    pub(crate) deadline: Time,
+    pub(crate) calls: Vec<(CallId, Time)>,
 }
 
 #[derive(Debug)]
@@ -293,11 +293,13 @@ impl ModelState {
     pub(crate) fn next_alarm(&self, now: Time) -> Time {
         let start = self.is_wanted().then_some(self.restart_at);
         let scale_up = (!self.queue.is_empty()).then_some(self.scale_up_at);
-        let unload = self.unload.as_ref().map(|unload| unload.deadline);
+        let unload = self.unload.as_ref();
+        let unload = unload.and_then(|unload| unload.calls.iter().map(|(_, deadline)| *deadline).min());
         let health = self.workers.iter().map(|worker| self.health_due(worker)).min();
         let running = self.workers.iter().flat_map(Worker::running);
         let running = running.filter(|ticket| !ticket.expired).map(|ticket| ticket.deadline).min();
-        let due = [self.queue.next_deadline(), running, start, scale_up, unload, health];
+        let rerun = self.queue.next_rerun(now);
+        let due = [self.queue.next_deadline(), rerun, running, start, scale_up, unload, health];
         due.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(Time::NEVER)
     }
 }

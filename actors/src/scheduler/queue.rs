@@ -79,8 +79,8 @@ fn rank(ticket: &Ticket, now: Time, aging: Duration) -> Rank {
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     waiting: BTreeMap<Rank, Ticket>,
-    /// Batches that failed or whose worker died, already split, to be run before anything else.
-    reruns: VecDeque<Vec<Ticket>>,
+    /// Batches that failed or whose worker died, already split, to be run before anything else, none before its time.
+    reruns: VecDeque<(Time, Vec<Ticket>)>,
     by_lane: [usize; 2],
     rerunning: usize,
 }
@@ -105,6 +105,11 @@ impl Queue {
         self.len() == 0
     }
 
+    /// Something could run now.
+    pub(crate) fn is_ready(&self, now: Time) -> bool {
+        !self.waiting.is_empty() || self.reruns.iter().any(|(from, _)| *from <= now)
+    }
+
     /// Requests by lane: interactive, batch.
     pub(crate) fn depths(&self) -> [usize; 2] {
         self.by_lane
@@ -124,6 +129,11 @@ impl Queue {
     }
 
     pub(crate) fn push_rerun(&mut self, batch: Vec<Ticket>) {
+        self.push_rerun_from(Time::ZERO, batch);
+    }
+
+    /// As `push_rerun`, but not before this moment.
+    pub(crate) fn push_rerun_from(&mut self, from: Time, batch: Vec<Ticket>) {
         if batch.is_empty() {
             return;
         }
@@ -131,7 +141,7 @@ impl Queue {
             self.by_lane[ticket.lane as usize] += 1;
         }
         self.rerunning += batch.len();
-        self.reruns.push_back(batch);
+        self.reruns.push_back((from, batch));
     }
 
     /// Forgets a request; false if it is not waiting here.
@@ -142,7 +152,7 @@ impl Queue {
             }
             return true;
         }
-        for batch in &mut self.reruns {
+        for (_, batch) in &mut self.reruns {
             if let Some(index) = batch.iter().position(|ticket| ticket.request == request) {
                 let ticket = batch.remove(index);
                 self.by_lane[ticket.lane as usize] -= 1;
@@ -155,7 +165,7 @@ impl Queue {
 
     /// Empties the queue.
     pub(crate) fn take_all(&mut self) -> Vec<Ticket> {
-        let mut all: Vec<Ticket> = self.reruns.drain(..).flatten().collect();
+        let mut all: Vec<Ticket> = self.reruns.drain(..).flat_map(|(_, batch)| batch).collect();
         all.extend(std::mem::take(&mut self.waiting).into_values());
         self.by_lane = [0; 2];
         self.rerunning = 0;
@@ -177,17 +187,24 @@ impl Queue {
         self.tickets().map(|ticket| ticket.deadline).min()
     }
 
+    /// The next moment at which a rerun may run that may not yet.
+    pub(crate) fn next_rerun(&self, now: Time) -> Option<Time> {
+        self.reruns.iter().map(|(from, _)| *from).filter(|from| *from > now).min()
+    }
+
     fn tickets(&self) -> impl Iterator<Item = &Ticket> {
-        self.reruns.iter().flatten().chain(self.waiting.values())
+        self.reruns.iter().flat_map(|(_, batch)| batch).chain(self.waiting.values())
     }
 
     /// Forms the next batch: a rerun as it was split, or the first in rank with those that may share its batch.
-    /// `key` restricts it to requests that may join a batch already running.
+    /// `key` restricts it to requests that may join a batch already running: those before the first that may not, so that
+    /// a run that others join for ever keeps nobody waiting.
     pub(crate) fn form(&mut self, limits: BatchLimits, key: Option<BatchKey>, now: Time) -> Formed {
         let mut formed = Formed::default();
         while key.is_none()
             && formed.batch.is_empty()
-            && let Some(batch) = self.reruns.pop_front()
+            && let Some(first) = self.reruns.iter().position(|(from, _)| *from <= now)
+            && let Some((_, batch)) = self.reruns.remove(first)
         {
             self.rerunning -= batch.len();
             for ticket in batch {
@@ -204,7 +221,8 @@ impl Queue {
         formed
     }
 
-    fn form_fresh(&mut self, limits: BatchLimits, mut key: Option<BatchKey>, now: Time, formed: &mut Formed) {
+    fn form_fresh(&mut self, limits: BatchLimits, joined: Option<BatchKey>, now: Time, formed: &mut Formed) {
+        let mut key = joined;
         let mut chosen: Vec<Rank> = Vec::new();
         let mut late: Vec<Rank> = Vec::new();
         let mut cost = 0_u64;
@@ -223,6 +241,8 @@ impl Queue {
                 cost = total;
                 key = Some(ticket.key);
                 chosen.push(*rank);
+            } else if joined.is_some() {
+                break;
             }
         }
         formed.expired.extend(late.iter().map(|rank| rank.1));
@@ -284,8 +304,12 @@ mod tests {
         let requests =
             |formed: Formed| formed.batch.iter().map(|ticket| ticket.request.0).collect::<Vec<_>>();
         assert_eq!(requests(queue.form(LIMITS, None, at(0))), [0, 2], "a third of 40 is beyond 100");
+        assert!(
+            requests(queue.form(LIMITS, Some(BatchKey(0)), at(0))).is_empty(),
+            "1 and 3 were there before"
+        );
+        assert_eq!(requests(queue.form(LIMITS, Some(BatchKey(1)), at(0))), [1, 3], "joins key 1");
         assert_eq!(requests(queue.form(LIMITS, Some(BatchKey(0)), at(0))), [4], "joins key 0");
-        assert_eq!(requests(queue.form(LIMITS, None, at(0))), [1, 3]);
         assert!(queue.is_empty());
     }
 
@@ -318,6 +342,18 @@ mod tests {
         queue.push_rerun(vec![ticket(3), ticket(4)]);
         let sizes: Vec<usize> = (0..3).map(|_| queue.form(LIMITS, None, at(0)).batch.len()).collect();
         assert_eq!(sizes, [1, 2, 1]);
+    }
+
+    #[test]
+    fn a_rerun_that_has_to_wait_holds_up_nobody() {
+        let mut queue = Queue::default();
+        queue.push_rerun_from(at(2), vec![ticket(1)]);
+        assert!(!queue.is_ready(at(1)) && queue.form(LIMITS, None, at(1)).batch.is_empty());
+        queue.push(ticket(2), at(1), AGING);
+        assert_eq!(queue.form(LIMITS, None, at(1)).batch[0].request, RequestId(2));
+        assert_eq!(queue.next_rerun(at(1)), Some(at(2)));
+        assert!(queue.is_ready(at(2)) && queue.next_rerun(at(2)).is_none());
+        assert_eq!(queue.form(LIMITS, None, at(2)).batch[0].request, RequestId(1));
     }
 
     #[test]

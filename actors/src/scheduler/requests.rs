@@ -1,6 +1,8 @@
 //! A request's way through the scheduler: accepted or refused, given to an idle worker in a batch, and at the end of
 //! its run answered, split or run again.
 
+use std::time::Duration;
+
 use super::{Effect, Fate, ModelState, Outcome, Passage, Phase, Scheduler, Ticket};
 use crate::config::BatchLimits;
 use crate::error::{Cause, Error, Failure, FailureKind};
@@ -9,6 +11,8 @@ use crate::telemetry::Event;
 
 /// A request that was running at so many worker deaths is not run again.
 const POISON_DEATHS: u32 = 2;
+/// Before a request that ran out of memory is tried once more: idle workers are told to go, and need a moment to.
+const RELIEF: Duration = Duration::from_secs(1);
 
 impl Scheduler {
     /// Takes requests that came together: all are queued before any is run, so that whole batches form.
@@ -95,7 +99,7 @@ impl Scheduler {
         if model.unload.is_some() {
             return;
         }
-        while !model.queue.is_empty()
+        while model.queue.is_ready(now)
             && !model.is_probing()
             && let Some(index) = model.workers.iter().position(super::Worker::is_idle)
         {
@@ -125,6 +129,7 @@ impl Scheduler {
         let Phase::Busy { running } = &mut entry.phase else { return };
         let mut failed: Vec<(Ticket, Failure)> = Vec::new();
         let mut answered = false;
+        let was_alone = outcomes.len() == 1;
         // Those that ran are in the order of their outcomes, so that each is found at once.
         let mut ran = std::mem::take(running).into_iter().peekable();
         for (request, outcome) in outcomes {
@@ -154,16 +159,17 @@ impl Scheduler {
         if answered {
             self.probe_succeeded(key, effects);
         }
-        self.rerun_failed(now, key, failed, effects);
+        self.rerun_failed(now, key, (failed, was_alone), effects);
         self.advance(now, key, effects);
     }
 
-    /// A batch of many is split in two; one alone has failed for good, unless it ran out of memory the first time.
+    /// A batch of many is split in two; one alone has failed for good, unless it ran out of memory the first time, or
+    /// its run was stopped because nobody waited for another one.
     fn rerun_failed(
         &mut self,
         now: Time,
         key: ModelKey,
-        mut failed: Vec<(Ticket, Failure)>,
+        (mut failed, was_alone): (Vec<(Ticket, Failure)>, bool),
         effects: &mut Vec<Effect>,
     ) {
         failed.retain(|(ticket, _)| {
@@ -196,6 +202,9 @@ impl Scheduler {
             if kind == FailureKind::OutOfMemory && !ticket.starved {
                 ticket.starved = true;
                 effects.push(Effect::Relieve { device: model.policy.device.clone() });
+                model.queue.push_rerun_from(now + RELIEF, vec![ticket]);
+                self.alarm = self.alarm.min(now + RELIEF);
+            } else if kind == FailureKind::Stopped && !was_alone {
                 model.queue.push_rerun(vec![ticket]);
             } else {
                 effects.push(Effect::Fail { request: ticket.request, error: failure.into_error(&id) });

@@ -20,7 +20,7 @@ enum Stage {
     // ## Finishing => Forced => Drained, or Finishing => Drained
     /// What was accepted may finish.
     Finishing,
-    /// The time ran out: everybody has been answered, threads may still be ending.
+    /// The time ran out: everybody has been answered. Threads that have not ended are reported.
     Forced,
     /// Reported.
     Drained,
@@ -84,13 +84,13 @@ impl Scheduler {
         }
         if let Some(unload) = model.unload.take() {
             let calls = unload.calls.into_iter();
-            effects.extend(calls.map(|call| Effect::Return { call, result: Err(Error::ShuttingDown) }));
+            effects.extend(calls.map(|(call, _)| Effect::Return { call, result: Err(Error::ShuttingDown) }));
         }
         abandoned
     }
 
     /// Reports the end once: with every thread ended, or at the deadline without them.
-    pub(super) fn check_drained(&mut self, now: Time, effects: &mut Vec<Effect>) {
+    pub(super) fn check_drained(&mut self, effects: &mut Vec<Effect>) {
         let Some(shutdown) = &mut self.shutdown else { return };
         let idle = || self.models.values().all(|model| model.queue.is_empty() && model.workers.is_empty());
         let ended = || {
@@ -99,7 +99,7 @@ impl Scheduler {
         };
         let done = match shutdown.stage {
             Stage::Finishing => idle() && ended(),
-            Stage::Forced => ended() || now >= shutdown.deadline,
+            Stage::Forced => true,
             Stage::Drained => false,
         };
         if done {

@@ -121,10 +121,11 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) {
         let Some((_, model)) = self.owner(worker) else { return };
-        if !matches!(model.worker(worker).map(|entry| &entry.phase), Some(Phase::Sizing)) {
-            return;
-        }
-        model.footprint.get_or_insert(footprint);
+        match model.worker(worker).map(|entry| &entry.phase) {
+            Some(Phase::Sizing) => model.footprint.get_or_insert(footprint),
+            Some(Phase::Starting { .. }) => return model.footprint = Some(footprint),
+            _ => return,
+        };
         let until = now + model.policy.config.room_wait;
         reserve(model, worker, Urgency::MakeRoom { until }, effects);
     }

@@ -40,6 +40,10 @@ pub enum Act {
     Stream(u64),
     /// Streams so many chunks and panics.
     StreamThenPanic(u64),
+    /// Streams so many chunks and panics so many times in all, then answers with their number.
+    StreamThenPanicTimes(u64, Arc<AtomicUsize>),
+    /// Ends the run of all with [`Failure::stopped`] if nobody waits for it, and answers with 0 otherwise.
+    WorkOrStopAll(Latch),
     /// Streams so many chunks, works until the latch opens, then answers with their number.
     StreamThenWork(u64, Latch),
     /// Runs so many steps, looking at its mark before each, and counts them in [`Record::steps`].
@@ -48,6 +52,8 @@ pub enum Act {
     NeedsBatchOf(usize),
     /// Runs out of memory so many times in all, then answers with 0.
     StarveTimes(Arc<AtomicUsize>),
+    /// Runs out of memory while another model's weights are in memory, then answers with 0.
+    StarveBeside(Arc<Record>),
     /// Ends the run well without an answer.
     Forget,
 }
@@ -354,6 +360,12 @@ impl ScriptedModel {
                 }
                 item.finish(0);
             }
+            Act::StarveBeside(other) => {
+                if other.weights_alive.load(Ordering::SeqCst) > 0 {
+                    return Err(Failure::out_of_memory("the script says that there is no memory"));
+                }
+                item.finish(0);
+            }
             Act::Forget => {}
             Act::Hang(latch) => {
                 latch.wait(HANG_LIMIT);
@@ -380,6 +392,19 @@ impl ScriptedModel {
             Act::StreamThenPanic(chunks) => {
                 stream(item, *chunks);
                 panic!("the script says panic");
+            }
+            Act::StreamThenPanicTimes(chunks, left) => {
+                stream(item, *chunks);
+                if takes_one(left) {
+                    panic!("the script says panic");
+                }
+                item.finish(*chunks);
+            }
+            Act::WorkOrStopAll(latch) => {
+                if !work(batch, item, latch) {
+                    return Err(Failure::stopped());
+                }
+                item.finish(0);
             }
             Act::StreamThenWork(chunks, latch) => {
                 if stream(item, *chunks) && work(batch, item, latch) {

@@ -44,7 +44,7 @@ pub(crate) enum Order<C: Capability> {
 
 /// What a worker tells its pool.
 pub(crate) enum Report<C: Capability> {
-    /// The model will take this.
+    /// The model will take this; or, of a load that fails because it was more than was reserved, it did.
     Sized { worker: WorkerId, footprint: Footprint },
     /// Ready.
     Started { worker: WorkerId, footprint: Footprint, weights: Weak<SharedWeights<C>> },
@@ -229,9 +229,9 @@ fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outco
         Ok(()) => Failure::failed("the model ended its run without an answer to this request"),
         Err(failure) => failure.clone(),
     };
-    match job.has_emitted() {
-        true => Outcome::FailedAfterOutput(failure),
-        false => Outcome::Failed(failure),
+    match job.may_run_again() {
+        true => Outcome::Failed(failure),
+        false => Outcome::FailedAfterOutput(failure),
     }
 }
 
@@ -280,11 +280,12 @@ fn build<C: Capability>(
             let measured = weights.footprint();
             let reserved = lease.bytes();
             if !lease.resize(measured.with_workers(1)) {
-                let needed = measured.with_workers(1);
-                let limit = lease.budget().read().limit();
+                // The next start asks for as much.
+                let (worker, needed) = (arguments.worker, measured.with_workers(1));
+                let _ = arguments.pool.send_message(Report::Sized { worker, footprint: measured });
                 let reason =
-                    format!("it takes {needed} where {reserved} were reserved, and {limit} is the limit");
-                return Err(Failure::out_of_memory(reason));
+                    format!("it takes {needed}, for which there is no room, where {reserved} were reserved");
+                return Err(Failure::failed(reason));
             }
             Arc::new(SharedWeights { weights, _lease: lease.split(measured.shared) })
         }

@@ -392,9 +392,10 @@ fn earned(plan: &RequestPlan, error: &Error, kills: bool) -> Earned {
     let yes = match error {
         Error::ModelError { .. } => matches!(plan.act, Act::Fail),
         Error::InvalidInput { .. } => matches!(plan.act, Act::Refuse),
-        // One that panics once is poison all the same if another had killed the worker under it before.
+        // One that panics once is poison all the same if another had killed the worker under it before. A stream that was
+        // asked for its output alone has sent out nothing.
         Error::Poison { .. } => {
-            matches!(plan.act, Act::Panic | Act::PanicTimes(_) | Act::StreamThenPanic(0))
+            matches!(plan.act, Act::Panic | Act::PanicTimes(_) | Act::StreamThenPanic(_))
         }
         // What a stream has sent out cannot be taken back, so it ends with its worker, whoever killed that.
         Error::WorkerCrashed { .. } | Error::SlowReader { .. } => plan.kind == Kind::Streamed,

@@ -222,7 +222,7 @@ impl World {
             return Some(("at most so many workers", format!("{name} has {}", model.workers.len())));
         }
         let idle = model.workers.iter().any(|worker| worker.is_idle());
-        if !model.queue.is_empty() && idle && model.unload.is_none() && !model.is_probing() {
+        if model.queue.is_ready(self.now) && idle && model.unload.is_none() && !model.is_probing() {
             return Some(("nothing waits beside an idle worker", format!("{name}")));
         }
         if !model.preloads.is_empty() && model.has_ready_worker() && model.unload.is_none() {

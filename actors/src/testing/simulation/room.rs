@@ -157,7 +157,7 @@ impl World {
         let pools = self.pools.iter().enumerate();
         let offers: Vec<_> =
             pools.flat_map(|(index, pool)| pool.scheduler.offers(self.now, PoolIndex(index))).collect();
-        if let Some((pool, worker)) = relieve(device, &offers) {
+        for (pool, worker) in relieve(device, &offers) {
             self.evict(pool, worker, EvictionReason::Pressure);
         }
     }

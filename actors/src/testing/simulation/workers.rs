@@ -276,7 +276,8 @@ impl World {
         let (model, shared) = (state.model, state.weights.is_some());
         let footprint = self.scenario.pools[pool][model].footprint;
         if !shared && !self.measure(pool, worker, footprint) {
-            let failure = Failure::out_of_memory("larger than what was reserved");
+            self.report(pool, worker, Word::Input(Input::Sized { worker, footprint }));
+            let failure = Failure::failed("larger than what was reserved");
             return self.start_fails(pool, worker, failure);
         }
         self.report(pool, worker, Word::Input(Input::Started { worker, footprint }));
