@@ -38,7 +38,7 @@ pub use config::{BatchLimits, PoolConfig, QueueCapacity, RestartConfig, StallLim
 pub use error::{Cause, Error, Failure, FailureKind, RequestPhase, Result};
 pub use id::{Bytes, Device, ModelId, ModelKey, RequestId, Time, WorkerId};
 pub use job::EmitError;
-pub use memory::{Ledger, PressureLevel};
+pub use memory::{Ledger, PressureLevel, ProcessMemory};
 pub use model::{Footprint, LoadContext, Loader, Model, Weights};
 pub use progress::{LoadStage, WorkerPhase};
 pub use status::{

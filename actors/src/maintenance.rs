@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::alarm::Alarm;
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
-use crate::memory::{Budgets, Lease, Ledger, PressureLevel, process_memory};
+use crate::memory::{Budgets, Lease, Ledger, MemoryProbe, PressureLevel};
 use crate::progress::Clock;
 use crate::status::{MemoryStatus, SystemStatus};
 use crate::telemetry::{Event, Events, EvictionReason, metric};
@@ -92,6 +92,7 @@ pub(crate) struct MaintenanceArguments {
     pub(crate) clock: Clock,
     pub(crate) interval: Duration,
     pub(crate) budgets: Budgets,
+    pub(crate) memory: MemoryProbe,
     pub(crate) pools: usize,
     pub(crate) status: watch::Sender<SystemStatus>,
     pub(crate) events: Events,
@@ -368,15 +369,14 @@ impl MaintenanceState {
         }
     }
 
-    /// The host is also used by others, so its pressure is the machine's or the budget's, whichever is worse.
+    /// The host's memory is also used by others. A budget that is used up is no shortage: a load makes its own room.
     fn check_pressure(&mut self) {
-        let memory = process_memory();
+        let memory = (self.arguments.memory)();
         let machine = PressureLevel::of(memory.used, memory.limit);
         let mut levels = Vec::new();
         for budget in self.arguments.budgets.values() {
             let (device, ledger) = (budget.device(), budget.read());
-            let own = PressureLevel::of(ledger.charged(), ledger.limit());
-            let level = if *device == Device::host() { own.max(machine) } else { own };
+            let level = if *device == Device::host() { machine } else { PressureLevel::Normal };
             levels.push(MemoryStatus {
                 device: device.clone(),
                 limit: ledger.limit(),

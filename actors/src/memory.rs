@@ -63,7 +63,7 @@ impl Ledger {
     }
 }
 
-/// How short a memory is.
+/// How short the machine's memory is, whoever uses it. Of other devices nothing is measured.
 ///
 /// ```
 /// use model_actors::{Bytes, PressureLevel};
@@ -203,32 +203,43 @@ impl Drop for Lease {
 /// The budgets of all memories, by device.
 pub(crate) type Budgets = Arc<BTreeMap<Device, Arc<Budget>>>;
 
-/// 80 % of the memory that this process may use: the machine's, or its container's limit if that is lower.
-pub(crate) fn default_limit() -> Bytes {
-    let usable = process_memory().limit;
-    Bytes(usable.0 / 10 * 8)
-}
-
 /// The memory that this process may use, and what of it is in use by anybody.
+///
+/// ```
+/// use model_actors::ProcessMemory;
+/// let memory = ProcessMemory::measure();
+/// assert!(memory.used < memory.limit);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ProcessMemory {
-    pub(crate) limit: Bytes,
-    pub(crate) used: Bytes,
+pub struct ProcessMemory {
+    /// The machine's, or its container's limit if that is lower.
+    pub limit: Bytes,
+    /// Without caches that go when memory is needed.
+    pub used: Bytes,
 }
 
-pub(crate) fn process_memory() -> ProcessMemory {
-    let mut system = sysinfo::System::new();
-    system.refresh_memory();
-    let machine = ProcessMemory { limit: Bytes(system.total_memory()), used: Bytes(system.used_memory()) };
-    match system.cgroup_limits() {
-        Some(limits) if limits.total_memory > 0 && limits.total_memory < machine.limit.0 => ProcessMemory {
-            limit: Bytes(limits.total_memory),
-            // Not what is not free: the page cache of files just read goes when memory is needed.
-            used: Bytes(limits.rss),
-        },
-        _ => machine,
+impl ProcessMemory {
+    /// As the operating system says now.
+    pub fn measure() -> Self {
+        let mut system = sysinfo::System::new();
+        system.refresh_memory();
+        let machine = Self { limit: Bytes(system.total_memory()), used: Bytes(system.used_memory()) };
+        match system.cgroup_limits() {
+            Some(limits) if limits.total_memory > 0 && limits.total_memory < machine.limit.0 => {
+                Self { limit: Bytes(limits.total_memory), used: Bytes(limits.rss) }
+            }
+            _ => machine,
+        }
+    }
+
+    /// 80 % of it are for models unless something else is configured.
+    pub(crate) fn default_budget(self) -> Bytes {
+        Bytes(self.limit.0 / 10 * 8)
     }
 }
+
+/// Tells how the memory stands.
+pub(crate) type MemoryProbe = Arc<dyn Fn() -> ProcessMemory + Send + Sync>;
 
 #[cfg(test)]
 mod tests {
@@ -260,8 +271,8 @@ mod tests {
 
     #[test]
     fn this_process_may_use_some_memory() {
-        let memory = process_memory();
+        let memory = ProcessMemory::measure();
         assert!(memory.limit > Bytes::ZERO && memory.used < memory.limit);
-        assert!(default_limit() < memory.limit);
+        assert!(memory.default_budget() < memory.limit);
     }
 }

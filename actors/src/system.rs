@@ -19,7 +19,7 @@ use crate::error::{Cause, Error, Result};
 use crate::id::{Bytes, Device};
 use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{Maintenance, MaintenanceArguments, MaintenanceMessage, PoolCommand, PoolDrained};
-use crate::memory::{Budget, Budgets, default_limit};
+use crate::memory::{Budget, Budgets, MemoryProbe, ProcessMemory};
 use crate::pool::PoolArguments;
 use crate::progress::Clock;
 use crate::scheduler::{Restarts, Verdict};
@@ -57,6 +57,7 @@ pub(crate) struct Common {
     budgets: Budgets,
     status: watch::Sender<SystemStatus>,
     events: Events,
+    memory: MemoryProbe,
     /// For every caller of `shutdown`.
     report: Arc<OnceLock<ShutdownReport>>,
 }
@@ -156,6 +157,7 @@ async fn start_maintenance(
         clock: common.clock,
         interval: common.config.maintenance_interval,
         budgets: common.budgets.clone(),
+        memory: common.memory.clone(),
         pools,
         status: common.status.clone(),
         events: common.events.clone(),
@@ -313,6 +315,7 @@ async fn gather(common: &Common, reports: Vec<oneshot::Receiver<PoolDrained>>) -
 pub struct SystemBuilder {
     config: SystemConfig,
     pools: Vec<PoolPlan>,
+    memory: MemoryProbe,
 }
 
 struct PoolPlan {
@@ -338,6 +341,13 @@ impl SystemBuilder {
             (spawn, shared as AnyPool)
         };
         self.pools.push(PoolPlan { capability: TypeId::of::<C>(), name: C::NAME, config, make });
+        self
+    }
+
+    /// Measures memory in place of [`ProcessMemory::measure`], where that does not know what this process may use. Called
+    /// at the start and at each maintenance interval by an actor, so it has to return at once.
+    pub fn memory_probe(mut self, probe: impl Fn() -> ProcessMemory + Send + Sync + 'static) -> Self {
+        self.memory = Arc::new(probe);
         self
     }
 
@@ -369,7 +379,7 @@ impl SystemBuilder {
                 return Err(Error::InvalidConfig { setting: "pools", reason });
             }
         }
-        let common = common(self.config);
+        let common = common(self.config, self.memory);
         let mut clients = HashMap::new();
         let mut pools = Vec::new();
         for plan in self.pools {
@@ -389,8 +399,8 @@ impl SystemBuilder {
     }
 }
 
-fn common(config: SystemConfig) -> Common {
-    let host = (Device::host(), config.memory_limit.unwrap_or_else(default_limit));
+fn common(config: SystemConfig, memory_probe: MemoryProbe) -> Common {
+    let host = (Device::host(), config.memory_limit.unwrap_or_else(|| memory_probe().default_budget()));
     let limits = std::iter::once(host).chain(config.device_limits.iter().cloned());
     let budgets: BTreeMap<Device, Arc<Budget>> =
         limits.map(|(device, limit)| (device.clone(), Budget::new(device, limit))).collect();
@@ -400,6 +410,7 @@ fn common(config: SystemConfig) -> Common {
         events: Events::new(config.event_capacity),
         config: Arc::new(config),
         budgets: Arc::new(budgets),
+        memory: memory_probe,
         report: Arc::default(),
         status: watch::Sender::new(SystemStatus { memory, ..SystemStatus::default() }),
     }
@@ -438,7 +449,7 @@ impl Drop for Inner {
 impl System {
     /// Begins to build a system.
     pub fn builder(config: SystemConfig) -> SystemBuilder {
-        SystemBuilder { config, pools: Vec::new() }
+        SystemBuilder { config, pools: Vec::new(), memory: Arc::new(ProcessMemory::measure) }
     }
 
     /// A way to the pool of a capability.

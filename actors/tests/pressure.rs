@@ -1,11 +1,22 @@
-//! A memory that runs short stops the growth of the models in it, and of no others.
+//! A memory that runs short stops the growth of the models in it, and of no others, and takes what is idle. That models use
+//! the budget that is theirs is no shortage.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
 mod timeline;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use common::{idle, single};
 use model_actors::scheduler::{Effect, Input};
-use model_actors::{Device, PoolConfig, PressureLevel};
+use model_actors::testing::{ScriptedLoader, TestSystem};
+use model_actors::{
+    Bytes, Device, Event, EvictionReason, Footprint, PoolConfig, PressureLevel, ProcessMemory, SystemConfig,
+};
 use timeline::Core;
+use tokio::sync::watch;
 
 /// Whether a further worker is asked for when the only one is busy and a request waits.
 fn grows(device: Device, level: PressureLevel) -> bool {
@@ -29,4 +40,39 @@ fn only_pressure_on_its_own_device_keeps_a_model_from_growing() {
     for (device, level, expected) in table {
         assert_eq!(grows(device.clone(), level), expected, "{device} at {level:?}");
     }
+}
+
+#[tokio::test]
+async fn an_idle_model_goes_when_the_machine_is_short_and_not_because_its_budget_is_used() {
+    let (percent, checks) = (Arc::new(AtomicU64::new(50)), watch::Sender::new(0));
+    let (used, mut checked) = (percent.clone(), checks.subscribe());
+    let probe = move || {
+        checks.send_modify(|checks| *checks += 1);
+        ProcessMemory { limit: Bytes(100), used: Bytes(used.load(Ordering::SeqCst)) }
+    };
+    let (system, pool) = single();
+    let limit = Bytes::mib(20);
+    let settings = (SystemConfig { memory_limit: Some(limit), ..system }, pool);
+    let mut test = TestSystem::start_with_memory(settings, probe).await;
+    let mut events = test.system.events();
+    let footprint = Footprint { shared: limit, per_worker: Bytes::ZERO };
+    let model = test.model("model", ScriptedLoader { footprint, ..ScriptedLoader::default() });
+    model.preload().await.unwrap();
+    assert_eq!(test.system.charged(&Device::host()), Some((limit, limit)), "all of the budget");
+    let before = *checked.borrow();
+    let several = checked.wait_for(|checks| *checks >= before + 3);
+    tokio::time::timeout(Duration::from_secs(20), several).await.unwrap().unwrap();
+    test.until_model("model", "it stays", |model| idle(model) == 1).await;
+
+    percent.store(96, Ordering::SeqCst);
+    let told = |event: &Event| match event {
+        Event::Pressure { level, .. } => Some(format!("{level:?}")),
+        Event::WorkerEvicted { reason: EvictionReason::Pressure, .. } => Some("evicted".to_owned()),
+        _ => None,
+    };
+    assert_eq!(TestSystem::event(&mut events, "the shortage is told", told).await, "Critical");
+    assert_eq!(TestSystem::event(&mut events, "the idle worker goes", told).await, "evicted");
+    percent.store(50, Ordering::SeqCst);
+    assert_eq!(TestSystem::event(&mut events, "and its end", told).await, "Normal");
+    test.finish().await;
 }

@@ -14,6 +14,7 @@ use crate::client::{Client, ModelHandle};
 use crate::config::{PoolConfig, RestartConfig, StallLimits, SystemConfig};
 use crate::id::{Bytes, ModelId};
 use crate::maintenance::MaintenanceMessage;
+use crate::memory::ProcessMemory;
 use crate::pool::PoolMessage;
 use crate::status::{ModelStatus, ShutdownReport, SystemStatus};
 use crate::system::System;
@@ -120,10 +121,19 @@ impl TestSystem {
         Self::start_with(system, pool).await
     }
 
-    /// A system with these settings.
+    /// A system with these settings, on a machine that has memory to spare, whatever this one has.
     pub async fn start_with(system: SystemConfig, pool: PoolConfig) -> Self {
+        let to_spare = ProcessMemory { limit: Bytes(100), used: Bytes(50) };
+        Self::start_with_memory((system, pool), move || to_spare).await
+    }
+
+    /// A system that is told by this how the memory stands.
+    pub async fn start_with_memory(
+        (system, pool): (SystemConfig, PoolConfig),
+        probe: impl Fn() -> ProcessMemory + Send + Sync + 'static,
+    ) -> Self {
         let builder = System::builder(system).pool::<Scripted>(pool.clone()).pool::<StreamedScript>(pool);
-        Self::of(builder.start().await.expect("the test system starts"))
+        Self::of(builder.memory_probe(probe).start().await.expect("the test system starts"))
     }
 
     /// A system under a supervisor.
