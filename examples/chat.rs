@@ -84,16 +84,27 @@ async fn talk(model: &TextGenerator, arguments: &Arguments) -> Result<(), Failur
             continue;
         }
         turns += 1;
-        let prompt = match arguments.raw {
-            true => Prompt::Raw(line.to_owned()),
-            false => {
-                messages.push(Message::user(line));
-                Prompt::Messages(messages.clone())
+        if arguments.raw {
+            answer(model, arguments, Prompt::Raw(line.to_owned())).await?;
+            continue;
+        }
+        messages.push(Message::user(line));
+        let completion = loop {
+            match answer(model, arguments, Prompt::Messages(messages.clone())).await {
+                // The oldest question and its answer make room in the model's context.
+                Err(error) if is_invalid_input(&*error) && messages.len() > 2 => drop(messages.drain(..2)),
+                answered => break answered?,
             }
         };
-        let completion = answer(model, arguments, prompt).await?;
         messages.push(Message::assistant(completion.text));
     }
+}
+
+fn is_invalid_input(error: &(dyn std::error::Error + 'static)) -> bool {
+    let invalid = |error: &candle_actors::Error| {
+        matches!(error, candle_actors::Error::Actor(model_actors::Error::InvalidInput { .. }))
+    };
+    error.downcast_ref().is_some_and(invalid)
 }
 
 async fn answer_one(model: &TextGenerator, arguments: &Arguments, prompt: &str) -> Result<(), Failure> {

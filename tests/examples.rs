@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 
 /// More than any of them takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -21,9 +22,19 @@ struct Ended {
 
 /// Runs an example in a folder, with nothing on standard input.
 async fn run(folder: &Path, example: &str, arguments: &[&str]) -> Ended {
+    run_with(folder, example, arguments, "").await
+}
+
+/// Runs an example in a folder, with this on standard input.
+async fn run_with(folder: &Path, example: &str, arguments: &[&str], input: &str) -> Ended {
     let mut command = tokio::process::Command::new(binary(example));
-    command.args(arguments).current_dir(folder).stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(LIMIT, command.output()).await.expect("it ends in time").unwrap();
+    command.args(arguments).current_dir(folder).kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // One that has seen enough may be gone before it has read all.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes()).await;
+    let output =
+        tokio::time::timeout(LIMIT, child.wait_with_output()).await.expect("it ends in time").unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     Ended { is_success: output.status.success(), out: text(output.stdout), err: text(output.stderr) }
 }
@@ -56,6 +67,16 @@ async fn each_works_without_arguments() {
         }
     }
     assert!(folder.path().join("painted.png").is_file());
+}
+
+/// More turns than the context of 256 tokens holds: the oldest are forgotten.
+#[tokio::test]
+async fn a_long_conversation_goes_on() {
+    let folder = folder();
+    let question = "There is a small red circle left of a large blue square. What colour is the square?\n";
+    let ended = run_with(folder.path(), "chat", &[], &question.repeat(12)).await;
+    assert!(ended.is_success && ended.err.is_empty(), "{}", ended.err);
+    assert_eq!(ended.out.matches("The square is blue.").count(), 12, "{}", ended.out);
 }
 
 fn json(example: &str, ended: &Ended) -> Vec<Value> {

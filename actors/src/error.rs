@@ -227,7 +227,8 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
-    /// The worker died after it had sent out part of the answer, so the request could not be run again.
+    /// The worker died after it had sent out part of the answer, or after the deadline that a first output had met, so
+    /// the request could not be run again.
     #[error("worker {worker} of {model} crashed in the middle of the answer: {cause}")]
     WorkerCrashed {
         /// The model.
@@ -385,6 +386,12 @@ impl Failure {
     /// The model stopped because nobody waits for the answer any more.
     pub fn stopped() -> Self {
         Self::new(FailureKind::Stopped, "stopped: nobody waits for the answer")
+    }
+
+    /// The failure of a request whose caller has not gone: that its run stopped, for another's sake, is not its doing.
+    pub(crate) fn of_one_that_is_waited_for(self) -> Self {
+        let kind = if self.kind == FailureKind::Stopped { FailureKind::Failed } else { self.kind };
+        Self { kind, ..self }
     }
 
     /// The error that a caller gets when this failure ends its request.

@@ -78,7 +78,7 @@ pub enum PressureLevel {
     Normal,
     /// Above 85 %: no further worker is added to a model that has one.
     Elevated,
-    /// Above 95 %: besides that, maintenance evicts an idle worker at each check.
+    /// Above 95 %: besides that, maintenance evicts an idle worker at each check, or all of a model that is idle.
     Critical,
 }
 

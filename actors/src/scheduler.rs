@@ -104,7 +104,7 @@ pub enum Outcome {
     GivenUp,
     /// Nothing was sent out; it may be run again.
     Failed(Failure),
-    /// Part of the answer is out; it can only fail.
+    /// Part of the answer is out, or only a first output kept it alive past its deadline; it can only fail.
     FailedAfterOutput(Failure),
 }
 
@@ -191,7 +191,7 @@ pub enum Effect {
     Fail { request: RequestId, error: Error },
     /// Answer that the time ran out; the request has left the scheduler.
     Expire { request: RequestId },
-    /// Answer that the time ran out, unless part of the answer is out; the request is still running.
+    /// Answer that the time ran out, unless a first output met the deadline; the request is still running.
     ExpireRunning { request: RequestId },
     /// The request has left the scheduler: answered by its thread, or given up by its caller.
     Forget { request: RequestId },
@@ -205,7 +205,7 @@ pub enum Effect {
     RetainWeights { key: ModelKey },
     /// The weights need no keeping any more.
     ReleaseWeights { key: ModelKey },
-    /// Memory ran out in spite of the budget: have an idle worker of another model evicted.
+    /// Memory ran out in spite of the budget: have idle workers of another model evicted.
     Relieve { device: Device },
     /// Answer a caller of `preload` or `unload`.
     Return { call: CallId, result: Result<(), Error> },

@@ -345,7 +345,8 @@ impl SystemBuilder {
     }
 
     /// Measures memory in place of [`ProcessMemory::measure`], where that does not know what this process may use. Called
-    /// at the start and at each maintenance interval by an actor, so it has to return at once.
+    /// at the start if no limit is set, and at each maintenance interval by an actor: it has to return at once, and a panic
+    /// in it fails that actor.
     pub fn memory_probe(mut self, probe: impl Fn() -> ProcessMemory + Send + Sync + 'static) -> Self {
         self.memory = Arc::new(probe);
         self

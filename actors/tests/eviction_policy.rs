@@ -80,6 +80,10 @@ fn relief_takes_the_siblings_along_where_the_weights_come_back_with_them() {
     assert_eq!(relieve(&Device::host(), std::slice::from_ref(&two)), both);
     let others = Offer { holders: 3, ..two };
     assert_eq!(relieve(&Device::host(), &[others]), both[..1], "the busy one keeps the weights");
+    // Each of the two alone would free less than the one does.
+    let one = offer(1, (20, 10), &[50]);
+    let two = offer(0, (80, 10), &[50, 40]);
+    assert_eq!(relieve(&Device::host(), &[two, one]), both, "it is weighed as a whole");
 }
 
 #[test]

@@ -6,8 +6,8 @@ mod timeline;
 
 use timeline::{Core, KEY};
 
-use model_actors::scheduler::{Effect, Input, Ticket};
-use model_actors::{BatchLimits, PoolConfig, RequestId, Time};
+use model_actors::scheduler::{Batching, Effect, Input, ModelPolicy, Ticket};
+use model_actors::{BatchKey, BatchLimits, Device, ModelId, ModelKey, PoolConfig, RequestId, Time};
 
 /// The sizes of the batches that so many requests become at once, with these workers idle and so many at most a batch.
 fn batches(requests: u64, workers: usize, most: usize) -> Vec<usize> {
@@ -37,4 +37,30 @@ fn every_idle_worker_gets_its_share() {
 fn one_worker_takes_them_all_and_a_batch_has_its_limit() {
     assert_eq!(batches(9, 1, 32), [9]);
     assert_eq!(batches(9, 2, 4), [4, 4]);
+}
+
+/// Who joins one run was before another in the queue, and makes way for it.
+#[test]
+fn whoever_can_join_a_run_does() {
+    let config = PoolConfig { cold_start_workers: 2, max_workers: 2, ..PoolConfig::default() };
+    let mut core = Core::new(config.clone());
+    let key = ModelKey(1);
+    let policy = ModelPolicy {
+        model: ModelId::from("continuous"),
+        device: Device::host(),
+        config: config.into(),
+        batching: Batching::Continuous,
+        pinned: false,
+    };
+    core.tell(Input::Declare { key, policy });
+    let mut submit = |requests: [(u64, u64); 2]| {
+        let ticket = |(request, batch)| {
+            (key, Ticket { key: BatchKey(batch), ..Ticket::new(RequestId(request), Time::NEVER) })
+        };
+        core.tell(Input::Submit { tickets: requests.map(ticket).into() });
+        requests.map(|(request, _)| core.runs_of(RequestId(request)))
+    };
+    let [first, second] = submit([(1, 0), (2, 1)]);
+    assert!(first.len() == 1 && second.len() == 1 && first != second, "a worker each");
+    assert_eq!(submit([(3, 1), (4, 0)]), [second, first]);
 }

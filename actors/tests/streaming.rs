@@ -142,8 +142,10 @@ async fn the_deadline_is_for_the_first_output() {
 
     let gate = Gate::default();
     let (latch, request) = (gate.latch(), model.clone());
-    let alone = tokio::spawn(async move { request.call(Act::StreamThenWork(1, latch).into(), brief).await });
-    tokio::time::sleep(timeout * 2).await;
+    // Nobody sees its first output, so there is more time for that.
+    let longer = CallOptions { timeout: Some(timeout * 5), ..brief };
+    let alone = tokio::spawn(async move { request.call(Act::StreamThenWork(1, latch).into(), longer).await });
+    tokio::time::sleep(timeout * 6).await;
     gate.open();
     assert_eq!(alone.await.unwrap().unwrap(), 1, "also where the output alone is wanted");
 

@@ -122,16 +122,17 @@ pub fn plan(needed: Bytes, ledger: Ledger, device: &Device, offers: &[Offer]) ->
     }
 }
 
-/// The idle worker to be rid of, the least worth, when memory ran out in spite of the budget, or is about to; with it all
-/// others of its model, if that frees the weights too.
+/// Whom to be rid of when memory ran out in spite of the budget, or is about to: the idle workers of the least worth model
+/// if all of it goes with them, else one of them.
 pub fn relieve(device: &Device, offers: &[Offer]) -> Vec<(PoolIndex, WorkerId)> {
     let offers: Vec<&Offer> = offers.iter().filter(|offer| offer.device == *device).collect();
     let all = candidates(&offers);
-    let Some(first) = least_worth(&offers, &all, &[]) else { return Vec::new() };
+    let of = |offer: usize| all.iter().filter(move |candidate| candidate.offer == offer);
+    let freed = |candidate: &Candidate| offers[candidate.offer].freed_on_top(of(candidate.offer).count());
+    let Some(first) = least_worth(&offers, &all, freed) else { return Vec::new() };
     let offer = offers[first.offer];
-    let siblings = all.iter().filter(|candidate| candidate.offer == first.offer);
-    let frees_weights = siblings.clone().count() + offer.leaving >= offer.holders;
-    let goes = siblings.filter(|candidate| frees_weights || candidate.is(first));
+    let frees_weights = of(first.offer).count() + offer.leaving >= offer.holders;
+    let goes = of(first.offer).filter(|candidate| frees_weights || candidate.is(first));
     goes.map(|candidate| (offer.pool, candidate.idle.worker)).collect()
 }
 
@@ -140,7 +141,11 @@ fn pick(missing: Bytes, offers: &[&Offer]) -> Option<Vec<Candidate>> {
     let mut left = candidates(offers);
     let mut picks: Vec<Candidate> = Vec::new();
     while freed(offers, &picks) < missing {
-        let next = least_worth(offers, &left, &picks)?;
+        let freed = |candidate: &Candidate| {
+            let picked = picks.iter().filter(|pick| pick.offer == candidate.offer).count();
+            offers[candidate.offer].freed_on_top(picked + 1) - offers[candidate.offer].freed_on_top(picked)
+        };
+        let next = least_worth(offers, &left, freed)?;
         left.retain(|candidate| !candidate.is(next));
         picks.push(next);
     }
@@ -163,13 +168,15 @@ fn candidates(offers: &[&Offer]) -> Vec<Candidate> {
         .collect()
 }
 
-fn least_worth(offers: &[&Offer], left: &[Candidate], picks: &[Candidate]) -> Option<Candidate> {
+/// `freed` says what comes back when one goes.
+fn least_worth(
+    offers: &[&Offer],
+    left: &[Candidate],
+    freed: impl Fn(&Candidate) -> Bytes,
+) -> Option<Candidate> {
     let score = |candidate: &Candidate| {
-        let offer = offers[candidate.offer];
-        let picked = picks.iter().filter(|pick| pick.offer == candidate.offer).count();
-        let bytes = offer.freed_on_top(picked + 1) - offer.freed_on_top(picked);
-        let reload = offer.reload_time.max(Duration::from_millis(1));
-        candidate.idle.idle_for.as_secs_f64() * bytes.0 as f64 / reload.as_secs_f64()
+        let reload = offers[candidate.offer].reload_time.max(Duration::from_millis(1));
+        candidate.idle.idle_for.as_secs_f64() * freed(candidate).0 as f64 / reload.as_secs_f64()
     };
     // Equal ones go by pool and worker, the older worker first, so that the choice can be foretold.
     let place = |candidate: &Candidate| (offers[candidate.offer].pool, candidate.idle.worker);

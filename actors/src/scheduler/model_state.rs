@@ -241,10 +241,10 @@ impl ModelState {
 
     /// What one idle worker takes, so that all of them get something: nobody waits behind a busy worker, not even within a
     /// batch, while a sibling is idle.
-    pub(crate) fn even_share(&self) -> BatchLimits {
+    pub(crate) fn even_share(&self, now: Time) -> BatchLimits {
         let idle = self.workers.iter().filter(|worker| worker.is_idle()).count();
         let limits = self.batch_limits();
-        BatchLimits { requests: limits.requests.min(self.queue.len().div_ceil(idle.max(1))), ..limits }
+        BatchLimits { requests: limits.requests.min(self.queue.ready(now).div_ceil(idle.max(1))), ..limits }
     }
 
     /// When all its workers have been idle, and since when; `None` while anything is to do.

@@ -40,7 +40,7 @@ pub struct Ticket {
     pub deaths: u32,
     /// It ran out of memory alone and is being tried a second time.
     pub starved: bool,
-    /// It ran out of time while it was running, and its caller has been told.
+    /// It ran out of time while it was running, and its caller has been told, unless a first output met the deadline.
     pub expired: bool,
 }
 
@@ -97,17 +97,24 @@ impl Queue {
         self.waiting.len() + self.rerunning
     }
 
-    pub(crate) fn has_reruns(&self) -> bool {
-        self.rerunning > 0
+    /// A rerun could run now.
+    pub(crate) fn has_reruns(&self, now: Time) -> bool {
+        self.reruns.iter().any(|(from, _)| *from <= now)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// How many requests could run now.
+    pub(crate) fn ready(&self, now: Time) -> usize {
+        let due = self.reruns.iter().filter(|(from, _)| *from <= now);
+        self.waiting.len() + due.map(|(_, batch)| batch.len()).sum::<usize>()
+    }
+
     /// Something could run now.
     pub(crate) fn is_ready(&self, now: Time) -> bool {
-        !self.waiting.is_empty() || self.reruns.iter().any(|(from, _)| *from <= now)
+        !self.waiting.is_empty() || self.has_reruns(now)
     }
 
     /// Requests by lane: interactive, batch.

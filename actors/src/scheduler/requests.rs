@@ -73,7 +73,7 @@ impl Scheduler {
     }
 
     /// Answers what is out of time. A request that is running keeps its seat until its thread sees the mark, and one
-    /// that has sent out part of its answer has met its deadline.
+    /// that has made a first output has met its deadline.
     pub(super) fn expire(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         let Some(model) = self.models.get_mut(&key) else { return };
         let queued = model.queue.take_expired(now);
@@ -103,7 +103,7 @@ impl Scheduler {
             && !model.is_probing()
             && let Some(index) = model.workers.iter().position(super::Worker::is_idle)
         {
-            let formed = model.queue.form(model.even_share(), None, now);
+            let formed = model.queue.form(model.even_share(now), None, now);
             effects.extend(formed.expired.into_iter().map(|request| Effect::Expire { request }));
             run(model, index, formed.batch, now, effects);
         }
@@ -146,7 +146,10 @@ impl Scheduler {
                 Outcome::FailedAfterOutput(failure) => {
                     effects.push(Effect::Fail { request, error: failure.into_error(&id) });
                 }
-                Outcome::Failed(_) if ticket.expired => effects.push(Effect::Forget { request }),
+                // Answered already, unless a first output had met the deadline by then.
+                Outcome::Failed(failure) if ticket.expired => {
+                    effects.push(Effect::Fail { request, error: failure.into_error(&id) });
+                }
                 Outcome::Failed(failure) => failed.push((ticket, failure)),
             }
         }
@@ -199,15 +202,17 @@ impl Scheduler {
             return;
         }
         for (mut ticket, failure) in failed {
-            if kind == FailureKind::OutOfMemory && !ticket.starved {
+            let retry_at = now + RELIEF;
+            if kind == FailureKind::OutOfMemory && !ticket.starved && retry_at < ticket.deadline {
                 ticket.starved = true;
                 effects.push(Effect::Relieve { device: model.policy.device.clone() });
-                model.queue.push_rerun_from(now + RELIEF, vec![ticket]);
-                self.alarm = self.alarm.min(now + RELIEF);
+                model.queue.push_rerun_from(retry_at, vec![ticket]);
+                self.alarm = self.alarm.min(retry_at);
             } else if kind == FailureKind::Stopped && !was_alone {
                 model.queue.push_rerun(vec![ticket]);
             } else {
-                effects.push(Effect::Fail { request: ticket.request, error: failure.into_error(&id) });
+                let error = failure.of_one_that_is_waited_for().into_error(&id);
+                effects.push(Effect::Fail { request: ticket.request, error });
             }
         }
     }
@@ -268,14 +273,23 @@ fn run(model: &mut ModelState, index: usize, batch: Vec<Ticket>, now: Time, effe
     }
 }
 
-/// Fills the free seats of running workers. Not while a rerun waits for a worker of its own, and never into a run
-/// that a suspect has for itself.
+/// Fills the free seats of running workers, until nobody can join any more: who joins one may have kept others from
+/// another.
 fn join_running(model: &mut ModelState, now: Time, effects: &mut Vec<Effect>) {
+    let mut before = usize::MAX;
+    while model.queue.len() < before && !model.queue.is_empty() {
+        before = model.queue.len();
+        join_each(model, now, effects);
+    }
+}
+
+/// Not while a rerun waits for a worker of its own, and never into a run that a suspect has for itself.
+fn join_each(model: &mut ModelState, now: Time, effects: &mut Vec<Effect>) {
     let limits = model.batch_limits();
     for index in 0..model.workers.len() {
         let running = model.workers[index].running();
         let Some(first) = running.first() else { continue };
-        if model.queue.has_reruns() || running.iter().any(|ticket| ticket.deaths > 0 || ticket.starved) {
+        if model.queue.has_reruns(now) || running.iter().any(|ticket| ticket.deaths > 0 || ticket.starved) {
             continue;
         }
         let cost: u64 = running.iter().map(|ticket| ticket.cost.0).sum();

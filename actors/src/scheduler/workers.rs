@@ -70,7 +70,7 @@ impl Scheduler {
             return;
         }
         let all_busy = !model.is_starting() && model.workers.iter().all(|worker| !worker.is_idle());
-        let overloaded = all_busy && !model.queue.is_empty();
+        let overloaded = all_busy && model.queue.is_ready(now);
         let missing = match goal.saturating_sub(model.workers.len()) {
             0 if overloaded && model.workers.len() < model.policy.config.max_workers => 1,
             missing => missing,

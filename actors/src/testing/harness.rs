@@ -87,6 +87,9 @@ pub struct TestSystem {
     finished: bool,
 }
 
+/// Of no machine, so that no test depends on the one that it runs on.
+const TO_SPARE: ProcessMemory = ProcessMemory { limit: Bytes(100), used: Bytes(50) };
+
 impl TestSystem {
     /// Settings with times fit for a test: everything that takes seconds by default takes milliseconds.
     pub fn quick() -> (SystemConfig, PoolConfig) {
@@ -123,8 +126,7 @@ impl TestSystem {
 
     /// A system with these settings, on a machine that has memory to spare, whatever this one has.
     pub async fn start_with(system: SystemConfig, pool: PoolConfig) -> Self {
-        let to_spare = ProcessMemory { limit: Bytes(100), used: Bytes(50) };
-        Self::start_with_memory((system, pool), move || to_spare).await
+        Self::start_with_memory((system, pool), || TO_SPARE).await
     }
 
     /// A system that is told by this how the memory stands.
@@ -139,6 +141,7 @@ impl TestSystem {
     /// A system under a supervisor.
     pub async fn start_linked(system: SystemConfig, pool: PoolConfig, supervisor: ActorCell) -> Self {
         let builder = System::builder(system).pool::<Scripted>(pool.clone()).pool::<StreamedScript>(pool);
+        let builder = builder.memory_probe(|| TO_SPARE);
         Self::of(builder.start_linked(supervisor).await.expect("the test system starts"))
     }
 

@@ -145,7 +145,8 @@ impl<C: Capability> Thread<C> {
     fn load(&mut self, lease: Lease, weights: Option<Arc<SharedWeights<C>>>) -> bool {
         let worker = self.arguments.worker;
         let span = tracing::info_span!(span::LOAD, capability = C::NAME, model = %self.arguments.model.id(), %worker);
-        let loaded = span.in_scope(|| guarded(|| build(&self.arguments, lease, weights)));
+        let mut outgrown = None;
+        let loaded = span.in_scope(|| guarded(|| build(&self.arguments, lease, weights, &mut outgrown)));
         self.arguments.context.progress.end();
         match loaded {
             Ok(loaded) => {
@@ -156,6 +157,10 @@ impl<C: Capability> Thread<C> {
                 true
             }
             Err(failure) => {
+                if let Some(footprint) = outgrown {
+                    // Nothing of it is left; the next start asks for as much.
+                    self.report(Report::Sized { worker, footprint });
+                }
                 self.report(Report::StartFailed { worker, failure });
                 false
             }
@@ -231,7 +236,7 @@ fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outco
     };
     match job.may_run_again() {
         true => Outcome::Failed(failure),
-        false => Outcome::FailedAfterOutput(failure),
+        false => Outcome::FailedAfterOutput(failure.of_one_that_is_waited_for()),
     }
 }
 
@@ -266,11 +271,13 @@ impl<C: Capability> Joining<C> for Arrivals<'_, C> {
     }
 }
 
-/// Loads the weights unless they are given, corrects the charge to what was measured, and builds the worker's model.
+/// Loads the weights unless they are given, corrects the charge to what was measured, and builds the worker's model. What
+/// is more than was reserved, and finds no room, is `outgrown`.
 fn build<C: Capability>(
     arguments: &ThreadArguments<C>,
     mut lease: Lease,
     shared: Option<Arc<SharedWeights<C>>>,
+    outgrown: &mut Option<Footprint>,
 ) -> Result<Loaded<C>, Failure> {
     let context = &arguments.context;
     let weights = match shared {
@@ -280,9 +287,8 @@ fn build<C: Capability>(
             let measured = weights.footprint();
             let reserved = lease.bytes();
             if !lease.resize(measured.with_workers(1)) {
-                // The next start asks for as much.
-                let (worker, needed) = (arguments.worker, measured.with_workers(1));
-                let _ = arguments.pool.send_message(Report::Sized { worker, footprint: measured });
+                *outgrown = Some(measured);
+                let needed = measured.with_workers(1);
                 let reason =
                     format!("it takes {needed}, for which there is no room, where {reserved} were reserved");
                 return Err(Failure::failed(reason));

@@ -398,6 +398,10 @@ fn earned(plan: &RequestPlan, error: &Error, kills: bool) -> Earned {
             matches!(plan.act, Act::Panic | Act::PanicTimes(_) | Act::StreamThenPanic(_))
         }
         // What a stream has sent out cannot be taken back, so it ends with its worker, whoever killed that.
+        // Without a stream that is so only once the deadline has passed.
+        Error::WorkerCrashed { .. } if matches!(plan.caller, Caller::Tries | Caller::Drops(_)) => {
+            plan.kind == Kind::Streamed && plan.options.timeout.is_some()
+        }
         Error::WorkerCrashed { .. } | Error::SlowReader { .. } => plan.kind == Kind::Streamed,
         Error::RecvError { .. } => kills,
         Error::SpawnFailed { .. } => matches!(plan.kind, Kind::Balky | Kind::Stalling | Kind::Hanging),
