@@ -16,6 +16,8 @@ use clap::Parser;
 use common::{Failure, show_progress};
 use model_actors::{Completion, GenerateText, Message, Prompt, Sampling};
 
+/// It knows a scene in words and questions about it, and short stories, one at a time.
+const SMALL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes-chat");
 /// Answered where there is nothing else.
 const EXAMPLE: &str = "There is a red circle left of a blue square. What colour is the square?";
 
@@ -23,8 +25,9 @@ const EXAMPLE: &str = "There is a red circle left of a blue square. What colour 
 #[derive(Parser)]
 struct Arguments {
     /// A model directory, a GGUF file, or a Hugging Face repository with an optional @revision.
-    #[arg(long, value_name = "DIR_OR_REPO", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes-chat"))]
-    model: String,
+    /// Without it the small model of this repository answers each line for itself.
+    #[arg(long, value_name = "DIR_OR_REPO")]
+    model: Option<String>,
     /// Answer this and end; without it, each line of standard input is a turn of a conversation, and where there is none
     /// an example is answered.
     #[arg(long, value_name = "TEXT")]
@@ -52,7 +55,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let source = Source::parse(&arguments.model);
+    let source = Source::parse(arguments.model.as_deref().unwrap_or(SMALL));
     let engine = Engine::builder().text_to_text("model", source).start().await?;
     let progress = tokio::spawn(show_progress(engine.events()));
     let talked = talk(&engine.text_to_text("model")?, &arguments).await;
@@ -68,6 +71,9 @@ async fn talk(model: &TextGenerator, arguments: &Arguments) -> Result<(), Failur
         return answer_one(model, arguments, prompt).await;
     }
     let (mut messages, mut turns) = (Vec::new(), 0);
+    if arguments.model.is_none() && std::io::stdin().is_terminal() {
+        eprintln!("The small model knows scenes of coloured shapes, and stories about them. Try: {EXAMPLE}");
+    }
     loop {
         if std::io::stdin().is_terminal() {
             eprint!("> ");
@@ -87,6 +93,9 @@ async fn talk(model: &TextGenerator, arguments: &Arguments) -> Result<(), Failur
         if arguments.raw {
             answer(model, arguments, Prompt::Raw(line.to_owned())).await?;
             continue;
+        }
+        if arguments.model.is_none() {
+            messages.clear();
         }
         messages.push(Message::user(line));
         let completion = loop {

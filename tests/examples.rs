@@ -59,14 +59,19 @@ async fn each_works_without_arguments() {
         let ended = run(folder.path(), example, &[]).await;
         assert!(ended.is_success && ended.err.is_empty(), "{example}: {}", ended.err);
         assert!(!ended.out.trim().is_empty(), "{example} says nothing");
-        if example == "describe" {
-            assert_eq!(
-                ended.out.trim(),
-                "The picture shows a small red triangle above a large purple square."
-            );
+        match example {
+            "describe" => {
+                let seen = "The picture shows a small red triangle above a large purple square.";
+                assert_eq!(ended.out.trim(), seen);
+            }
+            "chat" => assert_eq!(ended.out.trim(), "The square is blue."),
+            _ => {}
         }
     }
-    assert!(folder.path().join("painted.png").is_file());
+    let painted = run(folder.path(), "describe", &["painted.png"]).await;
+    for thing in ["red circle left of", "blue square"] {
+        assert!(painted.out.contains(thing), "{}", painted.out);
+    }
 }
 
 /// More turns than the context of 256 tokens holds: the oldest are forgotten.
@@ -74,9 +79,23 @@ async fn each_works_without_arguments() {
 async fn a_long_conversation_goes_on() {
     let folder = folder();
     let question = "There is a small red circle left of a large blue square. What colour is the square?\n";
-    let ended = run_with(folder.path(), "chat", &[], &question.repeat(12)).await;
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes-chat");
+    let ended = run_with(folder.path(), "chat", &["--model", model], &question.repeat(12)).await;
     assert!(ended.is_success && ended.err.is_empty(), "{}", ended.err);
     assert_eq!(ended.out.matches("The square is blue.").count(), 12, "{}", ended.out);
+}
+
+/// The small model was taught one scene at a time.
+#[tokio::test]
+async fn without_a_model_of_its_own_each_line_is_answered_for_itself() {
+    let folder = folder();
+    let lines = "There is a small red circle left of a large blue square. What colour is the square?\n\
+        There is a large green triangle. How many shapes are there?\n\
+        I see a small black circle above a large yellow square. What shape is yellow?\n";
+    let ended = run_with(folder.path(), "chat", &[], lines).await;
+    assert!(ended.is_success && ended.err.is_empty(), "{}", ended.err);
+    let answers: Vec<&str> = ended.out.lines().map(str::trim).collect();
+    assert_eq!(answers, ["The square is blue.", "There is one.", "The square is yellow."]);
 }
 
 fn json(example: &str, ended: &Ended) -> Vec<Value> {

@@ -175,7 +175,8 @@ impl<C: Capability> Job<C> {
 
     /// Nothing was sent out, and there is time: it was not only its first output that kept it alive.
     pub(crate) fn may_run_again(&self) -> bool {
-        !self.has_sent() && !(self.begun.load(Ordering::Acquire) && self.is_late())
+        let lives_by_its_output = self.begun.load(Ordering::Acquire) && self.is_late();
+        !self.has_sent() && !lives_by_its_output
     }
 
     /// Nobody waits any more: cancelled, or past its deadline without output.

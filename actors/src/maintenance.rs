@@ -387,9 +387,12 @@ impl MaintenanceState {
         }
         self.arguments.status.send_modify(|status| status.memory = levels.clone());
         for MemoryStatus { device, pressure: level, .. } in levels {
-            let before = self.pressure.insert(device.clone(), level).unwrap_or_default();
-            if level != before {
+            let before = self.pressure.insert(device.clone(), level);
+            // The first time too: the pools may have been told something else by a maintenance that failed.
+            if before != Some(level) {
                 self.tell_all(|| PoolCommand::Pressure { device: device.clone(), level });
+            }
+            if level != before.unwrap_or_default() {
                 let device = device.clone();
                 self.arguments.events.send(|| Event::Pressure { device, level });
             }

@@ -32,7 +32,10 @@ pub(crate) struct Scene {
 
 impl HeldOut {
     pub(crate) fn read(models: &Path) -> std::io::Result<Self> {
-        Ok(serde_json::from_slice(&std::fs::read(models.join("shapes/held_out/held_out.json"))?)?)
+        let path = models.join("shapes/held_out/held_out.json");
+        let text = std::fs::read(&path)
+            .map_err(|error| std::io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        Ok(serde_json::from_slice(&text)?)
     }
 
     /// Every sentence of the text, and there are some, is one that a story may have, and none comes twice.

@@ -1,7 +1,7 @@
 """Writes `held_out.json`: texts that training did not see, and the nearest of them to each by the teacher.
 
 They are from the end of the corpus, which `train.py` keeps for its reports, less those that share a definition with
-a text before them. `examples/measure.rs` reads the file.
+a text before them, that stand within a text that is trained on, or that have one of at least `FEWEST_WORDS` words within. `examples/measure.rs` reads the file.
 """
 
 import argparse
@@ -18,6 +18,16 @@ def definition(text: str) -> str:
     return text.split(": ", 1)[-1]
 
 
+def apart(corpus: list[str], chosen: list[int], trained: int) -> list[int]:
+    """Those of the chosen that neither stand within a text that is trained on nor have one within."""
+    everything = "\n".join(corpus[:trained])
+    long = [text for text in corpus[:trained] if len(text.split()) >= FEWEST_WORDS]
+    alone = [row for row in chosen if corpus[row] not in everything]
+    texts = "\n".join(corpus[row] for row in alone)
+    within = [text for text in long if text in texts]
+    return [row for row in alone if not any(text in corpus[row] for text in within)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True)
@@ -32,7 +42,7 @@ def main() -> None:
         if len(corpus[row].split()) >= FEWEST_WORDS and definition(corpus[row]) not in seen:
             seen.add(definition(corpus[row]))
             chosen.append(row)
-    chosen = chosen[: args.texts]
+    chosen = apart(corpus, chosen, len(corpus) - args.held_out)[: args.texts]
     vectors = np.load(args.vectors, mmap_mode="r")[chosen].astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = vectors @ vectors.T

@@ -73,7 +73,7 @@ def found(model: CLIPModel, tokenizer, rng: random.Random, rounds: int, held_out
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--batch", type=int, default=96)
     arguments = parser.parse_args()
 

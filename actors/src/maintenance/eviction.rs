@@ -128,11 +128,14 @@ pub fn relieve(device: &Device, offers: &[Offer]) -> Vec<(PoolIndex, WorkerId)> 
     let offers: Vec<&Offer> = offers.iter().filter(|offer| offer.device == *device).collect();
     let all = candidates(&offers);
     let of = |offer: usize| all.iter().filter(move |candidate| candidate.offer == offer);
-    let freed = |candidate: &Candidate| offers[candidate.offer].freed_on_top(of(candidate.offer).count());
+    let goes_whole = |offer: usize| of(offer).count() + offers[offer].leaving >= offers[offer].holders;
+    let freed = |candidate: &Candidate| {
+        let index = candidate.offer;
+        offers[index].freed_on_top(if goes_whole(index) { of(index).count() } else { 1 })
+    };
     let Some(first) = least_worth(&offers, &all, freed) else { return Vec::new() };
     let offer = offers[first.offer];
-    let frees_weights = of(first.offer).count() + offer.leaving >= offer.holders;
-    let goes = of(first.offer).filter(|candidate| frees_weights || candidate.is(first));
+    let goes = of(first.offer).filter(|candidate| goes_whole(first.offer) || candidate.is(first));
     goes.map(|candidate| (offer.pool, candidate.idle.worker)).collect()
 }
 

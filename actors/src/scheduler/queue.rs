@@ -164,6 +164,7 @@ impl Queue {
                 let ticket = batch.remove(index);
                 self.by_lane[ticket.lane as usize] -= 1;
                 self.rerunning -= 1;
+                self.reruns.retain(|(_, batch)| !batch.is_empty());
                 return true;
             }
         }
@@ -371,5 +372,7 @@ mod tests {
         assert!(queue.remove(RequestId(3)) && queue.remove(RequestId(1)));
         assert!(!queue.remove(RequestId(1)));
         assert_eq!(queue.len(), 1);
+        assert!(queue.remove(RequestId(2)));
+        assert!(!queue.is_ready(at(0)) && !queue.has_reruns(at(0)), "nothing is left of its batch");
     }
 }

@@ -11,7 +11,8 @@ use crate::telemetry::Event;
 
 /// A request that was running at so many worker deaths is not run again.
 const POISON_DEATHS: u32 = 2;
-/// Before a request that ran out of memory is tried once more: idle workers are told to go, and need a moment to.
+/// Before a request that ran out of memory is tried once more: idle workers of other models are told to go, and need a
+/// moment to.
 const RELIEF: Duration = Duration::from_secs(1);
 
 impl Scheduler {
@@ -148,7 +149,8 @@ impl Scheduler {
                 }
                 // Answered already, unless a first output had met the deadline by then.
                 Outcome::Failed(failure) if ticket.expired => {
-                    effects.push(Effect::Fail { request, error: failure.into_error(&id) });
+                    let error = failure.of_one_that_is_waited_for().into_error(&id);
+                    effects.push(Effect::Fail { request, error });
                 }
                 Outcome::Failed(failure) => failed.push((ticket, failure)),
             }
