@@ -3,8 +3,8 @@
 //! which an application's own supervisor sees as an ordinary supervision event. [`System`] is the handle that users
 //! hold: dropping the last one ends the tree.
 
-use std::any::{Any, TypeId};
-use std::collections::{BTreeMap, HashMap};
+use std::any::TypeId;
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -12,22 +12,25 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::capability::Capability;
-use crate::catalogue::Catalogue;
-use crate::client::{Client, PoolGate, PoolShared};
-use crate::config::{PoolConfig, SystemConfig};
-use crate::error::{Cause, Error, Result};
+use crate::client::{Client, PoolShared};
+use crate::config::SystemConfig;
+use crate::error::{Error, Result};
 use crate::id::{Bytes, Device};
 use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{Maintenance, MaintenanceArguments, MaintenanceMessage, PoolCommand, PoolDrained};
-use crate::memory::{Budget, Budgets, MemoryProbe, ProcessMemory};
+use crate::memory::{Budgets, MemoryProbe};
 use crate::pool::PoolArguments;
 use crate::progress::Clock;
 use crate::scheduler::{Restarts, Verdict};
-use crate::status::{MemoryStatus, PoolStatus, ShutdownReport, SystemState, SystemStatus, refresh_memory};
+use crate::status::{PoolStatus, ShutdownReport, SystemState, SystemStatus, refresh_memory};
 use crate::telemetry::{Event, Events};
 
+mod builder;
 mod child;
 
+pub use builder::SystemBuilder;
+
+use builder::AnyPool;
 use child::{PoolChild, SpawnPool};
 
 /// What the handle, and the system's own timers, tell the system.
@@ -60,6 +63,13 @@ pub(crate) struct Common {
     memory: MemoryProbe,
     /// For every caller of `shutdown`.
     report: Arc<OnceLock<ShutdownReport>>,
+}
+
+impl Common {
+    /// By all pools, on all devices.
+    fn charged(&self) -> Bytes {
+        self.budgets.values().map(|budget| budget.read().charged()).sum()
+    }
 }
 
 pub(crate) struct SystemArguments {
@@ -286,13 +296,6 @@ impl SystemActorState {
     }
 }
 
-impl Common {
-    /// By all pools, on all devices.
-    fn charged(&self) -> Bytes {
-        self.budgets.values().map(|budget| budget.read().charged()).sum()
-    }
-}
-
 /// Waits for the pools' reports, a little longer than the pools themselves wait for their workers.
 async fn gather(common: &Common, reports: Vec<oneshot::Receiver<PoolDrained>>) -> ShutdownReport {
     const MARGIN: Duration = Duration::from_millis(250);
@@ -309,112 +312,6 @@ async fn gather(common: &Common, reports: Vec<oneshot::Receiver<PoolDrained>>) -
     report.remaining = common.charged();
     report.took = began.elapsed();
     report
-}
-
-/// Builds a [`System`]: its settings and its pools, one for each capability.
-pub struct SystemBuilder {
-    config: SystemConfig,
-    pools: Vec<PoolPlan>,
-    memory: MemoryProbe,
-}
-
-struct PoolPlan {
-    capability: TypeId,
-    name: &'static str,
-    config: PoolConfig,
-    make: fn(PoolConfig, Clock) -> (Box<dyn SpawnPool>, AnyPool),
-}
-
-/// A pool's shared part, whatever its capability.
-type AnyPool = Arc<dyn Any + Send + Sync>;
-
-impl SystemBuilder {
-    /// Adds the pool of a capability.
-    pub fn pool<C: Capability>(mut self, config: PoolConfig) -> Self {
-        let make = |config: PoolConfig, clock: Clock| {
-            let shared = Arc::new(PoolShared::<C> {
-                catalogue: Arc::new(Catalogue::new(config)),
-                gate: PoolGate::new(),
-                clock,
-            });
-            let spawn: Box<dyn SpawnPool> = Box::new(shared.clone());
-            (spawn, shared as AnyPool)
-        };
-        self.pools.push(PoolPlan { capability: TypeId::of::<C>(), name: C::NAME, config, make });
-        self
-    }
-
-    /// Measures memory in place of [`ProcessMemory::measure`], where that does not know what this process may use. Called
-    /// at the start if no limit is set, and at each maintenance interval by an actor: it has to return at once, and a panic
-    /// in it fails that actor.
-    pub fn memory_probe(mut self, probe: impl Fn() -> ProcessMemory + Send + Sync + 'static) -> Self {
-        self.memory = Arc::new(probe);
-        self
-    }
-
-    /// Starts the system on its own. Must be called on a tokio runtime with time enabled.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`], or [`Error::StartFailed`] if an actor could not be started.
-    pub async fn start(self) -> Result<System> {
-        self.build(None).await
-    }
-
-    /// Starts the system under an application's own supervisor, which sees its end as a supervision event.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
-    pub async fn start_linked(self, supervisor: ActorCell) -> Result<System> {
-        self.build(Some(supervisor)).await
-    }
-
-    async fn build(self, supervisor: Option<ActorCell>) -> Result<System> {
-        self.config.validate()?;
-        for (index, plan) in self.pools.iter().enumerate() {
-            plan.config.validate()?;
-            if self.pools[..index]
-                .iter()
-                .any(|other| other.capability == plan.capability || other.name == plan.name)
-            {
-                let reason = format!("two pools serve {}", plan.name);
-                return Err(Error::InvalidConfig { setting: "pools", reason });
-            }
-        }
-        let common = common(self.config, self.memory);
-        let mut clients = HashMap::new();
-        let mut pools = Vec::new();
-        for plan in self.pools {
-            let (spawn, client) = (plan.make)(plan.config, common.clock);
-            let status = PoolStatus { capability: plan.name, ..PoolStatus::default() };
-            common.status.send_modify(|system| system.pools.push(Arc::new(status)));
-            pools.push(spawn);
-            clients.insert(plan.capability, client);
-        }
-        let arguments = SystemArguments { common: common.clone(), pools };
-        let started = match supervisor {
-            Some(supervisor) => SystemActor::spawn_linked(None, SystemActor, arguments, supervisor).await,
-            None => SystemActor::spawn(None, SystemActor, arguments).await,
-        };
-        let (actor, _) = started.map_err(|error| Error::StartFailed { cause: Cause::new(error) })?;
-        Ok(System { inner: Arc::new(Inner { actor, common, clients }) })
-    }
-}
-
-fn common(config: SystemConfig, memory_probe: MemoryProbe) -> Common {
-    let host = (Device::host(), config.memory_limit.unwrap_or_else(|| memory_probe().default_budget()));
-    let limits = std::iter::once(host).chain(config.device_limits.iter().cloned());
-    let budgets: BTreeMap<Device, Arc<Budget>> =
-        limits.map(|(device, limit)| (device.clone(), Budget::new(device, limit))).collect();
-    let memory = budgets.values().map(|budget| MemoryStatus::of(budget)).collect();
-    Common {
-        clock: Clock::start(),
-        events: Events::new(config.event_capacity),
-        config: Arc::new(config),
-        budgets: Arc::new(budgets),
-        memory: memory_probe,
-        report: Arc::default(),
-        status: watch::Sender::new(SystemStatus { memory, ..SystemStatus::default() }),
-    }
 }
 
 /// A running system. Cheap to clone; the tree ends with the last clone.
@@ -450,7 +347,7 @@ impl Drop for Inner {
 impl System {
     /// Begins to build a system.
     pub fn builder(config: SystemConfig) -> SystemBuilder {
-        SystemBuilder { config, pools: Vec::new(), memory: Arc::new(ProcessMemory::measure) }
+        SystemBuilder::new(config)
     }
 
     /// A way to the pool of a capability.

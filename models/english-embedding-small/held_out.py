@@ -1,7 +1,8 @@
 """Writes `held_out.json`: texts that training did not see, and the nearest of them to each by the teacher.
 
 They are from the end of the corpus, which `train.py` keeps for its reports, less those that share a definition with
-a text before them, that stand within a text that is trained on, or that have one of at least `FEWEST_WORDS` words within. `examples/measure.rs` reads the file.
+a text before them, that stand within a text that is trained on, or that have one of at least `FEWEST_WORDS` words
+within. `examples/measure.rs` reads the file.
 """
 
 import argparse

@@ -1,0 +1,144 @@
+//! Building a system: its settings are checked, its budgets made, and each pool's shared part, before the root actor is
+//! started with them.
+
+use std::any::{Any, TypeId};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use ractor::{Actor, ActorCell};
+use tokio::sync::watch;
+
+use super::child::SpawnPool;
+use super::{Common, Inner, System, SystemActor, SystemArguments};
+use crate::capability::Capability;
+use crate::catalogue::Catalogue;
+use crate::client::{PoolGate, PoolShared};
+use crate::config::{PoolConfig, SystemConfig};
+use crate::error::{Cause, Error, Result};
+use crate::id::Device;
+use crate::memory::{Budget, MemoryProbe, ProcessMemory};
+use crate::progress::Clock;
+use crate::status::{MemoryStatus, PoolStatus, SystemStatus};
+use crate::telemetry::Events;
+
+/// Builds a [`System`]: its settings and its pools, one for each capability.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> model_actors::Result<()> {
+/// use model_actors::{Bytes, PoolConfig, ProcessMemory, System, SystemConfig, TextEmbedding};
+/// let quarter = || ProcessMemory { limit: Bytes::mib(4096), used: Bytes::mib(1024) };
+/// let builder = System::builder(SystemConfig::default()).pool::<TextEmbedding>(PoolConfig::default());
+/// let system = builder.memory_probe(quarter).start().await?;
+/// assert!(system.shutdown().await.is_clean());
+/// # Ok(())
+/// # }
+/// ```
+pub struct SystemBuilder {
+    config: SystemConfig,
+    pools: Vec<PoolPlan>,
+    memory: MemoryProbe,
+}
+
+struct PoolPlan {
+    capability: TypeId,
+    name: &'static str,
+    config: PoolConfig,
+    make: fn(PoolConfig, Clock) -> (Box<dyn SpawnPool>, AnyPool),
+}
+
+/// A pool's shared part, whatever its capability.
+pub(super) type AnyPool = Arc<dyn Any + Send + Sync>;
+
+impl SystemBuilder {
+    pub(super) fn new(config: SystemConfig) -> Self {
+        Self { config, pools: Vec::new(), memory: Arc::new(ProcessMemory::measure) }
+    }
+
+    /// Adds the pool of a capability.
+    pub fn pool<C: Capability>(mut self, config: PoolConfig) -> Self {
+        let make = |config: PoolConfig, clock: Clock| {
+            let shared = Arc::new(PoolShared::<C> {
+                catalogue: Arc::new(Catalogue::new(config)),
+                gate: PoolGate::new(),
+                clock,
+            });
+            let spawn: Box<dyn SpawnPool> = Box::new(shared.clone());
+            (spawn, shared as AnyPool)
+        };
+        self.pools.push(PoolPlan { capability: TypeId::of::<C>(), name: C::NAME, config, make });
+        self
+    }
+
+    /// Measures memory in place of [`ProcessMemory::measure`], where that does not know what this process may use. Called
+    /// at the start if no limit is set, and at each maintenance interval by an actor: it has to return at once, and a panic
+    /// in it fails that actor.
+    pub fn memory_probe(mut self, probe: impl Fn() -> ProcessMemory + Send + Sync + 'static) -> Self {
+        self.memory = Arc::new(probe);
+        self
+    }
+
+    /// Starts the system on its own. Must be called on a tokio runtime with time enabled.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`], or [`Error::StartFailed`] if an actor could not be started.
+    pub async fn start(self) -> Result<System> {
+        self.build(None).await
+    }
+
+    /// Starts the system under an application's own supervisor, which sees its end as a supervision event.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_linked(self, supervisor: ActorCell) -> Result<System> {
+        self.build(Some(supervisor)).await
+    }
+
+    async fn build(self, supervisor: Option<ActorCell>) -> Result<System> {
+        self.config.validate()?;
+        for (index, plan) in self.pools.iter().enumerate() {
+            plan.config.validate()?;
+            if self.pools[..index]
+                .iter()
+                .any(|other| other.capability == plan.capability || other.name == plan.name)
+            {
+                let reason = format!("two pools serve {}", plan.name);
+                return Err(Error::InvalidConfig { setting: "pools", reason });
+            }
+        }
+        let common = common(self.config, self.memory);
+        let mut clients = HashMap::new();
+        let mut pools = Vec::new();
+        for plan in self.pools {
+            let (spawn, client) = (plan.make)(plan.config, common.clock);
+            let status = PoolStatus { capability: plan.name, ..PoolStatus::default() };
+            common.status.send_modify(|system| system.pools.push(Arc::new(status)));
+            pools.push(spawn);
+            clients.insert(plan.capability, client);
+        }
+        let arguments = SystemArguments { common: common.clone(), pools };
+        let started = match supervisor {
+            Some(supervisor) => SystemActor::spawn_linked(None, SystemActor, arguments, supervisor).await,
+            None => SystemActor::spawn(None, SystemActor, arguments).await,
+        };
+        let (actor, _) = started.map_err(|error| Error::StartFailed { cause: Cause::new(error) })?;
+        Ok(System { inner: Arc::new(Inner { actor, common, clients }) })
+    }
+}
+
+fn common(config: SystemConfig, memory_probe: MemoryProbe) -> Common {
+    let host = (Device::host(), config.memory_limit.unwrap_or_else(|| memory_probe().default_budget()));
+    let limits = std::iter::once(host).chain(config.device_limits.iter().cloned());
+    let budgets: BTreeMap<Device, Arc<Budget>> =
+        limits.map(|(device, limit)| (device.clone(), Budget::new(device, limit))).collect();
+    let memory = budgets.values().map(|budget| MemoryStatus::of(budget)).collect();
+    Common {
+        clock: Clock::start(),
+        events: Events::new(config.event_capacity),
+        config: Arc::new(config),
+        budgets: Arc::new(budgets),
+        memory: memory_probe,
+        report: Arc::default(),
+        status: watch::Sender::new(SystemStatus { memory, ..SystemStatus::default() }),
+    }
+}
