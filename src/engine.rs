@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
 use crate::hub::HubSettings;
 use crate::image_input::{ImageInput, ImageSettings};
-use crate::limits::{MAX_PARALLEL, WritingLimits};
+use crate::limits::{MAX_PARALLEL, GenerationLimits};
 use crate::loader::{ModelLoader, Plan};
 use crate::models;
 use crate::source::Source;
@@ -104,18 +104,18 @@ impl EngineBuilder {
 
     /// Registers a text to text model. Nothing is loaded before its first request.
     pub fn text_to_text(self, id: impl Into<ModelId>, source: Source) -> Self {
-        self.text_to_text_with(id, source, WritingLimits::default())
+        self.text_to_text_with(id, source, GenerationLimits::default())
     }
 
     /// The same, with limits of its own on what a worker writes at a time.
     ///
     /// ```
-    /// use candle_actors::{Engine, Source, WritingLimits};
-    /// let limits = WritingLimits { cache_tokens: 32_768, ..WritingLimits::default() };
+    /// use candle_actors::{Engine, Source, GenerationLimits};
+    /// let limits = GenerationLimits { kv_cache_tokens: 32_768, ..GenerationLimits::default() };
     /// let builder = Engine::builder().text_to_text_with("long", Source::directory("models/long"), limits);
     /// # drop(builder);
     /// ```
-    pub fn text_to_text_with(self, id: impl Into<ModelId>, source: Source, limits: WritingLimits) -> Self {
+    pub fn text_to_text_with(self, id: impl Into<ModelId>, source: Source, limits: GenerationLimits) -> Self {
         let id = id.into();
         self.model(move |engine| engine.add_text_to_text_with(id, source, limits).map(drop))
     }
@@ -128,12 +128,12 @@ impl EngineBuilder {
 
     /// Registers a vision model. Nothing is loaded before its first request.
     pub fn vision(self, id: impl Into<ModelId>, source: Source) -> Self {
-        self.vision_with(id, source, WritingLimits::default())
+        self.vision_with(id, source, GenerationLimits::default())
     }
 
     /// The same, with limits of its own on what a worker writes at a time. An image takes tokens too: a large one of a
-    /// model that looks at images in their own size takes up to 16,384, which needs `cache_tokens` of more than that.
-    pub fn vision_with(self, id: impl Into<ModelId>, source: Source, limits: WritingLimits) -> Self {
+    /// model that looks at images in their own size takes up to 16,384, which needs `kv_cache_tokens` of more than that.
+    pub fn vision_with(self, id: impl Into<ModelId>, source: Source, limits: GenerationLimits) -> Self {
         let id = id.into();
         self.model(move |engine| engine.add_vision_with(id, source, limits).map(drop))
     }
@@ -274,7 +274,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if the id is used already.
     pub fn add_text_to_text(&self, id: impl Into<ModelId>, source: Source) -> Result<TextGenerator> {
-        self.add_text_to_text_with(id, source, WritingLimits::default())
+        self.add_text_to_text_with(id, source, GenerationLimits::default())
     }
 
     /// Registers a text to text model, as [`EngineBuilder::text_to_text_with`] does.
@@ -285,11 +285,11 @@ impl Engine {
         &self,
         id: impl Into<ModelId>,
         source: Source,
-        limits: WritingLimits,
+        limits: GenerationLimits,
     ) -> Result<TextGenerator> {
         let spec = self.spec(id, self.loader::<models::text_to_text::Plan>(source).writing(limits)?);
         Ok(TextGenerator::new(
-            self.system.client::<TextToText>()?.register(spec.continuous().most_together(limits.texts))?,
+            self.system.client::<TextToText>()?.register(spec.continuous().most_together(limits.max_sequences))?,
         ))
     }
 
@@ -324,7 +324,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if the id is used already.
     pub fn add_vision(&self, id: impl Into<ModelId>, source: Source) -> Result<ImageDescriber> {
-        self.add_vision_with(id, source, WritingLimits::default())
+        self.add_vision_with(id, source, GenerationLimits::default())
     }
 
     /// Registers a vision model, as [`EngineBuilder::vision_with`] does.
@@ -335,11 +335,11 @@ impl Engine {
         &self,
         id: impl Into<ModelId>,
         source: Source,
-        limits: WritingLimits,
+        limits: GenerationLimits,
     ) -> Result<ImageDescriber> {
         let spec = self.spec(id, self.loader::<models::vision::Plan>(source).writing(limits)?);
         let model =
-            self.system.client::<Vision>()?.register(spec.continuous().most_together(limits.texts))?;
+            self.system.client::<Vision>()?.register(spec.continuous().most_together(limits.max_sequences))?;
         Ok(ImageDescriber::new(model, self.images.clone()))
     }
 

@@ -8,7 +8,7 @@
 //! | bytes of one text to embed | [`MAX_TEXT_BYTES`], 1 MiB | `InvalidInput` |
 //! | bytes of a prompt, all messages together | [`MAX_PROMPT_BYTES`], 4 MiB | `InvalidInput` |
 //! | messages of a prompt | [`MAX_MESSAGES`], 1,024 | `InvalidInput` |
-//! | tokens of a prompt | the model's context, and what a worker's caches hold ([`WritingLimits`]), less one | [`PromptTooLong`] |
+//! | tokens of a prompt | the model's context, and what a worker's caches hold ([`GenerationLimits`]), less one | [`PromptTooLong`] |
 //! | bytes of a prompt before texts to embed | [`MAX_EMBED_PROMPT_BYTES`], 16 KiB | `InvalidInput` |
 //! | tokens to generate | [`MAX_TOKENS`], 1,048,576; the context ends a text sooner | `InvalidInput` |
 //! | stop strings, and bytes of one | [`MAX_STOPS`], 16; [`MAX_STOP_BYTES`], 256 | `InvalidInput` |
@@ -38,8 +38,8 @@
 //! | crops that Moondream cuts an image into | `MAX_CROPS` of `models/vision/moondream/crops.rs`, 64 | `InvalidConfig` |
 //! | how many times longer one side may be for Qwen3-VL | `MAX_ASPECT` of `models/vision/qwen3_vl/resize.rs`, 200 | `InvalidInput` |
 //! | threads of a worker, and `decoders` and `downloads` of images | 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
-//! | tokens that a worker's caches hold | `cache_tokens` of [`WritingLimits`], 128 to [`MAX_CACHE_TOKENS`], 16,777,216 | [`InvalidSetting`] |
-//! | texts that a worker writes together | `texts` of [`WritingLimits`], 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
+//! | tokens that a worker's caches hold | `kv_cache_tokens` of [`GenerationLimits`], 128 to [`MAX_CACHE_TOKENS`], 16,777,216 | [`InvalidSetting`] |
+//! | texts that a worker writes together | `texts` of [`GenerationLimits`], 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
 //! | workers of a model, unless the pool's settings say otherwise | `MAX_WORKERS` of `engine.rs`, 4 | requests wait |
 //!
 //! `InvalidInput` and `Overloaded` are the actors' errors; the others are variants of [`Error`].
@@ -125,36 +125,36 @@ pub const MAX_CACHE_TOKENS: usize = 16 << 20;
 /// each worker's footprint.
 ///
 /// ```
-/// use candle_actors::WritingLimits;
-/// let long = WritingLimits { cache_tokens: 32_768, texts: 4 };
-/// assert_eq!(WritingLimits::default().cache_tokens, 8192);
+/// use candle_actors::GenerationLimits;
+/// let long = GenerationLimits { kv_cache_tokens: 32_768, max_sequences: 4 };
+/// assert_eq!(GenerationLimits::default().kv_cache_tokens, 8192);
 /// # drop(long);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WritingLimits {
+pub struct GenerationLimits {
     /// Tokens, of prompts and answers, that all texts of one worker may hold in its caches together; 8,192, from 128 to
     /// 16,777,216; they are given out in pieces of 128. A text whose prompt and answer may become longer than what is free waits; one that alone may need
     /// more than this is cut there, as at the end of the context. A prompt that leaves no room for an answer is
     /// refused with both numbers.
-    pub cache_tokens: usize,
+    pub kv_cache_tokens: usize,
     /// Texts that a worker writes together at most, from 1 to 1,024; 32, as many as a pool's default batch has. More
     /// requests than these, in a larger batch, wait.
-    pub texts: usize,
+    pub max_sequences: usize,
 }
 
-impl Default for WritingLimits {
+impl Default for GenerationLimits {
     fn default() -> Self {
-        Self { cache_tokens: 8192, texts: 32 }
+        Self { kv_cache_tokens: 8192, max_sequences: 32 }
     }
 }
 
-impl WritingLimits {
+impl GenerationLimits {
     /// # Errors
     /// [`Error::InvalidSetting`] for what is out of range.
     pub(crate) fn check(&self) -> Result<()> {
         let ranges = [
-            ("cache_tokens", self.cache_tokens, 128, MAX_CACHE_TOKENS),
-            ("texts", self.texts, 1, MAX_PARALLEL),
+            ("kv_cache_tokens", self.kv_cache_tokens, 128, MAX_CACHE_TOKENS),
+            ("max_sequences", self.max_sequences, 1, MAX_PARALLEL),
         ];
         for (setting, found, least, most) in ranges {
             if !(least..=most).contains(&found) {
@@ -170,8 +170,8 @@ impl WritingLimits {
     /// # Errors
     /// [`Error::PromptTooLong`] if there is room for none.
     pub(crate) fn room_after(&self, prompt: usize, context: usize) -> Result<usize> {
-        let (limit, of) = match self.cache_tokens < context {
-            true => (self.cache_tokens, "a worker's caches, as its cache_tokens are set, hold"),
+        let (limit, of) = match self.kv_cache_tokens < context {
+            true => (self.kv_cache_tokens, "a worker's caches, as its kv_cache_tokens are set, hold"),
             false => (context, "the model's context has"),
         };
         let room = limit.checked_sub(prompt).filter(|room| *room > 0);

@@ -10,7 +10,7 @@ use crate::device::{Compute, ComputeDevice};
 use crate::error::Result;
 #[cfg(feature = "hub")]
 use crate::hub::HubSettings;
-use crate::limits::WritingLimits;
+use crate::limits::GenerationLimits;
 use crate::source::{Files, Source};
 
 /// Everything about a model that its small files tell, before its weights are read.
@@ -23,7 +23,7 @@ pub(crate) trait Plan: Sized + Send + Sync + 'static {
     /// Reads the small files. They may come from the network.
     fn read(files: Files, context: &LoadContext) -> Result<Self>;
     /// The same with these limits, for models that write.
-    fn limited(self, _: WritingLimits) -> Self {
+    fn limited(self, _: GenerationLimits) -> Self {
         self
     }
     fn files(&self) -> &Files;
@@ -45,7 +45,7 @@ pub struct LoadOptions {
     /// Processor threads that a pass may use, at least 1.
     pub threads: usize,
     /// How much it writes at a time, if it writes.
-    pub writing: WritingLimits,
+    pub writing: GenerationLimits,
     /// How the hub is reached.
     #[cfg(feature = "hub")]
     pub hub: HubSettings,
@@ -56,7 +56,7 @@ impl Default for LoadOptions {
         Self {
             device: ComputeDevice::Cpu,
             threads: 1,
-            writing: WritingLimits::default(),
+            writing: GenerationLimits::default(),
             #[cfg(feature = "hub")]
             hub: HubSettings::default(),
         }
@@ -67,7 +67,7 @@ impl Default for LoadOptions {
 pub(crate) struct ModelLoader<P> {
     source: Source,
     compute: Compute,
-    writing: WritingLimits,
+    writing: GenerationLimits,
     #[cfg(feature = "hub")]
     hub: HubSettings,
     plan: OnceLock<Arc<P>>,
@@ -78,7 +78,7 @@ impl<P: Plan> ModelLoader<P> {
         Self {
             source,
             compute,
-            writing: WritingLimits::default(),
+            writing: GenerationLimits::default(),
             #[cfg(feature = "hub")]
             hub,
             plan: OnceLock::new(),
@@ -89,7 +89,7 @@ impl<P: Plan> ModelLoader<P> {
     ///
     /// # Errors
     /// [`Error::InvalidSetting`](crate::Error::InvalidSetting).
-    pub(crate) fn writing(self, writing: WritingLimits) -> Result<Self> {
+    pub(crate) fn writing(self, writing: GenerationLimits) -> Result<Self> {
         writing.check()?;
         Ok(Self { writing, ..self })
     }

@@ -8,7 +8,7 @@ mod common;
 use std::path::Path;
 use std::time::Instant;
 
-use candle_actors::{Engine, Source, WritingLimits};
+use candle_actors::{Engine, Source, GenerationLimits};
 use common::fixtures::TEXT;
 use common::large_llama::write_large_llama;
 use common::minilm;
@@ -37,7 +37,7 @@ async fn four_write(directory: &Path) {
         batch: BatchLimits { requests: 1, ..BatchLimits::default() },
         ..PoolConfig::default()
     };
-    let limits = WritingLimits { cache_tokens: 256, texts: 1 };
+    let limits = GenerationLimits { kv_cache_tokens: 256, texts: 1 };
     let builder = Engine::builder().pool_config(pool);
     let builder = builder.text_to_text_with("large", Source::directory(directory), limits);
     let engine = builder.start().await.unwrap();

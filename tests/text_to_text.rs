@@ -6,7 +6,7 @@ mod common;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use candle_actors::{Engine, Error, LoadOptions, Source, TextGenerationModel, TextGenerator, WritingLimits};
+use candle_actors::{Engine, Error, LoadOptions, Source, TextGenerationModel, TextGenerator, GenerationLimits};
 use candle_core::{DType, Device, Tensor};
 use common::folders::families_of;
 use common::text::{counted, expected, family, load, one_worker};
@@ -216,18 +216,18 @@ async fn the_context_is_the_end() {
     assert!(engine.shutdown().await.is_clean());
 }
 
-fn limited(name: &str, writing: WritingLimits) -> Result<TextGenerationModel, Error> {
+fn limited(name: &str, writing: GenerationLimits) -> Result<TextGenerationModel, Error> {
     let options = LoadOptions { writing, ..LoadOptions::default() };
     TextGenerationModel::load_with(Source::directory(family(name)), options)
 }
 
 #[test]
 fn what_a_workers_caches_hold_is_a_setting() {
-    let limits = WritingLimits { cache_tokens: 200, texts: 4 };
+    let limits = GenerationLimits { kv_cache_tokens: 200, texts: 4 };
     let (small, usual) = (limited("llama", limits).unwrap(), load("llama"));
     assert_eq!((small.max_tokens(), usual.max_tokens()), (200, 512));
     assert!(small.footprint().per_worker < usual.footprint().per_worker);
-    let more = limited("llama", WritingLimits { texts: 32, ..limits }).unwrap();
+    let more = limited("llama", GenerationLimits { texts: 32, ..limits }).unwrap();
     let logits = 2 * 4 * 384 * (32 - 4);
     assert!(more.footprint().per_worker.0 >= small.footprint().per_worker.0 + logits, "logits are counted");
 
@@ -236,7 +236,7 @@ fn what_a_workers_caches_hold_is_a_setting() {
     let error = small.generate(&[request(&long, 1)]).unwrap_err();
     assert!(matches!(error, Error::PromptTooLong { prompt, limit: 200, .. } if prompt == tokens), "{error}");
     let message = error.to_string();
-    assert!(message.contains("200") && message.contains("cache_tokens"), "{message}");
+    assert!(message.contains("200") && message.contains("kv_cache_tokens"), "{message}");
     let completion = small.generate(&[request("The cat", 1000)]).unwrap().remove(0);
     assert_eq!(completion.usage.prompt_tokens + completion.usage.completion_tokens, 200);
 
@@ -251,9 +251,9 @@ fn what_a_workers_caches_hold_is_a_setting() {
     assert_eq!((alone, apart), (both, 2 * together));
 
     for (limits, setting) in [
-        (WritingLimits { cache_tokens: 127, ..limits }, "cache_tokens"),
-        (WritingLimits { cache_tokens: usize::MAX, ..limits }, "cache_tokens"),
-        (WritingLimits { texts: 0, ..limits }, "texts"),
+        (GenerationLimits { kv_cache_tokens: 127, ..limits }, "kv_cache_tokens"),
+        (GenerationLimits { kv_cache_tokens: usize::MAX, ..limits }, "kv_cache_tokens"),
+        (GenerationLimits { texts: 0, ..limits }, "texts"),
     ] {
         let error = limited("llama", limits).err().unwrap();
         assert!(matches!(error, Error::InvalidSetting { setting: found, .. } if found == setting), "{error}");
@@ -263,14 +263,14 @@ fn what_a_workers_caches_hold_is_a_setting() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_engine_takes_the_limits_of_each_model() {
     let source = || Source::directory(family("llama"));
-    let limits = WritingLimits { cache_tokens: 128, ..WritingLimits::default() };
+    let limits = GenerationLimits { kv_cache_tokens: 128, ..GenerationLimits::default() };
     let builder = Engine::builder().text_to_text_with("small", source(), limits);
     let engine = builder.text_to_text("usual", source()).start().await.unwrap();
     let long = "The ".repeat(120);
     let error = engine.text_to_text("small").unwrap().generate(request(&long, 1)).await.unwrap_err();
     assert!(error.to_string().contains("128"), "{error}");
     assert!(engine.text_to_text("usual").unwrap().generate(request(&long, 1)).await.is_ok());
-    let wrong = WritingLimits { texts: 0, ..limits };
+    let wrong = GenerationLimits { texts: 0, ..limits };
     let error = engine.add_text_to_text_with("wrong", source(), wrong).err().unwrap();
     assert!(matches!(error, Error::InvalidSetting { setting: "texts", .. }), "{error}");
     assert!(engine.shutdown().await.is_clean());

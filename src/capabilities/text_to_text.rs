@@ -32,7 +32,7 @@ const REQUESTS_AT_A_TIME: usize = 32;
 /// ```
 ///
 /// A prompt and its answer together have at most as many tokens as the model's context, and as a worker's caches hold
-/// (8,192, unless its [`crate::WritingLimits`] say otherwise). A longer prompt is refused, with both numbers; a longer
+/// (8,192, unless its [`crate::GenerationLimits`] say otherwise). A longer prompt is refused, with both numbers; a longer
 /// answer is cut there, with [`model_actors::FinishReason::Length`]. Several requests on one worker are written together, and each joins and
 /// leaves between two tokens.
 #[derive(Clone)]

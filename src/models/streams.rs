@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use crate::error::Result;
 use crate::generation::{Generation, Next};
 use crate::kernels::causal::GROWTH;
-use crate::limits::WritingLimits;
+use crate::limits::GenerationLimits;
 pub(crate) use worker::serve;
 
 /// Rows of prompts in one step, all texts together. A long prompt is read in several steps, so that the others go on
@@ -81,11 +81,11 @@ pub(crate) struct Held {
 pub(crate) struct Streams<Key, State> {
     running: Vec<Text<Key, State>>,
     waiting: VecDeque<Text<Key, State>>,
-    limits: WritingLimits,
+    limits: GenerationLimits,
 }
 
 impl<Key: Copy + Eq, State> Streams<Key, State> {
-    pub(crate) fn new(limits: WritingLimits) -> Self {
+    pub(crate) fn new(limits: GenerationLimits) -> Self {
         Self { running: Vec::new(), waiting: VecDeque::new(), limits }
     }
 
@@ -103,12 +103,12 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
     }
 
     fn admit(&mut self) {
-        let room = blocks(self.limits.cache_tokens);
+        let room = blocks(self.limits.kv_cache_tokens);
         let mut taken: usize = self.running.iter().map(Text::room).sum();
         while let Some(first) = self.waiting.front() {
             taken = taken.saturating_add(first.room());
             // One that is alone has all the room there is.
-            if !self.running.is_empty() && (taken > room || self.running.len() >= self.limits.texts) {
+            if !self.running.is_empty() && (taken > room || self.running.len() >= self.limits.max_sequences) {
                 return;
             }
             self.running.extend(self.waiting.pop_front());
@@ -124,7 +124,7 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
     pub(crate) fn wants_more<Request: ?Sized>(&self, model: &impl Steps<Request, State = State>) -> bool {
         let unread = self.free().map(|text| model.unread(&text.start.state));
         let prompts: usize = unread.filter(|rows| *rows > 1).fold(0, usize::saturating_add);
-        self.waiting.is_empty() && self.running.len() < self.limits.texts && prompts < PROMPT_ROWS
+        self.waiting.is_empty() && self.running.len() < self.limits.max_sequences && prompts < PROMPT_ROWS
     }
 
     /// Whether a text would take part in a step.
@@ -184,8 +184,8 @@ pub(crate) fn blocks(tokens: usize) -> usize {
 }
 
 /// Tokens that the texts of a worker hold at most, where one has no more than `longest`.
-pub(crate) fn most_held(limits: WritingLimits, longest: usize) -> usize {
-    blocks(limits.cache_tokens).min(blocks(longest).saturating_mul(limits.texts))
+pub(crate) fn most_held(limits: GenerationLimits, longest: usize) -> usize {
+    blocks(limits.kv_cache_tokens).min(blocks(longest).saturating_mul(limits.max_sequences))
 }
 
 impl<Key, State> Text<Key, State> {

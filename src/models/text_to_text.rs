@@ -16,7 +16,7 @@ use model_actors::{
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
 use crate::generation::{ChatTemplate, Generation};
-use crate::limits::WritingLimits;
+use crate::limits::GenerationLimits;
 use crate::loader::{LoadOptions, ModelLoader};
 use crate::models::decoder::{Cache, Decoder, Segment};
 use crate::models::streams::{self, Logits, Part, Start, Steps, Streams};
@@ -30,7 +30,7 @@ struct LoadedModel {
     tokens: Tokens,
     template: Option<ChatTemplate>,
     end_tokens: Vec<u32>,
-    limits: WritingLimits,
+    limits: GenerationLimits,
     compute: Compute,
     footprint: Footprint,
     /// Steps that all of its workers have begun.
@@ -52,7 +52,7 @@ impl Weights<TextToText> for SharedModel {
 impl LoadedModel {
     /// Most tokens of prompt and answer together.
     fn longest(&self) -> usize {
-        self.decoder.context().min(self.limits.cache_tokens)
+        self.decoder.context().min(self.limits.kv_cache_tokens)
     }
 
     /// A prompt's tokens.

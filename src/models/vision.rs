@@ -27,7 +27,7 @@ use serde_json::{Map, Value};
 use crate::device::Compute;
 use crate::error::Result;
 use crate::families::Family;
-use crate::limits::WritingLimits;
+use crate::limits::GenerationLimits;
 use crate::models::streams::PROMPT_ROWS;
 use crate::models::towers::{Stack, with_defaults};
 use crate::pixels::{Preprocessing, Processor};
@@ -246,7 +246,7 @@ struct LoadedModel {
     tokens: Tokens,
     context: usize,
     apart: usize,
-    limits: WritingLimits,
+    limits: GenerationLimits,
     /// Steps of all its workers so far: layers of the vision tower, parts of prompts, tokens.
     steps: AtomicU64,
     compute: Compute,

@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 use model_actors::{Batch, Capability, Completion, EmitError, Failure, Item, RequestId};
 
 use super::{Held, Steps, Streams};
-use crate::limits::WritingLimits;
+use crate::limits::GenerationLimits;
 
 /// Runs a batch to its end, and whatever joins it meanwhile, within these limits.
 ///
 /// # Errors
 /// A computation that failed, for all texts.
-pub(crate) fn serve<C, S>(model: &S, limits: WritingLimits, batch: &mut Batch<'_, C>) -> Result<(), Failure>
+pub(crate) fn serve<C, S>(model: &S, limits: GenerationLimits, batch: &mut Batch<'_, C>) -> Result<(), Failure>
 where
     C: Capability<Chunk = String, Output = Completion>,
     S: Steps<C::Request>,

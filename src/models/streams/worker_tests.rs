@@ -11,7 +11,7 @@ use model_actors::{
 
 use super::{Generation, Logits, Part, Result, Start, Steps, serve};
 use crate::error::Error;
-use crate::limits::WritingLimits;
+use crate::limits::GenerationLimits;
 use crate::tokens::Tokens;
 
 /// What the worker asked of the model.
@@ -69,7 +69,7 @@ impl Steps<GenerateText> for Gated {
 
 impl Model<TextToText> for Gated {
     fn run(&mut self, batch: &mut Batch<'_, TextToText>) -> Result<(), Failure> {
-        serve(self, WritingLimits::default(), batch)
+        serve(self, GenerationLimits::default(), batch)
     }
 }
 

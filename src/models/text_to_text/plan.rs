@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::families;
 use crate::generation::{self, ChatTemplate, SpecialTokens};
 use crate::gguf::GgufFile;
-use crate::limits::WritingLimits;
+use crate::limits::GenerationLimits;
 use crate::loader;
 use crate::models::config_file;
 use crate::models::decoder::{DecoderConfig, FAMILIES};
@@ -50,7 +50,7 @@ pub(crate) struct Plan {
     template: Option<ChatTemplate>,
     special: SpecialTokens,
     end_tokens: Vec<u32>,
-    limits: WritingLimits,
+    limits: GenerationLimits,
 }
 
 /// What kind of files the model is in.
@@ -72,7 +72,7 @@ impl loader::Plan for Plan {
         }
     }
 
-    fn limited(self, limits: WritingLimits) -> Self {
+    fn limited(self, limits: GenerationLimits) -> Self {
         Self { limits, ..self }
     }
 
@@ -131,7 +131,7 @@ impl Plan {
         }
         let tokenizer = files.required("tokenizer.json", context)?;
         let (template, special) = generation::read_chat_template(&files, context)?;
-        let (kind, limits) = (Kind::Folder { tokenizer }, WritingLimits::default());
+        let (kind, limits) = (Kind::Folder { tokenizer }, GenerationLimits::default());
         Ok(Self { files, config, kind, template, special, end_tokens, limits })
     }
 
@@ -163,7 +163,7 @@ impl Plan {
                 template = Some(ChatTemplate::new(source, special.clone(), path)?);
             }
         }
-        let (kind, limits) = (Kind::Gguf { file, tokenizer }, WritingLimits::default());
+        let (kind, limits) = (Kind::Gguf { file, tokenizer }, GenerationLimits::default());
         Ok(Self { files, config, kind, template, special, end_tokens, limits })
     }
 
@@ -185,10 +185,10 @@ impl Plan {
             }
             Kind::Gguf { file, .. } => file.bytes(),
         };
-        let WritingLimits { cache_tokens, texts } = self.limits;
+        let GenerationLimits { kv_cache_tokens, texts } = self.limits;
         // Logits are made as a tensor and handed on as vectors.
         let logits = Bytes((2 * 4 * texts as u64).saturating_mul(config.vocabulary as u64));
-        let scratch = config.scratch(PROMPT_ROWS + texts, config.context.min(cache_tokens));
+        let scratch = config.scratch(PROMPT_ROWS + texts, config.context.min(kv_cache_tokens));
         let held = streams::most_held(self.limits, config.context);
         // With the numbers of the tokens themselves.
         let caches = config.cache_bytes(held) + Bytes(4 * held as u64);

@@ -102,7 +102,7 @@ impl VisionModel {
 
     /// Most tokens of an image, a question and an answer together: the model's context, or what a worker's caches hold.
     pub fn context(&self) -> usize {
-        self.shared.context.min(self.shared.limits.cache_tokens)
+        self.shared.context.min(self.shared.limits.kv_cache_tokens)
     }
 
     /// What it takes in memory.

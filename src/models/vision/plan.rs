@@ -12,7 +12,7 @@ use super::{
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
-use crate::limits::WritingLimits;
+use crate::limits::GenerationLimits;
 use crate::loader;
 use crate::models::config_file;
 use crate::models::streams;
@@ -24,7 +24,7 @@ pub(crate) struct Plan {
     files: Files,
     architecture: Box<dyn Architecture>,
     tokenizer: PathBuf,
-    limits: WritingLimits,
+    limits: GenerationLimits,
 }
 
 impl loader::Plan for Plan {
@@ -36,10 +36,10 @@ impl loader::Plan for Plan {
         let mut architecture = families::find(FAMILIES, CAPABILITY, &config, &read_json(&config)?)?;
         architecture.complete(&files, context)?;
         let tokenizer = files.required("tokenizer.json", context)?;
-        Ok(Self { files, architecture, tokenizer, limits: WritingLimits::default() })
+        Ok(Self { files, architecture, tokenizer, limits: GenerationLimits::default() })
     }
 
-    fn limited(self, limits: WritingLimits) -> Self {
+    fn limited(self, limits: GenerationLimits) -> Self {
         Self { limits, ..self }
     }
 
@@ -80,9 +80,9 @@ impl Plan {
     }
 
     fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
-        let WritingLimits { cache_tokens, texts } = self.limits;
+        let GenerationLimits { kv_cache_tokens, texts } = self.limits;
         let (context, apart) = (self.architecture.context(), self.architecture.apart());
-        let longest = context.min(cache_tokens);
+        let longest = context.min(kv_cache_tokens);
         // One that is alone has what it keeps apart, however little room there is.
         let held = streams::most_held(self.limits, room(context, apart)).max(room(longest, apart));
         let room = Room { held, longest, rows: PROMPT_ROWS.max(texts) };
