@@ -4,7 +4,7 @@
 mod config_file;
 pub(crate) mod towers;
 pub(crate) mod decoder;
-mod streams;
+mod continuous_batching;
 pub(crate) mod text_embedding;
 pub(crate) mod text_to_text;
 pub(crate) mod image_embedding;

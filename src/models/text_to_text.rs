@@ -19,7 +19,7 @@ use crate::generation::{ChatTemplate, Generation};
 use crate::limits::GenerationLimits;
 use crate::loader::{LoadOptions, ModelLoader};
 use crate::models::decoder::{Cache, Decoder, Segment};
-use crate::models::streams::{self, Logits, Part, Start, Steps, Streams};
+use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams};
 use crate::source::Source;
 use crate::tokens::{Specials, Tokens};
 pub(crate) use plan::Plan;
@@ -228,7 +228,7 @@ impl TextGenerationModel {
 
 impl Model<TextToText> for TextGenerationModel {
     fn run(&mut self, batch: &mut Batch<'_, TextToText>) -> Result<(), Failure> {
-        streams::serve(self, self.shared.limits, batch)
+        continuous_batching::serve(self, self.shared.limits, batch)
     }
 }
 

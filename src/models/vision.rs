@@ -28,7 +28,7 @@ use crate::device::Compute;
 use crate::error::Result;
 use crate::families::Family;
 use crate::limits::GenerationLimits;
-use crate::models::streams::PROMPT_ROWS;
+use crate::models::continuous_batching::PROMPT_ROWS;
 use crate::models::towers::{Stack, with_defaults};
 use crate::pixels::{Preprocessing, Processor};
 use crate::source::{Files, read_json};

@@ -61,7 +61,7 @@ fn clock(start: Instant) -> f64 {
     nanoseconds.map_or_else(|| start.elapsed().as_secs_f64(), |nanoseconds| nanoseconds * 1e-9)
 }
 
-/// Seconds of a pass of `length` tokens of each of `streams` sequences.
+/// Seconds of a pass of `length` tokens of each of `continuous_batching` sequences.
 fn seconds(decoder: &Decoder, streams: usize, length: usize, passes: usize) -> f64 {
     let mut caches: Vec<Cache> = (0..streams).map(|_| decoder.cache(0).unwrap()).collect();
     let tokens = vec![7; streams * length];

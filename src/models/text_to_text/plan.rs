@@ -16,7 +16,7 @@ use crate::limits::GenerationLimits;
 use crate::loader;
 use crate::models::config_file;
 use crate::models::decoder::{DecoderConfig, FAMILIES};
-use crate::models::streams::{self, PROMPT_ROWS};
+use crate::models::continuous_batching::{self, PROMPT_ROWS};
 use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
@@ -189,7 +189,7 @@ impl Plan {
         // Logits are made as a tensor and handed on as vectors.
         let logits = Bytes((2 * 4 * texts as u64).saturating_mul(config.vocabulary as u64));
         let scratch = config.scratch(PROMPT_ROWS + texts, config.context.min(kv_cache_tokens));
-        let held = streams::most_held(self.limits, config.context);
+        let held = continuous_batching::most_held(self.limits, config.context);
         // With the numbers of the tokens themselves.
         let caches = config.cache_bytes(held) + Bytes(4 * held as u64);
         Ok(Footprint { shared, per_worker: caches + scratch + logits + THREAD_SCRATCH })

@@ -11,7 +11,7 @@ use crate::device::ComputeThreads;
 use crate::error::Result;
 use crate::image_input::opened;
 use crate::loader::{LoadOptions, ModelLoader};
-use crate::models::streams::{Part, Start, Steps as _};
+use crate::models::continuous_batching::{Part, Start, Steps as _};
 use crate::source::Source;
 
 /// A loaded vision model without actors around it, for tools and for comparison: the very code that a worker runs. A

@@ -15,7 +15,7 @@ use crate::families;
 use crate::limits::GenerationLimits;
 use crate::loader;
 use crate::models::config_file;
-use crate::models::streams;
+use crate::models::continuous_batching;
 use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
@@ -84,7 +84,7 @@ impl Plan {
         let (context, apart) = (self.architecture.context(), self.architecture.apart());
         let longest = context.min(kv_cache_tokens);
         // One that is alone has what it keeps apart, however little room there is.
-        let held = streams::most_held(self.limits, room(context, apart)).max(room(longest, apart));
+        let held = continuous_batching::most_held(self.limits, room(context, apart)).max(room(longest, apart));
         let room = Room { held, longest, rows: PROMPT_ROWS.max(texts) };
         // Logits are made as a tensor and handed on as vectors.
         let logits = Bytes((2 * 4 * texts as u64).saturating_mul(self.architecture.vocabulary() as u64));

@@ -10,7 +10,7 @@ use model_actors::{DescribeImage, Picture};
 use super::{LoadedModel, Memory, Network, Prompt, Unfinished};
 use crate::error::{Error, Result};
 use crate::generation::Generation;
-use crate::models::streams::{Logits, Start, blocks};
+use crate::models::continuous_batching::{Logits, Start, blocks};
 use crate::pixels::check;
 
 /// A request that is being served.

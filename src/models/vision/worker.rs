@@ -2,7 +2,7 @@
 //! prompts with a layer of the vision tower, or what comes before and after the layers, or a part of one of these, or a
 //! part of its prompt; and all that write read one token each. So once a picture is cut, which is done in one go between
 //! two steps, its size delays nobody by more than a layer over a crop of some thousand rows. Who takes part, and who
-//! waits, is left to `streams`.
+//! waits, is left to `continuous_batching`.
 
 use std::sync::atomic::Ordering;
 
@@ -12,11 +12,11 @@ use super::request::{Asked, Stage};
 use super::{Memory, PROMPT_ROWS, VisionModel, misfit};
 use crate::error::Result;
 use crate::image_input::decoded;
-use crate::models::streams::{self, Logits, Part, Start, Steps};
+use crate::models::continuous_batching::{self, Logits, Part, Start, Steps};
 
 impl Model<Vision> for VisionModel {
     fn run(&mut self, batch: &mut Batch<'_, Vision>) -> Result<(), Failure> {
-        streams::serve(self, self.shared.limits, batch)
+        continuous_batching::serve(self, self.shared.limits, batch)
     }
 }
 

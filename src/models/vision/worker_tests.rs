@@ -9,7 +9,7 @@ use super::VisionModel;
 use super::request::Asked;
 use crate::image_input::opened;
 use crate::models::folders::families_of;
-use crate::models::streams::{Part, Steps as _};
+use crate::models::continuous_batching::{Part, Steps as _};
 use crate::source::{Source, read_json};
 
 /// Tokens of each answer.
