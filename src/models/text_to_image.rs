@@ -7,7 +7,7 @@ mod autoencoder;
 mod clip;
 mod flow_match;
 mod flux;
-mod joint;
+mod mmdit;
 mod layers;
 mod noise;
 mod painting;

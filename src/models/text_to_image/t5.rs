@@ -9,7 +9,7 @@ use model_actors::Bytes;
 use serde::Deserialize;
 
 use super::Watch;
-use super::joint::RmsNorm;
+use super::mmdit::RmsNorm;
 use super::layers::Place;
 use super::prompt::{PromptTokens, TokenizerFiles};
 use super::repository::{MAX_COUNT, MAX_WIDTH, Repository, check_sizes, invalid};

@@ -6,9 +6,9 @@ use model_actors::Bytes;
 use serde::Deserialize;
 
 use super::super::Watch;
-use super::super::joint::{
+use super::super::mmdit::{
     Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, Projections,
-    Steering, Turns, gated, modulated, to_patches,
+    Modulation, Turns, gated, modulated, to_patches,
 };
 use super::super::layers::Place;
 use super::super::repository::{MAX_COUNT, MAX_WIDTH, Part, Repository, check_sizes, invalid};
@@ -107,7 +107,7 @@ impl TransformerConfig {
         Ok(Transformer {
             patches: place.at("x_embedder").linear(self.in_channels, width)?,
             text: place.at("context_embedder").linear(self.joint_attention_dim, width)?,
-            steering: Steering::load(place, self.pooled_projection_dim, width, guided)?,
+            modulation: Modulation::load(place, self.pooled_projection_dim, width, guided)?,
             axes: self.axes_dims_rope,
             blocks: (0..self.num_layers).map(block).collect::<Result<_>>()?,
             singles: (0..self.num_single_layers).map(single).collect::<Result<_>>()?,
@@ -120,7 +120,7 @@ impl TransformerConfig {
 pub(super) struct Transformer {
     patches: Linear,
     text: Linear,
-    steering: Steering,
+    modulation: Modulation,
     /// How many of a head's numbers tell the text's place, the row and the column.
     axes: [usize; 3],
     blocks: Vec<JointBlock>,
@@ -143,19 +143,19 @@ impl Transformer {
         let (rows, columns, tokens) = (height / SIDE, width / SIDE, hidden.dim(0)?);
         let mut image = self.patches.forward(&to_patches(latents, SIDE)?, Activation::Identity)?;
         let mut text = self.text.forward(&hidden.contiguous()?, Activation::Identity)?;
-        let steering = self.steering.of(time, guidance, pooled)?;
+        let modulation = self.modulation.of(time, guidance, pooled)?;
         let turns = self.turns(tokens, rows, columns, latents.device())?;
         for block in &self.blocks {
             watch.check()?;
-            (image, text) = block.forward(&image, &text, &steering, Some(&turns))?;
+            (image, text) = block.forward(&image, &text, &modulation, Some(&turns))?;
         }
         let mut both = Tensor::cat(&[text, image], 0)?;
         for block in &self.singles {
             watch.check()?;
-            both = block.forward(&both, &steering, &turns)?;
+            both = block.forward(&both, &modulation, &turns)?;
         }
         let image = both.narrow(0, tokens, rows * columns)?.contiguous()?;
-        let patches = self.last.forward(&image, &steering)?;
+        let patches = self.last.forward(&image, &modulation)?;
         let patches = patches.reshape((rows, columns, channels, SIDE, SIDE))?;
         Ok(patches.permute((2, 0, 3, 1, 4))?.reshape((channels, height, width))?)
     }
@@ -200,8 +200,8 @@ impl SingleBlock {
         })
     }
 
-    fn forward(&self, rows: &Tensor, steering: &Tensor, turns: &Turns) -> Result<Tensor> {
-        let [shift, scale, gate] = self.modulation.parts(steering)?;
+    fn forward(&self, rows: &Tensor, modulation: &Tensor, turns: &Turns) -> Result<Tensor> {
+        let [shift, scale, gate] = self.modulation.parts(modulation)?;
         let normal = modulated(rows, &shift, &scale)?;
         let attended = self.projections.attend(self.projections.forward(&normal)?, Some(turns))?;
         let wide = self.wide.forward(&normal, Activation::GeluTanh)?;

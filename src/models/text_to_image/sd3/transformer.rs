@@ -6,8 +6,8 @@ use model_actors::Bytes;
 use serde::Deserialize;
 
 use super::super::Watch;
-use super::super::joint::{
-    Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Steering, to_patches,
+use super::super::mmdit::{
+    Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, to_patches,
 };
 use super::super::layers::Place;
 use super::super::repository::{MAX_COUNT, MAX_SAMPLE, MAX_WIDTH, Part, Repository, check_sizes, invalid};
@@ -129,7 +129,7 @@ impl TransformerConfig {
             channels: self.in_channels,
             patches: Linear::new(&weight.reshape((width, inside))?, Some(bias))?,
             positions: positions.reshape((grid, grid, width))?,
-            steering: Steering::load(place, self.pooled_projection_dim, width, Guided::Outside)?,
+            modulation: Modulation::load(place, self.pooled_projection_dim, width, Guided::Outside)?,
             text: place.at("context_embedder").linear(self.joint_attention_dim, width)?,
             blocks: (0..self.num_layers).map(block).collect::<Result<_>>()?,
             last: Last::load(place, width, inside)?,
@@ -144,7 +144,7 @@ pub(super) struct Transformer {
     patches: Linear,
     /// For the largest picture, `(rows, columns, width)`; smaller ones lie in its middle.
     positions: Tensor,
-    steering: Steering,
+    modulation: Modulation,
     text: Linear,
     blocks: Vec<JointBlock>,
     last: Last,
@@ -166,13 +166,13 @@ impl Transformer {
         let patches = self.patches.forward(&to_patches(latents, self.side)?, Activation::Identity)?;
         let mut image = (patches + self.positions(rows, columns)?)?;
         let mut text = self.text.forward(&hidden.contiguous()?, Activation::Identity)?;
-        let steering = self.steering.of(time, 0.0, pooled)?;
+        let modulation = self.modulation.of(time, 0.0, pooled)?;
         for block in &self.blocks {
             watch.check()?;
-            (image, text) = block.forward(&image, &text, &steering, None)?;
+            (image, text) = block.forward(&image, &text, &modulation, None)?;
         }
         let (side, channels) = (self.side, self.channels);
-        let patches = self.last.forward(&image, &steering)?.reshape((rows, columns, side, side, channels))?;
+        let patches = self.last.forward(&image, &modulation)?.reshape((rows, columns, side, side, channels))?;
         Ok(patches.permute((4, 0, 2, 1, 3))?.reshape((channels, height, width))?)
     }
 

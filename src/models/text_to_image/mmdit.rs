@@ -2,14 +2,14 @@
 //! streams of rows with weights of their own that meet in one attention, and every layer is steered by a vector made of
 //! the time and the text. One picture goes through at a time, so streams are `(rows, width)`.
 
-mod steering;
+mod modulation;
 
 use candle_core::Tensor;
 
 use super::layers::Place;
 use crate::error::Result;
 use crate::kernels::{Activation, Linear, attend, turn_pairs};
-pub(super) use steering::{Guided, Last, Modulation, Steering, gated, modulated};
+pub(super) use modulation::{Guided, Last, Modulation, Modulation, gated, modulated};
 
 /// Of all norms of these models.
 const EPSILON: f64 = 1e-6;
@@ -223,11 +223,11 @@ impl JointBlock {
         &self,
         image: &Tensor,
         text: &Tensor,
-        steering: &Tensor,
+        modulation: &Tensor,
         turns: Option<&Turns>,
     ) -> Result<(Tensor, Tensor)> {
-        let of_image = self.image.steer(image, steering)?;
-        let of_text = self.text.steer(text, steering)?;
+        let of_image = self.image.steer(image, modulation)?;
+        let of_text = self.text.steer(text, modulation)?;
         let [query, key, value] = self.image.projections.forward(&of_image.normal)?;
         let [text_query, text_key, text_value] = self.text.projections.forward(&of_text.normal)?;
         let join = |text: Tensor, image: Tensor| Tensor::cat(&[text, image], 0);
@@ -242,7 +242,7 @@ impl JointBlock {
     }
 }
 
-/// A stream's rows, ready for attention, and what else the steering vector says.
+/// A stream's rows, ready for attention, and what else the modulation vector says.
 struct Steered {
     normal: Tensor,
     /// Gate of the attention; shift, scale and gate of the middle layers.
@@ -252,19 +252,19 @@ struct Steered {
 }
 
 impl Side {
-    fn steer(&self, rows: &Tensor, steering: &Tensor) -> Result<Steered> {
+    fn steer(&self, rows: &Tensor, modulation: &Tensor) -> Result<Steered> {
         if self.rest.is_none() {
-            let [scale, shift] = self.modulation.parts(steering)?;
+            let [scale, shift] = self.modulation.parts(modulation)?;
             return Ok(Steered { normal: modulated(rows, &shift, &scale)?, rest: None, second: None });
         }
         if self.second.is_none() {
-            let [shift, scale, gate, then @ ..]: [Tensor; 6] = self.modulation.parts(steering)?;
+            let [shift, scale, gate, then @ ..]: [Tensor; 6] = self.modulation.parts(modulation)?;
             let [to_shift, to_scale, to_gate] = then;
             let rest = Some([gate, to_shift, to_scale, to_gate]);
             return Ok(Steered { normal: modulated(rows, &shift, &scale)?, rest, second: None });
         }
         let [shift, scale, gate, to_shift, to_scale, to_gate, shift2, scale2, gate2] =
-            self.modulation.parts(steering)?;
+            self.modulation.parts(modulation)?;
         Ok(Steered {
             normal: modulated(rows, &shift, &scale)?,
             rest: Some([gate, to_shift, to_scale, to_gate]),

@@ -18,9 +18,9 @@ impl Modulation {
         Ok(Self(place.at("linear").linear(width, parts * width)?))
     }
 
-    /// The vectors, `(width)` each. `steering` is `(1, width)`, activated already.
-    pub(in super::super) fn parts<const N: usize>(&self, steering: &Tensor) -> Result<[Tensor; N]> {
-        let mixed = self.0.forward(steering, Activation::Identity)?.squeeze(0)?;
+    /// The vectors, `(width)` each. `modulation` is `(1, width)`, activated already.
+    pub(in super::super) fn parts<const N: usize>(&self, modulation: &Tensor) -> Result<[Tensor; N]> {
+        let mixed = self.0.forward(modulation, Activation::Identity)?.squeeze(0)?;
         let parts = mixed.chunk(N, 0)?;
         parts.try_into().map_err(|_| Error::Compute(candle_core::Error::msg("a modulation has other parts")))
     }
@@ -54,13 +54,13 @@ impl Embedding {
 }
 
 /// Makes the vector that steers all layers.
-pub(in super::super) struct Steering {
+pub(in super::super) struct Modulation {
     time: Embedding,
     guidance: Option<Embedding>,
     text: Embedding,
 }
 
-impl Steering {
+impl Modulation {
     /// `pooled` is the width of a text's vector; whether there is a guidance the weights know.
     pub(in super::super) fn load(
         place: &Place<'_>,
@@ -112,8 +112,8 @@ impl Last {
         Ok(Self { modulation, layer: place.at("proj_out").linear(width, outside)? })
     }
 
-    pub(in super::super) fn forward(&self, rows: &Tensor, steering: &Tensor) -> Result<Tensor> {
-        let [scale, shift] = self.modulation.parts(steering)?;
+    pub(in super::super) fn forward(&self, rows: &Tensor, modulation: &Tensor) -> Result<Tensor> {
+        let [scale, shift] = self.modulation.parts(modulation)?;
         self.layer.forward(&modulated(rows, &shift, &scale)?, Activation::Identity)
     }
 }
