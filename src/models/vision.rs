@@ -3,7 +3,7 @@
 //! between them at who has gone and to let others in. What one family computes is left to its file.
 
 mod chat;
-mod narrator;
+mod language_model;
 mod blip;
 mod llava;
 mod moondream;
@@ -157,27 +157,27 @@ struct ImageRows {
 enum Memory {
     Blip(blip::Memory),
     Moondream(moondream::Memory),
-    Narrator(narrator::Memory),
+    LanguageModel(language_model::Memory),
 }
 
 impl Memory {
     fn blip(&mut self) -> Result<&mut blip::Memory> {
         match self {
             Self::Blip(memory) => Ok(memory),
-            Self::Moondream(_) | Self::Narrator(_) => Err(misfit()),
+            Self::Moondream(_) | Self::LanguageModel(_) => Err(misfit()),
         }
     }
 
     fn moondream(&mut self) -> Result<&mut moondream::Memory> {
         match self {
             Self::Moondream(memory) => Ok(memory),
-            Self::Blip(_) | Self::Narrator(_) => Err(misfit()),
+            Self::Blip(_) | Self::LanguageModel(_) => Err(misfit()),
         }
     }
 
-    fn narrator(&mut self) -> Result<&mut narrator::Memory> {
+    fn language_model(&mut self) -> Result<&mut language_model::Memory> {
         match self {
-            Self::Narrator(memory) => Ok(memory),
+            Self::LanguageModel(memory) => Ok(memory),
             Self::Blip(_) | Self::Moondream(_) => Err(misfit()),
         }
     }

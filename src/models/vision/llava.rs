@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::chat::{Chat, part};
-use super::narrator::Narrator;
+use super::language_model::LanguageModel;
 use super::{Architecture, CAPABILITY, ImageRows, Memory, Network, Prompt, Room, Unfinished, misfit};
 use crate::error::{Error, Result};
 use crate::families::{self, Family, parse};
@@ -233,7 +233,7 @@ impl Architecture for Config {
             tower: self.vision.load(&reader, tower)?,
             projector: Projector::load(self, &reader, projector)?,
             newline,
-            narrator: Narrator(self.text.load(weights, device, context)?),
+            language_model: LanguageModel(self.text.load(weights, device, context)?),
             ends: chat.ends(tokens, &self.text.end_tokens),
             leading: usize::from(self.own.vision_feature_select_strategy == Strategy::Default),
             grid: self.vision.settings.grid(),
@@ -270,7 +270,7 @@ struct Llava {
     projector: Projector,
     /// What ends a line of tiles' patches, `(1, width)`.
     newline: Option<Tensor>,
-    narrator: Narrator,
+    language_model: LanguageModel,
     ends: Vec<u32>,
     /// Rows of the tower that are left out at the beginning.
     leading: usize,
@@ -366,15 +366,15 @@ impl Network for Llava {
     }
 
     fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<Memory> {
-        Ok(Memory::Narrator(self.narrator.begin(prompt, image, None)?))
+        Ok(Memory::LanguageModel(self.language_model.begin(prompt, image, None)?))
     }
 
     fn read(&self, memory: &mut Memory) -> Result<Option<Tensor>> {
-        self.narrator.read(memory.narrator()?)
+        self.language_model.read(memory.language_model()?)
     }
 
     fn write(&self, answers: &mut [(&mut Memory, u32)]) -> Result<Tensor> {
-        let answers = answers.iter_mut().map(|(memory, token)| Ok((memory.narrator()?, *token)));
-        self.narrator.write(&mut answers.collect::<Result<Vec<_>>>()?)
+        let answers = answers.iter_mut().map(|(memory, token)| Ok((memory.language_model()?, *token)));
+        self.language_model.write(&mut answers.collect::<Result<Vec<_>>>()?)
     }
 }

@@ -13,7 +13,7 @@ use model_actors::{Bytes, LoadContext, Picture};
 use serde_json::{Value, json};
 
 use super::chat::{Chat, part};
-use super::narrator::Narrator;
+use super::language_model::LanguageModel;
 use super::{Architecture, CAPABILITY, ImageRows, Memory, Network, Prompt, Room, Unfinished, misfit};
 use crate::error::{Error, Result};
 use crate::families::{self, Family};
@@ -141,7 +141,7 @@ impl Architecture for Config {
         let reader = weights.reader(prefix.unwrap_or(TOWERS[0]), device, context);
         Ok(Arc::new(Qwen3Vl {
             tower: Tower::load(&self.tower, &reader, device)?,
-            narrator: Narrator(self.text.load(weights, device, context)?),
+            language_model: LanguageModel(self.text.load(weights, device, context)?),
             ends: chat.ends(tokens, &self.text.end_tokens),
             resize,
             scaling,
@@ -153,7 +153,7 @@ impl Architecture for Config {
 
 struct Qwen3Vl {
     tower: Tower,
-    narrator: Narrator,
+    language_model: LanguageModel,
     ends: Vec<u32>,
     resize: SmartResize,
     scaling: Scaling,
@@ -213,16 +213,16 @@ impl Network for Qwen3Vl {
         let (width, height) = self.resize.of(prompt.sides)?;
         let grid = self.tower.merged_grid(width, height);
         let positions = positions(prompt.tokens.len(), &prompt.image, grid);
-        Ok(Memory::Narrator(self.narrator.begin(prompt, image, Some(positions))?))
+        Ok(Memory::LanguageModel(self.language_model.begin(prompt, image, Some(positions))?))
     }
 
     fn read(&self, memory: &mut Memory) -> Result<Option<Tensor>> {
-        self.narrator.read(memory.narrator()?)
+        self.language_model.read(memory.language_model()?)
     }
 
     fn write(&self, answers: &mut [(&mut Memory, u32)]) -> Result<Tensor> {
-        let answers = answers.iter_mut().map(|(memory, token)| Ok((memory.narrator()?, *token)));
-        self.narrator.write(&mut answers.collect::<Result<Vec<_>>>()?)
+        let answers = answers.iter_mut().map(|(memory, token)| Ok((memory.language_model()?, *token)));
+        self.language_model.write(&mut answers.collect::<Result<Vec<_>>>()?)
     }
 }
 

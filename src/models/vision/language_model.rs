@@ -28,9 +28,9 @@ struct Unread {
 }
 
 /// A decoder that is shown images.
-pub(super) struct Narrator(pub(super) Decoder);
+pub(super) struct LanguageModel(pub(super) Decoder);
 
-impl Narrator {
+impl LanguageModel {
     /// An answer to a prompt of which nothing is read. Where it has positions of its own, one for each row, the
     /// answer's first is the number given with them.
     pub(super) fn begin(
