@@ -74,9 +74,9 @@
 //! | T5's vocabulary, middle, heads, numbers of a head | `MAX_VOCABULARY`, 16,777,216; `MAX_MIDDLE`, 1,048,576; `MAX_HEADS`, 256; `MAX_HEAD`, 4,096; of `models/text_to_image/t5.rs` |
 //! | T5's buckets of distances, and the longest distance | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576, of `models/text_to_image/t5.rs` |
 //! | tokens of a prompt to paint, special ones included | `MAX_PROMPT` of `models/text_to_image/prompt.rs`, 4,096 |
-//! | what a tokenizer may make of a byte: its normalizer; its split, and its decoder | `MAX_NORMALIZED`, 16,384, and `MAX_SPLIT`, 16, of `tokens/growth/parts.rs` |
-//! | bytes of a token, and tokens that a tokenizer puts around a text | `MAX_TOKEN`, 16 KiB, of `tokens/growth.rs`, and `MAX_ADDED`, 64, of `tokens/growth/parts.rs` |
-//! | bytes that a tokenizer may make of a text, of tokens, of those of a whole answer, and of its added tokens | `MAX_BYTES` of `tokens/growth.rs`, 16 MiB; `InvalidInput` for the first three |
+//! | what a tokenizer may make of a byte: its normalizer; its split, and its decoder | `MAX_NORMALIZED`, 16,384, and `MAX_SPLIT`, 16, of `tokens/output_bounds/parts.rs` |
+//! | bytes of a token, and tokens that a tokenizer puts around a text | `MAX_TOKEN`, 16 KiB, of `tokens/output_bounds.rs`, and `MAX_ADDED`, 64, of `tokens/output_bounds/parts.rs` |
+//! | bytes that a tokenizer may make of a text, of tokens, of those of a whole answer, and of its added tokens | `MAX_BYTES` of `tokens/output_bounds.rs`, 16 MiB; `InvalidInput` for the first three |
 //! | times of a noise schedule | `MAX_TIMES` of `models/text_to_image/schedule.rs`, 100,000 |
 //! | shift of a flow matching schedule | 0.001 to `MAX_SHIFT` of `models/text_to_image/flow_match.rs`, 1,000 |
 //! | bytes of a configuration that is read leniently | `MAX_LENIENT` of `models/text_to_image/repository.rs`, 1 MiB |

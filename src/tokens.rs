@@ -2,11 +2,11 @@
 //! longest input; prompts are taken whole. Padding is left out: the kernels need none.
 //!
 //! A tokenizer comes from outside. What it may make of a text before it looks for tokens, and of tokens when it writes
-//! them, is bounded in `growth`, and where it panics, the request alone fails; a text then has at most as many tokens as
+//! them, is bounded in `output_bounds`, and where it panics, the request alone fails; a text then has at most as many tokens as
 //! bytes, and the few around it. The time that its regular expressions take is bounded only by their engine's limit of a
 //! million steps back for each match.
 
-mod growth;
+mod output_bounds;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection, TruncationPa
 
 use crate::error::{Error, Result};
 use crate::source::read_config;
-use growth::guarded;
-pub(crate) use growth::{Growth, MAX_BYTES};
+use output_bounds::guarded;
+pub(crate) use output_bounds::{OutputBounds, MAX_BYTES};
 
 /// A model's tokenizer, shared by its workers. A clone is the same one.
 #[derive(Clone)]
@@ -27,15 +27,15 @@ pub(crate) struct Tokens {
     closing: Option<u32>,
     /// Tokens such as `<0x0A>` stand for bytes.
     byte_fallback: bool,
-    growth: Growth,
+    output_bounds: OutputBounds,
 }
 
-/// A `tokenizer.json` that is not checked yet: see [`Growth::of`].
+/// A `tokenizer.json` that is not checked yet: see [`OutputBounds::of`].
 pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
     let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
     let bytes = read_config(path)?;
     let tokenizer = guarded(|| {
-        growth::check_added(&bytes)?;
+        output_bounds::check_added(&bytes)?;
         Tokenizer::from_bytes(&bytes).map_err(|error| error.to_string())
     });
     tokenizer.map_err(invalid)
@@ -99,7 +99,7 @@ impl Tokens {
         let id = self.tokenizer.token_to_id(token);
         let id =
             id.ok_or_else(|| invalid(format!("it lacks the token {token}, which is to end each text")))?;
-        let empty = self.growth.encode(&self.tokenizer, "", Specials::Added).map_err(invalid)?;
+        let empty = self.output_bounds.encode(&self.tokenizer, "", Specials::Added).map_err(invalid)?;
         if empty.last() == Some(&id) {
             return Ok(self);
         }
@@ -128,16 +128,16 @@ impl Tokens {
     }
 
     fn of(tokenizer: Tokenizer) -> Result<Self, String> {
-        let growth = Growth::of(&tokenizer)?;
+        let output_bounds = OutputBounds::of(&tokenizer)?;
         let decoder = tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok());
         let byte_fallback = decoder.is_some_and(|decoder| decoder.contains("\"ByteFallback\""));
-        Ok(Self { tokenizer: Arc::new(tokenizer), closing: None, byte_fallback, growth })
+        Ok(Self { tokenizer: Arc::new(tokenizer), closing: None, byte_fallback, output_bounds })
     }
 
     /// A prompt's tokens, as it is written; may be none.
     pub(crate) fn encode_prompt(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
         let failed = |error: String| Error::InvalidInput(format!("the prompt cannot be tokenized: {error}"));
-        self.growth.encode(&self.tokenizer, text, specials).map_err(failed)
+        self.output_bounds.encode(&self.tokenizer, text, specials).map_err(failed)
     }
 
     /// The text of tokens, without the special ones.
@@ -146,7 +146,7 @@ impl Tokens {
     /// [`Error::InvalidInput`] if it becomes too long or the tokenizer fails.
     pub(crate) fn decode(&self, ids: &[u32]) -> Result<String> {
         let failed = |error| Error::InvalidInput(format!("the tokenizer cannot write these tokens: {error}"));
-        self.growth.decode(&self.tokenizer, ids).map_err(failed)
+        self.output_bounds.decode(&self.tokenizer, ids).map_err(failed)
     }
 
     /// The number of a token by its name.
@@ -174,7 +174,7 @@ impl Tokens {
     /// A text's tokens with the model's special ones; never none.
     pub(crate) fn encode(&self, text: &str) -> Result<TokenIds> {
         let failed = |error: String| Error::InvalidInput(format!("the text cannot be tokenized: {error}"));
-        let mut ids = self.growth.encode(&self.tokenizer, text, Specials::Added).map_err(failed)?;
+        let mut ids = self.output_bounds.encode(&self.tokenizer, text, Specials::Added).map_err(failed)?;
         ids.extend(self.closing);
         if ids.is_empty() {
             return Err(Error::InvalidInput("the text has no tokens".to_owned()));

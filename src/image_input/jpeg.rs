@@ -62,19 +62,19 @@ struct Plane {
     width: usize,
     height: usize,
     samples: Vec<u8>,
-    across: Growth,
-    down: Growth,
+    across: OutputBounds,
+    down: OutputBounds,
 }
 
 /// How many pixels there are along an axis for each sample.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Growth {
+enum OutputBounds {
     One,
     Two,
     Many(usize),
 }
 
-impl Growth {
+impl OutputBounds {
     fn of(own: usize, most: usize) -> Option<Self> {
         match most / own {
             _ if !most.is_multiple_of(own) => None,
@@ -110,8 +110,8 @@ fn to_pixels(frame: Frame, colours: Colours) -> Option<RgbImage> {
             width: component.width,
             height: component.height,
             samples,
-            across: Growth::of(component.across, most_across)?,
-            down: Growth::of(component.down, most_down)?,
+            across: OutputBounds::of(component.across, most_across)?,
+            down: OutputBounds::of(component.down, most_down)?,
         });
     }
     let mut rgb = vec![0; width.checked_mul(height)?.checked_mul(3)?];
@@ -174,10 +174,10 @@ impl Plane {
             })
         };
         match (self.across, self.down) {
-            (Growth::One, Growth::One) => out.extend_from_slice(near),
-            (Growth::Two, Growth::One) if smooth => widen(near, out),
-            (Growth::Two, Growth::Two) if smooth => widen_between(near, other()?, out),
-            (Growth::One, Growth::Two) => {
+            (OutputBounds::One, OutputBounds::One) => out.extend_from_slice(near),
+            (OutputBounds::Two, OutputBounds::One) if smooth => widen(near, out),
+            (OutputBounds::Two, OutputBounds::Two) if smooth => widen_between(near, other()?, out),
+            (OutputBounds::One, OutputBounds::Two) => {
                 let bias = if y.is_multiple_of(2) { 1 } else { 2 };
                 let mix =
                     |(near, far): (&u8, &u8)| ((u16::from(*near) * 3 + u16::from(*far) + bias) >> 2) as u8;

@@ -14,7 +14,7 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer, TruncationParams
 
 use super::repository::Repository;
 use crate::error::{Error, Result};
-use crate::tokens::{Growth, Specials, open};
+use crate::tokens::{OutputBounds, Specials, open};
 
 /// Most tokens of a prompt.
 const MAX_PROMPT: usize = 4096;
@@ -112,7 +112,7 @@ impl TokenizerFiles {
                 self.clip(vocabulary, merges).map_err(|error| invalid(error.to_string()))?
             }
         };
-        let growth = Growth::of(&tokenizer).map_err(invalid)?;
+        let output_bounds = OutputBounds::of(&tokenizer).map_err(invalid)?;
         let special = {
             use tokenizers::PostProcessor as _;
             tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false))
@@ -131,7 +131,7 @@ impl TokenizerFiles {
             .token_to_id(&pad)
             .ok_or_else(|| invalid(format!("its vocabulary has no token {pad:?} to fill up with")))?;
         let vocabulary = tokenizer.get_vocab(true).values().max().map_or(0, |largest| *largest as usize + 1);
-        Ok(PromptTokens { tokenizer, growth, length, pad, vocabulary, file: path.clone() })
+        Ok(PromptTokens { tokenizer, output_bounds, length, pad, vocabulary, file: path.clone() })
     }
 
     /// CLIP's tokenizer, as transformers puts it together.
@@ -180,7 +180,7 @@ fn name(token: &Option<Token>, default: &str) -> String {
 /// A tokenizer for prompts of one length.
 pub(super) struct PromptTokens {
     tokenizer: Tokenizer,
-    growth: Growth,
+    output_bounds: OutputBounds,
     length: usize,
     pad: u32,
     vocabulary: usize,
@@ -209,7 +209,7 @@ impl PromptTokens {
     /// [`Error::InvalidInput`] if it cannot be tokenized.
     pub(super) fn encode(&self, prompt: &str) -> Result<Vec<u32>> {
         let failed = |error: String| Error::InvalidInput(format!("the prompt cannot be tokenized: {error}"));
-        let mut ids = self.growth.encode(&self.tokenizer, prompt, Specials::Added).map_err(failed)?;
+        let mut ids = self.output_bounds.encode(&self.tokenizer, prompt, Specials::Added).map_err(failed)?;
         ids.resize(self.length, self.pad);
         Ok(ids)
     }

@@ -24,8 +24,8 @@ fn tokenizer(with: Value) -> Tokenizer {
     Tokenizer::from_bytes(serde_json::to_vec(&parts(with)).unwrap()).unwrap()
 }
 
-fn of(with: Value) -> Result<Growth, String> {
-    Growth::of(&tokenizer(with))
+fn of(with: Value) -> Result<OutputBounds, String> {
+    OutputBounds::of(&tokenizer(with))
 }
 
 fn refused(with: Value) -> String {
@@ -69,22 +69,22 @@ fn no_step_is_taken_that_could_make_a_text_too_long() {
     let letters = replace(&json!({"Regex": "[^\n]"}), "a");
     let many = replace(&json!({"String": "a".repeat(3000)}), &"b".repeat(3000 * 2048));
     let tokenizer = tokenizer(json!({"normalizer": {"type": "Sequence", "normalizers": [letters, many]}}));
-    let growth = Growth::of(&tokenizer).unwrap();
+    let output_bounds = OutputBounds::of(&tokenizer).unwrap();
     let text = "x".repeat(100_000);
-    let refused = growth.check(&tokenizer, &text).unwrap_err();
+    let refused = output_bounds.check(&tokenizer, &text).unwrap_err();
     assert!(refused.contains("100000") && refused.contains(&MAX_BYTES.to_string()), "{refused}");
     let mut part = NormalizedString::from(text.as_str());
-    growth.trial(&tokenizer).normalize(&mut part).unwrap();
+    output_bounds.trial(&tokenizer).normalize(&mut part).unwrap();
     assert_eq!(part.get(), "a".repeat(100_000), "only the first step was taken");
 
     // A text comes in parts, and all of them count.
-    let trial = growth.trial(&tokenizer);
+    let trial = output_bounds.trial(&tokenizer);
     trial.bytes.store(MAX_BYTES - 10, Ordering::Relaxed);
     let mut part = NormalizedString::from("xxxxx");
     trial.normalize(&mut part).unwrap();
     assert_eq!(part.get(), "xxxxx");
     assert!(trial.bytes.into_inner() > MAX_BYTES);
-    assert_eq!(growth.check(&tokenizer, &"x".repeat(2000)), Ok(()));
+    assert_eq!(output_bounds.check(&tokenizer, &"x".repeat(2000)), Ok(()));
 }
 
 #[test]
@@ -94,11 +94,11 @@ fn a_step_is_measured_by_what_those_before_it_left() {
     let added = json!([{"id": 2, "content": "<a>", "single_word": false, "lstrip": false, "rstrip": false,
         "normalized": false, "special": true}]);
     let tokenizer = tokenizer(json!({"normalizer": steps, "added_tokens": added}));
-    let growth = Growth::of(&tokenizer).unwrap();
+    let output_bounds = OutputBounds::of(&tokenizer).unwrap();
     // What becomes eleven times as long; what stays, also in many parts.
-    assert!(growth.check(&tokenizer, &"ﷺ".repeat(1000)).is_err());
-    assert_eq!(growth.check(&tokenizer, &"é".repeat(1500)), Ok(()));
-    assert_eq!(growth.check(&tokenizer, &"é<a>".repeat(1500)), Ok(()));
+    assert!(output_bounds.check(&tokenizer, &"ﷺ".repeat(1000)).is_err());
+    assert_eq!(output_bounds.check(&tokenizer, &"é".repeat(1500)), Ok(()));
+    assert_eq!(output_bounds.check(&tokenizer, &"é<a>".repeat(1500)), Ok(()));
 
     let [nfkc, spaces] = steps_of(&tokenizer);
     let (grows, stays) = ("ﷺ".repeat(130_000), "é".repeat(200_000));
@@ -138,9 +138,9 @@ fn a_decoder_that_multiplies_is_refused_and_so_is_a_token_of_any_length() {
     let token = |bytes: usize| json!({"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0, "b".repeat(bytes): 1}});
     assert!(refused(json!({"model": token(MAX_TOKEN + 1)})).contains("16385 bytes"));
     let tokenizer = tokenizer(json!({"model": token(MAX_TOKEN)}));
-    let growth = Growth::of(&tokenizer).unwrap();
-    assert!(growth.can_decode(&tokenizer, &[1; 1000]) && growth.can_decode(&tokenizer, &[0; 100_000]));
-    assert!(!growth.can_decode(&tokenizer, &[1; 1024]), "with the spaces between them");
+    let output_bounds = OutputBounds::of(&tokenizer).unwrap();
+    assert!(output_bounds.can_decode(&tokenizer, &[1; 1000]) && output_bounds.can_decode(&tokenizer, &[0; 100_000]));
+    assert!(!output_bounds.can_decode(&tokenizer, &[1; 1024]), "with the spaces between them");
 }
 
 #[test]
@@ -184,10 +184,10 @@ fn every_fixtures_tokenizer_is_far_from_the_limit() {
     find(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), &mut files);
     for file in &files {
         check_added(&std::fs::read(file).unwrap()).unwrap_or_else(|error| panic!("{file:?}: {error}"));
-        let growth = Growth::of(&Tokenizer::from_file(file).unwrap());
-        let growth = growth.unwrap_or_else(|error| panic!("{file:?}: {error}"));
-        assert!(growth.split.max(growth.decoder) <= MAX_SPLIT / 4 && growth.token <= MAX_TOKEN / 4);
-        largest = largest.max(growth.normalizer.iter().product());
+        let output_bounds = OutputBounds::of(&Tokenizer::from_file(file).unwrap());
+        let output_bounds = output_bounds.unwrap_or_else(|error| panic!("{file:?}: {error}"));
+        assert!(output_bounds.split.max(output_bounds.decoder) <= MAX_SPLIT / 4 && output_bounds.token <= MAX_TOKEN / 4);
+        largest = largest.max(output_bounds.normalizer.iter().product());
     }
     println!("{} tokenizers; a byte becomes at most {largest}", files.len());
     assert!(files.len() > 20 && largest <= MAX_NORMALIZED / 2, "{} files, {largest}", files.len());

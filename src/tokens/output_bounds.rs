@@ -51,7 +51,7 @@ pub(super) fn check_added(file: &[u8]) -> Result<(), String> {
 
 /// What a tokenizer makes of a byte at worst.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Growth {
+pub(crate) struct OutputBounds {
     /// Each step of its normalizer.
     normalizer: Vec<usize>,
     split: usize,
@@ -60,7 +60,7 @@ pub(crate) struct Growth {
     token: usize,
 }
 
-impl Growth {
+impl OutputBounds {
     /// # Errors
     /// In words, what it does that no model needs.
     pub(crate) fn of(tokenizer: &Tokenizer) -> Result<Self, String> {

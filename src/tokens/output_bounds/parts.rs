@@ -1,5 +1,5 @@
 //! What each part of a tokenizer, as it stands in `tokenizer.json`, can make of a text at worst, and which parts no model has
-//! need of. What is done about it for a text is left to `growth`.
+//! need of. What is done about it for a text is left to `output_bounds`.
 
 use serde::Serialize;
 use serde_json::Value;
