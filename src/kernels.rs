@@ -3,7 +3,7 @@
 //! On the processor they are fused loops that use the caller's thread alone, or the rayon pool that it runs in; on
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
-mod attend;
+mod cross_attention;
 pub(crate) mod blocks;
 pub(crate) mod causal;
 mod convolution;
@@ -11,9 +11,9 @@ mod flash;
 pub(crate) mod gated;
 mod group_norm;
 mod matmul;
-pub(crate) mod mutual;
+pub(crate) mod self_attention;
 pub(crate) mod packed;
-mod pairs;
+mod interleaved_rotary;
 mod panels;
 mod patches;
 mod quantized;

@@ -1,5 +1,5 @@
 //! What the encoder families share: a transformer whose layers are put together from pieces, with norms before or
-//! after, a plain or a gated feed-forward, and attention in any of the forms of [`Mutual`]. Names in the file and
+//! after, a plain or a gated feed-forward, and attention in any of the forms of [`SelfAttention`]. Names in the file and
 //! which pieces a family has are left to its own file.
 
 use std::path::Path;
@@ -11,7 +11,7 @@ use model_actors::{Bytes, LoadContext};
 use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::{Error, Result};
 use crate::kernels::gated::gated;
-use crate::kernels::mutual::Mutual;
+use crate::kernels::self_attention::SelfAttention;
 use crate::kernels::rotary::{Frequencies, Turns};
 use crate::kernels::{Activation, LayerNorm, Linear, SCORES, Span};
 use crate::weights::{WeightFiles, WeightReader};
@@ -189,7 +189,7 @@ impl Encoder for Transformer {
         let turns: Vec<Turns> = self.frequencies.iter().map(|each| turns(each, &batch.lengths)).collect();
         for layer in &self.layers {
             let turns = layer.turns.and_then(|index| turns.get(index));
-            let form = Mutual { heads: self.heads, slopes: &self.slopes, span: layer.span, turns };
+            let form = SelfAttention { heads: self.heads, slopes: &self.slopes, span: layer.span, turns };
             hidden = layer.forward(&hidden, &batch.lengths, form)?;
             watch()?;
         }
@@ -238,7 +238,7 @@ fn places_without(padding: u32, batch: &TokenBatch) -> Vec<u32> {
 }
 
 impl Layer {
-    fn forward(&self, input: &Tensor, lengths: &[usize], form: Mutual<'_>) -> Result<Tensor> {
+    fn forward(&self, input: &Tensor, lengths: &[usize], form: SelfAttention<'_>) -> Result<Tensor> {
         match &self.norms {
             Norms::After { attention, feed } => {
                 let attended = attention.of_sum(&self.attend(input, lengths, form)?, input)?;
@@ -255,7 +255,7 @@ impl Layer {
         }
     }
 
-    fn attend(&self, input: &Tensor, lengths: &[usize], form: Mutual<'_>) -> Result<Tensor> {
+    fn attend(&self, input: &Tensor, lengths: &[usize], form: SelfAttention<'_>) -> Result<Tensor> {
         let mixed = self.mixed.forward(input, Activation::Identity)?;
         self.attended.forward(&form.attend(&mixed, lengths)?, Activation::Identity)
     }

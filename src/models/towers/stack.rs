@@ -5,7 +5,7 @@ use model_actors::Bytes;
 
 use super::{Bias, linear, mixed, norm};
 use crate::error::Result;
-use crate::kernels::mutual::Mutual;
+use crate::kernels::self_attention::SelfAttention;
 use crate::kernels::{Activation, LayerNorm, Linear, SCORES, Span};
 use crate::weights::WeightReader;
 
@@ -136,7 +136,7 @@ impl Layer {
         span: Span,
     ) -> Result<Tensor> {
         let mixed = self.mixed.forward(&self.attention_norm.of(input)?, Activation::Identity)?;
-        let attended = Mutual { heads, slopes: &[], span, turns: None }.attend(&mixed, lengths)?;
+        let attended = SelfAttention { heads, slopes: &[], span, turns: None }.attend(&mixed, lengths)?;
         drop(mixed);
         let attended = (self.attended.forward(&attended, Activation::Identity)? + input)?;
         let middle = self.middle.forward(&self.middle_norm.of(&attended)?)?;

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 /// How the rows of a sequence see each other.
 #[derive(Clone, Copy)]
-pub(crate) struct Mutual<'a> {
+pub(crate) struct SelfAttention<'a> {
     pub(crate) heads: usize,
     /// For each head what a step of distance takes off a score; empty for none.
     pub(crate) slopes: &'a [f32],
@@ -21,7 +21,7 @@ pub(crate) struct Mutual<'a> {
     pub(crate) turns: Option<&'a Turns>,
 }
 
-impl Mutual<'_> {
+impl SelfAttention<'_> {
     /// `mixed` is `(rows, 3 · width)`, each row a query, key and value; the sequences lie one after another with these
     /// `lengths`. Gives `(rows, width)`.
     pub(crate) fn attend(&self, mixed: &Tensor, lengths: &[usize]) -> Result<Tensor> {
@@ -164,7 +164,7 @@ mod tests {
         let near = [0, 2, 40, usize::MAX].map(Span::Around);
         for span in [Span::Everything, Span::Causal, Span::Window(9)].into_iter().chain(near) {
             for (slopes, turns) in [(&[][..], None), (&slopes[..], None), (&[][..], Some(&turns))] {
-                let form = Mutual { heads: 4, slopes, span, turns };
+                let form = SelfAttention { heads: 4, slopes, span, turns };
                 let slow = form.on_any(&mixed, &lengths, 32).unwrap();
                 let check = || assert!(difference(&form.attend(&mixed, &lengths).unwrap(), &slow) < 1e-5);
                 check();
@@ -178,7 +178,7 @@ mod tests {
         let mut rows = vec![0.0f32; 5 * 3];
         rows.chunks_exact_mut(3).enumerate().for_each(|(place, row)| row[2] = place as f32);
         let mixed = Tensor::from_vec(rows, (5, 3), &Device::Cpu).unwrap();
-        let form = Mutual { heads: 1, slopes: &[], span: Span::Around(1), turns: None };
+        let form = SelfAttention { heads: 1, slopes: &[], span: Span::Around(1), turns: None };
         let seen: Vec<f32> = form.attend(&mixed, &[5]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let means = [0.5, 1.0, 2.0, 3.0, 3.5];
         assert!(seen.iter().zip(means).all(|(seen, mean)| (seen - mean).abs() < 1e-6), "{seen:?}");
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let mixed = Tensor::zeros((4, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let form = |heads, slopes| Mutual { heads, slopes, span: Span::Everything, turns: None };
+        let form = |heads, slopes| SelfAttention { heads, slopes, span: Span::Everything, turns: None };
         assert!(form(2, &[]).attend(&mixed, &[3]).is_err());
         assert!(form(3, &[]).attend(&mixed, &[4]).is_err());
         assert!(form(0, &[]).attend(&mixed, &[4]).is_err());
