@@ -155,11 +155,11 @@ impl EngineBuilder {
     /// [`Error::InvalidSetting`], or [`Error::Actor`] for a setting of the actors or a model id that is used twice.
     pub async fn start(self) -> Result<Engine> {
         let system = self.system()?.start().await?;
-        self.over(system)
+        self.attach(system)
     }
 
     /// The system that [`EngineBuilder::start`] would start, to add pools of an application's own to it, or to start
-    /// it under an application's own supervisor; [`EngineBuilder::over`] then puts an engine over it.
+    /// it under an application's own supervisor; [`EngineBuilder::attach`] then puts an engine over it.
     ///
     /// # Errors
     /// [`Error::InvalidSetting`].
@@ -191,7 +191,7 @@ impl EngineBuilder {
     ///
     /// # Errors
     /// [`Error::Actor`] if it lacks a pool, or for a model id that is used twice.
-    pub fn over(self, system: System) -> Result<Engine> {
+    pub fn attach(self, system: System) -> Result<Engine> {
         let engine = Engine {
             system,
             compute: Compute::new(self.device, self.threads),
@@ -289,7 +289,7 @@ impl Engine {
     ) -> Result<TextGenerator> {
         let spec = self.spec(id, self.loader::<models::text_to_text::Plan>(source).writing(limits)?);
         Ok(TextGenerator::new(
-            self.system.client::<TextToText>()?.register(spec.continuous().most_together(limits.max_sequences))?,
+            self.system.client::<TextToText>()?.register(spec.continuous().max_batch_requests(limits.max_sequences))?,
         ))
     }
 
@@ -339,7 +339,7 @@ impl Engine {
     ) -> Result<ImageDescriber> {
         let spec = self.spec(id, self.loader::<models::vision::Plan>(source).writing(limits)?);
         let model =
-            self.system.client::<Vision>()?.register(spec.continuous().most_together(limits.max_sequences))?;
+            self.system.client::<Vision>()?.register(spec.continuous().max_batch_requests(limits.max_sequences))?;
         Ok(ImageDescriber::new(model, self.images.clone()))
     }
 

@@ -23,7 +23,7 @@ pub struct ModelSpec<C: Capability> {
     device: Device,
     config: Option<PoolConfig>,
     batching: Batching,
-    most_together: usize,
+    max_batch_requests: usize,
     pinned: bool,
 }
 
@@ -36,7 +36,7 @@ impl<C: Capability> ModelSpec<C> {
             device: Device::host(),
             config: None,
             batching: Batching::PerRun,
-            most_together: usize::MAX,
+            max_batch_requests: usize::MAX,
             pinned: false,
         }
     }
@@ -61,8 +61,8 @@ impl<C: Capability> ModelSpec<C> {
 
     /// No more requests than these, 1 at least, share a run, even if the settings allow more: for a model that would only
     /// let the others wait.
-    pub fn most_together(mut self, requests: usize) -> Self {
-        self.most_together = requests.max(1);
+    pub fn max_batch_requests(mut self, requests: usize) -> Self {
+        self.max_batch_requests = requests.max(1);
         self
     }
 
@@ -114,8 +114,8 @@ impl<C: Capability> Catalogue<C> {
             }
             None => self.defaults.clone(),
         };
-        if spec.most_together < config.batch.requests {
-            Arc::make_mut(&mut config).batch.requests = spec.most_together;
+        if spec.max_batch_requests < config.batch.requests {
+            Arc::make_mut(&mut config).batch.requests = spec.max_batch_requests;
         }
         let capacity = config.queue.unwrap_or(C::QUEUE);
         capacity.validate()?;
