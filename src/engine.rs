@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
 use crate::hub::HubSettings;
 use crate::image_input::{ImageInput, ImageSettings};
-use crate::limits::{MAX_PARALLEL, GenerationLimits};
-use crate::loader::{ModelLoader, Plan};
+use crate::limits::{GenerationLimits, MAX_PARALLEL};
+use crate::loader::{LoadPlan, ModelLoader};
 use crate::models;
 use crate::source::Source;
 
@@ -257,7 +257,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if the id is used already.
     pub fn add_text_embedding(&self, id: impl Into<ModelId>, source: Source) -> Result<TextEmbedder> {
-        let spec = self.spec(id, self.loader::<models::text_embedding::Plan>(source));
+        let spec = self.spec(id, self.loader::<models::text_embedding::TextEmbeddingPlan>(source));
         Ok(TextEmbedder::new(self.system.client::<TextEmbedding>()?.register(spec)?))
     }
 
@@ -287,9 +287,12 @@ impl Engine {
         source: Source,
         limits: GenerationLimits,
     ) -> Result<TextGenerator> {
-        let spec = self.spec(id, self.loader::<models::text_to_text::Plan>(source).writing(limits)?);
+        let spec =
+            self.spec(id, self.loader::<models::text_to_text::TextToTextPlan>(source).writing(limits)?);
         Ok(TextGenerator::new(
-            self.system.client::<TextToText>()?.register(spec.continuous().max_batch_requests(limits.max_sequences))?,
+            self.system
+                .client::<TextToText>()?
+                .register(spec.continuous().max_batch_requests(limits.max_sequences))?,
         ))
     }
 
@@ -306,7 +309,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if the id is used already.
     pub fn add_image_embedding(&self, id: impl Into<ModelId>, source: Source) -> Result<ImageEmbedder> {
-        let spec = self.spec(id, self.loader::<models::image_embedding::Plan>(source));
+        let spec = self.spec(id, self.loader::<models::image_embedding::ImageEmbeddingPlan>(source));
         let model = self.system.client::<ImageEmbedding>()?.register(spec)?;
         Ok(ImageEmbedder::new(model, self.images.clone()))
     }
@@ -337,9 +340,11 @@ impl Engine {
         source: Source,
         limits: GenerationLimits,
     ) -> Result<ImageDescriber> {
-        let spec = self.spec(id, self.loader::<models::vision::Plan>(source).writing(limits)?);
-        let model =
-            self.system.client::<Vision>()?.register(spec.continuous().max_batch_requests(limits.max_sequences))?;
+        let spec = self.spec(id, self.loader::<models::vision::VisionPlan>(source).writing(limits)?);
+        let model = self
+            .system
+            .client::<Vision>()?
+            .register(spec.continuous().max_batch_requests(limits.max_sequences))?;
         Ok(ImageDescriber::new(model, self.images.clone()))
     }
 
@@ -356,7 +361,7 @@ impl Engine {
     /// # Errors
     /// [`Error::Actor`] if the id is used already.
     pub fn add_text_to_image(&self, id: impl Into<ModelId>, source: Source) -> Result<ImagePainter> {
-        let spec = self.spec(id, self.loader::<models::text_to_image::Plan>(source));
+        let spec = self.spec(id, self.loader::<models::text_to_image::TextToImagePlan>(source));
         Ok(ImagePainter::new(self.system.client::<TextToImage>()?.register(spec)?))
     }
 
@@ -373,7 +378,7 @@ impl Engine {
         &self.images
     }
 
-    fn loader<P: Plan>(&self, source: Source) -> ModelLoader<P> {
+    fn loader<P: LoadPlan>(&self, source: Source) -> ModelLoader<P> {
         ModelLoader::new(
             source,
             self.compute.clone(),
@@ -382,7 +387,7 @@ impl Engine {
         )
     }
 
-    fn spec<P: Plan>(&self, id: impl Into<ModelId>, loader: ModelLoader<P>) -> ModelSpec<P::Capability> {
+    fn spec<P: LoadPlan>(&self, id: impl Into<ModelId>, loader: ModelLoader<P>) -> ModelSpec<P::Capability> {
         ModelSpec::new(id, loader).device(self.compute.device.memory())
     }
 

@@ -37,7 +37,7 @@ pub use error::{Error, Result};
 #[cfg(feature = "hub")]
 pub use hub::{HubSettings, HubToken};
 pub use image_input::{ImageInput, ImageSettings, Network, UrlSettings};
-pub use limits::{ImageLimits, GenerationLimits};
+pub use limits::{GenerationLimits, ImageLimits};
 pub use loader::LoadOptions;
 pub use models::image_embedding::ImageEmbeddingModel;
 pub use models::text_embedding::TextEmbeddingModel;

@@ -1,5 +1,5 @@
 //! The part of loading that every capability shares: a source is opened and its small files are read once, into a
-//! [`Plan`]; a later load of the same model takes the same files, without asking the hub again. What is in the files
+//! [`LoadPlan`]; a later load of the same model takes the same files, without asking the hub again. What is in the files
 //! is left to the plans.
 
 use std::sync::{Arc, OnceLock};
@@ -14,7 +14,7 @@ use crate::limits::GenerationLimits;
 use crate::source::{Files, Source};
 
 /// Everything about a model that its small files tell, before its weights are read.
-pub(crate) trait Plan: Sized + Send + Sync + 'static {
+pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
     /// What the model can be asked.
     type Capability: Capability;
     /// The model in memory, shared by its workers.
@@ -73,7 +73,7 @@ pub(crate) struct ModelLoader<P> {
     plan: OnceLock<Arc<P>>,
 }
 
-impl<P: Plan> ModelLoader<P> {
+impl<P: LoadPlan> ModelLoader<P> {
     pub(crate) fn new(source: Source, compute: Compute, #[cfg(feature = "hub")] hub: HubSettings) -> Self {
         Self {
             source,
@@ -132,7 +132,7 @@ impl<P: Plan> ModelLoader<P> {
     }
 }
 
-impl<P: Plan> Loader<P::Capability> for ModelLoader<P> {
+impl<P: LoadPlan> Loader<P::Capability> for ModelLoader<P> {
     fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure> {
         let plan = self.plan(context)?;
         let footprint = plan.footprint(context);

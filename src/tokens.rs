@@ -17,7 +17,7 @@ use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection, TruncationPa
 use crate::error::{Error, Result};
 use crate::source::read_config;
 use output_bounds::guarded;
-pub(crate) use output_bounds::{OutputBounds, MAX_BYTES};
+pub(crate) use output_bounds::{MAX_BYTES, OutputBounds};
 
 /// A model's tokenizer, shared by its workers. A clone is the same one.
 #[derive(Clone)]

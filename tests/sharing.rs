@@ -8,7 +8,7 @@ mod common;
 use std::path::Path;
 use std::time::Instant;
 
-use candle_actors::{Engine, Source, GenerationLimits};
+use candle_actors::{Engine, GenerationLimits, Source};
 use common::fixtures::TEXT;
 use common::large_llama::write_large_llama;
 use common::minilm;

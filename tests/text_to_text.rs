@@ -6,7 +6,9 @@ mod common;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use candle_actors::{Engine, Error, LoadOptions, Source, TextGenerationModel, TextGenerator, GenerationLimits};
+use candle_actors::{
+    Engine, Error, GenerationLimits, LoadOptions, Source, TextGenerationModel, TextGenerator,
+};
 use candle_core::{DType, Device, Tensor};
 use common::folders::families_of;
 use common::text::{counted, expected, family, load, one_worker};

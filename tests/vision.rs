@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use candle_actors::{
-    Engine, Error, ImageInput, ImageSettings, LoadOptions, Source, VisionModel, GenerationLimits,
+    Engine, Error, GenerationLimits, ImageInput, ImageSettings, LoadOptions, Source, VisionModel,
 };
 use candle_core::{Device, Tensor};
 use common::folders::families_of;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::device::{Compute, ComputeDevice};
 #[cfg(feature = "hub")]
 use crate::hub::HubSettings;
-use crate::loader::{ModelLoader, Plan};
+use crate::loader::{LoadPlan, ModelLoader};
 use crate::models;
 use crate::source::Source;
 use crate::tokens::{Specials, Tokens};
@@ -58,7 +58,7 @@ fn try_tokenizer(path: &Path) {
     assert!(text.len() <= 16 << 20, "{} bytes", text.len());
 }
 
-pub(super) fn load<P: Plan>(folder: &Path) {
+pub(super) fn load<P: LoadPlan>(folder: &Path) {
     let compute = Compute::new(ComputeDevice::Cpu, 1);
     let context: LoadContext = super::context();
     let loader = ModelLoader::<P>::new(
@@ -81,11 +81,11 @@ pub(super) fn load<P: Plan>(folder: &Path) {
 fn all_fixtures() -> Vec<Fixture> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let capabilities: [(&str, Load); 5] = [
-        ("text_embedding", load::<models::text_embedding::Plan>),
-        ("text_to_text", load::<models::text_to_text::Plan>),
-        ("image_embedding", load::<models::image_embedding::Plan>),
-        ("vision", load::<models::vision::Plan>),
-        ("text_to_image", load::<models::text_to_image::Plan>),
+        ("text_embedding", load::<models::text_embedding::TextEmbeddingPlan>),
+        ("text_to_text", load::<models::text_to_text::TextToTextPlan>),
+        ("image_embedding", load::<models::image_embedding::ImageEmbeddingPlan>),
+        ("vision", load::<models::vision::VisionPlan>),
+        ("text_to_image", load::<models::text_to_image::TextToImagePlan>),
     ];
     let mut fixtures = Vec::new();
     for (capability, load) in capabilities {

@@ -25,7 +25,7 @@ use crate::pooling::normalize;
 use crate::source::Source;
 use crate::weights::WeightFiles;
 use inputs::{Input, Pass, Texts};
-pub(crate) use plan::Plan;
+pub(crate) use plan::ImageEmbeddingPlan;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
 const FAMILIES: &[Family<Box<dyn Architecture>>] =
@@ -101,7 +101,7 @@ struct LoadedModel {
     compute: Compute,
     device: Device,
     footprint: Footprint,
-    plan: Arc<Plan>,
+    plan: Arc<ImageEmbeddingPlan>,
 }
 
 pub(crate) struct SharedModel(Arc<LoadedModel>);
@@ -206,7 +206,7 @@ impl ImageEmbeddingModel {
     /// # Errors
     /// As [`ImageEmbeddingModel::load`].
     pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
-        Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+        Self::of(ModelLoader::<ImageEmbeddingPlan>::load_alone(source, options)?.0)
     }
 
     /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
@@ -215,7 +215,7 @@ impl ImageEmbeddingModel {
     /// # Errors
     /// [`Error::InvalidSetting`] for a setting that is out of range.
     pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<ImageEmbedding>> {
-        ModelLoader::<Plan>::alone(source, options)
+        ModelLoader::<ImageEmbeddingPlan>::alone(source, options)
     }
 
     fn of(shared: Arc<LoadedModel>) -> Result<Self> {

@@ -34,7 +34,7 @@ use crate::source::Source;
 use crate::tokens::{TokenIds, Tokens};
 use crate::weights::WeightFiles;
 use pack::{PASS_TOKENS, TokenBatch, passes};
-pub(crate) use plan::Plan;
+pub(crate) use plan::TextEmbeddingPlan;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
 const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
@@ -96,7 +96,7 @@ struct LoadedModel {
     ending: String,
     compute: Compute,
     footprint: Footprint,
-    plan: Arc<Plan>,
+    plan: Arc<TextEmbeddingPlan>,
 }
 
 pub(crate) struct SharedModel(Arc<LoadedModel>);
@@ -220,7 +220,7 @@ impl TextEmbeddingModel {
     /// # Errors
     /// As [`TextEmbeddingModel::load`].
     pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
-        Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+        Self::of(ModelLoader::<TextEmbeddingPlan>::load_alone(source, options)?.0)
     }
 
     /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
@@ -229,7 +229,7 @@ impl TextEmbeddingModel {
     /// # Errors
     /// [`Error::InvalidSetting`] for a setting that is out of range.
     pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<TextEmbedding>> {
-        ModelLoader::<Plan>::alone(source, options)
+        ModelLoader::<TextEmbeddingPlan>::alone(source, options)
     }
 
     fn of(shared: Arc<LoadedModel>) -> Result<Self> {

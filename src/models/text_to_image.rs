@@ -46,7 +46,7 @@ use crate::loader::{LoadOptions, ModelLoader};
 use crate::source::Source;
 use noise::Noise;
 use painting::{Advance, Painting};
-pub(crate) use plan::Plan;
+pub(crate) use plan::TextToImagePlan;
 use repository::{Part, PartWeights, Repository};
 
 /// The families, by the class of the pipeline in `model_index.json`, in the order that errors list them. A new one is
@@ -197,7 +197,7 @@ struct LoadedModel {
     device: Device,
     compute: Compute,
     footprint: Footprint,
-    plan: Arc<Plan>,
+    plan: Arc<TextToImagePlan>,
 }
 
 pub(crate) struct SharedModel(Arc<LoadedModel>);
@@ -243,7 +243,7 @@ impl TextToImageModel {
     /// # Errors
     /// As [`TextToImageModel::load`].
     pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
-        Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+        Self::of(ModelLoader::<TextToImagePlan>::load_alone(source, options)?.0)
     }
 
     /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
@@ -252,7 +252,7 @@ impl TextToImageModel {
     /// # Errors
     /// [`Error::InvalidSetting`] for a setting that is out of range.
     pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<TextToImage>> {
-        ModelLoader::<Plan>::alone(source, options)
+        ModelLoader::<TextToImagePlan>::alone(source, options)
     }
 
     fn of(shared: Arc<LoadedModel>) -> Result<Self> {

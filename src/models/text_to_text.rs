@@ -18,11 +18,11 @@ use crate::error::{Error, Result};
 use crate::generation::{ChatTemplate, Generation};
 use crate::limits::GenerationLimits;
 use crate::loader::{LoadOptions, ModelLoader};
-use crate::models::decoder::{Cache, Decoder, Segment};
 use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams};
+use crate::models::decoder::{Cache, Decoder, Segment};
 use crate::source::Source;
 use crate::tokens::{Specials, Tokens};
-pub(crate) use plan::Plan;
+pub(crate) use plan::TextToTextPlan;
 
 /// A model in memory, shared by its workers.
 struct LoadedModel {
@@ -125,7 +125,7 @@ impl TextGenerationModel {
     /// # Errors
     /// As [`TextGenerationModel::load`].
     pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
-        Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+        Self::of(ModelLoader::<TextToTextPlan>::load_alone(source, options)?.0)
     }
 
     /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
@@ -134,7 +134,7 @@ impl TextGenerationModel {
     /// # Errors
     /// [`Error::InvalidSetting`] for a setting that is out of range.
     pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<TextToText>> {
-        ModelLoader::<Plan>::alone(source, options)
+        ModelLoader::<TextToTextPlan>::alone(source, options)
     }
 
     fn of(shared: Arc<LoadedModel>) -> Result<Self> {

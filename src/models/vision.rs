@@ -35,7 +35,7 @@ use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 pub use model::{ExaminedImage, VisionModel};
-pub(crate) use plan::Plan;
+pub(crate) use plan::VisionPlan;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
 const FAMILIES: &[Family<Box<dyn Architecture>>] =

@@ -13,7 +13,11 @@ use crate::limits::GenerationLimits;
 ///
 /// # Errors
 /// A computation that failed, for all texts.
-pub(crate) fn serve<C, S>(model: &S, limits: GenerationLimits, batch: &mut Batch<'_, C>) -> Result<(), Failure>
+pub(crate) fn serve<C, S>(
+    model: &S,
+    limits: GenerationLimits,
+    batch: &mut Batch<'_, C>,
+) -> Result<(), Failure>
 where
     C: Capability<Chunk = String, Output = Completion>,
     S: Steps<C::Request>,

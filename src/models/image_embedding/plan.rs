@@ -17,7 +17,7 @@ use crate::source::{Files, read_json};
 use crate::weights::WeightFiles;
 
 /// Everything about a model that its small files tell.
-pub(crate) struct Plan {
+pub(crate) struct ImageEmbeddingPlan {
     files: Files,
     pub(super) architecture: Box<dyn Architecture>,
     preprocessing: Preprocessing,
@@ -26,7 +26,7 @@ pub(crate) struct Plan {
     longest: usize,
 }
 
-impl loader::Plan for Plan {
+impl loader::LoadPlan for ImageEmbeddingPlan {
     type Capability = ImageEmbedding;
     type Loaded = SharedModel;
 
@@ -89,7 +89,7 @@ fn largest(preprocessing: &Preprocessing) -> (usize, usize) {
     }
 }
 
-impl Plan {
+impl ImageEmbeddingPlan {
     fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
         let scratch = self.architecture.scratch(PASS_ROWS.max(self.longest), self.longest);
         let shared = weights.bytes_in_memory(|tensor| self.architecture.uses(tensor));

@@ -11,8 +11,8 @@ use model_actors::{Bytes, LoadContext};
 use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::{Error, Result};
 use crate::kernels::gated::gated;
-use crate::kernels::self_attention::SelfAttention;
 use crate::kernels::rotary::{Frequencies, Turns};
+use crate::kernels::self_attention::SelfAttention;
 use crate::kernels::{Activation, LayerNorm, Linear, SCORES, Span};
 use crate::weights::{WeightFiles, WeightReader};
 

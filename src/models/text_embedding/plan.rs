@@ -93,7 +93,7 @@ struct Matryoshka {
 }
 
 /// Everything about a model that its small files tell.
-pub(crate) struct Plan {
+pub(crate) struct TextEmbeddingPlan {
     pub(super) files: Files,
     pub(super) architecture: Box<dyn Architecture>,
     pub(super) modules: Modules,
@@ -108,7 +108,7 @@ pub(crate) struct Plan {
     pub(super) shorter: Option<Vec<usize>>,
 }
 
-impl loader::Plan for Plan {
+impl loader::LoadPlan for TextEmbeddingPlan {
     type Capability = TextEmbedding;
     type Loaded = SharedModel;
 
@@ -175,7 +175,7 @@ impl loader::Plan for Plan {
     }
 }
 
-impl Plan {
+impl TextEmbeddingPlan {
     /// What the architecture wants written after each text.
     fn ending(&self, tokens: &Tokens) -> Result<String> {
         let Some(token) = self.architecture.ending() else { return Ok(String::new()) };

@@ -18,12 +18,12 @@ use crate::loader;
 use crate::source::Files;
 
 /// Everything about a model that its small files tell.
-pub(crate) struct Plan {
+pub(crate) struct TextToImagePlan {
     files: Files,
     pub(super) architecture: Box<dyn Architecture>,
 }
 
-impl loader::Plan for Plan {
+impl loader::LoadPlan for TextToImagePlan {
     type Capability = TextToImage;
     type Loaded = SharedModel;
 
@@ -57,7 +57,7 @@ impl loader::Plan for Plan {
     }
 }
 
-impl Plan {
+impl TextToImagePlan {
     fn weights(&self, context: &LoadContext) -> Result<PartWeights> {
         PartWeights::open(self.architecture.parts(), &self.files, context)
     }

@@ -9,8 +9,8 @@ use model_actors::Bytes;
 use serde::Deserialize;
 
 use super::Watch;
-use super::mmdit::RmsNorm;
 use super::layers::Place;
+use super::mmdit::RmsNorm;
 use super::prompt::{PromptTokens, TokenizerFiles};
 use super::repository::{MAX_COUNT, MAX_WIDTH, Repository, check_sizes, invalid};
 use crate::error::{Error, Result};

@@ -15,8 +15,8 @@ use crate::gguf::GgufFile;
 use crate::limits::GenerationLimits;
 use crate::loader;
 use crate::models::config_file;
-use crate::models::decoder::{DecoderConfig, FAMILIES};
 use crate::models::continuous_batching::{self, PROMPT_ROWS};
+use crate::models::decoder::{DecoderConfig, FAMILIES};
 use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
@@ -43,7 +43,7 @@ struct GenerationConfig {
 }
 
 /// Everything about a model that its small files tell.
-pub(crate) struct Plan {
+pub(crate) struct TextToTextPlan {
     files: Files,
     config: DecoderConfig,
     kind: Kind,
@@ -61,7 +61,7 @@ enum Kind {
     Gguf { file: GgufFile, tokenizer: Option<PathBuf> },
 }
 
-impl loader::Plan for Plan {
+impl loader::LoadPlan for TextToTextPlan {
     type Capability = TextToText;
     type Loaded = SharedModel;
 
@@ -117,7 +117,7 @@ impl loader::Plan for Plan {
     }
 }
 
-impl Plan {
+impl TextToTextPlan {
     fn read_folder(files: Files, context: &LoadContext) -> Result<Self> {
         let file = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
         let config = families::find(FAMILIES, CAPABILITY, &file, &read_json(&file)?)?;

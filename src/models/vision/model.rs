@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use model_actors::{Completion, DescribeImage, Footprint, Loader, Vision};
 
 use super::request::Asked;
-use super::{LoadedModel, Plan};
+use super::{LoadedModel, VisionPlan};
 use crate::device::ComputeThreads;
 use crate::error::Result;
 use crate::image_input::opened;
@@ -75,7 +75,7 @@ impl VisionModel {
     /// # Errors
     /// As [`VisionModel::load`].
     pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
-        Self::of(ModelLoader::<Plan>::load_alone(source, options)?.0)
+        Self::of(ModelLoader::<VisionPlan>::load_alone(source, options)?.0)
     }
 
     /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
@@ -84,7 +84,7 @@ impl VisionModel {
     /// # Errors
     /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for a setting that is out of range.
     pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<Vision>> {
-        ModelLoader::<Plan>::alone(source, options)
+        ModelLoader::<VisionPlan>::alone(source, options)
     }
 
     pub(super) fn of(shared: Arc<LoadedModel>) -> Result<Self> {

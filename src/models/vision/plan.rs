@@ -20,14 +20,14 @@ use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 
-pub(crate) struct Plan {
+pub(crate) struct VisionPlan {
     files: Files,
     architecture: Box<dyn Architecture>,
     tokenizer: PathBuf,
     limits: GenerationLimits,
 }
 
-impl loader::Plan for Plan {
+impl loader::LoadPlan for VisionPlan {
     type Capability = Vision;
     type Loaded = SharedModel;
 
@@ -74,7 +74,7 @@ impl loader::Plan for Plan {
     }
 }
 
-impl Plan {
+impl VisionPlan {
     fn weights(&self, context: &LoadContext) -> Result<WeightFiles> {
         WeightFiles::open(&self.files, "", context)
     }
@@ -84,7 +84,8 @@ impl Plan {
         let (context, apart) = (self.architecture.context(), self.architecture.apart());
         let longest = context.min(kv_cache_tokens);
         // One that is alone has what it keeps apart, however little room there is.
-        let held = continuous_batching::most_held(self.limits, room(context, apart)).max(room(longest, apart));
+        let held =
+            continuous_batching::most_held(self.limits, room(context, apart)).max(room(longest, apart));
         let room = Room { held, longest, rows: PROMPT_ROWS.max(texts) };
         // Logits are made as a tensor and handed on as vectors.
         let logits = Bytes((2 * 4 * texts as u64).saturating_mul(self.architecture.vocabulary() as u64));

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::VisionModel;
 use super::request::Asked;
 use crate::image_input::opened;
-use crate::models::folders::families_of;
 use crate::models::continuous_batching::{Part, Steps as _};
+use crate::models::folders::families_of;
 use crate::source::{Source, read_json};
 
 /// Tokens of each answer.

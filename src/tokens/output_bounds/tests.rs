@@ -139,7 +139,10 @@ fn a_decoder_that_multiplies_is_refused_and_so_is_a_token_of_any_length() {
     assert!(refused(json!({"model": token(MAX_TOKEN + 1)})).contains("16385 bytes"));
     let tokenizer = tokenizer(json!({"model": token(MAX_TOKEN)}));
     let output_bounds = OutputBounds::of(&tokenizer).unwrap();
-    assert!(output_bounds.can_decode(&tokenizer, &[1; 1000]) && output_bounds.can_decode(&tokenizer, &[0; 100_000]));
+    assert!(
+        output_bounds.can_decode(&tokenizer, &[1; 1000])
+            && output_bounds.can_decode(&tokenizer, &[0; 100_000])
+    );
     assert!(!output_bounds.can_decode(&tokenizer, &[1; 1024]), "with the spaces between them");
 }
 
@@ -186,7 +189,10 @@ fn every_fixtures_tokenizer_is_far_from_the_limit() {
         check_added(&std::fs::read(file).unwrap()).unwrap_or_else(|error| panic!("{file:?}: {error}"));
         let output_bounds = OutputBounds::of(&Tokenizer::from_file(file).unwrap());
         let output_bounds = output_bounds.unwrap_or_else(|error| panic!("{file:?}: {error}"));
-        assert!(output_bounds.split.max(output_bounds.decoder) <= MAX_SPLIT / 4 && output_bounds.token <= MAX_TOKEN / 4);
+        assert!(
+            output_bounds.split.max(output_bounds.decoder) <= MAX_SPLIT / 4
+                && output_bounds.token <= MAX_TOKEN / 4
+        );
         largest = largest.max(output_bounds.normalizer.iter().product());
     }
     println!("{} tokenizers; a byte becomes at most {largest}", files.len());

@@ -6,11 +6,11 @@ use model_actors::Bytes;
 use serde::Deserialize;
 
 use super::super::Watch;
-use super::super::mmdit::{
-    Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, Projections,
-    Modulation, Turns, gated, modulated, to_patches,
-};
 use super::super::layers::Place;
+use super::super::mmdit::{
+    Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, Projections, Turns,
+    gated, modulated, to_patches,
+};
 use super::super::repository::{MAX_COUNT, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::Result;
 use crate::kernels::{Activation, Linear};

@@ -6,10 +6,10 @@ use model_actors::Bytes;
 use serde::Deserialize;
 
 use super::super::Watch;
+use super::super::layers::Place;
 use super::super::mmdit::{
     Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, to_patches,
 };
-use super::super::layers::Place;
 use super::super::repository::{MAX_COUNT, MAX_SAMPLE, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear};
@@ -172,7 +172,8 @@ impl Transformer {
             (image, text) = block.forward(&image, &text, &modulation, None)?;
         }
         let (side, channels) = (self.side, self.channels);
-        let patches = self.last.forward(&image, &modulation)?.reshape((rows, columns, side, side, channels))?;
+        let patches =
+            self.last.forward(&image, &modulation)?.reshape((rows, columns, side, side, channels))?;
         Ok(patches.permute((4, 0, 2, 1, 3))?.reshape((channels, height, width))?)
     }
 
