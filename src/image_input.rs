@@ -25,12 +25,12 @@ mod file;
 mod networks;
 pub(crate) mod address;
 mod fetch;
-mod room;
+mod memory;
 #[cfg(test)]
 mod tests;
 
 use fetch::Fetcher;
-use room::{Memory, Room};
+use memory::{ImageMemory, ImagePermit};
 
 pub(crate) use decode::decode;
 pub use fetch::UrlSettings;
@@ -111,7 +111,7 @@ struct Shared {
     decoders: Arc<Semaphore>,
     /// Leave to read files. A thread that hangs in a dead file system keeps its leave, and takes nothing else along.
     files: Arc<Semaphore>,
-    memory: Memory,
+    memory: ImageMemory,
     fetcher: Option<Fetcher>,
 }
 
@@ -130,7 +130,7 @@ impl ImageInput {
             let reason = "no memory for images is given".to_owned();
             return Err(Error::InvalidSetting { setting: "image_input", reason });
         }
-        let memory = Memory::new(settings.memory);
+        let memory = ImageMemory::new(settings.memory);
         let decoders = Arc::new(Semaphore::new(settings.decoders));
         let files = Arc::new(Semaphore::new(AT_ONCE));
         let fetcher = settings.urls.clone().map(Fetcher::new).transpose()?;
@@ -239,7 +239,7 @@ impl ImageInput {
         sources: Vec<ImageSource>,
         pixels: &mut u64,
         patience: Duration,
-    ) -> Result<(Vec<Picture>, Room, Duration)> {
+    ) -> Result<(Vec<Picture>, ImagePermit, Duration)> {
         let memory = &self.shared.memory;
         if patience.is_zero() && memory.is_short() {
             return Err(memory.none(patience));
@@ -344,7 +344,7 @@ impl ImageInput {
         Ok((bytes?, leave))
     }
 
-    async fn decoded(&self, source: ImageSource, spent: Duration, room: &Room) -> Result<Picture> {
+    async fn decoded(&self, source: ImageSource, spent: Duration, room: &ImagePermit) -> Result<Picture> {
         match source {
             ImageSource::Bytes(bytes) => {
                 self.on_decoder(room.clone(), spent, move |limits| decode(&bytes, limits)).await

@@ -111,7 +111,7 @@ pub(crate) struct PoolArguments {
 }
 
 /// What is held for a worker between its request for room and its load.
-struct Room<C: Capability> {
+struct HeldRoom<C: Capability> {
     lease: Option<Lease>,
     /// Kept from the moment of the decision, so that weights to share cannot go in between.
     weights: Option<Arc<SharedWeights<C>>>,
@@ -142,7 +142,7 @@ pub(crate) struct PoolState<C: Capability> {
     /// Names of threads that have not ended.
     threads: HashMap<WorkerId, String>,
     jobs: FxHashMap<RequestId, Accepted<C>>,
-    rooms: HashMap<WorkerId, Room<C>>,
+    rooms: HashMap<WorkerId, HeldRoom<C>>,
     /// The models whose weights are on offer while the inputs at hand are worked off.
     offering: Vec<ModelKey>,
     calls: HashMap<CallId, Caller>,

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use model_actors::maintenance::eviction::{IdleWorker, Offer, Plan, PoolIndex, plan, relieve};
+use model_actors::maintenance::eviction::{EvictionPlan, IdleWorker, Offer, PoolIndex, plan, relieve};
 use model_actors::{Bytes, Device, Footprint, Ledger, ModelKey, WorkerId};
 
 /// A full memory of this size.
@@ -35,20 +35,20 @@ fn offer(pool: usize, footprint: (u64, u64), idle_seconds: &[u64]) -> Offer {
     }
 }
 
-fn plan_for(needed: u64, ledger: Ledger, offers: &[Offer]) -> Plan {
+fn plan_for(needed: u64, ledger: Ledger, offers: &[Offer]) -> EvictionPlan {
     plan(Bytes(needed), ledger, &Device::host(), offers)
 }
 
 /// Pool and worker of each that goes.
-fn evict(workers: &[(usize, u64)]) -> Plan {
-    Plan::Evict(workers.iter().map(|(pool, worker)| (PoolIndex(*pool), WorkerId(*worker))).collect())
+fn evict(workers: &[(usize, u64)]) -> EvictionPlan {
+    EvictionPlan::Evict(workers.iter().map(|(pool, worker)| (PoolIndex(*pool), WorkerId(*worker))).collect())
 }
 
 #[test]
 fn what_is_free_needs_no_eviction() {
     let mut ledger = Ledger::new(Bytes(100));
     assert!(ledger.charge(Bytes(40)));
-    assert_eq!(plan_for(60, ledger, &[offer(0, (40, 0), &[9])]), Plan::Fits);
+    assert_eq!(plan_for(60, ledger, &[offer(0, (40, 0), &[9])]), EvictionPlan::Fits);
 }
 
 #[test]
@@ -70,7 +70,11 @@ fn the_shared_weights_come_back_with_the_last_holder_only() {
     assert_eq!(plan_for(10, full(100), std::slice::from_ref(&two)), evict(&[(0, 1)]));
     assert_eq!(plan_for(11, full(100), std::slice::from_ref(&two)), evict(&[(0, 1), (0, 2)]));
     let one_of_them_busy = Offer { idle: two.idle[..1].to_vec(), ..two };
-    assert_eq!(plan_for(11, full(100), &[one_of_them_busy]), Plan::Wait, "the busy one keeps the weights");
+    assert_eq!(
+        plan_for(11, full(100), &[one_of_them_busy]),
+        EvictionPlan::Wait,
+        "the busy one keeps the weights"
+    );
 }
 
 #[test]
@@ -97,45 +101,49 @@ fn no_more_go_than_are_needed() {
 #[test]
 fn the_pinned_the_young_and_the_busy_stay() {
     let pinned = Offer { pinned: true, ..offer(0, (100, 0), &[1000]) };
-    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&pinned)), Plan::Never);
+    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&pinned)), EvictionPlan::Never);
     assert!(relieve(&Device::host(), &[pinned]).is_empty());
 
     let mut young = offer(0, (100, 0), &[4]);
     young.idle[0].ready_for = Duration::from_millis(4_999);
-    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&young)), Plan::Wait);
+    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&young)), EvictionPlan::Wait);
     assert!(relieve(&Device::host(), std::slice::from_ref(&young)).is_empty());
     young.idle[0].ready_for = Duration::from_secs(5);
     assert_eq!(plan_for(10, full(100), &[young]), evict(&[(0, 1)]));
 
     let busy = Offer { idle: Vec::new(), ..offer(0, (100, 0), &[1]) };
-    assert_eq!(plan_for(10, full(100), &[busy]), Plan::Wait);
+    assert_eq!(plan_for(10, full(100), &[busy]), EvictionPlan::Wait);
 }
 
 #[test]
 fn what_is_on_its_way_back_is_waited_for() {
     let going = Offer { idle: Vec::new(), leaving: 1, ..offer(0, (60, 0), &[1]) };
     let idle = offer(1, (40, 0), &[1000]);
-    assert_eq!(plan_for(60, full(100), &[going.clone(), idle.clone()]), Plan::Wait);
+    assert_eq!(plan_for(60, full(100), &[going.clone(), idle.clone()]), EvictionPlan::Wait);
     assert_eq!(plan_for(61, full(100), &[going, idle]), evict(&[(1, 1)]));
     // One of two leaves: its weights stay with the other.
     let half_going = Offer { leaving: 1, ..offer(0, (80, 10), &[5, 5]) };
     let half_going = Offer { idle: half_going.idle[1..].to_vec(), ..half_going };
-    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&half_going)), Plan::Wait);
+    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&half_going)), EvictionPlan::Wait);
     assert_eq!(plan_for(11, full(100), &[half_going]), evict(&[(0, 2)]));
 }
 
 #[test]
 fn what_can_never_fit_is_said_at_once() {
-    assert_eq!(plan_for(101, full(100), &[offer(0, (100, 0), &[1000])]), Plan::Never, "beyond the limit");
+    assert_eq!(
+        plan_for(101, full(100), &[offer(0, (100, 0), &[1000])]),
+        EvictionPlan::Never,
+        "beyond the limit"
+    );
     let offers = [Offer { pinned: true, ..offer(0, (60, 0), &[1]) }, offer(1, (40, 0), &[1])];
-    assert_eq!(plan_for(41, full(100), &offers), Plan::Never, "beyond what is not pinned");
+    assert_eq!(plan_for(41, full(100), &offers), EvictionPlan::Never, "beyond what is not pinned");
     assert_eq!(plan_for(40, full(100), &offers), evict(&[(1, 1)]));
 }
 
 #[test]
 fn other_memories_do_not_count() {
     let elsewhere = Offer { device: Device::named("cuda:0"), ..offer(0, (100, 0), &[1000]) };
-    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&elsewhere)), Plan::Wait);
+    assert_eq!(plan_for(10, full(100), std::slice::from_ref(&elsewhere)), EvictionPlan::Wait);
     assert!(relieve(&Device::host(), &[elsewhere]).is_empty());
 }
 

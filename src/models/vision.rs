@@ -62,7 +62,7 @@ trait Architecture: Send + Sync {
         0
     }
     /// What a worker needs besides the weights and the logits.
-    fn per_worker(&self, room: Room) -> Bytes;
+    fn per_worker(&self, room: WorkerMemory) -> Bytes;
     /// What it needs to know of the tokenizer, which comes after the small files.
     fn load(
         &self,
@@ -75,7 +75,7 @@ trait Architecture: Send + Sync {
 
 /// How much a worker has in memory at most.
 #[derive(Debug, Clone, Copy)]
-struct Room {
+struct WorkerMemory {
     /// Tokens of all answers together, with their prompts, their images and what is kept apart from them.
     held: usize,
     /// Tokens of one answer with its prompt and image.

@@ -80,7 +80,7 @@ impl Offer {
 
 /// What to do about a need for room.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Plan {
+pub enum EvictionPlan {
     /// There is room.
     Fits,
     /// There will be, once these workers have gone.
@@ -99,26 +99,26 @@ struct Candidate {
 }
 
 /// Finds room for `needed` on `device`, with the fewest evictions among the least worth.
-pub fn plan(needed: Bytes, ledger: Ledger, device: &Device, offers: &[Offer]) -> Plan {
+pub fn plan(needed: Bytes, ledger: Ledger, device: &Device, offers: &[Offer]) -> EvictionPlan {
     if needed <= ledger.free() {
-        return Plan::Fits;
+        return EvictionPlan::Fits;
     }
     let offers: Vec<&Offer> = offers.iter().filter(|offer| offer.device == *device).collect();
     let kept_come_what_may: Bytes =
         offers.iter().filter(|offer| offer.pinned).map(|offer| offer.kept()).sum();
     if needed > ledger.limit() - kept_come_what_may {
-        return Plan::Never;
+        return EvictionPlan::Never;
     }
     let coming: Bytes = offers.iter().map(|offer| offer.coming_back()).sum();
     let missing = (needed - ledger.free()) - coming;
     if missing == Bytes::ZERO {
-        return Plan::Wait;
+        return EvictionPlan::Wait;
     }
     match pick(missing, &offers) {
-        Some(picks) => {
-            Plan::Evict(picks.iter().map(|pick| (offers[pick.offer].pool, pick.idle.worker)).collect())
-        }
-        None => Plan::Wait,
+        Some(picks) => EvictionPlan::Evict(
+            picks.iter().map(|pick| (offers[pick.offer].pool, pick.idle.worker)).collect(),
+        ),
+        None => EvictionPlan::Wait,
     }
 }
 

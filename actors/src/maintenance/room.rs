@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::eviction::{Offer, Plan, PoolIndex, plan};
+use super::eviction::{EvictionPlan, Offer, PoolIndex, plan};
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
 use crate::memory::Ledger;
 
@@ -193,11 +193,11 @@ impl RoomDesk {
             // A memory that is not budgeted has no room.
             let ledger = ledgers.get(device).copied().unwrap_or(Ledger::new(Bytes::ZERO));
             match plan(first.needed, ledger_less_promised(ledger, line), device, &offers) {
-                Plan::Evict(workers) => effects
+                EvictionPlan::Evict(workers) => effects
                     .extend(workers.into_iter().map(|(pool, worker)| RoomEffect::Evict { pool, worker })),
-                Plan::Never => hopeless.push(first.ask),
+                EvictionPlan::Never => hopeless.push(first.ask),
                 // `grant` has just been tried, so `Fits` cannot come up; if it did, the retry would see to it.
-                Plan::Wait | Plan::Fits => {}
+                EvictionPlan::Wait | EvictionPlan::Fits => {}
             }
         }
         if self.deny_where(|waiting| hopeless.contains(&waiting.ask), effects) {

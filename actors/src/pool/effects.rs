@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use ractor::{Actor, ActorRef};
 
-use super::{PoolMessage, PoolState, Room};
+use super::{HeldRoom, PoolMessage, PoolState};
 use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::error::{Cause, Error, Failure};
@@ -198,7 +198,7 @@ impl<C: Capability> PoolState<C> {
         let budget = self.arguments.budgets.get(&device);
         let lease = budget.and_then(|budget| budget.lease_at_once(bytes));
         let found = lease.is_some();
-        self.rooms.insert(worker, Room { lease, weights, ask: None });
+        self.rooms.insert(worker, HeldRoom { lease, weights, ask: None });
         match (found, urgency) {
             (true, _) => self.inputs.push_back(Input::RoomGranted { worker }),
             (false, Urgency::MakeRoom { until }) => {
@@ -225,7 +225,7 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn cancel_reserve(&mut self, worker: WorkerId) {
-        if let Some(Room { ask: Some(_), .. }) = self.rooms.remove(&worker) {
+        if let Some(HeldRoom { ask: Some(_), .. }) = self.rooms.remove(&worker) {
             let ask = RoomAsk { pool: self.arguments.index, worker };
             self.ask_maintenance(MaintenanceMessage::Withdraw { ask });
         }

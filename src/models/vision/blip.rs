@@ -12,7 +12,9 @@ use model_actors::{Bytes, LoadContext, Picture};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Architecture, ImageRows, Memory as AnyMemory, Network, Prompt, Room, Unfinished, misfit};
+use super::{
+    Architecture, ImageRows, Memory as AnyMemory, Network, Prompt, Unfinished, WorkerMemory, misfit,
+};
 use crate::error::{Error, Result};
 use crate::families::{Family, parse};
 use crate::kernels::{LayerNorm, Span};
@@ -117,7 +119,7 @@ impl Architecture for Config {
         self.rows()
     }
 
-    fn per_worker(&self, room: Room) -> Bytes {
+    fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let rows = self.rows();
         let tower = self.shape.scratch(rows, rows);
         tower + self.text.memory(room.held) + self.text.scratch(room.rows, room.longest)

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::chat::{Chat, part};
 use super::language_model::LanguageModel;
-use super::{Architecture, CAPABILITY, ImageRows, Memory, Network, Prompt, Room, Unfinished, misfit};
+use super::{Architecture, CAPABILITY, ImageRows, Memory, Network, Prompt, Unfinished, WorkerMemory, misfit};
 use crate::error::{Error, Result};
 use crate::families::{self, Family, parse};
 use crate::kernels::{Activation, Linear};
@@ -202,7 +202,7 @@ impl Architecture for Config {
         }
     }
 
-    fn per_worker(&self, room: Room) -> Bytes {
+    fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let crops = self.tiles.as_ref().map_or(1, Tiles::most);
         let rows = self.vision.rows().saturating_mul(crops);
         let kept = Bytes((rows as u64).saturating_mul(self.text.width as u64).saturating_mul(8));

@@ -15,7 +15,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::chat::part;
-use super::{Architecture, ImageRows, Memory as AnyMemory, Network, Prompt, Room, Unfinished, misfit};
+use super::{
+    Architecture, ImageRows, Memory as AnyMemory, Network, Prompt, Unfinished, WorkerMemory, misfit,
+};
 use crate::error::{Error, Result};
 use crate::families::{Family, parse};
 use crate::kernels::{Activation, LayerNorm, Linear, Span};
@@ -204,7 +206,7 @@ impl Architecture for Config {
         name.starts_with("vision.") || name.starts_with("text.")
     }
 
-    fn per_worker(&self, room: Room) -> Bytes {
+    fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let rows = self.crops.grid * self.crops.grid;
         let kept = (rows * (self.crops.most + 1)) as u64;
         let kept = Bytes(kept.saturating_mul(8).saturating_mul(self.shape.width as u64));

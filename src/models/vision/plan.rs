@@ -7,7 +7,7 @@ use model_actors::{Bytes, Footprint, LoadContext, LoadStage, Vision};
 
 use super::request::room;
 use super::{
-    Architecture, CAPABILITY, FAMILIES, LoadedModel, PROMPT_ROWS, Room, SharedModel, THREAD_SCRATCH,
+    Architecture, CAPABILITY, FAMILIES, LoadedModel, PROMPT_ROWS, SharedModel, THREAD_SCRATCH, WorkerMemory,
 };
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -86,7 +86,7 @@ impl VisionPlan {
         // One that is alone has what it keeps apart, however little room there is.
         let held =
             continuous_batching::most_held(self.limits, room(context, apart)).max(room(longest, apart));
-        let room = Room { held, longest, rows: PROMPT_ROWS.max(texts) };
+        let room = WorkerMemory { held, longest, rows: PROMPT_ROWS.max(texts) };
         // Logits are made as a tensor and handed on as vectors.
         let logits = Bytes((2 * 4 * texts as u64).saturating_mul(self.architecture.vocabulary() as u64));
         Footprint {

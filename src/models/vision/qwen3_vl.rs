@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::chat::{Chat, part};
 use super::language_model::LanguageModel;
-use super::{Architecture, CAPABILITY, ImageRows, Memory, Network, Prompt, Room, Unfinished, misfit};
+use super::{Architecture, CAPABILITY, ImageRows, Memory, Network, Prompt, Unfinished, WorkerMemory, misfit};
 use crate::error::{Error, Result};
 use crate::families::{self, Family};
 use crate::kernels::rotary::Position;
@@ -120,7 +120,7 @@ impl Architecture for Config {
         TOWERS.iter().any(|prefix| tensor.starts_with(prefix)) || self.text.uses(tensor)
     }
 
-    fn per_worker(&self, room: Room) -> Bytes {
+    fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let text = self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held);
         // The largest image that is let in: by its pixels, and by the tokens that it may take.
         let side = self.tower.patch_size.max(1);

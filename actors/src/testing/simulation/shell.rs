@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::Plant;
-use super::state::{Request, Room};
+use super::state::{HeldRoom, Request};
 use super::workers::{Order, Told};
 use super::world::{Event, Word, World};
 use crate::error::Cause;
@@ -362,7 +362,7 @@ impl World {
         };
         let lease = if self.scenario.takes_free_room { self.lease(&device, bytes) } else { None };
         let found = lease.is_some();
-        self.pools[pool].rooms.insert(worker, Room { lease, weights, asked: !found });
+        self.pools[pool].rooms.insert(worker, HeldRoom { lease, weights, asked: !found });
         if found {
             self.follow.push_back((pool, Input::RoomGranted { worker }));
         } else if self.scenario.takes_free_room && urgency == Urgency::IfFree {
@@ -374,7 +374,7 @@ impl World {
     }
 
     fn load(&mut self, pool: usize, worker: WorkerId) {
-        let Some(Room { lease, weights, .. }) = self.pools[pool].rooms.remove(&worker) else { return };
+        let Some(HeldRoom { lease, weights, .. }) = self.pools[pool].rooms.remove(&worker) else { return };
         self.order(pool, worker, Order::Load { lease, weights });
     }
 

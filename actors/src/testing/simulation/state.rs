@@ -80,7 +80,7 @@ pub(super) struct Model {
 
 /// What is held for a worker between its wish for room and its load.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct HeldRoom {
     pub(super) lease: Option<(Device, Bytes)>,
     pub(super) weights: Option<usize>,
     pub(super) asked: bool,
@@ -90,7 +90,7 @@ pub(super) struct Pool {
     pub(super) scheduler: Scheduler,
     pub(super) models: Vec<Model>,
     pub(super) workers: Vec<SimWorker>,
-    pub(super) rooms: BTreeMap<WorkerId, Room>,
+    pub(super) rooms: BTreeMap<WorkerId, HeldRoom>,
     /// What waits in the scheduler's queues, by deadline.
     pub(super) queued: BTreeSet<(Time, usize)>,
     /// Asks that maintenance has not answered yet, or whose answer is on its way.

@@ -17,22 +17,22 @@ fn units(bytes: u64) -> u32 {
 }
 
 #[derive(Debug)]
-pub(crate) struct Memory {
+pub(crate) struct ImageMemory {
     limit: Bytes,
     /// In units.
     left: Arc<Semaphore>,
 }
 
-impl Memory {
+impl ImageMemory {
     pub(crate) fn new(limit: Bytes) -> Self {
         Self { limit, left: Arc::new(Semaphore::new(units(limit.0) as usize)) }
     }
 
-    /// Room for so many bytes, or all of it for more. Waits so long, or not at all if that is zero.
+    /// ImagePermit for so many bytes, or all of it for more. Waits so long, or not at all if that is zero.
     ///
     /// # Errors
     /// [`Error::NoRoomForImages`].
-    pub(crate) async fn room(&self, bytes: u64, patience: Duration) -> Result<Room> {
+    pub(crate) async fn room(&self, bytes: u64, patience: Duration) -> Result<ImagePermit> {
         let units = units(bytes).min(units(self.limit.0));
         let left = Arc::clone(&self.left);
         let permit = if patience.is_zero() {
@@ -44,7 +44,7 @@ impl Memory {
                 .and_then(|permit| permit.ok())
         };
         let permit = permit.ok_or_else(|| self.none(patience))?;
-        Ok(Room(Arc::new(Mutex::new(permit))))
+        Ok(ImagePermit(Arc::new(Mutex::new(permit))))
     }
 
     /// Whether nothing is left. So it is while anybody waits, because the first who does takes what comes.
@@ -60,9 +60,9 @@ impl Memory {
 /// A part of the memory for images. Goes back when the last clone is dropped: those of the decoders that still work for
 /// it, and those of the request's pictures.
 #[derive(Debug, Clone)]
-pub(crate) struct Room(Arc<Mutex<OwnedSemaphorePermit>>);
+pub(crate) struct ImagePermit(Arc<Mutex<OwnedSemaphorePermit>>);
 
-impl Room {
+impl ImagePermit {
     /// Gives back what is over so many bytes.
     pub(crate) fn shrink(&self, bytes: u64) {
         let mut permit = self.0.lock().unwrap_or_else(PoisonError::into_inner);
