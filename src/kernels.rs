@@ -26,12 +26,12 @@ use candle_core::{CpuStorage, Device, Storage, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-pub(crate) use attend::{attend, attend_with_bias};
 pub(crate) use convolution::Convolution;
+pub(crate) use cross_attention::{attend, attend_with_bias};
 pub(crate) use flash::{SCORES, Span};
 pub(crate) use group_norm::GroupNorm;
+pub(crate) use interleaved_rotary::turn_pairs;
 use matmul::{Matrix, Output, multiply};
-pub(crate) use pairs::turn_pairs;
 pub(crate) use patches::patches;
 #[cfg(test)]
 pub(crate) use random::random;

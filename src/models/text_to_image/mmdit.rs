@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use super::layers::Place;
 use crate::error::Result;
 use crate::kernels::{Activation, Linear, attend, turn_pairs};
-pub(super) use modulation::{Guided, Last, Modulation, gated, modulated};
+pub(super) use modulation::{Guided, Last, Modulation, TimeTextEmbedding, gated, modulated};
 
 /// Of all norms of these models.
 const EPSILON: f64 = 1e-6;

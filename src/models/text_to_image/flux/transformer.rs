@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::super::Watch;
 use super::super::layers::Place;
 use super::super::mmdit::{
-    Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, Projections, Turns,
-    gated, modulated, to_patches,
+    Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, Projections,
+    TimeTextEmbedding, Turns, gated, modulated, to_patches,
 };
 use super::super::repository::{MAX_COUNT, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::Result;
@@ -107,7 +107,7 @@ impl TransformerConfig {
         Ok(Transformer {
             patches: place.at("x_embedder").linear(self.in_channels, width)?,
             text: place.at("context_embedder").linear(self.joint_attention_dim, width)?,
-            modulation: Modulation::load(place, self.pooled_projection_dim, width, guided)?,
+            time_text: TimeTextEmbedding::load(place, self.pooled_projection_dim, width, guided)?,
             axes: self.axes_dims_rope,
             blocks: (0..self.num_layers).map(block).collect::<Result<_>>()?,
             singles: (0..self.num_single_layers).map(single).collect::<Result<_>>()?,
@@ -120,7 +120,7 @@ impl TransformerConfig {
 pub(super) struct Transformer {
     patches: Linear,
     text: Linear,
-    modulation: Modulation,
+    time_text: TimeTextEmbedding,
     /// How many of a head's numbers tell the text's place, the row and the column.
     axes: [usize; 3],
     blocks: Vec<JointBlock>,
@@ -143,7 +143,7 @@ impl Transformer {
         let (rows, columns, tokens) = (height / SIDE, width / SIDE, hidden.dim(0)?);
         let mut image = self.patches.forward(&to_patches(latents, SIDE)?, Activation::Identity)?;
         let mut text = self.text.forward(&hidden.contiguous()?, Activation::Identity)?;
-        let modulation = self.modulation.of(time, guidance, pooled)?;
+        let modulation = self.time_text.of(time, guidance, pooled)?;
         let turns = self.turns(tokens, rows, columns, latents.device())?;
         for block in &self.blocks {
             watch.check()?;

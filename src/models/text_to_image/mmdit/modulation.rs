@@ -54,13 +54,13 @@ impl Embedding {
 }
 
 /// Makes the vector that steers all layers.
-pub(in super::super) struct Modulation {
+pub(in super::super) struct TimeTextEmbedding {
     time: Embedding,
     guidance: Option<Embedding>,
     text: Embedding,
 }
 
-impl Modulation {
+impl TimeTextEmbedding {
     /// `pooled` is the width of a text's vector; whether there is a guidance the weights know.
     pub(in super::super) fn load(
         place: &Place<'_>,

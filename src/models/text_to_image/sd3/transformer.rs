@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::super::Watch;
 use super::super::layers::Place;
 use super::super::mmdit::{
-    Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, to_patches,
+    Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, TimeTextEmbedding, to_patches,
 };
 use super::super::repository::{MAX_COUNT, MAX_SAMPLE, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::{Error, Result};
@@ -129,7 +129,7 @@ impl TransformerConfig {
             channels: self.in_channels,
             patches: Linear::new(&weight.reshape((width, inside))?, Some(bias))?,
             positions: positions.reshape((grid, grid, width))?,
-            modulation: Modulation::load(place, self.pooled_projection_dim, width, Guided::Outside)?,
+            time_text: TimeTextEmbedding::load(place, self.pooled_projection_dim, width, Guided::Outside)?,
             text: place.at("context_embedder").linear(self.joint_attention_dim, width)?,
             blocks: (0..self.num_layers).map(block).collect::<Result<_>>()?,
             last: Last::load(place, width, inside)?,
@@ -144,7 +144,7 @@ pub(super) struct Transformer {
     patches: Linear,
     /// For the largest picture, `(rows, columns, width)`; smaller ones lie in its middle.
     positions: Tensor,
-    modulation: Modulation,
+    time_text: TimeTextEmbedding,
     text: Linear,
     blocks: Vec<JointBlock>,
     last: Last,
@@ -166,7 +166,7 @@ impl Transformer {
         let patches = self.patches.forward(&to_patches(latents, self.side)?, Activation::Identity)?;
         let mut image = (patches + self.positions(rows, columns)?)?;
         let mut text = self.text.forward(&hidden.contiguous()?, Activation::Identity)?;
-        let modulation = self.modulation.of(time, 0.0, pooled)?;
+        let modulation = self.time_text.of(time, 0.0, pooled)?;
         for block in &self.blocks {
             watch.check()?;
             (image, text) = block.forward(&image, &text, &modulation, None)?;
