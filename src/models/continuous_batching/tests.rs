@@ -72,8 +72,8 @@ impl Steps<()> for Scripted {
     }
 }
 
-fn limits(kv_cache_tokens: usize, texts: usize) -> GenerationLimits {
-    GenerationLimits { kv_cache_tokens, texts }
+fn limits(kv_cache_tokens: usize, max_sequences: usize) -> GenerationLimits {
+    GenerationLimits { kv_cache_tokens, max_sequences }
 }
 
 #[test]

@@ -185,10 +185,10 @@ impl TextToTextPlan {
             }
             Kind::Gguf { file, .. } => file.bytes(),
         };
-        let GenerationLimits { kv_cache_tokens, texts } = self.limits;
+        let GenerationLimits { kv_cache_tokens, max_sequences } = self.limits;
         // Logits are made as a tensor and handed on as vectors.
-        let logits = Bytes((2 * 4 * texts as u64).saturating_mul(config.vocabulary as u64));
-        let scratch = config.scratch(PROMPT_ROWS + texts, config.context.min(kv_cache_tokens));
+        let logits = Bytes((2 * 4 * max_sequences as u64).saturating_mul(config.vocabulary as u64));
+        let scratch = config.scratch(PROMPT_ROWS + max_sequences, config.context.min(kv_cache_tokens));
         let held = continuous_batching::most_held(self.limits, config.context);
         // With the numbers of the tokens themselves.
         let caches = config.cache_bytes(held) + Bytes(4 * held as u64);

@@ -80,15 +80,16 @@ impl VisionPlan {
     }
 
     fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
-        let GenerationLimits { kv_cache_tokens, texts } = self.limits;
+        let GenerationLimits { kv_cache_tokens, max_sequences } = self.limits;
         let (context, apart) = (self.architecture.context(), self.architecture.apart());
         let longest = context.min(kv_cache_tokens);
         // One that is alone has what it keeps apart, however little room there is.
         let held =
             continuous_batching::most_held(self.limits, room(context, apart)).max(room(longest, apart));
-        let room = WorkerMemory { held, longest, rows: PROMPT_ROWS.max(texts) };
+        let room = WorkerMemory { held, longest, rows: PROMPT_ROWS.max(max_sequences) };
         // Logits are made as a tensor and handed on as vectors.
-        let logits = Bytes((2 * 4 * texts as u64).saturating_mul(self.architecture.vocabulary() as u64));
+        let logits =
+            Bytes((2 * 4 * max_sequences as u64).saturating_mul(self.architecture.vocabulary() as u64));
         Footprint {
             shared: weights.bytes_in_memory(|tensor| self.architecture.uses(tensor)),
             per_worker: self.architecture.per_worker(room) + logits + THREAD_SCRATCH,
