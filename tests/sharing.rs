@@ -37,7 +37,7 @@ async fn four_write(directory: &Path) {
         batch: BatchLimits { requests: 1, ..BatchLimits::default() },
         ..PoolConfig::default()
     };
-    let limits = GenerationLimits { kv_cache_tokens: 256, texts: 1 };
+    let limits = GenerationLimits { kv_cache_tokens: 256, max_sequences: 1 };
     let builder = Engine::builder().pool_config(pool);
     let builder = builder.text_to_text_with("large", Source::directory(directory), limits);
     let engine = builder.start().await.unwrap();

@@ -225,11 +225,11 @@ fn limited(name: &str, writing: GenerationLimits) -> Result<TextGenerationModel,
 
 #[test]
 fn what_a_workers_caches_hold_is_a_setting() {
-    let limits = GenerationLimits { kv_cache_tokens: 200, texts: 4 };
+    let limits = GenerationLimits { kv_cache_tokens: 200, max_sequences: 4 };
     let (small, usual) = (limited("llama", limits).unwrap(), load("llama"));
     assert_eq!((small.max_tokens(), usual.max_tokens()), (200, 512));
     assert!(small.footprint().per_worker < usual.footprint().per_worker);
-    let more = limited("llama", GenerationLimits { texts: 32, ..limits }).unwrap();
+    let more = limited("llama", GenerationLimits { max_sequences: 32, ..limits }).unwrap();
     let logits = 2 * 4 * 384 * (32 - 4);
     assert!(more.footprint().per_worker.0 >= small.footprint().per_worker.0 + logits, "logits are counted");
 
@@ -255,7 +255,7 @@ fn what_a_workers_caches_hold_is_a_setting() {
     for (limits, setting) in [
         (GenerationLimits { kv_cache_tokens: 127, ..limits }, "kv_cache_tokens"),
         (GenerationLimits { kv_cache_tokens: usize::MAX, ..limits }, "kv_cache_tokens"),
-        (GenerationLimits { texts: 0, ..limits }, "texts"),
+        (GenerationLimits { max_sequences: 0, ..limits }, "max_sequences"),
     ] {
         let error = limited("llama", limits).err().unwrap();
         assert!(matches!(error, Error::InvalidSetting { setting: found, .. } if found == setting), "{error}");
@@ -272,7 +272,7 @@ async fn the_engine_takes_the_limits_of_each_model() {
     let error = engine.text_to_text("small").unwrap().generate(request(&long, 1)).await.unwrap_err();
     assert!(error.to_string().contains("128"), "{error}");
     assert!(engine.text_to_text("usual").unwrap().generate(request(&long, 1)).await.is_ok());
-    let wrong = GenerationLimits { texts: 0, ..limits };
+    let wrong = GenerationLimits { max_sequences: 0, ..limits };
     let error = engine.add_text_to_text_with("wrong", source(), wrong).err().unwrap();
     assert!(matches!(error, Error::InvalidSetting { setting: "texts", .. }), "{error}");
     assert!(engine.shutdown().await.is_clean());

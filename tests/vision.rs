@@ -437,7 +437,7 @@ fn what_does_not_fit_the_context_is_refused_with_both_numbers() {
 async fn what_a_workers_caches_hold_is_a_setting() {
     for family in ["llava", "blip"] {
         let source = || Source::directory(fixture(family));
-        let limits = GenerationLimits { kv_cache_tokens: 128, texts: 2 };
+        let limits = GenerationLimits { kv_cache_tokens: 128, max_sequences: 2 };
         let options = LoadOptions { writing: limits, ..LoadOptions::default() };
         let small = VisionModel::load_with(source(), options).unwrap();
         let usual = VisionModel::load(source()).unwrap();
