@@ -47,3 +47,8 @@ pub use status::{
 };
 pub use system::{System, SystemBuilder};
 pub use telemetry::{Event, EvictionReason};
+
+/// The program in README.md, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
