@@ -167,7 +167,7 @@ impl EngineBuilder {
         if !(1..=MAX_PARALLEL).contains(&self.threads) {
             let reason =
                 format!("{} threads a worker are asked for; 1 to {MAX_PARALLEL} are allowed", self.threads);
-            return Err(Error::InvalidSetting { setting: "threads", reason });
+            return Err(Error::InvalidSetting { setting: "threads".into(), reason });
         }
         let mut config = self.config.clone();
         match (self.device, self.device_memory) {
@@ -175,7 +175,7 @@ impl EngineBuilder {
             (device, Some(limit)) => config.device_limits.push((device.memory(), limit)),
             (device, None) => {
                 let reason = format!("how much of the memory of {device} may be used must be said");
-                return Err(Error::InvalidSetting { setting: "device_memory", reason });
+                return Err(Error::InvalidSetting { setting: "device_memory".into(), reason });
             }
         }
         let pool = self.pool.clone().unwrap_or_else(|| default_pool(self.threads));

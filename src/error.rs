@@ -2,7 +2,9 @@
 //! setting at fault; none ever holds an access token or a signed address. What happens to requests and workers is
 //! left to [`model_actors::Error`], which carries these as its cause.
 
-use std::path::PathBuf;
+use std::borrow::Cow;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model_actors::{Bytes, Failure};
@@ -17,7 +19,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// let error = Error::MissingTensor { tensor: "embeddings.word_embeddings.weight".into() };
 /// assert!(error.to_string().contains("word_embeddings"));
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the fields are named for what they hold, and the message tells the rest")]
 pub enum Error {
@@ -32,8 +34,8 @@ pub enum Error {
     #[error("{model} has no file {file}, which is needed")]
     MissingFile { model: String, file: String },
     /// A file could not be read.
-    #[error("cannot read {}: {source}", path.display())]
-    UnreadableFile { path: PathBuf, source: std::io::Error },
+    #[error("cannot read {}: {reason}", path.display())]
+    UnreadableFile { path: PathBuf, reason: String },
     /// The weights are only there as a pickle, which can run code when it is read.
     #[error(
         "{model} has its weights only as {file}, a pickle, which can run any code when it is opened; convert it to \
@@ -45,10 +47,14 @@ pub enum Error {
     InvalidConfig { file: PathBuf, reason: String },
     /// The model is of a kind that no family here covers.
     #[error("the architecture {found} is not supported for {capability}; supported are: {}", supported.join(", "))]
-    UnsupportedArchitecture { found: String, capability: &'static str, supported: Vec<&'static str> },
+    UnsupportedArchitecture {
+        found: String,
+        capability: Cow<'static, str>,
+        supported: Vec<Cow<'static, str>>,
+    },
     /// A part of the model is of a kind that is not supported.
     #[error("{}: {what} {found} is not supported; supported are: {supported}", file.display())]
-    UnsupportedSetting { file: PathBuf, what: &'static str, found: String, supported: &'static str },
+    UnsupportedSetting { file: PathBuf, what: Cow<'static, str>, found: String, supported: Cow<'static, str> },
 
     /// A weight file's header makes no sense.
     #[error("{} is no valid safetensors file: {reason}", file.display())]
@@ -73,7 +79,7 @@ pub enum Error {
     UnsupportedNumbers { tensor: String, found: String },
     /// A tensor holds a number that is not finite.
     #[error("the tensor {tensor} holds {value} at element {index}; the weights are damaged")]
-    NotFinite { tensor: String, index: usize, value: f32 },
+    NotFinite { tensor: String, index: usize, value: String },
     /// The tokenizer's file makes no sense.
     #[error("{} is no valid tokenizer: {reason}", file.display())]
     InvalidTokenizer { file: PathBuf, reason: String },
@@ -83,7 +89,10 @@ pub enum Error {
     Device { device: String, reason: String },
     /// A computation failed.
     #[error("the computation failed: {0}")]
-    Compute(#[from] candle_core::Error),
+    Compute(String),
+    /// The device has no memory left for a computation.
+    #[error("the device ran out of memory: {0}")]
+    OutOfMemory(String),
     /// The model made a number that is not finite out of this input.
     #[error("the model made a vector with numbers that are not finite")]
     NotFiniteOutput,
@@ -92,10 +101,10 @@ pub enum Error {
     InvalidInput(String),
     /// A prompt, its image included, leaves no room for an answer.
     #[error("the prompt has {prompt} tokens and the answer at least 1; {of} {limit}")]
-    PromptTooLong { prompt: usize, limit: usize, of: &'static str },
+    PromptTooLong { prompt: usize, limit: usize, of: Cow<'static, str> },
     /// An image is larger than the application allows.
     #[error("the image has {found} {what}; at most {limit} are allowed")]
-    ImageTooLarge { what: &'static str, found: u64, limit: u64 },
+    ImageTooLarge { what: Cow<'static, str>, found: u64, limit: u64 },
     /// An image is of a format, or uses a feature of one, that is not read.
     #[error("the image is not supported: it is {found}; supported are PNG, JPEG, WebP, GIF, BMP and TIFF")]
     UnsupportedImage { found: String },
@@ -116,7 +125,7 @@ pub enum Error {
     DownloadFailed { address: String, reason: String },
     /// A setting of the engine is out of range.
     #[error("the engine's setting {setting} is invalid: {reason}")]
-    InvalidSetting { setting: &'static str, reason: String },
+    InvalidSetting { setting: Cow<'static, str>, reason: String },
     /// Nobody waits for it any more.
     #[error("stopped: nobody waits for it any more")]
     Stopped,
@@ -170,8 +179,8 @@ impl Error {
     /// use candle_actors::Error;
     /// assert!(matches!(Error::Stopped.root(), Error::Stopped));
     /// ```
-    pub fn root(&self) -> &Error {
-        let Self::Actor(actor) = self else { return self };
+    pub fn root(&self) -> Error {
+        let Self::Actor(actor) = self else { return self.clone() };
         let mut source = std::error::Error::source(actor);
         while let Some(error) = source {
             if let Some(cause) = error.downcast_ref::<model_actors::Cause>()
@@ -181,7 +190,17 @@ impl Error {
             }
             source = error.source();
         }
-        self
+        self.clone()
+    }
+
+    /// A file that could not be read.
+    pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
+        Self::UnreadableFile { path: path.to_owned(), reason: error.to_string() }
+    }
+
+    /// A computation that cannot be carried out.
+    pub(crate) fn compute(reason: impl Into<String>) -> Self {
+        Self::Compute(reason.into())
     }
 
     /// True for what only another input can mend.
@@ -216,25 +235,35 @@ impl Error {
     }
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::Stopped => Failure::stopped(),
-            Error::InvalidInput(reason) => Failure::invalid_input(reason),
-            error if error.is_input() => Failure::invalid_input(error.to_string()),
-            Error::Compute(cause) if is_out_of_memory(&cause) => {
-                Failure::out_of_memory(Error::Compute(cause))
-            }
-            error if error.is_transient() => Failure::failed(error),
-            error => Failure::permanent(error),
+/// Prints the sentence, so that a `main` that returns a [`Result`] ends with one.
+impl fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+/// Candle reports exhausted device memory only in words.
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        let words = error.to_string();
+        let lower = words.to_lowercase();
+        match lower.contains("out of memory") || lower.contains("out_of_memory") {
+            true => Self::OutOfMemory(words),
+            false => Self::Compute(words),
         }
     }
 }
 
-/// Accelerators report exhausted memory only in words.
-fn is_out_of_memory(error: &candle_core::Error) -> bool {
-    let words = error.to_string().to_lowercase();
-    words.contains("out of memory") || words.contains("out_of_memory")
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Stopped => Failure::stopped(),
+            error @ Error::OutOfMemory(_) => Failure::out_of_memory(error),
+            error if error.is_input() => Failure::invalid_input(error.to_string()),
+            error if error.is_transient() => Failure::failed(error),
+            error => Failure::permanent(error),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -254,7 +283,7 @@ mod tests {
         assert_eq!(Failure::from(missing).kind, FailureKind::Permanent);
         assert_eq!(Failure::from(Error::InvalidInput("no".into())).kind, FailureKind::InvalidInput);
         let memory = candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into());
-        assert_eq!(Failure::from(Error::Compute(memory)).kind, FailureKind::OutOfMemory);
+        assert_eq!(Failure::from(Error::from(memory)).kind, FailureKind::OutOfMemory);
     }
 
     #[test]
@@ -262,5 +291,11 @@ mod tests {
         let cause = model_actors::Cause::new(Error::RepositoryNotFound { repository: "a/b".into() });
         let actor = model_actors::Error::SpawnFailed { model: "a/b".into(), cause };
         assert!(matches!(Error::from(actor).root(), Error::RepositoryNotFound { .. }));
+    }
+
+    #[test]
+    fn the_debug_form_of_an_error_is_its_sentence() {
+        let error = Error::NoSuchDirectory { path: "/no/such".into() };
+        assert_eq!(format!("{error:?}"), "there is no directory /no/such");
     }
 }

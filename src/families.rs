@@ -1,6 +1,7 @@
 //! How a model's architecture is found from its own `config.json`: each capability has a list of families, and the
 //! first whose names match reads the rest of the file. What a family computes is left to its file.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -64,7 +65,7 @@ pub(crate) fn find<A>(
 
 /// Why a model is refused whose architecture is in no line of the list.
 pub(crate) fn unsupported<A>(families: &[Family<A>], capability: &'static str, found: String) -> Error {
-    Error::UnsupportedArchitecture { found, capability, supported: names_of(families) }
+    Error::UnsupportedArchitecture { found, capability: capability.into(), supported: names_of(families) }
 }
 
 /// What a configuration, of whichever kind of model, calls the architecture.
@@ -73,11 +74,12 @@ pub(crate) fn name_in(config: &serde_json::Value) -> String {
 }
 
 /// The families' names, for an error; where several share one `model_type`, the later ones by their architecture.
-fn names_of<A>(families: &[Family<A>]) -> Vec<&'static str> {
-    let mut names = Vec::with_capacity(families.len());
+fn names_of<A>(families: &[Family<A>]) -> Vec<Cow<'static, str>> {
+    let mut names: Vec<Cow<'static, str>> = Vec::with_capacity(families.len());
     for family in families {
         let own = family.architectures.first().copied().unwrap_or(family.model_type);
-        names.push(if names.contains(&family.model_type) { own } else { family.model_type });
+        let taken = names.iter().any(|name| name == family.model_type);
+        names.push(if taken { own } else { family.model_type }.into());
     }
     names
 }

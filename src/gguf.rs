@@ -39,7 +39,7 @@ impl GgufFile {
     /// # Errors
     /// [`Error::InvalidGguf`] if it makes no sense, [`Error::TruncatedWeights`] if tensors lie beyond the file's end.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
+        let unreadable = |source| Error::unreadable(path, &source);
         let file = File::open(path).map_err(unreadable)?;
         let size = file.metadata().map_err(unreadable)?.len();
         let header = read_header(BufReader::new(file), size)
@@ -52,9 +52,9 @@ impl GgufFile {
         match file.header.number("split.count") {
             Some(count) if count > 1 => Err(Error::UnsupportedSetting {
                 file: file.path,
-                what: "split.count",
+                what: "split.count".into(),
                 found: count.to_string(),
-                supported: "files in one piece",
+                supported: "files in one piece".into(),
             }),
             _ => Ok(file),
         }
@@ -108,7 +108,7 @@ impl GgufFile {
                 "the tensor {name} is of type {kind}, which is not supported; supported are {supported}"
             )));
         };
-        let unreadable = |source| Error::UnreadableFile { path: self.path.clone(), source };
+        let unreadable = |source| Error::unreadable(&self.path, &source);
         let mut file = File::open(&self.path).map_err(unreadable)?;
         file.seek(SeekFrom::Start(tensor.start)).map_err(unreadable)?;
         // The header's sizes fit the file, so this asks for no more than is there.
@@ -125,7 +125,7 @@ impl GgufFile {
             return Err(Error::NotFinite {
                 tensor: name.to_owned(),
                 index: row_index * row,
-                value: f32::NAN,
+                value: f32::NAN.to_string(),
             });
         }
         Ok(Stored { blocks, bytes })

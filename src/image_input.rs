@@ -124,11 +124,11 @@ impl ImageInput {
         if !(1..=MAX_PARALLEL).contains(&settings.decoders) {
             let reason =
                 format!("{} decoders are asked for; 1 to {MAX_PARALLEL} are allowed", settings.decoders);
-            return Err(Error::InvalidSetting { setting: "image_input", reason });
+            return Err(Error::InvalidSetting { setting: "image_input".into(), reason });
         }
         if settings.memory == Bytes(0) {
             let reason = "no memory for images is given".to_owned();
-            return Err(Error::InvalidSetting { setting: "image_input", reason });
+            return Err(Error::InvalidSetting { setting: "image_input".into(), reason });
         }
         let memory = ImageMemory::new(settings.memory);
         let decoders = Arc::new(Semaphore::new(settings.decoders));
@@ -456,5 +456,5 @@ pub(crate) fn opened(source: &ImageSource) -> Result<Cow<'_, Picture>> {
 
 /// Refuses what is over a limit.
 pub(crate) fn too_large(what: &'static str, found: u64, limit: u64) -> Result<()> {
-    if found > limit { Err(Error::ImageTooLarge { what, found, limit }) } else { Ok(()) }
+    if found > limit { Err(Error::ImageTooLarge { what: what.into(), found, limit }) } else { Ok(()) }
 }

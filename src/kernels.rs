@@ -260,9 +260,7 @@ pub(crate) fn with_values<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> R) ->
     let (storage, layout) = tensor.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(work(&values[start..end])),
-        _ => Err(Error::Compute(candle_core::Error::msg(
-            "a kernel was given a tensor that it cannot read in place",
-        ))),
+        _ => Err(Error::compute("a kernel was given a tensor that it cannot read in place")),
     }
 }
 

@@ -159,7 +159,7 @@ impl GenerationLimits {
         for (setting, found, least, most) in ranges {
             if !(least..=most).contains(&found) {
                 let reason = format!("it is {found}; {least} to {most} are allowed");
-                return Err(Error::InvalidSetting { setting, reason });
+                return Err(Error::InvalidSetting { setting: setting.into(), reason });
             }
         }
         Ok(())
@@ -175,7 +175,7 @@ impl GenerationLimits {
             false => (context, "the model's context has"),
         };
         let room = limit.checked_sub(prompt).filter(|room| *room > 0);
-        room.ok_or(Error::PromptTooLong { prompt, limit, of })
+        room.ok_or(Error::PromptTooLong { prompt, limit, of: of.into() })
     }
 }
 

@@ -174,7 +174,12 @@ impl Modules {
 }
 
 fn unsupported(file: &str, what: &'static str, found: String, supported: &'static str) -> Error {
-    Error::UnsupportedSetting { file: PathBuf::from(file), what, found, supported }
+    Error::UnsupportedSetting {
+        file: PathBuf::from(file),
+        what: what.into(),
+        found,
+        supported: supported.into(),
+    }
 }
 
 /// The poolings, and whether a prompt is pooled too.

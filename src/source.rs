@@ -187,7 +187,7 @@ impl Files {
         match source {
             Source::Directory(path) => Self::open_directory(path),
             Source::Repository { .. } => Err(Error::InvalidSetting {
-                setting: "source",
+                setting: "source".into(),
                 reason: format!("{source} is a repository, and this build is without the feature `hub`"),
             }),
         }
@@ -333,7 +333,7 @@ impl Files {
 
 fn refused_address() -> Error {
     let reason = "it is an address; a directory is needed, or a repository by its name, owner/name";
-    Error::InvalidSetting { setting: "source", reason: reason.to_owned() }
+    Error::InvalidSetting { setting: "source".into(), reason: reason.to_owned() }
 }
 
 fn only_pickle(directory: &Path) -> Option<String> {
@@ -353,7 +353,7 @@ fn only_gguf(directory: &Path) -> Result<Option<PathBuf>> {
     {
         return Ok(None);
     }
-    let unreadable = |source| Error::UnreadableFile { path: directory.to_owned(), source };
+    let unreadable = |source| Error::unreadable(directory, &source);
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
@@ -375,7 +375,7 @@ fn only_gguf(directory: &Path) -> Result<Option<PathBuf>> {
 /// # Errors
 /// [`Error::UnreadableFile`]; [`Error::InvalidConfig`] for one of more than [`MAX_CONFIG_BYTES`].
 pub(crate) fn read_config(path: &Path) -> Result<Vec<u8>> {
-    let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
+    let unreadable = |source| Error::unreadable(path, &source);
     let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
     if bytes > MAX_CONFIG_BYTES {
         let reason = format!("it has {bytes} bytes; at most {MAX_CONFIG_BYTES} are allowed");

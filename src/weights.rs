@@ -193,7 +193,7 @@ fn missing(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Er
 }
 
 fn read_header(path: &Path, file: usize) -> Result<Vec<(String, Entry)>> {
-    let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
+    let unreadable = |source| Error::unreadable(path, &source);
     let corrupt = |reason: String| Error::CorruptWeights { file: path.to_owned(), reason };
     let truncated = |expected, actual| Error::TruncatedWeights { file: path.to_owned(), expected, actual };
 
@@ -300,14 +300,14 @@ impl WeightReader<'_> {
         values.reserve_exact(shape.iter().product());
         self.read(entry, numbers, values)?;
         match values[begin..].iter().position(|value| !value.is_finite()) {
-            Some(index) => Err(Error::NotFinite { tensor, index, value: values[begin + index] }),
+            Some(index) => Err(Error::NotFinite { tensor, index, value: values[begin + index].to_string() }),
             None => Ok(()),
         }
     }
 
     fn read(&self, entry: &Entry, numbers: Numbers, values: &mut Vec<f32>) -> Result<()> {
         let path = &self.weights.files[entry.file];
-        let unreadable = |source| Error::UnreadableFile { path: path.clone(), source };
+        let unreadable = |source| Error::unreadable(&path, &source);
         let mut file = File::open(path).map_err(unreadable)?;
         file.seek(SeekFrom::Start(entry.start)).map_err(unreadable)?;
         let mut left = entry.bytes as usize;

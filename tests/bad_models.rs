@@ -284,8 +284,8 @@ fn assert_of_another_kind(source: &Source, name: &str, capabilities: &[&str]) {
         let Error::UnsupportedArchitecture { found, capability: asked, supported } = &error else {
             panic!("{capability}: {error}")
         };
-        assert_eq!((found.as_str(), asked), (name, capability));
-        assert!(!supported.is_empty() && error.to_string().contains(supported[0]), "{error}");
+        assert_eq!((found.as_str(), &**asked), (name, *capability));
+        assert!(!supported.is_empty() && error.to_string().contains(&*supported[0]), "{error}");
     }
 }
 

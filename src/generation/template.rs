@@ -136,7 +136,7 @@ pub(crate) fn read(files: &Files, context: &LoadContext) -> Result<(Option<ChatT
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
+    let unreadable = |source| Error::unreadable(path, &source);
     let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
     if bytes > MAX_TEMPLATE_BYTES as u64 {
         return Err(too_large(path, bytes));

@@ -22,7 +22,7 @@ impl HubFiles {
         context: &LoadContext,
     ) -> Result<()> {
         let (repository, name) = (self.name.clone(), file.to_owned());
-        let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
+        let unreadable = |source| Error::unreadable(path, &source);
         let actual = std::fs::metadata(path).map_err(unreadable)?.len();
         if announced > 0 && actual != announced {
             forget(path);
@@ -65,7 +65,7 @@ fn forget(path: &Path) {
 
 fn hash<D: sha2::Digest>(path: &Path, mut hasher: D, context: &LoadContext) -> Result<String> {
     use std::io::Read as _;
-    let unreadable = |source| Error::UnreadableFile { path: path.to_owned(), source };
+    let unreadable = |source| Error::unreadable(path, &source);
     let mut file = std::fs::File::open(path).map_err(unreadable)?;
     let mut piece = vec![0; PIECE];
     loop {

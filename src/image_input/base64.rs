@@ -28,7 +28,7 @@ pub(crate) fn check_length(text: &str, limits: &ImageLimits) -> Result<()> {
     let letters = limit.div_ceil(3).saturating_mul(4);
     let most = letters.saturating_add(letters / 16).saturating_add(MAX_MEDIA_TYPE as u64);
     if text.len() as u64 > most {
-        return Err(Error::ImageTooLarge { what: "bytes", found: text.len() as u64 / 4 * 3, limit });
+        return Err(Error::ImageTooLarge { what: "bytes".into(), found: text.len() as u64 / 4 * 3, limit });
     }
     Ok(())
 }

@@ -85,7 +85,7 @@ impl Fetcher {
         if !(1..=MAX_PARALLEL).contains(&settings.downloads) {
             let reason =
                 format!("{} downloads are asked for; 1 to {MAX_PARALLEL} are allowed", settings.downloads);
-            return Err(Error::InvalidSetting { setting: "image_input", reason });
+            return Err(Error::InvalidSetting { setting: "image_input".into(), reason });
         }
         let downloads = Arc::new(Semaphore::new(settings.downloads));
         Ok(Self { downloads, settings, client: OnceLock::new() })
@@ -193,7 +193,7 @@ impl Fetcher {
 
 /// The content, as far as the limit. What its length is said to be only serves to end sooner.
 async fn read(url: &Url, mut response: Response, limit: u64) -> Result<Vec<u8>> {
-    let too_large = |found| Error::ImageTooLarge { what: "bytes", found, limit };
+    let too_large = |found| Error::ImageTooLarge { what: "bytes".into(), found, limit };
     if let Some(length) = response.content_length().filter(|length| *length > limit) {
         return Err(too_large(length));
     }

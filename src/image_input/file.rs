@@ -24,7 +24,7 @@ pub(crate) fn read(path: &Path, limits: &ImageLimits) -> Result<Vec<u8>> {
             let reason = format!("it is given as a file's path, which cannot be read: {}", source.kind());
             address::refused(address::NONE, &reason)
         }
-        false => Error::UnreadableFile { path: path.to_owned(), source },
+        false => Error::unreadable(path, &source),
     };
     check_regular(&std::fs::metadata(path).map_err(unreadable)?).map_err(unreadable)?;
     let file = open(path).map_err(unreadable)?;

@@ -52,7 +52,7 @@ impl FromStr for Network {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let invalid = || Error::InvalidSetting {
-            setting: "allowed_networks",
+            setting: "allowed_networks".into(),
             reason: format!("{text:?} is no network; such are 10.1.0.0/16, fd00::/8 and 127.0.0.1"),
         };
         let (address, prefix) = text.split_once('/').map_or((text, None), |(a, b)| (a, Some(b)));

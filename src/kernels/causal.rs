@@ -324,7 +324,7 @@ fn grow(store: &mut Vec<f32>, more: usize, step: usize) {
 }
 
 fn misfit(reason: &str) -> Error {
-    Error::Compute(candle_core::Error::msg(format!("attention: {reason}")))
+    Error::compute(format!("attention: {reason}"))
 }
 
 /// A sequence with its rows of this pass.

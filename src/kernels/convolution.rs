@@ -139,7 +139,7 @@ impl Shape {
 }
 
 fn mismatch() -> Error {
-    Error::Compute(candle_core::Error::msg("an image does not fit its convolution"))
+    Error::compute("an image does not fit its convolution")
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ pub(crate) fn attend_with_bias(
 ) -> Result<Tensor> {
     if bias.dims() != [heads, query.dim(1)?, key.dim(1)?] {
         let reason = "the bias does not fit the queries and keys";
-        return Err(Error::Compute(candle_core::Error::msg(reason)));
+        return Err(Error::compute(reason));
     }
     attend_to(query, key, value, heads, scale, Some(bias))
 }
@@ -48,7 +48,7 @@ fn attend_to(
     let fits = heads > 0 && width > 0 && width.is_multiple_of(heads.max(1)) && others > 0;
     if !fits || key.dims() != [batch, others, width] || value.dims() != key.dims() {
         let reason = "queries, keys and values do not fit together";
-        return Err(Error::Compute(candle_core::Error::msg(reason)));
+        return Err(Error::compute(reason));
     }
     if !query.device().is_cpu() {
         return on_any(query, key, value, heads, scale, bias);

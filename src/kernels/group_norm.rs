@@ -158,7 +158,7 @@ impl WithSimd for Apply<'_> {
 }
 
 fn mismatch() -> Error {
-    Error::Compute(candle_core::Error::msg("channels do not fit their group norm"))
+    Error::compute("channels do not fit their group norm")
 }
 
 #[cfg(test)]

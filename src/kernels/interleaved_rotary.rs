@@ -13,7 +13,7 @@ pub(crate) fn turn_pairs(input: &Tensor, cosines: &Tensor, sines: &Tensor) -> Re
     let (rows, pairs) = cosines.dims2()?;
     if rows != count || pairs == 0 || !width.is_multiple_of(2 * pairs) || sines.dims() != cosines.dims() {
         let reason = "rotary embedding: the turns do not fit the heads";
-        return Err(Error::Compute(candle_core::Error::msg(reason)));
+        return Err(Error::compute(reason));
     }
     if !input.device().is_cpu() {
         return on_any(input, cosines, sines);

@@ -50,7 +50,7 @@ impl PackedLinear {
         device: &Device,
     ) -> Result<Self> {
         if inside == 0 || !weight.len().is_multiple_of(inside) {
-            return Err(Error::Compute(candle_core::Error::msg("a weight of no width")));
+            return Err(Error::compute("a weight of no width"));
         }
         let outside = weight.len() / inside;
         let weight = match device {
@@ -138,7 +138,7 @@ impl PackedLinear {
     fn check(&self, input: &Tensor) -> Result<usize> {
         match input.dims2()? {
             (count, inside) if inside == self.inside => Ok(count),
-            _ => Err(Error::Compute(candle_core::Error::msg("rows of another width than the weight"))),
+            _ => Err(Error::compute("rows of another width than the weight")),
         }
     }
 
@@ -177,9 +177,7 @@ impl PackedLinear {
                 Ok(Tensor::from_vec(out, (rows.len(), self.inside), &Device::Cpu)?)
             }
             Weight::Tensor(weight) => Ok(weight.index_select(&Tensor::new(rows, weight.device())?, 0)?),
-            Weight::QuantizedTensors(_) => {
-                Err(Error::Compute(candle_core::Error::msg("a lookup in blocks on an accelerator")))
-            }
+            Weight::QuantizedTensors(_) => Err(Error::compute("a lookup in blocks on an accelerator")),
         }
     }
 

@@ -12,7 +12,7 @@ pub(crate) fn patches(image: &Tensor, patch: usize) -> Result<Tensor> {
     let (channels, height, width) = image.dims3()?;
     if patch == 0 || height < patch || width < patch {
         let reason = format!("an image of {width}x{height} has no patches of {patch}x{patch}");
-        return Err(Error::Compute(candle_core::Error::msg(reason)));
+        return Err(Error::compute(reason));
     }
     let (down, across) = (height / patch, width / patch);
     if !image.device().is_cpu() {

@@ -31,7 +31,7 @@ impl SelfAttention<'_> {
         let fits = self.heads > 0 && triple.is_multiple_of(3) && width.is_multiple_of(self.heads) && slopes;
         if lengths.iter().sum::<usize>() != count || !fits {
             let reason = "attention: lengths and heads do not fit the rows";
-            return Err(Error::Compute(candle_core::Error::msg(reason)));
+            return Err(Error::compute(reason));
         }
         match mixed.device().is_cpu() {
             true => self.on_cpu(mixed, lengths, width),

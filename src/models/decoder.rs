@@ -178,5 +178,5 @@ impl Decoder {
 }
 
 fn misfit(reason: &str) -> Error {
-    Error::Compute(candle_core::Error::msg(format!("decoder: {reason}")))
+    Error::compute(format!("decoder: {reason}"))
 }

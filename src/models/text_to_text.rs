@@ -221,7 +221,7 @@ impl TextGenerationModel {
                 }
             }
         }
-        let missing = || Error::Compute(candle_core::Error::msg("a text was not finished"));
+        let missing = || Error::compute("a text was not finished");
         answers.into_iter().map(|answer| answer.ok_or_else(missing)).collect()
     }
 }

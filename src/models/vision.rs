@@ -237,7 +237,7 @@ fn stack_layer(stack: &Stack, layer: usize, hidden: &Tensor) -> Result<Option<Te
 
 /// A step was given what another model remembers: a fault of this crate.
 fn misfit() -> crate::error::Error {
-    crate::error::Error::Compute(candle_core::Error::msg("a memory of another model"))
+    crate::error::Error::compute("a memory of another model")
 }
 
 /// A model in memory, shared by its workers.

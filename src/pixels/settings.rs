@@ -177,9 +177,9 @@ impl Preprocessing {
             None => processor,
             Some(name) => Processor::from_name(name).ok_or_else(|| Error::UnsupportedSetting {
                 file: file.to_owned(),
-                what: "image_processor_type",
+                what: "image_processor_type".into(),
                 found: name.to_owned(),
-                supported: Processor::NAMES,
+                supported: Processor::NAMES.into(),
             })?,
         };
         let reader = Reader { file: file.to_owned(), processor };
@@ -236,7 +236,12 @@ struct Reader {
 
 impl Reader {
     fn unsupported(&self, what: &'static str, found: String, supported: &'static str) -> Error {
-        Error::UnsupportedSetting { file: self.file.clone(), what, found, supported }
+        Error::UnsupportedSetting {
+            file: self.file.clone(),
+            what: what.into(),
+            found,
+            supported: supported.into(),
+        }
     }
 
     fn invalid(&self, reason: String) -> Error {

@@ -39,9 +39,9 @@ pub(super) fn shape(file: &Path, config: &Value, base: DecoderConfig) -> Result<
     if own.use_bidirectional_attention == Some(true) {
         return Err(Error::UnsupportedSetting {
             file: file.to_owned(),
-            what: "use_bidirectional_attention",
+            what: "use_bidirectional_attention".into(),
             found: "true".to_owned(),
-            supported: "false",
+            supported: "false".into(),
         });
     }
     let bias = Bias::from(own.attention_bias);

@@ -77,8 +77,8 @@ fn architecture(file: &GgufFile) -> Result<(&'static str, Architecture)> {
     let found = file.header().text("general.architecture").unwrap_or("(none named)");
     ARCHITECTURES.into_iter().find(|(name, _)| *name == found).ok_or_else(|| Error::UnsupportedArchitecture {
         found: found.to_owned(),
-        capability: "text to text in GGUF",
-        supported: ARCHITECTURES.into_iter().map(|(name, _)| name).collect(),
+        capability: "text to text in GGUF".into(),
+        supported: ARCHITECTURES.into_iter().map(|(name, _)| name.into()).collect(),
     })
 }
 

@@ -128,9 +128,9 @@ impl RopeParameters {
             other => {
                 return Err(Error::UnsupportedSetting {
                     file: file.to_owned(),
-                    what: "rope_type",
+                    what: "rope_type".into(),
                     found: other.to_owned(),
-                    supported: "default, linear, llama3, yarn, longrope, mrope",
+                    supported: "default, linear, llama3, yarn, longrope, mrope".into(),
                 });
             }
         };

@@ -133,9 +133,9 @@ impl Settings {
                 other => {
                     return Err(Error::UnsupportedSetting {
                         file: file.to_owned(),
-                        what: "layer_types",
+                        what: "layer_types".into(),
                         found: other.unwrap_or("a list shorter than num_hidden_layers").to_owned(),
-                        supported: "full_attention, sliding_attention",
+                        supported: "full_attention, sliding_attention".into(),
                     });
                 }
             },
@@ -150,9 +150,9 @@ impl Settings {
         let name = self.hidden_activation.as_deref().or(self.hidden_act.as_deref()).unwrap_or("silu");
         Activation::from_name(name).ok_or_else(|| Error::UnsupportedSetting {
             file: file.to_owned(),
-            what: "hidden_act",
+            what: "hidden_act".into(),
             found: name.to_owned(),
-            supported: Activation::NAMES,
+            supported: Activation::NAMES.into(),
         })
     }
 

@@ -37,9 +37,9 @@ impl Config {
         if vision.get("vision_use_head") == Some(&Value::Bool(false)) {
             return Err(Error::UnsupportedSetting {
                 file: file.to_owned(),
-                what: "vision_use_head",
+                what: "vision_use_head".into(),
                 found: "false".to_owned(),
-                supported: "true",
+                supported: "true".into(),
             });
         }
         let config = Self {

@@ -363,7 +363,12 @@ pub(super) fn activation(file: &Path, setting: &'static str, name: &str) -> Resu
 }
 
 pub(super) fn unsupported(file: &Path, what: &'static str, found: &str, supported: &'static str) -> Error {
-    Error::UnsupportedSetting { file: file.to_owned(), what, found: found.to_owned(), supported }
+    Error::UnsupportedSetting {
+        file: file.to_owned(),
+        what: what.into(),
+        found: found.to_owned(),
+        supported: supported.into(),
+    }
 }
 
 pub(super) fn invalid(file: &Path, reason: String) -> Error {

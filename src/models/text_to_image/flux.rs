@@ -161,8 +161,7 @@ impl Pipeline for LoadedFlux {
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
         let Conditioning { hidden, pooled, guidance } = conditioning;
-        let pooled =
-            pooled.as_ref().ok_or_else(|| Error::Compute(candle_core::Error::msg("no text vector")))?;
+        let pooled = pooled.as_ref().ok_or_else(|| Error::compute("no text vector"))?;
         let told = (timestep, *guidance);
         Ok(self.transformer.forward(&input.i(0)?, told, &hidden.i(0)?, pooled, watch)?.unsqueeze(0)?)
     }

@@ -75,9 +75,9 @@ impl<'a> Repository<'a> {
             Some(found) if !classes.is_empty() && !classes.contains(&found.as_str()) => {
                 Err(Error::UnsupportedSetting {
                     file: path,
-                    what: "_class_name",
+                    what: "_class_name".into(),
                     found,
-                    supported: classes.first().copied().unwrap_or_default(),
+                    supported: classes.first().copied().unwrap_or_default().into(),
                 })
             }
             _ => {
@@ -136,7 +136,12 @@ fn check_only(
                 if found != *supported
                     && (as_number(&found).is_none() || as_number(&found) != as_number(supported)) =>
             {
-                return Err(Error::UnsupportedSetting { file: path.to_owned(), what, found, supported });
+                return Err(Error::UnsupportedSetting {
+                    file: path.to_owned(),
+                    what: (*what).into(),
+                    found,
+                    supported: (*supported).into(),
+                });
             }
             _ => {}
         }
@@ -187,7 +192,7 @@ impl PartWeights {
         let found = self.0.iter().find(|(part, _)| part.folder == folder);
         found
             .map(|(_, weights)| weights)
-            .ok_or_else(|| Error::Compute(candle_core::Error::msg(format!("no part {folder} was opened"))))
+            .ok_or_else(|| Error::compute(format!("no part {folder} was opened")))
     }
 
     pub(super) fn bytes_in_memory(&self) -> Bytes {
@@ -222,7 +227,7 @@ mod tests {
             assert!(check(value).is_ok());
         }
         for value in [serde_json::json!(2), serde_json::json!("1"), serde_json::json!([1])] {
-            assert!(matches!(check(value), Err(Error::UnsupportedSetting { what: "scale", .. })));
+            assert!(matches!(check(value), Err(Error::UnsupportedSetting { what, .. }) if what == "scale"));
         }
     }
 }

@@ -176,9 +176,9 @@ impl Schedule {
         let Some((_, _, own)) = own else {
             return Err(Error::UnsupportedSetting {
                 file: path,
-                what: "_class_name",
+                what: "_class_name".into(),
                 found: config.class_name,
-                supported: CLASSES,
+                supported: CLASSES.into(),
             });
         };
         let kept = kept(&path, &config)?;

@@ -202,8 +202,7 @@ impl Pipeline for LoadedStableDiffusion3 {
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
         let Conditioning { hidden, pooled, .. } = conditioning;
-        let pooled =
-            pooled.as_ref().ok_or_else(|| Error::Compute(candle_core::Error::msg("no text vector")))?;
+        let pooled = pooled.as_ref().ok_or_else(|| Error::compute("no text vector"))?;
         let predict = |row: usize| {
             let pooled = pooled.i(row..row + 1)?;
             self.transformer.forward(&input.i(0)?, timestep, &hidden.i(row)?, &pooled, watch)

@@ -91,9 +91,9 @@ impl Config {
         if self.middle.is_none() {
             return Err(Error::UnsupportedSetting {
                 file: path.to_owned(),
-                what: "feed_forward_proj",
+                what: "feed_forward_proj".into(),
                 found: self.feed_forward_proj.clone(),
-                supported: "relu, gated-gelu, gated-silu",
+                supported: "relu, gated-gelu, gated-silu".into(),
             });
         }
         let sizes = [

@@ -83,7 +83,7 @@ impl Unet {
     pub(super) fn load(config: &UnetConfig, place: &Place<'_>) -> Result<Self> {
         let levels = config.levels();
         let (Some(top), Some(deepest)) = (levels.first(), levels.last()) else {
-            return Err(Error::Compute(candle_core::Error::msg("a UNet has at least one level")));
+            return Err(Error::compute("a UNet has at least one level"));
         };
         let (start, embedded) = (top.width, config.time_width());
         let shape = ResnetShape { groups: config.norm_num_groups, epsilon: config.norm_eps, time: embedded };

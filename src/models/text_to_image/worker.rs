@@ -46,7 +46,7 @@ fn is_wanted(item: &Item<TextToImage>) -> bool {
 fn alone<T>(item: &Item<TextToImage>, result: Result<T>) -> Result<Option<T>, Failure> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(error @ Error::Compute(_)) => Err(error.into()),
+        Err(error @ (Error::Compute(_) | Error::OutOfMemory(_))) => Err(error.into()),
         Err(error) => {
             item.fail(error.into());
             Ok(None)

@@ -133,9 +133,9 @@ pub(crate) fn check_image(file: &Path, channels: usize, image: usize, patch: usi
     if channels != 3 {
         return Err(Error::UnsupportedSetting {
             file: file.to_owned(),
-            what: "num_channels",
+            what: "num_channels".into(),
             found: channels.to_string(),
-            supported: "3",
+            supported: "3".into(),
         });
     }
     if patch == 0 || image < patch || image > MAX_MODEL_SIDE {
@@ -152,9 +152,9 @@ pub(crate) fn check_image(file: &Path, channels: usize, image: usize, patch: usi
 pub(crate) fn activation(file: &Path, name: &str) -> Result<Activation> {
     Activation::from_name(name).ok_or_else(|| Error::UnsupportedSetting {
         file: file.to_owned(),
-        what: "hidden_act",
+        what: "hidden_act".into(),
         found: name.to_owned(),
-        supported: Activation::NAMES,
+        supported: Activation::NAMES.into(),
     })
 }
 

@@ -70,9 +70,9 @@ impl Config {
         {
             return Err(Error::UnsupportedSetting {
                 file: file.to_owned(),
-                what: "the architecture",
+                what: "the architecture".into(),
                 found: other.clone(),
-                supported: "BlipForConditionalGeneration",
+                supported: "BlipForConditionalGeneration".into(),
             });
         }
         let vision = VisionSettings::read(file, vision_defaults(), &parts.vision_config)?;

@@ -118,9 +118,9 @@ impl Config {
             Some(other) => {
                 return Err(Error::UnsupportedSetting {
                     file: file.to_owned(),
-                    what: "the vision tower",
+                    what: "the vision tower".into(),
                     found: other.to_owned(),
-                    supported: "clip_vision_model",
+                    supported: "clip_vision_model".into(),
                 });
             }
         }

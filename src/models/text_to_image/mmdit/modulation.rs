@@ -22,7 +22,7 @@ impl Modulation {
     pub(in super::super) fn parts<const N: usize>(&self, modulation: &Tensor) -> Result<[Tensor; N]> {
         let mixed = self.0.forward(modulation, Activation::Identity)?.squeeze(0)?;
         let parts = mixed.chunk(N, 0)?;
-        parts.try_into().map_err(|_| Error::Compute(candle_core::Error::msg("a modulation has other parts")))
+        parts.try_into().map_err(|_| Error::compute("a modulation has other parts"))
     }
 }
 

@@ -87,9 +87,9 @@ impl TransformerConfig {
             None | Some("rms_norm") => Ok(config),
             Some(other) => Err(Error::UnsupportedSetting {
                 file: path,
-                what: "qk_norm",
+                what: "qk_norm".into(),
                 found: other.to_owned(),
-                supported: "rms_norm, null",
+                supported: "rms_norm, null".into(),
             }),
         }
     }

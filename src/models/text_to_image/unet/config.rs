@@ -180,9 +180,9 @@ impl UnetConfig {
             }
             Some(found) => Err(Error::UnsupportedSetting {
                 file: path.to_owned(),
-                what: "addition_embed_type",
+                what: "addition_embed_type".into(),
                 found: found.to_owned(),
-                supported: "text_time",
+                supported: "text_time".into(),
             }),
         }
     }

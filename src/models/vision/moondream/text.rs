@@ -48,9 +48,9 @@ impl TextConfig {
         if config.group_size.is_some() {
             return Err(Error::UnsupportedSetting {
                 file: file.to_owned(),
-                what: "group_size",
+                what: "group_size".into(),
                 found: "of quantized weights".to_owned(),
-                supported: "none",
+                supported: "none".into(),
             });
         }
         let counts = [config.vocab_size, config.max_context];

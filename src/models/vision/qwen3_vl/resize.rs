@@ -68,9 +68,9 @@ impl SmartResize {
             None => Filter::Bicubic,
             Some(number) => Filter::from_number(number).ok_or_else(|| Error::UnsupportedSetting {
                 file: file.to_owned(),
-                what: "resample",
+                what: "resample".into(),
                 found: number.to_string(),
-                supported: "0 to 5, as Pillow counts",
+                supported: "0 to 5, as Pillow counts".into(),
             })?,
         };
         Ok(Self { factor, fewest, most, filter })
