@@ -24,7 +24,7 @@ const BLOCK: usize = 64;
 pub(crate) struct CausalAttention {
     pub(crate) heads: usize,
     /// Heads of keys and values: a divisor of `heads`.
-    pub(crate) shared_heads: usize,
+    pub(crate) kv_heads: usize,
     /// Numbers of a head.
     pub(crate) size: usize,
     pub(crate) scale: f32,
@@ -38,9 +38,9 @@ pub(crate) struct CausalAttention {
 /// One layer's keys and values of one sequence.
 #[derive(Debug)]
 pub(crate) enum KeyValues {
-    /// `(tokens, shared heads · size)` each, in host memory.
+    /// `(tokens, kv_heads · size)` each, in host memory.
     Host { keys: Vec<f32>, values: Vec<f32> },
-    /// `(capacity, shared heads · size)` each, on an accelerator.
+    /// `(capacity, kv_heads · size)` each, on an accelerator.
     Device { keys: Tensor, values: Tensor, tokens: usize },
 }
 
@@ -92,18 +92,18 @@ pub(crate) struct Run<'a> {
 
 impl CausalAttention {
     /// Length of a row of keys, or of values.
-    fn shared_width(&self) -> usize {
-        self.shared_heads * self.size
+    fn kv_width(&self) -> usize {
+        self.kv_heads * self.size
     }
 
-    /// Each row of `mixed` is a token's queries, keys and values: `(rows, (heads + 2 · shared heads) · size)` to
+    /// Each row of `mixed` is a token's queries, keys and values: `(rows, (heads + 2 · kv_heads) · size)` to
     /// `(rows, heads · size)`. `turns` has a row for each, and `runs` cover them in order.
     pub(crate) fn forward(&self, mixed: &Tensor, turns: &Turns, runs: &mut [Run<'_>]) -> Result<Tensor> {
         let (count, width) = mixed.dims2()?;
-        let fits = self.shared_heads > 0
+        let fits = self.kv_heads > 0
             && self.size > 0
-            && self.heads.is_multiple_of(self.shared_heads)
-            && width == (self.heads + 2 * self.shared_heads) * self.size
+            && self.heads.is_multiple_of(self.kv_heads)
+            && width == (self.heads + 2 * self.kv_heads) * self.size
             && runs.iter().map(|run| run.length).sum::<usize>() == count;
         if !fits {
             return Err(misfit("heads and lengths do not fit the rows"));
@@ -118,10 +118,10 @@ impl CausalAttention {
     fn on_cpu(&self, mixed: &Tensor, turns: &Turns, runs: &mut [Run<'_>]) -> Result<Tensor> {
         let (count, width) = mixed.dims2()?;
         let mut mixed = with_values(mixed, <[f32]>::to_vec)?;
-        let (queries, shared) = (self.heads * self.size, self.shared_width());
+        let (queries, kv_width) = (self.heads * self.size, self.kv_width());
         for (index, row) in mixed.chunks_exact_mut(width).enumerate() {
             let (query, rest) = row.split_at_mut(queries);
-            let (key, _) = rest.split_at_mut(shared);
+            let (key, _) = rest.split_at_mut(kv_width);
             if let Some((query_norm, key_norm)) = &self.head_norms {
                 query_norm.on_values(query)?;
                 key_norm.on_values(key)?;
@@ -143,19 +143,19 @@ impl CausalAttention {
 
     /// Appends the rows' keys and values to the sequence's.
     fn remember<'a>(&self, run: &'a mut Run<'_>, rows: &'a [f32], width: usize) -> Result<Sequence<'a>> {
-        let (shared, past) = (self.shared_width(), run.past);
+        let (kv_width, past) = (self.kv_width(), run.past);
         let KeyValues::Host { keys, values } = &mut *run.memory else {
             return Err(misfit("the keys are on another device"));
         };
-        if keys.len() < past * shared || values.len() < past * shared {
+        if keys.len() < past * kv_width || values.len() < past * kv_width {
             return Err(misfit("tokens are missing from a sequence's memory"));
         }
         let begin = self.heads * self.size;
-        for (store, begin) in [(&mut *keys, begin), (&mut *values, begin + shared)] {
-            store.truncate(past * shared);
-            grow(store, run.length * shared, GROWTH * shared);
+        for (store, begin) in [(&mut *keys, begin), (&mut *values, begin + kv_width)] {
+            store.truncate(past * kv_width);
+            grow(store, run.length * kv_width, GROWTH * kv_width);
             for row in rows.chunks_exact(width) {
-                store.extend_from_slice(&row[begin..begin + shared]);
+                store.extend_from_slice(&row[begin..begin + kv_width]);
             }
         }
         Ok(Sequence { rows, width, keys, values, past, length: run.length })
@@ -167,13 +167,7 @@ impl CausalAttention {
         for sequence in sequences {
             for begin in (0..sequence.length).step_by(BLOCK) {
                 let end = sequence.length.min(begin + BLOCK);
-                tasks.extend((0..self.shared_heads).map(|head| Task {
-                    sequence,
-                    head,
-                    begin,
-                    end,
-                    first_row,
-                }));
+                tasks.extend((0..self.kv_heads).map(|head| Task { sequence, head, begin, end, first_row }));
             }
             first_row += sequence.length;
         }
@@ -187,7 +181,7 @@ impl CausalAttention {
                 .map_init(Scratch::default, |scratch, task| self.attend(scratch, task))
                 .collect(),
         };
-        let (row_width, group) = (self.heads * self.size, self.heads / self.shared_heads * self.size);
+        let (row_width, group) = (self.heads * self.size, self.heads / self.kv_heads * self.size);
         for (task, values) in tasks.iter().zip(&done) {
             for (row, values) in (task.first_row + task.begin..).zip(values.chunks_exact(group)) {
                 let begin = row * row_width + task.head * group;
@@ -198,14 +192,14 @@ impl CausalAttention {
 
     /// The heads that share one head of keys and values, for some rows: `(rows, heads in the group · size)`.
     fn attend(&self, scratch: &mut Scratch, task: &Task<'_>) -> Vec<f32> {
-        let (sequence, size, shared) = (task.sequence, self.size, self.shared_width());
-        let (count, group) = (task.end - task.begin, self.heads / self.shared_heads);
+        let (sequence, size, kv_width) = (task.sequence, self.size, self.kv_width());
+        let (count, group) = (task.end - task.begin, self.heads / self.kv_heads);
         let all = sequence.past + sequence.length;
-        let shared_part = |values| {
+        let kv_head = |values| {
             let values: &[f32] = values;
-            Matrix::rows(&values[task.head * size..], all, size, shared)
+            Matrix::rows(&values[task.head * size..], all, size, kv_width)
         };
-        let (keys, values) = (shared_part(sequence.keys), shared_part(sequence.values));
+        let (keys, values) = (kv_head(sequence.keys), kv_head(sequence.values));
         let mut out = vec![0.0; count * group * size];
         let queries = &sequence.rows[task.begin * sequence.width + task.head * group * size..];
         // One row: its heads are the rows of the product. More: one head after another.
@@ -237,7 +231,7 @@ impl CausalAttention {
     /// The same on any device.
     fn on_any(&self, mixed: &Tensor, turns: &Turns, runs: &mut [Run<'_>]) -> Result<Tensor> {
         let (count, _) = mixed.dims2()?;
-        let (queries, shared) = (self.heads * self.size, self.shared_width());
+        let (queries, kv_width) = (self.heads * self.size, self.kv_width());
         let part = |begin, heads: usize, norm: Option<&RmsNorm>| -> Result<Tensor> {
             let part = mixed.narrow(1, begin, heads * self.size)?.contiguous()?;
             let part = part.reshape((count * heads, self.size))?;
@@ -246,8 +240,8 @@ impl CausalAttention {
         };
         let norms = self.head_norms.as_ref();
         let query = part(0, self.heads, norms.map(|norms| &norms.0))?;
-        let key = part(queries, self.shared_heads, norms.map(|norms| &norms.1))?.reshape((count, shared))?;
-        let value = mixed.narrow(1, queries + shared, shared)?.contiguous()?;
+        let key = part(queries, self.kv_heads, norms.map(|norms| &norms.1))?.reshape((count, kv_width))?;
+        let value = mixed.narrow(1, queries + kv_width, kv_width)?.contiguous()?;
         let mut begin = 0;
         let mut out = Vec::with_capacity(runs.len());
         for run in runs {
@@ -268,13 +262,12 @@ impl CausalAttention {
     ) -> Result<Tensor> {
         let (keys, values) = store(run, key, value)?;
         let (length, all) = (run.length, run.past + run.length);
-        let group = self.heads / self.shared_heads;
-        let heads = |tensor: Tensor| {
-            tensor.reshape((all, self.shared_heads, self.size))?.transpose(0, 1)?.contiguous()
-        };
+        let group = self.heads / self.kv_heads;
+        let heads =
+            |tensor: Tensor| tensor.reshape((all, self.kv_heads, self.size))?.transpose(0, 1)?.contiguous();
         let (keys, values) = (heads(keys)?, heads(values)?);
         let query = query.transpose(0, 1)?.contiguous()?;
-        let query = query.reshape((self.shared_heads, group * length, self.size))?;
+        let query = query.reshape((self.kv_heads, group * length, self.size))?;
         let mut scores = (query.matmul(&keys.t()?)? * f64::from(self.scale))?;
         if let Some(cap) = self.soft_cap {
             scores = ((scores / f64::from(cap))?.tanh()? * f64::from(cap))?;
@@ -286,7 +279,7 @@ impl CausalAttention {
         let mask = Tensor::from_vec(mask, (1, length, all), query.device())?;
         let scores = scores.reshape((self.heads, length, all))?.broadcast_add(&mask)?;
         let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
-        let out = weights.reshape((self.shared_heads, group * length, all))?.matmul(&values)?;
+        let out = weights.reshape((self.kv_heads, group * length, all))?.matmul(&values)?;
         let out = out.reshape((self.heads, length, self.size))?.transpose(0, 1)?.contiguous()?;
         Ok(out.reshape((length, self.heads * self.size))?)
     }
@@ -354,7 +347,7 @@ mod tests {
     /// Two sequences, one in its middle, the other at its beginning, then a token more of each.
     fn run(layer: &CausalAttention, memories: &mut [KeyValues; 2]) -> Vec<f32> {
         let frequencies = Frequencies { steps: vec![1.0, 0.1, 0.01], axes: Vec::new(), amplitude: 1.0 };
-        let width = (layer.heads + 2 * layer.shared_heads) * layer.size;
+        let width = (layer.heads + 2 * layer.kv_heads) * layer.size;
         let mut out = Vec::new();
         let mut past = [0, 0];
         for lengths in [[70, 0], [3, 9], [1, 1]] {
@@ -386,7 +379,7 @@ mod tests {
             for (soft_cap, head_norms) in [(None, None), (Some(2.0), Some((norm(), norm())))] {
                 let layer = CausalAttention {
                     heads: 4,
-                    shared_heads: 2,
+                    kv_heads: 2,
                     size: 8,
                     scale: 0.35,
                     soft_cap,
@@ -414,7 +407,7 @@ mod tests {
     fn no_more_is_taken_than_is_counted_however_long_a_sequence_becomes() {
         let layer = CausalAttention {
             heads: 2,
-            shared_heads: 2,
+            kv_heads: 2,
             size: 4,
             scale: 0.5,
             soft_cap: None,
@@ -443,7 +436,7 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let layer = CausalAttention {
             heads: 2,
-            shared_heads: 1,
+            kv_heads: 1,
             size: 4,
             scale: 0.5,
             soft_cap: None,

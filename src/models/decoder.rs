@@ -89,7 +89,7 @@ impl Decoder {
     /// The memory of a new sequence that gets at least `known` tokens: those of its prompt, of which only a part may be
     /// in the first pass.
     pub(crate) fn cache(&self, known: usize) -> Result<Cache> {
-        let width = self.config.shared_heads.saturating_mul(self.config.head_size);
+        let width = self.config.kv_heads.saturating_mul(self.config.head_size);
         Cache::new(self.layers.len(), width, known, &self.device)
     }
 
@@ -139,7 +139,7 @@ impl Decoder {
         lengths: &[usize],
         after: impl Fn() -> Result<()>,
     ) -> Result<Tensor> {
-        let width = self.config.shared_heads.saturating_mul(self.config.head_size);
+        let width = self.config.kv_heads.saturating_mul(self.config.head_size);
         let turns = {
             let caches = lengths.iter().map(|length| Cache::new(0, width, *length, &self.device));
             let mut caches = caches.collect::<Result<Vec<_>>>()?;

@@ -28,7 +28,7 @@ pub(crate) struct DecoderConfig {
     pub(crate) context: usize,
     pub(crate) heads: usize,
     /// Heads of keys and values.
-    pub(crate) shared_heads: usize,
+    pub(crate) kv_heads: usize,
     /// Numbers of a head.
     pub(crate) head_size: usize,
     /// Factor on a query's product with a key.
@@ -178,7 +178,7 @@ impl DecoderConfig {
 
     /// What the cache of a sequence takes at so many tokens.
     pub(crate) fn cache_bytes(&self, tokens: usize) -> Bytes {
-        let width = self.shared_heads.saturating_mul(self.head_size);
+        let width = self.kv_heads.saturating_mul(self.head_size);
         let layer = KeyValues::bytes_for(tokens, width);
         Bytes(layer.saturating_mul(self.layers.len() as u64))
     }
@@ -196,11 +196,11 @@ impl DecoderConfig {
             FeedForward::Experts { middle, chosen, .. } => middle.saturating_mul(chosen),
         };
         let middle = self.layers.iter().map(middle).max().unwrap_or(0);
-        let heads = self.heads.saturating_add(2 * self.shared_heads).saturating_mul(self.head_size);
+        let heads = self.heads.saturating_add(2 * self.kv_heads).saturating_mul(self.head_size);
         // The widest moments: gate and up with their copy in panels and their product, or the mixed heads likewise.
         let row = middle.saturating_mul(5).max(heads.saturating_mul(3)).saturating_add(self.width * 4);
         let scores = longest.saturating_mul(rows.max(1)).min(SCORES);
-        let growing = growing_bytes(longest, self.shared_heads.saturating_mul(self.head_size));
+        let growing = growing_bytes(longest, self.kv_heads.saturating_mul(self.head_size));
         let numbers = row.saturating_mul(rows).saturating_add(scores);
         Bytes((numbers as u64).saturating_mul(4)) + Bytes(growing)
     }
@@ -222,7 +222,7 @@ impl DecoderConfig {
             ("vocab_size", self.vocabulary),
             ("hidden_size", self.width),
             ("num_attention_heads", self.heads),
-            ("num_key_value_heads", self.shared_heads),
+            ("num_key_value_heads", self.kv_heads),
             ("head_dim", self.head_size),
         ];
         for (name, side) in sides {
@@ -230,8 +230,8 @@ impl DecoderConfig {
                 return invalid(format!("{name} is {side}; from 1 to {MAX_SIDE} are allowed"));
             }
         }
-        if !self.heads.is_multiple_of(self.shared_heads) {
-            let (heads, shared) = (self.heads, self.shared_heads);
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let (heads, shared) = (self.heads, self.kv_heads);
             return invalid(format!(
                 "num_attention_heads {heads} is no multiple of num_key_value_heads {shared}"
             ));

@@ -118,7 +118,7 @@ impl Metadata<'_> {
             width,
             context: self.required("context_length")?,
             heads,
-            shared_heads: self.optional("attention.head_count_kv").unwrap_or(heads),
+            kv_heads: self.optional("attention.head_count_kv").unwrap_or(heads),
             head_size,
             attention_scale: 1.0 / (head_size as f32).sqrt(),
             attention_cap: None,

@@ -115,7 +115,7 @@ impl Builder<'_> {
 
     fn mixed(&self) -> Result<PackedLinear> {
         let config = self.config;
-        let (queries, shared) = (config.heads * config.head_size, config.shared_heads * config.head_size);
+        let (queries, shared) = (config.heads * config.head_size, config.kv_heads * config.head_size);
         let parts = match config.fusion {
             Fusion::Fused => vec![("self_attn.qkv_proj", queries + 2 * shared)],
             Fusion::Separate => vec![
@@ -138,7 +138,7 @@ impl Builder<'_> {
         };
         Ok(CausalAttention {
             heads: config.heads,
-            shared_heads: config.shared_heads,
+            kv_heads: config.kv_heads,
             size: config.head_size,
             scale: config.attention_scale,
             soft_cap: config.attention_cap,

@@ -99,7 +99,7 @@ impl Settings {
             width: self.hidden_size,
             context: self.max_position_embeddings,
             heads: self.num_attention_heads,
-            shared_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
+            kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
             head_size,
             attention_scale: 1.0 / (head_size as f32).sqrt(),
             attention_cap: None,

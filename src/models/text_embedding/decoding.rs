@@ -59,7 +59,7 @@ impl Architecture for Embedder {
 
     fn scratch(&self, tokens: usize, longest: usize) -> Bytes {
         // Keys and values are kept for one layer at a time.
-        let keys_and_values = 8 * (self.0.shared_heads as u64).saturating_mul(self.0.head_size as u64);
+        let keys_and_values = 8 * (self.0.kv_heads as u64).saturating_mul(self.0.head_size as u64);
         self.0.scratch(tokens, longest) + Bytes(keys_and_values.saturating_mul(tokens as u64))
     }
 

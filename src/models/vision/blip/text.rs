@@ -144,7 +144,7 @@ impl TextDecoder {
             layers: (0..shape.layers).map(|index| loader.layer(index)).collect::<Result<_>>()?,
             attention: CausalAttention {
                 heads: shape.heads,
-                shared_heads: shape.heads,
+                kv_heads: shape.heads,
                 size: width / shape.heads,
                 scale: 1.0 / ((width / shape.heads) as f32).sqrt(),
                 soft_cap: None,

@@ -54,7 +54,7 @@ impl TextConfig {
             });
         }
         let counts = [config.vocab_size, config.max_context];
-        let shared = config.shared_heads();
+        let shared = config.kv_heads();
         let sound = counts.iter().all(|count| (1..=MAX_SIZE).contains(count))
             && (1..=config.n_heads).contains(&shared)
             && config.n_heads.is_multiple_of(shared)
@@ -77,7 +77,7 @@ impl TextConfig {
         }
     }
 
-    fn shared_heads(&self) -> usize {
+    fn kv_heads(&self) -> usize {
         self.n_kv_heads.unwrap_or(self.n_heads)
     }
 
@@ -87,14 +87,14 @@ impl TextConfig {
 
     /// Keys and values of so many tokens.
     pub(super) fn memory(&self, tokens: usize) -> Bytes {
-        let layer = KeyValues::bytes_for(tokens, self.shared_heads() * self.size());
+        let layer = KeyValues::bytes_for(tokens, self.kv_heads() * self.size());
         Bytes(layer.saturating_mul(self.n_layers as u64))
     }
 
     /// What a pass over so many rows needs besides, where an answer has up to so many tokens.
     pub(super) fn scratch(&self, rows: usize, tokens: usize) -> Bytes {
         let words = (self.vocab_size as u64).saturating_mul(8);
-        let growing = growing_bytes(tokens, self.shared_heads() * self.size());
+        let growing = growing_bytes(tokens, self.kv_heads() * self.size());
         // Both halves of a layer are there side by side, with the mixed heads and sums that a stack has no more by then.
         let beside = (self.dim as u64).saturating_mul(6 * 4).saturating_mul(rows as u64);
         Bytes(words) + Bytes(growing) + Bytes(beside) + self.shape().scratch(rows, tokens)
@@ -138,7 +138,7 @@ struct Rows<'a> {
 
 impl TextModel {
     pub(super) fn load(config: &TextConfig, reader: &WeightReader<'_>, device: &Device) -> Result<Self> {
-        let (width, size, shared) = (config.dim, config.size(), config.shared_heads());
+        let (width, size, shared) = (config.dim, config.size(), config.kv_heads());
         let load = |name: &str, outside: usize, inside: usize| {
             let (mut weight, name) = (Vec::new(), format!("text.{name}"));
             reader.append(&format!("{name}.weight"), &[outside, inside], &mut weight)?;
@@ -159,7 +159,7 @@ impl TextModel {
         reader.append("text.wte", &[config.vocab_size, width], &mut words)?;
         let causal = CausalAttention {
             heads: config.n_heads,
-            shared_heads: shared,
+            kv_heads: shared,
             size,
             scale: 1.0 / (size as f32).sqrt(),
             soft_cap: None,
@@ -182,7 +182,7 @@ impl TextModel {
 
     /// An answer to a prompt of which nothing is read: words, an image's rows, and words again.
     pub(super) fn begin(&self, first: &[u32], image: &Tensor, rest: &[u32]) -> Result<Memory> {
-        let width = self.causal.shared_heads * self.causal.size;
+        let width = self.causal.kv_heads * self.causal.size;
         let layers = self.layers.iter().map(|_| KeyValues::new(width, &self.device));
         let prefix = match first {
             [] => image.clone(),
