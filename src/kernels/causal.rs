@@ -13,9 +13,9 @@ use super::rotary::Turns;
 use super::{rows, threads, with_values};
 use crate::error::{Error, Result};
 
-/// Tokens by which keys and values grow: no more is taken than [`KeyValues::bytes_for`] counts. What is there is copied
+/// Tokens by which keys and values grow: no more is taken than [`KvCache::bytes_for`] counts. What is there is copied
 /// each time, which at 8,192 tokens is a row read and written 32 times, where each new row has attention read all.
-pub(crate) const GROWTH: usize = 128;
+pub(crate) const KV_CACHE_STEP: usize = 128;
 /// Rows of a prompt that are one piece of work.
 const BLOCK: usize = 64;
 
@@ -37,17 +37,17 @@ pub(crate) struct CausalAttention {
 
 /// One layer's keys and values of one sequence.
 #[derive(Debug)]
-pub(crate) enum KeyValues {
+pub(crate) enum KvCache {
     /// `(tokens, kv_heads · size)` each, in host memory.
     Host { keys: Vec<f32>, values: Vec<f32> },
     /// `(capacity, kv_heads · size)` each, on an accelerator.
     Device { keys: Tensor, values: Tensor, tokens: usize },
 }
 
-impl KeyValues {
+impl KvCache {
     /// None yet, for `width` numbers a token.
     pub(crate) fn new(width: usize, device: &Device) -> Result<Self> {
-        Self::of(if device.is_cpu() { 0 } else { GROWTH }, width, device)
+        Self::of(if device.is_cpu() { 0 } else { KV_CACHE_STEP }, width, device)
     }
 
     /// None yet, with room for exactly so many tokens of `width` numbers.
@@ -71,7 +71,7 @@ impl KeyValues {
 
     /// Bytes that it will take for so many tokens.
     pub(crate) fn bytes_for(tokens: usize, width: usize) -> u64 {
-        let tokens = tokens.div_ceil(GROWTH).saturating_mul(GROWTH) as u64;
+        let tokens = tokens.div_ceil(KV_CACHE_STEP).saturating_mul(KV_CACHE_STEP) as u64;
         tokens.saturating_mul(8).saturating_mul(width as u64)
     }
 }
@@ -85,7 +85,7 @@ pub(crate) fn growing_bytes(tokens: usize, width: usize) -> u64 {
 /// Some rows of a pass: the next `length` tokens of a sequence of which `past` are in memory already. What is in
 /// memory beyond them is forgotten.
 pub(crate) struct Run<'a> {
-    pub(crate) memory: &'a mut KeyValues,
+    pub(crate) memory: &'a mut KvCache,
     pub(crate) past: usize,
     pub(crate) length: usize,
 }
@@ -144,7 +144,7 @@ impl CausalAttention {
     /// Appends the rows' keys and values to the sequence's.
     fn remember<'a>(&self, run: &'a mut Run<'_>, rows: &'a [f32], width: usize) -> Result<Sequence<'a>> {
         let (kv_width, past) = (self.kv_width(), run.past);
-        let KeyValues::Host { keys, values } = &mut *run.memory else {
+        let KvCache::Host { keys, values } = &mut *run.memory else {
             return Err(misfit("the keys are on another device"));
         };
         if keys.len() < past * kv_width || values.len() < past * kv_width {
@@ -153,7 +153,7 @@ impl CausalAttention {
         let begin = self.heads * self.size;
         for (store, begin) in [(&mut *keys, begin), (&mut *values, begin + kv_width)] {
             store.truncate(past * kv_width);
-            grow(store, run.length * kv_width, GROWTH * kv_width);
+            grow(store, run.length * kv_width, KV_CACHE_STEP * kv_width);
             for row in rows.chunks_exact(width) {
                 store.extend_from_slice(&row[begin..begin + kv_width]);
             }
@@ -288,7 +288,7 @@ impl CausalAttention {
 /// Appends to keys and values on an accelerator and lends all of them.
 fn store(run: &mut Run<'_>, key: &Tensor, value: &Tensor) -> Result<(Tensor, Tensor)> {
     let all = run.past + run.length;
-    let KeyValues::Device { keys, values, tokens } = &mut *run.memory else {
+    let KvCache::Device { keys, values, tokens } = &mut *run.memory else {
         return Err(misfit("the keys are in host memory"));
     };
     if *tokens < run.past {
@@ -296,7 +296,7 @@ fn store(run: &mut Run<'_>, key: &Tensor, value: &Tensor) -> Result<(Tensor, Ten
     }
     let (capacity, width) = keys.dims2()?;
     if capacity < all {
-        let more = all.next_multiple_of(GROWTH) - capacity;
+        let more = all.next_multiple_of(KV_CACHE_STEP) - capacity;
         let empty = Tensor::zeros((more, width), keys.dtype(), keys.device())?;
         *keys = Tensor::cat(&[&*keys, &empty], 0)?;
         *values = Tensor::cat(&[&*values, &empty], 0)?;
@@ -345,7 +345,7 @@ mod tests {
     use super::*;
 
     /// Two sequences, one in its middle, the other at its beginning, then a token more of each.
-    fn run(layer: &CausalAttention, memories: &mut [KeyValues; 2]) -> Vec<f32> {
+    fn run(layer: &CausalAttention, memories: &mut [KvCache; 2]) -> Vec<f32> {
         let frequencies = Frequencies { steps: vec![1.0, 0.1, 0.01], axes: Vec::new(), amplitude: 1.0 };
         let width = (layer.heads + 2 * layer.kv_heads) * layer.size;
         let mut out = Vec::new();
@@ -361,7 +361,7 @@ mod tests {
             let parts = memories.iter_mut().zip(past).zip(lengths);
             let runs = parts.map(|((memory, past), length)| Run { memory, past, length });
             let mut runs: Vec<Run<'_>> = runs.filter(|run| run.length > 0).collect();
-            let on_host = matches!(runs[0].memory, KeyValues::Host { .. });
+            let on_host = matches!(runs[0].memory, KvCache::Host { .. });
             let rows = match on_host {
                 true => layer.on_cpu(&mixed, &turns, &mut runs),
                 false => layer.on_any(&mixed, &turns, &mut runs),
@@ -386,14 +386,11 @@ mod tests {
                     span,
                     head_norms,
                 };
-                let host = || KeyValues::new(16, &Device::Cpu).unwrap();
+                let host = || KvCache::new(16, &Device::Cpu).unwrap();
                 let device = || {
-                    let empty = Tensor::zeros((GROWTH, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
-                    KeyValues::Device {
-                        keys: empty.copy().unwrap(),
-                        values: empty.copy().unwrap(),
-                        tokens: 0,
-                    }
+                    let empty =
+                        Tensor::zeros((KV_CACHE_STEP, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
+                    KvCache::Device { keys: empty.copy().unwrap(), values: empty.copy().unwrap(), tokens: 0 }
                 };
                 let ours = run(&layer, &mut [host(), host()]);
                 let theirs = run(&layer, &mut [device(), device()]);
@@ -414,20 +411,20 @@ mod tests {
             span: Span::Causal,
             head_norms: None,
         };
-        let empty = Tensor::zeros((GROWTH, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let device = KeyValues::Device { keys: empty.clone(), values: empty.copy().unwrap(), tokens: 0 };
-        for mut memory in [KeyValues::new(8, &Device::Cpu).unwrap(), device] {
+        let empty = Tensor::zeros((KV_CACHE_STEP, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let device = KvCache::Device { keys: empty.clone(), values: empty.copy().unwrap(), tokens: 0 };
+        for mut memory in [KvCache::new(8, &Device::Cpu).unwrap(), device] {
             let mut past = 0;
             for length in [100, 50, 300, 1, 61, 1, 700, 128] {
                 let mixed = Tensor::zeros((length, 24), candle_core::DType::F32, &Device::Cpu).unwrap();
-                let on_host = matches!(memory, KeyValues::Host { .. });
+                let on_host = matches!(memory, KvCache::Host { .. });
                 let mut runs = [Run { memory: &mut memory, past, length }];
                 match on_host {
                     true => layer.on_cpu(&mixed, &Turns::new(0), &mut runs).unwrap(),
                     false => layer.on_any(&mixed, &Turns::new(0), &mut runs).unwrap(),
                 };
                 past += length;
-                assert_eq!(memory.bytes(), KeyValues::bytes_for(past, 8), "{past} tokens");
+                assert_eq!(memory.bytes(), KvCache::bytes_for(past, 8), "{past} tokens");
             }
         }
     }
@@ -444,7 +441,7 @@ mod tests {
             head_norms: None,
         };
         let mixed = Tensor::zeros((2, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let mut memory = KeyValues::new(4, &Device::Cpu).unwrap();
+        let mut memory = KvCache::new(4, &Device::Cpu).unwrap();
         for (past, length) in [(0, 1), (1, 2)] {
             let mut runs = [Run { memory: &mut memory, past, length }];
             assert!(layer.forward(&mixed, &Turns::new(0), &mut runs).is_err());

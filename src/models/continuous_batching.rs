@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 use crate::error::Result;
 use crate::generation::{Generation, Next};
-use crate::kernels::causal::GROWTH;
+use crate::kernels::causal::KV_CACHE_STEP;
 use crate::limits::GenerationLimits;
 pub(crate) use worker::serve;
 
@@ -180,7 +180,7 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
 
 /// So many tokens in the pieces in which caches grow.
 pub(crate) fn blocks(tokens: usize) -> usize {
-    tokens.div_ceil(GROWTH).saturating_mul(GROWTH)
+    tokens.div_ceil(KV_CACHE_STEP).saturating_mul(KV_CACHE_STEP)
 }
 
 /// Tokens that the texts of a worker hold at most, where one has no more than `longest`.

@@ -29,7 +29,7 @@ use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::families::Family;
-use crate::kernels::causal::{KeyValues, Run};
+use crate::kernels::causal::{KvCache, Run};
 use crate::kernels::gated::RmsNorm;
 use crate::kernels::packed::PackedLinear;
 pub(crate) use cache::Cache;
@@ -148,8 +148,8 @@ impl Decoder {
                 segments.map(|(cache, length)| Segment { cache, length: *length, positions: None });
             self.turns(rows, &segments.collect::<Vec<_>>())?
         };
-        let memories = lengths.iter().map(|length| KeyValues::of(*length, width, &self.device));
-        let mut memories = memories.collect::<Result<Vec<KeyValues>>>()?;
+        let memories = lengths.iter().map(|length| KvCache::of(*length, width, &self.device));
+        let mut memories = memories.collect::<Result<Vec<KvCache>>>()?;
         let mut hidden = rows.clone();
         for layer in &self.layers {
             let pairs = memories.iter_mut().zip(lengths);

@@ -6,12 +6,12 @@ use model_actors::Bytes;
 
 use super::misfit;
 use crate::error::Result;
-use crate::kernels::causal::KeyValues;
+use crate::kernels::causal::KvCache;
 
 /// The keys and values of one sequence in every layer. It grows with the sequence, and is owned by a worker.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    layers: Vec<KeyValues>,
+    layers: Vec<KvCache>,
     length: usize,
     /// Tokens that the sequence is known to get at least. Phi-3's rotary embedding is chosen by it.
     known: usize,
@@ -20,7 +20,7 @@ pub(crate) struct Cache {
 impl Cache {
     /// Of a sequence that gets at least `known` tokens.
     pub(super) fn new(layers: usize, width: usize, known: usize, device: &Device) -> Result<Self> {
-        let layers = (0..layers).map(|_| KeyValues::new(width, device)).collect::<Result<_>>()?;
+        let layers = (0..layers).map(|_| KvCache::new(width, device)).collect::<Result<_>>()?;
         Ok(Self { layers, length: 0, known })
     }
 
@@ -37,7 +37,7 @@ impl Cache {
     /// Bytes that it takes now.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> Bytes {
-        Bytes(self.layers.iter().map(KeyValues::bytes).sum())
+        Bytes(self.layers.iter().map(KvCache::bytes).sum())
     }
 
     /// Forgets what it holds, keeping the memory: the sequence is read again, as one of at least `known` tokens.
@@ -49,7 +49,7 @@ impl Cache {
         self.length += rows;
     }
 
-    pub(super) fn layer(&mut self, index: usize) -> Result<&mut KeyValues> {
+    pub(super) fn layer(&mut self, index: usize) -> Result<&mut KvCache> {
         self.layers.get_mut(index).ok_or_else(|| misfit("a cache of another model"))
     }
 }

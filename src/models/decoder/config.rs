@@ -9,7 +9,7 @@ use super::Decoder;
 use super::load::{self, PREFIXES, SafeTensors};
 use super::rope::Rope;
 use crate::error::{Error, Result};
-use crate::kernels::causal::{KeyValues, growing_bytes};
+use crate::kernels::causal::{KvCache, growing_bytes};
 use crate::kernels::{Activation, SCORES, Span};
 use crate::weights::WeightFiles;
 
@@ -179,7 +179,7 @@ impl DecoderConfig {
     /// What the cache of a sequence takes at so many tokens.
     pub(crate) fn cache_bytes(&self, tokens: usize) -> Bytes {
         let width = self.kv_heads.saturating_mul(self.head_size);
-        let layer = KeyValues::bytes_for(tokens, width);
+        let layer = KvCache::bytes_for(tokens, width);
         Bytes(layer.saturating_mul(self.layers.len() as u64))
     }
 

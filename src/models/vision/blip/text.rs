@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{misfit, read_part};
 use crate::error::{Error, Result};
-use crate::kernels::causal::{CausalAttention, KeyValues, Run, growing_bytes};
+use crate::kernels::causal::{CausalAttention, KvCache, Run, growing_bytes};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rotary::Turns;
 use crate::kernels::{Activation, LayerNorm, Span, attend};
@@ -93,7 +93,7 @@ impl TextConfig {
 pub(in crate::models::vision) struct Memory {
     prompt: Vec<u32>,
     read: usize,
-    own: Vec<KeyValues>,
+    own: Vec<KvCache>,
     /// For each layer the image's keys and values, `(1, seen, width)` each.
     seen: Vec<[Tensor; 2]>,
 }
@@ -161,7 +161,7 @@ impl TextDecoder {
     /// A caption that begins with these tokens, of an image whose rows are `(seen, width)`.
     pub(super) fn begin(&self, prompt: Vec<u32>, image: &Tensor) -> Result<Memory> {
         let width = self.attention.heads * self.attention.size;
-        let own = self.layers.iter().map(|_| KeyValues::new(width, &self.device));
+        let own = self.layers.iter().map(|_| KvCache::new(width, &self.device));
         let seen = self.layers.iter().map(|layer| {
             let both = layer.asked.forward(image, Activation::Identity)?.unsqueeze(0)?;
             let half = |first| both.narrow(2, first, width)?.contiguous();

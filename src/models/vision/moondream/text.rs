@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::causal::{CausalAttention, KeyValues, Run, growing_bytes};
+use crate::kernels::causal::{CausalAttention, KvCache, Run, growing_bytes};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rotary::{Frequencies, Turns};
 use crate::kernels::{Activation, LayerNorm, Span};
@@ -87,7 +87,7 @@ impl TextConfig {
 
     /// Keys and values of so many tokens.
     pub(super) fn memory(&self, tokens: usize) -> Bytes {
-        let layer = KeyValues::bytes_for(tokens, self.kv_heads() * self.size());
+        let layer = KvCache::bytes_for(tokens, self.kv_heads() * self.size());
         Bytes(layer.saturating_mul(self.n_layers as u64))
     }
 
@@ -103,7 +103,7 @@ impl TextConfig {
 
 /// What a worker keeps of one answer.
 pub(in crate::models::vision) struct Memory {
-    layers: Vec<KeyValues>,
+    layers: Vec<KvCache>,
     length: usize,
     /// Rows that see each other, `(rows, width)`; read in one step.
     prefix: Option<Tensor>,
@@ -183,7 +183,7 @@ impl TextModel {
     /// An answer to a prompt of which nothing is read: words, an image's rows, and words again.
     pub(super) fn begin(&self, first: &[u32], image: &Tensor, rest: &[u32]) -> Result<Memory> {
         let width = self.causal.kv_heads * self.causal.size;
-        let layers = self.layers.iter().map(|_| KeyValues::new(width, &self.device));
+        let layers = self.layers.iter().map(|_| KvCache::new(width, &self.device));
         let prefix = match first {
             [] => image.clone(),
             first => Tensor::cat(&[&self.words.lookup(first)?, image], 0)?,
