@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::flash::{Head, Scratch, Span};
 use super::gated::RmsNorm;
 use super::matmul::Matrix;
-use super::rotary::Turns;
+use super::rotary::RopeTable;
 use super::{rows, threads, with_values};
 use crate::error::{Error, Result};
 
@@ -97,8 +97,8 @@ impl CausalAttention {
     }
 
     /// Each row of `mixed` is a token's queries, keys and values: `(rows, (heads + 2 · kv_heads) · size)` to
-    /// `(rows, heads · size)`. `turns` has a row for each, and `runs` cover them in order.
-    pub(crate) fn forward(&self, mixed: &Tensor, turns: &Turns, runs: &mut [Run<'_>]) -> Result<Tensor> {
+    /// `(rows, heads · size)`. `rope` has a row for each, and `runs` cover them in order.
+    pub(crate) fn forward(&self, mixed: &Tensor, rope: &RopeTable, runs: &mut [Run<'_>]) -> Result<Tensor> {
         let (count, width) = mixed.dims2()?;
         let fits = self.kv_heads > 0
             && self.size > 0
@@ -108,14 +108,10 @@ impl CausalAttention {
         if !fits {
             return Err(misfit("heads and lengths do not fit the rows"));
         }
-        if mixed.device().is_cpu() {
-            self.on_cpu(mixed, turns, runs)
-        } else {
-            self.on_any(mixed, turns, runs)
-        }
+        if mixed.device().is_cpu() { self.on_cpu(mixed, rope, runs) } else { self.on_any(mixed, rope, runs) }
     }
 
-    fn on_cpu(&self, mixed: &Tensor, turns: &Turns, runs: &mut [Run<'_>]) -> Result<Tensor> {
+    fn on_cpu(&self, mixed: &Tensor, rope: &RopeTable, runs: &mut [Run<'_>]) -> Result<Tensor> {
         let (count, width) = mixed.dims2()?;
         let mut mixed = with_values(mixed, <[f32]>::to_vec)?;
         let (queries, kv_width) = (self.heads * self.size, self.kv_width());
@@ -126,8 +122,8 @@ impl CausalAttention {
                 query_norm.on_values(query)?;
                 key_norm.on_values(key)?;
             }
-            turns.turn(index, query, self.size);
-            turns.turn(index, key, self.size);
+            rope.rotate_row(index, query, self.size);
+            rope.rotate_row(index, key, self.size);
         }
         let mut rest = mixed.as_slice();
         let mut sequences = Vec::with_capacity(runs.len());
@@ -229,14 +225,14 @@ impl CausalAttention {
     }
 
     /// The same on any device.
-    fn on_any(&self, mixed: &Tensor, turns: &Turns, runs: &mut [Run<'_>]) -> Result<Tensor> {
+    fn on_any(&self, mixed: &Tensor, rope: &RopeTable, runs: &mut [Run<'_>]) -> Result<Tensor> {
         let (count, _) = mixed.dims2()?;
         let (queries, kv_width) = (self.heads * self.size, self.kv_width());
         let part = |begin, heads: usize, norm: Option<&RmsNorm>| -> Result<Tensor> {
             let part = mixed.narrow(1, begin, heads * self.size)?.contiguous()?;
             let part = part.reshape((count * heads, self.size))?;
             let part = norm.map_or_else(|| Ok(part.clone()), |norm| norm.forward(&part))?;
-            turns.turn_tensor(&part.reshape((count, heads, self.size))?)
+            rope.rotate(&part.reshape((count, heads, self.size))?)
         };
         let norms = self.head_norms.as_ref();
         let query = part(0, self.heads, norms.map(|norms| &norms.0))?;
@@ -354,17 +350,17 @@ mod tests {
             let count = lengths[0] + lengths[1];
             let values = (0..count * width).map(|index| ((index + count) as f32 * 0.37).sin());
             let mixed = Tensor::from_iter(values, &Device::Cpu).unwrap().reshape((count, width)).unwrap();
-            let mut turns = Turns::new(3);
+            let mut rope = RopeTable::new(3);
             for (past, length) in past.iter().zip(lengths) {
-                turns.extend(&frequencies, (*past..past + length).map(|place| [place as u32; 3]));
+                rope.extend(&frequencies, (*past..past + length).map(|place| [place as u32; 3]));
             }
             let parts = memories.iter_mut().zip(past).zip(lengths);
             let runs = parts.map(|((memory, past), length)| Run { memory, past, length });
             let mut runs: Vec<Run<'_>> = runs.filter(|run| run.length > 0).collect();
             let on_host = matches!(runs[0].memory, KvCache::Host { .. });
             let rows = match on_host {
-                true => layer.on_cpu(&mixed, &turns, &mut runs),
-                false => layer.on_any(&mixed, &turns, &mut runs),
+                true => layer.on_cpu(&mixed, &rope, &mut runs),
+                false => layer.on_any(&mixed, &rope, &mut runs),
             };
             out.extend(rows.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
             past = [past[0] + lengths[0], past[1] + lengths[1]];
@@ -420,8 +416,8 @@ mod tests {
                 let on_host = matches!(memory, KvCache::Host { .. });
                 let mut runs = [Run { memory: &mut memory, past, length }];
                 match on_host {
-                    true => layer.on_cpu(&mixed, &Turns::new(0), &mut runs).unwrap(),
-                    false => layer.on_any(&mixed, &Turns::new(0), &mut runs).unwrap(),
+                    true => layer.on_cpu(&mixed, &RopeTable::new(0), &mut runs).unwrap(),
+                    false => layer.on_any(&mixed, &RopeTable::new(0), &mut runs).unwrap(),
                 };
                 past += length;
                 assert_eq!(memory.bytes(), KvCache::bytes_for(past, 8), "{past} tokens");
@@ -444,7 +440,7 @@ mod tests {
         let mut memory = KvCache::new(4, &Device::Cpu).unwrap();
         for (past, length) in [(0, 1), (1, 2)] {
             let mut runs = [Run { memory: &mut memory, past, length }];
-            assert!(layer.forward(&mixed, &Turns::new(0), &mut runs).is_err());
+            assert!(layer.forward(&mixed, &RopeTable::new(0), &mut runs).is_err());
         }
     }
 }

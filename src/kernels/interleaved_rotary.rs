@@ -6,7 +6,7 @@ use candle_core::{D, Device, Tensor};
 use super::{split_rows_at, threads, with_values};
 use crate::error::{Error, Result};
 
-/// Turns each head of `(rows, heads · size)`; a row has the cosines and sines of its pairs in the `(rows, size / 2)` of
+/// Rotates each head of `(rows, heads · size)`; a row has the cosines and sines of its pairs in the `(rows, size / 2)` of
 /// `cosines` and `sines`.
 pub(crate) fn turn_pairs(input: &Tensor, cosines: &Tensor, sines: &Tensor) -> Result<Tensor> {
     let (count, width) = input.dims2()?;

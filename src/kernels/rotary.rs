@@ -22,13 +22,13 @@ pub(crate) struct Frequencies {
 pub(crate) type Position = [u32; 3];
 
 /// Cosines and sines of the rows of a pass, each `(rows, pairs)`.
-pub(crate) struct Turns {
+pub(crate) struct RopeTable {
     pairs: usize,
     cosines: Vec<f32>,
     sines: Vec<f32>,
 }
 
-impl Turns {
+impl RopeTable {
     pub(crate) fn new(pairs: usize) -> Self {
         Self { pairs, cosines: Vec::new(), sines: Vec::new() }
     }
@@ -47,8 +47,8 @@ impl Turns {
         }
     }
 
-    /// Turns the heads, `size` numbers each, that lie one after another in `row`.
-    pub(super) fn turn(&self, row_index: usize, row: &mut [f32], size: usize) {
+    /// Rotates the heads, `size` numbers each, that lie one after another in `row`.
+    pub(super) fn rotate_row(&self, row_index: usize, row: &mut [f32], size: usize) {
         let range = row_index * self.pairs..(row_index + 1) * self.pairs;
         let (Some(cosines), Some(sines)) = (self.cosines.get(range.clone()), self.sines.get(range)) else {
             return;
@@ -63,22 +63,22 @@ impl Turns {
     }
 
     /// The same for the heads of `(rows, width)`, where they are.
-    pub(crate) fn turn_rows(&self, rows: &Tensor, size: usize) -> Result<Tensor> {
+    pub(crate) fn rotate_rows(&self, rows: &Tensor, size: usize) -> Result<Tensor> {
         let (count, width) = rows.dims2()?;
         if !rows.device().is_cpu() {
-            let turned = self.turn_tensor(&rows.reshape((count, width / size.max(1), size))?)?;
+            let turned = self.rotate(&rows.reshape((count, width / size.max(1), size))?)?;
             return Ok(turned.reshape((count, width))?);
         }
         let mut turned = with_values(rows, <[f32]>::to_vec)?;
         split_rows_at(&mut turned, width, threads(), |first, rows| {
             let rows = rows.chunks_exact_mut(width.max(1));
-            (first..).zip(rows).for_each(|(place, row)| self.turn(place, row, size));
+            (first..).zip(rows).for_each(|(place, row)| self.rotate_row(place, row, size));
         });
         Ok(Tensor::from_vec(turned, (count, width), &Device::Cpu)?)
     }
 
     /// The same for `(rows, heads, size)` on any device.
-    pub(super) fn turn_tensor(&self, heads: &Tensor) -> Result<Tensor> {
+    pub(super) fn rotate(&self, heads: &Tensor) -> Result<Tensor> {
         let (rows, _, size) = heads.dims3()?;
         if self.pairs == 0 {
             return Ok(heads.clone());

@@ -1,12 +1,12 @@
 //! Attention in which the rows of a sequence see each other, without padding and without a cache, in the forms that
-//! encoders differ by: positions as turns of queries and keys, as a penalty on distance (ALiBi, Press et al., 2022), and
+//! encoders differ by: positions as rotations of queries and keys, as a penalty on distance (ALiBi, Press et al., 2022), and
 //! layers that see only what comes before or what is near. Which layer has which form is left to the families;
 //! generation, with its caches, to the decoder's own kernel.
 
 use candle_core::{D, Device, Tensor};
 
 use super::flash::{Form, Rows, Sequence, Span};
-use super::rotary::Turns;
+use super::rotary::RopeTable;
 use super::{Padding, split_rows_at, threads, with_values};
 use crate::error::{Error, Result};
 
@@ -17,8 +17,8 @@ pub(crate) struct SelfAttention<'a> {
     /// For each head what a step of distance takes off a score; empty for none.
     pub(crate) slopes: &'a [f32],
     pub(crate) span: Span,
-    /// The turns of the pass's rows, for queries and keys.
-    pub(crate) turns: Option<&'a Turns>,
+    /// Rotates the queries and keys of the pass.
+    pub(crate) rope: Option<&'a RopeTable>,
 }
 
 impl SelfAttention<'_> {
@@ -44,9 +44,9 @@ impl SelfAttention<'_> {
         let size = width / self.heads;
         let form = Form { heads: self.heads, size, scale: 1.0 / (size as f32).sqrt(), span: self.span };
         with_values(mixed, |mixed| {
-            // Queries and keys lie in the mixed rows, or, turned, in rows of their own.
-            let turned = self.turns.map(|turns| turned(mixed, turns, width, size));
-            let (asked, stride) = turned.as_ref().map_or((mixed, 3 * width), |turned| (turned, 2 * width));
+            // Queries and keys lie in the mixed rows, or, rotated, in rows of their own.
+            let rotated = self.rope.map(|rope| rotated(mixed, rope, width, size));
+            let (asked, stride) = rotated.as_ref().map_or((mixed, 3 * width), |rotated| (rotated, 2 * width));
             let mut first = 0;
             let sequences = lengths.iter().map(|&count| {
                 let rows = |values, stride, column| {
@@ -78,8 +78,8 @@ impl SelfAttention<'_> {
         let (texts, longest) = (lengths.len(), layout.longest);
         let rows = mixed.reshape((mixed.dim(0)?, 3 * heads, size))?;
         let asked = rows.narrow(1, 0, 2 * heads)?;
-        let asked = match self.turns {
-            Some(turns) => turns.turn_tensor(&asked)?,
+        let asked = match self.rope {
+            Some(rope) => rope.rotate(&asked)?,
             None => asked,
         };
         let rows = Tensor::cat(&[&asked, &rows.narrow(1, 2 * heads, heads)?], 1)?;
@@ -122,22 +122,22 @@ impl SelfAttention<'_> {
     }
 }
 
-/// Queries and keys, `(rows, 2 · width)`, turned by their places.
-fn turned(mixed: &[f32], turns: &Turns, width: usize, size: usize) -> Vec<f32> {
-    let mut turned = vec![0.0; mixed.len() / 3 * 2];
-    split_rows_at(&mut turned, 2 * width, threads(), |first, rows| {
+/// Queries and keys, `(rows, 2 · width)`, rotated by their places.
+fn rotated(mixed: &[f32], rope: &RopeTable, width: usize, size: usize) -> Vec<f32> {
+    let mut rotated = vec![0.0; mixed.len() / 3 * 2];
+    split_rows_at(&mut rotated, 2 * width, threads(), |first, rows| {
         let mixed = mixed[first * 3 * width..].chunks_exact(3 * width);
         for (place, (row, mixed)) in (first..).zip(rows.chunks_exact_mut(2 * width).zip(mixed)) {
             row.copy_from_slice(&mixed[..2 * width]);
-            turns.turn(place, row, size);
+            rope.rotate_row(place, row, size);
         }
     });
-    turned
+    rotated
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::rotary::{Frequencies, Turns};
+    use super::super::rotary::{Frequencies, RopeTable};
     use super::*;
     use crate::kernels::random;
 
@@ -146,25 +146,25 @@ mod tests {
         difference.to_scalar().unwrap()
     }
 
-    fn turns(lengths: &[usize]) -> Turns {
+    fn rope(lengths: &[usize]) -> RopeTable {
         let frequencies = Frequencies { steps: vec![1.0, 0.5, 0.1, 0.02], axes: Vec::new(), amplitude: 1.0 };
-        let mut turns = Turns::new(4);
+        let mut rope = RopeTable::new(4);
         for length in lengths {
-            turns.extend(&frequencies, (0..*length as u32).map(|place| [place; 3]));
+            rope.extend(&frequencies, (0..*length as u32).map(|place| [place; 3]));
         }
-        turns
+        rope
     }
 
     #[test]
     fn both_ways_agree_for_every_form_whatever_the_threads() {
         let lengths = [3, 1, 7, 0, 4, 300];
         let mixed = random(0.0, 1.0, (315, 96));
-        let turns = turns(&lengths);
+        let rope = rope(&lengths);
         let slopes = [0.5, 0.25, 0.125, 0.0625];
         let near = [0, 2, 40, usize::MAX].map(Span::Around);
         for span in [Span::Everything, Span::Causal, Span::Window(9)].into_iter().chain(near) {
-            for (slopes, turns) in [(&[][..], None), (&slopes[..], None), (&[][..], Some(&turns))] {
-                let form = SelfAttention { heads: 4, slopes, span, turns };
+            for (slopes, rope) in [(&[][..], None), (&slopes[..], None), (&[][..], Some(&rope))] {
+                let form = SelfAttention { heads: 4, slopes, span, rope };
                 let slow = form.on_any(&mixed, &lengths, 32).unwrap();
                 let check = || assert!(difference(&form.attend(&mixed, &lengths).unwrap(), &slow) < 1e-5);
                 check();
@@ -178,7 +178,7 @@ mod tests {
         let mut rows = vec![0.0f32; 5 * 3];
         rows.chunks_exact_mut(3).enumerate().for_each(|(place, row)| row[2] = place as f32);
         let mixed = Tensor::from_vec(rows, (5, 3), &Device::Cpu).unwrap();
-        let form = SelfAttention { heads: 1, slopes: &[], span: Span::Around(1), turns: None };
+        let form = SelfAttention { heads: 1, slopes: &[], span: Span::Around(1), rope: None };
         let seen: Vec<f32> = form.attend(&mixed, &[5]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let means = [0.5, 1.0, 2.0, 3.0, 3.5];
         assert!(seen.iter().zip(means).all(|(seen, mean)| (seen - mean).abs() < 1e-6), "{seen:?}");
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let mixed = Tensor::zeros((4, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let form = |heads, slopes| SelfAttention { heads, slopes, span: Span::Everything, turns: None };
+        let form = |heads, slopes| SelfAttention { heads, slopes, span: Span::Everything, rope: None };
         assert!(form(2, &[]).attend(&mixed, &[3]).is_err());
         assert!(form(3, &[]).attend(&mixed, &[4]).is_err());
         assert!(form(0, &[]).attend(&mixed, &[4]).is_err());

@@ -116,7 +116,7 @@ impl Decoder {
         segments: &mut [Segment<'_>],
         mut after: impl FnMut(usize, Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let turns = self.turns(rows, segments)?;
+        let ropes = self.rope_tables(rows, segments)?;
         let mut hidden = rows.clone();
         for (index, layer) in self.layers.iter().enumerate() {
             let mut runs = Vec::with_capacity(segments.len());
@@ -124,8 +124,8 @@ impl Decoder {
                 let (past, length) = (segment.cache.length(), segment.length);
                 runs.push(Run { memory: segment.cache.layer(index)?, past, length });
             }
-            let turns = turns.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
-            hidden = after(index, layer.forward(hidden, &mut Pass { turns, runs: &mut runs })?)?;
+            let rope = ropes.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
+            hidden = after(index, layer.forward(hidden, &mut Pass { rope, runs: &mut runs })?)?;
         }
         segments.iter_mut().for_each(|segment| segment.cache.advance(segment.length));
         self.norm.forward(&hidden)
@@ -140,13 +140,13 @@ impl Decoder {
         after: impl Fn() -> Result<()>,
     ) -> Result<Tensor> {
         let width = self.config.kv_heads.saturating_mul(self.config.head_size);
-        let turns = {
+        let ropes = {
             let caches = lengths.iter().map(|length| Cache::new(0, width, *length, &self.device));
             let mut caches = caches.collect::<Result<Vec<_>>>()?;
             let segments = caches.iter_mut().zip(lengths);
             let segments =
                 segments.map(|(cache, length)| Segment { cache, length: *length, positions: None });
-            self.turns(rows, &segments.collect::<Vec<_>>())?
+            self.rope_tables(rows, &segments.collect::<Vec<_>>())?
         };
         let memories = lengths.iter().map(|length| KvCache::of(*length, width, &self.device));
         let mut memories = memories.collect::<Result<Vec<KvCache>>>()?;
@@ -155,8 +155,8 @@ impl Decoder {
             let pairs = memories.iter_mut().zip(lengths);
             let mut runs: Vec<Run<'_>> =
                 pairs.map(|(memory, length)| Run { memory, past: 0, length: *length }).collect();
-            let turns = turns.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
-            hidden = layer.forward(hidden, &mut Pass { turns, runs: &mut runs })?;
+            let rope = ropes.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
+            hidden = layer.forward(hidden, &mut Pass { rope, runs: &mut runs })?;
             after()?;
         }
         self.norm.forward(&hidden)

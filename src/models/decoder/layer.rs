@@ -8,7 +8,7 @@ use crate::kernels::Activation;
 use crate::kernels::causal::{CausalAttention, Run};
 use crate::kernels::gated::RmsNorm;
 use crate::kernels::packed::PackedLinear;
-use crate::kernels::rotary::Turns;
+use crate::kernels::rotary::RopeTable;
 
 pub(super) struct Layer {
     pub(super) attention_norm: RmsNorm,
@@ -34,14 +34,14 @@ pub(super) enum Feed {
 
 /// What a pass's rows are to each layer.
 pub(super) struct Pass<'a, 'b> {
-    pub(super) turns: &'a Turns,
+    pub(super) rope: &'a RopeTable,
     pub(super) runs: &'a mut [Run<'b>],
 }
 
 impl Layer {
     pub(super) fn forward(&self, hidden: Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
         let mixed = self.mixed.forward(&self.attention_norm.forward(&hidden)?, Activation::Identity)?;
-        let attended = self.attention.forward(&mixed, pass.turns, pass.runs)?;
+        let attended = self.attention.forward(&mixed, pass.rope, pass.runs)?;
         drop(mixed);
         let attended = self.attended.forward(&attended, Activation::Identity)?;
         let hidden = (hidden + normed(attended, self.attended_norm.as_ref())?)?;

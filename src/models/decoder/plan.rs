@@ -9,7 +9,7 @@ use super::cache::Cache;
 use super::rope::Rows;
 use super::{Decoder, misfit};
 use crate::error::{Error, Result};
-use crate::kernels::rotary::{Position, Turns};
+use crate::kernels::rotary::{Position, RopeTable};
 
 /// The rows of a pass that belong to one sequence: the next `length` tokens after those in the cache.
 pub(crate) struct Segment<'a> {
@@ -27,8 +27,8 @@ impl Decoder {
         cache.length() > 0 && limits.any(|limit| cache.reach() <= limit && tokens > limit)
     }
 
-    /// The turns of each rotary embedding, for the rows of a pass.
-    pub(super) fn turns(&self, rows: &Tensor, segments: &[Segment<'_>]) -> Result<Vec<Turns>> {
+    /// The table of each rotary embedding, for the rows of a pass.
+    pub(super) fn rope_tables(&self, rows: &Tensor, segments: &[Segment<'_>]) -> Result<Vec<RopeTable>> {
         let (count, width) = rows.dims2()?;
         let covered = segments.iter().fold(0usize, |sum, segment| sum.saturating_add(segment.length));
         if covered != count || width != self.width() {
@@ -46,7 +46,7 @@ impl Decoder {
                 positions: segment.positions.as_deref(),
             })
             .collect();
-        Ok(self.config.ropes.iter().map(|rope| rope.turns(&places)).collect())
+        Ok(self.config.ropes.iter().map(|rope| rope.table(&places)).collect())
     }
 
     fn check(&self, segment: &Segment<'_>) -> Result<()> {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::rotary::{Frequencies, Position, Turns};
+use crate::kernels::rotary::{Frequencies, Position, RopeTable};
 
 /// A rotary embedding.
 #[derive(Debug, Clone)]
@@ -290,9 +290,9 @@ impl Rope {
         self.long.as_ref().map(|(limit, _)| *limit)
     }
 
-    /// The turns of the rows of a pass.
-    pub(super) fn turns(&self, sequences: &[Rows<'_>]) -> Turns {
-        let mut turns = Turns::new(self.frequencies.steps.len());
+    /// The cosines and sines of the rows of a pass.
+    pub(super) fn table(&self, sequences: &[Rows<'_>]) -> RopeTable {
+        let mut table = RopeTable::new(self.frequencies.steps.len());
         for rows in sequences {
             let end = rows.past + rows.length;
             let frequencies = match &self.long {
@@ -300,10 +300,10 @@ impl Rope {
                 _ => &self.frequencies,
             };
             match rows.positions {
-                Some(positions) => turns.extend(frequencies, positions.iter().copied()),
-                None => turns.extend(frequencies, (rows.past..end).map(|place| [place as u32; 3])),
+                Some(positions) => table.extend(frequencies, positions.iter().copied()),
+                None => table.extend(frequencies, (rows.past..end).map(|place| [place as u32; 3])),
             }
         }
-        turns
+        table
     }
 }

@@ -131,7 +131,7 @@ impl Shape {
             gated: false,
             narrow: linear(reader, &name("output.dense"), [width, middle], true)?,
             span: Span::Everything,
-            turns: None,
+            rope: None,
         })
     }
 }

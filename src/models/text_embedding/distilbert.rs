@@ -79,7 +79,7 @@ impl DistilBert {
             gated: false,
             narrow: linear(reader, &name("ffn.lin2"), [width, middle], true)?,
             span: Span::Everything,
-            turns: None,
+            rope: None,
         })
     }
 }

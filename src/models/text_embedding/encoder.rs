@@ -11,7 +11,7 @@ use model_actors::{Bytes, LoadContext};
 use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::{Error, Result};
 use crate::kernels::gated::gated;
-use crate::kernels::rotary::{Frequencies, Turns};
+use crate::kernels::rotary::{Frequencies, RopeTable};
 use crate::kernels::self_attention::SelfAttention;
 use crate::kernels::{Activation, LayerNorm, Linear, SCORES, Span};
 use crate::weights::{WeightFiles, WeightReader};
@@ -55,7 +55,7 @@ impl Sizes {
         Ok(self)
     }
 
-    /// The turns of rotary positions, base `theta`, for heads of these sizes. The frequencies are worked out in 32
+    /// Rotary frequencies, base `theta`, for heads of these sizes. The frequencies are worked out in 32
     /// bits, as the reference implementations do.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ pub(super) struct Transformer {
     pub(super) heads: usize,
     /// What distance takes off each head's scores; empty for nothing.
     pub(super) slopes: Vec<f32>,
-    /// The turns that layers choose from.
+    /// The rotary embeddings that layers choose from.
     pub(super) frequencies: Vec<Frequencies>,
 }
 
@@ -167,7 +167,7 @@ pub(super) struct Layer {
     /// What a token sees.
     pub(super) span: Span,
     /// Which of the frequencies turn its queries and keys.
-    pub(super) turns: Option<usize>,
+    pub(super) rope: Option<usize>,
 }
 
 /// Where a layer's norms are.
@@ -186,10 +186,11 @@ impl Encoder for Transformer {
             Some(positions) => self.norm.of_sum(&words, &positions.of(batch)?)?,
             None => self.norm.of(&words)?,
         };
-        let turns: Vec<Turns> = self.frequencies.iter().map(|each| turns(each, &batch.lengths)).collect();
+        let tables: Vec<RopeTable> =
+            self.frequencies.iter().map(|each| rope_table(each, &batch.lengths)).collect();
         for layer in &self.layers {
-            let turns = layer.turns.and_then(|index| turns.get(index));
-            let form = SelfAttention { heads: self.heads, slopes: &self.slopes, span: layer.span, turns };
+            let rope = layer.rope.and_then(|index| tables.get(index));
+            let form = SelfAttention { heads: self.heads, slopes: &self.slopes, span: layer.span, rope };
             hidden = layer.forward(&hidden, &batch.lengths, form)?;
             watch()?;
         }
@@ -200,12 +201,12 @@ impl Encoder for Transformer {
     }
 }
 
-fn turns(frequencies: &Frequencies, lengths: &[usize]) -> Turns {
-    let mut turns = Turns::new(frequencies.steps.len());
+fn rope_table(frequencies: &Frequencies, lengths: &[usize]) -> RopeTable {
+    let mut table = RopeTable::new(frequencies.steps.len());
     for length in lengths {
-        turns.extend(frequencies, (0..*length as u32).map(|place| [place; 3]));
+        table.extend(frequencies, (0..*length as u32).map(|place| [place; 3]));
     }
-    turns
+    table
 }
 
 impl Positions {

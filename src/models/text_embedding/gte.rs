@@ -135,12 +135,12 @@ impl Gte {
             gated: true,
             narrow: linear(reader, &name("mlp.down_proj"), [width, middle / 2], true)?,
             span: Span::Everything,
-            turns: Some(0),
+            rope: Some(0),
         })
     }
 }
 
-/// The turns, with the base and the frequencies stretched by the factor (NTK, <https://kexue.fm/archives/9706>).
+/// The rotary frequencies, with the base and the frequencies stretched by the factor (NTK, <https://kexue.fm/archives/9706>).
 fn frequencies(file: &Path, config: &Config, sizes: Sizes) -> Result<Frequencies> {
     let Some(scaling) = &config.rope_scaling else { return sizes.frequencies(file, config.rope_theta) };
     if scaling.kind != "ntk" || scaling.mixed_b.is_some() {

@@ -105,7 +105,7 @@ impl JinaBert {
             gated: true,
             narrow: linear(reader, &name("mlp.wo"), [width, middle / 2], true)?,
             span: Span::Everything,
-            turns: None,
+            rope: None,
         })
     }
 }

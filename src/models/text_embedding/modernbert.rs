@@ -146,7 +146,7 @@ impl ModernBert {
             gated: true,
             narrow: linear(reader, &name("mlp.Wo"), [width, middle / 2], mlp_bias)?,
             span: if local { Span::Around(self.config.local_attention / 2) } else { Span::Everything },
-            turns: Some(local.into()),
+            rope: Some(local.into()),
         })
     }
 }

@@ -181,7 +181,7 @@ impl NomicBert {
             gated: true,
             narrow: linear(reader, &name("mlp.fc2"), [width, middle / 2], mlp_fc2_bias)?,
             span: Span::Everything,
-            turns: Some(0),
+            rope: Some(0),
         })
     }
 }

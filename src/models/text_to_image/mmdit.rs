@@ -56,7 +56,7 @@ pub(super) enum HeadNorm {
 
 /// What positions do to queries and keys: the cosines and sines of the pairs of each row, `(rows, size / 2)`, text
 /// first.
-pub(super) struct Turns {
+pub(super) struct RopeTable {
     pub(super) cosines: Tensor,
     pub(super) sines: Tensor,
 }
@@ -113,9 +113,9 @@ impl Projections {
     }
 
     /// Attention of all rows to all rows, `(rows, width)`.
-    pub(super) fn attend(&self, mixed: [Tensor; 3], turns: Option<&Turns>) -> Result<Tensor> {
+    pub(super) fn attend(&self, mixed: [Tensor; 3], rope: Option<&RopeTable>) -> Result<Tensor> {
         let [mut query, mut key, value] = mixed;
-        if let Some(Turns { cosines, sines }) = turns {
+        if let Some(RopeTable { cosines, sines }) = rope {
             (query, key) = (turn_pairs(&query, cosines, sines)?, turn_pairs(&key, cosines, sines)?);
         }
         let [query, key, value] = [query, key, value].map(|rows| rows.unsqueeze(0));
@@ -224,7 +224,7 @@ impl JointBlock {
         image: &Tensor,
         text: &Tensor,
         modulation: &Tensor,
-        turns: Option<&Turns>,
+        rope: Option<&RopeTable>,
     ) -> Result<(Tensor, Tensor)> {
         let of_image = self.image.steer(image, modulation)?;
         let of_text = self.text.steer(text, modulation)?;
@@ -232,7 +232,7 @@ impl JointBlock {
         let [text_query, text_key, text_value] = self.text.projections.forward(&of_text.normal)?;
         let join = |text: Tensor, image: Tensor| Tensor::cat(&[text, image], 0);
         let mixed = [join(text_query, query)?, join(text_key, key)?, join(text_value, value)?];
-        let attended = self.image.projections.attend(mixed, turns)?;
+        let attended = self.image.projections.attend(mixed, rope)?;
         let count = text.dim(0)?;
         let for_image = attended.narrow(0, count, image.dim(0)?)?.contiguous()?;
         let for_text = attended.narrow(0, 0, count)?.contiguous()?;

@@ -136,7 +136,7 @@ impl Layer {
         span: Span,
     ) -> Result<Tensor> {
         let mixed = self.mixed.forward(&self.attention_norm.of(input)?, Activation::Identity)?;
-        let attended = SelfAttention { heads, slopes: &[], span, turns: None }.attend(&mixed, lengths)?;
+        let attended = SelfAttention { heads, slopes: &[], span, rope: None }.attend(&mixed, lengths)?;
         drop(mixed);
         let attended = (self.attended.forward(&attended, Activation::Identity)? + input)?;
         let middle = self.middle.forward(&self.middle_norm.of(&attended)?)?;

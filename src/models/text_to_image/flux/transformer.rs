@@ -9,7 +9,7 @@ use super::super::Watch;
 use super::super::layers::Place;
 use super::super::mmdit::{
     Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, Projections,
-    TimeTextEmbedding, Turns, gated, modulated, to_patches,
+    RopeTable, TimeTextEmbedding, gated, modulated, to_patches,
 };
 use super::super::repository::{MAX_COUNT, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::Result;
@@ -144,15 +144,15 @@ impl Transformer {
         let mut image = self.patches.forward(&to_patches(latents, SIDE)?, Activation::Identity)?;
         let mut text = self.text.forward(&hidden.contiguous()?, Activation::Identity)?;
         let modulation = self.time_text.of(time, guidance, pooled)?;
-        let turns = self.turns(tokens, rows, columns, latents.device())?;
+        let rope = self.rope(tokens, rows, columns, latents.device())?;
         for block in &self.blocks {
             watch.check()?;
-            (image, text) = block.forward(&image, &text, &modulation, Some(&turns))?;
+            (image, text) = block.forward(&image, &text, &modulation, Some(&rope))?;
         }
         let mut both = Tensor::cat(&[text, image], 0)?;
         for block in &self.singles {
             watch.check()?;
-            both = block.forward(&both, &modulation, &turns)?;
+            both = block.forward(&both, &modulation, &rope)?;
         }
         let image = both.narrow(0, tokens, rows * columns)?.contiguous()?;
         let patches = self.last.forward(&image, &modulation)?;
@@ -161,7 +161,7 @@ impl Transformer {
     }
 
     /// The text is at place 0 of all axes, a patch at its row and column.
-    fn turns(&self, tokens: usize, rows: usize, columns: usize, device: &Device) -> Result<Turns> {
+    fn rope(&self, tokens: usize, rows: usize, columns: usize, device: &Device) -> Result<RopeTable> {
         let text = (0..tokens).map(|_| [0, 0, 0]);
         let image = (0..rows * columns).map(|patch| [0, patch / columns, patch % columns]);
         let (mut cosines, mut sines) = (Vec::new(), Vec::new());
@@ -176,7 +176,7 @@ impl Transformer {
         }
         let shape = (tokens + rows * columns, self.axes.iter().sum::<usize>() / 2);
         let place = |values| Tensor::from_vec(values, shape, device);
-        Ok(Turns { cosines: place(cosines)?, sines: place(sines)? })
+        Ok(RopeTable { cosines: place(cosines)?, sines: place(sines)? })
     }
 }
 
@@ -200,10 +200,10 @@ impl SingleBlock {
         })
     }
 
-    fn forward(&self, rows: &Tensor, modulation: &Tensor, turns: &Turns) -> Result<Tensor> {
+    fn forward(&self, rows: &Tensor, modulation: &Tensor, rope: &RopeTable) -> Result<Tensor> {
         let [shift, scale, gate] = self.modulation.parts(modulation)?;
         let normal = modulated(rows, &shift, &scale)?;
-        let attended = self.projections.attend(self.projections.forward(&normal)?, Some(turns))?;
+        let attended = self.projections.attend(self.projections.forward(&normal)?, Some(rope))?;
         let wide = self.wide.forward(&normal, Activation::GeluTanh)?;
         let both = Tensor::cat(&[attended, wide], 1)?;
         gated(rows, &gate, &self.out.forward(&both, Activation::Identity)?)

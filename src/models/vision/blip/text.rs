@@ -11,7 +11,7 @@ use super::{misfit, read_part};
 use crate::error::{Error, Result};
 use crate::kernels::causal::{CausalAttention, KvCache, Run, growing_bytes};
 use crate::kernels::packed::PackedLinear;
-use crate::kernels::rotary::Turns;
+use crate::kernels::rotary::RopeTable;
 use crate::kernels::{Activation, LayerNorm, Span, attend};
 use crate::models::towers::{MAX_SIZE, StackShape, activation, check_stack, norm};
 use crate::models::vision::PROMPT_ROWS;
@@ -218,7 +218,7 @@ impl TextDecoder {
             let (past, own) = (memory.read, memory.own.get_mut(index).ok_or_else(misfit)?);
             runs.push(Run { memory: own, past, length: *count });
         }
-        let attended = self.attention.forward(&mixed, &Turns::new(0), &mut runs)?;
+        let attended = self.attention.forward(&mixed, &RopeTable::new(0), &mut runs)?;
         let attended = layer.attended.forward(&attended, Activation::Identity)?;
         let attended = layer.attended_norm.of_sum(&attended, input)?;
 

@@ -1,5 +1,5 @@
 //! Moondream's text model, like Phi's: attention and the middle layer work side by side on one norm, and half of each
-//! head turns. The rows before the question, the image's, see each other both ways.
+//! head is rotated. The rows before the question, the image's, see each other both ways.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::families::parse;
 use crate::kernels::causal::{CausalAttention, KvCache, Run, growing_bytes};
 use crate::kernels::packed::PackedLinear;
-use crate::kernels::rotary::{Frequencies, Turns};
+use crate::kernels::rotary::{Frequencies, RopeTable};
 use crate::kernels::{Activation, LayerNorm, Span};
 use crate::models::towers::{MAX_SIZE, StackShape, check_stack, norm, with_defaults};
 use crate::models::vision::{PROMPT_ROWS, misfit};
@@ -224,10 +224,10 @@ impl TextModel {
     }
 
     fn forward(&self, rows: Tensor, attention: &CausalAttention, answers: &mut [Rows<'_>]) -> Result<Tensor> {
-        let mut turns = Turns::new(self.frequencies.steps.len());
+        let mut rope = RopeTable::new(self.frequencies.steps.len());
         for answer in answers.iter() {
             let places = answer.memory.length..answer.memory.length + answer.length;
-            turns.extend(&self.frequencies, places.map(|place| [place as u32; 3]));
+            rope.extend(&self.frequencies, places.map(|place| [place as u32; 3]));
         }
         let mut hidden = rows;
         for (index, layer) in self.layers.iter().enumerate() {
@@ -239,7 +239,7 @@ impl TextModel {
             }
             let input = layer.norm.of(&hidden)?;
             let mixed = layer.mixed.forward(&input, Activation::Identity)?;
-            let attended = attention.forward(&mixed, &turns, &mut runs)?;
+            let attended = attention.forward(&mixed, &rope, &mut runs)?;
             let attended = layer.attended.forward(&attended, Activation::Identity)?;
             let wide = layer.wide.forward(&input, Activation::GeluTanh)?;
             hidden = ((hidden + attended)? + layer.narrow.forward(&wide, Activation::Identity)?)?;

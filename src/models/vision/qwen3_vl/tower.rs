@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::rotary::{Frequencies, Turns};
+use crate::kernels::rotary::{Frequencies, RopeTable};
 use crate::kernels::{Activation, LayerNorm, Linear, attend, patches, with_values};
 use crate::limits::MAX_MODEL_SIDE;
 use crate::models::towers::{
@@ -365,14 +365,13 @@ impl Tower {
         let width = self.config.hidden_size;
         let places = self.places(crop)?.places;
         let places = places.get(rows.clone()).ok_or_else(misfit)?;
-        let mut turns = Turns::new(self.frequencies.steps.len());
-        turns
-            .extend(&self.frequencies, places.iter().map(|(line, column)| [*line as u32, *column as u32, 0]));
+        let mut rope = RopeTable::new(self.frequencies.steps.len());
+        rope.extend(&self.frequencies, places.iter().map(|(line, column)| [*line as u32, *column as u32, 0]));
         let normal = layer.attention_norm.of(&hidden.narrow(0, rows.start, rows.len())?)?;
         let mixed = layer.mixed.forward(&normal, Activation::Identity)?;
         for (index, to) in state.mixed.iter().enumerate() {
             let part = mixed.narrow(1, index * width, width)?.contiguous()?;
-            let part = if index < 2 { turns.turn_rows(&part, width / self.config.num_heads)? } else { part };
+            let part = if index < 2 { rope.rotate_rows(&part, width / self.config.num_heads)? } else { part };
             to.slice_set(&part, 0, rows.start)?;
         }
         state.projected = rows.end;
