@@ -30,7 +30,7 @@ pub(crate) use convolution::Convolution;
 pub(crate) use cross_attention::{attend, attend_with_bias};
 pub(crate) use flash::{SCORES, Span};
 pub(crate) use group_norm::GroupNorm;
-pub(crate) use interleaved_rotary::turn_pairs;
+pub(crate) use interleaved_rotary::rotate_interleaved;
 use matmul::{Matrix, Output, multiply};
 pub(crate) use patches::patches;
 #[cfg(test)]

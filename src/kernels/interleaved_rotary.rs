@@ -8,11 +8,11 @@ use crate::error::{Error, Result};
 
 /// Rotates each head of `(rows, heads · size)`; a row has the cosines and sines of its pairs in the `(rows, size / 2)` of
 /// `cosines` and `sines`.
-pub(crate) fn turn_pairs(input: &Tensor, cosines: &Tensor, sines: &Tensor) -> Result<Tensor> {
+pub(crate) fn rotate_interleaved(input: &Tensor, cosines: &Tensor, sines: &Tensor) -> Result<Tensor> {
     let (count, width) = input.dims2()?;
     let (rows, pairs) = cosines.dims2()?;
     if rows != count || pairs == 0 || !width.is_multiple_of(2 * pairs) || sines.dims() != cosines.dims() {
-        let reason = "rotary embedding: the turns do not fit the heads";
+        let reason = "rotary embedding: cosines and sines do not fit the heads";
         return Err(Error::compute(reason));
     }
     if !input.device().is_cpu() {
@@ -24,7 +24,7 @@ pub(crate) fn turn_pairs(input: &Tensor, cosines: &Tensor, sines: &Tensor) -> Re
             split_rows_at(&mut out, width, threads(), |first, rows| {
                 for (row, values) in rows.chunks_exact_mut(width).enumerate() {
                     let at = (first + row) * pairs;
-                    turn(values, &cosines[at..at + pairs], &sines[at..at + pairs]);
+                    rotate_row(values, &cosines[at..at + pairs], &sines[at..at + pairs]);
                 }
             });
         })
@@ -32,7 +32,7 @@ pub(crate) fn turn_pairs(input: &Tensor, cosines: &Tensor, sines: &Tensor) -> Re
     Ok(Tensor::from_vec(out, (count, width), &Device::Cpu)?)
 }
 
-fn turn(row: &mut [f32], cosines: &[f32], sines: &[f32]) {
+fn rotate_row(row: &mut [f32], cosines: &[f32], sines: &[f32]) {
     for head in row.chunks_exact_mut(2 * cosines.len()) {
         for (pair, (cosine, sine)) in head.as_chunks_mut().0.iter_mut().zip(cosines.iter().zip(sines)) {
             let [x, y] = *pair;
@@ -62,13 +62,13 @@ mod tests {
         let input = random(0.0, 1.0, (5, 24));
         let angles = random(0.0, 2.0, (5, 4));
         let (cosines, sines) = (angles.cos().unwrap(), angles.sin().unwrap());
-        let ours = turn_pairs(&input, &cosines, &sines).unwrap();
+        let ours = rotate_interleaved(&input, &cosines, &sines).unwrap();
         let theirs = on_any(&input, &cosines, &sines).unwrap();
         let largest = |tensor: Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(largest((&ours - theirs).unwrap()) < 1e-6);
         let squares = |tensor: &Tensor| tensor.sqr().unwrap().sum(1).unwrap();
         assert!(largest((squares(&ours) - squares(&input)).unwrap()) < 1e-4);
         assert!(largest((&ours - &input).unwrap()) > 0.1);
-        assert!(turn_pairs(&input, &cosines.narrow(0, 0, 4).unwrap(), &sines).is_err());
+        assert!(rotate_interleaved(&input, &cosines.narrow(0, 0, 4).unwrap(), &sines).is_err());
     }
 }

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::layers::Place;
 use crate::error::Result;
-use crate::kernels::{Activation, Linear, attend, turn_pairs};
+use crate::kernels::{Activation, Linear, attend, rotate_interleaved};
 pub(super) use modulation::{Guided, Last, Modulation, TimeTextEmbedding, gated, modulated};
 
 /// Of all norms of these models.
@@ -116,7 +116,8 @@ impl Projections {
     pub(super) fn attend(&self, mixed: [Tensor; 3], rope: Option<&RopeTable>) -> Result<Tensor> {
         let [mut query, mut key, value] = mixed;
         if let Some(RopeTable { cosines, sines }) = rope {
-            (query, key) = (turn_pairs(&query, cosines, sines)?, turn_pairs(&key, cosines, sines)?);
+            (query, key) =
+                (rotate_interleaved(&query, cosines, sines)?, rotate_interleaved(&key, cosines, sines)?);
         }
         let [query, key, value] = [query, key, value].map(|rows| rows.unsqueeze(0));
         let scale = 1.0 / (self.heads.size as f64).sqrt();
