@@ -6,7 +6,7 @@
 use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
 
-use super::flash::{Head, Scratch, Span};
+use super::flash::{AttentionMask, Head, Scratch};
 use super::gated::RmsNorm;
 use super::matmul::Matrix;
 use super::rotary::RopeTable;
@@ -30,7 +30,7 @@ pub(crate) struct CausalAttention {
     pub(crate) scale: f32,
     /// `cap · tanh(score / cap)` in place of the score.
     pub(crate) soft_cap: Option<f32>,
-    pub(crate) span: Span,
+    pub(crate) mask: AttentionMask,
     /// Norms of each head's query and key.
     pub(crate) head_norms: Option<(RmsNorm, RmsNorm)>,
 }
@@ -209,7 +209,7 @@ impl CausalAttention {
             Head { queries, keys, values, scale: self.scale }.attend(
                 scratch,
                 (&mut out[product * size..], out_stride),
-                |row| self.span.of(place(row), all),
+                |row| self.mask.range(place(row), all),
                 |_, _, scores| self.cap(scores),
             );
         }
@@ -270,7 +270,7 @@ impl CausalAttention {
         }
         let mut mask = vec![f32::NEG_INFINITY; length * all];
         for (row, mask) in mask.chunks_exact_mut(all).enumerate() {
-            mask[self.span.of(run.past + row, all)].fill(0.0);
+            mask[self.mask.range(run.past + row, all)].fill(0.0);
         }
         let mask = Tensor::from_vec(mask, (1, length, all), query.device())?;
         let scores = scores.reshape((self.heads, length, all))?.broadcast_add(&mask)?;
@@ -371,7 +371,7 @@ mod tests {
     #[test]
     fn both_ways_of_attention_agree_whatever_is_seen() {
         let norm = || RmsNorm { weight: Tensor::new(&[1.5f32; 8], &Device::Cpu).unwrap(), epsilon: 1e-6 };
-        for span in [Span::Causal, Span::Window(5), Span::Everything] {
+        for mask in [AttentionMask::Causal, AttentionMask::SlidingWindow(5), AttentionMask::Full] {
             for (soft_cap, head_norms) in [(None, None), (Some(2.0), Some((norm(), norm())))] {
                 let layer = CausalAttention {
                     heads: 4,
@@ -379,7 +379,7 @@ mod tests {
                     size: 8,
                     scale: 0.35,
                     soft_cap,
-                    span,
+                    mask,
                     head_norms,
                 };
                 let host = || KvCache::new(16, &Device::Cpu).unwrap();
@@ -391,7 +391,7 @@ mod tests {
                 let ours = run(&layer, &mut [host(), host()]);
                 let theirs = run(&layer, &mut [device(), device()]);
                 let difference = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(difference < 1e-5, "{span:?}: {difference}");
+                assert!(difference < 1e-5, "{mask:?}: {difference}");
             }
         }
     }
@@ -404,7 +404,7 @@ mod tests {
             size: 4,
             scale: 0.5,
             soft_cap: None,
-            span: Span::Causal,
+            mask: AttentionMask::Causal,
             head_norms: None,
         };
         let empty = Tensor::zeros((KV_CACHE_STEP, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
@@ -433,7 +433,7 @@ mod tests {
             size: 4,
             scale: 0.5,
             soft_cap: None,
-            span: Span::Causal,
+            mask: AttentionMask::Causal,
             head_norms: None,
         };
         let mixed = Tensor::zeros((2, 16), candle_core::DType::F32, &Device::Cpu).unwrap();

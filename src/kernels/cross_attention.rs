@@ -3,7 +3,7 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::flash::{Form, Rows, Sequence, Span};
+use super::flash::{AttentionMask, Form, Rows, Sequence};
 use super::with_values;
 use crate::error::{Error, Result};
 
@@ -70,7 +70,7 @@ fn on_cpu(
     let (batch, count, width) = query.dims3()?;
     let others = key.dim(1)?;
     let mut out = vec![0.0; batch * count * width];
-    let form = Form { heads, size: width / heads, scale: scale as f32, span: Span::Everything };
+    let form = Form { heads, size: width / heads, scale: scale as f32, mask: AttentionMask::Full };
     with_values(query, |query| {
         with_values(key, |key| {
             with_values(value, |value| {

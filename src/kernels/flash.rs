@@ -21,27 +21,27 @@ const FEWEST: usize = 16;
 
 /// What a row sees of its sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Span {
+pub(crate) enum AttentionMask {
     /// Itself and all before it.
     Causal,
     /// Itself and those before it, so many together.
-    Window(usize),
+    SlidingWindow(usize),
     /// Itself and so many to either side.
-    Around(usize),
+    LocalWindow(usize),
     /// The whole sequence, also what comes after it.
-    Everything,
+    Full,
 }
 
-impl Span {
+impl AttentionMask {
     /// What row number `row` sees of so many. Neither end is before that of an earlier row.
-    pub(super) fn of(self, row: usize, all: usize) -> Range<usize> {
+    pub(super) fn range(self, row: usize, all: usize) -> Range<usize> {
         match self {
             Self::Causal => 0..row + 1,
-            Self::Window(window) => (row + 1).saturating_sub(window)..row + 1,
-            Self::Around(distance) => {
+            Self::SlidingWindow(window) => (row + 1).saturating_sub(window)..row + 1,
+            Self::LocalWindow(distance) => {
                 row.saturating_sub(distance)..row.saturating_add(distance).saturating_add(1).min(all)
             }
-            Self::Everything => 0..all,
+            Self::Full => 0..all,
         }
     }
 }
@@ -154,7 +154,7 @@ pub(super) struct Form {
     pub(super) heads: usize,
     pub(super) size: usize,
     pub(super) scale: f32,
-    pub(super) span: Span,
+    pub(super) mask: AttentionMask,
 }
 
 impl Form {
@@ -209,7 +209,7 @@ impl Form {
             part.attend(
                 scratch,
                 (&mut out[head * size..], width),
-                |query| self.span.of(first + query, keys.count),
+                |query| self.mask.range(first + query, keys.count),
                 |query, key, scores| adjust(head, first + query, key, scores),
             );
         }
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     /// The same with all scores at once, in 64 bits.
-    fn plainly(head: Head<'_>, span: Span, query: usize) -> Vec<f32> {
+    fn plainly(head: Head<'_>, mask: AttentionMask, query: usize) -> Vec<f32> {
         let row = |matrix: Matrix<'_>, row: usize| {
             let begin = row * matrix.row_stride;
             matrix.values[begin..begin + matrix.columns].to_vec()
@@ -239,10 +239,10 @@ mod tests {
             own.iter().zip(&key).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
                 * f64::from(head.scale)
         };
-        let weights: Vec<f64> = span.of(query, head.keys.rows).map(|key| f64::exp(score(key))).collect();
+        let weights: Vec<f64> = mask.range(query, head.keys.rows).map(|key| f64::exp(score(key))).collect();
         let sum: f64 = weights.iter().sum();
         let mut out = vec![0.0; head.values.columns];
-        for (key, weight) in span.of(query, head.keys.rows).zip(&weights) {
+        for (key, weight) in mask.range(query, head.keys.rows).zip(&weights) {
             let values = row(head.values, key);
             out.iter_mut().zip(values).for_each(|(out, x)| *out += (weight / sum) as f32 * x);
         }
@@ -262,7 +262,7 @@ mod tests {
             head.attend(&mut scratch, (&mut out, 1), |_| 0..all, |_, _, _| {});
             assert!(scratch.scores.capacity() <= SCORES, "{} scores", scratch.scores.capacity());
             for query in [0, queries.rows / 2, queries.rows - 1] {
-                let plain = plainly(head, Span::Everything, query)[0];
+                let plain = plainly(head, AttentionMask::Full, query)[0];
                 assert!((plain - out[query]).abs() < 1e-4, "{query}: {plain} {}", out[query]);
             }
         }
@@ -276,16 +276,25 @@ mod tests {
         let values: Vec<f32> = (0..count * 3 * size).map(number).collect();
         let part = |part: usize| Matrix::rows(&values[part * size..], count, size, 3 * size);
         let head = Head { queries: part(0), keys: part(1), values: part(2), scale: 0.8 };
-        for span in
-            [Span::Everything, Span::Causal, Span::Window(600), Span::Around(3), Span::Around(usize::MAX)]
-        {
+        for mask in [
+            AttentionMask::Full,
+            AttentionMask::Causal,
+            AttentionMask::SlidingWindow(600),
+            AttentionMask::LocalWindow(3),
+            AttentionMask::LocalWindow(usize::MAX),
+        ] {
             let mut out = vec![f32::NAN; count * size];
-            head.attend(&mut Scratch::default(), (&mut out, size), |row| span.of(row, count), |_, _, _| {});
+            head.attend(
+                &mut Scratch::default(),
+                (&mut out, size),
+                |row| mask.range(row, count),
+                |_, _, _| {},
+            );
             for query in (0..count).step_by(50).chain([count - 1]) {
-                let plain = plainly(head, span, query);
+                let plain = plainly(head, mask, query);
                 let pairs = plain.iter().zip(&out[query * size..]);
                 let difference = pairs.map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
-                assert!(difference < 1e-5, "{span:?} {query}: {difference}");
+                assert!(difference < 1e-5, "{mask:?} {query}: {difference}");
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::flash::{Form, Rows, Sequence, Span};
+use super::flash::{AttentionMask, Form, Rows, Sequence};
 use super::rotary::RopeTable;
 use super::{Padding, split_rows_at, threads, with_values};
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ pub(crate) struct SelfAttention<'a> {
     pub(crate) heads: usize,
     /// For each head what a step of distance takes off a score; empty for none.
     pub(crate) slopes: &'a [f32],
-    pub(crate) span: Span,
+    pub(crate) mask: AttentionMask,
     /// Rotates the queries and keys of the pass.
     pub(crate) rope: Option<&'a RopeTable>,
 }
@@ -42,7 +42,7 @@ impl SelfAttention<'_> {
     fn on_cpu(&self, mixed: &Tensor, lengths: &[usize], width: usize) -> Result<Tensor> {
         let mut out = vec![0.0; mixed.dim(0)? * width];
         let size = width / self.heads;
-        let form = Form { heads: self.heads, size, scale: 1.0 / (size as f32).sqrt(), span: self.span };
+        let form = Form { heads: self.heads, size, scale: 1.0 / (size as f32).sqrt(), mask: self.mask };
         with_values(mixed, |mixed| {
             // Queries and keys lie in the mixed rows, or, rotated, in rows of their own.
             let rotated = self.rope.map(|rope| rotated(mixed, rope, width, size));
@@ -102,15 +102,15 @@ impl SelfAttention<'_> {
 
     /// What distance takes off the scores, `(heads or 1, longest, longest)`, minus infinity beyond what is seen.
     fn penalties(&self, longest: usize) -> Option<(Vec<f32>, usize)> {
-        let slopes = match (self.slopes, self.span) {
-            ([], Span::Everything) => return None,
+        let slopes = match (self.slopes, self.mask) {
+            ([], AttentionMask::Full) => return None,
             ([], _) => &[0.0],
             (slopes, _) => slopes,
         };
         let mut penalties = Vec::with_capacity(slopes.len() * longest * longest);
         for slope in slopes {
             for row in 0..longest {
-                let seen = self.span.of(row, longest);
+                let seen = self.mask.range(row, longest);
                 penalties.extend((0..longest).map(|column| match seen.contains(&column) {
                     true => -slope * row.abs_diff(column) as f32,
                     // A row that sees padding alone would be nothing but minus infinity; its result is dropped.
@@ -161,10 +161,13 @@ mod tests {
         let mixed = random(0.0, 1.0, (315, 96));
         let rope = rope(&lengths);
         let slopes = [0.5, 0.25, 0.125, 0.0625];
-        let near = [0, 2, 40, usize::MAX].map(Span::Around);
-        for span in [Span::Everything, Span::Causal, Span::Window(9)].into_iter().chain(near) {
+        let near = [0, 2, 40, usize::MAX].map(AttentionMask::LocalWindow);
+        for mask in [AttentionMask::Full, AttentionMask::Causal, AttentionMask::SlidingWindow(9)]
+            .into_iter()
+            .chain(near)
+        {
             for (slopes, rope) in [(&[][..], None), (&slopes[..], None), (&[][..], Some(&rope))] {
-                let form = SelfAttention { heads: 4, slopes, span, rope };
+                let form = SelfAttention { heads: 4, slopes, mask, rope };
                 let slow = form.on_any(&mixed, &lengths, 32).unwrap();
                 let check = || assert!(difference(&form.attend(&mixed, &lengths).unwrap(), &slow) < 1e-5);
                 check();
@@ -178,7 +181,7 @@ mod tests {
         let mut rows = vec![0.0f32; 5 * 3];
         rows.chunks_exact_mut(3).enumerate().for_each(|(place, row)| row[2] = place as f32);
         let mixed = Tensor::from_vec(rows, (5, 3), &Device::Cpu).unwrap();
-        let form = SelfAttention { heads: 1, slopes: &[], span: Span::Around(1), rope: None };
+        let form = SelfAttention { heads: 1, slopes: &[], mask: AttentionMask::LocalWindow(1), rope: None };
         let seen: Vec<f32> = form.attend(&mixed, &[5]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let means = [0.5, 1.0, 2.0, 3.0, 3.5];
         assert!(seen.iter().zip(means).all(|(seen, mean)| (seen - mean).abs() < 1e-6), "{seen:?}");
@@ -187,7 +190,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let mixed = Tensor::zeros((4, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let form = |heads, slopes| SelfAttention { heads, slopes, span: Span::Everything, rope: None };
+        let form = |heads, slopes| SelfAttention { heads, slopes, mask: AttentionMask::Full, rope: None };
         assert!(form(2, &[]).attend(&mixed, &[3]).is_err());
         assert!(form(3, &[]).attend(&mixed, &[4]).is_err());
         assert!(form(0, &[]).attend(&mixed, &[4]).is_err());

@@ -232,7 +232,7 @@ fn preprocessor_config(files: &Files, defaults: Value, context: &LoadContext) ->
 /// One layer of a tower over the rows of one crop.
 fn stack_layer(stack: &Stack, layer: usize, hidden: &Tensor) -> Result<Option<Tensor>> {
     let (rows, layer) = (hidden.dim(0)?, stack.layers.get(layer).ok_or_else(misfit)?);
-    layer.forward(hidden, &[rows], stack.heads, stack.span).map(Some)
+    layer.forward(hidden, &[rows], stack.heads, stack.mask).map(Some)
 }
 
 /// A step was given what another model remembers: a fault of this crate.

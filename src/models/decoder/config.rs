@@ -10,7 +10,7 @@ use super::load::{self, PREFIXES, SafeTensors};
 use super::rope::Rope;
 use crate::error::{Error, Result};
 use crate::kernels::causal::{KvCache, growing_bytes};
-use crate::kernels::{Activation, SCORES, Span};
+use crate::kernels::{Activation, AttentionMask, SCORES};
 use crate::weights::WeightFiles;
 
 /// Most layers that a configuration may ask for.
@@ -56,7 +56,7 @@ pub(crate) struct DecoderConfig {
 /// What a layer differs from another layer of the same model in.
 #[derive(Debug, Clone)]
 pub(crate) struct LayerConfig {
-    pub(crate) span: Span,
+    pub(crate) mask: AttentionMask,
     /// Number of its rotary embedding.
     pub(crate) rope: usize,
     pub(crate) feed_forward: FeedForward,
@@ -155,7 +155,7 @@ pub(crate) enum Head {
 impl DecoderConfig {
     /// Attention in which each token sees its whole sequence, for embedders.
     pub(crate) fn bidirectional(mut self) -> Self {
-        self.layers.iter_mut().for_each(|layer| layer.span = Span::Everything);
+        self.layers.iter_mut().for_each(|layer| layer.mask = AttentionMask::Full);
         self
     }
 
@@ -250,7 +250,7 @@ impl DecoderConfig {
                     (1..=MAX_SIDE).contains(&middle) && (1..=count).contains(&chosen) && count <= MAX_SIDE
                 }
             };
-            if !sound || layer.span == Span::Window(0) {
+            if !sound || layer.mask == AttentionMask::SlidingWindow(0) {
                 return invalid(format!("a layer makes no sense: {layer:?}"));
             }
         }

@@ -11,7 +11,7 @@ use super::gemma2;
 use super::settings::{SLIDING, Settings, with_defaults};
 use crate::error::{Error, Result};
 use crate::families::{Family, parse};
-use crate::kernels::Span;
+use crate::kernels::AttentionMask;
 
 /// The text models' line in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
@@ -64,7 +64,7 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
         sliding.rope(file, settings.rope_shape(10_000.0))?,
     ];
     for layer in &mut decoder.layers {
-        layer.rope = usize::from(layer.span != Span::Causal);
+        layer.rope = usize::from(layer.mask != AttentionMask::Causal);
     }
     decoder.checked(file)
 }

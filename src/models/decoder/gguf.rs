@@ -17,7 +17,7 @@ use super::{Decoder, misfit};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
-use crate::kernels::{Activation, Span};
+use crate::kernels::{Activation, AttentionMask};
 
 /// Most factors of a rotary embedding. A head is small; a tensor that claims more is no set of factors.
 const MAX_FACTORS: usize = 1 << 16;
@@ -110,7 +110,8 @@ impl Metadata<'_> {
         let (width, heads) = (self.required("embedding_length")?, self.required("attention.head_count")?);
         let head_size = self.optional("attention.key_length").or(width.checked_div(heads)).unwrap_or(0);
         let middle = self.required("feed_forward_length")?;
-        let layer = LayerConfig { span: Span::Causal, rope: 0, feed_forward: FeedForward::Dense { middle } };
+        let layer =
+            LayerConfig { mask: AttentionMask::Causal, rope: 0, feed_forward: FeedForward::Dense { middle } };
         let words =
             self.file.header().tensor("token_embd.weight").and_then(|words| words.shape.first().copied());
         let config = DecoderConfig {
@@ -196,12 +197,12 @@ impl Metadata<'_> {
 
     /// Fused tensors, and other frequencies for long texts.
     fn phi3(&self, base: DecoderConfig) -> Result<DecoderConfig> {
-        let span = match self.optional("attention.sliding_window") {
-            Some(window) if window > 0 => Span::Window(window),
-            _ => Span::Causal,
+        let mask = match self.optional("attention.sliding_window") {
+            Some(window) if window > 0 => AttentionMask::SlidingWindow(window),
+            _ => AttentionMask::Causal,
         };
         let mut config = DecoderConfig { fusion: Fusion::Fused, ..base };
-        config.layers.iter_mut().for_each(|layer| layer.span = span);
+        config.layers.iter_mut().for_each(|layer| layer.mask = mask);
         let short = self.factors("rope_factors_short.weight")?;
         let long = self.factors("rope_factors_long.weight")?;
         if let (Some(short), Some(long), Some(rope)) = (short, long, config.ropes.first()) {
@@ -238,7 +239,7 @@ impl Metadata<'_> {
         ];
         for (index, layer) in config.layers.iter_mut().enumerate() {
             if !(index + 1).is_multiple_of(pattern) {
-                (layer.span, layer.rope) = (Span::Window(window), 1);
+                (layer.mask, layer.rope) = (AttentionMask::SlidingWindow(window), 1);
             }
         }
         Ok(config)

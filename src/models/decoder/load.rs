@@ -142,7 +142,7 @@ impl Builder<'_> {
             size: config.head_size,
             scale: config.attention_scale,
             soft_cap: config.attention_cap,
-            span: layer.span,
+            mask: layer.mask,
             head_norms,
         })
     }

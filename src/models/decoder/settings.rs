@@ -12,7 +12,7 @@ use super::config::{
 use super::rope::{Rope, RopeSettings, RopeShape};
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::{Activation, Span};
+use crate::kernels::{Activation, AttentionMask};
 
 /// The settings that every family has.
 #[derive(Debug, Clone, Deserialize)]
@@ -91,8 +91,8 @@ impl Settings {
     pub(super) fn decoder(&self, file: &Path, slides: impl Fn(usize) -> bool) -> Result<DecoderConfig> {
         let count = layer_count(file, self.num_hidden_layers)?;
         let feed_forward = FeedForward::Dense { middle: self.intermediate_size };
-        let layer = |span| LayerConfig { span, rope: 0, feed_forward };
-        let layers = (0..count).map(|index| Ok(layer(self.span(file, index, &slides)?)));
+        let layer = |mask| LayerConfig { mask, rope: 0, feed_forward };
+        let layers = (0..count).map(|index| Ok(layer(self.mask(file, index, &slides)?)));
         let head_size = self.head_size();
         Ok(DecoderConfig {
             vocabulary: self.vocab_size,
@@ -124,7 +124,7 @@ impl Settings {
     }
 
     /// What a layer sees: as `layer_types` says, or as the family does where the file has none.
-    fn span(&self, file: &Path, layer: usize, slides: impl Fn(usize) -> bool) -> Result<Span> {
+    fn mask(&self, file: &Path, layer: usize, slides: impl Fn(usize) -> bool) -> Result<AttentionMask> {
         let slides = match &self.windows.layer_types {
             None => slides(layer),
             Some(types) => match types.get(layer).map(String::as_str) {
@@ -141,8 +141,8 @@ impl Settings {
             },
         };
         Ok(match self.windows.sliding_window {
-            Some(window) if slides => Span::Window(window),
-            _ => Span::Causal,
+            Some(window) if slides => AttentionMask::SlidingWindow(window),
+            _ => AttentionMask::Causal,
         })
     }
 

@@ -12,7 +12,7 @@ use super::encoder::{
 };
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::{Activation, Linear, Span};
+use crate::kernels::{Activation, AttentionMask, Linear};
 use crate::weights::WeightReader;
 
 /// This family's line in the list.
@@ -130,7 +130,7 @@ impl Shape {
             activation: self.activation.unwrap_or(Activation::GeluErf),
             gated: false,
             narrow: linear(reader, &name("output.dense"), [width, middle], true)?,
-            span: Span::Everything,
+            mask: AttentionMask::Full,
             rope: None,
         })
     }

@@ -10,7 +10,7 @@ use super::encoder::{
 };
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::{Activation, Span};
+use crate::kernels::{Activation, AttentionMask};
 use crate::weights::WeightReader;
 
 /// This family's line in the list.
@@ -78,7 +78,7 @@ impl DistilBert {
             activation: self.activation,
             gated: false,
             narrow: linear(reader, &name("ffn.lin2"), [width, middle], true)?,
-            span: Span::Everything,
+            mask: AttentionMask::Full,
             rope: None,
         })
     }

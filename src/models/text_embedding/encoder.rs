@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::kernels::gated::gated;
 use crate::kernels::rotary::{Frequencies, RopeTable};
 use crate::kernels::self_attention::SelfAttention;
-use crate::kernels::{Activation, LayerNorm, Linear, SCORES, Span};
+use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear, SCORES};
 use crate::weights::{WeightFiles, WeightReader};
 
 /// More than any side of a real model, and far from where products of sides overflow.
@@ -165,7 +165,7 @@ pub(super) struct Layer {
     pub(super) gated: bool,
     pub(super) narrow: Linear,
     /// What a token sees.
-    pub(super) span: Span,
+    pub(super) mask: AttentionMask,
     /// Which of the frequencies turn its queries and keys.
     pub(super) rope: Option<usize>,
 }
@@ -190,7 +190,7 @@ impl Encoder for Transformer {
             self.frequencies.iter().map(|each| rope_table(each, &batch.lengths)).collect();
         for layer in &self.layers {
             let rope = layer.rope.and_then(|index| tables.get(index));
-            let form = SelfAttention { heads: self.heads, slopes: &self.slopes, span: layer.span, rope };
+            let form = SelfAttention { heads: self.heads, slopes: &self.slopes, mask: layer.mask, rope };
             hidden = layer.forward(&hidden, &batch.lengths, form)?;
             watch()?;
         }

@@ -13,7 +13,7 @@ use super::encoder::{
 use crate::error::Result;
 use crate::families::{Family, parse};
 use crate::kernels::rotary::Frequencies;
-use crate::kernels::{Activation, Span};
+use crate::kernels::{Activation, AttentionMask};
 use crate::weights::WeightReader;
 
 /// This family's line in the list.
@@ -134,7 +134,7 @@ impl Gte {
             activation: self.activation,
             gated: true,
             narrow: linear(reader, &name("mlp.down_proj"), [width, middle / 2], true)?,
-            span: Span::Everything,
+            mask: AttentionMask::Full,
             rope: Some(0),
         })
     }

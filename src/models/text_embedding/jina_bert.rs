@@ -13,7 +13,7 @@ use super::encoder::{
 };
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::{Activation, Span};
+use crate::kernels::{Activation, AttentionMask};
 use crate::weights::WeightReader;
 
 /// This family's line in the list.
@@ -104,7 +104,7 @@ impl JinaBert {
             activation: self.activation,
             gated: true,
             narrow: linear(reader, &name("mlp.wo"), [width, middle / 2], true)?,
-            span: Span::Everything,
+            mask: AttentionMask::Full,
             rope: None,
         })
     }

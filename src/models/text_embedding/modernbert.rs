@@ -12,7 +12,7 @@ use super::encoder::{
 use crate::error::Result;
 use crate::families::{Family, parse};
 use crate::kernels::rotary::Frequencies;
-use crate::kernels::{Activation, Span};
+use crate::kernels::{Activation, AttentionMask};
 use crate::weights::WeightReader;
 
 /// This family's line in the list.
@@ -145,7 +145,11 @@ impl ModernBert {
             activation: self.activation,
             gated: true,
             narrow: linear(reader, &name("mlp.Wo"), [width, middle / 2], mlp_bias)?,
-            span: if local { Span::Around(self.config.local_attention / 2) } else { Span::Everything },
+            mask: if local {
+                AttentionMask::LocalWindow(self.config.local_attention / 2)
+            } else {
+                AttentionMask::Full
+            },
             rope: Some(local.into()),
         })
     }

@@ -13,7 +13,7 @@ use super::encoder::{
 use crate::error::Result;
 use crate::families::{Family, parse};
 use crate::kernels::rotary::Frequencies;
-use crate::kernels::{Activation, Span};
+use crate::kernels::{Activation, AttentionMask};
 use crate::weights::WeightReader;
 
 /// This family's line in the list.
@@ -180,7 +180,7 @@ impl NomicBert {
             activation: self.activation,
             gated: true,
             narrow: linear(reader, &name("mlp.fc2"), [width, middle / 2], mlp_fc2_bias)?,
-            span: Span::Everything,
+            mask: AttentionMask::Full,
             rope: Some(0),
         })
     }

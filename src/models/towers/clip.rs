@@ -13,7 +13,7 @@ use super::{
     VisionTower, linear, norm, pick, starts,
 };
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, LayerNorm, Linear, Span};
+use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear};
 use crate::weights::WeightReader;
 
 fn vision_defaults() -> Value {
@@ -69,7 +69,7 @@ impl VisionConfig {
             positions: Positions::new(places, grid, Resampling::Never),
             // The name is misspelt in the published files.
             first_norm: Some(norm(reader, &part("pre_layrnorm"), width, self.shape.epsilon)?),
-            stack: Stack::load(reader, &part("encoder.layers"), &self.shape, Span::Everything)?,
+            stack: Stack::load(reader, &part("encoder.layers"), &self.shape, AttentionMask::Full)?,
         })
     }
 
@@ -121,7 +121,7 @@ impl TextConfig {
 
     /// Loads the tower from the tensors that begin with `name`, which is empty or ends with a dot.
     pub(crate) fn load(&self, reader: &WeightReader<'_>, name: &str) -> Result<ClipText> {
-        let tower = TextTower::load(reader, name, &self.settings, &self.shape, Span::Causal)?;
+        let tower = TextTower::load(reader, name, &self.settings, &self.shape, AttentionMask::Causal)?;
         Ok(ClipText { tower, end: self.end, width: self.shape.width })
     }
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::{LayerNorm, Linear, Span};
+use crate::kernels::{AttentionMask, LayerNorm, Linear};
 use crate::weights::WeightReader;
 
 /// Most registers.
@@ -136,8 +136,11 @@ impl Dinov2Config {
         };
         let layers = (0..self.shape.layers)
             .map(|index| self.load_layer(reader, &format!("{name}encoder.layer.{index}")));
-        let stack =
-            Stack { layers: layers.collect::<Result<_>>()?, heads: self.shape.heads, span: Span::Everything };
+        let stack = Stack {
+            layers: layers.collect::<Result<_>>()?,
+            heads: self.shape.heads,
+            mask: AttentionMask::Full,
+        };
         Ok(VisionTower {
             patches: Patches::load(reader, &part("patch_embeddings.projection"), width, side, Bias::With)?,
             leading: Some(Tensor::cat(&leading, 0)?),

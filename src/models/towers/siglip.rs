@@ -12,7 +12,7 @@ use super::{
     VisionSettings, VisionTower, linear, norm, pick, starts,
 };
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, LayerNorm, Linear, Span, attend};
+use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear, attend};
 use crate::weights::WeightReader;
 
 fn vision_defaults() -> Value {
@@ -60,7 +60,7 @@ impl VisionConfig {
             leading: None,
             positions: Positions::new(places, grid, Resampling::Never),
             first_norm: None,
-            stack: Stack::load(reader, &part("encoder.layers"), &self.shape, Span::Everything)?,
+            stack: Stack::load(reader, &part("encoder.layers"), &self.shape, AttentionMask::Full)?,
         })
     }
 
@@ -155,7 +155,7 @@ impl TextConfig {
     /// Loads the tower from the tensors that begin with `name`, which is empty or ends with a dot.
     pub(crate) fn load(&self, reader: &WeightReader<'_>, name: &str) -> Result<SiglipText> {
         Ok(SiglipText {
-            tower: TextTower::load(reader, name, &self.settings, &self.shape, Span::Everything)?,
+            tower: TextTower::load(reader, name, &self.settings, &self.shape, AttentionMask::Full)?,
             head: linear(reader, &format!("{name}head"), self.projection, self.shape.width, Bias::With)?,
         })
     }

@@ -6,7 +6,7 @@ use model_actors::Bytes;
 use super::{Bias, linear, mixed, norm};
 use crate::error::Result;
 use crate::kernels::self_attention::SelfAttention;
-use crate::kernels::{Activation, LayerNorm, Linear, SCORES, Span};
+use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear, SCORES};
 use crate::weights::WeightReader;
 
 /// The sides of a stack.
@@ -36,7 +36,7 @@ impl StackShape {
 pub(crate) struct Stack {
     pub(crate) layers: Vec<Layer>,
     pub(crate) heads: usize,
-    pub(crate) span: Span,
+    pub(crate) mask: AttentionMask,
 }
 
 impl Stack {
@@ -53,7 +53,7 @@ impl Stack {
         seen(0, &input)?;
         let mut hidden = input;
         for (index, layer) in self.layers.iter().take(count).enumerate() {
-            hidden = layer.forward(&hidden, lengths, self.heads, self.span)?;
+            hidden = layer.forward(&hidden, lengths, self.heads, self.mask)?;
             seen(index + 1, &hidden)?;
         }
         Ok(hidden)
@@ -64,10 +64,10 @@ impl Stack {
         reader: &WeightReader<'_>,
         name: &str,
         shape: &StackShape,
-        span: Span,
+        mask: AttentionMask,
     ) -> Result<Self> {
         let layers = (0..shape.layers).map(|index| Layer::load(reader, &format!("{name}.{index}"), shape));
-        Ok(Self { layers: layers.collect::<Result<_>>()?, heads: shape.heads, span })
+        Ok(Self { layers: layers.collect::<Result<_>>()?, heads: shape.heads, mask })
     }
 }
 
@@ -133,10 +133,10 @@ impl Layer {
         input: &Tensor,
         lengths: &[usize],
         heads: usize,
-        span: Span,
+        mask: AttentionMask,
     ) -> Result<Tensor> {
         let mixed = self.mixed.forward(&self.attention_norm.of(input)?, Activation::Identity)?;
-        let attended = SelfAttention { heads, slopes: &[], span, rope: None }.attend(&mixed, lengths)?;
+        let attended = SelfAttention { heads, slopes: &[], mask, rope: None }.attend(&mixed, lengths)?;
         drop(mixed);
         let attended = (self.attended.forward(&attended, Activation::Identity)? + input)?;
         let middle = self.middle.forward(&self.middle_norm.of(&attended)?)?;

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::{Stack, StackShape, TextSettings, norm};
 use crate::error::{Error, Result};
-use crate::kernels::{LayerNorm, Span};
+use crate::kernels::{AttentionMask, LayerNorm};
 use crate::weights::WeightReader;
 
 /// A text transformer; pooling is left to its users.
@@ -22,7 +22,7 @@ impl TextTower {
         name: &str,
         settings: &TextSettings,
         shape: &StackShape,
-        span: Span,
+        mask: AttentionMask,
     ) -> Result<Self> {
         let width = shape.width;
         let part = |part: &str| format!("{name}{part}");
@@ -31,7 +31,7 @@ impl TextTower {
         Ok(Self {
             words: reader.tensor(&part("embeddings.token_embedding.weight"), &words)?,
             positions: reader.tensor(&part("embeddings.position_embedding.weight"), &positions)?,
-            stack: Stack::load(reader, &part("encoder.layers"), shape, span)?,
+            stack: Stack::load(reader, &part("encoder.layers"), shape, mask)?,
             last_norm: norm(reader, &part("final_layer_norm"), width, shape.epsilon)?,
         })
     }

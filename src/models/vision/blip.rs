@@ -17,7 +17,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::families::{Family, parse};
-use crate::kernels::{LayerNorm, Span};
+use crate::kernels::{AttentionMask, LayerNorm};
 use crate::models::towers::{
     Bias, Layer, Middle, Patches, Positions, Resampling, Stack, StackShape, VisionSettings, VisionTower,
     linear, norm, with_defaults,
@@ -168,7 +168,7 @@ impl Config {
             stack: Stack {
                 layers: layers.collect::<Result<_>>()?,
                 heads: self.shape.heads,
-                span: Span::Everything,
+                mask: AttentionMask::Full,
             },
         })
     }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::families::{Family, parse};
-use crate::kernels::{Activation, LayerNorm, Linear, Span};
+use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear};
 use crate::models::towers::{
     Bias, Layer, MAX_SIZE, Middle, Patches, Positions, Resampling, Stack, StackShape, VisionTower,
     check_stack, linear, norm, with_defaults,
@@ -183,7 +183,7 @@ impl Config {
             leading: None,
             positions: Positions::new(positions, grid, Resampling::Never),
             first_norm: None,
-            stack: Stack { layers, heads: self.shape.heads, span: Span::Everything },
+            stack: Stack { layers, heads: self.shape.heads, mask: AttentionMask::Full },
         })
     }
 }

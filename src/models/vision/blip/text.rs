@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::kernels::causal::{CausalAttention, KvCache, Run, growing_bytes};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rotary::RopeTable;
-use crate::kernels::{Activation, LayerNorm, Span, attend};
+use crate::kernels::{Activation, AttentionMask, LayerNorm, attend};
 use crate::models::towers::{MAX_SIZE, StackShape, activation, check_stack, norm};
 use crate::models::vision::PROMPT_ROWS;
 use crate::weights::WeightReader;
@@ -148,7 +148,7 @@ impl TextDecoder {
                 size: width / shape.heads,
                 scale: 1.0 / ((width / shape.heads) as f32).sqrt(),
                 soft_cap: None,
-                span: Span::Causal,
+                mask: AttentionMask::Causal,
                 head_norms: None,
             },
             last: loader.linear(&[&format!("{HEAD}.transform.dense")], width, width)?,

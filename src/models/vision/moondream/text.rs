@@ -13,7 +13,7 @@ use crate::families::parse;
 use crate::kernels::causal::{CausalAttention, KvCache, Run, growing_bytes};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rotary::{Frequencies, RopeTable};
-use crate::kernels::{Activation, LayerNorm, Span};
+use crate::kernels::{Activation, AttentionMask, LayerNorm};
 use crate::models::towers::{MAX_SIZE, StackShape, check_stack, norm, with_defaults};
 use crate::models::vision::{PROMPT_ROWS, misfit};
 use crate::weights::WeightReader;
@@ -163,7 +163,7 @@ impl TextModel {
             size,
             scale: 1.0 / (size as f32).sqrt(),
             soft_cap: None,
-            span: Span::Causal,
+            mask: AttentionMask::Causal,
             head_norms: None,
         };
         let pairs = size / 4;
@@ -171,7 +171,7 @@ impl TextModel {
         Ok(Self {
             words: PackedLinear::new(words, width, None, device)?,
             layers: layers.collect::<Result<_>>()?,
-            whole: CausalAttention { span: Span::Everything, ..causal.clone() },
+            whole: CausalAttention { mask: AttentionMask::Full, ..causal.clone() },
             causal,
             frequencies: Frequencies { steps, axes: Vec::new(), amplitude: 1.0 },
             last_norm: norm(reader, "text.post_ln", width, EPSILON)?,
