@@ -96,10 +96,10 @@ impl CausalAttention {
         self.kv_heads * self.size
     }
 
-    /// Each row of `mixed` is a token's queries, keys and values: `(rows, (heads + 2 · kv_heads) · size)` to
+    /// Each row of `qkv` is a token's queries, keys and values: `(rows, (heads + 2 · kv_heads) · size)` to
     /// `(rows, heads · size)`. `rope` has a row for each, and `runs` cover them in order.
-    pub(crate) fn forward(&self, mixed: &Tensor, rope: &RopeTable, runs: &mut [Run<'_>]) -> Result<Tensor> {
-        let (count, width) = mixed.dims2()?;
+    pub(crate) fn forward(&self, qkv: &Tensor, rope: &RopeTable, runs: &mut [Run<'_>]) -> Result<Tensor> {
+        let (count, width) = qkv.dims2()?;
         let fits = self.kv_heads > 0
             && self.size > 0
             && self.heads.is_multiple_of(self.kv_heads)
@@ -108,14 +108,14 @@ impl CausalAttention {
         if !fits {
             return Err(misfit("heads and lengths do not fit the rows"));
         }
-        if mixed.device().is_cpu() { self.on_cpu(mixed, rope, runs) } else { self.on_any(mixed, rope, runs) }
+        if qkv.device().is_cpu() { self.on_cpu(qkv, rope, runs) } else { self.on_any(qkv, rope, runs) }
     }
 
-    fn on_cpu(&self, mixed: &Tensor, rope: &RopeTable, runs: &mut [Run<'_>]) -> Result<Tensor> {
-        let (count, width) = mixed.dims2()?;
-        let mut mixed = with_values(mixed, <[f32]>::to_vec)?;
+    fn on_cpu(&self, qkv: &Tensor, rope: &RopeTable, runs: &mut [Run<'_>]) -> Result<Tensor> {
+        let (count, width) = qkv.dims2()?;
+        let mut qkv = with_values(qkv, <[f32]>::to_vec)?;
         let (queries, kv_width) = (self.heads * self.size, self.kv_width());
-        for (index, row) in mixed.chunks_exact_mut(width).enumerate() {
+        for (index, row) in qkv.chunks_exact_mut(width).enumerate() {
             let (query, rest) = row.split_at_mut(queries);
             let (key, _) = rest.split_at_mut(kv_width);
             if let Some((query_norm, key_norm)) = &self.head_norms {
@@ -125,7 +125,7 @@ impl CausalAttention {
             rope.rotate_row(index, query, self.size);
             rope.rotate_row(index, key, self.size);
         }
-        let mut rest = mixed.as_slice();
+        let mut rest = qkv.as_slice();
         let mut sequences = Vec::with_capacity(runs.len());
         for run in runs {
             let (rows, others) = rest.split_at(run.length * width);
@@ -225,11 +225,11 @@ impl CausalAttention {
     }
 
     /// The same on any device.
-    fn on_any(&self, mixed: &Tensor, rope: &RopeTable, runs: &mut [Run<'_>]) -> Result<Tensor> {
-        let (count, _) = mixed.dims2()?;
+    fn on_any(&self, qkv: &Tensor, rope: &RopeTable, runs: &mut [Run<'_>]) -> Result<Tensor> {
+        let (count, _) = qkv.dims2()?;
         let (queries, kv_width) = (self.heads * self.size, self.kv_width());
         let part = |begin, heads: usize, norm: Option<&RmsNorm>| -> Result<Tensor> {
-            let part = mixed.narrow(1, begin, heads * self.size)?.contiguous()?;
+            let part = qkv.narrow(1, begin, heads * self.size)?.contiguous()?;
             let part = part.reshape((count * heads, self.size))?;
             let part = norm.map_or_else(|| Ok(part.clone()), |norm| norm.forward(&part))?;
             rope.rotate(&part.reshape((count, heads, self.size))?)
@@ -237,7 +237,7 @@ impl CausalAttention {
         let norms = self.head_norms.as_ref();
         let query = part(0, self.heads, norms.map(|norms| &norms.0))?;
         let key = part(queries, self.kv_heads, norms.map(|norms| &norms.1))?.reshape((count, kv_width))?;
-        let value = mixed.narrow(1, queries + kv_width, kv_width)?.contiguous()?;
+        let value = qkv.narrow(1, queries + kv_width, kv_width)?.contiguous()?;
         let mut begin = 0;
         let mut out = Vec::with_capacity(runs.len());
         for run in runs {
@@ -349,7 +349,7 @@ mod tests {
         for lengths in [[70, 0], [3, 9], [1, 1]] {
             let count = lengths[0] + lengths[1];
             let values = (0..count * width).map(|index| ((index + count) as f32 * 0.37).sin());
-            let mixed = Tensor::from_iter(values, &Device::Cpu).unwrap().reshape((count, width)).unwrap();
+            let qkv = Tensor::from_iter(values, &Device::Cpu).unwrap().reshape((count, width)).unwrap();
             let mut rope = RopeTable::new(3);
             for (past, length) in past.iter().zip(lengths) {
                 rope.extend(&frequencies, (*past..past + length).map(|place| [place as u32; 3]));
@@ -359,8 +359,8 @@ mod tests {
             let mut runs: Vec<Run<'_>> = runs.filter(|run| run.length > 0).collect();
             let on_host = matches!(runs[0].memory, KvCache::Host { .. });
             let rows = match on_host {
-                true => layer.on_cpu(&mixed, &rope, &mut runs),
-                false => layer.on_any(&mixed, &rope, &mut runs),
+                true => layer.on_cpu(&qkv, &rope, &mut runs),
+                false => layer.on_any(&qkv, &rope, &mut runs),
             };
             out.extend(rows.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
             past = [past[0] + lengths[0], past[1] + lengths[1]];
@@ -412,12 +412,12 @@ mod tests {
         for mut memory in [KvCache::new(8, &Device::Cpu).unwrap(), device] {
             let mut past = 0;
             for length in [100, 50, 300, 1, 61, 1, 700, 128] {
-                let mixed = Tensor::zeros((length, 24), candle_core::DType::F32, &Device::Cpu).unwrap();
+                let qkv = Tensor::zeros((length, 24), candle_core::DType::F32, &Device::Cpu).unwrap();
                 let on_host = matches!(memory, KvCache::Host { .. });
                 let mut runs = [Run { memory: &mut memory, past, length }];
                 match on_host {
-                    true => layer.on_cpu(&mixed, &RopeTable::new(0), &mut runs).unwrap(),
-                    false => layer.on_any(&mixed, &RopeTable::new(0), &mut runs).unwrap(),
+                    true => layer.on_cpu(&qkv, &RopeTable::new(0), &mut runs).unwrap(),
+                    false => layer.on_any(&qkv, &RopeTable::new(0), &mut runs).unwrap(),
                 };
                 past += length;
                 assert_eq!(memory.bytes(), KvCache::bytes_for(past, 8), "{past} tokens");
@@ -436,11 +436,11 @@ mod tests {
             mask: AttentionMask::Causal,
             head_norms: None,
         };
-        let mixed = Tensor::zeros((2, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let qkv = Tensor::zeros((2, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
         let mut memory = KvCache::new(4, &Device::Cpu).unwrap();
         for (past, length) in [(0, 1), (1, 2)] {
             let mut runs = [Run { memory: &mut memory, past, length }];
-            assert!(layer.forward(&mixed, &RopeTable::new(0), &mut runs).is_err());
+            assert!(layer.forward(&qkv, &RopeTable::new(0), &mut runs).is_err());
         }
     }
 }

@@ -113,8 +113,8 @@ fn on_any(
     if let Some(bias) = bias {
         scores = scores.broadcast_add(bias)?;
     }
-    let mixed = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&split(value)?)?;
-    Ok(mixed.transpose(1, 2)?.contiguous()?.reshape((batch, count, width))?)
+    let out = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&split(value)?)?;
+    Ok(out.transpose(1, 2)?.contiguous()?.reshape((batch, count, width))?)
 }
 
 #[cfg(test)]

@@ -15,38 +15,39 @@ use crate::error::{Error, Result};
 pub(crate) struct SelfAttention<'a> {
     pub(crate) heads: usize,
     /// For each head what a step of distance takes off a score; empty for none.
-    pub(crate) slopes: &'a [f32],
+    pub(crate) alibi_slopes: &'a [f32],
     pub(crate) mask: AttentionMask,
     /// Rotates the queries and keys of the pass.
     pub(crate) rope: Option<&'a RopeTable>,
 }
 
 impl SelfAttention<'_> {
-    /// `mixed` is `(rows, 3 · width)`, each row a query, key and value; the sequences lie one after another with these
+    /// `qkv` is `(rows, 3 · width)`, each row a query, key and value; the sequences lie one after another with these
     /// `lengths`. Gives `(rows, width)`.
-    pub(crate) fn attend(&self, mixed: &Tensor, lengths: &[usize]) -> Result<Tensor> {
-        let (count, triple) = mixed.dims2()?;
+    pub(crate) fn forward(&self, qkv: &Tensor, lengths: &[usize]) -> Result<Tensor> {
+        let (count, triple) = qkv.dims2()?;
         let width = triple / 3;
-        let slopes = self.slopes.is_empty() || self.slopes.len() == self.heads;
-        let fits = self.heads > 0 && triple.is_multiple_of(3) && width.is_multiple_of(self.heads) && slopes;
+        let alibi_slopes = self.alibi_slopes.is_empty() || self.alibi_slopes.len() == self.heads;
+        let fits =
+            self.heads > 0 && triple.is_multiple_of(3) && width.is_multiple_of(self.heads) && alibi_slopes;
         if lengths.iter().sum::<usize>() != count || !fits {
             let reason = "attention: lengths and heads do not fit the rows";
             return Err(Error::compute(reason));
         }
-        match mixed.device().is_cpu() {
-            true => self.on_cpu(mixed, lengths, width),
-            false => self.on_any(mixed, lengths, width),
+        match qkv.device().is_cpu() {
+            true => self.on_cpu(qkv, lengths, width),
+            false => self.on_any(qkv, lengths, width),
         }
     }
 
-    fn on_cpu(&self, mixed: &Tensor, lengths: &[usize], width: usize) -> Result<Tensor> {
-        let mut out = vec![0.0; mixed.dim(0)? * width];
+    fn on_cpu(&self, qkv: &Tensor, lengths: &[usize], width: usize) -> Result<Tensor> {
+        let mut out = vec![0.0; qkv.dim(0)? * width];
         let size = width / self.heads;
         let form = Form { heads: self.heads, size, scale: 1.0 / (size as f32).sqrt(), mask: self.mask };
-        with_values(mixed, |mixed| {
-            // Queries and keys lie in the mixed rows, or, rotated, in rows of their own.
-            let rotated = self.rope.map(|rope| rotated(mixed, rope, width, size));
-            let (asked, stride) = rotated.as_ref().map_or((mixed, 3 * width), |rotated| (rotated, 2 * width));
+        with_values(qkv, |qkv| {
+            // Queries and keys lie in the qkv rows, or, rotated, in rows of their own.
+            let rotated = self.rope.map(|rope| rotated(qkv, rope, width, size));
+            let (asked, stride) = rotated.as_ref().map_or((qkv, 3 * width), |rotated| (rotated, 2 * width));
             let mut first = 0;
             let sequences = lengths.iter().map(|&count| {
                 let rows = |values, stride, column| {
@@ -54,29 +55,29 @@ impl SelfAttention<'_> {
                     Rows { values: values.get(first * stride + column..).unwrap_or_default(), count, stride }
                 };
                 let (queries, keys) = (rows(asked, stride, 0), rows(asked, stride, width));
-                let values = rows(mixed, 3 * width, 2 * width);
+                let values = rows(qkv, 3 * width, 2 * width);
                 first += count;
                 Sequence { queries, keys, values }
             });
             let sequences: Vec<Sequence<'_>> =
                 sequences.filter(|sequence| sequence.queries.count > 0).collect();
             form.attend(&sequences, &mut out, |head, query, first, scores| {
-                if let Some(slope) = self.slopes.get(head) {
+                if let Some(slope) = self.alibi_slopes.get(head) {
                     for (key, score) in (first..).zip(scores) {
                         *score -= slope * query.abs_diff(key) as f32;
                     }
                 }
             });
         })?;
-        Ok(Tensor::from_vec(out, (mixed.dim(0)?, width), &Device::Cpu)?)
+        Ok(Tensor::from_vec(out, (qkv.dim(0)?, width), &Device::Cpu)?)
     }
 
     /// The same on any device: padded to the longest text, masked, and the padding dropped again.
-    fn on_any(&self, mixed: &Tensor, lengths: &[usize], width: usize) -> Result<Tensor> {
-        let (device, heads, size) = (mixed.device(), self.heads, width / self.heads);
+    fn on_any(&self, qkv: &Tensor, lengths: &[usize], width: usize) -> Result<Tensor> {
+        let (device, heads, size) = (qkv.device(), self.heads, width / self.heads);
         let layout = Padding::of(lengths);
         let (texts, longest) = (lengths.len(), layout.longest);
-        let rows = mixed.reshape((mixed.dim(0)?, 3 * heads, size))?;
+        let rows = qkv.reshape((qkv.dim(0)?, 3 * heads, size))?;
         let asked = rows.narrow(1, 0, 2 * heads)?;
         let asked = match self.rope {
             Some(rope) => rope.rotate(&asked)?,
@@ -95,20 +96,20 @@ impl SelfAttention<'_> {
             }
             None => scores,
         };
-        let mixed = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&value)?;
-        let rows = mixed.transpose(1, 2)?.contiguous()?.reshape((texts * longest, width))?;
+        let qkv = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&value)?;
+        let rows = qkv.transpose(1, 2)?.contiguous()?.reshape((texts * longest, width))?;
         Ok(rows.index_select(&Tensor::new(layout.tokens, device)?, 0)?)
     }
 
     /// What distance takes off the scores, `(heads or 1, longest, longest)`, minus infinity beyond what is seen.
     fn penalties(&self, longest: usize) -> Option<(Vec<f32>, usize)> {
-        let slopes = match (self.slopes, self.mask) {
+        let alibi_slopes = match (self.alibi_slopes, self.mask) {
             ([], AttentionMask::Full) => return None,
             ([], _) => &[0.0],
-            (slopes, _) => slopes,
+            (alibi_slopes, _) => alibi_slopes,
         };
-        let mut penalties = Vec::with_capacity(slopes.len() * longest * longest);
-        for slope in slopes {
+        let mut penalties = Vec::with_capacity(alibi_slopes.len() * longest * longest);
+        for slope in alibi_slopes {
             for row in 0..longest {
                 let seen = self.mask.range(row, longest);
                 penalties.extend((0..longest).map(|column| match seen.contains(&column) {
@@ -118,17 +119,17 @@ impl SelfAttention<'_> {
                 }));
             }
         }
-        Some((penalties, slopes.len()))
+        Some((penalties, alibi_slopes.len()))
     }
 }
 
 /// Queries and keys, `(rows, 2 · width)`, rotated by their places.
-fn rotated(mixed: &[f32], rope: &RopeTable, width: usize, size: usize) -> Vec<f32> {
-    let mut rotated = vec![0.0; mixed.len() / 3 * 2];
+fn rotated(qkv: &[f32], rope: &RopeTable, width: usize, size: usize) -> Vec<f32> {
+    let mut rotated = vec![0.0; qkv.len() / 3 * 2];
     split_rows_at(&mut rotated, 2 * width, threads(), |first, rows| {
-        let mixed = mixed[first * 3 * width..].chunks_exact(3 * width);
-        for (place, (row, mixed)) in (first..).zip(rows.chunks_exact_mut(2 * width).zip(mixed)) {
-            row.copy_from_slice(&mixed[..2 * width]);
+        let qkv = qkv[first * 3 * width..].chunks_exact(3 * width);
+        for (place, (row, qkv)) in (first..).zip(rows.chunks_exact_mut(2 * width).zip(qkv)) {
+            row.copy_from_slice(&qkv[..2 * width]);
             rope.rotate_row(place, row, size);
         }
     });
@@ -158,18 +159,18 @@ mod tests {
     #[test]
     fn both_ways_agree_for_every_form_whatever_the_threads() {
         let lengths = [3, 1, 7, 0, 4, 300];
-        let mixed = random(0.0, 1.0, (315, 96));
+        let qkv = random(0.0, 1.0, (315, 96));
         let rope = rope(&lengths);
-        let slopes = [0.5, 0.25, 0.125, 0.0625];
+        let alibi_slopes = [0.5, 0.25, 0.125, 0.0625];
         let near = [0, 2, 40, usize::MAX].map(AttentionMask::LocalWindow);
         for mask in [AttentionMask::Full, AttentionMask::Causal, AttentionMask::SlidingWindow(9)]
             .into_iter()
             .chain(near)
         {
-            for (slopes, rope) in [(&[][..], None), (&slopes[..], None), (&[][..], Some(&rope))] {
-                let form = SelfAttention { heads: 4, slopes, mask, rope };
-                let slow = form.on_any(&mixed, &lengths, 32).unwrap();
-                let check = || assert!(difference(&form.attend(&mixed, &lengths).unwrap(), &slow) < 1e-5);
+            for (alibi_slopes, rope) in [(&[][..], None), (&alibi_slopes[..], None), (&[][..], Some(&rope))] {
+                let form = SelfAttention { heads: 4, alibi_slopes, mask, rope };
+                let slow = form.on_any(&qkv, &lengths, 32).unwrap();
+                let check = || assert!(difference(&form.forward(&qkv, &lengths).unwrap(), &slow) < 1e-5);
                 check();
                 rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap().install(check);
             }
@@ -180,20 +181,26 @@ mod tests {
     fn a_window_hides_what_is_farther_away() {
         let mut rows = vec![0.0f32; 5 * 3];
         rows.chunks_exact_mut(3).enumerate().for_each(|(place, row)| row[2] = place as f32);
-        let mixed = Tensor::from_vec(rows, (5, 3), &Device::Cpu).unwrap();
-        let form = SelfAttention { heads: 1, slopes: &[], mask: AttentionMask::LocalWindow(1), rope: None };
-        let seen: Vec<f32> = form.attend(&mixed, &[5]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let qkv = Tensor::from_vec(rows, (5, 3), &Device::Cpu).unwrap();
+        let form =
+            SelfAttention { heads: 1, alibi_slopes: &[], mask: AttentionMask::LocalWindow(1), rope: None };
+        let seen: Vec<f32> = form.forward(&qkv, &[5]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let means = [0.5, 1.0, 2.0, 3.0, 3.5];
         assert!(seen.iter().zip(means).all(|(seen, mean)| (seen - mean).abs() < 1e-6), "{seen:?}");
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let mixed = Tensor::zeros((4, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let form = |heads, slopes| SelfAttention { heads, slopes, mask: AttentionMask::Full, rope: None };
-        assert!(form(2, &[]).attend(&mixed, &[3]).is_err());
-        assert!(form(3, &[]).attend(&mixed, &[4]).is_err());
-        assert!(form(0, &[]).attend(&mixed, &[4]).is_err());
-        assert!(form(2, &[0.5]).attend(&mixed, &[4]).is_err());
+        let qkv = Tensor::zeros((4, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let form = |heads, alibi_slopes| SelfAttention {
+            heads,
+            alibi_slopes,
+            mask: AttentionMask::Full,
+            rope: None,
+        };
+        assert!(form(2, &[]).forward(&qkv, &[3]).is_err());
+        assert!(form(3, &[]).forward(&qkv, &[4]).is_err());
+        assert!(form(0, &[]).forward(&qkv, &[4]).is_err());
+        assert!(form(2, &[0.5]).forward(&qkv, &[4]).is_err());
     }
 }

@@ -190,7 +190,8 @@ impl Encoder for Transformer {
             self.frequencies.iter().map(|each| rope_table(each, &batch.lengths)).collect();
         for layer in &self.layers {
             let rope = layer.rope.and_then(|index| tables.get(index));
-            let form = SelfAttention { heads: self.heads, slopes: &self.slopes, mask: layer.mask, rope };
+            let form =
+                SelfAttention { heads: self.heads, alibi_slopes: &self.slopes, mask: layer.mask, rope };
             hidden = layer.forward(&hidden, &batch.lengths, form)?;
             watch()?;
         }
@@ -258,7 +259,7 @@ impl Layer {
 
     fn attend(&self, input: &Tensor, lengths: &[usize], form: SelfAttention<'_>) -> Result<Tensor> {
         let mixed = self.mixed.forward(input, Activation::Identity)?;
-        self.attended.forward(&form.attend(&mixed, lengths)?, Activation::Identity)
+        self.attended.forward(&form.forward(&mixed, lengths)?, Activation::Identity)
     }
 
     fn feed(&self, input: &Tensor) -> Result<Tensor> {

@@ -136,7 +136,8 @@ impl Layer {
         mask: AttentionMask,
     ) -> Result<Tensor> {
         let mixed = self.mixed.forward(&self.attention_norm.of(input)?, Activation::Identity)?;
-        let attended = SelfAttention { heads, slopes: &[], mask, rope: None }.attend(&mixed, lengths)?;
+        let attended =
+            SelfAttention { heads, alibi_slopes: &[], mask, rope: None }.forward(&mixed, lengths)?;
         drop(mixed);
         let attended = (self.attended.forward(&attended, Activation::Identity)? + input)?;
         let middle = self.middle.forward(&self.middle_norm.of(&attended)?)?;
