@@ -27,7 +27,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 pub(crate) use convolution::Convolution;
-pub(crate) use cross_attention::{attend, attend_with_bias};
+pub(crate) use cross_attention::scaled_dot_product_attention;
 pub(crate) use flash::{SCORES, Span};
 pub(crate) use group_norm::GroupNorm;
 pub(crate) use interleaved_rotary::rotate_interleaved;

@@ -7,35 +7,10 @@ use super::flash::{AttentionMask, Form, Rows, Sequence};
 use super::with_values;
 use crate::error::{Error, Result};
 
-/// `softmax(scale · query · keyᵀ) · value` for each head: `(batch, rows, heads · size)` of the query, `(batch, others,
-/// heads · size)` of key and value, to the query's shape.
-pub(crate) fn attend(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    heads: usize,
-    scale: f64,
-) -> Result<Tensor> {
-    attend_to(query, key, value, heads, scale, None)
-}
-
-/// The same with a number added to each score, `(heads, rows, others)`.
-pub(crate) fn attend_with_bias(
-    query: &Tensor,
-    key: &Tensor,
-    value: &Tensor,
-    heads: usize,
-    scale: f64,
-    bias: &Tensor,
-) -> Result<Tensor> {
-    if bias.dims() != [heads, query.dim(1)?, key.dim(1)?] {
-        let reason = "the bias does not fit the queries and keys";
-        return Err(Error::compute(reason));
-    }
-    attend_to(query, key, value, heads, scale, Some(bias))
-}
-
-fn attend_to(
+/// Scaled dot-product attention, `softmax(scale · query · keyᵀ + bias) · value` for each head. Query `(batch, rows, heads ·
+/// size)`, key and value `(batch, others, heads · size)`, the optional bias `(heads, rows, others)`; the result has the
+/// query's shape.
+pub(crate) fn scaled_dot_product_attention(
     query: &Tensor,
     key: &Tensor,
     value: &Tensor,
@@ -43,12 +18,14 @@ fn attend_to(
     scale: f64,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let (batch, _, width) = query.dims3()?;
+    let (batch, count, width) = query.dims3()?;
     let others = key.dim(1)?;
     let fits = heads > 0 && width > 0 && width.is_multiple_of(heads.max(1)) && others > 0;
     if !fits || key.dims() != [batch, others, width] || value.dims() != key.dims() {
-        let reason = "queries, keys and values do not fit together";
-        return Err(Error::compute(reason));
+        return Err(misfit("queries, keys and values do not fit together"));
+    }
+    if bias.is_some_and(|bias| bias.dims() != [heads, count, others]) {
+        return Err(misfit("the bias does not fit the queries and keys"));
     }
     if !query.device().is_cpu() {
         return on_any(query, key, value, heads, scale, bias);
@@ -117,6 +94,10 @@ fn on_any(
     Ok(out.transpose(1, 2)?.contiguous()?.reshape((batch, count, width))?)
 }
 
+fn misfit(reason: &str) -> Error {
+    Error::compute(format!("attention: {reason}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,9 +111,10 @@ mod tests {
             let bias = random(0.0, 1.0, (3, count, others));
             let theirs = on_any(&query, &key, &value, 3, 0.4, None).unwrap();
             let their_biased = on_any(&query, &key, &value, 3, 0.4, Some(&bias)).unwrap();
+            let attention = |bias| scaled_dot_product_attention(&query, &key, &value, 3, 0.4, bias).unwrap();
             let check = || {
-                let ours = attend(&query, &key, &value, 3, 0.4).unwrap();
-                let biased = attend_with_bias(&query, &key, &value, 3, 0.4, &bias).unwrap();
+                let ours = attention(None);
+                let biased = attention(Some(&bias));
                 for (ours, theirs) in [(ours, &theirs), (biased, &their_biased)] {
                     let difference = (ours - theirs).unwrap().abs().unwrap().max_all().unwrap();
                     assert!(difference.to_scalar::<f32>().unwrap() < 1e-5);
@@ -147,9 +129,16 @@ mod tests {
     fn what_does_not_fit_together_is_refused() {
         let zeros =
             |rows, width| Tensor::zeros((1, rows, width), candle_core::DType::F32, &Device::Cpu).unwrap();
-        assert!(attend(&zeros(3, 8), &zeros(2, 8), &zeros(2, 8), 3, 1.0).is_err());
-        assert!(attend(&zeros(3, 8), &zeros(2, 4), &zeros(2, 4), 2, 1.0).is_err());
-        assert!(attend(&zeros(3, 8), &zeros(0, 8), &zeros(0, 8), 2, 1.0).is_err());
-        assert!(attend(&zeros(3, 8), &zeros(2, 8), &zeros(2, 8), 0, 1.0).is_err());
+        let attention = |(others, width), heads| {
+            let key = zeros(others, width);
+            scaled_dot_product_attention(&zeros(3, 8), &key, &key, heads, 1.0, None)
+        };
+        assert!(attention((2, 8), 2).is_ok());
+        for (key, heads) in [((2, 8), 3), ((2, 4), 2), ((0, 8), 2), ((2, 8), 0)] {
+            assert!(attention(key, heads).is_err());
+        }
+        let bias = Tensor::zeros((2, 3, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let key = zeros(2, 8);
+        assert!(scaled_dot_product_attention(&zeros(3, 8), &key, &key, 2, 1.0, Some(&bias)).is_err());
     }
 }

@@ -45,7 +45,7 @@ impl SelfAttention<'_> {
         let size = width / self.heads;
         let form = Form { heads: self.heads, size, scale: 1.0 / (size as f32).sqrt(), mask: self.mask };
         with_values(qkv, |qkv| {
-            // Queries and keys lie in the qkv rows, or, rotated, in rows of their own.
+            // Queries and keys lie in the rows of `qkv`, or, rotated, in rows of their own.
             let rotated = self.rope.map(|rope| rotated(qkv, rope, width, size));
             let (asked, stride) = rotated.as_ref().map_or((qkv, 3 * width), |rotated| (rotated, 2 * width));
             let mut first = 0;
@@ -96,8 +96,8 @@ impl SelfAttention<'_> {
             }
             None => scores,
         };
-        let qkv = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&value)?;
-        let rows = qkv.transpose(1, 2)?.contiguous()?.reshape((texts * longest, width))?;
+        let out = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&value)?;
+        let rows = out.transpose(1, 2)?.contiguous()?.reshape((texts * longest, width))?;
         Ok(rows.index_select(&Tensor::new(layout.tokens, device)?, 0)?)
     }
 

@@ -16,7 +16,7 @@ use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::Result;
 use crate::families::{Family, parse};
 use crate::kernels::gated::gated;
-use crate::kernels::{Activation, LayerNorm, Linear, attend};
+use crate::kernels::{Activation, LayerNorm, Linear, scaled_dot_product_attention};
 use crate::models::decoder::Decoder;
 use crate::weights::{WeightFiles, WeightReader};
 
@@ -213,7 +213,14 @@ impl Latent {
     fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
         let query = self.query.forward(&self.norm.of(hidden)?, Activation::Identity)?;
         // No token sees another here, so the pass's texts are one sequence of queries.
-        let answers = attend(&query.unsqueeze(0)?, &self.keys, &self.values, self.heads, self.scale)?;
+        let answers = scaled_dot_product_attention(
+            &query.unsqueeze(0)?,
+            &self.keys,
+            &self.values,
+            self.heads,
+            self.scale,
+            None,
+        )?;
         let hidden = (self.out.forward(&answers.squeeze(0)?, Activation::Identity)? + hidden)?;
         let wide = self.wide.forward(&self.feed_norm.of(&hidden)?, Activation::Identity)?;
         let wide = gated(&wide, Activation::GeluErf)?;

@@ -12,7 +12,7 @@ use super::layers::{Place, linear};
 use super::repository::{MAX_LEVELS, MAX_WIDTH, Part, Repository, invalid};
 use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
 use crate::error::Result;
-use crate::kernels::{Activation, Convolution, GroupNorm, Linear, attend};
+use crate::kernels::{Activation, Convolution, GroupNorm, Linear, scaled_dot_product_attention};
 
 /// Where its weights are.
 pub(super) const PART: Part = Part { folder: "vae/", file: Part::DIFFUSERS, uses: is_decoder };
@@ -239,7 +239,14 @@ impl PixelAttention {
         let normal = self.norm.forward(input, Activation::Identity)?;
         let rows = normal.reshape((batch, height * width, channels))?;
         let of = |layer| linear(layer, &rows, Activation::Identity);
-        let mixed = attend(&of(&self.query)?, &of(&self.key)?, &of(&self.value)?, 1, self.scale)?;
+        let mixed = scaled_dot_product_attention(
+            &of(&self.query)?,
+            &of(&self.key)?,
+            &of(&self.value)?,
+            1,
+            self.scale,
+            None,
+        )?;
         let out = linear(&self.out, &mixed, Activation::Identity)?;
         Ok((input + out.reshape(input.shape())?)?)
     }

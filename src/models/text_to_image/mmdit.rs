@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::layers::Place;
 use crate::error::Result;
-use crate::kernels::{Activation, Linear, attend, rotate_interleaved};
+use crate::kernels::{Activation, Linear, rotate_interleaved, scaled_dot_product_attention};
 pub(super) use modulation::{Guided, Last, Modulation, TimeTextEmbedding, gated, modulated};
 
 /// Of all norms of these models.
@@ -121,7 +121,8 @@ impl Projections {
         }
         let [query, key, value] = [query, key, value].map(|rows| rows.unsqueeze(0));
         let scale = 1.0 / (self.heads.size as f64).sqrt();
-        Ok(attend(&query?, &key?, &value?, self.heads.count, scale)?.squeeze(0)?)
+        Ok(scaled_dot_product_attention(&query?, &key?, &value?, self.heads.count, scale, None)?
+            .squeeze(0)?)
     }
 }
 

@@ -14,7 +14,7 @@ use super::mmdit::RmsNorm;
 use super::prompt::{PromptTokens, TokenizerFiles};
 use super::repository::{MAX_COUNT, MAX_WIDTH, Repository, check_sizes, invalid};
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, Linear, attend_with_bias};
+use crate::kernels::{Activation, Linear, scaled_dot_product_attention};
 
 /// Most tokens of its vocabulary.
 const MAX_VOCABULARY: usize = 1 << 24;
@@ -284,7 +284,8 @@ impl Block {
             Ok(layer.forward(&normal, Activation::Identity)?.unsqueeze(0)?)
         };
         let (query, key, value) = (of(&self.query)?, of(&self.key)?, of(&self.value)?);
-        let attended = attend_with_bias(&query, &key, &value, self.heads, 1.0, bias)?.squeeze(0)?;
+        let attended =
+            scaled_dot_product_attention(&query, &key, &value, self.heads, 1.0, Some(bias))?.squeeze(0)?;
         let rows = (rows + self.attended.forward(&attended, Activation::Identity)?)?;
         let middle = self.middle.forward(&self.middle_norm.forward(&rows)?)?;
         Ok((rows + middle)?)

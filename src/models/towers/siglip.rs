@@ -12,7 +12,7 @@ use super::{
     VisionSettings, VisionTower, linear, norm, pick, starts,
 };
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear, attend};
+use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear, scaled_dot_product_attention};
 use crate::weights::WeightReader;
 
 fn vision_defaults() -> Value {
@@ -117,7 +117,14 @@ impl ProbeHead {
         let values = self.value.forward(&rows.hidden, Activation::Identity)?;
         let attended = starts(&rows.lengths).zip(&rows.lengths).map(|(first, &length)| {
             let own = |rows: &Tensor| rows.narrow(0, first, length)?.unsqueeze(0);
-            let attended = attend(&self.query, &own(&keys)?, &own(&values)?, self.heads, self.scale)?;
+            let attended = scaled_dot_product_attention(
+                &self.query,
+                &own(&keys)?,
+                &own(&values)?,
+                self.heads,
+                self.scale,
+                None,
+            )?;
             Ok(attended.squeeze(0)?)
         });
         let attended = Tensor::cat(&attended.collect::<Result<Vec<_>>>()?, 0)?;

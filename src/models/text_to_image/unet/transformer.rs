@@ -6,7 +6,7 @@ use super::super::layers::{Norm, Place, linear};
 use super::Context;
 use super::config::{LevelConfig, UnetConfig};
 use crate::error::Result;
-use crate::kernels::{Activation, GroupNorm, Linear, attend};
+use crate::kernels::{Activation, GroupNorm, Linear, scaled_dot_product_attention};
 
 const GROUP_EPSILON: f64 = 1e-6;
 const LAYER_EPSILON: f64 = 1e-5;
@@ -122,7 +122,7 @@ impl Attention {
         let query = linear(&self.query, rows, Activation::Identity)?;
         let key = linear(&self.key, others, Activation::Identity)?;
         let value = linear(&self.value, others, Activation::Identity)?;
-        let mixed = attend(&query, &key, &value, self.heads, self.scale)?;
+        let mixed = scaled_dot_product_attention(&query, &key, &value, self.heads, self.scale, None)?;
         linear(&self.out, &mixed, Activation::Identity)
     }
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::kernels::causal::{CausalAttention, KvCache, Run, growing_bytes};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rotary::RopeTable;
-use crate::kernels::{Activation, AttentionMask, LayerNorm, attend};
+use crate::kernels::{Activation, AttentionMask, LayerNorm, scaled_dot_product_attention};
 use crate::models::towers::{MAX_SIZE, StackShape, activation, check_stack, norm};
 use crate::models::vision::PROMPT_ROWS;
 use crate::weights::WeightReader;
@@ -228,7 +228,10 @@ impl TextDecoder {
             let [keys, values] = memory.seen.get(index).ok_or_else(misfit)?;
             let asking = asking.narrow(0, first, *count)?.unsqueeze(0)?;
             let CausalAttention { heads, scale, .. } = self.attention;
-            crossed.push(attend(&asking, keys, values, heads, f64::from(scale))?.squeeze(0)?);
+            crossed.push(
+                scaled_dot_product_attention(&asking, keys, values, heads, f64::from(scale), None)?
+                    .squeeze(0)?,
+            );
             first += count;
         }
         let crossed = layer.crossed.forward(&Tensor::cat(&crossed, 0)?, Activation::Identity)?;

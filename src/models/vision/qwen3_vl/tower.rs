@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::families::parse;
 use crate::kernels::rotary::{Frequencies, RopeTable};
-use crate::kernels::{Activation, LayerNorm, Linear, attend, patches, with_values};
+use crate::kernels::{Activation, LayerNorm, Linear, patches, scaled_dot_product_attention, with_values};
 use crate::limits::MAX_MODEL_SIDE;
 use crate::models::towers::{
     Bias, MAX_SIZE, StackShape, activation, check_stack, linear, norm, pick, with_defaults,
@@ -392,7 +392,8 @@ impl Tower {
         let [queries, keys, values] = state.mixed.as_slice() else { return Err(misfit()) };
         let (queries, keys, values) =
             (some(queries)?.unsqueeze(0)?, keys.unsqueeze(0)?, values.unsqueeze(0)?);
-        let attended = attend(&queries, &keys, &values, heads, scale)?.squeeze(0)?;
+        let attended =
+            scaled_dot_product_attention(&queries, &keys, &values, heads, scale, None)?.squeeze(0)?;
         let attended = (layer.attended.forward(&attended, Activation::Identity)? + some(hidden)?)?;
         let activation = self.config.activation.unwrap_or(Activation::GeluTanh);
         let wide = layer.wide.forward(&layer.middle_norm.of(&attended)?, activation)?;
