@@ -8,7 +8,7 @@ pub(crate) mod blocks;
 pub(crate) mod causal;
 mod convolution;
 mod flash;
-pub(crate) mod gated;
+pub(crate) mod glu;
 mod group_norm;
 mod matmul;
 pub(crate) mod self_attention;
@@ -20,6 +20,7 @@ mod quantized;
 #[cfg(test)]
 mod random;
 pub(crate) mod rotary;
+pub(crate) mod rms_norm;
 mod rows;
 
 use candle_core::{CpuStorage, Device, Storage, Tensor};

@@ -7,8 +7,8 @@ use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
 
 use super::flash::{AttentionMask, Head, Scratch};
-use super::gated::RmsNorm;
 use super::matmul::Matrix;
+use super::rms_norm::RmsNorm;
 use super::rotary::RopeTable;
 use super::{rows, threads, with_values};
 use crate::error::{Error, Result};

@@ -6,7 +6,7 @@ use candle_core::{D, DType, Tensor};
 use super::config::ExpertWeights;
 use crate::error::Result;
 use crate::kernels::Activation;
-use crate::kernels::gated::gated;
+use crate::kernels::glu::glu;
 use crate::kernels::packed::PackedLinear;
 
 /// A gated network.
@@ -19,7 +19,7 @@ pub(super) struct Gated {
 
 impl Gated {
     pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let wide = gated(&self.wide.forward(input, Activation::Identity)?, self.activation)?;
+        let wide = glu(&self.wide.forward(input, Activation::Identity)?, self.activation)?;
         self.narrow.forward(&wide, Activation::Identity)
     }
 }

@@ -6,8 +6,8 @@ use super::experts::{Experts, Gated};
 use crate::error::Result;
 use crate::kernels::Activation;
 use crate::kernels::causal::{CausalAttention, Run};
-use crate::kernels::gated::RmsNorm;
 use crate::kernels::packed::PackedLinear;
+use crate::kernels::rms_norm::RmsNorm;
 use crate::kernels::rotary::RopeTable;
 
 pub(super) struct Layer {

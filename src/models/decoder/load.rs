@@ -12,8 +12,8 @@ use super::layer::{Feed, Layer};
 use super::{Decoder, Logits};
 use crate::error::Result;
 use crate::kernels::causal::CausalAttention;
-use crate::kernels::gated::RmsNorm;
 use crate::kernels::packed::PackedLinear;
+use crate::kernels::rms_norm::RmsNorm;
 use crate::weights::{WeightFiles, WeightReader};
 
 /// What names in a file may begin with, where the decoder was saved as a part of a larger model.

@@ -10,7 +10,7 @@ use model_actors::{Bytes, LoadContext};
 
 use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::{Error, Result};
-use crate::kernels::gated::gated;
+use crate::kernels::glu::glu;
 use crate::kernels::rotary::{Frequencies, RopeTable};
 use crate::kernels::self_attention::SelfAttention;
 use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear, SCORES};
@@ -264,7 +264,7 @@ impl Layer {
 
     fn feed(&self, input: &Tensor) -> Result<Tensor> {
         let wide = match self.gated {
-            true => gated(&self.wide.forward(input, Activation::Identity)?, self.activation)?,
+            true => glu(&self.wide.forward(input, Activation::Identity)?, self.activation)?,
             false => self.wide.forward(input, self.activation)?,
         };
         self.narrow.forward(&wide, Activation::Identity)

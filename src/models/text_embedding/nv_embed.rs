@@ -15,7 +15,7 @@ use super::encoder::{MAX_SIDE, invalid, layer_norm, linear, swapped, unsupported
 use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::gated::gated;
+use crate::kernels::glu::glu;
 use crate::kernels::{Activation, LayerNorm, Linear, scaled_dot_product_attention};
 use crate::models::decoder::Decoder;
 use crate::weights::{WeightFiles, WeightReader};
@@ -223,7 +223,7 @@ impl Latent {
         )?;
         let hidden = (self.out.forward(&answers.squeeze(0)?, Activation::Identity)? + hidden)?;
         let wide = self.wide.forward(&self.feed_norm.of(&hidden)?, Activation::Identity)?;
-        let wide = gated(&wide, Activation::GeluErf)?;
+        let wide = glu(&wide, Activation::GeluErf)?;
         Ok((self.narrow.forward(&wide, Activation::Identity)? + hidden)?)
     }
 }
