@@ -1,6 +1,6 @@
 //! Attention on the processor as FlashAttention computes it (Dao et al., 2022): some queries meet a block of keys at a
 //! time, and the softmax is kept up to date from block to block. So scores stay in the processor's cache, and a thread
-//! never has more than [`SCORES`] of them, however many rows see each other and however many heads share their keys.
+//! never has more than [`SCORES_PER_THREAD`] of them, however many rows see each other and however many heads share their keys.
 //! Where rows lie, what they see and what is added to their scores comes from the kernels above; on an accelerator they
 //! do without this one.
 
@@ -15,7 +15,7 @@ use super::{rows, threads};
 const QUERIES: usize = 256;
 const KEYS: usize = 512;
 /// Scores that a thread has in memory at a time: half a mebibyte.
-pub(crate) const SCORES: usize = QUERIES * KEYS;
+pub(crate) const SCORES_PER_THREAD: usize = QUERIES * KEYS;
 /// Fewest queries that are worth a thread of their own.
 const FEWEST: usize = 16;
 
@@ -46,7 +46,7 @@ impl AttentionMask {
     }
 }
 
-/// What a thread keeps from one piece of work to the next: [`SCORES`] at most, and a few numbers a query.
+/// What a thread keeps from one piece of work to the next: [`SCORES_PER_THREAD`] at most, and a few numbers a query.
 #[derive(Default)]
 pub(super) struct Scratch {
     scores: Vec<f32>,
@@ -95,7 +95,7 @@ impl Head<'_> {
         let (count, size) = (self.queries.rows, self.values.columns);
         let Some(last) = count.checked_sub(1) else { return };
         // A few queries, as those of one token, take more keys at a time.
-        let step = (SCORES / count).max(KEYS);
+        let step = (SCORES_PER_THREAD / count).max(KEYS);
         scratch.states.clear();
         scratch.states.resize(count, rows::Softmax::default());
         let mut kind = Output::Replace;
@@ -260,7 +260,7 @@ mod tests {
             let mut out = vec![f32::NAN; queries.rows];
             let all = keys.rows;
             head.attend(&mut scratch, (&mut out, 1), |_| 0..all, |_, _, _| {});
-            assert!(scratch.scores.capacity() <= SCORES, "{} scores", scratch.scores.capacity());
+            assert!(scratch.scores.capacity() <= SCORES_PER_THREAD, "{} scores", scratch.scores.capacity());
             for query in [0, queries.rows / 2, queries.rows - 1] {
                 let plain = plainly(head, AttentionMask::Full, query)[0];
                 assert!((plain - out[query]).abs() < 1e-4, "{query}: {plain} {}", out[query]);

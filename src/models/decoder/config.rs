@@ -10,7 +10,7 @@ use super::load::{self, PREFIXES, SafeTensors};
 use super::rope::Rope;
 use crate::error::{Error, Result};
 use crate::kernels::causal::{KvCache, growing_bytes};
-use crate::kernels::{Activation, AttentionMask, SCORES};
+use crate::kernels::{Activation, AttentionMask, SCORES_PER_THREAD};
 use crate::weights::WeightFiles;
 
 /// Most layers that a configuration may ask for.
@@ -199,7 +199,7 @@ impl DecoderConfig {
         let heads = self.heads.saturating_add(2 * self.kv_heads).saturating_mul(self.head_size);
         // The widest moments: gate and up with their copy in panels and their product, or the mixed heads likewise.
         let row = middle.saturating_mul(5).max(heads.saturating_mul(3)).saturating_add(self.width * 4);
-        let scores = longest.saturating_mul(rows.max(1)).min(SCORES);
+        let scores = longest.saturating_mul(rows.max(1)).min(SCORES_PER_THREAD);
         let growing = growing_bytes(longest, self.kv_heads.saturating_mul(self.head_size));
         let numbers = row.saturating_mul(rows).saturating_add(scores);
         Bytes((numbers as u64).saturating_mul(4)) + Bytes(growing)

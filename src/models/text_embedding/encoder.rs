@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::kernels::glu::glu;
 use crate::kernels::rotary::{Frequencies, RopeTable};
 use crate::kernels::self_attention::SelfAttention;
-use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear, SCORES};
+use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear, SCORES_PER_THREAD};
 use crate::weights::{WeightFiles, WeightReader};
 
 /// More than any side of a real model, and far from where products of sides overflow.
@@ -76,7 +76,7 @@ impl Sizes {
         // The widest moment of a layer: its input, the middle layer, and what comes out; or the mixed queries, keys
         // and values, the same turned, and scores.
         let row = (self.middle as u64).max(6 * self.width as u64) + 2 * self.width as u64;
-        let scores = longest.saturating_mul(longest).min(SCORES) as u64;
+        let scores = longest.saturating_mul(longest).min(SCORES_PER_THREAD) as u64;
         Bytes(row.saturating_mul(tokens as u64).saturating_add(scores).saturating_mul(4))
     }
 }

@@ -6,7 +6,7 @@ use model_actors::Bytes;
 use super::{Bias, linear, mixed, norm};
 use crate::error::Result;
 use crate::kernels::self_attention::SelfAttention;
-use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear, SCORES};
+use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear, SCORES_PER_THREAD};
 use crate::weights::WeightReader;
 
 /// The sides of a stack.
@@ -27,7 +27,7 @@ impl StackShape {
         let (width, middle) = (self.width as u64, self.middle as u64);
         let row =
             middle.saturating_mul(2).max(width.saturating_mul(4)).saturating_add(width.saturating_mul(3));
-        let scores = longest.saturating_mul(longest).min(SCORES) as u64;
+        let scores = longest.saturating_mul(longest).min(SCORES_PER_THREAD) as u64;
         Bytes(row.saturating_mul(rows as u64).saturating_add(scores).saturating_mul(4))
     }
 }
