@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use model_actors::{Bytes, LoadContext};
 
 use crate::error::{Error, Result};
-use crate::kernels::blocks::Blocks;
+use crate::kernels::ggml::GgmlType;
 pub(crate) use header::{Header, read_header};
 pub(crate) use tokenizer::{GgufTokenizer, TokenKind};
 
@@ -29,7 +29,7 @@ pub(crate) struct GgufFile {
 /// One tensor's blocks, row by row.
 #[derive(Debug)]
 pub(crate) struct Stored {
-    pub(crate) blocks: Blocks,
+    pub(crate) dtype: GgmlType,
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -102,8 +102,8 @@ impl GgufFile {
                 found: tensor.shape.clone(),
             });
         }
-        let Some(blocks) = Blocks::from_number(tensor.kind) else {
-            let (kind, supported) = (tensor.kind, Blocks::NAMES);
+        let Some(dtype) = GgmlType::from_number(tensor.kind) else {
+            let (kind, supported) = (tensor.kind, GgmlType::NAMES);
             return Err(self.invalid(format!(
                 "the tensor {name} is of type {kind}, which is not supported; supported are {supported}"
             )));
@@ -121,21 +121,21 @@ impl GgufFile {
             context.advance(Bytes(piece.len() as u64));
         }
         let row = shape.last().copied().unwrap_or(1);
-        if let Some(row_index) = blocks.first_damaged_row(&bytes, row) {
+        if let Some(row_index) = dtype.first_damaged_row(&bytes, row) {
             return Err(Error::NotFinite {
                 tensor: name.to_owned(),
                 index: row_index * row,
                 value: f32::NAN.to_string(),
             });
         }
-        Ok(Stored { blocks, bytes })
+        Ok(Stored { dtype, bytes })
     }
 
     /// Reads one tensor as numbers.
     pub(crate) fn numbers(&self, name: &str, shape: &[usize], context: &LoadContext) -> Result<Vec<f32>> {
         let stored = self.read(name, shape, context)?;
         let mut values = vec![0.0; shape.iter().product()];
-        stored.blocks.decode(&stored.bytes, &mut values);
+        stored.dtype.decode(&stored.bytes, &mut values);
         Ok(values)
     }
 }

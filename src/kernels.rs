@@ -4,7 +4,7 @@
 //! an accelerator they are candle's own operations. What they are put together to is left to the families.
 
 mod cross_attention;
-pub(crate) mod blocks;
+pub(crate) mod ggml;
 pub(crate) mod causal;
 mod convolution;
 mod flash;

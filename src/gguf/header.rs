@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io::Read;
 
-use crate::kernels::blocks::Blocks;
+use crate::kernels::ggml::GgmlType;
 
 const MAGIC: &[u8; 4] = b"GGUF";
 /// Most metadata values, list items included, and most tensors.
@@ -267,8 +267,8 @@ impl<R: Read> Reader<R> {
             .try_fold(1usize, |all, side| all.checked_mul(*side))
             .ok_or_else(impossible)?;
         // A type that is not known may be one that no family asks for.
-        let bytes = match Blocks::from_number(kind) {
-            Some(blocks) => blocks.bytes_of(&sides).ok_or_else(impossible)?,
+        let bytes = match GgmlType::from_number(kind) {
+            Some(dtype) => dtype.bytes_of(&sides).ok_or_else(impossible)?,
             None => 0,
         };
         Ok((name, TensorInfo { kind, shape: sides, start, bytes }))

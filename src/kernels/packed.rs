@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use candle_core::quantized::{QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
 
-use super::blocks::Blocks;
+use super::ggml::GgmlType;
 use super::panels::{PANEL, Panels};
 pub(crate) use super::quantized::QuantizedRows;
 use super::{Activation, with_values};
@@ -70,13 +70,13 @@ impl PackedLinear {
         use_of_rows: RowUse,
     ) -> Result<Self> {
         let outside = parts.iter().map(|part| part.outside).sum();
-        let plain = parts.iter().all(|part| part.blocks == Blocks::F32);
+        let plain = parts.iter().all(|part| part.dtype == GgmlType::F32);
         if plain || !device.is_cpu() && use_of_rows == RowUse::LookedUp {
             let mut weight = vec![0.0; outside * inside];
             let mut rest = weight.as_mut_slice();
             for part in parts {
                 let (values, others) = rest.split_at_mut(part.outside * inside);
-                part.blocks.decode(&part.bytes, values);
+                part.dtype.decode(&part.bytes, values);
                 rest = others;
             }
             return Self::new(weight, inside, bias, device);
@@ -196,7 +196,7 @@ impl PackedLinear {
 }
 
 fn on_accelerator(part: QuantizedRows, inside: usize, device: &Device) -> Result<QMatMul> {
-    let kind = part.blocks.candle();
+    let kind = part.dtype.candle();
     let storage = QStorage::from_data(Cow::Owned(part.bytes), device, kind)?;
     Ok(QMatMul::from_qtensor(QTensor::new(storage, (part.outside, inside))?)?)
 }

@@ -5,7 +5,7 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::blocks::Blocks;
+use super::ggml::GgmlType;
 use super::threads;
 
 /// Rows of the weight that are numbers at a time.
@@ -16,7 +16,7 @@ const TILE: usize = 4;
 /// Some rows of a weight, `(out, in)`, in one format.
 #[derive(Debug)]
 pub(crate) struct QuantizedRows {
-    pub(crate) blocks: Blocks,
+    pub(crate) dtype: GgmlType,
     pub(crate) bytes: Vec<u8>,
     pub(crate) outside: usize,
 }
@@ -24,16 +24,16 @@ pub(crate) struct QuantizedRows {
 impl QuantizedRows {
     /// The numbers of one row.
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {
-        let size = self.blocks.row_bytes(out.len()).unwrap_or(0);
+        let size = self.dtype.row_bytes(out.len()).unwrap_or(0);
         if let Some(bytes) = self.bytes.get(row * size..(row + 1) * size) {
-            self.blocks.decode(bytes, out);
+            self.dtype.decode(bytes, out);
         }
     }
 
     /// `input · weightᵀ`: `(count, inside)` to `(out, count)`.
     pub(super) fn multiply(&self, input: &[f32], inside: usize) -> Vec<f32> {
         let count = input.len() / inside.max(1);
-        let size = self.blocks.row_bytes(inside).unwrap_or(0);
+        let size = self.dtype.row_bytes(inside).unwrap_or(0);
         let mut out = vec![0.0; self.outside * count];
         if size == 0 || count == 0 {
             return out;
@@ -41,7 +41,7 @@ impl QuantizedRows {
         let work = |scratch: &mut Vec<f32>, (out, bytes): (&mut [f32], &[u8])| {
             scratch.resize(bytes.len() / size * inside, 0.0);
             let weights = scratch.as_mut_slice();
-            Arch::new().dispatch(GroupProduct { blocks: self.blocks, bytes, weights, input, inside, out });
+            Arch::new().dispatch(GroupProduct { dtype: self.dtype, bytes, weights, input, inside, out });
         };
         let (group, bytes) = (GROUP * count, GROUP * size);
         match threads() {
@@ -58,7 +58,7 @@ impl QuantizedRows {
 
 /// A group of weight rows with all input rows.
 struct GroupProduct<'a> {
-    blocks: Blocks,
+    dtype: GgmlType,
     bytes: &'a [u8],
     weights: &'a mut [f32],
     input: &'a [f32],
@@ -71,8 +71,8 @@ impl WithSimd for GroupProduct<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { blocks, bytes, weights, input, inside, out } = self;
-        blocks.decode_inline(bytes, weights);
+        let Self { dtype, bytes, weights, input, inside, out } = self;
+        dtype.decode_inline(bytes, weights);
         let count = input.len() / inside;
         for (tile, inputs) in input.chunks(TILE * inside).enumerate() {
             let pairs = weights.chunks(TILE * inside).zip(out.chunks_mut(TILE * count));
@@ -148,11 +148,11 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     fn rows(number: u32, weight: &Tensor) -> (QuantizedRows, Tensor) {
-        let blocks = Blocks::from_number(number).unwrap();
-        let quantized = QTensor::quantize(weight, blocks.candle()).unwrap();
+        let dtype = GgmlType::from_number(number).unwrap();
+        let quantized = QTensor::quantize(weight, dtype.candle()).unwrap();
         let bytes = quantized.data().unwrap().into_owned();
         let outside = weight.dims()[0];
-        (QuantizedRows { blocks, bytes, outside }, quantized.dequantize(&Device::Cpu).unwrap())
+        (QuantizedRows { dtype, bytes, outside }, quantized.dequantize(&Device::Cpu).unwrap())
     }
 
     #[test]

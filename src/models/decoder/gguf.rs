@@ -314,7 +314,7 @@ impl GgufTensors<'_> {
             true => in_order(&stored.bytes, outside, self.config.head_size),
             false => stored.bytes,
         };
-        Ok(QuantizedRows { blocks: stored.blocks, bytes, outside })
+        Ok(QuantizedRows { dtype: stored.dtype, bytes, outside })
     }
 }
 

@@ -12,7 +12,7 @@ use super::load::{self, Part, Tensors};
 use super::{Cache, Decoder, FAMILIES, Segment};
 use crate::error::Result;
 use crate::families;
-use crate::kernels::blocks::Blocks;
+use crate::kernels::ggml::GgmlType;
 use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
 use crate::kernels::random;
 
@@ -35,8 +35,8 @@ impl Tensors for Random {
             return PackedLinear::new(values.flatten_all()?.to_vec1()?, inside, None, &Device::Cpu);
         };
         let bytes = QTensor::quantize(&values, kind)?.data()?.into_owned();
-        let blocks = Blocks::from_number(number).unwrap();
-        let rows = vec![QuantizedRows { blocks, bytes, outside }];
+        let dtype = GgmlType::from_number(number).unwrap();
+        let rows = vec![QuantizedRows { dtype, bytes, outside }];
         PackedLinear::quantized(rows, inside, None, &Device::Cpu, RowUse::LookedUp)
     }
 

@@ -8,7 +8,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 /// A format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Blocks {
+pub(crate) enum GgmlType {
     F32,
     F16,
     Bf16,
@@ -24,7 +24,7 @@ pub(crate) enum Blocks {
     Q6K,
 }
 
-impl Blocks {
+impl GgmlType {
     /// The names, for errors.
     pub(crate) const NAMES: &'static str =
         "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
@@ -101,7 +101,7 @@ impl Blocks {
 
     /// Blocks to numbers, as many of both as there are in the shorter.
     pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
-        Arch::new().dispatch(Decode { blocks: self, bytes, out });
+        Arch::new().dispatch(Decode { dtype: self, bytes, out });
     }
 
     /// The first row, of so many numbers, in which one is not finite.
@@ -143,7 +143,7 @@ impl Blocks {
 }
 
 struct Decode<'a> {
-    blocks: Blocks,
+    dtype: GgmlType,
     bytes: &'a [u8],
     out: &'a mut [f32],
 }
@@ -153,7 +153,7 @@ impl WithSimd for Decode<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        self.blocks.decode_inline(self.bytes, self.out);
+        self.dtype.decode_inline(self.bytes, self.out);
     }
 }
 
@@ -350,9 +350,9 @@ mod tests {
     /// A tensor of no rows, each of 2^50 numbers, once asked for as much memory.
     #[test]
     fn rows_that_are_not_there_cost_nothing() {
-        for blocks in [0, 1, 8, 12].map(|number| Blocks::from_number(number).unwrap()) {
-            assert_eq!(blocks.first_damaged_row(&[], 1 << 50), None);
-            assert_eq!(blocks.first_damaged_row(&[0; 100], 1 << 50), None);
+        for dtype in [0, 1, 8, 12].map(|number| GgmlType::from_number(number).unwrap()) {
+            assert_eq!(dtype.first_damaged_row(&[], 1 << 50), None);
+            assert_eq!(dtype.first_damaged_row(&[0; 100], 1 << 50), None);
         }
     }
 
@@ -360,18 +360,18 @@ mod tests {
     fn every_format_stands_for_the_numbers_that_candle_makes_of_it() {
         let kinds = [0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30];
         let values = random(0.1, 1.0, (3, 512));
-        for blocks in kinds.map(|number| Blocks::from_number(number).unwrap()) {
-            let quantized = QTensor::quantize(&values, blocks.candle()).unwrap();
+        for dtype in kinds.map(|number| GgmlType::from_number(number).unwrap()) {
+            let quantized = QTensor::quantize(&values, dtype.candle()).unwrap();
             let bytes = quantized.data().unwrap();
-            assert_eq!(blocks.bytes_of(&[3, 512]), Some(bytes.len() as u64), "{blocks:?}");
+            assert_eq!(dtype.bytes_of(&[3, 512]), Some(bytes.len() as u64), "{dtype:?}");
             let mut ours = vec![0.0; 3 * 512];
-            blocks.decode(&bytes, &mut ours);
+            dtype.decode(&bytes, &mut ours);
             let theirs = quantized.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
             let theirs: Vec<f32> = theirs.to_vec1().unwrap();
             let pairs = ours.iter().zip(&theirs);
             let difference = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(difference < 1e-6, "{blocks:?}: {difference}");
-            assert_eq!(blocks.first_damaged_row(&bytes, 512), None);
+            assert!(difference < 1e-6, "{dtype:?}: {difference}");
+            assert_eq!(dtype.first_damaged_row(&bytes, 512), None);
         }
     }
 
@@ -383,7 +383,7 @@ mod tests {
         }
         let mut bytes = vec![0; 34 * 4];
         bytes[34 * 3 + 1] = 0x7c;
-        assert_eq!(Blocks::Q8_0.first_damaged_row(&bytes, 64), Some(1));
-        assert_eq!(Blocks::Q8_0.row_bytes(33), None);
+        assert_eq!(GgmlType::Q8_0.first_damaged_row(&bytes, 64), Some(1));
+        assert_eq!(GgmlType::Q8_0.row_bytes(33), None);
     }
 }
