@@ -15,7 +15,7 @@ pub(crate) mod self_attention;
 pub(crate) mod packed;
 mod interleaved_rotary;
 mod panels;
-mod patches;
+mod patchify;
 mod quantized;
 #[cfg(test)]
 mod random;
@@ -33,7 +33,7 @@ pub(crate) use flash::{SCORES_PER_THREAD, Span};
 pub(crate) use group_norm::GroupNorm;
 pub(crate) use interleaved_rotary::rotate_interleaved;
 use matmul::{Matrix, Output, multiply};
-pub(crate) use patches::patches;
+pub(crate) use patchify::patchify;
 #[cfg(test)]
 pub(crate) use random::random;
 

@@ -287,12 +287,3 @@ impl Side {
         gated(&rows, &last_gate, &middle)
     }
 }
-
-/// Latents `(channels, height, width)` as patches of `side` by `side`, row by row: `(patches, channels · side²)`, channel
-/// by channel.
-pub(super) fn to_patches(latents: &Tensor, side: usize) -> Result<Tensor> {
-    let (channels, height, width) = latents.dims3()?;
-    let (rows, columns) = (height / side, width / side);
-    let split = latents.reshape((channels, rows, side, columns, side))?;
-    Ok(split.permute((1, 3, 0, 2, 4))?.reshape((rows * columns, channels * side * side))?)
-}

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::{Bias, Positions, Stack, starts};
 use crate::error::Result;
-use crate::kernels::{Activation, LayerNorm, Linear, patches};
+use crate::kernels::{Activation, LayerNorm, Linear, patchify};
 use crate::weights::WeightReader;
 
 /// The convolution that makes a vector of each patch, as a product.
@@ -88,7 +88,7 @@ impl VisionTower {
     /// What the first norm is given.
     fn embed(&self, images: &[Tensor]) -> Result<ImageRows> {
         let side = self.patches.side;
-        let cut = images.iter().map(|image| patches(image, side)).collect::<Result<Vec<_>>>()?;
+        let cut = images.iter().map(|image| patchify(image, side)).collect::<Result<Vec<_>>>()?;
         let rows = self.patches.linear.forward(&Tensor::cat(&cut, 0)?, Activation::Identity)?;
         let (mut parts, mut lengths, mut first) = (Vec::new(), Vec::with_capacity(images.len()), 0);
         for image in images {

@@ -9,11 +9,11 @@ use super::super::Watch;
 use super::super::layers::Place;
 use super::super::mmdit::{
     Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, Projections,
-    RopeTable, TimeTextEmbedding, gated, modulated, to_patches,
+    RopeTable, TimeTextEmbedding, gated, modulated,
 };
 use super::super::repository::{MAX_COUNT, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::Result;
-use crate::kernels::{Activation, Linear};
+use crate::kernels::{Activation, Linear, patchify};
 
 /// Where its weights are.
 pub(super) const PART: Part = Part { folder: "transformer/", file: Part::DIFFUSERS, uses: |_| true };
@@ -141,7 +141,7 @@ impl Transformer {
     ) -> Result<Tensor> {
         let (channels, height, width) = latents.dims3()?;
         let (rows, columns, tokens) = (height / SIDE, width / SIDE, hidden.dim(0)?);
-        let mut image = self.patches.forward(&to_patches(latents, SIDE)?, Activation::Identity)?;
+        let mut image = self.patches.forward(&patchify(latents, SIDE)?, Activation::Identity)?;
         let mut text = self.text.forward(&hidden.contiguous()?, Activation::Identity)?;
         let modulation = self.time_text.of(time, guidance, pooled)?;
         let rope = self.rope(tokens, rows, columns, latents.device())?;

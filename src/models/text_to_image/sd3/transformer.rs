@@ -8,11 +8,11 @@ use serde::Deserialize;
 use super::super::Watch;
 use super::super::layers::Place;
 use super::super::mmdit::{
-    Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, TimeTextEmbedding, to_patches,
+    Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, TimeTextEmbedding,
 };
 use super::super::repository::{MAX_COUNT, MAX_SAMPLE, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, Linear};
+use crate::kernels::{Activation, Linear, patchify};
 
 /// Where its weights are.
 pub(super) const PART: Part = Part { folder: "transformer/", file: Part::DIFFUSERS, uses: |_| true };
@@ -163,7 +163,7 @@ impl Transformer {
     ) -> Result<Tensor> {
         let (_, height, width) = latents.dims3()?;
         let (rows, columns) = (height / self.side, width / self.side);
-        let patches = self.patches.forward(&to_patches(latents, self.side)?, Activation::Identity)?;
+        let patches = self.patches.forward(&patchify(latents, self.side)?, Activation::Identity)?;
         let mut image = (patches + self.positions(rows, columns)?)?;
         let mut text = self.text.forward(&hidden.contiguous()?, Activation::Identity)?;
         let modulation = self.time_text.of(time, 0.0, pooled)?;

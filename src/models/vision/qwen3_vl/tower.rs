@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::families::parse;
 use crate::kernels::rotary::{Frequencies, RopeTable};
-use crate::kernels::{Activation, LayerNorm, Linear, patches, scaled_dot_product_attention, with_values};
+use crate::kernels::{Activation, LayerNorm, Linear, patchify, scaled_dot_product_attention, with_values};
 use crate::limits::MAX_MODEL_SIDE;
 use crate::models::towers::{
     Bias, MAX_SIZE, StackShape, activation, check_stack, linear, norm, pick, with_defaults,
@@ -279,7 +279,7 @@ impl Tower {
             let places = places.get(rows.clone()).ok_or_else(misfit)?;
             let (first, count) = (rows.start / across.max(1), rows.len() / across.max(1));
             let side = self.config.patch_size;
-            let pixels = patches(&crop.narrow(1, first * side, count * side)?.contiguous()?, side)?;
+            let pixels = patchify(&crop.narrow(1, first * side, count * side)?.contiguous()?, side)?;
             let pixels = pick(&pixels, places.iter().map(|(line, column)| (line - first) * across + column))?;
             let pixels = self.patch.forward(&pixels, Activation::Identity)?;
             Ok((pixels + self.stretched(down, across, places)?)?)

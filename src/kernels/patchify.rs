@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// `image` is `(channels, height, width)`. Gives `(patches, channels · patch · patch)`, the patches row by row from
 /// the top, each with its channels one after another, as a convolution's weight has them. What is left at the right and
 /// at the bottom when the sides are no multiples of `patch` is dropped, as a convolution does.
-pub(crate) fn patches(image: &Tensor, patch: usize) -> Result<Tensor> {
+pub(crate) fn patchify(image: &Tensor, patch: usize) -> Result<Tensor> {
     let (channels, height, width) = image.dims3()?;
     if patch == 0 || height < patch || width < patch {
         let reason = format!("an image of {width}x{height} has no patches of {patch}x{patch}");
@@ -53,13 +53,13 @@ mod tests {
         let weight = random(0.0, 1.0, (5, 3, 4, 4));
         let theirs = image.unsqueeze(0).unwrap().conv2d(&weight, 0, 4, 1, 1).unwrap();
         let theirs = theirs.flatten_from(2).unwrap().get(0).unwrap().t().unwrap();
-        let rows = patches(&image, 4).unwrap();
+        let rows = patchify(&image, 4).unwrap();
         let same = on_any(&image, 4).unwrap();
         assert_eq!(rows.to_vec2::<f32>().unwrap(), same.to_vec2::<f32>().unwrap());
         let ours = rows.matmul(&weight.reshape((5, 48)).unwrap().t().unwrap()).unwrap();
         let difference = (ours - theirs).unwrap().abs().unwrap().max_all().unwrap();
         assert!(difference.to_scalar::<f32>().unwrap() < 1e-4);
-        assert!(patches(&image, 0).is_err());
-        assert!(patches(&image, 10).is_err());
+        assert!(patchify(&image, 0).is_err());
+        assert!(patchify(&image, 10).is_err());
     }
 }
