@@ -82,10 +82,10 @@ pub(crate) fn growing_bytes(tokens: usize, width: usize) -> u64 {
     (tokens as u64).saturating_mul(4).saturating_mul(width as u64)
 }
 
-/// Some rows of a pass: the next `length` tokens of a sequence of which `past` are in memory already. What is in
-/// memory beyond them is forgotten.
-pub(crate) struct Run<'a> {
-    pub(crate) memory: &'a mut KvCache,
+/// Some rows of a pass: the next `length` tokens of a sequence of which `past` are in the cache already. What is in
+/// the cache beyond them is forgotten.
+pub(crate) struct LayerSegment<'a> {
+    pub(crate) cache: &'a mut KvCache,
     pub(crate) past: usize,
     pub(crate) length: usize,
 }
@@ -97,21 +97,30 @@ impl CausalAttention {
     }
 
     /// Each row of `qkv` is a token's queries, keys and values: `(rows, (heads + 2 · kv_heads) · size)` to
-    /// `(rows, heads · size)`. `rope` has a row for each, and `runs` cover them in order.
-    pub(crate) fn forward(&self, qkv: &Tensor, rope: &RopeTable, runs: &mut [Run<'_>]) -> Result<Tensor> {
+    /// `(rows, heads · size)`. `rope` has a row for each, and `segments` cover them in order.
+    pub(crate) fn forward(
+        &self,
+        qkv: &Tensor,
+        rope: &RopeTable,
+        segments: &mut [LayerSegment<'_>],
+    ) -> Result<Tensor> {
         let (count, width) = qkv.dims2()?;
         let fits = self.kv_heads > 0
             && self.size > 0
             && self.heads.is_multiple_of(self.kv_heads)
             && width == (self.heads + 2 * self.kv_heads) * self.size
-            && runs.iter().map(|run| run.length).sum::<usize>() == count;
+            && segments.iter().map(|segment| segment.length).sum::<usize>() == count;
         if !fits {
             return Err(misfit("heads and lengths do not fit the rows"));
         }
-        if qkv.device().is_cpu() { self.on_cpu(qkv, rope, runs) } else { self.on_any(qkv, rope, runs) }
+        if qkv.device().is_cpu() {
+            self.on_cpu(qkv, rope, segments)
+        } else {
+            self.on_any(qkv, rope, segments)
+        }
     }
 
-    fn on_cpu(&self, qkv: &Tensor, rope: &RopeTable, runs: &mut [Run<'_>]) -> Result<Tensor> {
+    fn on_cpu(&self, qkv: &Tensor, rope: &RopeTable, segments: &mut [LayerSegment<'_>]) -> Result<Tensor> {
         let (count, width) = qkv.dims2()?;
         let mut qkv = with_values(qkv, <[f32]>::to_vec)?;
         let (queries, kv_width) = (self.heads * self.size, self.kv_width());
@@ -126,11 +135,11 @@ impl CausalAttention {
             rope.rotate_row(index, key, self.size);
         }
         let mut rest = qkv.as_slice();
-        let mut sequences = Vec::with_capacity(runs.len());
-        for run in runs {
-            let (rows, others) = rest.split_at(run.length * width);
+        let mut sequences = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let (rows, others) = rest.split_at(segment.length * width);
             rest = others;
-            sequences.push(self.remember(run, rows, width)?);
+            sequences.push(self.remember(segment, rows, width)?);
         }
         let mut out = vec![0.0; count * queries];
         self.attend_all(&sequences, &mut out);
@@ -138,23 +147,28 @@ impl CausalAttention {
     }
 
     /// Appends the rows' keys and values to the sequence's.
-    fn remember<'a>(&self, run: &'a mut Run<'_>, rows: &'a [f32], width: usize) -> Result<Sequence<'a>> {
-        let (kv_width, past) = (self.kv_width(), run.past);
-        let KvCache::Host { keys, values } = &mut *run.memory else {
+    fn remember<'a>(
+        &self,
+        segment: &'a mut LayerSegment<'_>,
+        rows: &'a [f32],
+        width: usize,
+    ) -> Result<Sequence<'a>> {
+        let (kv_width, past) = (self.kv_width(), segment.past);
+        let KvCache::Host { keys, values } = &mut *segment.cache else {
             return Err(misfit("the keys are on another device"));
         };
         if keys.len() < past * kv_width || values.len() < past * kv_width {
-            return Err(misfit("tokens are missing from a sequence's memory"));
+            return Err(misfit("tokens are missing from a sequence's cache"));
         }
         let begin = self.heads * self.size;
         for (store, begin) in [(&mut *keys, begin), (&mut *values, begin + kv_width)] {
             store.truncate(past * kv_width);
-            grow(store, run.length * kv_width, KV_CACHE_STEP * kv_width);
+            grow(store, segment.length * kv_width, KV_CACHE_STEP * kv_width);
             for row in rows.chunks_exact(width) {
                 store.extend_from_slice(&row[begin..begin + kv_width]);
             }
         }
-        Ok(Sequence { rows, width, keys, values, past, length: run.length })
+        Ok(Sequence { rows, width, keys, values, past, length: segment.length })
     }
 
     fn attend_all(&self, sequences: &[Sequence<'_>], out: &mut [f32]) {
@@ -225,7 +239,7 @@ impl CausalAttention {
     }
 
     /// The same on any device.
-    fn on_any(&self, qkv: &Tensor, rope: &RopeTable, runs: &mut [Run<'_>]) -> Result<Tensor> {
+    fn on_any(&self, qkv: &Tensor, rope: &RopeTable, segments: &mut [LayerSegment<'_>]) -> Result<Tensor> {
         let (count, _) = qkv.dims2()?;
         let (queries, kv_width) = (self.heads * self.size, self.kv_width());
         let part = |begin, heads: usize, norm: Option<&RmsNorm>| -> Result<Tensor> {
@@ -239,25 +253,25 @@ impl CausalAttention {
         let key = part(queries, self.kv_heads, norms.map(|norms| &norms.1))?.reshape((count, kv_width))?;
         let value = qkv.narrow(1, queries + kv_width, kv_width)?.contiguous()?;
         let mut begin = 0;
-        let mut out = Vec::with_capacity(runs.len());
-        for run in runs {
-            let rows = |tensor: &Tensor| tensor.narrow(0, begin, run.length)?.contiguous();
+        let mut out = Vec::with_capacity(segments.len());
+        for segment in segments {
+            let rows = |tensor: &Tensor| tensor.narrow(0, begin, segment.length)?.contiguous();
             let (query, key, value) = (rows(&query)?, rows(&key)?, rows(&value)?);
-            begin += run.length;
-            out.push(self.attend_on_any(run, &query, &key, &value)?);
+            begin += segment.length;
+            out.push(self.attend_on_any(segment, &query, &key, &value)?);
         }
         Ok(Tensor::cat(&out, 0)?)
     }
 
     fn attend_on_any(
         &self,
-        run: &mut Run<'_>,
+        segment: &mut LayerSegment<'_>,
         query: &Tensor,
         key: &Tensor,
         value: &Tensor,
     ) -> Result<Tensor> {
-        let (keys, values) = store(run, key, value)?;
-        let (length, all) = (run.length, run.past + run.length);
+        let (keys, values) = store(segment, key, value)?;
+        let (length, all) = (segment.length, segment.past + segment.length);
         let group = self.heads / self.kv_heads;
         let heads =
             |tensor: Tensor| tensor.reshape((all, self.kv_heads, self.size))?.transpose(0, 1)?.contiguous();
@@ -270,7 +284,7 @@ impl CausalAttention {
         }
         let mut mask = vec![f32::NEG_INFINITY; length * all];
         for (row, mask) in mask.chunks_exact_mut(all).enumerate() {
-            mask[self.mask.range(run.past + row, all)].fill(0.0);
+            mask[self.mask.range(segment.past + row, all)].fill(0.0);
         }
         let mask = Tensor::from_vec(mask, (1, length, all), query.device())?;
         let scores = scores.reshape((self.heads, length, all))?.broadcast_add(&mask)?;
@@ -282,13 +296,13 @@ impl CausalAttention {
 }
 
 /// Appends to keys and values on an accelerator and lends all of them.
-fn store(run: &mut Run<'_>, key: &Tensor, value: &Tensor) -> Result<(Tensor, Tensor)> {
-    let all = run.past + run.length;
-    let KvCache::Device { keys, values, tokens } = &mut *run.memory else {
+fn store(segment: &mut LayerSegment<'_>, key: &Tensor, value: &Tensor) -> Result<(Tensor, Tensor)> {
+    let all = segment.past + segment.length;
+    let KvCache::Device { keys, values, tokens } = &mut *segment.cache else {
         return Err(misfit("the keys are in host memory"));
     };
-    if *tokens < run.past {
-        return Err(misfit("tokens are missing from a sequence's memory"));
+    if *tokens < segment.past {
+        return Err(misfit("tokens are missing from a sequence's cache"));
     }
     let (capacity, width) = keys.dims2()?;
     if capacity < all {
@@ -297,8 +311,8 @@ fn store(run: &mut Run<'_>, key: &Tensor, value: &Tensor) -> Result<(Tensor, Ten
         *keys = Tensor::cat(&[&*keys, &empty], 0)?;
         *values = Tensor::cat(&[&*values, &empty], 0)?;
     }
-    keys.slice_set(key, 0, run.past)?;
-    values.slice_set(value, 0, run.past)?;
+    keys.slice_set(key, 0, segment.past)?;
+    values.slice_set(value, 0, segment.past)?;
     *tokens = all;
     Ok((keys.narrow(0, 0, all)?, values.narrow(0, 0, all)?))
 }
@@ -341,7 +355,7 @@ mod tests {
     use super::*;
 
     /// Two sequences, one in its middle, the other at its beginning, then a token more of each.
-    fn run(layer: &CausalAttention, memories: &mut [KvCache; 2]) -> Vec<f32> {
+    fn run(layer: &CausalAttention, caches: &mut [KvCache; 2]) -> Vec<f32> {
         let frequencies = Frequencies { steps: vec![1.0, 0.1, 0.01], axes: Vec::new(), amplitude: 1.0 };
         let width = (layer.heads + 2 * layer.kv_heads) * layer.size;
         let mut out = Vec::new();
@@ -354,13 +368,13 @@ mod tests {
             for (past, length) in past.iter().zip(lengths) {
                 rope.extend(&frequencies, (*past..past + length).map(|place| [place as u32; 3]));
             }
-            let parts = memories.iter_mut().zip(past).zip(lengths);
-            let runs = parts.map(|((memory, past), length)| Run { memory, past, length });
-            let mut runs: Vec<Run<'_>> = runs.filter(|run| run.length > 0).collect();
-            let on_host = matches!(runs[0].memory, KvCache::Host { .. });
+            let parts = caches.iter_mut().zip(past).zip(lengths);
+            let segments = parts.map(|((cache, past), length)| LayerSegment { cache, past, length });
+            let mut segments: Vec<LayerSegment<'_>> = segments.filter(|segment| segment.length > 0).collect();
+            let on_host = matches!(segments[0].cache, KvCache::Host { .. });
             let rows = match on_host {
-                true => layer.on_cpu(&qkv, &rope, &mut runs),
-                false => layer.on_any(&qkv, &rope, &mut runs),
+                true => layer.on_cpu(&qkv, &rope, &mut segments),
+                false => layer.on_any(&qkv, &rope, &mut segments),
             };
             out.extend(rows.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
             past = [past[0] + lengths[0], past[1] + lengths[1]];
@@ -409,18 +423,18 @@ mod tests {
         };
         let empty = Tensor::zeros((KV_CACHE_STEP, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
         let device = KvCache::Device { keys: empty.clone(), values: empty.copy().unwrap(), tokens: 0 };
-        for mut memory in [KvCache::new(8, &Device::Cpu).unwrap(), device] {
+        for mut cache in [KvCache::new(8, &Device::Cpu).unwrap(), device] {
             let mut past = 0;
             for length in [100, 50, 300, 1, 61, 1, 700, 128] {
                 let qkv = Tensor::zeros((length, 24), candle_core::DType::F32, &Device::Cpu).unwrap();
-                let on_host = matches!(memory, KvCache::Host { .. });
-                let mut runs = [Run { memory: &mut memory, past, length }];
+                let on_host = matches!(cache, KvCache::Host { .. });
+                let mut segments = [LayerSegment { cache: &mut cache, past, length }];
                 match on_host {
-                    true => layer.on_cpu(&qkv, &RopeTable::new(0), &mut runs).unwrap(),
-                    false => layer.on_any(&qkv, &RopeTable::new(0), &mut runs).unwrap(),
+                    true => layer.on_cpu(&qkv, &RopeTable::new(0), &mut segments).unwrap(),
+                    false => layer.on_any(&qkv, &RopeTable::new(0), &mut segments).unwrap(),
                 };
                 past += length;
-                assert_eq!(memory.bytes(), KvCache::bytes_for(past, 8), "{past} tokens");
+                assert_eq!(cache.bytes(), KvCache::bytes_for(past, 8), "{past} tokens");
             }
         }
     }
@@ -437,10 +451,10 @@ mod tests {
             head_norms: None,
         };
         let qkv = Tensor::zeros((2, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let mut memory = KvCache::new(4, &Device::Cpu).unwrap();
+        let mut cache = KvCache::new(4, &Device::Cpu).unwrap();
         for (past, length) in [(0, 1), (1, 2)] {
-            let mut runs = [Run { memory: &mut memory, past, length }];
-            assert!(layer.forward(&qkv, &RopeTable::new(0), &mut runs).is_err());
+            let mut segments = [LayerSegment { cache: &mut cache, past, length }];
+            assert!(layer.forward(&qkv, &RopeTable::new(0), &mut segments).is_err());
         }
     }
 }

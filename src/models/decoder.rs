@@ -29,7 +29,7 @@ use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::families::Family;
-use crate::kernels::causal::{KvCache, Run};
+use crate::kernels::causal::{KvCache, LayerSegment};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rms_norm::RmsNorm;
 pub(crate) use cache::Cache;
@@ -119,13 +119,13 @@ impl Decoder {
         let ropes = self.rope_tables(rows, segments)?;
         let mut hidden = rows.clone();
         for (index, layer) in self.layers.iter().enumerate() {
-            let mut runs = Vec::with_capacity(segments.len());
+            let mut layer_segments = Vec::with_capacity(segments.len());
             for segment in segments.iter_mut() {
                 let (past, length) = (segment.cache.length(), segment.length);
-                runs.push(Run { memory: segment.cache.layer(index)?, past, length });
+                layer_segments.push(LayerSegment { cache: segment.cache.layer(index)?, past, length });
             }
             let rope = ropes.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
-            hidden = after(index, layer.forward(hidden, &mut Pass { rope, runs: &mut runs })?)?;
+            hidden = after(index, layer.forward(hidden, &mut Pass { rope, segments: &mut layer_segments })?)?;
         }
         segments.iter_mut().for_each(|segment| segment.cache.advance(segment.length));
         self.norm.forward(&hidden)
@@ -148,15 +148,15 @@ impl Decoder {
                 segments.map(|(cache, length)| Segment { cache, length: *length, positions: None });
             self.rope_tables(rows, &segments.collect::<Vec<_>>())?
         };
-        let memories = lengths.iter().map(|length| KvCache::of(*length, width, &self.device));
-        let mut memories = memories.collect::<Result<Vec<KvCache>>>()?;
+        let caches = lengths.iter().map(|length| KvCache::of(*length, width, &self.device));
+        let mut caches = caches.collect::<Result<Vec<KvCache>>>()?;
         let mut hidden = rows.clone();
         for layer in &self.layers {
-            let pairs = memories.iter_mut().zip(lengths);
-            let mut runs: Vec<Run<'_>> =
-                pairs.map(|(memory, length)| Run { memory, past: 0, length: *length }).collect();
+            let pairs = caches.iter_mut().zip(lengths);
+            let mut layer_segments: Vec<LayerSegment<'_>> =
+                pairs.map(|(cache, length)| LayerSegment { cache, past: 0, length: *length }).collect();
             let rope = ropes.get(layer.rope).ok_or_else(|| misfit("a layer has no rotary embedding"))?;
-            hidden = layer.forward(hidden, &mut Pass { rope, runs: &mut runs })?;
+            hidden = layer.forward(hidden, &mut Pass { rope, segments: &mut layer_segments })?;
             after()?;
         }
         self.norm.forward(&hidden)

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::experts::{Experts, Gated};
 use crate::error::Result;
 use crate::kernels::Activation;
-use crate::kernels::causal::{CausalAttention, Run};
+use crate::kernels::causal::{CausalAttention, LayerSegment};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rms_norm::RmsNorm;
 use crate::kernels::rotary::RopeTable;
@@ -35,13 +35,13 @@ pub(super) enum Feed {
 /// What a pass's rows are to each layer.
 pub(super) struct Pass<'a, 'b> {
     pub(super) rope: &'a RopeTable,
-    pub(super) runs: &'a mut [Run<'b>],
+    pub(super) segments: &'a mut [LayerSegment<'b>],
 }
 
 impl Layer {
     pub(super) fn forward(&self, hidden: Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
         let mixed = self.mixed.forward(&self.attention_norm.forward(&hidden)?, Activation::Identity)?;
-        let attended = self.attention.forward(&mixed, pass.rope, pass.runs)?;
+        let attended = self.attention.forward(&mixed, pass.rope, pass.segments)?;
         drop(mixed);
         let attended = self.attended.forward(&attended, Activation::Identity)?;
         let hidden = (hidden + normed(attended, self.attended_norm.as_ref())?)?;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{misfit, read_part};
 use crate::error::{Error, Result};
-use crate::kernels::causal::{CausalAttention, KvCache, Run, growing_bytes};
+use crate::kernels::causal::{CausalAttention, KvCache, LayerSegment, growing_bytes};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rotary::RopeTable;
 use crate::kernels::{Activation, AttentionMask, LayerNorm, scaled_dot_product_attention};
@@ -213,12 +213,12 @@ impl TextDecoder {
         captions: &mut [(&mut Memory, usize)],
     ) -> Result<Tensor> {
         let mixed = layer.mixed.forward(input, Activation::Identity)?;
-        let mut runs = Vec::with_capacity(captions.len());
+        let mut segments = Vec::with_capacity(captions.len());
         for (memory, count) in captions.iter_mut() {
             let (past, own) = (memory.read, memory.own.get_mut(index).ok_or_else(misfit)?);
-            runs.push(Run { memory: own, past, length: *count });
+            segments.push(LayerSegment { cache: own, past, length: *count });
         }
-        let attended = self.attention.forward(&mixed, &RopeTable::new(0), &mut runs)?;
+        let attended = self.attention.forward(&mixed, &RopeTable::new(0), &mut segments)?;
         let attended = layer.attended.forward(&attended, Activation::Identity)?;
         let attended = layer.attended_norm.of_sum(&attended, input)?;
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::causal::{CausalAttention, KvCache, Run, growing_bytes};
+use crate::kernels::causal::{CausalAttention, KvCache, LayerSegment, growing_bytes};
 use crate::kernels::packed::PackedLinear;
 use crate::kernels::rotary::{Frequencies, RopeTable};
 use crate::kernels::{Activation, AttentionMask, LayerNorm};
@@ -231,15 +231,15 @@ impl TextModel {
         }
         let mut hidden = rows;
         for (index, layer) in self.layers.iter().enumerate() {
-            let mut runs = Vec::with_capacity(answers.len());
+            let mut segments = Vec::with_capacity(answers.len());
             for answer in answers.iter_mut() {
                 let (past, length) = (answer.memory.length, answer.length);
-                let memory = answer.memory.layers.get_mut(index).ok_or_else(misfit)?;
-                runs.push(Run { memory, past, length });
+                let cache = answer.memory.layers.get_mut(index).ok_or_else(misfit)?;
+                segments.push(LayerSegment { cache, past, length });
             }
             let input = layer.norm.of(&hidden)?;
             let mixed = layer.mixed.forward(&input, Activation::Identity)?;
-            let attended = attention.forward(&mixed, &rope, &mut runs)?;
+            let attended = attention.forward(&mixed, &rope, &mut segments)?;
             let attended = layer.attended.forward(&attended, Activation::Identity)?;
             let wide = layer.wide.forward(&input, Activation::GeluTanh)?;
             hidden = ((hidden + attended)? + layer.narrow.forward(&wide, Activation::Identity)?)?;
