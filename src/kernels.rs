@@ -29,7 +29,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 pub(crate) use convolution::Convolution;
 pub(crate) use cross_attention::scaled_dot_product_attention;
-pub(crate) use flash::{SCORES_PER_THREAD, Span};
+pub(crate) use flash::{AttentionMask, SCORES_PER_THREAD};
 pub(crate) use group_norm::GroupNorm;
 pub(crate) use interleaved_rotary::rotate_interleaved;
 use matmul::{Matrix, Output, multiply};

@@ -351,12 +351,12 @@ struct Task<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rotary::Frequencies;
+    use super::super::rotary::RotaryEmbedding;
     use super::*;
 
     /// Two sequences, one in its middle, the other at its beginning, then a token more of each.
     fn run(layer: &CausalAttention, caches: &mut [KvCache; 2]) -> Vec<f32> {
-        let frequencies = Frequencies { steps: vec![1.0, 0.1, 0.01], axes: Vec::new(), amplitude: 1.0 };
+        let frequencies = RotaryEmbedding::new(vec![1.0, 0.1, 0.01]);
         let width = (layer.heads + 2 * layer.kv_heads) * layer.size;
         let mut out = Vec::new();
         let mut past = [0, 0];

@@ -138,7 +138,7 @@ fn rotated(qkv: &[f32], rope: &RopeTable, width: usize, size: usize) -> Vec<f32>
 
 #[cfg(test)]
 mod tests {
-    use super::super::rotary::{Frequencies, RopeTable};
+    use super::super::rotary::{RopeTable, RotaryEmbedding};
     use super::*;
     use crate::kernels::random;
 
@@ -148,7 +148,7 @@ mod tests {
     }
 
     fn rope(lengths: &[usize]) -> RopeTable {
-        let frequencies = Frequencies { steps: vec![1.0, 0.5, 0.1, 0.02], axes: Vec::new(), amplitude: 1.0 };
+        let frequencies = RotaryEmbedding::new(vec![1.0, 0.5, 0.1, 0.02]);
         let mut rope = RopeTable::new(4);
         for length in lengths {
             rope.extend(&frequencies, (0..*length as u32).map(|place| [place; 3]));

@@ -185,14 +185,14 @@ impl Metadata<'_> {
         self.file.numbers(tensor, &shape, &context).map(Some)
     }
 
-    fn divided(&self, rope: &Rope, factors: &[f32], amplitude: f32) -> Result<Rope> {
-        let steps = &rope.frequencies.steps;
+    fn divided(&self, rope: &Rope, factors: &[f32], attention_factor: f32) -> Result<Rope> {
+        let steps = &rope.frequencies.inverse_frequencies;
         if steps.len() != factors.len() {
             let (found, needed) = (factors.len(), steps.len());
             return Err(self.file.invalid(format!("it has {found} rotary factors for {needed} frequencies")));
         }
         let steps = steps.iter().zip(factors).map(|(step, factor)| step / factor);
-        Ok(Rope::new(steps.collect(), amplitude))
+        Ok(Rope::new(steps.collect(), attention_factor))
     }
 
     /// Fused tensors, and other frequencies for long texts.
@@ -207,9 +207,9 @@ impl Metadata<'_> {
         let long = self.factors("rope_factors_long.weight")?;
         if let (Some(short), Some(long), Some(rope)) = (short, long, config.ropes.first()) {
             let original = self.required("rope.scaling.original_context_length")?;
-            let amplitude = self.float("rope.scaling.attn_factor").unwrap_or(1.0) as f32;
-            let mut stretched = self.divided(rope, &short, amplitude)?;
-            stretched.long = Some((original, self.divided(rope, &long, amplitude)?.frequencies));
+            let attention_factor = self.float("rope.scaling.attn_factor").unwrap_or(1.0) as f32;
+            let mut stretched = self.divided(rope, &short, attention_factor)?;
+            stretched.long = Some((original, self.divided(rope, &long, attention_factor)?.frequencies));
             config.ropes = vec![stretched];
         }
         Ok(config)

@@ -9,14 +9,14 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::rotary::{Frequencies, Position, RopeTable};
+use crate::kernels::rotary::{Position, RopeTable, RotaryEmbedding};
 
 /// A rotary embedding.
 #[derive(Debug, Clone)]
 pub(crate) struct Rope {
-    pub(super) frequencies: Frequencies,
+    pub(super) frequencies: RotaryEmbedding,
     /// Others, for sequences longer than so many tokens.
-    pub(super) long: Option<(usize, Frequencies)>,
+    pub(super) long: Option<(usize, RotaryEmbedding)>,
 }
 
 /// `rope_parameters`, or in older files `rope_scaling`.
@@ -200,8 +200,8 @@ impl Stretch<'_> {
         let settings = self.parameters;
         let factor = self.factor()?;
         let gain = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
-        let amplitude = match (settings.attention_factor, settings.mscale, settings.mscale_all_dim) {
-            (Some(amplitude), ..) => amplitude,
+        let attention_factor = match (settings.attention_factor, settings.mscale, settings.mscale_all_dim) {
+            (Some(attention_factor), ..) => attention_factor,
             (None, Some(scale), Some(all)) if scale != 0.0 && all != 0.0 => gain(scale) / gain(all),
             _ => gain(1.0),
         };
@@ -215,7 +215,7 @@ impl Stretch<'_> {
         let low = if whole { fast.floor() } else { fast }.max(0.0);
         let high = if whole { slow.ceil() } else { slow }.min(self.size as f64 - 1.0);
         let high = if low == high { high + 0.001 } else { high };
-        if !(low.is_finite() && high.is_finite() && amplitude.is_finite()) {
+        if !(low.is_finite() && high.is_finite() && attention_factor.is_finite()) {
             return None;
         }
         let stretched = plain.into_iter().enumerate().map(|(pair, step)| {
@@ -223,14 +223,14 @@ impl Stretch<'_> {
             let step = f64::from(step);
             (step / factor * stretch + step * (1.0 - stretch)) as f32
         });
-        Some(Rope::new(stretched.collect(), amplitude as f32))
+        Some(Rope::new(stretched.collect(), attention_factor as f32))
     }
 
     /// LongRoPE (Ding et al., 2024), as in Phi-3: a factor for each frequency, other ones for long prompts.
     fn long_rope(&self, plain: &[f32]) -> Option<Rope> {
         let factor = self.factor()?;
-        let amplitude = match self.parameters.attention_factor {
-            Some(amplitude) => amplitude,
+        let attention_factor = match self.parameters.attention_factor {
+            Some(attention_factor) => attention_factor,
             None if factor <= 1.0 => 1.0,
             None => (1.0 + factor.ln() / (self.original as f64).ln()).sqrt(),
         };
@@ -238,11 +238,11 @@ impl Stretch<'_> {
             let factors = factors.as_ref().filter(|factors| factors.len() == plain.len())?;
             let usable = factors.iter().all(|factor| factor.is_finite() && *factor > 0.0);
             let steps = plain.iter().zip(factors).map(|(step, factor)| step / *factor as f32);
-            usable.then(|| Rope::new(steps.collect(), amplitude as f32).frequencies)
+            usable.then(|| Rope::new(steps.collect(), attention_factor as f32).frequencies)
         };
         let frequencies = stretched(&self.parameters.short_factor)?;
         let long = stretched(&self.parameters.long_factor)?;
-        amplitude.is_finite().then_some(Rope { frequencies, long: Some((self.original, long)) })
+        attention_factor.is_finite().then_some(Rope { frequencies, long: Some((self.original, long)) })
     }
 }
 
@@ -258,8 +258,11 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rope {
-    pub(super) fn new(steps: Vec<f32>, amplitude: f32) -> Self {
-        Self { frequencies: Frequencies { steps, axes: Vec::new(), amplitude }, long: None }
+    pub(super) fn new(inverse_frequencies: Vec<f32>, attention_factor: f32) -> Self {
+        Self {
+            frequencies: RotaryEmbedding { inverse_frequencies, axes: Vec::new(), attention_factor },
+            long: None,
+        }
     }
 
     fn with_axes(mut self, axes: Vec<u8>) -> Self {
@@ -274,10 +277,10 @@ impl Rope {
     pub(super) fn check(&self, head_size: usize) -> Result<(), String> {
         let all = std::iter::once(&self.frequencies).chain(self.long.as_ref().map(|(_, long)| long));
         for frequencies in all {
-            let sound = frequencies.steps.iter().all(|step| step.is_finite())
-                && frequencies.amplitude.is_finite()
-                && 2 * frequencies.steps.len() <= head_size
-                && frequencies.steps.len() == self.frequencies.steps.len();
+            let sound = frequencies.inverse_frequencies.iter().all(|step| step.is_finite())
+                && frequencies.attention_factor.is_finite()
+                && 2 * frequencies.inverse_frequencies.len() <= head_size
+                && frequencies.inverse_frequencies.len() == self.frequencies.inverse_frequencies.len();
             if !sound {
                 return Err("the rotary embedding's frequencies do not fit the model".to_owned());
             }
@@ -292,7 +295,7 @@ impl Rope {
 
     /// The cosines and sines of the rows of a pass.
     pub(super) fn table(&self, sequences: &[Rows<'_>]) -> RopeTable {
-        let mut table = RopeTable::new(self.frequencies.steps.len());
+        let mut table = RopeTable::new(self.frequencies.inverse_frequencies.len());
         for rows in sequences {
             let end = rows.past + rows.length;
             let frequencies = match &self.long {

@@ -11,7 +11,7 @@ use model_actors::{Bytes, LoadContext};
 use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::{Error, Result};
 use crate::kernels::glu::glu;
-use crate::kernels::rotary::{Frequencies, RopeTable};
+use crate::kernels::rotary::{RopeTable, RotaryEmbedding};
 use crate::kernels::self_attention::SelfAttention;
 use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear, SCORES_PER_THREAD};
 use crate::weights::{WeightFiles, WeightReader};
@@ -60,7 +60,7 @@ impl Sizes {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] for heads of an odd size, or a base that is none.
-    pub(super) fn frequencies(self, file: &Path, theta: f64) -> Result<Frequencies> {
+    pub(super) fn frequencies(self, file: &Path, theta: f64) -> Result<RotaryEmbedding> {
         let size = self.width / self.heads;
         let has_pairs = size.is_multiple_of(2);
         if !(has_pairs && theta.is_finite() && theta > 0.0) {
@@ -69,7 +69,7 @@ impl Sizes {
             return Err(invalid(file, reason));
         }
         let step = |pair: usize| 1.0 / (theta as f32).powf((2 * pair) as f32 / size as f32);
-        Ok(Frequencies { steps: (0..size / 2).map(step).collect(), axes: Vec::new(), amplitude: 1.0 })
+        Ok(RotaryEmbedding::new((0..size / 2).map(step).collect()))
     }
 
     fn scratch(self, tokens: usize, longest: usize) -> Bytes {
@@ -141,7 +141,7 @@ pub(super) struct Transformer {
     /// What distance takes off each head's scores; empty for nothing.
     pub(super) slopes: Vec<f32>,
     /// The rotary embeddings that layers choose from.
-    pub(super) frequencies: Vec<Frequencies>,
+    pub(super) frequencies: Vec<RotaryEmbedding>,
 }
 
 /// Learned positions.
@@ -202,8 +202,8 @@ impl Encoder for Transformer {
     }
 }
 
-fn rope_table(frequencies: &Frequencies, lengths: &[usize]) -> RopeTable {
-    let mut table = RopeTable::new(frequencies.steps.len());
+fn rope_table(frequencies: &RotaryEmbedding, lengths: &[usize]) -> RopeTable {
+    let mut table = RopeTable::new(frequencies.inverse_frequencies.len());
     for length in lengths {
         table.extend(frequencies, (0..*length as u32).map(|place| [place; 3]));
     }

@@ -12,7 +12,7 @@ use super::encoder::{
 };
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::rotary::Frequencies;
+use crate::kernels::rotary::RotaryEmbedding;
 use crate::kernels::{Activation, AttentionMask};
 use crate::weights::WeightReader;
 
@@ -80,7 +80,7 @@ fn base() -> f64 {
 
 struct Gte {
     sizes: Sizes,
-    frequencies: Frequencies,
+    frequencies: RotaryEmbedding,
     activation: Activation,
     segments: usize,
     epsilon: f64,
@@ -141,7 +141,7 @@ impl Gte {
 }
 
 /// The rotary frequencies, with the base and the frequencies stretched by the factor (NTK, <https://kexue.fm/archives/9706>).
-fn frequencies(file: &Path, config: &Config, sizes: Sizes) -> Result<Frequencies> {
+fn frequencies(file: &Path, config: &Config, sizes: Sizes) -> Result<RotaryEmbedding> {
     let Some(scaling) = &config.rope_scaling else { return sizes.frequencies(file, config.rope_theta) };
     if scaling.kind != "ntk" || scaling.mixed_b.is_some() {
         return Err(unsupported(file, "rope_scaling", &scaling.kind, "ntk without mixed_b"));
@@ -151,7 +151,7 @@ fn frequencies(file: &Path, config: &Config, sizes: Sizes) -> Result<Frequencies
     }
     let mut frequencies = sizes.frequencies(file, config.rope_theta * scaling.factor)?;
     let stretch = scaling.factor.powf(2.0 / (sizes.width / sizes.heads) as f64) as f32;
-    frequencies.steps.iter_mut().for_each(|step| *step /= stretch);
+    frequencies.inverse_frequencies.iter_mut().for_each(|step| *step /= stretch);
     Ok(frequencies)
 }
 

@@ -11,7 +11,7 @@ use super::encoder::{
 };
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::rotary::Frequencies;
+use crate::kernels::rotary::RotaryEmbedding;
 use crate::kernels::{Activation, AttentionMask};
 use crate::weights::WeightReader;
 
@@ -101,7 +101,7 @@ struct ModernBert {
     sizes: Sizes,
     activation: Activation,
     /// Those of layers that see everything, and those of the others.
-    frequencies: Vec<Frequencies>,
+    frequencies: Vec<RotaryEmbedding>,
     config: Config,
 }
 

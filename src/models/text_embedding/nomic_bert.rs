@@ -12,7 +12,7 @@ use super::encoder::{
 };
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::rotary::Frequencies;
+use crate::kernels::rotary::RotaryEmbedding;
 use crate::kernels::{Activation, AttentionMask};
 use crate::weights::WeightReader;
 
@@ -132,7 +132,7 @@ impl Config {
 
 struct NomicBert {
     sizes: Sizes,
-    frequencies: Frequencies,
+    frequencies: RotaryEmbedding,
     activation: Activation,
     config: Config,
 }

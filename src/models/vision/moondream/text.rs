@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::families::parse;
 use crate::kernels::causal::{CausalAttention, KvCache, LayerSegment, growing_bytes};
 use crate::kernels::packed::PackedLinear;
-use crate::kernels::rotary::{Frequencies, RopeTable};
+use crate::kernels::rotary::{RopeTable, RotaryEmbedding};
 use crate::kernels::{Activation, AttentionMask, LayerNorm};
 use crate::models::towers::{MAX_SIZE, StackShape, check_stack, norm, with_defaults};
 use crate::models::vision::{PROMPT_ROWS, misfit};
@@ -116,7 +116,7 @@ pub(super) struct TextModel {
     layers: Vec<Layer>,
     causal: CausalAttention,
     whole: CausalAttention,
-    frequencies: Frequencies,
+    frequencies: RotaryEmbedding,
     last_norm: LayerNorm,
     head: PackedLinear,
     device: Device,
@@ -167,13 +167,14 @@ impl TextModel {
             head_norms: None,
         };
         let pairs = size / 4;
-        let steps = (0..pairs).map(|pair| 1.0 / BASE.powf(pair as f32 / pairs as f32)).collect();
+        let inverse_frequencies =
+            (0..pairs).map(|pair| 1.0 / BASE.powf(pair as f32 / pairs as f32)).collect();
         Ok(Self {
             words: PackedLinear::new(words, width, None, device)?,
             layers: layers.collect::<Result<_>>()?,
             whole: CausalAttention { mask: AttentionMask::Full, ..causal.clone() },
             causal,
-            frequencies: Frequencies { steps, axes: Vec::new(), amplitude: 1.0 },
+            frequencies: RotaryEmbedding::new(inverse_frequencies),
             last_norm: norm(reader, "text.post_ln", width, EPSILON)?,
             head: load("lm_head", config.vocab_size, width)?,
             device: device.clone(),
@@ -224,7 +225,7 @@ impl TextModel {
     }
 
     fn forward(&self, rows: Tensor, attention: &CausalAttention, answers: &mut [Rows<'_>]) -> Result<Tensor> {
-        let mut rope = RopeTable::new(self.frequencies.steps.len());
+        let mut rope = RopeTable::new(self.frequencies.inverse_frequencies.len());
         for answer in answers.iter() {
             let places = answer.memory.length..answer.memory.length + answer.length;
             rope.extend(&self.frequencies, places.map(|place| [place as u32; 3]));

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::kernels::rotary::{Frequencies, RopeTable};
+use crate::kernels::rotary::{RopeTable, RotaryEmbedding};
 use crate::kernels::{Activation, LayerNorm, Linear, patchify, scaled_dot_product_attention, with_values};
 use crate::limits::MAX_MODEL_SIDE;
 use crate::models::towers::{
@@ -152,7 +152,7 @@ pub(super) struct Tower {
     /// `(side · side, width)`.
     positions: Tensor,
     layers: Vec<Layer>,
-    frequencies: Frequencies,
+    frequencies: RotaryEmbedding,
     merger: Merger,
     deep: Vec<Merger>,
     device: Device,
@@ -235,7 +235,11 @@ impl Tower {
             layers: (0..config.depth)
                 .map(|index| Layer::load(config, reader, index))
                 .collect::<Result<_>>()?,
-            frequencies: Frequencies { steps: [steps.clone(), steps].concat(), axes, amplitude: 1.0 },
+            frequencies: RotaryEmbedding {
+                inverse_frequencies: [steps.clone(), steps].concat(),
+                axes,
+                attention_factor: 1.0,
+            },
             merger: Merger::load(config, reader, "merger", Normed::EachPatch)?,
             deep: deep.collect::<Result<_>>()?,
             config: config.clone(),
@@ -365,7 +369,7 @@ impl Tower {
         let width = self.config.hidden_size;
         let places = self.places(crop)?.places;
         let places = places.get(rows.clone()).ok_or_else(misfit)?;
-        let mut rope = RopeTable::new(self.frequencies.steps.len());
+        let mut rope = RopeTable::new(self.frequencies.inverse_frequencies.len());
         rope.extend(&self.frequencies, places.iter().map(|(line, column)| [*line as u32, *column as u32, 0]));
         let normal = layer.attention_norm.of(&hidden.narrow(0, rows.start, rows.len())?)?;
         let mixed = layer.mixed.forward(&normal, Activation::Identity)?;
