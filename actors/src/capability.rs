@@ -6,9 +6,9 @@ use std::fmt;
 
 use crate::config::QueueCapacity;
 
-mod embedding;
 mod generation;
 mod image;
+mod embedding;
 
 pub use embedding::{EmbedImages, EmbedPrompt, EmbedTexts, Embeddings, ImageEmbedding, TextEmbedding};
 pub use generation::{

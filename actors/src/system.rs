@@ -25,8 +25,8 @@ use crate::scheduler::{Restarts, Verdict};
 use crate::status::{PoolStatus, ShutdownReport, SystemState, SystemStatus, refresh_memory};
 use crate::telemetry::{Event, Events};
 
-mod builder;
 mod child;
+mod builder;
 
 pub use builder::SystemBuilder;
 

@@ -4,9 +4,9 @@
 #![allow(clippy::panic, clippy::expect_used, reason = "a test helper fails its test by panicking")]
 
 mod gate;
-mod harness;
 mod hook;
 mod script;
+mod harness;
 pub mod simulation;
 
 pub use gate::{Gate, Latch};
