@@ -3,33 +3,36 @@
 //! moment that returns effects. No actor, no clock, no lock, no randomness but a seeded generator; the pool's shell
 //! turns messages into inputs and effects into sends, and the simulation does the same in virtual time.
 //!
-//! One file for each policy: `queue` (order and batches), `requests` (accept, run, rerun, answer), `workers` (start,
-//! room), `failures` (crash), `restart` and `breaker` (how often), `health` (stuck), `cooldown` (cooldown, eviction,
-//! unload), `offers` (what may go to make room), `shutdown`.
+//! One file for each policy: `ticket` (rank), `batching` (who shares a batch), `queue` (who waits), `requests` (accept,
+//! run, rerun, answer), `workers` (start, room), `failures` (crash), `restart` and `breaker` (how often), `health`
+//! (stuck), `cooldown` (cooldown, eviction, unload), `offers` (what may go to make room), `shutdown`.
 
 mod breaker;
-mod cooldown;
-mod failures;
-mod health;
+mod restart;
+mod ticket;
+mod batching;
+mod queue;
 mod model_state;
 mod offers;
-mod queue;
-mod requests;
-mod restart;
-mod shutdown;
 mod workers;
+mod failures;
+mod health;
+mod requests;
+mod cooldown;
+mod shutdown;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use batching::Batching;
 pub use breaker::{Breaker, Passage};
 pub use model_state::Phase;
 pub(crate) use model_state::{ModelState, Worker};
-pub use queue::Ticket;
 pub use restart::{Restarts, Verdict};
 
 use crate::config::PoolConfig;
+pub use ticket::Ticket;
 use crate::error::{Cause, Error, Failure};
 use crate::id::{Bytes, Device, ModelId, ModelKey, RequestId, Time, WorkerId};
 use crate::memory::PressureLevel;
@@ -62,16 +65,6 @@ pub struct ModelPolicy {
     pub batching: Batching,
     /// Keep it in memory from the start.
     pub pinned: bool,
-}
-
-/// How requests share a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Batching {
-    /// A batch is formed, runs and ends as one.
-    #[default]
-    PerRun,
-    /// Requests join and leave a run between its steps.
-    Continuous,
 }
 
 /// Where a new worker's weights come from.

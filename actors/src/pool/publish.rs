@@ -140,7 +140,7 @@ impl<C: Capability> PoolState<C> {
             breaker,
             footprint: model.footprint,
             bytes: model.bytes(),
-            batch_limit: model.batch_limit,
+            batch_limit: model.batches.requests(),
             loading,
             workers: active
                 .chain(leaving)

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
+use super::batching::Batches;
+use super::queue::Queue;
 use super::{Breaker, CallId, ModelPolicy, Restarts, Source, Ticket, Urgency};
-use crate::config::BatchLimits;
 use crate::id::{Bytes, ModelKey, Time, WorkerId};
 use crate::model::Footprint;
 use crate::progress::WorkerPhase;
-use crate::scheduler::queue::Queue;
 
 /// Where a worker stands. A worker that was told to go, died or got stuck is not here but in `leaving`.
 #[derive(Debug, Clone, PartialEq)]
@@ -153,8 +153,7 @@ pub(crate) struct ModelState {
     /// When it was last at work, whichever worker that was and whether it is still there.
     pub(crate) active_at: Time,
     pub(crate) last_cooldown: Option<Time>,
-    /// Most requests in a batch; less than configured after memory ran out.
-    pub(crate) batch_limit: usize,
+    pub(crate) batches: Batches,
     /// A load ran out of memory and is being tried a second time.
     pub(crate) load_starved: bool,
     pub(crate) load_began: Time,
@@ -169,7 +168,7 @@ impl ModelState {
         Self {
             key,
             pinned: policy.pinned,
-            batch_limit: policy.config.batch.requests,
+            batches: Batches::new(policy.config.batch),
             policy,
             queue: Queue::default(),
             workers: Vec::new(),
@@ -234,17 +233,9 @@ impl ModelState {
         self.breaker.is_half_open() && self.in_flight() > 0
     }
 
-    pub(crate) fn batch_limits(&self) -> BatchLimits {
-        let requests = if self.breaker.is_half_open() { 1 } else { self.batch_limit };
-        BatchLimits { requests, cost: self.policy.config.batch.cost }
-    }
-
-    /// What one idle worker takes, so that all of them get something: nobody waits behind a busy worker, not even within a
-    /// batch, while a sibling is idle.
-    pub(crate) fn even_share(&self, now: Time) -> BatchLimits {
-        let idle = self.workers.iter().filter(|worker| worker.is_idle()).count();
-        let limits = self.batch_limits();
-        BatchLimits { requests: limits.requests.min(self.queue.ready(now).div_ceil(idle.max(1))), ..limits }
+    /// Number of workers that have nothing to do.
+    pub(crate) fn idle(&self) -> usize {
+        self.workers.iter().filter(|worker| worker.is_idle()).count()
     }
 
     /// When all its workers have been idle, and since when; `None` while anything is to do.

@@ -1,81 +1,16 @@
-//! The waiting requests of one model, in the order in which they will run, and the batches that are to be run again.
-//!
-//! A request's rank is fixed when it arrives: its arrival, moved earlier by its priority and later by the batch
-//! lane, in units of the aging time. So waiting raises a request against every later one, nothing starves, and
-//! nothing is ever re-sorted.
+//! The waiting requests of one model by rank, and the batches that are to be run again, which go first. Which requests
+//! a batch is made of is decided in `batching`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::capability::{BatchKey, Cost, Lane, Priority};
+use super::batching::pick;
+use super::ticket::{Rank, Ticket, rank};
+use crate::capability::BatchKey;
 use crate::config::BatchLimits;
 use crate::id::{RequestId, Time};
 
-/// By how many levels of priority the batch lane stands back behind the interactive one.
-const BATCH_LANE_LEVELS: i64 = 5;
-
-/// A request as the scheduler sees it.
-///
-/// ```
-/// use model_actors::scheduler::Ticket;
-/// use model_actors::{RequestId, Time};
-/// let ticket = Ticket::new(RequestId(1), Time::NEVER);
-/// assert_eq!(ticket.deaths, 0);
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ticket {
-    /// The request.
-    pub request: RequestId,
-    /// Its lane.
-    pub lane: Lane,
-    /// Its priority.
-    pub priority: Priority,
-    /// When it is worth nothing any more, unless output has begun.
-    pub deadline: Time,
-    /// What it costs against the batch's budget.
-    pub cost: Cost,
-    /// What it may share a batch with.
-    pub key: BatchKey,
-    /// Workers that died, or got stuck, running it.
-    pub deaths: u32,
-    /// It ran out of memory alone and is being tried a second time.
-    pub starved: bool,
-    /// It ran out of time while it was running, and its caller has been told, unless a first output met the deadline.
-    pub expired: bool,
-}
-
-impl Ticket {
-    /// An interactive request of ordinary priority and cost 1.
-    pub fn new(request: RequestId, deadline: Time) -> Self {
-        Self {
-            request,
-            lane: Lane::Interactive,
-            priority: Priority::default(),
-            deadline,
-            cost: Cost(1),
-            key: BatchKey(0),
-            deaths: 0,
-            starved: false,
-            expired: false,
-        }
-    }
-}
-
-/// Order of service: smaller runs earlier. Ties go by request number, which is order of acceptance.
-pub(crate) type Rank = (i128, RequestId);
-
-fn rank(ticket: &Ticket, now: Time, aging: Duration) -> Rank {
-    let lane = match ticket.lane {
-        Lane::Interactive => 0,
-        Lane::Batch => BATCH_LANE_LEVELS,
-    };
-    let levels = i128::from(lane - i64::from(ticket.priority.0));
-    // `Duration::MAX` in nanoseconds is below 2^94, so this cannot overflow.
-    let arrival = now.since(Time::ZERO).as_nanos() as i128;
-    (arrival + levels * aging.as_nanos() as i128, ticket.request)
-}
-
-/// See the module.
+/// The queue of one model.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     waiting: BTreeMap<Rank, Ticket>,
@@ -106,7 +41,7 @@ impl Queue {
         self.len() == 0
     }
 
-    /// How many requests could run now.
+    /// Number of requests that could run now.
     pub(crate) fn ready(&self, now: Time) -> usize {
         let due = self.reruns.iter().filter(|(from, _)| *from <= now);
         self.waiting.len() + due.map(|(_, batch)| batch.len()).sum::<usize>()
@@ -130,7 +65,7 @@ impl Queue {
         place
     }
 
-    /// The request that got this place still waits there.
+    /// True while the request that got this place waits there.
     pub(crate) fn holds(&self, place: Rank) -> bool {
         self.waiting.contains_key(&place)
     }
@@ -151,7 +86,7 @@ impl Queue {
         self.reruns.push_back((from, batch));
     }
 
-    /// Forgets a request; false if it is not waiting here.
+    /// Takes out a request; false if it is not waiting here.
     pub(crate) fn remove(&mut self, request: RequestId) -> bool {
         if let Some(rank) = self.waiting.keys().find(|rank| rank.1 == request).copied() {
             if let Some(ticket) = self.waiting.remove(&rank) {
@@ -204,9 +139,8 @@ impl Queue {
         self.reruns.iter().flat_map(|(_, batch)| batch).chain(self.waiting.values())
     }
 
-    /// Forms the next batch: a rerun as it was split, or the first in rank with those that may share its batch.
-    /// `key` restricts it to requests that may join a batch already running: those before the first that may not, so that
-    /// a run that others join for ever keeps nobody waiting.
+    /// Takes out the next batch: a rerun as it was split, or what `batching` picks. With the key of a batch that is
+    /// running, takes out what may join it.
     pub(crate) fn form(&mut self, limits: BatchLimits, key: Option<BatchKey>, now: Time) -> Formed {
         let mut formed = Formed::default();
         while key.is_none()
@@ -230,34 +164,12 @@ impl Queue {
     }
 
     fn form_fresh(&mut self, limits: BatchLimits, joined: Option<BatchKey>, now: Time, formed: &mut Formed) {
-        let mut key = joined;
-        let mut chosen: Vec<Rank> = Vec::new();
-        let mut late: Vec<Rank> = Vec::new();
-        let mut cost = 0_u64;
-        for (rank, ticket) in &self.waiting {
-            if chosen.len() >= limits.requests {
-                break;
-            }
-            if ticket.deadline <= now {
-                late.push(*rank);
-            } else if key.is_none_or(|key| key == ticket.key) {
-                let total = cost.saturating_add(ticket.cost.0);
-                // A single request always fits; one more only within the budget.
-                if key.is_some() && total > limits.cost {
-                    break;
-                }
-                cost = total;
-                key = Some(ticket.key);
-                chosen.push(*rank);
-            } else if joined.is_some() {
-                break;
-            }
-        }
-        formed.expired.extend(late.iter().map(|rank| rank.1));
-        for rank in late {
+        let picked = pick(self.waiting.iter(), limits, joined, now);
+        formed.expired.extend(picked.late.iter().map(|rank| rank.1));
+        for rank in picked.late {
             self.take(rank);
         }
-        formed.batch.extend(chosen.into_iter().filter_map(|rank| self.take(rank)));
+        formed.batch.extend(picked.chosen.into_iter().filter_map(|rank| self.take(rank)));
     }
 
     fn take(&mut self, rank: Rank) -> Option<Ticket> {
@@ -270,6 +182,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capability::{Cost, Lane, Priority};
 
     const AGING: Duration = Duration::from_secs(2);
     const LIMITS: BatchLimits = BatchLimits { requests: 8, cost: 100 };

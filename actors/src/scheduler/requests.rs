@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use super::batching::{Batching, split};
 use super::{Effect, Fate, ModelState, Outcome, Passage, Phase, Scheduler, Ticket};
-use crate::config::BatchLimits;
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelId, ModelKey, RequestId, Time, WorkerId};
 use crate::telemetry::Event;
@@ -104,11 +104,13 @@ impl Scheduler {
             && !model.is_probing()
             && let Some(index) = model.workers.iter().position(super::Worker::is_idle)
         {
-            let formed = model.queue.form(model.even_share(now), None, now);
+            let (probing, ready) = (model.breaker.is_half_open(), model.queue.ready(now));
+            let share = model.batches.even_share(probing, ready, model.idle());
+            let formed = model.queue.form(share, None, now);
             effects.extend(formed.expired.into_iter().map(|request| Effect::Expire { request }));
             run(model, index, formed.batch, now, effects);
         }
-        if model.policy.batching == super::Batching::Continuous {
+        if model.policy.batching == Batching::Continuous {
             join_running(model, now, effects);
         }
         if model.in_flight() > 0 {
@@ -191,15 +193,14 @@ impl Scheduler {
         let Some(model) = self.models.get_mut(&key) else { return };
         let (id, kind) = (model.policy.model.clone(), failure.kind);
         if failed.len() > 1 {
-            let half = failed.len() / 2;
-            if kind == FailureKind::OutOfMemory && half < model.batch_limit {
-                model.batch_limit = half;
+            if kind == FailureKind::OutOfMemory
+                && let Some(requests) = model.batches.ran_out_of_memory(failed.len())
+            {
                 let capability = self.capability;
-                effects.push(Effect::Emit(Event::BatchShrunk { capability, model: id, requests: half }));
+                effects.push(Effect::Emit(Event::BatchShrunk { capability, model: id, requests }));
             }
-            let tail = failed.split_off(half);
-            for part in [failed, tail] {
-                model.queue.push_rerun(part.into_iter().map(|(ticket, _)| ticket).collect());
+            for part in split(failed.into_iter().map(|(ticket, _)| ticket).collect()) {
+                model.queue.push_rerun(part);
             }
             return;
         }
@@ -285,21 +286,16 @@ fn join_running(model: &mut ModelState, now: Time, effects: &mut Vec<Effect>) {
     }
 }
 
-/// Not while a rerun waits for a worker of its own, and never into a run that a suspect has for itself.
 fn join_each(model: &mut ModelState, now: Time, effects: &mut Vec<Effect>) {
-    let limits = model.batch_limits();
+    let probing = model.breaker.is_half_open();
     for index in 0..model.workers.len() {
-        let running = model.workers[index].running();
-        let Some(first) = running.first() else { continue };
-        if model.queue.has_reruns(now) || running.iter().any(|ticket| ticket.deaths > 0 || ticket.starved) {
-            continue;
+        if model.queue.has_reruns(now) {
+            return;
         }
-        let cost: u64 = running.iter().map(|ticket| ticket.cost.0).sum();
-        let seats = BatchLimits {
-            requests: limits.requests.saturating_sub(running.len()),
-            cost: limits.cost.saturating_sub(cost),
+        let Some((key, free)) = model.batches.seats(probing, model.workers[index].running()) else {
+            continue;
         };
-        let formed = model.queue.form(seats, Some(first.key), now);
+        let formed = model.queue.form(free, Some(key), now);
         effects.extend(formed.expired.into_iter().map(|request| Effect::Expire { request }));
         run(model, index, formed.batch, now, effects);
     }

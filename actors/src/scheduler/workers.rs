@@ -196,8 +196,7 @@ impl Scheduler {
         model.replacements = model.replacements.saturating_sub(1);
         if source == Source::Load {
             model.load_time = now.since(model.load_began).max(Duration::from_millis(1));
-            // What memory could not hold then it may hold now; a limit that still holds is found again.
-            model.batch_limit = model.policy.config.batch.requests;
+            model.batches.loaded();
         }
         if let Some(entry) = model.worker(worker) {
             entry.phase = Phase::Idle { since: now };

@@ -1,0 +1,75 @@
+//! A request as the scheduler sees it, and its rank.
+//!
+//! The rank is fixed when the request arrives: its arrival, moved earlier by its priority and later by the batch lane,
+//! in units of the aging time. So waiting raises a request against every later one, nothing starves, and nothing is
+//! ever re-sorted.
+
+use std::time::Duration;
+
+use crate::capability::{BatchKey, Cost, Lane, Priority};
+use crate::id::{RequestId, Time};
+
+/// Levels of priority by which the batch lane stands back behind the interactive one.
+const BATCH_LANE_LEVELS: i64 = 5;
+
+/// A request as the scheduler sees it.
+///
+/// ```
+/// use model_actors::scheduler::Ticket;
+/// use model_actors::{RequestId, Time};
+/// let ticket = Ticket::new(RequestId(1), Time::NEVER);
+/// assert_eq!(ticket.deaths, 0);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ticket {
+    /// The request.
+    pub request: RequestId,
+    /// Its lane.
+    pub lane: Lane,
+    /// Its priority.
+    pub priority: Priority,
+    /// The moment from which it is worth nothing, unless output has begun.
+    pub deadline: Time,
+    /// Cost against the batch's limit.
+    pub cost: Cost,
+    /// Requests of the same key may share a batch.
+    pub key: BatchKey,
+    /// Workers that died, or got stuck, running it.
+    pub deaths: u32,
+    /// It ran out of memory alone and is being tried a second time.
+    pub starved: bool,
+    /// It ran out of time while it was running, and its caller has been told, unless a first output met the deadline.
+    pub expired: bool,
+}
+
+impl Ticket {
+    /// An interactive request of ordinary priority and cost 1.
+    pub fn new(request: RequestId, deadline: Time) -> Self {
+        Self {
+            request,
+            lane: Lane::Interactive,
+            priority: Priority::default(),
+            deadline,
+            cost: Cost(1),
+            key: BatchKey(0),
+            deaths: 0,
+            starved: false,
+            expired: false,
+        }
+    }
+}
+
+/// The order of service: a smaller rank runs earlier. Ties go by request number, which is the order of acceptance.
+pub(crate) type Rank = (i128, RequestId);
+
+/// Ranks a request that arrives now; `aging` is one level of priority.
+pub(crate) fn rank(ticket: &Ticket, now: Time, aging: Duration) -> Rank {
+    let lane = match ticket.lane {
+        Lane::Interactive => 0,
+        Lane::Batch => BATCH_LANE_LEVELS,
+    };
+    let levels = i128::from(lane - i64::from(ticket.priority.0));
+    // `Duration::MAX` in nanoseconds is below 2^94, so this cannot overflow.
+    let arrival = now.since(Time::ZERO).as_nanos() as i128;
+    (arrival + levels * aging.as_nanos() as i128, ticket.request)
+}
