@@ -27,6 +27,8 @@ use std::time::Duration;
 
 pub use batching::Batching;
 pub use breaker::{Breaker, Passage};
+#[cfg(feature = "testing")]
+pub(crate) use failures::is_permanent;
 pub use model_state::Phase;
 pub(crate) use model_state::{ModelState, Worker};
 pub use restart::{Restarts, Verdict};

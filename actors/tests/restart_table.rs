@@ -74,7 +74,7 @@ const TABLE: [(Fails, Left, Then, Ends, Ends); 22] = [
     (Loading,            OneRestart, Then::Restart, Survives,                 Survives),
     (Loading,            Left::None, Then::Breaker, With("circuit_open"),     With("circuit_open")),
     (LoadingForGood,     OneRestart, Then::Nothing, With("spawn_failed"),     With("spawn_failed")),
-    (LoadingForGood,     Left::None, Then::Breaker, With("spawn_failed"),     With("spawn_failed")),
+    (LoadingForGood,     Left::None, Then::Nothing, With("spawn_failed"),     With("spawn_failed")),
     (LoadingOutOfMemory, OneRestart, Then::Restart, Survives,                 Survives),
     (LoadingOutOfMemory, Left::None, Then::Breaker, With("circuit_open"),     With("circuit_open")),
     (LoadingSilently,    OneRestart, Then::Restart, Survives,                 Survives),

@@ -1,23 +1,33 @@
-//! Losing workers: starts that fail, deaths, threads that end without a word, the backoff that follows, and the
-//! breaker that ends a series of them.
+//! Losing workers: starts that fail, crashes, the backoff that follows, and the breaker that ends a series of them.
+//!
+//! A start that would fail the same way again (a missing directory, an architecture that is not supported) is no such
+//! series: it answers everybody who waits with its cause, and neither spends the restart budget nor opens the breaker.
+//! The next request tries the load afresh, so that a model serves as soon as its files are right; one load at a time is
+//! tried, whatever the number of callers. While another worker serves, nobody is answered with it, and no further
+//! worker is tried for a moment.
 
 use super::model_state::Leaving;
-use super::workers::{fail_waiting, leave, release_weights};
+use super::workers::{SCALE_UP_PAUSE, fail_waiting, leave, release_weights};
 use super::{Effect, Fate, Phase, Scheduler, Source, Verdict, Worker};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::telemetry::{Event, EvictionReason};
 
-/// A worker that was ready and is so no longer.
+/// The loss of a worker that was ready.
 pub(super) struct Loss<'a> {
-    /// As it was.
+    /// The worker as it was.
     pub(super) entry: Worker,
-    /// What its requests had come to.
+    /// The fates of its requests.
     pub(super) fates: &'a [(RequestId, Fate)],
-    /// What those get that cannot be run again.
+    /// The answer to those that cannot be run again.
     pub(super) error: Error,
-    /// What is remembered as the reason.
+    /// The reason that the breaker remembers.
     pub(super) cause: Cause,
+}
+
+/// True of a failed start that would fail the same way again.
+pub(crate) fn is_permanent(kind: FailureKind) -> bool {
+    matches!(kind, FailureKind::Permanent | FailureKind::InvalidInput)
 }
 
 impl Scheduler {
@@ -51,23 +61,26 @@ impl Scheduler {
             worker,
             error: error.clone(),
         }));
-        let hopeless = match failure.kind {
-            FailureKind::Permanent | FailureKind::InvalidInput => true,
-            // Tried once more with the room that idle models can give.
-            FailureKind::OutOfMemory => std::mem::replace(&mut model.load_starved, true),
-            FailureKind::Failed | FailureKind::Stopped => false,
-        };
-        if failure.kind == FailureKind::OutOfMemory && !hopeless {
+        let permanent = is_permanent(failure.kind);
+        // What ran out of memory is tried once more, with the room that idle models can give.
+        let starved = failure.kind == FailureKind::OutOfMemory;
+        let hopeless = permanent || starved && model.load_starved;
+        if starved && !hopeless {
+            model.load_starved = true;
             effects.push(Effect::Relieve { device: model.policy.device.clone() });
         }
         if hopeless {
             model.load_starved = false;
+            model.replacements = 0;
             if !model.has_ready_worker() {
                 fail_waiting(model, &error, effects);
             }
-            model.replacements = 0;
         }
-        self.count_failure(now, key, failure.cause, effects);
+        if permanent {
+            model.scale_up_at = now + SCALE_UP_PAUSE;
+        } else {
+            self.count_failure(now, key, failure.cause, effects);
+        }
         self.advance(now, key, effects);
     }
 
@@ -99,7 +112,7 @@ impl Scheduler {
         self.lose_ready_worker(now, key, Loss { entry, fates, error, cause }, effects);
     }
 
-    /// What a death and a stall have in common: the weights are kept for the replacement, the requests are rescued,
+    /// Does what a crash and a stall have in common: the weights are kept for the replacement, the requests are rescued,
     /// the failure counts.
     pub(super) fn lose_ready_worker(
         &mut self,
@@ -126,7 +139,7 @@ impl Scheduler {
         self.advance(now, key, effects);
     }
 
-    /// Either the next start is put off by the backoff, or the breaker opens.
+    /// Counts a failure: either the next start is put off by the backoff, or the breaker opens.
     fn count_failure(&mut self, now: Time, key: ModelKey, cause: Cause, effects: &mut Vec<Effect>) {
         let jitter = self.random.f64();
         let Some(model) = self.models.get_mut(&key) else { return };
@@ -166,8 +179,8 @@ impl Scheduler {
     pub(super) fn ended(&mut self, now: Time, worker: WorkerId, effects: &mut Vec<Effect>) {
         let Some((_, model)) = self.owner(worker) else { return };
         if model.worker(worker).is_some() {
-            // Its thread is gone without a word: as much a death as any. Nothing is known of its requests, so none
-            // of them may be run again.
+            // The shell tells of the crash first. If it should not, nothing is known of the requests, so none of
+            // them may be run again.
             let running = model.worker(worker).map(|entry| entry.running().to_vec()).unwrap_or_default();
             let fates: Vec<(RequestId, Fate)> =
                 running.iter().map(|ticket| (ticket.request, Fate::Emitted)).collect();

@@ -10,8 +10,8 @@ use crate::memory::PressureLevel;
 use crate::model::Footprint;
 use crate::telemetry::{Event, EvictionReason};
 
-/// After a further worker found no room, none is tried for this long.
-const SCALE_UP_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before another further worker is tried, after one found no room or could not be started for good.
+pub(super) const SCALE_UP_PAUSE: Duration = Duration::from_secs(1);
 
 impl Scheduler {
     /// Starts what is missing: the first worker where one is wanted, then the cold start's, replacements, and one
@@ -41,7 +41,8 @@ impl Scheduler {
         let config = &model.policy.config;
         if model.workers.is_empty() {
             if model.is_wanted() {
-                model.cold_start_goal = if probing { 1 } else { config.cold_start_workers };
+                let cold_start = config.cold_start_workers.min(config.max_workers);
+                model.cold_start_goal = if probing { 1 } else { cold_start };
                 let until = now + config.room_wait;
                 self.start(now, key, Urgency::MakeRoom { until }, effects);
             }

@@ -9,7 +9,7 @@ use super::workers::{Order, Told};
 use super::world::{Event, Word, World};
 use crate::error::Cause;
 use crate::id::{Bytes, ModelKey, RequestId, Time, WorkerId};
-use crate::scheduler::{CallId, Effect, Fate, Input, Source, Urgency};
+use crate::scheduler::{CallId, Effect, Fate, Input, Source, Urgency, is_permanent};
 use crate::telemetry::{Event as Telemetry, EvictionReason};
 
 impl World {
@@ -207,7 +207,9 @@ impl World {
                 let worker = self.worker(pool, *worker);
                 (worker.ready, worker.ready_at) = (true, now);
             }
-            Input::StartFailed { worker, .. } => self.worker_failed(pool, *worker, true),
+            Input::StartFailed { worker, failure } if !is_permanent(failure.kind) => {
+                self.worker_failed(pool, *worker, true);
+            }
             Input::Finished { worker, outcomes } => {
                 let requests = outcomes.iter().map(|(request, _)| request.0 as usize);
                 let (worker, now) = (*worker, self.now);
