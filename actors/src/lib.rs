@@ -19,8 +19,16 @@ mod batch;
 mod model;
 mod status;
 mod alarm;
+#[cfg(feature = "testing")]
 pub mod maintenance;
+#[cfg(not(feature = "testing"))]
+#[allow(unreachable_pub, dead_code, reason = "public for the tests alone")]
+mod maintenance;
+#[cfg(feature = "testing")]
 pub mod scheduler;
+#[cfg(not(feature = "testing"))]
+#[allow(unreachable_pub, dead_code, reason = "public for the tests alone")]
+mod scheduler;
 mod catalogue;
 mod intake;
 mod worker;
