@@ -1,5 +1,5 @@
 //! The rules of `actors/tests/layers.rs` for this crate: every file says what it is, and a module imports only those
-//! listed above it in `lib.rs`.
+//! listed above it, in `lib.rs` and in each folder.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "../actors/tests/rules/mod.rs"]
@@ -7,7 +7,7 @@ mod rules;
 
 use std::path::Path;
 
-use rules::{imports_from_below, rust_files, silent_files};
+use rules::{Layers, rust_files, silent_files};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -21,8 +21,8 @@ fn every_file_opens_with_what_it_is() {
 
 #[test]
 fn a_module_imports_only_those_listed_above_it() {
-    let broken = imports_from_below(root());
-    assert!(broken.is_empty(), "against the order of lib.rs:\n{}", broken.join("\n"));
+    let broken = Layers::read(root()).violations();
+    assert!(broken.is_empty(), "against the order of the lists of modules:\n{}", broken.join("\n"));
 }
 
 /// Whether a line has a limit that the search below would miss: a constant by another name, or a number in the words of

@@ -27,7 +27,7 @@ use crate::progress::Clock;
 use crate::scheduler::{CallId, Effect, Input, ModelPolicy, Scheduler, Ticket};
 use crate::status::SystemStatus;
 use crate::telemetry::Events;
-use crate::worker::{Report, SharedWeights, WorkerHandle};
+use crate::worker::{Crash, Report, SharedWeights, WorkerHandle};
 
 mod effects;
 mod publish;
@@ -137,8 +137,6 @@ pub(crate) struct PoolState<C: Capability> {
     models: HashMap<ModelKey, Arc<Registered<C>>>,
     weights: HashMap<ModelKey, WeightsEntry<C>>,
     workers: HashMap<WorkerId, WorkerHandle<C>>,
-    /// Actors of panicked threads, until the supervision event of their failure.
-    failing: Vec<WorkerHandle<C>>,
     /// Names of threads that have not ended.
     threads: HashMap<WorkerId, String>,
     jobs: FxHashMap<RequestId, Accepted<C>>,
@@ -202,21 +200,18 @@ impl<C: Capability> Actor for Pool<C> {
         Ok(())
     }
 
-    /// Any exit of a worker that the pool did not ask for is a death: a panic, an error, a kill.
+    /// Decides about crashes: a worker whose actor ends while the pool has its handle has crashed, whether its thread
+    /// panicked or somebody killed or stopped it.
     async fn handle_supervisor_evt(
         &self,
         myself: ActorRef<Self::Msg>,
         event: SupervisionEvent,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        match event {
-            SupervisionEvent::ActorFailed(actor, error) => state.actor_ended(&actor, error.to_string()),
-            SupervisionEvent::ActorTerminated(actor, _, reason) => {
-                state.actor_ended(&actor, reason.unwrap_or_else(|| "it was stopped".to_owned()));
-            }
-            _ => {}
+        if let Some((actor, crash)) = Crash::of(event) {
+            state.crashed(actor, crash);
+            state.proceed(&myself).await;
         }
-        state.proceed(&myself).await;
         Ok(())
     }
 }
@@ -231,7 +226,6 @@ impl<C: Capability> PoolState<C> {
             models: HashMap::new(),
             weights: HashMap::new(),
             workers: HashMap::new(),
-            failing: Vec::new(),
             threads: HashMap::new(),
             jobs: FxHashMap::default(),
             rooms: HashMap::new(),

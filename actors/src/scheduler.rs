@@ -32,9 +32,9 @@ pub(crate) use failures::is_permanent;
 pub use model_state::Phase;
 pub(crate) use model_state::{ModelState, Worker};
 pub use restart::{Restarts, Verdict};
+pub use ticket::Ticket;
 
 use crate::config::PoolConfig;
-pub use ticket::Ticket;
 use crate::error::{Cause, Error, Failure};
 use crate::id::{Bytes, Device, ModelId, ModelKey, RequestId, Time, WorkerId};
 use crate::memory::PressureLevel;
@@ -152,10 +152,10 @@ pub enum Input {
     StartFailed { worker: WorkerId, failure: Failure },
     /// Some or all of a worker's requests are done with.
     Finished { worker: WorkerId, outcomes: Vec<(RequestId, Outcome)> },
-    /// A worker died in a panic, an error or a kill.
+    /// A worker crashed: it panicked, or its actor was killed or stopped. Comes before its `Ended`.
     Died { worker: WorkerId, cause: Cause, fates: Vec<(RequestId, Fate)> },
-    /// A worker answered a ping.
-    Pong { worker: WorkerId, last_progress: Time, fates: Vec<(RequestId, Fate)> },
+    /// A worker's gauge, as [`Effect::ReadProgress`] asked for it.
+    Progress { worker: WorkerId, last_progress: Time, fates: Vec<(RequestId, Fate)> },
     /// A worker's thread has ended, and its bytes are back.
     Ended { worker: WorkerId },
     /// Ping the idle workers.
@@ -190,8 +190,10 @@ pub enum Effect {
     ExpireRunning { request: RequestId },
     /// The request has left the scheduler: answered by its thread, or given up by its caller.
     Forget { request: RequestId },
-    /// Ask a worker how it is.
+    /// Have an idle worker's thread tick its gauge.
     Ping { worker: WorkerId },
+    /// Read a worker's gauge; answered at once with `Progress`.
+    ReadProgress { worker: WorkerId },
     /// Let a worker go: drop its handle.
     Stop { worker: WorkerId, reason: EvictionReason },
     /// Give a worker up: drop its handle, never mind its thread.
@@ -267,8 +269,8 @@ impl Scheduler {
             Input::StartFailed { worker, failure } => self.start_failed(now, worker, failure, effects),
             Input::Finished { worker, outcomes } => self.finished(now, worker, outcomes, effects),
             Input::Died { worker, cause, fates } => self.died(now, worker, cause, &fates, effects),
-            Input::Pong { worker, last_progress, fates } => {
-                self.pong(now, worker, last_progress, &fates, effects)
+            Input::Progress { worker, last_progress, fates } => {
+                self.progress_read(now, worker, last_progress, &fates, effects);
             }
             Input::Ended { worker } => self.ended(now, worker, effects),
             Input::HealthCheck => self.health_check(now, effects),

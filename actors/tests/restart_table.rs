@@ -9,7 +9,7 @@ use timeline::{Core, at};
 
 use model_actors::scheduler::{Effect, Fate, Input};
 use model_actors::{
-    BatchLimits, Cause, Failure, Footprint, PoolConfig, RequestId, RestartConfig, Time, WorkerId,
+    BatchLimits, Cause, Failure, Footprint, PoolConfig, RequestId, RestartConfig, StallLimits, Time, WorkerId,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,7 +196,7 @@ fn fail(core: &mut Core, fails: Fails, requests: &[RequestId]) {
             let effects = core.tell(start_failed(Failure::out_of_memory("allocation failed")));
             assert!(effects.iter().any(|effect| matches!(effect, Effect::Relieve { .. })));
         }
-        LoadingSilently => silent_until_given_up(core, worker),
+        LoadingSilently => silent_until_given_up(core, StallLimits::default().load),
         _ => {
             core.tell(Input::Started { worker, footprint });
             fail_when_ready(core, fails, worker, requests);
@@ -210,29 +210,33 @@ fn fail_when_ready(core: &mut Core, fails: Fails, worker: WorkerId, requests: &[
     match fails {
         Idle => drop(core.tell(Input::Died { worker, cause, fates: Vec::new() })),
         IdleSilently => {
-            core.tell(Input::HealthCheck);
-            core.wait_until(core.now + Duration::from_secs(5));
+            let last_progress = core.now;
+            core.wait_until(core.now + Duration::from_secs(1));
+            let effects = core.tell(Input::HealthCheck);
+            assert!(effects.iter().any(|effect| matches!(effect, Effect::Ping { .. })), "{effects:?}");
+            silent_since(core, last_progress, Duration::from_secs(5));
         }
         Running => drop(core.tell(Input::Died { worker, cause, fates: fates(Fate::Untouched) })),
         RunningAfterOutput => drop(core.tell(Input::Died { worker, cause, fates: fates(Fate::Emitted) })),
-        RunningSilently => silent_until_given_up(core, worker),
+        RunningSilently => silent_until_given_up(core, StallLimits::default().run),
         EndsWithoutAWord => drop(core.tell(Input::Ended { worker })),
         _ => unreachable!("{fails:?} is a failure to start"),
     }
 }
 
-/// Time passes and every ping is answered with the same old progress.
-fn silent_until_given_up(core: &mut Core, worker: WorkerId) {
-    let since: Time = core.now;
-    for _ in 0..100 {
-        let pings = core.log.len();
-        core.wait_until(core.now + Duration::from_secs(4));
-        let pinged = core.log[pings..].iter().any(|(_, effect)| matches!(effect, Effect::Ping { .. }));
-        if pinged {
-            let effects = core.tell(Input::Pong { worker, last_progress: since, fates: Vec::new() });
-            assert!(effects.iter().any(|effect| matches!(effect, Effect::Quarantine { .. })), "{effects:?}");
-            return;
-        }
-    }
-    unreachable!("a worker without progress was never asked");
+/// Time passes, and the gauge shows no progress from now on.
+fn silent_until_given_up(core: &mut Core, limit: Duration) {
+    silent_since(core, core.now, limit);
+}
+
+fn silent_since(core: &mut Core, last_progress: Time, limit: Duration) {
+    core.last_progress = Some(last_progress);
+    let given_up =
+        |core: &Core| core.log.iter().any(|(_, effect)| matches!(effect, Effect::Quarantine { .. }));
+    let end = core.now + limit;
+    core.wait_until(core.now + limit.mul_f64(0.99));
+    assert!(!given_up(core), "before its stall limit");
+    core.wait_until(end);
+    assert!(given_up(core), "{:?}", core.log);
+    core.last_progress = None;
 }

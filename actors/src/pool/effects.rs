@@ -18,7 +18,7 @@ use crate::progress::Gauge;
 use crate::scheduler::{Effect, Input, Source, Urgency};
 use crate::telemetry::Event;
 use crate::worker::thread::{Assignment, ThreadArguments, start};
-use crate::worker::{Order, Worker, WorkerArguments, WorkerHandle, WorkerMessage};
+use crate::worker::{Order, Worker, WorkerHandle};
 
 impl<C: Capability> PoolState<C> {
     /// Carries out any effect but `Spawn`, which alone has to await something.
@@ -42,7 +42,8 @@ impl<C: Capability> PoolState<C> {
                     accepted.job().expire();
                 }
             }
-            Effect::Ping { worker } => self.ping(worker),
+            Effect::Ping { worker } => self.order(worker, Order::Ping),
+            Effect::ReadProgress { worker } => self.read_progress(worker),
             Effect::Queued { key, request, position } => self.tell_position(key, request, position),
             Effect::Emit(event) => self.emit(event),
             structural => {
@@ -88,21 +89,15 @@ impl<C: Capability> PoolState<C> {
             | Effect::Expire { .. }
             | Effect::ExpireRunning { .. }
             | Effect::Ping { .. }
+            | Effect::ReadProgress { .. }
             | Effect::Emit(_) => {}
         }
     }
 
     fn order(&self, worker: WorkerId, order: Order<C>) {
         if let Some(handle) = self.workers.get(&worker) {
-            // A thread that is gone has reported its end; the scheduler reruns what the order held.
+            // A thread that is gone has crashed; the scheduler reruns what the order held.
             let _ = handle.orders.send(order);
-        }
-    }
-
-    fn ping(&self, worker: WorkerId) {
-        if let Some(handle) = self.workers.get(&worker) {
-            // An actor that has just died is known to supervision, which tells the scheduler.
-            let _ = handle.actor.send_message(WorkerMessage::Ping);
         }
     }
 
@@ -160,10 +155,15 @@ impl<C: Capability> PoolState<C> {
         let gauge = Gauge::new(self.arguments.clock);
         let abandoned = Arc::new(AtomicBool::new(false));
         let pool = myself.get_derived();
-        let actor_arguments = WorkerArguments { worker, gauge: gauge.clone(), pool: pool.clone() };
-        let spawned = Worker::spawn_linked(None, Worker::new(), actor_arguments, myself.get_cell()).await;
+        let spawned = Worker::spawn_linked(None, Worker::new(), (), myself.get_cell()).await;
         let (actor, _) = spawned.map_err(|error| Failure::failed(error.to_string()))?;
-        let handle = WorkerHandle { actor, orders, gauge: gauge.clone(), abandoned: abandoned.clone() };
+        let handle = WorkerHandle {
+            actor: actor.clone(),
+            orders,
+            gauge: gauge.clone(),
+            abandoned: abandoned.clone(),
+            thread_ended: false,
+        };
         let context = LoadContext {
             model: model.id().clone(),
             capability: C::NAME,
@@ -173,7 +173,8 @@ impl<C: Capability> PoolState<C> {
             events: self.arguments.events.clone(),
         };
         let name = format!("{}{worker}", model.id().short());
-        let arguments = ThreadArguments { worker, model: model.clone(), context, orders: received, pool };
+        let arguments =
+            ThreadArguments { worker, actor, model: model.clone(), context, orders: received, pool };
         start(name.clone(), arguments).map_err(Failure::failed)?;
         self.threads.insert(worker, name);
         self.workers.insert(worker, handle);
@@ -240,14 +241,13 @@ impl<C: Capability> PoolState<C> {
 
     fn stop(&mut self, worker: WorkerId) {
         self.rooms.remove(&worker);
-        self.workers.remove(&worker);
+        self.let_go(worker);
     }
 
-    /// The thread keeps what it has until it ends, if ever; its run is cut off from its callers.
+    /// Gives a worker up: its thread keeps what it has until it ends, if ever; its run is cut off from its callers.
     fn quarantine(&mut self, worker: WorkerId) {
         self.offer_weights(worker, None);
-        self.rooms.remove(&worker);
-        self.workers.remove(&worker);
+        self.stop(worker);
     }
 
     fn report_drained(&mut self, abandoned: usize) {

@@ -1,19 +1,17 @@
-//! What a pool hears from its workers: what their threads report and what the supervision tree says of their actors,
-//! turned into inputs of the scheduler. Here a run that is over is cut off from its callers, and the weights that a
-//! dead worker leaves behind are offered for keeping.
+//! Turns what a pool learns of its workers into inputs of the scheduler: the reports of their threads, the supervision
+//! events of their actors, and the progress that their gauges show. Here a run that is over is cut off from its callers,
+//! and the weights that a crashed worker leaves behind are offered for keeping.
 
 use std::sync::{Arc, Weak};
 
-use ractor::{ActorCell, ActorId};
+use ractor::ActorId;
 
 use super::{PoolState, WeightsEntry};
 use crate::capability::Capability;
-use crate::error::Cause;
 use crate::id::{ModelKey, RequestId, WorkerId};
 use crate::job::Job;
 use crate::scheduler::{Fate, Input, Outcome};
-use crate::worker::thread::fail_actor;
-use crate::worker::{Report, SharedWeights};
+use crate::worker::{Crash, Report, SharedWeights, WorkerHandle};
 
 impl<C: Capability> PoolState<C> {
     pub(super) fn report(&mut self, report: Report<C>) {
@@ -24,53 +22,57 @@ impl<C: Capability> PoolState<C> {
                 Input::Started { worker, footprint }
             }
             Report::StartFailed { worker, failure } => {
-                self.workers.remove(&worker);
-                Input::StartFailed { worker, failure }
+                self.inputs.push_back(Input::StartFailed { worker, failure });
+                return self.let_go(worker);
             }
             Report::Finished { worker, outcomes } => {
                 self.publisher.touch();
                 self.end_failed_attempts(worker, &outcomes);
                 Input::Finished { worker, outcomes }
             }
-            Report::Panicked { worker, cause, weights } => return self.panicked(worker, cause, weights),
-            Report::Pong { worker, last_progress } => {
-                Input::Pong { worker, last_progress, fates: self.fates(worker) }
-            }
-            Report::Ended { worker } => {
-                self.threads.remove(&worker);
-                self.publisher.now();
-                // A thread that ends with its handle still here has died without a word, or its actor's death is not
-                // known yet: its requests are told apart before it is forgotten.
-                if self.workers.remove(&worker).is_some() {
-                    self.offer_weights(worker, None);
-                    self.died(worker, Cause::new("its thread ended"));
-                }
-                Input::Ended { worker }
-            }
+            Report::Ended { worker } => return self.thread_ended(worker),
         };
         self.inputs.push_back(input);
     }
 
-    /// Model code panicked. Its actor is told to fail, and its handle kept until the supervision event says that it
-    /// has, so that the tree shows a crash and not a stop.
-    fn panicked(&mut self, worker: WorkerId, cause: Cause, weights: Option<Arc<SharedWeights<C>>>) {
-        let Some(handle) = self.workers.remove(&worker) else { return };
-        fail_actor(&handle.actor, &cause);
-        self.failing.push(handle);
-        self.offer_weights(worker, weights);
-        self.died(worker, cause);
+    /// A thread that ends while the pool has its handle was not told to: its actor fails, unless it has already, and
+    /// the supervision event decides before the end is told.
+    fn thread_ended(&mut self, worker: WorkerId) {
+        match self.workers.get_mut(&worker) {
+            Some(handle) => {
+                handle.thread_ended = true;
+                handle.fail(Crash::new("its thread ended"));
+            }
+            None => self.tell_end(worker),
+        }
     }
 
-    pub(super) fn actor_ended(&mut self, actor: &ActorCell, reason: String) {
-        let id = actor.get_id();
-        self.failing.retain(|handle| handle.actor.get_id() != id);
-        if let Some(worker) = self.worker_of(id) {
-            // First the weights are taken hold of, then the handle is dropped: its thread may end at once.
-            self.offer_weights(worker, None);
-            // Its thread may still run; it sees the mark and ends when it can.
-            self.workers.remove(&worker);
-            self.died(worker, Cause::new(format!("its actor ended: {reason}")));
+    fn tell_end(&mut self, worker: WorkerId) {
+        self.threads.remove(&worker);
+        self.publisher.now();
+        self.inputs.push_back(Input::Ended { worker });
+    }
+
+    /// Drops a worker's handle, which ends its actor and, once it has done what it is doing, its thread.
+    pub(super) fn let_go(&mut self, worker: WorkerId) {
+        if self.workers.remove(&worker).is_some_and(|handle| handle.thread_ended) {
+            self.tell_end(worker);
         }
+    }
+
+    /// Tells the scheduler of a crash. The actor of a worker that was let go ends too, which is none.
+    pub(super) fn crashed(&mut self, actor: ActorId, crash: Crash<C>) {
+        let Some(worker) = self.worker_of(actor) else { return };
+        // First the weights are taken hold of, then the handle is dropped: its thread may end at once.
+        self.offer_weights(worker, crash.weights);
+        // First the old run is cut off, then it is seen how far it came: nothing can change in between.
+        for job in self.running_jobs(worker) {
+            job.end_attempt();
+        }
+        let fates = self.fates(worker);
+        self.publisher.now();
+        self.inputs.push_back(Input::Died { worker, cause: crash.cause, fates });
+        self.let_go(worker);
     }
 
     fn worker_of(&self, actor: ActorId) -> Option<WorkerId> {
@@ -78,14 +80,12 @@ impl<C: Capability> PoolState<C> {
         handle.map(|(worker, _)| *worker)
     }
 
-    pub(super) fn died(&mut self, worker: WorkerId, cause: Cause) {
-        // First the old run is cut off, then it is seen how far it came: nothing can change in between.
-        for job in self.running_jobs(worker) {
-            job.end_attempt();
+    /// Answers [`Effect::ReadProgress`](crate::scheduler::Effect::ReadProgress) from the worker's gauge.
+    pub(super) fn read_progress(&mut self, worker: WorkerId) {
+        if let Some(last_progress) = self.workers.get(&worker).map(WorkerHandle::last_progress) {
+            let fates = self.fates(worker);
+            self.inputs.push_back(Input::Progress { worker, last_progress, fates });
         }
-        let fates = self.fates(worker);
-        self.publisher.now();
-        self.inputs.push_back(Input::Died { worker, cause, fates });
     }
 
     fn running_jobs(&self, worker: WorkerId) -> Vec<Arc<Job<C>>> {
@@ -102,8 +102,8 @@ impl<C: Capability> PoolState<C> {
         self.running_jobs(worker).into_iter().map(fate).collect()
     }
 
-    /// What will be run again waits until then. A thread that was given up and came back reports too, on requests
-    /// that run elsewhere by now: those attempts are none of its business.
+    /// Ends the attempts of requests that failed and may be run again. A thread that was given up and came back reports
+    /// too, on requests that run elsewhere by now: those attempts are none of its business.
     fn end_failed_attempts(&self, worker: WorkerId, outcomes: &[(RequestId, Outcome)]) {
         let failed = |request| {
             outcomes.iter().any(|(of, outcome)| *of == request && matches!(outcome, Outcome::Failed(_)))

@@ -1,5 +1,7 @@
-//! Busy told from stuck. A worker that loads or runs must tick; one that has not for its stall limit is asked, and
-//! if it has really made no progress, or does not answer at all, it is given up. An idle one must answer a ping.
+//! Tells busy workers from stuck ones. A worker that loads or runs must tick its gauge within the stall limit, an idle
+//! one soon after a ping; one that has not is given up. Idle workers are pinged at each health check because a thread
+//! that hangs between two runs has no request whose stall would show it. Workers that have ended are not found here:
+//! supervision tells of those.
 
 use std::time::Duration;
 
@@ -11,72 +13,46 @@ use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::telemetry::Event;
 
-/// A worker's actor never blocks, so a ping that takes this long was lost with it.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit on the time in which an idle thread, which has nothing else to do, answers a ping.
+const PING_LIMIT: Duration = Duration::from_secs(5);
 
 impl ModelState {
-    /// How long a worker may go without progress where it stands.
-    fn stall_limit(&self, worker: &Worker) -> Option<Duration> {
+    /// Returns when the worker's gauge has to be read next; a worker with nothing to do has no need to tick.
+    pub(super) fn health_due(&self, worker: &Worker) -> Time {
         let stall = self.policy.config.stall;
         match worker.phase {
-            Phase::Sizing | Phase::Starting { .. } => Some(stall.load),
-            Phase::Busy { .. } => Some(stall.run),
-            Phase::Reserving { .. } | Phase::Idle { .. } => None,
-        }
-    }
-
-    /// When the worker's health has to be looked at next.
-    pub(super) fn health_due(&self, worker: &Worker) -> Time {
-        match (worker.pinged_at, self.stall_limit(worker)) {
-            (Some(pinged_at), _) => pinged_at + PING_TIMEOUT,
-            (None, Some(limit)) => worker.progress_at + limit,
-            (None, None) => Time::NEVER,
+            Phase::Sizing | Phase::Starting { .. } => worker.progress_at + stall.load,
+            Phase::Busy { .. } => worker.progress_at + stall.run,
+            Phase::Idle { pinged_at: Some(pinged_at), .. } => pinged_at + PING_LIMIT,
+            Phase::Idle { pinged_at: None, .. } | Phase::Reserving { .. } => Time::NEVER,
         }
     }
 }
 
 impl Scheduler {
-    /// Asks workers whose last known progress is too old, and gives up those that did not answer.
+    /// Reads the gauges of workers whose last known progress is too old.
     pub(super) fn check_health(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         let Some(model) = self.models.get(&key) else { return };
-        let due: Vec<(WorkerId, bool)> = model
-            .workers
-            .iter()
-            .filter(|worker| model.health_due(worker) <= now)
-            .map(|worker| (worker.id, worker.pinged_at.is_some()))
-            .collect();
-        for (worker, was_asked) in due {
-            match was_asked {
-                // Nothing is known of its requests, so none of them may be run again.
-                true => self.give_up(now, worker, None, effects),
-                false => self.ping(now, worker, effects),
+        let due = model.workers.iter().filter(|worker| model.health_due(worker) <= now);
+        effects.extend(due.map(|worker| Effect::ReadProgress { worker: worker.id }));
+    }
+
+    /// Pings every idle worker that has no ping to answer.
+    pub(super) fn health_check(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        for model in self.models.values_mut() {
+            for worker in &mut model.workers {
+                if let Phase::Idle { pinged_at: pinged_at @ None, .. } = &mut worker.phase {
+                    *pinged_at = Some(now);
+                    worker.progress_at = now;
+                    effects.push(Effect::Ping { worker: worker.id });
+                    self.alarm = self.alarm.min(now + PING_LIMIT);
+                }
             }
         }
     }
 
-    pub(super) fn health_check(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let idle: Vec<WorkerId> = self
-            .models
-            .values()
-            .flat_map(|model| &model.workers)
-            .filter(|worker| worker.is_idle() && worker.pinged_at.is_none())
-            .map(|worker| worker.id)
-            .collect();
-        for worker in idle {
-            self.ping(now, worker, effects);
-        }
-    }
-
-    fn ping(&mut self, now: Time, worker: WorkerId, effects: &mut Vec<Effect>) {
-        let Some((_, model)) = self.owner(worker) else { return };
-        if let Some(entry) = model.worker(worker) {
-            entry.pinged_at = Some(now);
-            effects.push(Effect::Ping { worker });
-            self.wake_at(now + PING_TIMEOUT);
-        }
-    }
-
-    pub(super) fn pong(
+    /// Takes a reading of a worker's gauge, and gives the worker up if it shows no progress within the stall limit.
+    pub(super) fn progress_read(
         &mut self,
         now: Time,
         worker: WorkerId,
@@ -86,23 +62,24 @@ impl Scheduler {
     ) {
         let Some((_, model)) = self.owner(worker) else { return };
         let Some(entry) = model.worker(worker) else { return };
-        entry.pinged_at = None;
         entry.progress_at = entry.progress_at.max(last_progress);
+        if let Phase::Idle { pinged_at, .. } = &mut entry.phase {
+            pinged_at.take_if(|pinged_at| *pinged_at <= last_progress);
+        }
         let entry = entry.clone();
-        if model.stall_limit(&entry).is_some_and(|limit| now.since(entry.progress_at) >= limit) {
-            self.give_up(now, worker, Some(fates), effects);
-        } else {
-            let due = model.health_due(&entry);
-            self.wake_at(due);
+        let due = model.health_due(&entry);
+        match due <= now {
+            true => self.give_up(now, worker, fates, effects),
+            false => self.wake_at(due),
         }
     }
 
-    /// Quarantine: the worker's thread is left to itself, its bytes stay charged until it ends, its place is free.
+    /// Quarantines a worker: its thread is left to itself, its bytes stay charged until it ends, its place is free.
     fn give_up(
         &mut self,
         now: Time,
         worker: WorkerId,
-        fates: Option<&[(RequestId, Fate)]>,
+        fates: &[(RequestId, Fate)],
         effects: &mut Vec<Effect>,
     ) {
         let capability = self.capability;
@@ -124,29 +101,17 @@ impl Scheduler {
         effects.push(Effect::Quarantine { worker });
         let error = Error::WorkerStuck { model: id.clone(), worker, stalled };
         effects.push(Effect::Emit(Event::WorkerStuck { capability, model: id, worker, stalled }));
-        let running = entry.running().to_vec();
-        let all_emitted: Vec<(RequestId, Fate)>;
-        let fates = match fates {
-            // With several in the batch nobody knows which one hangs, so each gets a run of its own.
-            Some(fates) if running.len() > 1 => fates,
-            Some(fates) => {
-                all_emitted = running
-                    .iter()
-                    .map(|ticket| (ticket.request, emitted_unless_answered(fates, ticket.request)))
-                    .collect();
-                &all_emitted
-            }
-            None => {
-                all_emitted = running.iter().map(|ticket| (ticket.request, Fate::Emitted)).collect();
-                &all_emitted
-            }
+        // With several in the batch nobody knows which one hangs, so each gets a run of its own.
+        let fates = match entry.running() {
+            [alone] => vec![(alone.request, emitted_unless_answered(fates, alone.request))],
+            _ => fates.to_vec(),
         };
         let cause = Cause::new(error.clone());
-        self.lose_ready_worker(now, key, Loss { entry, fates, error, cause }, effects);
+        self.lose_ready_worker(now, key, Loss { entry, fates: &fates, error, cause }, effects);
     }
 }
 
-/// The request that hangs alone is answered, not run again to hang another worker.
+/// Has the request that hangs alone answered, so that it is not run again to hang another worker.
 fn emitted_unless_answered(fates: &[(RequestId, Fate)], request: RequestId) -> Fate {
     match fates.iter().find(|(of, _)| *of == request) {
         Some((_, Fate::Answered)) => Fate::Answered,

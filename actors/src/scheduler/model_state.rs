@@ -34,6 +34,8 @@ pub enum Phase {
     Idle {
         /// Since when.
         since: Time,
+        /// When it was sent a ping that it has not answered yet.
+        pinged_at: Option<Time>,
     },
     /// Running requests.
     Busy {
@@ -82,8 +84,6 @@ pub(crate) struct Worker {
     pub(crate) ready_at: Time,
     /// The last progress that is known of.
     pub(crate) progress_at: Time,
-    /// A ping that has not been answered yet.
-    pub(crate) pinged_at: Option<Time>,
 }
 
 impl Worker {
@@ -98,7 +98,7 @@ impl Worker {
     /// Since when it is idle.
     pub(crate) fn idle_since(&self) -> Option<Time> {
         match self.phase {
-            Phase::Idle { since } => Some(since),
+            Phase::Idle { since, .. } => Some(since),
             _ => None,
         }
     }
@@ -286,7 +286,8 @@ impl ModelState {
         let scale_up = (!self.queue.is_empty()).then_some(self.scale_up_at);
         let unload = self.unload.as_ref();
         let unload = unload.and_then(|unload| unload.calls.iter().map(|(_, deadline)| *deadline).min());
-        let health = self.workers.iter().map(|worker| self.health_due(worker)).min();
+        // A gauge that is due now is being read, and the reading says when it is due next.
+        let health = self.workers.iter().map(|worker| self.health_due(worker)).filter(|at| *at > now).min();
         let running = self.workers.iter().flat_map(Worker::running);
         let running = running.filter(|ticket| !ticket.expired).map(|ticket| ticket.deadline).min();
         let rerun = self.queue.next_rerun(now);

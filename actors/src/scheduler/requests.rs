@@ -160,7 +160,7 @@ impl Scheduler {
         running.extend(ran);
         entry.progress_at = now;
         if running.is_empty() {
-            entry.phase = Phase::Idle { since: now };
+            entry.phase = Phase::Idle { since: now, pinged_at: None };
         }
         model.active_at = now;
         if answered {

@@ -102,7 +102,6 @@ impl Scheduler {
             spawned: false,
             ready_at: now,
             progress_at: now,
-            pinged_at: None,
         });
         if model.footprint.is_some() {
             reserve(model, worker, urgency, effects);
@@ -200,7 +199,7 @@ impl Scheduler {
             model.batches.loaded();
         }
         if let Some(entry) = model.worker(worker) {
-            entry.phase = Phase::Idle { since: now };
+            entry.phase = Phase::Idle { since: now, pinged_at: None };
             (entry.ready_at, entry.progress_at) = (now, now);
         }
         release_weights(model, effects);

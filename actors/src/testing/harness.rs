@@ -9,6 +9,7 @@ use ractor::{ActorCell, Message};
 use tokio::sync::{broadcast, watch};
 
 use super::{Record, Scripted, ScriptedLoader, StreamedScript};
+use crate::capability::Capability;
 use crate::catalogue::ModelSpec;
 use crate::client::{Client, ModelHandle};
 use crate::config::{PoolConfig, RestartConfig, StallLimits, SystemConfig};
@@ -19,7 +20,7 @@ use crate::pool::PoolMessage;
 use crate::status::{ModelStatus, ShutdownReport, SystemStatus};
 use crate::system::System;
 use crate::telemetry::Event;
-use crate::worker::WorkerMessage;
+use crate::worker::Crash;
 
 /// No event of a test is further away than this.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -62,7 +63,7 @@ pub enum Leak {
     },
 }
 
-/// An actor that a test kills.
+/// An actor that a test kills or stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Victim {
     /// The maintenance actor.
@@ -71,10 +72,17 @@ pub enum Victim {
     Pool,
     /// The actor of the youngest worker of the one-shot pool; its thread may be running.
     Worker,
+    /// The actor of the youngest worker of the streamed pool; its thread may be running.
+    StreamedWorker,
+}
+
+fn worker_of<C: Capability>(root: Vec<ActorCell>) -> ActorCell {
+    let pool = youngest::<PoolMessage<C>>(root, "the pool");
+    youngest::<Crash<C>>(pool.get_children(), "a worker")
 }
 
 /// The youngest actor of a kind.
-fn find<M: Message>(actors: Vec<ActorCell>, what: &str) -> ActorCell {
+fn youngest<M: Message>(actors: Vec<ActorCell>, what: &str) -> ActorCell {
     let of_kind = actors.into_iter().filter(|actor| actor.is_message_type_of::<M>() == Some(true));
     of_kind.max_by_key(|actor| actor.get_id().pid()).unwrap_or_else(|| panic!("{what} is not running"))
 }
@@ -218,17 +226,25 @@ impl TestSystem {
         }
     }
 
-    /// Kills an actor in the middle of whatever it does, as nothing but a fault would, and waits until it is dead.
-    /// Killing has its own meaning for each: see [`Victim`].
+    /// Kills an actor in the middle of its work, as nothing but a fault would, and waits until it is dead.
     pub async fn kill(&self, victim: Victim) {
+        self.find(victim).kill_and_wait(None).await.expect("the actor can be killed");
+    }
+
+    /// Stops an actor after the message that it handles, as anybody with its cell can, and waits until it has ended.
+    pub async fn stop(&self, victim: Victim) {
+        let reason = Some("stopped by a test".to_owned());
+        self.find(victim).stop_and_wait(reason, None).await.expect("the actor can be stopped");
+    }
+
+    fn find(&self, victim: Victim) -> ActorCell {
         let root = self.system.cell().get_children();
-        let pool = || find::<PoolMessage<Scripted>>(root.clone(), "the one-shot pool");
-        let actor = match victim {
-            Victim::Maintenance => find::<MaintenanceMessage>(root, "maintenance"),
-            Victim::Pool => pool(),
-            Victim::Worker => find::<WorkerMessage>(pool().get_children(), "a worker"),
-        };
-        actor.kill_and_wait(None).await.expect("the actor can be killed");
+        match victim {
+            Victim::Maintenance => youngest::<MaintenanceMessage>(root, "maintenance"),
+            Victim::Pool => youngest::<PoolMessage<Scripted>>(root, "the one-shot pool"),
+            Victim::Worker => worker_of::<Scripted>(root),
+            Victim::StreamedWorker => worker_of::<StreamedScript>(root),
+        }
     }
 
     /// Shuts down and returns the report with everything that was left behind.

@@ -2,22 +2,22 @@
 //! a simulated world of callers, threads and messages in which every step can fail. After every event the invariants
 //! of the design are checked. One seed is one history, the same each time, so a violation can be replayed.
 //!
-//! `world` runs the events over what is in `state`, `shell` carries out effects as the pools' shell does, `workers` and
-//! `runs` are the threads, `room` is maintenance, `callers` send requests and orders, `checks` holds the invariants,
-//! `scenario` what a seed decides at its start. A [`Plant`] makes the harness, never the core, do something wrong that
-//! the checks must find.
+//! `scenario` holds what a seed decides at its start, `state` the data, `world` the clock and the events, `checks` the
+//! invariants. `room` is maintenance, `workers` and `runs` are the threads, `shell` carries out effects as the pools'
+//! shell does, `callers` sends requests and commands. A [`Plant`] makes the harness, never the core, do something wrong
+//! that the checks must find.
 
-mod callers;
-mod checks;
 mod coverage;
 mod plant;
-mod room;
-mod runs;
 mod scenario;
-mod shell;
 mod state;
-mod workers;
 mod world;
+mod checks;
+mod room;
+mod workers;
+mod runs;
+mod shell;
+mod callers;
 
 pub use coverage::Coverage;
 pub use plant::Plant;

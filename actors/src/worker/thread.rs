@@ -1,6 +1,7 @@
-//! A worker's OS thread: the only place where model code runs. It sizes, loads, builds and runs as it is ordered,
-//! answers callers directly, and reports each outcome to the pool. Whatever happens in model code, a panic included,
-//! the thread gives its memory back and reports its end, both by `Drop`. It decides nothing.
+//! The OS thread of a worker: the only place where model code runs. It sizes, loads, builds and runs as it is ordered,
+//! answers callers directly, and reports each outcome to the pool. A panic goes to the worker's actor, whose failure
+//! the supervision tree tells the pool. Whatever happens in model code, the thread gives its memory back and reports
+//! its end, both by `Drop`. It decides nothing.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
@@ -9,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use ractor::{ActorRef, DerivedActorRef};
 
-use super::WorkerMessage;
+use super::Crash;
 use crate::batch::{Batch, Item, Joining};
 use crate::capability::Capability;
 use crate::catalogue::Registered;
-use crate::error::{Cause, Failure};
-use crate::id::{RequestId, Time, WorkerId};
+use crate::error::Failure;
+use crate::id::{RequestId, WorkerId};
 use crate::job::Job;
 use crate::memory::Lease;
 use crate::model::{Footprint, LoadContext, Model, Weights};
@@ -32,7 +33,7 @@ pub(crate) struct SharedWeights<C: Capability> {
 /// A job and the attempt that may answer it.
 pub(crate) type Assignment<C> = (Arc<Job<C>>, u32);
 
-/// What a thread is told to do.
+/// An order from the pool to a worker's thread.
 pub(crate) enum Order<C: Capability> {
     /// Find out what the model takes.
     Size,
@@ -40,31 +41,31 @@ pub(crate) enum Order<C: Capability> {
     Load { lease: Lease, weights: Option<Arc<SharedWeights<C>>> },
     /// Run these.
     Run(Vec<Assignment<C>>),
+    /// Show that the thread takes orders, with a tick of its gauge.
+    Ping,
 }
 
-/// What a worker tells its pool.
+/// A message from a worker's thread to its pool: the outcome of an order, or the end.
 pub(crate) enum Report<C: Capability> {
     /// The model will take this; or, of a load that fails because it was more than was reserved, it did.
     Sized { worker: WorkerId, footprint: Footprint },
-    /// Ready.
+    /// The model is loaded.
     Started { worker: WorkerId, footprint: Footprint, weights: Weak<SharedWeights<C>> },
-    /// Not to be started.
+    /// The model could not be sized, loaded or built; the thread ends.
     StartFailed { worker: WorkerId, failure: Failure },
-    /// These requests are done with.
+    /// These requests have ended.
     Finished { worker: WorkerId, outcomes: Vec<(RequestId, Outcome)> },
-    /// Model code panicked. The weights are as good as before, for the replacement.
-    Panicked { worker: WorkerId, cause: Cause, weights: Option<Arc<SharedWeights<C>>> },
-    /// The answer to a ping.
-    Pong { worker: WorkerId, last_progress: Time },
     /// The thread has ended and its bytes are back.
     Ended { worker: WorkerId },
 }
 
 crate::impl_message!(Report<C>);
 
-/// Everything that a thread is started with.
+/// Arguments of a worker's thread.
 pub(crate) struct ThreadArguments<C: Capability> {
     pub(crate) worker: WorkerId,
+    /// The worker's actor, which fails when the thread panics.
+    pub(crate) actor: ActorRef<Crash<C>>,
     pub(crate) model: Arc<Registered<C>>,
     pub(crate) context: LoadContext,
     pub(crate) orders: mpsc::Receiver<Order<C>>,
@@ -77,10 +78,13 @@ pub(crate) fn start<C: Capability>(name: String, arguments: ThreadArguments<C>) 
     builder.spawn(move || {
         // Dropped last, so the end is reported once everything else of the thread is gone.
         let end = End { worker: arguments.worker, pool: arguments.pool.clone() };
+        let actor = arguments.actor.clone();
         let thread = Thread { arguments, loaded: None };
-        // A panic outside of model code, in a destructor say, must not take the report with it.
+        // A panic outside of model code, in a destructor say, is a crash like any other.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| thread.serve())) {
-            tracing::error!(worker = %end.worker, cause = %describe(&*panic), "a worker's thread panicked at its end");
+            let crash = Crash::new(panicked(&*panic));
+            tracing::error!(worker = %end.worker, cause = %crash, "a worker's thread panicked outside of a run");
+            let _ = actor.send_message(crash);
         }
     })?;
     Ok(())
@@ -116,6 +120,7 @@ impl<C: Capability> Thread<C> {
                 Order::Size => self.size(),
                 Order::Load { lease, weights } => self.load(lease, weights),
                 Order::Run(assignments) => self.run(assignments),
+                Order::Ping => self.answer_ping(),
             };
             if !goes_on {
                 break;
@@ -126,6 +131,11 @@ impl<C: Capability> Thread<C> {
     fn report(&self, report: Report<C>) {
         // A pool that is gone has no use for reports; the thread ends with its orders.
         let _ = self.arguments.pool.send_message(report);
+    }
+
+    fn answer_ping(&self) -> bool {
+        self.arguments.context.gauge.tick();
+        true
     }
 
     fn size(&self) -> bool {
@@ -167,9 +177,9 @@ impl<C: Capability> Thread<C> {
         }
     }
 
-    /// False if model code panicked: this thread's model is then in an unknown state and the thread ends.
+    /// Returns false if model code panicked: the model is then in an unknown state and the thread ends.
     fn run(&mut self, assignments: Vec<Assignment<C>>) -> bool {
-        let ThreadArguments { worker, model, context, orders, pool } = &self.arguments;
+        let ThreadArguments { worker, actor, model, context, orders, pool } = &self.arguments;
         let Some(loaded) = &mut self.loaded else { return true };
         let stall = model.policy.config.stall.run;
         let items = items(assignments, &context.gauge, stall);
@@ -203,9 +213,10 @@ impl<C: Capability> Thread<C> {
             }
             Err(panic) => {
                 drop(items);
-                let cause = Cause::new(format!("it panicked: {}", describe(&*panic)));
-                let weights = Some(loaded.weights.clone());
-                self.report(Report::Panicked { worker: *worker, cause, weights });
+                // The weights are as good as before, for the replacement.
+                let crash = Crash { weights: Some(loaded.weights.clone()), ..Crash::new(panicked(&*panic)) };
+                // An actor that is gone is known to supervision already.
+                let _ = actor.send_message(crash);
                 false
             }
         }
@@ -220,8 +231,8 @@ fn items<C: Capability>(
     assignments.into_iter().map(|(job, attempt)| Item::new(job, attempt, gauge.clone(), stall)).collect()
 }
 
-/// What became of a request at the end of its run. One that ran out of time is answered here, where it is known to
-/// have been running.
+/// Returns the outcome of a request at the end of its run. One that ran out of time is answered here, where it is known
+/// to have been running.
 fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outcome {
     let job = &item.job;
     if job.is_answered() {
@@ -240,7 +251,7 @@ fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outco
     }
 }
 
-/// Nobody waits for it: if that is because its time ran out, it is said.
+/// Gives up a request that nobody waits for; if its time ran out, its caller is told.
 fn given_up<C: Capability>(item: &Item<C>) -> Outcome {
     item.job.answer_from(item.attempt, Err(item.job.timeout_error()));
     Outcome::GivenUp
@@ -258,9 +269,11 @@ struct Arrivals<'a, C: Capability> {
 impl<C: Capability> Joining<C> for Arrivals<'_, C> {
     fn joined(&mut self) -> Vec<Item<C>> {
         let mut joined = Vec::new();
-        // A worker that runs gets no other orders than to run.
-        while let Ok(Order::Run(assignments)) = self.orders.try_recv() {
-            joined.extend(items(assignments, self.gauge, self.stall));
+        while let Ok(order) = self.orders.try_recv() {
+            // A worker that runs gets no other order but a ping, which each step of the run answers.
+            if let Order::Run(assignments) = order {
+                joined.extend(items(assignments, self.gauge, self.stall));
+            }
         }
         joined
     }
@@ -271,8 +284,8 @@ impl<C: Capability> Joining<C> for Arrivals<'_, C> {
     }
 }
 
-/// Loads the weights unless they are given, corrects the charge to what was measured, and builds the worker's model. What
-/// is more than was reserved, and finds no room, is `outgrown`.
+/// Loads the weights unless they are given, corrects the charge to what was measured, and builds the worker's model.
+/// A footprint that is larger than what was reserved, and finds no room, is returned in `outgrown`.
 fn build<C: Capability>(
     arguments: &ThreadArguments<C>,
     mut lease: Lease,
@@ -302,22 +315,12 @@ fn build<C: Capability>(
 
 /// Calls model code; a panic becomes a failure that may go better next time.
 fn guarded<T>(call: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(call))
-        .unwrap_or_else(|panic| Err(Failure::failed(format!("it panicked: {}", describe(&*panic)))))
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(Failure::failed(panicked(&*panic))))
 }
 
-fn describe(panic: &(dyn std::any::Any + Send)) -> String {
-    if let Some(message) = panic.downcast_ref::<&str>() {
-        (*message).to_owned()
-    } else if let Some(message) = panic.downcast_ref::<String>() {
-        message.clone()
-    } else {
-        "with a value that is not text".to_owned()
-    }
-}
-
-/// Tells a worker's actor of its thread's panic, so that the supervision tree sees the crash.
-pub(crate) fn fail_actor(actor: &ActorRef<WorkerMessage>, cause: &Cause) {
-    // An actor that is gone needs no telling.
-    let _ = actor.send_message(WorkerMessage::Panicked(cause.clone()));
+/// Words a panic.
+fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
+    let message = panic.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("it panicked: {}", message.unwrap_or("with a value that is not text"))
 }

@@ -25,6 +25,8 @@ pub(crate) struct Core {
     pub(crate) log: Vec<(Time, Effect)>,
     /// The world leaves starts to the test: no worker is sized, given room or loaded by itself.
     pub(crate) starts_by_hand: bool,
+    /// The last progress that every gauge shows; `None` for progress at each moment.
+    pub(crate) last_progress: Option<Time>,
     next_request: u64,
 }
 
@@ -37,6 +39,7 @@ impl Core {
             now: Time::ZERO,
             log: Vec::new(),
             starts_by_hand: false,
+            last_progress: None,
             next_request: 0,
         };
         let policy = ModelPolicy {
@@ -66,6 +69,10 @@ impl Core {
         let footprint = Footprint::default();
         match *effect {
             Effect::Stop { worker, .. } => Some(Input::Ended { worker }),
+            Effect::ReadProgress { worker } => {
+                let last_progress = self.last_progress.unwrap_or(self.now);
+                Some(Input::Progress { worker, last_progress, fates: Vec::new() })
+            }
             _ if self.starts_by_hand => None,
             Effect::Size { worker } => Some(Input::Sized { worker, footprint }),
             Effect::Reserve { worker, .. } => Some(Input::RoomGranted { worker }),

@@ -157,7 +157,7 @@ impl World {
                 let reason = EvictionReason::Pressure;
                 self.feed(pool, Input::Evict { worker, reason });
             }
-            _ if workers > 0 => self.kill(pool, worker),
+            _ if workers > 0 => self.end_actor(pool, worker, None),
             _ => {}
         }
     }

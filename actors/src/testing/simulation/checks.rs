@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use super::Plant;
-use super::state::Pool;
-use super::workers::{Doing, SimWorker, Told};
+use super::state::{Doing, Pool, SimWorker, Told};
 use super::world::World;
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
 use crate::scheduler::{ModelState, Phase};
@@ -12,7 +11,8 @@ use crate::telemetry::EvictionReason;
 
 /// More ticks than this at one moment are a busy loop.
 const MOST_TICKS: u32 = 4;
-/// A stuck worker is found this long after its stall limit at the latest: a ping, and what is lost on the way.
+/// A stuck worker is found this long after its stall limit at the latest. One that hangs while it is idle has no stall
+/// limit but a few seconds to answer its ping.
 const NOTICE: Duration = Duration::from_secs(6);
 
 impl World {
@@ -256,7 +256,11 @@ impl World {
             for index in 0..self.pools[pool].workers.len() {
                 let worker = &self.pools[pool].workers[index];
                 let stall = self.scenario.pools[pool][worker.model].policy.config.stall;
-                let limit = if matches!(worker.doing, Doing::Running(_)) { stall.run } else { stall.load };
+                let limit = match worker.doing {
+                    Doing::Hanging if worker.assigned.is_empty() => Duration::ZERO,
+                    Doing::Running(_) | Doing::Hanging => stall.run,
+                    _ => stall.load,
+                };
                 let Some(since) = worker.stalled_at.filter(|_| worker.told == Told::Nothing) else {
                     continue;
                 };

@@ -190,7 +190,7 @@ const INPUTS: [&str; 21] = [
     "StartFailed",
     "Finished",
     "Died",
-    "Pong",
+    "Progress",
     "Ended",
     "HealthCheck",
     "Pressure",
@@ -215,7 +215,7 @@ const fn input_index(input: &Input) -> usize {
         Input::StartFailed { .. } => 13,
         Input::Finished { .. } => 14,
         Input::Died { .. } => 15,
-        Input::Pong { .. } => 16,
+        Input::Progress { .. } => 16,
         Input::Ended { .. } => 17,
         Input::HealthCheck => 18,
         Input::Pressure { .. } => 19,
@@ -223,7 +223,7 @@ const fn input_index(input: &Input) -> usize {
     }
 }
 
-const EFFECTS: [&str; 20] = [
+const EFFECTS: [&str; 21] = [
     "Spawn",
     "Size",
     "Reserve",
@@ -244,6 +244,7 @@ const EFFECTS: [&str; 20] = [
     "Drained",
     "ExpireRunning",
     "Queued",
+    "ReadProgress",
 ];
 
 const fn effect_index(effect: &Effect) -> usize {
@@ -268,5 +269,6 @@ const fn effect_index(effect: &Effect) -> usize {
         Effect::Drained { .. } => 17,
         Effect::ExpireRunning { .. } => 18,
         Effect::Queued { .. } => 19,
+        Effect::ReadProgress { .. } => 20,
     }
 }

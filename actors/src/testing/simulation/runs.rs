@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use super::Plant;
 use super::coverage::Fault;
-use super::state::Request;
-use super::workers::{Doing, Order, RunEnd, SimWorker, Told};
+use super::state::{Doing, Order, Request, RunEnd, SimWorker, Told};
 use super::world::{Event, Word, World};
 use crate::error::Failure;
 use crate::id::{RequestId, WorkerId};
@@ -145,7 +144,7 @@ impl World {
         let item = state.batch.remove(place);
         let last = state.batch.is_empty();
         let outcomes = vec![(RequestId(request as u64), self.outcome(item, None))];
-        self.report(pool, worker, Word::Input(Input::Finished { worker, outcomes }));
+        self.report(pool, worker, Word::Report(Input::Finished { worker, outcomes }));
         if last {
             self.worker(pool, worker).doing = Doing::Nothing;
             self.proceed(pool, worker);
@@ -166,7 +165,7 @@ impl World {
             .into_iter()
             .map(|item| (RequestId(item.0 as u64), self.outcome(item, failure.clone())))
             .collect();
-        self.report(pool, worker, Word::Input(Input::Finished { worker, outcomes }));
+        self.report(pool, worker, Word::Report(Input::Finished { worker, outcomes }));
         self.worker(pool, worker).doing = Doing::Nothing;
         self.proceed(pool, worker);
     }
@@ -207,7 +206,7 @@ impl World {
             }
         }
         let weights = self.hold(self.worker_ref(pool, worker).weights);
-        self.report(pool, worker, Word::Panicked { weights });
+        self.end_actor(pool, worker, weights);
         self.end_thread(pool, worker);
     }
 }

@@ -1,11 +1,10 @@
-//! What the pools' shell does: makes inputs of messages, carries out effects, and keeps the books of leases, weights,
+//! The work of the pools' shell: makes inputs of messages, carries out effects, and keeps the books of leases, weights,
 //! slots and answers.
 
 use std::time::Duration;
 
 use super::Plant;
-use super::state::{HeldRoom, Request};
-use super::workers::{Order, Told};
+use super::state::{HeldRoom, Order, Request, Told};
 use super::world::{Event, Word, World};
 use crate::error::Cause;
 use crate::id::{Bytes, ModelKey, RequestId, Time, WorkerId};
@@ -78,6 +77,7 @@ impl World {
                 self.check("no request lost", |_| answered, || format!("{request} was forgotten unanswered"));
             }
             Effect::Ping { worker } => self.order(pool, worker, Order::Ping),
+            Effect::ReadProgress { worker } => self.read_progress(pool, worker),
             Effect::Stop { worker, reason } => self.stop(pool, worker, reason),
             Effect::Quarantine { worker } => {
                 let model = self.worker(pool, worker).model;
@@ -189,7 +189,7 @@ impl World {
         self.at(at, event);
     }
 
-    /// What the scheduler is about to be told, for the checks and the shell's own books.
+    /// Takes note of an input before the scheduler does, for the checks and the shell's own books.
     fn before_input(&mut self, pool: usize, input: &mut Input) {
         match input {
             Input::Submit { tickets } => {
@@ -227,53 +227,48 @@ impl World {
                 self.worker_failed(pool, *worker, false);
                 self.let_go(pool, *worker, Told::Dead);
             }
-            Input::Ended { worker } => {
-                self.worker_failed(pool, *worker, false);
-                self.let_go(pool, *worker, Told::Dead);
-            }
             _ => {}
         }
     }
 
-    /// What the shell makes of a worker's message.
+    /// Makes an input of a message about a worker, as the shell does.
     pub(super) fn hear(&mut self, pool: usize, worker: WorkerId, word: Word) {
-        self.worker(pool, worker).in_flight -= 1;
+        let state = self.worker(pool, worker);
+        state.in_flight -= 1;
+        let (model, told, loaded) = (state.model, state.told, state.weights);
         let input = match word {
-            Word::Input(Input::Started { worker, footprint }) => {
-                let state = self.worker(pool, worker);
-                let (model, weights) = (state.model, state.weights);
-                self.pools[pool].models[model].weights = weights;
-                Input::Started { worker, footprint }
+            Word::Report(Input::Ended { .. }) if told == Told::Nothing => {
+                state.thread_ended = true;
+                return self.end_actor(pool, worker, None);
             }
-            Word::Input(Input::Pong { worker, last_progress, .. }) => {
-                Input::Pong { worker, last_progress, fates: self.fates(pool, worker) }
-            }
-            Word::Input(input) => input,
-            Word::Panicked { weights } => {
-                if self.worker(pool, worker).told != Told::Nothing {
-                    self.drop_weights(weights);
-                    return;
+            Word::Report(input) => {
+                if matches!(input, Input::Started { .. }) {
+                    self.pools[pool].models[model].weights = loaded;
                 }
+                input
+            }
+            Word::Crashed { weights } if told != Told::Nothing => return self.drop_weights(weights),
+            Word::Crashed { weights } => {
                 self.offer_weights(pool, worker, weights);
-                self.died(pool, worker)
-            }
-            Word::ActorEnded => {
-                if self.worker(pool, worker).told != Told::Nothing {
-                    return;
-                }
-                self.offer_weights(pool, worker, None);
-                self.died(pool, worker)
+                self.crashed(pool, worker)
             }
         };
         self.feed(pool, input);
     }
 
-    fn died(&mut self, pool: usize, worker: WorkerId) -> Input {
+    fn crashed(&mut self, pool: usize, worker: WorkerId) -> Input {
         let now = self.now;
         for request in self.worker(pool, worker).assigned.clone() {
             self.requests[request].end_attempt(now);
         }
         Input::Died { worker, cause: Cause::new("crashed"), fates: self.fates(pool, worker) }
+    }
+
+    fn read_progress(&mut self, pool: usize, worker: WorkerId) {
+        if self.worker(pool, worker).told == Told::Nothing {
+            let (last_progress, fates) = (self.last_progress(pool, worker), self.fates(pool, worker));
+            self.follow.push_back((pool, Input::Progress { worker, last_progress, fates }));
+        }
     }
 
     fn fates(&mut self, pool: usize, worker: WorkerId) -> Vec<(RequestId, Fate)> {

@@ -1,10 +1,9 @@
-//! What there is in the simulated world: requests, models, weights, and pools with their books.
+//! The data of the simulated world: requests, models, weights, workers, and pools with their books.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::scenario::ModelPlan;
-use super::workers::SimWorker;
 use crate::id::{Bytes, Device, Time, WorkerId};
 use crate::scheduler::Scheduler;
 
@@ -60,7 +59,7 @@ pub(super) struct Weights {
     pub(super) holders: u32,
 }
 
-/// What the shell and the checks know of a model.
+/// A model as the shell and the checks see it.
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) device: Device,
@@ -78,7 +77,7 @@ pub(super) struct Model {
     pub(super) last_cooldown: Option<Time>,
 }
 
-/// What is held for a worker between its wish for room and its load.
+/// The lease and weights held for a worker between its wish for room and its load.
 #[derive(Debug)]
 pub(super) struct HeldRoom {
     pub(super) lease: Option<(Device, Bytes)>,
@@ -91,7 +90,7 @@ pub(super) struct Pool {
     pub(super) models: Vec<Model>,
     pub(super) workers: Vec<SimWorker>,
     pub(super) rooms: BTreeMap<WorkerId, HeldRoom>,
-    /// What waits in the scheduler's queues, by deadline.
+    /// Requests in the scheduler's queues, by deadline.
     pub(super) queued: BTreeSet<(Time, usize)>,
     /// Asks that maintenance has not answered yet, or whose answer is on its way.
     pub(super) asks: BTreeSet<WorkerId>,
@@ -136,4 +135,82 @@ impl Pool {
             to_maintenance: Time::ZERO,
         }
     }
+}
+
+/// An order to a worker's thread.
+#[derive(Debug)]
+pub(super) enum Order {
+    Size,
+    Load { lease: Option<(Device, Bytes)>, weights: Option<usize> },
+    Run(Vec<(usize, u32)>),
+    Ping,
+}
+
+/// Why the pool has dropped a worker's handle, if it has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Told {
+    #[default]
+    Nothing,
+    Stopped,
+    Quarantined,
+    Dead,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Doing {
+    #[default]
+    Nothing,
+    Sizing,
+    Loading,
+    Running(RunEnd),
+    /// It hangs outside of a load or a run.
+    Hanging,
+    Ending,
+    Ended,
+}
+
+/// The end that a run will come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RunEnd {
+    Well,
+    Fails,
+    BadInput,
+    OutOfMemory,
+    Panics,
+    VanishesSilently,
+    Hangs,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct SimWorker {
+    pub(super) model: usize,
+    /// The scheduler has begun to start it.
+    pub(super) known: bool,
+    pub(super) spawned: bool,
+    /// The actor is alive.
+    pub(super) actor: bool,
+    /// The thread has ended while the pool had the handle; the crash of the actor is on its way.
+    pub(super) thread_ended: bool,
+    pub(super) told: Told,
+    pub(super) doing: Doing,
+    /// Counts up whenever what was planned for the thread is void.
+    pub(super) generation: u32,
+    /// Since when the thread hangs.
+    pub(super) stalled_at: Option<Time>,
+    /// When the thread last answered a ping.
+    pub(super) answered_at: Time,
+    pub(super) inbox: VecDeque<Order>,
+    pub(super) batch: Vec<(usize, u32)>,
+    pub(super) lease: Option<(Device, Bytes)>,
+    pub(super) weights: Option<usize>,
+    /// The scheduler was told that it is ready.
+    pub(super) ready: bool,
+    pub(super) ready_at: Time,
+    /// Requests that the scheduler has running here.
+    pub(super) assigned: Vec<usize>,
+    /// Messages on their way to its thread, or from it or its actor to the pool.
+    pub(super) in_flight: u32,
+    pub(super) to_thread: Time,
+    pub(super) from_actor: Time,
+    pub(super) from_thread: Time,
 }

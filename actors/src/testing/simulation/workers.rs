@@ -1,88 +1,16 @@
-//! The simulated workers: an actor that passes orders on and answers pings, and a thread that sizes, loads and ends,
-//! and that can fail, stall or vanish at each step. What it does while it runs is in `runs`.
+//! The simulated workers: a thread that sizes, loads, answers pings and ends, and that can fail, stall or vanish at each
+//! step, and an actor that fails when its thread does, or is killed. Runs are in `runs`.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Plant;
 use super::coverage::Fault;
-use super::state::Weights;
+use super::state::{Doing, Order, RunEnd, SimWorker, Told, Weights};
 use super::world::{Event, Word, World};
 use crate::error::Failure;
-use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
+use crate::id::{Bytes, ModelKey, Time, WorkerId};
 use crate::model::Footprint;
 use crate::scheduler::{Batching, Input};
-
-/// What a worker's actor is told.
-#[derive(Debug)]
-pub(super) enum Order {
-    Size,
-    Load { lease: Option<(Device, Bytes)>, weights: Option<usize> },
-    Run(Vec<(usize, u32)>),
-    Ping,
-}
-
-/// What the scheduler has done with a worker.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Told {
-    #[default]
-    Nothing,
-    Stopped,
-    Quarantined,
-    Dead,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Doing {
-    #[default]
-    Nothing,
-    Sizing,
-    Loading,
-    Running(RunEnd),
-    Ending,
-    Ended,
-}
-
-/// How a run will end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RunEnd {
-    Well,
-    Fails,
-    BadInput,
-    OutOfMemory,
-    Panics,
-    VanishesSilently,
-    Hangs,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct SimWorker {
-    pub(super) model: usize,
-    /// The scheduler has begun to start it.
-    known: bool,
-    pub(super) spawned: bool,
-    pub(super) actor: bool,
-    deaf: bool,
-    pub(super) told: Told,
-    pub(super) doing: Doing,
-    /// Counts up whenever what was planned for the thread is void.
-    pub(super) generation: u32,
-    pub(super) stalled_at: Option<Time>,
-    pub(super) inbox: VecDeque<Order>,
-    pub(super) batch: Vec<(usize, u32)>,
-    pub(super) lease: Option<(Device, Bytes)>,
-    pub(super) weights: Option<usize>,
-    /// The scheduler was told that it is ready.
-    pub(super) ready: bool,
-    pub(super) ready_at: Time,
-    /// Requests that the scheduler has running here.
-    pub(super) assigned: Vec<usize>,
-    /// Messages on their way to its actor, or from it or its thread to the pool.
-    pub(super) in_flight: u32,
-    to_actor: Time,
-    from_actor: Time,
-    from_thread: Time,
-}
 
 impl World {
     pub(super) fn worker(&mut self, pool: usize, worker: WorkerId) -> &mut SimWorker {
@@ -108,7 +36,7 @@ impl World {
         }
     }
 
-    /// To a worker's actor, if the pool still has its handle.
+    /// Sends an order to a worker's thread, if the pool still has its handle.
     pub(super) fn order(&mut self, pool: usize, worker: WorkerId, order: Order) {
         if matches!(order, Order::Load { .. }) && self.planted(Plant::LostLoad) {
             return self.discard(order);
@@ -118,9 +46,9 @@ impl World {
             return self.discard(order);
         }
         state.in_flight += 1;
-        let last = state.to_actor;
+        let last = state.to_thread;
         let at = self.send(last);
-        self.worker(pool, worker).to_actor = at;
+        self.worker(pool, worker).to_thread = at;
         self.at(at, Event::ToWorker { pool, worker, order });
     }
 
@@ -134,11 +62,8 @@ impl World {
     pub(super) fn ordered(&mut self, pool: usize, worker: WorkerId, order: Order) {
         let state = self.worker(pool, worker);
         state.in_flight -= 1;
-        if !state.actor {
+        if state.told != Told::Nothing {
             return self.discard(order);
-        }
-        if matches!(order, Order::Ping) {
-            return self.ping(pool, worker);
         }
         if matches!(order, Order::Run(_)) {
             self.check_run(pool, worker);
@@ -156,22 +81,28 @@ impl World {
         self.proceed(pool, worker);
     }
 
+    /// The thread answers a ping with a tick, or hangs for good.
     fn ping(&mut self, pool: usize, worker: WorkerId) {
-        if self.fault(Fault::PingUnanswered) {
-            self.worker(pool, worker).deaf = true;
-        }
+        let hangs = self.fault(Fault::PingUnanswered);
         let now = self.now;
         let state = self.worker(pool, worker);
-        if state.deaf {
+        if hangs {
+            (state.doing, state.stalled_at) = (Doing::Hanging, Some(now));
+            state.generation += 1;
             return;
         }
-        let last_progress = state.stalled_at.unwrap_or(now);
-        let last = state.from_actor;
-        state.in_flight += 1;
-        let at = self.send(last);
-        self.worker(pool, worker).from_actor = at;
-        let word = Word::Input(Input::Pong { worker, last_progress, fates: Vec::new() });
-        self.at(at, Event::FromWorker { pool, worker, word });
+        state.answered_at = now;
+        self.proceed(pool, worker);
+    }
+
+    /// The last progress that a worker's gauge shows.
+    pub(super) fn last_progress(&mut self, pool: usize, worker: WorkerId) -> Time {
+        let now = self.now;
+        let state = self.worker(pool, worker);
+        match state.doing {
+            Doing::Nothing | Doing::Hanging => state.answered_at,
+            _ => state.stalled_at.unwrap_or(now),
+        }
     }
 
     pub(super) fn report(&mut self, pool: usize, worker: WorkerId, word: Word) {
@@ -196,8 +127,8 @@ impl World {
                 self.begin(pool, worker, Doing::Loading);
             }
             Some(Order::Run(items)) => self.begin_run(pool, worker, items),
-            Some(Order::Ping) => {}
-            None if !state.actor => self.end_thread(pool, worker),
+            Some(Order::Ping) => self.ping(pool, worker),
+            None if state.told != Told::Nothing => self.end_thread(pool, worker),
             None => {}
         }
     }
@@ -229,6 +160,10 @@ impl World {
         match state.doing {
             // Nobody wants it any more.
             Doing::Sizing | Doing::Loading if state.told != Told::Nothing => self.end_thread(pool, worker),
+            Doing::Hanging => {
+                state.doing = Doing::Nothing;
+                self.proceed(pool, worker);
+            }
             Doing::Sizing => self.size(pool, worker),
             Doing::Loading => self.load_done(pool, worker),
             Doing::Running(end) => self.run_ends(pool, worker, end),
@@ -245,7 +180,7 @@ impl World {
         if self.fault(Fault::LargerThanSized) {
             footprint = Footprint { shared: Bytes(footprint.shared.0 / 2), ..footprint };
         }
-        self.report(pool, worker, Word::Input(Input::Sized { worker, footprint }));
+        self.report(pool, worker, Word::Report(Input::Sized { worker, footprint }));
         self.worker(pool, worker).doing = Doing::Nothing;
         self.proceed(pool, worker);
     }
@@ -264,7 +199,7 @@ impl World {
 
     fn start_fails(&mut self, pool: usize, worker: WorkerId, failure: Failure) {
         self.free_memory(pool, worker);
-        self.report(pool, worker, Word::Input(Input::StartFailed { worker, failure }));
+        self.report(pool, worker, Word::Report(Input::StartFailed { worker, failure }));
         self.end_thread(pool, worker);
     }
 
@@ -276,11 +211,11 @@ impl World {
         let (model, shared) = (state.model, state.weights.is_some());
         let footprint = self.scenario.pools[pool][model].footprint;
         if !shared && !self.measure(pool, worker, footprint) {
-            self.report(pool, worker, Word::Input(Input::Sized { worker, footprint }));
+            self.report(pool, worker, Word::Report(Input::Sized { worker, footprint }));
             let failure = Failure::failed("larger than what was reserved");
             return self.start_fails(pool, worker, failure);
         }
-        self.report(pool, worker, Word::Input(Input::Started { worker, footprint }));
+        self.report(pool, worker, Word::Report(Input::Started { worker, footprint }));
         self.worker(pool, worker).doing = Doing::Nothing;
         self.proceed(pool, worker);
     }
@@ -322,7 +257,7 @@ impl World {
         }
         self.free_memory(pool, worker);
         self.worker(pool, worker).doing = Doing::Ended;
-        self.report(pool, worker, Word::Input(Input::Ended { worker }));
+        self.report(pool, worker, Word::Report(Input::Ended { worker }));
     }
 
     fn free_memory(&mut self, pool: usize, worker: WorkerId) {
@@ -332,18 +267,17 @@ impl World {
         self.drop_lease(lease);
     }
 
-    /// Somebody kills the actor. Its thread finishes what it is doing and finds nobody to take orders from.
-    pub(super) fn kill(&mut self, pool: usize, worker: WorkerId) {
+    /// The actor ends, of its thread's panic or because somebody kills it: supervision tells the pool.
+    pub(super) fn end_actor(&mut self, pool: usize, worker: WorkerId, weights: Option<usize>) {
         let state = self.worker(pool, worker);
         if !std::mem::take(&mut state.actor) {
-            return;
+            return self.drop_weights(weights);
         }
         state.in_flight += 1;
         let last = state.from_actor;
         let at = self.send(last);
         self.worker(pool, worker).from_actor = at;
-        self.at(at, Event::FromWorker { pool, worker, word: Word::ActorEnded });
-        self.proceed(pool, worker);
+        self.at(at, Event::FromWorker { pool, worker, word: Word::Crashed { weights } });
     }
 
     /// The pool drops a worker's handle: for good, for another, or because it died.
@@ -353,7 +287,10 @@ impl World {
             return;
         }
         (state.told, state.actor) = (told, false);
-        let assigned = std::mem::take(&mut state.assigned);
+        if std::mem::take(&mut state.thread_ended) {
+            self.follow.push_back((pool, Input::Ended { worker }));
+        }
+        let assigned = std::mem::take(&mut self.worker(pool, worker).assigned);
         for index in assigned {
             let request = &mut self.requests[index];
             if request.running_on == Some(worker) {

@@ -9,8 +9,7 @@ use fastrand::Rng;
 
 use super::coverage::{Coverage, Fault};
 use super::scenario::Scenario;
-use super::state::{Pool, Request, Weights};
-use super::workers::Order;
+use super::state::{Order, Pool, Request, Weights};
 use super::{Plant, Report};
 use crate::id::{Bytes, Device, Time, WorkerId};
 use crate::maintenance::room::{RoomDesk, RoomInput};
@@ -20,15 +19,13 @@ use crate::scheduler::{Effect, Input};
 /// More events than any history of this size can need.
 const MOST_EVENTS: u64 = 100_000;
 
-/// What a thread or an actor tells its pool; the pool makes an input of it when it arrives.
+/// A message about a worker to its pool, which makes an input of it when it arrives.
 #[derive(Debug)]
 pub(super) enum Word {
-    Input(Input),
-    /// Model code panicked; the weights come along.
-    Panicked {
-        weights: Option<usize>,
-    },
-    ActorEnded,
+    /// A report of the thread.
+    Report(Input),
+    /// The supervision event of the actor; the weights come along if its thread panicked.
+    Crashed { weights: Option<usize> },
 }
 
 #[derive(Debug)]
@@ -44,7 +41,7 @@ pub(super) enum Event {
         worker: WorkerId,
         word: Word,
     },
-    /// An order to a worker's actor.
+    /// An order to a worker's thread.
     ToWorker {
         pool: usize,
         worker: WorkerId,
