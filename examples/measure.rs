@@ -11,6 +11,8 @@
 
 #[path = "common/scenes.rs"]
 mod scenes;
+#[path = "common/small_models.rs"]
+mod small_models;
 #[path = "common/vectors.rs"]
 mod vectors;
 
@@ -31,7 +33,7 @@ type Failure = Box<dyn std::error::Error>;
 #[derive(Parser)]
 struct Arguments {
     /// The folder of the models.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models"))]
+    #[arg(long, default_value = small_models::SMALL_MODELS)]
     models: PathBuf,
     /// Only these.
     only: Vec<Part>,
@@ -85,6 +87,7 @@ impl Display for Figure {
 async fn main() -> Result<(), Failure> {
     let arguments = Arguments::parse();
     let models = &arguments.models;
+    small_models::say_if_missing(models);
     let folder = |name: &str| Source::directory(models.join(name));
     let engine = Engine::builder()
         .text_embedding("english", folder("english-embedding-small"))

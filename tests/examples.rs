@@ -169,6 +169,17 @@ async fn what_is_bad_ends_with_one_clear_line() {
     }
 }
 
+/// The package on crates.io is without them.
+#[tokio::test]
+async fn missing_small_models_are_told_first() {
+    let folder = folder();
+    for example in ["tour", "measure"] {
+        let ended = run(folder.path(), example, &["--models", "no/such/folder"]).await;
+        let first = ended.err.lines().next().unwrap_or_default();
+        assert!(!ended.is_success && first.contains("repository"), "{example}: {}", ended.err);
+    }
+}
+
 #[tokio::test]
 async fn the_tour_shows_all_of_it_and_leaves_nothing_behind() {
     let folder = folder();

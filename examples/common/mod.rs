@@ -1,6 +1,9 @@
 //! What the command-line examples share: how they end, and the bar for download and load. Neither is an example itself.
 
+mod small_models;
+
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -37,6 +40,7 @@ fn ended(result: Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
+            small_models::say_if_missing(Path::new(small_models::SMALL_MODELS));
             // What a load says for itself is all that a person at a terminal needs.
             let error = match error.downcast_ref::<candle_actors::Error>() {
                 Some(error) => error.root().to_string(),

@@ -19,6 +19,8 @@ mod png;
 mod screen;
 #[path = "../common/show.rs"]
 mod show;
+#[path = "../common/small_models.rs"]
+mod small_models;
 #[path = "../common/vectors.rs"]
 mod vectors;
 #[path = "../common/words.rs"]
@@ -32,7 +34,7 @@ use show::Outcome;
 #[derive(Parser)]
 struct Arguments {
     /// The folder of the models.
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models"))]
+    #[arg(long, value_name = "DIR", default_value = small_models::SMALL_MODELS)]
     models: PathBuf,
     /// Where the pictures go; the folder is made if it is not there.
     #[arg(long, value_name = "DIR", default_value = "tour-pictures")]
@@ -41,6 +43,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    small_models::say_if_missing(&arguments.models);
     show::quiet_panics(Fuse::CRASH);
     // Threads that read pictures go soon, so that none is there when the threads are counted.
     let runtime = tokio::runtime::Builder::new_multi_thread()
