@@ -44,7 +44,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 async fn engine(directory: &PathBuf, workers: usize) -> Engine {
-    let pool = PoolConfig { max_workers: workers, cold_start_workers: workers, ..PoolConfig::default() };
+    let pool = PoolConfig::default().with_max_workers(workers).with_cold_start_workers(workers);
     let builder = Engine::builder().threads(1).pool_config(pool);
     builder.text_embedding("model", Source::directory(directory)).start().await.unwrap()
 }

@@ -81,13 +81,10 @@ fn best_plain_loop(model: &Fixture) -> f64 {
 
 async fn engine(model: &Fixture) -> Engine {
     let max_workers = cores().clamp(1, 4);
-    let pool = PoolConfig {
-        // 64 callers wait long for a model that takes a second.
-        request_timeout: Duration::from_secs(600),
-        max_workers,
-        cold_start_workers: max_workers.min(2),
-        ..PoolConfig::default()
-    };
+    let pool = PoolConfig::default()
+        .with_request_timeout(Duration::from_secs(600))
+        .with_max_workers(max_workers)
+        .with_cold_start_workers(max_workers.min(2));
     let builder = (model.kind.register)(Engine::builder().threads(1).pool_config(pool), model.source());
     let engine = builder.start().await.unwrap();
     (model.kind.preload)(&engine).await.unwrap();
@@ -121,11 +118,11 @@ async fn continuous_batching() {
     let folder = tempfile::tempdir().unwrap();
     // About 100 million parameters.
     let parameters = write_large_llama(folder.path(), 14);
-    let pool = PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() };
+    let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
     let builder = Engine::builder().threads(1).pool_config(pool);
     let engine = builder.text_to_text("large", Source::directory(folder.path())).start().await.unwrap();
     let generator = engine.text_to_text("large").unwrap().timeout(Duration::from_secs(600));
-    let request = || GenerateText { max_tokens: TOKENS, ..GenerateText::from(TEXT) };
+    let request = || GenerateText::from(TEXT).with_max_tokens(TOKENS);
     generator.generate(request()).await.unwrap();
     let mut rates = Vec::new();
     for streams in [1, STREAMS] {

@@ -127,11 +127,13 @@ async fn answer_one(model: &TextGenerator, arguments: &Arguments, prompt: &str) 
 /// Prints an answer as it is made.
 async fn answer(model: &TextGenerator, arguments: &Arguments, prompt: Prompt) -> Result<Completion, Failure> {
     let Arguments { temperature, seed, max_tokens, json, .. } = *arguments;
-    let sampling = Sampling { temperature, seed, ..Sampling::default() };
-    let request = GenerateText { prompt, sampling, max_tokens, stop: Vec::new() };
+    let sampling = Sampling::default().with_temperature(temperature).with_seed(seed);
+    let request =
+        GenerateText::default().with_prompt(prompt).with_sampling(sampling).with_max_tokens(max_tokens);
     let mut stream = model.stream(request).await?;
     let mut out = std::io::stdout();
     while let Some(text) = stream.next().await {
+        let text = text.map_err(candle_actors::Error::from)?;
         match json {
             true => writeln!(out, "{}", serde_json::json!({ "text": text }))?,
             false => write!(out, "{text}")?,

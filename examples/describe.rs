@@ -68,12 +68,10 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
 
 async fn describe(model: &ImageDescriber, arguments: &Arguments) -> Result<(), Failure> {
     let unasked = if arguments.model.is_none() { SMALL_QUESTION } else { "" };
-    let request = DescribeImage {
-        image: source(&arguments.image)?,
-        question: arguments.question.as_deref().unwrap_or(unasked).to_owned(),
-        sampling: Sampling::default(),
-        max_tokens: arguments.max_tokens,
-    };
+    let request = DescribeImage::new(source(&arguments.image)?)
+        .with_question(arguments.question.as_deref().unwrap_or(unasked).to_owned())
+        .with_sampling(Sampling::default())
+        .with_max_tokens(arguments.max_tokens);
     // What cannot be asked is told before a model is fetched for it.
     Vision::check(&request)?;
     // A request has limited time; a download may take longer.
@@ -81,6 +79,7 @@ async fn describe(model: &ImageDescriber, arguments: &Arguments) -> Result<(), F
     let mut stream = model.stream(request).await?;
     let mut out = std::io::stdout();
     while let Some(text) = stream.next().await {
+        let text = text.map_err(candle_actors::Error::from)?;
         match arguments.json {
             true => writeln!(out, "{}", serde_json::json!({ "text": text }))?,
             false => write!(out, "{text}")?,

@@ -193,7 +193,11 @@ async fn measure_vision(engine: &Engine, data: &HeldOut, models: &Path) -> Resul
 
 async fn look(model: &ImageDescriber, image: ImageSource, question: &str) -> Result<String, Failure> {
     let (question, sampling) = (question.to_owned(), Sampling::default());
-    let completion = model.describe(DescribeImage { image, question, sampling, max_tokens: 64 }).await?;
+    let completion = model
+        .describe(
+            DescribeImage::new(image).with_question(question).with_sampling(sampling).with_max_tokens(64),
+        )
+        .await?;
     Ok(completion.text.trim().to_owned())
 }
 
@@ -202,7 +206,7 @@ async fn measure_painting(engine: &Engine, data: &HeldOut) -> Result<Vec<Figure>
     let (painter, describer) = (engine.text_to_image("painter")?, engine.vision("describer")?);
     let (mut same_things, mut same_places) = (0, 0);
     for (prompt, seed) in data.prompts.iter().zip(1..) {
-        let picture = painter.paint(PaintImage { seed: Some(seed), ..PaintImage::from(prompt) }).await?;
+        let picture = painter.paint(PaintImage::from(prompt).with_seed(seed)).await?;
         let said = look(&describer, ImageSource::Picture(picture), "Describe the picture.").await?;
         same_things += usize::from(scenes::things(&said) == scenes::things(prompt));
         same_places += usize::from(scenes::layout(&said) == scenes::layout(prompt));

@@ -70,16 +70,15 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let request = PaintImage {
-        prompt: arguments.prompt.clone(),
-        negative_prompt: arguments.negative.clone(),
-        size: arguments.size,
-        steps: arguments.steps,
-        guidance: arguments.guidance,
-        seed: arguments.seed,
-        scheduler: arguments.scheduler.clone(),
-        preview: false,
-    };
+    let request = PaintImage::default()
+        .with_prompt(arguments.prompt.clone())
+        .with_negative_prompt(arguments.negative.clone())
+        .with_size(arguments.size)
+        .with_steps(arguments.steps)
+        .with_guidance(arguments.guidance)
+        .with_seed(arguments.seed)
+        .with_scheduler(arguments.scheduler.clone())
+        .with_preview(false);
     // Told before the download and the work, not after them.
     TextToImage::check(&request)?;
     check_writable(&arguments.out)?;
@@ -109,6 +108,7 @@ async fn paint(painter: &ImagePainter, request: PaintImage, json: bool) -> Resul
     let bar = bar("{msg} [{wide_bar}] {pos}/{len} {eta}");
     bar.set_message("paint");
     while let Some(step) = stream.next().await {
+        let step = step.map_err(candle_actors::Error::from)?;
         bar.set_length(step.of as u64);
         bar.set_position(step.step as u64);
         if json {

@@ -80,7 +80,7 @@ impl Compute {
     /// What a model takes whose worker has these threads, given what it takes with one.
     pub(crate) fn counted(&self, footprint: Footprint) -> Footprint {
         let more = FURTHER_THREAD.0.saturating_mul(self.threads.saturating_sub(1) as u64);
-        Footprint { per_worker: footprint.per_worker + Bytes(more), ..footprint }
+        Footprint::new(footprint.shared, footprint.per_worker + Bytes(more))
     }
 
     pub(crate) fn open(&self) -> Result<candle_core::Device> {
@@ -126,12 +126,9 @@ mod tests {
 
     #[test]
     fn each_further_thread_of_a_worker_is_counted() {
-        let footprint = Footprint { shared: Bytes(7), per_worker: Bytes(1) };
+        let footprint = Footprint::new(Bytes(7), Bytes(1));
         let with = |threads| Compute::new(ComputeDevice::Cpu, threads).counted(footprint);
         assert_eq!(with(1), footprint);
-        assert_eq!(
-            with(3),
-            Footprint { per_worker: Bytes(1) + FURTHER_THREAD + FURTHER_THREAD, ..footprint }
-        );
+        assert_eq!(with(3), Footprint::new(Bytes(7), Bytes(1) + FURTHER_THREAD + FURTHER_THREAD));
     }
 }

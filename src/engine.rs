@@ -76,7 +76,7 @@ impl EngineBuilder {
     /// All settings of the system but the memory limits above, which are put into them.
     pub fn system_config(self, config: SystemConfig) -> Self {
         let memory_limit = config.memory_limit.or(self.config.memory_limit);
-        Self { config: SystemConfig { memory_limit, ..config }, ..self }
+        Self { config: config.with_memory_limit(memory_limit), ..self }
     }
 
     /// The settings of every pool. Unless set: the defaults of the actors, with no more workers of a model than
@@ -209,8 +209,7 @@ impl EngineBuilder {
 fn default_pool(threads: usize) -> PoolConfig {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let max_workers = (cores / threads).clamp(1, MAX_WORKERS);
-    let config = PoolConfig::default();
-    PoolConfig { max_workers, cold_start_workers: config.cold_start_workers.min(max_workers), ..config }
+    PoolConfig::default().with_max_workers(max_workers)
 }
 
 /// Runs local models as supervised actors. Dropping it stops them; [`Engine::shutdown`] lets requests finish.
@@ -392,7 +391,7 @@ impl Engine {
     }
 
     fn handle<C: Capability>(&self, id: impl Into<ModelId>) -> Result<ModelHandle<C>> {
-        Ok(self.system.client::<C>()?.model(id)?)
+        Ok(self.system.client::<C>()?.handle(id)?)
     }
 
     /// The actors underneath: status, more pools' clients, and what else they offer.

@@ -7,7 +7,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model_actors::{Bytes, Failure};
+use model_actors::{Bytes, Cause, Failure};
+use serde::{Deserialize, Serialize};
 
 /// The result of everything public in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -19,7 +20,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// let error = Error::MissingTensor { tensor: "embeddings.word_embeddings.weight".into() };
 /// assert!(error.to_string().contains("word_embeddings"));
 /// ```
-#[derive(Clone, thiserror::Error)]
+#[derive(Clone, thiserror::Error, Serialize, Deserialize)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the fields are named for what they hold, and the message tells the rest")]
 pub enum Error {
@@ -181,16 +182,10 @@ impl Error {
     /// ```
     pub fn root(&self) -> Error {
         let Self::Actor(actor) = self else { return self.clone() };
-        let mut source = std::error::Error::source(actor);
-        while let Some(error) = source {
-            if let Some(cause) = error.downcast_ref::<model_actors::Cause>()
-                && let Some(own) = cause.get().downcast_ref::<Error>()
-            {
-                return own.root();
-            }
-            source = error.source();
+        match actor.cause().and_then(Cause::data::<Error>) {
+            Some(own) => own.root(),
+            None => self.clone(),
         }
-        self.clone()
     }
 
     /// A file that could not be read.
@@ -254,12 +249,18 @@ impl From<candle_core::Error> for Error {
     }
 }
 
+impl From<Error> for Cause {
+    fn from(error: Error) -> Self {
+        Self::with_data(&error)
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::Stopped => Failure::stopped(),
             error @ Error::OutOfMemory(_) => Failure::out_of_memory(error),
-            error if error.is_input() => Failure::invalid_input(error.to_string()),
+            error if error.is_input() => Failure::invalid_input(error),
             error if error.is_transient() => Failure::failed(error),
             error => Failure::permanent(error),
         }
@@ -288,8 +289,9 @@ mod tests {
 
     #[test]
     fn the_root_of_an_actor_error_is_the_loads_own() {
-        let cause = model_actors::Cause::new(Error::RepositoryNotFound { repository: "a/b".into() });
-        let actor = model_actors::Error::SpawnFailed { model: "a/b".into(), cause };
+        let cause = Cause::from(Error::RepositoryNotFound { repository: "a/b".into() });
+        let failure = FailureKind::Permanent;
+        let actor = model_actors::Error::SpawnFailed { model: "a/b".into(), failure, cause };
         assert!(matches!(Error::from(actor).root(), Error::RepositoryNotFound { .. }));
     }
 

@@ -62,7 +62,7 @@ impl Generation {
             end_tokens: end_tokens.to_vec(),
             max_tokens,
             text: String::new(),
-            usage: Usage { prompt_tokens: prompt.len(), completion_tokens: 0 },
+            usage: Usage::new(prompt.len(), 0),
         })
     }
 
@@ -126,8 +126,7 @@ impl Generation {
     }
 
     fn finished(&mut self, token: u32, text: Option<String>, finish_reason: FinishReason) -> Next {
-        let completion =
-            Completion { text: std::mem::take(&mut self.text), finish_reason, usage: self.usage };
+        let completion = Completion::new(std::mem::take(&mut self.text), finish_reason, self.usage);
         Next { token, text, finished: Some(completion) }
     }
 }
@@ -149,7 +148,7 @@ mod tests {
         });
         let tokenizer = Tokenizer::from_bytes(serde_json::to_vec(&file).unwrap()).unwrap();
         let tokens = Tokens::whole(tokenizer).unwrap();
-        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+        let greedy = Sampling::default().with_temperature(0.0);
         Generation::new(&tokens, &greedy, &[], 1 << 20, &[], end_tokens).unwrap()
     }
 

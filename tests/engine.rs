@@ -123,7 +123,7 @@ async fn workers_with_several_threads_give_the_same_vectors() {
     let mut vectors = Vec::new();
     for threads in [1, 3] {
         let source = Source::directory(folder.path());
-        let pool = PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() };
+        let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
         let engine = Engine::builder().threads(threads).pool_config(pool).text_embedding("tiny", source);
         let engine = engine.start().await.unwrap();
         vectors

@@ -28,14 +28,12 @@ fn names() -> impl Iterator<Item = String> {
 fn request(folder: &Path) -> PaintImage {
     let case: Value = serde_json::from_slice(&std::fs::read(folder.join("case.json")).unwrap()).unwrap();
     let number = |name: &str| case[name].as_u64().unwrap() as usize;
-    PaintImage {
-        prompt: case["prompt"].as_str().unwrap().to_owned(),
-        negative_prompt: case["negative_prompt"].as_str().map(str::to_owned),
-        size: Some((number("width"), number("height"))),
-        steps: Some(number("steps")),
-        guidance: case["guidance"].as_f64().map(|guidance| guidance as f32),
-        ..PaintImage::default()
-    }
+    PaintImage::default()
+        .with_prompt(case["prompt"].as_str().unwrap().to_owned())
+        .with_negative_prompt(case["negative_prompt"].as_str().map(str::to_owned))
+        .with_size((number("width"), number("height")))
+        .with_steps(number("steps"))
+        .with_guidance(case["guidance"].as_f64().map(|guidance| guidance as f32))
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -75,7 +73,7 @@ async fn a_picture_is_the_same_alone_and_among_others() {
             ["a cat", "two dogs on the beach in the rain", "a red circle"].iter().enumerate()
         {
             let prompt = (*prompt).to_owned();
-            requests.push(PaintImage { prompt, seed: Some(seed as u64), ..request(&folder) });
+            requests.push(request(&folder).with_prompt(prompt).with_seed(seed as u64));
         }
         let alone: Vec<_> = requests.iter().map(|request| model.paint(request, |_| {}).unwrap()).collect();
         assert_ne!(alone[0], alone[1]);
@@ -349,7 +347,7 @@ fn a_repository_without_t5_paints_all_the_same() {
     for folder in ["text_encoder_3", "tokenizer_3"] {
         std::fs::remove_dir_all(damaged.0.path().join(folder)).unwrap();
     }
-    let request = PaintImage { seed: Some(1), ..request(&fixture("sd35")) };
+    let request = request(&fixture("sd35")).with_seed(1);
     let whole = TextToImageModel::load(Source::directory(fixture("sd35"))).unwrap();
     let without = damaged.load().unwrap();
     assert!(without.footprint().shared < whole.footprint().shared);

@@ -340,7 +340,7 @@ async fn large_batches_come_back_in_order() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_image_fails_alone() {
     // One worker, so that all that arrives while it loads shares its batches.
-    let pool = PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() };
+    let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
     let engine = Engine::builder()
         .pool_config(pool)
         .image_embedding("dinov2", Source::directory(fixture("dinov2")))

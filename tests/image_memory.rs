@@ -53,17 +53,20 @@ fn builder(memory: u64) -> EngineBuilder {
 fn with_settings(settings: ImageSettings) -> EngineBuilder {
     let source = Source::directory(root().join("tests/fixtures/vision/blip"));
     // An answer that nobody reads does not end, and keeps its image.
-    let pool = PoolConfig { stream_buffer: 1, ..PoolConfig::default() };
+    let pool = PoolConfig::default().with_stream_buffer(1);
     Engine::builder().image_input(settings).pool_config(pool).vision("blip", source)
 }
 
 fn request(image: ImageSource) -> DescribeImage {
-    DescribeImage { image, question: String::new(), sampling: Sampling::default(), max_tokens: 2 }
+    DescribeImage::new(image)
+        .with_question(String::new())
+        .with_sampling(Sampling::default())
+        .with_max_tokens(2)
 }
 
 /// A request that goes on until it is dropped, with what its image takes.
 async fn endless(model: &ImageDescriber, image: ImageSource) -> ReplyStream<Vision> {
-    model.stream(DescribeImage { max_tokens: 64, ..request(image) }).await.unwrap()
+    model.stream(request(image).with_max_tokens(64)).await.unwrap()
 }
 
 /// As the first, with another size in its header.
@@ -154,8 +157,8 @@ async fn a_request_holds_the_room_of_its_pictures_until_it_ends() {
 #[tokio::test]
 async fn a_full_queue_is_looked_at_before_anything_is_fetched() {
     let server = WebServer::start("127.0.0.1", |_| vec![("/a.png", Answer::Whole(png()))]);
-    let queue = Some(QueueCapacity { interactive: 1, batch: 1 });
-    let pool = PoolConfig { queue, ..PoolConfig::default() };
+    let queue = Some(QueueCapacity::new(1, 1));
+    let pool = PoolConfig::default().with_queue(queue);
     let engine = builder(1 << 20).pool_config(pool).start().await.unwrap();
     let model = engine.vision("blip").unwrap();
     let mut first = std::pin::pin!(model.describe(request(ImageSource::Picture(picture()))));
@@ -344,11 +347,11 @@ async fn a_request_is_checked_and_a_closed_model_noticed_before_anything_is_fetc
     let clip = engine.image_embedding("clip").unwrap();
     let url = ImageSource::Url(server.url("/a.png"));
     let good = request(url.clone());
-    let invalid = DescribeImage { max_tokens: 0, ..good.clone() };
+    let invalid = good.clone().with_max_tokens(0);
     for refused in refusals(&model, &invalid).await {
         assert!(matches!(refused, Err(Actor::InvalidInput { .. })), "{refused:?}");
     }
-    engine.system().client::<Vision>().unwrap().unregister(model.id()).unwrap();
+    engine.system().client::<Vision>().unwrap().remove(model.id()).unwrap();
     for refused in refusals(&model, &good).await {
         assert!(matches!(refused, Err(Actor::UnknownModel { .. })), "{refused:?}");
     }

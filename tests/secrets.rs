@@ -201,7 +201,7 @@ async fn send_raw(errors: &mut Vec<String>, events: &mut Vec<String>) {
     let mut heard = engine.events();
     let image = ImageSource::Url(format!("http://user:{PASSWORD}@127.0.0.1/{PATH}?{SIGNATURE}"));
     let request =
-        DescribeImage { image, question: "?".to_owned(), sampling: Sampling::default(), max_tokens: 1 };
+        DescribeImage::new(image).with_question("?").with_sampling(Sampling::default()).with_max_tokens(1);
     errors.push(format!("{request:?}"));
     let error = engine.vision("tiny").unwrap().describe(request).await.unwrap_err();
     errors.push(format!("{error} {error:?}"));

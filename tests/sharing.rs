@@ -30,13 +30,11 @@ fn assert_shared(directory: &Path, one: usize, four: usize) {
 
 /// A worker whose reader does not read keeps its text and takes no other, so each text starts a worker.
 async fn four_write(directory: &Path) {
-    let pool = PoolConfig {
-        max_workers: 4,
-        cold_start_workers: 1,
-        stream_buffer: 1,
-        batch: BatchLimits { requests: 1, ..BatchLimits::default() },
-        ..PoolConfig::default()
-    };
+    let pool = PoolConfig::default()
+        .with_max_workers(4)
+        .with_cold_start_workers(1)
+        .with_stream_buffer(1)
+        .with_batch(BatchLimits::default().with_requests(1));
     let limits = GenerationLimits { kv_cache_tokens: 256, max_sequences: 1 };
     let builder = Engine::builder().pool_config(pool);
     let builder = builder.text_to_text_with("large", Source::directory(directory), limits);
@@ -45,8 +43,8 @@ async fn four_write(directory: &Path) {
     let (mut streams, mut residents) = (Vec::new(), Vec::new());
     for seed in 0..4 {
         // Sampled, so that there is something to read of most tokens.
-        let sampling = Sampling { temperature: 1.0, seed: Some(seed), ..Sampling::default() };
-        let request = GenerateText { sampling, max_tokens: 64, ..GenerateText::from(TEXT) };
+        let sampling = Sampling::default().with_temperature(1.0).with_seed(seed);
+        let request = GenerateText::from(TEXT).with_sampling(sampling).with_max_tokens(64);
         let mut stream = generator.stream(request).await.unwrap();
         assert!(stream.next().await.is_some());
         streams.push(stream);
@@ -65,7 +63,7 @@ async fn four_embed(directory: &Path) {
     let texts = vec!["The quick brown fox jumps over the lazy dog near the river bank."; 256];
     let (mut residents, mut ready) = (Vec::new(), Vec::new());
     for workers in [1, 4] {
-        let pool = PoolConfig { max_workers: workers, cold_start_workers: workers, ..PoolConfig::default() };
+        let pool = PoolConfig::default().with_max_workers(workers).with_cold_start_workers(workers);
         let source = Source::directory(directory);
         let engine =
             Engine::builder().pool_config(pool).text_embedding("minilm", source).start().await.unwrap();

@@ -39,7 +39,7 @@ fn weight_bytes(folder: &Path) -> isize {
 /// The heap with so many workers of a model, each of them ready. No request is made: at the first product of a thread the
 /// library of matrix products takes 2 MiB for it, many times what a fixture's weights are.
 async fn with_workers(fixture: &Fixture, workers: usize) -> isize {
-    let pool = PoolConfig { max_workers: workers, cold_start_workers: workers, ..PoolConfig::default() };
+    let pool = PoolConfig::default().with_max_workers(workers).with_cold_start_workers(workers);
     let builder = (fixture.kind.register)(Engine::builder().pool_config(pool), fixture.source());
     let engine = builder.start().await.unwrap();
     let mut events = engine.events();

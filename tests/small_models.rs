@@ -45,12 +45,16 @@ fn drawn(scene: &Scene) -> ImageSource {
 
 async fn look(describer: &ImageDescriber, image: ImageSource, question: &str) -> String {
     let (question, sampling) = (question.to_owned(), Sampling::default());
-    let answer = describer.describe(DescribeImage { image, question, sampling, max_tokens: 64 }).await;
+    let answer = describer
+        .describe(
+            DescribeImage::new(image).with_question(question).with_sampling(sampling).with_max_tokens(64),
+        )
+        .await;
     answer.unwrap().text.trim().to_owned()
 }
 
 fn paint(prompt: &str, seed: u64) -> PaintImage {
-    PaintImage { seed: Some(seed), ..PaintImage::from(prompt) }
+    PaintImage::from(prompt).with_seed(seed)
 }
 
 const SENTENCES: [&str; 4] = [

@@ -39,7 +39,7 @@ impl Case {
 
     fn request(&self) -> EmbedTexts {
         let texts = vec![self.text.clone()];
-        EmbedTexts { texts, prompt: self.prompt(), dimensions: self.dimensions }
+        EmbedTexts::default().with_texts(texts).with_prompt(self.prompt()).with_dimensions(self.dimensions)
     }
 }
 
@@ -96,7 +96,7 @@ fn every_family_gives_the_vectors_of_its_reference() {
 #[test]
 fn dimensions_that_the_model_lists_are_the_only_ones() {
     let ask = |family: &str, dimensions| {
-        let request = EmbedTexts { dimensions: Some(dimensions), ..EmbedTexts::from("Hello") };
+        let request = EmbedTexts::from("Hello").with_dimensions(dimensions);
         load(family).embed_request(&request)
     };
     for dimensions in [8, 16, 32] {
@@ -114,7 +114,7 @@ fn dimensions_that_the_model_lists_are_the_only_ones() {
 #[test]
 fn prompts_that_are_not_there_or_leave_no_room_are_refused() {
     let ask = |family: &str, prompt| {
-        let request = EmbedTexts { prompt: Some(prompt), ..EmbedTexts::from("Hello") };
+        let request = EmbedTexts::from("Hello").with_prompt(prompt);
         load(family).embed_request(&request).unwrap_err().to_string()
     };
     let words = ask("nomic_bert", EmbedPrompt::Named("passage".to_owned()));

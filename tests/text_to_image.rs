@@ -47,7 +47,7 @@ fn load(family: &str) -> TextToImageModel {
 }
 
 fn request(prompt: &str, seed: u64) -> PaintImage {
-    PaintImage { prompt: prompt.into(), seed: Some(seed), steps: Some(3), ..PaintImage::default() }
+    PaintImage::default().with_prompt(prompt).with_seed(seed).with_steps(3)
 }
 
 /// The largest difference of two pictures, where 1 is that of black and white.
@@ -69,15 +69,13 @@ fn pictures_from_the_same_noise_are_the_references() {
         let noise: Vec<f32> = tensors["noise"].flatten_all().unwrap().to_vec1().unwrap();
         let (model, mut largest) = (load(&family), 0.0f32);
         for run in expected.loops.iter().filter(|run| run.picture) {
-            let request = PaintImage {
-                prompt: expected.prompt.clone(),
-                negative_prompt: run.negative_prompt.clone(),
-                size: Some(run.size),
-                steps: Some(run.steps),
-                guidance: Some(run.guidance),
-                scheduler: run.scheduler.clone(),
-                ..PaintImage::default()
-            };
+            let request = PaintImage::default()
+                .with_prompt(expected.prompt.clone())
+                .with_negative_prompt(run.negative_prompt.clone())
+                .with_size(run.size)
+                .with_steps(run.steps)
+                .with_guidance(run.guidance)
+                .with_scheduler(run.scheduler.clone());
             let mut steps = Vec::new();
             let picture =
                 model.paint_from_noise(&request, &noise, |step| steps.push((step.step, step.of))).unwrap();
@@ -96,7 +94,7 @@ fn pictures_from_the_same_noise_are_the_references() {
 fn a_turbo_model_takes_one_step_unless_asked_otherwise() {
     let mut steps = 0;
     let model = load("sdxl_turbo");
-    let request = PaintImage { steps: None, ..request("a cat", 1) };
+    let request = request("a cat", 1).with_steps(None);
     let picture = model.paint(&request, |_| steps += 1).unwrap();
     assert_eq!((steps, picture.width, picture.height), (1, 64, 64));
     assert_eq!(model.default_size(), (64, 64));
@@ -123,15 +121,13 @@ fn previews_come_to_look_like_the_picture_and_are_there_only_if_asked_for() {
     ] {
         let model = load(family);
         for scheduler in schedulers {
-            let plain = PaintImage {
-                steps: Some(4),
-                scheduler: Some((*scheduler).to_owned()),
-                size: Some((side, side)),
-                ..request("a cat", 5)
-            };
+            let plain = request("a cat", 5)
+                .with_steps(4)
+                .with_scheduler((*scheduler).to_owned())
+                .with_size((side, side));
             let picture = model.paint(&plain, |step| assert_eq!(step.preview, None)).unwrap();
             let mut previews = Vec::new();
-            let shown = PaintImage { preview: true, ..plain };
+            let shown = plain.with_preview(true);
             let same = model.paint(&shown, |step| previews.extend(step.preview)).unwrap();
             assert_eq!(same, picture, "{family} {scheduler}: looking changes the picture");
             let distances: Vec<f64> = previews.iter().map(|preview| distance(preview, &picture)).collect();
@@ -147,7 +143,7 @@ fn previews_come_to_look_like_the_picture_and_are_there_only_if_asked_for() {
 fn previews_of_larger_pictures_are_small() {
     let model = load("sd15");
     for (size, small) in [((256, 192), (128, 96)), ((136, 64), (128, 64)), ((64, 640), (16, 128))] {
-        let request = PaintImage { size: Some(size), steps: Some(1), preview: true, ..request("a cat", 5) };
+        let request = request("a cat", 5).with_size(size).with_steps(1).with_preview(true);
         let mut sizes = Vec::new();
         let picture = model.paint(&request, |step| {
             let preview = step.preview.unwrap();
@@ -162,17 +158,17 @@ fn previews_of_larger_pictures_are_small() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_shows_previews_and_what_no_model_has_is_refused_before_one_is_loaded() {
     let (engine, painter) = studio("sd15", 1).await;
-    let mut stream = painter.stream(PaintImage { preview: true, ..request("a cat", 3) }).await.unwrap();
+    let mut stream = painter.stream(request("a cat", 3).with_preview(true)).await.unwrap();
     let mut last = None;
     while let Some(step) = stream.next().await {
-        last = step.preview;
+        last = step.unwrap().preview;
     }
     assert_eq!(last, Some(stream.output().await.unwrap()));
     assert!(engine.shutdown().await.is_clean());
     let nowhere = Source::directory("no/such/model");
     let engine = Engine::builder().text_to_image("none", nowhere).start().await.unwrap();
     let painter = engine.text_to_image("none").unwrap();
-    let unknown = || PaintImage { scheduler: Some("fast".into()), ..request("a cat", 1) };
+    let unknown = || request("a cat", 1).with_scheduler("fast".to_owned());
     let errors = [
         painter.paint(unknown()).await.map(drop),
         painter.try_paint(unknown()).await.map(drop),
@@ -204,7 +200,7 @@ async fn a_stream_shows_previews_and_what_no_model_has_is_refused_before_one_is_
 }
 
 async fn studio(family: &str, workers: usize) -> (Engine, ImagePainter) {
-    let pool = PoolConfig { max_workers: workers, cold_start_workers: workers, ..PoolConfig::default() };
+    let pool = PoolConfig::default().with_max_workers(workers).with_cold_start_workers(workers);
     let source = Source::directory(fixture(family));
     let engine = Engine::builder().pool_config(pool).text_to_image("tiny", source).start().await.unwrap();
     let painter = engine.text_to_image("tiny").unwrap();
@@ -215,17 +211,17 @@ async fn studio(family: &str, workers: usize) -> (Engine, ImagePainter) {
 async fn a_picture_is_the_same_alone_and_beside_others_and_repeatable_by_its_seed() {
     for (family, scheduler) in [("sd21", "euler_ancestral"), ("sdxl", "dpm++")] {
         let requests: Vec<PaintImage> = (0..5)
-            .map(|seed| PaintImage {
-                steps: Some(2 + seed as usize % 3),
-                scheduler: (seed % 2 == 0).then(|| scheduler.to_owned()),
-                ..request(["a cat", "a red circle", "boats in the rain"][seed as usize % 3], seed)
+            .map(|seed| {
+                request(["a cat", "a red circle", "boats in the rain"][seed as usize % 3], seed)
+                    .with_steps(2 + seed as usize % 3)
+                    .with_scheduler((seed % 2 == 0).then(|| scheduler.to_owned()))
             })
             .collect();
         let model = load(family);
         let alone: Vec<Picture> =
             requests.iter().map(|request| model.paint(request, |_| {}).unwrap()).collect();
         assert_eq!(model.try_clone().unwrap().paint(&requests[0], |_| {}).unwrap(), alone[0]);
-        let other = model.paint(&PaintImage { seed: Some(99), ..requests[0].clone() }, |_| {}).unwrap();
+        let other = model.paint(&requests[0].clone().with_seed(99), |_| {}).unwrap();
         assert_ne!(other, alone[0]);
         // One worker, so that they share batches.
         let (engine, painter) = studio(family, 1).await;
@@ -244,6 +240,7 @@ async fn a_stream_tells_of_each_step_and_ends_with_the_picture() {
     let mut stream = painter.stream(request("a cat", 3)).await.unwrap();
     let mut steps = Vec::new();
     while let Some(step) = stream.next().await {
+        let step = step.unwrap();
         steps.push((step.step, step.of));
     }
     assert_eq!(steps, [(1, 3), (2, 3), (3, 3)]);

@@ -56,12 +56,10 @@ fn cases(family: &str) -> Vec<Case> {
 }
 
 fn request(case: &Case) -> DescribeImage {
-    DescribeImage {
-        image: ImageSource::Path(root().join("tests/fixtures/vision_images").join(&case.image)),
-        question: case.question.clone(),
-        sampling: Sampling::default(),
-        max_tokens: TOKENS,
-    }
+    DescribeImage::new(ImageSource::Path(root().join("tests/fixtures/vision_images").join(&case.image)))
+        .with_question(case.question.clone())
+        .with_sampling(Sampling::default())
+        .with_max_tokens(TOKENS)
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -88,12 +86,10 @@ fn compare_photographs(family: &str, model: &VisionModel, expected: &HashMap<Str
     let mut largest = 0f32;
     for name in &photographs {
         let image = ImageSource::Path(root().join("tests/fixtures/photographs").join(name));
-        let request = DescribeImage {
-            image,
-            question: "What?".to_owned(),
-            sampling: Sampling::default(),
-            max_tokens: 1,
-        };
+        let request = DescribeImage::new(image)
+            .with_question("What?")
+            .with_sampling(Sampling::default())
+            .with_max_tokens(1);
         let found = model.examine(&request).unwrap().pixels;
         let tensor = &expected[&format!("photograph.{name}")];
         let plane: usize = tensor.dims().iter().rev().take(2).product();
@@ -153,7 +149,7 @@ fn compare(family: &str) {
 
 /// All cases several times over on one worker at once, so that images are looked at while others write.
 async fn compare_together(family: &str) {
-    let pool = PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() };
+    let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
     let engine = Engine::builder().pool_config(pool).vision("model", Source::directory(fixture(family)));
     let engine = engine.start().await.unwrap();
     let model = engine.vision("model").unwrap();
@@ -187,7 +183,7 @@ async fn a_stream_brings_the_answer_in_pieces() {
     let mut stream = engine.vision("model").unwrap().stream(request(case)).await.unwrap();
     let mut text = String::new();
     while let Some(piece) = stream.next().await {
-        text.push_str(&piece);
+        text.push_str(&piece.unwrap());
     }
     assert_eq!(text, case.answer);
     assert_eq!(stream.output().await.unwrap().text, case.answer);
@@ -223,8 +219,7 @@ async fn counted(
     hook: impl Fn() + Send + Sync + 'static,
 ) -> (System, ModelHandle<Vision>, VisionModel) {
     let model = VisionModel::load(Source::directory(fixture(family))).unwrap();
-    let pool =
-        PoolConfig { max_workers: 1, cold_start_workers: 1, stream_buffer: 4096, ..PoolConfig::default() };
+    let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1).with_stream_buffer(4096);
     let system = System::builder(SystemConfig::default()).pool::<Vision>(pool).start().await.unwrap();
     let loader = HookedLoader::new(Loaded(model.try_clone().unwrap()), hook);
     let spec = ModelSpec::new("model", loader).continuous();
@@ -236,7 +231,7 @@ async fn counted(
 async fn with_pixels(case: &Case) -> DescribeImage {
     let images = ImageInput::new(ImageSettings::default()).unwrap();
     let picture = images.picture(request(case).image).await.unwrap();
-    DescribeImage { image: ImageSource::Picture(picture), max_tokens: 400, ..request(case) }
+    request(case).with_image(ImageSource::Picture(picture)).with_max_tokens(400)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -444,12 +439,12 @@ async fn what_a_workers_caches_hold_is_a_setting() {
         assert!(small.context() <= 128);
         assert!(small.footprint().per_worker < usual.footprint().per_worker, "{family}");
         let case = &cases(family)[0];
-        let endless = DescribeImage { question: "word ".repeat(150), ..request(case) };
+        let endless = request(case).with_question("word ".repeat(150));
         let error = small.describe(&endless).unwrap_err();
         assert!(matches!(error, Error::PromptTooLong { limit, .. } if limit == small.context()), "{error}");
 
         // More requests than fit together wait for each other, and are answered as they would be alone.
-        let pool = PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() };
+        let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
         let builder = Engine::builder().pool_config(pool).vision_with("model", source(), limits);
         let engine = builder.start().await.unwrap();
         let model = engine.vision("model").unwrap();
@@ -478,8 +473,8 @@ async fn bad_requests_are_refused_alone() {
     let engine = Engine::builder().vision("model", Source::directory(fixture("blip"))).start().await.unwrap();
     let model = engine.vision("model").unwrap();
     let case = &cases("blip")[0];
-    let broken = DescribeImage { image: ImageSource::Bytes(vec![1, 2, 3]), ..request(case) };
-    let endless = DescribeImage { question: "word ".repeat(200), ..request(case) };
+    let broken = request(case).with_image(ImageSource::Bytes(vec![1, 2, 3]));
+    let endless = request(case).with_question("word ".repeat(200));
     let (broken, endless, good) =
         tokio::join!(model.describe(broken), model.describe(endless), model.describe(request(case)));
     assert!(broken.is_err() && endless.is_err());

@@ -29,7 +29,7 @@ impl Capability for Echo {
     type Chunk = NoChunk;
     type Output = u64;
     const NAME: &'static str = "echo";
-    const QUEUE: QueueCapacity = QueueCapacity { interactive: 1024, batch: 1024 };
+    const QUEUE: QueueCapacity = QueueCapacity::new(1024, 1024);
 }
 
 struct EchoModel(Arc<AtomicBool>);
@@ -214,13 +214,12 @@ struct Started {
 }
 
 async fn start(workers: usize) -> (Started, ModelHandle<Echo>) {
-    let restart = RestartConfig {
-        first_backoff: Duration::from_millis(10),
-        window: RESTART_WINDOW,
-        ..RestartConfig::default()
-    };
-    let config =
-        PoolConfig { max_workers: workers, cold_start_workers: workers, restart, ..PoolConfig::default() };
+    let restart =
+        RestartConfig::default().with_first_backoff(Duration::from_millis(10)).with_window(RESTART_WINDOW);
+    let config = PoolConfig::default()
+        .with_max_workers(workers)
+        .with_cold_start_workers(workers)
+        .with_restart(restart);
     let system = System::builder(SystemConfig::default()).pool::<Echo>(config).start().await.unwrap();
     let client = system.client::<Echo>().unwrap();
     let panic = Arc::new(AtomicBool::new(false));

@@ -1,10 +1,10 @@
-//! What a pool can be asked for. `Capability` is open: an application defines a sixth one outside this crate. The
-//! five that ship are only request and reply types and limits; no line here knows how any model works.
+//! Capabilities: the kinds of work that pools do. [`Capability`] is an open trait, so an application can define one of
+//! its own. The five that ship are only request and reply types and limits; no line here knows how a model works.
 
 use std::convert::Infallible;
-use std::fmt;
 
 use crate::config::QueueCapacity;
+use crate::error::Cause;
 
 mod generation;
 mod image;
@@ -38,93 +38,46 @@ pub use image::{
 /// assert_eq!(Reranking::cost(&("query".into(), vec!["a document".into()])), Cost(10));
 /// ```
 pub trait Capability: Send + Sync + 'static {
-    /// What a caller asks. It is kept until the answer, so that it can be run again after a crash.
+    /// The request type. A request is kept until it is answered, so that it can be run again after a crash.
     type Request: Send + Sync + 'static;
-    /// What a stream sends before its output.
+    /// The items of a stream before its output; [`NoChunk`] for a one-shot capability.
     type Chunk: Send + 'static;
-    /// What ends a request well.
+    /// The result of a request that succeeds.
     type Output: Send + 'static;
 
     /// The name in status, events, metrics and threads.
     const NAME: &'static str;
 
     /// Default capacities of the two lanes.
-    const QUEUE: QueueCapacity = QueueCapacity { interactive: 100, batch: 50 };
+    const QUEUE: QueueCapacity = QueueCapacity::new(100, 50);
 
     /// Checks the request in the caller's task, before it takes a slot.
     ///
     /// # Errors
-    /// A sentence that says what is wrong and what is allowed.
-    fn check(_request: &Self::Request) -> Result<(), String> {
+    /// The reason why no model can serve the request, for [`crate::Error::InvalidInput`]. An error type of the
+    /// application's own keeps its data with [`Cause::with_data`]; a sentence converts with `into()`.
+    fn check(_request: &Self::Request) -> Result<(), Cause> {
         Ok(())
     }
 
-    /// What the request costs against [`crate::BatchLimits::cost`].
+    /// Cost of the request against [`crate::BatchLimits::cost`].
     fn cost(_request: &Self::Request) -> Cost {
         Cost(1)
     }
 
-    /// Only requests of one key share a batch.
+    /// Key of the batches that the request may share: only requests of one key run together.
     fn batch_key(_request: &Self::Request) -> BatchKey {
         BatchKey(0)
     }
 }
 
-/// The chunk of a capability that has none: it cannot be made.
+/// Chunk type of a one-shot capability; no value of it exists.
 pub type NoChunk = Infallible;
 
-/// What a request costs against a batch's budget, in the capability's own unit.
+/// Cost of a request against a batch's budget, in the capability's own unit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost(pub u64);
 
-/// Keeps requests of unlike shape out of one batch.
+/// Shape of a request: requests of different keys never share a batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct BatchKey(pub u64);
-
-/// Which of a model's two queues a request waits in.
-///
-/// ```
-/// assert_eq!(model_actors::Lane::Batch.to_string(), "batch");
-/// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-pub enum Lane {
-    /// Somebody waits for the answer.
-    #[default]
-    Interactive,
-    /// Bulk work, served after interactive requests of the same age and priority.
-    Batch,
-}
-
-impl Lane {
-    /// The name, as in errors, metrics and status.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Interactive => "interactive",
-            Self::Batch => "batch",
-        }
-    }
-}
-
-impl fmt::Display for Lane {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.name())
-    }
-}
-
-/// How urgent a request is against others of its model. It ages: waiting raises it.
-///
-/// ```
-/// use model_actors::Priority;
-/// assert!(Priority::HIGH > Priority::default());
-/// ```
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-pub struct Priority(pub i8);
-
-impl Priority {
-    /// Two levels above the default.
-    pub const HIGH: Self = Self(2);
-    /// Two levels below the default.
-    pub const LOW: Self = Self(-2);
-}

@@ -107,6 +107,29 @@ impl<C: Capability> Catalogue<C> {
     }
 
     pub(crate) fn register(&self, spec: ModelSpec<C>) -> Result<Arc<Registered<C>>> {
+        let model = self.prepare(spec)?;
+        match self.models.entry(model.id().clone()) {
+            Entry::Occupied(_) => Err(Error::AlreadyRegistered { model: model.id().clone() }),
+            Entry::Vacant(place) => {
+                place.insert(model.clone());
+                Ok(model)
+            }
+        }
+    }
+
+    /// Registers the model and returns the one that had its name before.
+    #[expect(clippy::type_complexity, reason = "the new one and the old one")]
+    pub(crate) fn replace(
+        &self,
+        spec: ModelSpec<C>,
+    ) -> Result<(Arc<Registered<C>>, Option<Arc<Registered<C>>>)> {
+        let model = self.prepare(spec)?;
+        let old = self.models.insert(model.id().clone(), model.clone());
+        Ok((model, old))
+    }
+
+    /// Checks a specification's settings and gives the model its number.
+    fn prepare(&self, spec: ModelSpec<C>) -> Result<Arc<Registered<C>>> {
         let mut config = match spec.config {
             Some(config) => {
                 config.validate()?;
@@ -119,27 +142,17 @@ impl<C: Capability> Catalogue<C> {
         }
         let capacity = config.queue.unwrap_or(C::QUEUE);
         capacity.validate()?;
-        match self.models.entry(spec.id.clone()) {
-            Entry::Occupied(_) => Err(Error::AlreadyRegistered { model: spec.id }),
-            Entry::Vacant(place) => {
-                let key = ModelKey(self.next_key.fetch_add(1, Ordering::Relaxed));
-                let entry = ModelEntry::new(C::NAME, key, spec.id.clone(), capacity);
-                entry.pinned.store(spec.pinned, Ordering::Relaxed);
-                let registered = Arc::new(Registered {
-                    entry,
-                    policy: ModelPolicy {
-                        model: spec.id,
-                        device: spec.device,
-                        config,
-                        batching: spec.batching,
-                        pinned: spec.pinned,
-                    },
-                    loader: spec.loader,
-                });
-                place.insert(registered.clone());
-                Ok(registered)
-            }
-        }
+        let key = ModelKey(self.next_key.fetch_add(1, Ordering::Relaxed));
+        let entry = ModelEntry::new(C::NAME, key, spec.id.clone(), capacity);
+        entry.pinned.store(spec.pinned, Ordering::Relaxed);
+        let policy = ModelPolicy {
+            model: spec.id,
+            device: spec.device,
+            config,
+            batching: spec.batching,
+            pinned: spec.pinned,
+        };
+        Ok(Arc::new(Registered { entry, policy, loader: spec.loader }))
     }
 
     pub(crate) fn get(&self, id: &ModelId) -> Option<Arc<Registered<C>>> {

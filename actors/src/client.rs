@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::sync::{TryAcquireError, mpsc, oneshot};
 use tracing::Instrument;
 
-use crate::capability::{Capability, Lane, Priority};
+use crate::capability::Capability;
 use crate::catalogue::{Catalogue, ModelSpec, Registered};
 use crate::entry::Slot;
 use crate::error::{Error, RequestPhase, Result};
-use crate::id::{ModelId, Time};
+use crate::id::{Lane, ModelId, Priority, Time};
 use crate::job::{Accepted, Answer, Job, JobParts};
 use crate::pool::{Call, Caller, PoolMessage};
 use crate::progress::Clock;
@@ -26,29 +26,48 @@ pub(crate) use gate::PoolGate;
 pub use reply::ReplyStream;
 use reply::{Reply, Tally};
 
-/// How a request wants to be treated.
+/// Options of one request: its lane, urgency and time, and what it does when the queue is full.
 ///
 /// ```
-/// use model_actors::{CallOptions, Lane};
+/// use model_actors::{CallOptions, Lane, WhenFull};
 /// use std::time::Duration;
-/// let options = CallOptions { lane: Lane::Batch, timeout: Some(Duration::from_secs(5)), ..CallOptions::default() };
-/// assert_eq!(options.priority.0, 0);
+/// let bulk = CallOptions::default().with_lane(Lane::Batch).with_timeout(Duration::from_secs(60));
+/// let impatient = CallOptions::default().with_when_full(WhenFull::Fail);
+/// assert_eq!((bulk.when_full, impatient.lane), (WhenFull::Wait, Lane::Interactive));
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CallOptions {
-    /// Which of the model's two queues it waits in.
+    /// Queue of the model that the request waits in.
     pub lane: Lane,
-    /// How urgent it is against others of its model.
+    /// Urgency relative to other requests of the model.
     pub priority: Priority,
     /// Time for queue, load and run up to the first output. `None`: the model's configured time.
     pub timeout: Option<Duration>,
+    /// Behaviour when the queue is full.
+    pub when_full: WhenFull,
 }
 
-/// Whether a request waits for a slot of a full queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WhenFull {
-    WaitUntilDeadline,
-    FailAtOnce,
+setters! { CallOptions {
+    with_lane(lane: Lane);
+    with_priority(priority: Priority);
+    with_timeout(timeout: impl Into<Option<Duration>>) Into::into;
+    with_when_full(when_full: WhenFull);
+} }
+
+/// Behaviour of a request that finds its queue full.
+///
+/// ```
+/// assert_eq!(model_actors::WhenFull::default(), model_actors::WhenFull::Wait);
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WhenFull {
+    /// Waits for a slot until the request's time runs out.
+    #[default]
+    Wait,
+    /// Fails at once with [`Error::Overloaded`].
+    Fail,
 }
 
 /// Shared by all clients of one pool and the pool's own starts.
@@ -58,7 +77,7 @@ pub(crate) struct PoolShared<C: Capability> {
     pub(crate) clock: Clock,
 }
 
-/// A way to one pool.
+/// Client of one pool: registers, replaces and removes models, and gives handles to them. Cheap to clone.
 pub struct Client<C: Capability> {
     shared: Arc<PoolShared<C>>,
 }
@@ -74,7 +93,7 @@ impl<C: Capability> Client<C> {
         Self { shared }
     }
 
-    /// Registers a model. Costs no worker and no I/O.
+    /// Registers a model. Starts no worker and does no I/O.
     ///
     /// # Errors
     /// [`Error::AlreadyRegistered`], or [`Error::InvalidConfig`] for settings of its own.
@@ -83,22 +102,34 @@ impl<C: Capability> Client<C> {
         Ok(ModelHandle { shared: self.shared.clone(), model })
     }
 
+    /// Registers a model in place of the one that has its name, if any.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for settings of its own; the model that was registered then stays.
+    pub fn replace(&self, spec: ModelSpec<C>) -> Result<ModelHandle<C>> {
+        let (model, old) = self.shared.catalogue.replace(spec)?;
+        if let Some(old) = old {
+            old.entry.close();
+        }
+        Ok(ModelHandle { shared: self.shared.clone(), model })
+    }
+
     /// Takes a model out of the catalogue: its handles refuse new requests, what runs finishes, and its workers cool
     /// down. Unload it first to have its bytes back at once.
     ///
     /// # Errors
     /// [`Error::UnknownModel`].
-    pub fn unregister(&self, model: &ModelId) -> Result<()> {
+    pub fn remove(&self, model: &ModelId) -> Result<()> {
         let removed = self.shared.catalogue.remove(model);
         removed.ok_or_else(|| Error::UnknownModel { model: model.clone() })?.entry.close();
         Ok(())
     }
 
-    /// A registered model.
+    /// Handle to a registered model.
     ///
     /// # Errors
     /// [`Error::UnknownModel`].
-    pub fn model(&self, id: impl Into<ModelId>) -> Result<ModelHandle<C>> {
+    pub fn handle(&self, id: impl Into<ModelId>) -> Result<ModelHandle<C>> {
         let id = id.into();
         match self.shared.catalogue.get(&id) {
             Some(model) => Ok(ModelHandle { shared: self.shared.clone(), model }),
@@ -106,7 +137,7 @@ impl<C: Capability> Client<C> {
         }
     }
 
-    /// The registered models, in order.
+    /// Names of the registered models, in alphabetical order.
     pub fn models(&self) -> Vec<ModelId> {
         self.shared.catalogue.ids()
     }
@@ -140,67 +171,50 @@ impl<C: Capability> ModelHandle<C> {
         self.model.policy.config.request_timeout
     }
 
-    /// Fails as [`Self::try_call`] would at this moment if the lane's queue is full or closed, and counts as a request
-    /// that did: for a caller who has costly work to do before a request. Takes no slot, so that another caller may be
-    /// faster.
+    /// Checks a request without sending it, for a caller who has costly work to do before (decoding images, say). Fails
+    /// as [`Self::call`] would before it waits, and is then counted as a request that failed. Takes no slot, so the
+    /// queue may be full by the time of the call.
     ///
     /// # Errors
-    /// [`Error::Overloaded`], [`Error::ShuttingDown`], [`Error::UnknownModel`].
-    pub fn try_vacancy(&self, lane: Lane) -> Result<()> {
-        let refusal = match self.model.entry.vacancy(lane) {
-            Ok(()) => return Ok(()),
-            Err(TryAcquireError::Closed) => self.closed(),
-            Err(TryAcquireError::NoPermits) => self.overloaded(lane),
-        };
-        Tally::begin(self).end(Err(refusal))
-    }
-
-    /// Fails as [`Self::call`] would before it waits, if the request is invalid or the model takes none any more, and
-    /// counts as a request that did: for a caller who has costly work to do before a request.
-    ///
-    /// # Errors
-    /// [`Error::InvalidInput`], [`Error::ShuttingDown`], [`Error::UnknownModel`].
-    pub fn check(&self, request: &C::Request) -> Result<()> {
-        let refusal = match (C::check(request), self.model.entry.vacancy(Lane::Batch)) {
-            (Err(reason), _) => Error::InvalidInput { reason },
+    /// [`Error::InvalidInput`], [`Error::ShuttingDown`], [`Error::UnknownModel`]; with [`WhenFull::Fail`] also
+    /// [`Error::Overloaded`].
+    pub fn check(&self, request: &C::Request, options: &CallOptions) -> Result<()> {
+        let refusal = match (C::check(request), self.model.entry.vacancy(options.lane)) {
+            (Err(cause), _) => Error::InvalidInput { cause },
             (Ok(()), Err(TryAcquireError::Closed)) => self.closed(),
+            (Ok(()), Err(TryAcquireError::NoPermits)) if options.when_full == WhenFull::Fail => {
+                self.overloaded(options.lane)
+            }
             _ => return Ok(()),
         };
         Tally::begin(self).end(Err(refusal))
     }
 
-    /// Sends a request and waits for its output; a streamed capability's chunks are not sent. Waits for a slot, until
-    /// the deadline, while the model's queue is full. Dropping the future cancels the request.
+    /// Sends a request and waits for its output; a streamed capability's chunks are not sent. Dropping the future
+    /// cancels the request.
     ///
     /// # Errors
-    /// Every [`Error`] that says how a request can end.
+    /// Every [`Error`] that a request can end with.
     pub async fn call(&self, request: C::Request, options: CallOptions) -> Result<C::Output> {
-        self.output(request, options, WhenFull::WaitUntilDeadline).await
+        let tally = Tally::begin(self);
+        let work = async { self.accept(self, request, options, None).await?.output().await };
+        tally.end(work.instrument(self.span(options)).await)
     }
 
-    /// As [`Self::call`], but fails at once with [`Error::Overloaded`] if the queue is full.
+    /// Sends a request and returns the stream of its chunks, which ends with the output. Dropping the stream cancels
+    /// the request.
     ///
     /// # Errors
-    /// As [`Self::call`].
-    pub async fn try_call(&self, request: C::Request, options: CallOptions) -> Result<C::Output> {
-        self.output(request, options, WhenFull::FailAtOnce).await
-    }
-
-    /// Sends a request and returns its stream of chunks, which ends with the output. Waits for a slot as
-    /// [`Self::call`] does. Dropping the stream cancels the request.
-    ///
-    /// # Errors
-    /// What is known before the request is accepted; the rest comes out of the stream.
+    /// Those known before the request is accepted; later ones come out of the stream.
     pub async fn stream(&self, request: C::Request, options: CallOptions) -> Result<ReplyStream<C>> {
-        self.chunks(request, options, WhenFull::WaitUntilDeadline).await
-    }
-
-    /// As [`Self::stream`], but fails at once with [`Error::Overloaded`] if the queue is full.
-    ///
-    /// # Errors
-    /// As [`Self::stream`].
-    pub async fn try_stream(&self, request: C::Request, options: CallOptions) -> Result<ReplyStream<C>> {
-        self.chunks(request, options, WhenFull::FailAtOnce).await
+        let span = self.span(options);
+        let tally = Tally::begin(self.clone());
+        let (sender, chunks) = mpsc::channel(self.model.policy.config.stream_buffer);
+        let accepted = self.accept(self.clone(), request, options, Some(sender));
+        match accepted.instrument(span.clone()).await {
+            Ok(reply) => Ok(ReplyStream::new(reply, chunks, tally, span)),
+            Err(error) => tally.end(Err(error)),
+        }
     }
 
     /// Loads the model now. Returns once its first worker is ready; joins a load under way.
@@ -229,33 +243,6 @@ impl<C: Capability> ModelHandle<C> {
         self.manage(Call::Pin { pinned }, None).await
     }
 
-    async fn output(
-        &self,
-        request: C::Request,
-        options: CallOptions,
-        when_full: WhenFull,
-    ) -> Result<C::Output> {
-        let tally = Tally::begin(self);
-        let work = async { self.accept(self, request, options, when_full, None).await?.output().await };
-        tally.end(work.instrument(self.span(options)).await)
-    }
-
-    async fn chunks(
-        &self,
-        request: C::Request,
-        options: CallOptions,
-        when_full: WhenFull,
-    ) -> Result<ReplyStream<C>> {
-        let span = self.span(options);
-        let tally = Tally::begin(self.clone());
-        let (sender, chunks) = mpsc::channel(self.model.policy.config.stream_buffer);
-        let accepted = self.accept(self.clone(), request, options, when_full, Some(sender));
-        match accepted.instrument(span.clone()).await {
-            Ok(reply) => Ok(ReplyStream::new(reply, chunks, tally, span)),
-            Err(error) => tally.end(Err(error)),
-        }
-    }
-
     fn span(&self, options: CallOptions) -> tracing::Span {
         tracing::info_span!(span::REQUEST, capability = C::NAME, model = %self.model.id(), lane = %options.lane)
     }
@@ -267,13 +254,12 @@ impl<C: Capability> ModelHandle<C> {
         handle: H,
         request: C::Request,
         options: CallOptions,
-        when_full: WhenFull,
         chunks: Option<mpsc::Sender<C::Chunk>>,
     ) -> Result<Reply<C, H>> {
-        C::check(&request).map_err(|reason| Error::InvalidInput { reason })?;
+        C::check(&request).map_err(|cause| Error::InvalidInput { cause })?;
         let timeout = options.timeout.unwrap_or(self.model.policy.config.request_timeout);
         let deadline = self.shared.clock.now() + timeout;
-        let slot = self.slot(options.lane, when_full, deadline, timeout).await?;
+        let slot = self.slot(options, deadline, timeout).await?;
         let parts = JobParts {
             entry: self.model.entry.clone(),
             request,
@@ -290,14 +276,14 @@ impl<C: Capability> ModelHandle<C> {
         Ok(Reply::new(handle, cancels, answer))
     }
 
-    async fn slot(&self, lane: Lane, when_full: WhenFull, deadline: Time, timeout: Duration) -> Result<Slot> {
-        let entry = &self.model.entry;
+    async fn slot(&self, options: CallOptions, deadline: Time, timeout: Duration) -> Result<Slot> {
+        let (entry, lane) = (&self.model.entry, options.lane);
         match Slot::try_take(entry, lane) {
             Ok(slot) => return Ok(slot),
             Err(TryAcquireError::Closed) => return Err(self.closed()),
             Err(TryAcquireError::NoPermits) => {}
         }
-        if when_full == WhenFull::FailAtOnce {
+        if options.when_full == WhenFull::Fail {
             return Err(self.overloaded(lane));
         }
         let model = entry.id.clone();
@@ -314,7 +300,7 @@ impl<C: Capability> ModelHandle<C> {
 
     fn overloaded(&self, lane: Lane) -> Error {
         let capacity = self.model.entry.capacity(lane);
-        Error::Overloaded { model: self.id().clone(), lane: lane.name(), capacity }
+        Error::Overloaded { model: self.id().clone(), lane, capacity, retry_after: Duration::from_secs(1) }
     }
 
     /// Why the model takes no more requests.

@@ -8,15 +8,16 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::id::{Bytes, Device};
 
-/// The settings of a whole system.
+/// Settings of a whole system.
 ///
 /// ```
 /// use model_actors::{Bytes, SystemConfig};
-/// let config = SystemConfig { memory_limit: Some(Bytes::mib(512)), ..SystemConfig::default() };
+/// let config = SystemConfig::default().with_memory_limit(Bytes::mib(512));
 /// assert!(config.validate().is_ok());
 /// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SystemConfig {
     /// Limit on the host memory that all pools together may charge. `None`: 80 % of what this process may use,
     /// container limits included.
@@ -46,6 +47,15 @@ impl Default for SystemConfig {
     }
 }
 
+setters! { SystemConfig {
+    with_memory_limit(memory_limit: impl Into<Option<Bytes>>) Into::into;
+    with_device_limits(device_limits: Vec<(Device, Bytes)>);
+    with_maintenance_interval(maintenance_interval: Duration);
+    with_shutdown_timeout(shutdown_timeout: Duration);
+    with_restart(restart: RestartConfig);
+    with_event_capacity(event_capacity: usize);
+} }
+
 impl SystemConfig {
     /// Checks every setting.
     ///
@@ -68,21 +78,23 @@ impl SystemConfig {
     }
 }
 
-/// The settings of one model's workers and queue. A pool has defaults; a model may override them.
+/// Settings of one model's workers and queue. A pool has defaults; a model may override them.
 ///
 /// ```
 /// use model_actors::PoolConfig;
-/// let config = PoolConfig { max_workers: 1, cold_start_workers: 2, ..PoolConfig::default() };
-/// assert!(config.validate().is_err());
+/// let one_worker = PoolConfig::default().with_max_workers(1);
+/// assert!(one_worker.validate().is_ok());
+/// assert!(PoolConfig::default().with_max_workers(0).validate().is_err());
 /// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct PoolConfig {
     /// Time for queue, load and run up to the first output, unless the request brings its own.
     pub request_timeout: Duration,
     /// Most workers of one model.
     pub max_workers: usize,
-    /// Workers started at a model's first request, where memory allows.
+    /// Workers started at a model's first request, where memory allows; never more than `max_workers`.
     pub cold_start_workers: usize,
     /// Requests accepted and not yet answered, by lane. `None`: the capability's own [`crate::Capability::QUEUE`].
     pub queue: Option<QueueCapacity>,
@@ -97,9 +109,9 @@ pub struct PoolConfig {
     pub min_residency: Duration,
     /// Restarts of a model's workers.
     pub restart: RestartConfig,
-    /// When a worker without progress is given up.
+    /// Times without progress after which a worker is given up.
     pub stall: StallLimits,
-    /// What fits into one batch.
+    /// Limits of one batch.
     pub batch: BatchLimits,
     /// A request gains one level of priority for each such time that it has waited.
     pub aging: Duration,
@@ -124,6 +136,21 @@ impl Default for PoolConfig {
     }
 }
 
+setters! { PoolConfig {
+    with_request_timeout(request_timeout: Duration);
+    with_max_workers(max_workers: usize);
+    with_cold_start_workers(cold_start_workers: usize);
+    with_queue(queue: impl Into<Option<QueueCapacity>>) Into::into;
+    with_stream_buffer(stream_buffer: usize);
+    with_cooldown_idle(cooldown_idle: Duration);
+    with_room_wait(room_wait: Duration);
+    with_min_residency(min_residency: Duration);
+    with_restart(restart: RestartConfig);
+    with_stall(stall: StallLimits);
+    with_batch(batch: BatchLimits);
+    with_aging(aging: Duration);
+} }
+
 impl PoolConfig {
     /// Checks every setting and their combinations.
     ///
@@ -132,11 +159,7 @@ impl PoolConfig {
     pub fn validate(&self) -> Result<()> {
         require(!self.request_timeout.is_zero(), "request_timeout", "must be above zero")?;
         require((1..=1024).contains(&self.max_workers), "max_workers", "must be 1 to 1,024")?;
-        require(
-            (1..=self.max_workers).contains(&self.cold_start_workers),
-            "cold_start_workers",
-            "must be at least 1 and at most max_workers",
-        )?;
+        require((1..=1024).contains(&self.cold_start_workers), "cold_start_workers", "must be 1 to 1,024")?;
         self.queue.as_ref().map_or(Ok(()), QueueCapacity::validate)?;
         require((1..=1 << 16).contains(&self.stream_buffer), "stream_buffer", "must be 1 to 65,536")?;
         require(!self.cooldown_idle.is_zero(), "cooldown_idle", "must be above zero")?;
@@ -147,15 +170,21 @@ impl PoolConfig {
         require(!self.aging.is_zero(), "aging", "must be above zero")?;
         self.restart.validate()
     }
+
+    /// Workers to start at a model's first request: as many as are set, and no more than there may be.
+    pub(crate) fn initial_workers(&self) -> usize {
+        self.cold_start_workers.min(self.max_workers)
+    }
 }
 
-/// How many requests of a model may be accepted and unanswered at a time, by lane.
+/// Capacities of a model's two queues: requests that may be accepted and unanswered at a time, by lane.
 ///
 /// ```
 /// assert_eq!(model_actors::QueueCapacity::default().interactive, 100);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct QueueCapacity {
     /// Slots of the interactive lane.
     pub interactive: usize,
@@ -163,7 +192,17 @@ pub struct QueueCapacity {
     pub batch: usize,
 }
 
+setters! { QueueCapacity {
+    with_interactive(interactive: usize);
+    with_batch(batch: usize);
+} }
+
 impl QueueCapacity {
+    /// Capacities of the two lanes, in requests.
+    pub const fn new(interactive: usize, batch: usize) -> Self {
+        Self { interactive, batch }
+    }
+
     pub(crate) fn validate(&self) -> Result<()> {
         let range = 1..=1 << 20;
         require(range.contains(&self.interactive), "queue.interactive", "must be 1 to 1,048,576")?;
@@ -177,7 +216,7 @@ impl Default for QueueCapacity {
     }
 }
 
-/// How often, and how soon, something that failed is started again.
+/// Restart budget and backoff of whatever failed.
 ///
 /// ```
 /// use model_actors::RestartConfig;
@@ -186,6 +225,7 @@ impl Default for QueueCapacity {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct RestartConfig {
     /// Restarts within the window; one failure more opens the breaker.
     pub max_restarts: u32,
@@ -195,7 +235,7 @@ pub struct RestartConfig {
     pub first_backoff: Duration,
     /// The longest wait.
     pub max_backoff: Duration,
-    /// How long the breaker stays open before it lets one probe through.
+    /// The time that the breaker stays open before it lets one probe through.
     pub breaker_open: Duration,
 }
 
@@ -210,6 +250,14 @@ impl Default for RestartConfig {
         }
     }
 }
+
+setters! { RestartConfig {
+    with_max_restarts(max_restarts: u32);
+    with_window(window: Duration);
+    with_first_backoff(first_backoff: Duration);
+    with_max_backoff(max_backoff: Duration);
+    with_breaker_open(breaker_open: Duration);
+} }
 
 impl RestartConfig {
     fn validate(&self) -> Result<()> {
@@ -226,17 +274,18 @@ impl RestartConfig {
     }
 }
 
-/// The time without progress after which a worker is given up.
+/// Times without progress after which a worker is given up.
 ///
 /// ```
 /// assert_eq!(model_actors::StallLimits::default().run.as_secs(), 120);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct StallLimits {
     /// While loading: without a byte of progress.
     pub load: Duration,
-    /// While running: without a progress tick; also what a stream's reader is given.
+    /// While running: without a progress tick. A stream's reader is given as long.
     pub run: Duration,
 }
 
@@ -246,13 +295,19 @@ impl Default for StallLimits {
     }
 }
 
-/// What fits into one batch. A single request always does, whatever it costs.
+setters! { StallLimits {
+    with_load(load: Duration);
+    with_run(run: Duration);
+} }
+
+/// Limits of one batch. A single request always fits, whatever it costs.
 ///
 /// ```
 /// assert_eq!(model_actors::BatchLimits::default().requests, 32);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct BatchLimits {
     /// Most requests.
     pub requests: usize,
@@ -266,6 +321,11 @@ impl Default for BatchLimits {
     }
 }
 
+setters! { BatchLimits {
+    with_requests(requests: usize);
+    with_cost(cost: u64);
+} }
+
 /// Longer than anybody waits, and short enough to be added to any moment.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
@@ -274,5 +334,9 @@ fn bounded(duration: Duration, setting: &'static str) -> Result<()> {
 }
 
 fn require(holds: bool, setting: &'static str, reason: &str) -> Result<()> {
-    if holds { Ok(()) } else { Err(Error::InvalidConfig { setting, reason: reason.to_owned() }) }
+    if holds {
+        Ok(())
+    } else {
+        Err(Error::InvalidConfig { setting: setting.into(), reason: reason.to_owned() })
+    }
 }

@@ -6,9 +6,8 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{AcquireError, Semaphore, TryAcquireError};
 
-use crate::capability::Lane;
 use crate::config::QueueCapacity;
-use crate::id::{ModelId, ModelKey};
+use crate::id::{Lane, ModelId, ModelKey};
 use crate::progress::LoadProgress;
 use crate::telemetry::ModelMetrics;
 

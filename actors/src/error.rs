@@ -1,59 +1,26 @@
-//! Everything that can go wrong, as the caller of this crate sees it. Each variant says what happened, where, and
-//! what to do about it; a model's own error is kept as the `source`.
+//! Errors as callers of this crate see them, as plain data. Each variant says what happened, where, and what to do
+//! about it; a model's own error is kept as its [`Cause`]. Which error ends which request is left to the scheduler.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Bytes, Device, ModelId, WorkerId};
+use crate::id::{Bytes, Device, Lane, ModelId, WorkerId};
+
+mod cause;
+mod failure;
+mod kind;
+
+pub use cause::Cause;
+pub use failure::{Failure, FailureKind};
+pub use kind::ErrorKind;
 
 /// The result of everything public in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong underneath, shared by every caller that it concerns. Made from an error or from a sentence.
-///
-/// ```
-/// use model_actors::Cause;
-/// assert_eq!(Cause::new("bad header").to_string(), "bad header");
-/// let cause = Cause::new(std::io::Error::other("no such file"));
-/// assert!(cause.get().downcast_ref::<std::io::Error>().is_some());
-/// ```
-#[derive(Clone)]
-pub struct Cause(Arc<dyn std::error::Error + Send + Sync>);
-
-impl Cause {
-    /// Wraps an error or a sentence.
-    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self(Arc::from(error.into()))
-    }
-
-    /// The underlying error, for `downcast_ref`.
-    pub fn get(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
-        &*self.0
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(formatter)
-    }
-}
-
-impl fmt::Debug for Cause {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(formatter)
-    }
-}
-
-impl std::error::Error for Cause {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source()
-    }
-}
-
-/// Where a request was when its time ran out.
+/// The position of a request when its time ran out.
 ///
 /// ```
 /// use model_actors::RequestPhase;
@@ -76,7 +43,7 @@ pub enum RequestPhase {
 }
 
 impl RequestPhase {
-    /// The name, as in metrics.
+    /// The name in snake case, as in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::WaitingForSlot => "waiting_for_slot",
@@ -101,24 +68,37 @@ impl fmt::Display for RequestPhase {
     }
 }
 
-/// How a request, or a call on the system, can end other than well.
+/// Every way in which a request, or a call on the system, can fail. Plain data: it compares, serialises and can be sent
+/// to another process. `Debug` prints the same sentence as `Display`, so `fn main() -> Result` ends with a sentence.
 ///
 /// ```
-/// use model_actors::{Error, ModelId};
+/// use model_actors::{Error, ErrorKind, ModelId};
 /// let error = Error::UnknownModel { model: ModelId::from("nobody/knows") };
-/// assert_eq!(error.reason(), "unknown_model");
+/// assert_eq!((error.reason(), error.kind()), ("unknown_model", ErrorKind::NotFound));
+/// assert_eq!(format!("{error:?}"), error.to_string());
 /// ```
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Error {
-    /// The model was never registered with this pool.
+    /// The model is not registered for this capability.
     #[error("the model {model} is not registered; register it before the first request")]
     UnknownModel {
         /// The model asked for.
         model: ModelId,
     },
+    /// The model is registered for another capability than the one asked for.
+    #[error("{model} is registered for {registered}, not for {asked}")]
+    OtherCapability {
+        /// The model asked for.
+        model: ModelId,
+        /// The capability that was asked for.
+        asked: Cow<'static, str>,
+        /// The capability that the model is registered for.
+        registered: Cow<'static, str>,
+    },
     /// The model is registered already.
-    #[error("the model {model} is already registered; unregister it first to change it")]
+    #[error("the model {model} is already registered; replace it to change it")]
     AlreadyRegistered {
         /// The model.
         model: ModelId,
@@ -127,21 +107,21 @@ pub enum Error {
     #[error("no pool serves {capability}; add one to the system when it is built")]
     NoPool {
         /// The capability's name.
-        capability: &'static str,
+        capability: Cow<'static, str>,
     },
     /// The input can never be served, whatever the load.
-    #[error("the input is invalid: {reason}")]
+    #[error("the input is invalid: {cause}")]
     InvalidInput {
-        /// What is wrong with it.
-        reason: String,
+        /// The reason, with the original error as data where the check or the model gave one.
+        cause: Cause,
     },
-    /// The pool is not running at the moment: it failed and is not back yet.
+    /// Occurs while the pool is down: it failed and has not been restarted yet. The request did not run.
     #[error("no worker can serve {model}: its pool is down; retry in a moment")]
     NoWorkers {
         /// The model asked for.
         model: ModelId,
     },
-    /// The request could not be handed to its pool, which stopped at that very moment. It did not run.
+    /// Occurs when the pool stops at the moment the request is handed to it. The request did not run.
     #[error(
         "the request for {model} could not be handed to its pool, which has just stopped; it did not run"
     )]
@@ -149,18 +129,18 @@ pub enum Error {
         /// The model asked for.
         model: ModelId,
     },
-    /// The pool died with the request in its hands. It may have run.
+    /// Occurs when the pool fails after it accepted the request, so the reply is lost. The request may have run.
     #[error("the reply for {model} was lost with its pool; the request may have run")]
     RecvError {
         /// The model asked for.
         model: ModelId,
     },
-    /// The time ran out.
+    /// The request's time ran out.
     #[error("the request for {model} timed out after {} ms {phase}", after.as_millis())]
     Timeout {
         /// The model asked for.
         model: ModelId,
-        /// Where the request was.
+        /// The request's position when the time ran out.
         phase: RequestPhase,
         /// The time that it was given.
         after: Duration,
@@ -170,8 +150,9 @@ pub enum Error {
     ModelError {
         /// The model.
         model: ModelId,
+        /// The kind of failure that the model reported.
+        failure: FailureKind,
         /// The model's own error.
-        #[source]
         cause: Cause,
     },
     /// The system takes no new requests, or ended before this one did.
@@ -185,11 +166,11 @@ pub enum Error {
     MemoryExhausted {
         /// The model asked for.
         model: ModelId,
-        /// The memory it needs room in.
+        /// The memory that it needs room in.
         device: Device,
-        /// What it needs.
+        /// The bytes that it needs.
         needed: Bytes,
-        /// What is free.
+        /// The bytes that are free.
         free: Bytes,
         /// The limit of that memory.
         limit: Bytes,
@@ -199,19 +180,26 @@ pub enum Error {
     SpawnFailed {
         /// The model.
         model: ModelId,
-        /// Why.
-        #[source]
+        /// The kind of failure that the load reported.
+        failure: FailureKind,
+        /// The load's own error.
         cause: Cause,
     },
     /// The model's queue is full, and the caller chose not to wait.
-    #[error("the {lane} queue of {model} is full ({capacity} requests); retry later or wait for a slot")]
+    #[error(
+        "the {lane} queue of {model} is full ({capacity} requests); retry in {} ms or wait for a slot",
+        retry_after.as_millis()
+    )]
     Overloaded {
         /// The model.
         model: ModelId,
-        /// The lane, `interactive` or `batch`.
-        lane: &'static str,
+        /// The lane whose queue is full.
+        lane: Lane,
         /// The lane's capacity in requests.
         capacity: usize,
+        /// Estimated time until a slot is free, from how fast slots of the lane were given back lately: 50 ms to 60 s,
+        /// 1 s while nothing is known.
+        retry_after: Duration,
     },
     /// The caller cancelled the request.
     #[error("the request was cancelled")]
@@ -224,7 +212,6 @@ pub enum Error {
         /// Time until the next probe.
         retry_after: Duration,
         /// The failure that opened the breaker.
-        #[source]
         cause: Cause,
     },
     /// The worker died after it had sent out part of the answer, or after the deadline that a first output had met, so
@@ -235,8 +222,7 @@ pub enum Error {
         model: ModelId,
         /// The worker that died.
         worker: WorkerId,
-        /// Why it died.
-        #[source]
+        /// The reason of its death.
         cause: Cause,
     },
     /// The worker made no progress for the stall limit and was given up.
@@ -257,7 +243,6 @@ pub enum Error {
         /// How many workers died running it.
         deaths: u32,
         /// The last death.
-        #[source]
         cause: Cause,
     },
     /// The reader of a stream did not read for the stall limit.
@@ -275,31 +260,31 @@ pub enum Error {
         model: ModelId,
         /// The bytes still charged.
         remaining: Bytes,
-        /// Why they are.
+        /// The reason that they are.
         reason: String,
     },
     /// A setting is out of range or contradicts another.
     #[error("invalid configuration: {setting}: {reason}")]
     InvalidConfig {
         /// The setting.
-        setting: &'static str,
-        /// What is wrong with it.
+        setting: Cow<'static, str>,
+        /// The allowed values, or the contradiction.
         reason: String,
     },
     /// The supervision tree could not be started.
     #[error("the system could not be started: {cause}")]
     StartFailed {
-        /// Why.
-        #[source]
+        /// The reason.
         cause: Cause,
     },
 }
 
 impl Error {
-    /// The reason as a short label, for metrics and logs.
+    /// The variant's name in snake case, for metrics and logs.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::UnknownModel { .. } => "unknown_model",
+            Self::OtherCapability { .. } => "other_capability",
             Self::AlreadyRegistered { .. } => "already_registered",
             Self::NoPool { .. } => "no_pool",
             Self::InvalidInput { .. } => "invalid_input",
@@ -323,83 +308,24 @@ impl Error {
             Self::StartFailed { .. } => "start_failed",
         }
     }
-}
 
-/// What kind of failure a model reports. The scheduler's answer depends on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FailureKind {
-    /// May go better next time: a load is retried within the restart budget, a batch of many is split and rerun.
-    Failed,
-    /// Will fail the same way again: a load is not retried (a missing file, a wrong checksum, no access).
-    Permanent,
-    /// The request is at fault. It is answered with [`Error::InvalidInput`].
-    InvalidInput,
-    /// Memory ran out: the batch is halved, idle models make room, and the load or run is tried once more.
-    OutOfMemory,
-    /// The model saw its cancel mark or deadline and stopped.
-    Stopped,
-}
-
-/// A failure as a model reports it: what kind, and why.
-///
-/// ```
-/// use model_actors::{Failure, FailureKind};
-/// let failure = Failure::permanent(std::io::Error::other("config.json is missing"));
-/// assert_eq!(failure.kind, FailureKind::Permanent);
-/// ```
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{cause}")]
-pub struct Failure {
-    /// What kind of failure it is.
-    pub kind: FailureKind,
-    /// What happened.
-    #[source]
-    pub cause: Cause,
-}
-
-impl Failure {
-    fn new(kind: FailureKind, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { kind, cause: Cause::new(cause) }
-    }
-
-    /// A failure that may go better next time.
-    pub fn failed(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self::new(FailureKind::Failed, cause)
-    }
-
-    /// A failure that would happen again.
-    pub fn permanent(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self::new(FailureKind::Permanent, cause)
-    }
-
-    /// The request is at fault.
-    pub fn invalid_input(reason: impl Into<String>) -> Self {
-        Self::new(FailureKind::InvalidInput, reason.into())
-    }
-
-    /// Memory ran out.
-    pub fn out_of_memory(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self::new(FailureKind::OutOfMemory, cause)
-    }
-
-    /// The model stopped because nobody waits for the answer any more.
-    pub fn stopped() -> Self {
-        Self::new(FailureKind::Stopped, "stopped: nobody waits for the answer")
-    }
-
-    /// The failure of a request whose caller has not gone: that its run stopped, for another's sake, is not its doing.
-    pub(crate) fn of_one_that_is_waited_for(self) -> Self {
-        let kind = if self.kind == FailureKind::Stopped { FailureKind::Failed } else { self.kind };
-        Self { kind, ..self }
-    }
-
-    /// The error that a caller gets when this failure ends its request.
-    pub(crate) fn into_error(self, model: &ModelId) -> Error {
-        match self.kind {
-            FailureKind::InvalidInput => Error::InvalidInput { reason: self.cause.to_string() },
-            FailureKind::Stopped => Error::Cancelled,
-            _ => Error::ModelError { model: model.clone(), cause: self.cause },
+    /// The underlying error, for the variants that have one.
+    pub fn cause(&self) -> Option<&Cause> {
+        match self {
+            Self::InvalidInput { cause }
+            | Self::ModelError { cause, .. }
+            | Self::SpawnFailed { cause, .. }
+            | Self::CircuitOpen { cause, .. }
+            | Self::WorkerCrashed { cause, .. }
+            | Self::Poison { cause, .. }
+            | Self::StartFailed { cause } => Some(cause),
+            _ => None,
         }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
     }
 }

@@ -1,4 +1,4 @@
-//! The small value types that everything else is written in: identifiers, bytes, devices and scheduler time.
+//! The small value types that everything else is written in: identifiers, lanes, bytes, devices and scheduler time.
 //!
 //! Nothing here decides anything; each type exists so that two numbers of different meaning cannot be mixed up.
 
@@ -85,6 +85,52 @@ impl fmt::Display for RequestId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "request {}", self.0)
     }
+}
+
+/// The queue of a model that a request waits in: each model has two.
+///
+/// ```
+/// assert_eq!(model_actors::Lane::Batch.to_string(), "batch");
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Lane {
+    /// For answers that somebody waits for.
+    #[default]
+    Interactive,
+    /// For bulk work, served after interactive requests of the same age and priority.
+    Batch,
+}
+
+impl Lane {
+    /// The name, as in errors, metrics and status.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Batch => "batch",
+        }
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// Urgency of a request relative to others of the same model. Waiting raises it.
+///
+/// ```
+/// use model_actors::Priority;
+/// assert!(Priority::HIGH > Priority::default());
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Priority(pub i8);
+
+impl Priority {
+    /// Two levels above the default.
+    pub const HIGH: Self = Self(2);
+    /// Two levels below the default.
+    pub const LOW: Self = Self(-2);
 }
 
 /// An amount of memory in bytes. Displays in binary units.

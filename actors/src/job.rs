@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::capability::{BatchKey, Capability, Cost, Lane, Priority};
+use crate::capability::{BatchKey, Capability, Cost};
 use crate::entry::{ModelEntry, Slot};
 use crate::error::{Error, RequestPhase};
-use crate::id::{ModelId, RequestId, Time};
+use crate::id::{Lane, ModelId, Priority, RequestId, Time};
 use crate::progress::Clock;
 
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);

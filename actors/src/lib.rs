@@ -4,6 +4,8 @@
 
 #[macro_use]
 mod message;
+#[macro_use]
+mod setters;
 
 mod id;
 mod error;
@@ -41,14 +43,15 @@ pub mod testing;
 pub use batch::{Batch, Item, Stopped};
 pub use capability::*;
 pub use catalogue::ModelSpec;
-pub use client::{CallOptions, Client, ModelHandle, ReplyStream};
+pub use client::{CallOptions, Client, ModelHandle, ReplyStream, WhenFull};
 pub use config::{BatchLimits, PoolConfig, QueueCapacity, RestartConfig, StallLimits, SystemConfig};
-pub use error::{Cause, Error, Failure, FailureKind, RequestPhase, Result};
-pub use id::{Bytes, Device, ModelId, ModelKey, RequestId, Time, WorkerId};
+pub use error::{Cause, Error, ErrorKind, Failure, FailureKind, RequestPhase, Result};
+pub use id::{Bytes, Device, Lane, ModelId, ModelKey, Priority, RequestId, Time, WorkerId};
 pub use job::EmitError;
 pub use memory::{Ledger, PressureLevel, ProcessMemory};
 pub use model::{Footprint, LoadContext, Loader, Model, Weights};
 pub use progress::{LoadStage, WorkerPhase};
+pub use ractor;
 pub use status::{
     BreakerState, LoadStatus, MemoryStatus, ModelStatus, PoolStatus, ShutdownReport, SystemState,
     SystemStatus, WorkerStatus,

@@ -211,6 +211,7 @@ pub(crate) type Budgets = Arc<BTreeMap<Device, Arc<Budget>>>;
 /// assert!(memory.used < memory.limit);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ProcessMemory {
     /// The machine's, or its container's limit if that is lower.
     pub limit: Bytes,
@@ -219,7 +220,12 @@ pub struct ProcessMemory {
 }
 
 impl ProcessMemory {
-    /// As the operating system says now.
+    /// Memory of this limit, of which so much is used.
+    pub const fn new(limit: Bytes, used: Bytes) -> Self {
+        Self { limit, used }
+    }
+
+    /// Asks the operating system.
     pub fn measure() -> Self {
         let mut system = sysinfo::System::new();
         system.refresh_memory();

@@ -50,11 +50,12 @@ use crate::telemetry::{Event, Events};
 /// }
 /// ```
 pub trait Loader<C: Capability>: Send + Sync + 'static {
-    /// What the model will take, found without loading it (from a file's header, say). It may fetch files first and
-    /// reports their bytes as progress. Called once; the answer is kept and later corrected by [`Weights::footprint`].
+    /// Estimates the memory that the model will take without loading it (from a file's header, say). It may fetch files
+    /// first and reports their bytes as progress. Called once; the result is kept, and corrected later by
+    /// [`Weights::footprint`].
     ///
     /// # Errors
-    /// [`crate::FailureKind::Permanent`] for what will not mend itself, anything else is retried.
+    /// [`crate::FailureKind::Permanent`] for what will fail again; any other kind is retried.
     fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure>;
 
     /// Loads the weights, ticking progress as bytes come in. Room for the footprint has been reserved.
@@ -89,25 +90,31 @@ pub trait Model<C: Capability> {
 ///
 /// ```
 /// use model_actors::{Bytes, Footprint};
-/// let footprint = Footprint { shared: Bytes::mib(90), per_worker: Bytes::mib(8) };
+/// let footprint = Footprint::new(Bytes::mib(90), Bytes::mib(8));
 /// assert_eq!(footprint.with_workers(2), Bytes::mib(106));
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Footprint {
     /// Weights, once for all workers.
     pub shared: Bytes,
-    /// Scratch and caches of each worker.
+    /// Scratch and caches, for each worker.
     pub per_worker: Bytes,
 }
 
 impl Footprint {
-    /// What `workers` workers take together.
+    /// A footprint of `shared` bytes once and `per_worker` bytes for each worker.
+    pub const fn new(shared: Bytes, per_worker: Bytes) -> Self {
+        Self { shared, per_worker }
+    }
+
+    /// Bytes of the weights and `workers` workers together.
     pub fn with_workers(self, workers: usize) -> Bytes {
         self.shared + Bytes(self.per_worker.0.saturating_mul(workers as u64))
     }
 }
 
-/// What a load is given: a place to report progress, and a mark that says when to give up.
+/// The context of a load: reports its progress, and says when it is no longer wanted.
 #[derive(Clone)]
 pub struct LoadContext {
     pub(crate) model: ModelId,
@@ -131,14 +138,15 @@ impl LoadContext {
         }
     }
 
-    /// A stage begins, with so many bytes to go; 0 where the number is unknown.
+    /// Begins a stage of `total` bytes; 0 where the number is unknown.
     pub fn begin(&self, stage: LoadStage, total: Bytes) {
         self.gauge.tick();
         self.progress.begin(stage, total.0);
         self.emit(stage, 0);
     }
 
-    /// So many more bytes of the stage are done. Without such calls a load counts as stuck after the stall limit.
+    /// Reports that so many more bytes of the stage are done. Without such reports a load counts as stuck after the
+    /// stall limit.
     pub fn advance(&self, bytes: Bytes) {
         self.gauge.tick();
         let (total, done) = (self.progress.total(), self.progress.advance(bytes.0));

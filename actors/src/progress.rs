@@ -38,6 +38,7 @@ impl Clock {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum WorkerPhase {
     /// Fetching, reading or building its model, or waiting for room to do so.
     Loading,
@@ -134,6 +135,7 @@ impl std::fmt::Debug for Hook {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum LoadStage {
     /// Fetching files.
     Download,

@@ -18,6 +18,7 @@ use crate::progress::{LoadStage, WorkerPhase};
 /// assert_eq!(status.workers().count(), 0);
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct SystemStatus {
     /// The system's own state.
     pub state: SystemState,
@@ -65,6 +66,7 @@ pub enum SystemState {
 
 /// One memory and what is charged against it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct MemoryStatus {
     /// Which memory.
     pub device: Device,
@@ -99,6 +101,7 @@ pub(crate) fn refresh_memory(memory: &mut [MemoryStatus], budgets: &Budgets) {
 
 /// One pool.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct PoolStatus {
     /// Its capability's name.
     pub capability: &'static str,
@@ -110,6 +113,7 @@ pub struct PoolStatus {
 
 /// One model that has been used.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct ModelStatus {
     /// The model.
     pub model: ModelId,
@@ -162,6 +166,7 @@ pub enum BreakerState {
 
 /// A load under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct LoadStatus {
     /// What it is doing.
     pub stage: LoadStage,
@@ -171,6 +176,7 @@ pub struct LoadStatus {
 
 /// One worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct WorkerStatus {
     /// Its number in the pool.
     pub worker: WorkerId,
@@ -192,6 +198,7 @@ pub struct WorkerStatus {
 /// assert!(model_actors::ShutdownReport::default().is_clean());
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ShutdownReport {
     /// Requests that were answered with `ShuttingDown` because the time ran out.
     pub abandoned_requests: usize,

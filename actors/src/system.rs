@@ -322,7 +322,7 @@ async fn gather(common: &Common, reports: Vec<oneshot::Receiver<PoolDrained>>) -
 /// use model_actors::{PoolConfig, System, SystemConfig, TextEmbedding};
 /// let system = System::builder(SystemConfig::default()).pool::<TextEmbedding>(PoolConfig::default()).start().await?;
 /// let client = system.client::<TextEmbedding>()?;
-/// assert!(client.model("not/registered").is_err());
+/// assert!(client.handle("not/registered").is_err());
 /// assert!(system.shutdown().await.is_clean());
 /// # Ok(())
 /// # }
@@ -357,7 +357,7 @@ impl System {
     pub fn client<C: Capability>(&self) -> Result<Client<C>> {
         let shared = self.inner.clients.get(&TypeId::of::<C>()).cloned();
         let shared = shared.and_then(|shared| shared.downcast::<PoolShared<C>>().ok());
-        shared.map(Client::new).ok_or(Error::NoPool { capability: C::NAME })
+        shared.map(Client::new).ok_or(Error::NoPool { capability: C::NAME.into() })
     }
 
     /// The tree at this moment, memory included.

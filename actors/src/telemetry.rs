@@ -58,6 +58,7 @@ pub mod span {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum EvictionReason {
     /// Its model had been idle for the cooldown time.
     Cooldown,
@@ -206,7 +207,7 @@ impl ModelMetrics {
         self.count(metric::ERRORS, "reason", error.reason());
         match error {
             Error::Timeout { phase, .. } => self.count(metric::TIMEOUTS, "phase", phase.name()),
-            Error::Overloaded { lane, .. } => self.count(metric::QUEUE_FULL, "lane", lane),
+            Error::Overloaded { lane, .. } => self.count(metric::QUEUE_FULL, "lane", lane.name()),
             _ => {}
         }
     }

@@ -12,18 +12,23 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use model_actors::telemetry::metric;
 use model_actors::testing::{Act, Gate, Scripted, ScriptedLoader, ScriptedRequest, TestSystem};
 use model_actors::{
-    BatchLimits, CallOptions, Error, Event, Lane, ModelHandle, PoolConfig, Priority, QueueCapacity,
-    RequestPhase, Result,
+    BatchLimits, CallOptions, Error, Event, Lane, ModelHandle, Priority, QueueCapacity, RequestPhase, Result,
+    WhenFull,
 };
 
 async fn with_queue(interactive: usize, batch: usize) -> TestSystem {
     let (system, pool) = single();
-    let pool = PoolConfig { queue: Some(QueueCapacity { interactive, batch }), ..pool };
+    let pool = pool.with_queue(QueueCapacity::new(interactive, batch));
     TestSystem::start_with(system, pool).await
 }
 
+/// Options of a call that does not wait for a slot.
+fn impatient(lane: Lane) -> CallOptions {
+    CallOptions::default().with_lane(lane).with_when_full(WhenFull::Fail)
+}
+
 async fn try_ask(model: &ModelHandle<Scripted>, lane: Lane) -> Result<u64> {
-    model.try_call(Act::Reply(1).into(), CallOptions { lane, ..CallOptions::default() }).await
+    model.call(Act::Reply(1).into(), impatient(lane)).await
 }
 
 fn slots_in_use(test: &TestSystem) -> usize {
@@ -39,20 +44,23 @@ async fn a_full_lane_refuses_at_once_and_the_other_does_not() {
     let waiting = send(&model, Act::Reply(2));
     queued(&test, &model, 1).await;
     let error = try_ask(&model, Lane::Interactive).await.unwrap_err();
-    assert!(matches!(error, Error::Overloaded { lane: "interactive", capacity: 2, .. }), "{error}");
-    let batch = send_with(&model, Act::Reply(3), CallOptions { lane: Lane::Batch, ..CallOptions::default() });
+    assert!(matches!(error, Error::Overloaded { lane: Lane::Interactive, capacity: 2, .. }), "{error}");
+    let batch = send_with(&model, Act::Reply(3), CallOptions::default().with_lane(Lane::Batch));
     queued(&test, &model, 2).await;
     let error = try_ask(&model, Lane::Batch).await.unwrap_err();
-    assert!(matches!(error, Error::Overloaded { lane: "batch", capacity: 1, .. }), "{error}");
+    assert!(matches!(error, Error::Overloaded { lane: Lane::Batch, capacity: 1, .. }), "{error}");
     for lane in [Lane::Interactive, Lane::Batch] {
-        assert!(matches!(model.try_vacancy(lane), Err(Error::Overloaded { .. })));
+        let checked = model.check(&Act::Reply(1).into(), &impatient(lane));
+        assert!(matches!(checked, Err(Error::Overloaded { .. })));
+        let patient = impatient(lane).with_when_full(WhenFull::Wait);
+        assert!(model.check(&Act::Reply(1).into(), &patient).is_ok(), "it would wait");
     }
     let in_use = slots_in_use(&test);
     gate.open();
     let ends = [end(running).await.unwrap(), end(waiting).await.unwrap(), end(batch).await.unwrap()];
     assert_eq!(ends, [0, 2, 3]);
     assert_eq!(in_use, 3);
-    assert!(model.try_vacancy(Lane::Batch).is_ok());
+    assert!(model.check(&Act::Reply(1).into(), &impatient(Lane::Batch)).is_ok());
     assert_eq!(try_ask(&model, Lane::Interactive).await.unwrap(), 1);
     test.finish().await;
 }
@@ -62,7 +70,7 @@ async fn a_caller_may_wait_for_a_slot_until_its_deadline() {
     let mut test = with_queue(1, 1).await;
     let model = test.model("model", ScriptedLoader::default());
     let (gate, running) = occupy(&test, &model).await;
-    let brief = CallOptions { timeout: Some(millis(30)), ..CallOptions::default() };
+    let brief = CallOptions::default().with_timeout(millis(30));
     let error = model.call(Act::Reply(1).into(), brief).await.unwrap_err();
     assert!(matches!(error, Error::Timeout { phase: RequestPhase::WaitingForSlot, .. }), "{error}");
     let patient: Vec<Pending> = (1..=5).map(|value| send(&model, Act::Reply(value))).collect();
@@ -78,7 +86,7 @@ async fn a_caller_may_wait_for_a_slot_until_its_deadline() {
 async fn a_slot_is_back_when_the_caller_has_its_answer_however_it_ends() {
     let mut test = with_queue(1, 1).await;
     let model = test.model("model", ScriptedLoader::default());
-    let brief = CallOptions { timeout: Some(millis(20)), ..CallOptions::default() };
+    let brief = CallOptions::default().with_timeout(millis(20));
     let ends = [
         (Act::Reply(1), CallOptions::default(), "ok"),
         (Act::Fail, CallOptions::default(), "model_error"),
@@ -88,7 +96,7 @@ async fn a_slot_is_back_when_the_caller_has_its_answer_however_it_ends() {
     ];
     for (act, options, expected) in ends {
         // There is one slot, so each request needs the one before to have given it back already.
-        let answer = model.try_call(act.into(), options).await;
+        let answer = model.call(act.into(), options.with_when_full(WhenFull::Fail)).await;
         assert_eq!(answer.map_or_else(|error| error.reason(), |_| "ok"), expected);
         assert_eq!(slots_in_use(&test), 0, "after {expected}");
     }
@@ -109,7 +117,7 @@ async fn invalid_input_takes_no_slot() {
         model_actors::System::builder(config).pool::<model_actors::TextEmbedding>(pool).start().await;
     let system = system.unwrap();
     let client = system.client::<model_actors::TextEmbedding>().unwrap();
-    assert!(matches!(client.model("unknown"), Err(Error::UnknownModel { .. })));
+    assert!(matches!(client.handle("unknown"), Err(Error::UnknownModel { .. })));
     assert!(matches!(system.client::<Scripted>(), Err(Error::NoPool { .. })));
     assert!(system.shutdown().await.is_clean());
 }
@@ -122,17 +130,17 @@ fn order(record: &model_actors::testing::Record) -> Vec<u64> {
 #[tokio::test]
 async fn the_urgent_run_first_and_the_batch_lane_last_unless_it_has_waited_long() {
     let (system, pool) = single();
-    let batch = BatchLimits { requests: 1, cost: 1 };
+    let batch = BatchLimits::default().with_requests(1).with_cost(1);
     for (aging, expected) in
         [(Duration::from_secs(60), [4, 3, 2, 1]), (Duration::from_nanos(1), [1, 2, 3, 4])]
     {
         let mut test =
-            TestSystem::start_with(system.clone(), PoolConfig { batch, aging, ..pool.clone() }).await;
+            TestSystem::start_with(system.clone(), pool.clone().with_batch(batch).with_aging(aging)).await;
         let loader = ScriptedLoader::default();
         let record = loader.record.clone();
         let model = test.model("model", loader);
         let (gate, running) = occupy(&test, &model).await;
-        let options = |lane, priority| CallOptions { lane, priority, timeout: None };
+        let options = |lane, priority| CallOptions::default().with_lane(lane).with_priority(priority);
         let asked = [
             options(Lane::Batch, Priority::default()),
             options(Lane::Interactive, Priority::LOW),
@@ -176,7 +184,7 @@ async fn requests_that_wait_share_a_batch_within_count_cost_and_key() {
     ];
     for (row, batch, requests, expected) in table {
         let (system, pool) = single();
-        let mut test = TestSystem::start_with(system, PoolConfig { batch, ..pool }).await;
+        let mut test = TestSystem::start_with(system, pool.with_batch(batch)).await;
         let loader = ScriptedLoader::default();
         let record = loader.record.clone();
         let model = test.model("model", loader);
@@ -197,7 +205,7 @@ async fn requests_that_wait_share_a_batch_within_count_cost_and_key() {
 }
 
 fn limits(requests: usize, cost: u64) -> BatchLimits {
-    BatchLimits { requests, cost }
+    BatchLimits::default().with_requests(requests).with_cost(cost)
 }
 
 #[tokio::test]
@@ -226,7 +234,7 @@ async fn a_request_that_has_to_wait_hears_its_position() {
 #[tokio::test]
 async fn a_queue_behind_busy_workers_gets_another_worker() {
     let (system, pool) = TestSystem::quick();
-    let mut test = TestSystem::start_with(system, PoolConfig { max_workers: 3, ..pool }).await;
+    let mut test = TestSystem::start_with(system, pool.with_max_workers(3)).await;
     let loader = ScriptedLoader::default();
     let record = loader.record.clone();
     let model = test.model("model", loader);
@@ -287,7 +295,7 @@ async fn the_metrics_say_what_the_callers_counted() {
     let waiting = send(&model, Act::Reply(3));
     queued(&test, &model, 1).await;
     try_ask(&model, Lane::Interactive).await.unwrap_err();
-    let brief = CallOptions { timeout: Some(millis(20)), ..CallOptions::default() };
+    let brief = CallOptions::default().with_timeout(millis(20));
     model.call(Act::Reply(4).into(), brief).await.unwrap_err();
     running.abort();
     let _ = running.await;

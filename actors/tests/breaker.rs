@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use common::*;
 use model_actors::testing::{Act, Gate, ScriptedLoader, TestSystem};
-use model_actors::{BreakerState, Error, Event, PoolConfig, RestartConfig};
+use model_actors::{BreakerState, Error, Event};
 
 /// One restart, then the breaker opens for this long.
 const OPEN: Duration = Duration::from_millis(200);
 
 async fn fragile() -> TestSystem {
     let (system, pool) = single();
-    let restart = RestartConfig { max_restarts: 1, breaker_open: OPEN, ..pool.restart };
-    TestSystem::start_with(system, PoolConfig { restart, ..pool }).await
+    let restart = pool.restart.with_max_restarts(1).with_breaker_open(OPEN);
+    TestSystem::start_with(system, pool.with_restart(restart)).await
 }
 
 fn failing(load_fails: usize) -> ScriptedLoader {

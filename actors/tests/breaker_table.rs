@@ -98,9 +98,9 @@ fn every_state_against_every_event() {
 
 /// No restarts: the first failure opens the breaker, at 1:00 for a minute.
 fn opened_at_one() -> Core {
-    let restart = RestartConfig { max_restarts: 0, ..RestartConfig::default() };
-    let batch = BatchLimits { requests: 4, ..BatchLimits::default() };
-    let mut core = Core::new(PoolConfig { restart, batch, ..PoolConfig::default() });
+    let restart = RestartConfig::default().with_max_restarts(0);
+    let batch = BatchLimits::default().with_requests(4);
+    let mut core = Core::new(PoolConfig::default().with_restart(restart).with_batch(batch));
     core.starts_by_hand = true;
     core.now = at(1, 0);
     core.submit();

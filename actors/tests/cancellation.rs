@@ -8,13 +8,10 @@ use std::time::Duration;
 
 use common::*;
 use model_actors::testing::{Act, Gate, ScriptedLoader, TestSystem};
-use model_actors::{
-    Bytes, CallOptions, Error, ModelHandle, PoolConfig, QueueCapacity, RequestPhase, SystemConfig,
-    testing::Scripted,
-};
+use model_actors::{Bytes, CallOptions, Error, ModelHandle, QueueCapacity, RequestPhase, testing::Scripted};
 
 fn within(timeout: Duration) -> CallOptions {
-    CallOptions { timeout: Some(timeout), ..CallOptions::default() }
+    CallOptions::default().with_timeout(timeout)
 }
 
 /// Waits until nobody holds a slot.
@@ -134,7 +131,7 @@ async fn a_timeout_says_in_which_phase_it_struck() {
     use RequestPhase::*;
     for phase in [WaitingForSlot, Queued, Loading { percent: Some(50) }, Running] {
         let (system, pool) = single();
-        let pool = PoolConfig { queue: Some(QueueCapacity { interactive: 2, batch: 1 }), ..pool };
+        let pool = pool.with_queue(QueueCapacity::new(2, 1));
         let mut test = TestSystem::start_with(system, pool).await;
         let gate = Gate::default();
         let loads = matches!(phase, Loading { .. }).then(|| gate.latch());
@@ -170,7 +167,7 @@ async fn a_timeout_says_in_which_phase_it_struck() {
 async fn a_deadline_strikes_while_the_model_waits_for_room_or_for_its_backoff() {
     for waits_for in ["room", "backoff"] {
         let (system, mut pool) = single();
-        let system = SystemConfig { memory_limit: Some(Bytes::mib(30)), ..system };
+        let system = system.with_memory_limit(Bytes::mib(30));
         (pool.restart.first_backoff, pool.restart.max_backoff) = (millis(60_000), millis(60_000));
         pool.room_wait = Duration::from_secs(60);
         let mut test = TestSystem::start_with(system, pool).await;
@@ -211,7 +208,7 @@ async fn a_timeout_of_nothing_is_one_and_runs_nothing() {
 #[tokio::test]
 async fn waiting_for_a_slot_can_be_given_up() {
     let (system, pool) = single();
-    let pool = PoolConfig { queue: Some(QueueCapacity { interactive: 1, batch: 1 }), ..pool };
+    let pool = pool.with_queue(QueueCapacity::new(1, 1));
     let mut test = TestSystem::start_with(system, pool).await;
     let model: ModelHandle<Scripted> = test.model("model", ScriptedLoader::default());
     let (gate, running) = occupy(&test, &model).await;

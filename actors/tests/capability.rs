@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model_actors::{
-    Batch, BatchKey, BatchLimits, Bytes, CallOptions, Capability, Cost, Error, Failure, Footprint,
+    Batch, BatchKey, BatchLimits, Bytes, CallOptions, Capability, Cause, Cost, Error, Failure, Footprint,
     LoadContext, LoadStage, Loader, Model, ModelSpec, NoChunk, PoolConfig, QueueCapacity, System,
     SystemConfig, TextEmbedding, Weights,
 };
@@ -24,10 +24,10 @@ impl Capability for Reranking {
     type Chunk = NoChunk;
     type Output = Vec<f32>;
     const NAME: &'static str = "reranking";
-    const QUEUE: QueueCapacity = QueueCapacity { interactive: 4, batch: 2 };
+    const QUEUE: QueueCapacity = QueueCapacity::new(4, 2);
 
-    fn check(request: &Rerank) -> Result<(), String> {
-        if request.documents.is_empty() { Err("there are no documents to rank".to_owned()) } else { Ok(()) }
+    fn check(request: &Rerank) -> Result<(), Cause> {
+        if request.documents.is_empty() { Err("there are no documents to rank".into()) } else { Ok(()) }
     }
 
     fn cost(request: &Rerank) -> Cost {
@@ -44,7 +44,7 @@ struct WordOverlap;
 
 impl Loader<Reranking> for WordOverlap {
     fn footprint(&self, _: &LoadContext) -> Result<Footprint, Failure> {
-        Ok(Footprint { shared: Bytes::mib(1), per_worker: Bytes(100) })
+        Ok(Footprint::new(Bytes::mib(1), Bytes(100)))
     }
 
     fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<Reranking>>, Failure> {
@@ -56,7 +56,7 @@ impl Loader<Reranking> for WordOverlap {
 
 impl Weights<Reranking> for WordOverlap {
     fn footprint(&self) -> Footprint {
-        Footprint { shared: Bytes::mib(1), per_worker: Bytes(100) }
+        Footprint::new(Bytes::mib(1), Bytes(100))
     }
 
     fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<Reranking>>, Failure> {
@@ -86,11 +86,11 @@ fn rerank(query: &str, documents: &[&str]) -> Rerank {
 
 #[tokio::test]
 async fn a_reranker_is_served_beside_the_five() {
-    let batch = BatchLimits { requests: 8, cost: 1000 };
-    let config = SystemConfig { memory_limit: Some(Bytes::mib(8)), ..SystemConfig::default() };
+    let batch = BatchLimits::default().with_requests(8).with_cost(1000);
+    let config = SystemConfig::default().with_memory_limit(Bytes::mib(8));
     let system = System::builder(config)
         .pool::<TextEmbedding>(PoolConfig::default())
-        .pool::<Reranking>(PoolConfig { batch, ..PoolConfig::default() })
+        .pool::<Reranking>(PoolConfig::default().with_batch(batch))
         .start()
         .await
         .unwrap();
@@ -101,7 +101,10 @@ async fn a_reranker_is_served_beside_the_five() {
         model.call(rerank("red fox", &["a red fox", "a fox", "a dog"]), CallOptions::default()).await;
     assert_eq!(scores.unwrap(), [2.0, 1.0, 0.0]);
     let error = model.call(rerank("red fox", &[]), CallOptions::default()).await.unwrap_err();
-    assert!(matches!(&error, Error::InvalidInput { reason } if reason.contains("no documents")), "{error}");
+    assert!(
+        matches!(&error, Error::InvalidInput { cause } if cause.message().contains("no documents")),
+        "{error}"
+    );
     assert_eq!(client.slots(), (6, 6), "its own queue, and all of it free");
     let status = system.status();
     assert!(status.pool("reranking").is_some() && status.model("word-overlap").unwrap().is_serving());
@@ -114,7 +117,7 @@ async fn two_pools_of_one_capability_are_refused() {
     let builder = System::builder(SystemConfig::default());
     let twice = builder.pool::<Reranking>(PoolConfig::default()).pool::<Reranking>(PoolConfig::default());
     let error = twice.start().await.map(drop).unwrap_err();
-    assert!(matches!(&error, Error::InvalidConfig { setting: "pools", .. }), "{error}");
+    assert!(matches!(&error, Error::InvalidConfig { setting, .. } if setting == "pools"), "{error}");
 }
 
 /// A capability that no request gets into.
@@ -125,7 +128,7 @@ impl Capability for Closed {
     type Chunk = NoChunk;
     type Output = ();
     const NAME: &'static str = "closed";
-    const QUEUE: QueueCapacity = QueueCapacity { interactive: 0, batch: 1 };
+    const QUEUE: QueueCapacity = QueueCapacity::new(0, 1);
 }
 
 impl Loader<Closed> for WordOverlap {
@@ -143,6 +146,6 @@ async fn a_capability_without_places_in_its_queue_is_refused_and_not_waited_for(
     let system = System::builder(SystemConfig::default()).pool::<Closed>(PoolConfig::default()).start().await;
     let system = system.unwrap();
     let refused = system.client::<Closed>().unwrap().register(ModelSpec::new("model", WordOverlap));
-    assert!(matches!(refused, Err(Error::InvalidConfig { setting: "queue.interactive", .. })));
+    assert!(matches!(refused, Err(Error::InvalidConfig { setting, .. }) if setting == "queue.interactive"));
     system.shutdown().await;
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use model_actors::testing::{Act, ScriptedLoader, TestSystem};
-use model_actors::{Bytes, Event, EvictionReason, PoolConfig, SystemConfig};
+use model_actors::{Bytes, Event, EvictionReason};
 use tokio::sync::broadcast::Receiver;
 
 const IDLE: Duration = Duration::from_millis(120);
@@ -16,8 +16,8 @@ const INTERVAL: Duration = Duration::from_millis(60);
 /// Workers go after `IDLE`, then one more each `INTERVAL`.
 async fn cooling(workers: usize) -> TestSystem {
     let (system, pool) = TestSystem::quick();
-    let pool = PoolConfig { cooldown_idle: IDLE, max_workers: 4, cold_start_workers: workers, ..pool };
-    TestSystem::start_with(SystemConfig { maintenance_interval: INTERVAL, ..system }, pool).await
+    let pool = pool.with_cooldown_idle(IDLE).with_max_workers(4).with_cold_start_workers(workers);
+    TestSystem::start_with(system.with_maintenance_interval(INTERVAL), pool).await
 }
 
 async fn next_eviction(events: &mut Receiver<Event>) -> (String, u64) {

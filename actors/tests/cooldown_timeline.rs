@@ -11,8 +11,8 @@ use model_actors::{BatchLimits, EvictionReason, PoolConfig, RequestId, Time, Wor
 
 /// Four workers, one request each, all idle at 5:00. Worker 1 is the least recently used, then 2, 3, 4.
 fn four_idle_at_five() -> Core {
-    let batch = BatchLimits { requests: 1, ..BatchLimits::default() };
-    let mut core = Core::new(PoolConfig { cold_start_workers: 4, batch, ..PoolConfig::default() });
+    let batch = BatchLimits::default().with_requests(1);
+    let mut core = Core::new(PoolConfig::default().with_cold_start_workers(4).with_batch(batch));
     core.now = at(4, 50);
     core.preload();
     let requests: Vec<RequestId> = (0..4).map(|_| core.submit().0).collect();

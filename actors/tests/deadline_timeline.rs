@@ -10,7 +10,7 @@ use timeline::{Core, KEY, at};
 /// Whether a first output met the deadline only the job knows, so the scheduler answers either way.
 #[test]
 fn a_run_that_fails_past_the_deadline_is_answered_and_not_forgotten() {
-    let mut core = Core::new(PoolConfig { cold_start_workers: 1, max_workers: 1, ..PoolConfig::default() });
+    let mut core = Core::new(PoolConfig::default().with_cold_start_workers(1).with_max_workers(1));
     core.preload();
     let request = RequestId(1);
     core.tell(Input::Submit { tickets: vec![(KEY, Ticket::new(request, at(0, 10)))] });

@@ -5,9 +5,7 @@ mod common;
 
 use common::*;
 use model_actors::testing::{Act, Fuse, Gate, HookedLoader, ScriptedLoader, TestSystem, Victim};
-use model_actors::{
-    BreakerState, Bytes, CallOptions, Error, Event, ModelSpec, PoolConfig, RestartConfig, WorkerPhase,
-};
+use model_actors::{BreakerState, Bytes, CallOptions, Error, Event, ModelSpec, WorkerPhase};
 use tokio::sync::broadcast::Receiver;
 
 #[derive(Debug, Clone, Copy)]
@@ -32,8 +30,8 @@ impl Death {
 /// One worker to a model, and so many restarts.
 async fn with_restarts(max_restarts: u32) -> TestSystem {
     let (system, pool) = single();
-    let restart = RestartConfig { max_restarts, breaker_open: millis(60_000), ..pool.restart };
-    TestSystem::start_with(system, PoolConfig { restart, ..pool }).await
+    let restart = pool.restart.with_max_restarts(max_restarts).with_breaker_open(millis(60_000));
+    TestSystem::start_with(system, pool.with_restart(restart)).await
 }
 
 fn fragile(loader: &ScriptedLoader, fuse: &Fuse) -> HookedLoader<ScriptedLoader> {

@@ -10,7 +10,6 @@ use common::*;
 use model_actors::testing::{Act, Gate, ScriptedLoader, TestSystem};
 use model_actors::{
     Bytes, CallOptions, Device, Error, Event, EvictionReason, Footprint, ModelHandle, ModelSpec, PoolConfig,
-    SystemConfig,
 };
 
 /// A system with so many MiB for one worker a model.
@@ -20,7 +19,7 @@ async fn limited(mib: u64) -> TestSystem {
 
 async fn limited_with(mib: u64, pool: PoolConfig) -> TestSystem {
     let (system, _) = single();
-    TestSystem::start_with(SystemConfig { memory_limit: Some(Bytes::mib(mib)), ..system }, pool).await
+    TestSystem::start_with(system.with_memory_limit(Bytes::mib(mib)), pool).await
 }
 
 async fn evicted(events: &mut tokio::sync::broadcast::Receiver<Event>) -> (String, EvictionReason) {
@@ -79,7 +78,7 @@ async fn what_is_busy_pinned_or_young_stays_and_the_other_gets_memory_exhausted_
     use Protection::*;
     for protection in [Busy, Pinned, TooYoung] {
         let min_residency = if protection == TooYoung { Duration::from_secs(60) } else { Duration::ZERO };
-        let pool = PoolConfig { min_residency, room_wait: millis(150), ..single().1 };
+        let pool = single().1.with_min_residency(min_residency).with_room_wait(millis(150));
         let mut test = limited_with(30, pool).await;
         let kept = test.model("kept", weights(20));
         let needy = test.model("needy", weights(20));
@@ -113,7 +112,7 @@ async fn what_is_busy_pinned_or_young_stays_and_the_other_gets_memory_exhausted_
 
 #[tokio::test]
 async fn what_can_never_fit_is_refused_at_once() {
-    let pool = PoolConfig { room_wait: Duration::from_secs(60), ..single().1 };
+    let pool = single().1.with_room_wait(Duration::from_secs(60));
     let mut test = limited_with(30, pool).await;
     let model = test.model("model", weights(40));
     let error = refused(&model, Act::Reply(1)).await;
@@ -150,7 +149,7 @@ async fn a_loaded_model_is_charged_what_it_really_takes() {
 }
 
 fn footprint(mib: u64) -> Footprint {
-    Footprint { shared: Bytes::mib(mib), per_worker: Bytes::mib(1) }
+    Footprint::new(Bytes::mib(mib), Bytes::mib(1))
 }
 
 #[tokio::test]
@@ -182,11 +181,8 @@ async fn a_model_that_turns_out_larger_than_what_is_free_gets_the_room() {
 async fn the_memory_of_each_device_is_its_own() {
     let gpu = Device::named("gpu:0");
     let (system, pool) = single();
-    let system = SystemConfig {
-        memory_limit: Some(Bytes::mib(30)),
-        device_limits: vec![(gpu.clone(), Bytes::mib(30))],
-        ..system
-    };
+    let system =
+        system.with_memory_limit(Bytes::mib(30)).with_device_limits(vec![(gpu.clone(), Bytes::mib(30))]);
     let mut test = TestSystem::start_with(system, pool).await;
     let host = test.model("host", weights(20));
     let loader = weights(20);
@@ -206,7 +202,7 @@ async fn the_memory_of_each_device_is_its_own() {
 #[tokio::test]
 async fn an_unload_returns_when_the_bytes_are_back() {
     let (system, pool) = TestSystem::quick();
-    let pool = PoolConfig { cold_start_workers: 3, ..pool };
+    let pool = pool.with_cold_start_workers(3);
     let mut test = TestSystem::start_with(system, pool).await;
     let loader = weights(20);
     let record = loader.record.clone();

@@ -29,7 +29,7 @@ fn offer(pool: usize, footprint: (u64, u64), idle_seconds: &[u64]) -> Offer {
         idle: idle_seconds.iter().enumerate().map(worker).collect(),
         holders: idle_seconds.len(),
         leaving: 0,
-        footprint: Footprint { shared: Bytes(footprint.0), per_worker: Bytes(footprint.1) },
+        footprint: Footprint::new(Bytes(footprint.0), Bytes(footprint.1)),
         reload_time: Duration::from_secs(1),
         min_residency: Duration::from_secs(5),
     }

@@ -17,21 +17,27 @@ where
     C::check(&of(limit)).unwrap();
     for more in [limit + 1, limit * 2] {
         let words = C::check(&of(more)).unwrap_err();
-        assert!(words.contains(&limit.to_string()) && words.contains(&more.to_string()), "{words}");
+        assert!(
+            words.message().contains(&limit.to_string()) && words.message().contains(&more.to_string()),
+            "{words}"
+        );
     }
 }
 
 fn question(bytes: usize, max_tokens: usize) -> DescribeImage {
     let image = ImageSource::Picture(Picture { width: 1, height: 1, rgb: vec![0; 3] });
-    DescribeImage { image, question: "a".repeat(bytes), sampling: Sampling::default(), max_tokens }
+    DescribeImage::new(image)
+        .with_question("a".repeat(bytes))
+        .with_sampling(Sampling::default())
+        .with_max_tokens(max_tokens)
 }
 
 #[test]
 fn embedding_requests() {
     let text = |count| vec!["a".to_owned(); count];
     let long = |bytes| vec!["a".to_owned(), "a".repeat(bytes)];
-    holds::<TextEmbedding>(MAX_ITEMS, |n| EmbedTexts { texts: text(n), ..EmbedTexts::default() });
-    holds::<TextEmbedding>(MAX_TEXT_BYTES, |n| EmbedTexts { texts: long(n), ..EmbedTexts::default() });
+    holds::<TextEmbedding>(MAX_ITEMS, |n| EmbedTexts::default().with_texts(text(n)));
+    holds::<TextEmbedding>(MAX_TEXT_BYTES, |n| EmbedTexts::default().with_texts(long(n)));
     holds::<ImageEmbedding>(MAX_ITEMS, |n| EmbedImages::Texts(text(n)));
     holds::<ImageEmbedding>(MAX_TEXT_BYTES, |n| EmbedImages::Texts(long(n)));
     holds::<ImageEmbedding>(MAX_ITEMS, |n| EmbedImages::Images(vec![ImageSource::Bytes(Vec::new()); n]));
@@ -42,15 +48,14 @@ fn requests_for_text() {
     let request = || GenerateText::from("a");
     holds::<TextToText>(MAX_PROMPT_BYTES, |n| GenerateText::from("a".repeat(n)));
     holds::<TextToText>(MAX_PROMPT_BYTES, |n| GenerateText::chat([Message::user("a".repeat(n))]));
-    holds::<TextToText>(MAX_MESSAGES, |n| GenerateText {
-        prompt: Prompt::Messages(vec![Message::user("a"); n]),
-        ..request()
+    holds::<TextToText>(MAX_MESSAGES, |n| {
+        request().with_prompt(Prompt::Messages(vec![Message::user("a"); n]))
     });
-    holds::<TextToText>(MAX_STOPS, |n| GenerateText { stop: vec!["a".to_owned(); n], ..request() });
-    holds::<TextToText>(MAX_STOP_BYTES, |n| GenerateText { stop: vec!["a".repeat(n)], ..request() });
-    holds::<TextToText>(MAX_TOKENS, |n| GenerateText { max_tokens: n, ..request() });
-    assert!(TextToText::check(&GenerateText { max_tokens: usize::MAX, ..request() }).is_err());
-    assert!(TextToText::check(&GenerateText { max_tokens: 0, ..request() }).is_err());
+    holds::<TextToText>(MAX_STOPS, |n| request().with_stop(vec!["a".to_owned(); n]));
+    holds::<TextToText>(MAX_STOP_BYTES, |n| request().with_stop(vec!["a".repeat(n)]));
+    holds::<TextToText>(MAX_TOKENS, |n| request().with_max_tokens(n));
+    assert!(TextToText::check(&request().with_max_tokens(usize::MAX)).is_err());
+    assert!(TextToText::check(&request().with_max_tokens(0)).is_err());
 }
 
 #[test]
@@ -58,25 +63,17 @@ fn requests_with_and_for_images() {
     holds::<Vision>(MAX_QUESTION_BYTES, |n| question(n, 1));
     holds::<Vision>(MAX_TOKENS, |n| question(1, n));
     holds::<TextToImage>(MAX_QUESTION_BYTES, |n| PaintImage::from("a".repeat(n)));
-    holds::<TextToImage>(MAX_QUESTION_BYTES, |n| PaintImage {
-        negative_prompt: Some("a".repeat(n)),
-        ..PaintImage::from("a")
-    });
-    holds::<TextToImage>(MAX_GUIDANCE as usize, |n| PaintImage {
-        guidance: Some(n as f32),
-        ..PaintImage::from("a")
-    });
+    holds::<TextToImage>(MAX_QUESTION_BYTES, |n| PaintImage::from("a").with_negative_prompt("a".repeat(n)));
+    holds::<TextToImage>(MAX_GUIDANCE as usize, |n| PaintImage::from("a").with_guidance(n as f32));
     for guidance in [-0.1, f32::NAN, f32::INFINITY] {
-        assert!(
-            TextToImage::check(&PaintImage { guidance: Some(guidance), ..PaintImage::from("a") }).is_err()
-        );
+        assert!(TextToImage::check(&PaintImage::from("a").with_guidance(guidance)).is_err());
     }
     for size in [(0, 8), (8, 0), (usize::MAX, usize::MAX), (1 << 63, 2)] {
-        assert!(TextToImage::check(&PaintImage { size: Some(size), ..PaintImage::from("a") }).is_err());
+        assert!(TextToImage::check(&PaintImage::from("a").with_size(size)).is_err());
     }
-    holds::<TextToImage>(MAX_STEPS, |n| PaintImage { steps: Some(n), ..PaintImage::from("a") });
-    holds::<TextToImage>(MAX_PAINTED_SIDE, |n| PaintImage { size: Some((n, 1)), ..PaintImage::from("a") });
-    holds::<TextToImage>(MAX_PAINTED_SIDE, |n| PaintImage { size: Some((1, n)), ..PaintImage::from("a") });
+    holds::<TextToImage>(MAX_STEPS, |n| PaintImage::from("a").with_steps(n));
+    holds::<TextToImage>(MAX_PAINTED_SIDE, |n| PaintImage::from("a").with_size((n, 1)));
+    holds::<TextToImage>(MAX_PAINTED_SIDE, |n| PaintImage::from("a").with_size((1, n)));
 }
 
 #[test]

@@ -5,12 +5,12 @@ mod common;
 
 use common::*;
 use model_actors::testing::{Act, Gate, Leak, ScriptedLoader, TestSystem};
-use model_actors::{Bytes, Error, SystemConfig};
+use model_actors::{Bytes, Error};
 
 /// Little time to shut down, so that what hangs is seen soon.
 async fn brief() -> TestSystem {
     let (system, pool) = single();
-    TestSystem::start_with(SystemConfig { shutdown_timeout: millis(100), ..system }, pool).await
+    TestSystem::start_with(system.with_shutdown_timeout(millis(100)), pool).await
 }
 
 /// What `finish()` makes of a system: its complaint, if it has one.

@@ -19,8 +19,8 @@ use timeline::{Core, at};
 async fn everybody_who_waits_gets_the_cause_at_once_and_the_next_request_tries_afresh() {
     const FAILURES: usize = 5;
     let (system, pool) = single();
-    let restart = RestartConfig { max_restarts: 0, breaker_open: millis(60_000), ..pool.restart };
-    let mut test = TestSystem::start_with(system, PoolConfig { restart, ..pool }).await;
+    let restart = pool.restart.with_max_restarts(0).with_breaker_open(millis(60_000));
+    let mut test = TestSystem::start_with(system, pool.with_restart(restart)).await;
     let gate = Gate::default();
     let loader = ScriptedLoader {
         load_works: Some(gate.latch()),
@@ -58,10 +58,13 @@ async fn everybody_who_waits_gets_the_cause_at_once_and_the_next_request_tries_a
 
 #[test]
 fn a_second_worker_s_permanent_failure_leaves_the_serving_sibling_alone() {
-    let restart = RestartConfig { max_restarts: 0, ..RestartConfig::default() };
-    let batch = BatchLimits { requests: 1, ..BatchLimits::default() };
-    let config =
-        PoolConfig { max_workers: 2, cold_start_workers: 1, restart, batch, ..PoolConfig::default() };
+    let restart = RestartConfig::default().with_max_restarts(0);
+    let batch = BatchLimits::default().with_requests(1);
+    let config = PoolConfig::default()
+        .with_max_workers(2)
+        .with_cold_start_workers(1)
+        .with_restart(restart)
+        .with_batch(batch);
     let mut core = Core::new(config);
     core.now = at(1, 0);
     let first = core.submit().0;

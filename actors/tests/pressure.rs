@@ -13,14 +13,14 @@ use common::{idle, single};
 use model_actors::scheduler::{Effect, Input};
 use model_actors::testing::{ScriptedLoader, TestSystem};
 use model_actors::{
-    Bytes, Device, Event, EvictionReason, Footprint, PoolConfig, PressureLevel, ProcessMemory, SystemConfig,
+    Bytes, Device, Event, EvictionReason, Footprint, PoolConfig, PressureLevel, ProcessMemory,
 };
 use timeline::Core;
 use tokio::sync::watch;
 
 /// Whether a further worker is asked for when the only one is busy and a request waits.
 fn grows(device: Device, level: PressureLevel) -> bool {
-    let mut core = Core::new(PoolConfig { cold_start_workers: 1, ..PoolConfig::default() });
+    let mut core = Core::new(PoolConfig::default().with_cold_start_workers(1));
     core.tell(Input::Pressure { device, level });
     core.submit();
     let (_, effects) = core.submit();
@@ -48,14 +48,14 @@ async fn an_idle_model_goes_when_the_machine_is_short_and_not_because_its_budget
     let (used, mut checked) = (percent.clone(), checks.subscribe());
     let probe = move || {
         checks.send_modify(|checks| *checks += 1);
-        ProcessMemory { limit: Bytes(100), used: Bytes(used.load(Ordering::SeqCst)) }
+        ProcessMemory::new(Bytes(100), Bytes(used.load(Ordering::SeqCst)))
     };
     let (system, pool) = single();
     let limit = Bytes::mib(20);
-    let settings = (SystemConfig { memory_limit: Some(limit), ..system }, pool);
+    let settings = (system.with_memory_limit(limit), pool);
     let mut test = TestSystem::start_with_memory(settings, probe).await;
     let mut events = test.system.events();
-    let footprint = Footprint { shared: limit, per_worker: Bytes::ZERO };
+    let footprint = Footprint::new(limit, Bytes::ZERO);
     let model = test.model("model", ScriptedLoader { footprint, ..ScriptedLoader::default() });
     model.preload().await.unwrap();
     assert_eq!(test.system.charged(&Device::host()), Some((limit, limit)), "all of the budget");

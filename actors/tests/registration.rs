@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use model_actors::testing::{Act, Scripted, ScriptedLoader, TestSystem};
-use model_actors::{Bytes, CallOptions, Error, ModelId, ModelSpec, PoolConfig};
+use model_actors::{Bytes, CallOptions, Error, ModelId, ModelSpec, PoolConfig, WhenFull};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 const MODELS: usize = 10_000;
@@ -52,11 +52,11 @@ async fn ten_thousand_models_cost_two_kibibytes_each_at_most_and_no_thread() {
     );
 
     for number in [0, MODELS / 2, MODELS - 1] {
-        let model = client.model(id(number)).unwrap();
+        let model = client.handle(id(number)).unwrap();
         assert_eq!(ask(&model, Act::Reply(7)).await.unwrap(), 7);
     }
     for number in 0..MODELS {
-        client.unregister(&id(number)).unwrap();
+        client.remove(&id(number)).unwrap();
     }
     assert_eq!(client.models(), [ModelId::from("used")]);
     test.finish().await;
@@ -70,10 +70,10 @@ async fn unknown_models_and_models_registered_twice_are_refused() {
     let client = test.client();
     let again = client.register(ModelSpec::new("model", ScriptedLoader::default()));
     assert!(matches!(again, Err(Error::AlreadyRegistered { .. })));
-    assert!(matches!(client.model("unknown"), Err(Error::UnknownModel { .. })));
-    assert!(matches!(client.unregister(&ModelId::from("unknown")), Err(Error::UnknownModel { .. })));
+    assert!(matches!(client.handle("unknown"), Err(Error::UnknownModel { .. })));
+    assert!(matches!(client.remove(&ModelId::from("unknown")), Err(Error::UnknownModel { .. })));
     assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1, "the first one serves on");
-    assert_eq!(ask(&client.model("model").unwrap(), Act::Reply(2)).await.unwrap(), 2);
+    assert_eq!(ask(&client.handle("model").unwrap(), Act::Reply(2)).await.unwrap(), 2);
     test.finish().await;
 }
 
@@ -81,7 +81,7 @@ async fn unknown_models_and_models_registered_twice_are_refused() {
 async fn a_bad_configuration_of_its_own_is_refused() {
     let _alone = ALONE.lock().await;
     let test = start(single()).await;
-    let config = PoolConfig { max_workers: 0, ..PoolConfig::default() };
+    let config = PoolConfig::default().with_max_workers(0);
     let refused =
         test.client().register(ModelSpec::<Scripted>::new("model", ScriptedLoader::default()).config(config));
     assert!(matches!(refused, Err(Error::InvalidConfig { .. })));
@@ -91,30 +91,33 @@ async fn a_bad_configuration_of_its_own_is_refused() {
 
 /// A model that is taken out finishes what it has, refuses what comes, and can be registered anew.
 #[tokio::test]
-async fn an_unregistered_model_finishes_its_work_and_takes_no_more() {
+async fn a_removed_model_finishes_its_work_and_takes_no_more() {
     let _alone = ALONE.lock().await;
     let mut test = start(single()).await;
     let model = test.model("model", ScriptedLoader::default());
     let (gate, running) = occupy(&test, &model).await;
-    test.client().unregister(model.id()).unwrap();
+    test.client().remove(model.id()).unwrap();
     let error = refused(&model, Act::Reply(1)).await;
     assert!(matches!(error, Error::UnknownModel { .. }), "{error}");
     gate.open();
     assert_eq!(end(running).await.unwrap(), 0);
     let anew = test.model("model", ScriptedLoader::default());
     assert_eq!(ask(&anew, Act::Reply(2)).await.unwrap(), 2);
-    let error = model.try_call(Act::Reply(1).into(), CallOptions::default()).await.unwrap_err();
+    let error = model
+        .call(Act::Reply(1).into(), CallOptions::default().with_when_full(WhenFull::Fail))
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::UnknownModel { .. }), "the old handle is not the new model's: {error}");
     test.finish().await;
 }
 
-/// Registering, using and unregistering for ever keeps nothing of those that are gone.
+/// Registering, using and removing for ever keeps nothing of those that are gone.
 #[tokio::test]
 async fn models_that_come_and_go_leave_nothing_behind() {
     let _alone = ALONE.lock().await;
     let (system, mut pool) = single();
     pool.cooldown_idle = millis(20);
-    let system = model_actors::SystemConfig { maintenance_interval: millis(10), ..system };
+    let system = system.with_maintenance_interval(millis(10));
     let test = TestSystem::start_with(system, pool).await;
     let client = test.client();
     for number in 0..50 {
@@ -123,7 +126,7 @@ async fn models_that_come_and_go_leave_nothing_behind() {
         let spec = if number % 2 == 0 { spec } else { spec.pinned() };
         let model = client.register(spec).unwrap();
         assert_eq!(ask(&model, Act::Reply(7)).await.unwrap(), 7);
-        client.unregister(&id(number)).unwrap();
+        client.remove(&id(number)).unwrap();
         assert!(matches!(model.preload().await, Err(Error::UnknownModel { .. })));
         if number % 3 == 0 {
             assert!(model.unload(std::time::Duration::from_secs(5)).await.is_ok());

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use model_actors::testing::{Act, ScriptedLoader, TestSystem, Victim};
-use model_actors::{BreakerState, CallOptions, Error, Event, ModelStatus, PoolConfig, RestartConfig};
+use model_actors::{BreakerState, CallOptions, Error, Event, ModelStatus};
 
 /// What fails a model, once for each unit of `faults`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,9 +41,8 @@ async fn within_the_budget_every_failure_is_survived_and_beyond_it_the_breaker_o
         for (faults, survives) in [(2, true), (3, false)] {
             let row = format!("{fault:?} {faults} times");
             let (system, pool) = single();
-            let restart =
-                RestartConfig { max_restarts: BUDGET, breaker_open: millis(60_000), ..pool.restart };
-            let mut test = TestSystem::start_with(system, PoolConfig { restart, ..pool }).await;
+            let restart = pool.restart.with_max_restarts(BUDGET).with_breaker_open(millis(60_000));
+            let mut test = TestSystem::start_with(system, pool.with_restart(restart)).await;
             let model = test.model("model", loader(fault, faults));
             let other = test.model("other", ScriptedLoader::default());
             assert_eq!(ask(&other, Act::Reply(1)).await.unwrap(), 1, "{row}");
@@ -193,8 +192,8 @@ async fn while_a_pool_is_down_its_callers_are_told_so() {
 #[tokio::test]
 async fn maintenance_that_dies_comes_back_and_hears_what_was_asked_of_it() {
     let (system, pool) = single();
-    let system = model_actors::SystemConfig { memory_limit: Some(model_actors::Bytes::mib(30)), ..system };
-    let pool = PoolConfig { room_wait: millis(20_000), ..pool };
+    let system = system.with_memory_limit(model_actors::Bytes::mib(30));
+    let pool = pool.with_room_wait(millis(20_000));
     let mut test = TestSystem::start_with(system, pool).await;
     let first = test.model("first", weights(20));
     let second = test.model("second", weights(20));

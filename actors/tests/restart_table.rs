@@ -125,11 +125,13 @@ fn the_table_is_complete() {
 
 /// One worker at most, one request a batch, one restart in 1,000 s, so that the second failure is one too many.
 fn core() -> Core {
-    let restart =
-        RestartConfig { max_restarts: 1, window: Duration::from_secs(1000), ..RestartConfig::default() };
-    let batch = BatchLimits { requests: 1, ..BatchLimits::default() };
-    let config =
-        PoolConfig { max_workers: 1, cold_start_workers: 1, restart, batch, ..PoolConfig::default() };
+    let restart = RestartConfig::default().with_max_restarts(1).with_window(Duration::from_secs(1000));
+    let batch = BatchLimits::default().with_requests(1);
+    let config = PoolConfig::default()
+        .with_max_workers(1)
+        .with_cold_start_workers(1)
+        .with_restart(restart)
+        .with_batch(batch);
     let mut core = Core::new(config);
     core.starts_by_hand = true;
     core

@@ -86,7 +86,7 @@ fn idle(pool: usize, model: u32, bytes: u64) -> Offer {
         idle: vec![IdleWorker { worker: WorkerId(77), idle_for: long, ready_for: long }],
         holders: 1,
         leaving: 0,
-        footprint: Footprint { shared: Bytes(bytes), per_worker: Bytes(0) },
+        footprint: Footprint::new(Bytes(bytes), Bytes(0)),
         reload_time: Duration::from_secs(1),
         min_residency: Duration::ZERO,
     }

@@ -11,9 +11,9 @@ use model_actors::{BatchKey, BatchLimits, Device, ModelId, ModelKey, PoolConfig,
 
 /// The sizes of the batches that so many requests become at once, with these workers idle and so many at most a batch.
 fn batches(requests: u64, workers: usize, most: usize) -> Vec<usize> {
-    let batch = BatchLimits { requests: most, ..BatchLimits::default() };
+    let batch = BatchLimits::default().with_requests(most);
     let config =
-        PoolConfig { cold_start_workers: workers, max_workers: workers, batch, ..PoolConfig::default() };
+        PoolConfig::default().with_cold_start_workers(workers).with_max_workers(workers).with_batch(batch);
     let mut core = Core::new(config);
     core.preload();
     let tickets = (1..=requests).map(|request| (KEY, Ticket::new(RequestId(request), Time::NEVER))).collect();
@@ -42,7 +42,7 @@ fn one_worker_takes_them_all_and_a_batch_has_its_limit() {
 /// Who joins one run was before another in the queue, and makes way for it.
 #[test]
 fn whoever_can_join_a_run_does() {
-    let config = PoolConfig { cold_start_workers: 2, max_workers: 2, ..PoolConfig::default() };
+    let config = PoolConfig::default().with_cold_start_workers(2).with_max_workers(2);
     let mut core = Core::new(config.clone());
     let key = ModelKey(1);
     let policy = ModelPolicy {

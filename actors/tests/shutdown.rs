@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use model_actors::testing::{Act, Gate, Leak, Scripted, ScriptedLoader, TestSystem};
-use model_actors::{
-    BreakerState, Bytes, CallOptions, Error, PoolConfig, RestartConfig, System, SystemConfig, SystemState,
-};
+use model_actors::{BreakerState, Bytes, CallOptions, Error, PoolConfig, System, SystemConfig, SystemState};
 
 /// The time that queued and running requests have here.
 const TIMEOUT: Duration = Duration::from_millis(150);
@@ -18,7 +16,7 @@ const SLACK: Duration = Duration::from_secs(3);
 
 fn brief() -> (SystemConfig, PoolConfig) {
     let (system, pool) = single();
-    (SystemConfig { shutdown_timeout: TIMEOUT, ..system }, pool)
+    (system.with_shutdown_timeout(TIMEOUT), pool)
 }
 
 fn is_shutting_down(result: model_actors::Result<u64>) -> bool {
@@ -39,7 +37,7 @@ async fn an_idle_system_ends_at_once() {
 #[tokio::test]
 async fn what_was_accepted_may_finish() {
     let (system, pool) = single();
-    let mut test = TestSystem::start_with(SystemConfig { shutdown_timeout: SLACK, ..system }, pool).await;
+    let mut test = TestSystem::start_with(system.with_shutdown_timeout(SLACK), pool).await;
     let model = test.model("model", ScriptedLoader::default());
     let system = test.system.clone();
     let (gate, running) = occupy(&test, &model).await;
@@ -76,11 +74,11 @@ async fn from_every_state_it_is_on_time_and_answers_every_caller() {
     use State::*;
     for state in [Busy, Queued, Loading, WaitingForRoom, Backoff, Streaming, WaitingForSlot] {
         let (system, mut pool) = brief();
-        let system = SystemConfig { memory_limit: Some(Bytes::mib(30)), ..system };
+        let system = system.with_memory_limit(Bytes::mib(30));
         pool.room_wait = Duration::from_secs(60);
         (pool.restart.first_backoff, pool.restart.max_backoff) = (millis(60_000), millis(60_000));
         if state == WaitingForSlot {
-            pool.queue = Some(model_actors::QueueCapacity { interactive: 1, batch: 1 });
+            pool.queue = Some(model_actors::QueueCapacity::new(1, 1));
         }
         let mut test = TestSystem::start_with(system, pool).await;
         let gate = Gate::default();
@@ -121,7 +119,7 @@ async fn from_every_state_it_is_on_time_and_answers_every_caller() {
                 let model = test.stream_model("model", ScriptedLoader::default());
                 let act = Act::StreamThenWork(2, gate.latch());
                 let mut stream = model.stream(act.into(), CallOptions::default()).await.unwrap();
-                assert_eq!(stream.next().await, Some(0));
+                assert_eq!(stream.next().await.transpose().unwrap(), Some(0));
                 callers.push(tokio::spawn(stream.output()));
             }
         }
@@ -140,8 +138,8 @@ async fn from_every_state_it_is_on_time_and_answers_every_caller() {
 #[tokio::test]
 async fn an_open_breaker_delays_nothing() {
     let (system, pool) = brief();
-    let restart = RestartConfig { max_restarts: 0, breaker_open: Duration::from_secs(60), ..pool.restart };
-    let mut test = TestSystem::start_with(system, PoolConfig { restart, ..pool }).await;
+    let restart = pool.restart.with_max_restarts(0).with_breaker_open(Duration::from_secs(60));
+    let mut test = TestSystem::start_with(system, pool.with_restart(restart)).await;
     let model = test.model("model", ScriptedLoader { load_fails: 1, ..ScriptedLoader::default() });
     assert!(matches!(refused(&model, Act::Reply(1)).await, Error::CircuitOpen { .. }));
     test.until_model("model", "the breaker is open", |model| model.breaker == BreakerState::Open).await;

@@ -11,7 +11,7 @@ use common::*;
 use model_actors::testing::{Act, ScriptedLoader, StreamedScript, TestSystem};
 use model_actors::{
     Batch, CallOptions, EmitError, Error, Failure, Footprint, LoadContext, Loader, Model, ModelHandle,
-    ModelSpec, PoolConfig, RequestId, StallLimits, Weights,
+    ModelSpec, RequestId, Weights,
 };
 
 const STALL: Duration = Duration::from_millis(120);
@@ -19,8 +19,8 @@ const BUFFER: usize = 3;
 
 async fn with_small_buffer() -> TestSystem {
     let (system, pool) = single();
-    let stall = StallLimits { run: STALL, ..pool.stall };
-    TestSystem::start_with(system, PoolConfig { stall, stream_buffer: BUFFER, ..pool }).await
+    let stall = pool.stall.with_run(STALL);
+    TestSystem::start_with(system, pool.with_stall(stall).with_stream_buffer(BUFFER)).await
 }
 
 #[tokio::test]
@@ -35,7 +35,7 @@ async fn a_reader_that_stalls_loses_its_stream_and_the_next_request_is_served() 
 
     let mut chunks = Vec::new();
     while let Some(chunk) = unread.next().await {
-        chunks.push(chunk);
+        chunks.extend(chunk);
     }
     assert_eq!(chunks, [0, 1, 2], "what the buffer held is not lost");
     let error = unread.output().await.unwrap_err();
@@ -59,7 +59,7 @@ async fn a_slow_reader_that_goes_on_reading_gets_everything() {
     for expected in 0..20 {
         // Together more than the stall limit, each far less.
         tokio::time::sleep(STALL / 10).await;
-        assert_eq!(slow.next().await, Some(expected));
+        assert_eq!(slow.next().await.transpose().unwrap(), Some(expected));
     }
     assert_eq!(slow.output().await.unwrap(), 20);
     test.finish().await;
@@ -139,8 +139,8 @@ impl Model<StreamedScript> for Patient {
 
 async fn with_patient_model(stall: Duration) -> (TestSystem, ModelHandle<StreamedScript>) {
     let (system, pool) = single();
-    let stall = StallLimits { run: stall, ..pool.stall };
-    let pool = PoolConfig { stall, stream_buffer: BUFFER, ..pool };
+    let stall = pool.stall.with_run(stall);
+    let pool = pool.with_stall(stall).with_stream_buffer(BUFFER);
     let test = TestSystem::start_with(system, pool).await;
     let model = test.streams().register(ModelSpec::new("patient", Patient).continuous()).unwrap();
     (test, model)
@@ -151,13 +151,13 @@ async fn with_patient_model(stall: Duration) -> (TestSystem, ModelHandle<Streame
 async fn a_model_that_need_not_wait_serves_the_others_past_a_stalled_reader() {
     let (test, model) = with_patient_model(Duration::from_secs(60)).await;
     let mut unread = model.stream(Act::Stream(100).into(), CallOptions::default()).await.unwrap();
-    assert_eq!(unread.next().await, Some(0), "it runs, and its reader stops here");
+    assert_eq!(unread.next().await.transpose().unwrap(), Some(0), "it runs, and its reader stops here");
     for _ in 0..3 {
         let read = model.stream(Act::Stream(100).into(), CallOptions::default()).await.unwrap();
         assert_eq!(read.output().await.unwrap(), 100);
     }
     for expected in 1..100 {
-        assert_eq!(unread.next().await, Some(expected), "and it lost nothing");
+        assert_eq!(unread.next().await.transpose().unwrap(), Some(expected), "and it lost nothing");
     }
     assert_eq!(unread.output().await.unwrap(), 100);
     test.finish().await;

@@ -6,10 +6,7 @@ mod common;
 
 use common::*;
 use model_actors::testing::{Act, Gate, ScriptedLoader, TestSystem, Victim};
-use model_actors::{
-    BreakerState, Bytes, Event, EvictionReason, LoadStage, PoolConfig, RestartConfig, SystemConfig,
-    SystemState, WorkerPhase,
-};
+use model_actors::{BreakerState, Bytes, Event, EvictionReason, LoadStage, SystemState, WorkerPhase};
 use tokio::sync::broadcast::Receiver;
 
 /// The events that have come, by name.
@@ -105,9 +102,10 @@ async fn a_worker_goes_through_its_phases() {
     let loader = ScriptedLoader { load_works: Some(gates[0].latch()), ..ScriptedLoader::default() };
     let model = test.model("model", loader);
     let pending = send(&model, Act::Work(gates[1].latch()));
-    let half = model_actors::LoadStatus { stage: LoadStage::Load, percent: Some(50) };
-    let loading =
-        test.until_model("model", "half of it is loaded", |model| model.loading == Some(half)).await;
+    let half_loaded = |model: &model_actors::ModelStatus| {
+        model.loading.is_some_and(|load| load.stage == LoadStage::Load && load.percent == Some(50))
+    };
+    let loading = test.until_model("model", "half of it is loaded", half_loaded).await;
     assert_eq!(in_phase(&loading, WorkerPhase::Loading), 1);
     gates[0].open();
     let running = test.until_model("model", "it runs", |model| busy(model) == 1).await;
@@ -159,9 +157,9 @@ async fn a_life_is_told_from_its_start_to_its_end() {
 async fn trouble_is_told_as_it_happens() {
     let (system, mut pool) = single();
     pool.stall.run = millis(50);
-    pool.restart = RestartConfig { max_restarts: 1, breaker_open: millis(100), ..pool.restart };
-    let system = SystemConfig { memory_limit: Some(Bytes::mib(50)), ..system };
-    let mut test = TestSystem::start_with(system, PoolConfig { ..pool }).await;
+    pool.restart = pool.restart.with_max_restarts(1).with_breaker_open(millis(100));
+    let system = system.with_memory_limit(Bytes::mib(50));
+    let mut test = TestSystem::start_with(system, pool).await;
     let mut events = test.system.events();
     let gate = Gate::default();
     let model = test.model("model", weights(20));

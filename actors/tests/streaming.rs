@@ -16,7 +16,7 @@ use model_actors::testing::{
 };
 use model_actors::{
     Batch, CallOptions, Error, Failure, Footprint, LoadContext, Loader, Model, ModelHandle, ModelSpec,
-    PoolConfig, ReplyStream, RequestId, Weights,
+    ReplyStream, RequestId, Weights,
 };
 
 async fn stream(model: &ModelHandle<StreamedScript>, act: Act) -> ReplyStream<StreamedScript> {
@@ -26,7 +26,7 @@ async fn stream(model: &ModelHandle<StreamedScript>, act: Act) -> ReplyStream<St
 async fn read(stream: &mut ReplyStream<StreamedScript>) -> Vec<u64> {
     let mut chunks = Vec::new();
     while let Some(chunk) = stream.next().await {
-        chunks.push(chunk);
+        chunks.push(chunk.unwrap());
     }
     chunks
 }
@@ -109,7 +109,7 @@ async fn a_stream_that_is_dropped_ends_the_run_within_a_step() {
     let model = test.stream_model("model", loader);
     let mut answer = stream(&model, Act::Steps(u64::MAX)).await;
     for expected in 0..100 {
-        assert_eq!(answer.next().await, Some(expected));
+        assert_eq!(answer.next().await.transpose().unwrap(), Some(expected));
     }
     drop(answer);
     let steps = count(&record.steps);
@@ -131,10 +131,10 @@ async fn the_deadline_is_for_the_first_output() {
     let model = test.stream_model("model", ScriptedLoader::default());
     model.preload().await.unwrap();
     let timeout = millis(100);
-    let brief = CallOptions { timeout: Some(timeout), ..CallOptions::default() };
+    let brief = CallOptions::default().with_timeout(timeout);
     let gate = Gate::default();
     let mut late = model.stream(Act::StreamThenWork(1, gate.latch()).into(), brief).await.unwrap();
-    assert_eq!(late.next().await, Some(0));
+    assert_eq!(late.next().await.transpose().unwrap(), Some(0));
     // Not a wait for work: the deadline has to pass.
     tokio::time::sleep(timeout * 2).await;
     gate.open();
@@ -143,7 +143,7 @@ async fn the_deadline_is_for_the_first_output() {
     let gate = Gate::default();
     let (latch, request) = (gate.latch(), model.clone());
     // Nobody sees its first output, so there is more time for that.
-    let longer = CallOptions { timeout: Some(timeout * 5), ..brief };
+    let longer = brief.with_timeout(timeout * 5);
     let alone = tokio::spawn(async move { request.call(Act::StreamThenWork(1, latch).into(), longer).await });
     tokio::time::sleep(timeout * 6).await;
     gate.open();
@@ -205,7 +205,7 @@ impl Model<StreamedScript> for Rounds {
 #[tokio::test]
 async fn with_continuous_batching_requests_join_and_leave_between_steps() {
     let (system, pool) = single();
-    let mut test = TestSystem::start_with(system, PoolConfig { stream_buffer: 1, ..pool }).await;
+    let mut test = TestSystem::start_with(system, pool.with_stream_buffer(1)).await;
     let gate = Gate::default();
     let loader = ScriptedLoader::default();
     let record = loader.record.clone();
@@ -215,16 +215,16 @@ async fn with_continuous_batching_requests_join_and_leave_between_steps() {
     gate.open();
 
     let mut long = stream(&model, Act::Stream(u64::MAX)).await;
-    assert_eq!(long.next().await, Some(0));
+    assert_eq!(long.next().await.transpose().unwrap(), Some(0));
     let long = tokio::spawn(async move {
         for expected in 1.. {
-            assert_eq!(long.next().await, Some(expected));
+            assert_eq!(long.next().await.transpose().unwrap(), Some(expected));
         }
     });
     for steps in 1..5 {
         assert_eq!(stream(&model, Act::Stream(steps)).await.output().await.unwrap(), steps);
         let mut dropped = stream(&model, Act::Stream(u64::MAX)).await;
-        assert_eq!(dropped.next().await, Some(0));
+        assert_eq!(dropped.next().await.transpose().unwrap(), Some(0));
         drop(dropped);
     }
     assert!(!long.is_finished(), "they came and went while the long one ran");

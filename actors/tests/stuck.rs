@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use common::*;
 use model_actors::testing::{Act, Gate, ScriptedLoader, TestSystem};
-use model_actors::{Bytes, CallOptions, Error, Event, PoolConfig, RestartConfig, WorkerPhase};
+use model_actors::{Bytes, CallOptions, Error, Event, WorkerPhase};
 
 const STALL: Duration = Duration::from_millis(120);
 
 /// One worker a model, which may go `STALL` without progress; failures without limit.
 async fn impatient() -> TestSystem {
     let (system, pool) = single();
-    let stall = model_actors::StallLimits { load: STALL, run: STALL };
-    let restart = RestartConfig { max_restarts: 100, ..pool.restart };
-    TestSystem::start_with(system, PoolConfig { stall, restart, ..pool }).await
+    let stall = model_actors::StallLimits::default().with_load(STALL).with_run(STALL);
+    let restart = pool.restart.with_max_restarts(100);
+    TestSystem::start_with(system, pool.with_stall(stall).with_restart(restart)).await
 }
 
 fn stuck(status: &model_actors::ModelStatus) -> usize {

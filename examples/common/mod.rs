@@ -73,7 +73,7 @@ pub(crate) async fn show_progress(mut events: Receiver<Event>) {
                 bar.set_message(match stage {
                     LoadStage::Download => "download",
                     LoadStage::Load => "load",
-                    LoadStage::WarmUp => "warm-up",
+                    _ => "warm-up",
                 });
                 bar.set_length(total.unwrap_or(done).0);
                 bar.set_position(done.0);

@@ -53,6 +53,7 @@ fn why(reason: EvictionReason) -> &'static str {
         EvictionReason::Pressure => "memory runs short",
         EvictionReason::Unload => "its model is unloaded",
         EvictionReason::Shutdown => "the system shuts down",
+        _ => "it is not needed any more",
     }
 }
 
@@ -159,5 +160,6 @@ fn phase(phase: WorkerPhase) -> StyledObject<String> {
         WorkerPhase::Busy => word.cyan(),
         WorkerPhase::Draining => word.dim(),
         WorkerPhase::Stuck => word.red().bold(),
+        _ => word,
     }
 }

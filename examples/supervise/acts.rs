@@ -104,7 +104,8 @@ impl Acts {
         let system = builder.start().await?;
         let embeddings: Client<Embedding> = system.client()?;
         let writings: Client<Writing> = system.client()?;
-        let fails_twice = PoolConfig { restart: RestartConfig { max_restarts: 1, ..pool.restart }, ..pool };
+        let once = pool.restart.with_max_restarts(1);
+        let fails_twice = pool.with_restart(once);
         let reranker = ScriptedLoader { load_fails: 2, ..loader(100, 10, 300) };
         Ok(Self {
             minilm: embeddings.register(ModelSpec::new("minilm", loader(160, 8, 1000)))?,
@@ -256,31 +257,25 @@ impl Acts {
 
 /// Short times, so that everything fits into half a minute.
 fn settings() -> (SystemConfig, PoolConfig) {
-    let restart = RestartConfig {
-        first_backoff: Duration::from_millis(700),
-        breaker_open: Duration::from_secs(2),
-        ..RestartConfig::default()
-    };
-    let system = SystemConfig {
-        memory_limit: Some(Bytes::mib(1024)),
-        maintenance_interval: Duration::from_secs(1),
-        ..SystemConfig::default()
-    };
-    let pool = PoolConfig {
-        max_workers: 3,
-        cooldown_idle: Duration::from_millis(2500),
-        min_residency: Duration::ZERO,
-        stall: StallLimits { run: Duration::from_millis(1500), ..StallLimits::default() },
-        batch: model_actors::BatchLimits { requests: 1, ..model_actors::BatchLimits::default() },
-        restart,
-        ..PoolConfig::default()
-    };
+    let restart = RestartConfig::default()
+        .with_first_backoff(Duration::from_millis(700))
+        .with_breaker_open(Duration::from_secs(2));
+    let system = SystemConfig::default()
+        .with_memory_limit(Bytes::mib(1024))
+        .with_maintenance_interval(Duration::from_secs(1));
+    let pool = PoolConfig::default()
+        .with_max_workers(3)
+        .with_cooldown_idle(Duration::from_millis(2500))
+        .with_min_residency(Duration::ZERO)
+        .with_stall(StallLimits::default().with_run(Duration::from_millis(1500)))
+        .with_batch(model_actors::BatchLimits::default().with_requests(1))
+        .with_restart(restart);
     (system, pool)
 }
 
 fn loader(shared: u64, per_worker: u64, milliseconds: u64) -> ScriptedLoader {
     ScriptedLoader {
-        footprint: Footprint { shared: Bytes::mib(shared), per_worker: Bytes::mib(per_worker) },
+        footprint: Footprint::new(Bytes::mib(shared), Bytes::mib(per_worker)),
         load_time: Duration::from_millis(milliseconds),
         ..ScriptedLoader::default()
     }

@@ -105,13 +105,9 @@ impl Acts {
         std::fs::create_dir_all(&out).map_err(|error| format!("cannot make {}: {error}", out.display()))?;
         let source = |name: &str| Source::directory(models.join(name));
         // Short times, so that the tour ends within a minute.
-        let system =
-            SystemConfig { maintenance_interval: Duration::from_millis(500), ..SystemConfig::default() };
-        let pool = PoolConfig {
-            max_workers: WORKERS,
-            cooldown_idle: Duration::from_secs(15),
-            ..PoolConfig::default()
-        };
+        let system = SystemConfig::default().with_maintenance_interval(Duration::from_millis(500));
+        let pool =
+            PoolConfig::default().with_max_workers(WORKERS).with_cooldown_idle(Duration::from_secs(15));
         let engine = Engine::builder()
             .system_config(system)
             .pool_config(pool)
@@ -209,7 +205,7 @@ impl Acts {
         words: &mut String,
     ) -> Outcome {
         while let Some(piece) = stream.next().await {
-            words.push_str(&piece);
+            words.push_str(&piece?);
             self.stage.live(said(question, words)).await;
             if has_reader() {
                 sleep(BEAT).await;
@@ -227,12 +223,7 @@ impl Acts {
         self.until(|model| all_are(model, "painter", WorkerPhase::Idle)).await;
         let mut streams = Vec::new();
         for (prompt, seed) in PROMPTS.into_iter().zip(SEED..) {
-            let request = PaintImage {
-                seed: Some(seed),
-                steps: Some(STEPS),
-                preview: true,
-                ..PaintImage::from(prompt)
-            };
+            let request = PaintImage::from(prompt).with_seed(seed).with_steps(STEPS).with_preview(true);
             streams.push(painter.stream(request).await?);
         }
         self.see(|model| all_are(model, "painter", WorkerPhase::Busy)).await;
@@ -241,7 +232,7 @@ impl Acts {
         loop {
             let (mut shown, mut told) = (Vec::new(), String::new());
             for stream in &mut streams {
-                if let Some(step) = stream.next().await {
+                if let Some(step) = stream.next().await.transpose()? {
                     told = format!("step {} of {}", step.step, step.of);
                     shown.extend(step.preview);
                 }
@@ -272,11 +263,11 @@ impl Acts {
         self.stage.act("Vision: the pictures in words").await;
         let describer = self.engine.vision("describer")?;
         for (number, picture) in (1..).zip(pictures) {
-            let request = |question: &str| DescribeImage {
-                image: ImageSource::Picture(picture.clone()),
-                question: question.to_owned(),
-                sampling: Sampling::default(),
-                max_tokens: 64,
+            let request = |question: &str| {
+                DescribeImage::new(ImageSource::Picture(picture.clone()))
+                    .with_question(question.to_owned())
+                    .with_sampling(Sampling::default())
+                    .with_max_tokens(64)
             };
             let (description, count) = tokio::join!(
                 describer.describe(request("Describe the picture.")),

@@ -35,16 +35,16 @@ impl<C: Capability> Calls<C> {
     }
 
     pub(crate) fn options(&self, lane: Lane) -> CallOptions {
-        CallOptions { lane, priority: self.priority, timeout: self.timeout }
+        CallOptions::default().with_lane(lane).with_priority(self.priority).with_timeout(self.timeout)
     }
 
     /// Refuses a request for which nothing needs to be fetched or decoded, since it would be refused afterwards.
     pub(crate) fn check(&self, request: &C::Request, lane: Lane, when_full: WhenFull) -> Result<()> {
-        self.model.check(request)?;
-        match when_full {
-            WhenFull::Wait => Ok(()),
-            WhenFull::FailAtOnce => Ok(self.model.try_vacancy(lane)?),
-        }
+        let options = match when_full {
+            WhenFull::Wait => self.options(lane),
+            WhenFull::FailAtOnce => self.options(lane).with_when_full(model_actors::WhenFull::Fail),
+        };
+        Ok(self.model.check(request, &options)?)
     }
 
     /// A request's images, fetched and decoded, and the options for the rest of it: the wait for room for the images is
@@ -64,7 +64,7 @@ impl<C: Capability> Calls<C> {
         };
         let (pictures, waited) = images.leased(sources, patience).await?;
         let timeout = Some(timeout.saturating_sub(waited));
-        Ok((pictures, CallOptions { timeout, ..self.options(lane) }))
+        Ok((pictures, self.options(lane).with_timeout(timeout)))
     }
 }
 

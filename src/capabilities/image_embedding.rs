@@ -89,7 +89,7 @@ impl ImageEmbedder {
     /// As [`Self::embed_image`].
     pub async fn try_embed_image(&self, image: ImageSource) -> Result<Vec<f32>> {
         let (request, options) = self.pictures(vec![image], Lane::Interactive, WhenFull::FailAtOnce).await?;
-        only(self.model().try_call(request, options).await?)
+        only(self.model().call(request, options.with_when_full(model_actors::WhenFull::Fail)).await?)
     }
 
     /// One vector for each image, in order. The images are split into requests of at most 4, and of no more addresses than
@@ -116,7 +116,7 @@ impl ImageEmbedder {
     ) -> Result<Vec<Vec<f32>>> {
         let call = |images| async move {
             let (request, options) = self.pictures(images, Lane::Batch, WhenFull::FailAtOnce).await?;
-            Ok(self.model().try_call(request, options).await?)
+            Ok(self.model().call(request, options.with_when_full(model_actors::WhenFull::Fail)).await?)
         };
         self.images_in_order(images, call).await
     }
@@ -136,7 +136,14 @@ impl ImageEmbedder {
     /// As [`Self::embed_text`].
     pub async fn try_embed_text(&self, text: impl Into<String>) -> Result<Vec<f32>> {
         let request = EmbedImages::Texts(vec![text.into()]);
-        only(self.model().try_call(request, self.calls.options(Lane::Interactive)).await?)
+        only(
+            self.model()
+                .call(
+                    request,
+                    self.calls.options(Lane::Interactive).with_when_full(model_actors::WhenFull::Fail),
+                )
+                .await?,
+        )
     }
 
     /// One vector for each text, in order, in the images' space. The texts are split into requests of at most 32 that
@@ -161,7 +168,10 @@ impl ImageEmbedder {
         texts: impl IntoIterator<Item = T>,
     ) -> Result<Vec<Vec<f32>>> {
         let options = self.calls.options(Lane::Batch);
-        self.texts_in_order(texts, |request| self.model().try_call(request, options)).await
+        self.texts_in_order(texts, |request| {
+            self.model().call(request, options.with_when_full(model_actors::WhenFull::Fail))
+        })
+        .await
     }
 
     async fn images_in_order<F>(

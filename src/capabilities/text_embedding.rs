@@ -93,7 +93,10 @@ impl TextEmbedder {
     pub async fn try_embed(&self, text: impl Into<String>) -> Result<Vec<f32>> {
         only(
             self.model()
-                .try_call(self.request(vec![text.into()]), self.calls.options(Lane::Interactive))
+                .call(
+                    self.request(vec![text.into()]),
+                    self.calls.options(Lane::Interactive).with_when_full(model_actors::WhenFull::Fail),
+                )
                 .await?,
         )
     }
@@ -120,7 +123,10 @@ impl TextEmbedder {
         texts: impl IntoIterator<Item = T>,
     ) -> Result<Vec<Vec<f32>>> {
         let options = self.calls.options(Lane::Batch);
-        self.in_order(texts, |request| self.model().try_call(request, options)).await
+        self.in_order(texts, |request| {
+            self.model().call(request, options.with_when_full(model_actors::WhenFull::Fail))
+        })
+        .await
     }
 
     async fn in_order<T: Into<String>, F>(
@@ -142,7 +148,10 @@ impl TextEmbedder {
     }
 
     fn request(&self, texts: Vec<String>) -> EmbedTexts {
-        EmbedTexts { texts, prompt: self.prompt.clone(), dimensions: self.dimensions }
+        EmbedTexts::default()
+            .with_texts(texts)
+            .with_prompt(self.prompt.clone())
+            .with_dimensions(self.dimensions)
     }
 }
 

@@ -67,7 +67,13 @@ impl ImagePainter {
     /// # Errors
     /// As [`Self::paint`].
     pub async fn try_paint(&self, request: impl Into<PaintImage>) -> Result<Picture> {
-        Ok(self.model().try_call(unseen(request.into())?, self.calls.options(Lane::Interactive)).await?)
+        Ok(self
+            .model()
+            .call(
+                unseen(request.into())?,
+                self.calls.options(Lane::Interactive).with_when_full(model_actors::WhenFull::Fail),
+            )
+            .await?)
     }
 
     /// A chunk for each diffusion step, then the whole picture. Dropping the stream stops the model within a step.
@@ -87,7 +93,13 @@ impl ImagePainter {
     /// # Errors
     /// As [`Self::paint`].
     pub async fn try_stream(&self, request: impl Into<PaintImage>) -> Result<ReplyStream<TextToImage>> {
-        Ok(self.model().try_stream(checked(request.into())?, self.calls.options(Lane::Interactive)).await?)
+        Ok(self
+            .model()
+            .stream(
+                checked(request.into())?,
+                self.calls.options(Lane::Interactive).with_when_full(model_actors::WhenFull::Fail),
+            )
+            .await?)
     }
 }
 
@@ -97,5 +109,5 @@ fn checked(request: PaintImage) -> Result<PaintImage> {
 
 /// For those who see no steps, none is shown.
 fn unseen(request: PaintImage) -> Result<PaintImage> {
-    Ok(PaintImage { preview: false, ..checked(request)? })
+    Ok(checked(request)?.with_preview(false))
 }

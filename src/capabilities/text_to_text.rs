@@ -24,7 +24,7 @@ const REQUESTS_AT_A_TIME: usize = 32;
 /// let model = engine.text_to_text("small")?;
 /// let mut stream = model.stream(GenerateText::chat([Message::user("What is rain?")])).await?;
 /// while let Some(piece) = stream.next().await {
-///     print!("{piece}");
+///     print!("{}", piece?);
 /// }
 /// println!("\n{:?}", stream.output().await?.usage);
 /// # Ok(())
@@ -79,7 +79,13 @@ impl TextGenerator {
     /// # Errors
     /// As [`Self::generate`].
     pub async fn try_generate(&self, request: impl Into<GenerateText>) -> Result<Completion> {
-        Ok(self.model().try_call(request.into(), self.calls.options(Lane::Interactive)).await?)
+        Ok(self
+            .model()
+            .call(
+                request.into(),
+                self.calls.options(Lane::Interactive).with_when_full(model_actors::WhenFull::Fail),
+            )
+            .await?)
     }
 
     /// The whole texts, in order, in the batch lane, 32 at a time; the first that fails ends the others.
@@ -103,7 +109,10 @@ impl TextGenerator {
         requests: impl IntoIterator<Item = T>,
     ) -> Result<Vec<Completion>> {
         let options = self.calls.options(Lane::Batch);
-        in_order(requests, |request| self.model().try_call(request, options)).await
+        in_order(requests, |request| {
+            self.model().call(request, options.with_when_full(model_actors::WhenFull::Fail))
+        })
+        .await
     }
 
     /// Pieces of text as they are made, then the whole text. Dropping the stream stops the model within a step.
@@ -119,7 +128,13 @@ impl TextGenerator {
     /// # Errors
     /// As [`Self::generate`].
     pub async fn try_stream(&self, request: impl Into<GenerateText>) -> Result<ReplyStream<TextToText>> {
-        Ok(self.model().try_stream(request.into(), self.calls.options(Lane::Interactive)).await?)
+        Ok(self
+            .model()
+            .stream(
+                request.into(),
+                self.calls.options(Lane::Interactive).with_when_full(model_actors::WhenFull::Fail),
+            )
+            .await?)
     }
 }
 

@@ -72,7 +72,7 @@ impl ImageDescriber {
     /// As [`Self::describe`].
     pub async fn try_describe(&self, request: impl Into<DescribeImage>) -> Result<Completion> {
         let (request, options) = self.decoded(request.into(), WhenFull::FailAtOnce).await?;
-        Ok(self.model().try_call(request, options).await?)
+        Ok(self.model().call(request, options.with_when_full(model_actors::WhenFull::Fail)).await?)
     }
 
     /// Pieces of text as they are made, then the whole text. Dropping the stream stops the model within a step.
@@ -91,7 +91,7 @@ impl ImageDescriber {
     /// As [`Self::describe`].
     pub async fn try_stream(&self, request: impl Into<DescribeImage>) -> Result<ReplyStream<Vision>> {
         let (request, options) = self.decoded(request.into(), WhenFull::FailAtOnce).await?;
-        Ok(self.model().try_stream(request, options).await?)
+        Ok(self.model().stream(request, options.with_when_full(model_actors::WhenFull::Fail)).await?)
     }
 
     /// The request with its image's pixels, and how to send it.
@@ -103,8 +103,8 @@ impl ImageDescriber {
         let lane = Lane::Interactive;
         self.calls.check(&request, lane, when_full)?;
         let (mut images, options) =
-            self.calls.decoded(&self.images, vec![request.image], lane, when_full).await?;
+            self.calls.decoded(&self.images, vec![request.image.clone()], lane, when_full).await?;
         let image = images.pop().ok_or_else(|| Error::InvalidInput("no image came back".to_owned()))?;
-        Ok((DescribeImage { image, ..request }, options))
+        Ok((request.with_image(image), options))
     }
 }

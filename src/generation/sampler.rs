@@ -32,7 +32,7 @@ pub(super) struct Candidate {
 
 impl Sampler {
     pub(super) fn new(settings: &Sampling, prompt: &[u32]) -> Result<Self> {
-        settings.check().map_err(Error::InvalidInput)?;
+        settings.check().map_err(|cause| Error::InvalidInput(cause.to_string()))?;
         // Without a seed: the standard library's own source of keys for its hash maps.
         let seed = settings.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
         let seen = match settings.repetition_penalty {
@@ -205,7 +205,13 @@ mod tests {
     impl Settings {
         fn sampling(&self, seed: u64) -> Sampling {
             let Self { temperature, top_k, top_p, min_p, repetition_penalty } = self.clone();
-            Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed: Some(seed) }
+            Sampling::default()
+                .with_temperature(temperature)
+                .with_top_k(top_k)
+                .with_top_p(top_p)
+                .with_min_p(min_p)
+                .with_repetition_penalty(repetition_penalty)
+                .with_seed(seed)
         }
     }
 
@@ -264,7 +270,7 @@ mod tests {
     fn greedy_takes_the_first_of_the_largest_after_the_penalty() {
         let mut plain = Sampler::new(&Sampling::default(), &[1]).unwrap();
         assert_eq!(plain.choose(&mut [0.5, 2.0, 2.0, -1.0]).unwrap(), 1);
-        let sampling = Sampling { repetition_penalty: Some(2.0), ..Sampling::default() };
+        let sampling = Sampling::default().with_repetition_penalty(2.0);
         let mut penalized = Sampler::new(&sampling, &[1]).unwrap();
         assert_eq!(penalized.choose(&mut [0.5, 2.0, 2.0, -1.0]).unwrap(), 2);
         assert_eq!(penalized.choose(&mut [1.5, 2.0, 2.0, -1.0]).unwrap(), 0, "its own tokens count too");
@@ -274,9 +280,9 @@ mod tests {
     fn a_large_vocabulary_is_cut_as_if_it_were_sorted_whole() {
         let logits: Vec<f32> =
             (0..20_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 18) as f32 / 9000.0).collect();
-        let sampling = Sampling { temperature: 1.0, top_p: Some(0.6), ..Sampling::default() };
+        let sampling = Sampling::default().with_temperature(1.0).with_top_p(0.6);
         let cut = candidates(&logits, &sampling);
-        let mut sorted = candidates(&logits, &Sampling { top_p: None, ..sampling });
+        let mut sorted = candidates(&logits, &sampling.with_top_p(None));
         sorted.sort_by(by_weight);
         let mut mass = 0.0;
         let kept: HashSet<u32> =
@@ -295,20 +301,19 @@ mod tests {
         assert!(Sampler::new(&Sampling::default(), &[]).unwrap().choose(&mut []).is_err());
         for temperature in [f32::MIN_POSITIVE, f32::MAX] {
             for penalty in [f32::MIN_POSITIVE, f32::MAX] {
-                let sampling = Sampling {
-                    temperature,
-                    top_k: Some(usize::MAX),
-                    top_p: Some(f32::MIN_POSITIVE),
-                    min_p: Some(0.0),
-                    repetition_penalty: Some(penalty),
-                    seed: Some(0),
-                };
+                let sampling = Sampling::default()
+                    .with_temperature(temperature)
+                    .with_top_k(usize::MAX)
+                    .with_top_p(f32::MIN_POSITIVE)
+                    .with_min_p(0.0)
+                    .with_repetition_penalty(penalty)
+                    .with_seed(0);
                 let mut sampler = Sampler::new(&sampling, &[0, 1, 2, u32::MAX]).unwrap();
                 let token = sampler.choose(&mut [f32::MAX, f32::MIN, -1.0, 1.0]).unwrap();
                 assert!(token < 4);
             }
         }
-        let refused = Sampling { temperature: -1.0, ..Sampling::default() };
+        let refused = Sampling::default().with_temperature(-1.0);
         assert!(matches!(Sampler::new(&refused, &[]), Err(Error::InvalidInput(_))));
     }
 }

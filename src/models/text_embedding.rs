@@ -119,6 +119,9 @@ impl LoadedModel {
             (Some(EmbedPrompt::Text(prompt)), _) => return Ok(prompt),
             (Some(EmbedPrompt::Named(name)), _) | (None, Some(name)) => name,
             (None, None) => return Ok(""),
+            (Some(_), _) => {
+                return Err(Error::InvalidInput("this kind of prompt is not supported".to_owned()));
+            }
         };
         prompts.prompts.get(name).map(String::as_str).ok_or_else(|| {
             let known: Vec<&str> = prompts.prompts.keys().map(String::as_str).collect();
@@ -274,7 +277,7 @@ impl TextEmbeddingModel {
     /// [`Error::InvalidInput`] or [`Error::Compute`].
     pub fn embed<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Vec<f32>>> {
         let texts = texts.iter().map(|text| text.as_ref().to_owned()).collect();
-        self.embed_request(&EmbedTexts { texts, ..EmbedTexts::default() })
+        self.embed_request(&EmbedTexts::default().with_texts(texts))
     }
 
     /// As [`TextEmbeddingModel::embed`], with a prompt or with fewer dimensions.

@@ -66,6 +66,7 @@ impl LoadedModel {
                 };
                 self.tokens.encode_prompt(&template.render(messages)?, Specials::AsWritten)?
             }
+            _ => return Err(Error::InvalidInput("this kind of prompt is not supported".to_owned())),
         };
         if tokens.is_empty() {
             return Err(Error::InvalidInput("the prompt has no tokens".to_owned()));
@@ -206,7 +207,7 @@ impl TextGenerationModel {
     pub fn generate(&self, requests: &[GenerateText]) -> Result<Vec<Completion>> {
         let mut streams = Streams::new(self.shared.limits);
         for (key, request) in requests.iter().enumerate() {
-            TextToText::check(request).map_err(Error::InvalidInput)?;
+            TextToText::check(request).map_err(|cause| Error::InvalidInput(cause.to_string()))?;
             streams.add(key, self.begin(request)?);
         }
         let mut answers: Vec<Option<Completion>> = requests.iter().map(|_| None).collect();

@@ -103,20 +103,18 @@ pub(crate) const KINDS: [Kind; 5] = [
 pub(crate) const TEXT: &str = "The cat sleeps on the sofa.";
 
 pub(crate) fn text_request() -> GenerateText {
-    GenerateText { max_tokens: 16, ..GenerateText::from(TEXT) }
+    GenerateText::from(TEXT).with_max_tokens(16)
 }
 
 pub(crate) fn vision_request() -> DescribeImage {
-    DescribeImage {
-        image: ImageSource::Picture(picture()),
-        question: "What is this?".to_owned(),
-        sampling: model_actors::Sampling::default(),
-        max_tokens: 16,
-    }
+    DescribeImage::new(ImageSource::Picture(picture()))
+        .with_question("What is this?")
+        .with_sampling(model_actors::Sampling::default())
+        .with_max_tokens(16)
 }
 
 pub(crate) fn paint_request() -> PaintImage {
-    PaintImage { steps: Some(2), seed: Some(1), ..PaintImage::from("a red circle") }
+    PaintImage::from("a red circle").with_steps(2).with_seed(1)
 }
 
 /// A gradient.

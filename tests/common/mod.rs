@@ -69,7 +69,7 @@ pub(crate) async fn steps_after_drop<C: Capability>(
 ) -> u64 {
     let mut stream = model.stream(request, CallOptions::default()).await.unwrap();
     for _ in 0..pieces {
-        stream.next().await.unwrap();
+        stream.next().await.unwrap().unwrap();
     }
     drop(stream);
     let dropped = steps();

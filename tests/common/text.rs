@@ -80,7 +80,7 @@ impl Weights<TextToText> for Counted {
 
 /// One worker, so that all requests meet in it.
 pub(crate) fn one_worker() -> PoolConfig {
-    PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() }
+    PoolConfig::default().with_max_workers(1).with_cold_start_workers(1)
 }
 
 /// A system with one worker of a model.

@@ -3,38 +3,56 @@
 use super::{BatchKey, Capability, Cost, NoChunk};
 use crate::capability::image::ImageSource;
 use crate::config::QueueCapacity;
+use crate::error::Cause;
 use crate::limits::{MAX_EMBED_PROMPT_BYTES, MAX_ITEMS, MAX_TEXT_BYTES};
 
-/// Text to vector. One-shot.
+/// The capability of turning texts into vectors. One-shot.
 #[derive(Debug, Clone, Copy)]
 pub struct TextEmbedding;
 
-/// A few texts to embed; one vector each comes back, in order.
-///
-/// ```
-/// use model_actors::EmbedTexts;
-/// let request = EmbedTexts::from("The cat sleeps.");
-/// assert_eq!(request.texts.len(), 1);
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct EmbedTexts {
-    /// 1 to 256 texts of up to 1 MiB each.
-    pub texts: Vec<String>,
-    /// What comes before each text, or nothing for what the model has as its default.
-    pub prompt: Option<EmbedPrompt>,
-    /// Keep only the first so many dimensions, for models trained that way.
-    pub dimensions: Option<usize>,
-}
-
-/// What comes before each text, for models trained with it.
+/// A request to embed texts. The answer is one vector each, in order.
 ///
 /// ```
 /// use model_actors::{EmbedPrompt, EmbedTexts};
-/// let prompt = Some(EmbedPrompt::Text("query: ".to_owned()));
-/// let request = EmbedTexts { prompt, ..EmbedTexts::from("how cats sleep") };
+/// let request = EmbedTexts::from("The cat sleeps.").with_dimensions(256);
+/// assert_eq!(request.texts.len(), 1);
+/// let request = EmbedTexts::new(["a cat", "a dog"]).with_prompt(EmbedPrompt::Named("query".to_owned()));
+/// assert_eq!(request.texts.len(), 2);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct EmbedTexts {
+    /// 1 to 256 texts of up to 1 MiB each.
+    pub texts: Vec<String>,
+    /// Prompt before each text; `None` for the model's default.
+    pub prompt: Option<EmbedPrompt>,
+    /// Number of leading dimensions to keep, for models trained that way (Matryoshka). `None`: all.
+    pub dimensions: Option<usize>,
+}
+
+setters! { EmbedTexts {
+    with_texts(texts: Vec<String>);
+    with_prompt(prompt: impl Into<Option<EmbedPrompt>>) Into::into;
+    with_dimensions(dimensions: impl Into<Option<usize>>) Into::into;
+} }
+
+impl EmbedTexts {
+    /// A request for these texts, with the model's default prompt and all dimensions.
+    pub fn new<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Self {
+        Self { texts: texts.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+}
+
+/// Prompt before each text, for models that were trained with one.
+///
+/// ```
+/// use model_actors::{EmbedPrompt, EmbedTexts};
+/// let prompt = EmbedPrompt::Text("query: ".to_owned());
+/// let request = EmbedTexts::from("how cats sleep").with_prompt(prompt);
 /// # drop(request);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum EmbedPrompt {
     /// The name of a prompt that the model's own files define (`query`, `document`).
     Named(String),
@@ -45,11 +63,11 @@ pub enum EmbedPrompt {
 
 impl<T: Into<String>> From<T> for EmbedTexts {
     fn from(text: T) -> Self {
-        Self { texts: vec![text.into()], ..Self::default() }
+        Self::new([text])
     }
 }
 
-/// One vector for each input, in order, all of one length.
+/// Vectors, one for each input, in order, all of one length.
 pub type Embeddings = Vec<Vec<f32>>;
 
 impl Capability for TextEmbedding {
@@ -57,21 +75,22 @@ impl Capability for TextEmbedding {
     type Chunk = NoChunk;
     type Output = Embeddings;
     const NAME: &'static str = "text_embedding";
-    const QUEUE: QueueCapacity = QueueCapacity { interactive: 100, batch: 50 };
+    const QUEUE: QueueCapacity = QueueCapacity::new(100, 50);
 
-    fn check(request: &EmbedTexts) -> Result<(), String> {
+    fn check(request: &EmbedTexts) -> Result<(), Cause> {
         if let Some(EmbedPrompt::Text(prompt)) = &request.prompt
             && prompt.len() > MAX_EMBED_PROMPT_BYTES
         {
             let bytes = prompt.len();
             return Err(format!(
                 "the prompt has {bytes} bytes; at most {MAX_EMBED_PROMPT_BYTES} are allowed"
-            ));
+            )
+            .into());
         }
         check_texts(&request.texts)
     }
 
-    /// About the number of tokens: four bytes of English make one, and each text has two special ones.
+    /// Approximate number of tokens: four bytes of English make one, and each text has two special ones.
     fn cost(request: &EmbedTexts) -> Cost {
         let prompt = match &request.prompt {
             Some(EmbedPrompt::Text(prompt)) => prompt.len(),
@@ -81,11 +100,11 @@ impl Capability for TextEmbedding {
     }
 }
 
-/// Image to vector. One-shot.
+/// The capability of turning images, or texts that find them, into vectors. One-shot.
 #[derive(Debug, Clone, Copy)]
 pub struct ImageEmbedding;
 
-/// Images to embed, or texts to embed into the same space so that text finds images.
+/// A request to embed images, or texts into the same space so that a text finds images.
 ///
 /// ```
 /// use model_actors::{EmbedImages, ImageSource};
@@ -105,16 +124,16 @@ impl Capability for ImageEmbedding {
     type Chunk = NoChunk;
     type Output = Embeddings;
     const NAME: &'static str = "image_embedding";
-    const QUEUE: QueueCapacity = QueueCapacity { interactive: 50, batch: 50 };
+    const QUEUE: QueueCapacity = QueueCapacity::new(50, 50);
 
-    fn check(request: &EmbedImages) -> Result<(), String> {
+    fn check(request: &EmbedImages) -> Result<(), Cause> {
         match request {
             EmbedImages::Images(images) => check_count("images", images.len()),
             EmbedImages::Texts(texts) => check_texts(texts),
         }
     }
 
-    /// In images or texts.
+    /// Number of images or texts.
     fn cost(request: &EmbedImages) -> Cost {
         Cost(match request {
             EmbedImages::Images(images) => images.len() as u64,
@@ -127,20 +146,20 @@ impl Capability for ImageEmbedding {
     }
 }
 
-fn check_texts(texts: &[String]) -> Result<(), String> {
+fn check_texts(texts: &[String]) -> Result<(), Cause> {
     check_count("texts", texts.len())?;
     match texts.iter().enumerate().find(|(_, text)| text.len() > MAX_TEXT_BYTES) {
         Some((index, text)) => {
-            Err(format!("text {index} has {} bytes; at most {MAX_TEXT_BYTES} are allowed", text.len()))
+            Err(format!("text {index} has {} bytes; at most {MAX_TEXT_BYTES} are allowed", text.len()).into())
         }
         None => Ok(()),
     }
 }
 
-fn check_count(what: &str, count: usize) -> Result<(), String> {
+fn check_count(what: &str, count: usize) -> Result<(), Cause> {
     match count {
-        0 => Err(format!("the request holds no {what}")),
+        0 => Err(format!("the request holds no {what}").into()),
         1..=MAX_ITEMS => Ok(()),
-        _ => Err(format!("the request holds {count} {what}; at most {MAX_ITEMS} are allowed")),
+        _ => Err(format!("the request holds {count} {what}; at most {MAX_ITEMS} are allowed").into()),
     }
 }

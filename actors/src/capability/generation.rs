@@ -1,18 +1,20 @@
-//! Text to text: messages or a raw prompt to a stream of text.
+//! Text to text: a conversation or a raw prompt in, a stream of text out. Sampling and usage are shared with vision.
 
 use super::{Capability, Cost};
 use crate::config::QueueCapacity;
+use crate::error::Cause;
 use crate::limits::{MAX_MESSAGES, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOPS, MAX_TOKENS};
 
 /// Tokens of an answer that a request is charged with at most.
 const LONG_ANSWER: usize = 1024;
 
-/// Messages or a prompt to text. Streamed.
+/// The capability of continuing a conversation or a prompt with text. Streamed.
 #[derive(Debug, Clone, Copy)]
 pub struct TextToText;
 
-/// Who speaks a message.
+/// Speaker of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Role {
     /// Instructions to the model.
     System,
@@ -37,48 +39,63 @@ impl Role {
     }
 }
 
-/// One turn of a conversation.
+/// One message of a conversation.
+///
+/// ```
+/// use model_actors::{Message, Role};
+/// assert_eq!(Message::user("What is rain?").role, Role::User);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Message {
-    /// Who speaks.
+    /// Speaker.
     pub role: Role,
-    /// What is said.
+    /// Text of the message.
     pub content: String,
 }
 
 impl Message {
+    /// A message of this speaker.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into() }
+    }
+
     /// Instructions to the model.
     pub fn system(content: impl Into<String>) -> Self {
-        Self { role: Role::System, content: content.into() }
+        Self::new(Role::System, content)
     }
 
-    /// What the person says.
+    /// A message of the person.
     pub fn user(content: impl Into<String>) -> Self {
-        Self { role: Role::User, content: content.into() }
+        Self::new(Role::User, content)
     }
 
-    /// What the model said.
+    /// An earlier answer of the model.
     pub fn assistant(content: impl Into<String>) -> Self {
-        Self { role: Role::Assistant, content: content.into() }
+        Self::new(Role::Assistant, content)
     }
 }
 
-/// What the model continues.
+/// Input that a language model continues.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Prompt {
-    /// A conversation of 1 to 1,024 messages, put into the model's chat template.
+    /// A conversation of 1 to 1,024 messages, rendered with the model's chat template.
     Messages(Vec<Message>),
-    /// Text as it is.
+    /// Text, tokenized as it is.
     Raw(String),
 }
 
-/// How the next token is chosen.
+/// Sampling of the next token.
 ///
 /// ```
-/// let sampling = model_actors::Sampling::default();
-/// assert_eq!(sampling.temperature, 0.0); // greedy
+/// use model_actors::Sampling;
+/// assert_eq!(Sampling::default().temperature, 0.0); // greedy
+/// let creative = Sampling::default().with_temperature(0.8).with_top_p(0.95).with_seed(42);
+/// assert!(creative.check().is_ok());
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct Sampling {
     /// 0 is greedy; above it, the higher, the more even is the choice.
     pub temperature: f32,
@@ -94,6 +111,15 @@ pub struct Sampling {
     pub seed: Option<u64>,
 }
 
+setters! { Sampling {
+    with_temperature(temperature: f32);
+    with_top_k(top_k: impl Into<Option<usize>>) Into::into;
+    with_top_p(top_p: impl Into<Option<f32>>) Into::into;
+    with_min_p(min_p: impl Into<Option<f32>>) Into::into;
+    with_repetition_penalty(repetition_penalty: impl Into<Option<f32>>) Into::into;
+    with_seed(seed: impl Into<Option<u64>>) Into::into;
+} }
+
 impl Sampling {
     /// Checks every setting.
     ///
@@ -102,12 +128,12 @@ impl Sampling {
     ///
     /// ```
     /// use model_actors::Sampling;
-    /// let sampling = Sampling { top_p: Some(0.0), ..Sampling::default() };
-    /// assert!(sampling.check().unwrap_err().contains("top_p"));
+    /// let refused = Sampling::default().with_top_p(0.0).check().unwrap_err();
+    /// assert!(refused.message().contains("top_p"));
     /// ```
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), Cause> {
         let within = |name: &str, value: Option<f32>, range: &str, holds: fn(f32) -> bool| match value {
-            Some(value) if !holds(value) => Err(format!("{name} is {value}; it must be {range}")),
+            Some(value) if !holds(value) => Err(Cause::new(format!("{name} is {value}; it must be {range}"))),
             _ => Ok(()),
         };
         within("temperature", Some(self.temperature), "0 or above, and finite", |t| {
@@ -118,49 +144,47 @@ impl Sampling {
         let penalty = self.repetition_penalty;
         within("repetition_penalty", penalty, "above 0, and finite", |p| p > 0.0 && p.is_finite())?;
         match self.top_k {
-            Some(0) => Err("top_k is 0; at least 1 is needed".to_owned()),
+            Some(0) => Err("top_k is 0; at least 1 is needed".into()),
             _ => Ok(()),
         }
     }
 }
 
-/// A text to generate.
+/// A request to generate text.
 ///
 /// ```
-/// use model_actors::GenerateText;
+/// use model_actors::{GenerateText, Sampling};
 /// let request = GenerateText::from("Once upon a time");
 /// assert_eq!(request.max_tokens, 256);
+/// let request = request.with_max_tokens(32).with_sampling(Sampling::default().with_temperature(0.7));
+/// assert_eq!(request.max_tokens, 32);
 /// ```
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct GenerateText {
-    /// What the model continues.
+    /// Input that the model continues.
     pub prompt: Prompt,
-    /// How tokens are chosen.
+    /// Sampling of the tokens.
     pub sampling: Sampling,
-    /// Most tokens to generate, 1 to 1,048,576.
+    /// Maximum number of tokens to generate, 1 to 1,048,576; 256 by default.
     pub max_tokens: usize,
-    /// The text ends before the first of these; at most 16 of 1 to 256 bytes. Of several matches the one that is
-    /// complete first counts.
+    /// Stop strings: the text ends before the first of these. At most 16 of 1 to 256 bytes. Of several matches the
+    /// one that is complete first counts.
     pub stop: Vec<String>,
 }
 
-impl GenerateText {
-    /// The model's next turn in a conversation.
-    ///
-    /// ```
-    /// use model_actors::{GenerateText, Message};
-    /// let request = GenerateText::chat([Message::system("Be brief."), Message::user("What is rain?")]);
-    /// assert_eq!(request.max_tokens, 256);
-    /// ```
-    pub fn chat(messages: impl IntoIterator<Item = Message>) -> Self {
-        Self { prompt: Prompt::Messages(messages.into_iter().collect()), ..Self::from("") }
-    }
-}
+setters! { GenerateText {
+    with_prompt(prompt: Prompt);
+    with_sampling(sampling: Sampling);
+    with_max_tokens(max_tokens: usize);
+    with_stop(stop: Vec<String>);
+} }
 
-impl<T: Into<String>> From<T> for GenerateText {
-    fn from(prompt: T) -> Self {
+/// An empty prompt, which [`Capability::check`] refuses: set one with [`GenerateText::with_prompt`].
+impl Default for GenerateText {
+    fn default() -> Self {
         Self {
-            prompt: Prompt::Raw(prompt.into()),
+            prompt: Prompt::Raw(String::new()),
             sampling: Sampling::default(),
             max_tokens: 256,
             stop: Vec::new(),
@@ -168,9 +192,29 @@ impl<T: Into<String>> From<T> for GenerateText {
     }
 }
 
-/// Why a text ended.
+impl GenerateText {
+    /// A request for the model's next message in a conversation.
+    ///
+    /// ```
+    /// use model_actors::{GenerateText, Message};
+    /// let request = GenerateText::chat([Message::system("Be brief."), Message::user("What is rain?")]);
+    /// assert_eq!(request.max_tokens, 256);
+    /// ```
+    pub fn chat(messages: impl IntoIterator<Item = Message>) -> Self {
+        Self::default().with_prompt(Prompt::Messages(messages.into_iter().collect()))
+    }
+}
+
+impl<T: Into<String>> From<T> for GenerateText {
+    fn from(prompt: T) -> Self {
+        Self::default().with_prompt(Prompt::Raw(prompt.into()))
+    }
+}
+
+/// Reason for the end of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum FinishReason {
     /// The model ended it.
     Stop,
@@ -178,24 +222,40 @@ pub enum FinishReason {
     Length,
 }
 
-/// Tokens in and out.
+/// Numbers of tokens in and out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Usage {
-    /// Tokens of the prompt.
+    /// Number of tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Tokens generated.
+    /// Number of tokens generated.
     pub completion_tokens: usize,
+}
+
+impl Usage {
+    /// Usage of a request with so many tokens in its prompt and its answer.
+    pub const fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
+        Self { prompt_tokens, completion_tokens }
+    }
 }
 
 /// The whole text, once it is complete.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Completion {
-    /// All chunks together.
+    /// The whole text: all chunks together.
     pub text: String,
-    /// Why it ended.
+    /// Reason for its end.
     pub finish_reason: FinishReason,
-    /// Tokens in and out.
+    /// Numbers of tokens in and out.
     pub usage: Usage,
+}
+
+impl Completion {
+    /// A finished text.
+    pub fn new(text: impl Into<String>, finish_reason: FinishReason, usage: Usage) -> Self {
+        Self { text: text.into(), finish_reason, usage }
+    }
 }
 
 impl Capability for TextToText {
@@ -203,50 +263,50 @@ impl Capability for TextToText {
     type Chunk = String;
     type Output = Completion;
     const NAME: &'static str = "text_to_text";
-    const QUEUE: QueueCapacity = QueueCapacity { interactive: 100, batch: 100 };
+    const QUEUE: QueueCapacity = QueueCapacity::new(100, 100);
 
-    fn check(request: &GenerateText) -> Result<(), String> {
+    fn check(request: &GenerateText) -> Result<(), Cause> {
         check_tokens(request.max_tokens)?;
         request.sampling.check()?;
         check_stops(&request.stop)?;
         if let Prompt::Messages(messages) = &request.prompt
             && messages.len() > MAX_MESSAGES
         {
-            return Err(format!(
-                "the prompt has {} messages; at most {MAX_MESSAGES} are allowed",
-                messages.len()
-            ));
+            let count = messages.len();
+            return Err(format!("the prompt has {count} messages; at most {MAX_MESSAGES} are allowed").into());
         }
         match prompt_bytes(&request.prompt) {
-            0 => Err("the prompt is empty".to_owned()),
+            0 => Err("the prompt is empty".into()),
             1..=MAX_PROMPT_BYTES => Ok(()),
-            bytes => Err(format!("the prompt has {bytes} bytes; at most {MAX_PROMPT_BYTES} are allowed")),
+            bytes => {
+                Err(format!("the prompt has {bytes} bytes; at most {MAX_PROMPT_BYTES} are allowed").into())
+            }
         }
     }
 
-    /// About the number of tokens in and out. Who allows an answer without end is not expected to get one.
+    /// Approximate number of tokens in and out. An answer is charged with at most 1,024 tokens.
     fn cost(request: &GenerateText) -> Cost {
         let answer = request.max_tokens.min(LONG_ANSWER) as u64;
         Cost(prompt_bytes(&request.prompt) as u64 / 4 + answer)
     }
 }
 
-/// Checks how many tokens are asked for.
-pub(super) fn check_tokens(max_tokens: usize) -> Result<(), String> {
+/// Checks the number of tokens asked for.
+pub(super) fn check_tokens(max_tokens: usize) -> Result<(), Cause> {
     match max_tokens {
         1..=MAX_TOKENS => Ok(()),
-        _ => Err(format!("max_tokens is {max_tokens}; 1 to {MAX_TOKENS} are allowed")),
+        _ => Err(format!("max_tokens is {max_tokens}; 1 to {MAX_TOKENS} are allowed").into()),
     }
 }
 
 /// Checks the strings that end a text.
-fn check_stops(stops: &[String]) -> Result<(), String> {
+fn check_stops(stops: &[String]) -> Result<(), Cause> {
     if stops.len() > MAX_STOPS {
-        return Err(format!("there are {} stop strings; at most {MAX_STOPS} are allowed", stops.len()));
+        return Err(format!("there are {} stop strings; at most {MAX_STOPS} are allowed", stops.len()).into());
     }
     match stops.iter().find(|stop| !(1..=MAX_STOP_BYTES).contains(&stop.len())) {
         Some(stop) => {
-            Err(format!("a stop string has {} bytes; 1 to {MAX_STOP_BYTES} are allowed", stop.len()))
+            Err(format!("a stop string has {} bytes; 1 to {MAX_STOP_BYTES} are allowed", stop.len()).into())
         }
         None => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! Vision (image and question to text) and text to image.
+//! The two capabilities around single images: describing one in words, and painting one.
 
 use std::any::Any;
 use std::fmt;
@@ -9,9 +9,10 @@ use std::sync::Arc;
 use super::generation::{Completion, Sampling, check_tokens};
 use super::{BatchKey, Capability};
 use crate::config::QueueCapacity;
+use crate::error::Cause;
 use crate::limits::{MAX_GUIDANCE, MAX_PAINTED_SIDE, MAX_QUESTION_BYTES, MAX_STEPS};
 
-/// Where an image comes from.
+/// Source of an image.
 ///
 /// ```
 /// use model_actors::ImageSource;
@@ -31,7 +32,7 @@ pub enum ImageSource {
     Bytes(Vec<u8>),
     /// Pixels.
     Picture(Picture),
-    /// Pixels that hold a place somewhere for as long as anybody has them.
+    /// Pixels together with a lease, such as a part of a memory budget, that is released with the last clone.
     Leased(LeasedPicture),
 }
 
@@ -84,8 +85,8 @@ impl fmt::Debug for Picture {
     }
 }
 
-/// A picture and what it holds: a part of a budget, say, that goes back when the last clone is dropped. A request keeps
-/// its pictures until the pool has let go of it, which may be later than its caller; so does the lease.
+/// A picture with a lease (a part of a memory budget, say) that is released when the last clone is dropped. A request
+/// keeps its pictures until the pool has let go of it, which may be later than its caller does.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -103,7 +104,7 @@ pub struct LeasedPicture(Arc<Leased>);
 
 struct Leased {
     picture: Picture,
-    /// Only there to be dropped with the picture.
+    /// Dropped with the picture, and not used otherwise.
     _lease: Box<dyn Any + Send + Sync>,
 }
 
@@ -128,33 +129,44 @@ impl fmt::Debug for LeasedPicture {
     }
 }
 
-/// An image and a question to text. Streamed.
+/// The capability of answering a question about an image in text. Streamed.
 #[derive(Debug, Clone, Copy)]
 pub struct Vision;
 
-/// An image to be described.
+/// A request to describe an image.
 ///
 /// ```
-/// use model_actors::{DescribeImage, ImageSource, Sampling};
-/// let request = DescribeImage {
-///     image: ImageSource::Path("cat.png".into()),
-///     question: "What colour is the cat?".to_owned(),
-///     sampling: Sampling::default(),
-///     max_tokens: 64,
-/// };
+/// use model_actors::{DescribeImage, ImageSource};
+/// let image = ImageSource::Path("cat.png".into());
+/// let request = DescribeImage::new(image).with_question("What colour is the cat?").with_max_tokens(64);
 /// assert_eq!(request.sampling.temperature, 0.0); // greedy
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct DescribeImage {
     /// The image.
     pub image: ImageSource,
-    /// What to say about it. May be empty for models that say something unasked (BLIP's captions); others refuse
-    /// that themselves.
+    /// Question or instruction. Empty by default, for models that caption an image unasked (BLIP); others refuse an
+    /// empty one themselves.
     pub question: String,
-    /// How tokens are chosen.
+    /// Sampling of the tokens.
     pub sampling: Sampling,
-    /// Most tokens to generate, 1 to 1,048,576.
+    /// Maximum number of tokens to generate, 1 to 1,048,576; 256 by default.
     pub max_tokens: usize,
+}
+
+setters! { DescribeImage {
+    with_image(image: ImageSource);
+    with_question(question: impl Into<String>) Into::into;
+    with_sampling(sampling: Sampling);
+    with_max_tokens(max_tokens: usize);
+} }
+
+impl DescribeImage {
+    /// A request without a question, with greedy sampling and at most 256 tokens.
+    pub fn new(image: ImageSource) -> Self {
+        Self { image, question: String::new(), sampling: Sampling::default(), max_tokens: 256 }
+    }
 }
 
 impl Capability for Vision {
@@ -162,9 +174,9 @@ impl Capability for Vision {
     type Chunk = String;
     type Output = Completion;
     const NAME: &'static str = "vision";
-    const QUEUE: QueueCapacity = QueueCapacity { interactive: 50, batch: 50 };
+    const QUEUE: QueueCapacity = QueueCapacity::new(50, 50);
 
-    fn check(request: &DescribeImage) -> Result<(), String> {
+    fn check(request: &DescribeImage) -> Result<(), Cause> {
         check_tokens(request.max_tokens)?;
         request.sampling.check()?;
         // Only the model knows whether it needs a question.
@@ -175,22 +187,23 @@ impl Capability for Vision {
     }
 }
 
-/// A prompt to an image. Streamed: a chunk for each step.
+/// The capability of painting an image from a prompt. Streamed: one chunk for each diffusion step.
 #[derive(Debug, Clone, Copy)]
 pub struct TextToImage;
 
-/// A picture to paint.
+/// A request to paint a picture.
 ///
 /// ```
 /// use model_actors::PaintImage;
-/// let request = PaintImage::from("a red circle left of a blue square");
+/// let request = PaintImage::from("a red circle left of a blue square").with_steps(20).with_seed(7);
 /// assert_eq!(request.size, None); // the model's own
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct PaintImage {
-    /// What to paint.
+    /// Description of the picture.
     pub prompt: String,
-    /// What to avoid; as long as a prompt may be.
+    /// Description of content to avoid; as long as a prompt may be.
     pub negative_prompt: Option<String>,
     /// Width and height in pixels, up to 4,096 each; without, the model's own.
     pub size: Option<(usize, usize)>,
@@ -202,9 +215,20 @@ pub struct PaintImage {
     pub seed: Option<u64>,
     /// The scheduler's name; without, the model's own.
     pub scheduler: Option<String>,
-    /// Whether each step of a stream comes with a [`PaintStep::preview`].
+    /// Sends a [`PaintStep::preview`] with each step of a stream.
     pub preview: bool,
 }
+
+setters! { PaintImage {
+    with_prompt(prompt: impl Into<String>) Into::into;
+    with_negative_prompt(negative_prompt: impl Into<Option<String>>) Into::into;
+    with_size(size: impl Into<Option<(usize, usize)>>) Into::into;
+    with_steps(steps: impl Into<Option<usize>>) Into::into;
+    with_guidance(guidance: impl Into<Option<f32>>) Into::into;
+    with_seed(seed: impl Into<Option<u64>>) Into::into;
+    with_scheduler(scheduler: impl Into<Option<String>>) Into::into;
+    with_preview(preview: bool);
+} }
 
 impl<T: Into<String>> From<T> for PaintImage {
     fn from(prompt: T) -> Self {
@@ -213,14 +237,27 @@ impl<T: Into<String>> From<T> for PaintImage {
 }
 
 /// One finished diffusion step.
+///
+/// ```
+/// let step = model_actors::PaintStep::new(3, 20, None);
+/// assert_eq!((step.step, step.of), (3, 20));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PaintStep {
-    /// The step, from 1.
+    /// Number of the step, from 1.
     pub step: usize,
-    /// All steps.
+    /// Number of all steps.
     pub of: usize,
-    /// What the picture looks like so far, small, if the request asks for it.
+    /// Small preview of the picture after this step, if the request asks for it.
     pub preview: Option<Picture>,
+}
+
+impl PaintStep {
+    /// Step `step` of `of`.
+    pub fn new(step: usize, of: usize, preview: Option<Picture>) -> Self {
+        Self { step, of, preview }
+    }
 }
 
 impl Capability for TextToImage {
@@ -228,16 +265,17 @@ impl Capability for TextToImage {
     type Chunk = PaintStep;
     type Output = Picture;
     const NAME: &'static str = "text_to_image";
-    const QUEUE: QueueCapacity = QueueCapacity { interactive: 20, batch: 20 };
+    const QUEUE: QueueCapacity = QueueCapacity::new(20, 20);
 
-    fn check(request: &PaintImage) -> Result<(), String> {
+    fn check(request: &PaintImage) -> Result<(), Cause> {
         check_text("prompt", &request.prompt)?;
         if let Some((width, height)) = request.size
             && !((1..=MAX_PAINTED_SIDE).contains(&width) && (1..=MAX_PAINTED_SIDE).contains(&height))
         {
             return Err(format!(
                 "the size {width}x{height} is outside 1 to {MAX_PAINTED_SIDE} pixels a side"
-            ));
+            )
+            .into());
         }
         if let Some(negative) = request.negative_prompt.as_ref().filter(|text| !text.is_empty()) {
             check_text("negative prompt", negative)?;
@@ -245,27 +283,31 @@ impl Capability for TextToImage {
         if let Some(guidance) = request.guidance
             && !(0.0..=MAX_GUIDANCE).contains(&guidance)
         {
-            return Err(format!("the guidance {guidance} is asked for; 0 to {MAX_GUIDANCE} are allowed"));
+            return Err(
+                format!("the guidance {guidance} is asked for; 0 to {MAX_GUIDANCE} are allowed").into()
+            );
         }
         match request.steps {
             Some(steps) if !(1..=MAX_STEPS).contains(&steps) => {
-                Err(format!("{steps} steps are asked for; 1 to {MAX_STEPS} are allowed"))
+                Err(format!("{steps} steps are asked for; 1 to {MAX_STEPS} are allowed").into())
             }
             _ => Ok(()),
         }
     }
 
-    /// Pictures of one size may share a batch.
+    /// The size: only pictures of one size share a batch.
     fn batch_key(request: &PaintImage) -> BatchKey {
         let (width, height) = request.size.unwrap_or((0, 0));
         BatchKey((width as u64) << 32 | height as u64)
     }
 }
 
-fn check_text(what: &str, text: &str) -> Result<(), String> {
+fn check_text(what: &str, text: &str) -> Result<(), Cause> {
     match text.len() {
-        0 => Err(format!("the {what} is empty")),
+        0 => Err(format!("the {what} is empty").into()),
         1..=MAX_QUESTION_BYTES => Ok(()),
-        bytes => Err(format!("the {what} has {bytes} bytes; at most {MAX_QUESTION_BYTES} are allowed")),
+        bytes => {
+            Err(format!("the {what} has {bytes} bytes; at most {MAX_QUESTION_BYTES} are allowed").into())
+        }
     }
 }

@@ -91,16 +91,27 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Drop for Reply<C, H> {
     }
 }
 
-/// The chunks of a streamed answer, in order, and at their end the output. Dropping it cancels the request.
+/// Stream of an answer's chunks, in order, with the output at its end. Dropping it cancels the request.
 ///
-/// It is a [`Stream`] of chunks that ends after the last chunk or the first error; [`Self::output`] then gives how it
-/// ended.
+/// [`Self::next`] and the [`Stream`] give the same items: each chunk, then the error if the request failed.
+/// [`Self::output`] gives the output afterwards, or the same error.
+///
+/// ```
+/// # use model_actors::{Capability, ReplyStream, Result};
+/// async fn read<C: Capability<Chunk = String>>(mut stream: ReplyStream<C>) -> Result<C::Output> {
+///     while let Some(piece) = stream.next().await {
+///         print!("{}", piece?);
+///     }
+///     stream.output().await
+/// }
+/// ```
+#[must_use = "dropping the stream cancels the request"]
 pub struct ReplyStream<C: Capability> {
     reply: Reply<C, ModelHandle<C>>,
     chunks: mpsc::Receiver<C::Chunk>,
     tally: Option<Tally<C, ModelHandle<C>>>,
     end: Option<Result<C::Output>>,
-    /// The `Stream` has told its error.
+    /// The error, if any, was given out as the last item.
     told_error: bool,
     span: tracing::Span,
 }
@@ -115,15 +126,18 @@ impl<C: Capability> ReplyStream<C> {
         Self { reply, chunks, tally: Some(tally), end: None, told_error: false, span }
     }
 
-    /// The next chunk; `None` once all have been read and the answer has ended, well or not.
-    pub async fn next(&mut self) -> Option<C::Chunk> {
-        std::future::poll_fn(|context| self.poll_chunk(context)).await
-    }
-
-    /// Reads to the end, leaving out what chunks remain, and returns the output.
+    /// The next chunk. `None` after the last chunk of an answer that succeeded, or after the error of one that did not.
     ///
     /// # Errors
-    /// How the request ended, if not well.
+    /// Every [`Error`] that a request can end with, once.
+    pub async fn next(&mut self) -> Option<Result<C::Chunk>> {
+        std::future::poll_fn(|context| self.poll_item(context)).await
+    }
+
+    /// Reads to the end, leaving out the chunks that remain, and returns the output.
+    ///
+    /// # Errors
+    /// Every [`Error`] that a request can end with, also if [`Self::next`] gave it before.
     pub async fn output(mut self) -> Result<C::Output> {
         while self.next().await.is_some() {}
         self.end.take().unwrap_or_else(|| Err(self.reply.pool_died()))
@@ -143,6 +157,18 @@ impl<C: Capability> ReplyStream<C> {
         // Chunks that came just before the end are read first.
         Poll::Ready(self.chunks.try_recv().ok())
     }
+
+    fn poll_item(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<C::Chunk>>> {
+        if let Some(chunk) = ready!(self.poll_chunk(context)) {
+            return Poll::Ready(Some(Ok(chunk)));
+        }
+        match &self.end {
+            Some(Err(error)) if !std::mem::replace(&mut self.told_error, true) => {
+                Poll::Ready(Some(Err(error.clone())))
+            }
+            _ => Poll::Ready(None),
+        }
+    }
 }
 
 // Nothing in it is pinned in place: its one pinned part is boxed.
@@ -152,14 +178,6 @@ impl<C: Capability> Stream for ReplyStream<C> {
     type Item = Result<C::Chunk>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if let Some(chunk) = ready!(self.poll_chunk(context)) {
-            return Poll::Ready(Some(Ok(chunk)));
-        }
-        let error = match &self.end {
-            Some(Err(error)) if !self.told_error => Some(error.clone()),
-            _ => None,
-        };
-        self.told_error |= error.is_some();
-        Poll::Ready(error.map(Err))
+        self.poll_item(context)
     }
 }

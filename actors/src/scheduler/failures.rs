@@ -54,7 +54,8 @@ impl Scheduler {
         }
         leave(model, worker, Leaving::Dead);
         let id = model.policy.model.clone();
-        let error = Error::SpawnFailed { model: id.clone(), cause: failure.cause.clone() };
+        let error =
+            Error::SpawnFailed { model: id.clone(), failure: failure.kind, cause: failure.cause.clone() };
         effects.push(Effect::Emit(Event::StartFailed {
             capability,
             model: id,

@@ -106,7 +106,7 @@ impl Scheduler {
             [alone] => vec![(alone.request, emitted_unless_answered(fates, alone.request))],
             _ => fates.to_vec(),
         };
-        let cause = Cause::new(error.clone());
+        let cause = Cause::of(&error);
         self.lose_ready_worker(now, key, Loss { entry, fates: &fates, error, cause }, effects);
     }
 }

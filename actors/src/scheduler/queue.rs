@@ -182,7 +182,8 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capability::{Cost, Lane, Priority};
+    use crate::capability::Cost;
+    use crate::id::{Lane, Priority};
 
     const AGING: Duration = Duration::from_secs(2);
     const LIMITS: BatchLimits = BatchLimits { requests: 8, cost: 100 };

@@ -55,7 +55,11 @@ impl Scheduler {
         };
         if model.stuck() > model.policy.config.max_workers {
             let cause = Cause::new(format!("{} of its threads are stuck and cannot be ended", model.stuck()));
-            return Err(Error::SpawnFailed { model: model.policy.model.clone(), cause });
+            return Err(Error::SpawnFailed {
+                model: model.policy.model.clone(),
+                failure: FailureKind::Failed,
+                cause,
+            });
         }
         match model.breaker.pass(now) {
             Passage::Refused { retry_after, cause } => {
@@ -242,8 +246,7 @@ impl Scheduler {
                 Fate::Emitted => effects.push(Effect::Fail { request, error: error.clone() }),
                 Fate::Untouched if ticket.deaths >= POISON_DEATHS => {
                     let model = model.policy.model.clone();
-                    let error =
-                        Error::Poison { model, deaths: ticket.deaths, cause: Cause::new(error.clone()) };
+                    let error = Error::Poison { model, deaths: ticket.deaths, cause: Cause::of(error) };
                     effects.push(Effect::Fail { request, error });
                 }
                 Fate::Untouched if ticket.deadline <= now => effects.push(Effect::Expire { request }),

@@ -26,7 +26,7 @@ pub enum Verdict {
 /// ```
 /// use model_actors::scheduler::{Restarts, Verdict};
 /// use model_actors::{RestartConfig, Time};
-/// let config = RestartConfig { max_restarts: 1, ..RestartConfig::default() };
+/// let config = RestartConfig::default().with_max_restarts(1);
 /// let mut restarts = Restarts::default();
 /// assert!(matches!(restarts.failed(&config, Time::ZERO, 0.5), Verdict::RestartAfter(_)));
 /// assert_eq!(restarts.failed(&config, Time::ZERO, 0.5), Verdict::GiveUp);

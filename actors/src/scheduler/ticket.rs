@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use crate::capability::{BatchKey, Cost, Lane, Priority};
-use crate::id::{RequestId, Time};
+use crate::capability::{BatchKey, Cost};
+use crate::id::{Lane, Priority, RequestId, Time};
 
 /// Levels of priority by which the batch lane stands back behind the interactive one.
 const BATCH_LANE_LEVELS: i64 = 5;

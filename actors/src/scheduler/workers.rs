@@ -41,8 +41,7 @@ impl Scheduler {
         let config = &model.policy.config;
         if model.workers.is_empty() {
             if model.is_wanted() {
-                let cold_start = config.cold_start_workers.min(config.max_workers);
-                model.cold_start_goal = if probing { 1 } else { cold_start };
+                model.cold_start_goal = if probing { 1 } else { config.initial_workers() };
                 let until = now + config.room_wait;
                 self.start(now, key, Urgency::MakeRoom { until }, effects);
             }

@@ -27,7 +27,7 @@ use crate::telemetry::Events;
 /// # #[tokio::main]
 /// # async fn main() -> model_actors::Result<()> {
 /// use model_actors::{Bytes, PoolConfig, ProcessMemory, System, SystemConfig, TextEmbedding};
-/// let quarter = || ProcessMemory { limit: Bytes::mib(4096), used: Bytes::mib(1024) };
+/// let quarter = || ProcessMemory::new(Bytes::mib(4096), Bytes::mib(1024));
 /// let builder = System::builder(SystemConfig::default()).pool::<TextEmbedding>(PoolConfig::default());
 /// let system = builder.memory_probe(quarter).start().await?;
 /// assert!(system.shutdown().await.is_clean());
@@ -103,7 +103,7 @@ impl SystemBuilder {
                 .any(|other| other.capability == plan.capability || other.name == plan.name)
             {
                 let reason = format!("two pools serve {}", plan.name);
-                return Err(Error::InvalidConfig { setting: "pools", reason });
+                return Err(Error::InvalidConfig { setting: "pools".into(), reason });
             }
         }
         let common = common(self.config, self.memory);
@@ -121,7 +121,7 @@ impl SystemBuilder {
             Some(supervisor) => SystemActor::spawn_linked(None, SystemActor, arguments, supervisor).await,
             None => SystemActor::spawn(None, SystemActor, arguments).await,
         };
-        let (actor, _) = started.map_err(|error| Error::StartFailed { cause: Cause::new(error) })?;
+        let (actor, _) = started.map_err(|error| Error::StartFailed { cause: Cause::of(&error) })?;
         Ok(System { inner: Arc::new(Inner { actor, common, clients }) })
     }
 }

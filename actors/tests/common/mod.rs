@@ -60,14 +60,14 @@ pub fn count(counter: &AtomicUsize) -> usize {
 
 /// A loader of a model with so many MiB of weights and 1 MiB for each worker.
 pub fn weights(mib: u64) -> ScriptedLoader {
-    let footprint = Footprint { shared: Bytes::mib(mib), per_worker: Bytes::mib(1) };
+    let footprint = Footprint::new(Bytes::mib(mib), Bytes::mib(1));
     ScriptedLoader { footprint, ..ScriptedLoader::default() }
 }
 
 /// Quick settings with one worker to a model.
 pub fn single() -> (SystemConfig, PoolConfig) {
     let (system, pool) = TestSystem::quick();
-    (system, PoolConfig { max_workers: 1, ..pool })
+    (system, pool.with_max_workers(1))
 }
 
 pub async fn start((system, pool): (SystemConfig, PoolConfig)) -> TestSystem {

@@ -11,7 +11,7 @@ use model_actors::testing::{
 };
 use model_actors::{
     BatchLimits, Bytes, Client, Device, Error, Event, ModelHandle, ModelSpec, PoolConfig, QueueCapacity,
-    ReplyStream, RequestPhase, RestartConfig, StallLimits, System, SystemConfig,
+    ReplyStream, RequestPhase, RestartConfig, StallLimits, System, SystemConfig, WhenFull,
 };
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -103,35 +103,32 @@ pub(crate) async fn run(plan: PhasePlan, ledger: Arc<Ledger>, kept: &Kept) -> Re
 
 /// Short times throughout: what takes seconds by default takes milliseconds.
 fn settings() -> (SystemConfig, PoolConfig) {
-    let restart = RestartConfig {
-        max_restarts: 1000,
-        first_backoff: Duration::from_millis(1),
-        max_backoff: Duration::from_millis(10),
-        breaker_open: Duration::from_millis(40),
-        ..RestartConfig::default()
-    };
-    let system = SystemConfig {
-        memory_limit: Some(Bytes::mib(96)),
-        maintenance_interval: Duration::from_millis(50),
-        shutdown_timeout: Duration::from_millis(400),
-        restart,
-        event_capacity: 1 << 16,
-        ..SystemConfig::default()
-    };
-    let pool = PoolConfig {
-        request_timeout: Duration::from_secs(2),
-        max_workers: 3,
-        cold_start_workers: 1,
-        queue: Some(QueueCapacity { interactive: 24, batch: 8 }),
-        stream_buffer: 4,
-        cooldown_idle: Duration::from_millis(100),
-        room_wait: Duration::from_millis(300),
-        min_residency: Duration::from_millis(20),
-        restart,
-        stall: StallLimits { load: Duration::from_secs(2), run: Duration::from_millis(150) },
-        batch: BatchLimits { requests: 8, ..BatchLimits::default() },
-        aging: Duration::from_millis(200),
-    };
+    let restart = RestartConfig::default()
+        .with_max_restarts(1000)
+        .with_first_backoff(Duration::from_millis(1))
+        .with_max_backoff(Duration::from_millis(10))
+        .with_breaker_open(Duration::from_millis(40));
+    let system = SystemConfig::default()
+        .with_memory_limit(Bytes::mib(96))
+        .with_maintenance_interval(Duration::from_millis(50))
+        .with_shutdown_timeout(Duration::from_millis(400))
+        .with_restart(restart)
+        .with_event_capacity(1 << 16);
+    let pool = PoolConfig::default()
+        .with_request_timeout(Duration::from_secs(2))
+        .with_max_workers(3)
+        .with_cold_start_workers(1)
+        .with_queue(QueueCapacity::new(24, 8))
+        .with_stream_buffer(4)
+        .with_cooldown_idle(Duration::from_millis(100))
+        .with_room_wait(Duration::from_millis(300))
+        .with_min_residency(Duration::from_millis(20))
+        .with_restart(restart)
+        .with_stall(
+            StallLimits::default().with_load(Duration::from_secs(2)).with_run(Duration::from_millis(150)),
+        )
+        .with_batch(BatchLimits::default().with_requests(8))
+        .with_aging(Duration::from_millis(200));
     (system, pool)
 }
 
@@ -319,7 +316,7 @@ async fn perform<C: ScriptedCapability<Chunk: PartialEq>>(
     let (request, options) = (plan.request(), plan.options);
     match plan.caller {
         Caller::Calls => ended(plan, model.call(request, options).await),
-        Caller::Tries => ended(plan, model.try_call(request, options).await),
+        Caller::Tries => ended(plan, model.call(request, options.with_when_full(WhenFull::Fail)).await),
         Caller::Drops(after) => match timeout(after, model.call(request, options)).await {
             Ok(result) => ended(plan, result),
             Err(_) => Ending::Cancelled,
@@ -339,7 +336,7 @@ async fn read<C: ScriptedCapability<Chunk: PartialEq>>(
         return ended(plan, stream.output().await);
     }
     let mut chunks = 0;
-    while let Some(chunk) = stream.next().await {
+    while let Some(Ok(chunk)) = stream.next().await {
         if C::chunk(chunks).is_some_and(|expected| expected != chunk) {
             return Ending::Wrong;
         }

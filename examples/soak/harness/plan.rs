@@ -100,7 +100,7 @@ impl Kind {
             Self::Giant => Bytes::mib(200),
             _ => Bytes::mib(8),
         };
-        Footprint { shared, per_worker: Bytes::mib(1) }
+        Footprint::new(shared, Bytes::mib(1))
     }
 
     fn act(self, request: usize, random: &mut fastrand::Rng, gate: &Gates) -> Act {
@@ -221,7 +221,7 @@ fn options(random: &mut fastrand::Rng) -> CallOptions {
     let lane = if random.u32(..4) == 0 { Lane::Batch } else { Lane::Interactive };
     let short = random.u32(..100) < 4;
     let timeout = short.then(|| Duration::from_micros(random.u64(..10_000)));
-    CallOptions { lane, priority: Priority(random.i8(-2..=2)), timeout }
+    CallOptions::default().with_lane(lane).with_priority(Priority(random.i8(-2..=2))).with_timeout(timeout)
 }
 
 fn caller(kind: Kind, random: &mut fastrand::Rng) -> Caller {

@@ -50,10 +50,8 @@ fn prompts_are_those_of_transformers() {
             "user" => Role::User,
             _ => Role::Assistant,
         };
-        let messages: Vec<Message> = messages
-            .into_iter()
-            .map(|entry| Message { role: role(&entry.role), content: entry.content })
-            .collect();
+        let messages: Vec<Message> =
+            messages.into_iter().map(|entry| Message::new(role(&entry.role), entry.content)).collect();
         let rendered = compile(&template).unwrap().render(&messages);
         match (text, error) {
             (Some(text), _) => assert_eq!(rendered.unwrap(), text, "{name}"),

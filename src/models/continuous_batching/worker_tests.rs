@@ -103,11 +103,11 @@ fn gated() -> (Gated, Sender<()>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_are_refused_do_not_hold_up_a_text_one_after_the_other() {
     let (model, leave) = gated();
-    let pool = PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() };
+    let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
     let system = System::builder(SystemConfig::default()).pool::<TextToText>(pool).start().await.unwrap();
     let spec = ModelSpec::new("gated", model.clone()).continuous();
     let handle = system.client::<TextToText>().unwrap().register(spec).unwrap();
-    let asked = |prompt: &str, max_tokens| GenerateText { max_tokens, ..GenerateText::from(prompt) };
+    let asked = |prompt: &str, max_tokens| GenerateText::from(prompt).with_max_tokens(max_tokens);
     let stream = |prompt, tokens| handle.stream(asked(prompt, tokens), CallOptions::default());
     // It writes on until it is dropped.
     let long = stream("long", 1 << 20).await.unwrap();

@@ -93,6 +93,6 @@ impl ImageEmbeddingPlan {
     fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
         let scratch = self.architecture.scratch(PASS_ROWS.max(self.longest), self.longest);
         let shared = weights.bytes_in_memory(|tensor| self.architecture.uses(tensor));
-        Footprint { shared, per_worker: scratch + THREAD_SCRATCH }
+        Footprint::new(shared, scratch + THREAD_SCRATCH)
     }
 }

@@ -56,14 +56,12 @@ impl Fixture {
         let case: Case = serde_json::from_slice(&std::fs::read(folder.join("case.json")).unwrap()).unwrap();
         let expected =
             candle_core::safetensors::load(folder.join("expected.safetensors"), &Device::Cpu).unwrap();
-        let request = PaintImage {
-            prompt: case.prompt,
-            negative_prompt: case.negative_prompt,
-            size: Some((case.width, case.height)),
-            steps: Some(case.steps),
-            guidance: Some(case.guidance),
-            ..PaintImage::default()
-        };
+        let request = PaintImage::default()
+            .with_prompt(case.prompt)
+            .with_negative_prompt(case.negative_prompt)
+            .with_size((case.width, case.height))
+            .with_steps(case.steps)
+            .with_guidance(case.guidance);
         let model = TextToImageModel::load(Source::directory(folder)).unwrap();
         Self { name: name.to_owned(), model, request, moment: case.moment, expected }
     }

@@ -67,7 +67,7 @@ impl Painting {
             },
             _ => None,
         };
-        Ok(Advance::Step(PaintStep { step: self.calls, of, preview }))
+        Ok(Advance::Step(PaintStep::new(self.calls, of, preview)))
     }
 
     #[cfg(test)]

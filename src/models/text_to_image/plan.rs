@@ -64,7 +64,7 @@ impl TextToImagePlan {
 
     fn footprint_of(&self, weights: &PartWeights) -> Footprint {
         let per_worker = self.architecture.scratch(self.largest()) + THREAD_SCRATCH;
-        Footprint { shared: weights.bytes_in_memory(), per_worker }
+        Footprint::new(weights.bytes_in_memory(), per_worker)
     }
 
     /// Most pixels of a picture: what a worker is charged for depends on it.

@@ -95,16 +95,14 @@ fn difference(ours: &Tensor, theirs: &Tensor) -> f32 {
 }
 
 fn request(expected: &Expected, run: &Loop) -> PaintImage {
-    PaintImage {
-        prompt: expected.prompt.clone(),
-        negative_prompt: run.negative_prompt.clone(),
-        size: Some(run.size),
-        steps: Some(run.steps),
-        guidance: Some(run.guidance),
-        seed: None,
-        scheduler: run.scheduler.clone(),
-        preview: false,
-    }
+    PaintImage::default()
+        .with_prompt(expected.prompt.clone())
+        .with_negative_prompt(run.negative_prompt.clone())
+        .with_size(run.size)
+        .with_steps(run.steps)
+        .with_guidance(run.guidance)
+        .with_scheduler(run.scheduler.clone())
+        .with_preview(false)
 }
 
 #[test]
@@ -115,13 +113,11 @@ fn each_part_gives_what_the_reference_gives() {
         let model = fixture.model(&serde_json::Map::new());
         let pipeline = model.shared.pipeline.as_ref();
         let expected = &fixture.expected;
-        let request = PaintImage {
-            prompt: expected.prompt.clone(),
-            negative_prompt: Some(expected.negative_prompt.clone()),
-            guidance: Some(3.0),
-            size: Some((64, 64)),
-            ..PaintImage::default()
-        };
+        let request = PaintImage::default()
+            .with_prompt(expected.prompt.clone())
+            .with_negative_prompt(expected.negative_prompt.clone())
+            .with_guidance(3.0)
+            .with_size((64, 64));
         let settings = model.shared.plan.settings(&request).unwrap();
         let conditioning = pipeline.condition(&settings, &watch).unwrap();
         let text = difference(&conditioning.hidden, fixture.tensor("hidden"));

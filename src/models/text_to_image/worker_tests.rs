@@ -72,7 +72,7 @@ impl Studio {
         let calls = Arc::new(AtomicUsize::new(0));
         let gated = Gated { inner: shared.pipeline, leave: Mutex::new(waits), calls: Arc::clone(&calls) };
         let shared = Arc::new(LoadedModel { pipeline: Box::new(gated), ..shared });
-        let pool = PoolConfig { max_workers: 1, cold_start_workers: 1, ..PoolConfig::default() };
+        let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
         let system =
             System::builder(SystemConfig::default()).pool::<TextToImage>(pool).start().await.unwrap();
         let spec = ModelSpec::new("gated", Ready(shared));
@@ -86,7 +86,7 @@ impl Studio {
 }
 
 fn request(steps: usize) -> PaintImage {
-    PaintImage { prompt: "a cat".into(), steps: Some(steps), seed: Some(1), ..PaintImage::default() }
+    PaintImage::default().with_prompt("a cat").with_steps(steps).with_seed(1)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,14 +95,14 @@ async fn a_dropped_stream_stops_the_model_within_one_step() {
     let mut stream = studio.model.stream(request(50), CallOptions::default()).await.unwrap();
     for step in 1..=3 {
         studio.leave.send(()).unwrap();
-        assert_eq!(stream.next().await.unwrap().step, step);
+        assert_eq!(stream.next().await.unwrap().unwrap().step, step);
     }
     // Now the model waits in, or comes to, its fourth call.
     drop(stream);
     // Leave for more calls than there could be.
     (0..100).for_each(|_| studio.leave.send(()).unwrap());
     let mut next = studio.model.stream(request(1), CallOptions::default()).await.unwrap();
-    assert_eq!(next.next().await.unwrap().of, 1);
+    assert_eq!(next.next().await.unwrap().unwrap().of, 1);
     assert!(next.output().await.is_ok());
     let calls = studio.calls();
     println!("3 steps were seen, {} calls were made for them", calls - 1);
@@ -114,7 +114,7 @@ async fn a_dropped_stream_stops_the_model_within_one_step() {
 async fn a_deadline_ends_a_picture_between_two_steps() {
     let studio = Studio::open().await;
     studio.model.preload().await.unwrap();
-    let options = CallOptions { timeout: Some(Duration::from_millis(50)), ..CallOptions::default() };
+    let options = CallOptions::default().with_timeout(Duration::from_millis(50));
     let error = studio.model.call(request(50), options).await.unwrap_err();
     assert!(matches!(error, model_actors::Error::Timeout { .. }), "{error}");
     (0..100).for_each(|_| studio.leave.send(()).unwrap());
@@ -141,7 +141,7 @@ async fn pictures_of_one_batch_take_turns() {
     for step in 1..=3 {
         for other in &mut others {
             studio.leave.send(()).unwrap();
-            assert_eq!(other.next().await.unwrap().step, step);
+            assert_eq!(other.next().await.unwrap().unwrap().step, step);
         }
     }
     // The schedule's own call more than there are steps.

@@ -192,6 +192,6 @@ impl TextToTextPlan {
         let held = continuous_batching::most_held(self.limits, config.context);
         // With the numbers of the tokens themselves.
         let caches = config.cache_bytes(held) + Bytes(4 * held as u64);
-        Ok(Footprint { shared, per_worker: caches + scratch + logits + THREAD_SCRATCH })
+        Ok(Footprint::new(shared, caches + scratch + logits + THREAD_SCRATCH))
     }
 }

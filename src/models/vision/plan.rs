@@ -90,9 +90,9 @@ impl VisionPlan {
         // Logits are made as a tensor and handed on as vectors.
         let logits =
             Bytes((2 * 4 * max_sequences as u64).saturating_mul(self.architecture.vocabulary() as u64));
-        Footprint {
-            shared: weights.bytes_in_memory(|tensor| self.architecture.uses(tensor)),
-            per_worker: self.architecture.per_worker(room) + logits + THREAD_SCRATCH,
-        }
+        Footprint::new(
+            weights.bytes_in_memory(|tensor| self.architecture.uses(tensor)),
+            self.architecture.per_worker(room) + logits + THREAD_SCRATCH,
+        )
     }
 }

@@ -233,7 +233,10 @@ mod tests {
             let begin = |question: String| {
                 let image = model_actors::ImageSource::Path("unused".into());
                 let sampling = model_actors::Sampling::default();
-                let request = DescribeImage { image, question, sampling, max_tokens: 5 };
+                let request = DescribeImage::new(image)
+                    .with_question(question)
+                    .with_sampling(sampling)
+                    .with_max_tokens(5);
                 Asked::begin(&model, &picture, &request).map(|_| ()).unwrap_err()
             };
             let error = begin("word ".repeat(3000));

@@ -36,12 +36,10 @@ struct Answer {
 impl Answer {
     fn begin(model: &VisionModel, case: &Case) -> Self {
         let image = ImageSource::Path(fixtures().join("vision_images").join(&case.image));
-        let request = DescribeImage {
-            image: ImageSource::Picture(opened(&image).unwrap().into_owned()),
-            question: case.question.clone(),
-            sampling: Sampling::default(),
-            max_tokens: TOKENS,
-        };
+        let request = DescribeImage::new(ImageSource::Picture(opened(&image).unwrap().into_owned()))
+            .with_question(case.question.clone())
+            .with_sampling(Sampling::default())
+            .with_max_tokens(TOKENS);
         Self { asked: model.begin(&request).unwrap().state, logits: Vec::new() }
     }
 
