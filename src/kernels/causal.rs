@@ -6,11 +6,12 @@
 use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
 
+use super::cpu::{threads, with_values};
 use super::flash::{AttentionMask, Head, Scratch};
 use super::matmul::Matrix;
 use super::rms_norm::RmsNorm;
 use super::rotary::RopeTable;
-use super::{rows, threads, with_values};
+use super::rows;
 use crate::error::{Error, Result};
 
 /// Tokens by which keys and values grow: no more is taken than [`KvCache::bytes_for`] counts. What is there is copied

@@ -5,8 +5,8 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use super::cpu::{threads, with_values};
 use super::matmul::{Matrix, Output, multiply};
-use super::{threads, with_values};
 use crate::error::{Error, Result};
 
 /// Numbers of the patches that are gathered at a time.

@@ -3,8 +3,8 @@
 
 use candle_core::{D, Device, Tensor};
 
+use super::cpu::with_values;
 use super::flash::{AttentionMask, Form, Rows, Sequence};
-use super::with_values;
 use crate::error::{Error, Result};
 
 /// Scaled dot-product attention, `softmax(scale · query · keyᵀ + bias) · value` for each head. Query `(batch, rows, heads ·

@@ -8,8 +8,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::cpu::threads;
 use super::matmul::{Matrix, Output, multiply};
-use super::{rows, threads};
+use super::rows;
 
 /// Queries that meet a block of keys, and keys of a block: enough for products at full speed.
 const QUERIES: usize = 256;

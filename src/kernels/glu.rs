@@ -3,7 +3,8 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{Activation, with_values};
+use super::activation::Activation;
+use super::cpu::with_values;
 use crate::error::Result;
 
 /// Gated linear unit, `activation(gate) · up`: each row of `gate_up`, `(rows, 2 · width)`, is the gate and then as many

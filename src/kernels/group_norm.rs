@@ -5,7 +5,8 @@ use candle_core::{Device, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Activation, threads, with_values};
+use super::activation::Activation;
+use super::cpu::{threads, with_values};
 use crate::error::{Error, Result};
 
 /// Pixels whose sums are kept in 32 bits.

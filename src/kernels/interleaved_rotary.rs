@@ -3,7 +3,7 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::{split_rows_at, threads, with_values};
+use super::cpu::{split_rows_at, threads, with_values};
 use crate::error::{Error, Result};
 
 /// Rotates each head of `(rows, heads · size)`; a row has the cosines and sines of its pairs in the `(rows, size / 2)` of

@@ -8,10 +8,11 @@ use std::borrow::Cow;
 use candle_core::quantized::{QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
 
+use super::activation::Activation;
+use super::cpu::with_values;
 use super::ggml::GgmlType;
 use super::panels::{PANEL, Panels};
 pub(crate) use super::quantized::QuantizedRows;
-use super::{Activation, with_values};
 use crate::error::{Error, Result};
 
 /// Whether rows of a weight are looked up, as an embedding's.

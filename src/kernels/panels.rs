@@ -5,7 +5,7 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::threads;
+use super::cpu::threads;
 
 /// Output columns of a panel: a multiple of two registers on every processor.
 pub(super) const PANEL: usize = 32;

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::with_values;
+use super::cpu::with_values;
 use crate::error::{Error, Result};
 
 /// `image` is `(channels, height, width)`. Gives `(patches, channels · patch · patch)`, the patches row by row from

@@ -5,8 +5,8 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::cpu::threads;
 use super::ggml::GgmlType;
-use super::threads;
 
 /// Rows of the weight that are numbers at a time.
 const GROUP: usize = 16;

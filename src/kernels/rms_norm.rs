@@ -4,8 +4,8 @@
 use candle_core::{D, Device, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 
+use super::cpu::{split_rows, threads, with_values};
 use super::rows::sum_of;
-use super::{split_rows, threads, with_values};
 use crate::error::Result;
 
 /// Root-mean-square norm with a weight of shape `(width)`.

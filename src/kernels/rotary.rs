@@ -5,7 +5,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{split_rows_at, threads, with_values};
+use super::cpu::{split_rows_at, threads, with_values};
 use crate::error::Result;
 
 /// Rotary embedding of one model: which angle each pair of a head's numbers is rotated by.

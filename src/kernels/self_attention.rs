@@ -5,9 +5,9 @@
 
 use candle_core::{D, Device, Tensor};
 
+use super::cpu::{split_rows_at, threads, with_values};
 use super::flash::{AttentionMask, Form, Rows, Sequence};
 use super::rotary::RopeTable;
-use super::{Padding, split_rows_at, threads, with_values};
 use crate::error::{Error, Result};
 
 /// How the rows of a sequence see each other.
@@ -134,6 +134,37 @@ fn rotated(qkv: &[f32], rope: &RopeTable, width: usize, size: usize) -> Vec<f32>
         }
     });
     rotated
+}
+
+/// Layout of sequences that are padded to one length, for devices without a fused loop.
+struct Padding {
+    longest: usize,
+    /// For each padded place the token that fills it; any will do where the mask hides it.
+    source: Vec<u32>,
+    /// For each padded place 0, or minus infinity for padding.
+    mask: Vec<f32>,
+    /// For each token its padded place.
+    tokens: Vec<u32>,
+}
+
+impl Padding {
+    fn of(lengths: &[usize]) -> Self {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let mut padding = Self { longest, source: Vec::new(), mask: Vec::new(), tokens: Vec::new() };
+        let mut first = 0;
+        for (text, &length) in lengths.iter().enumerate() {
+            for place in 0..longest {
+                let real = place < length;
+                padding.source.push((first + if real { place } else { 0 }) as u32);
+                padding.mask.push(if real { 0.0 } else { f32::NEG_INFINITY });
+                if real {
+                    padding.tokens.push((text * longest + place) as u32);
+                }
+            }
+            first += length;
+        }
+        padding
+    }
 }
 
 #[cfg(test)]
