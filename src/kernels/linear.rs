@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use super::activation::Activation;
 use super::cpu::{split_rows, threads, with_values};
 use super::matmul::{Matrix, Output, multiply};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Linear layer. Its weight is kept as `(in, out)`, which saves gemm from rearranging it at each product.
 #[derive(Debug, Clone)]
@@ -21,15 +21,22 @@ impl Linear {
         Ok(Self { weight: weight.t()?.contiguous()?, bias })
     }
 
-    /// Computes `activation(input · weightᵀ + bias)`: `(rows, in)` to `(rows, out)`.
+    /// Computes `activation(input · weightᵀ + bias)` over the last dimension: `(…, in)` to `(…, out)`.
     pub(crate) fn forward(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
+        let (inside, outside) = self.weight.dims2()?;
+        let mut shape = input.dims().to_vec();
+        if shape.pop() != Some(inside) {
+            return Err(Error::compute("linear layer: rows of another width than the weight"));
+        }
+        let rows = input.reshape((shape.iter().product::<usize>(), inside))?;
         // A vendor library behind candle's own product beats gemm, so with one of them that path is taken.
         let vendor = cfg!(any(feature = "mkl", feature = "accelerate"));
-        if input.device().is_cpu() && !vendor {
-            self.on_cpu(input, activation)
-        } else {
-            self.on_any(input, activation)
-        }
+        let out = match input.device().is_cpu() && !vendor {
+            true => self.on_cpu(&rows, activation)?,
+            false => self.on_any(&rows, activation)?,
+        };
+        shape.push(outside);
+        Ok(out.reshape(shape)?)
     }
 
     fn on_any(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {

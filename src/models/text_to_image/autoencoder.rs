@@ -7,12 +7,12 @@ use candle_core::Tensor;
 use model_actors::Bytes;
 use serde::Deserialize;
 
-use super::Watch;
-use super::layers::{Place, linear};
+use super::layers::{Attention, Place};
+use super::pipeline::Watch;
 use super::repository::{MAX_LEVELS, MAX_WIDTH, Part, Repository, invalid};
 use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
 use crate::error::Result;
-use crate::kernels::{Activation, Convolution, GroupNorm, Linear, scaled_dot_product_attention};
+use crate::kernels::{Activation, Convolution, GroupNorm, Linear};
 
 /// Where its weights are.
 pub(super) const PART: Part = Part { folder: "vae/", file: Part::DIFFUSERS, uses: is_decoder };
@@ -181,7 +181,7 @@ impl Autoencoder {
         let latents = ((latents / self.scaling)? + self.shift)?;
         let mut hidden = latents.permute((0, 2, 3, 1))?.contiguous()?;
         if let Some(layer) = &self.before {
-            hidden = linear(layer, &hidden, Activation::Identity)?;
+            hidden = layer.forward(&hidden, Activation::Identity)?;
         }
         hidden = self.middle.0.forward(&self.first.forward(&hidden)?, None)?;
         if let Some(attention) = &self.attention {
@@ -206,48 +206,33 @@ impl Autoencoder {
     }
 }
 
-/// Attention of every pixel to every other, in one head, beside the way around it.
+/// Self-attention over the pixels of an image, in one head, with a residual connection.
 struct PixelAttention {
     norm: GroupNorm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    out: Linear,
-    scale: f64,
+    attention: Attention,
 }
 
 impl PixelAttention {
     fn load(place: &Place<'_>, width: usize, groups: usize) -> Result<Self> {
-        // Repositories of the first days have the names that the layers had then.
+        // The first repositories have the names that the layers had then.
         let names = match place.contains("to_q.weight") {
             true => ["to_q", "to_k", "to_v", "to_out.0"],
             false => ["query", "key", "value", "proj_attn"],
         };
         let [query, key, value, out] = names.map(|name| place.at(name).linear(width, width));
+        let scale = 1.0 / (width as f64).sqrt();
         Ok(Self {
             norm: place.at("group_norm").group_norm(groups, width, EPSILON)?,
-            query: query?,
-            key: key?,
-            value: value?,
-            out: out?,
-            scale: 1.0 / (width as f64).sqrt(),
+            attention: Attention { query: query?, key: key?, value: value?, out: out?, heads: 1, scale },
         })
     }
 
-    fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let (batch, height, width, channels) = input.dims4()?;
-        let normal = self.norm.forward(input, Activation::Identity)?;
-        let rows = normal.reshape((batch, height * width, channels))?;
-        let of = |layer| linear(layer, &rows, Activation::Identity);
-        let mixed = scaled_dot_product_attention(
-            &of(&self.query)?,
-            &of(&self.key)?,
-            &of(&self.value)?,
-            1,
-            self.scale,
-            None,
-        )?;
-        let out = linear(&self.out, &mixed, Activation::Identity)?;
-        Ok((input + out.reshape(input.shape())?)?)
+    /// `(batch, height, width, channels)` to the same shape.
+    fn forward(&self, image: &Tensor) -> Result<Tensor> {
+        let (batch, height, width, channels) = image.dims4()?;
+        let rows = self.norm.forward(image, Activation::Identity)?;
+        let rows = rows.reshape((batch, height * width, channels))?;
+        let out = self.attention.forward(&rows, &rows, None)?;
+        Ok((image + out.reshape(image.shape())?)?)
     }
 }

@@ -6,7 +6,7 @@ use model_actors::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::Watch;
+use super::pipeline::Watch;
 use super::prompt::{PromptTokens, TokenizerFiles};
 use super::repository::Repository;
 use crate::error::Result;

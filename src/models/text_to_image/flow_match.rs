@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use candle_core::Tensor;
 use serde::Deserialize;
 
+use super::noise::Noise;
+use super::pipeline::{Scheduler, Settings};
 use super::repository::{Repository, invalid};
 use super::schedule::MAX_TIMES;
-use super::{Noise, Scheduler, Settings};
 use crate::error::{Error, Result};
 
 const CLASSES: &[&str] = &["FlowMatchEulerDiscreteScheduler"];
@@ -212,25 +213,17 @@ impl Scheduler for FlowMatch {
         &self.times
     }
 
-    fn initial_scale(&self) -> f64 {
-        1.0
-    }
-
-    fn scale_input(&self, _: usize, latents: &Tensor) -> Result<Tensor> {
-        Ok(latents.clone())
-    }
-
     fn step(&mut self, call: usize, output: &Tensor, latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
         let (now, then) = (self.sigma(call), self.sigma(call + 1));
         if !self.stochastic {
             return Ok((latents + (output * (then - now))?)?);
         }
-        let picture = self.picture(call, output, latents)?;
+        let original = self.predict_original(call, output, latents)?;
         let noise = noise.next(latents.dims(), latents.device())?;
-        Ok(((picture * (1.0 - then))? + (noise * then)?)?)
+        Ok(((original * (1.0 - then))? + (noise * then)?)?)
     }
 
-    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+    fn predict_original(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
         Ok((latents - (output * self.sigma(call))?)?)
     }
 }

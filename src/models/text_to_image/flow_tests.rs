@@ -9,7 +9,10 @@ use candle_core::{Device, Tensor};
 use model_actors::PaintImage;
 use serde::Deserialize;
 
-use super::{Advance, Conditioning, Noise, TextToImageModel, Watch};
+use super::denoising::Progress;
+use super::model::TextToImageModel;
+use super::noise::Noise;
+use super::pipeline::{Conditioning, Watch};
 use crate::error::Error;
 use crate::models::folders::families_of;
 use crate::source::Source;
@@ -68,7 +71,7 @@ impl Fixture {
 
     fn condition(&self) -> Conditioning {
         let settings = self.model.shared.plan.settings(&self.request).unwrap();
-        self.model.shared.pipeline.condition(&settings, &Watch(&|| true)).unwrap()
+        self.model.shared.pipeline.encode_prompt(&settings, &Watch(&|| true)).unwrap()
     }
 
     /// Tells the largest difference from what was recorded, and gives it where it is too large.
@@ -96,8 +99,8 @@ fn each_part_agrees_with_its_reference() {
         let fixture = Fixture::open(&name);
         let pipeline = &fixture.model.shared.pipeline;
         let conditioning = fixture.condition();
-        wrong.extend(fixture.compare("pooled", conditioning.pooled.as_ref().unwrap(), PART));
-        let hidden = &conditioning.hidden;
+        wrong.extend(fixture.compare("pooled", conditioning.pooled().unwrap(), PART));
+        let hidden = &conditioning.prompt_embeddings;
         if name == "sd35" {
             wrong.extend(fixture.compare("clip_hidden", &hidden.narrow(1, 0, CLIP).unwrap(), PART));
             let third = hidden.narrow(1, CLIP, hidden.dim(1).unwrap() - CLIP).unwrap();
@@ -126,15 +129,15 @@ fn the_loop_from_the_same_noise_agrees_with_its_reference() {
 
         let noise = fixture.expected["noise"].flatten_all().unwrap().to_vec1().unwrap();
         let watch = Watch(&|| true);
-        let mut painting = model.begin(&fixture.request, Noise::given(noise), &watch).unwrap();
+        let mut denoising = model.start(&fixture.request, Noise::given(noise), &watch).unwrap();
         for step in 1..=settings.steps {
-            match model.advance(&mut painting, &watch).unwrap() {
-                Advance::Step(told) => assert_eq!((told.step, told.of), (step, settings.steps)),
-                Advance::Finished(_) => panic!("{name} is finished before step {step}"),
+            match model.advance(&mut denoising, &watch).unwrap() {
+                Progress::Step(told) => assert_eq!((told.step, told.of), (step, settings.steps)),
+                Progress::Finished(_) => panic!("{name} is finished before step {step}"),
             }
         }
-        wrong.extend(fixture.compare("final_latents", painting.latents(), LOOP));
-        let colours = model.shared.pipeline.decode(painting.latents(), &watch).unwrap();
+        wrong.extend(fixture.compare("final_latents", denoising.latents(), LOOP));
+        let colours = model.shared.pipeline.decode(denoising.latents(), &watch).unwrap();
         let colours = ((colours / 2.0).unwrap() + 0.5).unwrap().clamp(0.0, 1.0).unwrap();
         wrong.extend(fixture.compare("picture", &colours, LOOP));
     }

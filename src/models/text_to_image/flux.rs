@@ -11,14 +11,16 @@ use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
 use super::clip::{self, Pooling, PromptEncoder, PromptEncoderConfig};
 use super::flow_match::{FlowSchedule, Levels};
 use super::layers::Place;
+use super::pipeline::{
+    Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
+};
 use super::repository::{Part, PartWeights, Repository, invalid};
 use super::t5::{self, T5, T5Config};
-use super::{Architecture, Canvas, Conditioning, Defaults, Pipeline, Read, Scheduler, Settings, Watch};
 use crate::error::{Error, Result};
 use crate::families::Family;
 use transformer::{SIDE, Transformer, TransformerConfig};
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "FluxPipeline", architectures: &[], read: |_, _| Ok(read) };
 
@@ -85,9 +87,9 @@ impl Architecture for Flux {
         Defaults { width: side, height: side, steps, guidance }
     }
 
-    fn canvas(&self) -> Canvas {
+    fn latent_space(&self) -> LatentSpace {
         let scale = self.autoencoder.scale();
-        Canvas { channels: self.autoencoder.latent_channels, scale, multiple: scale * SIDE }
+        LatentSpace { channels: self.autoencoder.latent_channels, scale, multiple: scale * SIDE }
     }
 
     fn parts(&self) -> Vec<Part> {
@@ -95,7 +97,7 @@ impl Architecture for Flux {
     }
 
     fn scratch(&self, pixels: usize) -> Bytes {
-        let side = self.canvas().multiple;
+        let side = self.latent_space().multiple;
         let rows = (pixels / (side * side)).saturating_add(self.length());
         let parts = [
             self.first.scratch(),
@@ -119,7 +121,7 @@ impl Architecture for Flux {
             transformer: self.transformer.load(&Place::root(&reader(transformer::PART)?))?,
             autoencoder: self.autoencoder.load(&Place::root(&reader(autoencoder::PART)?))?,
             schedule: self.schedule.clone(),
-            multiple: self.canvas().multiple,
+            multiple: self.latent_space().multiple,
         }))
     }
 }
@@ -140,30 +142,30 @@ impl Pipeline for LoadedFlux {
         self.schedule.start(settings, Levels::EqualParts, patches)
     }
 
-    fn condition(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
-        if settings.negative_prompt.as_deref().is_some_and(|prompt| !prompt.is_empty()) {
+    fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
+        if settings.has_negative_prompt() {
             let reason = "FLUX takes no negative prompt: its guidance is a part of the model".to_owned();
             return Err(Error::InvalidInput(reason));
         }
         let prompts = [settings.prompt.as_str()];
         Ok(Conditioning {
-            pooled: Some(self.first.encode(&prompts, watch)?.pooled),
-            hidden: self.second.encode(&prompts, watch)?,
+            pooled_prompt_embeddings: Some(self.first.encode(&prompts, watch)?.pooled),
+            prompt_embeddings: self.second.encode(&prompts, watch)?,
             guidance: settings.guidance,
         })
     }
 
     fn predict(
         &self,
-        input: &Tensor,
+        latents: &Tensor,
         timestep: f64,
         conditioning: &Conditioning,
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
-        let Conditioning { hidden, pooled, guidance } = conditioning;
-        let pooled = pooled.as_ref().ok_or_else(|| Error::compute("no text vector"))?;
-        let told = (timestep, *guidance);
-        Ok(self.transformer.forward(&input.i(0)?, told, &hidden.i(0)?, pooled, watch)?.unsqueeze(0)?)
+        let (text, pooled) = (conditioning.prompt_embeddings.i(0)?, conditioning.pooled()?);
+        let times = (timestep, conditioning.guidance);
+        let prediction = self.transformer.forward(&latents.i(0)?, times, &text, pooled, watch)?;
+        Ok(prediction.unsqueeze(0)?)
     }
 
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {

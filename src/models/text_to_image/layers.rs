@@ -1,11 +1,12 @@
-//! The layers that the parts of a pipeline are built of, by their names in the weights.
+//! Layers that the components of a pipeline are built of, and the reader that loads them by their names in the weights.
 
 use std::fmt::Display;
 
 use candle_core::Tensor;
 
 use crate::error::Result;
-use crate::kernels::{Activation, Convolution, GroupNorm, Linear};
+use crate::kernels::rms_norm::RmsNorm;
+use crate::kernels::{Activation, Convolution, GroupNorm, LayerNorm, Linear, scaled_dot_product_attention};
 use crate::weights::WeightReader;
 
 /// A place in the weights: the beginning of the names that follow.
@@ -61,56 +62,102 @@ impl<'a> Place<'a> {
         GroupNorm::new(weight, bias, groups, epsilon)
     }
 
-    pub(super) fn layer_norm(&self, width: usize, epsilon: f64) -> Result<Norm> {
+    pub(super) fn layer_norm(&self, width: usize, epsilon: f64) -> Result<LayerNorm> {
         let (weight, bias) = (self.tensor("weight", &[width])?, self.tensor("bias", &[width])?);
-        Ok(Norm { weight, bias, epsilon: epsilon as f32 })
+        Ok(LayerNorm { weight, bias, epsilon })
+    }
+
+    pub(super) fn rms_norm(&self, width: usize, epsilon: f64) -> Result<RmsNorm> {
+        Ok(RmsNorm { weight: self.tensor("weight", &[width])?, epsilon })
     }
 }
 
-/// A layer norm of the last dimension.
-pub(super) struct Norm {
-    weight: Tensor,
-    bias: Tensor,
-    epsilon: f32,
+/// Multi-head attention with its projections.
+pub(super) struct Attention {
+    pub(super) query: Linear,
+    pub(super) key: Linear,
+    pub(super) value: Linear,
+    pub(super) out: Linear,
+    pub(super) heads: usize,
+    pub(super) scale: f64,
 }
 
-impl Norm {
-    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        Ok(candle_nn::ops::layer_norm(input, &self.weight, &self.bias, self.epsilon)?)
+impl Attention {
+    /// Attends from `rows`, `(batch, rows, width)`, to `context`, `(batch, others, context width)`, which is the same for
+    /// self-attention. `bias`, `(heads, rows, others)`, is added to the scores. Gives `(batch, rows, width)`.
+    pub(super) fn forward(&self, rows: &Tensor, context: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let query = self.query.forward(rows, Activation::Identity)?;
+        let key = self.key.forward(context, Activation::Identity)?;
+        let value = self.value.forward(context, Activation::Identity)?;
+        let heads = scaled_dot_product_attention(&query, &key, &value, self.heads, self.scale, bias)?;
+        self.out.forward(&heads, Activation::Identity)
     }
 }
 
-/// A linear layer on the last dimension of a tensor of any shape.
-pub(super) fn linear(layer: &Linear, input: &Tensor, activation: Activation) -> Result<Tensor> {
-    let mut shape = input.dims().to_vec();
-    let width = shape.pop().unwrap_or_default();
-    let rows: usize = shape.iter().product();
-    let out = layer.forward(&input.reshape((rows, width))?, activation)?;
-    shape.push(out.dim(1)?);
-    Ok(out.reshape(shape)?)
+/// Feed-forward layer: `down(activation(up(x)))`, or `down(activation(gate(x)) · up(x))` where it has a gate (Shazeer,
+/// arXiv 2002.05202).
+pub(super) struct FeedForward {
+    pub(super) gate: Option<Linear>,
+    pub(super) up: Linear,
+    pub(super) activation: Activation,
+    pub(super) down: Linear,
 }
 
-/// The sines and cosines of a time (Ho et al., arXiv 2006.11239), `(width)`, computed in 32 bits as the reference does,
-/// because the largest arguments are in the hundreds.
-pub(super) struct Sinusoid {
+impl FeedForward {
+    /// `(…, width)` to the same shape.
+    pub(super) fn forward(&self, rows: &Tensor) -> Result<Tensor> {
+        let hidden = match &self.gate {
+            Some(gate) => {
+                let gate = gate.forward(rows, self.activation)?;
+                (self.up.forward(rows, Activation::Identity)? * gate)?
+            }
+            None => self.up.forward(rows, self.activation)?,
+        };
+        self.down.forward(&hidden, Activation::Identity)
+    }
+}
+
+/// Sinusoidal embedding of a number such as a timestep (Ho et al., arXiv 2006.11239), `(width)`. Computed in 32 bits as
+/// the reference does, because the largest arguments are in the hundreds.
+pub(super) struct SinusoidalEmbedding {
     pub(super) width: usize,
-    /// Cosines before sines.
-    pub(super) flip: bool,
-    pub(super) shift: f32,
+    /// Puts the cosines before the sines.
+    pub(super) flip_sin_to_cos: bool,
+    pub(super) freq_shift: f32,
 }
 
-impl Sinusoid {
-    pub(super) fn of(&self, time: f32) -> Vec<f32> {
+impl SinusoidalEmbedding {
+    pub(super) fn of(&self, number: f32) -> Vec<f32> {
         let half = self.width / 2;
         let angle = |index: usize| {
-            let exponent = -(10_000f32.ln()) * index as f32 / (half as f32 - self.shift);
-            time * exponent.exp()
+            let exponent = -(10_000f32.ln()) * index as f32 / (half as f32 - self.freq_shift);
+            number * exponent.exp()
         };
         let sines = (0..half).map(|index| angle(index).sin());
         let cosines = (0..half).map(|index| angle(index).cos());
-        let mut out: Vec<f32> =
-            if self.flip { cosines.chain(sines).collect() } else { sines.chain(cosines).collect() };
+        let mut out: Vec<f32> = match self.flip_sin_to_cos {
+            true => cosines.chain(sines).collect(),
+            false => sines.chain(cosines).collect(),
+        };
         out.resize(self.width, 0.0);
         out
+    }
+}
+
+/// Embedding of a vector by two linear layers with SiLU between them, `TimestepEmbedding` of diffusers.
+pub(super) struct TimestepEmbedding {
+    first: Linear,
+    second: Linear,
+}
+
+impl TimestepEmbedding {
+    pub(super) fn load(place: &Place<'_>, inside: usize, outside: usize) -> Result<Self> {
+        let first = place.at("linear_1").linear(inside, outside)?;
+        Ok(Self { first, second: place.at("linear_2").linear(outside, outside)? })
+    }
+
+    /// `(rows, in)` to `(rows, out)`.
+    pub(super) fn forward(&self, rows: &Tensor) -> Result<Tensor> {
+        self.second.forward(&self.first.forward(rows, Activation::Silu)?, Activation::Identity)
     }
 }

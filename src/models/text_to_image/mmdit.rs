@@ -1,20 +1,22 @@
-//! What the transformers of Stable Diffusion 3 and FLUX share (Esser et al., arXiv 2403.03206): image and text are two
-//! streams of rows with weights of their own that meet in one attention, and every layer is steered by a vector made of
-//! the time and the text. One picture goes through at a time, so streams are `(rows, width)`.
+//! Multimodal diffusion transformer (MMDiT; Esser et al., arXiv 2403.03206), as far as Stable Diffusion 3 and FLUX share it:
+//! image and text are two streams of rows with weights of their own that meet in one joint attention, and every layer is
+//! modulated by an embedding of timestep and text. It has a block of its own, because no other transformer here has two
+//! streams or modulation. One image goes through at a time, so streams are `(rows, width)`.
 
 mod modulation;
 
 use candle_core::Tensor;
 
-use super::layers::Place;
+use super::layers::{FeedForward, Place};
 use crate::error::Result;
+use crate::kernels::rms_norm::RmsNorm;
 use crate::kernels::{Activation, Linear, rotate_interleaved, scaled_dot_product_attention};
 pub(super) use modulation::{Guided, Last, Modulation, TimeTextEmbedding, gated, modulated};
 
 /// Of all norms of these models.
 const EPSILON: f64 = 1e-6;
 
-/// How the width of a row is divided.
+/// Attention heads of a row.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Heads {
     pub(super) count: usize,
@@ -24,26 +26,6 @@ pub(super) struct Heads {
 impl Heads {
     pub(super) fn width(self) -> usize {
         self.count * self.size
-    }
-}
-
-/// A norm by the root of the mean square (Zhang and Sennrich, arXiv 1910.07467).
-pub(super) struct RmsNorm {
-    weight: Tensor,
-    epsilon: f32,
-}
-
-impl RmsNorm {
-    /// Loads `{name}.weight`.
-    pub(super) fn load(place: &Place<'_>, name: &str, width: usize, epsilon: f64) -> Result<Self> {
-        Ok(Self { weight: place.at(name).tensor("weight", &[width])?, epsilon: epsilon as f32 })
-    }
-
-    /// Of each row, or of each head of a row where the weight has a head's size.
-    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let size = self.weight.dim(0)?;
-        let heads = input.reshape(((), size))?;
-        Ok(candle_nn::ops::rms_norm(&heads, &self.weight, self.epsilon)?.reshape(input.shape())?)
     }
 }
 
@@ -89,7 +71,7 @@ impl Projections {
         let width = heads.width();
         let [query, key, value] = names.layers.map(|name| place.at(name).linear(width, width));
         let [of_query, of_key] = names.norms;
-        let load = |name| RmsNorm::load(place, name, heads.size, EPSILON);
+        let load = |name| place.at(name).rms_norm(heads.size, EPSILON);
         let norms = match norm {
             HeadNorm::Rms => Some([load(of_query)?, load(of_key)?]),
             HeadNorm::None => None,
@@ -136,11 +118,10 @@ struct Side {
     second: Option<(Projections, Linear)>,
 }
 
-/// What follows attention.
+/// Projection behind the attention and the feed-forward layer.
 struct Rest {
     out: Linear,
-    wide: Linear,
-    narrow: Linear,
+    feed_forward: FeedForward,
 }
 
 /// How a block differs from the plain one.
@@ -175,16 +156,17 @@ pub(super) struct JointBlock {
 }
 
 impl Rest {
-    fn load(place: &Place<'_>, out: &str, middle: &str, width: usize) -> Result<Self> {
+    fn load(place: &Place<'_>, out: &str, feed_forward: &str, width: usize) -> Result<Self> {
+        let (out, feed_forward) = (place.at("attn").at(out), place.at(feed_forward));
         Ok(Self {
-            out: place.at("attn").at(out).linear(width, width)?,
-            wide: place.at(middle).at("net.0.proj").linear(width, 4 * width)?,
-            narrow: place.at(middle).at("net.2").linear(4 * width, width)?,
+            out: out.linear(width, width)?,
+            feed_forward: FeedForward {
+                gate: None,
+                up: feed_forward.at("net.0.proj").linear(width, 4 * width)?,
+                activation: Activation::GeluTanh,
+                down: feed_forward.at("net.2").linear(4 * width, width)?,
+            },
         })
-    }
-
-    fn middle(&self, rows: &Tensor) -> Result<Tensor> {
-        self.narrow.forward(&self.wide.forward(rows, Activation::GeluTanh)?, Activation::Identity)
     }
 }
 
@@ -283,7 +265,7 @@ impl Side {
             let attended = projections.attend(projections.forward(&normal)?, None)?;
             rows = gated(&rows, &gate, &out.forward(&attended, Activation::Identity)?)?;
         }
-        let middle = rest.middle(&modulated(&rows, &shift, &scale)?)?;
-        gated(&rows, &last_gate, &middle)
+        let update = rest.feed_forward.forward(&modulated(&rows, &shift, &scale)?)?;
+        gated(&rows, &last_gate, &update)
     }
 }

@@ -1,34 +1,49 @@
-//! Everything about a text to image model that its small files tell, before its weights are read, and the check of
-//! requests against it.
+//! A text to image model before its weights are read: its configuration, its memory, the check of requests against it, and
+//! the load.
 
 use std::sync::Arc;
 
-use model_actors::{Footprint, LoadContext, LoadStage, PaintImage, TextToImage};
+use candle_core::Device;
+use model_actors::{Bytes, Capability as _, Footprint, LoadContext, LoadStage, PaintImage, TextToImage};
 use serde_json::json;
 
-use super::{
-    Architecture, CAPABILITY, FAMILIES, LoadedModel, PartWeights, Repository, Settings, SharedModel,
-    THREAD_SCRATCH,
-};
+use super::pipeline::{Architecture, Pipeline, Settings};
+use super::repository::{PartWeights, Repository};
+use super::{CAPABILITY, FAMILIES};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
-use crate::limits::{MAX_GUIDANCE, MAX_PAINTED_PIXELS, MAX_QUESTION_BYTES};
+use crate::limits::MAX_PAINTED_PIXELS;
 use crate::loader;
 use crate::source::Files;
 
-/// Everything about a model that its small files tell.
+/// Memory that gemm, the patches of convolutions and the allocator keep for a worker.
+const THREAD_SCRATCH: Bytes = Bytes::mib(16);
+
+/// A text to image model whose weights are not loaded.
 pub(crate) struct TextToImagePlan {
     files: Files,
     pub(super) architecture: Box<dyn Architecture>,
 }
+
+/// A model in memory, shared by its workers.
+pub(super) struct LoadedModel {
+    pub(super) pipeline: Box<dyn Pipeline>,
+    pub(super) device: Device,
+    pub(super) compute: Compute,
+    pub(super) footprint: Footprint,
+    pub(super) plan: Arc<TextToImagePlan>,
+}
+
+/// The weights that the actors pass from worker to worker.
+pub(crate) struct SharedModel(pub(super) Arc<LoadedModel>);
 
 impl loader::LoadPlan for TextToImagePlan {
     type Capability = TextToImage;
     type Loaded = SharedModel;
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
-        let repository = Repository::open(&files, context)?;
+        let repository = Repository::open(&files, FAMILIES, CAPABILITY, context)?;
         let class = json!({"model_type": repository.class()?});
         let read = families::find(FAMILIES, CAPABILITY, &repository.path, &class)?;
         let architecture = read(&repository)?;
@@ -63,56 +78,51 @@ impl TextToImagePlan {
     }
 
     fn footprint_of(&self, weights: &PartWeights) -> Footprint {
-        let per_worker = self.architecture.scratch(self.largest()) + THREAD_SCRATCH;
+        let per_worker = self.architecture.scratch(self.max_pixels()) + THREAD_SCRATCH;
         Footprint::new(weights.bytes_in_memory(), per_worker)
     }
 
-    /// Most pixels of a picture: what a worker is charged for depends on it.
-    fn largest(&self) -> usize {
+    /// Most pixels of an image, on which the memory that a worker is charged for depends.
+    fn max_pixels(&self) -> usize {
         let defaults = self.architecture.defaults();
         let own = defaults.width.saturating_mul(defaults.height);
         own.saturating_add(own / 2).max(MAX_PAINTED_PIXELS)
     }
 
-    /// The request with the model's own values where it has none.
+    /// Checks a request and fills in the model's defaults.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for what the model cannot paint.
+    /// [`Error::InvalidInput`] for a request that the model cannot serve.
     pub(super) fn settings(&self, request: &PaintImage) -> Result<Settings> {
-        let (defaults, canvas) = (self.architecture.defaults(), self.architecture.canvas());
+        TextToImage::check(request).map_err(|cause| Error::InvalidInput(cause.to_string()))?;
+        let defaults = self.architecture.defaults();
         let (width, height) = request.size.unwrap_or((defaults.width, defaults.height));
-        let multiple = canvas.multiple;
-        let fits = |side: usize| side > 0 && side.is_multiple_of(multiple);
-        if !fits(width) || !fits(height) {
-            let reason =
-                format!("the size {width}x{height} is asked for; the sides of this model's pictures");
-            return Err(Error::InvalidInput(format!("{reason} are multiples of {multiple} pixels")));
-        }
-        let (pixels, largest) = (width.saturating_mul(height), self.largest());
-        if pixels > largest {
-            let reason = format!("the size {width}x{height} has {pixels} pixels");
-            return Err(Error::InvalidInput(format!("{reason}; this model paints at most {largest}")));
-        }
-        let bytes = request.negative_prompt.as_ref().map_or(0, String::len);
-        if bytes > MAX_QUESTION_BYTES {
-            let reason =
-                format!("the negative prompt has {bytes} bytes; at most {MAX_QUESTION_BYTES} are allowed");
-            return Err(Error::InvalidInput(reason));
-        }
-        let guidance = request.guidance.map_or(defaults.guidance, f64::from);
-        if !(0.0..=f64::from(MAX_GUIDANCE)).contains(&guidance) {
-            let reason = format!("the guidance {guidance} is asked for; 0 to {MAX_GUIDANCE} are allowed");
-            return Err(Error::InvalidInput(reason));
-        }
+        self.check_size(width, height)?;
         Ok(Settings {
             prompt: request.prompt.clone(),
             negative_prompt: request.negative_prompt.clone(),
             width,
             height,
             steps: request.steps.unwrap_or(defaults.steps).max(1),
-            guidance,
+            guidance: request.guidance.map_or(defaults.guidance, f64::from),
             scheduler: request.scheduler.clone(),
             preview: request.preview,
         })
+    }
+
+    fn check_size(&self, width: usize, height: usize) -> Result<()> {
+        let multiple = self.architecture.latent_space().multiple;
+        let fits = |side: usize| side > 0 && side.is_multiple_of(multiple);
+        if !fits(width) || !fits(height) {
+            let reason =
+                format!("the size {width}x{height} is asked for; the sides of this model's pictures");
+            return Err(Error::InvalidInput(format!("{reason} are multiples of {multiple} pixels")));
+        }
+        let (pixels, most) = (width.saturating_mul(height), self.max_pixels());
+        if pixels > most {
+            let reason = format!("the size {width}x{height} has {pixels} pixels");
+            return Err(Error::InvalidInput(format!("{reason}; this model paints at most {most}")));
+        }
+        Ok(())
     }
 }

@@ -4,11 +4,19 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use model_actors::{LoadContext, PaintImage};
 use serde::Deserialize;
 
-use super::*;
+use super::denoising::Progress;
+use super::model::TextToImageModel;
+use super::noise::Noise;
+use super::pipeline::Watch;
+use super::repository::Repository;
+use super::{CAPABILITY, FAMILIES, decode, preview, prompt};
+use crate::kernels::random;
 use crate::models::folders::families_of;
+use crate::source::Source;
 
 #[derive(Deserialize)]
 struct Expected {
@@ -119,11 +127,11 @@ fn each_part_gives_what_the_reference_gives() {
             .with_guidance(3.0)
             .with_size((64, 64));
         let settings = model.shared.plan.settings(&request).unwrap();
-        let conditioning = pipeline.condition(&settings, &watch).unwrap();
-        let text = difference(&conditioning.hidden, fixture.tensor("hidden"));
+        let conditioning = pipeline.encode_prompt(&settings, &watch).unwrap();
+        let text = difference(&conditioning.prompt_embeddings, fixture.tensor("hidden"));
         let pooled = fixture.tensors.get("pooled").map_or(0.0, |pooled| {
             let width = pooled.dim(1).unwrap();
-            difference(&conditioning.pooled.as_ref().unwrap().narrow(1, 0, width).unwrap(), pooled)
+            difference(&conditioning.pooled().unwrap().narrow(1, 0, width).unwrap(), pooled)
         });
         let latents = fixture.tensor("latents");
         let predicted = pipeline.predict(latents, 401.0, &conditioning, &watch).unwrap();
@@ -145,11 +153,11 @@ fn every_scheduler_ends_where_the_reference_ends() {
             let model = fixture.model(&run.changes);
             let watch = Watch(&|| true);
             let noise = Noise::given(fixture.noise());
-            let mut painting = model.begin(&request(&fixture.expected, run), noise, &watch).unwrap();
-            while let Advance::Step(_) = model.advance(&mut painting, &watch).unwrap() {}
+            let mut denoising = model.start(&request(&fixture.expected, run), noise, &watch).unwrap();
+            while let Progress::Step(_) = model.advance(&mut denoising, &watch).unwrap() {}
             let theirs = fixture.tensor(&format!("{}.latents", run.name));
             let scale: f32 = theirs.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
-            let difference = difference(painting.latents(), theirs);
+            let difference = difference(denoising.latents(), theirs);
             println!("{family} {}: {difference:.1e} of {scale:.1}", run.name);
             // Clipping makes SDXL's DDIM sensitive: there the reference in 64 bits is 2e-3 from itself in 32.
             assert!(difference < 1e-2, "{family} {}: {difference}", run.name);
@@ -170,7 +178,7 @@ fn prompts_have_the_references_tokens() {
             let files = crate::source::Files::open(&source, &crate::hub::HubSettings::default()).unwrap();
             #[cfg(not(feature = "hub"))]
             let files = crate::source::Files::open(&source).unwrap();
-            let repository = Repository::open(&files, &context).unwrap();
+            let repository = Repository::open(&files, FAMILIES, CAPABILITY, &context).unwrap();
             let found = prompt::TokenizerFiles::find(&repository, &format!("{part}/")).unwrap();
             let tokens = found.read(found.longest()).unwrap();
             for (text, ids) in fixture.expected.texts.iter().zip(ids) {
@@ -178,4 +186,21 @@ fn prompts_have_the_references_tokens() {
             }
         }
     }
+}
+
+/// Latents that are constant over each part of an image decode like one latent for each part.
+#[test]
+fn a_preview_shows_what_the_latents_show_on_average() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/text_to_image/sd15");
+    let model = TextToImageModel::load(Source::directory(folder)).unwrap();
+    let (pipeline, watch) = (model.shared.pipeline.as_ref(), Watch(&|| true));
+    let parts = random(0.0, 1.0, (1, 4, 12, 16));
+    let large = parts.upsample_nearest2d(36, 48).unwrap().to_dtype(DType::F32).unwrap();
+    let shown = preview::preview(pipeline, &large, 8, &watch).unwrap();
+    let alone = decode::to_picture(&pipeline.decode(&parts, &watch).unwrap()).unwrap();
+    assert_eq!((shown.width, shown.height), (128, 96));
+    let most = shown.rgb.iter().zip(&alone.rgb).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(most <= Some(1), "{most:?}");
+    // As many latents as are shown are shown as they are.
+    assert_eq!(preview::preview(pipeline, &parts, 8, &watch).unwrap(), alone);
 }

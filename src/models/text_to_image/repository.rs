@@ -7,9 +7,8 @@ use model_actors::{Bytes, LoadContext};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::{CAPABILITY, FAMILIES};
 use crate::error::{Error, Result};
-use crate::families::parse;
+use crate::families::{Family, parse};
 use crate::models::config_file;
 use crate::source::{Files, read_json};
 use crate::weights::WeightFiles;
@@ -40,8 +39,14 @@ struct ClassName {
 }
 
 impl<'a> Repository<'a> {
-    pub(super) fn open(files: &'a Files, context: &'a LoadContext) -> Result<Self> {
-        let path = config_file::find(files, "model_index.json", FAMILIES, CAPABILITY, context)?;
+    /// Opens a repository; `families` and `capability` are for the error about a model of another kind.
+    pub(super) fn open<A>(
+        files: &'a Files,
+        families: &[Family<A>],
+        capability: &'static str,
+        context: &'a LoadContext,
+    ) -> Result<Self> {
+        let path = config_file::find(files, "model_index.json", families, capability, context)?;
         let index = read_json(&path)?;
         Ok(Self { files, context, path, index })
     }

@@ -3,7 +3,7 @@
 
 use candle_core::Tensor;
 
-use super::layers::{Place, linear};
+use super::layers::Place;
 use crate::error::Result;
 use crate::kernels::{Activation, Convolution, GroupNorm, Linear};
 
@@ -53,7 +53,7 @@ impl ResnetBlock {
         }
         let hidden = self.second.forward(&self.second_norm.forward(&hidden, Activation::Silu)?)?;
         match &self.around {
-            Some(layer) => Ok((linear(layer, input, Activation::Identity)? + hidden)?),
+            Some(layer) => Ok((layer.forward(input, Activation::Identity)? + hidden)?),
             None => Ok((input + hidden)?),
         }
     }

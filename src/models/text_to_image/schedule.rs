@@ -12,8 +12,8 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde::Deserialize;
 
+use super::pipeline::{Scheduler, Settings};
 use super::repository::{Repository, invalid};
-use super::{Scheduler, Settings};
 use crate::error::{Error, Result};
 
 /// Most times of a training.
@@ -208,8 +208,8 @@ impl Schedule {
         Ok(match kind {
             Kind::Ddim => Box::new(ddim::Ddim::new(self, steps)),
             Kind::Pndm => Box::new(pndm::Pndm::new(self, steps)),
-            Kind::Euler => Box::new(euler::Euler::new(self, steps)),
-            Kind::EulerAncestral => Box::new(euler::EulerAncestral::new(self, steps)),
+            Kind::Euler => Box::new(euler::Euler::plain(self, steps)),
+            Kind::EulerAncestral => Box::new(euler::Euler::ancestral(self, steps)),
             Kind::Dpm => Box::new(dpm::Dpm::new(self, steps)),
         })
     }

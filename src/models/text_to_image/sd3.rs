@@ -10,15 +10,16 @@ use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
 use super::clip::{self, EncodedPrompts, Pooling, PromptEncoder, PromptEncoderConfig};
 use super::flow_match::{FlowSchedule, Levels};
 use super::layers::Place;
+use super::pipeline::{
+    Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
+};
 use super::repository::{Part, PartWeights, Repository, invalid};
-use super::stable_diffusion::prompts;
 use super::t5::{self, T5, T5Config};
-use super::{Architecture, Canvas, Conditioning, Defaults, Pipeline, Read, Scheduler, Settings, Watch};
 use crate::error::{Error, Result};
 use crate::families::Family;
 use transformer::{Transformer, TransformerConfig};
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "StableDiffusion3Pipeline", architectures: &[], read: |_, _| Ok(read) };
 
@@ -89,9 +90,9 @@ impl Architecture for StableDiffusion3 {
         Defaults { width: side, height: side, steps: 28, guidance: 7.0 }
     }
 
-    fn canvas(&self) -> Canvas {
+    fn latent_space(&self) -> LatentSpace {
         let scale = self.autoencoder.scale();
-        Canvas {
+        LatentSpace {
             channels: self.transformer.in_channels,
             scale,
             multiple: scale * self.transformer.patch_size,
@@ -104,8 +105,8 @@ impl Architecture for StableDiffusion3 {
     }
 
     fn scratch(&self, pixels: usize) -> Bytes {
-        let canvas = self.canvas();
-        let rows = (pixels / (canvas.multiple * canvas.multiple)).saturating_add(2 * LENGTH);
+        let space = self.latent_space();
+        let rows = (pixels / (space.multiple * space.multiple)).saturating_add(2 * LENGTH);
         let encoders = self.encoders.iter().map(PromptEncoderConfig::scratch);
         let third = self.third.iter().map(|third| third.scratch(LENGTH));
         let rest = [self.transformer.scratch(rows), self.autoencoder.scratch(pixels)];
@@ -128,7 +129,7 @@ struct LoadedStableDiffusion3 {
     transformer: Transformer,
     autoencoder: Autoencoder,
     schedule: FlowSchedule,
-    canvas: Canvas,
+    space: LatentSpace,
     /// Most patches along a side.
     grid: usize,
     /// Width of the tokens' vectors.
@@ -153,7 +154,7 @@ impl LoadedStableDiffusion3 {
             transformer: model.transformer.load(&Place::root(&reader(transformer::PART)?))?,
             autoencoder: model.autoencoder.load(&Place::root(&reader(autoencoder::PART)?))?,
             schedule: model.schedule.clone(),
-            canvas: model.canvas(),
+            space: model.latent_space(),
             grid: model.transformer.pos_embed_max_size,
             width: model.transformer.joint_attention_dim,
         })
@@ -162,7 +163,7 @@ impl LoadedStableDiffusion3 {
 
 impl Pipeline for LoadedStableDiffusion3 {
     fn scheduler(&self, settings: &Settings) -> Result<Box<dyn Scheduler>> {
-        let multiple = self.canvas.multiple;
+        let multiple = self.space.multiple;
         let (columns, rows) = (settings.width / multiple, settings.height / multiple);
         if columns.max(rows) > self.grid {
             let (width, height, most) = (settings.width, settings.height, self.grid.saturating_mul(multiple));
@@ -173,8 +174,8 @@ impl Pipeline for LoadedStableDiffusion3 {
         self.schedule.start(settings, Levels::OfTraining, columns * rows)
     }
 
-    fn condition(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
-        let prompts = prompts(settings);
+    fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
+        let prompts = settings.prompts();
         let [first, second] = &self.encoders;
         let EncodedPrompts { before_last: first, pooled: first_pooled, .. } =
             first.encode(&prompts, watch)?;
@@ -188,26 +189,25 @@ impl Pipeline for LoadedStableDiffusion3 {
             None => Tensor::zeros((prompts.len(), LENGTH, self.width), DType::F32, clip.device())?,
         };
         Ok(Conditioning {
-            hidden: Tensor::cat(&[clip, third], 1)?,
-            pooled: Some(Tensor::cat(&[first_pooled, second_pooled], 1)?),
+            prompt_embeddings: Tensor::cat(&[clip, third], 1)?,
+            pooled_prompt_embeddings: Some(Tensor::cat(&[first_pooled, second_pooled], 1)?),
             guidance: settings.guidance,
         })
     }
 
     fn predict(
         &self,
-        input: &Tensor,
+        latents: &Tensor,
         timestep: f64,
         conditioning: &Conditioning,
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
-        let Conditioning { hidden, pooled, .. } = conditioning;
-        let pooled = pooled.as_ref().ok_or_else(|| Error::compute("no text vector"))?;
+        let (text, pooled) = (&conditioning.prompt_embeddings, conditioning.pooled()?);
         let predict = |row: usize| {
             let pooled = pooled.i(row..row + 1)?;
-            self.transformer.forward(&input.i(0)?, timestep, &hidden.i(row)?, &pooled, watch)
+            self.transformer.forward(&latents.i(0)?, timestep, &text.i(row)?, &pooled, watch)
         };
-        let rows: Vec<Tensor> = (0..hidden.dim(0)?).map(predict).collect::<Result<_>>()?;
+        let rows: Vec<Tensor> = (0..text.dim(0)?).map(predict).collect::<Result<_>>()?;
         Ok(Tensor::stack(&rows, 0)?)
     }
 

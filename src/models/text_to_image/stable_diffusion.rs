@@ -8,14 +8,16 @@ use model_actors::{Bytes, LoadContext};
 use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
 use super::clip::{self, Pooling, PromptEncoder, PromptEncoderConfig};
 use super::layers::Place;
+use super::pipeline::{
+    Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
+};
 use super::repository::{Part, PartWeights, Repository, invalid};
 use super::schedule::Schedule;
 use super::unet::{self, Unet, UnetConfig};
-use super::{Architecture, Canvas, Conditioning, Defaults, Pipeline, Read, Scheduler, Settings, Watch};
 use crate::error::Result;
 use crate::families::Family;
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "StableDiffusionPipeline", architectures: &[], read: |_, _| Ok(read) };
 
@@ -43,8 +45,8 @@ impl Architecture for StableDiffusion {
         self.network.defaults(7.5)
     }
 
-    fn canvas(&self) -> Canvas {
-        self.network.canvas()
+    fn latent_space(&self) -> LatentSpace {
+        self.network.latent_space()
     }
 
     fn parts(&self) -> Vec<Part> {
@@ -79,30 +81,28 @@ impl Pipeline for LoadedStableDiffusion {
         self.network.schedule.start(settings)
     }
 
-    fn condition(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
-        let encoded = self.encoder.encode(&prompts(settings), watch)?;
-        Ok(Conditioning { hidden: encoded.last, pooled: None, guidance: settings.guidance })
+    fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
+        let encoded = self.encoder.encode(&settings.prompts(), watch)?;
+        Ok(Conditioning {
+            prompt_embeddings: encoded.last,
+            pooled_prompt_embeddings: None,
+            guidance: settings.guidance,
+        })
     }
 
     fn predict(
         &self,
-        input: &Tensor,
+        latents: &Tensor,
         timestep: f64,
         conditioning: &Conditioning,
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
-        self.network.predict(input, timestep, conditioning, watch)
+        self.network.predict(latents, timestep, conditioning, watch)
     }
 
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
         self.network.autoencoder.decode(latents, watch)
     }
-}
-
-/// The prompts that are encoded: where guidance asks for a prediction without the prompt, what to avoid comes first.
-pub(super) fn prompts(settings: &Settings) -> Vec<&str> {
-    let negative = settings.negative_prompt.as_deref().unwrap_or_default();
-    if settings.guidance > 1.0 { vec![negative, &settings.prompt] } else { vec![&settings.prompt] }
 }
 
 /// The parts that all of Stable Diffusion's pipelines with a UNet have.
@@ -141,9 +141,9 @@ impl Network {
         }
     }
 
-    pub(super) fn canvas(&self) -> Canvas {
+    pub(super) fn latent_space(&self) -> LatentSpace {
         let scale = self.autoencoder.scale();
-        Canvas { channels: self.unet.in_channels, scale, multiple: scale }
+        LatentSpace { channels: self.unet.in_channels, scale, multiple: scale }
     }
 
     pub(super) fn scratch(&self, pixels: usize) -> Bytes {
@@ -179,14 +179,15 @@ impl LoadedNetwork {
     /// The noise in the latents, once for each row of the conditioning.
     pub(super) fn predict(
         &self,
-        input: &Tensor,
+        latents: &Tensor,
         timestep: f64,
         conditioning: &Conditioning,
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
-        let rows = conditioning.hidden.dim(0)?;
-        let input = input.repeat((rows, 1, 1, 1))?;
-        let (hidden, pooled) = (&conditioning.hidden, conditioning.pooled.as_ref());
-        self.unet.forward(&input, timestep, hidden, pooled, watch)
+        let rows = conditioning.prompt_embeddings.dim(0)?;
+        let latents = latents.repeat((rows, 1, 1, 1))?;
+        let (text, pooled) =
+            (&conditioning.prompt_embeddings, conditioning.pooled_prompt_embeddings.as_ref());
+        self.unet.forward(&latents, timestep, text, pooled, watch)
     }
 }

@@ -7,15 +7,17 @@ use serde::Deserialize;
 
 use super::autoencoder;
 use super::clip::{self, EncodedPrompts, Pooling, PromptEncoder, PromptEncoderConfig};
-use super::layers::Sinusoid;
+use super::layers::SinusoidalEmbedding;
+use super::pipeline::{
+    Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
+};
 use super::repository::{Part, PartWeights, Repository, invalid};
-use super::stable_diffusion::{LoadedNetwork, Network, prompts};
+use super::stable_diffusion::{LoadedNetwork, Network};
 use super::unet;
-use super::{Architecture, Canvas, Conditioning, Defaults, Pipeline, Read, Scheduler, Settings, Watch};
 use crate::error::Result;
 use crate::families::{Family, parse};
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "StableDiffusionXLPipeline", architectures: &[], read: |_, _| Ok(read) };
 
@@ -79,8 +81,8 @@ impl Architecture for StableDiffusionXl {
         self.network.defaults(5.0)
     }
 
-    fn canvas(&self) -> Canvas {
-        self.network.canvas()
+    fn latent_space(&self) -> LatentSpace {
+        self.network.latent_space()
     }
 
     fn parts(&self) -> Vec<Part> {
@@ -115,7 +117,7 @@ struct LoadedStableDiffusionXl {
     second: PromptEncoder,
     network: LoadedNetwork,
     /// How the network is told sizes.
-    sizes: Sinusoid,
+    sizes: SinusoidalEmbedding,
     zeros: bool,
 }
 
@@ -136,8 +138,8 @@ impl Pipeline for LoadedStableDiffusionXl {
         self.network.schedule.start(settings)
     }
 
-    fn condition(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
-        let prompts = prompts(settings);
+    fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
+        let prompts = settings.prompts();
         let EncodedPrompts { before_last: first, .. } = self.first.encode(&prompts, watch)?;
         let EncodedPrompts { before_last: second, pooled, .. } = self.second.encode(&prompts, watch)?;
         let (mut hidden, mut pooled) = (Tensor::cat(&[&first, &second], 2)?, pooled);
@@ -145,18 +147,21 @@ impl Pipeline for LoadedStableDiffusionXl {
             hidden = without_first(&hidden)?;
             pooled = without_first(&pooled)?;
         }
-        let pooled = Some(self.with_sizes(&pooled, settings)?);
-        Ok(Conditioning { hidden, pooled, guidance: settings.guidance })
+        Ok(Conditioning {
+            prompt_embeddings: hidden,
+            pooled_prompt_embeddings: Some(self.with_sizes(&pooled, settings)?),
+            guidance: settings.guidance,
+        })
     }
 
     fn predict(
         &self,
-        input: &Tensor,
+        latents: &Tensor,
         timestep: f64,
         conditioning: &Conditioning,
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
-        self.network.predict(input, timestep, conditioning, watch)
+        self.network.predict(latents, timestep, conditioning, watch)
     }
 
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {

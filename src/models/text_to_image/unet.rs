@@ -7,12 +7,12 @@ mod transformer;
 
 use candle_core::Tensor;
 
-use super::Watch;
-use super::layers::{Place, Sinusoid};
+use super::layers::{Place, SinusoidalEmbedding, TimestepEmbedding};
+use super::pipeline::Watch;
 use super::repository::Part;
 use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, Convolution, GroupNorm, Linear};
+use crate::kernels::{Activation, Convolution, GroupNorm};
 use config::LevelConfig;
 pub(super) use config::UnetConfig;
 use transformer::ImageTransformer;
@@ -22,10 +22,10 @@ pub(super) const PART: Part = Part { folder: "unet/", file: Part::DIFFUSERS, use
 
 /// The loaded network.
 pub(super) struct Unet {
-    sinusoid: Sinusoid,
-    time: TimeEmbedding,
+    sinusoid: SinusoidalEmbedding,
+    time: TimestepEmbedding,
     /// For what the model is told beside the tokens.
-    added: Option<TimeEmbedding>,
+    added: Option<TimestepEmbedding>,
     first: Convolution,
     down: Vec<Level>,
     middle: (ResnetBlock, ImageTransformer, ResnetBlock),
@@ -52,12 +52,6 @@ enum Resize {
     Up(Upsampler),
 }
 
-/// Two layers with an activation between them.
-struct TimeEmbedding {
-    first: Linear,
-    second: Linear,
-}
-
 /// What goes through the whole network beside the image.
 struct Context<'a> {
     /// The activated embedding of the time, `(batch, width)`.
@@ -65,18 +59,6 @@ struct Context<'a> {
     /// `(batch, tokens, width)`.
     hidden: &'a Tensor,
     watch: &'a Watch<'a>,
-}
-
-impl TimeEmbedding {
-    fn load(place: &Place<'_>, inside: usize, outside: usize) -> Result<Self> {
-        let first = place.at("linear_1").linear(inside, outside)?;
-        Ok(Self { first, second: place.at("linear_2").linear(outside, outside)? })
-    }
-
-    fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let hidden = self.first.forward(input, Activation::Silu)?;
-        self.second.forward(&hidden, Activation::Identity)
-    }
 }
 
 impl Unet {
@@ -91,10 +73,10 @@ impl Unet {
         let resnet = |name: &str| ResnetBlock::load(&mid.at(name), shape, deepest.width, deepest.width);
         let added = config
             .added_width()
-            .map(|width| TimeEmbedding::load(&place.at("add_embedding"), width, embedded));
+            .map(|width| TimestepEmbedding::load(&place.at("add_embedding"), width, embedded));
         Ok(Self {
             sinusoid: config.sinusoid(start),
-            time: TimeEmbedding::load(&place.at("time_embedding"), start, embedded)?,
+            time: TimestepEmbedding::load(&place.at("time_embedding"), start, embedded)?,
             added: added.transpose()?,
             first: place.at("conv_in").convolution(config.in_channels, start, 1)?,
             down: load_down(&levels, config, shape, place)?,

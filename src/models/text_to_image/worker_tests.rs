@@ -2,12 +2,20 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use model_actors::{CallOptions, Loader, ModelSpec, PoolConfig, System, SystemConfig};
+use candle_core::Tensor;
+use model_actors::{
+    CallOptions, Failure, Footprint, LoadContext, Loader, ModelSpec, PaintImage, PoolConfig, System,
+    SystemConfig, TextToImage, Weights,
+};
 
-use super::*;
+use super::model::TextToImageModel;
+use super::pipeline::{Conditioning, Pipeline, Scheduler, Settings, Watch};
+use super::plan::{LoadedModel, SharedModel};
+use crate::error::Result;
+use crate::source::Source;
 
 /// A pipeline that makes every call wait.
 struct Gated {
@@ -21,13 +29,13 @@ impl Pipeline for Gated {
         self.inner.scheduler(settings)
     }
 
-    fn condition(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
-        self.inner.condition(settings, watch)
+    fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
+        self.inner.encode_prompt(settings, watch)
     }
 
     fn predict(
         &self,
-        input: &Tensor,
+        latents: &Tensor,
         timestep: f64,
         conditioning: &Conditioning,
         watch: &Watch<'_>,
@@ -35,7 +43,7 @@ impl Pipeline for Gated {
         self.calls.fetch_add(1, Ordering::SeqCst);
         // Nobody sends once the test is over.
         self.leave.lock().unwrap_or_else(PoisonError::into_inner).recv().ok();
-        self.inner.predict(input, timestep, conditioning, watch)
+        self.inner.predict(latents, timestep, conditioning, watch)
     }
 
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {

@@ -5,12 +5,12 @@ use candle_core::{Device, Tensor};
 use model_actors::Bytes;
 use serde::Deserialize;
 
-use super::super::Watch;
 use super::super::layers::Place;
 use super::super::mmdit::{
     Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, Projections,
     RopeTable, TimeTextEmbedding, gated, modulated,
 };
+use super::super::pipeline::Watch;
 use super::super::repository::{MAX_COUNT, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::Result;
 use crate::kernels::{Activation, Linear, patchify};

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::super::layers::{Place, Sinusoid};
+use super::super::layers::{Place, SinusoidalEmbedding, TimestepEmbedding};
 use super::EPSILON;
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, LayerNorm, Linear};
@@ -36,28 +36,11 @@ pub(in super::super) fn gated(rows: &Tensor, gate: &Tensor, update: &Tensor) -> 
     Ok((rows + update.broadcast_mul(gate)?)?)
 }
 
-/// Two layers with an activation between them.
-struct Embedding {
-    first: Linear,
-    second: Linear,
-}
-
-impl Embedding {
-    fn load(place: &Place<'_>, inside: usize, width: usize) -> Result<Self> {
-        let first = place.at("linear_1").linear(inside, width)?;
-        Ok(Self { first, second: place.at("linear_2").linear(width, width)? })
-    }
-
-    fn forward(&self, rows: &Tensor) -> Result<Tensor> {
-        self.second.forward(&self.first.forward(rows, Activation::Silu)?, Activation::Identity)
-    }
-}
-
 /// Makes the vector that steers all layers.
 pub(in super::super) struct TimeTextEmbedding {
-    time: Embedding,
-    guidance: Option<Embedding>,
-    text: Embedding,
+    time: TimestepEmbedding,
+    guidance: Option<TimestepEmbedding>,
+    text: TimestepEmbedding,
 }
 
 impl TimeTextEmbedding {
@@ -69,18 +52,19 @@ impl TimeTextEmbedding {
         guided: Guided,
     ) -> Result<Self> {
         let place = place.at("time_text_embed");
-        let embedding = |name| Embedding::load(&place.at(name), SINUSOID, width);
+        let embedding = |name| TimestepEmbedding::load(&place.at(name), SINUSOID, width);
         Ok(Self {
             time: embedding("timestep_embedder")?,
             guidance: (guided == Guided::ByModel).then(|| embedding("guidance_embedder")).transpose()?,
-            text: Embedding::load(&place.at("text_embedder"), pooled, width)?,
+            text: TimestepEmbedding::load(&place.at("text_embedder"), pooled, width)?,
         })
     }
 
     /// `(1, width)`, activated for the layers, from a time in thousandths, a guidance and a text's vector `(1, pooled)`.
     pub(in super::super) fn of(&self, time: f64, guidance: f64, pooled: &Tensor) -> Result<Tensor> {
         let told = |number: f32| -> Result<Tensor> {
-            let sines = Sinusoid { width: SINUSOID, flip: true, shift: 0.0 }.of(number);
+            let sines =
+                SinusoidalEmbedding { width: SINUSOID, flip_sin_to_cos: true, freq_shift: 0.0 }.of(number);
             Ok(Tensor::from_vec(sines, (1, SINUSOID), &Device::Cpu)?.to_device(pooled.device())?)
         };
         let mut sum = self.time.forward(&told(time as f32)?)?;

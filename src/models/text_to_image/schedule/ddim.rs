@@ -2,7 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::super::{Noise, Scheduler};
+use super::super::noise::Noise;
+use super::super::pipeline::Scheduler;
 use super::{Prediction, Schedule, Spacing};
 use crate::error::Result;
 
@@ -61,21 +62,13 @@ impl Scheduler for Ddim {
         &self.times
     }
 
-    fn initial_scale(&self) -> f64 {
-        1.0
-    }
-
-    fn scale_input(&self, _: usize, latents: &Tensor) -> Result<Tensor> {
-        Ok(latents.clone())
-    }
-
     fn step(&mut self, call: usize, output: &Tensor, latents: &Tensor, _: &mut Noise) -> Result<Tensor> {
         let (now, then) = self.levels(call);
         let (picture, noise) = self.split(now, output, latents)?;
         Ok(((picture * then.sqrt())? + (noise * (1.0 - then).sqrt())?)?)
     }
 
-    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+    fn predict_original(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
         Ok(self.split(self.levels(call).0, output, latents)?.0)
     }
 }

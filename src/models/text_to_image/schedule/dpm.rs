@@ -3,7 +3,8 @@
 use candle_core::Tensor;
 use serde::Deserialize;
 
-use super::super::{Noise, Scheduler};
+use super::super::noise::Noise;
+use super::super::pipeline::Scheduler;
 use super::{FinalSigma, Prediction, Schedule, Spacing};
 use crate::error::Result;
 
@@ -121,14 +122,6 @@ impl Scheduler for Dpm {
         &self.times
     }
 
-    fn initial_scale(&self) -> f64 {
-        1.0
-    }
-
-    fn scale_input(&self, _: usize, latents: &Tensor) -> Result<Tensor> {
-        Ok(latents.clone())
-    }
-
     fn step(&mut self, call: usize, output: &Tensor, latents: &Tensor, _: &mut Noise) -> Result<Tensor> {
         let (now, then) = (self.level(call), self.level(call + 1));
         let picture = self.look_through(now, output, latents)?;
@@ -160,7 +153,8 @@ impl Scheduler for Dpm {
         let turn = then.kept * ((decay + width) / (width * width) - 0.5);
         Ok(((moved + (slope * bend)?)? - (difference * turn)?)?)
     }
-    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+
+    fn predict_original(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
         self.look_through(self.level(call), output, latents)
     }
 }

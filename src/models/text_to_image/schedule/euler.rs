@@ -1,34 +1,78 @@
-//! Euler's method on the noise level (Karras et al., arXiv 2206.00364, algorithm 2, without churn), and its ancestral
-//! form, which goes further than the next level and adds noise.
+//! Euler's method on the noise level (Karras et al., arXiv 2206.00364, algorithm 2, without churn), and its ancestral form,
+//! which steps below the next level and adds noise up to it.
 
 use candle_core::Tensor;
 
-use super::super::{Noise, Scheduler};
+use super::super::noise::Noise;
+use super::super::pipeline::Scheduler;
 use super::{Prediction, Schedule, Spacing};
 use crate::error::Result;
 
-/// Times and noise levels, one level more than times.
-struct Levels {
+/// `EulerDiscreteScheduler` and `EulerAncestralDiscreteScheduler` of diffusers.
+pub(super) struct Euler {
     times: Vec<f64>,
+    /// Noise levels, one more than there are timesteps.
     sigmas: Vec<f64>,
     spacing: Spacing,
     prediction: Prediction,
+    variant: Variant,
 }
 
-impl Levels {
-    fn new(schedule: &Schedule, times: Vec<f64>, mut sigmas: Vec<f64>, end: f64) -> Self {
-        sigmas.push(end);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Variant {
+    Plain,
+    Ancestral,
+}
+
+impl Euler {
+    pub(super) fn plain(schedule: &Schedule, steps: usize) -> Self {
+        let (mut times, mut sigmas) = levels(schedule, steps);
+        if schedule.config.use_karras_sigmas.unwrap_or(false)
+            && let (Some(most), Some(least)) = (sigmas.first(), sigmas.last())
+        {
+            sigmas = schedule.karras(*most, *least, steps);
+            let all = schedule.sigmas();
+            times = sigmas.iter().map(|sigma| schedule.time_of(*sigma, &all)).collect();
+        }
+        sigmas.push(schedule.final_sigma());
+        Self::new(schedule, times, sigmas, Variant::Plain)
+    }
+
+    pub(super) fn ancestral(schedule: &Schedule, steps: usize) -> Self {
+        let (times, mut sigmas) = levels(schedule, steps);
+        sigmas.push(0.0);
+        Self::new(schedule, times, sigmas, Variant::Ancestral)
+    }
+
+    fn new(schedule: &Schedule, times: Vec<f64>, sigmas: Vec<f64>, variant: Variant) -> Self {
         let spacing = schedule.config.timestep_spacing.unwrap_or(Spacing::Linspace);
-        Self { times, sigmas, spacing, prediction: schedule.config.prediction_type }
+        Self { times, sigmas, spacing, prediction: schedule.config.prediction_type, variant }
     }
 
-    fn plain(schedule: &Schedule, steps: usize) -> (Vec<f64>, Vec<f64>) {
-        let times = schedule.times(steps, schedule.config.timestep_spacing.unwrap_or(Spacing::Linspace));
-        let sigmas = schedule.sigmas_at(&times);
-        (times, sigmas)
+    /// The noise levels before and after a call.
+    fn around(&self, call: usize) -> (f64, f64) {
+        let at = |index: usize| self.sigmas.get(index).copied().unwrap_or_default();
+        (at(call), at(call + 1))
     }
 
-    fn initial_scale(&self) -> f64 {
+    /// Derivative of the latents by the noise level.
+    fn derivative(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        match self.prediction {
+            Prediction::Epsilon => Ok(output.clone()),
+            Prediction::VPrediction => {
+                let original = self.predict_original(call, output, latents)?;
+                Ok(((latents - original)? / self.around(call).0)?)
+            }
+        }
+    }
+}
+
+impl Scheduler for Euler {
+    fn timesteps(&self) -> &[f64] {
+        &self.times
+    }
+
+    fn init_noise_sigma(&self) -> f64 {
         let most = self.sigmas.iter().copied().fold(0.0, f64::max);
         match self.spacing {
             Spacing::Linspace | Spacing::Trailing => most,
@@ -36,19 +80,28 @@ impl Levels {
         }
     }
 
-    /// The levels before and after a call.
-    fn around(&self, call: usize) -> (f64, f64) {
-        let at = |index: usize| self.sigmas.get(index).copied().unwrap_or_default();
-        (at(call), at(call + 1))
-    }
-
-    fn scale_input(&self, call: usize, latents: &Tensor) -> Result<Tensor> {
+    fn scale_model_input(&self, call: usize, latents: &Tensor) -> Result<Tensor> {
         let (sigma, _) = self.around(call);
         Ok((latents / (sigma * sigma + 1.0).sqrt())?)
     }
 
-    /// The picture behind the noise.
-    fn picture(&self, sigma: f64, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+    fn step(&mut self, call: usize, output: &Tensor, latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
+        let (now, then) = self.around(call);
+        let derivative = self.derivative(call, output, latents)?;
+        match self.variant {
+            Variant::Plain => Ok((latents + (derivative * (then - now))?)?),
+            Variant::Ancestral => {
+                let up = (then * then * (now * now - then * then) / (now * now)).max(0.0).sqrt();
+                let down = (then * then - up * up).max(0.0).sqrt();
+                let latents = (latents + (derivative * (down - now))?)?;
+                let noise = noise.next(latents.dims(), latents.device())?;
+                Ok((latents + (noise * up)?)?)
+            }
+        }
+    }
+
+    fn predict_original(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        let (sigma, _) = self.around(call);
         match self.prediction {
             Prediction::Epsilon => Ok((latents - (output * sigma)?)?),
             Prediction::VPrediction => {
@@ -57,89 +110,11 @@ impl Levels {
             }
         }
     }
-
-    /// Which way the latents change with the noise level.
-    fn slope(&self, sigma: f64, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
-        match self.prediction {
-            Prediction::Epsilon => Ok(output.clone()),
-            Prediction::VPrediction => Ok(((latents - self.picture(sigma, output, latents)?)? / sigma)?),
-        }
-    }
 }
 
-/// One picture's way without added noise.
-pub(super) struct Euler(Levels);
-
-impl Euler {
-    pub(super) fn new(schedule: &Schedule, steps: usize) -> Self {
-        let (mut times, mut sigmas) = Levels::plain(schedule, steps);
-        if schedule.config.use_karras_sigmas.unwrap_or(false)
-            && let (Some(most), Some(least)) = (sigmas.first(), sigmas.last())
-        {
-            sigmas = schedule.karras(*most, *least, steps);
-            let all = schedule.sigmas();
-            times = sigmas.iter().map(|sigma| schedule.time_of(*sigma, &all)).collect();
-        }
-        Self(Levels::new(schedule, times, sigmas, schedule.final_sigma()))
-    }
-}
-
-impl Scheduler for Euler {
-    fn timesteps(&self) -> &[f64] {
-        &self.0.times
-    }
-
-    fn initial_scale(&self) -> f64 {
-        self.0.initial_scale()
-    }
-
-    fn scale_input(&self, call: usize, latents: &Tensor) -> Result<Tensor> {
-        self.0.scale_input(call, latents)
-    }
-
-    fn step(&mut self, call: usize, output: &Tensor, latents: &Tensor, _: &mut Noise) -> Result<Tensor> {
-        let (now, then) = self.0.around(call);
-        Ok((latents + (self.0.slope(now, output, latents)? * (then - now))?)?)
-    }
-
-    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
-        self.0.picture(self.0.around(call).0, output, latents)
-    }
-}
-
-/// One picture's way with noise in each step.
-pub(super) struct EulerAncestral(Levels);
-
-impl EulerAncestral {
-    pub(super) fn new(schedule: &Schedule, steps: usize) -> Self {
-        let (times, sigmas) = Levels::plain(schedule, steps);
-        Self(Levels::new(schedule, times, sigmas, 0.0))
-    }
-}
-
-impl Scheduler for EulerAncestral {
-    fn timesteps(&self) -> &[f64] {
-        &self.0.times
-    }
-
-    fn initial_scale(&self) -> f64 {
-        self.0.initial_scale()
-    }
-
-    fn scale_input(&self, call: usize, latents: &Tensor) -> Result<Tensor> {
-        self.0.scale_input(call, latents)
-    }
-
-    fn step(&mut self, call: usize, output: &Tensor, latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
-        let (now, then) = self.0.around(call);
-        let added = (then * then * (now * now - then * then) / (now * now)).max(0.0).sqrt();
-        let aim = (then * then - added * added).max(0.0).sqrt();
-        let moved = (latents + (self.0.slope(now, output, latents)? * (aim - now))?)?;
-        let noise = noise.next(latents.dims(), latents.device())?;
-        Ok((moved + (noise * added)?)?)
-    }
-
-    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
-        self.0.picture(self.0.around(call).0, output, latents)
-    }
+/// Timesteps and their noise levels.
+fn levels(schedule: &Schedule, steps: usize) -> (Vec<f64>, Vec<f64>) {
+    let times = schedule.times(steps, schedule.config.timestep_spacing.unwrap_or(Spacing::Linspace));
+    let sigmas = schedule.sigmas_at(&times);
+    (times, sigmas)
 }

@@ -3,7 +3,8 @@
 
 use candle_core::Tensor;
 
-use super::super::{Noise, Scheduler};
+use super::super::noise::Noise;
+use super::super::pipeline::Scheduler;
 use super::{Prediction, Schedule, Spacing};
 use crate::error::Result;
 
@@ -78,14 +79,6 @@ impl Scheduler for Pndm {
         &self.times
     }
 
-    fn initial_scale(&self) -> f64 {
-        1.0
-    }
-
-    fn scale_input(&self, _: usize, latents: &Tensor) -> Result<Tensor> {
-        Ok(latents.clone())
-    }
-
     fn step(&mut self, call: usize, output: &Tensor, latents: &Tensor, _: &mut Noise) -> Result<Tensor> {
         let (now, then) = self.kept.get(call).copied().unwrap_or((1.0, 1.0));
         let mixed = self.mixed(call, output)?;
@@ -104,7 +97,8 @@ impl Scheduler for Pndm {
         let divisor = now * (1.0 - then).sqrt() + (now * (1.0 - now) * then).sqrt();
         Ok(((latents * (then / now).sqrt())? - (noise * ((then - now) / divisor))?)?)
     }
-    fn picture(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+
+    fn predict_original(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
         let (from, to) = self.kept.get(call).copied().unwrap_or((1.0, 1.0));
         // The second call is asked at the time that it goes to.
         let now = if call == 1 { to } else { from };

@@ -5,11 +5,11 @@ use candle_core::{IndexOp as _, Tensor};
 use model_actors::Bytes;
 use serde::Deserialize;
 
-use super::super::Watch;
 use super::super::layers::Place;
 use super::super::mmdit::{
     Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, TimeTextEmbedding,
 };
+use super::super::pipeline::Watch;
 use super::super::repository::{MAX_COUNT, MAX_SAMPLE, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear, patchify};

@@ -5,7 +5,7 @@ use std::path::Path;
 use model_actors::Bytes;
 use serde::Deserialize;
 
-use super::super::layers::Sinusoid;
+use super::super::layers::SinusoidalEmbedding;
 use super::super::repository::{MAX_LEVELS, MAX_SAMPLE, MAX_WIDTH, Repository, invalid};
 use crate::error::{Error, Result};
 
@@ -247,8 +247,8 @@ impl UnetConfig {
     }
 
     /// How it is told a time, in so many numbers.
-    pub(in super::super) fn sinusoid(&self, width: usize) -> Sinusoid {
-        Sinusoid { width, flip: self.flip_sin_to_cos, shift: self.freq_shift }
+    pub(in super::super) fn sinusoid(&self, width: usize) -> SinusoidalEmbedding {
+        SinusoidalEmbedding { width, flip_sin_to_cos: self.flip_sin_to_cos, freq_shift: self.freq_shift }
     }
 
     /// What a pass over so many latents, of two rows, needs: the images that are kept for the way up, and the widest

@@ -1,49 +1,40 @@
-//! The transformer inside a UNet: every pixel attends to every other of its image, then to the tokens of the prompt.
+//! Transformer of a UNet, `Transformer2DModel` of diffusers: every pixel attends to every other of its image, then to the
+//! tokens of the prompt. It has a block of its own, because its cross-attention and its norms before each part stand in
+//! no other model here.
 
 use candle_core::Tensor;
 
-use super::super::layers::{Norm, Place, linear};
+use super::super::layers::{Attention, FeedForward, Place};
 use super::Context;
 use super::config::{LevelConfig, UnetConfig};
 use crate::error::Result;
-use crate::kernels::{Activation, GroupNorm, Linear, scaled_dot_product_attention};
+use crate::kernels::{Activation, GroupNorm, LayerNorm, Linear};
 
 const GROUP_EPSILON: f64 = 1e-6;
 const LAYER_EPSILON: f64 = 1e-5;
 
-/// A transformer over the pixels of an image, beside the way around it.
+/// Transformer over the pixels of an image, with a residual connection.
 pub(super) struct ImageTransformer {
     norm: GroupNorm,
-    before: Linear,
+    proj_in: Linear,
     blocks: Vec<TransformerBlock>,
-    after: Linear,
+    proj_out: Linear,
 }
 
+/// `BasicTransformerBlock` of diffusers.
 struct TransformerBlock {
-    self_norm: Norm,
-    to_itself: Attention,
-    text_norm: Norm,
-    to_text: Attention,
-    wide_norm: Norm,
-    /// The halves of the gated layer (Shazeer, arXiv 2002.05202).
-    wide: Linear,
-    gate: Linear,
-    narrow: Linear,
-}
-
-struct Attention {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    out: Linear,
-    heads: usize,
-    scale: f64,
+    self_attention_norm: LayerNorm,
+    self_attention: Attention,
+    cross_attention_norm: LayerNorm,
+    cross_attention: Attention,
+    feed_forward_norm: LayerNorm,
+    feed_forward: FeedForward,
 }
 
 impl ImageTransformer {
     pub(super) fn load(place: &Place<'_>, config: &UnetConfig, level: &LevelConfig) -> Result<Self> {
         let width = level.width;
-        let outer = |name: &str| match config.use_linear_projection {
+        let projection = |name: &str| match config.use_linear_projection {
             true => place.at(name).linear(width, width),
             false => place.at(name).pointwise(width, width),
         };
@@ -51,9 +42,9 @@ impl ImageTransformer {
             .map(|index| TransformerBlock::load(&place.at(format!("transformer_blocks.{index}")), level));
         Ok(Self {
             norm: place.at("norm").group_norm(config.norm_num_groups, width, GROUP_EPSILON)?,
-            before: outer("proj_in")?,
+            proj_in: projection("proj_in")?,
             blocks: blocks.collect::<Result<_>>()?,
-            after: outer("proj_out")?,
+            proj_out: projection("proj_out")?,
         })
     }
 
@@ -61,68 +52,65 @@ impl ImageTransformer {
         let (batch, height, width, channels) = image.dims4()?;
         let rows = self.norm.forward(image, Activation::Identity)?;
         let rows = rows.reshape((batch, height * width, channels))?;
-        let mut rows = linear(&self.before, &rows, Activation::Identity)?;
+        let mut rows = self.proj_in.forward(&rows, Activation::Identity)?;
         for block in &self.blocks {
             context.watch.check()?;
             rows = block.forward(&rows, context.hidden)?;
         }
-        let rows = linear(&self.after, &rows, Activation::Identity)?;
+        let rows = self.proj_out.forward(&rows, Activation::Identity)?;
         Ok((image + rows.reshape(image.shape())?)?)
     }
 }
 
 impl TransformerBlock {
     fn load(place: &Place<'_>, level: &LevelConfig) -> Result<Self> {
-        let (width, wide) = (level.width, 4 * level.width);
-        let projection = place.at("ff.net.0.proj");
-        let weight = projection.tensor("weight", &[2 * wide, width])?;
-        let bias = projection.tensor("bias", &[2 * wide])?;
-        let half = |first: usize| {
-            Linear::new(&weight.narrow(0, first, wide)?, Some(bias.narrow(0, first, wide)?.copy()?))
-        };
+        let width = level.width;
         let norm = |name: &str| place.at(name).layer_norm(width, LAYER_EPSILON);
         Ok(Self {
-            self_norm: norm("norm1")?,
-            to_itself: Attention::load(&place.at("attn1"), width, width, level.heads)?,
-            text_norm: norm("norm2")?,
-            to_text: Attention::load(&place.at("attn2"), width, level.text_width, level.heads)?,
-            wide_norm: norm("norm3")?,
-            wide: half(0)?,
-            gate: half(wide)?,
-            narrow: place.at("ff.net.2").linear(wide, width)?,
+            self_attention_norm: norm("norm1")?,
+            self_attention: load_attention(&place.at("attn1"), width, width, level.heads)?,
+            cross_attention_norm: norm("norm2")?,
+            cross_attention: load_attention(&place.at("attn2"), width, level.text_width, level.heads)?,
+            feed_forward_norm: norm("norm3")?,
+            feed_forward: load_feed_forward(&place.at("ff"), width)?,
         })
     }
 
-    /// `(batch, pixels, width)`, and the tokens' `(batch, tokens, width)`.
+    /// Pixels `(batch, pixels, width)` and the prompt's embeddings `(batch, tokens, text width)`. Gives the pixels' shape.
     fn forward(&self, rows: &Tensor, text: &Tensor) -> Result<Tensor> {
-        let normal = self.self_norm.forward(rows)?;
-        let rows = (rows + self.to_itself.forward(&normal, &normal)?)?;
-        let normal = self.text_norm.forward(&rows)?;
-        let rows = (&rows + self.to_text.forward(&normal, text)?)?;
-        let normal = self.wide_norm.forward(&rows)?;
-        let gate = linear(&self.gate, &normal, Activation::GeluErf)?;
-        let wide = (linear(&self.wide, &normal, Activation::Identity)? * gate)?;
-        Ok((&rows + linear(&self.narrow, &wide, Activation::Identity)?)?)
+        let normal = self.self_attention_norm.of(rows)?;
+        let rows = (rows + self.self_attention.forward(&normal, &normal, None)?)?;
+        let normal = self.cross_attention_norm.of(&rows)?;
+        let rows = (&rows + self.cross_attention.forward(&normal, text, None)?)?;
+        let normal = self.feed_forward_norm.of(&rows)?;
+        Ok((&rows + self.feed_forward.forward(&normal)?)?)
     }
 }
 
-impl Attention {
-    fn load(place: &Place<'_>, width: usize, others: usize, heads: usize) -> Result<Self> {
-        Ok(Self {
-            query: place.at("to_q").linear_without_bias(width, width)?,
-            key: place.at("to_k").linear_without_bias(others, width)?,
-            value: place.at("to_v").linear_without_bias(others, width)?,
-            out: place.at("to_out.0").linear(width, width)?,
-            heads,
-            scale: 1.0 / ((width / heads.max(1)) as f64).sqrt(),
-        })
-    }
+fn load_attention(place: &Place<'_>, width: usize, context_width: usize, heads: usize) -> Result<Attention> {
+    Ok(Attention {
+        query: place.at("to_q").linear_without_bias(width, width)?,
+        key: place.at("to_k").linear_without_bias(context_width, width)?,
+        value: place.at("to_v").linear_without_bias(context_width, width)?,
+        out: place.at("to_out.0").linear(width, width)?,
+        heads,
+        scale: 1.0 / ((width / heads.max(1)) as f64).sqrt(),
+    })
+}
 
-    fn forward(&self, rows: &Tensor, others: &Tensor) -> Result<Tensor> {
-        let query = linear(&self.query, rows, Activation::Identity)?;
-        let key = linear(&self.key, others, Activation::Identity)?;
-        let value = linear(&self.value, others, Activation::Identity)?;
-        let mixed = scaled_dot_product_attention(&query, &key, &value, self.heads, self.scale, None)?;
-        linear(&self.out, &mixed, Activation::Identity)
-    }
+/// Reads a GeGLU layer, whose first tensor has the rows of `up` and then those of `gate`.
+fn load_feed_forward(place: &Place<'_>, width: usize) -> Result<FeedForward> {
+    let (projection, intermediate) = (place.at("net.0.proj"), 4 * width);
+    let weight = projection.tensor("weight", &[2 * intermediate, width])?;
+    let bias = projection.tensor("bias", &[2 * intermediate])?;
+    let half = |first: usize| {
+        let bias = bias.narrow(0, first, intermediate)?.copy()?;
+        Linear::new(&weight.narrow(0, first, intermediate)?, Some(bias))
+    };
+    Ok(FeedForward {
+        gate: Some(half(intermediate)?),
+        up: half(0)?,
+        activation: Activation::GeluErf,
+        down: place.at("net.2").linear(intermediate, width)?,
+    })
 }

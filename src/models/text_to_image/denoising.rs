@@ -1,0 +1,102 @@
+//! The denoising loop of one image, which all families share: one step at a time, so that a worker can interleave several
+//! images and look in between who still waits.
+
+use candle_core::{Device, Tensor};
+use model_actors::{PaintStep, Picture};
+
+use super::decode::to_picture;
+use super::noise::Noise;
+use super::pipeline::{Conditioning, LatentSpace, Pipeline, Scheduler, Settings, Watch};
+use super::preview::preview;
+use crate::error::{Error, Result};
+
+/// State of the loop between two steps.
+pub(super) struct DenoisingLoop {
+    latents: Tensor,
+    conditioning: Conditioning,
+    scheduler: Box<dyn Scheduler>,
+    noise: Noise,
+    /// Calls of the network so far.
+    calls: usize,
+    /// Pixels along a side for each latent, if each step is to have a preview.
+    preview_scale: Option<usize>,
+}
+
+/// Result of one step of the loop.
+pub(super) enum Progress {
+    Step(PaintStep),
+    Finished(Picture),
+}
+
+impl DenoisingLoop {
+    /// Encodes the prompts and draws the first latents.
+    pub(super) fn start(
+        pipeline: &dyn Pipeline,
+        space: LatentSpace,
+        settings: &Settings,
+        mut noise: Noise,
+        device: &Device,
+        watch: &Watch<'_>,
+    ) -> Result<Self> {
+        let scheduler = pipeline.scheduler(settings)?;
+        let shape = [1, space.channels, settings.height / space.scale, settings.width / space.scale];
+        let latents = (noise.next(&shape, device)? * scheduler.init_noise_sigma())?;
+        let conditioning = pipeline.encode_prompt(settings, watch)?;
+        let preview_scale = settings.preview.then_some(space.scale);
+        Ok(Self { latents, conditioning, scheduler, noise, calls: 0, preview_scale })
+    }
+
+    /// Calls the network once, or the decoder after the last step.
+    pub(super) fn advance(&mut self, pipeline: &dyn Pipeline, watch: &Watch<'_>) -> Result<Progress> {
+        watch.check()?;
+        let (call, timesteps) = (self.calls, self.scheduler.timesteps());
+        let of = timesteps.len();
+        let Some(timestep) = timesteps.get(call).copied() else {
+            return Ok(Progress::Finished(to_picture(&pipeline.decode(&self.latents, watch)?)?));
+        };
+        let input = self.scheduler.scale_model_input(call, &self.latents)?;
+        let prediction = pipeline.predict(&input, timestep, &self.conditioning, watch)?;
+        let prediction = guide(&prediction, self.conditioning.guidance)?;
+        let original = || self.scheduler.predict_original(call, &prediction, &self.latents);
+        let original = self.preview_scale.map(|_| original()).transpose()?;
+        self.latents = self.scheduler.step(call, &prediction, &self.latents, &mut self.noise)?;
+        self.calls += 1;
+        // After the last step the latents have no noise left.
+        let original = if self.calls == of { Some(&self.latents) } else { original.as_ref() };
+        let preview = match (self.preview_scale, original) {
+            // Early estimates may be beyond what the decoder was made for; the finished image need not be.
+            (Some(scale), Some(original)) => match preview(pipeline, original, scale, watch) {
+                Err(Error::NotFiniteOutput) => None,
+                preview => Some(preview?),
+            },
+            _ => None,
+        };
+        Ok(Progress::Step(PaintStep::new(self.calls, of, preview)))
+    }
+
+    #[cfg(test)]
+    pub(super) fn latents(&self) -> &Tensor {
+        &self.latents
+    }
+}
+
+/// Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): `negative + guidance · (positive - negative)` of two
+/// rows; one row is left as it is.
+fn guide(prediction: &Tensor, guidance: f64) -> Result<Tensor> {
+    if prediction.dim(0)? == 1 {
+        return Ok(prediction.clone());
+    }
+    let (negative, positive) = (prediction.narrow(0, 0, 1)?, prediction.narrow(0, 1, 1)?);
+    Ok((&negative + ((positive - &negative)? * guidance)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guidance_extrapolates_from_the_negative_row_through_the_positive_one() {
+        let prediction = Tensor::new(&[[1.0f32], [3.0]], &Device::Cpu).unwrap();
+        assert_eq!(guide(&prediction, 2.0).unwrap().to_vec2::<f32>().unwrap(), [[5.0]]);
+    }
+}

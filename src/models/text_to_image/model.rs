@@ -1,0 +1,150 @@
+//! A loaded text to image model: what the actors share and build workers from, and the public type that tools call without
+//! actors. Running a batch is left to `worker`.
+
+use std::sync::Arc;
+
+use model_actors::{
+    Failure, Footprint, LoadContext, Loader, Model, PaintImage, PaintStep, Picture, TextToImage, Weights,
+};
+
+use super::denoising::{DenoisingLoop, Progress};
+use super::noise::Noise;
+use super::pipeline::Watch;
+use super::plan::{LoadedModel, SharedModel, TextToImagePlan};
+use crate::device::ComputeThreads;
+use crate::error::Result;
+use crate::loader::{LoadOptions, ModelLoader};
+use crate::source::Source;
+
+impl Weights<TextToImage> for SharedModel {
+    fn footprint(&self) -> Footprint {
+        self.0.footprint
+    }
+
+    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<TextToImage>>, Failure> {
+        Ok(Box::new(TextToImageModel::of(Arc::clone(&self.0))?))
+    }
+}
+
+/// A loaded text to image model without actors around it, for tools and for comparison: the code that a worker runs. A
+/// clone shares the weights.
+///
+/// ```no_run
+/// use candle_actors::{Source, TextToImageModel};
+/// # fn main() -> candle_actors::Result<()> {
+/// let model = TextToImageModel::load(Source::directory("models/sdxl-turbo"))?;
+/// let picture = model.paint(&"a red circle".into(), |step| eprintln!("{} of {}", step.step, step.of))?;
+/// assert_eq!((picture.width, picture.height), model.default_size());
+/// # Ok(())
+/// # }
+/// ```
+pub struct TextToImageModel {
+    pub(super) shared: Arc<LoadedModel>,
+    threads: ComputeThreads,
+}
+
+impl TextToImageModel {
+    /// Loads a model onto the processor, for the calling thread alone.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the source, its files or its weights.
+    pub fn load(source: Source) -> Result<Self> {
+        Self::load_with(source, LoadOptions::default())
+    }
+
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// As [`TextToImageModel::load`].
+    pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
+        Self::of(ModelLoader::<TextToImagePlan>::load_alone(source, options)?.0)
+    }
+
+    /// Returns the loader that an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its
+    /// own settings, which the engine then finds by its id.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] for a setting that is out of range.
+    pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<TextToImage>> {
+        ModelLoader::<TextToImagePlan>::alone(source, options)
+    }
+
+    fn of(shared: Arc<LoadedModel>) -> Result<Self> {
+        let threads = ComputeThreads::pool(shared.compute.threads)?;
+        Ok(Self { shared, threads })
+    }
+
+    /// Returns another model over the same weights, with compute threads of its own.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the threads cannot be started.
+    pub fn try_clone(&self) -> Result<Self> {
+        Self::of(Arc::clone(&self.shared))
+    }
+
+    /// Width and height in pixels of an image whose request gives no size.
+    pub fn default_size(&self) -> (usize, usize) {
+        let defaults = self.shared.plan.architecture.defaults();
+        (defaults.width, defaults.height)
+    }
+
+    /// Memory of the weights, and of one worker besides.
+    pub fn footprint(&self) -> Footprint {
+        self.shared.footprint
+    }
+
+    /// Paints an image; `on_step` is called after each diffusion step.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`], [`Error::NotFiniteOutput`] or [`Error::Compute`].
+    pub fn paint(&self, request: &PaintImage, on_step: impl FnMut(PaintStep)) -> Result<Picture> {
+        self.paint_with(request, Noise::seeded(request.seed), on_step)
+    }
+
+    /// Paints an image from the given noise in place of a seed: normally distributed numbers, as many as the latents have,
+    /// channel by channel and row by row, and as many again for each step of a scheduler that adds noise.
+    ///
+    /// # Errors
+    /// As [`TextToImageModel::paint`]; [`Error::InvalidInput`] also for too little noise.
+    pub fn paint_from_noise(
+        &self,
+        request: &PaintImage,
+        noise: &[f32],
+        on_step: impl FnMut(PaintStep),
+    ) -> Result<Picture> {
+        self.paint_with(request, Noise::given(noise.to_vec()), on_step)
+    }
+
+    fn paint_with(
+        &self,
+        request: &PaintImage,
+        noise: Noise,
+        mut on_step: impl FnMut(PaintStep),
+    ) -> Result<Picture> {
+        let watch = Watch(&|| true);
+        let mut denoising = self.start(request, noise, &watch)?;
+        loop {
+            match self.advance(&mut denoising, &watch)? {
+                Progress::Step(step) => on_step(step),
+                Progress::Finished(picture) => return Ok(picture),
+            }
+        }
+    }
+
+    /// Does everything before the first step.
+    pub(super) fn start(
+        &self,
+        request: &PaintImage,
+        noise: Noise,
+        watch: &Watch<'_>,
+    ) -> Result<DenoisingLoop> {
+        let LoadedModel { pipeline, device, plan, .. } = &*self.shared;
+        let (settings, space) = (plan.settings(request)?, plan.architecture.latent_space());
+        self.threads.run(|| DenoisingLoop::start(pipeline.as_ref(), space, &settings, noise, device, watch))
+    }
+
+    /// Does one step, or decodes the image after the last.
+    pub(super) fn advance(&self, denoising: &mut DenoisingLoop, watch: &Watch<'_>) -> Result<Progress> {
+        self.threads.run(|| denoising.advance(self.shared.pipeline.as_ref(), watch))
+    }
+}

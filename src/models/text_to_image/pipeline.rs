@@ -1,0 +1,160 @@
+//! The contract that every family fulfils. An [`Architecture`] is what the configuration files tell before weights are
+//! read; a [`Pipeline`] is weights alone, which all workers share; a [`Scheduler`] is the state of one image. The names
+//! are those of diffusers, and so are the meanings.
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext};
+
+use super::noise::Noise;
+use super::repository::{Part, PartWeights, Repository};
+use crate::error::{Error, Result};
+
+/// Reads a family's configuration files.
+pub(super) type Read = fn(&Repository<'_>) -> Result<Box<dyn Architecture>>;
+
+/// A pipeline whose weights are not loaded.
+pub(super) trait Architecture: Send + Sync {
+    /// Settings of requests that do not say otherwise.
+    fn defaults(&self) -> Defaults;
+    fn latent_space(&self) -> LatentSpace;
+    /// The components that have weights.
+    fn parts(&self) -> Vec<Part>;
+    /// Memory that an image of so many pixels needs besides the weights, at most.
+    fn scratch(&self, pixels: usize) -> Bytes;
+    /// Reads the weights and the tokenizers.
+    fn load(
+        &self,
+        weights: &PartWeights,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Box<dyn Pipeline>>;
+}
+
+/// A loaded pipeline: text encoders, denoising network and autoencoder.
+pub(super) trait Pipeline: Send + Sync {
+    /// Starts the noise schedule of one image: the one that the request names, or the repository's own.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for an unknown name, which lists the known ones, and for more steps than the schedule has.
+    fn scheduler(&self, settings: &Settings) -> Result<Box<dyn Scheduler>>;
+    /// Runs the text encoders.
+    fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning>;
+    /// Runs the denoising network at a timestep. The latents `(1, channels, height, width)` are the same for every row of
+    /// the conditioning; the prediction is `(rows, channels, height, width)`.
+    fn predict(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        conditioning: &Conditioning,
+        watch: &Watch<'_>,
+    ) -> Result<Tensor>;
+    /// Decodes latents `(1, channels, height, width)` to colours `(1, 3, height, width)` from -1 to 1; what is beyond has
+    /// to be cut off.
+    fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor>;
+}
+
+/// The noise schedule of one image that is being made. It decides how often the network is called: some schedules need
+/// one call more than there are steps.
+pub(super) trait Scheduler: Send {
+    /// The timestep of each call, the noisiest first.
+    fn timesteps(&self) -> &[f64];
+    /// Standard deviation of the noise that the first latents are.
+    fn init_noise_sigma(&self) -> f64 {
+        1.0
+    }
+    /// Scales the latents for a call, which is counted from 0.
+    fn scale_model_input(&self, _call: usize, latents: &Tensor) -> Result<Tensor> {
+        Ok(latents.clone())
+    }
+    /// Takes one step: from the latents before a call and its prediction to the latents after it. Calls come in order,
+    /// each once.
+    fn step(
+        &mut self,
+        call: usize,
+        prediction: &Tensor,
+        latents: &Tensor,
+        noise: &mut Noise,
+    ) -> Result<Tensor>;
+    /// Estimates the latents without noise (`pred_original_sample`) from a call's prediction and the latents before its
+    /// step.
+    fn predict_original(&self, call: usize, prediction: &Tensor, latents: &Tensor) -> Result<Tensor>;
+}
+
+/// Settings of requests that do not say otherwise.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Defaults {
+    /// In pixels, like the height.
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) steps: usize,
+    /// Scale of the guidance; 1 or less means none.
+    pub(super) guidance: f64,
+}
+
+/// Shape of the latents of an image.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LatentSpace {
+    pub(super) channels: usize,
+    /// Pixels along a side for each latent.
+    pub(super) scale: usize,
+    /// A side of an image is a multiple of so many pixels; itself a multiple of `scale`.
+    pub(super) multiple: usize,
+}
+
+/// A request that is checked, with the model's defaults filled in.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    pub(super) prompt: String,
+    pub(super) negative_prompt: Option<String>,
+    /// In pixels, like the height.
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) steps: usize,
+    pub(super) guidance: f64,
+    pub(super) scheduler: Option<String>,
+    pub(super) preview: bool,
+}
+
+impl Settings {
+    /// The prompts to encode for classifier-free guidance: the negative one first, which is empty where the request has
+    /// none. Without guidance the prompt alone.
+    pub(super) fn prompts(&self) -> Vec<&str> {
+        let negative = self.negative_prompt.as_deref().unwrap_or_default();
+        if self.guidance > 1.0 { vec![negative, &self.prompt] } else { vec![&self.prompt] }
+    }
+
+    /// True for a negative prompt that is not empty.
+    pub(super) fn has_negative_prompt(&self) -> bool {
+        self.negative_prompt.as_ref().is_some_and(|prompt| !prompt.is_empty())
+    }
+}
+
+/// The encoded prompts: one row, or two with classifier-free guidance, the negative one first.
+pub(super) struct Conditioning {
+    /// `(rows, tokens, width)`.
+    pub(super) prompt_embeddings: Tensor,
+    /// `(rows, width)`, for models that also take one vector for the whole prompt.
+    pub(super) pooled_prompt_embeddings: Option<Tensor>,
+    /// Scale of the guidance; used with two rows, or by a model that takes it as an input.
+    pub(super) guidance: f64,
+}
+
+impl Conditioning {
+    /// The pooled embeddings, for a model that takes them.
+    pub(super) fn pooled(&self) -> Result<&Tensor> {
+        let missing = || Error::compute("the prompt has no pooled embedding");
+        self.pooled_prompt_embeddings.as_ref().ok_or_else(missing)
+    }
+}
+
+/// A check that a long computation makes between its parts: it reports progress, and returns false once nobody waits for
+/// the result any more.
+pub(super) struct Watch<'a>(pub(super) &'a (dyn Fn() -> bool + Sync));
+
+impl Watch<'_> {
+    /// # Errors
+    /// [`Error::Stopped`].
+    pub(super) fn check(&self) -> Result<()> {
+        if (self.0)() { Ok(()) } else { Err(Error::Stopped) }
+    }
+}
