@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use model_actors::Bytes;
 use serde::Deserialize;
 
-use super::layers::{Attention, Place};
+use super::layers::{Attention, ScopedReader};
 use super::pipeline::Watch;
 use super::repository::{MAX_LEVELS, MAX_WIDTH, Part, Repository, invalid};
 use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
@@ -116,8 +116,8 @@ impl AutoencoderConfig {
         Bytes((numbers.unwrap_or_default() as u64).saturating_mul(3 * 4))
     }
 
-    pub(super) fn load(&self, place: &Place<'_>) -> Result<Autoencoder> {
-        let decoder = place.at("decoder");
+    pub(super) fn load(&self, reader: &ScopedReader<'_>) -> Result<Autoencoder> {
+        let decoder = reader.at("decoder");
         let shape = ResnetShape { groups: self.norm_num_groups, epsilon: EPSILON, time: 0 };
         let channels = self.latent_channels;
         let widths: Vec<usize> = self.block_out_channels.iter().rev().copied().collect();
@@ -127,14 +127,14 @@ impl AutoencoderConfig {
         let mut levels = Vec::new();
         let mut inside = deepest;
         for (index, &outside) in widths.iter().enumerate() {
-            let place = decoder.at(format!("up_blocks.{index}"));
+            let reader = decoder.at(format!("up_blocks.{index}"));
             let resnets = (0..=self.layers_per_block).map(|layer| {
                 let inside = if layer == 0 { inside } else { outside };
-                ResnetBlock::load(&place.at(format!("resnets.{layer}")), shape, inside, outside)
+                ResnetBlock::load(&reader.at(format!("resnets.{layer}")), shape, inside, outside)
             });
             let resnets = resnets.collect::<Result<_>>()?;
             let upsampler =
-                (index + 1 < widths.len()).then(|| Upsampler::load(&place.at("upsamplers.0"), outside));
+                (index + 1 < widths.len()).then(|| Upsampler::load(&reader.at("upsamplers.0"), outside));
             levels.push(Level { resnets, upsampler: upsampler.transpose()? });
             inside = outside;
         }
@@ -144,7 +144,7 @@ impl AutoencoderConfig {
             shift: self.shift_factor.unwrap_or(0.0),
             before: self
                 .use_post_quant_conv
-                .then(|| place.at("post_quant_conv").pointwise(channels, channels))
+                .then(|| reader.at("post_quant_conv").pointwise(channels, channels))
                 .transpose()?,
             first: decoder.at("conv_in").convolution(channels, deepest, 1)?,
             middle: (resnet("resnets.0")?, resnet("resnets.1")?),
@@ -213,16 +213,16 @@ struct PixelAttention {
 }
 
 impl PixelAttention {
-    fn load(place: &Place<'_>, width: usize, groups: usize) -> Result<Self> {
+    fn load(reader: &ScopedReader<'_>, width: usize, groups: usize) -> Result<Self> {
         // The first repositories have the names that the layers had then.
-        let names = match place.contains("to_q.weight") {
+        let names = match reader.contains("to_q.weight") {
             true => ["to_q", "to_k", "to_v", "to_out.0"],
             false => ["query", "key", "value", "proj_attn"],
         };
-        let [query, key, value, out] = names.map(|name| place.at(name).linear(width, width));
+        let [query, key, value, out] = names.map(|name| reader.at(name).linear(width, width));
         let scale = 1.0 / (width as f64).sqrt();
         Ok(Self {
-            norm: place.at("group_norm").group_norm(groups, width, EPSILON)?,
+            norm: reader.at("group_norm").group_norm(groups, width, EPSILON)?,
             attention: Attention { query: query?, key: key?, value: value?, out: out?, heads: 1, scale },
         })
     }

@@ -10,7 +10,7 @@ use model_actors::{Bytes, LoadContext};
 use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
 use super::clip::{self, Pooling, PromptEncoder, PromptEncoderConfig};
 use super::flow_match::{FlowSchedule, Levels};
-use super::layers::Place;
+use super::layers::ScopedReader;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
 };
@@ -117,9 +117,9 @@ impl Architecture for Flux {
         let reader = |part: Part| Ok::<_, Error>(weights.of(part.folder)?.reader("", device, context));
         Ok(Box::new(LoadedFlux {
             first: self.first.load(&reader(FIRST)?, Pooling::Plain)?,
-            second: self.second.load(&Place::root(&reader(SECOND)?), self.length())?,
-            transformer: self.transformer.load(&Place::root(&reader(transformer::PART)?))?,
-            autoencoder: self.autoencoder.load(&Place::root(&reader(autoencoder::PART)?))?,
+            second: self.second.load(&ScopedReader::root(&reader(SECOND)?), self.length())?,
+            transformer: self.transformer.load(&ScopedReader::root(&reader(transformer::PART)?))?,
+            autoencoder: self.autoencoder.load(&ScopedReader::root(&reader(autoencoder::PART)?))?,
             schedule: self.schedule.clone(),
             multiple: self.latent_space().multiple,
         }))

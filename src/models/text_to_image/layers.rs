@@ -9,20 +9,20 @@ use crate::kernels::rms_norm::RmsNorm;
 use crate::kernels::{Activation, Convolution, GroupNorm, LayerNorm, Linear, scaled_dot_product_attention};
 use crate::weights::WeightReader;
 
-/// A place in the weights: the beginning of the names that follow.
+/// Reads tensors whose names begin with one prefix, like a `VarBuilder` of candle-nn.
 #[derive(Clone)]
-pub(super) struct Place<'a> {
+pub(super) struct ScopedReader<'a> {
     reader: &'a WeightReader<'a>,
     prefix: String,
 }
 
-impl<'a> Place<'a> {
-    /// Where names have nothing before them.
+impl<'a> ScopedReader<'a> {
+    /// Reader without a prefix.
     pub(super) fn root(reader: &'a WeightReader<'a>) -> Self {
         Self { reader, prefix: String::new() }
     }
 
-    /// The place `name` within this one.
+    /// Reader of the names below `name`.
     pub(super) fn at(&self, name: impl Display) -> Self {
         Self { reader: self.reader, prefix: format!("{}{name}.", self.prefix) }
     }
@@ -35,23 +35,23 @@ impl<'a> Place<'a> {
         self.reader.tensor(&format!("{}{name}", self.prefix), shape)
     }
 
-    /// `weight (out, in)` and `bias (out)`.
+    /// Linear layer of `weight (out, in)` and `bias (out)`.
     pub(super) fn linear(&self, inside: usize, outside: usize) -> Result<Linear> {
         Linear::new(&self.tensor("weight", &[outside, inside])?, Some(self.tensor("bias", &[outside])?))
     }
 
-    /// `weight (out, in)` alone.
+    /// Linear layer of `weight (out, in)` alone.
     pub(super) fn linear_without_bias(&self, inside: usize, outside: usize) -> Result<Linear> {
         Linear::new(&self.tensor("weight", &[outside, inside])?, None)
     }
 
-    /// A convolution of one pixel each, `weight (out, in, 1, 1)`, which is a linear layer.
+    /// Convolution with a kernel of one pixel, `weight (out, in, 1, 1)`, as the linear layer that it is.
     pub(super) fn pointwise(&self, inside: usize, outside: usize) -> Result<Linear> {
         let weight = self.tensor("weight", &[outside, inside, 1, 1])?.reshape((outside, inside))?;
         Linear::new(&weight, Some(self.tensor("bias", &[outside])?))
     }
 
-    /// A convolution of three by three pixels, with one pixel of zeros around the image.
+    /// Convolution with a kernel of 3 by 3 pixels and a padding of one.
     pub(super) fn convolution(&self, inside: usize, outside: usize, stride: usize) -> Result<Convolution> {
         let weight = self.tensor("weight", &[outside, inside, 3, 3])?;
         Convolution::new(&weight, self.tensor("bias", &[outside])?, stride, 1)
@@ -151,9 +151,9 @@ pub(super) struct TimestepEmbedding {
 }
 
 impl TimestepEmbedding {
-    pub(super) fn load(place: &Place<'_>, inside: usize, outside: usize) -> Result<Self> {
-        let first = place.at("linear_1").linear(inside, outside)?;
-        Ok(Self { first, second: place.at("linear_2").linear(outside, outside)? })
+    pub(super) fn load(reader: &ScopedReader<'_>, inside: usize, outside: usize) -> Result<Self> {
+        let first = reader.at("linear_1").linear(inside, outside)?;
+        Ok(Self { first, second: reader.at("linear_2").linear(outside, outside)? })
     }
 
     /// `(rows, in)` to `(rows, out)`.

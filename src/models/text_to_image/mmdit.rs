@@ -7,7 +7,7 @@ mod modulation;
 
 use candle_core::Tensor;
 
-use super::layers::{FeedForward, Place};
+use super::layers::{FeedForward, ScopedReader};
 use crate::error::Result;
 use crate::kernels::rms_norm::RmsNorm;
 use crate::kernels::{Activation, Linear, rotate_interleaved, scaled_dot_product_attention};
@@ -67,11 +67,11 @@ pub(super) struct Projections {
 }
 
 impl Projections {
-    fn load(place: &Place<'_>, names: &Names, heads: Heads, norm: HeadNorm) -> Result<Self> {
+    fn load(reader: &ScopedReader<'_>, names: &Names, heads: Heads, norm: HeadNorm) -> Result<Self> {
         let width = heads.width();
-        let [query, key, value] = names.layers.map(|name| place.at(name).linear(width, width));
+        let [query, key, value] = names.layers.map(|name| reader.at(name).linear(width, width));
         let [of_query, of_key] = names.norms;
-        let load = |name| place.at(name).rms_norm(heads.size, EPSILON);
+        let load = |name| reader.at(name).rms_norm(heads.size, EPSILON);
         let norms = match norm {
             HeadNorm::Rms => Some([load(of_query)?, load(of_key)?]),
             HeadNorm::None => None,
@@ -80,8 +80,8 @@ impl Projections {
     }
 
     /// Those of a stream that is alone.
-    pub(super) fn load_alone(place: &Place<'_>, heads: Heads) -> Result<Self> {
-        Self::load(place, &IMAGE, heads, HeadNorm::Rms)
+    pub(super) fn load_alone(reader: &ScopedReader<'_>, heads: Heads) -> Result<Self> {
+        Self::load(reader, &IMAGE, heads, HeadNorm::Rms)
     }
 
     /// Query, key and value of each row.
@@ -156,8 +156,8 @@ pub(super) struct JointBlock {
 }
 
 impl Rest {
-    fn load(place: &Place<'_>, out: &str, feed_forward: &str, width: usize) -> Result<Self> {
-        let (out, feed_forward) = (place.at("attn").at(out), place.at(feed_forward));
+    fn load(reader: &ScopedReader<'_>, out: &str, feed_forward: &str, width: usize) -> Result<Self> {
+        let (out, feed_forward) = (reader.at("attn").at(out), reader.at(feed_forward));
         Ok(Self {
             out: out.linear(width, width)?,
             feed_forward: FeedForward {
@@ -171,27 +171,27 @@ impl Rest {
 }
 
 impl JointBlock {
-    pub(super) fn load(place: &Place<'_>, shape: BlockShape) -> Result<Self> {
+    pub(super) fn load(reader: &ScopedReader<'_>, shape: BlockShape) -> Result<Self> {
         let BlockShape { heads, norm, attentions, end } = shape;
-        let (width, attention) = (heads.width(), place.at("attn"));
+        let (width, attention) = (heads.width(), reader.at("attn"));
         let second = || -> Result<(Projections, Linear)> {
-            let place = place.at("attn2");
-            Ok((Projections::load(&place, &IMAGE, heads, norm)?, place.at(IMAGE.out).linear(width, width)?))
+            let reader = reader.at("attn2");
+            Ok((Projections::load(&reader, &IMAGE, heads, norm)?, reader.at(IMAGE.out).linear(width, width)?))
         };
         let image = Side {
             modulation: Modulation::load(
-                &place.at("norm1"),
+                &reader.at("norm1"),
                 width,
                 if attentions == Attentions::Dual { 9 } else { 6 },
             )?,
             projections: Projections::load(&attention, &IMAGE, heads, norm)?,
-            rest: Some(Rest::load(place, IMAGE.out, "ff", width)?),
+            rest: Some(Rest::load(reader, IMAGE.out, "ff", width)?),
             second: (attentions == Attentions::Dual).then(second).transpose()?,
         };
-        let rest = || Rest::load(place, TEXT.out, "ff_context", width);
+        let rest = || Rest::load(reader, TEXT.out, "ff_context", width);
         let text = Side {
             modulation: Modulation::load(
-                &place.at("norm1_context"),
+                &reader.at("norm1_context"),
                 width,
                 if end == End::Both { 6 } else { 2 },
             )?,

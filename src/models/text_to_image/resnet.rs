@@ -3,7 +3,7 @@
 
 use candle_core::Tensor;
 
-use super::layers::Place;
+use super::layers::ScopedReader;
 use crate::error::Result;
 use crate::kernels::{Activation, Convolution, GroupNorm, Linear};
 
@@ -29,16 +29,21 @@ pub(super) struct ResnetShape {
 }
 
 impl ResnetBlock {
-    pub(super) fn load(place: &Place<'_>, shape: ResnetShape, inside: usize, outside: usize) -> Result<Self> {
+    pub(super) fn load(
+        reader: &ScopedReader<'_>,
+        shape: ResnetShape,
+        inside: usize,
+        outside: usize,
+    ) -> Result<Self> {
         let ResnetShape { groups, epsilon, time } = shape;
-        let time = (time > 0).then(|| place.at("time_emb_proj").linear(time, outside)).transpose()?;
-        let around = (inside != outside).then(|| place.at("conv_shortcut").pointwise(inside, outside));
+        let time = (time > 0).then(|| reader.at("time_emb_proj").linear(time, outside)).transpose()?;
+        let around = (inside != outside).then(|| reader.at("conv_shortcut").pointwise(inside, outside));
         Ok(Self {
-            first_norm: place.at("norm1").group_norm(groups, inside, epsilon)?,
-            first: place.at("conv1").convolution(inside, outside, 1)?,
+            first_norm: reader.at("norm1").group_norm(groups, inside, epsilon)?,
+            first: reader.at("conv1").convolution(inside, outside, 1)?,
             time,
-            second_norm: place.at("norm2").group_norm(groups, outside, epsilon)?,
-            second: place.at("conv2").convolution(outside, outside, 1)?,
+            second_norm: reader.at("norm2").group_norm(groups, outside, epsilon)?,
+            second: reader.at("conv2").convolution(outside, outside, 1)?,
             around: around.transpose()?,
         })
     }
@@ -63,7 +68,7 @@ impl ResnetBlock {
 pub(super) fn enlarge(image: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (_, rows, columns, _) = image.dims4()?;
     let index = |from: usize, to: usize| -> Result<Tensor> {
-        let nearest: Vec<u32> = (0..to).map(|place| (place * from / to.max(1)) as u32).collect();
+        let nearest: Vec<u32> = (0..to).map(|index| (index * from / to.max(1)) as u32).collect();
         Ok(Tensor::from_vec(nearest, to, image.device())?)
     };
     Ok(image.index_select(&index(rows, height)?, 1)?.index_select(&index(columns, width)?, 2)?)
@@ -73,8 +78,8 @@ pub(super) fn enlarge(image: &Tensor, height: usize, width: usize) -> Result<Ten
 pub(super) struct Upsampler(Convolution);
 
 impl Upsampler {
-    pub(super) fn load(place: &Place<'_>, channels: usize) -> Result<Self> {
-        Ok(Self(place.at("conv").convolution(channels, channels, 1)?))
+    pub(super) fn load(reader: &ScopedReader<'_>, channels: usize) -> Result<Self> {
+        Ok(Self(reader.at("conv").convolution(channels, channels, 1)?))
     }
 
     /// To this height and width.

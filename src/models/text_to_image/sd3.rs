@@ -9,7 +9,7 @@ use model_actors::{Bytes, LoadContext};
 use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
 use super::clip::{self, EncodedPrompts, Pooling, PromptEncoder, PromptEncoderConfig};
 use super::flow_match::{FlowSchedule, Levels};
-use super::layers::Place;
+use super::layers::ScopedReader;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
 };
@@ -144,15 +144,15 @@ impl LoadedStableDiffusion3 {
         context: &LoadContext,
     ) -> Result<Self> {
         let reader = |part: Part| Ok::<_, Error>(weights.of(part.folder)?.reader("", device, context));
-        let third = |third: &T5Config| third.load(&Place::root(&reader(THIRD)?), LENGTH);
+        let third = |third: &T5Config| third.load(&ScopedReader::root(&reader(THIRD)?), LENGTH);
         Ok(Self {
             encoders: [
                 model.encoders[0].load(&reader(FIRST)?, Pooling::Projected)?,
                 model.encoders[1].load(&reader(SECOND)?, Pooling::Projected)?,
             ],
             third: model.third.as_ref().map(third).transpose()?,
-            transformer: model.transformer.load(&Place::root(&reader(transformer::PART)?))?,
-            autoencoder: model.autoencoder.load(&Place::root(&reader(autoencoder::PART)?))?,
+            transformer: model.transformer.load(&ScopedReader::root(&reader(transformer::PART)?))?,
+            autoencoder: model.autoencoder.load(&ScopedReader::root(&reader(autoencoder::PART)?))?,
             schedule: model.schedule.clone(),
             space: model.latent_space(),
             grid: model.transformer.pos_embed_max_size,

@@ -7,7 +7,7 @@ use model_actors::{Bytes, LoadContext};
 
 use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
 use super::clip::{self, Pooling, PromptEncoder, PromptEncoderConfig};
-use super::layers::Place;
+use super::layers::ScopedReader;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
 };
@@ -161,8 +161,8 @@ impl Network {
         let unet = weights.of(unet::PART.folder)?.reader("", device, context);
         let autoencoder = weights.of(autoencoder::PART.folder)?.reader("", device, context);
         Ok(LoadedNetwork {
-            unet: Unet::load(&self.unet, &Place::root(&unet))?,
-            autoencoder: self.autoencoder.load(&Place::root(&autoencoder))?,
+            unet: Unet::load(&self.unet, &ScopedReader::root(&unet))?,
+            autoencoder: self.autoencoder.load(&ScopedReader::root(&autoencoder))?,
             schedule: self.schedule.clone(),
         })
     }

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use model_actors::Bytes;
 use serde::Deserialize;
 
-use super::layers::{Attention, FeedForward, Place};
+use super::layers::{Attention, FeedForward, ScopedReader};
 use super::pipeline::Watch;
 use super::prompt::{PromptTokens, TokenizerFiles};
 use super::repository::{MAX_COUNT, MAX_WIDTH, Repository, check_sizes, invalid};
@@ -161,14 +161,14 @@ impl T5Config {
     }
 
     /// For prompts of `length` tokens.
-    pub(super) fn load(&self, place: &Place<'_>, length: usize) -> Result<T5> {
+    pub(super) fn load(&self, reader: &ScopedReader<'_>, length: usize) -> Result<T5> {
         let config = &self.config;
         let tokens = self.tokenizer.read(length)?;
         tokens.check(config.vocab_size)?;
-        let encoder = place.at("encoder");
+        let encoder = reader.at("encoder");
         let shape = [config.vocab_size, config.d_model];
-        let token_embeddings = match place.contains("shared.weight") {
-            true => place.tensor("shared.weight", &shape)?,
+        let token_embeddings = match reader.contains("shared.weight") {
+            true => reader.tensor("shared.weight", &shape)?,
             false => encoder.tensor("embed_tokens.weight", &shape)?,
         };
         let blocks = (0..config.num_layers)
@@ -254,9 +254,9 @@ struct Block {
 }
 
 impl Block {
-    fn load(place: &Place<'_>, config: &Config, kind: FeedForwardKind) -> Result<Self> {
+    fn load(reader: &ScopedReader<'_>, config: &Config, kind: FeedForwardKind) -> Result<Self> {
         let (width, epsilon) = (config.d_model, config.layer_norm_epsilon);
-        let (first, second) = (place.at("layer.0"), place.at("layer.1"));
+        let (first, second) = (reader.at("layer.0"), reader.at("layer.1"));
         let attention = first.at("SelfAttention");
         let inside = config.attention_width();
         let linear = |name| attention.at(name).linear_without_bias(width, inside);
@@ -284,10 +284,14 @@ impl Block {
     }
 }
 
-fn load_feed_forward(place: &Place<'_>, config: &Config, kind: FeedForwardKind) -> Result<FeedForward> {
+fn load_feed_forward(
+    reader: &ScopedReader<'_>,
+    config: &Config,
+    kind: FeedForwardKind,
+) -> Result<FeedForward> {
     let (width, intermediate) = (config.d_model, config.d_ff);
-    let linear = |name| place.at(name).linear_without_bias(width, intermediate);
-    let down = place.at("wo").linear_without_bias(intermediate, width)?;
+    let linear = |name| reader.at(name).linear_without_bias(width, intermediate);
+    let down = reader.at("wo").linear_without_bias(intermediate, width)?;
     Ok(match kind {
         FeedForwardKind::Gated(activation) => {
             FeedForward { gate: Some(linear("wi_0")?), up: linear("wi_1")?, activation, down }

@@ -7,7 +7,7 @@ mod transformer;
 
 use candle_core::Tensor;
 
-use super::layers::{Place, SinusoidalEmbedding, TimestepEmbedding};
+use super::layers::{ScopedReader, SinusoidalEmbedding, TimestepEmbedding};
 use super::pipeline::Watch;
 use super::repository::Part;
 use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
@@ -62,32 +62,32 @@ struct Context<'a> {
 }
 
 impl Unet {
-    pub(super) fn load(config: &UnetConfig, place: &Place<'_>) -> Result<Self> {
+    pub(super) fn load(config: &UnetConfig, reader: &ScopedReader<'_>) -> Result<Self> {
         let levels = config.levels();
         let (Some(top), Some(deepest)) = (levels.first(), levels.last()) else {
             return Err(Error::compute("a UNet has at least one level"));
         };
         let (start, embedded) = (top.width, config.time_width());
         let shape = ResnetShape { groups: config.norm_num_groups, epsilon: config.norm_eps, time: embedded };
-        let mid = place.at("mid_block");
+        let mid = reader.at("mid_block");
         let resnet = |name: &str| ResnetBlock::load(&mid.at(name), shape, deepest.width, deepest.width);
         let added = config
             .added_width()
-            .map(|width| TimestepEmbedding::load(&place.at("add_embedding"), width, embedded));
+            .map(|width| TimestepEmbedding::load(&reader.at("add_embedding"), width, embedded));
         Ok(Self {
             sinusoid: config.sinusoid(start),
-            time: TimestepEmbedding::load(&place.at("time_embedding"), start, embedded)?,
+            time: TimestepEmbedding::load(&reader.at("time_embedding"), start, embedded)?,
             added: added.transpose()?,
-            first: place.at("conv_in").convolution(config.in_channels, start, 1)?,
-            down: load_down(&levels, config, shape, place)?,
+            first: reader.at("conv_in").convolution(config.in_channels, start, 1)?,
+            down: load_down(&levels, config, shape, reader)?,
             middle: (
                 resnet("resnets.0")?,
                 ImageTransformer::load(&mid.at("attentions.0"), config, deepest)?,
                 resnet("resnets.1")?,
             ),
-            up: load_up(&levels, config, shape, place)?,
-            norm: place.at("conv_norm_out").group_norm(config.norm_num_groups, start, config.norm_eps)?,
-            last: place.at("conv_out").convolution(start, config.out_channels, 1)?,
+            up: load_up(&levels, config, shape, reader)?,
+            norm: reader.at("conv_norm_out").group_norm(config.norm_num_groups, start, config.norm_eps)?,
+            last: reader.at("conv_out").convolution(start, config.out_channels, 1)?,
         })
     }
 
@@ -129,19 +129,19 @@ fn load_down(
     levels: &[LevelConfig],
     config: &UnetConfig,
     shape: ResnetShape,
-    place: &Place<'_>,
+    reader: &ScopedReader<'_>,
 ) -> Result<Vec<Level>> {
     let mut before = levels.first().map_or(0, |level| level.width);
     let mut loaded = Vec::new();
     for (index, level) in levels.iter().enumerate() {
-        let place = place.at(format!("down_blocks.{index}"));
+        let reader = reader.at(format!("down_blocks.{index}"));
         let mut blocks = Vec::new();
         for layer in 0..level.layers {
             let inside = if layer == 0 { before } else { level.width };
-            blocks.push(Block::load(&place, layer, shape, inside, level, config, level.down_attends)?);
+            blocks.push(Block::load(&reader, layer, shape, inside, level, config, level.down_attends)?);
         }
         let resize = if index + 1 < levels.len() {
-            Resize::Down(place.at("downsamplers.0.conv").convolution(level.width, level.width, 2)?)
+            Resize::Down(reader.at("downsamplers.0.conv").convolution(level.width, level.width, 2)?)
         } else {
             Resize::None
         };
@@ -157,22 +157,22 @@ fn load_up(
     levels: &[LevelConfig],
     config: &UnetConfig,
     shape: ResnetShape,
-    place: &Place<'_>,
+    reader: &ScopedReader<'_>,
 ) -> Result<Vec<Level>> {
     let mut before = levels.last().map_or(0, |level| level.width);
     let mut loaded = Vec::new();
     for (index, level) in levels.iter().rev().enumerate() {
-        let place = place.at(format!("up_blocks.{index}"));
+        let reader = reader.at(format!("up_blocks.{index}"));
         let above = levels.iter().rev().nth(index + 1).unwrap_or(level);
         let mut blocks = Vec::new();
         for layer in 0..=level.layers {
             let from_below = if layer == 0 { before } else { level.width };
             let kept = if layer == level.layers { above.width } else { level.width };
             let inside = from_below + kept;
-            blocks.push(Block::load(&place, layer, shape, inside, level, config, level.up_attends)?);
+            blocks.push(Block::load(&reader, layer, shape, inside, level, config, level.up_attends)?);
         }
         let resize = if index + 1 < levels.len() {
-            Resize::Up(Upsampler::load(&place.at("upsamplers.0"), level.width)?)
+            Resize::Up(Upsampler::load(&reader.at("upsamplers.0"), level.width)?)
         } else {
             Resize::None
         };
@@ -184,7 +184,7 @@ fn load_up(
 
 impl Block {
     fn load(
-        place: &Place<'_>,
+        reader: &ScopedReader<'_>,
         layer: usize,
         shape: ResnetShape,
         inside: usize,
@@ -192,9 +192,9 @@ impl Block {
         config: &UnetConfig,
         attends: bool,
     ) -> Result<Self> {
-        let transformer = || ImageTransformer::load(&place.at(format!("attentions.{layer}")), config, level);
+        let transformer = || ImageTransformer::load(&reader.at(format!("attentions.{layer}")), config, level);
         Ok(Self {
-            resnet: ResnetBlock::load(&place.at(format!("resnets.{layer}")), shape, inside, level.width)?,
+            resnet: ResnetBlock::load(&reader.at(format!("resnets.{layer}")), shape, inside, level.width)?,
             transformer: attends.then(transformer).transpose()?,
         })
     }

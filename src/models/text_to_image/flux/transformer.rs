@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use model_actors::Bytes;
 use serde::Deserialize;
 
-use super::super::layers::Place;
+use super::super::layers::ScopedReader;
 use super::super::mmdit::{
     Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, Projections,
     RopeTable, TimeTextEmbedding, gated, modulated,
@@ -96,22 +96,22 @@ impl TransformerConfig {
         Bytes((self.heads().width().saturating_mul(15).saturating_mul(rows) as u64).saturating_mul(4))
     }
 
-    pub(super) fn load(&self, place: &Place<'_>) -> Result<Transformer> {
+    pub(super) fn load(&self, reader: &ScopedReader<'_>) -> Result<Transformer> {
         let heads = self.heads();
         let width = heads.width();
         let shape = BlockShape { heads, norm: HeadNorm::Rms, attentions: Attentions::Joint, end: End::Both };
-        let block = |index: usize| JointBlock::load(&place.at(format!("transformer_blocks.{index}")), shape);
+        let block = |index: usize| JointBlock::load(&reader.at(format!("transformer_blocks.{index}")), shape);
         let single =
-            |index: usize| SingleBlock::load(&place.at(format!("single_transformer_blocks.{index}")), heads);
+            |index: usize| SingleBlock::load(&reader.at(format!("single_transformer_blocks.{index}")), heads);
         let guided = if self.guidance_embeds { Guided::ByModel } else { Guided::Outside };
         Ok(Transformer {
-            patches: place.at("x_embedder").linear(self.in_channels, width)?,
-            text: place.at("context_embedder").linear(self.joint_attention_dim, width)?,
-            time_text: TimeTextEmbedding::load(place, self.pooled_projection_dim, width, guided)?,
+            patches: reader.at("x_embedder").linear(self.in_channels, width)?,
+            text: reader.at("context_embedder").linear(self.joint_attention_dim, width)?,
+            time_text: TimeTextEmbedding::load(reader, self.pooled_projection_dim, width, guided)?,
             axes: self.axes_dims_rope,
             blocks: (0..self.num_layers).map(block).collect::<Result<_>>()?,
             singles: (0..self.num_single_layers).map(single).collect::<Result<_>>()?,
-            last: Last::load(place, width, self.in_channels)?,
+            last: Last::load(reader, width, self.in_channels)?,
         })
     }
 }
@@ -165,8 +165,8 @@ impl Transformer {
         let text = (0..tokens).map(|_| [0, 0, 0]);
         let image = (0..rows * columns).map(|patch| [0, patch / columns, patch % columns]);
         let (mut cosines, mut sines) = (Vec::new(), Vec::new());
-        for place in text.chain(image) {
-            for (size, at) in self.axes.iter().zip(place) {
+        for position in text.chain(image) {
+            for (size, at) in self.axes.iter().zip(position) {
                 for pair in 0..size / 2 {
                     let angle = at as f64 / THETA.powf(2.0 * pair as f64 / *size as f64);
                     cosines.push(angle.cos() as f32);
@@ -175,8 +175,8 @@ impl Transformer {
             }
         }
         let shape = (tokens + rows * columns, self.axes.iter().sum::<usize>() / 2);
-        let place = |values| Tensor::from_vec(values, shape, device);
-        Ok(RopeTable { cosines: place(cosines)?, sines: place(sines)? })
+        let tensor = |values| Tensor::from_vec(values, shape, device);
+        Ok(RopeTable { cosines: tensor(cosines)?, sines: tensor(sines)? })
     }
 }
 
@@ -190,13 +190,13 @@ struct SingleBlock {
 }
 
 impl SingleBlock {
-    fn load(place: &Place<'_>, heads: Heads) -> Result<Self> {
+    fn load(reader: &ScopedReader<'_>, heads: Heads) -> Result<Self> {
         let width = heads.width();
         Ok(Self {
-            modulation: Modulation::load(&place.at("norm"), width, 3)?,
-            projections: Projections::load_alone(&place.at("attn"), heads)?,
-            wide: place.at("proj_mlp").linear(width, 4 * width)?,
-            out: place.at("proj_out").linear(5 * width, width)?,
+            modulation: Modulation::load(&reader.at("norm"), width, 3)?,
+            projections: Projections::load_alone(&reader.at("attn"), heads)?,
+            wide: reader.at("proj_mlp").linear(width, 4 * width)?,
+            out: reader.at("proj_out").linear(5 * width, width)?,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::super::layers::{Place, SinusoidalEmbedding, TimestepEmbedding};
+use super::super::layers::{ScopedReader, SinusoidalEmbedding, TimestepEmbedding};
 use super::EPSILON;
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, LayerNorm, Linear};
@@ -14,8 +14,8 @@ const SINUSOID: usize = 256;
 pub(in super::super) struct Modulation(Linear);
 
 impl Modulation {
-    pub(in super::super) fn load(place: &Place<'_>, width: usize, parts: usize) -> Result<Self> {
-        Ok(Self(place.at("linear").linear(width, parts * width)?))
+    pub(in super::super) fn load(reader: &ScopedReader<'_>, width: usize, parts: usize) -> Result<Self> {
+        Ok(Self(reader.at("linear").linear(width, parts * width)?))
     }
 
     /// The vectors, `(width)` each. `modulation` is `(1, width)`, activated already.
@@ -46,17 +46,17 @@ pub(in super::super) struct TimeTextEmbedding {
 impl TimeTextEmbedding {
     /// `pooled` is the width of a text's vector; whether there is a guidance the weights know.
     pub(in super::super) fn load(
-        place: &Place<'_>,
+        reader: &ScopedReader<'_>,
         pooled: usize,
         width: usize,
         guided: Guided,
     ) -> Result<Self> {
-        let place = place.at("time_text_embed");
-        let embedding = |name| TimestepEmbedding::load(&place.at(name), SINUSOID, width);
+        let reader = reader.at("time_text_embed");
+        let embedding = |name| TimestepEmbedding::load(&reader.at(name), SINUSOID, width);
         Ok(Self {
             time: embedding("timestep_embedder")?,
             guidance: (guided == Guided::ByModel).then(|| embedding("guidance_embedder")).transpose()?,
-            text: TimestepEmbedding::load(&place.at("text_embedder"), pooled, width)?,
+            text: TimestepEmbedding::load(&reader.at("text_embedder"), pooled, width)?,
         })
     }
 
@@ -91,9 +91,9 @@ pub(in super::super) struct Last {
 }
 
 impl Last {
-    pub(in super::super) fn load(place: &Place<'_>, width: usize, outside: usize) -> Result<Self> {
-        let modulation = Modulation::load(&place.at("norm_out"), width, 2)?;
-        Ok(Self { modulation, layer: place.at("proj_out").linear(width, outside)? })
+    pub(in super::super) fn load(reader: &ScopedReader<'_>, width: usize, outside: usize) -> Result<Self> {
+        let modulation = Modulation::load(&reader.at("norm_out"), width, 2)?;
+        Ok(Self { modulation, layer: reader.at("proj_out").linear(width, outside)? })
     }
 
     pub(in super::super) fn forward(&self, rows: &Tensor, modulation: &Tensor) -> Result<Tensor> {

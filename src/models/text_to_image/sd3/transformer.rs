@@ -5,7 +5,7 @@ use candle_core::{IndexOp as _, Tensor};
 use model_actors::Bytes;
 use serde::Deserialize;
 
-use super::super::layers::Place;
+use super::super::layers::ScopedReader;
 use super::super::mmdit::{
     Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, TimeTextEmbedding,
 };
@@ -104,14 +104,14 @@ impl TransformerConfig {
         Bytes((self.heads().width().saturating_mul(10).saturating_mul(rows) as u64).saturating_mul(4))
     }
 
-    pub(super) fn load(&self, place: &Place<'_>) -> Result<Transformer> {
+    pub(super) fn load(&self, reader: &ScopedReader<'_>) -> Result<Transformer> {
         let (heads, side) = (self.heads(), self.patch_size);
         let (width, inside) = (heads.width(), self.in_channels * side * side);
-        let patches = place.at("pos_embed.proj");
+        let patches = reader.at("pos_embed.proj");
         let weight = patches.tensor("weight", &[width, self.in_channels, side, side])?;
         let bias = patches.tensor("bias", &[width])?;
         let grid = self.pos_embed_max_size;
-        let positions = place.tensor("pos_embed.pos_embed", &[1, grid * grid, width])?;
+        let positions = reader.tensor("pos_embed.pos_embed", &[1, grid * grid, width])?;
         let block = |index: usize| {
             let shape = BlockShape {
                 heads,
@@ -122,17 +122,17 @@ impl TransformerConfig {
                 },
                 end: if index + 1 == self.num_layers { End::ImageOnly } else { End::Both },
             };
-            JointBlock::load(&place.at(format!("transformer_blocks.{index}")), shape)
+            JointBlock::load(&reader.at(format!("transformer_blocks.{index}")), shape)
         };
         Ok(Transformer {
             side,
             channels: self.in_channels,
             patches: Linear::new(&weight.reshape((width, inside))?, Some(bias))?,
             positions: positions.reshape((grid, grid, width))?,
-            time_text: TimeTextEmbedding::load(place, self.pooled_projection_dim, width, Guided::Outside)?,
-            text: place.at("context_embedder").linear(self.joint_attention_dim, width)?,
+            time_text: TimeTextEmbedding::load(reader, self.pooled_projection_dim, width, Guided::Outside)?,
+            text: reader.at("context_embedder").linear(self.joint_attention_dim, width)?,
             blocks: (0..self.num_layers).map(block).collect::<Result<_>>()?,
-            last: Last::load(place, width, inside)?,
+            last: Last::load(reader, width, inside)?,
         })
     }
 }

@@ -4,7 +4,7 @@
 
 use candle_core::Tensor;
 
-use super::super::layers::{Attention, FeedForward, Place};
+use super::super::layers::{Attention, FeedForward, ScopedReader};
 use super::Context;
 use super::config::{LevelConfig, UnetConfig};
 use crate::error::Result;
@@ -32,16 +32,16 @@ struct TransformerBlock {
 }
 
 impl ImageTransformer {
-    pub(super) fn load(place: &Place<'_>, config: &UnetConfig, level: &LevelConfig) -> Result<Self> {
+    pub(super) fn load(reader: &ScopedReader<'_>, config: &UnetConfig, level: &LevelConfig) -> Result<Self> {
         let width = level.width;
         let projection = |name: &str| match config.use_linear_projection {
-            true => place.at(name).linear(width, width),
-            false => place.at(name).pointwise(width, width),
+            true => reader.at(name).linear(width, width),
+            false => reader.at(name).pointwise(width, width),
         };
         let blocks = (0..level.transformer_layers)
-            .map(|index| TransformerBlock::load(&place.at(format!("transformer_blocks.{index}")), level));
+            .map(|index| TransformerBlock::load(&reader.at(format!("transformer_blocks.{index}")), level));
         Ok(Self {
-            norm: place.at("norm").group_norm(config.norm_num_groups, width, GROUP_EPSILON)?,
+            norm: reader.at("norm").group_norm(config.norm_num_groups, width, GROUP_EPSILON)?,
             proj_in: projection("proj_in")?,
             blocks: blocks.collect::<Result<_>>()?,
             proj_out: projection("proj_out")?,
@@ -63,16 +63,16 @@ impl ImageTransformer {
 }
 
 impl TransformerBlock {
-    fn load(place: &Place<'_>, level: &LevelConfig) -> Result<Self> {
+    fn load(reader: &ScopedReader<'_>, level: &LevelConfig) -> Result<Self> {
         let width = level.width;
-        let norm = |name: &str| place.at(name).layer_norm(width, LAYER_EPSILON);
+        let norm = |name: &str| reader.at(name).layer_norm(width, LAYER_EPSILON);
         Ok(Self {
             self_attention_norm: norm("norm1")?,
-            self_attention: load_attention(&place.at("attn1"), width, width, level.heads)?,
+            self_attention: load_attention(&reader.at("attn1"), width, width, level.heads)?,
             cross_attention_norm: norm("norm2")?,
-            cross_attention: load_attention(&place.at("attn2"), width, level.text_width, level.heads)?,
+            cross_attention: load_attention(&reader.at("attn2"), width, level.text_width, level.heads)?,
             feed_forward_norm: norm("norm3")?,
-            feed_forward: load_feed_forward(&place.at("ff"), width)?,
+            feed_forward: load_feed_forward(&reader.at("ff"), width)?,
         })
     }
 
@@ -87,20 +87,25 @@ impl TransformerBlock {
     }
 }
 
-fn load_attention(place: &Place<'_>, width: usize, context_width: usize, heads: usize) -> Result<Attention> {
+fn load_attention(
+    reader: &ScopedReader<'_>,
+    width: usize,
+    context_width: usize,
+    heads: usize,
+) -> Result<Attention> {
     Ok(Attention {
-        query: place.at("to_q").linear_without_bias(width, width)?,
-        key: place.at("to_k").linear_without_bias(context_width, width)?,
-        value: place.at("to_v").linear_without_bias(context_width, width)?,
-        out: place.at("to_out.0").linear(width, width)?,
+        query: reader.at("to_q").linear_without_bias(width, width)?,
+        key: reader.at("to_k").linear_without_bias(context_width, width)?,
+        value: reader.at("to_v").linear_without_bias(context_width, width)?,
+        out: reader.at("to_out.0").linear(width, width)?,
         heads,
         scale: 1.0 / ((width / heads.max(1)) as f64).sqrt(),
     })
 }
 
 /// Reads a GeGLU layer, whose first tensor has the rows of `up` and then those of `gate`.
-fn load_feed_forward(place: &Place<'_>, width: usize) -> Result<FeedForward> {
-    let (projection, intermediate) = (place.at("net.0.proj"), 4 * width);
+fn load_feed_forward(reader: &ScopedReader<'_>, width: usize) -> Result<FeedForward> {
+    let (projection, intermediate) = (reader.at("net.0.proj"), 4 * width);
     let weight = projection.tensor("weight", &[2 * intermediate, width])?;
     let bias = projection.tensor("bias", &[2 * intermediate])?;
     let half = |first: usize| {
@@ -111,6 +116,6 @@ fn load_feed_forward(place: &Place<'_>, width: usize) -> Result<FeedForward> {
         gate: Some(half(intermediate)?),
         up: half(0)?,
         activation: Activation::GeluErf,
-        down: place.at("net.2").linear(intermediate, width)?,
+        down: reader.at("net.2").linear(intermediate, width)?,
     })
 }
