@@ -1,5 +1,5 @@
-//! The decoder half of `AutoencoderKL` (Rombach et al., arXiv 2112.10752): latents to colours. Its encoder is not
-//! loaded. The reference is diffusers.
+//! Decoder of `AutoencoderKL` (Rombach et al., arXiv 2112.10752): latents to colours. The encoder is not loaded. The
+//! reference is diffusers.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
 use crate::error::Result;
 use crate::kernels::{Activation, Convolution, GroupNorm, Linear};
 
-/// Where its weights are.
+/// The component of the pipeline.
 pub(super) const PART: Part = Part { folder: "vae/", file: Part::DIFFUSERS, uses: is_decoder };
 
 fn is_decoder(tensor: &str) -> bool {
@@ -104,8 +104,8 @@ impl AutoencoderConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
-    /// What decoding to so many pixels needs: three images at the widest moment, which is at some resolution with the
-    /// channels of the level below it: what goes into a block, its norm, and what comes out.
+    /// Memory that decoding to so many pixels needs besides the weights: the input, the norm and the output of the largest
+    /// block, which is at some resolution and has the channels of the level below it.
     pub(super) fn scratch(&self, pixels: usize) -> Bytes {
         let widest = |level: usize, width: &usize| {
             let below = self.block_out_channels.get(level + 1).unwrap_or(width);
@@ -124,7 +124,7 @@ impl AutoencoderConfig {
         let deepest = widths.first().copied().unwrap_or_default();
         let mid = decoder.at("mid_block");
         let resnet = |name| ResnetBlock::load(&mid.at(name), shape, deepest, deepest);
-        let mut levels = Vec::new();
+        let mut up_blocks = Vec::new();
         let mut inside = deepest;
         for (index, &outside) in widths.iter().enumerate() {
             let reader = decoder.at(format!("up_blocks.{index}"));
@@ -135,73 +135,73 @@ impl AutoencoderConfig {
             let resnets = resnets.collect::<Result<_>>()?;
             let upsampler =
                 (index + 1 < widths.len()).then(|| Upsampler::load(&reader.at("upsamplers.0"), outside));
-            levels.push(Level { resnets, upsampler: upsampler.transpose()? });
+            up_blocks.push(UpBlock { resnets, upsampler: upsampler.transpose()? });
             inside = outside;
         }
         let attention = || PixelAttention::load(&mid.at("attentions.0"), deepest, self.norm_num_groups);
         Ok(Autoencoder {
-            scaling: self.scaling_factor,
-            shift: self.shift_factor.unwrap_or(0.0),
-            before: self
+            scaling_factor: self.scaling_factor,
+            shift_factor: self.shift_factor.unwrap_or(0.0),
+            post_quant_conv: self
                 .use_post_quant_conv
                 .then(|| reader.at("post_quant_conv").pointwise(channels, channels))
                 .transpose()?,
-            first: decoder.at("conv_in").convolution(channels, deepest, 1)?,
-            middle: (resnet("resnets.0")?, resnet("resnets.1")?),
+            conv_in: decoder.at("conv_in").convolution(channels, deepest, 1)?,
+            mid_block: (resnet("resnets.0")?, resnet("resnets.1")?),
             attention: self.mid_block_add_attention.then(attention).transpose()?,
-            levels,
-            norm: decoder.at("conv_norm_out").group_norm(self.norm_num_groups, inside, EPSILON)?,
-            last: decoder.at("conv_out").convolution(inside, 3, 1)?,
+            up_blocks,
+            conv_norm_out: decoder.at("conv_norm_out").group_norm(self.norm_num_groups, inside, EPSILON)?,
+            conv_out: decoder.at("conv_out").convolution(inside, 3, 1)?,
         })
     }
 }
 
-/// The loaded decoder.
+/// Loaded decoder.
 pub(super) struct Autoencoder {
-    scaling: f64,
-    shift: f64,
-    before: Option<Linear>,
-    first: Convolution,
-    middle: (ResnetBlock, ResnetBlock),
+    scaling_factor: f64,
+    shift_factor: f64,
+    post_quant_conv: Option<Linear>,
+    conv_in: Convolution,
+    mid_block: (ResnetBlock, ResnetBlock),
     attention: Option<PixelAttention>,
-    levels: Vec<Level>,
-    norm: GroupNorm,
-    last: Convolution,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Convolution,
 }
 
-struct Level {
+struct UpBlock {
     resnets: Vec<ResnetBlock>,
     upsampler: Option<Upsampler>,
 }
 
 impl Autoencoder {
-    /// Latents as the scheduler left them, `(batch, channels, height, width)`, to colours `(batch, 3, height · scale,
-    /// width · scale)`.
+    /// Decodes latents as the scheduler left them, `(batch, channels, height, width)`, to colours `(batch, 3, height ·
+    /// scale, width · scale)`.
     pub(super) fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
-        let latents = ((latents / self.scaling)? + self.shift)?;
+        let latents = ((latents / self.scaling_factor)? + self.shift_factor)?;
         let mut hidden = latents.permute((0, 2, 3, 1))?.contiguous()?;
-        if let Some(layer) = &self.before {
+        if let Some(layer) = &self.post_quant_conv {
             hidden = layer.forward(&hidden, Activation::Identity)?;
         }
-        hidden = self.middle.0.forward(&self.first.forward(&hidden)?, None)?;
+        hidden = self.mid_block.0.forward(&self.conv_in.forward(&hidden)?, None)?;
         if let Some(attention) = &self.attention {
             watch.check()?;
             hidden = attention.forward(&hidden)?;
         }
-        hidden = self.middle.1.forward(&hidden, None)?;
-        for level in &self.levels {
-            for resnet in &level.resnets {
+        hidden = self.mid_block.1.forward(&hidden, None)?;
+        for block in &self.up_blocks {
+            for resnet in &block.resnets {
                 watch.check()?;
                 hidden = resnet.forward(&hidden, None)?;
             }
-            if let Some(upsampler) = &level.upsampler {
+            if let Some(upsampler) = &block.upsampler {
                 watch.check()?;
                 let (_, height, width, _) = hidden.dims4()?;
                 hidden = upsampler.forward(&hidden, 2 * height, 2 * width)?;
             }
         }
         watch.check()?;
-        let colours = self.last.forward(&self.norm.forward(&hidden, Activation::Silu)?)?;
+        let colours = self.conv_out.forward(&self.conv_norm_out.forward(&hidden, Activation::Silu)?)?;
         Ok(colours.permute((0, 3, 1, 2))?.contiguous()?)
     }
 }

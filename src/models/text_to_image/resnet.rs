@@ -1,5 +1,5 @@
-//! The residual block of convolutions that the UNet and the autoencoder share, and the nearest-neighbour upsampling
-//! between their levels. Images have their channels last: `(batch, height, width, channels)`.
+//! Residual block of convolutions, `ResnetBlock2D` of diffusers, which the UNet and the autoencoder share, and the
+//! upsampling between their levels. Images have their channels last: `(batch, height, width, channels)`.
 
 use candle_core::Tensor;
 
@@ -7,24 +7,24 @@ use super::layers::ScopedReader;
 use crate::error::Result;
 use crate::kernels::{Activation, Convolution, GroupNorm, Linear};
 
-/// Norm, activation and convolution, twice, beside the way around them (He et al., arXiv 1603.05027).
+/// Norm, activation and convolution, twice, with a residual connection (He et al., arXiv 1603.05027).
 pub(super) struct ResnetBlock {
-    first_norm: GroupNorm,
-    first: Convolution,
-    /// What the time adds to each channel.
-    time: Option<Linear>,
-    second_norm: GroupNorm,
-    second: Convolution,
-    /// Where the way around has another number of channels.
-    around: Option<Linear>,
+    norm1: GroupNorm,
+    conv1: Convolution,
+    /// Projects the timestep embedding to a shift of each channel.
+    time_emb_proj: Option<Linear>,
+    norm2: GroupNorm,
+    conv2: Convolution,
+    /// Changes the number of channels of the residual connection.
+    conv_shortcut: Option<Linear>,
 }
 
-/// What the blocks of one network have in common.
+/// Settings that the blocks of one network share.
 #[derive(Clone, Copy)]
 pub(super) struct ResnetShape {
     pub(super) groups: usize,
     pub(super) epsilon: f64,
-    /// Width of the time's embedding; 0 where there is none.
+    /// Width of the timestep embedding; 0 without one.
     pub(super) time: usize,
 }
 
@@ -37,35 +37,35 @@ impl ResnetBlock {
     ) -> Result<Self> {
         let ResnetShape { groups, epsilon, time } = shape;
         let time = (time > 0).then(|| reader.at("time_emb_proj").linear(time, outside)).transpose()?;
-        let around = (inside != outside).then(|| reader.at("conv_shortcut").pointwise(inside, outside));
+        let shortcut = (inside != outside).then(|| reader.at("conv_shortcut").pointwise(inside, outside));
         Ok(Self {
-            first_norm: reader.at("norm1").group_norm(groups, inside, epsilon)?,
-            first: reader.at("conv1").convolution(inside, outside, 1)?,
-            time,
-            second_norm: reader.at("norm2").group_norm(groups, outside, epsilon)?,
-            second: reader.at("conv2").convolution(outside, outside, 1)?,
-            around: around.transpose()?,
+            norm1: reader.at("norm1").group_norm(groups, inside, epsilon)?,
+            conv1: reader.at("conv1").convolution(inside, outside, 1)?,
+            time_emb_proj: time,
+            norm2: reader.at("norm2").group_norm(groups, outside, epsilon)?,
+            conv2: reader.at("conv2").convolution(outside, outside, 1)?,
+            conv_shortcut: shortcut.transpose()?,
         })
     }
 
-    /// `time` is the activated embedding, `(batch, width)`.
+    /// `time` is the timestep embedding after its activation, `(batch, width)`. Gives `(batch, height, width, outside)`.
     pub(super) fn forward(&self, input: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
-        let mut hidden = self.first.forward(&self.first_norm.forward(input, Activation::Silu)?)?;
-        if let (Some(layer), Some(time)) = (&self.time, time) {
+        let mut hidden = self.conv1.forward(&self.norm1.forward(input, Activation::Silu)?)?;
+        if let (Some(layer), Some(time)) = (&self.time_emb_proj, time) {
             let shift = layer.forward(time, Activation::Identity)?;
             let (batch, channels) = shift.dims2()?;
             hidden = hidden.broadcast_add(&shift.reshape((batch, 1, 1, channels))?)?;
         }
-        let hidden = self.second.forward(&self.second_norm.forward(&hidden, Activation::Silu)?)?;
-        match &self.around {
+        let hidden = self.conv2.forward(&self.norm2.forward(&hidden, Activation::Silu)?)?;
+        match &self.conv_shortcut {
             Some(layer) => Ok((layer.forward(input, Activation::Identity)? + hidden)?),
             None => Ok((input + hidden)?),
         }
     }
 }
 
-/// Enlarges an image to this height and width by repeating the nearest pixels.
-pub(super) fn enlarge(image: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+/// Resizes an image to a height and width by nearest-neighbour interpolation.
+pub(super) fn upsample_nearest(image: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (_, rows, columns, _) = image.dims4()?;
     let index = |from: usize, to: usize| -> Result<Tensor> {
         let nearest: Vec<u32> = (0..to).map(|index| (index * from / to.max(1)) as u32).collect();
@@ -74,7 +74,7 @@ pub(super) fn enlarge(image: &Tensor, height: usize, width: usize) -> Result<Ten
     Ok(image.index_select(&index(rows, height)?, 1)?.index_select(&index(columns, width)?, 2)?)
 }
 
-/// The convolution after an enlargement.
+/// Nearest-neighbour upsampling and a convolution, `Upsample2D` of diffusers.
 pub(super) struct Upsampler(Convolution);
 
 impl Upsampler {
@@ -82,8 +82,8 @@ impl Upsampler {
         Ok(Self(reader.at("conv").convolution(channels, channels, 1)?))
     }
 
-    /// To this height and width.
+    /// Upsamples to this height and width.
     pub(super) fn forward(&self, image: &Tensor, height: usize, width: usize) -> Result<Tensor> {
-        self.0.forward(&enlarge(image, height, width)?)
+        self.0.forward(&upsample_nearest(image, height, width)?)
     }
 }

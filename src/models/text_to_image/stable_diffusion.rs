@@ -32,7 +32,7 @@ struct StableDiffusion {
 fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
     let encoder = PromptEncoderConfig::read(repository, ENCODER.folder, "tokenizer/")?;
     let network = Network::read(repository)?;
-    let (has, takes) = (encoder.width(), network.unet.text_width());
+    let (has, takes) = (encoder.width(), network.unet.cross_attention_width());
     if has != takes {
         let reason = format!("its cross_attention_dim is {takes}, the text encoder's hidden_size {has}");
         return Err(invalid(&repository.path, reason));

@@ -56,7 +56,7 @@ fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
     ];
     let network = Network::read(repository)?;
     let wrong = |reason: String| Err(invalid(&repository.path, reason));
-    let (has, takes) = (encoders[0].width() + encoders[1].width(), network.unet.text_width());
+    let (has, takes) = (encoders[0].width() + encoders[1].width(), network.unet.cross_attention_width());
     if has != takes {
         let reason =
             format!("its cross_attention_dim is {takes}, the text encoders' hidden_size {has} together");

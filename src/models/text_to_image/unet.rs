@@ -1,6 +1,6 @@
 //! `UNet2DConditionModel`, which predicts the noise in latents (Ronneberger et al., arXiv 1505.04597; Rombach et al.,
-//! arXiv 2112.10752): levels of residual blocks and transformers on the way down, one in the middle, and the same on
-//! the way up, each fed with what the way down had there. The reference is diffusers.
+//! arXiv 2112.10752): down blocks of residual blocks and transformers, a mid block, and up blocks with skip connections
+//! from the down blocks. The reference is diffusers.
 
 mod config;
 mod transformer;
@@ -17,24 +17,24 @@ use config::LevelConfig;
 pub(super) use config::UnetConfig;
 use transformer::ImageTransformer;
 
-/// Where its weights are.
+/// The component of the pipeline.
 pub(super) const PART: Part = Part { folder: "unet/", file: Part::DIFFUSERS, uses: |_| true };
 
-/// The loaded network.
+/// Loaded network.
 pub(super) struct Unet {
     sinusoid: SinusoidalEmbedding,
-    time: TimestepEmbedding,
-    /// For what the model is told beside the tokens.
-    added: Option<TimestepEmbedding>,
-    first: Convolution,
-    down: Vec<Level>,
-    middle: (ResnetBlock, ImageTransformer, ResnetBlock),
-    up: Vec<Level>,
-    norm: GroupNorm,
-    last: Convolution,
+    time_embedding: TimestepEmbedding,
+    /// Embedding of the added conditions of SDXL: pooled prompt and sizes.
+    add_embedding: Option<TimestepEmbedding>,
+    conv_in: Convolution,
+    down_blocks: Vec<Level>,
+    mid_block: (ResnetBlock, ImageTransformer, ResnetBlock),
+    up_blocks: Vec<Level>,
+    conv_norm_out: GroupNorm,
+    conv_out: Convolution,
 }
 
-/// Blocks of one resolution.
+/// Blocks of one resolution, on the way down or up.
 struct Level {
     blocks: Vec<Block>,
     resize: Resize,
@@ -45,19 +45,19 @@ struct Block {
     transformer: Option<ImageTransformer>,
 }
 
-/// How a level hands over to the next.
+/// Change of resolution after a level.
 enum Resize {
     None,
     Down(Convolution),
     Up(Upsampler),
 }
 
-/// What goes through the whole network beside the image.
+/// Inputs of every block beside the image.
 struct Context<'a> {
-    /// The activated embedding of the time, `(batch, width)`.
+    /// Embedding of the timestep after its activation, `(batch, width)`.
     time: Tensor,
     /// `(batch, tokens, width)`.
-    hidden: &'a Tensor,
+    prompt_embeddings: &'a Tensor,
     watch: &'a Watch<'a>,
 }
 
@@ -76,51 +76,55 @@ impl Unet {
             .map(|width| TimestepEmbedding::load(&reader.at("add_embedding"), width, embedded));
         Ok(Self {
             sinusoid: config.sinusoid(start),
-            time: TimestepEmbedding::load(&reader.at("time_embedding"), start, embedded)?,
-            added: added.transpose()?,
-            first: reader.at("conv_in").convolution(config.in_channels, start, 1)?,
-            down: load_down(&levels, config, shape, reader)?,
-            middle: (
+            time_embedding: TimestepEmbedding::load(&reader.at("time_embedding"), start, embedded)?,
+            add_embedding: added.transpose()?,
+            conv_in: reader.at("conv_in").convolution(config.in_channels, start, 1)?,
+            down_blocks: load_down(&levels, config, shape, reader)?,
+            mid_block: (
                 resnet("resnets.0")?,
                 ImageTransformer::load(&mid.at("attentions.0"), config, deepest)?,
                 resnet("resnets.1")?,
             ),
-            up: load_up(&levels, config, shape, reader)?,
-            norm: reader.at("conv_norm_out").group_norm(config.norm_num_groups, start, config.norm_eps)?,
-            last: reader.at("conv_out").convolution(start, config.out_channels, 1)?,
+            up_blocks: load_up(&levels, config, shape, reader)?,
+            conv_norm_out: reader.at("conv_norm_out").group_norm(
+                config.norm_num_groups,
+                start,
+                config.norm_eps,
+            )?,
+            conv_out: reader.at("conv_out").convolution(start, config.out_channels, 1)?,
         })
     }
 
-    /// The prediction for latents `(batch, channels, height, width)` at a time, with tokens' vectors `(batch, tokens,
-    /// width)` and, where the model wants them, added vectors `(batch, width)`.
+    /// Predicts from latents `(batch, channels, height, width)` at a timestep, with prompt embeddings `(batch, tokens,
+    /// width)` and, for SDXL, added conditions `(batch, width)`. Gives the latents' shape.
     pub(super) fn forward(
         &self,
         latents: &Tensor,
         time: f64,
-        hidden: &Tensor,
+        prompt_embeddings: &Tensor,
         added: Option<&Tensor>,
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
         let batch = latents.dim(0)?;
         let sines =
             Tensor::from_vec(self.sinusoid.of(time as f32), (1, self.sinusoid.width), latents.device())?;
-        let mut time = self.time.forward(&sines)?.repeat((batch, 1))?;
-        if let (Some(layer), Some(added)) = (&self.added, added) {
+        let mut time = self.time_embedding.forward(&sines)?.repeat((batch, 1))?;
+        if let (Some(layer), Some(added)) = (&self.add_embedding, added) {
             time = (time + layer.forward(added)?)?;
         }
-        let context = Context { time: time.silu()?, hidden, watch };
-        let mut image = self.first.forward(&latents.permute((0, 2, 3, 1))?.contiguous()?)?;
-        let mut kept = vec![image.clone()];
-        for level in &self.down {
-            image = level.down(image, &context, &mut kept)?;
+        let context = Context { time: time.silu()?, prompt_embeddings, watch };
+        let mut image = self.conv_in.forward(&latents.permute((0, 2, 3, 1))?.contiguous()?)?;
+        let mut skips = vec![image.clone()];
+        for level in &self.down_blocks {
+            image = level.down(image, &context, &mut skips)?;
         }
-        let (first, transformer, second) = &self.middle;
+        let (first, transformer, second) = &self.mid_block;
         image = first.forward(&image, Some(&context.time))?;
         image = second.forward(&transformer.forward(&image, &context)?, Some(&context.time))?;
-        for level in &self.up {
-            image = level.up(image, &context, &mut kept)?;
+        for level in &self.up_blocks {
+            image = level.up(image, &context, &mut skips)?;
         }
-        let out = self.last.forward(&self.norm.forward(&image, Activation::Silu)?)?;
+        let out = self.conv_out.forward(&self.conv_norm_out.forward(&image, Activation::Silu)?)?;
         Ok(out.permute((0, 3, 1, 2))?.contiguous()?)
     }
 }
@@ -138,7 +142,15 @@ fn load_down(
         let mut blocks = Vec::new();
         for layer in 0..level.layers {
             let inside = if layer == 0 { before } else { level.width };
-            blocks.push(Block::load(&reader, layer, shape, inside, level, config, level.down_attends)?);
+            blocks.push(Block::load(
+                &reader,
+                layer,
+                shape,
+                inside,
+                level,
+                config,
+                level.down_cross_attention,
+            )?);
         }
         let resize = if index + 1 < levels.len() {
             Resize::Down(reader.at("downsamplers.0.conv").convolution(level.width, level.width, 2)?)
@@ -151,8 +163,8 @@ fn load_down(
     Ok(loaded)
 }
 
-/// From the deepest level up. Each block also takes what the way down had: its level's own blocks, and before them the
-/// handover from the level above.
+/// Loads the up blocks from the deepest level up. Each of their blocks also takes a skip connection: from its level's own
+/// blocks on the way down, and in the last one from the downsampler of the level above.
 fn load_up(
     levels: &[LevelConfig],
     config: &UnetConfig,
@@ -167,9 +179,9 @@ fn load_up(
         let mut blocks = Vec::new();
         for layer in 0..=level.layers {
             let from_below = if layer == 0 { before } else { level.width };
-            let kept = if layer == level.layers { above.width } else { level.width };
-            let inside = from_below + kept;
-            blocks.push(Block::load(&reader, layer, shape, inside, level, config, level.up_attends)?);
+            let skip = if layer == level.layers { above.width } else { level.width };
+            let inside = from_below + skip;
+            blocks.push(Block::load(&reader, layer, shape, inside, level, config, level.up_cross_attention)?);
         }
         let resize = if index + 1 < levels.len() {
             Resize::Up(Upsampler::load(&reader.at("upsamplers.0"), level.width)?)
@@ -190,12 +202,12 @@ impl Block {
         inside: usize,
         level: &LevelConfig,
         config: &UnetConfig,
-        attends: bool,
+        cross_attention: bool,
     ) -> Result<Self> {
         let transformer = || ImageTransformer::load(&reader.at(format!("attentions.{layer}")), config, level);
         Ok(Self {
             resnet: ResnetBlock::load(&reader.at(format!("resnets.{layer}")), shape, inside, level.width)?,
-            transformer: attends.then(transformer).transpose()?,
+            transformer: cross_attention.then(transformer).transpose()?,
         })
     }
 
@@ -210,29 +222,29 @@ impl Block {
 }
 
 impl Level {
-    /// On the way down; what comes out of each block, and of the handover, is kept for the way up.
-    fn down(&self, mut image: Tensor, context: &Context<'_>, kept: &mut Vec<Tensor>) -> Result<Tensor> {
+    /// Runs the level on the way down and pushes the output of each block, and of the downsampler, onto `skips`.
+    fn down(&self, mut image: Tensor, context: &Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         for block in &self.blocks {
             image = block.forward(&image, context)?;
-            kept.push(image.clone());
+            skips.push(image.clone());
         }
         if let Resize::Down(convolution) = &self.resize {
             image = convolution.forward(&image)?;
-            kept.push(image.clone());
+            skips.push(image.clone());
         }
         Ok(image)
     }
 
-    /// On the way up; takes what was kept, the last first.
-    fn up(&self, mut image: Tensor, context: &Context<'_>, kept: &mut Vec<Tensor>) -> Result<Tensor> {
+    /// Runs the level on the way up and pops a skip connection for each block.
+    fn up(&self, mut image: Tensor, context: &Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         for block in &self.blocks {
-            if let Some(kept) = kept.pop() {
-                image = Tensor::cat(&[&image, &kept], 3)?;
+            if let Some(skip) = skips.pop() {
+                image = Tensor::cat(&[&image, &skip], 3)?;
             }
             image = block.forward(&image, context)?;
         }
-        if let (Resize::Up(upsampler), Some(next)) = (&self.resize, kept.last()) {
-            // As large as what is kept above, which is not twice as large where a side was odd.
+        if let (Resize::Up(upsampler), Some(next)) = (&self.resize, skips.last()) {
+            // As large as the next skip connection, which is not twice as large where a side was odd.
             image = upsampler.forward(&image, next.dim(1)?, next.dim(2)?)?;
         }
         Ok(image)

@@ -1,4 +1,4 @@
-//! `unet/config.json`: what the published models set is read, what only others set is refused by name.
+//! `unet/config.json`: settings that published models use are read, others are refused by name.
 
 use std::path::Path;
 
@@ -38,7 +38,7 @@ const ONLY: &[(&str, &str)] = &[
     ("timestep_post_act", "null"),
 ];
 
-/// A number for all levels, or one for each.
+/// One number for all levels, or one for each.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 enum Each {
@@ -55,7 +55,7 @@ impl Each {
     }
 }
 
-/// What has a default in diffusers has it here.
+/// Configuration of the network, with the defaults of diffusers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub(in super::super) struct UnetConfig {
@@ -72,7 +72,7 @@ pub(in super::super) struct UnetConfig {
     pub(super) norm_eps: f64,
     cross_attention_dim: Each,
     transformer_layers_per_block: Each,
-    /// In spite of its name the number of heads.
+    /// Number of heads, in spite of its name.
     attention_head_dim: Each,
     pub(super) use_linear_projection: bool,
     addition_embed_type: Option<String>,
@@ -114,17 +114,17 @@ impl Default for UnetConfig {
     }
 }
 
-/// One resolution, from the highest down.
+/// Configuration of one resolution, from the highest down.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LevelConfig {
     pub(super) width: usize,
     pub(super) layers: usize,
     pub(super) heads: usize,
     pub(super) transformer_layers: usize,
-    pub(super) text_width: usize,
-    /// Whether its blocks have transformers on the way down, and on the way up.
-    pub(super) down_attends: bool,
-    pub(super) up_attends: bool,
+    pub(super) cross_attention_width: usize,
+    /// True if the blocks on the way down have transformers; the next field is for the way up.
+    pub(super) down_cross_attention: bool,
+    pub(super) up_cross_attention: bool,
 }
 
 impl UnetConfig {
@@ -188,8 +188,8 @@ impl UnetConfig {
     }
 
     fn check_level(&self, path: &Path, level: LevelConfig) -> Result<()> {
-        let LevelConfig { width, layers, heads, transformer_layers, text_width, .. } = level;
-        let numbers = [width, layers, heads, transformer_layers, text_width];
+        let LevelConfig { width, layers, heads, transformer_layers, cross_attention_width, .. } = level;
+        let numbers = [width, layers, heads, transformer_layers, cross_attention_width];
         if let Some(number) = numbers.into_iter().find(|number| !(1..=MAX_WIDTH).contains(number)) {
             let reason =
                 format!("a number of widths, layers or heads is {number}; 1 to {MAX_WIDTH} are allowed");
@@ -205,7 +205,7 @@ impl UnetConfig {
     }
 
     pub(super) fn levels(&self) -> Vec<LevelConfig> {
-        let attends = |types: &[String], index: usize| {
+        let cross_attention = |types: &[String], index: usize| {
             types.get(index).is_some_and(|name| name.starts_with("CrossAttn"))
         };
         let count = self.block_out_channels.len();
@@ -214,30 +214,30 @@ impl UnetConfig {
             layers: self.layers_per_block.at(index),
             heads: self.attention_head_dim.at(index),
             transformer_layers: self.transformer_layers_per_block.at(index),
-            text_width: self.cross_attention_dim.at(index),
-            down_attends: attends(&self.down_block_types, index),
-            up_attends: attends(&self.up_block_types, count - 1 - index),
+            cross_attention_width: self.cross_attention_dim.at(index),
+            down_cross_attention: cross_attention(&self.down_block_types, index),
+            up_cross_attention: cross_attention(&self.up_block_types, count - 1 - index),
         };
         self.block_out_channels.iter().enumerate().map(level).collect()
     }
 
-    /// Height and width of the latents that it was made for.
+    /// Height and width of the latents that the model was trained on.
     pub(in super::super) fn sample_size(&self) -> Option<(usize, usize)> {
         self.sample_size.as_ref().map(|size| (size.at(0), size.at(1)))
     }
 
-    /// Width of the tokens' vectors.
-    pub(in super::super) fn text_width(&self) -> usize {
+    /// Width of the prompt embeddings.
+    pub(in super::super) fn cross_attention_width(&self) -> usize {
         self.cross_attention_dim.at(0)
     }
 
-    /// Width of the time's embedding.
+    /// Width of the timestep embedding.
     pub(super) fn time_width(&self) -> usize {
         self.time_embedding_dim
             .unwrap_or_else(|| self.block_out_channels.first().map_or(0, |width| 4 * width))
     }
 
-    /// Width of what the model is told beside the tokens, and of each number in it that is told as a time.
+    /// Width of the added conditions, and of the sinusoidal embedding of each number among them; none without them.
     pub(in super::super) fn added(&self) -> Option<(usize, usize)> {
         self.added_width().zip(self.addition_time_embed_dim)
     }
@@ -246,24 +246,25 @@ impl UnetConfig {
         self.addition_embed_type.as_ref().and(self.projection_class_embeddings_input_dim)
     }
 
-    /// How it is told a time, in so many numbers.
+    /// Sinusoidal embedding of timesteps, of this width.
     pub(in super::super) fn sinusoid(&self, width: usize) -> SinusoidalEmbedding {
         SinusoidalEmbedding { width, flip_sin_to_cos: self.flip_sin_to_cos, freq_shift: self.freq_shift }
     }
 
-    /// What a pass over so many latents, of two rows, needs: the images that are kept for the way up, and the widest
-    /// moment of a level.
+    /// Memory that a pass over so many latents, of two rows, needs besides the weights: the skip connections, and the
+    /// largest moment of a level.
     pub(in super::super) fn scratch(&self, latents: usize) -> Bytes {
         let level = |(index, level): (usize, LevelConfig)| {
             let pixels = ((latents >> (2 * index)).max(1) as u64).saturating_mul(level.width as u64);
-            let kept = pixels.saturating_mul(level.layers as u64 + 1);
-            // The gated layer is four times as wide, in two halves, beside its input and output.
-            (kept, pixels.saturating_mul(12))
+            let skips = pixels.saturating_mul(level.layers as u64 + 1);
+            // GeGLU is four times as wide, in two halves, beside its input and output.
+            (skips, pixels.saturating_mul(12))
         };
         let levels = self.levels().into_iter().enumerate().map(level);
-        let (kept, widest) = levels
-            .fold((0u64, 0u64), |(kept, widest), (more, wide)| (kept.saturating_add(more), widest.max(wide)));
-        Bytes(kept.saturating_add(widest).saturating_mul(2 * 4))
+        let (skips, widest) = levels.fold((0u64, 0u64), |(skips, widest), (more, wide)| {
+            (skips.saturating_add(more), widest.max(wide))
+        });
+        Bytes(skips.saturating_add(widest).saturating_mul(2 * 4))
     }
 }
 

@@ -55,7 +55,7 @@ impl ImageTransformer {
         let mut rows = self.proj_in.forward(&rows, Activation::Identity)?;
         for block in &self.blocks {
             context.watch.check()?;
-            rows = block.forward(&rows, context.hidden)?;
+            rows = block.forward(&rows, context.prompt_embeddings)?;
         }
         let rows = self.proj_out.forward(&rows, Activation::Identity)?;
         Ok((image + rows.reshape(image.shape())?)?)
@@ -70,7 +70,12 @@ impl TransformerBlock {
             self_attention_norm: norm("norm1")?,
             self_attention: load_attention(&reader.at("attn1"), width, width, level.heads)?,
             cross_attention_norm: norm("norm2")?,
-            cross_attention: load_attention(&reader.at("attn2"), width, level.text_width, level.heads)?,
+            cross_attention: load_attention(
+                &reader.at("attn2"),
+                width,
+                level.cross_attention_width,
+                level.heads,
+            )?,
             feed_forward_norm: norm("norm3")?,
             feed_forward: load_feed_forward(&reader.at("ff"), width)?,
         })
