@@ -11,7 +11,9 @@ use super::layers::{FeedForward, ScopedReader};
 use crate::error::Result;
 use crate::kernels::rms_norm::RmsNorm;
 use crate::kernels::{Activation, Linear, rotate_interleaved, scaled_dot_product_attention};
-pub(super) use modulation::{Guided, Last, Modulation, TimeTextEmbedding, gated, modulated};
+pub(super) use modulation::{
+    GuidanceEmbedding, Modulation, OutputLayer, TimeTextEmbedding, gated_residual, modulated_norm,
+};
 
 /// Of all norms of these models.
 const EPSILON: f64 = 1e-6;
@@ -29,36 +31,36 @@ impl Heads {
     }
 }
 
-/// How queries and keys are normed before they meet.
+/// Norm of each head's queries and keys (`qk_norm`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HeadNorm {
+pub(super) enum QkNorm {
     None,
     Rms,
 }
 
-/// What positions do to queries and keys: the cosines and sines of the pairs of each row, `(rows, size / 2)`, text
-/// first.
-pub(super) struct RopeTable {
+/// Rotary embedding of neighbouring pairs: cosines and sines of each row, `(rows, size / 2)`, text first.
+pub(super) struct InterleavedRope {
     pub(super) cosines: Tensor,
     pub(super) sines: Tensor,
 }
 
-/// The names of a stream's tensors in an attention: query, key, value, their norms, and what comes out.
+/// Names of a stream's tensors in an attention.
 struct Names {
-    layers: [&'static str; 3],
+    projections: [&'static str; 3],
     norms: [&'static str; 2],
     out: &'static str,
 }
 
-const IMAGE: Names = Names { layers: ["to_q", "to_k", "to_v"], norms: ["norm_q", "norm_k"], out: "to_out.0" };
+const IMAGE: Names =
+    Names { projections: ["to_q", "to_k", "to_v"], norms: ["norm_q", "norm_k"], out: "to_out.0" };
 const TEXT: Names = Names {
-    layers: ["add_q_proj", "add_k_proj", "add_v_proj"],
+    projections: ["add_q_proj", "add_k_proj", "add_v_proj"],
     norms: ["norm_added_q", "norm_added_k"],
     out: "to_add_out",
 };
 
-/// The layers that make a stream's queries, keys and values.
-pub(super) struct Projections {
+/// Query, key and value projections of a stream.
+pub(super) struct QkvProjections {
     query: Linear,
     key: Linear,
     value: Linear,
@@ -66,100 +68,100 @@ pub(super) struct Projections {
     heads: Heads,
 }
 
-impl Projections {
-    fn load(reader: &ScopedReader<'_>, names: &Names, heads: Heads, norm: HeadNorm) -> Result<Self> {
+impl QkvProjections {
+    fn load(reader: &ScopedReader<'_>, names: &Names, heads: Heads, norm: QkNorm) -> Result<Self> {
         let width = heads.width();
-        let [query, key, value] = names.layers.map(|name| reader.at(name).linear(width, width));
-        let [of_query, of_key] = names.norms;
+        let [query, key, value] = names.projections.map(|name| reader.at(name).linear(width, width));
+        let [query_norm, key_norm] = names.norms;
         let load = |name| reader.at(name).rms_norm(heads.size, EPSILON);
         let norms = match norm {
-            HeadNorm::Rms => Some([load(of_query)?, load(of_key)?]),
-            HeadNorm::None => None,
+            QkNorm::Rms => Some([load(query_norm)?, load(key_norm)?]),
+            QkNorm::None => None,
         };
         Ok(Self { query: query?, key: key?, value: value?, norms, heads })
     }
 
-    /// Those of a stream that is alone.
-    pub(super) fn load_alone(reader: &ScopedReader<'_>, heads: Heads) -> Result<Self> {
-        Self::load(reader, &IMAGE, heads, HeadNorm::Rms)
+    /// Loads the projections of a block that has one stream for text and image.
+    pub(super) fn load_single_stream(reader: &ScopedReader<'_>, heads: Heads) -> Result<Self> {
+        Self::load(reader, &IMAGE, heads, QkNorm::Rms)
     }
 
-    /// Query, key and value of each row.
+    /// Query, key and value of `(rows, width)`, each of the same shape.
     pub(super) fn forward(&self, rows: &Tensor) -> Result<[Tensor; 3]> {
-        let of = |layer: &Linear| layer.forward(rows, Activation::Identity);
-        let (query, key, value) = (of(&self.query)?, of(&self.key)?, of(&self.value)?);
+        let project = |layer: &Linear| layer.forward(rows, Activation::Identity);
+        let (query, key, value) = (project(&self.query)?, project(&self.key)?, project(&self.value)?);
         Ok(match &self.norms {
-            Some([of_query, of_key]) => [of_query.forward(&query)?, of_key.forward(&key)?, value],
+            Some([query_norm, key_norm]) => [query_norm.forward(&query)?, key_norm.forward(&key)?, value],
             None => [query, key, value],
         })
     }
 
-    /// Attention of all rows to all rows, `(rows, width)`.
-    pub(super) fn attend(&self, mixed: [Tensor; 3], rope: Option<&RopeTable>) -> Result<Tensor> {
-        let [mut query, mut key, value] = mixed;
-        if let Some(RopeTable { cosines, sines }) = rope {
-            (query, key) =
-                (rotate_interleaved(&query, cosines, sines)?, rotate_interleaved(&key, cosines, sines)?);
+    /// Attention of all rows to all rows, from query, key and value of `(rows, width)`. Gives the same shape.
+    pub(super) fn attention(&self, qkv: [Tensor; 3], rope: Option<&InterleavedRope>) -> Result<Tensor> {
+        let [mut query, mut key, value] = qkv;
+        if let Some(InterleavedRope { cosines, sines }) = rope {
+            query = rotate_interleaved(&query, cosines, sines)?;
+            key = rotate_interleaved(&key, cosines, sines)?;
         }
-        let [query, key, value] = [query, key, value].map(|rows| rows.unsqueeze(0));
+        let (query, key, value) = (query.unsqueeze(0)?, key.unsqueeze(0)?, value.unsqueeze(0)?);
         let scale = 1.0 / (self.heads.size as f64).sqrt();
-        Ok(scaled_dot_product_attention(&query?, &key?, &value?, self.heads.count, scale, None)?
-            .squeeze(0)?)
+        let out = scaled_dot_product_attention(&query, &key, &value, self.heads.count, scale, None)?;
+        Ok(out.squeeze(0)?)
     }
 }
 
 /// One stream's half of a block.
-struct Side {
+struct Stream {
     modulation: Modulation,
-    projections: Projections,
-    /// Nothing where nobody needs the stream behind this block.
-    rest: Option<Rest>,
-    /// Attention to its own rows alone beside the joint one, as the medium Stable Diffusion 3.5 has it.
-    second: Option<(Projections, Linear)>,
+    qkv_proj: QkvProjections,
+    /// Layers behind the joint attention; none in a text stream that ends with this block.
+    rest: Option<StreamRest>,
+    /// Self-attention of the stream alone beside the joint one, as Stable Diffusion 3.5 medium has it.
+    self_attention: Option<(QkvProjections, Linear)>,
 }
 
-/// Projection behind the attention and the feed-forward layer.
-struct Rest {
-    out: Linear,
+/// Output projection of the joint attention, and the feed-forward layer.
+struct StreamRest {
+    out_proj: Linear,
     feed_forward: FeedForward,
 }
 
-/// How a block differs from the plain one.
+/// Variant of a block.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BlockShape {
     pub(super) heads: Heads,
-    pub(super) norm: HeadNorm,
+    pub(super) norm: QkNorm,
     pub(super) attentions: Attentions,
-    pub(super) end: End,
+    pub(super) text: TextStream,
 }
 
-/// Which attentions the image's stream has.
+/// Attentions of the image's stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attentions {
     Joint,
-    /// The joint one and one of its own.
+    /// The joint attention and a self-attention.
     Dual,
 }
 
-/// What becomes of the text's stream.
+/// Text stream behind a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
-    Both,
-    /// The last block; nobody needs the text behind it.
-    ImageOnly,
+pub(super) enum TextStream {
+    GoesOn,
+    /// It ends with this block, the last one (`context_pre_only` in diffusers).
+    Ends,
 }
 
-/// A block of both streams.
+/// Block of two streams, `JointTransformerBlock` and `FluxTransformerBlock` of diffusers.
 pub(super) struct JointBlock {
-    image: Side,
-    text: Side,
+    image: Stream,
+    text: Stream,
 }
 
-impl Rest {
+impl StreamRest {
     fn load(reader: &ScopedReader<'_>, out: &str, feed_forward: &str, width: usize) -> Result<Self> {
         let (out, feed_forward) = (reader.at("attn").at(out), reader.at(feed_forward));
         Ok(Self {
-            out: out.linear(width, width)?,
+            out_proj: out.linear(width, width)?,
             feed_forward: FeedForward {
                 gate: None,
                 up: feed_forward.at("net.0.proj").linear(width, 4 * width)?,
@@ -172,100 +174,99 @@ impl Rest {
 
 impl JointBlock {
     pub(super) fn load(reader: &ScopedReader<'_>, shape: BlockShape) -> Result<Self> {
-        let BlockShape { heads, norm, attentions, end } = shape;
+        let BlockShape { heads, norm, attentions, text } = shape;
         let (width, attention) = (heads.width(), reader.at("attn"));
-        let second = || -> Result<(Projections, Linear)> {
+        let self_attention = || -> Result<(QkvProjections, Linear)> {
             let reader = reader.at("attn2");
-            Ok((Projections::load(&reader, &IMAGE, heads, norm)?, reader.at(IMAGE.out).linear(width, width)?))
+            let out = reader.at(IMAGE.out).linear(width, width)?;
+            Ok((QkvProjections::load(&reader, &IMAGE, heads, norm)?, out))
         };
-        let image = Side {
-            modulation: Modulation::load(
-                &reader.at("norm1"),
-                width,
-                if attentions == Attentions::Dual { 9 } else { 6 },
-            )?,
-            projections: Projections::load(&attention, &IMAGE, heads, norm)?,
-            rest: Some(Rest::load(reader, IMAGE.out, "ff", width)?),
-            second: (attentions == Attentions::Dual).then(second).transpose()?,
+        let dual = attentions == Attentions::Dual;
+        let image = Stream {
+            modulation: Modulation::load(&reader.at("norm1"), width, if dual { 9 } else { 6 })?,
+            qkv_proj: QkvProjections::load(&attention, &IMAGE, heads, norm)?,
+            rest: Some(StreamRest::load(reader, IMAGE.out, "ff", width)?),
+            self_attention: dual.then(self_attention).transpose()?,
         };
-        let rest = || Rest::load(reader, TEXT.out, "ff_context", width);
-        let text = Side {
-            modulation: Modulation::load(
-                &reader.at("norm1_context"),
-                width,
-                if end == End::Both { 6 } else { 2 },
-            )?,
-            projections: Projections::load(&attention, &TEXT, heads, norm)?,
-            rest: (end == End::Both).then(rest).transpose()?,
-            second: None,
+        let goes_on = text == TextStream::GoesOn;
+        let rest = || StreamRest::load(reader, TEXT.out, "ff_context", width);
+        let text = Stream {
+            modulation: Modulation::load(&reader.at("norm1_context"), width, if goes_on { 6 } else { 2 })?,
+            qkv_proj: QkvProjections::load(&attention, &TEXT, heads, norm)?,
+            rest: goes_on.then(rest).transpose()?,
+            self_attention: None,
         };
         Ok(Self { image, text })
     }
 
-    /// Image and text, `(rows, width)` each, to the same.
+    /// Image and text, `(rows, width)` each, to the same shapes. `embedding` is that of timestep and text, `(1, width)`.
     pub(super) fn forward(
         &self,
         image: &Tensor,
         text: &Tensor,
-        modulation: &Tensor,
-        rope: Option<&RopeTable>,
+        embedding: &Tensor,
+        rope: Option<&InterleavedRope>,
     ) -> Result<(Tensor, Tensor)> {
-        let of_image = self.image.steer(image, modulation)?;
-        let of_text = self.text.steer(text, modulation)?;
-        let [query, key, value] = self.image.projections.forward(&of_image.normal)?;
-        let [text_query, text_key, text_value] = self.text.projections.forward(&of_text.normal)?;
+        let modulated_image = self.image.modulate(image, embedding)?;
+        let modulated_text = self.text.modulate(text, embedding)?;
+        let [query, key, value] = self.image.qkv_proj.forward(&modulated_image.normal)?;
+        let [text_query, text_key, text_value] = self.text.qkv_proj.forward(&modulated_text.normal)?;
         let join = |text: Tensor, image: Tensor| Tensor::cat(&[text, image], 0);
-        let mixed = [join(text_query, query)?, join(text_key, key)?, join(text_value, value)?];
-        let attended = self.image.projections.attend(mixed, rope)?;
+        let qkv = [join(text_query, query)?, join(text_key, key)?, join(text_value, value)?];
+        let out = self.image.qkv_proj.attention(qkv, rope)?;
         let count = text.dim(0)?;
-        let for_image = attended.narrow(0, count, image.dim(0)?)?.contiguous()?;
-        let for_text = attended.narrow(0, 0, count)?.contiguous()?;
-        drop(attended);
-        let image = self.image.finish(image, &for_image, of_image)?;
-        Ok((image, self.text.finish(text, &for_text, of_text)?))
+        let image_out = out.narrow(0, count, image.dim(0)?)?.contiguous()?;
+        let text_out = out.narrow(0, 0, count)?.contiguous()?;
+        drop(out);
+        let image = self.image.finish(image, &image_out, modulated_image)?;
+        Ok((image, self.text.finish(text, &text_out, modulated_text)?))
     }
 }
 
-/// A stream's rows, ready for attention, and what else the modulation vector says.
-struct Steered {
+/// Input of a stream's attentions, and the modulation of what follows them.
+struct ModulatedStream {
     normal: Tensor,
-    /// Gate of the attention; shift, scale and gate of the middle layers.
+    /// Gate of the attention; shift, scale and gate of the feed-forward layer.
     rest: Option<[Tensor; 4]>,
-    /// What goes into the second attention, and its gate.
-    second: Option<[Tensor; 2]>,
+    /// Input of the self-attention, and its gate.
+    self_attention: Option<[Tensor; 2]>,
 }
 
-impl Side {
-    fn steer(&self, rows: &Tensor, modulation: &Tensor) -> Result<Steered> {
+impl Stream {
+    fn modulate(&self, rows: &Tensor, embedding: &Tensor) -> Result<ModulatedStream> {
         if self.rest.is_none() {
-            let [scale, shift] = self.modulation.parts(modulation)?;
-            return Ok(Steered { normal: modulated(rows, &shift, &scale)?, rest: None, second: None });
+            let [scale, shift] = self.modulation.parts(embedding)?;
+            let normal = modulated_norm(rows, &shift, &scale)?;
+            return Ok(ModulatedStream { normal, rest: None, self_attention: None });
         }
-        if self.second.is_none() {
-            let [shift, scale, gate, then @ ..]: [Tensor; 6] = self.modulation.parts(modulation)?;
-            let [to_shift, to_scale, to_gate] = then;
-            let rest = Some([gate, to_shift, to_scale, to_gate]);
-            return Ok(Steered { normal: modulated(rows, &shift, &scale)?, rest, second: None });
+        if self.self_attention.is_none() {
+            let [shift, scale, gate, ff_shift, ff_scale, ff_gate] = self.modulation.parts(embedding)?;
+            let normal = modulated_norm(rows, &shift, &scale)?;
+            let rest = Some([gate, ff_shift, ff_scale, ff_gate]);
+            return Ok(ModulatedStream { normal, rest, self_attention: None });
         }
-        let [shift, scale, gate, to_shift, to_scale, to_gate, shift2, scale2, gate2] =
-            self.modulation.parts(modulation)?;
-        Ok(Steered {
-            normal: modulated(rows, &shift, &scale)?,
-            rest: Some([gate, to_shift, to_scale, to_gate]),
-            second: Some([modulated(rows, &shift2, &scale2)?, gate2]),
+        let [shift, scale, gate, ff_shift, ff_scale, ff_gate, shift2, scale2, gate2] =
+            self.modulation.parts(embedding)?;
+        Ok(ModulatedStream {
+            normal: modulated_norm(rows, &shift, &scale)?,
+            rest: Some([gate, ff_shift, ff_scale, ff_gate]),
+            self_attention: Some([modulated_norm(rows, &shift2, &scale2)?, gate2]),
         })
     }
 
-    fn finish(&self, rows: &Tensor, attended: &Tensor, steered: Steered) -> Result<Tensor> {
-        let (Some(rest), Some([gate, shift, scale, last_gate])) = (&self.rest, steered.rest) else {
+    /// Does what follows the joint attention, of which `attention` is the output.
+    fn finish(&self, rows: &Tensor, attention: &Tensor, modulated: ModulatedStream) -> Result<Tensor> {
+        let (Some(rest), Some([gate, shift, scale, ff_gate])) = (&self.rest, modulated.rest) else {
             return Ok(rows.clone());
         };
-        let mut rows = gated(rows, &gate, &rest.out.forward(attended, Activation::Identity)?)?;
-        if let (Some((projections, out)), Some([normal, gate])) = (&self.second, steered.second) {
-            let attended = projections.attend(projections.forward(&normal)?, None)?;
-            rows = gated(&rows, &gate, &out.forward(&attended, Activation::Identity)?)?;
+        let mut rows = gated_residual(rows, &gate, &rest.out_proj.forward(attention, Activation::Identity)?)?;
+        if let (Some((qkv_proj, out_proj)), Some([normal, gate])) =
+            (&self.self_attention, modulated.self_attention)
+        {
+            let out = qkv_proj.attention(qkv_proj.forward(&normal)?, None)?;
+            rows = gated_residual(&rows, &gate, &out_proj.forward(&out, Activation::Identity)?)?;
         }
-        let update = rest.feed_forward.forward(&modulated(&rows, &shift, &scale)?)?;
-        gated(&rows, &last_gate, &update)
+        let update = rest.feed_forward.forward(&modulated_norm(&rows, &shift, &scale)?)?;
+        gated_residual(&rows, &ff_gate, &update)
     }
 }

@@ -1,5 +1,5 @@
-//! `FluxTransformer2DModel`: blocks of two streams as in Stable Diffusion 3, then blocks in which both are one, with rotary
-//! positions along the picture's rows and columns. The reference is diffusers.
+//! `FluxTransformer2DModel`: blocks of two streams as in Stable Diffusion 3, then blocks of one stream, with rotary
+//! embeddings along the rows and columns of the image. The reference is diffusers.
 
 use candle_core::{Device, Tensor};
 use model_actors::Bytes;
@@ -7,15 +7,15 @@ use serde::Deserialize;
 
 use super::super::layers::ScopedReader;
 use super::super::mmdit::{
-    Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, Modulation, Projections,
-    RopeTable, TimeTextEmbedding, gated, modulated,
+    Attentions, BlockShape, GuidanceEmbedding, Heads, InterleavedRope, JointBlock, Modulation, OutputLayer,
+    QkNorm, QkvProjections, TextStream, TimeTextEmbedding, gated_residual, modulated_norm,
 };
 use super::super::pipeline::Watch;
 use super::super::repository::{MAX_COUNT, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::Result;
 use crate::kernels::{Activation, Linear, patchify};
 
-/// Where its weights are.
+/// The component of the pipeline.
 pub(super) const PART: Part = Part { folder: "transformer/", file: Part::DIFFUSERS, uses: |_| true };
 
 /// Latents along a side of a patch.
@@ -26,7 +26,7 @@ const THETA: f64 = 10_000.0;
 /// Settings that have only one supported value.
 const ONLY: &[(&str, &str)] = &[("patch_size", "1")];
 
-/// `transformer/config.json`. What has a default in diffusers has it here.
+/// `transformer/config.json`, with the defaults of diffusers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub(super) struct TransformerConfig {
@@ -90,8 +90,8 @@ impl TransformerConfig {
         Heads { count: self.num_attention_heads, size: self.attention_head_dim }
     }
 
-    /// What a call for so many rows, of image and text together, needs besides the weights: a block of one stream has its
-    /// rows, their norm, queries, keys and values, and the middle layer twice.
+    /// Memory that a call for so many rows, of image and text together, needs besides the weights: a block of one stream has
+    /// its rows, their norm, queries, keys and values, and the feed-forward layer twice.
     pub(super) fn scratch(&self, rows: usize) -> Bytes {
         Bytes((self.heads().width().saturating_mul(15).saturating_mul(rows) as u64).saturating_mul(4))
     }
@@ -99,74 +99,79 @@ impl TransformerConfig {
     pub(super) fn load(&self, reader: &ScopedReader<'_>) -> Result<Transformer> {
         let heads = self.heads();
         let width = heads.width();
-        let shape = BlockShape { heads, norm: HeadNorm::Rms, attentions: Attentions::Joint, end: End::Both };
+        let shape =
+            BlockShape { heads, norm: QkNorm::Rms, attentions: Attentions::Joint, text: TextStream::GoesOn };
         let block = |index: usize| JointBlock::load(&reader.at(format!("transformer_blocks.{index}")), shape);
         let single =
             |index: usize| SingleBlock::load(&reader.at(format!("single_transformer_blocks.{index}")), heads);
-        let guided = if self.guidance_embeds { Guided::ByModel } else { Guided::Outside };
+        let guidance = match self.guidance_embeds {
+            true => GuidanceEmbedding::Present,
+            false => GuidanceEmbedding::Absent,
+        };
         Ok(Transformer {
-            patches: reader.at("x_embedder").linear(self.in_channels, width)?,
-            text: reader.at("context_embedder").linear(self.joint_attention_dim, width)?,
-            time_text: TimeTextEmbedding::load(reader, self.pooled_projection_dim, width, guided)?,
-            axes: self.axes_dims_rope,
+            patch_embed: reader.at("x_embedder").linear(self.in_channels, width)?,
+            context_embedder: reader.at("context_embedder").linear(self.joint_attention_dim, width)?,
+            time_text_embed: TimeTextEmbedding::load(reader, self.pooled_projection_dim, width, guidance)?,
+            axes_dims: self.axes_dims_rope,
             blocks: (0..self.num_layers).map(block).collect::<Result<_>>()?,
-            singles: (0..self.num_single_layers).map(single).collect::<Result<_>>()?,
-            last: Last::load(reader, width, self.in_channels)?,
+            single_blocks: (0..self.num_single_layers).map(single).collect::<Result<_>>()?,
+            output: OutputLayer::load(reader, width, self.in_channels)?,
         })
     }
 }
 
-/// The loaded transformer.
+/// Loaded transformer.
 pub(super) struct Transformer {
-    patches: Linear,
-    text: Linear,
-    time_text: TimeTextEmbedding,
-    /// How many of a head's numbers tell the text's place, the row and the column.
-    axes: [usize; 3],
+    patch_embed: Linear,
+    context_embedder: Linear,
+    time_text_embed: TimeTextEmbedding,
+    /// How many of a head's numbers encode the text position, the row and the column.
+    axes_dims: [usize; 3],
     blocks: Vec<JointBlock>,
-    singles: Vec<SingleBlock>,
-    last: Last,
+    single_blocks: Vec<SingleBlock>,
+    output: OutputLayer,
 }
 
 impl Transformer {
-    /// The way from picture to noise for latents `(channels, height, width)` at a time, with a guidance, tokens' vectors
-    /// `(tokens, width)` and the text's `(1, width)`.
+    /// Predicts the velocity from latents `(channels, height, width)` at a timestep and a scale of guidance, with prompt
+    /// embeddings `(tokens, width)` and a pooled one `(1, width)`. Gives the latents' shape.
     pub(super) fn forward(
         &self,
         latents: &Tensor,
-        (time, guidance): (f64, f64),
-        hidden: &Tensor,
+        (timestep, guidance): (f64, f64),
+        prompt_embeddings: &Tensor,
         pooled: &Tensor,
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
         let (channels, height, width) = latents.dims3()?;
-        let (rows, columns, tokens) = (height / SIDE, width / SIDE, hidden.dim(0)?);
-        let mut image = self.patches.forward(&patchify(latents, SIDE)?, Activation::Identity)?;
-        let mut text = self.text.forward(&hidden.contiguous()?, Activation::Identity)?;
-        let modulation = self.time_text.of(time, guidance, pooled)?;
+        let (rows, columns, tokens) = (height / SIDE, width / SIDE, prompt_embeddings.dim(0)?);
+        let mut image = self.patch_embed.forward(&patchify(latents, SIDE)?, Activation::Identity)?;
+        let mut text =
+            self.context_embedder.forward(&prompt_embeddings.contiguous()?, Activation::Identity)?;
+        let embedding = self.time_text_embed.of(timestep, guidance, pooled)?;
         let rope = self.rope(tokens, rows, columns, latents.device())?;
         for block in &self.blocks {
             watch.check()?;
-            (image, text) = block.forward(&image, &text, &modulation, Some(&rope))?;
+            (image, text) = block.forward(&image, &text, &embedding, Some(&rope))?;
         }
         let mut both = Tensor::cat(&[text, image], 0)?;
-        for block in &self.singles {
+        for block in &self.single_blocks {
             watch.check()?;
-            both = block.forward(&both, &modulation, &rope)?;
+            both = block.forward(&both, &embedding, &rope)?;
         }
         let image = both.narrow(0, tokens, rows * columns)?.contiguous()?;
-        let patches = self.last.forward(&image, &modulation)?;
+        let patches = self.output.forward(&image, &embedding)?;
         let patches = patches.reshape((rows, columns, channels, SIDE, SIDE))?;
         Ok(patches.permute((2, 0, 3, 1, 4))?.reshape((channels, height, width))?)
     }
 
-    /// The text is at place 0 of all axes, a patch at its row and column.
-    fn rope(&self, tokens: usize, rows: usize, columns: usize, device: &Device) -> Result<RopeTable> {
+    /// Rotary embedding of all rows: text tokens are at position 0 of all axes, a patch is at its row and column.
+    fn rope(&self, tokens: usize, rows: usize, columns: usize, device: &Device) -> Result<InterleavedRope> {
         let text = (0..tokens).map(|_| [0, 0, 0]);
         let image = (0..rows * columns).map(|patch| [0, patch / columns, patch % columns]);
         let (mut cosines, mut sines) = (Vec::new(), Vec::new());
         for position in text.chain(image) {
-            for (size, at) in self.axes.iter().zip(position) {
+            for (size, at) in self.axes_dims.iter().zip(position) {
                 for pair in 0..size / 2 {
                     let angle = at as f64 / THETA.powf(2.0 * pair as f64 / *size as f64);
                     cosines.push(angle.cos() as f32);
@@ -174,19 +179,19 @@ impl Transformer {
                 }
             }
         }
-        let shape = (tokens + rows * columns, self.axes.iter().sum::<usize>() / 2);
+        let shape = (tokens + rows * columns, self.axes_dims.iter().sum::<usize>() / 2);
         let tensor = |values| Tensor::from_vec(values, shape, device);
-        Ok(RopeTable { cosines: tensor(cosines)?, sines: tensor(sines)? })
+        Ok(InterleavedRope { cosines: tensor(cosines)?, sines: tensor(sines)? })
     }
 }
 
-/// A block in which image and text are one stream, and attention and middle layer run side by side (Dehghani et al.,
-/// arXiv 2302.05442).
+/// Block in which image and text are one stream, and attention and feed-forward layer are parallel (Dehghani et al., arXiv
+/// 2302.05442); `FluxSingleTransformerBlock` of diffusers.
 struct SingleBlock {
     modulation: Modulation,
-    projections: Projections,
-    wide: Linear,
-    out: Linear,
+    qkv_proj: QkvProjections,
+    proj_mlp: Linear,
+    proj_out: Linear,
 }
 
 impl SingleBlock {
@@ -194,18 +199,18 @@ impl SingleBlock {
         let width = heads.width();
         Ok(Self {
             modulation: Modulation::load(&reader.at("norm"), width, 3)?,
-            projections: Projections::load_alone(&reader.at("attn"), heads)?,
-            wide: reader.at("proj_mlp").linear(width, 4 * width)?,
-            out: reader.at("proj_out").linear(5 * width, width)?,
+            qkv_proj: QkvProjections::load_single_stream(&reader.at("attn"), heads)?,
+            proj_mlp: reader.at("proj_mlp").linear(width, 4 * width)?,
+            proj_out: reader.at("proj_out").linear(5 * width, width)?,
         })
     }
 
-    fn forward(&self, rows: &Tensor, modulation: &Tensor, rope: &RopeTable) -> Result<Tensor> {
-        let [shift, scale, gate] = self.modulation.parts(modulation)?;
-        let normal = modulated(rows, &shift, &scale)?;
-        let attended = self.projections.attend(self.projections.forward(&normal)?, Some(rope))?;
-        let wide = self.wide.forward(&normal, Activation::GeluTanh)?;
-        let both = Tensor::cat(&[attended, wide], 1)?;
-        gated(rows, &gate, &self.out.forward(&both, Activation::Identity)?)
+    fn forward(&self, rows: &Tensor, embedding: &Tensor, rope: &InterleavedRope) -> Result<Tensor> {
+        let [shift, scale, gate] = self.modulation.parts(embedding)?;
+        let normal = modulated_norm(rows, &shift, &scale)?;
+        let attention = self.qkv_proj.attention(self.qkv_proj.forward(&normal)?, Some(rope))?;
+        let mlp = self.proj_mlp.forward(&normal, Activation::GeluTanh)?;
+        let both = Tensor::cat(&[attention, mlp], 1)?;
+        gated_residual(rows, &gate, &self.proj_out.forward(&both, Activation::Identity)?)
     }
 }

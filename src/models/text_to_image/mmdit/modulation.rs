@@ -1,4 +1,5 @@
-//! The vector that steers every layer, made of the time, the guidance and the text, and what layers do with it.
+//! Modulation of a transformer's layers (adaptive layer norm; Peebles and Xie, arXiv 2212.09748): the embedding of timestep,
+//! guidance and text becomes shifts, scales and gates of every layer.
 
 use candle_core::{Device, Tensor};
 
@@ -7,97 +8,101 @@ use super::EPSILON;
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, LayerNorm, Linear};
 
-/// Width of the sines and cosines of a time.
-const SINUSOID: usize = 256;
+/// Width of the sinusoidal embeddings.
+const SINUSOIDAL_WIDTH: usize = 256;
 
-/// What a layer is steered with: so many vectors of the stream's width, made of the vector that steers all.
+/// Layer that makes the shifts, scales and gates of one layer from the embedding.
 pub(in super::super) struct Modulation(Linear);
 
 impl Modulation {
+    /// Loads a layer that gives so many vectors of the stream's width.
     pub(in super::super) fn load(reader: &ScopedReader<'_>, width: usize, parts: usize) -> Result<Self> {
         Ok(Self(reader.at("linear").linear(width, parts * width)?))
     }
 
-    /// The vectors, `(width)` each. `modulation` is `(1, width)`, activated already.
-    pub(in super::super) fn parts<const N: usize>(&self, modulation: &Tensor) -> Result<[Tensor; N]> {
-        let mixed = self.0.forward(modulation, Activation::Identity)?.squeeze(0)?;
-        let parts = mixed.chunk(N, 0)?;
+    /// Vectors of `(width)` each, from the embedding after its activation, `(1, width)`.
+    pub(in super::super) fn parts<const N: usize>(&self, embedding: &Tensor) -> Result<[Tensor; N]> {
+        let parts = self.0.forward(embedding, Activation::Identity)?.squeeze(0)?.chunk(N, 0)?;
         parts.try_into().map_err(|_| Error::compute("a modulation has other parts"))
     }
 }
 
-/// The norm of each row without weights of its own, then `(1 + scale) · row + shift`.
-pub(in super::super) fn modulated(rows: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
+/// Adaptive layer norm: the norm of each row without weights of its own, then `(1 + scale) · row + shift`.
+pub(in super::super) fn modulated_norm(rows: &Tensor, shift: &Tensor, scale: &Tensor) -> Result<Tensor> {
     LayerNorm { weight: (scale + 1.0)?, bias: shift.contiguous()?, epsilon: EPSILON }.of(rows)
 }
 
-/// `rows + gate · update`.
-pub(in super::super) fn gated(rows: &Tensor, gate: &Tensor, update: &Tensor) -> Result<Tensor> {
+/// Gated residual connection, `rows + gate · update`.
+pub(in super::super) fn gated_residual(rows: &Tensor, gate: &Tensor, update: &Tensor) -> Result<Tensor> {
     Ok((rows + update.broadcast_mul(gate)?)?)
 }
 
-/// Makes the vector that steers all layers.
+/// Embedding of timestep, guidance and pooled prompt, which modulates all layers.
 pub(in super::super) struct TimeTextEmbedding {
-    time: TimestepEmbedding,
+    timestep: TimestepEmbedding,
     guidance: Option<TimestepEmbedding>,
     text: TimestepEmbedding,
 }
 
 impl TimeTextEmbedding {
-    /// `pooled` is the width of a text's vector; whether there is a guidance the weights know.
+    /// `pooled` is the width of a pooled prompt embedding.
     pub(in super::super) fn load(
         reader: &ScopedReader<'_>,
         pooled: usize,
         width: usize,
-        guided: Guided,
+        guidance: GuidanceEmbedding,
     ) -> Result<Self> {
         let reader = reader.at("time_text_embed");
-        let embedding = |name| TimestepEmbedding::load(&reader.at(name), SINUSOID, width);
+        let embedding = |name| TimestepEmbedding::load(&reader.at(name), SINUSOIDAL_WIDTH, width);
+        let guidance = (guidance == GuidanceEmbedding::Present).then(|| embedding("guidance_embedder"));
         Ok(Self {
-            time: embedding("timestep_embedder")?,
-            guidance: (guided == Guided::ByModel).then(|| embedding("guidance_embedder")).transpose()?,
+            timestep: embedding("timestep_embedder")?,
+            guidance: guidance.transpose()?,
             text: TimestepEmbedding::load(&reader.at("text_embedder"), pooled, width)?,
         })
     }
 
-    /// `(1, width)`, activated for the layers, from a time in thousandths, a guidance and a text's vector `(1, pooled)`.
-    pub(in super::super) fn of(&self, time: f64, guidance: f64, pooled: &Tensor) -> Result<Tensor> {
-        let told = |number: f32| -> Result<Tensor> {
-            let sines =
-                SinusoidalEmbedding { width: SINUSOID, flip_sin_to_cos: true, freq_shift: 0.0 }.of(number);
-            Ok(Tensor::from_vec(sines, (1, SINUSOID), &Device::Cpu)?.to_device(pooled.device())?)
+    /// Embedding `(1, width)` after its activation, from a timestep of 0 to 1000, the scale of the guidance and a pooled
+    /// prompt embedding `(1, pooled)`.
+    pub(in super::super) fn of(&self, timestep: f64, guidance: f64, pooled: &Tensor) -> Result<Tensor> {
+        let sinusoidal =
+            SinusoidalEmbedding { width: SINUSOIDAL_WIDTH, flip_sin_to_cos: true, freq_shift: 0.0 };
+        let row = |number: f32| -> Result<Tensor> {
+            let row = Tensor::from_vec(sinusoidal.of(number), (1, SINUSOIDAL_WIDTH), &Device::Cpu)?;
+            Ok(row.to_device(pooled.device())?)
         };
-        let mut sum = self.time.forward(&told(time as f32)?)?;
-        if let Some(layer) = &self.guidance {
-            sum = (sum + layer.forward(&told(guidance as f32 * 1000.0)?)?)?;
+        let mut sum = self.timestep.forward(&row(timestep as f32)?)?;
+        if let Some(embedding) = &self.guidance {
+            sum = (sum + embedding.forward(&row(guidance as f32 * 1000.0)?)?)?;
         }
         Ok((sum + self.text.forward(pooled)?)?.silu()?)
     }
 }
 
-/// Who sees to guidance.
+/// Guidance as an input of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in super::super) enum Guided {
-    /// The model is told how strong it is.
-    ByModel,
-    /// The model knows nothing of it.
-    Outside,
+pub(in super::super) enum GuidanceEmbedding {
+    /// The model takes the scale of the guidance and needs one prediction a step.
+    Present,
+    /// The model does not know of guidance.
+    Absent,
 }
 
-/// The last norm and layer.
-pub(in super::super) struct Last {
+/// Last norm and projection to patches.
+pub(in super::super) struct OutputLayer {
     modulation: Modulation,
-    layer: Linear,
+    proj_out: Linear,
 }
 
-impl Last {
+impl OutputLayer {
     pub(in super::super) fn load(reader: &ScopedReader<'_>, width: usize, outside: usize) -> Result<Self> {
         let modulation = Modulation::load(&reader.at("norm_out"), width, 2)?;
-        Ok(Self { modulation, layer: reader.at("proj_out").linear(width, outside)? })
+        Ok(Self { modulation, proj_out: reader.at("proj_out").linear(width, outside)? })
     }
 
-    pub(in super::super) fn forward(&self, rows: &Tensor, modulation: &Tensor) -> Result<Tensor> {
-        let [scale, shift] = self.modulation.parts(modulation)?;
-        self.layer.forward(&modulated(rows, &shift, &scale)?, Activation::Identity)
+    /// `(rows, width)` to `(rows, outside)`, with the embedding of timestep and text.
+    pub(in super::super) fn forward(&self, rows: &Tensor, embedding: &Tensor) -> Result<Tensor> {
+        let [scale, shift] = self.modulation.parts(embedding)?;
+        self.proj_out.forward(&modulated_norm(rows, &shift, &scale)?, Activation::Identity)
     }
 }

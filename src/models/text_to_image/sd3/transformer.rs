@@ -1,5 +1,5 @@
-//! `SD3Transformer2DModel`, the multimodal diffusion transformer (Esser et al., arXiv 2403.03206), with the second
-//! attention of the medium Stable Diffusion 3.5. The reference is diffusers.
+//! `SD3Transformer2DModel`, the multimodal diffusion transformer of Stable Diffusion 3 (Esser et al., arXiv 2403.03206),
+//! with the self-attention that Stable Diffusion 3.5 medium adds. The reference is diffusers.
 
 use candle_core::{IndexOp as _, Tensor};
 use model_actors::Bytes;
@@ -7,20 +7,21 @@ use serde::Deserialize;
 
 use super::super::layers::ScopedReader;
 use super::super::mmdit::{
-    Attentions, BlockShape, End, Guided, HeadNorm, Heads, JointBlock, Last, TimeTextEmbedding,
+    Attentions, BlockShape, GuidanceEmbedding, Heads, JointBlock, OutputLayer, QkNorm, TextStream,
+    TimeTextEmbedding,
 };
 use super::super::pipeline::Watch;
 use super::super::repository::{MAX_COUNT, MAX_SAMPLE, MAX_WIDTH, Part, Repository, check_sizes, invalid};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear, patchify};
 
-/// Where its weights are.
+/// The component of the pipeline.
 pub(super) const PART: Part = Part { folder: "transformer/", file: Part::DIFFUSERS, uses: |_| true };
 
 /// Most latents along a side of a patch.
 const MAX_PATCH: usize = 64;
 
-/// `transformer/config.json`. What has a default in diffusers has it here.
+/// `transformer/config.json`, with the defaults of diffusers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub(super) struct TransformerConfig {
@@ -98,8 +99,8 @@ impl TransformerConfig {
         Heads { count: self.num_attention_heads, size: self.attention_head_dim }
     }
 
-    /// What a call for so many rows, of image and text together, needs besides the weights: both streams, queries, keys
-    /// and values, or the middle layer.
+    /// Memory that a call for so many rows, of image and text together, needs besides the weights: both streams, queries,
+    /// keys and values, or the feed-forward layer.
     pub(super) fn scratch(&self, rows: usize) -> Bytes {
         Bytes((self.heads().width().saturating_mul(10).saturating_mul(rows) as u64).saturating_mul(4))
     }
@@ -115,78 +116,88 @@ impl TransformerConfig {
         let block = |index: usize| {
             let shape = BlockShape {
                 heads,
-                norm: if self.qk_norm.is_some() { HeadNorm::Rms } else { HeadNorm::None },
+                norm: if self.qk_norm.is_some() { QkNorm::Rms } else { QkNorm::None },
                 attentions: match self.dual_attention_layers.contains(&index) {
                     true => Attentions::Dual,
                     false => Attentions::Joint,
                 },
-                end: if index + 1 == self.num_layers { End::ImageOnly } else { End::Both },
+                text: match index + 1 == self.num_layers {
+                    true => TextStream::Ends,
+                    false => TextStream::GoesOn,
+                },
             };
             JointBlock::load(&reader.at(format!("transformer_blocks.{index}")), shape)
         };
         Ok(Transformer {
-            side,
+            patch_size: side,
             channels: self.in_channels,
-            patches: Linear::new(&weight.reshape((width, inside))?, Some(bias))?,
-            positions: positions.reshape((grid, grid, width))?,
-            time_text: TimeTextEmbedding::load(reader, self.pooled_projection_dim, width, Guided::Outside)?,
-            text: reader.at("context_embedder").linear(self.joint_attention_dim, width)?,
+            patch_embed: Linear::new(&weight.reshape((width, inside))?, Some(bias))?,
+            pos_embed: positions.reshape((grid, grid, width))?,
+            time_text_embed: TimeTextEmbedding::load(
+                reader,
+                self.pooled_projection_dim,
+                width,
+                GuidanceEmbedding::Absent,
+            )?,
+            context_embedder: reader.at("context_embedder").linear(self.joint_attention_dim, width)?,
             blocks: (0..self.num_layers).map(block).collect::<Result<_>>()?,
-            last: Last::load(reader, width, inside)?,
+            output: OutputLayer::load(reader, width, inside)?,
         })
     }
 }
 
-/// The loaded transformer.
+/// Loaded transformer.
 pub(super) struct Transformer {
-    side: usize,
+    patch_size: usize,
     channels: usize,
-    patches: Linear,
-    /// For the largest picture, `(rows, columns, width)`; smaller ones lie in its middle.
-    positions: Tensor,
-    time_text: TimeTextEmbedding,
-    text: Linear,
+    patch_embed: Linear,
+    /// Position embeddings of the largest image, `(rows, columns, width)`; a smaller image takes the centre.
+    pos_embed: Tensor,
+    time_text_embed: TimeTextEmbedding,
+    context_embedder: Linear,
     blocks: Vec<JointBlock>,
-    last: Last,
+    output: OutputLayer,
 }
 
 impl Transformer {
-    /// The way from picture to noise for latents `(channels, height, width)` at a time, with tokens' vectors `(tokens,
-    /// width)` and the text's `(1, width)`.
+    /// Predicts the velocity from latents `(channels, height, width)` at a timestep, with prompt embeddings `(tokens, width)`
+    /// and a pooled one `(1, width)`. Gives the latents' shape.
     pub(super) fn forward(
         &self,
         latents: &Tensor,
-        time: f64,
-        hidden: &Tensor,
+        timestep: f64,
+        prompt_embeddings: &Tensor,
         pooled: &Tensor,
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
         let (_, height, width) = latents.dims3()?;
-        let (rows, columns) = (height / self.side, width / self.side);
-        let patches = self.patches.forward(&patchify(latents, self.side)?, Activation::Identity)?;
+        let (rows, columns) = (height / self.patch_size, width / self.patch_size);
+        let patches = self.patch_embed.forward(&patchify(latents, self.patch_size)?, Activation::Identity)?;
         let mut image = (patches + self.positions(rows, columns)?)?;
-        let mut text = self.text.forward(&hidden.contiguous()?, Activation::Identity)?;
-        let modulation = self.time_text.of(time, 0.0, pooled)?;
+        let mut text =
+            self.context_embedder.forward(&prompt_embeddings.contiguous()?, Activation::Identity)?;
+        let embedding = self.time_text_embed.of(timestep, 0.0, pooled)?;
         for block in &self.blocks {
             watch.check()?;
-            (image, text) = block.forward(&image, &text, &modulation, None)?;
+            (image, text) = block.forward(&image, &text, &embedding, None)?;
         }
-        let (side, channels) = (self.side, self.channels);
+        let (side, channels) = (self.patch_size, self.channels);
         let patches =
-            self.last.forward(&image, &modulation)?.reshape((rows, columns, side, side, channels))?;
+            self.output.forward(&image, &embedding)?.reshape((rows, columns, side, side, channels))?;
         Ok(patches.permute((4, 0, 2, 1, 3))?.reshape((channels, height, width))?)
     }
 
+    /// Position embeddings of an image of so many patches, `(rows · columns, width)`.
     fn positions(&self, rows: usize, columns: usize) -> Result<Tensor> {
-        let (grid, _, width) = self.positions.dims3()?;
+        let (grid, _, width) = self.pos_embed.dims3()?;
         if rows > grid || columns > grid {
             let reason =
                 format!("a picture of {columns} by {rows} patches; the model knows at most {grid} a side");
             return Err(Error::InvalidInput(reason));
         }
-        let middle = self
-            .positions
+        let centre = self
+            .pos_embed
             .i(((grid - rows) / 2..(grid + rows) / 2, (grid - columns) / 2..(grid + columns) / 2))?;
-        Ok(middle.reshape((rows * columns, width))?)
+        Ok(centre.reshape((rows * columns, width))?)
     }
 }
