@@ -71,13 +71,13 @@
 //! | levels of a UNet and of an autoencoder, and widths of all that paints | `MAX_LEVELS`, 8, and `MAX_WIDTH`, 65,536, of `models/text_to_image/repository.rs` |
 //! | layers, heads, numbers of a head and channels of what paints with a transformer; four times the channels for FLUX, which counts those of a patch | `MAX_COUNT` of `models/text_to_image/repository.rs`, 1,024 |
 //! | latents along a side of a patch of Stable Diffusion 3 | `MAX_PATCH` of `models/text_to_image/sd3/transformer.rs`, 64 |
-//! | T5's vocabulary, middle, heads, numbers of a head | `MAX_VOCABULARY`, 16,777,216; `MAX_MIDDLE`, 1,048,576; `MAX_HEADS`, 256; `MAX_HEAD`, 4,096; of `models/text_to_image/t5.rs` |
+//! | T5's vocabulary, feed-forward width, heads, numbers of a head | `MAX_VOCABULARY`, 16,777,216; `MAX_INTERMEDIATE`, 1,048,576; `MAX_HEADS`, 256; `MAX_HEAD`, 4,096; of `models/text_to_image/t5.rs` |
 //! | T5's buckets of distances, and the longest distance | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576, of `models/text_to_image/t5.rs` |
 //! | tokens of a prompt to paint, special ones included | `MAX_PROMPT` of `models/text_to_image/prompt.rs`, 4,096 |
 //! | what a tokenizer may make of a byte: its normalizer; its split, and its decoder | `MAX_NORMALIZED`, 16,384, and `MAX_SPLIT`, 16, of `tokens/output_bounds/parts.rs` |
 //! | bytes of a token, and tokens that a tokenizer puts around a text | `MAX_TOKEN`, 16 KiB, of `tokens/output_bounds.rs`, and `MAX_ADDED`, 64, of `tokens/output_bounds/parts.rs` |
 //! | bytes that a tokenizer may make of a text, of tokens, of those of a whole answer, and of its added tokens | `MAX_BYTES` of `tokens/output_bounds.rs`, 16 MiB; `InvalidInput` for the first three |
-//! | times of a noise schedule | `MAX_TIMES` of `models/text_to_image/schedule.rs`, 100,000 |
+//! | training timesteps of a noise schedule | `MAX_TIMESTEPS` of `models/text_to_image/schedule.rs`, 100,000 |
 //! | shift of a flow matching schedule | 0.001 to `MAX_SHIFT` of `models/text_to_image/flow_match.rs`, 1,000 |
 //! | bytes of a configuration that is read leniently | `MAX_LENIENT` of `models/text_to_image/repository.rs`, 1 MiB |
 //!

@@ -9,13 +9,14 @@ use serde::Deserialize;
 
 use super::layers::{Attention, ScopedReader};
 use super::pipeline::Watch;
-use super::repository::{MAX_LEVELS, MAX_WIDTH, Part, Repository, invalid};
+use super::repository::{Component, MAX_LEVELS, MAX_WIDTH, Repository, invalid};
 use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
 use crate::error::Result;
 use crate::kernels::{Activation, Convolution, GroupNorm, Linear};
 
 /// The component of the pipeline.
-pub(super) const PART: Part = Part { folder: "vae/", file: Part::DIFFUSERS, uses: is_decoder };
+pub(super) const COMPONENT: Component =
+    Component { folder: "vae/", file: Component::DIFFUSERS, is_loaded: is_decoder };
 
 fn is_decoder(tensor: &str) -> bool {
     tensor.starts_with("decoder.") || tensor.starts_with("post_quant_conv.")

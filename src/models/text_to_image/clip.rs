@@ -1,5 +1,5 @@
-//! CLIP's text tower as a prompt encoder: what diffusion models take of it are the tokens' vectors, of the last layer
-//! or the one before it, and the vector of the token that ends the text.
+//! CLIP's text tower as a prompt encoder. Diffusion models take the hidden states of its last or its penultimate layer, and
+//! the pooled embedding of the token that ends the text. The tower is that of the image embedders.
 
 use candle_core::Tensor;
 use model_actors::Bytes;
@@ -28,41 +28,42 @@ fn projection_size() -> usize {
     512
 }
 
-/// An encoder that is not loaded, with its tokenizer.
+/// Encoder that is not loaded, with its tokenizer.
 pub(super) struct PromptEncoderConfig {
     text: TextConfig,
     tokenizer: TokenizerFiles,
-    projection: usize,
+    projection_dim: usize,
 }
 
-/// Whether the text's vector is projected.
+/// Treatment of the pooled embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pooling {
     Plain,
+    /// Projected by `text_projection`.
     Projected,
 }
 
 impl PromptEncoderConfig {
-    /// From the folders of the encoder and of its tokenizer, named with a slash at their ends.
+    /// Reads the configurations in the folders of the encoder and of its tokenizer, which end with a slash.
     pub(super) fn read(repository: &Repository<'_>, encoder: &str, tokenizer: &str) -> Result<Self> {
         let file = format!("{encoder}config.json");
         let (path, config): (_, Value) = repository.config(&file, CLASSES, ONLY)?;
         let ProjectionSize { projection_dim } = parse(&path, &config)?;
         let text = TextConfig::read(&path, &config)?;
-        Ok(Self { text, tokenizer: TokenizerFiles::find(repository, tokenizer)?, projection: projection_dim })
+        Ok(Self { text, tokenizer: TokenizerFiles::find(repository, tokenizer)?, projection_dim })
     }
 
-    /// Width of a token's vector.
+    /// Width of the hidden states.
     pub(super) fn width(&self) -> usize {
         self.text.shape.width
     }
 
-    /// Width of a text's projected vector.
+    /// Width of the projected pooled embedding.
     pub(super) fn projection(&self) -> usize {
-        self.projection
+        self.projection_dim
     }
 
-    /// What encoding two prompts needs besides the weights.
+    /// Memory that encoding two prompts needs besides the weights.
     pub(super) fn scratch(&self) -> Bytes {
         self.text.scratch(self.length().saturating_mul(2))
     }
@@ -79,7 +80,7 @@ impl PromptEncoderConfig {
         let tokens = self.tokenizer.read(self.length())?;
         tokens.check(self.text.settings.vocab_size)?;
         let projection =
-            || Projection::load(reader, "text_projection", self.projection, self.text.shape.width);
+            || Projection::load(reader, "text_projection", self.projection_dim, self.text.shape.width);
         Ok(PromptEncoder {
             text: self.text.load(reader, prefix)?,
             projection: (pooling == Pooling::Projected).then(projection).transpose()?,
@@ -88,29 +89,30 @@ impl PromptEncoderConfig {
     }
 }
 
-/// Which tensors of the weights are loaded; older files have the positions' numbers too.
+/// True for the tensors that are loaded; older files also have `position_ids`.
 pub(super) fn is_loaded(tensor: &str) -> bool {
     !tensor.ends_with("position_ids")
 }
 
-/// A loaded encoder with its tokenizer.
+/// Loaded encoder with its tokenizer.
 pub(super) struct PromptEncoder {
     text: ClipText,
     projection: Option<Projection>,
     tokens: PromptTokens,
 }
 
-/// What an encoder makes of some prompts.
+/// Output of an encoder.
 pub(super) struct EncodedPrompts {
-    /// The tokens' vectors after the last layer and its norm, `(prompts, tokens, width)`.
-    pub(super) last: Tensor,
-    /// Those before the last layer.
-    pub(super) before_last: Tensor,
-    /// The texts' vectors, projected where the encoder does, `(prompts, width)`.
+    /// Output of the last layer and its norm, `(prompts, tokens, width)`.
+    pub(super) last_hidden_state: Tensor,
+    /// Output of the penultimate layer, `(prompts, tokens, width)`.
+    pub(super) penultimate_hidden_state: Tensor,
+    /// Pooled embeddings, projected where the encoder does, `(prompts, width)`.
     pub(super) pooled: Tensor,
 }
 
 impl PromptEncoder {
+    /// Encodes prompts together.
     pub(super) fn encode(&self, prompts: &[&str], watch: &Watch<'_>) -> Result<EncodedPrompts> {
         watch.check()?;
         let (mut ids, length) = (Vec::new(), self.tokens.length());
@@ -119,11 +121,11 @@ impl PromptEncoder {
         }
         let lengths = vec![length; prompts.len()];
         let tower = &self.text.tower;
-        let mut before_last = None;
+        let mut penultimate = None;
         let count = tower.layers();
         let hidden = tower.run(&ids, &lengths, count, |layer, hidden| {
             if layer + 1 == count {
-                before_last = Some(hidden.clone());
+                penultimate = Some(hidden.clone());
             }
             Ok(())
         })?;
@@ -135,8 +137,8 @@ impl PromptEncoder {
         };
         let shape = (prompts.len(), length, self.text.width());
         Ok(EncodedPrompts {
-            last: last.reshape(shape)?,
-            before_last: before_last.unwrap_or(hidden).reshape(shape)?,
+            last_hidden_state: last.reshape(shape)?,
+            penultimate_hidden_state: penultimate.unwrap_or(hidden).reshape(shape)?,
             pooled,
         })
     }

@@ -18,7 +18,7 @@ use crate::models::folders::families_of;
 use crate::source::Source;
 
 /// Of a part against the reference.
-const PART: f32 = 1e-3;
+const COMPONENT: f32 = 1e-3;
 /// Of the whole loop.
 const LOOP: f32 = 1e-2;
 /// Tokens of a prompt for CLIP.
@@ -99,19 +99,19 @@ fn each_part_agrees_with_its_reference() {
         let fixture = Fixture::open(&name);
         let pipeline = &fixture.model.shared.pipeline;
         let conditioning = fixture.condition();
-        wrong.extend(fixture.compare("pooled", conditioning.pooled().unwrap(), PART));
+        wrong.extend(fixture.compare("pooled", conditioning.pooled().unwrap(), COMPONENT));
         let hidden = &conditioning.prompt_embeddings;
         if name == "sd35" {
-            wrong.extend(fixture.compare("clip_hidden", &hidden.narrow(1, 0, CLIP).unwrap(), PART));
+            wrong.extend(fixture.compare("clip_hidden", &hidden.narrow(1, 0, CLIP).unwrap(), COMPONENT));
             let third = hidden.narrow(1, CLIP, hidden.dim(1).unwrap() - CLIP).unwrap();
-            wrong.extend(fixture.compare("hidden", &recorded_rows(&third), PART));
+            wrong.extend(fixture.compare("hidden", &recorded_rows(&third), COMPONENT));
         } else {
-            wrong.extend(fixture.compare("hidden", &recorded_rows(hidden), PART));
+            wrong.extend(fixture.compare("hidden", &recorded_rows(hidden), COMPONENT));
         }
         let (latents, watch) = (&fixture.expected["latents"], Watch(&|| true));
         let predicted = pipeline.predict(latents, fixture.moment, &conditioning, &watch).unwrap();
-        wrong.extend(fixture.compare("predicted", &predicted, PART));
-        wrong.extend(fixture.compare("decoded", &pipeline.decode(latents, &watch).unwrap(), PART));
+        wrong.extend(fixture.compare("predicted", &predicted, COMPONENT));
+        wrong.extend(fixture.compare("decoded", &pipeline.decode(latents, &watch).unwrap(), COMPONENT));
     }
     assert!(wrong.is_empty(), "{wrong:?}");
 }
@@ -125,7 +125,7 @@ fn the_loop_from_the_same_noise_agrees_with_its_reference() {
         let settings = model.shared.plan.settings(&fixture.request).unwrap();
         let scheduler = model.shared.pipeline.scheduler(&settings).unwrap();
         let times: Vec<f32> = scheduler.timesteps().iter().map(|time| *time as f32).collect();
-        wrong.extend(fixture.compare("timesteps", &Tensor::new(times, &Device::Cpu).unwrap(), PART));
+        wrong.extend(fixture.compare("timesteps", &Tensor::new(times, &Device::Cpu).unwrap(), COMPONENT));
 
         let noise = fixture.expected["noise"].flatten_all().unwrap().to_vec1().unwrap();
         let watch = Watch(&|| true);

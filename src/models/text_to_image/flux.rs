@@ -9,12 +9,12 @@ use model_actors::{Bytes, LoadContext};
 
 use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
 use super::clip::{self, Pooling, PromptEncoder, PromptEncoderConfig};
-use super::flow_match::{FlowSchedule, Levels};
+use super::flow_match::{FlowSchedule, SigmaRange};
 use super::layers::ScopedReader;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
 };
-use super::repository::{Part, PartWeights, Repository, invalid};
+use super::repository::{Component, ComponentWeights, Repository, invalid};
 use super::t5::{self, T5, T5Config};
 use crate::error::{Error, Result};
 use crate::families::Family;
@@ -24,8 +24,10 @@ use transformer::{SIDE, Transformer, TransformerConfig};
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "FluxPipeline", architectures: &[], read: |_, _| Ok(read) };
 
-const FIRST: Part = Part { folder: "text_encoder/", file: Part::TRANSFORMERS, uses: clip::is_loaded };
-const SECOND: Part = Part { folder: "text_encoder_2/", file: Part::TRANSFORMERS, uses: t5::is_loaded };
+const FIRST: Component =
+    Component { folder: "text_encoder/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
+const SECOND: Component =
+    Component { folder: "text_encoder_2/", file: Component::TRANSFORMERS, is_loaded: t5::is_loaded };
 
 /// Latents along a side of a picture whose size is not asked for; no configuration says it.
 const SAMPLE_SIZE: usize = 128;
@@ -92,8 +94,8 @@ impl Architecture for Flux {
         LatentSpace { channels: self.autoencoder.latent_channels, scale, multiple: scale * SIDE }
     }
 
-    fn parts(&self) -> Vec<Part> {
-        vec![FIRST, SECOND, transformer::PART, autoencoder::PART]
+    fn components(&self) -> Vec<Component> {
+        vec![FIRST, SECOND, transformer::COMPONENT, autoencoder::COMPONENT]
     }
 
     fn scratch(&self, pixels: usize) -> Bytes {
@@ -110,16 +112,17 @@ impl Architecture for Flux {
 
     fn load(
         &self,
-        weights: &PartWeights,
+        weights: &ComponentWeights,
         device: &Device,
         context: &LoadContext,
     ) -> Result<Box<dyn Pipeline>> {
-        let reader = |part: Part| Ok::<_, Error>(weights.of(part.folder)?.reader("", device, context));
+        let reader =
+            |component: Component| Ok::<_, Error>(weights.of(component.folder)?.reader("", device, context));
         Ok(Box::new(LoadedFlux {
             first: self.first.load(&reader(FIRST)?, Pooling::Plain)?,
             second: self.second.load(&ScopedReader::root(&reader(SECOND)?), self.length())?,
-            transformer: self.transformer.load(&ScopedReader::root(&reader(transformer::PART)?))?,
-            autoencoder: self.autoencoder.load(&ScopedReader::root(&reader(autoencoder::PART)?))?,
+            transformer: self.transformer.load(&ScopedReader::root(&reader(transformer::COMPONENT)?))?,
+            autoencoder: self.autoencoder.load(&ScopedReader::root(&reader(autoencoder::COMPONENT)?))?,
             schedule: self.schedule.clone(),
             multiple: self.latent_space().multiple,
         }))
@@ -139,7 +142,7 @@ struct LoadedFlux {
 impl Pipeline for LoadedFlux {
     fn scheduler(&self, settings: &Settings) -> Result<Box<dyn Scheduler>> {
         let patches = (settings.width / self.multiple) * (settings.height / self.multiple);
-        self.schedule.start(settings, Levels::EqualParts, patches)
+        self.schedule.start(settings, SigmaRange::Unit, patches)
     }
 
     fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {

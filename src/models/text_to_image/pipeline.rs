@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
 
 use super::noise::Noise;
-use super::repository::{Part, PartWeights, Repository};
+use super::repository::{Component, ComponentWeights, Repository};
 use crate::error::{Error, Result};
 
 /// Reads a family's configuration files.
@@ -18,13 +18,13 @@ pub(super) trait Architecture: Send + Sync {
     fn defaults(&self) -> Defaults;
     fn latent_space(&self) -> LatentSpace;
     /// The components that have weights.
-    fn parts(&self) -> Vec<Part>;
+    fn components(&self) -> Vec<Component>;
     /// Memory that an image of so many pixels needs besides the weights, at most.
     fn scratch(&self, pixels: usize) -> Bytes;
     /// Reads the weights and the tokenizers.
     fn load(
         &self,
-        weights: &PartWeights,
+        weights: &ComponentWeights,
         device: &Device,
         context: &LoadContext,
     ) -> Result<Box<dyn Pipeline>>;

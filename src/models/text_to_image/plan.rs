@@ -8,7 +8,7 @@ use model_actors::{Bytes, Capability as _, Footprint, LoadContext, LoadStage, Pa
 use serde_json::json;
 
 use super::pipeline::{Architecture, Pipeline, Settings};
-use super::repository::{PartWeights, Repository};
+use super::repository::{ComponentWeights, Repository};
 use super::{CAPABILITY, FAMILIES};
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -73,11 +73,11 @@ impl loader::LoadPlan for TextToImagePlan {
 }
 
 impl TextToImagePlan {
-    fn weights(&self, context: &LoadContext) -> Result<PartWeights> {
-        PartWeights::open(self.architecture.parts(), &self.files, context)
+    fn weights(&self, context: &LoadContext) -> Result<ComponentWeights> {
+        ComponentWeights::open(self.architecture.components(), &self.files, context)
     }
 
-    fn footprint_of(&self, weights: &PartWeights) -> Footprint {
+    fn footprint_of(&self, weights: &ComponentWeights) -> Footprint {
         let per_worker = self.architecture.scratch(self.max_pixels()) + THREAD_SCRATCH;
         Footprint::new(weights.bytes_in_memory(), per_worker)
     }

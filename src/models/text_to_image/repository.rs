@@ -1,5 +1,5 @@
-//! A repository in the layout of diffusers: `model_index.json` names the pipeline and its components, each component
-//! has a folder with its configuration and its weights.
+//! Repository in the layout of diffusers: `model_index.json` names the pipeline and its components, and each component has
+//! a folder with its configuration and its weights.
 
 use std::path::{Path, PathBuf};
 
@@ -15,20 +15,20 @@ use crate::weights::WeightFiles;
 
 /// Most levels of a UNet or an autoencoder, each of half the resolution of the one above it.
 pub(super) const MAX_LEVELS: usize = 8;
-/// Largest width that a component's configuration may name, and most layers or heads of a UNet or an autoencoder.
+/// Largest width of a component, and most layers or heads of a UNet or an autoencoder.
 pub(super) const MAX_WIDTH: usize = 1 << 16;
-/// Most layers of a transformer, heads of one, numbers of a head, and channels of its latents.
+/// Most layers of a transformer, heads, numbers of a head, and channels of its latents.
 pub(super) const MAX_COUNT: usize = 1 << 10;
-/// Most latents along a side of the usual picture.
+/// Most latents along a side of the default image.
 pub(super) const MAX_SAMPLE: usize = 4096;
 
-/// The small files of a repository.
+/// Repository whose configuration files are read.
 pub(super) struct Repository<'a> {
     pub(super) files: &'a Files,
     pub(super) context: &'a LoadContext,
-    /// Where `model_index.json` is.
+    /// Path of `model_index.json`.
     pub(super) path: PathBuf,
-    /// What is in it.
+    /// Content of `model_index.json`.
     pub(super) index: serde_json::Value,
 }
 
@@ -51,7 +51,7 @@ impl<'a> Repository<'a> {
         Ok(Self { files, context, path, index })
     }
 
-    /// The class of the pipeline.
+    /// Class of the pipeline.
     pub(super) fn class(&self) -> Result<String> {
         let ClassName { class_name } = parse(&self.path, &self.index)?;
         class_name.ok_or_else(|| Error::InvalidConfig {
@@ -60,13 +60,16 @@ impl<'a> Repository<'a> {
         })
     }
 
-    /// Whether the pipeline has this component; one that was left out is there as two nulls.
+    /// True if the pipeline has a component; one that was left out is listed as two nulls.
     pub(super) fn has(&self, component: &str) -> bool {
         self.index.get(component).and_then(|entry| entry.get(1)).is_some_and(serde_json::Value::is_string)
     }
 
-    /// A component's configuration, `<folder>/<file>`. It is for one of these classes, if there are any and it names
-    /// one, and what it says of the settings in `only` is the one supported value, in JSON, or nothing.
+    /// Reads a component's configuration, `<folder>/<file>`.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedSetting`] if the file names a class other than `classes`, unless these are empty, or has a
+    /// setting of `only` with another value than the one that is given there in JSON.
     pub(super) fn config<T: DeserializeOwned>(
         &self,
         file: &str,
@@ -94,7 +97,7 @@ impl<'a> Repository<'a> {
     }
 }
 
-/// As [`read_json`], but what Python writes of infinite numbers, which is no JSON, counts as not set.
+/// Like [`read_json`], but infinite numbers as Python writes them, which are no JSON, count as not set.
 fn read_lenient(path: &Path) -> Result<serde_json::Value> {
     let error = match read_json(path) {
         Ok(config) => return Ok(config),
@@ -107,10 +110,10 @@ fn read_lenient(path: &Path) -> Result<serde_json::Value> {
     config.ok_or(error)
 }
 
-/// Most bytes of a file that is read so.
+/// Most bytes of a file that is read leniently.
 const MAX_LENIENT: u64 = 1 << 20;
 
-/// Puts `null` in place of infinite numbers outside of strings.
+/// Replaces infinite numbers outside of strings with `null`.
 fn without_infinities(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     // Every other part is a string, if none has an escaped quotation mark; with one the result is no JSON, and refused.
@@ -154,12 +157,12 @@ fn check_only(
     Ok(())
 }
 
-/// What is wrong with a configuration file.
+/// Error about a configuration file.
 pub(super) fn invalid(path: &Path, reason: impl Into<String>) -> Error {
     Error::InvalidConfig { file: path.to_owned(), reason: reason.into() }
 }
 
-/// Refuses the first size that is not 1 to the most that is allowed: each has its name, itself and that most.
+/// Checks sizes, each with its name and its largest value, to be at least 1 and at most that.
 pub(super) fn check_sizes(path: &Path, sizes: &[(&str, usize, usize)]) -> Result<()> {
     match sizes.iter().find(|(_, size, most)| !(1..=*most).contains(size)) {
         Some((name, size, most)) => Err(invalid(path, format!("{name} is {size}; 1 to {most} are allowed"))),
@@ -167,45 +170,48 @@ pub(super) fn check_sizes(path: &Path, sizes: &[(&str, usize, usize)]) -> Result
     }
 }
 
-/// A component with weights.
+/// Component of a pipeline that has weights.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Part {
+pub(super) struct Component {
     /// Its folder, with a slash at the end.
     pub(super) folder: &'static str,
-    /// How its weight files are called, without an ending: [`Part::DIFFUSERS`] or [`Part::TRANSFORMERS`].
+    /// Name of its weight files without an ending: [`Component::DIFFUSERS`] or [`Component::TRANSFORMERS`].
     pub(super) file: &'static str,
-    /// Whether a tensor of it will be loaded.
-    pub(super) uses: fn(&str) -> bool,
+    /// True for the tensors that are loaded.
+    pub(super) is_loaded: fn(&str) -> bool,
 }
 
-impl Part {
+impl Component {
     pub(super) const DIFFUSERS: &'static str = "diffusion_pytorch_model";
     pub(super) const TRANSFORMERS: &'static str = "model";
 }
 
-/// The headers of all parts' weights, in the order of [`super::Architecture::parts`].
-pub(super) struct PartWeights(Vec<(Part, WeightFiles)>);
+/// Headers of the weights of all components.
+pub(super) struct ComponentWeights(Vec<(Component, WeightFiles)>);
 
-impl PartWeights {
-    pub(super) fn open(parts: Vec<Part>, files: &Files, context: &LoadContext) -> Result<Self> {
-        let open = |part: Part| Ok((part, WeightFiles::open_named(files, part.folder, part.file, context)?));
-        Ok(Self(parts.into_iter().map(open).collect::<Result<_>>()?))
+impl ComponentWeights {
+    pub(super) fn open(components: Vec<Component>, files: &Files, context: &LoadContext) -> Result<Self> {
+        let open = |component: Component| {
+            let weights = WeightFiles::open_named(files, component.folder, component.file, context)?;
+            Ok((component, weights))
+        };
+        Ok(Self(components.into_iter().map(open).collect::<Result<_>>()?))
     }
 
-    /// The weights in this folder.
+    /// Weights of the component in a folder.
     pub(super) fn of(&self, folder: &str) -> Result<&WeightFiles> {
-        let found = self.0.iter().find(|(part, _)| part.folder == folder);
+        let found = self.0.iter().find(|(component, _)| component.folder == folder);
         found
             .map(|(_, weights)| weights)
-            .ok_or_else(|| Error::compute(format!("no part {folder} was opened")))
+            .ok_or_else(|| Error::compute(format!("the component {folder} was not opened")))
     }
 
     pub(super) fn bytes_in_memory(&self) -> Bytes {
-        self.0.iter().map(|(part, weights)| weights.bytes_in_memory(part.uses)).sum()
+        self.0.iter().map(|(component, weights)| weights.bytes_in_memory(component.is_loaded)).sum()
     }
 
     pub(super) fn bytes_on_disk(&self) -> Bytes {
-        self.0.iter().map(|(part, weights)| weights.bytes_on_disk(part.uses)).sum()
+        self.0.iter().map(|(component, weights)| weights.bytes_on_disk(component.is_loaded)).sum()
     }
 }
 

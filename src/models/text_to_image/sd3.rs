@@ -8,12 +8,12 @@ use model_actors::{Bytes, LoadContext};
 
 use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
 use super::clip::{self, EncodedPrompts, Pooling, PromptEncoder, PromptEncoderConfig};
-use super::flow_match::{FlowSchedule, Levels};
+use super::flow_match::{FlowSchedule, SigmaRange};
 use super::layers::ScopedReader;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
 };
-use super::repository::{Part, PartWeights, Repository, invalid};
+use super::repository::{Component, ComponentWeights, Repository, invalid};
 use super::t5::{self, T5, T5Config};
 use crate::error::{Error, Result};
 use crate::families::Family;
@@ -23,9 +23,12 @@ use transformer::{Transformer, TransformerConfig};
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "StableDiffusion3Pipeline", architectures: &[], read: |_, _| Ok(read) };
 
-const FIRST: Part = Part { folder: "text_encoder/", file: Part::TRANSFORMERS, uses: clip::is_loaded };
-const SECOND: Part = Part { folder: "text_encoder_2/", file: Part::TRANSFORMERS, uses: clip::is_loaded };
-const THIRD: Part = Part { folder: "text_encoder_3/", file: Part::TRANSFORMERS, uses: t5::is_loaded };
+const FIRST: Component =
+    Component { folder: "text_encoder/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
+const SECOND: Component =
+    Component { folder: "text_encoder_2/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
+const THIRD: Component =
+    Component { folder: "text_encoder_3/", file: Component::TRANSFORMERS, is_loaded: t5::is_loaded };
 
 /// Tokens of a prompt for T5.
 const LENGTH: usize = 256;
@@ -99,9 +102,13 @@ impl Architecture for StableDiffusion3 {
         }
     }
 
-    fn parts(&self) -> Vec<Part> {
+    fn components(&self) -> Vec<Component> {
         let third = self.third.as_ref().map(|_| THIRD);
-        [FIRST, SECOND].into_iter().chain(third).chain([transformer::PART, autoencoder::PART]).collect()
+        [FIRST, SECOND]
+            .into_iter()
+            .chain(third)
+            .chain([transformer::COMPONENT, autoencoder::COMPONENT])
+            .collect()
     }
 
     fn scratch(&self, pixels: usize) -> Bytes {
@@ -115,7 +122,7 @@ impl Architecture for StableDiffusion3 {
 
     fn load(
         &self,
-        weights: &PartWeights,
+        weights: &ComponentWeights,
         device: &Device,
         context: &LoadContext,
     ) -> Result<Box<dyn Pipeline>> {
@@ -139,11 +146,12 @@ struct LoadedStableDiffusion3 {
 impl LoadedStableDiffusion3 {
     fn load(
         model: &StableDiffusion3,
-        weights: &PartWeights,
+        weights: &ComponentWeights,
         device: &Device,
         context: &LoadContext,
     ) -> Result<Self> {
-        let reader = |part: Part| Ok::<_, Error>(weights.of(part.folder)?.reader("", device, context));
+        let reader =
+            |component: Component| Ok::<_, Error>(weights.of(component.folder)?.reader("", device, context));
         let third = |third: &T5Config| third.load(&ScopedReader::root(&reader(THIRD)?), LENGTH);
         Ok(Self {
             encoders: [
@@ -151,8 +159,8 @@ impl LoadedStableDiffusion3 {
                 model.encoders[1].load(&reader(SECOND)?, Pooling::Projected)?,
             ],
             third: model.third.as_ref().map(third).transpose()?,
-            transformer: model.transformer.load(&ScopedReader::root(&reader(transformer::PART)?))?,
-            autoencoder: model.autoencoder.load(&ScopedReader::root(&reader(autoencoder::PART)?))?,
+            transformer: model.transformer.load(&ScopedReader::root(&reader(transformer::COMPONENT)?))?,
+            autoencoder: model.autoencoder.load(&ScopedReader::root(&reader(autoencoder::COMPONENT)?))?,
             schedule: model.schedule.clone(),
             space: model.latent_space(),
             grid: model.transformer.pos_embed_max_size,
@@ -171,15 +179,15 @@ impl Pipeline for LoadedStableDiffusion3 {
                 format!("the size {width}x{height} is asked for; this model paints at most {most} a side");
             return Err(Error::InvalidInput(reason));
         }
-        self.schedule.start(settings, Levels::OfTraining, columns * rows)
+        self.schedule.start(settings, SigmaRange::Training, columns * rows)
     }
 
     fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
         let prompts = settings.prompts();
         let [first, second] = &self.encoders;
-        let EncodedPrompts { before_last: first, pooled: first_pooled, .. } =
+        let EncodedPrompts { penultimate_hidden_state: first, pooled: first_pooled, .. } =
             first.encode(&prompts, watch)?;
-        let EncodedPrompts { before_last: second, pooled: second_pooled, .. } =
+        let EncodedPrompts { penultimate_hidden_state: second, pooled: second_pooled, .. } =
             second.encode(&prompts, watch)?;
         let clip = Tensor::cat(&[first, second], 2)?;
         let missing = self.width.saturating_sub(clip.dim(2)?);

@@ -11,7 +11,7 @@ use super::layers::ScopedReader;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
 };
-use super::repository::{Part, PartWeights, Repository, invalid};
+use super::repository::{Component, ComponentWeights, Repository, invalid};
 use super::schedule::Schedule;
 use super::unet::{self, Unet, UnetConfig};
 use crate::error::Result;
@@ -21,7 +21,8 @@ use crate::families::Family;
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "StableDiffusionPipeline", architectures: &[], read: |_, _| Ok(read) };
 
-const ENCODER: Part = Part { folder: "text_encoder/", file: Part::TRANSFORMERS, uses: clip::is_loaded };
+const ENCODER: Component =
+    Component { folder: "text_encoder/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
 
 /// The configurations.
 struct StableDiffusion {
@@ -49,8 +50,8 @@ impl Architecture for StableDiffusion {
         self.network.latent_space()
     }
 
-    fn parts(&self) -> Vec<Part> {
-        vec![ENCODER, unet::PART, autoencoder::PART]
+    fn components(&self) -> Vec<Component> {
+        vec![ENCODER, unet::COMPONENT, autoencoder::COMPONENT]
     }
 
     fn scratch(&self, pixels: usize) -> Bytes {
@@ -59,7 +60,7 @@ impl Architecture for StableDiffusion {
 
     fn load(
         &self,
-        weights: &PartWeights,
+        weights: &ComponentWeights,
         device: &Device,
         context: &LoadContext,
     ) -> Result<Box<dyn Pipeline>> {
@@ -84,7 +85,7 @@ impl Pipeline for LoadedStableDiffusion {
     fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
         let encoded = self.encoder.encode(&settings.prompts(), watch)?;
         Ok(Conditioning {
-            prompt_embeddings: encoded.last,
+            prompt_embeddings: encoded.last_hidden_state,
             pooled_prompt_embeddings: None,
             guidance: settings.guidance,
         })
@@ -154,12 +155,12 @@ impl Network {
 
     pub(super) fn load(
         &self,
-        weights: &PartWeights,
+        weights: &ComponentWeights,
         device: &Device,
         context: &LoadContext,
     ) -> Result<LoadedNetwork> {
-        let unet = weights.of(unet::PART.folder)?.reader("", device, context);
-        let autoencoder = weights.of(autoencoder::PART.folder)?.reader("", device, context);
+        let unet = weights.of(unet::COMPONENT.folder)?.reader("", device, context);
+        let autoencoder = weights.of(autoencoder::COMPONENT.folder)?.reader("", device, context);
         Ok(LoadedNetwork {
             unet: Unet::load(&self.unet, &ScopedReader::root(&unet))?,
             autoencoder: self.autoencoder.load(&ScopedReader::root(&autoencoder))?,

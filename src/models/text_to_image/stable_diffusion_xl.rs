@@ -11,7 +11,7 @@ use super::layers::SinusoidalEmbedding;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
 };
-use super::repository::{Part, PartWeights, Repository, invalid};
+use super::repository::{Component, ComponentWeights, Repository, invalid};
 use super::stable_diffusion::{LoadedNetwork, Network};
 use super::unet;
 use crate::error::Result;
@@ -21,8 +21,10 @@ use crate::families::{Family, parse};
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "StableDiffusionXLPipeline", architectures: &[], read: |_, _| Ok(read) };
 
-const FIRST: Part = Part { folder: "text_encoder/", file: Part::TRANSFORMERS, uses: clip::is_loaded };
-const SECOND: Part = Part { folder: "text_encoder_2/", file: Part::TRANSFORMERS, uses: clip::is_loaded };
+const FIRST: Component =
+    Component { folder: "text_encoder/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
+const SECOND: Component =
+    Component { folder: "text_encoder_2/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
 
 /// Sizes that the network is told: of the original, of what was cut off it, of the target; height before width.
 const SIZES: usize = 6;
@@ -85,8 +87,8 @@ impl Architecture for StableDiffusionXl {
         self.network.latent_space()
     }
 
-    fn parts(&self) -> Vec<Part> {
-        vec![FIRST, SECOND, unet::PART, autoencoder::PART]
+    fn components(&self) -> Vec<Component> {
+        vec![FIRST, SECOND, unet::COMPONENT, autoencoder::COMPONENT]
     }
 
     fn scratch(&self, pixels: usize) -> Bytes {
@@ -96,7 +98,7 @@ impl Architecture for StableDiffusionXl {
 
     fn load(
         &self,
-        weights: &PartWeights,
+        weights: &ComponentWeights,
         device: &Device,
         context: &LoadContext,
     ) -> Result<Box<dyn Pipeline>> {
@@ -140,8 +142,9 @@ impl Pipeline for LoadedStableDiffusionXl {
 
     fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
         let prompts = settings.prompts();
-        let EncodedPrompts { before_last: first, .. } = self.first.encode(&prompts, watch)?;
-        let EncodedPrompts { before_last: second, pooled, .. } = self.second.encode(&prompts, watch)?;
+        let EncodedPrompts { penultimate_hidden_state: first, .. } = self.first.encode(&prompts, watch)?;
+        let EncodedPrompts { penultimate_hidden_state: second, pooled, .. } =
+            self.second.encode(&prompts, watch)?;
         let (mut hidden, mut pooled) = (Tensor::cat(&[&first, &second], 2)?, pooled);
         if self.zeros && settings.negative_prompt.is_none() && prompts.len() == 2 {
             hidden = without_first(&hidden)?;

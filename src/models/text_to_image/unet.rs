@@ -9,7 +9,7 @@ use candle_core::Tensor;
 
 use super::layers::{ScopedReader, SinusoidalEmbedding, TimestepEmbedding};
 use super::pipeline::Watch;
-use super::repository::Part;
+use super::repository::Component;
 use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Convolution, GroupNorm};
@@ -18,7 +18,8 @@ pub(super) use config::UnetConfig;
 use transformer::ImageTransformer;
 
 /// The component of the pipeline.
-pub(super) const PART: Part = Part { folder: "unet/", file: Part::DIFFUSERS, uses: |_| true };
+pub(super) const COMPONENT: Component =
+    Component { folder: "unet/", file: Component::DIFFUSERS, is_loaded: |_| true };
 
 /// Loaded network.
 pub(super) struct Unet {

@@ -11,12 +11,13 @@ use super::super::mmdit::{
     QkNorm, QkvProjections, TextStream, TimeTextEmbedding, gated_residual, modulated_norm,
 };
 use super::super::pipeline::Watch;
-use super::super::repository::{MAX_COUNT, MAX_WIDTH, Part, Repository, check_sizes, invalid};
+use super::super::repository::{Component, MAX_COUNT, MAX_WIDTH, Repository, check_sizes, invalid};
 use crate::error::Result;
 use crate::kernels::{Activation, Linear, patchify};
 
 /// The component of the pipeline.
-pub(super) const PART: Part = Part { folder: "transformer/", file: Part::DIFFUSERS, uses: |_| true };
+pub(super) const COMPONENT: Component =
+    Component { folder: "transformer/", file: Component::DIFFUSERS, is_loaded: |_| true };
 
 /// Latents along a side of a patch.
 pub(super) const SIDE: usize = 2;

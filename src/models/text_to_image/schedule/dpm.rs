@@ -1,17 +1,17 @@
-//! DPM-Solver++ in its multistep form (Lu et al., arXiv 2211.01095, algorithm 2), of order one to three.
+//! DPM-SolverType++ in its multistep form (Lu et al., arXiv 2211.01095, algorithm 2), of order one to three.
 
 use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::super::noise::Noise;
 use super::super::pipeline::Scheduler;
-use super::{FinalSigma, Prediction, Schedule, Spacing};
+use super::{FinalSigma, PredictionType, Schedule, TimestepSpacing};
 use crate::error::Result;
 
-/// How a step of order two uses what it looks back on.
+/// Form of the steps of order two (`solver_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Solver {
+pub(super) enum SolverType {
     /// Diffusers reads the other names as this one too.
     #[serde(alias = "bh1", alias = "bh2", alias = "logrho")]
     Midpoint,
@@ -21,43 +21,45 @@ pub(super) enum Solver {
 /// With fewer steps than these the last ones are of lower order.
 const FEW: usize = 15;
 
-/// One picture's way.
+/// `DPMSolverMultistepScheduler` of diffusers.
 pub(super) struct Dpm {
-    times: Vec<f64>,
-    /// Noise levels, one more than times.
+    timesteps: Vec<f64>,
+    /// Noise levels, one more than timesteps.
     sigmas: Vec<f64>,
-    prediction: Prediction,
+    prediction_type: PredictionType,
     order: usize,
-    solver: Solver,
-    /// Whether the last step is of order one, and the one before it of at most two.
-    careful_end: (bool, bool),
-    /// The last pictures that were looked through to, the newest at the end.
-    past: Vec<Tensor>,
+    solver_type: SolverType,
+    /// True where the last step is of order one.
+    first_order_last: bool,
+    /// True where the last but one is of order two at most.
+    second_order_before_last: bool,
+    /// Last estimates without noise, the newest at the end.
+    originals: Vec<Tensor>,
 }
 
 impl Dpm {
     pub(super) fn new(schedule: &Schedule, steps: usize) -> Self {
         let config = &schedule.config;
-        let (times, mut sigmas) = levels(schedule, steps);
+        let (timesteps, mut sigmas) = levels(schedule, steps);
         sigmas.push(schedule.final_sigma());
-        let few = config.lower_order_final && times.len() < FEW;
-        let careful = config.euler_at_final || few || config.final_sigmas_type == FinalSigma::Zero;
+        let few = config.lower_order_final && timesteps.len() < FEW;
+        let first_order_last = config.euler_at_final || few || config.final_sigmas_type == FinalSigma::Zero;
         Self {
-            times,
+            timesteps,
             sigmas,
-            prediction: config.prediction_type,
+            prediction_type: config.prediction_type,
             order: config.solver_order.clamp(1, 3),
-            solver: config.solver_type,
-            careful_end: (careful, few),
-            past: Vec::new(),
+            solver_type: config.solver_type,
+            first_order_last,
+            second_order_before_last: few,
+            originals: Vec::new(),
         }
     }
 
-    /// The picture behind the noise, as far as the prediction tells.
-    fn look_through(&self, level: Level, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
-        match self.prediction {
-            Prediction::Epsilon => Ok(((latents - (output * level.noise)?)? / level.kept)?),
-            Prediction::VPrediction => Ok(((latents * level.kept)? - (output * level.noise)?)?),
+    fn original_at(&self, level: Level, prediction: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        match self.prediction_type {
+            PredictionType::Epsilon => Ok(((latents - (prediction * level.sigma)?)? / level.alpha)?),
+            PredictionType::VPrediction => Ok(((latents * level.alpha)? - (prediction * level.sigma)?)?),
         }
     }
 
@@ -65,96 +67,97 @@ impl Dpm {
         Level::of(self.sigmas.get(index).copied().unwrap_or_default())
     }
 
-    /// The order of a call.
+    /// Order of a call.
     fn order_of(&self, call: usize) -> usize {
-        let left = self.times.len().saturating_sub(call);
+        let left = self.timesteps.len().saturating_sub(call);
         let most = match left {
-            0 | 1 if self.careful_end.0 => 1,
-            2 if self.careful_end.1 => 2,
+            0 | 1 if self.first_order_last => 1,
+            2 if self.second_order_before_last => 2,
             _ => self.order,
         };
-        most.min(self.past.len())
+        most.min(self.originals.len())
     }
 }
 
+/// Timesteps and their noise levels.
 fn levels(schedule: &Schedule, steps: usize) -> (Vec<f64>, Vec<f64>) {
     let config = &schedule.config;
     let all = schedule.sigmas();
     if config.use_karras_sigmas.unwrap_or(false)
         && let (Some(least), Some(most)) = (all.first(), all.last())
     {
-        let sigmas = schedule.karras(*most, *least, steps);
-        let times = sigmas.iter().map(|sigma| schedule.time_of(*sigma, &all).round_ties_even());
-        return (times.collect(), sigmas);
+        let sigmas = schedule.karras_sigmas(*most, *least, steps);
+        let timesteps = sigmas.iter().map(|sigma| schedule.timestep_of(*sigma, &all).round_ties_even());
+        return (timesteps.collect(), sigmas);
     }
-    // The times of one step more, without the last.
-    let mut times = match config.timestep_spacing.unwrap_or(Spacing::Linspace) {
-        Spacing::Trailing => schedule.times(steps, Spacing::Trailing),
+    // The timesteps of one step more, without the last.
+    let mut timesteps = match config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace) {
+        TimestepSpacing::Trailing => schedule.timesteps(steps, TimestepSpacing::Trailing),
         spacing => {
-            let count = (steps + 1).min(schedule.kept.len());
-            let mut times = schedule.times(count, spacing);
-            times.truncate(steps);
-            times
+            let count = (steps + 1).min(schedule.alphas_cumprod.len());
+            let mut timesteps = schedule.timesteps(count, spacing);
+            timesteps.truncate(steps);
+            timesteps
         }
     };
-    times.iter_mut().for_each(|time| *time = time.round_ties_even());
-    let sigmas = schedule.sigmas_at(&times);
-    (times, sigmas)
+    timesteps.iter_mut().for_each(|timestep| *timestep = timestep.round_ties_even());
+    let sigmas = schedule.sigmas_at(&timesteps);
+    (timesteps, sigmas)
 }
 
-/// A noise level, as parts of picture and noise, and the logarithm of their ratio.
+/// Noise level: parts of signal and noise, and the logarithm of their ratio (`alpha_t`, `sigma_t` and `lambda_t`).
 #[derive(Clone, Copy)]
 struct Level {
-    kept: f64,
-    noise: f64,
-    ratio: f64,
+    alpha: f64,
+    sigma: f64,
+    lambda: f64,
 }
 
 impl Level {
     fn of(sigma: f64) -> Self {
-        let kept = 1.0 / (sigma * sigma + 1.0).sqrt();
-        Self { kept, noise: sigma * kept, ratio: -sigma.ln() }
+        let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
+        Self { alpha, sigma: sigma * alpha, lambda: -sigma.ln() }
     }
 }
 
 impl Scheduler for Dpm {
     fn timesteps(&self) -> &[f64] {
-        &self.times
+        &self.timesteps
     }
 
-    fn step(&mut self, call: usize, output: &Tensor, latents: &Tensor, _: &mut Noise) -> Result<Tensor> {
+    fn step(&mut self, call: usize, prediction: &Tensor, latents: &Tensor, _: &mut Noise) -> Result<Tensor> {
         let (now, then) = (self.level(call), self.level(call + 1));
-        let picture = self.look_through(now, output, latents)?;
-        if self.past.len() == self.order {
-            self.past.remove(0);
+        let original = self.original_at(now, prediction, latents)?;
+        if self.originals.len() == self.order {
+            self.originals.remove(0);
         }
-        self.past.push(picture.clone());
-        let width = then.ratio - now.ratio;
+        self.originals.push(original.clone());
+        let width = then.lambda - now.lambda;
         // Minus one at the end, where no noise is left and the width is infinite.
         let decay = (-width).exp() - 1.0;
-        let moved = ((latents * (then.noise / now.noise))? - (&picture * (then.kept * decay))?)?;
-        let before = |back: usize| self.past.iter().rev().nth(back);
+        let moved = ((latents * (then.sigma / now.sigma))? - (&original * (then.alpha * decay))?)?;
+        let before = |back: usize| self.originals.iter().rev().nth(back);
         let order = self.order_of(call);
         let (Some(last), true) = (before(1), order >= 2) else { return Ok(moved) };
-        let first_ratio = (now.ratio - self.level(call.saturating_sub(1)).ratio) / width;
-        let first = ((&picture - last)? / first_ratio)?;
-        let bend = then.kept * (decay / width + 1.0);
+        let first_ratio = (now.lambda - self.level(call.saturating_sub(1)).lambda) / width;
+        let first = ((&original - last)? / first_ratio)?;
+        let bend = then.alpha * (decay / width + 1.0);
         let (Some(older), true) = (before(2), order >= 3) else {
-            return match self.solver {
-                Solver::Midpoint => Ok((moved - (first * (0.5 * then.kept * decay))?)?),
-                Solver::Heun => Ok((moved + (first * bend)?)?),
+            return match self.solver_type {
+                SolverType::Midpoint => Ok((moved - (first * (0.5 * then.alpha * decay))?)?),
+                SolverType::Heun => Ok((moved + (first * bend)?)?),
             };
         };
         let second_ratio =
-            (self.level(call.saturating_sub(1)).ratio - self.level(call.saturating_sub(2)).ratio) / width;
+            (self.level(call.saturating_sub(1)).lambda - self.level(call.saturating_sub(2)).lambda) / width;
         let second = ((last - older)? / second_ratio)?;
         let difference = ((&first - second)? / (first_ratio + second_ratio))?;
         let slope = (&first + (&difference * first_ratio)?)?;
-        let turn = then.kept * ((decay + width) / (width * width) - 0.5);
+        let turn = then.alpha * ((decay + width) / (width * width) - 0.5);
         Ok(((moved + (slope * bend)?)? - (difference * turn)?)?)
     }
 
-    fn predict_original(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
-        self.look_through(self.level(call), output, latents)
+    fn predict_original(&self, call: usize, prediction: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        self.original_at(self.level(call), prediction, latents)
     }
 }

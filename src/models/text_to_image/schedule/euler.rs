@@ -5,16 +5,16 @@ use candle_core::Tensor;
 
 use super::super::noise::Noise;
 use super::super::pipeline::Scheduler;
-use super::{Prediction, Schedule, Spacing};
+use super::{PredictionType, Schedule, TimestepSpacing};
 use crate::error::Result;
 
 /// `EulerDiscreteScheduler` and `EulerAncestralDiscreteScheduler` of diffusers.
 pub(super) struct Euler {
-    times: Vec<f64>,
+    timesteps: Vec<f64>,
     /// Noise levels, one more than there are timesteps.
     sigmas: Vec<f64>,
-    spacing: Spacing,
-    prediction: Prediction,
+    spacing: TimestepSpacing,
+    prediction_type: PredictionType,
     variant: Variant,
 }
 
@@ -26,27 +26,27 @@ enum Variant {
 
 impl Euler {
     pub(super) fn plain(schedule: &Schedule, steps: usize) -> Self {
-        let (mut times, mut sigmas) = levels(schedule, steps);
+        let (mut timesteps, mut sigmas) = levels(schedule, steps);
         if schedule.config.use_karras_sigmas.unwrap_or(false)
             && let (Some(most), Some(least)) = (sigmas.first(), sigmas.last())
         {
-            sigmas = schedule.karras(*most, *least, steps);
+            sigmas = schedule.karras_sigmas(*most, *least, steps);
             let all = schedule.sigmas();
-            times = sigmas.iter().map(|sigma| schedule.time_of(*sigma, &all)).collect();
+            timesteps = sigmas.iter().map(|sigma| schedule.timestep_of(*sigma, &all)).collect();
         }
         sigmas.push(schedule.final_sigma());
-        Self::new(schedule, times, sigmas, Variant::Plain)
+        Self::new(schedule, timesteps, sigmas, Variant::Plain)
     }
 
     pub(super) fn ancestral(schedule: &Schedule, steps: usize) -> Self {
-        let (times, mut sigmas) = levels(schedule, steps);
+        let (timesteps, mut sigmas) = levels(schedule, steps);
         sigmas.push(0.0);
-        Self::new(schedule, times, sigmas, Variant::Ancestral)
+        Self::new(schedule, timesteps, sigmas, Variant::Ancestral)
     }
 
-    fn new(schedule: &Schedule, times: Vec<f64>, sigmas: Vec<f64>, variant: Variant) -> Self {
-        let spacing = schedule.config.timestep_spacing.unwrap_or(Spacing::Linspace);
-        Self { times, sigmas, spacing, prediction: schedule.config.prediction_type, variant }
+    fn new(schedule: &Schedule, timesteps: Vec<f64>, sigmas: Vec<f64>, variant: Variant) -> Self {
+        let spacing = schedule.config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace);
+        Self { timesteps, sigmas, spacing, prediction_type: schedule.config.prediction_type, variant }
     }
 
     /// The noise levels before and after a call.
@@ -56,11 +56,11 @@ impl Euler {
     }
 
     /// Derivative of the latents by the noise level.
-    fn derivative(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
-        match self.prediction {
-            Prediction::Epsilon => Ok(output.clone()),
-            Prediction::VPrediction => {
-                let original = self.predict_original(call, output, latents)?;
+    fn derivative(&self, call: usize, prediction: &Tensor, latents: &Tensor) -> Result<Tensor> {
+        match self.prediction_type {
+            PredictionType::Epsilon => Ok(prediction.clone()),
+            PredictionType::VPrediction => {
+                let original = self.predict_original(call, prediction, latents)?;
                 Ok(((latents - original)? / self.around(call).0)?)
             }
         }
@@ -69,14 +69,14 @@ impl Euler {
 
 impl Scheduler for Euler {
     fn timesteps(&self) -> &[f64] {
-        &self.times
+        &self.timesteps
     }
 
     fn init_noise_sigma(&self) -> f64 {
         let most = self.sigmas.iter().copied().fold(0.0, f64::max);
         match self.spacing {
-            Spacing::Linspace | Spacing::Trailing => most,
-            Spacing::Leading => (most * most + 1.0).sqrt(),
+            TimestepSpacing::Linspace | TimestepSpacing::Trailing => most,
+            TimestepSpacing::Leading => (most * most + 1.0).sqrt(),
         }
     }
 
@@ -85,9 +85,15 @@ impl Scheduler for Euler {
         Ok((latents / (sigma * sigma + 1.0).sqrt())?)
     }
 
-    fn step(&mut self, call: usize, output: &Tensor, latents: &Tensor, noise: &mut Noise) -> Result<Tensor> {
+    fn step(
+        &mut self,
+        call: usize,
+        prediction: &Tensor,
+        latents: &Tensor,
+        noise: &mut Noise,
+    ) -> Result<Tensor> {
         let (now, then) = self.around(call);
-        let derivative = self.derivative(call, output, latents)?;
+        let derivative = self.derivative(call, prediction, latents)?;
         match self.variant {
             Variant::Plain => Ok((latents + (derivative * (then - now))?)?),
             Variant::Ancestral => {
@@ -100,13 +106,13 @@ impl Scheduler for Euler {
         }
     }
 
-    fn predict_original(&self, call: usize, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
+    fn predict_original(&self, call: usize, prediction: &Tensor, latents: &Tensor) -> Result<Tensor> {
         let (sigma, _) = self.around(call);
-        match self.prediction {
-            Prediction::Epsilon => Ok((latents - (output * sigma)?)?),
-            Prediction::VPrediction => {
+        match self.prediction_type {
+            PredictionType::Epsilon => Ok((latents - (prediction * sigma)?)?),
+            PredictionType::VPrediction => {
                 let square = sigma * sigma + 1.0;
-                Ok(((output * (-sigma / square.sqrt()))? + (latents / square)?)?)
+                Ok(((prediction * (-sigma / square.sqrt()))? + (latents / square)?)?)
             }
         }
     }
@@ -114,7 +120,8 @@ impl Scheduler for Euler {
 
 /// Timesteps and their noise levels.
 fn levels(schedule: &Schedule, steps: usize) -> (Vec<f64>, Vec<f64>) {
-    let times = schedule.times(steps, schedule.config.timestep_spacing.unwrap_or(Spacing::Linspace));
-    let sigmas = schedule.sigmas_at(&times);
-    (times, sigmas)
+    let timesteps =
+        schedule.timesteps(steps, schedule.config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace));
+    let sigmas = schedule.sigmas_at(&timesteps);
+    (timesteps, sigmas)
 }

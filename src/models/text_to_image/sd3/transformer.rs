@@ -11,12 +11,15 @@ use super::super::mmdit::{
     TimeTextEmbedding,
 };
 use super::super::pipeline::Watch;
-use super::super::repository::{MAX_COUNT, MAX_SAMPLE, MAX_WIDTH, Part, Repository, check_sizes, invalid};
+use super::super::repository::{
+    Component, MAX_COUNT, MAX_SAMPLE, MAX_WIDTH, Repository, check_sizes, invalid,
+};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear, patchify};
 
 /// The component of the pipeline.
-pub(super) const PART: Part = Part { folder: "transformer/", file: Part::DIFFUSERS, uses: |_| true };
+pub(super) const COMPONENT: Component =
+    Component { folder: "transformer/", file: Component::DIFFUSERS, is_loaded: |_| true };
 
 /// Most latents along a side of a patch.
 const MAX_PATCH: usize = 64;
