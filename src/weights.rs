@@ -307,7 +307,7 @@ impl WeightReader<'_> {
 
     fn read(&self, entry: &Entry, numbers: Numbers, values: &mut Vec<f32>) -> Result<()> {
         let path = &self.weights.files[entry.file];
-        let unreadable = |source| Error::unreadable(&path, &source);
+        let unreadable = |source| Error::unreadable(path, &source);
         let mut file = File::open(path).map_err(unreadable)?;
         file.seek(SeekFrom::Start(entry.start)).map_err(unreadable)?;
         let mut left = entry.bytes as usize;
