@@ -1,4 +1,5 @@
-//! One pending timer of an actor: it can be set earlier, never later, and goes with its owner.
+//! The timer of an actor: at most one is pending, it can be set earlier and never later, and it is dropped
+//! with its owner.
 
 use tokio::task::AbortHandle;
 

@@ -1,5 +1,6 @@
-//! What a model sees of the requests that it runs: their inputs, their marks, and the means to answer them. A batch
-//! answers callers directly; what is left unanswered at its end is decided by the scheduler.
+//! The batch that a model runs: each item is a request's input, its cancel mark, and the means to answer it.
+//! A batch answers callers directly; requests left unanswered at its end are the scheduler's to decide on.
+//! Which requests share a batch is decided in `scheduler/batching.rs`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use crate::progress::Gauge;
 /// Time between two looks at a reader's full buffer.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-/// How requests that join a running batch arrive, and how finished ones are reported meanwhile.
+/// The channel by which requests join a running batch, and by which answered ones are reported meanwhile.
 pub(crate) trait Joining<C: Capability> {
     /// Requests that were sent to this worker while it ran.
     fn joined(&mut self) -> Vec<Item<C>>;
@@ -47,17 +48,18 @@ impl<'a, C: Capability> Batch<'a, C> {
         self.gauge.step();
     }
 
-    /// No item can go on before a reader reads: waits a moment, and ticks progress. Look at the items' marks after it.
+    /// No item can go on before a reader reads: waits a moment, and ticks progress. Look at the items' marks
+    /// after it.
     pub fn pause(&self) {
         self.gauge.tick();
         // The readers' channels cannot wake a thread with a time limit.
         std::thread::park_timeout(LOOK_AGAIN);
     }
 
-    /// Continuous batching, between two steps: drops the items that are answered, takes in requests
-    /// that have arrived meanwhile, and returns how many of the items at the end are new. A caller may go away at any
-    /// moment, so what a model keeps of each item it keeps by [`Item::id`], not by place. Always 0 for a model whose
-    /// specification does not ask for continuous batching.
+    /// Continuous batching, between two steps: drops the items that are answered, takes in requests that have
+    /// arrived meanwhile, and returns how many of the items at the end are new. A caller may go away at any
+    /// moment, so what a model keeps of each item it keeps by [`Item::id`], not by place. Always 0 for a
+    /// model whose specification does not ask for continuous batching.
     pub fn join(&mut self) -> usize {
         self.gauge.tick();
         let Some(joining) = self.joining.as_deref_mut() else { return 0 };
@@ -109,7 +111,7 @@ impl<C: Capability> Item<C> {
         Self { job, attempt, gauge, stall, full_since: Mutex::default() }
     }
 
-    /// What is asked.
+    /// The request.
     pub fn request(&self) -> &C::Request {
         &self.job.parts.request
     }
@@ -140,9 +142,9 @@ impl<C: Capability> Item<C> {
         self.job.answer_from(self.attempt, Err(error));
     }
 
-    /// Sends a part of a streamed answer. Waits while the reader's buffer is full, ticking progress; a reader that
-    /// stalls past the stall limit loses its stream with [`Error::SlowReader`]. The other items of the batch wait
-    /// too; where they can go on meanwhile, use [`Self::try_emit`].
+    /// Sends a part of a streamed answer. Waits while the reader's buffer is full, ticking progress; a reader
+    /// that stalls past the stall limit loses its stream with [`Error::SlowReader`]. The other items of the
+    /// batch wait too; where they can go on meanwhile, use [`Self::try_emit`].
     ///
     /// # Errors
     /// [`Stopped`] if nobody wants it any more. The other items are not affected.

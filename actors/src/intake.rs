@@ -1,7 +1,7 @@
-//! Where requests gather on their way into a pool. A mailbox message for each request costs more than the scheduling
-//! of it, so only the first arrival sends one, and the pool takes all that have gathered. The intake is bounded by
-//! the slots that its jobs hold, and the mailbox by the intake. It is open while its pool runs; what a pool that ends
-//! has not taken is dropped, which tells the callers.
+//! The intake of a pool, in which requests gather on their way in. A mailbox message for each request costs
+//! more than the scheduling of it, so only the first arrival sends one, and the pool takes all that have
+//! gathered. The intake is bounded by the slots that its jobs hold, and the mailbox by the intake. It is open
+//! while its pool runs; what a pool that ends has not taken is dropped, which tells the callers.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +9,7 @@ use crate::capability::Capability;
 use crate::id::{ModelKey, RequestId};
 use crate::job::Accepted;
 
-/// What a client tells its pool about a request.
+/// A client's message to its pool about a request.
 pub(crate) enum Arrival<C: Capability> {
     /// Here it is; it holds a slot of its model's queue.
     Submitted(Accepted<C>),
@@ -17,7 +17,7 @@ pub(crate) enum Arrival<C: Capability> {
     Cancelled { key: ModelKey, request: RequestId },
 }
 
-/// What became of an arrival.
+/// The reception of an arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entrance {
     /// It is the first since the pool took the others: the pool has to be told.

@@ -1,7 +1,8 @@
-//! The maintenance actor, beside the pools under the system: it sends them timed cooldown messages, has idle workers
-//! evicted so that others find room, watches memory pressure, and asks every idle worker how it is. What it decides
-//! is in `maintenance/room.rs` (who waits for room) and `maintenance/eviction.rs` (who has to go); this file turns
-//! messages into their inputs and their effects into sends. Pools, budgets and the system send to it.
+//! The maintenance actor, beside the pools under the system: it sends them timed cooldown messages, has idle
+//! workers evicted to make room for loads, watches memory pressure, and has the pools ping their idle
+//! workers. Its decisions are in `maintenance/room.rs` (the queue for room) and `maintenance/eviction.rs`
+//! (the choice of workers to evict); this file turns messages into their inputs and their effects into sends.
+//! Pools, budgets and the system send to it.
 
 pub mod eviction;
 pub mod room;
@@ -23,19 +24,19 @@ use crate::telemetry::{Event, Events, EvictionReason, metric};
 use eviction::{Offer, PoolIndex, relieve};
 use room::{RoomAsk, RoomDesk, RoomEffect, RoomInput};
 
-/// What maintenance, and the system, tell a pool.
+/// A command to a pool from maintenance or the system.
 pub(crate) enum PoolCommand {
     /// The moment for a cooldown has come.
     Cooldown,
-    /// Let this worker go, if it is still idle.
+    /// Evict this worker, if it is still idle.
     Evict { worker: WorkerId, reason: EvictionReason },
     /// Room was found, or not.
     Room { worker: WorkerId, result: Result<Lease, NoRoom> },
-    /// Say who could go.
+    /// Offer the idle workers for eviction.
     Offer,
-    /// Ask the idle workers how they are.
+    /// Ping the idle workers.
     CheckHealth,
-    /// Memory is this short.
+    /// The level of memory pressure on a device.
     Pressure { device: Device, level: PressureLevel },
     /// Maintenance was started again: repeat what was asked of it.
     MaintenanceRestarted(ActorRef<MaintenanceMessage>),
@@ -45,7 +46,7 @@ pub(crate) enum PoolCommand {
 
 crate::impl_message!(PoolCommand);
 
-/// Why there is no room.
+/// The figures of a load for which there is no room.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NoRoom {
     pub(crate) needed: Bytes,
@@ -53,14 +54,14 @@ pub(crate) struct NoRoom {
     pub(crate) limit: Bytes,
 }
 
-/// How a pool's shutdown went.
+/// The report of a pool's shutdown.
 #[derive(Debug)]
 pub(crate) struct PoolDrained {
     pub(crate) abandoned: usize,
     pub(crate) unfinished: Vec<String>,
 }
 
-/// What pools, budgets and the system tell maintenance.
+/// A message to maintenance from pools, budgets, the system or its own timers.
 pub(crate) enum MaintenanceMessage {
     /// A pool's next cooldown is due at this moment.
     CooldownAt { pool: PoolIndex, at: Time },
@@ -68,7 +69,7 @@ pub(crate) enum MaintenanceMessage {
     Ask { ask: RoomAsk, model: ModelKey, device: Device, needed: Bytes, until: Time },
     /// It needs it no longer.
     Withdraw { ask: RoomAsk },
-    /// A pool says who could go.
+    /// A pool's idle workers, and what they hold.
     Offers { pool: PoolIndex, offers: Vec<Offer> },
     /// Bytes came back to a budget.
     Released,
@@ -120,7 +121,7 @@ impl Drop for IntervalGuard {
     }
 }
 
-/// See the module.
+/// The maintenance actor.
 pub(crate) struct Maintenance;
 
 impl Actor for Maintenance {
@@ -226,7 +227,7 @@ impl MaintenanceState {
         }
     }
 
-    /// What it asked for is not wanted any more, and nobody waits for its offers.
+    /// Drops what the pool asked for, and waits for its offers no longer.
     fn pool_down(&mut self, pool: PoolIndex) {
         if let Some(place) = self.pools.get_mut(pool.0) {
             *place = None;
@@ -305,7 +306,7 @@ impl MaintenanceState {
         }
     }
 
-    /// A pool may have taken the room between the reading of the ledger and now.
+    /// Takes the lease of a grant. A pool may have taken the room since the ledger was read.
     fn grant(&self, ask: RoomAsk, device: &Device, needed: Bytes) -> RoomInput {
         match self.arguments.budgets.get(device).and_then(|budget| budget.lease(needed)) {
             Some(lease) => {
@@ -369,7 +370,8 @@ impl MaintenanceState {
         }
     }
 
-    /// The host's memory is also used by others. A budget that is used up is no shortage: a load makes its own room.
+    /// Measures memory pressure. The host's memory is also used by others; a budget that is used up is no
+    /// shortage, since a load makes its own room.
     fn check_pressure(&mut self) {
         let memory = (self.arguments.memory)();
         let machine = PressureLevel::of(memory.used, memory.limit);

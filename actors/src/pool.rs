@@ -1,7 +1,8 @@
-//! The pool supervisor of one capability: it owns its workers' handles, which nobody else stores, and every accepted
-//! job until it is answered. It decides nothing: each message becomes an input of the pure scheduler, and the effects
-//! that come back are carried out in `pool/effects.rs`; what workers say is taken in by `pool/reports.rs`. Clients send it
-//! jobs, workers report to it, maintenance and the system command it. Its mailbox is bounded by the slots of its jobs.
+//! The pool supervisor of one capability: it owns its workers' handles, which nobody else stores, and every
+//! accepted job until it is answered. It decides nothing: each message becomes an input of the pure
+//! scheduler, and the effects that come back are carried out in `pool/effects.rs`; what becomes of workers is
+//! taken in by `pool/reports.rs`. Clients send it jobs, workers report to it, maintenance and the system
+//! command it. Its mailbox is bounded by the slots of its jobs.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::{Entry, HashMap};
@@ -35,13 +36,13 @@ mod reports;
 
 use publish::Publisher;
 
-/// What clients, workers, maintenance, the system and its own timers tell a pool.
+/// A message to a pool from clients, workers, maintenance, the system or its own timers.
 pub(crate) enum PoolMessage<C: Capability> {
     /// Requests have come, or their callers gone: the intake is not empty any more.
     Arrivals,
     /// Start, stop or pin a model, and say when it is done.
     Call { model: Arc<Registered<C>>, call: Call, done: Caller },
-    /// From a worker or its thread.
+    /// From a worker's thread.
     Report(Report<C>),
     /// From maintenance or the system.
     Command(PoolCommand),
@@ -53,13 +54,13 @@ pub(crate) enum PoolMessage<C: Capability> {
 
 crate::impl_message!(PoolMessage<C>);
 
-/// Who waits for a call, and the permit that bounds how many do.
+/// The caller of a call, and the permit that bounds how many wait.
 pub(crate) struct Caller {
     pub(crate) done: oneshot::Sender<Result<()>>,
     pub(crate) _permit: Option<OwnedSemaphorePermit>,
 }
 
-/// What can be asked of a model besides requests.
+/// A call on a model that is no request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Call {
     Preload,
@@ -110,7 +111,7 @@ pub(crate) struct PoolArguments {
     pub(crate) events: Events,
 }
 
-/// What is held for a worker between its request for room and its load.
+/// The lease and weights held for a worker between its request for room and its load.
 struct HeldRoom<C: Capability> {
     lease: Option<Lease>,
     /// Kept from the moment of the decision, so that weights to share cannot go in between.
@@ -121,11 +122,11 @@ struct HeldRoom<C: Capability> {
 /// Repeats a question to maintenance after it was started again.
 type MaintenanceMessageFactory = Box<dyn Fn() -> MaintenanceMessage + Send>;
 
-/// Where a model's weights are, as far as the pool knows. The workers keep them alive; the pool does so only while a
+/// The pool's references to a model's weights. The workers keep them alive; the pool does so only while a
 /// crashed worker's replacement waits for its backoff.
 struct WeightsEntry<C: Capability> {
     shared: Weak<SharedWeights<C>>,
-    /// What a worker that has just crashed left behind, until the scheduler says whether to keep it.
+    /// The weights of a worker that has just crashed, until the scheduler says whether to keep them.
     offered: Option<Arc<SharedWeights<C>>>,
     retained: Option<Arc<SharedWeights<C>>>,
 }
@@ -152,7 +153,7 @@ pub(crate) struct PoolState<C: Capability> {
     publisher: Publisher,
 }
 
-/// See the module.
+/// The pool supervisor of one capability.
 pub(crate) struct Pool<C: Capability> {
     intake: Arc<Intake<C>>,
     catalogue: Arc<Catalogue<C>>,
@@ -200,8 +201,8 @@ impl<C: Capability> Actor for Pool<C> {
         Ok(())
     }
 
-    /// Decides about crashes: a worker whose actor ends while the pool has its handle has crashed, whether its thread
-    /// panicked or somebody killed or stopped it.
+    /// Decides about crashes: a worker whose actor ends while the pool has its handle has crashed, whether
+    /// its thread panicked or somebody killed or stopped it.
     async fn handle_supervisor_evt(
         &self,
         myself: ActorRef<Self::Msg>,
@@ -239,7 +240,8 @@ impl<C: Capability> PoolState<C> {
         }
     }
 
-    /// Feeds the inputs that have gathered to the scheduler and carries out what follows, until nothing more does.
+    /// Feeds the inputs that have gathered to the scheduler and carries out what follows, until nothing more
+    /// does.
     async fn proceed(&mut self, myself: &ActorRef<PoolMessage<C>>) {
         let mut effects = Vec::new();
         while let Some(input) = self.inputs.pop_front() {
@@ -306,7 +308,7 @@ impl<C: Capability> PoolState<C> {
         }
     }
 
-    /// Everything that has come, handed to the scheduler at one moment, so that it forms whole batches of it.
+    /// Hands everything that has come to the scheduler at one moment, so that whole batches form.
     fn arrivals(&mut self, catalogue: &Catalogue<C>) {
         let arrivals = self.intake.take();
         let mut tickets = Vec::with_capacity(arrivals.len());
@@ -367,8 +369,8 @@ impl<C: Capability> PoolState<C> {
         }
     }
 
-    /// Models that were taken out of the catalogue may not stay for a pin, and are forgotten once nothing is left of
-    /// them, so that models that come and go do not add up.
+    /// Unpins models that were taken out of the catalogue, and forgets them once nothing is left of them, so
+    /// that models that come and go do not add up.
     fn forget_unregistered(&mut self, catalogue: &Catalogue<C>) {
         let gone: Vec<ModelKey> =
             self.models.values().filter(|model| !catalogue.holds(model)).map(|model| model.key()).collect();

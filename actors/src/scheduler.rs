@@ -1,11 +1,13 @@
-//! The pure core of a pool: everything that decides. Which worker, what batch, when to start, cool down, evict,
-//! restart, give up, answer: all of it is [`Scheduler::handle`], a function of the state, one input and a given
-//! moment that returns effects. No actor, no clock, no lock, no randomness but a seeded generator; the pool's shell
-//! turns messages into inputs and effects into sends, and the simulation does the same in virtual time.
+//! The pure core of a pool, which makes all its decisions: which worker, what batch, when to start, cool
+//! down, evict, restart, give up and answer. All of it is [`Scheduler::handle`], a function of the state, one
+//! input and a given moment that returns effects. It has no actor, no clock, no lock, and no randomness but a
+//! seeded generator; the pool's shell turns messages into inputs and effects into sends, and the simulation
+//! does the same in virtual time.
 //!
-//! One file for each policy: `ticket` (rank), `batching` (who shares a batch), `queue` (who waits), `requests` (accept,
-//! run, rerun, answer), `workers` (start, room), `failures` (crash), `restart` and `breaker` (how often), `health`
-//! (stuck), `cooldown` (cooldown, eviction, unload), `offers` (what may go to make room), `shutdown`.
+//! One file for each policy: `ticket` (rank), `batching` (who shares a batch), `queue` (who waits),
+//! `requests` (accept, run, rerun, answer), `workers` (start, room), `failures` (crash), `restart` and
+//! `breaker` (how often), `health` (stuck), `cooldown` (cooldown, eviction, unload), `offers` (what may go to
+//! make room), `shutdown`.
 
 mod breaker;
 mod restart;
@@ -41,7 +43,7 @@ use crate::memory::PressureLevel;
 use crate::model::Footprint;
 use crate::telemetry::{Event, EvictionReason};
 
-/// What the scheduler knows of a model from its registration.
+/// The policy of a model, from its registration.
 ///
 /// ```
 /// use model_actors::scheduler::{Batching, ModelPolicy};
@@ -63,13 +65,13 @@ pub struct ModelPolicy {
     pub device: Device,
     /// Its settings, shared with other models that have the same.
     pub config: Arc<PoolConfig>,
-    /// How its requests share runs.
+    /// The way its requests share runs.
     pub batching: Batching,
     /// Keep it in memory from the start.
     pub pinned: bool,
 }
 
-/// Where a new worker's weights come from.
+/// The source of a new worker's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// From disk: the first worker of a model.
@@ -78,19 +80,19 @@ pub enum Source {
     Shared,
 }
 
-/// How much may be done to find room for a worker.
+/// The effort that may be made to find room for a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
     /// Evict idle workers of other models, and wait until this moment for room.
     MakeRoom {
-        /// When to give up.
+        /// The moment to give up.
         until: Time,
     },
     /// Take what is free at once, or do without.
     IfFree,
 }
 
-/// What became of a request when its batch ended.
+/// The outcome of a request when its batch ended.
 #[derive(Debug, Clone)]
 pub enum Outcome {
     /// The thread has answered it.
@@ -103,7 +105,7 @@ pub enum Outcome {
     FailedAfterOutput(Failure),
 }
 
-/// What a request had come to when its worker died.
+/// The state of a request when its worker died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// Answered before the death.
@@ -118,7 +120,7 @@ pub enum Fate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CallId(pub u64);
 
-/// Everything that the scheduler is told.
+/// An input of the scheduler.
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
 pub enum Input {
@@ -160,13 +162,13 @@ pub enum Input {
     Ended { worker: WorkerId },
     /// Ping the idle workers.
     HealthCheck,
-    /// Memory is this short.
+    /// The level of memory pressure on a device.
     Pressure { device: Device, level: PressureLevel },
     /// Finish by the deadline, take nothing new.
     Shutdown { deadline: Time },
 }
 
-/// Everything that the scheduler may ask of the world.
+/// An effect that the scheduler asks for.
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
 pub enum Effect {
@@ -202,13 +204,13 @@ pub enum Effect {
     RetainWeights { key: ModelKey },
     /// The weights need no keeping any more.
     ReleaseWeights { key: ModelKey },
-    /// Memory ran out in spite of the budget: have idle workers of another model evicted.
+    /// Have idle workers of another model evicted: memory ran out in spite of the budget.
     Relieve { device: Device },
     /// Answer a caller of `preload` or `unload`.
     Return { call: CallId, result: Result<(), Error> },
     /// A request has to wait; so many are before it.
     Queued { key: ModelKey, request: RequestId, position: usize },
-    /// Tell who listens.
+    /// Send an event to the subscribers.
     Emit(Event),
     /// Shut down: nothing runs and nothing waits.
     Drained { abandoned: usize },
@@ -220,11 +222,11 @@ pub struct Scheduler {
     /// Time between two cooldown evictions of one model.
     cooldown_interval: Duration,
     pub(crate) models: BTreeMap<ModelKey, ModelState>,
-    /// Which model a worker belongs to, for as long as its thread lives.
+    /// The model of each worker whose thread lives.
     owners: BTreeMap<WorkerId, ModelKey>,
     next_worker: u64,
     random: fastrand::Rng,
-    /// How short each memory is; normal where nothing was said.
+    /// The pressure on each memory; normal where nothing was said.
     pressure: BTreeMap<Device, PressureLevel>,
     shutdown: Option<shutdown::Shutdown>,
     alarm: Time,
@@ -248,7 +250,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes one input at a moment and appends what follows from it. Inputs about workers that are gone are ignored.
+    /// Takes one input at a moment and appends what follows from it. Inputs about workers that are gone are
+    /// ignored.
     pub fn handle(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
         match input {
             Input::Declare { key, policy } => self.declare(key, policy),
@@ -280,12 +283,12 @@ impl Scheduler {
         self.check_drained(effects);
     }
 
-    /// When [`Input::Tick`] is wanted at the latest. It may come early; it must not be missed.
+    /// The moment at which [`Input::Tick`] is wanted at the latest. It may come early; it must not be missed.
     pub fn alarm(&self) -> Time {
         self.alarm
     }
 
-    /// When [`Input::Cooldown`] is wanted.
+    /// The moment at which [`Input::Cooldown`] is wanted.
     pub fn cooldown_alarm(&self) -> Time {
         self.cooldown_alarm
     }
@@ -336,7 +339,8 @@ impl Scheduler {
         self.models.get_mut(&key).map(|model| (key, model))
     }
 
-    /// Everything that is due: deadlines, restarts, stalls, unloads, the end of a shutdown. Sets the alarm exactly.
+    /// Does everything that is due: deadlines, restarts, stalls, unloads, the end of a shutdown. Sets the
+    /// alarm exactly.
     fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.alarm = Time::NEVER;
         let keys: Vec<ModelKey> = self.models.keys().copied().collect();

@@ -1,5 +1,5 @@
-//! Fakes for tests, here and in applications: a model that does what each request tells it to, faults included, and
-//! a system that fails the test which leaves anything behind.
+//! Fakes for tests, here and in applications: a model that does what each request tells it to, faults
+//! included, and a system that fails the test which leaves anything behind.
 
 #![allow(clippy::panic, clippy::expect_used, reason = "a test helper fails its test by panicking")]
 

@@ -1,10 +1,12 @@
-//! The worker of a pool: one loaded model, as one thing in two parts. The thread (`worker/thread.rs`) is the only place
-//! where model code runs; the actor stands for it in the supervision tree and does nothing but end.
+//! The worker of a pool: one loaded model, as one thing in two parts. The thread (`worker/thread.rs`) is the
+//! only place where model code runs; the actor stands for it in the supervision tree and does nothing but
+//! end.
 //!
-//! The worker's mailbox is its thread's channel of [`Order`]s. Only the pool holds the sender, in the [`WorkerHandle`],
-//! so the channel is bounded by what the pool grants: one start, the requests of the worker's seats, and one ping.
-//! Orders do not pass through the actor, which would cost each batch a task switch. The actor's own mailbox takes
-//! nothing but a [`Crash`]: one from the thread at most and one from the pool.
+//! The worker's mailbox is its thread's channel of [`Order`]s. Only the pool holds the sender, in the
+//! [`WorkerHandle`], so the channel is bounded by what the pool grants: one start, the requests of the
+//! worker's seats, and one ping. Orders do not pass through the actor, which would cost each batch a task
+//! switch. The actor's own mailbox takes nothing but a [`Crash`]: one from the thread at most and one from
+//! the pool.
 //!
 //! Each event takes one way:
 //!
@@ -16,8 +18,8 @@
 //! | a crash: a panic, a kill or a stop of the actor, a thread that ends untold | actor ends, supervision tells the pool |
 //! | the end of a worker that is not wanted any more | pool drops the handle; actor and thread end |
 //!
-//! So the supervision event alone decides about a crash, and a worker that is killed or stopped, by whomever, is
-//! replaced as one that panicked.
+//! So the supervision event alone decides about a crash, and a worker that is killed or stopped, by whomever,
+//! is replaced as one that panicked.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -36,7 +38,8 @@ pub(crate) mod thread;
 
 pub(crate) use thread::{Order, Report, SharedWeights};
 
-/// Why a worker ended without being told to: the one message that its actor takes, and the error that it fails with.
+/// Why a worker ended without being told to: the one message that its actor takes, and the error that it
+/// fails with.
 pub(crate) struct Crash<C: Capability> {
     pub(crate) cause: Cause,
     /// The weights that a thread which panicked holds on to for the replacement.

@@ -1,5 +1,5 @@
-//! A model that fails too often is left alone for a while: its callers are told why and for how long, and one probe
-//! decides what comes next.
+//! A model that fails too often is left alone for a while: its callers are told why and for how long, and one
+//! probe decides what comes next.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -23,7 +23,7 @@ fn failing(load_fails: usize) -> ScriptedLoader {
     ScriptedLoader { load_fails, ..ScriptedLoader::default() }
 }
 
-/// How long to wait, and why, as a refused caller is told.
+/// Returns the wait and the cause that a refused caller is told.
 fn refusal(error: Error) -> (Duration, String) {
     match error {
         Error::CircuitOpen { retry_after, cause, .. } => (retry_after, cause.to_string()),
@@ -35,8 +35,8 @@ async fn state(test: &TestSystem, state: BreakerState) {
     test.until_model("model", &format!("the breaker is {state:?}"), |model| model.breaker == state).await;
 }
 
-/// Does as the refusal says. The time it names is what is promised here, and no status or event tells that it is over: the
-/// breaker looks at the clock when the next request comes.
+/// Does as the refusal says. The time it names is what is promised here, and no status or event tells that it
+/// is over: the breaker looks at the clock when the next request comes.
 async fn heed(retry_after: Duration) {
     tokio::time::sleep(retry_after).await;
 }

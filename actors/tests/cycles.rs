@@ -23,7 +23,7 @@ fn heap() -> usize {
     stats.bytes_allocated - stats.bytes_deallocated
 }
 
-/// What must be flat.
+/// The counts that must be flat.
 #[derive(Debug, Clone, PartialEq)]
 struct Census {
     slots_in_use: usize,
@@ -115,7 +115,7 @@ fn crashes_and_kills_leave_nothing_behind_either() {
     });
 }
 
-/// What is planted, and so must be seen by the census.
+/// A leak planted for the census to see.
 #[derive(Debug)]
 enum Plant {
     Thread,

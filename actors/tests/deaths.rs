@@ -39,8 +39,8 @@ fn fragile(loader: &ScriptedLoader, fuse: &Fuse) -> HookedLoader<ScriptedLoader>
     HookedLoader::new(loader.clone(), move || fuse.burn())
 }
 
-/// The events of a worker's death and of what follows from it, in the order of their names: the end of the dead thread
-/// and the start of the next worker are not ordered.
+/// The events of a worker's death and of what follows from it, in the order of their names: the end of the
+/// dead thread and the start of the next worker are not ordered.
 fn told(events: &mut Receiver<Event>) -> Vec<&'static str> {
     let mut names = Vec::new();
     while let Ok(event) = events.try_recv() {

@@ -1,5 +1,5 @@
-//! The rules that keep the crate readable, enforced: every file says what it is, a module imports only those listed
-//! above it, in `lib.rs` and in each folder, and no model library comes near.
+//! The rules that keep the crate readable, enforced: every file says what it is, a module imports only those
+//! listed above it, in `lib.rs` and in each folder, and no model library comes near.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod rules;

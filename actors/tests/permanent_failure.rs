@@ -1,5 +1,5 @@
-//! A start that would fail the same way again is told to everybody at once with its cause, and is not held against the
-//! model: no breaker, no restart budget, and a sibling that serves goes on.
+//! A start that would fail the same way again is told to everybody at once with its cause, and is not held
+//! against the model: no breaker, no restart budget, and a sibling that serves goes on.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;

@@ -1,4 +1,5 @@
-//! What fails is started again within its budget, loses nothing on the way, and disturbs nobody else.
+//! Workers, pools and maintenance that fail are started again within their budget, lose nothing, and disturb
+//! nobody else.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -7,7 +8,7 @@ use common::*;
 use model_actors::testing::{Act, ScriptedLoader, TestSystem, Victim};
 use model_actors::{BreakerState, CallOptions, Error, Event, ModelStatus};
 
-/// What fails a model, once for each unit of `faults`.
+/// A fault that fails a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     Panic,

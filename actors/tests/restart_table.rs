@@ -1,4 +1,4 @@
-//! What follows from each kind of failure with budget left and without: the cross product, as a table.
+//! Truth table of the restart policy: the cross product of the kinds of failure and the budget that is left.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod timeline;
@@ -33,7 +33,7 @@ enum Left {
     None,
 }
 
-/// What follows for the worker.
+/// The consequence for the worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Then {
     /// A new one, once the backoff has passed and not before.
@@ -44,7 +44,7 @@ enum Then {
     Breaker,
 }
 
-/// What becomes of a request.
+/// The consequence for a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ends {
     /// It waits for the next worker, or runs there.

@@ -1,5 +1,5 @@
-//! Busy is not stuck. A worker without progress is given up: its request is answered, its queue moves on, its bytes
-//! stay charged until its thread really ends, and nothing that it says later counts.
+//! Busy is not stuck. A worker without progress is given up: its request is answered, its queue moves on, its
+//! bytes stay charged until its thread really ends, and nothing that it says later counts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::*;
 use model_actors::testing::{Act, Gate, ScriptedLoader, TestSystem};
-use model_actors::{Bytes, CallOptions, Error, Event, WorkerPhase};
+use model_actors::{Bytes, CallOptions, Error, Event, ModelSpec, WorkerPhase};
 
 const STALL: Duration = Duration::from_millis(120);
 
@@ -72,6 +72,34 @@ async fn a_stuck_worker_is_replaced_and_its_queue_moves_on() {
     gate.open();
     test.until_model("model", "the thread has ended", |model| stuck(model) == 0).await;
     assert_eq!(charged(&test), Bytes::mib(21));
+    test.finish().await;
+}
+
+/// Five seconds long, which is what an idle worker has to answer a ping.
+#[tokio::test]
+async fn an_idle_worker_whose_thread_hangs_does_not_answer_its_ping_and_is_replaced() {
+    let mut test = impatient().await;
+    let mut events = test.system.events();
+    let gate = Gate::default();
+    let loader = ScriptedLoader { hangs_when_idle: Some(gate.latch()), ..ScriptedLoader::default() };
+    let record = loader.record.clone();
+    let spec = ModelSpec::new("model", loader.clone()).continuous();
+    let model = test.register("model", loader, spec);
+    assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
+    until_true(|| gate.was_reached()).await;
+    refresh(&model).await;
+    test.until_model("model", "it looks idle", |model| idle(model) == 1).await;
+
+    let is_stuck = |event: &Event| matches!(event, Event::WorkerStuck { .. }).then_some(());
+    TestSystem::event(&mut events, "the ping is not answered", is_stuck).await;
+    test.until_model("model", "it is in quarantine and replaced", |model| {
+        (stuck(model), idle(model), model.failures) == (1, 1, 1)
+    })
+    .await;
+    assert_eq!((count(&record.loads), count(&record.builds)), (1, 2), "the replacement shares the weights");
+    gate.open();
+    test.until_model("model", "the thread has ended", |model| stuck(model) == 0).await;
+    assert_eq!(ask(&model, Act::Reply(2)).await.unwrap(), 2);
     test.finish().await;
 }
 

@@ -1,7 +1,9 @@
-//! Who has to go when room runs short: a pure choice among the idle workers that the pools offer.
+//! The eviction policy: a pure choice of idle workers to evict when memory runs short, among those that the
+//! pools offer.
 //!
-//! What is least worth goes first: what has been idle long, frees much, and is quick to load again. One in use is
-//! never on offer; a pinned model's workers and those younger than their minimum residency stay whatever happens.
+//! The least worth goes first: what has been idle long, frees much, and is quick to load again. A worker in
+//! use is never on offer; a pinned model's workers and those younger than their minimum residency stay
+//! whatever happens.
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -19,13 +21,13 @@ pub struct PoolIndex(pub usize);
 pub struct IdleWorker {
     /// The worker.
     pub worker: WorkerId,
-    /// How long it has had nothing to do.
+    /// Time that it has been idle.
     pub idle_for: Duration,
-    /// How long ago it became ready.
+    /// Time since it became ready.
     pub ready_for: Duration,
 }
 
-/// What one model holds, and what of it could go.
+/// The memory that one model holds, and its idle workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
     /// Its pool.
@@ -40,18 +42,18 @@ pub struct Offer {
     pub idle: Vec<IdleWorker>,
     /// Its workers that hold bytes, idle and leaving ones included.
     pub holders: usize,
-    /// How many of the holders were told to go or have died: their bytes are on the way back.
+    /// Number of holders that were told to go or have died: their bytes are on the way back.
     pub leaving: usize,
-    /// What it takes.
+    /// Its footprint.
     pub footprint: Footprint,
-    /// What it takes to load it again.
+    /// Time to load it again.
     pub reload_time: Duration,
     /// A worker younger than this stays.
     pub min_residency: Duration,
 }
 
 impl Offer {
-    /// What comes back when `gone` of its holders are: the weights only with the last of them.
+    /// Bytes that come back when `gone` of its holders are gone; the weights come back with the last of them.
     fn freed_by(&self, gone: usize) -> Bytes {
         if gone == 0 {
             Bytes::ZERO
@@ -62,30 +64,30 @@ impl Offer {
         }
     }
 
-    /// What is on the way back already.
+    /// Bytes that are on the way back already.
     fn coming_back(&self) -> Bytes {
         self.freed_by(self.leaving.min(self.holders))
     }
 
-    /// What it still holds once those on their way out have gone.
+    /// Bytes that it still holds once those on their way out have gone.
     fn kept(&self) -> Bytes {
         self.freed_by(self.holders) - self.coming_back()
     }
 
-    /// What comes back on top of that when `picked` more go.
+    /// Bytes that come back on top of that when `picked` more go.
     fn freed_on_top(&self, picked: usize) -> Bytes {
         self.freed_by(self.leaving + picked) - self.coming_back()
     }
 }
 
-/// What to do about a need for room.
+/// The answer to a need for room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EvictionPlan {
     /// There is room.
     Fits,
     /// There will be, once these workers have gone.
     Evict(Vec<(PoolIndex, WorkerId)>),
-    /// What could go is in use, too young, or on its way out already. Ask again later.
+    /// The workers that could go are in use, too young, or on their way out already. Ask again later.
     Wait,
     /// Not even with everything gone that is not pinned.
     Never,
@@ -122,8 +124,8 @@ pub fn plan(needed: Bytes, ledger: Ledger, device: &Device, offers: &[Offer]) ->
     }
 }
 
-/// Whom to be rid of when memory ran out in spite of the budget, or is about to: the idle workers of the least worth model
-/// if all of it goes with them, else one of them.
+/// Picks idle workers to evict under memory pressure: those of the least worth model, all of them if the
+/// model goes with them, else one.
 pub fn relieve(device: &Device, offers: &[Offer]) -> Vec<(PoolIndex, WorkerId)> {
     let offers: Vec<&Offer> = offers.iter().filter(|offer| offer.device == *device).collect();
     let all = candidates(&offers);
@@ -171,7 +173,7 @@ fn candidates(offers: &[&Offer]) -> Vec<Candidate> {
         .collect()
 }
 
-/// `freed` says what comes back when one goes.
+/// Picks the candidate that is worth least; `freed` says what comes back when one goes.
 fn least_worth(
     offers: &[&Offer],
     left: &[Candidate],
@@ -189,7 +191,7 @@ fn least_worth(
     left.iter().max_by(|left, right| order(left, right)).copied()
 }
 
-/// What all these picks together bring back.
+/// Bytes that all these picks together bring back.
 fn freed(offers: &[&Offer], picks: &[Candidate]) -> Bytes {
     let picked = |index| picks.iter().filter(|pick| pick.offer == index).count();
     offers.iter().enumerate().map(|(index, offer)| offer.freed_on_top(picked(index))).sum()

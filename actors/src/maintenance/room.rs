@@ -1,6 +1,6 @@
-//! Who waits for room: strictly first come, first served on each device. A pure desk: it is told of asks, of what
-//! the pools offer and of bytes that came back, and says whom to grant, deny or evict. Which workers go is
-//! `eviction`'s choice; taking the lease and sending the messages is the maintenance actor's work.
+//! The queue of loads that wait for room, first come, first served on each device. A pure desk: its inputs
+//! are asks, the offers of the pools and bytes that came back; its effects grant, deny and evict. `eviction`
+//! chooses the workers; the maintenance actor takes the leases and sends the messages.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -9,9 +9,10 @@ use super::eviction::{EvictionPlan, Offer, PoolIndex, plan};
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
 use crate::memory::Ledger;
 
-/// A round of questions ends after this long with the answers that came, so that a pool that died holds up nobody.
+/// A round of questions ends after this long with the answers that came, so that a pool that died holds up
+/// nobody.
 const ROUND: Duration = Duration::from_millis(100);
-/// What had to wait is looked at again after this long, if no bytes come back before.
+/// Time after which a load that waits is looked at again, if no bytes come back before.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// An ask, named by the worker that the room is for.
@@ -23,12 +24,12 @@ pub struct RoomAsk {
     pub worker: WorkerId,
 }
 
-/// Everything that the desk is told.
+/// An input of the desk.
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
 pub enum RoomInput {
-    /// Room is wanted by `until`. With `until` now or past, what is free is given at once, or nothing. The asking
-    /// model's own workers are never evicted for it.
+    /// Room is wanted by `until`. With `until` now or past, what is free is given at once, or nothing. The
+    /// asking model's own workers are never evicted for it.
     Ask { ask: RoomAsk, model: ModelKey, device: Device, needed: Bytes, until: Time },
     /// It is not wanted any more.
     Withdraw { ask: RoomAsk },
@@ -46,7 +47,7 @@ pub enum RoomInput {
     Tick,
 }
 
-/// Everything that the desk asks of the world.
+/// An effect that the desk asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
 pub enum RoomEffect {
@@ -85,7 +86,7 @@ struct Round {
     ends: Time,
 }
 
-/// See the module.
+/// The desk at which loads wait for room.
 #[derive(Debug)]
 pub struct RoomDesk {
     pools: usize,
@@ -141,7 +142,7 @@ impl RoomDesk {
         self.poll(now, effects);
     }
 
-    /// When [`RoomInput::Tick`] is wanted at the latest.
+    /// The moment at which [`RoomInput::Tick`] is wanted at the latest.
     pub fn alarm(&self) -> Time {
         let waits = |waiting: &&Waiting| waiting.state == State::Waits;
         let ends = self.lines.values().flatten().filter(waits).map(|waiting| waiting.until);
@@ -153,7 +154,7 @@ impl RoomDesk {
         ends.min().map_or(Time::NEVER, |end| end.min(next))
     }
 
-    /// How many wait for room on a device.
+    /// Number of loads that wait for room on a device.
     pub fn waiting(&self, device: &Device) -> usize {
         self.lines.get(device).map_or(0, VecDeque::len)
     }
@@ -219,7 +220,7 @@ impl RoomDesk {
         }
     }
 
-    /// Answers that come after their round has ended are out of date.
+    /// Takes a pool's offers, unless their round has ended: then they are out of date.
     fn take_offers(&mut self, pool: PoolIndex, offers: Vec<Offer>) {
         if let Some(answer) = self.round.as_mut().and_then(|round| round.answers.get_mut(pool.0)) {
             *answer = Some(offers);
@@ -258,8 +259,8 @@ fn keep_own_workers(asking: &Waiting, offers: &mut [Offer]) {
     }
 }
 
-/// What the ledger will show once the leases of all grants are taken. Some may be in it already, so this errs on the
-/// side of too little room, for a moment.
+/// The ledger as it will be once the leases of all grants are taken. Some may be in it already, so this errs
+/// on the side of too little room, for a moment.
 fn ledger_less_promised(mut ledger: Ledger, line: &VecDeque<Waiting>) -> Ledger {
     let granting = line.iter().filter(|waiting| waiting.state == State::Granting);
     let promised: Bytes = granting.map(|waiting| waiting.needed).sum();

@@ -1,4 +1,4 @@
-//! What a pool does with each effect of its scheduler. One function an effect, none of which decides anything.
+//! Carries out the effects of a pool's scheduler: a function for each, none of which decides anything.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -244,7 +244,8 @@ impl<C: Capability> PoolState<C> {
         self.let_go(worker);
     }
 
-    /// Gives a worker up: its thread keeps what it has until it ends, if ever; its run is cut off from its callers.
+    /// Gives a worker up: its thread keeps what it has until it ends, if ever; its run is cut off from its
+    /// callers.
     fn quarantine(&mut self, worker: WorkerId) {
         self.offer_weights(worker, None);
         self.stop(worker);

@@ -1,6 +1,6 @@
-//! When and how a pool publishes its status: at once when the tree changed, at most forty times a second when only
-//! requests came and went, and always once more at the end of a burst. While anything loads or runs, its progress is
-//! published ten times a second although no message tells of it.
+//! Publishes the status of a pool: at once when the tree changed, at most forty times a second when only
+//! requests came and went, and always once more at the end of a burst. While anything loads or runs, its
+//! progress is published ten times a second although no message tells of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +20,9 @@ use crate::status::{
 };
 use crate::{WorkerId, WorkerPhase};
 
-/// Between two publications for the sake of requests that came and went.
+/// Pause between two publications because of requests that came and went.
 const PAUSE: Duration = Duration::from_millis(25);
-/// Between two publications for the sake of progress alone.
+/// Pause between two publications because of progress alone.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Publisher {
@@ -32,7 +32,7 @@ pub(super) struct Publisher {
     last: Time,
     need: Need,
     timer: Alarm,
-    /// What the timer is set for.
+    /// The need that the timer is set for.
     armed: Need,
 }
 

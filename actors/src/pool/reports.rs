@@ -1,6 +1,6 @@
-//! Turns what a pool learns of its workers into inputs of the scheduler: the reports of their threads, the supervision
-//! events of their actors, and the progress that their gauges show. Here a run that is over is cut off from its callers,
-//! and the weights that a crashed worker leaves behind are offered for keeping.
+//! Turns what a pool learns of its workers into inputs of the scheduler: the reports of their threads, the
+//! supervision events of their actors, and the progress that their gauges show. Here a run that is over is
+//! cut off from its callers, and the weights that a crashed worker leaves behind are offered for keeping.
 
 use std::sync::{Arc, Weak};
 
@@ -35,8 +35,8 @@ impl<C: Capability> PoolState<C> {
         self.inputs.push_back(input);
     }
 
-    /// A thread that ends while the pool has its handle was not told to: its actor fails, unless it has already, and
-    /// the supervision event decides before the end is told.
+    /// A thread that ends while the pool has its handle was not told to: its actor fails, unless it has
+    /// already, and the supervision event decides before the end is told.
     fn thread_ended(&mut self, worker: WorkerId) {
         match self.workers.get_mut(&worker) {
             Some(handle) => {
@@ -102,8 +102,8 @@ impl<C: Capability> PoolState<C> {
         self.running_jobs(worker).into_iter().map(fate).collect()
     }
 
-    /// Ends the attempts of requests that failed and may be run again. A thread that was given up and came back reports
-    /// too, on requests that run elsewhere by now: those attempts are none of its business.
+    /// Ends the attempts of requests that failed and may be run again. A thread that was given up and came
+    /// back reports too, on requests that run elsewhere by now: those attempts are none of its business.
     fn end_failed_attempts(&self, worker: WorkerId, outcomes: &[(RequestId, Outcome)]) {
         let failed = |request| {
             outcomes.iter().any(|(of, outcome)| *of == request && matches!(outcome, Outcome::Failed(_)))

@@ -1,24 +1,25 @@
 //! Decides which requests share a batch; nothing else does.
 //!
-//! 1. **A batch** is formed when a worker is idle, of what waits by then; there is no batching timer. It begins with the
-//!    first request in rank and takes further ones in rank order ([`pick`]). They share its key
-//!    ([`Capability::batch_key`](crate::Capability::batch_key)); those of another key are passed over. It is full with
-//!    as many requests as its limits allow, or at the first one that would exceed their cost
-//!    ([`Capability::cost`](crate::Capability::cost), tokens say). One request always fits, whatever it costs.
-//! 2. **The limits** are the model's [`BatchLimits`]. [`ModelSpec::max_batch_requests`](crate::ModelSpec) lowers them at
-//!    registration. A half-open breaker lets one request through at a time. Several idle workers share what waits
-//!    evenly ([`Batches::even_share`]).
-//! 3. **A running batch** of a model with [`Batching::Continuous`] is joined between its steps: by requests of its key,
-//!    up to the limits less what runs ([`Batches::seats`]), and by none that would overtake a request of another key, so
-//!    that a run that others join for ever keeps nobody waiting. Nobody joins while a rerun waits for a worker, nor a
-//!    run that a suspect has for itself.
-//! 4. **A batch that fails** is split in two, each of which runs again as it is and before anything else. If it ran out
-//!    of memory, half of it is the most that a batch may have until the model is loaded anew
+//! 1. **A batch** is formed when a worker is idle, of what waits by then; there is no batching timer. It
+//!    begins with the first request in rank and takes further ones in rank order ([`pick`]). They share its
+//!    key ([`Capability::batch_key`](crate::Capability::batch_key)); those of another key are passed over. It
+//!    is full with as many requests as its limits allow, or at the first one that would exceed their cost
+//!    ([`Capability::cost`](crate::Capability::cost), tokens say). One request always fits, whatever it
+//!    costs.
+//! 2. **The limits** are the model's [`BatchLimits`]. [`ModelSpec::max_batch_requests`](crate::ModelSpec)
+//!    lowers them at registration. A half-open breaker lets one request through at a time. Several idle
+//!    workers share what waits evenly ([`Batches::even_share`]).
+//! 3. **A running batch** of a model with [`Batching::Continuous`] is joined between its steps: by requests
+//!    of its key, up to the limits less what runs ([`Batches::seats`]), and by none that would overtake a
+//!    request of another key, so that a run that others join for ever keeps nobody waiting. Nobody joins
+//!    while a rerun waits for a worker, nor a run that a suspect has for itself.
+//! 4. **A batch that fails** is split in two, each of which runs again as it is and before anything else. If
+//!    it ran out of memory, half of it is the most that a batch may have until the model is loaded anew
 //!    ([`Batches::ran_out_of_memory`]). What ran on a worker that died or got stuck is run again one by one.
 //!
-//! A model runs its batch as it likes, in one pass or in several: the workers for text embedding pack a batch into
-//! passes of limited size, those for diffusion run one request after another. That changes no batch's members, and they
-//! are answered together or, with [`Batching::Continuous`], one by one.
+//! A model runs its batch as it likes, in one pass or in several: the workers for text embedding pack a batch
+//! into passes of limited size, those for diffusion run one request after another. That changes no batch's
+//! members, and they are answered together or, with [`Batching::Continuous`], one by one.
 
 use super::ticket::{Rank, Ticket};
 use crate::capability::BatchKey;
@@ -42,8 +43,8 @@ pub(super) struct Picked {
     pub(super) late: Vec<Rank>,
 }
 
-/// Picks a batch from the requests that wait, in rank order. With the key of a batch that is running, picks what may
-/// join it.
+/// Picks a batch from the requests that wait, in rank order. With the key of a batch that is running, picks
+/// what may join it.
 pub(super) fn pick<'a>(
     waiting: impl Iterator<Item = (&'a Rank, &'a Ticket)>,
     limits: BatchLimits,
@@ -103,8 +104,8 @@ impl Batches {
         BatchLimits { requests: if probing { 1 } else { self.requests }, ..self.configured }
     }
 
-    /// The limits of one idle worker's batch, so that each idle one gets a share of what is ready: nobody waits behind
-    /// a busy worker, not even within a batch, while a sibling is idle.
+    /// The limits of one idle worker's batch, so that each idle one gets a share of what is ready: nobody
+    /// waits behind a busy worker, not even within a batch, while a sibling is idle.
     pub(super) fn even_share(&self, probing: bool, ready: usize, idle: usize) -> BatchLimits {
         let limits = self.limits(probing);
         BatchLimits { requests: limits.requests.min(ready.div_ceil(idle.max(1))), ..limits }
@@ -134,8 +135,8 @@ impl Batches {
         })
     }
 
-    /// Notes that the model was loaded anew: memory may hold again what it could not hold then. A limit that still
-    /// holds is found again.
+    /// Notes that the model was loaded anew: memory may hold again what it could not hold then. A limit that
+    /// still holds is found again.
     pub(super) fn loaded(&mut self) {
         self.requests = self.configured.requests;
     }

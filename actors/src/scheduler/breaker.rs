@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::error::Cause;
 use crate::id::Time;
 
-/// Whether requests of a model are let through.
+/// The circuit breaker of a model.
 ///
 /// ```
 /// use model_actors::scheduler::{Breaker, Passage};
@@ -23,7 +23,7 @@ pub enum Breaker {
     Closed,
     /// Requests are refused until the moment comes.
     Open {
-        /// When a probe is let through.
+        /// The moment at which a probe is let through.
         until: Time,
         /// The failure that opened it.
         cause: Cause,
@@ -32,7 +32,7 @@ pub enum Breaker {
     HalfOpen,
 }
 
-/// What the breaker says to a request.
+/// The breaker's answer to a request.
 #[derive(Debug, Clone)]
 pub enum Passage {
     /// Go on.
@@ -41,9 +41,9 @@ pub enum Passage {
     Probe,
     /// Come back later.
     Refused {
-        /// When.
+        /// Time until the next probe.
         retry_after: Duration,
-        /// Why.
+        /// The failure that opened the breaker.
         cause: Cause,
     },
 }

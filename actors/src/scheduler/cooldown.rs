@@ -1,5 +1,6 @@
-//! Letting workers go that are not needed: cooldown when a model has been idle, eviction when maintenance wants the
-//! room, unload when somebody asks for it, and what pins a model against the first two.
+//! Lets go of workers that are not needed: by cooldown when a model has been idle, by eviction when
+//! maintenance wants the room, by unload when somebody asks for it. A pin protects a model from the first
+//! two.
 
 use super::model_state::{Leaving, Unload};
 use super::workers::{answer_preloads, release_weights};
@@ -9,8 +10,8 @@ use crate::id::{ModelKey, Time, WorkerId};
 use crate::telemetry::EvictionReason;
 
 impl Scheduler {
-    /// When the model's next cooldown is due: one idle time after all its workers fell idle, and one interval after
-    /// the last.
+    /// The moment at which the model's next cooldown is due: one idle time after all its workers fell idle,
+    /// and one interval after the last.
     fn cooldown_due(&self, model: &ModelState) -> Option<Time> {
         if model.pinned {
             return None;
@@ -41,7 +42,8 @@ impl Scheduler {
         }
     }
 
-    /// Only an idle worker of a model that has nothing to do goes; anything else has changed since maintenance asked.
+    /// Evicts a worker if it is idle and its model has nothing to do; else that has changed since maintenance
+    /// asked.
     pub(super) fn evict(
         &mut self,
         now: Time,
@@ -77,8 +79,8 @@ impl Scheduler {
         self.advance(now, key, effects);
     }
 
-    /// Running batches finish, everything else of the model goes at once. Requests that wait are served by a new
-    /// start once the bytes are back.
+    /// Unloads a model: running batches finish, everything else of it goes at once. Requests that wait are
+    /// served by a new start once the bytes are back.
     pub(super) fn unload(
         &mut self,
         now: Time,
@@ -126,8 +128,8 @@ impl Scheduler {
         }
     }
 
-    /// Answers those who wait for an unload once the last thread has ended, or when their time is up with what is left
-    /// and why.
+    /// Answers those who wait for an unload once the last thread has ended, or when their time is up with
+    /// what is left and why.
     pub(super) fn check_unload(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         let Some(model) = self.models.get_mut(&key) else { return };
         let Some(unload) = &mut model.unload else { return };

@@ -1,10 +1,11 @@
-//! Losing workers: starts that fail, crashes, the backoff that follows, and the breaker that ends a series of them.
+//! Losing workers: starts that fail, crashes, the backoff that follows, and the breaker that ends a series of
+//! them.
 //!
-//! A start that would fail the same way again (a missing directory, an architecture that is not supported) is no such
-//! series: it answers everybody who waits with its cause, and neither spends the restart budget nor opens the breaker.
-//! The next request tries the load afresh, so that a model serves as soon as its files are right; one load at a time is
-//! tried, whatever the number of callers. While another worker serves, nobody is answered with it, and no further
-//! worker is tried for a moment.
+//! A start that would fail the same way again (a missing directory, an architecture that is not supported) is
+//! no such series: it answers everybody who waits with its cause, and neither spends the restart budget nor
+//! opens the breaker. The next request tries the load afresh, so that a model serves as soon as its files are
+//! right; one load at a time is tried, whatever the number of callers. While another worker serves, nobody is
+//! answered with it, and no further worker is tried for a moment.
 
 use super::model_state::Leaving;
 use super::workers::{SCALE_UP_PAUSE, fail_waiting, leave, release_weights};
@@ -113,8 +114,8 @@ impl Scheduler {
         self.lose_ready_worker(now, key, Loss { entry, fates, error, cause }, effects);
     }
 
-    /// Does what a crash and a stall have in common: the weights are kept for the replacement, the requests are rescued,
-    /// the failure counts.
+    /// Does what a crash and a stall have in common: the weights are kept for the replacement, the requests
+    /// are rescued, the failure counts.
     pub(super) fn lose_ready_worker(
         &mut self,
         now: Time,

@@ -1,7 +1,7 @@
-//! Tells busy workers from stuck ones. A worker that loads or runs must tick its gauge within the stall limit, an idle
-//! one soon after a ping; one that has not is given up. Idle workers are pinged at each health check because a thread
-//! that hangs between two runs has no request whose stall would show it. Workers that have ended are not found here:
-//! supervision tells of those.
+//! Tells busy workers from stuck ones. A worker that loads or runs must tick its gauge within the stall
+//! limit, an idle one soon after a ping; one that has not is given up. Idle workers are pinged at each health
+//! check because a thread that hangs between two runs has no request whose stall would show it. Workers that
+//! have ended are not found here: supervision tells of those.
 
 use std::time::Duration;
 
@@ -51,7 +51,8 @@ impl Scheduler {
         }
     }
 
-    /// Takes a reading of a worker's gauge, and gives the worker up if it shows no progress within the stall limit.
+    /// Takes a reading of a worker's gauge, and gives the worker up if it shows no progress within the stall
+    /// limit.
     pub(super) fn progress_read(
         &mut self,
         now: Time,
@@ -74,7 +75,8 @@ impl Scheduler {
         }
     }
 
-    /// Quarantines a worker: its thread is left to itself, its bytes stay charged until it ends, its place is free.
+    /// Quarantines a worker: its thread is left to itself, its bytes stay charged until it ends, its place is
+    /// free.
     fn give_up(
         &mut self,
         now: Time,

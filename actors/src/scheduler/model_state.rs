@@ -1,5 +1,5 @@
-//! What the scheduler remembers of one model: its queue, its workers and where each stands, its failures, and who
-//! waits for its load or unload. Data and questions about it; the decisions are in the neighbouring files.
+//! The scheduler's state of one model: its queue, its workers and their phases, its failures, and the callers
+//! who wait for its load or unload. Data and questions about it; the decisions are in the neighbouring files.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::id::{Bytes, ModelKey, Time, WorkerId};
 use crate::model::Footprint;
 use crate::progress::WorkerPhase;
 
-/// Where a worker stands. A worker that was told to go, died or got stuck is not here but in `leaving`.
+/// The phase of a worker. One that was told to go, died or got stuck has none; it is in `leaving`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Phase {
     // ## => Sizing => Reserving => Starting => Idle <=> Busy
@@ -18,33 +18,33 @@ pub enum Phase {
     Sizing,
     /// Room has been asked for.
     Reserving {
-        /// How much.
+        /// Bytes asked for.
         bytes: Bytes,
-        /// Where its weights will come from.
+        /// The source of its weights.
         source: Source,
-        /// What may be done to find it.
+        /// The effort that may be made to find it.
         urgency: Urgency,
     },
     /// Its thread loads or builds the model.
     Starting {
-        /// Where its weights come from.
+        /// The source of its weights.
         source: Source,
     },
     /// Ready, with nothing to do.
     Idle {
-        /// Since when.
+        /// The moment from which it has been idle.
         since: Time,
-        /// When it was sent a ping that it has not answered yet.
+        /// The moment of a ping that it has not answered yet.
         pinged_at: Option<Time>,
     },
     /// Running requests.
     Busy {
-        /// Which.
+        /// The requests.
         running: Vec<Ticket>,
     },
 }
 
-/// Why a worker whose thread still lives is not one of the model's workers any more.
+/// The reason why a worker whose thread still lives is not one of the model's workers any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Leaving {
     /// Told to go.
@@ -80,7 +80,7 @@ pub(crate) struct Worker {
     pub(crate) phase: Phase,
     /// It has an actor and a thread.
     pub(crate) spawned: bool,
-    /// When it became ready, for minimum residency.
+    /// The moment at which it became ready, for minimum residency.
     pub(crate) ready_at: Time,
     /// The last progress that is known of.
     pub(crate) progress_at: Time,
@@ -95,7 +95,7 @@ impl Worker {
         matches!(self.phase, Phase::Idle { .. })
     }
 
-    /// Since when it is idle.
+    /// The moment from which it has been idle.
     pub(crate) fn idle_since(&self) -> Option<Time> {
         match self.phase {
             Phase::Idle { since, .. } => Some(since),
@@ -150,14 +150,14 @@ pub(crate) struct ModelState {
     pub(crate) cold_start_goal: usize,
     /// No further worker is tried before this: the last one found no room.
     pub(crate) scale_up_at: Time,
-    /// When it was last at work, whichever worker that was and whether it is still there.
+    /// The last moment at which any of its workers was at work, one that has gone included.
     pub(crate) active_at: Time,
     pub(crate) last_cooldown: Option<Time>,
     pub(crate) batches: Batches,
     /// A load ran out of memory and is being tried a second time.
     pub(crate) load_starved: bool,
     pub(crate) load_began: Time,
-    /// How long the last load took: what an eviction would cost.
+    /// Duration of the last load: the price of an eviction.
     pub(crate) load_time: Duration,
     pub(crate) preloads: Vec<CallId>,
     pub(crate) unload: Option<Unload>,
@@ -238,7 +238,7 @@ impl ModelState {
         self.workers.iter().filter(|worker| worker.is_idle()).count()
     }
 
-    /// When all its workers have been idle, and since when; `None` while anything is to do.
+    /// The moment from which all its workers have been idle; `None` while anything is to do.
     pub(crate) fn idle_since(&self) -> Option<Time> {
         if self.workers.is_empty() || self.is_wanted() {
             return None;
@@ -260,7 +260,7 @@ impl ModelState {
         idle.min().map(|(_, id)| id)
     }
 
-    /// What is charged for it by the latest footprint: weights once, and each worker that has its room.
+    /// Bytes charged for it by the latest footprint: the weights once, and each worker that has its room.
     pub(crate) fn bytes(&self) -> Bytes {
         match (self.footprint, self.holders()) {
             (Some(footprint), holders) if holders > 0 => footprint.with_workers(holders),

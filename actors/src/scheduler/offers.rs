@@ -1,4 +1,5 @@
-//! What maintenance may take when room runs short: each loaded model with what it holds, and its idle workers.
+//! Offers to maintenance for when room runs short: each loaded model with the memory it holds and its idle
+//! workers.
 
 use super::model_state::Leaving;
 use super::{ModelState, Scheduler};
@@ -6,7 +7,7 @@ use crate::id::Time;
 use crate::maintenance::eviction::{IdleWorker, Offer, PoolIndex};
 
 impl Scheduler {
-    /// What this pool, the `pool`th of its system, offers at this moment.
+    /// Returns the offers of this pool, the `pool`th of its system, at this moment.
     pub fn offers(&self, now: Time, pool: PoolIndex) -> Vec<Offer> {
         self.models.values().filter_map(|model| offer(now, pool, model)).collect()
     }

@@ -1,5 +1,5 @@
-//! The waiting requests of one model by rank, and the batches that are to be run again, which go first. Which requests
-//! a batch is made of is decided in `batching`.
+//! The waiting requests of one model by rank, and the batches that are to be run again, which go first. Which
+//! requests a batch is made of is decided in `batching`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -14,7 +14,8 @@ use crate::id::{RequestId, Time};
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     waiting: BTreeMap<Rank, Ticket>,
-    /// Batches that failed or whose worker died, already split, to be run before anything else, none before its time.
+    /// Batches that failed or whose worker died, already split, to be run before anything else, none before
+    /// its time.
     reruns: VecDeque<(Time, Vec<Ticket>)>,
     by_lane: [usize; 2],
     rerunning: usize,
@@ -139,8 +140,8 @@ impl Queue {
         self.reruns.iter().flat_map(|(_, batch)| batch).chain(self.waiting.values())
     }
 
-    /// Takes out the next batch: a rerun as it was split, or what `batching` picks. With the key of a batch that is
-    /// running, takes out what may join it.
+    /// Takes out the next batch: a rerun as it was split, or what `batching` picks. With the key of a batch
+    /// that is running, takes out what may join it.
     pub(crate) fn form(&mut self, limits: BatchLimits, key: Option<BatchKey>, now: Time) -> Formed {
         let mut formed = Formed::default();
         while key.is_none()

@@ -1,5 +1,5 @@
-//! A request's way through the scheduler: accepted or refused, given to an idle worker in a batch, and at the end of
-//! its run answered, split or run again.
+//! A request's way through the scheduler: accepted or refused, given to an idle worker in a batch, and at the
+//! end of its run answered, split or run again.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelId, ModelKey, RequestId, Time, WorkerId};
 use crate::telemetry::Event;
 
-/// A request that was running at so many worker deaths is not run again.
+/// Number of worker deaths after which a request that was running at each is not run again.
 const POISON_DEATHS: u32 = 2;
-/// Before a request that ran out of memory is tried once more: idle workers of other models are told to go, and need a
-/// moment to.
+/// Pause before a request that ran out of memory is tried once more: idle workers of other models are
+/// evicted, which takes a moment.
 const RELIEF: Duration = Duration::from_secs(1);
 
 impl Scheduler {
@@ -45,7 +45,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether new work for the model is taken at all.
+    /// Refuses new work for a model that can take none.
     pub(super) fn admit(&mut self, now: Time, key: ModelKey) -> Result<(), Error> {
         if self.shutdown.is_some() {
             return Err(Error::ShuttingDown);
@@ -77,8 +77,8 @@ impl Scheduler {
         }
     }
 
-    /// Answers what is out of time. A request that is running keeps its seat until its thread sees the mark, and one
-    /// that has made a first output has met its deadline.
+    /// Answers what is out of time. A request that is running keeps its seat until its thread sees the mark,
+    /// and one that has made a first output has met its deadline.
     pub(super) fn expire(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         let Some(model) = self.models.get_mut(&key) else { return };
         let queued = model.queue.take_expired(now);
@@ -90,7 +90,7 @@ impl Scheduler {
         }
     }
 
-    /// What follows from any change of a model: idle workers get work or go, missing workers are started.
+    /// Does what follows from any change of a model: idle workers get work or go, missing workers are started.
     pub(super) fn advance(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         self.dispatch(now, key, effects);
         self.retire(now, key, effects);
@@ -174,8 +174,8 @@ impl Scheduler {
         self.advance(now, key, effects);
     }
 
-    /// A batch of many is split in two; one alone has failed for good, unless it ran out of memory the first time, or
-    /// its run was stopped because nobody waited for another one.
+    /// Reruns requests that failed: a batch of many is split in two; one alone has failed for good, unless it
+    /// ran out of memory the first time, or its run was stopped because nobody waited for another one.
     fn rerun_failed(
         &mut self,
         now: Time,
@@ -224,8 +224,8 @@ impl Scheduler {
         }
     }
 
-    /// What becomes of the requests that a dead worker was running: those that may be rerun are, each alone, so that
-    /// the one that kills is found.
+    /// Answers or reruns the requests that a dead worker was running: those that may be rerun are, each
+    /// alone, so that the one that kills is found.
     pub(super) fn rescue(
         &mut self,
         now: Time,
@@ -279,8 +279,8 @@ fn run(model: &mut ModelState, index: usize, batch: Vec<Ticket>, now: Time, effe
     }
 }
 
-/// Fills the free seats of running workers, until nobody can join any more: who joins one may have kept others from
-/// another.
+/// Fills the free seats of running workers, until nobody can join any more: who joins one may have kept
+/// others from another.
 fn join_running(model: &mut ModelState, now: Time, effects: &mut Vec<Effect>) {
     let mut before = usize::MAX;
     while model.queue.len() < before && !model.queue.is_empty() {

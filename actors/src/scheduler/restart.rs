@@ -1,5 +1,6 @@
-//! How often and how soon: a sliding window of failures, a backoff that doubles with each, and the decision to give
-//! up. OTP's restart intensity with a backoff in front of each restart; used for workers, pools and maintenance.
+//! The restart budget: a sliding window of failures, a backoff that doubles with each, and the decision to
+//! give up. It is OTP's restart intensity with a backoff in front of each restart; used for workers, pools
+//! and maintenance.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use crate::config::RestartConfig;
 use crate::id::Time;
 
-/// What follows a failure.
+/// The verdict on a failure.
 ///
 /// ```
 /// use model_actors::scheduler::Verdict;

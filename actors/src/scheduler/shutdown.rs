@@ -1,5 +1,5 @@
-//! The end: nothing new is taken, what is queued and running has until the deadline, then every remaining caller is
-//! answered. A worker that never returns delays nothing.
+//! The shutdown of a pool: nothing new is taken, what is queued and running has until the deadline, then
+//! every remaining caller is answered. A worker that never returns delays nothing.
 
 use super::model_state::Leaving;
 use super::workers::{fail_waiting, leave, release_weights};
@@ -18,7 +18,7 @@ pub(super) struct Shutdown {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     // ## Finishing => Forced => Drained, or Finishing => Drained
-    /// What was accepted may finish.
+    /// Accepted requests may finish.
     Finishing,
     /// The time ran out: everybody has been answered. Threads that have not ended are reported.
     Forced,

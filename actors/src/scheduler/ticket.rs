@@ -1,8 +1,8 @@
 //! A request as the scheduler sees it, and its rank.
 //!
-//! The rank is fixed when the request arrives: its arrival, moved earlier by its priority and later by the batch lane,
-//! in units of the aging time. So waiting raises a request against every later one, nothing starves, and nothing is
-//! ever re-sorted.
+//! The rank is fixed when the request arrives: its arrival, moved earlier by its priority and later by the
+//! batch lane, in units of the aging time. So waiting raises a request against every later one, nothing
+//! starves, and nothing is ever re-sorted.
 
 use std::time::Duration;
 
@@ -38,7 +38,8 @@ pub struct Ticket {
     pub deaths: u32,
     /// It ran out of memory alone and is being tried a second time.
     pub starved: bool,
-    /// It ran out of time while it was running, and its caller has been told, unless a first output met the deadline.
+    /// It ran out of time while it was running, and its caller has been told, unless a first output met the
+    /// deadline.
     pub expired: bool,
 }
 
@@ -59,7 +60,8 @@ impl Ticket {
     }
 }
 
-/// The order of service: a smaller rank runs earlier. Ties go by request number, which is the order of acceptance.
+/// The order of service: a smaller rank runs earlier. Ties go by request number, which is the order of
+/// acceptance.
 pub(crate) type Rank = (i128, RequestId);
 
 /// Ranks a request that arrives now; `aging` is one level of priority.

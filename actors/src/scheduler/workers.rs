@@ -1,4 +1,5 @@
-//! Starting workers: cold start, scale-up and replacement, the way from no room to ready, and letting go of them.
+//! Starts workers, by cold start, scale-up and replacement, takes them from no room to ready, and lets go of
+//! them.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use crate::telemetry::{Event, EvictionReason};
 pub(super) const SCALE_UP_PAUSE: Duration = Duration::from_secs(1);
 
 impl Scheduler {
-    /// Starts what is missing: the first worker where one is wanted, then the cold start's, replacements, and one
-    /// more while every worker is busy and something waits.
+    /// Starts what is missing: the first worker where one is wanted, then the cold start's, replacements, and
+    /// one more while every worker is busy and something waits.
     pub(super) fn staff(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         let shutting_down = self.shutdown.is_some();
         let Some(model) = self.models.get_mut(&key) else { return };
@@ -286,7 +287,7 @@ pub(super) fn fail_waiting(model: &mut ModelState, error: &Error, effects: &mut 
     }
 }
 
-/// The model has a worker that is ready.
+/// Answers those who preload the model: it has a worker that is ready.
 pub(super) fn answer_preloads(model: &mut ModelState, effects: &mut Vec<Effect>) {
     let calls = model.preloads.drain(..).map(|call| Effect::Return { call, result: Ok(()) });
     effects.extend(calls);
@@ -298,7 +299,8 @@ pub(super) fn release_weights(model: &mut ModelState, effects: &mut Vec<Effect>)
     }
 }
 
-/// Whether a model without a worker may start one. While its breaker refuses, what waits is answered at once.
+/// Returns true if a model without a worker may start one. While its breaker refuses, all who wait are
+/// answered.
 fn probe_or_refuse(now: Time, model: &mut ModelState, effects: &mut Vec<Effect>) -> bool {
     let Passage::Refused { retry_after, cause } = model.breaker.pass(now) else { return true };
     let error = Error::CircuitOpen { model: model.policy.model.clone(), retry_after, cause };

@@ -1,5 +1,5 @@
-//! Something that a scripted model waits for and a test decides: shut until the test opens it or drops it, so that no
-//! thread outlives the test that hung it.
+//! A gate at which scripted models wait, shut until the test opens or drops it, so that no thread outlives
+//! the test that hung it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -29,7 +29,7 @@ pub struct Gate(Arc<Shared>);
 pub struct Latch(Arc<Shared>);
 
 impl Gate {
-    /// What the model waits at.
+    /// The latch at which the model waits.
     pub fn latch(&self) -> Latch {
         Latch(self.0.clone())
     }

@@ -1,5 +1,5 @@
-//! A system for tests that has to be finished, and that fails the test if anything is left when it is: a slot, a
-//! byte, a thread, a model or weights.
+//! A system for tests that has to be finished, and that fails the test if anything is left when it is: a
+//! slot, a byte, a thread, a model or weights.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,13 +36,13 @@ pub enum Leak {
     /// Requests hold slots.
     #[error("{held} slots are held")]
     Slots {
-        /// How many.
+        /// Number of slots.
         held: usize,
     },
     /// Bytes are charged.
     #[error("{bytes} are charged")]
     Bytes {
-        /// How many.
+        /// Number of bytes.
         bytes: Bytes,
     },
     /// Threads have not ended.
@@ -231,7 +231,8 @@ impl TestSystem {
         self.find(victim).kill_and_wait(None).await.expect("the actor can be killed");
     }
 
-    /// Stops an actor after the message that it handles, as anybody with its cell can, and waits until it has ended.
+    /// Stops an actor after the message that it handles, as anybody with its cell can, and waits until it has
+    /// ended.
     pub async fn stop(&self, victim: Victim) {
         let reason = Some("stopped by a test".to_owned());
         self.find(victim).stop_and_wait(reason, None).await.expect("the actor can be stopped");
@@ -292,7 +293,8 @@ impl Drop for TestSystem {
     }
 }
 
-/// Waits until the watched status satisfies the condition and returns it; fails the test after 30 s, with the status.
+/// Waits until the watched status satisfies the condition and returns it; fails the test after 30 s, with the
+/// status.
 pub async fn wait_for(
     status: &mut watch::Receiver<SystemStatus>,
     what: &str,

@@ -1,6 +1,6 @@
-//! Faults in real models: any loader, with something of a test's own done at each tick of its workers' progress. It may
-//! panic, so that the worker crashes in the middle of a run, or wait, so that the test knows where the worker is. What a
-//! scripted model does is left to `script`.
+//! Faults in real models: any loader, with a hook of the test called at each tick of its workers' progress.
+//! It may panic, so that the worker crashes in the middle of a run, or wait, so that the test knows where the
+//! worker is. Scripted models are in `script`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,7 +71,7 @@ impl<C: Capability> Weights<C> for Hooked<C> {
 pub struct Fuse(Arc<AtomicU64>);
 
 impl Fuse {
-    /// How the words of its panic begin, for who wants to keep quiet about it.
+    /// The beginning of its panic's words, for tests that keep quiet about it.
     pub const CRASH: &str = "the fuse was lit: this worker crashes on purpose";
 
     /// The tick of this number from now on, the next one being 1, panics.

@@ -1,5 +1,5 @@
-//! A model whose every fault is a value: each request says what happens when it runs, and the loader what happens
-//! when it loads. A [`Record`] counts what really happened.
+//! A model whose every fault is a value: each request says what happens when it runs, and the loader what
+//! happens when it loads. A [`Record`] counts what really happened.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use crate::progress::LoadStage;
 /// A hung model waits no longer than this, so that a forgotten gate cannot hang a test run.
 const HANG_LIMIT: Duration = Duration::from_secs(60);
 
-/// What a request does when it runs.
+/// The act of a request when it runs.
 #[derive(Debug, Clone)]
 pub enum Act {
     /// Answers with this.
@@ -67,11 +67,11 @@ pub enum Act {
 /// ```
 #[derive(Debug, Clone)]
 pub struct ScriptedRequest {
-    /// What happens.
+    /// The act.
     pub act: Act,
     /// Against the batch's budget.
     pub cost: u64,
-    /// What it may share a batch with.
+    /// Its batch key.
     pub key: u64,
 }
 
@@ -131,7 +131,7 @@ impl ScriptedCapability for StreamedScript {
     }
 }
 
-/// What a scripted model really did.
+/// Counts of what a scripted model did.
 #[derive(Debug, Default)]
 pub struct Record {
     /// Questions for the footprint.
@@ -166,13 +166,13 @@ impl Record {
 /// Loads a scripted model; its faults are set before it is registered.
 #[derive(Debug, Clone)]
 pub struct ScriptedLoader {
-    /// What it takes.
+    /// Its footprint.
     pub footprint: Footprint,
-    /// What it says it takes before it is loaded, if that is not the truth.
+    /// The footprint that it states before it is loaded, if that is not the truth.
     pub estimate: Option<Footprint>,
     /// Fails the first so many loads.
     pub load_fails: usize,
-    /// How it fails them.
+    /// The kind of those failures.
     pub failure: FailureKind,
     /// Panics in the first so many loads.
     pub load_panics: usize,
@@ -190,9 +190,12 @@ pub struct ScriptedLoader {
     pub load_hangs: Option<Latch>,
     /// Only the first so many loads hang. `None`: all.
     pub hung_loads: Option<usize>,
+    /// After each run, answered and reported, a worker of a model with continuous batching makes no progress
+    /// until this opens: its thread hangs while the scheduler has it idle.
+    pub hangs_when_idle: Option<Latch>,
     /// The weights of the first so many loads are never freed: a leak, for the checks that must catch it.
     pub weights_leaked: usize,
-    /// What really happened.
+    /// Counts of what happened.
     pub record: Arc<Record>,
 }
 
@@ -211,6 +214,7 @@ impl Default for ScriptedLoader {
             load_works: None,
             load_hangs: None,
             hung_loads: None,
+            hangs_when_idle: None,
             weights_leaked: 0,
             record: Arc::default(),
         }
@@ -303,12 +307,14 @@ impl<C: ScriptedCapability> Weights<C> for ScriptedWeights {
         }
         fail_first(self.loader.build_fails, build, "build", self.loader.failure)?;
         record.models_alive.fetch_add(1, Ordering::SeqCst);
-        Ok(Box::new(ScriptedModel { record: record.clone() }))
+        let hangs_when_idle = self.loader.hangs_when_idle.clone();
+        Ok(Box::new(ScriptedModel { record: record.clone(), hangs_when_idle }))
     }
 }
 
 struct ScriptedModel {
     record: Arc<Record>,
+    hangs_when_idle: Option<Latch>,
 }
 
 impl Drop for ScriptedModel {
@@ -334,6 +340,9 @@ impl<C: ScriptedCapability> Model<C> for ScriptedModel {
             let joined = batch.join();
             done = batch.items().len() - joined;
             if joined == 0 {
+                if let Some(latch) = &self.hangs_when_idle {
+                    latch.wait(HANG_LIMIT);
+                }
                 return Ok(());
             }
         }

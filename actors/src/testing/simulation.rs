@@ -1,11 +1,12 @@
-//! The pure core under a virtual clock: two or three pools with several models each, one room desk, real ledgers, and
-//! a simulated world of callers, threads and messages in which every step can fail. After every event the invariants
-//! of the design are checked. One seed is one history, the same each time, so a violation can be replayed.
+//! The pure core under a virtual clock: two or three pools with several models each, one room desk, real
+//! ledgers, and a simulated world of callers, threads and messages in which every step can fail. After every
+//! event the invariants of the design are checked. One seed is one history, the same each time, so a
+//! violation can be replayed.
 //!
-//! `scenario` holds what a seed decides at its start, `state` the data, `world` the clock and the events, `checks` the
-//! invariants. `room` is maintenance, `workers` and `runs` are the threads, `shell` carries out effects as the pools'
-//! shell does, `callers` sends requests and commands. A [`Plant`] makes the harness, never the core, do something wrong
-//! that the checks must find.
+//! `scenario` holds what a seed decides at its start, `state` the data, `world` the clock and the events,
+//! `checks` the invariants. `room` is maintenance, `workers` and `runs` are the threads, `shell` carries out
+//! effects as the pools' shell does, `callers` sends requests and commands. A [`Plant`] makes the harness,
+//! never the core, do something wrong that the checks must find.
 
 mod coverage;
 mod plant;
@@ -24,23 +25,23 @@ pub use plant::Plant;
 
 use world::World;
 
-/// What one history came to.
+/// The report of one history.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     /// Events that happened.
     pub events: u64,
-    /// What kinds of things happened, and how often.
+    /// Counts of the things that happened, by kind.
     pub coverage: Coverage,
 }
 
 /// An invariant that did not hold.
 #[derive(Debug, Clone)]
 pub struct Violation {
-    /// The history.
+    /// The seed of the history.
     pub seed: u64,
-    /// Which invariant.
+    /// The invariant.
     pub invariant: &'static str,
-    /// What was seen.
+    /// The observation that contradicts it.
     pub detail: String,
     /// Everything that happened up to then, a line each.
     pub trace: Vec<String>,

@@ -1,7 +1,7 @@
-//! The OS thread of a worker: the only place where model code runs. It sizes, loads, builds and runs as it is ordered,
-//! answers callers directly, and reports each outcome to the pool. A panic goes to the worker's actor, whose failure
-//! the supervision tree tells the pool. Whatever happens in model code, the thread gives its memory back and reports
-//! its end, both by `Drop`. It decides nothing.
+//! The OS thread of a worker: the only place where model code runs. It sizes, loads, builds and runs as it is
+//! ordered, answers callers directly, and reports each outcome to the pool. A panic goes to the worker's
+//! actor, whose failure the supervision tree tells the pool. Whatever happens in model code, the thread gives
+//! its memory back and reports its end, both by `Drop`. It decides nothing.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
@@ -101,7 +101,8 @@ impl<C: Capability> Drop for End<C> {
     }
 }
 
-/// A built model. Field order matters: the model goes before the weights, and both before the worker's own charge.
+/// A built model. Field order matters: the model goes before the weights, and both before the worker's own
+/// charge.
 struct Loaded<C: Capability> {
     model: Box<dyn Model<C>>,
     weights: Arc<SharedWeights<C>>,
@@ -231,8 +232,8 @@ fn items<C: Capability>(
     assignments.into_iter().map(|(job, attempt)| Item::new(job, attempt, gauge.clone(), stall)).collect()
 }
 
-/// Returns the outcome of a request at the end of its run. One that ran out of time is answered here, where it is known
-/// to have been running.
+/// Returns the outcome of a request at the end of its run. One that ran out of time is answered here, where
+/// it is known to have been running.
 fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outcome {
     let job = &item.job;
     if job.is_answered() {
@@ -284,8 +285,8 @@ impl<C: Capability> Joining<C> for Arrivals<'_, C> {
     }
 }
 
-/// Loads the weights unless they are given, corrects the charge to what was measured, and builds the worker's model.
-/// A footprint that is larger than what was reserved, and finds no room, is returned in `outgrown`.
+/// Loads the weights unless they are given, corrects the charge to what was measured, and builds the worker's
+/// model. A footprint that is larger than what was reserved, and finds no room, is returned in `outgrown`.
 fn build<C: Capability>(
     arguments: &ThreadArguments<C>,
     mut lease: Lease,

@@ -1,12 +1,13 @@
-//! The rule of the layers: each list of modules, in `lib.rs` and in the file of every folder, is in reading order, and a
-//! module imports only those listed above it.
+//! The rule of the layers: each list of modules, in `lib.rs` and in the file of every folder, is in reading
+//! order, and a module imports only those listed above it.
 //!
-//! An import is a path that begins with `crate`, `super`, `self` or a module of the file, in a `use` or anywhere else in
-//! the code, macros included. It goes from one branch of the module tree to another; the two branches part at some
-//! module, and there the target has to be listed above the importing one. So files in a folder are ordered among
-//! themselves as the folders are. A name that a module re-exports counts as where it comes from: `super::Ticket` is an
-//! import of `queue` if the folder's file says `use queue::Ticket`. What the folder's file defines itself is above all
-//! of its modules, and a folder's file may import any of its own modules: a parent and its parts are one thing.
+//! An import is a path that begins with `crate`, `super`, `self` or a module of the file, in a `use` or
+//! anywhere else in the code, macros included. It goes from one branch of the module tree to another; the two
+//! branches part at some module, and there the target has to be listed above the importing one. So files in a
+//! folder are ordered among themselves as the folders are. A name that a module re-exports counts as where it
+//! comes from: `super::Ticket` is an import of `queue` if the folder's file says `use queue::Ticket`. What
+//! the folder's file defines itself is above all of its modules, and a folder's file may import any of its
+//! own modules: a parent and its parts are one thing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -217,8 +218,8 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         visit::visit_path(self, path);
     }
 
-    /// The inside of a macro's call has no syntax of its own; its paths are found by their words. `$crate` in a macro's
-    /// definition is no import of the file that defines it.
+    /// The inside of a macro's call has no syntax of its own; its paths are found by their words. `$crate` in
+    /// a macro's definition is no import of the file that defines it.
     fn visit_macro(&mut self, call: &'ast syn::Macro) {
         let text = call.tokens.to_string().replace("$ crate", "").replace(" :: ", "::");
         let is_name = |letter: char| letter.is_alphanumeric() || letter == '_' || letter == ':';

@@ -1,4 +1,5 @@
-//! The rules that keep both crates readable, as functions of a crate's folder: each crate has a test that calls them.
+//! The rules that keep both crates readable, as functions of a crate's folder: each crate has a test that
+//! calls them.
 #![allow(dead_code, reason = "each crate uses a part of it")]
 
 mod layers;

@@ -1,5 +1,5 @@
-//! A scheduler and a world that does at once whatever it asks for, on a clock that the test sets. For tests that need
-//! time to the second.
+//! A scheduler and a world that does at once whatever it asks for, on a clock that the test sets. For tests
+//! that need time to the second.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test file uses its part")]
@@ -128,7 +128,7 @@ impl Core {
         })
     }
 
-    /// When which workers were told to go, for this reason.
+    /// The workers that were told to go for this reason, and the moments.
     pub(crate) fn stops(&self, why: EvictionReason) -> Vec<(Time, WorkerId)> {
         let stop = |(when, effect): &(Time, Effect)| match effect {
             Effect::Stop { worker, reason } if *reason == why => Some((*when, *worker)),
@@ -137,7 +137,7 @@ impl Core {
         self.log.iter().filter_map(stop).collect()
     }
 
-    /// When which workers were begun to be started.
+    /// The workers whose start was begun, and the moments.
     pub(crate) fn starts(&self) -> Vec<(Time, WorkerId)> {
         let mut starts: Vec<(Time, WorkerId)> = Vec::new();
         for (when, effect) in &self.log {
@@ -150,7 +150,7 @@ impl Core {
         starts
     }
 
-    /// When the breaker opened.
+    /// The moments at which the breaker opened.
     pub(crate) fn openings(&self) -> Vec<Time> {
         let opened = |effect: &Effect| matches!(effect, Effect::Emit(Event::BreakerOpened { .. }));
         self.log.iter().filter(|(_, effect)| opened(effect)).map(|(when, _)| *when).collect()

@@ -1,5 +1,5 @@
-//! The callers and operators: requests with their deadlines and cancels, preload, unload, pin, stray evictions, kills
-//! and the shutdown, and at the end the settling down.
+//! The callers and operators: requests with their deadlines and cancels, preload, unload, pin, stray
+//! evictions, kills and the shutdown, and at the end the settling down.
 
 use std::time::Duration;
 
@@ -175,7 +175,8 @@ impl World {
         }
     }
 
-    /// No more faults, no pins, no pressure, and threads that hang come back: everything must come to rest by itself.
+    /// No more faults, no pins, no pressure, and threads that hang come back: everything must come to rest by
+    /// itself.
     pub(super) fn close(&mut self) {
         self.check_stuck_were_found();
         self.closing = true;

@@ -11,8 +11,8 @@ use crate::telemetry::EvictionReason;
 
 /// More ticks than this at one moment are a busy loop.
 const MOST_TICKS: u32 = 4;
-/// A stuck worker is found this long after its stall limit at the latest. One that hangs while it is idle has no stall
-/// limit but a few seconds to answer its ping.
+/// A stuck worker is found this long after its stall limit at the latest. One that hangs while it is idle has
+/// no stall limit but a few seconds to answer its ping.
 const NOTICE: Duration = Duration::from_secs(6);
 
 impl World {

@@ -1,4 +1,4 @@
-//! How often each kind of input, effect, fault and ending occurred, so that one sees that they do.
+//! Counts each kind of input, effect, fault and ending, to show that all of them occur.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ impl Coverage {
         Fault::ALL.iter().map(|fault| fault.name()).zip(self.faults).collect()
     }
 
-    /// How requests ended: `ok`, `cancelled`, or an error's reason.
+    /// Endings of requests: `ok`, `cancelled`, or an error's reason.
     pub fn endings(&self) -> Vec<(&'static str, u64)> {
         self.endings.iter().map(|(name, count)| (*name, *count)).collect()
     }
@@ -77,7 +77,7 @@ impl Coverage {
     }
 }
 
-/// What can go wrong in the world, or be done to it.
+/// A fault of the world, or a command to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     SizeFails,

@@ -1,9 +1,9 @@
-//! Faults of the harness itself, planted to see that the checks find them. Each happens once in a history, at one of
-//! the moments at which it could.
+//! Faults of the harness itself, planted to see that the checks find them. Each happens once in a history, at
+//! one of the moments at which it could.
 
 use std::str::FromStr;
 
-/// How the harness distorts what passes between the core and the world.
+/// A distortion by the harness of what passes between the core and the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plant {
     /// An answer does not free its caller's slot.

@@ -1,4 +1,4 @@
-//! Runs of batches, as one and continuous: how they end, what they send out, and what becomes of each request.
+//! The runs of batches, as one and continuous: their ends, their output, and the outcome of each request.
 
 use std::time::Duration;
 
@@ -170,7 +170,7 @@ impl World {
         self.proceed(pool, worker);
     }
 
-    /// What a thread makes of one request at the end of its run, as the real one does.
+    /// Returns the outcome of one request at the end of its run, as the real thread does.
     fn outcome(&mut self, (index, attempt): (usize, u32), failure: Option<Failure>) -> Outcome {
         let now = self.now;
         let request = &self.requests[index];

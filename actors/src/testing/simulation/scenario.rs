@@ -1,5 +1,5 @@
-//! What a seed decides at the start of its history: how many pools and models, their settings and sizes, how much
-//! memory there is, how busy the callers are, and how often each fault happens.
+//! The scenario that a seed decides at the start of its history: pools and models with their settings and
+//! sizes, the memory, the rate of requests, and the rate of each fault.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(super) struct Scenario {
     pub(super) requests: u32,
     /// Typical time between two arrivals.
     pub(super) gap: Duration,
-    /// How long a message takes at most.
+    /// The longest time that a message takes.
     pub(super) delay: Duration,
     pub(super) rates: [f64; Fault::ALL.len()],
     /// Pools take room that is free themselves, as the shell does, or always ask the desk.

@@ -1,5 +1,5 @@
-//! The work of the pools' shell: makes inputs of messages, carries out effects, and keeps the books of leases, weights,
-//! slots and answers.
+//! The work of the pools' shell: makes inputs of messages, carries out effects, and keeps the books of
+//! leases, weights, slots and answers.
 
 use std::time::Duration;
 

@@ -19,7 +19,7 @@ pub(super) struct Request {
     pub(super) bad: bool,
     pub(super) hangs: bool,
     pub(super) attempt: u32,
-    /// When its current run sends out, or sent out, part of the answer.
+    /// The moment at which its current run sends out part of the answer.
     pub(super) emits_at: Option<Time>,
     pub(super) answers: u32,
     pub(super) cancelled: bool,
@@ -195,9 +195,9 @@ pub(super) struct SimWorker {
     pub(super) doing: Doing,
     /// Counts up whenever what was planned for the thread is void.
     pub(super) generation: u32,
-    /// Since when the thread hangs.
+    /// The moment from which the thread hangs.
     pub(super) stalled_at: Option<Time>,
-    /// When the thread last answered a ping.
+    /// The moment at which the thread last answered a ping.
     pub(super) answered_at: Time,
     pub(super) inbox: VecDeque<Order>,
     pub(super) batch: Vec<(usize, u32)>,

@@ -1,5 +1,5 @@
-//! The simulated workers: a thread that sizes, loads, answers pings and ends, and that can fail, stall or vanish at each
-//! step, and an actor that fails when its thread does, or is killed. Runs are in `runs`.
+//! The simulated workers: a thread that sizes, loads, answers pings and ends, and that can fail, stall or
+//! vanish at each step, and an actor that fails when its thread does, or is killed. Runs are in `runs`.
 
 use std::time::Duration;
 

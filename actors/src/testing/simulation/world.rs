@@ -114,13 +114,13 @@ pub(super) struct World {
     pub(super) pools: Vec<Pool>,
     pub(super) requests: Vec<Request>,
     pub(super) ledgers: BTreeMap<Device, Ledger>,
-    /// What is held, counted beside the ledgers.
+    /// Bytes held, counted beside the ledgers.
     pub(super) held: BTreeMap<Device, Bytes>,
     pub(super) weights: Vec<Weights>,
     pub(super) desk: RoomDesk,
     pub(super) desk_at: Time,
     pub(super) arrivals_left: u32,
-    /// Which calls of preload and unload have not returned; of an unload, which model it is to unload.
+    /// Calls of preload and unload that have not returned, and the model of an unload.
     pub(super) calls: BTreeMap<u64, Option<usize>>,
     pub(super) next_call: u64,
     pub(super) closing: bool,
@@ -236,7 +236,8 @@ impl World {
         self.at(self.now + wait, event);
     }
 
-    /// A fault that happens as often as the scenario says, and not once the history is being brought to its end.
+    /// A fault that happens as often as the scenario says, and not once the history is being brought to its
+    /// end.
     pub(super) fn fault(&mut self, fault: Fault) -> bool {
         let rate = self.scenario.rate(fault);
         let happens = !self.closing && rate > 0.0 && self.random.f64() < rate;
@@ -246,7 +247,7 @@ impl World {
         happens
     }
 
-    /// Whether to do what was planted now: once in a history.
+    /// Returns true if the plant is to be carried out now: once in a history.
     pub(super) fn planted(&mut self, plant: Plant) -> bool {
         let happens = self.plant == Some(plant) && self.random.u8(..8) == 0;
         if happens {
