@@ -25,6 +25,11 @@ impl ModelId {
         &self.0
     }
 
+    /// The whole identifier, shared with whoever keeps it.
+    pub(crate) fn shared(&self) -> Arc<str> {
+        self.0.clone()
+    }
+
     /// The part after the last `/`, used to name workers and threads.
     pub fn short(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or(&self.0)

@@ -139,7 +139,7 @@ pub(crate) struct PoolState<C: Capability> {
     weights: HashMap<ModelKey, WeightsEntry<C>>,
     workers: HashMap<WorkerId, WorkerHandle<C>>,
     /// Names of threads that have not ended.
-    threads: HashMap<WorkerId, String>,
+    threads: HashMap<WorkerId, Arc<str>>,
     jobs: FxHashMap<RequestId, Accepted<C>>,
     rooms: HashMap<WorkerId, HeldRoom<C>>,
     /// The models whose weights are on offer while the inputs at hand are worked off.

@@ -181,7 +181,7 @@ pub struct WorkerStatus {
     /// Its number in the pool.
     pub worker: WorkerId,
     /// The name of its thread: the model and its number.
-    pub name: String,
+    pub name: Arc<str>,
     /// What it is doing.
     pub phase: WorkerPhase,
     /// Requests it is running.

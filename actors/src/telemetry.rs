@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use metrics::Label;
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
@@ -174,7 +175,7 @@ impl Events {
 /// The metrics of one model that are touched for every request, looked up once.
 pub(crate) struct ModelMetrics {
     capability: &'static str,
-    model: String,
+    model: metrics::SharedString,
     pub(crate) requests: metrics::Counter,
     pub(crate) succeeded: metrics::Counter,
     pub(crate) cancelled: metrics::Counter,
@@ -187,17 +188,17 @@ pub(crate) struct ModelMetrics {
 
 impl ModelMetrics {
     pub(crate) fn new(capability: &'static str, model: &ModelId) -> Self {
-        let model = model.to_string();
-        let labels = [("capability", capability.to_owned()), ("model", model.clone())];
+        let model = metrics::SharedString::from_shared(model.shared());
+        let labels = [Label::from_static_parts("capability", capability), Label::new("model", model.clone())];
         Self {
-            requests: metrics::counter!(metric::REQUESTS, &labels),
-            succeeded: metrics::counter!(metric::SUCCEEDED, &labels),
-            cancelled: metrics::counter!(metric::CANCELLED, &labels),
-            run_time: metrics::histogram!(metric::RUN_TIME, &labels),
-            batch_size: metrics::histogram!(metric::BATCH_SIZE, &labels),
-            backpressure_wait: metrics::histogram!(metric::BACKPRESSURE_WAIT, &labels),
-            queue_depth: metrics::gauge!(metric::QUEUE_DEPTH, &labels),
-            spawned: metrics::counter!(metric::WORKERS_SPAWNED, &labels),
+            requests: metrics::counter!(metric::REQUESTS, labels.iter()),
+            succeeded: metrics::counter!(metric::SUCCEEDED, labels.iter()),
+            cancelled: metrics::counter!(metric::CANCELLED, labels.iter()),
+            run_time: metrics::histogram!(metric::RUN_TIME, labels.iter()),
+            batch_size: metrics::histogram!(metric::BATCH_SIZE, labels.iter()),
+            backpressure_wait: metrics::histogram!(metric::BACKPRESSURE_WAIT, labels.iter()),
+            queue_depth: metrics::gauge!(metric::QUEUE_DEPTH, labels.iter()),
+            spawned: metrics::counter!(metric::WORKERS_SPAWNED, labels.iter()),
             capability,
             model,
         }

@@ -172,10 +172,10 @@ impl<C: Capability> PoolState<C> {
             abandoned,
             events: self.arguments.events.clone(),
         };
-        let name = format!("{}{worker}", model.id().short());
+        let name: Arc<str> = format!("{}{worker}", model.id().short()).into();
         let arguments =
             ThreadArguments { worker, actor, model: model.clone(), context, orders: received, pool };
-        start(name.clone(), arguments).map_err(Failure::failed)?;
+        start(&name, arguments).map_err(Failure::failed)?;
         self.threads.insert(worker, name);
         self.workers.insert(worker, handle);
         Ok(())
@@ -253,7 +253,7 @@ impl<C: Capability> PoolState<C> {
 
     fn report_drained(&mut self, abandoned: usize) {
         if let Some(done) = self.drained.take() {
-            let mut unfinished: Vec<String> = self.threads.values().cloned().collect();
+            let mut unfinished: Vec<String> = self.threads.values().map(|name| name.to_string()).collect();
             unfinished.sort();
             let _ = done.send(PoolDrained { abandoned, unfinished });
         }

@@ -73,8 +73,8 @@ pub(crate) struct ThreadArguments<C: Capability> {
 }
 
 /// Starts the thread. It ends when the sender of its orders is dropped.
-pub(crate) fn start<C: Capability>(name: String, arguments: ThreadArguments<C>) -> std::io::Result<()> {
-    let builder = std::thread::Builder::new().name(name);
+pub(crate) fn start<C: Capability>(name: &str, arguments: ThreadArguments<C>) -> std::io::Result<()> {
+    let builder = std::thread::Builder::new().name(name.to_owned());
     builder.spawn(move || {
         // Dropped last, so the end is reported once everything else of the thread is gone.
         let end = End { worker: arguments.worker, pool: arguments.pool.clone() };
