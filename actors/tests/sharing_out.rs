@@ -6,7 +6,7 @@ mod timeline;
 
 use timeline::{Core, KEY};
 
-use model_actors::scheduler::{Batching, Effect, Input, ModelPolicy, Ticket};
+use model_actors::scheduler::{Batching, CallId, Effect, Input, ModelPolicy, Ticket};
 use model_actors::{BatchKey, BatchLimits, Device, ModelId, ModelKey, PoolConfig, RequestId, Time};
 
 /// The sizes of the batches that so many requests become at once, with these workers idle and so many at most a batch.
@@ -23,6 +23,26 @@ fn batches(requests: u64, workers: usize, most: usize) -> Vec<usize> {
         _ => None,
     });
     sizes.collect()
+}
+
+/// A second model, whose settings are not checked.
+fn declare(core: &mut Core, config: PoolConfig, batching: Batching) -> ModelKey {
+    let key = ModelKey(1);
+    let (model, device) = (ModelId::from("second"), Device::host());
+    let policy = ModelPolicy { model, device, config: config.into(), batching, pinned: false };
+    core.tell(Input::Declare { key, policy });
+    key
+}
+
+#[test]
+fn a_cold_start_takes_no_more_workers_than_the_model_may_have() {
+    for (cold_start_workers, max_workers, started) in [(2, 1, 1), (4, 2, 2), (2, 4, 2)] {
+        let mut core = Core::new(PoolConfig::default());
+        let config = PoolConfig { cold_start_workers, max_workers, ..PoolConfig::default() };
+        let key = declare(&mut core, config, Batching::PerRun);
+        core.tell(Input::Preload { key, call: CallId(1) });
+        assert_eq!(core.starts().len(), started, "{cold_start_workers} of {max_workers}");
+    }
 }
 
 #[test]
@@ -44,15 +64,7 @@ fn one_worker_takes_them_all_and_a_batch_has_its_limit() {
 fn whoever_can_join_a_run_does() {
     let config = PoolConfig::default().with_cold_start_workers(2).with_max_workers(2);
     let mut core = Core::new(config.clone());
-    let key = ModelKey(1);
-    let policy = ModelPolicy {
-        model: ModelId::from("continuous"),
-        device: Device::host(),
-        config: config.into(),
-        batching: Batching::Continuous,
-        pinned: false,
-    };
-    core.tell(Input::Declare { key, policy });
+    let key = declare(&mut core, config, Batching::Continuous);
     let mut submit = |requests: [(u64, u64); 2]| {
         let ticket = |(request, batch)| {
             (key, Ticket { key: BatchKey(batch), ..Ticket::new(RequestId(request), Time::NEVER) })

@@ -113,7 +113,7 @@ fn config(random: &mut Rng) -> PoolConfig {
     PoolConfig {
         request_timeout: millis(random, 200..60_000),
         max_workers,
-        cold_start_workers: random.usize(1..=max_workers.min(2)),
+        cold_start_workers: random.usize(1..4),
         queue: Some(QueueCapacity { interactive: random.usize(3..20), batch: random.usize(3..20) }),
         stream_buffer: 8,
         cooldown_idle: millis(random, 100..60_000),
