@@ -124,7 +124,8 @@ async fn a_stream_that_has_begun_is_told_of_the_crash() {
         until_true(|| gate.was_reached()).await;
 
         death.strike(&test, Victim::StreamedWorker, &fuse).await;
-        let error = stream.output().await.unwrap_err();
+        let output = tokio::time::timeout(millis(30_000), stream.output());
+        let error = output.await.expect("every stream ends").unwrap_err();
         assert!(matches!(error, Error::WorkerCrashed { .. }), "{death:?}: {error}");
         gate.open();
         assert_eq!(model.call(Act::Stream(3).into(), CallOptions::default()).await.unwrap(), 3, "{death:?}");
