@@ -38,7 +38,8 @@ fn declare(core: &mut Core, config: PoolConfig, batching: Batching) -> ModelKey 
 fn a_cold_start_takes_no_more_workers_than_the_model_may_have() {
     for (cold_start_workers, max_workers, started) in [(2, 1, 1), (4, 2, 2), (2, 4, 2)] {
         let mut core = Core::new(PoolConfig::default());
-        let config = PoolConfig { cold_start_workers, max_workers, ..PoolConfig::default() };
+        let config = PoolConfig::default().with_cold_start_workers(cold_start_workers);
+        let config = config.with_max_workers(max_workers);
         let key = declare(&mut core, config, Batching::PerRun);
         core.tell(Input::Preload { key, call: CallId(1) });
         assert_eq!(core.starts().len(), started, "{cold_start_workers} of {max_workers}");
