@@ -3,10 +3,10 @@
 //! what the logits come from is left to the models.
 
 mod detokenizer;
-mod gguf_tokens;
 mod sampler;
 mod stop;
 mod template;
+mod gguf_tokens;
 
 use model_actors::{Completion, FinishReason, Sampling, Usage};
 

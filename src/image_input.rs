@@ -21,9 +21,9 @@ mod content;
 mod pixels;
 mod jpeg;
 mod decode;
-mod file;
 mod networks;
 pub(crate) mod address;
+mod file;
 mod fetch;
 mod memory;
 #[cfg(test)]

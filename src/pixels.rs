@@ -4,8 +4,8 @@
 //! Where pictures come from is left to `image_input`.
 
 mod resample;
-mod settings;
 mod window;
+mod settings;
 
 use model_actors::Picture;
 

@@ -2,9 +2,9 @@
 //! `apply_chat_template`, but with limits on its steps and its output, for a template comes from outside. Finding
 //! the template in a model's files is here too; tokenizing what it writes is left to the tokenizer.
 
-mod functions;
 mod guard;
 mod limits;
+mod functions;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

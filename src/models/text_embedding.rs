@@ -2,6 +2,7 @@
 //! they share: configuration, tokenizer, prompts, packing texts into passes, pooling, and the three roles of the
 //! actors' model contract. What one family computes is left to its file.
 
+mod pack;
 mod encoder;
 mod bert;
 mod jina_bert;
@@ -14,7 +15,6 @@ mod decoding;
 mod qwen2;
 mod qwen3;
 mod nv_embed;
-mod pack;
 mod plan;
 mod worker;
 

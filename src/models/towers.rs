@@ -4,14 +4,14 @@
 //! lie one after another without padding. What is made of them is left to the capabilities: image embedding pools
 //! them, vision feeds the hidden states of some layer to a language model, text to image those of a text.
 
-pub(crate) mod clip;
-pub(crate) mod dinov2;
 mod positions;
-mod settings;
-pub(crate) mod siglip;
 mod stack;
+mod settings;
 mod text;
 mod vision;
+pub(crate) mod clip;
+pub(crate) mod dinov2;
+pub(crate) mod siglip;
 
 use candle_core::Tensor;
 
