@@ -229,7 +229,7 @@ async fn start(workers: usize) -> (Started, ModelHandle<Echo>) {
     status
         .wait_for(|status| {
             status
-                .model("echo")
+                .model("echo", "echo")
                 .is_some_and(|model| model.workers.len() == workers && model.loading.is_none())
         })
         .await

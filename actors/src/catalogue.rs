@@ -1,8 +1,9 @@
 //! The registered models of a pool: a specification each, thousands of them, and no worker. Registering does no I/O;
-//! a model's metrics and load progress come to life with its first request.
+//! a model's metrics and load progress come to life with its first request. Ending the workers of a model that was
+//! removed or replaced is left to the pool.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -16,7 +17,20 @@ use crate::model::Loader;
 use crate::scheduler::{Batching, ModelPolicy};
 use crate::telemetry::ModelMetrics;
 
-/// A model to register: its name, how to load it, and what differs from the pool's settings.
+mod directory;
+
+pub(crate) use directory::Directory;
+pub use directory::RegisteredModel;
+
+/// Specification of a model to register: its name, its loader, and the settings that differ from its pool's.
+///
+/// ```
+/// use model_actors::testing::{Scripted, ScriptedLoader};
+/// use model_actors::{ModelSpec, PoolConfig};
+/// let one_worker = PoolConfig::default().with_max_workers(1);
+/// let spec = ModelSpec::<Scripted>::new("acme/model", ScriptedLoader::default()).config(one_worker).pinned();
+/// # drop(spec);
+/// ```
 pub struct ModelSpec<C: Capability> {
     id: ModelId,
     loader: Arc<dyn Loader<C>>,
@@ -76,6 +90,8 @@ impl<C: Capability> ModelSpec<C> {
 /// A registered model.
 pub(crate) struct Registered<C: Capability> {
     pub(crate) entry: Arc<ModelEntry>,
+    /// Key of the registration that it goes back to: a replacement keeps it, so that handles follow.
+    origin: ModelKey,
     pub(crate) policy: ModelPolicy,
     pub(crate) loader: Arc<dyn Loader<C>>,
 }
@@ -99,37 +115,45 @@ pub(crate) struct Catalogue<C: Capability> {
     models: DashMap<ModelId, Arc<Registered<C>>>,
     defaults: Arc<PoolConfig>,
     next_key: AtomicU32,
+    /// Models were removed since the pool looked last.
+    has_removals: AtomicBool,
 }
 
 impl<C: Capability> Catalogue<C> {
     pub(crate) fn new(defaults: PoolConfig) -> Self {
-        Self { models: DashMap::new(), defaults: Arc::new(defaults), next_key: AtomicU32::new(0) }
+        Self {
+            models: DashMap::new(),
+            defaults: Arc::new(defaults),
+            next_key: AtomicU32::new(0),
+            has_removals: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn register(&self, spec: ModelSpec<C>) -> Result<Arc<Registered<C>>> {
         let model = self.prepare(spec)?;
         match self.models.entry(model.id().clone()) {
             Entry::Occupied(_) => Err(Error::AlreadyRegistered { model: model.id().clone() }),
-            Entry::Vacant(place) => {
-                place.insert(model.clone());
-                Ok(model)
-            }
+            Entry::Vacant(place) => Ok(place.insert(Arc::new(model)).clone()),
         }
     }
 
-    /// Registers the model and returns the one that had its name before.
-    #[expect(clippy::type_complexity, reason = "the new one and the old one")]
-    pub(crate) fn replace(
-        &self,
-        spec: ModelSpec<C>,
-    ) -> Result<(Arc<Registered<C>>, Option<Arc<Registered<C>>>)> {
+    /// Registers the model, in place of the one that has its name, if any.
+    pub(crate) fn replace(&self, spec: ModelSpec<C>) -> Result<Arc<Registered<C>>> {
         let model = self.prepare(spec)?;
-        let old = self.models.insert(model.id().clone(), model.clone());
-        Ok((model, old))
+        match self.models.entry(model.id().clone()) {
+            Entry::Occupied(mut place) => {
+                let model = Arc::new(Registered { origin: place.get().origin, ..model });
+                // First the new one is found under the name, then the old one refuses: callers in between wait for it.
+                let old = place.insert(model.clone());
+                old.entry.remove();
+                Ok(model)
+            }
+            Entry::Vacant(place) => Ok(place.insert(Arc::new(model)).clone()),
+        }
     }
 
-    /// Checks a specification's settings and gives the model its number.
-    fn prepare(&self, spec: ModelSpec<C>) -> Result<Arc<Registered<C>>> {
+    /// Checks a specification's settings and gives the model its key.
+    fn prepare(&self, spec: ModelSpec<C>) -> Result<Registered<C>> {
         let mut config = match spec.config {
             Some(config) => {
                 config.validate()?;
@@ -152,20 +176,35 @@ impl<C: Capability> Catalogue<C> {
             batching: spec.batching,
             pinned: spec.pinned,
         };
-        Ok(Arc::new(Registered { entry, policy, loader: spec.loader }))
+        Ok(Registered { entry, origin: key, policy, loader: spec.loader })
     }
 
     pub(crate) fn get(&self, id: &ModelId) -> Option<Arc<Registered<C>>> {
         self.models.get(id).map(|entry| entry.value().clone())
     }
 
-    /// True unless the model was taken out, even if another has its name by now.
-    pub(crate) fn holds(&self, model: &Registered<C>) -> bool {
-        self.models.get(model.id()).is_some_and(|entry| entry.value().key() == model.key())
+    /// The model itself, or the one that replaced it; `None` if it was removed.
+    pub(crate) fn current(&self, model: &Arc<Registered<C>>) -> Option<Arc<Registered<C>>> {
+        match model.entry.is_removed() {
+            false => Some(model.clone()),
+            true => self.get(model.id()).filter(|successor| successor.origin == model.origin),
+        }
     }
 
-    pub(crate) fn remove(&self, id: &ModelId) -> Option<Arc<Registered<C>>> {
-        self.models.remove(id).map(|(_, registered)| registered)
+    /// False if there is no such model.
+    pub(crate) fn remove(&self, id: &ModelId) -> bool {
+        let removed = self.models.remove(id);
+        removed.inspect(|(_, model)| model.entry.remove()).is_some()
+    }
+
+    /// Notes that models were removed or replaced. True if the pool has to be told.
+    pub(crate) fn note_removal(&self) -> bool {
+        !self.has_removals.swap(true, Ordering::AcqRel)
+    }
+
+    /// The pool looks at the models that were removed.
+    pub(crate) fn take_removals(&self) {
+        self.has_removals.store(false, Ordering::Release);
     }
 
     pub(crate) fn ids(&self) -> Vec<ModelId> {

@@ -10,8 +10,8 @@ use tokio::sync::{TryAcquireError, mpsc, oneshot};
 use tracing::Instrument;
 
 use crate::capability::Capability;
-use crate::catalogue::{Catalogue, ModelSpec, Registered};
-use crate::entry::Slot;
+use crate::catalogue::{Catalogue, Directory, ModelSpec, Registered};
+use crate::entry::{ModelEntry, Slot};
 use crate::error::{Error, RequestPhase, Result};
 use crate::id::{Lane, ModelId, Priority, Time};
 use crate::job::{Accepted, Answer, Job, JobParts};
@@ -73,6 +73,7 @@ pub enum WhenFull {
 /// Shared by all clients of one pool and the pool's own starts.
 pub(crate) struct PoolShared<C: Capability> {
     pub(crate) catalogue: Arc<Catalogue<C>>,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) gate: PoolGate<C>,
     pub(crate) clock: Clock,
 }
@@ -102,38 +103,49 @@ impl<C: Capability> Client<C> {
         Ok(ModelHandle { shared: self.shared.clone(), model })
     }
 
-    /// Registers a model in place of the one that has its name, if any.
+    /// Registers a model in place of the one that has its name, or anew if none has. From now on all requests are for
+    /// the new one, those of existing handles included. The requests that the old one has accepted end on its own
+    /// workers; when the last has ended, the workers go and their memory is free again. Until then both are in memory.
+    ///
+    /// ```
+    /// use model_actors::testing::{Scripted, ScriptedLoader};
+    /// use model_actors::{Client, ModelSpec, Result};
+    ///
+    /// fn switch(client: &Client<Scripted>, version: ScriptedLoader) -> Result<()> {
+    ///     client.replace(ModelSpec::new("acme/model", version))?;
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] for settings of its own; the model that was registered then stays.
     pub fn replace(&self, spec: ModelSpec<C>) -> Result<ModelHandle<C>> {
-        let (model, old) = self.shared.catalogue.replace(spec)?;
-        if let Some(old) = old {
-            old.entry.close();
-        }
+        let model = self.shared.catalogue.replace(spec)?;
+        self.shared.tell_removals();
         Ok(ModelHandle { shared: self.shared.clone(), model })
     }
 
-    /// Takes a model out of the catalogue: its handles refuse new requests, what runs finishes, and its workers cool
-    /// down. Unload it first to have its bytes back at once.
+    /// Removes a model: its handles refuse new requests, those that it has accepted finish, and then its workers go.
     ///
     /// # Errors
-    /// [`Error::UnknownModel`].
+    /// [`Error::UnknownModel`], [`Error::OtherCapability`].
     pub fn remove(&self, model: &ModelId) -> Result<()> {
-        let removed = self.shared.catalogue.remove(model);
-        removed.ok_or_else(|| Error::UnknownModel { model: model.clone() })?.entry.close();
+        if !self.shared.catalogue.remove(model) {
+            return Err(self.shared.not_found(model));
+        }
+        self.shared.tell_removals();
         Ok(())
     }
 
     /// Handle to a registered model.
     ///
     /// # Errors
-    /// [`Error::UnknownModel`].
+    /// [`Error::UnknownModel`], [`Error::OtherCapability`].
     pub fn handle(&self, id: impl Into<ModelId>) -> Result<ModelHandle<C>> {
         let id = id.into();
         match self.shared.catalogue.get(&id) {
             Some(model) => Ok(ModelHandle { shared: self.shared.clone(), model }),
-            None => Err(Error::UnknownModel { model: id }),
+            None => Err(self.shared.not_found(&id)),
         }
     }
 
@@ -148,7 +160,22 @@ impl<C: Capability> Client<C> {
     }
 }
 
-/// A way to one model.
+impl<C: Capability> PoolShared<C> {
+    /// Tells the pool that models were removed, once until it has looked.
+    fn tell_removals(&self) {
+        if self.catalogue.note_removal() && !self.gate.notify(PoolMessage::Removals) {
+            // A pool that starts later has none of their workers.
+            self.catalogue.take_removals();
+        }
+    }
+
+    fn not_found(&self, model: &ModelId) -> Error {
+        self.directory.not_found(C::NAME, model)
+    }
+}
+
+/// Handle to one model: sends requests, loads, unloads and pins. It follows [`Client::replace`], and fails with
+/// [`Error::UnknownModel`] once the model is removed. Cheap to clone.
 pub struct ModelHandle<C: Capability> {
     shared: Arc<PoolShared<C>>,
     model: Arc<Registered<C>>,
@@ -168,7 +195,7 @@ impl<C: Capability> ModelHandle<C> {
 
     /// The time that a request has unless its [`CallOptions`] say otherwise.
     pub fn request_timeout(&self) -> Duration {
-        self.model.policy.config.request_timeout
+        self.latest().policy.config.request_timeout
     }
 
     /// Checks a request without sending it, for a caller who has costly work to do before (decoding images, say). Fails
@@ -179,15 +206,27 @@ impl<C: Capability> ModelHandle<C> {
     /// [`Error::InvalidInput`], [`Error::ShuttingDown`], [`Error::UnknownModel`]; with [`WhenFull::Fail`] also
     /// [`Error::Overloaded`].
     pub fn check(&self, request: &C::Request, options: &CallOptions) -> Result<()> {
-        let refusal = match (C::check(request), self.model.entry.vacancy(options.lane)) {
-            (Err(cause), _) => Error::InvalidInput { cause },
-            (Ok(()), Err(TryAcquireError::Closed)) => self.closed(),
-            (Ok(()), Err(TryAcquireError::NoPermits)) if options.when_full == WhenFull::Fail => {
-                self.overloaded(options.lane)
-            }
-            _ => return Ok(()),
+        match self.refusal(request, options) {
+            Some(error) => Tally::begin(self).end(Err(error)),
+            None => Ok(()),
+        }
+    }
+
+    fn refusal(&self, request: &C::Request, options: &CallOptions) -> Option<Error> {
+        if let Err(cause) = C::check(request) {
+            return Some(Error::InvalidInput { cause });
+        }
+        let model = match self.current() {
+            Ok(model) => model,
+            Err(error) => return Some(error),
         };
-        Tally::begin(self).end(Err(refusal))
+        match model.entry.vacancy(options.lane) {
+            Err(TryAcquireError::Closed) => Some(Error::ShuttingDown),
+            Err(TryAcquireError::NoPermits) if options.when_full == WhenFull::Fail => {
+                Some(overloaded(&model.entry, options.lane))
+            }
+            _ => None,
+        }
     }
 
     /// Sends a request and waits for its output; a streamed capability's chunks are not sent. Dropping the future
@@ -209,7 +248,7 @@ impl<C: Capability> ModelHandle<C> {
     pub async fn stream(&self, request: C::Request, options: CallOptions) -> Result<ReplyStream<C>> {
         let span = self.span(options);
         let tally = Tally::begin(self.clone());
-        let (sender, chunks) = mpsc::channel(self.model.policy.config.stream_buffer);
+        let (sender, chunks) = mpsc::channel(self.latest().policy.config.stream_buffer);
         let accepted = self.accept(self.clone(), request, options, Some(sender));
         match accepted.instrument(span.clone()).await {
             Ok(reply) => Ok(ReplyStream::new(reply, chunks, tally, span)),
@@ -257,11 +296,11 @@ impl<C: Capability> ModelHandle<C> {
         chunks: Option<mpsc::Sender<C::Chunk>>,
     ) -> Result<Reply<C, H>> {
         C::check(&request).map_err(|cause| Error::InvalidInput { cause })?;
-        let timeout = options.timeout.unwrap_or(self.model.policy.config.request_timeout);
+        let timeout = options.timeout.unwrap_or_else(|| self.request_timeout());
         let deadline = self.shared.clock.now() + timeout;
-        let slot = self.slot(options, deadline, timeout).await?;
+        let (model, slot) = self.slot(options, deadline, timeout).await?;
         let parts = JobParts {
-            entry: self.model.entry.clone(),
+            entry: model.entry.clone(),
             request,
             lane: options.lane,
             priority: options.priority,
@@ -272,55 +311,75 @@ impl<C: Capability> ModelHandle<C> {
         let (done, answer) = oneshot::channel();
         let job = Job::new(parts, Answer { done, chunks, slot });
         let cancels = Arc::downgrade(&job);
-        self.shared.gate.submit(self.id(), Accepted::new(job))?;
+        self.shared.gate.submit(model, Accepted::new(job))?;
         Ok(Reply::new(handle, cancels, answer))
     }
 
-    async fn slot(&self, options: CallOptions, deadline: Time, timeout: Duration) -> Result<Slot> {
-        let (entry, lane) = (&self.model.entry, options.lane);
-        match Slot::try_take(entry, lane) {
+    /// Takes a slot of the model, or of its replacement if it is replaced meanwhile.
+    async fn slot(
+        &self,
+        options: CallOptions,
+        deadline: Time,
+        timeout: Duration,
+    ) -> Result<(Arc<Registered<C>>, Slot)> {
+        loop {
+            let model = self.current()?;
+            match self.slot_of(&model.entry, options, deadline, timeout).await {
+                Ok(slot) => return Ok((model, slot)),
+                Err(Error::ShuttingDown) if model.entry.is_removed() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn slot_of(
+        &self,
+        entry: &Arc<ModelEntry>,
+        options: CallOptions,
+        deadline: Time,
+        timeout: Duration,
+    ) -> Result<Slot> {
+        match Slot::try_take(entry, options.lane) {
             Ok(slot) => return Ok(slot),
-            Err(TryAcquireError::Closed) => return Err(self.closed()),
+            Err(TryAcquireError::Closed) => return Err(Error::ShuttingDown),
             Err(TryAcquireError::NoPermits) => {}
         }
         if options.when_full == WhenFull::Fail {
-            return Err(self.overloaded(lane));
+            return Err(overloaded(entry, options.lane));
         }
-        let model = entry.id.clone();
-        let began = self.shared.clock.now();
-        let slot =
-            tokio::time::timeout_at(self.shared.clock.instant(deadline), Slot::take(entry, lane)).await;
-        entry.metrics().backpressure_wait.record(self.shared.clock.now().since(began).as_secs_f64());
+        let clock = self.shared.clock;
+        let began = clock.now();
+        let taken = Slot::take(entry, options.lane);
+        let slot = tokio::time::timeout_at(clock.instant(deadline), taken).await;
+        entry.metrics().backpressure_wait.record(clock.now().since(began).as_secs_f64());
         match slot {
             Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(_)) => Err(self.closed()),
-            Err(_) => Err(Error::Timeout { model, phase: RequestPhase::WaitingForSlot, after: timeout }),
+            Ok(Err(_)) => Err(Error::ShuttingDown),
+            Err(_) => Err(Error::Timeout {
+                model: entry.id.clone(),
+                phase: RequestPhase::WaitingForSlot,
+                after: timeout,
+            }),
         }
     }
 
-    fn overloaded(&self, lane: Lane) -> Error {
-        let capacity = self.model.entry.capacity(lane);
-        Error::Overloaded { model: self.id().clone(), lane, capacity, retry_after: Duration::from_secs(1) }
+    /// The model that requests are for now: this one or its replacement.
+    fn current(&self) -> Result<Arc<Registered<C>>> {
+        self.shared.catalogue.current(&self.model).ok_or_else(|| self.shared.not_found(self.id()))
     }
 
-    /// Why the model takes no more requests.
-    fn closed(&self) -> Error {
-        match self.shared.catalogue.holds(&self.model) {
-            true => Error::ShuttingDown,
-            false => self.unknown(),
-        }
-    }
-
-    fn unknown(&self) -> Error {
-        Error::UnknownModel { model: self.model.id().clone() }
+    /// As [`Self::current`], or the model as it was if it has been removed.
+    fn latest(&self) -> Arc<Registered<C>> {
+        self.shared.catalogue.current(&self.model).unwrap_or_else(|| self.model.clone())
     }
 
     /// The pool ends a call by its own limits; the margin is for a pool that died with the call in its hands.
     async fn manage(&self, call: Call, timeout: Option<Duration>) -> Result<()> {
-        // What was taken out can be unloaded, but nothing else.
-        if !matches!(call, Call::Unload { .. }) && !self.shared.catalogue.holds(&self.model) {
-            return Err(self.unknown());
-        }
+        let model = match call {
+            // A model that was removed can still be unloaded.
+            Call::Unload { .. } => self.latest(),
+            Call::Preload | Call::Pin { .. } => self.current()?,
+        };
         let id = self.model.id();
         let late = || Error::Timeout {
             model: id.clone(),
@@ -334,8 +393,7 @@ impl<C: Capability> ModelHandle<C> {
             None => self.shared.gate.call_permit().await,
         };
         let (done, answer) = oneshot::channel();
-        let message =
-            PoolMessage::Call { model: self.model.clone(), call, done: Caller { done, _permit: permit } };
+        let message = PoolMessage::Call { model, call, done: Caller { done, _permit: permit } };
         self.shared.gate.send(self.model.id(), message)?;
         let model = self.model.id().clone();
         let lost = Error::RecvError { model: model.clone() };
@@ -344,5 +402,14 @@ impl<C: Capability> ModelHandle<C> {
             Ok(result) => result.unwrap_or(Err(lost)),
             Err(_) => Err(Error::Timeout { model, phase: RequestPhase::Running, after: timeout }),
         }
+    }
+}
+
+fn overloaded(entry: &ModelEntry, lane: Lane) -> Error {
+    Error::Overloaded {
+        model: entry.id.clone(),
+        lane,
+        capacity: entry.capacity(lane),
+        retry_after: Duration::from_secs(1),
     }
 }

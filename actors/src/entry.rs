@@ -1,7 +1,7 @@
-//! What a job needs of its registered model: its name, the slots of its two lanes, its load's progress, its metrics.
-//! One small shared value, because every request touches it; how the model is loaded is the catalogue's.
+//! The part of a registered model that its requests touch: its name, the slots of its two lanes, its load's progress
+//! and its metrics. One small shared value; how the model is loaded is left to the catalogue.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{AcquireError, Semaphore, TryAcquireError};
@@ -17,6 +17,8 @@ pub(crate) struct ModelEntry {
     pub(crate) load: Arc<LoadProgress>,
     /// Kept in memory come what may; here, so that it outlives a restart of the pool.
     pub(crate) pinned: AtomicBool,
+    /// Removed from the catalogue, or replaced there: it takes no more requests, and ends with those that it has.
+    removed: AtomicBool,
     capability: &'static str,
     capacity: QueueCapacity,
     /// The slots of the two lanes. Each accepted request holds one until it is answered.
@@ -37,6 +39,7 @@ impl ModelEntry {
             id,
             load: Arc::default(),
             pinned: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
             capability,
             capacity,
             interactive: Semaphore::new(capacity.interactive),
@@ -63,7 +66,13 @@ impl ModelEntry {
         (free, self.capacity.interactive + self.capacity.batch)
     }
 
-    /// Whether a slot could be taken now. Takes none.
+    /// True while any request holds a slot.
+    pub(crate) fn is_in_use(&self) -> bool {
+        let (free, all) = self.slots();
+        free < all
+    }
+
+    /// Looks whether a slot could be taken now. Takes none.
     pub(crate) fn vacancy(&self, lane: Lane) -> Result<(), TryAcquireError> {
         let slots = self.semaphore(lane);
         match slots.available_permits() {
@@ -73,7 +82,17 @@ impl ModelEntry {
         }
     }
 
-    /// Whoever waits for a slot, or comes for one later, is refused.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// Marks it as removed first, so that whoever is refused a slot then sees why.
+    pub(crate) fn remove(&self) {
+        self.removed.store(true, Ordering::Release);
+        self.close();
+    }
+
+    /// Refuses everybody who waits for a slot or comes for one later.
     pub(crate) fn close(&self) {
         self.interactive.close();
         self.batch.close();

@@ -6,13 +6,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::capability::Capability;
+use crate::catalogue::Registered;
 use crate::id::{ModelKey, RequestId};
 use crate::job::Accepted;
 
 /// A client's message to its pool about a request.
 pub(crate) enum Arrival<C: Capability> {
-    /// Here it is; it holds a slot of its model's queue.
-    Submitted(Accepted<C>),
+    /// Here it is; it holds a slot of its model's queue. The model comes along, since it may have been removed from the
+    /// catalogue meanwhile.
+    Submitted { model: Arc<Registered<C>>, accepted: Accepted<C> },
     /// Its caller has gone.
     Cancelled { key: ModelKey, request: RequestId },
 }

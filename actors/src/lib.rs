@@ -42,7 +42,7 @@ pub mod testing;
 
 pub use batch::{Batch, Item, Stopped};
 pub use capability::*;
-pub use catalogue::ModelSpec;
+pub use catalogue::{ModelSpec, RegisteredModel};
 pub use client::{CallOptions, Client, ModelHandle, ReplyStream, WhenFull};
 pub use config::{BatchLimits, PoolConfig, QueueCapacity, RestartConfig, StallLimits, SystemConfig};
 pub use error::{Cause, Error, ErrorKind, Failure, FailureKind, RequestPhase, Result};

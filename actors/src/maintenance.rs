@@ -360,7 +360,7 @@ impl MaintenanceState {
         self.tell_all(|| PoolCommand::CheckHealth);
         let status = self.arguments.status.borrow().clone();
         for pool in &status.pools {
-            let bytes: Bytes = pool.models.iter().map(|model| model.bytes).sum();
+            let bytes: Bytes = pool.all_models().map(|model| model.bytes).sum();
             tracing::info!(capability = pool.capability, %bytes, "memory of a pool");
         }
         for budget in self.arguments.budgets.values() {

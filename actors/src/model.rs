@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Batch;
 use crate::capability::Capability;
 use crate::error::Failure;
-use crate::id::{Bytes, ModelId};
+use crate::id::{Bytes, ModelId, ModelKey};
 use crate::progress::{Gauge, LoadProgress, LoadStage};
 use crate::telemetry::{Event, Events};
 
@@ -119,6 +119,7 @@ impl Footprint {
 pub struct LoadContext {
     pub(crate) model: ModelId,
     pub(crate) capability: &'static str,
+    pub(crate) key: ModelKey,
     pub(crate) gauge: Arc<Gauge>,
     pub(crate) progress: Arc<LoadProgress>,
     pub(crate) abandoned: Arc<AtomicBool>,
@@ -131,6 +132,7 @@ impl LoadContext {
         Self {
             model: model.clone(),
             capability: "",
+            key: ModelKey(0),
             gauge: Gauge::new(crate::progress::Clock::start()),
             progress: Arc::default(),
             abandoned: Arc::default(),
@@ -165,6 +167,7 @@ impl LoadContext {
     fn emit(&self, stage: LoadStage, done: u64) {
         self.events.send(|| Event::Loading {
             capability: self.capability,
+            key: self.key,
             model: self.model.clone(),
             stage,
             done: Bytes(done),

@@ -40,6 +40,8 @@ use publish::Publisher;
 pub(crate) enum PoolMessage<C: Capability> {
     /// Requests have come, or their callers gone: the intake is not empty any more.
     Arrivals,
+    /// Models have been removed or replaced.
+    Removals,
     /// Start, stop or pin a model, and say when it is done.
     Call { model: Arc<Registered<C>>, call: Call, done: Caller },
     /// From a worker's thread.
@@ -136,6 +138,8 @@ pub(crate) struct PoolState<C: Capability> {
     intake: OpenIntake<C>,
     scheduler: Scheduler,
     models: HashMap<ModelKey, Arc<Registered<C>>>,
+    /// Models that were removed or replaced and have not ended.
+    removed: Vec<ModelKey>,
     weights: HashMap<ModelKey, WeightsEntry<C>>,
     workers: HashMap<WorkerId, WorkerHandle<C>>,
     /// Names of threads that have not ended.
@@ -185,15 +189,14 @@ impl<C: Capability> Actor for Pool<C> {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            PoolMessage::Arrivals => state.arrivals(&self.catalogue),
+            PoolMessage::Arrivals => state.arrivals(),
+            PoolMessage::Removals => {
+                self.catalogue.take_removals();
+                state.find_removed();
+            }
             PoolMessage::Call { model, call, done } => state.call(model, call, done),
             PoolMessage::Report(report) => state.report(report),
-            PoolMessage::Command(command) => {
-                if matches!(command, PoolCommand::CheckHealth) {
-                    state.forget_unregistered(&self.catalogue);
-                }
-                state.command(command);
-            }
+            PoolMessage::Command(command) => state.command(command),
             PoolMessage::Tick => state.tick(),
             PoolMessage::Publish => state.publisher.due(),
         }
@@ -225,6 +228,7 @@ impl<C: Capability> PoolState<C> {
             arguments,
             intake,
             models: HashMap::new(),
+            removed: Vec::new(),
             weights: HashMap::new(),
             workers: HashMap::new(),
             threads: HashMap::new(),
@@ -262,6 +266,7 @@ impl<C: Capability> PoolState<C> {
                 entry.offered = None;
             }
         }
+        self.forget_removed();
         self.set_alarms(myself);
         if self.publisher.is_due() {
             self.publish();
@@ -305,17 +310,56 @@ impl<C: Capability> PoolState<C> {
             let pinned = model.entry.pinned.load(Ordering::Relaxed);
             let policy = ModelPolicy { pinned, ..model.policy.clone() };
             self.inputs.push_back(Input::Declare { key: model.key(), policy });
+            if model.entry.is_removed() {
+                self.remove(model);
+            }
+        }
+    }
+
+    /// Has the model's workers go once nobody waits for them.
+    fn remove(&mut self, model: &Registered<C>) {
+        model.metrics().queue_depth.set(0.0);
+        self.removed.push(model.key());
+        self.inputs.push_back(Input::Remove { key: model.key() });
+        self.publisher.now();
+    }
+
+    fn find_removed(&mut self) {
+        let is_new =
+            |model: &&Arc<Registered<C>>| model.entry.is_removed() && !self.removed.contains(&model.key());
+        let found: Vec<Arc<Registered<C>>> = self.models.values().filter(is_new).cloned().collect();
+        for model in found {
+            self.remove(&model);
+        }
+    }
+
+    /// Forgets the removed models of which nothing is left, so that models that come and go do not add up. One whose
+    /// slot a caller holds, on the way to the pool, is still needed.
+    fn forget_removed(&mut self) {
+        let (scheduler, models, weights) = (&mut self.scheduler, &mut self.models, &mut self.weights);
+        let before = self.removed.len();
+        self.removed.retain(|key| {
+            let is_free = models.get(key).is_none_or(|model| !model.entry.is_in_use());
+            let is_over = is_free && scheduler.forget(*key);
+            if is_over {
+                models.remove(key);
+                weights.remove(key);
+            }
+            !is_over
+        });
+        if self.removed.len() < before {
+            self.publisher.now();
         }
     }
 
     /// Hands everything that has come to the scheduler at one moment, so that whole batches form.
-    fn arrivals(&mut self, catalogue: &Catalogue<C>) {
+    fn arrivals(&mut self) {
         let arrivals = self.intake.take();
         let mut tickets = Vec::with_capacity(arrivals.len());
         let mut cancelled = Vec::new();
         for arrival in arrivals {
             match arrival {
-                Arrival::Submitted(accepted) => tickets.extend(self.accept(catalogue, accepted)),
+                Arrival::Submitted { model, accepted } => tickets.push(self.accept(&model, accepted)),
                 Arrival::Cancelled { key, request } => cancelled.push(Input::Cancel { key, request }),
             }
         }
@@ -325,18 +369,9 @@ impl<C: Capability> PoolState<C> {
     }
 
     /// Keeps the job and returns how the scheduler knows it.
-    fn accept(&mut self, catalogue: &Catalogue<C>, accepted: Accepted<C>) -> Option<(ModelKey, Ticket)> {
+    fn accept(&mut self, model: &Arc<Registered<C>>, accepted: Accepted<C>) -> (ModelKey, Ticket) {
+        self.declare(model);
         let job = accepted.job();
-        let key = job.parts.entry.key;
-        if !self.models.contains_key(&key) {
-            match catalogue.get(job.model()).filter(|model| model.key() == key) {
-                Some(model) => self.declare(&model),
-                None => {
-                    job.answer(Err(Error::UnknownModel { model: job.model().clone() }));
-                    return None;
-                }
-            }
-        }
         let ticket = Ticket {
             lane: job.parts.lane,
             priority: job.parts.priority,
@@ -345,7 +380,7 @@ impl<C: Capability> PoolState<C> {
             ..Ticket::new(job.id, job.parts.deadline)
         };
         self.jobs.insert(job.id, accepted);
-        Some((key, ticket))
+        (model.key(), ticket)
     }
 
     fn call(&mut self, model: Arc<Registered<C>>, call: Call, caller: Caller) {
@@ -366,22 +401,6 @@ impl<C: Capability> PoolState<C> {
             // It holds for every later message, so it is as good as done.
             Call::Pin { .. } => drop(caller.done.send(Ok(()))),
             Call::Preload | Call::Unload { .. } => drop(self.calls.insert(id, caller)),
-        }
-    }
-
-    /// Unpins models that were taken out of the catalogue, and forgets them once nothing is left of them, so
-    /// that models that come and go do not add up.
-    fn forget_unregistered(&mut self, catalogue: &Catalogue<C>) {
-        let gone: Vec<ModelKey> =
-            self.models.values().filter(|model| !catalogue.holds(model)).map(|model| model.key()).collect();
-        for key in gone {
-            if self.scheduler.forget(key) {
-                self.models.remove(&key);
-                self.weights.remove(&key);
-                self.publisher.now();
-            } else {
-                self.inputs.push_back(Input::Pin { key, pinned: false });
-            }
         }
     }
 

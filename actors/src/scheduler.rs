@@ -142,6 +142,8 @@ pub enum Input {
     Unload { key: ModelKey, call: CallId, deadline: Time },
     /// Keep the model in memory, or no longer.
     Pin { key: ModelKey, pinned: bool },
+    /// The model was removed or replaced: its workers go once nobody waits for it.
+    Remove { key: ModelKey },
     /// The room asked for is reserved.
     RoomGranted { worker: WorkerId },
     /// There is no room.
@@ -263,6 +265,7 @@ impl Scheduler {
             Input::Preload { key, call } => self.preload(now, key, call, effects),
             Input::Unload { key, call, deadline } => self.unload(now, key, call, deadline, effects),
             Input::Pin { key, pinned } => self.pin(now, key, pinned, effects),
+            Input::Remove { key } => self.remove(now, key, effects),
             Input::RoomGranted { worker } => self.room_granted(now, worker, effects),
             Input::RoomDenied { worker, needed, free, limit } => {
                 self.room_denied(now, worker, [needed, free, limit], effects);

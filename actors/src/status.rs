@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::id::{Bytes, Device, ModelId, WorkerId};
+use crate::id::{Bytes, Device, ModelId, ModelKey, WorkerId};
 use crate::memory::{Budget, Budgets, PressureLevel};
 use crate::model::Footprint;
 use crate::progress::{LoadStage, WorkerPhase};
@@ -34,14 +34,19 @@ impl SystemStatus {
         self.pools.iter().map(|pool| &**pool).find(|pool| pool.capability == capability)
     }
 
-    /// The model, in whichever pool it is active.
-    pub fn model(&self, model: &str) -> Option<&ModelStatus> {
-        self.pools.iter().flat_map(|pool| &pool.models).find(|status| status.model.as_str() == model)
+    /// The model of this name in the pool of this capability, if it has been used.
+    ///
+    /// ```
+    /// let status = model_actors::SystemStatus::default();
+    /// assert!(status.model("text_embedding", "english").is_none());
+    /// ```
+    pub fn model(&self, capability: &str, model: &str) -> Option<&ModelStatus> {
+        self.pool(capability)?.model(model)
     }
 
     /// All workers of all pools.
     pub fn workers(&self) -> impl Iterator<Item = &WorkerStatus> {
-        self.pools.iter().flat_map(|pool| &pool.models).flat_map(|model| &model.workers)
+        self.pools.iter().flat_map(|pool| pool.all_models()).flat_map(|model| &model.workers)
     }
 
     /// Ready to take requests: running, with every pool up.
@@ -109,14 +114,33 @@ pub struct PoolStatus {
     pub live: bool,
     /// Models that have been used; merely registered ones are not listed.
     pub models: Vec<ModelStatus>,
+    /// Models that were removed or replaced, until their last requests and threads have ended. A name may occur here
+    /// and in `models`; each has a key of its own.
+    pub removed: Vec<ModelStatus>,
+}
+
+impl PoolStatus {
+    /// The model of this name, if it has been used. Never the one that it replaced.
+    pub fn model(&self, model: &str) -> Option<&ModelStatus> {
+        self.models.iter().find(|status| status.model.as_str() == model)
+    }
+
+    /// All models that hold memory or requests, those that were removed or replaced included.
+    pub fn all_models(&self) -> impl Iterator<Item = &ModelStatus> {
+        self.models.iter().chain(&self.removed)
+    }
 }
 
 /// One model that has been used.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ModelStatus {
-    /// The model.
+    /// Name of its capability.
+    pub capability: &'static str,
+    /// Name of the model.
     pub model: ModelId,
+    /// Key of its registration, which tells it from a model of the same name that it replaced.
+    pub key: ModelKey,
     /// The memory it runs in.
     pub device: Device,
     /// Kept in memory come what may.
@@ -180,7 +204,7 @@ pub struct LoadStatus {
 pub struct WorkerStatus {
     /// Its number in the pool.
     pub worker: WorkerId,
-    /// The name of its thread: the model and its number.
+    /// Name of its thread: model, number and capability, as in `english#3 text_embedding`.
     pub name: Arc<str>,
     /// What it is doing.
     pub phase: WorkerPhase,

@@ -12,6 +12,7 @@ use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::capability::Capability;
+use crate::catalogue::{Directory, RegisteredModel};
 use crate::client::{Client, PoolShared};
 use crate::config::SystemConfig;
 use crate::error::{Error, Result};
@@ -63,6 +64,7 @@ pub(crate) struct Common {
     memory: MemoryProbe,
     /// For every caller of `shutdown`.
     report: Arc<OnceLock<ShutdownReport>>,
+    directory: Arc<Directory>,
 }
 
 impl Common {
@@ -350,7 +352,12 @@ impl System {
         SystemBuilder::new(config)
     }
 
-    /// A way to the pool of a capability.
+    /// All registered models, of all capabilities: in the order of the pools, and of the names within a pool.
+    pub fn models(&self) -> Vec<RegisteredModel> {
+        self.inner.common.directory.models()
+    }
+
+    /// Client of a capability's pool.
     ///
     /// # Errors
     /// [`Error::NoPool`].

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::error::Error;
-use crate::id::{Bytes, Device, ModelId, RequestId, WorkerId};
+use crate::id::{Bytes, Device, ModelId, ModelKey, RequestId, WorkerId};
 use crate::progress::LoadStage;
 
 /// Names of metrics, as the `metrics` facade sees them. All but [`metric::BYTES`] are labelled
@@ -69,6 +69,8 @@ pub enum EvictionReason {
     Pressure,
     /// Somebody asked for the unload.
     Unload,
+    /// Its model was removed or replaced.
+    Removed,
     /// The system shuts down.
     Shutdown,
 }
@@ -81,17 +83,22 @@ impl EvictionReason {
             Self::MakeRoom => "make_room",
             Self::Pressure => "pressure",
             Self::Unload => "unload",
+            Self::Removed => "removed",
             Self::Shutdown => "shutdown",
         }
     }
 }
 
 /// Something that happened in the tree. Subscribe with [`crate::System::events`]; the stream is bounded, and a
-/// subscriber that lags learns how many it missed.
+/// subscriber that lags is told how many events it missed.
+///
+/// A model is identified by its capability and its key: a model of the same name in another capability, or one that it
+/// replaced, has another. [`crate::ModelStatus`] has the same key.
 ///
 /// ```
-/// use model_actors::{Event, ModelId, WorkerId};
-/// let event = Event::WorkerStarted { capability: "vision", model: ModelId::from("m"), worker: WorkerId(1) };
+/// use model_actors::{Event, ModelId, ModelKey, WorkerId};
+/// let (capability, key, model) = ("vision", ModelKey(0), ModelId::from("m"));
+/// let event = Event::WorkerStarted { capability, key, model, worker: WorkerId(1) };
 /// assert_eq!(event.model().map(ModelId::as_str), Some("m"));
 /// ```
 #[derive(Debug, Clone)]
@@ -99,29 +106,60 @@ impl EvictionReason {
 #[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
 pub enum Event {
     /// A load has come this far.
-    Loading { capability: &'static str, model: ModelId, stage: LoadStage, done: Bytes, total: Option<Bytes> },
+    Loading {
+        capability: &'static str,
+        key: ModelKey,
+        model: ModelId,
+        stage: LoadStage,
+        done: Bytes,
+        total: Option<Bytes>,
+    },
     /// A request has to wait; so many are before it.
-    Queued { capability: &'static str, model: ModelId, request: RequestId, position: usize },
+    Queued { capability: &'static str, key: ModelKey, model: ModelId, request: RequestId, position: usize },
     /// A worker is ready.
-    WorkerStarted { capability: &'static str, model: ModelId, worker: WorkerId },
+    WorkerStarted { capability: &'static str, key: ModelKey, model: ModelId, worker: WorkerId },
     /// A worker could not be started.
-    StartFailed { capability: &'static str, model: ModelId, worker: WorkerId, error: Error },
+    StartFailed { capability: &'static str, key: ModelKey, model: ModelId, worker: WorkerId, error: Error },
     /// A worker was told to go.
-    WorkerEvicted { capability: &'static str, model: ModelId, worker: WorkerId, reason: EvictionReason },
+    WorkerEvicted {
+        capability: &'static str,
+        key: ModelKey,
+        model: ModelId,
+        worker: WorkerId,
+        reason: EvictionReason,
+    },
     /// A worker has ended, and its thread with it.
-    WorkerEnded { capability: &'static str, model: ModelId, worker: WorkerId },
+    WorkerEnded { capability: &'static str, key: ModelKey, model: ModelId, worker: WorkerId },
     /// A worker died; its replacement starts after the backoff.
-    WorkerCrashed { capability: &'static str, model: ModelId, worker: WorkerId, error: Error },
+    WorkerCrashed { capability: &'static str, key: ModelKey, model: ModelId, worker: WorkerId, error: Error },
     /// A replacement is started after so many failures in the window.
-    WorkerRestarted { capability: &'static str, model: ModelId, worker: WorkerId, failures: u32 },
+    WorkerRestarted {
+        capability: &'static str,
+        key: ModelKey,
+        model: ModelId,
+        worker: WorkerId,
+        failures: u32,
+    },
     /// A worker made no progress and was given up.
-    WorkerStuck { capability: &'static str, model: ModelId, worker: WorkerId, stalled: Duration },
+    WorkerStuck {
+        capability: &'static str,
+        key: ModelKey,
+        model: ModelId,
+        worker: WorkerId,
+        stalled: Duration,
+    },
     /// A model failed too often.
-    BreakerOpened { capability: &'static str, model: ModelId, retry_after: Duration, error: Error },
+    BreakerOpened {
+        capability: &'static str,
+        key: ModelKey,
+        model: ModelId,
+        retry_after: Duration,
+        error: Error,
+    },
     /// A probe succeeded.
-    BreakerClosed { capability: &'static str, model: ModelId },
+    BreakerClosed { capability: &'static str, key: ModelKey, model: ModelId },
     /// A batch ran out of memory; from now on at most so many requests share one.
-    BatchShrunk { capability: &'static str, model: ModelId, requests: usize },
+    BatchShrunk { capability: &'static str, key: ModelKey, model: ModelId, requests: usize },
     /// A pool failed and was started again.
     PoolRestarted { capability: &'static str },
     /// The level of memory pressure changed.

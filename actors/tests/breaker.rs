@@ -72,7 +72,11 @@ async fn while_it_is_open_nothing_is_tried() {
     let record = loader.record.clone();
     let model = test.model("model", loader);
     refused(&model, Act::Reply(1)).await;
-    assert_eq!(test.system.status().model("model").unwrap().breaker, BreakerState::Open, "shown at once");
+    assert_eq!(
+        test.system.status().model("scripted", "model").unwrap().breaker,
+        BreakerState::Open,
+        "shown at once"
+    );
     for _ in 0..3 {
         let (retry_after, _) = refusal(refused(&model, Act::Reply(1)).await);
         assert!(retry_after <= OPEN);

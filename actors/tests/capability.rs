@@ -107,7 +107,9 @@ async fn a_reranker_is_served_beside_the_five() {
     );
     assert_eq!(client.slots(), (6, 6), "its own queue, and all of it free");
     let status = system.status();
-    assert!(status.pool("reranking").is_some() && status.model("word-overlap").unwrap().is_serving());
+    assert!(
+        status.pool("reranking").is_some() && status.model("reranking", "word-overlap").unwrap().is_serving()
+    );
     model.unload(Duration::from_secs(5)).await.unwrap();
     assert!(system.shutdown().await.is_clean());
 }

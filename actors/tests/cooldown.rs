@@ -99,7 +99,7 @@ async fn a_pinned_model_stays_until_it_is_unpinned() {
         assert_eq!(next_eviction(&mut events).await.0, "other");
     }
     let status = test.system.status();
-    assert_eq!(idle(status.model("pinned").unwrap()), 1);
+    assert_eq!(idle(status.model("scripted", "pinned").unwrap()), 1);
     pinned.pin(false).await.unwrap();
     assert_eq!(next_eviction(&mut events).await.0, "pinned");
     test.finish().await;

@@ -60,7 +60,8 @@ async fn the_least_worth_goes_first() {
     assert_eq!(evicted(&mut events).await.0, "large");
     test.until_model("large", "its thread has ended", |model| model.workers.is_empty()).await;
     let status = test.system.status();
-    let left = ["small", "large", "other"].map(|id| status.model(id).map_or(0, |model| model.workers.len()));
+    let left = ["small", "large", "other"]
+        .map(|id| status.model("scripted", id).map_or(0, |model| model.workers.len()));
     assert_eq!(left, [1, 0, 1]);
     test.finish().await;
 }

@@ -50,7 +50,7 @@ async fn everybody_who_waits_gets_the_cause_at_once_and_the_next_request_tries_a
         assert!(error.to_string().contains(&format!("load {load} fails")), "{error}");
     }
     let status = test.system.status();
-    let status = status.model("model").unwrap();
+    let status = status.model("scripted", "model").unwrap();
     assert_eq!((status.breaker, status.failures, status.recent_failures), (BreakerState::Closed, 0, 0));
     assert_eq!(ask(&model, Act::Reply(7)).await.unwrap(), 7, "its files are right by now");
     test.finish().await;

@@ -46,7 +46,7 @@ async fn one_bad_input_fails_alone_whatever_its_place() {
                 false => assert_eq!(end.unwrap(), index as u64, "{place}"),
             }
         }
-        assert_eq!(test.system.status().model("model").unwrap().failures, 0, "no worker died");
+        assert_eq!(test.system.status().model("scripted", "model").unwrap().failures, 0, "no worker died");
         test.finish().await;
     }
 }

@@ -72,8 +72,8 @@ async fn within_the_budget_every_failure_is_survived_and_beyond_it_the_breaker_o
             }
             let expected = if survives { BreakerState::Closed } else { BreakerState::Open };
             let status = test.system.status();
-            assert_eq!(status.model("model").unwrap().breaker, expected, "{row}");
-            let bystander = status.model("other").unwrap();
+            assert_eq!(status.model("scripted", "model").unwrap().breaker, expected, "{row}");
+            let bystander = status.model("scripted", "other").unwrap();
             assert_eq!((bystander.failures, bystander.breaker), (0, BreakerState::Closed), "{row}");
             assert_eq!(ask(&other, Act::Reply(2)).await.unwrap(), 2, "{row}");
             test.finish().await;

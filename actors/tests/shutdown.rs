@@ -163,7 +163,10 @@ async fn a_worker_that_never_returns_is_reported_and_not_waited_for() {
         let (report, leaks) = test.shut_down().await;
         assert!(began.elapsed() < TIMEOUT + SLACK);
         assert!(is_shutting_down(end(caller).await));
-        assert_eq!((report.abandoned_requests, report.unfinished_threads), (1, vec!["model#1".to_owned()]));
+        assert_eq!(
+            (report.abandoned_requests, report.unfinished_threads),
+            (1, vec!["model#1 scripted".to_owned()])
+        );
         assert_eq!(report.remaining, Bytes::mib(11), "what its thread holds");
         assert!(leaks.contains(&Leak::Bytes { bytes: Bytes::mib(11) }));
     }
@@ -179,7 +182,10 @@ async fn a_quarantined_thread_is_reported_too() {
     assert!(matches!(refused(&model, Act::Hang(gate.latch())).await, Error::WorkerStuck { .. }));
     assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
     let (report, _) = test.shut_down().await;
-    assert_eq!((report.abandoned_requests, &report.unfinished_threads), (0, &vec!["model#1".to_owned()]));
+    assert_eq!(
+        (report.abandoned_requests, &report.unfinished_threads),
+        (0, &vec!["model#1 scripted".to_owned()])
+    );
     assert!(report.took < TIMEOUT, "a thread that was given up is not waited for: {report:?}");
 }
 
@@ -223,8 +229,9 @@ async fn a_system_that_is_dropped_answers_its_callers_and_frees_its_models() {
     let model = client.register(model_actors::ModelSpec::new("model", loader)).unwrap();
     let gate = Gate::default();
     let running = send(&model, Act::Work(gate.latch()));
-    let is_busy =
-        |status: &model_actors::SystemStatus| status.model("model").is_some_and(|model| busy(model) == 1);
+    let is_busy = |status: &model_actors::SystemStatus| {
+        status.model("scripted", "model").is_some_and(|model| busy(model) == 1)
+    };
     model_actors::testing::wait_for(&mut status, "it runs", is_busy).await;
     let waiting = send(&model, Act::Reply(1));
 

@@ -63,7 +63,7 @@ async fn a_snapshot_serialises_with_everything_in_it() {
         assert_eq!(model[field], expected, "{field} of {model}");
     }
     let worker = &model["workers"][0];
-    assert_eq!((&worker["name"], &worker["phase"]), (&"model#1".into(), &"busy".into()));
+    assert_eq!((&worker["name"], &worker["phase"]), (&"model#1 scripted".into(), &"busy".into()));
     let memory = &json["memory"][0];
     assert_eq!(
         (&memory["charged"], &memory["limit"]),
@@ -82,9 +82,9 @@ async fn live_ready_and_serving_are_three_things() {
     let mut test = TestSystem::start_with(system, pool).await;
     let model = test.model("model", ScriptedLoader::default());
     let status = test.until("every pool is up", |status| status.is_ready()).await;
-    assert!(status.model("model").is_none(), "ready, but no model serves yet");
+    assert!(status.model("scripted", "model").is_none(), "ready, but no model serves yet");
     model.preload().await.unwrap();
-    assert!(test.system.status().model("model").unwrap().is_serving());
+    assert!(test.system.status().model("scripted", "model").unwrap().is_serving());
     model.unload(millis(5000)).await.unwrap();
     test.until_model("model", "it serves no more", |model| !model.is_serving()).await;
     assert!(test.system.status().is_ready(), "and is still ready");

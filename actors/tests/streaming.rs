@@ -69,12 +69,16 @@ async fn a_crash_after_the_first_chunk_is_told_and_not_run_again() {
     let record = loader.record.clone();
     let model = test.stream_model("model", loader);
     let mut answer = stream(&model, Act::StreamThenPanic(2)).await;
-    assert_eq!(read(&mut answer).await, [0, 1]);
-    let error = answer.output().await.unwrap_err();
+    for expected in [0, 1] {
+        assert_eq!(answer.next().await.unwrap().unwrap(), expected);
+    }
+    let error = answer.next().await.unwrap().unwrap_err();
     assert!(
-        matches!(&error, Error::WorkerCrashed { cause, .. } if cause.to_string().contains("panic")),
+        matches!(&error, Error::WorkerCrashed { cause, .. } if cause.message().contains("panic")),
         "{error}"
     );
+    assert!(answer.next().await.is_none(), "the error is told once");
+    assert_eq!(answer.output().await.unwrap_err(), error, "and is the stream's end");
     assert_eq!(stream(&model, Act::Stream(1)).await.output().await.unwrap(), 1);
     assert_eq!(count(&record.runs), 2);
     test.finish().await;

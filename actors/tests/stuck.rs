@@ -117,7 +117,11 @@ async fn what_a_stuck_worker_says_later_does_not_count() {
     gate.open();
     test.until_model("model", "the thread has ended", |model| stuck(model) == 0).await;
     let status = test.system.status();
-    assert_eq!(status.model("model").unwrap().failures, 1, "its end is no further failure");
+    assert_eq!(
+        status.model("streamed_script", "model").unwrap().failures,
+        1,
+        "its end is no further failure"
+    );
     assert_eq!(model.call(Act::Stream(3).into(), CallOptions::default()).await.unwrap(), 3);
     test.finish().await;
 }
@@ -176,7 +180,7 @@ async fn a_load_that_makes_progress_may_take_as_long_as_it_likes() {
     }
     gate.open();
     assert_eq!(end(pending).await.unwrap(), 1);
-    assert_eq!(test.system.status().model("model").unwrap().failures, 0);
+    assert_eq!(test.system.status().model("scripted", "model").unwrap().failures, 0);
     test.finish().await;
 }
 

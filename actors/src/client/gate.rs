@@ -8,6 +8,7 @@ use ractor::ActorRef;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::capability::Capability;
+use crate::catalogue::Registered;
 use crate::error::{Error, Result};
 use crate::id::{ModelId, ModelKey, RequestId};
 use crate::intake::{Arrival, Entrance, Intake};
@@ -77,14 +78,24 @@ impl<C: Capability> PoolGate<C> {
         self.actor.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn submit(&self, model: &ModelId, accepted: Accepted<C>) -> Result<()> {
+    pub(crate) fn submit(&self, model: Arc<Registered<C>>, accepted: Accepted<C>) -> Result<()> {
+        let id = accepted.job().model().clone();
         let entered =
-            self.with_actor(model, |actor| match self.intake.push(Arrival::Submitted(accepted)) {
+            self.with_actor(&id, |actor| match self.intake.push(Arrival::Submitted { model, accepted }) {
                 Entrance::First => actor.send_message(PoolMessage::Arrivals).is_ok(),
                 Entrance::Further => true,
                 Entrance::Closed => false,
             })?;
-        entered.then_some(()).ok_or_else(|| Error::SendError { model: model.clone() })
+        entered.then_some(()).ok_or(Error::SendError { model: id })
+    }
+
+    /// Tells the pool something that concerns no caller. False if there is no pool to tell.
+    pub(crate) fn notify(&self, message: PoolMessage<C>) -> bool {
+        let state = self.actor.read().unwrap_or_else(PoisonError::into_inner);
+        match &*state {
+            State::Up(actor) | State::Closed(Some(actor)) => actor.send_message(message).is_ok(),
+            State::Down | State::Closed(None) => false,
+        }
     }
 
     /// Tells the pool that a caller has gone. A pool that is gone holds no request of it.

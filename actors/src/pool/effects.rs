@@ -129,7 +129,7 @@ impl<C: Capability> PoolState<C> {
     fn tell_position(&self, key: ModelKey, request: RequestId, position: usize) {
         if let Some(model) = self.models.get(&key) {
             let queued =
-                || Event::Queued { capability: C::NAME, model: model.id().clone(), request, position };
+                || Event::Queued { capability: C::NAME, key, model: model.id().clone(), request, position };
             self.arguments.events.send(queued);
         }
     }
@@ -167,12 +167,13 @@ impl<C: Capability> PoolState<C> {
         let context = LoadContext {
             model: model.id().clone(),
             capability: C::NAME,
+            key: model.key(),
             gauge,
             progress: model.entry.load.clone(),
             abandoned,
             events: self.arguments.events.clone(),
         };
-        let name: Arc<str> = format!("{}{worker}", model.id().short()).into();
+        let name: Arc<str> = format!("{}{worker} {}", model.id().short(), C::NAME).into();
         let arguments =
             ThreadArguments { worker, actor, model: model.clone(), context, orders: received, pool };
         start(&name, arguments).map_err(Failure::failed)?;

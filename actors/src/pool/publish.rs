@@ -91,7 +91,7 @@ impl Publisher {
 
     fn publish(&mut self, status: PoolStatus, budgets: &Budgets) {
         let active = |worker: &WorkerStatus| matches!(worker.phase, WorkerPhase::Loading | WorkerPhase::Busy);
-        let progresses = status.models.iter().flat_map(|model| &model.workers).any(active);
+        let progresses = status.all_models().flat_map(|model| &model.workers).any(active);
         self.last = self.clock.now();
         self.need = if progresses { Need::Progress } else { Need::Nothing };
         let index = self.index.0;
@@ -106,15 +106,18 @@ impl Publisher {
 
 impl<C: Capability> PoolState<C> {
     pub(super) fn publish(&mut self) {
-        let models = self.scheduler.models().map(|model| self.model_status(model)).collect();
-        let status = PoolStatus { capability: C::NAME, live: true, models };
+        let statuses = self.scheduler.models().map(|model| (model.removed, self.model_status(model)));
+        let (removed, models): (Vec<_>, Vec<_>) = statuses.partition(|(removed, _)| *removed);
+        let [models, removed] =
+            [models, removed].map(|all| all.into_iter().map(|(_, status)| status).collect());
+        let status = PoolStatus { capability: C::NAME, live: true, models, removed };
         self.publisher.publish(status, &self.arguments.budgets);
     }
 
     fn model_status(&self, model: &ModelState) -> ModelStatus {
         let [queued_interactive, queued_batch] = model.queue.depths();
         let registered = self.models.get(&model.key);
-        if let Some(registered) = registered {
+        if let Some(registered) = registered.filter(|_| !model.removed) {
             registered.metrics().queue_depth.set((queued_interactive + queued_batch) as f64);
         }
         let load = registered.map(|registered| &registered.entry.load);
@@ -129,7 +132,9 @@ impl<C: Capability> PoolState<C> {
             model.workers.iter().map(|worker| (worker.id, phase_of(&worker.phase), worker.running().len()));
         let leaving = model.leaving.iter().map(|gone| (gone.worker, gone.why.phase(), 0));
         ModelStatus {
+            capability: C::NAME,
             model: model.policy.model.clone(),
+            key: model.key,
             device: model.policy.device.clone(),
             pinned: model.pinned,
             queued_interactive,

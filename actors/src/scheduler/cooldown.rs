@@ -1,6 +1,6 @@
 //! Lets go of workers that are not needed: by cooldown when a model has been idle, by eviction when
-//! maintenance wants the room, by unload when somebody asks for it. A pin protects a model from the first
-//! two.
+//! maintenance wants the room, by unload when somebody asks for it, by removal with the last request. A pin
+//! protects a model from the first two.
 
 use super::model_state::{Leaving, Unload};
 use super::workers::{answer_preloads, release_weights};
@@ -60,7 +60,15 @@ impl Scheduler {
 
     pub(super) fn pin(&mut self, now: Time, key: ModelKey, pinned: bool, effects: &mut Vec<Effect>) {
         if let Some(model) = self.models.get_mut(&key) {
-            model.pinned = pinned;
+            model.pinned = pinned && !model.removed;
+            self.advance(now, key, effects);
+        }
+    }
+
+    pub(super) fn remove(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
+        if let Some(model) = self.models.get_mut(&key) {
+            model.removed = true;
+            model.pinned = false;
             self.advance(now, key, effects);
         }
     }
@@ -103,16 +111,18 @@ impl Scheduler {
         self.check_unload(now, key, effects);
     }
 
-    /// Sends idle workers away from a model that is being unloaded, or that has nothing left to do at shutdown.
+    /// Sends idle workers away from a model that is being unloaded, or that has nothing left to do after its removal or
+    /// at shutdown.
     pub(super) fn retire(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         let shutting_down = self.shutdown.is_some();
         let Some(model) = self.models.get_mut(&key) else { return };
-        let reason = match (&model.unload, shutting_down && model.queue.is_empty()) {
-            (Some(_), _) => EvictionReason::Unload,
-            (None, true) => EvictionReason::Shutdown,
-            (None, false) => return,
+        let reason = match &model.unload {
+            Some(_) => EvictionReason::Unload,
+            None if shutting_down && model.queue.is_empty() => EvictionReason::Shutdown,
+            None if model.is_over() => EvictionReason::Removed,
+            None => return,
         };
-        if reason == EvictionReason::Shutdown {
+        if reason != EvictionReason::Unload {
             model.replacements = 0;
             release_weights(model, effects);
             self.dismiss_starting(key, reason, effects);

@@ -59,6 +59,7 @@ impl Scheduler {
             Error::SpawnFailed { model: id.clone(), failure: failure.kind, cause: failure.cause.clone() };
         effects.push(Effect::Emit(Event::StartFailed {
             capability,
+            key,
             model: id,
             worker,
             error: error.clone(),
@@ -106,6 +107,7 @@ impl Scheduler {
         let error = Error::WorkerCrashed { model: id.clone(), worker, cause: cause.clone() };
         effects.push(Effect::Emit(Event::WorkerCrashed {
             capability,
+            key,
             model: id,
             worker,
             error: error.clone(),
@@ -169,6 +171,7 @@ impl Scheduler {
         let error = Error::CircuitOpen { model: id.clone(), retry_after, cause };
         effects.push(Effect::Emit(Event::BreakerOpened {
             capability,
+            key,
             model: id,
             retry_after,
             error: error.clone(),
@@ -192,7 +195,7 @@ impl Scheduler {
         let Some((key, model)) = self.owner(worker) else { return };
         model.leaving.retain(|gone| gone.worker != worker);
         let id = model.policy.model.clone();
-        effects.push(Effect::Emit(Event::WorkerEnded { capability, model: id, worker }));
+        effects.push(Effect::Emit(Event::WorkerEnded { capability, key, model: id, worker }));
         self.owners.remove(&worker);
         self.check_unload(now, key, effects);
         self.advance(now, key, effects);

@@ -92,7 +92,7 @@ impl Scheduler {
             // A load that stalls fails like any other; its thread is given up besides.
             let cause = Cause::new(format!("no progress for {} ms while loading", stalled.as_millis()));
             effects.push(Effect::Quarantine { worker });
-            effects.push(Effect::Emit(Event::WorkerStuck { capability, model: id, worker, stalled }));
+            effects.push(Effect::Emit(Event::WorkerStuck { capability, key, model: id, worker, stalled }));
             self.start_failed(now, worker, Failure { kind: FailureKind::Failed, cause }, effects);
             if let Some((_, model)) = self.owner(worker) {
                 mark_stuck(model, worker);
@@ -102,7 +102,7 @@ impl Scheduler {
         leave(model, worker, Leaving::Stuck);
         effects.push(Effect::Quarantine { worker });
         let error = Error::WorkerStuck { model: id.clone(), worker, stalled };
-        effects.push(Effect::Emit(Event::WorkerStuck { capability, model: id, worker, stalled }));
+        effects.push(Effect::Emit(Event::WorkerStuck { capability, key, model: id, worker, stalled }));
         // With several in the batch nobody knows which one hangs, so each gets a run of its own.
         let fates = match entry.running() {
             [alone] => vec![(alone.request, emitted_unless_answered(fates, alone.request))],

@@ -134,6 +134,8 @@ pub(crate) struct ModelState {
     pub(crate) key: ModelKey,
     pub(crate) policy: ModelPolicy,
     pub(crate) pinned: bool,
+    /// It was removed or replaced, and ends with what it has.
+    pub(crate) removed: bool,
     pub(crate) queue: Queue,
     pub(crate) workers: Vec<Worker>,
     pub(crate) leaving: Vec<Gone>,
@@ -168,6 +170,7 @@ impl ModelState {
         Self {
             key,
             pinned: policy.pinned,
+            removed: false,
             batches: Batches::new(policy.config.batch),
             policy,
             queue: Queue::default(),
@@ -203,6 +206,11 @@ impl ModelState {
     /// Somebody needs a worker of it.
     pub(crate) fn is_wanted(&self) -> bool {
         !self.queue.is_empty() || !self.preloads.is_empty() || self.replacements > 0
+    }
+
+    /// It was removed, and no caller waits for it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.removed && self.queue.is_empty() && self.preloads.is_empty()
     }
 
     /// Nothing is left of it but its record.

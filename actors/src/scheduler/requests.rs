@@ -201,7 +201,7 @@ impl Scheduler {
                 && let Some(requests) = model.batches.ran_out_of_memory(failed.len())
             {
                 let capability = self.capability;
-                effects.push(Effect::Emit(Event::BatchShrunk { capability, model: id, requests }));
+                effects.push(Effect::Emit(Event::BatchShrunk { capability, key, model: id, requests }));
             }
             for part in split(failed.into_iter().map(|(ticket, _)| ticket).collect()) {
                 model.queue.push_rerun(part);

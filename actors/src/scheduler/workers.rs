@@ -20,7 +20,7 @@ impl Scheduler {
     pub(super) fn staff(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         let shutting_down = self.shutdown.is_some();
         let Some(model) = self.models.get_mut(&key) else { return };
-        let closed = shutting_down && model.queue.is_empty();
+        let closed = (shutting_down && model.queue.is_empty()) || model.is_over();
         if model.workers.is_empty() && !model.is_wanted() {
             // Weights may have been kept for a replacement that nobody wants any more.
             release_weights(model, effects);
@@ -94,7 +94,7 @@ impl Scheduler {
         let failures = model.restarts.recent();
         if model.replacements > 0 && failures > 0 {
             let (capability, model) = (self.capability, model.policy.model.clone());
-            effects.push(Effect::Emit(Event::WorkerRestarted { capability, model, worker, failures }));
+            effects.push(Effect::Emit(Event::WorkerRestarted { capability, key, model, worker, failures }));
         }
         model.workers.push(Worker {
             id: worker,
@@ -207,7 +207,7 @@ impl Scheduler {
         let probed = model.queue.is_empty() && !model.preloads.is_empty();
         answer_preloads(model, effects);
         let model_id = model.policy.model.clone();
-        effects.push(Effect::Emit(Event::WorkerStarted { capability, model: model_id, worker }));
+        effects.push(Effect::Emit(Event::WorkerStarted { capability, key, model: model_id, worker }));
         if probed {
             self.probe_succeeded(key, effects);
         }
@@ -221,7 +221,7 @@ impl Scheduler {
         {
             model.restarts.reset();
             let (capability, model) = (self.capability, model.policy.model.clone());
-            effects.push(Effect::Emit(Event::BreakerClosed { capability, model }));
+            effects.push(Effect::Emit(Event::BreakerClosed { capability, key, model }));
         }
     }
 
@@ -262,7 +262,7 @@ impl Scheduler {
             self.owners.remove(&worker);
         }
         if entry.is_ready() {
-            effects.push(Effect::Emit(Event::WorkerEvicted { capability, model: id, worker, reason }));
+            effects.push(Effect::Emit(Event::WorkerEvicted { capability, key, model: id, worker, reason }));
         }
     }
 }

@@ -44,7 +44,7 @@ struct PoolPlan {
     capability: TypeId,
     name: &'static str,
     config: PoolConfig,
-    make: fn(PoolConfig, Clock) -> (Box<dyn SpawnPool>, AnyPool),
+    make: fn(PoolConfig, &Common) -> (Box<dyn SpawnPool>, AnyPool),
 }
 
 /// A pool's shared part, whatever its capability.
@@ -57,11 +57,14 @@ impl SystemBuilder {
 
     /// Adds the pool of a capability.
     pub fn pool<C: Capability>(mut self, config: PoolConfig) -> Self {
-        let make = |config: PoolConfig, clock: Clock| {
+        let make = |config: PoolConfig, common: &Common| {
+            let catalogue = Arc::new(Catalogue::new(config));
+            common.directory.add(catalogue.clone());
             let shared = Arc::new(PoolShared::<C> {
-                catalogue: Arc::new(Catalogue::new(config)),
+                catalogue,
+                directory: common.directory.clone(),
                 gate: PoolGate::new(),
-                clock,
+                clock: common.clock,
             });
             let spawn: Box<dyn SpawnPool> = Box::new(shared.clone());
             (spawn, shared as AnyPool)
@@ -110,7 +113,7 @@ impl SystemBuilder {
         let mut clients = HashMap::new();
         let mut pools = Vec::new();
         for plan in self.pools {
-            let (spawn, client) = (plan.make)(plan.config, common.clock);
+            let (spawn, client) = (plan.make)(plan.config, &common);
             let status = PoolStatus { capability: plan.name, ..PoolStatus::default() };
             common.status.send_modify(|system| system.pools.push(Arc::new(status)));
             pools.push(spawn);
@@ -139,6 +142,7 @@ fn common(config: SystemConfig, memory_probe: MemoryProbe) -> Common {
         budgets: Arc::new(budgets),
         memory: memory_probe,
         report: Arc::default(),
+        directory: Arc::default(),
         status: watch::Sender::new(SystemStatus { memory, ..SystemStatus::default() }),
     }
 }

@@ -183,6 +183,17 @@ impl TestSystem {
         self.client().register(spec).expect("the model is new")
     }
 
+    /// Replaces a one-shot model, or registers it.
+    pub fn replace(
+        &mut self,
+        id: &str,
+        loader: ScriptedLoader,
+        spec: ModelSpec<Scripted>,
+    ) -> ModelHandle<Scripted> {
+        self.records.push((ModelId::from(id), loader.record));
+        self.client().replace(spec).expect("the settings are good")
+    }
+
     /// Registers a streamed model.
     pub fn stream_model(&mut self, id: &str, loader: ScriptedLoader) -> ModelHandle<StreamedScript> {
         self.records.push((ModelId::from(id), loader.record.clone()));
@@ -201,8 +212,9 @@ impl TestSystem {
         what: &str,
         mut condition: impl FnMut(&ModelStatus) -> bool,
     ) -> ModelStatus {
-        let status = self.until(what, |status| status.model(model).is_some_and(&mut condition)).await;
-        status.model(model).expect("the condition saw it").clone()
+        let find = |status: &SystemStatus| status.pools.iter().find_map(|pool| pool.model(model)).cloned();
+        let status = self.until(what, |status| find(status).as_ref().is_some_and(&mut condition)).await;
+        find(&status).expect("the condition saw it")
     }
 
     /// Waits for the first event that the function accepts.

@@ -184,7 +184,8 @@ impl Phase {
             self.ledger.sent();
             let ending = timeout(NEVER, self.perform(&plan)).await.unwrap_or_else(|_| {
                 let status = self.system.status();
-                let model = serde_json::to_string(&status.model(plan.kind.name())).unwrap_or_default();
+                let model = status.pools.iter().find_map(|pool| pool.model(plan.kind.name()));
+                let model = serde_json::to_string(&model).unwrap_or_default();
                 eprintln!("request {index} was never answered: {:?}, {:?}; {model}", plan.act, plan.caller);
                 Ending::Never
             });

@@ -130,7 +130,14 @@ impl World {
         let workers = self.pools[pool].workers.len() as u64;
         let worker = WorkerId(1 + self.random.u64(0..workers.max(1)));
         // Each kind as likely as its rate, which is scaled up as commands are few.
-        let kinds = [Fault::Preload, Fault::Unload, Fault::Pin, Fault::StrayEviction, Fault::ActorKilled];
+        let kinds = [
+            Fault::Preload,
+            Fault::Unload,
+            Fault::Pin,
+            Fault::Remove,
+            Fault::StrayEviction,
+            Fault::ActorKilled,
+        ];
         let kind = kinds[self.random.usize(..kinds.len())];
         if self.closing || self.scenario.rate(kind) == 0.0 {
             return;
@@ -153,6 +160,7 @@ impl World {
                 let pinned = self.random.bool();
                 self.feed(pool, Input::Pin { key, pinned });
             }
+            Fault::Remove => self.feed(pool, Input::Remove { key }),
             Fault::StrayEviction => {
                 let reason = EvictionReason::Pressure;
                 self.feed(pool, Input::Evict { worker, reason });

@@ -225,6 +225,9 @@ impl World {
         if model.queue.is_ready(self.now) && idle && model.unload.is_none() && !model.is_probing() {
             return Some(("nothing waits beside an idle worker", format!("{name}")));
         }
+        if model.is_over() && idle {
+            return Some(("workers of removed models go", format!("{name} has an idle one")));
+        }
         if !model.preloads.is_empty() && model.has_ready_worker() && model.unload.is_none() {
             return Some(("calls return once", format!("{name} is ready and its preload still waits")));
         }
@@ -242,7 +245,7 @@ impl World {
                 return Some(("no load lost", format!("nothing will ever become of {entry:?} of {name}")));
             }
         }
-        let closed = shutting_down && model.queue.is_empty();
+        let closed = (shutting_down && model.queue.is_empty()) || model.is_over();
         let stranded = model.workers.is_empty() && model.is_wanted() && model.unload.is_none() && !closed;
         if stranded && !(self.now < model.restart_at && alarm <= model.restart_at) {
             return Some(("no load lost", format!("{name} is wanted and nothing starts it")));

@@ -106,11 +106,12 @@ pub(super) enum Fault {
     Preload,
     Unload,
     Pin,
+    Remove,
     Shutdown,
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 27] = [
+    pub(super) const ALL: [Self; 28] = [
         Self::SizeFails,
         Self::LoadFails,
         Self::LoadFailsForGood,
@@ -137,6 +138,7 @@ impl Fault {
         Self::Preload,
         Self::Unload,
         Self::Pin,
+        Self::Remove,
         Self::Shutdown,
     ];
 
@@ -168,12 +170,13 @@ impl Fault {
             Self::Preload => "preload",
             Self::Unload => "unload",
             Self::Pin => "pin",
+            Self::Remove => "remove",
             Self::Shutdown => "shutdown",
         }
     }
 }
 
-const INPUTS: [&str; 21] = [
+const INPUTS: [&str; 22] = [
     "Declare",
     "Submit",
     "Cancel",
@@ -194,6 +197,7 @@ const INPUTS: [&str; 21] = [
     "Ended",
     "HealthCheck",
     "Pressure",
+    "Remove",
     "Shutdown",
 ];
 
@@ -219,7 +223,8 @@ const fn input_index(input: &Input) -> usize {
         Input::Ended { .. } => 17,
         Input::HealthCheck => 18,
         Input::Pressure { .. } => 19,
-        Input::Shutdown { .. } => 20,
+        Input::Remove { .. } => 20,
+        Input::Shutdown { .. } => 21,
     }
 }
 

@@ -201,7 +201,14 @@ impl World {
                     }
                 }
             }
-            Input::Pin { key, pinned } => self.pools[pool].models[key.0 as usize].pinned = *pinned,
+            Input::Pin { key, pinned } => {
+                let model = &mut self.pools[pool].models[key.0 as usize];
+                model.pinned = *pinned && !model.removed;
+            }
+            Input::Remove { key } => {
+                let model = &mut self.pools[pool].models[key.0 as usize];
+                (model.removed, model.pinned) = (true, false);
+            }
             Input::Started { worker, .. } => {
                 let now = self.now;
                 let worker = self.worker(pool, *worker);

@@ -67,6 +67,7 @@ pub(super) struct Model {
     pub(super) offered: Option<usize>,
     pub(super) retained: Option<usize>,
     pub(super) pinned: bool,
+    pub(super) removed: bool,
     pub(super) slots: [usize; 2],
     pub(super) unanswered: [usize; 2],
     /// Failures that count, for the restart budget.
@@ -111,6 +112,7 @@ impl Pool {
             offered: None,
             retained: None,
             pinned: plan.policy.pinned,
+            removed: false,
             slots: [0; 2],
             unanswered: [0; 2],
             failures: VecDeque::new(),
