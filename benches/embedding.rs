@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use candle_actors::{ComputeDevice, Engine, LoadOptions, Source, TextEmbeddingModel};
-use model_actors::{Event, PoolConfig};
+use candle_actors::{
+    ComputeDevice, Engine, Event, LoadOptions, PoolConfig, Source, StandaloneModel, TextEmbeddingModel,
+};
 
 const CALLERS: usize = 64;
 const ROUNDS: usize = 5;
@@ -103,7 +104,7 @@ async fn main() {
 
     let pool = engine(&directory, cores()).await;
     load(&pool, cores()).await;
-    let options = LoadOptions { device: ComputeDevice::Cpu, threads: cores(), ..LoadOptions::default() };
+    let options = LoadOptions::default().with_device(ComputeDevice::Cpu).with_threads(cores());
     let model = TextEmbeddingModel::load_with(Source::directory(&directory), options).unwrap();
     let mut rounds = vec![Vec::new(); BATCH_SIZES.len() + 1];
     for _ in 0..ROUNDS {

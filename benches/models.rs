@@ -18,10 +18,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use candle_actors::{Engine, LoadOptions, Source};
+use candle_actors::{Engine, GenerateText, LoadOptions, PoolConfig, Source};
 use fixtures::{Fixture, KINDS, TEXT, fixtures};
 use large_llama::write_large_llama;
-use model_actors::{GenerateText, PoolConfig};
 
 /// How long each measurement takes at least.
 const MEASURE: Duration = Duration::from_millis(400);
@@ -66,7 +65,7 @@ async fn main() {
 /// Requests a second of one loop, with one thread or with as many as there are cores, whichever is faster.
 fn best_plain_loop(model: &Fixture) -> f64 {
     let rate = |threads| {
-        let options = LoadOptions { threads, ..LoadOptions::default() };
+        let options = LoadOptions::default().with_threads(threads);
         let [mut request, _] = (model.kind.clones)(model.source(), options);
         request();
         let (began, mut count) = (Instant::now(), 0);

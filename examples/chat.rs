@@ -11,10 +11,11 @@ mod common;
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 
-use candle_actors::{Engine, Source, TextGenerator};
+use candle_actors::{
+    Completion, Engine, Error, GenerateText, Message, Prompt, Sampling, Source, TextGenerator,
+};
 use clap::Parser;
 use common::{Failure, show_progress};
-use model_actors::{Completion, GenerateText, Message, Prompt, Sampling};
 
 /// It knows a scene in words and questions about it, and short stories, one at a time.
 const SMALL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes-chat");
@@ -66,7 +67,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
 
 async fn talk(model: &TextGenerator, arguments: &Arguments) -> Result<(), Failure> {
     // A request has limited time; a download may take longer.
-    model.model().preload().await.map_err(candle_actors::Error::from)?;
+    model.model().preload().await.map_err(Error::from)?;
     if let Some(prompt) = &arguments.prompt {
         return answer_one(model, arguments, prompt).await;
     }
@@ -101,7 +102,7 @@ async fn talk(model: &TextGenerator, arguments: &Arguments) -> Result<(), Failur
         let completion = loop {
             match answer(model, arguments, Prompt::Messages(messages.clone())).await {
                 // The oldest question and its answer make room in the model's context.
-                Err(error) if is_invalid_input(&*error) && messages.len() > 2 => drop(messages.drain(..2)),
+                Err(error) if is_too_long(&*error) && messages.len() > 2 => drop(messages.drain(..2)),
                 answered => break answered?,
             }
         };
@@ -109,11 +110,8 @@ async fn talk(model: &TextGenerator, arguments: &Arguments) -> Result<(), Failur
     }
 }
 
-fn is_invalid_input(error: &(dyn std::error::Error + 'static)) -> bool {
-    let invalid = |error: &candle_actors::Error| {
-        matches!(error, candle_actors::Error::Actor(model_actors::Error::InvalidInput { .. }))
-    };
-    error.downcast_ref().is_some_and(invalid)
+fn is_too_long(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(Error::PromptTooLong { .. }))
 }
 
 async fn answer_one(model: &TextGenerator, arguments: &Arguments, prompt: &str) -> Result<(), Failure> {
@@ -133,14 +131,14 @@ async fn answer(model: &TextGenerator, arguments: &Arguments, prompt: Prompt) ->
     let mut stream = model.stream(request).await?;
     let mut out = std::io::stdout();
     while let Some(text) = stream.next().await {
-        let text = text.map_err(candle_actors::Error::from)?;
+        let text = text.map_err(Error::from)?;
         match json {
             true => writeln!(out, "{}", serde_json::json!({ "text": text }))?,
             false => write!(out, "{text}")?,
         }
         out.flush()?;
     }
-    let completion = stream.output().await.map_err(candle_actors::Error::from)?;
+    let completion = stream.output().await.map_err(Error::from)?;
     match json {
         true => {
             let Completion { finish_reason, usage, .. } = &completion;

@@ -14,11 +14,10 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use candle_actors::{Engine, ImageDescriber, Source};
+use candle_actors::{Capability, Completion, DescribeImage, Engine, Error, ImageDescriber, Source, Vision};
 use clap::Parser;
 use common::{Failure, show_progress};
 use images::source;
-use model_actors::{Capability, Completion, DescribeImage, Sampling, Vision};
 
 /// How long to wait for the first word: on a processor, a large model looks at a large image for minutes.
 const PATIENCE: Duration = Duration::from_secs(1800);
@@ -69,25 +68,23 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
 async fn describe(model: &ImageDescriber, arguments: &Arguments) -> Result<(), Failure> {
     let unasked = if arguments.model.is_none() { SMALL_QUESTION } else { "" };
     let request = DescribeImage::new(source(&arguments.image)?)
-        .with_question(arguments.question.as_deref().unwrap_or(unasked).to_owned())
-        .with_sampling(Sampling::default())
+        .with_question(arguments.question.as_deref().unwrap_or(unasked))
         .with_max_tokens(arguments.max_tokens);
     // What cannot be asked is told before a model is fetched for it.
-    Vision::check(&request)?;
+    Vision::check(&request).map_err(Error::from)?;
     // A request has limited time; a download may take longer.
-    model.model().preload().await.map_err(candle_actors::Error::from)?;
+    model.model().preload().await.map_err(Error::from)?;
     let mut stream = model.stream(request).await?;
     let mut out = std::io::stdout();
     while let Some(text) = stream.next().await {
-        let text = text.map_err(candle_actors::Error::from)?;
+        let text = text.map_err(Error::from)?;
         match arguments.json {
             true => writeln!(out, "{}", serde_json::json!({ "text": text }))?,
             false => write!(out, "{text}")?,
         }
         out.flush()?;
     }
-    let Completion { finish_reason, usage, .. } =
-        stream.output().await.map_err(candle_actors::Error::from)?;
+    let Completion { finish_reason, usage, .. } = stream.output().await.map_err(Error::from)?;
     match arguments.json {
         true => {
             writeln!(out, "{}", serde_json::json!({ "finish_reason": finish_reason, "usage": usage }))?;

@@ -16,11 +16,10 @@ mod vectors;
 use std::io::Write;
 use std::process::ExitCode;
 
-use candle_actors::{Engine, ImageEmbedder, Source};
+use candle_actors::{Engine, ImageEmbedder, ImageSource, Source};
 use clap::Parser;
 use common::{Failure, show_progress};
 use images::{shown, source};
-use model_actors::ImageSource;
 use vectors::similarity;
 
 /// Pictures that the default model was not trained on.

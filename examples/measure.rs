@@ -20,9 +20,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 
-use candle_actors::{Engine, ImageDescriber, Source};
+use candle_actors::{
+    DescribeImage, Engine, GenerateText, ImageDescriber, ImageSource, Message, PaintImage, Sampling, Source,
+};
 use clap::{Parser, ValueEnum};
-use model_actors::{DescribeImage, GenerateText, ImageSource, Message, PaintImage, Sampling};
 use scenes::HeldOut;
 use serde::Deserialize;
 use vectors::{nearest, similarity};

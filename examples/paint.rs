@@ -14,11 +14,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use candle_actors::{Engine, ImagePainter, Source};
+use candle_actors::{Capability, Engine, Error, ImagePainter, PaintImage, Picture, Source, TextToImage};
 use clap::Parser;
 use common::{Failure, is_closed_pipe, show_progress};
 use indicatif::{ProgressBar, ProgressStyle};
-use model_actors::{Capability, PaintImage, Picture, TextToImage};
 
 /// Patience for one picture: a large model takes minutes for a step without an accelerator.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
@@ -77,10 +76,9 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         .with_steps(arguments.steps)
         .with_guidance(arguments.guidance)
         .with_seed(arguments.seed)
-        .with_scheduler(arguments.scheduler.clone())
-        .with_preview(false);
+        .with_scheduler(arguments.scheduler.clone());
     // Told before the download and the work, not after them.
-    TextToImage::check(&request)?;
+    TextToImage::check(&request).map_err(Error::from)?;
     check_writable(&arguments.out)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let source = Source::parse(&arguments.model);
@@ -103,12 +101,12 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
 
 async fn paint(painter: &ImagePainter, request: PaintImage, json: bool) -> Result<Picture, Failure> {
     // A request has limited time; a download may take longer.
-    painter.model().preload().await.map_err(candle_actors::Error::from)?;
+    painter.model().preload().await.map_err(Error::from)?;
     let mut stream = painter.stream(request).await?;
     let bar = bar("{msg} [{wide_bar}] {pos}/{len} {eta}");
     bar.set_message("paint");
     while let Some(step) = stream.next().await {
-        let step = step.map_err(candle_actors::Error::from)?;
+        let step = step.map_err(Error::from)?;
         bar.set_length(step.of as u64);
         bar.set_position(step.step as u64);
         if json {
@@ -125,7 +123,7 @@ async fn paint(painter: &ImagePainter, request: PaintImage, json: bool) -> Resul
         }
     }
     bar.finish_and_clear();
-    Ok(stream.output().await.map_err(candle_actors::Error::from)?)
+    Ok(stream.output().await.map_err(Error::from)?)
 }
 
 fn print(line: &impl serde::Serialize) -> Result<(), Failure> {

@@ -1,4 +1,4 @@
-//! The typed handles that users hold, one file for each capability.
+//! The typed handles that users hold, one file for each capability, with its registration.
 
 mod calls;
 pub(crate) mod text_embedding;

@@ -1,5 +1,5 @@
-//! Where models compute: the device, and the processor threads that one worker may use. Which worker runs when is
-//! left to the actors.
+//! Devices that models compute on, and the processor threads that one worker may use. Scheduling of workers is left to
+//! the actors.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -8,7 +8,7 @@ use model_actors::{Bytes, Footprint};
 
 use crate::error::{Error, Result};
 
-/// The device that an engine's models run on.
+/// Device that an engine's models run on.
 ///
 /// ```
 /// use candle_actors::ComputeDevice;
@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 /// assert_eq!(ComputeDevice::Cuda(1).to_string(), "cuda:1");
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ComputeDevice {
     /// The processor.
     #[default]
@@ -27,7 +28,7 @@ pub enum ComputeDevice {
 }
 
 impl ComputeDevice {
-    /// The memory that its models are charged to.
+    /// Memory that its models are charged to.
     pub fn memory(self) -> model_actors::Device {
         match self {
             Self::Cpu => model_actors::Device::host(),
@@ -59,11 +60,11 @@ fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// What each thread of a worker beyond the first keeps: scores of attention, what gemm packs, the allocator's own.
+/// Memory of each thread of a worker beyond the first: attention scores, gemm's packed panels, the allocator's own.
 const FURTHER_THREAD: Bytes = Bytes::mib(4);
 
-/// What every model of an engine computes with. The device is opened at the first load and shared from then on,
-/// because tensors of two openings of one card do not mix.
+/// Device and threads of an engine's models. The device is opened at the first load and shared from then on, because
+/// tensors of two openings of one card cannot be used together.
 #[derive(Debug, Clone)]
 pub(crate) struct Compute {
     pub(crate) device: ComputeDevice,
@@ -77,7 +78,7 @@ impl Compute {
         Self { device, threads, opened: Arc::default() }
     }
 
-    /// What a model takes whose worker has these threads, given what it takes with one.
+    /// Footprint of a model whose workers have these threads, given that with one thread.
     pub(crate) fn counted(&self, footprint: Footprint) -> Footprint {
         let more = FURTHER_THREAD.0.saturating_mul(self.threads.saturating_sub(1) as u64);
         Footprint::new(footprint.shared, footprint.per_worker + Bytes(more))

@@ -1,74 +1,114 @@
-//! Everything that can go wrong between a model's source and its vectors. Each variant names the file, tensor or
-//! setting at fault; none ever holds an access token or a signed address. What happens to requests and workers is
-//! left to [`model_actors::Error`], which carries these as its cause.
+//! Errors of this crate, as plain data: they compare, serialise and travel to another process. Each variant names the
+//! file, tensor or setting at fault; none ever holds an access token or a signed address. The fate of requests and
+//! workers is left to [`model_actors::Error`], whose [`Cause`](model_actors::Cause) carries these.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model_actors::{Bytes, Cause, Failure};
+use model_actors::{Bytes, Cause, ErrorKind, Failure};
 use serde::{Deserialize, Serialize};
 
 /// The result of everything public in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// How loading or running a model can end other than well.
+/// Ways in which registering, loading or running a model fails. [`Error::kind`] classes them.
+///
+/// Its `Debug` form is its sentence, so that a `main` that returns a [`Result`] ends with one.
 ///
 /// ```
-/// use candle_actors::Error;
+/// use candle_actors::{Error, ErrorKind};
 /// let error = Error::MissingTensor { tensor: "embeddings.word_embeddings.weight".into() };
 /// assert!(error.to_string().contains("word_embeddings"));
+/// assert_eq!(error.kind(), ErrorKind::Internal);
 /// ```
-#[derive(Clone, thiserror::Error, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the fields are named for what they hold, and the message tells the rest")]
 pub enum Error {
     /// The actor system refused or failed the request; a load's own error is found with [`Error::root`].
     #[error(transparent)]
-    Actor(#[from] model_actors::Error),
+    Actor(model_actors::Error),
 
     /// The model's directory does not exist or is not a directory.
     #[error("there is no directory {}", path.display())]
-    NoSuchDirectory { path: PathBuf },
+    NoSuchDirectory {
+        #[serde(with = "lossy_path")]
+        path: PathBuf,
+    },
+    /// The model's GGUF file does not exist.
+    #[error("there is no file {}", path.display())]
+    NoSuchFile {
+        #[serde(with = "lossy_path")]
+        path: PathBuf,
+    },
     /// A file that the model needs is not there.
     #[error("{model} has no file {file}, which is needed")]
     MissingFile { model: String, file: String },
     /// A file could not be read.
     #[error("cannot read {}: {reason}", path.display())]
-    UnreadableFile { path: PathBuf, reason: String },
+    UnreadableFile {
+        #[serde(with = "lossy_path")]
+        path: PathBuf,
+        reason: String,
+    },
     /// The weights are only there as a pickle, which can run code when it is read.
     #[error(
         "{model} has its weights only as {file}, a pickle, which can run any code when it is opened; convert it to \
          safetensors first"
     )]
     PickleOnly { model: String, file: String },
-    /// A configuration file is no JSON, or lacks a setting.
+    /// A configuration file is not JSON, or a setting in it is missing or out of range.
     #[error("{}: {reason}", file.display())]
-    InvalidConfig { file: PathBuf, reason: String },
-    /// The model is of a kind that no family here covers.
+    InvalidConfig {
+        #[serde(with = "lossy_path")]
+        file: PathBuf,
+        reason: String,
+    },
+    /// The model's architecture is in no family of the capability.
     #[error("the architecture {found} is not supported for {capability}; supported are: {}", supported.join(", "))]
     UnsupportedArchitecture {
         found: String,
         capability: Cow<'static, str>,
         supported: Vec<Cow<'static, str>>,
     },
-    /// A part of the model is of a kind that is not supported.
+    /// A setting in the model's configuration has a value that is not supported.
     #[error("{}: {what} {found} is not supported; supported are: {supported}", file.display())]
-    UnsupportedSetting { file: PathBuf, what: Cow<'static, str>, found: String, supported: Cow<'static, str> },
+    UnsupportedSetting {
+        #[serde(with = "lossy_path")]
+        file: PathBuf,
+        what: Cow<'static, str>,
+        found: String,
+        supported: Cow<'static, str>,
+    },
 
-    /// A weight file's header makes no sense.
+    /// A weight file's header is malformed.
     #[error("{} is no valid safetensors file: {reason}", file.display())]
-    CorruptWeights { file: PathBuf, reason: String },
-    /// A GGUF file makes no sense, or holds what is not supported.
+    CorruptWeights {
+        #[serde(with = "lossy_path")]
+        file: PathBuf,
+        reason: String,
+    },
+    /// A GGUF file is malformed, or uses a feature that is not supported.
     #[error("{} is no usable GGUF file: {reason}", file.display())]
-    InvalidGguf { file: PathBuf, reason: String },
-    /// A directory holds several GGUF files, and nothing says which one is meant.
+    InvalidGguf {
+        #[serde(with = "lossy_path")]
+        file: PathBuf,
+        reason: String,
+    },
+    /// A directory holds several GGUF files, and the source names none of them.
     #[error("{model} holds several GGUF files; name one of them: {}", files.join(", "))]
     SeveralGgufFiles { model: String, files: Vec<String> },
     /// A weight file ends before its header says.
     #[error("{} is truncated: its header speaks of {expected} bytes, it has {actual}", file.display())]
-    TruncatedWeights { file: PathBuf, expected: u64, actual: u64 },
+    TruncatedWeights {
+        #[serde(with = "lossy_path")]
+        file: PathBuf,
+        expected: u64,
+        actual: u64,
+    },
     /// The configuration calls for a tensor that the weights do not have.
     #[error("the weights have no tensor {tensor}, which the configuration calls for")]
     MissingTensor { tensor: String },
@@ -81,9 +121,13 @@ pub enum Error {
     /// A tensor holds a number that is not finite.
     #[error("the tensor {tensor} holds {value} at element {index}; the weights are damaged")]
     NotFinite { tensor: String, index: usize, value: String },
-    /// The tokenizer's file makes no sense.
+    /// The tokenizer's file is malformed.
     #[error("{} is no valid tokenizer: {reason}", file.display())]
-    InvalidTokenizer { file: PathBuf, reason: String },
+    InvalidTokenizer {
+        #[serde(with = "lossy_path")]
+        file: PathBuf,
+        reason: String,
+    },
 
     /// The device cannot be used.
     #[error("the device {device} cannot be used: {reason}")]
@@ -127,7 +171,7 @@ pub enum Error {
     /// A setting of the engine is out of range.
     #[error("the engine's setting {setting} is invalid: {reason}")]
     InvalidSetting { setting: Cow<'static, str>, reason: String },
-    /// Nobody waits for it any more.
+    /// The load or run was stopped: nobody waits for it any more.
     #[error("stopped: nobody waits for it any more")]
     Stopped,
 
@@ -151,13 +195,13 @@ pub enum Error {
          token that may read it"
     )]
     AccessDenied { repository: String, status: u16 },
-    /// The hub asks for patience.
+    /// The hub refuses further requests for some time.
     #[error("the hub refuses more requests for now")]
     RateLimited { retry_after: Option<Duration> },
-    /// The hub failed.
+    /// The hub answered with a server error.
     #[error("the hub failed with status {status} for {file} of {repository}")]
     HubFailed { repository: String, file: String, status: u16 },
-    /// The hub's answer makes no sense, or the transfer failed in another way.
+    /// The hub's answer is malformed, or the transfer failed in another way.
     #[error("the transfer of {file} of {repository} failed: {reason}")]
     TransferFailed { repository: String, file: String, reason: String },
     /// A transfer made no progress.
@@ -173,18 +217,74 @@ pub enum Error {
     ChecksumMismatch { repository: String, file: String },
 }
 
+/// Shortest time after which images that found no room are worth another attempt.
+const RETRY_IMAGES_AFTER: Duration = Duration::from_secs(1);
+
+/// Paths as text: one that is no Unicode must not keep an error from being sent.
+mod lossy_path {
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&path.to_string_lossy())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        String::deserialize(deserializer).map(PathBuf::from)
+    }
+}
+
 impl Error {
     /// The error at the bottom: for [`Error::Actor`] the load's or run's own error where there is one.
     ///
     /// ```
     /// use candle_actors::Error;
-    /// assert!(matches!(Error::Stopped.root(), Error::Stopped));
+    /// assert_eq!(Error::Stopped.root(), Error::Stopped);
     /// ```
-    pub fn root(&self) -> Error {
-        let Self::Actor(actor) = self else { return self.clone() };
-        match actor.cause().and_then(Cause::data::<Error>) {
-            Some(own) => own.root(),
-            None => self.clone(),
+    pub fn root(&self) -> Self {
+        let cause = if let Self::Actor(actor) = self { actor.cause() } else { None };
+        cause.and_then(Cause::data::<Self>).map_or_else(|| self.clone(), |own| own.root())
+    }
+
+    /// The class of the error, which says what a caller can do about it and maps to an HTTP status. An error of a load
+    /// or run is classed by its own variant.
+    ///
+    /// ```
+    /// use candle_actors::{Error, ErrorKind};
+    /// let error = Error::PromptTooLong { prompt: 900, limit: 512, of: "the model's context has".into() };
+    /// assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    /// ```
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Actor(actor) => match self.root() {
+                Self::Actor(_) => actor.kind(),
+                // The breaker knows when the next attempt makes sense.
+                _ if matches!(actor, model_actors::Error::CircuitOpen { .. }) => actor.kind(),
+                own => own.kind(),
+            },
+            Self::NoSuchDirectory { .. }
+            | Self::NoSuchFile { .. }
+            | Self::RepositoryNotFound { .. }
+            | Self::RevisionNotFound { .. } => ErrorKind::NotFound,
+            Self::InvalidSetting { .. } => ErrorKind::InvalidInput,
+            Self::NoRoomForImages { after, .. } => {
+                ErrorKind::Overloaded { retry_after: (*after).max(RETRY_IMAGES_AFTER) }
+            }
+            Self::ImageTooSlow { .. } => ErrorKind::Timeout,
+            Self::RateLimited { retry_after } => ErrorKind::Unavailable { retry_after: *retry_after },
+            Self::HubUnreachable { .. }
+            | Self::NotCached { .. }
+            | Self::HubFailed { .. }
+            | Self::TransferFailed { .. }
+            | Self::TransferStalled { .. }
+            | Self::TransferTruncated { .. }
+            | Self::ChecksumMismatch { .. }
+            | Self::DownloadFailed { .. } => ErrorKind::Unavailable { retry_after: None },
+            Self::Stopped => ErrorKind::Cancelled,
+            Self::OutOfMemory(_) => ErrorKind::OutOfMemory,
+            error if error.is_input() => ErrorKind::InvalidInput,
+            _ => ErrorKind::Internal,
         }
     }
 
@@ -198,7 +298,7 @@ impl Error {
         Self::Compute(reason.into())
     }
 
-    /// True for what only another input can mend.
+    /// True for an error that only another input can mend.
     fn is_input(&self) -> bool {
         matches!(
             self,
@@ -211,7 +311,7 @@ impl Error {
         )
     }
 
-    /// True for what may go better next time.
+    /// True for an error that may not occur at the next attempt.
     fn is_transient(&self) -> bool {
         matches!(
             self,
@@ -230,10 +330,26 @@ impl Error {
     }
 }
 
-/// Prints the sentence, so that a `main` that returns a [`Result`] ends with one.
 impl fmt::Debug for Error {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, formatter)
+    }
+}
+
+/// The refusal of an input, which keeps its type where it has one.
+impl From<Cause> for Error {
+    fn from(cause: Cause) -> Self {
+        cause.data().unwrap_or_else(|| Self::InvalidInput(cause.message().to_owned()))
+    }
+}
+
+/// An input error keeps its type on its way through a pool.
+impl From<model_actors::Error> for Error {
+    fn from(error: model_actors::Error) -> Self {
+        match error {
+            model_actors::Error::InvalidInput { cause } => cause.into(),
+            error => Self::Actor(error),
+        }
     }
 }
 
@@ -249,20 +365,15 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-impl From<Error> for Cause {
-    fn from(error: Error) -> Self {
-        Self::with_data(&error)
-    }
-}
-
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
+        let cause = Cause::with_data(&error);
         match error {
             Error::Stopped => Failure::stopped(),
-            error @ Error::OutOfMemory(_) => Failure::out_of_memory(error),
-            error if error.is_input() => Failure::invalid_input(error),
-            error if error.is_transient() => Failure::failed(error),
-            error => Failure::permanent(error),
+            Error::OutOfMemory(_) => Failure::out_of_memory(cause),
+            error if error.is_input() => Failure::invalid_input(cause),
+            error if error.is_transient() => Failure::failed(cause),
+            _ => Failure::permanent(cause),
         }
     }
 }
@@ -287,12 +398,58 @@ mod tests {
         assert_eq!(Failure::from(Error::from(memory)).kind, FailureKind::OutOfMemory);
     }
 
+    fn failed_start(cause: Error) -> Error {
+        let Failure { kind: failure, cause, .. } = cause.into();
+        Error::from(model_actors::Error::SpawnFailed { model: "a/b".into(), failure, cause })
+    }
+
     #[test]
     fn the_root_of_an_actor_error_is_the_loads_own() {
-        let cause = Cause::from(Error::RepositoryNotFound { repository: "a/b".into() });
-        let failure = FailureKind::Permanent;
-        let actor = model_actors::Error::SpawnFailed { model: "a/b".into(), failure, cause };
-        assert!(matches!(Error::from(actor).root(), Error::RepositoryNotFound { .. }));
+        let own = Error::RepositoryNotFound { repository: "a/b".into() };
+        let error = failed_start(own.clone());
+        assert!(matches!(error, Error::Actor(_)));
+        assert_eq!((error.root(), error.kind()), (own, ErrorKind::NotFound));
+        let limited = Error::RateLimited { retry_after: Some(Duration::from_secs(7)) };
+        assert_eq!(failed_start(limited).kind().retry_after(), Some(Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn an_input_error_keeps_its_type_through_the_actors() {
+        let own = Error::PromptTooLong { prompt: 9, limit: 8, of: "the model's context has".into() };
+        let Failure { cause, .. } = own.clone().into();
+        assert_eq!(Error::from(model_actors::Error::InvalidInput { cause }), own);
+        let words = model_actors::Error::InvalidInput { cause: "the request holds no texts".into() };
+        assert_eq!(Error::from(words), Error::InvalidInput("the request holds no texts".into()));
+    }
+
+    #[test]
+    fn errors_survive_the_way_to_another_process() {
+        let errors = [
+            Error::NoSuchDirectory { path: "/no/such".into() },
+            Error::UnsupportedArchitecture {
+                found: "mamba".into(),
+                capability: "text to text".into(),
+                supported: vec!["llama".into(), "qwen2".into()],
+            },
+            Error::NotFinite { tensor: "x".into(), index: 3, value: f32::NAN.to_string() },
+            Error::RateLimited { retry_after: Some(Duration::from_secs(7)) },
+            Error::NoRoomForImages { limit: Bytes::mib(1), after: Duration::from_millis(5) },
+            failed_start(Error::MissingTensor { tensor: "x".into() }),
+        ];
+        for error in errors {
+            let sent = serde_json::to_string(&error).unwrap();
+            let arrived: Error = serde_json::from_str(&sent).unwrap();
+            assert_eq!((&arrived, arrived.root()), (&error, error.root()), "{sent}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_that_is_no_unicode_is_sent_as_near_as_can_be() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let path = std::ffi::OsStr::from_bytes(b"/models/\xff").into();
+        let sent = serde_json::to_string(&Error::NoSuchDirectory { path }).unwrap();
+        assert!(sent.contains("/models/\u{fffd}"), "{sent}");
     }
 
     #[test]

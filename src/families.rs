@@ -1,5 +1,5 @@
-//! How a model's architecture is found from its own `config.json`: each capability has a list of families, and the
-//! first whose names match reads the rest of the file. What a family computes is left to its file.
+//! Detection of a model's architecture from its own `config.json`: each capability has a list of families, and the first
+//! whose names match reads the rest of the file. The computation of a family is left to its file.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
-/// A line in a capability's list of families. `A` is what a family's configuration is read into.
+/// An entry of a capability's list of families. `A` is the type that a family's configuration is read into.
 pub(crate) struct Family<A> {
-    /// The name that errors list, and `model_type` in `config.json`.
+    /// `model_type` in `config.json`, and the name that errors list.
     pub(crate) model_type: &'static str,
     /// `architectures` in `config.json`. They decide where the file has no `model_type`, and where several families
     /// share one.
@@ -24,13 +24,13 @@ pub(crate) struct Family<A> {
 struct Names {
     model_type: Option<String>,
     architectures: Option<Vec<String>>,
-    /// What diffusers calls it.
+    /// Name of the class in the repositories of diffusers.
     #[serde(rename = "_class_name")]
     class_name: Option<String>,
 }
 
 impl Names {
-    /// The one that errors show.
+    /// The name that errors show.
     fn shown(self) -> String {
         let first = self.architectures.unwrap_or_default().into_iter().next();
         self.model_type.or(first).or(self.class_name).unwrap_or("(none named)".into())
@@ -63,12 +63,12 @@ pub(crate) fn find<A>(
     }
 }
 
-/// Why a model is refused whose architecture is in no line of the list.
+/// The error for a model whose architecture is in no entry of the list.
 pub(crate) fn unsupported<A>(families: &[Family<A>], capability: &'static str, found: String) -> Error {
     Error::UnsupportedArchitecture { found, capability: capability.into(), supported: names_of(families) }
 }
 
-/// What a configuration, of whichever kind of model, calls the architecture.
+/// Name of the architecture in a configuration, whatever the kind of model.
 pub(crate) fn name_in(config: &serde_json::Value) -> String {
     Names::deserialize(config).unwrap_or_default().shown()
 }

@@ -28,7 +28,7 @@ pub use config::config;
 
 /// Small enough that a run spends its time on the formats and not on large pictures.
 fn limits() -> ImageLimits {
-    ImageLimits { pixels: 1 << 20, encoded: Bytes::mib(1), decoder: Bytes::mib(64), ..ImageLimits::default() }
+    ImageLimits::default().with_pixels(1 << 20).with_encoded(Bytes::mib(1)).with_decoder(Bytes::mib(64))
 }
 
 fn context() -> LoadContext {

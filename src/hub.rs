@@ -9,10 +9,9 @@ use std::time::Duration;
 use hf_hub::repository::{HFRepository, RepoTypeModel};
 use hf_hub::{HFClient, HFError};
 use model_actors::{Bytes, LoadContext};
-use reqwest::Url;
 
 use crate::error::{Error, Result};
-use crate::secrets::{HIDDEN, origin};
+use crate::hub_settings::HubSettings;
 
 mod verify;
 mod watch;
@@ -21,90 +20,6 @@ use watch::Watch;
 
 /// How often a waiting transfer looks at its stop mark and its limit.
 const LOOK: Duration = Duration::from_millis(50);
-
-/// How the hub is reached. What is not set comes from the environment, as for other tools: `HF_ENDPOINT`,
-/// `HF_HUB_CACHE` or `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
-///
-/// ```
-/// use candle_actors::HubSettings;
-/// let settings = HubSettings { offline: true, ..HubSettings::default() };
-/// let endpoint = Some("https://user:secret@example.org".to_owned());
-/// let settings = HubSettings { token: Some("hf_secret".into()), endpoint, ..settings };
-/// assert!(!format!("{settings:?}").contains("secret"));
-/// ```
-#[derive(Clone)]
-pub struct HubSettings {
-    /// The server's address. A user and a password in it are not shown. A token is safer all the same: the library
-    /// below logs the whole address where a server leaves out how long a file is.
-    pub endpoint: Option<String>,
-    /// The cache folder.
-    pub cache: Option<PathBuf>,
-    /// An access token.
-    pub token: Option<HubToken>,
-    /// Take files from the cache alone.
-    pub offline: bool,
-    /// A transfer without a byte for so long ends with an error.
-    pub stall_limit: Duration,
-    /// How often a request that failed for a passing reason is tried again.
-    pub retries: usize,
-}
-
-impl Default for HubSettings {
-    fn default() -> Self {
-        Self {
-            endpoint: None,
-            cache: None,
-            token: None,
-            offline: false,
-            stall_limit: Duration::from_secs(60),
-            retries: 3,
-        }
-    }
-}
-
-impl std::fmt::Debug for HubSettings {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { endpoint, cache, token, offline, stall_limit, retries } = self;
-        formatter
-            .debug_struct("HubSettings")
-            .field("endpoint", &endpoint.as_deref().map(shown))
-            .field("cache", cache)
-            .field("token", token)
-            .field("offline", offline)
-            .field("stall_limit", stall_limit)
-            .field("retries", retries)
-            .finish()
-    }
-}
-
-/// As much of an endpoint as may be shown.
-fn shown(endpoint: &str) -> String {
-    match Url::parse(endpoint) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") => origin(&url),
-        _ => HIDDEN.to_owned(),
-    }
-}
-
-/// An access token. Shows itself to nobody but the hub.
-///
-/// ```
-/// let token = candle_actors::HubToken::from("hf_secret");
-/// assert_eq!(format!("{token:?}"), "HubToken(…)");
-/// ```
-#[derive(Clone)]
-pub struct HubToken(String);
-
-impl From<&str> for HubToken {
-    fn from(token: &str) -> Self {
-        Self(token.to_owned())
-    }
-}
-
-impl std::fmt::Debug for HubToken {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("HubToken(…)")
-    }
-}
 
 /// A repository's files at one commit.
 pub(crate) struct HubFiles {
@@ -313,8 +228,8 @@ impl HubFiles {
         if let Some(cache) = &self.settings.cache {
             builder = builder.cache_dir(cache);
         }
-        if let Some(HubToken(token)) = &self.settings.token {
-            builder = builder.token(token);
+        if let Some(token) = &self.settings.token {
+            builder = builder.token(token.secret());
         }
         let client = builder.build().map_err(|_| failed("the client cannot be set up".to_owned()))?;
         let runtime = tokio::runtime::Builder::new_current_thread()

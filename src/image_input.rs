@@ -41,17 +41,15 @@ const AT_ONCE: usize = 16;
 /// Bytes of a pixel that is decoded.
 const BYTES_A_PIXEL: u64 = 3;
 
-/// How images are taken in.
+/// Settings for taking in images from outside.
 ///
 /// ```
 /// use candle_actors::{ImageLimits, ImageSettings};
-/// let settings = ImageSettings {
-///     limits: ImageLimits { pixels: 4_000_000, ..ImageLimits::default() },
-///     ..ImageSettings::default()
-/// };
+/// let settings = ImageSettings::default().with_limits(ImageLimits::default().with_pixels(4_000_000));
 /// assert!(settings.decoders >= 1);
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ImageSettings {
     /// How large an image may be.
     pub limits: ImageLimits,
@@ -72,6 +70,14 @@ pub struct ImageSettings {
     ///   when they are sent through a model's untyped handle.
     pub memory: Bytes,
 }
+
+model_actors::setters! { ImageSettings {
+    with_limits(limits: ImageLimits);
+    with_urls(urls: impl Into<Option<UrlSettings>>) Into::into;
+    with_decoders(decoders: usize);
+    with_decode_timeout(decode_timeout: Duration);
+    with_memory(memory: Bytes);
+} }
 
 impl Default for ImageSettings {
     fn default() -> Self {

@@ -1,11 +1,15 @@
 //! Local AI models as supervised actors: the capabilities of [`model_actors`] on candle.
 //!
+//! An [`Engine`] runs models; [`Engine::builder`] is where to begin. This crate alone is enough for an application: it
+//! re-exports the types of [`model_actors`] that stand in its signatures, and the crate itself and [`ractor`] as modules.
+//!
 //! The modules are listed in reading order, and each imports only those above it.
 
 mod error;
 pub mod limits;
 mod secrets;
 mod device;
+mod hub_settings;
 #[cfg(feature = "hub")]
 mod hub;
 mod source;
@@ -19,12 +23,29 @@ mod pooling;
 mod generation;
 mod image_input;
 mod pixels;
+mod resources;
+mod registration;
 mod models;
 mod capabilities;
 mod engine;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+
+pub use model_actors;
+pub use model_actors::ractor;
+
+pub use model_actors::{
+    Batch, BatchKey, BatchLimits, BreakerState, Bytes, CallOptions, Capability, Cause, Client, Completion,
+    Cost, DescribeImage, Device, EmbedImages, EmbedPrompt, EmbedTexts, Embeddings, ErrorKind, Event,
+    EvictionReason, Failure, FailureKind, FinishReason, Footprint, GenerateText, ImageEmbedding, ImageSource,
+    Item, Lane, LeasedPicture, LoadContext, LoadStage, LoadStatus, Loader, MemoryStatus, Message, Model,
+    ModelHandle, ModelId, ModelSpec, ModelStatus, NoChunk, PaintImage, PaintStep, Picture, PoolConfig,
+    PoolStatus, PressureLevel, Priority, ProcessMemory, Prompt, QueueCapacity, ReplyStream, RequestPhase,
+    RestartConfig, Role, Sampling, ShutdownReport, StallLimits, System, SystemBuilder, SystemConfig,
+    SystemState, SystemStatus, TextEmbedding, TextToImage, TextToText, Usage, Vision, Weights, WhenFull,
+    WorkerId, WorkerPhase, WorkerStatus,
+};
 
 pub use capabilities::image_embedding::ImageEmbedder;
 pub use capabilities::text_embedding::TextEmbedder;
@@ -34,14 +55,20 @@ pub use capabilities::vision::ImageDescriber;
 pub use device::ComputeDevice;
 pub use engine::{Engine, EngineBuilder};
 pub use error::{Error, Result};
-#[cfg(feature = "hub")]
-pub use hub::{HubSettings, HubToken};
+pub use hub_settings::{HubSettings, HubToken};
 pub use image_input::{ImageInput, ImageSettings, Network, UrlSettings};
 pub use limits::{GenerationLimits, ImageLimits};
-pub use loader::LoadOptions;
+pub use loader::{LoadOptions, StandaloneModel};
 pub use models::image_embedding::ImageEmbeddingModel;
 pub use models::text_embedding::TextEmbeddingModel;
 pub use models::text_to_image::TextToImageModel;
 pub use models::text_to_text::TextGenerationModel;
 pub use models::vision::{ExaminedImage, VisionModel};
-pub use source::Source;
+pub use registration::{EngineCapability, IntoModelSpec, SourceSpec};
+pub use resources::EngineResources;
+pub use source::{ModelFiles, Source};
+
+/// Compiles the programs in README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,6 +1,6 @@
-//! What comes from outside has limits, and all of them are here: those of requests and images in the first table, those
-//! of what model repositories may hold in the second. What is over one is refused with both numbers, before memory is
-//! asked for; what needs no model for it, before anything is queued.
+//! Limits on everything that comes from outside: on requests and images in the first table, on the contents of model
+//! repositories in the second. An input over a limit is refused with both numbers before memory is allocated for it, and
+//! before it is queued where no model is needed to tell.
 //!
 //! | what | limit | refused with |
 //! |---|---|---|
@@ -18,7 +18,7 @@
 //! | diffusion steps | [`MAX_STEPS`], 1,000; as many as a DDPM schedule has times | `InvalidInput` |
 //! | guidance of a picture to paint | 0 to [`MAX_GUIDANCE`], 100 | `InvalidInput` |
 //! | an image's encoded bytes, pixels, sides, memory to decode | [`ImageLimits`], set by the application | [`ImageTooLarge`] |
-//! | images of all requests at once, while they are decoded and until the requests end | `memory` of [`ImageSettings`], 2 GiB unless the application says otherwise | they wait, then [`NoRoomForImages`]; at once in the `try_` forms |
+//! | images of all requests at once, while they are decoded and until the requests end | `memory` of [`ImageSettings`], 2 GiB unless the application says otherwise | they wait, then [`NoRoomForImages`]; at once with `WhenFull::Fail` |
 //! | images fetched at once, and fetched without room yet | `downloads` of [`UrlSettings`], 16 unless the application says otherwise | they wait, then [`DownloadFailed`], or [`NoRoomForImages`] where that is why |
 //! | images' files read at once, and read without room yet | `AT_ONCE` of `image_input.rs`, 16 | they wait, then [`ImageTooSlow`], or [`NoRoomForImages`] where that is why |
 //! | images of one call of `ImageInput::pictures` taken in at once | `AT_ONCE` of `image_input.rs`, 16, and no more addresses than are fetched at once | they follow |
@@ -39,13 +39,12 @@
 //! | how many times longer one side may be for Qwen3-VL | `MAX_ASPECT` of `models/vision/qwen3_vl/resize.rs`, 200 | `InvalidInput` |
 //! | threads of a worker, and `decoders` and `downloads` of images | 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
 //! | tokens that a worker's caches hold | `kv_cache_tokens` of [`GenerationLimits`], 128 to [`MAX_CACHE_TOKENS`], 16,777,216 | [`InvalidSetting`] |
-//! | texts that a worker writes together | `texts` of [`GenerationLimits`], 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
-//! | workers of a model, unless the pool's settings say otherwise | `MAX_WORKERS` of `engine.rs`, 4 | requests wait |
+//! | texts that a worker generates together | `max_sequences` of [`GenerationLimits`], 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
+//! | workers of a model, unless the pool's settings say otherwise | `MAX_WORKERS` of `engine/builder.rs`, 4 | requests wait |
 //!
-//! `InvalidInput` and `Overloaded` are the actors' errors; the others are variants of [`Error`].
+//! [`Overloaded`] is the actors' error; the others are variants of [`Error`].
 //!
-//! What a model's files may hold. What is over one of these is refused at the load, with `InvalidConfig` or the error of
-//! the file's format.
+//! A model file over one of these limits is refused at the load, with `InvalidConfig` or the error of the file's format.
 //!
 //! | what | limit |
 //! |---|---|
@@ -121,26 +120,32 @@ pub const MAX_PARALLEL: usize = 1024;
 /// Most tokens that a worker's caches may be set to hold.
 pub const MAX_CACHE_TOKENS: usize = 16 << 20;
 
-/// How much each worker of a model that writes, text to text or vision, writes at a time. The memory for it is counted in
-/// each worker's footprint.
+/// Limits on the texts that each worker of a text to text or vision model generates at a time. The memory for them is
+/// part of each worker's footprint.
 ///
 /// ```
 /// use candle_actors::GenerationLimits;
-/// let long = GenerationLimits { kv_cache_tokens: 32_768, max_sequences: 4 };
+/// let long = GenerationLimits::default().with_kv_cache_tokens(32_768).with_max_sequences(4);
 /// assert_eq!(GenerationLimits::default().kv_cache_tokens, 8192);
 /// # drop(long);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GenerationLimits {
-    /// Tokens, of prompts and answers, that all texts of one worker may hold in its caches together; 8,192, from 128 to
-    /// 16,777,216; they are given out in pieces of 128. A text whose prompt and answer may become longer than what is free waits; one that alone may need
-    /// more than this is cut there, as at the end of the context. A prompt that leaves no room for an answer is
-    /// refused with both numbers.
+    /// Capacity of a worker's key-value caches in tokens, of prompts and answers of all texts together; 8,192, from 128
+    /// to 16,777,216, given out in blocks of 128. A text whose prompt and answer may become longer than what is free
+    /// waits; one that alone may need more than this is cut there, as at the end of the context. A prompt that leaves no
+    /// room for an answer is refused with [`Error::PromptTooLong`].
     pub kv_cache_tokens: usize,
-    /// Texts that a worker writes together at most, from 1 to 1,024; 32, as many as a pool's default batch has. More
-    /// requests than these, in a larger batch, wait.
+    /// Maximum number of texts that a worker generates together, from 1 to 1,024; 32, as many as a pool's default batch
+    /// has. Further requests of a larger batch wait.
     pub max_sequences: usize,
 }
+
+model_actors::setters! { GenerationLimits {
+    with_kv_cache_tokens(kv_cache_tokens: usize);
+    with_max_sequences(max_sequences: usize);
+} }
 
 impl Default for GenerationLimits {
     fn default() -> Self {
@@ -179,30 +184,39 @@ impl GenerationLimits {
     }
 }
 
-/// How large an image may be. What is over a limit is refused before memory is asked for.
+/// Limits on the size of an image. What is over one is refused before memory is asked for.
 ///
 /// ```
-/// use candle_actors::ImageLimits;
-/// use model_actors::Bytes;
-/// let small = ImageLimits { encoded: Bytes::mib(1), pixels: 1_000_000, ..ImageLimits::default() };
+/// use candle_actors::{Bytes, ImageLimits};
+/// let small = ImageLimits::default().with_encoded(Bytes::mib(1)).with_pixels(1_000_000);
 /// assert!(small.pixels < ImageLimits::default().pixels);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ImageLimits {
-    /// Most bytes of an encoded image (PNG, JPEG …), before base64; 32 MiB.
+    /// Maximum bytes of an encoded image (PNG, JPEG …), before base64; 32 MiB.
     pub encoded: Bytes,
-    /// Most pixels, width × height; 50 million, which takes a photograph of 48 megapixels.
+    /// Maximum pixels, width × height; 50 million, which takes a photograph of 48 megapixels.
     pub pixels: u64,
-    /// Longest side in pixels; 16,384.
+    /// Maximum length of a side in pixels; 16,384.
     pub side: u32,
-    /// How many times longer one side may be than the other; 200. A strip of one pixel's height would become gigantic
+    /// Maximum ratio of the longer side to the shorter one; 200. A strip of one pixel's height would become gigantic
     /// when a model scales its shorter side to the size that it needs.
     pub aspect: u32,
-    /// Most pixels of all images of one request together; 500 million, which take 1.5 GB.
+    /// Maximum pixels of all images of one request together; 500 million, which take 1.5 GB.
     pub request_pixels: u64,
-    /// Most bytes that decoding one image may take, the decoded image included; 512 MiB.
+    /// Maximum bytes that decoding one image may take, the decoded image included; 512 MiB.
     pub decoder: Bytes,
 }
+
+model_actors::setters! { ImageLimits {
+    with_encoded(encoded: Bytes);
+    with_pixels(pixels: u64);
+    with_side(side: u32);
+    with_aspect(aspect: u32);
+    with_request_pixels(request_pixels: u64);
+    with_decoder(decoder: Bytes);
+} }
 
 impl Default for ImageLimits {
     fn default() -> Self {

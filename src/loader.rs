@@ -1,138 +1,219 @@
-//! The part of loading that every capability shares: a source is opened and its small files are read once, into a
-//! [`LoadPlan`]; a later load of the same model takes the same files, without asking the hub again. What is in the files
-//! is left to the plans.
+//! Loading as every capability shares it: a source is opened and its small files are read once, into a [`LoadPlan`]; a
+//! later load of the same model takes the same files, without asking the hub again. The plan loads the weights once,
+//! and each worker, or a standalone model, is a [`WorkerModel`] over them. The content of the files is left to the
+//! plans.
 
 use std::sync::{Arc, OnceLock};
 
-use model_actors::{Capability, Failure, Footprint, LoadContext, Loader, ModelId, Weights};
+use model_actors::{Capability, Failure, Footprint, LoadContext, Loader, Model, ModelId, Weights};
 
 use crate::device::{Compute, ComputeDevice};
 use crate::error::Result;
-#[cfg(feature = "hub")]
-use crate::hub::HubSettings;
+use crate::hub_settings::HubSettings;
 use crate::limits::GenerationLimits;
 use crate::source::{Files, Source};
 
 /// Everything about a model that its small files tell, before its weights are read.
 pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
-    /// What the model can be asked.
+    /// Capability that the model serves.
     type Capability: Capability;
-    /// The model in memory, shared by its workers.
-    type Loaded: Weights<Self::Capability>;
+    /// Weights, tokenizer and configuration in memory, shared by all workers of the model.
+    type Loaded: Send + Sync + 'static;
+    /// Whether requests join and leave a run between two steps, as they do where text is generated.
+    const CONTINUOUS: bool = false;
 
     /// Reads the small files. They may come from the network.
     fn read(files: Files, context: &LoadContext) -> Result<Self>;
-    /// The same with these limits, for models that write.
+    /// The same plan with these limits, for models that generate text.
     fn limited(self, _: GenerationLimits) -> Self {
         self
     }
     fn files(&self) -> &Files;
-    /// What the model will take, from the headers of its weights.
+    /// Memory that the model will take, from the headers of its weights.
     fn footprint(&self, context: &LoadContext) -> Result<Footprint>;
     /// Reads the weights.
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<Self::Loaded>;
 }
 
-/// How a model is loaded that is not an engine's own.
+/// A model as one thread runs it: the loaded model, which all share, and compute threads of its own.
+pub(crate) trait WorkerModel: Sized + 'static {
+    type Plan: LoadPlan;
+
+    /// A model over what is loaded, with new compute threads.
+    fn over(loaded: Arc<Loaded<Self>>) -> Result<Self>;
+    fn loaded(&self) -> &Arc<Loaded<Self>>;
+    /// Memory that the loaded model takes.
+    fn footprint_of(loaded: &Loaded<Self>) -> Footprint;
+}
+
+type Loaded<M> = <<M as WorkerModel>::Plan as LoadPlan>::Loaded;
+pub(crate) type CapabilityOf<M> = <<M as WorkerModel>::Plan as LoadPlan>::Capability;
+
+/// A loaded model without actors around it, for tools and for comparison: the very code that a worker runs.
+///
+/// ```no_run
+/// use candle_actors::{LoadOptions, Source, StandaloneModel, TextEmbeddingModel};
+/// # fn main() -> candle_actors::Result<()> {
+/// let source = Source::directory("models/english-embedding-small");
+/// let model = TextEmbeddingModel::load_with(source, LoadOptions::default().with_threads(4))?;
+/// let other_thread = model.try_clone()?;
+/// assert_eq!(model.footprint(), other_thread.footprint());
+/// # Ok(())
+/// # }
+/// ```
+pub trait StandaloneModel: Sized {
+    /// Capability of an engine that runs such models.
+    type Capability: Capability;
+
+    /// Loads a model onto the processor, for the calling thread alone.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the source, its files or its weights.
+    fn load(source: Source) -> Result<Self> {
+        Self::load_with(source, LoadOptions::default())
+    }
+
+    /// Loads a model.
+    ///
+    /// # Errors
+    /// As [`StandaloneModel::load`]; [`Error::InvalidSetting`](crate::Error::InvalidSetting) for an option that is out of
+    /// range.
+    fn load_with(source: Source, options: LoadOptions) -> Result<Self>;
+
+    /// The loader that an engine registers for such a source, for a [`ModelSpec`](model_actors::ModelSpec) of an
+    /// application's own. That of a model that generates text has to be
+    /// [continuous](model_actors::ModelSpec::continuous).
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for an option that is out of range.
+    fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<Self::Capability>>;
+
+    /// Another one over the same weights, with compute threads of its own.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) if the threads cannot be started.
+    fn try_clone(&self) -> Result<Self>;
+
+    /// Memory that it takes: weights, and scratch for each clone.
+    fn footprint(&self) -> Footprint;
+}
+
+/// Implements [`StandaloneModel`] for a [`WorkerModel`]. A blanket implementation would show its private trait.
+macro_rules! standalone_model {
+    ($model:ident for $capability:ident) => {
+        impl crate::loader::StandaloneModel for $model {
+            type Capability = model_actors::$capability;
+
+            fn load_with(source: crate::Source, options: crate::LoadOptions) -> crate::Result<Self> {
+                crate::loader::load_standalone(source, options)
+            }
+
+            fn loader(
+                source: crate::Source,
+                options: crate::LoadOptions,
+            ) -> crate::Result<impl model_actors::Loader<Self::Capability>> {
+                crate::loader::ModelLoader::<Self>::standalone(source, options)
+            }
+
+            fn try_clone(&self) -> crate::Result<Self> {
+                Self::over(std::sync::Arc::clone(self.loaded()))
+            }
+
+            fn footprint(&self) -> model_actors::Footprint {
+                Self::footprint_of(self.loaded())
+            }
+        }
+    };
+}
+
+pub(crate) use standalone_model;
+
+pub(crate) fn load_standalone<M: WorkerModel>(source: Source, options: LoadOptions) -> Result<M> {
+    let context = LoadContext::detached(&ModelId::from(source.to_string()));
+    let loaded = ModelLoader::<M>::standalone(source, options)?.load_model(&context)?;
+    M::over(Arc::new(loaded))
+}
+
+/// Options for loading a model outside an engine.
 ///
 /// ```
-/// assert_eq!(candle_actors::LoadOptions::default().threads, 1);
+/// use candle_actors::LoadOptions;
+/// assert_eq!(LoadOptions::default().with_threads(4).threads, 4);
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct LoadOptions {
-    /// Where it computes.
+    /// Device that computes; the processor.
     pub device: ComputeDevice,
-    /// Processor threads that a pass may use, at least 1.
+    /// Processor threads that a pass may use, at least 1; 1.
     pub threads: usize,
-    /// How much it writes at a time, if it writes.
-    pub writing: GenerationLimits,
-    /// How the hub is reached.
-    #[cfg(feature = "hub")]
+    /// Limits on the texts that are generated at a time; for models that generate text.
+    pub generation: GenerationLimits,
+    /// Settings for the hub.
     pub hub: HubSettings,
 }
+
+model_actors::setters! { LoadOptions {
+    with_device(device: ComputeDevice);
+    with_threads(threads: usize);
+    with_generation(generation: GenerationLimits);
+    with_hub(hub: HubSettings);
+} }
 
 impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             device: ComputeDevice::Cpu,
             threads: 1,
-            writing: GenerationLimits::default(),
-            #[cfg(feature = "hub")]
+            generation: GenerationLimits::default(),
             hub: HubSettings::default(),
         }
     }
 }
 
 /// The actors' view of a source. Making one does no I/O.
-pub(crate) struct ModelLoader<P> {
+pub(crate) struct ModelLoader<M: WorkerModel> {
     source: Source,
     compute: Compute,
-    writing: GenerationLimits,
-    #[cfg(feature = "hub")]
+    generation: GenerationLimits,
     hub: HubSettings,
-    plan: OnceLock<Arc<P>>,
+    plan: OnceLock<Arc<M::Plan>>,
 }
 
-impl<P: LoadPlan> ModelLoader<P> {
-    pub(crate) fn new(source: Source, compute: Compute, #[cfg(feature = "hub")] hub: HubSettings) -> Self {
-        Self {
-            source,
-            compute,
-            writing: GenerationLimits::default(),
-            #[cfg(feature = "hub")]
-            hub,
-            plan: OnceLock::new(),
-        }
-    }
-
-    /// With other limits for a model that writes.
-    ///
+impl<M: WorkerModel> ModelLoader<M> {
     /// # Errors
-    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting).
-    pub(crate) fn writing(self, writing: GenerationLimits) -> Result<Self> {
-        writing.check()?;
-        Ok(Self { writing, ..self })
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for limits that are out of range.
+    pub(crate) fn new(
+        source: Source,
+        compute: Compute,
+        generation: GenerationLimits,
+        hub: HubSettings,
+    ) -> Result<Self> {
+        generation.check()?;
+        Ok(Self { source, compute, generation, hub, plan: OnceLock::new() })
     }
 
     /// A loader outside any engine.
-    ///
-    /// # Errors
-    /// As [`Self::writing`].
-    pub(crate) fn alone(source: Source, options: LoadOptions) -> Result<Self> {
-        let compute = Compute::new(options.device, options.threads.max(1));
-        let loader = Self::new(
-            source,
-            compute,
-            #[cfg(feature = "hub")]
-            options.hub,
-        );
-        loader.writing(options.writing)
+    pub(crate) fn standalone(source: Source, options: LoadOptions) -> Result<Self> {
+        let LoadOptions { device, threads, generation, hub } = options;
+        Self::new(source, Compute::new(device, threads.max(1)), generation, hub)
     }
 
-    /// Loads a model outside any pool.
-    pub(crate) fn load_alone(source: Source, options: LoadOptions) -> Result<P::Loaded> {
-        let context = LoadContext::detached(&ModelId::from(source.to_string()));
-        Self::alone(source, options)?.load_model(&context)
-    }
-
-    fn plan(&self, context: &LoadContext) -> Result<Arc<P>> {
+    fn plan(&self, context: &LoadContext) -> Result<Arc<M::Plan>> {
         if let Some(plan) = self.plan.get() {
             return Ok(Arc::clone(plan));
         }
-        #[cfg(feature = "hub")]
         let files = Files::open(&self.source, &self.hub)?;
-        #[cfg(not(feature = "hub"))]
-        let files = Files::open(&self.source)?;
-        let plan = Arc::new(P::read(files, context)?.limited(self.writing));
+        let plan = Arc::new(M::Plan::read(files, context)?.limited(self.generation));
         Ok(Arc::clone(self.plan.get_or_init(|| plan)))
     }
 
-    fn load_model(&self, context: &LoadContext) -> Result<P::Loaded> {
+    fn load_model(&self, context: &LoadContext) -> Result<Loaded<M>> {
         self.plan(context)?.load(&self.compute, context)
     }
 }
 
-impl<P: LoadPlan> Loader<P::Capability> for ModelLoader<P> {
+impl<M: WorkerModel + Model<CapabilityOf<M>>> Loader<CapabilityOf<M>> for ModelLoader<M> {
     fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure> {
         let plan = self.plan(context)?;
         let footprint = plan.footprint(context);
@@ -140,9 +221,22 @@ impl<P: LoadPlan> Loader<P::Capability> for ModelLoader<P> {
         Ok(self.compute.counted(footprint?))
     }
 
-    fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<P::Capability>>, Failure> {
-        let model = self.load_model(context);
+    fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<CapabilityOf<M>>>, Failure> {
+        let loaded = self.load_model(context);
         self.plan.get().inspect(|plan| plan.files().rest());
-        Ok(Arc::new(model?))
+        Ok(Arc::new(SharedModel::<M>(Arc::new(loaded?))))
+    }
+}
+
+/// A loaded model, from which each worker builds its own.
+pub(crate) struct SharedModel<M: WorkerModel>(pub(crate) Arc<Loaded<M>>);
+
+impl<M: WorkerModel + Model<CapabilityOf<M>>> Weights<CapabilityOf<M>> for SharedModel<M> {
+    fn footprint(&self) -> Footprint {
+        M::footprint_of(&self.0)
+    }
+
+    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<CapabilityOf<M>>>, Failure> {
+        Ok(Box::new(M::over(Arc::clone(&self.0))?))
     }
 }

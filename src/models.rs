@@ -1,5 +1,5 @@
-//! The model families, one folder for each capability. A new family is one file in its capability's folder and one
-//! line in that capability's list.
+//! The model families, one folder for each capability. A new family is one file in its capability's folder and one line in
+//! that capability's list.
 
 mod config_file;
 pub(crate) mod towers;

@@ -1,14 +1,14 @@
-//! What may be shown of what may hold a secret. An address's user, password, query and path may all give access to
-//! something, and an address may stand where a path or a name is meant.
+//! Redaction of addresses, which may hold a secret: user, password, query and path may all give access to something, and
+//! an address may stand where a path or a name is meant.
 
 use std::path::Path;
 
 use reqwest::Url;
 
-/// What is shown of an address in place of a path or a name.
+/// Text that is shown of an address in place of a path or a name.
 pub(crate) const HIDDEN: &str = "(an address)";
 
-/// As much of an address as may be shown: `https://example.org:8080/…`.
+/// The part of an address that may be shown: `https://example.org:8080/…`.
 pub(crate) fn origin(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     match url.port() {
@@ -17,7 +17,7 @@ pub(crate) fn origin(url: &Url) -> String {
     }
 }
 
-/// An address that took the wrong way, such as `htps://user:password@example.org`. A path may have two slashes in a
+/// True for an address in the wrong place, such as `htps://user:password@example.org`. A path may have two slashes in a
 /// row, but hardly behind a colon, nor a user or a query behind them.
 pub(crate) fn looks_like_address(path: &Path) -> bool {
     let path = path.to_string_lossy();

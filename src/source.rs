@@ -1,5 +1,5 @@
-//! Where a model's files come from: a directory, or a repository of the hub. A source is only a name until a load
-//! opens it; the transfer itself is left to `hub`.
+//! Sources of a model's files: a directory, or a repository of the hub. A source is only a name until a load opens it;
+//! the transfer itself is left to `hub`.
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -9,12 +9,13 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
-use crate::hub::{HubFiles, HubSettings};
+use crate::hub::HubFiles;
+use crate::hub_settings::HubSettings;
 use crate::limits::MAX_CONFIG_BYTES;
 use crate::secrets::{HIDDEN, looks_like_address};
 
-/// Where a model is. Making one does no I/O. An address is none: it may hold a password or a token, so that a load
-/// refuses it, and nothing shows it.
+/// Source of a model's files. Making one does no I/O. An address is no source: it may hold a password or a token, so
+/// it is refused, and nothing shows it.
 ///
 /// ```
 /// use candle_actors::Source;
@@ -80,14 +81,17 @@ impl Source {
         }
     }
 
-    /// A directory if one of that name exists or the text can be no repository's name, else a repository, with its
-    /// revision after an `@`. `owner/name/file.gguf` is one GGUF file of a repository, unless there is such a file
-    /// here. Looks at the disk.
+    /// Reads a source as a person writes it: a path, or the name of a repository with its revision after an `@`.
+    /// `owner/name/file.gguf` is one GGUF file of a repository. Looks at the disk.
+    ///
+    /// A text is a path if it exists, if it can be no repository's name, or if, without a revision, it begins with a
+    /// folder that exists here; so a mistyped path is reported as such, and is not looked for at the hub.
     ///
     /// ```
     /// use candle_actors::Source;
     /// assert_eq!(Source::parse("no-one/nothing@v1"), Source::repository("no-one/nothing").revision("v1"));
     /// assert_eq!(Source::parse("./here"), Source::directory("./here"));
+    /// assert_eq!(Source::parse("src/mistyped"), Source::directory("src/mistyped"));
     /// ```
     pub fn parse(text: &str) -> Self {
         let (name, revision) = text.split_once('@').map_or((text, None), |(name, rest)| (name, Some(rest)));
@@ -95,14 +99,25 @@ impl Source {
             Some((rest, file)) if is_gguf(Path::new(file)) && is_repository_name(rest) => (rest, Some(file)),
             _ => (name, None),
         };
-        if Path::new(text).exists() || !is_repository_name(name) {
+        let begins_here =
+            revision.is_none() && name.split_once('/').is_some_and(|(folder, _)| Path::new(folder).is_dir());
+        if Path::new(text).exists() || begins_here || is_gguf(Path::new(name)) || !is_repository_name(name) {
             return Self::directory(text);
         }
         let [revision, gguf] = [revision, gguf].map(|part| part.map(str::to_owned));
         Self::Repository { name: name.to_owned(), revision, gguf }
     }
 
-    /// Whether an address was given in its place.
+    /// Looks whether a directory or file is there, which costs no wait; of a repository nothing can be told without one.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDirectory`], [`Error::NoSuchFile`] or [`Error::PickleOnly`]; [`Error::InvalidSetting`] for an address,
+    /// and for a repository in a build without the feature `hub`.
+    pub(crate) fn check(&self) -> Result<()> {
+        Files::open(self, &HubSettings::default()).map(drop)
+    }
+
+    /// True if an address was given in place of a path or a name.
     fn is_address(&self) -> bool {
         match self {
             Self::Directory(path) => looks_like_address(path),
@@ -152,17 +167,67 @@ fn is_gguf(path: &Path) -> bool {
 
 /// The ending that pickles share with other files; these names have it for one.
 const PICKLED: &str = "pytorch_model";
-/// What a training leaves beside a model's weights.
+/// Beginnings of the names of files that a training leaves beside a model's weights.
 const LEFT_BEHIND: [&str; 3] = ["optimizer", "scheduler", "rng_state"];
 
-/// Whether a file is a pickle by its name, as PyTorch and those who use it call them.
+/// True for a file that is a pickle by its name, as PyTorch and its users name them.
 fn is_pickle(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
     ends(&[".ckpt", ".pkl", ".pt", ".pth"]) || ends(&[".bin"]) && name.contains(PICKLED)
 }
 
-/// An opened source: gives the path of a file by its name in the model, fetching it first where it must.
+/// Files of an opened source, for a loader of an application's own. A file of a repository is fetched when it is first
+/// asked for, with progress and stop through the load's [`LoadContext`], and lies in the cache afterwards.
+///
+/// ```
+/// use candle_actors::model_actors::{LoadContext, ModelId};
+/// use candle_actors::{EngineResources, LoadOptions, Source};
+/// # fn main() -> candle_actors::Result<()> {
+/// let resources = EngineResources::new(&LoadOptions::default())?;
+/// let context = LoadContext::detached(&ModelId::from("small"));
+/// let files = resources.open(&Source::directory("models/english-embedding-small"), &context)?;
+/// assert!(files.get("config.json")?.is_file());
+/// assert_eq!(files.find("none.json")?, None);
+/// # Ok(())
+/// # }
+/// ```
+pub struct ModelFiles {
+    files: Files,
+    context: LoadContext,
+}
+
+impl ModelFiles {
+    pub(crate) fn new(files: Files, context: LoadContext) -> Self {
+        Self { files, context }
+    }
+
+    /// Path of a file by its name in the model, such as `tokenizer.json` or `1_Pooling/config.json`.
+    ///
+    /// # Errors
+    /// [`Error::MissingFile`] if the model has none; [`Error::Stopped`] once nobody waits for the load; the hub's errors.
+    pub fn get(&self, file: &str) -> Result<PathBuf> {
+        self.files.required(file, &self.context)
+    }
+
+    /// Path of a file, or nothing if the model has none.
+    ///
+    /// # Errors
+    /// As [`Self::get`], but for a file that is not there.
+    pub fn find(&self, file: &str) -> Result<Option<PathBuf>> {
+        self.files.optional(file, &self.context)
+    }
+
+    /// The GGUF file that is the model: the one that the source names, or the only one of a directory without safetensors.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; [`Error::SeveralGgufFiles`] if the directory has more than one.
+    pub fn gguf(&self) -> Result<Option<PathBuf>> {
+        self.files.gguf(&self.context)
+    }
+}
+
+/// An opened source: gives the path of a file by its name in the model, and fetches it first if necessary.
 pub(crate) enum Files {
     Directory(PathBuf),
     /// With the name of the GGUF file that is the model, where one is.
@@ -171,25 +236,18 @@ pub(crate) enum Files {
 }
 
 impl Files {
-    #[cfg(feature = "hub")]
+    /// Opens a source. Only the files of a directory are looked at; nothing is fetched yet.
+    #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub has settings"))]
     pub(crate) fn open(source: &Source, hub: &HubSettings) -> Result<Self> {
         match source {
             Source::Directory(path) => Self::open_directory(path),
             address if address.is_address() => Err(refused_address()),
+            #[cfg(feature = "hub")]
             Source::Repository { name, revision, gguf } => {
                 Ok(Self::Hub(Box::new(HubFiles::open(hub, name, revision.as_deref())), gguf.clone()))
             }
-        }
-    }
-
-    #[cfg(not(feature = "hub"))]
-    pub(crate) fn open(source: &Source) -> Result<Self> {
-        match source {
-            Source::Directory(path) => Self::open_directory(path),
-            Source::Repository { .. } => Err(Error::InvalidSetting {
-                setting: "source".into(),
-                reason: format!("{source} is a repository, and this build is without the feature `hub`"),
-            }),
+            #[cfg(not(feature = "hub"))]
+            Source::Repository { .. } => Err(without_hub(source)),
         }
     }
 
@@ -201,6 +259,7 @@ impl Files {
                 let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 Err(Error::PickleOnly { model: path.display().to_string(), file })
             }
+            _ if is_gguf(path) => Err(Error::NoSuchFile { path: path.to_owned() }),
             _ => Err(Error::NoSuchDirectory { path: path.to_owned() }),
         }
     }
@@ -216,7 +275,7 @@ impl Files {
         }
     }
 
-    /// Why a needed file is not there.
+    /// The error for a needed file that is not there.
     #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub takes its time"))]
     pub(crate) fn missing(&self, file: &str, context: &LoadContext) -> Error {
         match self {
@@ -226,7 +285,7 @@ impl Files {
         }
     }
 
-    /// Nothing more is needed for now: lets go of what a transfer holds.
+    /// Closes the connection of a transfer, as nothing more is needed for now.
     pub(crate) fn rest(&self) {
         #[cfg(feature = "hub")]
         if let Self::Hub(files, _) = self {
@@ -263,7 +322,7 @@ impl Files {
         }
     }
 
-    /// Whether one GGUF file was named as the model.
+    /// True if one GGUF file was named as the model.
     pub(crate) fn is_gguf(&self) -> bool {
         match self {
             Self::Directory(path) => path.is_file(),
@@ -287,7 +346,7 @@ impl Files {
         Some(format!("{folder}{name}"))
     }
 
-    /// Whether the model has the file, without fetching it.
+    /// True if the model has the file; does not fetch it.
     pub(crate) fn exists(&self, file: &str, context: &LoadContext) -> Result<bool> {
         self.check_name(file)?;
         match self {
@@ -329,6 +388,12 @@ impl Files {
         let reason = format!("the file name {file:?} leads out of the model");
         Err(Error::InvalidConfig { file: PathBuf::from(self.name()), reason })
     }
+}
+
+#[cfg(not(feature = "hub"))]
+fn without_hub(source: &Source) -> Error {
+    let reason = format!("{source} is a repository, and this build is without the feature `hub`");
+    Error::InvalidSetting { setting: "source".into(), reason }
 }
 
 fn refused_address() -> Error {
@@ -412,5 +477,9 @@ mod tests {
         assert_eq!(Source::parse("a/b/c.gguf"), file);
         assert_eq!(Source::parse("a/b/c.gguf@main"), file.revision("main"));
         assert_eq!(Source::parse("a/b/c/d.gguf"), Source::directory("a/b/c/d.gguf"));
+        assert_eq!(Source::parse("a/b.gguf"), Source::directory("a/b.gguf"));
+        // A folder of this repository is here, whatever of it is not.
+        assert_eq!(Source::parse("tests/mistyped"), Source::directory("tests/mistyped"));
+        assert_eq!(Source::parse("tests/name@main"), Source::repository("tests/name").revision("main"));
     }
 }

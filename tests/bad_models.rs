@@ -4,8 +4,8 @@
 mod common;
 
 use candle_actors::{
-    Error, ImageEmbeddingModel, Source, TextEmbeddingModel, TextGenerationModel, TextToImageModel,
-    VisionModel,
+    Error, ImageEmbeddingModel, Source, StandaloneModel, TextEmbeddingModel, TextGenerationModel,
+    TextToImageModel, VisionModel,
 };
 use common::model::{Entry, TinyModel, write};
 use serde_json::json;

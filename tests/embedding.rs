@@ -3,7 +3,7 @@
 
 mod common;
 
-use candle_actors::{Source, TextEmbeddingModel};
+use candle_actors::{Source, StandaloneModel, TextEmbeddingModel};
 use common::{Case, difference, minilm, references, similarity, small_model};
 
 /// The references are rounded to seven digits.

@@ -5,10 +5,11 @@ mod common;
 
 use std::time::Duration;
 
-use candle_actors::{Engine, Error, Source};
+use candle_actors::{
+    Bytes, Engine, Error, Event, PoolConfig, Source, SystemState, TextEmbedding, WhenFull, model_actors,
+};
 use common::model::TinyModel;
 use common::{difference, references, small_model};
-use model_actors::{Bytes, Event, PoolConfig, SystemState};
 
 async fn small_engine() -> Engine {
     Engine::builder().text_embedding("small", Source::directory(small_model())).start().await.unwrap()
@@ -25,15 +26,15 @@ async fn vectors_through_the_actors_are_the_references() {
     for (case, vector) in cases.iter().cycle().zip(&together) {
         assert!(difference(&case.embedding, vector) < 1e-4);
     }
-    let alone = embedder.try_embed(texts[0].clone()).await.unwrap();
+    let alone = embedder.clone().when_full(WhenFull::Fail).embed(texts[0].clone()).await.unwrap();
     assert!(difference(&alone, &together[0]) <= 1e-5);
     assert!(engine.shutdown().await.is_clean());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn registering_costs_no_worker_and_no_look_at_the_disk() {
+async fn registering_costs_no_worker_and_asks_no_hub() {
     let engine = Engine::builder()
-        .text_embedding("nowhere", Source::directory("/no/such/model"))
+        .text_embedding("empty", Source::directory("."))
         .text_embedding("unknown", Source::repository("nobody/nothing"))
         .start()
         .await
@@ -41,17 +42,18 @@ async fn registering_costs_no_worker_and_no_look_at_the_disk() {
     let status = engine.system().status();
     assert_eq!(status.state, SystemState::Running);
     assert!(status.pools.iter().all(|pool| pool.models.iter().all(|model| model.workers.is_empty())));
-    let error = engine.add_text_embedding("nowhere", Source::directory("/elsewhere")).err().unwrap();
+    let error = engine.register::<TextEmbedding>("empty", Source::directory("src")).err().unwrap();
     assert!(matches!(error, Error::Actor(model_actors::Error::AlreadyRegistered { .. })), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_loads_own_error_comes_out_and_other_models_do_not_notice() {
     let engine = small_engine().await;
-    let broken = engine.add_text_embedding("broken", Source::directory("/no/such/model")).unwrap();
+    let empty = tempfile::tempdir().unwrap();
+    let broken = engine.register::<TextEmbedding>("broken", Source::directory(empty.path())).unwrap();
     let error = broken.embed("The cat sleeps.").await.unwrap_err();
-    assert!(matches!(error.root(), Error::NoSuchDirectory { .. }), "{error}");
-    assert!(error.to_string().contains("/no/such/model"), "{error}");
+    assert!(matches!(error.root(), Error::MissingFile { .. }), "{error}");
+    assert!(error.to_string().contains(&*empty.path().to_string_lossy()), "{error}");
     assert!(engine.text_embedding("small").unwrap().embed("The cat sleeps.").await.is_ok());
     assert!(engine.text_embedding("never registered").is_err());
 }
@@ -62,7 +64,7 @@ async fn bad_input_is_refused_alone() {
     let embedder = engine.text_embedding("small").unwrap();
     let error = embedder.embed_batch(Vec::<String>::new()).await.unwrap_err();
     assert!(matches!(error, Error::InvalidInput(_)), "{error}");
-    let is_invalid = |error: &Error| matches!(error, Error::Actor(model_actors::Error::InvalidInput { .. }));
+    let is_invalid = |error: &Error| matches!(error, Error::InvalidInput(_));
     let error = embedder.embed("x".repeat((1 << 20) + 1)).await.unwrap_err();
     assert!(is_invalid(&error), "{error}");
     // These are found by the model, in one batch with good ones.

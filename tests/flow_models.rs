@@ -6,10 +6,9 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use candle_actors::{Engine, Error, Source, TextToImageModel};
+use candle_actors::{Engine, Error, PaintImage, Source, StandaloneModel, TextToImageModel};
 use candle_core::{Device, Tensor};
 use common::folders::families_of;
-use model_actors::PaintImage;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

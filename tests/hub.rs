@@ -7,7 +7,7 @@ mod common;
 
 use std::time::Duration;
 
-use candle_actors::{Error, HubSettings, LoadOptions, Source, TextEmbeddingModel};
+use candle_actors::{Error, HubSettings, LoadOptions, Source, StandaloneModel, TextEmbeddingModel};
 use common::model::TinyModel;
 use common::server::{COMMIT, Fault, HubServer, REPOSITORY};
 use tempfile::TempDir;
@@ -43,17 +43,11 @@ impl Hub {
 }
 
 fn settings(endpoint: &str, cache: &TempDir) -> HubSettings {
-    HubSettings {
-        endpoint: Some(endpoint.to_owned()),
-        cache: Some(cache.path().to_owned()),
-        token: Some(SECRET.into()),
-        retries: 1,
-        ..HubSettings::default()
-    }
+    HubSettings::default().with_endpoint(endpoint).with_cache(cache.path()).with_token(SECRET).with_retries(1)
 }
 
 fn load(source: Source, hub: HubSettings) -> Result<TextEmbeddingModel, Error> {
-    TextEmbeddingModel::load_with(source, LoadOptions { hub, ..LoadOptions::default() })
+    TextEmbeddingModel::load_with(source, LoadOptions::default().with_hub(hub))
 }
 
 /// An address at which nobody listens.
@@ -88,7 +82,7 @@ fn a_cached_model_needs_no_hub() {
     let hub = Hub::new(&[]);
     let vectors = hub.load().unwrap().embed(&["cat"]).unwrap();
     for offline in [false, true] {
-        let hub = HubSettings { offline, ..settings(&nowhere(), &hub.cache) };
+        let hub = settings(&nowhere(), &hub.cache).with_offline(offline);
         let model = load(Source::repository(REPOSITORY), hub.clone()).unwrap();
         assert_eq!(model.embed(&["cat"]).unwrap(), vectors);
         let at_commit = load(Source::repository(REPOSITORY).revision(COMMIT), hub).unwrap();
@@ -102,7 +96,7 @@ fn without_hub_and_cache_the_error_says_which_is_missing() {
     let hub = settings(&nowhere(), &cache);
     let error = load(Source::repository(REPOSITORY), hub.clone()).err().unwrap();
     assert!(matches!(error, Error::HubUnreachable { .. }), "{error}");
-    let error = load(Source::repository(REPOSITORY), HubSettings { offline: true, ..hub }).err().unwrap();
+    let error = load(Source::repository(REPOSITORY), hub.with_offline(true)).err().unwrap();
     assert!(matches!(error, Error::NotCached { .. }), "{error}");
 }
 
@@ -160,7 +154,7 @@ fn content_that_does_not_match_its_checksum() {
 fn a_transfer_that_stalls() {
     let hub = Hub::new(&[("model.safetensors", Fault::Stalled)]);
     let stall_limit = Duration::from_millis(300);
-    let error = load(Source::repository(REPOSITORY), HubSettings { stall_limit, ..hub.settings() });
+    let error = load(Source::repository(REPOSITORY), hub.settings().with_stall_limit(stall_limit));
     let error = error.err().unwrap();
     assert!(matches!(&error, Error::TransferStalled { after, .. } if *after == stall_limit), "{error}");
 }

@@ -6,12 +6,14 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use candle_actors::{Engine, Error, ImageEmbeddingModel, Source};
+use candle_actors::{
+    CallOptions, EmbedImages, Engine, Error, ImageEmbeddingModel, ImageSource, Picture, PoolConfig, Source,
+    StandaloneModel, WhenFull, model_actors,
+};
 use common::folders::families_of;
 use common::photographs::photograph;
 use common::{difference, root, similarity};
 use futures_util::future::join_all;
-use model_actors::{CallOptions, EmbedImages, ImageSource, Picture, PoolConfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -307,7 +309,8 @@ async fn every_kind_of_input_gives_the_reference_through_the_actors() {
         let raw = clip.model().call(request, CallOptions::default()).await.unwrap();
         let vector = clip.embed_image(source.clone()).await.unwrap();
         assert_eq!(raw[0], vector);
-        assert_eq!(clip.try_embed_image(source).await.unwrap(), vector);
+        let impatient = clip.clone().when_full(WhenFull::Fail);
+        assert_eq!(impatient.embed_image(source).await.unwrap(), vector);
         assert!(difference(&vector, &unit(&case.features)) <= TOLERANCE);
     }
     assert!(engine.shutdown().await.is_clean());

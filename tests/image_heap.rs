@@ -6,9 +6,8 @@ mod common;
 
 use std::alloc::System;
 
-use candle_actors::{Error, ImageInput, ImageLimits, ImageSettings};
+use candle_actors::{Bytes, Error, ImageInput, ImageLimits, ImageSettings, ImageSource};
 use common::root;
-use model_actors::{Bytes, ImageSource};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 #[global_allocator]
@@ -62,8 +61,8 @@ async fn a_claimed_size_is_refused_before_memory_is_taken() {
         assert!(bytes < LITTLE, "{name}: {bytes}");
     }
     // The control: where the claim is within the limits, its memory is taken, and counted.
-    let limits = ImageLimits { decoder: Bytes::mib(512), ..ImageLimits::default() };
-    let input = ImageInput::new(ImageSettings { limits, ..ImageSettings::default() }).unwrap();
+    let limits = ImageLimits::default().with_decoder(Bytes::mib(512));
+    let input = ImageInput::new(ImageSettings::default().with_limits(limits)).unwrap();
     let (result, bytes) = taken(&input, claims(4000, 4000)).await;
     assert!(matches!(result, Err(Error::InvalidImage { .. })), "{result:?}");
     assert!(bytes > 4000 * 4000 * 3, "{bytes}");

@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE, BASE64_URL_SAFE_NO_PAD};
-use candle_actors::{Error, ImageInput, ImageLimits, ImageSettings};
+use candle_actors::{Bytes, Error, ImageInput, ImageLimits, ImageSettings, ImageSource, Picture};
 use common::root;
-use model_actors::{Bytes, ImageSource, Picture};
 
 fn folder() -> PathBuf {
     root().join("tests/fixtures/images")
@@ -23,7 +22,7 @@ fn file(name: &str) -> Vec<u8> {
 }
 
 fn with_limits(limits: ImageLimits) -> ImageInput {
-    ImageInput::new(ImageSettings { limits, ..ImageSettings::default() }).unwrap()
+    ImageInput::new(ImageSettings::default().with_limits(limits)).unwrap()
 }
 
 async fn decode(bytes: Vec<u8>) -> Result<Picture, Error> {
@@ -128,11 +127,11 @@ async fn each_limit_refuses_with_both_numbers() {
     let default = ImageLimits::default;
     let bytes = file("rgb.png").len() as u64;
     let cases = [
-        (ImageLimits { encoded: Bytes(bytes - 1), ..default() }, bytes, bytes - 1),
-        (ImageLimits { pixels: 37 * 23 - 1, ..default() }, 37 * 23, 37 * 23 - 1),
-        (ImageLimits { side: 36, ..default() }, 37, 36),
-        (ImageLimits { aspect: 1, ..default() }, 2, 1),
-        (ImageLimits { decoder: Bytes(37 * 23 * 9 - 1), ..default() }, 37 * 23 * 9, 37 * 23 * 9 - 1),
+        (default().with_encoded(Bytes(bytes - 1)), bytes, bytes - 1),
+        (default().with_pixels(37 * 23 - 1), 37 * 23, 37 * 23 - 1),
+        (default().with_side(36), 37, 36),
+        (default().with_aspect(1), 2, 1),
+        (default().with_decoder(Bytes(37 * 23 * 9 - 1)), 37 * 23 * 9, 37 * 23 * 9 - 1),
     ];
     for (limits, found_value, limit_value) in cases {
         let folder = tempfile::tempdir().unwrap();
@@ -150,14 +149,12 @@ async fn each_limit_refuses_with_both_numbers() {
         }
     }
     // The control: at the limits, all of it is taken.
-    let limits = ImageLimits {
-        encoded: Bytes(bytes),
-        pixels: 37 * 23,
-        side: 37,
-        aspect: 2,
-        decoder: Bytes(37 * 23 * 9),
-        ..default()
-    };
+    let limits = default()
+        .with_encoded(Bytes(bytes))
+        .with_pixels(37 * 23)
+        .with_side(37)
+        .with_aspect(2)
+        .with_decoder(Bytes(37 * 23 * 9));
     assert!(with_limits(limits).picture(ImageSource::Bytes(file("rgb.png"))).await.is_ok());
 }
 
@@ -195,7 +192,7 @@ async fn base64_comes_in_many_forms() {
 
 #[tokio::test]
 async fn base64_is_measured_before_it_is_decoded() {
-    let limits = ImageLimits { encoded: Bytes(1000), ..ImageLimits::default() };
+    let limits = ImageLimits::default().with_encoded(Bytes(1000));
     for text in ["A".repeat(10_000), " ".repeat(10_000), format!("data:{},", "x".repeat(10_000))] {
         let error = with_limits(limits.clone()).picture(ImageSource::Base64(text)).await.unwrap_err();
         assert!(matches!(error, Error::ImageTooLarge { limit: 1000, .. }), "{error}");
@@ -241,24 +238,24 @@ async fn a_decoder_that_takes_too_long_is_not_waited_for() {
     let mut png = Vec::new();
     let encoder = image::codecs::png::PngEncoder::new(&mut png);
     image::RgbImage::new(5000, 5000).write_with_encoder(encoder).unwrap();
-    let settings = ImageSettings { decode_timeout: Duration::from_millis(1), ..ImageSettings::default() };
+    let settings = ImageSettings::default().with_decode_timeout(Duration::from_millis(1));
     let result = ImageInput::new(settings).unwrap().picture(ImageSource::Bytes(png)).await;
     assert!(matches!(result, Err(Error::ImageTooSlow { .. })), "{:?}", result.map(|_| ()));
 }
 
 #[tokio::test]
 async fn many_are_decoded_in_order_and_the_settings_are_checked() {
-    let input = ImageInput::new(ImageSettings { decoders: 2, ..ImageSettings::default() }).unwrap();
+    let input = ImageInput::new(ImageSettings::default().with_decoders(2)).unwrap();
     let names = ["rgb.png", "rgba.png", "grey.png", "plain.gif", "rgb.bmp"];
     let sources = names.iter().cycle().take(40).map(|name| ImageSource::Bytes(file(name))).collect();
     let pictures = input.pictures(sources).await.unwrap();
     for (name, picture) in names.iter().cycle().zip(&pictures) {
         assert_eq!(picture.rgb, file(&format!("{name}.rgb")), "{name}");
     }
-    let limits = ImageLimits { request_pixels: 37 * 23 * 3 - 1, ..ImageLimits::default() };
+    let limits = ImageLimits::default().with_request_pixels(37 * 23 * 3 - 1);
     let sources = names.iter().map(|name| ImageSource::Bytes(file(name))).collect();
     let error = with_limits(limits).pictures(sources).await.unwrap_err();
     assert!(matches!(error, Error::ImageTooLarge { found: 2553, limit: 2552, .. }), "{error}");
-    let error = ImageInput::new(ImageSettings { decoders: 0, ..ImageSettings::default() }).unwrap_err();
+    let error = ImageInput::new(ImageSettings::default().with_decoders(0)).unwrap_err();
     assert!(matches!(error, Error::InvalidSetting { .. }), "{error}");
 }

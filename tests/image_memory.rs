@@ -11,14 +11,12 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use candle_actors::{
-    Engine, EngineBuilder, Error, ImageDescriber, ImageInput, ImageLimits, ImageSettings, Source, UrlSettings,
+    Bytes, DescribeImage, EmbedImages, Engine, EngineBuilder, Error, ImageDescriber, ImageInput, ImageLimits,
+    ImageSettings, ImageSource, Picture, PoolConfig, QueueCapacity, ReplyStream, Sampling, Source,
+    UrlSettings, Vision, WhenFull, model_actors,
 };
 use common::root;
 use common::web::{Answer, WebServer};
-use model_actors::{
-    Bytes, Completion, DescribeImage, EmbedImages, ImageSource, Picture, PoolConfig, QueueCapacity,
-    ReplyStream, Sampling, Vision,
-};
 
 const BRIEF: Duration = Duration::from_millis(50);
 
@@ -32,18 +30,14 @@ fn picture() -> Picture {
 
 /// Room for as many bytes, and 3,072 bytes of pixels in an image.
 fn settings(memory: u64) -> ImageSettings {
-    let urls = UrlSettings {
-        allowed_networks: vec!["127.0.0.1".parse().unwrap()],
-        read_timeout: Duration::from_secs(60),
-        total_timeout: Duration::from_secs(60),
-        ..UrlSettings::default()
-    };
-    ImageSettings {
-        limits: ImageLimits { pixels: 1024, encoded: Bytes(5 << 10), ..ImageLimits::default() },
-        urls: Some(urls),
-        memory: Bytes(memory),
-        ..ImageSettings::default()
-    }
+    let urls = UrlSettings::default()
+        .with_allowed_networks(vec!["127.0.0.1".parse().unwrap()])
+        .with_read_timeout(Duration::from_secs(60))
+        .with_total_timeout(Duration::from_secs(60));
+    ImageSettings::default()
+        .with_limits(ImageLimits::default().with_pixels(1024).with_encoded(Bytes(5 << 10)))
+        .with_urls(urls)
+        .with_memory(Bytes(memory))
 }
 
 fn builder(memory: u64) -> EngineBuilder {
@@ -93,7 +87,7 @@ async fn a_slow_server_delays_other_downloads_and_no_image_that_is_here() {
     let mut settings = settings(9 << 10);
     let urls = settings.urls.take().unwrap();
     // Each of two images takes leave, and no more than one request of two.
-    settings.urls = Some(UrlSettings { downloads: 2, total_timeout: Duration::from_millis(400), ..urls });
+    settings.urls = Some(urls.with_downloads(2).with_total_timeout(Duration::from_millis(400)));
     let input = ImageInput::new(settings).unwrap();
     let fetching = {
         let (input, address) = (input.clone(), server.url("/silent"));
@@ -168,13 +162,14 @@ async fn a_full_queue_is_looked_at_before_anything_is_fetched() {
         () = ready(()) => {}
     }
     let url = || request(ImageSource::Url(server.url("/a.png")));
-    let refusals = [model.try_describe(url()).await.map(drop), model.try_stream(url()).await.map(drop)];
+    let impatient = model.clone().when_full(WhenFull::Fail);
+    let refusals = [impatient.describe(url()).await.map(drop), impatient.stream(url()).await.map(drop)];
     for refusal in refusals {
         assert!(matches!(refusal, Err(Error::Actor(model_actors::Error::Overloaded { .. }))), "{refusal:?}");
     }
     assert_eq!(server.connections(), 0);
     first.await.unwrap();
-    model.try_describe(url()).await.unwrap();
+    impatient.describe(url()).await.unwrap();
     assert_eq!(server.connections(), 1);
     assert!(engine.shutdown().await.is_clean());
 }
@@ -236,8 +231,8 @@ async fn what_is_over_a_limit_is_refused_without_a_wait_for_room() {
 #[tokio::test]
 async fn ready_pixels_are_counted_before_anything_is_fetched() {
     let server = WebServer::start("127.0.0.1", |_| vec![("/a.png", Answer::Whole(png()))]);
-    let limits = ImageLimits { request_pixels: 2047, ..ImageLimits::default() };
-    let input = ImageInput::new(ImageSettings { limits, ..settings(1 << 20) }).unwrap();
+    let limits = ImageLimits::default().with_request_pixels(2047);
+    let input = ImageInput::new(settings(1 << 20).with_limits(limits)).unwrap();
     let url = ImageSource::Url(server.url("/a.png"));
     let two = vec![url.clone(), ImageSource::Picture(picture()), ImageSource::Picture(picture())];
     let error = input.pictures(two).await.unwrap_err();
@@ -250,7 +245,7 @@ async fn ready_pixels_are_counted_before_anything_is_fetched() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_small_image_takes_little_room_whatever_the_limits_allow() {
-    let settings = ImageSettings { limits: ImageLimits::default(), ..settings(12 << 10) };
+    let settings = settings(12 << 10).with_limits(ImageLimits::default());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("small.png");
     std::fs::write(&path, png()).unwrap();
@@ -275,8 +270,8 @@ async fn no_room_is_kept_while_more_addresses_are_fetched() {
         vec![("/a.png", Answer::Whole(png())), ("/silent", Answer::Silent)]
     });
     // Room for one image.
-    let mut settings = ImageSettings { decode_timeout: Duration::from_secs(20), ..settings(4 << 10) };
-    settings.urls = settings.urls.map(|urls| UrlSettings { downloads: 1, ..urls });
+    let mut settings = settings(4 << 10).with_decode_timeout(Duration::from_secs(20));
+    settings.urls = settings.urls.map(|urls| urls.with_downloads(1));
     let input = ImageInput::new(settings).unwrap();
     let many = {
         let input = input.clone();
@@ -299,7 +294,7 @@ async fn a_shortage_of_room_is_called_by_its_name_where_it_holds_up_others() {
     std::fs::write(&path, png()).unwrap();
     let mut settings = settings(3072);
     let brief = Duration::from_secs(1);
-    settings.urls = settings.urls.map(|urls| UrlSettings { downloads: 1, total_timeout: brief, ..urls });
+    settings.urls = settings.urls.map(|urls| urls.with_downloads(1).with_total_timeout(brief));
     let engine = with_settings(settings).start().await.unwrap();
     let model = engine.vision("blip").unwrap();
     let stream = endless(&model, ImageSource::Picture(picture())).await;
@@ -321,20 +316,14 @@ async fn a_shortage_of_room_is_called_by_its_name_where_it_holds_up_others() {
     assert!(engine.shutdown().await.is_clean());
 }
 
-async fn refusals(model: &ImageDescriber, request: &DescribeImage) -> [Result<(), model_actors::Error>; 4] {
-    fn actors<T>(result: Result<T, Error>) -> Result<(), model_actors::Error> {
-        match result {
-            Ok(_) => Ok(()),
-            Err(Error::Actor(error)) => Err(error),
-            Err(error) => panic!("{error}"),
-        }
+async fn refusals(model: &ImageDescriber, request: &DescribeImage) -> Vec<Result<(), Error>> {
+    let mut refusals = Vec::new();
+    for when_full in [WhenFull::Wait, WhenFull::Fail] {
+        let model = model.clone().when_full(when_full);
+        refusals.push(model.describe(request.clone()).await.map(drop));
+        refusals.push(model.stream(request.clone()).await.map(drop));
     }
-    [
-        actors::<Completion>(model.describe(request.clone()).await),
-        actors(model.try_describe(request.clone()).await),
-        actors(model.stream(request.clone()).await),
-        actors(model.try_stream(request.clone()).await),
-    ]
+    refusals
 }
 
 #[tokio::test]
@@ -349,14 +338,15 @@ async fn a_request_is_checked_and_a_closed_model_noticed_before_anything_is_fetc
     let good = request(url.clone());
     let invalid = good.clone().with_max_tokens(0);
     for refused in refusals(&model, &invalid).await {
-        assert!(matches!(refused, Err(Actor::InvalidInput { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(Error::InvalidInput(_))), "{refused:?}");
     }
-    engine.system().client::<Vision>().unwrap().remove(model.id()).unwrap();
+    engine.remove::<Vision>(model.id()).unwrap();
     for refused in refusals(&model, &good).await {
-        assert!(matches!(refused, Err(Actor::UnknownModel { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(Error::Actor(Actor::UnknownModel { .. }))), "{refused:?}");
     }
     assert!(engine.shutdown().await.is_clean());
-    for refused in [clip.embed_image(url.clone()).await, clip.try_embed_image(url.clone()).await] {
+    let impatient = clip.clone().when_full(WhenFull::Fail);
+    for refused in [clip.embed_image(url.clone()).await, impatient.embed_image(url.clone()).await] {
         assert!(matches!(refused, Err(Error::Actor(Actor::ShuttingDown))), "{refused:?}");
     }
     let refused = clip.embed_images([url]).await;
@@ -374,13 +364,14 @@ async fn who_does_not_want_to_wait_does_not_wait_for_room_either() {
     let stream = endless(&model, ImageSource::Picture(picture())).await;
     let long = Duration::from_secs(3600);
     let (model, clip) = (model.timeout(long), clip.timeout(long));
+    let (impatient, hasty) = (model.clone().when_full(WhenFull::Fail), clip.when_full(WhenFull::Fail));
     for image in [ImageSource::Picture(picture()), ImageSource::Url(server.url("/a.png"))] {
         let refusals = async {
             [
-                model.try_describe(request(image.clone())).await.map(drop),
-                model.try_stream(request(image.clone())).await.map(drop),
-                clip.try_embed_image(image.clone()).await.map(drop),
-                clip.try_embed_images([image.clone()]).await.map(drop),
+                impatient.describe(request(image.clone())).await.map(drop),
+                impatient.stream(request(image.clone())).await.map(drop),
+                hasty.embed_image(image.clone()).await.map(drop),
+                hasty.embed_images([image.clone()]).await.map(drop),
             ]
         };
         let refusals = tokio::time::timeout(Duration::from_secs(20), refusals).await;

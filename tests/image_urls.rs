@@ -6,10 +6,11 @@ mod common;
 
 use std::time::Duration;
 
-use candle_actors::{Error, ImageInput, ImageLimits, ImageSettings, UrlSettings};
+use candle_actors::{
+    Bytes, Error, ImageInput, ImageLimits, ImageSettings, ImageSource, Picture, UrlSettings,
+};
 use common::root;
 use common::web::{Answer, WebServer};
-use model_actors::{Bytes, ImageSource, Picture};
 
 fn png() -> Vec<u8> {
     std::fs::read(root().join("tests/fixtures/images/rgb.png")).unwrap()
@@ -22,17 +23,17 @@ fn pixels() -> Vec<u8> {
 /// Waits long enough for a busy machine; each test of a time shortens its own.
 fn patient() -> UrlSettings {
     let long = Duration::from_secs(60);
-    UrlSettings { connect_timeout: long, read_timeout: long, total_timeout: long, ..UrlSettings::default() }
+    UrlSettings::default().with_connect_timeout(long).with_read_timeout(long).with_total_timeout(long)
 }
 
 fn allowing(networks: &[&str]) -> UrlSettings {
     let allowed_networks = networks.iter().map(|network| network.parse().unwrap()).collect();
-    UrlSettings { allowed_networks, ..patient() }
+    patient().with_allowed_networks(allowed_networks)
 }
 
 async fn fetch(urls: UrlSettings, address: &str) -> Result<Picture, Error> {
-    let limits = ImageLimits { encoded: Bytes(64 << 10), ..ImageLimits::default() };
-    let settings = ImageSettings { limits, urls: Some(urls), ..ImageSettings::default() };
+    let limits = ImageLimits::default().with_encoded(Bytes(64 << 10));
+    let settings = ImageSettings::default().with_limits(limits).with_urls(urls);
     ImageInput::new(settings).unwrap().picture(ImageSource::Url(address.to_owned())).await
 }
 
@@ -153,7 +154,7 @@ async fn redirects_end() {
             ("/nowhere", Answer::RedirectToNowhere),
         ]
     });
-    let settings = || UrlSettings { redirects: 3, ..allowing(&["127.0.0.1"]) };
+    let settings = || allowing(&["127.0.0.1"]).with_redirects(3);
     for path in ["/loop", "/there"] {
         let before = server.requests().len();
         let result = fetch(settings(), &server.url(path)).await;
@@ -161,7 +162,7 @@ async fn redirects_end() {
         assert_eq!(server.requests().len() - before, 4);
     }
     assert_eq!(said(fetch(settings(), &server.url("/3")).await), "a picture");
-    let one_less = UrlSettings { redirects: 2, ..settings() };
+    let one_less = settings().with_redirects(2);
     assert!(is_refused(&fetch(one_less, &server.url("/3")).await));
     assert!(said(fetch(settings(), &server.url("/nowhere")).await).contains("redirects to nowhere"));
 }
@@ -177,7 +178,7 @@ async fn other_schemes_are_refused() {
 
 #[tokio::test]
 async fn an_application_may_open_no_address_at_all() {
-    let settings = ImageSettings { urls: None, ..ImageSettings::default() };
+    let settings = ImageSettings::default().with_urls(None);
     let input = ImageInput::new(settings).unwrap();
     let result = input.picture(ImageSource::Url("http://example.org/a.png".to_owned())).await;
     assert!(is_refused(&result), "{}", said(result));
@@ -187,7 +188,7 @@ async fn an_application_may_open_no_address_at_all() {
 async fn silence_ends_with_the_read_timeout() {
     let server =
         WebServer::start("127.0.0.1", |_| vec![("/silent", Answer::Silent), ("/stalled", Answer::Stalled)]);
-    let settings = || UrlSettings { read_timeout: Duration::from_millis(50), ..allowing(&["127.0.0.1"]) };
+    let settings = || allowing(&["127.0.0.1"]).with_read_timeout(Duration::from_millis(50));
     for path in ["/silent", "/stalled"] {
         let words = said(fetch(settings(), &server.url(path)).await);
         assert!(words.contains("nothing came for too long"), "{path}: {words}");
@@ -211,7 +212,7 @@ async fn a_connection_that_does_not_come_about_ends_with_the_connect_timeout() {
     while !is_full(&mut queue) {
         assert!(queue.len() < 1000, "the queue has no end");
     }
-    let settings = UrlSettings { connect_timeout: Duration::from_millis(50), ..allowing(&["127.0.0.1"]) };
+    let settings = allowing(&["127.0.0.1"]).with_connect_timeout(Duration::from_millis(50));
     let words = said(fetch(settings, &format!("http://{address}/a.png")).await);
     assert!(words.contains("no connection in time"), "{words}");
 }
@@ -221,7 +222,7 @@ async fn a_slow_body_ends_with_the_total_timeout() {
     let server = WebServer::start("127.0.0.1", |_| {
         vec![("/trickle", Answer::Trickle), ("/stalled", Answer::Stalled), ("/silent", Answer::Silent)]
     });
-    let settings = || UrlSettings { total_timeout: Duration::from_millis(100), ..allowing(&["127.0.0.1"]) };
+    let settings = || allowing(&["127.0.0.1"]).with_total_timeout(Duration::from_millis(100));
     for path in ["/trickle", "/stalled", "/silent"] {
         let words = said(fetch(settings(), &server.url(path)).await);
         assert!(words.contains("not complete after 100 ms"), "{path}: {words}");

@@ -4,7 +4,7 @@
 
 mod common;
 
-use candle_actors::{ImageEmbeddingModel, Source};
+use candle_actors::{ImageEmbeddingModel, Source, StandaloneModel};
 use common::photographs::photograph;
 use common::root;
 use serde::Deserialize;

@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use candle_actors::{
-    Engine, Error, HubSettings, ImageSettings, LoadOptions, Source, TextEmbeddingModel, UrlSettings,
+    DescribeImage, Engine, Error, Event, HubSettings, ImageSettings, ImageSource, LoadOptions, Sampling,
+    Source, StandaloneModel, TextEmbeddingModel, UrlSettings,
 };
 use common::model::TinyModel;
 use common::root;
 use common::server::{Fault, HubServer, REPOSITORY};
 use common::web::{Answer, WebServer};
-use model_actors::{DescribeImage, Event, ImageSource, Sampling};
 
 const TOKEN: &str = "hf_TheTokenOfTheTest";
 const PASSWORD: &str = "ThePasswordOfTheTest";
@@ -56,13 +56,11 @@ fn check(what: &str, words: &str) {
 }
 
 fn images() -> ImageSettings {
-    let urls = UrlSettings {
-        allowed_networks: vec!["127.0.0.1".parse().unwrap()],
-        read_timeout: Duration::from_secs(2),
-        redirects: 2,
-        ..UrlSettings::default()
-    };
-    ImageSettings { urls: Some(urls), ..ImageSettings::default() }
+    let urls = UrlSettings::default()
+        .with_allowed_networks(vec!["127.0.0.1".parse().unwrap()])
+        .with_read_timeout(Duration::from_secs(2))
+        .with_redirects(2);
+    ImageSettings::default().with_urls(urls)
 }
 
 /// Engines with a hub that is well and with one that fails in several ways.
@@ -78,17 +76,15 @@ async fn load_models(errors: &mut Vec<String>, events: &mut Vec<String>) {
     hubs.extend(faults.into_iter().map(|fault| HubServer::start(TinyModel::new().files(), &[fault])));
     for hub in &hubs {
         let cache = tempfile::tempdir().unwrap();
-        let settings = HubSettings {
-            endpoint: Some(hub.endpoint().replace("//", "//user:ThePasswordOfTheTest@")),
-            cache: Some(cache.path().to_owned()),
-            token: Some(TOKEN.into()),
-            retries: 0,
-            ..HubSettings::default()
-        };
+        let settings = HubSettings::default()
+            .with_endpoint(hub.endpoint().replace("//", "//user:ThePasswordOfTheTest@"))
+            .with_cache(cache.path())
+            .with_token(TOKEN)
+            .with_retries(0);
         errors.push(format!("{settings:?}"));
         // The control: where it leads is shown.
         assert!(format!("{settings:?}").contains(&hub.endpoint()));
-        errors.push(format!("{:?}", LoadOptions { hub: settings.clone(), ..LoadOptions::default() }));
+        errors.push(format!("{:?}", LoadOptions::default().with_hub(settings.clone())));
         let engine = Engine::builder().hub(settings).text_embedding("tiny", Source::repository(REPOSITORY));
         let engine = engine.start().await.unwrap();
         let mut heard = engine.events();

@@ -8,11 +8,12 @@ mod common;
 use std::path::Path;
 use std::time::Instant;
 
-use candle_actors::{Engine, GenerationLimits, Source};
+use candle_actors::{
+    BatchLimits, Engine, Event, GenerateText, GenerationLimits, PoolConfig, Sampling, Source, SourceSpec,
+};
 use common::fixtures::TEXT;
 use common::large_llama::write_large_llama;
 use common::minilm;
-use model_actors::{BatchLimits, Event, GenerateText, PoolConfig, Sampling};
 
 /// Bytes of this process that are in memory.
 fn resident() -> usize {
@@ -35,9 +36,10 @@ async fn four_write(directory: &Path) {
         .with_cold_start_workers(1)
         .with_stream_buffer(1)
         .with_batch(BatchLimits::default().with_requests(1));
-    let limits = GenerationLimits { kv_cache_tokens: 256, max_sequences: 1 };
+    let limits = GenerationLimits::default().with_kv_cache_tokens(256).with_max_sequences(1);
     let builder = Engine::builder().pool_config(pool);
-    let builder = builder.text_to_text_with("large", Source::directory(directory), limits);
+    let builder =
+        builder.text_to_text("large", SourceSpec::from(Source::directory(directory)).with_generation(limits));
     let engine = builder.start().await.unwrap();
     let generator = engine.text_to_text("large").unwrap();
     let (mut streams, mut residents) = (Vec::new(), Vec::new());
@@ -46,7 +48,7 @@ async fn four_write(directory: &Path) {
         let sampling = Sampling::default().with_temperature(1.0).with_seed(seed);
         let request = GenerateText::from(TEXT).with_sampling(sampling).with_max_tokens(64);
         let mut stream = generator.stream(request).await.unwrap();
-        assert!(stream.next().await.is_some());
+        assert!(matches!(stream.next().await, Some(Ok(_))));
         streams.push(stream);
         residents.push(resident());
     }

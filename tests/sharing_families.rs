@@ -8,9 +8,8 @@ mod common;
 use std::alloc::System;
 use std::path::Path;
 
-use candle_actors::{Engine, LoadOptions};
+use candle_actors::{Engine, Event, LoadOptions, PoolConfig};
 use common::fixtures::{Fixture, fixtures};
-use model_actors::{Event, PoolConfig};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 #[global_allocator]

@@ -10,14 +10,11 @@ mod vectors;
 
 use std::path::PathBuf;
 
+use candle_actors::model_actors::testing::{Fuse, HookedLoader};
 use candle_actors::{
-    Engine, ImageDescriber, ImageEmbeddingModel, LoadOptions, Source, TextEmbeddingModel,
-    TextGenerationModel, TextToImageModel, VisionModel,
-};
-use model_actors::testing::{Fuse, HookedLoader};
-use model_actors::{
-    Capability, DescribeImage, Event, GenerateText, ImageSource, Loader, Message, ModelSpec, PaintImage,
-    Picture, Sampling,
+    Capability, DescribeImage, Engine, Event, GenerateText, ImageDescriber, ImageEmbeddingModel, ImageSource,
+    LoadOptions, Loader, Message, ModelSpec, PaintImage, Picture, Sampling, Source, StandaloneModel,
+    TextEmbeddingModel, TextGenerationModel, TextToImageModel, VisionModel,
 };
 use scenes::{HeldOut, Scene};
 use vectors::nearest;

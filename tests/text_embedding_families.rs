@@ -7,10 +7,9 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use candle_actors::{Engine, Error, Source, TextEmbeddingModel};
+use candle_actors::{EmbedPrompt, EmbedTexts, Engine, Error, Source, StandaloneModel, TextEmbeddingModel};
 use common::difference;
 use common::folders::families_of;
-use model_actors::{EmbedPrompt, EmbedTexts};
 use serde::Deserialize;
 use serde_json::{Value, json};
 

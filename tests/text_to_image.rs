@@ -7,11 +7,12 @@ mod common;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_actors::{Engine, Error, ImagePainter, Source, TextToImageModel};
+use candle_actors::{
+    Engine, Error, ImagePainter, PaintImage, Picture, PoolConfig, Source, StandaloneModel, TextToImageModel,
+};
 use candle_core::{Device, Tensor};
 use common::folders::families_of;
 use common::root;
-use model_actors::{PaintImage, Picture, PoolConfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -165,16 +166,12 @@ async fn a_stream_shows_previews_and_what_no_model_has_is_refused_before_one_is_
     }
     assert_eq!(last, Some(stream.output().await.unwrap()));
     assert!(engine.shutdown().await.is_clean());
-    let nowhere = Source::directory("no/such/model");
-    let engine = Engine::builder().text_to_image("none", nowhere).start().await.unwrap();
+    let empty = tempfile::tempdir().unwrap();
+    let source = Source::directory(empty.path());
+    let engine = Engine::builder().text_to_image("none", source).start().await.unwrap();
     let painter = engine.text_to_image("none").unwrap();
     let unknown = || request("a cat", 1).with_scheduler("fast".to_owned());
-    let errors = [
-        painter.paint(unknown()).await.map(drop),
-        painter.try_paint(unknown()).await.map(drop),
-        painter.stream(unknown()).await.map(drop),
-        painter.try_stream(unknown()).await.map(drop),
-    ];
+    let errors = [painter.paint(unknown()).await.map(drop), painter.stream(unknown()).await.map(drop)];
     for error in errors.map(Result::unwrap_err) {
         assert!(
             matches!(&error, Error::InvalidInput(words) if words.contains("flow_match_euler")),
@@ -191,11 +188,11 @@ async fn a_stream_shows_previews_and_what_no_model_has_is_refused_before_one_is_
         let mut request = request("a cat", 1);
         change(&mut request);
         let error = painter.paint(request).await.unwrap_err();
-        assert!(matches!(error, Error::Actor(model_actors::Error::InvalidInput { .. })), "{error}");
+        assert!(matches!(error, Error::InvalidInput(_)), "{error}");
     }
     // The control: a good request comes to the load, which fails.
     let error = painter.paint(request("a cat", 1)).await.unwrap_err();
-    assert!(matches!(error.root(), Error::NoSuchDirectory { .. }), "{error}");
+    assert!(matches!(error.root(), Error::MissingFile { .. }), "{error}");
     assert!(engine.shutdown().await.is_clean());
 }
 

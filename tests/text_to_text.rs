@@ -7,16 +7,14 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use candle_actors::{
-    Engine, Error, GenerationLimits, LoadOptions, Source, TextGenerationModel, TextGenerator,
+    CallOptions, Completion, Engine, Error, FinishReason, GenerateText, GenerationLimits, LoadOptions,
+    Message, ModelHandle, PoolConfig, Prompt, ReplyStream, Sampling, Source, SourceSpec, StandaloneModel,
+    TextGenerationModel, TextGenerator, TextToText, model_actors,
 };
 use candle_core::{DType, Device, Tensor};
 use common::folders::families_of;
 use common::text::{counted, expected, family, load, one_worker};
 use common::{steps_after_drop, until_nothing_runs};
-use model_actors::{
-    CallOptions, Completion, FinishReason, GenerateText, Message, ModelHandle, PoolConfig, Prompt,
-    ReplyStream, Sampling, TextToText,
-};
 use tempfile::TempDir;
 
 /// Those that have to write several texts together whatever the others do.
@@ -202,7 +200,7 @@ async fn the_context_is_the_end() {
     assert!(tokens(&long) > 512, "{}", tokens(&long));
     let error = model.generate(request(&long, 1)).await.unwrap_err();
     let words_of_it = error.to_string();
-    assert!(matches!(error, Error::Actor(model_actors::Error::InvalidInput { .. })), "{error}");
+    assert!(matches!(error, Error::PromptTooLong { limit: 512, .. }), "{error}");
     assert!(words_of_it.contains(&tokens(&long).to_string()) && words_of_it.contains("512"), "{words_of_it}");
 
     let almost = words((1..300).rev().find(|count| tokens(&words(*count)) < 510).unwrap());
@@ -217,17 +215,17 @@ async fn the_context_is_the_end() {
 }
 
 fn limited(name: &str, writing: GenerationLimits) -> Result<TextGenerationModel, Error> {
-    let options = LoadOptions { writing, ..LoadOptions::default() };
+    let options = LoadOptions::default().with_generation(writing);
     TextGenerationModel::load_with(Source::directory(family(name)), options)
 }
 
 #[test]
 fn what_a_workers_caches_hold_is_a_setting() {
-    let limits = GenerationLimits { kv_cache_tokens: 200, max_sequences: 4 };
+    let limits = GenerationLimits::default().with_kv_cache_tokens(200).with_max_sequences(4);
     let (small, usual) = (limited("llama", limits).unwrap(), load("llama"));
     assert_eq!((small.max_tokens(), usual.max_tokens()), (200, 512));
     assert!(small.footprint().per_worker < usual.footprint().per_worker);
-    let more = limited("llama", GenerationLimits { max_sequences: 32, ..limits }).unwrap();
+    let more = limited("llama", limits.with_max_sequences(32)).unwrap();
     let logits = 2 * 4 * 384 * (32 - 4);
     assert!(more.footprint().per_worker.0 >= small.footprint().per_worker.0 + logits, "logits are counted");
 
@@ -251,9 +249,9 @@ fn what_a_workers_caches_hold_is_a_setting() {
     assert_eq!((alone, apart), (both, 2 * together));
 
     for (limits, setting) in [
-        (GenerationLimits { kv_cache_tokens: 127, ..limits }, "kv_cache_tokens"),
-        (GenerationLimits { kv_cache_tokens: usize::MAX, ..limits }, "kv_cache_tokens"),
-        (GenerationLimits { max_sequences: 0, ..limits }, "max_sequences"),
+        (limits.with_kv_cache_tokens(127), "kv_cache_tokens"),
+        (limits.with_kv_cache_tokens(usize::MAX), "kv_cache_tokens"),
+        (limits.with_max_sequences(0), "max_sequences"),
     ] {
         let error = limited("llama", limits).err().unwrap();
         assert!(
@@ -266,15 +264,16 @@ fn what_a_workers_caches_hold_is_a_setting() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_engine_takes_the_limits_of_each_model() {
     let source = || Source::directory(family("llama"));
-    let limits = GenerationLimits { kv_cache_tokens: 128, ..GenerationLimits::default() };
-    let builder = Engine::builder().text_to_text_with("small", source(), limits);
+    let limits = GenerationLimits::default().with_kv_cache_tokens(128);
+    let with = |limits| SourceSpec::from(source()).with_generation(limits);
+    let builder = Engine::builder().text_to_text("small", with(limits));
     let engine = builder.text_to_text("usual", source()).start().await.unwrap();
     let long = "The ".repeat(120);
     let error = engine.text_to_text("small").unwrap().generate(request(&long, 1)).await.unwrap_err();
     assert!(error.to_string().contains("128"), "{error}");
     assert!(engine.text_to_text("usual").unwrap().generate(request(&long, 1)).await.is_ok());
-    let wrong = GenerationLimits { max_sequences: 0, ..limits };
-    let error = engine.add_text_to_text_with("wrong", source(), wrong).err().unwrap();
+    let wrong = limits.with_max_sequences(0);
+    let error = engine.register::<TextToText>("wrong", with(wrong)).err().unwrap();
     assert!(matches!(&error, Error::InvalidSetting { setting, .. } if setting == "max_sequences"), "{error}");
     assert!(engine.shutdown().await.is_clean());
 }

@@ -9,18 +9,16 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use candle_actors::model_actors::testing::{Gate, HookedLoader};
 use candle_actors::{
-    Engine, Error, GenerationLimits, ImageInput, ImageSettings, LoadOptions, Source, VisionModel,
+    CallOptions, DescribeImage, Engine, Error, Failure, Footprint, GenerationLimits, ImageInput,
+    ImageSettings, ImageSource, LoadContext, LoadOptions, Loader, Model, ModelHandle, ModelSpec, PoolConfig,
+    Sampling, Source, SourceSpec, StandaloneModel, System, SystemConfig, Vision, VisionModel, Weights,
 };
 use candle_core::{Device, Tensor};
 use common::folders::families_of;
 use common::{difference, root, steps_after_drop, until_nothing_runs};
 use futures_util::FutureExt as _;
-use model_actors::testing::{Gate, HookedLoader};
-use model_actors::{
-    CallOptions, DescribeImage, Failure, Footprint, ImageSource, LoadContext, Loader, Model, ModelHandle,
-    ModelSpec, PoolConfig, Sampling, System, SystemConfig, Vision, Weights,
-};
 use serde::Deserialize;
 use tokio::sync::Notify;
 
@@ -432,8 +430,8 @@ fn what_does_not_fit_the_context_is_refused_with_both_numbers() {
 async fn what_a_workers_caches_hold_is_a_setting() {
     for family in ["llava", "blip"] {
         let source = || Source::directory(fixture(family));
-        let limits = GenerationLimits { kv_cache_tokens: 128, max_sequences: 2 };
-        let options = LoadOptions { writing: limits, ..LoadOptions::default() };
+        let limits = GenerationLimits::default().with_kv_cache_tokens(128).with_max_sequences(2);
+        let options = LoadOptions::default().with_generation(limits);
         let small = VisionModel::load_with(source(), options).unwrap();
         let usual = VisionModel::load(source()).unwrap();
         assert!(small.context() <= 128);
@@ -445,7 +443,9 @@ async fn what_a_workers_caches_hold_is_a_setting() {
 
         // More requests than fit together wait for each other, and are answered as they would be alone.
         let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
-        let builder = Engine::builder().pool_config(pool).vision_with("model", source(), limits);
+        let builder = Engine::builder()
+            .pool_config(pool)
+            .vision("model", SourceSpec::from(source()).with_generation(limits));
         let engine = builder.start().await.unwrap();
         let model = engine.vision("model").unwrap();
         let answers = (0..6).map(|_| model.describe(request(case)));

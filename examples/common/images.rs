@@ -1,6 +1,6 @@
 //! What the examples that look at images share.
 
-use model_actors::ImageSource;
+use candle_actors::ImageSource;
 
 use crate::common::Failure;
 

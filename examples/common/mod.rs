@@ -6,9 +6,9 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
+use candle_actors::{Event, LoadStage};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use model_actors::{Event, LoadStage};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 /// Whatever an example can fail with.

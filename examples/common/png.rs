@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::path::Path;
 
-use model_actors::Picture;
+use candle_actors::Picture;
 
 /// # Errors
 /// In words, with the file's name.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use model_actors::ImageSource;
+use candle_actors::ImageSource;
 use serde::Deserialize;
 
 /// `models/shapes/held_out/held_out.json`: scenes that no training saw, and requests for stories.

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use candle_actors::{Event, System, SystemStatus};
 use console::{Term, style, truncate_str};
-use model_actors::{Event, System, SystemStatus};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::words;

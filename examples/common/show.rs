@@ -7,8 +7,8 @@ use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use candle_actors::{Event, System};
 use console::style;
-use model_actors::{Event, System};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::timeout;
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use console::{StyledObject, style};
-use model_actors::{
+use candle_actors::{
     BreakerState, Bytes, Event, EvictionReason, MemoryStatus, ModelStatus, PoolStatus, SystemStatus,
     WorkerPhase, WorkerStatus,
 };
+use console::{StyledObject, style};
 
 /// A worker that makes progress ticks far more often than this.
 const WORTH_SAYING: Duration = Duration::from_millis(400);

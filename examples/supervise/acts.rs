@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use model_actors::testing::{Act, Gate, ScriptedCapability, ScriptedLoader, ScriptedRequest};
-use model_actors::{
+use candle_actors::model_actors::testing::{Act, Gate, ScriptedCapability, ScriptedLoader, ScriptedRequest};
+use candle_actors::{
     Bytes, CallOptions, Capability, Client, Device, Event, EvictionReason, Footprint, ModelHandle, ModelSpec,
-    NoChunk, PoolConfig, RestartConfig, ShutdownReport, StallLimits, System, SystemConfig,
+    NoChunk, PoolConfig, RestartConfig, ShutdownReport, StallLimits, System, SystemConfig, model_actors,
 };
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};

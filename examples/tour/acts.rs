@@ -5,14 +5,14 @@ use std::fmt::{self, Display};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use candle_actors::{Engine, LoadOptions, Source, TextGenerationModel};
-use console::{StyledObject, Term, style};
-use model_actors::testing::{Fuse, HookedLoader};
-use model_actors::{
-    Bytes, DescribeImage, Device, Event, GenerateText, ImageSource, Message, ModelSpec, ModelStatus,
-    PaintImage, Picture, PoolConfig, ReplyStream, Sampling, ShutdownReport, System, SystemConfig, TextToText,
+use candle_actors::model_actors::testing::{Fuse, HookedLoader};
+use candle_actors::{
+    Bytes, DescribeImage, Device, Engine, EngineResources, Event, GenerateText, ImageSource, LoadOptions,
+    Message, ModelId, ModelSpec, ModelStatus, PaintImage, Picture, PoolConfig, ReplyStream, Sampling,
+    ShutdownReport, Source, StandaloneModel, System, SystemConfig, TextGenerationModel, TextToText,
     WorkerPhase,
 };
+use console::{StyledObject, Term, style};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -119,10 +119,12 @@ impl Acts {
             .await?;
         // The chat model's workers can be made to crash.
         let fuse = Fuse::default();
-        let loader = TextGenerationModel::loader(source("shapes-chat"), LoadOptions::default())?;
         let burning = fuse.clone();
-        let chat = ModelSpec::new("chat", HookedLoader::new(loader, move || burning.burn())).continuous();
-        engine.system().client::<TextToText>()?.register(chat)?;
+        let chat = move |id: ModelId, _: &EngineResources| {
+            let loader = TextGenerationModel::loader(source("shapes-chat"), LoadOptions::default())?;
+            Ok(ModelSpec::new(id, HookedLoader::new(loader, move || burning.burn())).continuous())
+        };
+        engine.register::<TextToText>("chat", chat)?;
         Ok(Self { stage, engine, fuse, models, out, most: Cell::default() })
     }
 
@@ -232,7 +234,8 @@ impl Acts {
         loop {
             let (mut shown, mut told) = (Vec::new(), String::new());
             for stream in &mut streams {
-                if let Some(step) = stream.next().await.transpose()? {
+                if let Some(step) = stream.next().await {
+                    let step = step?;
                     told = format!("step {} of {}", step.step, step.of);
                     shown.extend(step.preview);
                 }

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use candle_actors::model_actors::testing::Fuse;
 use clap::Parser;
-use model_actors::testing::Fuse;
 use tokio::sync::mpsc;
 
 mod acts;

@@ -1,7 +1,7 @@
 //! Pictures on a terminal, two pixels a character.
 
+use candle_actors::Picture;
 use console::{Term, style};
-use model_actors::Picture;
 
 /// Characters of a picture's width: three stand side by side on a terminal of 80.
 const COLUMNS: usize = 20;

@@ -1,70 +1,106 @@
-//! What the handles of all capabilities keep: the model, and how urgent their requests are.
+//! The parts that the handles of all capabilities have in common: the model, the settings of calls to it, and batches
+//! that run as several requests side by side.
 
 use std::time::Duration;
 
-use model_actors::{CallOptions, Capability, ImageSource, Lane, ModelHandle, Priority};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use model_actors::{CallOptions, Capability, ImageSource, Lane, ModelHandle, ReplyStream, WhenFull};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image_input::ImageInput;
-
-/// Whether a request waits while its model's queue or the memory for images is full.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WhenFull {
-    Wait,
-    FailAtOnce,
-}
 
 /// A model and the settings of the calls to it.
 pub(crate) struct Calls<C: Capability> {
     pub(crate) model: ModelHandle<C>,
-    priority: Priority,
-    timeout: Option<Duration>,
+    /// Lane of all requests, where the caller has chosen one.
+    pub(crate) lane: Option<Lane>,
+    /// All settings but the lane.
+    pub(crate) options: CallOptions,
 }
+
+/// Adds the settings of calls, and the way to the model, to a handle that has a field `calls`.
+macro_rules! call_settings {
+    ($handle:ident for $capability:ty) => {
+        impl $handle {
+            /// Sets the lane of its requests. Unless set, single ones are interactive and batches take the batch lane.
+            #[must_use]
+            pub fn lane(mut self, lane: model_actors::Lane) -> Self {
+                self.calls.lane = Some(lane);
+                self
+            }
+
+            /// Sets the urgency of its requests relative to others of the model.
+            #[must_use]
+            pub fn priority(mut self, priority: model_actors::Priority) -> Self {
+                self.calls.options = self.calls.options.with_priority(priority);
+                self
+            }
+
+            /// Sets the time that each request has for queue, load and run up to its first output, in place of the
+            /// model's own; the wait for room for its images is included. Fetching and decoding an image has limits of
+            /// its own, in [`ImageSettings`](crate::ImageSettings).
+            #[must_use]
+            pub fn timeout(mut self, timeout: std::time::Duration) -> Self {
+                self.calls.options = self.calls.options.with_timeout(timeout);
+                self
+            }
+
+            /// Sets the behaviour of a request that finds the model's queue, or the memory for images, full: it waits,
+            /// unless set, or fails at once. One that fails at once does so before an image is fetched, and once more if
+            /// either became full until the image was decoded.
+            #[must_use]
+            pub fn when_full(mut self, when_full: model_actors::WhenFull) -> Self {
+                self.calls.options = self.calls.options.with_when_full(when_full);
+                self
+            }
+
+            /// Id of the model.
+            pub fn id(&self) -> &model_actors::ModelId {
+                self.calls.model.id()
+            }
+
+            /// The untyped handle, to preload, unload or pin the model. Its workers take images as pixels alone, such as
+            /// [`ImageInput::picture`](crate::ImageInput::picture) gives.
+            pub fn model(&self) -> &model_actors::ModelHandle<$capability> {
+                &self.calls.model
+            }
+        }
+    };
+}
+
+pub(crate) use call_settings;
 
 impl<C: Capability> Calls<C> {
     pub(crate) fn new(model: ModelHandle<C>) -> Self {
-        Self { model, priority: Priority::default(), timeout: None }
+        Self { model, lane: None, options: CallOptions::default() }
     }
 
-    pub(crate) fn priority(self, priority: Priority) -> Self {
-        Self { priority, ..self }
-    }
-
-    pub(crate) fn timeout(self, timeout: Duration) -> Self {
-        Self { timeout: Some(timeout), ..self }
-    }
-
+    /// The options of a request that takes this lane unless the caller has chosen another.
     pub(crate) fn options(&self, lane: Lane) -> CallOptions {
-        CallOptions::default().with_lane(lane).with_priority(self.priority).with_timeout(self.timeout)
+        self.options.with_lane(self.lane.unwrap_or(lane))
     }
 
-    /// Refuses a request for which nothing needs to be fetched or decoded, since it would be refused afterwards.
-    pub(crate) fn check(&self, request: &C::Request, lane: Lane, when_full: WhenFull) -> Result<()> {
-        let options = match when_full {
-            WhenFull::Wait => self.options(lane),
-            WhenFull::FailAtOnce => self.options(lane).with_when_full(model_actors::WhenFull::Fail),
-        };
-        Ok(self.model.check(request, &options)?)
+    pub(crate) async fn call(&self, request: C::Request, lane: Lane) -> Result<C::Output> {
+        Ok(self.model.call(request, self.options(lane)).await?)
     }
 
-    /// A request's images, fetched and decoded, and the options for the rest of it: the wait for room for the images is
-    /// part of the request's time; fetching and decoding have limits of their own. What is left of the time is what the
-    /// actors know of, and what [`model_actors::Error::Timeout`] then names.
+    pub(crate) async fn stream(&self, request: C::Request) -> Result<ReplyStream<C>> {
+        Ok(self.model.stream(request, self.options(Lane::Interactive)).await?)
+    }
+
+    /// The images of a request, fetched and decoded, and the options for the rest of it: the wait for room for the images
+    /// is part of the request's time; fetching and decoding have limits of their own. The actors know of the time that is
+    /// left alone, which [`model_actors::Error::Timeout`] then names.
     pub(crate) async fn decoded(
         &self,
         images: &ImageInput,
         sources: Vec<ImageSource>,
-        lane: Lane,
-        when_full: WhenFull,
+        options: CallOptions,
     ) -> Result<(Vec<ImageSource>, CallOptions)> {
-        let timeout = self.timeout.unwrap_or_else(|| self.model.request_timeout());
-        let patience = match when_full {
-            WhenFull::Wait => timeout,
-            WhenFull::FailAtOnce => Duration::ZERO,
-        };
+        let timeout = options.timeout.unwrap_or_else(|| self.model.request_timeout());
+        let patience = if options.when_full == WhenFull::Fail { Duration::ZERO } else { timeout };
         let (pictures, waited) = images.leased(sources, patience).await?;
-        let timeout = Some(timeout.saturating_sub(waited));
-        Ok((pictures, self.options(lane).with_timeout(timeout)))
+        Ok((pictures, options.with_timeout(timeout.saturating_sub(waited))))
     }
 }
 
@@ -73,4 +109,39 @@ impl<C: Capability> Clone for Calls<C> {
     fn clone(&self) -> Self {
         Self { model: self.model.clone(), ..*self }
     }
+}
+
+/// The items in portions of at most so many.
+pub(crate) fn portions<T>(items: impl IntoIterator<Item = T>, most: usize) -> Vec<Vec<T>> {
+    let mut items = items.into_iter().peekable();
+    let mut portions = Vec::new();
+    while items.peek().is_some() {
+        portions.push(items.by_ref().take(most).collect());
+    }
+    portions
+}
+
+/// The outputs of a batch's requests, in order, with so many of them under way at a time; the first error ends the
+/// others.
+///
+/// # Errors
+/// [`Error::InvalidInput`] for a batch of none of these `items`; the first error of a request.
+pub(crate) async fn in_order<R, O, F>(
+    requests: Vec<R>,
+    items: &str,
+    at_a_time: usize,
+    call: impl Fn(R) -> F,
+) -> Result<Vec<O>>
+where
+    F: Future<Output = Result<O>>,
+{
+    if requests.is_empty() {
+        return Err(Error::InvalidInput(format!("the batch holds no {items}")));
+    }
+    stream::iter(requests).map(call).buffered(at_a_time).try_collect().await
+}
+
+/// The answer to a request of one item.
+pub(crate) fn only<T>(answers: Vec<T>) -> Result<T> {
+    answers.into_iter().next().ok_or_else(|| Error::compute("the model gave no answer"))
 }

@@ -2,16 +2,16 @@
 //! and decoded here, in the caller's task, before a request takes a place in the queue. Queues, workers and memory are
 //! left to the actors.
 
-use std::time::Duration;
-
-use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use model_actors::{
-    CallOptions, EmbedImages, ImageEmbedding, ImageSource, Lane, ModelHandle, ModelId, Priority,
+    EmbedImages, Embeddings, ImageEmbedding, ImageSource, Lane, ModelHandle, ModelId, ModelSpec,
 };
 
-use crate::capabilities::calls::{Calls, WhenFull};
-use crate::error::{Error, Result};
+use crate::capabilities::calls::{Calls, call_settings, in_order, only, portions};
+use crate::error::Result;
 use crate::image_input::ImageInput;
+use crate::models::image_embedding::ImageEmbeddingModel;
+use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
+use crate::resources::EngineResources;
 
 /// Most images of one request that a batch is split into. A decoded photograph takes tens of megabytes.
 const IMAGES_PER_REQUEST: usize = 4;
@@ -23,12 +23,25 @@ const IMAGE_REQUESTS_AT_A_TIME: usize = 4;
 /// does not fill it.
 const TEXT_REQUESTS_AT_A_TIME: usize = 16;
 
-/// An image embedding model of an engine. Cheap to clone; its settings are its own. Every vector has the length 1, so
-/// that the product of two is the cosine of their angle.
+impl EngineCapability for ImageEmbedding {
+    type Handle = ImageEmbedder;
+
+    fn handle(model: ModelHandle<Self>, resources: &EngineResources) -> ImageEmbedder {
+        ImageEmbedder { calls: Calls::new(model), images: resources.images().clone() }
+    }
+}
+
+impl IntoModelSpec<ImageEmbedding> for SourceSpec {
+    fn into_model_spec(self, id: ModelId, resources: &EngineResources) -> Result<ModelSpec<ImageEmbedding>> {
+        self.loaded_by::<ImageEmbeddingModel>(id, resources)
+    }
+}
+
+/// Handle to an image embedding model of an engine. Cheap to clone; its settings are its own. Every vector has the length
+/// 1, so that the product of two is the cosine of their angle.
 ///
 /// ```no_run
-/// use candle_actors::{Engine, Source};
-/// use model_actors::ImageSource;
+/// use candle_actors::{Engine, ImageSource, Source};
 /// # async fn run() -> candle_actors::Result<()> {
 /// let source = Source::repository("openai/clip-vit-large-patch14");
 /// let engine = Engine::builder().image_embedding("clip", source).start().await?;
@@ -46,182 +59,60 @@ pub struct ImageEmbedder {
     images: ImageInput,
 }
 
+call_settings!(ImageEmbedder for ImageEmbedding);
+
 impl ImageEmbedder {
-    pub(crate) fn new(model: ModelHandle<ImageEmbedding>, images: ImageInput) -> Self {
-        Self { calls: Calls::new(model), images }
-    }
-
-    /// How urgent its requests are against others of the model.
-    pub fn priority(self, priority: Priority) -> Self {
-        Self { calls: self.calls.priority(priority), ..self }
-    }
-
-    /// The time that each request has for queue, load and run, instead of the model's own, the wait for room for its
-    /// images included. Fetching and decoding an image has limits of its own, in [`crate::ImageSettings`].
-    pub fn timeout(self, timeout: Duration) -> Self {
-        Self { calls: self.calls.timeout(timeout), ..self }
-    }
-
-    /// The model.
-    pub fn id(&self) -> &ModelId {
-        self.model().id()
-    }
-
-    /// The untyped handle, to preload, unload or pin the model. Its workers take pixels alone, such as
-    /// [`ImageInput::picture`] gives.
-    pub fn model(&self) -> &ModelHandle<ImageEmbedding> {
-        &self.calls.model
-    }
-
-    /// One image's vector. Waits while the model's queue is full; dropping the future cancels the request.
+    /// Embeds one image. Dropping the future cancels the request.
     ///
     /// # Errors
-    /// Those of [`ImageInput::picture`]; [`Error::Actor`], of which [`Error::root`] gives a load's own error.
+    /// Those of [`ImageInput::picture`]; [`Error::InvalidInput`](crate::Error::InvalidInput);
+    /// [`Error::Actor`](crate::Error::Actor), of which [`Error::root`](crate::Error::root) gives a load's own error.
     pub async fn embed_image(&self, image: ImageSource) -> Result<Vec<f32>> {
-        let (request, options) = self.pictures(vec![image], Lane::Interactive, WhenFull::Wait).await?;
-        only(self.model().call(request, options).await?)
+        only(self.call(vec![image], Lane::Interactive).await?)
     }
 
-    /// As [`Self::embed_image`], but does not wait while the model's queue or the memory for images is full: it fails
-    /// then before the image is fetched, and once more if either became full until the image was decoded.
+    /// Embeds images: one vector each, in order. They are split into requests of at most 4, and of no more addresses than
+    /// [`UrlSettings::downloads`](crate::UrlSettings::downloads), that run side by side in the batch lane, 4 at a time,
+    /// each fetched and decoded when it is its turn; the first that fails ends the others.
     ///
     /// # Errors
-    /// As [`Self::embed_image`].
-    pub async fn try_embed_image(&self, image: ImageSource) -> Result<Vec<f32>> {
-        let (request, options) = self.pictures(vec![image], Lane::Interactive, WhenFull::FailAtOnce).await?;
-        only(self.model().call(request, options.with_when_full(model_actors::WhenFull::Fail)).await?)
-    }
-
-    /// One vector for each image, in order. The images are split into requests of at most 4, and of no more addresses than
-    /// [`crate::UrlSettings::downloads`], that run side by side in the batch lane, 4 at a time, each fetched and decoded when it is its turn; the first that fails ends the others.
-    ///
-    /// # Errors
-    /// As [`Self::embed_image`]; [`Error::InvalidInput`] for no images at all.
+    /// As [`Self::embed_image`]; [`Error::InvalidInput`](crate::Error::InvalidInput) for no images at all.
     pub async fn embed_images(&self, images: impl IntoIterator<Item = ImageSource>) -> Result<Vec<Vec<f32>>> {
-        let call = |images| async move {
-            let (request, options) = self.pictures(images, Lane::Batch, WhenFull::Wait).await?;
-            Ok(self.model().call(request, options).await?)
-        };
-        self.images_in_order(images, call).await
+        let requests = self.images.portions(images, IMAGES_PER_REQUEST);
+        let call = |images| self.call(images, Lane::Batch);
+        Ok(in_order(requests, "images", IMAGE_REQUESTS_AT_A_TIME, call).await?.concat())
     }
 
-    /// As [`Self::embed_images`], but fails if the queue or the memory for images is full for one of the requests, its own
-    /// others included: before its images are fetched, or afterwards.
+    /// Embeds one text into the images' space.
     ///
     /// # Errors
-    /// As [`Self::embed_images`].
-    pub async fn try_embed_images(
-        &self,
-        images: impl IntoIterator<Item = ImageSource>,
-    ) -> Result<Vec<Vec<f32>>> {
-        let call = |images| async move {
-            let (request, options) = self.pictures(images, Lane::Batch, WhenFull::FailAtOnce).await?;
-            Ok(self.model().call(request, options.with_when_full(model_actors::WhenFull::Fail)).await?)
-        };
-        self.images_in_order(images, call).await
-    }
-
-    /// One text's vector, in the images' space.
-    ///
-    /// # Errors
-    /// [`Error::Actor`], also for a model without a text side; [`Error::root`] gives a load's own error.
+    /// [`Error::InvalidInput`](crate::Error::InvalidInput), also for a model without a text side;
+    /// [`Error::Actor`](crate::Error::Actor).
     pub async fn embed_text(&self, text: impl Into<String>) -> Result<Vec<f32>> {
-        let request = EmbedImages::Texts(vec![text.into()]);
-        only(self.model().call(request, self.calls.options(Lane::Interactive)).await?)
+        only(self.calls.call(EmbedImages::Texts(vec![text.into()]), Lane::Interactive).await?)
     }
 
-    /// As [`Self::embed_text`], but fails at once if the queue is full.
-    ///
-    /// # Errors
-    /// As [`Self::embed_text`].
-    pub async fn try_embed_text(&self, text: impl Into<String>) -> Result<Vec<f32>> {
-        let request = EmbedImages::Texts(vec![text.into()]);
-        only(
-            self.model()
-                .call(
-                    request,
-                    self.calls.options(Lane::Interactive).with_when_full(model_actors::WhenFull::Fail),
-                )
-                .await?,
-        )
-    }
-
-    /// One vector for each text, in order, in the images' space. The texts are split into requests of at most 32 that
+    /// Embeds texts into the images' space: one vector each, in order. They are split into requests of at most 32 that
     /// run side by side in the batch lane, 16 at a time; the first that fails ends the others.
     ///
     /// # Errors
-    /// As [`Self::embed_text`]; [`Error::InvalidInput`] for no texts at all.
+    /// As [`Self::embed_text`]; [`Error::InvalidInput`](crate::Error::InvalidInput) for no texts at all.
     pub async fn embed_texts<T: Into<String>>(
         &self,
         texts: impl IntoIterator<Item = T>,
     ) -> Result<Vec<Vec<f32>>> {
-        let options = self.calls.options(Lane::Batch);
-        self.texts_in_order(texts, |request| self.model().call(request, options)).await
+        let requests = portions(texts.into_iter().map(Into::into), TEXTS_PER_REQUEST);
+        let call = |texts| self.calls.call(EmbedImages::Texts(texts), Lane::Batch);
+        Ok(in_order(requests, "texts", TEXT_REQUESTS_AT_A_TIME, call).await?.concat())
     }
 
-    /// As [`Self::embed_texts`], but fails at once if the queue is full for one of the requests.
-    ///
-    /// # Errors
-    /// As [`Self::embed_texts`].
-    pub async fn try_embed_texts<T: Into<String>>(
-        &self,
-        texts: impl IntoIterator<Item = T>,
-    ) -> Result<Vec<Vec<f32>>> {
-        let options = self.calls.options(Lane::Batch);
-        self.texts_in_order(texts, |request| {
-            self.model().call(request, options.with_when_full(model_actors::WhenFull::Fail))
-        })
-        .await
+    /// Fetches and decodes images, and embeds them. A request that would be refused afterwards is refused before anything
+    /// is fetched.
+    async fn call(&self, images: Vec<ImageSource>, lane: Lane) -> Result<Embeddings> {
+        let (options, request) = (self.calls.options(lane), EmbedImages::Images(images));
+        self.calls.model.check(&request, &options)?;
+        let EmbedImages::Images(images) = request else { return self.calls.call(request, lane).await };
+        let (images, options) = self.calls.decoded(&self.images, images, options).await?;
+        Ok(self.calls.model.call(EmbedImages::Images(images), options).await?)
     }
-
-    async fn images_in_order<F>(
-        &self,
-        images: impl IntoIterator<Item = ImageSource>,
-        call: impl Fn(Vec<ImageSource>) -> F,
-    ) -> Result<Vec<Vec<f32>>>
-    where
-        F: Future<Output = Result<Vec<Vec<f32>>>>,
-    {
-        let requests = self.images.portions(images, IMAGES_PER_REQUEST);
-        if requests.is_empty() {
-            return Err(Error::InvalidInput("the batch holds no images".to_owned()));
-        }
-        stream::iter(requests).map(call).buffered(IMAGE_REQUESTS_AT_A_TIME).try_concat().await
-    }
-
-    async fn texts_in_order<T: Into<String>, F>(
-        &self,
-        texts: impl IntoIterator<Item = T>,
-        call: impl Fn(EmbedImages) -> F,
-    ) -> Result<Vec<Vec<f32>>>
-    where
-        F: Future<Output = model_actors::Result<Vec<Vec<f32>>>>,
-    {
-        let texts: Vec<String> = texts.into_iter().map(Into::into).collect();
-        if texts.is_empty() {
-            return Err(Error::InvalidInput("the batch holds no texts".to_owned()));
-        }
-        let requests: Vec<EmbedImages> =
-            texts.chunks(TEXTS_PER_REQUEST).map(|texts| EmbedImages::Texts(texts.to_vec())).collect();
-        let answers = stream::iter(requests).map(call).buffered(TEXT_REQUESTS_AT_A_TIME);
-        Ok(answers.try_concat().await?)
-    }
-
-    /// Fetches and decodes.
-    async fn pictures(
-        &self,
-        images: Vec<ImageSource>,
-        lane: Lane,
-        when_full: WhenFull,
-    ) -> Result<(EmbedImages, CallOptions)> {
-        let request = EmbedImages::Images(images);
-        self.calls.check(&request, lane, when_full)?;
-        let EmbedImages::Images(images) = request else { return Ok((request, self.calls.options(lane))) };
-        let (images, options) = self.calls.decoded(&self.images, images, lane, when_full).await?;
-        Ok((EmbedImages::Images(images), options))
-    }
-}
-
-fn only(vectors: Vec<Vec<f32>>) -> Result<Vec<f32>> {
-    vectors.into_iter().next().ok_or_else(|| Error::InvalidInput("no vector came back".to_owned()))
 }

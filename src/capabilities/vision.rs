@@ -1,24 +1,42 @@
 //! The handle to one vision model: an image and a question in, a stream of text out. The image is fetched and decoded
 //! here, in the caller's task. Queues, workers and memory are left to the actors.
 
-use std::time::Duration;
-
 use model_actors::{
-    CallOptions, Completion, DescribeImage, Lane, ModelHandle, ModelId, Priority, ReplyStream, Vision,
+    CallOptions, Completion, DescribeImage, ImageSource, Lane, ModelHandle, ModelId, ModelSpec, ReplyStream,
+    Vision,
 };
 
-use crate::capabilities::calls::{Calls, WhenFull};
-use crate::error::{Error, Result};
+use crate::capabilities::calls::{Calls, call_settings, only};
+use crate::error::Result;
 use crate::image_input::ImageInput;
+use crate::models::vision::VisionModel;
+use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
+use crate::resources::EngineResources;
 
-/// A vision model of an engine. Cheap to clone; its settings are its own.
+impl EngineCapability for Vision {
+    type Handle = ImageDescriber;
+
+    fn handle(model: ModelHandle<Self>, resources: &EngineResources) -> ImageDescriber {
+        ImageDescriber { calls: Calls::new(model), images: resources.images().clone() }
+    }
+}
+
+impl IntoModelSpec<Vision> for SourceSpec {
+    fn into_model_spec(self, id: ModelId, resources: &EngineResources) -> Result<ModelSpec<Vision>> {
+        self.loaded_by::<VisionModel>(id, resources)
+    }
+}
+
+/// Handle to a vision model of an engine. Cheap to clone; its settings are its own.
 ///
 /// ```no_run
-/// use candle_actors::{Engine, Source};
+/// use candle_actors::{DescribeImage, Engine, ImageSource, Source};
 /// # async fn run() -> candle_actors::Result<()> {
-/// let engine = Engine::builder().vision("model", Source::repository("Salesforce/blip-image-captioning-large")).start().await?;
-/// let model = engine.vision("model")?;
-/// assert_eq!(model.id().to_string(), "model");
+/// let source = Source::repository("Salesforce/blip-image-captioning-large");
+/// let engine = Engine::builder().vision("captions", source).start().await?;
+/// let image = ImageSource::Path("cat.jpg".into());
+/// let completion = engine.vision("captions")?.describe(DescribeImage::new(image)).await?;
+/// println!("{}", completion.text);
 /// # Ok(())
 /// # }
 /// ```
@@ -28,83 +46,38 @@ pub struct ImageDescriber {
     images: ImageInput,
 }
 
+call_settings!(ImageDescriber for Vision);
+
 impl ImageDescriber {
-    pub(crate) fn new(model: ModelHandle<Vision>, images: ImageInput) -> Self {
-        Self { calls: Calls::new(model), images }
-    }
-
-    /// How urgent its requests are against others of the model.
-    pub fn priority(self, priority: Priority) -> Self {
-        Self { calls: self.calls.priority(priority), ..self }
-    }
-
-    /// The time that each request has for queue, load and run, instead of the model's own, the wait for room for its
-    /// image included. Fetching and decoding the image has limits of its own, in [`crate::ImageSettings`].
-    pub fn timeout(self, timeout: Duration) -> Self {
-        Self { calls: self.calls.timeout(timeout), ..self }
-    }
-
-    /// The model.
-    pub fn id(&self) -> &ModelId {
-        self.model().id()
-    }
-
-    /// The untyped handle, to preload, unload or pin the model. Its workers take pixels alone, such as
-    /// [`ImageInput::picture`] gives.
-    pub fn model(&self) -> &ModelHandle<Vision> {
-        &self.calls.model
-    }
-
-    /// The whole text. Waits while the model's queue is full; dropping the future cancels the request.
+    /// Generates the whole text about an image. Dropping the future cancels the request.
     ///
     /// # Errors
-    /// [`crate::Error::Actor`], of which [`crate::Error::root`] gives a load's own error; the errors of
-    /// [`ImageInput::picture`].
+    /// Those of [`ImageInput::picture`]; [`Error::PromptTooLong`](crate::Error::PromptTooLong),
+    /// [`Error::InvalidInput`](crate::Error::InvalidInput); [`Error::Actor`](crate::Error::Actor), of which
+    /// [`Error::root`](crate::Error::root) gives a load's own error.
     pub async fn describe(&self, request: impl Into<DescribeImage>) -> Result<Completion> {
-        let (request, options) = self.decoded(request.into(), WhenFull::Wait).await?;
-        Ok(self.model().call(request, options).await?)
+        let (request, options) = self.decoded(request.into()).await?;
+        Ok(self.calls.model.call(request, options).await?)
     }
 
-    /// As [`Self::describe`], but does not wait while the model's queue or the memory for images is full: it fails then before
-    /// the image is fetched, and once more if either became full until the image was decoded.
+    /// Generates a text about an image in pieces, as they are made, with the whole text at the end. Dropping the stream
+    /// stops the model within a step.
     ///
     /// # Errors
-    /// As [`Self::describe`].
-    pub async fn try_describe(&self, request: impl Into<DescribeImage>) -> Result<Completion> {
-        let (request, options) = self.decoded(request.into(), WhenFull::FailAtOnce).await?;
-        Ok(self.model().call(request, options.with_when_full(model_actors::WhenFull::Fail)).await?)
-    }
-
-    /// Pieces of text as they are made, then the whole text. Dropping the stream stops the model within a step.
-    ///
-    /// # Errors
-    /// As [`Self::describe`].
+    /// As [`Self::describe`], for what is known before the first piece; the rest comes out of the stream.
     pub async fn stream(&self, request: impl Into<DescribeImage>) -> Result<ReplyStream<Vision>> {
-        let (request, options) = self.decoded(request.into(), WhenFull::Wait).await?;
-        Ok(self.model().stream(request, options).await?)
+        let (request, options) = self.decoded(request.into()).await?;
+        Ok(self.calls.model.stream(request, options).await?)
     }
 
-    /// As [`Self::stream`], but does not wait while the model's queue or the memory for images is full: it fails then before
-    /// the image is fetched, and once more if either became full until the image was decoded.
-    ///
-    /// # Errors
-    /// As [`Self::describe`].
-    pub async fn try_stream(&self, request: impl Into<DescribeImage>) -> Result<ReplyStream<Vision>> {
-        let (request, options) = self.decoded(request.into(), WhenFull::FailAtOnce).await?;
-        Ok(self.model().stream(request, options.with_when_full(model_actors::WhenFull::Fail)).await?)
-    }
-
-    /// The request with its image's pixels, and how to send it.
-    async fn decoded(
-        &self,
-        request: DescribeImage,
-        when_full: WhenFull,
-    ) -> Result<(DescribeImage, CallOptions)> {
-        let lane = Lane::Interactive;
-        self.calls.check(&request, lane, when_full)?;
-        let (mut images, options) =
-            self.calls.decoded(&self.images, vec![request.image.clone()], lane, when_full).await?;
-        let image = images.pop().ok_or_else(|| Error::InvalidInput("no image came back".to_owned()))?;
-        Ok((request.with_image(image), options))
+    /// The request with its image's pixels, and the options to send it with. A request that would be refused afterwards is
+    /// refused before anything is fetched.
+    async fn decoded(&self, mut request: DescribeImage) -> Result<(DescribeImage, CallOptions)> {
+        let options = self.calls.options(Lane::Interactive);
+        self.calls.model.check(&request, &options)?;
+        let image = std::mem::replace(&mut request.image, ImageSource::Bytes(Vec::new()));
+        let (images, options) = self.calls.decoded(&self.images, vec![image], options).await?;
+        request.image = only(images)?;
+        Ok((request, options))
     }
 }

@@ -5,13 +5,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use model_actors::{LoadContext, Loader};
+use model_actors::{LoadContext, Loader, Model};
 use serde_json::{Value, json};
 
 use crate::device::{Compute, ComputeDevice};
-#[cfg(feature = "hub")]
-use crate::hub::HubSettings;
-use crate::loader::{LoadPlan, ModelLoader};
+use crate::hub_settings::HubSettings;
+use crate::limits::GenerationLimits;
+use crate::loader::{CapabilityOf, ModelLoader, WorkerModel};
 use crate::models;
 use crate::source::Source;
 use crate::tokens::{Specials, Tokens};
@@ -58,15 +58,11 @@ fn try_tokenizer(path: &Path) {
     assert!(text.len() <= 16 << 20, "{} bytes", text.len());
 }
 
-pub(super) fn load<P: LoadPlan>(folder: &Path) {
+pub(super) fn load<M: WorkerModel + Model<CapabilityOf<M>>>(folder: &Path) {
     let compute = Compute::new(ComputeDevice::Cpu, 1);
     let context: LoadContext = super::context();
-    let loader = ModelLoader::<P>::new(
-        Source::directory(folder),
-        compute,
-        #[cfg(feature = "hub")]
-        HubSettings::default(),
-    );
+    let (source, limits) = (Source::directory(folder), GenerationLimits::default());
+    let Ok(loader) = ModelLoader::<M>::new(source, compute, limits, HubSettings::default()) else { return };
     // The actors ask for the footprint first, and load no more than fits.
     match Loader::footprint(&loader, &context) {
         Ok(footprint) if footprint.shared.0 < 1 << 30 && footprint.per_worker.0 < 1 << 30 => {}
@@ -81,11 +77,11 @@ pub(super) fn load<P: LoadPlan>(folder: &Path) {
 fn all_fixtures() -> Vec<Fixture> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let capabilities: [(&str, Load); 5] = [
-        ("text_embedding", load::<models::text_embedding::TextEmbeddingPlan>),
-        ("text_to_text", load::<models::text_to_text::TextToTextPlan>),
-        ("image_embedding", load::<models::image_embedding::ImageEmbeddingPlan>),
-        ("vision", load::<models::vision::VisionPlan>),
-        ("text_to_image", load::<models::text_to_image::TextToImagePlan>),
+        ("text_embedding", load::<models::text_embedding::TextEmbeddingModel>),
+        ("text_to_text", load::<models::text_to_text::TextGenerationModel>),
+        ("image_embedding", load::<models::image_embedding::ImageEmbeddingModel>),
+        ("vision", load::<models::vision::VisionModel>),
+        ("text_to_image", load::<models::text_to_image::TextToImageModel>),
     ];
     let mut fixtures = Vec::new();
     for (capability, load) in capabilities {

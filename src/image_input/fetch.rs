@@ -22,21 +22,20 @@ use crate::secrets::origin;
 /// Most look-ups of names at once. One that hangs keeps its thread for as long as the system's resolver tries.
 const MAX_LOOKUPS: usize = 16;
 
-/// How images are fetched.
+/// Settings for fetching images from addresses.
 ///
 /// ```
 /// use std::time::Duration;
 /// use candle_actors::{ImageSettings, UrlSettings};
-/// let urls = UrlSettings {
-///     total_timeout: Duration::from_secs(10),
+/// let urls = UrlSettings::default()
+///     .with_total_timeout(Duration::from_secs(10))
 ///     // The application's own image server.
-///     allowed_networks: vec!["10.1.2.3".parse()?],
-///     ..UrlSettings::default()
-/// };
-/// let settings = ImageSettings { urls: Some(urls), ..ImageSettings::default() };
+///     .with_allowed_networks(vec!["10.1.2.3".parse()?]);
+/// let settings = ImageSettings::default().with_urls(urls);
 /// # Ok::<(), candle_actors::Error>(())
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct UrlSettings {
     /// Time for a connection to stand, TLS included; 5 s.
     pub connect_timeout: Duration,
@@ -53,6 +52,15 @@ pub struct UrlSettings {
     /// machine, of private and link-local networks, of metadata services and whatever else is reserved are refused.
     pub allowed_networks: Vec<Network>,
 }
+
+model_actors::setters! { UrlSettings {
+    with_connect_timeout(connect_timeout: Duration);
+    with_read_timeout(read_timeout: Duration);
+    with_total_timeout(total_timeout: Duration);
+    with_redirects(redirects: usize);
+    with_downloads(downloads: usize);
+    with_allowed_networks(allowed_networks: Vec<Network>);
+} }
 
 impl Default for UrlSettings {
     fn default() -> Self {

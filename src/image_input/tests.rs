@@ -5,7 +5,7 @@ use super::*;
 
 /// Brief enough to be waited for.
 fn input() -> ImageInput {
-    let settings = ImageSettings { decode_timeout: Duration::from_millis(200), ..ImageSettings::default() };
+    let settings = ImageSettings::default().with_decode_timeout(Duration::from_millis(200));
     ImageInput::new(settings).unwrap()
 }
 
@@ -43,7 +43,7 @@ async fn a_file_is_read_before_there_is_a_decoder_for_it() {
 #[tokio::test]
 async fn a_header_takes_of_the_time_to_decode_an_image() {
     let hour = Duration::from_secs(3600);
-    let input = ImageInput::new(ImageSettings { decode_timeout: hour, ..ImageSettings::default() }).unwrap();
+    let input = ImageInput::new(ImageSettings::default().with_decode_timeout(hour)).unwrap();
     let all = input.shared.settings.decoders as u32;
     let busy = Arc::clone(&input.shared.decoders).acquire_many_owned(all).await.unwrap();
     let room = input.shared.memory.room(1, Duration::ZERO).await.unwrap();
@@ -69,8 +69,8 @@ async fn encoded_bytes_hold_no_more_than_is_counted() {
 
 #[tokio::test]
 async fn only_addresses_are_counted_against_downloads() {
-    let urls = UrlSettings { downloads: 2, ..UrlSettings::default() };
-    let input = ImageInput::new(ImageSettings { urls: Some(urls), ..ImageSettings::default() }).unwrap();
+    let urls = UrlSettings::default().with_downloads(2);
+    let input = ImageInput::new(ImageSettings::default().with_urls(urls)).unwrap();
     let url = || ImageSource::Url(String::new());
     let file = || ImageSource::Path(PathBuf::new());
     let sizes = |sources: Vec<ImageSource>, most| -> Vec<usize> {

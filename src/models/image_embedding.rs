@@ -13,16 +13,15 @@ mod worker;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use model_actors::{Bytes, Failure, Footprint, ImageEmbedding, LoadContext, Loader, Model, Picture, Weights};
+use model_actors::{Bytes, Footprint, LoadContext, Picture};
 
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
 use crate::families::Family;
 use crate::limits::MAX_IMAGE_ROWS;
-use crate::loader::{LoadOptions, ModelLoader};
+use crate::loader::{WorkerModel, standalone_model};
 use crate::pixels::{Preprocessing, Processor};
 use crate::pooling::normalize;
-use crate::source::Source;
 use crate::weights::WeightFiles;
 use inputs::{Input, Pass, Texts};
 pub(crate) use plan::ImageEmbeddingPlan;
@@ -94,7 +93,7 @@ const PASS_ROWS: usize = 256;
 const THREAD_SCRATCH: Bytes = Bytes::mib(16);
 
 /// A model in memory, shared by its workers.
-struct LoadedModel {
+pub(crate) struct LoadedModel {
     encoder: Arc<dyn Encoder>,
     preprocessing: Preprocessing,
     texts: Option<Texts>,
@@ -102,18 +101,6 @@ struct LoadedModel {
     device: Device,
     footprint: Footprint,
     plan: Arc<ImageEmbeddingPlan>,
-}
-
-pub(crate) struct SharedModel(Arc<LoadedModel>);
-
-impl Weights<ImageEmbedding> for SharedModel {
-    fn footprint(&self) -> Footprint {
-        self.0.footprint
-    }
-
-    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<ImageEmbedding>>, Failure> {
-        Ok(Box::new(ImageEmbeddingModel::of(Arc::clone(&self.0))?))
-    }
 }
 
 impl LoadedModel {
@@ -169,7 +156,7 @@ impl LoadedModel {
 }
 
 /// A loaded image embedding model without actors around it, for tools and for comparison: the very code that a worker
-/// runs. A clone shares the weights.
+/// runs.
 ///
 /// Vectors have the length 1, whatever the family, so that the product of two is the cosine of their angle: it is how
 /// CLIP and SigLIP were trained to be compared. [`Self::image_features`] and [`Self::text_features`] give what the
@@ -177,7 +164,7 @@ impl LoadedModel {
 /// for SigLIP, the normed class token for DINOv2 (`pooler_output`).
 ///
 /// ```no_run
-/// use candle_actors::{ImageEmbeddingModel, Source};
+/// use candle_actors::{ImageEmbeddingModel, Source, StandaloneModel};
 /// use model_actors::Picture;
 /// # fn main() -> candle_actors::Result<()> {
 /// let model = ImageEmbeddingModel::load(Source::repository("openai/clip-vit-large-patch14"))?;
@@ -192,45 +179,26 @@ pub struct ImageEmbeddingModel {
     threads: ComputeThreads,
 }
 
-impl ImageEmbeddingModel {
-    /// Loads a model onto the processor, for the calling thread alone.
-    ///
-    /// # Errors
-    /// Whatever is wrong with the source, its files or its weights.
-    pub fn load(source: Source) -> Result<Self> {
-        Self::load_with(source, LoadOptions::default())
-    }
+standalone_model!(ImageEmbeddingModel for ImageEmbedding);
 
-    /// Loads a model.
-    ///
-    /// # Errors
-    /// As [`ImageEmbeddingModel::load`].
-    pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
-        Self::of(ModelLoader::<ImageEmbeddingPlan>::load_alone(source, options)?.0)
-    }
+impl WorkerModel for ImageEmbeddingModel {
+    type Plan = ImageEmbeddingPlan;
 
-    /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
-    /// which the engine then finds by its id.
-    ///
-    /// # Errors
-    /// [`Error::InvalidSetting`] for a setting that is out of range.
-    pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<ImageEmbedding>> {
-        ModelLoader::<ImageEmbeddingPlan>::alone(source, options)
-    }
-
-    fn of(shared: Arc<LoadedModel>) -> Result<Self> {
+    fn over(shared: Arc<LoadedModel>) -> Result<Self> {
         let threads = ComputeThreads::for_kernels(shared.compute.threads)?;
         Ok(Self { shared, threads })
     }
 
-    /// Another one over the same weights, with compute threads of its own.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the threads cannot be started.
-    pub fn try_clone(&self) -> Result<Self> {
-        Self::of(Arc::clone(&self.shared))
+    fn loaded(&self) -> &Arc<LoadedModel> {
+        &self.shared
     }
 
+    fn footprint_of(loaded: &LoadedModel) -> Footprint {
+        loaded.footprint
+    }
+}
+
+impl ImageEmbeddingModel {
     /// The length of its vectors.
     pub fn dimensions(&self) -> usize {
         self.shared.plan.architecture.dimensions()
@@ -239,11 +207,6 @@ impl ImageEmbeddingModel {
     /// Whether texts can be embedded into the images' space.
     pub fn has_text_side(&self) -> bool {
         self.shared.texts.is_some()
-    }
-
-    /// What it takes in memory.
-    pub fn footprint(&self) -> Footprint {
-        self.shared.footprint
     }
 
     /// One vector of length 1 for each image, in order.
@@ -323,6 +286,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::{Source, StandaloneModel as _};
 
     #[test]
     fn a_pass_asks_between_layers_whether_anybody_waits() {

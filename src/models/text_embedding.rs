@@ -21,16 +21,13 @@ mod worker;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use model_actors::{
-    Bytes, EmbedPrompt, EmbedTexts, Failure, Footprint, LoadContext, Loader, Model, TextEmbedding, Weights,
-};
+use model_actors::{Bytes, EmbedPrompt, EmbedTexts, Footprint, LoadContext};
 
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
 use crate::families::Family;
-use crate::loader::{LoadOptions, ModelLoader};
+use crate::loader::{WorkerModel, standalone_model};
 use crate::pooling::{Head, normalize};
-use crate::source::Source;
 use crate::tokens::{TokenIds, Tokens};
 use crate::weights::WeightFiles;
 use pack::{PASS_TOKENS, TokenBatch, passes};
@@ -88,7 +85,7 @@ type Watch<'a> = dyn Fn() -> Result<()> + Sync + 'a;
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);
 
 /// A model in memory, shared by its workers.
-struct LoadedModel {
+pub(crate) struct LoadedModel {
     encoder: Arc<dyn Encoder>,
     head: Head,
     tokens: Tokens,
@@ -97,18 +94,6 @@ struct LoadedModel {
     compute: Compute,
     footprint: Footprint,
     plan: Arc<TextEmbeddingPlan>,
-}
-
-pub(crate) struct SharedModel(Arc<LoadedModel>);
-
-impl Weights<TextEmbedding> for SharedModel {
-    fn footprint(&self) -> Footprint {
-        self.0.footprint
-    }
-
-    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<TextEmbedding>>, Failure> {
-        Ok(Box::new(TextEmbeddingModel::of(Arc::clone(&self.0))?))
-    }
 }
 
 impl LoadedModel {
@@ -193,10 +178,10 @@ impl LoadedModel {
 }
 
 /// A loaded embedding model without actors around it, for tools and for comparison: the very code that a worker
-/// runs. A clone shares the weights.
+/// runs.
 ///
 /// ```no_run
-/// use candle_actors::{Source, TextEmbeddingModel};
+/// use candle_actors::{Source, StandaloneModel, TextEmbeddingModel};
 /// # fn main() -> candle_actors::Result<()> {
 /// let model = TextEmbeddingModel::load(Source::directory("models/english-embedding-small"))?;
 /// let vectors = model.embed(&["The cat sleeps.", "A cat is sleeping."])?;
@@ -209,45 +194,26 @@ pub struct TextEmbeddingModel {
     threads: ComputeThreads,
 }
 
-impl TextEmbeddingModel {
-    /// Loads a model onto the processor, for the calling thread alone.
-    ///
-    /// # Errors
-    /// Whatever is wrong with the source, its files or its weights.
-    pub fn load(source: Source) -> Result<Self> {
-        Self::load_with(source, LoadOptions::default())
-    }
+standalone_model!(TextEmbeddingModel for TextEmbedding);
 
-    /// Loads a model.
-    ///
-    /// # Errors
-    /// As [`TextEmbeddingModel::load`].
-    pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
-        Self::of(ModelLoader::<TextEmbeddingPlan>::load_alone(source, options)?.0)
-    }
+impl WorkerModel for TextEmbeddingModel {
+    type Plan = TextEmbeddingPlan;
 
-    /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
-    /// which the engine then finds by its id.
-    ///
-    /// # Errors
-    /// [`Error::InvalidSetting`] for a setting that is out of range.
-    pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<TextEmbedding>> {
-        ModelLoader::<TextEmbeddingPlan>::alone(source, options)
-    }
-
-    fn of(shared: Arc<LoadedModel>) -> Result<Self> {
+    fn over(shared: Arc<LoadedModel>) -> Result<Self> {
         let threads = ComputeThreads::for_kernels(shared.compute.threads)?;
         Ok(Self { shared, threads })
     }
 
-    /// Another one over the same weights, with compute threads of its own.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the threads cannot be started.
-    pub fn try_clone(&self) -> Result<Self> {
-        Self::of(Arc::clone(&self.shared))
+    fn loaded(&self) -> &Arc<LoadedModel> {
+        &self.shared
     }
 
+    fn footprint_of(loaded: &LoadedModel) -> Footprint {
+        loaded.footprint
+    }
+}
+
+impl TextEmbeddingModel {
     /// The length of its vectors.
     pub fn dimensions(&self) -> usize {
         self.shared.head.width()
@@ -256,11 +222,6 @@ impl TextEmbeddingModel {
     /// Most tokens of a text, special ones included; the rest of a longer text is not looked at.
     pub fn max_tokens(&self) -> usize {
         self.shared.plan.longest
-    }
-
-    /// What it takes in memory.
-    pub fn footprint(&self) -> Footprint {
-        self.shared.footprint
     }
 
     /// Tokens of a text, as the model would see it.
@@ -310,6 +271,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::{Source, StandaloneModel as _};
 
     #[test]
     fn every_family_looks_after_each_layer_whether_it_should_go_on() {

@@ -38,7 +38,6 @@ use crate::error::{Error, Result};
 use crate::families::Family;
 pub use model::TextToImageModel;
 use pipeline::Read;
-pub(crate) use plan::TextToImagePlan;
 
 /// The families, by the class of the pipeline in `model_index.json`, in the order that errors list them. A new family is
 /// its file and its line here.

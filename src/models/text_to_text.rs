@@ -9,23 +9,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Tensor;
 use model_actors::{
-    Batch, Capability as _, Completion, Failure, Footprint, GenerateText, LoadContext, Loader, Model, Prompt,
-    TextToText, Weights,
+    Batch, Capability as _, Completion, Failure, Footprint, GenerateText, Model, Prompt, TextToText,
 };
 
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
 use crate::generation::{ChatTemplate, Generation};
 use crate::limits::GenerationLimits;
-use crate::loader::{LoadOptions, ModelLoader};
+use crate::loader::{WorkerModel, standalone_model};
 use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams};
 use crate::models::decoder::{Cache, Decoder, Segment};
-use crate::source::Source;
 use crate::tokens::{Specials, Tokens};
 pub(crate) use plan::TextToTextPlan;
 
 /// A model in memory, shared by its workers.
-struct LoadedModel {
+pub(crate) struct LoadedModel {
     decoder: Decoder,
     tokens: Tokens,
     template: Option<ChatTemplate>,
@@ -35,18 +33,6 @@ struct LoadedModel {
     footprint: Footprint,
     /// Steps that all of its workers have begun.
     steps: AtomicU64,
-}
-
-pub(crate) struct SharedModel(Arc<LoadedModel>);
-
-impl Weights<TextToText> for SharedModel {
-    fn footprint(&self) -> Footprint {
-        self.0.footprint
-    }
-
-    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<TextToText>>, Failure> {
-        Ok(Box::new(TextGenerationModel::of(Arc::clone(&self.0))?))
-    }
 }
 
 impl LoadedModel {
@@ -95,10 +81,10 @@ impl LoadedModel {
 }
 
 /// A loaded text to text model without actors around it, for tools and for comparison: the very code that a worker
-/// runs. A clone shares the weights.
+/// runs.
 ///
 /// ```no_run
-/// use candle_actors::{Source, TextGenerationModel};
+/// use candle_actors::{Source, StandaloneModel, TextGenerationModel};
 /// use model_actors::GenerateText;
 /// # fn main() -> candle_actors::Result<()> {
 /// let model = TextGenerationModel::load(Source::repository("HuggingFaceTB/SmolLM2-135M-Instruct"))?;
@@ -112,53 +98,29 @@ pub struct TextGenerationModel {
     threads: ComputeThreads,
 }
 
-impl TextGenerationModel {
-    /// Loads a model onto the processor, for the calling thread alone.
-    ///
-    /// # Errors
-    /// Whatever is wrong with the source, its files or its weights.
-    pub fn load(source: Source) -> Result<Self> {
-        Self::load_with(source, LoadOptions::default())
-    }
+standalone_model!(TextGenerationModel for TextToText);
 
-    /// Loads a model.
-    ///
-    /// # Errors
-    /// As [`TextGenerationModel::load`].
-    pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
-        Self::of(ModelLoader::<TextToTextPlan>::load_alone(source, options)?.0)
-    }
+impl WorkerModel for TextGenerationModel {
+    type Plan = TextToTextPlan;
 
-    /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
-    /// which the engine then finds by its id. That specification has to be [continuous](model_actors::ModelSpec::continuous).
-    ///
-    /// # Errors
-    /// [`Error::InvalidSetting`] for a setting that is out of range.
-    pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<TextToText>> {
-        ModelLoader::<TextToTextPlan>::alone(source, options)
-    }
-
-    fn of(shared: Arc<LoadedModel>) -> Result<Self> {
+    fn over(shared: Arc<LoadedModel>) -> Result<Self> {
         let threads = ComputeThreads::for_kernels(shared.compute.threads)?;
         Ok(Self { shared, threads })
     }
 
-    /// Another one over the same weights, with compute threads of its own.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the threads cannot be started.
-    pub fn try_clone(&self) -> Result<Self> {
-        Self::of(Arc::clone(&self.shared))
+    fn loaded(&self) -> &Arc<LoadedModel> {
+        &self.shared
     }
 
+    fn footprint_of(loaded: &LoadedModel) -> Footprint {
+        loaded.footprint
+    }
+}
+
+impl TextGenerationModel {
     /// Most tokens of a prompt and its answer together: the model's context, or what a worker's caches hold.
     pub fn max_tokens(&self) -> usize {
         self.shared.longest()
-    }
-
-    /// What it takes in memory.
-    pub fn footprint(&self) -> Footprint {
-        self.shared.footprint
     }
 
     /// Steps that this model and its clones have begun. A step reads a piece of a prompt or chooses a token, for all

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use candle_core::{Device, Tensor};
-use model_actors::{Bytes, Failure, Footprint, LoadContext, Model, Picture, Vision, Weights};
+use model_actors::{Bytes, Footprint, LoadContext, Picture};
 use serde_json::{Map, Value};
 
 use crate::device::Compute;
@@ -241,7 +241,7 @@ fn misfit() -> crate::error::Error {
 }
 
 /// A model in memory, shared by its workers.
-struct LoadedModel {
+pub(crate) struct LoadedModel {
     network: Arc<dyn Network>,
     tokens: Tokens,
     context: usize,
@@ -251,16 +251,4 @@ struct LoadedModel {
     steps: AtomicU64,
     compute: Compute,
     footprint: Footprint,
-}
-
-pub(crate) struct SharedModel(Arc<LoadedModel>);
-
-impl Weights<Vision> for SharedModel {
-    fn footprint(&self) -> Footprint {
-        self.0.footprint
-    }
-
-    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<Vision>>, Failure> {
-        Ok(Box::new(VisionModel::of(Arc::clone(&self.0))?))
-    }
 }

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use candle_actors::{
-    Engine, EngineBuilder, ImageEmbeddingModel, LoadOptions, Result, Source, TextEmbeddingModel,
-    TextGenerationModel, TextToImageModel, VisionModel,
+    DescribeImage, Engine, EngineBuilder, GenerateText, ImageEmbeddingModel, ImageSource, LoadOptions,
+    PaintImage, Picture, Result, Source, StandaloneModel, TextEmbeddingModel, TextGenerationModel,
+    TextToImageModel, VisionModel, model_actors,
 };
-use model_actors::{DescribeImage, GenerateText, ImageSource, PaintImage, Picture};
 
 use super::folders::families_of;
 use super::root;

@@ -14,7 +14,7 @@ pub(crate) mod web;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model_actors::{CallOptions, Capability, ModelHandle};
+use candle_actors::{CallOptions, Capability, ModelHandle};
 use serde::Deserialize;
 
 /// The repository.

@@ -1,7 +1,6 @@
 //! The photographs of the repository.
 
-use candle_actors::{ImageInput, ImageSettings};
-use model_actors::{ImageSource, Picture};
+use candle_actors::{ImageInput, ImageSettings, ImageSource, Picture};
 use tokio::runtime::Runtime;
 
 use super::root;
@@ -15,7 +14,7 @@ pub(crate) fn path(name: &str) -> std::path::PathBuf {
 pub(crate) fn photograph(name: &str) -> Picture {
     let source = ImageSource::Path(path(name));
     let decode = || {
-        let images = ImageInput::new(ImageSettings { urls: None, ..ImageSettings::default() }).unwrap();
+        let images = ImageInput::new(ImageSettings::default().with_urls(None)).unwrap();
         Runtime::new().unwrap().block_on(images.picture(source)).unwrap()
     };
     // Not on this thread, which may be one of a runtime.

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_actors::{Source, TextGenerationModel};
-use model_actors::{
-    Failure, Footprint, LoadContext, Loader, Model, ModelHandle, ModelSpec, PoolConfig, Prompt, System,
-    SystemConfig, TextToText, Weights,
+use candle_actors::{
+    Failure, Footprint, LoadContext, Loader, Model, ModelHandle, ModelSpec, PoolConfig, Prompt, Source,
+    StandaloneModel, System, SystemConfig, TextGenerationModel, TextToText, Weights,
 };
 use serde::Deserialize;
 

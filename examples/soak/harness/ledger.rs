@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use model_actors::Error;
+use candle_actors::model_actors::Error;
 use serde::Serialize;
 
 use super::meter::{MetricCounts, Reading};

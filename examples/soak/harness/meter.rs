@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use candle_actors::model_actors::telemetry::metric;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
-use model_actors::telemetry::metric;
 use serde::Serialize;
 
 /// What is in use at one moment. Threads and descriptors are known where `/proc` is.

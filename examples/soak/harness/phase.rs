@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use model_actors::testing::{
+use candle_actors::model_actors::Error;
+use candle_actors::model_actors::testing::{
     Act, Gate, Latch, Record, Scripted, ScriptedCapability, ScriptedLoader, StreamedScript,
 };
-use model_actors::{
-    BatchLimits, Bytes, Client, Device, Error, Event, ModelHandle, ModelSpec, PoolConfig, QueueCapacity,
+use candle_actors::{
+    BatchLimits, Bytes, Client, Device, Event, ModelHandle, ModelSpec, PoolConfig, QueueCapacity,
     ReplyStream, RequestPhase, RestartConfig, StallLimits, System, SystemConfig, WhenFull,
 };
 use tokio::task::JoinSet;

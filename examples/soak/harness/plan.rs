@@ -6,8 +6,10 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use model_actors::testing::{Act, Gate, Latch, ScriptedCapability, ScriptedLoader, ScriptedRequest};
-use model_actors::{
+use candle_actors::model_actors::testing::{
+    Act, Gate, Latch, ScriptedCapability, ScriptedLoader, ScriptedRequest,
+};
+use candle_actors::{
     Bytes, CallOptions, Failure, FailureKind, Footprint, Lane, LoadContext, Loader, Priority, Weights,
 };
 

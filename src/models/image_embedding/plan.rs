@@ -5,7 +5,7 @@ use std::sync::Arc;
 use model_actors::{Footprint, ImageEmbedding, LoadContext, LoadStage};
 
 use super::inputs::TextPlan;
-use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PASS_ROWS, SharedModel, THREAD_SCRATCH};
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PASS_ROWS, THREAD_SCRATCH};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
@@ -28,7 +28,7 @@ pub(crate) struct ImageEmbeddingPlan {
 
 impl loader::LoadPlan for ImageEmbeddingPlan {
     type Capability = ImageEmbedding;
-    type Loaded = SharedModel;
+    type Loaded = LoadedModel;
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
@@ -63,12 +63,12 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
         Ok(self.footprint_of(&WeightFiles::open(&self.files, "", context)?))
     }
 
-    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<SharedModel> {
+    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
         let weights = WeightFiles::open(&self.files, "", context)?;
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
         let texts = self.texts.as_ref().map(TextPlan::load).transpose()?;
-        Ok(SharedModel(Arc::new(LoadedModel {
+        Ok(LoadedModel {
             encoder: self.architecture.load(&weights, &device, context)?,
             preprocessing: self.preprocessing.clone(),
             texts,
@@ -76,7 +76,7 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
             device,
             footprint: compute.counted(self.footprint_of(&weights)),
             plan: Arc::clone(self),
-        })))
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use model_actors::{Footprint, LoadContext, LoadStage, TextEmbedding};
 use serde::Deserialize;
 
-use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PASS_TOKENS, SharedModel, THREAD_SCRATCH};
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PASS_TOKENS, THREAD_SCRATCH};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
@@ -110,7 +110,7 @@ pub(crate) struct TextEmbeddingPlan {
 
 impl loader::LoadPlan for TextEmbeddingPlan {
     type Capability = TextEmbedding;
-    type Loaded = SharedModel;
+    type Loaded = LoadedModel;
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let modules = Modules::read(&files, context)?;
@@ -150,7 +150,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         Ok(self.footprint_of(&self.weights(context)?))
     }
 
-    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<SharedModel> {
+    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
         let weights = self.weights(context)?;
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
@@ -163,7 +163,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
             let reason = format!("it has {has} tokens; the model's vocab_size is {knows}");
             return Err(Error::InvalidTokenizer { file: self.tokenizer.clone(), reason });
         }
-        Ok(SharedModel(Arc::new(LoadedModel {
+        Ok(LoadedModel {
             head: self.modules.head(&self.files, self.architecture.width(), context)?,
             encoder: self.architecture.load(&weights, &device, context)?,
             ending: self.ending(&tokens)?,
@@ -171,7 +171,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
             compute: compute.clone(),
             footprint: compute.counted(self.footprint_of(&weights)),
             plan: Arc::clone(self),
-        })))
+        })
     }
 }
 

@@ -14,6 +14,7 @@ use super::model::TextToImageModel;
 use super::noise::Noise;
 use super::pipeline::{Conditioning, Watch};
 use crate::error::Error;
+use crate::loader::StandaloneModel as _;
 use crate::models::folders::families_of;
 use crate::source::Source;
 

@@ -3,34 +3,20 @@
 
 use std::sync::Arc;
 
-use model_actors::{
-    Failure, Footprint, LoadContext, Loader, Model, PaintImage, PaintStep, Picture, TextToImage, Weights,
-};
+use model_actors::{Footprint, PaintImage, PaintStep, Picture};
 
 use super::denoising::{DenoisingLoop, Progress};
 use super::noise::Noise;
 use super::pipeline::Watch;
-use super::plan::{LoadedModel, SharedModel, TextToImagePlan};
+use super::plan::{LoadedModel, TextToImagePlan};
 use crate::device::ComputeThreads;
 use crate::error::Result;
-use crate::loader::{LoadOptions, ModelLoader};
-use crate::source::Source;
+use crate::loader::{WorkerModel, standalone_model};
 
-impl Weights<TextToImage> for SharedModel {
-    fn footprint(&self) -> Footprint {
-        self.0.footprint
-    }
-
-    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<TextToImage>>, Failure> {
-        Ok(Box::new(TextToImageModel::of(Arc::clone(&self.0))?))
-    }
-}
-
-/// A loaded text to image model without actors around it, for tools and for comparison: the code that a worker runs. A
-/// clone shares the weights.
+/// A loaded text to image model without actors around it, for tools and for comparison: the code that a worker runs.
 ///
 /// ```no_run
-/// use candle_actors::{Source, TextToImageModel};
+/// use candle_actors::{Source, StandaloneModel, TextToImageModel};
 /// # fn main() -> candle_actors::Result<()> {
 /// let model = TextToImageModel::load(Source::directory("models/sdxl-turbo"))?;
 /// let picture = model.paint(&"a red circle".into(), |step| eprintln!("{} of {}", step.step, step.of))?;
@@ -43,54 +29,30 @@ pub struct TextToImageModel {
     threads: ComputeThreads,
 }
 
-impl TextToImageModel {
-    /// Loads a model onto the processor, for the calling thread alone.
-    ///
-    /// # Errors
-    /// Whatever is wrong with the source, its files or its weights.
-    pub fn load(source: Source) -> Result<Self> {
-        Self::load_with(source, LoadOptions::default())
-    }
+standalone_model!(TextToImageModel for TextToImage);
 
-    /// Loads a model.
-    ///
-    /// # Errors
-    /// As [`TextToImageModel::load`].
-    pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
-        Self::of(ModelLoader::<TextToImagePlan>::load_alone(source, options)?.0)
-    }
+impl WorkerModel for TextToImageModel {
+    type Plan = TextToImagePlan;
 
-    /// Returns the loader that an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its
-    /// own settings, which the engine then finds by its id.
-    ///
-    /// # Errors
-    /// [`Error::InvalidSetting`] for a setting that is out of range.
-    pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<TextToImage>> {
-        ModelLoader::<TextToImagePlan>::alone(source, options)
-    }
-
-    fn of(shared: Arc<LoadedModel>) -> Result<Self> {
+    fn over(shared: Arc<LoadedModel>) -> Result<Self> {
         let threads = ComputeThreads::pool(shared.compute.threads)?;
         Ok(Self { shared, threads })
     }
 
-    /// Returns another model over the same weights, with compute threads of its own.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if the threads cannot be started.
-    pub fn try_clone(&self) -> Result<Self> {
-        Self::of(Arc::clone(&self.shared))
+    fn loaded(&self) -> &Arc<LoadedModel> {
+        &self.shared
     }
 
+    fn footprint_of(loaded: &LoadedModel) -> Footprint {
+        loaded.footprint
+    }
+}
+
+impl TextToImageModel {
     /// Width and height in pixels of an image whose request gives no size.
     pub fn default_size(&self) -> (usize, usize) {
         let defaults = self.shared.plan.architecture.defaults();
         (defaults.width, defaults.height)
-    }
-
-    /// Memory of the weights, and of one worker besides.
-    pub fn footprint(&self) -> Footprint {
-        self.shared.footprint
     }
 
     /// Paints an image; `on_step` is called after each diffusion step.

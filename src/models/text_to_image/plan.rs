@@ -27,7 +27,7 @@ pub(crate) struct TextToImagePlan {
 }
 
 /// A model in memory, shared by its workers.
-pub(super) struct LoadedModel {
+pub(crate) struct LoadedModel {
     pub(super) pipeline: Box<dyn Pipeline>,
     pub(super) device: Device,
     pub(super) compute: Compute,
@@ -35,12 +35,9 @@ pub(super) struct LoadedModel {
     pub(super) plan: Arc<TextToImagePlan>,
 }
 
-/// The weights that the actors pass from worker to worker.
-pub(crate) struct SharedModel(pub(super) Arc<LoadedModel>);
-
 impl loader::LoadPlan for TextToImagePlan {
     type Capability = TextToImage;
-    type Loaded = SharedModel;
+    type Loaded = LoadedModel;
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let repository = Repository::open(&files, FAMILIES, CAPABILITY, context)?;
@@ -58,17 +55,17 @@ impl loader::LoadPlan for TextToImagePlan {
         Ok(self.footprint_of(&self.weights(context)?))
     }
 
-    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<SharedModel> {
+    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
         let weights = self.weights(context)?;
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk());
-        Ok(SharedModel(Arc::new(LoadedModel {
+        Ok(LoadedModel {
             pipeline: self.architecture.load(&weights, &device, context)?,
             device,
             compute: compute.clone(),
             footprint: compute.counted(self.footprint_of(&weights)),
             plan: Arc::clone(self),
-        })))
+        })
     }
 }
 

@@ -15,6 +15,7 @@ use super::pipeline::Watch;
 use super::repository::Repository;
 use super::{CAPABILITY, FAMILIES, decode, preview, prompt};
 use crate::kernels::random;
+use crate::loader::StandaloneModel as _;
 use crate::models::folders::families_of;
 use crate::source::Source;
 
@@ -174,10 +175,7 @@ fn prompts_have_the_references_tokens() {
         let fixture = Fixture::open(&family);
         for (part, ids) in &fixture.expected.ids {
             let source = Source::directory(&fixture.folder);
-            #[cfg(feature = "hub")]
-            let files = crate::source::Files::open(&source, &crate::hub::HubSettings::default()).unwrap();
-            #[cfg(not(feature = "hub"))]
-            let files = crate::source::Files::open(&source).unwrap();
+            let files = crate::source::Files::open(&source, &Default::default()).unwrap();
             let repository = Repository::open(&files, FAMILIES, CAPABILITY, &context).unwrap();
             let found = prompt::TokenizerFiles::find(&repository, &format!("{part}/")).unwrap();
             let tokens = found.read(found.longest()).unwrap();

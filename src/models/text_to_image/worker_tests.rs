@@ -13,8 +13,9 @@ use model_actors::{
 
 use super::model::TextToImageModel;
 use super::pipeline::{Conditioning, Pipeline, Scheduler, Settings, Watch};
-use super::plan::{LoadedModel, SharedModel};
+use super::plan::LoadedModel;
 use crate::error::Result;
+use crate::loader::{SharedModel, StandaloneModel as _};
 use crate::source::Source;
 
 /// A pipeline that makes every call wait.
@@ -59,7 +60,7 @@ impl Loader<TextToImage> for Ready {
     }
 
     fn load(&self, _: &LoadContext) -> Result<Arc<dyn Weights<TextToImage>>, Failure> {
-        Ok(Arc::new(SharedModel(Arc::clone(&self.0))))
+        Ok(Arc::new(SharedModel::<TextToImageModel>(Arc::clone(&self.0))))
     }
 }
 

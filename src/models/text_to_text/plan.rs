@@ -6,7 +6,7 @@ use std::sync::Arc;
 use model_actors::{Bytes, Footprint, LoadContext, LoadStage, TextToText};
 use serde::Deserialize;
 
-use super::{LoadedModel, SharedModel};
+use super::LoadedModel;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
@@ -63,7 +63,8 @@ enum Kind {
 
 impl loader::LoadPlan for TextToTextPlan {
     type Capability = TextToText;
-    type Loaded = SharedModel;
+    type Loaded = LoadedModel;
+    const CONTINUOUS: bool = true;
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         match files.gguf(context)? {
@@ -84,7 +85,7 @@ impl loader::LoadPlan for TextToTextPlan {
         self.footprint_now(context)
     }
 
-    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<SharedModel> {
+    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
         let device = compute.open()?;
         let (decoder, tokens) = match &self.kind {
             Kind::Folder { tokenizer } => {
@@ -104,7 +105,7 @@ impl loader::LoadPlan for TextToTextPlan {
                 (self.config.load_gguf(file, &device, context)?, tokens)
             }
         };
-        Ok(SharedModel(Arc::new(LoadedModel {
+        Ok(LoadedModel {
             decoder,
             template: self.template.clone(),
             end_tokens: self.ends(&tokens),
@@ -113,7 +114,7 @@ impl loader::LoadPlan for TextToTextPlan {
             compute: compute.clone(),
             footprint: compute.counted(self.footprint_now(context)?),
             steps: 0.into(),
-        })))
+        })
     }
 }
 

@@ -3,22 +3,21 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use model_actors::{Completion, DescribeImage, Footprint, Loader, Vision};
+use model_actors::{Completion, DescribeImage, Footprint};
 
 use super::request::Asked;
 use super::{LoadedModel, VisionPlan};
 use crate::device::ComputeThreads;
 use crate::error::Result;
 use crate::image_input::opened;
-use crate::loader::{LoadOptions, ModelLoader};
+use crate::loader::{WorkerModel, standalone_model};
 use crate::models::continuous_batching::{Part, Start, Steps as _};
-use crate::source::Source;
 
 /// A loaded vision model without actors around it, for tools and for comparison: the very code that a worker runs. A
 /// clone shares the weights.
 ///
 /// ```no_run
-/// use candle_actors::{Source, VisionModel};
+/// use candle_actors::{Source, StandaloneModel, VisionModel};
 /// use model_actors::{DescribeImage, ImageSource, Sampling};
 /// # fn main() -> candle_actors::Result<()> {
 /// let model = VisionModel::load(Source::repository("Salesforce/blip-image-captioning-large"))?;
@@ -61,53 +60,29 @@ pub struct ExaminedImage {
     pub logits: Vec<f32>,
 }
 
-impl VisionModel {
-    /// Loads a model onto the processor, for the calling thread alone.
-    ///
-    /// # Errors
-    /// Whatever is wrong with the source, its files or its weights.
-    pub fn load(source: Source) -> Result<Self> {
-        Self::load_with(source, LoadOptions::default())
-    }
+standalone_model!(VisionModel for Vision);
 
-    /// Loads a model.
-    ///
-    /// # Errors
-    /// As [`VisionModel::load`].
-    pub fn load_with(source: Source, options: LoadOptions) -> Result<Self> {
-        Self::of(ModelLoader::<VisionPlan>::load_alone(source, options)?.0)
-    }
+impl WorkerModel for VisionModel {
+    type Plan = VisionPlan;
 
-    /// What an engine registers, for a registration of your own: a [`model_actors::ModelSpec`] with its own settings,
-    /// which the engine then finds by its id. That specification has to be [continuous](model_actors::ModelSpec::continuous).
-    ///
-    /// # Errors
-    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for a setting that is out of range.
-    pub fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<Vision>> {
-        ModelLoader::<VisionPlan>::alone(source, options)
-    }
-
-    pub(super) fn of(shared: Arc<LoadedModel>) -> Result<Self> {
+    fn over(shared: Arc<LoadedModel>) -> Result<Self> {
         let threads = ComputeThreads::for_kernels(shared.compute.threads)?;
         Ok(Self { shared, threads })
     }
 
-    /// Another one over the same weights, with compute threads of its own.
-    ///
-    /// # Errors
-    /// [`Error::Device`](crate::Error::Device) if the threads cannot be started.
-    pub fn try_clone(&self) -> Result<Self> {
-        Self::of(Arc::clone(&self.shared))
+    fn loaded(&self) -> &Arc<LoadedModel> {
+        &self.shared
     }
 
+    fn footprint_of(loaded: &LoadedModel) -> Footprint {
+        loaded.footprint
+    }
+}
+
+impl VisionModel {
     /// Most tokens of an image, a question and an answer together: the model's context, or what a worker's caches hold.
     pub fn context(&self) -> usize {
         self.shared.context.min(self.shared.limits.kv_cache_tokens)
-    }
-
-    /// What it takes in memory.
-    pub fn footprint(&self) -> Footprint {
-        self.shared.footprint
     }
 
     /// Steps that it and all that share its weights have taken: layers of the vision tower or parts of them, parts of prompts, tokens.

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use model_actors::{Bytes, Footprint, LoadContext, LoadStage, Vision};
 
 use super::request::room;
-use super::{
-    Architecture, CAPABILITY, FAMILIES, LoadedModel, PROMPT_ROWS, SharedModel, THREAD_SCRATCH, WorkerMemory,
-};
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PROMPT_ROWS, THREAD_SCRATCH, WorkerMemory};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
@@ -29,7 +27,8 @@ pub(crate) struct VisionPlan {
 
 impl loader::LoadPlan for VisionPlan {
     type Capability = Vision;
-    type Loaded = SharedModel;
+    type Loaded = LoadedModel;
+    const CONTINUOUS: bool = true;
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
@@ -51,7 +50,7 @@ impl loader::LoadPlan for VisionPlan {
         Ok(self.footprint_of(&self.weights(context)?))
     }
 
-    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<SharedModel> {
+    fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
         let weights = self.weights(context)?;
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
@@ -61,7 +60,7 @@ impl loader::LoadPlan for VisionPlan {
             let reason = format!("it has {has} tokens; the model's vocab_size is {knows}");
             return Err(Error::InvalidTokenizer { file: self.tokenizer.clone(), reason });
         }
-        Ok(SharedModel(Arc::new(LoadedModel {
+        Ok(LoadedModel {
             network: self.architecture.load(&tokens, &weights, &device, context)?,
             tokens,
             context: self.architecture.context(),
@@ -70,7 +69,7 @@ impl loader::LoadPlan for VisionPlan {
             steps: 0.into(),
             compute: compute.clone(),
             footprint: compute.counted(self.footprint_of(&weights)),
-        })))
+        })
     }
 }
 

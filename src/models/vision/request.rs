@@ -163,6 +163,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::loader::StandaloneModel as _;
     use crate::models::vision::{ImageRows, VisionModel, misfit};
     use crate::source::Source;
     use crate::tokens::Tokens;

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::VisionModel;
 use super::request::Asked;
 use crate::image_input::opened;
+use crate::loader::StandaloneModel as _;
 use crate::models::continuous_batching::{Part, Steps as _};
 use crate::models::folders::families_of;
 use crate::source::{Source, read_json};

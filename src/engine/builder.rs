@@ -1,0 +1,230 @@
+//! Building an engine: its settings are checked, its pools added to a system, and the models that it starts with
+//! registered once the system runs.
+
+use model_actors::{
+    Bytes, ImageEmbedding, ModelId, PoolConfig, System, SystemBuilder, SystemConfig, TextEmbedding,
+    TextToImage, TextToText, Vision,
+};
+
+use super::Engine;
+use crate::device::{Compute, ComputeDevice};
+use crate::error::{Error, Result};
+use crate::hub_settings::HubSettings;
+use crate::image_input::ImageSettings;
+use crate::limits::MAX_PARALLEL;
+use crate::registration::{EngineCapability, IntoModelSpec};
+use crate::resources::EngineResources;
+
+/// Most workers of a model, unless the pool's settings say otherwise.
+const MAX_WORKERS: usize = 4;
+
+/// Settings of an engine, and the models that it starts with.
+///
+/// ```
+/// use candle_actors::{ComputeDevice, Engine, Source};
+/// let builder = Engine::builder()
+///     .device(ComputeDevice::Cpu)
+///     .threads(1)
+///     .text_embedding("small", Source::directory("models/english-embedding-small"));
+/// # drop(builder);
+/// ```
+#[must_use = "a builder does nothing until it is started"]
+pub struct EngineBuilder {
+    device: ComputeDevice,
+    device_memory: Option<Bytes>,
+    threads: usize,
+    config: SystemConfig,
+    pool: Option<PoolConfig>,
+    hub: HubSettings,
+    images: ImageSettings,
+    pools: Vec<(AddPool, PoolConfig)>,
+    models: Vec<Register>,
+}
+
+/// Adds the pool of a capability.
+type AddPool = fn(SystemBuilder, PoolConfig) -> SystemBuilder;
+/// Registers a model.
+type Register = Box<dyn FnOnce(&Engine) -> Result<()> + Send + Sync>;
+
+impl EngineBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            device: ComputeDevice::Cpu,
+            device_memory: None,
+            threads: 1,
+            config: SystemConfig::default(),
+            pool: None,
+            hub: HubSettings::default(),
+            images: ImageSettings::default(),
+            pools: Vec::new(),
+            models: Vec::new(),
+        }
+    }
+
+    /// Device that all models run on; the processor, unless set.
+    pub fn device(self, device: ComputeDevice) -> Self {
+        Self { device, ..self }
+    }
+
+    /// Limit on what models may take of the device's own memory. Needed for every device but the processor.
+    pub fn device_memory(self, limit: Bytes) -> Self {
+        Self { device_memory: Some(limit), ..self }
+    }
+
+    /// Limit on what models may take of the host's memory; 80 % of what the process may use, unless set.
+    pub fn memory_limit(mut self, limit: Bytes) -> Self {
+        self.config.memory_limit = Some(limit);
+        self
+    }
+
+    /// Processor threads of each worker, 1 to 1,024; 1, unless set. Several workers of one thread do more work than
+    /// one of several, which answers a single request sooner.
+    pub fn threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
+    }
+
+    /// All settings of the system but the memory limits above, which are put into them.
+    pub fn system_config(mut self, config: SystemConfig) -> Self {
+        let memory_limit = config.memory_limit.or(self.config.memory_limit);
+        self.config = config;
+        self.config.memory_limit = memory_limit;
+        self
+    }
+
+    /// Settings of every pool of the shipped capabilities. Unless set: the defaults of the actors, with no more workers
+    /// of a model than there are cores for.
+    pub fn pool_config(self, config: PoolConfig) -> Self {
+        Self { pool: Some(config), ..self }
+    }
+
+    /// Settings for the hub.
+    pub fn hub(self, hub: HubSettings) -> Self {
+        Self { hub, ..self }
+    }
+
+    /// Settings for images from outside: limits, memory, time, and which addresses may be opened.
+    pub fn image_input(self, images: ImageSettings) -> Self {
+        Self { images, ..self }
+    }
+
+    /// Adds the pool of an application's own capability, whose models are then registered as those of the shipped ones.
+    pub fn capability<C: EngineCapability>(mut self, config: PoolConfig) -> Self {
+        self.pools.push((|builder, config| builder.pool::<C>(config), config));
+        self
+    }
+
+    /// Registers a model of any capability. Nothing is loaded before its first request.
+    pub fn register<C: EngineCapability>(
+        mut self,
+        id: impl Into<ModelId>,
+        spec: impl IntoModelSpec<C> + Send + Sync + 'static,
+    ) -> Self {
+        let id = id.into();
+        self.models.push(Box::new(move |engine| engine.register::<C>(id, spec).map(drop)));
+        self
+    }
+
+    /// Registers a text embedding model.
+    pub fn text_embedding(
+        self,
+        id: impl Into<ModelId>,
+        spec: impl IntoModelSpec<TextEmbedding> + Send + Sync + 'static,
+    ) -> Self {
+        self.register(id, spec)
+    }
+
+    /// Registers a text to text model.
+    pub fn text_to_text(
+        self,
+        id: impl Into<ModelId>,
+        spec: impl IntoModelSpec<TextToText> + Send + Sync + 'static,
+    ) -> Self {
+        self.register(id, spec)
+    }
+
+    /// Registers an image embedding model.
+    pub fn image_embedding(
+        self,
+        id: impl Into<ModelId>,
+        spec: impl IntoModelSpec<ImageEmbedding> + Send + Sync + 'static,
+    ) -> Self {
+        self.register(id, spec)
+    }
+
+    /// Registers a vision model. An image takes tokens too: a large one of a model that looks at images in their own size
+    /// takes up to 16,384, which needs [`kv_cache_tokens`](crate::GenerationLimits::kv_cache_tokens) of more than that.
+    pub fn vision(
+        self,
+        id: impl Into<ModelId>,
+        spec: impl IntoModelSpec<Vision> + Send + Sync + 'static,
+    ) -> Self {
+        self.register(id, spec)
+    }
+
+    /// Registers a text to image model.
+    pub fn text_to_image(
+        self,
+        id: impl Into<ModelId>,
+        spec: impl IntoModelSpec<TextToImage> + Send + Sync + 'static,
+    ) -> Self {
+        self.register(id, spec)
+    }
+
+    /// Starts the actors. Loads nothing.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`]; those of [`Engine::register`] for the first model that cannot be registered;
+    /// [`Error::Actor`] for a setting of the actors.
+    pub async fn start(self) -> Result<Engine> {
+        let system = self.system()?.start().await?;
+        self.attach(system)
+    }
+
+    /// The system that [`EngineBuilder::start`] would start, to start it under an application's own supervisor;
+    /// [`EngineBuilder::attach`] then puts an engine over it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`].
+    pub fn system(&self) -> Result<SystemBuilder> {
+        if !(1..=MAX_PARALLEL).contains(&self.threads) {
+            let reason =
+                format!("{} threads a worker are asked for; 1 to {MAX_PARALLEL} are allowed", self.threads);
+            return Err(Error::InvalidSetting { setting: "threads".into(), reason });
+        }
+        let mut config = self.config.clone();
+        match (self.device, self.device_memory) {
+            (ComputeDevice::Cpu, _) => {}
+            (device, Some(limit)) => config.device_limits.push((device.memory(), limit)),
+            (device, None) => {
+                let reason = format!("how much of the memory of {device} may be used must be said");
+                return Err(Error::InvalidSetting { setting: "device_memory".into(), reason });
+            }
+        }
+        let pool = self.pool.clone().unwrap_or_else(|| default_pool(self.threads));
+        let builder = System::builder(config)
+            .pool::<TextEmbedding>(pool.clone())
+            .pool::<TextToText>(pool.clone())
+            .pool::<ImageEmbedding>(pool.clone())
+            .pool::<Vision>(pool.clone())
+            .pool::<TextToImage>(pool);
+        Ok(self.pools.iter().fold(builder, |builder, (add, config)| add(builder, config.clone())))
+    }
+
+    /// An engine over a running system, which has the pools that [`EngineBuilder::system`] names.
+    ///
+    /// # Errors
+    /// [`Error::Actor`] if it lacks a pool; those of [`Engine::register`].
+    pub fn attach(self, system: System) -> Result<Engine> {
+        let compute = Compute::new(self.device, self.threads);
+        let engine = Engine { system, resources: EngineResources::of(compute, self.hub, self.images)? };
+        for register in self.models {
+            register(&engine)?;
+        }
+        Ok(engine)
+    }
+}
+
+fn default_pool(threads: usize) -> PoolConfig {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    PoolConfig::default().with_max_workers((cores / threads).clamp(1, MAX_WORKERS))
+}

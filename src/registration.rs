@@ -1,0 +1,140 @@
+//! Registration with an engine: the traits that tie a capability to its typed handle and a source or loader to a
+//! model's specification. The five shipped capabilities implement them in their own files; an application implements
+//! them for its own. Registering itself is left to `engine`.
+
+use model_actors::{Capability, Model, ModelHandle, ModelId, ModelSpec, PoolConfig};
+
+use crate::error::Result;
+use crate::limits::GenerationLimits;
+use crate::loader::{CapabilityOf, LoadPlan, ModelLoader, WorkerModel};
+use crate::resources::EngineResources;
+use crate::source::Source;
+
+/// A capability that an engine serves: one of the five shipped ones, or an application's own.
+///
+/// ```
+/// use candle_actors::model_actors::NoChunk;
+/// use candle_actors::{Capability, EngineCapability, EngineResources, ModelHandle};
+///
+/// /// Scores documents by how well they answer a query.
+/// struct Reranking;
+/// impl Capability for Reranking {
+///     type Request = (String, Vec<String>);
+///     type Chunk = NoChunk;
+///     type Output = Vec<f32>;
+///     const NAME: &'static str = "reranking";
+/// }
+/// impl EngineCapability for Reranking {
+///     type Handle = ModelHandle<Self>;
+///     fn handle(model: ModelHandle<Self>, _: &EngineResources) -> Self::Handle {
+///         model
+///     }
+/// }
+/// ```
+pub trait EngineCapability: Capability + Sized {
+    /// Handle that an engine gives to its callers; [`ModelHandle`] itself will do.
+    type Handle;
+
+    /// The handle to a registered model.
+    fn handle(model: ModelHandle<Self>, resources: &EngineResources) -> Self::Handle;
+}
+
+/// A value that an engine can register for a capability: a [`Source`] or a [`SourceSpec`], or, for a loader of an
+/// application's own, a closure that makes the specification.
+///
+/// ```
+/// use candle_actors::{
+///     EngineResources, IntoModelSpec, LoadOptions, ModelId, ModelSpec, Result, Source, StandaloneModel,
+///     TextEmbedding, TextEmbeddingModel,
+/// };
+/// let spec = |id: ModelId, resources: &EngineResources| -> Result<ModelSpec<TextEmbedding>> {
+///     let options = LoadOptions::default().with_threads(resources.threads());
+///     Ok(ModelSpec::new(id, TextEmbeddingModel::loader(Source::directory("models/mine"), options)?).pinned())
+/// };
+/// fn registers<T: IntoModelSpec<TextEmbedding>>(_: &T) {}
+/// registers(&spec);
+/// ```
+pub trait IntoModelSpec<C: Capability> {
+    /// The specification under this id.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for options that are out of range;
+    /// [`Error::NoSuchDirectory`](crate::Error::NoSuchDirectory) and its like for what is seen at once not to be there.
+    fn into_model_spec(self, id: ModelId, resources: &EngineResources) -> Result<ModelSpec<C>>;
+}
+
+impl<C: Capability, F> IntoModelSpec<C> for F
+where
+    F: FnOnce(ModelId, &EngineResources) -> Result<ModelSpec<C>>,
+{
+    fn into_model_spec(self, id: ModelId, resources: &EngineResources) -> Result<ModelSpec<C>> {
+        self(id, resources)
+    }
+}
+
+impl<C: Capability> IntoModelSpec<C> for Source
+where
+    SourceSpec: IntoModelSpec<C>,
+{
+    fn into_model_spec(self, id: ModelId, resources: &EngineResources) -> Result<ModelSpec<C>> {
+        SourceSpec::from(self).into_model_spec(id, resources)
+    }
+}
+
+/// A source with settings of its own in place of the engine's.
+///
+/// ```
+/// use candle_actors::{Engine, GenerationLimits, PoolConfig, Source, SourceSpec};
+/// let long = SourceSpec::from(Source::directory("models/long"))
+///     .with_generation(GenerationLimits::default().with_kv_cache_tokens(32_768))
+///     .with_pool_config(PoolConfig::default())
+///     .with_pinned(true);
+/// let builder = Engine::builder().text_to_text("long", long);
+/// # drop(builder);
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SourceSpec {
+    /// Place of the model's files.
+    pub source: Source,
+    /// Limits on the texts that a worker generates at a time; for models that generate text.
+    pub generation: GenerationLimits,
+    /// Settings of the model's workers and queue, in place of its pool's.
+    pub pool_config: Option<PoolConfig>,
+    /// Whether the model stays in memory once it is loaded: neither cooldown nor another model's need evicts it.
+    pub pinned: bool,
+}
+
+model_actors::setters! { SourceSpec {
+    with_generation(generation: GenerationLimits);
+    with_pool_config(pool_config: PoolConfig) Some;
+    with_pinned(pinned: bool);
+} }
+
+impl From<Source> for SourceSpec {
+    fn from(source: Source) -> Self {
+        Self { source, generation: GenerationLimits::default(), pool_config: None, pinned: false }
+    }
+}
+
+impl SourceSpec {
+    /// The specification of one of this crate's models.
+    pub(crate) fn loaded_by<M: WorkerModel + Model<CapabilityOf<M>>>(
+        self,
+        id: ModelId,
+        resources: &EngineResources,
+    ) -> Result<ModelSpec<CapabilityOf<M>>> {
+        let Self { source, generation, pool_config, pinned } = self;
+        source.check()?;
+        let (compute, hub) = (resources.compute().clone(), resources.hub().clone());
+        let loader = ModelLoader::<M>::new(source, compute, generation, hub)?;
+        let mut spec = ModelSpec::new(id, loader).device(resources.device().memory());
+        if M::Plan::CONTINUOUS {
+            spec = spec.continuous().max_batch_requests(generation.max_sequences);
+        }
+        if let Some(config) = pool_config {
+            spec = spec.config(config);
+        }
+        Ok(if pinned { spec.pinned() } else { spec })
+    }
+}

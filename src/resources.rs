@@ -1,0 +1,74 @@
+//! The parts of an engine that its loads and handles share: device, compute threads, hub settings and image input.
+//! An application's own loader uses them to open a [`Source`] as the engine's loaders do; reading the files is left to
+//! it.
+
+use model_actors::LoadContext;
+
+use crate::device::{Compute, ComputeDevice};
+use crate::error::Result;
+use crate::hub_settings::HubSettings;
+use crate::image_input::{ImageInput, ImageSettings};
+use crate::loader::LoadOptions;
+use crate::source::{Files, ModelFiles, Source};
+
+/// Device, compute threads, hub settings and image input of an engine. Cheap to clone.
+///
+/// ```
+/// use candle_actors::{EngineResources, LoadOptions};
+/// let resources = EngineResources::new(&LoadOptions::default().with_threads(2))?;
+/// assert_eq!(resources.threads(), 2);
+/// # candle_actors::Result::Ok(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct EngineResources {
+    compute: Compute,
+    hub: HubSettings,
+    images: ImageInput,
+}
+
+impl EngineResources {
+    /// The same parts without an engine, to try a loader alone. Images are taken in with the default settings.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting).
+    pub fn new(options: &LoadOptions) -> Result<Self> {
+        let compute = Compute::new(options.device, options.threads.max(1));
+        Self::of(compute, options.hub.clone(), ImageSettings::default())
+    }
+
+    pub(crate) fn of(compute: Compute, hub: HubSettings, images: ImageSettings) -> Result<Self> {
+        Ok(Self { compute, hub, images: ImageInput::new(images)? })
+    }
+
+    /// Opens a source. Fetches nothing yet: a file of a repository is fetched when it is asked for.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDirectory`](crate::Error::NoSuchDirectory) and its like for what is not there.
+    pub fn open(&self, source: &Source, context: &LoadContext) -> Result<ModelFiles> {
+        Ok(ModelFiles::new(Files::open(source, &self.hub)?, context.clone()))
+    }
+
+    /// Device that the models run on.
+    pub fn device(&self) -> ComputeDevice {
+        self.compute.device
+    }
+
+    /// Processor threads that each worker may use.
+    pub fn threads(&self) -> usize {
+        self.compute.threads
+    }
+
+    /// Settings for the hub.
+    pub fn hub(&self) -> &HubSettings {
+        &self.hub
+    }
+
+    /// Image input, which turns files, addresses and encoded images into pixels.
+    pub fn images(&self) -> &ImageInput {
+        &self.images
+    }
+
+    pub(crate) fn compute(&self) -> &Compute {
+        &self.compute
+    }
+}
