@@ -1,8 +1,9 @@
-//! Operations that models spend their time in, on tensors: linear layers, norms, activations, convolutions, rotary
-//! embeddings, and attention over sequences of unlike length that lie one after another without padding. On the
-//! processor they are fused loops on the caller's threads: the rayon pool that the caller runs in, or its thread alone.
-//! On an accelerator they are candle's own operations. The modules are listed in reading order, and each imports only
-//! those above it; how a model puts them together is left to the families.
+//! Operations that models spend their time in, on tensors: linear layers, norms, activations, convolutions,
+//! rotary embeddings, and attention over sequences of unlike length that lie one after another without
+//! padding. On the processor they are fused loops on the caller's threads: the rayon pool that the caller
+//! runs in, or its thread alone. On an accelerator they are candle's own operations. The modules are listed
+//! in reading order, and each imports only those above it; how a model puts them together is left to the
+//! families.
 
 mod cpu;
 #[cfg(test)]

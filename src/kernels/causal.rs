@@ -1,7 +1,8 @@
-//! Grouped-query attention over what a sequence has seen so far. Rows of several sequences lie one after another; each
-//! sequence has its own keys and values, to which the rows add theirs. On the processor, sequences and heads are
-//! spread over the caller's threads, and no sequence's result depends on another's; on an accelerator it is candle's
-//! operations, one sequence after another. What the rows were made from is left to the families.
+//! Grouped-query attention with a KV cache (Ainslie et al., 2023, arXiv 2305.13245). Rows of several
+//! sequences lie one after another; each sequence has a cache of its own, to which its rows add their keys
+//! and values. On the processor, sequences and heads are spread over the caller's threads, and no sequence's
+//! result depends on another's; on an accelerator it is candle's operations, one sequence after another.
+//! Projections are left to the families.
 
 use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
@@ -14,29 +15,31 @@ use super::rotary::RopeTable;
 use super::rows;
 use crate::error::{Error, Result};
 
-/// Tokens by which keys and values grow: no more is taken than [`KvCache::bytes_for`] counts. What is there is copied
-/// each time, which at 8,192 tokens is a row read and written 32 times, where each new row has attention read all.
+/// Tokens by which a cache grows, so that it takes no more memory than [`KvCache::bytes_for`] counts. Growing
+/// copies the cache: at 8,192 tokens a row has been read and written 32 times, where each new row has
+/// attention read all.
 pub(crate) const KV_CACHE_STEP: usize = 128;
-/// Rows of a prompt that are one piece of work.
-const BLOCK: usize = 64;
+/// Rows of a prompt that are one task.
+const ROW_BLOCK: usize = 64;
 
-/// One layer's attention.
+/// Attention of one layer.
 #[derive(Debug, Clone)]
 pub(crate) struct CausalAttention {
     pub(crate) heads: usize,
-    /// Heads of keys and values: a divisor of `heads`.
+    /// Number of key-value heads: a divisor of `heads`.
     pub(crate) kv_heads: usize,
     /// Numbers of a head.
     pub(crate) size: usize,
     pub(crate) scale: f32,
-    /// `cap · tanh(score / cap)` in place of the score.
+    /// Soft cap on the scores, as `cap · tanh(score / cap)` (Gemma 2).
     pub(crate) soft_cap: Option<f32>,
+    /// Keys that each row attends to.
     pub(crate) mask: AttentionMask,
-    /// Norms of each head's query and key.
+    /// Norms of the queries and keys of each head (QK norm).
     pub(crate) head_norms: Option<(RmsNorm, RmsNorm)>,
 }
 
-/// One layer's keys and values of one sequence.
+/// Keys and values of one layer and one sequence.
 #[derive(Debug)]
 pub(crate) enum KvCache {
     /// `(tokens, kv_heads · size)` each, in host memory.
@@ -46,12 +49,12 @@ pub(crate) enum KvCache {
 }
 
 impl KvCache {
-    /// None yet, for `width` numbers a token.
+    /// Creates an empty cache of `width` numbers a token.
     pub(crate) fn new(width: usize, device: &Device) -> Result<Self> {
         Self::of(if device.is_cpu() { 0 } else { KV_CACHE_STEP }, width, device)
     }
 
-    /// None yet, with room for exactly so many tokens of `width` numbers.
+    /// Creates an empty cache with room for exactly so many tokens of `width` numbers.
     pub(crate) fn of(tokens: usize, width: usize, device: &Device) -> Result<Self> {
         if device.is_cpu() {
             let room = || Vec::with_capacity(tokens.saturating_mul(width));
@@ -61,7 +64,7 @@ impl KvCache {
         Ok(Self::Device { keys: empty.clone(), values: empty.copy()?, tokens: 0 })
     }
 
-    /// Bytes that it takes now.
+    /// Bytes that the cache takes.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> u64 {
         match self {
@@ -70,21 +73,21 @@ impl KvCache {
         }
     }
 
-    /// Bytes that it will take for so many tokens.
+    /// Bytes that a cache of so many tokens takes.
     pub(crate) fn bytes_for(tokens: usize, width: usize) -> u64 {
         let tokens = tokens.div_ceil(KV_CACHE_STEP).saturating_mul(KV_CACHE_STEP) as u64;
         tokens.saturating_mul(8).saturating_mul(width as u64)
     }
 }
 
-/// What keys, or values, of up to so many tokens take besides while they grow: for a moment they are there twice. One layer
-/// of one sequence grows at a time.
+/// Bytes that a growing cache of so many tokens takes besides, as its keys, or its values, are there twice
+/// for a moment. One layer of one sequence grows at a time.
 pub(crate) fn growing_bytes(tokens: usize, width: usize) -> u64 {
     (tokens as u64).saturating_mul(4).saturating_mul(width as u64)
 }
 
-/// Some rows of a pass: the next `length` tokens of a sequence of which `past` are in the cache already. What is in
-/// the cache beyond them is forgotten.
+/// Rows of one sequence in a pass, and its cache in one layer: the next `length` tokens after the `past` ones
+/// that are in the cache already. Anything in the cache beyond those is dropped.
 pub(crate) struct LayerSegment<'a> {
     pub(crate) cache: &'a mut KvCache,
     pub(crate) past: usize,
@@ -92,13 +95,14 @@ pub(crate) struct LayerSegment<'a> {
 }
 
 impl CausalAttention {
-    /// Length of a row of keys, or of values.
+    /// Width of a row of keys, or of values.
     fn kv_width(&self) -> usize {
         self.kv_heads * self.size
     }
 
-    /// Each row of `qkv` is a token's queries, keys and values: `(rows, (heads + 2 · kv_heads) · size)` to
-    /// `(rows, heads · size)`. `rope` has a row for each, and `segments` cover them in order.
+    /// Appends to the caches and attends to them. Each row of `qkv`, `(rows, (heads + 2 · kv_heads) · size)`,
+    /// is a token's queries, keys and values; `rope` has a row for each, and `segments` cover them in order.
+    /// Gives `(rows, heads · size)`, before the output projection.
     pub(crate) fn forward(
         &self,
         qkv: &Tensor,
@@ -140,15 +144,15 @@ impl CausalAttention {
         for segment in segments {
             let (rows, others) = rest.split_at(segment.length * width);
             rest = others;
-            sequences.push(self.remember(segment, rows, width)?);
+            sequences.push(self.append(segment, rows, width)?);
         }
         let mut out = vec![0.0; count * queries];
-        self.attend_all(&sequences, &mut out);
+        self.attention(&sequences, &mut out);
         Ok(Tensor::from_vec(out, (count, queries), &Device::Cpu)?)
     }
 
-    /// Appends the rows' keys and values to the sequence's.
-    fn remember<'a>(
+    /// Appends the rows' keys and values to the sequence's cache.
+    fn append<'a>(
         &self,
         segment: &'a mut LayerSegment<'_>,
         rows: &'a [f32],
@@ -172,12 +176,12 @@ impl CausalAttention {
         Ok(Sequence { rows, width, keys, values, past, length: segment.length })
     }
 
-    fn attend_all(&self, sequences: &[Sequence<'_>], out: &mut [f32]) {
+    fn attention(&self, sequences: &[Sequence<'_>], out: &mut [f32]) {
         let mut tasks = Vec::new();
         let mut first_row = 0;
         for sequence in sequences {
-            for begin in (0..sequence.length).step_by(BLOCK) {
-                let end = sequence.length.min(begin + BLOCK);
+            for begin in (0..sequence.length).step_by(ROW_BLOCK) {
+                let end = sequence.length.min(begin + ROW_BLOCK);
                 tasks.extend((0..self.kv_heads).map(|head| Task { sequence, head, begin, end, first_row }));
             }
             first_row += sequence.length;
@@ -185,11 +189,11 @@ impl CausalAttention {
         let done: Vec<Vec<f32>> = match threads() {
             1 => {
                 let mut scratch = Scratch::default();
-                tasks.iter().map(|task| self.attend(&mut scratch, task)).collect()
+                tasks.iter().map(|task| self.group_attention(&mut scratch, task)).collect()
             }
             _ => tasks
                 .par_iter()
-                .map_init(Scratch::default, |scratch, task| self.attend(scratch, task))
+                .map_init(Scratch::default, |scratch, task| self.group_attention(scratch, task))
                 .collect(),
         };
         let (row_width, group) = (self.heads * self.size, self.heads / self.kv_heads * self.size);
@@ -201,8 +205,9 @@ impl CausalAttention {
         }
     }
 
-    /// The heads that share one head of keys and values, for some rows: `(rows, heads in the group · size)`.
-    fn attend(&self, scratch: &mut Scratch, task: &Task<'_>) -> Vec<f32> {
+    /// Attention of the heads that share one key-value head, for some rows: `(rows, heads in the group ·
+    /// size)`.
+    fn group_attention(&self, scratch: &mut Scratch, task: &Task<'_>) -> Vec<f32> {
         let (sequence, size, kv_width) = (task.sequence, self.size, self.kv_width());
         let (count, group) = (task.end - task.begin, self.heads / self.kv_heads);
         let all = sequence.past + sequence.length;
@@ -221,17 +226,17 @@ impl CausalAttention {
         let place = |row| sequence.past + task.begin + if count == 1 { 0 } else { row };
         for product in 0..products {
             let queries = Matrix::rows(&queries[product * size..], high, size, stride);
-            Head { queries, keys, values, scale: self.scale }.attend(
+            Head { queries, keys, values, scale: self.scale }.forward(
                 scratch,
                 (&mut out[product * size..], out_stride),
                 |row| self.mask.range(place(row), all),
-                |_, _, scores| self.cap(scores),
+                |_, _, scores| self.soft_cap(scores),
             );
         }
         out
     }
 
-    fn cap(&self, scores: &mut [f32]) {
+    fn soft_cap(&self, scores: &mut [f32]) {
         if let Some(cap) = self.soft_cap {
             scores.iter_mut().for_each(|score| *score /= cap);
             rows::tanh(scores);
@@ -239,7 +244,7 @@ impl CausalAttention {
         }
     }
 
-    /// The same on any device.
+    /// Computes the same with candle's operations.
     fn on_any(&self, qkv: &Tensor, rope: &RopeTable, segments: &mut [LayerSegment<'_>]) -> Result<Tensor> {
         let (count, _) = qkv.dims2()?;
         let (queries, kv_width) = (self.heads * self.size, self.kv_width());
@@ -259,19 +264,19 @@ impl CausalAttention {
             let rows = |tensor: &Tensor| tensor.narrow(0, begin, segment.length)?.contiguous();
             let (query, key, value) = (rows(&query)?, rows(&key)?, rows(&value)?);
             begin += segment.length;
-            out.push(self.attend_on_any(segment, &query, &key, &value)?);
+            out.push(self.sequence_on_any(segment, &query, &key, &value)?);
         }
         Ok(Tensor::cat(&out, 0)?)
     }
 
-    fn attend_on_any(
+    fn sequence_on_any(
         &self,
         segment: &mut LayerSegment<'_>,
         query: &Tensor,
         key: &Tensor,
         value: &Tensor,
     ) -> Result<Tensor> {
-        let (keys, values) = store(segment, key, value)?;
+        let (keys, values) = append_on_device(segment, key, value)?;
         let (length, all) = (segment.length, segment.past + segment.length);
         let group = self.heads / self.kv_heads;
         let heads =
@@ -296,8 +301,12 @@ impl CausalAttention {
     }
 }
 
-/// Appends to keys and values on an accelerator and lends all of them.
-fn store(segment: &mut LayerSegment<'_>, key: &Tensor, value: &Tensor) -> Result<(Tensor, Tensor)> {
+/// Appends to a cache on an accelerator. Gives all its keys and values.
+fn append_on_device(
+    segment: &mut LayerSegment<'_>,
+    key: &Tensor,
+    value: &Tensor,
+) -> Result<(Tensor, Tensor)> {
     let all = segment.past + segment.length;
     let KvCache::Device { keys, values, tokens } = &mut *segment.cache else {
         return Err(misfit("the keys are in host memory"));
@@ -318,7 +327,7 @@ fn store(segment: &mut LayerSegment<'_>, key: &Tensor, value: &Tensor) -> Result
     Ok((keys.narrow(0, 0, all)?, values.narrow(0, 0, all)?))
 }
 
-/// Room for `more` numbers, made in steps.
+/// Reserves capacity for `more` numbers, in whole steps.
 fn grow(store: &mut Vec<f32>, more: usize, step: usize) {
     let needed = store.len() + more;
     if needed > store.capacity() {
@@ -331,7 +340,7 @@ fn misfit(reason: &str) -> Error {
     Error::compute(format!("attention: {reason}"))
 }
 
-/// A sequence with its rows of this pass.
+/// Sequence with its rows of this pass and its cache.
 struct Sequence<'a> {
     rows: &'a [f32],
     width: usize,
@@ -341,7 +350,7 @@ struct Sequence<'a> {
     length: usize,
 }
 
-/// Rows `begin` to `end` of a sequence, whose first is row `first_row` of the pass, for one head of keys.
+/// Rows `begin` to `end` of a sequence, whose first is row `first_row` of the pass, for one key-value head.
 struct Task<'a> {
     sequence: &'a Sequence<'a>,
     head: usize,

@@ -1,6 +1,6 @@
-//! A convolution over images whose channels lie together, `(batch, height, width, channels)`: on the processor the
-//! patches of some pixels at a time are gathered, which in this layout is a copy of whole runs, and multiplied with the
-//! weights; on an accelerator it is candle's own operation.
+//! Convolution over images whose channels are last, `(batch, height, width, channels)`. On the processor the
+//! patches of some pixels at a time are gathered (im2col), which in this layout copies whole runs, and
+//! multiplied with the weights; on an accelerator it is candle's own operation.
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ const GATHERED: usize = 1 << 19;
 /// Fewest pixels whose patches are gathered at a time, so that a product is worth its start.
 const FEWEST: usize = 64;
 
-/// A square convolution with zeros around the image.
+/// Convolution with a square kernel and zero padding.
 #[derive(Debug, Clone)]
 pub(crate) struct Convolution {
     /// On the processor `(side · side · in, out)`, elsewhere `(out, in, side, side)`.
@@ -33,8 +33,8 @@ struct Shape {
 }
 
 impl Convolution {
-    /// From the weight as files have it, `(out, in, side, side)`, none of them 0, and the bias, `(out)`. `stride` is at
-    /// least 1.
+    /// Builds the layer from a weight as files have it, `(out, in, side, side)`, none of them 0, and a bias,
+    /// `(out)`. A `stride` of 0 counts as 1.
     pub(crate) fn new(weight: &Tensor, bias: Tensor, stride: usize, padding: usize) -> Result<Self> {
         let (outside, inside, side, _) = weight.dims4()?;
         if weight.elem_count() == 0 || bias.dims() != [outside] {
@@ -49,7 +49,7 @@ impl Convolution {
         Ok(Self { weight, bias, shape })
     }
 
-    /// `(batch, height, width, in)` to `(batch, height / stride, width / stride, out)`.
+    /// Convolves `(batch, height, width, in)` to `(batch, height / stride, width / stride, out)`.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor> {
         if input.device().is_cpu() { self.on_cpu(input) } else { self.on_any(input) }
     }
@@ -97,7 +97,7 @@ impl Convolution {
     }
 }
 
-/// Images one after another, and what comes out of each.
+/// Images one after another, and the output size of each.
 #[derive(Clone, Copy)]
 struct Image<'a> {
     values: &'a [f32],
@@ -108,12 +108,12 @@ struct Image<'a> {
 }
 
 impl Shape {
-    /// Places of the window along a side.
+    /// Output pixels along a side.
     fn places(self, side: usize) -> Option<usize> {
         Some((side + 2 * self.padding).checked_sub(self.side)? / self.stride + 1)
     }
 
-    /// The patches of output pixels from `first` on, which are zero before.
+    /// Copies the patches of the output pixels from `first` on, into zeros (im2col).
     fn gather(self, image: Image<'_>, first: usize, patches: &mut [f32]) {
         let Self { side, stride, padding, inside, .. } = self;
         for (pixel, patch) in patches.chunks_exact_mut(side * side * inside).enumerate() {

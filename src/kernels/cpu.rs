@@ -1,5 +1,5 @@
-//! Access to tensors in host memory, and the distribution of their rows over threads: the rayon pool that the caller runs
-//! in, or the caller's thread alone.
+//! Access to tensors in host memory, and the distribution of their rows over threads: the rayon pool that the
+//! caller runs in, or the caller's thread alone.
 
 use candle_core::{CpuStorage, Storage, Tensor};
 use rayon::prelude::*;

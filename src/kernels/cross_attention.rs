@@ -1,15 +1,15 @@
-//! Attention between two sequences of one batch: queries of one, keys and values of the other or the same. How the
-//! processor works it out is left to `flash`.
+//! Scaled dot-product attention between two sequences of each batch row: queries of one, keys and values of
+//! the other, or of the same. The computation on the processor is left to `flash`.
 
 use candle_core::{D, Device, Tensor};
 
 use super::cpu::with_values;
-use super::flash::{AttentionMask, Form, Rows, Sequence};
+use super::flash::{AttentionMask, FlashAttention, Rows, Sequence};
 use crate::error::{Error, Result};
 
-/// Scaled dot-product attention, `softmax(scale · query · keyᵀ + bias) · value` for each head. Query `(batch, rows, heads ·
-/// size)`, key and value `(batch, others, heads · size)`, the optional bias `(heads, rows, others)`; the result has the
-/// query's shape.
+/// Scaled dot-product attention, `softmax(scale · query · keyᵀ + bias) · value` for each head. Query `(batch,
+/// rows, heads · size)`, key and value `(batch, others, heads · size)`, the optional bias `(heads, rows,
+/// others)`; the result has the query's shape.
 pub(crate) fn scaled_dot_product_attention(
     query: &Tensor,
     key: &Tensor,
@@ -47,7 +47,8 @@ fn on_cpu(
     let (batch, count, width) = query.dims3()?;
     let others = key.dim(1)?;
     let mut out = vec![0.0; batch * count * width];
-    let form = Form { heads, size: width / heads, scale: scale as f32, mask: AttentionMask::Full };
+    let attention =
+        FlashAttention { heads, size: width / heads, scale: scale as f32, mask: AttentionMask::Full };
     with_values(query, |query| {
         with_values(key, |key| {
             with_values(value, |value| {
@@ -61,7 +62,7 @@ fn on_cpu(
                     values: rows(value, index, others),
                 });
                 let sequences: Vec<Sequence<'_>> = sequences.collect();
-                form.attend(&sequences, &mut out, |head, query, key, scores| {
+                attention.forward(&sequences, &mut out, |head, query, key, scores| {
                     if let Some(bias) = bias {
                         let bias = &bias[(head * count + query) * others + key..];
                         scores.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);

@@ -1,8 +1,8 @@
-//! Attention on the processor as FlashAttention computes it (Dao et al., 2022): some queries meet a block of keys at a
-//! time, and the softmax is kept up to date from block to block. So scores stay in the processor's cache, and a thread
-//! never has more than [`SCORES_PER_THREAD`] of them, however many rows see each other and however many heads share their keys.
-//! Where rows lie, what they see and what is added to their scores comes from the kernels above; on an accelerator they
-//! do without this one.
+//! Attention on the processor as FlashAttention computes it (Dao et al., 2022, arXiv 2205.14135): a block of
+//! queries meets a block of keys at a time, and the softmax is updated from block to block. So scores stay in
+//! the processor's cache, and a thread never has more than [`SCORES_PER_THREAD`] of them, however many rows
+//! attend to each other and however many heads share their keys. The layout of rows, the mask and the biases
+//! on scores come from the three attention kernels; on an accelerator they do without this one.
 
 use std::ops::Range;
 
@@ -12,29 +12,30 @@ use super::cpu::threads;
 use super::matmul::{Matrix, Output, multiply};
 use super::rows;
 
-/// Queries that meet a block of keys, and keys of a block: enough for products at full speed.
-const QUERIES: usize = 256;
-const KEYS: usize = 512;
-/// Scores that a thread has in memory at a time: half a mebibyte.
-pub(crate) const SCORES_PER_THREAD: usize = QUERIES * KEYS;
+/// Queries of a block: with [`KEY_BLOCK`], enough for products at full speed.
+const QUERY_BLOCK: usize = 256;
+/// Keys of a block.
+const KEY_BLOCK: usize = 512;
+/// Most scores that a thread has in memory at a time: half a mebibyte.
+pub(crate) const SCORES_PER_THREAD: usize = QUERY_BLOCK * KEY_BLOCK;
 /// Fewest queries that are worth a thread of their own.
-const FEWEST: usize = 16;
+const MIN_QUERIES: usize = 16;
 
-/// What a row sees of its sequence.
+/// Keys that a query attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AttentionMask {
-    /// Itself and all before it.
+    /// Its own row and all before it.
     Causal,
-    /// Itself and those before it, so many together.
+    /// Its own row and those before it, so many in all.
     SlidingWindow(usize),
-    /// Itself and so many to either side.
+    /// Its own row and so many to either side.
     LocalWindow(usize),
-    /// The whole sequence, also what comes after it.
+    /// The whole sequence.
     Full,
 }
 
 impl AttentionMask {
-    /// What row number `row` sees of so many. Neither end is before that of an earlier row.
+    /// Keys that row number `row` of `all` attends to. Neither end is before that of an earlier row.
     pub(super) fn range(self, row: usize, all: usize) -> Range<usize> {
         match self {
             Self::Causal => 0..row + 1,
@@ -47,14 +48,14 @@ impl AttentionMask {
     }
 }
 
-/// What a thread keeps from one piece of work to the next: [`SCORES_PER_THREAD`] at most, and a few numbers a query.
+/// Buffers of a thread: [`SCORES_PER_THREAD`] scores at most, and a few numbers for each query.
 #[derive(Default)]
 pub(super) struct Scratch {
     scores: Vec<f32>,
     states: Vec<rows::Softmax>,
 }
 
-/// Queries of one head, and the keys and values that they see.
+/// Queries of one head, and the keys and values that they attend to.
 #[derive(Clone, Copy)]
 pub(super) struct Head<'a> {
     pub(super) queries: Matrix<'a>,
@@ -64,39 +65,40 @@ pub(super) struct Head<'a> {
 }
 
 impl Head<'_> {
-    /// `softmax(scale · queries · keysᵀ) · values` into rows of `out`. `span` tells the keys that a query sees, of which
-    /// neither end is before that of an earlier query, and `adjust` is lent the scores of a query with the keys from
-    /// some number on.
-    pub(super) fn attend(
+    /// Writes `softmax(scale · queries · keysᵀ) · values` into rows of `out`, `stride` numbers apart. `span`
+    /// gives the keys that a query attends to, of which neither end is before that of an earlier query.
+    /// `modify_scores` is called with a query, the first key of a block, and the query's scores with the keys
+    /// from there on.
+    pub(super) fn forward(
         &self,
         scratch: &mut Scratch,
         (out, stride): (&mut [f32], usize),
         span: impl Fn(usize) -> Range<usize>,
-        adjust: impl Fn(usize, usize, &mut [f32]),
+        modify_scores: impl Fn(usize, usize, &mut [f32]),
     ) {
-        for first in (0..self.queries.rows).step_by(QUERIES) {
-            let queries = self.queries.some_rows(first..self.queries.rows.min(first + QUERIES));
-            Self { queries, ..*self }.attend_some(
+        for first in (0..self.queries.rows).step_by(QUERY_BLOCK) {
+            let queries = self.queries.some_rows(first..self.queries.rows.min(first + QUERY_BLOCK));
+            Self { queries, ..*self }.forward_block(
                 scratch,
                 (&mut out[first * stride..], stride),
                 |query| span(first + query),
-                |query, key, scores| adjust(first + query, key, scores),
+                |query, key, scores| modify_scores(first + query, key, scores),
             );
         }
     }
 
-    /// The same for no more than [`QUERIES`].
-    fn attend_some(
+    /// Like [`Self::forward`], for one block of queries.
+    fn forward_block(
         &self,
         scratch: &mut Scratch,
         (out, stride): (&mut [f32], usize),
         span: impl Fn(usize) -> Range<usize>,
-        adjust: impl Fn(usize, usize, &mut [f32]),
+        modify_scores: impl Fn(usize, usize, &mut [f32]),
     ) {
         let (count, size) = (self.queries.rows, self.values.columns);
         let Some(last) = count.checked_sub(1) else { return };
         // A few queries, as those of one token, take more keys at a time.
-        let step = (SCORES_PER_THREAD / count).max(KEYS);
+        let step = (SCORES_PER_THREAD / count).max(KEY_BLOCK);
         scratch.states.clear();
         scratch.states.resize(count, rows::Softmax::default());
         let mut kind = Output::Replace;
@@ -112,7 +114,7 @@ impl Head<'_> {
             multiply((scores, keys.len()), Output::Replace, self.queries, right, self.scale, 1);
             let lines = scores.chunks_exact_mut(keys.len()).zip(&mut scratch.states);
             for (query, (scores, state)) in lines.enumerate() {
-                adjust(query, begin, scores);
+                modify_scores(query, begin, scores);
                 let seen = span(query);
                 let seen = seen.start.clamp(begin, keys.end) - begin..seen.end.clamp(begin, keys.end) - begin;
                 scores[..seen.start].fill(0.0);
@@ -133,7 +135,7 @@ impl Head<'_> {
     }
 }
 
-/// Rows of `stride` numbers, in which the first head begins with the first.
+/// Rows that begin `stride` numbers apart, each with the numbers of its first head.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     pub(super) values: &'a [f32],
@@ -141,7 +143,7 @@ pub(super) struct Rows<'a> {
     pub(super) stride: usize,
 }
 
-/// Rows that see other rows, or each other.
+/// Queries of a sequence, and the keys and values that they attend to.
 #[derive(Clone, Copy)]
 pub(super) struct Sequence<'a> {
     pub(super) queries: Rows<'a>,
@@ -149,28 +151,28 @@ pub(super) struct Sequence<'a> {
     pub(super) values: Rows<'a>,
 }
 
-/// How the sequences of a pass are looked at.
+/// Settings of the attention over all sequences of a pass.
 #[derive(Clone, Copy)]
-pub(super) struct Form {
+pub(super) struct FlashAttention {
     pub(super) heads: usize,
     pub(super) size: usize,
     pub(super) scale: f32,
     pub(super) mask: AttentionMask,
 }
 
-impl Form {
-    /// The queries of all sequences, one sequence after another, to rows of `heads · size` numbers; parts of them are
-    /// spread over the threads. `adjust` is lent the scores of a head's query, by its number in its sequence, with the
-    /// keys from some number on.
-    pub(super) fn attend(
+impl FlashAttention {
+    /// Computes the queries of all sequences, one sequence after another, into rows of `heads · size`
+    /// numbers, spread over the threads. `modify_scores` is called with a head, a query's number in its
+    /// sequence, the first key of a block, and the query's scores with the keys from there on.
+    pub(super) fn forward(
         &self,
         sequences: &[Sequence<'_>],
         out: &mut [f32],
-        adjust: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
+        modify_scores: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
     ) {
         let width = self.heads * self.size;
         let all: usize = sequences.iter().map(|sequence| sequence.queries.count).sum();
-        let rows = all.div_ceil(threads()).clamp(FEWEST, QUERIES);
+        let rows = all.div_ceil(threads()).clamp(MIN_QUERIES, QUERY_BLOCK);
         let mut parts = Vec::new();
         let mut rest = out;
         for sequence in sequences {
@@ -179,7 +181,7 @@ impl Form {
             parts.extend(pieces.map(|(index, out)| Part { sequence, first: index * rows, out }));
             rest = others;
         }
-        let run = |scratch: &mut Scratch, part: Part<'_>| self.part(scratch, part, &adjust);
+        let run = |scratch: &mut Scratch, part: Part<'_>| self.part(scratch, part, &modify_scores);
         match threads() {
             1 => {
                 let mut scratch = Scratch::default();
@@ -193,7 +195,7 @@ impl Form {
         &self,
         scratch: &mut Scratch,
         part: Part<'a>,
-        adjust: impl Fn(usize, usize, usize, &mut [f32]),
+        modify_scores: impl Fn(usize, usize, usize, &mut [f32]),
     ) {
         let Part { sequence: &Sequence { queries, keys, values }, first, out } = part;
         let (size, width) = (self.size, self.heads * self.size);
@@ -207,17 +209,17 @@ impl Form {
                 values: of(values),
                 scale: self.scale,
             };
-            part.attend(
+            part.forward(
                 scratch,
                 (&mut out[head * size..], width),
                 |query| self.mask.range(first + query, keys.count),
-                |query, key, scores| adjust(head, first + query, key, scores),
+                |query, key, scores| modify_scores(head, first + query, key, scores),
             );
         }
     }
 }
 
-/// Some queries of a sequence, from `first` on, and where their results go.
+/// Consecutive queries of a sequence, from `first` on, and the rows for their results.
 struct Part<'a> {
     sequence: &'a Sequence<'a>,
     first: usize,
@@ -228,7 +230,7 @@ struct Part<'a> {
 mod tests {
     use super::*;
 
-    /// The same with all scores at once, in 64 bits.
+    /// Computes the same with all scores at once, in 64 bits.
     fn plainly(head: Head<'_>, mask: AttentionMask, query: usize) -> Vec<f32> {
         let row = |matrix: Matrix<'_>, row: usize| {
             let begin = row * matrix.row_stride;
@@ -260,7 +262,7 @@ mod tests {
             let head = Head { queries, keys, values: keys, scale: 0.5 };
             let mut out = vec![f32::NAN; queries.rows];
             let all = keys.rows;
-            head.attend(&mut scratch, (&mut out, 1), |_| 0..all, |_, _, _| {});
+            head.forward(&mut scratch, (&mut out, 1), |_| 0..all, |_, _, _| {});
             assert!(scratch.scores.capacity() <= SCORES_PER_THREAD, "{} scores", scratch.scores.capacity());
             for query in [0, queries.rows / 2, queries.rows - 1] {
                 let plain = plainly(head, AttentionMask::Full, query)[0];
@@ -272,7 +274,7 @@ mod tests {
     #[test]
     fn blocks_of_keys_add_up_to_one_softmax_whatever_is_seen() {
         // More than two blocks of keys; scores that grow, so that later blocks outdo what came before.
-        let (count, size) = (2 * KEYS + 77, 8);
+        let (count, size) = (2 * KEY_BLOCK + 77, 8);
         let number = |index: usize| ((index * 7919 % 1000) as f32 / 500.0 - 1.0) * (1.0 + index as f32 / 4e4);
         let values: Vec<f32> = (0..count * 3 * size).map(number).collect();
         let part = |part: usize| Matrix::rows(&values[part * size..], count, size, 3 * size);
@@ -285,7 +287,7 @@ mod tests {
             AttentionMask::LocalWindow(usize::MAX),
         ] {
             let mut out = vec![f32::NAN; count * size];
-            head.attend(
+            head.forward(
                 &mut Scratch::default(),
                 (&mut out, size),
                 |row| mask.range(row, count),

@@ -1,12 +1,12 @@
-//! The block formats of GGUF files: how many bytes they take, and the numbers that they stand for. A block is a few
-//! scales and many small whole numbers. The loops are compiled for every instruction set that matters and chosen at
-//! run time.
+//! Tensor types of GGML, which GGUF files have: their sizes and their dequantization. A block of a quantized
+//! type is a few scales and many small integers. The loops are compiled for every instruction set that
+//! matters and chosen at run time. The reference is `ggml-quants.c` of llama.cpp.
 
 use candle_core::quantized::GgmlDType;
 use half::f16;
 use pulp::{Arch, Simd, WithSimd};
 
-/// A format.
+/// Tensor type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GgmlType {
     F32,
@@ -25,11 +25,11 @@ pub(crate) enum GgmlType {
 }
 
 impl GgmlType {
-    /// The names, for errors.
+    /// Names of the supported types, for error messages.
     pub(crate) const NAMES: &'static str =
         "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
 
-    /// By the number that files have.
+    /// Type by its number in files (`ggml_type`).
     pub(crate) fn from_number(number: u32) -> Option<Self> {
         Some(match number {
             0 => Self::F32,
@@ -49,7 +49,7 @@ impl GgmlType {
         })
     }
 
-    /// Numbers and bytes of a block.
+    /// Numbers in a block, and its bytes.
     const fn size(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
@@ -67,7 +67,7 @@ impl GgmlType {
         }
     }
 
-    /// The same as candle names it.
+    /// The same type in candle.
     pub(super) fn candle(self) -> GgmlDType {
         match self {
             Self::F32 => GgmlDType::F32,
@@ -86,25 +86,25 @@ impl GgmlType {
         }
     }
 
-    /// Bytes of a row of so many numbers, if whole blocks make one.
+    /// Bytes of a row of so many numbers; none if it is not made of whole blocks.
     pub(crate) fn row_bytes(self, numbers: usize) -> Option<usize> {
         let (count, bytes) = self.size();
         numbers.is_multiple_of(count).then(|| (numbers / count).checked_mul(bytes)).flatten()
     }
 
-    /// Bytes of a tensor whose innermost side is the last.
+    /// Bytes of a tensor whose innermost dimension is the last.
     pub(crate) fn bytes_of(self, shape: &[usize]) -> Option<u64> {
         let row = self.row_bytes(shape.last().copied().unwrap_or(1))?;
         let rows = shape.iter().rev().skip(1).try_fold(1usize, |rows, side| rows.checked_mul(*side))?;
         rows.checked_mul(row).map(|bytes| bytes as u64)
     }
 
-    /// Blocks to numbers, as many of both as there are in the shorter.
+    /// Dequantizes blocks, as many as both slices have room for.
     pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
         Arch::new().dispatch(Decode { dtype: self, bytes, out });
     }
 
-    /// The first row, of so many numbers, in which one is not finite.
+    /// Index of the first row, of so many numbers, with a number that is not finite.
     pub(crate) fn first_damaged_row(self, bytes: &[u8], numbers: usize) -> Option<usize> {
         // A tensor without rows may claim rows of any length.
         let size = self.row_bytes(numbers).filter(|size| (1..=bytes.len()).contains(size))?;
@@ -115,7 +115,7 @@ impl GgmlType {
         })
     }
 
-    /// [`Self::decode`], to be inlined into a loop that is compiled for the processor's instructions.
+    /// Like [`Self::decode`], to be inlined into a loop that is compiled for the processor's instructions.
     #[inline(always)]
     pub(super) fn decode_inline(self, bytes: &[u8], out: &mut [f32]) {
         match self {
@@ -168,7 +168,7 @@ fn each<const B: usize, const N: usize>(
     }
 }
 
-/// A 16-bit number, by whole-number steps that a compiler makes vector instructions of.
+/// Converts a 16-bit float by integer operations, which compilers vectorize.
 #[inline(always)]
 fn half(bits: u16) -> f32 {
     let bits = u32::from(bits);
@@ -178,7 +178,7 @@ fn half(bits: u16) -> f32 {
     f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
 }
 
-/// The scale at a place of a block.
+/// Reads the 16-bit scale at an offset of a block.
 #[inline(always)]
 fn scale(block: &[u8], place: usize) -> f32 {
     f16::from_le_bytes([block[place], block[place + 1]]).to_f32()
@@ -204,7 +204,7 @@ fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
     }
 }
 
-/// The fifth bits of a block's numbers.
+/// Reads the fifth bits of a block's numbers.
 #[inline(always)]
 fn fifth(block: &[u8], place: usize) -> u32 {
     u32::from_le_bytes([block[place], block[place + 1], block[place + 2], block[place + 3]])
@@ -275,7 +275,7 @@ fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
     }
 }
 
-/// Scale and least of part `index` of 8, in six bits each.
+/// Scale and minimum of part `index` of 8, of six bits each.
 #[inline(always)]
 fn scale_and_least(scales: &[u8], index: usize) -> (f32, f32) {
     let (scale, least) = if index < 4 {
@@ -347,7 +347,7 @@ mod tests {
     use candle_core::Device;
     use candle_core::quantized::QTensor;
 
-    /// A tensor of no rows, each of 2^50 numbers, once asked for as much memory.
+    /// A tensor of no rows, each of 2^50 numbers, once allocated as much memory.
     #[test]
     fn rows_that_are_not_there_cost_nothing() {
         for dtype in [0, 1, 8, 12].map(|number| GgmlType::from_number(number).unwrap()) {

@@ -1,5 +1,5 @@
-//! Gated linear unit of feed-forward layers (Shazeer, 2020, arXiv 2002.05202): SwiGLU, GeGLU and the like. On the
-//! processor a loop over rows on the calling thread; on an accelerator candle's operations.
+//! Gated linear unit of feed-forward layers (Shazeer, 2020, arXiv 2002.05202): SwiGLU, GeGLU and the like. On
+//! the processor a loop over rows on the calling thread; on an accelerator candle's operations.
 
 use candle_core::{Device, Tensor};
 
@@ -7,8 +7,8 @@ use super::activation::Activation;
 use super::cpu::with_values;
 use crate::error::Result;
 
-/// Gated linear unit, `activation(gate) · up`: each row of `gate_up`, `(rows, 2 · width)`, is the gate and then as many
-/// numbers of up. Gives `(rows, width)`.
+/// Gated linear unit, `activation(gate) · up`: each row of `gate_up`, `(rows, 2 · width)`, is the gate and
+/// then as many numbers of up. Gives `(rows, width)`.
 pub(crate) fn glu(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
     let (count, double) = gate_up.dims2()?;
     let width = double / 2;

@@ -1,5 +1,6 @@
-//! A group norm over images whose channels lie together, `(batch, height, width, channels)`, with the activation that
-//! follows it. Sums are taken over pieces of a fixed size, so that the result does not depend on the threads.
+//! Group norm (Wu and He, 2018, arXiv 1803.08494) over images whose channels are last, `(batch, height,
+//! width, channels)`, with the activation that follows it. Sums are taken over pieces of a fixed size, so the
+//! result does not depend on the number of threads.
 
 use candle_core::{Device, Tensor};
 use pulp::{Arch, Simd, WithSimd};
@@ -12,7 +13,7 @@ use crate::error::{Error, Result};
 /// Pixels whose sums are kept in 32 bits.
 const PIECE: usize = 512;
 
-/// A group norm: weight and bias `(channels)`.
+/// Group norm: weight and bias `(channels)`.
 #[derive(Debug, Clone)]
 pub(crate) struct GroupNorm {
     weight: Tensor,
@@ -31,7 +32,7 @@ impl GroupNorm {
         Ok(Self { weight, bias, groups, epsilon })
     }
 
-    /// `activation(norm(input))`, of the same shape.
+    /// Computes `activation(norm(input))`, of the same shape.
     pub(crate) fn forward(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
         if input.device().is_cpu() { self.on_cpu(input, activation) } else { self.on_any(input, activation) }
     }
@@ -99,7 +100,7 @@ enum Sum {
     Squares,
 }
 
-/// For each channel the sum of its values, or of their squares, after `centres` are taken away.
+/// Sums each channel's values, or their squares, after `centres` are subtracted.
 fn sums(image: &[f32], centres: &[f32], kind: Sum) -> Vec<f64> {
     let channels = centres.len();
     let of_piece = |piece: &[f32]| Arch::new().dispatch(Add { rows: piece, centres, kind });

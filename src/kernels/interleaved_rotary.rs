@@ -1,13 +1,13 @@
-//! Rotary position embedding (Su et al., arXiv 2104.09864) of pairs of neighbouring numbers, as FLUX has it. Which angle a
-//! pair is turned by is left to the model; pairs that lie half a head apart are left to the decoders' kernels.
+//! Rotary position embedding (Su et al., 2021, arXiv 2104.09864) of interleaved pairs, neighbouring numbers,
+//! as FLUX has it. The angles are left to the model; pairs that lie half a head apart are in `rotary`.
 
 use candle_core::{D, Device, Tensor};
 
 use super::cpu::{split_rows_at, threads, with_values};
 use crate::error::{Error, Result};
 
-/// Rotates each head of `(rows, heads · size)`; a row has the cosines and sines of its pairs in the `(rows, size / 2)` of
-/// `cosines` and `sines`.
+/// Rotates each head of `(rows, heads · size)`; a row has the cosines and sines of its pairs in the `(rows,
+/// size / 2)` of `cosines` and `sines`.
 pub(crate) fn rotate_interleaved(input: &Tensor, cosines: &Tensor, sines: &Tensor) -> Result<Tensor> {
     let (count, width) = input.dims2()?;
     let (rows, pairs) = cosines.dims2()?;

@@ -1,5 +1,5 @@
-//! Layer norm (Ba et al., 2016, arXiv 1607.06450), alone or of a residual sum in one pass. On the processor a loop over
-//! rows, spread over the caller's threads; on an accelerator candle's operations.
+//! Layer norm (Ba et al., 2016, arXiv 1607.06450), alone or of a residual sum in one pass. On the processor a
+//! loop over rows, spread over the caller's threads; on an accelerator candle's operations.
 
 use candle_core::{Device, Tensor};
 

@@ -1,5 +1,5 @@
-//! Linear layer with its bias and activation in one pass, for many rows at a time. On the processor it calls gemm on the
-//! caller's threads; on an accelerator, or with a vendor's matrix library, candle's own product.
+//! Linear layer with its bias and activation in one pass, for many rows at a time. On the processor it calls
+//! gemm on the caller's threads; on an accelerator, or with a vendor's matrix library, candle's own product.
 
 use candle_core::{Device, Tensor};
 

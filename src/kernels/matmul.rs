@@ -1,13 +1,13 @@
-//! The one place with `unsafe` code: a safe wrapper around the `gemm` crate's pointer interface, which candle itself
-//! computes with. Calling it directly lets a product add to a bias that is already there, read attention heads where
-//! they lie, and stay on the caller's thread.
+//! Matrix product: a safe wrapper around the pointer interface of the `gemm` crate, which candle itself
+//! computes with. Calling it directly lets a product add to a bias that is already there, read attention
+//! heads where they lie, and stay on the caller's threads. This is the one file with `unsafe` code.
 #![allow(unsafe_code, reason = "gemm takes pointers; `multiply` checks every bound before it passes them on")]
 
 use std::ops::Range;
 
 use gemm::Parallelism;
 
-/// A matrix inside a slice: element (row, column) is at `row * row_stride + column * column_stride`.
+/// Matrix in a slice: element (row, column) is at `row * row_stride + column * column_stride`.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
     pub(super) values: &'a [f32],
@@ -18,17 +18,18 @@ pub(super) struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// Rows one after another, each `stride` long and used up to `columns`.
+    /// Matrix of rows that begin `stride` numbers apart, each used up to `columns`.
     pub(super) fn rows(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
         Self { values, rows, columns, row_stride: stride, column_stride: 1 }
     }
 
-    /// Some of its rows.
+    /// Matrix of some of the rows.
     pub(super) fn some_rows(self, rows: Range<usize>) -> Self {
         let values = if rows.is_empty() { &[] } else { &self.values[rows.start * self.row_stride..] };
         Self { values, rows: rows.len(), ..self }
     }
 
+    /// The transposed matrix, of the same numbers.
     pub(super) fn transposed(self) -> Self {
         Self {
             rows: self.columns,
@@ -39,7 +40,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// One more than the largest index that it touches.
+    /// One more than the largest index that the matrix covers.
     fn extent(self) -> usize {
         extent(self.rows, self.columns, self.row_stride, self.column_stride)
     }
@@ -52,15 +53,15 @@ fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) 
     }
 }
 
-/// What becomes of the values that the output holds already.
+/// Treatment of the numbers that the output holds already.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Output {
     Replace,
     Add,
 }
 
-/// `out = scale · left · right`, or added to what is there. `out` has rows of `out_stride`, of which the first
-/// `right.columns` values are written. Uses `threads` threads of the current rayon pool.
+/// Computes `out = scale · left · right`, or adds it to `out`. `out` has rows of `out_stride`, of which the
+/// first `right.columns` values are written. Uses `threads` threads of the current rayon pool.
 pub(super) fn multiply(
     out: (&mut [f32], usize),
     kind: Output,

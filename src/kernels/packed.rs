@@ -1,7 +1,8 @@
-//! A linear layer for any number of rows: one row of a text that is being written, a few of several texts, hundreds of
-//! a prompt. The weight lies once in memory, in panels that are read from one end to the other; a few rows together
-//! take one reading. Each output is summed in the same order whatever the other rows are, so that a row's result is
-//! the same to the last bit alone and in any batch. On an accelerator it is candle's own product.
+//! Linear layer of decoders, for any number of rows: one row of a text that is being generated, a few of
+//! several texts, hundreds of a prompt. The weight lies once in memory, packed in panels that are read from
+//! one end to the other, once for a few rows together; the weights of GGUF files stay quantized. Each output
+//! is summed in the same order whatever the other rows are, so a row's result is the same to the last bit
+//! alone and in any batch. On an accelerator it is candle's own product.
 
 use std::borrow::Cow;
 
@@ -15,14 +16,15 @@ use super::panels::{PANEL, Panels};
 pub(crate) use super::quantized::QuantizedRows;
 use crate::error::{Error, Result};
 
-/// Whether rows of a weight are looked up, as an embedding's.
+/// Use of the rows of a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RowUse {
+    /// They are also looked up, as those of an embedding that is tied to the output layer.
     LookedUp,
     MultipliedOnly,
 }
 
-/// A linear layer whose weight is packed for the processor, or a tensor on an accelerator.
+/// Linear layer whose weight is packed for the processor, or a tensor on an accelerator.
 #[derive(Debug)]
 pub(crate) struct PackedLinear {
     weight: Weight,
@@ -34,16 +36,16 @@ pub(crate) struct PackedLinear {
 #[derive(Debug)]
 enum Weight {
     Panels(Panels),
-    /// Blocks of a GGUF file, one part's outputs after the other's.
+    /// Quantized rows, the outputs of one part after those of the other.
     Quantized(Vec<QuantizedRows>),
     /// `(out, in)`, on an accelerator.
     Tensor(Tensor),
-    /// Blocks on an accelerator, one part's outputs after the other's.
+    /// Quantized rows on an accelerator, the outputs of one part after those of the other.
     QuantizedTensors(Vec<QMatMul>),
 }
 
 impl PackedLinear {
-    /// From the numbers of the weight as files have it, `(out, in)`, and the bias, `(out)`.
+    /// Builds the layer from the numbers of a weight as files have it, `(out, in)`, and a bias, `(out)`.
     pub(crate) fn new(
         weight: Vec<f32>,
         inside: usize,
@@ -61,8 +63,8 @@ impl PackedLinear {
         Ok(Self { weight, bias, inside, outside })
     }
 
-    /// From blocks, one part's outputs after the other's. On an accelerator they stay blocks too, unless rows of the
-    /// weight have to be looked up.
+    /// Builds the layer from quantized parts, the outputs of one after those of the other. They stay
+    /// quantized, except on an accelerator where rows of the weight are looked up.
     pub(crate) fn quantized(
         parts: Vec<QuantizedRows>,
         inside: usize,
@@ -91,19 +93,19 @@ impl PackedLinear {
         Ok(Self { weight, bias, inside, outside })
     }
 
-    /// `activation(input · weightᵀ + bias)`: `(rows, in)` to `(rows, out)`.
+    /// Computes `activation(input · weightᵀ + bias)`: `(rows, in)` to `(rows, out)`.
     pub(crate) fn forward(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
         match &self.weight {
             Weight::Panels(panels) => {
                 let count = self.check(input)?;
                 let product = with_values(input, |input| panels.multiply(input, count))?;
-                let mut out = self.rows(&product, count)?;
+                let mut out = self.unpack(&product, count)?;
                 activation.on_values(&mut out);
                 Ok(Tensor::from_vec(out, (count, self.outside), &Device::Cpu)?)
             }
             Weight::Quantized(parts) => {
                 let count = self.check(input)?;
-                let mut out = self.start(count)?;
+                let mut out = self.bias_rows(count)?;
                 with_values(input, |input| {
                     let mut begin = 0;
                     for part in parts {
@@ -135,7 +137,7 @@ impl PackedLinear {
         Ok(activation.on_tensor(sum)?)
     }
 
-    /// The number of rows.
+    /// Checks the width of the input. Gives its number of rows.
     fn check(&self, input: &Tensor) -> Result<usize> {
         match input.dims2()? {
             (count, inside) if inside == self.inside => Ok(count),
@@ -143,15 +145,15 @@ impl PackedLinear {
         }
     }
 
-    /// Rows of output with the bias alone.
-    fn start(&self, count: usize) -> Result<Vec<f32>> {
+    /// Output rows with the bias alone.
+    fn bias_rows(&self, count: usize) -> Result<Vec<f32>> {
         match &self.bias {
             Some(bias) => with_values(bias, |bias| bias.repeat(count)),
             None => Ok(vec![0.0; count * self.outside]),
         }
     }
 
-    /// The rows of the weight, `(out, in)`, with these numbers: what an embedding looks up.
+    /// Looks up rows of the weight, as an embedding does. Gives `(rows, in)`.
     pub(crate) fn lookup(&self, rows: &[u32]) -> Result<Tensor> {
         if let Some(row) = rows.iter().find(|row| **row as usize >= self.outside) {
             let reason = format!("the token {row} is none of the model's {}", self.outside);
@@ -182,9 +184,9 @@ impl PackedLinear {
         }
     }
 
-    /// From panels of rows to rows, with the bias.
-    fn rows(&self, product: &[f32], count: usize) -> Result<Vec<f32>> {
-        let mut out = self.start(count)?;
+    /// Transposes products of [`Panels::multiply`] to rows, with the bias added.
+    fn unpack(&self, product: &[f32], count: usize) -> Result<Vec<f32>> {
+        let mut out = self.bias_rows(count)?;
         for (panel, columns) in product.chunks_exact((count * PANEL).max(1)).enumerate() {
             for (row, from) in out.chunks_exact_mut(self.outside).zip(columns.chunks_exact(PANEL)) {
                 for (out, value) in row[panel * PANEL..].iter_mut().zip(from) {

@@ -1,6 +1,5 @@
-//! The product of any number of rows with a weight that lies in panels of output columns, each read from one end to
-//! the other. A few rows together take one reading, and each output is summed in the same order whatever the other
-//! rows are.
+//! Matrix product with a weight that is packed in panels of output columns, each read from one end to the
+//! other, once for a few rows together. Each output is summed in the same order whatever the other rows are.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -9,21 +8,21 @@ use super::cpu::threads;
 
 /// Output columns of a panel: a multiple of two registers on every processor.
 pub(super) const PANEL: usize = 32;
-/// Rows that are computed while a panel is read once.
+/// Rows that are computed in one reading of a panel.
 const BLOCK: usize = 8;
 
-/// A weight, `(out, in)`, as panels of `(in, column)`.
+/// Weight `(out, in)` as panels of `(in, column)`.
 #[derive(Debug)]
 pub(super) struct Panels {
     whole: Vec<f32>,
-    /// The one that outputs are left for, filled up with zeros; none where all are whole.
+    /// Panel of the remaining outputs, padded with zeros; empty where the others take all.
     last: Vec<f32>,
     inside: usize,
 }
 
 impl Panels {
-    /// A panel takes the place of the rows that it is made of, so that a load never has a matrix in memory twice. The last
-    /// one has a place of its own, for the weight's has no room for what fills it up.
+    /// Packs a weight in place, so that a load never has a matrix in memory twice. The last panel has memory
+    /// of its own, because there is no room for its padding in the weight's.
     pub(super) fn pack(mut weight: Vec<f32>, inside: usize) -> Self {
         let size = PANEL * inside;
         let mut rows = vec![0.0; size];
@@ -42,14 +41,14 @@ impl Panels {
         Self { whole: weight, last, inside }
     }
 
-    /// One row of the weight.
+    /// Numbers of one row of the weight.
     pub(super) fn row(&self, row: usize) -> impl Iterator<Item = &f32> {
         let begin = row / PANEL * PANEL * self.inside;
         let panel = self.whole.get(begin..begin + PANEL * self.inside).unwrap_or(&self.last);
         panel.iter().skip(row % PANEL).step_by(PANEL)
     }
 
-    /// The products of all rows with each panel: `(panel, row, column)`.
+    /// Multiplies `count` rows with each panel. Gives `(panel, row, column)`.
     pub(super) fn multiply(&self, input: &[f32], count: usize) -> Vec<f32> {
         let inside = self.inside;
         let input = RowBlocks::of(input, count, inside);
@@ -72,7 +71,8 @@ impl Panels {
     }
 }
 
-/// Rows in blocks of up to [`BLOCK`], each block `(in, row)`, so that a step reads its rows side by side.
+/// Input rows in blocks of up to [`BLOCK`], each block `(in, row)`, so that a step reads its rows side by
+/// side.
 struct RowBlocks {
     values: Vec<f32>,
     inside: usize,
@@ -93,7 +93,7 @@ impl RowBlocks {
     }
 }
 
-/// All rows with one panel.
+/// Product of all rows with one panel.
 struct PanelProduct<'a> {
     panel: &'a [f32],
     input: &'a RowBlocks,

@@ -1,13 +1,14 @@
-//! Cutting images into patches, so that a convolution whose stride is its kernel becomes a matrix product.
+//! Patches of an image, so that a convolution whose stride is its kernel becomes a matrix product, as patch
+//! embeddings are.
 
 use candle_core::Tensor;
 
 use super::cpu::with_values;
 use crate::error::{Error, Result};
 
-/// `image` is `(channels, height, width)`. Gives `(patches, channels · patch · patch)`, the patches row by row from
-/// the top, each with its channels one after another, as a convolution's weight has them. What is left at the right and
-/// at the bottom when the sides are no multiples of `patch` is dropped, as a convolution does.
+/// Cuts an image `(channels, height, width)` into patches. Gives `(patches, channels · patch · patch)`, the
+/// patches row by row from the top, each with its channels one after another, as a convolution's weight has
+/// them. Pixels at the right and at the bottom that fill no patch are dropped, as by a convolution.
 pub(crate) fn patchify(image: &Tensor, patch: usize) -> Result<Tensor> {
     let (channels, height, width) = image.dims3()?;
     if patch == 0 || height < patch || width < patch {
@@ -32,7 +33,7 @@ pub(crate) fn patchify(image: &Tensor, patch: usize) -> Result<Tensor> {
     Ok(Tensor::from_vec(rows, (down * across, channels * patch * patch), image.device())?)
 }
 
-/// The same on any device.
+/// Computes the same with candle's operations.
 fn on_any(image: &Tensor, patch: usize) -> Result<Tensor> {
     let (channels, height, width) = image.dims3()?;
     let (down, across) = (height / patch, width / patch);

@@ -1,6 +1,7 @@
-//! Products with weights that stay in the blocks of a GGUF file. A few rows of the weight at a time become 32-bit
-//! numbers, which all input rows are multiplied with before the next few: so the numbers are those of the dequantised
-//! weights, memory holds the blocks alone, and a row's result is the same to the last bit whatever the others are.
+//! Matrix product with weights that stay quantized as in a GGUF file. A few rows of the weight at a time are
+//! dequantized and multiplied with all input rows before the next few. So results are those of the
+//! dequantized weights, memory holds the quantized ones alone, and a row's result is the same to the last bit
+//! whatever the other rows are.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -8,12 +9,12 @@ use rayon::prelude::*;
 use super::cpu::threads;
 use super::ggml::GgmlType;
 
-/// Rows of the weight that are numbers at a time.
+/// Rows of the weight that are dequantized at a time.
 const GROUP: usize = 16;
-/// Rows of either side whose products are in registers at once.
+/// Rows of either side whose dot products are in registers at once.
 const TILE: usize = 4;
 
-/// Some rows of a weight, `(out, in)`, in one format.
+/// Rows of a quantized weight, `(out, in)`, of one type.
 #[derive(Debug)]
 pub(crate) struct QuantizedRows {
     pub(crate) dtype: GgmlType,
@@ -22,7 +23,7 @@ pub(crate) struct QuantizedRows {
 }
 
 impl QuantizedRows {
-    /// The numbers of one row.
+    /// Dequantizes one row.
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {
         let size = self.dtype.row_bytes(out.len()).unwrap_or(0);
         if let Some(bytes) = self.bytes.get(row * size..(row + 1) * size) {
@@ -30,7 +31,7 @@ impl QuantizedRows {
         }
     }
 
-    /// `input · weightᵀ`: `(count, inside)` to `(out, count)`.
+    /// Computes `input · weightᵀ`: `(count, inside)` to `(out, count)`.
     pub(super) fn multiply(&self, input: &[f32], inside: usize) -> Vec<f32> {
         let count = input.len() / inside.max(1);
         let size = self.dtype.row_bytes(inside).unwrap_or(0);
@@ -56,7 +57,7 @@ impl QuantizedRows {
     }
 }
 
-/// A group of weight rows with all input rows.
+/// Product of a group of weight rows with all input rows.
 struct GroupProduct<'a> {
     dtype: GgmlType,
     bytes: &'a [u8],
@@ -98,14 +99,15 @@ impl WithSimd for GroupProduct<'_> {
     }
 }
 
-/// Where products go: `(weight row, input row)`, the inputs from `first` on.
+/// Output of products, `(weight row, input row)`, for the inputs from `first` on.
 struct Place<'a> {
     out: &'a mut [f32],
     count: usize,
     first: usize,
 }
 
-/// The products of `W` weight rows with `R` input rows. Each is summed the same way whatever the others are.
+/// Computes the dot products of `W` weight rows with `R` input rows. Each is summed the same way whatever the
+/// others are.
 #[inline(always)]
 fn dot_rows<S: Simd, const W: usize, const R: usize>(
     simd: S,

@@ -1,4 +1,4 @@
-//! Random tensors for the tests of this crate, the same in each run: a test that fails fails again.
+//! Random tensors for the tests of this crate, the same in each run, so that a failing test fails again.
 
 use std::cell::Cell;
 
@@ -12,7 +12,7 @@ thread_local! {
     static SEED: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The next tensor of the test, of normally distributed numbers.
+/// Creates the next tensor of the test, of normally distributed numbers.
 pub(crate) fn random(mean: f32, deviation: f32, shape: impl Into<Shape>) -> Tensor {
     let generator = ChaCha8Rng::seed_from_u64(SEED.replace(SEED.get() + 1));
     let shape = shape.into();

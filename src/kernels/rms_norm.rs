@@ -1,5 +1,5 @@
-//! Root-mean-square norm (Zhang and Sennrich, 2019, arXiv 1910.07467). On the processor a loop over rows, spread over the
-//! caller's threads; on an accelerator candle's operations.
+//! Root-mean-square norm (Zhang and Sennrich, 2019, arXiv 1910.07467). On the processor a loop over rows,
+//! spread over the caller's threads; on an accelerator candle's operations.
 
 use candle_core::{D, Device, Tensor};
 use pulp::{Arch, Simd, WithSimd};
@@ -16,8 +16,8 @@ pub(crate) struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// Normalizes each run of `width` numbers: a row of `(rows, width)`, or each head of a row where the weight has a
-    /// head's size. Gives the input's shape.
+    /// Normalizes each run of `width` numbers: a row of `(rows, width)`, or each head of a row where the
+    /// weight has a head's size. Gives the input's shape.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor> {
         if !input.device().is_cpu() {
             let rows = input.reshape(((), self.weight.dim(0)?))?;

@@ -1,7 +1,8 @@
-//! Rotary position embedding (Su et al., 2021, arXiv 2104.09864) in the layout of GPT-NeoX and Llama in transformers:
-//! pairs of a head's numbers, one from its first half and one from its second, are rotated by an angle that grows with
-//! the position. The cosines and sines are computed once for a pass and shared by its layers. Which frequencies a model
-//! has is left to its configuration; the layout of neighbouring pairs is in `interleaved_rotary`.
+//! Rotary position embedding (Su et al., 2021, arXiv 2104.09864) in the layout of GPT-NeoX and Llama in
+//! transformers: pairs of a head's numbers, one from its first half and one from its second, are rotated by
+//! an angle that grows with the position. The cosines and sines are computed once for a pass and shared by
+//! its layers. Which frequencies a model has is left to its configuration; the layout of neighbouring pairs
+//! is in `interleaved_rotary`.
 
 use candle_core::{Device, Tensor};
 
@@ -11,8 +12,8 @@ use crate::error::Result;
 /// Rotary embedding of one model: which angle each pair of a head's numbers is rotated by.
 #[derive(Debug, Clone)]
 pub(crate) struct RotaryEmbedding {
-    /// Radians from one position to the next, for each pair (`inv_freq` in transformers). A head's numbers beyond two for
-    /// each pair stay as they are.
+    /// Radians from one position to the next, for each pair (`inv_freq` in transformers). A head's numbers
+    /// beyond two for each pair stay as they are.
     pub(crate) inverse_frequencies: Vec<f32>,
     /// Which of a position's three coordinates rotates each pair; all of them the first, where this is empty.
     pub(crate) axes: Vec<u8>,
@@ -27,7 +28,8 @@ impl RotaryEmbedding {
     }
 }
 
-/// Position of a token: time, height and width in models that see images, and three times the same for a text's.
+/// Position of a token: time, height and width in models that see images, and three times the same for a
+/// text's.
 pub(crate) type Position = [u32; 3];
 
 /// Cosines and sines of the rows of a pass, each `(rows, pairs)`.
@@ -57,7 +59,8 @@ impl RopeTable {
         }
     }
 
-    /// Rotates in place the heads, `size` numbers each, that lie one after another in row number `row_index` of the pass.
+    /// Rotates in place the heads, `size` numbers each, that lie one after another in row number `row_index`
+    /// of the pass.
     pub(super) fn rotate_row(&self, row_index: usize, row: &mut [f32], size: usize) {
         let range = row_index * self.pairs..(row_index + 1) * self.pairs;
         let (Some(cosines), Some(sines)) = (self.cosines.get(range.clone()), self.sines.get(range)) else {

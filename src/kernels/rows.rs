@@ -1,13 +1,13 @@
-//! Loops over rows of numbers on the processor, each compiled for every instruction set that matters and chosen at
-//! run time. Sums are kept in lanes, which is what lets the compiler use whole registers. Splitting rows among
-//! threads is left to the caller.
+//! Loops over rows of numbers on the processor: activations, softmax and layer norm, each compiled for every
+//! instruction set that matters and chosen at run time. Sums are kept in lanes, which lets the compiler use
+//! whole registers. The distribution of rows over threads is left to the caller.
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// Partial sums of a row.
+/// Partial sums of a row that are kept side by side.
 const LANES: usize = 16;
 
-/// A function on values in place: one loop, compiled for the processor's own instructions.
+/// Defines a function on values in place: one loop, compiled for the processor's own instructions.
 macro_rules! elementwise {
     ($(#[$doc:meta])* $name:ident, $function:ident) => {
         $(#[$doc])*
@@ -89,7 +89,7 @@ fn tanh_of(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
-/// The error function to about 1e-7, as a ratio of two polynomials; beyond 4 it is 1 in 32 bits.
+/// Error function to about 1e-7, as a ratio of two polynomials; beyond 4 it is 1 in 32 bits.
 #[inline(always)]
 fn erf(x: f32) -> f32 {
     let x = x.clamp(-3.832_507, 3.832_507);
@@ -105,7 +105,7 @@ fn erf(x: f32) -> f32 {
     x * top / bottom
 }
 
-/// The exponential to about 2e-7 of its value, between the smallest and largest normal number.
+/// Exponential to about 2e-7 of its value, between the smallest and largest normal number.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     /// Adding and taking it away again rounds to a whole number.
@@ -149,7 +149,8 @@ fn max_of(row: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
-/// A softmax over numbers that come in pieces: the largest so far, and the sum of what is made of all.
+/// Softmax over numbers that come in pieces (Milakov and Gimelshein, 2018, arXiv 1805.02867): the largest
+/// number so far, and the sum of the exponentials.
 #[derive(Clone, Copy)]
 pub(super) struct Softmax {
     max: f32,
@@ -163,8 +164,8 @@ impl Default for Softmax {
 }
 
 impl Softmax {
-    /// A piece to powers of e, relative to the largest number so far; what was made of earlier pieces is to be multiplied
-    /// with the number that comes out.
+    /// Replaces a piece by its exponentials, relative to the largest number so far. Gives the factor that
+    /// earlier pieces have to be multiplied with.
     pub(super) fn take(&mut self, piece: &mut [f32]) -> f32 {
         struct Work<'a>(&'a mut [f32], Softmax);
         impl WithSimd for Work<'_> {
@@ -188,13 +189,13 @@ impl Softmax {
         factor
     }
 
-    /// What makes 1 of the sum.
+    /// Factor that normalizes the exponentials to a sum of 1.
     pub(super) fn factor(self) -> f32 {
         1.0 / self.sum
     }
 }
 
-/// A layer norm's parameters.
+/// Parameters of a layer norm.
 #[derive(Clone, Copy)]
 pub(super) struct Norm<'a> {
     pub(super) weight: &'a [f32],
@@ -202,7 +203,7 @@ pub(super) struct Norm<'a> {
     pub(super) epsilon: f32,
 }
 
-/// Layer norm of each row of `rows + others`, into `rows`.
+/// Replaces each of `rows` by the layer norm of its sum with the row of `others`.
 pub(super) fn add_norm(rows: &mut [f32], others: &[f32], norm: Norm<'_>) {
     struct Work<'a>(&'a mut [f32], &'a [f32], Norm<'a>);
     impl WithSimd for Work<'_> {
@@ -222,7 +223,7 @@ pub(super) fn add_norm(rows: &mut [f32], others: &[f32], norm: Norm<'_>) {
     Arch::new().dispatch(Work(rows, others, norm));
 }
 
-/// Layer norm of each row, in place.
+/// Replaces each row by its layer norm.
 pub(super) fn norm(rows: &mut [f32], norm: Norm<'_>) {
     struct Work<'a>(&'a mut [f32], Norm<'a>);
     impl WithSimd for Work<'_> {

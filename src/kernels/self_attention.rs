@@ -1,35 +1,35 @@
-//! Attention in which the rows of a sequence see each other, without padding and without a cache, in the forms that
-//! encoders differ by: positions as rotations of queries and keys, as a penalty on distance (ALiBi, Press et al., 2022), and
-//! layers that see only what comes before or what is near. Which layer has which form is left to the families;
-//! generation, with its caches, to the decoder's own kernel.
+//! Self-attention of encoders: the rows of each sequence attend to each other, without padding and without a
+//! cache. Covers the variants of encoders: rotary embeddings, ALiBi (Press et al., 2022, arXiv 2108.12409),
+//! and causal or local masks. Which layer has which variant is left to the families; generation with a cache
+//! to `causal`.
 
 use candle_core::{D, Device, Tensor};
 
 use super::cpu::{split_rows_at, threads, with_values};
-use super::flash::{AttentionMask, Form, Rows, Sequence};
+use super::flash::{AttentionMask, FlashAttention, Rows, Sequence};
 use super::rotary::RopeTable;
 use crate::error::{Error, Result};
 
-/// How the rows of a sequence see each other.
+/// Settings of one layer's self-attention.
 #[derive(Clone, Copy)]
 pub(crate) struct SelfAttention<'a> {
     pub(crate) heads: usize,
-    /// For each head what a step of distance takes off a score; empty for none.
+    /// Slope of each head, by which a step of distance lowers a score; empty without ALiBi.
     pub(crate) alibi_slopes: &'a [f32],
+    /// Keys that each row attends to.
     pub(crate) mask: AttentionMask,
     /// Rotates the queries and keys of the pass.
     pub(crate) rope: Option<&'a RopeTable>,
 }
 
 impl SelfAttention<'_> {
-    /// `qkv` is `(rows, 3 · width)`, each row a query, key and value; the sequences lie one after another with these
-    /// `lengths`. Gives `(rows, width)`.
+    /// Computes the attention of `qkv`, `(rows, 3 · width)`, each row a query, key and value. The sequences
+    /// lie one after another with these `lengths`. Gives `(rows, width)`, before the output projection.
     pub(crate) fn forward(&self, qkv: &Tensor, lengths: &[usize]) -> Result<Tensor> {
         let (count, triple) = qkv.dims2()?;
         let width = triple / 3;
-        let alibi_slopes = self.alibi_slopes.is_empty() || self.alibi_slopes.len() == self.heads;
-        let fits =
-            self.heads > 0 && triple.is_multiple_of(3) && width.is_multiple_of(self.heads) && alibi_slopes;
+        let slopes = self.alibi_slopes.is_empty() || self.alibi_slopes.len() == self.heads;
+        let fits = self.heads > 0 && triple.is_multiple_of(3) && width.is_multiple_of(self.heads) && slopes;
         if lengths.iter().sum::<usize>() != count || !fits {
             let reason = "attention: lengths and heads do not fit the rows";
             return Err(Error::compute(reason));
@@ -43,25 +43,27 @@ impl SelfAttention<'_> {
     fn on_cpu(&self, qkv: &Tensor, lengths: &[usize], width: usize) -> Result<Tensor> {
         let mut out = vec![0.0; qkv.dim(0)? * width];
         let size = width / self.heads;
-        let form = Form { heads: self.heads, size, scale: 1.0 / (size as f32).sqrt(), mask: self.mask };
+        let attention =
+            FlashAttention { heads: self.heads, size, scale: 1.0 / (size as f32).sqrt(), mask: self.mask };
         with_values(qkv, |qkv| {
             // Queries and keys lie in the rows of `qkv`, or, rotated, in rows of their own.
             let rotated = self.rope.map(|rope| rotated(qkv, rope, width, size));
-            let (asked, stride) = rotated.as_ref().map_or((qkv, 3 * width), |rotated| (rotated, 2 * width));
+            let (query_key, stride) =
+                rotated.as_ref().map_or((qkv, 3 * width), |rotated| (rotated, 2 * width));
             let mut first = 0;
             let sequences = lengths.iter().map(|&count| {
                 let rows = |values, stride, column| {
                     let values: &[f32] = values;
                     Rows { values: values.get(first * stride + column..).unwrap_or_default(), count, stride }
                 };
-                let (queries, keys) = (rows(asked, stride, 0), rows(asked, stride, width));
+                let (queries, keys) = (rows(query_key, stride, 0), rows(query_key, stride, width));
                 let values = rows(qkv, 3 * width, 2 * width);
                 first += count;
                 Sequence { queries, keys, values }
             });
             let sequences: Vec<Sequence<'_>> =
                 sequences.filter(|sequence| sequence.queries.count > 0).collect();
-            form.attend(&sequences, &mut out, |head, query, first, scores| {
+            attention.forward(&sequences, &mut out, |head, query, first, scores| {
                 if let Some(slope) = self.alibi_slopes.get(head) {
                     for (key, score) in (first..).zip(scores) {
                         *score -= slope * query.abs_diff(key) as f32;
@@ -72,27 +74,28 @@ impl SelfAttention<'_> {
         Ok(Tensor::from_vec(out, (qkv.dim(0)?, width), &Device::Cpu)?)
     }
 
-    /// The same on any device: padded to the longest text, masked, and the padding dropped again.
+    /// Computes the same with candle's operations: padded to the longest sequence, masked, and the padding
+    /// dropped again.
     fn on_any(&self, qkv: &Tensor, lengths: &[usize], width: usize) -> Result<Tensor> {
         let (device, heads, size) = (qkv.device(), self.heads, width / self.heads);
         let layout = Padding::of(lengths);
         let (texts, longest) = (lengths.len(), layout.longest);
         let rows = qkv.reshape((qkv.dim(0)?, 3 * heads, size))?;
-        let asked = rows.narrow(1, 0, 2 * heads)?;
-        let asked = match self.rope {
-            Some(rope) => rope.rotate(&asked)?,
-            None => asked,
+        let query_key = rows.narrow(1, 0, 2 * heads)?;
+        let query_key = match self.rope {
+            Some(rope) => rope.rotate(&query_key)?,
+            None => query_key,
         };
-        let rows = Tensor::cat(&[&asked, &rows.narrow(1, 2 * heads, heads)?], 1)?;
+        let rows = Tensor::cat(&[&query_key, &rows.narrow(1, 2 * heads, heads)?], 1)?;
         let padded = rows.index_select(&Tensor::new(layout.source, device)?, 0)?;
         let padded =
             padded.reshape((texts, longest, 3, heads, size))?.permute((2, 0, 3, 1, 4))?.contiguous()?;
         let (query, key, value) = (padded.get(0)?, padded.get(1)?, padded.get(2)?);
         let mask = Tensor::from_vec(layout.mask, (texts, 1, 1, longest), device)?;
         let scores = (query.matmul(&key.t()?)? * (1.0 / (size as f64).sqrt()))?.broadcast_add(&mask)?;
-        let scores = match self.penalties(longest) {
-            Some((penalties, heads)) => {
-                scores.broadcast_add(&Tensor::from_vec(penalties, (1, heads, longest, longest), device)?)?
+        let scores = match self.score_bias(longest) {
+            Some((bias, heads)) => {
+                scores.broadcast_add(&Tensor::from_vec(bias, (1, heads, longest, longest), device)?)?
             }
             None => scores,
         };
@@ -101,29 +104,30 @@ impl SelfAttention<'_> {
         Ok(rows.index_select(&Tensor::new(layout.tokens, device)?, 0)?)
     }
 
-    /// What distance takes off the scores, `(heads or 1, longest, longest)`, minus infinity beyond what is seen.
-    fn penalties(&self, longest: usize) -> Option<(Vec<f32>, usize)> {
-        let alibi_slopes = match (self.alibi_slopes, self.mask) {
+    /// Bias on the scores, `(heads or 1, longest, longest)`: that of ALiBi, and the least number where the
+    /// mask hides a key.
+    fn score_bias(&self, longest: usize) -> Option<(Vec<f32>, usize)> {
+        let slopes = match (self.alibi_slopes, self.mask) {
             ([], AttentionMask::Full) => return None,
             ([], _) => &[0.0],
-            (alibi_slopes, _) => alibi_slopes,
+            (slopes, _) => slopes,
         };
-        let mut penalties = Vec::with_capacity(alibi_slopes.len() * longest * longest);
-        for slope in alibi_slopes {
+        let mut bias = Vec::with_capacity(slopes.len() * longest * longest);
+        for slope in slopes {
             for row in 0..longest {
                 let seen = self.mask.range(row, longest);
-                penalties.extend((0..longest).map(|column| match seen.contains(&column) {
+                bias.extend((0..longest).map(|column| match seen.contains(&column) {
                     true => -slope * row.abs_diff(column) as f32,
-                    // A row that sees padding alone would be nothing but minus infinity; its result is dropped.
+                    // Infinity would make a row of padding not a number; its result is dropped.
                     false => f32::MIN,
                 }));
             }
         }
-        Some((penalties, alibi_slopes.len()))
+        Some((bias, slopes.len()))
     }
 }
 
-/// Queries and keys, `(rows, 2 · width)`, rotated by their places.
+/// Queries and keys, `(rows, 2 · width)`, rotated by their positions.
 fn rotated(qkv: &[f32], rope: &RopeTable, width: usize, size: usize) -> Vec<f32> {
     let mut rotated = vec![0.0; qkv.len() / 3 * 2];
     split_rows_at(&mut rotated, 2 * width, threads(), |first, rows| {
@@ -138,12 +142,13 @@ fn rotated(qkv: &[f32], rope: &RopeTable, width: usize, size: usize) -> Vec<f32>
 
 /// Layout of sequences that are padded to one length, for devices without a fused loop.
 struct Padding {
+    /// Length of the longest sequence.
     longest: usize,
-    /// For each padded place the token that fills it; any will do where the mask hides it.
+    /// Row that fills each padded place; any row will do where the mask hides it.
     source: Vec<u32>,
-    /// For each padded place 0, or minus infinity for padding.
+    /// Bias of each padded place: 0, or minus infinity for padding.
     mask: Vec<f32>,
-    /// For each token its padded place.
+    /// Padded place of each row.
     tokens: Vec<u32>,
 }
 

@@ -1,6 +1,7 @@
-//! Text to image: from a repository in the layout of diffusers to a model that makes images. The list of families is here.
-//! Noise, guidance, the denoising loop and the roles of the actors' model contract are the same for every family; what
-//! one computes is left to its file. The modules are listed in reading order, and each imports only those above it.
+//! Text to image: from a repository in the layout of diffusers to a model that makes images. The list of
+//! families is here. Noise, guidance, the denoising loop and the roles of the actors' model contract are the
+//! same for every family; what one computes is left to its file. The modules are listed in reading order, and
+//! each imports only those above it.
 
 mod noise;
 mod repository;
@@ -39,8 +40,8 @@ use crate::families::Family;
 pub use model::TextToImageModel;
 use pipeline::Read;
 
-/// The families, by the class of the pipeline in `model_index.json`, in the order that errors list them. A new family is
-/// its file and its line here.
+/// The families, by the class of the pipeline in `model_index.json`, in the order that errors list them. A
+/// new family is its file and its line here.
 const FAMILIES: &[Family<Read>] =
     &[stable_diffusion::FAMILY, stable_diffusion_xl::FAMILY, sd3::FAMILY, flux::FAMILY];
 

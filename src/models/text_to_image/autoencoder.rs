@@ -1,5 +1,5 @@
-//! Decoder of `AutoencoderKL` (Rombach et al., arXiv 2112.10752): latents to colours. The encoder is not loaded. The
-//! reference is diffusers.
+//! Decoder of `AutoencoderKL` (Rombach et al., arXiv 2112.10752): latents to colours. The encoder is not
+//! loaded. The reference is diffusers.
 
 use std::path::Path;
 
@@ -105,8 +105,8 @@ impl AutoencoderConfig {
         1 << (self.block_out_channels.len() - 1)
     }
 
-    /// Memory that decoding to so many pixels needs besides the weights: the input, the norm and the output of the largest
-    /// block, which is at some resolution and has the channels of the level below it.
+    /// Memory that decoding to so many pixels needs besides the weights: the input, the norm and the output
+    /// of the largest block, which is at some resolution and has the channels of the level below it.
     pub(super) fn scratch(&self, pixels: usize) -> Bytes {
         let widest = |level: usize, width: &usize| {
             let below = self.block_out_channels.get(level + 1).unwrap_or(width);
@@ -176,8 +176,8 @@ struct UpBlock {
 }
 
 impl Autoencoder {
-    /// Decodes latents as the scheduler left them, `(batch, channels, height, width)`, to colours `(batch, 3, height ·
-    /// scale, width · scale)`.
+    /// Decodes latents as the scheduler left them, `(batch, channels, height, width)`, to colours `(batch, 3,
+    /// height · scale, width · scale)`.
     pub(super) fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
         let latents = ((latents / self.scaling_factor)? + self.shift_factor)?;
         let mut hidden = latents.permute((0, 2, 3, 1))?.contiguous()?;

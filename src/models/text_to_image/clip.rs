@@ -1,5 +1,6 @@
-//! CLIP's text tower as a prompt encoder. Diffusion models take the hidden states of its last or its penultimate layer, and
-//! the pooled embedding of the token that ends the text. The tower is that of the image embedders.
+//! CLIP's text tower as a prompt encoder. Diffusion models take the hidden states of its last or its
+//! penultimate layer, and the pooled embedding of the token that ends the text. The tower is that of the
+//! image embedders.
 
 use candle_core::Tensor;
 use model_actors::Bytes;

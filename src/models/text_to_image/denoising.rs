@@ -1,5 +1,5 @@
-//! The denoising loop of one image, which all families share: one step at a time, so that a worker can interleave several
-//! images and look in between who still waits.
+//! The denoising loop of one image, which all families share: one step at a time, so that a worker can
+//! interleave several images and look in between who still waits.
 
 use candle_core::{Device, Tensor};
 use model_actors::{PaintStep, Picture};
@@ -80,8 +80,8 @@ impl DenoisingLoop {
     }
 }
 
-/// Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): `negative + guidance · (positive - negative)` of two
-/// rows; one row is left as it is.
+/// Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): `negative + guidance · (positive -
+/// negative)` of two rows; one row is left as it is.
 fn guide(prediction: &Tensor, guidance: f64) -> Result<Tensor> {
     if prediction.dim(0)? == 1 {
         return Ok(prediction.clone());

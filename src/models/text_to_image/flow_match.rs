@@ -1,6 +1,7 @@
-//! Noise schedule of models that are trained by flow matching (Lipman et al., arXiv 2210.02747; Esser et al., arXiv
-//! 2403.03206): latents are interpolated between image and noise, the network predicts the velocity from one to the other,
-//! and Euler's method integrates it. The reference is `FlowMatchEulerDiscreteScheduler` of diffusers.
+//! Noise schedule of models that are trained by flow matching (Lipman et al., arXiv 2210.02747; Esser et al.,
+//! arXiv 2403.03206): latents are interpolated between image and noise, the network predicts the velocity
+//! from one to the other, and Euler's method integrates it. The reference is
+//! `FlowMatchEulerDiscreteScheduler` of diffusers.
 
 use std::path::PathBuf;
 
@@ -166,7 +167,8 @@ impl FlowSchedule {
         shift * sigma / (1.0 + (shift - 1.0) * sigma)
     }
 
-    /// Shifts a noise level, upwards for larger images, in which the same noise hides less (Esser et al., section 5.3.2).
+    /// Shifts a noise level, upwards for larger images, in which the same noise hides less (Esser et al.,
+    /// section 5.3.2).
     fn shift(&self, sigma: f64, patches: usize) -> f64 {
         let config = &self.config;
         if !config.use_dynamic_shifting {

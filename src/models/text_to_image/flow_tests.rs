@@ -1,5 +1,5 @@
-//! Stable Diffusion 3.5 and FLUX.1 part by part against what diffusers recorded: text encoders, one prediction, decoder,
-//! schedule, and the whole loop from the same noise.
+//! Stable Diffusion 3.5 and FLUX.1 part by part against what diffusers recorded: text encoders, one
+//! prediction, decoder, schedule, and the whole loop from the same noise.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

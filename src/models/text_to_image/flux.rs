@@ -1,6 +1,6 @@
-//! FLUX.1 schnell and dev (Black Forest Labs, 2024): T5 for the tokens, CLIP for the text's vector, and a transformer
-//! that is trained by flow matching. Dev is told how strong its guidance is and needs no second prediction; schnell is
-//! distilled to a few steps without guidance. The reference is diffusers.
+//! FLUX.1 schnell and dev (Black Forest Labs, 2024): T5 for the tokens, CLIP for the text's vector, and a
+//! transformer that is trained by flow matching. Dev is told how strong its guidance is and needs no second
+//! prediction; schnell is distilled to a few steps without guidance. The reference is diffusers.
 
 mod transformer;
 

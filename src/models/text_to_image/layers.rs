@@ -1,4 +1,5 @@
-//! Layers that the components of a pipeline are built of, and the reader that loads them by their names in the weights.
+//! Layers that the components of a pipeline are built of, and the reader that loads them by their names in
+//! the weights.
 
 use std::fmt::Display;
 
@@ -83,8 +84,9 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    /// Attends from `rows`, `(batch, rows, width)`, to `context`, `(batch, others, context width)`, which is the same for
-    /// self-attention. `bias`, `(heads, rows, others)`, is added to the scores. Gives `(batch, rows, width)`.
+    /// Attends from `rows`, `(batch, rows, width)`, to `context`, `(batch, others, context width)`, which is
+    /// the same for self-attention. `bias`, `(heads, rows, others)`, is added to the scores. Gives `(batch,
+    /// rows, width)`.
     pub(super) fn forward(&self, rows: &Tensor, context: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let query = self.query.forward(rows, Activation::Identity)?;
         let key = self.key.forward(context, Activation::Identity)?;
@@ -94,8 +96,8 @@ impl Attention {
     }
 }
 
-/// Feed-forward layer: `down(activation(up(x)))`, or `down(activation(gate(x)) · up(x))` where it has a gate (Shazeer,
-/// arXiv 2002.05202).
+/// Feed-forward layer: `down(activation(up(x)))`, or `down(activation(gate(x)) · up(x))` where it has a gate
+/// (Shazeer, arXiv 2002.05202).
 pub(super) struct FeedForward {
     pub(super) gate: Option<Linear>,
     pub(super) up: Linear,
@@ -117,8 +119,8 @@ impl FeedForward {
     }
 }
 
-/// Sinusoidal embedding of a number such as a timestep (Ho et al., arXiv 2006.11239), `(width)`. Computed in 32 bits as
-/// the reference does, because the largest arguments are in the hundreds.
+/// Sinusoidal embedding of a number such as a timestep (Ho et al., arXiv 2006.11239), `(width)`. Computed in
+/// 32 bits as the reference does, because the largest arguments are in the hundreds.
 pub(super) struct SinusoidalEmbedding {
     pub(super) width: usize,
     /// Puts the cosines before the sines.

@@ -1,7 +1,8 @@
-//! Multimodal diffusion transformer (MMDiT; Esser et al., arXiv 2403.03206), as far as Stable Diffusion 3 and FLUX share it:
-//! image and text are two streams of rows with weights of their own that meet in one joint attention, and every layer is
-//! modulated by an embedding of timestep and text. It has a block of its own, because no other transformer here has two
-//! streams or modulation. One image goes through at a time, so streams are `(rows, width)`.
+//! Multimodal diffusion transformer (MMDiT; Esser et al., arXiv 2403.03206), as far as Stable Diffusion 3 and
+//! FLUX share it: image and text are two streams of rows with weights of their own that meet in one joint
+//! attention, and every layer is modulated by an embedding of timestep and text. It has a block of its own,
+//! because no other transformer here has two streams or modulation. One image goes through at a time, so
+//! streams are `(rows, width)`.
 
 mod modulation;
 
@@ -199,7 +200,8 @@ impl JointBlock {
         Ok(Self { image, text })
     }
 
-    /// Image and text, `(rows, width)` each, to the same shapes. `embedding` is that of timestep and text, `(1, width)`.
+    /// Image and text, `(rows, width)` each, to the same shapes. `embedding` is that of timestep and text,
+    /// `(1, width)`.
     pub(super) fn forward(
         &self,
         image: &Tensor,

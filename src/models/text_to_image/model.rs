@@ -1,5 +1,5 @@
-//! A loaded text to image model: what the actors share and build workers from, and the public type that tools call without
-//! actors. Running a batch is left to `worker`.
+//! A loaded text to image model: what the actors share and build workers from, and the public type that tools
+//! call without actors. Running a batch is left to `worker`.
 
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ use crate::device::ComputeThreads;
 use crate::error::Result;
 use crate::loader::{WorkerModel, standalone_model};
 
-/// A loaded text to image model without actors around it, for tools and for comparison: the code that a worker runs.
+/// A loaded text to image model without actors around it, for tools and for comparison: the code that a
+/// worker runs.
 ///
 /// ```no_run
 /// use candle_actors::{Source, StandaloneModel, TextToImageModel};
@@ -63,8 +64,9 @@ impl TextToImageModel {
         self.paint_with(request, Noise::seeded(request.seed), on_step)
     }
 
-    /// Paints an image from the given noise in place of a seed: normally distributed numbers, as many as the latents have,
-    /// channel by channel and row by row, and as many again for each step of a scheduler that adds noise.
+    /// Paints an image from the given noise in place of a seed: normally distributed numbers, as many as the
+    /// latents have, channel by channel and row by row, and as many again for each step of a scheduler that
+    /// adds noise.
     ///
     /// # Errors
     /// As [`TextToImageModel::paint`]; [`Error::InvalidInput`] also for too little noise.

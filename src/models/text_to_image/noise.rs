@@ -25,8 +25,8 @@ impl Noise {
         Self::Given(numbers, 0)
     }
 
-    /// The next numbers, in a tensor of this shape. They are made on the processor, so that a seed gives the same
-    /// picture on every device.
+    /// The next numbers, in a tensor of this shape. They are made on the processor, so that a seed gives the
+    /// same picture on every device.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] where given noise does not suffice.

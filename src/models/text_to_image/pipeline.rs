@@ -1,6 +1,6 @@
-//! The contract that every family fulfils. An [`Architecture`] is what the configuration files tell before weights are
-//! read; a [`Pipeline`] is weights alone, which all workers share; a [`Scheduler`] is the state of one image. The names
-//! are those of diffusers, and so are the meanings.
+//! The contract that every family fulfils. An [`Architecture`] is what the configuration files tell before
+//! weights are read; a [`Pipeline`] is weights alone, which all workers share; a [`Scheduler`] is the state
+//! of one image. The names are those of diffusers, and so are the meanings.
 
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
@@ -39,8 +39,8 @@ pub(super) trait Pipeline: Send + Sync {
     fn scheduler(&self, settings: &Settings) -> Result<Box<dyn Scheduler>>;
     /// Runs the text encoders.
     fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning>;
-    /// Runs the denoising network at a timestep. The latents `(1, channels, height, width)` are the same for every row of
-    /// the conditioning; the prediction is `(rows, channels, height, width)`.
+    /// Runs the denoising network at a timestep. The latents `(1, channels, height, width)` are the same for
+    /// every row of the conditioning; the prediction is `(rows, channels, height, width)`.
     fn predict(
         &self,
         latents: &Tensor,
@@ -48,13 +48,13 @@ pub(super) trait Pipeline: Send + Sync {
         conditioning: &Conditioning,
         watch: &Watch<'_>,
     ) -> Result<Tensor>;
-    /// Decodes latents `(1, channels, height, width)` to colours `(1, 3, height, width)` from -1 to 1; what is beyond has
-    /// to be cut off.
+    /// Decodes latents `(1, channels, height, width)` to colours `(1, 3, height, width)` from -1 to 1; what
+    /// is beyond has to be cut off.
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor>;
 }
 
-/// The noise schedule of one image that is being made. It decides how often the network is called: some schedules need
-/// one call more than there are steps.
+/// The noise schedule of one image that is being made. It decides how often the network is called: some
+/// schedules need one call more than there are steps.
 pub(super) trait Scheduler: Send {
     /// The timestep of each call, the noisiest first.
     fn timesteps(&self) -> &[f64];
@@ -66,8 +66,8 @@ pub(super) trait Scheduler: Send {
     fn scale_model_input(&self, _call: usize, latents: &Tensor) -> Result<Tensor> {
         Ok(latents.clone())
     }
-    /// Takes one step: from the latents before a call and its prediction to the latents after it. Calls come in order,
-    /// each once.
+    /// Takes one step: from the latents before a call and its prediction to the latents after it. Calls come
+    /// in order, each once.
     fn step(
         &mut self,
         call: usize,
@@ -75,8 +75,8 @@ pub(super) trait Scheduler: Send {
         latents: &Tensor,
         noise: &mut Noise,
     ) -> Result<Tensor>;
-    /// Estimates the latents without noise (`pred_original_sample`) from a call's prediction and the latents before its
-    /// step.
+    /// Estimates the latents without noise (`pred_original_sample`) from a call's prediction and the latents
+    /// before its step.
     fn predict_original(&self, call: usize, prediction: &Tensor, latents: &Tensor) -> Result<Tensor>;
 }
 
@@ -116,8 +116,8 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// The prompts to encode for classifier-free guidance: the negative one first, which is empty where the request has
-    /// none. Without guidance the prompt alone.
+    /// The prompts to encode for classifier-free guidance: the negative one first, which is empty where the
+    /// request has none. Without guidance the prompt alone.
     pub(super) fn prompts(&self) -> Vec<&str> {
         let negative = self.negative_prompt.as_deref().unwrap_or_default();
         if self.guidance > 1.0 { vec![negative, &self.prompt] } else { vec![&self.prompt] }
@@ -147,8 +147,8 @@ impl Conditioning {
     }
 }
 
-/// A check that a long computation makes between its parts: it reports progress, and returns false once nobody waits for
-/// the result any more.
+/// A check that a long computation makes between its parts: it reports progress, and returns false once
+/// nobody waits for the result any more.
 pub(super) struct Watch<'a>(pub(super) &'a (dyn Fn() -> bool + Sync));
 
 impl Watch<'_> {

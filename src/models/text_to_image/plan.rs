@@ -1,5 +1,5 @@
-//! A text to image model before its weights are read: its configuration, its memory, the check of requests against it, and
-//! the load.
+//! A text to image model before its weights are read: its configuration, its memory, the check of requests
+//! against it, and the load.
 
 use std::sync::Arc;
 

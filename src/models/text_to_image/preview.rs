@@ -1,6 +1,7 @@
-//! Previews of an image that is being denoised: the model's own decoder over the estimate of the latents without noise,
-//! averaged down to few latents first. That suits every variant without factors of its own, and costs little: decoding
-//! takes time in proportion to the pixels, so a preview of 512 x 512 pixels costs a sixteenth of decoding them.
+//! Previews of an image that is being denoised: the model's own decoder over the estimate of the latents
+//! without noise, averaged down to few latents first. That suits every variant without factors of its own,
+//! and costs little: decoding takes time in proportion to the pixels, so a preview of 512 x 512 pixels costs
+//! a sixteenth of decoding them.
 
 use candle_core::{Device, Tensor};
 use model_actors::Picture;

@@ -1,5 +1,6 @@
-//! Prompts to token numbers of one fixed length, as text to image models are trained: cut, or filled up with padding
-//! that the model sees. Older repositories have CLIP's vocabulary and merges in place of a `tokenizer.json`.
+//! Prompts to token numbers of one fixed length, as text to image models are trained: cut, or filled up with
+//! padding that the model sees. Older repositories have CLIP's vocabulary and merges in place of a
+//! `tokenizer.json`.
 
 use std::path::{Path, PathBuf};
 

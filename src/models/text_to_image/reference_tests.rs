@@ -1,5 +1,5 @@
-//! Each part of each family against what diffusers makes of the same tiny pipeline, and whole loops of every scheduler
-//! from the same noise.
+//! Each part of each family against what diffusers makes of the same tiny pipeline, and whole loops of every
+//! scheduler from the same noise.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

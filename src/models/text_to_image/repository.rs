@@ -1,5 +1,5 @@
-//! Repository in the layout of diffusers: `model_index.json` names the pipeline and its components, and each component has
-//! a folder with its configuration and its weights.
+//! Repository in the layout of diffusers: `model_index.json` names the pipeline and its components, and each
+//! component has a folder with its configuration and its weights.
 
 use std::path::{Path, PathBuf};
 

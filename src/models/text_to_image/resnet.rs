@@ -1,5 +1,6 @@
-//! Residual block of convolutions, `ResnetBlock2D` of diffusers, which the UNet and the autoencoder share, and the
-//! upsampling between their levels. Images have their channels last: `(batch, height, width, channels)`.
+//! Residual block of convolutions, `ResnetBlock2D` of diffusers, which the UNet and the autoencoder share,
+//! and the upsampling between their levels. Images have their channels last: `(batch, height, width,
+//! channels)`.
 
 use candle_core::Tensor;
 
@@ -48,7 +49,8 @@ impl ResnetBlock {
         })
     }
 
-    /// `time` is the timestep embedding after its activation, `(batch, width)`. Gives `(batch, height, width, outside)`.
+    /// `time` is the timestep embedding after its activation, `(batch, width)`. Gives `(batch, height, width,
+    /// outside)`.
     pub(super) fn forward(&self, input: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
         let mut hidden = self.conv1.forward(&self.norm1.forward(input, Activation::Silu)?)?;
         if let (Some(layer), Some(time)) = (&self.time_emb_proj, time) {

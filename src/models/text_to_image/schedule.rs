@@ -1,6 +1,6 @@
-//! Noise schedules of diffusion models (Ho et al., arXiv 2006.11239), from `scheduler/scheduler_config.json`: the noise of
-//! each training timestep, and the timesteps of one image among them. The solvers that step from one to the next have a
-//! file each. Names and numbers are those of diffusers, the reference.
+//! Noise schedules of diffusion models (Ho et al., arXiv 2006.11239), from `scheduler/scheduler_config.json`:
+//! the noise of each training timestep, and the timesteps of one image among them. The solvers that step from
+//! one to the next have a file each. Names and numbers are those of diffusers, the reference.
 
 mod ddim;
 mod dpm;
@@ -84,7 +84,8 @@ enum PredictionType {
 }
 
 impl PredictionType {
-    /// Estimates the latents without noise from a prediction, at a timestep of this cumulative product of alphas.
+    /// Estimates the latents without noise from a prediction, at a timestep of this cumulative product of
+    /// alphas.
     fn predict_original(self, alpha_cumprod: f64, output: &Tensor, latents: &Tensor) -> Result<Tensor> {
         let (alpha, sigma) = (alpha_cumprod.sqrt(), (1.0 - alpha_cumprod).sqrt());
         match self {
@@ -102,8 +103,8 @@ enum FinalSigma {
     SigmaMin,
 }
 
-/// `scheduler/scheduler_config.json`, with the defaults that all schedulers of diffusers share; where they differ, the
-/// solver fills in its own.
+/// `scheduler/scheduler_config.json`, with the defaults that all schedulers of diffusers share; where they
+/// differ, the solver fills in its own.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub(super) struct ScheduleConfig {
@@ -185,8 +186,8 @@ impl Schedule {
         Ok(Self { default_solver: *solver, alphas_cumprod, config })
     }
 
-    /// True for the schedule of models that are distilled to a single step, such as SDXL-Turbo; nothing else in their
-    /// repositories says so.
+    /// True for the schedule of models that are distilled to a single step, such as SDXL-Turbo; nothing else
+    /// in their repositories says so.
     pub(super) fn is_single_step(&self) -> bool {
         self.default_solver == Solver::EulerAncestral
             && self.config.timestep_spacing == Some(TimestepSpacing::Trailing)

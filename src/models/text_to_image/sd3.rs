@@ -1,5 +1,5 @@
-//! Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206): two CLIP text encoders and T5 side by side, and a
-//! transformer of two streams that is trained by flow matching. The reference is diffusers.
+//! Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206): two CLIP text encoders and T5 side by side,
+//! and a transformer of two streams that is trained by flow matching. The reference is diffusers.
 
 mod transformer;
 

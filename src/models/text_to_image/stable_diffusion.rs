@@ -1,6 +1,6 @@
-//! Stable Diffusion 1.5 and 2.1 (Rombach et al., arXiv 2112.10752), and what else `StableDiffusionPipeline` runs with
-//! the same parts: one CLIP text encoder, a UNet, an autoencoder. The safety checker that some repositories have is not
-//! run. The reference is diffusers.
+//! Stable Diffusion 1.5 and 2.1 (Rombach et al., arXiv 2112.10752), and what else `StableDiffusionPipeline`
+//! runs with the same parts: one CLIP text encoder, a UNet, an autoencoder. The safety checker that some
+//! repositories have is not run. The reference is diffusers.
 
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};

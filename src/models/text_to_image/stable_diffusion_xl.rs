@@ -1,5 +1,6 @@
-//! SDXL and SDXL-Turbo (Podell et al., arXiv 2307.01952; Sauer et al., arXiv 2311.17042): two CLIP text encoders side by
-//! side, and a UNet that is also told the text's vector and the sizes of the picture. The reference is diffusers.
+//! SDXL and SDXL-Turbo (Podell et al., arXiv 2307.01952; Sauer et al., arXiv 2311.17042): two CLIP text
+//! encoders side by side, and a UNet that is also told the text's vector and the sizes of the picture. The
+//! reference is diffusers.
 
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
@@ -26,7 +27,8 @@ const FIRST: Component =
 const SECOND: Component =
     Component { folder: "text_encoder_2/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
 
-/// Sizes that the network is told: of the original, of what was cut off it, of the target; height before width.
+/// Sizes that the network is told: of the original, of what was cut off it, of the target; height before
+/// width.
 const SIZES: usize = 6;
 
 /// `model_index.json`.

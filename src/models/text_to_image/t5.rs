@@ -1,6 +1,6 @@
-//! T5's encoder (Raffel et al., arXiv 1910.10683; version 1.1 with gated feed-forward layers), which Stable Diffusion 3 and
-//! FLUX encode prompts with. A prompt is padded to one length without a mask, because the models are trained so. The
-//! reference is `T5EncoderModel` of transformers.
+//! T5's encoder (Raffel et al., arXiv 1910.10683; version 1.1 with gated feed-forward layers), which Stable
+//! Diffusion 3 and FLUX encode prompts with. A prompt is padded to one length without a mask, because the
+//! models are trained so. The reference is `T5EncoderModel` of transformers.
 
 use std::path::Path;
 
@@ -191,7 +191,8 @@ pub(super) struct T5 {
     tokens: PromptTokens,
     /// `(vocabulary, width)`.
     token_embeddings: Tensor,
-    /// For each bucket of relative positions the number that is added to each head's scores, `(buckets, heads)`.
+    /// For each bucket of relative positions the number that is added to each head's scores, `(buckets,
+    /// heads)`.
     relative_attention_bias: Tensor,
     /// Distance from which on all are in the last bucket.
     max_distance: usize,
@@ -230,8 +231,8 @@ impl T5 {
     }
 }
 
-/// Bucket of the distance between two tokens: one for each small distance, then logarithmically wider ones, and as many
-/// again for keys after the query. In 32 bits, as the reference has it.
+/// Bucket of the distance between two tokens: one for each small distance, then logarithmically wider ones,
+/// and as many again for keys after the query. In 32 bits, as the reference has it.
 fn relative_position_bucket(query: usize, key: usize, buckets: usize, max_distance: usize) -> usize {
     let (half, distance) = (buckets / 2, query.abs_diff(key));
     let exact = half / 2;
@@ -244,8 +245,8 @@ fn relative_position_bucket(query: usize, key: usize, buckets: usize, max_distan
     if key > query { half + bucket } else { bucket }
 }
 
-/// Block of the encoder: attention and feed-forward layer, each behind an RMS norm and beside a residual connection. The
-/// attention has a bias that all blocks share, which no other model here has.
+/// Block of the encoder: attention and feed-forward layer, each behind an RMS norm and beside a residual
+/// connection. The attention has a bias that all blocks share, which no other model here has.
 struct Block {
     attention_norm: RmsNorm,
     attention: Attention,

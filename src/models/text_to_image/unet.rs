@@ -1,6 +1,6 @@
-//! `UNet2DConditionModel`, which predicts the noise in latents (Ronneberger et al., arXiv 1505.04597; Rombach et al.,
-//! arXiv 2112.10752): down blocks of residual blocks and transformers, a mid block, and up blocks with skip connections
-//! from the down blocks. The reference is diffusers.
+//! `UNet2DConditionModel`, which predicts the noise in latents (Ronneberger et al., arXiv 1505.04597; Rombach
+//! et al., arXiv 2112.10752): down blocks of residual blocks and transformers, a mid block, and up blocks
+//! with skip connections from the down blocks. The reference is diffusers.
 
 mod config;
 mod transformer;
@@ -96,8 +96,8 @@ impl Unet {
         })
     }
 
-    /// Predicts from latents `(batch, channels, height, width)` at a timestep, with prompt embeddings `(batch, tokens,
-    /// width)` and, for SDXL, added conditions `(batch, width)`. Gives the latents' shape.
+    /// Predicts from latents `(batch, channels, height, width)` at a timestep, with prompt embeddings
+    /// `(batch, tokens, width)` and, for SDXL, added conditions `(batch, width)`. Gives the latents' shape.
     pub(super) fn forward(
         &self,
         latents: &Tensor,
@@ -164,8 +164,8 @@ fn load_down(
     Ok(loaded)
 }
 
-/// Loads the up blocks from the deepest level up. Each of their blocks also takes a skip connection: from its level's own
-/// blocks on the way down, and in the last one from the downsampler of the level above.
+/// Loads the up blocks from the deepest level up. Each of their blocks also takes a skip connection: from its
+/// level's own blocks on the way down, and in the last one from the downsampler of the level above.
 fn load_up(
     levels: &[LevelConfig],
     config: &UnetConfig,
@@ -223,7 +223,8 @@ impl Block {
 }
 
 impl Level {
-    /// Runs the level on the way down and pushes the output of each block, and of the downsampler, onto `skips`.
+    /// Runs the level on the way down and pushes the output of each block, and of the downsampler, onto
+    /// `skips`.
     fn down(&self, mut image: Tensor, context: &Context<'_>, skips: &mut Vec<Tensor>) -> Result<Tensor> {
         for block in &self.blocks {
             image = block.forward(&image, context)?;

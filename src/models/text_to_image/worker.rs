@@ -1,5 +1,6 @@
-//! A worker's run of a batch: the images are interleaved, a step each, so that all of them make progress. Each is answered
-//! when it is finished, and dropped between two steps, or two parts of a step, when nobody waits for it any more.
+//! A worker's run of a batch: the images are interleaved, a step each, so that all of them make progress.
+//! Each is answered when it is finished, and dropped between two steps, or two parts of a step, when nobody
+//! waits for it any more.
 
 use model_actors::{Batch, Failure, Item, Model, TextToImage};
 
@@ -46,7 +47,8 @@ fn is_wanted(item: &Item<TextToImage>) -> bool {
     !item.should_stop()
 }
 
-/// Answers an error that concerns one request to that request alone; an error of the computation ends the run.
+/// Answers an error that concerns one request to that request alone; an error of the computation ends the
+/// run.
 fn isolate<T>(item: &Item<TextToImage>, result: Result<T>) -> Result<Option<T>, Failure> {
     match result {
         Ok(value) => Ok(Some(value)),

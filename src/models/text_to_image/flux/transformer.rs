@@ -1,5 +1,5 @@
-//! `FluxTransformer2DModel`: blocks of two streams as in Stable Diffusion 3, then blocks of one stream, with rotary
-//! embeddings along the rows and columns of the image. The reference is diffusers.
+//! `FluxTransformer2DModel`: blocks of two streams as in Stable Diffusion 3, then blocks of one stream, with
+//! rotary embeddings along the rows and columns of the image. The reference is diffusers.
 
 use candle_core::{Device, Tensor};
 use model_actors::Bytes;
@@ -91,8 +91,8 @@ impl TransformerConfig {
         Heads { count: self.num_attention_heads, size: self.attention_head_dim }
     }
 
-    /// Memory that a call for so many rows, of image and text together, needs besides the weights: a block of one stream has
-    /// its rows, their norm, queries, keys and values, and the feed-forward layer twice.
+    /// Memory that a call for so many rows, of image and text together, needs besides the weights: a block of
+    /// one stream has its rows, their norm, queries, keys and values, and the feed-forward layer twice.
     pub(super) fn scratch(&self, rows: usize) -> Bytes {
         Bytes((self.heads().width().saturating_mul(15).saturating_mul(rows) as u64).saturating_mul(4))
     }
@@ -134,8 +134,8 @@ pub(super) struct Transformer {
 }
 
 impl Transformer {
-    /// Predicts the velocity from latents `(channels, height, width)` at a timestep and a scale of guidance, with prompt
-    /// embeddings `(tokens, width)` and a pooled one `(1, width)`. Gives the latents' shape.
+    /// Predicts the velocity from latents `(channels, height, width)` at a timestep and a scale of guidance,
+    /// with prompt embeddings `(tokens, width)` and a pooled one `(1, width)`. Gives the latents' shape.
     pub(super) fn forward(
         &self,
         latents: &Tensor,
@@ -166,7 +166,8 @@ impl Transformer {
         Ok(patches.permute((2, 0, 3, 1, 4))?.reshape((channels, height, width))?)
     }
 
-    /// Rotary embedding of all rows: text tokens are at position 0 of all axes, a patch is at its row and column.
+    /// Rotary embedding of all rows: text tokens are at position 0 of all axes, a patch is at its row and
+    /// column.
     fn rope(&self, tokens: usize, rows: usize, columns: usize, device: &Device) -> Result<InterleavedRope> {
         let text = (0..tokens).map(|_| [0, 0, 0]);
         let image = (0..rows * columns).map(|patch| [0, patch / columns, patch % columns]);
@@ -186,8 +187,8 @@ impl Transformer {
     }
 }
 
-/// Block in which image and text are one stream, and attention and feed-forward layer are parallel (Dehghani et al., arXiv
-/// 2302.05442); `FluxSingleTransformerBlock` of diffusers.
+/// Block in which image and text are one stream, and attention and feed-forward layer are parallel (Dehghani
+/// et al., arXiv 2302.05442); `FluxSingleTransformerBlock` of diffusers.
 struct SingleBlock {
     modulation: Modulation,
     qkv_proj: QkvProjections,

@@ -1,5 +1,5 @@
-//! Modulation of a transformer's layers (adaptive layer norm; Peebles and Xie, arXiv 2212.09748): the embedding of timestep,
-//! guidance and text becomes shifts, scales and gates of every layer.
+//! Modulation of a transformer's layers (adaptive layer norm; Peebles and Xie, arXiv 2212.09748): the
+//! embedding of timestep, guidance and text becomes shifts, scales and gates of every layer.
 
 use candle_core::{Device, Tensor};
 
@@ -62,8 +62,8 @@ impl TimeTextEmbedding {
         })
     }
 
-    /// Embedding `(1, width)` after its activation, from a timestep of 0 to 1000, the scale of the guidance and a pooled
-    /// prompt embedding `(1, pooled)`.
+    /// Embedding `(1, width)` after its activation, from a timestep of 0 to 1000, the scale of the guidance
+    /// and a pooled prompt embedding `(1, pooled)`.
     pub(in super::super) fn of(&self, timestep: f64, guidance: f64, pooled: &Tensor) -> Result<Tensor> {
         let sinusoidal =
             SinusoidalEmbedding { width: SINUSOIDAL_WIDTH, flip_sin_to_cos: true, freq_shift: 0.0 };

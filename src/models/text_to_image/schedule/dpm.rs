@@ -105,7 +105,8 @@ fn levels(schedule: &Schedule, steps: usize) -> (Vec<f64>, Vec<f64>) {
     (timesteps, sigmas)
 }
 
-/// Noise level: parts of signal and noise, and the logarithm of their ratio (`alpha_t`, `sigma_t` and `lambda_t`).
+/// Noise level: parts of signal and noise, and the logarithm of their ratio (`alpha_t`, `sigma_t` and
+/// `lambda_t`).
 #[derive(Clone, Copy)]
 struct Level {
     alpha: f64,

@@ -1,5 +1,5 @@
-//! Euler's method on the noise level (Karras et al., arXiv 2206.00364, algorithm 2, without churn), and its ancestral form,
-//! which steps below the next level and adds noise up to it.
+//! Euler's method on the noise level (Karras et al., arXiv 2206.00364, algorithm 2, without churn), and its
+//! ancestral form, which steps below the next level and adds noise up to it.
 
 use candle_core::Tensor;
 

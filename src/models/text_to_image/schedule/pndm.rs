@@ -1,5 +1,5 @@
-//! PNDM (Liu et al., arXiv 2202.09778, equations 9 and 12) by its linear multistep method, begun with a step that is made
-//! twice in place of Runge-Kutta steps (`skip_prk_steps`), as Stable Diffusion does.
+//! PNDM (Liu et al., arXiv 2202.09778, equations 9 and 12) by its linear multistep method, begun with a step
+//! that is made twice in place of Runge-Kutta steps (`skip_prk_steps`), as Stable Diffusion does.
 
 use candle_core::Tensor;
 

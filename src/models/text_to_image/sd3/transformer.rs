@@ -1,5 +1,5 @@
-//! `SD3Transformer2DModel`, the multimodal diffusion transformer of Stable Diffusion 3 (Esser et al., arXiv 2403.03206),
-//! with the self-attention that Stable Diffusion 3.5 medium adds. The reference is diffusers.
+//! `SD3Transformer2DModel`, the multimodal diffusion transformer of Stable Diffusion 3 (Esser et al., arXiv
+//! 2403.03206), with the self-attention that Stable Diffusion 3.5 medium adds. The reference is diffusers.
 
 use candle_core::{IndexOp as _, Tensor};
 use model_actors::Bytes;
@@ -102,8 +102,8 @@ impl TransformerConfig {
         Heads { count: self.num_attention_heads, size: self.attention_head_dim }
     }
 
-    /// Memory that a call for so many rows, of image and text together, needs besides the weights: both streams, queries,
-    /// keys and values, or the feed-forward layer.
+    /// Memory that a call for so many rows, of image and text together, needs besides the weights: both
+    /// streams, queries, keys and values, or the feed-forward layer.
     pub(super) fn scratch(&self, rows: usize) -> Bytes {
         Bytes((self.heads().width().saturating_mul(10).saturating_mul(rows) as u64).saturating_mul(4))
     }
@@ -163,8 +163,8 @@ pub(super) struct Transformer {
 }
 
 impl Transformer {
-    /// Predicts the velocity from latents `(channels, height, width)` at a timestep, with prompt embeddings `(tokens, width)`
-    /// and a pooled one `(1, width)`. Gives the latents' shape.
+    /// Predicts the velocity from latents `(channels, height, width)` at a timestep, with prompt embeddings
+    /// `(tokens, width)` and a pooled one `(1, width)`. Gives the latents' shape.
     pub(super) fn forward(
         &self,
         latents: &Tensor,

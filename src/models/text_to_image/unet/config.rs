@@ -237,7 +237,8 @@ impl UnetConfig {
             .unwrap_or_else(|| self.block_out_channels.first().map_or(0, |width| 4 * width))
     }
 
-    /// Width of the added conditions, and of the sinusoidal embedding of each number among them; none without them.
+    /// Width of the added conditions, and of the sinusoidal embedding of each number among them; none without
+    /// them.
     pub(in super::super) fn added(&self) -> Option<(usize, usize)> {
         self.added_width().zip(self.addition_time_embed_dim)
     }
@@ -251,8 +252,8 @@ impl UnetConfig {
         SinusoidalEmbedding { width, flip_sin_to_cos: self.flip_sin_to_cos, freq_shift: self.freq_shift }
     }
 
-    /// Memory that a pass over so many latents, of two rows, needs besides the weights: the skip connections, and the
-    /// largest moment of a level.
+    /// Memory that a pass over so many latents, of two rows, needs besides the weights: the skip connections,
+    /// and the largest moment of a level.
     pub(in super::super) fn scratch(&self, latents: usize) -> Bytes {
         let level = |(index, level): (usize, LevelConfig)| {
             let pixels = ((latents >> (2 * index)).max(1) as u64).saturating_mul(level.width as u64);

@@ -1,6 +1,6 @@
-//! Transformer of a UNet, `Transformer2DModel` of diffusers: every pixel attends to every other of its image, then to the
-//! tokens of the prompt. It has a block of its own, because its cross-attention and its norms before each part stand in
-//! no other model here.
+//! Transformer of a UNet, `Transformer2DModel` of diffusers: every pixel attends to every other of its image,
+//! then to the tokens of the prompt. It has a block of its own, because its cross-attention and its norms
+//! before each part stand in no other model here.
 
 use candle_core::Tensor;
 
@@ -81,7 +81,8 @@ impl TransformerBlock {
         })
     }
 
-    /// Pixels `(batch, pixels, width)` and the prompt's embeddings `(batch, tokens, text width)`. Gives the pixels' shape.
+    /// Pixels `(batch, pixels, width)` and the prompt's embeddings `(batch, tokens, text width)`. Gives the
+    /// pixels' shape.
     fn forward(&self, rows: &Tensor, text: &Tensor) -> Result<Tensor> {
         let normal = self.self_attention_norm.of(rows)?;
         let rows = (rows + self.self_attention.forward(&normal, &normal, None)?)?;
