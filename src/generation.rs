@@ -1,9 +1,8 @@
-//! From a prompt to the text that follows it, one token at a time: the chat template, the choice of a token, text out of
-//! tokens, and when it is enough. Whoever runs a model asks it for logits and hands them to [`Generation::accept`];
-//! what the logits come from is left to the models.
+//! Text generation, one token at a time: chat template, sampler, detokenizer and stop conditions. The caller
+//! runs the model and hands its logits to [`Generation::accept`]; the models themselves are elsewhere.
 
-mod detokenizer;
 mod sampler;
+mod detokenizer;
 mod stop;
 mod template;
 mod gguf_tokens;
@@ -18,8 +17,8 @@ use sampler::Sampler;
 use stop::{StopStrings, Stopped};
 pub(crate) use template::{ChatTemplate, SpecialTokens, read as read_chat_template};
 
-/// One text on its way. It holds no more than the text, the window of the detokenizer and one mark for each token of
-/// the vocabulary that occurred.
+/// Generation of one text. It holds no more than the text, the window of the detokenizer and one entry for
+/// each token of the vocabulary that occurred.
 pub(crate) struct Generation {
     sampler: Sampler,
     detokenizer: Detokenizer,
@@ -30,23 +29,23 @@ pub(crate) struct Generation {
     usage: Usage,
 }
 
-/// What a step made.
+/// Result of one step.
 #[derive(Debug)]
-pub(crate) struct Next {
-    /// The token that was chosen; the next input of the model, unless this was the last.
+pub(crate) struct GenerationStep {
+    /// The sampled token; the next input of the model, unless this was the last step.
     pub(crate) token: u32,
-    /// The text that is certain by now and was not given out before; never empty.
+    /// New text that can no longer change; never empty.
     pub(crate) text: Option<String>,
-    /// The whole text, if this was its last token.
+    /// The whole text, after the last step.
     pub(crate) finished: Option<Completion>,
 }
 
 impl Generation {
-    /// Begins after a prompt. `max_tokens` has to be what is asked for or what the context has room for, whichever is
-    /// less; any of `end_tokens` ends the text and is no part of it.
+    /// Starts a text after a prompt. `max_tokens` is the number that the request asks for or that the context
+    /// has room for, whichever is less; any of `end_tokens` ends the text and is no part of it.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for settings that are out of range, which a capability's own check finds before.
+    /// [`Error::InvalidInput`] for settings that are out of range, which the capability's own check refuses first.
     pub(crate) fn new(
         tokens: &Tokens,
         sampling: &Sampling,
@@ -66,39 +65,39 @@ impl Generation {
         })
     }
 
-    /// Chooses the next token by the logits that the model made for it, one for each token of its vocabulary. The
-    /// logits are spoiled.
+    /// Samples the next token from the model's logits, one for each token of its vocabulary, which are
+    /// overwritten, and appends it to the text.
     ///
     /// # Errors
     /// [`Error::NotFiniteOutput`] if a logit is not finite. [`Error::InvalidInput`] if the tokenizer cannot write the
     /// token, or the whole text becomes longer than [`MAX_BYTES`]. Either ends the text.
-    pub(crate) fn accept(&mut self, logits: &mut [f32]) -> Result<Next> {
-        let token = self.sampler.choose(logits)?;
+    pub(crate) fn accept(&mut self, logits: &mut [f32]) -> Result<GenerationStep> {
+        let token = self.sampler.sample(logits)?;
         self.usage.completion_tokens += 1;
         if self.end_tokens.contains(&token) {
             return self.end(token, None, FinishReason::Stop);
         }
         let piece = self.detokenizer.push(token)?;
-        let (text, stopped) = self.offer(piece.as_deref())?;
+        let (text, stopped) = self.append_until_stop(piece.as_deref())?;
         if stopped == Stopped::Yes {
             return Ok(self.finished(token, text, FinishReason::Stop));
         }
         if self.usage.completion_tokens >= self.max_tokens {
             return self.end(token, text, FinishReason::Length);
         }
-        Ok(Next { token, text, finished: None })
+        Ok(GenerationStep { token, text, finished: None })
     }
 
-    /// Puts a piece of text past the stop strings.
-    fn offer(&mut self, piece: Option<&str>) -> Result<(Option<String>, Stopped)> {
+    /// Passes a piece of text through the stop strings to the whole text.
+    fn append_until_stop(&mut self, piece: Option<&str>) -> Result<(Option<String>, Stopped)> {
         let Some(piece) = piece else { return Ok((None, Stopped::No)) };
         let (text, stopped) = self.stop.push(piece);
-        self.keep(&text)?;
+        self.append(&text)?;
         Ok((Some(text).filter(|text| !text.is_empty()), stopped))
     }
 
-    /// Adds to the whole text, as long as that is not too long.
-    fn keep(&mut self, text: &str) -> Result<()> {
+    /// Appends to the whole text, up to its limit.
+    fn append(&mut self, text: &str) -> Result<()> {
         if self.text.len() + text.len() > MAX_BYTES {
             let reason = format!("the answer cannot be written: it becomes longer than {MAX_BYTES} bytes");
             return Err(Error::InvalidInput(reason));
@@ -107,17 +106,17 @@ impl Generation {
         Ok(())
     }
 
-    /// No more tokens come: what was held back is certain now, unless a stop string turns up in it.
-    fn end(&mut self, token: u32, text: Option<String>, reason: FinishReason) -> Result<Next> {
+    /// Ends the text: flushes the detokenizer and the stop strings, which may yet find one.
+    fn end(&mut self, token: u32, text: Option<String>, reason: FinishReason) -> Result<GenerationStep> {
         let mut whole = text.unwrap_or_default();
         let rest = self.detokenizer.flush()?;
-        let (text, stopped) = self.offer(rest.as_deref())?;
+        let (text, stopped) = self.append_until_stop(rest.as_deref())?;
         whole.extend(text);
         let reason = match stopped {
             Stopped::Yes => FinishReason::Stop,
             Stopped::No => {
                 let held = self.stop.flush();
-                self.keep(&held)?;
+                self.append(&held)?;
                 whole.push_str(&held);
                 reason
             }
@@ -125,9 +124,9 @@ impl Generation {
         Ok(self.finished(token, Some(whole).filter(|text| !text.is_empty()), reason))
     }
 
-    fn finished(&mut self, token: u32, text: Option<String>, finish_reason: FinishReason) -> Next {
+    fn finished(&mut self, token: u32, text: Option<String>, finish_reason: FinishReason) -> GenerationStep {
         let completion = Completion::new(std::mem::take(&mut self.text), finish_reason, self.usage);
-        Next { token, text, finished: Some(completion) }
+        GenerationStep { token, text, finished: Some(completion) }
     }
 }
 
@@ -139,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// A text of a model with these two words and this decoder.
+    /// Starts a text of a model with a vocabulary of two words and this decoder.
     fn text_of(words: [&str; 2], decoder: &Value, end_tokens: &[u32]) -> Generation {
         let file = json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],

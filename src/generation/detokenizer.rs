@@ -1,84 +1,85 @@
-//! Text out of tokens as they come. A character is never split, and the pieces together are exactly what the tokenizer
-//! makes of all tokens at once, also where a token's text depends on those before it: spaces at the start, characters
-//! in several byte tokens, bytes that turn out to be no text. Where the tokenizer can say nothing of them, that is an
-//! error, since the text would lack them.
+//! Incremental detokenizer: text of tokens as they come. A character is never split, and the pieces together
+//! are exactly the text of all tokens at once, also where a token's text depends on those before it: spaces
+//! at the start, characters in several byte tokens, bytes that are not UTF-8. Tokens that the tokenizer
+//! cannot decode are an error, since the text would lack them.
 
 use crate::error::Result;
 use crate::tokens::Tokens;
 
-/// Tokens of the window; beyond, it is cut down to [`KEPT`].
+/// Most tokens of the window; beyond, it is cut down to [`WINDOW_TAIL`].
 const WINDOW: usize = 32;
-/// Tokens that a cut window keeps. A character has at most four bytes, so what is open lies within them.
-const KEPT: usize = 8;
+/// Tokens that a cut window keeps. A character has at most four bytes, so an incomplete one lies within them.
+const WINDOW_TAIL: usize = 8;
 
-/// The last tokens of a text, and how much of what they say was given out.
+/// The last tokens of a text, and how much of their text was emitted.
 pub(super) struct Detokenizer {
     tokens: Tokens,
     window: Vec<u32>,
-    /// The window's text when it was last looked at.
+    /// Text of the window when it was last decoded.
     text: String,
-    /// Bytes of it that were given out.
-    given: usize,
+    /// Bytes of it that were emitted.
+    emitted: usize,
 }
 
 impl Detokenizer {
     pub(super) fn new(tokens: &Tokens) -> Self {
-        Self { tokens: tokens.clone(), window: Vec::new(), text: String::new(), given: 0 }
+        Self { tokens: tokens.clone(), window: Vec::new(), text: String::new(), emitted: 0 }
     }
 
-    /// Takes the next token; gives the text that is certain with it.
+    /// Takes the next token. Gives the text that can no longer change and was not emitted before.
     ///
     /// # Errors
-    /// [`crate::Error::InvalidInput`] if the tokenizer fails on the window, or could make too much of it.
+    /// [`crate::Error::InvalidInput`] if the tokenizer fails on the window, or its text could become too long.
     pub(super) fn push(&mut self, token: u32) -> Result<Option<String>> {
         if !self.tokens.has_text(token) {
             return Ok(None);
         }
         self.window.push(token);
         if self.tokens.is_byte(token) {
-            // Whether a run of bytes is text is known at its end.
+            // A run of bytes is decoded at its end.
             return Ok(None);
         }
         let text = self.tokens.decode(&self.window)?;
-        // The sign for bytes that are no text may yet become a character.
+        // The replacement character may yet become another one.
         let certain = text.strip_suffix('\u{fffd}').unwrap_or(&text).len();
-        let Some(piece) = self.give(&text, certain) else { return Ok(None) };
+        let Some(piece) = self.emit(&text, certain) else { return Ok(None) };
         self.text = text;
-        self.cut();
+        self.cut_window();
         Ok(Some(piece).filter(|piece| !piece.is_empty()))
     }
 
-    /// No token follows: the rest of the text.
+    /// Gives the rest of the text, after the last token.
     ///
     /// # Errors
     /// As [`Self::push`].
     pub(super) fn flush(&mut self) -> Result<Option<String>> {
         let text = self.tokens.decode(&self.window)?;
         let certain = text.len();
-        let Some(piece) = self.give(&text, certain) else { return Ok(None) };
+        let Some(piece) = self.emit(&text, certain) else { return Ok(None) };
         self.text = text;
         Ok(Some(piece).filter(|piece| !piece.is_empty()))
     }
 
-    /// What is new in the text, up to what is certain. Nothing if it does not go on from what was given out.
-    fn give(&mut self, text: &str, certain: usize) -> Option<String> {
-        let goes_on = text.get(..self.given) == self.text.get(..self.given);
-        let piece = text.get(self.given..certain).filter(|_| goes_on)?.to_owned();
-        self.given = certain;
+    /// Marks the text as emitted up to `certain` bytes and gives the new part; none if it does not continue
+    /// what was emitted.
+    fn emit(&mut self, text: &str, certain: usize) -> Option<String> {
+        let continues = text.get(..self.emitted) == self.text.get(..self.emitted);
+        let piece = text.get(self.emitted..certain).filter(|_| continues)?.to_owned();
+        self.emitted = certain;
         Some(piece)
     }
 
-    /// Keeps the window short, where its last tokens alone say the same as they do in it.
-    fn cut(&mut self) {
+    /// Cuts the window, if its last tokens alone have the same text as in it.
+    fn cut_window(&mut self) {
         if self.window.len() <= WINDOW {
             return;
         }
-        let start = self.window.len() - KEPT;
+        let start = self.window.len() - WINDOW_TAIL;
         let Ok(end) = self.tokens.decode(&self.window[start..]) else { return };
-        let open = self.text.len() - self.given;
+        let open = self.text.len() - self.emitted;
         if self.text.ends_with(&end) && end.len() > open {
             self.window.drain(..start);
-            self.given = end.len() - open;
+            self.emitted = end.len() - open;
             self.text = end;
         }
     }

@@ -1,5 +1,5 @@
-//! A tokenizer out of the metadata of a GGUF file. It is written down as the `tokenizer.json` that transformers would
-//! make of the same vocabulary, and read as such.
+//! Tokenizer from the metadata of a GGUF file. It is converted to the `tokenizer.json` that transformers
+//! would make of the same vocabulary, and read as such.
 
 use std::collections::HashMap;
 
@@ -10,25 +10,25 @@ use super::template::SpecialTokens;
 use crate::gguf::{GgufTokenizer, TokenKind};
 use crate::tokens::Tokens;
 
-/// Longer pieces have no merges; no vocabulary has such.
+/// Most bytes of a piece that others merge to; no vocabulary has longer ones.
 const MAX_PIECE: usize = 256;
-/// Most ways in which pieces may merge: far more than a language has, and few enough to be kept.
+/// Most merges: far more than a vocabulary has, and few enough to be kept in memory.
 const MAX_MERGES: usize = 4 << 20;
 
-/// How Llama 3 splits text before its merges.
+/// Pre-tokenizer of Llama 3.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Qwen's: a digit at a time.
+/// Pre-tokenizer of Qwen2, which splits digits.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Phi-4-mini's: words end where capitals begin.
+/// Pre-tokenizer of GPT-4o and Phi-4-mini, which splits words at capitals.
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// The names that files use for the ways to split that are known here.
+/// Supported values of `tokenizer.ggml.pre`.
 const SPLITS: &str =
     "llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, qwen2, deepseek-r1-qwen, gpt-4o, smollm, gpt-2, phi-2";
 
-/// The tokenizer of a file.
+/// Builds the tokenizer of a file.
 ///
 /// # Errors
-/// In words, what it has that is not supported or makes no sense.
+/// A sentence about the setting that is not supported or makes no sense.
 pub(crate) fn tokens_of(gguf: &GgufTokenizer) -> Result<Tokens, String> {
     let parts = match gguf.model.as_str() {
         "gpt2" => byte_level(gguf)?,
@@ -53,7 +53,7 @@ pub(crate) fn tokens_of(gguf: &GgufTokenizer) -> Result<Tokens, String> {
     Tokens::whole(Tokenizer::from_bytes(bytes).map_err(|error| error.to_string())?)
 }
 
-/// The tokens that templates write by name.
+/// Special tokens that chat templates write by name.
 pub(crate) fn special_tokens_of(gguf: &GgufTokenizer) -> SpecialTokens {
     let name = |id: Option<u32>| gguf.tokens.get(id? as usize).cloned();
     SpecialTokens {
@@ -64,7 +64,7 @@ pub(crate) fn special_tokens_of(gguf: &GgufTokenizer) -> SpecialTokens {
     }
 }
 
-/// What differs between the two kinds.
+/// Sections of `tokenizer.json` that differ between the two kinds of tokenizer.
 struct Parts {
     normalizer: Value,
     split: Value,
@@ -81,7 +81,7 @@ fn vocabulary(gguf: &GgufTokenizer) -> Value {
     Value::Object(entries.collect())
 }
 
-/// Byte-level BPE with the merges of the file.
+/// Byte-level BPE, with the merges of the file.
 fn byte_level(gguf: &GgufTokenizer) -> Result<Parts, String> {
     let bytes = |own_split: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": own_split});
     let by = |pattern: &str| {
@@ -137,7 +137,7 @@ fn byte_level(gguf: &GgufTokenizer) -> Result<Parts, String> {
     Ok(Parts { normalizer, split, decoder: bytes(true), model })
 }
 
-/// SentencePiece's BPE, whose merges follow from the scores.
+/// BPE of SentencePiece, whose merges follow from the scores.
 fn sentence_piece(gguf: &GgufTokenizer) -> Result<Parts, String> {
     let prefix = gguf.adds_space.unwrap_or(true);
     let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
@@ -165,8 +165,8 @@ fn sentence_piece(gguf: &GgufTokenizer) -> Result<Parts, String> {
     })
 }
 
-/// Every way to put a piece together from two others, the pieces with the highest scores first: SentencePiece merges
-/// the pair whose sum has the highest score, BPE the pair that comes first.
+/// Lists every pair of pieces that make another piece, those of the highest scores first: SentencePiece
+/// merges the pair whose result has the highest score, BPE the pair that is listed first.
 fn merges_by_score(gguf: &GgufTokenizer) -> Result<Vec<Value>, String> {
     let is_piece = |id: usize| matches!(kind(gguf, id), TokenKind::Normal | TokenKind::UserDefined);
     let pieces: HashMap<&str, usize> = gguf
@@ -196,7 +196,7 @@ fn merges_by_score(gguf: &GgufTokenizer) -> Result<Vec<Value>, String> {
     Ok(found.into_iter().map(|(_, _, _, left, right)| json!([left, right])).collect())
 }
 
-/// Tokens that are found in text before anything else.
+/// Tokens that are matched in text before the model runs (`added_tokens`).
 fn added_tokens(gguf: &GgufTokenizer) -> Vec<Value> {
     let named = [gguf.beginning, gguf.end, gguf.end_of_turn, gguf.unknown, gguf.padding];
     let added = |(id, token): (usize, &String)| {
@@ -216,7 +216,7 @@ fn added_tokens(gguf: &GgufTokenizer) -> Vec<Value> {
     gguf.tokens.iter().enumerate().filter_map(added).collect()
 }
 
-/// Puts the tokens of beginning and end around a text, where the file asks for them.
+/// Post-processor that puts the tokens of beginning and end around a text, where the file asks for it.
 fn post_processor(gguf: &GgufTokenizer) -> Value {
     // Where the file does not say, llama.cpp's own answer holds.
     let llama_3 = matches!(gguf.pre.as_deref(), Some("llama-bpe" | "llama3" | "llama-v3"));
@@ -254,7 +254,7 @@ mod tests {
         GgufFile::open(&file).unwrap().tokenizer().unwrap()
     }
 
-    /// Texts with words, spaces and characters of all kinds, and with the tokens that templates write.
+    /// Texts with words, spaces and characters of all kinds, and with special tokens.
     const TEXTS: [&str; 7] = [
         "The cat sleeps on the warm windowsill.",
         " two  spaces   and\n\nlines\t tab",
@@ -266,7 +266,7 @@ mod tests {
     ];
 
     #[test]
-    fn where_a_file_does_not_say_the_beginning_and_the_ends_are_known_by_name() {
+    fn special_tokens_that_a_file_does_not_mark_are_known_by_name() {
         let mut file = gguf("gguf_llama");
         let begins = |file: &GgufTokenizer| {
             let ids = tokens_of(file).unwrap().encode_prompt("The cat", Specials::Added).unwrap();
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn its_numbers_are_those_of_the_tokenizer_it_was_made_from() {
+    fn token_ids_are_those_of_the_original_tokenizer() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_text");
         for name in ["llama", "qwen2", "qwen3", "phi3", "gemma3"] {
             let made = tokens_of(&gguf(&format!("gguf_{name}"))).unwrap();
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_named() {
+    fn unsupported_settings_are_named() {
         let mut unknown = gguf("gguf_llama");
         unknown.pre = Some("a-new-one".to_owned());
         assert!(tokens_of(&unknown).err().unwrap().contains("a-new-one"));

@@ -1,8 +1,8 @@
-//! The choice of the next token from logits. Order and meaning of the settings are those of transformers'
-//! `generate`: the repetition penalty over prompt and answer (Keskar et al., 2019, arXiv:1909.05858), then
-//! temperature, the k likeliest (Fan et al., 2018), the nucleus of probability p (Holtzman et al., 2019,
-//! arXiv:1904.09751), and the share of the likeliest one's probability (Nguyen et al., 2024, arXiv:2407.01082).
-//! Each text has a generator of its own, so that what runs beside it changes nothing.
+//! Sampler of the next token from logits. Order and meaning of the settings are those of `generate` in
+//! transformers: repetition penalty over prompt and answer (Keskar et al., 2019, arXiv 1909.05858),
+//! temperature, top-k (Fan et al., 2018, arXiv 1805.04833), top-p (Holtzman et al., 2019, arXiv 1904.09751)
+//! and min-p (Nguyen et al., 2024, arXiv 2407.01082). Each text has a random generator of its own, so other
+//! texts of a batch do not change it.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -13,17 +13,18 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use crate::error::{Error, Result};
 
-/// Candidates that are sorted first, in the hope that they make up the nucleus.
+/// Candidates that are sorted first; mostly they make up the nucleus.
 const FIRST_SORTED: usize = 256;
 
-/// A text's settings, its random numbers, and the tokens that occurred in it.
+/// Sampler of one text.
 pub(super) struct Sampler {
     settings: Sampling,
     random: ChaCha12Rng,
+    /// Tokens that occurred, for the repetition penalty.
     seen: HashSet<u32>,
 }
 
-/// A token that may be chosen, with its logit or probability.
+/// Token that may be sampled, with its logit or probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Candidate {
     pub(super) token: u32,
@@ -31,6 +32,10 @@ pub(super) struct Candidate {
 }
 
 impl Sampler {
+    /// Creates the sampler of a text after a prompt.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for settings that are out of range.
     pub(super) fn new(settings: &Sampling, prompt: &[u32]) -> Result<Self> {
         settings.check().map_err(|cause| Error::InvalidInput(cause.to_string()))?;
         // Without a seed: the standard library's own source of keys for its hash maps.
@@ -42,19 +47,22 @@ impl Sampler {
         Ok(Self { settings: settings.clone(), random: ChaCha12Rng::seed_from_u64(seed), seen })
     }
 
-    /// Chooses a token. The logits are spoiled.
-    pub(super) fn choose(&mut self, logits: &mut [f32]) -> Result<u32> {
+    /// Samples a token. The logits are overwritten.
+    ///
+    /// # Errors
+    /// [`Error::NotFiniteOutput`] if a logit is not finite.
+    pub(super) fn sample(&mut self, logits: &mut [f32]) -> Result<u32> {
         if logits.is_empty() || logits.iter().any(|logit| !logit.is_finite()) {
             return Err(Error::NotFiniteOutput);
         }
         if let Some(penalty) = self.settings.repetition_penalty {
-            penalize(logits, &self.seen, penalty);
+            apply_repetition_penalty(logits, &self.seen, penalty);
         }
         let token = if self.settings.temperature == 0.0 {
-            likeliest(logits)
+            argmax(logits)
         } else {
             let candidates = candidates(logits, &self.settings);
-            draw(&candidates, unit(&mut self.random))
+            pick(&candidates, uniform(&mut self.random))
         };
         if self.settings.repetition_penalty.is_some() {
             self.seen.insert(token);
@@ -63,14 +71,14 @@ impl Sampler {
     }
 }
 
-/// A number from 0 to just below 1.
-fn unit(random: &mut ChaCha12Rng) -> f64 {
+/// Random number from 0 to just below 1.
+fn uniform(random: &mut ChaCha12Rng) -> f64 {
     // 53 bits, as many as the fraction of an f64 has.
     (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Divides the positive and multiplies the negative logits of the tokens that occurred.
-fn penalize(logits: &mut [f32], seen: &HashSet<u32>, penalty: f32) {
+/// Divides the positive logits of the tokens that occurred by the penalty, and multiplies the negative ones.
+fn apply_repetition_penalty(logits: &mut [f32], seen: &HashSet<u32>, penalty: f32) {
     for token in seen {
         if let Some(logit) = logits.get_mut(*token as usize) {
             *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
@@ -78,8 +86,8 @@ fn penalize(logits: &mut [f32], seen: &HashSet<u32>, penalty: f32) {
     }
 }
 
-/// The first of the largest.
-fn likeliest(logits: &[f32]) -> u32 {
+/// Index of the largest logit, the first of equals.
+fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (token, logit) in logits.iter().enumerate() {
         if *logit > logits[best] {
@@ -89,7 +97,7 @@ fn likeliest(logits: &[f32]) -> u32 {
     best as u32
 }
 
-/// The tokens that may be chosen, in the order of the vocabulary, with their probabilities.
+/// Tokens that may be sampled, in the order of the vocabulary, with their probabilities.
 pub(super) fn candidates(logits: &[f32], settings: &Sampling) -> Vec<Candidate> {
     // The penalty may have left infinities.
     let highest = logits.iter().copied().fold(f32::MIN, f32::max).min(f32::MAX);
@@ -120,12 +128,12 @@ pub(super) fn candidates(logits: &[f32], settings: &Sampling) -> Vec<Candidate> 
     candidates
 }
 
-/// The larger first; of equals the one with the smaller number.
+/// Orders by descending weight; equals by their token.
 fn by_weight(left: &Candidate, right: &Candidate) -> std::cmp::Ordering {
     right.weight.total_cmp(&left.weight).then(left.token.cmp(&right.token))
 }
 
-/// Drops what is below the k-th largest; what is level with it stays.
+/// Keeps the `k` likeliest tokens, and those that equal the last of them.
 fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) {
     if k == 0 || k >= candidates.len() {
         return;
@@ -135,7 +143,7 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) {
     candidates.retain(|candidate| candidate.weight >= least);
 }
 
-/// Keeps the likeliest tokens up to the one with which they make up the share `p`.
+/// Keeps the likeliest tokens up to the one with which their probabilities reach the share `p`.
 fn keep_top_p(candidates: &mut Vec<Candidate>, p: f64) {
     let wanted = p * candidates.iter().map(|candidate| candidate.weight).sum::<f64>();
     let mut sorted = FIRST_SORTED;
@@ -161,8 +169,8 @@ fn keep_top_p(candidates: &mut Vec<Candidate>, p: f64) {
     }
 }
 
-/// The candidate in whose share of the line from 0 to 1 the point lies.
-fn draw(candidates: &[Candidate], point: f64) -> u32 {
+/// Inverse of the cumulative distribution at a point from 0 to 1.
+fn pick(candidates: &[Candidate], point: f64) -> u32 {
     let mut end = 0.0;
     for candidate in candidates {
         end += candidate.weight;
@@ -221,12 +229,12 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_chosen_is_what_transformers_leaves() {
+    fn candidates_are_those_of_transformers() {
         let mut largest = 0f64;
         for (index, case) in cases().iter().enumerate() {
             let mut logits = case.logits.clone();
             if let Some(penalty) = case.settings.repetition_penalty {
-                penalize(&mut logits, &case.prompt.iter().copied().collect(), penalty);
+                apply_repetition_penalty(&mut logits, &case.prompt.iter().copied().collect(), penalty);
             }
             let mut found = vec![0.0; logits.len()];
             for candidate in candidates(&logits, &case.settings.sampling(0)) {
@@ -242,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_come_as_often_as_their_probabilities_say_and_by_seed_again() {
+    fn tokens_are_sampled_by_their_probabilities_and_repeatably_by_seed() {
         const DRAWS: usize = 4000;
         let case = &cases()[24];
         assert!(case.settings.top_p.is_some() && case.settings.min_p.is_some());
@@ -250,7 +258,7 @@ mod tests {
             let mut sampler = Sampler::new(&case.settings.sampling(seed), &[]).unwrap();
             let mut choices = Vec::new();
             for _ in 0..DRAWS {
-                choices.push(sampler.choose(&mut case.logits.clone()).unwrap());
+                choices.push(sampler.sample(&mut case.logits.clone()).unwrap());
             }
             choices
         };
@@ -267,17 +275,17 @@ mod tests {
     }
 
     #[test]
-    fn greedy_takes_the_first_of_the_largest_after_the_penalty() {
+    fn greedy_takes_the_first_largest_logit_after_the_penalty() {
         let mut plain = Sampler::new(&Sampling::default(), &[1]).unwrap();
-        assert_eq!(plain.choose(&mut [0.5, 2.0, 2.0, -1.0]).unwrap(), 1);
+        assert_eq!(plain.sample(&mut [0.5, 2.0, 2.0, -1.0]).unwrap(), 1);
         let sampling = Sampling::default().with_repetition_penalty(2.0);
         let mut penalized = Sampler::new(&sampling, &[1]).unwrap();
-        assert_eq!(penalized.choose(&mut [0.5, 2.0, 2.0, -1.0]).unwrap(), 2);
-        assert_eq!(penalized.choose(&mut [1.5, 2.0, 2.0, -1.0]).unwrap(), 0, "its own tokens count too");
+        assert_eq!(penalized.sample(&mut [0.5, 2.0, 2.0, -1.0]).unwrap(), 2);
+        assert_eq!(penalized.sample(&mut [1.5, 2.0, 2.0, -1.0]).unwrap(), 0, "its own tokens count too");
     }
 
     #[test]
-    fn a_large_vocabulary_is_cut_as_if_it_were_sorted_whole() {
+    fn top_p_of_a_large_vocabulary_is_that_of_a_full_sort() {
         let logits: Vec<f32> =
             (0..20_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 18) as f32 / 9000.0).collect();
         let sampling = Sampling::default().with_temperature(1.0).with_top_p(0.6);
@@ -293,12 +301,12 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_not_finite_are_an_error_and_extreme_settings_are_none() {
+    fn logits_that_are_not_finite_are_refused_and_extreme_settings_work() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut sampler = Sampler::new(&Sampling::default(), &[]).unwrap();
-            assert!(matches!(sampler.choose(&mut [0.0, bad]), Err(Error::NotFiniteOutput)));
+            assert!(matches!(sampler.sample(&mut [0.0, bad]), Err(Error::NotFiniteOutput)));
         }
-        assert!(Sampler::new(&Sampling::default(), &[]).unwrap().choose(&mut []).is_err());
+        assert!(Sampler::new(&Sampling::default(), &[]).unwrap().sample(&mut []).is_err());
         for temperature in [f32::MIN_POSITIVE, f32::MAX] {
             for penalty in [f32::MIN_POSITIVE, f32::MAX] {
                 let sampling = Sampling::default()
@@ -309,7 +317,7 @@ mod tests {
                     .with_repetition_penalty(penalty)
                     .with_seed(0);
                 let mut sampler = Sampler::new(&sampling, &[0, 1, 2, u32::MAX]).unwrap();
-                let token = sampler.choose(&mut [f32::MAX, f32::MIN, -1.0, 1.0]).unwrap();
+                let token = sampler.sample(&mut [f32::MAX, f32::MIN, -1.0, 1.0]).unwrap();
                 assert!(token < 4);
             }
         }

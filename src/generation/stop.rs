@@ -1,49 +1,50 @@
-//! Stop strings, which may lie across several pieces of text: what may still become one is held back. The result does
-//! not depend on how the text is cut into pieces: of several matches the one that is complete first ends the text, and
-//! of those the one that began first.
+//! Stop strings, which may lie across several pieces of text: text that may still become one is held back.
+//! The result does not depend on how the text is cut into pieces: of several matches the one that is complete
+//! first ends the text, and of those the one that began first.
 
-/// Whether the text is over.
+/// Result of the search for a stop string: the text ends at one, or goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stopped {
     Yes,
     No,
 }
 
-/// The strings, and the end of the text that may still become one of them: always less than the longest.
+/// Stop strings, and the end of the text that may still become one of them, which is shorter than the
+/// longest.
 #[derive(Debug, Default)]
 pub(super) struct StopStrings {
     strings: Vec<String>,
-    held: String,
+    held_back: String,
 }
 
 impl StopStrings {
-    /// Empty strings are left out.
+    /// Creates a search for these strings, of which empty ones are left out.
     pub(super) fn new(strings: &[String]) -> Self {
         let strings = strings.iter().filter(|string| !string.is_empty()).cloned().collect();
-        Self { strings, held: String::new() }
+        Self { strings, held_back: String::new() }
     }
 
-    /// Takes more text and gives back what is certain not to be part of a stop string.
+    /// Takes more text. Gives the text that cannot become part of a stop string any more.
     pub(super) fn push(&mut self, piece: &str) -> (String, Stopped) {
-        self.held.push_str(piece);
-        let first = |string: &String| self.held.find(string.as_str()).map(|at| (at + string.len(), at));
+        self.held_back.push_str(piece);
+        let first = |string: &String| self.held_back.find(string.as_str()).map(|at| (at + string.len(), at));
         if let Some((_, at)) = self.strings.iter().filter_map(first).min() {
-            let mut text = std::mem::take(&mut self.held);
+            let mut text = std::mem::take(&mut self.held_back);
             text.truncate(at);
             return (text, Stopped::Yes);
         }
-        let keep = self.strings.iter().map(|string| overlap(&self.held, string)).max().unwrap_or(0);
-        let rest = self.held.split_off(self.held.len() - keep);
-        (std::mem::replace(&mut self.held, rest), Stopped::No)
+        let keep = self.strings.iter().map(|string| overlap(&self.held_back, string)).max().unwrap_or(0);
+        let rest = self.held_back.split_off(self.held_back.len() - keep);
+        (std::mem::replace(&mut self.held_back, rest), Stopped::No)
     }
 
-    /// What was held back, now that nothing follows.
+    /// Gives the text that was held back, after the last piece.
     pub(super) fn flush(&mut self) -> String {
-        std::mem::take(&mut self.held)
+        std::mem::take(&mut self.held_back)
     }
 }
 
-/// Bytes of the longest end of `text` that `string` begins with, but is longer than.
+/// Bytes of the longest proper prefix of `string` that `text` ends with.
 fn overlap(text: &str, string: &str) -> usize {
     let longest = text.len().min(string.len().saturating_sub(1));
     (1..=longest)
@@ -63,7 +64,7 @@ mod tests {
         for piece in pieces {
             let (text, stopped) = stop.push(piece);
             whole.push_str(&text);
-            assert!(stop.held.len() < strings.iter().map(String::len).max().unwrap_or(1).max(1));
+            assert!(stop.held_back.len() < strings.iter().map(String::len).max().unwrap_or(1).max(1));
             if stopped == Stopped::Yes {
                 return (whole, stopped);
             }

@@ -1,9 +1,9 @@
-//! Messages to a prompt, by the chat template that a model ships: a Jinja program, run as transformers runs it in
-//! `apply_chat_template`, but with limits on its steps and its output, for a template comes from outside. Finding
-//! the template in a model's files is here too; tokenizing what it writes is left to the tokenizer.
+//! Chat templates: Jinja programs that models ship and that render messages to a prompt. They run as in
+//! `apply_chat_template` of transformers, with limits on steps and output, since a template is untrusted. The
+//! search for the template in a model's files is here too; tokenizing the prompt is left to the tokenizer.
 
-mod guard;
 mod limits;
+mod guard;
 mod functions;
 
 use std::collections::BTreeMap;
@@ -16,15 +16,15 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::source::Files;
-use limits::Bounded;
+use limits::LimitedWriter;
 
 /// Most bytes of a template.
 const MAX_TEMPLATE_BYTES: usize = 256 << 10;
-/// Most bytes of what a template writes; a prompt has at most half of it.
+/// Most bytes of a template's output; a prompt has at most half of it.
 const MAX_OUTPUT_BYTES: usize = 8 << 20;
-/// Steps that a template may take; a published one takes about a hundred for each message.
+/// Most steps of a template; a published one takes about a hundred for each message.
 const MAX_STEPS: u64 = 1_000_000;
-/// Levels of macros and loops in each other.
+/// Most nested macros and loops.
 const MAX_DEPTH: usize = 100;
 const NAME: &str = "chat";
 
@@ -36,7 +36,7 @@ pub(crate) struct ChatTemplate {
     tokens: SpecialTokens,
 }
 
-/// Tokens that templates write by name.
+/// Special tokens that templates write by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SpecialTokens {
     pub(crate) bos: Option<String>,
@@ -45,7 +45,7 @@ pub(crate) struct SpecialTokens {
     pub(crate) pad: Option<String>,
 }
 
-/// A token in `tokenizer_config.json`: its text, or an object with it.
+/// Token in `tokenizer_config.json`: its text, or an object with it.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum TokenEntry {
@@ -67,7 +67,7 @@ struct NamedTemplate {
     template: String,
 }
 
-/// `tokenizer_config.json`, as far as it matters here; `chat_template.json` has the template alone.
+/// Chat template and special tokens of `tokenizer_config.json`; `chat_template.json` has the template alone.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct TokenizerConfig {
@@ -79,7 +79,7 @@ struct TokenizerConfig {
 }
 
 impl TemplateEntry {
-    /// The one that is called `default`, or the only one.
+    /// Picks the template that is called `default`, or the only one.
     fn pick(self) -> Option<String> {
         match self {
             Self::One(template) => Some(template),
@@ -179,7 +179,7 @@ impl ChatTemplate {
         Ok(Self { environment, file: file.to_owned(), tokens })
     }
 
-    /// The prompt that asks for the model's next turn.
+    /// Renders the prompt that asks for the model's next turn.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if the template refuses the messages, or does not come to an end within its limits.
@@ -198,8 +198,8 @@ impl ChatTemplate {
         self.render_values(values)
     }
 
-    /// The prompt that asks the model about one image: a turn whose content has two parts, as templates of models that
-    /// see images expect it.
+    /// Renders the prompt that asks a vision model about one image: a turn whose content is an image and a
+    /// text.
     ///
     /// # Errors
     /// As [`Self::render`].
@@ -240,14 +240,14 @@ impl ChatTemplate {
             })
         };
         let template = self.environment.get_template(NAME).map_err(refused)?;
-        let mut out = Bounded::new(MAX_OUTPUT_BYTES);
+        let mut out = LimitedWriter::new(MAX_OUTPUT_BYTES);
         template.render_captured_to(values, &mut out).map_err(refused)?;
         String::from_utf8(out.into_bytes())
             .map_err(|_| Error::InvalidInput("the chat template wrote no valid text".to_owned()))
     }
 }
 
-/// What went wrong in one line, without a copy of the template.
+/// Describes an error in one line, without a copy of the template.
 fn describe(error: &minijinja::Error) -> String {
     let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     match error.line() {

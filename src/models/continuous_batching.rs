@@ -11,7 +11,7 @@ mod worker_tests;
 use std::collections::VecDeque;
 
 use crate::error::Result;
-use crate::generation::{Generation, Next};
+use crate::generation::{Generation, GenerationStep};
 use crate::kernels::causal::KV_CACHE_STEP;
 use crate::limits::GenerationLimits;
 pub(crate) use worker::serve;
@@ -74,7 +74,7 @@ struct Text<Key, State> {
 
 /// What a step made of one text.
 pub(crate) struct Held {
-    pub(crate) next: Result<Next>,
+    pub(crate) next: Result<GenerationStep>,
 }
 
 /// The texts of a worker.
@@ -201,7 +201,7 @@ impl<Key, State> Text<Key, State> {
             Err(error) => Err(error),
         };
         let is_news = match &next {
-            Ok(Next { finished: Some(_), .. }) | Err(_) => true,
+            Ok(GenerationStep { finished: Some(_), .. }) | Err(_) => true,
             Ok(next) => {
                 model.chosen(&mut self.start.state, next.token);
                 next.text.is_some()

@@ -1,5 +1,5 @@
-//! What chat templates call besides Jinja itself: Python's methods of strings, dictionaries and lists, and the
-//! functions that transformers adds. Values are written as Python writes them.
+//! Functions that chat templates call besides Jinja's own: Python's methods of strings, dictionaries and
+//! lists, and the functions that transformers adds. Values are written as Python writes them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,12 +9,12 @@ use serde::Serialize as _;
 use serde_json::ser::Formatter;
 
 use super::guard;
-use super::limits::Bounded;
+use super::limits::LimitedWriter;
 
 /// Most bytes that `tojson` writes.
 const MAX_JSON_BYTES: usize = 8 << 20;
 
-/// Sets up what a template of so many bytes may call.
+/// Adds the functions and filters of a template of so many bytes.
 pub(super) fn add(environment: &mut Environment<'static>, bytes: u64) {
     environment.set_unknown_method_callback(call_method);
     environment.set_formatter(write_as_python);
@@ -29,7 +29,7 @@ pub(super) fn add(environment: &mut Environment<'static>, bytes: u64) {
     environment.add_filter("join", |state: &mut State, values: Value, between: Option<String>| {
         join(state, &values, between.as_deref().unwrap_or(""))
     });
-    // They can make much out of little, and chat templates have no need of them.
+    // Their results can be much larger than their inputs, and chat templates do not need them.
     for filter in ["format", "indent", "sum", "pprint", "batch", "slice"] {
         environment.remove_filter(filter);
     }
@@ -40,7 +40,8 @@ pub(super) fn add(environment: &mut Environment<'static>, bytes: u64) {
     environment.add_function("strftime_now", |format: String| format_time(&format, seconds_now()));
 }
 
-/// transformers marks the model's own turns for training with `generation` blocks; elsewhere they do nothing.
+/// Replaces `generation` blocks, by which transformers marks the model's turns for training, by blocks that
+/// do nothing.
 pub(super) fn without_generation_marks(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -64,7 +65,7 @@ pub(super) fn without_generation_marks(source: &str) -> String {
     out
 }
 
-/// Python's methods. Those that can make much out of little are counted, or are not there.
+/// Calls Python's methods. Those whose result can be much larger than their input are counted, or missing.
 fn call_method(state: &mut State, value: &Value, method: &str, arguments: &[Value]) -> Result<Value, Error> {
     let text = |index: usize| arguments.get(index).and_then(Value::as_str);
     match (value.as_str(), method, text(0), text(1)) {
@@ -117,7 +118,7 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     if indent.is_some_and(|indent| indent > 16) {
         return Err(Error::new(ErrorKind::InvalidOperation, "tojson: indent is above 16"));
     }
-    let mut out = Bounded::new(MAX_JSON_BYTES);
+    let mut out = LimitedWriter::new(MAX_JSON_BYTES);
     let layout = PythonLayout { indent, depth: 0, has_value: false };
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, layout);
     let invalid = |reason: String| Error::new(ErrorKind::BadSerialization, reason);
@@ -265,8 +266,8 @@ fn format_time(format: &str, seconds: i64) -> String {
     out
 }
 
-/// Year, month and day of a day after 1 January 1970, in the Gregorian calendar. Years are counted from March, so
-/// that the leap day is the last of its year.
+/// Year, month and day of a day after 1 January 1970, in the Gregorian calendar. Years are counted from
+/// March, so that the leap day is the last of its year.
 fn date(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let era = days.div_euclid(146_097);

@@ -1,24 +1,25 @@
-//! Keeps a template from filling the memory on its way. Jinja's own limit counts steps, but a step that doubles a text
-//! costs no more than another; forty of them are a terabyte. So every place where a template gives a value a name,
-//! in a loop, a macro or an assignment, gets a call of [`CHECK`] that weighs the value against a budget, and what
-//! may grow between two such places is bounded in the text of the template itself.
+//! Limit on the memory that a template uses while it runs. Jinja's own limit counts steps, but a step that
+//! doubles a text costs no more than another; forty of them are a terabyte. So every place where a template
+//! gives a value a name, in a loop, a macro or an assignment, gets a call of [`CHECK`] that counts the
+//! value's bytes against a budget, and the growth between two such places is bounded by a check of the
+//! template's text.
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, State, Value};
 
 /// The function that the rewritten template calls.
 pub(super) const CHECK: &str = "__weigh";
-/// Bytes and values that a template may handle in all; a prompt has at most 4 MiB and is handled a few times.
+/// Most bytes that a template may handle in all; a prompt has at most 4 MiB and is handled a few times.
 const MAX_HANDLED: u64 = 256 << 20;
-/// What each part of one value weighs besides its text.
+/// Bytes that each part of a value counts for besides its text.
 const PART: u64 = 16;
-/// Levels of lists and maps in each other.
+/// Most nested lists and maps of a value.
 const MAX_DEPTH: usize = 64;
-/// Most signs in one tag by which values are put together.
+/// Most operators in one tag that join values.
 const MAX_JOINTS: usize = 64;
 const SPENT: &str = "__spent";
 
-/// Counts bytes that the template handles.
+/// Counts bytes that the template handles against its budget.
 pub(super) fn spend(state: &mut State, bytes: u64) -> Result<(), Error> {
     let spent = state.get_temp(SPENT).and_then(|spent| u64::try_from(spent).ok()).unwrap_or(0);
     let spent = spent.saturating_add(bytes);
@@ -26,7 +27,7 @@ pub(super) fn spend(state: &mut State, bytes: u64) -> Result<(), Error> {
     if spent > MAX_HANDLED { Err(too_much()) } else { Ok(()) }
 }
 
-/// Not the kind of error that tells of steps: it is another limit.
+/// Error about the budget of bytes, which is not that of steps.
 fn too_much() -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("it handled more than {MAX_HANDLED} bytes on its way"))
 }
@@ -35,7 +36,7 @@ fn too_deep() -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("a value has more than {MAX_DEPTH} levels in each other"))
 }
 
-/// What a value weighs if it is written out.
+/// Bytes that a value counts for when it is written out.
 pub(super) fn weight(value: &Value) -> Result<u64, Error> {
     let mut left = MAX_HANDLED;
     weigh(value, &mut left, MAX_DEPTH)?;
@@ -60,10 +61,10 @@ fn weigh(value: &Value, left: &mut u64, depth: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// A template with calls of [`CHECK`] wherever a value gets a name.
+/// Adds calls of [`CHECK`] to a template wherever a value gets a name.
 ///
 /// # Errors
-/// In words, what no chat template needs and could be used to fill the memory.
+/// A sentence about an operation that no chat template needs and that could fill the memory.
 pub(super) fn guarded(source: &str) -> Result<String, String> {
     let mut out = String::with_capacity(source.len() * 2);
     let mut rest = source;
@@ -103,7 +104,7 @@ pub(super) fn guarded(source: &str) -> Result<String, String> {
     Ok(out)
 }
 
-/// Bytes up to the end of a tag, whose strings may hold anything.
+/// Bytes of a tag up to its end, which is not looked for in strings.
 fn tag_length(tag: &str, end: &[u8; 2]) -> Result<usize, String> {
     let bytes = tag.as_bytes();
     let (mut quote, mut depth, mut joints) = (None, 0usize, 0usize);
@@ -129,7 +130,7 @@ fn tag_length(tag: &str, end: &[u8; 2]) -> Result<usize, String> {
     Ok(tag.len())
 }
 
-/// The names that a block tag gives, if it is one that names.
+/// Names that a block tag gives to values; none for another tag.
 fn names(inside: &str, captured: &mut Vec<Vec<String>>) -> Option<Vec<String>> {
     let (keyword, rest) =
         inside.split_at(inside.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(inside.len()));
@@ -155,7 +156,7 @@ fn names(inside: &str, captured: &mut Vec<Vec<String>>) -> Option<Vec<String>> {
     }
 }
 
-/// The names of a macro's parameters, which come first in its parentheses.
+/// Names of a macro's parameters, of a text that begins with them.
 fn parameters(rest: &str) -> Vec<String> {
     let (mut depth, mut quote) = (0i32, None);
     let end = rest.bytes().position(|sign| {
@@ -173,7 +174,7 @@ fn parameters(rest: &str) -> Vec<String> {
     assigned(&rest[..end.unwrap_or(rest.len())])
 }
 
-/// `a, b=1, c=2` to a, b and c.
+/// Names in a list of assignments: a, b and c in `a, b=1, c=2`.
 fn assigned(text: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut begin = 0;
@@ -186,7 +187,7 @@ fn assigned(text: &str) -> Vec<String> {
     names
 }
 
-/// Where a sign stands outside of strings and brackets. An equals sign of a comparison is none.
+/// Offsets of a character outside of strings and brackets. The equals sign of a comparison does not count.
 fn top(text: &str, sign: u8) -> Vec<usize> {
     let bytes = text.as_bytes();
     let (mut quote, mut depth, mut found) = (None, 0i32, Vec::new());
@@ -213,7 +214,7 @@ fn top(text: &str, sign: u8) -> Vec<usize> {
     found
 }
 
-/// Names with dots, whatever brackets and commas are around them.
+/// Names, with their dots, between any brackets and commas.
 fn identifiers(text: &str) -> Vec<String> {
     text.split(|letter: char| !(letter.is_alphanumeric() || "_.".contains(letter)))
         .filter(|name| name.starts_with(|letter: char| letter.is_alphabetic() || letter == '_'))

@@ -1,14 +1,14 @@
-//! A writer with an end, so that a template cannot fill the memory with its output.
+//! Writer with a limit, so that a template cannot fill the memory with its output.
 
 use std::io::{Error, Write};
 
-/// Bytes, up to a limit.
-pub(super) struct Bounded {
+/// Collects bytes up to a limit.
+pub(super) struct LimitedWriter {
     bytes: Vec<u8>,
     limit: usize,
 }
 
-impl Bounded {
+impl LimitedWriter {
     pub(super) fn new(limit: usize) -> Self {
         Self { bytes: Vec::new(), limit }
     }
@@ -18,7 +18,7 @@ impl Bounded {
     }
 }
 
-impl Write for Bounded {
+impl Write for LimitedWriter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if bytes.len() > self.limit - self.bytes.len() {
             return Err(Error::other("the limit is reached"));
