@@ -28,7 +28,7 @@ const EPSILON: f64 = 1e-6;
 const ONLY: &[(&str, &str)] =
     &[("act_fn", "\"silu\""), ("out_channels", "3"), ("latents_mean", "null"), ("latents_std", "null")];
 
-/// `vae/config.json`. What has a default in diffusers has it here.
+/// `vae/config.json`, with the defaults of diffusers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub(super) struct AutoencoderConfig {

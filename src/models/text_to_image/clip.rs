@@ -70,7 +70,7 @@ impl PromptEncoderConfig {
     }
 
     fn length(&self) -> usize {
-        self.tokenizer.longest().min(self.text.settings.max_position_embeddings)
+        self.tokenizer.max_length().min(self.text.settings.max_position_embeddings)
     }
 
     pub(super) fn load(&self, reader: &WeightReader<'_>, pooling: Pooling) -> Result<PromptEncoder> {

@@ -1,6 +1,7 @@
-//! FLUX.1 schnell and dev (Black Forest Labs, 2024): T5 for the tokens, CLIP for the text's vector, and a
-//! transformer that is trained by flow matching. Dev is told how strong its guidance is and needs no second
-//! prediction; schnell is distilled to a few steps without guidance. The reference is diffusers.
+//! FLUX.1 schnell and dev (Black Forest Labs, 2024): T5 for the prompt embeddings, CLIP for the pooled one,
+//! and a transformer that is trained by flow matching. Dev takes the scale of the guidance as an input and
+//! needs no second prediction; schnell is distilled to a few steps without guidance. The reference is
+//! diffusers.
 
 mod transformer;
 
@@ -24,18 +25,18 @@ use transformer::{SIDE, Transformer, TransformerConfig};
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "FluxPipeline", architectures: &[], read: |_, _| Ok(read) };
 
-const FIRST: Component =
+const CLIP: Component =
     Component { folder: "text_encoder/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
-const SECOND: Component =
+const T5_ENCODER: Component =
     Component { folder: "text_encoder_2/", file: Component::TRANSFORMERS, is_loaded: t5::is_loaded };
 
-/// Latents along a side of a picture whose size is not asked for; no configuration says it.
+/// Latents along a side of the default image, which no configuration says.
 const SAMPLE_SIZE: usize = 128;
 
-/// The configurations.
+/// Configurations of the components.
 struct Flux {
-    first: PromptEncoderConfig,
-    second: T5Config,
+    clip: PromptEncoderConfig,
+    t5: T5Config,
     transformer: TransformerConfig,
     autoencoder: AutoencoderConfig,
     schedule: FlowSchedule,
@@ -43,40 +44,40 @@ struct Flux {
 
 fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
     let model = Flux {
-        first: PromptEncoderConfig::read(repository, FIRST.folder, "tokenizer/")?,
-        second: T5Config::read(repository, SECOND.folder, "tokenizer_2/")?,
+        clip: PromptEncoderConfig::read(repository, CLIP.folder, "tokenizer/")?,
+        t5: T5Config::read(repository, T5_ENCODER.folder, "tokenizer_2/")?,
         transformer: TransformerConfig::read(repository)?,
         autoencoder: AutoencoderConfig::read(repository)?,
         schedule: FlowSchedule::read(repository)?,
     };
-    match model.misfit() {
+    match model.mismatch() {
         Some(reason) => Err(invalid(&repository.path, reason)),
         None => Ok(Box::new(model)),
     }
 }
 
 impl Flux {
-    /// What does not fit together.
-    fn misfit(&self) -> Option<String> {
+    /// Describes the first pair of components whose sizes do not fit together.
+    fn mismatch(&self) -> Option<String> {
         let (takes, channels) = (self.transformer.in_channels, self.autoencoder.latent_channels);
         if takes != channels * SIDE * SIDE {
             return Some(format!(
                 "its transformer takes patches of {takes} numbers, its autoencoder has {channels} channels"
             ));
         }
-        let (width, takes) = (self.second.width(), self.transformer.joint_attention_dim);
+        let (width, takes) = (self.t5.width(), self.transformer.joint_attention_dim);
         if width != takes {
             return Some(format!(
                 "its joint_attention_dim is {takes}, its second text encoder's d_model {width}"
             ));
         }
-        let (width, takes) = (self.first.width(), self.transformer.pooled_projection_dim);
+        let (width, takes) = (self.clip.width(), self.transformer.pooled_projection_dim);
         (width != takes).then(|| {
             format!("its pooled_projection_dim is {takes}, its first text encoder's hidden_size {width}")
         })
     }
 
-    /// Tokens of a prompt for T5: schnell is trained with half as many.
+    /// Tokens of a prompt for T5; schnell is trained with half as many as dev.
     fn length(&self) -> usize {
         if self.transformer.guidance_embeds { 512 } else { 256 }
     }
@@ -95,15 +96,15 @@ impl Architecture for Flux {
     }
 
     fn components(&self) -> Vec<Component> {
-        vec![FIRST, SECOND, transformer::COMPONENT, autoencoder::COMPONENT]
+        vec![CLIP, T5_ENCODER, transformer::COMPONENT, autoencoder::COMPONENT]
     }
 
     fn scratch(&self, pixels: usize) -> Bytes {
         let side = self.latent_space().multiple;
         let rows = (pixels / (side * side)).saturating_add(self.length());
         let parts = [
-            self.first.scratch(),
-            self.second.scratch(self.length()),
+            self.clip.scratch(),
+            self.t5.scratch(self.length()),
             self.transformer.scratch(rows),
             self.autoencoder.scratch(pixels),
         ];
@@ -119,8 +120,8 @@ impl Architecture for Flux {
         let reader =
             |component: Component| Ok::<_, Error>(weights.of(component.folder)?.reader("", device, context));
         Ok(Box::new(LoadedFlux {
-            first: self.first.load(&reader(FIRST)?, Pooling::Plain)?,
-            second: self.second.load(&ScopedReader::root(&reader(SECOND)?), self.length())?,
+            clip: self.clip.load(&reader(CLIP)?, Pooling::Plain)?,
+            t5: self.t5.load(&ScopedReader::root(&reader(T5_ENCODER)?), self.length())?,
             transformer: self.transformer.load(&ScopedReader::root(&reader(transformer::COMPONENT)?))?,
             autoencoder: self.autoencoder.load(&ScopedReader::root(&reader(autoencoder::COMPONENT)?))?,
             schedule: self.schedule.clone(),
@@ -130,8 +131,8 @@ impl Architecture for Flux {
 }
 
 struct LoadedFlux {
-    first: PromptEncoder,
-    second: T5,
+    clip: PromptEncoder,
+    t5: T5,
     transformer: Transformer,
     autoencoder: Autoencoder,
     schedule: FlowSchedule,
@@ -152,8 +153,8 @@ impl Pipeline for LoadedFlux {
         }
         let prompts = [settings.prompt.as_str()];
         Ok(Conditioning {
-            pooled_prompt_embeddings: Some(self.first.encode(&prompts, watch)?.pooled),
-            prompt_embeddings: self.second.encode(&prompts, watch)?,
+            pooled_prompt_embeddings: Some(self.clip.encode(&prompts, watch)?.pooled),
+            prompt_embeddings: self.t5.encode(&prompts, watch)?,
             guidance: settings.guidance,
         })
     }

@@ -1,4 +1,4 @@
-//! The noise of one picture: from its seed alone, whatever else is painted beside it, or given.
+//! Noise of one image, from its seed alone, whatever else is in the batch, or given by the caller.
 
 use candle_core::{Device, Tensor};
 use rand::SeedableRng as _;
@@ -7,26 +7,27 @@ use rand_distr::{Distribution as _, StandardNormal};
 
 use crate::error::{Error, Result};
 
-/// Normally distributed numbers, one after another.
+/// Source of normally distributed numbers.
 pub(super) enum Noise {
     /// From a seed.
     Seeded(Box<ChaCha12Rng>),
-    /// Somebody else's, with how many of them are used up.
+    /// Given numbers, and how many of them were used.
     Given(Vec<f32>, usize),
 }
 
 impl Noise {
-    /// Repeatable with a seed, and another each time without.
+    /// Creates the source of a seed; without one it is different each time.
     pub(super) fn seeded(seed: Option<u64>) -> Self {
         Self::Seeded(Box::new(ChaCha12Rng::seed_from_u64(seed.unwrap_or_else(any_seed))))
     }
 
+    /// Creates a source of given numbers.
     pub(super) fn given(numbers: Vec<f32>) -> Self {
         Self::Given(numbers, 0)
     }
 
-    /// The next numbers, in a tensor of this shape. They are made on the processor, so that a seed gives the
-    /// same picture on every device.
+    /// Takes the next numbers as a tensor of this shape. They are made on the processor, so that a seed gives the
+    /// same noise on every device.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] where given noise does not suffice.

@@ -1,6 +1,6 @@
-//! Prompts to token numbers of one fixed length, as text to image models are trained: cut, or filled up with
-//! padding that the model sees. Older repositories have CLIP's vocabulary and merges in place of a
-//! `tokenizer.json`.
+//! Tokenizer of prompts to token ids of one fixed length, as text to image models are trained: truncated, or
+//! padded with tokens that the model attends to. Older repositories have CLIP's vocabulary and merges in
+//! place of a `tokenizer.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -17,21 +17,21 @@ use super::repository::Repository;
 use crate::error::{Error, Result};
 use crate::tokens::{OutputBounds, Specials, open};
 
-/// Most tokens of a prompt.
+/// Most tokens of a prompt, special tokens included.
 const MAX_PROMPT: usize = 4096;
-/// How CLIP splits a text into words.
-const WORDS: &str =
+/// Pre-tokenizer of CLIP.
+const CLIP_PATTERN: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-/// A token, as text or with how it is matched.
+/// Token in a configuration file: its text, or an object with it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
-enum Token {
+enum TokenEntry {
     Text(String),
     Added { content: String },
 }
 
-impl Token {
+impl TokenEntry {
     fn text(self) -> String {
         match self {
             Self::Text(content) | Self::Added { content } => content,
@@ -42,18 +42,19 @@ impl Token {
 /// `tokenizer_config.json` and `special_tokens_map.json`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-struct Settings {
+struct TokenizerConfig {
     model_max_length: Option<f64>,
-    bos_token: Option<Token>,
-    eos_token: Option<Token>,
-    unk_token: Option<Token>,
-    pad_token: Option<Token>,
+    bos_token: Option<TokenEntry>,
+    eos_token: Option<TokenEntry>,
+    unk_token: Option<TokenEntry>,
+    pad_token: Option<TokenEntry>,
     added_tokens_decoder: Option<serde_json::Value>,
 }
 
-impl Settings {
-    /// The map of special tokens goes before, unless the settings tell of added tokens themselves.
-    fn with(self, map: Self) -> Self {
+impl TokenizerConfig {
+    /// Takes over the special tokens of `special_tokens_map.json`, unless the configuration lists added
+    /// tokens itself.
+    fn with_special_tokens(self, map: Self) -> Self {
         if self.added_tokens_decoder.is_some() {
             return self;
         }
@@ -69,17 +70,21 @@ impl Settings {
 
 enum TokenizerFile {
     Whole(PathBuf),
-    Parts { vocabulary: PathBuf, merges: PathBuf },
+    /// `vocab.json` and `merges.txt` of CLIP.
+    Parts {
+        vocabulary: PathBuf,
+        merges: PathBuf,
+    },
 }
 
-/// The files of a tokenizer, found but not read.
+/// Files of a tokenizer, found but not read.
 pub(super) struct TokenizerFiles {
     file: TokenizerFile,
-    settings: Settings,
+    config: TokenizerConfig,
 }
 
 impl TokenizerFiles {
-    /// The tokenizer in a folder, which is named with a slash at its end.
+    /// Finds the tokenizer in a folder, whose name ends with a slash.
     pub(super) fn find(repository: &Repository<'_>, folder: &str) -> Result<Self> {
         let Repository { files, context, .. } = *repository;
         let file = match files.optional(&format!("{folder}tokenizer.json"), context)? {
@@ -89,18 +94,21 @@ impl TokenizerFiles {
                 merges: files.required(&format!("{folder}merges.txt"), context)?,
             },
         };
-        let read = |name: &str| files.optional_json::<Settings>(&format!("{folder}{name}"), context);
-        let settings = read("tokenizer_config.json")?.unwrap_or_default();
+        let read = |name: &str| files.optional_json::<TokenizerConfig>(&format!("{folder}{name}"), context);
+        let config = read("tokenizer_config.json")?.unwrap_or_default();
         let map = read("special_tokens_map.json")?.unwrap_or_default();
-        Ok(Self { file, settings: settings.with(map) })
+        Ok(Self { file, config: config.with_special_tokens(map) })
     }
 
-    /// Tokens of a prompt, where the settings say; CLIP's number where they do not.
-    pub(super) fn longest(&self) -> usize {
-        self.settings.model_max_length.map_or(77, |length| (length as usize).min(MAX_PROMPT))
+    /// Tokens of a prompt by `model_max_length`; those of CLIP without it.
+    pub(super) fn max_length(&self) -> usize {
+        self.config.model_max_length.map_or(77, |length| (length as usize).min(MAX_PROMPT))
     }
 
     /// Reads the tokenizer, for prompts of `length` tokens, special ones included.
+    ///
+    /// # Errors
+    /// [`Error::InvalidTokenizer`] for files that make no tokenizer and for a length that has no room for a prompt.
     pub(super) fn read(&self, length: usize) -> Result<PromptTokens> {
         let path = match &self.file {
             TokenizerFile::Whole(path) => path,
@@ -110,7 +118,7 @@ impl TokenizerFiles {
         let mut tokenizer = match &self.file {
             TokenizerFile::Whole(path) => open(path)?,
             TokenizerFile::Parts { vocabulary, merges } => {
-                self.clip(vocabulary, merges).map_err(|error| invalid(error.to_string()))?
+                self.build_clip(vocabulary, merges).map_err(|error| invalid(error.to_string()))?
             }
         };
         let output_bounds = OutputBounds::of(&tokenizer).map_err(invalid)?;
@@ -127,7 +135,7 @@ impl TokenizerFiles {
         let truncation = TruncationParams { max_length: length, ..TruncationParams::default() };
         tokenizer.with_padding(None);
         tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
-        let pad = name(&self.settings.pad_token, END);
+        let pad = text_of(&self.config.pad_token, END);
         let pad = tokenizer
             .token_to_id(&pad)
             .ok_or_else(|| invalid(format!("its vocabulary has no token {pad:?} to fill up with")))?;
@@ -135,15 +143,15 @@ impl TokenizerFiles {
         Ok(PromptTokens { tokenizer, output_bounds, length, pad, vocabulary, file: path.clone() })
     }
 
-    /// CLIP's tokenizer, as transformers puts it together.
-    fn clip(&self, vocabulary: &Path, merges: &Path) -> tokenizers::Result<Tokenizer> {
+    /// Builds CLIP's tokenizer from its vocabulary and merges, as transformers does.
+    fn build_clip(&self, vocabulary: &Path, merges: &Path) -> tokenizers::Result<Tokenizer> {
         let [start, end, unknown, pad] = [
-            (&self.settings.bos_token, START),
-            (&self.settings.eos_token, END),
-            (&self.settings.unk_token, END),
-            (&self.settings.pad_token, END),
+            (&self.config.bos_token, START),
+            (&self.config.eos_token, END),
+            (&self.config.unk_token, END),
+            (&self.config.pad_token, END),
         ]
-        .map(|(token, default)| name(token, default));
+        .map(|(token, default)| text_of(token, default));
         let (vocabulary, merges) = (vocabulary.to_string_lossy(), merges.to_string_lossy());
         let model = BPE::from_file(&vocabulary, &merges)
             .end_of_word_suffix("</w>".to_owned())
@@ -155,9 +163,10 @@ impl TokenizerFiles {
             Replace::new(tokenizers::normalizers::replace::ReplacePattern::Regex(r"\s+".into()), " ")?;
         let normalizers = vec![NFC.into(), spaces.into(), Lowercase.into()];
         tokenizer.with_normalizer(Some(Normalizers::new(normalizers)))?;
-        let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true)?;
+        let split =
+            Split::new(SplitPattern::Regex(CLIP_PATTERN.into()), SplitDelimiterBehavior::Removed, true)?;
         let bytes = ByteLevel::new(false, true, true);
-        tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.into(), bytes.into()])));
+        tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(vec![split.into(), bytes.into()])));
         let special = [&start, &end, &unknown, &pad].map(|token| AddedToken::from(token.clone(), true));
         tokenizer.add_special_tokens(special.to_vec())?;
         let id = |token: &String| {
@@ -174,11 +183,12 @@ impl TokenizerFiles {
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 
-fn name(token: &Option<Token>, default: &str) -> String {
-    token.clone().map_or_else(|| default.to_owned(), Token::text)
+/// Text of a special token.
+fn text_of(token: &Option<TokenEntry>, default: &str) -> String {
+    token.clone().map_or_else(|| default.to_owned(), TokenEntry::text)
 }
 
-/// A tokenizer for prompts of one length.
+/// Tokenizer for prompts of one length.
 pub(super) struct PromptTokens {
     tokenizer: Tokenizer,
     output_bounds: OutputBounds,
@@ -189,13 +199,15 @@ pub(super) struct PromptTokens {
 }
 
 impl PromptTokens {
-    /// Tokens of every prompt.
+    /// Number of tokens of every prompt.
     pub(super) fn length(&self) -> usize {
         self.length
     }
 
+    /// Checks the vocabulary against the number of a model's token embeddings.
+    ///
     /// # Errors
-    /// [`Error::InvalidTokenizer`] where it knows tokens that a model of so many does not.
+    /// [`Error::InvalidTokenizer`] if it has tokens without an embedding.
     pub(super) fn check(&self, known: usize) -> Result<()> {
         if self.vocabulary <= known {
             return Ok(());
@@ -204,7 +216,7 @@ impl PromptTokens {
         Err(Error::InvalidTokenizer { file: self.file.clone(), reason })
     }
 
-    /// The tokens of a prompt with the special ones, cut or filled up to the length.
+    /// Tokenizes a prompt with its special tokens, truncated or padded to the length.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if it cannot be tokenized.

@@ -178,7 +178,7 @@ fn prompts_have_the_references_tokens() {
             let files = crate::source::Files::open(&source, &Default::default()).unwrap();
             let repository = Repository::open(&files, FAMILIES, CAPABILITY, &context).unwrap();
             let found = prompt::TokenizerFiles::find(&repository, &format!("{part}/")).unwrap();
-            let tokens = found.read(found.longest()).unwrap();
+            let tokens = found.read(found.max_length()).unwrap();
             for (text, ids) in fixture.expected.texts.iter().zip(ids) {
                 assert_eq!(&tokens.encode(text).unwrap(), ids, "{family} {part} {text:?}");
             }

@@ -1,5 +1,5 @@
-//! Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206): two CLIP text encoders and T5 side by side,
-//! and a transformer of two streams that is trained by flow matching. The reference is diffusers.
+//! Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206): two CLIP text encoders and T5, and a
+//! multimodal diffusion transformer that is trained by flow matching. The reference is diffusers.
 
 mod transformer;
 
@@ -23,54 +23,54 @@ use transformer::{Transformer, TransformerConfig};
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "StableDiffusion3Pipeline", architectures: &[], read: |_, _| Ok(read) };
 
-const FIRST: Component =
+const CLIP_L: Component =
     Component { folder: "text_encoder/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
-const SECOND: Component =
+const CLIP_G: Component =
     Component { folder: "text_encoder_2/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
-const THIRD: Component =
+const T5_ENCODER: Component =
     Component { folder: "text_encoder_3/", file: Component::TRANSFORMERS, is_loaded: t5::is_loaded };
 
 /// Tokens of a prompt for T5.
-const LENGTH: usize = 256;
+const T5_LENGTH: usize = 256;
 
-/// The configurations.
+/// Configurations of the components.
 struct StableDiffusion3 {
     encoders: [PromptEncoderConfig; 2],
-    /// A repository may leave it out, to save memory.
-    third: Option<T5Config>,
+    /// Text encoder that a repository may leave out, to save memory.
+    t5: Option<T5Config>,
     transformer: TransformerConfig,
     autoencoder: AutoencoderConfig,
     schedule: FlowSchedule,
 }
 
 fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
-    let third = || T5Config::read(repository, THIRD.folder, "tokenizer_3/");
+    let t5 = || T5Config::read(repository, T5_ENCODER.folder, "tokenizer_3/");
     let model = StableDiffusion3 {
         encoders: [
-            PromptEncoderConfig::read(repository, FIRST.folder, "tokenizer/")?,
-            PromptEncoderConfig::read(repository, SECOND.folder, "tokenizer_2/")?,
+            PromptEncoderConfig::read(repository, CLIP_L.folder, "tokenizer/")?,
+            PromptEncoderConfig::read(repository, CLIP_G.folder, "tokenizer_2/")?,
         ],
-        third: repository.has("text_encoder_3").then(third).transpose()?,
+        t5: repository.has("text_encoder_3").then(t5).transpose()?,
         transformer: TransformerConfig::read(repository)?,
         autoencoder: AutoencoderConfig::read(repository)?,
         schedule: FlowSchedule::read(repository)?,
     };
-    match model.misfit() {
+    match model.mismatch() {
         Some(reason) => Err(invalid(&repository.path, reason)),
         None => Ok(Box::new(model)),
     }
 }
 
 impl StableDiffusion3 {
-    /// What does not fit together.
-    fn misfit(&self) -> Option<String> {
+    /// Describes the first pair of components whose sizes do not fit together.
+    fn mismatch(&self) -> Option<String> {
         let [first, second] = &self.encoders;
         let (channels, latent) = (self.transformer.in_channels, self.autoencoder.latent_channels);
         if channels != latent {
             return Some(format!("its transformer takes {channels} channels; its autoencoder has {latent}"));
         }
         let (width, takes) = (first.width() + second.width(), self.transformer.joint_attention_dim);
-        let third = self.third.as_ref().map_or(takes, T5Config::width);
+        let third = self.t5.as_ref().map_or(takes, T5Config::width);
         if width > takes || third != takes {
             return Some(format!(
                 "its joint_attention_dim is {takes}; the first two text encoders are {width} wide together, the \
@@ -103,21 +103,21 @@ impl Architecture for StableDiffusion3 {
     }
 
     fn components(&self) -> Vec<Component> {
-        let third = self.third.as_ref().map(|_| THIRD);
-        [FIRST, SECOND]
+        let t5 = self.t5.as_ref().map(|_| T5_ENCODER);
+        [CLIP_L, CLIP_G]
             .into_iter()
-            .chain(third)
+            .chain(t5)
             .chain([transformer::COMPONENT, autoencoder::COMPONENT])
             .collect()
     }
 
     fn scratch(&self, pixels: usize) -> Bytes {
         let space = self.latent_space();
-        let rows = (pixels / (space.multiple * space.multiple)).saturating_add(2 * LENGTH);
+        let rows = (pixels / (space.multiple * space.multiple)).saturating_add(2 * T5_LENGTH);
         let encoders = self.encoders.iter().map(PromptEncoderConfig::scratch);
-        let third = self.third.iter().map(|third| third.scratch(LENGTH));
+        let t5 = self.t5.iter().map(|t5| t5.scratch(T5_LENGTH));
         let rest = [self.transformer.scratch(rows), self.autoencoder.scratch(pixels)];
-        encoders.chain(third).chain(rest).fold(Bytes(0), Bytes::max)
+        encoders.chain(t5).chain(rest).fold(Bytes(0), Bytes::max)
     }
 
     fn load(
@@ -132,14 +132,14 @@ impl Architecture for StableDiffusion3 {
 
 struct LoadedStableDiffusion3 {
     encoders: [PromptEncoder; 2],
-    third: Option<T5>,
+    t5: Option<T5>,
     transformer: Transformer,
     autoencoder: Autoencoder,
     schedule: FlowSchedule,
     space: LatentSpace,
     /// Most patches along a side.
-    grid: usize,
-    /// Width of the tokens' vectors.
+    pos_embed_max_size: usize,
+    /// Width of the prompt embeddings.
     width: usize,
 }
 
@@ -152,18 +152,18 @@ impl LoadedStableDiffusion3 {
     ) -> Result<Self> {
         let reader =
             |component: Component| Ok::<_, Error>(weights.of(component.folder)?.reader("", device, context));
-        let third = |third: &T5Config| third.load(&ScopedReader::root(&reader(THIRD)?), LENGTH);
+        let t5 = |t5: &T5Config| t5.load(&ScopedReader::root(&reader(T5_ENCODER)?), T5_LENGTH);
         Ok(Self {
             encoders: [
-                model.encoders[0].load(&reader(FIRST)?, Pooling::Projected)?,
-                model.encoders[1].load(&reader(SECOND)?, Pooling::Projected)?,
+                model.encoders[0].load(&reader(CLIP_L)?, Pooling::Projected)?,
+                model.encoders[1].load(&reader(CLIP_G)?, Pooling::Projected)?,
             ],
-            third: model.third.as_ref().map(third).transpose()?,
+            t5: model.t5.as_ref().map(t5).transpose()?,
             transformer: model.transformer.load(&ScopedReader::root(&reader(transformer::COMPONENT)?))?,
             autoencoder: model.autoencoder.load(&ScopedReader::root(&reader(autoencoder::COMPONENT)?))?,
             schedule: model.schedule.clone(),
             space: model.latent_space(),
-            grid: model.transformer.pos_embed_max_size,
+            pos_embed_max_size: model.transformer.pos_embed_max_size,
             width: model.transformer.joint_attention_dim,
         })
     }
@@ -173,8 +173,9 @@ impl Pipeline for LoadedStableDiffusion3 {
     fn scheduler(&self, settings: &Settings) -> Result<Box<dyn Scheduler>> {
         let multiple = self.space.multiple;
         let (columns, rows) = (settings.width / multiple, settings.height / multiple);
-        if columns.max(rows) > self.grid {
-            let (width, height, most) = (settings.width, settings.height, self.grid.saturating_mul(multiple));
+        if columns.max(rows) > self.pos_embed_max_size {
+            let (width, height, most) =
+                (settings.width, settings.height, self.pos_embed_max_size.saturating_mul(multiple));
             let reason =
                 format!("the size {width}x{height} is asked for; this model paints at most {most} a side");
             return Err(Error::InvalidInput(reason));
@@ -192,12 +193,12 @@ impl Pipeline for LoadedStableDiffusion3 {
         let clip = Tensor::cat(&[first, second], 2)?;
         let missing = self.width.saturating_sub(clip.dim(2)?);
         let clip = clip.pad_with_zeros(2, 0, missing)?;
-        let third = match &self.third {
-            Some(third) => third.encode(&prompts, watch)?,
-            None => Tensor::zeros((prompts.len(), LENGTH, self.width), DType::F32, clip.device())?,
+        let t5 = match &self.t5 {
+            Some(t5) => t5.encode(&prompts, watch)?,
+            None => Tensor::zeros((prompts.len(), T5_LENGTH, self.width), DType::F32, clip.device())?,
         };
         Ok(Conditioning {
-            prompt_embeddings: Tensor::cat(&[clip, third], 1)?,
+            prompt_embeddings: Tensor::cat(&[clip, t5], 1)?,
             pooled_prompt_embeddings: Some(Tensor::cat(&[first_pooled, second_pooled], 1)?),
             guidance: settings.guidance,
         })

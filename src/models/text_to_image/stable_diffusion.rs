@@ -1,6 +1,6 @@
-//! Stable Diffusion 1.5 and 2.1 (Rombach et al., arXiv 2112.10752), and what else `StableDiffusionPipeline`
-//! runs with the same parts: one CLIP text encoder, a UNet, an autoencoder. The safety checker that some
-//! repositories have is not run. The reference is diffusers.
+//! Stable Diffusion 1.5 and 2.1 (Rombach et al., arXiv 2112.10752), and other models of
+//! `StableDiffusionPipeline` with the same components: one CLIP text encoder, a UNet, an autoencoder. The
+//! safety checker of some repositories is not run. The reference is diffusers.
 
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
@@ -24,7 +24,7 @@ pub(super) const FAMILY: Family<Read> =
 const ENCODER: Component =
     Component { folder: "text_encoder/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
 
-/// The configurations.
+/// Configurations of the components.
 struct StableDiffusion {
     encoder: PromptEncoderConfig,
     network: Network,
@@ -106,7 +106,7 @@ impl Pipeline for LoadedStableDiffusion {
     }
 }
 
-/// The parts that all of Stable Diffusion's pipelines with a UNet have.
+/// Components of every Stable Diffusion pipeline with a UNet.
 pub(super) struct Network {
     pub(super) unet: UnetConfig,
     autoencoder: AutoencoderConfig,
@@ -128,7 +128,7 @@ impl Network {
         Ok(Self { unet, autoencoder, schedule: Schedule::read(repository)? })
     }
 
-    /// Those of a pipeline whose usual guidance this is.
+    /// Defaults of a pipeline with this scale of guidance.
     pub(super) fn defaults(&self, guidance: f64) -> Defaults {
         // 64 latents a side, if the configuration does not say.
         let (height, width) = self.unet.sample_size().unwrap_or((64, 64));
@@ -169,7 +169,7 @@ impl Network {
     }
 }
 
-/// The same, loaded.
+/// Loaded components of every Stable Diffusion pipeline with a UNet.
 pub(super) struct LoadedNetwork {
     unet: Unet,
     pub(super) autoencoder: Autoencoder,
@@ -177,7 +177,7 @@ pub(super) struct LoadedNetwork {
 }
 
 impl LoadedNetwork {
-    /// The noise in the latents, once for each row of the conditioning.
+    /// Predicts from latents `(1, channels, height, width)`, once for each row of the conditioning.
     pub(super) fn predict(
         &self,
         latents: &Tensor,

@@ -1,6 +1,6 @@
 //! SDXL and SDXL-Turbo (Podell et al., arXiv 2307.01952; Sauer et al., arXiv 2311.17042): two CLIP text
-//! encoders side by side, and a UNet that is also told the text's vector and the sizes of the picture. The
-//! reference is diffusers.
+//! encoders, and a UNet that also takes the pooled prompt embedding and the sizes of the image. The reference
+//! is diffusers.
 
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
@@ -27,9 +27,9 @@ const FIRST: Component =
 const SECOND: Component =
     Component { folder: "text_encoder_2/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
 
-/// Sizes that the network is told: of the original, of what was cut off it, of the target; height before
+/// Sizes that the network is embedded: of the original, of what was cut off it, of the target; height before
 /// width.
-const SIZES: usize = 6;
+const TIME_IDS: usize = 6;
 
 /// `model_index.json`.
 #[derive(Debug, Deserialize)]
@@ -42,14 +42,14 @@ fn yes() -> bool {
     true
 }
 
-/// The configurations.
+/// Configurations of the components.
 struct StableDiffusionXl {
     encoders: [PromptEncoderConfig; 2],
     network: Network,
-    /// Width of each size that the network is told.
+    /// Width of the sinusoidal embedding of each size.
     size_width: usize,
-    /// Whether a prompt that is not given is encoded as zeros, and not as an empty text.
-    zeros: bool,
+    /// True if a missing negative prompt is encoded as zeros, and not as an empty text.
+    force_zeros: bool,
 }
 
 fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
@@ -69,7 +69,7 @@ fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
     let Some((added, size_width)) = network.unet.added() else {
         return wrong("its UNet has no addition_embed_type".to_owned());
     };
-    let has = encoders[1].projection().saturating_add(SIZES * size_width);
+    let has = encoders[1].projection().saturating_add(TIME_IDS * size_width);
     if has != added {
         let reason = format!(
             "its projection_class_embeddings_input_dim is {added}; six sizes and the second text encoder's \
@@ -77,7 +77,12 @@ fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
         );
         return wrong(reason);
     }
-    Ok(Box::new(StableDiffusionXl { encoders, network, size_width, zeros: force_zeros_for_empty_prompt }))
+    Ok(Box::new(StableDiffusionXl {
+        encoders,
+        network,
+        size_width,
+        force_zeros: force_zeros_for_empty_prompt,
+    }))
 }
 
 impl Architecture for StableDiffusionXl {
@@ -111,7 +116,7 @@ impl Architecture for StableDiffusionXl {
             second: self.encoders[1].load(&second, Pooling::Projected)?,
             network: self.network.load(weights, device, context)?,
             sizes: self.network.unet.sinusoid(self.size_width),
-            zeros: self.zeros,
+            force_zeros: self.force_zeros,
         }))
     }
 }
@@ -120,20 +125,20 @@ struct LoadedStableDiffusionXl {
     first: PromptEncoder,
     second: PromptEncoder,
     network: LoadedNetwork,
-    /// How the network is told sizes.
+    /// Embedding of each size.
     sizes: SinusoidalEmbedding,
-    zeros: bool,
+    force_zeros: bool,
 }
 
 impl LoadedStableDiffusionXl {
-    /// The text's vectors with the sizes behind each.
+    /// Appends the embeddings of the sizes to each pooled prompt embedding.
     fn with_sizes(&self, pooled: &Tensor, settings: &Settings) -> Result<Tensor> {
         let (height, width) = (settings.height as f32, settings.width as f32);
         let sizes = [height, width, 0.0, 0.0, height, width];
-        let told: Vec<f32> = sizes.iter().flat_map(|size| self.sizes.of(*size)).collect();
-        let (rows, count) = (pooled.dim(0)?, told.len());
-        let told = Tensor::from_vec(told, (1, count), pooled.device())?.repeat((rows, 1))?;
-        Ok(Tensor::cat(&[pooled, &told], 1)?)
+        let embedded: Vec<f32> = sizes.iter().flat_map(|size| self.sizes.of(*size)).collect();
+        let (rows, count) = (pooled.dim(0)?, embedded.len());
+        let embedded = Tensor::from_vec(embedded, (1, count), pooled.device())?.repeat((rows, 1))?;
+        Ok(Tensor::cat(&[pooled, &embedded], 1)?)
     }
 }
 
@@ -148,9 +153,9 @@ impl Pipeline for LoadedStableDiffusionXl {
         let EncodedPrompts { penultimate_hidden_state: second, pooled, .. } =
             self.second.encode(&prompts, watch)?;
         let (mut hidden, mut pooled) = (Tensor::cat(&[&first, &second], 2)?, pooled);
-        if self.zeros && settings.negative_prompt.is_none() && prompts.len() == 2 {
-            hidden = without_first(&hidden)?;
-            pooled = without_first(&pooled)?;
+        if self.force_zeros && settings.negative_prompt.is_none() && prompts.len() == 2 {
+            hidden = zero_first(&hidden)?;
+            pooled = zero_first(&pooled)?;
         }
         Ok(Conditioning {
             prompt_embeddings: hidden,
@@ -174,8 +179,8 @@ impl Pipeline for LoadedStableDiffusionXl {
     }
 }
 
-/// The same with zeros in the first of two rows.
-fn without_first(rows: &Tensor) -> Result<Tensor> {
+/// Replaces the first of two rows by zeros.
+fn zero_first(rows: &Tensor) -> Result<Tensor> {
     let second = rows.narrow(0, 1, 1)?;
     Ok(Tensor::cat(&[&second.zeros_like()?, &second], 0)?)
 }

@@ -32,7 +32,7 @@ const MAX_DISTANCE: usize = 1 << 20;
 /// Settings that have only one supported value.
 const ONLY: &[(&str, &str)] = &[("model_type", "\"t5\""), ("is_decoder", "false")];
 
-/// `config.json`. What has a default in transformers has it here.
+/// `config.json`, with the defaults of transformers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 struct Config {

@@ -1,4 +1,4 @@
-//! How often a worker calls its model: a pipeline that waits for leave before each call, and counts them.
+//! Calls of a worker to its model, counted by a pipeline that waits for permission before each.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,14 +18,14 @@ use crate::error::Result;
 use crate::loader::{SharedModel, StandaloneModel as _};
 use crate::source::Source;
 
-/// A pipeline that makes every call wait.
-struct Gated {
+/// Pipeline whose calls wait for a permit each.
+struct GatedPipeline {
     inner: Box<dyn Pipeline>,
-    leave: Mutex<Receiver<()>>,
+    permits: Mutex<Receiver<()>>,
     calls: Arc<AtomicUsize>,
 }
 
-impl Pipeline for Gated {
+impl Pipeline for GatedPipeline {
     fn scheduler(&self, settings: &Settings) -> Result<Box<dyn Scheduler>> {
         self.inner.scheduler(settings)
     }
@@ -43,7 +43,7 @@ impl Pipeline for Gated {
     ) -> Result<Tensor> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         // Nobody sends once the test is over.
-        self.leave.lock().unwrap_or_else(PoisonError::into_inner).recv().ok();
+        self.permits.lock().unwrap_or_else(PoisonError::into_inner).recv().ok();
         self.inner.predict(latents, timestep, conditioning, watch)
     }
 
@@ -64,29 +64,30 @@ impl Loader<TextToImage> for Ready {
     }
 }
 
-struct Studio {
+struct Harness {
     system: System,
     model: model_actors::ModelHandle<TextToImage>,
-    leave: Sender<()>,
+    permits: Sender<()>,
     calls: Arc<AtomicUsize>,
 }
 
-impl Studio {
+impl Harness {
     /// One worker.
     async fn open() -> Self {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/text_to_image/sd15");
         let model = TextToImageModel::load(Source::directory(folder)).unwrap();
         let shared = Arc::into_inner(model.shared).unwrap();
-        let (leave, waits) = channel();
+        let (permits, waits) = channel();
         let calls = Arc::new(AtomicUsize::new(0));
-        let gated = Gated { inner: shared.pipeline, leave: Mutex::new(waits), calls: Arc::clone(&calls) };
+        let gated =
+            GatedPipeline { inner: shared.pipeline, permits: Mutex::new(waits), calls: Arc::clone(&calls) };
         let shared = Arc::new(LoadedModel { pipeline: Box::new(gated), ..shared });
         let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
         let system =
             System::builder(SystemConfig::default()).pool::<TextToImage>(pool).start().await.unwrap();
         let spec = ModelSpec::new("gated", Ready(shared));
         let model = system.client::<TextToImage>().unwrap().register(spec).unwrap();
-        Self { system, model, leave, calls }
+        Self { system, model, permits, calls }
     }
 
     fn calls(&self) -> usize {
@@ -100,64 +101,64 @@ fn request(steps: usize) -> PaintImage {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_stream_stops_the_model_within_one_step() {
-    let studio = Studio::open().await;
-    let mut stream = studio.model.stream(request(50), CallOptions::default()).await.unwrap();
+    let harness = Harness::open().await;
+    let mut stream = harness.model.stream(request(50), CallOptions::default()).await.unwrap();
     for step in 1..=3 {
-        studio.leave.send(()).unwrap();
+        harness.permits.send(()).unwrap();
         assert_eq!(stream.next().await.unwrap().unwrap().step, step);
     }
     // Now the model waits in, or comes to, its fourth call.
     drop(stream);
     // Leave for more calls than there could be.
-    (0..100).for_each(|_| studio.leave.send(()).unwrap());
-    let mut next = studio.model.stream(request(1), CallOptions::default()).await.unwrap();
+    (0..100).for_each(|_| harness.permits.send(()).unwrap());
+    let mut next = harness.model.stream(request(1), CallOptions::default()).await.unwrap();
     assert_eq!(next.next().await.unwrap().unwrap().of, 1);
     assert!(next.output().await.is_ok());
-    let calls = studio.calls();
+    let calls = harness.calls();
     println!("3 steps were seen, {} calls were made for them", calls - 1);
     assert!((4..=5).contains(&calls), "{calls} calls for 3 steps, the one under way, and the next picture's");
-    assert!(studio.system.shutdown().await.is_clean());
+    assert!(harness.system.shutdown().await.is_clean());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_ends_a_picture_between_two_steps() {
-    let studio = Studio::open().await;
-    studio.model.preload().await.unwrap();
+    let harness = Harness::open().await;
+    harness.model.preload().await.unwrap();
     let options = CallOptions::default().with_timeout(Duration::from_millis(50));
-    let error = studio.model.call(request(50), options).await.unwrap_err();
+    let error = harness.model.call(request(50), options).await.unwrap_err();
     assert!(matches!(error, model_actors::Error::Timeout { .. }), "{error}");
-    (0..100).for_each(|_| studio.leave.send(()).unwrap());
-    studio.model.call(request(1), CallOptions::default()).await.unwrap();
-    assert!(studio.calls() <= 2, "{} calls", studio.calls());
-    assert!(studio.system.shutdown().await.is_clean());
+    (0..100).for_each(|_| harness.permits.send(()).unwrap());
+    harness.model.call(request(1), CallOptions::default()).await.unwrap();
+    assert!(harness.calls() <= 2, "{} calls", harness.calls());
+    assert!(harness.system.shutdown().await.is_clean());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pictures_of_one_batch_take_turns() {
-    let studio = Studio::open().await;
+    let harness = Harness::open().await;
     // The first holds the worker until both others wait, so that they run as one batch.
-    let mut first = studio.model.stream(request(1), CallOptions::default()).await.unwrap();
-    while studio.calls() == 0 {
+    let mut first = harness.model.stream(request(1), CallOptions::default()).await.unwrap();
+    while harness.calls() == 0 {
         tokio::task::yield_now().await;
     }
     let mut others = Vec::new();
     for _ in 0..2 {
-        others.push(studio.model.stream(request(3), CallOptions::default()).await.unwrap());
+        others.push(harness.model.stream(request(3), CallOptions::default()).await.unwrap());
     }
-    studio.leave.send(()).unwrap();
+    harness.permits.send(()).unwrap();
     assert!(first.next().await.is_some());
     first.output().await.unwrap();
     for step in 1..=3 {
         for other in &mut others {
-            studio.leave.send(()).unwrap();
+            harness.permits.send(()).unwrap();
             assert_eq!(other.next().await.unwrap().unwrap().step, step);
         }
     }
     // The schedule's own call more than there are steps.
-    (0..2).for_each(|_| studio.leave.send(()).unwrap());
+    (0..2).for_each(|_| harness.permits.send(()).unwrap());
     for other in others {
         other.output().await.unwrap();
     }
-    assert_eq!(studio.calls(), 1 + 2 * 4);
-    assert!(studio.system.shutdown().await.is_clean());
+    assert_eq!(harness.calls(), 1 + 2 * 4);
+    assert!(harness.system.shutdown().await.is_clean());
 }

@@ -126,7 +126,7 @@ pub(super) struct Transformer {
     patch_embed: Linear,
     context_embedder: Linear,
     time_text_embed: TimeTextEmbedding,
-    /// How many of a head's numbers encode the text position, the row and the column.
+    /// Numbers of a head that encode the text position, the row and the column (`axes_dims_rope`).
     axes_dims: [usize; 3],
     blocks: Vec<JointBlock>,
     single_blocks: Vec<SingleBlock>,
