@@ -59,9 +59,7 @@
 //! | in a chat template: bytes of JSON that is read, depth of brackets, joints of an expression | `MAX_JSON_BYTES` of `generation/template/functions.rs`, 8 MiB; `MAX_DEPTH`, 64, and `MAX_JOINTS`, 64, of `generation/template/guard.rs` |
 //! | bytes that a chat template handles on its way | `MAX_HANDLED` of `generation/template/guard.rs`, 256 MiB |
 //! | ways of pooling side by side | `MAX_POOLINGS` of `pooling.rs`, 6 |
-//! | layers and widths of a decoder | `MAX_LAYERS`, 1,024, and `MAX_SIDE`, 1,048,576, of `models/decoder/config.rs` |
-//! | sizes of an encoder of texts to embed | `MAX_SIDE` of `models/text_embedding/encoder.rs`, 1,048,576 |
-//! | sizes of a tower, and of a vision model besides | `MAX_SIZE` of `models/towers/settings.rs`, 16,777,216 |
+//! | layers, and sizes, of a transformer of any capability but painting | `MAX_LAYERS`, 1,024, and `MAX_SIDE`, 1,048,576, of `models/config_file.rs` |
 //! | dimensions of a vector of CLIP | `MAX_DIMENSIONS` of `models/image_embedding/clip.rs`, 1,048,576 |
 //! | registers of DINOv2 | `MAX_REGISTERS` of `models/towers/dinov2.rs`, 1,024 |
 //! | grids that LLaVA chooses from | `MAX_GRIDS` of `models/vision/llava/tiles.rs`, 64 |

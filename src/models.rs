@@ -2,6 +2,8 @@
 //! that capability's list.
 
 mod config_file;
+pub(crate) mod transformer;
+mod passes;
 pub(crate) mod towers;
 pub(crate) mod decoder;
 mod continuous_batching;

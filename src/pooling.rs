@@ -1,5 +1,6 @@
-//! From token vectors to one vector a text: the modules that follow the transformer in a sentence-transformers model
-//! (`modules.json`), pooling, dense layers and normalisation, on the processor. The transformer is left to `models`.
+//! From token vectors to one vector a text: the modules that follow the transformer in a
+//! sentence-transformers model (`modules.json`), pooling, dense layers and normalisation, on the processor.
+//! The transformer is left to `models`.
 
 use std::path::PathBuf;
 
@@ -36,8 +37,8 @@ impl Module {
     }
 }
 
-/// `1_Pooling/config.json`, as sentence-transformers writes it since version 6 or before. Several modes give their
-/// vectors one after another.
+/// `1_Pooling/config.json`, as sentence-transformers writes it since version 6 or before. Several modes give
+/// their vectors one after another.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct PoolingConfig {
@@ -58,7 +59,7 @@ enum PoolingModes {
     Several(Vec<String>),
 }
 
-/// How token vectors become one.
+/// Ways to make one vector of token vectors. A new one is a name here and a line in `append`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pooling {
     FirstToken,
@@ -106,7 +107,7 @@ fn yes() -> bool {
     true
 }
 
-/// What follows pooling.
+/// A step after pooling.
 enum Step {
     Dense(Linear, Activation),
     Normalize,
@@ -115,7 +116,7 @@ enum Step {
 /// Everything after the transformer.
 pub(crate) struct Head {
     poolings: Vec<Pooling>,
-    /// Whether a prompt's tokens are pooled with the text's.
+    /// True if a prompt's tokens are pooled with the text's.
     with_prompt: bool,
     steps: Vec<Step>,
     width: usize,
@@ -134,7 +135,8 @@ const MAX_POOLINGS: usize = 6;
 const SUPPORTED: &str = "Transformer, Pooling, Dense, Normalize, Dropout";
 
 impl Modules {
-    /// Reads `modules.json`. A model without one is a bare transformer, which sentence-transformers pools by mean.
+    /// Reads `modules.json`. A model without one is a bare transformer, which sentence-transformers pools by
+    /// mean.
     pub(crate) fn read(files: &Files, context: &LoadContext) -> Result<Self> {
         let Some(modules) = files.optional_json::<Vec<Module>>(MODULES, context)? else {
             return Ok(Self { transformer: String::new(), rest: Vec::new() });
@@ -223,12 +225,12 @@ impl Head {
         self.width
     }
 
-    /// Whether vectors come out with the length 1.
+    /// True if vectors come out with the length 1.
     pub(crate) fn normalizes(&self) -> bool {
         matches!(self.steps.last(), Some(Step::Normalize))
     }
 
-    /// Whether a prompt's tokens are left out of the pooling.
+    /// True if a prompt's tokens are left out of the pooling.
     pub(crate) fn leaves_out_prompts(&self) -> bool {
         !self.with_prompt
     }
@@ -270,8 +272,8 @@ impl Head {
         Ok(())
     }
 
-    /// One vector for each text. `hidden` is `(tokens, width)`, the texts one after another with these `lengths`, of
-    /// which the first `skipped` tokens, fewer than all, are not pooled.
+    /// One vector for each text. `hidden` is `(tokens, width)`, the texts one after another with these
+    /// `lengths`, of which the first `skipped` tokens, fewer than all, are not pooled.
     pub(crate) fn forward(
         &self,
         hidden: &Tensor,

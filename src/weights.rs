@@ -262,7 +262,12 @@ pub(crate) struct WeightReader<'a> {
     context: &'a LoadContext,
 }
 
-impl WeightReader<'_> {
+impl<'a> WeightReader<'a> {
+    /// Where tensors are put.
+    pub(crate) fn device(&self) -> &'a Device {
+        self.device
+    }
+
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.weights.contains(&format!("{}{name}", self.prefix))
     }

@@ -63,6 +63,11 @@ impl PackedLinear {
         Ok(Self { weight, bias, inside, outside })
     }
 
+    /// The same weight with this bias, `(out)`.
+    pub(crate) fn with_bias(self, bias: Tensor) -> Self {
+        Self { bias: Some(bias), ..self }
+    }
+
     /// Builds the layer from quantized parts, the outputs of one after those of the other. They stay
     /// quantized, except on an accelerator where rows of the weight are looked up.
     pub(crate) fn quantized(

@@ -1,6 +1,6 @@
-//! Several texts that one worker writes together, a token each at every step: who takes part in a step, who waits for
-//! room, and what comes of it. Text to text and vision run on it; what a step computes is behind [`Steps`], and how
-//! requests come and go is left to `worker`.
+//! Several texts that one worker writes together, a token each at every step: who takes part in a step, who
+//! waits for room, and what comes of it. Text to text and vision run on it; what a step computes is behind
+//! [`Steps`], and how requests come and go is left to `worker`.
 
 mod worker;
 #[cfg(test)]
@@ -14,29 +14,26 @@ use crate::error::Result;
 use crate::generation::{Generation, GenerationStep};
 use crate::kernels::causal::KV_CACHE_STEP;
 use crate::limits::GenerationLimits;
+use crate::models::passes::PROMPT_ROWS;
 pub(crate) use worker::serve;
-
-/// Rows of prompts in one step, all texts together. A long prompt is read in several steps, so that the others go on
-/// meanwhile, and a cancelled one is not read to its end.
-pub(crate) const PROMPT_ROWS: usize = 128;
 
 /// A model that writes texts. It has no state of its own; each text has one.
 pub(crate) trait Steps<Request: ?Sized> {
-    /// What the model keeps of one text: its cache, and what is not yet read of it.
+    /// The state of one text: its cache, and the tokens that are not read yet.
     type State;
 
     /// Prepares a text: everything before the first step.
     ///
     /// # Errors
-    /// What is wrong with the request.
+    /// The request is refused.
     fn begin(&self, request: &Request) -> Result<Start<Self::State>>;
 
-    /// Rows that a text has to read before its next token: what is left of its prompt, then the token before. Work that
-    /// fills a step whatever it is counts as [`PROMPT_ROWS`].
+    /// Rows that a text has to read before its next token: what is left of its prompt, then the token before.
+    /// Work that fills a step whatever it is counts as [`PROMPT_ROWS`].
     fn unread(&self, state: &Self::State) -> usize;
 
-    /// One step over several texts, in which each reads so many rows. For each, in order, the logits of its next token,
-    /// or none where something is left to read.
+    /// One step over several texts, in which each reads so many rows. For each, in order, the logits of its
+    /// next token, or none where something is left to read.
     ///
     /// # Errors
     /// Ends the run; the error of one text ends that one alone.
@@ -46,14 +43,15 @@ pub(crate) trait Steps<Request: ?Sized> {
     fn chosen(&self, state: &mut Self::State, token: u32);
 }
 
-/// What a step makes for one text.
+/// The result of a step for one text.
 pub(crate) type Logits = Result<Option<Vec<f32>>>;
 
 /// A text before its first step.
 pub(crate) struct Start<State> {
     pub(crate) state: State,
     pub(crate) generation: Generation,
-    /// Tokens that prompt and answer will have at most, and rows that are kept besides: the room that the text takes.
+    /// Tokens that prompt and answer will have at most, and rows that are kept besides: the room that the
+    /// text takes.
     pub(crate) most: usize,
 }
 
@@ -68,11 +66,11 @@ pub(crate) struct Part<'a, State> {
 struct Text<Key, State> {
     key: Key,
     start: Start<State>,
-    /// What its reader has not taken yet. It takes part in no step meanwhile, and keeps its room.
+    /// Output that its reader has not taken yet. The text takes part in no step meanwhile, and keeps its room.
     held: Option<Held>,
 }
 
-/// What a step made of one text.
+/// Output of a step for one text.
 pub(crate) struct Held {
     pub(crate) next: Result<GenerationStep>,
 }
@@ -89,7 +87,8 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
         Self { running: Vec::new(), waiting: VecDeque::new(), limits }
     }
 
-    /// Takes a text in. It waits until there is room for the longest that it can become, and nobody overtakes it.
+    /// Takes a text in. It waits until there is room for the longest that it can become, and nobody overtakes
+    /// it.
     pub(crate) fn add(&mut self, key: Key, start: Start<State>) {
         self.waiting.push_back(Text { key, start, held: None });
         self.admit();
@@ -115,19 +114,20 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
         }
     }
 
-    /// Whether one more would be of use: nobody waits for room, and the prompts that the next step could read do not
-    /// fill it. Until then a request is better left as it is, for a text that has begun holds its prompt, or its picture.
+    /// True if one more would be of use: nobody waits for room, and the prompts that the next step could read
+    /// do not fill it. Until then a request is better left as it is, for a text that has begun holds its
+    /// prompt, or its picture.
     ///
-    /// A text that waits for its reader has nothing read in the next step, whatever is unread of it. Its room is its own,
-    /// though: nobody gets it before the text ends, and as nobody overtakes, where it is what the next one waits for,
-    /// the others wait too. The reader's deadline, or its leaving, is what ends that.
+    /// A text that waits for its reader has nothing read in the next step, whatever is unread of it. Its room
+    /// is its own, though: nobody gets it before the text ends, and as nobody overtakes, where it is what the
+    /// next one waits for, the others wait too. The reader's deadline, or its leaving, is what ends that.
     pub(crate) fn wants_more<Request: ?Sized>(&self, model: &impl Steps<Request, State = State>) -> bool {
         let unread = self.free().map(|text| model.unread(&text.start.state));
         let prompts: usize = unread.filter(|rows| *rows > 1).fold(0, usize::saturating_add);
         self.waiting.is_empty() && self.running.len() < self.limits.max_sequences && prompts < PROMPT_ROWS
     }
 
-    /// Whether a text would take part in a step.
+    /// True if a text would take part in a step.
     fn moves(&self) -> bool {
         self.free().next().is_some()
     }
@@ -140,7 +140,7 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
         self.running.iter().chain(&self.waiting).map(|text| text.key).collect()
     }
 
-    /// What a text has for its reader; nothing if there is none, or if there is no such text.
+    /// Output of a text for its reader; nothing if there is none, or if there is no such text.
     pub(crate) fn held(&mut self, key: Key) -> Option<&mut Option<Held>> {
         let text = self.running.iter_mut().find(|text| text.key == key)?;
         text.held.is_some().then_some(&mut text.held)

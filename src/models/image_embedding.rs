@@ -30,14 +30,14 @@ pub(crate) use plan::ImageEmbeddingPlan;
 const FAMILIES: &[Family<Box<dyn Architecture>>] =
     &[clip::FAMILY, siglip::FAMILY, dinov2::FAMILY, dinov2::FAMILY_WITH_REGISTERS];
 
-/// What errors call it.
+/// The capability's name in errors.
 const CAPABILITY: &str = "image embedding";
 
-/// A model that is not loaded: what its configuration tells.
+/// A model that is not loaded, as its configuration describes it.
 trait Architecture: Send + Sync {
     /// Length of a vector.
     fn dimensions(&self) -> usize;
-    /// Whose preprocessing it has where its files do not say.
+    /// The family whose preprocessing stands in where the files do not say.
     fn processor(&self) -> Processor;
     /// The side of the square images that it takes, or nothing if it takes any.
     fn side(&self) -> Option<usize>;
@@ -47,25 +47,25 @@ trait Architecture: Send + Sync {
     fn rows(&self, width: usize, height: usize) -> usize;
     /// Its text side, if it has one.
     fn texts(&self) -> Option<TextSide>;
-    /// Whether a tensor of the file will be loaded.
+    /// True for the tensors of the file that are loaded.
     fn uses(&self, tensor: &str) -> bool;
-    /// What a pass over so many rows needs besides the weights, where the longest image or text has `longest`.
+    /// Bytes that a pass over so many rows needs besides the weights, where the longest image or text has `longest`.
     fn scratch(&self, rows: usize, longest: usize) -> Bytes;
     fn load(&self, weights: &WeightFiles, device: &Device, context: &LoadContext)
     -> Result<Arc<dyn Encoder>>;
 }
 
-/// What a configuration tells of a text side.
+/// A text side as the configuration describes it.
 #[derive(Debug, Clone, Copy)]
 struct TextSide {
-    /// Tokens that it knows.
+    /// Number of tokens that it knows.
     vocabulary: usize,
     /// Most tokens of a text, special ones included.
     longest: usize,
     filling: Filling,
 }
 
-/// Whether texts are filled up to the longest.
+/// Padding of texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Filling {
     /// They are as long as they are.
@@ -86,10 +86,7 @@ trait Encoder: Send + Sync {
 /// Ticks progress, and ends the pass with [`Error::Stopped`] when nobody waits for it.
 type Watch<'a> = dyn Fn() -> Result<()> + Sync + 'a;
 
-/// Rows of one pass, unless a single image has more: enough for matrix products at full speed, few enough to keep a
-/// worker's scratch small and its ticks frequent.
-const PASS_ROWS: usize = 256;
-/// What gemm, the tokenizer and the allocator keep for each thread, as measured for texts, and the pictures of a pass.
+/// Memory that gemm, the tokenizer and the allocator keep for each thread, as measured for texts, and the pictures of a pass.
 const THREAD_SCRATCH: Bytes = Bytes::mib(16);
 
 /// A model in memory, shared by its workers.
@@ -104,7 +101,7 @@ pub(crate) struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// What the model is given of a picture.
+    /// The input that the model is given of a picture.
     fn image(&self, picture: &Picture) -> Result<Input> {
         let architecture = &self.plan.architecture;
         let picture = self.preprocessing.picture(picture)?;
@@ -126,7 +123,7 @@ impl LoadedModel {
         Ok(Input::Image { pixels: self.preprocessing.scaling.values(&picture)?, width, height, rows })
     }
 
-    /// What the model is given of a text.
+    /// The input that the model is given of a text.
     fn text(&self, text: &str) -> Result<Input> {
         match &self.texts {
             Some(texts) => Ok(Input::Text(texts.tokens(text)?)),
@@ -204,7 +201,7 @@ impl ImageEmbeddingModel {
         self.shared.plan.architecture.dimensions()
     }
 
-    /// Whether texts can be embedded into the images' space.
+    /// True if texts can be embedded into the images' space.
     pub fn has_text_side(&self) -> bool {
         self.shared.texts.is_some()
     }
@@ -241,7 +238,7 @@ impl ImageEmbeddingModel {
         self.features(texts.iter().map(|text| self.shared.text(text.as_ref())))
     }
 
-    /// What the model is given of an image: width, height, and `3 × height × width` numbers.
+    /// The model's input for an image: width, height, and `3 × height × width` numbers.
     ///
     /// # Errors
     /// [`Error::InvalidInput`].

@@ -2,7 +2,7 @@
 //! they share: configuration, tokenizer, prompts, packing texts into passes, pooling, and the three roles of the
 //! actors' model contract. What one family computes is left to its file.
 
-mod pack;
+mod token_batch;
 mod encoder;
 mod bert;
 mod jina_bert;
@@ -27,11 +27,12 @@ use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
 use crate::families::Family;
 use crate::loader::{WorkerModel, standalone_model};
+use crate::models::passes::passes;
 use crate::pooling::{Head, normalize};
 use crate::tokens::{TokenIds, Tokens};
 use crate::weights::WeightFiles;
-use pack::{PASS_TOKENS, TokenBatch, passes};
 pub(crate) use plan::TextEmbeddingPlan;
+use token_batch::TokenBatch;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
 const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
@@ -49,14 +50,14 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     nv_embed::FAMILY,
 ];
 
-/// What errors call it.
+/// The capability's name in errors.
 const CAPABILITY: &str = "text embedding";
 
-/// A model that is not loaded: what its configuration tells.
+/// A model that is not loaded, as its configuration describes it.
 trait Architecture: Send + Sync {
     /// Length of a token's vector.
     fn width(&self) -> usize;
-    /// Tokens that it knows.
+    /// Number of tokens that it knows.
     fn vocabulary(&self) -> usize;
     /// Most tokens of a text, special ones included.
     fn longest(&self) -> usize;
@@ -64,9 +65,9 @@ trait Architecture: Send + Sync {
     fn ending(&self) -> Option<u32> {
         None
     }
-    /// Whether a tensor of the file will be loaded.
+    /// True for the tensors of the file that are loaded.
     fn uses(&self, tensor: &str) -> bool;
-    /// What a pass over so many tokens needs besides the weights, where the longest text has `longest` of them.
+    /// Bytes that a pass over so many tokens needs besides the weights, where the longest text has `longest` of them.
     fn scratch(&self, tokens: usize, longest: usize) -> Bytes;
     fn load(&self, weights: &WeightFiles, device: &Device, context: &LoadContext)
     -> Result<Arc<dyn Encoder>>;
@@ -81,7 +82,7 @@ trait Encoder: Send + Sync {
 /// Ticks progress, and ends a pass that nobody waits for any more: one over a long text can take minutes.
 type Watch<'a> = dyn Fn() -> Result<()> + Sync + 'a;
 
-/// What gemm, the tokenizer and the allocator keep for each thread, as measured.
+/// Memory that gemm, the tokenizer and the allocator keep for each thread, as measured.
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);
 
 /// A model in memory, shared by its workers.
@@ -97,7 +98,7 @@ pub(crate) struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// What comes before each text.
+    /// The prompt before each text.
     fn prompt<'a>(&'a self, asked: Option<&'a EmbedPrompt>) -> Result<&'a str> {
         let prompts = &self.plan.prompts;
         let name = match (asked, &prompts.default_prompt_name) {

@@ -18,7 +18,8 @@ use crate::generation::{ChatTemplate, Generation};
 use crate::limits::GenerationLimits;
 use crate::loader::{WorkerModel, standalone_model};
 use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams};
-use crate::models::decoder::{Cache, Decoder, Segment};
+use crate::models::decoder::Decoder;
+use crate::models::transformer::{Cache, Segment};
 use crate::tokens::{Specials, Tokens};
 pub(crate) use plan::TextToTextPlan;
 
@@ -195,7 +196,7 @@ impl Model<TextToText> for TextGenerationModel {
     }
 }
 
-/// What a worker keeps of one text.
+/// The state of one text, which a worker keeps.
 pub(crate) struct State {
     cache: Cache,
     /// Of the prompt, and after it of the answer; those beyond the cache are not read yet.

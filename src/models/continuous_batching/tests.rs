@@ -12,13 +12,13 @@ use crate::tokens::Tokens;
 /// A model whose texts read what they are told to, and write one letter again and again.
 struct Scripted {
     tokens: Tokens,
-    /// What each step read.
+    /// Rows that each step read.
     steps: RefCell<Vec<Vec<usize>>>,
 }
 
 struct State {
     unread: usize,
-    /// What it has to read after each token.
+    /// Rows to read after each token.
     again: usize,
     fails: bool,
 }

@@ -1,6 +1,6 @@
-//! How requests come and go while a worker writes: they join and leave between steps, and each is answered as soon as it
-//! is complete. A reader that is slow holds up its own text, and who waits for the room that this text keeps; nobody else
-//! that is being written.
+//! Requests of a worker that writes: they join and leave between steps, and each is answered as soon as it is
+//! complete. A reader that is slow holds up its own text, and who waits for the room that this text keeps;
+//! nobody else that is being written.
 
 use std::collections::VecDeque;
 
@@ -44,8 +44,9 @@ where
     }
 }
 
-/// Begins requests in the order of their arrival, as far as it is of use; one that is bad fails alone. What one takes
-/// before it is refused, its prompt may have been tokenized, fills no step; so where others write, they get one first.
+/// Begins requests in the order of their arrival, as far as it is of use; one that is bad fails alone. What
+/// one takes before it is refused, its prompt may have been tokenized, fills no step; so where others write,
+/// they get one first.
 fn begin<C, S>(
     model: &S,
     streams: &mut Streams<RequestId, S::State>,

@@ -1,4 +1,4 @@
-//! When a worker begins requests, with a model that waits for leave before each step.
+//! The moments at which a worker begins requests, with a model that waits for leave before each step.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::limits::GenerationLimits;
 use crate::tokens::Tokens;
 
-/// What the worker asked of the model.
+/// Calls of the worker to the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     Begun,
@@ -22,8 +22,8 @@ enum Asked {
     Step,
 }
 
-/// Its texts have a row to read in each step and write tokens without text, so that no reader is ever waited for; a prompt
-/// `bad` is refused.
+/// Its texts have a row to read in each step and write tokens without text, so that no reader is ever waited
+/// for; a prompt `bad` is refused.
 #[derive(Clone)]
 struct Gated {
     tokens: Arc<Tokens>,

@@ -1,21 +1,24 @@
-//! Gemma 2: norms before and after each half of a layer, soft caps on scores and logits, and a window in every other
-//! layer. What it shares with Gemma 3 is here.
+//! Gemma 2: norms before and after each half of a layer, soft caps on scores and logits, and a window in
+//! every other layer. What it shares with Gemma 3 is here.
 
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::config::{Bias, Biases, DecoderConfig, NormWeight, Norms};
-use super::settings::{Settings, with_defaults};
-use crate::error::{Error, Result};
+use super::config::{DecoderConfig, Embeddings};
+use super::names::GEMMA;
+use super::settings::Settings;
+use crate::error::Result;
 use crate::families::{Family, parse};
+use crate::models::config_file::{unsupported, with_defaults};
+use crate::models::transformer::{Bias, Biases, NormKind, NormPlacement};
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
     Family { model_type: "gemma2", architectures: &["Gemma2ForCausalLM", "Gemma2Model"], read };
 
-/// What is Gemma's own in `config.json`.
+/// Settings of Gemma alone.
 #[derive(Debug, Deserialize)]
 struct Own {
     #[serde(default)]
@@ -33,28 +36,20 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     shape(file, &with_defaults(config, defaults()), base)?.checked(file)
 }
 
-/// What both generations have.
-pub(super) fn shape(file: &Path, config: &Value, base: DecoderConfig) -> Result<DecoderConfig> {
+/// The settings that both generations have.
+pub(super) fn shape(file: &Path, config: &Value, mut decoder: DecoderConfig) -> Result<DecoderConfig> {
     let own: Own = parse(file, config)?;
     if own.use_bidirectional_attention == Some(true) {
-        return Err(Error::UnsupportedSetting {
-            file: file.to_owned(),
-            what: "use_bidirectional_attention".into(),
-            found: "true".to_owned(),
-            supported: "false".into(),
-        });
+        return Err(unsupported(file, "use_bidirectional_attention", "true", "false"));
     }
-    let bias = Bias::from(own.attention_bias);
-    Ok(DecoderConfig {
-        attention_scale: (1.0 / own.query_pre_attn_scalar.sqrt()) as f32,
-        attention_cap: own.attn_logit_softcapping,
-        logit_cap: own.final_logit_softcapping,
-        embedding_scale: Some((base.width as f64).sqrt() as f32),
-        norm_weight: NormWeight::AboveOne,
-        norms: Norms::Around,
-        biases: Biases { query_key_value: bias, attended: bias, feed_forward: Bias::No },
-        ..base
-    })
+    let transformer = &mut decoder.transformer;
+    transformer.attention.scale = (1.0 / own.query_pre_attn_scalar.sqrt()) as f32;
+    transformer.attention.soft_cap = own.attn_logit_softcapping;
+    transformer.norm = NormKind::RmsLessOne;
+    transformer.norm_placement = NormPlacement::Sandwich;
+    transformer.biases = Biases::both(own.attention_bias.into(), Bias::No);
+    let embeddings = Embeddings::Scaled((decoder.width() as f64).sqrt() as f32);
+    Ok(DecoderConfig { embeddings, logit_cap: own.final_logit_softcapping, names: &GEMMA, ..decoder })
 }
 
 fn defaults() -> Value {

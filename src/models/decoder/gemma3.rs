@@ -1,36 +1,36 @@
-//! Gemma 3: Gemma 2 with norms on queries and keys in place of the soft caps, five layers with a window to each
-//! without, and a rotary embedding for either kind. Models that see images have the text's settings one level down.
+//! Gemma 3: Gemma 2 with norms on queries and keys in place of the soft caps, five layers with a window to
+//! each without, and a rotary embedding for either kind. Models that see images have the text's settings one
+//! level down.
 
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::config::{DecoderConfig, HeadNorms};
+use super::config::DecoderConfig;
 use super::gemma2;
-use super::settings::{SLIDING, Settings, with_defaults};
-use crate::error::{Error, Result};
+use super::settings::{SLIDING, Settings};
+use crate::error::Result;
 use crate::families::{Family, parse};
 use crate::kernels::AttentionMask;
+use crate::models::config_file::{invalid, with_defaults};
+use crate::models::transformer::HeadNorms;
 
-/// The text models' line in the list.
+/// The text models' entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
     Family { model_type: "gemma3_text", architectures: &["Gemma3ForCausalLM", "Gemma3TextModel"], read };
 
-/// The line of the models that see images, of which this is the text's part.
+/// The entry of the models that see images, of which this is the text half.
 pub(super) const WITH_IMAGES: Family<DecoderConfig> = Family {
     model_type: "gemma3",
     architectures: &["Gemma3ForConditionalGeneration", "Gemma3Model"],
     read: |file, config| match config.get("text_config") {
         Some(text) => read(file, text),
-        None => {
-            let reason = "it has no text_config".to_owned();
-            Err(Error::InvalidConfig { file: file.to_owned(), reason })
-        }
+        None => Err(invalid(file, "it has no text_config")),
     },
 };
 
-/// What is Gemma 3's own in `config.json`.
+/// Settings of Gemma 3 alone.
 #[derive(Debug, Deserialize)]
 struct Own {
     /// One of so many layers has no window.
@@ -50,7 +50,7 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     let pattern = own.sliding_window_pattern.max(1);
     let base = settings.decoder(file, |layer| !(layer + 1).is_multiple_of(pattern))?;
     let mut decoder = gemma2::shape(file, &with_defaults(config, defaults()), base)?;
-    decoder.head_norms = HeadNorms::EachHead;
+    decoder.transformer.attention.head_norms = HeadNorms::EachHead;
 
     let full = settings.rope.parameters(file, Some("full_attention"))?;
     // Older files name one set of parameters, and the layers with a window have none of them but a base of their own.
@@ -59,12 +59,12 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
         false => Default::default(),
     };
     sliding.rope_theta = own.rope_local_base_freq.or(sliding.rope_theta);
-    decoder.ropes = vec![
+    decoder.transformer.ropes = vec![
         full.rope(file, settings.rope_shape(1_000_000.0))?,
         sliding.rope(file, settings.rope_shape(10_000.0))?,
     ];
-    for layer in &mut decoder.layers {
-        layer.rope = usize::from(layer.mask != AttentionMask::Causal);
+    for layer in &mut decoder.transformer.layers {
+        layer.rope = Some(usize::from(layer.mask != AttentionMask::Causal));
     }
     decoder.checked(file)
 }

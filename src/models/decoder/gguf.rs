@@ -1,23 +1,26 @@
-//! Decoders in GGUF files: from the metadata to a configuration, and the tensors under the names and in the order
-//! that files of the Llama family have. Weights stay in their blocks. What each architecture's metadata means follows
-//! llama.cpp, which the format comes from; what is computed follows transformers.
+//! Decoders in GGUF files: from the metadata to a configuration, a table of the tensors' names, and the
+//! tensors with their rows in the order of safetensors files. Weights stay quantised. The meaning of each
+//! architecture's metadata follows llama.cpp, which the format comes from; what is computed follows
+//! transformers.
 
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use model_actors::LoadContext;
 
-use super::config::{
-    Bias, Biases, DecoderConfig, FeedForward, Fusion, Head, HeadNorms, LayerConfig, NormWeight, Norms,
-    layer_count,
-};
-use super::load::{self, Part, Tensors};
-use super::rope::{Rope, RopeParameters, RopeShape};
-use super::{Decoder, misfit};
+use super::config::{DecoderConfig, Embeddings, Head};
+use super::load;
+use super::model::Decoder;
+use super::names::{DecoderNames, LLAMA};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
 use crate::kernels::{Activation, AttentionMask};
+use crate::models::transformer::{
+    AttentionConfig, Bias, Biases, FeedForwardConfig, HeadNorms, LayerConfig, Linears, Names, NormKind,
+    NormPlacement, QkvNames, Rope, RopeParameters, RopeShape, Tensors, TransformerConfig, UpNames, Workload,
+    layer_count,
+};
 
 /// Most factors of a rotary embedding. A head is small; a tensor that claims more is no set of factors.
 const MAX_FACTORS: usize = 1 << 16;
@@ -40,25 +43,53 @@ enum Architecture {
     Gemma3,
 }
 
+/// The tensors' names, without `.weight` and `.bias`.
+const NAMES: DecoderNames = DecoderNames {
+    prefixes: &[""],
+    token_embeddings: "token_embd",
+    blocks: Names {
+        blocks: "blk.",
+        attention_norm: "attn_norm",
+        qkv: QkvNames::Separate(["attn_q", "attn_k", "attn_v"]),
+        query_norm: "attn_q_norm",
+        key_norm: "attn_k_norm",
+        out_proj: "attn_output",
+        attention_output_norm: "post_attention_norm",
+        feed_forward_norm: "ffn_norm",
+        feed_forward: "",
+        up: UpNames::Separate { gate: "ffn_gate", up: "ffn_up" },
+        down: "ffn_down",
+        feed_forward_output_norm: "post_ffw_norm",
+        ..Names::NONE
+    },
+    norm: "output_norm",
+    heads: &["output"],
+    ..LLAMA
+};
+
+/// The same with fused projections.
+const FUSED: DecoderNames = DecoderNames {
+    blocks: Names { qkv: QkvNames::Fused("attn_qkv"), up: UpNames::GateUp("ffn_up"), ..NAMES.blocks },
+    ..NAMES
+};
+
 impl DecoderConfig {
-    /// What the metadata of a GGUF file describe.
+    /// The decoder that the metadata of a GGUF file describe.
     ///
     /// # Errors
     /// [`Error::UnsupportedArchitecture`], [`Error::InvalidGguf`].
     pub(crate) fn from_gguf(file: &GgufFile) -> Result<Self> {
         let (name, architecture) = architecture(file)?;
         let metadata = Metadata { file, name };
-        let base = metadata.base()?;
+        let mut config = metadata.base()?;
         match architecture {
-            Architecture::Llama => Ok(base),
-            Architecture::Qwen2 => {
-                Ok(Self { biases: Biases { query_key_value: Bias::Yes, ..Biases::NONE }, ..base })
-            }
-            Architecture::Qwen3 => Ok(Self { head_norms: HeadNorms::EachHead, ..base }),
-            Architecture::Phi3 => metadata.phi3(base),
-            Architecture::Gemma3 => metadata.gemma3(base),
-        }?
-        .checked(file.path())
+            Architecture::Llama => {}
+            Architecture::Qwen2 => config.transformer.biases.qkv = Bias::Yes,
+            Architecture::Qwen3 => config.transformer.attention.head_norms = HeadNorms::EachHead,
+            Architecture::Phi3 => metadata.phi3(&mut config)?,
+            Architecture::Gemma3 => metadata.gemma3(&mut config)?,
+        }
+        config.checked(file.path())
     }
 
     /// Reads the weights of a GGUF file.
@@ -68,8 +99,12 @@ impl DecoderConfig {
         device: &Device,
         context: &LoadContext,
     ) -> Result<Decoder> {
-        let (_, architecture) = architecture(file)?;
-        load::load(self, &GgufTensors { file, config: self, architecture, device, context }, device)
+        let permuted = match architecture(file)? {
+            (_, Architecture::Llama) => Some(self.transformer.attention.head_size),
+            _ => None,
+        };
+        let tensors = GgufTensors { file, permuted, device, context };
+        load::load(self, self.names, &tensors, &tensors, device)
     }
 }
 
@@ -102,42 +137,54 @@ impl Metadata<'_> {
         self.file.header().float(&format!("{}.{key}", self.name))
     }
 
-    /// The decoder of Llama's shape with these metadata.
+    /// Llama's decoder with these metadata.
     fn base(&self) -> Result<DecoderConfig> {
         if self.optional("expert_count").is_some_and(|count| count > 0) {
             return Err(self.file.invalid("a mixture of experts is not supported in GGUF".to_owned()));
         }
         let (width, heads) = (self.required("embedding_length")?, self.required("attention.head_count")?);
         let head_size = self.optional("attention.key_length").or(width.checked_div(heads)).unwrap_or(0);
-        let middle = self.required("feed_forward_length")?;
-        let layer =
-            LayerConfig { mask: AttentionMask::Causal, rope: 0, feed_forward: FeedForward::Dense { middle } };
-        let words =
-            self.file.header().tensor("token_embd.weight").and_then(|words| words.shape.first().copied());
-        let config = DecoderConfig {
-            vocabulary: words.ok_or(Error::MissingTensor { tensor: "token_embd.weight".to_owned() })?,
-            width,
-            context: self.required("context_length")?,
-            heads,
-            kv_heads: self.optional("attention.head_count_kv").unwrap_or(heads),
-            head_size,
-            attention_scale: 1.0 / (head_size as f32).sqrt(),
-            attention_cap: None,
-            logit_cap: None,
-            embedding_scale: None,
-            activation: Activation::Silu,
-            epsilon: self.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-6),
-            norm_weight: NormWeight::Factor,
-            norms: Norms::Before,
-            head_norms: HeadNorms::None,
-            biases: Biases::NONE,
-            fusion: Fusion::Separate,
-            head: Head::Own,
-            layers: vec![layer; layer_count(self.file.path(), self.required("block_count")?)?],
-            ropes: Vec::new(),
-            end_tokens: self.end_tokens(),
+        let intermediate = self.required("feed_forward_length")?;
+        let layer = LayerConfig {
+            mask: AttentionMask::Causal,
+            rope: Some(0),
+            feed_forward: FeedForwardConfig::Gated { intermediate },
+            input_is_normed: false,
         };
-        Ok(DecoderConfig { ropes: vec![self.rope(&config, "rope.freq_base", 10_000.0)?], ..config })
+        let embeddings = self.file.header().tensor("token_embd.weight");
+        let vocabulary = embeddings.and_then(|embeddings| embeddings.shape.first().copied());
+        let mut config = DecoderConfig {
+            vocabulary: vocabulary.ok_or(Error::MissingTensor { tensor: "token_embd.weight".to_owned() })?,
+            context: self.required("context_length")?,
+            embeddings: Embeddings::Plain,
+            transformer: TransformerConfig {
+                width,
+                attention: AttentionConfig {
+                    heads,
+                    kv_heads: self.optional("attention.head_count_kv").unwrap_or(heads),
+                    head_size,
+                    scale: 1.0 / (head_size as f32).sqrt(),
+                    soft_cap: None,
+                    head_norms: HeadNorms::None,
+                    alibi_slopes: Vec::new(),
+                },
+                cross_attention: None,
+                norm: NormKind::Rms,
+                norm_placement: NormPlacement::Pre,
+                epsilon: self.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-6),
+                biases: Biases::NONE,
+                activation: Activation::Silu,
+                layers: vec![layer; layer_count(self.file.path(), self.required("block_count")?)?],
+                ropes: Vec::new(),
+                workload: Workload::GrowingSequences,
+            },
+            head: Head::Own(Bias::No),
+            logit_cap: None,
+            end_tokens: self.end_tokens(),
+            names: &NAMES,
+        };
+        config.transformer.ropes = vec![self.rope(&config, "rope.freq_base", 10_000.0)?];
+        Ok(config)
     }
 
     fn end_tokens(&self) -> Vec<u32> {
@@ -150,7 +197,8 @@ impl Metadata<'_> {
 
     fn rope(&self, config: &DecoderConfig, base: &str, otherwise: f64) -> Result<Rope> {
         let path: &Path = self.file.path();
-        let turned = self.optional("rope.dimension_count").unwrap_or(config.head_size);
+        let head_size = config.transformer.attention.head_size;
+        let rotated = self.optional("rope.dimension_count").unwrap_or(head_size);
         let scaling = self.file.header().text(&format!("{}.rope.scaling.type", self.name)).unwrap_or("none");
         let kind = match scaling {
             "none" | "longrope" => "default",
@@ -166,9 +214,9 @@ impl Metadata<'_> {
             beta_slow: self.float("rope.scaling.yarn_beta_slow"),
             ..RopeParameters::default()
         };
-        let shape = RopeShape { head_size: turned, context: config.context, base: otherwise };
+        let shape = RopeShape { head_size: rotated, context: config.context, base: otherwise };
         let rope = parameters.rope(path, shape)?;
-        // Llama 3.1's stretch is a tensor of divisors.
+        // Llama 3.1's scaling is a tensor of divisors.
         match self.factors("rope_freqs.weight")? {
             None => Ok(rope),
             Some(factors) => self.divided(&rope, &factors, 1.0),
@@ -195,170 +243,126 @@ impl Metadata<'_> {
         Ok(Rope::new(steps.collect(), attention_factor))
     }
 
-    /// Fused tensors, and other frequencies for long texts.
-    fn phi3(&self, base: DecoderConfig) -> Result<DecoderConfig> {
+    /// Phi-3: fused tensors, and other frequencies for long texts.
+    fn phi3(&self, config: &mut DecoderConfig) -> Result<()> {
         let mask = match self.optional("attention.sliding_window") {
             Some(window) if window > 0 => AttentionMask::SlidingWindow(window),
             _ => AttentionMask::Causal,
         };
-        let mut config = DecoderConfig { fusion: Fusion::Fused, ..base };
-        config.layers.iter_mut().for_each(|layer| layer.mask = mask);
+        config.names = &FUSED;
+        config.transformer.layers.iter_mut().for_each(|layer| layer.mask = mask);
         let short = self.factors("rope_factors_short.weight")?;
         let long = self.factors("rope_factors_long.weight")?;
-        if let (Some(short), Some(long), Some(rope)) = (short, long, config.ropes.first()) {
+        if let (Some(short), Some(long), Some(rope)) = (short, long, config.transformer.ropes.first()) {
             let original = self.required("rope.scaling.original_context_length")?;
             let attention_factor = self.float("rope.scaling.attn_factor").unwrap_or(1.0) as f32;
-            let mut stretched = self.divided(rope, &short, attention_factor)?;
-            stretched.long = Some((original, self.divided(rope, &long, attention_factor)?.frequencies));
-            config.ropes = vec![stretched];
+            let mut scaled = self.divided(rope, &short, attention_factor)?;
+            scaled.long = Some((original, self.divided(rope, &long, attention_factor)?.frequencies));
+            config.transformer.ropes = vec![scaled];
         }
-        Ok(config)
+        Ok(())
     }
 
-    /// As Gemma 3 in safetensors, but that norms have their factor whole.
-    fn gemma3(&self, base: DecoderConfig) -> Result<DecoderConfig> {
+    /// Gemma 3, as in safetensors, but that norms have their factors whole.
+    fn gemma3(&self, config: &mut DecoderConfig) -> Result<()> {
         let window = self.required("attention.sliding_window")?;
         let pattern = self.optional("attention.sliding_window_pattern").unwrap_or(6).max(1);
-        // The largest of them scales by its width, the others by their heads' size; files tell it only by their depth.
-        let scaled = if base.layers.len() == 62 { base.width / base.heads.max(1) } else { base.head_size };
-        let scale = self.float("attention.scale").unwrap_or(1.0 / (scaled as f64).sqrt());
-        let mut config = DecoderConfig {
-            attention_scale: scale as f32,
-            logit_cap: self.float("final_logit_softcapping").map(|cap| cap as f32),
-            embedding_scale: Some((base.width as f64).sqrt() as f32),
-            activation: Activation::GeluTanh,
-            norms: Norms::Around,
-            head_norms: HeadNorms::EachHead,
-            ..base
-        };
-        let own = self.float("rope.freq_base_swa").unwrap_or(10_000.0);
-        let shape = RopeShape { head_size: config.head_size, context: config.context, base: own };
-        config.ropes = vec![
-            self.rope(&config, "rope.freq_base", 1_000_000.0)?,
-            RopeParameters::default().rope(self.file.path(), shape)?,
+        config.logit_cap = self.float("final_logit_softcapping").map(|cap| cap as f32);
+        config.embeddings = Embeddings::Scaled((config.width() as f64).sqrt() as f32);
+        let ropes = vec![
+            self.rope(config, "rope.freq_base", 1_000_000.0)?,
+            RopeParameters::default().rope(
+                self.file.path(),
+                RopeShape {
+                    head_size: config.transformer.attention.head_size,
+                    context: config.context,
+                    base: self.float("rope.freq_base_swa").unwrap_or(10_000.0),
+                },
+            )?,
         ];
-        for (index, layer) in config.layers.iter_mut().enumerate() {
+        let transformer = &mut config.transformer;
+        let (width, attention) = (transformer.width, &mut transformer.attention);
+        // The largest of them scales by its width, the others by their heads' size; files tell it only by their depth.
+        let scaled = match transformer.layers.len() {
+            62 => width / attention.heads.max(1),
+            _ => attention.head_size,
+        };
+        attention.scale = self.float("attention.scale").unwrap_or(1.0 / (scaled as f64).sqrt()) as f32;
+        attention.head_norms = HeadNorms::EachHead;
+        transformer.activation = Activation::GeluTanh;
+        transformer.norm_placement = NormPlacement::Sandwich;
+        transformer.ropes = ropes;
+        for (index, layer) in transformer.layers.iter_mut().enumerate() {
             if !(index + 1).is_multiple_of(pattern) {
-                (layer.mask, layer.rope) = (AttentionMask::SlidingWindow(window), 1);
+                (layer.mask, layer.rope) = (AttentionMask::SlidingWindow(window), Some(1));
             }
         }
-        Ok(config)
+        Ok(())
     }
 }
 
 /// The tensors of a GGUF file.
 struct GgufTensors<'a> {
     file: &'a GgufFile,
-    config: &'a DecoderConfig,
-    architecture: Architecture,
+    /// Size of the heads whose queries and keys have their rows in llama.cpp's own order, in which the two
+    /// numbers of a rotated pair are neighbours; nothing where no rows have.
+    permuted: Option<usize>,
     device: &'a Device,
     context: &'a LoadContext,
 }
 
-const OUTPUT: &str = "output.weight";
-
 impl GgufTensors<'_> {
-    /// A tensor's name here, from its name in safetensors files.
-    fn name(&self, name: &str) -> Result<String> {
-        let unknown = || misfit("a tensor that GGUF files have no name for");
-        let Some(rest) = name.strip_prefix("layers.") else {
-            return match name {
-                "embed_tokens.weight" => Ok("token_embd.weight".to_owned()),
-                "norm.weight" => Ok("output_norm.weight".to_owned()),
-                _ => Err(unknown()),
-            };
-        };
-        let (layer, part) = rest.split_once('.').ok_or_else(unknown)?;
-        let (part, end) = part.rsplit_once('.').ok_or_else(unknown)?;
-        let around = self.config.norms == Norms::Around;
-        let part = match part {
-            "input_layernorm" => "attn_norm",
-            "post_attention_layernorm" if around => "post_attention_norm",
-            "post_attention_layernorm" | "pre_feedforward_layernorm" => "ffn_norm",
-            "post_feedforward_layernorm" => "post_ffw_norm",
-            "self_attn.q_proj" => "attn_q",
-            "self_attn.k_proj" => "attn_k",
-            "self_attn.v_proj" => "attn_v",
-            "self_attn.qkv_proj" => "attn_qkv",
-            "self_attn.o_proj" => "attn_output",
-            "self_attn.q_norm" => "attn_q_norm",
-            "self_attn.k_norm" => "attn_k_norm",
-            "mlp.gate_proj" => "ffn_gate",
-            "mlp.up_proj" | "mlp.gate_up_proj" => "ffn_up",
-            "mlp.down_proj" => "ffn_down",
-            _ => return Err(unknown()),
-        };
-        Ok(format!("blk.{layer}.{part}.{end}"))
-    }
-
-    /// Whether the rows of a tensor are in llama.cpp's own order, in which the numbers of a pair that is turned
-    /// together are neighbours.
-    fn is_permuted(&self, name: &str) -> bool {
-        self.architecture == Architecture::Llama && (name.contains(".q_proj") || name.contains(".k_proj"))
+    /// The size of the heads of a layer whose rows are permuted.
+    fn permuted(&self, name: &str) -> Option<usize> {
+        self.permuted.filter(|_| name.ends_with(".attn_q") || name.ends_with(".attn_k"))
     }
 
     fn rows(&self, name: &str, outside: usize, inside: usize) -> Result<QuantizedRows> {
-        let found = self.name(&format!("{name}.weight"))?;
-        self.stored_rows(&found, outside, inside, self.is_permuted(name))
-    }
-
-    fn stored_rows(
-        &self,
-        name: &str,
-        outside: usize,
-        inside: usize,
-        permuted: bool,
-    ) -> Result<QuantizedRows> {
-        let stored = self.file.read(name, &[outside, inside], self.context)?;
-        let bytes = match permuted {
-            true => in_order(&stored.bytes, outside, self.config.head_size),
-            false => stored.bytes,
+        let stored = self.file.read(&format!("{name}.weight"), &[outside, inside], self.context)?;
+        let bytes = match self.permuted(name) {
+            Some(head_size) => in_order(&stored.bytes, outside, head_size),
+            None => stored.bytes,
         };
         Ok(QuantizedRows { dtype: stored.dtype, bytes, outside })
+    }
+
+    fn bias(&self, name: &str, outside: usize) -> Result<Vec<f32>> {
+        let values = self.file.numbers(&format!("{name}.bias"), &[outside], self.context)?;
+        Ok(match self.permuted(name) {
+            Some(head_size) => in_order(&values, outside, head_size),
+            None => values,
+        })
     }
 }
 
 impl Tensors for GgufTensors<'_> {
-    fn has_head(&self) -> bool {
-        self.file.contains(OUTPUT)
+    fn contains(&self, name: &str) -> bool {
+        self.file.contains(name)
     }
 
     fn vector(&self, name: &str, length: usize) -> Result<Tensor> {
-        let values = self.file.numbers(&self.name(name)?, &[length], self.context)?;
+        let values = self.file.numbers(name, &[length], self.context)?;
         Ok(Tensor::from_vec(values, length, self.device)?)
     }
 
-    fn linear(&self, parts: &[Part<'_>], inside: usize, bias: Bias) -> Result<PackedLinear> {
-        let (mut rows, mut biases) = (Vec::new(), Vec::new());
-        for Part { name, outside } in parts {
-            rows.push(self.rows(name, *outside, inside)?);
-            if bias == Bias::Yes {
-                let values =
-                    self.file.numbers(&self.name(&format!("{name}.bias"))?, &[*outside], self.context)?;
-                match self.is_permuted(name) {
-                    true => biases.extend(in_order(&values, *outside, self.config.head_size)),
-                    false => biases.extend(values),
-                }
+    fn packed(&self, layers: &Linears<'_>, rows: RowUse) -> Result<PackedLinear> {
+        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+        for (name, outside) in layers.parts {
+            weight.push(self.rows(name, *outside, layers.inside)?);
+            if layers.bias == Bias::Yes {
+                bias.extend(self.bias(name, *outside)?);
             }
         }
-        let length = biases.len();
-        let bias = match bias {
-            Bias::Yes => Some(Tensor::from_vec(biases, length, self.device)?),
+        let bias = match layers.bias {
+            Bias::Yes => Some(Tensor::from_vec(bias, layers.outside(), self.device)?),
             Bias::No => None,
         };
-        let looked_up = parts.iter().any(|part| part.name == "embed_tokens");
-        let use_of_rows = if looked_up { RowUse::LookedUp } else { RowUse::MultipliedOnly };
-        PackedLinear::quantized(rows, inside, bias, self.device, use_of_rows)
-    }
-
-    fn head(&self, outside: usize, inside: usize) -> Result<PackedLinear> {
-        let rows = self.stored_rows(OUTPUT, outside, inside, false)?;
-        PackedLinear::quantized(vec![rows], inside, None, self.device, RowUse::MultipliedOnly)
+        PackedLinear::quantized(weight, layers.inside, bias, self.device, rows)
     }
 }
 
-/// Rows, each of as many values, from llama.cpp's order to that of safetensors files: in each head first the first
-/// numbers of all pairs, then the second.
+/// Rows, each of as many values, from llama.cpp's order to that of safetensors files: in each head first the
+/// first numbers of all pairs, then the second.
 fn in_order<T: Copy>(values: &[T], rows: usize, head_size: usize) -> Vec<T> {
     let row = values.len() / rows.max(1);
     let mut out = Vec::with_capacity(values.len());

@@ -5,16 +5,17 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::config::{Bias, Biases, DecoderConfig};
+use super::config::DecoderConfig;
 use super::settings::Settings;
 use crate::error::Result;
 use crate::families::{Family, parse};
+use crate::models::transformer::Biases;
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
     Family { model_type: "llama", architectures: &["LlamaForCausalLM", "LlamaModel"], read };
 
-/// What is Llama's own in `config.json`.
+/// Settings of Llama alone.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Own {
@@ -24,10 +25,9 @@ struct Own {
 
 fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     let own: Own = parse(file, config)?;
-    let bias = Bias::from(own.attention_bias);
-    let biases = Biases { query_key_value: bias, attended: bias, feed_forward: own.mlp_bias.into() };
-    let base = Settings::read(file, config, defaults())?.decoder(file, |_| false)?;
-    DecoderConfig { biases, ..base }.checked(file)
+    let mut decoder = Settings::read(file, config, defaults())?.decoder(file, |_| false)?;
+    decoder.transformer.biases = Biases::both(own.attention_bias.into(), own.mlp_bias.into());
+    decoder.checked(file)
 }
 
 fn defaults() -> Value {

@@ -9,7 +9,7 @@ use super::settings::Settings;
 use crate::error::Result;
 use crate::families::Family;
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
     Family { model_type: "mistral", architectures: &["MistralForCausalLM", "MistralModel"], read };
 

@@ -1,22 +1,23 @@
-//! Phi-3 and Phi-4: queries, keys and values in one tensor, gate and up in another, and a rotary embedding that has
-//! other frequencies for long texts.
+//! Phi-3 and Phi-4: queries, keys and values in one tensor, gate and up in another, and a rotary embedding
+//! that has other frequencies for long texts.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::config::{DecoderConfig, Fusion};
+use super::config::DecoderConfig;
+use super::names::PHI3;
 use super::settings::Settings;
 use crate::error::Result;
 use crate::families::Family;
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
     Family { model_type: "phi3", architectures: &["Phi3ForCausalLM", "Phi3Model"], read };
 
 fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     let base = Settings::read(file, config, defaults())?.decoder(file, |_| true)?;
-    DecoderConfig { fusion: Fusion::Fused, ..base }.checked(file)
+    DecoderConfig { names: &PHI3, ..base }.checked(file)
 }
 
 fn defaults() -> Value {

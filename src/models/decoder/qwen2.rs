@@ -1,23 +1,26 @@
-//! Qwen2 and Qwen2.5: biases on queries, keys and values, and a window in the upper layers where one is asked for.
+//! Qwen2 and Qwen2.5: biases on queries, keys and values, and a window in the upper layers where one is asked
+//! for.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::config::{Bias, Biases, DecoderConfig};
+use super::config::DecoderConfig;
 use super::settings::Settings;
 use crate::error::Result;
 use crate::families::Family;
+use crate::models::transformer::Bias;
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
     Family { model_type: "qwen2", architectures: &["Qwen2ForCausalLM", "Qwen2Model"], read };
 
 fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     let settings = Settings::read(file, config, defaults())?.optional_window();
     let first = settings.windows.max_window_layers;
-    let biases = Biases { query_key_value: Bias::Yes, ..Biases::NONE };
-    DecoderConfig { biases, ..settings.decoder(file, |layer| layer >= first)? }.checked(file)
+    let mut decoder = settings.decoder(file, |layer| layer >= first)?;
+    decoder.transformer.biases.qkv = Bias::Yes;
+    decoder.checked(file)
 }
 
 fn defaults() -> Value {

@@ -5,12 +5,13 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::config::{Bias, Biases, DecoderConfig, HeadNorms};
+use super::config::DecoderConfig;
 use super::settings::Settings;
 use crate::error::Result;
 use crate::families::{Family, parse};
+use crate::models::transformer::{Bias, Biases, HeadNorms};
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> = Family {
     model_type: "qwen3",
     architectures: &["Qwen3ForCausalLM", "Qwen3Model"],
@@ -21,16 +22,17 @@ pub(super) const FAMILY: Family<DecoderConfig> = Family {
     },
 };
 
-/// What Qwen3 and its mixture of experts have in common.
-pub(super) fn shape(file: &Path, config: &Value, base: DecoderConfig) -> Result<DecoderConfig> {
+/// The settings that Qwen3 and its mixture of experts have in common.
+pub(super) fn shape(file: &Path, config: &Value, mut decoder: DecoderConfig) -> Result<DecoderConfig> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Own {
         attention_bias: bool,
     }
-    let bias: Bias = parse::<Own>(file, config)?.attention_bias.into();
-    let biases = Biases { query_key_value: bias, attended: bias, feed_forward: Bias::No };
-    Ok(DecoderConfig { biases, head_norms: HeadNorms::EachHead, ..base })
+    let bias = parse::<Own>(file, config)?.attention_bias;
+    decoder.transformer.biases = Biases::both(bias.into(), Bias::No);
+    decoder.transformer.attention.head_norms = HeadNorms::EachHead;
+    Ok(decoder)
 }
 
 fn defaults() -> Value {

@@ -5,24 +5,25 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::config::{DecoderConfig, ExpertWeights, FeedForward};
+use super::config::DecoderConfig;
 use super::qwen3;
 use super::settings::Settings;
 use crate::error::Result;
 use crate::families::{Family, parse};
+use crate::models::transformer::{ExpertWeights, FeedForwardConfig};
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
     Family { model_type: "qwen3_moe", architectures: &["Qwen3MoeForCausalLM", "Qwen3MoeModel"], read };
 
-/// What is its own in `config.json`.
+/// Settings of the mixture of experts.
 #[derive(Debug, Deserialize)]
 #[serde(default)]
 struct Own {
     moe_intermediate_size: usize,
     num_experts_per_tok: usize,
     num_experts: Option<usize>,
-    /// What some files call it.
+    /// The same in some files.
     num_local_experts: Option<usize>,
     norm_topk_prob: bool,
     /// Every so many layers have experts.
@@ -49,16 +50,16 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     let settings = Settings::read(file, config, defaults())?.optional_window();
     let mut decoder = qwen3::shape(file, config, settings.decoder(file, |_| true)?)?;
     let own: Own = parse(file, config)?;
-    let experts = FeedForward::Experts {
-        middle: own.moe_intermediate_size,
+    let experts = FeedForwardConfig::Experts {
+        intermediate: own.moe_intermediate_size,
         count: own.num_experts.or(own.num_local_experts).unwrap_or(128),
         chosen: own.num_experts_per_tok,
         weights: if own.norm_topk_prob { ExpertWeights::OfChosen } else { ExpertWeights::OfAll },
     };
     let dense = own.mlp_only_layers.unwrap_or_default();
-    for (index, layer) in decoder.layers.iter_mut().enumerate() {
-        let turn = own.decoder_sparse_step > 0 && (index + 1).is_multiple_of(own.decoder_sparse_step);
-        if turn && !dense.contains(&index) {
+    for (index, layer) in decoder.transformer.layers.iter_mut().enumerate() {
+        let has_experts = own.decoder_sparse_step > 0 && (index + 1).is_multiple_of(own.decoder_sparse_step);
+        if has_experts && !dense.contains(&index) {
             layer.feed_forward = experts;
         }
     }

@@ -1,18 +1,21 @@
-//! What the families' `config.json` files have in common, and the decoder that it describes: Llama's shape, from which
-//! each family says what differs.
+//! The settings that the families' `config.json` files have in common, and the decoder that they describe:
+//! Llama's, from which each family says what differs.
 
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::{
-    Biases, DecoderConfig, FeedForward, Fusion, Head, HeadNorms, LayerConfig, NormWeight, Norms, layer_count,
-};
-use super::rope::{Rope, RopeSettings, RopeShape};
-use crate::error::{Error, Result};
+use super::config::{DecoderConfig, Embeddings, Head};
+use super::names::LLAMA;
+use crate::error::Result;
 use crate::families::parse;
 use crate::kernels::{Activation, AttentionMask};
+use crate::models::config_file::{activation, unsupported, with_defaults};
+use crate::models::transformer::{
+    AttentionConfig, Bias, Biases, FeedForwardConfig, HeadNorms, LayerConfig, NormKind, NormPlacement, Rope,
+    RopeSettings, RopeShape, TransformerConfig, Workload, layer_count,
+};
 
 /// The settings that every family has.
 #[derive(Debug, Clone, Deserialize)]
@@ -25,7 +28,7 @@ pub(super) struct Settings {
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
     hidden_act: Option<String>,
-    /// What Gemma calls it; published files have both.
+    /// The same in Gemma, whose published files have both.
     hidden_activation: Option<String>,
     max_position_embeddings: usize,
     rms_norm_eps: f64,
@@ -39,7 +42,7 @@ pub(super) struct Settings {
     pub(super) windows: Windows,
 }
 
-/// Which layers see only so many tokens.
+/// Sliding windows: the layers that see only so many tokens.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Windows {
@@ -51,7 +54,7 @@ pub(super) struct Windows {
     pub(super) layer_types: Option<Vec<String>>,
 }
 
-/// A number, a list, or none.
+/// Tokens that end a text: one, several, or none.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(untagged)]
 enum EndTokens {
@@ -65,7 +68,7 @@ enum EndTokens {
 pub(super) const SLIDING: &str = "sliding_attention";
 
 impl Settings {
-    /// Reads them; what the file leaves out is as in `defaults`, the family's own.
+    /// Reads the settings; those that the file leaves out are the family's `defaults`.
     pub(super) fn read(file: &Path, config: &Value, defaults: Value) -> Result<Self> {
         parse(file, &with_defaults(config, defaults))
     }
@@ -86,44 +89,51 @@ impl Settings {
         RopeShape { head_size: self.head_size(), context: self.max_position_embeddings, base }
     }
 
-    /// The decoder of Llama's shape with these settings, in which the layers that `slides` picks have the window. Its
+    /// Llama's decoder with these settings, in which the layers that `slides` picks have the window. Its
     /// numbers are not checked yet.
     pub(super) fn decoder(&self, file: &Path, slides: impl Fn(usize) -> bool) -> Result<DecoderConfig> {
-        let count = layer_count(file, self.num_hidden_layers)?;
-        let feed_forward = FeedForward::Dense { middle: self.intermediate_size };
-        let layer = |mask| LayerConfig { mask, rope: 0, feed_forward };
-        let layers = (0..count).map(|index| Ok(layer(self.mask(file, index, &slides)?)));
+        let feed_forward = FeedForwardConfig::Gated { intermediate: self.intermediate_size };
+        let layer = |mask| LayerConfig { mask, rope: Some(0), feed_forward, input_is_normed: false };
+        let layers = 0..layer_count(file, self.num_hidden_layers)?;
+        let layers = layers.map(|index| Ok(layer(self.mask(file, index, &slides)?)));
         let head_size = self.head_size();
         Ok(DecoderConfig {
             vocabulary: self.vocab_size,
-            width: self.hidden_size,
             context: self.max_position_embeddings,
-            heads: self.num_attention_heads,
-            kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
-            head_size,
-            attention_scale: 1.0 / (head_size as f32).sqrt(),
-            attention_cap: None,
+            embeddings: Embeddings::Plain,
+            transformer: TransformerConfig {
+                width: self.hidden_size,
+                attention: AttentionConfig {
+                    heads: self.num_attention_heads,
+                    kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
+                    head_size,
+                    scale: 1.0 / (head_size as f32).sqrt(),
+                    soft_cap: None,
+                    head_norms: HeadNorms::None,
+                    alibi_slopes: Vec::new(),
+                },
+                cross_attention: None,
+                norm: NormKind::Rms,
+                norm_placement: NormPlacement::Pre,
+                epsilon: self.rms_norm_eps,
+                biases: Biases::NONE,
+                activation: self.activation(file)?,
+                layers: layers.collect::<Result<_>>()?,
+                ropes: vec![self.default_rope(file)?],
+                workload: Workload::GrowingSequences,
+            },
+            head: if self.tie_word_embeddings { Head::Tied } else { Head::Own(Bias::No) },
             logit_cap: None,
-            embedding_scale: None,
-            activation: self.activation(file)?,
-            epsilon: self.rms_norm_eps,
-            norm_weight: NormWeight::Factor,
-            norms: Norms::Before,
-            head_norms: HeadNorms::None,
-            biases: Biases::NONE,
-            fusion: Fusion::Separate,
-            head: if self.tie_word_embeddings { Head::Tied } else { Head::Own },
-            layers: layers.collect::<Result<_>>()?,
-            ropes: vec![self.default_rope(file)?],
             end_tokens: match &self.eos_token_id {
                 EndTokens::One(token) => vec![*token],
                 EndTokens::Several(tokens) => tokens.clone(),
                 EndTokens::None => Vec::new(),
             },
+            names: &LLAMA,
         })
     }
 
-    /// What a layer sees: as `layer_types` says, or as the family does where the file has none.
+    /// The tokens that a layer sees: as `layer_types` says, or as the family does where the file has none.
     fn mask(&self, file: &Path, layer: usize, slides: impl Fn(usize) -> bool) -> Result<AttentionMask> {
         let slides = match &self.windows.layer_types {
             None => slides(layer),
@@ -131,12 +141,9 @@ impl Settings {
                 Some(SLIDING) => true,
                 Some("full_attention") => false,
                 other => {
-                    return Err(Error::UnsupportedSetting {
-                        file: file.to_owned(),
-                        what: "layer_types".into(),
-                        found: other.unwrap_or("a list shorter than num_hidden_layers").to_owned(),
-                        supported: "full_attention, sliding_attention".into(),
-                    });
+                    let found = other.unwrap_or("a list shorter than num_hidden_layers");
+                    let supported = "full_attention, sliding_attention";
+                    return Err(unsupported(file, "layer_types", found, supported));
                 }
             },
         };
@@ -148,26 +155,10 @@ impl Settings {
 
     fn activation(&self, file: &Path) -> Result<Activation> {
         let name = self.hidden_activation.as_deref().or(self.hidden_act.as_deref()).unwrap_or("silu");
-        Activation::from_name(name).ok_or_else(|| Error::UnsupportedSetting {
-            file: file.to_owned(),
-            what: "hidden_act".into(),
-            found: name.to_owned(),
-            supported: Activation::NAMES.into(),
-        })
+        activation(file, "hidden_act", name)
     }
 
     fn default_rope(&self, file: &Path) -> Result<Rope> {
         self.rope.parameters(file, None)?.rope(file, self.rope_shape(10_000.0))
     }
-}
-
-/// The settings with those of `defaults` that are missing.
-pub(super) fn with_defaults(config: &Value, defaults: Value) -> Value {
-    let mut config = config.clone();
-    if let (Some(settings), Value::Object(defaults)) = (config.as_object_mut(), defaults) {
-        for (name, value) in defaults {
-            settings.entry(name).or_insert(value);
-        }
-    }
-    config
 }

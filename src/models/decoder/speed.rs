@@ -1,5 +1,5 @@
-//! How fast a decoder of about 100 million parameters is: one stream, eight together, a prompt. To be run by hand:
-//! `cargo test --release -p candle-actors --lib decoder::speed -- --ignored --nocapture`.
+//! How fast a decoder of about 100 million parameters is: one stream, eight together, a prompt. To be run by
+//! hand: `cargo test --release -p candle-actors --lib decoder::speed -- --ignored --nocapture`.
 
 use std::time::Instant;
 
@@ -7,29 +7,29 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-use super::config::Bias;
-use super::load::{self, Part, Tensors};
-use super::{Cache, Decoder, FAMILIES, Segment};
+use super::names::LLAMA;
+use super::{Decoder, FAMILIES, load};
 use crate::error::Result;
 use crate::families;
 use crate::kernels::ggml::GgmlType;
 use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
 use crate::kernels::random;
+use crate::models::transformer::{Cache, Linears, Segment, Tensors};
 
 /// Random weights, plain or in blocks.
 struct Random(Option<(GgmlDType, u32)>);
 
 impl Tensors for Random {
-    fn has_head(&self) -> bool {
-        false
+    fn contains(&self, name: &str) -> bool {
+        !LLAMA.heads.iter().any(|head| name.starts_with(head))
     }
 
     fn vector(&self, _: &str, length: usize) -> Result<Tensor> {
         Ok(Tensor::ones(length, candle_core::DType::F32, &Device::Cpu)?)
     }
 
-    fn linear(&self, parts: &[Part<'_>], inside: usize, _: Bias) -> Result<PackedLinear> {
-        let outside = parts.iter().map(|part| part.outside).sum();
+    fn packed(&self, layers: &Linears<'_>, _: RowUse) -> Result<PackedLinear> {
+        let (outside, inside) = (layers.outside(), layers.inside);
         let values = random(0.0, 0.03, (outside, inside));
         let Some((kind, number)) = self.0 else {
             return PackedLinear::new(values.flatten_all()?.to_vec1()?, inside, None, &Device::Cpu);
@@ -39,10 +39,6 @@ impl Tensors for Random {
         let rows = vec![QuantizedRows { dtype, bytes, outside }];
         PackedLinear::quantized(rows, inside, None, &Device::Cpu, RowUse::LookedUp)
     }
-
-    fn head(&self, outside: usize, inside: usize) -> Result<PackedLinear> {
-        self.linear(&[Part { name: "lm_head", outside }], inside, Bias::No)
-    }
 }
 
 fn decoder(weights: Random) -> Decoder {
@@ -51,7 +47,7 @@ fn decoder(weights: Random) -> Decoder {
         "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 4, "tie_word_embeddings": true
     });
     let config = families::find(FAMILIES, "text to text", "config.json".as_ref(), &config).unwrap();
-    load::load(&config, &weights, &Device::Cpu).unwrap()
+    load::load(&config, config.names, &weights, &weights, &Device::Cpu).unwrap()
 }
 
 /// Seconds that the calling thread had of a processor so far, or that have passed where nobody tells.

@@ -9,9 +9,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::error::{Error, Result};
 use crate::families;
 use crate::gguf::GgufFile;
 use crate::models::folders::families_of;
+use crate::models::transformer::{Cache, Segment};
 use crate::source::{Files, read_json};
 use crate::weights::WeightFiles;
 
@@ -76,8 +78,8 @@ impl Fixture {
         self.expected[name].flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    /// Each sequence's next tokens in one pass, and the logits behind them. A sequence that outgrows its cache is read
-    /// again in pieces of `piece` tokens, but for those of this pass.
+    /// Each sequence's next tokens in one pass, and the logits behind them. A sequence that outgrows its
+    /// cache is read again in pieces of `piece` tokens, but for those of this pass.
     fn next(&self, texts: &mut [Text], tokens: &[&[u32]], piece: usize) -> Vec<Vec<f32>> {
         for (text, next) in texts.iter_mut().zip(tokens) {
             let length = text.tokens.len() + next.len();

@@ -1,4 +1,5 @@
-//! CLIP: images and texts in one space. `get_image_features` and `get_text_features` of `CLIPModel` in transformers.
+//! CLIP: images and texts in one space. `get_image_features` and `get_text_features` of `CLIPModel` in
+//! transformers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,13 +11,13 @@ use serde_json::Value;
 use super::{Architecture, Encoder, Filling, TextSide, Watch};
 use crate::error::{Error, Result};
 use crate::families::Family;
-use crate::kernels::LayerNorm;
 use crate::models::towers::VisionTower;
 use crate::models::towers::clip::{ClipText, Projection, TextConfig, VisionConfig};
+use crate::models::transformer::{Norm, SafeTensors};
 use crate::pixels::Processor;
 use crate::weights::WeightFiles;
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "clip",
     architectures: &["CLIPModel"],
@@ -79,8 +80,8 @@ impl Architecture for Config {
 
     fn texts(&self) -> Option<TextSide> {
         Some(TextSide {
-            vocabulary: self.text.settings.vocab_size,
-            longest: self.text.settings.max_position_embeddings,
+            vocabulary: self.text.tower.vocabulary,
+            longest: self.text.tower.context,
             filling: Filling::Nothing,
         })
     }
@@ -90,7 +91,8 @@ impl Architecture for Config {
     }
 
     fn scratch(&self, rows: usize, longest: usize) -> Bytes {
-        self.vision.shape.scratch(rows, longest).max(self.text.shape.scratch(rows, longest))
+        let texts = self.text.tower.transformer.scratch(rows, longest);
+        self.vision.transformer.scratch(rows, longest).max(texts)
     }
 
     fn load(
@@ -100,22 +102,22 @@ impl Architecture for Config {
         context: &LoadContext,
     ) -> Result<Arc<dyn Encoder>> {
         let reader = weights.reader("", device, context);
-        let (images, texts) = ("vision_model.", "text_model.");
+        let images = SafeTensors::new(&reader, "vision_model.", self.vision.transformer.workload);
         Ok(Arc::new(Clip {
-            vision: self.vision.load(&reader, images)?,
-            norm: self.vision.load_last_norm(&reader, images)?,
+            vision: self.vision.load(&images)?,
+            norm: self.vision.load_last_norm(&images)?,
             image_projection: Projection::load(
                 &reader,
                 "visual_projection",
                 self.dimensions,
-                self.vision.shape.width,
+                self.vision.transformer.width,
             )?,
-            text: self.text.load(&reader, texts)?,
+            text: self.text.load(&reader, "text_model.")?,
             text_projection: Projection::load(
                 &reader,
                 "text_projection",
                 self.dimensions,
-                self.text.shape.width,
+                self.text.tower.transformer.width,
             )?,
         }))
     }
@@ -123,8 +125,8 @@ impl Architecture for Config {
 
 struct Clip {
     vision: VisionTower,
-    /// Of the class token, after the last layer.
-    norm: LayerNorm,
+    /// Norm of the class token after the last block.
+    norm: Norm,
     image_projection: Projection,
     text: ClipText,
     text_projection: Projection,
@@ -133,11 +135,11 @@ struct Clip {
 impl Encoder for Clip {
     fn images(&self, images: &[Tensor], watch: &Watch<'_>) -> Result<Tensor> {
         let classes = self.vision.forward(images, watch)?.first()?;
-        self.image_projection.forward(&self.norm.of(&classes)?)
+        self.image_projection.forward(&self.norm.forward(&classes)?)
     }
 
     fn texts(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
-        let hidden = self.text.tower.forward(ids, lengths)?;
+        let hidden = self.text.tower.encode(ids, lengths, || Ok(()))?;
         self.text_projection.forward(&self.text.pool(&hidden, ids, lengths)?)
     }
 }

@@ -1,5 +1,5 @@
-//! DINOv2, with and without registers: images alone. An image's vector is its class token after the last norm, which is
-//! `pooler_output` of `Dinov2Model` in transformers.
+//! DINOv2, with and without registers: images alone. An image's vector is its class token after the last
+//! norm, which is `pooler_output` of `Dinov2Model` in transformers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,20 +11,20 @@ use serde_json::Value;
 use super::{Architecture, Encoder, TextSide, Watch};
 use crate::error::{Error, Result};
 use crate::families::Family;
-use crate::kernels::LayerNorm;
 use crate::models::towers::VisionTower;
 use crate::models::towers::dinov2::{Dinov2Config, Registers};
+use crate::models::transformer::{Norm, SafeTensors};
 use crate::pixels::Processor;
 use crate::weights::WeightFiles;
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "dinov2",
     architectures: &["Dinov2Model", "Dinov2ForImageClassification", "Dinov2Backbone"],
     read: |file, config| Ok(Box::new(Config::read(file, config, Registers::Without)?)),
 };
 
-/// The line of its variant with registers.
+/// The entry of the variant with registers.
 pub(super) const FAMILY_WITH_REGISTERS: Family<Box<dyn Architecture>> = Family {
     model_type: "dinov2_with_registers",
     architectures: &[
@@ -37,7 +37,7 @@ pub(super) const FAMILY_WITH_REGISTERS: Family<Box<dyn Architecture>> = Family {
 
 struct Config {
     tower: Dinov2Config,
-    /// What the names of tensors begin with where the model was saved as a part of a larger one.
+    /// Beginning of the tensors' names where the model was saved as a part of a larger one.
     outer: &'static str,
 }
 
@@ -83,7 +83,7 @@ impl Architecture for Config {
     }
 
     fn scratch(&self, rows: usize, longest: usize) -> Bytes {
-        self.tower.scratch(rows, longest)
+        self.tower.transformer.scratch(rows, longest)
     }
 
     fn load(
@@ -94,20 +94,21 @@ impl Architecture for Config {
     ) -> Result<Arc<dyn Encoder>> {
         let reader = weights.reader("", device, context);
         let is_part = weights.contains(&format!("{}embeddings.cls_token", self.outer));
-        let name = if is_part { self.outer } else { "" };
-        let vision = self.tower.load(&reader, name)?;
-        Ok(Arc::new(Dinov2 { vision, norm: self.tower.load_last_norm(&reader, name)? }))
+        let path = if is_part { self.outer } else { "" };
+        let tensors = SafeTensors::new(&reader, path, self.tower.transformer.workload);
+        let vision = self.tower.load(&tensors)?;
+        Ok(Arc::new(Dinov2 { vision, norm: self.tower.load_last_norm(&tensors)? }))
     }
 }
 
 struct Dinov2 {
     vision: VisionTower,
-    norm: LayerNorm,
+    norm: Norm,
 }
 
 impl Encoder for Dinov2 {
     fn images(&self, images: &[Tensor], watch: &Watch<'_>) -> Result<Tensor> {
-        self.norm.of(&self.vision.forward(images, watch)?.first()?)
+        self.norm.forward(&self.vision.forward(images, watch)?.first()?)
     }
 
     fn texts(&self, _: &[u32], _: &[usize]) -> Result<Tensor> {

@@ -1,4 +1,4 @@
-//! What goes into a pass: preprocessed images, or the tokens of texts.
+//! Inputs of a pass: preprocessed images, or the tokens of texts.
 
 use std::path::PathBuf;
 
@@ -6,8 +6,9 @@ use model_actors::LoadContext;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Filling, PASS_ROWS, TextSide};
+use super::{Filling, TextSide};
 use crate::error::{Error, Result};
+use crate::models::passes::joins;
 use crate::source::Files;
 use crate::tokens::Tokens;
 
@@ -30,13 +31,10 @@ impl Input {
     }
 }
 
-/// Whether another input may join those that wait for a pass: they are of one kind, and not too many rows.
-pub(super) fn fits<'a>(waiting: impl IntoIterator<Item = &'a Input>, input: &Input) -> bool {
-    let mut rows = input.rows();
-    waiting.into_iter().all(|other| {
-        rows = rows.saturating_add(other.rows());
-        rows <= PASS_ROWS && other.is_image() == input.is_image()
-    })
+/// Checks that another input may join those that wait for a pass: they are of one kind, and not too many rows.
+pub(super) fn fits<'a>(waiting: impl IntoIterator<Item = &'a Input> + Clone, input: &Input) -> bool {
+    let rows = waiting.clone().into_iter().map(Input::rows).fold(0, usize::saturating_add);
+    joins(rows, input.rows()) && waiting.into_iter().all(|other| other.is_image() == input.is_image())
 }
 
 /// Inputs of one kind.
@@ -73,7 +71,7 @@ struct TokenizerConfig {
     pad_token: Option<Value>,
 }
 
-/// How texts become tokens, before the tokenizer is read.
+/// The tokenizer of texts, before it is read.
 #[derive(Debug, Clone)]
 pub(super) struct TextPlan {
     tokenizer: PathBuf,
@@ -118,7 +116,7 @@ impl TextPlan {
     }
 }
 
-/// How texts become tokens.
+/// The tokenizer of texts.
 pub(super) struct Texts {
     tokens: Tokens,
     /// The token and the length that a text is filled up with and to.

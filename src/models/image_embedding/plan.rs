@@ -5,18 +5,19 @@ use std::sync::Arc;
 use model_actors::{Footprint, ImageEmbedding, LoadContext, LoadStage};
 
 use super::inputs::TextPlan;
-use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PASS_ROWS, THREAD_SCRATCH};
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, THREAD_SCRATCH};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
 use crate::limits::MAX_IMAGE_ROWS;
 use crate::loader;
 use crate::models::config_file;
+use crate::models::passes::PASS_ROWS;
 use crate::pixels::{MAX_SIDE, Preprocessing, Size};
 use crate::source::{Files, read_json};
 use crate::weights::WeightFiles;
 
-/// Everything about a model that its small files tell.
+/// A model as its small files describe it.
 pub(crate) struct ImageEmbeddingPlan {
     files: Files,
     pub(super) architecture: Box<dyn Architecture>,

@@ -1,6 +1,7 @@
-//! SigLIP, and SigLIP 2 in its variants with images of one size, which are published as the same architecture: images
-//! and texts in one space. `get_image_features` and `get_text_features` of `SiglipModel` in transformers, with texts
-//! padded to the longest, as the model was trained and as its documentation asks for.
+//! SigLIP, and SigLIP 2 in its variants with images of one size, which are published as the same
+//! architecture: images and texts in one space. `get_image_features` and `get_text_features` of `SiglipModel`
+//! in transformers, with texts padded to the longest, as the model was trained and as its documentation asks
+//! for.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,13 +13,13 @@ use serde_json::Value;
 use super::{Architecture, Encoder, Filling, TextSide, Watch};
 use crate::error::{Error, Result};
 use crate::families::Family;
-use crate::kernels::LayerNorm;
 use crate::models::towers::VisionTower;
 use crate::models::towers::siglip::{ProbeHead, SiglipText, TextConfig, VisionConfig};
+use crate::models::transformer::{Norm, SafeTensors};
 use crate::pixels::Processor;
 use crate::weights::WeightFiles;
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "siglip",
     architectures: &["SiglipModel"],
@@ -46,10 +47,10 @@ impl Config {
             vision: VisionConfig::read(file, &vision)?,
             text: TextConfig::read(file, &part("text_config"))?,
         };
-        if config.text.projection != config.vision.shape.width {
+        if config.text.projection != config.vision.transformer.width {
             let reason = format!(
                 "texts become vectors of {} numbers and images of {}; they must be the same",
-                config.text.projection, config.vision.shape.width
+                config.text.projection, config.vision.transformer.width
             );
             return Err(Error::InvalidConfig { file: file.to_owned(), reason });
         }
@@ -59,7 +60,7 @@ impl Config {
 
 impl Architecture for Config {
     fn dimensions(&self) -> usize {
-        self.vision.shape.width
+        self.vision.transformer.width
     }
 
     fn processor(&self) -> Processor {
@@ -80,8 +81,8 @@ impl Architecture for Config {
 
     fn texts(&self) -> Option<TextSide> {
         Some(TextSide {
-            vocabulary: self.text.settings.vocab_size,
-            longest: self.text.settings.max_position_embeddings,
+            vocabulary: self.text.tower.vocabulary,
+            longest: self.text.tower.context,
             filling: Filling::Padding,
         })
     }
@@ -91,7 +92,8 @@ impl Architecture for Config {
     }
 
     fn scratch(&self, rows: usize, longest: usize) -> Bytes {
-        self.vision.shape.scratch(rows, longest).max(self.text.shape.scratch(rows, longest))
+        let texts = self.text.tower.transformer.scratch(rows, longest);
+        self.vision.transformer.scratch(rows, longest).max(texts)
     }
 
     fn load(
@@ -101,19 +103,20 @@ impl Architecture for Config {
         context: &LoadContext,
     ) -> Result<Arc<dyn Encoder>> {
         let reader = weights.reader("", device, context);
-        let images = "vision_model.";
+        let tensors = SafeTensors::new(&reader, "", self.vision.transformer.workload);
+        let images = tensors.at("vision_model.");
         Ok(Arc::new(Siglip {
-            vision: self.vision.load(&reader, images)?,
-            norm: self.vision.load_last_norm(&reader, images)?,
-            head: self.vision.load_head(&reader, images)?,
-            text: self.text.load(&reader, "text_model.")?,
+            vision: self.vision.load(&images)?,
+            norm: self.vision.load_last_norm(&images)?,
+            head: self.vision.load_head(&images)?,
+            text: self.text.load(&tensors.at("text_model."))?,
         }))
     }
 }
 
 struct Siglip {
     vision: VisionTower,
-    norm: LayerNorm,
+    norm: Norm,
     head: ProbeHead,
     text: SiglipText,
 }
@@ -121,7 +124,7 @@ struct Siglip {
 impl Encoder for Siglip {
     fn images(&self, images: &[Tensor], watch: &Watch<'_>) -> Result<Tensor> {
         let mut rows = self.vision.forward(images, watch)?;
-        rows.hidden = self.norm.of(&rows.hidden)?;
+        rows.hidden = self.norm.forward(&rows.hidden)?;
         self.head.forward(&rows)
     }
 

@@ -1,4 +1,4 @@
-//! How a worker runs a batch: it preprocesses the images of all requests one after another, packs them into
+//! A worker's run of a batch: it preprocesses the images of all requests one after another, packs them into
 //! passes, looks at each step at who has gone, and answers each request as soon as its last vector is there.
 
 use std::collections::HashMap;
@@ -28,7 +28,7 @@ struct Run<'a, 'b> {
     model: &'a ImageEmbeddingModel,
     batch: &'a Batch<'b, ImageEmbedding>,
     answers: HashMap<usize, Answer>,
-    /// What will be the next pass.
+    /// Inputs of the next pass.
     waiting: Vec<(Place, Input)>,
 }
 
@@ -50,8 +50,8 @@ impl Model<ImageEmbedding> for ImageEmbeddingModel {
 }
 
 impl Run<'_, '_> {
-    /// Prepares one image or text for a pass, and runs those before it if it has no room beside them. If it is bad, its
-    /// item fails alone.
+    /// Prepares one image or text for a pass, and runs those before it if it has no room beside them. If it
+    /// is bad, its item fails alone.
     fn take(&mut self, place: Place) -> Result<()> {
         let Some(item) = self.batch.items().get(place.item) else { return Ok(()) };
         if item.should_stop() {

@@ -1,5 +1,5 @@
-//! Decoders as embedders: the hidden states of the last layer, of whole texts at once and without caches. What a
-//! family's configuration says of attention and of the text's end is left to its own file.
+//! Decoders as embedders: the hidden states of the last block, of whole texts at once and without caches. How
+//! a family's configuration tells causal from bidirectional attention is left to its file.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use crate::families;
 use crate::models::decoder::{self, Decoder, DecoderConfig};
 use crate::weights::WeightFiles;
 
-/// What a decoder's tokens see.
+/// The tokens of a text that a decoder's tokens see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sight {
-    /// What comes before them.
+    /// Those before them.
     Back,
-    /// All of their text.
+    /// All.
     Everywhere,
 }
 
-/// A decoder that gives vectors.
+/// An embedding model that is a decoder.
 pub(super) struct Embedder(pub(super) DecoderConfig);
 
 impl Embedder {
@@ -42,7 +42,7 @@ impl Embedder {
 
 impl Architecture for Embedder {
     fn width(&self) -> usize {
-        self.0.width
+        self.0.width()
     }
 
     fn vocabulary(&self) -> usize {
@@ -58,8 +58,8 @@ impl Architecture for Embedder {
     }
 
     fn scratch(&self, tokens: usize, longest: usize) -> Bytes {
-        // Keys and values are kept for one layer at a time.
-        let keys_and_values = 8 * (self.0.kv_heads as u64).saturating_mul(self.0.head_size as u64);
+        // Keys and values are kept for one block at a time.
+        let keys_and_values = (self.0.transformer.kv_width() as u64).saturating_mul(8);
         self.0.scratch(tokens, longest) + Bytes(keys_and_values.saturating_mul(tokens as u64))
     }
 

@@ -3,25 +3,44 @@
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::Architecture;
-use super::encoder::{
-    EncoderFamily, Layer, Norms, Positions, Sizes, Transformer, activation, layer_norm, linear, stacked,
-};
+use super::encoder::TextEncoder;
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::{Activation, AttentionMask};
-use crate::weights::WeightReader;
+use crate::models::config_file::{activation, with_defaults};
+use crate::models::towers::{PositionsConfig, TextTowerConfig, TextTowerNames};
+use crate::models::transformer::{Names, NormPlacement, QkvNames, Sizes, TransformerConfig, UpNames};
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "distilbert",
     architectures: &["DistilBertModel", "DistilBertForMaskedLM"],
-    read: |file, config| Ok(Box::new(DistilBert::read(file, config)?)),
+    read: |file, config| TextEncoder::architecture(file, read(file, config)?, &["", "distilbert."]),
 };
 
 /// Fixed in the reference implementation.
 const EPSILON: f64 = 1e-12;
+
+const NAMES: TextTowerNames = TextTowerNames {
+    token_embeddings: "embeddings.word_embeddings",
+    positions: "embeddings.position_embeddings",
+    segments: "",
+    embedding_norm: "embeddings.LayerNorm",
+    blocks: Names {
+        blocks: "transformer.layer.",
+        qkv: QkvNames::Separate(["attention.q_lin", "attention.k_lin", "attention.v_lin"]),
+        out_proj: "attention.out_lin",
+        attention_norm: "sa_layer_norm",
+        feed_forward: "ffn.",
+        up: UpNames::Dense("lin1"),
+        down: "lin2",
+        feed_forward_norm: "output_layer_norm",
+        ..Names::NONE
+    },
+    norm: "",
+};
 
 /// `config.json`.
 #[derive(Deserialize)]
@@ -31,87 +50,29 @@ struct Config {
     n_layers: usize,
     n_heads: usize,
     hidden_dim: usize,
-    #[serde(default = "gelu")]
     activation: String,
-    #[serde(default = "positions")]
     max_position_embeddings: usize,
 }
 
-fn gelu() -> String {
-    "gelu".to_owned()
+fn defaults() -> Value {
+    json!({"activation": "gelu", "max_position_embeddings": 512})
 }
 
-fn positions() -> usize {
-    512
-}
-
-struct DistilBert {
-    sizes: Sizes,
-    activation: Activation,
-}
-
-impl DistilBert {
-    fn read(file: &Path, config: &serde_json::Value) -> Result<Self> {
-        let config: Config = parse(file, config)?;
-        let sizes = Sizes {
-            vocabulary: config.vocab_size,
-            width: config.dim,
-            layers: config.n_layers,
-            heads: config.n_heads,
-            middle: config.hidden_dim,
-            longest: config.max_position_embeddings,
-        };
-        let activation = activation(file, "activation", &config.activation)?;
-        Ok(Self { sizes: sizes.check(file)?, activation })
-    }
-
-    fn layer(&self, reader: &WeightReader<'_>, index: usize) -> Result<Layer> {
-        let Sizes { width, middle, .. } = self.sizes;
-        let name = |part: &str| format!("transformer.layer.{index}.{part}");
-        let norm = |part: &str| layer_norm(reader, &name(part), width, EPSILON, true);
-        let queries = ["q_lin", "k_lin", "v_lin"].map(|part| name(&format!("attention.{part}")));
-        Ok(Layer {
-            mixed: stacked(reader, &queries, [width, width], true)?,
-            attended: linear(reader, &name("attention.out_lin"), [width, width], true)?,
-            norms: Norms::After { attention: norm("sa_layer_norm")?, feed: norm("output_layer_norm")? },
-            wide: linear(reader, &name("ffn.lin1"), [middle, width], true)?,
-            activation: self.activation,
-            gated: false,
-            narrow: linear(reader, &name("ffn.lin2"), [width, middle], true)?,
-            mask: AttentionMask::Full,
-            rope: None,
-        })
-    }
-}
-
-impl EncoderFamily for DistilBert {
-    const PREFIXES: &'static [&'static str] = &["", "distilbert."];
-    const WORDS: &'static str = "embeddings.word_embeddings.weight";
-
-    fn sizes(&self) -> Sizes {
-        self.sizes
-    }
-
-    fn is_part(&self, name: &str) -> bool {
-        name.starts_with("transformer.")
-            || (name.starts_with("embeddings.") && !name.ends_with("position_ids"))
-    }
-
-    fn assemble(&self, reader: &WeightReader<'_>) -> Result<Transformer> {
-        let Sizes { vocabulary, width, layers, heads, longest, .. } = self.sizes;
-        let layers = (0..layers).map(|index| self.layer(reader, index));
-        Ok(Transformer {
-            words: reader.tensor(Self::WORDS, &[vocabulary, width])?,
-            positions: Some(Positions {
-                table: reader.tensor("embeddings.position_embeddings.weight", &[longest, width])?,
-                padding: None,
-            }),
-            norm: layer_norm(reader, "embeddings.LayerNorm", width, EPSILON, true)?,
-            layers: layers.collect::<Result<_>>()?,
-            last_norm: None,
-            heads,
-            slopes: Vec::new(),
-            frequencies: Vec::new(),
-        })
-    }
+fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
+    let config: Config = parse(file, &with_defaults(config, defaults()))?;
+    let sizes = Sizes {
+        width: config.dim,
+        intermediate: config.hidden_dim,
+        layers: config.n_layers,
+        heads: config.n_heads,
+    };
+    let activation = activation(file, "activation", &config.activation)?;
+    Ok(TextTowerConfig {
+        vocabulary: config.vocab_size,
+        context: config.max_position_embeddings,
+        positions: PositionsConfig::Places(config.max_position_embeddings),
+        segments: 0,
+        transformer: TransformerConfig::encoder(file, sizes, NormPlacement::Post, activation, EPSILON)?,
+        names: &NAMES,
+    })
 }

@@ -1,25 +1,47 @@
-//! ModernBERT (Warner et al., 2024): rotary positions, norms before each step, a gated feed-forward, and layers of
-//! which most see only their surroundings, with a base of their own for the rotary positions.
+//! ModernBERT (Warner et al., 2024): rotary positions, norms before each sublayer, a gated feed-forward
+//! network, and blocks of which most see only their surroundings, with a base of their own for the rotary
+//! positions.
 
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::Architecture;
-use super::encoder::{
-    EncoderFamily, Layer, Norms, Sizes, Transformer, activation, invalid, layer_norm, linear, unsupported,
-};
+use super::encoder::TextEncoder;
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::rotary::RotaryEmbedding;
-use crate::kernels::{Activation, AttentionMask};
-use crate::weights::WeightReader;
+use crate::kernels::AttentionMask;
+use crate::models::config_file::{activation, invalid, unsupported, with_defaults};
+use crate::models::towers::{PositionsConfig, TextTowerConfig, TextTowerNames};
+use crate::models::transformer::{
+    Biases, Names, NormKind, NormPlacement, QkvNames, Rope, Sizes, TransformerConfig, UpNames,
+};
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "modernbert",
     architectures: &["ModernBertModel", "ModernBertForMaskedLM"],
-    read: |file, config| Ok(Box::new(ModernBert::read(file, config)?)),
+    read: |file, config| TextEncoder::architecture(file, read(file, config)?, &["", "model."]),
+};
+
+const NAMES: TextTowerNames = TextTowerNames {
+    token_embeddings: "embeddings.tok_embeddings",
+    positions: "",
+    segments: "",
+    embedding_norm: "embeddings.norm",
+    blocks: Names {
+        blocks: "layers.",
+        qkv: QkvNames::Fused("attn.Wqkv"),
+        out_proj: "attn.Wo",
+        attention_norm: "attn_norm",
+        feed_forward: "mlp.",
+        up: UpNames::GateUp("Wi"),
+        down: "Wo",
+        feed_forward_norm: "mlp_norm",
+        ..Names::NONE
+    },
+    norm: "final_norm",
 };
 
 /// `config.json`, of transformers before version 5 or after.
@@ -30,135 +52,81 @@ struct Config {
     intermediate_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
-    #[serde(default = "gelu")]
     hidden_activation: String,
-    #[serde(default = "positions")]
     max_position_embeddings: usize,
-    #[serde(default = "epsilon")]
     norm_eps: f64,
-    #[serde(default)]
     norm_bias: bool,
-    #[serde(default)]
     attention_bias: bool,
-    #[serde(default)]
     mlp_bias: bool,
-    #[serde(default = "window")]
     local_attention: usize,
-    #[serde(default = "every")]
     global_attn_every_n_layers: usize,
-    #[serde(default)]
     layer_types: Option<Vec<String>>,
-    #[serde(default = "global_base")]
     global_rope_theta: f64,
-    /// Null for the same as the layers that see everything.
-    #[serde(default = "local_base")]
+    /// Null for the same as in the blocks that see everything.
     local_rope_theta: Option<f64>,
-    #[serde(default)]
     rope_parameters: Option<RopeParameters>,
 }
 
 #[derive(Deserialize)]
 struct RopeParameters {
-    full_attention: Option<Rope>,
-    sliding_attention: Option<Rope>,
+    full_attention: Option<RopeOfKind>,
+    sliding_attention: Option<RopeOfKind>,
 }
 
 #[derive(Deserialize)]
-struct Rope {
+struct RopeOfKind {
     rope_theta: Option<f64>,
     rope_type: Option<String>,
 }
 
-fn gelu() -> String {
-    "gelu".to_owned()
+fn defaults() -> Value {
+    json!({
+        "hidden_activation": "gelu", "max_position_embeddings": 8192, "norm_eps": 1e-5, "norm_bias": false,
+        "attention_bias": false, "mlp_bias": false, "local_attention": 128, "global_attn_every_n_layers": 3,
+        "global_rope_theta": 160000.0, "local_rope_theta": 10000.0
+    })
 }
 
-fn positions() -> usize {
-    8192
-}
-
-fn epsilon() -> f64 {
-    1e-5
-}
-
-fn window() -> usize {
-    128
-}
-
-fn every() -> usize {
-    3
-}
-
-fn global_base() -> f64 {
-    160_000.0
-}
-
-fn local_base() -> Option<f64> {
-    Some(10_000.0)
-}
-
-struct ModernBert {
-    sizes: Sizes,
-    activation: Activation,
-    /// Those of layers that see everything, and those of the others.
-    frequencies: Vec<RotaryEmbedding>,
-    config: Config,
-}
-
-impl ModernBert {
-    fn read(file: &Path, config: &serde_json::Value) -> Result<Self> {
-        let config: Config = parse(file, config)?;
-        let sizes = Sizes {
-            vocabulary: config.vocab_size,
-            width: config.hidden_size,
-            layers: config.num_hidden_layers,
-            heads: config.num_attention_heads,
-            middle: config.intermediate_size.saturating_mul(2),
-            longest: config.max_position_embeddings,
-        };
-        let sizes = sizes.check(file)?;
-        config.check(file)?;
-        let (global, local) = config.bases(file)?;
-        Ok(Self {
-            sizes,
-            activation: activation(file, "hidden_activation", &config.hidden_activation)?,
-            frequencies: vec![sizes.frequencies(file, global)?, sizes.frequencies(file, local)?],
-            config,
-        })
+fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
+    let config: Config = parse(file, &with_defaults(config, defaults()))?;
+    config.check(file)?;
+    let sizes = Sizes {
+        width: config.hidden_size,
+        intermediate: config.intermediate_size,
+        layers: config.num_hidden_layers,
+        heads: config.num_attention_heads,
+    };
+    let activation = activation(file, "hidden_activation", &config.hidden_activation)?;
+    let (placement, epsilon) = (NormPlacement::Pre, config.norm_eps);
+    let mut transformer = TransformerConfig::encoder(file, sizes, placement, activation, epsilon)?.gated();
+    transformer.norm = NormKind::Layer(config.norm_bias.into());
+    transformer.biases = Biases::both(config.attention_bias.into(), config.mlp_bias.into());
+    let (global, local) = config.bases(file)?;
+    let rope = |base| Rope::plain(file, transformer.attention.head_size, base);
+    transformer.ropes = vec![rope(global)?, rope(local)?];
+    for (index, layer) in transformer.layers.iter_mut().enumerate() {
+        let is_local = config.is_local(index);
+        layer.rope = Some(is_local.into());
+        // The embeddings have a norm of their own.
+        layer.input_is_normed = index == 0;
+        if is_local {
+            layer.mask = AttentionMask::LocalWindow(config.local_attention / 2);
+        }
     }
-
-    fn layer(&self, reader: &WeightReader<'_>, index: usize) -> Result<Layer> {
-        let Sizes { width, middle, .. } = self.sizes;
-        let Config { attention_bias, mlp_bias, norm_bias, norm_eps, .. } = self.config;
-        let name = |part: &str| format!("layers.{index}.{part}");
-        let norm = |part: &str| layer_norm(reader, &name(part), width, norm_eps, norm_bias);
-        let local = self.config.is_local(index);
-        Ok(Layer {
-            // The first layer's input comes from a norm already.
-            norms: Norms::Before {
-                attention: if index > 0 { Some(norm("attn_norm")?) } else { None },
-                feed: norm("mlp_norm")?,
-            },
-            mixed: linear(reader, &name("attn.Wqkv"), [3 * width, width], attention_bias)?,
-            attended: linear(reader, &name("attn.Wo"), [width, width], attention_bias)?,
-            wide: linear(reader, &name("mlp.Wi"), [middle, width], mlp_bias)?,
-            activation: self.activation,
-            gated: true,
-            narrow: linear(reader, &name("mlp.Wo"), [width, middle / 2], mlp_bias)?,
-            mask: if local {
-                AttentionMask::LocalWindow(self.config.local_attention / 2)
-            } else {
-                AttentionMask::Full
-            },
-            rope: Some(local.into()),
-        })
-    }
+    Ok(TextTowerConfig {
+        vocabulary: config.vocab_size,
+        context: config.max_position_embeddings,
+        positions: PositionsConfig::None,
+        segments: 0,
+        transformer,
+        names: &NAMES,
+    })
 }
 
 impl Config {
     fn check(&self, file: &Path) -> Result<()> {
         if self.local_attention == 0 || self.global_attn_every_n_layers == 0 {
-            return Err(invalid(file, "local_attention or global_attn_every_n_layers is 0".to_owned()));
+            return Err(invalid(file, "local_attention or global_attn_every_n_layers is 0"));
         }
         let Some(types) = &self.layer_types else { return Ok(()) };
         if types.len() != self.num_hidden_layers {
@@ -172,9 +140,9 @@ impl Config {
         }
     }
 
-    /// The bases of the rotary positions: of layers that see everything, and of the others.
+    /// The bases of the rotary positions: of blocks that see everything, and of the others.
     fn bases(&self, file: &Path) -> Result<(f64, f64)> {
-        let own = |rope: Option<&Rope>| match rope.and_then(|rope| rope.rope_type.as_deref()) {
+        let own = |rope: Option<&RopeOfKind>| match rope.and_then(|rope| rope.rope_type.as_deref()) {
             None | Some("default") => Ok(rope.and_then(|rope| rope.rope_theta)),
             Some(other) => Err(unsupported(file, "rope_type", other, "default")),
         };
@@ -190,34 +158,5 @@ impl Config {
             Some(types) => types.get(layer).is_some_and(|kind| kind == "sliding_attention"),
             None => !layer.is_multiple_of(self.global_attn_every_n_layers),
         }
-    }
-}
-
-impl EncoderFamily for ModernBert {
-    const PREFIXES: &'static [&'static str] = &["", "model."];
-    const WORDS: &'static str = "embeddings.tok_embeddings.weight";
-
-    fn sizes(&self) -> Sizes {
-        self.sizes
-    }
-
-    fn is_part(&self, name: &str) -> bool {
-        ["layers.", "embeddings.", "final_norm."].iter().any(|part| name.starts_with(part))
-    }
-
-    fn assemble(&self, reader: &WeightReader<'_>) -> Result<Transformer> {
-        let Sizes { vocabulary, width, heads, .. } = self.sizes;
-        let norm = |name: &str| layer_norm(reader, name, width, self.config.norm_eps, self.config.norm_bias);
-        let layers = (0..self.sizes.layers).map(|index| self.layer(reader, index));
-        Ok(Transformer {
-            words: reader.tensor(Self::WORDS, &[vocabulary, width])?,
-            positions: None,
-            norm: norm("embeddings.norm")?,
-            layers: layers.collect::<Result<_>>()?,
-            last_norm: Some(norm("final_norm")?),
-            heads,
-            slopes: Vec::new(),
-            frequencies: self.frequencies.clone(),
-        })
     }
 }

@@ -1,6 +1,7 @@
-//! NV-Embed v2 (Lee et al., 2024): Mistral whose tokens see their whole text, and after it each token asks a fixed set
-//! of latent vectors. The end token is written after each text, as the model's own code does; which tokens are pooled
-//! is left to the pooling's settings, which leave out the instruction's.
+//! NV-Embed v2 (Lee et al., 2024): Mistral whose tokens see their whole text, and after it a cross-attention
+//! of each token to a fixed set of latent vectors. The end token is written after each text, as the model's
+//! own code does; which tokens are pooled is left to the pooling's settings, which leave out the
+//! instruction's.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,24 +12,29 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::decoding::{Embedder, Sight};
-use super::encoder::{MAX_SIDE, invalid, layer_norm, linear, swapped, unsupported};
 use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::glu::glu;
-use crate::kernels::{Activation, LayerNorm, Linear, scaled_dot_product_attention};
+use crate::kernels::Activation;
+use crate::models::config_file::{invalid, unsupported, with_defaults};
 use crate::models::decoder::Decoder;
-use crate::weights::{WeightFiles, WeightReader};
+use crate::models::transformer::{
+    Bias, CrossKeyValues, FeedForward, Names, Norm, NormPlacement, Projection, SafeTensors, Sizes,
+    TransformerConfig, UpNames, Workload, check_side, load_feed_forward,
+};
+use crate::weights::WeightFiles;
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "nvembed",
     architectures: &["NVEmbedModel"],
     read: |file, config| Ok(Box::new(NvEmbed::read(file, config)?)),
 };
 
-/// The names of the latent attention's tensors begin with this.
+/// Path of the latent attention's tensors.
 const LATENT: &str = "latent_attention_model.";
+/// Names of its feed-forward network.
+const NAMES: Names = Names { feed_forward: "fn.net.", up: UpNames::UpGate("0"), down: "2", ..Names::NONE };
 /// Fixed in the reference implementation.
 const EPSILON: f64 = 1e-5;
 
@@ -36,53 +42,28 @@ const EPSILON: f64 = 1e-5;
 #[derive(Deserialize)]
 struct Config {
     text_config: Value,
-    latent_attention_config: LatentConfig,
-    #[serde(default = "yes")]
+    latent_attention_config: Value,
     add_eos: bool,
 }
 
 #[derive(Deserialize, Clone, Copy)]
 struct LatentConfig {
-    #[serde(default = "latents")]
     num_latents_value: usize,
-    #[serde(default = "heads")]
     num_cross_heads: usize,
-    #[serde(default = "width")]
     cross_dim_head: usize,
-    #[serde(default = "width")]
     latent_dim: usize,
-    #[serde(default = "mult")]
     mult: usize,
 }
 
 #[derive(Deserialize)]
-struct End {
-    #[serde(default = "end")]
+struct EndToken {
     eos_token_id: u32,
 }
 
-fn yes() -> bool {
-    true
-}
-
-fn latents() -> usize {
-    512
-}
-
-fn heads() -> usize {
-    8
-}
-
-fn width() -> usize {
-    4096
-}
-
-fn mult() -> usize {
-    4
-}
-
-fn end() -> u32 {
-    2
+fn latent_defaults() -> Value {
+    json!({
+        "num_latents_value": 512, "num_cross_heads": 8, "cross_dim_head": 4096, "latent_dim": 4096, "mult": 4
+    })
 }
 
 struct NvEmbed {
@@ -93,8 +74,11 @@ struct NvEmbed {
 
 impl NvEmbed {
     fn read(file: &Path, config: &Value) -> Result<Self> {
-        let Config { mut text_config, latent_attention_config: latent, add_eos } = parse(file, config)?;
-        let End { eos_token_id } = parse(file, &text_config)?;
+        let Config { mut text_config, latent_attention_config, add_eos } =
+            parse(file, &with_defaults(config, json!({"add_eos": true})))?;
+        let latent: LatentConfig = parse(file, &with_defaults(&latent_attention_config, latent_defaults()))?;
+        let EndToken { eos_token_id } =
+            parse(file, &with_defaults(&text_config, json!({"eos_token_id": 2})))?;
         match text_config.get("model_type").and_then(Value::as_str) {
             Some("bidir_mistral" | "mistral") => {}
             other => {
@@ -107,14 +91,11 @@ impl NvEmbed {
             settings.remove("architectures");
         }
         let decoder = Embedder::read(file, &text_config, Sight::Everywhere)?;
-        let sides = [latent.num_latents_value, latent.num_cross_heads, latent.cross_dim_head, latent.mult];
-        let inner = latent.num_cross_heads.saturating_mul(latent.cross_dim_head);
-        let wide = latent.mult.saturating_mul(latent.latent_dim);
-        let sound = sides.into_iter().chain([inner, wide]).all(|side| (1..=MAX_SIDE).contains(&side));
-        if !sound || latent.latent_dim != decoder.0.width {
-            let reason =
-                "latent_attention_config has sizes that are out of range, or another width than the text's";
-            return Err(invalid(file, reason.to_owned()));
+        for (name, side) in latent.sides() {
+            check_side(file, name, side)?;
+        }
+        if latent.latent_dim != decoder.0.width() {
+            return Err(invalid(file, "latent_dim is not the text's hidden_size"));
         }
         Ok(Self { decoder, latent, ending: add_eos.then_some(eos_token_id) })
     }
@@ -155,13 +136,14 @@ impl Architecture for NvEmbed {
     ) -> Result<Arc<dyn Encoder>> {
         let decoder = self.decoder.0.load(weights, device, context)?;
         let reader = weights.reader(LATENT, device, context);
-        Ok(Arc::new(Loaded { decoder, latent: Latent::load(self.latent, &reader)? }))
+        let tensors = SafeTensors::new(&reader, "", Workload::WholeSequences);
+        Ok(Arc::new(Loaded { decoder, latent: LatentAttention::load(self.latent, &tensors)? }))
     }
 }
 
 struct Loaded {
     decoder: Decoder,
-    latent: Latent,
+    latent: LatentAttention,
 }
 
 impl Encoder for Loaded {
@@ -170,60 +152,72 @@ impl Encoder for Loaded {
     }
 }
 
-/// Each token asks the latent vectors, and a gated feed-forward follows; both added to what came in.
-struct Latent {
-    heads: usize,
-    norm: LayerNorm,
-    query: Linear,
-    scale: f64,
-    /// What the latent vectors answer with, `(1, latents, heads · size)`; the same for every text.
-    keys: Tensor,
-    values: Tensor,
-    out: Linear,
-    feed_norm: LayerNorm,
-    wide: Linear,
-    narrow: Linear,
+impl LatentConfig {
+    /// Everything that is computed with, by name.
+    fn sides(&self) -> [(&'static str, usize); 6] {
+        [
+            ("num_latents_value", self.num_latents_value),
+            ("num_cross_heads", self.num_cross_heads),
+            ("cross_dim_head", self.cross_dim_head),
+            ("mult", self.mult),
+            ("num_cross_heads * cross_dim_head", self.inner()),
+            ("mult * latent_dim", self.intermediate()),
+        ]
+    }
+
+    /// Width of all heads together.
+    fn inner(&self) -> usize {
+        self.num_cross_heads.saturating_mul(self.cross_dim_head)
+    }
+
+    fn intermediate(&self) -> usize {
+        self.mult.saturating_mul(self.latent_dim)
+    }
 }
 
-impl Latent {
-    fn load(config: LatentConfig, reader: &WeightReader<'_>) -> Result<Self> {
-        let width = config.latent_dim;
-        let inner = config.num_cross_heads * config.cross_dim_head;
-        let cross = |part: &str| format!("cross_attend_blocks.0.{part}");
-        let feed = |part: &str| format!("cross_attend_blocks.1.{part}");
-        let middle = config.mult * width;
-        let latents = reader.tensor("latents", &[config.num_latents_value, width])?;
-        let context = layer_norm(reader, &cross("norm_context"), width, EPSILON, true)?.of(&latents)?;
-        let both = linear(reader, &cross("fn.to_kv"), [2 * inner, width], false)?;
-        let both = both.forward(&context, Activation::Identity)?;
+/// Cross-attention of each token to the latent vectors, and a gated feed-forward network; both are added to
+/// what came in.
+struct LatentAttention {
+    heads: usize,
+    scale: f64,
+    norm: Norm,
+    query_proj: Projection,
+    /// Of the latent vectors, which are the same for every text.
+    key_values: CrossKeyValues,
+    out_proj: Projection,
+    feed_forward_norm: Norm,
+    feed_forward: FeedForward,
+}
+
+impl LatentAttention {
+    fn load(config: LatentConfig, tensors: &SafeTensors<'_>) -> Result<Self> {
+        let (width, inner) = (config.latent_dim, config.inner());
+        let cross = tensors.at("cross_attend_blocks.0.");
+        let second = tensors.at("cross_attend_blocks.1.");
+        let latents = tensors.tensor("latents", &[config.num_latents_value, width])?;
+        let latents = cross.layer_norm("norm_context", width, EPSILON)?.forward(&latents)?;
+        let kv_proj = cross.linear("fn.to_kv", 2 * inner, width, Bias::No)?;
+        let sizes = Sizes { width, intermediate: config.intermediate(), layers: 1, heads: 1 };
+        let (file, activation) = (Path::new("config.json"), Activation::GeluErf);
+        let blocks =
+            TransformerConfig::encoder(file, sizes, NormPlacement::Pre, activation, EPSILON)?.gated();
         Ok(Self {
             heads: config.num_cross_heads,
-            norm: layer_norm(reader, &cross("norm"), width, EPSILON, true)?,
-            query: linear(reader, &cross("fn.to_q"), [inner, width], false)?,
             scale: 1.0 / (config.cross_dim_head as f64).sqrt(),
-            keys: both.narrow(1, 0, inner)?.contiguous()?.unsqueeze(0)?,
-            values: both.narrow(1, inner, inner)?.contiguous()?.unsqueeze(0)?,
-            out: linear(reader, &cross("fn.to_out"), [width, inner], false)?,
-            feed_norm: layer_norm(reader, &feed("norm"), width, EPSILON, true)?,
-            wide: swapped(reader, &feed("fn.net.0"), [middle, width], true)?,
-            narrow: linear(reader, &feed("fn.net.2"), [width, middle], true)?,
+            norm: cross.layer_norm("norm", width, EPSILON)?,
+            query_proj: cross.linear("fn.to_q", inner, width, Bias::No)?,
+            key_values: CrossKeyValues::split(&kv_proj.forward(&latents, Activation::Identity)?)?,
+            out_proj: cross.linear("fn.to_out", width, inner, Bias::No)?,
+            feed_forward_norm: second.layer_norm("norm", width, EPSILON)?,
+            feed_forward: load_feed_forward(&blocks, &NAMES, &second)?,
         })
     }
 
     fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
-        let query = self.query.forward(&self.norm.of(hidden)?, Activation::Identity)?;
-        // No token sees another here, so the pass's texts are one sequence of queries.
-        let answers = scaled_dot_product_attention(
-            &query.unsqueeze(0)?,
-            &self.keys,
-            &self.values,
-            self.heads,
-            self.scale,
-            None,
-        )?;
-        let hidden = (self.out.forward(&answers.squeeze(0)?, Activation::Identity)? + hidden)?;
-        let wide = self.wide.forward(&self.feed_norm.of(&hidden)?, Activation::Identity)?;
-        let wide = glu(&wide, Activation::GeluErf)?;
-        Ok((self.narrow.forward(&wide, Activation::Identity)? + hidden)?)
+        let queries = self.query_proj.forward(&self.norm.forward(hidden)?, Activation::Identity)?;
+        // No token sees another here, so the texts of a pass are one sequence of queries.
+        let output = self.key_values.attend(&queries, self.heads, self.scale)?;
+        let hidden = (self.out_proj.forward(&output, Activation::Identity)? + hidden)?;
+        Ok((self.feed_forward.forward(&self.feed_forward_norm.forward(&hidden)?)? + hidden)?)
     }
 }

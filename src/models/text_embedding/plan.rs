@@ -1,4 +1,4 @@
-//! Everything about an embedding model that its small files tell, before its weights are read.
+//! An embedding model as its small files describe it, before its weights are read.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,18 +7,19 @@ use std::sync::Arc;
 use model_actors::{Footprint, LoadContext, LoadStage, TextEmbedding};
 use serde::Deserialize;
 
-use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PASS_TOKENS, THREAD_SCRATCH};
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, THREAD_SCRATCH};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::families;
 use crate::loader;
 use crate::models::config_file;
+use crate::models::passes::PASS_ROWS;
 use crate::pooling::Modules;
 use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 
-/// Where sentence-transformers has put the settings of its first module, the newest first.
+/// Files in which sentence-transformers has put the settings of its first module, the newest first.
 const SENTENCE_CONFIGS: [&str; 7] = [
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
@@ -54,7 +55,7 @@ impl SentenceConfig {
 struct TokenizerConfig {
     /// "None" is written as a number beyond any integer.
     model_max_length: Option<f64>,
-    /// Whether each text ends with the end token, also where `tokenizer.json` does not say so.
+    /// True if each text ends with the end token, also where `tokenizer.json` does not say so.
     add_eos_token: Option<bool>,
     eos_token: Option<Token>,
 }
@@ -85,14 +86,14 @@ pub(super) struct PromptConfig {
     pub(super) truncate_dim: Option<usize>,
 }
 
-/// What `config.json` says of shorter vectors.
+/// Settings of `config.json` for shorter vectors.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Matryoshka {
     matryoshka_dimensions: Option<Vec<usize>>,
 }
 
-/// Everything about a model that its small files tell.
+/// A model as its small files describe it.
 pub(crate) struct TextEmbeddingPlan {
     pub(super) files: Files,
     pub(super) architecture: Box<dyn Architecture>,
@@ -176,7 +177,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
 }
 
 impl TextEmbeddingPlan {
-    /// What the architecture wants written after each text.
+    /// The text that the architecture wants written after each text.
     fn ending(&self, tokens: &Tokens) -> Result<String> {
         let Some(token) = self.architecture.ending() else { return Ok(String::new()) };
         tokens.written(token).ok_or_else(|| {
@@ -190,7 +191,7 @@ impl TextEmbeddingPlan {
     }
 
     fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
-        let scratch = self.architecture.scratch(PASS_TOKENS.max(self.longest), self.longest);
+        let scratch = self.architecture.scratch(PASS_ROWS.max(self.longest), self.longest);
         let shared = weights.bytes_in_memory(|tensor| self.architecture.uses(tensor));
         Footprint::new(shared, scratch + THREAD_SCRATCH)
     }

@@ -1,6 +1,6 @@
-//! Qwen2 as embedder: GTE-Qwen2 (Li et al., 2023) and Stella en 1.5B v5, whose own code lets tokens see their whole
-//! text, and others that keep to what comes before. How the two are told apart: by `is_causal`, and without it by
-//! whether the configuration names that code.
+//! Qwen2 as embedder: GTE-Qwen2 (Li et al., 2023) and Stella en 1.5B v5, whose own code lets tokens see their
+//! whole text, and others that keep to what comes before. How the two are told apart: by `is_causal`, and
+//! without it by whether the configuration names that code.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::decoding::{Embedder, Sight};
 use crate::error::Result;
 use crate::families::{Family, parse};
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "qwen2",
     architectures: &["Qwen2ForCausalLM", "Qwen2Model"],
@@ -23,7 +23,7 @@ pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
 /// The code that GTE-Qwen2 and Stella are published with.
 const OWN_CODE: &str = "modeling_qwen.Qwen2Model";
 
-/// What `config.json` says of attention.
+/// Attention settings of `config.json`.
 #[derive(Deserialize)]
 struct Attention {
     is_causal: Option<bool>,

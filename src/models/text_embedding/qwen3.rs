@@ -1,12 +1,12 @@
-//! Qwen3-Embedding (Zhang et al., 2025): Qwen3, of which the last token's vector is taken. Its tokenizer ends each
-//! text, and its instructions are prompts like any other.
+//! Qwen3-Embedding (Zhang et al., 2025): Qwen3, of which the last token's vector is taken. Its tokenizer ends
+//! each text, and its instructions are prompts like any other.
 
 use super::Architecture;
 use super::decoding::Embedder;
 use super::qwen2::sight;
 use crate::families::Family;
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "qwen3",
     architectures: &["Qwen3ForCausalLM", "Qwen3Model"],

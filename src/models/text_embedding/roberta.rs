@@ -1,18 +1,19 @@
 //! RoBERTa (Liu et al., 2019), XLM-RoBERTa (Conneau et al., 2020; multilingual E5, BGE-M3's dense vectors) and
-//! CamemBERT: BERT's shape, with positions counted from the one after padding's.
+//! CamemBERT: BERT with positions counted from the one after padding's.
 
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
-use super::Architecture;
-use super::bert::{Shape, is_part};
-use super::encoder::{EncoderFamily, Sizes, Transformer, invalid};
+use super::encoder::TextEncoder;
+use super::{Architecture, bert};
 use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::weights::WeightReader;
+use crate::models::config_file::{invalid, with_defaults};
+use crate::models::towers::{PositionsConfig, TextTowerConfig};
 
-/// This family's lines in the list.
+/// The families' entries in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> =
     family("roberta", &["RobertaModel", "RobertaForMaskedLM"]);
 pub(super) const MULTILINGUAL: Family<Box<dyn Architecture>> =
@@ -24,54 +25,32 @@ const fn family(
     model_type: &'static str,
     architectures: &'static [&'static str],
 ) -> Family<Box<dyn Architecture>> {
-    Family { model_type, architectures, read: |file, config| Ok(Box::new(Roberta::read(file, config)?)) }
+    Family {
+        model_type,
+        architectures,
+        read: |file, config| TextEncoder::architecture(file, read(file, config)?, &["", "roberta."]),
+    }
 }
 
-/// What `config.json` has beside BERT's settings.
+/// Settings of RoBERTa beside BERT's.
 #[derive(Deserialize)]
-struct Padding {
-    #[serde(default = "one")]
+struct Config {
     pad_token_id: Option<u32>,
 }
 
-fn one() -> Option<u32> {
-    Some(1)
-}
-
-struct Roberta {
-    shape: Shape,
-    padding: u32,
-}
-
-impl Roberta {
-    fn read(file: &Path, config: &serde_json::Value) -> Result<Self> {
-        let shape = Shape::read(file, config)?;
-        let Padding { pad_token_id } = parse(file, config)?;
-        let padding = pad_token_id.ok_or_else(|| invalid(file, "pad_token_id is null".to_owned()))?;
-        if shape.max_position_embeddings <= padding as usize + 1 {
-            let positions = shape.max_position_embeddings;
-            let reason =
-                format!("{positions} positions leave none after that of the padding token {padding}");
-            return Err(invalid(file, reason));
+fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
+    let tower = bert::read(file, config)?;
+    let Config { pad_token_id } = parse(file, &with_defaults(config, json!({"pad_token_id": 1})))?;
+    let padding = pad_token_id.ok_or_else(|| invalid(file, "pad_token_id is null"))?;
+    let count = tower.context;
+    match count.checked_sub(padding as usize + 1) {
+        Some(context @ 1..) => {
+            let positions = PositionsConfig::AfterPadding { count, padding };
+            Ok(TextTowerConfig { context, positions, ..tower })
         }
-        Ok(Self { shape, padding })
-    }
-}
-
-impl EncoderFamily for Roberta {
-    const PREFIXES: &'static [&'static str] = &["", "roberta."];
-    const WORDS: &'static str = "embeddings.word_embeddings.weight";
-
-    fn sizes(&self) -> Sizes {
-        let sizes = self.shape.sizes();
-        Sizes { longest: sizes.longest - self.padding as usize - 1, ..sizes }
-    }
-
-    fn is_part(&self, name: &str) -> bool {
-        is_part(name)
-    }
-
-    fn assemble(&self, reader: &WeightReader<'_>) -> Result<Transformer> {
-        self.shape.assemble(reader, Some(self.padding))
+        _ => {
+            let reason = format!("{count} positions leave none after that of the padding token {padding}");
+            Err(invalid(file, reason))
+        }
     }
 }

@@ -1,12 +1,14 @@
-//! How a worker runs a batch: it tokenizes what is still wanted, packs the texts of all requests into passes, looks
-//! between layers and passes at who has gone, and answers each request as soon as its last vector is there.
+//! A worker's run of a batch: it tokenizes what is still wanted, packs the texts of all requests into passes,
+//! looks between layers and passes at who has gone, and answers each request as soon as its last vector is
+//! there.
 
 use std::collections::HashMap;
 
 use model_actors::{Batch, Failure, Item, Model, TextEmbedding};
 
-use super::{TextEmbeddingModel, TokenBatch, check, passes};
+use super::{TextEmbeddingModel, TokenBatch, check};
 use crate::error::Error;
+use crate::models::passes::passes;
 use crate::tokens::TokenIds;
 
 /// A text of a batch on its way.

@@ -56,7 +56,7 @@ impl PromptEncoderConfig {
 
     /// Width of the hidden states.
     pub(super) fn width(&self) -> usize {
-        self.text.shape.width
+        self.text.tower.transformer.width
     }
 
     /// Width of the projected pooled embedding.
@@ -70,7 +70,7 @@ impl PromptEncoderConfig {
     }
 
     fn length(&self) -> usize {
-        self.tokenizer.max_length().min(self.text.settings.max_position_embeddings)
+        self.tokenizer.max_length().min(self.text.tower.context)
     }
 
     pub(super) fn load(&self, reader: &WeightReader<'_>, pooling: Pooling) -> Result<PromptEncoder> {
@@ -79,9 +79,15 @@ impl PromptEncoderConfig {
             .find(|prefix| reader.contains(&format!("{prefix}final_layer_norm.weight")))
             .unwrap_or("text_model.");
         let tokens = self.tokenizer.read(self.length())?;
-        tokens.check(self.text.settings.vocab_size)?;
-        let projection =
-            || Projection::load(reader, "text_projection", self.projection_dim, self.text.shape.width);
+        tokens.check(self.text.tower.vocabulary)?;
+        let projection = || {
+            Projection::load(
+                reader,
+                "text_projection",
+                self.projection_dim,
+                self.text.tower.transformer.width,
+            )
+        };
         Ok(PromptEncoder {
             text: self.text.load(reader, prefix)?,
             projection: (pooling == Pooling::Projected).then(projection).transpose()?,
@@ -123,7 +129,7 @@ impl PromptEncoder {
         let lengths = vec![length; prompts.len()];
         let tower = &self.text.tower;
         let mut penultimate = None;
-        let count = tower.layers();
+        let count = tower.depth();
         let hidden = tower.run(&ids, &lengths, count, |layer, hidden| {
             if layer + 1 == count {
                 penultimate = Some(hidden.clone());

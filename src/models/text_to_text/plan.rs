@@ -1,4 +1,4 @@
-//! Everything about a text to text model that its small files tell, before its weights are read.
+//! A text to text model as its small files describe it, before its weights are read.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,16 +15,17 @@ use crate::gguf::GgufFile;
 use crate::limits::GenerationLimits;
 use crate::loader;
 use crate::models::config_file;
-use crate::models::continuous_batching::{self, PROMPT_ROWS};
+use crate::models::continuous_batching;
 use crate::models::decoder::{DecoderConfig, FAMILIES};
+use crate::models::passes::PROMPT_ROWS;
 use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 
-/// What errors call it.
+/// The capability's name in errors.
 const CAPABILITY: &str = "text to text";
 
-/// What gemm, the tokenizer and the allocator keep for each thread, as measured for text embedding.
+/// Memory that gemm, the tokenizer and the allocator keep for each thread, as measured for text embedding.
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);
 
 /// One token or several.
@@ -42,7 +43,7 @@ struct GenerationConfig {
     eos_token_id: Option<TokenList>,
 }
 
-/// Everything about a model that its small files tell.
+/// A model as its small files describe it.
 pub(crate) struct TextToTextPlan {
     files: Files,
     config: DecoderConfig,
@@ -53,7 +54,7 @@ pub(crate) struct TextToTextPlan {
     limits: GenerationLimits,
 }
 
-/// What kind of files the model is in.
+/// Kinds of files that a model is in.
 enum Kind {
     /// `config.json`, `tokenizer.json` and safetensors.
     Folder { tokenizer: PathBuf },

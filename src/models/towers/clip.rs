@@ -1,6 +1,6 @@
-//! CLIP (Radford et al. 2021): a vision tower with a class token and a norm before its layers, and a causal text tower
-//! that is pooled at the token that ends a text. LLaVA takes the vision tower's hidden states, Stable Diffusion the
-//! text tower's. Follows `modeling_clip.py` of transformers.
+//! CLIP (Radford et al. 2021): a vision tower with a class token and a norm before its layers, and a causal
+//! text tower that is pooled at the token that ends a text. LLaVA takes the vision tower's hidden states,
+//! Stable Diffusion the text tower's. Follows `modeling_clip.py` of transformers.
 
 use std::path::Path;
 
@@ -8,12 +8,17 @@ use candle_core::Tensor;
 use model_actors::Bytes;
 use serde_json::{Value, json};
 
-use super::{
-    Bias, Patches, Positions, Resampling, Stack, StackShape, TextSettings, TextTower, VisionSettings,
-    VisionTower, linear, norm, pick, starts,
+use super::positions::{Positions, Resampling};
+use super::rows::{pick, starts};
+use super::settings::{CLIP_BLOCKS, TextSettings, VisionSettings};
+use super::text::{PositionsConfig, TextTower, TextTowerConfig, TextTowerNames};
+use super::vision::{Patches, VisionTower};
+use crate::error::Result;
+use crate::kernels::{Activation, AttentionMask};
+use crate::models::config_file::invalid;
+use crate::models::transformer::{
+    self, Bias, Norm, Projection as Linear, SafeTensors, TransformerConfig, Workload,
 };
-use crate::error::{Error, Result};
-use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear};
 use crate::weights::WeightReader;
 
 fn vision_defaults() -> Value {
@@ -34,56 +39,82 @@ fn text_defaults() -> Value {
 #[derive(Debug, Clone)]
 pub(crate) struct VisionConfig {
     pub(crate) settings: VisionSettings,
-    pub(crate) shape: StackShape,
+    pub(crate) transformer: TransformerConfig,
 }
 
 impl VisionConfig {
     /// Reads a `vision_config`, or the whole `config.json` of a vision tower alone.
     pub(crate) fn read(file: &Path, config: &Value) -> Result<Self> {
         let settings = VisionSettings::read(file, vision_defaults(), config)?;
-        Ok(Self { shape: settings.shape(file)?, settings })
+        Ok(Self { transformer: settings.transformer(file)?, settings })
     }
 
-    /// Rows of an image.
+    /// Number of rows of an image.
     pub(crate) fn rows(&self) -> usize {
         self.settings.grid() * self.settings.grid() + 1
     }
 
-    /// What a pass over so many images needs besides the weights.
+    /// Bytes that a pass over so many images needs besides the weights.
     pub(crate) fn scratch(&self, images: usize) -> Bytes {
-        self.shape.scratch(self.rows().saturating_mul(images), self.rows())
+        self.transformer.scratch(self.rows().saturating_mul(images), self.rows())
     }
 
-    /// Loads the tensors that begin with `name`, which is empty or ends with a dot, all but the last norm.
-    pub(crate) fn load(&self, reader: &WeightReader<'_>, name: &str) -> Result<VisionTower> {
-        let (width, side, grid) = (self.shape.width, self.settings.patch_size, self.settings.grid());
-        let part = |part: &str| format!("{name}{part}");
-        let class = reader.tensor(&part("embeddings.class_embedding"), &[width])?;
-        let positions =
-            reader.tensor(&part("embeddings.position_embedding.weight"), &[grid * grid + 1, width])?;
+    /// Loads the tower, all but the last norm.
+    pub(crate) fn load(&self, tensors: &SafeTensors<'_>) -> Result<VisionTower> {
+        let (width, side, grid) = (self.transformer.width, self.settings.patch_size, self.settings.grid());
+        let embeddings = tensors.at("embeddings.");
+        let class = embeddings.tensor("class_embedding", &[width])?;
+        let positions = embeddings.tensor("position_embedding.weight", &[grid * grid + 1, width])?;
         let first = (class.unsqueeze(0)? + positions.narrow(0, 0, 1)?)?;
         let places = positions.narrow(0, 1, grid * grid)?.contiguous()?;
+        // The name is misspelt in the published files.
+        let first_norm = tensors.layer_norm("pre_layrnorm", width, self.transformer.epsilon)?;
         Ok(VisionTower {
-            patches: Patches::load(reader, &part("embeddings.patch_embedding"), width, side, Bias::Without)?,
+            patches: Patches::load(&embeddings, "patch_embedding", width, side, Bias::No)?,
             leading: Some(first),
             positions: Positions::new(places, grid, Resampling::Never),
-            // The name is misspelt in the published files.
-            first_norm: Some(norm(reader, &part("pre_layrnorm"), width, self.shape.epsilon)?),
-            stack: Stack::load(reader, &part("encoder.layers"), &self.shape, AttentionMask::Full)?,
+            first_norm: Some(first_norm),
+            transformer: transformer::load(&self.transformer, &CLIP_BLOCKS, tensors, tensors.device())?,
         })
     }
 
     /// Loads the norm of the pooled class, which a user of hidden states does not need.
-    pub(crate) fn load_last_norm(&self, reader: &WeightReader<'_>, name: &str) -> Result<LayerNorm> {
-        norm(reader, &format!("{name}post_layernorm"), self.shape.width, self.shape.epsilon)
+    pub(crate) fn load_last_norm(&self, tensors: &SafeTensors<'_>) -> Result<Norm> {
+        tensors.layer_norm("post_layernorm", self.transformer.width, self.transformer.epsilon)
     }
+}
+
+/// Tensor names of the text towers of CLIP and SigLIP.
+pub(super) const TEXT_NAMES: TextTowerNames = TextTowerNames {
+    token_embeddings: "embeddings.token_embedding",
+    positions: "embeddings.position_embedding",
+    segments: "",
+    embedding_norm: "",
+    blocks: CLIP_BLOCKS,
+    norm: "final_layer_norm",
+};
+
+/// The text tower of CLIP or SigLIP with these settings.
+pub(super) fn text_tower(
+    file: &Path,
+    settings: &TextSettings,
+    mask: AttentionMask,
+) -> Result<TextTowerConfig> {
+    Ok(TextTowerConfig {
+        vocabulary: settings.vocab_size,
+        context: settings.max_position_embeddings,
+        positions: PositionsConfig::Places(settings.max_position_embeddings),
+        segments: 0,
+        transformer: settings.transformer(file)?.with_mask(mask),
+        names: &TEXT_NAMES,
+    })
 }
 
 /// The token whose vector stands for the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// The first with the largest number. Configurations from before transformers 4.31 say 2 for the token that ends
-    /// a text, which is wrong; in them it is the vocabulary's last.
+    /// The first with the largest number. Configurations from before transformers 4.31 say 2 for the token
+    /// that ends a text, which is wrong; in them it is the vocabulary's last.
     Largest,
     /// The first of this number, or the text's first where it has none.
     First(u32),
@@ -92,8 +123,7 @@ enum End {
 /// The text tower's settings.
 #[derive(Debug, Clone)]
 pub(crate) struct TextConfig {
-    pub(crate) settings: TextSettings,
-    pub(crate) shape: StackShape,
+    pub(crate) tower: TextTowerConfig,
     end: End,
 }
 
@@ -106,23 +136,21 @@ impl TextConfig {
             None => End::First(49407),
             Some(Some(2)) => End::Largest,
             Some(Some(id)) if id < settings.vocab_size as u64 => End::First(id as u32),
-            Some(_) => {
-                let reason = "eos_token_id must be the number of a token".to_owned();
-                return Err(Error::InvalidConfig { file: file.to_owned(), reason });
-            }
+            Some(_) => return Err(invalid(file, "eos_token_id must be the number of a token")),
         };
-        Ok(Self { shape: settings.shape(file)?, settings, end })
+        Ok(Self { tower: text_tower(file, &settings, AttentionMask::Causal)?, end })
     }
 
-    /// What a pass over so many tokens needs besides the weights.
+    /// Bytes that a pass over so many tokens needs besides the weights.
     pub(crate) fn scratch(&self, tokens: usize) -> Bytes {
-        self.shape.scratch(tokens, self.settings.max_position_embeddings)
+        self.tower.transformer.scratch(tokens, self.tower.context)
     }
 
     /// Loads the tower from the tensors that begin with `name`, which is empty or ends with a dot.
     pub(crate) fn load(&self, reader: &WeightReader<'_>, name: &str) -> Result<ClipText> {
-        let tower = TextTower::load(reader, name, &self.settings, &self.shape, AttentionMask::Causal)?;
-        Ok(ClipText { tower, end: self.end, width: self.shape.width })
+        let transformer = &self.tower.transformer;
+        let tower = self.tower.load(&SafeTensors::new(reader, name, transformer.workload))?;
+        Ok(ClipText { tower, end: self.end, width: transformer.width })
     }
 }
 
@@ -134,8 +162,8 @@ pub(crate) struct ClipText {
 }
 
 impl ClipText {
-    /// One row for each text out of `hidden`, `(tokens, width)`: that of the token which ends it. Padding behind the
-    /// end changes nothing.
+    /// One row for each text out of `hidden`, `(tokens, width)`: that of the token which ends it. Padding
+    /// behind the end changes nothing.
     pub(crate) fn pool(&self, hidden: &Tensor, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
         let places = starts(lengths).zip(lengths).map(|(start, length)| {
             let text = ids.get(start..start + length).unwrap_or_default();
@@ -144,7 +172,7 @@ impl ClipText {
         pick(hidden, places)
     }
 
-    /// The length of a token's vector.
+    /// Length of a token's vector.
     pub(crate) fn width(&self) -> usize {
         self.width
     }
@@ -166,7 +194,8 @@ pub(crate) struct Projection(Linear);
 impl Projection {
     /// Loads `{name}.weight`, `(outside, inside)`.
     pub(crate) fn load(reader: &WeightReader<'_>, name: &str, outside: usize, inside: usize) -> Result<Self> {
-        Ok(Self(linear(reader, name, outside, inside, Bias::Without)?))
+        let tensors = SafeTensors::new(reader, "", Workload::WholeSequences);
+        Ok(Self(tensors.linear(name, outside, inside, Bias::No)?))
     }
 
     /// `(rows, inside)` to `(rows, outside)`.

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use crate::error::{Error, Result};
 use crate::kernels::with_values;
 
-/// How positions for another grid than the model's own are made.
+/// Ways to make positions for another grid than the model's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resampling {
     /// They are not: images have the one size.
@@ -58,7 +58,8 @@ impl Positions {
     }
 }
 
-/// Resamples the middle axis of `(lines, old, width)`, where `lines` is what is left over and `old · width` a line.
+/// Resamples the middle axis of `(lines, old, width)`, where `lines` is what is left over and `old · width` a
+/// line.
 fn resample(values: &[f32], lines: usize, width: usize, taps: &Taps) -> Vec<f32> {
     let line = values.len() / lines.max(1);
     let mut out = Vec::with_capacity(lines * taps.len() * width);
@@ -103,7 +104,7 @@ fn bicubic(old: usize, new: usize) -> Taps {
     (0..new).map(of).collect()
 }
 
-/// What lies beyond the edge is left out, and the weights add up to 1 without it.
+/// Bicubic weights without what lies beyond the edge; they add up to 1 without it.
 fn bicubic_antialias(old: usize, new: usize) -> Taps {
     let scale = old as f64 / new as f64;
     let stretch = scale.max(1.0);

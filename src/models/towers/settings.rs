@@ -1,19 +1,31 @@
-//! The settings that the towers of CLIP and SigLIP read from `config.json`, and what is wrong with those that cannot
-//! be: every number in the file may be absurd.
+//! The settings that the towers of CLIP and SigLIP read from `config.json`, with their checks, as every
+//! number in the file may be absurd; and the tensor names that both have.
 
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::StackShape;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::families::parse;
-use crate::kernels::Activation;
 use crate::limits::MAX_MODEL_SIDE;
+use crate::models::config_file::{activation, invalid, unsupported, with_defaults, without_nulls};
+use crate::models::transformer::{
+    Names, NormPlacement, QkvNames, Sizes, TransformerConfig, UpNames, check_side,
+};
 
-/// Largest of any number that sizes a tower; keeps products of two of them far from overflowing.
-pub(crate) const MAX_SIZE: usize = 1 << 24;
+/// Names of the blocks' tensors in CLIP and SigLIP.
+pub(crate) const CLIP_BLOCKS: Names = Names {
+    blocks: "encoder.layers.",
+    attention_norm: "layer_norm1",
+    qkv: QkvNames::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+    out_proj: "self_attn.out_proj",
+    feed_forward_norm: "layer_norm2",
+    feed_forward: "mlp.",
+    up: UpNames::Dense("fc1"),
+    down: "fc2",
+    ..Names::NONE
+};
 
 /// `vision_config` of CLIP and SigLIP.
 #[derive(Debug, Clone, Deserialize)]
@@ -45,117 +57,68 @@ pub(crate) struct TextSettings {
 }
 
 impl VisionSettings {
-    /// Reads the settings, where `config` does not say with these `defaults`, and checks them.
+    /// Reads the settings, with these `defaults` for those that `config` leaves out, and checks them.
     pub(crate) fn read(file: &Path, defaults: Value, config: &Value) -> Result<Self> {
-        let settings: Self = parse(file, &with_defaults(defaults, &[config]))?;
-        settings.shape(file)?;
+        let settings: Self = parse(file, &with_defaults(&without_nulls(config), defaults))?;
+        settings.transformer(file)?;
         check_image(file, settings.num_channels, settings.image_size, settings.patch_size)?;
         Ok(settings)
     }
 
-    /// The sides of its stack, checked.
-    pub(crate) fn shape(&self, file: &Path) -> Result<StackShape> {
-        let shape = StackShape {
+    /// The tower's blocks, checked.
+    pub(crate) fn transformer(&self, file: &Path) -> Result<TransformerConfig> {
+        let sizes = Sizes {
             width: self.hidden_size,
-            middle: self.intermediate_size,
+            intermediate: self.intermediate_size,
             layers: self.num_hidden_layers,
             heads: self.num_attention_heads,
-            epsilon: self.layer_norm_eps,
-            activation: activation(file, &self.hidden_act)?,
         };
-        check_stack(file, &shape)?;
-        Ok(shape)
+        let activation = activation(file, "hidden_act", &self.hidden_act)?;
+        TransformerConfig::encoder(file, sizes, NormPlacement::Pre, activation, self.layer_norm_eps)
     }
 
-    /// Patches along one side.
+    /// Number of patches along a side.
     pub(crate) fn grid(&self) -> usize {
         self.image_size / self.patch_size.max(1)
     }
 }
 
 impl TextSettings {
-    /// Reads the settings, where `config` does not say with these `defaults`, and checks them.
+    /// Reads the settings, with these `defaults` for those that `config` leaves out, and checks them.
     pub(crate) fn read(file: &Path, defaults: Value, config: &Value) -> Result<Self> {
-        let settings: Self = parse(file, &with_defaults(defaults, &[config]))?;
-        settings.shape(file)?;
-        let counts = [settings.vocab_size, settings.max_position_embeddings];
-        if counts.iter().any(|count| !(1..=MAX_SIZE).contains(count)) {
-            let reason = format!("vocab_size and max_position_embeddings must be 1 to {MAX_SIZE}");
-            return Err(Error::InvalidConfig { file: file.to_owned(), reason });
-        }
+        let settings: Self = parse(file, &with_defaults(&without_nulls(config), defaults))?;
+        settings.transformer(file)?;
+        check_side(file, "vocab_size", settings.vocab_size)?;
+        check_side(file, "max_position_embeddings", settings.max_position_embeddings)?;
         Ok(settings)
     }
 
-    /// The sides of its stack, checked.
-    pub(crate) fn shape(&self, file: &Path) -> Result<StackShape> {
-        let shape = StackShape {
+    /// The tower's blocks, checked.
+    pub(crate) fn transformer(&self, file: &Path) -> Result<TransformerConfig> {
+        let sizes = Sizes {
             width: self.hidden_size,
-            middle: self.intermediate_size,
+            intermediate: self.intermediate_size,
             layers: self.num_hidden_layers,
             heads: self.num_attention_heads,
-            epsilon: self.layer_norm_eps,
-            activation: activation(file, &self.hidden_act)?,
         };
-        check_stack(file, &shape)?;
-        Ok(shape)
-    }
-}
-
-/// The settings of `configs` over those of `defaults`, later ones over earlier ones; a setting of `null` is none.
-pub(crate) fn with_defaults(mut defaults: Value, configs: &[&Value]) -> Value {
-    if let Value::Object(all) = &mut defaults {
-        let given = configs.iter().filter_map(|config| config.as_object()).flatten();
-        for (name, value) in given.filter(|(_, value)| !value.is_null()) {
-            all.insert(name.clone(), value.clone());
-        }
-    }
-    defaults
-}
-
-/// Refuses sides that no stack can have.
-pub(crate) fn check_stack(file: &Path, shape: &StackShape) -> Result<()> {
-    let StackShape { width, middle, layers, heads, .. } = *shape;
-    let invalid = |reason: String| Err(Error::InvalidConfig { file: file.to_owned(), reason });
-    if [width, middle, layers, heads].iter().any(|size| !(1..=MAX_SIZE).contains(size)) {
-        return invalid(format!(
-            "hidden_size {width}, intermediate_size {middle}, num_hidden_layers {layers} and num_attention_heads \
-             {heads} must be 1 to {MAX_SIZE}"
-        ));
-    }
-    match width.is_multiple_of(heads) {
-        true => Ok(()),
-        false => invalid(format!("hidden_size {width} is no multiple of num_attention_heads {heads}")),
+        let activation = activation(file, "hidden_act", &self.hidden_act)?;
+        TransformerConfig::encoder(file, sizes, NormPlacement::Pre, activation, self.layer_norm_eps)
     }
 }
 
 /// Refuses images that cannot be cut into patches.
 pub(crate) fn check_image(file: &Path, channels: usize, image: usize, patch: usize) -> Result<()> {
     if channels != 3 {
-        return Err(Error::UnsupportedSetting {
-            file: file.to_owned(),
-            what: "num_channels".into(),
-            found: channels.to_string(),
-            supported: "3".into(),
-        });
+        return Err(unsupported(file, "num_channels", &channels.to_string(), "3"));
     }
     if patch == 0 || image < patch || image > MAX_MODEL_SIDE {
         let reason = format!(
             "image_size {image} and patch_size {patch} do not fit: a patch has at least 1 pixel a side, an image at \
              least one patch and at most {MAX_MODEL_SIDE} pixels"
         );
-        return Err(Error::InvalidConfig { file: file.to_owned(), reason });
+        return Err(invalid(file, reason));
     }
     Ok(())
-}
-
-/// The activation of this name.
-pub(crate) fn activation(file: &Path, name: &str) -> Result<Activation> {
-    Activation::from_name(name).ok_or_else(|| Error::UnsupportedSetting {
-        file: file.to_owned(),
-        what: "hidden_act".into(),
-        found: name.to_owned(),
-        supported: Activation::NAMES.into(),
-    })
 }
 
 /// One number, or two that are the same.

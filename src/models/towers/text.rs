@@ -1,58 +1,133 @@
-//! Texts to rows of vectors, one for each token.
+//! A text encoder: from tokens to rows of vectors, one for each token. Embedding models and the text halves
+//! of CLIP and SigLIP are one; what is made of the rows is left to their users.
 
 use candle_core::Tensor;
 
-use super::{Stack, StackShape, TextSettings, norm};
 use crate::error::{Error, Result};
-use crate::kernels::{AttentionMask, LayerNorm};
-use crate::weights::WeightReader;
+use crate::models::transformer::{
+    self, Names, Norm, SafeTensors, Tensors, Transformer, TransformerConfig, is_tensor_of,
+};
 
-/// A text transformer; pooling is left to its users.
+/// A text encoder that is not loaded.
+#[derive(Debug, Clone)]
+pub(crate) struct TextTowerConfig {
+    /// Number of tokens that it knows.
+    pub(crate) vocabulary: usize,
+    /// Most tokens of a text.
+    pub(crate) context: usize,
+    pub(crate) positions: PositionsConfig,
+    /// Number of kinds of segments, of which a text is the first; 0 for a model without.
+    pub(crate) segments: usize,
+    pub(crate) transformer: TransformerConfig,
+    pub(crate) names: &'static TextTowerNames,
+}
+
+/// Learned positions that are added to token embeddings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PositionsConfig {
+    None,
+    /// So many, one for each place of a text.
+    Places(usize),
+    /// So many, counted from the one after the padding token's, which padding itself has (RoBERTa).
+    AfterPadding {
+        count: usize,
+        padding: u32,
+    },
+}
+
+/// Names of a text encoder's tensors, without `.weight` and `.bias`; empty for what a family does not have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TextTowerNames {
+    pub(crate) token_embeddings: &'static str,
+    pub(crate) positions: &'static str,
+    pub(crate) segments: &'static str,
+    /// Norm of the embeddings' sum.
+    pub(crate) embedding_norm: &'static str,
+    pub(crate) blocks: Names,
+    /// Norm after the last block.
+    pub(crate) norm: &'static str,
+}
+
+impl TextTowerConfig {
+    /// True for the tensors, named on the encoder's path, that are loaded.
+    pub(crate) fn uses(&self, tensor: &str) -> bool {
+        let names = self.names;
+        let single =
+            [names.token_embeddings, names.positions, names.segments, names.embedding_norm, names.norm];
+        single.iter().any(|name| is_tensor_of(name, tensor))
+            || (tensor.starts_with(names.blocks.blocks) && !tensor.ends_with(".inv_freq"))
+    }
+
+    /// Loads the encoder.
+    pub(crate) fn load(&self, tensors: &SafeTensors<'_>) -> Result<TextTower> {
+        let (config, names) = (&self.transformer, self.names);
+        let (width, device) = (config.width, tensors.device());
+        let norm = |name: &str| match name {
+            "" => Ok(None),
+            name => tensors.norm(name, width, config.norm, config.epsilon).map(Some),
+        };
+        let table = |name: &str, count| tensors.tensor(&format!("{name}.weight"), &[count, width]);
+        let (count, padding) = match self.positions {
+            PositionsConfig::None => (0, None),
+            PositionsConfig::Places(count) => (count, None),
+            PositionsConfig::AfterPadding { count, padding } => (count, Some(padding)),
+        };
+        let mut token_embeddings = table(names.token_embeddings, self.vocabulary)?;
+        if self.segments > 0 {
+            // The first segment is the only one in use.
+            let segment = table(names.segments, self.segments)?.get(0)?;
+            token_embeddings = token_embeddings.broadcast_add(&segment)?;
+        }
+        let positions = if count > 0 { Some(table(names.positions, count)?) } else { None };
+        Ok(TextTower {
+            token_embeddings,
+            positions: positions.map(|table| Positions { table, padding }),
+            embedding_norm: norm(names.embedding_norm)?,
+            transformer: transformer::load(config, &names.blocks, tensors, device)?,
+            norm: norm(names.norm)?,
+            context: self.context,
+        })
+    }
+}
+
+/// A loaded text encoder.
 pub(crate) struct TextTower {
-    words: Tensor,
-    positions: Tensor,
-    stack: Stack,
-    last_norm: LayerNorm,
+    /// Each token's vector, `(vocabulary, width)`.
+    token_embeddings: Tensor,
+    positions: Option<Positions>,
+    embedding_norm: Option<Norm>,
+    transformer: Transformer,
+    norm: Option<Norm>,
+    context: usize,
+}
+
+struct Positions {
+    /// Each position's vector.
+    table: Tensor,
+    /// The token that is not counted.
+    padding: Option<u32>,
 }
 
 impl TextTower {
-    /// Loads the tensors that begin with `name`, which is empty or ends with a dot.
-    pub(crate) fn load(
-        reader: &WeightReader<'_>,
-        name: &str,
-        settings: &TextSettings,
-        shape: &StackShape,
-        mask: AttentionMask,
-    ) -> Result<Self> {
-        let width = shape.width;
-        let part = |part: &str| format!("{name}{part}");
-        let words = [settings.vocab_size, width];
-        let positions = [settings.max_position_embeddings, width];
-        Ok(Self {
-            words: reader.tensor(&part("embeddings.token_embedding.weight"), &words)?,
-            positions: reader.tensor(&part("embeddings.position_embedding.weight"), &positions)?,
-            stack: Stack::load(reader, &part("encoder.layers"), shape, mask)?,
-            last_norm: norm(reader, &part("final_layer_norm"), width, shape.epsilon)?,
-        })
+    /// Number of blocks.
+    pub(crate) fn depth(&self) -> usize {
+        self.transformer.depth()
     }
 
-    /// Most tokens of a text.
-    pub(crate) fn context(&self) -> usize {
-        self.positions.dims().first().copied().unwrap_or(0)
+    /// The tokens' vectors after all blocks and the last norm, `(tokens, width)`. `ids` are the tokens of all
+    /// texts, one text after another with these `lengths`; `watch` is called before the first block and after
+    /// each, and can end the pass by an error.
+    pub(crate) fn encode(
+        &self,
+        ids: &[u32],
+        lengths: &[usize],
+        watch: impl Fn() -> Result<()>,
+    ) -> Result<Tensor> {
+        self.last_norm(&self.run(ids, lengths, self.depth(), |_, _| watch())?)
     }
 
-    /// Layers.
-    pub(crate) fn layers(&self) -> usize {
-        self.stack.layers.len()
-    }
-
-    /// The tokens' vectors after all layers and the last norm, `(tokens, width)`. `ids` are the tokens of all texts,
-    /// one text after another with these `lengths`.
-    pub(crate) fn forward(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
-        self.last_norm(&self.run(ids, lengths, self.layers(), |_, _| Ok(()))?)
-    }
-
-    /// The tokens' vectors after the first `count` layers, before the last norm; `seen` as in [`Stack::run`].
+    /// The tokens' vectors after the first `count` blocks, before the last norm; `seen` as in
+    /// [`Transformer::encode`].
     pub(crate) fn run(
         &self,
         ids: &[u32],
@@ -60,20 +135,65 @@ impl TextTower {
         count: usize,
         seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        let longest = self.context();
-        if let Some(length) = lengths.iter().find(|length| **length > longest) {
-            let reason = format!("a text of {length} tokens; the model takes at most {longest}");
+        if let Some(length) = lengths.iter().find(|length| **length > self.context) {
+            let reason = format!("a text of {length} tokens; the model takes at most {}", self.context);
             return Err(Error::InvalidInput(reason));
         }
-        let device = self.words.device();
-        let places: Vec<u32> = lengths.iter().flat_map(|length| 0..*length as u32).collect();
-        let words = self.words.index_select(&Tensor::new(ids, device)?, 0)?;
-        let positions = self.positions.index_select(&Tensor::new(places, device)?, 0)?;
-        self.stack.run((words + positions)?, lengths, count, seen)
+        let tokens = Tensor::new(ids, self.token_embeddings.device())?;
+        let tokens = self.token_embeddings.index_select(&tokens, 0)?;
+        let positions = self.positions.as_ref().map(|positions| positions.of(ids, lengths)).transpose()?;
+        let hidden = match (&self.embedding_norm, positions) {
+            (Some(norm), Some(positions)) => norm.of_sum(&tokens, &positions)?,
+            (Some(norm), None) => norm.forward(&tokens)?,
+            (None, Some(positions)) => (tokens + positions)?,
+            (None, None) => tokens,
+        };
+        self.transformer.encode(hidden, lengths, 0..count, seen)
     }
 
-    /// The norm after the last layer.
+    /// The norm after the last block.
     pub(crate) fn last_norm(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.last_norm.of(hidden)
+        match &self.norm {
+            Some(norm) => norm.forward(hidden),
+            None => Ok(hidden.clone()),
+        }
+    }
+}
+
+impl Positions {
+    fn of(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor> {
+        let places: Vec<u32> = match self.padding {
+            None => lengths.iter().flat_map(|length| 0..*length as u32).collect(),
+            Some(padding) => places_after(padding, ids, lengths),
+        };
+        Ok(self.table.index_select(&Tensor::new(places, self.table.device())?, 0)?)
+    }
+}
+
+/// Each token's place among those of its text that are not padding, counted from the one after padding's own.
+fn places_after(padding: u32, mut ids: &[u32], lengths: &[usize]) -> Vec<u32> {
+    let mut places = Vec::with_capacity(ids.len());
+    for length in lengths {
+        let (text, rest) = ids.split_at((*length).min(ids.len()));
+        let mut place = padding;
+        places.extend(text.iter().map(|id| match *id == padding {
+            true => padding,
+            false => {
+                place += 1;
+                place
+            }
+        }));
+        ids = rest;
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_inside_a_text_is_not_counted() {
+        assert_eq!(places_after(1, &[0, 5, 1, 6, 2, 0, 2], &[5, 2]), [2, 3, 1, 4, 5, 2, 3]);
     }
 }

@@ -2,45 +2,46 @@
 
 use candle_core::Tensor;
 
-use super::{Bias, Positions, Stack, starts};
+use super::positions::Positions;
+use super::rows::{pick, starts};
 use crate::error::Result;
-use crate::kernels::{Activation, LayerNorm, Linear, patchify};
-use crate::weights::WeightReader;
+use crate::kernels::{Activation, Linear, patchify};
+use crate::models::transformer::{Bias, Norm, SafeTensors, Transformer};
 
 /// The convolution that makes a vector of each patch, as a product.
 pub(crate) struct Patches {
     pub(crate) linear: Linear,
-    /// Pixels along a patch's side.
+    /// Number of pixels along a patch's side.
     pub(crate) side: usize,
 }
 
 impl Patches {
     /// Loads `{name}.weight`, `(width, channels, side, side)`, and with a bias `{name}.bias`.
     pub(crate) fn load(
-        reader: &WeightReader<'_>,
+        tensors: &SafeTensors<'_>,
         name: &str,
         width: usize,
         side: usize,
         bias: Bias,
     ) -> Result<Self> {
-        let weight = reader.tensor(&format!("{name}.weight"), &[width, 3, side, side])?;
+        let weight = tensors.tensor(&format!("{name}.weight"), &[width, 3, side, side])?;
         let bias = match bias {
-            Bias::With => Some(reader.tensor(&format!("{name}.bias"), &[width])?),
-            Bias::Without => None,
+            Bias::Yes => Some(tensors.tensor(&format!("{name}.bias"), &[width])?),
+            Bias::No => None,
         };
         Ok(Self { linear: Linear::new(&weight.flatten_from(1)?, bias)?, side })
     }
 }
 
-/// A vision transformer up to the last layer; the norm after it is left to whoever pools.
+/// A vision transformer up to the last block; the norm after it is left to whoever pools.
 pub(crate) struct VisionTower {
     pub(crate) patches: Patches,
     /// The learned tokens before the patches, `(count, width)`, their positions added: a class, registers.
     pub(crate) leading: Option<Tensor>,
     pub(crate) positions: Positions,
-    /// A norm before the first layer.
-    pub(crate) first_norm: Option<LayerNorm>,
-    pub(crate) stack: Stack,
+    /// Norm before the first block.
+    pub(crate) first_norm: Option<Norm>,
+    pub(crate) transformer: Transformer,
 }
 
 /// The rows of several images, one image after another.
@@ -54,23 +55,23 @@ pub(crate) struct ImageRows {
 impl ImageRows {
     /// Each image's first row: its class, where the tower has one.
     pub(crate) fn first(&self) -> Result<Tensor> {
-        super::pick(&self.hidden, starts(&self.lengths))
+        pick(&self.hidden, starts(&self.lengths))
     }
 }
 
 impl VisionTower {
-    /// The learned tokens before an image's patches.
+    /// Number of learned tokens before an image's patches.
     pub(crate) fn leading(&self) -> usize {
         self.leading.as_ref().map_or(0, |leading| leading.dims().first().copied().unwrap_or(0))
     }
 
-    /// All layers, over images of `(channels, height, width)` each, which need not be of one size. `watch` is asked
-    /// before each layer and after the last, and can end the pass by an error.
+    /// Passes images of `(channels, height, width)` each, which need not be of one size, through all blocks.
+    /// `watch` is asked before each block and after the last, and can end the pass by an error.
     pub(crate) fn forward(&self, images: &[Tensor], watch: impl Fn() -> Result<()>) -> Result<ImageRows> {
-        self.run(images, self.stack.layers.len(), |_, _| watch())
+        self.run(images, self.transformer.depth(), |_, _| watch())
     }
 
-    /// The first `count` layers; `seen` as in [`Stack::run`].
+    /// Passes images through the first `count` blocks; `seen` as in [`Transformer::encode`].
     pub(crate) fn run(
         &self,
         images: &[Tensor],
@@ -78,15 +79,11 @@ impl VisionTower {
         seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<ImageRows> {
         let ImageRows { hidden, lengths } = self.embed(images)?;
-        let hidden = match &self.first_norm {
-            Some(norm) => norm.of(&hidden)?,
-            None => hidden,
-        };
-        Ok(ImageRows { hidden: self.stack.run(hidden, &lengths, count, seen)?, lengths })
+        Ok(ImageRows { hidden: self.transformer.encode(hidden, &lengths, 0..count, seen)?, lengths })
     }
 
-    /// What the first norm is given.
-    fn embed(&self, images: &[Tensor]) -> Result<ImageRows> {
+    /// The rows that the first block is given.
+    pub(crate) fn embed(&self, images: &[Tensor]) -> Result<ImageRows> {
         let side = self.patches.side;
         let cut = images.iter().map(|image| patchify(image, side)).collect::<Result<Vec<_>>>()?;
         let rows = self.patches.linear.forward(&Tensor::cat(&cut, 0)?, Activation::Identity)?;
@@ -100,6 +97,11 @@ impl VisionTower {
             lengths.push(self.leading() + count);
             first += count;
         }
-        Ok(ImageRows { hidden: Tensor::cat(&parts, 0)?, lengths })
+        let hidden = Tensor::cat(&parts, 0)?;
+        let hidden = match &self.first_norm {
+            Some(norm) => norm.forward(&hidden)?,
+            None => hidden,
+        };
+        Ok(ImageRows { hidden, lengths })
     }
 }

@@ -1,6 +1,6 @@
-//! BLIP captioning (Li et al. 2022): a vision transformer, and a text decoder like BERT's that looks at the image in
-//! each layer. The question is the beginning of the caption; without one the model begins by itself. Follows
-//! `modeling_blip.py` of transformers.
+//! BLIP captioning (Li et al. 2022): a vision transformer, and a text decoder like BERT's that looks at the
+//! image in each layer. The question is the beginning of the caption; without one the model begins by itself.
+//! Follows `modeling_blip.py` of transformers.
 
 mod text;
 
@@ -12,29 +12,29 @@ use model_actors::{Bytes, LoadContext, Picture};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    Architecture, ImageRows, Memory as AnyMemory, Network, Prompt, Unfinished, WorkerMemory, misfit,
-};
-use crate::error::{Error, Result};
+use super::language_model::{ImagePlace, LanguageModel};
+use super::{Architecture, ImageRows, Network, Prompt, Unfinished, WorkerMemory, misfit};
+use crate::error::Result;
 use crate::families::{Family, parse};
-use crate::kernels::{AttentionMask, LayerNorm};
-use crate::models::towers::{
-    Bias, Layer, Middle, Patches, Positions, Resampling, Stack, StackShape, VisionSettings, VisionTower,
-    linear, norm, with_defaults,
-};
+use crate::models::config_file::{invalid, unsupported};
+use crate::models::towers::{CLIP_BLOCKS, Patches, Positions, Resampling, VisionSettings, VisionTower};
+use crate::models::transformer::{self, Bias, Names, Norm, QkvNames, SafeTensors, TransformerConfig};
 use crate::pixels::{Preprocessing, Processor};
 use crate::source::Files;
 use crate::tokens::{Specials, Tokens};
-use crate::weights::{WeightFiles, WeightReader};
-pub(super) use text::Memory;
-use text::{TextConfig, TextDecoder};
+use crate::weights::WeightFiles;
+use text::TextConfig;
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "blip",
     architectures: &["BlipForConditionalGeneration"],
     read: |file, config| Ok(Box::new(Config::read(file, config)?)),
 };
+
+/// Names of the vision tower's blocks.
+const BLOCKS: Names =
+    Names { qkv: QkvNames::Fused("self_attn.qkv"), out_proj: "self_attn.projection", ..CLIP_BLOCKS };
 
 fn vision_defaults() -> Value {
     json!({
@@ -47,7 +47,7 @@ fn vision_defaults() -> Value {
 struct Config {
     file: PathBuf,
     vision: VisionSettings,
-    shape: StackShape,
+    tower: TransformerConfig,
     text: TextConfig,
     preprocessing: Option<Preprocessing>,
 }
@@ -68,17 +68,12 @@ impl Config {
         if let Some(other) =
             parts.architectures.iter().flatten().find(|name| !name.ends_with("ConditionalGeneration"))
         {
-            return Err(Error::UnsupportedSetting {
-                file: file.to_owned(),
-                what: "the architecture".into(),
-                found: other.clone(),
-                supported: "BlipForConditionalGeneration".into(),
-            });
+            return Err(unsupported(file, "the architecture", other, "BlipForConditionalGeneration"));
         }
         let vision = VisionSettings::read(file, vision_defaults(), &parts.vision_config)?;
-        let shape = vision.shape(file)?;
-        let text = TextConfig::read(file, &parts.text_config, shape.width)?;
-        Ok(Self { file: file.to_owned(), shape, vision, text, preprocessing: None })
+        let tower = vision.transformer(file)?;
+        let text = TextConfig::read(file, &parts.text_config, tower.width)?;
+        Ok(Self { file: file.to_owned(), tower, vision, text, preprocessing: None })
     }
 
     fn rows(&self) -> usize {
@@ -95,18 +90,18 @@ impl Architecture for Config {
         let side = self.vision.image_size;
         if preprocessing.exact() != Some((side, side)) {
             let reason = format!("image_size is {side}; the preprocessing makes pictures of another size");
-            return Err(Error::InvalidConfig { file: self.file.clone(), reason });
+            return Err(invalid(&self.file, reason));
         }
         self.preprocessing = Some(preprocessing);
         Ok(())
     }
 
     fn vocabulary(&self) -> usize {
-        self.text.vocab_size
+        self.text.decoder.vocabulary
     }
 
     fn context(&self) -> usize {
-        self.text.max_position_embeddings
+        self.text.decoder.context
     }
 
     fn uses(&self, tensor: &str) -> bool {
@@ -121,8 +116,9 @@ impl Architecture for Config {
 
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let rows = self.rows();
-        let tower = self.shape.scratch(rows, rows);
-        tower + self.text.memory(room.held) + self.text.scratch(room.rows, room.longest)
+        let text = &self.text.decoder;
+        let text = text.cache_bytes(room.held) + text.scratch(room.rows, room.longest);
+        self.tower.scratch(rows, rows) + text
     }
 
     fn load(
@@ -134,13 +130,17 @@ impl Architecture for Config {
     ) -> Result<Arc<dyn Network>> {
         let reader = weights.reader("", device, context);
         let preprocessing = self.preprocessing.clone().ok_or_else(misfit)?;
-        let name = "vision_model.post_layernorm";
+        let tower = SafeTensors::new(&reader, "vision_model.", self.tower.workload);
+        let (width, epsilon) = (self.tower.width, self.tower.epsilon);
         Ok(Arc::new(Blip {
-            tower: self.load_tower(&reader)?,
-            last_norm: norm(&reader, name, self.shape.width, self.shape.epsilon)?,
-            text: TextDecoder::load(&self.text, &reader, device)?,
-            begin: self.text.bos_token_id,
-            ends: [self.text.sep_token_id],
+            tower: self.load_tower(&tower)?,
+            last_norm: tower.layer_norm("post_layernorm", width, epsilon)?,
+            language_model: LanguageModel {
+                decoder: self.text.decoder.load(weights, device, context)?,
+                image: ImagePlace::Beside,
+            },
+            begin: self.text.begin,
+            ends: [self.text.end],
             preprocessing,
             device: device.clone(),
         }))
@@ -148,48 +148,26 @@ impl Architecture for Config {
 }
 
 impl Config {
-    fn load_tower(&self, reader: &WeightReader<'_>) -> Result<VisionTower> {
-        let (width, grid) = (self.shape.width, self.vision.grid());
-        let class = reader.tensor("vision_model.embeddings.class_embedding", &[1, 1, width])?;
-        let positions =
-            reader.tensor("vision_model.embeddings.position_embedding", &[1, grid * grid + 1, width])?;
-        let (class, positions) = (class.reshape((1, width))?, positions.squeeze(0)?);
-        let name = "vision_model.embeddings.patch_embedding";
-        let layers = (0..self.shape.layers).map(|index| self.load_layer(reader, index));
+    fn load_tower(&self, tensors: &SafeTensors<'_>) -> Result<VisionTower> {
+        let (width, grid, side) = (self.tower.width, self.vision.grid(), self.vision.patch_size);
+        let embeddings = tensors.at("embeddings.");
+        let class = embeddings.tensor("class_embedding", &[1, 1, width])?.reshape((1, width))?;
+        let positions = embeddings.tensor("position_embedding", &[1, grid * grid + 1, width])?.squeeze(0)?;
+        let places = positions.narrow(0, 1, grid * grid)?.contiguous()?;
         Ok(VisionTower {
-            patches: Patches::load(reader, name, width, self.vision.patch_size, Bias::With)?,
+            patches: Patches::load(&embeddings, "patch_embedding", width, side, Bias::Yes)?,
             leading: Some((class + positions.narrow(0, 0, 1)?)?),
-            positions: Positions::new(
-                positions.narrow(0, 1, grid * grid)?.contiguous()?,
-                grid,
-                Resampling::Never,
-            ),
+            positions: Positions::new(places, grid, Resampling::Never),
             first_norm: None,
-            stack: Stack {
-                layers: layers.collect::<Result<_>>()?,
-                heads: self.shape.heads,
-                mask: AttentionMask::Full,
-            },
-        })
-    }
-
-    fn load_layer(&self, reader: &WeightReader<'_>, index: usize) -> Result<Layer> {
-        let part = |part: &str| format!("vision_model.encoder.layers.{index}.{part}");
-        let (width, epsilon) = (self.shape.width, self.shape.epsilon);
-        Ok(Layer {
-            attention_norm: norm(reader, &part("layer_norm1"), width, epsilon)?,
-            mixed: linear(reader, &part("self_attn.qkv"), 3 * width, width, Bias::With)?,
-            attended: linear(reader, &part("self_attn.projection"), width, width, Bias::With)?,
-            middle_norm: norm(reader, &part("layer_norm2"), width, epsilon)?,
-            middle: Middle::load(reader, &part("mlp"), &self.shape)?,
+            transformer: transformer::load(&self.tower, &BLOCKS, tensors, tensors.device())?,
         })
     }
 }
 
 struct Blip {
     tower: VisionTower,
-    last_norm: LayerNorm,
-    text: TextDecoder,
+    last_norm: Norm,
+    language_model: LanguageModel,
     begin: u32,
     ends: [u32; 1],
     preprocessing: Preprocessing,
@@ -212,11 +190,11 @@ impl Network for Blip {
     }
 
     fn open_crop(&self, crop: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
-        Ok(Some(self.tower.run(std::slice::from_ref(crop), 0, |_, _| Ok(()))?.hidden))
+        Ok(Some(self.tower.embed(std::slice::from_ref(crop))?.hidden))
     }
 
     fn tower_layers(&self) -> usize {
-        self.tower.stack.layers.len()
+        self.tower.transformer.depth()
     }
 
     fn tower_step(
@@ -226,7 +204,7 @@ impl Network for Blip {
         _: &Tensor,
         _: &mut Option<Unfinished>,
     ) -> Result<Option<Tensor>> {
-        super::stack_layer(&self.tower.stack, layer, hidden)
+        super::tower_block(&self.tower, layer, hidden)
     }
 
     fn keep(
@@ -236,7 +214,7 @@ impl Network for Blip {
         _: &mut Option<Unfinished>,
     ) -> Result<Option<Vec<Tensor>>> {
         let at_end = layers == self.tower_layers();
-        Ok(Some(if at_end { vec![self.last_norm.of(hidden)?] } else { Vec::new() }))
+        Ok(Some(if at_end { vec![self.last_norm.forward(hidden)?] } else { Vec::new() }))
     }
 
     fn image(&self, _: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
@@ -244,23 +222,7 @@ impl Network for Blip {
         Ok(ImageRows { rows: rows.clone(), deep: Vec::new() })
     }
 
-    fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<AnyMemory> {
-        Ok(AnyMemory::Blip(self.text.begin(prompt.tokens.clone(), &image.rows)?))
+    fn language_model(&self) -> &LanguageModel {
+        &self.language_model
     }
-
-    fn read(&self, memory: &mut AnyMemory) -> Result<Option<Tensor>> {
-        let hidden = self.text.read(memory.blip()?)?;
-        hidden.map(|hidden| self.text.logits(&hidden)).transpose()
-    }
-
-    fn write(&self, answers: &mut [(&mut AnyMemory, u32)]) -> Result<Tensor> {
-        let answers = answers.iter_mut().map(|(memory, token)| Ok((memory.blip()?, *token)));
-        let hidden = self.text.write(&mut answers.collect::<Result<Vec<_>>>()?)?;
-        self.text.logits(&hidden)
-    }
-}
-
-/// What is left out of a part of `config.json`.
-fn read_part<T: serde::de::DeserializeOwned>(file: &Path, defaults: Value, part: &Value) -> Result<T> {
-    parse(file, &with_defaults(defaults, &[part]))
 }

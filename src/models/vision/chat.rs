@@ -12,7 +12,7 @@ use crate::generation::{ChatTemplate, SpecialTokens, read_chat_template};
 use crate::source::Files;
 use crate::tokens::{Specials, Tokens};
 
-/// What is asked where nothing is.
+/// The question where the request has none.
 const DEFAULT_QUESTION: &str = "Describe this image.";
 
 /// A token that ends a text, several of them, or none.
@@ -42,7 +42,7 @@ struct GenerationConfig {
     eos_token_id: Ends,
 }
 
-/// How a model is asked.
+/// A chat template with the tokens around it.
 #[derive(Clone)]
 pub(super) struct Chat {
     template: ChatTemplate,

@@ -1,6 +1,6 @@
-//! LLaVA 1.5 and 1.6 (Liu et al. 2023, 2024): the patches of a CLIP tower's layer before the last, projected by two
-//! layers into the text of a decoder. 1.6 also cuts a large image into tiles. Follows `modeling_llava.py` and
-//! `modeling_llava_next.py` of transformers.
+//! LLaVA 1.5 and 1.6 (Liu et al. 2023, 2024): the patches of a CLIP tower's layer before the last, projected
+//! by two layers into the text of a decoder. 1.6 also cuts a large image into tiles. Follows
+//! `modeling_llava.py` and `modeling_llava_next.py` of transformers.
 
 mod tiles;
 
@@ -13,28 +13,30 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::chat::{Chat, part};
-use super::language_model::LanguageModel;
-use super::{Architecture, CAPABILITY, ImageRows, Memory, Network, Prompt, Unfinished, WorkerMemory, misfit};
+use super::language_model::{ImagePlace, LanguageModel};
+use super::{Architecture, CAPABILITY, ImageRows, Network, Prompt, Unfinished, WorkerMemory, misfit};
 use crate::error::{Error, Result};
 use crate::families::{self, Family, parse};
-use crate::kernels::{Activation, Linear};
+use crate::kernels::Activation;
+use crate::models::config_file::{activation, invalid, unsupported, with_defaults};
 use crate::models::decoder::{self, DecoderConfig};
 use crate::models::towers::clip::VisionConfig;
-use crate::models::towers::{Bias, VisionTower, activation, linear, pick};
+use crate::models::towers::{VisionTower, pick};
+use crate::models::transformer::{Bias, Projection, SafeTensors};
 use crate::pixels::{Preprocessing, Processor};
 use crate::source::Files;
 use crate::tokens::Tokens;
-use crate::weights::{WeightFiles, WeightReader};
+use crate::weights::WeightFiles;
 use tiles::Tiles;
 
-/// LLaVA 1.5's line in the list.
+/// LLaVA 1.5's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "llava",
     architectures: &["LlavaForConditionalGeneration"],
     read: |file, config| Ok(Box::new(Config::read(file, config, None)?)),
 };
 
-/// LLaVA 1.6's line in the list.
+/// LLaVA 1.6's entry in the list.
 pub(super) const NEXT_FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "llava_next",
     architectures: &["LlavaNextForConditionalGeneration"],
@@ -44,41 +46,30 @@ pub(super) const NEXT_FAMILY: Family<Box<dyn Architecture>> = Family {
     },
 };
 
-/// What the settings of both have in common.
+/// Settings of both.
 #[derive(Deserialize)]
-struct Own {
+struct Settings {
     image_token_index: Option<u32>,
-    /// What newer files call it.
+    /// The same in newer files.
     image_token_id: Option<u32>,
-    #[serde(default = "default_layer")]
     vision_feature_layer: i64,
     #[serde(default)]
     vision_feature_select_strategy: Strategy,
-    #[serde(default = "default_activation")]
     projector_hidden_act: String,
-    #[serde(default = "default_bias")]
     multimodal_projector_bias: bool,
 }
 
-impl Own {
+fn defaults() -> Value {
+    json!({"vision_feature_layer": -2, "projector_hidden_act": "gelu", "multimodal_projector_bias": true})
+}
+
+impl Settings {
     fn image_token(&self) -> u32 {
         self.image_token_index.or(self.image_token_id).unwrap_or(32000)
     }
 }
 
-fn default_layer() -> i64 {
-    -2
-}
-
-fn default_activation() -> String {
-    "gelu".to_owned()
-}
-
-fn default_bias() -> bool {
-    true
-}
-
-/// Which rows of the tower are taken.
+/// The rows of the tower that are taken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Strategy {
@@ -94,7 +85,7 @@ struct Config {
     file: PathBuf,
     vision: VisionConfig,
     text: DecoderConfig,
-    own: Own,
+    settings: Settings,
     activation: Activation,
     tiles: Option<Tiles>,
     rest: Option<(Preprocessing, Chat)>,
@@ -111,45 +102,38 @@ const NEWLINES: [&str; 2] = ["image_newline", "model.image_newline"];
 
 impl Config {
     fn read(file: &Path, config: &Value, tiles: Option<Tiles>) -> Result<Self> {
-        let own: Own = parse(file, config)?;
+        let settings: Settings = parse(file, &with_defaults(config, defaults()))?;
         let vision = part(config, "vision_config");
         match vision.get("model_type").and_then(Value::as_str) {
             None | Some("clip_vision_model") => {}
             Some(other) => {
-                return Err(Error::UnsupportedSetting {
-                    file: file.to_owned(),
-                    what: "the vision tower".into(),
-                    found: other.to_owned(),
-                    supported: "clip_vision_model".into(),
-                });
+                return Err(unsupported(file, "the vision tower", other, "clip_vision_model"));
             }
         }
         let mut vision = VisionConfig::read(file, vision)?;
         // As Python counts: 0 is what goes into the first layer, -1 what comes out of the last.
-        let all = vision.shape.layers as i64;
-        let from_end = if own.vision_feature_layer < 0 { all + 1 } else { 0 };
-        let layers = own.vision_feature_layer.saturating_add(from_end);
+        let all = vision.transformer.layers.len() as i64;
+        let from_end = if settings.vision_feature_layer < 0 { all + 1 } else { 0 };
+        let layers = settings.vision_feature_layer.saturating_add(from_end);
         if !(0..=all).contains(&layers) {
-            let reason = format!("vision_feature_layer {} of {all} layers", own.vision_feature_layer);
-            return Err(Error::InvalidConfig { file: file.to_owned(), reason });
+            let reason = format!("vision_feature_layer {} of {all} layers", settings.vision_feature_layer);
+            return Err(invalid(file, reason));
         }
-        // Layers after the chosen one are not loaded.
-        vision.shape.layers = layers as usize;
-        let activation = activation(file, &own.projector_hidden_act)?;
+        // Blocks after the chosen one are not loaded.
+        vision.transformer.layers.truncate(layers as usize);
+        let activation = activation(file, "projector_hidden_act", &settings.projector_hidden_act)?;
         let text = part(config, "text_config");
         let fallback = json!({"model_type": "llama"});
         let text = if text.is_object() { text } else { &fallback };
         let text = families::find(decoder::FAMILIES, CAPABILITY, file, text)?;
-        Ok(Self { file: file.to_owned(), vision, text, own, activation, tiles, rest: None })
-    }
-
-    fn invalid(&self, reason: &str) -> Error {
-        Error::InvalidConfig { file: self.file.clone(), reason: reason.to_owned() }
+        Ok(Self { file: file.to_owned(), vision, text, settings, activation, tiles, rest: None })
     }
 
     fn uses_of_tower(&self, name: &str) -> bool {
         match name.strip_prefix("encoder.layers.").and_then(|rest| rest.split_once('.')) {
-            Some((index, _)) => index.parse().is_ok_and(|index: usize| index < self.vision.shape.layers),
+            Some((index, _)) => {
+                index.parse().is_ok_and(|index: usize| index < self.vision.transformer.layers.len())
+            }
             None => !name.starts_with("post_layernorm") && !name.ends_with("position_ids"),
         }
     }
@@ -173,9 +157,10 @@ impl Architecture for Config {
             None => super::preprocessing(files, defaults, Processor::Clip, context)?,
         };
         if preprocessing.exact() != Some((side, side)) {
-            return Err(self.invalid("the preprocessing makes pictures of another size than image_size"));
+            let reason = "the preprocessing makes pictures of another size than image_size";
+            return Err(invalid(&self.file, reason));
         }
-        let chat = Chat::read(files, self.own.image_token(), context)?;
+        let chat = Chat::read(files, self.settings.image_token(), context)?;
         chat.check(self.text.vocabulary)?;
         self.rest = Some((preprocessing, chat));
         Ok(())
@@ -205,7 +190,7 @@ impl Architecture for Config {
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let crops = self.tiles.as_ref().map_or(1, Tiles::most);
         let rows = self.vision.rows().saturating_mul(crops);
-        let kept = Bytes((rows as u64).saturating_mul(self.text.width as u64).saturating_mul(8));
+        let kept = Bytes((rows as u64).saturating_mul(self.text.width() as u64).saturating_mul(8));
         let text = self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held);
         self.vision.scratch(1) + kept + text
     }
@@ -226,16 +211,20 @@ impl Architecture for Config {
         let tower = find(&TOWERS, "embeddings.class_embedding");
         let projector = find(&PROJECTORS, "linear_1.weight");
         let newline = match self.tiles {
-            Some(_) => Some(reader.tensor(find(&NEWLINES, ""), &[self.text.width])?.unsqueeze(0)?),
+            Some(_) => Some(reader.tensor(find(&NEWLINES, ""), &[self.text.width()])?.unsqueeze(0)?),
             None => None,
         };
+        let tensors = SafeTensors::new(&reader, "", self.vision.transformer.workload);
         Ok(Arc::new(Llava {
-            tower: self.vision.load(&reader, tower)?,
-            projector: Projector::load(self, &reader, projector)?,
+            tower: self.vision.load(&tensors.at(tower))?,
+            projector: Projector::load(self, &tensors.at(projector))?,
             newline,
-            language_model: LanguageModel(self.text.load(weights, device, context)?),
+            language_model: LanguageModel {
+                decoder: self.text.load(weights, device, context)?,
+                image: ImagePlace::InPrompt,
+            },
             ends: chat.ends(tokens, &self.text.end_tokens),
-            leading: usize::from(self.own.vision_feature_select_strategy == Strategy::Default),
+            leading: usize::from(self.settings.vision_feature_select_strategy == Strategy::Default),
             grid: self.vision.settings.grid(),
             side: self.vision.settings.image_size,
             tiles: self.tiles.clone(),
@@ -248,19 +237,19 @@ impl Architecture for Config {
 
 /// Two layers from the tower's width to the text's.
 struct Projector {
-    first: Linear,
+    first: Projection,
     activation: Activation,
-    second: Linear,
+    second: Projection,
 }
 
 impl Projector {
-    fn load(config: &Config, reader: &WeightReader<'_>, name: &str) -> Result<Self> {
-        let (inside, outside) = (config.vision.shape.width, config.text.width);
-        let bias = if config.own.multimodal_projector_bias { Bias::With } else { Bias::Without };
+    fn load(config: &Config, tensors: &SafeTensors<'_>) -> Result<Self> {
+        let (inside, outside) = (config.vision.transformer.width, config.text.width());
+        let bias = Bias::from(config.settings.multimodal_projector_bias);
         Ok(Self {
-            first: linear(reader, &format!("{name}linear_1"), outside, inside, bias)?,
+            first: tensors.linear("linear_1", outside, inside, bias)?,
             activation: config.activation,
-            second: linear(reader, &format!("{name}linear_2"), outside, outside, bias)?,
+            second: tensors.linear("linear_2", outside, outside, bias)?,
         })
     }
 }
@@ -268,15 +257,15 @@ impl Projector {
 struct Llava {
     tower: VisionTower,
     projector: Projector,
-    /// What ends a line of tiles' patches, `(1, width)`.
+    /// The row that ends a line of tiles' patches, `(1, width)`.
     newline: Option<Tensor>,
     language_model: LanguageModel,
     ends: Vec<u32>,
-    /// Rows of the tower that are left out at the beginning.
+    /// Number of the tower's first rows that are left out.
     leading: usize,
-    /// Patches along a side.
+    /// Number of patches along a side.
     grid: usize,
-    /// Pixels along a side.
+    /// Number of pixels along a side.
     side: usize,
     tiles: Option<Tiles>,
     preprocessing: Preprocessing,
@@ -285,7 +274,7 @@ struct Llava {
 }
 
 impl Llava {
-    /// Rows that are kept of a crop.
+    /// Number of rows that are kept of a crop.
     fn kept(&self) -> usize {
         self.grid * self.grid + 1 - self.leading
     }
@@ -323,11 +312,11 @@ impl Network for Llava {
     }
 
     fn open_crop(&self, crop: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
-        Ok(Some(self.tower.run(std::slice::from_ref(crop), 0, |_, _| Ok(()))?.hidden))
+        Ok(Some(self.tower.embed(std::slice::from_ref(crop))?.hidden))
     }
 
     fn tower_layers(&self) -> usize {
-        self.tower.stack.layers.len()
+        self.tower.transformer.depth()
     }
 
     fn tower_step(
@@ -337,7 +326,7 @@ impl Network for Llava {
         _: &Tensor,
         _: &mut Option<Unfinished>,
     ) -> Result<Option<Tensor>> {
-        super::stack_layer(&self.tower.stack, layer, hidden)
+        super::tower_block(&self.tower, layer, hidden)
     }
 
     fn keep(
@@ -365,16 +354,7 @@ impl Network for Llava {
         Ok(ImageRows { rows, deep: Vec::new() })
     }
 
-    fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<Memory> {
-        Ok(Memory::LanguageModel(self.language_model.begin(prompt, image, None)?))
-    }
-
-    fn read(&self, memory: &mut Memory) -> Result<Option<Tensor>> {
-        self.language_model.read(memory.language_model()?)
-    }
-
-    fn write(&self, answers: &mut [(&mut Memory, u32)]) -> Result<Tensor> {
-        let answers = answers.iter_mut().map(|(memory, token)| Ok((memory.language_model()?, *token)));
-        self.language_model.write(&mut answers.collect::<Result<Vec<_>>>()?)
+    fn language_model(&self) -> &LanguageModel {
+        &self.language_model
     }
 }

@@ -36,7 +36,7 @@ pub struct VisionModel {
     pub(super) threads: ComputeThreads,
 }
 
-/// What a model makes of an image and a question before it writes a word, for comparison with a reference.
+/// The state of a model that has seen an image and a question, before its first word, for comparison with a reference.
 ///
 /// ```
 /// use candle_actors::ExaminedImage;
@@ -123,7 +123,7 @@ impl VisionModel {
         }
     }
 
-    /// What the model makes of an image and a question before it writes a word.
+    /// Reads an image and a question up to the logits of the first word.
     ///
     /// # Errors
     /// As [`VisionModel::describe`].

@@ -1,7 +1,8 @@
-//! Moondream 2, in the layout that its repository has had since January 2025 (`HfMoondream`): a vision transformer over
-//! the whole picture and over crops that overlap, stitched together and averaged down to one grid, and a text model of
-//! parallel layers. Follows the repository's own code (`moondream.py`, `vision.py`, `text.py`, `image_crops.py`), where
-//! it resizes with Pillow. The revisions of 2024, which are laid out otherwise, are not read.
+//! Moondream 2, in the layout that its repository has had since January 2025 (`HfMoondream`): a vision
+//! transformer over the whole picture and over crops that overlap, stitched together and averaged down to one
+//! grid, and a text model of parallel layers. Follows the repository's own code (`moondream.py`, `vision.py`,
+//! `text.py`, `image_crops.py`), where it resizes with Pillow. The revisions of 2024, which are laid out
+//! otherwise, are not read.
 
 mod crops;
 mod text;
@@ -15,25 +16,25 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::chat::part;
-use super::{
-    Architecture, ImageRows, Memory as AnyMemory, Network, Prompt, Unfinished, WorkerMemory, misfit,
-};
+use super::language_model::{ImagePlace, LanguageModel};
+use super::{Architecture, ImageRows, Network, Prompt, Unfinished, WorkerMemory, misfit};
 use crate::error::{Error, Result};
 use crate::families::{Family, parse};
-use crate::kernels::{Activation, AttentionMask, LayerNorm, Linear};
-use crate::models::towers::{
-    Bias, Layer, MAX_SIZE, Middle, Patches, Positions, Resampling, Stack, StackShape, VisionTower,
-    check_stack, linear, norm, with_defaults,
+use crate::kernels::{Activation, Linear};
+use crate::models::config_file::{invalid, with_defaults, without_nulls};
+use crate::models::decoder::DecoderConfig;
+use crate::models::towers::{Patches, Positions, Resampling, VisionTower};
+use crate::models::transformer::{
+    self, Bias, Names, Norm, NormPlacement, Projection, QkvNames, SafeTensors, Sizes, TransformerConfig,
+    UpNames, check_side,
 };
 use crate::pixels::Scaling;
 use crate::source::Files;
 use crate::tokens::{Specials, Tokens};
-use crate::weights::{WeightFiles, WeightReader};
+use crate::weights::WeightFiles;
 use crops::Crops;
-pub(super) use text::Memory;
-use text::{TextConfig, TextModel};
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "moondream1",
     architectures: &["HfMoondream"],
@@ -43,6 +44,19 @@ pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
 const EPSILON: f64 = 1e-5;
 /// GPT-2's number for the token that ends a text: that tokenizer's questions are put in words.
 const GPT2_END: u32 = 50256;
+
+/// Names of the vision tower's blocks.
+const BLOCKS: Names = Names {
+    blocks: "blocks.",
+    attention_norm: "ln1",
+    qkv: QkvNames::Fused("attn.qkv"),
+    out_proj: "attn.proj",
+    feed_forward_norm: "ln2",
+    feed_forward: "mlp.",
+    up: UpNames::Dense("fc1"),
+    down: "fc2",
+    ..Names::NONE
+};
 
 /// `vision` in the `config` of `config.json`, whose defaults are those of the published `config.py`.
 #[derive(Debug, Clone, Deserialize)]
@@ -68,7 +82,7 @@ fn vision_defaults() -> Value {
     })
 }
 
-/// How a question is put, in tokens.
+/// The tokens around a question.
 #[derive(Debug, Clone, Deserialize)]
 struct Phrases {
     bos_id: u32,
@@ -94,8 +108,8 @@ struct Query {
 }
 
 impl Phrases {
-    /// Those of the tokenizer that is there. The published `config.json` names none, and the repository has had two:
-    /// GPT-2's until March 2025, and since then one whose first token ends a text.
+    /// Those of the tokenizer that is there. The published `config.json` names none, and the repository has
+    /// had two: GPT-2's until March 2025, and since then one whose first token ends a text.
     fn of(tokens: &Tokens) -> Self {
         let phrases = |end: u32, caption: [u32; 5], prefix: &[u32], suffix: &[u32]| Self {
             bos_id: end,
@@ -124,66 +138,52 @@ impl Phrases {
 struct Config {
     file: PathBuf,
     vision: VisionConfig,
-    shape: StackShape,
+    tower: TransformerConfig,
     crops: Crops,
-    text: TextConfig,
+    text: DecoderConfig,
     phrases: Option<Phrases>,
 }
 
 impl Config {
     fn read(file: &Path, config: &Value) -> Result<Self> {
         let config = part(config, "config");
-        let vision: VisionConfig = parse(file, &with_defaults(vision_defaults(), &[part(config, "vision")]))?;
-        let text = TextConfig::read(file, part(config, "text"))?;
-        let shape = StackShape {
+        let vision = with_defaults(&without_nulls(part(config, "vision")), vision_defaults());
+        let vision: VisionConfig = parse(file, &vision)?;
+        let text = text::read(file, part(config, "text"))?;
+        let sizes = Sizes {
             width: vision.enc_dim,
-            middle: vision.enc_ff_dim,
+            intermediate: vision.enc_ff_dim,
             layers: vision.enc_n_layers,
             heads: vision.enc_n_heads,
-            epsilon: EPSILON,
-            activation: Activation::GeluTanh,
         };
-        check_stack(file, &shape)?;
-        let invalid =
-            |reason: &str| Error::InvalidConfig { file: file.to_owned(), reason: reason.to_owned() };
-        if vision.in_channels != 3 || vision.proj_out_dim != text.dim {
-            return Err(invalid("in_channels is not 3, or proj_out_dim is not the text's dim"));
+        let (placement, activation) = (NormPlacement::Pre, Activation::GeluTanh);
+        let tower = TransformerConfig::encoder(file, sizes, placement, activation, EPSILON)?;
+        if vision.in_channels != 3 || vision.proj_out_dim != text.width() {
+            return Err(invalid(file, "in_channels is not 3, or proj_out_dim is not the text's dim"));
         }
-        if !(1..=MAX_SIZE).contains(&vision.proj_inner_dim) {
-            return Err(invalid("proj_inner_dim is out of range"));
-        }
+        check_side(file, "proj_inner_dim", vision.proj_inner_dim)?;
         let VisionConfig { crop_size, enc_patch_size, overlap_margin, max_crops, .. } = vision;
-        let crops = Crops::new(crop_size, enc_patch_size, overlap_margin, max_crops)
-            .ok_or_else(|| invalid("crop_size, enc_patch_size, overlap_margin and max_crops do not fit"))?;
+        let crops = Crops::new(crop_size, enc_patch_size, overlap_margin, max_crops).ok_or_else(|| {
+            invalid(file, "crop_size, enc_patch_size, overlap_margin and max_crops do not fit")
+        })?;
         let phrases = match part(config, "tokenizer") {
             Value::Null => None,
             phrases => Some(parse(file, phrases)?),
         };
-        Ok(Self { file: file.to_owned(), shape, crops, text, phrases, vision })
+        Ok(Self { file: file.to_owned(), tower, crops, text, phrases, vision })
     }
 
-    fn load_tower(&self, reader: &WeightReader<'_>) -> Result<VisionTower> {
-        let (width, side, grid) = (self.shape.width, self.vision.enc_patch_size, self.crops.grid);
-        let weight = reader.tensor("vision.patch_emb.weight", &[width, 3 * side * side])?;
-        let bias = reader.tensor("vision.patch_emb.bias", &[width])?;
-        let positions = reader.tensor("vision.pos_emb", &[1, grid * grid, width])?.squeeze(0)?;
-        let layers = (0..self.shape.layers).map(|index| {
-            let part = |part: &str| format!("vision.blocks.{index}.{part}");
-            Ok(Layer {
-                attention_norm: norm(reader, &part("ln1"), width, EPSILON)?,
-                mixed: linear(reader, &part("attn.qkv"), 3 * width, width, Bias::With)?,
-                attended: linear(reader, &part("attn.proj"), width, width, Bias::With)?,
-                middle_norm: norm(reader, &part("ln2"), width, EPSILON)?,
-                middle: Middle::load(reader, &part("mlp"), &self.shape)?,
-            })
-        });
-        let layers = layers.collect::<Result<_>>()?;
+    fn load_tower(&self, tensors: &SafeTensors<'_>) -> Result<VisionTower> {
+        let (width, side, grid) = (self.tower.width, self.vision.enc_patch_size, self.crops.grid);
+        let weight = tensors.tensor("patch_emb.weight", &[width, 3 * side * side])?;
+        let bias = tensors.tensor("patch_emb.bias", &[width])?;
+        let positions = tensors.tensor("pos_emb", &[1, grid * grid, width])?.squeeze(0)?;
         Ok(VisionTower {
             patches: Patches { linear: Linear::new(&weight, Some(bias))?, side },
             leading: None,
             positions: Positions::new(positions, grid, Resampling::Never),
             first_norm: None,
-            stack: Stack { layers, heads: self.shape.heads, mask: AttentionMask::Full },
+            transformer: transformer::load(&self.tower, &BLOCKS, tensors, tensors.device())?,
         })
     }
 }
@@ -194,11 +194,11 @@ impl Architecture for Config {
     }
 
     fn vocabulary(&self) -> usize {
-        self.text.vocab_size
+        self.text.vocabulary
     }
 
     fn context(&self) -> usize {
-        self.text.max_context
+        self.text.context
     }
 
     fn uses(&self, tensor: &str) -> bool {
@@ -209,9 +209,10 @@ impl Architecture for Config {
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let rows = self.crops.grid * self.crops.grid;
         let kept = (rows * (self.crops.most + 1)) as u64;
-        let kept = Bytes(kept.saturating_mul(8).saturating_mul(self.shape.width as u64));
-        let text = self.text.scratch(room.rows.max(rows + 1), room.longest) + self.text.memory(room.held);
-        self.shape.scratch(rows, rows) + kept + text
+        let kept = Bytes(kept.saturating_mul(8).saturating_mul(self.tower.width as u64));
+        let text =
+            self.text.scratch(room.rows.max(rows + 1), room.longest) + self.text.cache_bytes(room.held);
+        self.tower.scratch(rows, rows) + kept + text
     }
 
     fn load(
@@ -222,20 +223,24 @@ impl Architecture for Config {
         context: &LoadContext,
     ) -> Result<Arc<dyn Network>> {
         let phrases = self.phrases.clone().unwrap_or_else(|| Phrases::of(tokens));
-        if let Some(token) = phrases.all().find(|token| *token as usize >= self.text.vocab_size) {
+        if let Some(token) = phrases.all().find(|token| *token as usize >= self.text.vocabulary) {
             let reason =
-                format!("the token {token} of a template is not below vocab_size {}", self.text.vocab_size);
-            return Err(Error::InvalidConfig { file: self.file.clone(), reason });
+                format!("the token {token} of a template is not below vocab_size {}", self.text.vocabulary);
+            return Err(invalid(&self.file, reason));
         }
         let prefix = if weights.contains("model.text.wte") { "model." } else { "" };
         let reader = weights.reader(prefix, device, context);
+        let vision = SafeTensors::new(&reader, "vision.", self.tower.workload);
         let VisionConfig { enc_dim, proj_inner_dim, proj_out_dim, .. } = self.vision;
         Ok(Arc::new(Moondream {
-            tower: self.load_tower(&reader)?,
-            last_norm: norm(&reader, "vision.post_ln", enc_dim, EPSILON)?,
-            first: linear(&reader, "vision.proj_mlp.fc1", proj_inner_dim, 2 * enc_dim, Bias::With)?,
-            second: linear(&reader, "vision.proj_mlp.fc2", proj_out_dim, proj_inner_dim, Bias::With)?,
-            text: TextModel::load(&self.text, &reader, device)?,
+            tower: self.load_tower(&vision)?,
+            last_norm: vision.layer_norm("post_ln", enc_dim, EPSILON)?,
+            first: vision.linear("proj_mlp.fc1", proj_inner_dim, 2 * enc_dim, Bias::Yes)?,
+            second: vision.linear("proj_mlp.fc2", proj_out_dim, proj_inner_dim, Bias::Yes)?,
+            language_model: LanguageModel {
+                decoder: self.text.load(weights, device, context)?,
+                image: ImagePlace::InPrefix,
+            },
             crops: self.crops,
             ends: [phrases.eos_id],
             phrases,
@@ -247,10 +252,10 @@ impl Architecture for Config {
 
 struct Moondream {
     tower: VisionTower,
-    last_norm: LayerNorm,
-    first: Linear,
-    second: Linear,
-    text: TextModel,
+    last_norm: Norm,
+    first: Projection,
+    second: Projection,
+    language_model: LanguageModel,
     crops: Crops,
     ends: [u32; 1],
     phrases: Phrases,
@@ -259,7 +264,7 @@ struct Moondream {
 }
 
 impl Moondream {
-    /// What is said after the image. Without a question, that a caption is wanted.
+    /// The tokens after the image: the question, or without one, the request for a caption.
     fn phrase(&self, tokens: &Tokens, question: &str) -> Result<Vec<u32>> {
         let Templates { caption, query } = &self.phrases.templates;
         if !question.is_empty() {
@@ -294,11 +299,11 @@ impl Network for Moondream {
     }
 
     fn open_crop(&self, crop: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
-        Ok(Some(self.tower.run(std::slice::from_ref(crop), 0, |_, _| Ok(()))?.hidden))
+        Ok(Some(self.tower.embed(std::slice::from_ref(crop))?.hidden))
     }
 
     fn tower_layers(&self) -> usize {
-        self.tower.stack.layers.len()
+        self.tower.transformer.depth()
     }
 
     fn tower_step(
@@ -308,7 +313,7 @@ impl Network for Moondream {
         _: &Tensor,
         _: &mut Option<Unfinished>,
     ) -> Result<Option<Tensor>> {
-        super::stack_layer(&self.tower.stack, layer, hidden)
+        super::tower_block(&self.tower, layer, hidden)
     }
 
     fn keep(
@@ -318,7 +323,7 @@ impl Network for Moondream {
         _: &mut Option<Unfinished>,
     ) -> Result<Option<Vec<Tensor>>> {
         let at_end = layers == self.tower_layers();
-        Ok(Some(if at_end { vec![self.last_norm.of(hidden)?] } else { Vec::new() }))
+        Ok(Some(if at_end { vec![self.last_norm.forward(hidden)?] } else { Vec::new() }))
     }
 
     fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
@@ -330,21 +335,7 @@ impl Network for Moondream {
         Ok(ImageRows { rows: self.second.forward(&rows, Activation::Identity)?, deep: Vec::new() })
     }
 
-    fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<AnyMemory> {
-        let (Some(first), Some(rest)) =
-            (prompt.tokens.get(..prompt.image.start), prompt.tokens.get(prompt.image.end..))
-        else {
-            return Err(misfit());
-        };
-        Ok(AnyMemory::Moondream(self.text.begin(first, &image.rows, rest)?))
-    }
-
-    fn read(&self, memory: &mut AnyMemory) -> Result<Option<Tensor>> {
-        self.text.read(memory.moondream()?)
-    }
-
-    fn write(&self, answers: &mut [(&mut AnyMemory, u32)]) -> Result<Tensor> {
-        let answers = answers.iter_mut().map(|(memory, token)| Ok((memory.moondream()?, *token)));
-        self.text.write(&mut answers.collect::<Result<Vec<_>>>()?)
+    fn language_model(&self) -> &LanguageModel {
+        &self.language_model
     }
 }

@@ -1,4 +1,4 @@
-//! Everything about a vision model that its small files tell, before its weights are read.
+//! A vision model as its small files describe it, before its weights are read.
 
 use std::path::PathBuf;
 use std::sync::Arc;

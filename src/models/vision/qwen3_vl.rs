@@ -1,6 +1,7 @@
-//! Qwen3-VL: a vision tower for images of any size, whose patches are merged by fours into the text of a Qwen3 decoder.
-//! Features of some of the tower's layers are added after the decoder's first ones (DeepStack), and a token's position
-//! has three coordinates (interleaved M-RoPE). Follows `modeling_qwen3_vl.py` of transformers.
+//! Qwen3-VL: a vision tower for images of any size, whose patches are merged by fours into the text of a
+//! Qwen3 decoder. Features of some of the tower's layers are added after the decoder's first ones
+//! (DeepStack), and a token's position has three coordinates (interleaved M-RoPE). Follows
+//! `modeling_qwen3_vl.py` of transformers.
 
 mod resize;
 mod tower;
@@ -13,12 +14,13 @@ use model_actors::{Bytes, LoadContext, Picture};
 use serde_json::{Value, json};
 
 use super::chat::{Chat, part};
-use super::language_model::LanguageModel;
-use super::{Architecture, CAPABILITY, ImageRows, Memory, Network, Prompt, Unfinished, WorkerMemory, misfit};
+use super::language_model::{Answer, ImagePlace, LanguageModel};
+use super::{Architecture, CAPABILITY, ImageRows, Network, Prompt, Unfinished, WorkerMemory, misfit};
 use crate::error::{Error, Result};
 use crate::families::{self, Family};
 use crate::kernels::rotary::Position;
 use crate::models::decoder::{self, DecoderConfig};
+use crate::models::transformer::{SafeTensors, Workload};
 use crate::pixels::Scaling;
 use crate::source::Files;
 use crate::tokens::Tokens;
@@ -26,7 +28,7 @@ use crate::weights::WeightFiles;
 use resize::SmartResize;
 use tower::{Tower, TowerConfig};
 
-/// This family's line in the list.
+/// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "qwen3_vl",
     architectures: &["Qwen3VLForConditionalGeneration"],
@@ -50,8 +52,8 @@ impl Config {
         let text = text_config(config);
         let text = families::find(decoder::FAMILIES, CAPABILITY, file, &text)?;
         let invalid = |reason: String| Error::InvalidConfig { file: file.to_owned(), reason };
-        if tower.out_hidden_size != text.width {
-            let (out, width) = (tower.out_hidden_size, text.width);
+        if tower.out_hidden_size != text.width() {
+            let (out, width) = (tower.out_hidden_size, text.width());
             return Err(invalid(format!("out_hidden_size is {out}; the text's hidden_size is {width}")));
         }
         let image_token = match part(config, "image_token_id") {
@@ -100,7 +102,7 @@ impl Architecture for Config {
         let preprocessing = super::preprocessing_without(files, defaults, &left_out, context)?;
         let chat = Chat::read(files, self.image_token, context)?;
         chat.check(self.text.vocabulary)?;
-        if self.text.layers.len() < self.tower.deepstack_visual_indexes.len() {
+        if self.text.transformer.layers.len() < self.tower.deepstack_visual_indexes.len() {
             let reason = "deepstack_visual_indexes has more layers than the text model".to_owned();
             return Err(Error::InvalidConfig { file: self.file.clone(), reason });
         }
@@ -140,8 +142,11 @@ impl Architecture for Config {
         let prefix = TOWERS.into_iter().find(|prefix| weights.contains(&format!("{prefix}pos_embed.weight")));
         let reader = weights.reader(prefix.unwrap_or(TOWERS[0]), device, context);
         Ok(Arc::new(Qwen3Vl {
-            tower: Tower::load(&self.tower, &reader, device)?,
-            language_model: LanguageModel(self.text.load(weights, device, context)?),
+            tower: Tower::load(&self.tower, &SafeTensors::new(&reader, "", Workload::WholeSequences))?,
+            language_model: LanguageModel {
+                decoder: self.text.load(weights, device, context)?,
+                image: ImagePlace::InPrompt,
+            },
             ends: chat.ends(tokens, &self.text.end_tokens),
             resize,
             scaling,
@@ -209,25 +214,20 @@ impl Network for Qwen3Vl {
         Ok(ImageRows { rows: rows.clone(), deep: deep.to_vec() })
     }
 
-    fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<Memory> {
+    fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<Answer> {
         let (width, height) = self.resize.of(prompt.sides)?;
         let grid = self.tower.merged_grid(width, height);
         let positions = positions(prompt.tokens.len(), &prompt.image, grid);
-        Ok(Memory::LanguageModel(self.language_model.begin(prompt, image, Some(positions))?))
+        self.language_model.begin(prompt, image, Some(positions))
     }
 
-    fn read(&self, memory: &mut Memory) -> Result<Option<Tensor>> {
-        self.language_model.read(memory.language_model()?)
-    }
-
-    fn write(&self, answers: &mut [(&mut Memory, u32)]) -> Result<Tensor> {
-        let answers = answers.iter_mut().map(|(memory, token)| Ok((memory.language_model()?, *token)));
-        self.language_model.write(&mut answers.collect::<Result<Vec<_>>>()?)
+    fn language_model(&self) -> &LanguageModel {
+        &self.language_model
     }
 }
 
-/// Where each row of a prompt is, and the position after the last. Words count on; the image's rows stand at one moment,
-/// each at its line and column, and the words after it go on behind its longer side.
+/// Positions of a prompt's rows, and the position after the last. Words count on; the image's rows stand at
+/// one moment, each at its line and column, and the words after it go on behind its longer side.
 fn positions(
     count: usize,
     image: &std::ops::Range<usize>,

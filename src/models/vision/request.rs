@@ -1,13 +1,13 @@
-//! One request on its way through a model: its crops go through the vision tower layer by layer, a large one in parts of
-//! layers, the prompt is read part by part, and then the answer is written, a token a step. Between any two steps others
-//! may take theirs.
+//! One request on its way through a model: its crops go through the vision tower layer by layer, a large one
+//! in parts of layers, the prompt is read part by part, and then the answer is written, a token a step.
+//! Between any two steps others may take theirs.
 
 use std::sync::atomic::Ordering;
 
 use candle_core::Tensor;
 use model_actors::{DescribeImage, Picture};
 
-use super::{LoadedModel, Memory, Network, Prompt, Unfinished};
+use super::{Answer, LoadedModel, Network, Prompt, Unfinished};
 use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::models::continuous_batching::{Logits, Start, blocks};
@@ -21,36 +21,36 @@ pub(crate) struct Asked {
     pub(super) stage: Stage,
 }
 
-/// How far it is.
+/// The stages of a request.
 pub(super) enum Stage {
     /// A crop is in the tower.
     Looking(Looking),
     /// The prompt is being read.
-    Reading(Memory),
+    Reading(Answer),
     /// This token is to be read next.
-    Writing(Memory, u32),
+    Writing(Answer, u32),
 }
 
-/// How far the crops are.
+/// The progress of the crops through the tower.
 #[derive(Default)]
 pub(super) struct Looking {
-    /// What was kept of each crop that the tower is through with.
+    /// The rows kept of each crop that the tower is through with.
     done: Vec<Vec<Tensor>>,
-    /// And of the crop that is in it.
+    /// Those of the crop that is in it.
     kept: Vec<Tensor>,
-    /// Layers that this crop has gone through.
+    /// Number of blocks that this crop has gone through.
     layers: usize,
     at: At,
-    /// What its parts have made so far, where it is in the midst of it.
+    /// The parts made so far, where the crop is in the midst of something.
     parts: Option<Unfinished>,
 }
 
-/// What is next for a crop.
+/// The next step of a crop.
 #[derive(Default)]
 enum At {
     #[default]
     Opening,
-    /// Something may be kept of what came out of the last layer.
+    /// Rows may be kept of the last block's output.
     Keeping(Tensor),
     Layer(Tensor),
 }
@@ -95,8 +95,8 @@ impl Asked {
                 }
                 Ok(None)
             }
-            Stage::Reading(memory) => {
-                let Some(logits) = network.read(memory)? else { return Ok(None) };
+            Stage::Reading(answer) => {
+                let Some(logits) = network.language_model().read(answer)? else { return Ok(None) };
                 logits.to_vec2()?.into_iter().next().map(Some).ok_or(Error::NotFiniteOutput)
             }
             Stage::Writing(..) => Ok(None),
@@ -106,12 +106,12 @@ impl Asked {
     /// The token that was chosen, which is to be read next.
     pub(super) fn chosen(&mut self, token: u32) {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Looking(Looking::default())) {
-            Stage::Reading(memory) | Stage::Writing(memory, _) => Stage::Writing(memory, token),
+            Stage::Reading(answer) | Stage::Writing(answer, _) => Stage::Writing(answer, token),
             looking @ Stage::Looking(_) => looking,
         };
     }
 
-    /// What was kept of the image, if all of it was looked at just now. For comparison with a reference.
+    /// The image's rows, if the tower has seen all of it just now. For comparison with a reference.
     pub(super) fn looked(&self, model: &LoadedModel) -> Result<Option<Tensor>> {
         match &self.stage {
             Stage::Looking(Looking { done, .. }) if done.len() == self.crops.len() => {
@@ -153,7 +153,8 @@ impl Looking {
     }
 }
 
-/// The room that an answer takes: its tokens in the pieces in which caches grow, and the rows that are kept apart.
+/// The room that an answer takes: its tokens in the pieces in which caches grow, and the rows that are kept
+/// apart.
 pub(super) fn room(tokens: usize, apart: usize) -> usize {
     blocks(tokens).saturating_add(apart)
 }
@@ -164,7 +165,7 @@ mod tests {
 
     use super::*;
     use crate::loader::StandaloneModel as _;
-    use crate::models::vision::{ImageRows, VisionModel, misfit};
+    use crate::models::vision::{ImageRows, LanguageModel, VisionModel, misfit};
     use crate::source::Source;
     use crate::tokens::Tokens;
 
@@ -210,16 +211,8 @@ mod tests {
             Err(misfit())
         }
 
-        fn begin(&self, _: &Prompt, _: ImageRows) -> Result<Memory> {
-            Err(misfit())
-        }
-
-        fn read(&self, _: &mut Memory) -> Result<Option<Tensor>> {
-            Err(misfit())
-        }
-
-        fn write(&self, _: &mut [(&mut Memory, u32)]) -> Result<Tensor> {
-            Err(misfit())
+        fn language_model(&self) -> &LanguageModel {
+            self.0.language_model()
         }
     }
 

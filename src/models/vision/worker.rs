@@ -1,15 +1,15 @@
-//! How a vision model takes part in the steps of a worker: a request that has not begun to write fills a step's share of
-//! prompts with a layer of the vision tower, or what comes before and after the layers, or a part of one of these, or a
-//! part of its prompt; and all that write read one token each. So once a picture is cut, which is done in one go between
-//! two steps, its size delays nobody by more than a layer over a crop of some thousand rows. Who takes part, and who
-//! waits, is left to `continuous_batching`.
+//! A vision model's part in the steps of a worker: a request that has not begun to write fills a step's share
+//! of prompts with a layer of the vision tower, or what comes before and after the layers, or a part of one
+//! of these, or a part of its prompt; and all that write read one token each. So once a picture is cut, which
+//! is done in one go between two steps, its size delays nobody by more than a layer over a crop of some
+//! thousand rows. Who takes part, and who waits, is left to `continuous_batching`.
 
 use std::sync::atomic::Ordering;
 
 use model_actors::{Batch, DescribeImage, Failure, Model, Vision};
 
 use super::request::{Asked, Stage};
-use super::{Memory, PROMPT_ROWS, VisionModel, misfit};
+use super::{Answer, PROMPT_ROWS, VisionModel, misfit};
 use crate::error::Result;
 use crate::image_input::decoded;
 use crate::models::continuous_batching::{self, Logits, Part, Start, Steps};
@@ -37,9 +37,9 @@ impl Steps<DescribeImage> for VisionModel {
         for (place, Part { state, .. }) in texts.iter_mut().enumerate() {
             if self.unread(state) > 1 {
                 made.push(self.threads.run(|| state.advance(&self.shared)));
-            } else if let Stage::Writing(memory, token) = &mut state.stage {
+            } else if let Stage::Writing(answer, token) = &mut state.stage {
                 places.push(place);
-                answers.push((memory, *token));
+                answers.push((answer, *token));
                 made.push(Ok(None));
             }
         }
@@ -59,9 +59,9 @@ impl Steps<DescribeImage> for VisionModel {
 
 impl VisionModel {
     /// One token of each answer.
-    fn write(&self, answers: &mut [(&mut Memory, u32)]) -> Result<Vec<Vec<f32>>> {
+    fn write(&self, answers: &mut [(&mut Answer, u32)]) -> Result<Vec<Vec<f32>>> {
         self.shared.steps.fetch_add(1, Ordering::Relaxed);
-        let rows = self.threads.run(|| self.shared.network.write(answers))?.to_vec2()?;
+        let rows = self.threads.run(|| self.shared.network.language_model().write(answers))?.to_vec2()?;
         if rows.len() == answers.len() { Ok(rows) } else { Err(misfit()) }
     }
 }

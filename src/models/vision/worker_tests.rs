@@ -1,4 +1,4 @@
-//! What is computed for answers that are written together, beside what is computed for each alone.
+//! Answers that are written together, beside those that are written alone.
 
 use std::path::{Path, PathBuf};
 
@@ -53,8 +53,8 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// One step of all that are not complete; the likeliest token is the next of each that has read its prompt. Says how many
-/// of them wrote.
+/// One step of all that are not complete; the likeliest token is the next of each that has read its prompt.
+/// Says how many of them wrote.
 fn step(model: &VisionModel, answers: &mut [Answer]) -> usize {
     let mut going: Vec<&mut Answer> = answers.iter_mut().filter(|answer| !answer.is_complete()).collect();
     let parts =

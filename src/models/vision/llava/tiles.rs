@@ -1,6 +1,7 @@
-//! How LLaVA 1.6 cuts an image into tiles and puts their patches together again: the grid that loses least of the
-//! image is chosen, the image is scaled into it with borders, and of the patches the borders' are left out. All of it
-//! is arithmetic on sides, as in transformers' `image_processing_llava_next.py`.
+//! Tiles of LLaVA 1.6: an image is cut into them, and their patches are put together again: the grid that
+//! loses least of the image is chosen, the image is scaled into it with borders, and of the patches the
+//! borders' are left out. All of it is arithmetic on sides, as in transformers'
+//! `image_processing_llava_next.py`.
 
 use std::path::Path;
 
@@ -49,8 +50,8 @@ impl Tiles {
         Err(Error::InvalidConfig { file: file.to_owned(), reason })
     }
 
-    /// Most tiles that an image can become, with the one of the whole image, in units of an area of 1 where the side is
-    /// not known.
+    /// Most tiles that an image can become, with the one of the whole image, in units of an area of 1 where
+    /// the side is not known.
     pub(super) fn most(&self) -> usize {
         let smallest = self.grids.iter().flat_map(|grid| [grid.0, grid.1]).min().unwrap_or(1).max(1);
         let tiles = self.grids.iter().map(|grid| (grid.0 / smallest) * (grid.1 / smallest));
@@ -96,8 +97,8 @@ impl Tiles {
         Ok(pictures)
     }
 
-    /// The places of the rows that the text gets, among the rows of the whole picture, those of the tiles and last the
-    /// newline. A tile has `grid` patches and `side` pixels a side.
+    /// The places of the rows that the text gets, among the rows of the whole picture, those of the tiles and
+    /// last the newline. A tile has `grid` patches and `side` pixels a side.
     pub(super) fn layout(&self, sides: (usize, usize), grid: usize, side: usize) -> Result<Vec<u32>> {
         let (height, width) = self.best(sides);
         let (tiles_down, tiles_across) = (height / side, width / side);
@@ -125,7 +126,7 @@ fn scaled((width, height): (usize, usize), (across, down): (usize, usize)) -> (u
     }
 }
 
-/// Which lines and columns of a frame's patches show the image, and not its borders.
+/// Lines and columns of a frame's patches that show the image, and not its borders.
 fn shown(
     (width, height): (usize, usize),
     (across, down): (usize, usize),

@@ -1,5 +1,6 @@
-//! How Moondream cuts a picture into crops that overlap, and puts what was seen of them together again: of each crop the
-//! margin that a neighbour sees better is left out, and the whole is averaged down to the grid of one crop.
+//! Crops of Moondream: a picture is cut into crops that overlap, and their rows are put together again: of
+//! each crop the margin that a neighbour sees better is left out, and the whole is averaged down to the grid
+//! of one crop.
 
 use candle_core::{Device, Tensor};
 use model_actors::Picture;

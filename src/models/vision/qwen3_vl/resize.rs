@@ -1,5 +1,5 @@
-//! The size that Qwen-VL scales a picture to: both sides multiples of the side of a merged patch, no fewer and no more
-//! pixels than the model wants, in proportion otherwise. As `smart_resize` of transformers.
+//! The size that Qwen-VL scales a picture to: both sides multiples of the side of a merged patch, no fewer
+//! and no more pixels than the model wants, in proportion otherwise. As `smart_resize` of transformers.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::families::parse;
 use crate::pixels::{Filter, MAX_PIXELS, resize};
 
-/// How many times longer one side may be than the other.
+/// Largest ratio of a longer side to a shorter.
 const MAX_ASPECT: f64 = 200.0;
 
 #[derive(Debug, Clone)]

@@ -1,5 +1,7 @@
-//! Qwen3-VL's vision tower. Its patches come in blocks of those that are merged, so that a merged patch is a few rows
-//! one after another; learned positions are stretched bilinearly to the image's grid, and heads turn by line and column.
+//! Qwen3-VL's vision tower. Its patches come in groups of those that are merged, so that a merged patch is a
+//! few rows one after another; learned positions are resampled bilinearly to the image's grid, and heads are
+//! rotated by line and column. The blocks are those of `transformer`; a large crop goes through each of them
+//! in parts.
 
 use std::ops::Range;
 use std::path::Path;
@@ -9,20 +11,22 @@ use model_actors::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::families::parse;
-use crate::kernels::rotary::{RopeTable, RotaryEmbedding};
-use crate::kernels::{Activation, LayerNorm, Linear, patchify, scaled_dot_product_attention, with_values};
+use crate::kernels::rotary::Position;
+use crate::kernels::{Activation, Linear, patchify, scaled_dot_product_attention, with_values};
 use crate::limits::MAX_MODEL_SIDE;
-use crate::models::towers::{
-    Bias, MAX_SIZE, StackShape, activation, check_stack, linear, norm, pick, with_defaults,
+use crate::models::config_file::{activation, invalid, with_defaults, without_nulls};
+use crate::models::towers::pick;
+use crate::models::transformer::{
+    self, Bias, Block, Names, Norm, NormPlacement, Projection, QkvNames, Rope, SafeTensors, Sizes,
+    Transformer, TransformerConfig, UpNames, check_side,
 };
 use crate::models::vision::{Unfinished, misfit};
-use crate::weights::WeightReader;
 
 const EPSILON: f64 = 1e-6;
-/// Rows of a part. A crop of no more is opened, goes through a layer, and has kept what is kept of it in one part; of
-/// 65,536, a part takes no longer, or about as long, as the whole layer of such a crop.
+/// Rows of a part. A crop of no more is opened, goes through a layer, and has kept what is kept of it in one
+/// part; of 65,536, a part takes no longer, or about as long, as the whole layer of such a crop.
 const PART_ROWS: usize = 4096;
 /// Most pixels along a patch's side.
 const MAX_PATCH: usize = 256;
@@ -31,28 +35,39 @@ const MAX_MERGED: usize = 16;
 /// Most learned positions along a side.
 const MAX_GRID: usize = 4096;
 
+/// Names of the blocks' tensors.
+const BLOCKS: Names = Names {
+    blocks: "blocks.",
+    attention_norm: "norm1",
+    qkv: QkvNames::Fused("attn.qkv"),
+    out_proj: "attn.proj",
+    feed_forward_norm: "norm2",
+    feed_forward: "mlp.",
+    up: UpNames::Dense("linear_fc1"),
+    down: "linear_fc2",
+    ..Names::NONE
+};
+
 /// `vision_config`.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct TowerConfig {
+struct Settings {
     depth: usize,
     hidden_size: usize,
     hidden_act: String,
     intermediate_size: usize,
     num_heads: usize,
     in_channels: usize,
-    pub(super) patch_size: usize,
-    pub(super) spatial_merge_size: usize,
+    patch_size: usize,
+    spatial_merge_size: usize,
     temporal_patch_size: usize,
-    pub(super) out_hidden_size: usize,
+    out_hidden_size: usize,
     num_position_embeddings: usize,
-    pub(super) deepstack_visual_indexes: Vec<usize>,
-    rope_parameters: Option<Rope>,
-    #[serde(skip)]
-    activation: Option<Activation>,
+    deepstack_visual_indexes: Vec<usize>,
+    rope_parameters: Option<RopeSettings>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
-struct Rope {
+struct RopeSettings {
     rope_theta: Option<f64>,
 }
 
@@ -64,146 +79,163 @@ fn defaults() -> Value {
     })
 }
 
+/// The tower that is not loaded.
+#[derive(Debug, Clone)]
+pub(super) struct TowerConfig {
+    transformer: TransformerConfig,
+    /// Number of pixels along a patch's side.
+    pub(super) patch_size: usize,
+    /// Number of patches along a side of those that are merged.
+    pub(super) spatial_merge_size: usize,
+    temporal_patch_size: usize,
+    /// Width of the text.
+    pub(super) out_hidden_size: usize,
+    /// Number of learned positions along a side.
+    side: usize,
+    /// The blocks whose output is added to the text's first layers.
+    pub(super) deepstack_visual_indexes: Vec<usize>,
+}
+
 impl TowerConfig {
     pub(super) fn read(file: &Path, config: &Value) -> Result<Self> {
-        let mut config: Self = parse(file, &with_defaults(defaults(), &[config]))?;
-        config.activation = Some(activation(file, &config.hidden_act)?);
-        check_stack(file, &config.shape())?;
-        let invalid = |reason: String| Err(Error::InvalidConfig { file: file.to_owned(), reason });
-        let side = config.side();
-        let (patch, merge, time) = (config.patch_size, config.spatial_merge_size, config.temporal_patch_size);
+        let settings: Settings = parse(file, &with_defaults(&without_nulls(config), defaults()))?;
+        let transformer = settings.transformer(file)?;
+        let side = settings.num_position_embeddings.isqrt();
+        let (patch, merge, time) =
+            (settings.patch_size, settings.spatial_merge_size, settings.temporal_patch_size);
         let sound = (1..=MAX_PATCH).contains(&patch)
             && [merge, time].iter().all(|count| (1..=MAX_MERGED).contains(count));
-        if !sound || config.in_channels != 3 || !(1..=MAX_SIZE).contains(&config.out_hidden_size) {
-            return invalid(format!(
-                "patch_size {patch}, spatial_merge_size {merge}, temporal_patch_size {time}, in_channels or \
-                 out_hidden_size are out of range"
-            ));
+        if !sound || settings.in_channels != 3 {
+            let reason = format!(
+                "patch_size {patch}, spatial_merge_size {merge}, temporal_patch_size {time} or in_channels are out of \
+                 range"
+            );
+            return Err(invalid(file, reason));
         }
-        if side == 0 || side > MAX_GRID || side * side != config.num_position_embeddings {
-            return invalid(format!(
-                "num_position_embeddings {} is no square",
-                config.num_position_embeddings
-            ));
+        check_side(file, "out_hidden_size", settings.out_hidden_size)?;
+        if side == 0 || side > MAX_GRID || side * side != settings.num_position_embeddings {
+            let count = settings.num_position_embeddings;
+            return Err(invalid(file, format!("num_position_embeddings {count} is no square")));
         }
-        if !(config.hidden_size / config.num_heads).is_multiple_of(4) {
-            return invalid("the size of a head is no multiple of 4".to_owned());
-        }
-        let deep = &config.deepstack_visual_indexes;
+        let deep = settings.deepstack_visual_indexes;
         if !deep.is_sorted_by(|left, right| left < right)
-            || deep.last().is_some_and(|last| *last >= config.depth)
+            || deep.last().is_some_and(|last| *last >= settings.depth)
         {
-            return invalid("deepstack_visual_indexes are not layers of the tower in order".to_owned());
+            return Err(invalid(file, "deepstack_visual_indexes are not layers of the tower in order"));
         }
-        if !config.theta().is_finite() || config.theta() <= 1.0 {
-            return invalid("rope_theta is no number above 1".to_owned());
-        }
-        Ok(config)
+        Ok(Self {
+            transformer,
+            patch_size: patch,
+            spatial_merge_size: merge,
+            temporal_patch_size: time,
+            out_hidden_size: settings.out_hidden_size,
+            side,
+            deepstack_visual_indexes: deep,
+        })
     }
 
-    fn shape(&self) -> StackShape {
-        StackShape {
-            width: self.hidden_size,
-            middle: self.intermediate_size,
-            layers: self.depth,
-            heads: self.num_heads,
-            epsilon: EPSILON,
-            activation: self.activation.unwrap_or(Activation::GeluTanh),
-        }
+    /// Length of a patch's vector.
+    fn width(&self) -> usize {
+        self.transformer.width
     }
 
-    /// Places along a side of the learned positions.
-    fn side(&self) -> usize {
-        self.num_position_embeddings.isqrt()
-    }
-
-    fn theta(&self) -> f64 {
-        self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).unwrap_or(10_000.0)
-    }
-
-    /// Patches of a merged one.
+    /// Number of patches of a merged one.
     pub(super) fn merged(&self) -> usize {
         self.spatial_merge_size * self.spatial_merge_size
     }
 
-    /// What an image of so many patches needs besides the weights: its pixels and what goes to the text; what goes into a
-    /// layer, its queries, keys and values, and what comes out; and the widest moment of a part, which is one of a layer,
-    /// or the cutting of patches, or a merger.
+    /// Bytes that an image of so many patches needs besides the weights: its pixels and what goes to the
+    /// text; a block's input, its queries, keys and values, and its output; and the widest moment of a part,
+    /// which is one of a block, or the cutting of patches, or a merger.
     pub(super) fn scratch(&self, patches: usize) -> Bytes {
         let [pixels, width, out, merged] =
-            [3 * self.patch_size * self.patch_size, self.hidden_size, self.out_hidden_size, self.merged()]
+            [3 * self.patch_size * self.patch_size, self.width(), self.out_hidden_size, self.merged()]
                 .map(|numbers| numbers as u64);
         let kept =
             (self.deepstack_visual_indexes.len() as u64 + 1).saturating_mul(out.div_ceil(merged.max(1)));
         let row = pixels.saturating_add(kept).saturating_add(5 * width);
         let bytes = |row: u64, rows: usize| Bytes(row.saturating_mul(rows as u64).saturating_mul(4));
-        // Lines of blocks are opened whole, however long they are.
+        // Lines of merged patches are opened whole, however long they are.
         let line = (MAX_MODEL_SIDE / self.patch_size.max(1)).saturating_mul(self.spatial_merge_size);
         let opening = bytes(3 * (pixels + width), patches.min(PART_ROWS.max(line)));
         let rows = patches.min(PART_ROWS);
         let merger = bytes((3 * width).saturating_add(out.div_ceil(merged.max(1))), rows);
-        bytes(row, patches) + self.shape().scratch(rows, patches).max(opening).max(merger)
+        bytes(row, patches) + self.transformer.scratch(rows, patches).max(opening).max(merger)
     }
 }
 
+impl Settings {
+    fn transformer(&self, file: &Path) -> Result<TransformerConfig> {
+        let sizes = Sizes {
+            width: self.hidden_size,
+            intermediate: self.intermediate_size,
+            layers: self.depth,
+            heads: self.num_heads,
+        };
+        let activation = activation(file, "hidden_act", &self.hidden_act)?;
+        let blocks = TransformerConfig::encoder(file, sizes, NormPlacement::Pre, activation, EPSILON)?;
+        let base = self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).unwrap_or(10_000.0);
+        if !base.is_finite() || base <= 1.0 {
+            return Err(invalid(file, "rope_theta is not a number above 1"));
+        }
+        let head_size = blocks.attention.head_size;
+        if !head_size.is_multiple_of(4) {
+            return Err(invalid(file, "the size of a head is no multiple of 4"));
+        }
+        Ok(blocks.with_rope(Rope::by_line_and_column(head_size, base)))
+    }
+}
+
+/// A loaded tower.
 pub(super) struct Tower {
     config: TowerConfig,
     patch: Linear,
     /// `(side · side, width)`.
     positions: Tensor,
-    layers: Vec<Layer>,
-    frequencies: RotaryEmbedding,
+    transformer: Transformer,
     merger: Merger,
     deep: Vec<Merger>,
     device: Device,
-    /// Rows that go through linear layers at a time.
+    /// Number of rows that go through linear layers at a time.
     part_rows: usize,
-}
-
-struct Layer {
-    attention_norm: LayerNorm,
-    mixed: Linear,
-    attended: Linear,
-    middle_norm: LayerNorm,
-    wide: Linear,
-    narrow: Linear,
 }
 
 /// The patches of a crop.
 struct Places {
-    /// Lines and columns of patches.
+    /// Number of lines and columns of patches.
     down: usize,
     across: usize,
-    /// Line and column of each patch, in blocks of those that are merged.
+    /// Line and column of each patch, in groups of those that are merged.
     places: Vec<(usize, usize)>,
 }
 
-/// Whether the norm comes before the patches are put side by side or after.
+/// The rows that a merger's norm sees.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Normed {
     EachPatch,
+    /// Those of patches put side by side.
     Merged,
 }
 
-/// Patches side by side and through two layers to the text's width.
+/// The merger: patches side by side, and two layers to the text's width.
 struct Merger {
     normed: Normed,
-    norm: LayerNorm,
-    first: Linear,
-    second: Linear,
+    norm: Norm,
+    first: Projection,
+    second: Projection,
     /// Length of merged patches side by side.
     wide: usize,
 }
 
 impl Merger {
-    fn load(config: &TowerConfig, reader: &WeightReader<'_>, name: &str, normed: Normed) -> Result<Self> {
-        let wide = config.hidden_size * config.merged();
-        let width = if normed == Normed::Merged { wide } else { config.hidden_size };
+    fn load(config: &TowerConfig, tensors: &SafeTensors<'_>, normed: Normed) -> Result<Self> {
+        let wide = config.width() * config.merged();
+        let width = if normed == Normed::Merged { wide } else { config.width() };
         Ok(Self {
             normed,
-            norm: norm(reader, &format!("{name}.norm"), width, EPSILON)?,
-            first: linear(reader, &format!("{name}.linear_fc1"), wide, wide, Bias::With)?,
-            second: linear(reader, &format!("{name}.linear_fc2"), config.out_hidden_size, wide, Bias::With)?,
+            norm: tensors.layer_norm("norm", width, EPSILON)?,
+            first: tensors.linear("linear_fc1", wide, wide, Bias::Yes)?,
+            second: tensors.linear("linear_fc2", config.out_hidden_size, wide, Bias::Yes)?,
             wide,
         })
     }
@@ -211,48 +243,36 @@ impl Merger {
     fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
         let merged = |rows: &Tensor| rows.reshape(((), self.wide));
         let rows = match self.normed {
-            Normed::EachPatch => merged(&self.norm.of(hidden)?)?,
-            Normed::Merged => self.norm.of(&merged(hidden)?)?,
+            Normed::EachPatch => merged(&self.norm.forward(hidden)?)?,
+            Normed::Merged => self.norm.forward(&merged(hidden)?)?,
         };
         self.second.forward(&self.first.forward(&rows, Activation::GeluErf)?, Activation::Identity)
     }
 }
 
 impl Tower {
-    pub(super) fn load(config: &TowerConfig, reader: &WeightReader<'_>, device: &Device) -> Result<Self> {
-        let (width, places) = (config.hidden_size, config.num_position_embeddings);
-        let size = width / config.num_heads;
-        let steps =
-            (0..size / 4).map(|pair| 1.0 / (config.theta() as f32).powf(4.0 * pair as f32 / size as f32));
-        let steps: Vec<f32> = steps.collect();
-        let axes = [vec![0; steps.len()], vec![1; steps.len()]].concat();
+    pub(super) fn load(config: &TowerConfig, tensors: &SafeTensors<'_>) -> Result<Self> {
         let deep = (0..config.deepstack_visual_indexes.len()).map(|index| {
-            Merger::load(config, reader, &format!("deepstack_merger_list.{index}"), Normed::Merged)
+            Merger::load(config, &tensors.at(&format!("deepstack_merger_list.{index}.")), Normed::Merged)
         });
         Ok(Self {
-            patch: load_patch(config, reader)?,
-            positions: reader.tensor("pos_embed.weight", &[places, width])?,
-            layers: (0..config.depth)
-                .map(|index| Layer::load(config, reader, index))
-                .collect::<Result<_>>()?,
-            frequencies: RotaryEmbedding {
-                inverse_frequencies: [steps.clone(), steps].concat(),
-                axes,
-                attention_factor: 1.0,
-            },
-            merger: Merger::load(config, reader, "merger", Normed::EachPatch)?,
+            patch: load_patch(config, tensors)?,
+            positions: tensors.tensor("pos_embed.weight", &[config.side * config.side, config.width()])?,
+            transformer: transformer::load(&config.transformer, &BLOCKS, tensors, tensors.device())?,
+            merger: Merger::load(config, &tensors.at("merger."), Normed::EachPatch)?,
             deep: deep.collect::<Result<_>>()?,
             config: config.clone(),
-            device: device.clone(),
+            device: tensors.device().clone(),
             part_rows: PART_ROWS,
         })
     }
 
+    /// Number of blocks.
     pub(super) fn depth(&self) -> usize {
-        self.layers.len()
+        self.transformer.depth()
     }
 
-    /// Lines and columns of merged patches in a picture of these sides.
+    /// Number of lines and columns of merged patches in a picture of these sides.
     pub(super) fn merged_grid(&self, width: usize, height: usize) -> (usize, usize) {
         let side = self.config.patch_size * self.config.spatial_merge_size;
         (height / side, width / side)
@@ -263,36 +283,36 @@ impl Tower {
         let merge = self.config.spatial_merge_size;
         let (down, across) = self.merged_grid(width, height);
         let mut places = Vec::with_capacity(down * across * merge * merge);
-        for (block_line, block_column) in
+        for (group_line, group_column) in
             (0..down).flat_map(|line| (0..across).map(move |column| (line, column)))
         {
             for (line, column) in (0..merge).flat_map(|line| (0..merge).map(move |column| (line, column))) {
-                places.push((block_line * merge + line, block_column * merge + column));
+                places.push((group_line * merge + line, group_column * merge + column));
             }
         }
         Ok(Places { down: down * merge, across: across * merge, places })
     }
 
-    /// The next lines of what the first layer is given, and after the last all of it.
+    /// The next lines of the first block's input, and after the last all of it.
     pub(super) fn open(&self, crop: &Tensor, parts: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
         let Places { down, across, places } = self.places(crop)?;
-        // Whole lines of blocks of those that are merged: they are lines of the picture.
+        // Whole lines of merged patches: they are lines of the picture.
         let line = (across * self.config.spatial_merge_size).max(1);
         let most = (self.part_rows / line).max(1) * line;
-        next_rows(parts, [places.len(), self.config.hidden_size], most, crop, |rows| {
+        next_rows(parts, [places.len(), self.config.width()], most, crop, |rows| {
             let places = places.get(rows.clone()).ok_or_else(misfit)?;
             let (first, count) = (rows.start / across.max(1), rows.len() / across.max(1));
             let side = self.config.patch_size;
             let pixels = patchify(&crop.narrow(1, first * side, count * side)?.contiguous()?, side)?;
             let pixels = pick(&pixels, places.iter().map(|(line, column)| (line - first) * across + column))?;
             let pixels = self.patch.forward(&pixels, Activation::Identity)?;
-            Ok((pixels + self.stretched(down, across, places)?)?)
+            Ok((pixels + self.positions(down, across, places)?)?)
         })
     }
 
     /// Learned positions for a grid, bilinear, the corners on the corners.
-    fn stretched(&self, down: usize, across: usize, places: &[(usize, usize)]) -> Result<Tensor> {
-        let (side, width) = (self.config.side(), self.config.hidden_size);
+    fn positions(&self, down: usize, across: usize, places: &[(usize, usize)]) -> Result<Tensor> {
+        let (side, width) = (self.config.side, self.config.width());
         let host = self.positions.to_device(&Device::Cpu)?;
         let out = with_values(&host, |values| {
             let mut out = vec![0.0; places.len() * width];
@@ -312,9 +332,9 @@ impl Tower {
         Ok(Tensor::from_vec(out, (places.len(), width), &Device::Cpu)?.to_device(&self.device)?)
     }
 
-    /// The next part of a layer over the rows of one crop, and at the layer's end what comes out. First all rows get
-    /// their queries, keys and values; then some at a time see all others and go through the rest of the layer. A crop
-    /// of few rows takes the layer in one part.
+    /// The next part of a block over the rows of one crop, and at the block's end its output. First all rows
+    /// get their queries, keys and values; then some at a time see all others and go through the rest of the
+    /// block. A crop of few rows takes the block in one part.
     pub(super) fn step(
         &self,
         index: usize,
@@ -322,14 +342,14 @@ impl Tower {
         crop: &Tensor,
         parts: &mut Option<Unfinished>,
     ) -> Result<Option<Tensor>> {
-        let layer = self.layers.get(index).ok_or_else(misfit)?;
+        let block = self.transformer.block(index)?;
         let (count, width) = hidden.dims2()?;
         let mut state = match parts.take() {
             Some(state) => state,
             None => {
                 let empty = || Tensor::zeros((count, width), hidden.dtype(), hidden.device());
                 Unfinished {
-                    mixed: vec![empty()?, empty()?, empty()?],
+                    qkv: vec![empty()?, empty()?, empty()?],
                     projected: 0,
                     out: empty()?,
                     finished: 0,
@@ -339,13 +359,13 @@ impl Tower {
         loop {
             if state.projected < count {
                 let rows = state.projected..count.min(state.projected + self.part_rows);
-                self.project(layer, hidden, crop, &mut state, rows)?;
+                self.project(block, hidden, crop, &mut state, rows)?;
             } else {
                 // As many products of a query and a key as a small crop has in all.
                 let most =
                     (self.part_rows.saturating_mul(self.part_rows) / count).max(self.part_rows / 16).max(1);
                 let rows = state.finished..count.min(state.finished + most);
-                self.finish(layer, hidden, &mut state, rows)?;
+                self.finish(block, hidden, &mut state, rows)?;
             }
             if state.finished >= count {
                 return Ok(Some(state.out));
@@ -360,54 +380,54 @@ impl Tower {
     /// Queries, keys and values of some rows.
     fn project(
         &self,
-        layer: &Layer,
+        block: &Block,
         hidden: &Tensor,
         crop: &Tensor,
         state: &mut Unfinished,
         rows: Range<usize>,
     ) -> Result<()> {
-        let width = self.config.hidden_size;
+        let attention = &self.config.transformer.attention;
+        let width = self.config.width();
         let places = self.places(crop)?.places;
-        let places = places.get(rows.clone()).ok_or_else(misfit)?;
-        let mut rope = RopeTable::new(self.frequencies.inverse_frequencies.len());
-        rope.extend(&self.frequencies, places.iter().map(|(line, column)| [*line as u32, *column as u32, 0]));
-        let normal = layer.attention_norm.of(&hidden.narrow(0, rows.start, rows.len())?)?;
-        let mixed = layer.mixed.forward(&normal, Activation::Identity)?;
-        for (index, to) in state.mixed.iter().enumerate() {
-            let part = mixed.narrow(1, index * width, width)?.contiguous()?;
-            let part = if index < 2 { rope.rotate_rows(&part, width / self.config.num_heads)? } else { part };
+        let places = places.get(rows.clone()).ok_or_else(misfit)?.iter();
+        let positions: Vec<Position> =
+            places.map(|(line, column)| [*line as u32, *column as u32, 0]).collect();
+        let rope = self.config.transformer.ropes.first().ok_or_else(misfit)?;
+        let rope_table = rope.table_at(&positions);
+        let qkv = block.qkv(&hidden.narrow(0, rows.start, rows.len())?)?;
+        for (index, to) in state.qkv.iter().enumerate() {
+            let part = qkv.narrow(1, index * width, width)?.contiguous()?;
+            let part = if index < 2 { rope_table.rotate_rows(&part, attention.head_size)? } else { part };
             to.slice_set(&part, 0, rows.start)?;
         }
         state.projected = rows.end;
         Ok(())
     }
 
-    /// What comes out of the layer for some rows, once all have their keys and values.
+    /// The block's output for some rows, once all have their keys and values.
     fn finish(
         &self,
-        layer: &Layer,
+        block: &Block,
         hidden: &Tensor,
         state: &mut Unfinished,
         rows: Range<usize>,
     ) -> Result<()> {
-        let heads = self.config.num_heads;
-        let scale = 1.0 / ((self.config.hidden_size / heads) as f64).sqrt();
+        let attention = &self.config.transformer.attention;
+        let scale = 1.0 / (attention.head_size as f64).sqrt();
         let some = |tensor: &Tensor| tensor.narrow(0, rows.start, rows.len());
-        let [queries, keys, values] = state.mixed.as_slice() else { return Err(misfit()) };
+        let [queries, keys, values] = state.qkv.as_slice() else { return Err(misfit()) };
         let (queries, keys, values) =
             (some(queries)?.unsqueeze(0)?, keys.unsqueeze(0)?, values.unsqueeze(0)?);
-        let attended =
-            scaled_dot_product_attention(&queries, &keys, &values, heads, scale, None)?.squeeze(0)?;
-        let attended = (layer.attended.forward(&attended, Activation::Identity)? + some(hidden)?)?;
-        let activation = self.config.activation.unwrap_or(Activation::GeluTanh);
-        let wide = layer.wide.forward(&layer.middle_norm.of(&attended)?, activation)?;
-        let out = (layer.narrow.forward(&wide, Activation::Identity)? + attended)?;
+        let output = scaled_dot_product_attention(&queries, &keys, &values, attention.heads, scale, None)?;
+        let output = output.squeeze(0)?;
+        let out = block.finish(output, some(hidden)?, &[])?;
         state.out.slice_set(&out, 0, rows.start)?;
         state.finished = rows.end;
         Ok(())
     }
 
-    /// What goes to the text after so many layers: features for its first layers, and at the end the image itself.
+    /// The rows that go to the text after so many blocks: features for its first layers, and at the end the
+    /// image itself.
     pub(super) fn keep(
         &self,
         layers: usize,
@@ -435,7 +455,8 @@ impl Tower {
     }
 }
 
-/// The next rows of something that has `count` rows of `width` numbers, `most` at a time; with the last of them, all.
+/// The next rows of something that has `count` rows of `width` numbers, `most` at a time; with the last of
+/// them, all.
 fn next_rows(
     parts: &mut Option<Unfinished>,
     [count, width]: [usize; 2],
@@ -450,7 +471,7 @@ fn next_rows(
         Some(state) => state,
         None => {
             let out = Tensor::zeros((count, width), like.dtype(), like.device())?;
-            Unfinished { mixed: Vec::new(), projected: 0, out, finished: 0 }
+            Unfinished { qkv: Vec::new(), projected: 0, out, finished: 0 }
         }
     };
     let rows = state.finished..count.min(state.finished + most);
@@ -463,7 +484,7 @@ fn next_rows(
     Ok(Some(state.out))
 }
 
-/// The two old places between which a new one lies, and how near it is to each.
+/// The two old places between which a new one lies, and the weight of each.
 fn taps(place: usize, new: usize, old: usize) -> [(usize, f32); 2] {
     let at = place as f32 * (old - 1) as f32 / new.saturating_sub(1).max(1) as f32;
     let first = (at.floor() as usize).min(old - 1);
@@ -471,28 +492,13 @@ fn taps(place: usize, new: usize, old: usize) -> [(usize, f32); 2] {
     [(first, 1.0 - share), ((first + 1).min(old - 1), share)]
 }
 
-/// The convolution over patches and moments. A still image is the same at all moments, so that the weights of the
-/// moments add up to those of one.
-fn load_patch(config: &TowerConfig, reader: &WeightReader<'_>) -> Result<Linear> {
-    let (width, side, time) = (config.hidden_size, config.patch_size, config.temporal_patch_size);
-    let weight = reader.tensor("patch_embed.proj.weight", &[width, 3, time, side, side])?;
-    let bias = reader.tensor("patch_embed.proj.bias", &[width])?;
+/// The convolution over patches and moments. A still image is the same at all moments, so that the weights of
+/// the moments add up to those of one.
+fn load_patch(config: &TowerConfig, tensors: &SafeTensors<'_>) -> Result<Linear> {
+    let (width, side, time) = (config.width(), config.patch_size, config.temporal_patch_size);
+    let weight = tensors.tensor("patch_embed.proj.weight", &[width, 3, time, side, side])?;
+    let bias = tensors.tensor("patch_embed.proj.bias", &[width])?;
     Linear::new(&weight.sum(2)?.reshape((width, 3 * side * side))?, Some(bias))
-}
-
-impl Layer {
-    fn load(config: &TowerConfig, reader: &WeightReader<'_>, index: usize) -> Result<Self> {
-        let (width, middle) = (config.hidden_size, config.intermediate_size);
-        let part = |part: &str| format!("blocks.{index}.{part}");
-        Ok(Self {
-            attention_norm: norm(reader, &part("norm1"), width, EPSILON)?,
-            mixed: linear(reader, &part("attn.qkv"), 3 * width, width, Bias::With)?,
-            attended: linear(reader, &part("attn.proj"), width, width, Bias::With)?,
-            middle_norm: norm(reader, &part("norm2"), width, EPSILON)?,
-            wide: linear(reader, &part("mlp.linear_fc1"), middle, width, Bias::With)?,
-            narrow: linear(reader, &part("mlp.linear_fc2"), width, middle, Bias::With)?,
-        })
-    }
 }
 
 #[cfg(test)]

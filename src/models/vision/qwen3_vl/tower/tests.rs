@@ -16,10 +16,10 @@ fn tower() -> Tower {
     let context = LoadContext::detached(&ModelId::from("qwen3_vl"));
     let weights = WeightFiles::open(&Files::Directory(folder), "", &context).unwrap();
     let reader = weights.reader("model.visual.", &Device::Cpu, &context);
-    Tower::load(&config, &reader, &Device::Cpu).unwrap()
+    Tower::load(&config, &SafeTensors::new(&reader, "", config.transformer.workload)).unwrap()
 }
 
-/// What comes of all parts, and how many they were.
+/// The result of all parts, and their number.
 fn all<T>(mut part: impl FnMut(&mut Option<Unfinished>) -> Result<Option<T>>) -> (T, usize) {
     let (mut unfinished, mut parts) = (None, 1);
     loop {

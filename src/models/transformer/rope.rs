@@ -1,69 +1,71 @@
-//! A model's rotary embedding: from its settings, in `config.json` or a GGUF file's metadata, to the frequencies that
-//! the kernel turns by. The ways of stretching a context beyond the length that a model was taught follow the papers
-//! and the reference implementation in transformers (`modeling_rope_utils.py`).
+//! Rotary position embedding: from a model's settings, in `config.json` or a GGUF file's metadata, to the
+//! frequencies that the kernel rotates by. A way of scaling a context beyond the trained length is a line in
+//! [`RopeParameters::rope`] and a method of [`Scaling`]; they follow the papers and the reference
+//! implementation in transformers (`modeling_rope_utils.py`).
 
 use std::f64::consts::TAU;
 use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::families::parse;
 use crate::kernels::rotary::{Position, RopeTable, RotaryEmbedding};
+use crate::models::config_file::{MAX_SIDE, invalid, unsupported};
 
-/// A rotary embedding.
+/// A model's rotary embedding.
 #[derive(Debug, Clone)]
 pub(crate) struct Rope {
-    pub(super) frequencies: RotaryEmbedding,
-    /// Others, for sequences longer than so many tokens.
-    pub(super) long: Option<(usize, RotaryEmbedding)>,
+    pub(crate) frequencies: RotaryEmbedding,
+    /// A length in tokens, and the frequencies of sequences that are longer.
+    pub(crate) long: Option<(usize, RotaryEmbedding)>,
 }
 
 /// `rope_parameters`, or in older files `rope_scaling`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct RopeParameters {
-    pub(super) rope_theta: Option<f64>,
-    pub(super) rope_type: Option<String>,
-    /// What `rope_type` was called once.
+pub(crate) struct RopeParameters {
+    pub(crate) rope_theta: Option<f64>,
+    pub(crate) rope_type: Option<String>,
+    /// `rope_type` in older files.
     #[serde(rename = "type")]
-    pub(super) old_type: Option<String>,
-    pub(super) factor: Option<f64>,
-    pub(super) low_freq_factor: Option<f64>,
-    pub(super) high_freq_factor: Option<f64>,
-    pub(super) original_max_position_embeddings: Option<usize>,
-    pub(super) short_factor: Option<Vec<f64>>,
-    pub(super) long_factor: Option<Vec<f64>>,
-    pub(super) attention_factor: Option<f64>,
-    pub(super) beta_fast: Option<f64>,
-    pub(super) beta_slow: Option<f64>,
-    pub(super) mscale: Option<f64>,
-    pub(super) mscale_all_dim: Option<f64>,
-    pub(super) truncate: Option<bool>,
-    pub(super) partial_rotary_factor: Option<f64>,
-    pub(super) mrope_section: Option<Vec<usize>>,
-    pub(super) mrope_interleaved: Option<bool>,
+    pub(crate) old_type: Option<String>,
+    pub(crate) factor: Option<f64>,
+    pub(crate) low_freq_factor: Option<f64>,
+    pub(crate) high_freq_factor: Option<f64>,
+    pub(crate) original_max_position_embeddings: Option<usize>,
+    pub(crate) short_factor: Option<Vec<f64>>,
+    pub(crate) long_factor: Option<Vec<f64>>,
+    pub(crate) attention_factor: Option<f64>,
+    pub(crate) beta_fast: Option<f64>,
+    pub(crate) beta_slow: Option<f64>,
+    pub(crate) mscale: Option<f64>,
+    pub(crate) mscale_all_dim: Option<f64>,
+    pub(crate) truncate: Option<bool>,
+    pub(crate) partial_rotary_factor: Option<f64>,
+    pub(crate) mrope_section: Option<Vec<usize>>,
+    pub(crate) mrope_interleaved: Option<bool>,
 }
 
-/// The settings of `config.json` that rotary embeddings are made from.
+/// Rotary embedding settings of `config.json`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct RopeSettings {
-    pub(super) rope_theta: Option<f64>,
-    pub(super) rope_scaling: Option<serde_json::Value>,
-    pub(super) rope_parameters: Option<serde_json::Value>,
-    pub(super) partial_rotary_factor: Option<f64>,
-    pub(super) original_max_position_embeddings: Option<usize>,
+pub(crate) struct RopeSettings {
+    pub(crate) rope_theta: Option<f64>,
+    pub(crate) rope_scaling: Option<serde_json::Value>,
+    pub(crate) rope_parameters: Option<serde_json::Value>,
+    pub(crate) partial_rotary_factor: Option<f64>,
+    pub(crate) original_max_position_embeddings: Option<usize>,
 }
 
 impl RopeSettings {
-    /// Whether the file tells kinds of layers apart.
-    pub(super) fn has_kinds(&self) -> bool {
+    /// True if the file has parameters for each kind of layers.
+    pub(crate) fn has_kinds(&self) -> bool {
         self.rope_parameters.as_ref().is_some_and(|value| value.get("full_attention").is_some())
     }
 
     /// The parameters of all layers, or those of the layers of one kind where the file tells kinds apart.
-    pub(super) fn parameters(&self, file: &Path, kind: Option<&str>) -> Result<RopeParameters> {
+    pub(crate) fn parameters(&self, file: &Path, kind: Option<&str>) -> Result<RopeParameters> {
         let value = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
         let value = match (value, kind) {
             (Some(value), Some(kind)) => value.get(kind).or(Some(value)),
@@ -82,62 +84,56 @@ impl RopeSettings {
     }
 }
 
-/// What the rest of a model's configuration says of it.
+/// Sizes of a model that its rotary embedding depends on.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RopeShape {
-    pub(super) head_size: usize,
-    pub(super) context: usize,
-    /// The base where none is named.
-    pub(super) base: f64,
+pub(crate) struct RopeShape {
+    pub(crate) head_size: usize,
+    pub(crate) context: usize,
+    /// Base of the frequencies where the settings name none.
+    pub(crate) base: f64,
 }
 
 impl RopeParameters {
-    /// The rotary embedding that they describe.
+    /// The rotary embedding with these parameters.
     ///
     /// # Errors
-    /// [`Error::UnsupportedSetting`] for an unknown kind, [`Error::InvalidConfig`] for numbers that make no sense.
-    pub(super) fn rope(&self, file: &Path, shape: RopeShape) -> Result<Rope> {
-        let invalid = |reason: &str| Error::InvalidConfig {
-            file: file.to_owned(),
-            reason: format!("the rotary embedding's settings make no sense: {reason}"),
-        };
+    /// [`Error::UnsupportedSetting`] for an unknown kind, [`Error::InvalidConfig`] for numbers that make no
+    /// sense.
+    pub(crate) fn rope(&self, file: &Path, shape: RopeShape) -> Result<Rope> {
+        let invalid =
+            |reason: &str| invalid(file, format!("the rotary embedding's settings are invalid: {reason}"));
         let base = self.rope_theta.unwrap_or(shape.base);
         if !(base.is_finite() && base > 1.0) {
-            return Err(invalid("rope_theta is no number above 1"));
+            return Err(invalid("rope_theta is not a number above 1"));
         }
         let share = self.partial_rotary_factor.unwrap_or(1.0);
-        if !(share > 0.0 && share <= 1.0) || shape.head_size > super::config::MAX_SIDE {
+        if !(share > 0.0 && share <= 1.0) || shape.head_size > MAX_SIDE {
             return Err(invalid("partial_rotary_factor is not between 0 and 1, or head_dim is too large"));
         }
         let size = (shape.head_size as f64 * share) as usize;
-        let plain: Vec<f32> =
-            (0..size / 2).map(|pair| 1.0 / (base as f32).powf((2 * pair) as f32 / size as f32)).collect();
+        let plain = inverse_frequencies(base, size);
         let original = self.original_max_position_embeddings.unwrap_or(shape.context);
-        let plan = Stretch { parameters: self, base, size, original, context: shape.context };
+        let scaling = Scaling { parameters: self, base, size, original, context: shape.context };
         let kind = self.rope_type.as_deref().or(self.old_type.as_deref()).unwrap_or("default");
         let rope = match kind {
             "default" | "mrope" => Rope::new(plain, 1.0),
-            "linear" => plan.linear(plain).ok_or_else(|| invalid("factor"))?,
+            "linear" => scaling.linear(plain).ok_or_else(|| invalid("factor"))?,
             "llama3" => {
-                plan.llama3(plain).ok_or_else(|| invalid("factor, low_freq_factor, high_freq_factor"))?
+                scaling.llama3(plain).ok_or_else(|| invalid("factor, low_freq_factor, high_freq_factor"))?
             }
-            "yarn" => plan.yarn(plain).ok_or_else(|| invalid("factor, mscale, beta_fast, beta_slow"))?,
+            "yarn" => scaling.yarn(plain).ok_or_else(|| invalid("factor, mscale, beta_fast, beta_slow"))?,
             "longrope" | "su" => {
-                plan.long_rope(&plain).ok_or_else(|| invalid("short_factor and long_factor"))?
+                scaling.long_rope(&plain).ok_or_else(|| invalid("short_factor and long_factor"))?
             }
             other => {
-                return Err(Error::UnsupportedSetting {
-                    file: file.to_owned(),
-                    what: "rope_type".into(),
-                    found: other.to_owned(),
-                    supported: "default, linear, llama3, yarn, longrope, mrope".into(),
-                });
+                let supported = "default, linear, llama3, yarn, longrope, mrope";
+                return Err(unsupported(file, "rope_type", other, supported));
             }
         };
         Ok(rope.with_axes(self.axes(size / 2)))
     }
 
-    /// Which of a position's coordinates turns which pair, where the model has more than one (Qwen-VL).
+    /// The coordinate of a position that rotates each pair, where positions have several (M-RoPE of Qwen-VL).
     fn axes(&self, pairs: usize) -> Vec<u8> {
         let Some(sections) = &self.mrope_section else { return Vec::new() };
         let mut axes = vec![0; pairs];
@@ -155,30 +151,31 @@ impl RopeParameters {
     }
 }
 
-/// A way to stretch the frequencies of a model.
-struct Stretch<'a> {
+/// Scaling of a model's frequencies to a longer context. Each method is one way of it, and gives nothing
+/// where a parameter that it needs is missing or invalid.
+struct Scaling<'a> {
     parameters: &'a RopeParameters,
     base: f64,
-    /// Numbers of a head that are turned.
+    /// Numbers of a head that are rotated.
     size: usize,
-    /// The context that the model was taught at first.
+    /// Context of the pretraining, in tokens.
     original: usize,
     context: usize,
 }
 
-impl Stretch<'_> {
+impl Scaling<'_> {
     fn factor(&self) -> Option<f64> {
         let factor = self.parameters.factor.unwrap_or(self.context as f64 / self.original as f64);
         Some(factor).filter(|factor| factor.is_finite() && *factor > 0.0)
     }
 
-    /// Positions closer to each other.
+    /// Position interpolation (Chen et al., 2023): positions closer to each other.
     fn linear(&self, plain: Vec<f32>) -> Option<Rope> {
         let factor = self.parameters.factor.filter(|factor| factor.is_finite() && *factor > 0.0)? as f32;
         Some(Rope::new(plain.into_iter().map(|step| step / factor).collect(), 1.0))
     }
 
-    /// Llama 3.1: the slow ones stretched, the fast ones not, those between in between.
+    /// Llama 3.1: low frequencies are divided by the factor, high ones stay, those between are interpolated.
     fn llama3(&self, plain: Vec<f32>) -> Option<Rope> {
         let factor = self.factor()?;
         let (low, high) = (self.parameters.low_freq_factor?, self.parameters.high_freq_factor?);
@@ -186,13 +183,13 @@ impl Stretch<'_> {
             return None;
         }
         let original = self.original as f64;
-        let stretched = plain.into_iter().map(|step| {
+        let scaled = plain.into_iter().map(|step| {
             let step = f64::from(step);
             let turns = original * step / TAU;
             let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
             ((1.0 - keep) * step / factor + keep * step) as f32
         });
-        Some(Rope::new(stretched.collect(), 1.0))
+        Some(Rope::new(scaled.collect(), 1.0))
     }
 
     /// YaRN (Peng et al., 2023).
@@ -246,23 +243,62 @@ impl Stretch<'_> {
     }
 }
 
-/// The rows of a sequence in a pass.
-pub(super) struct Rows<'a> {
-    /// Tokens before them.
-    pub(super) past: usize,
-    pub(super) length: usize,
-    /// Tokens that the sequence is known to get, those after the pass included.
-    pub(super) reach: usize,
-    /// Where they are, if not in their order.
-    pub(super) positions: Option<&'a [Position]>,
+/// Angle per position of each pair of a head's `size` numbers. In 32 bits, as the reference implementations
+/// have it.
+fn inverse_frequencies(base: f64, size: usize) -> Vec<f32> {
+    (0..size / 2).map(|pair| 1.0 / (base as f32).powf((2 * pair) as f32 / size as f32)).collect()
+}
+
+/// Rows of one sequence in a pass.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    /// Number of tokens before them.
+    pub(crate) past: usize,
+    pub(crate) length: usize,
+    /// Number of tokens that the sequence is known to get, those after the pass included.
+    pub(crate) reach: usize,
+    /// Position of each row; by default they count on from `past`.
+    pub(crate) positions: Option<&'a [Position]>,
 }
 
 impl Rope {
-    pub(super) fn new(inverse_frequencies: Vec<f32>, attention_factor: f32) -> Self {
-        Self {
-            frequencies: RotaryEmbedding { inverse_frequencies, axes: Vec::new(), attention_factor },
-            long: None,
+    /// The plain embedding of whole heads (Su et al., 2021).
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for heads of an odd size, or a base that is not above 1.
+    pub(crate) fn plain(file: &Path, head_size: usize, base: f64) -> Result<Self> {
+        if !head_size.is_multiple_of(2) || !base.is_finite() || base <= 1.0 || head_size > MAX_SIDE {
+            let reason = format!(
+                "rotary positions need heads of an even size, here {head_size}, and a base above 1, here {base}"
+            );
+            return Err(invalid(file, reason));
         }
+        Ok(Self { frequencies: RotaryEmbedding::new(inverse_frequencies(base, head_size)), long: None })
+    }
+
+    /// NTK-aware scaling (<https://kexue.fm/archives/9706>): the base is multiplied with the factor, and all
+    /// frequencies are divided by its power of 2 / `head_size`.
+    ///
+    /// # Errors
+    /// As [`Self::plain`].
+    pub(crate) fn ntk(file: &Path, head_size: usize, base: f64, factor: f64) -> Result<Self> {
+        let mut rope = Self::plain(file, head_size, base * factor)?;
+        let divisor = factor.powf(2.0 / head_size as f64) as f32;
+        rope.frequencies.inverse_frequencies.iter_mut().for_each(|step| *step /= divisor);
+        Ok(rope)
+    }
+
+    /// Rotation by line and column (2-D RoPE): the first half of the pairs by the first coordinate, the
+    /// second half by the second. `head_size` is a multiple of 4.
+    pub(crate) fn by_line_and_column(head_size: usize, base: f64) -> Self {
+        let steps = inverse_frequencies(base, head_size / 2);
+        let axes = [vec![0; steps.len()], vec![1; steps.len()]].concat();
+        Self::new([steps.clone(), steps].concat(), 1.0).with_axes(axes)
+    }
+
+    pub(crate) fn new(inverse_frequencies: Vec<f32>, attention_factor: f32) -> Self {
+        let frequencies = RotaryEmbedding { inverse_frequencies, axes: Vec::new(), attention_factor };
+        Self { frequencies, long: None }
     }
 
     fn with_axes(mut self, axes: Vec<u8>) -> Self {
@@ -273,8 +309,8 @@ impl Rope {
         self
     }
 
-    /// Whether its numbers can be computed with and fit heads of this size.
-    pub(super) fn check(&self, head_size: usize) -> Result<(), String> {
+    /// Checks that its numbers are finite and fit heads of this size.
+    pub(crate) fn check(&self, head_size: usize) -> Result<(), String> {
         let all = std::iter::once(&self.frequencies).chain(self.long.as_ref().map(|(_, long)| long));
         for frequencies in all {
             let sound = frequencies.inverse_frequencies.iter().all(|step| step.is_finite())
@@ -288,13 +324,19 @@ impl Rope {
         Ok(())
     }
 
-    /// The length of a sequence beyond which it is another one.
-    pub(super) fn limit(&self) -> Option<usize> {
+    /// Length in tokens beyond which a sequence is embedded by other frequencies.
+    pub(crate) fn limit(&self) -> Option<usize> {
         self.long.as_ref().map(|(limit, _)| *limit)
     }
 
-    /// The cosines and sines of the rows of a pass.
-    pub(super) fn table(&self, sequences: &[Rows<'_>]) -> RopeTable {
+    /// Cosines and sines for rows at these positions.
+    pub(crate) fn table_at(&self, positions: &[Position]) -> RopeTable {
+        let length = positions.len();
+        self.table(&[Rows { past: 0, length, reach: length, positions: Some(positions) }])
+    }
+
+    /// Cosines and sines for the rows of a pass.
+    pub(crate) fn table(&self, sequences: &[Rows<'_>]) -> RopeTable {
         let mut table = RopeTable::new(self.frequencies.inverse_frequencies.len());
         for rows in sequences {
             let end = rows.past + rows.length;

@@ -1,0 +1,152 @@
+//! A decoder in memory: token embeddings, blocks and logits.
+
+use candle_core::Tensor;
+
+use super::config::{DecoderConfig, Embeddings};
+use crate::error::{Error, Result};
+use crate::kernels::packed::PackedLinear;
+use crate::kernels::{Activation, AttentionMask};
+use crate::models::transformer::{Cache, Norm, Segment, Transformer};
+
+/// A decoder's weights, which all workers share.
+pub(crate) struct Decoder {
+    pub(super) token_embeddings: PackedLinear,
+    /// Learned positions, and the norm of their sum with token embeddings.
+    pub(super) positions: Option<(PackedLinear, Norm)>,
+    pub(super) transformer: Transformer,
+    /// Norm after the last block, unless the head has it.
+    pub(super) norm: Option<Norm>,
+    pub(super) logits: Logits,
+    pub(super) config: DecoderConfig,
+}
+
+/// The layer that makes logits of hidden states.
+pub(super) enum Logits {
+    /// A matrix of its own.
+    Own(PackedLinear),
+    /// The token embeddings.
+    Tied,
+    /// A layer and a norm before the token embeddings.
+    Transformed { transform: PackedLinear, activation: Activation, norm: Norm },
+    /// Nothing: an embedder's.
+    None,
+}
+
+impl Decoder {
+    /// Number of tokens that it knows.
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
+    /// Most tokens of a sequence.
+    pub(crate) fn context(&self) -> usize {
+        self.config.context
+    }
+
+    /// An empty cache of a sequence that gets at least `known` tokens: those of its prompt, of which only a
+    /// part may be in the first pass.
+    pub(crate) fn cache(&self, known: usize) -> Result<Cache> {
+        self.transformer.cache(known)
+    }
+
+    /// The same for a sequence that sees the rows of an image beside itself.
+    pub(crate) fn cache_beside(&self, known: usize, rows: &Tensor) -> Result<Cache> {
+        self.transformer.cache_beside(known, rows)
+    }
+
+    /// Token numbers to `(tokens, width)`, scaled as the family does.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for a number that is no token.
+    pub(crate) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        let embeddings = self.token_embeddings.lookup(tokens)?;
+        match self.config.embeddings {
+            Embeddings::Scaled(scale) => Ok((embeddings * f64::from(scale))?),
+            Embeddings::Plain | Embeddings::WithPositions => Ok(embeddings),
+        }
+    }
+
+    /// The next rows of several sequences, `(rows, width)`, through all blocks and the last norm: `(rows,
+    /// width)`. As [`Transformer::forward`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for a sequence beyond the context.
+    pub(crate) fn forward(&self, rows: &Tensor, segments: &mut [Segment<'_>]) -> Result<Tensor> {
+        self.forward_with(rows, segments, None, |_, hidden| Ok(hidden))
+    }
+
+    /// The same, with `mask` in place of that of the blocks, and `after` is given each
+    /// block's number and output, and what it returns goes on.
+    pub(crate) fn forward_with(
+        &self,
+        rows: &Tensor,
+        segments: &mut [Segment<'_>],
+        mask: Option<AttentionMask>,
+        after: impl FnMut(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        for segment in segments.iter() {
+            let end = segment.cache.length().saturating_add(segment.length);
+            let context = self.context();
+            if end > context {
+                return Err(Error::InvalidInput(format!("{end} tokens; the model's context has {context}")));
+            }
+        }
+        let hidden = match &self.positions {
+            Some((positions, norm)) => {
+                let places = |segment: &Segment<'_>| {
+                    let begin = segment.cache.length();
+                    (begin..begin + segment.length).map(|place| place as u32)
+                };
+                let places: Vec<u32> = segments.iter().flat_map(places).collect();
+                norm.of_sum(rows, &positions.lookup(&places)?)?
+            }
+            None => rows.clone(),
+        };
+        self.normed(self.transformer.forward(hidden, segments, mask, after)?)
+    }
+
+    /// Whole texts of these lengths, `(tokens, width)`, through all blocks and the last norm; nothing is
+    /// kept. `watch` is called before the first block and after each, and may end the pass.
+    pub(crate) fn encode(
+        &self,
+        rows: &Tensor,
+        lengths: &[usize],
+        watch: impl Fn() -> Result<()>,
+    ) -> Result<Tensor> {
+        let blocks = 0..self.transformer.depth();
+        self.normed(self.transformer.encode(rows.clone(), lengths, blocks, |_, _| watch())?)
+    }
+
+    fn normed(&self, hidden: Tensor) -> Result<Tensor> {
+        match &self.norm {
+            Some(norm) => norm.forward(&hidden),
+            None => Ok(hidden),
+        }
+    }
+
+    /// Hidden states, `(rows, width)`, to the logits of the next token, `(rows, vocabulary)`.
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let logits = match &self.logits {
+            Logits::Own(matrix) => matrix.forward(hidden, Activation::Identity)?,
+            Logits::Tied => self.token_embeddings.forward(hidden, Activation::Identity)?,
+            Logits::Transformed { transform, activation, norm } => {
+                let hidden = norm.forward(&transform.forward(hidden, *activation)?)?;
+                self.token_embeddings.forward(&hidden, Activation::Identity)?
+            }
+            Logits::None => {
+                let reason = "a decoder that was loaded without logits";
+                return Err(Error::compute(reason));
+            }
+        };
+        match self.config.logit_cap {
+            Some(cap) => Ok(((logits / f64::from(cap))?.tanh()? * f64::from(cap))?),
+            None => Ok(logits),
+        }
+    }
+
+    /// True if a sequence's cache is of no use once the sequence has so many tokens: [`Cache::restart`] it
+    /// then, and read the sequence again.
+    pub(crate) fn outgrows(&self, cache: &Cache, tokens: usize) -> bool {
+        self.transformer.outgrows(cache, tokens)
+    }
+}

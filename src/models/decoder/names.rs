@@ -1,0 +1,79 @@
+//! Tensor names of decoders in safetensors, as data.
+
+use crate::models::transformer::{Names, QkvNames, UpNames};
+
+/// Names of a decoder's tensors, without `.weight` and `.bias`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DecoderNames {
+    /// Beginnings of all names but the heads', where the decoder was saved as a part of a larger model; the
+    /// first that has token embeddings counts.
+    pub(crate) prefixes: &'static [&'static str],
+    pub(crate) token_embeddings: &'static str,
+    /// Learned positions, and the norm of their sum with token embeddings.
+    pub(crate) positions: &'static str,
+    pub(crate) embedding_norm: &'static str,
+    pub(crate) blocks: Names,
+    /// The norm before the head.
+    pub(crate) norm: &'static str,
+    /// The layer before that norm, in a head that has one.
+    pub(crate) transform: &'static str,
+    /// The matrix that makes logits, without prefix; the first that is there counts.
+    pub(crate) heads: &'static [&'static str],
+    /// The whole name of the bias that such a head adds to logits.
+    pub(crate) logit_bias: &'static str,
+}
+
+/// Llama's names, which most families share.
+pub(super) const LLAMA: DecoderNames = DecoderNames {
+    prefixes: &[
+        "model.",
+        "",
+        "language_model.model.",
+        "model.language_model.",
+        "language_model.",
+        "embedding_model.",
+    ],
+    token_embeddings: "embed_tokens",
+    positions: "",
+    embedding_norm: "",
+    blocks: Names {
+        blocks: "layers.",
+        attention_norm: "input_layernorm",
+        qkv: QkvNames::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+        query_norm: "self_attn.q_norm",
+        key_norm: "self_attn.k_norm",
+        out_proj: "self_attn.o_proj",
+        feed_forward_norm: "post_attention_layernorm",
+        feed_forward: "mlp.",
+        up: UpNames::Separate { gate: "gate_proj", up: "up_proj" },
+        down: "down_proj",
+        router: "mlp.gate",
+        experts: "mlp.experts.",
+        ..Names::NONE
+    },
+    norm: "norm",
+    transform: "",
+    heads: &["lm_head", "language_model.lm_head", "model.lm_head"],
+    logit_bias: "",
+};
+
+/// Gemma's: Llama's with norms after attention and feed-forward network.
+pub(super) const GEMMA: DecoderNames = DecoderNames {
+    blocks: Names {
+        attention_output_norm: "post_attention_layernorm",
+        feed_forward_norm: "pre_feedforward_layernorm",
+        feed_forward_output_norm: "post_feedforward_layernorm",
+        ..LLAMA.blocks
+    },
+    ..LLAMA
+};
+
+/// Phi-3's: Llama's with fused projections.
+pub(super) const PHI3: DecoderNames = DecoderNames {
+    blocks: Names {
+        qkv: QkvNames::Fused("self_attn.qkv_proj"),
+        up: UpNames::GateUp("gate_up_proj"),
+        ..LLAMA.blocks
+    },
+    ..LLAMA
+};

@@ -1,0 +1,145 @@
+//! The attention of a block: of a sequence with itself, with a KV cache or without, and of a sequence with
+//! other rows (cross-attention). The loops are kernels; here they get their weights.
+
+use candle_core::Tensor;
+
+use super::projection::Projection;
+use crate::error::{Error, Result};
+use crate::kernels::causal::{CausalAttention, LayerSegment};
+use crate::kernels::rotary::RopeTable;
+use crate::kernels::self_attention::SelfAttention;
+use crate::kernels::{Activation, AttentionMask, scaled_dot_product_attention};
+
+/// The sequences of a pass, whose rows lie one after another without padding.
+pub(crate) enum Sequences<'a, 'b> {
+    /// Whole sequences of these lengths, of which nothing is kept.
+    Whole(&'a [usize]),
+    /// The next rows of sequences whose earlier keys and values are in caches.
+    Cached(&'a mut [LayerSegment<'b>]),
+}
+
+/// A pass through one block.
+pub(crate) struct Pass<'a, 'b> {
+    /// One table for each rotary embedding of the model, with a row for each row of the pass.
+    pub(crate) rope_tables: &'a [RopeTable],
+    pub(crate) sequences: Sequences<'a, 'b>,
+    /// For each sequence in order the keys and values of its cross-attention; empty in a model without.
+    pub(crate) cross: &'a [CrossRun<'a>],
+    /// Mask of cached rows in place of their block's.
+    pub(crate) mask: Option<AttentionMask>,
+}
+
+/// Multi-head or grouped-query self-attention.
+pub(crate) struct Attention {
+    /// Query, key and value projections in one product.
+    pub(super) qkv_proj: Projection,
+    pub(super) kernel: CausalAttention,
+    /// For each head what a step of distance takes off a score (ALiBi); empty for none.
+    pub(super) alibi_slopes: Vec<f32>,
+    /// Number of its rotary embedding.
+    pub(super) rope: Option<usize>,
+    pub(super) out_proj: Projection,
+}
+
+impl Attention {
+    /// Queries, keys and values of normed rows, `(rows, (heads + 2 · kv_heads) · head_size)`.
+    pub(super) fn qkv(&self, input: &Tensor) -> Result<Tensor> {
+        self.qkv_proj.forward(input, Activation::Identity)
+    }
+
+    /// `(rows, heads · head_size)`, before the output projection.
+    pub(super) fn attend(&self, qkv: &Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
+        let rope = match self.rope {
+            Some(rope) => Some(pass.rope_tables.get(rope).ok_or_else(|| misfit("no rotary embedding"))?),
+            None => None,
+        };
+        let kernel = &self.kernel;
+        match &mut pass.sequences {
+            Sequences::Whole(lengths) => {
+                let (heads, alibi_slopes) = (kernel.heads, self.alibi_slopes.as_slice());
+                SelfAttention { heads, alibi_slopes, mask: kernel.mask, rope }.forward(qkv, lengths)
+            }
+            Sequences::Cached(segments) => {
+                let none = RopeTable::new(0);
+                let rope = rope.unwrap_or(&none);
+                match pass.mask {
+                    Some(mask) if mask != kernel.mask => {
+                        CausalAttention { mask, ..kernel.clone() }.forward(qkv, rope, segments)
+                    }
+                    _ => kernel.forward(qkv, rope, segments),
+                }
+            }
+        }
+    }
+}
+
+/// Attention of a sequence's rows to rows of something else, such as an image.
+pub(crate) struct CrossAttention {
+    pub(super) query_proj: Projection,
+    /// Key and value projections in one product.
+    pub(super) kv_proj: Projection,
+    pub(super) out_proj: Projection,
+    pub(super) heads: usize,
+    pub(super) scale: f64,
+}
+
+/// Keys and values that a cross-attention sees, `(1, rows, width)` each.
+#[derive(Debug, Clone)]
+pub(crate) struct CrossKeyValues {
+    keys: Tensor,
+    values: Tensor,
+}
+
+impl CrossKeyValues {
+    /// From rows of a key and a value side by side, `(rows, 2 · width)`.
+    pub(crate) fn split(rows: &Tensor) -> Result<Self> {
+        let width = rows.dim(1)? / 2;
+        let half = |first| rows.narrow(1, first, width)?.contiguous()?.unsqueeze(0);
+        Ok(Self { keys: half(0)?, values: half(width)? })
+    }
+
+    /// The keys and values of some of the rows.
+    pub(crate) fn rows(&self, first: usize, count: usize) -> Result<Self> {
+        let some = |tensor: &Tensor| tensor.narrow(1, first, count)?.contiguous();
+        Ok(Self { keys: some(&self.keys)?, values: some(&self.values)? })
+    }
+
+    /// The attention of `queries`, `(rows, width)`, to all of the keys: `(rows, width)`.
+    pub(crate) fn attend(&self, queries: &Tensor, heads: usize, scale: f64) -> Result<Tensor> {
+        let queries = queries.unsqueeze(0)?;
+        let output = scaled_dot_product_attention(&queries, &self.keys, &self.values, heads, scale, None)?;
+        Ok(output.squeeze(0)?)
+    }
+}
+
+/// The rows of a pass that share keys and values.
+pub(crate) struct CrossRun<'a> {
+    pub(crate) key_values: &'a CrossKeyValues,
+    pub(crate) length: usize,
+}
+
+impl CrossAttention {
+    /// Keys and values of the rows that are seen.
+    pub(super) fn key_values(&self, rows: &Tensor) -> Result<CrossKeyValues> {
+        CrossKeyValues::split(&self.kv_proj.forward(rows, Activation::Identity)?)
+    }
+
+    /// `(rows, width)` to the same; `runs` cover the rows in order.
+    pub(super) fn forward(&self, input: &Tensor, runs: &[CrossRun<'_>]) -> Result<Tensor> {
+        let queries = self.query_proj.forward(input, Activation::Identity)?;
+        let (mut first, mut outputs) = (0, Vec::with_capacity(runs.len()));
+        for run in runs {
+            let queries = queries.narrow(0, first, run.length)?;
+            outputs.push(run.key_values.attend(&queries, self.heads, self.scale)?);
+            first += run.length;
+        }
+        if first != queries.dim(0)? {
+            return Err(misfit("the rows of a cross-attention are not covered"));
+        }
+        self.out_proj.forward(&Tensor::cat(&outputs, 0)?, Activation::Identity)
+    }
+}
+
+fn misfit(reason: &str) -> Error {
+    Error::compute(format!("attention: {reason}"))
+}

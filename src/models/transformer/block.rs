@@ -1,0 +1,81 @@
+//! One transformer block: self-attention, for some models cross-attention, and a feed-forward network, each
+//! added to the residual stream with the norms that the family has around it.
+
+use candle_core::Tensor;
+
+use super::attention::{Attention, CrossAttention, CrossKeyValues, CrossRun, Pass};
+use super::feed_forward::FeedForward;
+use super::norm::SublayerNorms;
+use crate::error::Result;
+use crate::kernels::Activation;
+
+/// A block's weights.
+pub(crate) struct Block {
+    pub(super) attention: Attention,
+    pub(super) attention_norms: SublayerNorms,
+    pub(super) cross_attention: Option<(CrossAttention, SublayerNorms)>,
+    pub(super) feed_forward: FeedForward,
+    pub(super) feed_forward_norms: SublayerNorms,
+    pub(super) order: Order,
+}
+
+/// Order of attention and feed-forward network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// It sees the sum with the attention's output.
+    Sequential,
+    /// Both see the same normed input, and the sum has both outputs (GPT-J, Phi).
+    Parallel,
+}
+
+impl Block {
+    /// `(rows, width)` to the same.
+    pub(crate) fn forward(&self, hidden: Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
+        match self.order {
+            Order::Sequential => {
+                let qkv = self.qkv(&hidden)?;
+                let attention_output = self.attention.attend(&qkv, pass)?;
+                drop(qkv);
+                self.finish(attention_output, hidden, pass.cross)
+            }
+            Order::Parallel => {
+                let input = self.attention_norms.before(&hidden)?;
+                let attention_output = self.attention.attend(&self.attention.qkv(&input)?, pass)?;
+                let attention_output =
+                    self.attention.out_proj.forward(&attention_output, Activation::Identity)?;
+                let hidden = self.attention_norms.add(attention_output, hidden)?;
+                self.feed_forward_norms.add(self.feed_forward.forward(&input)?, hidden)
+            }
+        }
+    }
+
+    /// The first half of a sequential block: queries, keys and values of rows, `(rows, 3 · width)` without
+    /// grouping.
+    pub(crate) fn qkv(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.attention.qkv(&self.attention_norms.before(hidden)?)
+    }
+
+    /// The second half of a sequential block, from what attention gives for the rows of `hidden`. Rows need
+    /// not be those of whole sequences: none sees another here.
+    pub(crate) fn finish(
+        &self,
+        attention_output: Tensor,
+        hidden: Tensor,
+        cross: &[CrossRun<'_>],
+    ) -> Result<Tensor> {
+        let output = self.attention.out_proj.forward(&attention_output, Activation::Identity)?;
+        drop(attention_output);
+        let mut hidden = self.attention_norms.add(output, hidden)?;
+        if let Some((attention, norms)) = &self.cross_attention {
+            let output = attention.forward(&norms.before(&hidden)?, cross)?;
+            hidden = norms.add(output, hidden)?;
+        }
+        let output = self.feed_forward.forward(&self.feed_forward_norms.before(&hidden)?)?;
+        self.feed_forward_norms.add(output, hidden)
+    }
+
+    /// Keys and values of rows that the cross-attention sees, if the block has one.
+    pub(super) fn cross_key_values(&self, rows: &Tensor) -> Result<Option<CrossKeyValues>> {
+        self.cross_attention.as_ref().map(|(attention, _)| attention.key_values(rows)).transpose()
+    }
+}

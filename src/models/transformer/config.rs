@@ -1,0 +1,400 @@
+//! A transformer as data: everything in which the blocks of one family differ from those of another, with the
+//! checks of a configuration and the memory of a pass that follow from it.
+
+use std::path::Path;
+
+use model_actors::Bytes;
+
+use super::rope::Rope;
+use crate::error::Result;
+use crate::kernels::causal::{KvCache, growing_bytes};
+use crate::kernels::{Activation, AttentionMask, SCORES_PER_THREAD};
+use crate::models::config_file::{MAX_LAYERS, MAX_SIDE, invalid};
+
+/// A stack of transformer blocks that is not loaded.
+#[derive(Debug, Clone)]
+pub(crate) struct TransformerConfig {
+    /// Length of a row.
+    pub(crate) width: usize,
+    pub(crate) attention: AttentionConfig,
+    /// Width of the rows that each block's cross-attention sees; `None` for blocks without cross-attention.
+    pub(crate) cross_attention: Option<usize>,
+    pub(crate) norm: NormKind,
+    pub(crate) norm_placement: NormPlacement,
+    pub(crate) epsilon: f64,
+    pub(crate) biases: Biases,
+    pub(crate) activation: Activation,
+    /// One entry for each block.
+    pub(crate) layers: Vec<LayerConfig>,
+    /// The rotary embeddings that blocks name by number.
+    pub(crate) ropes: Vec<Rope>,
+    pub(crate) workload: Workload,
+}
+
+/// Settings that all self-attentions of a model share.
+#[derive(Debug, Clone)]
+pub(crate) struct AttentionConfig {
+    /// Number of query heads.
+    pub(crate) heads: usize,
+    /// Number of key-value heads, a divisor of `heads`.
+    pub(crate) kv_heads: usize,
+    pub(crate) head_size: usize,
+    /// Factor on the product of a query and a key.
+    pub(crate) scale: f32,
+    /// Soft cap of the scores: `cap · tanh(score / cap)`.
+    pub(crate) soft_cap: Option<f32>,
+    pub(crate) head_norms: HeadNorms,
+    /// For each head what a step of distance takes off a score (ALiBi); empty for none.
+    pub(crate) alibi_slopes: Vec<f32>,
+}
+
+/// Settings in which a block may differ from the other blocks of its model.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerConfig {
+    /// The rows of its sequence that a row sees.
+    pub(crate) mask: AttentionMask,
+    /// Number of its rotary embedding.
+    pub(crate) rope: Option<usize>,
+    pub(crate) feed_forward: FeedForwardConfig,
+    /// True if the input is normed already, so that the norm before attention is left out (ModernBERT's first
+    /// block).
+    pub(crate) input_is_normed: bool,
+}
+
+/// The feed-forward network of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FeedForwardConfig {
+    /// Two projections with an activation between them.
+    Dense { intermediate: usize },
+    /// Three projections, one of which is an activated gate.
+    Gated { intermediate: usize },
+    /// Many gated networks, a few of which work on each token.
+    Experts { intermediate: usize, count: usize, chosen: usize, weights: ExpertWeights },
+}
+
+/// Weights of the chosen experts' outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExpertWeights {
+    /// Their share in the softmax over all experts.
+    OfAll,
+    /// The same, scaled so that those of the chosen add up to 1.
+    OfChosen,
+}
+
+/// The kind of a model's norms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NormKind {
+    /// Layer norm.
+    Layer(Bias),
+    /// Root-mean-square norm.
+    Rms,
+    /// Root-mean-square norm whose file has the factors less 1 (Gemma).
+    RmsLessOne,
+}
+
+/// The places of a block's norms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NormPlacement {
+    /// Before attention and before the feed-forward network (GPT-2, Llama, ViT).
+    Pre,
+    /// After the sum with the residual stream (BERT).
+    Post,
+    /// Before and after both, inside the residual connections (Gemma).
+    Sandwich,
+    /// One before attention and feed-forward network, which work side by side (Phi, Moondream).
+    Parallel,
+}
+
+/// Norms of each head's queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HeadNorms {
+    None,
+    /// One for the query and one for the key of each head, of the model's kind.
+    EachHead,
+}
+
+/// Biases of the linear layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Biases {
+    pub(crate) qkv: Bias,
+    pub(crate) attention_output: Bias,
+    /// Of the projections into the feed-forward network, the gate included.
+    pub(crate) up: Bias,
+    pub(crate) down: Bias,
+}
+
+impl Biases {
+    pub(crate) const ALL: Self = Self::both(Bias::Yes, Bias::Yes);
+    pub(crate) const NONE: Self = Self::both(Bias::No, Bias::No);
+
+    /// One choice for all layers of attention and one for all of the feed-forward network.
+    pub(crate) const fn both(attention: Bias, feed_forward: Bias) -> Self {
+        Self { qkv: attention, attention_output: attention, up: feed_forward, down: feed_forward }
+    }
+}
+
+/// Presence of a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bias {
+    Yes,
+    No,
+}
+
+impl From<bool> for Bias {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
+/// The rows that come to the blocks, by which kernels are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Workload {
+    /// Whole sequences with hundreds of rows together: gemm, and attention without a cache. Encoders and
+    /// towers.
+    WholeSequences,
+    /// Sequences that grow, a piece of a prompt or a token at a time: packed products, and attention over KV
+    /// caches.
+    GrowingSequences,
+}
+
+/// The sizes of a model whose heads share out its width.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) width: usize,
+    /// Width of the feed-forward network's hidden layer.
+    pub(crate) intermediate: usize,
+    pub(crate) layers: usize,
+    pub(crate) heads: usize,
+}
+
+impl TransformerConfig {
+    /// An encoder's blocks: multi-head attention in which every row sees its whole sequence, layer norms, a
+    /// dense feed-forward network, and biases everywhere. Families say what they have otherwise.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig) for sizes that are out of range or do not fit
+    /// together.
+    pub(crate) fn encoder(
+        file: &Path,
+        sizes: Sizes,
+        norm_placement: NormPlacement,
+        activation: Activation,
+        epsilon: f64,
+    ) -> Result<Self> {
+        let Sizes { width, intermediate, layers, heads } = sizes;
+        let head_size = width.checked_div(heads).unwrap_or(0);
+        let layer = LayerConfig {
+            mask: AttentionMask::Full,
+            rope: None,
+            feed_forward: FeedForwardConfig::Dense { intermediate },
+            input_is_normed: false,
+        };
+        let config = Self {
+            width,
+            attention: AttentionConfig {
+                heads,
+                kv_heads: heads,
+                head_size,
+                scale: 1.0 / (head_size as f32).sqrt(),
+                soft_cap: None,
+                head_norms: HeadNorms::None,
+                alibi_slopes: Vec::new(),
+            },
+            cross_attention: None,
+            norm: NormKind::Layer(Bias::Yes),
+            norm_placement,
+            epsilon,
+            biases: Biases::ALL,
+            activation,
+            layers: vec![layer; layer_count(file, layers)?],
+            ropes: Vec::new(),
+            workload: Workload::WholeSequences,
+        };
+        config.check(file)?;
+        match head_size.saturating_mul(heads) == width {
+            true => Ok(config),
+            false => Err(invalid(file, format!("the width {width} is no multiple of the {heads} heads"))),
+        }
+    }
+
+    /// The same with `rope` in every block.
+    pub(crate) fn with_rope(mut self, rope: Rope) -> Self {
+        self.ropes = vec![rope];
+        self.layers.iter_mut().for_each(|layer| layer.rope = Some(0));
+        self
+    }
+
+    /// The same with a gate in every dense feed-forward network.
+    pub(crate) fn gated(mut self) -> Self {
+        for layer in &mut self.layers {
+            if let FeedForwardConfig::Dense { intermediate } = layer.feed_forward {
+                layer.feed_forward = FeedForwardConfig::Gated { intermediate };
+            }
+        }
+        self
+    }
+
+    /// The same with every row seeing `mask` of its sequence.
+    pub(crate) fn with_mask(mut self, mask: AttentionMask) -> Self {
+        self.layers.iter_mut().for_each(|layer| layer.mask = mask);
+        self
+    }
+
+    /// Numbers of a row of keys, or of values.
+    pub(crate) fn kv_width(&self) -> usize {
+        self.attention.kv_heads.saturating_mul(self.attention.head_size)
+    }
+
+    /// Numbers of a row of queries, keys and values.
+    pub(crate) fn qkv_width(&self) -> usize {
+        self.attention
+            .heads
+            .saturating_add(2 * self.attention.kv_heads)
+            .saturating_mul(self.attention.head_size)
+    }
+
+    /// Bytes of the KV cache of a sequence of so many tokens.
+    pub(crate) fn cache_bytes(&self, tokens: usize) -> Bytes {
+        let block = KvCache::bytes_for(tokens, self.kv_width());
+        Bytes(block.saturating_mul(self.layers.len() as u64))
+    }
+
+    /// Length of the longest sequence that all rotary embeddings embed by the frequencies that they began with.
+    pub(crate) fn steady_context(&self) -> Option<usize> {
+        self.ropes.iter().filter_map(Rope::limit).min()
+    }
+
+    /// Bytes that a pass over so many rows needs besides weights and caches, where the longest sequence has
+    /// `longest` rows.
+    pub(crate) fn scratch(&self, rows: usize, longest: usize) -> Bytes {
+        let growing = self.workload == Workload::GrowingSequences;
+        // A packed product is in memory twice, in panels and in rows.
+        let intermediate = self.layers.iter().map(|layer| match (layer.feed_forward, growing) {
+            (FeedForwardConfig::Dense { intermediate }, false) => 2 * intermediate,
+            (FeedForwardConfig::Dense { intermediate }, true)
+            | (FeedForwardConfig::Gated { intermediate }, false) => 3 * intermediate,
+            (FeedForwardConfig::Gated { intermediate }, true) => 5 * intermediate,
+            (FeedForwardConfig::Experts { intermediate, chosen, .. }, _) => {
+                (5 * intermediate).saturating_mul(chosen)
+            }
+        });
+        // Queries, keys and values; as packed product twice, and rotated once more; and the attention's output.
+        let attention = match (growing, self.ropes.is_empty()) {
+            (true, _) => self.qkv_width().saturating_mul(3),
+            (false, true) => self.qkv_width().saturating_add(self.width),
+            (false, false) => self.qkv_width().saturating_mul(2),
+        };
+        // The residual stream before and after the attention, normed, and a sublayer's output. Parallel sublayers
+        // have their outputs and their input side by side.
+        let stream = if self.norm_placement == NormPlacement::Parallel { 10 } else { 4 };
+        let row = intermediate.max().unwrap_or(0).max(attention).saturating_add(self.width * stream);
+        let scores = longest.saturating_mul(longest).min(SCORES_PER_THREAD);
+        let numbers = row.saturating_mul(rows).saturating_add(scores);
+        let growth = if growing { growing_bytes(longest, self.kv_width()) } else { 0 };
+        Bytes((numbers as u64).saturating_mul(4)) + Bytes(growth)
+    }
+
+    /// Refuses a configuration that cannot be computed with.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`](crate::Error::InvalidConfig).
+    pub(crate) fn check(&self, file: &Path) -> Result<()> {
+        let attention = &self.attention;
+        let sides = [
+            ("hidden_size", self.width),
+            ("num_attention_heads", attention.heads),
+            ("num_key_value_heads", attention.kv_heads),
+            ("head_dim", attention.head_size),
+        ];
+        for (name, side) in sides {
+            check_side(file, name, side)?;
+        }
+        if !attention.heads.is_multiple_of(attention.kv_heads) {
+            let (heads, shared) = (attention.heads, attention.kv_heads);
+            let reason =
+                format!("num_attention_heads {heads} is no multiple of num_key_value_heads {shared}");
+            return Err(invalid(file, reason));
+        }
+        let factors = [Some(attention.scale), attention.soft_cap];
+        if factors.into_iter().flatten().any(|factor| !factor.is_normal()) || !self.epsilon.is_finite() {
+            return Err(invalid(
+                file,
+                "an attention scale, soft cap or epsilon is no usable number".to_owned(),
+            ));
+        }
+        for layer in &self.layers {
+            let sound = match layer.feed_forward {
+                FeedForwardConfig::Dense { intermediate } | FeedForwardConfig::Gated { intermediate } => {
+                    (1..=MAX_SIDE).contains(&intermediate)
+                }
+                FeedForwardConfig::Experts { intermediate, count, chosen, .. } => {
+                    (1..=MAX_SIDE).contains(&intermediate)
+                        && (1..=count).contains(&chosen)
+                        && count <= MAX_SIDE
+                }
+            };
+            if !sound || layer.mask == AttentionMask::SlidingWindow(0) {
+                return Err(invalid(file, format!("a layer cannot be: {layer:?}")));
+            }
+        }
+        self.ropes
+            .iter()
+            .try_for_each(|rope| rope.check(attention.head_size))
+            .map_err(|why| invalid(file, why))
+    }
+}
+
+/// Refuses a size that is 0 or out of range, before anything is computed with it.
+pub(crate) fn check_side(file: &Path, name: &str, side: usize) -> Result<()> {
+    match (1..=MAX_SIDE).contains(&side) {
+        true => Ok(()),
+        false => Err(invalid(file, format!("{name} is {side}; 1 to {MAX_SIDE} are allowed"))),
+    }
+}
+
+/// The number of layers, if a model can have so many.
+pub(crate) fn layer_count(file: &Path, count: usize) -> Result<usize> {
+    match (1..=MAX_LAYERS).contains(&count) {
+        true => Ok(count),
+        false => Err(invalid(file, format!("num_hidden_layers is {count}; 1 to {MAX_LAYERS} are allowed"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    const FILE: &str = "config.json";
+
+    fn encoder(sizes: Sizes) -> Result<TransformerConfig> {
+        TransformerConfig::encoder(FILE.as_ref(), sizes, NormPlacement::Post, Activation::GeluErf, 1e-12)
+    }
+
+    #[test]
+    fn sizes_that_no_model_can_have_are_refused() {
+        let good = Sizes { width: 8, intermediate: 16, layers: 1, heads: 2 };
+        assert!(encoder(good).is_ok());
+        for bad in [
+            Sizes { heads: 0, ..good },
+            Sizes { heads: 3, ..good },
+            Sizes { width: 0, ..good },
+            Sizes { width: usize::MAX, ..good },
+            Sizes { intermediate: usize::MAX, ..good },
+            Sizes { layers: usize::MAX, ..good },
+        ] {
+            assert!(matches!(encoder(bad), Err(Error::InvalidConfig { .. })), "{bad:?}");
+        }
+        assert!(Rope::plain(FILE.as_ref(), 3, 1e4).is_err());
+        assert!(Rope::plain(FILE.as_ref(), 4, 0.0).is_err());
+        assert!(Rope::plain(FILE.as_ref(), 4, f64::NAN).is_err());
+    }
+
+    #[test]
+    fn keys_that_are_there_twice_while_they_grow_are_counted() {
+        let sizes = Sizes { width: 768, intermediate: 3072, layers: 12, heads: 12 };
+        let config = TransformerConfig { workload: Workload::GrowingSequences, ..encoder(sizes).unwrap() };
+        let more = config.scratch(1, 100_000).0 - config.scratch(1, 50_000).0;
+        assert_eq!(more, 50_000 * 768 * 4);
+    }
+}

@@ -1,0 +1,248 @@
+//! The loader: from the tensors of a file to a stack of blocks in memory. It follows a configuration and a
+//! table of names, so that the same few steps serve every family; the kind of file is left to [`Tensors`].
+
+use candle_core::Device;
+
+use super::attention::{Attention, CrossAttention};
+use super::block::{Block, Order};
+use super::config::{
+    AttentionConfig, Bias, FeedForwardConfig, HeadNorms, LayerConfig, NormPlacement, TransformerConfig,
+};
+use super::feed_forward::{Dense, Experts, FeedForward, Gated};
+use super::names::{Names, QkvNames, UpNames};
+use super::norm::{Norm, SublayerNorms};
+use super::projection::Projection;
+use super::stack::Transformer;
+use super::tensors::{Halves, Linears, Tensors};
+use crate::error::{Error, Result};
+use crate::kernels::causal::CausalAttention;
+use crate::kernels::rms_norm::RmsNorm;
+
+/// Reads a stack of blocks.
+pub(crate) fn load(
+    config: &TransformerConfig,
+    names: &Names,
+    tensors: &dyn Tensors,
+    device: &Device,
+) -> Result<Transformer> {
+    let blocks = config.layers.iter().enumerate().map(|(index, layer)| {
+        let path = format!("{}{index}.", names.blocks);
+        BlockLoader { config, names, tensors, path }.block(layer)
+    });
+    Ok(Transformer {
+        blocks: blocks.collect::<Result<_>>()?,
+        ropes: config.ropes.clone(),
+        width: config.width,
+        kv_width: config.kv_width(),
+        workload: config.workload,
+        device: device.clone(),
+    })
+}
+
+/// Reads a feed-forward network as the first block of the configuration has it, for heads that have one.
+pub(crate) fn load_feed_forward(
+    config: &TransformerConfig,
+    names: &Names,
+    tensors: &dyn Tensors,
+) -> Result<FeedForward> {
+    let layer = config.layers.first().ok_or_else(|| misfit("there are no blocks"))?;
+    BlockLoader { config, names, tensors, path: String::new() }.feed_forward(layer)
+}
+
+/// The loading of one block.
+struct BlockLoader<'a> {
+    config: &'a TransformerConfig,
+    names: &'a Names,
+    tensors: &'a dyn Tensors,
+    path: String,
+}
+
+impl BlockLoader<'_> {
+    fn block(&self, layer: &LayerConfig) -> Result<Block> {
+        let cross_attention = match self.config.cross_attention {
+            Some(seen) => Some(self.cross_attention(seen)?),
+            None => None,
+        };
+        Ok(Block {
+            attention: self.attention(layer)?,
+            attention_norms: self.attention_norms(layer)?,
+            cross_attention,
+            feed_forward: self.feed_forward(layer)?,
+            feed_forward_norms: self.feed_forward_norms()?,
+            order: match self.config.norm_placement {
+                NormPlacement::Parallel => Order::Parallel,
+                _ => Order::Sequential,
+            },
+        })
+    }
+
+    fn norm(&self, name: &str, width: usize) -> Result<Option<Norm>> {
+        let name = format!("{}{name}", self.path);
+        self.tensors.norm(&name, width, self.config.norm, self.config.epsilon).map(Some)
+    }
+
+    fn attention_norms(&self, layer: &LayerConfig) -> Result<SublayerNorms> {
+        let (names, width) = (self.names, self.config.width);
+        let norm = |name| self.norm(name, width);
+        let none = SublayerNorms::default();
+        Ok(match self.config.norm_placement {
+            NormPlacement::Pre | NormPlacement::Parallel if layer.input_is_normed => none,
+            NormPlacement::Pre | NormPlacement::Parallel => {
+                SublayerNorms { input: norm(names.attention_norm)?, ..none }
+            }
+            NormPlacement::Post => SublayerNorms { sum: norm(names.attention_norm)?, ..none },
+            NormPlacement::Sandwich => SublayerNorms {
+                input: norm(names.attention_norm)?,
+                output: norm(names.attention_output_norm)?,
+                ..none
+            },
+        })
+    }
+
+    fn feed_forward_norms(&self) -> Result<SublayerNorms> {
+        let (names, width) = (self.names, self.config.width);
+        let norm = |name| self.norm(name, width);
+        let none = SublayerNorms::default();
+        Ok(match self.config.norm_placement {
+            NormPlacement::Parallel => none,
+            NormPlacement::Pre => SublayerNorms { input: norm(names.feed_forward_norm)?, ..none },
+            NormPlacement::Post => SublayerNorms { sum: norm(names.feed_forward_norm)?, ..none },
+            NormPlacement::Sandwich => SublayerNorms {
+                input: norm(names.feed_forward_norm)?,
+                output: norm(names.feed_forward_output_norm)?,
+                ..none
+            },
+        })
+    }
+
+    /// Linear layers by their names in the block.
+    fn projection(&self, parts: &[(&str, usize)], layers: Linears<'_>) -> Result<Projection> {
+        let names: Vec<String> = parts.iter().map(|(name, _)| format!("{}{name}", self.path)).collect();
+        let parts: Vec<(&str, usize)> =
+            names.iter().zip(parts).map(|(name, (_, outside))| (name.as_str(), *outside)).collect();
+        let scale = layers.scale.map(|scale| format!("{}{scale}", self.path));
+        self.tensors.projection(&Linears { parts: &parts, scale: scale.as_deref(), ..layers })
+    }
+
+    fn attention(&self, layer: &LayerConfig) -> Result<Attention> {
+        let (config, attention, names) = (self.config, &self.config.attention, self.names);
+        let (queries, shared) = (attention.heads * attention.head_size, config.kv_width());
+        let qkv = Linears::new(&[], config.width, config.biases.qkv);
+        let qkv_proj = match names.qkv {
+            QkvNames::Fused(name) => self.projection(&[(name, config.qkv_width())], qkv)?,
+            QkvNames::Separate([query, key, value]) => {
+                self.projection(&[(query, queries), (key, shared), (value, shared)], qkv)?
+            }
+        };
+        let out = Linears::new(&[], queries, config.biases.attention_output);
+        let out = Linears { scale: names.attention_scale, ..out };
+        Ok(Attention {
+            qkv_proj,
+            kernel: CausalAttention {
+                heads: attention.heads,
+                kv_heads: attention.kv_heads,
+                size: attention.head_size,
+                scale: attention.scale,
+                soft_cap: attention.soft_cap,
+                mask: layer.mask,
+                head_norms: self.head_norms()?,
+            },
+            alibi_slopes: attention.alibi_slopes.clone(),
+            rope: layer.rope,
+            out_proj: self.projection(&[(names.out_proj, config.width)], out)?,
+        })
+    }
+
+    fn head_norms(&self) -> Result<Option<(RmsNorm, RmsNorm)>> {
+        let AttentionConfig { head_size, head_norms, .. } = self.config.attention;
+        if head_norms == HeadNorms::None {
+            return Ok(None);
+        }
+        match (self.norm(self.names.query_norm, head_size)?, self.norm(self.names.key_norm, head_size)?) {
+            (Some(Norm::Rms(query)), Some(Norm::Rms(key))) => Ok(Some((query, key))),
+            _ => Err(misfit("norms of heads are root-mean-square norms")),
+        }
+    }
+
+    fn cross_attention(&self, seen: usize) -> Result<(CrossAttention, SublayerNorms)> {
+        let (config, names, width) = (self.config, &self.names.cross_attention, self.config.width);
+        let own = Linears::new(&[], width, Bias::Yes);
+        let attention = CrossAttention {
+            query_proj: self.projection(&[(names.query, width)], own)?,
+            kv_proj: self.projection(
+                &[(names.key, width), (names.value, width)],
+                Linears::new(&[], seen, Bias::Yes),
+            )?,
+            out_proj: self.projection(&[(names.out_proj, width)], Linears::new(&[], width, Bias::Yes))?,
+            heads: config.attention.heads,
+            scale: f64::from(config.attention.scale),
+        };
+        let (input, sum) = match config.norm_placement {
+            NormPlacement::Post => (None, self.norm(names.norm, width)?),
+            _ => (self.norm(names.norm, width)?, None),
+        };
+        Ok((attention, SublayerNorms { input, output: None, sum }))
+    }
+
+    fn feed_forward(&self, layer: &LayerConfig) -> Result<FeedForward> {
+        let (config, names) = (self.config, self.names);
+        match layer.feed_forward {
+            FeedForwardConfig::Dense { intermediate } => {
+                let UpNames::Dense(up) = names.up else {
+                    return Err(misfit("a network without a gate has one projection up"));
+                };
+                let name = format!("{}{up}", names.feed_forward);
+                let up = Linears::new(&[], config.width, config.biases.up);
+                Ok(FeedForward::Dense(Dense {
+                    up: self.projection(&[(name.as_str(), intermediate)], up)?,
+                    activation: config.activation,
+                    down: self.down(names.feed_forward, intermediate)?,
+                }))
+            }
+            FeedForwardConfig::Gated { intermediate } => {
+                self.gated(names.feed_forward, intermediate).map(FeedForward::Gated)
+            }
+            FeedForwardConfig::Experts { intermediate, count, chosen, weights } => {
+                let router = Linears::new(&[], config.width, Bias::No);
+                let experts =
+                    (0..count).map(|expert| self.gated(&format!("{}{expert}.", names.experts), intermediate));
+                Ok(FeedForward::Experts(Experts {
+                    router: self.projection(&[(names.router, count)], router)?,
+                    experts: experts.collect::<Result<_>>()?,
+                    chosen,
+                    weights,
+                }))
+            }
+        }
+    }
+
+    fn gated(&self, path: &str, intermediate: usize) -> Result<Gated> {
+        let config = self.config;
+        let name = |part: &str| format!("{path}{part}");
+        let both = Linears::new(&[], config.width, config.biases.up);
+        let gate_up = match self.names.up {
+            UpNames::Separate { gate, up } => self.projection(
+                &[(name(gate).as_str(), intermediate), (name(up).as_str(), intermediate)],
+                both,
+            )?,
+            UpNames::GateUp(fused) => self.projection(&[(name(fused).as_str(), 2 * intermediate)], both)?,
+            UpNames::UpGate(fused) => self.projection(
+                &[(name(fused).as_str(), 2 * intermediate)],
+                Linears { halves: Halves::Swapped, ..both },
+            )?,
+            UpNames::Dense(_) => return Err(misfit("a gated network has a gate")),
+        };
+        Ok(Gated { gate_up, activation: config.activation, down: self.down(path, intermediate)? })
+    }
+
+    fn down(&self, path: &str, intermediate: usize) -> Result<Projection> {
+        let down = Linears::new(&[], intermediate, self.config.biases.down);
+        let down = Linears { scale: self.names.feed_forward_scale, ..down };
+        let name = format!("{path}{}", self.names.down);
+        self.projection(&[(name.as_str(), self.config.width)], down)
+    }
+}
+
+fn misfit(reason: &str) -> Error {
+    Error::compute(format!("loading a transformer: {reason}"))
+}

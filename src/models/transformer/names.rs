@@ -1,0 +1,99 @@
+//! Tensor names of a transformer's blocks in a model file, as data. Every family has a table; the loader
+//! reads by it.
+
+/// Names of the tensors of a block, without `.weight` and `.bias`. What a family's blocks have no part for
+/// stays empty.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Names {
+    /// Path of the blocks, which a block's number and a dot follow.
+    pub(crate) blocks: &'static str,
+    /// Norm before attention; with [`Post`](super::NormPlacement::Post), of the sum after it.
+    pub(crate) attention_norm: &'static str,
+    pub(crate) qkv: QkvNames,
+    pub(crate) query_norm: &'static str,
+    pub(crate) key_norm: &'static str,
+    pub(crate) out_proj: &'static str,
+    /// Factors on the attention's output, a whole tensor name (layer scale).
+    pub(crate) attention_scale: Option<&'static str>,
+    /// Norm of the attention's output.
+    pub(crate) attention_output_norm: &'static str,
+    pub(crate) cross_attention: CrossNames,
+    /// Norm before the feed-forward network; with [`Post`](super::NormPlacement::Post), of the sum after it.
+    pub(crate) feed_forward_norm: &'static str,
+    /// Path of the feed-forward network, with a dot at its end.
+    pub(crate) feed_forward: &'static str,
+    /// Names on that path.
+    pub(crate) up: UpNames,
+    pub(crate) down: &'static str,
+    /// Factors on the feed-forward network's output, a whole tensor name (layer scale).
+    pub(crate) feed_forward_scale: Option<&'static str>,
+    /// Norm of the feed-forward network's output.
+    pub(crate) feed_forward_output_norm: &'static str,
+    /// The layer that picks experts.
+    pub(crate) router: &'static str,
+    /// Path of the experts, which an expert's number and a dot follow; the names on it are those of `up` and
+    /// `down`.
+    pub(crate) experts: &'static str,
+}
+
+/// Names of the query, key and value projections.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum QkvNames {
+    Separate([&'static str; 3]),
+    /// One tensor with the rows of the query first, then those of key and value.
+    Fused(&'static str),
+}
+
+/// Names of the projections into the feed-forward network.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum UpNames {
+    /// The only projection of a network without a gate.
+    Dense(&'static str),
+    Separate {
+        gate: &'static str,
+        up: &'static str,
+    },
+    /// One tensor, the gate's rows first.
+    GateUp(&'static str),
+    /// One tensor, the gate's rows last.
+    UpGate(&'static str),
+}
+
+/// Names of a cross-attention's tensors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CrossNames {
+    pub(crate) query: &'static str,
+    pub(crate) key: &'static str,
+    pub(crate) value: &'static str,
+    pub(crate) out_proj: &'static str,
+    pub(crate) norm: &'static str,
+}
+
+impl Names {
+    /// No names, from which a family's table starts.
+    pub(crate) const NONE: Self = Self {
+        blocks: "",
+        attention_norm: "",
+        qkv: QkvNames::Fused(""),
+        query_norm: "",
+        key_norm: "",
+        out_proj: "",
+        attention_scale: None,
+        attention_output_norm: "",
+        cross_attention: CrossNames { query: "", key: "", value: "", out_proj: "", norm: "" },
+        feed_forward_norm: "",
+        feed_forward: "",
+        up: UpNames::Dense(""),
+        down: "",
+        feed_forward_scale: None,
+        feed_forward_output_norm: "",
+        router: "",
+        experts: "",
+    };
+}
+
+/// True for the tensors of the layer `name`, which is empty where there is none.
+pub(crate) fn is_tensor_of(name: &str, tensor: &str) -> bool {
+    let ending = tensor.strip_prefix(name).filter(|_| !name.is_empty());
+    ending.is_some_and(|ending| ["", ".weight", ".bias", ".gamma", ".beta"].contains(&ending))
+}

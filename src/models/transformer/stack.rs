@@ -1,0 +1,156 @@
+//! A stack of loaded blocks with its rotary embeddings, and the two kinds of passes through it: whole
+//! sequences of which nothing is kept, and sequences that grow in caches. With LongRoPE, all of a sequence is
+//! embedded by other frequencies once it outgrows the context of the pretraining, so that its tokens have to
+//! go through the blocks once more. Whoever owns the sequence does that, in pieces as short as those of its
+//! prompt; the stack tells when, and refuses to go on without.
+
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
+
+use super::attention::{CrossRun, Pass, Sequences};
+use super::block::Block;
+use super::cache::{Cache, Segment};
+use super::config::Workload;
+use super::rope::{Rope, Rows};
+use crate::error::{Error, Result};
+use crate::kernels::AttentionMask;
+use crate::kernels::causal::{KvCache, LayerSegment};
+use crate::kernels::rotary::RopeTable;
+
+/// A loaded stack of blocks. It keeps nothing between passes, so that all workers share one.
+pub(crate) struct Transformer {
+    pub(super) blocks: Vec<Block>,
+    pub(super) ropes: Vec<Rope>,
+    pub(super) width: usize,
+    /// Numbers of a row of keys, or of values.
+    pub(super) kv_width: usize,
+    pub(super) workload: Workload,
+    pub(super) device: Device,
+}
+
+impl Transformer {
+    /// Number of blocks.
+    pub(crate) fn depth(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// One block.
+    pub(crate) fn block(&self, index: usize) -> Result<&Block> {
+        self.blocks.get(index).ok_or_else(|| misfit("there is no such block"))
+    }
+
+    /// An empty cache of a sequence that gets at least `known` tokens: those of its prompt, of which only a
+    /// part may be in the first pass.
+    pub(crate) fn cache(&self, known: usize) -> Result<Cache> {
+        Cache::new(self.blocks.len(), self.kv_width, Vec::new(), known, &self.device)
+    }
+
+    /// The same for a sequence that sees `rows` beside itself, `(rows, width of the cross-attention)`.
+    pub(crate) fn cache_beside(&self, known: usize, rows: &Tensor) -> Result<Cache> {
+        let cross = self.blocks.iter().filter_map(|block| block.cross_key_values(rows).transpose());
+        Cache::new(self.blocks.len(), self.kv_width, cross.collect::<Result<_>>()?, known, &self.device)
+    }
+
+    /// Passes whole sequences of these lengths, `(rows, width)`, through some blocks, and keeps nothing.
+    /// `seen` is given the input under the number of the first block, and the output of each block under the
+    /// number of blocks so far, which is how transformers counts `hidden_states`; it can end the pass by an
+    /// error.
+    pub(crate) fn encode(
+        &self,
+        mut hidden: Tensor,
+        lengths: &[usize],
+        blocks: Range<usize>,
+        mut seen: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let whole = |length: &usize| Rows { past: 0, length: *length, reach: *length, positions: None };
+        let rope_tables = self.rope_tables(&hidden, &lengths.iter().map(whole).collect::<Vec<_>>())?;
+        let mut caches: Vec<KvCache> = match self.workload {
+            Workload::WholeSequences => Vec::new(),
+            Workload::GrowingSequences => {
+                let caches = lengths.iter().map(|length| KvCache::of(*length, self.kv_width, &self.device));
+                caches.collect::<Result<_>>()?
+            }
+        };
+        seen(blocks.start, &hidden)?;
+        for index in blocks {
+            let layer_segments = caches.iter_mut().zip(lengths);
+            let mut layer_segments: Vec<LayerSegment<'_>> = layer_segments
+                .map(|(cache, length)| LayerSegment { cache, past: 0, length: *length })
+                .collect();
+            let sequences = match self.workload {
+                Workload::WholeSequences => Sequences::Whole(lengths),
+                Workload::GrowingSequences => Sequences::Cached(&mut layer_segments),
+            };
+            let mut pass = Pass { rope_tables: &rope_tables, sequences, cross: &[], mask: None };
+            hidden = self.block(index)?.forward(hidden, &mut pass)?;
+            seen(index + 1, &hidden)?;
+        }
+        Ok(hidden)
+    }
+
+    /// Passes the next rows of several sequences, `(rows, width)`, through all blocks: prompts and single
+    /// tokens mixed. The segments cover the rows in order; each row is added to its sequence's cache. After
+    /// an error the caches are as they were. A row's result does not depend on the other sequences. `mask`
+    /// stands in for that of the blocks. `after` is given each block's number and output, and what it returns
+    /// goes on.
+    pub(crate) fn forward(
+        &self,
+        mut hidden: Tensor,
+        segments: &mut [Segment<'_>],
+        mask: Option<AttentionMask>,
+        mut after: impl FnMut(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let rope_tables = self.rope_tables(&hidden, &self.rows(segments)?)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let (mut layer_segments, mut cross) = (Vec::with_capacity(segments.len()), Vec::new());
+            for segment in segments.iter_mut() {
+                let (past, length) = (segment.cache.length(), segment.length);
+                let (cache, beside) = segment.cache.block(index)?;
+                layer_segments.push(LayerSegment { cache, past, length });
+                cross.extend(beside.map(|key_values| CrossRun { key_values, length }));
+            }
+            let sequences = Sequences::Cached(&mut layer_segments);
+            let mut pass = Pass { rope_tables: &rope_tables, sequences, cross: &cross, mask };
+            hidden = after(index, block.forward(hidden, &mut pass)?)?;
+        }
+        segments.iter_mut().for_each(|segment| segment.cache.advance(segment.length));
+        Ok(hidden)
+    }
+
+    /// True if a sequence's cache is of no use once the sequence has so many tokens: [`Cache::restart`] it
+    /// then, and read the sequence again.
+    pub(crate) fn outgrows(&self, cache: &Cache, tokens: usize) -> bool {
+        let mut limits = self.ropes.iter().filter_map(Rope::limit);
+        cache.length() > 0 && limits.any(|limit| cache.reach() <= limit && tokens > limit)
+    }
+
+    /// The rows of each segment, checked.
+    fn rows<'a>(&self, segments: &'a [Segment<'_>]) -> Result<Vec<Rows<'a>>> {
+        let rows = |segment: &'a Segment<'_>| {
+            let (past, length) = (segment.cache.length(), segment.length);
+            let positions = segment.positions.as_deref();
+            if positions.is_some_and(|positions| positions.len() != length) {
+                return Err(misfit("a segment has not a position for each row"));
+            }
+            if self.outgrows(segment.cache, past.saturating_add(length)) {
+                return Err(misfit("a sequence has outgrown its rotary embedding and was not read again"));
+            }
+            Ok(Rows { past, length, reach: segment.cache.reach(), positions })
+        };
+        segments.iter().map(rows).collect()
+    }
+
+    /// A table of each rotary embedding, for the rows of a pass.
+    fn rope_tables(&self, hidden: &Tensor, sequences: &[Rows<'_>]) -> Result<Vec<RopeTable>> {
+        let covered = sequences.iter().fold(0usize, |sum, rows| sum.saturating_add(rows.length));
+        if hidden.dims2()? != (covered, self.width) {
+            return Err(misfit("the sequences do not cover the rows"));
+        }
+        Ok(self.ropes.iter().map(|rope| rope.table(sequences)).collect())
+    }
+}
+
+fn misfit(reason: &str) -> Error {
+    Error::compute(format!("transformer: {reason}"))
+}
