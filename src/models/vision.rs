@@ -10,10 +10,12 @@ mod blip;
 mod llava;
 mod moondream;
 mod qwen3_vl;
-mod plan;
 mod request;
+mod plan;
 mod model;
 mod worker;
+#[cfg(test)]
+mod request_tests;
 #[cfg(test)]
 mod worker_tests;
 

@@ -1,0 +1,88 @@
+//! Requests that leave no room for an answer, and the room that an answer takes.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use model_actors::{DescribeImage, Picture};
+
+use super::request::{Asked, room};
+use super::{ImageRows, LanguageModel, LoadedModel, Network, Prompt, Unfinished, VisionModel, misfit};
+use crate::error::{Error, Result};
+use crate::loader::StandaloneModel as _;
+use crate::source::Source;
+use crate::tokens::Tokens;
+
+/// A model that knows what is to be read and can do nothing else.
+struct Reader(Arc<dyn Network>);
+
+impl Network for Reader {
+    fn ends(&self) -> &[u32] {
+        self.0.ends()
+    }
+
+    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
+        self.0.prompt(tokens, sides, question)
+    }
+
+    fn crops(&self, _: &Picture) -> Result<Vec<Tensor>> {
+        Err(misfit())
+    }
+
+    fn open_crop(&self, _: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
+        Err(misfit())
+    }
+
+    fn tower_layers(&self) -> usize {
+        0
+    }
+
+    fn tower_step(
+        &self,
+        _: usize,
+        _: &Tensor,
+        _: &Tensor,
+        _: &mut Option<Unfinished>,
+    ) -> Result<Option<Tensor>> {
+        Err(misfit())
+    }
+
+    fn keep(&self, _: usize, _: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Vec<Tensor>>> {
+        Err(misfit())
+    }
+
+    fn image(&self, _: &Prompt, _: &[Vec<Tensor>]) -> Result<ImageRows> {
+        Err(misfit())
+    }
+
+    fn language_model(&self) -> &LanguageModel {
+        self.0.language_model()
+    }
+}
+
+#[test]
+fn a_prompt_that_is_too_long_is_refused_before_the_picture_is_cut() {
+    for family in ["llava", "llava_next", "moondream", "blip", "qwen3_vl"] {
+        let folder = format!("{}/tests/fixtures/vision/{family}", env!("CARGO_MANIFEST_DIR"));
+        let model = VisionModel::load(Source::directory(folder)).unwrap();
+        let shared = Arc::into_inner(model.shared).unwrap();
+        let model = LoadedModel { network: Arc::new(Reader(Arc::clone(&shared.network))), ..shared };
+        let picture = Picture { width: 64, height: 64, rgb: vec![0; 64 * 64 * 3] };
+        let begin = |question: String| {
+            let image = model_actors::ImageSource::Path("unused".into());
+            let sampling = model_actors::Sampling::default();
+            let request =
+                DescribeImage::new(image).with_question(question).with_sampling(sampling).with_max_tokens(5);
+            Asked::begin(&model, &picture, &request).map(|_| ()).unwrap_err()
+        };
+        let error = begin("word ".repeat(3000));
+        assert!(matches!(error, Error::PromptTooLong { .. }), "{family}: {error}");
+        let error = begin("word".to_owned());
+        assert!(matches!(error, Error::Compute(_)), "{family}: {error}");
+    }
+}
+
+#[test]
+fn what_is_kept_apart_takes_its_room_beside_the_pieces_of_the_cache() {
+    assert_eq!(room(1, 577), 128 + 577);
+    assert_eq!(room(128, 0), 128);
+}
