@@ -34,7 +34,7 @@ fn changed(change: impl FnOnce(&mut TinyModel)) -> Error {
 }
 
 #[test]
-fn the_tiny_model_is_good_as_it_is() {
+fn the_tiny_model_loads_before_it_is_damaged() {
     let folder = TinyModel::new().write();
     let model = load(&folder).unwrap();
     let vectors = model.embed(&["cat sleeps", "dog runs", "", "cat cat cat dog"]).unwrap();
@@ -140,7 +140,7 @@ fn a_pickle_is_refused_by_every_name_that_it_has() {
 }
 
 #[test]
-fn what_is_no_pickle_of_weights_is_not_taken_for_one() {
+fn a_file_that_is_no_pickle_of_weights_is_not_reported_as_one() {
     // What a training leaves, and one beside safetensors, of which another part is missing.
     let error = damaged(|folder| {
         std::fs::remove_file(folder.join("model.safetensors")).unwrap();
@@ -239,7 +239,7 @@ fn a_tokenizer_that_panics_is_refused_or_fails_the_request() {
 }
 
 #[test]
-fn numbers_that_are_not_finite_or_of_no_use() {
+fn settings_that_are_not_finite_or_out_of_range() {
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let error = changed(|model| {
             let tensor = model.tensors.get_mut("encoder.layer.0.output.dense.bias").unwrap();

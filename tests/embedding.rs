@@ -1,4 +1,4 @@
-//! Text embedding gives the numbers that sentence-transformers gives, alone and in any batch.
+//! Text embedding agrees with sentence-transformers, for each text alone and in any batch.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;

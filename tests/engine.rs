@@ -1,4 +1,5 @@
-//! The engine from outside: real models as supervised workers, with their errors, events and memory.
+//! The engine through its public interface: real models as supervised workers, with their errors, events and
+//! memory.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -16,7 +17,7 @@ async fn small_engine() -> Engine {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn vectors_through_the_actors_are_the_references() {
+async fn vectors_through_the_actors_are_those_of_the_reference() {
     let engine = small_engine().await;
     let embedder = engine.text_embedding("small").unwrap();
     let cases = references("english_small");
@@ -47,7 +48,7 @@ async fn registering_costs_no_worker_and_asks_no_hub() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loads_own_error_comes_out_and_other_models_do_not_notice() {
+async fn a_load_error_reaches_its_callers_and_no_other_model() {
     let engine = small_engine().await;
     let empty = tempfile::tempdir().unwrap();
     let broken = engine.register::<TextEmbedding>("broken", Source::directory(empty.path())).unwrap();
@@ -59,7 +60,7 @@ async fn a_loads_own_error_comes_out_and_other_models_do_not_notice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_input_is_refused_alone() {
+async fn bad_input_fails_only_its_own_request() {
     let engine = small_engine().await;
     let embedder = engine.text_embedding("small").unwrap();
     let error = embedder.embed_batch(Vec::<String>::new()).await.unwrap_err();

@@ -1,5 +1,5 @@
-//! Typical failures from end to end: each has a kind that a server maps to a status without a look at its words, and
-//! passes to another process unchanged.
+//! Typical failures from end to end: each has a kind that a server maps to a status without a look at its
+//! words, and passes to another process unchanged.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;

@@ -1,5 +1,5 @@
-//! The examples, as a person runs them: each works offline without arguments, prints nothing but JSON lines if it is asked
-//! to, and ends with one clear line on a bad model or input.
+//! The examples, as a person runs them: each works offline without arguments, prints nothing but JSON lines
+//! if it is asked to, and ends with one clear line on a bad model or input.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
-/// More than any of them takes on a busy machine.
+/// Longer than any example takes on a busy machine.
 const LIMIT: Duration = Duration::from_secs(300);
 const ALL: [&str; 5] = ["embed", "chat", "embed_image", "describe", "paint"];
 
@@ -25,7 +25,7 @@ async fn run(folder: &Path, example: &str, arguments: &[&str]) -> Ended {
     run_with(folder, example, arguments, "").await
 }
 
-/// Runs an example in a folder, with this on standard input.
+/// Runs an example in a folder, with the given text on standard input.
 async fn run_with(folder: &Path, example: &str, arguments: &[&str], input: &str) -> Ended {
     let mut command = tokio::process::Command::new(binary(example));
     command.args(arguments).current_dir(folder).kill_on_drop(true);
@@ -53,7 +53,7 @@ fn folder() -> TempDir {
 }
 
 #[tokio::test]
-async fn each_works_without_arguments() {
+async fn each_example_works_without_arguments() {
     let folder = folder();
     for example in ALL {
         let ended = run(folder.path(), example, &[]).await;
@@ -74,9 +74,9 @@ async fn each_works_without_arguments() {
     }
 }
 
-/// More turns than the context of 256 tokens holds: the oldest are forgotten.
+/// The turns exceed the context of 256 tokens, so the oldest are dropped.
 #[tokio::test]
-async fn a_long_conversation_goes_on() {
+async fn a_conversation_longer_than_the_context_continues() {
     let folder = folder();
     let question = "There is a small red circle left of a large blue square. What colour is the square?\n";
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes-chat");
@@ -85,9 +85,9 @@ async fn a_long_conversation_goes_on() {
     assert_eq!(ended.out.matches("The square is blue.").count(), 12, "{}", ended.out);
 }
 
-/// The small model was taught one scene at a time.
+/// The small model is trained on one scene in a conversation.
 #[tokio::test]
-async fn without_a_model_of_its_own_each_line_is_answered_for_itself() {
+async fn the_small_model_answers_each_line_in_a_new_conversation() {
     let folder = folder();
     let lines = "There is a small red circle left of a large blue square. What colour is the square?\n\
         There is a large green triangle. How many shapes are there?\n\
@@ -148,7 +148,7 @@ async fn with_json_each_line_is_an_object_and_nothing_else_is_printed() {
 }
 
 #[tokio::test]
-async fn what_is_bad_ends_with_one_clear_line() {
+async fn a_bad_model_or_input_ends_with_one_clear_line() {
     let folder = folder();
     let no_model = ALL.map(|example| (example, vec!["--model", "./no/such/model"], "no/such/model"));
     let bad_inputs = [

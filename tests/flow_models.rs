@@ -1,5 +1,5 @@
-//! Stable Diffusion 3.5 and FLUX.1 paint what diffusers paints from the same noise, alone and among others, and damaged
-//! repositories of theirs are refused with the file and the setting at fault.
+//! Stable Diffusion 3.5 and FLUX.1 paint what diffusers paints from the same noise, alone and among others,
+//! and damaged repositories of theirs are refused with the file and the setting at fault.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -19,7 +19,7 @@ fn fixture(name: &str) -> PathBuf {
     common::root().join("tests/fixtures/text_to_image").join(name)
 }
 
-/// All that `text_to_image.rs` does not compare.
+/// Families that `text_to_image.rs` does not compare.
 fn names() -> impl Iterator<Item = String> {
     families_of("text_to_image").into_iter().filter(|name| !fixture(name).join("expected.json").exists())
 }
@@ -40,7 +40,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 }
 
 #[test]
-fn pictures_from_the_same_noise_are_those_of_the_reference() {
+fn images_from_the_same_noise_are_those_of_the_reference() {
     for name in names() {
         let folder = fixture(&name);
         let expected =
@@ -257,7 +257,7 @@ fn missing_files_are_named() {
 }
 
 #[test]
-fn nonsense_in_any_part_is_an_error_of_its_own_kind() {
+fn each_damaged_part_gives_an_error_of_its_own_kind() {
     let huge = json!(1_000_000_000_000u64);
     let many = json!(vec![8; 64]);
     let settings = [

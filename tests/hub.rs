@@ -1,5 +1,5 @@
-//! Models come from a hub as they should, from its cache without one, and every way in which the hub can fail has an
-//! error of its own.
+//! Downloads from a hub, its cache without a network, and a distinct error for every way in which the hub can
+//! fail.
 #![cfg(feature = "hub")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 const SECRET: &str = "hf_secret_of_the_test";
 
-/// A hub with the tiny model, and a cache of its own.
+/// Hub with the tiny model, and an empty cache.
 struct Hub {
     server: HubServer,
     cache: TempDir,
@@ -128,7 +128,7 @@ fn a_server_that_fails() {
 }
 
 #[test]
-fn content_that_comes_short() {
+fn content_that_is_too_short() {
     for fault in [Fault::Cut, Fault::Short] {
         let hub = Hub::new(&[("model.safetensors", fault)]);
         let error = hub.error();

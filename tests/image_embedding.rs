@@ -1,5 +1,5 @@
-//! Image embedding gives the vectors that transformers gives, for images and for texts, alone and in any batch; bad
-//! models are refused with the reason, and a bad image fails alone.
+//! Image embedding gives the vectors that transformers gives, for images and for texts, alone and in any
+//! batch; bad models are refused with the reason, and a bad image fails alone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -61,8 +61,8 @@ fn largest<'a>(pairs: impl Iterator<Item = (&'a Vec<f32>, &'a Vec<f32>)>) -> f32
     pairs.map(|(left, right)| difference(left, right)).fold(0.0, f32::max)
 }
 
-/// Compares raw and unit vectors, made alone, together, and in threes from the end, with the references and with each
-/// other.
+/// Compares raw and unit vectors, made alone, together, and in threes from the end, with the references and
+/// with each other.
 fn compare<T: Clone>(
     what: &str,
     inputs: &[T],
@@ -118,8 +118,9 @@ fn compare_family(family: &str) {
     );
 }
 
-/// `clip_legacy` has half precision in shards, a patch that does not divide the image, exact GELU, and the settings of old
-/// repositories; `dinov2_giant` has SwiGLU, brain floats, and images that each have sides of their own.
+/// `clip_legacy` has half precision in shards, a patch that does not divide the image, exact GELU, and the
+/// settings of old repositories; `dinov2_giant` has SwiGLU, brain floats, and images that each have sides of
+/// their own.
 #[test]
 fn every_family_agrees_with_its_references() {
     families_of("image_embedding").iter().for_each(|family| compare_family(family));
@@ -158,7 +159,7 @@ fn error_of(folder: &Path) -> Error {
 }
 
 #[test]
-fn configurations_that_cannot_be_are_refused() {
+fn impossible_configurations_are_refused() {
     let huge = u64::MAX;
     let cases = [
         ("clip", "/vision_config/patch_size", json!(0)),
@@ -241,7 +242,7 @@ fn an_unknown_architecture_is_told_with_what_is_supported() {
 }
 
 #[test]
-fn pictures_that_are_none_are_refused() {
+fn files_that_are_no_images_are_refused() {
     let model = load("clip");
     for picture in [
         Picture { width: 0, height: 0, rgb: Vec::new() },
@@ -259,7 +260,7 @@ fn pictures_that_are_none_are_refused() {
 }
 
 #[test]
-fn a_picture_of_too_many_rows_is_refused_with_both_numbers_and_the_largest_is_counted_ahead() {
+fn an_image_of_too_many_patches_is_refused_and_the_largest_is_in_the_footprint() {
     let folder = changed("dinov2", "preprocessor_config.json", |settings| {
         settings["do_center_crop"] = false.into();
         settings["do_resize"] = false.into();
@@ -274,7 +275,7 @@ fn a_picture_of_too_many_rows_is_refused_with_both_numbers_and_the_largest_is_co
 }
 
 #[test]
-fn pictures_that_differ_have_vectors_that_differ() {
+fn different_images_have_different_vectors() {
     let model = load("siglip");
     let vectors = model.embed_images(&[photograph("cat.png"), photograph("sky.png")]).unwrap();
     assert!(similarity(&vectors[0], &vectors[1]) < 0.99);
@@ -341,7 +342,7 @@ async fn large_batches_come_back_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_image_fails_alone() {
+async fn a_bad_image_fails_only_its_own_request() {
     // One worker, so that all that arrives while it loads shares its batches.
     let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
     let engine = Engine::builder()

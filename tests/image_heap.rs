@@ -1,5 +1,5 @@
-//! A header that claims a gigantic image costs nothing: its size is looked at before anything is decoded. The only test
-//! of its process, because it counts every byte of the process's heap.
+//! A header that claims a gigantic image allocates nothing, because the size is checked before decoding. This
+//! is the only test of its process, because it counts every byte of the process's heap.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -13,7 +13,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 #[global_allocator]
 static HEAP: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Far less than any of the claims, and more than reading the small files takes.
+/// Far less than the claimed images, and more than reading the small files takes.
 const LITTLE: usize = 1 << 20;
 
 fn file(name: &str) -> Vec<u8> {
@@ -35,7 +35,7 @@ fn claims(width: u32, height: u32) -> Vec<u8> {
     png
 }
 
-/// The bytes that were taken meanwhile, those given back again included, so that no moment is missed.
+/// Bytes that `work` allocates, those that are freed again included.
 async fn taken(input: &ImageInput, bytes: Vec<u8>) -> (Result<(), Error>, usize) {
     let before = HEAP.stats().bytes_allocated;
     let result = input.picture(ImageSource::Bytes(bytes)).await.map(drop);
@@ -43,7 +43,7 @@ async fn taken(input: &ImageInput, bytes: Vec<u8>) -> (Result<(), Error>, usize)
 }
 
 #[tokio::test]
-async fn a_claimed_size_is_refused_before_memory_is_taken() {
+async fn a_claimed_size_is_refused_before_memory_is_allocated() {
     let input = ImageInput::new(ImageSettings::default()).unwrap();
     // The first picture starts the thread that decodes.
     input.picture(ImageSource::Bytes(file("rgb.png"))).await.unwrap();

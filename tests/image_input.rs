@@ -1,5 +1,5 @@
-//! Images from outside, without a network: every kind of file gives the pixels that the reference processors see, or a
-//! clear refusal, within the limits.
+//! Images from files and bytes: every supported format decodes to the pixels of the reference, and everything
+//! else is refused with a clear error, within the limits.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -60,7 +60,7 @@ async fn every_kind_of_file_gives_the_reference_pixels() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_named_with_what_can() {
+async fn an_unsupported_format_is_named_with_those_that_are_supported() {
     let cases: [(Vec<u8>, &str); 10] = [
         (file("icon.ico"), "ICO"),
         (file("picture.avif"), "AVIF"),
@@ -81,7 +81,8 @@ async fn what_cannot_be_read_is_named_with_what_can() {
     }
 }
 
-/// Cut anywhere, a file is refused or, where only what does not matter is missing, gives the same picture.
+/// A file that is truncated anywhere is refused, or decodes to the same image where only a trailer is
+/// missing.
 #[tokio::test]
 async fn truncated_files_are_refused() {
     let names = [
@@ -244,7 +245,7 @@ async fn a_decoder_that_takes_too_long_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn many_are_decoded_in_order_and_the_settings_are_checked() {
+async fn many_images_are_decoded_in_order_and_settings_are_checked() {
     let input = ImageInput::new(ImageSettings::default().with_decoders(2)).unwrap();
     let names = ["rgb.png", "rgba.png", "grey.png", "plain.gif", "rgb.bmp"];
     let sources = names.iter().cycle().take(40).map(|name| ImageSource::Bytes(file(name))).collect();

@@ -1,6 +1,6 @@
-//! The images of all requests together stay within the memory that is given to them, from before they are decoded until
-//! their requests end; nobody waits for room for what is refused anyway, or keeps it while a server is slow; and where a
-//! queue is full or a request refused, nothing is fetched for it.
+//! Memory of images: the images of all requests together stay within their limit, from before they are
+//! decoded until their requests end. An image that is refused anyway does not wait for memory, a slow server
+//! holds none, and nothing is fetched for a request that is refused or meets a full queue.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -28,7 +28,7 @@ fn picture() -> Picture {
     Picture { width: 32, height: 32, rgb: vec![128; 3072] }
 }
 
-/// Room for as many bytes, and 3,072 bytes of pixels in an image.
+/// Settings with this much memory; an image here has 3,072 bytes of pixels.
 fn settings(memory: u64) -> ImageSettings {
     let urls = UrlSettings::default()
         .with_allowed_networks(vec!["127.0.0.1".parse().unwrap()])
@@ -58,7 +58,7 @@ fn request(image: ImageSource) -> DescribeImage {
         .with_max_tokens(2)
 }
 
-/// A request that goes on until it is dropped, with what its image takes.
+/// Request that runs until it is dropped, and the memory of its image.
 async fn endless(model: &ImageDescriber, image: ImageSource) -> ReplyStream<Vision> {
     model.stream(request(image).with_max_tokens(64)).await.unwrap()
 }
@@ -80,7 +80,7 @@ fn has_no_room<T>(result: &Result<T, Error>) -> bool {
 }
 
 #[tokio::test]
-async fn a_slow_server_delays_other_downloads_and_no_image_that_is_here() {
+async fn a_slow_server_delays_other_downloads_but_no_local_image() {
     let server = WebServer::start("127.0.0.1", |_| {
         vec![("/silent", Answer::Silent), ("/a.png", Answer::Whole(png()))]
     });
@@ -114,7 +114,7 @@ async fn a_slow_server_delays_other_downloads_and_no_image_that_is_here() {
 }
 
 #[tokio::test]
-async fn many_callers_get_through_little_room() {
+async fn many_callers_share_little_image_memory() {
     let input = ImageInput::new(settings(9 << 10)).unwrap();
     let pictures = (0..50).map(|_| input.picture(ImageSource::Bytes(png())));
     for picture in futures_util::future::join_all(pictures).await {
@@ -133,7 +133,7 @@ async fn holds_its_room_until_it_ends(model: &ImageDescriber) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_holds_the_room_of_its_pictures_until_it_ends() {
+async fn a_request_holds_the_memory_of_its_images_until_it_ends() {
     // Room for one picture and a half.
     let engine = builder(3072 * 3 / 2).start().await.unwrap();
     let model = engine.vision("blip").unwrap();
@@ -149,7 +149,7 @@ async fn a_request_holds_the_room_of_its_pictures_until_it_ends() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_looked_at_before_anything_is_fetched() {
+async fn a_full_queue_is_checked_before_anything_is_fetched() {
     let server = WebServer::start("127.0.0.1", |_| vec![("/a.png", Answer::Whole(png()))]);
     let queue = Some(QueueCapacity::new(1, 1));
     let pool = PoolConfig::default().with_queue(queue);
@@ -175,7 +175,7 @@ async fn a_full_queue_is_looked_at_before_anything_is_fetched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_decodes_nothing_so_that_the_engines_limits_hold() {
+async fn workers_take_decoded_images_only() {
     let source = Source::directory(root().join("tests/fixtures/image_embedding/clip"));
     let engine = builder(1 << 20).image_embedding("clip", source).start().await.unwrap();
     let clip = engine.image_embedding("clip").unwrap();
@@ -199,7 +199,7 @@ async fn a_worker_decodes_nothing_so_that_the_engines_limits_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_over_a_limit_is_refused_without_a_wait_for_room() {
+async fn an_image_over_a_limit_is_refused_without_a_wait_for_memory() {
     let engine = builder(3072).start().await.unwrap();
     let model = engine.vision("blip").unwrap();
     let stream = endless(&model, ImageSource::Picture(picture())).await;
@@ -229,7 +229,7 @@ async fn what_is_over_a_limit_is_refused_without_a_wait_for_room() {
 }
 
 #[tokio::test]
-async fn ready_pixels_are_counted_before_anything_is_fetched() {
+async fn decoded_images_are_counted_before_anything_is_fetched() {
     let server = WebServer::start("127.0.0.1", |_| vec![("/a.png", Answer::Whole(png()))]);
     let limits = ImageLimits::default().with_request_pixels(2047);
     let input = ImageInput::new(settings(1 << 20).with_limits(limits)).unwrap();
@@ -244,7 +244,7 @@ async fn ready_pixels_are_counted_before_anything_is_fetched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_small_image_takes_little_room_whatever_the_limits_allow() {
+async fn a_small_image_reserves_little_memory_whatever_the_limits_allow() {
     let settings = settings(12 << 10).with_limits(ImageLimits::default());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("small.png");
@@ -265,7 +265,7 @@ async fn a_small_image_takes_little_room_whatever_the_limits_allow() {
 }
 
 #[tokio::test]
-async fn no_room_is_kept_while_more_addresses_are_fetched() {
+async fn no_memory_is_reserved_while_more_addresses_are_fetched() {
     let server = WebServer::start("127.0.0.1", |_| {
         vec![("/a.png", Answer::Whole(png())), ("/silent", Answer::Silent)]
     });
@@ -287,7 +287,7 @@ async fn no_room_is_kept_while_more_addresses_are_fetched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_shortage_of_room_is_called_by_its_name_where_it_holds_up_others() {
+async fn an_error_names_the_shortage_of_image_memory_that_caused_it() {
     let server = WebServer::start("127.0.0.1", |_| vec![("/a.png", Answer::Whole(png()))]);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("small.png");
@@ -355,7 +355,7 @@ async fn a_request_is_checked_and_a_closed_model_noticed_before_anything_is_fetc
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_does_not_want_to_wait_does_not_wait_for_room_either() {
+async fn a_call_that_does_not_wait_does_not_wait_for_image_memory_either() {
     let server = WebServer::start("127.0.0.1", |_| vec![("/a.png", Answer::Whole(png()))]);
     let source = Source::directory(root().join("tests/fixtures/image_embedding/clip"));
     let engine = builder(3072).image_embedding("clip", source).start().await.unwrap();

@@ -1,5 +1,5 @@
-//! Images by address: what must not be opened is not, each refusal against a server of this machine, and with a
-//! control that the same address is opened where the application allows it.
+//! Images by URL: forbidden addresses are not opened. Each refusal is tested against a server of this
+//! machine, with the control that the same address is opened where the application allows it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -20,7 +20,7 @@ fn pixels() -> Vec<u8> {
     std::fs::read(root().join("tests/fixtures/images/rgb.png.rgb")).unwrap()
 }
 
-/// Waits long enough for a busy machine; each test of a time shortens its own.
+/// Settings with long timeouts for a busy machine; each test of a timeout shortens its own.
 fn patient() -> UrlSettings {
     let long = Duration::from_secs(60);
     UrlSettings::default().with_connect_timeout(long).with_read_timeout(long).with_total_timeout(long)
@@ -41,7 +41,7 @@ fn is_refused(result: &Result<Picture, Error>) -> bool {
     matches!(result, Err(Error::AddressRefused { .. }))
 }
 
-/// Addresses without a picture: what they give does not fit a line.
+/// Addresses that lead to no image.
 fn said(result: Result<Picture, Error>) -> String {
     result.map_or_else(|error| error.to_string(), |_| "a picture".to_owned())
 }
@@ -79,7 +79,7 @@ async fn this_machine_is_refused_unless_the_application_allows_it() {
 }
 
 #[tokio::test]
-async fn a_name_that_leads_to_this_machine_is_refused_after_it_is_looked_up() {
+async fn a_host_name_that_resolves_to_this_machine_is_refused() {
     let server = WebServer::start("127.0.0.1", |_| vec![("/a.png", Answer::Whole(png()))]);
     let address = format!("http://localhost:{}/a.png", server.port());
     // Other networks are allowed, and do not help.
@@ -177,7 +177,7 @@ async fn other_schemes_are_refused() {
 }
 
 #[tokio::test]
-async fn an_application_may_open_no_address_at_all() {
+async fn an_application_can_forbid_all_addresses() {
     let settings = ImageSettings::default().with_urls(None);
     let input = ImageInput::new(settings).unwrap();
     let result = input.picture(ImageSource::Url("http://example.org/a.png".to_owned())).await;
@@ -185,7 +185,7 @@ async fn an_application_may_open_no_address_at_all() {
 }
 
 #[tokio::test]
-async fn silence_ends_with_the_read_timeout() {
+async fn a_silent_server_ends_with_the_read_timeout() {
     let server =
         WebServer::start("127.0.0.1", |_| vec![("/silent", Answer::Silent), ("/stalled", Answer::Stalled)]);
     let settings = || allowing(&["127.0.0.1"]).with_read_timeout(Duration::from_millis(50));
@@ -195,11 +195,11 @@ async fn silence_ends_with_the_read_timeout() {
     }
 }
 
-/// A listener that nobody accepts from, whose queue is full: the kernel answers no further connection. Other systems
-/// refuse such connections, or take more than they are asked to.
+/// Listener that never accepts and whose queue is full, so the kernel answers no further connection. Other
+/// systems refuse such connections, or take more than they are asked to.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_connection_that_does_not_come_about_ends_with_the_connect_timeout() {
+async fn an_attempt_to_connect_ends_with_the_connect_timeout() {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();

@@ -1,5 +1,5 @@
-//! The rules of `actors/tests/layers.rs` for this crate: every file says what it is, and a module imports only those
-//! listed above it, in `lib.rs` and in each folder.
+//! The rules of `actors/tests/layers.rs` for this crate: every file says what it is, and a module imports
+//! only those listed above it, in `lib.rs` and in each folder.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "../actors/tests/rules/mod.rs"]
@@ -25,8 +25,8 @@ fn a_module_imports_only_those_listed_above_it() {
     assert!(broken.is_empty(), "against the order of the lists of modules:\n{}", broken.join("\n"));
 }
 
-/// Whether a line has a limit that the search below would miss: a constant by another name, or a number in the words of
-/// a refusal.
+/// True for a line with a limit that the search below would miss: a constant with another name, or a number
+/// in the text of an error.
 fn is_hidden_limit(line: &str) -> bool {
     if line.trim_start().starts_with("//") {
         return false;
@@ -38,7 +38,7 @@ fn is_hidden_limit(line: &str) -> bool {
     misnamed || numbers && line.contains("allowed")
 }
 
-/// The limits that only one file knows stay beside what they bound, and are told of in `limits.rs` all the same.
+/// Limits of one file stay in that file, and are listed in `limits.rs` all the same.
 #[test]
 fn every_limit_is_in_the_table() {
     let source = root().join("src");

@@ -1,5 +1,5 @@
-//! Images become what the reference processors make of them. Of photographs of odd sizes, JPEG among them, one value in
-//! 401 is compared, and the mean of all; of every way to resize, every pixel.
+//! Preprocessing of images agrees with the reference processors. For photographs of odd sizes one value in
+//! 401 is compared, and the mean of all; for every resampling filter every pixel.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -42,7 +42,7 @@ fn expected() -> Expected {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// A model that takes images of any size, with a preprocessing of its own.
+/// Model that takes images of any size, with a preprocessing of its own.
 fn model_with(config: &Value) -> ImageEmbeddingModel {
     let folder = tempfile::tempdir().unwrap();
     let fixture = root().join("tests/fixtures/image_embedding/dinov2");
@@ -53,14 +53,14 @@ fn model_with(config: &Value) -> ImageEmbeddingModel {
     ImageEmbeddingModel::load(Source::directory(folder.path())).unwrap()
 }
 
-/// What a step of 1/255 is after normalisation, for each channel.
+/// Size of a step of 1/255 after normalization, for each channel.
 fn steps(config: &Value) -> [f32; 3] {
     let deviation: [f32; 3] = serde_json::from_value(config["image_std"].clone()).unwrap();
     deviation.map(|deviation| 1.0 / 255.0 / deviation)
 }
 
 #[test]
-fn photographs_become_what_the_reference_processors_make_of_them() {
+fn photographs_are_preprocessed_like_the_reference() {
     let mut names: Vec<(String, f32)> = Vec::new();
     let cases = expected().cases;
     assert!(cases.iter().any(|case| case.photograph.ends_with(".jpg")));

@@ -1,5 +1,5 @@
-//! Tokens, passwords and signed addresses reach no log, no error and no event, at the finest level of logging of
-//! everything in the process. In a file of its own, because a process has one collector of logs.
+//! Tokens, passwords and signed addresses reach no log, no error and no event, at the finest level of logging
+//! of everything in the process. In a file of its own, because a process has one collector of logs.
 #![cfg(feature = "hub")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -25,7 +25,7 @@ const PATH: &str = "ThePathOfTheTest";
 /// `user:ThePasswordOfTheTest` in base64, as the header has it.
 const HEADER: &str = "dXNlcjpUaGVQYXNzd29yZE9mVGhlVGVzdA";
 
-/// All that is written to it.
+/// Writer that keeps everything that is written to it.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -63,7 +63,7 @@ fn images() -> ImageSettings {
     ImageSettings::default().with_urls(urls)
 }
 
-/// Engines with a hub that is well and with one that fails in several ways.
+/// Engines with a working hub and with one that fails in several ways.
 async fn load_models(errors: &mut Vec<String>, events: &mut Vec<String>) {
     let faults = [
         ("config.json", Fault::Status(401)),
@@ -98,7 +98,7 @@ async fn load_models(errors: &mut Vec<String>, events: &mut Vec<String>) {
     }
 }
 
-/// Addresses in the place of a model's directory or repository, which a load refuses.
+/// URLs in place of a model's directory or repository, which a load refuses.
 async fn load_addresses(errors: &mut Vec<String>, events: &mut Vec<String>) {
     let address = format!("https://user:{TOKEN}@huggingface.co/{PATH}/b?s={SIGNATURE}");
     let sources = [
@@ -190,7 +190,7 @@ async fn open_addresses(errors: &mut Vec<String>) {
     errors.push(format!("{:?}", engine.images()));
 }
 
-/// A client past the handles: the worker, or the model that does not load, refuses.
+/// Client without a handle: the worker, or the failing load, gives the error.
 async fn send_raw(errors: &mut Vec<String>, events: &mut Vec<String>) {
     let folder = TinyModel::new().write();
     let engine = Engine::builder().vision("tiny", Source::directory(folder.path())).start().await.unwrap();

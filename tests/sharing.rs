@@ -1,5 +1,5 @@
-//! More workers of a model cost scratch, not another copy of the weights, once each of them has worked. The only test of
-//! its process, because it reads the memory of the whole process.
+//! More workers of a model take scratch memory but no copy of the weights, also after each has run a batch.
+//! This is the only test of its process, because it reads the memory of the whole process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
 
@@ -15,21 +15,21 @@ use common::fixtures::TEXT;
 use common::large_llama::write_large_llama;
 use common::minilm;
 
-/// Bytes of this process that are in memory.
+/// Resident memory of this process in bytes.
 fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
-/// Three copies more would be three times the weights. What the allocator keeps of freed scratch varies from run to run,
-/// so the ratio itself is for the bench to show.
+/// Three copies more would be three times the weights. What the allocator keeps of freed scratch varies from
+/// run to run, so the ratio itself is for the bench to show.
 fn assert_shared(directory: &Path, one: usize, four: usize) {
     let copy = std::fs::metadata(directory.join("model.safetensors")).unwrap().len() as usize;
     println!("{}: weights {copy}, resident with one worker {one}, with four {four}", directory.display());
     assert!(four < one + copy, "{one} bytes with one worker, {four} with four: at least one further copy");
 }
 
-/// A worker whose reader does not read keeps its text and takes no other, so each text starts a worker.
+/// A worker whose stream is not read keeps its text and takes no other, so each text starts a worker.
 async fn four_write(directory: &Path) {
     let pool = PoolConfig::default()
         .with_max_workers(4)
@@ -60,7 +60,7 @@ async fn four_write(directory: &Path) {
     assert!(engine.shutdown().await.is_clean());
 }
 
-/// The texts are enough for each worker to have a batch of them.
+/// Enough texts for each worker to have a batch.
 async fn four_embed(directory: &Path) {
     let texts = vec!["The quick brown fox jumps over the lazy dog near the river bank."; 256];
     let (mut residents, mut ready) = (Vec::new(), Vec::new());

@@ -1,6 +1,6 @@
-//! The second worker of any family costs no second copy of the weights, at its start or later. The only test of its
-//! process, because it counts every byte of the process's heap; fixtures are too small for resident memory, which counts
-//! in pages and in what the allocator keeps. `sharing.rs` reads that for a large model.
+//! The second worker of any family takes no copy of the weights, at its start or later. This is the only test
+//! of its process, because it counts every byte of the process's heap. Fixtures are too small for resident
+//! memory, which counts pages and the allocator's caches; `sharing.rs` reads that for a large model.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -20,7 +20,7 @@ fn live_bytes() -> isize {
     stats.bytes_allocated as isize - stats.bytes_deallocated as isize
 }
 
-/// Bytes of the weight files, which is no more than what the weights take in memory.
+/// Bytes of the weight files, which is at most what the weights take in memory.
 fn weight_bytes(folder: &Path) -> isize {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let of = |path: &Path| match path.extension().and_then(|extension| extension.to_str()) {
@@ -35,8 +35,8 @@ fn weight_bytes(folder: &Path) -> isize {
     entries.map(|path| of(&path)).sum()
 }
 
-/// The heap with so many workers of a model, each of them ready. No request is made: at the first product of a thread the
-/// library of matrix products takes 2 MiB for it, many times what a fixture's weights are.
+/// The heap with so many workers of a model, each of them ready. No request is made: at the first product of
+/// a thread the library of matrix products takes 2 MiB for it, many times what a fixture's weights are.
 async fn with_workers(fixture: &Fixture, workers: usize) -> isize {
     let pool = PoolConfig::default().with_max_workers(workers).with_cold_start_workers(workers);
     let builder = (fixture.kind.register)(Engine::builder().pool_config(pool), fixture.source());
@@ -52,8 +52,8 @@ async fn with_workers(fixture: &Fixture, workers: usize) -> isize {
     live
 }
 
-/// What a second model over the same weights keeps of its first request, as a worker would. Both run on this thread, for
-/// which the library of matrix products has taken what it takes by then.
+/// Memory that a second model over the same weights keeps after its first request, as a worker would. Both
+/// run on this thread, for which the matrix library has allocated its buffers by then.
 fn kept_of_a_request(fixture: &Fixture) -> isize {
     let [mut first, mut second] = (fixture.kind.clones)(fixture.source(), LoadOptions::default());
     first();

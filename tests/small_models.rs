@@ -1,6 +1,6 @@
-//! The small trained models of this repository give answers that make sense, not only answers of the right shape, and
-//! give the same ones while their workers crash. All is asked about scenes that no training saw; only the stories could not be
-//! held out (`models/README.md`).
+//! The small trained models of this repository give correct answers, not only well-formed ones, and give the
+//! same ones while their workers crash. All questions are about held-out scenes; only requests for stories
+//! could not be held out (`models/README.md`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "../examples/common/scenes.rs"]
@@ -19,7 +19,7 @@ use candle_actors::{
 use scenes::{HeldOut, Scene};
 use vectors::nearest;
 
-/// Pictures of so many groups are looked at.
+/// Groups of images that are tested.
 const GROUPS: usize = 2;
 const CHATS: usize = 60;
 const PROMPTS: usize = 10;
@@ -75,7 +75,7 @@ async fn the_similar_sentence_ranks_first() {
 }
 
 #[tokio::test]
-async fn words_find_their_picture_among_twenty() {
+async fn each_caption_finds_its_image_among_twenty() {
     let builder = Engine::builder().image_embedding("finder", source("shapes-image-embedding"));
     let engine = builder.start().await.unwrap();
     let finder = engine.image_embedding("finder").unwrap();
@@ -150,7 +150,7 @@ async fn questions_about_scenes_in_words_are_answered_right_and_stories_are_gram
 }
 
 #[tokio::test]
-async fn a_painted_picture_is_described_and_found_by_the_words_that_asked_for_it() {
+async fn a_painted_image_matches_its_prompt_by_description_and_by_embedding() {
     let engine = Engine::builder()
         .text_to_image("painter", source("shapes-text-to-image"))
         .vision("describer", source("shapes-vision"))

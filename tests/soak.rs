@@ -1,5 +1,5 @@
-//! A short soak, and proof that its ledger finds what does not add up. One test, because it counts the threads of its
-//! process.
+//! A short soak test, with controls that its ledger finds planted faults. One test, because it counts the
+//! threads of its process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "../examples/soak/harness/mod.rs"]
@@ -8,7 +8,7 @@ mod harness;
 use harness::{Options, Plant, run};
 
 #[test]
-fn everything_adds_up_and_what_does_not_is_found() {
+fn the_ledger_balances_and_planted_faults_are_found() {
     // Real threads meet each fault by chance, so each has to be met in one of the runs.
     let mut never: Option<Vec<_>> = None;
     for seed in [1, 2, 3] {

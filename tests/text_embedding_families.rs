@@ -1,6 +1,6 @@
-//! Every text embedding family gives the numbers of its reference implementation, alone and in any batch, with prompts
-//! and with fewer dimensions. The models are tiny and random; `tests/references/text_embedding.py` makes them and says
-//! where each reference comes from.
+//! Every text embedding family agrees with its reference implementation, alone and in any batch, with prompts
+//! and with fewer dimensions. The models are tiny and random; `tests/references/text_embedding.py` makes them
+//! and names each reference.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -13,18 +13,18 @@ use common::folders::families_of;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The largest difference from the reference.
+/// Largest difference from the reference.
 const TOLERANCE: f32 = 1e-4;
-/// The largest difference between a text alone and the same in a batch.
+/// Largest difference between a text alone and the same in a batch.
 const BATCH_TOLERANCE: f32 = 1e-5;
 
-/// A text as it was given to the reference, and what came back.
+/// Input of the reference, and its output.
 #[derive(Deserialize)]
 struct Case {
     text: String,
-    /// A prompt by its name in the model's files.
+    /// Prompt by its name in the model's files.
     named: Option<String>,
-    /// A prompt by its words.
+    /// Prompt by its text.
     written: Option<String>,
     dimensions: Option<usize>,
     embedding: Vec<f32>,
@@ -59,7 +59,8 @@ fn cases(family: &str) -> Vec<Case> {
     serde_json::from_slice::<File>(&text).unwrap().cases
 }
 
-/// Compares each case alone with its reference, and the cases without a prompt alone with the same in batches.
+/// Compares each case alone with its reference, and the cases without a prompt alone with the same in
+/// batches.
 fn compare(family: &str) {
     let (model, cases) = (load(family), cases(family));
     let alone: Vec<Vec<f32>> =
@@ -111,7 +112,7 @@ fn dimensions_that_the_model_lists_are_the_only_ones() {
 }
 
 #[test]
-fn prompts_that_are_not_there_or_leave_no_room_are_refused() {
+fn unknown_prompts_and_prompts_that_fill_the_context_are_refused() {
     let ask = |family: &str, prompt| {
         let request = EmbedTexts::from("Hello").with_prompt(prompt);
         load(family).embed_request(&request).unwrap_err().to_string()
@@ -175,9 +176,9 @@ fn changed(family: &str, change: impl FnOnce(&mut Value)) -> Result<TextEmbeddin
     TextEmbeddingModel::load(Source::directory(copy.path()))
 }
 
-/// The comparisons above could tell: with another setting the vectors are others.
+/// Control of the comparisons above: with another setting the vectors differ.
 #[test]
-fn every_setting_shows_in_the_vectors() {
+fn every_setting_changes_the_vectors() {
     let cases_by_family = [
         ("bert", "layer_norm_eps", json!(0.1)),
         ("bert", "hidden_act", json!("relu")),
@@ -223,7 +224,7 @@ fn texts_end_where_stretched_positions_would_begin() {
 }
 
 #[test]
-fn settings_that_make_no_model_are_named() {
+fn contradictory_settings_are_named() {
     let cases = [
         ("bert", "num_attention_heads", json!(0)),
         ("bert", "num_attention_heads", json!(5)),
@@ -275,8 +276,8 @@ fn an_architecture_that_is_not_supported_is_named_beside_all_that_are() {
     }
 }
 
-/// Whatever a setting is changed to, loading ends with a model or with an error that says what is wrong, and never
-/// with a panic or with memory that only the setting claims.
+/// Whatever a setting is changed to, a load ends with a model or with a descriptive error, never with a panic
+/// or with an allocation of a size that only the setting claims.
 #[test]
 fn hostile_settings_end_in_errors() {
     let values =

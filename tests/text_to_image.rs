@@ -1,5 +1,5 @@
-//! Text to image through the public face: pictures that are the reference's from the same noise, the same alone and
-//! beside others, repeatable by their seed; and what is refused.
+//! Text to image through the public interface: images agree with the reference from the same noise, are the
+//! same alone and in a batch, and are repeatable by their seed; bad requests and repositories are refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -38,7 +38,7 @@ fn fixture(family: &str) -> PathBuf {
     root().join("tests/fixtures/text_to_image").join(family)
 }
 
-/// Those whose references are in such a file; `flow_models.rs` compares all others.
+/// Families with an `expected.json`; `flow_models.rs` compares the others.
 fn families() -> impl Iterator<Item = String> {
     families_of("text_to_image").into_iter().filter(|family| fixture(family).join("expected.json").exists())
 }
@@ -51,7 +51,7 @@ fn request(prompt: &str, seed: u64) -> PaintImage {
     PaintImage::default().with_prompt(prompt).with_seed(seed).with_steps(3)
 }
 
-/// The largest difference of two pictures, where 1 is that of black and white.
+/// Largest difference of two images, where 1 is that of black and white.
 fn difference(picture: &Picture, reference: &Tensor) -> f32 {
     assert_eq!(reference.dims(), [1, 3, picture.height, picture.width]);
     let reference = reference.permute((0, 2, 3, 1)).unwrap().flatten_all().unwrap();
@@ -61,7 +61,7 @@ fn difference(picture: &Picture, reference: &Tensor) -> f32 {
 }
 
 #[test]
-fn pictures_from_the_same_noise_are_the_references() {
+fn images_from_the_same_noise_are_those_of_the_reference() {
     for family in families() {
         let expected = std::fs::read(fixture(&family).join("expected.json")).unwrap();
         let expected: Expected = serde_json::from_slice(&expected).unwrap();
@@ -92,7 +92,7 @@ fn pictures_from_the_same_noise_are_the_references() {
 }
 
 #[test]
-fn a_turbo_model_takes_one_step_unless_asked_otherwise() {
+fn a_turbo_model_takes_one_step_by_default() {
     let mut steps = 0;
     let model = load("sdxl_turbo");
     let request = request("a cat", 1).with_steps(None);
@@ -101,16 +101,16 @@ fn a_turbo_model_takes_one_step_unless_asked_otherwise() {
     assert_eq!(model.default_size(), (64, 64));
 }
 
-/// The mean difference of two pictures of one size, where 1 is that of black and white.
+/// Mean difference of two images of one size, where 1 is that of black and white.
 fn distance(left: &Picture, right: &Picture) -> f64 {
     assert_eq!((left.width, left.height), (right.width, right.height));
     let sum: u64 = left.rgb.iter().zip(&right.rgb).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
     sum as f64 / left.rgb.len() as f64 / 255.0
 }
 
-/// So small a picture is shown whole, so that the last preview is the picture itself.
+/// An image this small is previewed at full size, so the last preview is the image itself.
 #[test]
-fn previews_come_to_look_like_the_picture_and_are_there_only_if_asked_for() {
+fn previews_approach_the_image_and_come_only_on_request() {
     let all = &["ddim", "pndm", "euler", "euler_ancestral", "dpm++"][..];
     let flow = &["flow_match_euler"][..];
     for (family, side, schedulers) in [
@@ -157,7 +157,7 @@ fn previews_of_larger_pictures_are_small() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_shows_previews_and_what_no_model_has_is_refused_before_one_is_loaded() {
+async fn a_stream_has_previews_and_an_unknown_scheduler_is_refused_before_a_load() {
     let (engine, painter) = studio("sd15", 1).await;
     let mut stream = painter.stream(request("a cat", 3).with_preview(true)).await.unwrap();
     let mut last = None;
@@ -232,7 +232,7 @@ async fn a_picture_is_the_same_alone_and_beside_others_and_repeatable_by_its_see
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_tells_of_each_step_and_ends_with_the_picture() {
+async fn a_stream_reports_each_step_and_ends_with_the_image() {
     let (engine, painter) = studio("sdxl", 1).await;
     let mut stream = painter.stream(request("a cat", 3)).await.unwrap();
     let mut steps = Vec::new();
@@ -247,7 +247,7 @@ async fn a_stream_tells_of_each_step_and_ends_with_the_picture() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bad_request_is_refused_alone_and_with_both_numbers() {
+async fn a_bad_request_fails_alone_and_its_error_has_both_numbers() {
     let (engine, painter) = studio("sd15", 1).await;
     let changed = |change: fn(&mut PaintImage)| {
         let mut request = request("a cat", 1);
@@ -296,7 +296,7 @@ fn error(folder: &TempDir) -> Error {
     TextToImageModel::load(Source::directory(folder.path())).err().expect("a damaged model loads")
 }
 
-/// A model with other settings in one file.
+/// Model with other settings in one file.
 fn changed(family: &str, file: &str, changes: Value) -> TempDir {
     let folder = copy(family);
     let path = folder.path().join(file);
@@ -322,7 +322,7 @@ fn an_unsupported_pipeline_is_named_and_what_is_supported_listed() {
 }
 
 #[test]
-fn settings_that_cannot_be_are_refused_by_name() {
+fn impossible_settings_are_refused_by_name_of_the_setting() {
     let huge = u64::MAX;
     for (family, file, changes) in [
         ("sd15", "unet/config.json", json!({"attention_head_dim": 0})),
@@ -424,7 +424,7 @@ fn files_that_are_missing_or_damaged_are_named() {
 }
 
 #[test]
-fn a_tokenizer_that_multiplies_a_prompt_is_refused() {
+fn a_tokenizer_that_blows_up_a_prompt_is_refused() {
     let normalizer = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "b".repeat(20_000)});
     let file = "tokenizer_2/tokenizer.json";
     let folder = changed("flux_schnell", file, json!({"normalizer": normalizer}));

@@ -1,4 +1,5 @@
-//! Text to text through the actors: the texts of the references, alone and in company, and every way to an end.
+//! Text to text through the actors: texts agree with the references, alone and in a batch, and every stop
+//! condition ends them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -17,7 +18,7 @@ use common::text::{counted, expected, family, load, one_worker};
 use common::{steps_after_drop, until_nothing_runs};
 use tempfile::TempDir;
 
-/// Those that have to write several texts together whatever the others do.
+/// Families that have to generate several texts in one batch.
 const TOGETHER: [&str; 2] = ["llama", "qwen3"];
 
 async fn engine(name: &str, pool: PoolConfig) -> (Engine, TextGenerator) {
@@ -31,7 +32,7 @@ fn request(prompt: &str, max_tokens: usize) -> GenerateText {
     GenerateText::from(prompt).with_max_tokens(max_tokens)
 }
 
-/// The pieces and the whole of a stream.
+/// Chunks and output of a stream.
 async fn read(mut stream: ReplyStream<TextToText>) -> (String, Completion) {
     let mut text = String::new();
     while let Some(piece) = stream.next().await {
@@ -43,7 +44,7 @@ async fn read(mut stream: ReplyStream<TextToText>) -> (String, Completion) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_family_writes_what_its_reference_writes_alone_and_in_company() {
+async fn every_family_generates_the_text_of_its_reference_alone_and_in_a_batch() {
     for name in families_of("text_to_text") {
         let cases = expected(&name, &load(&name));
         let (engine, model) = engine(&name, one_worker()).await;
@@ -81,7 +82,7 @@ async fn every_family_writes_what_its_reference_writes_alone_and_in_company() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_are_written_together() {
+async fn texts_are_generated_in_one_batch() {
     for name in TOGETHER {
         let (system, handle, model) = counted(name, one_worker()).await;
         let before = model.steps();
@@ -126,7 +127,7 @@ async fn a_dropped_stream_stops_the_model_within_a_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_that_leaves_or_does_not_read_does_not_hold_up_the_others() {
+async fn a_caller_that_leaves_or_does_not_read_delays_no_other() {
     let pool = one_worker().with_stream_buffer(2);
     let (system, handle, model) = counted("llama", pool).await;
     let unread = handle.stream(request("The rain", 64), CallOptions::default()).await.unwrap();
@@ -190,7 +191,7 @@ async fn a_stop_string_ends_the_text_before_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_context_is_the_end() {
+async fn generation_ends_at_the_context_length() {
     let (engine, model) = engine("llama", one_worker()).await;
     let loaded = load("llama");
     assert_eq!(loaded.max_tokens(), 512);
@@ -220,7 +221,7 @@ fn limited(name: &str, writing: GenerationLimits) -> Result<TextGenerationModel,
 }
 
 #[test]
-fn what_a_workers_caches_hold_is_a_setting() {
+fn kv_cache_tokens_limits_prompt_and_answer() {
     let limits = GenerationLimits::default().with_kv_cache_tokens(200).with_max_sequences(4);
     let (small, usual) = (limited("llama", limits).unwrap(), load("llama"));
     assert_eq!((small.max_tokens(), usual.max_tokens()), (200, 512));
@@ -280,7 +281,7 @@ async fn the_engine_takes_the_limits_of_each_model() {
 
 /// Phi-3's rotary embedding changes for all of a text that becomes longer than this.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_text_that_outgrows_its_rotary_embedding_is_read_again_in_pieces_while_others_write() {
+async fn a_text_that_outgrows_its_rotary_embedding_is_prefilled_again_in_chunks() {
     let folder = copy_of("phi3");
     let file = folder.path().join("config.json");
     let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
@@ -335,7 +336,7 @@ async fn the_end_token_ends_the_text() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_go_through_the_template() {
+async fn messages_are_rendered_by_the_chat_template() {
     let (engine, model) = engine("llama", one_worker()).await;
     let messages = [Message::system("Be brief."), Message::user("What is rain?")];
     let written = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is rain?<|im_end|>\n\
@@ -358,7 +359,7 @@ async fn messages_go_through_the_template() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_before_the_first_output_is_kept() {
+async fn a_deadline_before_the_first_output_is_met() {
     let (system, handle, model) = counted("llama", one_worker()).await;
     let brief = CallOptions::default().with_timeout(Duration::from_nanos(1));
     let error = handle.call(request("The cat", 500), brief).await.unwrap_err();
@@ -376,7 +377,7 @@ async fn refused(handle: &ModelHandle<TextToText>, request: GenerateText, word: 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_requests_are_refused_alone() {
+async fn hostile_requests_fail_alone() {
     let (system, handle, _) = counted("llama", one_worker()).await;
     let with = |change: fn(&mut GenerateText)| {
         let mut request = request("The cat", 5);
@@ -407,7 +408,7 @@ async fn hostile_requests_are_refused_alone() {
     assert!(system.shutdown().await.is_clean());
 }
 
-/// A family's folder that may be changed.
+/// Copy of a family's folder that may be changed.
 fn copy_of(name: &str) -> TempDir {
     let folder = TempDir::new().unwrap();
     for entry in std::fs::read_dir(family(name)).unwrap() {
@@ -417,10 +418,10 @@ fn copy_of(name: &str) -> TempDir {
     folder
 }
 
-/// The published sizes above 1B see images too: the text's settings are one level down, its tensors have a prefix, and those
-/// of the tower lie beside them.
+/// The published sizes above 1B take images too: the settings of the text model are one level down, its
+/// tensors have a prefix, and the file also has those of the vision tower.
 #[test]
-fn a_gemma_that_sees_images_is_the_same_without_them() {
+fn the_text_half_of_a_vision_gemma_loads_as_a_text_model() {
     let alone = load("gemma3");
     let tokens = alone.tokenize(&Prompt::Raw("The cat sleeps. ".repeat(10))).unwrap();
     let expected = alone.logits(&tokens).unwrap();
@@ -453,7 +454,7 @@ fn broken(file: &str, content: &str) -> Error {
 }
 
 #[test]
-fn files_that_make_no_sense_are_named() {
+fn damaged_files_are_named() {
     let error = broken("config.json", r#"{"model_type": "mamba"}"#);
     let words = error.to_string();
     assert!(matches!(error, Error::UnsupportedArchitecture { .. }), "{error}");
@@ -475,7 +476,7 @@ fn files_that_make_no_sense_are_named() {
 }
 
 #[test]
-fn a_gguf_file_that_is_named_is_taken_alone_and_in_a_directory_with_the_tokenizer_beside_it() {
+fn a_gguf_file_uses_its_own_tokenizer_and_a_directory_the_one_beside_it() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("model.gguf");
     let sound = std::fs::read(family("gguf_qwen2").join("tiny-qwen2-Q4_0.gguf")).unwrap();

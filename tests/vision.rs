@@ -1,4 +1,5 @@
-//! Vision models see, read and write what the reference implementations do, alone and with others.
+//! Vision models agree with their reference implementations in preprocessing, encoding and answers, alone and
+//! in a batch.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -22,15 +23,15 @@ use futures_util::FutureExt as _;
 use serde::Deserialize;
 use tokio::sync::Notify;
 
-/// Nothing takes longer.
+/// Longer than any request takes.
 const LIMIT: Duration = Duration::from_secs(60);
 const TOLERANCE: f32 = 1e-4;
 /// 1/255 of a channel's range, once it is divided by the smallest deviation that a processor has.
 const PIXEL_TOLERANCE: f32 = 1.0 / 255.0 / 0.26;
-/// Tokens that the references write.
+/// Tokens of the references' answers.
 const TOKENS: usize = 64;
 
-/// An image and a question, and what the reference makes of them.
+/// Image and question, and the output of the reference.
 #[derive(Deserialize)]
 struct Case {
     image: String,
@@ -64,7 +65,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// What a processor does to the bytes of each channel, and the photographs that were given to it.
+/// Normalization of a processor, and the photographs that it was given.
 #[derive(Deserialize)]
 struct Scaling {
     mean: Vec<f32>,
@@ -72,8 +73,8 @@ struct Scaling {
     photographs: Vec<String>,
 }
 
-/// The largest difference of the preprocessing of real photographs, in units of the 256 values that a byte has, over
-/// 255.
+/// The largest difference of the preprocessing of real photographs, in units of the 256 values that a byte
+/// has, over 255.
 fn compare_photographs(family: &str, model: &VisionModel, expected: &HashMap<String, Tensor>) -> f32 {
     #[derive(Deserialize)]
     struct File {
@@ -103,7 +104,7 @@ fn compare_photographs(family: &str, model: &VisionModel, expected: &HashMap<Str
     largest
 }
 
-/// One family's largest differences from its reference; its answers are the reference's, token by token.
+/// Largest differences of a family from its reference. Its answers are the same, token by token.
 fn compare(family: &str) {
     let model = VisionModel::load(Source::directory(fixture(family))).unwrap();
     let expected = candle_core::safetensors::load(fixture(family).join("expected.safetensors"), &Device::Cpu);
@@ -145,7 +146,8 @@ fn compare(family: &str) {
     assert!(logits <= TOLERANCE, "{family}: logits {logits}");
 }
 
-/// All cases several times over on one worker at once, so that images are looked at while others write.
+/// Runs all cases several times at once on one worker, so that images are encoded while other requests
+/// generate.
 async fn compare_together(family: &str) {
     let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
     let engine = Engine::builder().pool_config(pool).vision("model", Source::directory(fixture(family)));
@@ -187,7 +189,7 @@ async fn a_stream_brings_the_answer_in_pieces() {
     assert_eq!(stream.output().await.unwrap().text, case.answer);
 }
 
-/// Workers over a model that is loaded already, so that its steps can be counted.
+/// Weights of a model that is loaded already, so that its steps can be counted.
 struct Loaded(VisionModel);
 
 impl Loader<Vision> for Loaded {
@@ -225,7 +227,7 @@ async fn counted(
     (system, handle, model)
 }
 
-/// A case for a long answer, as a worker takes it: with pixels.
+/// Request with decoded pixels and a long answer.
 async fn with_pixels(case: &Case) -> DescribeImage {
     let images = ImageInput::new(ImageSettings::default()).unwrap();
     let picture = images.picture(request(case).image).await.unwrap();
@@ -248,8 +250,8 @@ async fn a_dropped_stream_stops_the_model_within_a_step() {
     assert!(system.shutdown().await.is_clean());
 }
 
-/// While the tower looks and the prompt is read, there is nothing yet for a reader. The worker is held at each of its
-/// ticks in turn while the stream is dropped.
+/// While the image is encoded and the prompt prefilled, a stream has no chunk yet. The worker is held at each
+/// of its ticks in turn while the stream is dropped.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_dropped_before_its_first_piece_stops_the_model_within_a_step() {
     let (ticks_left, held) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
@@ -290,7 +292,7 @@ async fn a_stream_that_is_dropped_before_its_first_piece_stops_the_model_within_
     assert!(system.shutdown().await.is_clean());
 }
 
-/// What comes of loading a copy of a family's fixture with a file changed.
+/// Result of loading a copy of a family's fixture with a file changed.
 fn load_changed(
     family: &str,
     file: &str,
@@ -313,7 +315,7 @@ fn changed(family: &str, file: &str, change: impl FnOnce(&mut serde_json::Value)
 }
 
 #[test]
-fn the_largest_image_is_counted_ahead() {
+fn the_largest_image_is_in_the_footprint() {
     let per_worker = |pixels: u64| {
         let change = |settings: &mut serde_json::Value| settings["size"]["longest_edge"] = pixels.into();
         load_changed("qwen3_vl", "preprocessor_config.json", change).unwrap().footprint().per_worker.0
@@ -414,7 +416,7 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
 }
 
 #[test]
-fn what_does_not_fit_the_context_is_refused_with_both_numbers() {
+fn a_prompt_longer_than_the_context_is_refused_with_both_numbers() {
     for family in ["llava", "qwen3_vl", "moondream", "blip"] {
         let model = VisionModel::load(Source::directory(fixture(family))).unwrap();
         let mut request = request(&cases(family)[0]);
@@ -427,7 +429,7 @@ fn what_does_not_fit_the_context_is_refused_with_both_numbers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_workers_caches_hold_is_a_setting() {
+async fn kv_cache_tokens_limits_prompt_and_answer() {
     for family in ["llava", "blip"] {
         let source = || Source::directory(fixture(family));
         let limits = GenerationLimits::default().with_kv_cache_tokens(128).with_max_sequences(2);
@@ -469,7 +471,7 @@ fn a_question_cannot_bring_a_placeholder_of_its_own_and_an_answer_ends_with_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bad_requests_are_refused_alone() {
+async fn bad_requests_fail_alone() {
     let engine = Engine::builder().vision("model", Source::directory(fixture("blip"))).start().await.unwrap();
     let model = engine.vision("model").unwrap();
     let case = &cases("blip")[0];

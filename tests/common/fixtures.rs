@@ -1,5 +1,5 @@
-//! The tiny random models of `tests/fixtures`: one folder for each family of each capability, and for each capability
-//! one request that any of its models answers, through the actors and without.
+//! Tiny random models of `tests/fixtures`: one folder for each family of each capability, and for each
+//! capability a request that any of its models answers, through the actors and without.
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -17,7 +17,7 @@ type Answer<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 /// Asks a model without actors around it.
 type Plain = Box<dyn FnMut() + Send>;
 
-/// A capability, as far as these tests need it. The model's name is `model`.
+/// Capability with its fixtures. The model's id is `model`.
 #[derive(Clone, Copy)]
 pub(crate) struct Kind {
     /// Its folder in `tests/fixtures`.
@@ -25,11 +25,11 @@ pub(crate) struct Kind {
     pub(crate) register: fn(EngineBuilder, Source) -> EngineBuilder,
     pub(crate) ask: fn(&Engine) -> Answer<'_>,
     pub(crate) preload: fn(&Engine) -> Answer<'_>,
-    /// Two models over the same weights.
+    /// Loads two models over the same weights.
     pub(crate) clones: fn(Source, LoadOptions) -> [Plain; 2],
 }
 
-/// All five.
+/// All capabilities.
 pub(crate) const KINDS: [Kind; 5] = [
     Kind {
         folder: "text_embedding",
@@ -142,7 +142,7 @@ impl Fixture {
     }
 }
 
-/// Those of all families.
+/// Fixtures of all families.
 pub(crate) fn fixtures() -> Vec<Fixture> {
     let mut fixtures = Vec::new();
     for kind in KINDS {

@@ -1,4 +1,4 @@
-//! The folders of fixtures, for the tests here and for those of `src`, so that none forgets a new family.
+//! Folders of fixtures, for the tests here and in `src`, so that no test misses a new family.
 
 use std::path::Path;
 

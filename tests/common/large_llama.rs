@@ -1,4 +1,4 @@
-//! A random Llama that is large enough for its weights to count, in time and in memory.
+//! Random Llama that is large enough to measure the time and memory of its weights.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Tensor};
 
 use super::root;
 
-/// Writes one of so many layers, of 7 million parameters each, with the tokenizer of the tiny one. It never ends a text
-/// by itself. Gives the number of its parameters.
+/// Writes a model of so many layers, of 7 million parameters each, with the tokenizer of the tiny one. It
+/// never ends a text by itself. Returns the number of its parameters.
 pub(crate) fn write_large_llama(folder: &Path, layers: usize) -> f64 {
     let tiny: PathBuf = root().join("tests/fixtures/text_to_text/llama");
     // Without the settings beside it, which name a token that ends a text.

@@ -1,4 +1,4 @@
-//! What several test files share: where models and references are, and how vectors are compared.
+//! Helpers of several test files: paths of models and references, and comparison of vectors.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub(crate) mod folders;
@@ -17,17 +17,18 @@ use std::time::Duration;
 use candle_actors::{CallOptions, Capability, ModelHandle};
 use serde::Deserialize;
 
-/// The repository.
+/// Root folder of the repository.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The small model that is kept in the repository.
+/// Small text embedding model of the repository.
 pub(crate) fn small_model() -> PathBuf {
     root().join("models/english-embedding-small")
 }
 
-/// all-MiniLM-L6-v2 in the folder that `CANDLE_ACTORS_MODELS` names, or nothing, said aloud.
+/// Path of all-MiniLM-L6-v2 in the folder that `CANDLE_ACTORS_MODELS` names; none with a message if it is not
+/// there.
 pub(crate) fn minilm() -> Option<PathBuf> {
     let Some(folder) = std::env::var_os("CANDLE_ACTORS_MODELS") else {
         eprintln!("skipped: CANDLE_ACTORS_MODELS is not set");
@@ -36,7 +37,7 @@ pub(crate) fn minilm() -> Option<PathBuf> {
     Some(Path::new(&folder).join("all-MiniLM-L6-v2"))
 }
 
-/// A text and what the reference implementation makes of it.
+/// Text and its embedding by the reference implementation.
 #[derive(Deserialize)]
 pub(crate) struct Case {
     pub(crate) text: String,
@@ -54,13 +55,14 @@ pub(crate) fn references(name: &str) -> Vec<Case> {
     serde_json::from_slice::<File>(&text).unwrap().cases
 }
 
-/// Waits until nothing of a model runs any more, whoever waits for it or has gone: each worker ends after the batch that
-/// it runs, and an unload ends after them. The next request starts new ones.
+/// Waits until no worker of a model runs: each worker ends after its batch, and an unload ends after them.
+/// The next request starts new ones.
 pub(crate) async fn until_nothing_runs<C: Capability>(model: &ModelHandle<C>) {
     model.unload(Duration::from_secs(60)).await.unwrap();
 }
 
-/// Reads so many pieces of a stream and drops it. The steps that the model, whose count `steps` is, begins after that.
+/// Reads so many chunks of a stream and drops it. Returns the number of steps that the model, whose counter
+/// is `steps`, begins after that.
 pub(crate) async fn steps_after_drop<C: Capability>(
     model: &ModelHandle<C>,
     request: C::Request,
@@ -77,13 +79,13 @@ pub(crate) async fn steps_after_drop<C: Capability>(
     steps() - dropped
 }
 
-/// The largest difference between two vectors of one length.
+/// Largest difference between two vectors of one length.
 pub(crate) fn difference(left: &[f32], right: &[f32]) -> f32 {
     assert_eq!(left.len(), right.len());
     left.iter().zip(right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// The cosine of the angle between two vectors.
+/// Cosine similarity of two vectors.
 pub(crate) fn similarity(left: &[f32], right: &[f32]) -> f32 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
     dot(left, right) / (dot(left, left) * dot(right, right)).sqrt()

@@ -1,4 +1,4 @@
-//! A tiny random BERT in a folder of its own, whole or damaged on purpose.
+//! Tiny random BERT in a folder of its own, intact or damaged on purpose.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! A server that speaks as much of the hub's protocol as fetching files needs, well or badly on purpose.
+//! Server for the part of the hub's protocol that downloads need, with faults on purpose.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,14 +14,14 @@ pub(crate) const REPOSITORY: &str = "somebody/tiny";
 /// The commit that its main branch is at.
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// What goes wrong with a file.
+/// Fault of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// The question about it is answered with this status.
+    /// The metadata request is answered with this status.
     Status(u16),
     /// The connection closes in the middle of the content.
     Cut,
-    /// The content is shorter than the question's answer announced.
+    /// The content is shorter than the metadata announced.
     Short,
     /// The content has one wrong byte.
     Flipped,
@@ -29,7 +29,7 @@ pub(crate) enum Fault {
     Stalled,
 }
 
-/// Runs until it is dropped.
+/// Server that runs until it is dropped.
 pub(crate) struct HubServer {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -44,7 +44,7 @@ struct Shared {
 }
 
 impl HubServer {
-    /// Serves these files, those that are named in `faults` badly.
+    /// Serves these files, with the given faults.
     pub(crate) fn start(files: Vec<(&str, Vec<u8>)>, faults: &[(&str, Fault)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

@@ -1,4 +1,5 @@
-//! The tiny decoders with what transformers writes with them, and a model whose steps can be counted.
+//! Tiny decoders with the texts that transformers generates with them, and a model whose steps can be
+//! counted.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,14 +12,14 @@ use serde::Deserialize;
 
 use super::root;
 
-/// A prompt and the 64 tokens that the reference chooses after it.
+/// Prompt and the 64 tokens that the reference generates after it.
 #[derive(Deserialize)]
 pub(crate) struct Continuation {
     pub(crate) prompt: Vec<u32>,
     pub(crate) greedy: Vec<u32>,
 }
 
-/// A prompt as text, and the text that has to follow.
+/// Prompt as text, and the expected text.
 #[derive(Clone)]
 pub(crate) struct Expected {
     pub(crate) prompt: String,
@@ -35,7 +36,7 @@ pub(crate) fn load(name: &str) -> TextGenerationModel {
     TextGenerationModel::load(Source::directory(family(name))).unwrap()
 }
 
-/// The reference's texts, for prompts whose text has the very tokens of the reference's prompt.
+/// Texts of the reference, for prompts whose text has exactly the tokens of the reference's prompt.
 pub(crate) fn expected(name: &str, model: &TextGenerationModel) -> Vec<Expected> {
     #[derive(Deserialize)]
     struct File {
@@ -54,7 +55,8 @@ pub(crate) fn expected(name: &str, model: &TextGenerationModel) -> Vec<Expected>
     found
 }
 
-/// A loaded model as the actors see it; the model itself stays in the test's hands, so that its steps can be counted.
+/// A loaded model as the actors see it; the model itself stays in the test's hands, so that its steps can be
+/// counted.
 struct Counted(Arc<TextGenerationModel>);
 
 impl Loader<TextToText> for Counted {

@@ -1,4 +1,4 @@
-//! A web server that gives images, well or badly on purpose.
+//! Web server of images, with faults on purpose.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,18 +7,18 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// What a path gives.
+/// Response of a path.
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     /// These bytes.
     Whole(Vec<u8>),
-    /// These bytes, called a text.
+    /// These bytes with the content type of a text.
     CalledText(Vec<u8>),
-    /// These bytes, with no length said.
+    /// These bytes without a content length.
     NoLength(Vec<u8>),
-    /// Another address.
+    /// Redirect to another address.
     Redirect(String),
-    /// A redirect without an address.
+    /// Redirect without an address.
     RedirectToNowhere,
     /// Only a status.
     Status(u16),
@@ -28,9 +28,9 @@ pub(crate) enum Answer {
     Stalled,
     /// A byte now and then, until the client gives up.
     Trickle,
-    /// Zeros until the client gives up, with no length said.
+    /// Zeros until the client gives up, without a content length.
     Endless,
-    /// So large a length, and then nothing until the client gives up.
+    /// This content length, and then nothing until the client gives up.
     Claims(u64),
     /// Half of these bytes.
     Cut(Vec<u8>),
@@ -38,7 +38,7 @@ pub(crate) enum Answer {
     Garbage,
 }
 
-/// Runs until it is dropped.
+/// Server that runs until it is dropped.
 pub(crate) struct WebServer {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -94,7 +94,7 @@ impl WebServer {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// How often anybody connected.
+    /// Number of connections so far.
     pub(crate) fn connections(&self) -> usize {
         *self.shared.connections.lock().unwrap()
     }
