@@ -1,8 +1,8 @@
-//! A real model through the pool with 64 callers beside a plain loop over the same model code that uses all cores, at
-//! each fixed batch size, in one run; and what a second worker costs in time, and four in memory.
+//! A real model through the pool with 64 callers beside a plain loop over the same model code that uses all
+//! cores, at each fixed batch size, in one run; and what a second worker costs in time, and four in memory.
 //!
-//! With `CANDLE_ACTORS_MODELS` set it runs all-MiniLM-L6-v2 over `english.txt` from beside that folder, else the
-//! model of this repository over its own sentences.
+//! With `CANDLE_ACTORS_MODELS` set it runs all-MiniLM-L6-v2 over `english.txt` from beside that folder, else
+//! the model of this repository over its own sentences.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a benchmark")]
 
@@ -126,7 +126,8 @@ async fn main() {
     assert!(pool.shutdown().await.is_clean());
 }
 
-/// Resident memory with one worker and with four, each having run every text; one after the other in one process.
+/// Resident memory with one worker and with four, each having run every text; one after the other in one
+/// process.
 async fn memory(directory: &PathBuf, texts: &Arc<Vec<String>>) {
     let mut sizes = Vec::new();
     for workers in [1, 4] {

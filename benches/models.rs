@@ -1,8 +1,10 @@
-//! Every family's tiny model, and all-MiniLM-L6-v2 where it is at hand, through the pool with 1, 8 and 64 callers beside
-//! a plain loop over the same model code; and what continuous batching gives on a model large enough to be bound by its
-//! weights. Ratios in one run; `-- NAME` picks the families whose names contain it, `-- batching` the second part.
+//! Every family's tiny model, and all-MiniLM-L6-v2 where it is at hand, through the pool with 1, 8 and 64
+//! callers beside a plain loop over the same model code; and what continuous batching gives on a model large
+//! enough to be bound by its weights. Ratios in one run; `-- NAME` picks the families whose names contain it,
+//! `-- batching` the second part.
 //!
-//! The tiny models take tens of microseconds to milliseconds, so their ratios show what the tree costs a request.
+//! The tiny models take tens of microseconds to milliseconds, so their ratios show what the tree costs a
+//! request.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a benchmark")]
 

@@ -1,5 +1,5 @@
-//! Talks with a local model: one answer to a prompt, or a conversation line by line. The text streams as it is made, for
-//! people or as JSON lines.
+//! Chats with a local model: one answer to a prompt, or a conversation line by line. The text streams as it
+//! is generated, for people or as JSON lines.
 //!
 //! ```text
 //! cargo run --release --example chat -- --prompt "Tell me a story about a red circle."
@@ -17,9 +17,9 @@ use candle_actors::{
 use clap::Parser;
 use common::{Failure, show_progress};
 
-/// It knows a scene in words and questions about it, and short stories, one at a time.
+/// Small model for questions about a scene in words, and for short stories, one in a conversation.
 const SMALL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes-chat");
-/// Answered where there is nothing else.
+/// Prompt without arguments.
 const EXAMPLE: &str = "There is a red circle left of a blue square. What colour is the square?";
 
 /// Talks with a local model.
@@ -29,8 +29,8 @@ struct Arguments {
     /// Without it the small model of this repository answers each line for itself.
     #[arg(long, value_name = "DIR_OR_REPO")]
     model: Option<String>,
-    /// Answer this and end; without it, each line of standard input is a turn of a conversation, and where there is none
-    /// an example is answered.
+    /// Answer this and end; without it, each line of standard input is a turn of a conversation, and where
+    /// there is none an example is answered.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Give the model the prompt as it is, without its chat template.

@@ -1,5 +1,5 @@
-//! Describes an image with a local model, or answers a question about it: text as it is written, for people, or JSON
-//! objects, one a line.
+//! Describes an image with a local model, or answers a question about it: text as it is written, for people,
+//! or JSON objects, one a line.
 //!
 //! ```text
 //! cargo run --release --example describe
@@ -29,12 +29,12 @@ const SMALL_QUESTION: &str = "Describe the picture.";
 /// Describes an image with a local model.
 #[derive(Parser)]
 struct Arguments {
-    /// A model directory, or a Hugging Face repository with an optional @revision; without, the small one of this
-    /// repository, which knows drawings of coloured shapes.
+    /// A model directory, or a Hugging Face repository with an optional @revision; without, the small one of
+    /// this repository, which knows drawings of coloured shapes.
     #[arg(long, value_name = "DIR_OR_REPO")]
     model: Option<String>,
-    /// What to say about the image; for a captioning model the beginning of the caption. Without, the small model is asked
-    /// to describe the picture, and others say what they say unasked.
+    /// What to say about the image; for a captioning model the beginning of the caption. Without, the small
+    /// model is asked to describe the picture, and others say what they say unasked.
     #[arg(long, value_name = "TEXT")]
     question: Option<String>,
     /// Most tokens to write.

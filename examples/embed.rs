@@ -13,7 +13,7 @@ use candle_actors::{Engine, Source, TextEmbedder};
 use clap::Parser;
 use common::{Failure, show_progress};
 
-/// Compared where there is nothing else.
+/// Sentences to compare without arguments.
 const EXAMPLES: [&str; 3] = ["The cat sleeps.", "A kitten naps on the couch.", "Shares fell."];
 
 /// Embeds texts with a local model.
@@ -34,7 +34,8 @@ struct Arguments {
     /// Print one JSON object a line: index, text, embedding.
     #[arg(long)]
     json: bool,
-    /// The texts; without any, each line of standard input is one, and without those three sentences are compared.
+    /// The texts; without any, each line of standard input is one, and without those three sentences are
+    /// compared.
     texts: Vec<String>,
 }
 
@@ -119,7 +120,7 @@ fn print_table(out: &mut impl Write, texts: &[String], vectors: &[Vec<f32>]) -> 
     Ok(())
 }
 
-/// The cosine of the angle between two vectors.
+/// Cosine similarity of two vectors.
 fn similarity(left: &[f32], right: &[f32]) -> f32 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
     dot(left, right) / (dot(left, left) * dot(right, right)).sqrt().max(f32::MIN_POSITIVE)

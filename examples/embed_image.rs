@@ -1,5 +1,5 @@
-//! Embeds images with a local model: vectors and how similar they are, for people, or one JSON object a line. A text
-//! ranks the images by how well they fit it.
+//! Embeds images with a local model: vectors and how similar they are, for people, or one JSON object a line.
+//! A text ranks the images by how well they fit it.
 //!
 //! ```text
 //! cargo run --release --example embed_image
@@ -22,7 +22,7 @@ use common::{Failure, show_progress};
 use images::{shown, source};
 use vectors::similarity;
 
-/// Pictures that the default model was not trained on.
+/// Images that the default model was not trained on.
 const EXAMPLES: [&str; 4] = [
     concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes/held_out/000.png"),
     concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes/held_out/001.png"),
@@ -51,7 +51,7 @@ struct Arguments {
     images: Vec<String>,
 }
 
-/// What is told of an image.
+/// Output about one image.
 #[derive(serde::Serialize)]
 struct Line<'a> {
     index: usize,
@@ -109,7 +109,7 @@ async fn embed(
     }
 }
 
-/// The error of a batch does not say which image it is about. One after another, each image's own error does.
+/// Takes in images one after another, so that an error names its image.
 async fn first_failure(model: &ImageEmbedder, names: &[String], images: Vec<ImageSource>) -> Option<Failure> {
     for (number, (name, image)) in (1..).zip(names.iter().zip(images)) {
         if let Err(error) = model.embed_image(image).await {

@@ -1,13 +1,13 @@
 //! Measures the small models of this repository on held-out data, and prints the figures of their cards.
-//! `models/README.md` says what was held out.
+//! `models/README.md` describes the held-out data.
 //!
 //! ```text
 //! cargo run --release --example measure
 //! ```
 //!
 //! The data is `models/shapes/held_out/`, made by `models/shapes/held_out.py`, and `held_out.json` and
-//! `paraphrases.json` of `models/english-embedding-small/`. What is said of a scene is compared in `common/scenes.rs`. It
-//! fails if a model misses what it was made to reach.
+//! `paraphrases.json` of `models/english-embedding-small/`. Descriptions of scenes are parsed in
+//! `common/scenes.rs`. It fails if a model misses its target.
 
 #[path = "common/scenes.rs"]
 mod scenes;
@@ -49,13 +49,13 @@ enum Part {
     Chat,
 }
 
-/// How many of some held-out things a model did right.
+/// Number of held-out cases that a model got right.
 #[derive(Clone)]
 struct Figure {
     what: String,
     right: usize,
     of: usize,
-    /// What the model was made to reach, in percent.
+    /// Target in percent.
     target: Option<usize>,
 }
 
@@ -202,7 +202,7 @@ async fn look(model: &ImageDescriber, image: ImageSource, question: &str) -> Res
     Ok(completion.text.trim().to_owned())
 }
 
-/// The vision model says what was painted.
+/// Checks painted images by the descriptions of the vision model.
 async fn measure_painting(engine: &Engine, data: &HeldOut) -> Result<Vec<Figure>, Failure> {
     let (painter, describer) = (engine.text_to_image("painter")?, engine.vision("describer")?);
     let (mut same_things, mut same_places) = (0, 0);

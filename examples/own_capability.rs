@@ -1,5 +1,6 @@
-//! A sixth capability of an application's own: documents ranked by how well they answer a query. It loads its files from
-//! a `Source` through the engine, and gets the same queues, workers, memory budget and errors as the shipped ones.
+//! A sixth capability of an application's own: documents ranked by how well they answer a query. It loads its
+//! files from a `Source` through the engine, and gets the same queues, workers, memory budget and errors as
+//! the shipped ones.
 //!
 //! ```text
 //! cargo run --release --example own_capability
@@ -58,7 +59,8 @@ struct VocabularyLoader {
 }
 
 impl VocabularyLoader {
-    /// A file of a repository is fetched first, with the engine's hub settings; the context carries progress and stop.
+    /// A file of a repository is fetched first, with the engine's hub settings; the context carries progress
+    /// and stop.
     fn file(&self, context: &LoadContext) -> Result<PathBuf> {
         self.resources.open(&self.source, context)?.get("tokenizer.json")
     }

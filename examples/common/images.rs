@@ -1,10 +1,10 @@
-//! What the examples that look at images share.
+//! Helpers of the examples with images.
 
 use candle_actors::ImageSource;
 
 use crate::common::Failure;
 
-/// Where an image comes from. That a file is missing is told before a model is fetched for it.
+/// Parses the source of an image. A missing file is an error before a model is downloaded.
 pub(crate) fn source(image: &str) -> Result<ImageSource, Failure> {
     // A mistyped scheme is an address too: as one it is refused without being shown.
     if image.contains("://") {

@@ -1,4 +1,4 @@
-//! What the command-line examples share: how they end, and the bar for download and load. Neither is an example itself.
+//! Helpers of the command-line examples: exit with an error, and the progress bar for download and load.
 
 mod small_models;
 
@@ -11,11 +11,11 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-/// Whatever an example can fail with.
+/// Error of an example.
 pub(crate) type Failure = Box<dyn std::error::Error>;
 
-/// Runs an example with the arguments of its command line. What is wrong with them is told in one line, as every other
-/// failure.
+/// Runs an example with the arguments of its command line. An error in them is reported in one line, like
+/// every other.
 pub(crate) async fn main<A: Parser, F>(run: impl FnOnce(A) -> F) -> ExitCode
 where
     F: Future<Output = Result<(), Failure>>,
@@ -34,7 +34,7 @@ where
     }
 }
 
-/// Tells a failure in one line on standard error. That nobody reads on is no failure.
+/// Reports an error in one line on standard error. A closed output is no error.
 fn ended(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,13 +52,13 @@ fn ended(result: Result<(), Failure>) -> ExitCode {
     }
 }
 
-/// Whoever read the output has seen enough.
+/// True for the error of a closed output.
 pub(crate) fn is_closed_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// A bar for download and load, on standard error, if a person sees it.
+/// Progress bar for download and load, on standard error, if that is a terminal.
 pub(crate) async fn show_progress(mut events: Receiver<Event>) {
     if !std::io::stderr().is_terminal() {
         return;

@@ -1,4 +1,4 @@
-//! Pictures as PNG files.
+//! Writing of images as PNG files.
 
 use std::fmt::Display;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! The held-out scenes of the shapes world, and what is said of a scene, compared: the words of `models/shapes/world.py`
-//! and `speech.py`, read back.
+//! Held-out scenes of the shapes models, and a parser for descriptions of scenes in the words of
+//! `models/shapes/world.py` and `speech.py`.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use serde::Deserialize;
 /// `models/shapes/held_out/held_out.json`: scenes that no training saw, and requests for stories.
 #[derive(Deserialize)]
 pub(crate) struct HeldOut {
-    /// Among so many pictures a text has to find its own.
+    /// Number of images among which a text has to find its own.
     pub(crate) group: usize,
     pub(crate) pictures: Vec<Scene>,
     /// Questions about scenes in words, and their answers.
@@ -38,7 +38,7 @@ impl HeldOut {
         Ok(serde_json::from_slice(&text)?)
     }
 
-    /// Every sentence of the text, and there are some, is one that a story may have, and none comes twice.
+    /// True if the text has sentences, all of them are among those of stories, and none is repeated.
     pub(crate) fn is_story(&self, text: &str) -> bool {
         let forms: Vec<String> = sentences(text).into_iter().map(form).collect();
         let is_new = |(place, form): (usize, &String)| !forms[..place].contains(form);

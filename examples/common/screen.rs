@@ -1,5 +1,6 @@
-//! What the reader sees: lines with a time stamp, and below them, on a terminal, what changes and the tree, drawn anew in
-//! place. Where standard output is no terminal the lines are plain and the tree is printed after each act.
+//! Output of the demonstrations: lines with a time stamp, and below them, on a terminal, the current state
+//! and the tree, redrawn in place. If standard output is no terminal, the lines are plain and the tree is
+//! printed after each act.
 
 use std::time::{Duration, Instant};
 
@@ -9,13 +10,13 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::words;
 
-/// Between two drawings of the tree.
+/// Time between two drawings of the tree.
 const FRAME: Duration = Duration::from_millis(80);
 
 /// As wide as a time stamp.
 const INDENT: &str = "           ";
 
-/// What is to be shown.
+/// Item to show.
 #[derive(Debug)]
 pub(crate) enum Line {
     /// A new act begins.
@@ -30,7 +31,7 @@ pub(crate) enum Line {
     Tree,
 }
 
-/// Where the acts say what they do.
+/// Sender of the items of the acts.
 pub(crate) struct Stage(mpsc::Sender<Line>);
 
 impl Stage {

@@ -1,5 +1,5 @@
-//! What the shows, `supervise` and `tour`, share around their acts: panics that are part of the show, waiting for an event,
-//! and what has to be back at the end.
+//! Helpers of the demonstrations `supervise` and `tour`: panics that are part of the script, waiting for an
+//! event, and the resources that have to be released at the end.
 
 use std::any::Any;
 use std::error::Error;
@@ -14,23 +14,23 @@ use tokio::time::timeout;
 
 use crate::screen::{Line, Screen};
 
-/// How a show, or a part of it, ended.
+/// Result of a demonstration or of a part of it.
 pub(crate) type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// No event is further away than this.
+/// Longest wait for an event.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
-/// Lines that wait to be shown. Whoever has more to say waits, so that on a slow terminal too what is said stands near
-/// what happened then.
+/// Lines that wait to be shown. Whoever has more to say waits, so that on a slow terminal too what is said
+/// stands near what happened then.
 pub(crate) const LINES: usize = 1;
 
-/// What is left when all is over.
+/// Resources that are left at the end.
 pub(crate) trait Curtain: Display {
-    /// All that was taken is back.
+    /// True if all resources are released.
     fn left_nothing(&self) -> bool;
 }
 
-/// Draws the system while the acts are played, and says at the end what is left of it, `threads` being the number before
-/// it was started.
+/// Draws the system while the acts are played, and says at the end what is left of it, `threads` being the
+/// number before it was started.
 pub(crate) async fn perform<C: Curtain>(
     system: System,
     lines: mpsc::Receiver<Line>,
@@ -55,7 +55,7 @@ pub(crate) async fn perform<C: Curtain>(
     if is_well { Ok(()) } else { Err("something was left behind".into()) }
 }
 
-/// One line on standard error if it went wrong.
+/// Reports an error in one line on standard error.
 pub(crate) fn ended(outcome: Outcome) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -82,7 +82,7 @@ async fn settled_threads(before: Option<usize>) -> Option<usize> {
     threads()
 }
 
-/// A panic whose words begin so is part of the show; only others are worth their message.
+/// Beginning of the message of a panic that is part of the script; only other panics are printed.
 pub(crate) fn quiet_panics(beginning: &'static str) {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

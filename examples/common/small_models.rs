@@ -1,11 +1,12 @@
-//! The small models that the examples use unless told otherwise: whether they are here.
+//! The small models that the examples use by default, and the error if they are missing.
 
 use std::path::Path;
 
 /// The folder of the small models in the repository.
 pub(crate) const SMALL_MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models");
 
-/// Says where the small models are to be had, if this folder is not there: the package on crates.io is without them.
+/// Error with the place of the small models if the folder is missing; the package on crates.io does not have
+/// them.
 pub(crate) fn say_if_missing(folder: &Path) {
     if !folder.is_dir() {
         eprintln!(

@@ -1,4 +1,4 @@
-//! Vectors of length 1, compared.
+//! Comparison of unit vectors.
 
 /// The image that is nearest to a text; all vectors have length 1.
 pub(crate) fn nearest(text: &[f32], images: &[Vec<f32>]) -> Option<usize> {
@@ -6,7 +6,7 @@ pub(crate) fn nearest(text: &[f32], images: &[Vec<f32>]) -> Option<usize> {
     (0..images.len()).max_by(|a, b| near(a).total_cmp(&near(b)))
 }
 
-/// The cosine of the angle between two vectors of length 1.
+/// Cosine similarity of two unit vectors.
 pub(crate) fn similarity(left: &[f32], right: &[f32]) -> f32 {
     left.iter().zip(right).map(|(x, y)| x * y).sum()
 }

@@ -1,4 +1,4 @@
-//! Events and the tree in plain words. Pure: takes what is to be said and gives lines.
+//! Events and the supervision tree in plain words, as pure functions to lines of text.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use console::{StyledObject, style};
 /// A worker that makes progress ticks far more often than this.
 const WORTH_SAYING: Duration = Duration::from_millis(400);
 
-/// What happened, as a sentence. `None` for what the tree shows well enough.
+/// Sentence about an event. `None` for an event that the tree shows anyway.
 pub(crate) fn sentence(event: &Event) -> Option<String> {
     let words = match event {
         Event::Loading { model, done, total: Some(total), .. } if *done == Bytes::ZERO => {
@@ -57,7 +57,7 @@ fn why(reason: EvictionReason) -> &'static str {
     }
 }
 
-/// The tree, a line for each part of it.
+/// Supervision tree, a line for each node.
 pub(crate) fn tree(status: &SystemStatus) -> Vec<String> {
     let mut lines = vec![root(status)];
     for (index, pool) in status.pools.iter().enumerate() {
@@ -68,7 +68,7 @@ pub(crate) fn tree(status: &SystemStatus) -> Vec<String> {
     lines
 }
 
-/// The tree for a terminal with few lines: one for each model, and less of it.
+/// Supervision tree for a small terminal: a line for each model.
 pub(crate) fn short_tree(status: &SystemStatus) -> Vec<String> {
     let mut lines = Vec::new();
     for pool in &status.pools {

@@ -1,4 +1,4 @@
-//! Random faults against the real actors on real threads, and a ledger that has to add up:
+//! Soak test: random faults against the real actors on real threads, and a ledger that has to balance:
 //! `cargo run --release --example soak -- --requests 20000 --seed 1`. Exit status 1 if it does not.
 
 use std::process::ExitCode;

@@ -1,4 +1,5 @@
-//! The acts of the show, in order. Each does something to the system and waits for the event that must follow.
+//! Acts of the demonstration, in order. Each does something to the system and waits for the event that must
+//! follow.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -18,7 +19,7 @@ use crate::show::{self, LIMIT, Outcome, event, started};
 /// For the reader.
 const PAUSE: Duration = Duration::from_millis(1500);
 
-/// A capability of the show, served by scripted models.
+/// Capability of scripted models.
 struct Embedding;
 
 impl Capability for Embedding {
@@ -34,7 +35,7 @@ impl ScriptedCapability for Embedding {
     }
 }
 
-/// Another one, and so a second pool.
+/// Second capability, for a second pool.
 struct Writing;
 
 impl Capability for Writing {
@@ -50,7 +51,7 @@ impl ScriptedCapability for Writing {
     }
 }
 
-/// What is left when all is over.
+/// Resources that are left at the end.
 pub(crate) struct Curtain {
     report: ShutdownReport,
     answered: u64,
@@ -255,7 +256,7 @@ impl Acts {
     }
 }
 
-/// Short times, so that everything fits into half a minute.
+/// Settings with short times, so that everything fits into half a minute.
 fn settings() -> (SystemConfig, PoolConfig) {
     let restart = RestartConfig::default()
         .with_first_backoff(Duration::from_millis(700))

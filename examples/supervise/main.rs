@@ -1,6 +1,7 @@
-//! A show of supervision: `cargo run --release --example supervise`. A system with scripted models lives through a
-//! load, a panic, a stall, an open breaker, short memory and a cooldown to nothing, and the tree is drawn live while
-//! it does. Each act (`acts`) waits for its event, not for time; `screen` draws; `words` says what happened.
+//! Demonstration of supervision: `cargo run --release --example supervise`. A system with scripted models
+//! goes through a load, a panic, a stall, an open breaker, memory pressure and a cooldown to no worker, while
+//! the supervision tree is drawn live. Each act (`acts`) waits for its event, not for time; `screen` draws;
+//! `words` describes events.
 
 use std::process::ExitCode;
 

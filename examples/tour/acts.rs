@@ -57,7 +57,7 @@ const WIDTH: usize = 62;
 /// Of each model.
 const WORKERS: usize = 2;
 
-/// What is left when all is over.
+/// Resources that are left at the end.
 pub(crate) struct Curtain {
     report: ShutdownReport,
     most: Bytes,

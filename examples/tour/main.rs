@@ -1,7 +1,8 @@
-//! A tour of all that this library is for: `cargo run --release --example tour`. Five small models of this repository, one
-//! engine: sentences are compared, a question is answered, pictures are painted, described and found again, a worker
-//! crashes in the middle of a stream, and everything cools down to nothing. On a terminal the supervision tree is drawn
-//! live below it, with each model's load, run, queue and memory. `acts` has what happens, `picture` shows pictures.
+//! A tour of all that this library is for: `cargo run --release --example tour`. Five small models of this
+//! repository, one engine: sentences are compared, a question is answered, pictures are painted, described
+//! and found again, a worker crashes in the middle of a stream, and everything cools down to nothing. On a
+//! terminal the supervision tree is drawn live below it, with each model's load, run, queue and memory.
+//! `acts` has what happens, `picture` shows pictures.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,4 +1,5 @@
-//! The ledger: how each request ended, as its caller saw it, and at the end what does not add up.
+//! Ledger of the soak test: the outcome of each request as its caller saw it, and the discrepancies at the
+//! end.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +13,7 @@ use serde::Serialize;
 use super::meter::{MetricCounts, Reading};
 use super::{Options, Plant};
 
-/// What a soak has to have seen before its silence means anything.
+/// Events that a soak has to see; without them its success proves little.
 const FAULTS: [&str; 10] = [
     "breaker opened",
     "child of the system killed",
@@ -25,37 +26,37 @@ const FAULTS: [&str; 10] = [
     "worker restarted",
     "worker stuck",
 ];
-/// Likewise of what callers were told.
+/// Errors that a soak has to see.
 const ERRORS: [&str; 6] =
     ["circuit_open", "memory_exhausted", "poison", "shutting_down", "slow_reader", "worker_stuck"];
 
-/// How a request ended for its caller.
+/// Outcome of a request for its caller.
 #[derive(Debug)]
 pub(crate) enum Ending {
-    /// With the answer that was asked for.
+    /// The requested answer.
     Good,
-    /// With an answer that was not.
+    /// The answer to another request.
     Wrong,
-    /// With an error before it was accepted.
+    /// An error before it was accepted.
     Refused(Error),
-    /// With an error, and whether it had earned it.
+    /// An error, and whether this request is the cause.
     Failed(Error, Earned),
-    /// The caller gave it up.
+    /// Cancelled by its caller.
     Cancelled,
     /// No answer came, long after every deadline.
     Never,
 }
 
-/// Whether a request was one that may end with this error.
+/// Cause of an error, seen from the request that got it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Earned {
-    /// It asked for it, or was refused by a limit that was told to it.
+    /// The request itself, or a limit that it met.
     Yes,
-    /// It paid for the fault of another.
+    /// Another request.
     No,
 }
 
-/// Collects the endings of all requests.
+/// Collects the outcomes of all requests.
 pub(crate) struct Ledger {
     /// How often each request has ended.
     endings: Vec<AtomicU8>,
@@ -63,7 +64,7 @@ pub(crate) struct Ledger {
     plant: Option<Plant>,
 }
 
-/// What callers and watchers counted.
+/// Counts of callers and event listeners.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Counts {
     /// Requests handed to the library.
@@ -76,15 +77,15 @@ pub(crate) struct Counts {
     pub(crate) errors: BTreeMap<String, u64>,
     /// Given up by their callers.
     pub(crate) cancelled: u64,
-    /// Ended with an answer to something else.
+    /// Ended with the answer to another request.
     pub(crate) wrong_answers: u64,
-    /// Ended with an error that another request had earned.
+    /// Ended with an error that another request caused.
     pub(crate) undeserved_errors: u64,
     /// Calls of preload, unload and pin.
     pub(crate) calls: u64,
     /// Those that did not return.
     pub(crate) calls_unanswered: u64,
-    /// What happened in the trees, from the event stream.
+    /// Events of the systems, by kind.
     pub(crate) faults: BTreeMap<String, u64>,
 }
 
@@ -150,7 +151,7 @@ impl Ledger {
         *self.counts().faults.entry(fault.to_owned()).or_default() += 1;
     }
 
-    /// Everything together, and what does not add up.
+    /// Sums up the outcome and its discrepancies.
     pub(crate) fn report(
         &self,
         options: Options,
@@ -179,13 +180,13 @@ impl Ledger {
 /// The outcome of a soak.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
-    /// Chose what happened.
+    /// Seed of all random choices.
     pub(crate) seed: u64,
     /// Requests wanted.
     pub(crate) requests: usize,
     /// How long it took.
     pub(crate) seconds: f64,
-    /// What callers and watchers counted.
+    /// Counts of callers and event listeners.
     #[serde(flatten)]
     pub(crate) counts: Counts,
     /// Requests that ended more than once.
@@ -196,9 +197,9 @@ pub(crate) struct Report {
     pub(crate) before: Reading,
     /// In use after the last.
     pub(crate) after: Reading,
-    /// What the metrics counted.
+    /// Counts of the metrics.
     pub(crate) metrics: MetricCounts,
-    /// What does not add up, in words.
+    /// Discrepancies, in words.
     pub(crate) discrepancies: Vec<String>,
 }
 
@@ -208,12 +209,12 @@ impl Report {
         self.counts.sent - self.counts.refused
     }
 
-    /// Everything adds up.
+    /// True without discrepancies.
     pub(crate) fn adds_up(&self) -> bool {
         self.discrepancies.is_empty()
     }
 
-    /// What never came up: such a soak has proved less than it should.
+    /// Events and errors that never occurred, without which the soak proves little.
     pub(crate) fn faults_that_did_not_happen(&self) -> Vec<&'static str> {
         let faults = FAULTS.into_iter().filter(|fault| !self.counts.faults.contains_key(*fault));
         faults.chain(ERRORS.into_iter().filter(|reason| self.error(reason) == 0)).collect()

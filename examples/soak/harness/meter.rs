@@ -1,5 +1,5 @@
-//! What is read from outside: the process's threads and descriptors, and the library's own metrics, by way of the
-//! `metrics` facade like any application.
+//! Measurements from outside: the process's threads and descriptors, and the library's own metrics, through
+//! the `metrics` facade like any application.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -9,7 +9,7 @@ use candle_actors::model_actors::telemetry::metric;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use serde::Serialize;
 
-/// What is in use at one moment. Threads and descriptors are known where `/proc` is.
+/// Resources in use at one moment. Threads and descriptors are known where `/proc` is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Reading {
     /// Slots that requests hold, in all queues.
@@ -45,14 +45,14 @@ impl Reading {
     }
 }
 
-/// What the metrics counted, over all pools and models.
+/// Counts of the metrics over all pools and models.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct MetricCounts {
     /// Requests begun.
     pub(crate) requests: u64,
-    /// Those that ended well.
+    /// Requests that succeeded.
     pub(crate) succeeded: u64,
-    /// Those that were given up.
+    /// Requests that were cancelled.
     pub(crate) cancelled: u64,
     /// Errors by reason.
     pub(crate) errors: BTreeMap<String, u64>,
@@ -87,7 +87,7 @@ impl Metrics {
         let _ = self.0.snapshot();
     }
 
-    /// What was counted since the last look.
+    /// Counts since the last call.
     pub(crate) fn counts(&self) -> MetricCounts {
         let mut counts = MetricCounts::default();
         for (key, _, _, value) in self.0.snapshot().into_vec() {

@@ -1,7 +1,7 @@
-//! The soak itself, shared by the example and the test: so many requests through the real actors on real threads,
-//! in phases, each a system of its own under random faults (`phase`). What happens is chosen by the seed (`plan`);
-//! how every request ended is written down by its caller (`ledger`); what the process and the metrics say before and
-//! after is read from outside (`meter`). Nothing here can wait for ever: an answer that does not come is a finding.
+//! Soak test, shared by the example and the test: many requests through the real actors on real threads, in
+//! phases, each a system of its own under random faults (`phase`). The seed decides all events (`plan`);
+//! callers record the outcome of every request (`ledger`); threads, descriptors and metrics are read before
+//! and after (`meter`). Every wait has a limit, and a missing answer is a discrepancy.
 
 mod ledger;
 mod meter;
@@ -14,23 +14,23 @@ pub(crate) use ledger::{Ledger, Report};
 use meter::{Metrics, Reading};
 pub(crate) use plan::Plant;
 
-/// Requests of one phase; the last one takes what is left.
+/// Requests of one phase; the last one takes the rest.
 const PHASE: usize = 2_000;
-/// Threads and descriptors that are on their way out have this long.
+/// Time for threads and descriptors to be released.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// What to do.
+/// Settings of a soak.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
-    /// Requests in all.
+    /// Number of requests.
     pub(crate) requests: usize,
-    /// Chooses everything that happens.
+    /// Seed of all random choices.
     pub(crate) seed: u64,
-    /// A fault of the harness itself, which the ledger must find.
+    /// Fault that the harness plants, which the ledger must find.
     pub(crate) plant: Option<Plant>,
 }
 
-/// Runs the soak and says what does not add up, if anything. Blocks; must not be called inside a runtime.
+/// Runs the soak and returns its report. Blocks; must not be called inside a runtime.
 ///
 /// # Errors
 /// If the runtime, the metrics or a system could not be started.
@@ -50,7 +50,8 @@ pub(crate) fn run(options: Options) -> Result<Report, Box<dyn std::error::Error>
     Ok(ledger.report(options, began.elapsed(), (before, Reading { ..held.on_top_of(after) }), counted))
 }
 
-/// Each phase's leftovers, added up. The runtime and its threads are gone when this returns.
+/// Runs all phases and adds up what they leave behind. The runtime and its threads are gone when this
+/// returns.
 fn run_phases(
     options: Options,
     ledger: &std::sync::Arc<Ledger>,
@@ -76,7 +77,7 @@ fn run_phases(
     Ok(left)
 }
 
-/// Thousands of panics are part of the script; only those that are not are worth a message.
+/// Silences the messages of panics that are part of the script.
 fn quiet_scripted_panics() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {

@@ -1,5 +1,5 @@
-//! One phase: a system of its own, many callers at once, meddlers that unload, pin and kill, and a shutdown in the
-//! middle of it all. It ends with what is still held once everything had time to go.
+//! One phase of the soak test: a system of its own, many callers at once, tasks that unload, pin and kill,
+//! and a shutdown in the middle of it all. At its end it counts the resources that are still held.
 
 use std::ops::AddAssign;
 use std::sync::Arc;
@@ -23,14 +23,14 @@ use super::plan::{Balky, Caller, Gates, Kept, Kind, PhasePlan, Plant, RequestPla
 
 /// Callers at a time.
 const CALLERS: usize = 64;
-/// Meddlers at a time.
+/// Tasks that disturb the system at a time.
 const MEDDLERS: usize = 3;
-/// No answer may take this long: it is several times what every limit below allows together.
+/// Time that no answer may take: several times the sum of all limits below.
 const NEVER: Duration = Duration::from_secs(20);
-/// What is on its way out when all is over has this long.
+/// Time for resources to be released at the end.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// What was still held at the end.
+/// Resources that are still held at the end.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Leftovers {
     slots: usize,
@@ -47,7 +47,7 @@ impl AddAssign for Leftovers {
 }
 
 impl Leftovers {
-    /// The whole reading: what the systems held, and what the process does.
+    /// Resources of the systems and of the process together.
     pub(crate) fn on_top_of(self, process: Reading) -> Reading {
         Reading { slots: self.slots, bytes: self.bytes.0, models: self.models, ..process }
     }
@@ -102,7 +102,7 @@ pub(crate) async fn run(plan: PhasePlan, ledger: Arc<Ledger>, kept: &Kept) -> Re
     Ok(left)
 }
 
-/// Short times throughout: what takes seconds by default takes milliseconds.
+/// Settings in milliseconds where the defaults are seconds.
 fn settings() -> (SystemConfig, PoolConfig) {
     let restart = RestartConfig::default()
         .with_max_restarts(1000)
@@ -133,7 +133,7 @@ fn settings() -> (SystemConfig, PoolConfig) {
     (system, pool)
 }
 
-/// What differs from the pool's settings.
+/// Settings of a model that differ from the pool's.
 fn settings_of(kind: Kind, pool: &PoolConfig) -> PoolConfig {
     let mut config = pool.clone();
     match kind {
@@ -166,7 +166,7 @@ impl Phase {
         Ok(Self { plan, ledger, system, scripted, streamed, records, gates, kept, next, over })
     }
 
-    /// Waits until so many requests have been sent. A phase that stands still is ended all the same.
+    /// Waits until so many requests have been sent, or nothing moves any more.
     async fn reach(&self, request: usize) {
         let end = Instant::now() + 3 * NEVER;
         while self.next.load(Ordering::Relaxed) < request && Instant::now() < end {
@@ -174,7 +174,7 @@ impl Phase {
         }
     }
 
-    /// A caller: one request after the other, until none is left.
+    /// Caller that sends one request after another, until none is left.
     async fn call(self: Arc<Self>) {
         loop {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
@@ -231,7 +231,7 @@ impl Phase {
         }
     }
 
-    /// Kills two of the system's children in the midst of their work: its pools, or maintenance.
+    /// Kills two of the system's children while they work: its pools, or maintenance.
     async fn kill(&self) {
         let mut random = self.plan.random(3 << 40);
         for _ in 0..2 {
@@ -385,8 +385,8 @@ fn is_refusal(error: &Error) -> bool {
     }
 }
 
-/// Whether a request may end this way. One that only asks for its answer may run out of time or room, or find its
-/// model's breaker open; it must never pay for what another request in its batch did.
+/// Cause of an error. A well-behaved request may run out of time or memory, or find its model's breaker open;
+/// it must never fail because of another request of its batch.
 fn earned(plan: &RequestPlan, error: &Error, kills: bool) -> Earned {
     let yes = match error {
         Error::ModelError { .. } => matches!(plan.act, Act::Fail),
@@ -413,7 +413,7 @@ fn earned(plan: &RequestPlan, error: &Error, kills: bool) -> Earned {
     if yes { Earned::Yes } else { Earned::No }
 }
 
-/// Writes down what happens in the tree, until the system is gone.
+/// Records the system's events until it is gone.
 async fn watch(mut events: tokio::sync::broadcast::Receiver<Event>, ledger: Arc<Ledger>) {
     use tokio::sync::broadcast::error::RecvError;
     loop {

@@ -1,5 +1,5 @@
-//! What happens, chosen by the seed alone: the models of a phase and their faults, each request's model, act and
-//! caller, and when the phase is shut down. How fast things go is left to the machine.
+//! Plan of the soak test, which the seed alone decides: the models of a phase and their faults, each
+//! request's model and action, and the shutdown of the phase. Only the speed is the machine's.
 
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
@@ -15,7 +15,7 @@ use candle_actors::{
 
 use super::Options;
 
-/// A fault of the harness itself.
+/// Fault that the harness plants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Plant {
     /// Keeps a model hung beyond the end, and takes a slot for held.
@@ -30,7 +30,7 @@ pub(crate) enum Plant {
 #[derive(Default)]
 pub(crate) struct Kept(Gate);
 
-/// The one-shot models, each with a weakness of its own; one more is streamed.
+/// Models, each with a weakness of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Loads and runs.
@@ -128,7 +128,7 @@ impl Kind {
     }
 }
 
-/// What the caller does.
+/// Action of the caller.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Caller {
     /// Waits for a slot and for the answer.
@@ -190,12 +190,12 @@ impl PhasePlan {
         self.requests.start + all * self.random(1 << 40).usize(88..98) / 100
     }
 
-    /// Whether the hung models are let go before the shutdown or after it.
+    /// True if the hung models are released before the shutdown, and not after it.
     pub(crate) fn lets_go_first(&self) -> bool {
         self.number.is_multiple_of(2)
     }
 
-    /// Whether pools and maintenance are killed in this phase.
+    /// True if pools and maintenance are killed in this phase.
     pub(crate) fn kills(&self) -> bool {
         self.number % 2 == 1
     }
@@ -238,8 +238,8 @@ fn caller(kind: Kind, random: &mut fastrand::Rng) -> Caller {
     }
 }
 
-/// What hung models wait at. It opens from time to time, so that threads that were given up come back to life in the
-/// midst of things, and for good at the end of the phase.
+/// Gate that hung models wait at. It opens from time to time, so that abandoned threads come back to life
+/// during the phase, and for good at its end.
 #[derive(Default)]
 pub(crate) struct Gates(Mutex<(Gate, bool)>);
 
@@ -252,7 +252,7 @@ impl Gates {
         self.lock().0.latch()
     }
 
-    /// Lets go whoever waits now.
+    /// Releases those who wait now.
     pub(crate) fn turn(&self) {
         let mut gate = self.lock();
         if !gate.1 {
@@ -260,7 +260,7 @@ impl Gates {
         }
     }
 
-    /// Lets go everybody, now and later.
+    /// Releases everybody, now and later.
     pub(crate) fn open(&self) {
         let mut gate = self.lock();
         gate.0.open();
@@ -274,7 +274,7 @@ impl Kept {
     }
 }
 
-/// A loader that fails as often as it likes, in every way that a load can.
+/// Loader that fails in every way that a load can.
 pub(crate) struct Balky {
     pub(crate) inner: ScriptedLoader,
     pub(crate) random: Mutex<fastrand::Rng>,
