@@ -54,23 +54,23 @@
 //! | items of a GGUF list, bytes of a text in it, and of all texts | `MAX_ITEMS`, 16,777,216; `MAX_TEXT`, 16 MiB; `MAX_TEXTS`, 512 MiB; of `gguf/header.rs` |
 //! | bytes that the places of a GGUF file's tensors are multiples of | `MAX_ALIGNMENT` of `gguf/header.rs`, 1 MiB |
 //! | rotary factors in a GGUF file | `MAX_FACTORS` of `models/decoder/gguf.rs`, 65,536 |
-//! | in a GGUF file's tokenizer: bytes of a piece that others merge to, and ways to merge | `MAX_PIECE`, 256, and `MAX_MERGES`, 4,194,304, of `generation/gguf_tokens.rs` |
-//! | a chat template: its bytes, steps, text, depth | `MAX_TEMPLATE_BYTES`, 256 KiB; `MAX_STEPS`, 1,000,000; `MAX_OUTPUT_BYTES`, 8 MiB; `MAX_DEPTH`, 100; of `generation/template.rs` |
-//! | in a chat template: bytes of JSON that is read, depth of brackets, joints of an expression | `MAX_JSON_BYTES` of `generation/template/functions.rs`, 8 MiB; `MAX_DEPTH`, 64, and `MAX_JOINTS`, 64, of `generation/template/guard.rs` |
-//! | bytes that a chat template handles on its way | `MAX_HANDLED` of `generation/template/guard.rs`, 256 MiB |
+//! | in a GGUF file's tokenizer: bytes of a piece that others merge to, and merges | `MAX_PIECE`, 256, and `MAX_MERGES`, 4,194,304, of `generation/gguf_tokens.rs` |
+//! | a chat template: its bytes, steps, output, nested blocks | `MAX_TEMPLATE_BYTES`, 256 KiB; `MAX_STEPS`, 1,000,000; `MAX_OUTPUT_BYTES`, 8 MiB; `MAX_DEPTH`, 100; of `generation/template.rs` |
+//! | in a chat template: bytes of JSON that is written, nested lists and maps, operators that join values in one tag | `MAX_JSON_BYTES` of `generation/template/functions.rs`, 8 MiB; `MAX_DEPTH`, 64, and `MAX_JOINTS`, 64, of `generation/template/guard.rs` |
+//! | bytes that a chat template handles in all | `MAX_HANDLED` of `generation/template/guard.rs`, 256 MiB |
 //! | ways of pooling side by side | `MAX_POOLINGS` of `pooling.rs`, 6 |
 //! | layers, and sizes, of a transformer of any capability but painting | `MAX_LAYERS`, 1,024, and `MAX_SIDE`, 1,048,576, of `models/config_file.rs` |
 //! | dimensions of a vector of CLIP | `MAX_DIMENSIONS` of `models/image_embedding/clip.rs`, 1,048,576 |
 //! | registers of DINOv2 | `MAX_REGISTERS` of `models/towers/dinov2.rs`, 1,024 |
 //! | grids that LLaVA chooses from | `MAX_GRIDS` of `models/vision/llava/tiles.rs`, 64 |
 //! | pixels along a patch of Qwen3-VL, patches that it merges along a side or in time, positions along a side | `MAX_PATCH`, 256; `MAX_MERGED`, 16; `MAX_GRID`, 4,096; of `models/vision/qwen3_vl/tower.rs` |
-//! | latents along a side of the own size of a model that paints | `MAX_SAMPLE` of `models/text_to_image/repository.rs`, 4,096 |
-//! | levels of a UNet and of an autoencoder, and widths of all that paints | `MAX_LEVELS`, 8, and `MAX_WIDTH`, 65,536, of `models/text_to_image/repository.rs` |
-//! | layers, heads, numbers of a head and channels of what paints with a transformer; four times the channels for FLUX, which counts those of a patch | `MAX_COUNT` of `models/text_to_image/repository.rs`, 1,024 |
+//! | latents along a side of the default image of a text to image model | `MAX_SAMPLE` of `models/text_to_image/repository.rs`, 4,096 |
+//! | levels of a UNet and of an autoencoder, and widths of a text to image model | `MAX_LEVELS`, 8, and `MAX_WIDTH`, 65,536, of `models/text_to_image/repository.rs` |
+//! | layers, heads, numbers of a head and channels of a diffusion transformer; four times the channels for FLUX, which counts those of a patch | `MAX_COUNT` of `models/text_to_image/repository.rs`, 1,024 |
 //! | latents along a side of a patch of Stable Diffusion 3 | `MAX_PATCH` of `models/text_to_image/sd3/transformer.rs`, 64 |
 //! | T5's vocabulary, feed-forward width, heads, numbers of a head | `MAX_VOCABULARY`, 16,777,216; `MAX_INTERMEDIATE`, 1,048,576; `MAX_HEADS`, 256; `MAX_HEAD`, 4,096; of `models/text_to_image/t5.rs` |
-//! | T5's buckets of distances, and the longest distance | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576, of `models/text_to_image/t5.rs` |
-//! | tokens of a prompt to paint, special ones included | `MAX_PROMPT` of `models/text_to_image/prompt.rs`, 4,096 |
+//! | T5's buckets of relative positions, and the largest distance | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576, of `models/text_to_image/t5.rs` |
+//! | tokens of a text to image prompt, special ones included | `MAX_PROMPT` of `models/text_to_image/prompt.rs`, 4,096 |
 //! | what a tokenizer may make of a byte: its normalizer; its split, and its decoder | `MAX_NORMALIZED`, 16,384, and `MAX_SPLIT`, 16, of `tokens/output_bounds/parts.rs` |
 //! | bytes of a token, and tokens that a tokenizer puts around a text | `MAX_TOKEN`, 16 KiB, of `tokens/output_bounds.rs`, and `MAX_ADDED`, 64, of `tokens/output_bounds/parts.rs` |
 //! | bytes that a tokenizer may make of a text, of tokens, of those of a whole answer, and of its added tokens | `MAX_BYTES` of `tokens/output_bounds.rs`, 16 MiB; `InvalidInput` for the first three |
