@@ -14,6 +14,7 @@ use crate::entry::ModelEntry;
 use crate::error::{Error, Result};
 use crate::id::{Device, ModelId, ModelKey};
 use crate::model::Loader;
+use crate::progress::Clock;
 use crate::scheduler::{Batching, ModelPolicy};
 use crate::telemetry::ModelMetrics;
 
@@ -114,16 +115,18 @@ impl<C: Capability> Registered<C> {
 pub(crate) struct Catalogue<C: Capability> {
     models: DashMap<ModelId, Arc<Registered<C>>>,
     defaults: Arc<PoolConfig>,
+    clock: Clock,
     next_key: AtomicU32,
     /// Models were removed since the pool looked last.
     has_removals: AtomicBool,
 }
 
 impl<C: Capability> Catalogue<C> {
-    pub(crate) fn new(defaults: PoolConfig) -> Self {
+    pub(crate) fn new(defaults: PoolConfig, clock: Clock) -> Self {
         Self {
             models: DashMap::new(),
             defaults: Arc::new(defaults),
+            clock,
             next_key: AtomicU32::new(0),
             has_removals: AtomicBool::new(false),
         }
@@ -167,7 +170,7 @@ impl<C: Capability> Catalogue<C> {
         let capacity = config.queue.unwrap_or(C::QUEUE);
         capacity.validate()?;
         let key = ModelKey(self.next_key.fetch_add(1, Ordering::Relaxed));
-        let entry = ModelEntry::new(C::NAME, key, spec.id.clone(), capacity);
+        let entry = ModelEntry::new(C::NAME, key, spec.id.clone(), capacity, self.clock);
         entry.pinned.store(spec.pinned, Ordering::Relaxed);
         let policy = ModelPolicy {
             model: spec.id,

@@ -410,6 +410,6 @@ fn overloaded(entry: &ModelEntry, lane: Lane) -> Error {
         model: entry.id.clone(),
         lane,
         capacity: entry.capacity(lane),
-        retry_after: Duration::from_secs(1),
+        retry_after: entry.retry_after(lane),
     }
 }

@@ -3,13 +3,18 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::sync::{AcquireError, Semaphore, TryAcquireError};
 
 use crate::config::QueueCapacity;
 use crate::id::{Lane, ModelId, ModelKey};
-use crate::progress::LoadProgress;
+use crate::progress::{Clock, LoadProgress};
 use crate::telemetry::ModelMetrics;
+
+mod pace;
+
+use pace::Pace;
 
 pub(crate) struct ModelEntry {
     pub(crate) key: ModelKey,
@@ -20,10 +25,9 @@ pub(crate) struct ModelEntry {
     /// Removed from the catalogue, or replaced there: it takes no more requests, and ends with those that it has.
     removed: AtomicBool,
     capability: &'static str,
-    capacity: QueueCapacity,
-    /// The slots of the two lanes. Each accepted request holds one until it is answered.
-    interactive: Semaphore,
-    batch: Semaphore,
+    interactive: LaneSlots,
+    batch: LaneSlots,
+    clock: Clock,
     metrics: OnceLock<Box<ModelMetrics>>,
 }
 
@@ -33,6 +37,7 @@ impl ModelEntry {
         key: ModelKey,
         id: ModelId,
         capacity: QueueCapacity,
+        clock: Clock,
     ) -> Arc<Self> {
         Arc::new(Self {
             key,
@@ -41,9 +46,9 @@ impl ModelEntry {
             pinned: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             capability,
-            capacity,
-            interactive: Semaphore::new(capacity.interactive),
-            batch: Semaphore::new(capacity.batch),
+            interactive: LaneSlots::new(capacity.interactive),
+            batch: LaneSlots::new(capacity.batch),
+            clock,
             metrics: OnceLock::new(),
         })
     }
@@ -54,16 +59,18 @@ impl ModelEntry {
     }
 
     pub(crate) fn capacity(&self, lane: Lane) -> usize {
-        match lane {
-            Lane::Interactive => self.capacity.interactive,
-            Lane::Batch => self.capacity.batch,
-        }
+        self.lane(lane).capacity
+    }
+
+    /// Estimated time until a slot of a full lane comes back.
+    pub(crate) fn retry_after(&self, lane: Lane) -> Duration {
+        self.lane(lane).pace.retry_after(self.clock.now())
     }
 
     /// Slots that no request holds, and all there are.
     pub(crate) fn slots(&self) -> (usize, usize) {
-        let free = self.interactive.available_permits() + self.batch.available_permits();
-        (free, self.capacity.interactive + self.capacity.batch)
+        let free = self.interactive.slots.available_permits() + self.batch.slots.available_permits();
+        (free, self.interactive.capacity + self.batch.capacity)
     }
 
     /// True while any request holds a slot.
@@ -74,7 +81,7 @@ impl ModelEntry {
 
     /// Looks whether a slot could be taken now. Takes none.
     pub(crate) fn vacancy(&self, lane: Lane) -> Result<(), TryAcquireError> {
-        let slots = self.semaphore(lane);
+        let slots = &self.lane(lane).slots;
         match slots.available_permits() {
             _ if slots.is_closed() => Err(TryAcquireError::Closed),
             0 => Err(TryAcquireError::NoPermits),
@@ -94,15 +101,28 @@ impl ModelEntry {
 
     /// Refuses everybody who waits for a slot or comes for one later.
     pub(crate) fn close(&self) {
-        self.interactive.close();
-        self.batch.close();
+        self.interactive.slots.close();
+        self.batch.slots.close();
     }
 
-    fn semaphore(&self, lane: Lane) -> &Semaphore {
+    fn lane(&self, lane: Lane) -> &LaneSlots {
         match lane {
             Lane::Interactive => &self.interactive,
             Lane::Batch => &self.batch,
         }
+    }
+}
+
+/// The slots of one lane. Each accepted request holds one until it is answered.
+struct LaneSlots {
+    slots: Semaphore,
+    capacity: usize,
+    pace: Pace,
+}
+
+impl LaneSlots {
+    fn new(capacity: usize) -> Self {
+        Self { slots: Semaphore::new(capacity), capacity, pace: Pace::default() }
     }
 }
 
@@ -115,18 +135,28 @@ pub(crate) struct Slot {
 impl Slot {
     pub(crate) fn try_take(entry: &Arc<ModelEntry>, lane: Lane) -> Result<Self, TryAcquireError> {
         // The permit is kept as this value, which names the model once for the permit and whoever holds it.
-        entry.semaphore(lane).try_acquire()?.forget();
-        Ok(Self { entry: entry.clone(), lane })
+        entry.lane(lane).slots.try_acquire()?.forget();
+        Ok(Self::taken(entry, lane))
     }
 
     pub(crate) async fn take(entry: &Arc<ModelEntry>, lane: Lane) -> Result<Self, AcquireError> {
-        entry.semaphore(lane).acquire().await?.forget();
-        Ok(Self { entry: entry.clone(), lane })
+        entry.lane(lane).slots.acquire().await?.forget();
+        Ok(Self::taken(entry, lane))
+    }
+
+    fn taken(entry: &Arc<ModelEntry>, lane: Lane) -> Self {
+        let LaneSlots { slots, capacity, pace } = entry.lane(lane);
+        if slots.available_permits() + 1 == *capacity {
+            pace.begin(entry.clock.now());
+        }
+        Self { entry: entry.clone(), lane }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.entry.semaphore(self.lane).add_permits(1);
+        let lane = self.entry.lane(self.lane);
+        lane.pace.returned(self.entry.clock.now());
+        lane.slots.add_permits(1);
     }
 }

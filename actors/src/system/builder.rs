@@ -58,7 +58,7 @@ impl SystemBuilder {
     /// Adds the pool of a capability.
     pub fn pool<C: Capability>(mut self, config: PoolConfig) -> Self {
         let make = |config: PoolConfig, common: &Common| {
-            let catalogue = Arc::new(Catalogue::new(config));
+            let catalogue = Arc::new(Catalogue::new(config, common.clock));
             common.directory.add(catalogue.clone());
             let shared = Arc::new(PoolShared::<C> {
                 catalogue,
