@@ -400,7 +400,8 @@ mod tests {
 
     fn failed_start(cause: Error) -> Error {
         let Failure { kind: failure, cause, .. } = cause.into();
-        Error::from(model_actors::Error::SpawnFailed { model: "a/b".into(), failure, cause })
+        let (model, capability) = ("a/b".into(), "text_embedding".into());
+        Error::from(model_actors::Error::SpawnFailed { model, capability, failure, cause })
     }
 
     #[test]

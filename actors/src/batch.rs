@@ -138,7 +138,7 @@ impl<C: Capability> Item<C> {
 
     /// Ends this request alone; the rest of the batch goes on.
     pub fn fail(&self, failure: Failure) {
-        let error = failure.into_error(self.job.model());
+        let error = failure.into_error(C::NAME, self.job.model());
         self.job.answer_from(self.attempt, Err(error));
     }
 
@@ -181,7 +181,10 @@ impl<C: Capability> Item<C> {
             return Err(EmitError::Full(chunk));
         }
         let model = self.job.model().clone();
-        self.job.answer_from(self.attempt, Err(Error::SlowReader { model, stalled: self.stall }));
+        self.job.answer_from(
+            self.attempt,
+            Err(Error::SlowReader { model, capability: C::NAME.into(), stalled: self.stall }),
+        );
         Err(EmitError::Stopped)
     }
 }

@@ -135,7 +135,9 @@ impl<C: Capability> Catalogue<C> {
     pub(crate) fn register(&self, spec: ModelSpec<C>) -> Result<Arc<Registered<C>>> {
         let model = self.prepare(spec)?;
         match self.models.entry(model.id().clone()) {
-            Entry::Occupied(_) => Err(Error::AlreadyRegistered { model: model.id().clone() }),
+            Entry::Occupied(_) => {
+                Err(Error::AlreadyRegistered { capability: C::NAME.into(), model: model.id().clone() })
+            }
             Entry::Vacant(place) => Ok(place.insert(Arc::new(model)).clone()),
         }
     }

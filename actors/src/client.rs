@@ -356,6 +356,7 @@ impl<C: Capability> ModelHandle<C> {
             Ok(Ok(slot)) => Ok(slot),
             Ok(Err(_)) => Err(Error::ShuttingDown),
             Err(_) => Err(Error::Timeout {
+                capability: C::NAME.into(),
                 model: entry.id.clone(),
                 phase: RequestPhase::WaitingForSlot,
                 after: timeout,
@@ -382,6 +383,7 @@ impl<C: Capability> ModelHandle<C> {
         };
         let id = self.model.id();
         let late = || Error::Timeout {
+            capability: C::NAME.into(),
             model: id.clone(),
             phase: RequestPhase::WaitingForSlot,
             after: timeout.unwrap_or_default(),
@@ -396,17 +398,23 @@ impl<C: Capability> ModelHandle<C> {
         let message = PoolMessage::Call { model, call, done: Caller { done, _permit: permit } };
         self.shared.gate.send(self.model.id(), message)?;
         let model = self.model.id().clone();
-        let lost = Error::RecvError { model: model.clone() };
+        let lost = Error::RecvError { capability: C::NAME.into(), model: model.clone() };
         let Some(timeout) = timeout else { return answer.await.unwrap_or(Err(lost)) };
         match tokio::time::timeout(timeout.saturating_add(Duration::from_secs(5)), answer).await {
             Ok(result) => result.unwrap_or(Err(lost)),
-            Err(_) => Err(Error::Timeout { model, phase: RequestPhase::Running, after: timeout }),
+            Err(_) => Err(Error::Timeout {
+                capability: C::NAME.into(),
+                model,
+                phase: RequestPhase::Running,
+                after: timeout,
+            }),
         }
     }
 }
 
 fn overloaded(entry: &ModelEntry, lane: Lane) -> Error {
     Error::Overloaded {
+        capability: entry.capability.into(),
         model: entry.id.clone(),
         lane,
         capacity: entry.capacity(lane),

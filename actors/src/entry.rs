@@ -24,7 +24,7 @@ pub(crate) struct ModelEntry {
     pub(crate) pinned: AtomicBool,
     /// Removed from the catalogue, or replaced there: it takes no more requests, and ends with those that it has.
     removed: AtomicBool,
-    capability: &'static str,
+    pub(crate) capability: &'static str,
     interactive: LaneSlots,
     batch: LaneSlots,
     clock: Clock,

@@ -73,7 +73,8 @@ impl fmt::Display for RequestPhase {
 ///
 /// ```
 /// use model_actors::{Error, ErrorKind, ModelId};
-/// let error = Error::UnknownModel { model: ModelId::from("nobody/knows") };
+/// let model = ModelId::from("nobody/knows");
+/// let error = Error::UnknownModel { model, capability: "text_embedding".into() };
 /// assert_eq!((error.reason(), error.kind()), ("unknown_model", ErrorKind::NotFound));
 /// assert_eq!(format!("{error:?}"), error.to_string());
 /// ```
@@ -82,10 +83,12 @@ impl fmt::Display for RequestPhase {
 #[non_exhaustive]
 pub enum Error {
     /// The model is not registered for this capability.
-    #[error("the model {model} is not registered; register it before the first request")]
+    #[error("the model {model} ({capability}) is not registered; register it before the first request")]
     UnknownModel {
         /// The model asked for.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
     },
     /// The model is registered for another capability than the one asked for.
     #[error("{model} is registered for {registered}, not for {asked}")]
@@ -98,10 +101,12 @@ pub enum Error {
         registered: Cow<'static, str>,
     },
     /// The model is registered already.
-    #[error("the model {model} is already registered; replace it to change it")]
+    #[error("the model {model} ({capability}) is already registered; replace it to change it")]
     AlreadyRegistered {
         /// The model.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
     },
     /// No pool of this capability was started.
     #[error("no pool serves {capability}; add one to the system when it is built")]
@@ -116,40 +121,50 @@ pub enum Error {
         cause: Cause,
     },
     /// Occurs while the pool is down: it failed and has not been restarted yet. The request did not run.
-    #[error("no worker can serve {model}: its pool is down; retry in a moment")]
+    #[error("no worker can serve {model} ({capability}): its pool is down; retry in a moment")]
     NoWorkers {
         /// The model asked for.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
     },
     /// Occurs when the pool stops at the moment the request is handed to it. The request did not run.
     #[error(
-        "the request for {model} could not be handed to its pool, which has just stopped; it did not run"
+        "the request for {model} ({capability}) could not be handed to its pool, which has just stopped; it did not run"
     )]
     SendError {
         /// The model asked for.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
     },
     /// Occurs when the pool fails after it accepted the request, so the reply is lost. The request may have run.
-    #[error("the reply for {model} was lost with its pool; the request may have run")]
+    #[error("the reply for {model} ({capability}) was lost with its pool; the request may have run")]
     RecvError {
         /// The model asked for.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
     },
     /// The request's time ran out.
-    #[error("the request for {model} timed out after {} ms {phase}", after.as_millis())]
+    #[error("the request for {model} ({capability}) timed out after {} ms {phase}", after.as_millis())]
     Timeout {
         /// The model asked for.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
         /// The request's position when the time ran out.
         phase: RequestPhase,
         /// The time that it was given.
         after: Duration,
     },
     /// The model refused or failed this request.
-    #[error("the model {model} failed: {cause}")]
+    #[error("the model {model} ({capability}) failed: {cause}")]
     ModelError {
         /// The model.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
         /// The kind of failure that the model reported.
         failure: FailureKind,
         /// The model's own error.
@@ -160,12 +175,14 @@ pub enum Error {
     ShuttingDown,
     /// The model does not fit, even after everything that may be evicted was.
     #[error(
-        "no room for {model}: it needs {needed} on {device}, where {free} of {limit} are free and what is in use \
+        "no room for {model} ({capability}): it needs {needed} on {device}, where {free} of {limit} are free and what is in use \
          or pinned cannot be evicted"
     )]
     MemoryExhausted {
         /// The model asked for.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
         /// The memory that it needs room in.
         device: Device,
         /// The bytes that it needs.
@@ -176,10 +193,12 @@ pub enum Error {
         limit: Bytes,
     },
     /// A worker of the model could not be started.
-    #[error("no worker of {model} could be started: {cause}")]
+    #[error("no worker of {model} ({capability}) could be started: {cause}")]
     SpawnFailed {
         /// The model.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
         /// The kind of failure that the load reported.
         failure: FailureKind,
         /// The load's own error.
@@ -187,12 +206,14 @@ pub enum Error {
     },
     /// The model's queue is full, and the caller chose not to wait.
     #[error(
-        "the {lane} queue of {model} is full ({capacity} requests); retry in {} ms or wait for a slot",
+        "the {lane} queue of {model} ({capability}) is full ({capacity} requests); retry in {} ms or wait for a slot",
         retry_after.as_millis()
     )]
     Overloaded {
         /// The model.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
         /// The lane whose queue is full.
         lane: Lane,
         /// The lane's capacity in requests.
@@ -205,10 +226,12 @@ pub enum Error {
     #[error("the request was cancelled")]
     Cancelled,
     /// The model failed too often lately; nothing is tried until the breaker lets a probe through.
-    #[error("{model} failed too often; retry in {} ms; last cause: {cause}", retry_after.as_millis())]
+    #[error("{model} ({capability}) failed too often; retry in {} ms; last cause: {cause}", retry_after.as_millis())]
     CircuitOpen {
         /// The model.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
         /// Time until the next probe.
         retry_after: Duration,
         /// The failure that opened the breaker.
@@ -216,48 +239,60 @@ pub enum Error {
     },
     /// The worker died after it had sent out part of the answer, or after the deadline that a first output had met, so
     /// the request could not be run again.
-    #[error("worker {worker} of {model} crashed in the middle of the answer: {cause}")]
+    #[error("worker {worker} of {model} ({capability}) crashed in the middle of the answer: {cause}")]
     WorkerCrashed {
         /// The model.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
         /// The worker that died.
         worker: WorkerId,
         /// The reason of its death.
         cause: Cause,
     },
     /// The worker made no progress for the stall limit and was given up.
-    #[error("worker {worker} of {model} made no progress for {} ms and was given up", stalled.as_millis())]
+    #[error("worker {worker} of {model} ({capability}) made no progress for {} ms and was given up", stalled.as_millis())]
     WorkerStuck {
         /// The model.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
         /// The worker that was quarantined.
         worker: WorkerId,
         /// The stall limit that it passed.
         stalled: Duration,
     },
     /// The request was running at two worker deaths and will not be run again.
-    #[error("this request was running when {deaths} workers of {model} died; last cause: {cause}")]
+    #[error(
+        "this request was running when {deaths} workers of {model} ({capability}) died; last cause: {cause}"
+    )]
     Poison {
         /// The model.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
         /// How many workers died running it.
         deaths: u32,
         /// The last death.
         cause: Cause,
     },
     /// The reader of a stream did not read for the stall limit.
-    #[error("the stream from {model} was ended: its reader took nothing for {} ms", stalled.as_millis())]
+    #[error("the stream from {model} ({capability}) was ended: its reader took nothing for {} ms", stalled.as_millis())]
     SlowReader {
         /// The model.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
         /// The time that the reader was given.
         stalled: Duration,
     },
     /// An unload ended with bytes still charged.
-    #[error("{model} is not wholly unloaded: {remaining} are still held because {reason}")]
+    #[error("{model} ({capability}) is not wholly unloaded: {remaining} are still held because {reason}")]
     UnloadIncomplete {
         /// The model.
         model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
         /// The bytes still charged.
         remaining: Bytes,
         /// The reason that they are.

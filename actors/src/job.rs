@@ -196,7 +196,12 @@ impl<C: Capability> Job<C> {
     }
 
     pub(crate) fn timeout_error(&self) -> Error {
-        Error::Timeout { model: self.model().clone(), phase: self.phase(), after: self.parts.timeout }
+        Error::Timeout {
+            capability: C::NAME.into(),
+            model: self.model().clone(),
+            phase: self.phase(),
+            after: self.parts.timeout,
+        }
     }
 }
 
@@ -221,7 +226,7 @@ impl<C: Capability> Drop for Accepted<C> {
         if self.0.is_answered() {
             return;
         }
-        self.0.answer(Err(Error::RecvError { model: self.0.model().clone() }));
+        self.0.answer(Err(Error::RecvError { capability: C::NAME.into(), model: self.0.model().clone() }));
     }
 }
 

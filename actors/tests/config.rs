@@ -1,7 +1,11 @@
-//! Settings read from a file: what is not named is as usual, and what is misspelt is refused.
+//! Settings read from a file: what is not named is as usual, and what is misspelt is refused. One worker is one setting.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
+
+use common::*;
 use model_actors::PoolConfig;
+use model_actors::testing::{Act, ScriptedLoader, TestSystem};
 
 #[test]
 fn a_file_may_name_a_part_of_a_pools_settings_and_no_unknown_ones() {
@@ -18,4 +22,19 @@ fn a_file_may_name_a_part_of_a_pools_settings_and_no_unknown_ones() {
     {
         assert!(read(unknown).is_err(), "{unknown}");
     }
+}
+
+#[tokio::test]
+async fn one_worker_is_one_setting() {
+    let (system, _) = TestSystem::quick();
+    let pool = PoolConfig::default().with_max_workers(1);
+    assert!(pool.cold_start_workers > 1, "a cold start would like more");
+    let mut test = TestSystem::start_with(system, pool).await;
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.model("model", loader);
+    assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
+    test.until_model("model", "it is idle", |model| idle(model) == 1).await;
+    assert_eq!(count(&record.builds), 1);
+    test.finish().await;
 }

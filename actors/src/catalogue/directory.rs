@@ -68,7 +68,7 @@ impl Directory {
             Some(other) => {
                 Error::OtherCapability { model, asked: asked.into(), registered: other.capability().into() }
             }
-            None => Error::UnknownModel { model },
+            None => Error::UnknownModel { model, capability: asked.into() },
         }
     }
 

@@ -86,7 +86,7 @@ impl<C: Capability> PoolGate<C> {
                 Entrance::Further => true,
                 Entrance::Closed => false,
             })?;
-        entered.then_some(()).ok_or(Error::SendError { model: id })
+        entered.then_some(()).ok_or(Error::SendError { capability: C::NAME.into(), model: id })
     }
 
     /// Tells the pool something that concerns no caller. False if there is no pool to tell.
@@ -111,13 +111,13 @@ impl<C: Capability> PoolGate<C> {
     pub(crate) fn send(&self, model: &ModelId, message: PoolMessage<C>) -> Result<()> {
         self.with_actor(model, |actor| actor.send_message(message).is_ok())?
             .then_some(())
-            .ok_or_else(|| Error::SendError { model: model.clone() })
+            .ok_or_else(|| Error::SendError { capability: C::NAME.into(), model: model.clone() })
     }
 
     fn with_actor<T>(&self, model: &ModelId, send: impl FnOnce(&ActorRef<PoolMessage<C>>) -> T) -> Result<T> {
         match &*self.actor.read().unwrap_or_else(PoisonError::into_inner) {
             State::Up(actor) => Ok(send(actor)),
-            State::Down => Err(Error::NoWorkers { model: model.clone() }),
+            State::Down => Err(Error::NoWorkers { capability: C::NAME.into(), model: model.clone() }),
             State::Closed(_) => Err(Error::ShuttingDown),
         }
     }

@@ -79,7 +79,7 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Reply<C, H> {
     }
 
     fn pool_died(&self) -> Error {
-        Error::RecvError { model: self.handle.borrow().id().clone() }
+        Error::RecvError { capability: C::NAME.into(), model: self.handle.borrow().id().clone() }
     }
 }
 

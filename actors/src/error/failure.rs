@@ -85,11 +85,14 @@ impl Failure {
     }
 
     /// The error that a caller gets when this failure ends its request.
-    pub(crate) fn into_error(self, model: &ModelId) -> Error {
+    pub(crate) fn into_error(self, capability: &'static str, model: &ModelId) -> Error {
         match self.kind {
             FailureKind::InvalidInput => Error::InvalidInput { cause: self.cause },
             FailureKind::Stopped => Error::Cancelled,
-            failure => Error::ModelError { model: model.clone(), failure, cause: self.cause },
+            failure => {
+                let (model, capability) = (model.clone(), capability.into());
+                Error::ModelError { model, capability, failure, cause: self.cause }
+            }
         }
     }
 }

@@ -35,7 +35,7 @@ use super::{Error, FailureKind};
 ///     }
 /// }
 /// assert_eq!(status(&Error::ShuttingDown), 503);
-/// assert_eq!(status(&Error::UnknownModel { model: "english".into() }), 404);
+/// assert_eq!(status(&Error::NoPool { capability: "reranking".into() }), 404);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -108,7 +108,12 @@ impl<C: Capability> PoolState<C> {
             // A worker that was given up may have sent something out at the last moment.
             if job.has_sent() {
                 let cause = Cause::new("its worker was given up in the middle of the answer");
-                job.answer(Err(Error::WorkerCrashed { model: job.model().clone(), worker, cause }));
+                job.answer(Err(Error::WorkerCrashed {
+                    capability: C::NAME.into(),
+                    model: job.model().clone(),
+                    worker,
+                    cause,
+                }));
             }
             assignments.push((job.clone(), attempt));
         }

@@ -153,6 +153,7 @@ impl Scheduler {
         let result = match running + ending + stuck {
             0 => Ok(()),
             _ => Err(Error::UnloadIncomplete {
+                capability: self.capability.into(),
                 model: model.policy.model.clone(),
                 remaining: model.bytes(),
                 reason: format!("{running} workers are running, {ending} are ending and {stuck} are stuck"),

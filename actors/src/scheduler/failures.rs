@@ -55,8 +55,12 @@ impl Scheduler {
         }
         leave(model, worker, Leaving::Dead);
         let id = model.policy.model.clone();
-        let error =
-            Error::SpawnFailed { model: id.clone(), failure: failure.kind, cause: failure.cause.clone() };
+        let error = Error::SpawnFailed {
+            capability: capability.into(),
+            model: id.clone(),
+            failure: failure.kind,
+            cause: failure.cause.clone(),
+        };
         effects.push(Effect::Emit(Event::StartFailed {
             capability,
             key,
@@ -104,7 +108,12 @@ impl Scheduler {
             return;
         }
         let id = model.policy.model.clone();
-        let error = Error::WorkerCrashed { model: id.clone(), worker, cause: cause.clone() };
+        let error = Error::WorkerCrashed {
+            capability: capability.into(),
+            model: id.clone(),
+            worker,
+            cause: cause.clone(),
+        };
         effects.push(Effect::Emit(Event::WorkerCrashed {
             capability,
             key,
@@ -168,7 +177,8 @@ impl Scheduler {
         model.cold_start_goal = 0;
         model.restart_at = now;
         let id = model.policy.model.clone();
-        let error = Error::CircuitOpen { model: id.clone(), retry_after, cause };
+        let error =
+            Error::CircuitOpen { capability: self.capability.into(), model: id.clone(), retry_after, cause };
         effects.push(Effect::Emit(Event::BreakerOpened {
             capability,
             key,

@@ -101,7 +101,8 @@ impl Scheduler {
         }
         leave(model, worker, Leaving::Stuck);
         effects.push(Effect::Quarantine { worker });
-        let error = Error::WorkerStuck { model: id.clone(), worker, stalled };
+        let error =
+            Error::WorkerStuck { capability: self.capability.into(), model: id.clone(), worker, stalled };
         effects.push(Effect::Emit(Event::WorkerStuck { capability, key, model: id, worker, stalled }));
         // With several in the batch nobody knows which one hangs, so each gets a run of its own.
         let fates = match entry.running() {

@@ -51,20 +51,27 @@ impl Scheduler {
             return Err(Error::ShuttingDown);
         }
         let Some(model) = self.models.get_mut(&key) else {
-            return Err(Error::UnknownModel { model: ModelId::from(format!("number {}", key.0)) });
+            return Err(Error::UnknownModel {
+                capability: self.capability.into(),
+                model: ModelId::from(format!("number {}", key.0)),
+            });
         };
         if model.stuck() > model.policy.config.max_workers {
             let cause = Cause::new(format!("{} of its threads are stuck and cannot be ended", model.stuck()));
             return Err(Error::SpawnFailed {
+                capability: self.capability.into(),
                 model: model.policy.model.clone(),
                 failure: FailureKind::Failed,
                 cause,
             });
         }
         match model.breaker.pass(now) {
-            Passage::Refused { retry_after, cause } => {
-                Err(Error::CircuitOpen { model: model.policy.model.clone(), retry_after, cause })
-            }
+            Passage::Refused { retry_after, cause } => Err(Error::CircuitOpen {
+                capability: self.capability.into(),
+                model: model.policy.model.clone(),
+                retry_after,
+                cause,
+            }),
             Passage::Free | Passage::Probe => Ok(()),
         }
     }
@@ -130,6 +137,7 @@ impl Scheduler {
         outcomes: Vec<(RequestId, Outcome)>,
         effects: &mut Vec<Effect>,
     ) {
+        let capability = self.capability;
         let Some((key, model)) = self.owner(worker) else { return };
         let id = model.policy.model.clone();
         let Some(entry) = model.worker(worker) else { return };
@@ -151,11 +159,11 @@ impl Scheduler {
                 }
                 Outcome::GivenUp => effects.push(Effect::Forget { request }),
                 Outcome::FailedAfterOutput(failure) => {
-                    effects.push(Effect::Fail { request, error: failure.into_error(&id) });
+                    effects.push(Effect::Fail { request, error: failure.into_error(capability, &id) });
                 }
                 // Answered already, unless a first output had met the deadline by then.
                 Outcome::Failed(failure) if ticket.expired => {
-                    let error = failure.of_one_that_is_waited_for().into_error(&id);
+                    let error = failure.of_one_that_is_waited_for().into_error(capability, &id);
                     effects.push(Effect::Fail { request, error });
                 }
                 Outcome::Failed(failure) => failed.push((ticket, failure)),
@@ -218,7 +226,7 @@ impl Scheduler {
             } else if kind == FailureKind::Stopped && !was_alone {
                 model.queue.push_rerun(vec![ticket]);
             } else {
-                let error = failure.of_one_that_is_waited_for().into_error(&id);
+                let error = failure.of_one_that_is_waited_for().into_error(self.capability, &id);
                 effects.push(Effect::Fail { request: ticket.request, error });
             }
         }
@@ -246,7 +254,12 @@ impl Scheduler {
                 Fate::Emitted => effects.push(Effect::Fail { request, error: error.clone() }),
                 Fate::Untouched if ticket.deaths >= POISON_DEATHS => {
                     let model = model.policy.model.clone();
-                    let error = Error::Poison { model, deaths: ticket.deaths, cause: Cause::of(error) };
+                    let error = Error::Poison {
+                        capability: self.capability.into(),
+                        model,
+                        deaths: ticket.deaths,
+                        cause: Cause::of(error),
+                    };
                     effects.push(Effect::Fail { request, error });
                 }
                 Fate::Untouched if ticket.deadline <= now => effects.push(Effect::Expire { request }),

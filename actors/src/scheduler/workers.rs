@@ -18,7 +18,7 @@ impl Scheduler {
     /// Starts what is missing: the first worker where one is wanted, then the cold start's, replacements, and
     /// one more while every worker is busy and something waits.
     pub(super) fn staff(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
-        let shutting_down = self.shutdown.is_some();
+        let (capability, shutting_down) = (self.capability, self.shutdown.is_some());
         let Some(model) = self.models.get_mut(&key) else { return };
         let closed = (shutting_down && model.queue.is_empty()) || model.is_over();
         if model.workers.is_empty() && !model.is_wanted() {
@@ -28,7 +28,8 @@ impl Scheduler {
         if closed || model.unload.is_some() {
             return;
         }
-        if model.workers.is_empty() && model.is_wanted() && !probe_or_refuse(now, model, effects) {
+        if model.workers.is_empty() && model.is_wanted() && !probe_or_refuse(now, capability, model, effects)
+        {
             return;
         }
         if model.breaker.is_open() || now < model.restart_at {
@@ -173,7 +174,14 @@ impl Scheduler {
         if given_up && let Some(model) = self.models.get_mut(&key) {
             let (model_id, device) = (model.policy.model.clone(), model.policy.device.clone());
             release_weights(model, effects);
-            let error = Error::MemoryExhausted { model: model_id, device, needed, free, limit };
+            let error = Error::MemoryExhausted {
+                capability: self.capability.into(),
+                model: model_id,
+                device,
+                needed,
+                free,
+                limit,
+            };
             fail_waiting(model, &error, effects);
         }
         self.advance(now, key, effects);
@@ -301,9 +309,19 @@ pub(super) fn release_weights(model: &mut ModelState, effects: &mut Vec<Effect>)
 
 /// Returns true if a model without a worker may start one. While its breaker refuses, all who wait are
 /// answered.
-fn probe_or_refuse(now: Time, model: &mut ModelState, effects: &mut Vec<Effect>) -> bool {
+fn probe_or_refuse(
+    now: Time,
+    capability: &'static str,
+    model: &mut ModelState,
+    effects: &mut Vec<Effect>,
+) -> bool {
     let Passage::Refused { retry_after, cause } = model.breaker.pass(now) else { return true };
-    let error = Error::CircuitOpen { model: model.policy.model.clone(), retry_after, cause };
+    let error = Error::CircuitOpen {
+        capability: capability.into(),
+        model: model.policy.model.clone(),
+        retry_after,
+        cause,
+    };
     model.replacements = 0;
     release_weights(model, effects);
     fail_waiting(model, &error, effects);
