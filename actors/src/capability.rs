@@ -1,5 +1,6 @@
-//! Capabilities: the kinds of work that pools do. [`Capability`] is an open trait, so an application can define one of
-//! its own. The five that ship are only request and reply types and limits; no line here knows how a model works.
+//! Capabilities: the kinds of work that pools do. [`Capability`] is an open trait, so an application can
+//! define one of its own. The five that ship are only request and reply types and limits; no line here knows
+//! how a model works.
 
 use std::convert::Infallible;
 
@@ -54,8 +55,8 @@ pub trait Capability: Send + Sync + 'static {
     /// Checks the request in the caller's task, before it takes a slot.
     ///
     /// # Errors
-    /// The reason why no model can serve the request, for [`crate::Error::InvalidInput`]. An error type of the
-    /// application's own keeps its data with [`Cause::with_data`]; a sentence converts with `into()`.
+    /// The reason why no model can serve the request, for [`crate::Error::InvalidInput`]. An error type of
+    /// the application's own keeps its data with [`Cause::with_data`]; a sentence converts with `into()`.
     fn check(_request: &Self::Request) -> Result<(), Cause> {
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! The registered models of a pool: a specification each, thousands of them, and no worker. Registering does no I/O;
-//! a model's metrics and load progress come to life with its first request. Ending the workers of a model that was
-//! removed or replaced is left to the pool.
+//! The registered models of a pool: a specification each, thousands of them, and no worker. Registering does
+//! no I/O; a model's metrics and load progress come to life with its first request. Ending the workers of a
+//! model that was removed or replaced is left to the pool.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -43,7 +43,7 @@ pub struct ModelSpec<C: Capability> {
 }
 
 impl<C: Capability> ModelSpec<C> {
-    /// A model on the host with the pool's settings.
+    /// Specification of a model on the host, with the pool's settings.
     pub fn new(id: impl Into<ModelId>, loader: impl Loader<C>) -> Self {
         Self {
             id: id.into(),
@@ -62,26 +62,27 @@ impl<C: Capability> ModelSpec<C> {
         self
     }
 
-    /// Settings of its own in place of the pool's.
+    /// Replaces the pool's settings for this model.
     pub fn config(mut self, config: PoolConfig) -> Self {
         self.config = Some(config);
         self
     }
 
-    /// Once loaded, neither cooldown nor another model's need for room evicts it.
+    /// Protects the model, once loaded, from cooldown and from eviction for other models.
     pub fn pinned(mut self) -> Self {
         self.pinned = true;
         self
     }
 
-    /// No more requests than these, 1 at least, share a run, even if the settings allow more: for a model that would only
-    /// let the others wait.
+    /// Limits the number of requests in a run, to 1 at least, where the settings allow more: for a model that
+    /// gains nothing from batches.
     pub fn max_batch_requests(mut self, requests: usize) -> Self {
         self.max_batch_requests = requests.max(1);
         self
     }
 
-    /// Requests join and leave its runs between steps ([`crate::Batch::join`]).
+    /// Turns on continuous batching: requests join and leave a run between its steps
+    /// ([`crate::Batch::join`]).
     pub fn continuous(mut self) -> Self {
         self.batching = Batching::Continuous;
         self
@@ -117,7 +118,7 @@ pub(crate) struct Catalogue<C: Capability> {
     defaults: Arc<PoolConfig>,
     clock: Clock,
     next_key: AtomicU32,
-    /// Models were removed since the pool looked last.
+    /// True if models were removed since the pool looked last.
     has_removals: AtomicBool,
 }
 
@@ -196,7 +197,7 @@ impl<C: Capability> Catalogue<C> {
         }
     }
 
-    /// False if there is no such model.
+    /// Removes a model. False if there is none of this name.
     pub(crate) fn remove(&self, id: &ModelId) -> bool {
         let removed = self.models.remove(id);
         removed.inspect(|(_, model)| model.entry.remove()).is_some()
@@ -207,7 +208,7 @@ impl<C: Capability> Catalogue<C> {
         !self.has_removals.swap(true, Ordering::AcqRel)
     }
 
-    /// The pool looks at the models that were removed.
+    /// Clears the note; the pool looks at the removed models after this.
     pub(crate) fn take_removals(&self) {
         self.has_removals.store(false, Ordering::Release);
     }
@@ -218,14 +219,14 @@ impl<C: Capability> Catalogue<C> {
         ids
     }
 
-    /// Refuses everybody who waits for a slot.
+    /// Refuses everybody who waits for a slot or comes for one later.
     pub(crate) fn close(&self) {
         for entry in &self.models {
             entry.value().entry.close();
         }
     }
 
-    /// Slots that are not in use by any request, and all there are.
+    /// Numbers of free and of all slots.
     pub(crate) fn slots(&self) -> (usize, usize) {
         self.models.iter().fold((0, 0), |(free, all), model| {
             let slots = model.value().entry.slots();

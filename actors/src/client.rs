@@ -1,6 +1,7 @@
-//! What users hold: a [`Client`] for each pool and a [`ModelHandle`] for each model, both cheap to clone. A request is
-//! checked here, in the caller's task, takes a slot of its model's bounded queue, and is handed to the pool; here too
-//! it is timed, counted and, if its caller goes away, cancelled. Nothing here knows which worker runs it.
+//! The users' side: a [`Client`] for each pool and a [`ModelHandle`] for each model, both cheap to clone. A
+//! request is checked here, in the caller's task, takes a slot of its model's bounded queue, and is handed to
+//! the pool; here too it is timed, counted and, if its caller goes away, cancelled. Choosing the worker that
+//! runs it is left to the pool.
 
 use std::borrow::Borrow;
 use std::sync::Arc;
@@ -103,9 +104,10 @@ impl<C: Capability> Client<C> {
         Ok(ModelHandle { shared: self.shared.clone(), model })
     }
 
-    /// Registers a model in place of the one that has its name, or anew if none has. From now on all requests are for
-    /// the new one, those of existing handles included. The requests that the old one has accepted end on its own
-    /// workers; when the last has ended, the workers go and their memory is free again. Until then both are in memory.
+    /// Registers a model in place of the one that has its name, or anew if none has. From now on all requests
+    /// are for the new one, those of existing handles included. The requests that the old one has accepted
+    /// end on its own workers; when the last has ended, the workers go and their memory is free again. Until
+    /// then both are in memory.
     ///
     /// ```
     /// use model_actors::testing::{Scripted, ScriptedLoader};
@@ -125,7 +127,8 @@ impl<C: Capability> Client<C> {
         Ok(ModelHandle { shared: self.shared.clone(), model })
     }
 
-    /// Removes a model: its handles refuse new requests, those that it has accepted finish, and then its workers go.
+    /// Removes a model: its handles refuse new requests, those that it has accepted finish, and then its
+    /// workers go.
     ///
     /// # Errors
     /// [`Error::UnknownModel`], [`Error::OtherCapability`].
@@ -154,7 +157,7 @@ impl<C: Capability> Client<C> {
         self.shared.catalogue.ids()
     }
 
-    /// Slots of all queues that no request holds, and all there are. Equal when nothing is under way.
+    /// Numbers of free and of all slots of the pool's queues. Equal when no request is under way.
     pub fn slots(&self) -> (usize, usize) {
         self.shared.catalogue.slots()
     }
@@ -174,8 +177,8 @@ impl<C: Capability> PoolShared<C> {
     }
 }
 
-/// Handle to one model: sends requests, loads, unloads and pins. It follows [`Client::replace`], and fails with
-/// [`Error::UnknownModel`] once the model is removed. Cheap to clone.
+/// Handle to one model: sends requests, loads, unloads and pins. It follows [`Client::replace`], and fails
+/// with [`Error::UnknownModel`] once the model is removed. Cheap to clone.
 pub struct ModelHandle<C: Capability> {
     shared: Arc<PoolShared<C>>,
     model: Arc<Registered<C>>,
@@ -188,23 +191,24 @@ impl<C: Capability> Clone for ModelHandle<C> {
 }
 
 impl<C: Capability> ModelHandle<C> {
-    /// The model.
+    /// Name of the model.
     pub fn id(&self) -> &ModelId {
         self.model.id()
     }
 
-    /// The time that a request has unless its [`CallOptions`] say otherwise.
+    /// Time that a request has for queue, load and run up to its first output, unless its [`CallOptions`] set
+    /// another.
     pub fn request_timeout(&self) -> Duration {
         self.latest().policy.config.request_timeout
     }
 
-    /// Checks a request without sending it, for a caller who has costly work to do before (decoding images, say). Fails
-    /// as [`Self::call`] would before it waits, and is then counted as a request that failed. Takes no slot, so the
-    /// queue may be full by the time of the call.
+    /// Checks a request without sending it, for a caller who has costly work to do before (decoding images,
+    /// say). Fails as [`Self::call`] would before it waits, and is then counted as a request that failed.
+    /// Takes no slot, so the queue may be full by the time of the call.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`], [`Error::ShuttingDown`], [`Error::UnknownModel`]; with [`WhenFull::Fail`] also
-    /// [`Error::Overloaded`].
+    /// [`Error::InvalidInput`], [`Error::ShuttingDown`], [`Error::UnknownModel`]; with [`WhenFull::Fail`]
+    /// also [`Error::Overloaded`].
     pub fn check(&self, request: &C::Request, options: &CallOptions) -> Result<()> {
         match self.refusal(request, options) {
             Some(error) => Tally::begin(self).end(Err(error)),
@@ -229,8 +233,8 @@ impl<C: Capability> ModelHandle<C> {
         }
     }
 
-    /// Sends a request and waits for its output; a streamed capability's chunks are not sent. Dropping the future
-    /// cancels the request.
+    /// Sends a request and waits for its output; a streamed capability's chunks are not sent. Dropping the
+    /// future cancels the request.
     ///
     /// # Errors
     /// Every [`Error`] that a request can end with.
@@ -240,8 +244,8 @@ impl<C: Capability> ModelHandle<C> {
         tally.end(work.instrument(self.span(options)).await)
     }
 
-    /// Sends a request and returns the stream of its chunks, which ends with the output. Dropping the stream cancels
-    /// the request.
+    /// Sends a request and returns the stream of its chunks, which ends with the output. Dropping the stream
+    /// cancels the request.
     ///
     /// # Errors
     /// Those known before the request is accepted; later ones come out of the stream.
@@ -259,22 +263,24 @@ impl<C: Capability> ModelHandle<C> {
     /// Loads the model now. Returns once its first worker is ready; joins a load under way.
     ///
     /// # Errors
-    /// What a request would get: [`Error::SpawnFailed`], [`Error::MemoryExhausted`], [`Error::CircuitOpen`] and so on.
+    /// As for a request: [`Error::SpawnFailed`], [`Error::MemoryExhausted`], [`Error::CircuitOpen`] and so
+    /// on.
     pub async fn preload(&self) -> Result<()> {
         self.manage(Call::Preload, None).await
     }
 
-    /// Stops the model's workers, each after the batch that it runs, and returns once their bytes are back in the
-    /// budget. Requests that wait meanwhile are served by a new load afterwards.
+    /// Stops the model's workers, each after the batch that it runs, and returns once their bytes are back in
+    /// the budget. Requests that wait meanwhile are served by a new load afterwards.
     ///
     /// # Errors
-    /// [`Error::UnloadIncomplete`] says how many bytes are not back, and why.
+    /// [`Error::UnloadIncomplete`] with the bytes that are not back, and the reason.
     pub async fn unload(&self, timeout: Duration) -> Result<()> {
         let deadline = self.shared.clock.now() + timeout;
         self.manage(Call::Unload { deadline }, Some(timeout)).await
     }
 
-    /// Keeps the model's workers in memory, against cooldown and the needs of others, or no longer.
+    /// Protects the model's workers from cooldown and from eviction for other models, or ends that
+    /// protection.
     ///
     /// # Errors
     /// [`Error::NoWorkers`] if the pool is down.
@@ -286,8 +292,8 @@ impl<C: Capability> ModelHandle<C> {
         tracing::info_span!(span::REQUEST, capability = C::NAME, model = %self.model.id(), lane = %options.lane)
     }
 
-    /// Checks the request, takes a slot and hands it to the pool. The reply keeps `handle`: this one for as long as
-    /// the caller waits here, or one of its own.
+    /// Checks the request, takes a slot and hands it to the pool. The reply keeps `handle`: this one for as
+    /// long as the caller waits here, or one of its own.
     async fn accept<H: Borrow<Self>>(
         &self,
         handle: H,

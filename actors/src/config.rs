@@ -1,5 +1,5 @@
-//! Settings as plain data, with the defaults in one place. They are validated once, when the system is built or a
-//! model is registered, bad combinations included; what the actors get is valid.
+//! Settings as plain data, with the defaults in one place. They are validated once, when the system is built
+//! or a model is registered, bad combinations included; what the actors get is valid.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use crate::id::{Bytes, Device};
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct SystemConfig {
-    /// Limit on the host memory that all pools together may charge. `None`: 80 % of what this process may use,
-    /// container limits included.
+    /// Limit on the host memory that all pools together may charge. `None`: 80 % of what this process may
+    /// use, container limits included.
     pub memory_limit: Option<Bytes>,
     /// Budgets of accelerators, each on its own.
     pub device_limits: Vec<(Device, Bytes)>,
@@ -28,9 +28,9 @@ pub struct SystemConfig {
     pub maintenance_interval: Duration,
     /// Time that queued and running requests have to finish at shutdown.
     pub shutdown_timeout: Duration,
-    /// Restarts of a failed pool or of maintenance, after which the system itself fails.
+    /// Restart budget of failed pools and of maintenance together, beyond which the system itself fails.
     pub restart: RestartConfig,
-    /// Events kept for a subscriber that lags before it starts to miss some.
+    /// Number of events kept for a subscriber that lags; beyond it, the subscriber misses the oldest.
     pub event_capacity: usize,
 }
 
@@ -92,28 +92,29 @@ impl SystemConfig {
 pub struct PoolConfig {
     /// Time for queue, load and run up to the first output, unless the request brings its own.
     pub request_timeout: Duration,
-    /// Most workers of one model.
+    /// Maximum number of workers of one model.
     pub max_workers: usize,
     /// Workers started at a model's first request, where memory allows; never more than `max_workers`.
     pub cold_start_workers: usize,
-    /// Requests accepted and not yet answered, by lane. `None`: the capability's own [`crate::Capability::QUEUE`].
+    /// Requests accepted and not yet answered, by lane. `None`: the capability's own
+    /// [`crate::Capability::QUEUE`].
     pub queue: Option<QueueCapacity>,
-    /// Chunks of a stream that may wait for their reader.
+    /// Number of a stream's chunks that may wait for their reader.
     pub stream_buffer: usize,
     /// Time that all workers of a model must have been idle before the first of them goes.
     pub cooldown_idle: Duration,
-    /// Time that a model's first worker waits for room while workers that may be evicted are still in use or too
-    /// young; then its requests get `MemoryExhausted`.
+    /// Time that a model's first worker waits for room while workers that may be evicted are still in use or
+    /// too young; then its requests get `MemoryExhausted`.
     pub room_wait: Duration,
-    /// A worker younger than this is not evicted to make room for another model.
+    /// Minimum age of a worker that is evicted to make room for another model.
     pub min_residency: Duration,
-    /// Restarts of a model's workers.
+    /// Restart budget and backoff of a model's workers.
     pub restart: RestartConfig,
     /// Times without progress after which a worker is given up.
     pub stall: StallLimits,
     /// Limits of one batch.
     pub batch: BatchLimits,
-    /// A request gains one level of priority for each such time that it has waited.
+    /// Waiting time for which a request gains one level of priority.
     pub aging: Duration,
 }
 
@@ -171,7 +172,8 @@ impl PoolConfig {
         self.restart.validate()
     }
 
-    /// Workers to start at a model's first request: as many as are set, and no more than there may be.
+    /// Number of workers to start at a model's first request: `cold_start_workers`, but at most
+    /// `max_workers`.
     pub(crate) fn initial_workers(&self) -> usize {
         self.cold_start_workers.min(self.max_workers)
     }
@@ -186,9 +188,9 @@ impl PoolConfig {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct QueueCapacity {
-    /// Slots of the interactive lane.
+    /// Number of slots of the interactive lane.
     pub interactive: usize,
-    /// Slots of the batch lane.
+    /// Number of slots of the batch lane.
     pub batch: usize,
 }
 
@@ -227,15 +229,15 @@ impl Default for QueueCapacity {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct RestartConfig {
-    /// Restarts within the window; one failure more opens the breaker.
+    /// Maximum number of restarts within the window; one failure more opens the breaker.
     pub max_restarts: u32,
-    /// The window over which restarts are counted.
+    /// Window over which restarts are counted.
     pub window: Duration,
-    /// The wait before the first restart; it doubles with each failure in the window.
+    /// Backoff before the first restart; it doubles with each failure in the window.
     pub first_backoff: Duration,
-    /// The longest wait.
+    /// Maximum backoff.
     pub max_backoff: Duration,
-    /// The time that the breaker stays open before it lets one probe through.
+    /// Time that the breaker stays open before it lets one probe through.
     pub breaker_open: Duration,
 }
 
@@ -309,9 +311,9 @@ setters! { StallLimits {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct BatchLimits {
-    /// Most requests.
+    /// Maximum number of requests.
     pub requests: usize,
-    /// Most cost, in the capability's unit (tokens, say).
+    /// Maximum cost of all requests together, in the capability's unit (tokens, say).
     pub cost: u64,
 }
 

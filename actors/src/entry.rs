@@ -1,5 +1,5 @@
-//! The part of a registered model that its requests touch: its name, the slots of its two lanes, its load's progress
-//! and its metrics. One small shared value; how the model is loaded is left to the catalogue.
+//! The part of a registered model that its requests touch: its name, the slots of its two lanes, its load's
+//! progress and its metrics. One small shared value; how the model is loaded is left to the catalogue.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -20,9 +20,10 @@ pub(crate) struct ModelEntry {
     pub(crate) key: ModelKey,
     pub(crate) id: ModelId,
     pub(crate) load: Arc<LoadProgress>,
-    /// Kept in memory come what may; here, so that it outlives a restart of the pool.
+    /// Protected from cooldown and eviction. It is here so that it outlives a restart of the pool.
     pub(crate) pinned: AtomicBool,
-    /// Removed from the catalogue, or replaced there: it takes no more requests, and ends with those that it has.
+    /// Removed from the catalogue, or replaced there: it takes no more requests, and ends with those that it
+    /// has.
     removed: AtomicBool,
     pub(crate) capability: &'static str,
     interactive: LaneSlots,
@@ -53,7 +54,7 @@ impl ModelEntry {
         })
     }
 
-    /// The metrics come to life with the first request, so that a merely registered model costs none.
+    /// Metrics of the model, made with its first request, so that a merely registered model costs none.
     pub(crate) fn metrics(&self) -> &ModelMetrics {
         self.metrics.get_or_init(|| Box::new(ModelMetrics::new(self.capability, &self.id)))
     }
@@ -67,7 +68,7 @@ impl ModelEntry {
         self.lane(lane).pace.retry_after(self.clock.now())
     }
 
-    /// Slots that no request holds, and all there are.
+    /// Numbers of free and of all slots.
     pub(crate) fn slots(&self) -> (usize, usize) {
         let free = self.interactive.slots.available_permits() + self.batch.slots.available_permits();
         (free, self.interactive.capacity + self.batch.capacity)
@@ -126,7 +127,8 @@ impl LaneSlots {
     }
 }
 
-/// A place in a model's queue, held from the door to the answer. Goes back when it is dropped.
+/// A place in a model's queue, held from the acceptance of a request to its answer. Goes back when it is
+/// dropped.
 pub(crate) struct Slot {
     entry: Arc<ModelEntry>,
     lane: Lane,

@@ -1,5 +1,6 @@
-//! Errors as callers of this crate see them, as plain data. Each variant says what happened, where, and what to do
-//! about it; a model's own error is kept as its [`Cause`]. Which error ends which request is left to the scheduler.
+//! Errors as callers of this crate see them, as plain data. Each variant says what happened, where, and what
+//! to do about it; a model's own error is kept as its [`Cause`]. Which error ends which request is left to
+//! the scheduler.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -68,8 +69,9 @@ impl fmt::Display for RequestPhase {
     }
 }
 
-/// Every way in which a request, or a call on the system, can fail. Plain data: it compares, serialises and can be sent
-/// to another process. `Debug` prints the same sentence as `Display`, so `fn main() -> Result` ends with a sentence.
+/// Every way in which a request, or a call on the system, can fail. Plain data: it compares, serialises and
+/// can be sent to another process. `Debug` prints the same sentence as `Display`, so `fn main() -> Result`
+/// ends with a sentence.
 ///
 /// ```
 /// use model_actors::{Error, ErrorKind, ModelId};
@@ -138,7 +140,8 @@ pub enum Error {
         /// The capability that it belongs to.
         capability: Cow<'static, str>,
     },
-    /// Occurs when the pool fails after it accepted the request, so the reply is lost. The request may have run.
+    /// Occurs when the pool fails after it accepted the request, so the reply is lost. The request may have
+    /// run.
     #[error("the reply for {model} ({capability}) was lost with its pool; the request may have run")]
     RecvError {
         /// The model asked for.
@@ -218,8 +221,8 @@ pub enum Error {
         lane: Lane,
         /// The lane's capacity in requests.
         capacity: usize,
-        /// Estimated time until a slot is free, from how fast slots of the lane were given back lately: 50 ms to 60 s,
-        /// 1 s while nothing is known.
+        /// Estimated time until a slot is free, from how fast slots of the lane were given back lately: 50 ms
+        /// to 60 s, 1 s while nothing is known.
         retry_after: Duration,
     },
     /// The caller cancelled the request.
@@ -237,8 +240,8 @@ pub enum Error {
         /// The failure that opened the breaker.
         cause: Cause,
     },
-    /// The worker died after it had sent out part of the answer, or after the deadline that a first output had met, so
-    /// the request could not be run again.
+    /// The worker died after it had sent out part of the answer, or after the deadline that a first output
+    /// had met, so the request could not be run again.
     #[error("worker {worker} of {model} ({capability}) crashed in the middle of the answer: {cause}")]
     WorkerCrashed {
         /// The model.
@@ -271,7 +274,7 @@ pub enum Error {
         model: ModelId,
         /// The capability that it belongs to.
         capability: Cow<'static, str>,
-        /// How many workers died running it.
+        /// Number of workers that died running it.
         deaths: u32,
         /// The last death.
         cause: Cause,

@@ -1,6 +1,8 @@
-//! The small value types that everything else is written in: identifiers, lanes, bytes, devices and scheduler time.
+//! The small value types that everything else is written in: identifiers, lanes, bytes, devices and scheduler
+//! time.
 //!
-//! Nothing here decides anything; each type exists so that two numbers of different meaning cannot be mixed up.
+//! Nothing here decides anything; each type exists so that two numbers of different meaning cannot be mixed
+//! up.
 
 use std::fmt;
 use std::ops::{Add, AddAssign, Sub, SubAssign};
@@ -9,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The registry key of a model, for example `sentence-transformers/all-MiniLM-L6-v2`.
+/// Name of a model, for example `sentence-transformers/all-MiniLM-L6-v2`. Unique within a capability.
 ///
 /// ```
 /// use model_actors::ModelId;
@@ -20,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub struct ModelId(Arc<str>);
 
 impl ModelId {
-    /// The whole identifier.
+    /// The whole name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -60,7 +62,8 @@ impl fmt::Debug for ModelId {
     }
 }
 
-/// A model's number in its pool's catalogue, given at registration. The scheduler knows models by it alone.
+/// Number of a registration in its pool's catalogue. A model that replaces another has its name, but a key of
+/// its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ModelKey(pub u32);
 

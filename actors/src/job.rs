@@ -1,6 +1,6 @@
-//! One accepted request on its way: what is asked, where it stands, and the answer that it owes. The answer holds
-//! the queue slot and can be taken once; whoever takes it answers. The pool holds each job in its hands as
-//! [`Accepted`], which tells the caller when the pool is gone.
+//! Jobs: accepted requests, each with its state and the answer that it owes. The answer holds the queue slot
+//! and can be taken once; whoever takes it answers. The pool holds each of its jobs as [`Accepted`], which
+//! tells the caller when the pool is gone. Deciding when a job runs is left to the scheduler.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use crate::progress::Clock;
 
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 
-/// What a job is made of, before it has an identity.
+/// Parts of a job, before it has an identity.
 pub(crate) struct JobParts<C: Capability> {
     pub(crate) entry: Arc<ModelEntry>,
     pub(crate) request: C::Request,
@@ -27,7 +27,7 @@ pub(crate) struct JobParts<C: Capability> {
     pub(crate) clock: Clock,
 }
 
-/// What a job owes its caller. The slot goes back when this is dropped.
+/// Reply channels of a job, and its slot, which goes back when this is dropped.
 pub(crate) struct Answer<C: Capability> {
     pub(crate) done: oneshot::Sender<Result<C::Output, Error>>,
     pub(crate) chunks: Option<mpsc::Sender<C::Chunk>>,
@@ -42,19 +42,19 @@ pub(crate) struct Job<C: Capability> {
     pub(crate) parts: JobParts<C>,
     running: AtomicBool,
     cancelled: AtomicBool,
-    /// The current attempt has made a first piece of output.
+    /// True once the current attempt has made a first piece of output.
     begun: AtomicBool,
-    /// Part of the answer is with the caller.
+    /// True once part of the answer is with the caller.
     sent: AtomicBool,
     owed: Mutex<Owed<C>>,
 }
 
-/// The answer and who may give it. One lock over both, so that a thread that was given up can neither answer nor
-/// stream into the run of its successor.
+/// The answer and the attempt that may give it. One lock guards both, so that a thread that was given up can
+/// neither answer nor stream into the run of its successor.
 struct Owed<C: Capability> {
     attempt: u32,
     answer: Option<Answer<C>>,
-    /// Of a request whose caller has gone: its work still has a place until the pool lets go of it.
+    /// Slot of a request whose caller has gone: its work keeps a place until the pool lets go of it.
     held: Option<Slot>,
 }
 
@@ -91,7 +91,7 @@ impl<C: Capability> Job<C> {
         owed.attempt
     }
 
-    /// The run is over without an answer: whoever runs it still can no longer answer.
+    /// Ends a run without an answer: a thread that runs it still can no longer answer.
     pub(crate) fn end_attempt(&self) {
         let mut owed = self.owed();
         self.running.store(false, Ordering::Release);
@@ -138,7 +138,8 @@ impl<C: Capability> Job<C> {
         })
     }
 
-    /// This run can no longer answer: it was answered, cancelled, given up, or nobody waits any more.
+    /// True if this run can no longer answer: the job was answered, cancelled or given up, or nobody waits
+    /// any more.
     pub(crate) fn is_over_for(&self, attempt: u32) -> bool {
         let owed = self.owed();
         owed.attempt != attempt || owed.answer.is_none() || self.is_abandoned()
@@ -148,7 +149,7 @@ impl<C: Capability> Job<C> {
         self.owed().answer.is_none()
     }
 
-    /// The caller has gone. False if it was answered before.
+    /// Cancels the job because its caller has gone. False if it was answered before.
     pub(crate) fn cancel(&self) -> bool {
         self.cancelled.store(true, Ordering::Release);
         let mut owed = self.owed();
@@ -158,8 +159,8 @@ impl<C: Capability> Job<C> {
         cancelled
     }
 
-    /// The deadline is for the first output: with that it no longer counts, also where the caller sees the whole
-    /// output alone.
+    /// True once the first output is made: the deadline is for that alone, also where the caller sees only
+    /// the whole output.
     fn has_met_deadline(&self) -> bool {
         self.has_sent() || (self.running.load(Ordering::Acquire) && self.begun.load(Ordering::Acquire))
     }
@@ -168,23 +169,24 @@ impl<C: Capability> Job<C> {
         self.parts.clock.now() >= self.parts.deadline
     }
 
-    /// Part of the answer is with the caller.
+    /// True if part of the answer is with the caller.
     pub(crate) fn has_sent(&self) -> bool {
         self.sent.load(Ordering::Acquire)
     }
 
-    /// Nothing was sent out, and there is time: it was not only its first output that kept it alive.
+    /// True if nothing was sent out and there is time left: it was not only its first output that kept it
+    /// alive.
     pub(crate) fn may_run_again(&self) -> bool {
         let lives_by_its_output = self.begun.load(Ordering::Acquire) && self.is_late();
         !self.has_sent() && !lives_by_its_output
     }
 
-    /// Nobody waits any more: cancelled, or past its deadline without output.
+    /// True if nobody waits any more: it was cancelled, or is past its deadline without output.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.cancelled.load(Ordering::Acquire) || (!self.has_met_deadline() && self.is_late())
     }
 
-    /// Where the request stands, for the error of a caller that ran out of time.
+    /// Position of the request, for the error of a caller that ran out of time.
     pub(crate) fn phase(&self) -> RequestPhase {
         if self.running.load(Ordering::Relaxed) {
             return RequestPhase::Running;
@@ -205,8 +207,8 @@ impl<C: Capability> Job<C> {
     }
 }
 
-/// A job in the hands of its pool, its mailbox included. A thread that runs it holds the job too, so its own end tells
-/// nobody anything; the end of this tells the caller that the pool is gone.
+/// A pool's hold on a job. A thread that runs the job holds it too, so dropping the job says nothing;
+/// dropping this tells the caller that the pool is gone.
 pub(crate) struct Accepted<C: Capability>(Arc<Job<C>>);
 
 impl<C: Capability> Accepted<C> {
@@ -230,7 +232,7 @@ impl<C: Capability> Drop for Accepted<C> {
     }
 }
 
-/// Why a chunk was not sent.
+/// Reason for which a chunk was not sent.
 ///
 /// ```
 /// use model_actors::EmitError;
@@ -238,10 +240,10 @@ impl<C: Capability> Drop for Accepted<C> {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EmitError<T> {
-    /// The reader's buffer is full; here is the chunk back.
+    /// The reader's buffer is full. Gives the chunk back.
     #[error("the reader's buffer is full")]
     Full(T),
-    /// Nobody wants more of this answer.
+    /// Nobody waits for more of this answer.
     #[error("nobody waits for the rest of this answer")]
     Stopped,
 }

@@ -1,5 +1,9 @@
 //! Supervised, bounded, memory-aware worker pools for local models, as ractor actors.
 //!
+//! A [`System`] supervises one pool for each [`Capability`]; a [`Client`] registers models with a pool, and a
+//! [`ModelHandle`] sends requests to one model. Models are implemented with [`Loader`], [`Weights`] and
+//! [`Model`].
+//!
 //! The modules are listed in reading order, and each imports only those above it.
 
 #[macro_use]

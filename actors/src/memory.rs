@@ -1,5 +1,6 @@
-//! The memory budgets: what may be charged, what is, and leases that give back by `Drop`. The arithmetic is the pure
-//! [`Ledger`]; a [`Budget`] shares one between threads. Who has to go when room runs short is the eviction policy's.
+//! Memory budgets: limits, charges, and leases that give back by `Drop`. The arithmetic is the pure
+//! [`Ledger`]; a [`Budget`] shares one between threads. Choosing workers to evict when room runs short is
+//! left to the eviction policy.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Bytes, Device};
 
-/// What one memory may hold and what is charged against it. Never charges beyond its limit.
+/// Limit of one memory and the bytes charged against it. Never charges beyond the limit.
 ///
 /// ```
 /// use model_actors::{Bytes, Ledger};
@@ -52,18 +53,18 @@ impl Ledger {
         self.limit
     }
 
-    /// What is charged.
+    /// Bytes charged.
     pub fn charged(&self) -> Bytes {
         self.charged
     }
 
-    /// What is left.
+    /// Bytes that can still be charged.
     pub fn free(&self) -> Bytes {
         self.limit - self.charged
     }
 }
 
-/// How short the machine's memory is, whoever uses it. Of other devices nothing is measured.
+/// Level of memory pressure of the whole machine, whoever uses the memory. Other devices are not measured.
 ///
 /// ```
 /// use model_actors::{Bytes, PressureLevel};
@@ -78,7 +79,8 @@ pub enum PressureLevel {
     Normal,
     /// Above 85 %: no further worker is added to a model that has one.
     Elevated,
-    /// Above 95 %: besides that, maintenance evicts an idle worker at each check, or all of a model that is idle.
+    /// Above 95 %: besides that, maintenance evicts an idle worker at each check, or all of a model that is
+    /// idle.
     Critical,
 }
 
@@ -96,11 +98,12 @@ impl PressureLevel {
 
 type OnRelease = Box<dyn Fn() + Send + Sync>;
 
-/// A ledger that threads share. It tells maintenance when bytes came back.
+/// Ledger shared by threads. It tells maintenance when bytes come back.
 pub(crate) struct Budget {
     device: Device,
     ledger: Mutex<Ledger>,
-    /// Loads that wait at maintenance's desk for room here. While any does, nobody may overtake it.
+    /// Number of loads that wait for room here at maintenance's desk. While there is one, nobody may overtake
+    /// it.
     waiting: AtomicUsize,
     on_release: Mutex<Option<OnRelease>>,
 }
@@ -129,7 +132,8 @@ impl Budget {
         *self.lock()
     }
 
-    /// What is called, on any thread and without a lock held on the ledger, whenever bytes came back.
+    /// Sets the callback for bytes that come back. It is called on any thread, without a lock held on the
+    /// ledger.
     pub(crate) fn on_release(&self, callback: OnRelease) {
         *self.on_release.lock().unwrap_or_else(PoisonError::into_inner) = Some(callback);
     }
@@ -138,7 +142,7 @@ impl Budget {
         self.waiting.store(waiting, Ordering::Relaxed);
     }
 
-    /// A lease for somebody who has not waited: none while others do.
+    /// Leases bytes to somebody who has not waited: none while others do.
     pub(crate) fn lease_at_once(self: &Arc<Self>, bytes: Bytes) -> Option<Lease> {
         if self.waiting.load(Ordering::Relaxed) > 0 { None } else { self.lease(bytes) }
     }
@@ -203,7 +207,7 @@ impl Drop for Lease {
 /// The budgets of all memories, by device.
 pub(crate) type Budgets = Arc<BTreeMap<Device, Arc<Budget>>>;
 
-/// The memory that this process may use, and what of it is in use by anybody.
+/// Memory that this process may use, and the part of it that is in use by anybody.
 ///
 /// ```
 /// use model_actors::ProcessMemory;
@@ -213,14 +217,14 @@ pub(crate) type Budgets = Arc<BTreeMap<Device, Arc<Budget>>>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ProcessMemory {
-    /// The machine's, or its container's limit if that is lower.
+    /// Bytes of the machine, or of its container's limit if that is lower.
     pub limit: Bytes,
-    /// Without caches that go when memory is needed.
+    /// Bytes in use, without caches that are freed when memory is needed.
     pub used: Bytes,
 }
 
 impl ProcessMemory {
-    /// Memory of this limit, of which so much is used.
+    /// Memory of this limit, of which `used` bytes are in use.
     pub const fn new(limit: Bytes, used: Bytes) -> Self {
         Self { limit, used }
     }
@@ -238,13 +242,13 @@ impl ProcessMemory {
         }
     }
 
-    /// 80 % of it are for models unless something else is configured.
+    /// Budget for models unless one is configured: 80 % of the limit.
     pub(crate) fn default_budget(self) -> Bytes {
         Bytes(self.limit.0 / 10 * 8)
     }
 }
 
-/// Tells how the memory stands.
+/// Measures the memory of the process.
 pub(crate) type MemoryProbe = Arc<dyn Fn() -> ProcessMemory + Send + Sync>;
 
 #[cfg(test)]

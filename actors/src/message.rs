@@ -1,5 +1,5 @@
-//! Messages under ractor's `cluster` feature, which removes its blanket `Message` implementation: each message type
-//! then needs one of its own. Nothing here is sent to another node.
+//! Message implementations under ractor's `cluster` feature, which removes its blanket one: each message type
+//! then needs one of its own. No message is sent to another node.
 
 /// Implements [`ractor::Message`] for a message type, generic over a capability `C` or not.
 #[macro_export]

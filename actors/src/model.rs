@@ -1,6 +1,6 @@
-//! The contract between this crate and a model, on one page: a [`Loader`] knows a model that is not in memory, its
-//! [`Weights`] are in memory once and shared, and each worker builds its own [`Model`] from them. All three are
-//! called on a worker's own OS thread and may block it; none of them ever sees an actor.
+//! The contract between this crate and a model, on one page: a [`Loader`] loads a model, its [`Weights`] are
+//! in memory once and shared, and each worker builds its own [`Model`] from them. All three are called on a
+//! worker's own OS thread and may block it; none of them ever sees an actor.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::id::{Bytes, ModelId, ModelKey};
 use crate::progress::{Gauge, LoadProgress, LoadStage};
 use crate::telemetry::{Event, Events};
 
-/// Knows where a model is and how to load it. Making one does no I/O.
+/// Loads a model. Constructing a loader does no I/O.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -50,9 +50,9 @@ use crate::telemetry::{Event, Events};
 /// }
 /// ```
 pub trait Loader<C: Capability>: Send + Sync + 'static {
-    /// Estimates the memory that the model will take without loading it (from a file's header, say). It may fetch files
-    /// first and reports their bytes as progress. Called once; the result is kept, and corrected later by
-    /// [`Weights::footprint`].
+    /// Estimates the memory that the model will take without loading it (from a file's header, say). It may
+    /// fetch files first and reports their bytes as progress. Called once; the result is kept, and corrected
+    /// later by [`Weights::footprint`].
     ///
     /// # Errors
     /// [`crate::FailureKind::Permanent`] for what will fail again; any other kind is retried.
@@ -67,26 +67,28 @@ pub trait Loader<C: Capability>: Send + Sync + 'static {
 
 /// A loaded model's weights, shared by all its workers on one device and freed with the last of them.
 pub trait Weights<C: Capability>: Send + Sync + 'static {
-    /// What the model really takes, now that it is loaded.
+    /// Measures the memory that the loaded model takes.
     fn footprint(&self) -> Footprint;
 
-    /// Builds one worker's model: shares the weights, owns scratch and caches. Must not read the weights again.
+    /// Builds one worker's model: shares the weights, owns scratch and caches. Must not read the weights
+    /// again.
     ///
     /// # Errors
     /// As for [`Loader::footprint`].
     fn build(&self, context: &LoadContext) -> Result<Box<dyn Model<C>>, Failure>;
 }
 
-/// One worker's model. It stays on one thread from its making to its end, so it need not be `Send`.
+/// One worker's model. It is built, used and dropped on one thread, so it need not be `Send`.
 pub trait Model<C: Capability> {
-    /// Runs a batch: answers each item through it, ticks progress, and looks at each item's mark between steps.
+    /// Runs a batch: answers each item through it, ticks progress, and looks at each item's mark between
+    /// steps.
     ///
     /// # Errors
     /// Ends the run. Items that were not answered are run again, split, or answered with the failure.
     fn run(&mut self, batch: &mut Batch<C>) -> Result<(), Failure>;
 }
 
-/// What a model takes of its device's memory.
+/// Memory that a model takes on its device.
 ///
 /// ```
 /// use model_actors::{Bytes, Footprint};
@@ -147,8 +149,8 @@ impl LoadContext {
         self.emit(stage, 0);
     }
 
-    /// Reports that so many more bytes of the stage are done. Without such reports a load counts as stuck after the
-    /// stall limit.
+    /// Reports that so many more bytes of the stage are done. Without such reports a load counts as stuck
+    /// after the stall limit.
     pub fn advance(&self, bytes: Bytes) {
         self.gauge.tick();
         let (total, done) = (self.progress.total(), self.progress.advance(bytes.0));

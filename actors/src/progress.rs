@@ -1,5 +1,6 @@
-//! Counters that tell busy from stuck: one gauge a worker for its run, one a model for its load. The model's thread
-//! writes them, everybody else reads them, and nobody waits for anybody.
+//! Progress counters, which tell a busy worker from a stuck one: a gauge for each worker's run and one for
+//! each model's load. The worker's thread writes them, everybody else reads them, and no lock is taken. What
+//! follows from a lack of progress is left to the scheduler.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::Time;
 
-/// Real time as scheduler time: the one place where the shell reads a clock.
+/// Converts real time to scheduler time. The shell reads a clock nowhere else.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock(Instant);
 
@@ -22,7 +23,7 @@ impl Clock {
         Time::after_start(self.0.elapsed())
     }
 
-    /// The moment as tokio counts it; a moment beyond its range is a year away.
+    /// The moment as a tokio instant; one beyond tokio's range becomes a year from now.
     pub(crate) fn instant(self, time: Time) -> tokio::time::Instant {
         const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
         let elapsed = time.since(Time::ZERO);
@@ -31,7 +32,7 @@ impl Clock {
     }
 }
 
-/// What a worker's thread is doing.
+/// Phase of a worker.
 ///
 /// ```
 /// assert_eq!(model_actors::WorkerPhase::Stuck.to_string(), "stuck");
@@ -42,13 +43,14 @@ impl Clock {
 pub enum WorkerPhase {
     /// Fetching, reading or building its model, or waiting for room to do so.
     Loading,
-    /// Ready, with nothing to do.
+    /// Ready, without work.
     Idle,
     /// Running a batch.
     Busy,
     /// Told to stop; its memory is still charged.
     Draining,
-    /// Without progress past the stall limit, given up; its memory is charged until its thread really ends.
+    /// Given up after the stall limit passed without progress; its memory is charged until its thread really
+    /// ends.
     Stuck,
 }
 
@@ -64,13 +66,13 @@ impl std::fmt::Display for WorkerPhase {
     }
 }
 
-/// A worker's progress: how often it ticked, and when last.
+/// Progress of a worker: the number of its ticks, and the moment of the last.
 #[derive(Debug)]
 pub(crate) struct Gauge {
     clock: Clock,
     ticks: AtomicU64,
     last_tick_nanos: AtomicU64,
-    /// What a test does at each tick of the model.
+    /// Callback of a test, called at each tick of the model.
     #[cfg(feature = "testing")]
     hook: std::sync::OnceLock<Hook>,
 }
@@ -94,14 +96,14 @@ impl Gauge {
         self.last_tick_nanos.store(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// The model itself tells of progress.
+    /// Counts progress that the model itself reports.
     pub(crate) fn step(&self) {
         self.tick();
         #[cfg(feature = "testing")]
         self.hook.get().into_iter().for_each(|hook| hook.0());
     }
 
-    /// From now on this is done at each tick of the model. The first one stays.
+    /// Sets the callback for each tick of the model. The first one stays.
     #[cfg(feature = "testing")]
     pub(crate) fn hook(&self, hook: &Hook) {
         self.hook.get_or_init(|| hook.clone());
@@ -116,7 +118,7 @@ impl Gauge {
     }
 }
 
-/// What a test does at each tick of a model's progress, on the worker's thread.
+/// Callback of a test for each tick of a model's progress, on the worker's thread.
 #[cfg(feature = "testing")]
 #[derive(Clone)]
 pub(crate) struct Hook(pub(crate) Arc<dyn Fn() + Send + Sync>);
@@ -128,7 +130,7 @@ impl std::fmt::Debug for Hook {
     }
 }
 
-/// What a load is doing at the moment.
+/// Stage of a load.
 ///
 /// ```
 /// assert_ne!(model_actors::LoadStage::Download, model_actors::LoadStage::Load);
@@ -145,7 +147,7 @@ pub enum LoadStage {
     WarmUp,
 }
 
-/// How far a model's load is; one for each model, shared by its pool, its clients and its loading thread.
+/// Progress of a model's load: one for each model, shared by its pool, its clients and its loading thread.
 #[derive(Debug, Default)]
 pub(crate) struct LoadProgress {
     active: AtomicU8,

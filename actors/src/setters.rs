@@ -1,8 +1,8 @@
-//! The `with_` methods of settings and requests, which are `#[non_exhaustive]` and so cannot be written as literals
-//! outside their crate.
+//! The `with_` methods of settings and requests, which are `#[non_exhaustive]` and so cannot be written as
+//! literals outside their crate.
 
-/// Writes one `with_` method a line: it takes a value, stores it in the field of the argument's name, and returns the
-/// whole. A path after the argument converts the value first (`Into::into`, say).
+/// Writes one `with_` method a line: it takes a value, stores it in the field of the argument's name, and
+/// returns the whole. A path after the argument converts the value first (`Into::into`, say).
 #[macro_export]
 #[doc(hidden)]
 macro_rules! setters {

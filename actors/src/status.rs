@@ -1,5 +1,5 @@
-//! What the tree looks like at one moment, for tests, maintenance and users alike. Plain data that serialises; the
-//! actors fill it in.
+//! Snapshots of the tree, for tests, maintenance and users alike. Plain data that serialises; filling it in
+//! is left to the actors.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::memory::{Budget, Budgets, PressureLevel};
 use crate::model::Footprint;
 use crate::progress::{LoadStage, WorkerPhase};
 
-/// The whole tree.
+/// Snapshot of a whole system: its pools, models, workers and memories.
 ///
 /// ```
 /// let status = model_actors::SystemStatus::default();
@@ -20,11 +20,11 @@ use crate::progress::{LoadStage, WorkerPhase};
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct SystemStatus {
-    /// The system's own state.
+    /// State of the system itself.
     pub state: SystemState,
-    /// The pools, in the order in which they were added.
+    /// Pools, in the order in which they were added.
     pub pools: Vec<Arc<PoolStatus>>,
-    /// The memories, the host first.
+    /// Budgeted memories, the host's first.
     pub memory: Vec<MemoryStatus>,
 }
 
@@ -49,37 +49,37 @@ impl SystemStatus {
         self.pools.iter().flat_map(|pool| pool.all_models()).flat_map(|model| &model.workers)
     }
 
-    /// Ready to take requests: running, with every pool up.
+    /// True while the system takes requests: it is running, with every pool up.
     pub fn is_ready(&self) -> bool {
         self.state == SystemState::Running && self.pools.iter().all(|pool| pool.live)
     }
 }
 
-/// Live, ready and serving told apart: live while the tree stands, ready while it takes requests; which models serve
-/// is in their status.
+/// State of a system. Whether it is ready is [`SystemStatus::is_ready`]; which models serve is in their own
+/// status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SystemState {
     /// Takes requests.
     #[default]
     Running,
-    /// Finishes what it has.
+    /// Finishes the requests that it has, and takes no new ones.
     ShuttingDown,
-    /// Gone.
+    /// Ended, by a shutdown or a failure.
     Stopped,
 }
 
-/// One memory and what is charged against it.
+/// Snapshot of one budgeted memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct MemoryStatus {
-    /// Which memory.
+    /// The memory.
     pub device: Device,
-    /// Its limit.
+    /// Limit of the budget.
     pub limit: Bytes,
-    /// What is charged.
+    /// Bytes charged against the budget.
     pub charged: Bytes,
-    /// How short it is.
+    /// Memory pressure, as of the last maintenance interval.
     pub pressure: PressureLevel,
 }
 
@@ -95,7 +95,7 @@ impl MemoryStatus {
     }
 }
 
-/// Brings the charges up to date; how short a memory is, maintenance says at its interval.
+/// Brings the charges up to date; the pressure is maintenance's to measure, at its interval.
 pub(crate) fn refresh_memory(memory: &mut [MemoryStatus], budgets: &Budgets) {
     for status in memory {
         if let Some(budget) = budgets.get(&status.device) {
@@ -104,18 +104,18 @@ pub(crate) fn refresh_memory(memory: &mut [MemoryStatus], budgets: &Budgets) {
     }
 }
 
-/// One pool.
+/// Snapshot of one pool.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct PoolStatus {
-    /// Its capability's name.
+    /// Name of its capability.
     pub capability: &'static str,
-    /// Its actor is running.
+    /// True while its actor runs.
     pub live: bool,
     /// Models that have been used; merely registered ones are not listed.
     pub models: Vec<ModelStatus>,
-    /// Models that were removed or replaced, until their last requests and threads have ended. A name may occur here
-    /// and in `models`; each has a key of its own.
+    /// Models that were removed or replaced, until their last requests and threads have ended. A name may
+    /// occur here and in `models`; each has a key of its own.
     pub removed: Vec<ModelStatus>,
 }
 
@@ -131,7 +131,7 @@ impl PoolStatus {
     }
 }
 
-/// One model that has been used.
+/// Snapshot of one model that has been used.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ModelStatus {
@@ -141,64 +141,64 @@ pub struct ModelStatus {
     pub model: ModelId,
     /// Key of its registration, which tells it from a model of the same name that it replaced.
     pub key: ModelKey,
-    /// The memory it runs in.
+    /// Memory that it is charged to.
     pub device: Device,
-    /// Kept in memory come what may.
+    /// True if neither cooldown nor eviction takes it.
     pub pinned: bool,
-    /// Requests waiting in the interactive lane.
+    /// Number of requests waiting in the interactive lane.
     pub queued_interactive: usize,
-    /// Requests waiting in the batch lane.
+    /// Number of requests waiting in the batch lane.
     pub queued_batch: usize,
-    /// Requests being run.
+    /// Number of requests being run.
     pub in_flight: usize,
-    /// Failures within the restart window.
+    /// Number of failures within the restart window.
     pub recent_failures: u32,
-    /// Failures ever.
+    /// Number of failures since the pool started.
     pub failures: u64,
-    /// What the breaker does.
+    /// State of its circuit breaker.
     pub breaker: BreakerState,
-    /// What the model takes, once known.
+    /// Memory that it takes, once known.
     pub footprint: Option<Footprint>,
     /// Bytes charged for it, weights and workers.
     pub bytes: Bytes,
-    /// Most requests that share a batch, after any shrinking.
+    /// Maximum number of requests in a batch; smaller than configured after memory ran out.
     pub batch_limit: usize,
     /// The load under way, if any.
     pub loading: Option<LoadStatus>,
-    /// Its workers, those that are on their way out included.
+    /// Its workers, those whose threads are ending included.
     pub workers: Vec<WorkerStatus>,
 }
 
 impl ModelStatus {
-    /// At least one worker can run a request.
+    /// True if at least one worker can run a request.
     pub fn is_serving(&self) -> bool {
         self.workers.iter().any(|worker| matches!(worker.phase, WorkerPhase::Idle | WorkerPhase::Busy))
     }
 }
 
-/// What a breaker does.
+/// State of a circuit breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BreakerState {
-    /// Lets requests through.
+    /// Requests pass.
     Closed,
-    /// Refuses them.
+    /// Requests are refused.
     Open,
-    /// Waits for its probe.
+    /// One probe passes; its end closes or opens the breaker.
     HalfOpen,
 }
 
-/// A load under way.
+/// Progress of a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct LoadStatus {
-    /// What it is doing.
+    /// Current stage.
     pub stage: LoadStage,
     /// Percent of the stage's bytes, where the total is known.
     pub percent: Option<u8>,
 }
 
-/// One worker.
+/// Snapshot of one worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct WorkerStatus {
@@ -206,17 +206,17 @@ pub struct WorkerStatus {
     pub worker: WorkerId,
     /// Name of its thread: model, number and capability, as in `english#3 text_embedding`.
     pub name: Arc<str>,
-    /// What it is doing.
+    /// Current phase.
     pub phase: WorkerPhase,
-    /// Requests it is running.
+    /// Number of requests that it is running.
     pub running: usize,
-    /// Progress ticks so far.
+    /// Number of progress ticks so far.
     pub ticks: u64,
     /// Time since its last progress.
     pub since_progress: Duration,
 }
 
-/// How a shutdown went.
+/// Result of a shutdown.
 ///
 /// ```
 /// assert!(model_actors::ShutdownReport::default().is_clean());
@@ -224,18 +224,18 @@ pub struct WorkerStatus {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Requests that were answered with `ShuttingDown` because the time ran out.
+    /// Number of requests answered with `ShuttingDown` because the time ran out.
     pub abandoned_requests: usize,
-    /// Threads that had not ended when the time ran out.
+    /// Names of the threads that had not ended when the time ran out, as in [`WorkerStatus::name`].
     pub unfinished_threads: Vec<String>,
-    /// Bytes that were still charged when it returned.
+    /// Bytes still charged when the shutdown returned.
     pub remaining: Bytes,
-    /// How long it took.
+    /// Duration of the shutdown.
     pub took: Duration,
 }
 
 impl ShutdownReport {
-    /// Nothing was cut off and nothing is left.
+    /// True if no request was cut off and nothing is left.
     pub fn is_clean(&self) -> bool {
         self.abandoned_requests == 0 && self.unfinished_threads.is_empty() && self.remaining == Bytes::ZERO
     }

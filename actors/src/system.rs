@@ -1,7 +1,7 @@
-//! The root of the tree. The system actor starts maintenance and one pool a capability as its linked children, starts
-//! a failed one again within the restart budget, and ends them all at shutdown; beyond the budget it fails itself,
-//! which an application's own supervisor sees as an ordinary supervision event. [`System`] is the handle that users
-//! hold: dropping the last one ends the tree.
+//! The root of the tree. The system actor starts maintenance and one pool a capability as its linked
+//! children, starts a failed one again within the restart budget, and ends them all at shutdown; beyond the
+//! budget it fails itself, which an application's own supervisor sees as an ordinary supervision event.
+//! [`System`] is the handle that users hold: dropping the last one ends the tree.
 
 use std::any::TypeId;
 use std::collections::HashMap;
@@ -34,26 +34,26 @@ pub use builder::SystemBuilder;
 use builder::AnyPool;
 use child::{PoolChild, SpawnPool};
 
-/// What the handle, and the system's own timers, tell the system.
+/// Messages of the system actor, from its handle and its own timers.
 pub(crate) enum SystemMessage {
-    /// Finish, and report.
+    /// Finish what was accepted, and report.
     Shutdown,
-    /// Start a failed child again.
+    /// Start a failed child again, after its backoff.
     Restart(Child),
-    /// Every pool has finished or the time is up.
+    /// Every pool has finished, or the time is up.
     Drained { report: ShutdownReport },
 }
 
 crate::impl_message!(SystemMessage);
 
-/// Which child of the system.
+/// Child of the system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Child {
     Maintenance,
     Pool(PoolIndex),
 }
 
-/// What all parts of a running system share; no part of it holds a worker.
+/// State shared by all parts of a running system. None of it holds a worker.
 #[derive(Clone)]
 pub(crate) struct Common {
     clock: Clock,
@@ -62,13 +62,13 @@ pub(crate) struct Common {
     status: watch::Sender<SystemStatus>,
     events: Events,
     memory: MemoryProbe,
-    /// For every caller of `shutdown`.
+    /// Report for every caller of `shutdown`.
     report: Arc<OnceLock<ShutdownReport>>,
     directory: Arc<Directory>,
 }
 
 impl Common {
-    /// By all pools, on all devices.
+    /// Bytes charged by all pools, on all devices.
     fn charged(&self) -> Bytes {
         self.budgets.values().map(|budget| budget.read().charged()).sum()
     }
@@ -150,7 +150,7 @@ impl Actor for SystemActor {
     }
 }
 
-/// However the system ends, dropped, failed or killed, nobody takes it for a running one.
+/// Marks the system as stopped, however it ends: dropped, failed or killed.
 impl Drop for SystemActorState {
     fn drop(&mut self) {
         for pool in &self.pools {
@@ -204,7 +204,7 @@ impl SystemActorState {
         Ok(())
     }
 
-    /// A pool or maintenance has ended without being asked to.
+    /// Handles the unexpected end of a pool or of maintenance.
     fn child_ended(
         &mut self,
         myself: &ActorRef<SystemMessage>,
@@ -273,7 +273,8 @@ impl SystemActorState {
         Ok(())
     }
 
-    /// The wait for the pools is a task of its own, so that the system stays responsive meanwhile.
+    /// Shuts the pools down. Waiting for them is a task of its own, so that the system stays responsive
+    /// meanwhile.
     fn shut_down(&mut self, myself: &ActorRef<SystemMessage>) {
         if self.common.status.borrow().state != SystemState::Running {
             return;
@@ -316,7 +317,7 @@ async fn gather(common: &Common, reports: Vec<oneshot::Receiver<PoolDrained>>) -
     report
 }
 
-/// A running system. Cheap to clone; the tree ends with the last clone.
+/// Handle to a running system. Cheap to clone; the tree ends with the last clone.
 ///
 /// ```
 /// # #[tokio::main]
@@ -347,12 +348,12 @@ impl Drop for Inner {
 }
 
 impl System {
-    /// Begins to build a system.
+    /// Starts building a system.
     pub fn builder(config: SystemConfig) -> SystemBuilder {
         SystemBuilder::new(config)
     }
 
-    /// All registered models, of all capabilities: in the order of the pools, and of the names within a pool.
+    /// Registered models of all capabilities, in the order of the pools and, within a pool, of their names.
     pub fn models(&self) -> Vec<RegisteredModel> {
         self.inner.common.directory.models()
     }
@@ -367,37 +368,39 @@ impl System {
         shared.map(Client::new).ok_or(Error::NoPool { capability: C::NAME.into() })
     }
 
-    /// The tree at this moment, memory included.
+    /// Snapshot of the tree at this moment, memory included.
     pub fn status(&self) -> SystemStatus {
         let mut status = self.inner.common.status.borrow().clone();
         refresh_memory(&mut status.memory, &self.inner.common.budgets);
         status
     }
 
-    /// Follows the tree: the value changes whenever a worker does, and soon after requests came and went.
+    /// Receiver of snapshots: the value changes with each change of a worker, and soon after requests come
+    /// and go.
     pub fn watch(&self) -> watch::Receiver<SystemStatus> {
         self.inner.common.status.subscribe()
     }
 
-    /// Everything that happens from now on. Bounded: a subscriber that lags is told how many events it missed.
+    /// Receiver of all events from now on. Bounded: a subscriber that lags is told how many events it missed.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.inner.common.events.subscribe()
     }
 
-    /// The bytes charged against a memory's budget, and its limit.
+    /// Bytes charged against a memory's budget, and its limit.
     pub fn charged(&self, device: &Device) -> Option<(Bytes, Bytes)> {
         let ledger = self.inner.common.budgets.get(device)?.read();
         Some((ledger.charged(), ledger.limit()))
     }
 
-    /// The root actor, to link or to watch.
+    /// Cell of the root actor, to link or to watch.
     pub fn cell(&self) -> ActorCell {
         self.inner.actor.get_cell()
     }
 
-    /// Ends the system: new requests get [`Error::ShuttingDown`], queued and running ones have until the configured
-    /// timeout, then every remaining caller is answered. Returns on time even with a worker that never returns. Whoever
-    /// calls it gets the same report. Of a system that failed or was dropped before there is only what is still charged.
+    /// Shuts the system down: new requests get [`Error::ShuttingDown`], accepted ones have until the
+    /// configured timeout, then every remaining caller is answered. Returns on time even with a worker that
+    /// never returns. All callers get the same report. The report of a system that failed before has only the
+    /// bytes that are still charged.
     pub async fn shutdown(&self) -> ShutdownReport {
         let Common { config, report, .. } = &self.inner.common;
         // A system that has ended needs no telling.

@@ -1,5 +1,5 @@
-//! Every name that leaves this crate for a log, a metric or an event stream, in one file, and the event stream
-//! itself. Deciding when something is worth telling is left to the actors.
+//! Names of metrics, spans and events, all in one file, and the event stream itself. Deciding when to record
+//! something is left to the actors.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::progress::LoadStage;
 pub mod metric {
     /// Counter: requests that were accepted or refused.
     pub const REQUESTS: &str = "model_actors_requests_total";
-    /// Counter: requests that ended well.
+    /// Counter: requests that succeeded.
     pub const SUCCEEDED: &str = "model_actors_requests_succeeded_total";
     /// Counter, by `reason`: requests that ended with an error.
     pub const ERRORS: &str = "model_actors_errors_total";
@@ -42,9 +42,9 @@ pub mod metric {
     pub const BYTES: &str = "model_actors_bytes";
 }
 
-/// Names of spans and of their fields.
+/// Names of spans. Each has the fields `capability` and `model`.
 pub mod span {
-    /// A request, from the door to the reply, in the caller's task.
+    /// A request from its check to its reply, in the caller's task.
     pub const REQUEST: &str = "model_request";
     /// A load, on the worker's thread.
     pub const LOAD: &str = "model_load";
@@ -52,7 +52,7 @@ pub mod span {
     pub const RUN: &str = "model_run";
 }
 
-/// Why a worker was told to go.
+/// Reason for which a worker was told to go.
 ///
 /// ```
 /// assert_eq!(model_actors::EvictionReason::Cooldown.name(), "cooldown");
@@ -65,9 +65,9 @@ pub enum EvictionReason {
     Cooldown,
     /// Another model needed the room.
     MakeRoom,
-    /// The machine runs short of memory.
+    /// The machine is under memory pressure.
     Pressure,
-    /// Somebody asked for the unload.
+    /// A caller unloaded its model.
     Unload,
     /// Its model was removed or replaced.
     Removed,
@@ -89,11 +89,11 @@ impl EvictionReason {
     }
 }
 
-/// Something that happened in the tree. Subscribe with [`crate::System::events`]; the stream is bounded, and a
-/// subscriber that lags is told how many events it missed.
+/// Something that happened in the tree. Subscribe with [`crate::System::events`]; the stream is bounded, and
+/// a subscriber that lags is told how many events it missed.
 ///
-/// A model is identified by its capability and its key: a model of the same name in another capability, or one that it
-/// replaced, has another. [`crate::ModelStatus`] has the same key.
+/// A model is identified by its capability and its key: a model of the same name in another capability, or
+/// one that it replaced, has another. [`crate::ModelStatus`] has the same key.
 ///
 /// ```
 /// use model_actors::{Event, ModelId, ModelKey, WorkerId};
@@ -105,7 +105,7 @@ impl EvictionReason {
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
 pub enum Event {
-    /// A load has come this far.
+    /// A load made progress: `done` bytes of `total` of its stage.
     Loading {
         capability: &'static str,
         key: ModelKey,
@@ -114,7 +114,7 @@ pub enum Event {
         done: Bytes,
         total: Option<Bytes>,
     },
-    /// A request has to wait; so many are before it.
+    /// A request has to wait behind `position` others.
     Queued { capability: &'static str, key: ModelKey, model: ModelId, request: RequestId, position: usize },
     /// A worker is ready.
     WorkerStarted { capability: &'static str, key: ModelKey, model: ModelId, worker: WorkerId },
@@ -132,7 +132,7 @@ pub enum Event {
     WorkerEnded { capability: &'static str, key: ModelKey, model: ModelId, worker: WorkerId },
     /// A worker died; its replacement starts after the backoff.
     WorkerCrashed { capability: &'static str, key: ModelKey, model: ModelId, worker: WorkerId, error: Error },
-    /// A replacement is started after so many failures in the window.
+    /// A replacement is started, after `failures` failures within the restart window.
     WorkerRestarted {
         capability: &'static str,
         key: ModelKey,
@@ -148,7 +148,7 @@ pub enum Event {
         worker: WorkerId,
         stalled: Duration,
     },
-    /// A model failed too often.
+    /// A model failed too often, and its breaker refuses requests.
     BreakerOpened {
         capability: &'static str,
         key: ModelKey,
@@ -156,9 +156,9 @@ pub enum Event {
         retry_after: Duration,
         error: Error,
     },
-    /// A probe succeeded.
+    /// A probe succeeded, and the breaker lets requests pass again.
     BreakerClosed { capability: &'static str, key: ModelKey, model: ModelId },
-    /// A batch ran out of memory; from now on at most so many requests share one.
+    /// A batch ran out of memory; from now on a batch has at most `requests` requests.
     BatchShrunk { capability: &'static str, key: ModelKey, model: ModelId, requests: usize },
     /// A pool failed and was started again.
     PoolRestarted { capability: &'static str },
@@ -169,7 +169,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The model that it concerns, if one.
+    /// Name of the model concerned, if it is one.
     pub fn model(&self) -> Option<&ModelId> {
         match self {
             Self::Loading { model, .. }
@@ -189,7 +189,7 @@ impl Event {
     }
 }
 
-/// Where events are sent. Sending costs nothing while nobody listens.
+/// Sender of events. Sending costs nothing while nobody listens.
 #[derive(Debug, Clone)]
 pub(crate) struct Events(broadcast::Sender<Event>);
 
@@ -210,7 +210,7 @@ impl Events {
     }
 }
 
-/// The metrics of one model that are touched for every request, looked up once.
+/// Metrics of one model that every request touches, looked up once.
 pub(crate) struct ModelMetrics {
     capability: &'static str,
     model: metrics::SharedString,

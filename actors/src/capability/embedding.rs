@@ -56,8 +56,9 @@ impl EmbedTexts {
 pub enum EmbedPrompt {
     /// The name of a prompt that the model's own files define (`query`, `document`).
     Named(String),
-    /// The prompt itself, up to 16 KiB, for models that define none in their files but were trained with one (E5), and
-    /// for instructions that say the task (`Instruct: …\nQuery: `). Empty for none, whatever the model's default.
+    /// The prompt itself, up to 16 KiB, for models that define none in their files but were trained with one
+    /// (E5), and for instructions that say the task (`Instruct: …\nQuery: `). Empty for none, whatever the
+    /// model's default.
     Text(String),
 }
 

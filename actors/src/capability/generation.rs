@@ -1,4 +1,5 @@
-//! Text to text: a conversation or a raw prompt in, a stream of text out. Sampling and usage are shared with vision.
+//! Text to text: a conversation or a raw prompt in, a stream of text out. Sampling and usage are shared with
+//! vision.
 
 use super::{Capability, Cost};
 use crate::config::QueueCapacity;
@@ -105,7 +106,8 @@ pub struct Sampling {
     pub top_p: Option<f32>,
     /// Drop tokens below this share of the likeliest one's probability; from 0 to below 1.
     pub min_p: Option<f32>,
-    /// Above 1 makes tokens that occurred in prompt or answer less likely; above 0. Holds for the greedy choice too.
+    /// Above 1 makes tokens that occurred in prompt or answer less likely; above 0. Holds for the greedy
+    /// choice too.
     pub repetition_penalty: Option<f32>,
     /// Makes the choice repeatable.
     pub seed: Option<u64>,
@@ -168,8 +170,8 @@ pub struct GenerateText {
     pub sampling: Sampling,
     /// Maximum number of tokens to generate, 1 to 1,048,576; 256 by default.
     pub max_tokens: usize,
-    /// Stop strings: the text ends before the first of these. At most 16 of 1 to 256 bytes. Of several matches the
-    /// one that is complete first counts.
+    /// Stop strings: the text ends before the first of these. At most 16 of 1 to 256 bytes. Of several
+    /// matches the one that is complete first counts.
     pub stop: Vec<String>,
 }
 

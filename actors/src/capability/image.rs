@@ -85,8 +85,8 @@ impl fmt::Debug for Picture {
     }
 }
 
-/// A picture with a lease (a part of a memory budget, say) that is released when the last clone is dropped. A request
-/// keeps its pictures until the pool has let go of it, which may be later than its caller does.
+/// A picture with a lease (a part of a memory budget, say) that is released when the last clone is dropped. A
+/// request keeps its pictures until the pool has let go of it, which may be later than its caller does.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -146,8 +146,8 @@ pub struct Vision;
 pub struct DescribeImage {
     /// The image.
     pub image: ImageSource,
-    /// Question or instruction. Empty by default, for models that caption an image unasked (BLIP); others refuse an
-    /// empty one themselves.
+    /// Question or instruction. Empty by default, for models that caption an image unasked (BLIP); others
+    /// refuse an empty one themselves.
     pub question: String,
     /// Sampling of the tokens.
     pub sampling: Sampling,

@@ -1,5 +1,6 @@
-//! The catalogues of all pools of a system, whatever their capabilities: finds out which models there are, and for
-//! which capability a model is registered. It is read on request alone; no request to a model passes through it.
+//! The catalogues of all pools of a system, whatever their capabilities: finds out which models there are,
+//! and for which capability a model is registered. It is read on request alone; no request to a model passes
+//! through it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

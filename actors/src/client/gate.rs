@@ -1,6 +1,6 @@
-//! The way into a pool, which stays the same when the pool is started again.
-//!
-//! Requests gather in an intake, and only the first of them sends the pool a message.
+//! The gate of a pool: the clients' way to it, which stays the same when the pool is started again. Requests
+//! gather in an intake, and only the first of them sends the pool a message. Restarting the pool is left to
+//! the system.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
@@ -15,10 +15,11 @@ use crate::intake::{Arrival, Entrance, Intake};
 use crate::job::Accepted;
 use crate::pool::PoolMessage;
 
-/// Most calls of `preload`, `unload` and `pin` under way in one pool: they hold no slot, so this bounds the mailbox.
+/// Maximum number of `preload`, `unload` and `pin` calls under way in one pool: they hold no slot, so this
+/// bounds the mailbox.
 const CALLS: usize = 64;
 
-/// What a pool's clients send through.
+/// Sends requests and calls to a pool, whichever actor it is at the moment.
 pub(crate) struct PoolGate<C: Capability> {
     actor: RwLock<State<C>>,
     intake: Arc<Intake<C>>,
@@ -56,7 +57,7 @@ impl<C: Capability> PoolGate<C> {
         self.intake.clone()
     }
 
-    /// New requests get `ShuttingDown`.
+    /// Refuses new requests with `ShuttingDown`.
     pub(crate) fn close(&self) {
         let mut state = self.write();
         let actor = match &*state {
@@ -122,8 +123,8 @@ impl<C: Capability> PoolGate<C> {
         }
     }
 
-    /// Held by the call until its pool has answered it, even if its caller has gone. `None` cannot happen: the
-    /// semaphore is never closed.
+    /// Takes the permit of a call, held until its pool has answered it, even if its caller has gone. `None`
+    /// cannot happen: the semaphore is never closed.
     pub(crate) async fn call_permit(&self) -> Option<OwnedSemaphorePermit> {
         self.calls.clone().acquire_owned().await.ok()
     }

@@ -1,6 +1,6 @@
-//! The caller's end of a request: waits for the answer, reads the stream, counts how it ended, and cancels the request
-//! when it is dropped before. It keeps no timer: the pool answers at the deadline, wherever the request is then, and
-//! a pool that dies drops its side.
+//! The caller's end of a request: waits for the answer, reads the stream, counts the outcome, and cancels the
+//! request when it is dropped before. It keeps no timer: the pool answers at the deadline, wherever the
+//! request is then, and a pool that dies drops its side.
 
 use std::borrow::Borrow;
 use std::marker::PhantomData;
@@ -16,7 +16,7 @@ use crate::capability::Capability;
 use crate::error::{Error, Result};
 use crate::job::Job;
 
-/// Counts a request once, however it ends. Dropped before its end, the caller has gone.
+/// Counts a request once, whatever its outcome: as cancelled, if it is dropped before the end.
 pub(super) struct Tally<C: Capability, H: Borrow<ModelHandle<C>>> {
     handle: H,
     counted: bool,
@@ -51,8 +51,9 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Drop for Tally<C, H> {
     }
 }
 
-/// An accepted request, until it ends. Dropping it cancels the request. It does not keep the job: once that is answered,
-/// a caller who takes time to read the answer must not hold what was asked, which may be large.
+/// Receiver of an accepted request's answer. Dropping it cancels the request. It does not keep the job: once
+/// that is answered, a caller who takes time to read the answer must not hold the request, which may be
+/// large.
 pub(super) struct Reply<C: Capability, H: Borrow<ModelHandle<C>>> {
     handle: H,
     job: Weak<Job<C>>,
@@ -126,7 +127,8 @@ impl<C: Capability> ReplyStream<C> {
         Self { reply, chunks, tally: Some(tally), end: None, told_error: false, span }
     }
 
-    /// The next chunk. `None` after the last chunk of an answer that succeeded, or after the error of one that did not.
+    /// The next chunk. `None` after the last chunk of an answer that succeeded, or after the error of one
+    /// that did not.
     ///
     /// # Errors
     /// Every [`Error`] that a request can end with, once.

@@ -11,8 +11,8 @@ const UNKNOWN: Duration = Duration::from_secs(1);
 const SOONEST: Duration = Duration::from_millis(50);
 const LATEST: Duration = Duration::from_secs(60);
 
-/// Smoothed time between two slots that come back while the lane is in use. Threads update it without a lock; where two
-/// do so at once, one value may be lost, which an estimate can bear.
+/// Smoothed time between two slots that come back while the lane is in use. Threads update it without a lock;
+/// where two do so at once, one value may be lost, which an estimate can bear.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// Nanoseconds from the system's start to the last slot that came back, or to the first one taken since.
@@ -38,7 +38,8 @@ impl Pace {
         self.interval.store(smoothed.max(1), Ordering::Relaxed);
     }
 
-    /// Estimated time until a slot of a full lane comes back: the usual time, or longer if the last one is longer ago.
+    /// Estimated time until a slot of a full lane comes back: the usual time, or longer if the last one is
+    /// longer ago.
     pub(super) fn retry_after(&self, now: Time) -> Duration {
         let estimate = match self.interval.load(Ordering::Relaxed) {
             0 => UNKNOWN,

@@ -1,5 +1,5 @@
-//! The reason behind an error, as plain data: a sentence and, where the reason was an error that serialises, that error
-//! as JSON text. It can be sent to another process and read there.
+//! The reason behind an error, as plain data: a sentence and, where the reason was an error that serialises,
+//! that error as JSON text. It can be sent to another process and read there.
 
 use std::fmt;
 use std::sync::Arc;
@@ -55,7 +55,8 @@ impl Cause {
         Self::new(message)
     }
 
-    /// As [`Self::of`], with the error itself as data. An error that cannot be written as JSON is kept in words alone.
+    /// As [`Self::of`], with the error itself as data. An error that cannot be written as JSON is kept in
+    /// words alone.
     pub fn with_data(error: &(impl std::error::Error + Serialize)) -> Self {
         let data = serde_json::to_string(error).ok();
         Self { data: data.map(Into::into), ..Self::of(error) }

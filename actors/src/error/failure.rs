@@ -1,4 +1,5 @@
-//! Failures as a model reports them. The kind decides what the scheduler does next: retry, split the batch, give up.
+//! Failures as a model reports them. The kind decides what the scheduler does next: retry, split the batch,
+//! give up.
 
 use std::fmt;
 
@@ -12,7 +13,8 @@ use crate::id::ModelId;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FailureKind {
-    /// May succeed next time: a load is retried within the restart budget, a batch of many is split and rerun.
+    /// May succeed next time: a load is retried within the restart budget, a batch of many is split and
+    /// rerun.
     Failed,
     /// Will fail the same way again: a load is not retried (a missing file, a wrong checksum, no access).
     Permanent,
@@ -77,8 +79,8 @@ impl Failure {
         Self::new(FailureKind::Stopped, "stopped: nobody waits for the answer")
     }
 
-    /// The failure of a request whose caller is still waiting: a run that was stopped for the sake of another request
-    /// has not been cancelled by this one.
+    /// The failure of a request whose caller is still waiting: a run that was stopped for the sake of another
+    /// request has not been cancelled by this one.
     pub(crate) fn of_one_that_is_waited_for(self) -> Self {
         let kind = if self.kind == FailureKind::Stopped { FailureKind::Failed } else { self.kind };
         Self { kind, ..self }

@@ -1,5 +1,5 @@
-//! Building a system: its settings are checked, its budgets made, and each pool's shared part, before the root actor is
-//! started with them.
+//! The builder of a system: checks its settings, makes its budgets and each pool's shared part, and starts
+//! the root actor with them. Supervising what it started is left to the system.
 
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap};
@@ -47,7 +47,7 @@ struct PoolPlan {
     make: fn(PoolConfig, &Common) -> (Box<dyn SpawnPool>, AnyPool),
 }
 
-/// A pool's shared part, whatever its capability.
+/// Shared part of a pool, without its capability in the type.
 pub(super) type AnyPool = Arc<dyn Any + Send + Sync>;
 
 impl SystemBuilder {
@@ -55,7 +55,7 @@ impl SystemBuilder {
         Self { config, pools: Vec::new(), memory: Arc::new(ProcessMemory::measure) }
     }
 
-    /// Adds the pool of a capability.
+    /// Adds a pool for a capability, with the default settings of its models.
     pub fn pool<C: Capability>(mut self, config: PoolConfig) -> Self {
         let make = |config: PoolConfig, common: &Common| {
             let catalogue = Arc::new(Catalogue::new(config, common.clock));
@@ -73,9 +73,9 @@ impl SystemBuilder {
         self
     }
 
-    /// Measures memory in place of [`ProcessMemory::measure`], where that does not know what this process may use. Called
-    /// at the start if no limit is set, and at each maintenance interval by an actor: it has to return at once, and a panic
-    /// in it fails that actor.
+    /// Replaces [`ProcessMemory::measure`], for an environment that it does not know. The probe is called at
+    /// the start if no limit is set, and at each maintenance interval by an actor: it has to return at once,
+    /// and a panic in it fails that actor.
     pub fn memory_probe(mut self, probe: impl Fn() -> ProcessMemory + Send + Sync + 'static) -> Self {
         self.memory = Arc::new(probe);
         self

@@ -1,5 +1,5 @@
-//! A pool as the system sees it: something that can be started again, commanded and told apart, whatever its
-//! capability.
+//! Pools as children of the system, without their capability in the type: each can be started again,
+//! commanded and recognised. Deciding when is left to the system.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -83,7 +83,7 @@ pub(crate) fn start<C: Capability>(name: &str, arguments: ThreadArguments<C>) ->
         // A panic outside of model code, in a destructor say, is a crash like any other.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| thread.serve())) {
             let crash = Crash::new(panicked(&*panic));
-            tracing::error!(worker = %end.worker, cause = %crash, "a worker's thread panicked outside of a run");
+            tracing::error!(capability = C::NAME, worker = %end.worker, cause = %crash, "a worker's thread panicked outside of a run");
             let _ = actor.send_message(crash);
         }
     })?;
