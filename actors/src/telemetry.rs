@@ -12,7 +12,8 @@ use crate::id::{Bytes, Device, ModelId, ModelKey, RequestId, WorkerId};
 use crate::progress::LoadStage;
 
 /// Names of metrics, as the `metrics` facade sees them. All but [`metric::BYTES`] are labelled
-/// `capability` and `model`.
+/// `capability` and `model`. Counters and histograms are by name, so they go on when a model is replaced; the gauge of
+/// waiting requests is of the current model alone.
 pub mod metric {
     /// Counter: requests that were accepted or refused.
     pub const REQUESTS: &str = "model_actors_requests_total";

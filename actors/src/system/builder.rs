@@ -40,11 +40,14 @@ pub struct SystemBuilder {
     memory: MemoryProbe,
 }
 
+/// Makes the two sides of a pool: the one that the system starts, and the one that its clients hold.
+type MakePool = fn(PoolConfig, &Common) -> (Box<dyn SpawnPool>, AnyPool);
+
 struct PoolPlan {
     capability: TypeId,
     name: &'static str,
     config: PoolConfig,
-    make: fn(PoolConfig, &Common) -> (Box<dyn SpawnPool>, AnyPool),
+    make: MakePool,
 }
 
 /// Shared part of a pool, without its capability in the type.
