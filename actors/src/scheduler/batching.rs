@@ -13,8 +13,10 @@
 //!    of its key, up to the limits less what runs ([`Batches::seats`]), and by none that would overtake a
 //!    request of another key, so that a run that others join for ever keeps nobody waiting. Nobody joins
 //!    while a rerun waits for a worker, nor a run that a suspect has for itself.
-//! 4. **A batch that fails** is split in two, each of which runs again as it is and before anything else. If
-//!    it ran out of memory, half of it is the most that a batch may have until the model is loaded anew
+//! 4. **A batch that fails** is split in two, each of which runs again as it is and before anything else; one
+//!    whose others have ended by then, or that is left after the splits, runs alone. Only what failed alone is
+//!    answered with the failure, so that one bad input fails alone. If a
+//!    batch ran out of memory, half of it is the most that a batch may have until the model is loaded anew
 //!    ([`Batches::ran_out_of_memory`]). What ran on a worker that died or got stuck is run again one by one.
 //!
 //! A model runs its batch as it likes, in one pass or in several: the workers for text embedding pack a batch
@@ -75,10 +77,15 @@ pub(super) fn pick<'a>(
     picked
 }
 
-/// Splits a batch that failed in two.
+/// Splits a batch that failed in two; what is then by itself stays so.
 pub(super) fn split(mut batch: Vec<Ticket>) -> [Vec<Ticket>; 2] {
     let tail = batch.split_off(batch.len() / 2);
-    [batch, tail]
+    [batch, tail].map(|mut part| {
+        if let [only] = part.as_mut_slice() {
+            only.alone = true;
+        }
+        part
+    })
 }
 
 /// The limits on one model's batches.
@@ -114,7 +121,7 @@ impl Batches {
     /// The key and the free seats of a run that may be joined.
     pub(super) fn seats(&self, probing: bool, running: &[Ticket]) -> Option<(BatchKey, BatchLimits)> {
         let key = running.first()?.key;
-        if running.iter().any(|ticket| ticket.deaths > 0 || ticket.starved) {
+        if running.iter().any(|ticket| ticket.deaths > 0 || ticket.starved || ticket.alone) {
             return None;
         }
         let limits = self.limits(probing);

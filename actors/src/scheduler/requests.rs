@@ -182,8 +182,9 @@ impl Scheduler {
         self.advance(now, key, effects);
     }
 
-    /// Reruns requests that failed: a batch of many is split in two; one alone has failed for good, unless it
-    /// ran out of memory the first time, or its run was stopped because nobody waited for another one.
+    /// Reruns requests that failed: a batch of many is split in two; the last one of a batch whose others have
+    /// ended by then runs by itself; one that ran alone has failed for good, unless it ran out of memory the
+    /// first time.
     fn rerun_failed(
         &mut self,
         now: Time,
@@ -218,13 +219,14 @@ impl Scheduler {
         }
         for (mut ticket, failure) in failed {
             let retry_at = now + RELIEF;
-            if kind == FailureKind::OutOfMemory && !ticket.starved && retry_at < ticket.deadline {
+            if !was_alone {
+                ticket.alone = true;
+                model.queue.push_rerun(vec![ticket]);
+            } else if kind == FailureKind::OutOfMemory && !ticket.starved && retry_at < ticket.deadline {
                 ticket.starved = true;
                 effects.push(Effect::Relieve { device: model.policy.device.clone() });
                 model.queue.push_rerun_from(retry_at, vec![ticket]);
                 self.alarm = self.alarm.min(retry_at);
-            } else if kind == FailureKind::Stopped && !was_alone {
-                model.queue.push_rerun(vec![ticket]);
             } else {
                 let error = failure.of_one_that_is_waited_for().into_error(self.capability, &id);
                 effects.push(Effect::Fail { request: ticket.request, error });

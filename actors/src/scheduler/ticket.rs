@@ -38,6 +38,8 @@ pub struct Ticket {
     pub deaths: u32,
     /// It ran out of memory alone and is being tried a second time.
     pub starved: bool,
+    /// It failed beside others and runs again by itself, so that the fault can only be its own.
+    pub alone: bool,
     /// It ran out of time while it was running, and its caller has been told, unless a first output met the
     /// deadline.
     pub expired: bool,
@@ -55,6 +57,7 @@ impl Ticket {
             key: BatchKey(0),
             deaths: 0,
             starved: false,
+            alone: false,
             expired: false,
         }
     }

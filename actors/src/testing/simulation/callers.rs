@@ -85,6 +85,7 @@ impl World {
             gone: false,
             deaths: 0,
             running_on: None,
+            shared: false,
         };
         self.submit(request);
     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::Plant;
 use super::state::{Doing, Pool, SimWorker, Told};
 use super::world::World;
-use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
+use crate::error::Error;
+use crate::id::{Bytes, Device, ModelKey, RequestId, Time, WorkerId};
 use crate::scheduler::{ModelState, Phase};
 use crate::telemetry::EvictionReason;
 
@@ -51,6 +52,14 @@ impl World {
         self.check("ends once", |_| !gone, || format!("request {index} runs after its end"));
         self.check("poison runs twice at most", |_| deaths < 2, || format!("request {index}"));
         self.check("runs in one place", |_| on.is_none(), || format!("request {index} runs on {on:?}"));
+    }
+
+    /// A model's failure ends a request only if that ran alone, unless part of its answer is out.
+    pub(super) fn check_fails_alone(&mut self, request: RequestId, error: &Error) {
+        let by_model = matches!(error, Error::ModelError { .. } | Error::InvalidInput { .. });
+        let state = &self.requests[request.0 as usize];
+        let undeserved = by_model && state.shared && !state.is_answered() && !state.has_emitted(self.now);
+        self.check("one bad input fails alone", |_| !undeserved, || format!("{request}: {error}"));
     }
 
     /// A batch that arrives must find its worker free, unless runs are joined.

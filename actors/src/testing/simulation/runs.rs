@@ -161,6 +161,9 @@ impl World {
             RunEnd::VanishesSilently => return self.end_thread(pool, worker),
         };
         let batch = std::mem::take(&mut self.worker(pool, worker).batch);
+        for (index, _) in &batch {
+            self.requests[*index].shared = batch.len() > 1;
+        }
         let outcomes = batch
             .into_iter()
             .map(|item| (RequestId(item.0 as u64), self.outcome(item, failure.clone())))

@@ -65,6 +65,7 @@ impl World {
             Effect::Load { worker, .. } => self.load(pool, worker),
             Effect::Run { worker, requests } => self.run_batch(pool, worker, &requests),
             Effect::Fail { request, error } => {
+                self.check_fails_alone(request, &error);
                 if self.lets_go(request) && !self.planted(Plant::AnswerLost) {
                     self.answer(request.0 as usize, error.reason());
                 }

@@ -27,6 +27,8 @@ pub(super) struct Request {
     pub(super) gone: bool,
     pub(super) deaths: u32,
     pub(super) running_on: Option<WorkerId>,
+    /// Its last run ended for others too.
+    pub(super) shared: bool,
 }
 
 impl Request {
