@@ -1,5 +1,6 @@
-//! What the fuzz targets in `fuzz/` call: everything that reads what others wrote. Each takes any bytes and returns;
-//! a panic, too much memory or too much time is a finding. Nothing here is part of the public interface.
+//! Entry points of the fuzz targets in `fuzz/`: everything that reads what others wrote. Each takes any bytes
+//! and returns; a panic, too much memory or too much time is a finding. Nothing here is part of the public
+//! interface.
 #![allow(missing_docs, reason = "for the fuzz targets alone")]
 #![allow(
     clippy::unwrap_used,
@@ -12,12 +13,13 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use candle_core::Device;
+use ipnet::IpNet;
 use model_actors::{Bytes, LoadContext, Message, ModelId};
 use reqwest::Url;
 
 use crate::generation::{ChatTemplate, SpecialTokens};
 use crate::gguf::GgufFile;
-use crate::image_input::{self, Network, address, base64};
+use crate::image_input::{self, address, base64};
 use crate::limits::ImageLimits;
 use crate::source::Files;
 use crate::weights::WeightFiles;
@@ -60,8 +62,8 @@ pub fn base64(text: &str) {
     }
 }
 
-/// An address, and a redirect from it, separated by a line break: what passes is http or https, and leads to no number
-/// that is not public. What does not pass is not shown.
+/// An address, and a redirect from it, separated by a line break: what passes is http or https, and leads to
+/// no number that is not public. What does not pass is not shown.
 pub fn address(text: &str) {
     let (text, location) = text.split_once('\n').unwrap_or((text, "/"));
     let Ok(url) = address::parse(text, &[]) else { return };
@@ -80,7 +82,7 @@ fn check_address(url: &Url) {
     for network in
         ["127.0.0.0/8", "10.0.0.0/8", "169.254.0.0/16", "192.168.0.0/16", "::1", "fe80::/10", "fc00::/7"]
     {
-        assert!(!network.parse::<Network>().unwrap().contains(number), "{url}");
+        assert!(!network.parse::<IpNet>().unwrap().contains(&number), "{url}");
     }
     assert!(!number.is_loopback() && !number.is_multicast() && !number.is_unspecified(), "{url}");
 }

@@ -1,24 +1,32 @@
-//! Files of a Hugging Face repository, through hf-hub and its cache, which other tools share. Adds what a load needs
-//! beyond it: progress, a limit on silence, a stop mark, verified content, one commit for all files of a model, and
-//! errors that name the repository but never an address, because a redirect's may carry a signature.
+//! Files of a Hugging Face repository, through the cache that other tools share. One commit for all files of
+//! a model, progress, a limit on silence and a stop mark belong to each fetch. The cache's layout is left to
+//! `cache`, requests to `client`, and one transfer to `download`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use hf_hub::repository::{HFRepository, RepoTypeModel};
-use hf_hub::{HFClient, HFError};
-use model_actors::{Bytes, LoadContext};
+use model_actors::LoadContext;
+use reqwest::{StatusCode, Url};
 
 use crate::error::{Error, Result};
 use crate::hub_settings::HubSettings;
 
-mod verify;
 mod watch;
+mod checksum;
+mod environment;
+mod cache;
+mod errors;
+mod client;
+mod download;
 
+use cache::{Cached, RepositoryCache};
+use client::Client;
+use download::{Download, Found};
+use errors::FileName;
 use watch::Watch;
 
-/// How often a waiting transfer looks at its stop mark and its limit.
+/// Interval at which a waiting transfer looks at its stop mark and its limit.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// A repository's files at one commit.
@@ -26,7 +34,7 @@ pub(crate) struct HubFiles {
     settings: HubSettings,
     name: String,
     revision: String,
-    /// What the revision was at the first file; the others come from the same commit.
+    /// The commit of the first file; the others come from the same one.
     commit: OnceLock<String>,
     connection: Mutex<Connection>,
 }
@@ -40,7 +48,7 @@ struct Connection {
 }
 
 struct Open {
-    client: HFClient,
+    client: Client,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -56,14 +64,13 @@ impl Drop for Open {
 impl HubFiles {
     /// Names a repository; nothing is fetched yet.
     pub(crate) fn open(settings: &HubSettings, name: &str, revision: Option<&str>) -> Self {
-        let asked_for = std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| is_yes(&value));
-        let connection = Connection { open: None, offline: settings.offline || asked_for };
+        let offline = settings.offline || environment::is_set("HF_HUB_OFFLINE");
         Self {
             settings: settings.clone(),
             name: name.to_owned(),
             revision: revision.unwrap_or("main").to_owned(),
             commit: OnceLock::new(),
-            connection: Mutex::new(connection),
+            connection: Mutex::new(Connection { open: None, offline }),
         }
     }
 
@@ -76,78 +83,70 @@ impl HubFiles {
         self.connection().open = None;
     }
 
-    /// The file's path in the cache, fetched first if it is not there; nothing if the repository has no such file.
+    /// The file's path in the cache, fetched first if it is not there; nothing if the repository has no such
+    /// file.
     pub(crate) fn fetch(&self, file: &str, context: &LoadContext) -> Result<Option<PathBuf>> {
         let mut connection = self.connection();
+        let cache = self.cache(file)?;
         if connection.offline {
-            return self.cached(&mut connection, file, context);
+            return Ok(self.cached(&cache, file).unwrap_or_default());
         }
-        let watch = Watch::new(context);
-        match self.download(&mut connection, file, false, &watch) {
-            Ok(Some(path)) => {
-                if watch.read().started {
-                    self.verify(&path, file, watch.read().total, context)?;
-                }
-                self.remember(&path);
-                Ok(Some(path))
+        if self.commit.get().is_some()
+            && let Cached::File(path) = cache.find(file)
+        {
+            return Ok(Some(path));
+        }
+        match self.download(&mut connection, &cache, file, context) {
+            Ok(found) => {
+                self.remember(found.commit);
+                Ok(found.path)
             }
             Err(error @ (Error::HubUnreachable { .. } | Error::TransferStalled { .. })) => {
                 // The connection may be half open; the cache needs none.
                 connection.open = None;
-                match self.download(&mut connection, file, true, &Watch::new(context)) {
-                    Ok(found) => {
-                        tracing::warn!(repository = self.name, "the hub cannot be reached; using the cache");
-                        connection.offline = true;
-                        Ok(found.inspect(|path| self.remember(path)))
-                    }
-                    Err(_) => Err(error),
-                }
+                let path = self.cached(&cache, file).ok_or(error)?;
+                tracing::warn!(repository = self.name, "the hub cannot be reached; using the cache");
+                connection.offline = true;
+                Ok(path)
             }
-            other => other,
-        }
-    }
-
-    /// Offline, a file that is not in the cache counts as one that the repository does not have: what the model
-    /// cannot do without is found missing by whoever needs it.
-    fn cached(
-        &self,
-        connection: &mut Connection,
-        file: &str,
-        context: &LoadContext,
-    ) -> Result<Option<PathBuf>> {
-        match self.download(connection, file, true, &Watch::new(context)) {
-            Ok(found) => Ok(found.inspect(|path| self.remember(path))),
-            Err(Error::NotCached { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Whether the repository has the file.
+    /// True if the repository has the file.
     pub(crate) fn exists(&self, file: &str, context: &LoadContext) -> Result<bool> {
         let mut connection = self.connection();
         if connection.offline {
-            return Ok(self.cached(&mut connection, file, context)?.is_some());
+            return Ok(matches!(self.cache(file)?.find(file), Cached::File(_)));
         }
-        let revision = self.at().to_owned();
-        self.ask(&mut connection, file, &Watch::new(context), async |repository| {
-            repository.file_exists().filename(file).revision(&revision).send().await
+        let (name, revision) = (self.file_name(file), self.at());
+        self.run(&mut connection, name, &Watch::new(context), async |client| {
+            let answer = client.head(client.file(&self.name, revision, file), name).await?;
+            match answer.status() {
+                StatusCode::NOT_FOUND => Ok(false),
+                status if status.is_success() || status.is_redirection() => Ok(true),
+                _ => Err(name.refused(&answer)),
+            }
         })
     }
 
-    /// Why a needed file is not there: the repository or its revision may not exist either.
+    /// Error for a needed file that is not there: the repository or its revision may not exist either.
     pub(crate) fn missing(&self, file: &str, context: &LoadContext) -> Error {
-        let (repository, wanted) = (self.name.clone(), file.to_owned());
+        let repository = self.name.clone();
+        let name = self.file_name(file);
         let mut connection = self.connection();
         if connection.offline {
-            return Error::NotCached { repository, file: wanted };
+            return name.not_cached();
         }
-        let lacks_file = Error::MissingFile { model: self.name.clone(), file: wanted };
+        let lacks_file = Error::MissingFile { model: self.name.clone(), file: file.to_owned() };
         if self.commit.get().is_some() {
             return lacks_file;
         }
-        let watch = Watch::new(context);
-        let found = self.ask(&mut connection, file, &watch, async |hub| {
-            Ok((hub.exists().send().await?, hub.revision_exists().revision(&self.revision).send().await?))
+        let found = self.run(&mut connection, name, &Watch::new(context), async |client| {
+            Ok((
+                is_there(client, client.about(&self.name, None), name).await?,
+                is_there(client, client.about(&self.name, Some(&self.revision)), name).await?,
+            ))
         });
         match found {
             Ok((false, _)) => Error::RepositoryNotFound { repository },
@@ -161,133 +160,98 @@ impl HubFiles {
         self.commit.get().unwrap_or(&self.revision)
     }
 
+    fn file_name<'a>(&'a self, file: &'a str) -> FileName<'a> {
+        FileName { repository: &self.name, file }
+    }
+
+    fn cache(&self, file: &str) -> Result<RepositoryCache> {
+        let revision = self.at();
+        // It is a part of paths, here and in the cache.
+        let is_plain = std::path::Path::new(revision)
+            .components()
+            .all(|part| matches!(part, std::path::Component::Normal(_)));
+        if !is_plain || revision.is_empty() {
+            let (repository, revision) = (self.name.clone(), revision.to_owned());
+            return Err(Error::RevisionNotFound { repository, revision });
+        }
+        let cache = environment::cache(&self.settings);
+        let cache = cache.map_err(|reason| self.file_name(file).failed(reason))?;
+        Ok(RepositoryCache::new(&cache, &self.name, revision))
+    }
+
+    /// Asks the cache alone: gives the file, or that the repository has none, or nothing if that is unknown.
+    fn cached(&self, cache: &RepositoryCache, file: &str) -> Option<Option<PathBuf>> {
+        match cache.find(file) {
+            Cached::File(path) => {
+                self.remember(cache.commit());
+                Some(Some(path))
+            }
+            Cached::KnownMissing => Some(None),
+            Cached::Unknown => None,
+        }
+    }
+
     fn download(
         &self,
         connection: &mut Connection,
+        cache: &RepositoryCache,
         file: &str,
-        cache_only: bool,
-        watch: &Watch,
-    ) -> Result<Option<PathBuf>> {
-        let revision = self.at().to_owned();
-        let progress = watch.clone();
-        let path = self.ask(connection, file, watch, async |repository| {
-            let download = repository.download_file().filename(file).revision(revision.as_str());
-            match download.local_files_only(cache_only).progress(progress).send().await {
-                Ok(path) => Ok(Some(path)),
-                Err(HFError::EntryNotFound { .. }) => Ok(None),
-                Err(error) => Err(error),
-            }
+        context: &LoadContext,
+    ) -> Result<Found> {
+        let (name, watch) = (self.file_name(file), Watch::new(context));
+        let found = self.run(connection, name, &watch, async |client| {
+            let url = client.file(&self.name, self.at(), file);
+            Download { client, cache, url, name, watch: &watch }.run().await
         });
-        if watch.should_stop() { Err(Error::Stopped) } else { path }
+        if watch.should_stop() { Err(Error::Stopped) } else { found }
     }
 
     /// Asks the hub, until the answer, the limit on silence or the stop mark.
-    fn ask<R>(
+    fn run<R>(
         &self,
         connection: &mut Connection,
-        file: &str,
-        watch: &Watch,
-        question: impl AsyncFnOnce(&HFRepository<RepoTypeModel>) -> Result<R, HFError>,
+        name: FileName<'_>,
+        watch: &Watch<'_>,
+        question: impl AsyncFnOnce(&Client) -> Result<R>,
     ) -> Result<R> {
         let open = match &mut connection.open {
             Some(open) => open,
-            closed => closed.insert(self.connect(file)?),
+            closed => closed.insert(self.connect(name)?),
         };
-        let (owner, name) = hf_hub::split_id(&self.name);
-        let repository = open.client.model(owner, name);
         let Some(runtime) = &open.runtime else { return Err(Error::Stopped) };
         runtime.block_on(async {
-            let answer = question(&repository);
-            tokio::pin!(answer);
+            let mut answer = std::pin::pin!(question(&open.client));
             loop {
                 tokio::select! {
-                    answer = &mut answer => return answer.map_err(|error| self.name_error(error, file, watch)),
-                    () = tokio::time::sleep(LOOK) => self.look(file, watch)?,
+                    answer = &mut answer => return answer,
+                    () = tokio::time::sleep(LOOK) => self.look(name, watch)?,
                 }
             }
         })
     }
 
-    fn look(&self, file: &str, watch: &Watch) -> Result<()> {
-        if watch.should_stop() {
-            return Err(Error::Stopped);
-        }
+    fn look(&self, name: FileName<'_>, watch: &Watch<'_>) -> Result<()> {
         let after = self.settings.stall_limit;
-        if watch.read().last.elapsed() < after {
-            return Ok(());
+        match watch.should_stop() {
+            true => Err(Error::Stopped),
+            false if watch.silence() < after => Ok(()),
+            false => Err(name.stalled(after)),
         }
-        Err(Error::TransferStalled { repository: self.name.clone(), file: file.to_owned(), after })
     }
 
-    fn connect(&self, file: &str) -> Result<Open> {
-        let failed = |reason: String| self.transfer_failed(file, reason);
-        let mut builder = HFClient::builder().retry_max_attempts(self.settings.retries);
-        if let Some(endpoint) = &self.settings.endpoint {
-            builder = builder.endpoint(endpoint);
-        }
-        if let Some(cache) = &self.settings.cache {
-            builder = builder.cache_dir(cache);
-        }
-        if let Some(token) = &self.settings.token {
-            builder = builder.token(token.secret());
-        }
-        let client = builder.build().map_err(|_| failed("the client cannot be set up".to_owned()))?;
+    fn connect(&self, name: FileName<'_>) -> Result<Open> {
+        let client = Client::new(&self.settings).map_err(|reason| name.failed(reason))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| name.failed(error.to_string()))?;
         Ok(Open { client, runtime: Some(runtime) })
     }
 
-    /// The commit is a part of every path in the cache: `…/snapshots/<commit>/<file>`.
-    fn remember(&self, path: &Path) {
-        let parts: Vec<_> = path.iter().collect();
-        let snapshots = parts.iter().rposition(|part| *part == "snapshots");
-        let commit = snapshots.and_then(|index| parts.get(index + 1)?.to_str());
+    fn remember(&self, commit: Option<String>) {
         if let Some(commit) = commit {
-            self.commit.get_or_init(|| commit.to_owned());
+            self.commit.get_or_init(|| commit);
         }
-    }
-
-    fn name_error(&self, error: HFError, file: &str, watch: &Watch) -> Error {
-        let (repository, name) = (self.name.clone(), file.to_owned());
-        match error {
-            HFError::AuthRequired { .. } => Error::AccessDenied { repository, status: 401 },
-            HFError::Forbidden { .. } => Error::AccessDenied { repository, status: 403 },
-            HFError::RepoNotFound { .. } => Error::RepositoryNotFound { repository },
-            HFError::RevisionNotFound { revision, .. } => Error::RevisionNotFound { repository, revision },
-            HFError::LocalEntryNotFound { .. } => Error::NotCached { repository, file: name },
-            HFError::RateLimited { retry_after, .. } => Error::RateLimited { retry_after },
-            HFError::Http { context } => {
-                Error::HubFailed { repository, file: name, status: context.status.as_u16() }
-            }
-            HFError::Request { source, .. } => {
-                let (unreachable, broken) =
-                    (source.is_connect() || source.is_timeout(), source.is_body() || source.is_decode());
-                let state = watch.read();
-                if broken && state.done < state.total {
-                    let (expected, actual) = (Bytes(state.total), Bytes(state.done));
-                    return Error::TransferTruncated { repository, file: name, expected, actual };
-                }
-                let reason = innermost(&source.without_url());
-                match unreachable {
-                    true => Error::HubUnreachable { repository, file: name, reason },
-                    false => self.transfer_failed(file, reason),
-                }
-            }
-            HFError::Io(error) => self.transfer_failed(file, error.to_string()),
-            HFError::Xet { operation, .. } => self.transfer_failed(file, format!("xet {operation} failed")),
-            HFError::MalformedResponse { what, .. } => self.transfer_failed(file, what),
-            HFError::CacheLockTimeout { .. } => self.transfer_failed(
-                file,
-                "another process has held its lock in the cache for too long".to_owned(),
-            ),
-            _ => self.transfer_failed(file, "the answer makes no sense".to_owned()),
-        }
-    }
-
-    fn transfer_failed(&self, file: &str, reason: String) -> Error {
-        Error::TransferFailed { repository: self.name.clone(), file: file.to_owned(), reason }
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -295,15 +259,11 @@ impl HubFiles {
     }
 }
 
-fn is_yes(value: &str) -> bool {
-    ["1", "true", "yes", "on"].contains(&value.to_lowercase().as_str())
-}
-
-/// The last cause in a chain of errors; the ones above it say no more than "request failed".
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
+async fn is_there(client: &Client, url: Url, name: FileName<'_>) -> Result<bool> {
+    let answer = client.get(url, name).await?;
+    match answer.status() {
+        StatusCode::NOT_FOUND => Ok(false),
+        status if status.is_success() => Ok(true),
+        _ => Err(name.refused(&answer)),
     }
-    last.to_string()
 }

@@ -5,9 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::Url;
-
-use crate::secrets::{HIDDEN, origin};
+use crate::secrets::shown_endpoint;
 
 /// Settings for the Hugging Face hub. What is not set comes from the environment, as for other tools: `HF_ENDPOINT`,
 /// `HF_HUB_CACHE` or `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
@@ -23,8 +21,7 @@ use crate::secrets::{HIDDEN, origin};
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HubSettings {
-    /// Address of the server. A user and a password in it are not shown. A token is safer all the same: the library
-    /// below logs the whole address where a server leaves out how long a file is.
+    /// Address of the server. A user and a password in it are not shown.
     pub endpoint: Option<String>,
     /// Cache folder, in the layout that other tools share.
     pub cache: Option<PathBuf>,
@@ -69,21 +66,13 @@ impl fmt::Debug for HubSettings {
         let Self { endpoint, cache, token, offline, stall_limit, retries } = self;
         formatter
             .debug_struct("HubSettings")
-            .field("endpoint", &endpoint.as_deref().map(shown))
+            .field("endpoint", &endpoint.as_deref().map(shown_endpoint))
             .field("cache", cache)
             .field("token", token)
             .field("offline", offline)
             .field("stall_limit", stall_limit)
             .field("retries", retries)
             .finish()
-    }
-}
-
-/// The part of an endpoint that may be shown.
-fn shown(endpoint: &str) -> String {
-    match Url::parse(endpoint) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") => origin(&url),
-        _ => HIDDEN.to_owned(),
     }
 }
 

@@ -1,8 +1,9 @@
-//! Images from outside: a path, an address, base64, bytes or pixels become a decoded [`Picture`], within limits. All
-//! of it is taken for hostile. A caller's task does this before its request is queued, so that a model's worker sees
-//! pixels alone; what the models make of the pixels is left to them. The order is always the same: check what can be
-//! checked, bring the encoded bytes here, read their headers, take room in the memory for images for just what they
-//! need, decode, and keep the pictures' part of the room until the request ends.
+//! Images from outside: a path, an address, base64, bytes or pixels become a decoded [`Picture`], within
+//! limits. All of it is taken for hostile. A caller's task does this before its request is queued, so that a
+//! model's worker sees pixels alone; what the models make of the pixels is left to them. The order is always
+//! the same: check what can be checked, bring the encoded bytes here, read their headers, take room in the
+//! memory for images for just what they need, decode, and keep the pictures' part of the room until the
+//! request ends.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -10,87 +11,50 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use model_actors::{Bytes, ImageSource, LeasedPicture, Picture};
+use model_actors::{ImageSource, LeasedPicture, Picture};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
-use crate::limits::{ImageLimits, MAX_PARALLEL};
+use crate::limits::ImageLimits;
 
+mod checks;
+mod settings;
 pub(crate) mod base64;
 mod content;
 mod pixels;
 mod jpeg;
 mod decode;
-mod networks;
-pub(crate) mod address;
 mod file;
+#[cfg(feature = "image-urls")]
+mod networks;
+#[cfg(feature = "image-urls")]
+pub(crate) mod address;
+#[cfg(feature = "image-urls")]
+mod fetch;
+#[cfg(not(feature = "image-urls"))]
+#[path = "image_input/no_fetch.rs"]
 mod fetch;
 mod memory;
 #[cfg(test)]
 mod tests;
 
+use checks::{refused, too_large};
 use fetch::Fetcher;
 use memory::{ImageMemory, ImagePermit};
 
 pub(crate) use decode::decode;
-pub use fetch::UrlSettings;
-pub use networks::Network;
+pub use settings::{ImageSettings, UrlSettings};
 
-/// How many images are taken in together, and how many files of all requests are read at once.
+/// Number of images taken in together, and of files of all requests read at once.
 const AT_ONCE: usize = 16;
 /// Bytes of a pixel that is decoded.
 const BYTES_A_PIXEL: u64 = 3;
-
-/// Settings for taking in images from outside.
-///
-/// ```
-/// use candle_actors::{ImageLimits, ImageSettings};
-/// let settings = ImageSettings::default().with_limits(ImageLimits::default().with_pixels(4_000_000));
-/// assert!(settings.decoders >= 1);
-/// ```
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct ImageSettings {
-    /// How large an image may be.
-    pub limits: ImageLimits,
-    /// How images are fetched from addresses; nothing, to open none.
-    pub urls: Option<UrlSettings>,
-    /// How many images are decoded at once, at least 1; as many as there are cores, at most 4.
-    pub decoders: usize,
-    /// How long one image's file may take to be read, and one image to be decoded, its header included, each with the wait
-    /// for its turn; 30 s. The wait for room in the memory counts for neither.
-    pub decode_timeout: Duration,
-    /// Most bytes of all images at once, encoded and decoded, from before a request's images are decoded until the
-    /// request ends; 2 GiB. Requests beyond it wait, and one that needs more than all of it goes alone. On top come:
-    ///
-    /// - images that are fetched or read and have no room yet: as many as [`UrlSettings::downloads`], and 16 files;
-    /// - what callers who wait for room have handed over themselves, as bytes, base64 or pixels;
-    /// - the decoders, each with up to [`ImageLimits::decoder`], or an image's base64 and two copies of it;
-    /// - pictures that [`ImageInput::picture`] and [`ImageInput::pictures`] have decoded, which are the caller's, also
-    ///   when they are sent through a model's untyped handle.
-    pub memory: Bytes,
-}
-
-model_actors::setters! { ImageSettings {
-    with_limits(limits: ImageLimits);
-    with_urls(urls: impl Into<Option<UrlSettings>>) Into::into;
-    with_decoders(decoders: usize);
-    with_decode_timeout(decode_timeout: Duration);
-    with_memory(memory: Bytes);
-} }
-
-impl Default for ImageSettings {
-    fn default() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            limits: ImageLimits::default(),
-            urls: Some(UrlSettings::default()),
-            decoders: cores.min(4),
-            decode_timeout: Duration::from_secs(30),
-            memory: Bytes::mib(2048),
-        }
-    }
-}
+/// Reason for opening no address, where none is opened.
+const NO_FETCHER: &str = if cfg!(feature = "image-urls") {
+    "the application opens none"
+} else {
+    "this build of candle-actors is without the feature `image-urls`"
+};
 
 /// Turns images from outside into pictures. Cheap to clone; clones share the limits.
 ///
@@ -115,7 +79,8 @@ pub struct ImageInput {
 struct Shared {
     settings: ImageSettings,
     decoders: Arc<Semaphore>,
-    /// Leave to read files. A thread that hangs in a dead file system keeps its leave, and takes nothing else along.
+    /// Leave to read files. A thread that hangs in a dead file system keeps its leave, and takes nothing else
+    /// along.
     files: Arc<Semaphore>,
     memory: ImageMemory,
     fetcher: Option<Fetcher>,
@@ -127,19 +92,11 @@ impl ImageInput {
     /// # Errors
     /// [`Error::InvalidSetting`].
     pub fn new(settings: ImageSettings) -> Result<Self> {
-        if !(1..=MAX_PARALLEL).contains(&settings.decoders) {
-            let reason =
-                format!("{} decoders are asked for; 1 to {MAX_PARALLEL} are allowed", settings.decoders);
-            return Err(Error::InvalidSetting { setting: "image_input".into(), reason });
-        }
-        if settings.memory == Bytes(0) {
-            let reason = "no memory for images is given".to_owned();
-            return Err(Error::InvalidSetting { setting: "image_input".into(), reason });
-        }
+        settings.check()?;
         let memory = ImageMemory::new(settings.memory);
         let decoders = Arc::new(Semaphore::new(settings.decoders));
         let files = Arc::new(Semaphore::new(AT_ONCE));
-        let fetcher = settings.urls.clone().map(Fetcher::new).transpose()?;
+        let fetcher = settings.urls.as_ref().and_then(Fetcher::new);
         Ok(Self { shared: Arc::new(Shared { settings, decoders, files, memory, fetcher }) })
     }
 
@@ -148,8 +105,8 @@ impl ImageInput {
         &self.shared.settings.limits
     }
 
-    /// The image's pixels. Reading and decoding happen on a thread for blocking work. Once they are returned, they do
-    /// not count against [`ImageSettings::memory`] any more.
+    /// The image's pixels. Reading and decoding happen on a thread for blocking work. Once they are returned,
+    /// they do not count against [`ImageSettings::memory`] any more.
     ///
     /// # Errors
     /// [`Error::ImageTooLarge`], [`Error::UnsupportedImage`], [`Error::InvalidImage`], [`Error::ImageTooSlow`];
@@ -160,8 +117,8 @@ impl ImageInput {
         pictures.pop().ok_or_else(|| Error::InvalidInput("no image came back".to_owned()))
     }
 
-    /// All of them, in order; the first that fails ends it. At most 16 are taken in at a time, and no more addresses
-    /// than may be fetched at once.
+    /// All of them, in order; the first that fails ends it. At most 16 are taken in at a time, and no more
+    /// addresses than may be fetched at once.
     ///
     /// # Errors
     /// As [`Self::picture`]; also [`Error::ImageTooLarge`] if they have too many pixels together.
@@ -177,8 +134,8 @@ impl ImageInput {
         Ok(pictures)
     }
 
-    /// The images in parts that [`Self::leased`] takes: of at most so many, and with no more addresses than may be
-    /// fetched at once.
+    /// The images in parts that [`Self::leased`] takes: of at most so many, and with no more addresses than
+    /// may be fetched at once.
     pub(crate) fn portions(
         &self,
         sources: impl IntoIterator<Item = ImageSource>,
@@ -200,8 +157,8 @@ impl ImageInput {
         portions
     }
 
-    /// As [`Self::pictures`], for a request of one portion that waits for room so long, or not at all if that is zero. Its
-    /// pictures keep the room that they need. Also tells how long it waited.
+    /// As [`Self::pictures`], for a request of one portion that waits for room so long, or not at all if that
+    /// is zero. Its pictures keep the room that they need. Also tells how long it waited.
     ///
     /// # Errors
     /// As [`Self::pictures`].
@@ -237,9 +194,9 @@ impl ImageInput {
         Ok(())
     }
 
-    /// Decodes what was checked. Whatever is waited for is taken for all of the images at once and in one order (leave to
-    /// fetch, leave to read, room), so that no request waits for another that waits for it; and nothing slow, a server
-    /// or a disk, is waited for while there is room.
+    /// Decodes what was checked. Whatever is waited for is taken for all of the images at once and in one
+    /// order (leave to fetch, leave to read, room), so that no request waits for another that waits for it;
+    /// and nothing slow, a server or a disk, is waited for while there is room.
     async fn taken_in(
         &self,
         sources: Vec<ImageSource>,
@@ -283,8 +240,8 @@ impl ImageInput {
         Ok(here)
     }
 
-    /// Leave to fetch and leave to read the request's images, and how long it waited for the latter. Images keep it until
-    /// they have room, so that a shortage of room shows here too, and is called by its name.
+    /// Leave to fetch and leave to read the request's images, and how long it waited for the latter. Images
+    /// keep it until they have room, so that a shortage of room shows here too, and is called by its name.
     async fn leave(&self, sources: &[ImageSource]) -> Result<(Leave, Leave, Duration)> {
         let cause = |error, after| match &self.shared.memory {
             memory if memory.is_short() => memory.none(after),
@@ -308,7 +265,7 @@ impl ImageInput {
 
     fn fetcher(&self) -> Result<&Fetcher> {
         let fetcher = self.shared.fetcher.as_ref();
-        fetcher.ok_or_else(|| address::refused("any address", "the application opens none"))
+        fetcher.ok_or_else(|| refused("any address", NO_FETCHER))
     }
 
     async fn brought(&self, source: ImageSource, leave: Leave, waited: Duration) -> Result<Here> {
@@ -361,8 +318,8 @@ impl ImageInput {
         }
     }
 
-    /// The only place where anything is decoded, in what is left of the image's time for it. Keeps `held` until the bytes are
-    /// gone, even where nobody waits any more.
+    /// The only place where anything is decoded, in what is left of the image's time for it. Keeps `held`
+    /// until the bytes are gone, even where nobody waits any more.
     async fn on_decoder<T: Send + 'static>(
         &self,
         held: impl Send + 'static,
@@ -383,7 +340,8 @@ impl ImageInput {
         self.in_time(spent, work).await?
     }
 
-    /// Waits for a step of reading an image or of decoding it, as long as what was spent before leaves time for it.
+    /// Waits for a step of reading an image or of decoding it, as long as what was spent before leaves time
+    /// for it.
     async fn in_time<T>(&self, spent: Duration, step: impl Future<Output = T>) -> Result<T> {
         let after = self.shared.settings.decode_timeout;
         let left = after.saturating_sub(spent);
@@ -410,7 +368,7 @@ struct Here {
 }
 
 impl Here {
-    /// What it takes until it is decoded.
+    /// Bytes that it takes until it is decoded.
     fn bytes(&self) -> u64 {
         let encoded = match &self.source {
             ImageSource::Bytes(bytes) => bytes.len() as u64,
@@ -458,9 +416,4 @@ pub(crate) fn opened(source: &ImageSource) -> Result<Cow<'_, Picture>> {
         ImageSource::Bytes(bytes) => decode(bytes, limits)?,
         source => return decoded(source).map(Cow::Borrowed),
     }))
-}
-
-/// Refuses what is over a limit.
-pub(crate) fn too_large(what: &'static str, found: u64, limit: u64) -> Result<()> {
-    if found > limit { Err(Error::ImageTooLarge { what: what.into(), found, limit }) } else { Ok(()) }
 }

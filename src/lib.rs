@@ -8,6 +8,8 @@
 mod error;
 pub mod limits;
 mod secrets;
+#[cfg(any(feature = "hub", feature = "image-urls"))]
+mod http;
 mod device;
 mod hub_settings;
 #[cfg(feature = "hub")]
@@ -56,7 +58,8 @@ pub use device::ComputeDevice;
 pub use engine::{Engine, EngineBuilder};
 pub use error::{Error, Result};
 pub use hub_settings::{HubSettings, HubToken};
-pub use image_input::{ImageInput, ImageSettings, Network, UrlSettings};
+pub use image_input::{ImageInput, ImageSettings, UrlSettings};
+pub use ipnet::IpNet;
 pub use limits::{GenerationLimits, ImageLimits};
 pub use loader::{LoadOptions, StandaloneModel};
 pub use models::image_embedding::ImageEmbeddingModel;

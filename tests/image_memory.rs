@@ -31,7 +31,7 @@ fn picture() -> Picture {
 /// Settings with this much memory; an image here has 3,072 bytes of pixels.
 fn settings(memory: u64) -> ImageSettings {
     let urls = UrlSettings::default()
-        .with_allowed_networks(vec!["127.0.0.1".parse().unwrap()])
+        .with_allowed_networks(vec!["127.0.0.1/32".parse().unwrap()])
         .with_read_timeout(Duration::from_secs(60))
         .with_total_timeout(Duration::from_secs(60));
     ImageSettings::default()

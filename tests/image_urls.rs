@@ -1,5 +1,6 @@
 //! Images by URL: forbidden addresses are not opened. Each refusal is tested against a server of this
 //! machine, with the control that the same address is opened where the application allows it.
+#![cfg(feature = "image-urls")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -83,7 +84,7 @@ async fn a_host_name_that_resolves_to_this_machine_is_refused() {
     let server = WebServer::start("127.0.0.1", |_| vec![("/a.png", Answer::Whole(png()))]);
     let address = format!("http://localhost:{}/a.png", server.port());
     // Other networks are allowed, and do not help.
-    let result = fetch(allowing(&["10.0.0.0/8", "127.0.0.2"]), &address).await;
+    let result = fetch(allowing(&["10.0.0.0/8", "127.0.0.2/32"]), &address).await;
     assert!(said(result).contains("this machine"));
     assert_eq!(server.connections(), 0);
 }
@@ -128,7 +129,7 @@ async fn a_redirect_is_checked_as_the_first_address_is() {
         ]
     });
     for path in ["/number", "/decimal", "/name", "/no-scheme", "/twice", "/file", "/ftp", "/metadata"] {
-        let result = fetch(allowing(&["127.0.0.2"]), &outer.url(path)).await;
+        let result = fetch(allowing(&["127.0.0.2/32"]), &outer.url(path)).await;
         assert!(is_refused(&result), "{path}: {}", said(result));
     }
     assert_eq!(inner.connections(), 0);
@@ -154,7 +155,7 @@ async fn redirects_end() {
             ("/nowhere", Answer::RedirectToNowhere),
         ]
     });
-    let settings = || allowing(&["127.0.0.1"]).with_redirects(3);
+    let settings = || allowing(&["127.0.0.1/32"]).with_redirects(3);
     for path in ["/loop", "/there"] {
         let before = server.requests().len();
         let result = fetch(settings(), &server.url(path)).await;
@@ -188,7 +189,7 @@ async fn an_application_can_forbid_all_addresses() {
 async fn a_silent_server_ends_with_the_read_timeout() {
     let server =
         WebServer::start("127.0.0.1", |_| vec![("/silent", Answer::Silent), ("/stalled", Answer::Stalled)]);
-    let settings = || allowing(&["127.0.0.1"]).with_read_timeout(Duration::from_millis(50));
+    let settings = || allowing(&["127.0.0.1/32"]).with_read_timeout(Duration::from_millis(50));
     for path in ["/silent", "/stalled"] {
         let words = said(fetch(settings(), &server.url(path)).await);
         assert!(words.contains("nothing came for too long"), "{path}: {words}");
@@ -212,7 +213,7 @@ async fn an_attempt_to_connect_ends_with_the_connect_timeout() {
     while !is_full(&mut queue) {
         assert!(queue.len() < 1000, "the queue has no end");
     }
-    let settings = allowing(&["127.0.0.1"]).with_connect_timeout(Duration::from_millis(50));
+    let settings = allowing(&["127.0.0.1/32"]).with_connect_timeout(Duration::from_millis(50));
     let words = said(fetch(settings, &format!("http://{address}/a.png")).await);
     assert!(words.contains("no connection in time"), "{words}");
 }
@@ -222,7 +223,7 @@ async fn a_slow_body_ends_with_the_total_timeout() {
     let server = WebServer::start("127.0.0.1", |_| {
         vec![("/trickle", Answer::Trickle), ("/stalled", Answer::Stalled), ("/silent", Answer::Silent)]
     });
-    let settings = || allowing(&["127.0.0.1"]).with_total_timeout(Duration::from_millis(100));
+    let settings = || allowing(&["127.0.0.1/32"]).with_total_timeout(Duration::from_millis(100));
     for path in ["/trickle", "/stalled", "/silent"] {
         let words = said(fetch(settings(), &server.url(path)).await);
         assert!(words.contains("not complete after 100 ms"), "{path}: {words}");
@@ -240,11 +241,11 @@ async fn the_size_limit_holds_whatever_the_server_says() {
         ]
     });
     for path in ["/endless", "/claims", "/much"] {
-        let result = fetch(allowing(&["127.0.0.1"]), &server.url(path)).await;
+        let result = fetch(allowing(&["127.0.0.1/32"]), &server.url(path)).await;
         let too_large = matches!(result, Err(Error::ImageTooLarge { limit: 65_536, .. }));
         assert!(too_large, "{path}: {}", said(result));
     }
-    assert_eq!(said(fetch(allowing(&["127.0.0.1"]), &server.url("/a.png")).await), "a picture");
+    assert_eq!(said(fetch(allowing(&["127.0.0.1/32"]), &server.url("/a.png")).await), "a picture");
 }
 
 #[tokio::test]
@@ -272,7 +273,7 @@ async fn broken_answers_are_named() {
         ("http://no-such-host.invalid/".to_owned(), "no connection"),
     ];
     for (address, named) in cases {
-        let words = said(fetch(allowing(&["127.0.0.1"]), &address).await);
+        let words = said(fetch(allowing(&["127.0.0.1/32"]), &address).await);
         assert!(words.contains(named), "{address}: {words}");
     }
 }

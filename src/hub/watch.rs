@@ -1,73 +1,39 @@
-//! Follows one transfer: passes its bytes on as a load's progress, and remembers when the last one came.
+//! Follows one transfer: passes its bytes on as a load's progress, and knows for how long none came.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
-use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
 use model_actors::{Bytes, LoadContext, LoadStage};
 
 /// Follows one transfer.
-#[derive(Clone)]
-pub(super) struct Watch(Arc<Watched>);
-
-struct Watched {
-    context: LoadContext,
-    state: Mutex<Transfer>,
+pub(super) struct Watch<'a> {
+    context: &'a LoadContext,
+    last: Cell<Instant>,
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct Transfer {
-    /// Bytes are on their way; otherwise the cache had them.
-    pub(super) started: bool,
-    /// As announced; 0 if nothing was.
-    pub(super) total: u64,
-    pub(super) done: u64,
-    pub(super) last: Instant,
-}
-
-impl Watch {
-    pub(super) fn new(context: &LoadContext) -> Self {
-        let state = Transfer { started: false, total: 0, done: 0, last: Instant::now() };
-        Self(Arc::new(Watched { context: context.clone(), state: Mutex::new(state) }))
+impl<'a> Watch<'a> {
+    pub(super) fn new(context: &'a LoadContext) -> Self {
+        Self { context, last: Cell::new(Instant::now()) }
     }
 
     pub(super) fn should_stop(&self) -> bool {
-        self.0.context.should_stop()
+        self.context.should_stop()
     }
 
-    pub(super) fn read(&self) -> Transfer {
-        *self.state()
+    /// Time since the last byte came.
+    pub(super) fn silence(&self) -> Duration {
+        self.last.get().elapsed()
     }
 
-    fn state(&self) -> MutexGuard<'_, Transfer> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Starts the download stage, of so many bytes.
+    pub(super) fn begin(&self, total: u64) {
+        self.context.begin(LoadStage::Download, Bytes(total));
+        self.last.set(Instant::now());
     }
 
-    fn reached(&self, done: u64) {
-        let mut state = self.state();
-        let more = done.saturating_sub(state.done);
-        if more > 0 {
-            state.done = done;
-            state.last = Instant::now();
-            self.0.context.advance(Bytes(more));
-        }
-    }
-}
-
-impl ProgressHandler for Watch {
-    fn on_progress(&self, event: &ProgressEvent) {
-        let ProgressEvent::Download(event) = event else { return };
-        match event {
-            DownloadEvent::Start { total_bytes, .. } => {
-                let mut state = self.state();
-                (state.started, state.total, state.last) = (true, *total_bytes, Instant::now());
-                self.0.context.begin(LoadStage::Download, Bytes(*total_bytes));
-            }
-            DownloadEvent::Progress { files } => {
-                self.reached(files.iter().map(|file| file.bytes_completed).max().unwrap_or(0));
-            }
-            DownloadEvent::AggregateProgress { bytes_completed, .. } => self.reached(*bytes_completed),
-            DownloadEvent::Complete => {}
-        }
+    /// Counts bytes that came; 0 where another process receives them.
+    pub(super) fn advance(&self, bytes: usize) {
+        self.context.advance(Bytes(bytes as u64));
+        self.last.set(Instant::now());
     }
 }

@@ -1,18 +1,17 @@
-//! What an address must be before anything is sent to it, and where a redirect may lead. An address is a secret: its
-//! user, its password, its query and its path may all give access to something, so that errors show no more of it than
-//! where it leads.
+//! Checks addresses before anything is sent to them, those of redirects included. An address is a secret: its
+//! user, its password, its query and its path may all give access to something, so that errors show no more
+//! of it than where it leads.
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use reqwest::Url;
 
 use crate::error::{Error, Result};
-use crate::image_input::networks::{self, Network};
+use crate::image_input::checks::{NO_ADDRESS, refused};
+use crate::image_input::networks;
 use crate::limits::MAX_ADDRESS_BYTES as MAX_LENGTH;
-use crate::secrets::origin;
 
-/// What errors show of an address of which nothing can be told.
-pub(crate) const NONE: &str = "(not an address)";
 /// Schemes that errors name. Any other may be the user or the key of an address that lacks its own.
 const KNOWN: [&str; 7] = ["blob", "data", "file", "ftp", "ftps", "ws", "wss"];
 
@@ -20,18 +19,18 @@ const KNOWN: [&str; 7] = ["blob", "data", "file", "ftp", "ftps", "ws", "wss"];
 ///
 /// # Errors
 /// [`Error::AddressRefused`].
-pub(crate) fn parse(text: &str, allowed: &[Network]) -> Result<Url> {
+pub(crate) fn parse(text: &str, allowed: &[IpNet]) -> Result<Url> {
     check_length(text)?;
     // The parser's reason is left out: nothing tells that it holds no part of the address.
-    let url = Url::parse(text.trim()).map_err(|_| refused(NONE, "it is no http or https address"))?;
+    let url = Url::parse(text.trim()).map_err(|_| refused(NO_ADDRESS, "it is no http or https address"))?;
     check(url, allowed)
 }
 
-/// Where a redirect leads.
+/// Resolves a redirect.
 ///
 /// # Errors
 /// As [`parse`].
-pub(crate) fn redirect(from: &Url, location: &str, allowed: &[Network]) -> Result<Url> {
+pub(crate) fn redirect(from: &Url, location: &str, allowed: &[IpNet]) -> Result<Url> {
     check_length(location)?;
     let url = from
         .join(location)
@@ -48,11 +47,11 @@ fn check_length(text: &str) -> Result<()> {
     }
 }
 
-fn check(url: Url, allowed: &[Network]) -> Result<Url> {
+fn check(url: Url, allowed: &[IpNet]) -> Result<Url> {
     if !matches!(url.scheme(), "http" | "https") {
         // What stands behind such a scheme is not taken apart as it is meant, so that nothing of it is shown.
         let scheme = KNOWN.into_iter().find(|known| *known == url.scheme()).unwrap_or("another scheme");
-        return Err(refused(NONE, &format!("only http and https are opened, and not {scheme}")));
+        return Err(refused(NO_ADDRESS, &format!("only http and https are opened, and not {scheme}")));
     }
     // The parser has turned decimal, octal and hexadecimal forms into the usual one.
     if let Some(number) = host_number(&url)
@@ -69,13 +68,18 @@ fn host_number(url: &Url) -> Option<IpAddr> {
     inner.parse().ok()
 }
 
-/// Why an address is refused that leads to a place that may not be reached.
+/// Refuses an address that leads to a place that may not be reached.
 pub(crate) fn leads_to(url: &Url, what: &str) -> Error {
     refused(&origin(url), &format!("it leads to {what}, which the application has to allow"))
 }
 
-pub(crate) fn refused(address: &str, reason: &str) -> Error {
-    Error::AddressRefused { address: address.to_owned(), reason: reason.to_owned() }
+/// The part of an address that may be shown: `https://example.org:8080/…`.
+pub(crate) fn origin(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{}://{host}:{port}/…", url.scheme()),
+        None => format!("{}://{host}/…", url.scheme()),
+    }
 }
 
 #[cfg(test)]

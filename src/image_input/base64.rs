@@ -1,12 +1,12 @@
-//! Base64 as it comes: standard or URL-safe, padded or not, with or without the `data:` prefix and line breaks. The
-//! size is checked before anything is decoded.
+//! Base64 as it comes: standard or URL-safe, padded or not, with or without the `data:` prefix and line
+//! breaks. The size is checked before anything is decoded.
 
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::error::{Error, Result};
-use crate::image_input::too_large;
+use crate::image_input::checks::too_large;
 use crate::limits::ImageLimits;
 
 const CONFIG: GeneralPurposeConfig =
@@ -17,8 +17,8 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, CONFIG
 /// Most letters of a media type in front of the data.
 const MAX_MEDIA_TYPE: usize = 256;
 
-/// Whether so long a text can be within the limit. Bounds the work on one that is mostly blanks; the exact count comes
-/// after them.
+/// Refuses a text that is too long to be within the limit. Bounds the work on one that is mostly blanks; the
+/// exact count comes after they are left out.
 ///
 /// # Errors
 /// [`Error::ImageTooLarge`].
@@ -55,7 +55,7 @@ pub(crate) fn decode(text: &str, limits: &ImageLimits) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What follows `data:image/png;base64,`, or all of it where there is no such prefix.
+/// Strips a prefix such as `data:image/png;base64,`.
 fn payload(text: &str) -> Result<&str> {
     let Some(scheme) = text.get(..5) else { return Ok(text) };
     if !scheme.eq_ignore_ascii_case("data:") {

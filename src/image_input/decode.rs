@@ -10,7 +10,7 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
 use model_actors::Picture;
 
 use crate::error::{Error, Result};
-use crate::image_input::too_large;
+use crate::image_input::checks::too_large;
 use crate::image_input::{content, jpeg, pixels};
 use crate::limits::ImageLimits;
 

@@ -1,79 +1,31 @@
-//! Images over http and https: one client, which connects to no address that `networks` refuses. A name's addresses
-//! are filtered where the client looks them up, so that what was checked is what is connected to; numbers and
-//! redirects are checked by `address` before each request, which is why redirects are followed here and not by the
-//! client. It takes no proxy from the environment, because a proxy would look names up itself, past the filter.
+//! Images over http and https: one client, which connects to no address that `networks` refuses. A name's
+//! addresses are filtered where the client looks them up, so that what was checked is what is connected to;
+//! numbers and redirects are checked by `address` before each request, which is why redirects are followed
+//! here and not by the client. It takes no proxy from the environment, because a proxy would look names up
+//! itself, past the filter.
 
 use std::fmt;
 use std::net::ToSocketAddrs;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, LOCATION};
 use reqwest::{Client, Response, StatusCode, Url};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::error::{Error, Result};
-use crate::image_input::address;
-use crate::image_input::networks::{self, Network};
-use crate::limits::{ImageLimits, MAX_PARALLEL};
-use crate::secrets::origin;
+use crate::http::{self, innermost};
+use crate::image_input::address::{self, origin};
+use crate::image_input::checks::refused;
+use crate::image_input::networks;
+use crate::image_input::settings::UrlSettings;
+use crate::limits::ImageLimits;
 
-/// Most look-ups of names at once. One that hangs keeps its thread for as long as the system's resolver tries.
+/// Most look-ups of names at once. One that hangs keeps its thread for as long as the system's resolver
+/// tries.
 const MAX_LOOKUPS: usize = 16;
-
-/// Settings for fetching images from addresses.
-///
-/// ```
-/// use std::time::Duration;
-/// use candle_actors::{ImageSettings, UrlSettings};
-/// let urls = UrlSettings::default()
-///     .with_total_timeout(Duration::from_secs(10))
-///     // The application's own image server.
-///     .with_allowed_networks(vec!["10.1.2.3".parse()?]);
-/// let settings = ImageSettings::default().with_urls(urls);
-/// # Ok::<(), candle_actors::Error>(())
-/// ```
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct UrlSettings {
-    /// Time for a connection to stand, TLS included; 5 s.
-    pub connect_timeout: Duration,
-    /// Time without a byte; 10 s.
-    pub read_timeout: Duration,
-    /// Time for all of it, redirects included; 30 s. The wait for other downloads may take as much again.
-    pub total_timeout: Duration,
-    /// How many redirects are followed; 5.
-    pub redirects: usize,
-    /// How many images are fetched at once, at least 1; 16. An image counts until it has room in the memory for images
-    /// ([`crate::ImageSettings::memory`]), so that no more of them lie beside it.
-    pub downloads: usize,
-    /// Networks that may be reached though they are not the public internet. None, unless set: addresses of this
-    /// machine, of private and link-local networks, of metadata services and whatever else is reserved are refused.
-    pub allowed_networks: Vec<Network>,
-}
-
-model_actors::setters! { UrlSettings {
-    with_connect_timeout(connect_timeout: Duration);
-    with_read_timeout(read_timeout: Duration);
-    with_total_timeout(total_timeout: Duration);
-    with_redirects(redirects: usize);
-    with_downloads(downloads: usize);
-    with_allowed_networks(allowed_networks: Vec<Network>);
-} }
-
-impl Default for UrlSettings {
-    fn default() -> Self {
-        Self {
-            connect_timeout: Duration::from_secs(5),
-            read_timeout: Duration::from_secs(10),
-            total_timeout: Duration::from_secs(30),
-            redirects: 5,
-            downloads: 16,
-            allowed_networks: Vec::new(),
-        }
-    }
-}
 
 /// The client, opened with the first image.
 pub(crate) struct Fetcher {
@@ -89,22 +41,17 @@ impl fmt::Debug for Fetcher {
 }
 
 impl Fetcher {
-    pub(crate) fn new(settings: UrlSettings) -> Result<Self> {
-        if !(1..=MAX_PARALLEL).contains(&settings.downloads) {
-            let reason =
-                format!("{} downloads are asked for; 1 to {MAX_PARALLEL} are allowed", settings.downloads);
-            return Err(Error::InvalidSetting { setting: "image_input".into(), reason });
-        }
+    pub(crate) fn new(settings: &UrlSettings) -> Option<Self> {
         let downloads = Arc::new(Semaphore::new(settings.downloads));
-        Ok(Self { downloads, settings, client: OnceLock::new() })
+        Some(Self { downloads, settings: settings.clone(), client: OnceLock::new() })
     }
 
-    /// How many images may be fetched at once.
+    /// Number of images that may be fetched at once.
     pub(crate) fn downloads(&self) -> usize {
         self.settings.downloads
     }
 
-    /// How long [`Self::leave`] waits.
+    /// Longest wait of [`Self::leave`].
     pub(crate) fn patience(&self) -> Duration {
         self.settings.total_timeout
     }
@@ -117,8 +64,8 @@ impl Fetcher {
         address::parse(text, &self.settings.allowed_networks).map(drop)
     }
 
-    /// Leave to fetch so many images of a request. It takes all of it at once, so that none waits for another's while it
-    /// has a part.
+    /// Permits to fetch so many images of a request, taken all at once, so that none waits for another's
+    /// while it has a part.
     ///
     /// # Errors
     /// [`Error::DownloadFailed`].
@@ -132,7 +79,7 @@ impl Fetcher {
         permit.map_err(|_| Error::Stopped)
     }
 
-    /// The bytes that are at an address. Takes leave before.
+    /// Fetches the bytes at an address, for which the caller holds a permit.
     ///
     /// # Errors
     /// [`Error::AddressRefused`], [`Error::DownloadFailed`], [`Error::ImageTooLarge`].
@@ -171,7 +118,7 @@ impl Fetcher {
             }
         }
         let reason = format!("more than {} redirects led to it", self.settings.redirects);
-        Err(address::refused(&origin(&url), &reason))
+        Err(refused(&origin(&url), &reason))
     }
 
     fn client(&self) -> Result<&Client> {
@@ -182,19 +129,17 @@ impl Fetcher {
             allowed: self.settings.allowed_networks.clone().into(),
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
         };
-        let client = Client::builder()
+        let failed = |reason| failed("any address".to_owned(), reason);
+        let client = http::client()
+            .map_err(failed)?
             .dns_resolver(Arc::new(resolver))
             .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .http1_only()
             .connect_timeout(self.settings.connect_timeout)
             .read_timeout(self.settings.read_timeout)
             // An idle connection would outlive what it was checked for, and the runtime that it was made on.
             .pool_max_idle_per_host(0)
-            .user_agent(concat!("candle-actors/", env!("CARGO_PKG_VERSION")))
             .build()
-            .map_err(|error| failed("any address".to_owned(), innermost(&error.without_url())))?;
+            .map_err(|error| failed(innermost(&error.without_url())))?;
         Ok(self.client.get_or_init(|| client))
     }
 }
@@ -238,15 +183,6 @@ fn failed(address: String, reason: String) -> Error {
     Error::DownloadFailed { address, reason }
 }
 
-/// The last cause in a chain of errors; the ones above it say no more than "request failed".
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
-}
-
 /// All addresses of a name lead to a place that may not be reached.
 #[derive(Debug, thiserror::Error)]
 #[error("it leads to {0}")]
@@ -254,7 +190,7 @@ struct LeadsTo(&'static str);
 
 /// Looks names up and gives only the addresses that may be connected to.
 struct FilteringResolver {
-    allowed: Arc<[Network]>,
+    allowed: Arc<[IpNet]>,
     lookups: Arc<Semaphore>,
 }
 
@@ -264,7 +200,8 @@ impl Resolve for FilteringResolver {
         Box::pin(async move {
             let permit = lookups.acquire_owned().await?;
             let (answer, found) = oneshot::channel();
-            // A thread of its own: the system's resolver cannot be interrupted, and a runtime waits for its threads.
+            // A thread of its own: the system's resolver cannot be interrupted, and a runtime waits for its
+            // threads.
             std::thread::Builder::new().name("image-lookup".to_owned()).spawn(move || {
                 let addresses = (name.as_str(), 0).to_socket_addrs();
                 drop(permit);

@@ -1,13 +1,13 @@
-//! An image's file, read within its limit. What is no regular file (a pipe, a device) is refused, because reading it
-//! may never end: by its name, so that a device is not even opened, and once more when it is open, because what a name
-//! stands for may change in between.
+//! An image's file, read within its limit. What is no regular file (a pipe, a device) is refused, because
+//! reading it may never end: by its name, so that a device is not even opened, and once more when it is open,
+//! because what a name stands for may change in between.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::image_input::{address, too_large};
+use crate::image_input::checks::{NO_ADDRESS, refused, too_large};
 use crate::limits::ImageLimits;
 use crate::secrets::looks_like_address;
 
@@ -22,7 +22,7 @@ pub(crate) fn read(path: &Path, limits: &ImageLimits) -> Result<Vec<u8>> {
         // The error's own words may hold the path.
         true => {
             let reason = format!("it is given as a file's path, which cannot be read: {}", source.kind());
-            address::refused(address::NONE, &reason)
+            refused(NO_ADDRESS, &reason)
         }
         false => Error::unreadable(path, &source),
     };
@@ -66,7 +66,8 @@ mod tests {
         let error = read(&pipe, &ImageLimits::default()).unwrap_err();
         assert!(matches!(&error, Error::UnreadableFile { .. }), "{error}");
         assert!(error.to_string().contains("no regular file"), "{error}");
-        // As where the name became a pipe's after it was looked at. On a thread, so that waiting is seen as such.
+        // As where the name became a pipe's after it was looked at. On a thread, so that waiting is seen as
+        // such.
         let (done, waits) = std::sync::mpsc::channel();
         std::thread::spawn(move || done.send(open(&pipe).and_then(|file| check_regular(&file.metadata()?))));
         let result = waits.recv_timeout(std::time::Duration::from_secs(20));

@@ -1,5 +1,5 @@
-//! The memory that the images of all requests share. A request takes its room in it before it decodes, all at once and in
-//! the order of asking; the parent tells how much that is.
+//! The memory that the images of all requests share. A request takes its room in it before it decodes, all at
+//! once and in the order of asking; the parent tells how much that is.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,7 +28,7 @@ impl ImageMemory {
         Self { limit, left: Arc::new(Semaphore::new(units(limit.0) as usize)) }
     }
 
-    /// ImagePermit for so many bytes, or all of it for more. Waits so long, or not at all if that is zero.
+    /// Takes room for so many bytes, or all of it for more. Waits so long, or not at all if that is zero.
     ///
     /// # Errors
     /// [`Error::NoRoomForImages`].
@@ -47,7 +47,7 @@ impl ImageMemory {
         Ok(ImagePermit(Arc::new(Mutex::new(permit))))
     }
 
-    /// Whether nothing is left. So it is while anybody waits, because the first who does takes what comes.
+    /// True if nothing is left. So it is while anybody waits, because the first who does takes what comes.
     pub(crate) fn is_short(&self) -> bool {
         self.left.available_permits() == 0
     }
@@ -57,8 +57,8 @@ impl ImageMemory {
     }
 }
 
-/// A part of the memory for images. Goes back when the last clone is dropped: those of the decoders that still work for
-/// it, and those of the request's pictures.
+/// A part of the memory for images. Goes back when the last clone is dropped: those of the decoders that
+/// still work for it, and those of the request's pictures.
 #[derive(Debug, Clone)]
 pub(crate) struct ImagePermit(Arc<Mutex<OwnedSemaphorePermit>>);
 

@@ -1,5 +1,5 @@
-//! Files and decoders do not get into each other's way, what is counted is what is held, and requests are cut into portions
-//! by their addresses.
+//! Files and decoders do not get into each other's way, what is counted is what is held, and requests are cut
+//! into portions by their addresses.
 
 use super::*;
 

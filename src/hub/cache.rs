@@ -1,0 +1,133 @@
+//! One repository in the cache of the Hugging Face tools, whose layout `hf_hub` knows: contents under the
+//! names of their checksums, a folder of links for each commit, and the commit of each branch.
+//!
+//! ```text
+//! models--owner--name/blobs/<checksum>
+//!                     snapshots/<commit>/config.json -> ../../blobs/<checksum>
+//!                     refs/main
+//!                     .no_exist/<commit>/modules.json
+//! .locks/models--owner--name/<checksum>.lock
+//! ```
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+
+/// Result of a look-up.
+pub(super) enum Cached {
+    /// The file's path.
+    File(PathBuf),
+    /// The hub has said before that the repository has no such file.
+    KnownMissing,
+    Unknown,
+}
+
+/// One revision of a repository in the cache.
+pub(super) struct RepositoryCache {
+    links: CacheRepo,
+    revision: String,
+    folder: PathBuf,
+    locks: PathBuf,
+}
+
+impl RepositoryCache {
+    pub(super) fn new(cache: &Cache, repository: &str, revision: &str) -> Self {
+        let repo = Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
+        let name = repo.folder_name();
+        Self {
+            folder: cache.path().join(&name),
+            locks: cache.path().join(".locks").join(name),
+            links: cache.repo(repo),
+            revision: revision.to_owned(),
+        }
+    }
+
+    /// The commit that the revision was last seen at, or is.
+    pub(super) fn commit(&self) -> Option<String> {
+        if is_commit(&self.revision) {
+            return Some(self.revision.clone());
+        }
+        let commit = fs::read_to_string(self.folder.join("refs").join(&self.revision)).ok()?;
+        Some(commit.trim().to_owned()).filter(|commit| is_hex(commit))
+    }
+
+    /// Looks a file up without asking the hub.
+    pub(super) fn find(&self, file: &str) -> Cached {
+        let Some(commit) = self.commit() else { return Cached::Unknown };
+        let path = self.links.pointer_path(&commit).join(file);
+        match path.exists() {
+            true => Cached::File(path),
+            false if self.missing_mark(&commit, file).exists() => Cached::KnownMissing,
+            false => Cached::Unknown,
+        }
+    }
+
+    /// Path of the content with this checksum, which may not be there yet.
+    pub(super) fn blob(&self, checksum: &str) -> PathBuf {
+        self.folder.join("blobs").join(checksum)
+    }
+
+    /// Gives a content its name in a commit, and the revision its commit.
+    pub(super) fn link(&self, commit: &str, file: &str, checksum: &str) -> io::Result<PathBuf> {
+        self.remember(commit)?;
+        let path = self.links.pointer_path(commit).join(file);
+        make_parent(&path)?;
+        let up = "../".repeat(Path::new(file).components().count() + 1);
+        let target = PathBuf::from(format!("{up}blobs/{checksum}"));
+        if fs::read_link(&path).is_ok_and(|present| present == target) {
+            return Ok(path);
+        }
+        if path.symlink_metadata().is_ok() {
+            fs::remove_file(&path)?;
+        }
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(&target, &path)?;
+        // Links need a right of their own on Windows.
+        #[cfg(not(unix))]
+        fs::copy(self.blob(checksum), &path)?;
+        Ok(path)
+    }
+
+    /// Notes that the commit has no such file, so that nobody needs the hub to know.
+    pub(super) fn note_missing(&self, commit: &str, file: &str) -> io::Result<()> {
+        self.remember(commit)?;
+        let mark = self.missing_mark(commit, file);
+        make_parent(&mark)?;
+        fs::write(mark, "")
+    }
+
+    /// The lock of a content, held until it is dropped, or nothing while another process holds it. A file
+    /// system without locks gives it at once.
+    pub(super) fn lock(&self, checksum: &str) -> io::Result<Option<File>> {
+        let path = self.locks.join(format!("{checksum}.lock"));
+        make_parent(&path)?;
+        let file = File::create(path)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(file)),
+        }
+    }
+
+    fn remember(&self, commit: &str) -> io::Result<()> {
+        if is_commit(&self.revision) { Ok(()) } else { self.links.create_ref(commit) }
+    }
+
+    fn missing_mark(&self, commit: &str, file: &str) -> PathBuf {
+        self.folder.join(".no_exist").join(commit).join(file)
+    }
+}
+
+fn make_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && is_hex(revision)
+}
+
+/// Names of commits and contents become parts of paths, so that nothing else may stand in them.
+pub(super) fn is_hex(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
