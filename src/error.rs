@@ -151,7 +151,7 @@ pub enum Error {
     #[error("the image has {found} {what}; at most {limit} are allowed")]
     ImageTooLarge { what: Cow<'static, str>, found: u64, limit: u64 },
     /// An image is of a format, or uses a feature of one, that is not read.
-    #[error("the image is not supported: it is {found}; supported are PNG, JPEG, WebP, GIF, BMP and TIFF")]
+    #[error("the image is not supported: it is {found}; supported are PNG, JPEG, WebP, GIF and BMP")]
     UnsupportedImage { found: String },
     /// An image is damaged.
     #[error("the image cannot be decoded: {reason}")]

@@ -22,7 +22,6 @@ mod settings;
 pub(crate) mod base64;
 mod content;
 mod pixels;
-mod jpeg;
 mod decode;
 mod file;
 #[cfg(feature = "image-urls")]

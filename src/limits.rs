@@ -33,7 +33,6 @@
 //! | requests that run together | `BatchLimits` of the pool | they wait |
 //! | letters of a media type before base64 | `MAX_MEDIA_TYPE` of `image_input/base64.rs`, 256 | [`InvalidImage`] |
 //! | look-ups of names at once | `MAX_LOOKUPS` of `image_input/fetch.rs`, 16 | they wait |
-//! | scans of a JPEG, and samples of a channel in a block, in the decoder that is to the bit | `MAX_SCANS` of `image_input/jpeg.rs`, 64; `MAX_SAMPLING` of `image_input/jpeg/header.rs`, 4 | another decoder takes it |
 //! | tiles that LLaVA cuts an image into | `MAX_TILES` of `models/vision/llava/tiles.rs`, 64 | `InvalidInput` |
 //! | crops that Moondream cuts an image into | `MAX_CROPS` of `models/vision/moondream/crops.rs`, 64 | `InvalidConfig` |
 //! | how many times longer one side may be for Qwen3-VL | `MAX_ASPECT` of `models/vision/qwen3_vl/resize.rs`, 200 | `InvalidInput` |

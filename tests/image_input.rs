@@ -38,11 +38,11 @@ fn differences<'a>(left: &'a [u8], right: &'a [u8]) -> impl Iterator<Item = u8> 
     left.iter().zip(right).map(|(a, b)| a.abs_diff(*b))
 }
 
-/// To the bit, but for JPEGs of four channels and those inside TIFF, whose decoder rounds differently.
+/// To the bit, but for JPEG, whose decoder rounds differently from libjpeg.
 #[tokio::test]
 async fn every_kind_of_file_gives_the_reference_pixels() {
     let expected: BTreeMap<String, (usize, usize)> = serde_json::from_slice(&file("expected.json")).unwrap();
-    assert!(expected.len() > 60);
+    assert!(expected.len() > 50);
     for (name, size) in &expected {
         let picture = decode(file(name)).await.unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!((picture.width, picture.height), *size, "{name}");
@@ -52,11 +52,22 @@ async fn every_kind_of_file_gives_the_reference_pixels() {
         let mean = sum as f64 / reference.len() as f64;
         println!("{name}: at most {most}, on average {mean:.4}");
         let (allowed, allowed_mean) = match name.rsplit_once('.').unwrap() {
-            ("cmyk", "jpg") | ("jpeg", "tiff") => (1, 0.01),
+            // A few pixels, in which a corner of the colour counts for much.
+            ("tiny_1x17" | "tiny_2x2", "jpg") => (5, 2.0),
+            (_, "jpg") => (4, 0.5),
             _ => (0, 0.0),
         };
         assert!(most <= allowed && mean <= allowed_mean, "{name}: {most}, {mean}");
     }
+}
+
+#[cfg(not(feature = "image-urls"))]
+#[tokio::test]
+async fn an_address_is_refused_with_the_feature_that_would_open_it() {
+    let address = ImageSource::Url("http://example.org/a.png".to_owned());
+    let error = with_limits(ImageLimits::default()).picture(address).await.unwrap_err();
+    assert!(matches!(error, Error::AddressRefused { .. }), "{error}");
+    assert!(error.to_string().contains("`image-urls`"), "{error}");
 }
 
 #[tokio::test]
@@ -64,8 +75,7 @@ async fn an_unsupported_format_is_named_with_those_that_are_supported() {
     let cases: [(Vec<u8>, &str); 10] = [
         (file("icon.ico"), "ICO"),
         (file("picture.avif"), "AVIF"),
-        (file("palette.tiff"), "Palette"),
-        (file("float.tiff"), ""),
+        (b"II*\0\x08\0\0\0\0\0".to_vec(), "TIFF"),
         (b"%PDF-1.7".to_vec(), "PDF"),
         (b"\n<!DOCTYPE html><html>".to_vec(), "HTML"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>".to_vec(), "SVG"),
@@ -77,7 +87,7 @@ async fn an_unsupported_format_is_named_with_those_that_are_supported() {
         let error = decode(bytes).await.unwrap_err();
         assert!(matches!(error, Error::UnsupportedImage { .. }), "{error}");
         let words = error.to_string();
-        assert!(words.contains(named) && words.contains("PNG, JPEG, WebP, GIF, BMP and TIFF"), "{words}");
+        assert!(words.contains(named) && words.contains("PNG, JPEG, WebP, GIF and BMP"), "{words}");
     }
 }
 
@@ -96,8 +106,6 @@ async fn truncated_files_are_refused() {
         "lossy_alpha.webp",
         "plain.gif",
         "rgb.bmp",
-        "lzw.tiff",
-        "raw.tiff",
     ];
     for name in names {
         let whole = file(name);

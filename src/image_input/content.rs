@@ -1,18 +1,13 @@
-//! What a file's first bytes say that it is, whatever its name or its sender says, and whether a JPEG is whole.
+//! Tells a file's format from its first bytes, whatever its name or its sender says, and whether a JPEG is
+//! whole.
 
 use image::ImageFormat;
 
 use crate::error::{Error, Result};
 
 /// The formats that are read.
-const FORMATS: [ImageFormat; 6] = [
-    ImageFormat::Png,
-    ImageFormat::Jpeg,
-    ImageFormat::WebP,
-    ImageFormat::Gif,
-    ImageFormat::Bmp,
-    ImageFormat::Tiff,
-];
+const FORMATS: [ImageFormat; 5] =
+    [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp];
 
 /// The file's format.
 ///
@@ -27,7 +22,7 @@ pub(crate) fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
     Err(Error::UnsupportedImage { found })
 }
 
-/// What people mistake for a picture, or what an address gives in place of one.
+/// Names what people mistake for a picture, or an address gives in place of one.
 fn other_format(bytes: &[u8]) -> &'static str {
     let text = bytes.trim_ascii_start();
     let begins = |word: &[u8]| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
@@ -45,7 +40,8 @@ fn other_format(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// A JPEG's segments up to the mark of its end. The decoder fills up what is missing with grey and says nothing.
+/// A JPEG's segments up to the mark of its end. The decoder fills up what is missing with grey and says
+/// nothing.
 ///
 /// # Errors
 /// [`Error::InvalidImage`] if there is no such mark.
@@ -58,8 +54,8 @@ pub(crate) fn check_jpeg_ends(bytes: &[u8]) -> Result<()> {
 
 const END: u8 = 0xD9;
 
-/// Walks from mark to mark. Behind a mark with a length come so many bytes; everything else up to the next mark is
-/// compressed data, in which `FF 00` is a byte and `FF D0` to `FF D7` are restarts.
+/// Walks from mark to mark. Behind a mark with a length come so many bytes; everything else up to the next
+/// mark is compressed data, in which `FF 00` is a byte and `FF D0` to `FF D7` are restarts.
 fn jpeg_end(bytes: &[u8]) -> Option<()> {
     let mut at = 2;
     loop {

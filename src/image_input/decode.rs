@@ -1,7 +1,8 @@
-//! Encoded bytes to pixels, within limits: the format is found from the content, the size is read from the header and
-//! checked, and only then is anything decoded. The pixels are those that the reference processors see after Pillow's
-//! `exif_transpose`: the first frame of an animation, what is transparent over white (`convert_to_rgb` of transformers
-//! 5.23), the high byte of 16 bits, colour profiles ignored.
+//! Encoded bytes to pixels, within limits: the format is found from the content, the size is read from the
+//! header and checked, and only then is anything decoded. The pixels are those that the reference processors
+//! see after Pillow's `exif_transpose`: the first frame of an animation, what is transparent over white
+//! (`convert_to_rgb` of transformers 5.23), the high byte of 16 bits, colour profiles ignored. Those of a
+//! JPEG differ by rounding, by a few of 255.
 
 use std::io::Cursor;
 
@@ -11,13 +12,13 @@ use model_actors::Picture;
 
 use crate::error::{Error, Result};
 use crate::image_input::checks::too_large;
-use crate::image_input::{content, jpeg, pixels};
+use crate::image_input::{content, pixels};
 use crate::limits::ImageLimits;
 
 /// Bytes a pixel of the picture that comes out, and of its copy while it is turned.
 const RESULT: u64 = 3 * 2;
-/// Bytes a pixel that decoding a JPEG takes beside its output: coefficients of two bytes each of up to four channels,
-/// and samples.
+/// Bytes a pixel that decoding a JPEG takes beside its output: coefficients of two bytes each of up to four
+/// channels, and samples.
 const COEFFICIENTS: u64 = (2 + 1) * 4;
 
 /// The pixels of an encoded image.
@@ -28,7 +29,7 @@ pub(crate) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
     guarded(|| decode_here(bytes, limits))
 }
 
-/// How many pixels an encoded image has, from its header alone.
+/// Number of pixels of an encoded image, from its header alone.
 ///
 /// # Errors
 /// As [`decode`].
@@ -49,7 +50,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T> + std::panic::UnwindSafe) -> Resu
 struct Opened<D> {
     decoder: D,
     format: ImageFormat,
-    /// What the decoder may still take.
+    /// Memory that the decoder may still take.
     room: image::Limits,
 }
 
@@ -73,24 +74,19 @@ fn open<'a>(bytes: &'a [u8], limits: &ImageLimits) -> Result<Opened<impl ImageDe
 
 fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
     let Opened { mut decoder, format, room } = open(bytes, limits)?;
-    let (width, height) = decoder.dimensions();
     if format == ImageFormat::Jpeg {
         content::check_jpeg_ends(bytes)?;
     }
     decoder.set_limits(room).map_err(name_error)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let own = if format == ImageFormat::Jpeg { jpeg::decode(bytes, (width, height)) } else { None };
-    let rgb = match own {
-        Some(rgb) => rgb,
-        None => pixels::to_rgb(DynamicImage::from_decoder(decoder).map_err(name_error)?)?,
-    };
+    let rgb = pixels::to_rgb(DynamicImage::from_decoder(decoder).map_err(name_error)?)?;
     let mut image = DynamicImage::ImageRgb8(rgb);
     image.apply_orientation(orientation);
     let rgb = image.into_rgb8();
     Ok(Picture { width: rgb.width() as usize, height: rgb.height() as usize, rgb: rgb.into_raw() })
 }
 
-/// Whether pixels that came decoded are what they claim to be, and not too many.
+/// Checks that pixels that came decoded are as many as they claim to be, and not too many.
 ///
 /// # Errors
 /// [`Error::ImageTooLarge`], [`Error::InvalidImage`].

@@ -338,7 +338,7 @@ def pixel_cases() -> list[dict]:
     for name, kind, settings in PUBLISHED:
         processor = kind(**settings)
         config = {key: value for key, value in processor.to_dict().items() if value is not None}
-        for photo in PHOTOGRAPHS + ["rocket.jpg"]:
+        for photo in PHOTOGRAPHS + ["rocket.webp"]:
             values = np.asarray(processor(photograph(photo), return_tensors="np")["pixel_values"][0])
             cases.append(
                 {

@@ -22,7 +22,7 @@ from transformers.image_transforms import convert_to_rgb
 FOLDER = pathlib.Path(__file__).parent.parent / "fixtures" / "images"
 WIDTH, HEIGHT = 37, 23
 # Written to see that they are refused.
-REFUSED = {"palette.tiff", "float.tiff", "icon.ico", "picture.avif"}
+REFUSED = {"icon.ico", "picture.avif"}
 
 
 def scene(width=WIDTH, height=HEIGHT, seed=1):
@@ -144,22 +144,6 @@ def bmps(rgb, alpha):
     save("rgba.bmp", Image.fromarray(numpy.dstack([rgb, alpha])))
 
 
-def tiffs(rgb, alpha):
-    image = Image.fromarray(rgb)
-    for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"):
-        save(f"{compression.removeprefix('tiff_')}.tiff", image, compression=compression)
-    save("grey.tiff", image.convert("L"))
-    save("one_bit.tiff", image.convert("1"))
-    save("rgba.tiff", Image.fromarray(numpy.dstack([rgb, alpha])))
-    save("cmyk.tiff", image.convert("CMYK"))
-    save("oriented.tiff", image, tiffinfo={274: 6})
-    deep = rgb[..., 0].astype(numpy.uint16) * 257 ^ 0x5A
-    save("grey_16.tiff", Image.fromarray(deep))
-    save("palette.tiff", image.quantize(16))
-    save("jpeg.tiff", image, compression="jpeg", quality=90)
-    save("float.tiff", Image.fromarray(rgb[..., 0].astype(numpy.float32)))
-
-
 def others(rgb):
     image = Image.fromarray(rgb)
     save("icon.ico", image)
@@ -185,7 +169,6 @@ def images():
     webps(rgb, alpha)
     gifs(rgb)
     bmps(rgb, alpha)
-    tiffs(rgb, alpha)
     others(rgb)
 
 

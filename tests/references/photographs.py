@@ -35,8 +35,16 @@ def main() -> None:
         path = OUT / f"{name}.png"
         image.save(path, optimize=True)
         print(f"{path.name}: {image.width} x {image.height}, {path.stat().st_size} bytes")
-    # One as it came, so that a JPEG decoder is a part of what is compared.
+    # JPEGs, one of them as it came, and the pixels that Pillow sees of each, to tell what another decoder changes.
     (OUT / "rocket.jpg").write_bytes((data / "rocket.jpg").read_bytes())
+    exact(OUT / "rocket.jpg", "rocket.webp")
+    for name in ["cat", "coffee", "face"]:
+        Image.open(OUT / f"{name}.png").convert("RGB").save(OUT / f"{name}.jpg", quality=85)
+        exact(OUT / f"{name}.jpg", f"{name}_jpg.webp")
+
+
+def exact(path: Path, name: str) -> None:
+    Image.open(path).convert("RGB").save(OUT / name, lossless=True, quality=100, method=6)
 
 
 if __name__ == "__main__":
