@@ -1,6 +1,6 @@
-//! Reading GGUF files: the header with its metadata first, within limits that hold whatever the file claims, then one
-//! tensor after another in small pieces. What the metadata and the tensors mean is left to the families; how their
-//! blocks become numbers to the kernels.
+//! Reads GGUF files: the header with its metadata first, within limits that hold whatever the file claims,
+//! then one tensor after another in small pieces. The meaning of metadata and tensors is left to the
+//! families, dequantisation to the kernels.
 
 mod header;
 mod tokenizer;
@@ -68,7 +68,7 @@ impl GgufFile {
         &self.header
     }
 
-    /// What is wrong with it, as an error.
+    /// Error for a file that makes no sense.
     pub(crate) fn invalid(&self, reason: String) -> Error {
         Error::InvalidGguf { file: self.path.clone(), reason }
     }

@@ -1,7 +1,7 @@
-//! Pixels to what a model is given, exactly as the processors of transformers that are backed by Pillow do it: resized,
-//! cropped, padded, rescaled and normalised, as the model's own `preprocessor_config.json` says. All of it is plain
-//! functions of [`Picture`]s, so that models with a preprocessing of their own put theirs together from the same parts.
-//! Where pictures come from is left to `image_input`.
+//! Image preprocessing, exactly as the Pillow-backed processors of transformers do it: resizes, crops, pads,
+//! rescales and normalises, as the model's own `preprocessor_config.json` says. All of it is plain functions
+//! of [`Picture`]s, so that models with a preprocessing of their own put theirs together from the same parts.
+//! Reading and decoding images is left to `image_input`.
 
 mod resample;
 mod window;
@@ -27,7 +27,7 @@ pub(crate) fn check(picture: &Picture) -> Result<()> {
     Ok(())
 }
 
-/// Refuses sides that nothing may be made with.
+/// Refuses sides of zero or over the limit.
 fn check_sides(width: usize, height: usize) -> Result<()> {
     if (1..=MAX_SIDE).contains(&width) && (1..=MAX_SIDE).contains(&height) {
         return Ok(());

@@ -1,10 +1,10 @@
-//! Text to token numbers and back, as the model's own `tokenizer.json` says. Texts to embed are cut to the model's
-//! longest input; prompts are taken whole. Padding is left out: the kernels need none.
+//! Text to token numbers and back, as the model's own `tokenizer.json` says. Texts to embed are cut to the
+//! model's longest input; prompts are taken whole. Padding is left out: the kernels need none.
 //!
-//! A tokenizer comes from outside. What it may make of a text before it looks for tokens, and of tokens when it writes
-//! them, is bounded in `output_bounds`, and where it panics, the request alone fails; a text then has at most as many tokens as
-//! bytes, and the few around it. The time that its regular expressions take is bounded only by their engine's limit of a
-//! million steps back for each match.
+//! A tokenizer comes from outside. What it may make of a text before it looks for tokens, and of tokens when
+//! it writes them, is bounded in `output_bounds`, and where it panics, the request alone fails; a text then
+//! has at most as many tokens as bytes, and the few around it. The time that its regular expressions take is
+//! bounded only by their engine's limit of a million steps back for each match.
 
 mod output_bounds;
 
@@ -41,7 +41,7 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
     tokenizer.map_err(invalid)
 }
 
-/// Whether a prompt gets the special tokens that the tokenizer puts around texts.
+/// Treatment of the special tokens that the tokenizer puts around texts, for a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Specials {
     /// As for a text of its own.
@@ -55,7 +55,8 @@ pub(crate) enum Specials {
 pub(crate) struct TokenIds {
     /// Their numbers in the vocabulary.
     pub(crate) ids: Vec<u32>,
-    /// How many of the first are a prompt's that pooling leaves out; fewer than there are.
+    /// Number of tokens at the start that belong to a prompt and that pooling leaves out; fewer than there
+    /// are.
     pub(crate) skipped: usize,
 }
 
@@ -92,8 +93,8 @@ impl Tokens {
         Self::of(tokenizer).map_err(invalid)
     }
 
-    /// The same, so that each text ends with this token, for which room is kept. A tokenizer that does it itself stays
-    /// as it is.
+    /// The same, so that each text ends with this token, for which room is kept. A tokenizer that does it
+    /// itself stays as it is.
     pub(crate) fn closed_by(self, token: &str, file: &Path) -> Result<Self> {
         let invalid = |reason: String| Error::InvalidTokenizer { file: file.to_owned(), reason };
         let id = self.tokenizer.token_to_id(token);
@@ -154,7 +155,7 @@ impl Tokens {
         self.tokenizer.token_to_id(token)
     }
 
-    /// Whether the token is known and not a special one, so that it takes part in the text.
+    /// True if the token is known and not a special one, so that it takes part in the text.
     pub(crate) fn has_text(&self, id: u32) -> bool {
         let added = self.tokenizer.get_added_vocabulary();
         match added.get_added_tokens_decoder().get(&id) {
@@ -163,7 +164,7 @@ impl Tokens {
         }
     }
 
-    /// Whether the token stands for a single byte of a character, so that its text depends on its neighbours.
+    /// True if the token stands for a single byte of a character, so that its text depends on its neighbours.
     pub(crate) fn is_byte(&self, id: u32) -> bool {
         self.byte_fallback
             && self.tokenizer.id_to_token(id).is_some_and(|token| {
@@ -190,7 +191,7 @@ impl Tokens {
         Ok(ids.len() - usize::from(closed))
     }
 
-    /// How a token is written.
+    /// Text of a token in the vocabulary.
     pub(crate) fn written(&self, token: u32) -> Option<String> {
         self.tokenizer.id_to_token(token)
     }

@@ -1,6 +1,7 @@
-//! Reading safetensors: the header first, so that a model's size is known before a byte of it is in memory, then one
-//! tensor after another in small pieces, so that memory holds little more than the weights themselves. Shapes and
-//! numbers are checked on the way; what the tensors mean is left to the model families.
+//! Reads safetensors: the header first, so that a model's size is known before a byte of it is in memory,
+//! then one tensor after another in small pieces, so that memory holds little more than the weights
+//! themselves. Shapes and numbers are checked on the way; the meaning of the tensors is left to the model
+//! families.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,10 +22,10 @@ const PIECE: usize = 1 << 20;
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 8;
 
-/// What weight files are called, without an ending, unless a part of a larger model has a name of its own.
+/// Name of weight files, without an ending, unless a part of a larger model has a name of its own.
 const NAME: &str = "model";
-/// What follows the name, in the order in which they are looked for: whole or in shards, and the same in half precision
-/// as diffusers saves it.
+/// Endings after the name, in the order in which they are looked for: whole or in shards, and the same in
+/// half precision as diffusers saves it.
 const ENDINGS: [&str; 5] = [
     "safetensors",
     "safetensors.index.json",
@@ -62,7 +63,7 @@ impl Numbers {
     }
 }
 
-/// What a header says of one tensor.
+/// Type, shape and place of one tensor.
 #[derive(Debug, Clone)]
 struct Entry {
     file: usize,
@@ -92,8 +93,8 @@ pub(crate) struct WeightFiles {
 }
 
 impl WeightFiles {
-    /// Finds the weights in a folder of the model, which is named with a slash at its end or empty, fetching them
-    /// where they are not here yet, and reads their headers.
+    /// Finds the weights in a folder of the model, which is named with a slash at its end or empty, fetching
+    /// them where they are not here yet, and reads their headers.
     pub(crate) fn open(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
         Self::open_named(files, folder, NAME, context)
     }
@@ -151,14 +152,14 @@ impl WeightFiles {
         self.entries.iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()
     }
 
-    /// What the tensors that `wanted` picks take in memory, once they are 32-bit numbers.
+    /// Bytes in memory of the tensors that `wanted` picks, once they are 32-bit numbers.
     pub(crate) fn bytes_in_memory(&self, wanted: impl Fn(&str) -> bool) -> Bytes {
         let of =
             |entry: &Entry| entry.shape.iter().fold(4u64, |bytes, side| bytes.saturating_mul(*side as u64));
         self.entries.iter().filter(|(name, _)| wanted(name)).map(|(_, entry)| Bytes(of(entry))).sum()
     }
 
-    /// The bytes that will be read for them.
+    /// Bytes on disk of the tensors that `wanted` picks.
     pub(crate) fn bytes_on_disk(&self, wanted: impl Fn(&str) -> bool) -> Bytes {
         self.entries.iter().filter(|(name, _)| wanted(name)).map(|(_, entry)| Bytes(entry.bytes)).sum()
     }
@@ -174,7 +175,7 @@ impl WeightFiles {
     }
 }
 
-/// No safetensors: tell a model that has only a pickle from one that has nothing.
+/// Error for a model without safetensors, which tells one that has only a pickle from one that has nothing.
 fn missing(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Error {
     // transformers calls its pickles by another name than its safetensors.
     let pickle = if name == NAME { "pytorch_model" } else { name };
@@ -301,7 +302,8 @@ impl<'a> WeightReader<'a> {
             return Err(Error::UnsupportedNumbers { tensor, found: entry.dtype.clone() });
         };
         let begin = values.len();
-        // The shape is the header's by now, and the header's fit the file, so this asks for no more than is there.
+        // The shape is the header's by now, and the header's fit the file, so this asks for no more than is
+        // there.
         values.reserve_exact(shape.iter().product());
         self.read(entry, numbers, values)?;
         match values[begin..].iter().position(|value| !value.is_finite()) {

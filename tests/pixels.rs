@@ -4,10 +4,9 @@
 
 mod common;
 
-use candle_actors::{ImageEmbeddingModel, Source, StandaloneModel};
+use candle_actors::{ImageEmbeddingModel, Picture, Source, StandaloneModel};
 use common::photographs::photograph;
 use common::{root, similarity};
-use model_actors::Picture;
 use serde::Deserialize;
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
-//! The JSON files of a model, wrong in every way. Each fixture is a model that loads; a run changes one of its files,
-//! as a whole or a few values of it, and loads it as the actors do: small files, footprint, weights. A tokenizer is
-//! tried on a text too.
+//! The JSON files of a model, wrong in every way. Each fixture is a model that loads; a run changes one of
+//! its files, as a whole or a few values of it, and loads it as the actors do: small files, footprint,
+//! weights. A tokenizer is tried on a text too.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -30,7 +30,8 @@ struct Fixture {
     files: Vec<(PathBuf, Value)>,
 }
 
-/// The first byte picks a fixture, the second one of its files, the third how it is changed; the rest are the changes.
+/// The first byte picks a fixture, the second one of its files, the third how it is changed; the rest are the
+/// changes.
 pub fn config(bytes: &[u8]) {
     static FIXTURES: OnceLock<Vec<Fixture>> = OnceLock::new();
     let fixtures = FIXTURES.get_or_init(all_fixtures);

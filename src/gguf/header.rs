@@ -1,5 +1,5 @@
-//! The header of a GGUF file (version 2 and 3, little endian): metadata, then names, shapes, types and places of the
-//! tensors. Every length in it is only believed as far as the file has bytes for it.
+//! The header of a GGUF file (version 2 and 3, little endian): metadata, then names, shapes, types and places
+//! of the tensors. Every length in it is only believed as far as the file has bytes for it.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -28,14 +28,14 @@ pub(crate) enum Value {
     List(Vec<Value>),
 }
 
-/// What a header says.
+/// Contents of a header.
 #[derive(Debug, Default)]
 pub(crate) struct Header {
     metadata: HashMap<String, Value>,
     tensors: HashMap<String, TensorInfo>,
 }
 
-/// What a header says of one tensor.
+/// Type, shape and place of one tensor.
 #[derive(Debug, Clone)]
 pub(crate) struct TensorInfo {
     /// The number of its type.
@@ -114,7 +114,8 @@ pub(crate) fn whole(value: &Value) -> Option<u64> {
 /// Reads the header of a file of `size` bytes from its beginning.
 ///
 /// # Errors
-/// In words, what makes no sense. Never panics, and never asks for memory that the file's own bytes do not fill.
+/// In words, what makes no sense. Never panics, and never asks for memory that the file's own bytes do not
+/// fill.
 pub(crate) fn read_header(input: impl Read, size: u64) -> Result<Header, String> {
     let mut reader = Reader { input, place: 0, size, items: 0, texts: 0 };
     if &reader.bytes::<4>()? != MAGIC {
@@ -242,7 +243,7 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    /// A tensor's name and what is known of it; its place is still counted from the end of the header.
+    /// Reads a tensor's name and information; its place is still counted from the end of the header.
     fn tensor(&mut self) -> Result<(String, TensorInfo), String> {
         self.item()?;
         let name = self.text()?;
@@ -321,7 +322,8 @@ mod tests {
         assert_eq!((tensor.shape.as_slice(), tensor.bytes), (&[2, 64][..], 2 * 2 * 34));
     }
 
-    /// The bytes of such a tensor are none, and still its sides must not multiply to more than there are numbers for.
+    /// The bytes of such a tensor are none, and still its sides must not multiply to more than there are
+    /// numbers for.
     #[test]
     fn a_side_of_zero_makes_no_other_side_possible() {
         for kind in [0u32, 8, 99] {

@@ -1,8 +1,9 @@
-//! The tokenizer that a GGUF file carries in its metadata, as typed parts. Building one from them is left to others.
+//! The tokenizer that a GGUF file carries in its metadata, as typed parts. Building one from them is left to
+//! others.
 
 use super::header::{Header, Value, whole};
 
-/// What a token is to the tokenizer.
+/// Kind of a token, as `tokenizer.ggml.token_type` numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TokenKind {
     Normal,
@@ -20,7 +21,7 @@ pub(crate) enum TokenKind {
 pub(crate) struct GgufTokenizer {
     /// `gpt2` for byte-level BPE, `llama` for SentencePiece.
     pub(crate) model: String,
-    /// How text is split before BPE.
+    /// Name of the pre-tokenizer, which splits text before BPE.
     pub(crate) pre: Option<String>,
     pub(crate) tokens: Vec<String>,
     /// For each token, or none at all.
@@ -41,8 +42,8 @@ pub(crate) struct GgufTokenizer {
     pub(crate) chat_template: Option<String>,
 }
 
-/// Tokens that end a turn by their names. Many files call only the base model's end the end, so llama.cpp looks for
-/// these by name too.
+/// Tokens that end a turn by their names. Many files call only the base model's end the end, so llama.cpp
+/// looks for these by name too.
 const ENDS: [&str; 7] =
     ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>"];
 

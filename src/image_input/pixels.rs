@@ -1,5 +1,5 @@
-//! Pixels of any depth and any channels to 8 bits of red, green and blue, as `convert_to_rgb` of transformers does it:
-//! what is transparent lies on white, by Pillow's `alpha_composite`.
+//! Pixels of any depth and any channels to 8 bits of red, green and blue, as `convert_to_rgb` of transformers
+//! does it: what is transparent lies on white, by Pillow's `alpha_composite`.
 
 use image::{DynamicImage, ImageBuffer, RgbImage};
 
@@ -42,7 +42,8 @@ pub(crate) fn to_rgb(image: DynamicImage) -> Result<RgbImage> {
         .ok_or_else(|| Error::InvalidImage { reason: "it has fewer pixels than its size says".to_owned() })
 }
 
-/// A sample over white, with Pillow's rounding: 7 bits more than the result has, and a division by 255 of shifts.
+/// A sample over white, with Pillow's rounding: 7 bits more than the result has, and a division by 255 of
+/// shifts.
 fn on_white(sample: u8, alpha: u8) -> u8 {
     const BITS: u32 = 7;
     if alpha == 0 {

@@ -1,15 +1,15 @@
-//! Resizing, bit for bit as Pillow 13 does it: a separable convolution whose kernel widens as the picture shrinks, along
-//! the rows and along the columns, in whole numbers with 22 bits behind the point, rounded to 8 bits after each. Which of
-//! the two comes first shows in the result, by a few steps of 255 where one side grows and the other shrinks; the rule
-//! was found by comparing with Pillow at some thousand sizes. The crate `fast_image_resize` always starts with the rows,
-//! and has coefficients of 16 bits.
+//! Resizing, bit for bit as Pillow 13 does it: a separable convolution whose kernel widens as the picture
+//! shrinks, along the rows and along the columns, in whole numbers with 22 bits behind the point, rounded to
+//! 8 bits after each. Which of the two comes first shows in the result, by a few steps of 255 where one side
+//! grows and the other shrinks; the rule was found by comparing with Pillow at some thousand sizes. The crate
+//! `fast_image_resize` always starts with the rows, and has coefficients of 16 bits.
 
 use model_actors::Picture;
 
 use super::{MAX_PIXELS, check, check_sides};
 use crate::error::{Error, Result};
 
-/// How pixels are weighed.
+/// Interpolation filter, by the names of Pillow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Filter {
     Nearest,
@@ -37,7 +37,7 @@ impl Filter {
         }
     }
 
-    /// How far it reaches, in pixels of the coarser picture.
+    /// Support radius, in pixels of the coarser picture.
     fn reach(self) -> f64 {
         match self {
             Self::Nearest | Self::Box => 0.5,
@@ -81,7 +81,7 @@ fn sinc(x: f64) -> f64 {
     x.sin() / x
 }
 
-/// What one new pixel is made of, along one side.
+/// Source pixels and weights of one new pixel, along one side.
 struct Taps {
     /// The first old pixel.
     first: usize,
@@ -156,8 +156,8 @@ pub(crate) fn resize(picture: &Picture, width: usize, height: usize, filter: Fil
     Ok(Picture { width, height, rgb })
 }
 
-/// Whether the height changes before the width, both sides as (width, height): it does where it loses more than twice
-/// as many pixels as the width.
+/// True if the height is resized before the width, both sides as (width, height): where it loses more than
+/// twice as many pixels as the width.
 fn columns_first(old: (usize, usize), new: (usize, usize)) -> bool {
     let lost = |old: usize, new: usize| old as i64 - new as i64;
     new.1 < old.1 && lost(old.1, new.1) > 2 * lost(old.0, new.0)

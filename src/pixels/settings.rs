@@ -1,4 +1,4 @@
-//! `preprocessor_config.json`: what is done to a picture before a model sees it.
+//! Reads `preprocessor_config.json` and preprocesses pictures as it says.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::families::parse;
 use crate::source::{Files, read_json};
 
-/// Whose defaults hold where the file does not say.
+/// Image processor of transformers whose defaults hold where the file does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Processor {
     /// `CLIPImageProcessor` and `BitImageProcessor`: the shorter side becomes 224, the middle is kept.
@@ -27,7 +27,8 @@ impl Processor {
     const NAMES: &'static str =
         "CLIPImageProcessor, BitImageProcessor, SiglipImageProcessor, ViTImageProcessor";
 
-    /// By the name in `image_processor_type` or `feature_extractor_type`, of which there are many for the same.
+    /// By the name in `image_processor_type` or `feature_extractor_type`, of which there are many for the
+    /// same.
     fn from_name(name: &str) -> Option<Self> {
         let name = name.strip_suffix("Fast").or(name.strip_suffix("Pil")).unwrap_or(name);
         let name = name.strip_suffix("ImageProcessor").or(name.strip_suffix("FeatureExtractor"))?;
@@ -40,7 +41,7 @@ impl Processor {
     }
 }
 
-/// How large a picture is made.
+/// Size that a picture is resized to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Size {
     /// Exactly this, whatever becomes of the proportions.
@@ -50,7 +51,7 @@ pub(crate) enum Size {
 }
 
 impl Size {
-    /// What a picture of these sides is made.
+    /// Sides after resizing a picture of these sides.
     pub(crate) fn of(self, width: usize, height: usize) -> (usize, usize) {
         let long = |shortest: usize, long: usize, short: usize| {
             // As Python divides: exact product, quotient in 64 bits, cut. The cast saturates.
@@ -149,7 +150,7 @@ enum Channels {
 const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_DEVIATION: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
 const FILE: &str = "preprocessor_config.json";
-/// Where newer releases of transformers put the same, under `image_processor`.
+/// File of newer releases of transformers, which has the same under `image_processor`.
 const NEW_FILE: &str = "processor_config.json";
 
 impl Preprocessing {

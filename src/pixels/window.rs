@@ -1,12 +1,12 @@
-//! Cutting pictures out and putting borders around them.
+//! Crops and pads pictures.
 
 use model_actors::Picture;
 
 use super::{check, check_sides};
 use crate::error::Result;
 
-/// What a window of `width` × `height` pixels shows of the picture, whose left and upper edge lie at these places of
-/// it; what lies outside the picture is `colour`. It crops, pads, or does both.
+/// Cuts a window of `width` × `height` pixels out of the picture, whose left and upper edge lie at these
+/// places of it. The window is `colour` outside the picture, so that it crops, pads, or does both.
 ///
 /// # Errors
 /// [`crate::Error::InvalidInput`] for a picture that is none, for sides of 0 or over the limit.
@@ -29,13 +29,13 @@ pub(crate) fn window(
     Ok(Picture { width, height, rgb })
 }
 
-/// Along one side: where the picture begins in the window, what part of it is seen first, and how much.
+/// Overlap along one side: first pixel in the window, first pixel in the picture, and length.
 fn overlap(start: isize, window: usize, picture: usize) -> (usize, usize, usize) {
     let (to, from) = (start.saturating_neg().max(0) as usize, start.max(0) as usize);
     (to, from, window.saturating_sub(to).min(picture.saturating_sub(from)))
 }
 
-/// The middle of the picture; where it is smaller than that, with black around it.
+/// Crops the picture around its centre; where it is smaller than that, pads it with black.
 ///
 /// # Errors
 /// As [`window`].

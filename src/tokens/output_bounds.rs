@@ -1,8 +1,9 @@
-//! What a tokenizer may make of a text. A `tokenizer.json` comes from outside: its normalizer can write a megabyte for
-//! each letter, its template the text or a special token a thousand times over, its decoder a book for each token. What
-//! each step can do at worst is worked out when the file is read (`parts`), and what no model has need of is refused. Where
-//! that worst would still be too much for a text, the normalizer is tried on it step by step, and no step is taken that could
-//! make too much of what the steps before it left. Where a tokenizer panics all the same, that is an error like others.
+//! Bounds on the output of a tokenizer. A `tokenizer.json` comes from outside: its normalizer can write a
+//! megabyte for each letter, its template the text or a special token a thousand times over, its decoder a
+//! book for each token. What each step can do at worst is worked out when the file is read (`parts`), and
+//! what no model has need of is refused. Where that worst would still be too much for a text, the normalizer
+//! is tried on it step by step, and no step is taken that could make too much of what the steps before it
+//! left. Where a tokenizer panics all the same, that is an error like others.
 
 mod parts;
 #[cfg(test)]
@@ -16,8 +17,8 @@ use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
 
 use super::Specials;
 
-/// Most bytes that a text may become, and that tokens may, those of a whole answer together: four times the longest
-/// prompt.
+/// Most bytes that a text may become, and that tokens may, those of a whole answer together: four times the
+/// longest prompt.
 pub(crate) const MAX_BYTES: usize = 16 << 20;
 /// Most bytes of what is made at once where a text is tried in pieces.
 const PIECE: usize = 4 << 20;
@@ -49,7 +50,7 @@ pub(super) fn check_added(file: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// What a tokenizer makes of a byte at worst.
+/// Worst-case growth of a text in a tokenizer, in bytes for each byte.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OutputBounds {
     /// Each step of its normalizer.
@@ -133,7 +134,7 @@ impl OutputBounds {
         Trial { steps, bytes: AtomicUsize::new(0) }
     }
 
-    /// Whether the text of tokens stays short enough to be written.
+    /// Checks that the text of tokens stays short enough to be written.
     fn can_decode(&self, tokenizer: &Tokenizer, ids: &[u32]) -> bool {
         let fits = |bytes: usize| bytes.saturating_mul(self.decoder) <= MAX_BYTES;
         // One more for each: without a decoder, spaces stand between them.
@@ -146,7 +147,8 @@ impl OutputBounds {
 struct Trial<'a> {
     /// With what each makes of a byte at worst.
     steps: Vec<(&'a NormalizerWrapper, usize)>,
-    /// Bytes of the parts so far; more than any text may have once it was stopped. What an error says is lost on the way.
+    /// Bytes of the parts so far; more than any text may have once it was stopped. What an error says is lost
+    /// on the way.
     bytes: AtomicUsize,
 }
 
@@ -164,8 +166,8 @@ impl Normalizer for Trial<'_> {
     }
 }
 
-/// Most bytes of a text after a step. One that looks at a letter alone is tried in pieces; what another would find in a
-/// piece says nothing of the whole.
+/// Most bytes of a text after a step. One that looks at a letter alone is tried in pieces; what another would
+/// find in a piece says nothing of the whole.
 fn most_after(step: &NormalizerWrapper, factor: usize, text: &str) -> tokenizers::Result<usize> {
     use NormalizerWrapper::{NFKC, NFKD, Precompiled};
     let most = text.len().max(1).saturating_mul(factor);
@@ -188,7 +190,8 @@ fn boundary(text: &str, most: usize) -> usize {
     (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(most)
 }
 
-/// Runs a tokenizer. It is other people's code on a file from outside: one that panics must not take a worker with it.
+/// Runs a tokenizer. It is other people's code on a file from outside: one that panics must not take a worker
+/// with it.
 ///
 /// # Errors
 /// Those of the work, and one for a panic.

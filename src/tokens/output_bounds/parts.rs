@@ -1,5 +1,5 @@
-//! What each part of a tokenizer, as it stands in `tokenizer.json`, can make of a text at worst, and which parts no model has
-//! need of. What is done about it for a text is left to `output_bounds`.
+//! Worst-case growth of a text in each part of a tokenizer, as it stands in `tokenizer.json`. Refuses parts
+//! that no model needs; bounding the growth of one text is left to `output_bounds`.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -7,8 +7,8 @@ use tokenizers::{
     DecoderWrapper, NormalizerWrapper, PostProcessor as _, PostProcessorWrapper, PreTokenizerWrapper,
 };
 
-/// The most that a normalizer may make of a byte. Those of published models reach some thousands (ALBERT's), as if each of
-/// their steps met the text that it makes most of.
+/// The most that a normalizer may make of a byte. Those of published models reach some thousands (ALBERT's),
+/// as if each of their steps met the text that it makes most of.
 pub(super) const MAX_NORMALIZED: usize = 16_384;
 /// The most that a split may make of a byte, and a decoder of a token's; those of published models reach 4.
 pub(super) const MAX_SPLIT: usize = 16;
@@ -19,7 +19,7 @@ fn written(part: &impl Serialize) -> Result<Value, String> {
     serde_json::to_value(part).map_err(|error| error.to_string())
 }
 
-/// What a part of a tokenizer makes of a byte at worst.
+/// Worst-case growth in a part of a tokenizer, in bytes for each byte.
 fn factor(name: &str, part: Option<&impl Serialize>, most: usize) -> Result<usize, String> {
     let factor = part.map(written).transpose()?.map_or(1, |part| of_step(&part));
     match factor <= most {
@@ -28,7 +28,7 @@ fn factor(name: &str, part: Option<&impl Serialize>, most: usize) -> Result<usiz
     }
 }
 
-/// What each step of a normalizer makes of a byte at worst.
+/// Worst-case growth in each step of a normalizer.
 ///
 /// # Errors
 /// In words, if all of them together make too much.
@@ -38,7 +38,7 @@ pub(super) fn normalizer(normalizer: Option<&NormalizerWrapper>) -> Result<Vec<u
     steps.into_iter().map(|step| written(step).map(|step| of_step(&step))).collect()
 }
 
-/// What a split makes of a byte at worst.
+/// Worst-case growth in a split.
 ///
 /// # Errors
 /// In words, if that is too much or the split would panic.
@@ -47,7 +47,7 @@ pub(super) fn split(split: Option<&PreTokenizerWrapper>) -> Result<usize, String
     factor("split", split, MAX_SPLIT)
 }
 
-/// What a decoder makes of a token's byte at worst.
+/// Worst-case growth in a decoder, for each byte of a token.
 ///
 /// # Errors
 /// In words, if that is too much.
@@ -77,7 +77,7 @@ pub(super) fn steps(normalizer: &NormalizerWrapper) -> Vec<&NormalizerWrapper> {
     }
 }
 
-/// What a step makes of a byte at worst, steps within it one after another.
+/// Worst-case growth in a step, steps within it one after another.
 fn of_step(step: &Value) -> usize {
     let text = |name: &str| step.get(name).and_then(Value::as_str).unwrap_or_default();
     match text("type") {
@@ -114,8 +114,8 @@ fn of_step(step: &Value) -> usize {
     }
 }
 
-/// Bytes of the longest text of a map of characters as SentencePiece writes it: the size of a trie, the trie, and texts
-/// with a zero after each.
+/// Bytes of the longest text of a map of characters as SentencePiece writes it: the size of a trie, the trie,
+/// and texts with a zero after each.
 fn longest_entry(map: &str) -> usize {
     use base64::Engine as _;
     let Ok(map) = base64::prelude::BASE64_STANDARD.decode(map) else { return usize::MAX };
@@ -132,8 +132,8 @@ fn check_split(split: &Value) -> Result<(), String> {
     split["pretokenizers"].as_array().into_iter().flatten().try_for_each(check_split)
 }
 
-/// Refuses templates that the tokenizer could not apply to one text, as it would find out by a panic, or that write it
-/// more than once.
+/// Refuses templates that the tokenizer could not apply to one text, as it would find out by a panic, or that
+/// write it more than once.
 fn check_templates(processor: &Value) -> Result<(), String> {
     let mut templates = Vec::new();
     find_templates(processor, &mut templates);
