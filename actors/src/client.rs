@@ -80,6 +80,20 @@ pub(crate) struct PoolShared<C: Capability> {
 }
 
 /// Client of one pool: registers, replaces and removes models, and gives handles to them. Cheap to clone.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> model_actors::Result<()> {
+/// use model_actors::testing::{Act, Scripted, ScriptedLoader};
+/// use model_actors::{CallOptions, ModelSpec, PoolConfig, System, SystemConfig};
+/// let system = System::builder(SystemConfig::default()).pool::<Scripted>(PoolConfig::default()).start().await?;
+/// let client = system.client::<Scripted>()?;
+/// client.register(ModelSpec::new("acme/model", ScriptedLoader::default()))?;
+/// let answer = client.handle("acme/model")?.call(Act::Reply(7).into(), CallOptions::default()).await?;
+/// assert_eq!(answer, 7);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Client<C: Capability> {
     shared: Arc<PoolShared<C>>,
 }
@@ -177,7 +191,7 @@ impl<C: Capability> PoolShared<C> {
     }
 }
 
-/// Handle to one model: sends requests, loads, unloads and pins. It follows [`Client::replace`], and fails
+/// Handle to one model: sends requests, loads, unloads and pins. See [`Client`] for an example. It follows [`Client::replace`], and fails
 /// with [`Error::UnknownModel`] once the model is removed. Cheap to clone.
 pub struct ModelHandle<C: Capability> {
     shared: Arc<PoolShared<C>>,

@@ -12,6 +12,19 @@ use crate::error::Error;
 use crate::id::ModelId;
 
 /// A registered model and its capability.
+///
+/// ```
+/// # #[tokio::main]
+/// # async fn main() -> model_actors::Result<()> {
+/// use model_actors::testing::{Scripted, ScriptedLoader};
+/// use model_actors::{ModelSpec, PoolConfig, System, SystemConfig};
+/// let system = System::builder(SystemConfig::default()).pool::<Scripted>(PoolConfig::default()).start().await?;
+/// system.client::<Scripted>()?.register(ModelSpec::new("english", ScriptedLoader::default()))?;
+/// let registered = &system.models()[0];
+/// assert_eq!((registered.capability, registered.model.as_str()), ("scripted", "english"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RegisteredModel {
