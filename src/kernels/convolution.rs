@@ -28,21 +28,21 @@ struct Shape {
     side: usize,
     stride: usize,
     padding: usize,
-    inside: usize,
-    outside: usize,
+    in_channels: usize,
+    out_channels: usize,
 }
 
 impl Convolution {
     /// Builds the layer from a weight as files have it, `(out, in, side, side)`, none of them 0, and a bias,
     /// `(out)`. A `stride` of 0 counts as 1.
     pub(crate) fn new(weight: &Tensor, bias: Tensor, stride: usize, padding: usize) -> Result<Self> {
-        let (outside, inside, side, _) = weight.dims4()?;
-        if weight.elem_count() == 0 || bias.dims() != [outside] {
+        let (out_channels, in_channels, side, _) = weight.dims4()?;
+        if weight.elem_count() == 0 || bias.dims() != [out_channels] {
             return Err(mismatch());
         }
-        let shape = Shape { side, stride: stride.max(1), padding, inside, outside };
+        let shape = Shape { side, stride: stride.max(1), padding, in_channels, out_channels };
         let weight = if weight.device().is_cpu() {
-            weight.permute((2, 3, 1, 0))?.contiguous()?.reshape((side * side * inside, outside))?
+            weight.permute((2, 3, 1, 0))?.contiguous()?.reshape((side * side * in_channels, out_channels))?
         } else {
             weight.clone()
         };
@@ -55,45 +55,45 @@ impl Convolution {
     }
 
     fn on_any(&self, input: &Tensor) -> Result<Tensor> {
-        let Shape { stride, padding, outside, .. } = self.shape;
+        let Shape { stride, padding, out_channels, .. } = self.shape;
         let input = input.permute((0, 3, 1, 2))?.contiguous()?;
         let out = input.conv2d(&self.weight, padding, stride, 1, 1)?;
-        let out = out.broadcast_add(&self.bias.reshape((1, outside, 1, 1))?)?;
+        let out = out.broadcast_add(&self.bias.reshape((1, out_channels, 1, 1))?)?;
         Ok(out.permute((0, 2, 3, 1))?.contiguous()?)
     }
 
     fn on_cpu(&self, input: &Tensor) -> Result<Tensor> {
-        let (batch, height, width, inside) = input.dims4()?;
+        let (batch, height, width, in_channels) = input.dims4()?;
         let shape = self.shape;
         let (Some(down), Some(across)) = (shape.places(height), shape.places(width)) else {
             return Err(mismatch());
         };
-        if inside != shape.inside {
+        if in_channels != shape.in_channels {
             return Err(mismatch());
         }
-        let outside = shape.outside;
+        let out_channels = shape.out_channels;
         let pixels = batch * down * across;
         let mut out = with_values(&self.bias, |bias| bias.repeat(pixels))?;
-        let patch = shape.side * shape.side * inside;
+        let patch = shape.side * shape.side * in_channels;
         let at_a_time = (GATHERED / patch.max(1)).max(FEWEST).min(pixels.div_ceil(threads()).max(1));
         with_values(input, |input| {
             with_values(&self.weight, |weight| {
                 let image = Image { values: input, height, width, down, across };
                 let run = |(piece, out): (usize, &mut [f32])| {
-                    let count = out.len() / outside;
+                    let count = out.len() / out_channels;
                     let mut patches = vec![0.0; count * patch];
                     shape.gather(image, piece * at_a_time, &mut patches);
                     let left = Matrix::rows(&patches, count, patch, patch);
-                    let right = Matrix::rows(weight, patch, outside, outside);
-                    multiply((out, outside), Output::Add, left, right, 1.0, 1);
+                    let right = Matrix::rows(weight, patch, out_channels, out_channels);
+                    multiply((out, out_channels), Output::Add, left, right, 1.0, 1);
                 };
                 match threads() {
-                    1 => out.chunks_mut(at_a_time * outside).enumerate().for_each(run),
-                    _ => out.par_chunks_mut(at_a_time * outside).enumerate().for_each(run),
+                    1 => out.chunks_mut(at_a_time * out_channels).enumerate().for_each(run),
+                    _ => out.par_chunks_mut(at_a_time * out_channels).enumerate().for_each(run),
                 }
             })
         })??;
-        Ok(Tensor::from_vec(out, (batch, down, across, outside), &Device::Cpu)?)
+        Ok(Tensor::from_vec(out, (batch, down, across, out_channels), &Device::Cpu)?)
     }
 }
 
@@ -115,8 +115,8 @@ impl Shape {
 
     /// Copies the patches of the output pixels from `first` on, into zeros (im2col).
     fn gather(self, image: Image<'_>, first: usize, patches: &mut [f32]) {
-        let Self { side, stride, padding, inside, .. } = self;
-        for (pixel, patch) in patches.chunks_exact_mut(side * side * inside).enumerate() {
+        let Self { side, stride, padding, in_channels, .. } = self;
+        for (pixel, patch) in patches.chunks_exact_mut(side * side * in_channels).enumerate() {
             let pixel = first + pixel;
             let (row, column) = (pixel / image.across, pixel % image.across);
             let (picture, row) = (row / image.down, row % image.down);
@@ -125,14 +125,15 @@ impl Shape {
             let skipped = padding.saturating_sub(column * stride);
             let right = (column * stride + side).saturating_sub(padding).min(image.width);
             let count = right.saturating_sub(left);
-            for (window, line) in patch.chunks_exact_mut(side * inside).enumerate() {
+            for (window, line) in patch.chunks_exact_mut(side * in_channels).enumerate() {
                 let Some(source) = (row * stride + window).checked_sub(padding) else { continue };
                 if source >= image.height || count == 0 {
                     continue;
                 }
-                let from = ((picture * image.height + source) * image.width + left) * inside;
-                let to = skipped * inside;
-                line[to..to + count * inside].copy_from_slice(&image.values[from..from + count * inside]);
+                let from = ((picture * image.height + source) * image.width + left) * in_channels;
+                let to = skipped * in_channels;
+                line[to..to + count * in_channels]
+                    .copy_from_slice(&image.values[from..from + count * in_channels]);
             }
         }
     }

@@ -23,19 +23,19 @@ impl Linear {
 
     /// Computes `activation(input · weightᵀ + bias)` over the last dimension: `(…, in)` to `(…, out)`.
     pub(crate) fn forward(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
-        let (inside, outside) = self.weight.dims2()?;
+        let (in_dim, out_dim) = self.weight.dims2()?;
         let mut shape = input.dims().to_vec();
-        if shape.pop() != Some(inside) {
+        if shape.pop() != Some(in_dim) {
             return Err(Error::compute("linear layer: rows of another width than the weight"));
         }
-        let rows = input.reshape((shape.iter().product::<usize>(), inside))?;
+        let rows = input.reshape((shape.iter().product::<usize>(), in_dim))?;
         // A vendor library behind candle's own product beats gemm, so with one of them that path is taken.
         let vendor = cfg!(any(feature = "mkl", feature = "accelerate"));
         let out = match input.device().is_cpu() && !vendor {
             true => self.on_cpu(&rows, activation)?,
             false => self.on_any(&rows, activation)?,
         };
-        shape.push(outside);
+        shape.push(out_dim);
         Ok(out.reshape(shape)?)
     }
 
@@ -49,22 +49,22 @@ impl Linear {
     }
 
     fn on_cpu(&self, input: &Tensor, activation: Activation) -> Result<Tensor> {
-        let (count, inside) = input.dims2()?;
-        let (_, outside) = self.weight.dims2()?;
+        let (count, in_dim) = input.dims2()?;
+        let (_, out_dim) = self.weight.dims2()?;
         let (mut out, kind) = match &self.bias {
             Some(bias) => (with_values(bias, |bias| bias.repeat(count))?, Output::Add),
-            None => (vec![0.0; count * outside], Output::Replace),
+            None => (vec![0.0; count * out_dim], Output::Replace),
         };
         let threads = threads();
         with_values(input, |input| {
             with_values(&self.weight, |weight| {
-                let left = Matrix::rows(input, count, inside, inside);
-                let right = Matrix::rows(weight, inside, outside, outside);
-                multiply((&mut out, outside), kind, left, right, 1.0, threads);
+                let left = Matrix::rows(input, count, in_dim, in_dim);
+                let right = Matrix::rows(weight, in_dim, out_dim, out_dim);
+                multiply((&mut out, out_dim), kind, left, right, 1.0, threads);
             })
         })??;
-        split_rows(&mut out, outside, threads, |rows| activation.on_values(rows));
-        Ok(Tensor::from_vec(out, (count, outside), &Device::Cpu)?)
+        split_rows(&mut out, out_dim, threads, |rows| activation.on_values(rows));
+        Ok(Tensor::from_vec(out, (count, out_dim), &Device::Cpu)?)
     }
 }
 

@@ -29,8 +29,8 @@ pub(crate) enum RowUse {
 pub(crate) struct PackedLinear {
     weight: Weight,
     bias: Option<Tensor>,
-    inside: usize,
-    outside: usize,
+    in_dim: usize,
+    out_dim: usize,
 }
 
 #[derive(Debug)]
@@ -48,19 +48,19 @@ impl PackedLinear {
     /// Builds the layer from the numbers of a weight as files have it, `(out, in)`, and a bias, `(out)`.
     pub(crate) fn new(
         weight: Vec<f32>,
-        inside: usize,
+        in_dim: usize,
         bias: Option<Tensor>,
         device: &Device,
     ) -> Result<Self> {
-        if inside == 0 || !weight.len().is_multiple_of(inside) {
+        if in_dim == 0 || !weight.len().is_multiple_of(in_dim) {
             return Err(Error::compute("a weight of no width"));
         }
-        let outside = weight.len() / inside;
+        let out_dim = weight.len() / in_dim;
         let weight = match device {
-            Device::Cpu => Weight::Panels(Panels::pack(weight, inside)),
-            device => Weight::Tensor(Tensor::from_vec(weight, (outside, inside), device)?),
+            Device::Cpu => Weight::Panels(Panels::pack(weight, in_dim)),
+            device => Weight::Tensor(Tensor::from_vec(weight, (out_dim, in_dim), device)?),
         };
-        Ok(Self { weight, bias, inside, outside })
+        Ok(Self { weight, bias, in_dim, out_dim })
     }
 
     /// The same weight with this bias, `(out)`.
@@ -72,30 +72,30 @@ impl PackedLinear {
     /// quantized, except on an accelerator where rows of the weight are looked up.
     pub(crate) fn quantized(
         parts: Vec<QuantizedRows>,
-        inside: usize,
+        in_dim: usize,
         bias: Option<Tensor>,
         device: &Device,
         use_of_rows: RowUse,
     ) -> Result<Self> {
-        let outside = parts.iter().map(|part| part.outside).sum();
+        let out_dim = parts.iter().map(|part| part.out_dim).sum();
         let plain = parts.iter().all(|part| part.dtype == GgmlType::F32);
         if plain || !device.is_cpu() && use_of_rows == RowUse::LookedUp {
-            let mut weight = vec![0.0; outside * inside];
+            let mut weight = vec![0.0; out_dim * in_dim];
             let mut rest = weight.as_mut_slice();
             for part in parts {
-                let (values, others) = rest.split_at_mut(part.outside * inside);
+                let (values, others) = rest.split_at_mut(part.out_dim * in_dim);
                 part.dtype.decode(&part.bytes, values);
                 rest = others;
             }
-            return Self::new(weight, inside, bias, device);
+            return Self::new(weight, in_dim, bias, device);
         }
         let weight = match device {
             Device::Cpu => Weight::Quantized(parts),
             device => Weight::QuantizedTensors(
-                parts.into_iter().map(|part| on_accelerator(part, inside, device)).collect::<Result<_>>()?,
+                parts.into_iter().map(|part| on_accelerator(part, in_dim, device)).collect::<Result<_>>()?,
             ),
         };
-        Ok(Self { weight, bias, inside, outside })
+        Ok(Self { weight, bias, in_dim, out_dim })
     }
 
     /// Computes `activation(input · weightᵀ + bias)`: `(rows, in)` to `(rows, out)`.
@@ -106,7 +106,7 @@ impl PackedLinear {
                 let product = with_values(input, |input| panels.multiply(input, count))?;
                 let mut out = self.unpack(&product, count)?;
                 activation.on_values(&mut out);
-                Ok(Tensor::from_vec(out, (count, self.outside), &Device::Cpu)?)
+                Ok(Tensor::from_vec(out, (count, self.out_dim), &Device::Cpu)?)
             }
             Weight::Quantized(parts) => {
                 let count = self.check(input)?;
@@ -114,16 +114,16 @@ impl PackedLinear {
                 with_values(input, |input| {
                     let mut begin = 0;
                     for part in parts {
-                        let product = part.multiply(input, self.inside);
+                        let product = part.multiply(input, self.in_dim);
                         for (index, values) in product.chunks_exact(count.max(1)).enumerate() {
-                            let column = out[begin + index..].iter_mut().step_by(self.outside);
+                            let column = out[begin + index..].iter_mut().step_by(self.out_dim);
                             column.zip(values).for_each(|(out, value)| *out += *value);
                         }
-                        begin += part.outside;
+                        begin += part.out_dim;
                     }
                 })?;
                 activation.on_values(&mut out);
-                Ok(Tensor::from_vec(out, (count, self.outside), &Device::Cpu)?)
+                Ok(Tensor::from_vec(out, (count, self.out_dim), &Device::Cpu)?)
             }
             Weight::Tensor(weight) => self.finish(input.matmul(&weight.t()?)?, activation),
             Weight::QuantizedTensors(parts) => {
@@ -145,7 +145,7 @@ impl PackedLinear {
     /// Checks the width of the input. Gives its number of rows.
     fn check(&self, input: &Tensor) -> Result<usize> {
         match input.dims2()? {
-            (count, inside) if inside == self.inside => Ok(count),
+            (count, in_dim) if in_dim == self.in_dim => Ok(count),
             _ => Err(Error::compute("rows of another width than the weight")),
         }
     }
@@ -154,35 +154,35 @@ impl PackedLinear {
     fn bias_rows(&self, count: usize) -> Result<Vec<f32>> {
         match &self.bias {
             Some(bias) => with_values(bias, |bias| bias.repeat(count)),
-            None => Ok(vec![0.0; count * self.outside]),
+            None => Ok(vec![0.0; count * self.out_dim]),
         }
     }
 
     /// Looks up rows of the weight, as an embedding does. Gives `(rows, in)`.
     pub(crate) fn lookup(&self, rows: &[u32]) -> Result<Tensor> {
-        if let Some(row) = rows.iter().find(|row| **row as usize >= self.outside) {
-            let reason = format!("the token {row} is none of the model's {}", self.outside);
+        if let Some(row) = rows.iter().find(|row| **row as usize >= self.out_dim) {
+            let reason = format!("the token {row} is none of the model's {}", self.out_dim);
             return Err(Error::InvalidInput(reason));
         }
         match &self.weight {
             Weight::Panels(panels) => {
-                let mut out: Vec<f32> = Vec::with_capacity(rows.len() * self.inside);
+                let mut out: Vec<f32> = Vec::with_capacity(rows.len() * self.in_dim);
                 rows.iter().for_each(|row| out.extend(panels.row(*row as usize)));
-                Ok(Tensor::from_vec(out, (rows.len(), self.inside), &Device::Cpu)?)
+                Ok(Tensor::from_vec(out, (rows.len(), self.in_dim), &Device::Cpu)?)
             }
             Weight::Quantized(parts) => {
-                let mut out = vec![0.0; rows.len() * self.inside];
-                for (row, out) in rows.iter().zip(out.chunks_exact_mut(self.inside)) {
+                let mut out = vec![0.0; rows.len() * self.in_dim];
+                for (row, out) in rows.iter().zip(out.chunks_exact_mut(self.in_dim)) {
                     let mut row = *row as usize;
                     for part in parts {
-                        if row < part.outside {
+                        if row < part.out_dim {
                             part.row(row, out);
                             break;
                         }
-                        row -= part.outside;
+                        row -= part.out_dim;
                     }
                 }
-                Ok(Tensor::from_vec(out, (rows.len(), self.inside), &Device::Cpu)?)
+                Ok(Tensor::from_vec(out, (rows.len(), self.in_dim), &Device::Cpu)?)
             }
             Weight::Tensor(weight) => Ok(weight.index_select(&Tensor::new(rows, weight.device())?, 0)?),
             Weight::QuantizedTensors(_) => Err(Error::compute("a lookup in blocks on an accelerator")),
@@ -193,7 +193,7 @@ impl PackedLinear {
     fn unpack(&self, product: &[f32], count: usize) -> Result<Vec<f32>> {
         let mut out = self.bias_rows(count)?;
         for (panel, columns) in product.chunks_exact((count * PANEL).max(1)).enumerate() {
-            for (row, from) in out.chunks_exact_mut(self.outside).zip(columns.chunks_exact(PANEL)) {
+            for (row, from) in out.chunks_exact_mut(self.out_dim).zip(columns.chunks_exact(PANEL)) {
                 for (out, value) in row[panel * PANEL..].iter_mut().zip(from) {
                     *out += *value;
                 }
@@ -203,10 +203,10 @@ impl PackedLinear {
     }
 }
 
-fn on_accelerator(part: QuantizedRows, inside: usize, device: &Device) -> Result<QMatMul> {
+fn on_accelerator(part: QuantizedRows, in_dim: usize, device: &Device) -> Result<QMatMul> {
     let kind = part.dtype.candle();
     let storage = QStorage::from_data(Cow::Owned(part.bytes), device, kind)?;
-    Ok(QMatMul::from_qtensor(QTensor::new(storage, (part.outside, inside))?)?)
+    Ok(QMatMul::from_qtensor(QTensor::new(storage, (part.out_dim, in_dim))?)?)
 }
 
 #[cfg(test)]
@@ -214,11 +214,11 @@ mod tests {
     use super::*;
     use crate::kernels::random;
 
-    fn layer(outside: usize, inside: usize) -> (PackedLinear, Tensor, Tensor) {
-        let weight = random(0.0, 0.2, (outside, inside));
-        let bias = random(0.0, 1.0, outside);
+    fn layer(out_dim: usize, in_dim: usize) -> (PackedLinear, Tensor, Tensor) {
+        let weight = random(0.0, 0.2, (out_dim, in_dim));
+        let bias = random(0.0, 1.0, out_dim);
         let values = weight.flatten_all().unwrap().to_vec1().unwrap();
-        (PackedLinear::new(values, inside, Some(bias.clone()), &Device::Cpu).unwrap(), weight, bias)
+        (PackedLinear::new(values, in_dim, Some(bias.clone()), &Device::Cpu).unwrap(), weight, bias)
     }
 
     fn values(tensor: &Tensor) -> Vec<f32> {
@@ -227,15 +227,15 @@ mod tests {
 
     #[test]
     fn products_are_candles_for_every_number_of_rows() {
-        for (outside, inside) in [(32, 16), (45, 33), (7, 96), (200, 1)] {
-            let (layer, weight, bias) = layer(outside, inside);
+        for (out_dim, in_dim) in [(32, 16), (45, 33), (7, 96), (200, 1)] {
+            let (layer, weight, bias) = layer(out_dim, in_dim);
             for count in [1, 2, 3, 7, 8, 9, 16, 21] {
-                let input = random(0.0, 1.0, (count, inside));
+                let input = random(0.0, 1.0, (count, in_dim));
                 let ours = layer.forward(&input, Activation::Relu).unwrap();
                 let theirs = input.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
                 let theirs = theirs.relu().unwrap();
                 let difference = (ours - theirs).unwrap().abs().unwrap().max_all().unwrap();
-                assert!(difference.to_scalar::<f32>().unwrap() < 1e-5, "{outside} {inside} {count}");
+                assert!(difference.to_scalar::<f32>().unwrap() < 1e-5, "{out_dim} {in_dim} {count}");
             }
         }
     }

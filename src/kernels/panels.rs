@@ -17,14 +17,14 @@ pub(super) struct Panels {
     whole: Vec<f32>,
     /// Panel of the remaining outputs, padded with zeros; empty where the others take all.
     last: Vec<f32>,
-    inside: usize,
+    in_dim: usize,
 }
 
 impl Panels {
     /// Packs a weight in place, so that a load never has a matrix in memory twice. The last panel has memory
     /// of its own, because there is no room for its padding in the weight's.
-    pub(super) fn pack(mut weight: Vec<f32>, inside: usize) -> Self {
-        let size = PANEL * inside;
+    pub(super) fn pack(mut weight: Vec<f32>, in_dim: usize) -> Self {
+        let size = PANEL * in_dim;
         let mut rows = vec![0.0; size];
         let rest = weight.len() / size * size;
         let mut last = vec![0.0; if rest < weight.len() { size } else { 0 }];
@@ -32,31 +32,31 @@ impl Panels {
         weight.truncate(rest);
         for panel in weight.chunks_exact_mut(size).chain(last.chunks_exact_mut(size)) {
             rows.copy_from_slice(panel);
-            for (column, row) in rows.chunks_exact(inside).enumerate() {
+            for (column, row) in rows.chunks_exact(in_dim).enumerate() {
                 for (to, value) in panel[column..].iter_mut().step_by(PANEL).zip(row) {
                     *to = *value;
                 }
             }
         }
-        Self { whole: weight, last, inside }
+        Self { whole: weight, last, in_dim }
     }
 
     /// Numbers of one row of the weight.
     pub(super) fn row(&self, row: usize) -> impl Iterator<Item = &f32> {
-        let begin = row / PANEL * PANEL * self.inside;
-        let panel = self.whole.get(begin..begin + PANEL * self.inside).unwrap_or(&self.last);
+        let begin = row / PANEL * PANEL * self.in_dim;
+        let panel = self.whole.get(begin..begin + PANEL * self.in_dim).unwrap_or(&self.last);
         panel.iter().skip(row % PANEL).step_by(PANEL)
     }
 
     /// Multiplies `count` rows with each panel. Gives `(panel, row, column)`.
     pub(super) fn multiply(&self, input: &[f32], count: usize) -> Vec<f32> {
-        let inside = self.inside;
-        let input = RowBlocks::of(input, count, inside);
-        let mut out = vec![0.0; (self.whole.len() + self.last.len()) / inside * count];
+        let in_dim = self.in_dim;
+        let input = RowBlocks::of(input, count, in_dim);
+        let mut out = vec![0.0; (self.whole.len() + self.last.len()) / in_dim * count];
         let one = |(out, panel): (&mut [f32], &[f32])| {
             Arch::new().dispatch(PanelProduct { panel, input: &input, out });
         };
-        let (size, panel) = ((count * PANEL).max(1), inside * PANEL);
+        let (size, panel) = ((count * PANEL).max(1), in_dim * PANEL);
         match threads() {
             1 => {
                 let panels = self.whole.chunks_exact(panel).chain(self.last.chunks_exact(panel));
@@ -75,21 +75,21 @@ impl Panels {
 /// side.
 struct RowBlocks {
     values: Vec<f32>,
-    inside: usize,
+    in_dim: usize,
 }
 
 impl RowBlocks {
-    fn of(input: &[f32], count: usize, inside: usize) -> Self {
-        let mut values = vec![0.0; count * inside];
-        for (block, rows) in values.chunks_mut(BLOCK * inside).zip(input.chunks(BLOCK * inside)) {
-            let high = rows.len() / inside;
-            for (index, row) in rows.chunks_exact(inside).enumerate() {
+    fn of(input: &[f32], count: usize, in_dim: usize) -> Self {
+        let mut values = vec![0.0; count * in_dim];
+        for (block, rows) in values.chunks_mut(BLOCK * in_dim).zip(input.chunks(BLOCK * in_dim)) {
+            let high = rows.len() / in_dim;
+            for (index, row) in rows.chunks_exact(in_dim).enumerate() {
                 for (to, value) in block[index..].iter_mut().step_by(high).zip(row) {
                     *to = *value;
                 }
             }
         }
-        Self { values, inside }
+        Self { values, in_dim }
     }
 }
 
@@ -105,10 +105,10 @@ impl WithSimd for PanelProduct<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let inside = self.input.inside;
-        let blocks = self.input.values.chunks(BLOCK * inside);
+        let in_dim = self.input.in_dim;
+        let blocks = self.input.values.chunks(BLOCK * in_dim);
         for (out, block) in self.out.chunks_mut(BLOCK * PANEL).zip(blocks) {
-            match block.len() / inside {
+            match block.len() / in_dim {
                 1 => product::<S, 1>(simd, self.panel, block, out),
                 2 => product::<S, 2>(simd, self.panel, block, out),
                 3 => product::<S, 3>(simd, self.panel, block, out),
@@ -152,17 +152,17 @@ mod tests {
 
     #[test]
     fn a_weight_is_packed_where_it_lies() {
-        for outside in [2 * PANEL, 2 * PANEL + 1, PANEL - 5] {
-            let plain: Vec<f32> = (0..outside * 3).map(|value| value as f32).collect();
+        for out_dim in [2 * PANEL, 2 * PANEL + 1, PANEL - 5] {
+            let plain: Vec<f32> = (0..out_dim * 3).map(|value| value as f32).collect();
             // Without a number's room to spare.
             let weight = plain.clone().into_boxed_slice().into_vec();
             let place = weight.as_ptr();
             let packed = Panels::pack(weight, 3);
-            assert_eq!((packed.whole.as_ptr(), packed.whole.capacity()), (place, outside * 3));
-            assert_eq!(packed.whole.len(), outside / PANEL * PANEL * 3);
-            assert_eq!(packed.last.len(), if outside.is_multiple_of(PANEL) { 0 } else { PANEL * 3 });
+            assert_eq!((packed.whole.as_ptr(), packed.whole.capacity()), (place, out_dim * 3));
+            assert_eq!(packed.whole.len(), out_dim / PANEL * PANEL * 3);
+            assert_eq!(packed.last.len(), if out_dim.is_multiple_of(PANEL) { 0 } else { PANEL * 3 });
             for (row, values) in plain.chunks_exact(3).enumerate() {
-                assert_eq!(packed.row(row).copied().collect::<Vec<_>>(), values, "{row} of {outside}");
+                assert_eq!(packed.row(row).copied().collect::<Vec<_>>(), values, "{row} of {out_dim}");
             }
         }
     }

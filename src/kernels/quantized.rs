@@ -19,7 +19,7 @@ const TILE: usize = 4;
 pub(crate) struct QuantizedRows {
     pub(crate) dtype: GgmlType,
     pub(crate) bytes: Vec<u8>,
-    pub(crate) outside: usize,
+    pub(crate) out_dim: usize,
 }
 
 impl QuantizedRows {
@@ -31,18 +31,18 @@ impl QuantizedRows {
         }
     }
 
-    /// Computes `input · weightᵀ`: `(count, inside)` to `(out, count)`.
-    pub(super) fn multiply(&self, input: &[f32], inside: usize) -> Vec<f32> {
-        let count = input.len() / inside.max(1);
-        let size = self.dtype.row_bytes(inside).unwrap_or(0);
-        let mut out = vec![0.0; self.outside * count];
+    /// Computes `input · weightᵀ`: `(count, in_dim)` to `(out, count)`.
+    pub(super) fn multiply(&self, input: &[f32], in_dim: usize) -> Vec<f32> {
+        let count = input.len() / in_dim.max(1);
+        let size = self.dtype.row_bytes(in_dim).unwrap_or(0);
+        let mut out = vec![0.0; self.out_dim * count];
         if size == 0 || count == 0 {
             return out;
         }
         let work = |scratch: &mut Vec<f32>, (out, bytes): (&mut [f32], &[u8])| {
-            scratch.resize(bytes.len() / size * inside, 0.0);
+            scratch.resize(bytes.len() / size * in_dim, 0.0);
             let weights = scratch.as_mut_slice();
-            Arch::new().dispatch(GroupProduct { dtype: self.dtype, bytes, weights, input, inside, out });
+            Arch::new().dispatch(GroupProduct { dtype: self.dtype, bytes, weights, input, in_dim, out });
         };
         let (group, bytes) = (GROUP * count, GROUP * size);
         match threads() {
@@ -63,7 +63,7 @@ struct GroupProduct<'a> {
     bytes: &'a [u8],
     weights: &'a mut [f32],
     input: &'a [f32],
-    inside: usize,
+    in_dim: usize,
     out: &'a mut [f32],
 }
 
@@ -72,24 +72,24 @@ impl WithSimd for GroupProduct<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { dtype, bytes, weights, input, inside, out } = self;
+        let Self { dtype, bytes, weights, input, in_dim, out } = self;
         dtype.decode_inline(bytes, weights);
-        let count = input.len() / inside;
-        for (tile, inputs) in input.chunks(TILE * inside).enumerate() {
-            let pairs = weights.chunks(TILE * inside).zip(out.chunks_mut(TILE * count));
+        let count = input.len() / in_dim;
+        for (tile, inputs) in input.chunks(TILE * in_dim).enumerate() {
+            let pairs = weights.chunks(TILE * in_dim).zip(out.chunks_mut(TILE * count));
             for (weights, out) in pairs {
                 let place = Place { out, count, first: tile * TILE };
-                match (weights.len() / inside, inputs.len() / inside) {
-                    (TILE, 4) => dot_rows::<S, TILE, 4>(simd, weights, inputs, inside, place),
-                    (TILE, 3) => dot_rows::<S, TILE, 3>(simd, weights, inputs, inside, place),
-                    (TILE, 2) => dot_rows::<S, TILE, 2>(simd, weights, inputs, inside, place),
-                    (TILE, 1) => dot_rows::<S, TILE, 1>(simd, weights, inputs, inside, place),
+                match (weights.len() / in_dim, inputs.len() / in_dim) {
+                    (TILE, 4) => dot_rows::<S, TILE, 4>(simd, weights, inputs, in_dim, place),
+                    (TILE, 3) => dot_rows::<S, TILE, 3>(simd, weights, inputs, in_dim, place),
+                    (TILE, 2) => dot_rows::<S, TILE, 2>(simd, weights, inputs, in_dim, place),
+                    (TILE, 1) => dot_rows::<S, TILE, 1>(simd, weights, inputs, in_dim, place),
                     _ => {
-                        let weights = weights.chunks_exact(inside).zip(place.out.chunks_mut(count));
+                        let weights = weights.chunks_exact(in_dim).zip(place.out.chunks_mut(count));
                         for (weight, out) in weights {
-                            for (index, input) in inputs.chunks_exact(inside).enumerate() {
+                            for (index, input) in inputs.chunks_exact(in_dim).enumerate() {
                                 let place = Place { out: &mut *out, count, first: tile * TILE + index };
-                                dot_rows::<S, 1, 1>(simd, weight, input, inside, place);
+                                dot_rows::<S, 1, 1>(simd, weight, input, in_dim, place);
                             }
                         }
                     }
@@ -113,14 +113,14 @@ fn dot_rows<S: Simd, const W: usize, const R: usize>(
     simd: S,
     weights: &[f32],
     inputs: &[f32],
-    inside: usize,
+    in_dim: usize,
     place: Place<'_>,
 ) {
     let mut sums = [[simd.splat_f32s(0.0); R]; W];
-    let weights: [&[f32]; W] = std::array::from_fn(|row| &weights[row * inside..(row + 1) * inside]);
-    let inputs: [&[f32]; R] = std::array::from_fn(|row| &inputs[row * inside..(row + 1) * inside]);
+    let weights: [&[f32]; W] = std::array::from_fn(|row| &weights[row * in_dim..(row + 1) * in_dim]);
+    let inputs: [&[f32]; R] = std::array::from_fn(|row| &inputs[row * in_dim..(row + 1) * in_dim]);
     // All of one length that the compiler knows to be one, so that it checks no index in the loop.
-    let steps = inside / S::F32_LANES;
+    let steps = in_dim / S::F32_LANES;
     let weight_registers = weights.map(|row| &S::as_simd_f32s(row).0[..steps]);
     let input_registers = inputs.map(|row| &S::as_simd_f32s(row).0[..steps]);
     for step in 0..steps {
@@ -153,8 +153,8 @@ mod tests {
         let dtype = GgmlType::from_number(number).unwrap();
         let quantized = QTensor::quantize(weight, dtype.candle()).unwrap();
         let bytes = quantized.data().unwrap().into_owned();
-        let outside = weight.dims()[0];
-        (QuantizedRows { dtype, bytes, outside }, quantized.dequantize(&Device::Cpu).unwrap())
+        let out_dim = weight.dims()[0];
+        (QuantizedRows { dtype, bytes, out_dim }, quantized.dequantize(&Device::Cpu).unwrap())
     }
 
     #[test]

@@ -317,19 +317,19 @@ impl GgufTensors<'_> {
         self.permuted.filter(|_| name.ends_with(".attn_q") || name.ends_with(".attn_k"))
     }
 
-    fn rows(&self, name: &str, outside: usize, inside: usize) -> Result<QuantizedRows> {
-        let stored = self.file.read(&format!("{name}.weight"), &[outside, inside], self.context)?;
+    fn rows(&self, name: &str, out_dim: usize, in_dim: usize) -> Result<QuantizedRows> {
+        let stored = self.file.read(&format!("{name}.weight"), &[out_dim, in_dim], self.context)?;
         let bytes = match self.permuted(name) {
-            Some(head_size) => in_order(&stored.bytes, outside, head_size),
+            Some(head_size) => in_order(&stored.bytes, out_dim, head_size),
             None => stored.bytes,
         };
-        Ok(QuantizedRows { dtype: stored.dtype, bytes, outside })
+        Ok(QuantizedRows { dtype: stored.dtype, bytes, out_dim })
     }
 
-    fn bias(&self, name: &str, outside: usize) -> Result<Vec<f32>> {
-        let values = self.file.numbers(&format!("{name}.bias"), &[outside], self.context)?;
+    fn bias(&self, name: &str, out_dim: usize) -> Result<Vec<f32>> {
+        let values = self.file.numbers(&format!("{name}.bias"), &[out_dim], self.context)?;
         Ok(match self.permuted(name) {
-            Some(head_size) => in_order(&values, outside, head_size),
+            Some(head_size) => in_order(&values, out_dim, head_size),
             None => values,
         })
     }
@@ -347,17 +347,17 @@ impl Tensors for GgufTensors<'_> {
 
     fn packed(&self, layers: &Linears<'_>, rows: RowUse) -> Result<PackedLinear> {
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
-        for (name, outside) in layers.parts {
-            weight.push(self.rows(name, *outside, layers.inside)?);
+        for (name, out_dim) in layers.parts {
+            weight.push(self.rows(name, *out_dim, layers.in_dim)?);
             if layers.bias == Bias::Yes {
-                bias.extend(self.bias(name, *outside)?);
+                bias.extend(self.bias(name, *out_dim)?);
             }
         }
         let bias = match layers.bias {
-            Bias::Yes => Some(Tensor::from_vec(bias, layers.outside(), self.device)?),
+            Bias::Yes => Some(Tensor::from_vec(bias, layers.out_dim(), self.device)?),
             Bias::No => None,
         };
-        PackedLinear::quantized(weight, layers.inside, bias, self.device, rows)
+        PackedLinear::quantized(weight, layers.in_dim, bias, self.device, rows)
     }
 }
 

@@ -45,8 +45,8 @@ pub(super) fn load(
     let table = |name: &str, count| {
         tensors.packed(&Linears::new(&[(name, count)], width, Bias::No), RowUse::LookedUp)
     };
-    let linear = |tensors: &dyn Tensors, name: &str, outside, bias| {
-        tensors.packed(&Linears::new(&[(name, outside)], width, bias), RowUse::MultipliedOnly)
+    let linear = |tensors: &dyn Tensors, name: &str, out_dim, bias| {
+        tensors.packed(&Linears::new(&[(name, out_dim)], width, bias), RowUse::MultipliedOnly)
     };
     let mut token_embeddings = table(names.token_embeddings, config.vocabulary)?;
     let positions = match config.embeddings {

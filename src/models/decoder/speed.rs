@@ -29,15 +29,15 @@ impl Tensors for Random {
     }
 
     fn packed(&self, layers: &Linears<'_>, _: RowUse) -> Result<PackedLinear> {
-        let (outside, inside) = (layers.outside(), layers.inside);
-        let values = random(0.0, 0.03, (outside, inside));
+        let (out_dim, in_dim) = (layers.out_dim(), layers.in_dim);
+        let values = random(0.0, 0.03, (out_dim, in_dim));
         let Some((kind, number)) = self.0 else {
-            return PackedLinear::new(values.flatten_all()?.to_vec1()?, inside, None, &Device::Cpu);
+            return PackedLinear::new(values.flatten_all()?.to_vec1()?, in_dim, None, &Device::Cpu);
         };
         let bytes = QTensor::quantize(&values, kind)?.data()?.into_owned();
         let dtype = GgmlType::from_number(number).unwrap();
-        let rows = vec![QuantizedRows { dtype, bytes, outside }];
-        PackedLinear::quantized(rows, inside, None, &Device::Cpu, RowUse::LookedUp)
+        let rows = vec![QuantizedRows { dtype, bytes, out_dim }];
+        PackedLinear::quantized(rows, in_dim, None, &Device::Cpu, RowUse::LookedUp)
     }
 }
 

@@ -126,18 +126,18 @@ impl AutoencoderConfig {
         let mid = decoder.at("mid_block");
         let resnet = |name| ResnetBlock::load(&mid.at(name), shape, deepest, deepest);
         let mut up_blocks = Vec::new();
-        let mut inside = deepest;
-        for (index, &outside) in widths.iter().enumerate() {
+        let mut in_channels = deepest;
+        for (index, &out_channels) in widths.iter().enumerate() {
             let reader = decoder.at(format!("up_blocks.{index}"));
             let resnets = (0..=self.layers_per_block).map(|layer| {
-                let inside = if layer == 0 { inside } else { outside };
-                ResnetBlock::load(&reader.at(format!("resnets.{layer}")), shape, inside, outside)
+                let in_channels = if layer == 0 { in_channels } else { out_channels };
+                ResnetBlock::load(&reader.at(format!("resnets.{layer}")), shape, in_channels, out_channels)
             });
             let resnets = resnets.collect::<Result<_>>()?;
             let upsampler =
-                (index + 1 < widths.len()).then(|| Upsampler::load(&reader.at("upsamplers.0"), outside));
+                (index + 1 < widths.len()).then(|| Upsampler::load(&reader.at("upsamplers.0"), out_channels));
             up_blocks.push(UpBlock { resnets, upsampler: upsampler.transpose()? });
-            inside = outside;
+            in_channels = out_channels;
         }
         let attention = || PixelAttention::load(&mid.at("attentions.0"), deepest, self.norm_num_groups);
         Ok(Autoencoder {
@@ -151,8 +151,12 @@ impl AutoencoderConfig {
             mid_block: (resnet("resnets.0")?, resnet("resnets.1")?),
             attention: self.mid_block_add_attention.then(attention).transpose()?,
             up_blocks,
-            conv_norm_out: decoder.at("conv_norm_out").group_norm(self.norm_num_groups, inside, EPSILON)?,
-            conv_out: decoder.at("conv_out").convolution(inside, 3, 1)?,
+            conv_norm_out: decoder.at("conv_norm_out").group_norm(
+                self.norm_num_groups,
+                in_channels,
+                EPSILON,
+            )?,
+            conv_out: decoder.at("conv_out").convolution(in_channels, 3, 1)?,
         })
     }
 }

@@ -37,25 +37,32 @@ impl<'a> ScopedReader<'a> {
     }
 
     /// Linear layer of `weight (out, in)` and `bias (out)`.
-    pub(super) fn linear(&self, inside: usize, outside: usize) -> Result<Linear> {
-        Linear::new(&self.tensor("weight", &[outside, inside])?, Some(self.tensor("bias", &[outside])?))
+    pub(super) fn linear(&self, in_dim: usize, out_dim: usize) -> Result<Linear> {
+        Linear::new(&self.tensor("weight", &[out_dim, in_dim])?, Some(self.tensor("bias", &[out_dim])?))
     }
 
     /// Linear layer of `weight (out, in)` alone.
-    pub(super) fn linear_without_bias(&self, inside: usize, outside: usize) -> Result<Linear> {
-        Linear::new(&self.tensor("weight", &[outside, inside])?, None)
+    pub(super) fn linear_without_bias(&self, in_dim: usize, out_dim: usize) -> Result<Linear> {
+        Linear::new(&self.tensor("weight", &[out_dim, in_dim])?, None)
     }
 
     /// Convolution with a kernel of one pixel, `weight (out, in, 1, 1)`, as the linear layer that it is.
-    pub(super) fn pointwise(&self, inside: usize, outside: usize) -> Result<Linear> {
-        let weight = self.tensor("weight", &[outside, inside, 1, 1])?.reshape((outside, inside))?;
-        Linear::new(&weight, Some(self.tensor("bias", &[outside])?))
+    pub(super) fn pointwise(&self, in_channels: usize, out_channels: usize) -> Result<Linear> {
+        let weight = self
+            .tensor("weight", &[out_channels, in_channels, 1, 1])?
+            .reshape((out_channels, in_channels))?;
+        Linear::new(&weight, Some(self.tensor("bias", &[out_channels])?))
     }
 
     /// Convolution with a kernel of 3 by 3 pixels and a padding of one.
-    pub(super) fn convolution(&self, inside: usize, outside: usize, stride: usize) -> Result<Convolution> {
-        let weight = self.tensor("weight", &[outside, inside, 3, 3])?;
-        Convolution::new(&weight, self.tensor("bias", &[outside])?, stride, 1)
+    pub(super) fn convolution(
+        &self,
+        in_channels: usize,
+        out_channels: usize,
+        stride: usize,
+    ) -> Result<Convolution> {
+        let weight = self.tensor("weight", &[out_channels, in_channels, 3, 3])?;
+        Convolution::new(&weight, self.tensor("bias", &[out_channels])?, stride, 1)
     }
 
     pub(super) fn group_norm(&self, groups: usize, channels: usize, epsilon: f64) -> Result<GroupNorm> {
@@ -153,9 +160,9 @@ pub(super) struct TimestepEmbedding {
 }
 
 impl TimestepEmbedding {
-    pub(super) fn load(reader: &ScopedReader<'_>, inside: usize, outside: usize) -> Result<Self> {
-        let first = reader.at("linear_1").linear(inside, outside)?;
-        Ok(Self { first, second: reader.at("linear_2").linear(outside, outside)? })
+    pub(super) fn load(reader: &ScopedReader<'_>, in_dim: usize, out_dim: usize) -> Result<Self> {
+        let first = reader.at("linear_1").linear(in_dim, out_dim)?;
+        Ok(Self { first, second: reader.at("linear_2").linear(out_dim, out_dim)? })
     }
 
     /// `(rows, in)` to `(rows, out)`.

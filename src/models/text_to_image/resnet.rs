@@ -33,24 +33,25 @@ impl ResnetBlock {
     pub(super) fn load(
         reader: &ScopedReader<'_>,
         shape: ResnetShape,
-        inside: usize,
-        outside: usize,
+        in_channels: usize,
+        out_channels: usize,
     ) -> Result<Self> {
         let ResnetShape { groups, epsilon, time } = shape;
-        let time = (time > 0).then(|| reader.at("time_emb_proj").linear(time, outside)).transpose()?;
-        let shortcut = (inside != outside).then(|| reader.at("conv_shortcut").pointwise(inside, outside));
+        let time = (time > 0).then(|| reader.at("time_emb_proj").linear(time, out_channels)).transpose()?;
+        let shortcut = (in_channels != out_channels)
+            .then(|| reader.at("conv_shortcut").pointwise(in_channels, out_channels));
         Ok(Self {
-            norm1: reader.at("norm1").group_norm(groups, inside, epsilon)?,
-            conv1: reader.at("conv1").convolution(inside, outside, 1)?,
+            norm1: reader.at("norm1").group_norm(groups, in_channels, epsilon)?,
+            conv1: reader.at("conv1").convolution(in_channels, out_channels, 1)?,
             time_emb_proj: time,
-            norm2: reader.at("norm2").group_norm(groups, outside, epsilon)?,
-            conv2: reader.at("conv2").convolution(outside, outside, 1)?,
+            norm2: reader.at("norm2").group_norm(groups, out_channels, epsilon)?,
+            conv2: reader.at("conv2").convolution(out_channels, out_channels, 1)?,
             conv_shortcut: shortcut.transpose()?,
         })
     }
 
     /// `time` is the timestep embedding after its activation, `(batch, width)`. Gives `(batch, height, width,
-    /// outside)`.
+    /// out_channels)`.
     pub(super) fn forward(&self, input: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
         let mut hidden = self.conv1.forward(&self.norm1.forward(input, Activation::Silu)?)?;
         if let (Some(layer), Some(time)) = (&self.time_emb_proj, time) {

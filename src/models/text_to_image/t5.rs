@@ -259,15 +259,15 @@ impl Block {
         let (width, epsilon) = (config.d_model, config.layer_norm_epsilon);
         let (first, second) = (reader.at("layer.0"), reader.at("layer.1"));
         let attention = first.at("SelfAttention");
-        let inside = config.attention_width();
-        let linear = |name| attention.at(name).linear_without_bias(width, inside);
+        let in_dim = config.attention_width();
+        let linear = |name| attention.at(name).linear_without_bias(width, in_dim);
         Ok(Self {
             attention_norm: first.at("layer_norm").rms_norm(width, epsilon)?,
             attention: Attention {
                 query: linear("q")?,
                 key: linear("k")?,
                 value: linear("v")?,
-                out: attention.at("o").linear_without_bias(inside, width)?,
+                out: attention.at("o").linear_without_bias(in_dim, width)?,
                 heads: config.num_heads,
                 scale: 1.0,
             },

@@ -142,12 +142,12 @@ fn load_down(
         let reader = reader.at(format!("down_blocks.{index}"));
         let mut blocks = Vec::new();
         for layer in 0..level.layers {
-            let inside = if layer == 0 { before } else { level.width };
+            let in_channels = if layer == 0 { before } else { level.width };
             blocks.push(Block::load(
                 &reader,
                 layer,
                 shape,
-                inside,
+                in_channels,
                 level,
                 config,
                 level.down_cross_attention,
@@ -181,8 +181,16 @@ fn load_up(
         for layer in 0..=level.layers {
             let from_below = if layer == 0 { before } else { level.width };
             let skip = if layer == level.layers { above.width } else { level.width };
-            let inside = from_below + skip;
-            blocks.push(Block::load(&reader, layer, shape, inside, level, config, level.up_cross_attention)?);
+            let in_channels = from_below + skip;
+            blocks.push(Block::load(
+                &reader,
+                layer,
+                shape,
+                in_channels,
+                level,
+                config,
+                level.up_cross_attention,
+            )?);
         }
         let resize = if index + 1 < levels.len() {
             Resize::Up(Upsampler::load(&reader.at("upsamplers.0"), level.width)?)
@@ -200,14 +208,19 @@ impl Block {
         reader: &ScopedReader<'_>,
         layer: usize,
         shape: ResnetShape,
-        inside: usize,
+        in_channels: usize,
         level: &LevelConfig,
         config: &UnetConfig,
         cross_attention: bool,
     ) -> Result<Self> {
         let transformer = || ImageTransformer::load(&reader.at(format!("attentions.{layer}")), config, level);
         Ok(Self {
-            resnet: ResnetBlock::load(&reader.at(format!("resnets.{layer}")), shape, inside, level.width)?,
+            resnet: ResnetBlock::load(
+                &reader.at(format!("resnets.{layer}")),
+                shape,
+                in_channels,
+                level.width,
+            )?,
             transformer: cross_attention.then(transformer).transpose()?,
         })
     }

@@ -119,7 +119,7 @@ impl BlockLoader<'_> {
     fn projection(&self, parts: &[(&str, usize)], layers: Linears<'_>) -> Result<Projection> {
         let names: Vec<String> = parts.iter().map(|(name, _)| format!("{}{name}", self.path)).collect();
         let parts: Vec<(&str, usize)> =
-            names.iter().zip(parts).map(|(name, (_, outside))| (name.as_str(), *outside)).collect();
+            names.iter().zip(parts).map(|(name, (_, out_dim))| (name.as_str(), *out_dim)).collect();
         let scale = layers.scale.map(|scale| format!("{}{scale}", self.path));
         self.tensors.projection(&Linears { parts: &parts, scale: scale.as_deref(), ..layers })
     }

@@ -50,7 +50,7 @@ pub(crate) struct Linears<'a> {
     /// Name and number of outputs of each.
     pub(crate) parts: &'a [(&'a str, usize)],
     /// Number of inputs.
-    pub(crate) inside: usize,
+    pub(crate) in_dim: usize,
     pub(crate) bias: Bias,
     pub(crate) halves: Halves,
     /// Name of a vector of factors on the outputs.
@@ -65,13 +65,13 @@ pub(crate) enum Halves {
 }
 
 impl<'a> Linears<'a> {
-    pub(crate) fn new(parts: &'a [(&'a str, usize)], inside: usize, bias: Bias) -> Self {
-        Self { parts, inside, bias, halves: Halves::AsStored, scale: None }
+    pub(crate) fn new(parts: &'a [(&'a str, usize)], in_dim: usize, bias: Bias) -> Self {
+        Self { parts, in_dim, bias, halves: Halves::AsStored, scale: None }
     }
 
     /// Number of outputs.
-    pub(crate) fn outside(&self) -> usize {
-        self.parts.iter().map(|(_, outside)| outside).sum()
+    pub(crate) fn out_dim(&self) -> usize {
+        self.parts.iter().map(|(_, out_dim)| out_dim).sum()
     }
 }
 
@@ -109,39 +109,39 @@ impl<'a> SafeTensors<'a> {
     }
 
     /// The linear layer `name`.
-    pub(crate) fn linear(&self, name: &str, outside: usize, inside: usize, bias: Bias) -> Result<Projection> {
-        self.projection(&Linears::new(&[(name, outside)], inside, bias))
+    pub(crate) fn linear(&self, name: &str, out_dim: usize, in_dim: usize, bias: Bias) -> Result<Projection> {
+        self.projection(&Linears::new(&[(name, out_dim)], in_dim, bias))
     }
 
     /// The weight's numbers, `(out, in)`, and those of the bias.
     fn read(&self, layers: &Linears<'_>) -> Result<(Vec<f32>, Option<Tensor>)> {
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
-        for (name, outside) in layers.parts {
+        for (name, out_dim) in layers.parts {
             // A parameter that is no layer of its own has a name without an ending.
             let parameter = !self.contains(&format!("{name}.weight")) && self.contains(name);
             let ending = if parameter { "" } else { ".weight" };
-            self.append(&format!("{name}{ending}"), &[*outside, layers.inside], &mut weight)?;
+            self.append(&format!("{name}{ending}"), &[*out_dim, layers.in_dim], &mut weight)?;
             if layers.bias == Bias::Yes {
-                self.append(&format!("{name}.bias"), &[*outside], &mut bias)?;
+                self.append(&format!("{name}.bias"), &[*out_dim], &mut bias)?;
             }
         }
-        let outside = layers.outside();
+        let out_dim = layers.out_dim();
         if layers.halves == Halves::Swapped {
-            weight.rotate_left(outside / 2 * layers.inside);
+            weight.rotate_left(out_dim / 2 * layers.in_dim);
             let half = bias.len() / 2;
             bias.rotate_left(half);
         }
         if let Some(name) = layers.scale {
             // Scaled outputs are those of a scaled weight and bias.
             let mut scale = Vec::new();
-            self.append(name, &[outside], &mut scale)?;
-            for (row, factor) in weight.chunks_exact_mut(layers.inside.max(1)).zip(&scale) {
+            self.append(name, &[out_dim], &mut scale)?;
+            for (row, factor) in weight.chunks_exact_mut(layers.in_dim.max(1)).zip(&scale) {
                 row.iter_mut().for_each(|value| *value *= *factor);
             }
             bias.iter_mut().zip(&scale).for_each(|(value, factor)| *value *= *factor);
         }
         let bias = match layers.bias {
-            Bias::Yes => Some(self.reader.place(bias, &[outside])?),
+            Bias::Yes => Some(self.reader.place(bias, &[out_dim])?),
             Bias::No => None,
         };
         Ok((weight, bias))
@@ -163,7 +163,7 @@ impl Tensors for SafeTensors<'_> {
 
     fn packed(&self, layers: &Linears<'_>, _: RowUse) -> Result<PackedLinear> {
         let (weight, bias) = self.read(layers)?;
-        PackedLinear::new(weight, layers.inside, bias, self.device())
+        PackedLinear::new(weight, layers.in_dim, bias, self.device())
     }
 
     fn projection(&self, layers: &Linears<'_>) -> Result<Projection> {
@@ -171,7 +171,7 @@ impl Tensors for SafeTensors<'_> {
             Workload::GrowingSequences => self.packed(layers, RowUse::MultipliedOnly).map(Projection::Packed),
             Workload::WholeSequences => {
                 let (weight, bias) = self.read(layers)?;
-                let weight = self.reader.place(weight, &[layers.outside(), layers.inside])?;
+                let weight = self.reader.place(weight, &[layers.out_dim(), layers.in_dim])?;
                 Ok(Projection::Gemm(Linear::new(&weight, bias)?))
             }
         }

@@ -95,12 +95,12 @@ pub(in super::super) struct OutputLayer {
 }
 
 impl OutputLayer {
-    pub(in super::super) fn load(reader: &ScopedReader<'_>, width: usize, outside: usize) -> Result<Self> {
+    pub(in super::super) fn load(reader: &ScopedReader<'_>, width: usize, out_dim: usize) -> Result<Self> {
         let modulation = Modulation::load(&reader.at("norm_out"), width, 2)?;
-        Ok(Self { modulation, proj_out: reader.at("proj_out").linear(width, outside)? })
+        Ok(Self { modulation, proj_out: reader.at("proj_out").linear(width, out_dim)? })
     }
 
-    /// `(rows, width)` to `(rows, outside)`, with the embedding of timestep and text.
+    /// `(rows, width)` to `(rows, out_dim)`, with the embedding of timestep and text.
     pub(in super::super) fn forward(&self, rows: &Tensor, embedding: &Tensor) -> Result<Tensor> {
         let [scale, shift] = self.modulation.parts(embedding)?;
         self.proj_out.forward(&modulated_norm(rows, &shift, &scale)?, Activation::Identity)

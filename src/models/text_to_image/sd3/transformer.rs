@@ -110,7 +110,7 @@ impl TransformerConfig {
 
     pub(super) fn load(&self, reader: &ScopedReader<'_>) -> Result<Transformer> {
         let (heads, side) = (self.heads(), self.patch_size);
-        let (width, inside) = (heads.width(), self.in_channels * side * side);
+        let (width, in_dim) = (heads.width(), self.in_channels * side * side);
         let patches = reader.at("pos_embed.proj");
         let weight = patches.tensor("weight", &[width, self.in_channels, side, side])?;
         let bias = patches.tensor("bias", &[width])?;
@@ -134,7 +134,7 @@ impl TransformerConfig {
         Ok(Transformer {
             patch_size: side,
             channels: self.in_channels,
-            patch_embed: Linear::new(&weight.reshape((width, inside))?, Some(bias))?,
+            patch_embed: Linear::new(&weight.reshape((width, in_dim))?, Some(bias))?,
             pos_embed: positions.reshape((grid, grid, width))?,
             time_text_embed: TimeTextEmbedding::load(
                 reader,
@@ -144,7 +144,7 @@ impl TransformerConfig {
             )?,
             context_embedder: reader.at("context_embedder").linear(self.joint_attention_dim, width)?,
             blocks: (0..self.num_layers).map(block).collect::<Result<_>>()?,
-            output: OutputLayer::load(reader, width, inside)?,
+            output: OutputLayer::load(reader, width, in_dim)?,
         })
     }
 }
