@@ -124,7 +124,7 @@ pub fn gguf(bytes: &[u8]) {
             assert_eq!(numbers.len(), tensor.shape.iter().product::<usize>());
         }
     }
-    config::load::<crate::models::text_to_text::TextToTextPlan>(folder);
+    config::load::<crate::models::text_to_text::TextGenerationModel>(folder);
 }
 
 /// A chat template, run on a conversation.
