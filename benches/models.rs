@@ -24,7 +24,7 @@ use candle_actors::{Engine, GenerateText, LoadOptions, PoolConfig, Source};
 use fixtures::{Fixture, KINDS, TEXT, fixtures};
 use large_llama::write_large_llama;
 
-/// How long each measurement takes at least.
+/// Shortest duration of a measurement.
 const MEASURE: Duration = Duration::from_millis(400);
 const CALLERS: [usize; 3] = [1, 8, 64];
 const STREAMS: usize = 8;

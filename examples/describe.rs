@@ -19,11 +19,11 @@ use clap::Parser;
 use common::{Failure, show_progress};
 use images::source;
 
-/// How long to wait for the first word: on a processor, a large model looks at a large image for minutes.
+/// Time to wait for the first word: on a processor, a large model looks at a large image for minutes.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
 const SMALL_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes-vision");
-/// What the small model was trained to answer.
+/// The question that the small model was trained to answer.
 const SMALL_QUESTION: &str = "Describe the picture.";
 
 /// Describes an image with a local model.

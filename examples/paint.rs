@@ -25,16 +25,16 @@ const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// Paints a picture with a local model.
 #[derive(Parser)]
 struct Arguments {
-    /// What to paint.
+    /// Prompt to paint.
     #[arg(default_value = "a red circle left of a blue square")]
     prompt: String,
     /// A model directory, or a Hugging Face repository with an optional @revision.
     #[arg(long, value_name = "DIR_OR_REPO", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes-text-to-image"))]
     model: String,
-    /// Where the picture goes.
+    /// File for the picture.
     #[arg(long, value_name = "FILE.png", default_value = "painted.png")]
     out: PathBuf,
-    /// What to avoid.
+    /// Negative prompt: things to avoid.
     #[arg(long, value_name = "TEXT")]
     negative: Option<String>,
     /// Diffusion steps; without, the model's own number.

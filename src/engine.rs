@@ -3,7 +3,8 @@
 //! reached in one generic way. Everything that happens to a request is left to the actors.
 
 use model_actors::{
-    Event, ImageEmbedding, ModelId, ShutdownReport, System, TextEmbedding, TextToImage, TextToText, Vision,
+    Event, ImageEmbedding, ModelId, RegisteredModel, ShutdownReport, System, TextEmbedding, TextToImage,
+    TextToText, Vision,
 };
 
 use crate::capabilities::image_embedding::ImageEmbedder;
@@ -85,6 +86,11 @@ impl Engine {
     /// [`Error::Actor`](crate::Error::Actor) if there is none of that id.
     pub fn remove<C: EngineCapability>(&self, id: &ModelId) -> Result<()> {
         Ok(self.system.client::<C>()?.remove(id)?)
+    }
+
+    /// The registered models of all capabilities, in the order of the pools and of their ids.
+    pub fn models(&self) -> Vec<RegisteredModel> {
+        self.system.models()
     }
 
     /// The handle to a registered model.

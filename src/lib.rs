@@ -43,10 +43,10 @@ pub use model_actors::{
     EvictionReason, Failure, FailureKind, FinishReason, Footprint, GenerateText, ImageEmbedding, ImageSource,
     Item, Lane, LeasedPicture, LoadContext, LoadStage, LoadStatus, Loader, MemoryStatus, Message, Model,
     ModelHandle, ModelId, ModelSpec, ModelStatus, NoChunk, PaintImage, PaintStep, Picture, PoolConfig,
-    PoolStatus, PressureLevel, Priority, ProcessMemory, Prompt, QueueCapacity, ReplyStream, RequestPhase,
-    RestartConfig, Role, Sampling, ShutdownReport, StallLimits, System, SystemBuilder, SystemConfig,
-    SystemState, SystemStatus, TextEmbedding, TextToImage, TextToText, Usage, Vision, Weights, WhenFull,
-    WorkerId, WorkerPhase, WorkerStatus,
+    PoolStatus, PressureLevel, Priority, ProcessMemory, Prompt, QueueCapacity, RegisteredModel, ReplyStream,
+    RequestPhase, RestartConfig, Role, Sampling, ShutdownReport, StallLimits, System, SystemBuilder,
+    SystemConfig, SystemState, SystemStatus, TextEmbedding, TextToImage, TextToText, Usage, Vision, Weights,
+    WhenFull, WorkerId, WorkerPhase, WorkerStatus,
 };
 
 pub use capabilities::image_embedding::ImageEmbedder;

@@ -19,7 +19,7 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
     type Capability: Capability;
     /// Weights, tokenizer and configuration in memory, shared by all workers of the model.
     type Loaded: Send + Sync + 'static;
-    /// Whether requests join and leave a run between two steps, as they do where text is generated.
+    /// True if requests join and leave a run between two steps, as they do where text is generated.
     const CONTINUOUS: bool = false;
 
     /// Reads the small files. They may come from the network.
@@ -68,7 +68,7 @@ pub trait StandaloneModel: Sized {
     /// Loads a model onto the processor, for the calling thread alone.
     ///
     /// # Errors
-    /// Whatever is wrong with the source, its files or its weights.
+    /// The errors of the source, its files or its weights.
     fn load(source: Source) -> Result<Self> {
         Self::load_with(source, LoadOptions::default())
     }

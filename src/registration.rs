@@ -101,7 +101,7 @@ pub struct SourceSpec {
     pub generation: GenerationLimits,
     /// Settings of the model's workers and queue, in place of its pool's.
     pub pool_config: Option<PoolConfig>,
-    /// Whether the model stays in memory once it is loaded: neither cooldown nor another model's need evicts it.
+    /// Keeps the model in memory once it is loaded: neither cooldown nor another model's need evicts it.
     pub pinned: bool,
 }
 

@@ -74,6 +74,15 @@ async fn each_example_works_without_arguments() {
     }
 }
 
+#[tokio::test]
+async fn a_capability_of_ones_own_ranks_documents() {
+    let folder = folder();
+    let ended = run(folder.path(), "own_capability", &[]).await;
+    assert!(ended.is_success && ended.err.is_empty(), "{}", ended.err);
+    let ranked: Vec<&str> = ended.out.lines().filter_map(|line| line.split("  ").last()).collect();
+    assert_eq!(ranked, ["When it rains, the cat comes in.", "The cat has eaten.", "The bus was late again."]);
+}
+
 /// The turns exceed the context of 256 tokens, so the oldest are dropped.
 #[tokio::test]
 async fn a_conversation_longer_than_the_context_continues() {

@@ -118,6 +118,7 @@ async fn it_is_registered_with_a_source_and_opens_it_through_the_engine() {
         |id: ModelId, resources: &EngineResources| Ok(spec(id, source, "tokenizer.json", resources));
     let other = engine.register::<FileLength>("tokenizer", by_closure).unwrap();
     assert_ne!(other.call((), CallOptions::default()).await.unwrap(), config_length());
+    assert_eq!(engine.models().len(), 2);
     assert!(engine.shutdown().await.is_clean());
 }
 

@@ -70,7 +70,7 @@ pub(crate) struct Screen {
     terminal: Term,
     began: Instant,
     acts: usize,
-    /// What changes, between the lines said and the tree.
+    /// The changing part, between the lines said and the tree.
     live: Vec<String>,
     /// Lines that stand below the last line said.
     drawn: usize,

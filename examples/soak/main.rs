@@ -10,7 +10,7 @@ mod harness;
 /// Random faults against the real actors; exit status 1 if the ledger does not add up.
 #[derive(Parser)]
 struct Arguments {
-    /// How many requests to send.
+    /// Number of requests to send.
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     requests: u32,
     /// Chooses what happens.

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use candle_actors::model_actors::testing::{Act, Gate, ScriptedCapability, ScriptedLoader, ScriptedRequest};
 use candle_actors::{
-    Bytes, CallOptions, Capability, Client, Device, Event, EvictionReason, Footprint, ModelHandle, ModelSpec,
-    NoChunk, PoolConfig, RestartConfig, ShutdownReport, StallLimits, System, SystemConfig, model_actors,
+    BatchLimits, Bytes, CallOptions, Capability, Client, Device, Event, EvictionReason, Footprint,
+    ModelHandle, ModelSpec, NoChunk, PoolConfig, RestartConfig, ShutdownReport, StallLimits, System,
+    SystemConfig,
 };
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -215,10 +216,7 @@ impl Acts {
         self.stage.tell(&format!("its caller is told: {error}")).await;
         let Err(error) = call().await else { return Err("an open breaker let a request through".into()) };
         self.stage.tell(&format!("the next one, at once: {error}")).await;
-        let retry_after = match error {
-            model_actors::Error::CircuitOpen { retry_after, .. } => retry_after,
-            other => return Err(other.into()),
-        };
+        let Some(retry_after) = error.kind().retry_after() else { return Err(error.into()) };
         sleep(retry_after).await;
         self.stage.tell("the time is up: a single request goes through as the probe").await;
         call().await?;
@@ -269,7 +267,7 @@ fn settings() -> (SystemConfig, PoolConfig) {
         .with_cooldown_idle(Duration::from_millis(2500))
         .with_min_residency(Duration::ZERO)
         .with_stall(StallLimits::default().with_run(Duration::from_millis(1500)))
-        .with_batch(model_actors::BatchLimits::default().with_requests(1))
+        .with_batch(BatchLimits::default().with_requests(1))
         .with_restart(restart);
     (system, pool)
 }

@@ -398,7 +398,7 @@ fn has_reader() -> bool {
     Term::stdout().is_term()
 }
 
-/// What was asked, and what is answered to it, in lines of a readable length.
+/// A question and its answer, in lines of a readable length.
 fn said(question: &str, answer: &str) -> Vec<String> {
     let wrapped = |name: &StyledObject<&str>, text: &str| -> Vec<String> {
         let texts = textwrap::wrap(text.trim(), WIDTH);

@@ -37,7 +37,7 @@ struct Arguments {
     /// The folder of the models.
     #[arg(long, value_name = "DIR", default_value = small_models::SMALL_MODELS)]
     models: PathBuf,
-    /// Where the pictures go; the folder is made if it is not there.
+    /// Folder for the pictures; the folder is made if it is not there.
     #[arg(long, value_name = "DIR", default_value = "tour-pictures")]
     out: PathBuf,
 }

@@ -6,7 +6,7 @@ use console::{Term, style};
 /// Characters of a picture's width: three stand side by side on a terminal of 80.
 const COLUMNS: usize = 20;
 
-/// Whether the terminal can show pictures.
+/// True if the terminal can show pictures.
 pub(crate) fn can_be_shown() -> bool {
     Term::stdout().is_term() && console::colors_enabled() && console::true_colors_enabled()
 }

@@ -5,7 +5,7 @@ use tokio::runtime::Runtime;
 
 use super::root;
 
-/// Where a photograph lies.
+/// The path of a photograph.
 pub(crate) fn path(name: &str) -> std::path::PathBuf {
     root().join("tests/fixtures/photographs").join(name)
 }

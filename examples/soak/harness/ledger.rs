@@ -58,7 +58,7 @@ pub(crate) enum Earned {
 
 /// Collects the outcomes of all requests.
 pub(crate) struct Ledger {
-    /// How often each request has ended.
+    /// Number of times that each request has ended.
     endings: Vec<AtomicU8>,
     counts: Mutex<Counts>,
     plant: Option<Plant>,
@@ -184,7 +184,7 @@ pub(crate) struct Report {
     pub(crate) seed: u64,
     /// Requests wanted.
     pub(crate) requests: usize,
-    /// How long it took.
+    /// Duration of the soak.
     pub(crate) seconds: f64,
     /// Counts of callers and event listeners.
     #[serde(flatten)]

@@ -95,7 +95,7 @@ impl Kind {
         }
     }
 
-    /// What it takes; all together, but for the giant, take more than there is.
+    /// Memory that it takes; all together, but for the giant, take more than there is.
     pub(crate) fn footprint(self) -> Footprint {
         let shared = match self {
             Self::Large => Bytes::mib(60),
