@@ -7,8 +7,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model_actors::{Bytes, Cause, ErrorKind, Failure};
+use model_actors::{Bytes, Cause, ErrorKind};
 use serde::{Deserialize, Serialize};
+
+mod failure;
 
 /// The result of everything public in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -16,6 +18,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Ways in which registering, loading or running a model fails. [`Error::kind`] classes them.
 ///
 /// Its `Debug` form is its sentence, so that a `main` that returns a [`Result`] ends with one.
+///
+/// An error of queues, workers or memory is a variant of [`model_actors::Error`] instead. A new variant here needs its
+/// sentence, its class in [`Error::kind`] and its effect on retries in
+/// `error/failure.rs`; both match without a wildcard, so
+/// that the compiler asks for them.
 ///
 /// ```
 /// use candle_actors::{Error, ErrorKind};
@@ -267,7 +274,13 @@ impl Error {
             | Self::NoSuchFile { .. }
             | Self::RepositoryNotFound { .. }
             | Self::RevisionNotFound { .. } => ErrorKind::NotFound,
-            Self::InvalidSetting { .. } => ErrorKind::InvalidInput,
+            Self::InvalidInput(_)
+            | Self::PromptTooLong { .. }
+            | Self::ImageTooLarge { .. }
+            | Self::UnsupportedImage { .. }
+            | Self::InvalidImage { .. }
+            | Self::AddressRefused { .. }
+            | Self::InvalidSetting { .. } => ErrorKind::InvalidInput,
             Self::NoRoomForImages { after, .. } => {
                 ErrorKind::Overloaded { retry_after: (*after).max(RETRY_IMAGES_AFTER) }
             }
@@ -283,8 +296,25 @@ impl Error {
             | Self::DownloadFailed { .. } => ErrorKind::Unavailable { retry_after: None },
             Self::Stopped => ErrorKind::Cancelled,
             Self::OutOfMemory(_) => ErrorKind::OutOfMemory,
-            error if error.is_input() => ErrorKind::InvalidInput,
-            _ => ErrorKind::Internal,
+            Self::MissingFile { .. }
+            | Self::UnreadableFile { .. }
+            | Self::PickleOnly { .. }
+            | Self::InvalidConfig { .. }
+            | Self::UnsupportedArchitecture { .. }
+            | Self::UnsupportedSetting { .. }
+            | Self::CorruptWeights { .. }
+            | Self::InvalidGguf { .. }
+            | Self::SeveralGgufFiles { .. }
+            | Self::TruncatedWeights { .. }
+            | Self::MissingTensor { .. }
+            | Self::ShapeMismatch { .. }
+            | Self::UnsupportedNumbers { .. }
+            | Self::NotFinite { .. }
+            | Self::InvalidTokenizer { .. }
+            | Self::Device { .. }
+            | Self::Compute(_)
+            | Self::NotFiniteOutput
+            | Self::AccessDenied { .. } => ErrorKind::Internal,
         }
     }
 
@@ -296,37 +326,6 @@ impl Error {
     /// A computation that cannot be carried out.
     pub(crate) fn compute(reason: impl Into<String>) -> Self {
         Self::Compute(reason.into())
-    }
-
-    /// True for an error that only another input can mend.
-    fn is_input(&self) -> bool {
-        matches!(
-            self,
-            Self::InvalidInput(_)
-                | Self::PromptTooLong { .. }
-                | Self::ImageTooLarge { .. }
-                | Self::UnsupportedImage { .. }
-                | Self::InvalidImage { .. }
-                | Self::AddressRefused { .. }
-        )
-    }
-
-    /// True for an error that may not occur at the next attempt.
-    fn is_transient(&self) -> bool {
-        matches!(
-            self,
-            Self::HubUnreachable { .. }
-                | Self::RateLimited { .. }
-                | Self::HubFailed { .. }
-                | Self::TransferFailed { .. }
-                | Self::TransferStalled { .. }
-                | Self::TransferTruncated { .. }
-                | Self::ChecksumMismatch { .. }
-                | Self::UnreadableFile { .. }
-                | Self::DownloadFailed { .. }
-                | Self::Compute(_)
-                | Self::NotFiniteOutput
-        )
     }
 }
 
@@ -365,23 +364,10 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        let cause = Cause::with_data(&error);
-        match error {
-            Error::Stopped => Failure::stopped(),
-            Error::OutOfMemory(_) => Failure::out_of_memory(cause),
-            error if error.is_input() => Failure::invalid_input(cause),
-            error if error.is_transient() => Failure::failed(cause),
-            _ => Failure::permanent(cause),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model_actors::FailureKind;
+    use model_actors::{Failure, FailureKind};
 
     #[test]
     fn what_may_mend_itself_is_retried_and_the_rest_is_not() {

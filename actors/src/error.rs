@@ -73,6 +73,10 @@ impl fmt::Display for RequestPhase {
 /// can be sent to another process. `Debug` prints the same sentence as `Display`, so `fn main() -> Result`
 /// ends with a sentence.
 ///
+/// An error of loading or running candle's models is a variant of `candle_actors::Error` instead. A new variant
+/// here needs its sentence, its name in [`Error::reason`], its class in [`Error::kind`] and, if it carries a
+/// [`Cause`], a place in [`Error::cause`].
+///
 /// ```
 /// use model_actors::{Error, ErrorKind, ModelId};
 /// let model = ModelId::from("nobody/knows");
