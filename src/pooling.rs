@@ -2,6 +2,7 @@
 //! sentence-transformers model (`modules.json`), pooling, dense layers and normalisation, on the processor.
 //! The transformer is left to `models`.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
@@ -59,7 +60,8 @@ enum PoolingModes {
     Several(Vec<String>),
 }
 
-/// Ways to make one vector of token vectors. A new one is a name here and a line in `append`.
+/// Ways to make one vector of token vectors. A new one needs a variant, a row of [`Pooling::MODES`] and an arm of
+/// [`Pooling::append`]; where older files turn it on by a boolean, also a field of [`PoolingConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pooling {
     FirstToken,
@@ -72,19 +74,27 @@ enum Pooling {
     LastToken,
 }
 
+/// A pooling, its name in `pooling_mode`, and the boolean of older files that turns it on.
+type Mode = (Pooling, &'static str, fn(&PoolingConfig) -> bool);
+
 impl Pooling {
-    const NAMES: &'static str = "cls, max, mean, mean_sqrt_len_tokens, weightedmean, lasttoken";
+    /// All modes, in the order in which older files give their vectors.
+    const MODES: [Mode; 6] = [
+        (Self::FirstToken, "cls", |config| config.pooling_mode_cls_token),
+        (Self::Max, "max", |config| config.pooling_mode_max_tokens),
+        (Self::Mean, "mean", |config| config.pooling_mode_mean_tokens),
+        (Self::MeanSqrtLength, "mean_sqrt_len_tokens", |config| config.pooling_mode_mean_sqrt_len_tokens),
+        (Self::WeightedMean, "weightedmean", |config| config.pooling_mode_weightedmean_tokens),
+        (Self::LastToken, "lasttoken", |config| config.pooling_mode_lasttoken),
+    ];
 
     fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "cls" => Some(Self::FirstToken),
-            "max" => Some(Self::Max),
-            "mean" => Some(Self::Mean),
-            "mean_sqrt_len_tokens" => Some(Self::MeanSqrtLength),
-            "weightedmean" => Some(Self::WeightedMean),
-            "lasttoken" => Some(Self::LastToken),
-            _ => None,
-        }
+        Self::MODES.into_iter().find(|(_, known, _)| *known == name).map(|(pooling, ..)| pooling)
+    }
+
+    /// The names of all modes, for an error.
+    fn names() -> String {
+        Self::MODES.map(|(_, name, _)| name).join(", ")
     }
 }
 
@@ -130,8 +140,7 @@ pub(crate) struct Modules {
 
 const SENTENCE: &str = "sentence_embedding";
 const MODULES: &str = "modules.json";
-/// As many as there are kinds.
-const MAX_POOLINGS: usize = 6;
+const MAX_POOLINGS: usize = Pooling::MODES.len();
 const SUPPORTED: &str = "Transformer, Pooling, Dense, Normalize, Dropout";
 
 impl Modules {
@@ -175,7 +184,12 @@ impl Modules {
     }
 }
 
-fn unsupported(file: &str, what: &'static str, found: String, supported: &'static str) -> Error {
+fn unsupported(
+    file: &str,
+    what: &'static str,
+    found: String,
+    supported: impl Into<Cow<'static, str>>,
+) -> Error {
     Error::UnsupportedSetting {
         file: PathBuf::from(file),
         what: what.into(),
@@ -189,28 +203,19 @@ fn read_pooling(files: &Files, folder: &str, context: &LoadContext) -> Result<(V
     let file = format!("{folder}config.json");
     let config: PoolingConfig = files.required_json(&file, context)?;
     let with_prompt = config.include_prompt.unwrap_or(true);
-    let names = match config.pooling_mode {
-        Some(PoolingModes::One(name)) => vec![name],
-        Some(PoolingModes::Several(names)) => names,
+    let known = |name: String| {
+        Pooling::from_name(&name).ok_or_else(|| unsupported(&file, "the pooling", name, Pooling::names()))
+    };
+    let poolings: Vec<Pooling> = match config.pooling_mode {
+        Some(PoolingModes::One(name)) => vec![known(name)?],
+        Some(PoolingModes::Several(names)) => names.into_iter().map(known).collect::<Result<_>>()?,
         None => {
-            let chosen = [
-                (config.pooling_mode_cls_token, "cls"),
-                (config.pooling_mode_max_tokens, "max"),
-                (config.pooling_mode_mean_tokens, "mean"),
-                (config.pooling_mode_mean_sqrt_len_tokens, "mean_sqrt_len_tokens"),
-                (config.pooling_mode_weightedmean_tokens, "weightedmean"),
-                (config.pooling_mode_lasttoken, "lasttoken"),
-            ];
-            chosen.into_iter().filter(|(on, _)| *on).map(|(_, name)| name.to_owned()).collect()
+            let chosen = Pooling::MODES.into_iter().filter(|(_, _, chosen)| chosen(&config));
+            chosen.map(|(pooling, ..)| pooling).collect()
         }
     };
-    let known = |name: &String| {
-        Pooling::from_name(name)
-            .ok_or_else(|| unsupported(&file, "the pooling", name.clone(), Pooling::NAMES))
-    };
-    let poolings: Vec<Pooling> = names.iter().map(known).collect::<Result<_>>()?;
     if poolings.is_empty() {
-        return Err(unsupported(&file, "the pooling", "(none chosen)".into(), Pooling::NAMES));
+        return Err(unsupported(&file, "the pooling", "(none chosen)".into(), Pooling::names()));
     }
     if poolings.len() > MAX_POOLINGS {
         let reason = format!("{} poolings at once; at most {MAX_POOLINGS} are allowed", poolings.len());

@@ -1,7 +1,8 @@
 //! Rotary position embedding: from a model's settings, in `config.json` or a GGUF file's metadata, to the
-//! frequencies that the kernel rotates by. A way of scaling a context beyond the trained length is a line in
-//! [`RopeParameters::rope`] and a method of [`Scaling`]; they follow the papers and the reference
-//! implementation in transformers (`modeling_rope_utils.py`).
+//! frequencies that the kernel rotates by. A new scaling beyond the trained length needs an arm of
+//! [`RopeParameters::rope`] and its name in the list of the error there, a method of [`Scaling`], a field of
+//! [`RopeParameters`] for each setting of its own, and for GGUF the type's name in `models/decoder/gguf.rs`. The
+//! scalings follow their papers and the reference implementation in transformers (`modeling_rope_utils.py`).
 
 use std::f64::consts::TAU;
 use std::path::Path;
