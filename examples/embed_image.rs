@@ -22,7 +22,7 @@ use common::{Failure, show_progress};
 use images::{shown, source};
 use vectors::similarity;
 
-/// Images that the default model was not trained on.
+/// Images that are not in the default model's training data.
 const EXAMPLES: [&str; 4] = [
     concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes/held_out/000.png"),
     concat!(env!("CARGO_MANIFEST_DIR"), "/models/shapes/held_out/001.png"),

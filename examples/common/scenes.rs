@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_actors::ImageSource;
 use serde::Deserialize;
 
-/// `models/shapes/held_out/held_out.json`: scenes that no training saw, and requests for stories.
+/// `models/shapes/held_out/held_out.json`: scenes not in the training data, and requests for stories.
 #[derive(Deserialize)]
 pub(crate) struct HeldOut {
     /// Number of images among which a text has to find its own.

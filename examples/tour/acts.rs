@@ -218,7 +218,7 @@ impl Acts {
     }
 
     async fn paint(&self) -> Outcome<Vec<Picture>> {
-        self.stage.act("Text to image: three pictures that no training saw, a step each in turn").await;
+        self.stage.act("Text to image: three pictures not in the training data, a step each in turn").await;
         let painter = self.engine.text_to_image("painter")?;
         // So that the pictures are shared out over both workers.
         painter.model().preload().await?;
