@@ -24,7 +24,7 @@ mod gguf;
 mod pooling;
 mod generation;
 mod image_input;
-mod pixels;
+mod preprocessing;
 mod resources;
 mod registration;
 mod models;

@@ -35,7 +35,7 @@ use crate::limits::GenerationLimits;
 use crate::models::config_file::{with_defaults, without_nulls};
 use crate::models::passes::PROMPT_ROWS;
 use crate::models::towers::VisionTower;
-use crate::pixels::{Preprocessing, Processor};
+use crate::preprocessing::{Preprocessing, Processor};
 use crate::source::{Files, read_json};
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;

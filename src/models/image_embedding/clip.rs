@@ -14,7 +14,7 @@ use crate::families::Family;
 use crate::models::towers::VisionTower;
 use crate::models::towers::clip::{ClipText, Projection, TextConfig, VisionConfig};
 use crate::models::transformer::{Norm, SafeTensors};
-use crate::pixels::Processor;
+use crate::preprocessing::Processor;
 use crate::weights::WeightFiles;
 
 /// The family's entry in the list.

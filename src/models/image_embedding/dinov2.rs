@@ -14,7 +14,7 @@ use crate::families::Family;
 use crate::models::towers::VisionTower;
 use crate::models::towers::dinov2::{Dinov2Config, Registers};
 use crate::models::transformer::{Norm, SafeTensors};
-use crate::pixels::Processor;
+use crate::preprocessing::Processor;
 use crate::weights::WeightFiles;
 
 /// The family's entry in the list.

@@ -13,7 +13,7 @@ use crate::limits::MAX_IMAGE_ROWS;
 use crate::loader;
 use crate::models::config_file;
 use crate::models::passes::PASS_ROWS;
-use crate::pixels::{MAX_SIDE, Preprocessing, Size};
+use crate::preprocessing::{MAX_SIDE, Preprocessing, Size};
 use crate::source::{Files, read_json};
 use crate::weights::WeightFiles;
 

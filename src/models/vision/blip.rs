@@ -19,7 +19,7 @@ use crate::families::{Family, parse};
 use crate::models::config_file::{invalid, unsupported};
 use crate::models::towers::{CLIP_BLOCKS, Patches, Positions, Resampling, VisionSettings, VisionTower};
 use crate::models::transformer::{self, Bias, Names, Norm, QkvNames, SafeTensors, TransformerConfig};
-use crate::pixels::{Preprocessing, Processor};
+use crate::preprocessing::{Preprocessing, Processor};
 use crate::source::Files;
 use crate::tokens::{Specials, Tokens};
 use crate::weights::WeightFiles;

@@ -23,7 +23,7 @@ use crate::models::decoder::{self, DecoderConfig};
 use crate::models::towers::clip::VisionConfig;
 use crate::models::towers::{VisionTower, pick};
 use crate::models::transformer::{Bias, Projection, SafeTensors};
-use crate::pixels::{Preprocessing, Processor};
+use crate::preprocessing::{Preprocessing, Processor};
 use crate::source::Files;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;

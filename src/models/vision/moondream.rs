@@ -28,7 +28,7 @@ use crate::models::transformer::{
     self, Bias, Names, Norm, NormPlacement, Projection, QkvNames, SafeTensors, Sizes, TransformerConfig,
     UpNames, check_side,
 };
-use crate::pixels::Scaling;
+use crate::preprocessing::Scaling;
 use crate::source::Files;
 use crate::tokens::{Specials, Tokens};
 use crate::weights::WeightFiles;

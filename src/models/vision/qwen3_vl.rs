@@ -21,7 +21,7 @@ use crate::families::{self, Family};
 use crate::kernels::rotary::Position;
 use crate::models::decoder::{self, DecoderConfig};
 use crate::models::transformer::{SafeTensors, Workload};
-use crate::pixels::Scaling;
+use crate::preprocessing::Scaling;
 use crate::source::Files;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;

@@ -11,7 +11,7 @@ use super::{Answer, LoadedModel, Network, Prompt, Unfinished};
 use crate::error::{Error, Result};
 use crate::generation::Generation;
 use crate::models::continuous_batching::{Logits, Start, blocks};
-use crate::pixels::check;
+use crate::preprocessing::check;
 
 /// A request that is being served.
 pub(crate) struct Asked {

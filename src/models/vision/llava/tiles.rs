@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::pixels::{Filter, MAX_SIDE, Preprocessing, resize, window};
+use crate::preprocessing::{Filter, MAX_SIDE, Preprocessing, resize, window};
 
 /// Most grids that a configuration may offer.
 const MAX_GRIDS: usize = 64;

@@ -7,7 +7,7 @@ use model_actors::Picture;
 
 use crate::error::Result;
 use crate::kernels::with_values;
-use crate::pixels::{Filter, MAX_SIDE, resize, window};
+use crate::preprocessing::{Filter, MAX_SIDE, resize, window};
 
 /// Most crops that a configuration may ask for.
 const MAX_CROPS: usize = 64;

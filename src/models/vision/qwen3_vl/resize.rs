@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::families::parse;
-use crate::pixels::{Filter, MAX_PIXELS, resize};
+use crate::preprocessing::{Filter, MAX_PIXELS, resize};
 
 /// Largest ratio of a longer side to a shorter.
 const MAX_ASPECT: f64 = 200.0;
