@@ -21,7 +21,7 @@ mod checks;
 mod settings;
 pub(crate) mod base64;
 mod content;
-mod pixels;
+mod to_rgb;
 mod decode;
 mod file;
 #[cfg(feature = "image-urls")]

@@ -12,7 +12,8 @@ use model_actors::Picture;
 
 use crate::error::{Error, Result};
 use crate::image_input::checks::too_large;
-use crate::image_input::{content, pixels};
+use crate::image_input::content;
+use crate::image_input::to_rgb::to_rgb;
 use crate::limits::ImageLimits;
 
 /// Bytes a pixel of the picture that comes out, and of its copy while it is turned.
@@ -79,7 +80,7 @@ fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
     }
     decoder.set_limits(room).map_err(name_error)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let rgb = pixels::to_rgb(DynamicImage::from_decoder(decoder).map_err(name_error)?)?;
+    let rgb = to_rgb(DynamicImage::from_decoder(decoder).map_err(name_error)?)?;
     let mut image = DynamicImage::ImageRgb8(rgb);
     image.apply_orientation(orientation);
     let rgb = image.into_rgb8();
