@@ -15,7 +15,7 @@ mod hub_settings;
 #[cfg(feature = "hub")]
 mod hub;
 mod source;
-mod families;
+mod architecture;
 mod loader;
 mod weights;
 mod tokens;

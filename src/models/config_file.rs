@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use model_actors::LoadContext;
 use serde_json::{Map, Value};
 
+use crate::architecture::{self, Family};
 use crate::error::{Error, Result};
-use crate::families::{self, Family};
 use crate::gguf::GgufFile;
 use crate::kernels::Activation;
 use crate::source::Files;
@@ -36,13 +36,13 @@ pub(super) fn find<A>(
     context: &LoadContext,
 ) -> Result<PathBuf> {
     if files.is_gguf() {
-        return Err(families::unsupported(list, capability, name_in_gguf(files.root())));
+        return Err(architecture::unsupported(list, capability, name_in_gguf(files.root())));
     }
     if let Some(path) = files.optional(name, context)? {
         return Ok(path);
     }
     match (other_kind(files, name, context)?, files.pickle("")) {
-        (Some(found), _) => Err(families::unsupported(list, capability, found)),
+        (Some(found), _) => Err(architecture::unsupported(list, capability, found)),
         (None, Some(file)) => Err(Error::PickleOnly { model: files.name(), file }),
         (None, None) => Err(files.missing(name, context)),
     }
@@ -52,7 +52,7 @@ pub(super) fn find<A>(
 fn other_kind(files: &Files, lacking: &str, context: &LoadContext) -> Result<Option<String>> {
     for name in NAMES.into_iter().filter(|name| !lacking.ends_with(name)) {
         if let Some(config) = files.optional_json::<Value>(name, context)? {
-            return Ok(Some(families::name_in(&config)));
+            return Ok(Some(architecture::name_in(&config)));
         }
     }
     match files.gguf(context) {

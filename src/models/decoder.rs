@@ -22,7 +22,7 @@ mod tests;
 #[cfg(test)]
 mod speed;
 
-use crate::families::Family;
+use crate::architecture::Family;
 pub(crate) use config::{DecoderConfig, Embeddings, Head};
 pub(crate) use model::Decoder;
 pub(crate) use names::DecoderNames;

@@ -15,9 +15,9 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, Footprint, LoadContext, Picture};
 
+use crate::architecture::Family;
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
-use crate::families::Family;
 use crate::limits::MAX_IMAGE_ROWS;
 use crate::loader::{WorkerModel, standalone_model};
 use crate::pooling::normalize;

@@ -23,9 +23,9 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, EmbedPrompt, EmbedTexts, Footprint, LoadContext};
 
+use crate::architecture::Family;
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
-use crate::families::Family;
 use crate::loader::{WorkerModel, standalone_model};
 use crate::models::passes::passes;
 use crate::pooling::{Head, normalize};

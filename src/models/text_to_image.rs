@@ -35,8 +35,8 @@ mod worker_tests;
 
 use model_actors::PaintImage;
 
+use crate::architecture::Family;
 use crate::error::{Error, Result};
-use crate::families::Family;
 pub use model::TextToImageModel;
 use pipeline::Read;
 

@@ -28,9 +28,9 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, Footprint, LoadContext, Picture};
 use serde_json::{Map, Value};
 
+use crate::architecture::Family;
 use crate::device::Compute;
 use crate::error::Result;
-use crate::families::Family;
 use crate::limits::GenerationLimits;
 use crate::models::config_file::{with_defaults, without_nulls};
 use crate::models::passes::PROMPT_ROWS;

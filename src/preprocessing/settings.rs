@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Filter, MAX_SIDE, centre_crop, check, check_sides, resize};
+use crate::architecture::parse;
 use crate::error::{Error, Result};
-use crate::families::parse;
 use crate::source::{Files, read_json};
 
 /// Image processor of transformers whose defaults hold where the file does not say.

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::config::{DecoderConfig, Embeddings};
 use super::names::GEMMA;
 use super::settings::Settings;
+use crate::architecture::{Family, parse};
 use crate::error::Result;
-use crate::families::{Family, parse};
 use crate::models::config_file::{unsupported, with_defaults};
 use crate::models::transformer::{Bias, Biases, NormKind, NormPlacement};
 

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::config::DecoderConfig;
 use super::settings::Settings;
+use crate::architecture::{Family, parse};
 use crate::error::Result;
-use crate::families::{Family, parse};
 use crate::models::transformer::Biases;
 
 /// The family's entry in the list.

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::config::DecoderConfig;
 use super::names::PHI3;
 use super::settings::Settings;
+use crate::architecture::Family;
 use crate::error::Result;
-use crate::families::Family;
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::config::{DecoderConfig, Embeddings, Head};
 use super::names::LLAMA;
+use crate::architecture::parse;
 use crate::error::Result;
-use crate::families::parse;
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::{activation, unsupported, with_defaults};
 use crate::models::transformer::{

@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::names::LLAMA;
 use super::{Decoder, FAMILIES, load};
+use crate::architecture;
 use crate::error::Result;
-use crate::families;
 use crate::kernels::ggml::GgmlType;
 use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
 use crate::kernels::random;
@@ -46,7 +46,7 @@ fn decoder(weights: Random) -> Decoder {
         "model_type": "llama", "vocab_size": 16000, "hidden_size": 768, "intermediate_size": 3072,
         "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": 4, "tie_word_embeddings": true
     });
-    let config = families::find(FAMILIES, "text to text", "config.json".as_ref(), &config).unwrap();
+    let config = architecture::find(FAMILIES, "text to text", "config.json".as_ref(), &config).unwrap();
     load::load(&config, config.names, &weights, &weights, &Device::Cpu).unwrap()
 }
 

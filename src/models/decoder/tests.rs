@@ -9,8 +9,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::architecture;
 use crate::error::{Error, Result};
-use crate::families;
 use crate::gguf::GgufFile;
 use crate::models::folders::families_of;
 use crate::models::transformer::{Cache, Segment};
@@ -44,7 +44,7 @@ fn by_kind() -> (Vec<String>, Vec<String>) {
 }
 
 fn find(file: &Path, config: &Value) -> Result<DecoderConfig> {
-    families::find(FAMILIES, "text to text", file, config)
+    architecture::find(FAMILIES, "text to text", file, config)
 }
 
 fn open(path: &Path) -> Files {

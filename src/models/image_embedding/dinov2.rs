@@ -9,8 +9,8 @@ use model_actors::{Bytes, LoadContext};
 use serde_json::Value;
 
 use super::{Architecture, Encoder, TextSide, Watch};
+use crate::architecture::Family;
 use crate::error::{Error, Result};
-use crate::families::Family;
 use crate::models::towers::VisionTower;
 use crate::models::towers::dinov2::{Dinov2Config, Registers};
 use crate::models::transformer::{Norm, SafeTensors};

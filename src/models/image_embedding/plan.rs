@@ -6,9 +6,9 @@ use model_actors::{Footprint, ImageEmbedding, LoadContext, LoadStage};
 
 use super::inputs::TextPlan;
 use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, THREAD_SCRATCH};
+use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::families;
 use crate::limits::MAX_IMAGE_ROWS;
 use crate::loader;
 use crate::models::config_file;
@@ -33,7 +33,7 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
-        let architecture = families::find(FAMILIES, CAPABILITY, &config, &read_json(&config)?)?;
+        let architecture = architecture::find(FAMILIES, CAPABILITY, &config, &read_json(&config)?)?;
         let preprocessing = Preprocessing::open(&files, architecture.processor(), context)?;
         if let Some(side) = architecture.side()
             && preprocessing.exact() != Some((side, side))

@@ -9,8 +9,8 @@ use model_actors::{Bytes, LoadContext};
 use serde_json::Value;
 
 use super::{Architecture, CAPABILITY, Encoder, TokenBatch, Watch};
+use crate::architecture;
 use crate::error::Result;
-use crate::families;
 use crate::models::decoder::{self, Decoder, DecoderConfig};
 use crate::weights::WeightFiles;
 
@@ -30,9 +30,9 @@ impl Embedder {
     /// Reads the decoder's part of a configuration.
     ///
     /// # Errors
-    /// As [`families::find`].
+    /// As [`architecture::find`].
     pub(super) fn read(file: &Path, config: &Value, sight: Sight) -> Result<Self> {
-        let decoder = families::find(decoder::FAMILIES, CAPABILITY, file, config)?.without_logits();
+        let decoder = architecture::find(decoder::FAMILIES, CAPABILITY, file, config)?.without_logits();
         Ok(Self(match sight {
             Sight::Back => decoder,
             Sight::Everywhere => decoder.bidirectional(),

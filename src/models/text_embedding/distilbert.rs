@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::Architecture;
 use super::encoder::TextEncoder;
+use crate::architecture::{Family, parse};
 use crate::error::Result;
-use crate::families::{Family, parse};
 use crate::models::config_file::{activation, with_defaults};
 use crate::models::towers::{PositionsConfig, TextTowerConfig, TextTowerNames};
 use crate::models::transformer::{Names, NormPlacement, QkvNames, Sizes, TransformerConfig, UpNames};

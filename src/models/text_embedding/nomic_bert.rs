@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::Architecture;
 use super::encoder::TextEncoder;
+use crate::architecture::{Family, parse};
 use crate::error::Result;
-use crate::families::{Family, parse};
 use crate::kernels::Activation;
 use crate::models::config_file::{unsupported, with_defaults};
 use crate::models::towers::{PositionsConfig, TextTowerConfig, TextTowerNames};

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::decoding::{Embedder, Sight};
 use super::{Architecture, Encoder, TokenBatch, Watch};
+use crate::architecture::{Family, parse};
 use crate::error::Result;
-use crate::families::{Family, parse};
 use crate::kernels::Activation;
 use crate::models::config_file::{invalid, unsupported, with_defaults};
 use crate::models::decoder::Decoder;

@@ -8,9 +8,9 @@ use model_actors::{Footprint, LoadContext, LoadStage, TextEmbedding};
 use serde::Deserialize;
 
 use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, THREAD_SCRATCH};
+use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::families;
 use crate::loader;
 use crate::models::config_file;
 use crate::models::passes::PASS_ROWS;
@@ -119,8 +119,8 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         let name = format!("{folder}config.json");
         let config = config_file::find(&files, &name, FAMILIES, CAPABILITY, context)?;
         let json = read_json(&config)?;
-        let architecture = families::find(FAMILIES, CAPABILITY, &config, &json)?;
-        let Matryoshka { matryoshka_dimensions: shorter } = families::parse(&config, &json)?;
+        let architecture = architecture::find(FAMILIES, CAPABILITY, &config, &json)?;
+        let Matryoshka { matryoshka_dimensions: shorter } = architecture::parse(&config, &json)?;
         let sentence = SentenceConfig::read(&files, &folder, context)?;
         let names: TokenizerConfig =
             files.optional_json(&format!("{folder}tokenizer_config.json"), context)?.unwrap_or_default();

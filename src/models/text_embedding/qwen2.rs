@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::Architecture;
 use super::decoding::{Embedder, Sight};
+use crate::architecture::{Family, parse};
 use crate::error::Result;
-use crate::families::{Family, parse};
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {

@@ -4,7 +4,7 @@
 use super::Architecture;
 use super::decoding::Embedder;
 use super::qwen2::sight;
-use crate::families::Family;
+use crate::architecture::Family;
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {

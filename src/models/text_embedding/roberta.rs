@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::encoder::TextEncoder;
 use super::{Architecture, bert};
+use crate::architecture::{Family, parse};
 use crate::error::Result;
-use crate::families::{Family, parse};
 use crate::models::config_file::{invalid, with_defaults};
 use crate::models::towers::{PositionsConfig, TextTowerConfig};
 

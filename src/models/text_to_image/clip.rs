@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::pipeline::Watch;
 use super::prompt::{PromptTokens, TokenizerFiles};
 use super::repository::Repository;
+use crate::architecture::parse;
 use crate::error::Result;
-use crate::families::parse;
 use crate::models::towers::clip::{ClipText, Projection, TextConfig};
 use crate::weights::WeightReader;
 

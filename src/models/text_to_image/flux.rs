@@ -17,8 +17,8 @@ use super::pipeline::{
 };
 use super::repository::{Component, ComponentWeights, Repository, invalid};
 use super::t5::{self, T5, T5Config};
+use crate::architecture::Family;
 use crate::error::{Error, Result};
-use crate::families::Family;
 use transformer::{SIDE, Transformer, TransformerConfig};
 
 /// The family's entry in the list.

@@ -10,9 +10,9 @@ use serde_json::json;
 use super::pipeline::{Architecture, Pipeline, Settings};
 use super::repository::{ComponentWeights, Repository};
 use super::{CAPABILITY, FAMILIES};
+use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::families;
 use crate::limits::MAX_PAINTED_PIXELS;
 use crate::loader;
 use crate::source::Files;
@@ -42,7 +42,7 @@ impl loader::LoadPlan for TextToImagePlan {
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let repository = Repository::open(&files, FAMILIES, CAPABILITY, context)?;
         let class = json!({"model_type": repository.class()?});
-        let read = families::find(FAMILIES, CAPABILITY, &repository.path, &class)?;
+        let read = architecture::find(FAMILIES, CAPABILITY, &repository.path, &class)?;
         let architecture = read(&repository)?;
         Ok(Self { files, architecture })
     }

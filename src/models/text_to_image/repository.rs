@@ -7,8 +7,8 @@ use model_actors::{Bytes, LoadContext};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::architecture::{Family, parse};
 use crate::error::{Error, Result};
-use crate::families::{Family, parse};
 use crate::models::config_file;
 use crate::source::{Files, read_json};
 use crate::weights::WeightFiles;

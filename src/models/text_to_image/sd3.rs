@@ -15,8 +15,8 @@ use super::pipeline::{
 };
 use super::repository::{Component, ComponentWeights, Repository, invalid};
 use super::t5::{self, T5, T5Config};
+use crate::architecture::Family;
 use crate::error::{Error, Result};
-use crate::families::Family;
 use transformer::{Transformer, TransformerConfig};
 
 /// The family's entry in the list.

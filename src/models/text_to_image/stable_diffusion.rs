@@ -14,8 +14,8 @@ use super::pipeline::{
 use super::repository::{Component, ComponentWeights, Repository, invalid};
 use super::schedule::Schedule;
 use super::unet::{self, Unet, UnetConfig};
+use crate::architecture::Family;
 use crate::error::Result;
-use crate::families::Family;
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<Read> =

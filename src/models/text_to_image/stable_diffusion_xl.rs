@@ -15,8 +15,8 @@ use super::pipeline::{
 use super::repository::{Component, ComponentWeights, Repository, invalid};
 use super::stable_diffusion::{LoadedNetwork, Network};
 use super::unet;
+use crate::architecture::{Family, parse};
 use crate::error::Result;
-use crate::families::{Family, parse};
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<Read> =

@@ -7,9 +7,9 @@ use model_actors::{Bytes, Footprint, LoadContext, LoadStage, TextToText};
 use serde::Deserialize;
 
 use super::LoadedModel;
+use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::families;
 use crate::generation::{self, ChatTemplate, SpecialTokens};
 use crate::gguf::GgufFile;
 use crate::limits::GenerationLimits;
@@ -122,7 +122,7 @@ impl loader::LoadPlan for TextToTextPlan {
 impl TextToTextPlan {
     fn read_folder(files: Files, context: &LoadContext) -> Result<Self> {
         let file = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
-        let config = families::find(FAMILIES, CAPABILITY, &file, &read_json(&file)?)?;
+        let config = architecture::find(FAMILIES, CAPABILITY, &file, &read_json(&file)?)?;
         let settings: GenerationConfig =
             files.optional_json("generation_config.json", context)?.unwrap_or_default();
         let mut end_tokens = config.end_tokens.clone();

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use super::positions::{Positions, Resampling};
 use super::settings::{check_image, side};
 use super::vision::{Patches, VisionTower};
+use crate::architecture::parse;
 use crate::error::Result;
-use crate::families::parse;
 use crate::kernels::Activation;
 use crate::models::config_file::{activation, invalid, with_defaults, without_nulls};
 use crate::models::transformer::{

@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use crate::architecture::parse;
 use crate::error::Result;
-use crate::families::parse;
 use crate::limits::MAX_MODEL_SIDE;
 use crate::models::config_file::{activation, invalid, unsupported, with_defaults, without_nulls};
 use crate::models::transformer::{

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::architecture::parse;
 use crate::error::Result;
-use crate::families::parse;
 use crate::kernels::rotary::{Position, RopeTable, RotaryEmbedding};
 use crate::models::config_file::{MAX_SIDE, invalid, unsupported};
 

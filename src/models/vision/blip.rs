@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{Architecture, ImageRows, Network, Prompt, Unfinished, WorkerMemory, misfit};
+use crate::architecture::{Family, parse};
 use crate::error::Result;
-use crate::families::{Family, parse};
 use crate::models::config_file::{invalid, unsupported};
 use crate::models::towers::{CLIP_BLOCKS, Patches, Positions, Resampling, VisionSettings, VisionTower};
 use crate::models::transformer::{self, Bias, Names, Norm, QkvNames, SafeTensors, TransformerConfig};

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use super::chat::{Chat, part};
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{Architecture, CAPABILITY, ImageRows, Network, Prompt, Unfinished, WorkerMemory, misfit};
+use crate::architecture::{self, Family, parse};
 use crate::error::{Error, Result};
-use crate::families::{self, Family, parse};
 use crate::kernels::Activation;
 use crate::models::config_file::{activation, invalid, unsupported, with_defaults};
 use crate::models::decoder::{self, DecoderConfig};
@@ -125,7 +125,7 @@ impl Config {
         let text = part(config, "text_config");
         let fallback = json!({"model_type": "llama"});
         let text = if text.is_object() { text } else { &fallback };
-        let text = families::find(decoder::FAMILIES, CAPABILITY, file, text)?;
+        let text = architecture::find(decoder::FAMILIES, CAPABILITY, file, text)?;
         Ok(Self { file: file.to_owned(), vision, text, settings, activation, tiles, rest: None })
     }
 

@@ -7,9 +7,9 @@ use model_actors::{Bytes, Footprint, LoadContext, LoadStage, Vision};
 
 use super::request::room;
 use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PROMPT_ROWS, THREAD_SCRATCH, WorkerMemory};
+use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::families;
 use crate::limits::GenerationLimits;
 use crate::loader;
 use crate::models::config_file;
@@ -32,7 +32,7 @@ impl loader::LoadPlan for VisionPlan {
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
-        let mut architecture = families::find(FAMILIES, CAPABILITY, &config, &read_json(&config)?)?;
+        let mut architecture = architecture::find(FAMILIES, CAPABILITY, &config, &read_json(&config)?)?;
         architecture.complete(&files, context)?;
         let tokenizer = files.required("tokenizer.json", context)?;
         Ok(Self { files, architecture, tokenizer, limits: GenerationLimits::default() })

@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 use super::chat::{Chat, part};
 use super::language_model::{Answer, ImagePlace, LanguageModel};
 use super::{Architecture, CAPABILITY, ImageRows, Network, Prompt, Unfinished, WorkerMemory, misfit};
+use crate::architecture::{self, Family};
 use crate::error::{Error, Result};
-use crate::families::{self, Family};
 use crate::kernels::rotary::Position;
 use crate::models::decoder::{self, DecoderConfig};
 use crate::models::transformer::{SafeTensors, Workload};
@@ -50,7 +50,7 @@ impl Config {
     fn read(file: &Path, config: &Value) -> Result<Self> {
         let tower = TowerConfig::read(file, part(config, "vision_config"))?;
         let text = text_config(config);
-        let text = families::find(decoder::FAMILIES, CAPABILITY, file, &text)?;
+        let text = architecture::find(decoder::FAMILIES, CAPABILITY, file, &text)?;
         let invalid = |reason: String| Error::InvalidConfig { file: file.to_owned(), reason };
         if tower.out_hidden_size != text.width() {
             let (out, width) = (tower.out_hidden_size, text.width());

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::architecture::parse;
 use crate::error::Result;
-use crate::families::parse;
 use crate::kernels::AttentionMask;
 use crate::models::config_file::{activation, invalid, with_defaults, without_nulls};
 use crate::models::decoder::{DecoderConfig, DecoderNames, Embeddings, Head};

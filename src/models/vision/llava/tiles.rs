@@ -8,8 +8,8 @@ use std::path::Path;
 use model_actors::Picture;
 use serde_json::Value;
 
+use crate::architecture::parse;
 use crate::error::{Error, Result};
-use crate::families::parse;
 use crate::preprocessing::{Filter, MAX_SIDE, Preprocessing, resize, window};
 
 /// Most grids that a configuration may offer.

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::EPSILON;
+use crate::architecture::parse;
 use crate::error::Result;
-use crate::families::parse;
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::{invalid, unsupported, with_defaults, without_nulls};
 use crate::models::decoder::{DecoderConfig, DecoderNames, Embeddings, Head};

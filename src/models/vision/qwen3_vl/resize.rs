@@ -7,8 +7,8 @@ use model_actors::Picture;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::architecture::parse;
 use crate::error::{Error, Result};
-use crate::families::parse;
 use crate::preprocessing::{Filter, MAX_PIXELS, resize};
 
 /// Largest ratio of a longer side to a shorter.

@@ -11,8 +11,8 @@ use model_actors::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::architecture::parse;
 use crate::error::Result;
-use crate::families::parse;
 use crate::kernels::rotary::Position;
 use crate::kernels::{Activation, Linear, patchify, scaled_dot_product_attention, with_values};
 use crate::limits::MAX_MODEL_SIDE;

@@ -1,5 +1,6 @@
-//! Detection of a model's architecture from its own `config.json`: each capability has a list of families, and the first
-//! whose names match reads the rest of the file. The computation of a family is left to its file.
+//! Detection of a model's architecture from its own `config.json`: the first entry of a list of families whose names
+//! match reads the rest of the file. The lists are with each capability's module in `models`, and `models/decoder.rs`
+//! has that of the language models; the computation of a family is left to its file.
 
 use std::borrow::Cow;
 use std::path::Path;
