@@ -22,7 +22,7 @@ use crate::progress::Clock;
 use crate::status::{MemoryStatus, SystemStatus};
 use crate::telemetry::{Event, Events, EvictionReason, metric};
 use eviction::{Offer, PoolIndex, relieve};
-use room::{RoomAsk, RoomDesk, RoomEffect, RoomInput};
+use room::{LoadQueue, RoomAsk, RoomEffect, RoomInput};
 
 /// A command to a pool from maintenance or the system.
 pub(crate) enum PoolCommand {
@@ -102,7 +102,7 @@ pub(crate) struct MaintenanceArguments {
 pub(crate) struct MaintenanceState {
     arguments: MaintenanceArguments,
     pools: Vec<Option<DerivedActorRef<PoolCommand>>>,
-    desk: RoomDesk,
+    load_queue: LoadQueue,
     room_alarm: Alarm,
     cooldowns: Vec<Time>,
     cooldown_alarm: Alarm,
@@ -156,7 +156,7 @@ impl Actor for Maintenance {
         });
         Ok(MaintenanceState {
             pools: vec![None; arguments.pools],
-            desk: RoomDesk::new(arguments.pools),
+            load_queue: LoadQueue::new(arguments.pools),
             room_alarm: Alarm::unset(),
             cooldowns: vec![Time::NEVER; arguments.pools],
             cooldown_alarm: Alarm::unset(),
@@ -275,19 +275,19 @@ impl MaintenanceState {
     }
 
     fn set_room_alarm(&mut self, myself: &ActorRef<MaintenanceMessage>) {
-        let (maintenance, at) = (myself.clone(), self.desk.alarm());
+        let (maintenance, at) = (myself.clone(), self.load_queue.alarm());
         self.room_alarm.set(self.arguments.clock, at, move || {
             let _ = maintenance.send_message(MaintenanceMessage::RoomAlarm);
         });
     }
 
-    /// Gives the desk an input and carries out what follows, grants included, until nothing more does.
+    /// Gives the load queue an input and carries out what follows, grants included, until nothing more does.
     fn room(&mut self, input: RoomInput) {
         let mut inputs = vec![input];
         while let Some(input) = inputs.pop() {
             let mut effects = Vec::new();
             let now = self.arguments.clock.now();
-            self.desk.handle(now, input, &self.ledgers(), &mut effects);
+            self.load_queue.handle(now, input, &self.ledgers(), &mut effects);
             for effect in effects {
                 match effect {
                     RoomEffect::Poll => self.tell_all(|| PoolCommand::Offer),
@@ -302,7 +302,7 @@ impl MaintenanceState {
             }
         }
         for (device, budget) in self.arguments.budgets.iter() {
-            budget.set_waiting(self.desk.waiting(device));
+            budget.set_waiting(self.load_queue.waiting(device));
         }
     }
 

@@ -102,7 +102,7 @@ type OnRelease = Box<dyn Fn() + Send + Sync>;
 pub(crate) struct Budget {
     device: Device,
     ledger: Mutex<Ledger>,
-    /// Number of loads that wait for room here at maintenance's desk. While there is one, nobody may overtake
+    /// Number of loads that wait for room here in the load queue of maintenance. While there is one, nobody may overtake
     /// it.
     waiting: AtomicUsize,
     on_release: Mutex<Option<OnRelease>>,

@@ -1,4 +1,4 @@
-//! The queue of loads that wait for room, first come, first served on each device. A pure desk: its inputs
+//! The queue of loads that wait for room, first come, first served on each device. A pure state machine: its inputs
 //! are asks, the offers of the pools and bytes that came back; its effects grant, deny and evict. `eviction`
 //! chooses the workers; the maintenance actor takes the leases and sends the messages.
 
@@ -24,7 +24,7 @@ pub struct RoomAsk {
     pub worker: WorkerId,
 }
 
-/// An input of the desk.
+/// An input of the queue.
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
 pub enum RoomInput {
@@ -43,11 +43,11 @@ pub enum RoomInput {
     Granted { ask: RoomAsk },
     /// Somebody was faster: the lease of a grant could not be taken.
     GrantFailed { ask: RoomAsk },
-    /// The moment that [`RoomDesk::alarm`] named has come.
+    /// The moment that [`LoadQueue::alarm`] named has come.
     Tick,
 }
 
-/// An effect that the desk asks for.
+/// An effect that the queue asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
 pub enum RoomEffect {
@@ -86,9 +86,9 @@ struct Round {
     ends: Time,
 }
 
-/// The desk at which loads wait for room.
+/// Queue of loads that wait for memory, as a pure state machine.
 #[derive(Debug)]
-pub struct RoomDesk {
+pub struct LoadQueue {
     pools: usize,
     lines: BTreeMap<Device, VecDeque<Waiting>>,
     round: Option<Round>,
@@ -96,8 +96,8 @@ pub struct RoomDesk {
     poll_at: Time,
 }
 
-impl RoomDesk {
-    /// A desk at which nobody waits.
+impl LoadQueue {
+    /// An empty queue.
     pub fn new(pools: usize) -> Self {
         Self { pools, lines: BTreeMap::new(), round: None, poll_at: Time::ZERO }
     }

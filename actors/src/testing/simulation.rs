@@ -1,4 +1,4 @@
-//! The pure core under a virtual clock: two or three pools with several models each, one room desk, real
+//! The pure core under a virtual clock: two or three pools with several models each, one load queue, real
 //! ledgers, and a simulated world of callers, threads and messages in which every step can fail. After every
 //! event the invariants of the design are checked. One seed is one history, the same each time, so a
 //! violation can be replayed.

@@ -308,8 +308,8 @@ impl World {
         self.check("bytes are back", |_| charged == Bytes::ZERO, || format!("{charged} are still charged"));
         self.check(
             "nobody waits for room",
-            |world| world.desk.is_empty(),
-            || "the desk is not empty".to_owned(),
+            |world| world.load_queue.is_empty(),
+            || "the load queue is not empty".to_owned(),
         );
         for pool in 0..self.pools.len() {
             let state = &self.pools[pool];

@@ -1,4 +1,4 @@
-//! Maintenance: leases, the room desk, relief, pressure and health checks.
+//! Maintenance: leases, the load queue, relief, pressure and health checks.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ impl World {
             held.0 -= bytes.0;
         }
         self.check_bytes(device);
-        self.after(Duration::from_micros(10), Event::ToDesk(RoomInput::Released));
+        self.after(Duration::from_micros(10), Event::ToLoadQueue(RoomInput::Released));
     }
 
     pub(super) fn drop_lease(&mut self, lease: Option<(Device, Bytes)>) {
@@ -59,7 +59,7 @@ impl World {
         };
         self.pools[pool].asks.insert(worker);
         let ask = RoomAsk { pool: PoolIndex(pool), worker };
-        self.tell_maintenance(pool, Event::ToDesk(RoomInput::Ask { ask, model, device, needed, until }));
+        self.tell_maintenance(pool, Event::ToLoadQueue(RoomInput::Ask { ask, model, device, needed, until }));
     }
 
     pub(super) fn cancel_reserve(&mut self, pool: usize, worker: WorkerId) {
@@ -74,7 +74,7 @@ impl World {
         if room.asked {
             self.pools[pool].asks.remove(&worker);
             let ask = RoomAsk { pool: PoolIndex(pool), worker };
-            self.tell_maintenance(pool, Event::ToDesk(RoomInput::Withdraw { ask }));
+            self.tell_maintenance(pool, Event::ToLoadQueue(RoomInput::Withdraw { ask }));
         }
     }
 
@@ -96,13 +96,13 @@ impl World {
         self.feed(pool, input);
     }
 
-    pub(super) fn desk(&mut self, input: RoomInput) {
+    pub(super) fn load_queue(&mut self, input: RoomInput) {
         let mut inputs = vec![input];
         while let Some(input) = inputs.pop() {
             let mut effects = Vec::new();
-            self.desk.handle(self.now, input, &self.ledgers, &mut effects);
+            self.load_queue.handle(self.now, input, &self.ledgers, &mut effects);
             for effect in effects {
-                self.note(|| format!("    desk => {effect:?}"));
+                self.note(|| format!("    load queue => {effect:?}"));
                 match effect {
                     RoomEffect::Poll => {
                         for pool in 0..self.pools.len() {
@@ -132,7 +132,7 @@ impl World {
                 }
             }
         }
-        let alarm = self.desk.alarm();
+        let alarm = self.load_queue.alarm();
         if alarm < self.desk_at {
             self.desk_at = alarm;
             self.at(alarm, Event::DeskAlarm);
@@ -150,7 +150,7 @@ impl World {
         }
         let index = PoolIndex(pool);
         let offers = self.pools[pool].scheduler.offers(self.now, index);
-        self.tell_maintenance(pool, Event::ToDesk(RoomInput::Offers { pool: index, offers }));
+        self.tell_maintenance(pool, Event::ToLoadQueue(RoomInput::Offers { pool: index, offers }));
     }
 
     pub(super) fn relieve(&mut self, device: &Device) {

@@ -32,7 +32,7 @@ pub(super) struct Scenario {
     /// The longest time that a message takes.
     pub(super) delay: Duration,
     pub(super) rates: [f64; Fault::ALL.len()],
-    /// Pools take room that is free themselves, as the shell does, or always ask the desk.
+    /// Pools take room that is free themselves, as the shell does, or always ask the load queue.
     pub(super) takes_free_room: bool,
     pub(super) shutdown_timeout: Duration,
 }

@@ -12,7 +12,7 @@ use super::scenario::Scenario;
 use super::state::{Order, Pool, Request, Weights};
 use super::{Plant, Report};
 use crate::id::{Bytes, Device, Time, WorkerId};
-use crate::maintenance::room::{RoomDesk, RoomInput};
+use crate::maintenance::room::{LoadQueue, RoomInput};
 use crate::memory::Ledger;
 use crate::scheduler::{Effect, Input};
 
@@ -64,7 +64,7 @@ pub(super) enum Event {
         pool: usize,
         worker: WorkerId,
     },
-    ToDesk(RoomInput),
+    ToLoadQueue(RoomInput),
     /// Maintenance's answer to an ask; the lease comes along with a grant.
     Room {
         pool: usize,
@@ -117,7 +117,7 @@ pub(super) struct World {
     /// Bytes held, counted beside the ledgers.
     pub(super) held: BTreeMap<Device, Bytes>,
     pub(super) weights: Vec<Weights>,
-    pub(super) desk: RoomDesk,
+    pub(super) load_queue: LoadQueue,
     pub(super) desk_at: Time,
     pub(super) arrivals_left: u32,
     /// Calls of preload and unload that have not returned, and the model of an unload.
@@ -155,7 +155,7 @@ impl World {
             slots: Vec::new(),
             free_slots: Vec::new(),
             sequence: 0,
-            desk: RoomDesk::new(pools.len()),
+            load_queue: LoadQueue::new(pools.len()),
             desk_at: Time::NEVER,
             held: ledgers.keys().map(|device| (device.clone(), Bytes::ZERO)).collect(),
             ledgers,
@@ -278,13 +278,13 @@ impl World {
                 self.item_done(pool, worker, generation, request);
             }
             Event::ThreadEnds { pool, worker } => self.thread_ends(pool, worker),
-            Event::ToDesk(input) => self.desk(input),
+            Event::ToLoadQueue(input) => self.load_queue(input),
             Event::Room { pool, worker, answer } => self.room_answered(pool, worker, answer),
             Event::Relieve { device } => self.relieve(&device),
             Event::AskOffers { pool } => self.offer(pool),
             Event::DeskAlarm => {
                 self.desk_at = Time::NEVER;
-                self.desk(RoomInput::Tick);
+                self.load_queue(RoomInput::Tick);
             }
             Event::Tick { pool } => self.tick(pool),
             Event::CooldownAlarm { pool } => {

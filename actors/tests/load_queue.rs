@@ -1,4 +1,4 @@
-//! The room desk: strictly first come, first served on each device, room made by eviction, and nobody waits beyond
+//! The queue of loads: strictly first come, first served on each device, room made by eviction, and nobody waits beyond
 //! the moment that was named.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use model_actors::maintenance::eviction::{IdleWorker, Offer, PoolIndex};
-use model_actors::maintenance::room::{RoomAsk, RoomDesk, RoomEffect, RoomInput};
+use model_actors::maintenance::room::{LoadQueue, RoomAsk, RoomEffect, RoomInput};
 use model_actors::{Bytes, Device, Footprint, Ledger, ModelKey, Time, WorkerId};
 
-/// A desk for two pools and one memory of 100 bytes, on a clock that the test sets.
+/// A load queue for two pools and one memory of 100 bytes, on a clock that the test sets.
 struct Office {
-    desk: RoomDesk,
+    load_queue: LoadQueue,
     ledgers: BTreeMap<Device, Ledger>,
     now: Time,
 }
@@ -30,13 +30,13 @@ impl Office {
         let mut ledger = Ledger::new(Bytes(100));
         assert!(ledger.charge(Bytes(charged)));
         let ledgers = BTreeMap::from([(Device::host(), ledger)]);
-        Self { desk: RoomDesk::new(2), ledgers, now: Time::ZERO }
+        Self { load_queue: LoadQueue::new(2), ledgers, now: Time::ZERO }
     }
 
     /// Takes leases as they are granted, as maintenance does.
     fn tell(&mut self, input: RoomInput) -> Vec<RoomEffect> {
         let mut effects = Vec::new();
-        self.desk.handle(self.now, input, &self.ledgers, &mut effects);
+        self.load_queue.handle(self.now, input, &self.ledgers, &mut effects);
         for effect in effects.clone() {
             if let RoomEffect::Grant { ask, device, needed } = effect {
                 let taken = self.ledgers.get_mut(&device).unwrap().charge(needed);
@@ -96,8 +96,8 @@ fn idle(pool: usize, model: u32, bytes: u64) -> Offer {
 fn what_fits_is_granted_at_once() {
     let mut office = Office::new(40);
     assert_eq!(office.ask(1, 60, Time::NEVER), [grant(1, 60)]);
-    assert!(office.desk.is_empty());
-    assert_eq!(office.desk.alarm(), Time::NEVER);
+    assert!(office.load_queue.is_empty());
+    assert_eq!(office.load_queue.alarm(), Time::NEVER);
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_pool_that_does_not_answer_holds_up_nobody() {
     let mut office = Office::new(100);
     office.ask(1, 50, Time::NEVER);
     assert_eq!(office.offers(1, vec![idle(1, 9, 100)]), []);
-    assert_eq!(office.desk.alarm(), millis(100));
+    assert_eq!(office.load_queue.alarm(), millis(100));
     assert_eq!(office.at(millis(100)), [RoomEffect::Evict { pool: PoolIndex(1), worker: WorkerId(77) }]);
 }
 
@@ -167,7 +167,7 @@ fn while_it_waits_it_asks_again_every_tenth_of_a_second() {
     office.ask(1, 50, Time::NEVER);
     office.offers(0, vec![]);
     assert_eq!(office.offers(1, vec![]), []);
-    assert_eq!(office.desk.alarm(), millis(100));
+    assert_eq!(office.load_queue.alarm(), millis(100));
     assert_eq!(office.at(millis(100)), [RoomEffect::Poll]);
 }
 
@@ -178,32 +178,32 @@ fn a_withdrawn_ask_and_those_of_a_pool_that_ended_leave_the_line() {
     office.ask(2, 90, Time::NEVER);
     office.tell(RoomInput::Withdraw { ask: ask(1) });
     office.tell(RoomInput::PoolEnded { pool: PoolIndex(0) });
-    assert!(office.desk.is_empty());
-    assert_eq!(office.desk.alarm(), Time::NEVER);
+    assert!(office.load_queue.is_empty());
+    assert_eq!(office.load_queue.alarm(), Time::NEVER);
 }
 
 #[test]
 fn a_grant_that_came_too_late_keeps_its_place() {
-    let mut desk = RoomDesk::new(0);
+    let mut load_queue = LoadQueue::new(0);
     let ledgers = BTreeMap::from([(Device::host(), Ledger::new(Bytes(100)))]);
     let mut effects = Vec::new();
     let (model, device) = (ModelKey(0), Device::host());
     let input = RoomInput::Ask { ask: ask(1), model, device, needed: Bytes(80), until: Time::NEVER };
-    desk.handle(Time::ZERO, input, &ledgers, &mut effects);
+    load_queue.handle(Time::ZERO, input, &ledgers, &mut effects);
     assert_eq!(std::mem::take(&mut effects), [grant(1, 80)]);
 
     // Until the lease is taken its bytes are spoken for.
     let (model, device) = (ModelKey(1), Device::host());
     let input = RoomInput::Ask { ask: ask(2), model, device, needed: Bytes(30), until: Time::NEVER };
-    desk.handle(Time::ZERO, input, &ledgers, &mut effects);
+    load_queue.handle(Time::ZERO, input, &ledgers, &mut effects);
     assert_eq!(std::mem::take(&mut effects), [RoomEffect::Poll]);
 
     let mut full = Ledger::new(Bytes(100));
     assert!(full.charge(Bytes(70)));
     let ledgers = BTreeMap::from([(Device::host(), full)]);
-    desk.handle(Time::ZERO, RoomInput::GrantFailed { ask: ask(1) }, &ledgers, &mut effects);
+    load_queue.handle(Time::ZERO, RoomInput::GrantFailed { ask: ask(1) }, &ledgers, &mut effects);
     assert!(!effects.iter().any(|effect| matches!(effect, RoomEffect::Grant { .. })), "{effects:?}");
     let ledgers = BTreeMap::from([(Device::host(), Ledger::new(Bytes(100)))]);
-    desk.handle(Time::ZERO, RoomInput::Released, &ledgers, &mut effects);
+    load_queue.handle(Time::ZERO, RoomInput::Released, &ledgers, &mut effects);
     assert!(effects.contains(&grant(1, 80)), "{effects:?}");
 }
