@@ -14,13 +14,13 @@ use crate::error::Result;
 use crate::models::decoder::{self, Decoder, DecoderConfig};
 use crate::weights::WeightFiles;
 
-/// The tokens of a text that a decoder's tokens see.
+/// Attention between the tokens of a text in a decoder that makes embeddings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sight {
-    /// Those before them.
-    Back,
-    /// All.
-    Everywhere,
+pub(super) enum AttentionDirection {
+    /// A token attends to itself and those before it.
+    Causal,
+    /// Each token attends to all.
+    Bidirectional,
 }
 
 /// An embedding model that is a decoder.
@@ -31,11 +31,11 @@ impl Embedder {
     ///
     /// # Errors
     /// As [`architecture::find`].
-    pub(super) fn read(file: &Path, config: &Value, sight: Sight) -> Result<Self> {
+    pub(super) fn read(file: &Path, config: &Value, direction: AttentionDirection) -> Result<Self> {
         let decoder = architecture::find(decoder::FAMILIES, CAPABILITY, file, config)?.without_logits();
-        Ok(Self(match sight {
-            Sight::Back => decoder,
-            Sight::Everywhere => decoder.bidirectional(),
+        Ok(Self(match direction {
+            AttentionDirection::Causal => decoder,
+            AttentionDirection::Bidirectional => decoder.bidirectional(),
         }))
     }
 }

@@ -11,7 +11,7 @@ use model_actors::{Bytes, LoadContext};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::decoding::{Embedder, Sight};
+use super::decoding::{AttentionDirection, Embedder};
 use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
@@ -90,7 +90,7 @@ impl NvEmbed {
             settings.insert("model_type".to_owned(), json!("mistral"));
             settings.remove("architectures");
         }
-        let decoder = Embedder::read(file, &text_config, Sight::Everywhere)?;
+        let decoder = Embedder::read(file, &text_config, AttentionDirection::Bidirectional)?;
         for (name, side) in latent.sides() {
             check_side(file, name, side)?;
         }

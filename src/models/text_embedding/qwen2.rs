@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Architecture;
-use super::decoding::{Embedder, Sight};
+use super::decoding::{AttentionDirection, Embedder};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 
@@ -17,7 +17,7 @@ use crate::error::Result;
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "qwen2",
     architectures: &["Qwen2ForCausalLM", "Qwen2Model"],
-    read: |file, config| Ok(Box::new(Embedder::read(file, config, sight(file, config)?)?)),
+    read: |file, config| Ok(Box::new(Embedder::read(file, config, direction(file, config)?)?)),
 };
 
 /// The code that GTE-Qwen2 and Stella are published with.
@@ -31,11 +31,15 @@ struct Attention {
     auto_map: Option<BTreeMap<String, Value>>,
 }
 
-pub(super) fn sight(file: &Path, config: &Value) -> Result<Sight> {
+pub(super) fn direction(file: &Path, config: &Value) -> Result<AttentionDirection> {
     let Attention { is_causal, auto_map } = parse(file, config)?;
     let code = auto_map.as_ref().and_then(|map| map.get("AutoModel")).and_then(Value::as_str);
     let both_ways = code.is_some_and(|code| code.ends_with(OWN_CODE));
-    Ok(if is_causal.unwrap_or(!both_ways) { Sight::Back } else { Sight::Everywhere })
+    Ok(if is_causal.unwrap_or(!both_ways) {
+        AttentionDirection::Causal
+    } else {
+        AttentionDirection::Bidirectional
+    })
 }
 
 #[cfg(test)]
@@ -45,11 +49,11 @@ mod tests {
 
     #[test]
     fn tokens_see_everything_where_the_configuration_or_its_code_says_so() {
-        let sight = |config| sight(Path::new("config.json"), &config).unwrap();
-        assert_eq!(sight(json!({})), Sight::Back);
-        assert_eq!(sight(json!({"is_causal": false})), Sight::Everywhere);
+        let direction = |config| direction(Path::new("config.json"), &config).unwrap();
+        assert_eq!(direction(json!({})), AttentionDirection::Causal);
+        assert_eq!(direction(json!({"is_causal": false})), AttentionDirection::Bidirectional);
         let code = json!({"AutoModel": "modeling_qwen.Qwen2Model"});
-        assert_eq!(sight(json!({"auto_map": code})), Sight::Everywhere);
-        assert_eq!(sight(json!({"auto_map": code, "is_causal": true})), Sight::Back);
+        assert_eq!(direction(json!({"auto_map": code})), AttentionDirection::Bidirectional);
+        assert_eq!(direction(json!({"auto_map": code, "is_causal": true})), AttentionDirection::Causal);
     }
 }

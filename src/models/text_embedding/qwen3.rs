@@ -3,12 +3,12 @@
 
 use super::Architecture;
 use super::decoding::Embedder;
-use super::qwen2::sight;
+use super::qwen2::direction;
 use crate::architecture::Family;
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "qwen3",
     architectures: &["Qwen3ForCausalLM", "Qwen3Model"],
-    read: |file, config| Ok(Box::new(Embedder::read(file, config, sight(file, config)?)?)),
+    read: |file, config| Ok(Box::new(Embedder::read(file, config, direction(file, config)?)?)),
 };
