@@ -62,16 +62,16 @@ struct TextSide {
     vocabulary: usize,
     /// Most tokens of a text, special ones included.
     longest: usize,
-    filling: Filling,
+    padding: Padding,
 }
 
 /// Padding of texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Filling {
-    /// They are as long as they are.
-    Nothing,
-    /// The model was trained on texts of one length and sees the padding.
-    Padding,
+enum Padding {
+    /// Texts keep their own lengths.
+    None,
+    /// All texts are padded to the longest that the model takes, and the padding is attended to, as in training.
+    ToLongest,
 }
 
 /// A loaded model. It keeps nothing between passes, so that all workers share one.

@@ -6,7 +6,7 @@ use model_actors::LoadContext;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Filling, TextSide};
+use super::{Padding, TextSide};
 use crate::error::{Error, Result};
 use crate::models::passes::joins;
 use crate::source::Files;
@@ -102,9 +102,9 @@ impl TextPlan {
             let (has, knows) = (tokens.vocabulary(), self.side.vocabulary);
             return Err(invalid(format!("it has {has} tokens; the model's vocab_size is {knows}")));
         }
-        let filling = match self.side.filling {
-            Filling::Nothing => None,
-            Filling::Padding => {
+        let padding = match self.side.padding {
+            Padding::None => None,
+            Padding::ToLongest => {
                 // SigLIP's tokenizer pads with the token that ends a text, unless its configuration says otherwise.
                 let token = self.pad_token.as_deref().unwrap_or("</s>");
                 let id =
@@ -112,7 +112,7 @@ impl TextPlan {
                 Some((id, self.longest))
             }
         };
-        Ok(Texts { tokens, filling })
+        Ok(Texts { tokens, padding })
     }
 }
 
@@ -120,13 +120,13 @@ impl TextPlan {
 pub(super) struct Texts {
     tokens: Tokens,
     /// The token and the length that a text is filled up with and to.
-    filling: Option<(u32, usize)>,
+    padding: Option<(u32, usize)>,
 }
 
 impl Texts {
     pub(super) fn tokens(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokens.encode(text)?.ids;
-        if let Some((token, length)) = self.filling {
+        if let Some((token, length)) = self.padding {
             ids.resize(length, token);
         }
         Ok(ids)

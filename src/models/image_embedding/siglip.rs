@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
 use serde_json::Value;
 
-use super::{Architecture, Encoder, Filling, TextSide, Watch};
+use super::{Architecture, Encoder, Padding, TextSide, Watch};
 use crate::architecture::Family;
 use crate::error::{Error, Result};
 use crate::models::towers::VisionTower;
@@ -83,7 +83,7 @@ impl Architecture for Config {
         Some(TextSide {
             vocabulary: self.text.tower.vocabulary,
             longest: self.text.tower.context,
-            filling: Filling::Padding,
+            padding: Padding::ToLongest,
         })
     }
 
