@@ -11,7 +11,7 @@ use model_actors::maintenance::room::{LoadQueue, RoomAsk, RoomEffect, RoomInput}
 use model_actors::{Bytes, Device, Footprint, Ledger, ModelKey, Time, WorkerId};
 
 /// A load queue for two pools and one memory of 100 bytes, on a clock that the test sets.
-struct Office {
+struct Harness {
     load_queue: LoadQueue,
     ledgers: BTreeMap<Device, Ledger>,
     now: Time,
@@ -25,7 +25,7 @@ fn millis(millis: u64) -> Time {
     Time::after_start(Duration::from_millis(millis))
 }
 
-impl Office {
+impl Harness {
     fn new(charged: u64) -> Self {
         let mut ledger = Ledger::new(Bytes(100));
         assert!(ledger.charge(Bytes(charged)));
@@ -94,92 +94,92 @@ fn idle(pool: usize, model: u32, bytes: u64) -> Offer {
 
 #[test]
 fn what_fits_is_granted_at_once() {
-    let mut office = Office::new(40);
-    assert_eq!(office.ask(1, 60, Time::NEVER), [grant(1, 60)]);
-    assert!(office.load_queue.is_empty());
-    assert_eq!(office.load_queue.alarm(), Time::NEVER);
+    let mut harness = Harness::new(40);
+    assert_eq!(harness.ask(1, 60, Time::NEVER), [grant(1, 60)]);
+    assert!(harness.load_queue.is_empty());
+    assert_eq!(harness.load_queue.alarm(), Time::NEVER);
 }
 
 #[test]
 fn nobody_overtakes() {
-    let mut office = Office::new(60);
-    assert_eq!(office.ask(1, 80, Time::NEVER), [RoomEffect::Poll]);
-    assert_eq!(office.ask(2, 10, Time::NEVER), [], "it would fit, but another was first");
-    assert_eq!(office.release(30), []);
-    assert_eq!(office.release(30), [grant(1, 80), grant(2, 10)]);
+    let mut harness = Harness::new(60);
+    assert_eq!(harness.ask(1, 80, Time::NEVER), [RoomEffect::Poll]);
+    assert_eq!(harness.ask(2, 10, Time::NEVER), [], "it would fit, but another was first");
+    assert_eq!(harness.release(30), []);
+    assert_eq!(harness.release(30), [grant(1, 80), grant(2, 10)]);
 }
 
 #[test]
 fn room_that_is_not_free_at_once_is_denied_to_those_who_do_not_wait() {
-    let mut office = Office::new(60);
-    assert_eq!(office.ask(1, 40, Time::ZERO), [grant(1, 40)]);
-    assert_eq!(office.ask(2, 1, Time::ZERO), [deny(2, 1)]);
+    let mut harness = Harness::new(60);
+    assert_eq!(harness.ask(1, 40, Time::ZERO), [grant(1, 40)]);
+    assert_eq!(harness.ask(2, 1, Time::ZERO), [deny(2, 1)]);
 }
 
 #[test]
 fn an_idle_worker_goes_once_every_pool_has_answered() {
-    let mut office = Office::new(100);
-    assert_eq!(office.ask(1, 50, Time::NEVER), [RoomEffect::Poll]);
-    assert_eq!(office.offers(0, vec![]), []);
+    let mut harness = Harness::new(100);
+    assert_eq!(harness.ask(1, 50, Time::NEVER), [RoomEffect::Poll]);
+    assert_eq!(harness.offers(0, vec![]), []);
     let evict = RoomEffect::Evict { pool: PoolIndex(1), worker: WorkerId(77) };
-    assert_eq!(office.offers(1, vec![idle(1, 9, 100)]), [evict]);
-    assert_eq!(office.release(100), [grant(1, 50)]);
+    assert_eq!(harness.offers(1, vec![idle(1, 9, 100)]), [evict]);
+    assert_eq!(harness.release(100), [grant(1, 50)]);
 }
 
 #[test]
 fn a_pool_that_does_not_answer_holds_up_nobody() {
-    let mut office = Office::new(100);
-    office.ask(1, 50, Time::NEVER);
-    assert_eq!(office.offers(1, vec![idle(1, 9, 100)]), []);
-    assert_eq!(office.load_queue.alarm(), millis(100));
-    assert_eq!(office.at(millis(100)), [RoomEffect::Evict { pool: PoolIndex(1), worker: WorkerId(77) }]);
+    let mut harness = Harness::new(100);
+    harness.ask(1, 50, Time::NEVER);
+    assert_eq!(harness.offers(1, vec![idle(1, 9, 100)]), []);
+    assert_eq!(harness.load_queue.alarm(), millis(100));
+    assert_eq!(harness.at(millis(100)), [RoomEffect::Evict { pool: PoolIndex(1), worker: WorkerId(77) }]);
 }
 
 #[test]
 fn a_model_does_not_give_up_its_own_workers_for_itself() {
-    let mut office = Office::new(100);
-    office.ask(1, 50, Time::NEVER);
-    office.offers(1, vec![]);
-    let effects = office.offers(0, vec![idle(0, 1, 100)]);
+    let mut harness = Harness::new(100);
+    harness.ask(1, 50, Time::NEVER);
+    harness.offers(1, vec![]);
+    let effects = harness.offers(0, vec![idle(0, 1, 100)]);
     assert_eq!(effects, [deny(1, 50)], "what it holds itself can never make room for it");
 }
 
 #[test]
 fn what_can_never_fit_is_denied_at_once_and_the_next_is_looked_at() {
-    let mut office = Office::new(100);
-    office.ask(1, 101, Time::NEVER);
-    office.ask(2, 60, Time::NEVER);
-    office.offers(0, vec![]);
-    assert_eq!(office.offers(1, vec![]), [deny(1, 101), RoomEffect::Poll]);
+    let mut harness = Harness::new(100);
+    harness.ask(1, 101, Time::NEVER);
+    harness.ask(2, 60, Time::NEVER);
+    harness.offers(0, vec![]);
+    assert_eq!(harness.offers(1, vec![]), [deny(1, 101), RoomEffect::Poll]);
 }
 
 #[test]
 fn at_its_moment_an_ask_is_denied_and_the_next_granted() {
-    let mut office = Office::new(60);
-    office.ask(1, 80, millis(50));
-    office.ask(2, 40, millis(500));
-    assert_eq!(office.at(millis(50)), [deny(1, 80), grant(2, 40)]);
+    let mut harness = Harness::new(60);
+    harness.ask(1, 80, millis(50));
+    harness.ask(2, 40, millis(500));
+    assert_eq!(harness.at(millis(50)), [deny(1, 80), grant(2, 40)]);
 }
 
 #[test]
 fn while_it_waits_it_asks_again_every_tenth_of_a_second() {
-    let mut office = Office::new(100);
-    office.ask(1, 50, Time::NEVER);
-    office.offers(0, vec![]);
-    assert_eq!(office.offers(1, vec![]), []);
-    assert_eq!(office.load_queue.alarm(), millis(100));
-    assert_eq!(office.at(millis(100)), [RoomEffect::Poll]);
+    let mut harness = Harness::new(100);
+    harness.ask(1, 50, Time::NEVER);
+    harness.offers(0, vec![]);
+    assert_eq!(harness.offers(1, vec![]), []);
+    assert_eq!(harness.load_queue.alarm(), millis(100));
+    assert_eq!(harness.at(millis(100)), [RoomEffect::Poll]);
 }
 
 #[test]
 fn a_withdrawn_ask_and_those_of_a_pool_that_ended_leave_the_line() {
-    let mut office = Office::new(60);
-    office.ask(1, 80, Time::NEVER);
-    office.ask(2, 90, Time::NEVER);
-    office.tell(RoomInput::Withdraw { ask: ask(1) });
-    office.tell(RoomInput::PoolEnded { pool: PoolIndex(0) });
-    assert!(office.load_queue.is_empty());
-    assert_eq!(office.load_queue.alarm(), Time::NEVER);
+    let mut harness = Harness::new(60);
+    harness.ask(1, 80, Time::NEVER);
+    harness.ask(2, 90, Time::NEVER);
+    harness.tell(RoomInput::Withdraw { ask: ask(1) });
+    harness.tell(RoomInput::PoolEnded { pool: PoolIndex(0) });
+    assert!(harness.load_queue.is_empty());
+    assert_eq!(harness.load_queue.alarm(), Time::NEVER);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use model_actors::{Completion, DescribeImage, Footprint};
 
-use super::request::Asked;
+use super::request::ActiveRequest;
 use super::{LoadedModel, VisionPlan};
 use crate::device::ComputeThreads;
 use crate::error::Result;
@@ -109,7 +109,7 @@ impl VisionModel {
         mut each: impl FnMut(u32, Option<&str>),
     ) -> Result<Completion> {
         let picture = opened(&request.image)?;
-        let Start { mut state, mut generation, .. } = Asked::begin(&self.shared, &picture, request)?;
+        let Start { mut state, mut generation, .. } = ActiveRequest::begin(&self.shared, &picture, request)?;
         loop {
             let rows = self.unread(&state);
             let made = self.step(&mut [Part { state: &mut state, rows }])?.pop().unwrap_or(Ok(None))?;
@@ -129,7 +129,7 @@ impl VisionModel {
     /// As [`VisionModel::describe`].
     pub fn examine(&self, request: &DescribeImage) -> Result<ExaminedImage> {
         let picture = opened(&request.image)?;
-        let mut asked = Asked::begin(&self.shared, &picture, request)?.state;
+        let mut asked = ActiveRequest::begin(&self.shared, &picture, request)?.state;
         let crops = asked.crops.iter();
         let pixels = crops.map(|crop| Ok(crop.flatten_all()?.to_vec1()?)).collect::<Result<_>>()?;
         let prompt = asked.prompt.tokens.clone();

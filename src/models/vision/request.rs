@@ -14,7 +14,7 @@ use crate::models::continuous_batching::{Logits, Start, blocks};
 use crate::preprocessing::check;
 
 /// A request that is being served.
-pub(crate) struct Asked {
+pub(crate) struct ActiveRequest {
     pub(super) prompt: Prompt,
     /// `(3, height, width)` each; none once the tower has seen them.
     pub(super) crops: Vec<Tensor>,
@@ -24,16 +24,16 @@ pub(crate) struct Asked {
 /// The stages of a request.
 pub(super) enum Stage {
     /// A crop is in the tower.
-    Looking(Looking),
+    Encoding(Encoding),
     /// The prompt is being read.
-    Reading(Answer),
+    Prefill(Answer),
     /// This token is to be read next.
-    Writing(Answer, u32),
+    Decoding(Answer, u32),
 }
 
 /// The progress of the crops through the tower.
 #[derive(Default)]
-pub(super) struct Looking {
+pub(super) struct Encoding {
     /// The rows kept of each crop that the tower is through with.
     done: Vec<Vec<Tensor>>,
     /// Those of the crop that is in it.
@@ -55,7 +55,7 @@ enum At {
     Layer(Tensor),
 }
 
-impl Asked {
+impl ActiveRequest {
     /// Preprocesses the image, and refuses what leaves no room for an answer.
     ///
     /// # Errors
@@ -74,7 +74,7 @@ impl Asked {
         let generation = Generation::new(&model.tokens, &request.sampling, &[], most, &prompt.tokens, ends)?;
         // Nothing was computed for what is refused by now.
         let crops = model.network.crops(picture)?;
-        let state = Self { prompt, crops, stage: Stage::Looking(Looking::default()) };
+        let state = Self { prompt, crops, stage: Stage::Encoding(Encoding::default()) };
         Ok(Start { state, generation, most: room(needed + most, model.apart) })
     }
 
@@ -83,38 +83,38 @@ impl Asked {
         let network = &*model.network;
         model.steps.fetch_add(1, Ordering::Relaxed);
         match &mut self.stage {
-            Stage::Looking(looking) => {
-                match self.crops.get(looking.done.len()) {
-                    Some(crop) => looking.step(network, crop)?,
+            Stage::Encoding(encoding) => {
+                match self.crops.get(encoding.done.len()) {
+                    Some(crop) => encoding.step(network, crop)?,
                     None => {
-                        let image = network.image(&self.prompt, &looking.done)?;
-                        self.stage = Stage::Reading(network.begin(&self.prompt, image)?);
+                        let image = network.image(&self.prompt, &encoding.done)?;
+                        self.stage = Stage::Prefill(network.begin(&self.prompt, image)?);
                         // They are of no use any more.
                         self.crops = Vec::new();
                     }
                 }
                 Ok(None)
             }
-            Stage::Reading(answer) => {
+            Stage::Prefill(answer) => {
                 let Some(logits) = network.language_model().read(answer)? else { return Ok(None) };
                 logits.to_vec2()?.into_iter().next().map(Some).ok_or(Error::NotFiniteOutput)
             }
-            Stage::Writing(..) => Ok(None),
+            Stage::Decoding(..) => Ok(None),
         }
     }
 
     /// The token that was chosen, which is to be read next.
     pub(super) fn chosen(&mut self, token: u32) {
-        self.stage = match std::mem::replace(&mut self.stage, Stage::Looking(Looking::default())) {
-            Stage::Reading(answer) | Stage::Writing(answer, _) => Stage::Writing(answer, token),
-            looking @ Stage::Looking(_) => looking,
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Encoding(Encoding::default())) {
+            Stage::Prefill(answer) | Stage::Decoding(answer, _) => Stage::Decoding(answer, token),
+            encoding @ Stage::Encoding(_) => encoding,
         };
     }
 
     /// The image's rows, if the tower has seen all of it just now. For comparison with a reference.
     pub(super) fn looked(&self, model: &LoadedModel) -> Result<Option<Tensor>> {
         match &self.stage {
-            Stage::Looking(Looking { done, .. }) if done.len() == self.crops.len() => {
+            Stage::Encoding(Encoding { done, .. }) if done.len() == self.crops.len() => {
                 Ok(Some(model.network.image(&self.prompt, done)?.rows))
             }
             _ => Ok(None),
@@ -122,7 +122,7 @@ impl Asked {
     }
 }
 
-impl Looking {
+impl Encoding {
     /// The opening of a crop, a layer of the tower with what is kept of it, or a part of one of these.
     fn step(&mut self, network: &dyn Network, crop: &Tensor) -> Result<()> {
         let was_in_parts = self.parts.is_some();

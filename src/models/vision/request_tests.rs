@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use model_actors::{DescribeImage, Picture};
 
-use super::request::{Asked, room};
+use super::request::{ActiveRequest, room};
 use super::{ImageRows, LanguageModel, LoadedModel, Network, Prompt, Unfinished, VisionModel, misfit};
 use crate::error::{Error, Result};
 use crate::loader::StandaloneModel as _;
@@ -72,7 +72,7 @@ fn a_prompt_that_is_too_long_is_refused_before_the_picture_is_cut() {
             let sampling = model_actors::Sampling::default();
             let request =
                 DescribeImage::new(image).with_question(question).with_sampling(sampling).with_max_tokens(5);
-            Asked::begin(&model, &picture, &request).map(|_| ()).unwrap_err()
+            ActiveRequest::begin(&model, &picture, &request).map(|_| ()).unwrap_err()
         };
         let error = begin("word ".repeat(3000));
         assert!(matches!(error, Error::PromptTooLong { .. }), "{family}: {error}");

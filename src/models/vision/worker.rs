@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use model_actors::{Batch, DescribeImage, Failure, Model, Vision};
 
-use super::request::{Asked, Stage};
+use super::request::{ActiveRequest, Stage};
 use super::{Answer, PROMPT_ROWS, VisionModel, misfit};
 use crate::error::Result;
 use crate::image_input::decoded;
@@ -21,23 +21,23 @@ impl Model<Vision> for VisionModel {
 }
 
 impl Steps<DescribeImage> for VisionModel {
-    type State = Asked;
+    type State = ActiveRequest;
 
-    fn begin(&self, request: &DescribeImage) -> Result<Start<Asked>> {
-        Asked::begin(&self.shared, decoded(&request.image)?, request)
+    fn begin(&self, request: &DescribeImage) -> Result<Start<ActiveRequest>> {
+        ActiveRequest::begin(&self.shared, decoded(&request.image)?, request)
     }
 
-    fn unread(&self, asked: &Asked) -> usize {
-        if matches!(asked.stage, Stage::Writing(..)) { 1 } else { PROMPT_ROWS }
+    fn unread(&self, asked: &ActiveRequest) -> usize {
+        if matches!(asked.stage, Stage::Decoding(..)) { 1 } else { PROMPT_ROWS }
     }
 
-    fn step(&self, texts: &mut [Part<'_, Asked>]) -> Result<Vec<Logits>> {
+    fn step(&self, texts: &mut [Part<'_, ActiveRequest>]) -> Result<Vec<Logits>> {
         let mut made = Vec::with_capacity(texts.len());
         let (mut places, mut answers) = (Vec::new(), Vec::new());
         for (place, Part { state, .. }) in texts.iter_mut().enumerate() {
             if self.unread(state) > 1 {
                 made.push(self.threads.run(|| state.advance(&self.shared)));
-            } else if let Stage::Writing(answer, token) = &mut state.stage {
+            } else if let Stage::Decoding(answer, token) = &mut state.stage {
                 places.push(place);
                 answers.push((answer, *token));
                 made.push(Ok(None));
@@ -52,7 +52,7 @@ impl Steps<DescribeImage> for VisionModel {
         Ok(made)
     }
 
-    fn chosen(&self, asked: &mut Asked, token: u32) {
+    fn chosen(&self, asked: &mut ActiveRequest, token: u32) {
         asked.chosen(token);
     }
 }

@@ -6,7 +6,7 @@ use model_actors::{DescribeImage, ImageSource, Sampling};
 use serde::Deserialize;
 
 use super::VisionModel;
-use super::request::Asked;
+use super::request::ActiveRequest;
 use crate::image_input::opened;
 use crate::loader::StandaloneModel as _;
 use crate::models::continuous_batching::{Part, Steps as _};
@@ -30,7 +30,7 @@ struct Cases {
 
 /// An answer on its way, and the logits of each of its tokens so far.
 struct Answer {
-    asked: Asked,
+    asked: ActiveRequest,
     logits: Vec<Vec<f32>>,
 }
 
@@ -59,7 +59,7 @@ fn step(model: &VisionModel, answers: &mut [Answer]) -> usize {
     let mut going: Vec<&mut Answer> = answers.iter_mut().filter(|answer| !answer.is_complete()).collect();
     let parts =
         going.iter_mut().map(|answer| Part { rows: model.unread(&answer.asked), state: &mut answer.asked });
-    let mut parts: Vec<Part<'_, Asked>> = parts.collect();
+    let mut parts: Vec<Part<'_, ActiveRequest>> = parts.collect();
     let made = model.step(&mut parts).unwrap();
     let mut wrote = 0;
     for (answer, logits) in going.into_iter().zip(made) {
