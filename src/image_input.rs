@@ -1,6 +1,6 @@
 //! Images from outside: a path, an address, base64, bytes or pixels become a decoded [`Picture`], within
-//! limits. All of it is taken for hostile. A caller's task does this before its request is queued, so that a
-//! model's worker sees pixels alone; what the models make of the pixels is left to them. The order is always
+//! limits. All input is treated as hostile. A caller's task does this before its request is queued, so that a
+//! model's worker sees only pixels; preprocessing is left to `preprocessing`. The order is always
 //! the same: check what can be checked, bring the encoded bytes here, read their headers, take room in the
 //! memory for images for just what they need, decode, and keep the pictures' part of the room until the
 //! request ends.
@@ -41,7 +41,7 @@ use checks::{refused, too_large};
 use fetch::Fetcher;
 use memory::{ImageMemory, ImagePermit};
 
-pub(crate) use decode::decode;
+pub(crate) use decode::{decode, has_all_bytes};
 pub use settings::{ImageSettings, UrlSettings};
 
 /// Number of images taken in together, and of files of all requests read at once.
@@ -78,15 +78,14 @@ pub struct ImageInput {
 struct Shared {
     settings: ImageSettings,
     decoders: Arc<Semaphore>,
-    /// Leave to read files. A thread that hangs in a dead file system keeps its leave, and takes nothing else
-    /// along.
+    /// Permits to read files. A thread that hangs in a dead file system keeps its permit and nothing else.
     files: Arc<Semaphore>,
     memory: ImageMemory,
     fetcher: Option<Fetcher>,
 }
 
 impl ImageInput {
-    /// Opens nothing yet.
+    /// Creates an input with these settings; no connection or file is opened yet.
     ///
     /// # Errors
     /// [`Error::InvalidSetting`].
@@ -99,12 +98,12 @@ impl ImageInput {
         Ok(Self { shared: Arc::new(Shared { settings, decoders, files, memory, fetcher }) })
     }
 
-    /// The limits.
+    /// Limits on each image.
     pub fn limits(&self) -> &ImageLimits {
         &self.shared.settings.limits
     }
 
-    /// The image's pixels. Reading and decoding happen on a thread for blocking work. Once they are returned,
+    /// Fetches or reads one image and decodes it. Reading and decoding happen on a thread for blocking work. Once they are returned,
     /// they do not count against [`ImageSettings::memory`] any more.
     ///
     /// # Errors
@@ -116,7 +115,7 @@ impl ImageInput {
         pictures.pop().ok_or_else(|| Error::InvalidInput("no image came back".to_owned()))
     }
 
-    /// All of them, in order; the first that fails ends it. At most 16 are taken in at a time, and no more
+    /// Fetches or reads several images and decodes them, in order; the first that fails ends it. At most 16 are taken in at a time, and no more
     /// addresses than may be fetched at once.
     ///
     /// # Errors
@@ -173,7 +172,7 @@ impl ImageInput {
         Ok((pictures.into_iter().map(lease).collect(), waited))
     }
 
-    /// Refuses what can be seen to be over a limit before anything is fetched, read or waited for.
+    /// Refuses an image that is evidently over a limit before anything is fetched, read or waited for.
     fn check(&self, sources: &[ImageSource]) -> Result<()> {
         let limits = self.limits();
         let mut pixels = 0;
@@ -218,7 +217,7 @@ impl ImageInput {
         Ok((pictures, room, waited))
     }
 
-    /// Fetches and reads what is elsewhere, and looks at all headers.
+    /// Fetches and reads the encoded images, and reads the headers of all.
     async fn here(&self, sources: Vec<ImageSource>, pixels: &mut u64) -> Result<Vec<Here>> {
         let (mut to_fetch, mut to_read, waited) = self.leave(&sources).await?;
         let arriving = sources.into_iter().map(|source| {
@@ -353,7 +352,7 @@ impl ImageInput {
     }
 }
 
-/// Leave to fetch or to read, until it is dropped.
+/// Permit to fetch or to read, given back on drop.
 type Leave = Option<OwnedSemaphorePermit>;
 
 /// An image that is here, encoded or decoded, and how many pixels it has.

@@ -10,6 +10,7 @@ mod settings;
 use model_actors::Picture;
 
 use crate::error::{Error, Result};
+use crate::image_input::has_all_bytes;
 pub(crate) use resample::{Filter, resize};
 pub(crate) use settings::{Preprocessing, Processor, Scaling, Size};
 pub(crate) use window::{centre_crop, window};
@@ -19,8 +20,7 @@ pub(crate) use crate::limits::{MAX_MODEL_PIXELS as MAX_PIXELS, MAX_MODEL_SIDE as
 /// Refuses a picture whose pixels are not those that its sides call for, and one of nothing.
 pub(crate) fn check(picture: &Picture) -> Result<()> {
     let &Picture { width, height, ref rgb } = picture;
-    let bytes = width.checked_mul(height).and_then(|pixels| pixels.checked_mul(3));
-    if width == 0 || height == 0 || bytes != Some(rgb.len()) {
+    if width == 0 || height == 0 || !has_all_bytes(picture) {
         let reason = format!("a picture of {width}x{height} pixels does not have {} bytes", rgb.len());
         return Err(Error::InvalidInput(reason));
     }

@@ -94,12 +94,17 @@ fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
 pub(crate) fn check_picture(picture: &Picture, limits: &ImageLimits) -> Result<()> {
     let &Picture { width, height, ref rgb } = picture;
     check_size(width as u64, height as u64, limits)?;
-    let needed = width.checked_mul(height).and_then(|pixels| pixels.checked_mul(3));
-    if needed == Some(rgb.len()) {
+    if has_all_bytes(picture) {
         return Ok(());
     }
     let reason = format!("{width} x {height} pixels are claimed and {} bytes are there", rgb.len());
     Err(Error::InvalidImage { reason })
+}
+
+/// True if a picture has three bytes for each of its pixels.
+pub(crate) fn has_all_bytes(picture: &Picture) -> bool {
+    let pixels = picture.width.checked_mul(picture.height);
+    pixels.and_then(|pixels| pixels.checked_mul(3)) == Some(picture.rgb.len())
 }
 
 fn check_size(width: u64, height: u64, limits: &ImageLimits) -> Result<()> {

@@ -20,6 +20,7 @@ use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
 use crate::limits::MAX_IMAGE_ROWS;
 use crate::loader::{WorkerModel, standalone_model};
+use crate::models::answers::{Watch, check};
 use crate::pooling::normalize;
 use crate::preprocessing::{Preprocessing, Processor};
 use crate::weights::WeightFiles;
@@ -82,9 +83,6 @@ trait Encoder: Send + Sync {
     /// The same for texts, whose tokens lie one text after another. Only asked of a family with a text side.
     fn texts(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor>;
 }
-
-/// Ticks progress, and ends the pass with [`Error::Stopped`] when nobody waits for it.
-type Watch<'a> = dyn Fn() -> Result<()> + Sync + 'a;
 
 /// Memory that gemm, the tokenizer and the allocator keep for each thread, as measured for texts, and the pictures of a pass.
 const THREAD_SCRATCH: Bytes = Bytes::mib(16);
@@ -266,10 +264,6 @@ impl ImageEmbeddingModel {
         }
         vectors.into_iter().map(check).collect()
     }
-}
-
-fn check(vector: Vec<f32>) -> Result<Vec<f32>> {
-    if vector.iter().all(|x| x.is_finite()) { Ok(vector) } else { Err(Error::NotFiniteOutput) }
 }
 
 fn unit(mut vectors: Vec<Vec<f32>>) -> Vec<Vec<f32>> {

@@ -1,6 +1,5 @@
-//! The passes of a worker: how many rows of a transformer go through it at a time. Which requests share a
-//! batch is decided by the scheduler of `model-actors`; here and nowhere else is decided how the rows of a
-//! batch are shared out over passes.
+//! The passes of a worker: the number of token or patch rows that go through a transformer at a time. The scheduler of
+//! `model-actors` decides which requests share a batch; this file alone decides how their rows are split into passes.
 //!
 //! | worker | a pass has | because |
 //! |---|---|---|
@@ -15,7 +14,7 @@
 /// products at full speed, and few enough to keep a worker's scratch small and its ticks frequent.
 pub(crate) const PASS_ROWS: usize = 256;
 
-/// Rows of prompts in one step of texts that are written, all texts together. A long prompt is read in
+/// Rows of prompts in one step of generation, all texts together (chunked prefill). A long prompt is read in
 /// several steps, so that the others go on meanwhile, and a cancelled one is not read to its end.
 pub(crate) const PROMPT_ROWS: usize = 128;
 
@@ -24,8 +23,8 @@ pub(crate) fn joins(rows: usize, more: usize) -> bool {
     rows == 0 || rows.saturating_add(more) <= PASS_ROWS
 }
 
-/// Shares out texts over passes, shortest first. Texts of one length come together, which the padding on an
-/// accelerator is the better for; the order of the answers does not depend on it.
+/// Splits texts into passes, shortest first. Texts of one length come together, which saves padding on an
+/// accelerator; the order of the answers does not depend on it.
 pub(crate) fn passes<T>(mut texts: Vec<T>, length: impl Fn(&T) -> usize) -> Vec<Vec<T>> {
     texts.sort_by_key(&length);
     let mut passes: Vec<Vec<T>> = Vec::new();

@@ -27,6 +27,7 @@ use crate::architecture::Family;
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
 use crate::loader::{WorkerModel, standalone_model};
+use crate::models::answers::{Watch, check};
 use crate::models::passes::passes;
 use crate::pooling::{Head, normalize};
 use crate::tokens::{TokenIds, Tokens};
@@ -78,9 +79,6 @@ trait Encoder: Send + Sync {
     /// The tokens' vectors, `(tokens, width)`. Calls `watch` after each layer.
     fn encode(&self, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Tensor>;
 }
-
-/// Ticks progress, and ends a pass that nobody waits for any more: one over a long text can take minutes.
-type Watch<'a> = dyn Fn() -> Result<()> + Sync + 'a;
 
 /// Memory that gemm, the tokenizer and the allocator keep for each thread, as measured.
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);
@@ -260,10 +258,6 @@ impl TextEmbeddingModel {
         }
         Ok(vectors)
     }
-}
-
-fn check(vector: Vec<f32>) -> Result<Vec<f32>> {
-    if vector.iter().all(|x| x.is_finite()) { Ok(vector) } else { Err(Error::NotFiniteOutput) }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Who takes part in a step and who waits, with a scripted model.
+//! The choice of texts that take part in a step, with a scripted model.
 
 use std::cell::RefCell;
 use std::path::Path;

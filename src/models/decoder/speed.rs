@@ -1,4 +1,4 @@
-//! How fast a decoder of about 100 million parameters is: one stream, eight together, a prompt. To be run by
+//! Speed of a decoder of about 100 million parameters: one stream, eight together, a prompt. To be run by
 //! hand: `cargo test --release -p candle-actors --lib decoder::speed -- --ignored --nocapture`.
 
 use std::time::Instant;

@@ -1,14 +1,13 @@
 //! A worker's run of a batch: it preprocesses the images of all requests one after another, packs them into
 //! passes, looks at each step at who has gone, and answers each request as soon as its last vector is there.
 
-use std::collections::HashMap;
-
-use model_actors::{Batch, EmbedImages, Failure, ImageEmbedding, Model};
+use model_actors::{Batch, EmbedImages, Failure, ImageEmbedding, Item, Model};
 
 use super::inputs::{Input, Pass, fits};
-use super::{ImageEmbeddingModel, check, normalize};
+use super::{ImageEmbeddingModel, normalize};
 use crate::error::{Error, Result};
 use crate::image_input::decoded;
+use crate::models::answers::{Answers, watch};
 
 /// The place of an image or text in a batch.
 #[derive(Debug, Clone, Copy)]
@@ -17,30 +16,24 @@ struct Place {
     index: usize,
 }
 
-/// The vectors of one item that are there so far. An item that failed or is not wanted any more has none.
-struct Answer {
-    vectors: Vec<Vec<f32>>,
-    missing: usize,
-}
-
 /// A batch under way.
 struct Run<'a, 'b> {
     model: &'a ImageEmbeddingModel,
     batch: &'a Batch<'b, ImageEmbedding>,
-    answers: HashMap<usize, Answer>,
+    answers: Answers,
     /// Inputs of the next pass.
     waiting: Vec<(Place, Input)>,
 }
 
 impl Model<ImageEmbedding> for ImageEmbeddingModel {
     fn run(&mut self, batch: &mut Batch<'_, ImageEmbedding>) -> Result<(), Failure> {
-        let mut run = Run { model: self, batch, answers: HashMap::new(), waiting: Vec::new() };
+        let mut run = Run { model: self, batch, answers: Answers::default(), waiting: Vec::new() };
         for (item, request) in batch.items().iter().enumerate() {
             let count = match request.request() {
                 EmbedImages::Images(images) => images.len(),
                 EmbedImages::Texts(texts) => texts.len(),
             };
-            run.answers.insert(item, Answer { vectors: vec![Vec::new(); count], missing: count });
+            run.answers.open(item, count);
             for index in 0..count {
                 run.take(Place { item, index })?;
             }
@@ -55,9 +48,9 @@ impl Run<'_, '_> {
     fn take(&mut self, place: Place) -> Result<()> {
         let Some(item) = self.batch.items().get(place.item) else { return Ok(()) };
         if item.should_stop() {
-            self.answers.remove(&place.item);
+            self.answers.remove(place.item);
         }
-        if !self.answers.contains_key(&place.item) {
+        if !self.answers.contains(place.item) {
             return Ok(());
         }
         let input = self.prepare(item.request(), place.index);
@@ -71,7 +64,7 @@ impl Run<'_, '_> {
                 self.waiting.push((place, input));
             }
             Err(error) => {
-                self.answers.remove(&place.item);
+                self.answers.remove(place.item);
                 self.waiting.retain(|(other, _)| other.item != place.item);
                 item.fail(error.into());
             }
@@ -96,44 +89,17 @@ impl Run<'_, '_> {
         if inputs.is_empty() {
             return Ok(());
         }
-        let watch = || {
-            // The batch itself stays on this thread.
-            let wanted = |place: &Place| !items[place.item].should_stop();
-            places.iter().for_each(|place| items[place.item].tick());
-            if places.iter().any(wanted) { Ok(()) } else { Err(Error::Stopped) }
-        };
-        let vectors = match self.model.shared.run(&self.model.threads, Pass::of(inputs), &watch) {
+        let waited: Vec<&Item<ImageEmbedding>> = places.iter().map(|place| &items[place.item]).collect();
+        let vectors = match self.model.shared.run(&self.model.threads, Pass::of(inputs), &|| watch(&waited)) {
             // Whoever waits for other passes still gets them.
             Err(Error::Stopped) => return Ok(()),
             vectors => vectors?,
         };
         self.batch.tick();
         for (place, vector) in places.into_iter().zip(vectors) {
-            self.deliver(place, vector);
+            let item = &items[place.item];
+            self.answers.deliver((place.item, item), place.index, vector, |vector| normalize(vector));
         }
         Ok(())
-    }
-
-    /// Puts a vector into its item's answer, and sends that once it is whole.
-    fn deliver(&mut self, place: Place, vector: Vec<f32>) {
-        let Some(answer) = self.answers.get_mut(&place.item) else { return };
-        let item = &self.batch.items()[place.item];
-        match check(vector) {
-            Ok(mut vector) => {
-                normalize(&mut vector);
-                answer.vectors[place.index] = vector;
-                answer.missing -= 1;
-            }
-            Err(error) => {
-                item.fail(error.into());
-                self.answers.remove(&place.item);
-                return;
-            }
-        }
-        if answer.missing == 0
-            && let Some(answer) = self.answers.remove(&place.item)
-        {
-            item.finish(answer.vectors);
-        }
     }
 }

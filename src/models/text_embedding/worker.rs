@@ -2,12 +2,11 @@
 //! looks between layers and passes at who has gone, and answers each request as soon as its last vector is
 //! there.
 
-use std::collections::HashMap;
-
 use model_actors::{Batch, Failure, Item, Model, TextEmbedding};
 
-use super::{TextEmbeddingModel, TokenBatch, check};
+use super::{TextEmbeddingModel, TokenBatch};
 use crate::error::Error;
+use crate::models::answers::{Answers, watch};
 use crate::models::passes::passes;
 use crate::tokens::TokenIds;
 
@@ -16,13 +15,6 @@ struct Text {
     item: usize,
     place: usize,
     tokens: TokenIds,
-}
-
-/// The vectors of one item that are there so far.
-#[derive(Default)]
-struct Answer {
-    vectors: Vec<Vec<f32>>,
-    missing: usize,
 }
 
 impl Model<TextEmbedding> for TextEmbeddingModel {
@@ -45,31 +37,26 @@ impl Model<TextEmbedding> for TextEmbeddingModel {
             };
             for (text, vector) in pass.into_iter().zip(vectors) {
                 let item = &batch.items()[text.item];
-                self.deliver(item, &mut answers, text, vector);
+                answers.deliver((text.item, item), text.place, vector, |vector| {
+                    self.shared.shorten(vector, item.request());
+                });
             }
         }
         Ok(())
     }
 }
 
-/// Ticks progress, and says whether anybody still waits for a pass with texts of these items.
-fn watch(items: &[&Item<TextEmbedding>]) -> Result<(), Error> {
-    items.iter().for_each(|item| item.tick());
-    if items.iter().all(|item| item.should_stop()) { Err(Error::Stopped) } else { Ok(()) }
-}
-
 impl TextEmbeddingModel {
     /// Tokenizes what is still wanted; an item with a bad input fails alone.
-    fn prepare(&self, batch: &Batch<'_, TextEmbedding>) -> (Vec<Text>, HashMap<usize, Answer>) {
-        let (mut texts, mut answers) = (Vec::new(), HashMap::new());
+    fn prepare(&self, batch: &Batch<'_, TextEmbedding>) -> (Vec<Text>, Answers) {
+        let (mut texts, mut answers) = (Vec::new(), Answers::default());
         for (index, item) in batch.items().iter().enumerate() {
             if item.should_stop() {
                 continue;
             }
             match self.shared.tokenize(item.request(), || watch(&[item])) {
                 Ok(tokens) => {
-                    let missing = tokens.len();
-                    answers.insert(index, Answer { vectors: vec![Vec::new(); missing], missing });
+                    answers.open(index, tokens.len());
                     let text = |(place, tokens)| Text { item: index, place, tokens };
                     texts.extend(tokens.into_iter().enumerate().map(text));
                 }
@@ -80,33 +67,5 @@ impl TextEmbeddingModel {
             batch.tick();
         }
         (texts, answers)
-    }
-
-    /// Puts a vector into its item's answer, and sends that once it is whole.
-    fn deliver(
-        &self,
-        item: &Item<TextEmbedding>,
-        answers: &mut HashMap<usize, Answer>,
-        text: &Text,
-        vector: Vec<f32>,
-    ) {
-        let Some(answer) = answers.get_mut(&text.item) else { return };
-        match check(vector) {
-            Ok(mut vector) => {
-                self.shared.shorten(&mut vector, item.request());
-                answer.vectors[text.place] = vector;
-                answer.missing -= 1;
-            }
-            Err(error) => {
-                item.fail(error.into());
-                answers.remove(&text.item);
-                return;
-            }
-        }
-        if answer.missing == 0
-            && let Some(answer) = answers.remove(&text.item)
-        {
-            item.finish(answer.vectors);
-        }
     }
 }

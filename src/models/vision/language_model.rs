@@ -1,6 +1,6 @@
 //! The text half of a vision model: a decoder that is shown an image, among the tokens of its prompt or
 //! beside them. The prompt is read part by part, and the answers of several requests are written together.
-//! How an image becomes rows is left to the families.
+//! Embedding an image is left to the families.
 
 use std::ops::Range;
 
