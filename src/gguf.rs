@@ -37,7 +37,7 @@ impl GgufFile {
     /// Reads the header.
     ///
     /// # Errors
-    /// [`Error::InvalidGguf`] if it makes no sense, [`Error::TruncatedWeights`] if tensors lie beyond the file's end.
+    /// [`Error::InvalidGguf`] if it is malformed, [`Error::TruncatedWeights`] if tensors lie beyond the file's end.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let unreadable = |source| Error::unreadable(path, &source);
         let file = File::open(path).map_err(unreadable)?;
@@ -68,7 +68,7 @@ impl GgufFile {
         &self.header
     }
 
-    /// Error for a file that makes no sense.
+    /// Error for a malformed file.
     pub(crate) fn invalid(&self, reason: String) -> Error {
         Error::InvalidGguf { file: self.path.clone(), reason }
     }

@@ -179,7 +179,7 @@ impl HubFiles {
         Ok(RepositoryCache::new(&cache, &self.name, revision))
     }
 
-    /// Asks the cache alone: gives the file, or that the repository has none, or nothing if that is unknown.
+    /// Looks only into the cache: gives the file, or that the repository has none, or nothing if that is unknown.
     fn cached(&self, cache: &RepositoryCache, file: &str) -> Option<Option<PathBuf>> {
         match cache.find(file) {
             Cached::File(path) => {

@@ -4,6 +4,7 @@
 mod config_file;
 pub(crate) mod transformer;
 mod passes;
+mod answers;
 pub(crate) mod towers;
 pub(crate) mod decoder;
 mod continuous_batching;

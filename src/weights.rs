@@ -34,7 +34,7 @@ const ENDINGS: [&str; 5] = [
     "fp16.safetensors.index.json",
 ];
 
-/// The number types that can be computed with.
+/// Number types of tensors that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Numbers {
     F64,
@@ -264,7 +264,7 @@ pub(crate) struct WeightReader<'a> {
 }
 
 impl<'a> WeightReader<'a> {
-    /// Where tensors are put.
+    /// Device that tensors are put on.
     pub(crate) fn device(&self) -> &'a Device {
         self.device
     }

@@ -276,7 +276,7 @@ fn an_architecture_that_is_not_supported_is_named_beside_all_that_are() {
     }
 }
 
-/// Whatever a setting is changed to, a load ends with a model or with a descriptive error, never with a panic
+/// Loads with each setting changed in turn. Each ends with a model or with a descriptive error, never with a panic
 /// or with an allocation of a size that only the setting claims.
 #[test]
 fn hostile_settings_end_in_errors() {

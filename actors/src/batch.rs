@@ -1,6 +1,6 @@
 //! The batch that a model runs: each item is a request's input, its cancel mark, and the means to answer it.
 //! A batch answers callers directly; requests left unanswered at its end are the scheduler's to decide on.
-//! Which requests share a batch is decided in `scheduler/batching.rs`.
+//! Batch formation is left to `scheduler/batching.rs`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -38,8 +38,7 @@ pub(crate) mod thread;
 
 pub(crate) use thread::{Order, Report, SharedWeights};
 
-/// Why a worker ended without being told to: the one message that its actor takes, and the error that it
-/// fails with.
+/// Cause of a worker's unexpected end: the one message that its actor takes, and the error that it fails with.
 pub(crate) struct Crash<C: Capability> {
     pub(crate) cause: Cause,
     /// The weights that a thread which panicked holds on to for the replacement.

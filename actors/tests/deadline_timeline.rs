@@ -1,4 +1,4 @@
-//! What becomes of a request whose deadline passes while it runs.
+//! Fate of a request whose deadline passes while it runs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod timeline;
@@ -7,7 +7,7 @@ use model_actors::scheduler::{Effect, Input, Outcome, Ticket};
 use model_actors::{Failure, PoolConfig, RequestId};
 use timeline::{Core, KEY, at};
 
-/// Whether a first output met the deadline only the job knows, so the scheduler answers either way.
+/// Only the job knows if a first output met the deadline, so the scheduler answers either way.
 #[test]
 fn a_run_that_fails_past_the_deadline_is_answered_and_not_forgotten() {
     let mut core = Core::new(PoolConfig::default().with_cold_start_workers(1).with_max_workers(1));

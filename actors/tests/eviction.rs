@@ -66,7 +66,7 @@ async fn the_least_worth_goes_first() {
     test.finish().await;
 }
 
-/// What keeps a worker in memory against another model's need.
+/// Reason that keeps a worker in memory against another model's need.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Protection {
     Busy,

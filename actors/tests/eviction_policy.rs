@@ -1,4 +1,4 @@
-//! Who has to go when room runs short: the least worth, no more than is needed, and never the pinned, the young or
+//! Choice of the workers to evict when room runs short: the least worth, no more than is needed, and never the pinned, the young or
 //! what is in use.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -13,7 +13,7 @@ async fn brief() -> TestSystem {
     TestSystem::start_with(system.with_shutdown_timeout(millis(100)), pool).await
 }
 
-/// What `finish()` makes of a system: its complaint, if it has one.
+/// Complaint of `finish()` about a system, if it has one.
 async fn complaint(test: TestSystem) -> Option<String> {
     let finished = tokio::spawn(test.finish()).await;
     let panic = finished.err()?.into_panic();

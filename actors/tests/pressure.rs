@@ -18,7 +18,7 @@ use model_actors::{
 use timeline::Core;
 use tokio::sync::watch;
 
-/// Whether a further worker is asked for when the only one is busy and a request waits.
+/// True if a further worker is asked for when the only one is busy and a request waits.
 fn grows(device: Device, level: PressureLevel) -> bool {
     let mut core = Core::new(PoolConfig::default().with_cold_start_workers(1));
     core.tell(Input::Pressure { device, level });

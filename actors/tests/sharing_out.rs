@@ -60,7 +60,7 @@ fn one_worker_takes_them_all_and_a_batch_has_its_limit() {
     assert_eq!(batches(9, 2, 4), [4, 4]);
 }
 
-/// Who joins one run was before another in the queue, and makes way for it.
+/// Each request joins the run of its own batch key, so it does not block the one behind it.
 #[test]
 fn whoever_can_join_a_run_does() {
     let config = PoolConfig::default().with_cold_start_workers(2).with_max_workers(2);

@@ -11,7 +11,7 @@ use model_actors::{BreakerState, Bytes, CallOptions, Error, PoolConfig, System, 
 
 /// The time that queued and running requests have here.
 const TIMEOUT: Duration = Duration::from_millis(150);
-/// What a slow machine may add; far below any other time that could be meant.
+/// Time that a slow machine may add; far below any other time that could be meant.
 const SLACK: Duration = Duration::from_secs(3);
 
 fn brief() -> (SystemConfig, PoolConfig) {
@@ -57,7 +57,7 @@ async fn wait(system: &System, what: &str, state: SystemState) {
     model_actors::testing::wait_for(&mut system.watch(), what, |status| status.state == state).await;
 }
 
-/// Where a system is when it is shut down, with a request that would stay there for ever.
+/// State of a system when it is shut down, with a request that would stay there for ever.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum State {
     Busy,

@@ -1,4 +1,4 @@
-//! What the tree says of itself: a snapshot that serialises, live, ready and serving told apart, and events for
+//! Status and events of the tree: a snapshot that serialises, live, ready and serving told apart, and events for
 //! everything that happens.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

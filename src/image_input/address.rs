@@ -1,6 +1,6 @@
 //! Checks addresses before anything is sent to them, those of redirects included. An address is a secret: its
-//! user, its password, its query and its path may all give access to something, so that errors show no more
-//! of it than where it leads.
+//! user, its password, its query and its path may all give access to something, so that errors show
+//! only its scheme, host and port.
 
 use std::net::IpAddr;
 
@@ -15,7 +15,7 @@ use crate::limits::MAX_ADDRESS_BYTES as MAX_LENGTH;
 /// Schemes that errors name. Any other may be the user or the key of an address that lacks its own.
 const KNOWN: [&str; 7] = ["blob", "data", "file", "ftp", "ftps", "ws", "wss"];
 
-/// An http or https address, whose host is a name, or a number that may be connected to.
+/// Parses an http or https address whose host is a name or an IP address that may be connected to.
 ///
 /// # Errors
 /// [`Error::AddressRefused`].
@@ -68,7 +68,7 @@ fn host_number(url: &Url) -> Option<IpAddr> {
     inner.parse().ok()
 }
 
-/// Refuses an address that leads to a place that may not be reached.
+/// Error for an address in a network that is not allowed.
 pub(crate) fn leads_to(url: &Url, what: &str) -> Error {
     refused(&origin(url), &format!("it leads to {what}, which the application has to allow"))
 }

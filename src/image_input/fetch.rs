@@ -56,7 +56,7 @@ impl Fetcher {
         self.settings.total_timeout
     }
 
-    /// Refuses what is seen not to be opened before it is looked up.
+    /// Refuses an address that is not allowed, before its name is looked up.
     ///
     /// # Errors
     /// [`Error::AddressRefused`].
@@ -95,7 +95,7 @@ impl Fetcher {
         tokio::time::timeout(after, work).await.map_err(late)?
     }
 
-    /// Asks until an answer is no redirect.
+    /// Follows redirects to the first other response.
     async fn follow(&self, mut url: Url) -> Result<(Url, Response)> {
         let client = self.client()?;
         for _ in 0..=self.settings.redirects {
@@ -144,7 +144,7 @@ impl Fetcher {
     }
 }
 
-/// The content, as far as the limit. What its length is said to be only serves to end sooner.
+/// Reads the body, at most to the limit. A declared length over it ends the transfer early.
 async fn read(url: &Url, mut response: Response, limit: u64) -> Result<Vec<u8>> {
     let too_large = |found| Error::ImageTooLarge { what: "bytes".into(), found, limit };
     if let Some(length) = response.content_length().filter(|length| *length > limit) {
@@ -183,7 +183,7 @@ fn failed(address: String, reason: String) -> Error {
     Error::DownloadFailed { address, reason }
 }
 
-/// All addresses of a name lead to a place that may not be reached.
+/// Error for a name of which all addresses are in networks that are not allowed.
 #[derive(Debug, thiserror::Error)]
 #[error("it leads to {0}")]
 struct LeadsTo(&'static str);

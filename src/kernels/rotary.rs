@@ -15,7 +15,7 @@ pub(crate) struct RotaryEmbedding {
     /// Radians from one position to the next, for each pair (`inv_freq` in transformers). A head's numbers
     /// beyond two for each pair stay as they are.
     pub(crate) inverse_frequencies: Vec<f32>,
-    /// Which of a position's three coordinates rotates each pair; all of them the first, where this is empty.
+    /// Index of the position's coordinate, 0 to 2, that rotates each pair (M-RoPE); empty: the first for all.
     pub(crate) axes: Vec<u8>,
     /// Factor on cosines and sines, as YaRN and LongRoPE have it; 1 for the plain embedding.
     pub(crate) attention_factor: f32,

@@ -44,7 +44,7 @@ impl Processor {
 /// Size that a picture is resized to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Size {
-    /// Exactly this, whatever becomes of the proportions.
+    /// Exactly this, whatever the proportions.
     Exact { width: usize, height: usize },
     /// The shorter side this, in proportion.
     Shortest(usize),
@@ -65,10 +65,10 @@ impl Size {
     }
 }
 
-/// Bytes to numbers: `(byte · factor − mean) / deviation`, for each channel.
+/// Conversion of bytes to model inputs: `(byte · factor − mean) / deviation` for each channel.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Scaling {
-    /// For each channel, what each of the 256 values becomes.
+    /// Model input for each of the 256 byte values, for each channel.
     table: Box<[[f32; 256]; 3]>,
 }
 
@@ -100,7 +100,7 @@ impl Scaling {
     }
 }
 
-/// All of it, checked.
+/// The preprocessing that a model's file describes, validated.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Preprocessing {
     pub(crate) resize: Option<(Size, Filter)>,
@@ -109,7 +109,7 @@ pub(crate) struct Preprocessing {
     pub(crate) scaling: Scaling,
 }
 
-/// The file as it is; what it leaves out is the processor's default.
+/// Content of the file. A setting that it leaves out has the processor's default.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Raw {
@@ -154,7 +154,7 @@ const FILE: &str = "preprocessor_config.json";
 const NEW_FILE: &str = "processor_config.json";
 
 impl Preprocessing {
-    /// Reads a model's own file; `processor` is whose defaults hold where it does not name one.
+    /// Reads a model's own file. Where it names no processor, the defaults of `processor` hold.
     pub(crate) fn open(files: &Files, processor: Processor, context: &LoadContext) -> Result<Self> {
         if let Some(path) = files.optional(FILE, context)? {
             return Self::read(&path, &read_json(&path)?, processor);
@@ -190,7 +190,7 @@ impl Preprocessing {
         Ok(Self { resize: reader.resize(&raw)?, crop: reader.crop(&raw)?, scaling: reader.scaling(&raw)? })
     }
 
-    /// The sides of everything that comes out, where they do not depend on what goes in.
+    /// Width and height of the output, where they do not depend on the input's.
     pub(crate) fn exact(&self) -> Option<(usize, usize)> {
         match (self.crop, self.resize) {
             (Some(sides), _) => Some(sides),
@@ -199,7 +199,7 @@ impl Preprocessing {
         }
     }
 
-    /// The picture that the model sees.
+    /// Resizes and crops a picture for the model.
     ///
     /// # Errors
     /// [`Error::InvalidInput`].
@@ -221,7 +221,7 @@ impl Preprocessing {
         Ok(cropped)
     }
 
-    /// The same in numbers, `(3, height, width)`.
+    /// Resizes, crops and normalises a picture to a tensor of `(3, height, width)`.
     ///
     /// # Errors
     /// As [`Self::picture`].

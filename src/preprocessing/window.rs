@@ -5,8 +5,7 @@ use model_actors::Picture;
 use super::{check, check_sides};
 use crate::error::Result;
 
-/// Cuts a window of `width` × `height` pixels out of the picture, whose left and upper edge lie at these
-/// places of it. The window is `colour` outside the picture, so that it crops, pads, or does both.
+/// Crops or pads the picture to `width` × `height` pixels, starting at `(left, top)`; pixels outside it get `colour`.
 ///
 /// # Errors
 /// [`crate::Error::InvalidInput`] for a picture that is none, for sides of 0 or over the limit.

@@ -1,9 +1,8 @@
-//! Bounds on the output of a tokenizer. A `tokenizer.json` comes from outside: its normalizer can write a
-//! megabyte for each letter, its template the text or a special token a thousand times over, its decoder a
-//! book for each token. What each step can do at worst is worked out when the file is read (`parts`), and
-//! what no model has need of is refused. Where that worst would still be too much for a text, the normalizer
-//! is tried on it step by step, and no step is taken that could make too much of what the steps before it
-//! left. Where a tokenizer panics all the same, that is an error like others.
+//! Bounds on the output of a tokenizer. A `tokenizer.json` is untrusted: its normalizer can expand each letter to a
+//! megabyte, its template repeat the text or a special token a thousand times, its decoder write a megabyte for each
+//! token. The worst-case growth of each step is computed when the file is read (`parts`), and steps that exceed what
+//! published models need are refused. Where the worst case would be too long for a certain text, the normalizer runs
+//! step by step, and stops before a step whose worst case exceeds the limit. A panic in a tokenizer becomes an error.
 
 mod parts;
 #[cfg(test)]
@@ -17,8 +16,7 @@ use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
 
 use super::Specials;
 
-/// Most bytes that a text may become, and that tokens may, those of a whole answer together: four times the
-/// longest prompt.
+/// Most bytes of a normalized text, and of the decoded tokens of a whole answer: four times the longest prompt.
 pub(crate) const MAX_BYTES: usize = 16 << 20;
 /// Most bytes of what is made at once where a text is tried in pieces.
 const PIECE: usize = 4 << 20;
@@ -28,7 +26,7 @@ const MAX_TOKEN: usize = 16 << 10;
 /// Refuses a file whose added tokens would become too long: its normalizer runs over them while it is read.
 ///
 /// # Errors
-/// In words, what is wrong with it.
+/// A sentence that names the fault.
 pub(super) fn check_added(file: &[u8]) -> Result<(), String> {
     #[derive(Deserialize)]
     struct Parts {
@@ -63,7 +61,7 @@ pub(crate) struct OutputBounds {
 
 impl OutputBounds {
     /// # Errors
-    /// In words, what it does that no model needs.
+    /// A sentence that names the part that is refused.
     pub(crate) fn of(tokenizer: &Tokenizer) -> Result<Self, String> {
         if let Some(processor) = tokenizer.get_post_processor() {
             parts::check_post_processor(processor)?;
@@ -80,10 +78,10 @@ impl OutputBounds {
         })
     }
 
-    /// The tokens of a text.
+    /// Encodes a text.
     ///
     /// # Errors
-    /// In words, if it becomes too long or the tokenizer fails.
+    /// A sentence, if it becomes too long or the tokenizer fails.
     pub(crate) fn encode(
         &self,
         tokenizer: &Tokenizer,
@@ -97,10 +95,10 @@ impl OutputBounds {
         })
     }
 
-    /// The text of tokens, without the special ones.
+    /// Decodes tokens to text, without the special ones.
     ///
     /// # Errors
-    /// In words, if it becomes too long or the tokenizer fails.
+    /// A sentence, if it becomes too long or the tokenizer fails.
     pub(super) fn decode(&self, tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, String> {
         guarded(|| {
             if !self.can_decode(tokenizer, ids) {
@@ -112,7 +110,7 @@ impl OutputBounds {
     }
 
     /// # Errors
-    /// In words, with the number, if a text becomes too long.
+    /// A sentence with the number, if a text becomes too long.
     pub(crate) fn check(&self, tokenizer: &Tokenizer, text: &str) -> Result<(), String> {
         let fits = |normalized: usize| normalized.saturating_mul(self.split) <= MAX_BYTES;
         if fits(self.normalizer.iter().copied().fold(text.len(), usize::saturating_mul)) {

@@ -48,7 +48,7 @@ pub enum Leak {
     /// Threads have not ended.
     #[error("these threads have not ended: {names:?}")]
     Threads {
-        /// Which.
+        /// Names of the threads.
         names: Vec<String>,
     },
     /// Models or weights are alive.

@@ -1,4 +1,4 @@
-//! What the promises share: short ways to ask, to wait and to count.
+//! Helpers of all tests: short ways to ask, to wait and to count.
 
 #![allow(clippy::expect_used, reason = "a test helper fails its test by panicking")]
 #![allow(dead_code, unreachable_pub, reason = "each file uses some of it")]
@@ -39,7 +39,7 @@ pub fn send_with(
     tokio::spawn(async move { model.call(request, options).await })
 }
 
-/// How a pending request ended.
+/// Result of a pending request.
 pub async fn end(pending: Pending) -> Result<u64> {
     let limit = Duration::from_secs(30);
     tokio::time::timeout(limit, pending).await.expect("every request ends").expect("the caller did not panic")

@@ -7,10 +7,10 @@ use tokenizers::{
     DecoderWrapper, NormalizerWrapper, PostProcessor as _, PostProcessorWrapper, PreTokenizerWrapper,
 };
 
-/// The most that a normalizer may make of a byte. Those of published models reach some thousands (ALBERT's),
-/// as if each of their steps met the text that it makes most of.
+/// Largest growth of a normalizer, in bytes for each byte. The worst cases of published models' steps multiply to some
+/// thousands (ALBERT).
 pub(super) const MAX_NORMALIZED: usize = 16_384;
-/// The most that a split may make of a byte, and a decoder of a token's; those of published models reach 4.
+/// Largest growth of a split or a decoder, in bytes for each byte; published models reach 4.
 pub(super) const MAX_SPLIT: usize = 16;
 /// Most special tokens around a text, and most pieces of a template.
 const MAX_ADDED: usize = 64;
@@ -31,7 +31,7 @@ fn factor(name: &str, part: Option<&impl Serialize>, most: usize) -> Result<usiz
 /// Worst-case growth in each step of a normalizer.
 ///
 /// # Errors
-/// In words, if all of them together make too much.
+/// A sentence, if all of them together make too much.
 pub(super) fn normalizer(normalizer: Option<&NormalizerWrapper>) -> Result<Vec<usize>, String> {
     factor("normalizer", normalizer, MAX_NORMALIZED)?;
     let steps = normalizer.map(steps).unwrap_or_default();
@@ -41,7 +41,7 @@ pub(super) fn normalizer(normalizer: Option<&NormalizerWrapper>) -> Result<Vec<u
 /// Worst-case growth in a split.
 ///
 /// # Errors
-/// In words, if that is too much or the split would panic.
+/// A sentence, if that is too much or the split would panic.
 pub(super) fn split(split: Option<&PreTokenizerWrapper>) -> Result<usize, String> {
     split.map(|split| check_split(&written(split)?)).transpose()?;
     factor("split", split, MAX_SPLIT)
@@ -50,15 +50,15 @@ pub(super) fn split(split: Option<&PreTokenizerWrapper>) -> Result<usize, String
 /// Worst-case growth in a decoder, for each byte of a token.
 ///
 /// # Errors
-/// In words, if that is too much.
+/// A sentence, if that is too much.
 pub(super) fn decoder(decoder: Option<&DecoderWrapper>) -> Result<usize, String> {
     factor("decoder", decoder, MAX_SPLIT)
 }
 
-/// Refuses what would write the text more than once, or too many tokens around it.
+/// Refuses a template that would write the text more than once, or too many tokens around it.
 ///
 /// # Errors
-/// In words, what is wrong with it.
+/// A sentence that names the fault.
 pub(super) fn check_post_processor(processor: &PostProcessorWrapper) -> Result<(), String> {
     check_templates(&written(processor)?)?;
     match processor.added_tokens(false) {

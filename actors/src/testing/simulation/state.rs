@@ -150,7 +150,7 @@ pub(super) enum Order {
     Ping,
 }
 
-/// Why the pool has dropped a worker's handle, if it has.
+/// Reason for which the pool has dropped a worker's handle, if it has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Told {
     #[default]
