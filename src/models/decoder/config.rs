@@ -9,7 +9,10 @@ use super::names::DecoderNames;
 use crate::error::Result;
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::invalid;
-use crate::models::transformer::{Bias, TransformerConfig, check_side, is_tensor_of};
+use crate::models::transformer::{
+    AttentionConfig, Bias, Biases, FeedForwardConfig, HeadNorms, LayerConfig, NormKind, NormPlacement,
+    TransformerConfig, Workload, check_side, is_tensor_of,
+};
 
 /// A decoder that is not loaded.
 #[derive(Debug, Clone)]
@@ -124,5 +127,46 @@ impl DecoderConfig {
         }
         self.transformer.check(file)?;
         Ok(self)
+    }
+}
+
+/// The sizes in which decoders of Llama's form differ, and what their layers see.
+pub(super) struct LlamaSizes {
+    pub(super) width: usize,
+    pub(super) intermediate: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_size: usize,
+    pub(super) epsilon: f64,
+    /// One for each layer.
+    pub(super) masks: Vec<AttentionMask>,
+}
+
+/// Llama's blocks: grouped-query attention with rotary positions, root-mean-square norms before each sublayer, SwiGLU, and
+/// no biases. Families say what they have otherwise. Nothing is checked yet.
+pub(super) fn llama_blocks(sizes: LlamaSizes) -> TransformerConfig {
+    let LlamaSizes { width, intermediate, heads, kv_heads, head_size, epsilon, masks } = sizes;
+    let feed_forward = FeedForwardConfig::Gated { intermediate };
+    let layer = |mask| LayerConfig { mask, rope: Some(0), feed_forward, input_is_normed: false };
+    TransformerConfig {
+        width,
+        attention: AttentionConfig {
+            heads,
+            kv_heads,
+            head_size,
+            scale: 1.0 / (head_size as f32).sqrt(),
+            soft_cap: None,
+            head_norms: HeadNorms::None,
+            alibi_slopes: Vec::new(),
+        },
+        cross_attention: None,
+        norm: NormKind::Rms,
+        norm_placement: NormPlacement::Pre,
+        epsilon,
+        biases: Biases::NONE,
+        activation: Activation::Silu,
+        layers: masks.into_iter().map(layer).collect(),
+        ropes: Vec::new(),
+        workload: Workload::GrowingSequences,
     }
 }

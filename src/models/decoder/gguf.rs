@@ -8,7 +8,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use model_actors::LoadContext;
 
-use super::config::{DecoderConfig, Embeddings, Head};
+use super::config::{DecoderConfig, Embeddings, Head, LlamaSizes, llama_blocks};
 use super::load;
 use super::model::Decoder;
 use super::names::{DecoderNames, LLAMA};
@@ -17,9 +17,8 @@ use crate::gguf::GgufFile;
 use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::transformer::{
-    AttentionConfig, Bias, Biases, FeedForwardConfig, HeadNorms, LayerConfig, Linears, Names, NormKind,
-    NormPlacement, QkvNames, Rope, RopeParameters, RopeShape, Tensors, TransformerConfig, UpNames, Workload,
-    layer_count,
+    Bias, HeadNorms, Linears, Names, NormPlacement, QkvNames, Rope, RopeParameters, RopeShape, Tensors,
+    UpNames, layer_count,
 };
 
 /// Most factors of a rotary embedding. A head is small; a tensor that claims more is no set of factors.
@@ -144,40 +143,23 @@ impl Metadata<'_> {
         }
         let (width, heads) = (self.required("embedding_length")?, self.required("attention.head_count")?);
         let head_size = self.optional("attention.key_length").or(width.checked_div(heads)).unwrap_or(0);
-        let intermediate = self.required("feed_forward_length")?;
-        let layer = LayerConfig {
-            mask: AttentionMask::Causal,
-            rope: Some(0),
-            feed_forward: FeedForwardConfig::Gated { intermediate },
-            input_is_normed: false,
-        };
+        let layers = layer_count(self.file.path(), self.required("block_count")?)?;
+        let blocks = llama_blocks(LlamaSizes {
+            width,
+            intermediate: self.required("feed_forward_length")?,
+            heads,
+            kv_heads: self.optional("attention.head_count_kv").unwrap_or(heads),
+            head_size,
+            epsilon: self.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-6),
+            masks: vec![AttentionMask::Causal; layers],
+        });
         let embeddings = self.file.header().tensor("token_embd.weight");
         let vocabulary = embeddings.and_then(|embeddings| embeddings.shape.first().copied());
         let mut config = DecoderConfig {
             vocabulary: vocabulary.ok_or(Error::MissingTensor { tensor: "token_embd.weight".to_owned() })?,
             context: self.required("context_length")?,
             embeddings: Embeddings::Plain,
-            transformer: TransformerConfig {
-                width,
-                attention: AttentionConfig {
-                    heads,
-                    kv_heads: self.optional("attention.head_count_kv").unwrap_or(heads),
-                    head_size,
-                    scale: 1.0 / (head_size as f32).sqrt(),
-                    soft_cap: None,
-                    head_norms: HeadNorms::None,
-                    alibi_slopes: Vec::new(),
-                },
-                cross_attention: None,
-                norm: NormKind::Rms,
-                norm_placement: NormPlacement::Pre,
-                epsilon: self.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-6),
-                biases: Biases::NONE,
-                activation: Activation::Silu,
-                layers: vec![layer; layer_count(self.file.path(), self.required("block_count")?)?],
-                ropes: Vec::new(),
-                workload: Workload::GrowingSequences,
-            },
+            transformer: blocks,
             head: Head::Own(Bias::No),
             logit_cap: None,
             end_tokens: self.end_tokens(),

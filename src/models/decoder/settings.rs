@@ -6,16 +6,13 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::config::{DecoderConfig, Embeddings, Head};
+use super::config::{DecoderConfig, Embeddings, Head, LlamaSizes, llama_blocks};
 use super::names::LLAMA;
 use crate::architecture::parse;
 use crate::error::Result;
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::{activation, unsupported, with_defaults};
-use crate::models::transformer::{
-    AttentionConfig, Bias, Biases, FeedForwardConfig, HeadNorms, LayerConfig, NormKind, NormPlacement, Rope,
-    RopeSettings, RopeShape, TransformerConfig, Workload, layer_count,
-};
+use crate::models::transformer::{Bias, Rope, RopeSettings, RopeShape, TransformerConfig, layer_count};
 
 /// The settings that every family has.
 #[derive(Debug, Clone, Deserialize)]
@@ -92,35 +89,25 @@ impl Settings {
     /// Llama's decoder with these settings, in which the layers that `slides` picks have the window. Its
     /// numbers are not checked yet.
     pub(super) fn decoder(&self, file: &Path, slides: impl Fn(usize) -> bool) -> Result<DecoderConfig> {
-        let feed_forward = FeedForwardConfig::Gated { intermediate: self.intermediate_size };
-        let layer = |mask| LayerConfig { mask, rope: Some(0), feed_forward, input_is_normed: false };
         let layers = 0..layer_count(file, self.num_hidden_layers)?;
-        let layers = layers.map(|index| Ok(layer(self.mask(file, index, &slides)?)));
-        let head_size = self.head_size();
+        let masks = layers.map(|index| self.mask(file, index, &slides)).collect::<Result<_>>()?;
+        let blocks = llama_blocks(LlamaSizes {
+            width: self.hidden_size,
+            intermediate: self.intermediate_size,
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
+            head_size: self.head_size(),
+            epsilon: self.rms_norm_eps,
+            masks,
+        });
         Ok(DecoderConfig {
             vocabulary: self.vocab_size,
             context: self.max_position_embeddings,
             embeddings: Embeddings::Plain,
             transformer: TransformerConfig {
-                width: self.hidden_size,
-                attention: AttentionConfig {
-                    heads: self.num_attention_heads,
-                    kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
-                    head_size,
-                    scale: 1.0 / (head_size as f32).sqrt(),
-                    soft_cap: None,
-                    head_norms: HeadNorms::None,
-                    alibi_slopes: Vec::new(),
-                },
-                cross_attention: None,
-                norm: NormKind::Rms,
-                norm_placement: NormPlacement::Pre,
-                epsilon: self.rms_norm_eps,
-                biases: Biases::NONE,
                 activation: self.activation(file)?,
-                layers: layers.collect::<Result<_>>()?,
                 ropes: vec![self.default_rope(file)?],
-                workload: Workload::GrowingSequences,
+                ..blocks
             },
             head: if self.tie_word_embeddings { Head::Tied } else { Head::Own(Bias::No) },
             logit_cap: None,
