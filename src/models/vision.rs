@@ -100,19 +100,8 @@ trait Network: Send + Sync {
     /// The crops of a picture that the tower will see, `(3, height, width)` each.
     fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>>;
 
-    /// The input of the vision tower's first block for a crop. Where a crop has very many rows, each call
-    /// makes a part of it, and the last gives all. So it is with the two below.
-    fn open_crop(&self, crop: &Tensor, parts: &mut Option<Unfinished>) -> Result<Option<Tensor>>;
-    /// Number of blocks that a crop goes through.
-    fn tower_layers(&self) -> usize;
-    /// The output of a block of the tower.
-    fn tower_step(
-        &self,
-        layer: usize,
-        hidden: &Tensor,
-        crop: &Tensor,
-        parts: &mut Option<Unfinished>,
-    ) -> Result<Option<Tensor>>;
+    /// The vision tower.
+    fn tower(&self) -> &dyn StepwiseTower;
     /// The rows that are kept of a crop after so many blocks.
     fn keep(
         &self,
@@ -128,6 +117,45 @@ trait Network: Send + Sync {
     /// An answer to a prompt of which nothing is read yet.
     fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<Answer> {
         self.language_model().begin(prompt, image, None)
+    }
+}
+
+/// A vision tower that a crop goes through step by step. Where a crop has very many rows, each call takes a part of the
+/// step, what is made so far stays in `parts`, and the last call gives all.
+trait StepwiseTower: Send + Sync {
+    /// Number of blocks.
+    fn depth(&self) -> usize;
+    /// The first block's input for a crop.
+    fn open(&self, crop: &Tensor, parts: &mut Option<Unfinished>) -> Result<Option<Tensor>>;
+    /// A block's output.
+    fn step(
+        &self,
+        block: usize,
+        hidden: &Tensor,
+        crop: &Tensor,
+        parts: &mut Option<Unfinished>,
+    ) -> Result<Option<Tensor>>;
+}
+
+/// All rows of a crop at once: these towers take crops of one size.
+impl StepwiseTower for VisionTower {
+    fn depth(&self) -> usize {
+        self.transformer.depth()
+    }
+
+    fn open(&self, crop: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
+        Ok(Some(self.embed(std::slice::from_ref(crop))?.hidden))
+    }
+
+    fn step(
+        &self,
+        block: usize,
+        hidden: &Tensor,
+        _: &Tensor,
+        _: &mut Option<Unfinished>,
+    ) -> Result<Option<Tensor>> {
+        let (hidden, rows) = (hidden.clone(), hidden.dim(0)?);
+        self.transformer.encode(hidden, &[rows], block..block + 1, |_, _| Ok(())).map(Some)
     }
 }
 
@@ -206,12 +234,6 @@ fn preprocessor_config(files: &Files, defaults: Value, context: &LoadContext) ->
     let path = files.required("preprocessor_config.json", context)?;
     let config: Value = read_json(&path)?;
     Ok((path, with_defaults(&without_nulls(&config), defaults)))
-}
-
-/// One block of a tower over the rows of one crop.
-fn tower_block(tower: &VisionTower, block: usize, hidden: &Tensor) -> Result<Option<Tensor>> {
-    let blocks = block..block + 1;
-    tower.transformer.encode(hidden.clone(), &[hidden.dim(0)?], blocks, |_, _| Ok(())).map(Some)
 }
 
 /// The error for parts that do not belong together: a fault of this crate.

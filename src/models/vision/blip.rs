@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::language_model::{ImagePlace, LanguageModel};
-use super::{Architecture, ImageRows, Network, Prompt, Unfinished, WorkerMemory, misfit};
+use super::{Architecture, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::models::config_file::{invalid, unsupported};
@@ -189,22 +189,8 @@ impl Network for Blip {
         Ok(vec![self.preprocessing.tensor(picture, &self.device)?])
     }
 
-    fn open_crop(&self, crop: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
-        Ok(Some(self.tower.embed(std::slice::from_ref(crop))?.hidden))
-    }
-
-    fn tower_layers(&self) -> usize {
-        self.tower.transformer.depth()
-    }
-
-    fn tower_step(
-        &self,
-        layer: usize,
-        hidden: &Tensor,
-        _: &Tensor,
-        _: &mut Option<Unfinished>,
-    ) -> Result<Option<Tensor>> {
-        super::tower_block(&self.tower, layer, hidden)
+    fn tower(&self) -> &dyn StepwiseTower {
+        &self.tower
     }
 
     fn keep(
@@ -213,7 +199,7 @@ impl Network for Blip {
         hidden: &Tensor,
         _: &mut Option<Unfinished>,
     ) -> Result<Option<Vec<Tensor>>> {
-        let at_end = layers == self.tower_layers();
+        let at_end = layers == self.tower.depth();
         Ok(Some(if at_end { vec![self.last_norm.forward(hidden)?] } else { Vec::new() }))
     }
 

@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 
 use super::chat::{Chat, part};
 use super::language_model::{ImagePlace, LanguageModel};
-use super::{Architecture, CAPABILITY, ImageRows, Network, Prompt, Unfinished, WorkerMemory, misfit};
+use super::{
+    Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
+};
 use crate::architecture::{self, Family, parse};
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
@@ -311,22 +313,8 @@ impl Network for Llava {
         pictures.iter().map(|picture| scaling.tensor(picture, &self.device)).collect()
     }
 
-    fn open_crop(&self, crop: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
-        Ok(Some(self.tower.embed(std::slice::from_ref(crop))?.hidden))
-    }
-
-    fn tower_layers(&self) -> usize {
-        self.tower.transformer.depth()
-    }
-
-    fn tower_step(
-        &self,
-        layer: usize,
-        hidden: &Tensor,
-        _: &Tensor,
-        _: &mut Option<Unfinished>,
-    ) -> Result<Option<Tensor>> {
-        super::tower_block(&self.tower, layer, hidden)
+    fn tower(&self) -> &dyn StepwiseTower {
+        &self.tower
     }
 
     fn keep(
@@ -335,7 +323,7 @@ impl Network for Llava {
         hidden: &Tensor,
         _: &mut Option<Unfinished>,
     ) -> Result<Option<Vec<Tensor>>> {
-        if layers < self.tower_layers() {
+        if layers < self.tower.depth() {
             return Ok(Some(Vec::new()));
         }
         let rows = hidden.narrow(0, self.leading, self.kept())?.contiguous()?;

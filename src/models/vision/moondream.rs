@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::chat::part;
 use super::language_model::{ImagePlace, LanguageModel};
-use super::{Architecture, ImageRows, Network, Prompt, Unfinished, WorkerMemory, misfit};
+use super::{Architecture, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit};
 use crate::architecture::{Family, parse};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear};
@@ -298,22 +298,8 @@ impl Network for Moondream {
         pictures.iter().map(|picture| self.scaling.tensor(picture, &self.device)).collect()
     }
 
-    fn open_crop(&self, crop: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
-        Ok(Some(self.tower.embed(std::slice::from_ref(crop))?.hidden))
-    }
-
-    fn tower_layers(&self) -> usize {
-        self.tower.transformer.depth()
-    }
-
-    fn tower_step(
-        &self,
-        layer: usize,
-        hidden: &Tensor,
-        _: &Tensor,
-        _: &mut Option<Unfinished>,
-    ) -> Result<Option<Tensor>> {
-        super::tower_block(&self.tower, layer, hidden)
+    fn tower(&self) -> &dyn StepwiseTower {
+        &self.tower
     }
 
     fn keep(
@@ -322,7 +308,7 @@ impl Network for Moondream {
         hidden: &Tensor,
         _: &mut Option<Unfinished>,
     ) -> Result<Option<Vec<Tensor>>> {
-        let at_end = layers == self.tower_layers();
+        let at_end = layers == self.tower.depth();
         Ok(Some(if at_end { vec![self.last_norm.forward(hidden)?] } else { Vec::new() }))
     }
 

@@ -3,6 +3,7 @@
 //! (DeepStack), and a token's position has three coordinates (interleaved M-RoPE). Follows
 //! `modeling_qwen3_vl.py` of transformers.
 
+mod merger;
 mod resize;
 mod tower;
 
@@ -15,7 +16,9 @@ use serde_json::{Value, json};
 
 use super::chat::{Chat, part};
 use super::language_model::{Answer, ImagePlace, LanguageModel};
-use super::{Architecture, CAPABILITY, ImageRows, Network, Prompt, Unfinished, WorkerMemory, misfit};
+use super::{
+    Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
+};
 use crate::architecture::{self, Family};
 use crate::error::{Error, Result};
 use crate::kernels::rotary::Position;
@@ -35,6 +38,8 @@ pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     read: |file, config| Ok(Box::new(Config::read(file, config)?)),
 };
 
+/// Of all norms of the vision tower.
+const EPSILON: f64 = 1e-6;
 const TOWERS: [&str; 2] = ["model.visual.", "visual."];
 
 /// `config.json`, with what the other small files say once they are read.
@@ -182,22 +187,8 @@ impl Network for Qwen3Vl {
         Ok(vec![self.scaling.tensor(&self.resize.picture(picture)?, &self.device)?])
     }
 
-    fn open_crop(&self, crop: &Tensor, parts: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
-        self.tower.open(crop, parts)
-    }
-
-    fn tower_layers(&self) -> usize {
-        self.tower.depth()
-    }
-
-    fn tower_step(
-        &self,
-        layer: usize,
-        hidden: &Tensor,
-        crop: &Tensor,
-        parts: &mut Option<Unfinished>,
-    ) -> Result<Option<Tensor>> {
-        self.tower.step(layer, hidden, crop, parts)
+    fn tower(&self) -> &dyn StepwiseTower {
+        &self.tower
     }
 
     fn keep(

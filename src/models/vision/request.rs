@@ -128,9 +128,9 @@ impl Encoding {
         let was_in_parts = self.parts.is_some();
         let hidden = match &self.at {
             At::Keeping(hidden) => return self.keep(network, hidden.clone()),
-            At::Opening => network.open_crop(crop, &mut self.parts)?,
+            At::Opening => network.tower().open(crop, &mut self.parts)?,
             At::Layer(before) => {
-                let after = network.tower_step(self.layers, before, crop, &mut self.parts)?;
+                let after = network.tower().step(self.layers, before, crop, &mut self.parts)?;
                 self.layers += usize::from(after.is_some());
                 after
             }
@@ -145,7 +145,7 @@ impl Encoding {
         let Some(kept) = network.keep(self.layers, &hidden, &mut self.parts)? else { return Ok(()) };
         self.kept.extend(kept);
         self.at = At::Layer(hidden);
-        if self.layers == network.tower_layers() {
+        if self.layers == network.tower().depth() {
             self.done.push(std::mem::take(&mut self.kept));
             (self.layers, self.at) = (0, At::Opening);
         }

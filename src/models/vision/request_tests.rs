@@ -6,7 +6,9 @@ use candle_core::Tensor;
 use model_actors::{DescribeImage, Picture};
 
 use super::request::{ActiveRequest, room};
-use super::{ImageRows, LanguageModel, LoadedModel, Network, Prompt, Unfinished, VisionModel, misfit};
+use super::{
+    ImageRows, LanguageModel, LoadedModel, Network, Prompt, StepwiseTower, Unfinished, VisionModel, misfit,
+};
 use crate::error::{Error, Result};
 use crate::loader::StandaloneModel as _;
 use crate::source::Source;
@@ -28,22 +30,8 @@ impl Network for Reader {
         Err(misfit())
     }
 
-    fn open_crop(&self, _: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
-        Err(misfit())
-    }
-
-    fn tower_layers(&self) -> usize {
-        0
-    }
-
-    fn tower_step(
-        &self,
-        _: usize,
-        _: &Tensor,
-        _: &Tensor,
-        _: &mut Option<Unfinished>,
-    ) -> Result<Option<Tensor>> {
-        Err(misfit())
+    fn tower(&self) -> &dyn StepwiseTower {
+        self.0.tower()
     }
 
     fn keep(&self, _: usize, _: &Tensor, _: &mut Option<Unfinished>) -> Result<Option<Vec<Tensor>>> {

@@ -11,6 +11,8 @@ use model_actors::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::EPSILON;
+use super::merger::{Merger, Normed};
 use crate::architecture::parse;
 use crate::error::Result;
 use crate::kernels::rotary::Position;
@@ -19,12 +21,11 @@ use crate::limits::MAX_MODEL_SIDE;
 use crate::models::config_file::{activation, invalid, with_defaults, without_nulls};
 use crate::models::towers::pick;
 use crate::models::transformer::{
-    self, Bias, Block, Names, Norm, NormPlacement, Projection, QkvNames, Rope, SafeTensors, Sizes,
-    Transformer, TransformerConfig, UpNames, check_side,
+    self, Block, Names, NormPlacement, QkvNames, Rope, SafeTensors, Sizes, Transformer, TransformerConfig,
+    UpNames, check_side,
 };
-use crate::models::vision::{Unfinished, misfit};
+use crate::models::vision::{StepwiseTower, Unfinished, misfit};
 
-const EPSILON: f64 = 1e-6;
 /// Rows of a part. A crop of no more is opened, goes through a layer, and has kept what is kept of it in one
 /// part; of 65,536, a part takes no longer, or about as long, as the whole layer of such a crop.
 const PART_ROWS: usize = 4096;
@@ -139,6 +140,11 @@ impl TowerConfig {
         self.transformer.width
     }
 
+    /// Width of a patch's vector, number of patches that are merged, and width of the text.
+    fn merger_sizes(&self) -> [usize; 3] {
+        [self.width(), self.merged(), self.out_hidden_size]
+    }
+
     /// Number of patches of a merged one.
     pub(super) fn merged(&self) -> usize {
         self.spatial_merge_size * self.spatial_merge_size
@@ -209,67 +215,22 @@ struct Places {
     places: Vec<(usize, usize)>,
 }
 
-/// The rows that a merger's norm sees.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Normed {
-    EachPatch,
-    /// Those of patches put side by side.
-    Merged,
-}
-
-/// The merger: patches side by side, and two layers to the text's width.
-struct Merger {
-    normed: Normed,
-    norm: Norm,
-    first: Projection,
-    second: Projection,
-    /// Length of merged patches side by side.
-    wide: usize,
-}
-
-impl Merger {
-    fn load(config: &TowerConfig, tensors: &SafeTensors<'_>, normed: Normed) -> Result<Self> {
-        let wide = config.width() * config.merged();
-        let width = if normed == Normed::Merged { wide } else { config.width() };
-        Ok(Self {
-            normed,
-            norm: tensors.layer_norm("norm", width, EPSILON)?,
-            first: tensors.linear("linear_fc1", wide, wide, Bias::Yes)?,
-            second: tensors.linear("linear_fc2", config.out_hidden_size, wide, Bias::Yes)?,
-            wide,
-        })
-    }
-
-    fn forward(&self, hidden: &Tensor) -> Result<Tensor> {
-        let merged = |rows: &Tensor| rows.reshape(((), self.wide));
-        let rows = match self.normed {
-            Normed::EachPatch => merged(&self.norm.forward(hidden)?)?,
-            Normed::Merged => self.norm.forward(&merged(hidden)?)?,
-        };
-        self.second.forward(&self.first.forward(&rows, Activation::GeluErf)?, Activation::Identity)
-    }
-}
-
 impl Tower {
     pub(super) fn load(config: &TowerConfig, tensors: &SafeTensors<'_>) -> Result<Self> {
         let deep = (0..config.deepstack_visual_indexes.len()).map(|index| {
-            Merger::load(config, &tensors.at(&format!("deepstack_merger_list.{index}.")), Normed::Merged)
+            let tensors = tensors.at(&format!("deepstack_merger_list.{index}."));
+            Merger::load(config.merger_sizes(), &tensors, Normed::Merged)
         });
         Ok(Self {
             patch: load_patch(config, tensors)?,
             positions: tensors.tensor("pos_embed.weight", &[config.side * config.side, config.width()])?,
             transformer: transformer::load(&config.transformer, &BLOCKS, tensors, tensors.device())?,
-            merger: Merger::load(config, &tensors.at("merger."), Normed::EachPatch)?,
+            merger: Merger::load(config.merger_sizes(), &tensors.at("merger."), Normed::EachPatch)?,
             deep: deep.collect::<Result<_>>()?,
             config: config.clone(),
             device: tensors.device().clone(),
             part_rows: PART_ROWS,
         })
-    }
-
-    /// Number of blocks.
-    pub(super) fn depth(&self) -> usize {
-        self.transformer.depth()
     }
 
     /// Number of lines and columns of merged patches in a picture of these sides.
@@ -293,23 +254,6 @@ impl Tower {
         Ok(Places { down: down * merge, across: across * merge, places })
     }
 
-    /// The next lines of the first block's input, and after the last all of it.
-    pub(super) fn open(&self, crop: &Tensor, parts: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
-        let Places { down, across, places } = self.places(crop)?;
-        // Whole lines of merged patches: they are lines of the picture.
-        let line = (across * self.config.spatial_merge_size).max(1);
-        let most = (self.part_rows / line).max(1) * line;
-        next_rows(parts, [places.len(), self.config.width()], most, crop, |rows| {
-            let places = places.get(rows.clone()).ok_or_else(misfit)?;
-            let (first, count) = (rows.start / across.max(1), rows.len() / across.max(1));
-            let side = self.config.patch_size;
-            let pixels = patchify(&crop.narrow(1, first * side, count * side)?.contiguous()?, side)?;
-            let pixels = pick(&pixels, places.iter().map(|(line, column)| (line - first) * across + column))?;
-            let pixels = self.patch.forward(&pixels, Activation::Identity)?;
-            Ok((pixels + self.positions(down, across, places)?)?)
-        })
-    }
-
     /// Learned positions for a grid, bilinear, the corners on the corners.
     fn positions(&self, down: usize, across: usize, places: &[(usize, usize)]) -> Result<Tensor> {
         let (side, width) = (self.config.side, self.config.width());
@@ -330,51 +274,6 @@ impl Tower {
             out
         })?;
         Ok(Tensor::from_vec(out, (places.len(), width), &Device::Cpu)?.to_device(&self.device)?)
-    }
-
-    /// The next part of a block over the rows of one crop, and at the block's end its output. First all rows
-    /// get their queries, keys and values; then some at a time see all others and go through the rest of the
-    /// block. A crop of few rows takes the block in one part.
-    pub(super) fn step(
-        &self,
-        index: usize,
-        hidden: &Tensor,
-        crop: &Tensor,
-        parts: &mut Option<Unfinished>,
-    ) -> Result<Option<Tensor>> {
-        let block = self.transformer.block(index)?;
-        let (count, width) = hidden.dims2()?;
-        let mut state = match parts.take() {
-            Some(state) => state,
-            None => {
-                let empty = || Tensor::zeros((count, width), hidden.dtype(), hidden.device());
-                Unfinished {
-                    qkv: vec![empty()?, empty()?, empty()?],
-                    projected: 0,
-                    out: empty()?,
-                    finished: 0,
-                }
-            }
-        };
-        loop {
-            if state.projected < count {
-                let rows = state.projected..count.min(state.projected + self.part_rows);
-                self.project(block, hidden, crop, &mut state, rows)?;
-            } else {
-                // As many products of a query and a key as a small crop has in all.
-                let most =
-                    (self.part_rows.saturating_mul(self.part_rows) / count).max(self.part_rows / 16).max(1);
-                let rows = state.finished..count.min(state.finished + most);
-                self.finish(block, hidden, &mut state, rows)?;
-            }
-            if state.finished >= count {
-                return Ok(Some(state.out));
-            }
-            if count > self.part_rows {
-                *parts = Some(state);
-                return Ok(None);
-            }
-        }
     }
 
     /// Queries, keys and values of some rows.
@@ -452,6 +351,75 @@ impl Tower {
         let Some(all) = side_by_side else { return Ok(None) };
         let kept = (0..mergers.len()).map(|index| Ok(all.narrow(1, index * width, width)?.contiguous()?));
         kept.collect::<Result<_>>().map(Some)
+    }
+}
+
+impl StepwiseTower for Tower {
+    /// Number of blocks.
+    fn depth(&self) -> usize {
+        self.transformer.depth()
+    }
+
+    /// The next lines of the first block's input, and after the last all of it.
+    fn open(&self, crop: &Tensor, parts: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
+        let Places { down, across, places } = self.places(crop)?;
+        // Whole lines of merged patches: they are lines of the picture.
+        let line = (across * self.config.spatial_merge_size).max(1);
+        let most = (self.part_rows / line).max(1) * line;
+        next_rows(parts, [places.len(), self.config.width()], most, crop, |rows| {
+            let places = places.get(rows.clone()).ok_or_else(misfit)?;
+            let (first, count) = (rows.start / across.max(1), rows.len() / across.max(1));
+            let side = self.config.patch_size;
+            let pixels = patchify(&crop.narrow(1, first * side, count * side)?.contiguous()?, side)?;
+            let pixels = pick(&pixels, places.iter().map(|(line, column)| (line - first) * across + column))?;
+            let pixels = self.patch.forward(&pixels, Activation::Identity)?;
+            Ok((pixels + self.positions(down, across, places)?)?)
+        })
+    }
+
+    /// The next part of a block over the rows of one crop, and at the block's end its output. First all rows
+    /// get their queries, keys and values; then some at a time see all others and go through the rest of the
+    /// block. A crop of few rows takes the block in one part.
+    fn step(
+        &self,
+        block: usize,
+        hidden: &Tensor,
+        crop: &Tensor,
+        parts: &mut Option<Unfinished>,
+    ) -> Result<Option<Tensor>> {
+        let block = self.transformer.block(block)?;
+        let (count, width) = hidden.dims2()?;
+        let mut state = match parts.take() {
+            Some(state) => state,
+            None => {
+                let empty = || Tensor::zeros((count, width), hidden.dtype(), hidden.device());
+                Unfinished {
+                    qkv: vec![empty()?, empty()?, empty()?],
+                    projected: 0,
+                    out: empty()?,
+                    finished: 0,
+                }
+            }
+        };
+        loop {
+            if state.projected < count {
+                let rows = state.projected..count.min(state.projected + self.part_rows);
+                self.project(block, hidden, crop, &mut state, rows)?;
+            } else {
+                // As many products of a query and a key as a small crop has in all.
+                let most =
+                    (self.part_rows.saturating_mul(self.part_rows) / count).max(self.part_rows / 16).max(1);
+                let rows = state.finished..count.min(state.finished + most);
+                self.finish(block, hidden, &mut state, rows)?;
+            }
+            if state.finished >= count {
+                return Ok(Some(state.out));
+            }
+            if count > self.part_rows {
+                *parts = Some(state);
+                return Ok(None);
+            }
+        }
     }
 }
 
