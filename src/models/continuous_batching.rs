@@ -1,6 +1,7 @@
-//! Several texts that one worker writes together, a token each at every step: who takes part in a step, who
-//! waits for room, and what comes of it. Text to text and vision run on it; what a step computes is behind
-//! [`Steps`], and how requests come and go is left to `worker`.
+//! Continuous batching: one worker writes several texts together, a token of each at every step, and texts
+//! join and leave between steps. Here is decided which texts take part in a step and which wait for room in
+//! the KV caches. Text to text and vision run on it; the computation of a step is behind [`Steps`], and the
+//! requests are left to `worker`.
 
 mod worker;
 #[cfg(test)]
@@ -28,7 +29,7 @@ pub(crate) trait Steps<Request: ?Sized> {
     /// The request is refused.
     fn begin(&self, request: &Request) -> Result<Start<Self::State>>;
 
-    /// Rows that a text has to read before its next token: what is left of its prompt, then the token before.
+    /// Number of rows that a text has to read before its next token: the rest of its prompt, then the token before.
     /// Work that fills a step whatever it is counts as [`PROMPT_ROWS`].
     fn unread(&self, state: &Self::State) -> usize;
 
@@ -149,7 +150,7 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
     /// One step of all texts whose readers have taken what there was. False if there is none.
     ///
     /// # Errors
-    /// A computation that failed. What is wrong with one text alone is held for its reader.
+    /// A computation that failed. An error of one text alone is held for its reader.
     pub(crate) fn step<Request: ?Sized>(
         &mut self,
         model: &impl Steps<Request, State = State>,

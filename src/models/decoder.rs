@@ -1,5 +1,5 @@
-//! Decoder-only language models: text to text, text embedding and vision all run on them. What differs
-//! between families is data, a [`DecoderConfig`], which a family's file makes from `config.json` or from the
+//! Decoder-only language models: text to text, text embedding and vision all run on them. The differences
+//! between families are data, a [`DecoderConfig`], which a family's file makes from `config.json` or from the
 //! metadata of a GGUF file; the blocks are those of `transformer`. Weights are shared; each sequence has a
 //! cache of its own. Sampling, tokenizing and pooling are left to the capabilities.
 

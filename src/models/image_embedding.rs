@@ -1,6 +1,6 @@
 //! Image embedding: from a source's files to a model that answers batches of images, and of texts where the family puts
 //! both into one space. The list of families is here, and what they share: preprocessing, tokenizing, packing images
-//! into passes, and the three roles of the actors' model contract. What one family computes is left to its file, and
+//! into passes, and the three roles of the actors' model contract. A family's computation is left to its file, and
 //! the transformers underneath to `towers`.
 
 mod clip;

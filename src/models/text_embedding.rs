@@ -1,6 +1,6 @@
 //! Text embedding: from a source's files to a model that answers batches. The list of families is here, and what
 //! they share: configuration, tokenizer, prompts, packing texts into passes, pooling, and the three roles of the
-//! actors' model contract. What one family computes is left to its file.
+//! actors' model contract. A family's computation is left to its file.
 
 mod token_batch;
 mod encoder;
@@ -164,7 +164,7 @@ impl LoadedModel {
         })
     }
 
-    /// Keeps the first dimensions only. What had the length 1 has it again.
+    /// Keeps the first dimensions only. A vector of length 1 is scaled to length 1 again.
     fn shorten(&self, vector: &mut Vec<f32>, request: &EmbedTexts) {
         let dimensions = request.dimensions.or(self.plan.prompts.truncate_dim);
         if let Some(dimensions) = dimensions.filter(|dimensions| *dimensions < vector.len()) {

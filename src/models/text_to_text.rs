@@ -1,4 +1,4 @@
-//! Text to text: from a source's files to a model that writes. What the families compute is one decoder with a
+//! Text to text: from a source's files to a model that writes. The families are one decoder with a
 //! configuration for each, in `decoder`; here is what surrounds it: configuration, tokenizer, chat template, limits,
 //! and the three roles of the actors' model contract.
 

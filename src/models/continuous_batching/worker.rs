@@ -44,9 +44,9 @@ where
     }
 }
 
-/// Begins requests in the order of their arrival, as far as it is of use; one that is bad fails alone. What
-/// one takes before it is refused, its prompt may have been tokenized, fills no step; so where others write,
-/// they get one first.
+/// Begins requests in the order of their arrival, as far as it is of use; one that is bad fails alone. A
+/// request that is refused has taken time, as its prompt may have been tokenized, and fills no step; so where
+/// others write, they get a step first.
 fn begin<C, S>(
     model: &S,
     streams: &mut Streams<RequestId, S::State>,

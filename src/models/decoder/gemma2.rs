@@ -1,5 +1,5 @@
 //! Gemma 2: norms before and after each half of a layer, soft caps on scores and logits, and a window in
-//! every other layer. What it shares with Gemma 3 is here.
+//! every other layer. The settings that it shares with Gemma 3 are here.
 
 use std::path::Path;
 

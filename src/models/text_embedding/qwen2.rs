@@ -1,5 +1,5 @@
 //! Qwen2 as embedder: GTE-Qwen2 (Li et al., 2023) and Stella en 1.5B v5, whose own code lets tokens see their
-//! whole text, and others that keep to what comes before. How the two are told apart: by `is_causal`, and
+//! whole text, and others that keep to what comes before. The two are told apart by `is_causal`, and
 //! without it by whether the configuration names that code.
 
 use std::collections::BTreeMap;

@@ -33,7 +33,7 @@ impl Patches {
     }
 }
 
-/// A vision transformer up to the last block; the norm after it is left to whoever pools.
+/// A vision transformer up to the last block; the norm after it is left to its users.
 pub(crate) struct VisionTower {
     pub(crate) patches: Patches,
     /// The learned tokens before the patches, `(count, width)`, their positions added: a class, registers.

@@ -1,8 +1,8 @@
 //! Tensor names of a transformer's blocks in a model file, as data. Every family has a table; the loader
 //! reads by it.
 
-/// Names of the tensors of a block, without `.weight` and `.bias`. What a family's blocks have no part for
-/// stays empty.
+/// Names of the tensors of a block, without `.weight` and `.bias`. Names of parts that a family
+/// does not have stay empty.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Names {
     /// Path of the blocks, which a block's number and a dot follow.

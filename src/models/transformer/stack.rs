@@ -1,7 +1,7 @@
 //! A stack of loaded blocks with its rotary embeddings, and the two kinds of passes through it: whole
 //! sequences of which nothing is kept, and sequences that grow in caches. With LongRoPE, all of a sequence is
 //! embedded by other frequencies once it outgrows the context of the pretraining, so that its tokens have to
-//! go through the blocks once more. Whoever owns the sequence does that, in pieces as short as those of its
+//! go through the blocks once more. The owner of the sequence does that, in pieces as short as those of its
 //! prompt; the stack tells when, and refuses to go on without.
 
 use std::ops::Range;
