@@ -192,13 +192,13 @@ impl End {
 pub(crate) struct Projection(Linear);
 
 impl Projection {
-    /// Loads `{name}.weight`, `(outside, inside)`.
-    pub(crate) fn load(reader: &WeightReader<'_>, name: &str, outside: usize, inside: usize) -> Result<Self> {
+    /// Loads `{name}.weight`, `(out_dim, in_dim)`.
+    pub(crate) fn load(reader: &WeightReader<'_>, name: &str, out_dim: usize, in_dim: usize) -> Result<Self> {
         let tensors = SafeTensors::new(reader, "", Workload::WholeSequences);
-        Ok(Self(tensors.linear(name, outside, inside, Bias::No)?))
+        Ok(Self(tensors.linear(name, out_dim, in_dim, Bias::No)?))
     }
 
-    /// `(rows, inside)` to `(rows, outside)`.
+    /// `(rows, in_dim)` to `(rows, out_dim)`.
     pub(crate) fn forward(&self, rows: &Tensor) -> Result<Tensor> {
         self.0.forward(rows, Activation::Identity)
     }

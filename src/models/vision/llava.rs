@@ -246,12 +246,12 @@ struct Projector {
 
 impl Projector {
     fn load(config: &Config, tensors: &SafeTensors<'_>) -> Result<Self> {
-        let (inside, outside) = (config.vision.transformer.width, config.text.width());
+        let (in_dim, out_dim) = (config.vision.transformer.width, config.text.width());
         let bias = Bias::from(config.settings.multimodal_projector_bias);
         Ok(Self {
-            first: tensors.linear("linear_1", outside, inside, bias)?,
+            first: tensors.linear("linear_1", out_dim, in_dim, bias)?,
             activation: config.activation,
-            second: tensors.linear("linear_2", outside, outside, bias)?,
+            second: tensors.linear("linear_2", out_dim, out_dim, bias)?,
         })
     }
 }
