@@ -21,6 +21,7 @@ pub(crate) fn client() -> Result<ClientBuilder, String> {
     Ok(ClientBuilder::new()
         .tls_backend_preconfigured(tls)
         .redirect(reqwest::redirect::Policy::none())
+        .http1_only()
         .referer(false)
         .user_agent(concat!("candle-actors/", env!("CARGO_PKG_VERSION"))))
 }

@@ -31,15 +31,17 @@ pub(crate) mod address;
 #[cfg(feature = "image-urls")]
 mod fetch;
 #[cfg(not(feature = "image-urls"))]
-#[path = "image_input/no_fetch.rs"]
-mod fetch;
+mod no_fetch;
 mod memory;
 #[cfg(test)]
 mod tests;
 
 use checks::{refused, too_large};
+#[cfg(feature = "image-urls")]
 use fetch::Fetcher;
 use memory::{ImageMemory, ImagePermit};
+#[cfg(not(feature = "image-urls"))]
+use no_fetch::Fetcher;
 
 pub(crate) use decode::{decode, has_all_bytes};
 pub use settings::{ImageSettings, UrlSettings};

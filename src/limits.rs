@@ -33,6 +33,7 @@
 //! | requests that run together | `BatchLimits` of the pool | they wait |
 //! | letters of a media type before base64 | `MAX_MEDIA_TYPE` of `image_input/base64.rs`, 256 | [`InvalidImage`] |
 //! | look-ups of names at once | `MAX_LOOKUPS` of `image_input/fetch.rs`, 16 | they wait |
+//! | redirects from a file of the hub to its content | `MAX_REDIRECTS` of `hub/client.rs`, 10 | [`TransferFailed`] |
 //! | tiles that LLaVA cuts an image into | `MAX_TILES` of `models/vision/llava/tiles.rs`, 64 | `InvalidInput` |
 //! | crops that Moondream cuts an image into | `MAX_CROPS` of `models/vision/moondream/crops.rs`, 64 | `InvalidConfig` |
 //! | how many times longer one side may be for Qwen3-VL | `MAX_ASPECT` of `models/vision/qwen3_vl/resize.rs`, 200 | `InvalidInput` |
@@ -85,6 +86,7 @@
 //! [`NoRoomForImages`]: crate::Error::NoRoomForImages
 //! [`ImageSettings`]: crate::ImageSettings
 //! [`DownloadFailed`]: crate::Error::DownloadFailed
+//! [`TransferFailed`]: crate::Error::TransferFailed
 //! [`AddressRefused`]: crate::Error::AddressRefused
 //! [`InvalidSetting`]: crate::Error::InvalidSetting
 //! [`UrlSettings`]: crate::UrlSettings

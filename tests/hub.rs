@@ -10,6 +10,7 @@ use std::time::Duration;
 use candle_actors::{Error, HubSettings, LoadOptions, Source, StandaloneModel, TextEmbeddingModel};
 use common::model::TinyModel;
 use common::server::{COMMIT, Fault, HubServer, REPOSITORY};
+use common::web::{Answer, WebServer};
 use tempfile::TempDir;
 
 const SECRET: &str = "hf_secret_of_the_test";
@@ -157,4 +158,39 @@ fn a_transfer_that_stalls() {
     let error = load(Source::repository(REPOSITORY), hub.settings().with_stall_limit(stall_limit));
     let error = error.err().unwrap();
     assert!(matches!(&error, Error::TransferStalled { after, .. } if *after == stall_limit), "{error}");
+}
+
+#[test]
+fn the_token_goes_to_the_hub_alone() {
+    let files = TinyModel::new().files();
+    let weights = files.iter().find(|(name, _)| *name == "model.safetensors").unwrap().1.clone();
+    let other = WebServer::start("127.0.0.2", |_| vec![("/content", Answer::Whole(weights))]);
+    let hub = Hub::new(&[("model.safetensors", Fault::Elsewhere(other.address()))]);
+    hub.load().unwrap();
+    assert_eq!(hub.server.authorized(), hub.server.requests().len());
+    let asked = other.requests().concat().to_lowercase();
+    assert!(asked.contains("get /content") && !asked.contains("authorization"), "{asked}");
+}
+
+#[test]
+fn what_another_load_fetches_is_waited_for() {
+    let hub = Hub::new(&[]);
+    std::thread::scope(|scope| {
+        let loads: Vec<_> = (0..4).map(|_| scope.spawn(|| hub.load().map(drop))).collect();
+        loads.into_iter().for_each(|load| load.join().unwrap().unwrap());
+    });
+    let fetched = hub.server.requests().into_iter().filter(|request| request.starts_with("GET")).count();
+    assert_eq!(fetched, TinyModel::new().files().len());
+}
+
+#[test]
+fn a_checksum_that_is_none_writes_nothing() {
+    for checksum in ["../../../escaped", "", "/tmp/escaped", "0123456789abcdefg"] {
+        let hub = Hub::new(&[("config.json", Fault::Checksum(checksum))]);
+        let error = hub.error();
+        assert!(matches!(&error, Error::TransferFailed { file, .. } if file == "config.json"), "{error}");
+        let blobs = hub.cache.path().join("models--somebody--tiny/blobs");
+        let count = std::fs::read_dir(&blobs).map_or(0, |entries| entries.count());
+        assert!(count <= 1 && !hub.cache.path().join("escaped").exists(), "{checksum}: {count}");
+    }
 }

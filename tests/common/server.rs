@@ -27,6 +27,10 @@ pub(crate) enum Fault {
     Flipped,
     /// Half of the content comes, and then nothing, until the client gives up.
     Stalled,
+    /// The content lies on another server, at `/content`.
+    Elsewhere(SocketAddr),
+    /// The checksum is this.
+    Checksum(&'static str),
 }
 
 /// Server that runs until it is dropped.
@@ -40,6 +44,8 @@ struct Shared {
     files: HashMap<String, Vec<u8>>,
     faults: HashMap<String, Fault>,
     requests: Mutex<Vec<String>>,
+    /// Number of requests with a token.
+    authorized: Mutex<usize>,
     ended: AtomicBool,
 }
 
@@ -52,6 +58,7 @@ impl HubServer {
             files: files.into_iter().map(|(name, content)| (name.to_owned(), content)).collect(),
             faults: faults.iter().map(|(name, fault)| ((*name).to_owned(), *fault)).collect(),
             requests: Mutex::default(),
+            authorized: Mutex::default(),
             ended: AtomicBool::new(false),
         });
         let serving = Arc::clone(&shared);
@@ -76,6 +83,11 @@ impl HubServer {
     pub(crate) fn requests(&self) -> Vec<String> {
         self.shared.requests.lock().unwrap().clone()
     }
+
+    /// Number of requests with a token so far.
+    pub(crate) fn authorized(&self) -> usize {
+        *self.shared.authorized.lock().unwrap()
+    }
 }
 
 impl Drop for HubServer {
@@ -98,6 +110,9 @@ impl Shared {
             let mut header = String::new();
             if reader.read_line(&mut header)? == 0 || header.trim().is_empty() {
                 break;
+            }
+            if header.to_lowercase().starts_with("authorization: bearer ") {
+                *self.authorized.lock().unwrap() += 1;
             }
         }
         let mut words = request.split_whitespace();
@@ -131,7 +146,17 @@ impl Shared {
         let Some(content) = self.files.get(file) else {
             return respond(stream, 404, &commit, b"no such file");
         };
-        let headers = format!("{commit}ETag: \"{}\"\r\n", checksum(file, content));
+        let sum = match fault {
+            Some(Fault::Checksum(sum)) => sum.to_owned(),
+            _ => checksum(file, content),
+        };
+        if let Some(Fault::Elsewhere(address)) = fault {
+            let length = content.len();
+            let linked = format!("X-Linked-ETag: \"{sum}\"\r\nX-Linked-Size: {length}\r\n");
+            let location = format!("Location: http://{address}/content\r\n");
+            return respond(stream, 302, &format!("{commit}{linked}{location}"), b"");
+        }
+        let headers = format!("{commit}ETag: \"{sum}\"\r\n");
         let half = &content[..content.len() / 2];
         if method == "HEAD" {
             return head(stream, 200, &headers, content.len());
