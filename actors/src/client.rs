@@ -180,8 +180,11 @@ impl<C: Capability> Client<C> {
 impl<C: Capability> PoolShared<C> {
     /// Tells the pool that models were removed, once until it has looked.
     fn tell_removals(&self) {
-        if self.catalogue.note_removal() && !self.gate.notify(PoolMessage::Removals) {
-            // A pool that starts later has none of their workers.
+        // A pool that is down knows no model; one that came up meanwhile may, and is told by the second try.
+        for _ in 0..2 {
+            if !self.catalogue.note_removal() || self.gate.notify(PoolMessage::Removals) {
+                return;
+            }
             self.catalogue.take_removals();
         }
     }
@@ -234,16 +237,20 @@ impl<C: Capability> ModelHandle<C> {
         if let Err(cause) = C::check(request) {
             return Some(Error::InvalidInput { cause });
         }
-        let model = match self.current() {
-            Ok(model) => model,
-            Err(error) => return Some(error),
-        };
-        match model.entry.vacancy(options.lane) {
-            Err(TryAcquireError::Closed) => Some(Error::ShuttingDown),
-            Err(TryAcquireError::NoPermits) if options.when_full == WhenFull::Fail => {
-                Some(overloaded(&model.entry, options.lane))
-            }
-            _ => None,
+        loop {
+            let model = match self.current() {
+                Ok(model) => model,
+                Err(error) => return Some(error),
+            };
+            return match model.entry.vacancy(options.lane) {
+                // Replaced or removed in between: the catalogue knows what holds now.
+                Err(TryAcquireError::Closed) if model.entry.is_removed() => continue,
+                Err(TryAcquireError::Closed) => Some(Error::ShuttingDown),
+                Err(TryAcquireError::NoPermits) if options.when_full == WhenFull::Fail => {
+                    Some(overloaded(&model.entry, options.lane))
+                }
+                _ => None,
+            };
         }
     }
 
@@ -394,13 +401,28 @@ impl<C: Capability> ModelHandle<C> {
         self.shared.catalogue.current(&self.model).unwrap_or_else(|| self.model.clone())
     }
 
-    /// The pool ends a call by its own limits; the margin is for a pool that died with the call in its hands.
+    /// Calls the pool. A preload or pin of a model that is replaced meanwhile goes to the new one as well.
     async fn manage(&self, call: Call, timeout: Option<Duration>) -> Result<()> {
-        let model = match call {
+        if let Call::Unload { .. } = call {
             // A model that was removed can still be unloaded.
-            Call::Unload { .. } => self.latest(),
-            Call::Preload | Call::Pin { .. } => self.current()?,
-        };
+            return self.manage_model(self.latest(), call, timeout).await;
+        }
+        loop {
+            let model = self.current()?;
+            let result = self.manage_model(model.clone(), call, timeout).await;
+            if !model.entry.is_removed() {
+                return result;
+            }
+        }
+    }
+
+    /// The pool ends a call by its own limits; the margin is for a pool that died with the call in its hands.
+    async fn manage_model(
+        &self,
+        model: Arc<Registered<C>>,
+        call: Call,
+        timeout: Option<Duration>,
+    ) -> Result<()> {
         let id = self.model.id();
         let late = || Error::Timeout {
             capability: C::NAME.into(),

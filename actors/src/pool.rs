@@ -179,6 +179,8 @@ impl<C: Capability> Actor for Pool<C> {
         _myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
+        // A predecessor that died with the note unread must not keep this pool from being told of removals.
+        self.catalogue.take_removals();
         Ok(PoolState::new(arguments, OpenIntake::open(self.intake.clone())))
     }
 

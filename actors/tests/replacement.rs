@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::*;
-use model_actors::testing::{Act, Gate, ScriptedLoader, StreamedScript, TestSystem};
+use model_actors::testing::{Act, Gate, ScriptedLoader, StreamedScript, TestSystem, Victim};
 use model_actors::{
     Bytes, CallOptions, Error, Event, EvictionReason, ModelHandle, ModelId, ModelKey, ModelSpec,
     QueueCapacity, WorkerPhase,
@@ -312,5 +312,53 @@ async fn no_request_is_lost_however_often_the_model_is_replaced() {
     }
     ended(&test).await;
     assert!(charged(&test) <= Bytes::mib(2));
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn a_pool_that_died_before_it_read_of_a_replacement_hears_of_the_next_one() {
+    let mut test = start(single()).await;
+    let old = test.model("english", version(10));
+    ask(&old, Act::Reply(1)).await.unwrap();
+    // Nothing else runs in between on this one thread, so the dead pool never reads of it.
+    test.kill_at_once(Victim::Pool);
+    let second = replace(&mut test, version(20));
+    test.until("the pool is back", |status| status.pool("scripted").unwrap().live).await;
+    assert_eq!(patiently(&second, Act::Reply(2)).await, 2);
+    replace(&mut test, version(30));
+    ended(&test).await;
+    assert_eq!(charged(&test), Bytes::ZERO, "the second one's bytes are back");
+    test.finish().await;
+}
+
+/// Asks until the pool is back.
+async fn patiently(model: &ModelHandle<model_actors::testing::Scripted>, act: Act) -> u64 {
+    loop {
+        match ask(model, act.clone()).await {
+            Ok(answer) => return answer,
+            Err(Error::NoWorkers { .. } | Error::SendError { .. } | Error::RecvError { .. }) => {
+                tokio::task::yield_now().await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pin_or_preload_reaches_the_model_that_replaces_the_first_one_meanwhile() {
+    let mut test = start(single()).await;
+    let gate = Gate::default();
+    let model = test.model("english", ScriptedLoader { load_works: Some(gate.latch()), ..version(10) });
+    let preload = tokio::spawn({
+        let model = model.clone();
+        async move { model.preload().await }
+    });
+    until_true(|| gate.was_reached()).await;
+    let new = version(20);
+    let record = new.record.clone();
+    replace(&mut test, new);
+    gate.open();
+    preload.await.unwrap().unwrap();
+    assert_eq!(count(&record.loads), 1, "the new one is in memory");
     test.finish().await;
 }

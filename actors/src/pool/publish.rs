@@ -106,7 +106,11 @@ impl Publisher {
 
 impl<C: Capability> PoolState<C> {
     pub(super) fn publish(&mut self) {
-        let statuses = self.scheduler.models().map(|model| (model.removed, self.model_status(model)));
+        // The catalogue knows first: a request to the new model may come before the note of the old one's removal.
+        let is_removed = |model: &ModelState| {
+            model.removed || self.models.get(&model.key).is_some_and(|known| known.entry.is_removed())
+        };
+        let statuses = self.scheduler.models().map(|model| (is_removed(model), self.model_status(model)));
         let (removed, models): (Vec<_>, Vec<_>) = statuses.partition(|(removed, _)| *removed);
         let [models, removed] =
             [models, removed].map(|all| all.into_iter().map(|(_, status)| status).collect());

@@ -243,6 +243,11 @@ impl TestSystem {
         self.find(victim).kill_and_wait(None).await.expect("the actor can be killed");
     }
 
+    /// Kills an actor and returns before it has noticed: messages sent right afterwards are never read.
+    pub fn kill_at_once(&self, victim: Victim) {
+        self.find(victim).kill();
+    }
+
     /// Stops an actor after the message that it handles, as anybody with its cell can, and waits until it has
     /// ended.
     pub async fn stop(&self, victim: Victim) {
