@@ -84,8 +84,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Actor`](crate::Error::Actor) if there is none of that id.
-    pub fn remove<C: EngineCapability>(&self, id: &ModelId) -> Result<()> {
-        Ok(self.system.client::<C>()?.remove(id)?)
+    pub fn remove<C: EngineCapability>(&self, id: impl Into<ModelId>) -> Result<()> {
+        Ok(self.system.client::<C>()?.remove(&id.into())?)
     }
 
     /// The registered models of all capabilities, in the order of the pools and of their ids.

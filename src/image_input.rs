@@ -61,7 +61,7 @@ const NO_FETCHER: &str = if cfg!(feature = "image-urls") {
 ///
 /// ```
 /// use candle_actors::{ImageInput, ImageSettings};
-/// use model_actors::ImageSource;
+/// use candle_actors::ImageSource;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> candle_actors::Result<()> {
 /// let images = ImageInput::new(ImageSettings::default())?;

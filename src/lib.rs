@@ -39,14 +39,14 @@ pub use model_actors::ractor;
 
 pub use model_actors::{
     Batch, BatchKey, BatchLimits, BreakerState, Bytes, CallOptions, Capability, Cause, Client, Completion,
-    Cost, DescribeImage, Device, EmbedImages, EmbedPrompt, EmbedTexts, Embeddings, ErrorKind, Event,
-    EvictionReason, Failure, FailureKind, FinishReason, Footprint, GenerateText, ImageEmbedding, ImageSource,
-    Item, Lane, LeasedPicture, LoadContext, LoadStage, LoadStatus, Loader, MemoryStatus, Message, Model,
-    ModelHandle, ModelId, ModelSpec, ModelStatus, NoChunk, PaintImage, PaintStep, Picture, PoolConfig,
-    PoolStatus, PressureLevel, Priority, ProcessMemory, Prompt, QueueCapacity, RegisteredModel, ReplyStream,
-    RequestPhase, RestartConfig, Role, Sampling, ShutdownReport, StallLimits, System, SystemBuilder,
-    SystemConfig, SystemState, SystemStatus, TextEmbedding, TextToImage, TextToText, Usage, Vision, Weights,
-    WhenFull, WorkerId, WorkerPhase, WorkerStatus,
+    Cost, DescribeImage, Device, EmbedImages, EmbedPrompt, EmbedTexts, Embeddings, EmitError, ErrorKind,
+    Event, EvictionReason, Failure, FailureKind, FinishReason, Footprint, GenerateText, ImageEmbedding,
+    ImageSource, Item, Lane, LeasedPicture, LoadContext, LoadStage, LoadStatus, Loader, MemoryStatus,
+    Message, Model, ModelHandle, ModelId, ModelKey, ModelSpec, ModelStatus, NoChunk, PaintImage, PaintStep,
+    Picture, PoolConfig, PoolStatus, PressureLevel, Priority, ProcessMemory, Prompt, QueueCapacity,
+    RegisteredModel, ReplyStream, RequestId, RequestPhase, RestartConfig, Role, Sampling, ShutdownReport,
+    StallLimits, Stopped, System, SystemBuilder, SystemConfig, SystemState, SystemStatus, TextEmbedding,
+    TextToImage, TextToText, Usage, Vision, Weights, WhenFull, WorkerId, WorkerPhase, WorkerStatus,
 };
 
 pub use capabilities::image_embedding::ImageEmbedder;

@@ -75,7 +75,7 @@ async fn one_id_may_name_a_model_in_each_capability() {
     let again = engine.register::<TextEmbedding>("small", english()).err().unwrap();
     assert!(matches!(&again, Error::Actor(model_actors::Error::AlreadyRegistered { .. })), "{again}");
 
-    engine.remove::<TextEmbedding>(&"small".into()).unwrap();
+    engine.remove::<TextEmbedding>("small").unwrap();
     assert!(engine.text_to_text("small").unwrap().generate("Hello").await.is_ok());
     assert!(engine.shutdown().await.is_clean());
 }

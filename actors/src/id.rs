@@ -44,6 +44,12 @@ impl From<&str> for ModelId {
     }
 }
 
+impl From<&ModelId> for ModelId {
+    fn from(id: &ModelId) -> Self {
+        id.clone()
+    }
+}
+
 impl From<String> for ModelId {
     fn from(id: String) -> Self {
         Self(id.into())
@@ -157,7 +163,7 @@ impl Bytes {
 
     /// `n` mebibytes.
     pub const fn mib(n: u64) -> Self {
-        Self(n * 1024 * 1024)
+        Self(n.saturating_mul(1024 * 1024))
     }
 
     /// `self - other`, or zero.

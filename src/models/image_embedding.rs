@@ -160,7 +160,7 @@ impl LoadedModel {
 ///
 /// ```no_run
 /// use candle_actors::{ImageEmbeddingModel, Source, StandaloneModel};
-/// use model_actors::Picture;
+/// use candle_actors::Picture;
 /// # fn main() -> candle_actors::Result<()> {
 /// let model = ImageEmbeddingModel::load(Source::repository("openai/clip-vit-large-patch14"))?;
 /// let black = Picture { width: 2, height: 2, rgb: vec![0; 12] };

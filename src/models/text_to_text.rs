@@ -86,7 +86,7 @@ impl LoadedModel {
 ///
 /// ```no_run
 /// use candle_actors::{Source, StandaloneModel, TextGenerationModel};
-/// use model_actors::GenerateText;
+/// use candle_actors::GenerateText;
 /// # fn main() -> candle_actors::Result<()> {
 /// let model = TextGenerationModel::load(Source::repository("HuggingFaceTB/SmolLM2-135M-Instruct"))?;
 /// let answers = model.generate(&[GenerateText::from("Once upon a time"), GenerateText::from("The sun")])?;

@@ -125,7 +125,7 @@ impl Batches {
             return None;
         }
         let limits = self.limits(probing);
-        let cost: u64 = running.iter().map(|ticket| ticket.cost.0).sum();
+        let cost = running.iter().fold(0, |cost: u64, ticket| cost.saturating_add(ticket.cost.0));
         let free = BatchLimits {
             requests: limits.requests.saturating_sub(running.len()),
             cost: limits.cost.saturating_sub(cost),

@@ -17,16 +17,11 @@ use crate::models::continuous_batching::{Part, Start, Steps as _};
 /// clone shares the weights.
 ///
 /// ```no_run
-/// use candle_actors::{Source, StandaloneModel, VisionModel};
-/// use model_actors::{DescribeImage, ImageSource, Sampling};
+/// use candle_actors::{DescribeImage, ImageSource, Source, StandaloneModel, VisionModel};
 /// # fn main() -> candle_actors::Result<()> {
 /// let model = VisionModel::load(Source::repository("Salesforce/blip-image-captioning-large"))?;
-/// let completion = model.describe(&DescribeImage {
-///     image: ImageSource::Path("cat.jpg".into()),
-///     question: String::new(),
-///     sampling: Sampling::default(),
-///     max_tokens: 30,
-/// })?;
+/// let request = DescribeImage::new(ImageSource::Path("cat.jpg".into())).with_max_tokens(30);
+/// let completion = model.describe(&request)?;
 /// println!("{}", completion.text);
 /// # Ok(())
 /// # }
