@@ -2,6 +2,8 @@
 //! share. Models of every capability, shipped or an application's own, are registered, replaced, removed, listed and
 //! reached in one generic way. Everything that happens to a request is left to the actors.
 
+use std::fmt;
+
 use model_actors::{
     Event, ImageEmbedding, ModelId, RegisteredModel, ShutdownReport, System, TextEmbedding, TextToImage,
     TextToText, Vision,
@@ -166,5 +168,11 @@ impl Engine {
     /// Refuses new requests, gives those under way the shutdown timeout, and ends everything.
     pub async fn shutdown(self) -> ShutdownReport {
         self.system.shutdown().await
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Engine").field("models", &self.models()).finish_non_exhaustive()
     }
 }
