@@ -59,7 +59,7 @@ impl TextToImageModel {
     /// Paints an image; `on_step` is called after each diffusion step.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`], [`Error::NotFiniteOutput`] or [`Error::Compute`].
+    /// [`Error::InvalidInput`](crate::Error::InvalidInput), [`Error::NotFiniteOutput`](crate::Error::NotFiniteOutput) or [`Error::Compute`](crate::Error::Compute).
     pub fn paint(&self, request: &PaintImage, on_step: impl FnMut(PaintStep)) -> Result<Picture> {
         self.paint_with(request, Noise::seeded(request.seed), on_step)
     }
@@ -69,7 +69,7 @@ impl TextToImageModel {
     /// adds noise.
     ///
     /// # Errors
-    /// As [`TextToImageModel::paint`]; [`Error::InvalidInput`] also for too little noise.
+    /// As [`TextToImageModel::paint`]; [`Error::InvalidInput`](crate::Error::InvalidInput) also for too little noise.
     pub fn paint_from_noise(
         &self,
         request: &PaintImage,
