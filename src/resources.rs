@@ -17,7 +17,7 @@ use crate::source::{Files, ModelFiles, Source};
 /// use candle_actors::{EngineResources, LoadOptions};
 /// let resources = EngineResources::new(&LoadOptions::default().with_threads(2))?;
 /// assert_eq!(resources.threads(), 2);
-/// # candle_actors::Result::Ok(())
+/// # Ok::<(), candle_actors::Error>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct EngineResources {

@@ -128,7 +128,7 @@ fn until_its_time_has_passed_requests_are_refused_with_the_rest_of_it() {
             _ => None,
         })
         .collect();
-    assert_eq!(refusals, ["m failed too often; retry in 40000 ms; last cause: read error"]);
+    assert_eq!(refusals, ["m (test) failed too often; retry in 40000 ms; last cause: read error"]);
     let effects = core.preload();
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Return { result: Err(_), .. })));
     assert_eq!(core.starts().len(), 1, "nothing is tried");
