@@ -125,6 +125,11 @@ impl PoolStatus {
         self.models.iter().find(|status| status.model.as_str() == model)
     }
 
+    /// Moves to `removed` what holds its name no longer: a snapshot may be older than a replacement.
+    pub(crate) fn set_apart_removed(&mut self, is_current: impl Fn(&ModelStatus) -> bool) {
+        self.removed.extend(self.models.extract_if(.., |model| !is_current(model)));
+    }
+
     /// All models that hold memory or requests, those that were removed or replaced included.
     pub fn all_models(&self) -> impl Iterator<Item = &ModelStatus> {
         self.models.iter().chain(&self.removed)

@@ -23,7 +23,7 @@ use crate::memory::{Budgets, MemoryProbe};
 use crate::pool::PoolArguments;
 use crate::progress::Clock;
 use crate::scheduler::{Restarts, Verdict};
-use crate::status::{PoolStatus, ShutdownReport, SystemState, SystemStatus, refresh_memory};
+use crate::status::{ModelStatus, PoolStatus, ShutdownReport, SystemState, SystemStatus, refresh_memory};
 use crate::telemetry::{Event, Events};
 
 mod child;
@@ -372,6 +372,12 @@ impl System {
     pub fn status(&self) -> SystemStatus {
         let mut status = self.inner.common.status.borrow().clone();
         refresh_memory(&mut status.memory, &self.inner.common.budgets);
+        let directory = &self.inner.common.directory;
+        let is_current =
+            |model: &ModelStatus| directory.is_current(model.capability, &model.model, model.key);
+        for pool in status.pools.iter_mut().filter(|pool| !pool.models.iter().all(is_current)) {
+            Arc::make_mut(pool).set_apart_removed(is_current);
+        }
         status
     }
 

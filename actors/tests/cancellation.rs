@@ -220,11 +220,3 @@ async fn waiting_for_a_slot_can_be_given_up() {
     assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
     test.finish().await;
 }
-
-/// Polls once; true if the future is not ready.
-async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
-    std::future::poll_fn(|context| {
-        std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(context).is_pending())
-    })
-    .await
-}

@@ -4,8 +4,6 @@
 
 mod common;
 
-use std::time::Duration;
-
 use common::*;
 use model_actors::testing::{Act, Gate, ScriptedLoader, StreamedScript, TestSystem, Victim};
 use model_actors::{
@@ -66,6 +64,22 @@ async fn the_new_model_serves_at_once_and_the_old_one_ends_with_its_last_request
         "it ran on its own worker"
     );
     assert_eq!(count(&old_record.loads), 1, "and was not loaded again");
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn the_status_knows_of_a_replacement_before_the_pool_does() {
+    let mut test = start(single()).await;
+    let old = test.model("english", version(10));
+    ask(&old, Act::Reply(1)).await.unwrap();
+    let key = test.system.status().pool("scripted").unwrap().model("english").unwrap().key;
+    // The pool shares this thread, so it has not read of it yet.
+    replace(&mut test, version(20));
+    let status = test.system.status();
+    let pool = status.pool("scripted").unwrap();
+    assert_eq!(pool.model("english"), None, "the new one has not been used");
+    assert_eq!(pool.removed.iter().map(|model| model.key).collect::<Vec<_>>(), [key]);
+    ended(&test).await;
     test.finish().await;
 }
 
@@ -134,11 +148,10 @@ async fn callers_that_wait_for_a_slot_get_one_of_the_new_model() {
     let old_record = old_loader.record.clone();
     let old = test.model("english", old_loader);
     let (gate, running) = occupy(&test, &old).await;
-    let outside = send(&old, Act::Reply(3));
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    assert!(!outside.is_finished(), "the queue is full");
+    let mut outside = Box::pin(ask(&old, Act::Reply(3)));
+    assert!(is_pending(&mut outside).await, "the queue is full");
     replace(&mut test, version(20));
-    assert_eq!(end(outside).await.unwrap(), 3);
+    assert_eq!(outside.await.unwrap(), 3);
     assert_eq!(count(&old_record.runs), 1, "the new one answered");
     gate.open();
     end(running).await.unwrap();
@@ -305,7 +318,7 @@ async fn no_request_is_lost_however_often_the_model_is_replaced() {
         .collect();
     for _ in 0..30 {
         replace(&mut test, version(1));
-        tokio::time::sleep(Duration::from_millis(3)).await;
+        assert_eq!(ask(&model, Act::Reply(9)).await.unwrap(), 9, "the newest one serves");
     }
     for caller in callers {
         caller.await.unwrap();

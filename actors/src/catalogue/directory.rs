@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Catalogue;
 use crate::capability::Capability;
 use crate::error::Error;
-use crate::id::ModelId;
+use crate::id::{ModelId, ModelKey};
 
 /// A registered model and its capability.
 ///
@@ -38,6 +38,8 @@ pub struct RegisteredModel {
 trait AnyCatalogue: Send + Sync {
     fn capability(&self) -> &'static str;
     fn has(&self, id: &ModelId) -> bool;
+    /// True if the name belongs to the model with this key.
+    fn is_current(&self, id: &ModelId, key: ModelKey) -> bool;
     fn ids(&self) -> Vec<ModelId>;
 }
 
@@ -48,6 +50,10 @@ impl<C: Capability> AnyCatalogue for Catalogue<C> {
 
     fn has(&self, id: &ModelId) -> bool {
         self.models.contains_key(id)
+    }
+
+    fn is_current(&self, id: &ModelId, key: ModelKey) -> bool {
+        self.models.get(id).is_some_and(|model| model.value().key() == key)
     }
 
     fn ids(&self) -> Vec<ModelId> {
@@ -71,6 +77,13 @@ impl Directory {
             catalogue.ids().into_iter().map(move |model| RegisteredModel { capability, model })
         };
         self.lock().iter().flat_map(of).collect()
+    }
+
+    /// True if a name of a capability belongs to the model with this key, and to none that replaced it.
+    pub(crate) fn is_current(&self, capability: &str, id: &ModelId, key: ModelKey) -> bool {
+        let catalogues = self.lock();
+        let of = catalogues.iter().find(|catalogue| catalogue.capability() == capability);
+        of.is_some_and(|catalogue| catalogue.is_current(id, key))
     }
 
     /// The error for a model that is not registered for a capability: it may be for another.

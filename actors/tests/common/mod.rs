@@ -123,6 +123,14 @@ pub async fn until_true(mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Polls once; true if the future is not ready.
+pub async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(context).is_pending())
+    })
+    .await
+}
+
 /// Asks for a run of its own: no two such requests share a batch.
 pub fn send_alone(model: &ModelHandle<Scripted>, act: Act) -> Pending {
     send(model, ScriptedRequest { cost: u64::MAX / 2, ..act.into() })
