@@ -33,8 +33,8 @@ struct Arguments {
     /// this repository, which knows drawings of coloured shapes.
     #[arg(long, value_name = "DIR_OR_REPO")]
     model: Option<String>,
-    /// What to say about the image; for a captioning model the beginning of the caption. Without, the small
-    /// model is asked to describe the picture, and others say what they say unasked.
+    /// Question about the image; for a captioning model the beginning of the caption. By default the small model is
+    /// asked to describe the picture, and others answer without a question.
     #[arg(long, value_name = "TEXT")]
     question: Option<String>,
     /// Most tokens to write.

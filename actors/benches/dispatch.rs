@@ -1,4 +1,4 @@
-//! What the supervision tree costs a request: a no-op model through the whole path (client, pool, worker actor, model
+//! Benchmark of the cost that the supervision tree adds to a request: a no-op model through the whole path (client, pool, worker actor, model
 //! thread, reply) beside a bare channel to an OS thread and back and beside a bare ractor call, all in one run, so
 //! that the ratios mean something on any machine. Also the cost of registered models, of workers, and of a panic.
 

@@ -14,7 +14,7 @@ use model_actors::testing::simulation::{Coverage, Plant, Violation, replay, run}
 #[derive(Parser)]
 #[command(about = "Seeded histories of the scheduler, all invariants checked after every event")]
 struct Arguments {
-    /// How many seeds to run.
+    /// Number of seeds to run.
     #[arg(long, default_value_t = 20_000)]
     seeds: u64,
     /// The first seed.
