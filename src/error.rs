@@ -7,10 +7,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model_actors::{Bytes, Cause, ErrorKind};
+use model_actors::{Bytes, Cause, ErrorKind, Failure, FailureKind};
 use serde::{Deserialize, Serialize};
-
-mod failure;
 
 /// The result of everything public in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -20,9 +18,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Its `Debug` form is its sentence, so that a `main` that returns a [`Result`] ends with one.
 ///
 /// An error of queues, workers or memory is a variant of [`model_actors::Error`] instead. A new variant here needs its
-/// sentence, its class in [`Error::kind`] and its effect on retries in
-/// `error/failure.rs`; both match without a wildcard, so
-/// that the compiler asks for them.
+/// sentence, and a row in the one list of classes and effects on retries, for which the compiler asks.
 ///
 /// ```
 /// use candle_actors::{Error, ErrorKind};
@@ -263,41 +259,56 @@ impl Error {
     /// assert_eq!(error.kind(), ErrorKind::InvalidInput);
     /// ```
     pub fn kind(&self) -> ErrorKind {
+        self.class().0
+    }
+
+    /// The class for callers, and the effect on retries: another input is needed, the next attempt may succeed, or
+    /// all fail alike.
+    fn class(&self) -> (ErrorKind, FailureKind) {
+        let unavailable = ErrorKind::Unavailable { retry_after: None };
         match self {
-            Self::Actor(actor) => match self.root() {
-                Self::Actor(_) => actor.kind(),
-                // The breaker knows when the next attempt makes sense.
-                _ if matches!(actor, model_actors::Error::CircuitOpen { .. }) => actor.kind(),
-                own => own.kind(),
-            },
+            Self::Actor(actor) => {
+                let kind = match self.root() {
+                    Self::Actor(_) => actor.kind(),
+                    // The breaker knows when the next attempt makes sense.
+                    _ if matches!(actor, model_actors::Error::CircuitOpen { .. }) => actor.kind(),
+                    own => own.kind(),
+                };
+                (kind, FailureKind::Permanent)
+            }
             Self::NoSuchDirectory { .. }
             | Self::NoSuchFile { .. }
             | Self::RepositoryNotFound { .. }
-            | Self::RevisionNotFound { .. } => ErrorKind::NotFound,
+            | Self::RevisionNotFound { .. } => (ErrorKind::NotFound, FailureKind::Permanent),
             Self::InvalidInput(_)
             | Self::PromptTooLong { .. }
             | Self::ImageTooLarge { .. }
             | Self::UnsupportedImage { .. }
             | Self::InvalidImage { .. }
-            | Self::AddressRefused { .. }
-            | Self::InvalidSetting { .. } => ErrorKind::InvalidInput,
+            | Self::AddressRefused { .. } => (ErrorKind::InvalidInput, FailureKind::InvalidInput),
+            Self::InvalidSetting { .. } => (ErrorKind::InvalidInput, FailureKind::Permanent),
             Self::NoRoomForImages { after, .. } => {
-                ErrorKind::Overloaded { retry_after: (*after).max(RETRY_IMAGES_AFTER) }
+                let retry_after = (*after).max(RETRY_IMAGES_AFTER);
+                (ErrorKind::Overloaded { retry_after }, FailureKind::Permanent)
             }
-            Self::ImageTooSlow { .. } => ErrorKind::Timeout,
-            Self::RateLimited { retry_after } => ErrorKind::Unavailable { retry_after: *retry_after },
+            Self::ImageTooSlow { .. } => (ErrorKind::Timeout, FailureKind::Permanent),
+            Self::RateLimited { retry_after } => {
+                (ErrorKind::Unavailable { retry_after: *retry_after }, FailureKind::Failed)
+            }
             Self::HubUnreachable { .. }
-            | Self::NotCached { .. }
             | Self::HubFailed { .. }
             | Self::TransferFailed { .. }
             | Self::TransferStalled { .. }
             | Self::TransferTruncated { .. }
             | Self::ChecksumMismatch { .. }
-            | Self::DownloadFailed { .. } => ErrorKind::Unavailable { retry_after: None },
-            Self::Stopped => ErrorKind::Cancelled,
-            Self::OutOfMemory(_) => ErrorKind::OutOfMemory,
+            | Self::DownloadFailed { .. } => (unavailable, FailureKind::Failed),
+            Self::NotCached { .. } => (unavailable, FailureKind::Permanent),
+            Self::Stopped => (ErrorKind::Cancelled, FailureKind::Stopped),
+            Self::OutOfMemory(_) => (ErrorKind::OutOfMemory, FailureKind::OutOfMemory),
+            Self::UnreadableFile { .. } | Self::Compute(_) | Self::NotFiniteOutput => {
+                (ErrorKind::Internal, FailureKind::Failed)
+            }
             Self::MissingFile { .. }
-            | Self::UnreadableFile { .. }
             | Self::PickleOnly { .. }
             | Self::InvalidConfig { .. }
             | Self::UnsupportedArchitecture { .. }
@@ -312,9 +323,7 @@ impl Error {
             | Self::NotFinite { .. }
             | Self::InvalidTokenizer { .. }
             | Self::Device { .. }
-            | Self::Compute(_)
-            | Self::NotFiniteOutput
-            | Self::AccessDenied { .. } => ErrorKind::Internal,
+            | Self::AccessDenied { .. } => (ErrorKind::Internal, FailureKind::Permanent),
         }
     }
 
@@ -352,6 +361,15 @@ impl From<model_actors::Error> for Error {
     }
 }
 
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error.class().1 {
+            FailureKind::Stopped => Failure::stopped(),
+            kind => Failure { kind, cause: Cause::with_data(&error) },
+        }
+    }
+}
+
 /// Candle reports exhausted device memory only in words.
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
@@ -367,7 +385,6 @@ impl From<candle_core::Error> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model_actors::{Failure, FailureKind};
 
     #[test]
     fn what_may_mend_itself_is_retried_and_the_rest_is_not() {
