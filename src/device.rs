@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use model_actors::{Bytes, Footprint};
 
 use crate::error::{Error, Result};
+use crate::limits::MAX_PARALLEL;
 
 /// Device that an engine's models run on.
 ///
@@ -74,8 +75,14 @@ pub(crate) struct Compute {
 }
 
 impl Compute {
-    pub(crate) fn new(device: ComputeDevice, threads: usize) -> Self {
-        Self { device, threads, opened: Arc::default() }
+    /// # Errors
+    /// [`Error::InvalidSetting`] for a number of threads that is out of range.
+    pub(crate) fn new(device: ComputeDevice, threads: usize) -> Result<Self> {
+        if !(1..=MAX_PARALLEL).contains(&threads) {
+            let reason = format!("{threads} threads a worker are asked for; 1 to {MAX_PARALLEL} are allowed");
+            return Err(Error::InvalidSetting { setting: "threads".into(), reason });
+        }
+        Ok(Self { device, threads, opened: Arc::default() })
     }
 
     /// Footprint of a model whose workers have these threads, given that with one thread.
@@ -128,7 +135,7 @@ mod tests {
     #[test]
     fn each_further_thread_of_a_worker_is_counted() {
         let footprint = Footprint::new(Bytes(7), Bytes(1));
-        let with = |threads| Compute::new(ComputeDevice::Cpu, threads).counted(footprint);
+        let with = |threads| Compute::new(ComputeDevice::Cpu, threads).unwrap().counted(footprint);
         assert_eq!(with(1), footprint);
         assert_eq!(with(3), Footprint::new(Bytes(7), Bytes(1) + FURTHER_THREAD + FURTHER_THREAD));
     }

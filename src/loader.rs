@@ -145,7 +145,7 @@ pub(crate) fn load_standalone<M: WorkerModel>(source: Source, options: LoadOptio
 pub struct LoadOptions {
     /// Device that computes; the processor.
     pub device: ComputeDevice,
-    /// Processor threads that a pass may use, at least 1; 1.
+    /// Processor threads that a pass may use, 1 to 1,024; 1.
     pub threads: usize,
     /// Limits on the texts that are generated at a time; for models that generate text.
     pub generation: GenerationLimits,
@@ -196,7 +196,7 @@ impl<M: WorkerModel> ModelLoader<M> {
     /// A loader outside any engine.
     pub(crate) fn standalone(source: Source, options: LoadOptions) -> Result<Self> {
         let LoadOptions { device, threads, generation, hub } = options;
-        Self::new(source, Compute::new(device, threads.max(1)), generation, hub)
+        Self::new(source, Compute::new(device, threads)?, generation, hub)
     }
 
     fn plan(&self, context: &LoadContext) -> Result<Arc<M::Plan>> {

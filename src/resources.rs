@@ -32,7 +32,7 @@ impl EngineResources {
     /// # Errors
     /// [`Error::InvalidSetting`](crate::Error::InvalidSetting).
     pub fn new(options: &LoadOptions) -> Result<Self> {
-        let compute = Compute::new(options.device, options.threads.max(1));
+        let compute = Compute::new(options.device, options.threads)?;
         Self::of(compute, options.hub.clone(), ImageSettings::default())
     }
 

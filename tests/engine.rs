@@ -7,7 +7,8 @@ mod common;
 use std::time::Duration;
 
 use candle_actors::{
-    Bytes, Engine, Error, Event, PoolConfig, Source, SystemState, TextEmbedding, WhenFull, model_actors,
+    Bytes, Engine, EngineResources, Error, Event, LoadOptions, PoolConfig, Source, StandaloneModel as _,
+    SystemState, TextEmbedding, TextEmbeddingModel, WhenFull, model_actors,
 };
 use common::model::TinyModel;
 use common::{difference, references, small_model};
@@ -136,4 +137,17 @@ async fn workers_with_several_threads_give_the_same_vectors() {
         assert!(difference(one, three) <= 1e-5);
     }
     assert!(Engine::builder().threads(0).start().await.is_err());
+    for threads in [0, 1025] {
+        let options = LoadOptions::default().with_threads(threads);
+        let refused =
+            TextEmbeddingModel::load_with(Source::directory("/no/such"), options.clone()).err().unwrap();
+        assert!(
+            matches!(&refused, Error::InvalidSetting { setting, .. } if setting == "threads"),
+            "{refused}"
+        );
+        assert_eq!(EngineResources::new(&options).err().unwrap(), refused);
+        let system = Engine::builder().system().unwrap().start().await.unwrap();
+        let attached = Engine::builder().threads(threads).attach(system);
+        assert_eq!(attached.err().unwrap(), refused);
+    }
 }

@@ -11,7 +11,6 @@ use crate::device::{Compute, ComputeDevice};
 use crate::error::{Error, Result};
 use crate::hub_settings::HubSettings;
 use crate::image_input::ImageSettings;
-use crate::limits::MAX_PARALLEL;
 use crate::registration::{EngineCapability, IntoModelSpec};
 use crate::resources::EngineResources;
 
@@ -186,11 +185,7 @@ impl EngineBuilder {
     /// # Errors
     /// [`Error::InvalidSetting`].
     pub fn system(&self) -> Result<SystemBuilder> {
-        if !(1..=MAX_PARALLEL).contains(&self.threads) {
-            let reason =
-                format!("{} threads a worker are asked for; 1 to {MAX_PARALLEL} are allowed", self.threads);
-            return Err(Error::InvalidSetting { setting: "threads".into(), reason });
-        }
+        Compute::new(self.device, self.threads)?;
         let mut config = self.config.clone();
         match (self.device, self.device_memory) {
             (ComputeDevice::Cpu, _) => {}
@@ -213,9 +208,9 @@ impl EngineBuilder {
     /// An engine over a running system, which has the pools that [`EngineBuilder::system`] names.
     ///
     /// # Errors
-    /// [`Error::Actor`] if it lacks a pool; those of [`Engine::register`].
+    /// [`Error::Actor`] if it lacks a pool; [`Error::InvalidSetting`]; those of [`Engine::register`].
     pub fn attach(self, system: System) -> Result<Engine> {
-        let compute = Compute::new(self.device, self.threads);
+        let compute = Compute::new(self.device, self.threads)?;
         let engine = Engine { system, resources: EngineResources::of(compute, self.hub, self.images)? };
         for register in self.models {
             register(&engine)?;

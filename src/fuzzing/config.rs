@@ -60,7 +60,7 @@ fn try_tokenizer(path: &Path) {
 }
 
 pub(super) fn load<M: WorkerModel + Model<CapabilityOf<M>>>(folder: &Path) {
-    let compute = Compute::new(ComputeDevice::Cpu, 1);
+    let Ok(compute) = Compute::new(ComputeDevice::Cpu, 1) else { return };
     let context: LoadContext = super::context();
     let (source, limits) = (Source::directory(folder), GenerationLimits::default());
     let Ok(loader) = ModelLoader::<M>::new(source, compute, limits, HubSettings::default()) else { return };
