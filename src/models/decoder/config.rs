@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::invalid;
 use crate::models::transformer::{
-    AttentionConfig, Bias, Biases, FeedForwardConfig, HeadNorms, LayerConfig, NormKind, NormPlacement,
+    AttentionConfig, Bias, Biases, FeedForwardConfig, LayerConfig, NormKind, NormPlacement,
     TransformerConfig, Workload, check_side, is_tensor_of,
 };
 
@@ -150,15 +150,7 @@ pub(super) fn llama_blocks(sizes: LlamaSizes) -> TransformerConfig {
     let layer = |mask| LayerConfig { mask, rope: Some(0), feed_forward, input_is_normed: false };
     TransformerConfig {
         width,
-        attention: AttentionConfig {
-            heads,
-            kv_heads,
-            head_size,
-            scale: 1.0 / (head_size as f32).sqrt(),
-            soft_cap: None,
-            head_norms: HeadNorms::None,
-            alibi_slopes: Vec::new(),
-        },
+        attention: AttentionConfig::plain(heads, kv_heads, head_size),
         cross_attention: None,
         norm: NormKind::Rms,
         norm_placement: NormPlacement::Pre,

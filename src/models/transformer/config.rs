@@ -48,6 +48,21 @@ pub(crate) struct AttentionConfig {
     pub(crate) alibi_slopes: Vec<f32>,
 }
 
+impl AttentionConfig {
+    /// Scaled by the head's size, and nothing else.
+    pub(crate) fn plain(heads: usize, kv_heads: usize, head_size: usize) -> Self {
+        Self {
+            heads,
+            kv_heads,
+            head_size,
+            scale: 1.0 / (head_size as f32).sqrt(),
+            soft_cap: None,
+            head_norms: HeadNorms::None,
+            alibi_slopes: Vec::new(),
+        }
+    }
+}
+
 /// Settings in which a block may differ from the other blocks of its model.
 #[derive(Debug, Clone)]
 pub(crate) struct LayerConfig {
@@ -191,15 +206,7 @@ impl TransformerConfig {
         };
         let config = Self {
             width,
-            attention: AttentionConfig {
-                heads,
-                kv_heads: heads,
-                head_size,
-                scale: 1.0 / (head_size as f32).sqrt(),
-                soft_cap: None,
-                head_norms: HeadNorms::None,
-                alibi_slopes: Vec::new(),
-            },
+            attention: AttentionConfig::plain(heads, heads, head_size),
             cross_attention: None,
             norm: NormKind::Layer(Bias::Yes),
             norm_placement,
