@@ -111,8 +111,8 @@ impl Source {
     /// Looks whether a directory or file is there, which costs no wait; of a repository nothing can be told without one.
     ///
     /// # Errors
-    /// [`Error::NoSuchDirectory`], [`Error::NoSuchFile`] or [`Error::PickleOnly`]; [`Error::InvalidSetting`] for an address,
-    /// and for a repository in a build without the feature `hub`.
+    /// [`Error::NoSuchDirectory`], [`Error::NoSuchFile`] or [`Error::PickleOnly`]; [`Error::InvalidSetting`] for an
+    /// address, for a path as a repository's name, and for a repository in a build without the feature `hub`.
     pub(crate) fn check(&self) -> Result<()> {
         Files::open(self, &HubSettings::default()).map(drop)
     }
@@ -151,14 +151,16 @@ impl fmt::Display for Source {
     }
 }
 
-/// `owner/name`, each of letters, digits, `-`, `_` and `.`, and not a path.
+/// `owner/name`, and not a path.
 fn is_repository_name(text: &str) -> bool {
-    let is_part = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
-    };
-    text.split_once('/').is_some_and(|(owner, name)| is_part(owner) && is_part(name))
+    text.split_once('/').is_some_and(|(owner, name)| is_name(owner) && is_name(name))
+}
+
+/// Letters, digits, `-`, `_` and `.`, which it does not begin with: an owner, or a repository of the hub's first days,
+/// which had none.
+fn is_name(text: &str) -> bool {
+    let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+    !text.is_empty() && !text.starts_with('.') && text.chars().all(is_allowed)
 }
 
 fn is_gguf(path: &Path) -> bool {
@@ -242,6 +244,11 @@ impl Files {
         match source {
             Source::Directory(path) => Self::open_directory(path),
             address if address.is_address() => Err(refused_address()),
+            Source::Repository { name, .. } if !is_name(name) && !is_repository_name(name) => {
+                let reason =
+                    format!("{name:?} is no name of a repository, owner/name; a path is a directory");
+                Err(Error::InvalidSetting { setting: "source".into(), reason })
+            }
             #[cfg(feature = "hub")]
             Source::Repository { name, revision, gguf } => {
                 Ok(Self::Hub(Box::new(HubFiles::open(hub, name, revision.as_deref())), gguf.clone()))
@@ -464,6 +471,20 @@ mod tests {
         assert!(files.check_name("1_Pooling/config.json").is_ok());
         for name in ["../secret", "/etc/passwd", "a/../../b", ""] {
             assert!(matches!(files.check_name(name), Err(Error::InvalidConfig { .. })), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_no_name_of_a_repository() {
+        for name in ["./models/mine", "/models/mine", "../mine", "a/b/c", "", "a/", "a b"] {
+            let checked = Source::repository(name).check();
+            let refused =
+                matches!(&checked, Err(Error::InvalidSetting { setting, .. }) if setting == "source");
+            assert!(refused, "{name}: {checked:?}");
+        }
+        #[cfg(feature = "hub")]
+        for name in ["gpt2", "owner/name.v1_2-x"] {
+            assert!(Source::repository(name).check().is_ok(), "{name}");
         }
     }
 
