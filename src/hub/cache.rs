@@ -12,6 +12,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
@@ -79,14 +80,14 @@ impl RepositoryCache {
         if fs::read_link(&path).is_ok_and(|present| present == target) {
             return Ok(path);
         }
-        if path.symlink_metadata().is_ok() {
-            fs::remove_file(&path)?;
-        }
+        // Others may link the same name, and readers must find it at every moment.
+        let unnamed = unique_sibling(&path);
         #[cfg(unix)]
-        std::os::unix::fs::symlink(&target, &path)?;
+        std::os::unix::fs::symlink(&target, &unnamed)?;
         // Links need a right of their own on Windows.
         #[cfg(not(unix))]
-        fs::copy(self.blob(checksum), &path)?;
+        fs::copy(self.blob(checksum), &unnamed)?;
+        fs::rename(&unnamed, &path).inspect_err(|_| drop(fs::remove_file(&unnamed)))?;
         Ok(path)
     }
 
@@ -111,7 +112,9 @@ impl RepositoryCache {
     }
 
     fn remember(&self, commit: &str) -> io::Result<()> {
-        if is_commit(&self.revision) { Ok(()) } else { self.links.create_ref(commit) }
+        // Written again, it would be empty for a moment to a reader.
+        let is_known = self.commit().as_deref() == Some(commit);
+        if is_known || is_commit(&self.revision) { Ok(()) } else { self.links.create_ref(commit) }
     }
 
     fn missing_mark(&self, commit: &str, file: &str) -> PathBuf {
@@ -123,6 +126,14 @@ fn make_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
+/// A path in the same folder that nobody else uses, in this process or another.
+fn unique_sibling(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    path.with_file_name(name)
+}
+
 fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && is_hex(revision)
 }
@@ -130,4 +141,31 @@ fn is_commit(revision: &str) -> bool {
 /// Names of commits and contents become parts of paths, so that nothing else may stand in them.
 pub(super) fn is_hex(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_linked_by_many_is_there_at_every_moment() {
+        let folder = tempfile::tempdir().unwrap();
+        let commit = "a".repeat(40);
+        let cache = RepositoryCache::new(&Cache::new(folder.path().to_owned()), "somebody/tiny", "main");
+        let checksums = ["1", "2"].map(|digit| digit.repeat(40));
+        fs::create_dir_all(cache.folder.join("blobs")).unwrap();
+        checksums.iter().for_each(|checksum| fs::write(cache.blob(checksum), "").unwrap());
+        std::thread::scope(|scope| {
+            for checksum in checksums.iter().cycle().take(4) {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let path = cache.link(&commit, "config.json", checksum).unwrap();
+                        assert!(path.exists());
+                    }
+                });
+            }
+        });
+        let names = fs::read_dir(cache.links.pointer_path(&commit)).unwrap();
+        assert_eq!(names.count(), 1, "nothing is left beside it");
+    }
 }
