@@ -11,6 +11,13 @@ use model_actors::{Bytes, Cause, ErrorKind, Failure, FailureKind};
 use serde::{Deserialize, Serialize};
 
 /// The result of everything public in this crate.
+///
+/// ```
+/// fn open(path: &str) -> candle_actors::Result<()> {
+///     Err(candle_actors::Error::NoSuchFile { path: path.into() })
+/// }
+/// assert!(open("missing").is_err());
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Ways in which registering, loading or running a model fails. [`Error::kind`] classes them.

@@ -23,6 +23,19 @@ pub(crate) trait Joining<C: Capability> {
 }
 
 /// The requests of one run.
+///
+/// ```
+/// use model_actors::{Batch, Capability, Failure};
+///
+/// /// Runs each request in turn, and stops early where nobody waits any more.
+/// fn run<C: Capability>(batch: &Batch<C>, answer: impl Fn(&C::Request) -> C::Output) -> Result<(), Failure> {
+///     for item in batch.items().iter().filter(|item| !item.should_stop()) {
+///         item.finish(answer(item.request()));
+///         batch.tick();
+///     }
+///     Ok(())
+/// }
+/// ```
 pub struct Batch<'a, C: Capability> {
     items: Vec<Item<C>>,
     gauge: &'a Gauge,
@@ -80,6 +93,18 @@ impl<'a, C: Capability> Batch<'a, C> {
 }
 
 /// One request of a batch.
+///
+/// ```
+/// use model_actors::{Completion, FinishReason, Item, Stopped, TextToText, Usage};
+///
+/// fn stream(item: &Item<TextToText>, words: &[&str]) -> Result<(), Stopped> {
+///     for word in words {
+///         item.emit((*word).to_owned())?;
+///     }
+///     item.finish(Completion::new(words.concat(), FinishReason::Stop, Usage::new(1, words.len())));
+///     Ok(())
+/// }
+/// ```
 pub struct Item<C: Capability> {
     pub(crate) job: Arc<Job<C>>,
     pub(crate) attempt: u32,

@@ -73,12 +73,28 @@ pub trait Capability: Send + Sync + 'static {
 }
 
 /// Chunk type of a one-shot capability; no value of it exists.
+///
+/// ```
+/// assert_eq!(size_of::<model_actors::NoChunk>(), 0);
+/// ```
 pub type NoChunk = Infallible;
 
 /// Cost of a request against a batch's budget, in the capability's own unit.
+///
+/// ```
+/// use model_actors::{Capability, Cost, EmbedImages, ImageEmbedding};
+/// let request = EmbedImages::Texts(vec!["a cat".to_owned(), "a dog".to_owned()]);
+/// assert_eq!(ImageEmbedding::cost(&request), Cost(2));
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost(pub u64);
 
 /// Shape of a request: requests of different keys never share a batch.
+///
+/// ```
+/// use model_actors::{Capability, EmbedImages, ImageEmbedding};
+/// let (images, texts) = (EmbedImages::Images(Vec::new()), EmbedImages::Texts(Vec::new()));
+/// assert_ne!(ImageEmbedding::batch_key(&images), ImageEmbedding::batch_key(&texts));
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct BatchKey(pub u64);

@@ -194,8 +194,15 @@ impl<C: Capability> PoolShared<C> {
     }
 }
 
-/// Handle to one model: sends requests, loads, unloads and pins. See [`Client`] for an example. It follows [`Client::replace`], and fails
-/// with [`Error::UnknownModel`] once the model is removed. Cheap to clone.
+/// Handle to one model: sends requests, loads, unloads and pins. It follows [`Client::replace`], and fails with [`Error::UnknownModel`] once the model is removed. Cheap to clone.
+///
+/// ```
+/// use model_actors::{CallOptions, EmbedTexts, Embeddings, ModelHandle, Result, TextEmbedding};
+///
+/// async fn embed(model: &ModelHandle<TextEmbedding>, text: &str) -> Result<Embeddings> {
+///     model.call(EmbedTexts::from(text), CallOptions::default()).await
+/// }
+/// ```
 pub struct ModelHandle<C: Capability> {
     shared: Arc<PoolShared<C>>,
     model: Arc<Registered<C>>,

@@ -19,6 +19,13 @@ pub use failure::{Failure, FailureKind};
 pub use kind::ErrorKind;
 
 /// The result of everything public in this crate.
+///
+/// ```
+/// fn parse(text: &str) -> model_actors::Result<u32> {
+///     text.parse().map_err(|_| model_actors::Error::InvalidInput { cause: "no number".into() })
+/// }
+/// assert!(parse("7").is_ok() && parse("x").is_err());
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The position of a request when its time ran out.

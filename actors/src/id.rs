@@ -70,6 +70,14 @@ impl fmt::Debug for ModelId {
 
 /// Number of a registration in its pool's catalogue. A model that replaces another has its name, but a key of
 /// its own.
+///
+/// ```
+/// use model_actors::{ModelKey, ModelStatus};
+///
+/// fn is_same(before: &ModelStatus, key: ModelKey) -> bool {
+///     before.key == key // false once another model has its name
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ModelKey(pub u32);
 

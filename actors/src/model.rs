@@ -66,6 +66,15 @@ pub trait Loader<C: Capability>: Send + Sync + 'static {
 }
 
 /// A loaded model's weights, shared by all its workers on one device and freed with the last of them.
+///
+/// ```
+/// use std::sync::Arc;
+/// use model_actors::{Bytes, Capability, Weights};
+///
+/// fn bytes_of_two_workers<C: Capability>(weights: &Arc<dyn Weights<C>>) -> Bytes {
+///     weights.footprint().with_workers(2)
+/// }
+/// ```
 pub trait Weights<C: Capability>: Send + Sync + 'static {
     /// Measures the memory that the loaded model takes.
     fn footprint(&self) -> Footprint;
@@ -79,6 +88,19 @@ pub trait Weights<C: Capability>: Send + Sync + 'static {
 }
 
 /// One worker's model. It is built, used and dropped on one thread, so it need not be `Send`.
+///
+/// ```
+/// use model_actors::{Batch, Capability, Failure, Model};
+///
+/// /// Fails every request; an implementation that answers is at `Loader`.
+/// struct Broken;
+/// impl<C: Capability> Model<C> for Broken {
+///     fn run(&mut self, batch: &mut Batch<C>) -> Result<(), Failure> {
+///         batch.items().iter().for_each(|item| item.fail(Failure::permanent("broken")));
+///         Ok(())
+///     }
+/// }
+/// ```
 pub trait Model<C: Capability> {
     /// Runs a batch: answers each item through it, ticks progress, and looks at each item's mark between
     /// steps.
@@ -117,6 +139,14 @@ impl Footprint {
 }
 
 /// The context of a load: reports its progress, and says when it is no longer wanted.
+///
+/// ```
+/// use model_actors::{Bytes, LoadContext, LoadStage};
+/// let context = LoadContext::detached(&"english".into());
+/// context.begin(LoadStage::Load, Bytes::mib(4));
+/// context.advance(Bytes::mib(1));
+/// assert!(!context.should_stop());
+/// ```
 #[derive(Clone)]
 pub struct LoadContext {
     pub(crate) model: ModelId,

@@ -57,6 +57,10 @@ impl SystemStatus {
 
 /// State of a system. Whether it is ready is [`SystemStatus::is_ready`]; which models serve is in their own
 /// status.
+///
+/// ```
+/// assert_eq!(model_actors::SystemState::default(), model_actors::SystemState::Running);
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SystemState {
@@ -70,6 +74,14 @@ pub enum SystemState {
 }
 
 /// Snapshot of one budgeted memory.
+///
+/// ```
+/// use model_actors::{Bytes, MemoryStatus};
+///
+/// fn left(memory: &MemoryStatus) -> Bytes {
+///     memory.limit.saturating_sub(memory.charged)
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct MemoryStatus {
@@ -105,6 +117,11 @@ pub(crate) fn refresh_memory(memory: &mut [MemoryStatus], budgets: &Budgets) {
 }
 
 /// Snapshot of one pool.
+///
+/// ```
+/// let unused = model_actors::PoolStatus::default();
+/// assert!(!unused.live && unused.model("english").is_none());
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct PoolStatus {
@@ -137,6 +154,14 @@ impl PoolStatus {
 }
 
 /// Snapshot of one model that has been used.
+///
+/// ```
+/// use model_actors::{BreakerState, ModelStatus};
+///
+/// fn refuses_requests(model: &ModelStatus) -> bool {
+///     model.breaker == BreakerState::Open
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ModelStatus {
@@ -182,6 +207,11 @@ impl ModelStatus {
 }
 
 /// State of a circuit breaker.
+///
+/// ```
+/// assert_eq!(serde_json::to_value(model_actors::BreakerState::HalfOpen)?, "half_open");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BreakerState {
@@ -194,6 +224,14 @@ pub enum BreakerState {
 }
 
 /// Progress of a load.
+///
+/// ```
+/// use model_actors::LoadStatus;
+///
+/// fn bar(load: &LoadStatus) -> String {
+///     "#".repeat(usize::from(load.percent.unwrap_or(0)) / 10)
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct LoadStatus {
@@ -204,6 +242,14 @@ pub struct LoadStatus {
 }
 
 /// Snapshot of one worker.
+///
+/// ```
+/// use model_actors::{WorkerPhase, WorkerStatus};
+///
+/// fn is_slow(worker: &WorkerStatus) -> bool {
+///     worker.phase == WorkerPhase::Busy && worker.since_progress.as_secs() > 10
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct WorkerStatus {

@@ -5,13 +5,13 @@
 
 mod gate;
 mod hook;
+mod act;
 mod script;
 mod harness;
 pub mod simulation;
 
+pub use act::{Act, Record, Scripted, ScriptedCapability, ScriptedRequest, StreamedScript};
 pub use gate::{Gate, Latch};
 pub use harness::{Leak, TestSystem, Victim, wait_for};
 pub use hook::{Fuse, HookedLoader};
-pub use script::{
-    Act, Record, Scripted, ScriptedCapability, ScriptedLoader, ScriptedRequest, StreamedScript,
-};
+pub use script::ScriptedLoader;

@@ -7,6 +7,11 @@ use crate::error::Cause;
 use crate::limits::{MAX_EMBED_PROMPT_BYTES, MAX_ITEMS, MAX_TEXT_BYTES};
 
 /// The capability of turning texts into vectors. One-shot.
+///
+/// ```
+/// use model_actors::{Capability, EmbedTexts, TextEmbedding};
+/// assert!(TextEmbedding::check(&EmbedTexts::default()).is_err(), "no text");
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct TextEmbedding;
 
@@ -69,6 +74,11 @@ impl<T: Into<String>> From<T> for EmbedTexts {
 }
 
 /// Vectors, one for each input, in order, all of one length.
+///
+/// ```
+/// let vectors: model_actors::Embeddings = vec![vec![0.6, 0.8], vec![1.0, 0.0]];
+/// assert_eq!(vectors[0].len(), vectors[1].len());
+/// ```
 pub type Embeddings = Vec<Vec<f32>>;
 
 impl Capability for TextEmbedding {
@@ -102,6 +112,11 @@ impl Capability for TextEmbedding {
 }
 
 /// The capability of turning images, or texts that find them, into vectors. One-shot.
+///
+/// ```
+/// use model_actors::{Capability, EmbedImages, ImageEmbedding};
+/// assert!(ImageEmbedding::check(&EmbedImages::Images(Vec::new())).is_err(), "no image");
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct ImageEmbedding;
 

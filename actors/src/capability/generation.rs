@@ -10,10 +10,20 @@ use crate::limits::{MAX_MESSAGES, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOPS, M
 const LONG_ANSWER: usize = 1024;
 
 /// The capability of continuing a conversation or a prompt with text. Streamed.
+///
+/// ```
+/// use model_actors::{Capability, GenerateText, TextToText};
+/// assert!(TextToText::check(&GenerateText::from("Once upon a time")).is_ok());
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct TextToText;
 
 /// Speaker of a message.
+///
+/// ```
+/// use model_actors::{Message, Role};
+/// assert_eq!(Message::system("Be brief.").role, Role::System);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
@@ -78,6 +88,12 @@ impl Message {
 }
 
 /// Input that a language model continues.
+///
+/// ```
+/// use model_actors::{GenerateText, Message, Prompt};
+/// let request = GenerateText::chat([Message::user("What is rain?")]);
+/// assert!(matches!(request.prompt, Prompt::Messages(messages) if messages.len() == 1));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Prompt {
@@ -214,6 +230,12 @@ impl<T: Into<String>> From<T> for GenerateText {
 }
 
 /// Reason for the end of a text.
+///
+/// ```
+/// use model_actors::{Completion, FinishReason, Usage};
+/// let cut = Completion::new("Once upon", FinishReason::Length, Usage::new(4, 2));
+/// assert_ne!(cut.finish_reason, FinishReason::Stop);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -225,6 +247,11 @@ pub enum FinishReason {
 }
 
 /// Numbers of tokens in and out.
+///
+/// ```
+/// let usage = model_actors::Usage::new(12, 30);
+/// assert_eq!(usage.prompt_tokens + usage.completion_tokens, 42);
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Usage {
@@ -242,6 +269,12 @@ impl Usage {
 }
 
 /// The whole text, once it is complete.
+///
+/// ```
+/// use model_actors::{Completion, FinishReason, Usage};
+/// let answer = Completion::new("Water.", FinishReason::Stop, Usage::new(9, 2));
+/// assert_eq!(answer.text, "Water.");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Completion {

@@ -130,6 +130,12 @@ impl fmt::Debug for LeasedPicture {
 }
 
 /// The capability of answering a question about an image in text. Streamed.
+///
+/// ```
+/// use model_actors::{Capability, DescribeImage, ImageSource, Vision};
+/// let request = DescribeImage::new(ImageSource::Path("cat.png".into())).with_max_tokens(0);
+/// assert!(Vision::check(&request).is_err());
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Vision;
 
@@ -188,6 +194,11 @@ impl Capability for Vision {
 }
 
 /// The capability of painting an image from a prompt. Streamed: one chunk for each diffusion step.
+///
+/// ```
+/// use model_actors::{Capability, PaintImage, TextToImage};
+/// assert!(TextToImage::check(&PaintImage::from("a red circle")).is_ok());
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct TextToImage;
 

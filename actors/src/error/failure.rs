@@ -9,6 +9,11 @@ use super::{Cause, Error};
 use crate::id::ModelId;
 
 /// Kinds of failure that a model can report. The scheduler's reaction depends on the kind.
+///
+/// ```
+/// use model_actors::{Failure, FailureKind};
+/// assert_eq!(Failure::out_of_memory("no page left").kind, FailureKind::OutOfMemory);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

@@ -25,6 +25,13 @@ struct Shared {
 pub struct Gate(Arc<Shared>);
 
 /// The model's side.
+///
+/// ```
+/// use model_actors::testing::{Act, Gate};
+/// let gate = Gate::default();
+/// let act = Act::Work(gate.latch()); // until the gate opens
+/// # drop(act);
+/// ```
 #[derive(Debug, Clone)]
 pub struct Latch(Arc<Shared>);
 

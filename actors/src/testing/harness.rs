@@ -64,6 +64,14 @@ pub enum Leak {
 }
 
 /// An actor that a test kills or stops.
+///
+/// ```
+/// use model_actors::testing::{TestSystem, Victim};
+///
+/// async fn lose_the_pool(system: &TestSystem) {
+///     system.kill(Victim::Pool).await;
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Victim {
     /// The maintenance actor.
@@ -88,6 +96,18 @@ fn youngest<M: Message>(actors: Vec<ActorCell>, what: &str) -> ActorCell {
 }
 
 /// A system with a one-shot and a streamed pool of scripted models. Call [`TestSystem::finish`] at the end.
+///
+/// ```
+/// use model_actors::CallOptions;
+/// use model_actors::testing::{Act, ScriptedLoader, TestSystem};
+///
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let mut system = TestSystem::start().await;
+/// let model = system.model("english", ScriptedLoader::default());
+/// assert_eq!(model.call(Act::Reply(7).into(), CallOptions::default()).await, Ok(7));
+/// system.finish().await; // fails the test if a slot, a byte, a thread or a model is left
+/// # });
+/// ```
 pub struct TestSystem {
     /// The system.
     pub system: System,
