@@ -66,6 +66,11 @@ pub trait Capability: Send + Sync + 'static {
         Cost(1)
     }
 
+    /// Numbers of tokens in and out, for the metrics, where the capability counts them.
+    fn usage(_output: &Self::Output) -> Option<Usage> {
+        None
+    }
+
     /// Key of the batches that the request may share: only requests of one key run together.
     fn batch_key(_request: &Self::Request) -> BatchKey {
         BatchKey(0)

@@ -235,7 +235,7 @@ impl<C: Capability> ModelHandle<C> {
     /// also [`Error::Overloaded`].
     pub fn check(&self, request: &C::Request, options: &CallOptions) -> Result<()> {
         match self.refusal(request, options) {
-            Some(error) => Tally::begin(self).end(Err(error)),
+            Some(error) => Err(Tally::begin(self).fail(error)),
             None => Ok(()),
         }
     }
@@ -284,7 +284,7 @@ impl<C: Capability> ModelHandle<C> {
         let accepted = self.accept(self.clone(), request, options, Some(sender));
         match accepted.instrument(span.clone()).await {
             Ok(reply) => Ok(ReplyStream::new(reply, chunks, tally, span)),
-            Err(error) => tally.end(Err(error)),
+            Err(error) => Err(tally.fail(error)),
         }
     }
 
@@ -317,7 +317,13 @@ impl<C: Capability> ModelHandle<C> {
     }
 
     fn span(&self, options: CallOptions) -> tracing::Span {
-        tracing::info_span!(span::REQUEST, capability = C::NAME, model = %self.model.id(), lane = %options.lane)
+        tracing::info_span!(
+            span::REQUEST,
+            capability = C::NAME,
+            model = %self.model.id(),
+            lane = %options.lane,
+            request = tracing::field::Empty
+        )
     }
 
     /// Checks the request, takes a slot and hands it to the pool. The reply keeps `handle`: this one for as
@@ -331,7 +337,8 @@ impl<C: Capability> ModelHandle<C> {
     ) -> Result<Reply<C, H>> {
         C::check(&request).map_err(|cause| Error::InvalidInput { cause })?;
         let timeout = options.timeout.unwrap_or_else(|| self.request_timeout());
-        let deadline = self.shared.clock.now() + timeout;
+        let began = self.shared.clock.now();
+        let deadline = began + timeout;
         let (model, slot) = self.slot(options, deadline, timeout).await?;
         let parts = JobParts {
             entry: model.entry.clone(),
@@ -340,13 +347,16 @@ impl<C: Capability> ModelHandle<C> {
             priority: options.priority,
             deadline,
             timeout,
+            began,
             clock: self.shared.clock,
+            span: tracing::Span::current(),
         };
         let (done, answer) = oneshot::channel();
         let job = Job::new(parts, Answer { done, chunks, slot });
-        let cancels = Arc::downgrade(&job);
+        let (id, cancels) = (job.id, Arc::downgrade(&job));
+        tracing::Span::current().record("request", id.0);
         self.shared.gate.submit(model, Accepted::new(job))?;
-        Ok(Reply::new(handle, cancels, answer))
+        Ok(Reply::new(handle, (id, cancels), answer))
     }
 
     /// Takes a slot of the model, or of its replacement if it is replaced meanwhile.

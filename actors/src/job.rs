@@ -2,7 +2,7 @@
 //! and can be taken once; whoever takes it answers. The pool holds each of its jobs as [`Accepted`], which
 //! tells the caller when the pool is gone. Deciding when a job runs is left to the scheduler.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,9 @@ use crate::error::{Error, RequestPhase};
 use crate::id::{Lane, ModelId, Priority, RequestId, Time};
 use crate::progress::Clock;
 
+/// Places at the head of a queue of which each step is told.
+const NEAR: usize = 64;
+
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 
 /// Parts of a job, before it has an identity.
@@ -24,7 +27,11 @@ pub(crate) struct JobParts<C: Capability> {
     pub(crate) priority: Priority,
     pub(crate) deadline: Time,
     pub(crate) timeout: Duration,
+    /// The moment of the call, before it waited for a slot.
+    pub(crate) began: Time,
     pub(crate) clock: Clock,
+    /// The span of the request, which those of its runs and of the load that it waits for follow from.
+    pub(crate) span: tracing::Span,
 }
 
 /// Reply channels of a job, and its slot, which goes back when this is dropped.
@@ -46,6 +53,10 @@ pub(crate) struct Job<C: Capability> {
     begun: AtomicBool,
     /// True once part of the answer is with the caller.
     sent: AtomicBool,
+    /// Nanoseconds from the system's start to the last piece of output; 0 before the first.
+    last_output: AtomicU64,
+    /// Number of requests before it that subscribers were told last; `usize::MAX` before the first time.
+    told_position: AtomicUsize,
     owed: Mutex<Owed<C>>,
 }
 
@@ -69,6 +80,8 @@ impl<C: Capability> Job<C> {
             cancelled: AtomicBool::new(false),
             begun: AtomicBool::new(false),
             sent: AtomicBool::new(false),
+            last_output: AtomicU64::new(0),
+            told_position: AtomicUsize::new(usize::MAX),
             owed: Mutex::new(Owed { attempt: 0, answer: Some(answer), held: None }),
         })
     }
@@ -119,6 +132,9 @@ impl<C: Capability> Job<C> {
             let mut owed = self.owed();
             if owed.attempt == attempt { owed.answer.take() } else { None }
         };
+        if answer.is_some() && result.is_ok() && self.last_output.load(Ordering::Relaxed) == 0 {
+            self.note_output();
+        }
         send(answer, result)
     }
 
@@ -130,12 +146,42 @@ impl<C: Capability> Job<C> {
         };
         self.begun.store(true, Ordering::Release);
         // Without a stream the caller wants the output alone.
-        let Some(chunks) = &answer.chunks else { return Ok(()) };
+        let Some(chunks) = &answer.chunks else {
+            self.note_output();
+            return Ok(());
+        };
         self.sent.store(true, Ordering::Release);
         chunks.try_send(chunk).map_err(|error| match error {
             mpsc::error::TrySendError::Full(chunk) => EmitError::Full(chunk),
             mpsc::error::TrySendError::Closed(_) => EmitError::Stopped,
-        })
+        })?;
+        self.note_output();
+        Ok(())
+    }
+
+    /// Measures the time to the first piece of output, and between two.
+    fn note_output(&self) {
+        let now = self.parts.clock.now();
+        let nanos = u64::try_from(now.since(Time::ZERO).as_nanos()).unwrap_or(u64::MAX).max(1);
+        let metrics = self.parts.entry.metrics();
+        match self.last_output.swap(nanos, Ordering::Relaxed) {
+            0 => metrics.first_output.record(now.since(self.parts.began).as_secs_f64()),
+            last => {
+                metrics.between_outputs.record(Duration::from_nanos(nanos.saturating_sub(last)).as_secs_f64())
+            }
+        }
+    }
+
+    /// True if subscribers should be told that so many requests are before it now: each step of the last
+    /// [`NEAR`], and before that whenever the number has halved or doubled, so that a long queue is no flood.
+    pub(crate) fn position_is_news(&self, position: usize) -> bool {
+        let told = self.told_position.load(Ordering::Relaxed);
+        let is_news = position != told
+            && (position <= NEAR || position <= told / 2 || position >= told.saturating_mul(2));
+        if is_news {
+            self.told_position.store(position, Ordering::Relaxed);
+        }
+        is_news
     }
 
     /// True if this run can no longer answer: the job was answered, cancelled or given up, or nobody waits

@@ -396,7 +396,7 @@ impl MaintenanceState {
             }
             if level != before.unwrap_or_default() {
                 let device = device.clone();
-                self.arguments.events.send(|| Event::Pressure { device, level });
+                self.arguments.events.report(Event::Pressure { device, level });
             }
             if level == PressureLevel::Critical {
                 self.relieve(device);

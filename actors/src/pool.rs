@@ -320,7 +320,7 @@ impl<C: Capability> PoolState<C> {
 
     /// Has the model's workers go once nobody waits for them.
     fn remove(&mut self, model: &Registered<C>) {
-        model.metrics().queue_depth.set(0.0);
+        model.metrics().set_gauges([0; 4]);
         self.removed.push(model.key());
         self.inputs.push_back(Input::Remove { key: model.key() });
         self.publisher.now();

@@ -210,8 +210,6 @@ pub enum Effect {
     Relieve { device: Device },
     /// Answer a caller of `preload` or `unload`.
     Return { call: CallId, result: Result<(), Error> },
-    /// A request has to wait; so many are before it.
-    Queued { key: ModelKey, request: RequestId, position: usize },
     /// Send an event to the subscribers.
     Emit(Event),
     /// Shut down: nothing runs and nothing waits.
@@ -311,6 +309,11 @@ impl Scheduler {
         let model = self.model_of(worker).and_then(|key| self.models.get(&key));
         let entry = model.and_then(|model| model.workers.iter().find(|entry| entry.id == worker));
         entry.map_or(&[], Worker::running)
+    }
+
+    /// A model that was declared.
+    pub(crate) fn model(&self, key: ModelKey) -> Option<&ModelState> {
+        self.models.get(&key)
     }
 
     /// Every model that was declared.

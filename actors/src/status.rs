@@ -223,6 +223,17 @@ pub enum BreakerState {
     HalfOpen,
 }
 
+impl BreakerState {
+    /// The number of the state in metrics.
+    pub(crate) const fn level(self) -> usize {
+        match self {
+            Self::Closed => 0,
+            Self::HalfOpen => 1,
+            Self::Open => 2,
+        }
+    }
+}
+
 /// Progress of a load.
 ///
 /// ```

@@ -267,7 +267,7 @@ impl SystemActorState {
             Child::Pool(index) => {
                 self.start_pool(myself, index).await?;
                 let capability = self.pools[index.0].capability();
-                self.common.events.send(|| Event::PoolRestarted { capability });
+                self.common.events.report(Event::PoolRestarted { capability });
             }
         }
         Ok(())
@@ -280,7 +280,7 @@ impl SystemActorState {
             return;
         }
         self.publish(|status| status.state = SystemState::ShuttingDown);
-        self.common.events.send(|| Event::ShuttingDown);
+        self.common.events.report(Event::ShuttingDown);
         let deadline = self.common.clock.now() + self.common.config.shutdown_timeout;
         let mut reports = Vec::new();
         for pool in &self.pools {

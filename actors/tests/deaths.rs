@@ -46,6 +46,7 @@ fn told(events: &mut Receiver<Event>) -> Vec<&'static str> {
     while let Ok(event) = events.try_recv() {
         names.push(match event {
             Event::WorkerCrashed { .. } => "crashed",
+            Event::RequestsRerun { .. } => "rerun",
             Event::WorkerRestarted { .. } => "restarted",
             Event::WorkerStarted { .. } => "started",
             Event::WorkerEnded { .. } => "ended",
@@ -81,7 +82,7 @@ async fn what_ran_and_what_waited_is_run_by_a_replacement_with_the_same_weights(
         assert_eq!((status.breaker, status.bytes), (BreakerState::Closed, Bytes::mib(11)), "{death:?}");
         assert_eq!(charged(&test), Bytes::mib(11), "{death:?}: the dead worker's bytes are back");
         assert_eq!((count(&record.loads), count(&record.builds)), (1, 2), "{death:?}");
-        assert_eq!(told(&mut events), ["crashed", "ended", "restarted", "started"], "{death:?}");
+        assert_eq!(told(&mut events), ["crashed", "ended", "rerun", "restarted", "started"], "{death:?}");
         test.finish().await;
     }
 }
@@ -107,7 +108,7 @@ async fn beyond_the_budget_everybody_is_answered_with_the_cause() {
         gate.open();
         test.until_model("model", "the thread has ended", |model| model.workers.is_empty()).await;
         assert_eq!(charged(&test), Bytes::ZERO, "{death:?}");
-        assert_eq!(told(&mut events), ["breaker opened", "crashed", "ended"], "{death:?}");
+        assert_eq!(told(&mut events), ["breaker opened", "crashed", "ended", "rerun"], "{death:?}");
         test.finish().await;
     }
 }

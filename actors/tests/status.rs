@@ -21,6 +21,7 @@ fn names(events: &mut Receiver<Event>) -> Vec<&'static str> {
             Event::WorkerEvicted { .. } => "evicted",
             Event::WorkerEnded { .. } => "ended",
             Event::WorkerCrashed { .. } => "crashed",
+            Event::RequestsRerun { .. } => "rerun",
             Event::WorkerRestarted { .. } => "restarted",
             Event::WorkerStuck { .. } => "stuck",
             Event::BreakerOpened { .. } => "breaker opened",
@@ -149,7 +150,7 @@ async fn a_life_is_told_from_its_start_to_its_end() {
     ask(&model, Act::PanicTimes(times(1))).await.unwrap();
     // The end of the first thread and the start of the second are not ordered.
     let told: Vec<_> = names(&mut events).into_iter().filter(|name| *name != "ended").collect();
-    assert_eq!(told, ["queued", "loading", "started", "crashed", "restarted", "started"]);
+    assert_eq!(told, ["queued", "loading", "started", "crashed", "rerun", "restarted", "started"]);
     test.finish().await;
 }
 

@@ -324,6 +324,10 @@ impl Capability for TextToText {
         let answer = request.max_tokens.min(LONG_ANSWER) as u64;
         Cost(prompt_bytes(&request.prompt) as u64 / 4 + answer)
     }
+
+    fn usage(output: &Completion) -> Option<Usage> {
+        Some(output.usage)
+    }
 }
 
 /// Checks the number of tokens asked for.

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::generation::{Completion, Sampling, check_tokens};
+use super::generation::{Completion, Sampling, Usage, check_tokens};
 use super::{BatchKey, Capability};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
@@ -190,6 +190,10 @@ impl Capability for Vision {
             true => Ok(()),
             false => check_text("question", &request.question),
         }
+    }
+
+    fn usage(output: &Completion) -> Option<Usage> {
+        Some(output.usage)
     }
 }
 

@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Weak;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use futures_core::Stream;
 use tokio::sync::{mpsc, oneshot};
@@ -14,11 +15,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::ModelHandle;
 use crate::capability::Capability;
 use crate::error::{Error, Result};
+use crate::id::RequestId;
 use crate::job::Job;
 
 /// Counts a request once, whatever its outcome: as cancelled, if it is dropped before the end.
 pub(super) struct Tally<C: Capability, H: Borrow<ModelHandle<C>>> {
     handle: H,
+    began: Instant,
     counted: bool,
     capability: PhantomData<fn() -> C>,
 }
@@ -26,20 +29,33 @@ pub(super) struct Tally<C: Capability, H: Borrow<ModelHandle<C>>> {
 impl<C: Capability, H: Borrow<ModelHandle<C>>> Tally<C, H> {
     pub(super) fn begin(handle: H) -> Self {
         handle.borrow().model.metrics().requests.increment(1);
-        Self { handle, counted: false, capability: PhantomData }
+        Self { handle, began: Instant::now(), counted: false, capability: PhantomData }
     }
 
-    pub(super) fn end<T>(mut self, result: Result<T>) -> Result<T> {
+    pub(super) fn end(self, result: Result<C::Output>) -> Result<C::Output> {
+        match result {
+            Ok(output) => Ok(self.succeed(output)),
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    fn succeed(mut self, output: C::Output) -> C::Output {
         self.counted = true;
         let metrics = self.handle.borrow().model.metrics();
-        match &result {
-            Ok(_) => metrics.succeeded.increment(1),
-            Err(error) => {
-                tracing::debug!(%error, reason = error.reason(), "a request failed");
-                metrics.failed(error);
-            }
+        metrics.succeeded.increment(1);
+        metrics.request_time.record(self.began.elapsed().as_secs_f64());
+        if let Some(usage) = C::usage(&output) {
+            metrics.input_tokens.increment(usage.prompt_tokens as u64);
+            metrics.output_tokens.increment(usage.completion_tokens as u64);
         }
-        result
+        output
+    }
+
+    pub(super) fn fail(mut self, error: Error) -> Error {
+        self.counted = true;
+        tracing::debug!(%error, reason = error.reason(), "a request failed");
+        self.handle.borrow().model.metrics().failed(&error);
+        error
     }
 }
 
@@ -56,6 +72,7 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Drop for Tally<C, H> {
 /// large.
 pub(super) struct Reply<C: Capability, H: Borrow<ModelHandle<C>>> {
     handle: H,
+    id: RequestId,
     job: Weak<Job<C>>,
     answer: oneshot::Receiver<Result<C::Output>>,
     ended: bool,
@@ -65,8 +82,12 @@ pub(super) struct Reply<C: Capability, H: Borrow<ModelHandle<C>>> {
 impl<C: Capability, H: Borrow<ModelHandle<C>>> Unpin for Reply<C, H> {}
 
 impl<C: Capability, H: Borrow<ModelHandle<C>>> Reply<C, H> {
-    pub(super) fn new(handle: H, job: Weak<Job<C>>, answer: oneshot::Receiver<Result<C::Output>>) -> Self {
-        Self { handle, job, answer, ended: false }
+    pub(super) fn new(
+        handle: H,
+        (id, job): (RequestId, Weak<Job<C>>),
+        answer: oneshot::Receiver<Result<C::Output>>,
+    ) -> Self {
+        Self { handle, id, job, answer, ended: false }
     }
 
     pub(super) async fn output(mut self) -> Result<C::Output> {
@@ -125,6 +146,11 @@ impl<C: Capability> ReplyStream<C> {
         span: tracing::Span,
     ) -> Self {
         Self { reply, chunks, tally: Some(tally), end: None, told_error: false, span }
+    }
+
+    /// The request's number, as in spans, logs and events.
+    pub fn id(&self) -> RequestId {
+        self.reply.id
     }
 
     /// The next chunk. `None` after the last chunk of an answer that succeeded, or after the error of one

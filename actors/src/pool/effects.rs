@@ -20,6 +20,9 @@ use crate::telemetry::Event;
 use crate::worker::thread::{Assignment, ThreadArguments, start};
 use crate::worker::{Order, Worker, WorkerHandle};
 
+/// Number of waiting requests that the span of a load follows from at most.
+const LINKED_REQUESTS: usize = 16;
+
 impl<C: Capability> PoolState<C> {
     /// Carries out any effect but `Spawn`, which alone has to await something.
     pub(super) fn carry_out(&mut self, effect: Effect) {
@@ -44,7 +47,6 @@ impl<C: Capability> PoolState<C> {
             }
             Effect::Ping { worker } => self.order(worker, Order::Ping),
             Effect::ReadProgress { worker } => self.read_progress(worker),
-            Effect::Queued { key, request, position } => self.tell_position(key, request, position),
             Effect::Emit(event) => self.emit(event),
             structural => {
                 self.publisher.now();
@@ -82,7 +84,6 @@ impl<C: Capability> PoolState<C> {
             Effect::Drained { abandoned } => self.report_drained(abandoned),
             // Carried out elsewhere.
             Effect::Spawn { .. }
-            | Effect::Queued { .. }
             | Effect::Run { .. }
             | Effect::Forget { .. }
             | Effect::Fail { .. }
@@ -105,6 +106,10 @@ impl<C: Capability> PoolState<C> {
         let mut assignments: Vec<Assignment<C>> = Vec::with_capacity(requests.len());
         for job in requests.iter().filter_map(|request| self.jobs.get(request)).map(Accepted::job) {
             let attempt = job.begin_attempt();
+            if attempt == 1 {
+                let waited = self.arguments.clock.now().since(job.parts.began);
+                job.parts.entry.metrics().queue_wait.record(waited.as_secs_f64());
+            }
             // A worker that was given up may have sent something out at the last moment.
             if job.has_sent() {
                 let cause = Cause::new("its worker was given up in the middle of the answer");
@@ -123,20 +128,7 @@ impl<C: Capability> PoolState<C> {
     fn emit(&mut self, event: Event) {
         // A breaker, a batch limit, a crash: as much a change of the tree as a worker's start.
         self.publisher.now();
-        if let Event::WorkerEvicted { worker, reason, .. } = event
-            && let Some(model) = self.scheduler.model_of(worker).and_then(|key| self.models.get(&key))
-        {
-            model.metrics().evicted(reason);
-        }
-        self.arguments.events.send(|| event);
-    }
-
-    fn tell_position(&self, key: ModelKey, request: RequestId, position: usize) {
-        if let Some(model) = self.models.get(&key) {
-            let queued =
-                || Event::Queued { capability: C::NAME, key, model: model.id().clone(), request, position };
-            self.arguments.events.send(queued);
-        }
+        self.arguments.events.report(event);
     }
 
     /// Starts the thread and its actor. The actor's start only takes its arguments, so it is over at once.
@@ -241,8 +233,16 @@ impl<C: Capability> PoolState<C> {
     fn load(&mut self, worker: WorkerId) {
         let Some(room) = self.rooms.remove(&worker) else { return };
         if let Some(lease) = room.lease {
-            self.order(worker, Order::Load { lease, weights: room.weights });
+            let causes = self.waiting_spans(worker);
+            self.order(worker, Order::Load { lease, weights: room.weights, causes });
         }
+    }
+
+    /// The spans of the first requests that wait for the worker's model.
+    fn waiting_spans(&self, worker: WorkerId) -> Vec<tracing::Span> {
+        let model = self.scheduler.model_of(worker).and_then(|key| self.scheduler.model(key));
+        let waiting = model.into_iter().flat_map(|model| model.queue.order()).take(LINKED_REQUESTS);
+        waiting.filter_map(|request| Some(self.jobs.get(&request)?.job().parts.span.clone())).collect()
     }
 
     fn stop(&mut self, worker: WorkerId) {

@@ -11,6 +11,7 @@ use super::PoolState;
 use crate::alarm::Alarm;
 use crate::capability::Capability;
 use crate::id::Time;
+use crate::job::Accepted;
 use crate::maintenance::eviction::PoolIndex;
 use crate::memory::Budgets;
 use crate::progress::Clock;
@@ -18,6 +19,7 @@ use crate::scheduler::{ModelState, Phase};
 use crate::status::{
     BreakerState, LoadStatus, ModelStatus, PoolStatus, SystemStatus, WorkerStatus, refresh_memory,
 };
+use crate::telemetry::Event;
 use crate::{WorkerId, WorkerPhase};
 
 /// Pause between two publications because of requests that came and went.
@@ -106,6 +108,7 @@ impl Publisher {
 
 impl<C: Capability> PoolState<C> {
     pub(super) fn publish(&mut self) {
+        self.tell_positions();
         // The catalogue knows first: a request to the new model may come before the note of the old one's removal.
         let is_removed = |model: &ModelState| {
             model.removed || self.models.get(&model.key).is_some_and(|known| known.entry.is_removed())
@@ -118,12 +121,26 @@ impl<C: Capability> PoolState<C> {
         self.publisher.publish(status, &self.arguments.budgets);
     }
 
+    /// Tells subscribers how many requests are before each waiting one, where that has changed.
+    fn tell_positions(&self) {
+        let events = &self.arguments.events;
+        if !events.is_heard() {
+            return;
+        }
+        for model in self.scheduler.models() {
+            for (position, request) in model.queue.order().enumerate() {
+                let job = self.jobs.get(&request).map(Accepted::job);
+                if job.is_some_and(|job| job.position_is_news(position)) {
+                    let (key, model) = (model.key, model.policy.model.clone());
+                    events.send(|| Event::Queued { capability: C::NAME, key, model, request, position });
+                }
+            }
+        }
+    }
+
     fn model_status(&self, model: &ModelState) -> ModelStatus {
         let [queued_interactive, queued_batch] = model.queue.depths();
         let registered = self.models.get(&model.key);
-        if let Some(registered) = registered.filter(|_| !model.removed) {
-            registered.metrics().queue_depth.set((queued_interactive + queued_batch) as f64);
-        }
         let load = registered.map(|registered| &registered.entry.load);
         let loading =
             load.and_then(|load| Some(LoadStatus { stage: load.stage(), percent: load.percent()? }));
@@ -132,6 +149,11 @@ impl<C: Capability> PoolState<C> {
             (_, true) => BreakerState::HalfOpen,
             _ => BreakerState::Closed,
         };
+        if let Some(registered) = registered.filter(|_| !model.removed) {
+            let loaded = model.workers.iter().filter(|worker| worker.is_ready()).count();
+            let waiting = queued_interactive + queued_batch;
+            registered.metrics().set_gauges([waiting, loaded, model.stuck(), breaker.level()]);
+        }
         let active =
             model.workers.iter().map(|worker| (worker.id, phase_of(&worker.phase), worker.running().len()));
         let leaving = model.leaving.iter().map(|gone| (gone.worker, gone.why.phase(), 0));

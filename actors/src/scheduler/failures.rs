@@ -146,7 +146,7 @@ impl Scheduler {
         }
         if let Phase::Busy { running } = loss.entry.phase {
             model.active_at = now;
-            self.rescue(now, key, running, (loss.fates, &loss.error), effects);
+            self.rescue(now, (key, loss.entry.id), running, (loss.fates, &loss.error), effects);
         }
         self.count_failure(now, key, loss.cause, effects);
         self.advance(now, key, effects);

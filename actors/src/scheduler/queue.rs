@@ -58,17 +58,10 @@ impl Queue {
         self.by_lane
     }
 
-    /// Lets a request wait, and returns its place.
-    pub(crate) fn push(&mut self, ticket: Ticket, now: Time, aging: Duration) -> Rank {
+    /// Lets a request wait.
+    pub(crate) fn push(&mut self, ticket: Ticket, now: Time, aging: Duration) {
         self.by_lane[ticket.lane as usize] += 1;
-        let place = rank(&ticket, now, aging);
-        self.waiting.insert(place, ticket);
-        place
-    }
-
-    /// True while the request that got this place waits there.
-    pub(crate) fn holds(&self, place: Rank) -> bool {
-        self.waiting.contains_key(&place)
+        self.waiting.insert(rank(&ticket, now, aging), ticket);
     }
 
     pub(crate) fn push_rerun(&mut self, batch: Vec<Ticket>) {
@@ -134,6 +127,11 @@ impl Queue {
     /// The next moment at which a rerun may run that may not yet.
     pub(crate) fn next_rerun(&self, now: Time) -> Option<Time> {
         self.reruns.iter().map(|(from, _)| *from).filter(|from| *from > now).min()
+    }
+
+    /// The waiting requests in the order of service.
+    pub(crate) fn order(&self) -> impl Iterator<Item = RequestId> {
+        self.tickets().map(|ticket| ticket.request)
     }
 
     fn tickets(&self) -> impl Iterator<Item = &Ticket> {

@@ -18,7 +18,6 @@ const RELIEF: Duration = Duration::from_secs(1);
 impl Scheduler {
     /// Takes requests that came together: all are queued before any is run, so that whole batches form.
     pub(super) fn submit(&mut self, now: Time, tickets: Vec<(ModelKey, Ticket)>, effects: &mut Vec<Effect>) {
-        let mut waiting = Vec::with_capacity(tickets.len());
         let mut models: Vec<ModelKey> = Vec::new();
         for (key, ticket) in tickets {
             let request = ticket.request;
@@ -28,8 +27,7 @@ impl Scheduler {
                 effects.push(Effect::Expire { request });
             } else if let Some(model) = self.models.get_mut(&key) {
                 self.alarm = self.alarm.min(ticket.deadline);
-                let position = model.queue.len();
-                waiting.push((key, model.queue.push(ticket, now, model.policy.config.aging), position));
+                model.queue.push(ticket, now, model.policy.config.aging);
                 if !models.contains(&key) {
                     models.push(key);
                 }
@@ -37,11 +35,6 @@ impl Scheduler {
         }
         for key in models {
             self.advance(now, key, effects);
-        }
-        for (key, place, position) in waiting {
-            if self.models.get(&key).is_some_and(|model| model.queue.holds(place)) {
-                effects.push(Effect::Queued { key, request: place.1, position });
-            }
         }
     }
 
@@ -178,7 +171,7 @@ impl Scheduler {
         if answered {
             self.probe_succeeded(key, effects);
         }
-        self.rerun_failed(now, key, (failed, was_alone), effects);
+        self.rerun_failed(now, (key, worker), (failed, was_alone), effects);
         self.advance(now, key, effects);
     }
 
@@ -188,7 +181,7 @@ impl Scheduler {
     fn rerun_failed(
         &mut self,
         now: Time,
-        key: ModelKey,
+        (key, worker): (ModelKey, WorkerId),
         (mut failed, was_alone): (Vec<(Ticket, Failure)>, bool),
         effects: &mut Vec<Effect>,
     ) {
@@ -205,12 +198,36 @@ impl Scheduler {
         }
         let Some(model) = self.models.get_mut(&key) else { return };
         let (id, kind) = (model.policy.model.clone(), failure.kind);
+        let (capability, cause) = (self.capability, failure.cause.clone());
+        if kind == FailureKind::OutOfMemory {
+            let (model, requests, cause) = (id.clone(), failed.len(), cause.clone());
+            effects.push(Effect::Emit(Event::OutOfMemory {
+                capability,
+                key,
+                model,
+                worker,
+                requests,
+                cause,
+            }));
+        }
+        let rerun = |requests| {
+            let model = id.clone();
+            Effect::Emit(Event::RequestsRerun {
+                capability,
+                key,
+                model,
+                worker,
+                requests,
+                cause: cause.clone(),
+            })
+        };
         if failed.len() > 1 {
+            effects.push(rerun(failed.iter().map(|(ticket, _)| ticket.request).collect()));
             if kind == FailureKind::OutOfMemory
                 && let Some(requests) = model.batches.ran_out_of_memory(failed.len())
             {
-                let capability = self.capability;
-                effects.push(Effect::Emit(Event::BatchShrunk { capability, key, model: id, requests }));
+                let model = id.clone();
+                effects.push(Effect::Emit(Event::BatchShrunk { capability, key, model, requests }));
             }
             for part in split(failed.into_iter().map(|(ticket, _)| ticket).collect()) {
                 model.queue.push_rerun(part);
@@ -221,9 +238,11 @@ impl Scheduler {
             let retry_at = now + RELIEF;
             if !was_alone {
                 ticket.alone = true;
+                effects.push(rerun(vec![ticket.request]));
                 model.queue.push_rerun(vec![ticket]);
             } else if kind == FailureKind::OutOfMemory && !ticket.starved && retry_at < ticket.deadline {
                 ticket.starved = true;
+                effects.push(rerun(vec![ticket.request]));
                 effects.push(Effect::Relieve { device: model.policy.device.clone() });
                 model.queue.push_rerun_from(retry_at, vec![ticket]);
                 self.alarm = self.alarm.min(retry_at);
@@ -239,11 +258,13 @@ impl Scheduler {
     pub(super) fn rescue(
         &mut self,
         now: Time,
-        key: ModelKey,
+        (key, worker): (ModelKey, WorkerId),
         tickets: Vec<Ticket>,
         (fates, error): (&[(RequestId, Fate)], &Error),
         effects: &mut Vec<Effect>,
     ) {
+        let capability = self.capability;
+        let mut requests = Vec::new();
         for mut ticket in tickets {
             self.wake_at(ticket.deadline);
             let Some(model) = self.models.get_mut(&key) else { return };
@@ -255,18 +276,33 @@ impl Scheduler {
                 Fate::Untouched if ticket.expired => effects.push(Effect::Forget { request }),
                 Fate::Emitted => effects.push(Effect::Fail { request, error: error.clone() }),
                 Fate::Untouched if ticket.deaths >= POISON_DEATHS => {
-                    let model = model.policy.model.clone();
+                    let (model, deaths) = (model.policy.model.clone(), ticket.deaths);
                     let error = Error::Poison {
-                        capability: self.capability.into(),
-                        model,
-                        deaths: ticket.deaths,
+                        capability: capability.into(),
+                        model: model.clone(),
+                        deaths,
                         cause: Cause::of(error),
                     };
-                    effects.push(Effect::Fail { request, error });
+                    let found = Event::PoisonFound { capability, key, model, request, error: error.clone() };
+                    effects.extend([Effect::Emit(found), Effect::Fail { request, error }]);
                 }
                 Fate::Untouched if ticket.deadline <= now => effects.push(Effect::Expire { request }),
-                Fate::Untouched => model.queue.push_rerun(vec![ticket]),
+                Fate::Untouched => {
+                    requests.push(request);
+                    model.queue.push_rerun(vec![ticket]);
+                }
             }
+        }
+        if let Some(model) = self.models.get(&key).filter(|_| !requests.is_empty()) {
+            let (model, cause) = (model.policy.model.clone(), Cause::of(error));
+            effects.push(Effect::Emit(Event::RequestsRerun {
+                capability,
+                key,
+                model,
+                worker,
+                requests,
+                cause,
+            }));
         }
     }
 }

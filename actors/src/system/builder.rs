@@ -19,7 +19,7 @@ use crate::id::Device;
 use crate::memory::{Budget, MemoryProbe, ProcessMemory};
 use crate::progress::Clock;
 use crate::status::{MemoryStatus, PoolStatus, SystemStatus};
-use crate::telemetry::Events;
+use crate::telemetry::{self, Events};
 
 /// Builds a [`System`]: its settings and its pools, one for each capability.
 ///
@@ -133,6 +133,7 @@ impl SystemBuilder {
 }
 
 fn common(config: SystemConfig, memory_probe: MemoryProbe) -> Common {
+    telemetry::metric::describe_all();
     let host = (Device::host(), config.memory_limit.unwrap_or_else(|| memory_probe().default_budget()));
     let limits = std::iter::once(host).chain(config.device_limits.iter().cloned());
     let budgets: BTreeMap<Device, Arc<Budget>> =

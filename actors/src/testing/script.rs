@@ -2,7 +2,7 @@
 //! happens when it loads. A [`Record`] counts what really happened.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::act::{Act, Record, ScriptedCapability};

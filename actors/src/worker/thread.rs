@@ -38,7 +38,12 @@ pub(crate) enum Order<C: Capability> {
     /// Find out what the model takes.
     Size,
     /// Load the model, or build it from the weights given, in this room.
-    Load { lease: Lease, weights: Option<Arc<SharedWeights<C>>> },
+    Load {
+        lease: Lease,
+        weights: Option<Arc<SharedWeights<C>>>,
+        /// Spans of the requests that wait for it.
+        causes: Vec<tracing::Span>,
+    },
     /// Run these.
     Run(Vec<Assignment<C>>),
     /// Show that the thread takes orders, with a tick of its gauge.
@@ -119,7 +124,7 @@ impl<C: Capability> Thread<C> {
         while let Ok(order) = self.arguments.orders.recv() {
             let goes_on = match order {
                 Order::Size => self.size(),
-                Order::Load { lease, weights } => self.load(lease, weights),
+                Order::Load { lease, weights, causes } => self.load(lease, weights, &causes),
                 Order::Run(assignments) => self.run(assignments),
                 Order::Ping => self.answer_ping(),
             };
@@ -153,14 +158,24 @@ impl<C: Capability> Thread<C> {
         true
     }
 
-    fn load(&mut self, lease: Lease, weights: Option<Arc<SharedWeights<C>>>) -> bool {
+    fn load(
+        &mut self,
+        lease: Lease,
+        weights: Option<Arc<SharedWeights<C>>>,
+        causes: &[tracing::Span],
+    ) -> bool {
         let worker = self.arguments.worker;
         let span = tracing::info_span!(span::LOAD, capability = C::NAME, model = %self.arguments.model.id(), %worker);
+        follow(&span, causes);
+        let (began, reads_weights) = (Instant::now(), weights.is_none());
         let mut outgrown = None;
         let loaded = span.in_scope(|| guarded(|| build(&self.arguments, lease, weights, &mut outgrown)));
         self.arguments.context.progress.end();
         match loaded {
             Ok(loaded) => {
+                if reads_weights {
+                    self.arguments.model.metrics().load_time.record(began.elapsed().as_secs_f64());
+                }
                 let footprint = loaded.weights.weights.footprint();
                 let weights = Arc::downgrade(&loaded.weights);
                 self.loaded = Some(loaded);
@@ -195,6 +210,7 @@ impl<C: Capability> Thread<C> {
         let began = Instant::now();
         model.metrics().batch_size.record(items.len() as f64);
         let span = tracing::info_span!(span::RUN, capability = C::NAME, model = %model.id(), %worker, requests = items.len());
+        follow(&span, items.iter().map(|item| &item.job.parts.span));
         context.gauge.tick();
         let mut arrivals = Arrivals { worker: *worker, orders, pool, gauge: &context.gauge, stall };
         let joining: Option<&mut dyn Joining<C>> = match model.policy.batching {
@@ -273,6 +289,7 @@ impl<C: Capability> Joining<C> for Arrivals<'_, C> {
         while let Ok(order) = self.orders.try_recv() {
             // A worker that runs gets no other order but a ping, which each step of the run answers.
             if let Order::Run(assignments) = order {
+                follow(&tracing::Span::current(), assignments.iter().map(|(job, _)| &job.parts.span));
                 joined.extend(items(assignments, self.gauge, self.stall));
             }
         }
@@ -312,6 +329,13 @@ fn build<C: Capability>(
     };
     let model = weights.weights.build(context)?;
     Ok(Loaded { model, weights, _lease: lease })
+}
+
+/// Notes that the span follows from these.
+fn follow<'a>(span: &tracing::Span, causes: impl IntoIterator<Item = &'a tracing::Span>) {
+    for cause in causes {
+        span.follows_from(cause);
+    }
 }
 
 /// Calls model code; a panic becomes a failure that may go better next time.

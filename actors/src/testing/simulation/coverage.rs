@@ -228,7 +228,7 @@ const fn input_index(input: &Input) -> usize {
     }
 }
 
-const EFFECTS: [&str; 21] = [
+const EFFECTS: [&str; 20] = [
     "Spawn",
     "Size",
     "Reserve",
@@ -248,7 +248,6 @@ const EFFECTS: [&str; 21] = [
     "Emit",
     "Drained",
     "ExpireRunning",
-    "Queued",
     "ReadProgress",
 ];
 
@@ -273,7 +272,6 @@ const fn effect_index(effect: &Effect) -> usize {
         Effect::Emit(_) => 16,
         Effect::Drained { .. } => 17,
         Effect::ExpireRunning { .. } => 18,
-        Effect::Queued { .. } => 19,
-        Effect::ReadProgress { .. } => 20,
+        Effect::ReadProgress { .. } => 19,
     }
 }

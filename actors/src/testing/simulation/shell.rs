@@ -100,7 +100,6 @@ impl World {
             }
             Effect::Relieve { device } => self.tell_maintenance(pool, Event::Relieve { device }),
             Effect::Return { call, result } => self.returned(pool, call, result.is_ok()),
-            Effect::Queued { .. } => {}
             Effect::Emit(event) => self.heard(pool, &event),
             Effect::Drained { .. } => self.drained(pool),
         }
