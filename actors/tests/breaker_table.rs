@@ -188,3 +188,54 @@ fn a_preload_may_be_the_probe_and_its_start_is_the_success() {
     assert!(closed(&effects), "{effects:?}");
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Return { result: Ok(()), .. })));
 }
+
+/// Two workers, of which one dies beyond the budget, at 1:00.
+fn one_of_two_dead() -> Core {
+    let restart = RestartConfig::default().with_max_restarts(0);
+    let batch = BatchLimits::default().with_requests(1);
+    let config = PoolConfig::default().with_max_workers(2).with_cold_start_workers(2);
+    let mut core = Core::new(config.with_restart(restart).with_batch(batch));
+    core.preload();
+    core.now = at(1, 0);
+    core.tell(Input::Died { worker: WorkerId(1), cause: Cause::new("killed"), fates: Vec::new() });
+    core.tell(Input::Ended { worker: WorkerId(1) });
+    assert_eq!((core.openings(), core.starts().len()), (vec![at(1, 0)], 2));
+    core
+}
+
+#[test]
+fn workers_that_are_well_serve_behind_an_open_breaker() {
+    let mut core = one_of_two_dead();
+    let (first, second) = (core.submit().0, core.submit().0);
+    assert_eq!(core.runs_of(first), [WorkerId(2)]);
+    core.finish(WorkerId(2), first);
+    assert_eq!(core.runs_of(second), [WorkerId(2)]);
+    assert_eq!((core.failure_of(second), core.starts().len()), (None, 2), "and nothing is started");
+}
+
+#[test]
+fn requests_that_wait_for_the_well_ones_are_kept_when_the_breaker_opens() {
+    let restart = RestartConfig::default().with_max_restarts(0);
+    let batch = BatchLimits::default().with_requests(1);
+    let config = PoolConfig::default().with_max_workers(2).with_cold_start_workers(2);
+    let mut core = Core::new(config.with_restart(restart).with_batch(batch));
+    core.preload();
+    let requests: Vec<RequestId> = (0..4).map(|_| core.submit().0).collect();
+    core.tell(Input::Died { worker: WorkerId(1), cause: Cause::new("killed"), fates: Vec::new() });
+    assert_eq!(core.openings().len(), 1);
+    for request in [requests[1], requests[0], requests[2], requests[3]] {
+        assert_eq!(core.runs_of(request).last(), Some(&WorkerId(2)));
+        core.finish(WorkerId(2), request);
+    }
+}
+
+#[test]
+fn once_its_time_has_passed_a_further_worker_is_started_beside_the_well_ones() {
+    let mut core = one_of_two_dead();
+    core.submit();
+    core.submit();
+    core.wait_until(at(1, 59));
+    assert_eq!(core.starts().len(), 2);
+    core.wait_until(at(2, 0));
+    assert_eq!(core.starts().len(), 3, "by itself, as a request waits");
+}

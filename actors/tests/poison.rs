@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use model_actors::testing::{Act, ScriptedLoader, ScriptedRequest, TestSystem};
-use model_actors::{Error, Event, ModelHandle, testing::Scripted};
+use model_actors::{BreakerState, Error, Event, ModelHandle, testing::Scripted};
 
 /// Has these requests share one batch, and returns how each ended.
 async fn in_one_batch(
@@ -154,5 +154,47 @@ async fn out_of_memory_has_an_idle_model_evicted() {
     })
     .await;
     assert_eq!(evicted, ("idle".to_owned(), model_actors::EvictionReason::Pressure));
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn poisonous_requests_one_after_another_do_not_close_the_model_to_the_others() {
+    for max_restarts in [1, 3] {
+        let (system, pool) = single();
+        let restart = pool.restart.with_max_restarts(max_restarts).with_breaker_open(millis(60_000));
+        let mut test = TestSystem::start_with(system, pool.with_restart(restart)).await;
+        let model = test.model("model", ScriptedLoader::default());
+        for killer in 0..6 {
+            let error = refused(&model, Act::Panic).await;
+            assert!(matches!(error, Error::Poison { deaths: 2, .. }), "killer {killer}: {error}");
+        }
+        assert_eq!(ask(&model, Act::Reply(7)).await.unwrap(), 7);
+        refresh(&model).await;
+        let status = test.until_model("model", "all deaths are known", |model| model.failures == 12).await;
+        assert_eq!((status.recent_failures, status.breaker), (0, BreakerState::Closed));
+        test.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn poisonous_requests_at_once_on_several_workers_do_not_close_the_model_either() {
+    let (system, pool) = TestSystem::quick();
+    let restart = pool.restart.with_breaker_open(millis(60_000));
+    let pool = pool.with_max_workers(4).with_cold_start_workers(4).with_restart(restart);
+    let mut test = TestSystem::start_with(system, pool).await;
+    let model = test.model("model", ScriptedLoader::default());
+    model.preload().await.unwrap();
+    test.until_model("model", "four are ready", |model| idle(model) == 4).await;
+    let killers: Vec<Pending> = (0..8).map(|_| send_alone(&model, Act::Panic)).collect();
+    let innocents: Vec<Pending> = (0..8).map(|value| send_alone(&model, Act::Reply(value))).collect();
+    for killer in killers {
+        let error = end(killer).await.unwrap_err();
+        assert!(matches!(error, Error::Poison { deaths: 2, .. }), "{error}");
+    }
+    for (value, innocent) in (0..8).zip(innocents) {
+        assert_eq!(end(innocent).await.unwrap(), value);
+    }
+    let status = test.system.status();
+    assert_eq!(status.model("scripted", "model").unwrap().breaker, BreakerState::Closed);
     test.finish().await;
 }

@@ -21,7 +21,7 @@ pub enum Breaker {
     /// All is well.
     #[default]
     Closed,
-    /// Requests are refused until the moment comes.
+    /// No worker is started until the moment comes, and without one requests are refused.
     Open {
         /// The moment at which a probe is let through.
         until: Time,
@@ -79,6 +79,24 @@ impl Breaker {
             *self = Self::Closed;
         }
         closes
+    }
+
+    // ## Open => Closed, once its time has passed and workers serve that it did not stop
+    /// Lets further workers be started beside those that serve; true if this closed the breaker.
+    pub fn lapse(&mut self, now: Time) -> bool {
+        let closes = self.until().is_some_and(|until| until <= now);
+        if closes {
+            *self = Self::Closed;
+        }
+        closes
+    }
+
+    /// The moment until which nothing is started.
+    pub fn until(&self) -> Option<Time> {
+        match self {
+            Self::Open { until, .. } => Some(*until),
+            _ => None,
+        }
     }
 
     /// All is well.

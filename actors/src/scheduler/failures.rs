@@ -6,10 +6,14 @@
 //! opens the breaker. The next request tries the load afresh, so that a model serves as soon as its files are
 //! right; one load at a time is tried, whatever the number of callers. While another worker serves, nobody is
 //! answered with it, and no further worker is tried for a moment.
+//!
+//! A death counts against the model unless a request proves to be its cause: that one is poison, and its deaths are taken
+//! back. While a request is under suspicion, further deaths may be its doing and are excused. The breaker stops starts,
+//! not workers: those that serve go on.
 
 use super::model_state::Leaving;
 use super::workers::{SCALE_UP_PAUSE, fail_waiting, leave, release_weights};
-use super::{Effect, Fate, Phase, Scheduler, Source, Verdict, Worker};
+use super::{Effect, Fate, Phase, Scheduler, Source, Ticket, Verdict, Worker};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::telemetry::{Event, EvictionReason};
@@ -144,11 +148,19 @@ impl Scheduler {
             model.retained = true;
             effects.push(Effect::RetainWeights { key });
         }
+        // While one death is looked into, further ones may have the same cause: it is counted once.
+        let is_suspect = |ticket: &Ticket| ticket.deaths > 0;
+        let running = loss.entry.running();
+        let excused = !running.is_empty() && (model.has_suspects() || running.iter().any(is_suspect));
+        let counted = (!excused).then(|| model.restarts.total() + 1);
         if let Phase::Busy { running } = loss.entry.phase {
             model.active_at = now;
-            self.rescue(now, (key, loss.entry.id), running, (loss.fates, &loss.error), effects);
+            self.rescue(now, (key, loss.entry.id), (running, counted), (loss.fates, &loss.error), effects);
         }
-        self.count_failure(now, key, loss.cause, effects);
+        match excused {
+            true => self.excuse_failure(now, key),
+            false => self.count_failure(now, key, loss.cause, effects),
+        }
         self.advance(now, key, effects);
     }
 
@@ -168,6 +180,17 @@ impl Scheduler {
         }
     }
 
+    /// Puts the next start off by the backoff, and leaves the budget as it is.
+    fn excuse_failure(&mut self, now: Time, key: ModelKey) {
+        let jitter = self.random.f64();
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let backoff = model.restarts.excused(&model.policy.config.restart, now, jitter);
+        model.restart_at = model.restart_at.max(now + backoff);
+        let restart_at = model.restart_at;
+        self.wake_at(restart_at);
+    }
+
+    /// Starts no worker for a while. Where none is left that serves, everybody who waits is answered.
     fn open_breaker(&mut self, now: Time, key: ModelKey, cause: Cause, effects: &mut Vec<Effect>) {
         let capability = self.capability;
         let Some(model) = self.models.get_mut(&key) else { return };
@@ -186,7 +209,9 @@ impl Scheduler {
             retry_after,
             error: error.clone(),
         }));
-        fail_waiting(model, &error, effects);
+        if !model.has_ready_worker() {
+            fail_waiting(model, &error, effects);
+        }
         release_weights(model, effects);
         self.dismiss_starting(key, EvictionReason::Unload, effects);
     }

@@ -241,6 +241,12 @@ impl ModelState {
         self.breaker.is_half_open() && self.in_flight() > 0
     }
 
+    /// A request that was running at a worker's death is being looked into: it waits to be run again, or runs.
+    pub(crate) fn has_suspects(&self) -> bool {
+        let running = self.workers.iter().flat_map(Worker::running);
+        self.queue.reruns().chain(running).any(|ticket| ticket.deaths > 0)
+    }
+
     /// Number of workers that have nothing to do.
     pub(crate) fn idle(&self) -> usize {
         self.workers.iter().filter(|worker| worker.is_idle()).count()
@@ -299,7 +305,8 @@ impl ModelState {
         let running = self.workers.iter().flat_map(Worker::running);
         let running = running.filter(|ticket| !ticket.expired).map(|ticket| ticket.deadline).min();
         let rerun = self.queue.next_rerun(now);
-        let due = [self.queue.next_deadline(), rerun, running, start, scale_up, unload, health];
+        let breaker = self.breaker.until().filter(|_| !self.queue.is_empty());
+        let due = [self.queue.next_deadline(), rerun, running, start, scale_up, unload, health, breaker];
         due.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(Time::NEVER)
     }
 }

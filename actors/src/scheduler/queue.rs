@@ -134,6 +134,11 @@ impl Queue {
         self.tickets().map(|ticket| ticket.request)
     }
 
+    /// The requests that are to be run again.
+    pub(crate) fn reruns(&self) -> impl Iterator<Item = &Ticket> {
+        self.reruns.iter().flat_map(|(_, batch)| batch)
+    }
+
     fn tickets(&self) -> impl Iterator<Item = &Ticket> {
         self.reruns.iter().flat_map(|(_, batch)| batch).chain(self.waiting.values())
     }

@@ -58,6 +58,10 @@ impl Scheduler {
                 cause,
             });
         }
+        if model.has_ready_worker() {
+            // Whatever keeps others from being started, this one serves.
+            return Ok(());
+        }
         match model.breaker.pass(now) {
             Passage::Refused { retry_after, cause } => Err(Error::CircuitOpen {
                 capability: self.capability.into(),
@@ -254,12 +258,13 @@ impl Scheduler {
     }
 
     /// Answers or reruns the requests that a dead worker was running: those that may be rerun are, each
-    /// alone, so that the one that kills is found.
+    /// alone, so that the one that kills is found. `counted` is the number of the failure, if it counts against
+    /// the model, which it does no longer once a request has proved to be the cause.
     pub(super) fn rescue(
         &mut self,
         now: Time,
         (key, worker): (ModelKey, WorkerId),
-        tickets: Vec<Ticket>,
+        (tickets, counted): (Vec<Ticket>, Option<u64>),
         (fates, error): (&[(RequestId, Fate)], &Error),
         effects: &mut Vec<Effect>,
     ) {
@@ -271,6 +276,13 @@ impl Scheduler {
             let request = ticket.request;
             let fate = fates.iter().find(|(of, _)| *of == request).map_or(Fate::Untouched, |(_, fate)| *fate);
             ticket.deaths += 1;
+            ticket.counted_death = ticket.counted_death.or(counted);
+            if fate != Fate::Answered
+                && ticket.deaths >= POISON_DEATHS
+                && let Some(number) = ticket.counted_death
+            {
+                model.restarts.take_back(number);
+            }
             match fate {
                 Fate::Answered => effects.push(Effect::Forget { request }),
                 Fate::Untouched if ticket.expired => effects.push(Effect::Forget { request }),

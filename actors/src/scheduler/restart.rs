@@ -34,7 +34,8 @@ pub enum Verdict {
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Restarts {
-    recent: VecDeque<Time>,
+    /// The failures that count, each with its number among all.
+    recent: VecDeque<(u64, Time)>,
     total: u64,
 }
 
@@ -42,19 +43,35 @@ impl Restarts {
     /// Counts a failure. `jitter`, 0 to 1, spreads the wait by ±20 %.
     pub fn failed(&mut self, config: &RestartConfig, now: Time, jitter: f64) -> Verdict {
         self.forget_old(config, now);
-        self.recent.push_back(now);
         self.total += 1;
-        let failures = self.recent.len() as u32;
-        if failures > config.max_restarts {
+        self.recent.push_back((self.total, now));
+        if self.recent() > config.max_restarts {
             return Verdict::GiveUp;
         }
-        let doubled =
-            config.first_backoff.saturating_mul(1_u32.checked_shl(failures - 1).unwrap_or(u32::MAX));
-        let spread = 0.8 + 0.4 * jitter.clamp(0.0, 1.0);
-        Verdict::RestartAfter(doubled.min(config.max_backoff).mul_f64(spread))
+        Verdict::RestartAfter(self.backoff(config, jitter))
     }
 
-    /// Failures within the window.
+    /// Notes a failure that is no evidence against the thing itself, and returns the wait before the next start.
+    pub fn excused(&mut self, config: &RestartConfig, now: Time, jitter: f64) -> Duration {
+        self.forget_old(config, now);
+        self.total += 1;
+        self.backoff(config, jitter)
+    }
+
+    /// Takes the failure of this number, which [`Self::total`] was right after it, back out of the window.
+    pub fn take_back(&mut self, number: u64) {
+        self.recent.retain(|(of, _)| *of != number);
+    }
+
+    fn backoff(&self, config: &RestartConfig, jitter: f64) -> Duration {
+        let doublings = self.recent().saturating_sub(1);
+        let doubled =
+            config.first_backoff.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX));
+        let spread = 0.8 + 0.4 * jitter.clamp(0.0, 1.0);
+        doubled.min(config.max_backoff).mul_f64(spread)
+    }
+
+    /// Failures within the window that count.
     pub fn recent(&self) -> u32 {
         self.recent.len() as u32
     }
@@ -70,7 +87,7 @@ impl Restarts {
     }
 
     fn forget_old(&mut self, config: &RestartConfig, now: Time) {
-        while self.recent.front().is_some_and(|then| now.since(*then) >= config.window) {
+        while self.recent.front().is_some_and(|(_, then)| now.since(*then) >= config.window) {
             self.recent.pop_front();
         }
         // At most one more than the budget is ever kept, so the window is bounded too.
@@ -109,5 +126,19 @@ mod tests {
         assert!(matches!(restarts.failed(&config, at(60_000), 0.5), Verdict::RestartAfter(_)));
         assert_eq!(restarts.failed(&config, at(60_001), 0.5), Verdict::GiveUp);
         assert_eq!(restarts.total(), 3);
+    }
+
+    #[test]
+    fn what_is_excused_or_taken_back_leaves_the_budget_whole() {
+        let config = RestartConfig { max_restarts: 1, ..RestartConfig::default() };
+        let mut restarts = Restarts::default();
+        for second in 0..10 {
+            assert!(matches!(restarts.failed(&config, at(second), 0.5), Verdict::RestartAfter(_)));
+            let counted = restarts.total();
+            assert_eq!(restarts.excused(&config, at(second), 0.5), config.first_backoff);
+            restarts.take_back(counted);
+            assert_eq!(restarts.recent(), 0);
+        }
+        assert_eq!(restarts.total(), 20);
     }
 }

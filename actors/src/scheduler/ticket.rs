@@ -36,6 +36,9 @@ pub struct Ticket {
     pub key: BatchKey,
     /// Workers that died, or got stuck, running it.
     pub deaths: u32,
+    /// Number of the model's failure that counts because this request was running at it. It is taken back if the
+    /// request proves to be poison.
+    pub counted_death: Option<u64>,
     /// It ran out of memory alone and is being tried a second time.
     pub starved: bool,
     /// It failed beside others and runs again by itself, so that the fault can only be its own.
@@ -56,6 +59,7 @@ impl Ticket {
             cost: Cost(1),
             key: BatchKey(0),
             deaths: 0,
+            counted_death: None,
             starved: false,
             alone: false,
             expired: false,

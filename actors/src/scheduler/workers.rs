@@ -32,10 +32,13 @@ impl Scheduler {
         {
             return;
         }
+        if model.has_ready_worker() && model.breaker.lapse(now) {
+            effects.push(Effect::Emit(breaker_closed(capability, model)));
+        }
         if model.breaker.is_open() || now < model.restart_at {
-            let (wanted, restart_at) = (model.is_wanted(), model.restart_at);
-            if wanted && now < restart_at {
-                self.wake_at(restart_at);
+            let starts_at = model.breaker.until().unwrap_or(model.restart_at);
+            if model.is_wanted() && now < starts_at {
+                self.wake_at(starts_at);
             }
             return;
         }
@@ -228,8 +231,7 @@ impl Scheduler {
             && model.breaker.succeeded()
         {
             model.restarts.reset();
-            let (capability, model) = (self.capability, model.policy.model.clone());
-            effects.push(Effect::Emit(Event::BreakerClosed { capability, key, model }));
+            effects.push(Effect::Emit(breaker_closed(self.capability, model)));
         }
     }
 
@@ -326,6 +328,10 @@ fn probe_or_refuse(
     release_weights(model, effects);
     fail_waiting(model, &error, effects);
     false
+}
+
+fn breaker_closed(capability: &'static str, model: &ModelState) -> Event {
+    Event::BreakerClosed { capability, key: model.key, model: model.policy.model.clone() }
 }
 
 fn spawn(model: &mut ModelState, worker: WorkerId, effects: &mut Vec<Effect>) {

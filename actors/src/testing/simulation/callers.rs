@@ -84,6 +84,7 @@ impl World {
             cancelled: false,
             gone: false,
             deaths: 0,
+            counted_death: None,
             running_on: None,
             shared: false,
         };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Plant;
-use super::state::{Doing, Pool, SimWorker, Told};
+use super::state::{Doing, Pool, Request, SimWorker, Told};
 use super::world::World;
 use crate::error::Error;
 use crate::id::{Bytes, Device, ModelKey, RequestId, Time, WorkerId};
@@ -136,7 +136,7 @@ impl World {
         let model = self.pools[pool].scheduler.models.get(&ModelKey(index as u32));
         let entry = model.and_then(|model| model.workers.iter().find(|entry| entry.id == worker));
         if told == Told::Nothing && entry.is_some_and(|entry| !only_starting || !entry.is_ready()) {
-            self.count_failure(pool, index);
+            self.count_death(pool, worker);
             if self.planted(Plant::RestartOutsideBudget) {
                 let made_up = WorkerId(self.pools[pool].workers.len() as u64 + 100);
                 self.spawn(pool, made_up, ModelKey(index as u32));
@@ -144,14 +144,31 @@ impl World {
         }
     }
 
-    pub(super) fn count_failure(&mut self, pool: usize, index: usize) {
+    /// Counts a failure of a worker, unless one of the model's requests is under suspicion of an earlier one.
+    pub(super) fn count_death(&mut self, pool: usize, worker: WorkerId) {
+        let (index, assigned) = {
+            let worker = self.worker(pool, worker);
+            (worker.model, worker.assigned.clone())
+        };
+        let is_suspect = |request: &Request| {
+            (request.pool, request.model) == (pool, index) && request.deaths > 0 && !request.gone
+        };
+        if !assigned.is_empty() && self.requests.iter().any(is_suspect) {
+            return;
+        }
         let (now, config) = (self.now, self.scenario.pools[pool][index].policy.config.restart);
         let model = &mut self.pools[pool].models[index];
-        model.failures.retain(|then| now.since(*then) < config.window);
+        model.failures.retain(|(_, then)| now.since(*then) < config.window);
         while model.failures.len() > config.max_restarts as usize {
             model.failures.pop_front();
         }
-        model.failures.push_back(now);
+        model.next_failure += 1;
+        let number = model.next_failure;
+        model.failures.push_back((number, now));
+        for request in assigned {
+            self.requests[request].counted_death.get_or_insert(number);
+        }
+        let model = &mut self.pools[pool].models[index];
         let failures = model.failures.len() as u32;
         if failures > config.max_restarts || model.broken {
             model.broken = true;

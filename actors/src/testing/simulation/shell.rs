@@ -81,8 +81,7 @@ impl World {
             Effect::ReadProgress { worker } => self.read_progress(pool, worker),
             Effect::Stop { worker, reason } => self.stop(pool, worker, reason),
             Effect::Quarantine { worker } => {
-                let model = self.worker(pool, worker).model;
-                self.count_failure(pool, model);
+                self.count_death(pool, worker);
                 self.offer_weights(pool, worker, None);
                 self.let_go(pool, worker, Told::Quarantined);
             }
@@ -162,6 +161,10 @@ impl World {
         let state = &mut self.requests[index];
         let first = !std::mem::replace(&mut state.gone, true);
         let (pool, deadline) = (state.pool, state.deadline);
+        if let Some(number) = state.counted_death.filter(|_| state.deaths > 1) {
+            // It may be poison, whose deaths are not the model's.
+            self.pools[pool].models[state.model].failures.retain(|(of, _)| *of != number);
+        }
         self.pools[pool].queued.remove(&(deadline, index));
         self.check("ends once", |_| first, || format!("{request} was let go of twice"));
         first
