@@ -31,6 +31,8 @@ pub use batching::Batching;
 pub use breaker::{Breaker, Passage};
 #[cfg(feature = "testing")]
 pub(crate) use failures::is_permanent;
+#[cfg(feature = "testing")]
+pub(crate) use model_state::Leaving;
 pub use model_state::Phase;
 pub(crate) use model_state::{ModelState, Worker};
 pub use restart::{Restarts, Verdict};
@@ -353,6 +355,7 @@ impl Scheduler {
         for key in keys {
             self.expire(now, key, effects);
             self.check_health(now, key, effects);
+            self.check_leaving(now, key, effects);
             self.check_unload(now, key, effects);
             self.advance(now, key, effects);
             if let Some(model) = self.models.get(&key) {

@@ -227,3 +227,62 @@ async fn an_unload_says_that_a_stuck_thread_holds_its_bytes() {
     assert_eq!(charged(&test), Bytes::ZERO);
     test.finish().await;
 }
+
+#[tokio::test]
+async fn stuck_threads_are_bounded_for_requests_that_were_queued_before_too() {
+    for workers in [1, 2] {
+        let (system, pool) = single();
+        let stall = model_actors::StallLimits::default().with_load(STALL).with_run(STALL);
+        let restart = pool.restart.with_max_restarts(100);
+        let pool = pool.with_stall(stall).with_restart(restart).with_max_workers(workers);
+        let mut test = TestSystem::start_with(system, pool).await;
+        let model = test.model("model", ScriptedLoader::default());
+        let gate = Gate::default();
+        let hung: Vec<Pending> = (0..20).map(|_| send_alone(&model, Act::Hang(gate.latch()))).collect();
+        let mut ends = Vec::new();
+        for pending in hung {
+            ends.push(end(pending).await.unwrap_err().reason());
+        }
+        let stuck_ends = ends.iter().filter(|reason| **reason == "worker_stuck").count();
+        assert_eq!(stuck_ends, workers + 2, "{workers} workers: {ends:?}");
+        assert_eq!(ends.iter().filter(|reason| **reason == "spawn_failed").count(), 20 - stuck_ends);
+        let status = test.system.status();
+        assert_eq!(stuck(status.model("scripted", "model").unwrap()), workers + 2);
+        gate.open();
+        test.until_model("model", "the threads have ended", |model| stuck(model) == 0).await;
+        assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1, "it works again");
+        test.finish().await;
+    }
+}
+
+/// Else its bytes would count as coming back, and no other model would be evicted.
+#[tokio::test]
+async fn a_hung_load_that_was_unloaded_keeps_no_idle_model_from_making_room() {
+    let (system, pool) = single();
+    let stall = pool.stall.with_load(STALL);
+    let pool = pool.with_stall(stall).with_room_wait(Duration::from_secs(20));
+    let mut test = TestSystem::start_with(system.with_memory_limit(Bytes::mib(30)), pool).await;
+    let mut events = test.system.events();
+    let gate = Gate::default();
+    let hung = test.model("hung", ScriptedLoader { load_hangs: Some(gate.latch()), ..weights(14) });
+    let other = test.model("other", weights(9));
+    let wanted = test.model("wanted", weights(10));
+    let impatient = CallOptions::default().with_timeout(STALL / 2);
+    let caller = send_with(&hung, Act::Reply(1), impatient);
+    until_true(|| gate.was_reached()).await;
+    assert_eq!(end(caller).await.unwrap_err().reason(), "timeout");
+    ask(&other, Act::Reply(1)).await.unwrap();
+    let error = hung.unload(Duration::from_secs(10)).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::UnloadIncomplete { reason, .. } if reason.contains("1 are stuck")),
+        "{error}"
+    );
+    TestSystem::event(&mut events, "it is told", |event| {
+        matches!(event, Event::WorkerStuck { .. }).then_some(())
+    })
+    .await;
+    assert_eq!(ask(&wanted, Act::Reply(2)).await.unwrap(), 2, "the idle model makes room");
+    gate.open();
+    test.until_model("hung", "the thread has ended", |model| stuck(model) == 0).await;
+    test.finish().await;
+}

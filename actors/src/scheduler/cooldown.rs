@@ -33,7 +33,7 @@ impl Scheduler {
             let Some(model) = self.models.get(&key) else { continue };
             let due = self.cooldown_due(model).is_some_and(|due| due <= now);
             if due && let Some(worker) = model.least_recently_used() {
-                self.dismiss(key, worker, EvictionReason::Cooldown, effects);
+                self.dismiss(now, key, worker, EvictionReason::Cooldown, effects);
                 if let Some(model) = self.models.get_mut(&key) {
                     model.last_cooldown = Some(now);
                 }
@@ -53,7 +53,7 @@ impl Scheduler {
     ) {
         let Some((key, model)) = self.owner(worker) else { return };
         if model.may_shrink() && model.worker(worker).is_some_and(|entry| entry.is_idle()) {
-            self.dismiss(key, worker, reason, effects);
+            self.dismiss(now, key, worker, reason, effects);
             self.advance(now, key, effects);
         }
     }
@@ -106,7 +106,7 @@ impl Scheduler {
         model.cold_start_goal = 0;
         release_weights(model, effects);
         self.wake_at(deadline);
-        self.dismiss_starting(key, EvictionReason::Unload, effects);
+        self.dismiss_starting(now, key, EvictionReason::Unload, effects);
         self.advance(now, key, effects);
         self.check_unload(now, key, effects);
     }
@@ -125,13 +125,13 @@ impl Scheduler {
         if reason != EvictionReason::Unload {
             model.replacements = 0;
             release_weights(model, effects);
-            self.dismiss_starting(key, reason, effects);
+            self.dismiss_starting(now, key, reason, effects);
         }
         let Some(model) = self.models.get(&key) else { return };
         let idle: Vec<WorkerId> =
             model.workers.iter().filter(|worker| worker.is_idle()).map(|worker| worker.id).collect();
         for worker in idle {
-            self.dismiss(key, worker, reason, effects);
+            self.dismiss(now, key, worker, reason, effects);
         }
         if reason == EvictionReason::Unload {
             self.check_unload(now, key, effects);

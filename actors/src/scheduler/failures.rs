@@ -12,7 +12,7 @@
 //! not workers: those that serve go on.
 
 use super::model_state::Leaving;
-use super::workers::{SCALE_UP_PAUSE, fail_waiting, leave, release_weights};
+use super::workers::{SCALE_UP_PAUSE, fail_waiting, release_weights};
 use super::{Effect, Fate, Phase, Scheduler, Source, Ticket, Verdict, Worker};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
@@ -43,6 +43,17 @@ impl Scheduler {
         failure: Failure,
         effects: &mut Vec<Effect>,
     ) {
+        self.lose_start(now, worker, (failure, Leaving::Dead), effects);
+    }
+
+    /// Does what all starts that fail have in common; `why` says what becomes of the thread.
+    pub(super) fn lose_start(
+        &mut self,
+        now: Time,
+        worker: WorkerId,
+        (failure, why): (Failure, Leaving),
+        effects: &mut Vec<Effect>,
+    ) {
         let capability = self.capability;
         let Some((key, model)) = self.owner(worker) else { return };
         let Some(phase) =
@@ -57,8 +68,8 @@ impl Scheduler {
             // The weights that were kept may be what is wrong, or gone: the next start reads them again.
             release_weights(model, effects);
         }
-        leave(model, worker, Leaving::Dead);
         let id = model.policy.model.clone();
+        self.leave(now, key, worker, why);
         let error = Error::SpawnFailed {
             capability: capability.into(),
             model: id.clone(),
@@ -72,6 +83,7 @@ impl Scheduler {
             worker,
             error: error.clone(),
         }));
+        let Some(model) = self.models.get_mut(&key) else { return };
         let permanent = is_permanent(failure.kind);
         // What ran out of memory is tried once more, with the room that idle models can give.
         let starved = failure.kind == FailureKind::OutOfMemory;
@@ -125,7 +137,7 @@ impl Scheduler {
             worker,
             error: error.clone(),
         }));
-        leave(model, worker, Leaving::Dead);
+        self.leave(now, key, worker, Leaving::Dead);
         self.lose_ready_worker(now, key, Loss { entry, fates, error, cause }, effects);
     }
 
@@ -213,7 +225,7 @@ impl Scheduler {
             fail_waiting(model, &error, effects);
         }
         release_weights(model, effects);
-        self.dismiss_starting(key, EvictionReason::Unload, effects);
+        self.dismiss_starting(now, key, EvictionReason::Unload, effects);
     }
 
     pub(super) fn ended(&mut self, now: Time, worker: WorkerId, effects: &mut Vec<Effect>) {
@@ -231,8 +243,15 @@ impl Scheduler {
         model.leaving.retain(|gone| gone.worker != worker);
         let id = model.policy.model.clone();
         effects.push(Effect::Emit(Event::WorkerEnded { capability, key, model: id, worker }));
+        let (name, removed) = (model.policy.model.clone(), model.removed);
         self.owners.remove(&worker);
         self.check_unload(now, key, effects);
         self.advance(now, key, effects);
+        if removed {
+            // The one that replaced it may have waited for this thread.
+            let named = self.models.values().filter(|other| !other.removed && other.policy.model == name);
+            let successors: Vec<ModelKey> = named.map(|other| other.key).collect();
+            successors.into_iter().for_each(|successor| self.advance(now, successor, effects));
+        }
     }
 }

@@ -1,13 +1,14 @@
 //! Tells busy workers from stuck ones. A worker that loads or runs must tick its gauge within the stall
 //! limit, an idle one soon after a ping; one that has not is given up. Idle workers are pinged at each health
 //! check because a thread that hangs between two runs has no request whose stall would show it. Workers that
-//! have ended are not found here: supervision tells of those.
+//! have ended are not found here: supervision tells of those. A worker that was told to go, or died, and whose
+//! thread has not ended within the stall limit is stuck too: it may hang in a destructor.
 
 use std::time::Duration;
 
 use super::failures::Loss;
 use super::model_state::Leaving;
-use super::workers::leave;
+use super::workers::{fail_waiting, release_weights};
 use super::{Effect, Fate, ModelState, Phase, Scheduler, Worker};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
@@ -15,6 +16,10 @@ use crate::telemetry::Event;
 
 /// Limit on the time in which an idle thread, which has nothing else to do, answers a ping.
 const PING_LIMIT: Duration = Duration::from_secs(5);
+
+/// Number of threads beyond `max_workers` at which no further one is started, so that what waits already gets past
+/// those that hang, while new requests are refused.
+const SPARE_THREADS: usize = 1;
 
 impl ModelState {
     /// Returns when the worker's gauge has to be read next; a worker with nothing to do has no need to tick.
@@ -35,6 +40,47 @@ impl Scheduler {
         let Some(model) = self.models.get(&key) else { return };
         let due = model.workers.iter().filter(|worker| model.health_due(worker) <= now);
         effects.extend(due.map(|worker| Effect::ReadProgress { worker: worker.id }));
+    }
+
+    /// Finds the threads that should have ended and have not: nobody may count on their bytes any more.
+    pub(super) fn check_leaving(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
+        let capability = self.capability;
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let ending = model.leaving.iter_mut().filter(|gone| gone.why != Leaving::Stuck);
+        for gone in ending.filter(|gone| gone.overdue_at <= now) {
+            gone.why = Leaving::Stuck;
+            let (id, worker, stalled) = (model.policy.model.clone(), gone.worker, now.since(gone.since));
+            effects.push(Effect::Emit(Event::WorkerStuck { capability, key, model: id, worker, stalled }));
+        }
+    }
+
+    /// Answers everybody who waits for a model that may start no worker for its stuck threads.
+    pub(super) fn refuse_if_stuck(&mut self, key: ModelKey, effects: &mut Vec<Effect>) {
+        let capability = self.capability;
+        let Some(model) = self.models.get(&key) else { return };
+        let stuck = model.stuck() + self.namesakes(model).map(ModelState::stuck).sum::<usize>();
+        if stuck <= model.policy.config.max_workers + SPARE_THREADS {
+            return;
+        }
+        let error = stuck_error(capability, model, stuck);
+        if let Some(model) = self.models.get_mut(&key) {
+            model.replacements = 0;
+            release_weights(model, effects);
+            fail_waiting(model, &error, effects);
+        }
+    }
+
+    /// Returns true if a further thread may be started. Threads that have yet to end count, as they may hang, and
+    /// nothing ends those.
+    pub(super) fn may_start(&self, model: &ModelState) -> bool {
+        let ending: usize = self.namesakes(model).map(|other| other.leaving.len()).sum();
+        model.workers.len() + model.leaving.len() + ending <= model.policy.config.max_workers + SPARE_THREADS
+    }
+
+    /// The models of this one's name that were removed or replaced.
+    fn namesakes<'a>(&'a self, model: &'a ModelState) -> impl Iterator<Item = &'a ModelState> {
+        let others = self.models.values().filter(|other| other.removed && other.key != model.key);
+        others.filter(|other| other.policy.model == model.policy.model)
     }
 
     /// Pings every idle worker that has no ping to answer.
@@ -93,13 +139,11 @@ impl Scheduler {
             let cause = Cause::new(format!("no progress for {} ms while loading", stalled.as_millis()));
             effects.push(Effect::Quarantine { worker });
             effects.push(Effect::Emit(Event::WorkerStuck { capability, key, model: id, worker, stalled }));
-            self.start_failed(now, worker, Failure { kind: FailureKind::Failed, cause }, effects);
-            if let Some((_, model)) = self.owner(worker) {
-                mark_stuck(model, worker);
-            }
+            let failure = Failure { kind: FailureKind::Failed, cause };
+            self.lose_start(now, worker, (failure, Leaving::Stuck), effects);
             return;
         }
-        leave(model, worker, Leaving::Stuck);
+        self.leave(now, key, worker, Leaving::Stuck);
         effects.push(Effect::Quarantine { worker });
         let error =
             Error::WorkerStuck { capability: self.capability.into(), model: id.clone(), worker, stalled };
@@ -114,18 +158,20 @@ impl Scheduler {
     }
 }
 
+/// Returns the refusal of a model that has too many stuck threads.
+pub(super) fn stuck_error(capability: &'static str, model: &ModelState, stuck: usize) -> Error {
+    Error::SpawnFailed {
+        capability: capability.into(),
+        model: model.policy.model.clone(),
+        failure: FailureKind::Failed,
+        cause: Cause::new(format!("{stuck} of its threads are stuck and cannot be ended")),
+    }
+}
+
 /// Has the request that hangs alone answered, so that it is not run again to hang another worker.
 fn emitted_unless_answered(fates: &[(RequestId, Fate)], request: RequestId) -> Fate {
     match fates.iter().find(|(of, _)| *of == request) {
         Some((_, Fate::Answered)) => Fate::Answered,
         _ => Fate::Emitted,
-    }
-}
-
-fn mark_stuck(model: &mut ModelState, worker: WorkerId) {
-    for entry in &mut model.leaving {
-        if entry.worker == worker {
-            entry.why = Leaving::Stuck;
-        }
     }
 }

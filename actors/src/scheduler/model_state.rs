@@ -51,7 +51,7 @@ pub(crate) enum Leaving {
     Draining,
     /// Died; its thread ends by itself.
     Dead,
-    /// Given up without progress; its thread may never end.
+    /// Given up without progress, or not ended within the stall limit; its thread may never end.
     Stuck,
 }
 
@@ -60,6 +60,9 @@ pub(crate) enum Leaving {
 pub(crate) struct Gone {
     pub(crate) worker: WorkerId,
     pub(crate) why: Leaving,
+    pub(crate) since: Time,
+    /// The moment from which it is stuck, unless its thread has ended.
+    pub(crate) overdue_at: Time,
     /// It had its room when it left, so its bytes come back when its thread ends.
     pub(crate) charged: bool,
 }
@@ -305,8 +308,11 @@ impl ModelState {
         let running = self.workers.iter().flat_map(Worker::running);
         let running = running.filter(|ticket| !ticket.expired).map(|ticket| ticket.deadline).min();
         let rerun = self.queue.next_rerun(now);
+        let ending = self.leaving.iter().filter(|gone| gone.why != Leaving::Stuck);
+        let overdue = ending.map(|gone| gone.overdue_at).min();
         let breaker = self.breaker.until().filter(|_| !self.queue.is_empty());
-        let due = [self.queue.next_deadline(), rerun, running, start, scale_up, unload, health, breaker];
+        let queue = self.queue.next_deadline();
+        let due = [queue, rerun, running, start, scale_up, unload, health, overdue, breaker];
         due.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(Time::NEVER)
     }
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::batching::{Batching, split};
+use super::health::stuck_error;
 use super::{Effect, Fate, ModelState, Outcome, Passage, Phase, Scheduler, Ticket};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelId, ModelKey, RequestId, Time, WorkerId};
@@ -49,18 +50,12 @@ impl Scheduler {
                 model: ModelId::from(format!("number {}", key.0)),
             });
         };
-        if model.stuck() > model.policy.config.max_workers {
-            let cause = Cause::new(format!("{} of its threads are stuck and cannot be ended", model.stuck()));
-            return Err(Error::SpawnFailed {
-                capability: self.capability.into(),
-                model: model.policy.model.clone(),
-                failure: FailureKind::Failed,
-                cause,
-            });
-        }
         if model.has_ready_worker() {
             // Whatever keeps others from being started, this one serves.
             return Ok(());
+        }
+        if model.stuck() > model.policy.config.max_workers {
+            return Err(stuck_error(self.capability, model, model.stuck()));
         }
         match model.breaker.pass(now) {
             Passage::Refused { retry_after, cause } => Err(Error::CircuitOpen {

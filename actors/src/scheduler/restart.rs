@@ -65,8 +65,7 @@ impl Restarts {
 
     fn backoff(&self, config: &RestartConfig, jitter: f64) -> Duration {
         let doublings = self.recent().saturating_sub(1);
-        let doubled =
-            config.first_backoff.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX));
+        let doubled = config.first_backoff.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX));
         let spread = 0.8 + 0.4 * jitter.clamp(0.0, 1.0);
         doubled.min(config.max_backoff).mul_f64(spread)
     }

@@ -2,7 +2,7 @@
 //! every remaining caller is answered. A worker that never returns delays nothing.
 
 use super::model_state::Leaving;
-use super::workers::{fail_waiting, leave, release_weights};
+use super::workers::{fail_waiting, release_weights};
 use super::{Effect, Phase, Scheduler};
 use crate::error::Error;
 use crate::id::{ModelKey, Time, WorkerId};
@@ -57,20 +57,21 @@ impl Scheduler {
         }
         shutdown.stage = Stage::Forced;
         let keys: Vec<ModelKey> = self.models.keys().copied().collect();
-        let abandoned: usize = keys.into_iter().map(|key| self.abandon(key, effects)).sum();
+        let abandoned: usize = keys.into_iter().map(|key| self.abandon(now, key, effects)).sum();
         if let Some(shutdown) = &mut self.shutdown {
             shutdown.abandoned = abandoned;
         }
     }
 
-    fn abandon(&mut self, key: ModelKey, effects: &mut Vec<Effect>) -> usize {
-        self.dismiss_starting(key, EvictionReason::Shutdown, effects);
+    fn abandon(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) -> usize {
+        self.dismiss_starting(now, key, EvictionReason::Shutdown, effects);
         let Some(model) = self.models.get_mut(&key) else { return 0 };
         let mut abandoned = model.queue.len();
         fail_waiting(model, &Error::ShuttingDown, effects);
         release_weights(model, effects);
         let workers: Vec<WorkerId> = model.workers.iter().map(|worker| worker.id).collect();
         for worker in workers {
+            let Some(model) = self.models.get_mut(&key) else { return abandoned };
             if let Some(Phase::Busy { running }) = model.worker(worker).map(|entry| entry.phase.clone()) {
                 abandoned += running.len();
                 effects.extend(
@@ -79,9 +80,10 @@ impl Scheduler {
                         .map(|ticket| Effect::Fail { request: ticket.request, error: Error::ShuttingDown }),
                 );
             }
-            leave(model, worker, Leaving::Draining);
+            self.leave(now, key, worker, Leaving::Draining);
             effects.push(Effect::Stop { worker, reason: EvictionReason::Shutdown });
         }
+        let Some(model) = self.models.get_mut(&key) else { return abandoned };
         if let Some(unload) = model.unload.take() {
             let calls = unload.calls.into_iter();
             effects.extend(calls.map(|(call, _)| Effect::Return { call, result: Err(Error::ShuttingDown) }));

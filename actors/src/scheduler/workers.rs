@@ -28,6 +28,10 @@ impl Scheduler {
         if closed || model.unload.is_some() {
             return;
         }
+        if model.workers.is_empty() && model.is_wanted() {
+            self.refuse_if_stuck(key, effects);
+        }
+        let Some(model) = self.models.get_mut(&key) else { return };
         if model.workers.is_empty() && model.is_wanted() && !probe_or_refuse(now, capability, model, effects)
         {
             return;
@@ -91,6 +95,11 @@ impl Scheduler {
     }
 
     fn start(&mut self, now: Time, key: ModelKey, urgency: Urgency, effects: &mut Vec<Effect>) {
+        let Some(model) = self.models.get(&key) else { return };
+        if !self.may_start(model) {
+            // The next thread to end, or to be found stuck, brings us here again.
+            return;
+        }
         self.next_worker += 1;
         let worker = WorkerId(self.next_worker);
         self.owners.insert(worker, key);
@@ -173,7 +182,7 @@ impl Scheduler {
         model.replacements = 0;
         // One more worker that only took what was free may have become the only one: then room is made in earnest.
         let given_up = model.workers.len() == 1 && urgency != Urgency::IfFree;
-        self.dismiss(key, worker, EvictionReason::MakeRoom, effects);
+        self.dismiss(now, key, worker, EvictionReason::MakeRoom, effects);
         if given_up && let Some(model) = self.models.get_mut(&key) {
             let (model_id, device) = (model.policy.model.clone(), model.policy.device.clone());
             release_weights(model, effects);
@@ -238,6 +247,7 @@ impl Scheduler {
     /// Gives up every start under way.
     pub(super) fn dismiss_starting(
         &mut self,
+        now: Time,
         key: ModelKey,
         reason: EvictionReason,
         effects: &mut Vec<Effect>,
@@ -246,13 +256,24 @@ impl Scheduler {
         let starting: Vec<WorkerId> =
             model.workers.iter().filter(|worker| !worker.is_ready()).map(|worker| worker.id).collect();
         for worker in starting {
-            self.dismiss(key, worker, reason, effects);
+            self.dismiss(now, key, worker, reason, effects);
         }
+    }
+
+    /// Moves a worker from those that count to those whose thread has yet to end.
+    pub(super) fn leave(&mut self, now: Time, key: ModelKey, worker: WorkerId, why: Leaving) {
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let Some(entry) = model.take_worker(worker).filter(|entry| entry.spawned) else { return };
+        let stall = model.policy.config.stall;
+        let overdue_at = now + if entry.is_ready() { stall.run } else { stall.load };
+        model.leaving.push(Gone { worker, why, since: now, overdue_at, charged: entry.is_charged() });
+        self.wake_at(overdue_at);
     }
 
     /// Lets a worker go that is not running anything, wherever else it stands.
     pub(super) fn dismiss(
         &mut self,
+        now: Time,
         key: ModelKey,
         worker: WorkerId,
         reason: EvictionReason,
@@ -264,8 +285,8 @@ impl Scheduler {
         if matches!(entry.phase, Phase::Reserving { .. }) {
             effects.push(Effect::CancelReserve { worker });
         }
-        leave(model, worker, Leaving::Draining);
         let id = model.policy.model.clone();
+        self.leave(now, key, worker, Leaving::Draining);
         if entry.spawned {
             effects.push(Effect::Stop { worker, reason });
         } else {
@@ -274,16 +295,6 @@ impl Scheduler {
         if entry.is_ready() {
             effects.push(Effect::Emit(Event::WorkerEvicted { capability, key, model: id, worker, reason }));
         }
-    }
-}
-
-/// Moves a worker from those that count to those whose thread has yet to end.
-pub(super) fn leave(model: &mut ModelState, worker: WorkerId, why: Leaving) {
-    if let Some(entry) = model.take_worker(worker)
-        && entry.spawned
-    {
-        let charged = entry.is_charged();
-        model.leaving.push(Gone { worker, why, charged });
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Core {
     pub(crate) log: Vec<(Time, Effect)>,
     /// The world leaves starts to the test: no worker is sized, given room or loaded by itself.
     pub(crate) starts_by_hand: bool,
+    /// Threads that were told to go do not end by themselves.
+    pub(crate) threads_linger: bool,
     /// The last progress that every gauge shows; `None` for progress at each moment.
     pub(crate) last_progress: Option<Time>,
     next_request: u64,
@@ -39,6 +41,7 @@ impl Core {
             now: Time::ZERO,
             log: Vec::new(),
             starts_by_hand: false,
+            threads_linger: false,
             last_progress: None,
             next_request: 0,
         };
@@ -68,7 +71,7 @@ impl Core {
     fn reply(&self, effect: &Effect) -> Option<Input> {
         let footprint = Footprint::default();
         match *effect {
-            Effect::Stop { worker, .. } => Some(Input::Ended { worker }),
+            Effect::Stop { worker, .. } if !self.threads_linger => Some(Input::Ended { worker }),
             Effect::ReadProgress { worker } => {
                 let last_progress = self.last_progress.unwrap_or(self.now);
                 Some(Input::Progress { worker, last_progress, fates: Vec::new() })

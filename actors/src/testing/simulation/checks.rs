@@ -7,7 +7,7 @@ use super::state::{Doing, Pool, Request, SimWorker, Told};
 use super::world::World;
 use crate::error::Error;
 use crate::id::{Bytes, Device, ModelKey, RequestId, Time, WorkerId};
-use crate::scheduler::{ModelState, Phase};
+use crate::scheduler::{Leaving, ModelState, Phase};
 use crate::telemetry::EvictionReason;
 
 /// More ticks than this at one moment are a busy loop.
@@ -247,6 +247,14 @@ impl World {
         if model.workers.len() > model.policy.config.max_workers {
             return Some(("at most so many workers", format!("{name} has {}", model.workers.len())));
         }
+        let threads = model.workers.len() + model.leaving.len();
+        if threads > model.policy.config.max_workers + 2 {
+            return Some(("threads are bounded", format!("{name} has {threads}")));
+        }
+        let ending = || model.leaving.iter().filter(|gone| gone.why != Leaving::Stuck);
+        if let Some(gone) = ending().find(|gone| alarm > gone.overdue_at.max(self.now)) {
+            return Some(("stuck workers are found", format!("no alarm for {gone:?} of {name}")));
+        }
         let idle = model.workers.iter().any(|worker| worker.is_idle());
         if model.queue.is_ready(self.now) && idle && model.unload.is_none() && !model.is_probing() {
             return Some(("nothing waits beside an idle worker", format!("{name}")));
@@ -273,15 +281,25 @@ impl World {
         }
         let closed = (shutting_down && model.queue.is_empty()) || model.is_over();
         let stranded = model.workers.is_empty() && model.is_wanted() && model.unload.is_none() && !closed;
-        if stranded && !(self.now < model.restart_at && alarm <= model.restart_at) {
+        // It waits for a thread to end, or to be found stuck, before it may start another.
+        let full = threads > model.policy.config.max_workers + 1 && ending().next().is_some();
+        if stranded && !full && !(self.now < model.restart_at && alarm <= model.restart_at) {
             return Some(("no load lost", format!("{name} is wanted and nothing starts it")));
         }
         None
     }
 
-    /// Nobody hangs unnoticed much longer than the stall limit.
+    /// Nobody hangs unnoticed much longer than the stall limit, on the way out neither.
     pub(super) fn check_stuck_were_found(&mut self) {
         for pool in 0..self.pools.len() {
+            let (now, models) = (self.now, self.pools[pool].scheduler.models());
+            let late = models.flat_map(|model| {
+                let stall = model.policy.config.stall;
+                let ending = model.leaving.iter().filter(|gone| gone.why != Leaving::Stuck);
+                ending.filter(move |gone| now.since(gone.since) > stall.load.max(stall.run))
+            });
+            let late = late.map(|gone| gone.worker).next();
+            self.check("stuck workers are found", |_| late.is_none(), || format!("pool {pool}, {late:?}"));
             for index in 0..self.pools[pool].workers.len() {
                 let worker = &self.pools[pool].workers[index];
                 let stall = self.scenario.pools[pool][worker.model].policy.config.stall;
