@@ -46,7 +46,8 @@ pub trait Capability: Send + Sync + 'static {
     /// The result of a request that succeeds.
     type Output: Send + 'static;
 
-    /// The name in status, events, metrics and threads.
+    /// The name in status, events, metrics and threads: not empty, at most
+    /// [`MAX_NAME_BYTES`](crate::limits::MAX_NAME_BYTES) long, without control characters.
     const NAME: &'static str;
 
     /// Default capacities of the two lanes.

@@ -9,10 +9,11 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use crate::capability::Capability;
-use crate::config::PoolConfig;
+use crate::config::{PoolConfig, check_name};
 use crate::entry::ModelEntry;
 use crate::error::{Error, Result};
 use crate::id::{Device, ModelId, ModelKey};
+use crate::memory::Budgets;
 use crate::model::Loader;
 use crate::progress::Clock;
 use crate::scheduler::{Batching, ModelPolicy};
@@ -56,7 +57,8 @@ impl<C: Capability> ModelSpec<C> {
         }
     }
 
-    /// Charges the model to this memory.
+    /// Charges the model to this memory, which needs a budget
+    /// ([`SystemConfig::device_limits`](crate::SystemConfig::device_limits)).
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
         self
@@ -117,17 +119,20 @@ pub(crate) struct Catalogue<C: Capability> {
     models: DashMap<ModelId, Arc<Registered<C>>>,
     defaults: Arc<PoolConfig>,
     clock: Clock,
+    /// The memories that models may be charged to.
+    budgets: Budgets,
     next_key: AtomicU32,
     /// True if models were removed since the pool looked last.
     has_removals: AtomicBool,
 }
 
 impl<C: Capability> Catalogue<C> {
-    pub(crate) fn new(defaults: PoolConfig, clock: Clock) -> Self {
+    pub(crate) fn new(defaults: PoolConfig, clock: Clock, budgets: Budgets) -> Self {
         Self {
             models: DashMap::new(),
             defaults: Arc::new(defaults),
             clock,
+            budgets,
             next_key: AtomicU32::new(0),
             has_removals: AtomicBool::new(false),
         }
@@ -158,8 +163,10 @@ impl<C: Capability> Catalogue<C> {
         }
     }
 
-    /// Checks a specification's settings and gives the model its key.
+    /// Checks a specification's name, device and settings and gives the model its key.
     fn prepare(&self, spec: ModelSpec<C>) -> Result<Registered<C>> {
+        check_name("model", spec.id.as_str())?;
+        self.check_device(&spec.device)?;
         let mut config = match spec.config {
             Some(config) => {
                 config.validate()?;
@@ -183,6 +190,16 @@ impl<C: Capability> Catalogue<C> {
             pinned: spec.pinned,
         };
         Ok(Registered { entry, origin: key, policy, loader: spec.loader })
+    }
+
+    fn check_device(&self, device: &Device) -> Result<()> {
+        if self.budgets.contains_key(device) {
+            return Ok(());
+        }
+        let known: Vec<&str> = self.budgets.keys().map(Device::as_str).collect();
+        let reason =
+            format!("{:?} has no budget; those with one are {}", device.as_str(), known.join(", "));
+        Err(Error::InvalidConfig { setting: "device".into(), reason })
     }
 
     pub(crate) fn get(&self, id: &ModelId) -> Option<Arc<Registered<C>>> {

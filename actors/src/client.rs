@@ -112,7 +112,8 @@ impl<C: Capability> Client<C> {
     /// Registers a model. Starts no worker and does no I/O.
     ///
     /// # Errors
-    /// [`Error::AlreadyRegistered`], or [`Error::InvalidConfig`] for settings of its own.
+    /// [`Error::AlreadyRegistered`]; [`Error::InvalidConfig`] for its name (see [`ModelId`]), for a device
+    /// without a budget, or for settings of its own.
     pub fn register(&self, spec: ModelSpec<C>) -> Result<ModelHandle<C>> {
         let model = self.shared.catalogue.register(spec)?;
         Ok(ModelHandle { shared: self.shared.clone(), model })
@@ -134,7 +135,7 @@ impl<C: Capability> Client<C> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for settings of its own; the model that was registered then stays.
+    /// [`Error::InvalidConfig`] as for [`Self::register`]; the model that was registered then stays.
     pub fn replace(&self, spec: ModelSpec<C>) -> Result<ModelHandle<C>> {
         let model = self.shared.catalogue.replace(spec)?;
         self.shared.tell_removals();

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::id::{Bytes, Device};
+use crate::limits::MAX_NAME_BYTES;
 
 /// Settings of a whole system.
 ///
@@ -64,6 +65,7 @@ impl SystemConfig {
     pub fn validate(&self) -> Result<()> {
         require(self.memory_limit != Some(Bytes::ZERO), "memory_limit", "must be above zero")?;
         for (index, (device, _)) in self.device_limits.iter().enumerate() {
+            check_name("device_limits", device.as_str())?;
             let host = *device == Device::host();
             require(!host, "device_limits", "the host's limit is memory_limit")?;
             let twice = self.device_limits[..index].iter().any(|(other, _)| other == device);
@@ -333,6 +335,21 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 fn bounded(duration: Duration, setting: &'static str) -> Result<()> {
     require(duration <= LONGEST, setting, "must be at most ten years")
+}
+
+/// Checks a name of the caller's, which becomes the name of a thread or a label of metrics: a thread's cannot hold
+/// a zero byte, and a log line no other control character.
+pub(crate) fn check_name(setting: &'static str, name: &str) -> Result<()> {
+    let fault = if name.is_empty() {
+        "a name must not be empty".to_owned()
+    } else if name.len() > MAX_NAME_BYTES {
+        format!("a name has at most {MAX_NAME_BYTES} bytes, and this one {}", name.len())
+    } else if name.contains(char::is_control) {
+        format!("a name has no control characters, and {name:?} has")
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidConfig { setting: setting.into(), reason: fault })
 }
 
 fn require(holds: bool, setting: &'static str, reason: &str) -> Result<()> {

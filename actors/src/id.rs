@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Name of a model, for example `sentence-transformers/all-MiniLM-L6-v2`. Unique within a capability.
+/// Name of a model, for example `sentence-transformers/all-MiniLM-L6-v2`. Unique within a capability. Registration
+/// refuses one that is empty, longer than [`MAX_NAME_BYTES`](crate::limits::MAX_NAME_BYTES) or has control
+/// characters.
 ///
 /// ```
 /// use model_actors::ModelId;
@@ -254,6 +256,11 @@ impl Device {
     /// An accelerator's memory, under the name that the application gives it.
     pub fn named(name: &str) -> Self {
         Self(name.into())
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

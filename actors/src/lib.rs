@@ -13,8 +13,8 @@ mod setters;
 
 mod id;
 mod error;
-mod config;
 pub mod limits;
+mod config;
 mod capability;
 mod progress;
 mod memory;

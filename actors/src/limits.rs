@@ -1,5 +1,8 @@
-//! Limits on the size of requests, for every capability. A request over a limit is refused before it is
-//! queued. The checks are beside the requests, in `capability`.
+//! Limits on the size of requests, for every capability, and of names. A request over a limit is refused before
+//! it is queued. The checks are beside the requests, in `capability`; those of names in `config`.
+
+/// Maximum number of bytes of the name of a model, a device or a capability.
+pub const MAX_NAME_BYTES: usize = 256;
 
 /// Maximum number of texts or images of one embedding request.
 pub const MAX_ITEMS: usize = 256;

@@ -373,8 +373,13 @@ impl MaintenanceState {
     /// Measures memory pressure. The host's memory is also used by others; a budget that is used up is no
     /// shortage, since a load makes its own room.
     fn check_pressure(&mut self) {
-        let memory = (self.arguments.memory)();
-        let machine = PressureLevel::of(memory.used, memory.limit);
+        let machine = match self.arguments.memory.measure() {
+            Ok(memory) => PressureLevel::of(memory.used, memory.limit),
+            Err(cause) => {
+                tracing::error!(%cause, "memory could not be measured; its level stays as it was");
+                self.pressure.get(&Device::host()).copied().unwrap_or_default()
+            }
+        };
         let mut levels = Vec::new();
         for budget in self.arguments.budgets.values() {
             let (device, ledger) = (budget.device(), budget.read());

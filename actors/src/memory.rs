@@ -4,11 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Cause;
 use crate::id::{Bytes, Device};
 
 /// Limit of one memory and the bytes charged against it. Never charges beyond the limit.
@@ -248,8 +250,21 @@ impl ProcessMemory {
     }
 }
 
-/// Measures the memory of the process.
-pub(crate) type MemoryProbe = Arc<dyn Fn() -> ProcessMemory + Send + Sync>;
+/// Measures the memory of the process, by the system or by an application's own code.
+#[derive(Clone)]
+pub(crate) struct MemoryProbe(Arc<dyn Fn() -> ProcessMemory + Send + Sync>);
+
+impl MemoryProbe {
+    pub(crate) fn new(measure: impl Fn() -> ProcessMemory + Send + Sync + 'static) -> Self {
+        Self(Arc::new(measure))
+    }
+
+    /// # Errors
+    /// The panic of an application's own code.
+    pub(crate) fn measure(&self) -> Result<ProcessMemory, Cause> {
+        catch_unwind(AssertUnwindSafe(|| (self.0)())).map_err(Cause::of_panic)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::*;
-use model_actors::testing::{Act, Gate, ScriptedLoader, TestSystem};
+use model_actors::testing::{Act, Gate, Scripted, ScriptedLoader, TestSystem};
 use model_actors::{
     Bytes, CallOptions, Device, Error, Event, EvictionReason, Footprint, ModelHandle, ModelSpec, PoolConfig,
 };
@@ -188,15 +188,35 @@ async fn the_memory_of_each_device_is_its_own() {
     let host = test.model("host", weights(20));
     let loader = weights(20);
     let on_gpu = test.register("gpu", loader.clone(), ModelSpec::new("gpu", loader).device(gpu.clone()));
-    let loader = weights(1);
-    let nowhere = ModelSpec::new("nowhere", loader.clone()).device(Device::named("gpu:9"));
-    let nowhere = test.register("nowhere", loader, nowhere);
     host.preload().await.unwrap();
     on_gpu.preload().await.unwrap();
     assert_eq!(test.system.charged(&gpu), Some((Bytes::mib(21), Bytes::mib(30))));
     assert_eq!(charged(&test), Bytes::mib(21), "neither made room for the other");
-    let error = nowhere.preload().await.unwrap_err();
-    assert!(is_exhausted(&error, Bytes::mib(2), Bytes::ZERO), "{error}");
+    test.finish().await;
+}
+
+#[tokio::test]
+async fn a_device_without_a_budget_is_refused_at_registration() {
+    let gpu = Device::named("gpu:0");
+    let (system, pool) = single();
+    let system = system.with_device_limits(vec![(gpu.clone(), Bytes::mib(30))]);
+    let mut test = TestSystem::start_with(system, pool).await;
+    let on = |device: Device| ModelSpec::<Scripted>::new("model", weights(1)).device(device);
+    for wrong in ["gpu:1", "GPU:0", "gpu:0 ", "Host", "", "gpu:\0"] {
+        let client = test.client();
+        for refused in
+            [client.register(on(Device::named(wrong))), client.replace(on(Device::named(wrong)))]
+        {
+            let error = refused.map(drop).unwrap_err();
+            let Error::InvalidConfig { setting, reason } = &error else { panic!("{error}") };
+            assert!(setting == "device" && reason.contains("gpu:0, host"), "{error}");
+            assert!(!error.to_string().contains('\0'), "{error:?}");
+        }
+    }
+    assert!(test.client().models().is_empty());
+    let loader = weights(1);
+    let model = test.register("model", loader.clone(), ModelSpec::new("model", loader).device(gpu));
+    assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
     test.finish().await;
 }
 

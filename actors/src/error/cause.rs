@@ -1,7 +1,9 @@
 //! The reason behind an error, as plain data: a sentence and, where the reason was an error that serialises,
 //! that error as JSON text. It can be sent to another process and read there.
 
+use std::any::Any;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
@@ -60,6 +62,18 @@ impl Cause {
     pub fn with_data(error: &(impl std::error::Error + Serialize)) -> Self {
         let data = serde_json::to_string(error).ok();
         Self { data: data.map(Into::into), ..Self::of(error) }
+    }
+
+    /// The message of a panic. What the panic was raised with is dropped here, and a panic in that is ignored.
+    pub(crate) fn of_panic(panic: Box<dyn Any + Send>) -> Self {
+        let words = panic.downcast_ref::<&str>().copied();
+        let words = words.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        let cause = Self::new(format!("it panicked: {}", words.unwrap_or("with a value that is not text")));
+        if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+            // It may do the same again, for ever.
+            std::mem::forget(another);
+        }
+        cause
     }
 
     /// The reason in words.

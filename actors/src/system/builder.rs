@@ -13,7 +13,7 @@ use super::{Common, Inner, System, SystemActor, SystemArguments};
 use crate::capability::Capability;
 use crate::catalogue::Catalogue;
 use crate::client::{PoolGate, PoolShared};
-use crate::config::{PoolConfig, SystemConfig};
+use crate::config::{PoolConfig, SystemConfig, check_name};
 use crate::error::{Cause, Error, Result};
 use crate::id::Device;
 use crate::memory::{Budget, MemoryProbe, ProcessMemory};
@@ -55,13 +55,13 @@ pub(super) type AnyPool = Arc<dyn Any + Send + Sync>;
 
 impl SystemBuilder {
     pub(super) fn new(config: SystemConfig) -> Self {
-        Self { config, pools: Vec::new(), memory: Arc::new(ProcessMemory::measure) }
+        Self { config, pools: Vec::new(), memory: MemoryProbe::new(ProcessMemory::measure) }
     }
 
     /// Adds a pool for a capability, with the default settings of its models.
     pub fn pool<C: Capability>(mut self, config: PoolConfig) -> Self {
         let make = |config: PoolConfig, common: &Common| {
-            let catalogue = Arc::new(Catalogue::new(config, common.clock));
+            let catalogue = Arc::new(Catalogue::new(config, common.clock, common.budgets.clone()));
             common.directory.add(catalogue.clone());
             let shared = Arc::new(PoolShared::<C> {
                 catalogue,
@@ -77,10 +77,10 @@ impl SystemBuilder {
     }
 
     /// Replaces [`ProcessMemory::measure`], for an environment that it does not know. The probe is called at
-    /// the start if no limit is set, and at each maintenance interval by an actor: it has to return at once,
-    /// and a panic in it fails that actor.
+    /// the start if no limit is set, and at each maintenance interval by an actor: it has to return at once.
+    /// A panic in it fails the start; later on, the pressure counts as unchanged.
     pub fn memory_probe(mut self, probe: impl Fn() -> ProcessMemory + Send + Sync + 'static) -> Self {
-        self.memory = Arc::new(probe);
+        self.memory = MemoryProbe::new(probe);
         self
     }
 
@@ -103,6 +103,7 @@ impl SystemBuilder {
     async fn build(self, supervisor: Option<ActorCell>) -> Result<System> {
         self.config.validate()?;
         for (index, plan) in self.pools.iter().enumerate() {
+            check_name("pools", plan.name)?;
             plan.config.validate()?;
             if self.pools[..index]
                 .iter()
@@ -112,7 +113,7 @@ impl SystemBuilder {
                 return Err(Error::InvalidConfig { setting: "pools".into(), reason });
             }
         }
-        let common = common(self.config, self.memory);
+        let common = common(self.config, self.memory)?;
         let mut clients = HashMap::new();
         let mut pools = Vec::new();
         for plan in self.pools {
@@ -132,14 +133,18 @@ impl SystemBuilder {
     }
 }
 
-fn common(config: SystemConfig, memory_probe: MemoryProbe) -> Common {
+fn common(config: SystemConfig, memory_probe: MemoryProbe) -> Result<Common> {
     telemetry::metric::describe_all();
-    let host = (Device::host(), config.memory_limit.unwrap_or_else(|| memory_probe().default_budget()));
+    let limit = match config.memory_limit {
+        Some(limit) => limit,
+        None => memory_probe.measure().map_err(|cause| Error::StartFailed { cause })?.default_budget(),
+    };
+    let host = (Device::host(), limit);
     let limits = std::iter::once(host).chain(config.device_limits.iter().cloned());
     let budgets: BTreeMap<Device, Arc<Budget>> =
         limits.map(|(device, limit)| (device.clone(), Budget::new(device, limit))).collect();
     let memory = budgets.values().map(|budget| MemoryStatus::of(budget)).collect();
-    Common {
+    Ok(Common {
         clock: Clock::start(),
         events: Events::new(config.event_capacity),
         config: Arc::new(config),
@@ -148,5 +153,5 @@ fn common(config: SystemConfig, memory_probe: MemoryProbe) -> Common {
         report: Arc::default(),
         directory: Arc::default(),
         status: watch::Sender::new(SystemStatus { memory, ..SystemStatus::default() }),
-    }
+    })
 }
