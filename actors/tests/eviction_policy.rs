@@ -152,3 +152,50 @@ fn equals_go_by_pool_and_worker() {
     let offers = [offer(1, (10, 0), &[7]), offer(0, (0, 10), &[7, 7])];
     assert_eq!(plan_for(5, full(100), &offers), evict(&[(0, 1)]));
 }
+
+/// What stays and what goes may not depend on how many workers a model has.
+#[test]
+fn a_model_is_weighed_as_a_whole_however_many_workers_it_has() {
+    let hour = 3600;
+    for workers in 1..=4 {
+        let long_idle = offer(0, (6000, 10), &vec![hour; workers]);
+        let just_used = offer(1, (6000, 10), &[10]);
+        let all: Vec<(usize, u64)> = (1..=workers as u64).map(|worker| (0, worker)).collect();
+        let offers = [just_used, long_idle];
+        assert_eq!(plan_for(5000, full(12_100), &offers), evict(&all), "{workers} workers");
+        let relieved = relieve(&Device::host(), &offers);
+        assert_eq!(EvictionPlan::Evict(relieved), evict(&all), "{workers} workers");
+    }
+}
+
+/// A worker that was not needed lately says nothing of its model.
+#[test]
+fn the_last_use_of_a_model_is_that_of_its_most_recently_used_worker() {
+    let in_use = offer(0, (6000, 10), &[3600, 5]);
+    let idle = offer(1, (6000, 10), &[600]);
+    assert_eq!(plan_for(5000, full(12_030), &[in_use.clone(), idle.clone()]), evict(&[(1, 1)]));
+    assert_eq!(relieve(&Device::host(), &[in_use.clone(), idle]), [(PoolIndex(1), WorkerId(1))]);
+    // Its surplus worker goes before a model that is worth more, if that is enough.
+    let precious = Offer { reload_time: Duration::from_secs(1000), ..offer(1, (6000, 10), &[600]) };
+    assert_eq!(plan_for(5, full(12_030), &[in_use, precious]), evict(&[(0, 1)]));
+}
+
+#[test]
+fn a_model_that_is_partly_on_its_way_out_goes_with_the_rest_of_it() {
+    let going = Offer { leaving: 1, holders: 3, ..offer(0, (6000, 10), &[3600, 3600]) };
+    let used = offer(1, (6000, 10), &[10]);
+    assert_eq!(plan_for(5000, full(12_040), &[used, going]), evict(&[(0, 1), (0, 2)]));
+}
+
+#[test]
+fn a_model_with_a_worker_that_stays_is_worth_what_the_others_free() {
+    let young = |mut offer: Offer| {
+        offer.idle[0].ready_for = Duration::from_secs(1);
+        offer
+    };
+    let busy = Offer { holders: 3, ..offer(0, (6000, 10), &[3600, 3600]) };
+    let used = offer(1, (6000, 10), &[10]);
+    for kept in [busy, young(offer(0, (6000, 10), &[3600, 3600, 3600]))] {
+        assert_eq!(plan_for(5000, full(12_040), &[kept, used.clone()]), evict(&[(1, 1)]));
+    }
+}

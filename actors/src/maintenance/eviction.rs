@@ -1,11 +1,12 @@
 //! The eviction policy: a pure choice of idle workers to evict when memory runs short, among those that the
 //! pools offer.
 //!
-//! The least worth goes first: what has been idle long, frees much, and is quick to load again. A worker in
+//! The least worth goes first: what has been idle long, frees much, and is quick to load again. A model whose
+//! workers are all idle is weighed as a whole, since its last use and its weights are theirs together. A worker in
 //! use is never on offer; a pinned model's workers and those younger than their minimum residency stay
 //! whatever happens.
 
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 use std::time::Duration;
 
 use crate::id::{Bytes, Device, ModelKey, WorkerId};
@@ -93,66 +94,59 @@ pub enum EvictionPlan {
     Never,
 }
 
-/// One worker that may be evicted: which offer it belongs to, and the worker itself.
-#[derive(Debug, Clone, Copy)]
+/// Workers of one offer that are weighed together: one, or all of a model that goes with them.
+#[derive(Debug, Clone)]
 struct Candidate {
     offer: usize,
-    idle: IdleWorker,
+    /// The least recently used first.
+    idle: Vec<IdleWorker>,
 }
+
+/// A worker that is to be evicted, and the place of its offer.
+type Pick = (usize, IdleWorker);
 
 /// Finds room for `needed` on `device`, with the fewest evictions among the least worth.
 pub fn plan(needed: Bytes, ledger: Ledger, device: &Device, offers: &[Offer]) -> EvictionPlan {
     if needed <= ledger.free() {
         return EvictionPlan::Fits;
     }
-    let offers: Vec<&Offer> = offers.iter().filter(|offer| offer.device == *device).collect();
+    let here = on(device, offers);
     let kept_come_what_may: Bytes =
-        offers.iter().filter(|offer| offer.pinned).map(|offer| offer.kept()).sum();
+        here.iter().filter(|offer| offer.pinned).map(|offer| offer.kept()).sum();
     if needed > ledger.limit() - kept_come_what_may {
         return EvictionPlan::Never;
     }
-    let coming: Bytes = offers.iter().map(|offer| offer.coming_back()).sum();
-    let missing = (needed - ledger.free()) - coming;
+    let missing = (needed - ledger.free()) - coming_back(device, offers);
     if missing == Bytes::ZERO {
         return EvictionPlan::Wait;
     }
-    match pick(missing, &offers) {
-        Some(picks) => EvictionPlan::Evict(
-            picks.iter().map(|pick| (offers[pick.offer].pool, pick.idle.worker)).collect(),
-        ),
+    match pick(missing, &here) {
+        Some(picks) => EvictionPlan::Evict(named(&here, &picks)),
         None => EvictionPlan::Wait,
     }
+}
+
+/// Bytes on `device` that are on the way back, from workers that were told to go or have died.
+pub fn coming_back(device: &Device, offers: &[Offer]) -> Bytes {
+    on(device, offers).into_iter().map(Offer::coming_back).sum()
 }
 
 /// Picks idle workers to evict under memory pressure: those of the least worth model, all of them if the
 /// model goes with them, else one.
 pub fn relieve(device: &Device, offers: &[Offer]) -> Vec<(PoolIndex, WorkerId)> {
-    let offers: Vec<&Offer> = offers.iter().filter(|offer| offer.device == *device).collect();
-    let all = candidates(&offers);
-    let of = |offer: usize| all.iter().filter(move |candidate| candidate.offer == offer);
-    let goes_whole = |offer: usize| of(offer).count() + offers[offer].leaving >= offers[offer].holders;
-    let freed = |candidate: &Candidate| {
-        let index = candidate.offer;
-        offers[index].freed_on_top(if goes_whole(index) { of(index).count() } else { 1 })
-    };
-    let Some(first) = least_worth(&offers, &all, freed) else { return Vec::new() };
-    let offer = offers[first.offer];
-    let goes = of(first.offer).filter(|candidate| goes_whole(first.offer) || candidate.is(first));
-    goes.map(|candidate| (offer.pool, candidate.idle.worker)).collect()
+    let here = on(device, offers);
+    named(&here, &least_worth(&here, &[]).unwrap_or_default())
+}
+
+fn on<'a>(device: &Device, offers: &'a [Offer]) -> Vec<&'a Offer> {
+    offers.iter().filter(|offer| offer.device == *device).collect()
 }
 
 /// Picks until enough comes back, then takes back every pick that turned out not to be needed.
-fn pick(missing: Bytes, offers: &[&Offer]) -> Option<Vec<Candidate>> {
-    let mut left = candidates(offers);
-    let mut picks: Vec<Candidate> = Vec::new();
+fn pick(missing: Bytes, offers: &[&Offer]) -> Option<Vec<Pick>> {
+    let mut picks: Vec<Pick> = Vec::new();
     while freed(offers, &picks) < missing {
-        let freed = |candidate: &Candidate| {
-            let picked = picks.iter().filter(|pick| pick.offer == candidate.offer).count();
-            offers[candidate.offer].freed_on_top(picked + 1) - offers[candidate.offer].freed_on_top(picked)
-        };
-        let next = least_worth(offers, &left, freed)?;
-        left.retain(|candidate| !candidate.is(next));
-        picks.push(next);
+        picks.extend(least_worth(offers, &picks)?);
     }
     for index in (0..picks.len()).rev() {
         let spared = picks.remove(index);
@@ -163,42 +157,52 @@ fn pick(missing: Bytes, offers: &[&Offer]) -> Option<Vec<Candidate>> {
     Some(picks)
 }
 
-fn candidates(offers: &[&Offer]) -> Vec<Candidate> {
-    let evictable = offers.iter().enumerate().filter(|(_, offer)| !offer.pinned);
-    evictable
-        .flat_map(|(index, offer)| {
-            let old_enough = offer.idle.iter().filter(|idle| idle.ready_for >= offer.min_residency);
-            old_enough.map(move |idle| Candidate { offer: index, idle: *idle })
-        })
-        .collect()
+/// The idle workers that may be evicted and are not picked yet: each by itself, and all of a model together where
+/// the model goes with them, since its weights come back with the last one alone.
+fn candidates(offers: &[&Offer], picks: &[Pick]) -> Vec<Candidate> {
+    let mut candidates = Vec::new();
+    for (index, offer) in offers.iter().enumerate().filter(|(_, offer)| !offer.pinned) {
+        let is_picked = |idle: &IdleWorker| picks.contains(&(index, *idle));
+        let may_go = |idle: &&IdleWorker| idle.ready_for >= offer.min_residency && !is_picked(idle);
+        let mut left: Vec<IdleWorker> = offer.idle.iter().filter(may_go).copied().collect();
+        left.sort_by_key(|idle| (Reverse(idle.idle_for), idle.worker));
+        candidates.extend(left.iter().map(|idle| Candidate { offer: index, idle: vec![*idle] }));
+        if left.len() > 1 && picked(picks, index) + left.len() + offer.leaving >= offer.holders {
+            candidates.push(Candidate { offer: index, idle: left });
+        }
+    }
+    candidates
 }
 
-/// Picks the candidate that is worth least; `freed` says what comes back when one goes.
-fn least_worth(
-    offers: &[&Offer],
-    left: &[Candidate],
-    freed: impl Fn(&Candidate) -> Bytes,
-) -> Option<Candidate> {
+/// Picks the candidate that is worth least beside what is picked already: idle long since its last use, large, and
+/// quick to load again.
+fn least_worth(offers: &[&Offer], picks: &[Pick]) -> Option<Vec<Pick>> {
     let score = |candidate: &Candidate| {
-        let reload = offers[candidate.offer].reload_time.max(Duration::from_millis(1));
-        candidate.idle.idle_for.as_secs_f64() * freed(candidate).0 as f64 / reload.as_secs_f64()
+        let (offer, before) = (offers[candidate.offer], picked(picks, candidate.offer));
+        let freed = offer.freed_on_top(before + candidate.idle.len()) - offer.freed_on_top(before);
+        let idle_for = candidate.idle.iter().map(|idle| idle.idle_for).min().unwrap_or_default();
+        let reload = offer.reload_time.max(Duration::from_millis(1));
+        idle_for.as_secs_f64() * freed.0 as f64 / reload.as_secs_f64()
     };
     // Equal ones go by pool and worker, the older worker first, so that the choice can be foretold.
-    let place = |candidate: &Candidate| (offers[candidate.offer].pool, candidate.idle.worker);
+    let place = |candidate: &Candidate| (offers[candidate.offer].pool, candidate.idle.first().map(|idle| idle.worker));
     let order = |left: &Candidate, right: &Candidate| -> Ordering {
         score(left).total_cmp(&score(right)).then_with(|| place(right).cmp(&place(left)))
     };
-    left.iter().max_by(|left, right| order(left, right)).copied()
+    let least = candidates(offers, picks).into_iter().max_by(order)?;
+    Some(least.idle.into_iter().map(|idle| (least.offer, idle)).collect())
+}
+
+/// Number of an offer's workers among the picks.
+fn picked(picks: &[Pick], offer: usize) -> usize {
+    picks.iter().filter(|(of, _)| *of == offer).count()
 }
 
 /// Bytes that all these picks together bring back.
-fn freed(offers: &[&Offer], picks: &[Candidate]) -> Bytes {
-    let picked = |index| picks.iter().filter(|pick| pick.offer == index).count();
-    offers.iter().enumerate().map(|(index, offer)| offer.freed_on_top(picked(index))).sum()
+fn freed(offers: &[&Offer], picks: &[Pick]) -> Bytes {
+    offers.iter().enumerate().map(|(index, offer)| offer.freed_on_top(picked(picks, index))).sum()
 }
 
-impl Candidate {
-    fn is(&self, other: Candidate) -> bool {
-        self.offer == other.offer && self.idle.worker == other.idle.worker
-    }
+fn named(offers: &[&Offer], picks: &[Pick]) -> Vec<(PoolIndex, WorkerId)> {
+    picks.iter().map(|(offer, idle)| (offers[*offer].pool, idle.worker)).collect()
 }
