@@ -187,10 +187,11 @@ pub enum Error {
     /// The system takes no new requests, or ended before this one did.
     #[error("the system is shutting down")]
     ShuttingDown,
-    /// The model does not fit, even after everything that may be evicted was.
+    /// The model does not fit, even after everything that may be evicted was, within
+    /// [`PoolConfig::room_wait`](crate::PoolConfig::room_wait).
     #[error(
-        "no room for {model} ({capability}): it needs {needed} on {device}, where {free} of {limit} are free and what is in use \
-         or pinned cannot be evicted"
+        "no room for {model} ({capability}): it needs {needed} on {device}, where {free} of {limit} are free; the rest is in \
+         use, pinned, too young to be evicted, not back yet, or promised to a load that came first"
     )]
     MemoryExhausted {
         /// The model asked for.

@@ -112,6 +112,27 @@ async fn what_is_busy_pinned_or_young_stays_and_the_other_gets_memory_exhausted_
 }
 
 #[tokio::test]
+async fn with_no_wait_for_room_what_is_idle_goes_and_nothing_else_is_waited_for() {
+    let pool = single().1.with_room_wait(Duration::ZERO).with_request_timeout(Duration::from_secs(60));
+    let mut test = limited_with(30, pool).await;
+    let first = test.model("first", weights(20));
+    let second = test.model("second", weights(20));
+    // To and fro: each is idle when the other comes.
+    for value in 0..3 {
+        assert_eq!(ask(&first, Act::Reply(value)).await.unwrap(), value);
+        test.until_model("first", "it is idle", |model| idle(model) == 1).await;
+        assert_eq!(ask(&second, Act::Reply(value)).await.unwrap(), value);
+        test.until_model("second", "it is idle", |model| idle(model) == 1).await;
+    }
+    let (gate, running) = occupy(&test, &second).await;
+    let error = refused(&first, Act::Reply(1)).await;
+    assert!(is_exhausted(&error, Bytes::mib(21), Bytes::mib(30)), "{error}");
+    gate.open();
+    assert_eq!(end(running).await.unwrap(), 0, "the one in use was not disturbed");
+    test.finish().await;
+}
+
+#[tokio::test]
 async fn what_can_never_fit_is_refused_at_once() {
     let pool = single().1.with_room_wait(Duration::from_secs(60));
     let mut test = limited_with(30, pool).await;

@@ -92,6 +92,11 @@ fn idle(pool: usize, model: u32, bytes: u64) -> Offer {
     }
 }
 
+/// The same, at work.
+fn in_use(pool: usize, model: u32, bytes: u64) -> Offer {
+    Offer { idle: vec![], ..idle(pool, model, bytes) }
+}
+
 #[test]
 fn what_fits_is_granted_at_once() {
     let mut harness = Harness::new(40);
@@ -110,10 +115,66 @@ fn nobody_overtakes() {
 }
 
 #[test]
-fn room_that_is_not_free_at_once_is_denied_to_those_who_do_not_wait() {
+fn an_ask_that_does_not_wait_gets_what_is_free_or_idle_and_nothing_else() {
     let mut harness = Harness::new(60);
     assert_eq!(harness.ask(1, 40, Time::ZERO), [grant(1, 40)]);
-    assert_eq!(harness.ask(2, 1, Time::ZERO), [deny(2, 1)]);
+
+    assert_eq!(harness.ask(2, 30, Time::ZERO), [RoomEffect::Poll], "what is idle is not known yet");
+    assert_eq!(harness.offers(0, vec![]), []);
+    assert_eq!(harness.offers(1, vec![in_use(1, 9, 100)]), [deny(2, 30)], "at once, not at its next look");
+
+    assert_eq!(harness.ask(3, 30, Time::ZERO), [RoomEffect::Poll]);
+    harness.offers(0, vec![]);
+    let evict = RoomEffect::Evict { pool: PoolIndex(1), worker: WorkerId(77) };
+    assert_eq!(harness.offers(1, vec![idle(1, 9, 100)]), [evict]);
+    assert_eq!(harness.at(millis(3000)), [RoomEffect::Poll], "it goes as fast as it can");
+    assert_eq!(harness.release(100), [grant(3, 30)]);
+}
+
+#[test]
+fn an_ask_that_does_not_wait_is_denied_behind_one_that_waits() {
+    let mut harness = Harness::new(60);
+    assert_eq!(harness.ask(1, 80, Time::NEVER), [RoomEffect::Poll]);
+    assert_eq!(harness.ask(2, 10, Time::ZERO), [deny(2, 10)]);
+}
+
+#[test]
+fn an_ask_that_does_not_wait_is_denied_without_an_answer_and_when_what_was_idle_hangs() {
+    let mut harness = Harness::new(100);
+    harness.ask(1, 50, Time::ZERO);
+    assert_eq!(harness.at(millis(100)), [deny(1, 50)], "a pool that does not answer holds up nobody");
+    harness.ask(2, 50, Time::ZERO);
+    harness.offers(0, vec![]);
+    harness.offers(1, vec![idle(1, 9, 100)]);
+    let going = || Offer { idle: vec![], leaving: 1, ..idle(1, 9, 100) };
+    let mut ended = None;
+    for tenth in 2..200 {
+        let effects = harness.at(millis(tenth * 100));
+        if effects.contains(&deny(2, 50)) {
+            ended = Some(tenth / 10);
+            break;
+        }
+        harness.offers(0, vec![]);
+        harness.offers(1, vec![going()]);
+    }
+    assert_eq!(ended, Some(5), "seconds");
+    assert_eq!(harness.load_queue.alarm(), Time::NEVER);
+}
+
+#[test]
+fn bytes_on_their_way_at_the_moment_of_an_ask_are_waited_for() {
+    let mut harness = Harness::new(100);
+    harness.ask(1, 50, millis(150));
+    harness.offers(0, vec![]);
+    harness.offers(1, vec![in_use(1, 9, 100)]);
+    assert_eq!(harness.at(millis(100)), [RoomEffect::Poll]);
+    harness.offers(0, vec![]);
+    assert_eq!(
+        harness.offers(1, vec![idle(1, 9, 100)]),
+        [RoomEffect::Evict { pool: PoolIndex(1), worker: WorkerId(77) }]
+    );
+    assert!(!harness.at(millis(151)).contains(&deny(1, 50)));
+    assert_eq!(harness.release(100), [grant(1, 50)]);
 }
 
 #[test]

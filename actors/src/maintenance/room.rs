@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::eviction::{EvictionPlan, Offer, PoolIndex, plan};
+use super::eviction::{EvictionPlan, Offer, PoolIndex, coming_back, plan};
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
 use crate::memory::Ledger;
 
@@ -14,6 +14,9 @@ use crate::memory::Ledger;
 const ROUND: Duration = Duration::from_millis(100);
 /// Time after which a load that waits is looked at again, if no bytes come back before.
 const RETRY: Duration = Duration::from_millis(100);
+/// Time beyond its moment that a load has for the bytes of workers that have been told to go: an idle one goes at
+/// once, and one that takes longer hangs.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// An ask, named by the worker that the room is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,8 +31,9 @@ pub struct RoomAsk {
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the fields are named by their types, which are documented")]
 pub enum RoomInput {
-    /// Room is wanted by `until`. With `until` now or past, what is free is given at once, or nothing. The
-    /// asking model's own workers are never evicted for it.
+    /// Room is wanted by `until`. With `until` now or past, what is free or held by idle workers is given, or
+    /// nothing: the ask waits for no other, and for no worker that is in use. The asking model's own workers are
+    /// never evicted for it.
     Ask { ask: RoomAsk, model: ModelKey, device: Device, needed: Bytes, until: Time },
     /// It is not wanted any more.
     Withdraw { ask: RoomAsk },
@@ -67,7 +71,26 @@ struct Waiting {
     model: ModelKey,
     needed: Bytes,
     until: Time,
+    patience: Patience,
     state: State,
+    /// Workers have been told to go whose bytes are enough for it.
+    coming: bool,
+}
+
+/// What a load waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// For its moment, whoever holds the memory.
+    UntilItsMoment,
+    /// For one look at what is idle, and for that to go.
+    IdleWorkers,
+}
+
+impl Waiting {
+    /// The moment at which it is denied.
+    fn ends(&self) -> Time {
+        if self.coming { self.until + LEAVING } else { self.until }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,10 +137,17 @@ impl LoadQueue {
             RoomInput::Ask { ask, model, device, needed, until } => {
                 self.drop_where(|waiting| waiting.ask == ask);
                 let line = self.lines.entry(device).or_default();
-                if line.iter().all(|before| before.state != State::Waits) {
+                let is_first = line.iter().all(|before| before.state != State::Waits);
+                if is_first {
                     self.poll_at = now;
                 }
-                line.push_back(Waiting { ask, model, needed, until, state: State::Waits });
+                // One that does not wait has a round of questions, unless another is before it.
+                let (patience, until) = match until > now {
+                    true => (Patience::UntilItsMoment, until),
+                    false => (Patience::IdleWorkers, if is_first { now + ROUND } else { now }),
+                };
+                let state = State::Waits;
+                line.push_back(Waiting { ask, model, needed, until, patience, state, coming: false });
             }
             RoomInput::Withdraw { ask } => self.drop_where(|waiting| waiting.ask == ask),
             RoomInput::PoolEnded { pool } => self.drop_where(|waiting| waiting.ask.pool == pool),
@@ -135,17 +165,19 @@ impl LoadQueue {
             RoomInput::Tick => {}
         }
         self.grant(ledgers, effects);
-        if self.deny_where(|waiting| waiting.until <= now, effects) {
-            self.next_in_line(now, ledgers, effects);
-        }
         self.decide(now, ledgers, effects);
+        if self.deny_where(|waiting| waiting.ends() <= now, effects) {
+            // The first in a line may have gone without room: the next is granted or looked at without delay.
+            self.grant(ledgers, effects);
+            self.poll_at = now;
+        }
         self.poll(now, effects);
     }
 
     /// The moment at which [`RoomInput::Tick`] is wanted at the latest.
     pub fn alarm(&self) -> Time {
         let waits = |waiting: &&Waiting| waiting.state == State::Waits;
-        let ends = self.lines.values().flatten().filter(waits).map(|waiting| waiting.until);
+        let ends = self.lines.values().flatten().filter(waits).map(Waiting::ends);
         let next = match &self.round {
             Some(round) => round.ends,
             None => self.poll_at,
@@ -181,35 +213,35 @@ impl LoadQueue {
         }
     }
 
-    /// Once the offers are in, each line's first gets its room made, waits on, or learns that it never fits.
+    /// Once the offers are in, each line's first gets its room made, waits on, or ends because it never fits.
     fn decide(&mut self, now: Time, ledgers: &BTreeMap<Device, Ledger>, effects: &mut Vec<RoomEffect>) {
         let over = |round: &mut Round| round.ends <= now || round.answers.iter().all(Option::is_some);
         let Some(round) = self.round.take_if(over) else { return };
         let mut offers: Vec<Offer> = round.answers.into_iter().flatten().flatten().collect();
         self.poll_at = now + RETRY;
-        let mut hopeless: Vec<RoomAsk> = Vec::new();
-        for (device, line) in &self.lines {
-            let Some(first) = line.iter().find(|waiting| waiting.state == State::Waits) else { continue };
-            keep_own_workers(first, &mut offers);
+        for (device, line) in &mut self.lines {
             // A memory that is not budgeted has no room.
             let ledger = ledgers.get(device).copied().unwrap_or(Ledger::new(Bytes::ZERO));
-            match plan(first.needed, ledger_less_promised(ledger, line), device, &offers) {
-                EvictionPlan::Evict(workers) => effects
-                    .extend(workers.into_iter().map(|(pool, worker)| RoomEffect::Evict { pool, worker })),
-                EvictionPlan::Never => hopeless.push(first.ask),
+            let ledger = ledger_less_promised(ledger, line);
+            let Some(first) = line.iter_mut().find(|waiting| waiting.state == State::Waits) else { continue };
+            keep_own_workers(first, &mut offers);
+            let plan = plan(first.needed, ledger, device, &offers);
+            first.coming = match plan {
+                EvictionPlan::Evict(_) => true,
                 // `grant` has just been tried, so `Fits` cannot come up; if it did, the retry would see to it.
-                EvictionPlan::Wait | EvictionPlan::Fits => {}
+                EvictionPlan::Wait | EvictionPlan::Fits => {
+                    first.needed <= ledger.free() + coming_back(device, &offers)
+                }
+                EvictionPlan::Never => false,
+            };
+            if plan == EvictionPlan::Never || (!first.coming && first.patience == Patience::IdleWorkers) {
+                first.until = now;
+            }
+            if let EvictionPlan::Evict(workers) = plan {
+                let evict = workers.into_iter().map(|(pool, worker)| RoomEffect::Evict { pool, worker });
+                effects.extend(evict);
             }
         }
-        if self.deny_where(|waiting| hopeless.contains(&waiting.ask), effects) {
-            self.next_in_line(now, ledgers, effects);
-        }
-    }
-
-    /// The first in a line has gone without room: the next is granted or looked at without delay.
-    fn next_in_line(&mut self, now: Time, ledgers: &BTreeMap<Device, Ledger>, effects: &mut Vec<RoomEffect>) {
-        self.grant(ledgers, effects);
-        self.poll_at = now;
     }
 
     fn poll(&mut self, now: Time, effects: &mut Vec<RoomEffect>) {

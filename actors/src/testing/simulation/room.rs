@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::Plant;
 use super::coverage::Fault;
 use super::world::{Event, World};
-use crate::id::{Bytes, Device, ModelKey, WorkerId};
+use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
 use crate::maintenance::eviction::{PoolIndex, relieve};
 use crate::maintenance::room::{RoomAsk, RoomEffect, RoomInput};
 use crate::memory::PressureLevel;
-use crate::scheduler::{Input, Urgency};
+use crate::scheduler::Input;
 use crate::telemetry::EvictionReason;
 
 impl World {
@@ -51,12 +51,8 @@ impl World {
         worker: WorkerId,
         model: ModelKey,
         (device, needed): (Device, Bytes),
-        urgency: Urgency,
+        until: Time,
     ) {
-        let until = match urgency {
-            Urgency::MakeRoom { until } => until,
-            Urgency::IfFree => self.now,
-        };
         self.pools[pool].asks.insert(worker);
         let ask = RoomAsk { pool: PoolIndex(pool), worker };
         self.tell_maintenance(pool, Event::ToLoadQueue(RoomInput::Ask { ask, model, device, needed, until }));

@@ -367,16 +367,20 @@ impl World {
             Source::Shared => self.hold(kept.or(current)),
             Source::Load => None,
         };
-        let lease = if self.scenario.takes_free_room { self.lease(&device, bytes) } else { None };
+        let at_once = self.scenario.takes_free_room || urgency == Urgency::IfFree;
+        let lease = if at_once { self.lease(&device, bytes) } else { None };
         let found = lease.is_some();
-        self.pools[pool].rooms.insert(worker, HeldRoom { lease, weights, asked: !found });
-        if found {
-            self.follow.push_back((pool, Input::RoomGranted { worker }));
-        } else if self.scenario.takes_free_room && urgency == Urgency::IfFree {
-            let (free, limit) = (self.ledgers[&device].free(), self.ledgers[&device].limit());
-            self.follow.push_back((pool, Input::RoomDenied { worker, needed: bytes, free, limit }));
-        } else {
-            self.ask_for_room(pool, worker, key, (device, bytes), urgency);
+        let asked = !found && urgency != Urgency::IfFree;
+        self.pools[pool].rooms.insert(worker, HeldRoom { lease, weights, asked });
+        match (found, urgency) {
+            (true, _) => self.follow.push_back((pool, Input::RoomGranted { worker })),
+            (false, Urgency::MakeRoom { until }) => {
+                self.ask_for_room(pool, worker, key, (device, bytes), until);
+            }
+            (false, Urgency::IfFree) => {
+                let (free, limit) = (self.ledgers[&device].free(), self.ledgers[&device].limit());
+                self.follow.push_back((pool, Input::RoomDenied { worker, needed: bytes, free, limit }));
+            }
         }
     }
 
