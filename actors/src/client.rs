@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{TryAcquireError, mpsc, oneshot};
 use tracing::Instrument;
 
+use crate::alarm::{Deadlines, Overdue};
 use crate::capability::Capability;
 use crate::catalogue::{Catalogue, Directory, ModelSpec, Registered};
 use crate::entry::{ModelEntry, Slot};
@@ -77,6 +78,7 @@ pub(crate) struct PoolShared<C: Capability> {
     pub(crate) directory: Arc<Directory>,
     pub(crate) gate: PoolGate<C>,
     pub(crate) clock: Clock,
+    pub(crate) deadlines: Deadlines,
 }
 
 /// Client of one pool: registers, replaces and removes models, and gives handles to them. Cheap to clone.
@@ -263,7 +265,8 @@ impl<C: Capability> ModelHandle<C> {
     }
 
     /// Sends a request and waits for its output; a streamed capability's chunks are not sent. Dropping the
-    /// future cancels the request.
+    /// future cancels the request. It may be awaited on any executor: what it needs of tokio is the runtime that
+    /// the system was started on, which has to live on.
     ///
     /// # Errors
     /// Every [`Error`] that a request can end with.
@@ -274,7 +277,7 @@ impl<C: Capability> ModelHandle<C> {
     }
 
     /// Sends a request and returns the stream of its chunks, which ends with the output. Dropping the stream
-    /// cancels the request.
+    /// cancels the request. It needs no more of the executor than [`Self::call`].
     ///
     /// # Errors
     /// Those known before the request is accepted; later ones come out of the stream.
@@ -395,12 +398,12 @@ impl<C: Capability> ModelHandle<C> {
         let clock = self.shared.clock;
         let began = clock.now();
         let taken = Slot::take(entry, options.lane);
-        let slot = tokio::time::timeout_at(clock.instant(deadline), taken).await;
+        let slot = self.shared.deadlines.until(deadline, taken).await;
         entry.metrics().backpressure_wait.record(clock.now().since(began).as_secs_f64());
         match slot {
             Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(_)) => Err(Error::ShuttingDown),
-            Err(_) => Err(Error::Timeout {
+            Ok(Err(_)) | Err(Overdue::RuntimeEnded) => Err(Error::ShuttingDown),
+            Err(Overdue::Deadline) => Err(Error::Timeout {
                 capability: C::NAME.into(),
                 model: entry.id.clone(),
                 phase: RequestPhase::WaitingForSlot,

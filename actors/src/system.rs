@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::{broadcast, oneshot, watch};
 
+use crate::alarm::Deadlines;
 use crate::capability::Capability;
 use crate::catalogue::{Directory, RegisteredModel};
 use crate::client::{Client, PoolShared};
@@ -57,6 +58,7 @@ pub(crate) enum Child {
 #[derive(Clone)]
 pub(crate) struct Common {
     clock: Clock,
+    deadlines: Deadlines,
     config: Arc<SystemConfig>,
     budgets: Budgets,
     status: watch::Sender<SystemStatus>,
@@ -408,14 +410,14 @@ impl System {
     /// never returns. All callers get the same report. The report of a system that failed before has only the
     /// bytes that are still charged.
     pub async fn shutdown(&self) -> ShutdownReport {
-        let Common { config, report, .. } = &self.inner.common;
+        let Common { config, report, clock, deadlines, .. } = &self.inner.common;
         // A system that has ended needs no telling.
         let _ = self.inner.actor.send_message(SystemMessage::Shutdown);
-        let limit = config.shutdown_timeout + Duration::from_secs(1);
+        let limit = clock.now() + config.shutdown_timeout + Duration::from_secs(1);
         let mut stopped = self.watch();
         let is_stopped = stopped.wait_for(|status| status.state == SystemState::Stopped);
         // Past the limit nobody waits for it.
-        let _ = tokio::time::timeout(limit, is_stopped).await;
+        let _ = deadlines.until(limit, is_stopped).await;
         let charged =
             || ShutdownReport { remaining: self.inner.common.charged(), ..ShutdownReport::default() };
         report.get().cloned().unwrap_or_else(charged)

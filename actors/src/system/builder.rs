@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::child::SpawnPool;
 use super::{Common, Inner, System, SystemActor, SystemArguments};
+use crate::alarm::Deadlines;
 use crate::capability::Capability;
 use crate::catalogue::Catalogue;
 use crate::client::{PoolGate, PoolShared};
@@ -68,6 +69,7 @@ impl SystemBuilder {
                 directory: common.directory.clone(),
                 gate: PoolGate::new(),
                 clock: common.clock,
+                deadlines: common.deadlines.clone(),
             });
             let spawn: Box<dyn SpawnPool> = Box::new(shared.clone());
             (spawn, shared as AnyPool)
@@ -84,10 +86,12 @@ impl SystemBuilder {
         self
     }
 
-    /// Starts the system on its own. Must be called on a tokio runtime with time enabled.
+    /// Starts the system on its own, on the tokio runtime that this is awaited on. It needs timers
+    /// (`enable_time`), and the system ends with it. Callers may be on other runtimes and other executors.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`], or [`Error::StartFailed`] if an actor could not be started.
+    /// [`Error::InvalidConfig`]; [`Error::StartFailed`] without such a runtime, or if an actor could not be
+    /// started.
     pub async fn start(self) -> Result<System> {
         self.build(None).await
     }
@@ -144,8 +148,10 @@ fn common(config: SystemConfig, memory_probe: MemoryProbe) -> Result<Common> {
     let budgets: BTreeMap<Device, Arc<Budget>> =
         limits.map(|(device, limit)| (device.clone(), Budget::new(device, limit))).collect();
     let memory = budgets.values().map(|budget| MemoryStatus::of(budget)).collect();
+    let clock = Clock::start();
     Ok(Common {
-        clock: Clock::start(),
+        clock,
+        deadlines: Deadlines::on_this_runtime(clock).map_err(|cause| Error::StartFailed { cause })?,
         events: Events::new(config.event_capacity),
         config: Arc::new(config),
         budgets: Arc::new(budgets),
