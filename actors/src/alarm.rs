@@ -83,17 +83,15 @@ impl Deadlines {
         // The runtime says so in no other way than by this panic.
         catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).map_err(|panic| {
             let cause = Cause::of_panic(panic);
-            Cause::new(format!("the runtime has no timers; build it with enable_time or enable_all ({cause})"))
+            Cause::new(format!(
+                "the runtime has no timers; build it with enable_time or enable_all ({cause})"
+            ))
         })?;
         Ok(Self { clock, runtime })
     }
 
     /// Waits for `work` until the deadline. What is there at once needs no timer.
-    pub(crate) async fn until<T>(
-        &self,
-        deadline: Time,
-        work: impl Future<Output = T>,
-    ) -> Result<T, Overdue> {
+    pub(crate) async fn until<T>(&self, deadline: Time, work: impl Future<Output = T>) -> Result<T, Overdue> {
         let (mut work, mut timer) = (pin!(work), None);
         std::future::poll_fn(|context| {
             if let Poll::Ready(output) = work.as_mut().poll(context) {

@@ -197,8 +197,7 @@ impl<C: Capability> Catalogue<C> {
             return Ok(());
         }
         let known: Vec<&str> = self.budgets.keys().map(Device::as_str).collect();
-        let reason =
-            format!("{:?} has no budget; those with one are {}", device.as_str(), known.join(", "));
+        let reason = format!("{:?} has no budget; those with one are {}", device.as_str(), known.join(", "));
         Err(Error::InvalidConfig { setting: "device".into(), reason })
     }
 

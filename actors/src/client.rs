@@ -17,11 +17,12 @@ use crate::entry::{ModelEntry, Slot};
 use crate::error::{Error, RequestPhase, Result};
 use crate::id::{Lane, ModelId, Priority, Time};
 use crate::job::{Accepted, Answer, Job, JobParts};
-use crate::pool::{Call, Caller, PoolMessage};
+use crate::pool::PoolMessage;
 use crate::progress::Clock;
 use crate::telemetry::span;
 
 mod gate;
+mod calls;
 mod reply;
 
 pub(crate) use gate::PoolGate;
@@ -292,34 +293,6 @@ impl<C: Capability> ModelHandle<C> {
         }
     }
 
-    /// Loads the model now. Returns once its first worker is ready; joins a load under way.
-    ///
-    /// # Errors
-    /// As for a request: [`Error::SpawnFailed`], [`Error::MemoryExhausted`], [`Error::CircuitOpen`] and so
-    /// on.
-    pub async fn preload(&self) -> Result<()> {
-        self.manage(Call::Preload, None).await
-    }
-
-    /// Stops the model's workers, each after the batch that it runs, and returns once their bytes are back in
-    /// the budget. Requests that wait meanwhile are served by a new load afterwards.
-    ///
-    /// # Errors
-    /// [`Error::UnloadIncomplete`] with the bytes that are not back, and the reason.
-    pub async fn unload(&self, timeout: Duration) -> Result<()> {
-        let deadline = self.shared.clock.now() + timeout;
-        self.manage(Call::Unload { deadline }, Some(timeout)).await
-    }
-
-    /// Protects the model's workers from cooldown and from eviction for other models, or ends that
-    /// protection.
-    ///
-    /// # Errors
-    /// [`Error::NoWorkers`] if the pool is down.
-    pub async fn pin(&self, pinned: bool) -> Result<()> {
-        self.manage(Call::Pin { pinned }, None).await
-    }
-
     fn span(&self, options: CallOptions) -> tracing::Span {
         tracing::info_span!(
             span::REQUEST,
@@ -420,58 +393,6 @@ impl<C: Capability> ModelHandle<C> {
     /// As [`Self::current`], or the model as it was if it has been removed.
     fn latest(&self) -> Arc<Registered<C>> {
         self.shared.catalogue.current(&self.model).unwrap_or_else(|| self.model.clone())
-    }
-
-    /// Calls the pool. A preload or pin of a model that is replaced meanwhile goes to the new one as well.
-    async fn manage(&self, call: Call, timeout: Option<Duration>) -> Result<()> {
-        if let Call::Unload { .. } = call {
-            // A model that was removed can still be unloaded.
-            return self.manage_model(self.latest(), call, timeout).await;
-        }
-        loop {
-            let model = self.current()?;
-            let result = self.manage_model(model.clone(), call, timeout).await;
-            if !model.entry.is_removed() {
-                return result;
-            }
-        }
-    }
-
-    /// The pool ends a call by its own limits; the margin is for a pool that died with the call in its hands.
-    async fn manage_model(
-        &self,
-        model: Arc<Registered<C>>,
-        call: Call,
-        timeout: Option<Duration>,
-    ) -> Result<()> {
-        let id = self.model.id();
-        let late = || Error::Timeout {
-            capability: C::NAME.into(),
-            model: id.clone(),
-            phase: RequestPhase::WaitingForSlot,
-            after: timeout.unwrap_or_default(),
-        };
-        let permit = match timeout {
-            Some(timeout) => {
-                tokio::time::timeout(timeout, self.shared.gate.call_permit()).await.map_err(|_| late())?
-            }
-            None => self.shared.gate.call_permit().await,
-        };
-        let (done, answer) = oneshot::channel();
-        let message = PoolMessage::Call { model, call, done: Caller { done, _permit: permit } };
-        self.shared.gate.send(self.model.id(), message)?;
-        let model = self.model.id().clone();
-        let lost = Error::RecvError { capability: C::NAME.into(), model: model.clone() };
-        let Some(timeout) = timeout else { return answer.await.unwrap_or(Err(lost)) };
-        match tokio::time::timeout(timeout.saturating_add(Duration::from_secs(5)), answer).await {
-            Ok(result) => result.unwrap_or(Err(lost)),
-            Err(_) => Err(Error::Timeout {
-                capability: C::NAME.into(),
-                model,
-                phase: RequestPhase::Running,
-                after: timeout,
-            }),
-        }
     }
 }
 

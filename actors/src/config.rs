@@ -94,6 +94,8 @@ impl SystemConfig {
 pub struct PoolConfig {
     /// Time for queue, load and run up to the first output, unless the request brings its own.
     pub request_timeout: Duration,
+    /// Time that a preload waits for queue, download and load; the load goes on after it.
+    pub preload_timeout: Duration,
     /// Maximum number of workers of one model.
     pub max_workers: usize,
     /// Workers started at a model's first request, where memory allows; never more than `max_workers`.
@@ -125,6 +127,7 @@ impl Default for PoolConfig {
     fn default() -> Self {
         Self {
             request_timeout: Duration::from_secs(30),
+            preload_timeout: Duration::from_secs(30 * 60),
             max_workers: 4,
             cold_start_workers: 2,
             queue: None,
@@ -142,6 +145,7 @@ impl Default for PoolConfig {
 
 setters! { PoolConfig {
     with_request_timeout(request_timeout: Duration);
+    with_preload_timeout(preload_timeout: Duration);
     with_max_workers(max_workers: usize);
     with_cold_start_workers(cold_start_workers: usize);
     with_queue(queue: impl Into<Option<QueueCapacity>>) Into::into;
@@ -162,6 +166,7 @@ impl PoolConfig {
     /// [`Error::InvalidConfig`] names the first setting that is out of range.
     pub fn validate(&self) -> Result<()> {
         require(!self.request_timeout.is_zero(), "request_timeout", "must be above zero")?;
+        require(!self.preload_timeout.is_zero(), "preload_timeout", "must be above zero")?;
         require((1..=1024).contains(&self.max_workers), "max_workers", "must be 1 to 1,024")?;
         require((1..=1024).contains(&self.cold_start_workers), "cold_start_workers", "must be 1 to 1,024")?;
         self.queue.as_ref().map_or(Ok(()), QueueCapacity::validate)?;

@@ -12,6 +12,10 @@ use crate::id::{Lane, ModelId, ModelKey};
 use crate::progress::{Clock, LoadProgress};
 use crate::telemetry::ModelMetrics;
 
+/// Maximum number of calls of one kind on one model that its pool has at a time: they hold no slot, so this bounds the
+/// pool's mailbox.
+const CALLS: usize = 16;
+
 mod pace;
 
 use pace::Pace;
@@ -28,6 +32,7 @@ pub(crate) struct ModelEntry {
     pub(crate) capability: &'static str,
     interactive: LaneSlots,
     batch: LaneSlots,
+    calls: CallPlaces,
     clock: Clock,
     metrics: OnceLock<Box<ModelMetrics>>,
 }
@@ -49,6 +54,7 @@ impl ModelEntry {
             capability,
             interactive: LaneSlots::new(capacity.interactive),
             batch: LaneSlots::new(capacity.batch),
+            calls: CallPlaces::new(),
             clock,
             metrics: OnceLock::new(),
         })
@@ -97,13 +103,26 @@ impl ModelEntry {
     /// Marks it as removed first, so that whoever is refused a slot then sees why.
     pub(crate) fn remove(&self) {
         self.removed.store(true, Ordering::Release);
-        self.close();
+        self.close_lanes();
     }
 
-    /// Refuses everybody who waits for a slot or comes for one later.
+    /// Refuses everybody who waits for a slot or the place of a call, or comes for one later.
     pub(crate) fn close(&self) {
+        self.close_lanes();
+        for calls in &self.calls.0 {
+            calls.close();
+        }
+    }
+
+    fn close_lanes(&self) {
         self.interactive.slots.close();
         self.batch.slots.close();
+    }
+
+    /// Waits for the place of a call. `None` once the system is closed.
+    pub(crate) async fn call_place(self: &Arc<Self>, kind: CallKind) -> Option<CallPlace> {
+        self.calls.of(kind).acquire().await.ok()?.forget();
+        Some(CallPlace { entry: self.clone(), kind })
     }
 
     fn lane(&self, lane: Lane) -> &LaneSlots {
@@ -111,6 +130,45 @@ impl ModelEntry {
             Lane::Interactive => &self.interactive,
             Lane::Batch => &self.batch,
         }
+    }
+}
+
+/// A call on a model that is no request. Each kind has places of its own, so that preloads which wait for a load
+/// keep nobody from an unload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CallKind {
+    Preload,
+    Unload,
+    Pin,
+}
+
+/// Places of the calls of each kind.
+struct CallPlaces([Semaphore; 3]);
+
+impl CallPlaces {
+    fn new() -> Self {
+        Self([CallKind::Preload, CallKind::Unload, CallKind::Pin].map(|_| Semaphore::new(CALLS)))
+    }
+
+    fn of(&self, kind: CallKind) -> &Semaphore {
+        let Self([preload, unload, pin]) = self;
+        match kind {
+            CallKind::Preload => preload,
+            CallKind::Unload => unload,
+            CallKind::Pin => pin,
+        }
+    }
+}
+
+/// The place of a call, held until its pool has answered it or let go of it. Goes back when it is dropped.
+pub(crate) struct CallPlace {
+    entry: Arc<ModelEntry>,
+    kind: CallKind,
+}
+
+impl Drop for CallPlace {
+    fn drop(&mut self) {
+        self.entry.calls.of(self.kind).add_permits(1);
     }
 }
 

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use rustc_hash::FxHashMap;
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use crate::alarm::Alarm;
 use crate::capability::Capability;
 use crate::catalogue::{Catalogue, Registered};
+use crate::entry::CallPlace;
 use crate::error::{Error, Result};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::intake::{Arrival, Intake, OpenIntake};
@@ -43,7 +44,9 @@ pub(crate) enum PoolMessage<C: Capability> {
     /// Models have been removed or replaced.
     Removals,
     /// Start, stop or pin a model, and say when it is done.
-    Call { model: Arc<Registered<C>>, call: Call, done: Caller },
+    Call { model: Arc<Registered<C>>, id: CallId, call: Call, caller: Caller },
+    /// The caller of a call has gone.
+    CallerGone { key: ModelKey, call: CallId },
     /// From a worker's thread.
     Report(Report<C>),
     /// From maintenance or the system.
@@ -56,10 +59,10 @@ pub(crate) enum PoolMessage<C: Capability> {
 
 crate::impl_message!(PoolMessage<C>);
 
-/// The caller of a call, and the permit that bounds how many wait.
+/// The caller of a call, and the place that bounds how many wait.
 pub(crate) struct Caller {
     pub(crate) done: oneshot::Sender<Result<()>>,
-    pub(crate) _permit: Option<OwnedSemaphorePermit>,
+    pub(crate) _place: CallPlace,
 }
 
 /// A call on a model that is no request.
@@ -149,7 +152,6 @@ pub(crate) struct PoolState<C: Capability> {
     /// The models whose weights are on offer while the inputs at hand are worked off.
     offering: Vec<ModelKey>,
     calls: HashMap<CallId, Caller>,
-    next_call: u64,
     drained: Option<oneshot::Sender<PoolDrained>>,
     inputs: VecDeque<Input>,
     alarm: Alarm,
@@ -196,7 +198,8 @@ impl<C: Capability> Actor for Pool<C> {
                 self.catalogue.take_removals();
                 state.find_removed();
             }
-            PoolMessage::Call { model, call, done } => state.call(model, call, done),
+            PoolMessage::Call { model, id, call, caller } => state.call(model, id, call, caller),
+            PoolMessage::CallerGone { key, call } => state.caller_gone(key, call),
             PoolMessage::Report(report) => state.report(report),
             PoolMessage::Command(command) => state.command(command),
             PoolMessage::Tick => state.tick(),
@@ -238,7 +241,6 @@ impl<C: Capability> PoolState<C> {
             rooms: HashMap::new(),
             offering: Vec::new(),
             calls: HashMap::new(),
-            next_call: 0,
             drained: None,
             inputs: VecDeque::new(),
             alarm: Alarm::unset(),
@@ -385,10 +387,12 @@ impl<C: Capability> PoolState<C> {
         (model.key(), ticket)
     }
 
-    fn call(&mut self, model: Arc<Registered<C>>, call: Call, caller: Caller) {
+    fn call(&mut self, model: Arc<Registered<C>>, id: CallId, call: Call, caller: Caller) {
+        if caller.done.is_closed() {
+            return;
+        }
         self.declare(&model);
-        self.next_call += 1;
-        let (id, key) = (CallId(self.next_call), model.key());
+        let key = model.key();
         self.publisher.now();
         let input = match call {
             Call::Preload => Input::Preload { key, call: id },
@@ -403,6 +407,12 @@ impl<C: Capability> PoolState<C> {
             // It holds for every later message, so it is as good as done.
             Call::Pin { .. } => drop(caller.done.send(Ok(()))),
             Call::Preload | Call::Unload { .. } => drop(self.calls.insert(id, caller)),
+        }
+    }
+
+    fn caller_gone(&mut self, key: ModelKey, call: CallId) {
+        if self.calls.remove(&call).is_some() {
+            self.inputs.push_back(Input::CallerGone { key, call });
         }
     }
 

@@ -142,6 +142,8 @@ pub enum Input {
     Preload { key: ModelKey, call: CallId },
     /// Stop all workers of the model, by the deadline.
     Unload { key: ModelKey, call: CallId, deadline: Time },
+    /// The caller of a preload or an unload has gone.
+    CallerGone { key: ModelKey, call: CallId },
     /// Keep the model in memory, or no longer.
     Pin { key: ModelKey, pinned: bool },
     /// The model was removed or replaced: its workers go once nobody waits for it.
@@ -264,6 +266,7 @@ impl Scheduler {
             Input::Evict { worker, reason } => self.evict(now, worker, reason, effects),
             Input::Preload { key, call } => self.preload(now, key, call, effects),
             Input::Unload { key, call, deadline } => self.unload(now, key, call, deadline, effects),
+            Input::CallerGone { key, call } => self.caller_gone(now, key, call, effects),
             Input::Pin { key, pinned } => self.pin(now, key, pinned, effects),
             Input::Remove { key } => self.remove(now, key, effects),
             Input::RoomGranted { worker } => self.room_granted(now, worker, effects),

@@ -225,9 +225,7 @@ async fn a_device_without_a_budget_is_refused_at_registration() {
     let on = |device: Device| ModelSpec::<Scripted>::new("model", weights(1)).device(device);
     for wrong in ["gpu:1", "GPU:0", "gpu:0 ", "Host", "", "gpu:\0"] {
         let client = test.client();
-        for refused in
-            [client.register(on(Device::named(wrong))), client.replace(on(Device::named(wrong)))]
-        {
+        for refused in [client.register(on(Device::named(wrong))), client.replace(on(Device::named(wrong)))] {
             let error = refused.map(drop).unwrap_err();
             let Error::InvalidConfig { setting, reason } = &error else { panic!("{error}") };
             assert!(setting == "device" && reason.contains("gpu:0, host"), "{error}");

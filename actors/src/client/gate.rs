@@ -5,7 +5,6 @@
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use ractor::ActorRef;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::capability::Capability;
 use crate::catalogue::Registered;
@@ -15,15 +14,10 @@ use crate::intake::{Arrival, Entrance, Intake};
 use crate::job::Accepted;
 use crate::pool::PoolMessage;
 
-/// Maximum number of `preload`, `unload` and `pin` calls under way in one pool: they hold no slot, so this
-/// bounds the mailbox.
-const CALLS: usize = 64;
-
 /// Sends requests and calls to a pool, whichever actor it is at the moment.
 pub(crate) struct PoolGate<C: Capability> {
     actor: RwLock<State<C>>,
     intake: Arc<Intake<C>>,
-    calls: Arc<Semaphore>,
 }
 
 enum State<C: Capability> {
@@ -38,11 +32,7 @@ enum State<C: Capability> {
 
 impl<C: Capability> PoolGate<C> {
     pub(crate) fn new() -> Self {
-        Self {
-            actor: RwLock::new(State::Down),
-            intake: Arc::default(),
-            calls: Arc::new(Semaphore::new(CALLS)),
-        }
+        Self { actor: RwLock::new(State::Down), intake: Arc::default() }
     }
 
     pub(crate) fn up(&self, actor: ActorRef<PoolMessage<C>>) {
@@ -90,7 +80,12 @@ impl<C: Capability> PoolGate<C> {
         entered.then_some(()).ok_or(Error::SendError { capability: C::NAME.into(), model: id })
     }
 
-    /// Tells the pool something that concerns no caller. False if there is no pool to tell.
+    /// The error of a caller who comes after the gate was closed, or who was waiting when it was.
+    pub(crate) fn closed(&self) -> Error {
+        Error::ShuttingDown
+    }
+
+    /// Tells the pool something that concerns no caller who waits. False if there is no pool to tell.
     pub(crate) fn notify(&self, message: PoolMessage<C>) -> bool {
         let state = self.actor.read().unwrap_or_else(PoisonError::into_inner);
         match &*state {
@@ -121,11 +116,5 @@ impl<C: Capability> PoolGate<C> {
             State::Down => Err(Error::NoWorkers { capability: C::NAME.into(), model: model.clone() }),
             State::Closed(_) => Err(Error::ShuttingDown),
         }
-    }
-
-    /// Takes the permit of a call, held until its pool has answered it, even if its caller has gone. `None`
-    /// cannot happen: the semaphore is never closed.
-    pub(crate) async fn call_permit(&self) -> Option<OwnedSemaphorePermit> {
-        self.calls.clone().acquire_owned().await.ok()
     }
 }

@@ -111,8 +111,7 @@ pub fn plan(needed: Bytes, ledger: Ledger, device: &Device, offers: &[Offer]) ->
         return EvictionPlan::Fits;
     }
     let here = on(device, offers);
-    let kept_come_what_may: Bytes =
-        here.iter().filter(|offer| offer.pinned).map(|offer| offer.kept()).sum();
+    let kept_come_what_may: Bytes = here.iter().filter(|offer| offer.pinned).map(|offer| offer.kept()).sum();
     if needed > ledger.limit() - kept_come_what_may {
         return EvictionPlan::Never;
     }
@@ -185,7 +184,9 @@ fn least_worth(offers: &[&Offer], picks: &[Pick]) -> Option<Vec<Pick>> {
         idle_for.as_secs_f64() * freed.0 as f64 / reload.as_secs_f64()
     };
     // Equal ones go by pool and worker, the older worker first, so that the choice can be foretold.
-    let place = |candidate: &Candidate| (offers[candidate.offer].pool, candidate.idle.first().map(|idle| idle.worker));
+    let place = |candidate: &Candidate| {
+        (offers[candidate.offer].pool, candidate.idle.first().map(|idle| idle.worker))
+    };
     let order = |left: &Candidate, right: &Candidate| -> Ordering {
         score(left).total_cmp(&score(right)).then_with(|| place(right).cmp(&place(left)))
     };

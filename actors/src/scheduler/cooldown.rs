@@ -111,6 +111,18 @@ impl Scheduler {
         self.check_unload(now, key, effects);
     }
 
+    /// Forgets a preload or an unload that nobody waits for. A load under way goes on, as that of a request does; an
+    /// unload ends with its last caller.
+    pub(super) fn caller_gone(&mut self, now: Time, key: ModelKey, call: CallId, effects: &mut Vec<Effect>) {
+        let Some(model) = self.models.get_mut(&key) else { return };
+        model.preloads.retain(|waiting| *waiting != call);
+        if let Some(unload) = &mut model.unload {
+            unload.calls.retain(|(waiting, _)| *waiting != call);
+            self.check_unload(now, key, effects);
+        }
+        self.advance(now, key, effects);
+    }
+
     /// Sends idle workers away from a model that is being unloaded, or that has nothing left to do after its removal or
     /// at shutdown.
     pub(super) fn retire(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {

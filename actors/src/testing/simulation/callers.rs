@@ -151,12 +151,14 @@ impl World {
                 self.next_call += 1;
                 self.calls.insert(call.0, None);
                 self.feed(pool, Input::Preload { key, call });
+                self.may_leave_call(pool, key, call);
             }
             Fault::Unload => {
                 self.next_call += 1;
                 self.calls.insert(call.0, Some(key.0 as usize));
                 let deadline = self.now + Duration::from_millis(self.random.u64(0..10_000));
                 self.feed(pool, Input::Unload { key, call, deadline });
+                self.may_leave_call(pool, key, call);
             }
             Fault::Pin => {
                 let pinned = self.random.bool();
@@ -169,6 +171,20 @@ impl World {
             }
             _ if workers > 0 => self.end_actor(pool, worker, None),
             _ => {}
+        }
+    }
+
+    fn may_leave_call(&mut self, pool: usize, key: ModelKey, call: CallId) {
+        if self.random.u8(..4) == 0 {
+            let leaves = Duration::from_micros(1 << self.random.u32(0..24));
+            self.after(leaves, Event::CallIsLeft { pool, key, call });
+        }
+    }
+
+    /// Nobody waits for a call any more, unless it has returned.
+    pub(super) fn call_is_left(&mut self, pool: usize, key: ModelKey, call: CallId) {
+        if self.calls.remove(&call.0).is_some() {
+            self.feed(pool, Input::CallerGone { key, call });
         }
     }
 

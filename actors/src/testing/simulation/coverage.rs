@@ -176,7 +176,7 @@ impl Fault {
     }
 }
 
-const INPUTS: [&str; 22] = [
+const INPUTS: [&str; 23] = [
     "Declare",
     "Submit",
     "Cancel",
@@ -199,6 +199,7 @@ const INPUTS: [&str; 22] = [
     "Pressure",
     "Remove",
     "Shutdown",
+    "CallerGone",
 ];
 
 const fn input_index(input: &Input) -> usize {
@@ -225,6 +226,7 @@ const fn input_index(input: &Input) -> usize {
         Input::Pressure { .. } => 19,
         Input::Remove { .. } => 20,
         Input::Shutdown { .. } => 21,
+        Input::CallerGone { .. } => 22,
     }
 }
 

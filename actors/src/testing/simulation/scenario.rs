@@ -111,13 +111,14 @@ fn config(random: &mut Rng) -> PoolConfig {
     let max_workers = random.usize(1..5);
     let first_backoff = millis(random, 0..500);
     PoolConfig {
+        preload_timeout: Duration::from_secs(3600),
         request_timeout: millis(random, 200..60_000),
         max_workers,
         cold_start_workers: random.usize(1..4),
         queue: Some(QueueCapacity { interactive: random.usize(3..20), batch: random.usize(3..20) }),
         stream_buffer: 8,
         cooldown_idle: millis(random, 100..60_000),
-        room_wait: millis(random, 50..10_000),
+        room_wait: if random.u8(..4) == 0 { Duration::ZERO } else { millis(random, 50..10_000) },
         min_residency: millis(random, 0..5_000),
         restart: RestartConfig {
             max_restarts: random.u32(0..4),

@@ -11,10 +11,10 @@ use super::coverage::{Coverage, Fault};
 use super::scenario::Scenario;
 use super::state::{Order, Pool, Request, Weights};
 use super::{Plant, Report};
-use crate::id::{Bytes, Device, Time, WorkerId};
+use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
 use crate::maintenance::room::{LoadQueue, RoomInput};
 use crate::memory::Ledger;
-use crate::scheduler::{Effect, Input};
+use crate::scheduler::{CallId, Effect, Input};
 
 /// More events than any history of this size can need.
 const MOST_EVENTS: u64 = 100_000;
@@ -91,6 +91,11 @@ pub(super) enum Event {
     Arrive,
     CallerGoes {
         request: usize,
+    },
+    CallIsLeft {
+        pool: usize,
+        key: ModelKey,
+        call: CallId,
     },
     Command,
     ShutDown,
@@ -299,6 +304,7 @@ impl World {
             Event::Interval => self.interval(),
             Event::Arrive => self.arrive(),
             Event::CallerGoes { request } => self.caller_goes(request),
+            Event::CallIsLeft { pool, key, call } => self.call_is_left(pool, key, call),
             Event::Command => self.command(),
             Event::ShutDown => self.shut_down(),
             Event::DrainedBy { pool } => {
