@@ -36,6 +36,8 @@ pub mod fuzzing;
 
 pub use model_actors;
 pub use model_actors::ractor;
+#[cfg(feature = "testing")]
+pub use model_actors::testing;
 
 pub use model_actors::{
     Batch, BatchKey, BatchLimits, BreakerState, Bytes, CallOptions, Capability, Cause, Client, Completion,

@@ -72,9 +72,9 @@ pub(crate) struct Gauge {
     clock: Clock,
     ticks: AtomicU64,
     last_tick_nanos: AtomicU64,
-    /// Callback of a test, called at each tick of the model.
+    /// Callbacks of a test, called at each tick of the model.
     #[cfg(feature = "testing")]
-    hook: std::sync::OnceLock<Hook>,
+    hooks: std::sync::Mutex<Vec<Hook>>,
 }
 
 impl Gauge {
@@ -84,7 +84,7 @@ impl Gauge {
             ticks: AtomicU64::new(0),
             last_tick_nanos: AtomicU64::new(0),
             #[cfg(feature = "testing")]
-            hook: std::sync::OnceLock::new(),
+            hooks: std::sync::Mutex::default(),
         };
         gauge.tick();
         Arc::new(gauge)
@@ -100,13 +100,17 @@ impl Gauge {
     pub(crate) fn step(&self) {
         self.tick();
         #[cfg(feature = "testing")]
-        self.hook.get().into_iter().for_each(|hook| hook.0());
+        {
+            // Called without the lock: a hook may wait, or panic.
+            let hooks = self.hooks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+            hooks.iter().for_each(|hook| hook.0());
+        }
     }
 
-    /// Sets the callback for each tick of the model. The first one stays.
+    /// Adds a callback for each tick of the model.
     #[cfg(feature = "testing")]
     pub(crate) fn hook(&self, hook: &Hook) {
-        self.hook.get_or_init(|| hook.clone());
+        self.hooks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(hook.clone());
     }
 
     pub(crate) fn ticks(&self) -> u64 {

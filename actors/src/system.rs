@@ -360,6 +360,11 @@ impl System {
         self.inner.common.directory.models()
     }
 
+    /// Numbers of free and of all slots of the queues of all registered models. Equal when no request is under way.
+    pub fn slots(&self) -> (usize, usize) {
+        self.inner.common.directory.slots()
+    }
+
     /// Client of a capability's pool.
     ///
     /// # Errors

@@ -41,6 +41,8 @@ trait AnyCatalogue: Send + Sync {
     /// True if the name belongs to the model with this key.
     fn is_current(&self, id: &ModelId, key: ModelKey) -> bool;
     fn ids(&self) -> Vec<ModelId>;
+    /// Numbers of free and of all slots.
+    fn slots(&self) -> (usize, usize);
 }
 
 impl<C: Capability> AnyCatalogue for Catalogue<C> {
@@ -58,6 +60,10 @@ impl<C: Capability> AnyCatalogue for Catalogue<C> {
 
     fn ids(&self) -> Vec<ModelId> {
         Catalogue::ids(self)
+    }
+
+    fn slots(&self) -> (usize, usize) {
+        Catalogue::slots(self)
     }
 }
 
@@ -77,6 +83,11 @@ impl Directory {
             catalogue.ids().into_iter().map(move |model| RegisteredModel { capability, model })
         };
         self.lock().iter().flat_map(of).collect()
+    }
+
+    /// Numbers of free and of all slots.
+    pub(crate) fn slots(&self) -> (usize, usize) {
+        self.lock().iter().map(|catalogue| catalogue.slots()).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
     }
 
     /// True if a name of a capability belongs to the model with this key, and to none that replaced it.

@@ -8,11 +8,12 @@ use std::time::Duration;
 use ractor::{ActorCell, Message};
 use tokio::sync::{broadcast, watch};
 
+use super::leaks::{Leak, quick_timings, shut_down};
 use super::{Record, Scripted, ScriptedLoader, StreamedScript};
 use crate::capability::Capability;
 use crate::catalogue::ModelSpec;
 use crate::client::{Client, ModelHandle};
-use crate::config::{PoolConfig, RestartConfig, StallLimits, SystemConfig};
+use crate::config::{PoolConfig, SystemConfig};
 use crate::id::{Bytes, ModelId};
 use crate::maintenance::MaintenanceMessage;
 use crate::memory::ProcessMemory;
@@ -24,44 +25,6 @@ use crate::worker::Crash;
 
 /// No event of a test is further away than this.
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// Something that was left behind.
-///
-/// ```
-/// use model_actors::testing::Leak;
-/// assert_eq!(Leak::Slots { held: 1 }.to_string(), "1 slots are held");
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Leak {
-    /// Requests hold slots.
-    #[error("{held} slots are held")]
-    Slots {
-        /// Number of slots.
-        held: usize,
-    },
-    /// Bytes are charged.
-    #[error("{bytes} are charged")]
-    Bytes {
-        /// Number of bytes.
-        bytes: Bytes,
-    },
-    /// Threads have not ended.
-    #[error("these threads have not ended: {names:?}")]
-    Threads {
-        /// Names of the threads.
-        names: Vec<String>,
-    },
-    /// Models or weights are alive.
-    #[error("{models} models and {weights} weights of {model} are alive")]
-    Models {
-        /// Of which model.
-        model: ModelId,
-        /// Models.
-        models: usize,
-        /// Weights.
-        weights: usize,
-    },
-}
 
 /// An actor that a test kills or stops.
 ///
@@ -119,31 +82,9 @@ pub struct TestSystem {
 const TO_SPARE: ProcessMemory = ProcessMemory { limit: Bytes(100), used: Bytes(50) };
 
 impl TestSystem {
-    /// Settings with times fit for a test: everything that takes seconds by default takes milliseconds.
+    /// Settings with times fit for a test, as [`quick_timings`] gives them.
     pub fn quick() -> (SystemConfig, PoolConfig) {
-        let restart = RestartConfig {
-            first_backoff: Duration::from_millis(5),
-            max_backoff: Duration::from_millis(50),
-            breaker_open: Duration::from_millis(200),
-            ..RestartConfig::default()
-        };
-        let system = SystemConfig {
-            memory_limit: Some(Bytes::mib(1024)),
-            maintenance_interval: Duration::from_millis(200),
-            shutdown_timeout: Duration::from_secs(2),
-            restart,
-            ..SystemConfig::default()
-        };
-        let pool = PoolConfig {
-            request_timeout: Duration::from_secs(20),
-            cold_start_workers: 1,
-            cooldown_idle: Duration::from_secs(20),
-            min_residency: Duration::ZERO,
-            stall: StallLimits { load: Duration::from_secs(10), run: Duration::from_secs(10) },
-            restart,
-            ..PoolConfig::default()
-        };
-        (system, pool)
+        quick_timings()
     }
 
     /// A system with quick settings.
@@ -288,21 +229,7 @@ impl TestSystem {
     /// Shuts down and returns the report with everything that was left behind.
     pub async fn shut_down(mut self) -> (ShutdownReport, Vec<Leak>) {
         self.finished = true;
-        let report = self.system.shutdown().await;
-        let mut leaks = Vec::new();
-        let (free, all) = {
-            let (a, b) = (self.client().slots(), self.streams().slots());
-            (a.0 + b.0, a.1 + b.1)
-        };
-        if free < all {
-            leaks.push(Leak::Slots { held: all - free });
-        }
-        if report.remaining > Bytes::ZERO {
-            leaks.push(Leak::Bytes { bytes: report.remaining });
-        }
-        if !report.unfinished_threads.is_empty() {
-            leaks.push(Leak::Threads { names: report.unfinished_threads.clone() });
-        }
+        let (report, mut leaks) = shut_down(&self.system).await;
         for (model, record) in &self.records {
             let models = record.models_alive.load(Ordering::SeqCst);
             let weights = record.weights_alive.load(Ordering::SeqCst);

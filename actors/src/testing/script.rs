@@ -6,15 +6,13 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::act::{Act, Record, ScriptedCapability};
+use super::fault::HANG_LIMIT;
 use super::gate::Latch;
 use crate::batch::{Batch, Item};
 use crate::error::{Failure, FailureKind};
 use crate::id::Bytes;
 use crate::model::{Footprint, LoadContext, Loader, Model, Weights};
 use crate::progress::LoadStage;
-
-/// A hung model waits no longer than this, so that a forgotten gate cannot hang a test run.
-const HANG_LIMIT: Duration = Duration::from_secs(60);
 
 /// Loads a scripted model; its faults are set before it is registered.
 ///
