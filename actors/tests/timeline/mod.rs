@@ -35,6 +35,11 @@ pub(crate) struct Core {
 impl Core {
     /// One model with these settings; cooldown every 60 s.
     pub(crate) fn new(config: PoolConfig) -> Self {
+        Self::batching(config, Batching::PerRun)
+    }
+
+    /// As [`Core::new`], with a model whose requests share runs in this way.
+    pub(crate) fn batching(config: PoolConfig, batching: Batching) -> Self {
         config.validate().unwrap();
         let mut core = Self {
             scheduler: Scheduler::new("test", Duration::from_secs(60), 7),
@@ -49,7 +54,7 @@ impl Core {
             model: ModelId::from("m"),
             device: Device::host(),
             config: config.into(),
-            batching: Batching::PerRun,
+            batching,
             pinned: false,
         };
         core.tell(Input::Declare { key: KEY, policy });

@@ -1,0 +1,298 @@
+//! Decisions of the scheduler at their edges, each of which a small slip would turn: who joins a run, what a probe lets
+//! through, what a start that fails or finds no room means for those who wait.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod timeline;
+
+use std::time::Duration;
+
+use timeline::{Core, KEY, at};
+
+use model_actors::maintenance::eviction::PoolIndex;
+use model_actors::scheduler::{Batching, CallId, Effect, Input, Outcome, Ticket, Urgency};
+use model_actors::{
+    BatchKey, BatchLimits, Bytes, Cost, Error, EvictionReason, Failure, Footprint, PoolConfig, RequestId,
+    RestartConfig, Time, WorkerId,
+};
+
+fn one_worker() -> PoolConfig {
+    PoolConfig::default().with_cold_start_workers(1).with_max_workers(1)
+}
+
+fn workers(cold_start: usize, most: usize) -> PoolConfig {
+    PoolConfig::default().with_cold_start_workers(cold_start).with_max_workers(most)
+}
+
+/// Breaks at the first failure, for a minute.
+fn brittle(config: PoolConfig) -> PoolConfig {
+    config.with_restart(RestartConfig::default().with_max_restarts(0))
+}
+
+fn ticket(request: u64) -> Ticket {
+    Ticket::new(RequestId(request), Time::NEVER)
+}
+
+fn submit(core: &mut Core, tickets: impl IntoIterator<Item = Ticket>) -> Vec<Effect> {
+    core.tell(Input::Submit { tickets: tickets.into_iter().map(|ticket| (KEY, ticket)).collect() })
+}
+
+/// The sizes of the runs and joins in the order in which they began.
+fn runs(effects: &[Effect]) -> Vec<Vec<u64>> {
+    let run = |effect: &Effect| match effect {
+        Effect::Run { requests, .. } => Some(requests.iter().map(|request| request.0).collect()),
+        _ => None,
+    };
+    effects.iter().filter_map(run).collect()
+}
+
+fn fail(core: &mut Core, worker: WorkerId, requests: &[u64], failure: &Failure) -> Vec<Effect> {
+    let failed = |request: &u64| (RequestId(*request), Outcome::Failed(failure.clone()));
+    core.tell(Input::Finished { worker, outcomes: requests.iter().map(failed).collect() })
+}
+
+fn the_worker(core: &Core) -> WorkerId {
+    core.starts().last().unwrap().1
+}
+
+fn out_of_memory() -> Failure {
+    Failure::out_of_memory("no page left")
+}
+
+// ## Joining a run
+
+fn continuous(limits: BatchLimits) -> Core {
+    let mut core = Core::batching(one_worker().with_batch(limits), Batching::Continuous);
+    core.preload();
+    core
+}
+
+#[test]
+fn a_run_is_joined_up_to_its_seats() {
+    let mut core = continuous(BatchLimits::default().with_requests(3));
+    assert_eq!(runs(&submit(&mut core, [ticket(1)])), [[1]]);
+    assert_eq!(runs(&submit(&mut core, [2, 3, 4].map(ticket))), [[2, 3]]);
+    let worker = the_worker(&core);
+    assert_eq!(runs(&core.finish(worker, RequestId(1))), [[4]], "a seat is free");
+}
+
+#[test]
+fn a_run_is_joined_up_to_its_cost() {
+    let mut core = continuous(BatchLimits::default().with_cost(100));
+    let costing = |request, cost| Ticket { cost: Cost(cost), ..ticket(request) };
+    assert_eq!(runs(&submit(&mut core, [costing(1, 60)])), [[1]]);
+    assert!(runs(&submit(&mut core, [costing(2, 60)])).is_empty(), "both would cost 120");
+    let worker = the_worker(&core);
+    assert_eq!(runs(&core.finish(worker, RequestId(1))), [[2]]);
+}
+
+#[test]
+fn a_run_of_another_key_is_not_joined_and_nobody_overtakes_who_waits_for_its_end() {
+    let mut core = continuous(BatchLimits::default());
+    assert_eq!(runs(&submit(&mut core, [ticket(1)])), [[1]]);
+    assert!(runs(&submit(&mut core, [Ticket { key: BatchKey(1), ..ticket(2) }])).is_empty());
+    assert!(runs(&submit(&mut core, [ticket(3)])).is_empty(), "it would keep 2 waiting");
+}
+
+#[test]
+fn nobody_joins_a_run_that_ran_out_of_memory_before() {
+    let mut core = continuous(BatchLimits::default());
+    submit(&mut core, [ticket(1)]);
+    let worker = the_worker(&core);
+    fail(&mut core, worker, &[1], &out_of_memory());
+    core.wait_until(at(0, 1));
+    assert_eq!(core.runs_of(RequestId(1)).len(), 2, "once more, after a second");
+    assert!(runs(&submit(&mut core, [ticket(2)])).is_empty());
+}
+
+// ## Probes and breakers
+
+#[test]
+fn a_half_open_breaker_lets_one_request_through_at_a_time() {
+    let mut core = Core::new(brittle(one_worker()));
+    core.starts_by_hand = true;
+    submit(&mut core, [ticket(1)]);
+    let worker = the_worker(&core);
+    core.tell(Input::StartFailed { worker, failure: Failure::failed("no") });
+    assert_eq!(core.openings().len(), 1);
+    core.starts_by_hand = false;
+    core.wait_until(at(1, 0));
+    assert_eq!(runs(&submit(&mut core, [2, 3, 4].map(ticket))), [[2]], "the probe");
+    let worker = the_worker(&core);
+    assert_eq!(runs(&core.finish(worker, RequestId(2))), [[3, 4]], "it succeeded");
+}
+
+#[test]
+fn a_breaker_that_opens_gives_up_the_starts_under_way() {
+    let mut core = Core::new(brittle(workers(3, 3)));
+    core.starts_by_hand = true;
+    core.threads_linger = true;
+    submit(&mut core, [ticket(1)]);
+    let (first, footprint) = (the_worker(&core), Footprint::default());
+    core.tell(Input::Sized { worker: first, footprint });
+    core.tell(Input::RoomGranted { worker: first });
+    core.tell(Input::Started { worker: first, footprint });
+    let starting: Vec<WorkerId> = core.starts()[1..].iter().map(|(_, worker)| *worker).collect();
+    for worker in &starting {
+        core.tell(Input::RoomGranted { worker: *worker });
+    }
+    core.tell(Input::StartFailed { worker: starting[0], failure: Failure::failed("no") });
+    assert_eq!(core.openings().len(), 1);
+    assert_eq!(core.stops(EvictionReason::Unload), [(Time::ZERO, starting[1])]);
+}
+
+// ## Failures and deadlines
+
+#[test]
+fn what_failed_past_its_deadline_is_answered_that_its_time_ran_out() {
+    let mut core = Core::new(one_worker());
+    core.preload();
+    let deadline = at(0, 5);
+    let late = |request| Ticket { deadline, ..ticket(request) };
+    submit(&mut core, [late(1), late(2)]);
+    let worker = the_worker(&core);
+    // The alarm has not rung yet.
+    core.now = deadline;
+    fail(&mut core, worker, &[1, 2], &Failure::failed("no"));
+    assert_eq!([1, 2].map(|request| core.failure_of(RequestId(request))), [Some("timeout"); 2]);
+    assert_eq!(core.runs_of(RequestId(1)).len(), 1, "it is not run again");
+}
+
+#[test]
+fn a_load_that_ran_out_of_memory_is_tried_once_more_and_no_more() {
+    let mut core = Core::new(one_worker());
+    core.starts_by_hand = true;
+    submit(&mut core, [ticket(1)]);
+    let load = |core: &mut Core| {
+        let worker = the_worker(core);
+        core.tell(Input::Sized { worker, footprint: Footprint::default() });
+        core.tell(Input::RoomGranted { worker });
+        core.tell(Input::StartFailed { worker, failure: out_of_memory() });
+        core.tell(Input::Ended { worker });
+        worker
+    };
+    let first = load(&mut core);
+    assert_eq!(core.failure_of(RequestId(1)), None);
+    core.wait_until(at(0, 30));
+    assert_ne!(load(&mut core), first, "a second one was tried");
+    assert!(core.failure_of(RequestId(1)).is_some());
+    core.wait_until(at(1, 30));
+    assert_eq!(core.starts().len(), 2);
+    // A request that comes later has two of its own.
+    submit(&mut core, [ticket(2)]);
+    load(&mut core);
+    assert_eq!(core.failure_of(RequestId(2)), None);
+}
+
+#[test]
+fn a_batch_limit_that_memory_set_is_back_after_a_load() {
+    let mut core = Core::new(one_worker().with_batch(BatchLimits::default().with_requests(4)));
+    core.preload();
+    submit(&mut core, (1..=4).map(ticket));
+    let worker = the_worker(&core);
+    let effects = fail(&mut core, worker, &[1, 2, 3, 4], &out_of_memory());
+    assert_eq!(runs(&effects), [[1, 2]]);
+    for pair in [[1, 2], [3, 4]] {
+        for request in pair {
+            core.finish(worker, RequestId(request));
+        }
+    }
+    assert_eq!(runs(&submit(&mut core, (5..=8).map(ticket))), [[5, 6]], "two at a time now");
+    for request in 5..=8 {
+        core.finish(worker, RequestId(request));
+    }
+    core.tell(Input::Unload { key: KEY, call: CallId(1), deadline: at(1, 0) });
+    core.preload();
+    assert_eq!(runs(&submit(&mut core, (9..=12).map(ticket))), [[9, 10, 11, 12]]);
+}
+
+// ## Starts, room and unloads
+
+#[test]
+fn an_unload_gives_up_the_starts_under_way() {
+    let mut core = Core::new(one_worker());
+    core.starts_by_hand = true;
+    core.threads_linger = true;
+    core.preload();
+    let worker = the_worker(&core);
+    core.tell(Input::Sized { worker, footprint: Footprint::default() });
+    core.tell(Input::RoomGranted { worker });
+    core.tell(Input::Unload { key: KEY, call: CallId(1), deadline: at(1, 0) });
+    assert_eq!(core.stops(EvictionReason::Unload), [(Time::ZERO, worker)]);
+}
+
+#[test]
+fn an_unload_does_not_wait_for_a_stuck_thread() {
+    let mut core = Core::new(one_worker());
+    core.preload();
+    submit(&mut core, [ticket(1)]);
+    core.last_progress = Some(Time::ZERO);
+    core.threads_linger = true;
+    core.starts_by_hand = true;
+    let stalled = core.scheduler.alarm();
+    core.wait_until(stalled + Duration::from_secs(1));
+    assert_eq!(core.failure_of(RequestId(1)), Some("worker_stuck"));
+    let now = core.now;
+    let effects = core.tell(Input::Unload { key: KEY, call: CallId(1), deadline: at(60, 0) });
+    let returned = effects.iter().find_map(|effect| match effect {
+        Effect::Return { call: CallId(1), result } => Some(result.clone()),
+        _ => None,
+    });
+    assert!(matches!(returned, Some(Err(Error::UnloadIncomplete { .. }))), "{returned:?}");
+    assert_eq!(core.now, now);
+}
+
+/// A further worker that found no room: (the core, the busy worker, the moment).
+fn denied_scale_up() -> (Core, WorkerId) {
+    let mut core = Core::new(workers(1, 2));
+    core.preload();
+    let busy = the_worker(&core);
+    submit(&mut core, [ticket(1)]);
+    core.starts_by_hand = true;
+    submit(&mut core, [ticket(2)]);
+    let worker = the_worker(&core);
+    assert_ne!(worker, busy);
+    let is_free = |(_, effect): &(Time, Effect)| matches!(effect, Effect::Reserve { worker: of, urgency: Urgency::IfFree, .. } if *of == worker);
+    assert!(core.log.iter().any(is_free), "no room is made for a further worker");
+    core.tell(Input::RoomDenied { worker, needed: Bytes(1), free: Bytes(0), limit: Bytes(1) });
+    (core, busy)
+}
+
+#[test]
+fn a_further_worker_that_finds_no_room_fails_nobody() {
+    let (mut core, busy) = denied_scale_up();
+    assert_eq!(core.failure_of(RequestId(2)), None);
+    core.finish(busy, RequestId(1));
+    assert_eq!(core.runs_of(RequestId(2)), [busy]);
+}
+
+#[test]
+fn a_further_worker_is_tried_again_after_a_pause_with_no_other_cause() {
+    let (mut core, _) = denied_scale_up();
+    assert_eq!(core.starts().len(), 2);
+    core.wait_until(Time::after_start(Duration::from_millis(999)));
+    assert_eq!(core.starts().len(), 2, "not before its pause");
+    core.wait_until(at(0, 1));
+    assert_eq!(core.starts().len(), 3);
+}
+
+#[test]
+fn a_worker_whose_sibling_starts_is_not_evicted() {
+    let mut core = Core::new(workers(1, 2));
+    core.preload();
+    let first = the_worker(&core);
+    submit(&mut core, [ticket(1)]);
+    core.starts_by_hand = true;
+    submit(&mut core, [ticket(2)]);
+    let second = the_worker(&core);
+    core.tell(Input::RoomGranted { worker: second });
+    core.finish(first, RequestId(1));
+    core.finish(first, RequestId(2));
+    let idle = |core: &Core| -> usize {
+        core.scheduler.offers(core.now, PoolIndex(0)).iter().map(|offer| offer.idle.len()).sum()
+    };
+    assert_eq!(idle(&core), 0, "the sibling needs its weights");
+    core.tell(Input::Evict { worker: first, reason: EvictionReason::MakeRoom });
+    assert!(core.stops(EvictionReason::MakeRoom).is_empty());
+    core.tell(Input::Started { worker: second, footprint: Footprint::default() });
+    assert_eq!(idle(&core), 2);
+}
