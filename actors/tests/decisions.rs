@@ -9,10 +9,10 @@ use std::time::Duration;
 use timeline::{Core, KEY, at};
 
 use model_actors::maintenance::eviction::PoolIndex;
-use model_actors::scheduler::{Batching, CallId, Effect, Input, Outcome, Ticket, Urgency};
+use model_actors::scheduler::{Batching, CallId, Effect, Fate, Input, Outcome, Ticket, Urgency};
 use model_actors::{
-    BatchKey, BatchLimits, Bytes, Cost, Error, EvictionReason, Failure, Footprint, PoolConfig, RequestId,
-    RestartConfig, Time, WorkerId,
+    BatchKey, BatchLimits, Bytes, Cause, Cost, Device, Error, EvictionReason, Failure, Footprint, PoolConfig,
+    PressureLevel, RequestId, RestartConfig, Time, WorkerId,
 };
 
 fn one_worker() -> PoolConfig {
@@ -155,6 +155,10 @@ fn what_failed_past_its_deadline_is_answered_that_its_time_ran_out() {
     fail(&mut core, worker, &[1, 2], &Failure::failed("no"));
     assert_eq!([1, 2].map(|request| core.failure_of(RequestId(request))), [Some("timeout"); 2]);
     assert_eq!(core.runs_of(RequestId(1)).len(), 1, "it is not run again");
+    submit(&mut core, [Ticket { deadline: at(0, 9), ..ticket(3) }]);
+    core.now = at(0, 9);
+    fail(&mut core, worker, &[3], &Failure::failed("no"));
+    assert_eq!(core.failure_of(RequestId(3)), Some("timeout"), "it ran alone");
 }
 
 #[test]
@@ -295,4 +299,70 @@ fn a_worker_whose_sibling_starts_is_not_evicted() {
     assert!(core.stops(EvictionReason::MakeRoom).is_empty());
     core.tell(Input::Started { worker: second, footprint: Footprint::default() });
     assert_eq!(idle(&core), 2);
+}
+
+#[test]
+fn a_probe_starts_one_worker_whatever_a_cold_start_has() {
+    let mut core = Core::new(brittle(workers(2, 2)));
+    core.starts_by_hand = true;
+    submit(&mut core, [ticket(1)]);
+    let worker = the_worker(&core);
+    core.tell(Input::StartFailed { worker, failure: Failure::failed("no") });
+    core.starts_by_hand = false;
+    core.wait_until(at(1, 0));
+    let before = core.starts().len();
+    submit(&mut core, [2, 3].map(ticket));
+    assert_eq!(core.starts().len() - before, 1);
+}
+
+#[test]
+fn under_memory_pressure_no_further_worker_is_tried() {
+    let mut core = Core::new(workers(1, 2));
+    core.preload();
+    let (device, level) = (Device::host(), PressureLevel::Elevated);
+    core.tell(Input::Pressure { device: device.clone(), level });
+    submit(&mut core, [ticket(1)]);
+    submit(&mut core, [ticket(2)]);
+    assert_eq!(core.starts().len(), 1);
+    core.tell(Input::Pressure { device, level: PressureLevel::Normal });
+    submit(&mut core, [ticket(3)]);
+    assert_eq!(core.starts().len(), 2);
+}
+
+#[test]
+fn a_pinned_model_offers_none_of_its_workers_and_keeps_them() {
+    let mut core = Core::new(one_worker());
+    core.preload();
+    let worker = the_worker(&core);
+    core.tell(Input::Pin { key: KEY, pinned: true });
+    assert!(core.scheduler.offers(core.now, PoolIndex(0)).iter().all(|offer| offer.idle.is_empty()));
+    core.tell(Input::Evict { worker, reason: EvictionReason::MakeRoom });
+    assert!(core.stops(EvictionReason::MakeRoom).is_empty());
+}
+
+#[test]
+fn the_weights_of_the_only_worker_are_kept_for_its_replacement() {
+    for (workers, kept) in [(1, 1), (2, 0)] {
+        let mut core = Core::new(self::workers(workers, workers));
+        core.preload();
+        submit(&mut core, [ticket(1)]);
+        let [worker] = core.runs_of(RequestId(1))[..] else { panic!("it runs once") };
+        let fates = vec![(RequestId(1), Fate::Untouched)];
+        let effects = core.tell(Input::Died { worker, cause: Cause::new("crashed"), fates });
+        let kept_now = effects.iter().filter(|effect| matches!(effect, Effect::RetainWeights { .. }));
+        assert_eq!(kept_now.count(), kept, "{workers}: a sibling holds them");
+    }
+}
+
+#[test]
+fn nothing_new_is_taken_once_the_shutdown_has_begun() {
+    let mut core = Core::new(one_worker());
+    core.preload();
+    submit(&mut core, [ticket(1)]);
+    core.tell(Input::Shutdown { deadline: at(1, 0) });
+    submit(&mut core, [ticket(2)]);
+    assert_eq!([1, 2].map(|request| core.failure_of(RequestId(request))), [None, Some("shutting_down")]);
+    let effects = core.tell(Input::Preload { key: KEY, call: CallId(7) });
+    let refused = |effect: &Effect| matches!(effect, Effect::Return { result: Err(Error::ShuttingDown), .. });
+    assert!(effects.iter().any(refused), "{effects:?}");
 }

@@ -115,6 +115,15 @@ fn nobody_overtakes() {
 }
 
 #[test]
+fn bytes_that_come_back_are_a_reason_to_look_again_at_once() {
+    let mut harness = Harness::new(60);
+    assert_eq!(harness.ask(1, 80, Time::NEVER), [RoomEffect::Poll]);
+    harness.offers(0, vec![]);
+    assert_eq!(harness.offers(1, vec![in_use(1, 9, 60)]), []);
+    assert_eq!(harness.release(10), [RoomEffect::Poll], "too few for it, but something has changed");
+}
+
+#[test]
 fn an_ask_that_does_not_wait_gets_what_is_free_or_idle_and_nothing_else() {
     let mut harness = Harness::new(60);
     assert_eq!(harness.ask(1, 40, Time::ZERO), [grant(1, 40)]);
