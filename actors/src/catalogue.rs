@@ -16,6 +16,7 @@ use crate::id::{Device, ModelId, ModelKey};
 use crate::memory::Budgets;
 use crate::model::Loader;
 use crate::progress::Clock;
+use crate::reaper::Reaped;
 use crate::scheduler::{Batching, ModelPolicy};
 use crate::telemetry::ModelMetrics;
 
@@ -97,7 +98,7 @@ pub(crate) struct Registered<C: Capability> {
     /// Key of the registration that it goes back to: a replacement keeps it, so that handles follow.
     origin: ModelKey,
     pub(crate) policy: ModelPolicy,
-    pub(crate) loader: Arc<dyn Loader<C>>,
+    pub(crate) loader: Reaped<Arc<dyn Loader<C>>>,
 }
 
 impl<C: Capability> Registered<C> {
@@ -189,7 +190,7 @@ impl<C: Capability> Catalogue<C> {
             batching: spec.batching,
             pinned: spec.pinned,
         };
-        Ok(Registered { entry, origin: key, policy, loader: spec.loader })
+        Ok(Registered { entry, origin: key, policy, loader: Reaped::new(spec.loader) })
     }
 
     fn check_device(&self, device: &Device) -> Result<()> {

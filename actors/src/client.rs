@@ -19,6 +19,7 @@ use crate::id::{Lane, ModelId, Priority, Time};
 use crate::job::{Accepted, Answer, Job, JobParts};
 use crate::pool::PoolMessage;
 use crate::progress::Clock;
+use crate::reaper::Reaped;
 use crate::telemetry::span;
 
 mod gate;
@@ -319,7 +320,7 @@ impl<C: Capability> ModelHandle<C> {
         let (model, slot) = self.slot(options, deadline, timeout).await?;
         let parts = JobParts {
             entry: model.entry.clone(),
-            request,
+            request: Reaped::new(request),
             lane: options.lane,
             priority: options.priority,
             deadline,

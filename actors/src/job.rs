@@ -13,6 +13,7 @@ use crate::entry::{ModelEntry, Slot};
 use crate::error::{Error, RequestPhase};
 use crate::id::{Lane, ModelId, Priority, RequestId, Time};
 use crate::progress::Clock;
+use crate::reaper::{Reaped, reap};
 
 /// Places at the head of a queue of which each step is told.
 const NEAR: usize = 64;
@@ -22,7 +23,7 @@ static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 /// Parts of a job, before it has an identity.
 pub(crate) struct JobParts<C: Capability> {
     pub(crate) entry: Arc<ModelEntry>,
-    pub(crate) request: C::Request,
+    pub(crate) request: Reaped<C::Request>,
     pub(crate) lane: Lane,
     pub(crate) priority: Priority,
     pub(crate) deadline: Time,
@@ -142,18 +143,23 @@ impl<C: Capability> Job<C> {
     pub(crate) fn emit_from(&self, attempt: u32, chunk: C::Chunk) -> Result<(), EmitError<C::Chunk>> {
         let owed = self.owed();
         let Some(answer) = owed.answer.as_ref().filter(|_| owed.attempt == attempt) else {
+            reap(chunk);
             return Err(EmitError::Stopped);
         };
         self.begun.store(true, Ordering::Release);
         // Without a stream the caller wants the output alone.
         let Some(chunks) = &answer.chunks else {
+            reap(chunk);
             self.note_output();
             return Ok(());
         };
         self.sent.store(true, Ordering::Release);
         chunks.try_send(chunk).map_err(|error| match error {
             mpsc::error::TrySendError::Full(chunk) => EmitError::Full(chunk),
-            mpsc::error::TrySendError::Closed(_) => EmitError::Stopped,
+            mpsc::error::TrySendError::Closed(chunk) => {
+                reap(chunk);
+                EmitError::Stopped
+            }
         })?;
         self.note_output();
         Ok(())
@@ -295,10 +301,15 @@ pub enum EmitError<T> {
 }
 
 fn send<C: Capability>(answer: Option<Answer<C>>, result: Result<C::Output, Error>) -> bool {
-    let Some(answer) = answer else { return false };
+    let Some(answer) = answer else {
+        result.into_iter().for_each(reap);
+        return false;
+    };
     // The slot goes back before the caller wakes, so that it finds the slot free.
     drop(answer.slot);
     // A caller that has gone has dropped its receiver; it wants no answer.
-    let _ = answer.done.send(result);
+    if let Err(unwanted) = answer.done.send(result) {
+        reap(unwanted);
+    }
     true
 }

@@ -13,6 +13,7 @@ mod setters;
 
 mod id;
 mod error;
+mod reaper;
 pub mod limits;
 mod config;
 mod capability;

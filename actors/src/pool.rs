@@ -260,6 +260,10 @@ impl<C: Capability> PoolState<C> {
                         self.publisher.now();
                         self.spawn(myself, worker, key).await;
                     }
+                    Effect::ReleaseWeights { key, thread } => {
+                        self.publisher.now();
+                        self.release_weights(myself, key, thread);
+                    }
                     effect => self.carry_out(effect),
                 }
             }

@@ -208,8 +208,9 @@ pub enum Effect {
     Quarantine { worker: WorkerId },
     /// Keep the model's weights although no worker holds them, for the replacement.
     RetainWeights { key: ModelKey },
-    /// The weights need no keeping any more.
-    ReleaseWeights { key: ModelKey },
+    /// The weights need no keeping any more. If nobody else holds them, they are dropped by this thread, whose end
+    /// is told with `Ended`; without one a worker holds them.
+    ReleaseWeights { key: ModelKey, thread: Option<WorkerId> },
     /// Have idle workers of another model evicted: memory ran out in spite of the budget.
     Relieve { device: Device },
     /// Answer a caller of `preload` or `unload`.

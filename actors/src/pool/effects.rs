@@ -9,7 +9,7 @@ use super::{HeldRoom, PoolMessage, PoolState};
 use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::error::{Cause, Error, Failure};
-use crate::id::{Bytes, ModelKey, RequestId, WorkerId};
+use crate::id::{Bytes, ModelId, ModelKey, RequestId, WorkerId};
 use crate::job::Accepted;
 use crate::maintenance::room::RoomAsk;
 use crate::maintenance::{MaintenanceMessage, PoolDrained};
@@ -17,14 +17,14 @@ use crate::model::LoadContext;
 use crate::progress::Gauge;
 use crate::scheduler::{Effect, Input, Source, Urgency};
 use crate::telemetry::Event;
-use crate::worker::thread::{Assignment, ThreadArguments, start};
+use crate::worker::thread::{Assignment, ThreadArguments, free, start};
 use crate::worker::{Order, Worker, WorkerHandle};
 
 /// Number of waiting requests that the span of a load follows from at most.
 const LINKED_REQUESTS: usize = 16;
 
 impl<C: Capability> PoolState<C> {
-    /// Carries out any effect but `Spawn`, which alone has to await something.
+    /// Carries out any effect but `Spawn`, which alone has to await something, and `ReleaseWeights`.
     pub(super) fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Run { worker, requests } => self.run(worker, &requests),
@@ -70,10 +70,6 @@ impl<C: Capability> PoolState<C> {
                 let entry = self.weights_entry(key);
                 entry.retained = entry.offered.take();
             }
-            Effect::ReleaseWeights { key } => {
-                let entry = self.weights_entry(key);
-                (entry.retained, entry.offered) = (None, None);
-            }
             Effect::Relieve { device } => self.ask_maintenance(MaintenanceMessage::Relieve { device }),
             Effect::Return { call, result } => {
                 if let Some(caller) = self.calls.remove(&call) {
@@ -84,6 +80,7 @@ impl<C: Capability> PoolState<C> {
             Effect::Drained { abandoned } => self.report_drained(abandoned),
             // Carried out elsewhere.
             Effect::Spawn { .. }
+            | Effect::ReleaseWeights { .. }
             | Effect::Run { .. }
             | Effect::Forget { .. }
             | Effect::Fail { .. }
@@ -170,13 +167,36 @@ impl<C: Capability> PoolState<C> {
             abandoned,
             events: self.arguments.events.clone(),
         };
-        let name: Arc<str> = format!("{}{worker} {}", model.id().short(), C::NAME).into();
+        let name = thread_name::<C>(model.id(), worker);
         let arguments =
             ThreadArguments { worker, actor, model: model.clone(), context, orders: received, pool };
         start(&name, arguments).map_err(Failure::failed)?;
         self.threads.insert(worker, name);
         self.workers.insert(worker, handle);
         Ok(())
+    }
+
+    /// Lets go of weights that were kept. Those that nobody else holds are dropped by a thread of their own.
+    pub(super) fn release_weights(
+        &mut self,
+        myself: &ActorRef<PoolMessage<C>>,
+        key: ModelKey,
+        thread: Option<WorkerId>,
+    ) {
+        let entry = self.weights_entry(key);
+        entry.offered = None;
+        let last = entry.retained.take().and_then(Arc::into_inner);
+        let Some(worker) = thread else { return };
+        let model = self.models.get(&key).map(|model| model.id().clone());
+        let (Some(weights), Some(model)) = (last, model) else {
+            return self.inputs.push_back(Input::Ended { worker });
+        };
+        let name = thread_name::<C>(&model, worker);
+        // Without a thread the weights go to the reaper's, and the end is told all the same.
+        if let Err(error) = free(&name, worker, myself.get_derived(), weights) {
+            tracing::error!(capability = C::NAME, %model, %error, "no thread to drop weights could be started");
+        }
+        self.threads.insert(worker, name);
     }
 
     /// Takes room that is free at once; else asks maintenance to make some, if that is wanted.
@@ -264,4 +284,8 @@ impl<C: Capability> PoolState<C> {
             let _ = done.send(PoolDrained { abandoned, unfinished });
         }
     }
+}
+
+fn thread_name<C: Capability>(model: &ModelId, worker: WorkerId) -> Arc<str> {
+    format!("{}{worker} {}", model.short(), C::NAME).into()
 }

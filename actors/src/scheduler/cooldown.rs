@@ -3,7 +3,7 @@
 //! protects a model from the first two.
 
 use super::model_state::{Leaving, Unload};
-use super::workers::{answer_preloads, release_weights};
+use super::workers::answer_preloads;
 use super::{CallId, Effect, ModelState, Scheduler};
 use crate::error::Error;
 use crate::id::{ModelKey, Time, WorkerId};
@@ -104,9 +104,9 @@ impl Scheduler {
         model.unload.get_or_insert(Unload { calls: Vec::new() }).calls.push((call, deadline));
         model.replacements = 0;
         model.cold_start_goal = 0;
-        release_weights(model, effects);
         self.wake_at(deadline);
         self.dismiss_starting(now, key, EvictionReason::Unload, effects);
+        self.release_weights(now, key, effects);
         self.advance(now, key, effects);
         self.check_unload(now, key, effects);
     }
@@ -136,8 +136,8 @@ impl Scheduler {
         };
         if reason != EvictionReason::Unload {
             model.replacements = 0;
-            release_weights(model, effects);
             self.dismiss_starting(now, key, reason, effects);
+            self.release_weights(now, key, effects);
         }
         let Some(model) = self.models.get(&key) else { return };
         let idle: Vec<WorkerId> =

@@ -11,8 +11,8 @@
 //! back. While a request is under suspicion, further deaths may be its doing and are excused. The breaker stops starts,
 //! not workers: those that serve go on.
 
-use super::model_state::Leaving;
-use super::workers::{SCALE_UP_PAUSE, fail_waiting, release_weights};
+use super::model_state::{Holds, Leaving};
+use super::workers::{SCALE_UP_PAUSE, fail_waiting};
 use super::{Effect, Fate, Phase, Scheduler, Source, Ticket, Verdict, Worker};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
@@ -66,8 +66,9 @@ impl Scheduler {
         }
         if (phase == Phase::Starting { source: Source::Shared }) {
             // The weights that were kept may be what is wrong, or gone: the next start reads them again.
-            release_weights(model, effects);
+            self.release_weights(now, key, effects);
         }
+        let Some(model) = self.models.get(&key) else { return };
         let id = model.policy.model.clone();
         self.leave(now, key, worker, why);
         let error = Error::SpawnFailed {
@@ -156,10 +157,15 @@ impl Scheduler {
             let room = model.policy.config.max_workers.saturating_sub(model.workers.len());
             model.replacements = (model.replacements + 1).min(room);
         }
-        if replaced && !model.has_weights() {
+        // Also what is not replaced has its weights dropped by a thread, and not wherever the last hold on them ends.
+        if !model.has_weights() {
             model.retained = true;
             effects.push(Effect::RetainWeights { key });
         }
+        if !replaced {
+            self.release_weights(now, key, effects);
+        }
+        let Some(model) = self.models.get_mut(&key) else { return };
         // While one death is looked into, further ones may have the same cause: it is counted once.
         let is_suspect = |ticket: &Ticket| ticket.deaths > 0;
         let running = loss.entry.running();
@@ -224,8 +230,8 @@ impl Scheduler {
         if !model.has_ready_worker() {
             fail_waiting(model, &error, effects);
         }
-        release_weights(model, effects);
         self.dismiss_starting(now, key, EvictionReason::Unload, effects);
+        self.release_weights(now, key, effects);
     }
 
     pub(super) fn ended(&mut self, now: Time, worker: WorkerId, effects: &mut Vec<Effect>) {
@@ -240,9 +246,12 @@ impl Scheduler {
         }
         let capability = self.capability;
         let Some((key, model)) = self.owner(worker) else { return };
+        let held = model.leaving.iter().find(|gone| gone.worker == worker).copied();
         model.leaving.retain(|gone| gone.worker != worker);
-        let id = model.policy.model.clone();
-        effects.push(Effect::Emit(Event::WorkerEnded { capability, key, model: id, worker }));
+        if held.is_none_or(|gone| gone.holds != Holds::Weights) {
+            let id = model.policy.model.clone();
+            effects.push(Effect::Emit(Event::WorkerEnded { capability, key, model: id, worker }));
+        }
         let (name, removed) = (model.policy.model.clone(), model.removed);
         self.owners.remove(&worker);
         self.check_unload(now, key, effects);

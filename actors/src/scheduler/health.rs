@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::failures::Loss;
 use super::model_state::Leaving;
-use super::workers::{fail_waiting, release_weights};
+use super::workers::fail_waiting;
 use super::{Effect, Fate, ModelState, Phase, Scheduler, Worker};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
@@ -55,7 +55,7 @@ impl Scheduler {
     }
 
     /// Answers everybody who waits for a model that may start no worker for its stuck threads.
-    pub(super) fn refuse_if_stuck(&mut self, key: ModelKey, effects: &mut Vec<Effect>) {
+    pub(super) fn refuse_if_stuck(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         let capability = self.capability;
         let Some(model) = self.models.get(&key) else { return };
         let stuck = model.stuck() + self.namesakes(model).map(ModelState::stuck).sum::<usize>();
@@ -65,9 +65,9 @@ impl Scheduler {
         let error = stuck_error(capability, model, stuck);
         if let Some(model) = self.models.get_mut(&key) {
             model.replacements = 0;
-            release_weights(model, effects);
             fail_waiting(model, &error, effects);
         }
+        self.release_weights(now, key, effects);
     }
 
     /// Returns true if a further thread may be started. Threads that have yet to end count, as they may hang, and

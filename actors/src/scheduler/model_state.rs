@@ -63,8 +63,18 @@ pub(crate) struct Gone {
     pub(crate) since: Time,
     /// The moment from which it is stuck, unless its thread has ended.
     pub(crate) overdue_at: Time,
-    /// It had its room when it left, so its bytes come back when its thread ends.
-    pub(crate) charged: bool,
+    pub(crate) holds: Holds,
+}
+
+/// The memory that comes back when a thread ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// None: the worker had no room yet.
+    Nothing,
+    /// A worker's own, and a part in the weights.
+    Worker,
+    /// The weights: it is no worker's thread, but drops weights that were kept for a replacement.
+    Weights,
 }
 
 impl Leaving {
@@ -281,7 +291,7 @@ impl ModelState {
     pub(crate) fn bytes(&self) -> Bytes {
         match (self.footprint, self.holders()) {
             (Some(footprint), holders) if holders > 0 => footprint.with_workers(holders),
-            (Some(footprint), _) if self.retained => footprint.shared,
+            (Some(footprint), _) if self.retained || self.frees_weights() => footprint.shared,
             _ => Bytes::ZERO,
         }
     }
@@ -289,7 +299,12 @@ impl ModelState {
     /// Workers that hold bytes, on their way out or not.
     pub(crate) fn holders(&self) -> usize {
         let charged = self.workers.iter().filter(|worker| worker.is_charged()).count();
-        charged + self.leaving.iter().filter(|gone| gone.charged).count()
+        charged + self.leaving.iter().filter(|gone| gone.holds == Holds::Worker).count()
+    }
+
+    /// Weights that no worker holds are being dropped.
+    fn frees_weights(&self) -> bool {
+        self.leaving.iter().any(|gone| gone.holds == Holds::Weights)
     }
 
     /// Threads that were given up and have not ended.

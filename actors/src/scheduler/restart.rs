@@ -22,6 +22,19 @@ pub enum Verdict {
     GiveUp,
 }
 
+/// Maximum number of failures that are remembered.
+const MOST_KEPT: usize = 1024;
+
+/// One failure in the window.
+#[derive(Debug, Clone, Copy)]
+struct Failed {
+    /// Its number among all.
+    number: u64,
+    at: Time,
+    /// It counts against the budget.
+    counts: bool,
+}
+
 /// The failures of one thing within the window.
 ///
 /// ```
@@ -34,8 +47,7 @@ pub enum Verdict {
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Restarts {
-    /// The failures that count, each with its number among all.
-    recent: VecDeque<(u64, Time)>,
+    recent: VecDeque<Failed>,
     total: u64,
 }
 
@@ -43,9 +55,8 @@ impl Restarts {
     /// Counts a failure. `jitter`, 0 to 1, spreads the wait by ±20 %.
     pub fn failed(&mut self, config: &RestartConfig, now: Time, jitter: f64) -> Verdict {
         self.forget_old(config, now);
-        self.total += 1;
-        self.recent.push_back((self.total, now));
-        if self.recent() > config.max_restarts {
+        self.note(now, true);
+        if self.counted() > config.max_restarts {
             return Verdict::GiveUp;
         }
         Verdict::RestartAfter(self.backoff(config, jitter))
@@ -54,23 +65,34 @@ impl Restarts {
     /// Notes a failure that is no evidence against the thing itself, and returns the wait before the next start.
     pub fn excused(&mut self, config: &RestartConfig, now: Time, jitter: f64) -> Duration {
         self.forget_old(config, now);
-        self.total += 1;
+        self.note(now, false);
         self.backoff(config, jitter)
     }
 
-    /// Takes the failure of this number, which [`Self::total`] was right after it, back out of the window.
+    /// Excuses the failure of this number, which [`Self::total`] was right after it.
     pub fn take_back(&mut self, number: u64) {
-        self.recent.retain(|(of, _)| *of != number);
+        let failures = self.recent.iter_mut().filter(|failed| failed.number == number);
+        failures.for_each(|failed| failed.counts = false);
+    }
+
+    fn note(&mut self, at: Time, counts: bool) {
+        self.total += 1;
+        self.recent.push_back(Failed { number: self.total, at, counts });
+    }
+
+    /// Failures within the window that count against the budget.
+    fn counted(&self) -> u32 {
+        self.recent.iter().filter(|failed| failed.counts).count() as u32
     }
 
     fn backoff(&self, config: &RestartConfig, jitter: f64) -> Duration {
-        let doublings = self.recent().saturating_sub(1);
+        let doublings = self.counted().saturating_sub(1);
         let doubled = config.first_backoff.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX));
         let spread = 0.8 + 0.4 * jitter.clamp(0.0, 1.0);
         doubled.min(config.max_backoff).mul_f64(spread)
     }
 
-    /// Failures within the window that count.
+    /// Failures within the window, excused ones included.
     pub fn recent(&self) -> u32 {
         self.recent.len() as u32
     }
@@ -86,11 +108,11 @@ impl Restarts {
     }
 
     fn forget_old(&mut self, config: &RestartConfig, now: Time) {
-        while self.recent.front().is_some_and(|(_, then)| now.since(*then) >= config.window) {
+        while self.recent.front().is_some_and(|failed| now.since(failed.at) >= config.window) {
             self.recent.pop_front();
         }
-        // At most one more than the budget is ever kept, so the window is bounded too.
-        while self.recent.len() > config.max_restarts as usize {
+        // At most one more than the budget is ever kept of those that count, so the window is bounded too.
+        while self.counted() > config.max_restarts || self.recent.len() > MOST_KEPT {
             self.recent.pop_front();
         }
     }
@@ -136,8 +158,8 @@ mod tests {
             let counted = restarts.total();
             assert_eq!(restarts.excused(&config, at(second), 0.5), config.first_backoff);
             restarts.take_back(counted);
-            assert_eq!(restarts.recent(), 0);
+            assert_eq!(restarts.counted(), 0);
         }
-        assert_eq!(restarts.total(), 20);
+        assert_eq!((restarts.recent(), restarts.total()), (20, 20));
     }
 }

@@ -2,7 +2,7 @@
 //! every remaining caller is answered. A worker that never returns delays nothing.
 
 use super::model_state::Leaving;
-use super::workers::{fail_waiting, release_weights};
+use super::workers::fail_waiting;
 use super::{Effect, Phase, Scheduler};
 use crate::error::Error;
 use crate::id::{ModelKey, Time, WorkerId};
@@ -68,7 +68,6 @@ impl Scheduler {
         let Some(model) = self.models.get_mut(&key) else { return 0 };
         let mut abandoned = model.queue.len();
         fail_waiting(model, &Error::ShuttingDown, effects);
-        release_weights(model, effects);
         let workers: Vec<WorkerId> = model.workers.iter().map(|worker| worker.id).collect();
         for worker in workers {
             let Some(model) = self.models.get_mut(&key) else { return abandoned };
@@ -83,6 +82,7 @@ impl Scheduler {
             self.leave(now, key, worker, Leaving::Draining);
             effects.push(Effect::Stop { worker, reason: EvictionReason::Shutdown });
         }
+        self.release_weights(now, key, effects);
         let Some(model) = self.models.get_mut(&key) else { return abandoned };
         if let Some(unload) = model.unload.take() {
             let calls = unload.calls.into_iter();

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::model_state::{Gone, Leaving};
+use super::model_state::{Gone, Holds, Leaving};
 use super::{Effect, ModelState, Passage, Phase, Scheduler, Source, Urgency, Worker};
 use crate::error::Error;
 use crate::id::{Bytes, ModelKey, Time, WorkerId};
@@ -20,21 +20,22 @@ impl Scheduler {
     pub(super) fn staff(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
         let (capability, shutting_down) = (self.capability, self.shutdown.is_some());
         let Some(model) = self.models.get_mut(&key) else { return };
-        let closed = (shutting_down && model.queue.is_empty()) || model.is_over();
+        let (closed, unloads) =
+            ((shutting_down && model.queue.is_empty()) || model.is_over(), model.unload.is_some());
         if model.workers.is_empty() && !model.is_wanted() {
             // Weights may have been kept for a replacement that nobody wants any more.
-            release_weights(model, effects);
+            self.release_weights(now, key, effects);
         }
-        if closed || model.unload.is_some() {
+        if closed || unloads {
             return;
         }
-        if model.workers.is_empty() && model.is_wanted() {
-            self.refuse_if_stuck(key, effects);
+        if self.models.get(&key).is_some_and(|model| model.workers.is_empty() && model.is_wanted()) {
+            self.refuse_if_stuck(now, key, effects);
         }
         let Some(model) = self.models.get_mut(&key) else { return };
         if model.workers.is_empty() && model.is_wanted() && !probe_or_refuse(now, capability, model, effects)
         {
-            return;
+            return self.release_weights(now, key, effects);
         }
         if model.has_ready_worker() && model.breaker.lapse(now) {
             effects.push(Effect::Emit(breaker_closed(capability, model)));
@@ -185,7 +186,6 @@ impl Scheduler {
         self.dismiss(now, key, worker, EvictionReason::MakeRoom, effects);
         if given_up && let Some(model) = self.models.get_mut(&key) {
             let (model_id, device) = (model.policy.model.clone(), model.policy.device.clone());
-            release_weights(model, effects);
             let error = Error::MemoryExhausted {
                 capability: self.capability.into(),
                 model: model_id,
@@ -195,6 +195,7 @@ impl Scheduler {
                 limit,
             };
             fail_waiting(model, &error, effects);
+            self.release_weights(now, key, effects);
         }
         self.advance(now, key, effects);
     }
@@ -222,7 +223,8 @@ impl Scheduler {
             entry.phase = Phase::Idle { since: now, pinged_at: None };
             (entry.ready_at, entry.progress_at) = (now, now);
         }
-        release_weights(model, effects);
+        self.release_weights(now, key, effects);
+        let Some(model) = self.models.get_mut(&key) else { return };
         // A preload asks for no more than a load, so the load was the probe.
         let probed = model.queue.is_empty() && !model.preloads.is_empty();
         answer_preloads(model, effects);
@@ -266,8 +268,27 @@ impl Scheduler {
         let Some(entry) = model.take_worker(worker).filter(|entry| entry.spawned) else { return };
         let stall = model.policy.config.stall;
         let overdue_at = now + if entry.is_ready() { stall.run } else { stall.load };
-        model.leaving.push(Gone { worker, why, since: now, overdue_at, charged: entry.is_charged() });
+        let holds = if entry.is_charged() { Holds::Worker } else { Holds::Nothing };
+        model.leaving.push(Gone { worker, why, since: now, overdue_at, holds });
         self.wake_at(overdue_at);
+    }
+
+    /// Lets go of weights that were kept for a replacement. If no worker holds them, stuck ones included, a thread
+    /// drops them, which counts among those that have yet to end: the destructor is not ours.
+    pub(super) fn release_weights(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
+        let Some(model) = self.models.get_mut(&key).filter(|model| model.retained) else { return };
+        model.retained = false;
+        let mut stuck = model.leaving.iter().filter(|gone| gone.why == Leaving::Stuck);
+        if model.has_ready_worker() || stuck.any(|gone| gone.holds == Holds::Worker) {
+            return effects.push(Effect::ReleaseWeights { key, thread: None });
+        }
+        self.next_worker += 1;
+        let (worker, overdue_at) = (WorkerId(self.next_worker), now + model.policy.config.stall.run);
+        let (why, holds) = (Leaving::Draining, Holds::Weights);
+        model.leaving.push(Gone { worker, why, since: now, overdue_at, holds });
+        self.owners.insert(worker, key);
+        self.wake_at(overdue_at);
+        effects.push(Effect::ReleaseWeights { key, thread: Some(worker) });
     }
 
     /// Lets a worker go that is not running anything, wherever else it stands.
@@ -314,12 +335,6 @@ pub(super) fn answer_preloads(model: &mut ModelState, effects: &mut Vec<Effect>)
     effects.extend(calls);
 }
 
-pub(super) fn release_weights(model: &mut ModelState, effects: &mut Vec<Effect>) {
-    if std::mem::take(&mut model.retained) {
-        effects.push(Effect::ReleaseWeights { key: model.key });
-    }
-}
-
 /// Returns true if a model without a worker may start one. While its breaker refuses, all who wait are
 /// answered.
 fn probe_or_refuse(
@@ -336,7 +351,6 @@ fn probe_or_refuse(
         cause,
     };
     model.replacements = 0;
-    release_weights(model, effects);
     fail_waiting(model, &error, effects);
     false
 }

@@ -1,7 +1,8 @@
 //! The OS thread of a worker: the only place where model code runs. It sizes, loads, builds and runs as it is
 //! ordered, answers callers directly, and reports each outcome to the pool. A panic goes to the worker's
 //! actor, whose failure the supervision tree tells the pool. Whatever happens in model code, the thread gives
-//! its memory back and reports its end, both by `Drop`. It decides nothing.
+//! its memory back and reports its end, both by `Drop`. Destructors are model code too: weights that no worker
+//! holds any more are dropped by a thread of their own ([`free`]). It decides nothing.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
@@ -20,14 +21,28 @@ use crate::job::Job;
 use crate::memory::Lease;
 use crate::model::{Footprint, LoadContext, Model, Weights};
 use crate::progress::Gauge;
+use crate::reaper::{Reaped, drop_panic, panicked, this_is_a_workers_thread};
 use crate::scheduler::Batching;
 use crate::scheduler::Outcome;
 use crate::telemetry::span;
 
-/// Weights in memory and the bytes charged for them. Field order matters: the weights go before their charge.
-pub(crate) struct SharedWeights<C: Capability> {
-    pub(crate) weights: Arc<dyn Weights<C>>,
+/// Weights in memory and the bytes charged for them. They go on the worker's thread that holds them last.
+pub(crate) struct SharedWeights<C: Capability>(Reaped<Charged<C>>);
+
+/// Field order matters: the weights go before their charge.
+struct Charged<C: Capability> {
+    weights: Arc<dyn Weights<C>>,
     _lease: Lease,
+}
+
+impl<C: Capability> SharedWeights<C> {
+    fn new(weights: Arc<dyn Weights<C>>, lease: Lease) -> Self {
+        Self(Reaped::of_a_worker(Charged { weights, _lease: lease }))
+    }
+
+    fn weights(&self) -> &dyn Weights<C> {
+        &*self.0.weights
+    }
 }
 
 /// A job and the attempt that may answer it.
@@ -81,6 +96,7 @@ pub(crate) struct ThreadArguments<C: Capability> {
 pub(crate) fn start<C: Capability>(name: &str, arguments: ThreadArguments<C>) -> std::io::Result<()> {
     let builder = std::thread::Builder::new().name(name.to_owned());
     builder.spawn(move || {
+        this_is_a_workers_thread();
         // Dropped last, so the end is reported once everything else of the thread is gone.
         let end = End { worker: arguments.worker, pool: arguments.pool.clone() };
         let actor = arguments.actor.clone();
@@ -90,7 +106,25 @@ pub(crate) fn start<C: Capability>(name: &str, arguments: ThreadArguments<C>) ->
             let crash = Crash::new(panicked(&*panic));
             tracing::error!(capability = C::NAME, worker = %end.worker, cause = %crash, "a worker's thread panicked outside of a run");
             let _ = actor.send_message(crash);
+            drop_panic(panic);
         }
+    })?;
+    Ok(())
+}
+
+/// Starts a thread that drops weights which nobody else holds, and reports its end as a worker's does.
+pub(crate) fn free<C: Capability>(
+    name: &str,
+    worker: WorkerId,
+    pool: DerivedActorRef<Report<C>>,
+    weights: SharedWeights<C>,
+) -> std::io::Result<()> {
+    let end = End { worker, pool };
+    let builder = std::thread::Builder::new().name(name.to_owned());
+    builder.spawn(move || {
+        this_is_a_workers_thread();
+        drop(weights);
+        drop(end);
     })?;
     Ok(())
 }
@@ -176,7 +210,7 @@ impl<C: Capability> Thread<C> {
                 if reads_weights {
                     self.arguments.model.metrics().load_time.record(began.elapsed().as_secs_f64());
                 }
-                let footprint = loaded.weights.weights.footprint();
+                let footprint = loaded.weights.weights().footprint();
                 let weights = Arc::downgrade(&loaded.weights);
                 self.loaded = Some(loaded);
                 self.report(Report::Started { worker, footprint, weights });
@@ -232,6 +266,7 @@ impl<C: Capability> Thread<C> {
                 drop(items);
                 // The weights are as good as before, for the replacement.
                 let crash = Crash { weights: Some(loaded.weights.clone()), ..Crash::new(panicked(&*panic)) };
+                drop_panic(panic);
                 // An actor that is gone is known to supervision already.
                 let _ = actor.send_message(crash);
                 false
@@ -324,10 +359,10 @@ fn build<C: Capability>(
                     format!("it takes {needed}, for which there is no room, where {reserved} were reserved");
                 return Err(Failure::failed(reason));
             }
-            Arc::new(SharedWeights { weights, _lease: lease.split(measured.shared) })
+            Arc::new(SharedWeights::new(weights, lease.split(measured.shared)))
         }
     };
-    let model = weights.weights.build(context)?;
+    let model = weights.weights().build(context)?;
     Ok(Loaded { model, weights, _lease: lease })
 }
 
@@ -340,12 +375,9 @@ fn follow<'a>(span: &tracing::Span, causes: impl IntoIterator<Item = &'a tracing
 
 /// Calls model code; a panic becomes a failure that may go better next time.
 fn guarded<T>(call: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(Failure::failed(panicked(&*panic))))
-}
-
-/// Words a panic.
-fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
-    let message = panic.downcast_ref::<&str>().copied();
-    let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("it panicked: {}", message.unwrap_or("with a value that is not text"))
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        let failure = Failure::failed(panicked(&*panic));
+        drop_panic(panic);
+        Err(failure)
+    })
 }

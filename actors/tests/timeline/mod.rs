@@ -76,7 +76,11 @@ impl Core {
     fn reply(&self, effect: &Effect) -> Option<Input> {
         let footprint = Footprint::default();
         match *effect {
-            Effect::Stop { worker, .. } if !self.threads_linger => Some(Input::Ended { worker }),
+            Effect::Stop { worker, .. } | Effect::ReleaseWeights { thread: Some(worker), .. }
+                if !self.threads_linger =>
+            {
+                Some(Input::Ended { worker })
+            }
             Effect::ReadProgress { worker } => {
                 let last_progress = self.last_progress.unwrap_or(self.now);
                 Some(Input::Progress { worker, last_progress, fates: Vec::new() })

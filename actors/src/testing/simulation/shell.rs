@@ -91,12 +91,7 @@ impl World {
                 model.retained = offered;
                 self.drop_weights(old);
             }
-            Effect::ReleaseWeights { key } => {
-                let model = &mut self.pools[pool].models[key.0 as usize];
-                let (retained, offered) = (model.retained.take(), model.offered.take());
-                self.drop_weights(retained);
-                self.drop_weights(offered);
-            }
+            Effect::ReleaseWeights { key, thread } => self.release_weights(pool, key, thread),
             Effect::Relieve { device } => self.tell_maintenance(pool, Event::Relieve { device }),
             Effect::Return { call, result } => self.returned(pool, call, result.is_ok()),
             Effect::Emit(event) => self.heard(pool, &event),
@@ -302,6 +297,24 @@ impl World {
         let held = carried.or_else(|| self.hold(self.pools[pool].models[index].weights));
         let old = std::mem::replace(&mut self.pools[pool].models[index].offered, held);
         self.drop_weights(old);
+    }
+
+    /// Lets go of weights that were kept: what nobody else holds is dropped by a thread, in its own time.
+    fn release_weights(&mut self, pool: usize, key: ModelKey, thread: Option<WorkerId>) {
+        let model = &mut self.pools[pool].models[key.0 as usize];
+        let (retained, offered) = (model.retained.take(), model.offered.take());
+        self.drop_weights(offered);
+        let is_last = retained.is_some_and(|index| self.weights[index].holders == 1);
+        let Some(worker) = thread else { return self.drop_weights(retained) };
+        let state = self.worker(pool, worker);
+        (state.model, state.known, state.told) = (key.0 as usize, true, Told::Stopped);
+        if is_last {
+            (state.spawned, state.weights) = (true, retained);
+            self.end_thread(pool, worker);
+        } else {
+            self.drop_weights(retained);
+            self.follow.push_back((pool, Input::Ended { worker }));
+        }
     }
 
     fn drop_offers(&mut self, pool: usize) {

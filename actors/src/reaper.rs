@@ -1,0 +1,261 @@
+//! The reaper: the thread on which values of users' types are dropped when no worker's thread does it, so that a
+//! destructor that takes its time, hangs or panics holds up no actor and no caller. It starts with the first such
+//! value and ends when there has been none for a while. A destructor that takes long gets company: up to
+//! [`THREADS`] at a time, so that one that hangs keeps no other value. Who owns a value, and when it goes, is decided
+//! elsewhere; whoever owns it keeps it as [`Reaped`].
+
+use std::any::Any;
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::mem::needs_drop;
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Maximum number of threads, one of which works unless destructors hang.
+const THREADS: usize = 4;
+/// Maximum number of values that wait. With all threads hanging in destructors, further values are not dropped at all.
+const WAITING: usize = 1 << 16;
+/// A value that comes when the destructors at work have taken so long brings a further thread.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// Time without a value after which a thread ends.
+const LINGER: Duration = Duration::from_secs(5);
+/// Pause after the last value before the thread goes to sleep, so that it need not be woken for each of many.
+const PAUSE: Duration = Duration::from_millis(1);
+
+thread_local! {
+    static OF_A_WORKER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Notes that this thread is a worker's: what it holds may be dropped on it.
+pub(crate) fn this_is_a_workers_thread() {
+    OF_A_WORKER.set(true);
+}
+
+/// The place where a value is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The reaper's thread, whoever drops it.
+    Reaper,
+    /// The thread that drops it if that is a worker's, so that the end of the worker tells of its end.
+    Worker,
+}
+
+/// A value of a user's type, whose destructor runs neither in an actor nor in another's task.
+pub(crate) struct Reaped<T: Send + 'static> {
+    /// Taken in `drop` alone.
+    value: Option<T>,
+    place: Place,
+}
+
+impl<T: Send + 'static> Reaped<T> {
+    /// A value that is dropped on the reaper's thread.
+    pub(crate) fn new(value: T) -> Self {
+        Self { value: Some(value), place: Place::Reaper }
+    }
+
+    /// A value that is dropped by the worker's thread that holds it last; on the reaper's if none does.
+    pub(crate) fn of_a_worker(value: T) -> Self {
+        Self { value: Some(value), place: Place::Worker }
+    }
+}
+
+impl<T: Send + 'static> Deref for Reaped<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        match &self.value {
+            Some(value) => value,
+            None => unreachable!("the value is there until it is dropped"),
+        }
+    }
+}
+
+impl<T: Send + 'static> Drop for Reaped<T> {
+    fn drop(&mut self) {
+        let Some(value) = self.value.take() else { return };
+        match self.place {
+            Place::Worker if OF_A_WORKER.get() => drop_guarded(value),
+            Place::Worker | Place::Reaper => reap(value),
+        }
+    }
+}
+
+/// Drops a value on the reaper's thread.
+pub(crate) fn reap<T: Send + 'static>(value: T) {
+    if needs_drop::<T>() {
+        REAPER.take(Box::new(value));
+    }
+}
+
+/// Drops a value here; a panic of its destructor is told and goes no further.
+pub(crate) fn drop_guarded<T>(value: T) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        tracing::error!(cause = panicked(&*panic), "a destructor panicked");
+        drop_panic(panic);
+    }
+}
+
+/// Drops what a panic was raised with, whose destructor may panic in its turn.
+pub(crate) fn drop_panic(panic: Box<dyn Any + Send>) {
+    if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        // There may be no end of them.
+        std::mem::forget(next);
+    }
+}
+
+/// Words a panic.
+pub(crate) fn panicked(panic: &(dyn Any + Send)) -> String {
+    let message = panic.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("it panicked: {}", message.unwrap_or("with a value that is not text"))
+}
+
+static REAPER: Reaper = Reaper { state: Mutex::new(State::NEW), arrived: Condvar::new() };
+
+struct Reaper {
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+struct State {
+    waiting: VecDeque<Box<dyn Send>>,
+    threads: usize,
+    asleep: usize,
+    /// The last moment at which a thread took a value to drop it.
+    taken_at: Option<Instant>,
+}
+
+impl State {
+    const NEW: Self = Self { waiting: VecDeque::new(), threads: 0, asleep: 0, taken_at: None };
+
+    /// True if the values that wait need a further thread.
+    fn needs_thread(&self) -> bool {
+        let hangs = self.taken_at.is_some_and(|taken_at| taken_at.elapsed() > PATIENCE);
+        self.threads == 0 || (hangs && self.asleep == 0 && self.threads < THREADS)
+    }
+}
+
+impl Reaper {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No value is dropped under this lock, so nothing under it can panic and its poison means nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&'static self, value: Box<dyn Send>) {
+        let mut state = self.lock();
+        if state.waiting.len() >= WAITING && !state.needs_thread() {
+            drop(state);
+            tracing::error!("destructors hang: a value is not dropped and its memory is lost");
+            return std::mem::forget(value);
+        }
+        state.waiting.push_back(value);
+        if state.needs_thread() {
+            state.threads += 1;
+            state.taken_at = Some(Instant::now());
+            drop(state);
+            self.start();
+        } else if state.asleep > 0 {
+            drop(state);
+            self.arrived.notify_one();
+        }
+    }
+
+    fn start(&'static self) {
+        let thread = std::thread::Builder::new().name("destructors".to_owned());
+        if let Err(error) = thread.spawn(|| self.serve()) {
+            // The next value tries again.
+            self.lock().threads -= 1;
+            tracing::error!(%error, "no thread for destructors could be started");
+        }
+    }
+
+    fn serve(&self) {
+        while let Some(value) = self.next() {
+            drop_guarded(value);
+        }
+    }
+
+    /// Waits for the next value; `None` if there is none for long.
+    fn next(&self) -> Option<Box<dyn Send>> {
+        if let Some(value) = self.take_next() {
+            return Some(value);
+        }
+        std::thread::sleep(PAUSE);
+        let mut state = self.lock();
+        let end = Instant::now() + LINGER;
+        while state.waiting.is_empty() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                state.threads -= 1;
+                return None;
+            }
+            state.asleep += 1;
+            state = self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.asleep -= 1;
+        }
+        drop(state);
+        self.take_next()
+    }
+
+    fn take_next(&self) -> Option<Box<dyn Send>> {
+        let mut state = self.lock();
+        let value = state.waiting.pop_front();
+        if value.is_some() {
+            state.taken_at = Some(Instant::now());
+        }
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Runs code when it is dropped.
+    struct Last<F: FnMut() + Send + 'static>(F);
+
+    impl<F: FnMut() + Send + 'static> Drop for Last<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
+    #[test]
+    fn a_destructor_that_hangs_or_panics_keeps_no_other_value() {
+        let (open, gate) = mpsc::channel::<()>();
+        reap(Last(move || {
+            let _ = gate.recv();
+        }));
+        reap(Last(|| panic!("a destructor panics")));
+        let (sender, dropped) = mpsc::channel();
+        // Those that come while one hangs bring a further thread once it has hung for long.
+        let end = Instant::now() + Duration::from_secs(20);
+        while dropped.recv_timeout(PAUSE).is_err() {
+            assert!(Instant::now() < end, "no value was dropped");
+            let sender = sender.clone();
+            reap(Last(move || drop(sender.send(std::thread::current().name().map(str::to_owned)))));
+        }
+        drop(open);
+    }
+
+    #[test]
+    fn a_value_of_a_worker_goes_on_the_workers_thread_and_elsewhere_on_the_reapers() {
+        for (is_worker, expected) in [(true, "worker"), (false, "destructors")] {
+            let (sender, dropped) = mpsc::channel();
+            let name = move || drop(sender.send(std::thread::current().name().map(str::to_owned)));
+            let value = Reaped::of_a_worker(Last(name));
+            let thread = std::thread::Builder::new().name("worker".to_owned());
+            let ends = thread.spawn(move || {
+                if is_worker {
+                    this_is_a_workers_thread();
+                }
+                drop(value);
+            });
+            ends.unwrap().join().unwrap();
+            assert_eq!(dropped.recv().unwrap().as_deref(), Some(expected));
+        }
+    }
+}
