@@ -23,7 +23,8 @@ mod builder;
 
 pub use builder::EngineBuilder;
 
-/// Runs local models as supervised actors. Dropping it stops them; [`Engine::shutdown`] lets requests finish.
+/// Runs local models as supervised actors. Dropping it ends them as [`Engine::shutdown`] does, which also waits for
+/// the end and reports.
 ///
 /// ```no_run
 /// use candle_actors::{Engine, Source, TextToText};

@@ -257,7 +257,7 @@ impl<C: Capability> ModelHandle<C> {
             return match model.entry.vacancy(options.lane) {
                 // Replaced or removed in between: the catalogue knows what holds now.
                 Err(TryAcquireError::Closed) if model.entry.is_removed() => continue,
-                Err(TryAcquireError::Closed) => Some(Error::ShuttingDown),
+                Err(TryAcquireError::Closed) => Some(self.shared.gate.closed()),
                 Err(TryAcquireError::NoPermits) if options.when_full == WhenFull::Fail => {
                     Some(overloaded(&model.entry, options.lane))
                 }
@@ -363,7 +363,7 @@ impl<C: Capability> ModelHandle<C> {
     ) -> Result<Slot> {
         match Slot::try_take(entry, options.lane) {
             Ok(slot) => return Ok(slot),
-            Err(TryAcquireError::Closed) => return Err(Error::ShuttingDown),
+            Err(TryAcquireError::Closed) => return Err(self.shared.gate.closed()),
             Err(TryAcquireError::NoPermits) => {}
         }
         if options.when_full == WhenFull::Fail {
@@ -376,7 +376,7 @@ impl<C: Capability> ModelHandle<C> {
         entry.metrics().backpressure_wait.record(clock.now().since(began).as_secs_f64());
         match slot {
             Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(_)) | Err(Overdue::RuntimeEnded) => Err(Error::ShuttingDown),
+            Ok(Err(_)) | Err(Overdue::RuntimeEnded) => Err(self.shared.gate.closed()),
             Err(Overdue::Deadline) => Err(Error::Timeout {
                 capability: C::NAME.into(),
                 model: entry.id.clone(),

@@ -321,6 +321,12 @@ pub enum Error {
         /// The allowed values, or the contradiction.
         reason: String,
     },
+    /// The system failed for good: nobody shut it down, and it does not come back by itself.
+    #[error("the system has failed and serves no more, start another: {cause}")]
+    SystemFailed {
+        /// The failure beyond which it was not restarted.
+        cause: Cause,
+    },
     /// The supervision tree could not be started.
     #[error("the system could not be started: {cause}")]
     StartFailed {
@@ -355,6 +361,7 @@ impl Error {
             Self::SlowReader { .. } => "slow_reader",
             Self::UnloadIncomplete { .. } => "unload_incomplete",
             Self::InvalidConfig { .. } => "invalid_config",
+            Self::SystemFailed { .. } => "system_failed",
             Self::StartFailed { .. } => "start_failed",
         }
     }
@@ -368,6 +375,7 @@ impl Error {
             | Self::CircuitOpen { cause, .. }
             | Self::WorkerCrashed { cause, .. }
             | Self::Poison { cause, .. }
+            | Self::SystemFailed { cause }
             | Self::StartFailed { cause } => Some(cause),
             _ => None,
         }

@@ -61,7 +61,7 @@ pub use status::{
     BreakerState, LoadStatus, MemoryStatus, ModelStatus, PoolStatus, ShutdownReport, SystemState,
     SystemStatus, WorkerStatus,
 };
-pub use system::{System, SystemBuilder};
+pub use system::{System, SystemBuilder, SystemEnd};
 pub use telemetry::{Event, EvictionReason};
 
 /// The program in README.md, compiled and run.

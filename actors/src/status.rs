@@ -69,8 +69,23 @@ pub enum SystemState {
     Running,
     /// Finishes the requests that it has, and takes no new ones.
     ShuttingDown,
-    /// Ended, by a shutdown or a failure.
+    /// Ended, by a shutdown, or because it was stopped or killed.
     Stopped,
+    /// Failed for good: more of its pools or of maintenance failed than its restart budget allows, or one could
+    /// not be started again. Its callers get [`Error::SystemFailed`](crate::Error::SystemFailed).
+    Failed,
+}
+
+impl SystemState {
+    /// True once nothing of it runs any more.
+    ///
+    /// ```
+    /// use model_actors::SystemState;
+    /// assert!(SystemState::Failed.has_ended() && !SystemState::ShuttingDown.has_ended());
+    /// ```
+    pub const fn has_ended(self) -> bool {
+        matches!(self, Self::Stopped | Self::Failed)
+    }
 }
 
 /// Snapshot of one budgeted memory.

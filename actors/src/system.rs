@@ -16,7 +16,7 @@ use crate::capability::Capability;
 use crate::catalogue::{Directory, RegisteredModel};
 use crate::client::{Client, PoolShared};
 use crate::config::SystemConfig;
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::id::{Bytes, Device};
 use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{Maintenance, MaintenanceArguments, MaintenanceMessage, PoolCommand, PoolDrained};
@@ -27,22 +27,20 @@ use crate::scheduler::{Restarts, Verdict};
 use crate::status::{ModelStatus, PoolStatus, ShutdownReport, SystemState, SystemStatus, refresh_memory};
 use crate::telemetry::{Event, Events};
 
+mod end;
 mod child;
 mod builder;
 
 pub use builder::SystemBuilder;
+pub use end::SystemEnd;
 
 use builder::AnyPool;
 use child::{PoolChild, SpawnPool};
 
-/// Messages of the system actor, from its handle and its own timers.
+/// Messages of the system actor, from its own timers.
 pub(crate) enum SystemMessage {
-    /// Finish what was accepted, and report.
-    Shutdown,
     /// Start a failed child again, after its backoff.
     Restart(Child),
-    /// Every pool has finished, or the time is up.
-    Drained { report: ShutdownReport },
 }
 
 crate::impl_message!(SystemMessage);
@@ -123,15 +121,17 @@ impl Actor for SystemActor {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        match message {
-            SystemMessage::Shutdown => state.shut_down(&myself),
-            SystemMessage::Restart(child) => state.restart(&myself, child).await?,
-            SystemMessage::Drained { report } => {
-                state.common.report.get_or_init(|| report);
-                state.publish(|status| status.state = SystemState::Stopped);
-                myself.stop(Some("shut down".to_owned()));
-            }
-        }
+        let SystemMessage::Restart(child) = message;
+        state.restart(&myself, child).await.inspect_err(|error| state.fail(&**error))
+    }
+
+    /// Drains, whoever stopped it in the ordinary way: the children live until this returns.
+    async fn post_stop(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        state.drain().await;
         Ok(())
     }
 
@@ -148,17 +148,16 @@ impl Actor for SystemActor {
             }
             _ => return Ok(()),
         };
-        state.child_ended(&myself, &actor, reason)
+        state.child_ended(&myself, &actor, reason).inspect_err(|error| state.fail(&**error))
     }
 }
 
-/// Marks the system as stopped, however it ends: dropped, failed or killed.
+/// Marks the system as stopped, if it was killed.
 impl Drop for SystemActorState {
     fn drop(&mut self) {
-        for pool in &self.pools {
-            pool.close();
+        if !self.state().has_ended() {
+            self.close(SystemState::Stopped, &Error::ShuttingDown);
         }
-        self.publish(|status| status.state = SystemState::Stopped);
     }
 }
 
@@ -183,6 +182,30 @@ async fn start_maintenance(
 impl SystemActorState {
     fn publish(&self, change: impl FnOnce(&mut SystemStatus)) {
         self.common.status.send_modify(change);
+    }
+
+    fn state(&self) -> SystemState {
+        self.common.status.borrow().state
+    }
+
+    /// True once everything accepted was given its time.
+    fn has_drained(&self) -> bool {
+        self.state() == SystemState::Stopped
+    }
+
+    /// Refuses requests from now on, with this error.
+    fn close(&self, state: SystemState, error: &Error) {
+        for pool in &self.pools {
+            pool.close(error);
+        }
+        self.publish(|status| status.state = state);
+    }
+
+    /// The system ends here for good, as its restart budget is spent or a child cannot be started again.
+    fn fail(&self, error: &(dyn std::error::Error + Send + Sync)) {
+        let error = Error::SystemFailed { cause: Cause::of(error) };
+        self.close(SystemState::Failed, &error);
+        self.common.events.report(Event::SystemFailed { error });
     }
 
     async fn start_pool(
@@ -223,7 +246,7 @@ impl SystemActorState {
                 }
             });
         }
-        if self.common.status.borrow().state != SystemState::Running {
+        if self.state() != SystemState::Running {
             return Ok(());
         }
         tracing::error!(?child, reason, "a child of the system ended");
@@ -251,7 +274,7 @@ impl SystemActorState {
         myself: &ActorRef<SystemMessage>,
         child: Child,
     ) -> Result<(), ActorProcessingErr> {
-        if self.common.status.borrow().state != SystemState::Running {
+        if self.state() != SystemState::Running {
             return Ok(());
         }
         match child {
@@ -277,27 +300,20 @@ impl SystemActorState {
 
     /// Shuts the pools down. Waiting for them is a task of its own, so that the system stays responsive
     /// meanwhile.
-    fn shut_down(&mut self, myself: &ActorRef<SystemMessage>) {
-        if self.common.status.borrow().state != SystemState::Running {
-            return;
-        }
-        self.publish(|status| status.state = SystemState::ShuttingDown);
+    /// Gives what was accepted its time, then reports.
+    async fn drain(&mut self) {
+        self.close(SystemState::ShuttingDown, &Error::ShuttingDown);
         self.common.events.report(Event::ShuttingDown);
         let deadline = self.common.clock.now() + self.common.config.shutdown_timeout;
         let mut reports = Vec::new();
-        for pool in &self.pools {
-            pool.close();
+        for commands in self.pools.iter().filter_map(PoolChild::commands) {
             let (drained, report) = oneshot::channel();
-            if let Some(commands) = pool.commands() {
-                let _ = commands.send_message(PoolCommand::Shutdown { deadline, done: drained });
-                reports.push(report);
-            }
+            let _ = commands.send_message(PoolCommand::Shutdown { deadline, done: drained });
+            reports.push(report);
         }
-        let (common, myself) = (self.common.clone(), myself.clone());
-        tokio::spawn(async move {
-            let report = gather(&common, reports).await;
-            let _ = myself.send_message(SystemMessage::Drained { report });
-        });
+        let report = gather(&self.common, reports).await;
+        self.common.report.get_or_init(|| report);
+        self.publish(|status| status.state = SystemState::Stopped);
     }
 }
 
@@ -319,7 +335,7 @@ async fn gather(common: &Common, reports: Vec<oneshot::Receiver<PoolDrained>>) -
     report
 }
 
-/// Handle to a running system. Cheap to clone; the tree ends with the last clone.
+/// Handle to a running system. Cheap to clone; with the last clone the tree ends, as by [`System::shutdown`].
 ///
 /// ```
 /// # #[tokio::main]
@@ -405,7 +421,8 @@ impl System {
         Some((ledger.charged(), ledger.limit()))
     }
 
-    /// Cell of the root actor, to link or to watch.
+    /// Cell of the root actor, to link, to watch or to stop: stopping it in the ordinary way is the same as
+    /// [`Self::shutdown`]. [`SystemEnd`] reads its end from the supervision event.
     pub fn cell(&self) -> ActorCell {
         self.inner.actor.get_cell()
     }
@@ -417,10 +434,10 @@ impl System {
     pub async fn shutdown(&self) -> ShutdownReport {
         let Common { config, report, clock, deadlines, .. } = &self.inner.common;
         // A system that has ended needs no telling.
-        let _ = self.inner.actor.send_message(SystemMessage::Shutdown);
+        self.inner.actor.stop(Some("shut down".to_owned()));
         let limit = clock.now() + config.shutdown_timeout + Duration::from_secs(1);
         let mut stopped = self.watch();
-        let is_stopped = stopped.wait_for(|status| status.state == SystemState::Stopped);
+        let is_stopped = stopped.wait_for(|status| status.state.has_ended());
         // Past the limit nobody waits for it.
         let _ = deadlines.until(limit, is_stopped).await;
         let charged =

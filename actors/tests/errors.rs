@@ -120,6 +120,7 @@ fn all() -> Vec<(Error, ErrorKind)> {
             Error::InvalidConfig { setting: "max_workers".into(), reason: "must be above zero".to_owned() },
             ErrorKind::InvalidInput,
         ),
+        (Error::SystemFailed { cause: cause() }, ErrorKind::Internal),
         (Error::StartFailed { cause: cause() }, ErrorKind::Internal),
     ]
 }
@@ -130,7 +131,7 @@ fn each_error_has_its_class() {
         assert_eq!(error.kind(), kind, "{error}");
     }
     let reasons: BTreeSet<&str> = all().iter().map(|(error, _)| error.reason()).collect();
-    assert_eq!(reasons.len(), 23, "the table above has every variant: {reasons:?}");
+    assert_eq!(reasons.len(), 24, "the table above has every variant: {reasons:?}");
     let retry_after = |kind: ErrorKind| kind.retry_after().map(|time| time.as_secs());
     assert_eq!(retry_after(ErrorKind::Overloaded { retry_after: SECOND }), Some(1));
     assert_eq!(retry_after(ErrorKind::Unavailable { retry_after: Some(SECOND) }), Some(1));

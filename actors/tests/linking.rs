@@ -78,8 +78,8 @@ async fn its_supervisor_sees_its_failure_once_the_restarts_are_spent() {
         Seen::Failed(error) => assert!(error.contains("failed too often"), "{error}"),
         other => panic!("{other:?}"),
     }
-    test.until("the system has ended", |status| status.state == SystemState::Stopped).await;
-    assert!(matches!(refused(&model, Act::Reply(2)).await, Error::ShuttingDown));
+    test.until("the system has failed", |status| status.state == SystemState::Failed).await;
+    assert!(matches!(refused(&model, Act::Reply(2)).await, Error::SystemFailed { .. }));
     supervisor.stop(None);
     freed(&record).await;
     test.finish().await;

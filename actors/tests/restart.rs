@@ -210,22 +210,6 @@ async fn maintenance_that_dies_comes_back_and_hears_what_was_asked_of_it() {
 }
 
 #[tokio::test]
-async fn a_system_whose_pool_fails_beyond_the_budget_ends_and_says_so() {
-    let (mut system, pool) = single();
-    system.restart.max_restarts = 1;
-    let mut test = TestSystem::start_with(system, pool).await;
-    let model = test.model("model", ScriptedLoader::default());
-    test.kill(Victim::Pool).await;
-    test.until("the pool is down", |status| !status.pool("scripted").unwrap().live).await;
-    test.until("the pool is back", |status| status.pool("scripted").unwrap().live).await;
-    test.kill(Victim::Pool).await;
-    test.until("the system has ended", |status| status.state == model_actors::SystemState::Stopped).await;
-    let error = refused(&model, Act::Reply(1)).await;
-    assert!(matches!(error, Error::ShuttingDown), "{error}");
-    test.finish().await;
-}
-
-#[tokio::test]
 async fn a_pin_outlives_the_pool_that_was_told_of_it() {
     let mut test = TestSystem::start().await;
     let model = test.model("model", ScriptedLoader::default());

@@ -2,7 +2,7 @@
 //! gather in an intake, and only the first of them sends the pool a message. Restarting the pool is left to
 //! the system.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use ractor::ActorRef;
 
@@ -21,13 +21,23 @@ pub(crate) struct PoolGate<C: Capability> {
 }
 
 enum State<C: Capability> {
-    // ## Down <=> Up => Closed
+    // ## (Down <=> Up) => Closed
     /// It has not started, or failed and is not back yet.
     Down,
     /// It takes messages.
     Up(ActorRef<PoolMessage<C>>),
-    /// The system shuts down. What was accepted before can still be cancelled.
-    Closed(Option<ActorRef<PoolMessage<C>>>),
+    /// The system shuts down, or has failed. What was accepted before can still be cancelled.
+    Closed { actor: Option<ActorRef<PoolMessage<C>>>, error: Error },
+}
+
+impl<C: Capability> State<C> {
+    fn actor(&self) -> Option<&ActorRef<PoolMessage<C>>> {
+        match self {
+            Self::Up(actor) => Some(actor),
+            Self::Closed { actor, .. } => actor.as_ref(),
+            Self::Down => None,
+        }
+    }
 }
 
 impl<C: Capability> PoolGate<C> {
@@ -47,19 +57,23 @@ impl<C: Capability> PoolGate<C> {
         self.intake.clone()
     }
 
-    /// Refuses new requests with `ShuttingDown`.
-    pub(crate) fn close(&self) {
-        let mut state = self.write();
-        let actor = match &*state {
-            State::Up(actor) => Some(actor.clone()),
-            _ => None,
-        };
-        *state = State::Closed(actor);
+    /// Refuses new requests with this error. The first one stays.
+    pub(crate) fn close(&self, error: &Error) {
+        let actor = self.read().actor().cloned();
+        self.set(State::Closed { actor, error: error.clone() });
+    }
+
+    /// The error of a caller who comes after the gate was closed, or who was waiting when it was.
+    pub(crate) fn closed(&self) -> Error {
+        match &*self.read() {
+            State::Closed { error, .. } => error.clone(),
+            State::Up(_) | State::Down => Error::ShuttingDown,
+        }
     }
 
     fn set(&self, new: State<C>) {
         let mut state = self.write();
-        if !matches!(*state, State::Closed(_)) {
+        if !matches!(*state, State::Closed { .. }) {
             *state = new;
         }
     }
@@ -67,6 +81,10 @@ impl<C: Capability> PoolGate<C> {
     fn write(&self) -> RwLockWriteGuard<'_, State<C>> {
         // Assignments alone happen under this lock, so its poison means nothing.
         self.actor.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State<C>> {
+        self.actor.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn submit(&self, model: Arc<Registered<C>>, accepted: Accepted<C>) -> Result<()> {
@@ -80,24 +98,14 @@ impl<C: Capability> PoolGate<C> {
         entered.then_some(()).ok_or(Error::SendError { capability: C::NAME.into(), model: id })
     }
 
-    /// The error of a caller who comes after the gate was closed, or who was waiting when it was.
-    pub(crate) fn closed(&self) -> Error {
-        Error::ShuttingDown
-    }
-
     /// Tells the pool something that concerns no caller who waits. False if there is no pool to tell.
     pub(crate) fn notify(&self, message: PoolMessage<C>) -> bool {
-        let state = self.actor.read().unwrap_or_else(PoisonError::into_inner);
-        match &*state {
-            State::Up(actor) | State::Closed(Some(actor)) => actor.send_message(message).is_ok(),
-            State::Down | State::Closed(None) => false,
-        }
+        self.read().actor().is_some_and(|actor| actor.send_message(message).is_ok())
     }
 
     /// Tells the pool that a caller has gone. A pool that is gone holds no request of it.
     pub(crate) fn cancel(&self, key: ModelKey, request: RequestId) {
-        let state = self.actor.read().unwrap_or_else(PoisonError::into_inner);
-        if let State::Up(actor) | State::Closed(Some(actor)) = &*state
+        if let Some(actor) = self.read().actor()
             && self.intake.push(Arrival::Cancelled { key, request }) == Entrance::First
         {
             let _ = actor.send_message(PoolMessage::Arrivals);
@@ -111,10 +119,10 @@ impl<C: Capability> PoolGate<C> {
     }
 
     fn with_actor<T>(&self, model: &ModelId, send: impl FnOnce(&ActorRef<PoolMessage<C>>) -> T) -> Result<T> {
-        match &*self.actor.read().unwrap_or_else(PoisonError::into_inner) {
+        match &*self.read() {
             State::Up(actor) => Ok(send(actor)),
             State::Down => Err(Error::NoWorkers { capability: C::NAME.into(), model: model.clone() }),
-            State::Closed(_) => Err(Error::ShuttingDown),
+            State::Closed { error, .. } => Err(error.clone()),
         }
     }
 }

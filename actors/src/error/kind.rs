@@ -124,6 +124,7 @@ impl Error {
             | Self::WorkerCrashed { .. }
             | Self::WorkerStuck { .. }
             | Self::Poison { .. }
+            | Self::SystemFailed { .. }
             | Self::StartFailed { .. } => ErrorKind::Internal,
         }
     }

@@ -8,6 +8,7 @@ use ractor::{Actor, ActorCell, DerivedActorRef, SpawnErr};
 
 use crate::capability::Capability;
 use crate::client::PoolShared;
+use crate::error::Error;
 use crate::maintenance::PoolCommand;
 use crate::pool::{Pool, PoolArguments};
 
@@ -19,7 +20,7 @@ pub(crate) trait SpawnPool: Send + Sync {
     fn capability(&self) -> &'static str;
     fn spawn(&self, arguments: PoolArguments, system: ActorCell) -> Spawning<'_>;
     fn down(&self);
-    fn close(&self);
+    fn close(&self, error: &Error);
 }
 
 impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
@@ -46,8 +47,9 @@ impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
         self.gate.down();
     }
 
-    fn close(&self) {
-        self.gate.close();
+    fn close(&self, error: &Error) {
+        // First the gate knows why, then those who wait for a slot are refused and ask it.
+        self.gate.close(error);
         self.catalogue.close();
     }
 }
@@ -90,7 +92,7 @@ impl PoolChild {
         self.spawn.down();
     }
 
-    pub(crate) fn close(&self) {
-        self.spawn.close();
+    pub(crate) fn close(&self, error: &Error) {
+        self.spawn.close(error);
     }
 }

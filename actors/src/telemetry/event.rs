@@ -144,6 +144,8 @@ pub enum Event {
     Pressure { device: Device, level: crate::memory::PressureLevel },
     /// The system takes no new requests.
     ShuttingDown,
+    /// The system failed for good and has ended.
+    SystemFailed { error: Error },
 }
 
 impl Event {
@@ -165,7 +167,10 @@ impl Event {
             | Self::PoisonFound { model, .. }
             | Self::OutOfMemory { model, .. }
             | Self::BatchShrunk { model, .. } => Some(model),
-            Self::PoolRestarted { .. } | Self::Pressure { .. } | Self::ShuttingDown => None,
+            Self::PoolRestarted { .. }
+            | Self::Pressure { .. }
+            | Self::ShuttingDown
+            | Self::SystemFailed { .. } => None,
         }
     }
 }

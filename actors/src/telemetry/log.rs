@@ -67,6 +67,10 @@ pub(super) fn write(event: &Event) {
         Event::WorkerEnded { capability, model, worker, .. } => {
             debug!(capability, %model, %worker, "a worker has ended")
         }
+        Event::SystemFailed { error } => error!(
+            cause = %error,
+            "the system failed for good; every request is answered with an error until another is started"
+        ),
         Event::ShuttingDown => info!("the system shuts down and takes no new requests"),
         Event::Loading { .. } | Event::Queued { .. } => {}
     }

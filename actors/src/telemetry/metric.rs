@@ -58,6 +58,7 @@ metrics! {
     counter POISON = "model_actors_poison_total", Count: "Requests that were given up because workers died running them.";
     gauge BYTES = "model_actors_memory_bytes", Bytes: "Bytes charged, by `device`.";
     counter POOL_RESTARTS = "model_actors_pool_restarts_total", Count: "Pools that failed and were started again, by `capability`.";
+    counter SYSTEM_FAILURES = "model_actors_system_failures_total", Count: "Systems that failed for good.";
 }
 
 #[cfg(test)]

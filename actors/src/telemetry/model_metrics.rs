@@ -100,6 +100,7 @@ pub(super) fn count(event: &Event) {
         Event::PoolRestarted { capability } => {
             metrics::counter!(metric::POOL_RESTARTS, "capability" => *capability).increment(1);
         }
+        Event::SystemFailed { .. } => metrics::counter!(metric::SYSTEM_FAILURES).increment(1),
         Event::Loading { .. }
         | Event::Queued { .. }
         | Event::WorkerStarted { .. }
