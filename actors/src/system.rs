@@ -225,6 +225,11 @@ impl SystemActorState {
             events: self.common.events.clone(),
         };
         let commands = pool.start(arguments, myself.get_cell()).await?;
+        self.publish(|status| {
+            if let Some(place) = status.pools.get_mut(index.0) {
+                Arc::make_mut(place).live = true;
+            }
+        });
         let _ = self.maintenance.send_message(MaintenanceMessage::PoolUp { pool: index, commands });
         Ok(())
     }

@@ -96,6 +96,23 @@ async fn live_ready_and_serving_are_three_things() {
     test.finish().await;
 }
 
+/// Whoever waits for readiness before it sends requests waits no longer than it has to, and not too short.
+#[tokio::test]
+async fn a_system_is_ready_as_soon_as_every_pool_accepts() {
+    let (mut system, pool) = single();
+    system.maintenance_interval = std::time::Duration::from_secs(3600);
+    let mut test = TestSystem::start_with(system, pool).await;
+    assert!(test.system.status().is_ready(), "at once, although nothing has happened");
+    let model = test.model("model", ScriptedLoader::default());
+    for value in 0..3 {
+        test.kill(Victim::Pool).await;
+        test.until("the pool is down", |status| !status.is_ready()).await;
+        test.until("the pool is back", |status| status.is_ready()).await;
+        assert_eq!(ask(&model, Act::Reply(value)).await.unwrap(), value, "ready is ready");
+    }
+    test.finish().await;
+}
+
 #[tokio::test]
 async fn a_worker_goes_through_its_phases() {
     let mut test = start(single()).await;
