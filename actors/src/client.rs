@@ -20,6 +20,7 @@ use crate::job::{Accepted, Answer, Job, JobParts};
 use crate::pool::PoolMessage;
 use crate::progress::Clock;
 use crate::reaper::Reaped;
+use crate::roster::Roster;
 use crate::telemetry::span;
 
 mod gate;
@@ -79,6 +80,7 @@ pub(crate) struct PoolShared<C: Capability> {
     pub(crate) catalogue: Arc<Catalogue<C>>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) gate: PoolGate<C>,
+    pub(crate) roster: Arc<Roster<C>>,
     pub(crate) clock: Clock,
     pub(crate) deadlines: Deadlines,
 }

@@ -38,6 +38,7 @@ pub mod scheduler;
 mod scheduler;
 mod catalogue;
 mod intake;
+mod roster;
 mod worker;
 mod pool;
 mod client;

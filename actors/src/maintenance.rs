@@ -58,7 +58,6 @@ pub(crate) struct NoRoom {
 #[derive(Debug)]
 pub(crate) struct PoolDrained {
     pub(crate) abandoned: usize,
-    pub(crate) unfinished: Vec<String>,
 }
 
 /// A message to maintenance from pools, budgets, the system or its own timers.

@@ -17,7 +17,6 @@ use tokio::sync::{oneshot, watch};
 use crate::alarm::Alarm;
 use crate::capability::Capability;
 use crate::catalogue::{Catalogue, Registered};
-use crate::entry::CallPlace;
 use crate::error::{Error, Result};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::intake::{Arrival, Intake, OpenIntake};
@@ -26,15 +25,18 @@ use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{MaintenanceMessage, PoolCommand, PoolDrained};
 use crate::memory::{Budgets, Lease};
 use crate::progress::Clock;
+use crate::roster::{Listed, Roster};
 use crate::scheduler::{CallId, Effect, Input, ModelPolicy, Scheduler, Ticket};
 use crate::status::SystemStatus;
 use crate::telemetry::Events;
 use crate::worker::{Crash, Report, SharedWeights, WorkerHandle};
 
+mod calls;
 mod effects;
 mod publish;
 mod reports;
 
+pub(crate) use calls::{Call, Caller};
 use publish::Publisher;
 
 /// A message to a pool from clients, workers, maintenance, the system or its own timers.
@@ -58,20 +60,6 @@ pub(crate) enum PoolMessage<C: Capability> {
 }
 
 crate::impl_message!(PoolMessage<C>);
-
-/// The caller of a call, and the place that bounds how many wait.
-pub(crate) struct Caller {
-    pub(crate) done: oneshot::Sender<Result<()>>,
-    pub(crate) _place: CallPlace,
-}
-
-/// A call on a model that is no request.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Call {
-    Preload,
-    Unload { deadline: Time },
-    Pin { pinned: bool },
-}
 
 impl<C: Capability> From<Report<C>> for PoolMessage<C> {
     fn from(report: Report<C>) -> Self {
@@ -139,6 +127,7 @@ struct WeightsEntry<C: Capability> {
 pub(crate) struct PoolState<C: Capability> {
     arguments: PoolArguments,
     intake: OpenIntake<C>,
+    roster: Arc<Roster<C>>,
     scheduler: Scheduler,
     models: HashMap<ModelKey, Arc<Registered<C>>>,
     /// Models that were removed or replaced and have not ended.
@@ -163,11 +152,12 @@ pub(crate) struct PoolState<C: Capability> {
 pub(crate) struct Pool<C: Capability> {
     intake: Arc<Intake<C>>,
     catalogue: Arc<Catalogue<C>>,
+    roster: Arc<Roster<C>>,
 }
 
 impl<C: Capability> Pool<C> {
-    pub(crate) fn new(intake: Arc<Intake<C>>, catalogue: Arc<Catalogue<C>>) -> Self {
-        Self { intake, catalogue }
+    pub(crate) fn new(intake: Arc<Intake<C>>, catalogue: Arc<Catalogue<C>>, roster: Arc<Roster<C>>) -> Self {
+        Self { intake, catalogue, roster }
     }
 }
 
@@ -178,12 +168,19 @@ impl<C: Capability> Actor for Pool<C> {
 
     async fn pre_start(
         &self,
-        _myself: ActorRef<Self::Msg>,
+        myself: ActorRef<Self::Msg>,
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         // A predecessor that died with the note unread must not keep this pool from being told of removals.
         self.catalogue.take_removals();
-        Ok(PoolState::new(arguments, OpenIntake::open(self.intake.clone())))
+        let left = self.roster.take_over(move |worker| {
+            let _ = myself.send_message(PoolMessage::Report(Report::Ended { worker }));
+        });
+        let mut state = PoolState::new(arguments, OpenIntake::open(self.intake.clone()), self.roster.clone());
+        for (worker, thread) in left {
+            state.inherit(worker, thread);
+        }
+        Ok(state)
     }
 
     async fn handle(
@@ -226,12 +223,13 @@ impl<C: Capability> Actor for Pool<C> {
 }
 
 impl<C: Capability> PoolState<C> {
-    fn new(arguments: PoolArguments, intake: OpenIntake<C>) -> Self {
+    fn new(arguments: PoolArguments, intake: OpenIntake<C>, roster: Arc<Roster<C>>) -> Self {
         Self {
             scheduler: Scheduler::new(C::NAME, arguments.cooldown_interval, arguments.seed),
             publisher: Publisher::new(arguments.clock, arguments.status.clone(), arguments.index),
             arguments,
             intake,
+            roster,
             models: HashMap::new(),
             removed: Vec::new(),
             weights: HashMap::new(),
@@ -262,7 +260,7 @@ impl<C: Capability> PoolState<C> {
                     }
                     Effect::ReleaseWeights { key, thread } => {
                         self.publisher.now();
-                        self.release_weights(myself, key, thread);
+                        self.release_weights(key, thread);
                     }
                     effect => self.carry_out(effect),
                 }
@@ -322,6 +320,19 @@ impl<C: Capability> PoolState<C> {
                 self.remove(model);
             }
         }
+    }
+
+    /// Takes over a thread that an earlier pool left, with what it holds.
+    fn inherit(&mut self, worker: WorkerId, thread: Listed<C>) {
+        let (key, policy) = (thread.model.key(), thread.model.policy.clone());
+        self.scheduler.inherit(
+            self.arguments.clock.now(),
+            (key, policy),
+            worker,
+            (thread.holds, thread.footprint),
+        );
+        self.threads.insert(worker, thread.name);
+        self.declare(&thread.model);
     }
 
     /// Has the model's workers go once nobody waits for them.
@@ -389,35 +400,6 @@ impl<C: Capability> PoolState<C> {
         };
         self.jobs.insert(job.id, accepted);
         (model.key(), ticket)
-    }
-
-    fn call(&mut self, model: Arc<Registered<C>>, id: CallId, call: Call, caller: Caller) {
-        if caller.done.is_closed() {
-            return;
-        }
-        self.declare(&model);
-        let key = model.key();
-        self.publisher.now();
-        let input = match call {
-            Call::Preload => Input::Preload { key, call: id },
-            Call::Unload { deadline } => Input::Unload { key, call: id, deadline },
-            Call::Pin { pinned } => {
-                model.entry.pinned.store(pinned, Ordering::Relaxed);
-                Input::Pin { key, pinned }
-            }
-        };
-        self.inputs.push_back(input);
-        match call {
-            // It holds for every later message, so it is as good as done.
-            Call::Pin { .. } => drop(caller.done.send(Ok(()))),
-            Call::Preload | Call::Unload { .. } => drop(self.calls.insert(id, caller)),
-        }
-    }
-
-    fn caller_gone(&mut self, key: ModelKey, call: CallId) {
-        if self.calls.remove(&call).is_some() {
-            self.inputs.push_back(Input::CallerGone { key, call });
-        }
     }
 
     fn command(&mut self, command: PoolCommand) {

@@ -31,6 +31,7 @@ pub use batching::Batching;
 pub use breaker::{Breaker, Passage};
 #[cfg(feature = "testing")]
 pub(crate) use failures::is_permanent;
+pub(crate) use model_state::Holds;
 #[cfg(feature = "testing")]
 pub(crate) use model_state::Leaving;
 pub use model_state::Phase;

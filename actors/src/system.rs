@@ -19,7 +19,7 @@ use crate::config::SystemConfig;
 use crate::error::{Cause, Error, Result};
 use crate::id::{Bytes, Device};
 use crate::maintenance::eviction::PoolIndex;
-use crate::maintenance::{Maintenance, MaintenanceArguments, MaintenanceMessage, PoolCommand, PoolDrained};
+use crate::maintenance::{Maintenance, MaintenanceArguments, MaintenanceMessage, PoolCommand};
 use crate::memory::{Budgets, MemoryProbe};
 use crate::pool::PoolArguments;
 use crate::progress::Clock;
@@ -36,6 +36,9 @@ pub use end::SystemEnd;
 
 use builder::AnyPool;
 use child::{PoolChild, SpawnPool};
+
+/// Time beyond the shutdown timeout in which the pools report.
+const MARGIN: Duration = Duration::from_millis(250);
 
 /// Messages of the system actor, from its own timers.
 pub(crate) enum SystemMessage {
@@ -76,7 +79,7 @@ impl Common {
 
 pub(crate) struct SystemArguments {
     common: Common,
-    pools: Vec<Box<dyn SpawnPool>>,
+    pools: Vec<Arc<dyn SpawnPool>>,
 }
 
 pub(crate) struct SystemActorState {
@@ -309,35 +312,34 @@ impl SystemActorState {
     async fn drain(&mut self) {
         self.close(SystemState::ShuttingDown, &Error::ShuttingDown);
         self.common.events.report(Event::ShuttingDown);
-        let deadline = self.common.clock.now() + self.common.config.shutdown_timeout;
-        let mut reports = Vec::new();
-        for commands in self.pools.iter().filter_map(PoolChild::commands) {
-            let (drained, report) = oneshot::channel();
-            let _ = commands.send_message(PoolCommand::Shutdown { deadline, done: drained });
-            reports.push(report);
+        let timeout = self.common.config.shutdown_timeout;
+        let deadline = self.common.clock.now() + timeout;
+        let send = |pool: &PoolChild| {
+            let (done, drained) = oneshot::channel();
+            pool.commands()?.send_message(PoolCommand::Shutdown { deadline, done }).ok().map(|()| drained)
+        };
+        let drained: Vec<_> = self.pools.iter().map(send).collect();
+        let began = Instant::now();
+        // A little longer than the pools themselves wait for their workers.
+        let end = tokio::time::Instant::now() + timeout + MARGIN;
+        let mut report = ShutdownReport::default();
+        for (pool, drained) in self.pools.iter().zip(drained) {
+            let drained = match drained {
+                Some(drained) => tokio::time::timeout_at(end, drained).await.ok().and_then(Result::ok),
+                None => None,
+            };
+            match drained {
+                Some(drained) => report.abandoned_requests += drained.abandoned,
+                // A pool that is down waits for no thread. One that does not end is in the report.
+                None => drop(tokio::time::timeout_at(end, pool.threads_ended()).await),
+            }
         }
-        let report = gather(&self.common, reports).await;
+        report.unfinished_threads = self.pools.iter().flat_map(PoolChild::threads).collect();
+        report.remaining = self.common.charged();
+        report.took = began.elapsed();
         self.common.report.get_or_init(|| report);
         self.publish(|status| status.state = SystemState::Stopped);
     }
-}
-
-/// Waits for the pools' reports, a little longer than the pools themselves wait for their workers.
-async fn gather(common: &Common, reports: Vec<oneshot::Receiver<PoolDrained>>) -> ShutdownReport {
-    const MARGIN: Duration = Duration::from_millis(250);
-    let began = Instant::now();
-    let end = tokio::time::Instant::now() + common.config.shutdown_timeout + MARGIN;
-    let mut report = ShutdownReport::default();
-    for pool in reports {
-        // A pool that died, or is too late, has nothing to report.
-        if let Ok(Ok(drained)) = tokio::time::timeout_at(end, pool).await {
-            report.abandoned_requests += drained.abandoned;
-            report.unfinished_threads.extend(drained.unfinished);
-        }
-    }
-    report.remaining = common.charged();
-    report.took = began.elapsed();
-    report
 }
 
 /// Handle to a running system. Cheap to clone; with the last clone the tree ends, as by [`System::shutdown`].
@@ -362,6 +364,7 @@ struct Inner {
     actor: ActorRef<SystemMessage>,
     common: Common,
     clients: HashMap<TypeId, AnyPool>,
+    pools: Vec<Arc<dyn SpawnPool>>,
 }
 
 impl Drop for Inner {
@@ -434,8 +437,8 @@ impl System {
 
     /// Shuts the system down: new requests get [`Error::ShuttingDown`], accepted ones have until the
     /// configured timeout, then every remaining caller is answered. Returns on time even with a worker that
-    /// never returns. All callers get the same report. The report of a system that failed before has only the
-    /// bytes that are still charged.
+    /// never returns. All callers get the same report. The report of a system that failed or was killed before has
+    /// what it left behind: threads that have not ended, and bytes that are still charged.
     pub async fn shutdown(&self) -> ShutdownReport {
         let Common { config, report, clock, deadlines, .. } = &self.inner.common;
         // A system that has ended needs no telling.
@@ -445,8 +448,18 @@ impl System {
         let is_stopped = stopped.wait_for(|status| status.state.has_ended());
         // Past the limit nobody waits for it.
         let _ = deadlines.until(limit, is_stopped).await;
-        let charged =
-            || ShutdownReport { remaining: self.inner.common.charged(), ..ShutdownReport::default() };
-        report.get().cloned().unwrap_or_else(charged)
+        if let Some(report) = report.get() {
+            return report.clone();
+        }
+        // It failed or was killed: the threads that it left are given the time that is left.
+        let pools = &self.inner.pools;
+        for pool in pools {
+            let _ = deadlines.until(limit, pool.threads_ended()).await;
+        }
+        ShutdownReport {
+            unfinished_threads: pools.iter().flat_map(|pool| pool.threads()).collect(),
+            remaining: self.inner.common.charged(),
+            ..ShutdownReport::default()
+        }
     }
 }

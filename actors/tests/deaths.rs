@@ -4,8 +4,8 @@
 mod common;
 
 use common::*;
-use model_actors::testing::{Act, Fuse, Gate, HookedLoader, ScriptedLoader, TestSystem, Victim};
-use model_actors::{BreakerState, Bytes, CallOptions, Error, Event, ModelSpec, WorkerPhase};
+use model_actors::testing::{Act, Fuse, Gate, HookedLoader, Scripted, ScriptedLoader, TestSystem, Victim};
+use model_actors::{BreakerState, Bytes, CallOptions, Error, Event, ModelSpec, SystemState, WorkerPhase};
 use tokio::sync::broadcast::Receiver;
 
 #[derive(Debug, Clone, Copy)]
@@ -176,4 +176,110 @@ async fn a_load_whose_worker_is_killed_or_stopped_is_tried_again() {
         .await;
         test.finish().await;
     }
+}
+
+/// A system whose pool has been killed while the thread of one of its workers hangs, and come back.
+async fn with_a_thread_of_an_earlier_pool(
+    (system, pool): (model_actors::SystemConfig, model_actors::PoolConfig),
+) -> (TestSystem, model_actors::ModelHandle<Scripted>, Gate) {
+    let mut test = TestSystem::start_with(system, pool).await;
+    let model = test.model("model", ScriptedLoader::default());
+    let gate = Gate::default();
+    let pending = send(&model, Act::Hang(gate.latch()));
+    until_true(|| gate.was_reached()).await;
+    test.kill(Victim::Pool).await;
+    assert!(matches!(end(pending).await.unwrap_err(), Error::RecvError { .. }));
+    test.until("the pool is down", |status| !status.pool("scripted").unwrap().live).await;
+    test.until("the pool is back", |status| status.pool("scripted").unwrap().live).await;
+    (test, model, gate)
+}
+
+#[tokio::test]
+async fn the_next_pool_knows_the_threads_and_the_bytes_that_the_last_one_left() {
+    let (test, model, gate) = with_a_thread_of_an_earlier_pool(single()).await;
+    let status = test.until_model("model", "it lists the thread", |model| model.workers.len() == 1).await;
+    assert_eq!((status.bytes, charged(&test)), (Bytes::mib(11), Bytes::mib(11)));
+    let worker = &status.workers[0];
+    assert_eq!((&*worker.name, worker.phase), ("model#1 scripted", WorkerPhase::Draining));
+
+    let error = model.unload(millis(50)).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::UnloadIncomplete { remaining, .. } if *remaining == Bytes::mib(11)),
+        "{error}"
+    );
+    assert_eq!(ask(&model, Act::Reply(2)).await.unwrap(), 2, "the model serves beside it");
+    let status = test.until_model("model", "it has a worker", |model| idle(model) == 1).await;
+    assert!(status.workers.iter().any(|worker| &*worker.name == "model#2 scripted"), "no number twice");
+    let unload = tokio::spawn({
+        let model = model.clone();
+        async move { model.unload(std::time::Duration::from_secs(20)).await }
+    });
+    test.until_model("model", "its own worker has gone", |model| model.workers.len() == 1).await;
+    assert!(!unload.is_finished(), "bytes are still charged");
+    gate.open();
+    unload.await.unwrap().unwrap();
+    assert_eq!(charged(&test), Bytes::ZERO);
+    test.finish().await;
+}
+
+/// Whether the pool is back or down when the system is shut down, or has taken the system with it.
+#[tokio::test]
+async fn a_shutdown_reports_the_threads_that_a_dead_pool_left() {
+    for (restarts, backoff) in [(3, 5), (3, 60_000), (0, 5)] {
+        let (mut system, pool) = single();
+        system.restart.max_restarts = restarts;
+        (system.restart.first_backoff, system.restart.max_backoff) = (millis(backoff), millis(backoff));
+        let mut test = TestSystem::start_with(system.with_shutdown_timeout(millis(200)), pool).await;
+        let model = test.model("model", ScriptedLoader::default());
+        let gate = Gate::default();
+        let pending = send(&model, Act::Hang(gate.latch()));
+        until_true(|| gate.was_reached()).await;
+        test.kill(Victim::Pool).await;
+        assert!(end(pending).await.is_err());
+        test.until("the pool is down", |status| !status.pool("scripted").unwrap().live).await;
+        if backoff < 1000 && restarts > 0 {
+            test.until("the pool is back", |status| status.pool("scripted").unwrap().live).await;
+        }
+        let report = test.system.shutdown().await;
+        assert_eq!(report.unfinished_threads, ["model#1 scripted"], "{restarts} restarts after {backoff} ms");
+        assert_eq!(report.remaining, Bytes::mib(11));
+        gate.open();
+        until_true(|| charged(&test) == Bytes::ZERO).await;
+        let _ = test.shut_down().await;
+    }
+}
+
+/// A thread that ends by itself is waited for, also if its pool does not come back before the end.
+#[tokio::test]
+async fn a_shutdown_waits_for_the_threads_that_a_dead_pool_left() {
+    let (mut system, pool) = single();
+    (system.restart.first_backoff, system.restart.max_backoff) = (millis(60_000), millis(60_000));
+    let mut test = TestSystem::start_with(system.with_shutdown_timeout(millis(20_000)), pool).await;
+    let model = test.model("model", ScriptedLoader::default());
+    let gate = Gate::default();
+    let pending = send(&model, Act::Hang(gate.latch()));
+    until_true(|| gate.was_reached()).await;
+    test.kill(Victim::Pool).await;
+    assert!(end(pending).await.is_err());
+    test.until("the pool is down", |status| !status.pool("scripted").unwrap().live).await;
+    let system = test.system.clone();
+    let shutdown = tokio::spawn(async move { system.shutdown().await });
+    test.until("it shuts down", |status| status.state == SystemState::ShuttingDown).await;
+    gate.open();
+    assert!(shutdown.await.unwrap().is_clean());
+    test.finish().await;
+}
+
+/// The bound on a model's threads is not got round by killing the pool.
+#[tokio::test]
+async fn the_thread_that_a_dead_pool_left_is_stuck_after_the_stall_limit() {
+    let (system, mut pool) = single();
+    (pool.stall.run, pool.stall.load) = (millis(50), millis(50));
+    let (test, model, gate) = with_a_thread_of_an_earlier_pool((system, pool)).await;
+    test.until_model("model", "it is stuck", |model| in_phase(model, WorkerPhase::Stuck) == 1).await;
+    assert!(matches!(model.unload(millis(10_000)).await, Err(Error::UnloadIncomplete { .. })));
+    gate.open();
+    test.until_model("model", "it has ended", |model| model.workers.is_empty()).await;
+    model.unload(millis(10_000)).await.unwrap();
+    test.finish().await;
 }

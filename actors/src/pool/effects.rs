@@ -13,9 +13,9 @@ use crate::id::{Bytes, ModelId, ModelKey, RequestId, WorkerId};
 use crate::job::Accepted;
 use crate::maintenance::room::RoomAsk;
 use crate::maintenance::{MaintenanceMessage, PoolDrained};
-use crate::model::LoadContext;
+use crate::model::{Footprint, LoadContext};
 use crate::progress::Gauge;
-use crate::scheduler::{Effect, Input, Source, Urgency};
+use crate::scheduler::{Effect, Holds, Input, Source, Urgency};
 use crate::telemetry::Event;
 use crate::worker::thread::{Assignment, ThreadArguments, free, start};
 use crate::worker::{Order, Worker, WorkerHandle};
@@ -170,30 +170,28 @@ impl<C: Capability> PoolState<C> {
         let name = thread_name::<C>(model.id(), worker);
         let arguments =
             ThreadArguments { worker, actor, model: model.clone(), context, orders: received, pool };
-        start(&name, arguments).map_err(Failure::failed)?;
+        let place = self.roster.enter(worker, name.clone(), model.clone());
+        start(&name, place, arguments).map_err(Failure::failed)?;
         self.threads.insert(worker, name);
         self.workers.insert(worker, handle);
         Ok(())
     }
 
     /// Lets go of weights that were kept. Those that nobody else holds are dropped by a thread of their own.
-    pub(super) fn release_weights(
-        &mut self,
-        myself: &ActorRef<PoolMessage<C>>,
-        key: ModelKey,
-        thread: Option<WorkerId>,
-    ) {
+    pub(super) fn release_weights(&mut self, key: ModelKey, thread: Option<WorkerId>) {
         let entry = self.weights_entry(key);
         entry.offered = None;
         let last = entry.retained.take().and_then(Arc::into_inner);
         let Some(worker) = thread else { return };
-        let model = self.models.get(&key).map(|model| model.id().clone());
-        let (Some(weights), Some(model)) = (last, model) else {
+        let (Some(weights), Some(model)) = (last, self.models.get(&key).cloned()) else {
             return self.inputs.push_back(Input::Ended { worker });
         };
-        let name = thread_name::<C>(&model, worker);
+        let name = thread_name::<C>(model.id(), worker);
+        let place = self.roster.enter(worker, name.clone(), model.clone());
+        self.roster.charge(worker, Holds::Weights, self.footprint(worker));
         // Without a thread the weights go to the reaper's, and the end is told all the same.
-        if let Err(error) = free(&name, worker, myself.get_derived(), weights) {
+        if let Err(error) = free(&name, place, weights) {
+            let model = model.id();
             tracing::error!(capability = C::NAME, %model, %error, "no thread to drop weights could be started");
         }
         self.threads.insert(worker, name);
@@ -253,9 +251,15 @@ impl<C: Capability> PoolState<C> {
     fn load(&mut self, worker: WorkerId) {
         let Some(room) = self.rooms.remove(&worker) else { return };
         if let Some(lease) = room.lease {
+            self.roster.charge(worker, Holds::Worker, self.footprint(worker));
             let causes = self.waiting_spans(worker);
             self.order(worker, Order::Load { lease, weights: room.weights, causes });
         }
+    }
+
+    /// The footprint of a worker's model, once known.
+    fn footprint(&self, worker: WorkerId) -> Option<Footprint> {
+        self.scheduler.model(self.scheduler.model_of(worker)?)?.footprint
     }
 
     /// The spans of the first requests that wait for the worker's model.
@@ -279,9 +283,7 @@ impl<C: Capability> PoolState<C> {
 
     fn report_drained(&mut self, abandoned: usize) {
         if let Some(done) = self.drained.take() {
-            let mut unfinished: Vec<String> = self.threads.values().map(|name| name.to_string()).collect();
-            unfinished.sort();
-            let _ = done.send(PoolDrained { abandoned, unfinished });
+            let _ = done.send(PoolDrained { abandoned });
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{PoolState, WeightsEntry};
 use crate::capability::Capability;
 use crate::id::{ModelKey, RequestId, WorkerId};
 use crate::job::Job;
-use crate::scheduler::{Fate, Input, Outcome};
+use crate::scheduler::{Fate, Holds, Input, Outcome};
 use crate::worker::{Crash, Report, SharedWeights, WorkerHandle};
 
 impl<C: Capability> PoolState<C> {
@@ -18,6 +18,7 @@ impl<C: Capability> PoolState<C> {
         let input = match report {
             Report::Sized { worker, footprint } => Input::Sized { worker, footprint },
             Report::Started { worker, footprint, weights } => {
+                self.roster.charge(worker, Holds::Worker, Some(footprint));
                 self.remember_weights(worker, weights);
                 Input::Started { worker, footprint }
             }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::model_state::{Gone, Holds, Leaving};
-use super::{Effect, ModelState, Passage, Phase, Scheduler, Source, Urgency, Worker};
+use super::{Effect, ModelPolicy, ModelState, Passage, Phase, Scheduler, Source, Urgency, Worker};
 use crate::error::Error;
 use crate::id::{Bytes, ModelKey, Time, WorkerId};
 use crate::memory::PressureLevel;
@@ -260,6 +260,26 @@ impl Scheduler {
         for worker in starting {
             self.dismiss(now, key, worker, reason, effects);
         }
+    }
+
+    /// Takes over a thread that an earlier scheduler of the same pool left, before any input: what it holds is the
+    /// model's until its end is told.
+    pub(crate) fn inherit(
+        &mut self,
+        now: Time,
+        (key, policy): (ModelKey, ModelPolicy),
+        worker: WorkerId,
+        (holds, footprint): (Holds, Option<Footprint>),
+    ) {
+        self.declare(key, policy);
+        self.owners.insert(worker, key);
+        // Numbers of threads that have not ended are not given again.
+        self.next_worker = self.next_worker.max(worker.0);
+        let Some(model) = self.models.get_mut(&key) else { return };
+        model.footprint = model.footprint.or(footprint);
+        let overdue_at = now + model.policy.config.stall.run.max(model.policy.config.stall.load);
+        model.leaving.push(Gone { worker, why: Leaving::Dead, since: now, overdue_at, holds });
+        self.wake_at(overdue_at);
     }
 
     /// Moves a worker from those that count to those whose thread has yet to end.

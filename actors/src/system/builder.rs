@@ -42,7 +42,7 @@ pub struct SystemBuilder {
 }
 
 /// Makes the two sides of a pool: the one that the system starts, and the one that its clients hold.
-type MakePool = fn(PoolConfig, &Common) -> (Box<dyn SpawnPool>, AnyPool);
+type MakePool = fn(PoolConfig, &Common) -> (Arc<dyn SpawnPool>, AnyPool);
 
 struct PoolPlan {
     capability: TypeId,
@@ -68,10 +68,11 @@ impl SystemBuilder {
                 catalogue,
                 directory: common.directory.clone(),
                 gate: PoolGate::new(),
+                roster: Arc::default(),
                 clock: common.clock,
                 deadlines: common.deadlines.clone(),
             });
-            let spawn: Box<dyn SpawnPool> = Box::new(shared.clone());
+            let spawn: Arc<dyn SpawnPool> = Arc::new(shared.clone());
             (spawn, shared as AnyPool)
         };
         self.pools.push(PoolPlan { capability: TypeId::of::<C>(), name: C::NAME, config, make });
@@ -127,13 +128,13 @@ impl SystemBuilder {
             pools.push(spawn);
             clients.insert(plan.capability, client);
         }
-        let arguments = SystemArguments { common: common.clone(), pools };
+        let arguments = SystemArguments { common: common.clone(), pools: pools.clone() };
         let started = match supervisor {
             Some(supervisor) => SystemActor::spawn_linked(None, SystemActor, arguments, supervisor).await,
             None => SystemActor::spawn(None, SystemActor, arguments).await,
         };
         let (actor, _) = started.map_err(|error| Error::StartFailed { cause: Cause::of(&error) })?;
-        Ok(System { inner: Arc::new(Inner { actor, common, clients }) })
+        Ok(System { inner: Arc::new(Inner { actor, common, clients, pools }) })
     }
 }
 

@@ -10,7 +10,7 @@ use crate::capability::Capability;
 use crate::client::PoolShared;
 use crate::error::Error;
 use crate::maintenance::PoolCommand;
-use crate::pool::{Pool, PoolArguments};
+use crate::pool::{Pool, PoolArguments, PoolMessage};
 
 type Spawning<'a> =
     Pin<Box<dyn Future<Output = Result<(ActorCell, DerivedActorRef<PoolCommand>), SpawnErr>> + Send + 'a>>;
@@ -21,6 +21,9 @@ pub(crate) trait SpawnPool: Send + Sync {
     fn spawn(&self, arguments: PoolArguments, system: ActorCell) -> Spawning<'_>;
     fn down(&self);
     fn close(&self, error: &Error);
+    /// Names of the threads that have not ended, whether the pool runs or not.
+    fn threads(&self) -> Vec<String>;
+    fn threads_ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
 impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
@@ -32,12 +35,14 @@ impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
         Box::pin(async move {
             let (actor, _) = Pool::<C>::spawn_linked(
                 None,
-                Pool::new(self.gate.intake(), self.catalogue.clone()),
+                Pool::new(self.gate.intake(), self.catalogue.clone(), self.roster.clone()),
                 arguments,
                 system,
             )
             .await?;
             let (cell, commands) = (actor.get_cell(), actor.get_derived());
+            // Of what it has taken over it tells with its first message.
+            let _ = actor.send_message(PoolMessage::Publish);
             self.gate.up(actor);
             Ok((cell, commands))
         })
@@ -52,16 +57,24 @@ impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
         self.gate.close(error);
         self.catalogue.close();
     }
+
+    fn threads(&self) -> Vec<String> {
+        self.roster.names()
+    }
+
+    fn threads_ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.roster.emptied())
+    }
 }
 
 /// A pool and, while it runs, its actor.
 pub(crate) struct PoolChild {
-    spawn: Box<dyn SpawnPool>,
+    spawn: Arc<dyn SpawnPool>,
     actor: Option<(ActorCell, DerivedActorRef<PoolCommand>)>,
 }
 
 impl PoolChild {
-    pub(crate) fn new(spawn: Box<dyn SpawnPool>) -> Self {
+    pub(crate) fn new(spawn: Arc<dyn SpawnPool>) -> Self {
         Self { spawn, actor: None }
     }
 
@@ -77,6 +90,14 @@ impl PoolChild {
         let (cell, commands) = self.spawn.spawn(arguments, system).await?;
         self.actor = Some((cell, commands.clone()));
         Ok(commands)
+    }
+
+    pub(crate) fn threads(&self) -> Vec<String> {
+        self.spawn.threads()
+    }
+
+    pub(crate) async fn threads_ended(&self) {
+        self.spawn.threads_ended().await;
     }
 
     pub(crate) fn is(&self, actor: &ActorCell) -> bool {

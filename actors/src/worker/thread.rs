@@ -1,7 +1,7 @@
 //! The OS thread of a worker: the only place where model code runs. It sizes, loads, builds and runs as it is
 //! ordered, answers callers directly, and reports each outcome to the pool. A panic goes to the worker's
 //! actor, whose failure the supervision tree tells the pool. Whatever happens in model code, the thread gives
-//! its memory back and reports its end, both by `Drop`. Destructors are model code too: weights that no worker
+//! its memory back and leaves the roster, both by `Drop`. Destructors are model code too: weights that no worker
 //! holds any more are dropped by a thread of their own ([`free`]). It decides nothing.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,6 +22,7 @@ use crate::memory::Lease;
 use crate::model::{Footprint, LoadContext, Model, Weights};
 use crate::progress::Gauge;
 use crate::reaper::{Reaped, drop_panic, panicked, this_is_a_workers_thread};
+use crate::roster::Place;
 use crate::scheduler::Batching;
 use crate::scheduler::Outcome;
 use crate::telemetry::span;
@@ -75,7 +76,7 @@ pub(crate) enum Report<C: Capability> {
     StartFailed { worker: WorkerId, failure: Failure },
     /// These requests have ended.
     Finished { worker: WorkerId, outcomes: Vec<(RequestId, Outcome)> },
-    /// The thread has ended and its bytes are back.
+    /// The thread has ended and its bytes are back. Told through the roster.
     Ended { worker: WorkerId },
 }
 
@@ -92,19 +93,23 @@ pub(crate) struct ThreadArguments<C: Capability> {
     pub(crate) pool: DerivedActorRef<Report<C>>,
 }
 
-/// Starts the thread. It ends when the sender of its orders is dropped.
-pub(crate) fn start<C: Capability>(name: &str, arguments: ThreadArguments<C>) -> std::io::Result<()> {
+/// Starts the thread. It ends when the sender of its orders is dropped, and leaves its place with its end.
+pub(crate) fn start<C: Capability>(
+    name: &str,
+    place: Place<C>,
+    arguments: ThreadArguments<C>,
+) -> std::io::Result<()> {
     let builder = std::thread::Builder::new().name(name.to_owned());
     builder.spawn(move || {
         this_is_a_workers_thread();
-        // Dropped last, so the end is reported once everything else of the thread is gone.
-        let end = End { worker: arguments.worker, pool: arguments.pool.clone() };
+        // Dropped last, so the end is told once everything else of the thread is gone.
+        let place = place;
         let actor = arguments.actor.clone();
         let thread = Thread { arguments, loaded: None };
         // A panic outside of model code, in a destructor say, is a crash like any other.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| thread.serve())) {
             let crash = Crash::new(panicked(&*panic));
-            tracing::error!(capability = C::NAME, worker = %end.worker, cause = %crash, "a worker's thread panicked outside of a run");
+            tracing::error!(capability = C::NAME, worker = %place.worker, cause = %crash, "a worker's thread panicked outside of a run");
             let _ = actor.send_message(crash);
             drop_panic(panic);
         }
@@ -112,32 +117,19 @@ pub(crate) fn start<C: Capability>(name: &str, arguments: ThreadArguments<C>) ->
     Ok(())
 }
 
-/// Starts a thread that drops weights which nobody else holds, and reports its end as a worker's does.
+/// Starts a thread that drops weights which nobody else holds, and leaves its place as a worker's does.
 pub(crate) fn free<C: Capability>(
     name: &str,
-    worker: WorkerId,
-    pool: DerivedActorRef<Report<C>>,
+    place: Place<C>,
     weights: SharedWeights<C>,
 ) -> std::io::Result<()> {
-    let end = End { worker, pool };
     let builder = std::thread::Builder::new().name(name.to_owned());
     builder.spawn(move || {
         this_is_a_workers_thread();
         drop(weights);
-        drop(end);
+        drop(place);
     })?;
     Ok(())
-}
-
-struct End<C: Capability> {
-    worker: WorkerId,
-    pool: DerivedActorRef<Report<C>>,
-}
-
-impl<C: Capability> Drop for End<C> {
-    fn drop(&mut self) {
-        let _ = self.pool.send_message(Report::Ended { worker: self.worker });
-    }
 }
 
 /// A built model. Field order matters: the model goes before the weights, and both before the worker's own

@@ -1,0 +1,124 @@
+//! The roster of a pool's threads. It outlives the pool: the threads of one that failed still run, and hold their
+//! memory, when another has been started, which takes them over. Deciding about them is left to the scheduler.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::capability::Capability;
+use crate::catalogue::Registered;
+use crate::id::WorkerId;
+use crate::model::Footprint;
+use crate::scheduler::Holds;
+
+/// The threads of one pool, whichever actor it is at the moment, from their start to their end.
+pub(crate) struct Roster<C: Capability> {
+    state: Mutex<State<C>>,
+    emptied: Notify,
+}
+
+struct State<C: Capability> {
+    threads: BTreeMap<WorkerId, Listed<C>>,
+    /// Tells the pool that runs of a thread's end.
+    told: Option<Box<dyn Fn(WorkerId) + Send>>,
+}
+
+/// A thread that has not ended.
+pub(crate) struct Listed<C: Capability> {
+    pub(crate) name: Arc<str>,
+    pub(crate) model: Arc<Registered<C>>,
+    pub(crate) holds: Holds,
+    /// The footprint of its model, by which it holds that.
+    pub(crate) footprint: Option<Footprint>,
+}
+
+impl<C: Capability> Clone for Listed<C> {
+    fn clone(&self) -> Self {
+        let Self { name, model, holds, footprint } = self;
+        Self { name: name.clone(), model: model.clone(), holds: *holds, footprint: *footprint }
+    }
+}
+
+impl<C: Capability> Default for Roster<C> {
+    fn default() -> Self {
+        let state = State { threads: BTreeMap::new(), told: None };
+        Self { state: Mutex::new(state), emptied: Notify::new() }
+    }
+}
+
+impl<C: Capability> Roster<C> {
+    fn lock(&self) -> MutexGuard<'_, State<C>> {
+        // Changes of the map and sends alone happen under this lock, so its poison means nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pool begins: it is told of ends from now on, and takes over the threads that an earlier one left.
+    pub(crate) fn take_over(&self, told: impl Fn(WorkerId) + Send + 'static) -> Vec<(WorkerId, Listed<C>)> {
+        let mut state = self.lock();
+        state.told = Some(Box::new(told));
+        state.threads.iter().map(|(worker, thread)| (*worker, thread.clone())).collect()
+    }
+
+    /// Lists a thread until its place is dropped, as the last thing that the thread does.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        worker: WorkerId,
+        name: Arc<str>,
+        model: Arc<Registered<C>>,
+    ) -> Place<C> {
+        let listed = Listed { name, model, holds: Holds::Nothing, footprint: None };
+        self.lock().threads.insert(worker, listed);
+        Place { roster: self.clone(), worker }
+    }
+
+    /// Notes what a thread holds, by this footprint of its model.
+    pub(crate) fn charge(&self, worker: WorkerId, holds: Holds, footprint: Option<Footprint>) {
+        if let Some(thread) = self.lock().threads.get_mut(&worker) {
+            (thread.holds, thread.footprint) = (holds, footprint);
+        }
+    }
+
+    /// Names of the threads, in alphabetical order.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            self.lock().threads.values().map(|thread| thread.name.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    /// Waits until every thread has ended.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            // First it is listened, then looked: an end in between is heard.
+            let emptied = self.emptied.notified();
+            if self.lock().threads.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+}
+
+/// A thread's place in the roster.
+pub(crate) struct Place<C: Capability> {
+    roster: Arc<Roster<C>>,
+    pub(crate) worker: WorkerId,
+}
+
+impl<C: Capability> Drop for Place<C> {
+    fn drop(&mut self) {
+        let mut state = self.roster.lock();
+        let ended = state.threads.remove(&self.worker);
+        // Told under the lock, so that a pool that takes over either lists the thread or is told of its end.
+        if let Some(told) = &state.told {
+            told(self.worker);
+        }
+        let is_empty = state.threads.is_empty();
+        drop(state);
+        drop(ended);
+        if is_empty {
+            self.roster.emptied.notify_waiters();
+        }
+    }
+}
