@@ -38,6 +38,8 @@ pub use model_state::Phase;
 pub(crate) use model_state::{ModelState, Worker};
 pub use restart::{Restarts, Verdict};
 pub use ticket::Ticket;
+#[cfg(feature = "testing")]
+pub(crate) use ticket::{Rank, rank};
 
 use crate::config::PoolConfig;
 use crate::error::{Cause, Error, Failure};

@@ -4,7 +4,7 @@
 //! violation can be replayed.
 //!
 //! `scenario` holds what a seed decides at its start, `state` the data, `world` the clock and the events,
-//! `checks` the invariants. `room` is maintenance, `workers` and `runs` are the threads, `shell` carries out
+//! `checks` and `order` the invariants. `room` is maintenance, `workers` and `runs` are the threads, `shell` carries out
 //! effects as the pools' shell does, `callers` sends requests and commands. A [`Plant`] makes the harness,
 //! never the core, do something wrong that the checks must find.
 
@@ -14,6 +14,7 @@ mod scenario;
 mod state;
 mod world;
 mod checks;
+mod order;
 mod room;
 mod workers;
 mod runs;

@@ -1,8 +1,10 @@
 //! The callers and operators: requests with their deadlines and cancels, preload, unload, pin, stray
 //! evictions, kills and the shutdown, and at the end the settling down.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::Plant;
 use super::coverage::Fault;
 use super::state::Request;
 use super::world::{Event, World};
@@ -41,9 +43,19 @@ impl World {
             return self.after(wait, Event::Close);
         }
         let burst = if self.random.u8(..4) == 0 { self.random.u32(1..12) } else { 1 };
+        // Those that come at one moment reach a pool together, as through its intake, or one by one.
+        let together = self.random.bool();
+        let mut tickets: BTreeMap<usize, Vec<(ModelKey, Ticket)>> = BTreeMap::new();
         for _ in 0..burst.min(self.arrivals_left) {
             self.arrivals_left -= 1;
-            self.request();
+            let Some((pool, ticket)) = self.request() else { continue };
+            match together {
+                true => tickets.entry(pool).or_default().push(ticket),
+                false => self.submit(pool, vec![ticket]),
+            }
+        }
+        for (pool, tickets) in tickets {
+            self.submit(pool, tickets);
         }
         let wait = match self.random.u8(..16) {
             0 => Duration::from_millis(self.random.u64(1..200_000)),
@@ -52,7 +64,7 @@ impl World {
         self.after(wait, Event::Arrive);
     }
 
-    fn request(&mut self) {
+    fn request(&mut self) -> Option<(usize, (ModelKey, Ticket))> {
         let pool = self.random.usize(..self.pools.len());
         let model = self.random.usize(..self.pools[pool].models.len());
         let lane = usize::from(self.random.u8(..4) == 0);
@@ -61,7 +73,7 @@ impl World {
         let state = &mut self.pools[pool].models[model];
         if state.slots[lane] >= capacity {
             self.coverage.ending("overloaded");
-            return;
+            return None;
         }
         state.slots[lane] += 1;
         state.unanswered[lane] += 1;
@@ -87,24 +99,34 @@ impl World {
             counted_death: None,
             running_on: None,
             shared: false,
+            cost: self.random.u64(1..20),
+            key: BatchKey(self.random.u64(0..2)),
+            rank: None,
+            reran: false,
         };
-        self.submit(request);
-    }
-
-    fn submit(&mut self, request: Request) {
         let index = self.requests.len();
-        let (pool, model) = (request.pool, request.model);
         let ticket = Ticket {
             lane: if request.lane == 0 { Lane::Interactive } else { Lane::Batch },
             priority: Priority(self.random.i8(-2..3)),
-            cost: Cost(self.random.u64(1..20)),
-            key: BatchKey(self.random.u64(0..2)),
+            cost: Cost(request.cost),
+            key: request.key,
             ..Ticket::new(RequestId(index as u64), request.deadline)
         };
         self.requests.push(request);
-        let key = ModelKey(model as u32);
+        Some((pool, (ModelKey(model as u32), ticket)))
+    }
+
+    /// Sends requests of one pool to it, together.
+    fn submit(&mut self, pool: usize, tickets: Vec<(ModelKey, Ticket)>) {
         let at = self.send(Time::ZERO);
-        self.at(at, Event::ToPool { pool, input: Input::Submit { tickets: vec![(key, ticket)] } });
+        let requests: Vec<usize> = tickets.iter().map(|(_, ticket)| ticket.request.0 as usize).collect();
+        self.at(at, Event::ToPool { pool, input: Input::Submit { tickets } });
+        for index in requests {
+            self.may_leave(index, at);
+        }
+    }
+
+    fn may_leave(&mut self, index: usize, at: Time) {
         if self.fault(Fault::CallerGoes) {
             // Not before the submit: the same caller sends both.
             let leaves = at + Duration::from_micros(1 << self.random.u32(0..24));
@@ -139,6 +161,7 @@ impl World {
             Fault::Remove,
             Fault::StrayEviction,
             Fault::ActorKilled,
+            Fault::MaintenanceDies,
         ];
         let kind = kinds[self.random.usize(..kinds.len())];
         if self.closing || self.scenario.rate(kind) == 0.0 {
@@ -155,15 +178,19 @@ impl World {
             }
             Fault::Unload => {
                 self.next_call += 1;
-                self.calls.insert(call.0, Some(key.0 as usize));
                 let deadline = self.now + Duration::from_millis(self.random.u64(0..10_000));
+                self.calls.insert(call.0, Some((key.0 as usize, deadline)));
                 self.feed(pool, Input::Unload { key, call, deadline });
+                if self.calls.contains_key(&call.0) && self.planted(Plant::UnloadReturnedEarly) {
+                    self.returned(pool, call, true);
+                }
                 self.may_leave_call(pool, key, call);
             }
             Fault::Pin => {
                 let pinned = self.random.bool();
                 self.feed(pool, Input::Pin { key, pinned });
             }
+            Fault::MaintenanceDies => self.restart_maintenance(),
             Fault::Remove => self.feed(pool, Input::Remove { key }),
             Fault::StrayEviction => {
                 let reason = EvictionReason::Pressure;
@@ -197,6 +224,9 @@ impl World {
         for pool in 0..self.pools.len() {
             self.pools[pool].shut_by = Some(deadline);
             self.feed(pool, Input::Shutdown { deadline });
+            if !self.pools[pool].drained && self.planted(Plant::DrainedEarly) {
+                self.drained(pool);
+            }
             self.at(deadline + Duration::from_micros(1), Event::DrainedBy { pool });
         }
     }

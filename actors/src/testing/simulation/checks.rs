@@ -105,6 +105,8 @@ impl World {
             now < model.last_busy + idle || model.last_cooldown.is_some_and(|last| now < last + interval);
         model.last_cooldown = Some(now);
         self.check("cooldown waits", |_| !soon, || format!("{worker}"));
+        let older = self.less_used_sibling(pool, worker);
+        self.check("least recently used", |_| older.is_none(), || format!("{older:?} before {worker}"));
     }
 
     /// A worker is about to be started.
@@ -180,6 +182,7 @@ impl World {
     }
 
     pub(super) fn check_pool(&mut self, pool: usize, ticked: bool) {
+        self.check_probe(pool);
         let found = self.find_fault(&self.pools[pool], ticked);
         if let Some((invariant, what)) = found {
             self.break_invariant(invariant, || format!("pool {pool}: {what}"));

@@ -94,6 +94,8 @@ pub(super) enum Fault {
     SilentEnd,
     ThreadLingers,
     ActorKilled,
+    MaintenanceDies,
+    SlowRelief,
     PingUnanswered,
     PollUnanswered,
     BadInput,
@@ -111,7 +113,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 28] = [
+    pub(super) const ALL: [Self; 30] = [
         Self::SizeFails,
         Self::LoadFails,
         Self::LoadFailsForGood,
@@ -126,6 +128,8 @@ impl Fault {
         Self::SilentEnd,
         Self::ThreadLingers,
         Self::ActorKilled,
+        Self::MaintenanceDies,
+        Self::SlowRelief,
         Self::PingUnanswered,
         Self::PollUnanswered,
         Self::BadInput,
@@ -158,6 +162,8 @@ impl Fault {
             Self::SilentEnd => "thread ends without a word",
             Self::ThreadLingers => "thread lingers",
             Self::ActorKilled => "actor killed",
+            Self::MaintenanceDies => "maintenance dies",
+            Self::SlowRelief => "slow relief",
             Self::PingUnanswered => "ping unanswered",
             Self::PollUnanswered => "poll unanswered",
             Self::BadInput => "bad input",

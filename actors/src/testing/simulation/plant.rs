@@ -26,11 +26,25 @@ pub enum Plant {
     DeadlineIgnored,
     /// A pinned model's idle worker is told to go to make room.
     PinnedWorkerEvicted,
+    /// The core is told a lower priority than the caller's.
+    PriorityIgnored,
+    /// The core is told that a request costs nothing.
+    CostIgnored,
+    /// The core is told another key than the caller's.
+    KeyIgnored,
+    /// Cooldown takes a worker that has been used more recently than another.
+    RecentlyUsedCooledDown,
+    /// A caller is told that its unload went well while a worker is there.
+    UnloadReturnedEarly,
+    /// A pool is said to have drained when its shutdown begins.
+    DrainedEarly,
+    /// Idle workers are offered as if they were on another device.
+    OfferOfOtherDevice,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 17] = [
         Self::SlotNotGivenBack,
         Self::AnswerSentTwice,
         Self::AnswerLost,
@@ -41,6 +55,13 @@ impl Plant {
         Self::BytesChargedTwice,
         Self::DeadlineIgnored,
         Self::PinnedWorkerEvicted,
+        Self::PriorityIgnored,
+        Self::CostIgnored,
+        Self::KeyIgnored,
+        Self::RecentlyUsedCooledDown,
+        Self::UnloadReturnedEarly,
+        Self::DrainedEarly,
+        Self::OfferOfOtherDevice,
     ];
 
     /// Its name on the command line.
@@ -56,6 +77,13 @@ impl Plant {
             Self::BytesChargedTwice => "bytes-charged-twice",
             Self::DeadlineIgnored => "deadline-ignored",
             Self::PinnedWorkerEvicted => "pinned-worker-evicted",
+            Self::PriorityIgnored => "priority-ignored",
+            Self::CostIgnored => "cost-ignored",
+            Self::KeyIgnored => "key-ignored",
+            Self::RecentlyUsedCooledDown => "recently-used-cooled-down",
+            Self::UnloadReturnedEarly => "unload-returned-early",
+            Self::DrainedEarly => "drained-early",
+            Self::OfferOfOtherDevice => "offer-of-other-device",
         }
     }
 
@@ -72,6 +100,13 @@ impl Plant {
             Self::BytesChargedTwice => &["bytes", "charged within the limit"],
             Self::DeadlineIgnored => &["deadlines"],
             Self::PinnedWorkerEvicted => &["no pinned worker evicted"],
+            Self::PriorityIgnored => &["order of service"],
+            Self::CostIgnored => &["the limit on cost", "order of service"],
+            Self::KeyIgnored => &["one key a batch", "order of service"],
+            Self::RecentlyUsedCooledDown => &["least recently used"],
+            Self::UnloadReturnedEarly => &["unloaded means gone"],
+            Self::DrainedEarly => &["drained means no thread", "everybody is answered at shutdown"],
+            Self::OfferOfOtherDevice => &["no needless eviction"],
         }
     }
 }

@@ -6,8 +6,8 @@ use super::Plant;
 use super::coverage::Fault;
 use super::world::{Event, World};
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
-use crate::maintenance::eviction::{PoolIndex, relieve};
-use crate::maintenance::room::{RoomAsk, RoomEffect, RoomInput};
+use crate::maintenance::eviction::{Offer, PoolIndex, relieve};
+use crate::maintenance::room::{LoadQueue, RoomAsk, RoomEffect, RoomInput};
 use crate::memory::PressureLevel;
 use crate::scheduler::Input;
 use crate::telemetry::EvictionReason;
@@ -58,6 +58,20 @@ impl World {
         self.tell_maintenance(pool, Event::ToLoadQueue(RoomInput::Ask { ask, model, device, needed, until }));
     }
 
+    /// Maintenance dies and is started again: its queue is lost, and the pools repeat what they asked for.
+    pub(super) fn restart_maintenance(&mut self) {
+        self.load_queue = LoadQueue::new(self.pools.len());
+        self.desk_at = Time::NEVER;
+        for pool in 0..self.pools.len() {
+            let rooms = self.pools[pool].rooms.iter();
+            let asks: Vec<_> =
+                rooms.filter_map(|(worker, room)| Some((*worker, room.asked.clone()?))).collect();
+            for (worker, (model, room, until)) in asks {
+                self.ask_for_room(pool, worker, model, room, until);
+            }
+        }
+    }
+
     pub(super) fn cancel_reserve(&mut self, pool: usize, worker: WorkerId) {
         self.drop_room(pool, worker);
     }
@@ -67,7 +81,7 @@ impl World {
         let Some(room) = self.pools[pool].rooms.remove(&worker) else { return };
         self.drop_weights(room.weights);
         self.drop_lease(room.lease);
-        if room.asked {
+        if room.asked.is_some() {
             self.pools[pool].asks.remove(&worker);
             let ask = RoomAsk { pool: PoolIndex(pool), worker };
             self.tell_maintenance(pool, Event::ToLoadQueue(RoomInput::Withdraw { ask }));
@@ -83,7 +97,7 @@ impl World {
         self.pools[pool].asks.remove(&worker);
         let input = match (answer, self.pools[pool].rooms.get_mut(&worker)) {
             (Ok(lease), Some(room)) => {
-                (room.lease, room.asked) = (Some(lease), false);
+                (room.lease, room.asked) = (Some(lease), None);
                 Input::RoomGranted { worker }
             }
             (Ok(lease), None) => return self.drop_lease(Some(lease)),
@@ -106,6 +120,7 @@ impl World {
                         }
                     }
                     RoomEffect::Evict { pool, worker } => {
+                        self.check_needed(pool.0, worker);
                         self.evict(pool, worker, EvictionReason::MakeRoom);
                     }
                     RoomEffect::Grant { ask, device, needed } => {
@@ -145,8 +160,21 @@ impl World {
             return;
         }
         let index = PoolIndex(pool);
-        let offers = self.pools[pool].scheduler.offers(self.now, index);
+        let mut offers = self.pools[pool].scheduler.offers(self.now, index);
+        if self.ledgers.len() > 1 && offers.iter().any(|offer| !offer.idle.is_empty()) {
+            self.move_offers(&mut offers);
+        }
         self.tell_maintenance(pool, Event::ToLoadQueue(RoomInput::Offers { pool: index, offers }));
+    }
+
+    /// Puts what is offered on one device on the other, if that is planted.
+    fn move_offers(&mut self, offers: &mut [Offer]) {
+        if self.planted(Plant::OfferOfOtherDevice) {
+            for offer in offers {
+                let other = self.ledgers.keys().find(|device| **device != offer.device);
+                offer.device = other.unwrap_or(&offer.device).clone();
+            }
+        }
     }
 
     pub(super) fn relieve(&mut self, device: &Device) {

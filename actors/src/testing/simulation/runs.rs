@@ -15,10 +15,12 @@ impl World {
     pub(super) fn run_batch(&mut self, pool: usize, worker: WorkerId, requests: &[RequestId]) {
         let (now, mut items) = (self.now, Vec::with_capacity(requests.len()));
         self.check("a batch is not empty", |_| !requests.is_empty(), || format!("{worker}"));
+        self.check_batch(pool, worker, requests);
         for request in requests {
             let index = request.0 as usize;
             self.check_request_may_run(index);
             let state = &mut self.requests[index];
+            state.reran = true;
             state.attempt += 1;
             let attempt = state.attempt;
             let emitted = state.has_emitted(now);

@@ -4,11 +4,13 @@
 use std::time::Duration;
 
 use super::Plant;
+use super::coverage::Fault;
 use super::state::{HeldRoom, Order, Request, Told};
 use super::world::{Event, Word, World};
+use crate::capability::{BatchKey, Cost};
 use crate::error::Cause;
-use crate::id::{Bytes, ModelKey, RequestId, Time, WorkerId};
-use crate::scheduler::{CallId, Effect, Fate, Input, Source, Urgency, is_permanent};
+use crate::id::{Bytes, ModelKey, Priority, RequestId, Time, WorkerId};
+use crate::scheduler::{CallId, Effect, Fate, Input, Source, Urgency, is_permanent, rank};
 use crate::telemetry::{Event as Telemetry, EvictionReason};
 
 impl World {
@@ -92,6 +94,10 @@ impl World {
                 self.drop_weights(old);
             }
             Effect::ReleaseWeights { key, thread } => self.release_weights(pool, key, thread),
+            Effect::Relieve { device } if self.fault(Fault::SlowRelief) => {
+                let wait = Duration::from_micros(1 << self.random.u32(0..23));
+                self.after(wait, Event::Relieve { device });
+            }
             Effect::Relieve { device } => self.tell_maintenance(pool, Event::Relieve { device }),
             Effect::Return { call, result } => self.returned(pool, call, result.is_ok()),
             Effect::Emit(event) => self.heard(pool, &event),
@@ -110,16 +116,20 @@ impl World {
         }
     }
 
-    fn returned(&mut self, pool: usize, call: CallId, well: bool) {
+    pub(super) fn returned(&mut self, pool: usize, call: CallId, well: bool) {
         let open = self.calls.remove(&call.0);
         self.check("calls return once", |_| open.is_some(), || format!("pool {pool}, {call:?}"));
-        if let Some(Some(model)) = open.filter(|_| well) {
-            self.check_unloaded(pool, model);
+        if let Some(Some((model, deadline))) = open {
+            match well {
+                true => self.check_unloaded(pool, model),
+                false => self.check_unload_gave_up(pool, model, deadline),
+            }
         }
     }
 
-    fn drained(&mut self, pool: usize) {
+    pub(super) fn drained(&mut self, pool: usize) {
         self.pools[pool].drained = true;
+        self.check_drained(pool);
         let left = self.requests.iter().position(|request| request.pool == pool && !request.gone);
         // A request on its way to the pool will be refused when it arrives.
         let left = left.filter(|index| {
@@ -191,9 +201,20 @@ impl World {
     fn before_input(&mut self, pool: usize, input: &mut Input) {
         match input {
             Input::Submit { tickets } => {
-                for (_, ticket) in tickets {
+                for (key, ticket) in tickets {
                     let index = ticket.request.0 as usize;
                     self.pools[pool].queued.insert((ticket.deadline, index));
+                    let aging = self.scenario.pools[pool][key.0 as usize].policy.config.aging;
+                    self.requests[index].rank = Some(rank(ticket, self.now, aging));
+                    if self.planted(Plant::PriorityIgnored) {
+                        ticket.priority = Priority(i8::MIN);
+                    }
+                    if self.planted(Plant::CostIgnored) {
+                        ticket.cost = Cost(0);
+                    }
+                    if self.planted(Plant::KeyIgnored) {
+                        ticket.key = BatchKey(1 - ticket.key.0);
+                    }
                     if self.planted(Plant::DeadlineIgnored) {
                         ticket.deadline = ticket.deadline + Duration::from_secs(30);
                     }
@@ -210,7 +231,7 @@ impl World {
             Input::Started { worker, .. } => {
                 let now = self.now;
                 let worker = self.worker(pool, *worker);
-                (worker.ready, worker.ready_at) = (true, now);
+                (worker.ready, worker.ready_at, worker.idle_since) = (true, now, now);
             }
             Input::StartFailed { worker, failure } if !is_permanent(failure.kind) => {
                 self.worker_failed(pool, *worker, true);
@@ -227,6 +248,10 @@ impl World {
                     self.unassign(pool, worker, request);
                 }
                 self.pools[pool].models[key].last_busy = now;
+                let state = self.worker(pool, worker);
+                if state.assigned.is_empty() {
+                    state.idle_since = now;
+                }
             }
             Input::Died { worker, .. } => {
                 self.worker_failed(pool, *worker, false);
@@ -383,7 +408,10 @@ impl World {
         let at_once = self.scenario.takes_free_room || urgency == Urgency::IfFree;
         let lease = if at_once { self.lease(&device, bytes) } else { None };
         let found = lease.is_some();
-        let asked = !found && urgency != Urgency::IfFree;
+        let asked = match urgency {
+            Urgency::MakeRoom { until } if !found => Some((key, (device.clone(), bytes), until)),
+            _ => None,
+        };
         self.pools[pool].rooms.insert(worker, HeldRoom { lease, weights, asked });
         match (found, urgency) {
             (true, _) => self.follow.push_back((pool, Input::RoomGranted { worker })),
@@ -402,7 +430,13 @@ impl World {
         self.order(pool, worker, Order::Load { lease, weights });
     }
 
-    pub(super) fn stop(&mut self, pool: usize, worker: WorkerId, reason: EvictionReason) {
+    pub(super) fn stop(&mut self, pool: usize, mut worker: WorkerId, reason: EvictionReason) {
+        if reason == EvictionReason::Cooldown
+            && let Some(other) = self.busier_sibling(pool, worker)
+            && self.planted(Plant::RecentlyUsedCooledDown)
+        {
+            worker = other;
+        }
         self.check_stop(pool, worker, reason);
         self.let_go(pool, worker, Told::Stopped);
     }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::scenario::ModelPlan;
-use crate::id::{Bytes, Device, Time, WorkerId};
-use crate::scheduler::Scheduler;
+use crate::capability::BatchKey;
+use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
+use crate::scheduler::{Rank, Scheduler};
 
 /// One accepted request, as its caller and its job see it.
 #[derive(Debug)]
@@ -31,6 +32,13 @@ pub(super) struct Request {
     pub(super) running_on: Option<WorkerId>,
     /// Its last run ended for others too.
     pub(super) shared: bool,
+    /// Cost and key, as the caller stated them.
+    pub(super) cost: u64,
+    pub(super) key: BatchKey,
+    /// Place in the order of service, once it has arrived.
+    pub(super) rank: Option<Rank>,
+    /// It has run before.
+    pub(super) reran: bool,
 }
 
 impl Request {
@@ -88,7 +96,8 @@ pub(super) struct Model {
 pub(super) struct HeldRoom {
     pub(super) lease: Option<(Device, Bytes)>,
     pub(super) weights: Option<usize>,
-    pub(super) asked: bool,
+    /// The model, the room and the moment of an ask that maintenance has not answered.
+    pub(super) asked: Option<(ModelKey, (Device, Bytes), Time)>,
 }
 
 pub(super) struct Pool {
@@ -214,6 +223,8 @@ pub(super) struct SimWorker {
     /// The scheduler was told that it is ready.
     pub(super) ready: bool,
     pub(super) ready_at: Time,
+    /// The moment from which it has had nothing to do.
+    pub(super) idle_since: Time,
     /// Requests that the scheduler has running here.
     pub(super) assigned: Vec<usize>,
     /// Messages on their way to its thread, or from it or its actor to the pool.

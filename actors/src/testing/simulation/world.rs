@@ -125,8 +125,8 @@ pub(super) struct World {
     pub(super) load_queue: LoadQueue,
     pub(super) desk_at: Time,
     pub(super) arrivals_left: u32,
-    /// Calls of preload and unload that have not returned, and the model of an unload.
-    pub(super) calls: BTreeMap<u64, Option<usize>>,
+    /// Calls of preload and unload that have not returned, and the model and the deadline of an unload.
+    pub(super) calls: BTreeMap<u64, Option<(usize, Time)>>,
     pub(super) next_call: u64,
     pub(super) closing: bool,
     pub(super) plant: Option<Plant>,
