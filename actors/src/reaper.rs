@@ -4,7 +4,6 @@
 //! [`THREADS`] at a time, so that one that hangs keeps no other value. Who owns a value, and when it goes, is decided
 //! elsewhere; whoever owns it keeps it as [`Reaped`].
 
-use std::any::Any;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::mem::needs_drop;
@@ -12,6 +11,8 @@ use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::error::Cause;
 
 /// Maximum number of threads, one of which works unless destructors hang.
 const THREADS: usize = 4;
@@ -91,24 +92,8 @@ pub(crate) fn reap<T: Send + 'static>(value: T) {
 /// Drops a value here; a panic of its destructor is told and goes no further.
 pub(crate) fn drop_guarded<T>(value: T) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        tracing::error!(cause = panicked(&*panic), "a destructor panicked");
-        drop_panic(panic);
+        tracing::error!(cause = %Cause::of_panic(panic), "a destructor panicked");
     }
-}
-
-/// Drops what a panic was raised with, whose destructor may panic in its turn.
-pub(crate) fn drop_panic(panic: Box<dyn Any + Send>) {
-    if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        // There may be no end of them.
-        std::mem::forget(next);
-    }
-}
-
-/// Words a panic.
-pub(crate) fn panicked(panic: &(dyn Any + Send)) -> String {
-    let message = panic.downcast_ref::<&str>().copied();
-    let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("it panicked: {}", message.unwrap_or("with a value that is not text"))
 }
 
 static REAPER: Reaper = Reaper { state: Mutex::new(State::NEW), arrived: Condvar::new() };

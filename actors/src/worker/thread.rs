@@ -15,13 +15,13 @@ use super::Crash;
 use crate::batch::{Batch, Item, Joining};
 use crate::capability::Capability;
 use crate::catalogue::Registered;
-use crate::error::Failure;
+use crate::error::{Cause, Failure};
 use crate::id::{RequestId, WorkerId};
 use crate::job::Job;
 use crate::memory::Lease;
 use crate::model::{Footprint, LoadContext, Model, Weights};
 use crate::progress::Gauge;
-use crate::reaper::{Reaped, drop_panic, panicked, this_is_a_workers_thread};
+use crate::reaper::{Reaped, this_is_a_workers_thread};
 use crate::roster::Place;
 use crate::scheduler::Batching;
 use crate::scheduler::Outcome;
@@ -108,10 +108,9 @@ pub(crate) fn start<C: Capability>(
         let thread = Thread { arguments, loaded: None };
         // A panic outside of model code, in a destructor say, is a crash like any other.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| thread.serve())) {
-            let crash = Crash::new(panicked(&*panic));
+            let crash = Crash { cause: Cause::of_panic(panic), weights: None };
             tracing::error!(capability = C::NAME, worker = %place.worker, cause = %crash, "a worker's thread panicked outside of a run");
             let _ = actor.send_message(crash);
-            drop_panic(panic);
         }
     })?;
     Ok(())
@@ -257,8 +256,7 @@ impl<C: Capability> Thread<C> {
             Err(panic) => {
                 drop(items);
                 // The weights are as good as before, for the replacement.
-                let crash = Crash { weights: Some(loaded.weights.clone()), ..Crash::new(panicked(&*panic)) };
-                drop_panic(panic);
+                let crash = Crash { cause: Cause::of_panic(panic), weights: Some(loaded.weights.clone()) };
                 // An actor that is gone is known to supervision already.
                 let _ = actor.send_message(crash);
                 false
@@ -367,9 +365,5 @@ fn follow<'a>(span: &tracing::Span, causes: impl IntoIterator<Item = &'a tracing
 
 /// Calls model code; a panic becomes a failure that may go better next time.
 fn guarded<T>(call: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
-        let failure = Failure::failed(panicked(&*panic));
-        drop_panic(panic);
-        Err(failure)
-    })
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(Failure::failed(Cause::of_panic(panic))))
 }
