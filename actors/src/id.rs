@@ -83,7 +83,7 @@ impl fmt::Debug for ModelId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ModelKey(pub u32);
 
-/// A worker's number in its pool. Never used twice in the life of a pool.
+/// A worker's number in its pool. Never used twice in the life of a system, restarts of the pool included.
 ///
 /// ```
 /// assert_eq!(model_actors::WorkerId(7).to_string(), "#7");

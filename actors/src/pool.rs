@@ -94,6 +94,8 @@ impl<C: Capability> TryFrom<PoolMessage<C>> for PoolCommand {
 }
 
 pub(crate) struct PoolArguments {
+    /// Its name in ractor's registry, if it has one.
+    pub(crate) name: Option<String>,
     pub(crate) index: PoolIndex,
     pub(crate) clock: Clock,
     pub(crate) cooldown_interval: Duration,
@@ -173,10 +175,11 @@ impl<C: Capability> Actor for Pool<C> {
     ) -> Result<Self::State, ActorProcessingErr> {
         // A predecessor that died with the note unread must not keep this pool from being told of removals.
         self.catalogue.take_removals();
-        let left = self.roster.take_over(move |worker| {
+        let (last, left) = self.roster.take_over(move |worker| {
             let _ = myself.send_message(PoolMessage::Report(Report::Ended { worker }));
         });
         let mut state = PoolState::new(arguments, OpenIntake::open(self.intake.clone()), self.roster.clone());
+        state.scheduler.number_after(last);
         for (worker, thread) in left {
             state.inherit(worker, thread);
         }

@@ -20,6 +20,7 @@ pub(crate) struct Roster<C: Capability> {
 
 struct State<C: Capability> {
     threads: BTreeMap<WorkerId, Listed<C>>,
+    last: WorkerId,
     /// Tells the pool that runs of a thread's end.
     told: Option<Box<dyn Fn(WorkerId) + Send>>,
 }
@@ -42,7 +43,7 @@ impl<C: Capability> Clone for Listed<C> {
 
 impl<C: Capability> Default for Roster<C> {
     fn default() -> Self {
-        let state = State { threads: BTreeMap::new(), told: None };
+        let state = State { threads: BTreeMap::new(), last: WorkerId(0), told: None };
         Self { state: Mutex::new(state), emptied: Notify::new() }
     }
 }
@@ -53,11 +54,16 @@ impl<C: Capability> Roster<C> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A pool begins: it is told of ends from now on, and takes over the threads that an earlier one left.
-    pub(crate) fn take_over(&self, told: impl Fn(WorkerId) + Send + 'static) -> Vec<(WorkerId, Listed<C>)> {
+    /// A pool begins: it is told of ends from now on, and takes over the threads that an earlier one left. Returns the
+    /// last number that was given to a thread, and those threads.
+    pub(crate) fn take_over(
+        &self,
+        told: impl Fn(WorkerId) + Send + 'static,
+    ) -> (WorkerId, Vec<(WorkerId, Listed<C>)>) {
         let mut state = self.lock();
         state.told = Some(Box::new(told));
-        state.threads.iter().map(|(worker, thread)| (*worker, thread.clone())).collect()
+        let left = state.threads.iter().map(|(worker, thread)| (*worker, thread.clone()));
+        (state.last, left.collect())
     }
 
     /// Lists a thread until its place is dropped, as the last thing that the thread does.
@@ -68,7 +74,10 @@ impl<C: Capability> Roster<C> {
         model: Arc<Registered<C>>,
     ) -> Place<C> {
         let listed = Listed { name, model, holds: Holds::Nothing, footprint: None };
-        self.lock().threads.insert(worker, listed);
+        let mut state = self.lock();
+        state.last = state.last.max(worker);
+        state.threads.insert(worker, listed);
+        drop(state);
         Place { roster: self.clone(), worker }
     }
 

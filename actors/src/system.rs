@@ -37,6 +37,8 @@ pub use end::SystemEnd;
 use builder::AnyPool;
 use child::{PoolChild, SpawnPool};
 
+/// Name of the maintenance actor among the children of the system.
+const MAINTENANCE: &str = "maintenance";
 /// Time beyond the shutdown timeout in which the pools report.
 const MARGIN: Duration = Duration::from_millis(250);
 
@@ -58,6 +60,8 @@ pub(crate) enum Child {
 /// State shared by all parts of a running system. None of it holds a worker.
 #[derive(Clone)]
 pub(crate) struct Common {
+    /// Name under which its actors are registered.
+    name: Option<Arc<str>>,
     clock: Clock,
     deadlines: Deadlines,
     config: Arc<SystemConfig>,
@@ -71,6 +75,11 @@ pub(crate) struct Common {
 }
 
 impl Common {
+    /// Name of a child of the system in ractor's registry.
+    fn name_of(&self, child: &str) -> Option<String> {
+        self.name.as_ref().map(|name| format!("{name}/{child}"))
+    }
+
     /// Bytes charged by all pools, on all devices.
     fn charged(&self) -> Bytes {
         self.budgets.values().map(|budget| budget.read().charged()).sum()
@@ -178,7 +187,8 @@ async fn start_maintenance(
         status: common.status.clone(),
         events: common.events.clone(),
     };
-    let (maintenance, _) = Maintenance::spawn_linked(None, Maintenance, arguments, myself.get_cell()).await?;
+    let name = common.name_of(MAINTENANCE);
+    let (maintenance, _) = Maintenance::spawn_linked(name, Maintenance, arguments, myself.get_cell()).await?;
     Ok(maintenance)
 }
 
@@ -218,6 +228,7 @@ impl SystemActorState {
     ) -> Result<(), ActorProcessingErr> {
         let Some(pool) = self.pools.get_mut(index.0) else { return Ok(()) };
         let arguments = PoolArguments {
+            name: self.common.name_of(pool.capability()),
             index,
             clock: self.common.clock,
             cooldown_interval: self.common.config.maintenance_interval,
@@ -257,7 +268,8 @@ impl SystemActorState {
         if self.state() != SystemState::Running {
             return Ok(());
         }
-        tracing::error!(?child, reason, "a child of the system ended");
+        let name = self.named(child);
+        tracing::error!(child = name, reason, "a child of the system ended");
         let verdict =
             self.restarts.failed(&self.common.config.restart, self.common.clock.now(), self.random.f64());
         match verdict {
@@ -265,7 +277,15 @@ impl SystemActorState {
                 myself.send_after(backoff, move || SystemMessage::Restart(child));
                 Ok(())
             }
-            Verdict::GiveUp => Err(format!("{child:?} failed too often; the last time: {reason}").into()),
+            Verdict::GiveUp => Err(format!("{name} failed too often; the last time: {reason}").into()),
+        }
+    }
+
+    /// A child's name in the log: the capability of a pool.
+    fn named(&self, child: Child) -> &'static str {
+        match child {
+            Child::Maintenance => MAINTENANCE,
+            Child::Pool(index) => self.pools.get(index.0).map_or("a pool", PoolChild::capability),
         }
     }
 

@@ -149,7 +149,8 @@ impl<C: Capability> PoolState<C> {
         let gauge = Gauge::new(self.arguments.clock);
         let abandoned = Arc::new(AtomicBool::new(false));
         let pool = myself.get_derived();
-        let spawned = Worker::spawn_linked(None, Worker::new(), (), myself.get_cell()).await;
+        let name = self.arguments.name.as_ref().map(|pool| format!("{pool}/{}{worker}", model.id()));
+        let spawned = Worker::spawn_linked(name, Worker::new(), (), myself.get_cell()).await;
         let (actor, _) = spawned.map_err(|error| Failure::failed(error.to_string()))?;
         let handle = WorkerHandle {
             actor: actor.clone(),

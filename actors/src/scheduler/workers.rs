@@ -262,6 +262,11 @@ impl Scheduler {
         }
     }
 
+    /// Gives no number up to this one, which an earlier scheduler of the same pool may have given.
+    pub(crate) fn number_after(&mut self, last: WorkerId) {
+        self.next_worker = self.next_worker.max(last.0);
+    }
+
     /// Takes over a thread that an earlier scheduler of the same pool left, before any input: what it holds is the
     /// model's until its end is told.
     pub(crate) fn inherit(
@@ -273,8 +278,6 @@ impl Scheduler {
     ) {
         self.declare(key, policy);
         self.owners.insert(worker, key);
-        // Numbers of threads that have not ended are not given again.
-        self.next_worker = self.next_worker.max(worker.0);
         let Some(model) = self.models.get_mut(&key) else { return };
         model.footprint = model.footprint.or(footprint);
         let overdue_at = now + model.policy.config.stall.run.max(model.policy.config.stall.load);

@@ -5,7 +5,7 @@ use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use ractor::{Actor, ActorCell};
+use ractor::{Actor, ActorCell, SpawnErr};
 use tokio::sync::watch;
 
 use super::child::SpawnPool;
@@ -36,6 +36,7 @@ use crate::telemetry::{self, Events};
 /// # }
 /// ```
 pub struct SystemBuilder {
+    name: Option<String>,
     config: SystemConfig,
     pools: Vec<PoolPlan>,
     memory: MemoryProbe,
@@ -56,7 +57,28 @@ pub(super) type AnyPool = Arc<dyn Any + Send + Sync>;
 
 impl SystemBuilder {
     pub(super) fn new(config: SystemConfig) -> Self {
-        Self { config, pools: Vec::new(), memory: MemoryProbe::new(ProcessMemory::measure) }
+        Self { name: None, config, pools: Vec::new(), memory: MemoryProbe::new(ProcessMemory::measure) }
+    }
+
+    /// Gives the system a name. Its actors then stand in ractor's registry: the root as `name`, maintenance as
+    /// `name/maintenance`, a pool as `name/text_embedding`, a worker as `name/text_embedding/acme/english#3`, with its
+    /// model and number. Without a name none of them does. A name belongs to one system at a time.
+    ///
+    /// ```
+    /// # #[tokio::main]
+    /// # async fn main() -> model_actors::Result<()> {
+    /// use model_actors::ractor::registry::where_is;
+    /// use model_actors::{PoolConfig, System, SystemConfig, TextEmbedding};
+    /// let builder = System::builder(SystemConfig::default()).pool::<TextEmbedding>(PoolConfig::default());
+    /// let system = builder.name("models").start().await?;
+    /// assert!(where_is("models/text_embedding".to_owned()).is_some());
+    /// # system.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
     }
 
     /// Adds a pool for a capability, with the default settings of its models.
@@ -107,6 +129,7 @@ impl SystemBuilder {
 
     async fn build(self, supervisor: Option<ActorCell>) -> Result<System> {
         self.config.validate()?;
+        self.name.as_deref().map_or(Ok(()), |name| check_name("name", name))?;
         for (index, plan) in self.pools.iter().enumerate() {
             check_name("pools", plan.name)?;
             plan.config.validate()?;
@@ -118,7 +141,7 @@ impl SystemBuilder {
                 return Err(Error::InvalidConfig { setting: "pools".into(), reason });
             }
         }
-        let common = common(self.config, self.memory)?;
+        let common = common(self.name.map(Into::into), self.config, self.memory)?;
         let mut clients = HashMap::new();
         let mut pools = Vec::new();
         for plan in self.pools {
@@ -129,16 +152,27 @@ impl SystemBuilder {
             clients.insert(plan.capability, client);
         }
         let arguments = SystemArguments { common: common.clone(), pools: pools.clone() };
+        let name = common.name.as_deref().map(str::to_owned);
         let started = match supervisor {
-            Some(supervisor) => SystemActor::spawn_linked(None, SystemActor, arguments, supervisor).await,
-            None => SystemActor::spawn(None, SystemActor, arguments).await,
+            Some(supervisor) => SystemActor::spawn_linked(name, SystemActor, arguments, supervisor).await,
+            None => SystemActor::spawn(name, SystemActor, arguments).await,
         };
-        let (actor, _) = started.map_err(|error| Error::StartFailed { cause: Cause::of(&error) })?;
+        let (actor, _) = started.map_err(not_started)?;
         Ok(System { inner: Arc::new(Inner { actor, common, clients, pools }) })
     }
 }
 
-fn common(config: SystemConfig, memory_probe: MemoryProbe) -> Result<Common> {
+fn not_started(error: SpawnErr) -> Error {
+    match error {
+        SpawnErr::ActorAlreadyRegistered(name) => {
+            let reason = format!("an actor named {name:?} is running");
+            Error::InvalidConfig { setting: "name".into(), reason }
+        }
+        error => Error::StartFailed { cause: Cause::of(&error) },
+    }
+}
+
+fn common(name: Option<Arc<str>>, config: SystemConfig, memory_probe: MemoryProbe) -> Result<Common> {
     telemetry::metric::describe_all();
     let limit = match config.memory_limit {
         Some(limit) => limit,
@@ -151,6 +185,7 @@ fn common(config: SystemConfig, memory_probe: MemoryProbe) -> Result<Common> {
     let memory = budgets.values().map(|budget| MemoryStatus::of(budget)).collect();
     let clock = Clock::start();
     Ok(Common {
+        name,
         clock,
         deadlines: Deadlines::on_this_runtime(clock).map_err(|cause| Error::StartFailed { cause })?,
         events: Events::new(config.event_capacity),

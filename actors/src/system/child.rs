@@ -34,7 +34,7 @@ impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
     fn spawn(&self, arguments: PoolArguments, system: ActorCell) -> Spawning<'_> {
         Box::pin(async move {
             let (actor, _) = Pool::<C>::spawn_linked(
-                None,
+                arguments.name.clone(),
                 Pool::new(self.gate.intake(), self.catalogue.clone(), self.roster.clone()),
                 arguments,
                 system,
