@@ -277,7 +277,7 @@ pub enum Error {
         /// The stall limit that it passed.
         stalled: Duration,
     },
-    /// The request was running at two worker deaths and will not be run again.
+    /// The request was running at two worker deaths or more, at the last of them alone, and will not be run again.
     #[error(
         "this request was running when {deaths} workers of {model} ({capability}) died; last cause: {cause}"
     )]

@@ -17,7 +17,9 @@
 //!    whose others have ended by then, or that is left after the splits, runs alone. Only what failed alone is
 //!    answered with the failure, so that one bad input fails alone. If a
 //!    batch ran out of memory, half of it is the most that a batch may have until the model is loaded anew
-//!    ([`Batches::ran_out_of_memory`]). What ran on a worker that died or got stuck is run again one by one.
+//!    ([`Batches::ran_out_of_memory`]). What ran on a worker that died or got stuck is run again one by one. Only the
+//!    members of a continuous run that died, which may be long, are run again together once, and others may join
+//!    them; whoever is there at a second death runs alone.
 //!
 //! A model runs its batch as it likes, in one pass or in several: the workers for text embedding pack a batch
 //! into passes of limited size, those for diffusion run one request after another. That changes no batch's
@@ -118,10 +120,10 @@ impl Batches {
         BatchLimits { requests: limits.requests.min(ready.div_ceil(idle.max(1))), ..limits }
     }
 
-    /// The key and the free seats of a run that may be joined.
+    /// The key and the free seats of a run that may be joined: any but a run that a suspect has for itself.
     pub(super) fn seats(&self, probing: bool, running: &[Ticket]) -> Option<(BatchKey, BatchLimits)> {
         let key = running.first()?.key;
-        if running.iter().any(|ticket| ticket.deaths > 0 || ticket.starved || ticket.alone) {
+        if running.iter().any(|ticket| ticket.starved || ticket.alone) {
             return None;
         }
         let limits = self.limits(probing);
@@ -184,7 +186,7 @@ mod tests {
         let free = BatchLimits { requests: 1, cost: 20 };
         assert_eq!(batches.seats(false, &running), Some((BatchKey(0), free)));
         assert_eq!(batches.seats(false, &[]), None, "an idle worker has no run");
-        for suspect in [Ticket { deaths: 1, ..ticket(3, 1) }, Ticket { starved: true, ..ticket(3, 1) }] {
+        for suspect in [Ticket { alone: true, ..ticket(3, 1) }, Ticket { starved: true, ..ticket(3, 1) }] {
             assert_eq!(batches.seats(false, &[suspect]), None);
         }
     }

@@ -13,7 +13,7 @@
 
 use super::model_state::{Holds, Leaving};
 use super::workers::{SCALE_UP_PAUSE, fail_waiting};
-use super::{Effect, Fate, Phase, Scheduler, Source, Ticket, Verdict, Worker};
+use super::{Batching, Effect, Fate, Phase, Scheduler, Source, Ticket, Verdict, Worker};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::telemetry::{Event, EvictionReason};
@@ -28,6 +28,17 @@ pub(super) struct Loss<'a> {
     pub(super) error: Error,
     /// The reason that the breaker remembers.
     pub(super) cause: Cause,
+    /// The way in which requests are run again for the first time.
+    pub(super) rerun: Rerun,
+}
+
+/// Company of requests that are run again because their worker was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rerun {
+    /// Each runs alone, as the next loss would tell nothing else.
+    Alone,
+    /// They run together, as one after another they would take very long. Whoever is there at the next death runs alone.
+    Together,
 }
 
 /// True of a failed start that would fail the same way again.
@@ -124,6 +135,10 @@ impl Scheduler {
             self.start_failed(now, worker, failure, effects);
             return;
         }
+        let rerun = match model.policy.batching {
+            Batching::Continuous => Rerun::Together,
+            Batching::PerRun => Rerun::Alone,
+        };
         let id = model.policy.model.clone();
         let error = Error::WorkerCrashed {
             capability: capability.into(),
@@ -139,7 +154,7 @@ impl Scheduler {
             error: error.clone(),
         }));
         self.leave(now, key, worker, Leaving::Dead);
-        self.lose_ready_worker(now, key, Loss { entry, fates, error, cause }, effects);
+        self.lose_ready_worker(now, key, Loss { entry, fates, error, cause, rerun }, effects);
     }
 
     /// Does what a crash and a stall have in common: the weights are kept for the replacement, the requests
@@ -173,7 +188,13 @@ impl Scheduler {
         let counted = (!excused).then(|| model.restarts.total() + 1);
         if let Phase::Busy { running } = loss.entry.phase {
             model.active_at = now;
-            self.rescue(now, (key, loss.entry.id), (running, counted), (loss.fates, &loss.error), effects);
+            self.rescue(
+                now,
+                (key, loss.entry.id),
+                (running, counted),
+                (loss.fates, &loss.error, loss.rerun),
+                effects,
+            );
         }
         match excused {
             true => self.excuse_failure(now, key),

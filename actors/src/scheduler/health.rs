@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::failures::Loss;
+use super::failures::{Loss, Rerun};
 use super::model_state::Leaving;
 use super::workers::fail_waiting;
 use super::{Effect, Fate, ModelState, Phase, Scheduler, Worker};
@@ -153,8 +153,9 @@ impl Scheduler {
             [alone] => vec![(alone.request, emitted_unless_answered(fates, alone.request))],
             _ => fates.to_vec(),
         };
-        let cause = Cause::of(&error);
-        self.lose_ready_worker(now, key, Loss { entry, fates: &fates, error, cause }, effects);
+        // A further stall would cost a further thread.
+        let (cause, rerun) = (Cause::of(&error), Rerun::Alone);
+        self.lose_ready_worker(now, key, Loss { entry, fates: &fates, error, cause, rerun }, effects);
     }
 }
 

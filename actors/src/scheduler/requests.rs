@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use super::batching::{Batching, split};
+use super::failures::Rerun;
 use super::health::stuck_error;
 use super::{Effect, Fate, ModelState, Outcome, Passage, Phase, Scheduler, Ticket};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelId, ModelKey, RequestId, Time, WorkerId};
 use crate::telemetry::Event;
 
-/// Number of worker deaths after which a request that was running at each is not run again.
+/// Number of worker deaths after which a request that was running at each, and alone at the last, is not run again.
 const POISON_DEATHS: u32 = 2;
 /// Pause before a request that ran out of memory is tried once more: idle workers of other models are
 /// evicted, which takes a moment.
@@ -252,37 +253,40 @@ impl Scheduler {
         }
     }
 
-    /// Answers or reruns the requests that a dead worker was running: those that may be rerun are, each
-    /// alone, so that the one that kills is found. `counted` is the number of the failure, if it counts against
-    /// the model, which it does no longer once a request has proved to be the cause.
+    /// Answers or reruns the requests that a dead worker was running: those that may be rerun are, as `rerun`
+    /// says the first time and then each alone, so that the one that kills is found. `counted` is the number of
+    /// the failure, if it counts against the model, which it does no longer once a request has proved to be the
+    /// cause.
     pub(super) fn rescue(
         &mut self,
         now: Time,
         (key, worker): (ModelKey, WorkerId),
         (tickets, counted): (Vec<Ticket>, Option<u64>),
-        (fates, error): (&[(RequestId, Fate)], &Error),
+        (fates, error, rerun): (&[(RequestId, Fate)], &Error, Rerun),
         effects: &mut Vec<Effect>,
     ) {
         let capability = self.capability;
-        let mut requests = Vec::new();
+        let (mut requests, mut together) = (Vec::new(), Vec::new());
+        let fate_of =
+            |request| fates.iter().find(|(of, _)| *of == request).map_or(Fate::Untouched, |(_, fate)| *fate);
+        let is_suspect = |ticket: &&Ticket| fate_of(ticket.request) != Fate::Answered;
+        let was_alone = tickets.iter().filter(is_suspect).count() == 1;
         for mut ticket in tickets {
             self.wake_at(ticket.deadline);
             let Some(model) = self.models.get_mut(&key) else { return };
             let request = ticket.request;
-            let fate = fates.iter().find(|(of, _)| *of == request).map_or(Fate::Untouched, |(_, fate)| *fate);
+            let fate = fate_of(request);
             ticket.deaths += 1;
             ticket.counted_death = ticket.counted_death.or(counted);
-            if fate != Fate::Answered
-                && ticket.deaths >= POISON_DEATHS
-                && let Some(number) = ticket.counted_death
-            {
+            let is_poison = was_alone && ticket.deaths >= POISON_DEATHS && fate != Fate::Answered;
+            if is_poison && let Some(number) = ticket.counted_death {
                 model.restarts.take_back(number);
             }
             match fate {
                 Fate::Answered => effects.push(Effect::Forget { request }),
                 Fate::Untouched if ticket.expired => effects.push(Effect::Forget { request }),
                 Fate::Emitted => effects.push(Effect::Fail { request, error: error.clone() }),
-                Fate::Untouched if ticket.deaths >= POISON_DEATHS => {
+                Fate::Untouched if is_poison => {
                     let (model, deaths) = (model.policy.model.clone(), ticket.deaths);
                     let error = Error::Poison {
                         capability: capability.into(),
@@ -296,11 +300,20 @@ impl Scheduler {
                 Fate::Untouched if ticket.deadline <= now => effects.push(Effect::Expire { request }),
                 Fate::Untouched => {
                     requests.push(request);
-                    model.queue.push_rerun(vec![ticket]);
+                    if rerun == Rerun::Together && ticket.deaths == 1 {
+                        together.push(ticket);
+                    } else {
+                        ticket.alone = true;
+                        model.queue.push_rerun(vec![ticket]);
+                    }
                 }
             }
         }
-        if let Some(model) = self.models.get(&key).filter(|_| !requests.is_empty()) {
+        if let [only] = together.as_mut_slice() {
+            only.alone = true;
+        }
+        if let Some(model) = self.models.get_mut(&key).filter(|_| !requests.is_empty()) {
+            model.queue.push_rerun(together);
             let (model, cause) = (model.policy.model.clone(), Cause::of(error));
             effects.push(Effect::Emit(Event::RequestsRerun {
                 capability,

@@ -7,7 +7,7 @@ use super::state::{Doing, Pool, Request, SimWorker, Told};
 use super::world::World;
 use crate::error::Error;
 use crate::id::{Bytes, Device, ModelKey, RequestId, Time, WorkerId};
-use crate::scheduler::{Leaving, ModelState, Phase};
+use crate::scheduler::{Batching, Leaving, ModelState, Phase};
 use crate::telemetry::EvictionReason;
 
 /// More ticks than this at one moment are a busy loop.
@@ -49,8 +49,14 @@ impl World {
     pub(super) fn check_request_may_run(&mut self, index: usize) {
         let request = &self.requests[index];
         let (gone, deaths, on) = (request.gone, request.deaths, request.running_on);
+        let (pool, model) = (request.pool, request.model);
         self.check("ends once", |_| !gone, || format!("request {index} runs after its end"));
-        self.check("poison runs twice at most", |_| deaths < 2, || format!("request {index}"));
+        // The members of a continuous run are run again together first.
+        let most = match self.scenario.pools[pool][model].policy.batching {
+            Batching::PerRun => 2,
+            Batching::Continuous => 3,
+        };
+        self.check("poison is not run again", |_| deaths < most, || format!("request {index}"));
         self.check("runs in one place", |_| on.is_none(), || format!("request {index} runs on {on:?}"));
     }
 
@@ -65,8 +71,7 @@ impl World {
     /// A batch that arrives must find its worker free, unless runs are joined.
     pub(super) fn check_run(&mut self, pool: usize, worker: WorkerId) {
         let state = &self.pools[pool].workers[worker.0 as usize - 1];
-        let continuous =
-            self.scenario.pools[pool][state.model].policy.batching == crate::scheduler::Batching::Continuous;
+        let continuous = self.scenario.pools[pool][state.model].policy.batching == Batching::Continuous;
         let busy = matches!(state.doing, Doing::Running(_)) || !state.inbox.is_empty();
         self.check("nothing waits behind a busy worker", |_| continuous || !busy, || format!("{worker}"));
     }

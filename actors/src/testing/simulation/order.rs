@@ -25,8 +25,10 @@ impl World {
             |_| cost <= limits.cost || count == 1,
             || format!("{cost} on {worker}"),
         );
-        let alone = || batch.iter().any(|index| self.requests[*index].deaths > 0);
-        let with_suspect = count > 1 && alone();
+        // The members of a continuous run are run again together once.
+        let spared = u32::from(batching == Batching::Continuous);
+        let is_suspect = |index: &usize| self.requests[*index].deaths > spared;
+        let with_suspect = count > 1 && all().any(is_suspect);
         self.check("a suspect runs alone", |_| !with_suspect, || format!("{requests:?} on {worker}"));
         let joins = batching == Batching::Continuous && !running.is_empty();
         let passed_over = self.passed_over(pool, model, &batch, joins);
