@@ -1,8 +1,11 @@
 //! The waiting requests of one model by rank, and the batches that are to be run again, which go first. Which
-//! requests a batch is made of is decided in `batching`.
+//! requests a batch is made of is decided in `batching`. Each request is found by its number and by its deadline, so
+//! that one that is cancelled or expires costs no look at the others, however many wait.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use rustc_hash::FxHashMap;
 
 use super::batching::pick;
 use super::ticket::{Rank, Ticket, rank};
@@ -10,15 +13,28 @@ use crate::capability::BatchKey;
 use crate::config::BatchLimits;
 use crate::id::{RequestId, Time};
 
+/// The place of a batch that is to be run again: not before this moment, and in the order in which they came.
+type Turn = (Time, u64);
+
+/// The place of a waiting request.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Waiting(Rank),
+    /// In this batch, at this index.
+    Rerun(Turn, usize),
+}
+
 /// The queue of one model.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     waiting: BTreeMap<Rank, Ticket>,
-    /// Batches that failed or whose worker died, already split, to be run before anything else, none before
-    /// its time.
-    reruns: VecDeque<(Time, Vec<Ticket>)>,
+    /// Batches that failed or whose worker died, already split, to be run before anything else. A member that is
+    /// taken out leaves a gap; none has one at its end.
+    reruns: BTreeMap<Turn, Vec<Option<Ticket>>>,
+    next_turn: u64,
+    places: FxHashMap<RequestId, Place>,
+    deadlines: BTreeSet<(Time, RequestId)>,
     by_lane: [usize; 2],
-    rerunning: usize,
 }
 
 /// A batch to run, and the requests that were found to be out of time while it was formed.
@@ -30,22 +46,22 @@ pub(crate) struct Formed {
 
 impl Queue {
     pub(crate) fn len(&self) -> usize {
-        self.waiting.len() + self.rerunning
+        self.places.len()
     }
 
     /// A rerun could run now.
     pub(crate) fn has_reruns(&self, now: Time) -> bool {
-        self.reruns.iter().any(|(from, _)| *from <= now)
+        self.reruns.first_key_value().is_some_and(|((from, _), _)| *from <= now)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.places.is_empty()
     }
 
     /// Number of requests that could run now.
     pub(crate) fn ready(&self, now: Time) -> usize {
-        let due = self.reruns.iter().filter(|(from, _)| *from <= now);
-        self.waiting.len() + due.map(|(_, batch)| batch.len()).sum::<usize>()
+        let later = self.reruns.range((now, u64::MAX)..).flat_map(|(_, batch)| batch.iter().flatten());
+        self.len() - later.count()
     }
 
     /// Something could run now.
@@ -60,8 +76,9 @@ impl Queue {
 
     /// Lets a request wait.
     pub(crate) fn push(&mut self, ticket: Ticket, now: Time, aging: Duration) {
-        self.by_lane[ticket.lane as usize] += 1;
-        self.waiting.insert(rank(&ticket, now, aging), ticket);
+        let place = rank(&ticket, now, aging);
+        self.enter(&ticket, Place::Waiting(place));
+        self.waiting.insert(place, ticket);
     }
 
     pub(crate) fn push_rerun(&mut self, batch: Vec<Ticket>) {
@@ -73,74 +90,90 @@ impl Queue {
         if batch.is_empty() {
             return;
         }
-        for ticket in &batch {
-            self.by_lane[ticket.lane as usize] += 1;
+        self.next_turn += 1;
+        let turn = (from, self.next_turn);
+        for (index, ticket) in batch.iter().enumerate() {
+            self.enter(ticket, Place::Rerun(turn, index));
         }
-        self.rerunning += batch.len();
-        self.reruns.push_back((from, batch));
+        self.reruns.insert(turn, batch.into_iter().map(Some).collect());
+    }
+
+    fn enter(&mut self, ticket: &Ticket, place: Place) {
+        self.by_lane[ticket.lane as usize] += 1;
+        self.places.insert(ticket.request, place);
+        self.deadlines.insert((ticket.deadline, ticket.request));
+    }
+
+    /// Forgets the place of a request that was taken out.
+    fn leave(&mut self, ticket: &Ticket) {
+        self.by_lane[ticket.lane as usize] -= 1;
+        self.places.remove(&ticket.request);
+        self.deadlines.remove(&(ticket.deadline, ticket.request));
     }
 
     /// Takes out a request; false if it is not waiting here.
     pub(crate) fn remove(&mut self, request: RequestId) -> bool {
-        if let Some(rank) = self.waiting.keys().find(|rank| rank.1 == request).copied() {
-            if let Some(ticket) = self.waiting.remove(&rank) {
-                self.by_lane[ticket.lane as usize] -= 1;
-            }
-            return true;
+        let ticket = match self.places.get(&request).copied() {
+            Some(Place::Waiting(rank)) => self.waiting.remove(&rank),
+            Some(Place::Rerun(turn, index)) => self.take_rerun(turn, index),
+            None => None,
+        };
+        ticket.inspect(|ticket| self.leave(ticket)).is_some()
+    }
+
+    fn take_rerun(&mut self, turn: Turn, index: usize) -> Option<Ticket> {
+        let batch = self.reruns.get_mut(&turn)?;
+        let ticket = batch.get_mut(index)?.take();
+        while batch.pop_if(|last| last.is_none()).is_some() {}
+        if batch.is_empty() {
+            self.reruns.remove(&turn);
         }
-        for (_, batch) in &mut self.reruns {
-            if let Some(index) = batch.iter().position(|ticket| ticket.request == request) {
-                let ticket = batch.remove(index);
-                self.by_lane[ticket.lane as usize] -= 1;
-                self.rerunning -= 1;
-                self.reruns.retain(|(_, batch)| !batch.is_empty());
-                return true;
-            }
-        }
-        false
+        ticket
     }
 
     /// Empties the queue.
     pub(crate) fn take_all(&mut self) -> Vec<Ticket> {
-        let mut all: Vec<Ticket> = self.reruns.drain(..).flat_map(|(_, batch)| batch).collect();
-        all.extend(std::mem::take(&mut self.waiting).into_values());
+        let reruns = std::mem::take(&mut self.reruns).into_values().flatten().flatten();
+        let all = reruns.chain(std::mem::take(&mut self.waiting).into_values()).collect();
+        self.places.clear();
+        self.deadlines.clear();
         self.by_lane = [0; 2];
-        self.rerunning = 0;
         all
     }
 
     /// Takes out what is out of time.
     pub(crate) fn take_expired(&mut self, now: Time) -> Vec<RequestId> {
-        let expired: Vec<RequestId> =
-            self.tickets().filter(|ticket| ticket.deadline <= now).map(|ticket| ticket.request).collect();
-        for request in &expired {
-            self.remove(*request);
+        let mut expired = Vec::new();
+        while let Some((deadline, request)) = self.deadlines.first().copied()
+            && deadline <= now
+        {
+            if !self.remove(request) {
+                // Cannot happen: whatever has a deadline here waits here.
+                self.deadlines.remove(&(deadline, request));
+            }
+            expired.push(request);
         }
         expired
     }
 
     /// The next deadline of a waiting request.
     pub(crate) fn next_deadline(&self) -> Option<Time> {
-        self.tickets().map(|ticket| ticket.deadline).min()
+        self.deadlines.first().map(|(deadline, _)| *deadline)
     }
 
     /// The next moment at which a rerun may run that may not yet.
     pub(crate) fn next_rerun(&self, now: Time) -> Option<Time> {
-        self.reruns.iter().map(|(from, _)| *from).filter(|from| *from > now).min()
+        self.reruns.range((now, u64::MAX)..).map(|((from, _), _)| *from).next()
     }
 
     /// The waiting requests in the order of service.
     pub(crate) fn order(&self) -> impl Iterator<Item = RequestId> {
-        self.tickets().map(|ticket| ticket.request)
+        self.reruns().chain(self.waiting.values()).map(|ticket| ticket.request)
     }
 
     /// The requests that are to be run again.
     pub(crate) fn reruns(&self) -> impl Iterator<Item = &Ticket> {
-        self.reruns.iter().flat_map(|(_, batch)| batch)
-    }
-
-    fn tickets(&self) -> impl Iterator<Item = &Ticket> {
-        self.reruns.iter().flat_map(|(_, batch)| batch).chain(self.waiting.values())
+        self.reruns.values().flatten().flatten()
     }
 
     /// Takes out the next batch: a rerun as it was split, or what `batching` picks. With the key of a batch
@@ -149,12 +182,11 @@ impl Queue {
         let mut formed = Formed::default();
         while key.is_none()
             && formed.batch.is_empty()
-            && let Some(first) = self.reruns.iter().position(|(from, _)| *from <= now)
-            && let Some((_, batch)) = self.reruns.remove(first)
+            && self.has_reruns(now)
+            && let Some((_, batch)) = self.reruns.pop_first()
         {
-            self.rerunning -= batch.len();
-            for ticket in batch {
-                self.by_lane[ticket.lane as usize] -= 1;
+            for ticket in batch.into_iter().flatten() {
+                self.leave(&ticket);
                 match ticket.deadline <= now {
                     true => formed.expired.push(ticket.request),
                     false => formed.batch.push(ticket),
@@ -178,7 +210,7 @@ impl Queue {
 
     fn take(&mut self, rank: Rank) -> Option<Ticket> {
         let ticket = self.waiting.remove(&rank)?;
-        self.by_lane[ticket.lane as usize] -= 1;
+        self.leave(&ticket);
         Some(ticket)
     }
 }

@@ -1,0 +1,96 @@
+//! A long queue costs each request that leaves it no more than a short one: expiring or cancelling half of what waits
+//! grows with the number, not with its square.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod timeline;
+
+use std::time::{Duration, Instant};
+
+use timeline::{Core, KEY, at};
+
+use model_actors::scheduler::{Effect, Input, Ticket};
+use model_actors::{BatchLimits, Cause, PoolConfig, RequestId, Time};
+
+/// The larger queue is so many times as long, and its cost may be so many times as high: as many squared, if each
+/// request looked at the others.
+const TIMES: u64 = 8;
+const AT_MOST: u32 = 32;
+
+/// A model with one worker, which is busy, and so many requests that wait, each with a deadline of its own.
+fn queue_of(requests: u64) -> Core {
+    let batch = BatchLimits::default().with_requests(1);
+    let config = PoolConfig::default().with_cold_start_workers(1).with_max_workers(1).with_batch(batch);
+    let mut core = Core::new(config);
+    core.submit();
+    let deadline = |request: u64| at(1, 0) + Duration::from_millis(request);
+    let ticket = |request: u64| (KEY, Ticket::new(RequestId(1000 + request), deadline(request)));
+    core.tell(Input::Submit { tickets: (0..requests).map(ticket).collect() });
+    core
+}
+
+/// The same, with all of them in one batch that died and are run again one by one.
+fn reruns_of(requests: u64) -> Core {
+    let batch = BatchLimits::default().with_requests(usize::MAX).with_cost(u64::MAX);
+    let config = PoolConfig::default().with_cold_start_workers(1).with_max_workers(1).with_batch(batch);
+    let mut core = Core::new(config);
+    core.preload();
+    let ticket = |request: u64| (KEY, Ticket::new(RequestId(1000 + request), Time::NEVER));
+    core.tell(Input::Submit { tickets: (0..requests).map(ticket).collect() });
+    core.starts_by_hand = true;
+    let worker = core.starts()[0].1;
+    core.tell(Input::Died { worker, cause: Cause::new("killed"), fates: Vec::new() });
+    core
+}
+
+fn cancel_half(core: &mut Core, requests: u64) {
+    let mut effects = Vec::new();
+    for request in (requests / 2..requests).rev() {
+        let input = Input::Cancel { key: KEY, request: RequestId(1000 + request) };
+        core.scheduler.handle(core.now, input, &mut effects);
+    }
+    let forgotten = effects.iter().filter(|effect| matches!(effect, Effect::Forget { .. })).count() as u64;
+    assert_eq!(forgotten, requests - requests / 2);
+}
+
+/// All at one moment, and then one after another.
+fn expire_half(core: &mut Core, requests: u64) {
+    let mut effects = Vec::new();
+    for expired in (requests / 4)..(requests / 2) {
+        core.now = at(1, 0) + Duration::from_millis(expired - 1);
+        core.scheduler.handle(core.now, Input::Tick, &mut effects);
+    }
+    let expired = effects.iter().filter(|effect| matches!(effect, Effect::Expire { .. })).count() as u64;
+    assert_eq!(expired, requests / 2 - 1);
+}
+
+/// Its name, the queue of a length, and what half of it does.
+type Case = (&'static str, fn(u64) -> Core, fn(&mut Core, u64));
+
+/// The best of some tries, as the machine has other work.
+fn cost(make: fn(u64) -> Core, act: fn(&mut Core, u64), requests: u64) -> Duration {
+    let once = || {
+        let mut core = make(requests);
+        let began = Instant::now();
+        act(&mut core, requests);
+        began.elapsed()
+    };
+    (0..5).map(|_| once()).min().unwrap()
+}
+
+#[test]
+fn the_cost_of_leaving_a_queue_does_not_grow_with_its_length() {
+    let cases: [Case; 3] = [
+        ("cancelled", queue_of, cancel_half),
+        ("expired", queue_of, expire_half),
+        ("cancelled before a rerun", reruns_of, cancel_half),
+    ];
+    for (name, make, act) in cases {
+        let short = cost(make, act, 20_000 / TIMES);
+        let long = cost(make, act, 20_000);
+        println!("half of {}: {short:?}; half of 20,000: {long:?}", 20_000 / TIMES);
+        assert!(
+            long < short * AT_MOST,
+            "{name}: half of 20,000 took {long:?}, of an eighth as many {short:?}"
+        );
+    }
+}
