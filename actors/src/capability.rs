@@ -53,6 +53,9 @@ pub trait Capability: Send + Sync + 'static {
     /// Default capacities of the two lanes.
     const QUEUE: QueueCapacity = QueueCapacity::new(100, 50);
 
+    /// The way in which requests share a run, unless a model's specification says otherwise.
+    const BATCHING: Batching = Batching::PerRun;
+
     /// Checks the request in the caller's task, before it takes a slot.
     ///
     /// # Errors
@@ -84,6 +87,21 @@ pub trait Capability: Send + Sync + 'static {
 /// assert_eq!(size_of::<model_actors::NoChunk>(), 0);
 /// ```
 pub type NoChunk = Infallible;
+
+/// Ways for requests to share a run.
+///
+/// ```
+/// use model_actors::{Batching, Capability, TextEmbedding, TextToText};
+/// assert_eq!((TextEmbedding::BATCHING, TextToText::BATCHING), (Batching::PerRun, Batching::Continuous));
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Batching {
+    /// A batch is formed, runs and ends as one.
+    #[default]
+    PerRun,
+    /// Requests join and leave a run between its steps ([`crate::Batch::join`]).
+    Continuous,
+}
 
 /// Cost of a request against a batch's budget, in the capability's own unit.
 ///

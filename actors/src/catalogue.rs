@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
-use crate::capability::Capability;
+use crate::capability::{Batching, Capability};
 use crate::config::{PoolConfig, check_name};
 use crate::entry::ModelEntry;
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ use crate::memory::Budgets;
 use crate::model::Loader;
 use crate::progress::Clock;
 use crate::reaper::Reaped;
-use crate::scheduler::{Batching, ModelPolicy};
+use crate::scheduler::ModelPolicy;
 use crate::telemetry::ModelMetrics;
 
 mod directory;
@@ -52,7 +52,7 @@ impl<C: Capability> ModelSpec<C> {
             loader: Arc::new(loader),
             device: Device::host(),
             config: None,
-            batching: Batching::PerRun,
+            batching: C::BATCHING,
             max_batch_requests: usize::MAX,
             pinned: false,
         }
@@ -85,9 +85,16 @@ impl<C: Capability> ModelSpec<C> {
     }
 
     /// Turns on continuous batching: requests join and leave a run between its steps
-    /// ([`crate::Batch::join`]).
+    /// ([`crate::Batch::join`]). It is on already where the capability needs it
+    /// ([`Capability::BATCHING`]).
     pub fn continuous(mut self) -> Self {
         self.batching = Batching::Continuous;
+        self
+    }
+
+    /// Turns continuous batching off, for a model that takes nobody in between its steps.
+    pub fn per_run(mut self) -> Self {
+        self.batching = Batching::PerRun;
         self
     }
 }

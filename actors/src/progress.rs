@@ -168,8 +168,14 @@ impl LoadProgress {
         self.active.store(1, Ordering::Release);
     }
 
+    /// Counts bytes, and returns how many there are by now. A loader need not have begun a stage.
     pub(crate) fn advance(&self, bytes: u64) -> u64 {
-        self.done.fetch_add(bytes, Ordering::Relaxed) + bytes
+        if self.active.load(Ordering::Acquire) == 0 {
+            self.begin(LoadStage::Load, 0);
+        }
+        let add = |done: u64| Some(done.saturating_add(bytes));
+        let before = self.done.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        before.unwrap_or_else(|before| before).saturating_add(bytes)
     }
 
     pub(crate) fn total(&self) -> u64 {

@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use batching::Batching;
+pub use crate::capability::Batching;
 pub use breaker::{Breaker, Passage};
 #[cfg(feature = "testing")]
 pub(crate) use failures::is_permanent;

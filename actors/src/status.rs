@@ -196,7 +196,7 @@ pub struct ModelStatus {
     pub queued_batch: usize,
     /// Number of requests being run.
     pub in_flight: usize,
-    /// Number of failures within the restart window.
+    /// Number of failures within the restart window that count against the model: not the deaths of poisonous requests.
     pub recent_failures: u32,
     /// Number of failures since the pool started.
     pub failures: u64,

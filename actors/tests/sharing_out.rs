@@ -7,7 +7,7 @@ mod timeline;
 use timeline::{Core, KEY};
 
 use model_actors::scheduler::{Batching, CallId, Effect, Input, ModelPolicy, Ticket};
-use model_actors::{BatchKey, BatchLimits, Device, ModelId, ModelKey, PoolConfig, RequestId, Time};
+use model_actors::{BatchKey, BatchLimits, Cost, Device, ModelId, ModelKey, PoolConfig, RequestId, Time};
 
 /// The sizes of the batches that so many requests become at once, with these workers idle and so many at most a batch.
 fn batches(requests: u64, workers: usize, most: usize) -> Vec<usize> {
@@ -76,4 +76,21 @@ fn whoever_can_join_a_run_does() {
     let [first, second] = submit([(1, 0), (2, 1)]);
     assert!(first.len() == 1 && second.len() == 1 && first != second, "a worker each");
     assert_eq!(submit([(3, 1), (4, 0)]), [second, first]);
+}
+
+#[test]
+fn costs_near_the_end_of_their_range_add_up_to_no_more_than_it() {
+    let batch = BatchLimits::default().with_requests(64).with_cost(u64::MAX);
+    let config = PoolConfig::default().with_cold_start_workers(1).with_max_workers(1).with_batch(batch);
+    let mut core = Core::new(config.clone());
+    let key = declare(&mut core, config, Batching::Continuous);
+    let mut submit = |requests: std::ops::Range<u64>| {
+        let ticket = |request| {
+            (key, Ticket { cost: Cost(u64::MAX / 2), ..Ticket::new(RequestId(request), Time::NEVER) })
+        };
+        core.tell(Input::Submit { tickets: requests.clone().map(ticket).collect() });
+        requests.map(|request| core.runs_of(RequestId(request)).len()).collect::<Vec<_>>()
+    };
+    assert_eq!(submit(1..5), [1; 4], "a sum beyond the range is as much as the limit");
+    assert_eq!(submit(5..7), [0; 2], "which leaves nothing for others");
 }

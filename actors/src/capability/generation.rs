@@ -1,7 +1,7 @@
 //! Text to text: a conversation or a raw prompt in, a stream of text out. Sampling and usage are shared with
 //! vision.
 
-use super::{Capability, Cost};
+use super::{Batching, Capability, Cost};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
 use crate::limits::{MAX_MESSAGES, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOPS, MAX_TOKENS};
@@ -299,6 +299,8 @@ impl Capability for TextToText {
     type Output = Completion;
     const NAME: &'static str = "text_to_text";
     const QUEUE: QueueCapacity = QueueCapacity::new(100, 100);
+    /// An answer takes long, so that nobody should wait for another's end.
+    const BATCHING: Batching = Batching::Continuous;
 
     fn check(request: &GenerateText) -> Result<(), Cause> {
         check_tokens(request.max_tokens)?;

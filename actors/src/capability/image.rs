@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::generation::{Completion, Sampling, Usage, check_tokens};
-use super::{BatchKey, Capability};
+use super::{BatchKey, Batching, Capability};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
 use crate::limits::{MAX_GUIDANCE, MAX_PAINTED_SIDE, MAX_QUESTION_BYTES, MAX_STEPS};
@@ -181,6 +181,8 @@ impl Capability for Vision {
     type Output = Completion;
     const NAME: &'static str = "vision";
     const QUEUE: QueueCapacity = QueueCapacity::new(50, 50);
+    /// An answer takes long, so that nobody should wait for another's end.
+    const BATCHING: Batching = Batching::Continuous;
 
     fn check(request: &DescribeImage) -> Result<(), Cause> {
         check_tokens(request.max_tokens)?;

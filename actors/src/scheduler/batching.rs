@@ -30,16 +30,6 @@ use crate::capability::BatchKey;
 use crate::config::BatchLimits;
 use crate::id::Time;
 
-/// Ways for requests to share a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Batching {
-    /// A batch is formed, runs and ends as one.
-    #[default]
-    PerRun,
-    /// Requests join and leave a run between its steps.
-    Continuous,
-}
-
 /// Requests picked for a batch, and those found to be out of time meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Picked {

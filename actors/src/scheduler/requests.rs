@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use super::batching::{Batching, split};
+use super::batching::split;
 use super::failures::Rerun;
 use super::health::stuck_error;
-use super::{Effect, Fate, ModelState, Outcome, Passage, Phase, Scheduler, Ticket};
+use super::{Batching, Effect, Fate, ModelState, Outcome, Passage, Phase, Scheduler, Ticket};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelId, ModelKey, RequestId, Time, WorkerId};
 use crate::telemetry::Event;

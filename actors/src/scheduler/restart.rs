@@ -56,7 +56,7 @@ impl Restarts {
     pub fn failed(&mut self, config: &RestartConfig, now: Time, jitter: f64) -> Verdict {
         self.forget_old(config, now);
         self.note(now, true);
-        if self.counted() > config.max_restarts {
+        if self.recent() > config.max_restarts {
             return Verdict::GiveUp;
         }
         Verdict::RestartAfter(self.backoff(config, jitter))
@@ -80,20 +80,20 @@ impl Restarts {
         self.recent.push_back(Failed { number: self.total, at, counts });
     }
 
-    /// Failures within the window that count against the budget.
-    fn counted(&self) -> u32 {
-        self.recent.iter().filter(|failed| failed.counts).count() as u32
-    }
-
     fn backoff(&self, config: &RestartConfig, jitter: f64) -> Duration {
-        let doublings = self.counted().saturating_sub(1);
+        let doublings = self.recent().saturating_sub(1);
         let doubled = config.first_backoff.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX));
         let spread = 0.8 + 0.4 * jitter.clamp(0.0, 1.0);
         doubled.min(config.max_backoff).mul_f64(spread)
     }
 
-    /// Failures within the window, excused ones included.
+    /// Failures within the window that count.
     pub fn recent(&self) -> u32 {
+        self.recent.iter().filter(|failed| failed.counts).count() as u32
+    }
+
+    /// Failures within the window, excused ones included.
+    pub fn in_window(&self) -> u32 {
         self.recent.len() as u32
     }
 
@@ -112,7 +112,7 @@ impl Restarts {
             self.recent.pop_front();
         }
         // At most one more than the budget is ever kept of those that count, so the window is bounded too.
-        while self.counted() > config.max_restarts || self.recent.len() > MOST_KEPT {
+        while self.recent() > config.max_restarts || self.recent.len() > MOST_KEPT {
             self.recent.pop_front();
         }
     }
@@ -158,8 +158,8 @@ mod tests {
             let counted = restarts.total();
             assert_eq!(restarts.excused(&config, at(second), 0.5), config.first_backoff);
             restarts.take_back(counted);
-            assert_eq!(restarts.counted(), 0);
+            assert_eq!(restarts.recent(), 0);
         }
-        assert_eq!((restarts.recent(), restarts.total()), (20, 20));
+        assert_eq!((restarts.recent(), restarts.in_window(), restarts.total()), (0, 20, 20));
     }
 }

@@ -105,7 +105,7 @@ impl Scheduler {
         let worker = WorkerId(self.next_worker);
         self.owners.insert(worker, key);
         let Some(model) = self.models.get_mut(&key) else { return };
-        let failures = model.restarts.recent();
+        let failures = model.restarts.in_window();
         if model.replacements > 0 && failures > 0 {
             let (capability, model) = (self.capability, model.policy.model.clone());
             effects.push(Effect::Emit(Event::WorkerRestarted { capability, key, model, worker, failures }));

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Item};
 use crate::capability::{
     Capability, Completion, DescribeImage, EmbedImages, EmbedTexts, FinishReason, GenerateText,
     ImageEmbedding, PaintImage, PaintStep, Picture, Prompt, TextEmbedding, TextToImage, TextToText, Usage,
@@ -206,24 +206,30 @@ impl<C: Capability> Weights<C> for FakeLoader<C> {
 
 impl<C: Capability> Model<C> for FakeLoader<C> {
     fn run(&mut self, batch: &mut Batch<C>) -> Result<(), Failure> {
-        for item in batch.items() {
-            batch.tick();
-            let Answers { chunks, output } = match (self.answer)(item.request()) {
-                Ok(answers) => answers,
-                Err(failure) => {
-                    item.fail(failure);
-                    continue;
-                }
-            };
-            let sent = chunks.into_iter().try_for_each(|chunk| {
-                batch.tick();
-                item.emit(chunk)
-            });
-            // Nobody waits for the output of one that could not be sent.
-            if sent.is_ok() {
-                item.finish(output);
-            }
+        let mut done = 0;
+        while done < batch.items().len() {
+            batch.items()[done..].iter().for_each(|item| self.answer(batch, item));
+            let joined = batch.join();
+            done = batch.items().len() - joined;
         }
         Ok(())
+    }
+}
+
+impl<C: Capability> FakeLoader<C> {
+    fn answer(&self, batch: &Batch<C>, item: &Item<C>) {
+        batch.tick();
+        let Answers { chunks, output } = match (self.answer)(item.request()) {
+            Ok(answers) => answers,
+            Err(failure) => return item.fail(failure),
+        };
+        let sent = chunks.into_iter().try_for_each(|chunk| {
+            batch.tick();
+            item.emit(chunk)
+        });
+        // Nobody waits for the output of one that could not be sent.
+        if sent.is_ok() {
+            item.finish(output);
+        }
     }
 }

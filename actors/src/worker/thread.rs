@@ -20,7 +20,7 @@ use crate::id::{RequestId, WorkerId};
 use crate::job::Job;
 use crate::memory::Lease;
 use crate::model::{Footprint, LoadContext, Model, Weights};
-use crate::progress::Gauge;
+use crate::progress::{Gauge, LoadStage};
 use crate::reaper::{Reaped, this_is_a_workers_thread};
 use crate::roster::Place;
 use crate::scheduler::Batching;
@@ -171,6 +171,8 @@ impl<C: Capability> Thread<C> {
 
     fn size(&self) -> bool {
         let worker = self.arguments.worker;
+        // What is asked for its progress meanwhile is loading, whatever the loader says of it.
+        self.arguments.context.progress.begin(LoadStage::Load, 0);
         let sized = guarded(|| self.arguments.model.loader.footprint(&self.arguments.context));
         self.arguments.context.progress.end();
         match sized {
@@ -194,6 +196,9 @@ impl<C: Capability> Thread<C> {
         follow(&span, causes);
         let (began, reads_weights) = (Instant::now(), weights.is_none());
         let mut outgrown = None;
+        if reads_weights {
+            self.arguments.context.progress.begin(LoadStage::Load, 0);
+        }
         let loaded = span.in_scope(|| guarded(|| build(&self.arguments, lease, weights, &mut outgrown)));
         self.arguments.context.progress.end();
         match loaded {
