@@ -190,8 +190,8 @@ pub enum Error {
     /// The model does not fit, even after everything that may be evicted was, within
     /// [`PoolConfig::room_wait`](crate::PoolConfig::room_wait).
     #[error(
-        "no room for {model} ({capability}): it needs {needed} on {device}, where {free} of {limit} are free; the rest is in \
-         use, pinned, too young to be evicted, not back yet, or promised to a load that came first"
+        "no room for {model} ({capability}): it needs {needed} on {device}, where {free} of {limit} are free; {}",
+        shortage(*needed, *free, *limit)
     )]
     MemoryExhausted {
         /// The model asked for.
@@ -333,6 +333,17 @@ pub enum Error {
         /// The reason.
         cause: Cause,
     },
+}
+
+/// Says why a load has no room.
+fn shortage(needed: Bytes, free: Bytes, limit: Bytes) -> &'static str {
+    if needed > limit {
+        "raise the limit"
+    } else if needed <= free {
+        "a load that came first waits for them"
+    } else {
+        "the rest is in use, pinned, too young to be evicted, or not back yet"
+    }
 }
 
 impl Error {

@@ -311,3 +311,24 @@ async fn a_refused_caller_is_told_when_to_come_back() {
     end(running).await.unwrap();
     test.finish().await;
 }
+
+#[test]
+fn a_shortage_of_memory_is_told_as_what_it_is() {
+    let error = |needed: u64, free: u64| Error::MemoryExhausted {
+        model: "english".into(),
+        capability: "text_embedding".into(),
+        device: Device::host(),
+        needed: Bytes(needed),
+        free: Bytes(free),
+        limit: Bytes(100),
+    };
+    for (needed, free, words) in [
+        (101, 100, "raise the limit"),
+        (40, 30, "in use, pinned, too young"),
+        (40, 40, "a load that came first"),
+    ] {
+        let told = error(needed, free).to_string();
+        assert!(told.contains(words), "{told}");
+        assert_eq!(told.contains("in use"), needed == 40 && free == 30, "{told}");
+    }
+}
