@@ -71,8 +71,8 @@ pub enum SystemState {
     ShuttingDown,
     /// Ended, by a shutdown, or because it was stopped or killed.
     Stopped,
-    /// Failed for good: more of its pools or of maintenance failed than its restart budget allows, or one could
-    /// not be started again. Its callers get [`Error::SystemFailed`](crate::Error::SystemFailed).
+    /// Failed for good: its pools and maintenance failed, or could not be started again, more often than its
+    /// restart budget allows. Its callers get [`Error::SystemFailed`](crate::Error::SystemFailed).
     Failed,
 }
 

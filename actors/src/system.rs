@@ -268,6 +268,16 @@ impl SystemActorState {
         if self.state() != SystemState::Running {
             return Ok(());
         }
+        self.restart_or_give_up(myself, child, &reason)
+    }
+
+    /// Decides about a child that has ended, or that could not be started again.
+    fn restart_or_give_up(
+        &mut self,
+        myself: &ActorRef<SystemMessage>,
+        child: Child,
+        reason: &str,
+    ) -> Result<(), ActorProcessingErr> {
         let name = self.named(child);
         tracing::error!(child = name, reason, "a child of the system ended");
         let verdict =
@@ -305,29 +315,38 @@ impl SystemActorState {
         if self.state() != SystemState::Running {
             return Ok(());
         }
-        match child {
-            Child::Maintenance => {
-                self.maintenance = start_maintenance(&self.common, self.pools.len(), myself).await?;
-                for (index, pool) in self.pools.iter().enumerate() {
-                    let Some(commands) = pool.commands() else { continue };
-                    let pool_up =
-                        MaintenanceMessage::PoolUp { pool: PoolIndex(index), commands: commands.clone() };
-                    let _ = self.maintenance.send_message(pool_up);
-                    let _ =
-                        commands.send_message(PoolCommand::MaintenanceRestarted(self.maintenance.clone()));
-                }
-            }
-            Child::Pool(index) => {
-                self.start_pool(myself, index).await?;
-                let capability = self.pools[index.0].capability();
-                self.common.events.report(Event::PoolRestarted { capability });
-            }
+        let restarted = match child {
+            Child::Maintenance => self.restart_maintenance(myself).await,
+            Child::Pool(index) => self.restart_pool(myself, index).await,
+        };
+        restarted.or_else(|error| self.restart_or_give_up(myself, child, &error.to_string()))
+    }
+
+    async fn restart_pool(
+        &mut self,
+        myself: &ActorRef<SystemMessage>,
+        index: PoolIndex,
+    ) -> Result<(), ActorProcessingErr> {
+        self.start_pool(myself, index).await?;
+        let capability = self.named(Child::Pool(index));
+        self.common.events.report(Event::PoolRestarted { capability });
+        Ok(())
+    }
+
+    async fn restart_maintenance(
+        &mut self,
+        myself: &ActorRef<SystemMessage>,
+    ) -> Result<(), ActorProcessingErr> {
+        self.maintenance = start_maintenance(&self.common, self.pools.len(), myself).await?;
+        for (index, pool) in self.pools.iter().enumerate() {
+            let Some(commands) = pool.commands() else { continue };
+            let pool_up = MaintenanceMessage::PoolUp { pool: PoolIndex(index), commands: commands.clone() };
+            let _ = self.maintenance.send_message(pool_up);
+            let _ = commands.send_message(PoolCommand::MaintenanceRestarted(self.maintenance.clone()));
         }
         Ok(())
     }
 
-    /// Shuts the pools down. Waiting for them is a task of its own, so that the system stays responsive
-    /// meanwhile.
     /// Gives what was accepted its time, then reports.
     async fn drain(&mut self) {
         self.close(SystemState::ShuttingDown, &Error::ShuttingDown);

@@ -222,7 +222,7 @@ async fn the_next_pool_knows_the_threads_and_the_bytes_that_the_last_one_left() 
     test.finish().await;
 }
 
-/// Whether the pool is back or down when the system is shut down, or has taken the system with it.
+/// The pool is back or down when the system is shut down, or has taken the system with it.
 #[tokio::test]
 async fn a_shutdown_reports_the_threads_that_a_dead_pool_left() {
     for (restarts, backoff) in [(3, 5), (3, 60_000), (0, 5)] {

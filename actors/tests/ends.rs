@@ -159,6 +159,12 @@ async fn a_kill_is_no_planned_end_and_no_failure() {
 
 #[tokio::test]
 async fn a_system_that_failed_for_good_says_so_everywhere() {
+    for (victim, name) in [(Victim::Pool, "scripted"), (Victim::Maintenance, "maintenance")] {
+        fail_for_good(victim, name).await;
+    }
+}
+
+async fn fail_for_good(victim: Victim, name: &str) {
     let (mut test, application, mut ends) = supervised().await;
     let mut events = test.system.events();
     let loader = ScriptedLoader::default();
@@ -177,7 +183,7 @@ async fn a_system_that_failed_for_good_says_so_everywhere() {
     let mut waiting = Box::pin(other.call(Act::Reply(1).into(), CallOptions::default()));
     assert!(is_pending(&mut waiting).await, "it waits for a slot");
 
-    test.kill(Victim::Pool).await;
+    test.kill(victim).await;
     assert_eq!(seen(&mut ends).await, SystemEnd::Failed);
     let failed = TestSystem::event(&mut events, "the system failed", |event| match event {
         Event::SystemFailed { error } => Some(error.clone()),
@@ -185,7 +191,7 @@ async fn a_system_that_failed_for_good_says_so_everywhere() {
     })
     .await;
     let Error::SystemFailed { cause } = &failed else { panic!("{failed}") };
-    assert!(cause.message().contains("failed too often"), "{cause}");
+    assert!(cause.message().starts_with(&format!("{name} failed too often")), "{cause}");
     assert_eq!((failed.kind(), failed.reason()), (ErrorKind::Internal, "system_failed"));
     let status = test.until("it has failed", |status| status.state == SystemState::Failed).await;
     assert!(!status.is_ready());

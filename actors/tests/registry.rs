@@ -11,8 +11,8 @@ use model_actors::testing::{Act, Scripted, ScriptedLoader, StreamedScript};
 use model_actors::{
     CallOptions, Error, ModelHandle, ModelSpec, PoolConfig, System, SystemBuilder, SystemConfig,
 };
-use ractor::ActorCell;
 use ractor::registry::{registered, where_is};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef};
 
 fn builder() -> SystemBuilder {
     let (system, pool) = single();
@@ -99,4 +99,38 @@ async fn a_name_that_cannot_be_one_is_refused() {
         let error = builder.name(name).start().await.map(drop).unwrap_err();
         assert!(matches!(&error, Error::InvalidConfig { setting, .. } if setting == "name"), "{error}");
     }
+}
+
+/// Has a name and does nothing.
+struct Squatter;
+
+impl Actor for Squatter {
+    type Msg = ();
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<()>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+}
+
+/// A restart that fails counts as a failure, within the budget: the system does not end with the first.
+#[tokio::test]
+async fn a_pool_that_cannot_be_started_again_is_tried_as_often_as_one_that_fails() {
+    let (mut config, pool) = single();
+    (config.restart.first_backoff, config.restart.max_backoff) = (millis(100), millis(100));
+    let builder = System::builder(config).pool::<Scripted>(pool);
+    let system = builder.name("squatted").start().await.unwrap();
+    let model = model(&system, "model");
+    actor("squatted/scripted").kill_and_wait(None).await.unwrap();
+    let name = Some("squatted/scripted".to_owned());
+    let (squatter, _) =
+        Squatter::spawn(name, Squatter, ()).await.expect("the name is free until the restart");
+    model_actors::testing::wait_for(&mut system.watch(), "it has failed", |status| status.state.has_ended())
+        .await;
+    let error = refused(&model, Act::Reply(1)).await;
+    let Error::SystemFailed { cause } = &error else { panic!("{error}") };
+    let words = cause.message();
+    assert!(words.starts_with("scripted failed too often") && words.contains("squatted/scripted"), "{words}");
+    squatter.stop(None);
 }

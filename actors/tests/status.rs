@@ -96,7 +96,7 @@ async fn live_ready_and_serving_are_three_things() {
     test.finish().await;
 }
 
-/// Whoever waits for readiness before it sends requests waits no longer than it has to, and not too short.
+/// A caller who waits for readiness before the first request waits no longer than needed, and not too short.
 #[tokio::test]
 async fn a_system_is_ready_as_soon_as_every_pool_accepts() {
     let (mut system, pool) = single();

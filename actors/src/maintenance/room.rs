@@ -77,7 +77,7 @@ struct Waiting {
     coming: bool,
 }
 
-/// What a load waits for.
+/// Patience of a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Patience {
     /// For its moment, whoever holds the memory.
