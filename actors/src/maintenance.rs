@@ -317,14 +317,15 @@ impl MaintenanceState {
     }
 
     fn deny(&self, ask: RoomAsk, device: &Device, needed: Bytes) {
-        let ledger = self.arguments.budgets.get(device).map(|budget| budget.read());
+        let ledger = self.arguments.budgets.get(device).map(|budget| budget.read_for_a_load());
         let ledger = ledger.unwrap_or(Ledger::new(Bytes::ZERO));
         let no_room = NoRoom { needed, free: ledger.free(), limit: ledger.limit() };
         self.tell(ask.pool, PoolCommand::Room { worker: ask.worker, result: Err(no_room) });
     }
 
     fn ledgers(&self) -> BTreeMap<Device, Ledger> {
-        self.arguments.budgets.iter().map(|(device, budget)| (device.clone(), budget.read())).collect()
+        let budgets = self.arguments.budgets.iter();
+        budgets.map(|(device, budget)| (device.clone(), budget.read_for_a_load())).collect()
     }
 
     fn offers(&mut self, pool: PoolIndex, offers: Vec<Offer>) {

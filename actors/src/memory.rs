@@ -108,6 +108,8 @@ pub(crate) struct Budget {
     /// it.
     waiting: AtomicUsize,
     on_release: Mutex<Option<OnRelease>>,
+    /// Of the host's memory: what others leave of it.
+    machine: Option<MemoryProbe>,
 }
 
 impl fmt::Debug for Budget {
@@ -117,13 +119,19 @@ impl fmt::Debug for Budget {
 }
 
 impl Budget {
-    pub(crate) fn new(device: Device, limit: Bytes) -> Arc<Self> {
-        Arc::new(Self {
+    pub(crate) fn new(device: Device, limit: Bytes) -> Self {
+        Self {
             device,
             ledger: Mutex::new(Ledger::new(limit)),
+            machine: None,
             waiting: AtomicUsize::new(0),
             on_release: Mutex::new(None),
-        })
+        }
+    }
+
+    /// The budget of the host, which this process shares with the rest of the machine.
+    pub(crate) fn of_the_host(limit: Bytes, machine: MemoryProbe) -> Self {
+        Self { machine: Some(machine), ..Self::new(Device::host(), limit) }
     }
 
     pub(crate) fn device(&self) -> &Device {
@@ -132,6 +140,20 @@ impl Budget {
 
     pub(crate) fn read(&self) -> Ledger {
         *self.lock()
+    }
+
+    /// Reads the ledger as a load finds it: what others have taken of the machine is not free, whatever the limit
+    /// allows.
+    pub(crate) fn read_for_a_load(&self) -> Ledger {
+        let mut ledger = self.read();
+        // A machine that cannot be measured is no reason to refuse.
+        let machine = self.machine.as_ref().and_then(|probe| probe.measure().ok());
+        if let Some(machine) = machine {
+            let taken = ledger.free() - machine.left_for(ledger.limit());
+            // Cannot fail: no more than what is free.
+            let _ = ledger.charge(taken);
+        }
+        ledger
     }
 
     /// Sets the callback for bytes that come back. It is called on any thread, without a lock held on the
@@ -144,9 +166,10 @@ impl Budget {
         self.waiting.store(waiting, Ordering::Relaxed);
     }
 
-    /// Leases bytes to somebody who has not waited: none while others do.
+    /// Leases bytes to somebody who has not waited: none while others do, or the machine has none.
     pub(crate) fn lease_at_once(self: &Arc<Self>, bytes: Bytes) -> Option<Lease> {
-        if self.waiting.load(Ordering::Relaxed) > 0 { None } else { self.lease(bytes) }
+        let overtakes = self.waiting.load(Ordering::Relaxed) > 0;
+        if overtakes || bytes > self.read_for_a_load().free() { None } else { self.lease(bytes) }
     }
 
     pub(crate) fn lease(self: &Arc<Self>, bytes: Bytes) -> Option<Lease> {
@@ -244,6 +267,18 @@ impl ProcessMemory {
         }
     }
 
+    /// Bytes that a load may take: none at critical pressure, else what is not in use. A budget beyond the
+    /// machine's memory counts on memory that can be mapped or swapped, of which pressure alone tells.
+    fn left_for(self, budget: Bytes) -> Bytes {
+        if PressureLevel::of(self.used, self.limit) == PressureLevel::Critical {
+            Bytes::ZERO
+        } else if budget > self.limit {
+            budget
+        } else {
+            self.limit - self.used
+        }
+    }
+
     /// Budget for models unless one is configured: 80 % of the limit.
     pub(crate) fn default_budget(self) -> Bytes {
         Bytes(self.limit.0 / 10 * 8)
@@ -272,7 +307,7 @@ mod tests {
 
     #[test]
     fn leases_give_back_when_dropped_split_or_resized() {
-        let budget = Budget::new(Device::host(), Bytes(100));
+        let budget = Arc::new(Budget::new(Device::host(), Bytes(100)));
         let mut lease = budget.lease(Bytes(60)).unwrap();
         assert!(budget.lease(Bytes(41)).is_none());
         let part = lease.split(Bytes(50));
@@ -285,8 +320,21 @@ mod tests {
     }
 
     #[test]
+    fn a_load_finds_no_more_than_what_the_machine_has() {
+        let used = |used: u64| ProcessMemory::new(Bytes(1000), Bytes(used));
+        let free = |limit: u64, memory: ProcessMemory| {
+            let budget = Budget::of_the_host(Bytes(limit), MemoryProbe::new(move || memory));
+            budget.read_for_a_load().free()
+        };
+        let table = [(800, 100, 800), (800, 500, 500), (800, 940, 60), (800, 951, 0), (2000, 500, 2000)];
+        for (limit, in_use, expected) in table {
+            assert_eq!(free(limit, used(in_use)), Bytes(expected), "{in_use} of 1,000 in use");
+        }
+    }
+
+    #[test]
     fn the_release_callback_is_called_once_for_each_return() {
-        let budget = Budget::new(Device::host(), Bytes(100));
+        let budget = Arc::new(Budget::new(Device::host(), Bytes(100)));
         let (sender, returns) = std::sync::mpsc::channel();
         budget.on_release(Box::new(move || sender.send(()).unwrap()));
         drop(budget.lease(Bytes(10)));

@@ -13,7 +13,7 @@ use common::{idle, single};
 use model_actors::scheduler::{Effect, Input};
 use model_actors::testing::{ScriptedLoader, TestSystem};
 use model_actors::{
-    Bytes, Device, Event, EvictionReason, Footprint, PoolConfig, PressureLevel, ProcessMemory,
+    Bytes, Device, Error, Event, EvictionReason, Footprint, PoolConfig, PressureLevel, ProcessMemory,
 };
 use timeline::Core;
 use tokio::sync::watch;
@@ -74,5 +74,23 @@ async fn an_idle_model_goes_when_the_machine_is_short_and_not_because_its_budget
     assert_eq!(TestSystem::event(&mut events, "the idle worker goes", told).await, "evicted");
     percent.store(50, Ordering::SeqCst);
     assert_eq!(TestSystem::event(&mut events, "and its end", told).await, "Normal");
+    test.finish().await;
+}
+
+/// The budget has room, and the machine has none.
+#[tokio::test]
+async fn a_load_that_the_machine_cannot_take_waits_for_its_memory() {
+    let percent = Arc::new(AtomicU64::new(97));
+    let used = percent.clone();
+    let probe = move || ProcessMemory::new(Bytes(100), Bytes(used.load(Ordering::SeqCst)));
+    let (system, pool) = single();
+    let settings = (system, pool.with_room_wait(Duration::from_millis(150)));
+    let mut test = TestSystem::start_with_memory(settings, probe).await;
+    let model = test.model("model", ScriptedLoader::default());
+    let error = model.preload().await.unwrap_err();
+    assert!(matches!(&error, Error::MemoryExhausted { free: Bytes::ZERO, .. }), "{error}");
+    assert_eq!(test.system.charged(&Device::host()).unwrap().0, Bytes::ZERO);
+    percent.store(50, Ordering::SeqCst);
+    model.preload().await.unwrap();
     test.finish().await;
 }

@@ -234,7 +234,7 @@ impl<C: Capability> PoolState<C> {
                 }
             }
             (false, Urgency::IfFree) => {
-                let ledger = budget.map(|budget| budget.read());
+                let ledger = budget.map(|budget| budget.read_for_a_load());
                 let (free, limit) =
                     ledger.map_or((Bytes::ZERO, Bytes::ZERO), |ledger| (ledger.free(), ledger.limit()));
                 self.inputs.push_back(Input::RoomDenied { worker, needed: bytes, free, limit });

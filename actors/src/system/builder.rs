@@ -102,7 +102,7 @@ impl SystemBuilder {
     }
 
     /// Replaces [`ProcessMemory::measure`], for an environment that it does not know. The probe is called at
-    /// the start if no limit is set, and at each maintenance interval by an actor: it has to return at once.
+    /// the start if no limit is set, and at each maintenance interval and load by an actor: it has to return at once.
     /// A panic in it fails the start; later on, the pressure counts as unchanged.
     pub fn memory_probe(mut self, probe: impl Fn() -> ProcessMemory + Send + Sync + 'static) -> Self {
         self.memory = MemoryProbe::new(probe);
@@ -178,10 +178,11 @@ fn common(name: Option<Arc<str>>, config: SystemConfig, memory_probe: MemoryProb
         Some(limit) => limit,
         None => memory_probe.measure().map_err(|cause| Error::StartFailed { cause })?.default_budget(),
     };
-    let host = (Device::host(), limit);
-    let limits = std::iter::once(host).chain(config.device_limits.iter().cloned());
+    let host = Budget::of_the_host(limit, memory_probe.clone());
+    let others = config.device_limits.iter().map(|(device, limit)| Budget::new(device.clone(), *limit));
+    let all = std::iter::once(host).chain(others).map(Arc::new);
     let budgets: BTreeMap<Device, Arc<Budget>> =
-        limits.map(|(device, limit)| (device.clone(), Budget::new(device, limit))).collect();
+        all.map(|budget| (budget.device().clone(), budget)).collect();
     let memory = budgets.values().map(|budget| MemoryStatus::of(budget)).collect();
     let clock = Clock::start();
     Ok(Common {
