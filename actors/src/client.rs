@@ -49,6 +49,8 @@ pub struct CallOptions {
     pub priority: Priority,
     /// Time for queue, load and run up to the first output. `None`: the model's configured time.
     pub timeout: Option<Duration>,
+    /// Time for all of the request, to the end of its output. `None`: the model's configured time, if any.
+    pub total_timeout: Option<Duration>,
     /// Behaviour when the queue is full.
     pub when_full: WhenFull,
 }
@@ -57,6 +59,7 @@ setters! { CallOptions {
     with_lane(lane: Lane);
     with_priority(priority: Priority);
     with_timeout(timeout: impl Into<Option<Duration>>) Into::into;
+    with_total_timeout(total_timeout: impl Into<Option<Duration>>) Into::into;
     with_when_full(when_full: WhenFull);
 } }
 
@@ -316,7 +319,10 @@ impl<C: Capability> ModelHandle<C> {
         chunks: Option<mpsc::Sender<C::Chunk>>,
     ) -> Result<Reply<C, H>> {
         C::check(&request).map_err(|cause| Error::InvalidInput { cause })?;
-        let timeout = options.timeout.unwrap_or_else(|| self.request_timeout());
+        let total_timeout = options.total_timeout.or_else(|| self.latest().policy.config.total_timeout);
+        let total_timeout = total_timeout.unwrap_or(Duration::MAX);
+        // Who has less time for all of it has no more for its beginning.
+        let timeout = options.timeout.unwrap_or_else(|| self.request_timeout()).min(total_timeout);
         let began = self.shared.clock.now();
         let deadline = began + timeout;
         let (model, slot) = self.slot(options, deadline, timeout).await?;
@@ -327,6 +333,7 @@ impl<C: Capability> ModelHandle<C> {
             priority: options.priority,
             deadline,
             timeout,
+            total_timeout,
             began,
             clock: self.shared.clock,
             span: tracing::Span::current(),

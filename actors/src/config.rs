@@ -94,6 +94,9 @@ impl SystemConfig {
 pub struct PoolConfig {
     /// Time for queue, load and run up to the first output, unless the request brings its own.
     pub request_timeout: Duration,
+    /// Time for all of a request, to the end of its output, unless the request brings its own. `None`: none,
+    /// so that an answer that has begun may take as long as it makes progress.
+    pub total_timeout: Option<Duration>,
     /// Time that a preload waits for queue, download and load; the load goes on after it.
     pub preload_timeout: Duration,
     /// Maximum number of workers of one model.
@@ -127,6 +130,7 @@ impl Default for PoolConfig {
     fn default() -> Self {
         Self {
             request_timeout: Duration::from_secs(30),
+            total_timeout: None,
             preload_timeout: Duration::from_secs(30 * 60),
             max_workers: 4,
             cold_start_workers: 2,
@@ -145,6 +149,7 @@ impl Default for PoolConfig {
 
 setters! { PoolConfig {
     with_request_timeout(request_timeout: Duration);
+    with_total_timeout(total_timeout: impl Into<Option<Duration>>) Into::into;
     with_preload_timeout(preload_timeout: Duration);
     with_max_workers(max_workers: usize);
     with_cold_start_workers(cold_start_workers: usize);
@@ -166,6 +171,7 @@ impl PoolConfig {
     /// [`Error::InvalidConfig`] names the first setting that is out of range.
     pub fn validate(&self) -> Result<()> {
         require(!self.request_timeout.is_zero(), "request_timeout", "must be above zero")?;
+        require(self.total_timeout != Some(Duration::ZERO), "total_timeout", "must be above zero")?;
         require(!self.preload_timeout.is_zero(), "preload_timeout", "must be above zero")?;
         require((1..=1024).contains(&self.max_workers), "max_workers", "must be 1 to 1,024")?;
         require((1..=1024).contains(&self.cold_start_workers), "cold_start_workers", "must be 1 to 1,024")?;

@@ -28,6 +28,8 @@ pub(crate) struct JobParts<C: Capability> {
     pub(crate) priority: Priority,
     pub(crate) deadline: Time,
     pub(crate) timeout: Duration,
+    /// Time from `began` for all of the output; `Duration::MAX` for no limit.
+    pub(crate) total_timeout: Duration,
     /// The moment of the call, before it waited for a slot.
     pub(crate) began: Time,
     pub(crate) clock: Clock,
@@ -127,6 +129,16 @@ impl<C: Capability> Job<C> {
         send(answer, Err(self.timeout_error()));
     }
 
+    /// Answers that the time for all of it ran out, whatever part of the answer is out.
+    pub(crate) fn end(&self) {
+        self.answer(Err(self.timeout_error()));
+    }
+
+    /// The moment at which all of the output has to be out.
+    pub(crate) fn ends_at(&self) -> Time {
+        self.parts.began + self.parts.total_timeout
+    }
+
     /// Answers on behalf of a run, unless a later run has begun.
     pub(crate) fn answer_from(&self, attempt: u32, result: Result<C::Output, Error>) -> bool {
         let answer = {
@@ -217,6 +229,10 @@ impl<C: Capability> Job<C> {
         self.has_sent() || (self.running.load(Ordering::Acquire) && self.begun.load(Ordering::Acquire))
     }
 
+    fn has_ended(&self) -> bool {
+        self.parts.clock.now() >= self.ends_at()
+    }
+
     fn is_late(&self) -> bool {
         self.parts.clock.now() >= self.parts.deadline
     }
@@ -233,9 +249,10 @@ impl<C: Capability> Job<C> {
         !self.has_sent() && !lives_by_its_output
     }
 
-    /// True if nobody waits any more: it was cancelled, or is past its deadline without output.
+    /// True if nobody waits any more: it was cancelled, or is past its deadline without output, or past its end.
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire) || (!self.has_met_deadline() && self.is_late())
+        let is_late = !self.has_met_deadline() && self.is_late();
+        self.cancelled.load(Ordering::Acquire) || is_late || self.has_ended()
     }
 
     /// Position of the request, for the error of a caller that ran out of time.
@@ -254,7 +271,7 @@ impl<C: Capability> Job<C> {
             capability: C::NAME.into(),
             model: self.model().clone(),
             phase: self.phase(),
-            after: self.parts.timeout,
+            after: if self.has_ended() { self.parts.total_timeout } else { self.parts.timeout },
         }
     }
 }

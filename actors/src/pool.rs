@@ -399,6 +399,7 @@ impl<C: Capability> PoolState<C> {
             priority: job.parts.priority,
             cost: job.cost,
             key: job.key,
+            ends_at: job.ends_at(),
             ..Ticket::new(job.id, job.parts.deadline)
         };
         self.jobs.insert(job.id, accepted);

@@ -199,6 +199,8 @@ pub enum Effect {
     Expire { request: RequestId },
     /// Answer that the time ran out, unless a first output met the deadline; the request is still running.
     ExpireRunning { request: RequestId },
+    /// Answer that the time for all of the output ran out; the request is still running.
+    EndRunning { request: RequestId },
     /// The request has left the scheduler: answered by its thread, or given up by its caller.
     Forget { request: RequestId },
     /// Have an idle worker's thread tick its gauge.

@@ -16,7 +16,7 @@ use model_actors::testing::{
 };
 use model_actors::{
     Batch, CallOptions, Error, Failure, Footprint, LoadContext, Loader, Model, ModelHandle, ModelSpec,
-    ReplyStream, RequestId, Weights,
+    ReplyStream, RequestId, RequestPhase, Weights,
 };
 
 async fn stream(model: &ModelHandle<StreamedScript>, act: Act) -> ReplyStream<StreamedScript> {
@@ -252,4 +252,28 @@ async fn what_was_asked_is_freed_when_it_is_answered_and_not_when_the_answer_is_
     assert_eq!(Arc::strong_count(&asked), 1, "nobody but the test holds it");
     assert_eq!(unread.output().await.unwrap(), 0, "the answer is there all the same");
     test.finish().await;
+}
+
+/// The first output meets the first deadline; the whole answer has one of its own.
+#[tokio::test]
+async fn an_answer_that_has_begun_ends_when_the_time_for_all_of_it_has_passed() {
+    for streams in [true, false] {
+        let mut test = TestSystem::start().await;
+        let model = test.stream_model("model", ScriptedLoader::default());
+        model.preload().await.unwrap();
+        let gate = Gate::default();
+        let (first, all) = (Duration::from_millis(1000), Duration::from_millis(1500));
+        let options = CallOptions::default().with_timeout(first).with_total_timeout(all);
+        let act = Act::StreamThenWork(2, gate.latch());
+        let error = match streams {
+            true => model.stream(act.into(), options).await.unwrap().output().await.unwrap_err(),
+            false => model.call(act.into(), options).await.unwrap_err(),
+        };
+        let is_total =
+            matches!(&error, Error::Timeout { phase: RequestPhase::Running, after, .. } if *after == all);
+        assert!(is_total, "{error}");
+        test.until_model("model", "its worker is free although the gate is shut", |model| idle(model) == 1)
+            .await;
+        test.finish().await;
+    }
 }

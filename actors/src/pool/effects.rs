@@ -45,6 +45,11 @@ impl<C: Capability> PoolState<C> {
                     accepted.job().expire();
                 }
             }
+            Effect::EndRunning { request } => {
+                if let Some(accepted) = self.jobs.get(&request) {
+                    accepted.job().end();
+                }
+            }
             Effect::Ping { worker } => self.order(worker, Order::Ping),
             Effect::ReadProgress { worker } => self.read_progress(worker),
             Effect::Emit(event) => self.emit(event),
@@ -86,6 +91,7 @@ impl<C: Capability> PoolState<C> {
             | Effect::Fail { .. }
             | Effect::Expire { .. }
             | Effect::ExpireRunning { .. }
+            | Effect::EndRunning { .. }
             | Effect::Ping { .. }
             | Effect::ReadProgress { .. }
             | Effect::Emit(_) => {}

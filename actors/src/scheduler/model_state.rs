@@ -321,7 +321,7 @@ impl ModelState {
         // A gauge that is due now is being read, and the reading says when it is due next.
         let health = self.workers.iter().map(|worker| self.health_due(worker)).filter(|at| *at > now).min();
         let running = self.workers.iter().flat_map(Worker::running);
-        let running = running.filter(|ticket| !ticket.expired).map(|ticket| ticket.deadline).min();
+        let running = running.filter_map(Ticket::next_limit).min();
         let rerun = self.queue.next_rerun(now);
         let ending = self.leaving.iter().filter(|gone| gone.why != Leaving::Stuck);
         let overdue = ending.map(|gone| gone.overdue_at).min();

@@ -84,9 +84,14 @@ impl Scheduler {
         let queued = model.queue.take_expired(now);
         effects.extend(queued.into_iter().map(|request| Effect::Expire { request }));
         let running = model.workers.iter_mut().flat_map(super::Worker::running_mut);
-        for ticket in running.filter(|ticket| !ticket.expired && ticket.deadline <= now) {
-            ticket.expired = true;
-            effects.push(Effect::ExpireRunning { request: ticket.request });
+        for ticket in running.filter(|ticket| ticket.next_limit().is_some_and(|limit| limit <= now)) {
+            if !std::mem::replace(&mut ticket.expired, true) {
+                effects.push(Effect::ExpireRunning { request: ticket.request });
+            }
+            if ticket.ends_at <= now {
+                ticket.ended = true;
+                effects.push(Effect::EndRunning { request: ticket.request });
+            }
         }
     }
 

@@ -30,6 +30,8 @@ pub struct Ticket {
     pub priority: Priority,
     /// The moment from which it is worth nothing, unless output has begun.
     pub deadline: Time,
+    /// The moment at which all of its output has to be out.
+    pub ends_at: Time,
     /// Cost against the batch's limit.
     pub cost: Cost,
     /// Requests of the same key may share a batch.
@@ -46,6 +48,8 @@ pub struct Ticket {
     /// It ran out of time while it was running, and its caller has been told, unless a first output met the
     /// deadline.
     pub expired: bool,
+    /// The time for all of its output ran out while it was running, and its caller has been told.
+    pub ended: bool,
 }
 
 impl Ticket {
@@ -56,6 +60,7 @@ impl Ticket {
             lane: Lane::Interactive,
             priority: Priority::default(),
             deadline,
+            ends_at: Time::NEVER,
             cost: Cost(1),
             key: BatchKey(0),
             deaths: 0,
@@ -63,6 +68,18 @@ impl Ticket {
             starved: false,
             alone: false,
             expired: false,
+            ended: false,
+        }
+    }
+}
+
+impl Ticket {
+    /// The next moment at which its time runs out while it is running.
+    pub(crate) fn next_limit(&self) -> Option<Time> {
+        match (self.expired, self.ended) {
+            (_, true) => None,
+            (true, false) => Some(self.ends_at),
+            (false, false) => Some(self.deadline.min(self.ends_at)),
         }
     }
 }

@@ -86,6 +86,7 @@ impl World {
             model,
             lane,
             deadline: self.now + timeout,
+            ends_at: self.now + config.total_timeout.unwrap_or(Duration::MAX).max(timeout),
             streams: self.random.u8(..3) == 0,
             poison: self.fault(Fault::PoisonInput),
             bad: self.fault(Fault::BadInput),
@@ -110,6 +111,7 @@ impl World {
             priority: Priority(self.random.i8(-2..3)),
             cost: Cost(request.cost),
             key: request.key,
+            ends_at: request.ends_at,
             ..Ticket::new(RequestId(index as u64), request.deadline)
         };
         self.requests.push(request);

@@ -233,13 +233,16 @@ impl World {
     /// A request that runs out of time while it runs is answered then and there, unless its answer has begun.
     fn find_late_run(&self, model: &ModelState, alarm: Time, ticked: bool) -> Option<(&'static str, String)> {
         let running = model.workers.iter().flat_map(|worker| worker.running());
-        running.filter(|ticket| !ticket.expired || ticked).find_map(|ticket| {
+        running.filter(|ticket| !ticket.ended || ticked).find_map(|ticket| {
             let request = &self.requests[ticket.request.0 as usize];
             if alarm > request.deadline && !ticket.expired {
                 return Some(("deadlines", format!("no alarm for {}, which runs", ticket.request)));
             }
-            let late =
-                request.deadline <= self.now && !request.is_answered() && !request.has_emitted(self.now);
+            if alarm > request.ends_at && !ticket.ended {
+                return Some(("deadlines", format!("no alarm for the end of {}", ticket.request)));
+            }
+            let in_time = self.now < request.deadline || request.has_emitted(self.now);
+            let late = !request.is_answered() && (!in_time || request.ends_at <= self.now);
             (ticked && late).then(|| ("deadlines", format!("{} runs on unanswered", ticket.request)))
         })
     }

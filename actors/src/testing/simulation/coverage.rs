@@ -236,7 +236,7 @@ const fn input_index(input: &Input) -> usize {
     }
 }
 
-const EFFECTS: [&str; 20] = [
+const EFFECTS: [&str; 21] = [
     "Spawn",
     "Size",
     "Reserve",
@@ -257,6 +257,7 @@ const EFFECTS: [&str; 20] = [
     "Drained",
     "ExpireRunning",
     "ReadProgress",
+    "EndRunning",
 ];
 
 const fn effect_index(effect: &Effect) -> usize {
@@ -281,5 +282,6 @@ const fn effect_index(effect: &Effect) -> usize {
         Effect::Drained { .. } => 17,
         Effect::ExpireRunning { .. } => 18,
         Effect::ReadProgress { .. } => 19,
+        Effect::EndRunning { .. } => 20,
     }
 }

@@ -113,6 +113,7 @@ fn config(random: &mut Rng) -> PoolConfig {
     PoolConfig {
         preload_timeout: Duration::from_secs(3600),
         request_timeout: millis(random, 200..60_000),
+        total_timeout: (random.u8(..4) == 0).then(|| millis(random, 200..90_000)),
         max_workers,
         cold_start_workers: random.usize(1..4),
         queue: Some(QueueCapacity { interactive: random.usize(3..20), batch: random.usize(3..20) }),

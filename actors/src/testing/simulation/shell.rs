@@ -74,6 +74,7 @@ impl World {
             }
             Effect::Expire { request } => self.expire(request),
             Effect::ExpireRunning { request } => self.expire_running(request),
+            Effect::EndRunning { request } => self.end_running(request),
             Effect::Forget { request } => {
                 self.lets_go(request);
                 let answered = self.requests[request.0 as usize].is_answered();
@@ -158,6 +159,15 @@ impl World {
         if !emitted && !self.requests[index].is_answered() {
             self.answer(index, "timeout");
         }
+    }
+
+    /// A request that is still running is answered, whatever part of its answer is out.
+    fn end_running(&mut self, request: RequestId) {
+        let index = request.0 as usize;
+        let (state, now) = (&self.requests[index], self.now);
+        let (ends_at, gone) = (state.ends_at, state.gone);
+        self.check("deadlines", |_| ends_at <= now && !gone, || format!("{request} was ended wrongly"));
+        self.answer(index, "timeout");
     }
 
     /// The scheduler lets go of a request, which it does exactly once.

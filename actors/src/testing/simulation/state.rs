@@ -15,6 +15,8 @@ pub(super) struct Request {
     pub(super) model: usize,
     pub(super) lane: usize,
     pub(super) deadline: Time,
+    /// The end of the time for all of its output.
+    pub(super) ends_at: Time,
     pub(super) streams: bool,
     pub(super) poison: bool,
     pub(super) bad: bool,
@@ -51,7 +53,7 @@ impl Request {
     }
 
     pub(super) fn is_abandoned(&self, now: Time) -> bool {
-        self.cancelled || (!self.has_emitted(now) && now >= self.deadline)
+        self.cancelled || (!self.has_emitted(now) && now >= self.deadline) || now >= self.ends_at
     }
 
     /// From now on no run that has begun can answer or send anything out.
