@@ -45,7 +45,7 @@ use reply::{Reply, Tally};
 pub struct CallOptions {
     /// Queue of the model that the request waits in.
     pub lane: Lane,
-    /// Urgency relative to other requests of the model.
+    /// Urgency relative to other requests of the model, those that wait for a slot included.
     pub priority: Priority,
     /// Time for queue, load and run up to the first output. `None`: the model's configured time.
     pub timeout: Option<Duration>,
@@ -355,7 +355,7 @@ impl<C: Capability> ModelHandle<C> {
     ) -> Result<(Arc<Registered<C>>, Slot)> {
         loop {
             let model = self.current()?;
-            match self.slot_of(&model.entry, options, deadline, timeout).await {
+            match self.slot_of(&model, options, deadline, timeout).await {
                 Ok(slot) => return Ok((model, slot)),
                 Err(Error::ShuttingDown) if model.entry.is_removed() => {}
                 Err(error) => return Err(error),
@@ -365,11 +365,12 @@ impl<C: Capability> ModelHandle<C> {
 
     async fn slot_of(
         &self,
-        entry: &Arc<ModelEntry>,
+        model: &Registered<C>,
         options: CallOptions,
         deadline: Time,
         timeout: Duration,
     ) -> Result<Slot> {
+        let entry = &model.entry;
         match Slot::try_take(entry, options.lane) {
             Ok(slot) => return Ok(slot),
             Err(TryAcquireError::Closed) => return Err(self.shared.gate.closed()),
@@ -380,7 +381,8 @@ impl<C: Capability> ModelHandle<C> {
         }
         let clock = self.shared.clock;
         let began = clock.now();
-        let taken = Slot::take(entry, options.lane);
+        let rank = options.priority.rank(began, model.policy.config.aging);
+        let taken = Slot::take(entry, options.lane, rank);
         let slot = self.shared.deadlines.until(deadline, taken).await;
         entry.metrics().backpressure_wait.record(clock.now().since(began).as_secs_f64());
         match slot {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{AcquireError, Semaphore, TryAcquireError};
+use tokio::sync::{Semaphore, TryAcquireError};
 
 use crate::config::QueueCapacity;
 use crate::id::{Lane, ModelId, ModelKey};
@@ -17,8 +17,11 @@ use crate::telemetry::ModelMetrics;
 const CALLS: usize = 16;
 
 mod pace;
+mod slots;
 
 use pace::Pace;
+pub(crate) use slots::Closed;
+use slots::Slots;
 
 pub(crate) struct ModelEntry {
     pub(crate) key: ModelKey,
@@ -76,7 +79,7 @@ impl ModelEntry {
 
     /// Numbers of free and of all slots.
     pub(crate) fn slots(&self) -> (usize, usize) {
-        let free = self.interactive.slots.available_permits() + self.batch.slots.available_permits();
+        let free = self.interactive.slots.free() + self.batch.slots.free();
         (free, self.interactive.capacity + self.batch.capacity)
     }
 
@@ -88,12 +91,7 @@ impl ModelEntry {
 
     /// Looks whether a slot could be taken now. Takes none.
     pub(crate) fn vacancy(&self, lane: Lane) -> Result<(), TryAcquireError> {
-        let slots = &self.lane(lane).slots;
-        match slots.available_permits() {
-            _ if slots.is_closed() => Err(TryAcquireError::Closed),
-            0 => Err(TryAcquireError::NoPermits),
-            _ => Ok(()),
-        }
+        self.lane(lane).slots.vacancy()
     }
 
     pub(crate) fn is_removed(&self) -> bool {
@@ -174,14 +172,14 @@ impl Drop for CallPlace {
 
 /// The slots of one lane. Each accepted request holds one until it is answered.
 struct LaneSlots {
-    slots: Semaphore,
+    slots: Slots,
     capacity: usize,
     pace: Pace,
 }
 
 impl LaneSlots {
     fn new(capacity: usize) -> Self {
-        Self { slots: Semaphore::new(capacity), capacity, pace: Pace::default() }
+        Self { slots: Slots::new(capacity), capacity, pace: Pace::default() }
     }
 }
 
@@ -194,22 +192,17 @@ pub(crate) struct Slot {
 
 impl Slot {
     pub(crate) fn try_take(entry: &Arc<ModelEntry>, lane: Lane) -> Result<Self, TryAcquireError> {
-        // The permit is kept as this value, which names the model once for the permit and whoever holds it.
-        entry.lane(lane).slots.try_acquire()?.forget();
-        Ok(Self::taken(entry, lane))
-    }
-
-    pub(crate) async fn take(entry: &Arc<ModelEntry>, lane: Lane) -> Result<Self, AcquireError> {
-        entry.lane(lane).slots.acquire().await?.forget();
-        Ok(Self::taken(entry, lane))
-    }
-
-    fn taken(entry: &Arc<ModelEntry>, lane: Lane) -> Self {
         let LaneSlots { slots, capacity, pace } = entry.lane(lane);
-        if slots.available_permits() + 1 == *capacity {
+        if slots.try_take()? + 1 == *capacity {
             pace.begin(entry.clock.now());
         }
-        Self { entry: entry.clone(), lane }
+        Ok(Self { entry: entry.clone(), lane })
+    }
+
+    /// Waits for a slot; of all who wait the smallest rank is served first.
+    pub(crate) async fn take(entry: &Arc<ModelEntry>, lane: Lane, rank: i128) -> Result<Self, Closed> {
+        entry.lane(lane).slots.take(rank).await?;
+        Ok(Self { entry: entry.clone(), lane })
     }
 }
 
@@ -217,6 +210,6 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let lane = self.entry.lane(self.lane);
         lane.pace.returned(self.entry.clock.now());
-        lane.slots.add_permits(1);
+        lane.slots.give_back();
     }
 }

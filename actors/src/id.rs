@@ -155,6 +155,13 @@ impl Priority {
     pub const HIGH: Self = Self(2);
     /// Two levels below the default.
     pub const LOW: Self = Self(-2);
+
+    /// The rank of what came at this moment: the smaller is served earlier. `aging` is the wait that makes up for
+    /// one level.
+    pub(crate) fn rank(self, arrival: Time, aging: Duration) -> i128 {
+        // `Duration::MAX` in nanoseconds is below 2^94, so this cannot overflow.
+        arrival.0.as_nanos() as i128 - i128::from(self.0) * aging.as_nanos() as i128
+    }
 }
 
 /// An amount of memory in bytes. Displays in binary units.

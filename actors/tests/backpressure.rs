@@ -327,3 +327,39 @@ async fn the_metrics_say_what_the_callers_counted() {
         assert_eq!(metrics.get(&name), Some(&expected), "{name} of {metrics:#?}");
     }
 }
+
+#[tokio::test]
+async fn an_urgent_request_is_first_among_those_that_wait_for_a_slot_and_waiting_makes_up_for_it() {
+    let (system, pool) = single();
+    let pool = pool.with_queue(QueueCapacity::new(1, 1)).with_aging(Duration::from_secs(600));
+    let mut test = TestSystem::start_with(system, pool).await;
+    let loader = ScriptedLoader::default();
+    let record = loader.record.clone();
+    let model = test.model("model", loader);
+    let (gate, first) = occupy(&test, &model).await;
+    let call = |value, priority| {
+        let options = CallOptions::default().with_priority(priority);
+        Box::pin(model.call(Act::Reply(value).into(), options))
+    };
+    let mut waiting = vec![
+        call(1, Priority::LOW),
+        call(2, Priority::default()),
+        call(3, Priority::HIGH),
+        call(4, Priority::default()),
+    ];
+    for call in &mut waiting {
+        assert!(is_pending(call).await, "the queue is full");
+    }
+    gate.open();
+    end(first).await.unwrap();
+    let answers = waiting.into_iter().map(|call| async { call.await.unwrap() });
+    let mut answers: Vec<_> = answers.map(Box::pin).collect();
+    let all = std::future::poll_fn(|context| {
+        answers.retain_mut(|answer| answer.as_mut().poll(context).is_pending());
+        if answers.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    });
+    tokio::time::timeout(Duration::from_secs(30), all).await.expect("every request ends");
+    let served: Vec<u64> = record.batches()[1..].concat();
+    assert_eq!(served, [3, 2, 4, 1]);
+    test.finish().await;
+}

@@ -94,8 +94,7 @@ pub(crate) fn rank(ticket: &Ticket, now: Time, aging: Duration) -> Rank {
         Lane::Interactive => 0,
         Lane::Batch => BATCH_LANE_LEVELS,
     };
-    let levels = i128::from(lane - i64::from(ticket.priority.0));
-    // `Duration::MAX` in nanoseconds is below 2^94, so this cannot overflow.
-    let arrival = now.since(Time::ZERO).as_nanos() as i128;
-    (arrival + levels * aging.as_nanos() as i128, ticket.request)
+    // As in the rank itself, this cannot overflow.
+    let step_back = i128::from(lane) * aging.as_nanos() as i128;
+    (ticket.priority.rank(now, aging) + step_back, ticket.request)
 }
