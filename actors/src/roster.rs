@@ -66,6 +66,11 @@ impl<C: Capability> Roster<C> {
         (state.last, left.collect())
     }
 
+    /// The number of a thread that no scheduler started.
+    pub(crate) fn next(&self) -> WorkerId {
+        WorkerId(self.lock().last.0 + 1)
+    }
+
     /// Lists a thread until its place is dropped, as the last thing that the thread does.
     pub(crate) fn enter(
         self: &Arc<Self>,

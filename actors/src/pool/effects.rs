@@ -18,7 +18,7 @@ use crate::progress::Gauge;
 use crate::scheduler::{Effect, Holds, Input, Source, Urgency};
 use crate::telemetry::Event;
 use crate::worker::thread::{Assignment, ThreadArguments, free, start};
-use crate::worker::{Order, Worker, WorkerHandle};
+use crate::worker::{Order, SharedWeights, Worker, WorkerHandle};
 
 /// Number of waiting requests that the span of a load follows from at most.
 const LINKED_REQUESTS: usize = 16;
@@ -193,15 +193,22 @@ impl<C: Capability> PoolState<C> {
         let (Some(weights), Some(model)) = (last, self.models.get(&key).cloned()) else {
             return self.inputs.push_back(Input::Ended { worker });
         };
+        let name = self.free_kept(worker, &model, weights);
+        self.threads.insert(worker, name);
+    }
+
+    /// Has weights dropped by a thread of their own, and returns its name.
+    fn free_kept(&self, worker: WorkerId, model: &Arc<Registered<C>>, weights: SharedWeights<C>) -> Arc<str> {
         let name = thread_name::<C>(model.id(), worker);
         let place = self.roster.enter(worker, name.clone(), model.clone());
-        self.roster.charge(worker, Holds::Weights, self.footprint(worker));
+        let footprint = self.scheduler.model(model.key()).and_then(|model| model.footprint);
+        self.roster.charge(worker, Holds::Weights, footprint);
         // Without a thread the weights go to the reaper's, and the end is told all the same.
         if let Err(error) = free(&name, place, weights) {
             let model = model.id();
             tracing::error!(capability = C::NAME, %model, %error, "no thread to drop weights could be started");
         }
-        self.threads.insert(worker, name);
+        name
     }
 
     /// Takes room that is free at once; else asks maintenance to make some, if that is wanted.
@@ -291,6 +298,18 @@ impl<C: Capability> PoolState<C> {
     fn report_drained(&mut self, abandoned: usize) {
         if let Some(done) = self.drained.take() {
             let _ = done.send(PoolDrained { abandoned });
+        }
+    }
+}
+
+/// The weights that a pool which ends has kept go on threads of their own, so that the next pool knows of them.
+impl<C: Capability> Drop for PoolState<C> {
+    fn drop(&mut self) {
+        for (key, entry) in std::mem::take(&mut self.weights) {
+            let kept = entry.retained.and_then(Arc::into_inner);
+            if let (Some(weights), Some(model)) = (kept, self.models.get(&key)) {
+                self.free_kept(self.roster.next(), model, weights);
+            }
         }
     }
 }
