@@ -55,9 +55,12 @@
 //! | bytes that the places of a GGUF file's tensors are multiples of | `MAX_ALIGNMENT` of `gguf/header.rs`, 1 MiB |
 //! | rotary factors in a GGUF file | `MAX_FACTORS` of `models/decoder/gguf.rs`, 65,536 |
 //! | in a GGUF file's tokenizer: bytes of a piece that others merge to, and merges | `MAX_PIECE`, 256, and `MAX_MERGES`, 4,194,304, of `generation/gguf_tokens.rs` |
-//! | a chat template: its bytes, steps, output, nested blocks | `MAX_TEMPLATE_BYTES`, 256 KiB; `MAX_STEPS`, 1,000,000; `MAX_OUTPUT_BYTES`, 8 MiB; `MAX_DEPTH`, 100; of `generation/template.rs` |
-//! | in a chat template: bytes of JSON that is written, nested lists and maps, operators that join values in one tag | `MAX_JSON_BYTES` of `generation/template/functions.rs`, 8 MiB; `MAX_DEPTH`, 64, and `MAX_JOINTS`, 64, of `generation/template/guard.rs` |
-//! | bytes that a chat template handles in all | `MAX_HANDLED` of `generation/template/guard.rs`, 256 MiB |
+//! | a chat template: its bytes, steps, output, nested macros and loops | `MAX_TEMPLATE_BYTES`, 64 KiB; `MAX_STEPS`, 1,000,000; `MAX_OUTPUT_BYTES`, 8 MiB; `MAX_DEPTH`, 100; of `generation/template.rs` |
+//! | letters of a chat template's error that are told | `MAX_REASON` of `generation/template.rs`, 1,000 |
+//! | tags and operators of a chat template in each other | `MAX_NESTED` of `generation/template/syntax.rs`, 1,000 |
+//! | in a chat template: bytes of JSON that is written; nested lists and maps | `MAX_JSON_BYTES` of `generation/template/functions.rs`, 8 MiB; `MAX_DEPTH` of `generation/template/budget.rs`, 64 |
+//! | bytes that a chat template handles in all, of which three times as many are its memory at most | `MAX_HANDLED` of `generation/template/budget.rs`, 256 MiB |
+//! | time to compile and to render a chat template; its stack; templates that were given up after that and have not ended | `MAX_TIME`, 10 s; `STACK_BYTES`, 512 MiB; `MAX_GIVEN_UP`, 4; of `generation/template/stack.rs` |
 //! | ways of pooling side by side | `MAX_POOLINGS` of `pooling.rs`, 6 |
 //! | layers, and sizes, of a transformer of any capability but painting | `MAX_LAYERS`, 1,024, and `MAX_SIDE`, 1,048,576, of `models/config_file.rs` |
 //! | dimensions of a vector of CLIP | `MAX_DIMENSIONS` of `models/image_embedding/clip.rs`, 1,048,576 |

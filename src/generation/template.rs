@@ -1,40 +1,55 @@
 //! Chat templates: Jinja programs that models ship and that render messages to a prompt. They run as in
-//! `apply_chat_template` of transformers, with limits on steps and output, since a template is untrusted. The
-//! search for the template in a model's files is here too; tokenizing the prompt is left to the tokenizer.
+//! `apply_chat_template` of transformers, with limits on stack, memory, steps and time, since a template is untrusted.
+//! The search for the template in a model's files is here too; tokenizing the prompt is left to the tokenizer.
 
 mod limits;
-mod guard;
+mod stack;
+mod syntax;
+mod budget;
+mod builtins;
 mod functions;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use minijinja::machinery::{CodeGenerator, Instructions};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, Value, context};
+use minijinja::{AutoEscape, Environment, ErrorKind, Value, context, machinery};
 use model_actors::{LoadContext, Message, Role};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::source::Files;
-use limits::LimitedWriter;
 
-/// Most bytes of a template.
-const MAX_TEMPLATE_BYTES: usize = 256 << 10;
+/// Most bytes of a template; the largest published ones have about 20 KiB.
+const MAX_TEMPLATE_BYTES: usize = 64 << 10;
 /// Most bytes of a template's output; a prompt has at most half of it.
 const MAX_OUTPUT_BYTES: usize = 8 << 20;
 /// Most steps of a template; a published one takes about a hundred for each message.
 const MAX_STEPS: u64 = 1_000_000;
 /// Most nested macros and loops.
 const MAX_DEPTH: usize = 100;
+/// Most letters of an error that are told.
+const MAX_REASON: usize = 1000;
 const NAME: &str = "chat";
 
 /// A model's chat template, compiled. A clone shares it.
 #[derive(Clone)]
 pub(crate) struct ChatTemplate {
-    environment: Environment<'static>,
+    program: Arc<Program>,
     file: PathBuf,
     tokens: SpecialTokens,
 }
+
+self_cell::self_cell!(
+    /// A template's text and what it compiles to, which borrows names of it.
+    struct Program {
+        owner: String,
+        #[covariant]
+        dependent: Instructions,
+    }
+);
 
 /// Special tokens that templates write by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -158,25 +173,11 @@ impl ChatTemplate {
         if source.len() > MAX_TEMPLATE_BYTES {
             return Err(too_large(file, source.len() as u64));
         }
-        let invalid = |error: minijinja::Error| Error::InvalidConfig {
-            file: file.to_owned(),
-            reason: format!("the chat template is invalid: {}", describe(&error)),
-        };
-        let mut environment = Environment::new();
-        // As transformers sets up Jinja.
-        let syntax =
-            SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(invalid)?;
-        environment.set_syntax(syntax);
-        environment.set_recursion_limit(MAX_DEPTH);
-        environment.set_fuel(Some(MAX_STEPS));
-        functions::add(&mut environment, source.len() as u64);
-        let source = functions::without_generation_marks(source);
-        let source = guard::guarded(&source).map_err(|reason| Error::InvalidConfig {
-            file: file.to_owned(),
-            reason: format!("the chat template is not supported: {reason}"),
+        let text = source.to_owned();
+        let program = stack::run(move || compile(&text)).flatten().map_err(|reason| {
+            Error::InvalidConfig { file: file.to_owned(), reason: format!("the chat template {reason}") }
         })?;
-        environment.add_template_owned(NAME, source).map_err(invalid)?;
-        Ok(Self { environment, file: file.to_owned(), tokens })
+        Ok(Self { program: Arc::new(program), file: file.to_owned(), tokens })
     }
 
     /// Renders the prompt that asks for the model's next turn.
@@ -227,29 +228,54 @@ impl ChatTemplate {
     }
 
     fn render_values(&self, values: Value) -> Result<String> {
-        let refused = |error: minijinja::Error| {
-            let file = self.file.display();
-            Error::InvalidInput(match error.kind() {
-                ErrorKind::OutOfFuel => {
-                    format!("the chat template in {file} took more than {MAX_STEPS} steps")
-                }
-                ErrorKind::WriteFailure => {
-                    format!("the chat template in {file} wrote more than {MAX_OUTPUT_BYTES} bytes")
-                }
-                _ => format!("the chat template in {file} does not take the messages: {}", describe(&error)),
-            })
-        };
-        let template = self.environment.get_template(NAME).map_err(refused)?;
-        let mut out = LimitedWriter::new(MAX_OUTPUT_BYTES);
-        template.render_captured_to(values, &mut out).map_err(refused)?;
-        String::from_utf8(out.into_bytes())
-            .map_err(|_| Error::InvalidInput("the chat template wrote no valid text".to_owned()))
+        let program = Arc::clone(&self.program);
+        stack::run(move || execute(&program, values)).flatten().map_err(|reason| {
+            Error::InvalidInput(format!("the chat template in {} {reason}", self.file.display()))
+        })
     }
+}
+
+/// Compiles a template. To be called on a large stack.
+fn compile(source: &str) -> std::result::Result<Program, String> {
+    let invalid = |error: minijinja::Error| format!("is invalid: {}", describe(&error));
+    // As transformers sets up Jinja.
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(invalid)?;
+    let source = syntax::without_generation_marks(source, syntax.clone());
+    Program::try_new(source, |source| {
+        let tree = machinery::parse(source, NAME, syntax).map_err(invalid)?;
+        let tree = syntax::rewritten(&tree).map_err(|reason| format!("is not supported: {reason}"))?;
+        let mut generator = CodeGenerator::new(NAME, source);
+        generator.compile_stmt(&tree);
+        Ok(generator.finish().0)
+    })
+}
+
+/// Renders a template. To be called on a large stack.
+fn execute(program: &Program, values: Value) -> std::result::Result<String, String> {
+    let mut environment = Environment::empty();
+    environment.set_recursion_limit(MAX_DEPTH);
+    environment.set_fuel(Some(MAX_STEPS));
+    builtins::add(&mut environment);
+    functions::add(&mut environment);
+    let (mut out, blocks) = (String::new(), BTreeMap::new());
+    let (instructions, escape) = (program.borrow_dependent(), AutoEscape::None);
+    let mut output = machinery::make_string_output(&mut out);
+    let result = machinery::eval(&environment, instructions, values, &blocks, &mut output, escape).map(drop);
+    result.map_err(|error| match error.kind() {
+        ErrorKind::OutOfFuel => format!("took more than {MAX_STEPS} steps"),
+        _ => format!("does not take the messages: {}", describe(&error)),
+    })?;
+    drop(output);
+    if out.len() > MAX_OUTPUT_BYTES {
+        return Err(format!("wrote more than {MAX_OUTPUT_BYTES} bytes"));
+    }
+    Ok(out)
 }
 
 /// Describes an error in one line, without a copy of the template.
 fn describe(error: &minijinja::Error) -> String {
     let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    let what: String = what.chars().take(MAX_REASON).collect();
     match error.line() {
         Some(line) => format!("{what} (line {line})"),
         None => what,

@@ -1,105 +1,43 @@
-//! Functions that chat templates call besides Jinja's own: Python's methods of strings, dictionaries and
-//! lists, and the functions that transformers adds. Values are written as Python writes them.
+//! Functions that chat templates call besides Jinja's own: those that transformers adds. Values are written as Python
+//! writes them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use serde::Serialize as _;
 use serde_json::ser::Formatter;
 
-use super::guard;
+use super::budget::{self, spend};
+use super::builtins;
 use super::limits::LimitedWriter;
 
 /// Most bytes that `tojson` writes.
 const MAX_JSON_BYTES: usize = 8 << 20;
+/// Bytes that a letter of a format of time becomes at most.
+const FIELD_BYTES: u64 = 5;
 
-/// Adds the functions and filters of a template of so many bytes.
-pub(super) fn add(environment: &mut Environment<'static>, bytes: u64) {
-    environment.set_unknown_method_callback(call_method);
+/// Adds the functions and filters that transformers has besides Jinja's own.
+pub(super) fn add(environment: &mut Environment) {
+    environment.set_unknown_method_callback(builtins::call_method);
     environment.set_formatter(write_as_python);
-    environment.add_function(guard::CHECK, move |state: &mut State, values: Rest<Value>| {
-        // Between two checks a template writes no more of its own text than it has.
-        guard::spend(state, bytes)?;
-        values.iter().try_for_each(|value| guard::spend(state, guard::weight(value)?))
-    });
-    environment.add_filter("replace", |state: &mut State, text: String, from: String, to: String| {
-        replace(state, &text, &from, &to)
-    });
-    environment.add_filter("join", |state: &mut State, values: Value, between: Option<String>| {
-        join(state, &values, between.as_deref().unwrap_or(""))
-    });
-    // Their results can be much larger than their inputs, and chat templates do not need them.
-    for filter in ["format", "indent", "sum", "pprint", "batch", "slice"] {
-        environment.remove_filter(filter);
-    }
     environment.add_filter("tojson", to_json);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
+    environment.add_function(
+        "raise_exception",
+        |state: &mut State, message: Value| -> Result<Value, Error> {
+            spend(state, budget::text(&message)?)?;
+            Err(Error::new(ErrorKind::InvalidOperation, message.to_string()))
+        },
+    );
+    environment.add_function("strftime_now", |state: &mut State, format: Value| {
+        spend(state, budget::text(&format)?.saturating_mul(FIELD_BYTES))?;
+        Ok::<_, Error>(format_time(&format.to_string(), seconds_now()))
     });
-    environment.add_function("strftime_now", |format: String| format_time(&format, seconds_now()));
-}
-
-/// Replaces `generation` blocks, by which transformers marks the model's turns for training, by blocks that
-/// do nothing.
-pub(super) fn without_generation_marks(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        // Behind the opening: in `{%}` the two overlap.
-        let Some(end) = tag[2..].find("%}").map(|end| end + 2) else { break };
-        let inside = &tag[2..end];
-        let name = inside.trim_matches(|letter: char| "-+".contains(letter) || letter.is_whitespace());
-        out.push_str(before);
-        match name {
-            "generation" | "endgeneration" => {
-                let block = if name == "generation" { "if true" } else { "endif" };
-                out.push_str(&tag[..end + 2].replacen(name, block, 1));
-            }
-            _ => out.push_str(&tag[..end + 2]),
-        }
-        rest = &tag[end + 2..];
-    }
-    out.push_str(rest);
-    out
-}
-
-/// Calls Python's methods. Those whose result can be much larger than their input are counted, or missing.
-fn call_method(state: &mut State, value: &Value, method: &str, arguments: &[Value]) -> Result<Value, Error> {
-    let text = |index: usize| arguments.get(index).and_then(Value::as_str);
-    match (value.as_str(), method, text(0), text(1)) {
-        (Some(value), "replace", Some(from), Some(to)) => replace(state, value, from, to).map(Value::from),
-        (Some(value), "join", ..) => {
-            let values = arguments.first().cloned().unwrap_or_default();
-            join(state, &values, value).map(Value::from)
-        }
-        (Some(_), "replace" | "format", ..) => Err(Error::from(ErrorKind::UnknownMethod)),
-        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, arguments),
-    }
-}
-
-fn replace(state: &mut State, text: &str, from: &str, to: &str) -> Result<String, Error> {
-    let count = if from.is_empty() { text.len() + 1 } else { text.matches(from).count() };
-    guard::spend(state, (text.len() as u64).saturating_add((count as u64).saturating_mul(to.len() as u64)))?;
-    Ok(text.replace(from, to))
-}
-
-fn join(state: &mut State, values: &Value, between: &str) -> Result<String, Error> {
-    let mut out = String::new();
-    for (index, value) in values.try_iter()?.enumerate() {
-        guard::spend(state, guard::weight(&value)?.saturating_add(between.len() as u64))?;
-        if index > 0 {
-            out.push_str(between);
-        }
-        out.push_str(&value.to_string());
-    }
-    Ok(out)
 }
 
 /// `None`, `True` and `False`, where minijinja would write them small.
 fn write_as_python(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
-    guard::spend(state, guard::weight(value)?)?;
+    spend(state, budget::text(value)?)?;
     let word = match value.kind() {
         ValueKind::None => "None",
         ValueKind::Bool if value.is_true() => "True",
@@ -110,7 +48,8 @@ fn write_as_python(out: &mut Output, state: &mut State, value: &Value) -> Result
 }
 
 /// Python's `json.dumps` as transformers calls it, which escapes nothing for HTML.
-fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
+fn to_json(state: &mut State, value: Value, options: Kwargs) -> Result<Value, Error> {
+    spend(state, budget::text(&value)?)?;
     let indent: Option<usize> = options.get("indent")?;
     // Accepted, and at the value that transformers gives it.
     let _: Option<bool> = options.get("ensure_ascii")?;
@@ -123,7 +62,9 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, layout);
     let invalid = |reason: String| Error::new(ErrorKind::BadSerialization, reason);
     value.serialize(&mut serializer).map_err(|error| invalid(error.to_string()))?;
-    String::from_utf8(out.into_bytes()).map(Value::from).map_err(|error| invalid(error.to_string()))
+    let out = out.into_bytes();
+    spend(state, out.len() as u64)?;
+    String::from_utf8(out).map(Value::from).map_err(|error| invalid(error.to_string()))
 }
 
 /// Spaces and lines as `json.dumps` sets them.
@@ -284,18 +225,6 @@ fn date(days: i64) -> (i64, i64, i64) {
 mod tests {
     use super::*;
 
-    /// In `{%}` the opening and the close share a letter.
-    #[test]
-    fn marks_are_taken_out_of_any_text() {
-        for text in ["{%}", "{%", "{%%}", "a{%}b", "{%}%}", "{{%}", "\u{1F408}{%-}"] {
-            assert_eq!(without_generation_marks(text), text);
-        }
-        assert_eq!(
-            without_generation_marks("{%- generation %}a{% endgeneration -%}"),
-            "{%- if true %}a{% endif -%}"
-        );
-    }
-
     #[test]
     fn dates_are_those_of_the_calendar() {
         let day = |seconds| format_time("%Y-%m-%d %a %H:%M:%S %I %p %b %y %%", seconds);
@@ -303,13 +232,5 @@ mod tests {
         assert_eq!(day(951_782_400), "2000-02-29 Tue 00:00:00 12 AM Feb 00 %");
         assert_eq!(day(1_767_225_599), "2025-12-31 Wed 23:59:59 11 PM Dec 25 %");
         assert_eq!(format_time("%d %B %Y, %A", 1_709_164_800), "29 February 2024, Thursday");
-    }
-
-    #[test]
-    fn generation_marks_become_blocks_that_do_nothing() {
-        let source = "{%- generation -%}a{% endgeneration %}{{ b }}{% if c %}{% endif %}";
-        let expected = "{%- if true -%}a{% endif %}{{ b }}{% if c %}{% endif %}";
-        assert_eq!(without_generation_marks(source), expected);
-        assert_eq!(without_generation_marks("{% broken"), "{% broken");
     }
 }

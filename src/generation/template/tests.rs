@@ -127,7 +127,6 @@ fn a_template_cannot_fill_the_memory_on_its_way() {
         "{% set a = [0] * 99999999 %}".to_owned(),
         "{{ '%99999999s' | format('x') }}".to_owned(),
         "{{ 'x' | indent(99999999) }}".to_owned(),
-        "{% set a = 'x' %}{% set b = [".to_owned() + &"a, ".repeat(1000) + "] %}",
     ];
     for source in hostile {
         let shown = &source[..source.len().min(80)];
@@ -135,6 +134,153 @@ fn a_template_cannot_fill_the_memory_on_its_way() {
             render(&source, &"x".repeat(20_000)).err().unwrap_or_else(|| panic!("{shown} is rendered"));
         assert!(matches!(error, Error::InvalidInput(_) | Error::InvalidConfig { .. }), "{shown}: {error}");
     }
+}
+
+/// Templates of so many bytes that nest one thing, or make one chain of it.
+fn deep(bytes: usize) -> Vec<String> {
+    let parts = [
+        ("{{ ", "-", "a }}"),
+        ("{{ ", "not ", "a }}"),
+        ("{{ a", "|upper", " }}"),
+        ("{{ a", ".b", " }}"),
+        ("{{ a", "[0]", " }}"),
+        ("{{ a", "[1:]", " }}"),
+        ("{{ a", "()", " }}"),
+        ("{{ a", ".b()", " }}"),
+        ("{{ a", " and a", " }}"),
+        ("{{ a", " or a", " }}"),
+        ("{{ a", " == a", " }}"),
+        ("{{ a", " in a", " }}"),
+        ("{{ a", " is defined", " }}"),
+        ("{{ a is eq ", "-", "1 }}"),
+        ("{{ a", " if a else a", " }}"),
+        ("{{ a", " if a", " }}"),
+        ("{{ a", " ~ a", " }}"),
+        ("{{ a", " + 1", " }}"),
+        ("{{ a", " - 1", " }}"),
+        ("{{ a", " * 1", " }}"),
+        ("{{ a", " ** 1", " }}"),
+        ("{{ 1", " + 1", " }}"),
+        ("{{ ", "[", " }}"),
+        ("{{ ", "(", " }}"),
+        ("{{ ", "{1: ", " }}"),
+        ("{{ ", "a(", " }}"),
+        ("{{ a(", "a, ", ") }}"),
+        ("{% if a %}", "{% elif a %}", "{% endif %}"),
+        ("", "{% if a %}", ""),
+        ("", "{% for a in b %}", ""),
+        ("", "{% set a %}", ""),
+        ("", "{% macro a() %}", ""),
+        ("", "{% call a() %}", ""),
+        ("", "{% with a = a %}", ""),
+        ("", "{% filter upper %}", ""),
+        ("{% filter upper", "|upper", " %}{% endfilter %}"),
+        ("{% set a", "|upper", " %}{% endset %}"),
+        ("{% set a", ".a", " = 1 %}"),
+        ("{% set ", "(", "a = 1 %}"),
+        ("{% for ", "(", "a in b %}"),
+    ];
+    let filled = |(first, middle, last): (&str, &str, &str)| {
+        first.to_owned() + &middle.repeat((bytes - first.len() - last.len()) / middle.len()) + last
+    };
+    parts.map(filled).into()
+}
+
+/// The process would end at an overflow of the stack.
+#[test]
+fn a_template_may_be_as_deep_as_it_likes() {
+    for bytes in [300, 5_000, 40_000, MAX_TEMPLATE_BYTES] {
+        for source in deep(bytes) {
+            if let Err(error) = render(&source, "x") {
+                assert!(
+                    matches!(error, Error::InvalidInput(_) | Error::InvalidConfig { .. }),
+                    "{source:.30}: {error}"
+                );
+            }
+        }
+    }
+    let chain = "{{ messages[0].content".to_owned() + &" ~ '!'".repeat(300) + " }}";
+    assert_eq!(render(&chain, "x").unwrap().len(), 301);
+    let template = "{{ ".to_owned() + &"-".repeat(5000) + "1 }}";
+    let error = render(&template, "x").unwrap_err();
+    assert!(error.to_string().contains("more than 1000 of its tags or operators"), "{error}");
+}
+
+#[test]
+fn a_step_that_is_long_is_counted() {
+    let text = "{% set a = messages[0].content %}";
+    let steps = [
+        "{% if a|list|sort|length == 1 %}{% endif %}",
+        "{% if 'q' in a %}{% endif %}",
+        "{% if a ~ 'x' == a %}{% endif %}",
+        "{% if a.split('x')|unique|list %}{% endif %}",
+        "{% set b = a|trim(a) %}",
+        "{% set b = a.strip(a) %}",
+        "{% set b = a[::-1] %}",
+        "{% set b = a|upper|lower|title %}",
+        "{% set b = a.count('q') + a.find('q') %}",
+        "{% set b = a|list|map('upper')|join %}",
+    ];
+    for step in steps {
+        let source = format!("{text}{{% for i in range(90000) %}}{step}{{% endfor %}}");
+        let error = render(&source, &"zyxwvuts".repeat(1 << 16)).unwrap_err();
+        assert!(error.to_string().contains("268435456 bytes"), "{step}: {error}");
+    }
+    // Of a value that stands in itself, each operation would take longer than there is time.
+    let nested = "{% set a = [1] %}".to_owned() + &"{% set a = [a, a] %}".repeat(60);
+    let steps = [
+        "{{ a }}",
+        "{{ a == a }}",
+        "{{ a < a < a }}",
+        "{{ a in [a] }}",
+        "{{ a is eq a }}",
+        "{{ a ~ 'x' }}",
+        "{{ a|string }}",
+        "{{ a|tojson }}",
+        "{{ [a]|join }}",
+        "{{ {}[a] }}",
+        "{{ {a: 1} }}",
+        "{{ {}.get(a) }}",
+        "{{ raise_exception(a) }}",
+        "{{ strftime_now(a) }}",
+        "{{ [a, a]|sort }}",
+        "{{ [a, a]|unique }}",
+        "{{ [a]|map('string') }}",
+        "{{ a.count(1) }}",
+        "{{ {'x': a}|dictsort }}",
+    ];
+    for step in steps {
+        assert!(render(&format!("{nested}{step}"), "x").is_err(), "{step}");
+    }
+}
+
+#[test]
+fn a_value_that_would_hold_itself_is_refused() {
+    for kept in ["ns", "[ns]", "{'a': ns}", "namespace(a=ns)", "[1] + [ns]", "loop"] {
+        let source = format!(
+            "{{% set ns = namespace() %}}{{% for i in [1] %}}{{% set ns.a = {kept} %}}{{% endfor %}}"
+        );
+        let error = render(&source, "x").unwrap_err();
+        assert!(error.to_string().contains("kept in a namespace"), "{kept}: {error}");
+    }
+    assert!(render("{% for i in [1] %}{{ loop.changed(loop) }}{% endfor %}", "x").is_err());
+    let source = "{% set ns = namespace(a=1) %}{% set ns.b = ns.items() %}{{ ns.b }}";
+    assert_eq!(render(source, "x").unwrap(), "[('a', 1)]");
+}
+
+/// minijinja divides by the number of arguments.
+#[test]
+fn a_template_at_which_the_engine_panics_is_an_error() {
+    let error = render("{% for i in [1] %}{{ loop.cycle() }}{% endfor %}", "x").unwrap_err();
+    assert!(error.to_string().contains("made the template engine fail"), "{error}");
+}
+
+#[test]
+fn numbers_texts_and_lists_are_multiplied() {
+    assert_eq!(
+        render("{{ 2 * 3 }} {{ 'ab' * 2 }} {{ [1] * 2 }} {{ 1.5 * 2 }}", "x").unwrap(),
+        "6 abab [1, 1] 3.0"
+    );
 }
 
 #[test]

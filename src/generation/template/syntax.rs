@@ -1,0 +1,317 @@
+//! Parsing of templates, and the rewriting of their syntax tree so that whatever can grow or take long passes through
+//! one of the filters named here, which spend the budget. minijinja has hooks for filters, functions, methods and
+//! output, but none for operators, text between tags and assignments, and it would compute operators of constants
+//! while it compiles.
+
+use minijinja::Value;
+use minijinja::machinery::ast::{
+    BinOp, BinOpKind, Call, CallArg, CallBlock, Compare, CompareOp, Const, Do, EmitExpr, Expr, Filter,
+    FilterBlock, ForLoop, GetAttr, GetItem, IfCond, IfExpr, List, Macro, Map, Set, SetBlock, Slice, Spanned,
+    Stmt, Template, Test, Tuple, UnaryOp, UnaryOpKind, Var, WithBlock,
+};
+use minijinja::machinery::{Token, tokenize};
+use minijinja::syntax::SyntaxConfig;
+
+/// Filter that spends what a value takes when all of it is read or written.
+pub(super) const WHOLE: &str = "__whole";
+/// Filter that spends what a copy of a value takes.
+pub(super) const COPIED: &str = "__copied";
+/// Filter that makes a list of what is computed item by item, so that no chains of such values arise.
+pub(super) const LISTED: &str = "__listed";
+/// Filter for a value that is kept in a namespace or a loop.
+pub(super) const KEPT: &str = "__kept";
+/// Filter that multiplies.
+pub(super) const TIMES: &str = "__times";
+
+/// Most tags and operators in each other, chains of operators included; published templates have about twenty.
+const MAX_NESTED: usize = 1000;
+
+/// Replaces `generation` blocks, by which transformers marks the model's turns for training, by blocks that do nothing.
+pub(super) fn without_generation_marks(source: &str, syntax: SyntaxConfig) -> String {
+    let (mut out, mut copied, mut opened) = (String::with_capacity(source.len()), 0, false);
+    for (token, span) in tokenize(source, false, syntax).map_while(Result::ok) {
+        let block = match token {
+            Token::Ident("generation") if opened => "if true",
+            Token::Ident("endgeneration") if opened => "endif",
+            _ => {
+                opened = matches!(token, Token::BlockStart);
+                continue;
+            }
+        };
+        out.push_str(source.get(copied..span.start_offset as usize).unwrap_or_default());
+        out.push_str(block);
+        (copied, opened) = (span.end_offset as usize, false);
+    }
+    out.push_str(source.get(copied..).unwrap_or_default());
+    out
+}
+
+/// The same template with the filters that spend.
+///
+/// # Errors
+/// A sentence about what is not supported.
+pub(super) fn rewritten<'a>(template: &Stmt<'a>) -> Result<Stmt<'a>, String> {
+    statement(template, 0)
+}
+
+fn deeper(depth: usize) -> Result<usize, String> {
+    if depth < MAX_NESTED {
+        return Ok(depth + 1);
+    }
+    Err(format!("more than {MAX_NESTED} of its tags or operators stand in each other"))
+}
+
+fn statements<'a>(list: &[Stmt<'a>], depth: usize) -> Result<Vec<Stmt<'a>>, String> {
+    list.iter().map(|node| statement(node, depth)).collect()
+}
+
+/// Body that may run many times: it begins with an output of nothing, at which the time is looked at.
+fn repeated<'a>(list: &[Stmt<'a>], depth: usize) -> Result<Vec<Stmt<'a>>, String> {
+    let tick = Expr::Const(Spanned::new(Const { value: Value::from("") }, Default::default()));
+    let tick = Stmt::EmitExpr(Spanned::new(EmitExpr { expr: tick }, Default::default()));
+    let rest = list.iter().map(|node| statement(node, depth));
+    std::iter::once(Ok(tick)).chain(rest).collect()
+}
+
+fn statement<'a>(node: &Stmt<'a>, depth: usize) -> Result<Stmt<'a>, String> {
+    let depth = deeper(depth)?;
+    let body = |list: &[Stmt<'a>]| statements(list, depth);
+    Ok(match node {
+        Stmt::Template(node) => {
+            Stmt::Template(Spanned::new(Template { children: body(&node.children)? }, node.span()))
+        }
+        Stmt::EmitExpr(node) => {
+            Stmt::EmitExpr(Spanned::new(EmitExpr { expr: expression(&node.expr, depth)? }, node.span()))
+        }
+        // As an expression, which is written by the formatter.
+        Stmt::EmitRaw(node) => {
+            let text = Expr::Const(Spanned::new(Const { value: Value::from(node.raw) }, node.span()));
+            Stmt::EmitExpr(Spanned::new(EmitExpr { expr: text }, node.span()))
+        }
+        Stmt::ForLoop(node) => Stmt::ForLoop(Spanned::new(
+            ForLoop {
+                target: expression(&node.target, depth)?,
+                iter: filtered(COPIED, expression(&node.iter, depth)?),
+                filter_expr: optional(&node.filter_expr, depth)?,
+                recursive: node.recursive,
+                body: repeated(&node.body, depth)?,
+                else_body: body(&node.else_body)?,
+            },
+            node.span(),
+        )),
+        Stmt::IfCond(node) => Stmt::IfCond(Spanned::new(
+            IfCond {
+                expr: expression(&node.expr, depth)?,
+                true_body: body(&node.true_body)?,
+                false_body: body(&node.false_body)?,
+            },
+            node.span(),
+        )),
+        Stmt::WithBlock(node) => {
+            let assigned = |(target, value): &(Expr<'a>, Expr<'a>)| {
+                Ok((expression(target, depth)?, expression(value, depth)?))
+            };
+            let assignments = node.assignments.iter().map(assigned).collect::<Result<_, String>>()?;
+            Stmt::WithBlock(Spanned::new(WithBlock { assignments, body: body(&node.body)? }, node.span()))
+        }
+        Stmt::Set(node) => {
+            let value = expression(&node.expr, depth)?;
+            let expr = if has_attribute(&node.target) { filtered(KEPT, value) } else { value };
+            Stmt::Set(Spanned::new(Set { target: expression(&node.target, depth)?, expr }, node.span()))
+        }
+        Stmt::SetBlock(node) => {
+            let filter = optional(&node.filter, depth)?;
+            let keep = |filter| if has_attribute(&node.target) { filtered(KEPT, filter) } else { filter };
+            let (target, filter) = (expression(&node.target, depth)?, filter.map(keep));
+            Stmt::SetBlock(Spanned::new(SetBlock { target, filter, body: body(&node.body)? }, node.span()))
+        }
+        Stmt::FilterBlock(node) => {
+            let filter = expression(&node.filter, depth)?;
+            Stmt::FilterBlock(Spanned::new(FilterBlock { filter, body: body(&node.body)? }, node.span()))
+        }
+        Stmt::Macro(node) => Stmt::Macro(macro_of(node, depth)?),
+        Stmt::CallBlock(node) => {
+            let (call, macro_decl) = (call_of(&node.call, depth)?, macro_of(&node.macro_decl, depth)?);
+            Stmt::CallBlock(Spanned::new(CallBlock { call, macro_decl }, node.span()))
+        }
+        Stmt::Continue(node) => {
+            Stmt::Continue(Spanned::new(minijinja::machinery::ast::Continue, node.span()))
+        }
+        Stmt::Break(node) => Stmt::Break(Spanned::new(minijinja::machinery::ast::Break, node.span())),
+        Stmt::Do(node) => Stmt::Do(Spanned::new(Do { call: call_of(&node.call, depth)? }, node.span())),
+        // Escaping, and other templates, where another crate has turned minijinja's feature for them on.
+        _ => return Err("it has a block that chat templates have no need of".to_owned()),
+    })
+}
+
+fn macro_of<'a>(node: &Spanned<Macro<'a>>, depth: usize) -> Result<Spanned<Macro<'a>>, String> {
+    let (args, defaults) = (expressions(&node.args, depth)?, expressions(&node.defaults, depth)?);
+    let body = repeated(&node.body, depth)?;
+    Ok(Spanned::new(Macro { name: node.name, args, defaults, body }, node.span()))
+}
+
+fn call_of<'a>(node: &Spanned<Call<'a>>, depth: usize) -> Result<Spanned<Call<'a>>, String> {
+    // `loop.changed` keeps its arguments.
+    let keeps = matches!(&node.expr, Expr::GetAttr(method) if method.name == "changed");
+    let args = arguments(&node.args, keeps, depth)?;
+    Ok(Spanned::new(Call { expr: expression(&node.expr, depth)?, args }, node.span()))
+}
+
+fn arguments<'a>(list: &[CallArg<'a>], keeps: bool, depth: usize) -> Result<Vec<CallArg<'a>>, String> {
+    let value = |node: &Expr<'a>| {
+        let value = expression(node, depth)?;
+        Ok::<_, String>(if keeps { filtered(KEPT, value) } else { value })
+    };
+    let argument = |argument: &CallArg<'a>| {
+        Ok(match argument {
+            CallArg::Pos(node) => CallArg::Pos(value(node)?),
+            CallArg::Kwarg(name, node) => CallArg::Kwarg(name, value(node)?),
+            CallArg::PosSplat(node) => CallArg::PosSplat(filtered(COPIED, value(node)?)),
+            CallArg::KwargSplat(node) => CallArg::KwargSplat(filtered(COPIED, value(node)?)),
+        })
+    };
+    list.iter().map(argument).collect()
+}
+
+fn has_attribute(target: &Expr) -> bool {
+    match target {
+        Expr::GetAttr(_) => true,
+        Expr::List(list) => list.items.iter().any(has_attribute),
+        _ => false,
+    }
+}
+
+fn optional<'a>(node: &Option<Expr<'a>>, depth: usize) -> Result<Option<Expr<'a>>, String> {
+    node.as_ref().map(|node| expression(node, depth)).transpose()
+}
+
+fn expressions<'a>(list: &[Expr<'a>], depth: usize) -> Result<Vec<Expr<'a>>, String> {
+    list.iter().map(|node| expression(node, depth)).collect()
+}
+
+/// Passes a value through a filter, unless it is written in the template and so no larger than that.
+fn filtered<'a>(name: &'static str, value: Expr<'a>) -> Expr<'a> {
+    if matches!(value, Expr::Const(_)) {
+        return value;
+    }
+    let span = value.span();
+    Expr::Filter(Spanned::new(Filter { name, expr: Some(value), args: Vec::new() }, span))
+}
+
+fn expression<'a>(node: &Expr<'a>, depth: usize) -> Result<Expr<'a>, String> {
+    let depth = deeper(depth)?;
+    let span = node.span();
+    let inner = |node: &Expr<'a>| expression(node, depth);
+    Ok(match node {
+        Expr::Var(node) => Expr::Var(Spanned::new(Var { id: node.id }, span)),
+        Expr::Const(node) => Expr::Const(Spanned::new(Const { value: node.value.clone() }, span)),
+        Expr::Slice(node) => {
+            let (start, stop) = (optional(&node.start, depth)?, optional(&node.stop, depth)?);
+            let (expr, step) = (filtered(COPIED, inner(&node.expr)?), optional(&node.step, depth)?);
+            filtered(LISTED, Expr::Slice(Spanned::new(Slice { expr, start, stop, step }, span)))
+        }
+        Expr::UnaryOp(node) => {
+            let negates = matches!(node.op, UnaryOpKind::Neg);
+            let op = if negates { UnaryOpKind::Neg } else { UnaryOpKind::Not };
+            Expr::UnaryOp(Spanned::new(UnaryOp { op, expr: inner(&node.expr)? }, span))
+        }
+        Expr::BinOp(node) => operation(node.op, inner(&node.left)?, inner(&node.right)?, span),
+        Expr::Compare(node) => {
+            let compared =
+                |of: &CompareOp<'a>| Ok(CompareOp { op: of.op, expr: filtered(WHOLE, inner(&of.expr)?) });
+            let ops = node.ops.iter().map(compared).collect::<Result<_, String>>()?;
+            Expr::Compare(Spanned::new(Compare { expr: filtered(WHOLE, inner(&node.expr)?), ops }, span))
+        }
+        Expr::IfExpr(node) => Expr::IfExpr(Spanned::new(
+            IfExpr {
+                test_expr: inner(&node.test_expr)?,
+                true_expr: inner(&node.true_expr)?,
+                false_expr: optional(&node.false_expr, depth)?,
+            },
+            span,
+        )),
+        Expr::Filter(node) => Expr::Filter(Spanned::new(
+            Filter {
+                name: node.name,
+                expr: optional(&node.expr, depth)?,
+                args: arguments(&node.args, false, depth)?,
+            },
+            span,
+        )),
+        Expr::Test(node) => Expr::Test(Spanned::new(
+            Test { name: node.name, expr: inner(&node.expr)?, args: arguments(&node.args, false, depth)? },
+            span,
+        )),
+        Expr::GetAttr(node) => {
+            Expr::GetAttr(Spanned::new(GetAttr { expr: inner(&node.expr)?, name: node.name }, span))
+        }
+        Expr::GetItem(node) => {
+            let subscript_expr = filtered(WHOLE, inner(&node.subscript_expr)?);
+            Expr::GetItem(Spanned::new(GetItem { expr: inner(&node.expr)?, subscript_expr }, span))
+        }
+        Expr::Call(node) => Expr::Call(call_of(node, depth)?),
+        Expr::List(node) => Expr::List(Spanned::new(List { items: expressions(&node.items, depth)? }, span)),
+        Expr::Tuple(node) => {
+            Expr::Tuple(Spanned::new(Tuple { items: expressions(&node.items, depth)? }, span))
+        }
+        Expr::Map(node) => {
+            let keys = expressions(&node.keys, depth)?.into_iter().map(|key| filtered(WHOLE, key)).collect();
+            Expr::Map(Spanned::new(Map { keys, values: expressions(&node.values, depth)? }, span))
+        }
+    })
+}
+
+fn operation<'a>(
+    op: BinOpKind,
+    left: Expr<'a>,
+    right: Expr<'a>,
+    span: minijinja::machinery::Span,
+) -> Expr<'a> {
+    let operand = match op {
+        BinOpKind::Mul => {
+            let args = vec![CallArg::Pos(right)];
+            return Expr::Filter(Spanned::new(Filter { name: TIMES, expr: Some(left), args }, span));
+        }
+        BinOpKind::Add => COPIED,
+        BinOpKind::Concat | BinOpKind::In => WHOLE,
+        BinOpKind::Eq | BinOpKind::Ne | BinOpKind::Lt | BinOpKind::Lte | BinOpKind::Gt | BinOpKind::Gte => {
+            WHOLE
+        }
+        // Of numbers, or of nothing but the truth of their operands.
+        BinOpKind::Sub | BinOpKind::Div | BinOpKind::FloorDiv | BinOpKind::Rem | BinOpKind::Pow => {
+            return Expr::BinOp(Spanned::new(BinOp { op, left, right }, span));
+        }
+        BinOpKind::ScAnd | BinOpKind::ScOr => {
+            return Expr::BinOp(Spanned::new(BinOp { op, left, right }, span));
+        }
+    };
+    let (left, right) = (filtered(operand, left), filtered(operand, right));
+    Expr::BinOp(Spanned::new(BinOp { op, left, right }, span))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marked(source: &str) -> String {
+        without_generation_marks(source, SyntaxConfig::default())
+    }
+
+    #[test]
+    fn generation_marks_become_blocks_that_do_nothing() {
+        assert_eq!(
+            marked("{%- generation -%}a{% endgeneration %}{{ b }}{% if c %}{% endif %}"),
+            "{%- if true -%}a{% endif %}{{ b }}{% if c %}{% endif %}"
+        );
+        assert_eq!(marked("{%-generation%}a{%+ endgeneration -%}"), "{%-if true%}a{%+ endif -%}");
+        let others = "{{ generation }}{# {% generation %} #}{% raw %}{% generation %}{% endraw %}{% set generation = 1 %}";
+        assert_eq!(marked(others), others);
+    }
+
+    #[test]
+    fn marks_are_taken_out_of_any_text() {
+        for text in ["{%}", "{%", "{%%}", "a{%}b", "{%}%}", "{{%", "{% broken", "\u{1F408}{%-}"] {
+            assert_eq!(marked(text), text);
+        }
+    }
+}
