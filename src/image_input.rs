@@ -23,6 +23,7 @@ pub(crate) mod base64;
 mod content;
 mod to_rgb;
 mod decode;
+mod decoders;
 mod file;
 #[cfg(feature = "image-urls")]
 mod networks;
@@ -37,6 +38,7 @@ mod memory;
 mod tests;
 
 use checks::{refused, too_large};
+use decoders::Decoders;
 #[cfg(feature = "image-urls")]
 use fetch::Fetcher;
 use memory::{ImageMemory, ImagePermit};
@@ -79,7 +81,7 @@ pub struct ImageInput {
 #[derive(Debug)]
 struct Shared {
     settings: ImageSettings,
-    decoders: Arc<Semaphore>,
+    decoders: Decoders,
     /// Permits to read files. A thread that hangs in a dead file system keeps its permit and nothing else.
     files: Arc<Semaphore>,
     memory: ImageMemory,
@@ -94,7 +96,7 @@ impl ImageInput {
     pub fn new(settings: ImageSettings) -> Result<Self> {
         settings.check()?;
         let memory = ImageMemory::new(settings.memory);
-        let decoders = Arc::new(Semaphore::new(settings.decoders));
+        let decoders = Decoders::new(settings.decoders);
         let files = Arc::new(Semaphore::new(AT_ONCE));
         let fetcher = settings.urls.as_ref().and_then(Fetcher::new);
         Ok(Self { shared: Arc::new(Shared { settings, decoders, files, memory, fetcher }) })
@@ -105,7 +107,7 @@ impl ImageInput {
         &self.shared.settings.limits
     }
 
-    /// Fetches or reads one image and decodes it. Reading and decoding happen on a thread for blocking work. Once they are returned,
+    /// Fetches or reads one image and decodes it. Reading happens on a thread for blocking work, decoding on one of its own. Once they are returned,
     /// they do not count against [`ImageSettings::memory`] any more.
     ///
     /// # Errors
@@ -326,17 +328,12 @@ impl ImageInput {
         spent: Duration,
         work: impl FnOnce(&ImageLimits) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let work = async {
-            let decoders = Arc::clone(&self.shared.decoders);
-            let permit = decoders.acquire_owned().await.map_err(|_| Error::Stopped)?;
-            let shared = Arc::clone(&self.shared);
-            let work = tokio::task::spawn_blocking(move || {
-                let result = work(&shared.settings.limits);
-                drop((permit, held));
-                result
-            });
-            work.await.map_err(|_| Error::InvalidImage { reason: "the decoder failed".to_owned() })?
-        };
+        let shared = Arc::clone(&self.shared);
+        let work = self.shared.decoders.run(move || {
+            let result = work(&shared.settings.limits);
+            drop(held);
+            result
+        });
         self.in_time(spent, work).await?
     }
 

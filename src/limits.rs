@@ -23,12 +23,15 @@
 //! | images' files read at once, and read without room yet | `AT_ONCE` of `image_input.rs`, 16 | they wait, then [`ImageTooSlow`], or [`NoRoomForImages`] where that is why |
 //! | images of one call of `ImageInput::pictures` taken in at once | `AT_ONCE` of `image_input.rs`, 16, and no more addresses than are fetched at once | they follow |
 //! | images decoded at once, and time to read or decode one | `decoders` and `decode_timeout` of [`ImageSettings`] | they wait, then [`ImageTooSlow`] |
+//! | decoders that were given up after that and have not ended | `decoders` of [`ImageSettings`] | further ones keep their places |
+//! | scans of a JPEG; metadata unpacked from a PNG | `MAX_SCANS` of `image_input/content.rs`, 100; `METADATA` of `image_input/decode.rs`, 32 MiB, with its rows | [`InvalidImage`] |
 //! | what an image's path leads to | a regular file | `UnreadableFile` |
 //! | bytes of an image's address, and of where it redirects to | [`MAX_ADDRESS_BYTES`], 8 KiB | [`AddressRefused`] |
 //! | sides of what a model is given of an image | [`MAX_MODEL_SIDE`], 4,096 pixels | `InvalidInput`, or `InvalidConfig` |
 //! | pixels of that, and of what it is made of on the way | [`MAX_MODEL_PIXELS`], 67,108,864 | `InvalidInput` |
 //! | rows that an image to embed becomes, a row a patch | [`MAX_IMAGE_ROWS`], 16,384 | `InvalidInput`, or `InvalidConfig` |
 //! | time, redirects and networks of an image's address | [`UrlSettings`], set by the application | [`DownloadFailed`], [`AddressRefused`] |
+//! | bytes of the name of a model, a device or a capability | [`MAX_NAME_BYTES`], 256 | `InvalidConfig` of the actors |
 //! | requests that wait for a model | `QueueCapacity` of the capability | [`Overloaded`], or the caller waits |
 //! | requests that run together | `BatchLimits` of the pool | they wait |
 //! | letters of a media type before base64 | `MAX_MEDIA_TYPE` of `image_input/base64.rs`, 256 | [`InvalidImage`] |
@@ -207,7 +210,10 @@ pub struct ImageLimits {
     pub aspect: u32,
     /// Maximum pixels of all images of one request together; 500 million, which take 1.5 GB.
     pub request_pixels: u64,
-    /// Maximum bytes that decoding one image may take, the decoded image included; 512 MiB.
+    /// Maximum bytes that decoding one image may take, the decoded image included; 768 MiB, which 50 million pixels of
+    /// any PNG, JPEG, GIF or BMP take. On top come three copies of the encoded bytes, and 64 MiB for metadata and rows. A
+    /// WebP that is compressed without loss counts with 500 bytes for each of its own, which its tables may take, so that
+    /// one of more than about a megabyte is refused.
     pub decoder: Bytes,
 }
 
@@ -228,7 +234,7 @@ impl Default for ImageLimits {
             side: 16_384,
             aspect: 200,
             request_pixels: 500_000_000,
-            decoder: Bytes::mib(512),
+            decoder: Bytes::mib(768),
         }
     }
 }

@@ -16,11 +16,20 @@ use crate::image_input::content;
 use crate::image_input::to_rgb::to_rgb;
 use crate::limits::ImageLimits;
 
-/// Bytes a pixel of the picture that comes out, and of its copy while it is turned.
+/// Bytes a pixel of the picture that comes out, and of its copy while it is turned; the decoder is gone by then.
 const RESULT: u64 = 3 * 2;
-/// Bytes a pixel that decoding a JPEG takes beside its output: coefficients of two bytes each of up to four
-/// channels, and samples.
-const COEFFICIENTS: u64 = (2 + 1) * 4;
+/// Bytes a pixel that decoding a JPEG takes beside its output: coefficients of two bytes of up to four channels, all of
+/// them until the last scan.
+const COEFFICIENTS: u64 = 2 * 4;
+/// Bytes a pixel that decoding a WebP takes beside its output: planes of brightness and colour, one and a half, and the
+/// alpha channel on its way, five.
+const PLANES: u64 = 7;
+/// Bytes a pixel of an animated WebP's frame and canvas on top.
+const FRAMES: u64 = 4 + 4;
+/// Times the bytes of a lossless WebP that its tables of codes may take: 157 bytes can describe one of 78 KB.
+const TABLES: u64 = 500;
+/// Most bytes of metadata that are unpacked from a PNG, and of its rows.
+const METADATA: u64 = 32 << 20;
 
 /// The pixels of an encoded image.
 ///
@@ -58,18 +67,26 @@ struct Opened<D> {
 fn open<'a>(bytes: &'a [u8], limits: &ImageLimits) -> Result<Opened<impl ImageDecoder + use<'a>>> {
     too_large("bytes", bytes.len() as u64, limits.encoded.0)?;
     let format = content::format_of(bytes)?;
-    let mut room = image::Limits::no_limits();
-    room.max_alloc = Some(limits.decoder.0);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut room = image::Limits::no_limits();
+    room.max_alloc = Some(METADATA);
     reader.limits(room.clone());
     let decoder = reader.into_decoder().map_err(name_error)?;
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into(), limits)?;
-    let beside = RESULT + if format == ImageFormat::Jpeg { COEFFICIENTS } else { 0 };
+    let (beside, tables) = match format {
+        ImageFormat::Jpeg => (COEFFICIENTS, 0),
+        ImageFormat::WebP => {
+            let parts = content::webp_parts(bytes)?;
+            let beside = PLANES + if parts.animated { FRAMES } else { 0 };
+            (beside, parts.lossless.saturating_mul(TABLES))
+        }
+        _ => (RESULT, 0),
+    };
     let pixels = u64::from(width) * u64::from(height);
-    let needed = decoder.total_bytes().saturating_add(pixels.saturating_mul(beside));
+    let needed = decoder.total_bytes().saturating_add(pixels.saturating_mul(beside)).saturating_add(tables);
     too_large("bytes to decode", needed, limits.decoder.0)?;
-    room.reserve(needed).map_err(name_error)?;
+    room.max_alloc = Some(limits.decoder.0 - needed);
     Ok(Opened { decoder, format, room })
 }
 

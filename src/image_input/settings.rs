@@ -23,7 +23,9 @@ pub struct ImageSettings {
     /// Settings for fetching images from addresses; nothing, to open none. Needs the feature
     /// `image-urls`.
     pub urls: Option<UrlSettings>,
-    /// Number of images decoded at once, at least 1; as many as there are cores, at most 4.
+    /// Number of images decoded at once, at least 1; as many as there are cores, at most 4. A decoder that is not done
+    /// after [`Self::decode_timeout`], or when its caller is gone, is given up and replaced, as long as no more than
+    /// this many that were given up have not ended.
     pub decoders: usize,
     /// Longest time for one image's file to be read, and for one image to be decoded, its header included,
     /// each with the wait for its turn; 30 s. The wait for room in the memory counts for neither.
@@ -35,7 +37,8 @@ pub struct ImageSettings {
     /// - images that are fetched or read and have no room yet: as many as [`UrlSettings::downloads`], and 16
     ///   files;
     /// - what callers who wait for room have handed over themselves, as bytes, base64 or pixels;
-    /// - the decoders, each with up to [`ImageLimits::decoder`], or an image's base64 and two copies of it;
+    /// - the decoders, those that were given up included, each with up to [`ImageLimits::decoder`], or an image's base64
+    ///   and two copies of it;
     /// - pictures that [`ImageInput::pictures`](crate::ImageInput::pictures) has decoded, which are the
     ///   caller's, also when they are sent through a model's untyped handle.
     pub memory: Bytes,

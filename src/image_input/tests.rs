@@ -13,6 +13,24 @@ fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images").join(name)
 }
 
+/// Keeps all decoders at work until it is dropped.
+async fn all_decoders(input: &ImageInput) -> Vec<std::sync::mpsc::Sender<()>> {
+    let mut ends = Vec::new();
+    for _ in 0..input.shared.settings.decoders {
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let shared = Arc::clone(&input.shared);
+        let work = move || {
+            begin.send(()).map_err(|()| Error::Stopped)?;
+            Ok(ended.recv().is_err())
+        };
+        tokio::spawn(async move { shared.decoders.run(work).await });
+        begun.await.unwrap();
+        ends.push(end);
+    }
+    ends
+}
+
 /// A file system that hangs keeps the threads that read from it for good, and with them their leave.
 #[tokio::test]
 async fn files_that_hang_keep_no_decoder() {
@@ -29,8 +47,7 @@ async fn files_that_hang_keep_no_decoder() {
 #[tokio::test]
 async fn a_file_is_read_before_there_is_a_decoder_for_it() {
     let input = input();
-    let all = input.shared.settings.decoders as u32;
-    let busy = Arc::clone(&input.shared.decoders).acquire_many_owned(all).await.unwrap();
+    let busy = all_decoders(&input).await;
     let missing = input.picture(ImageSource::Path(path("missing.png"))).await;
     assert!(matches!(missing, Err(Error::UnreadableFile { .. })), "{missing:?}");
     let late = input.picture(ImageSource::Path(path("rgb.png"))).await;
@@ -44,8 +61,7 @@ async fn a_file_is_read_before_there_is_a_decoder_for_it() {
 async fn a_header_takes_of_the_time_to_decode_an_image() {
     let hour = Duration::from_secs(3600);
     let input = ImageInput::new(ImageSettings::default().with_decode_timeout(hour)).unwrap();
-    let all = input.shared.settings.decoders as u32;
-    let busy = Arc::clone(&input.shared.decoders).acquire_many_owned(all).await.unwrap();
+    let busy = all_decoders(&input).await;
     let room = input.shared.memory.room(1, Duration::ZERO).await.unwrap();
     let bytes = std::fs::read(path("rgb.png")).unwrap();
     let late = input.decoded(ImageSource::Bytes(bytes), hour, &room).await;
