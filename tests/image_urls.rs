@@ -85,8 +85,16 @@ async fn a_host_name_that_resolves_to_this_machine_is_refused() {
     let address = format!("http://localhost:{}/a.png", server.port());
     // Other networks are allowed, and do not help.
     let result = fetch(allowing(&["10.0.0.0/8", "127.0.0.2/32"]), &address).await;
-    assert!(said(result).contains("this machine"));
+    let inside = said(result);
     assert_eq!(server.connections(), 0);
+    // Nobody can ask by the errors which names there are inside.
+    let unknown = fetch(patient(), "http://no-such-host.invalid/a.png").await;
+    assert!(is_refused(&unknown), "{}", said(unknown));
+    let own = format!("http://localhost:{}/", server.port());
+    assert_eq!(
+        inside.replace(&own, "ADDRESS/"),
+        said(unknown).replace("http://no-such-host.invalid/", "ADDRESS/")
+    );
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use reqwest::Url;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image_input::checks::{NO_ADDRESS, refused};
 use crate::image_input::networks;
 use crate::limits::MAX_ADDRESS_BYTES as MAX_LENGTH;
@@ -18,7 +18,7 @@ const KNOWN: [&str; 7] = ["blob", "data", "file", "ftp", "ftps", "ws", "wss"];
 /// Parses an http or https address whose host is a name or an IP address that may be connected to.
 ///
 /// # Errors
-/// [`Error::AddressRefused`].
+/// [`AddressRefused`](crate::Error::AddressRefused).
 pub(crate) fn parse(text: &str, allowed: &[IpNet]) -> Result<Url> {
     check_length(text)?;
     // The parser's reason is left out: nothing tells that it holds no part of the address.
@@ -57,7 +57,10 @@ fn check(url: Url, allowed: &[IpNet]) -> Result<Url> {
     if let Some(number) = host_number(&url)
         && let Some(what) = networks::refusal(number, allowed)
     {
-        return Err(leads_to(&url, what));
+        return Err(refused(
+            &origin(&url),
+            &format!("it leads to {what}, which the application has to allow"),
+        ));
     }
     Ok(url)
 }
@@ -66,11 +69,6 @@ fn host_number(url: &Url) -> Option<IpAddr> {
     let host = url.host_str()?;
     let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     inner.parse().ok()
-}
-
-/// Error for an address in a network that is not allowed.
-pub(crate) fn leads_to(url: &Url, what: &str) -> Error {
-    refused(&origin(url), &format!("it leads to {what}, which the application has to allow"))
 }
 
 /// The part of an address that may be shown: `https://example.org:8080/…`.
@@ -85,6 +83,7 @@ pub(crate) fn origin(url: &Url) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     #[test]
     fn numbers_are_recognised_in_every_form() {

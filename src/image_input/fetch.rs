@@ -5,7 +5,7 @@
 //! itself, past the filter.
 
 use std::fmt;
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -165,8 +165,8 @@ fn name_error(url: &Url, error: reqwest::Error) -> Error {
     let error = error.without_url();
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
-        if let Some(LeadsTo(what)) = cause.downcast_ref() {
-            return address::leads_to(url, what);
+        if cause.is::<LeadsNowhere>() {
+            return refused(&origin(url), LEADS_NOWHERE);
         }
         source = cause.source();
     }
@@ -183,10 +183,15 @@ fn failed(address: String, reason: String) -> Error {
     Error::DownloadFailed { address, reason }
 }
 
-/// Error for a name of which all addresses are in networks that are not allowed.
+/// One sentence for a name that is unknown and for one that leads to networks that are not allowed: callers could
+/// otherwise ask which names there are inside.
+const LEADS_NOWHERE: &str = "there is no connection to it: its name is unknown, or leads only to networks that the \
+                             application has to allow";
+
+/// Error for a name that has no address that may be connected to.
 #[derive(Debug, thiserror::Error)]
-#[error("it leads to {0}")]
-struct LeadsTo(&'static str);
+#[error("the name leads to no address that may be connected to")]
+struct LeadsNowhere;
 
 /// Looks names up and gives only the addresses that may be connected to.
 struct FilteringResolver {
@@ -208,17 +213,12 @@ impl Resolve for FilteringResolver {
                 // Nobody may wait any more.
                 drop(answer.send(addresses));
             })?;
-            let mut refusal = None;
-            let mut addresses = Vec::new();
-            for address in found.await?? {
-                match networks::refusal(address.ip(), &allowed) {
-                    Some(what) => refusal = Some(what),
-                    None => addresses.push(address),
-                }
-            }
-            match refusal {
-                Some(what) if addresses.is_empty() => Err(LeadsTo(what).into()),
-                _ => Ok(Box::new(addresses.into_iter()) as Addrs),
+            let may_be_reached = |found: &SocketAddr| networks::refusal(found.ip(), &allowed).is_none();
+            let addresses: Vec<SocketAddr> =
+                found.await?.map_err(|_| LeadsNowhere)?.filter(may_be_reached).collect();
+            match addresses.is_empty() {
+                true => Err(LeadsNowhere.into()),
+                false => Ok(Box::new(addresses.into_iter()) as Addrs),
             }
         })
     }
