@@ -10,6 +10,7 @@ use crate::error::{Error, Failure};
 use crate::id::RequestId;
 use crate::job::{EmitError, Job};
 use crate::progress::Gauge;
+use crate::reaper::reap;
 
 /// Time between two looks at a reader's full buffer.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -177,6 +178,7 @@ impl<C: Capability> Item<C> {
         loop {
             self.gauge.tick();
             if self.should_stop() {
+                reap(chunk);
                 return Err(Stopped);
             }
             chunk = match self.try_emit(chunk) {
@@ -205,6 +207,7 @@ impl<C: Capability> Item<C> {
         if full_since.get_or_insert_with(Instant::now).elapsed() < self.stall {
             return Err(EmitError::Full(chunk));
         }
+        reap(chunk);
         let model = self.job.model().clone();
         self.job.answer_from(
             self.attempt,

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::mem::needs_drop;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,12 +26,12 @@ const LINGER: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(1);
 
 thread_local! {
-    static OF_A_WORKER: Cell<bool> = const { Cell::new(false) };
+    static DROPS_ON_THE_SPOT: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Notes that this thread is a worker's: what it holds may be dropped on it.
 pub(crate) fn this_is_a_workers_thread() {
-    OF_A_WORKER.set(true);
+    DROPS_ON_THE_SPOT.set(true);
 }
 
 /// The place where a value is dropped.
@@ -76,9 +76,44 @@ impl<T: Send + 'static> Drop for Reaped<T> {
     fn drop(&mut self) {
         let Some(value) = self.value.take() else { return };
         match self.place {
-            Place::Worker if OF_A_WORKER.get() => drop_guarded(value),
+            Place::Worker if DROPS_ON_THE_SPOT.get() => drop_guarded(value),
             Place::Worker | Place::Reaper => reap(value),
         }
+    }
+}
+
+/// A value of a user's type that stays on its thread. It goes quietly: a panic of its destructor is told and goes no
+/// further, so that it cannot meet another panic, which would end the process.
+pub(crate) struct Guarded<T>(Option<T>);
+
+impl<T> Guarded<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Some(value))
+    }
+}
+
+impl<T> Deref for Guarded<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        match &self.0 {
+            Some(value) => value,
+            None => unreachable!("the value is there until it is dropped"),
+        }
+    }
+}
+
+impl<T> DerefMut for Guarded<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        match &mut self.0 {
+            Some(value) => value,
+            None => unreachable!("the value is there until it is dropped"),
+        }
+    }
+}
+
+impl<T> Drop for Guarded<T> {
+    fn drop(&mut self) {
+        drop_guarded(self.0.take());
     }
 }
 
@@ -156,6 +191,8 @@ impl Reaper {
     }
 
     fn serve(&self) {
+        // What is left of a value that is dropped here goes with it.
+        DROPS_ON_THE_SPOT.set(true);
         while let Some(value) = self.next() {
             drop_guarded(value);
         }

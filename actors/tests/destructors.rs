@@ -92,6 +92,8 @@ struct Parts {
     weights: Option<Will>,
     model: Option<Will>,
     size: Footprint,
+    /// The weights panic so many times when they are measured.
+    unmeasurable: Arc<AtomicUsize>,
 }
 
 struct PartsLoader {
@@ -117,6 +119,11 @@ struct PartsWeights {
 
 impl Weights<Mortal> for PartsWeights {
     fn footprint(&self) -> Footprint {
+        let left = self.parts.unmeasurable.load(Ordering::SeqCst);
+        if left > 0 {
+            self.parts.unmeasurable.store(left - 1, Ordering::SeqCst);
+            assert!(left != 1, "the test says that the weights cannot be measured");
+        }
         self.parts.size
     }
 
@@ -179,7 +186,8 @@ async fn weights_that_take_their_time_to_go_hold_up_no_other_model_and_stay_char
     let system = start_with(unforgiving()).await;
     let gate = Gate::default();
     let weights = Will::hangs(&gate);
-    let slow = model(&system, "slow", Parts { weights: Some(weights.clone()), size: mib(10), model: None });
+    let slow =
+        model(&system, "slow", Parts { weights: Some(weights.clone()), size: mib(10), ..Parts::default() });
     let other = model(&system, "other", Parts::default());
     let error = call(&slow, request(|| panic!("the run panics"))).await.unwrap_err();
     assert_eq!(error.reason(), "circuit_open");
@@ -205,7 +213,8 @@ async fn weights_that_take_their_time_to_go_hold_up_no_other_model_and_stay_char
 async fn a_panic_of_weights_model_or_output_costs_no_other_request_anything() {
     let system = start_with(unforgiving()).await;
     let (weights, own, output) = (Will::panics(), Will::panics(), Will::panics());
-    let parts = Parts { weights: Some(weights.clone()), model: Some(own.clone()), size: mib(10) };
+    let parts =
+        Parts { weights: Some(weights.clone()), model: Some(own.clone()), size: mib(10), ..Parts::default() };
     let bad = model(&system, "bad", parts);
     let other = model(&system, "other", Parts::default());
     let gate = Gate::default();
@@ -344,4 +353,25 @@ async fn weights_that_a_dead_pool_had_kept_are_known_to_the_next() {
     model.unload(HANG_LIMIT).await.unwrap();
     assert_eq!(charged(&system), Bytes::ZERO);
     assert!(system.shutdown().await.is_clean());
+}
+
+/// The weights are measured twice in a load, before and after their model is built. Two panics at a time would end the
+/// process.
+#[tokio::test]
+async fn a_destructor_that_panics_while_another_panic_is_under_way_costs_the_load_alone() {
+    for measurement in [1, 2] {
+        let system = start_with(single()).await;
+        let parts = Parts {
+            weights: Some(Will::panics()),
+            model: Some(Will::panics()),
+            size: mib(10),
+            unmeasurable: Arc::new(AtomicUsize::new(measurement)),
+        };
+        let model = model(&system, "model", parts);
+        assert_eq!(call(&model, request(|| Ok(1))).await.unwrap(), 1, "the second load succeeds");
+        assert_eq!(system.status().model("mortal", "model").unwrap().failures, 1);
+        model.unload(HANG_LIMIT).await.unwrap();
+        assert_eq!(charged(&system), Bytes::ZERO);
+        assert!(system.shutdown().await.is_clean());
+    }
 }

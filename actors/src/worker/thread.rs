@@ -21,7 +21,7 @@ use crate::job::Job;
 use crate::memory::Lease;
 use crate::model::{Footprint, LoadContext, Model, Weights};
 use crate::progress::{Gauge, LoadStage};
-use crate::reaper::{Reaped, this_is_a_workers_thread};
+use crate::reaper::{Guarded, Reaped, this_is_a_workers_thread};
 use crate::roster::Place;
 use crate::scheduler::Batching;
 use crate::scheduler::Outcome;
@@ -32,17 +32,17 @@ pub(crate) struct SharedWeights<C: Capability>(Reaped<Charged<C>>);
 
 /// Field order matters: the weights go before their charge.
 struct Charged<C: Capability> {
-    weights: Arc<dyn Weights<C>>,
+    weights: Reaped<Arc<dyn Weights<C>>>,
     _lease: Lease,
 }
 
 impl<C: Capability> SharedWeights<C> {
-    fn new(weights: Arc<dyn Weights<C>>, lease: Lease) -> Self {
+    fn new(weights: Reaped<Arc<dyn Weights<C>>>, lease: Lease) -> Self {
         Self(Reaped::of_a_worker(Charged { weights, _lease: lease }))
     }
 
     fn weights(&self) -> &dyn Weights<C> {
-        &*self.0.weights
+        &**self.0.weights
     }
 }
 
@@ -134,7 +134,7 @@ pub(crate) fn free<C: Capability>(
 /// A built model. Field order matters: the model goes before the weights, and both before the worker's own
 /// charge.
 struct Loaded<C: Capability> {
-    model: Box<dyn Model<C>>,
+    model: Guarded<Box<dyn Model<C>>>,
     weights: Arc<SharedWeights<C>>,
     _lease: Lease,
 }
@@ -199,14 +199,18 @@ impl<C: Capability> Thread<C> {
         if reads_weights {
             self.arguments.context.progress.begin(LoadStage::Load, 0);
         }
-        let loaded = span.in_scope(|| guarded(|| build(&self.arguments, lease, weights, &mut outgrown)));
+        let load = || {
+            let loaded = build(&self.arguments, lease, weights, &mut outgrown)?;
+            let footprint = loaded.weights.weights().footprint();
+            Ok((loaded, footprint))
+        };
+        let loaded = span.in_scope(|| guarded(load));
         self.arguments.context.progress.end();
         match loaded {
-            Ok(loaded) => {
+            Ok((loaded, footprint)) => {
                 if reads_weights {
                     self.arguments.model.metrics().load_time.record(began.elapsed().as_secs_f64());
                 }
-                let footprint = loaded.weights.weights().footprint();
                 let weights = Arc::downgrade(&loaded.weights);
                 self.loaded = Some(loaded);
                 self.report(Report::Started { worker, footprint, weights });
@@ -344,7 +348,7 @@ fn build<C: Capability>(
     let weights = match shared {
         Some(weights) => weights,
         None => {
-            let weights = arguments.model.loader.load(context)?;
+            let weights = Reaped::of_a_worker(arguments.model.loader.load(context)?);
             let measured = weights.footprint();
             let reserved = lease.bytes();
             if !lease.resize(measured.with_workers(1)) {
@@ -357,7 +361,7 @@ fn build<C: Capability>(
             Arc::new(SharedWeights::new(weights, lease.split(measured.shared)))
         }
     };
-    let model = weights.weights().build(context)?;
+    let model = Guarded::new(weights.weights().build(context)?);
     Ok(Loaded { model, weights, _lease: lease })
 }
 
