@@ -195,11 +195,12 @@ async fn weights_that_take_their_time_to_go_hold_up_no_other_model_and_stay_char
     for value in 0..5 {
         assert_eq!(call(&other, request(move || Ok(value))).await.unwrap(), value);
     }
-    // The crashed worker's own bytes may be on their way.
-    until_true(|| charged(&system) == Bytes::mib(10)).await;
+    // With the crashed worker's own bytes, if its thread was the last to hold the weights.
+    let held = [Bytes::mib(10), Bytes::mib(11)];
+    assert!(held.contains(&charged(&system)));
     let unload = slow.unload(millis(50)).await;
     assert!(
-        matches!(&unload, Err(Error::UnloadIncomplete { remaining, .. }) if *remaining == Bytes::mib(10)),
+        matches!(&unload, Err(Error::UnloadIncomplete { remaining, .. }) if held.contains(remaining)),
         "{unload:?}"
     );
     gate.open();
@@ -236,9 +237,11 @@ async fn a_panic_of_weights_model_or_output_costs_no_other_request_anything() {
             Ok(1)
         })
     };
-    let impatient = CallOptions::default().with_timeout(millis(20));
-    assert_eq!(bad.call(unwanted, impatient).await.err().unwrap().reason(), "timeout");
+    let caller = bad.clone();
+    let caller = tokio::spawn(async move { caller.call(unwanted, CallOptions::default()).await.map(drop) });
     until_true(|| reached.was_reached()).await;
+    caller.abort();
+    assert!(caller.await.unwrap_err().is_cancelled());
     asked.open();
     until_true(|| !output.threads().is_empty()).await;
     assert_eq!(call(&bad, request(|| Ok(2))).await.unwrap(), 2, "and its worker lives");
