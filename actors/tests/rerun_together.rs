@@ -1,5 +1,5 @@
-//! After a crash in a continuous run, what was untouched runs together again and others join it; only whoever is there at a
-//! second crash runs alone, so that the one that kills is found and the innocent succeed.
+//! After a crash in a continuous run, what was untouched runs together again and others join it; only whoever is there
+//! at a second crash runs alone, so that the one that kills is found and the innocent succeed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod timeline;
