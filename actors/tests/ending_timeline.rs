@@ -7,8 +7,11 @@ mod timeline;
 use timeline::{Core, KEY, at};
 
 use model_actors::maintenance::eviction::PoolIndex;
-use model_actors::scheduler::{CallId, Effect, Input};
-use model_actors::{Bytes, Error, Event, EvictionReason, Footprint, PoolConfig, StallLimits, WorkerId};
+use model_actors::scheduler::{Batching, CallId, Effect, Input, ModelPolicy, Ticket};
+use model_actors::{
+    Bytes, Device, Error, Event, EvictionReason, Footprint, ModelId, ModelKey, PoolConfig, RequestId,
+    StallLimits, Time, WorkerId,
+};
 
 /// Loads stall after a minute, runs after half of one.
 fn core() -> Core {
@@ -118,4 +121,34 @@ fn no_start_leaves_more_threads_than_two_more_than_the_workers() {
     core.tell(Input::Ended { worker: WorkerId(3) });
     core.submit();
     assert_eq!(core.starts().len(), 5, "it works again");
+}
+
+/// Else each replacement could leave as many threads as the model before it.
+#[test]
+fn threads_of_a_model_that_was_replaced_count_for_the_one_that_has_its_name() {
+    let mut core = core();
+    for round in 0..3 {
+        loading(&mut core);
+        core.tell(Input::Unload { key: KEY, call: CallId(round), deadline: core.now });
+    }
+    // It has nothing to do any more, so that it starts nothing itself.
+    for request in 1..=3 {
+        core.tell(Input::Cancel { key: KEY, request: RequestId(request) });
+    }
+    core.tell(Input::Remove { key: KEY });
+    let successor = ModelKey(1);
+    let config = PoolConfig::default().with_max_workers(1);
+    let policy = ModelPolicy {
+        model: ModelId::from("m"),
+        device: Device::host(),
+        config: config.into(),
+        batching: Batching::PerRun,
+        pinned: false,
+    };
+    core.tell(Input::Declare { key: successor, policy });
+    let ticket = Ticket::new(RequestId(100), Time::NEVER);
+    core.tell(Input::Submit { tickets: vec![(successor, ticket)] });
+    assert_eq!(core.starts().len(), 3, "it waits for one of the old ones to end");
+    core.tell(Input::Ended { worker: WorkerId(1) });
+    assert_eq!(core.starts().len(), 4);
 }
