@@ -165,10 +165,13 @@ fn a_probe_whose_own_input_is_at_fault_leaves_the_question_open() {
 fn a_probe_that_fails_opens_it_again_for_as_long() {
     let mut core = opened_at_one();
     core.wait_until(at(2, 0));
+    core.starts_by_hand = true;
     let probe = core.submit().0;
     let waiting = core.submit().0;
-    let worker = core.runs_of(probe)[0];
-    core.tell(Input::Died { worker, cause: Cause::new("killed"), fates: Vec::new() });
+    let worker = core.starts().last().unwrap().1;
+    core.tell(Input::StartFailed { worker, failure: Failure::failed("read error") });
+    core.tell(Input::Ended { worker });
+    core.starts_by_hand = false;
     assert_eq!(core.openings(), [at(1, 0), at(2, 0)]);
     assert_eq!(core.failure_of(probe), Some("circuit_open"));
     assert_eq!(core.failure_of(waiting), Some("circuit_open"));
@@ -217,15 +220,17 @@ fn workers_that_are_well_serve_behind_an_open_breaker() {
 fn requests_that_wait_for_the_well_ones_are_kept_when_the_breaker_opens() {
     let restart = RestartConfig::default().with_max_restarts(0);
     let batch = BatchLimits::default().with_requests(1);
-    let config = PoolConfig::default().with_max_workers(2).with_cold_start_workers(2);
+    let config = PoolConfig::default().with_max_workers(2).with_cold_start_workers(1);
     let mut core = Core::new(config.with_restart(restart).with_batch(batch));
     core.preload();
-    let requests: Vec<RequestId> = (0..4).map(|_| core.submit().0).collect();
-    core.tell(Input::Died { worker: WorkerId(1), cause: Cause::new("killed"), fates: Vec::new() });
+    core.starts_by_hand = true;
+    let requests: Vec<RequestId> = (0..3).map(|_| core.submit().0).collect();
+    let failure = Failure::failed("read error");
+    core.tell(Input::StartFailed { worker: WorkerId(2), failure });
     assert_eq!(core.openings().len(), 1);
-    for request in [requests[1], requests[0], requests[2], requests[3]] {
-        assert_eq!(core.runs_of(request).last(), Some(&WorkerId(2)));
-        core.finish(WorkerId(2), request);
+    for request in requests {
+        assert_eq!(core.runs_of(request), [WorkerId(1)]);
+        core.finish(WorkerId(1), request);
     }
 }
 

@@ -368,3 +368,40 @@ fn nothing_new_is_taken_once_the_shutdown_has_begun() {
     let refused = |effect: &Effect| matches!(effect, Effect::Return { result: Err(Error::ShuttingDown), .. });
     assert!(effects.iter().any(refused), "{effects:?}");
 }
+
+/// A death beyond the budget while these requests ran, with these fates; the number of openings of the breaker after the
+/// suspects have run again and been answered.
+fn openings_after(fates: &[Fate]) -> usize {
+    let limits = BatchLimits::default().with_requests(4);
+    let mut core = Core::new(brittle(one_worker()).with_batch(limits));
+    core.preload();
+    let requests: Vec<u64> = (1..=fates.len() as u64).collect();
+    submit(&mut core, requests.iter().copied().map(ticket));
+    let worker = the_worker(&core);
+    let fates = requests.iter().map(|request| RequestId(*request)).zip(fates.iter().copied()).collect();
+    core.tell(Input::Died { worker, cause: Cause::new("crashed"), fates });
+    core.tell(Input::Ended { worker });
+    core.wait_until(at(0, 30));
+    let worker = the_worker(&core);
+    for request in requests {
+        core.finish(worker, RequestId(request));
+    }
+    core.openings().len()
+}
+
+#[test]
+fn a_death_is_the_models_once_no_request_can_be_its_cause() {
+    use Fate::{Answered, Emitted, Untouched};
+    for (fates, openings) in [
+        (&[Untouched][..], 1),
+        (&[Untouched, Untouched, Answered], 1),
+        // It cannot be run again, and ran alone: it is taken for the cause.
+        (&[Emitted], 0),
+        (&[Answered], 0),
+        // Nobody knows which of several it was.
+        (&[Emitted, Emitted], 1),
+        (&[], 1),
+    ] {
+        assert_eq!(openings_after(fates), openings, "{fates:?}");
+    }
+}

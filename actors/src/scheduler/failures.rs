@@ -11,9 +11,9 @@
 //! back. While a request is under suspicion, further deaths may be its doing and are excused. The breaker stops starts,
 //! not workers: those that serve go on.
 
-use super::model_state::{Holds, Leaving};
+use super::model_state::{Holds, Leaving, Suspicion};
 use super::workers::{SCALE_UP_PAUSE, fail_waiting};
-use super::{Batching, Effect, Fate, Phase, Scheduler, Source, Ticket, Verdict, Worker};
+use super::{Batching, Effect, Fate, Phase, Scheduler, Source, Verdict, Worker};
 use crate::error::{Cause, Error, Failure, FailureKind};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::telemetry::{Event, EvictionReason};
@@ -181,26 +181,37 @@ impl Scheduler {
             self.release_weights(now, key, effects);
         }
         let Some(model) = self.models.get_mut(&key) else { return };
-        // While one death is looked into, further ones may have the same cause: it is counted once.
-        let is_suspect = |ticket: &Ticket| ticket.deaths > 0;
-        let running = loss.entry.running();
-        let excused = !running.is_empty() && (model.has_suspects() || running.iter().any(is_suspect));
-        let counted = (!excused).then(|| model.restarts.total() + 1);
-        if let Phase::Busy { running } = loss.entry.phase {
+        // A request may be the cause. What ran alone is, as far as can be known; of several, those that can be run again
+        // show it. While one death is looked into, further ones may have the same cause.
+        let looked_into = model.suspicion.is_some();
+        let suspect_of = (!looked_into).then(|| model.restarts.total() + 1);
+        let running = loss.entry.running().to_vec();
+        let (count, mut suspects) = (running.len(), 0);
+        if count > 0 {
             model.active_at = now;
-            self.rescue(
-                now,
-                (key, loss.entry.id),
-                (running, counted),
-                (loss.fates, &loss.error, loss.rerun),
-                effects,
-            );
+            let how = (loss.fates, &loss.error, loss.rerun);
+            suspects = self.rescue(now, (key, loss.entry.id), (running, suspect_of), how, effects);
         }
-        match excused {
-            true => self.excuse_failure(now, key),
-            false => self.count_failure(now, key, loss.cause, effects),
+        if count == 0 || (count > 1 && suspects == 0 && !looked_into) {
+            self.count_failure(now, key, loss.cause, effects);
+        } else {
+            self.excuse_failure(now, key);
+            if let (Some(number), Some(model)) = (suspect_of, self.models.get_mut(&key))
+                && suspects > 0
+            {
+                model.suspicion = Some(Suspicion { number, suspects, cleared: 0, cause: loss.cause });
+            }
         }
         self.advance(now, key, effects);
+    }
+
+    /// Counts a death against the model once all requests that were running at it have been answered by other workers.
+    pub(super) fn settle_suspicion(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
+        let Some(model) = self.models.get_mut(&key) else { return };
+        let Some(Suspicion { number, cause, .. }) = model.settle_suspicion() else { return };
+        if model.restarts.count(number, &model.policy.config.restart) {
+            self.open_breaker(now, key, cause, effects);
+        }
     }
 
     /// Counts a failure: either the next start is put off by the backoff, or the breaker opens.

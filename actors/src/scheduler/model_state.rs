@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::batching::Batches;
 use super::queue::Queue;
 use super::{Breaker, CallId, ModelPolicy, Restarts, Source, Ticket, Urgency};
+use crate::error::Cause;
 use crate::id::{Bytes, ModelKey, Time, WorkerId};
 use crate::model::Footprint;
 use crate::progress::WorkerPhase;
@@ -142,6 +143,18 @@ pub(crate) struct Unload {
     pub(crate) calls: Vec<(CallId, Time)>,
 }
 
+/// A death of a worker that counts against the model only once every request that may be its cause has proved not to be.
+#[derive(Debug)]
+pub(crate) struct Suspicion {
+    /// Its number among the failures of the model.
+    pub(crate) number: u64,
+    /// Number of requests that are run again because of it.
+    pub(crate) suspects: usize,
+    /// Number of these that have been answered since.
+    pub(crate) cleared: usize,
+    pub(crate) cause: Cause,
+}
+
 #[derive(Debug)]
 pub(crate) struct ModelState {
     pub(crate) key: ModelKey,
@@ -154,6 +167,8 @@ pub(crate) struct ModelState {
     pub(crate) leaving: Vec<Gone>,
     pub(crate) footprint: Option<Footprint>,
     pub(crate) restarts: Restarts,
+    /// A death that is looked into: its requests are run again to see which of them is the cause.
+    pub(crate) suspicion: Option<Suspicion>,
     pub(crate) breaker: Breaker,
     /// The next start, after a failure.
     pub(crate) restart_at: Time,
@@ -191,6 +206,7 @@ impl ModelState {
             leaving: Vec::new(),
             footprint: None,
             restarts: Restarts::default(),
+            suspicion: None,
             breaker: Breaker::Closed,
             restart_at: Time::ZERO,
             replacements: 0,
@@ -254,10 +270,24 @@ impl ModelState {
         self.breaker.is_half_open() && self.in_flight() > 0
     }
 
-    /// A request that was running at a worker's death is being looked into: it waits to be run again, or runs.
-    pub(crate) fn has_suspects(&self) -> bool {
+    /// Ends the suspicion once none of its requests waits to be run again or runs. Returns it if it counts.
+    pub(crate) fn settle_suspicion(&mut self) -> Option<Suspicion> {
+        let number = self.suspicion.as_ref()?.number;
         let running = self.workers.iter().flat_map(Worker::running);
-        self.queue.reruns().chain(running).any(|ticket| ticket.deaths > 0)
+        let mut suspects = self.queue.reruns().chain(running);
+        if suspects.any(|ticket| ticket.suspect_of == Some(number)) {
+            return None;
+        }
+        self.suspicion.take().filter(|suspicion| suspicion.cleared == suspicion.suspects)
+    }
+
+    /// A request was answered by a worker that lived on.
+    pub(crate) fn clear(&mut self, ticket: &Ticket) {
+        if let Some(suspicion) = self.suspicion.as_mut()
+            && ticket.suspect_of == Some(suspicion.number)
+        {
+            suspicion.cleared += 1;
+        }
     }
 
     /// Number of workers that have nothing to do.

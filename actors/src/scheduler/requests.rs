@@ -97,6 +97,7 @@ impl Scheduler {
 
     /// Does what follows from any change of a model: idle workers get work or go, missing workers are started.
     pub(super) fn advance(&mut self, now: Time, key: ModelKey, effects: &mut Vec<Effect>) {
+        self.settle_suspicion(now, key, effects);
         self.dispatch(now, key, effects);
         self.retire(now, key, effects);
         self.staff(now, key, effects);
@@ -142,6 +143,7 @@ impl Scheduler {
         let Phase::Busy { running } = &mut entry.phase else { return };
         let mut failed: Vec<(Ticket, Failure)> = Vec::new();
         let mut answered = false;
+        let mut cleared = Vec::new();
         let was_alone = outcomes.len() == 1;
         // Those that ran are in the order of their outcomes, so that each is found at once.
         let mut ran = std::mem::take(running).into_iter().peekable();
@@ -153,6 +155,7 @@ impl Scheduler {
             match outcome {
                 Outcome::Answered => {
                     answered = true;
+                    cleared.extend(Some(ticket).filter(|ticket| ticket.suspect_of.is_some()));
                     effects.push(Effect::Forget { request });
                 }
                 Outcome::GivenUp => effects.push(Effect::Forget { request }),
@@ -173,6 +176,7 @@ impl Scheduler {
             entry.phase = Phase::Idle { since: now, pinged_at: None };
         }
         model.active_at = now;
+        cleared.iter().for_each(|ticket| model.clear(ticket));
         if answered {
             self.probe_succeeded(key, effects);
         }
@@ -259,17 +263,16 @@ impl Scheduler {
     }
 
     /// Answers or reruns the requests that a dead worker was running: those that may be rerun are, as `rerun`
-    /// says the first time and then each alone, so that the one that kills is found. `counted` is the number of
-    /// the failure, if it counts against the model, which it does no longer once a request has proved to be the
-    /// cause.
+    /// says the first time and then each alone, so that the one that kills is found. Returns the number of these.
+    /// `suspect_of` is the number of the failure that they are suspects of, if they are not of an earlier one.
     pub(super) fn rescue(
         &mut self,
         now: Time,
         (key, worker): (ModelKey, WorkerId),
-        (tickets, counted): (Vec<Ticket>, Option<u64>),
+        (tickets, suspect_of): (Vec<Ticket>, Option<u64>),
         (fates, error, rerun): (&[(RequestId, Fate)], &Error, Rerun),
         effects: &mut Vec<Effect>,
-    ) {
+    ) -> usize {
         let capability = self.capability;
         let (mut requests, mut together) = (Vec::new(), Vec::new());
         let fate_of =
@@ -278,15 +281,12 @@ impl Scheduler {
         let was_alone = tickets.iter().filter(is_suspect).count() == 1;
         for mut ticket in tickets {
             self.wake_at(ticket.deadline);
-            let Some(model) = self.models.get_mut(&key) else { return };
+            let Some(model) = self.models.get_mut(&key) else { return 0 };
             let request = ticket.request;
             let fate = fate_of(request);
             ticket.deaths += 1;
-            ticket.counted_death = ticket.counted_death.or(counted);
-            let is_poison = was_alone && ticket.deaths >= POISON_DEATHS && fate != Fate::Answered;
-            if is_poison && let Some(number) = ticket.counted_death {
-                model.restarts.take_back(number);
-            }
+            ticket.suspect_of = ticket.suspect_of.or(suspect_of);
+            let is_poison = was_alone && ticket.deaths >= POISON_DEATHS;
             match fate {
                 Fate::Answered => effects.push(Effect::Forget { request }),
                 Fate::Untouched if ticket.expired => effects.push(Effect::Forget { request }),
@@ -317,7 +317,8 @@ impl Scheduler {
         if let [only] = together.as_mut_slice() {
             only.alone = true;
         }
-        if let Some(model) = self.models.get_mut(&key).filter(|_| !requests.is_empty()) {
+        let suspects = requests.len();
+        if let Some(model) = self.models.get_mut(&key).filter(|_| suspects > 0) {
             model.queue.push_rerun(together);
             let (model, cause) = (model.policy.model.clone(), Cause::of(error));
             effects.push(Effect::Emit(Event::RequestsRerun {
@@ -329,6 +330,7 @@ impl Scheduler {
                 cause,
             }));
         }
+        suspects
     }
 }
 

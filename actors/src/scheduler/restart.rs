@@ -69,10 +69,12 @@ impl Restarts {
         self.backoff(config, jitter)
     }
 
-    /// Excuses the failure of this number, which [`Self::total`] was right after it.
-    pub fn take_back(&mut self, number: u64) {
+    /// Counts the failure of this number, which [`Self::total`] was right after it, although it was excused at first;
+    /// true if the budget is used up by it.
+    pub fn count(&mut self, number: u64, config: &RestartConfig) -> bool {
         let failures = self.recent.iter_mut().filter(|failed| failed.number == number);
-        failures.for_each(|failed| failed.counts = false);
+        failures.for_each(|failed| failed.counts = true);
+        self.recent() > config.max_restarts
     }
 
     fn note(&mut self, at: Time, counts: bool) {
@@ -150,16 +152,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_excused_or_taken_back_leaves_the_budget_whole() {
+    fn what_is_excused_leaves_the_budget_whole_until_it_is_counted() {
         let config = RestartConfig { max_restarts: 1, ..RestartConfig::default() };
         let mut restarts = Restarts::default();
         for second in 0..10 {
-            assert!(matches!(restarts.failed(&config, at(second), 0.5), Verdict::RestartAfter(_)));
-            let counted = restarts.total();
             assert_eq!(restarts.excused(&config, at(second), 0.5), config.first_backoff);
-            restarts.take_back(counted);
-            assert_eq!(restarts.recent(), 0);
         }
-        assert_eq!((restarts.recent(), restarts.in_window(), restarts.total()), (0, 20, 20));
+        assert_eq!((restarts.recent(), restarts.in_window(), restarts.total()), (0, 10, 10));
+        assert!(!restarts.count(3, &config), "one restart is in the budget");
+        assert!(restarts.count(7, &config));
+        assert_eq!((restarts.recent(), restarts.in_window()), (2, 10));
     }
 }

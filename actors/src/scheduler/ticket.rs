@@ -38,9 +38,8 @@ pub struct Ticket {
     pub key: BatchKey,
     /// Workers that died, or got stuck, running it.
     pub deaths: u32,
-    /// Number of the model's failure that counts because this request was running at it. It is taken back if the
-    /// request proves to be poison.
-    pub counted_death: Option<u64>,
+    /// Number of the first of those deaths among the failures of the model, if this request may be the cause.
+    pub suspect_of: Option<u64>,
     /// It ran out of memory alone and is being tried a second time.
     pub starved: bool,
     /// It failed beside others and runs again by itself, so that the fault can only be its own.
@@ -64,7 +63,7 @@ impl Ticket {
             cost: Cost(1),
             key: BatchKey(0),
             deaths: 0,
-            counted_death: None,
+            suspect_of: None,
             starved: false,
             alone: false,
             expired: false,

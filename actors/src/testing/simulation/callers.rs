@@ -97,7 +97,6 @@ impl World {
             cancelled: false,
             gone: false,
             deaths: 0,
-            counted_death: None,
             running_on: None,
             shared: false,
             cost: self.random.u64(1..20),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Plant;
-use super::state::{Doing, Pool, Request, SimWorker, Told};
+use super::state::{Doing, Pool, SimWorker, Told};
 use super::world::World;
 use crate::error::Error;
 use crate::id::{Bytes, Device, ModelKey, RequestId, Time, WorkerId};
@@ -151,31 +151,21 @@ impl World {
         }
     }
 
-    /// Counts a failure of a worker, unless one of the model's requests is under suspicion of an earlier one.
+    /// Counts a failure of a worker that had nothing to run. The cause of another may be a request, so that the core
+    /// may count it later or never: what is checked is what is certain.
     pub(super) fn count_death(&mut self, pool: usize, worker: WorkerId) {
-        let (index, assigned) = {
-            let worker = self.worker(pool, worker);
-            (worker.model, worker.assigned.clone())
-        };
-        let is_suspect = |request: &Request| {
-            (request.pool, request.model) == (pool, index) && request.deaths > 0 && !request.gone
-        };
-        if !assigned.is_empty() && self.requests.iter().any(is_suspect) {
+        let state = self.worker(pool, worker);
+        let index = state.model;
+        if !state.assigned.is_empty() {
             return;
         }
         let (now, config) = (self.now, self.scenario.pools[pool][index].policy.config.restart);
         let model = &mut self.pools[pool].models[index];
-        model.failures.retain(|(_, then)| now.since(*then) < config.window);
+        model.failures.retain(|then| now.since(*then) < config.window);
         while model.failures.len() > config.max_restarts as usize {
             model.failures.pop_front();
         }
-        model.next_failure += 1;
-        let number = model.next_failure;
-        model.failures.push_back((number, now));
-        for request in assigned {
-            self.requests[request].counted_death.get_or_insert(number);
-        }
-        let model = &mut self.pools[pool].models[index];
+        model.failures.push_back(now);
         let failures = model.failures.len() as u32;
         if failures > config.max_restarts || model.broken {
             model.broken = true;

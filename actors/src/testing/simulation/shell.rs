@@ -176,10 +176,6 @@ impl World {
         let state = &mut self.requests[index];
         let first = !std::mem::replace(&mut state.gone, true);
         let (pool, deadline) = (state.pool, state.deadline);
-        if let Some(number) = state.counted_death.filter(|_| state.deaths > 1) {
-            // It may be poison, whose deaths are not the model's.
-            self.pools[pool].models[state.model].failures.retain(|(of, _)| *of != number);
-        }
         self.pools[pool].queued.remove(&(deadline, index));
         self.check("ends once", |_| first, || format!("{request} was let go of twice"));
         first

@@ -29,8 +29,6 @@ pub(super) struct Request {
     /// The scheduler has let go of it.
     pub(super) gone: bool,
     pub(super) deaths: u32,
-    /// Number of the failure that counts because it was running at it.
-    pub(super) counted_death: Option<u64>,
     pub(super) running_on: Option<WorkerId>,
     /// Its last run ended for others too.
     pub(super) shared: bool,
@@ -84,9 +82,8 @@ pub(super) struct Model {
     pub(super) removed: bool,
     pub(super) slots: [usize; 2],
     pub(super) unanswered: [usize; 2],
-    /// Failures that count, for the restart budget, each with its number.
-    pub(super) failures: VecDeque<(u64, Time)>,
-    pub(super) next_failure: u64,
+    /// Failures that count, for the restart budget.
+    pub(super) failures: VecDeque<Time>,
     pub(super) broken: bool,
     pub(super) no_start_before: Time,
     pub(super) last_busy: Time,
@@ -132,7 +129,6 @@ impl Pool {
             slots: [0; 2],
             unanswered: [0; 2],
             failures: VecDeque::new(),
-            next_failure: 0,
             broken: false,
             no_start_before: Time::ZERO,
             last_busy: Time::ZERO,
