@@ -5,6 +5,7 @@ mod sampler;
 mod detokenizer;
 mod stop;
 mod template;
+mod messages;
 mod gguf_tokens;
 
 use model_actors::{Completion, FinishReason, Sampling, Usage};
@@ -13,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::tokens::{MAX_BYTES, Tokens};
 use detokenizer::Detokenizer;
 pub(crate) use gguf_tokens::{special_tokens_of, tokens_of};
+pub(crate) use messages::encode as encode_messages;
 use sampler::Sampler;
 use stop::{StopStrings, Stopped};
 pub(crate) use template::{ChatTemplate, SpecialTokens, read as read_chat_template};

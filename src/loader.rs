@@ -24,8 +24,8 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
 
     /// Reads the small files. They may come from the network.
     fn read(files: Files, context: &LoadContext) -> Result<Self>;
-    /// The same plan with these limits, for models that generate text.
-    fn limited(self, _: GenerationLimits) -> Self {
+    /// The same plan with these settings, for models that generate text.
+    fn with_generation(self, _: GenerationSettings) -> Self {
         self
     }
     fn files(&self) -> &Files;
@@ -33,6 +33,20 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
     fn footprint(&self, context: &LoadContext) -> Result<Footprint>;
     /// Reads the weights.
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<Self::Loaded>;
+}
+
+/// Settings of a model that generates text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GenerationSettings {
+    pub(crate) limits: GenerationLimits,
+    /// Special tokens in what people write are encoded as text.
+    pub(crate) split_special_tokens: bool,
+}
+
+impl Default for GenerationSettings {
+    fn default() -> Self {
+        Self { limits: GenerationLimits::default(), split_special_tokens: true }
+    }
 }
 
 /// A model as one thread runs it: the loaded model, which all share, and compute threads of its own.
@@ -149,6 +163,8 @@ pub struct LoadOptions {
     pub threads: usize,
     /// Limits on the texts that are generated at a time; for models that generate text.
     pub generation: GenerationLimits,
+    /// Encodes special tokens in what people write as text: see [`SourceSpec`](crate::SourceSpec); true.
+    pub split_special_tokens: bool,
     /// Settings for the hub.
     pub hub: HubSettings,
 }
@@ -157,6 +173,7 @@ model_actors::setters! { LoadOptions {
     with_device(device: ComputeDevice);
     with_threads(threads: usize);
     with_generation(generation: GenerationLimits);
+    with_split_special_tokens(split_special_tokens: bool);
     with_hub(hub: HubSettings);
 } }
 
@@ -166,6 +183,7 @@ impl Default for LoadOptions {
             device: ComputeDevice::Cpu,
             threads: 1,
             generation: GenerationLimits::default(),
+            split_special_tokens: true,
             hub: HubSettings::default(),
         }
     }
@@ -175,7 +193,7 @@ impl Default for LoadOptions {
 pub(crate) struct ModelLoader<M: WorkerModel> {
     source: Source,
     compute: Compute,
-    generation: GenerationLimits,
+    generation: GenerationSettings,
     hub: HubSettings,
     plan: OnceLock<Arc<M::Plan>>,
 }
@@ -186,16 +204,17 @@ impl<M: WorkerModel> ModelLoader<M> {
     pub(crate) fn new(
         source: Source,
         compute: Compute,
-        generation: GenerationLimits,
+        generation: GenerationSettings,
         hub: HubSettings,
     ) -> Result<Self> {
-        generation.check()?;
+        generation.limits.check()?;
         Ok(Self { source, compute, generation, hub, plan: OnceLock::new() })
     }
 
     /// A loader outside any engine.
     pub(crate) fn standalone(source: Source, options: LoadOptions) -> Result<Self> {
-        let LoadOptions { device, threads, generation, hub } = options;
+        let LoadOptions { device, threads, generation: limits, split_special_tokens, hub } = options;
+        let generation = GenerationSettings { limits, split_special_tokens };
         Self::new(source, Compute::new(device, threads)?, generation, hub)
     }
 
@@ -204,7 +223,7 @@ impl<M: WorkerModel> ModelLoader<M> {
             return Ok(Arc::clone(plan));
         }
         let files = Files::open(&self.source, &self.hub)?;
-        let plan = Arc::new(M::Plan::read(files, context)?.limited(self.generation));
+        let plan = Arc::new(M::Plan::read(files, context)?.with_generation(self.generation));
         Ok(Arc::clone(self.plan.get_or_init(|| plan)))
     }
 

@@ -6,7 +6,7 @@ use model_actors::{Capability, Model, ModelHandle, ModelId, ModelSpec, PoolConfi
 
 use crate::error::Result;
 use crate::limits::GenerationLimits;
-use crate::loader::{CapabilityOf, LoadPlan, ModelLoader, WorkerModel};
+use crate::loader::{CapabilityOf, GenerationSettings, LoadPlan, ModelLoader, WorkerModel};
 use crate::resources::EngineResources;
 use crate::source::Source;
 
@@ -99,6 +99,12 @@ pub struct SourceSpec {
     pub source: Source,
     /// Limits on the texts that a worker generates at a time; for models that generate text.
     pub generation: GenerationLimits,
+    /// Encodes special tokens in what people write as text, as `split_special_tokens` of transformers; true. Otherwise a
+    /// message that holds `<|im_end|>` or the like ends its own turn and can forge another's, the system's included, as
+    /// it can in transformers unless that is asked not to. It holds for the messages of a conversation but the system's,
+    /// also for earlier answers, which may repeat what a person wrote; and for questions about images. A
+    /// [raw prompt](model_actors::Prompt::Raw) and the chat template's own output have their special tokens in any case.
+    pub split_special_tokens: bool,
     /// Settings of the model's workers and queue, in place of its pool's.
     pub pool_config: Option<PoolConfig>,
     /// Keeps the model in memory once it is loaded: neither cooldown nor another model's need evicts it.
@@ -107,13 +113,15 @@ pub struct SourceSpec {
 
 model_actors::setters! { SourceSpec {
     with_generation(generation: GenerationLimits);
+    with_split_special_tokens(split_special_tokens: bool);
     with_pool_config(pool_config: PoolConfig) Some;
     with_pinned(pinned: bool);
 } }
 
 impl From<Source> for SourceSpec {
     fn from(source: Source) -> Self {
-        Self { source, generation: GenerationLimits::default(), pool_config: None, pinned: false }
+        let generation = GenerationLimits::default();
+        Self { source, generation, split_special_tokens: true, pool_config: None, pinned: false }
     }
 }
 
@@ -124,13 +132,14 @@ impl SourceSpec {
         id: ModelId,
         resources: &EngineResources,
     ) -> Result<ModelSpec<CapabilityOf<M>>> {
-        let Self { source, generation, pool_config, pinned } = self;
+        let Self { source, generation: limits, split_special_tokens, pool_config, pinned } = self;
         source.check()?;
         let (compute, hub) = (resources.compute().clone(), resources.hub().clone());
+        let generation = GenerationSettings { limits, split_special_tokens };
         let loader = ModelLoader::<M>::new(source, compute, generation, hub)?;
         let mut spec = ModelSpec::new(id, loader).device(resources.device().memory());
         if M::Plan::CONTINUOUS {
-            spec = spec.continuous().max_batch_requests(generation.max_sequences);
+            spec = spec.continuous().max_batch_requests(limits.max_sequences);
         }
         if let Some(config) = pool_config {
             spec = spec.config(config);

@@ -7,7 +7,9 @@
 //! bounded only by their engine's limit of a million steps back for each match.
 
 mod output_bounds;
+mod plain_text;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -18,6 +20,8 @@ use crate::error::{Error, Result};
 use crate::source::read_config;
 use output_bounds::guarded;
 pub(crate) use output_bounds::{MAX_BYTES, OutputBounds};
+pub(crate) use plain_text::Mask;
+use plain_text::PlainText;
 
 /// A model's tokenizer, shared by its workers. A clone is the same one.
 #[derive(Clone)]
@@ -28,6 +32,8 @@ pub(crate) struct Tokens {
     /// Tokens such as `<0x0A>` stand for bytes.
     byte_fallback: bool,
     output_bounds: OutputBounds,
+    /// Encodes what people write in a prompt, unless their special tokens are the template's equals.
+    plain_text: Option<Arc<PlainText>>,
 }
 
 /// A `tokenizer.json` that is not checked yet: see [`OutputBounds::of`].
@@ -132,13 +138,88 @@ impl Tokens {
         let output_bounds = OutputBounds::of(&tokenizer)?;
         let decoder = tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok());
         let byte_fallback = decoder.is_some_and(|decoder| decoder.contains("\"ByteFallback\""));
-        Ok(Self { tokenizer: Arc::new(tokenizer), closing: None, byte_fallback, output_bounds })
+        Ok(Self {
+            tokenizer: Arc::new(tokenizer),
+            closing: None,
+            byte_fallback,
+            output_bounds,
+            plain_text: None,
+        })
+    }
+
+    /// The same, so that special tokens in what people write in a prompt are split into the tokens of their text, or
+    /// not.
+    ///
+    /// # Errors
+    /// A sentence, if the tokenizer cannot be taken apart for it.
+    pub(crate) fn splitting_special_tokens(self, split: bool) -> Result<Self, String> {
+        let plain_text = match split {
+            true => Some(Arc::new(guarded(|| PlainText::of(&self.tokenizer))?)),
+            false => None,
+        };
+        Ok(Self { plain_text, ..self })
     }
 
     /// A prompt's tokens, as it is written; may be none.
     pub(crate) fn encode_prompt(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
-        let failed = |error: String| Error::InvalidInput(format!("the prompt cannot be tokenized: {error}"));
-        self.output_bounds.encode(&self.tokenizer, text, specials).map_err(failed)
+        self.output_bounds.encode(&self.tokenizer, text, specials).map_err(untokenizable)
+    }
+
+    /// The tokens of a text that people wrote, of which none is a special one where these are split.
+    pub(crate) fn encode_written(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
+        let Some(plain) = &self.plain_text else { return self.encode_prompt(text, specials) };
+        let encoded = guarded(|| {
+            self.output_bounds.check(&self.tokenizer, text)?;
+            let text_of = |place: Range<usize>| Ok(text.get(place).unwrap_or_default().to_owned());
+            plain.encode(&self.tokenizer, &[], text.len(), text_of, specials)
+        });
+        encoded.map_err(untokenizable)
+    }
+
+    /// The tokens of what a template makes of texts that people wrote. Special tokens of the template are special; those
+    /// that stand in the texts, or that the template makes of these, are text where they are split.
+    ///
+    /// A template may look for such characters in the texts, to leave out what a model was thinking, say. Where that
+    /// makes a difference, its output counts as long as it has no other special tokens than without them; if it has,
+    /// the texts are rendered without a look into them.
+    pub(crate) fn encode_template(
+        &self,
+        written: &[&str],
+        render: impl Fn(&Mask) -> Result<String>,
+        specials: impl Fn(&str) -> Specials,
+    ) -> Result<Vec<u32>> {
+        let text = render(&Mask::default())?;
+        let around = specials(&text);
+        let Some(plain) = &self.plain_text else { return self.encode_prompt(&text, around) };
+        let tokenizer = &*self.tokenizer;
+        let mask = guarded(|| plain.mask(tokenizer, written, &text)).map_err(untokenizable)?;
+        if mask.is_empty() {
+            return self.encode_prompt(&text, around);
+        }
+        let masked = render(&mask)?;
+        let encoded = guarded(|| {
+            self.output_bounds.check(tokenizer, &text)?;
+            self.output_bounds.check(tokenizer, &masked)?;
+            let places = plain.special_places(tokenizer, &masked);
+            if mask.undo(&masked) != text {
+                let tokens = |(_, id): &(Range<usize>, u32)| *id;
+                if plain.special_places(tokenizer, &text).iter().map(tokens).eq(places.iter().map(tokens)) {
+                    return Ok(None);
+                }
+                tracing::warn!(
+                    "the chat template makes special tokens of messages; they are encoded as text, and as it renders                      them without the characters of special tokens"
+                );
+            }
+            let text_of = |place: Range<usize>| -> Result<String, String> {
+                let piece = masked.get(place).ok_or("it finds a special token inside of a letter")?;
+                Ok(mask.undo(piece).into_owned())
+            };
+            plain.encode(tokenizer, &places, masked.len(), text_of, around).map(Some)
+        });
+        match encoded.map_err(untokenizable)? {
+            Some(ids) => Ok(ids),
+            None => self.encode_prompt(&text, around),
+        }
     }
 
     /// The text of tokens, without the special ones.
@@ -200,6 +281,10 @@ impl Tokens {
     pub(crate) fn vocabulary(&self) -> usize {
         self.tokenizer.get_vocab(true).values().max().map_or(0, |largest| *largest as usize + 1)
     }
+}
+
+fn untokenizable(reason: String) -> Error {
+    Error::InvalidInput(format!("the prompt cannot be tokenized: {reason}"))
 }
 
 #[cfg(test)]

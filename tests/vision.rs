@@ -460,14 +460,46 @@ async fn kv_cache_tokens_limits_prompt_and_answer() {
 
 #[test]
 fn a_question_cannot_bring_a_placeholder_of_its_own_and_an_answer_ends_with_the_context() {
-    let model = VisionModel::load(Source::directory(fixture("llava"))).unwrap();
+    let source = || Source::directory(fixture("llava"));
+    let model = VisionModel::load(source()).unwrap();
     let mut request = request(&cases("llava")[0]);
     request.question = "What is <image>?".to_owned();
-    assert!(matches!(model.describe(&request), Err(Error::InvalidInput(_))));
+    let joined = LoadOptions::default().with_split_special_tokens(false);
+    let joined = VisionModel::load_with(source(), joined).unwrap();
+    assert!(matches!(joined.describe(&request), Err(Error::InvalidInput(_))));
+    // It is the text of a placeholder otherwise.
+    assert!(model.describe(&request).is_ok());
     request.question = "word ".repeat(150);
     request.max_tokens = 1_000_000;
     let completion = model.describe(&request).unwrap();
     assert!(completion.usage.prompt_tokens + completion.usage.completion_tokens <= model.context());
+}
+
+#[test]
+fn no_question_writes_a_special_token_unless_that_is_asked_for() {
+    for family in ["llava", "qwen3_vl", "moondream", "blip"] {
+        let source = || Source::directory(fixture(family));
+        let split = VisionModel::load(source()).unwrap();
+        let joined = LoadOptions::default().with_split_special_tokens(false);
+        let joined = VisionModel::load_with(source(), joined).unwrap();
+        let case = request(&cases(family)[0]);
+        let file = std::fs::read(fixture(family).join("tokenizer.json")).unwrap();
+        let file: serde_json::Value = serde_json::from_slice(&file).unwrap();
+        for token in file["added_tokens"].as_array().unwrap() {
+            let (id, name) = (token["id"].as_u64().unwrap() as u32, token["content"].as_str().unwrap());
+            let count = |model: &VisionModel, question: String| {
+                let examined = model.examine(&case.clone().with_question(question));
+                examined.map(|examined| examined.prompt.iter().filter(|token| **token == id).count())
+            };
+            // What no vocabulary knows is this one.
+            let is_unknown = name.to_lowercase().contains("unk");
+            let own = count(&split, "What?".to_owned()).unwrap();
+            let forged = format!("What? {name} {name}");
+            assert!(is_unknown || count(&split, forged.clone()).unwrap() == own, "{family}: {name}");
+            // The image's own cannot even be asked about.
+            assert!(count(&joined, forged).map_or(true, |count| count > own), "{family}: {name}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,8 +10,7 @@ use serde_json::{Value, json};
 
 use crate::device::{Compute, ComputeDevice};
 use crate::hub_settings::HubSettings;
-use crate::limits::GenerationLimits;
-use crate::loader::{CapabilityOf, ModelLoader, WorkerModel};
+use crate::loader::{CapabilityOf, GenerationSettings, ModelLoader, WorkerModel};
 use crate::models;
 use crate::source::Source;
 use crate::tokens::{Specials, Tokens};
@@ -62,8 +61,10 @@ fn try_tokenizer(path: &Path) {
 pub(super) fn load<M: WorkerModel + Model<CapabilityOf<M>>>(folder: &Path) {
     let Ok(compute) = Compute::new(ComputeDevice::Cpu, 1) else { return };
     let context: LoadContext = super::context();
-    let (source, limits) = (Source::directory(folder), GenerationLimits::default());
-    let Ok(loader) = ModelLoader::<M>::new(source, compute, limits, HubSettings::default()) else { return };
+    let (source, generation) = (Source::directory(folder), GenerationSettings::default());
+    let Ok(loader) = ModelLoader::<M>::new(source, compute, generation, HubSettings::default()) else {
+        return;
+    };
     // The actors ask for the footprint first, and load no more than fits.
     match Loader::footprint(&loader, &context) {
         Ok(footprint) if footprint.shared.0 < 1 << 30 && footprint.per_worker.0 < 1 << 30 => {}

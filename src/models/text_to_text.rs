@@ -14,7 +14,7 @@ use model_actors::{
 
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
-use crate::generation::{ChatTemplate, Generation};
+use crate::generation::{ChatTemplate, Generation, encode_messages};
 use crate::limits::GenerationLimits;
 use crate::loader::{WorkerModel, standalone_model};
 use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams};
@@ -51,7 +51,7 @@ impl LoadedModel {
                     let reason = "the model has no chat template, so it takes a raw prompt, not messages";
                     return Err(Error::InvalidInput(reason.to_owned()));
                 };
-                self.tokens.encode_prompt(&template.render(messages)?, Specials::AsWritten)?
+                encode_messages(&self.tokens, template, messages)?
             }
             _ => return Err(Error::InvalidInput("this kind of prompt is not supported".to_owned())),
         };

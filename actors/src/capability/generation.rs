@@ -97,9 +97,10 @@ impl Message {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Prompt {
-    /// A conversation of 1 to 1,024 messages, rendered with the model's chat template.
+    /// A conversation of 1 to 1,024 messages, rendered with the model's chat template. Special tokens that stand in what
+    /// people write, `<|im_end|>` say, are text, unless the model was registered otherwise.
     Messages(Vec<Message>),
-    /// Text, tokenized as it is.
+    /// Text, tokenized as it is. Special tokens in it are special, so that what people write can forge turns in it.
     Raw(String),
 }
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::generation::{self, ChatTemplate, SpecialTokens};
 use crate::gguf::GgufFile;
 use crate::limits::GenerationLimits;
-use crate::loader;
+use crate::loader::{self, GenerationSettings};
 use crate::models::config_file;
 use crate::models::continuous_batching;
 use crate::models::decoder::{DecoderConfig, FAMILIES};
@@ -51,7 +51,7 @@ pub(crate) struct TextToTextPlan {
     template: Option<ChatTemplate>,
     special: SpecialTokens,
     end_tokens: Vec<u32>,
-    limits: GenerationLimits,
+    generation: GenerationSettings,
 }
 
 /// Kinds of files that a model is in.
@@ -74,8 +74,8 @@ impl loader::LoadPlan for TextToTextPlan {
         }
     }
 
-    fn limited(self, limits: GenerationLimits) -> Self {
-        Self { limits, ..self }
+    fn with_generation(self, generation: GenerationSettings) -> Self {
+        Self { generation, ..self }
     }
 
     fn files(&self) -> &Files {
@@ -106,12 +106,15 @@ impl loader::LoadPlan for TextToTextPlan {
                 (self.config.load_gguf(file, &device, context)?, tokens)
             }
         };
+        let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer_file().to_owned(), reason };
+        let tokens =
+            tokens.splitting_special_tokens(self.generation.split_special_tokens).map_err(invalid)?;
         Ok(LoadedModel {
             decoder,
             template: self.template.clone(),
             end_tokens: self.ends(&tokens),
             tokens,
-            limits: self.limits,
+            limits: self.generation.limits,
             compute: compute.clone(),
             footprint: compute.counted(self.footprint_now(context)?),
             steps: 0.into(),
@@ -133,8 +136,8 @@ impl TextToTextPlan {
         }
         let tokenizer = files.required("tokenizer.json", context)?;
         let (template, special) = generation::read_chat_template(&files, context)?;
-        let (kind, limits) = (Kind::Folder { tokenizer }, GenerationLimits::default());
-        Ok(Self { files, config, kind, template, special, end_tokens, limits })
+        let (kind, generation) = (Kind::Folder { tokenizer }, GenerationSettings::default());
+        Ok(Self { files, config, kind, template, special, end_tokens, generation })
     }
 
     fn read_gguf(files: Files, path: &Path, context: &LoadContext) -> Result<Self> {
@@ -165,8 +168,16 @@ impl TextToTextPlan {
                 template = Some(ChatTemplate::new(source, special.clone(), path)?);
             }
         }
-        let (kind, limits) = (Kind::Gguf { file, tokenizer }, GenerationLimits::default());
-        Ok(Self { files, config, kind, template, special, end_tokens, limits })
+        let (kind, generation) = (Kind::Gguf { file, tokenizer }, GenerationSettings::default());
+        Ok(Self { files, config, kind, template, special, end_tokens, generation })
+    }
+
+    /// The file that has the tokenizer.
+    fn tokenizer_file(&self) -> &Path {
+        match &self.kind {
+            Kind::Folder { tokenizer } | Kind::Gguf { tokenizer: Some(tokenizer), .. } => tokenizer,
+            Kind::Gguf { file, tokenizer: None } => file.path(),
+        }
     }
 
     /// Every token that any of the files calls the end.
@@ -187,11 +198,11 @@ impl TextToTextPlan {
             }
             Kind::Gguf { file, .. } => file.bytes(),
         };
-        let GenerationLimits { kv_cache_tokens, max_sequences } = self.limits;
+        let GenerationLimits { kv_cache_tokens, max_sequences } = self.generation.limits;
         // Logits are made as a tensor and handed on as vectors.
         let logits = Bytes((2 * 4 * max_sequences as u64).saturating_mul(config.vocabulary as u64));
         let scratch = config.scratch(PROMPT_ROWS + max_sequences, config.context.min(kv_cache_tokens));
-        let held = continuous_batching::most_held(self.limits, config.context);
+        let held = continuous_batching::most_held(self.generation.limits, config.context);
         // With the numbers of the tokens themselves.
         let caches = config.cache_bytes(held) + Bytes(4 * held as u64);
         Ok(Footprint::new(shared, caches + scratch + logits + THREAD_SCRATCH))

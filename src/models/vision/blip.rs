@@ -181,7 +181,7 @@ impl Network for Blip {
 
     fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
         let mut ids = vec![self.begin];
-        ids.extend(tokens.encode_prompt(question, Specials::AsWritten)?);
+        ids.extend(tokens.encode_written(question, Specials::AsWritten)?);
         Ok(Prompt { tokens: ids, image: 0..0, sides })
     }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::generation::{ChatTemplate, SpecialTokens, read_chat_template};
 use crate::source::Files;
-use crate::tokens::{Specials, Tokens};
+use crate::tokens::{Mask, Specials, Tokens};
 
 /// The question where the request has none.
 const DEFAULT_QUESTION: &str = "Describe this image.";
@@ -88,7 +88,7 @@ impl Chat {
     /// The prompt's tokens, in which the placeholder is repeated for each of `rows`, and where.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for a question that holds the placeholder.
+    /// [`Error::InvalidInput`] for a question that holds the placeholder, unless special tokens are split in it.
     pub(super) fn ask(
         &self,
         tokens: &Tokens,
@@ -96,11 +96,11 @@ impl Chat {
         rows: usize,
     ) -> Result<(Vec<u32>, Range<usize>)> {
         let question = if question.is_empty() { DEFAULT_QUESTION } else { question };
-        let text = self.template.render_image_question(question)?;
         // As transformers: a template may write the token that begins a text itself.
-        let begun = self.special.bos.as_deref().is_some_and(|bos| text.starts_with(bos));
-        let specials = if begun { Specials::AsWritten } else { Specials::Added };
-        let mut ids = tokens.encode_prompt(&text, specials)?;
+        let has_begun = |text: &str| self.special.bos.as_deref().is_some_and(|bos| text.starts_with(bos));
+        let specials = |text: &str| if has_begun(text) { Specials::AsWritten } else { Specials::Added };
+        let render = |mask: &Mask| self.template.render_image_question(&mask.apply(question));
+        let mut ids = tokens.encode_template(&[question], render, specials)?;
         let places: Vec<usize> =
             ids.iter().enumerate().filter(|(_, id)| **id == self.image).map(|(place, _)| place).collect();
         match places.as_slice() {

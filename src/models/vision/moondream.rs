@@ -270,7 +270,7 @@ impl Moondream {
         if !question.is_empty() {
             // As the code that came with GPT-2's tokenizer; its successor's puts no space before the question.
             let space = if self.phrases.bos_id == GPT2_END { " " } else { "" };
-            let question = tokens.encode_prompt(&format!("{space}{question}"), Specials::Added)?;
+            let question = tokens.encode_written(&format!("{space}{question}"), Specials::Added)?;
             return Ok([query.prefix.as_slice(), &question, &query.suffix].concat());
         }
         match caption {

@@ -11,7 +11,7 @@ use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::limits::GenerationLimits;
-use crate::loader;
+use crate::loader::{self, GenerationSettings};
 use crate::models::config_file;
 use crate::models::continuous_batching;
 use crate::source::{Files, read_json};
@@ -22,7 +22,7 @@ pub(crate) struct VisionPlan {
     files: Files,
     architecture: Box<dyn Architecture>,
     tokenizer: PathBuf,
-    limits: GenerationLimits,
+    generation: GenerationSettings,
 }
 
 impl loader::LoadPlan for VisionPlan {
@@ -35,11 +35,11 @@ impl loader::LoadPlan for VisionPlan {
         let mut architecture = architecture::find(FAMILIES, CAPABILITY, &config, &read_json(&config)?)?;
         architecture.complete(&files, context)?;
         let tokenizer = files.required("tokenizer.json", context)?;
-        Ok(Self { files, architecture, tokenizer, limits: GenerationLimits::default() })
+        Ok(Self { files, architecture, tokenizer, generation: GenerationSettings::default() })
     }
 
-    fn limited(self, limits: GenerationLimits) -> Self {
-        Self { limits, ..self }
+    fn with_generation(self, generation: GenerationSettings) -> Self {
+        Self { generation, ..self }
     }
 
     fn files(&self) -> &Files {
@@ -60,12 +60,15 @@ impl loader::LoadPlan for VisionPlan {
             let reason = format!("it has {has} tokens; the model's vocab_size is {knows}");
             return Err(Error::InvalidTokenizer { file: self.tokenizer.clone(), reason });
         }
+        let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer.clone(), reason };
+        let tokens =
+            tokens.splitting_special_tokens(self.generation.split_special_tokens).map_err(invalid)?;
         Ok(LoadedModel {
             network: self.architecture.load(&tokens, &weights, &device, context)?,
             tokens,
             context: self.architecture.context(),
             apart: self.architecture.apart(),
-            limits: self.limits,
+            limits: self.generation.limits,
             steps: 0.into(),
             compute: compute.clone(),
             footprint: compute.counted(self.footprint_of(&weights)),
@@ -79,12 +82,12 @@ impl VisionPlan {
     }
 
     fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
-        let GenerationLimits { kv_cache_tokens, max_sequences } = self.limits;
+        let GenerationLimits { kv_cache_tokens, max_sequences } = self.generation.limits;
         let (context, apart) = (self.architecture.context(), self.architecture.apart());
         let longest = context.min(kv_cache_tokens);
         // One that is alone has what it keeps apart, however little room there is.
-        let held =
-            continuous_batching::most_held(self.limits, room(context, apart)).max(room(longest, apart));
+        let held = continuous_batching::most_held(self.generation.limits, room(context, apart))
+            .max(room(longest, apart));
         let room = WorkerMemory { held, longest, rows: PROMPT_ROWS.max(max_sequences) };
         // Logits are made as a tensor and handed on as vectors.
         let logits =
