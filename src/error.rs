@@ -154,7 +154,8 @@ pub enum Error {
     /// The input can never be served.
     #[error("{0}")]
     InvalidInput(String),
-    /// A prompt, its image included, leaves no room for an answer.
+    /// A prompt, its image included, leaves no room for an answer. One that is far too long is not tokenized to its end:
+    /// `prompt` is the number of tokens by then, or the fewest that its bytes can have.
     #[error("the prompt has {prompt} tokens and the answer at least 1; {of} {limit}")]
     PromptTooLong { prompt: usize, limit: usize, of: Cow<'static, str> },
     /// An image is larger than the application allows.

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use model_actors::{Capability, Failure, Footprint, LoadContext, Loader, Model, ModelId, Weights};
+use model_actors::{Capability, Cause, Failure, Footprint, LoadContext, Loader, Model, ModelId, Weights};
 
 use crate::device::{Compute, ComputeDevice};
 use crate::error::Result;
@@ -31,6 +31,10 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
     fn files(&self) -> &Files;
     /// Memory that the model will take, from the headers of its weights.
     fn footprint(&self, context: &LoadContext) -> Result<Footprint>;
+    /// Refuses a request that can be seen not to fit the model.
+    fn check(&self, _: &<Self::Capability as Capability>::Request) -> Result<()> {
+        Ok(())
+    }
     /// Reads the weights.
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<Self::Loaded>;
 }
@@ -244,6 +248,11 @@ impl<M: WorkerModel + Model<CapabilityOf<M>>> Loader<CapabilityOf<M>> for ModelL
         let loaded = self.load_model(context);
         self.plan.get().inspect(|plan| plan.files().rest());
         Ok(Arc::new(SharedModel::<M>(Arc::new(loaded?))))
+    }
+
+    fn check(&self, request: &<CapabilityOf<M> as Capability>::Request) -> Result<(), Cause> {
+        let checked = self.plan.get().map_or(Ok(()), |plan| plan.check(request));
+        checked.map_err(|error| Failure::from(error).cause)
     }
 }
 

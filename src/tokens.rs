@@ -7,6 +7,7 @@
 //! bounded only by their engine's limit of a million steps back for each match.
 
 mod output_bounds;
+mod long_text;
 mod plain_text;
 
 use std::ops::Range;
@@ -34,6 +35,8 @@ pub(crate) struct Tokens {
     output_bounds: OutputBounds,
     /// Encodes what people write in a prompt, unless their special tokens are the template's equals.
     plain_text: Option<Arc<PlainText>>,
+    /// Most bytes of a text for each of its tokens, where that is known; of a tokenizer for prompts.
+    bytes_per_token: Option<usize>,
 }
 
 /// A `tokenizer.json` that is not checked yet: see [`OutputBounds::of`].
@@ -131,7 +134,26 @@ impl Tokens {
     pub(crate) fn whole(mut tokenizer: Tokenizer) -> Result<Self, String> {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| error.to_string())?;
-        Self::of(tokenizer)
+        let bytes_per_token = long_text::bytes_per_token(&tokenizer);
+        Ok(Self { bytes_per_token, ..Self::of(tokenizer)? })
+    }
+
+    /// Most bytes of a text for each of its tokens, where that is known.
+    pub(crate) fn bytes_per_token(&self) -> Option<usize> {
+        self.bytes_per_token
+    }
+
+    /// Number of tokens of a prompt that has far more than `limit`, as far as they were counted, or at least; nothing for
+    /// one that may fit.
+    pub(crate) fn count_beyond(&self, text: &str, limit: usize) -> Result<Option<usize>> {
+        if let Some(least) = self.bytes_per_token.map(|bytes| text.len().div_ceil(bytes.max(1)))
+            && least > limit
+        {
+            return Ok(Some(least));
+        }
+        let encode = |piece: &str| self.output_bounds.encode(&self.tokenizer, piece, Specials::AsWritten);
+        long_text::count_beyond(text, limit, |piece| encode(piece).map(|ids| ids.len()))
+            .map_err(untokenizable)
     }
 
     fn of(tokenizer: Tokenizer) -> Result<Self, String> {
@@ -144,6 +166,7 @@ impl Tokens {
             byte_fallback,
             output_bounds,
             plain_text: None,
+            bytes_per_token: None,
         })
     }
 
@@ -176,7 +199,7 @@ impl Tokens {
         encoded.map_err(untokenizable)
     }
 
-    /// The tokens of what a template makes of texts that people wrote. Special tokens of the template are special; those
+    /// The tokens of what a template makes of texts that people wrote; `specials` may still refuse it. Special tokens of the template are special; those
     /// that stand in the texts, or that the template makes of these, are text where they are split.
     ///
     /// A template may look for such characters in the texts, to leave out what a model was thinking, say. Where that
@@ -186,10 +209,10 @@ impl Tokens {
         &self,
         written: &[&str],
         render: impl Fn(&Mask) -> Result<String>,
-        specials: impl Fn(&str) -> Specials,
+        specials: impl Fn(&str) -> Result<Specials>,
     ) -> Result<Vec<u32>> {
         let text = render(&Mask::default())?;
-        let around = specials(&text);
+        let around = specials(&text)?;
         let Some(plain) = &self.plain_text else { return self.encode_prompt(&text, around) };
         let tokenizer = &*self.tokenizer;
         let mask = guarded(|| plain.mask(tokenizer, written, &text)).map_err(untokenizable)?;
@@ -256,7 +279,12 @@ impl Tokens {
     /// A text's tokens with the model's special ones; never none.
     pub(crate) fn encode(&self, text: &str) -> Result<TokenIds> {
         let failed = |error: String| Error::InvalidInput(format!("the text cannot be tokenized: {error}"));
-        let mut ids = self.output_bounds.encode(&self.tokenizer, text, Specials::Added).map_err(failed)?;
+        let whole = |text: &str| self.output_bounds.encode(&self.tokenizer, text, Specials::Added);
+        let ids = match self.tokenizer.get_truncation() {
+            Some(truncation) => long_text::encode_cut(text, truncation.max_length, whole),
+            None => whole(text),
+        };
+        let mut ids = ids.map_err(failed)?;
         ids.extend(self.closing);
         if ids.is_empty() {
             return Err(Error::InvalidInput("the text has no tokens".to_owned()));
@@ -362,5 +390,19 @@ mod tests {
         let tokens = tokens.unwrap();
         assert!(tokens.decode(&[70; 1000]).is_ok());
         assert!(tokens.decode(&[70; 1 << 20]).is_err(), "a byte and a space each, sixteen times");
+    }
+
+    #[test]
+    fn a_long_text_is_cut_to_the_tokens_of_all_of_it() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_embedding");
+        for family in std::fs::read_dir(root).unwrap() {
+            let file = family.unwrap().path().join("tokenizer.json");
+            let tokens = Tokens::read(&file, 64, false).unwrap();
+            for part in ["The cat sleeps. ", "naïve 猫", "x", " ", "\u{301}é", "a\n\n"] {
+                let text = part.repeat(100_000 / part.len());
+                let whole = tokens.output_bounds.encode(&tokens.tokenizer, &text, Specials::Added).unwrap();
+                assert_eq!(tokens.encode(&text).unwrap().ids, whole, "{}: {part:?}", file.display());
+            }
+        }
     }
 }

@@ -250,9 +250,14 @@ impl<C: Capability> ModelHandle<C> {
         }
     }
 
+    fn check_input(&self, request: &C::Request) -> Result<()> {
+        let checked = C::check(request).and_then(|()| self.latest().loader.check(request));
+        checked.map_err(|cause| Error::InvalidInput { cause })
+    }
+
     fn refusal(&self, request: &C::Request, options: &CallOptions) -> Option<Error> {
-        if let Err(cause) = C::check(request) {
-            return Some(Error::InvalidInput { cause });
+        if let Err(error) = self.check_input(request) {
+            return Some(error);
         }
         loop {
             let model = match self.current() {
@@ -318,7 +323,7 @@ impl<C: Capability> ModelHandle<C> {
         options: CallOptions,
         chunks: Option<mpsc::Sender<C::Chunk>>,
     ) -> Result<Reply<C, H>> {
-        C::check(&request).map_err(|cause| Error::InvalidInput { cause })?;
+        self.check_input(&request)?;
         let total_timeout = options.total_timeout.or_else(|| self.latest().policy.config.total_timeout);
         let total_timeout = total_timeout.unwrap_or(Duration::MAX);
         // Who has less time for all of it has no more for its beginning.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
 use crate::capability::Capability;
-use crate::error::Failure;
+use crate::error::{Cause, Failure};
 use crate::id::{Bytes, ModelId, ModelKey};
 use crate::progress::{Gauge, LoadProgress, LoadStage};
 use crate::telemetry::{Event, Events};
@@ -63,6 +63,15 @@ pub trait Loader<C: Capability>: Send + Sync + 'static {
     /// # Errors
     /// As for [`Loader::footprint`].
     fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<C>>, Failure>;
+
+    /// Checks a request in its caller's task, before it takes a place in the queue: against what is known of the model by
+    /// then, which may not be loaded yet. It must not take long. Everything is taken, unless a loader says otherwise.
+    ///
+    /// # Errors
+    /// The fault of the request, which its caller gets as [`crate::Error::InvalidInput`].
+    fn check(&self, _: &C::Request) -> Result<(), Cause> {
+        Ok(())
+    }
 }
 
 /// A loaded model's weights, shared by all its workers on one device and freed with the last of them.

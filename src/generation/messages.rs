@@ -8,11 +8,18 @@ use crate::error::Result;
 use crate::tokens::{Mask, Specials, Tokens};
 
 /// Encodes the prompt that asks for the model's next message. The system's messages are the application's, and may hold
-/// special tokens; answers may repeat what a person wrote, so that they are treated as what people write.
+/// special tokens; answers may repeat what a person wrote, so that they are treated as what people write. `check` may
+/// refuse the prompt before it is tokenized.
 ///
 /// # Errors
-/// [`Error::InvalidInput`](crate::Error::InvalidInput) if the template refuses the messages, or the tokenizer fails.
-pub(crate) fn encode(tokens: &Tokens, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
+/// [`Error::InvalidInput`](crate::Error::InvalidInput) if the template refuses the messages, or the tokenizer fails; those
+/// of `check`.
+pub(crate) fn encode(
+    tokens: &Tokens,
+    template: &ChatTemplate,
+    messages: &[Message],
+    check: impl Fn(&str) -> Result<()>,
+) -> Result<Vec<u32>> {
     let is_written = |message: &&Message| message.role != Role::System;
     let written: Vec<&str> =
         messages.iter().filter(is_written).map(|message| message.content.as_str()).collect();
@@ -23,7 +30,14 @@ pub(crate) fn encode(tokens: &Tokens, template: &ChatTemplate, messages: &[Messa
         };
         messages.iter().map(|message| Message::new(message.role, content(message))).collect::<Vec<Message>>()
     };
-    tokens.encode_template(&written, |mask| template.render(&masked(mask)), |_| Specials::AsWritten)
+    tokens.encode_template(
+        &written,
+        |mask| template.render(&masked(mask)),
+        |text| {
+            check(text)?;
+            Ok(Specials::AsWritten)
+        },
+    )
 }
 
 #[cfg(test)]

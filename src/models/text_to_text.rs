@@ -42,16 +42,27 @@ impl LoadedModel {
         self.decoder.context().min(self.limits.kv_cache_tokens)
     }
 
-    /// A prompt's tokens.
-    fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+    /// Refuses a prompt that is far too long before all of it is tokenized.
+    fn check_length(&self, text: &str) -> Result<()> {
+        match self.tokens.count_beyond(text, self.longest())? {
+            Some(count) => self.limits.room_after(count, self.decoder.context()).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// A prompt's tokens; `check` may refuse its text before.
+    fn tokenize(&self, prompt: &Prompt, check: impl Fn(&str) -> Result<()>) -> Result<Vec<u32>> {
         let tokens = match prompt {
-            Prompt::Raw(text) => self.tokens.encode_prompt(text, Specials::Added)?,
+            Prompt::Raw(text) => {
+                check(text)?;
+                self.tokens.encode_prompt(text, Specials::Added)?
+            }
             Prompt::Messages(messages) => {
                 let Some(template) = &self.template else {
                     let reason = "the model has no chat template, so it takes a raw prompt, not messages";
                     return Err(Error::InvalidInput(reason.to_owned()));
                 };
-                encode_messages(&self.tokens, template, messages)?
+                encode_messages(&self.tokens, template, messages, check)?
             }
             _ => return Err(Error::InvalidInput("this kind of prompt is not supported".to_owned())),
         };
@@ -135,7 +146,7 @@ impl TextGenerationModel {
     /// # Errors
     /// [`Error::InvalidInput`] if it cannot be tokenized, or the chat template refuses it.
     pub fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>> {
-        self.shared.tokenize(prompt)
+        self.shared.tokenize(prompt, |_| Ok(()))
     }
 
     /// The text of tokens, without the special ones.
@@ -214,7 +225,7 @@ impl Steps<GenerateText> for TextGenerationModel {
 
     fn begin(&self, request: &GenerateText) -> Result<Start<State>> {
         let model = &*self.shared;
-        let tokens = model.tokenize(&request.prompt)?;
+        let tokens = model.tokenize(&request.prompt, |text| model.check_length(text))?;
         let vocabulary = model.decoder.vocabulary();
         if let Some(unknown) = tokens.iter().find(|token| **token as usize >= vocabulary) {
             let reason = format!("the prompt has the token {unknown}; the model knows {vocabulary}");

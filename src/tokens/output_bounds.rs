@@ -183,7 +183,7 @@ fn most_after(step: &NormalizerWrapper, factor: usize, text: &str) -> tokenizers
 }
 
 /// The end of a letter, at or before so many bytes.
-fn boundary(text: &str, most: usize) -> usize {
+pub(super) fn boundary(text: &str, most: usize) -> usize {
     let most = most.min(text.len());
     (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(most)
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::gate::Latch;
 use crate::batch::Batch;
 use crate::capability::Capability;
-use crate::error::Failure;
+use crate::error::{Cause, Failure};
 use crate::id::Bytes;
 use crate::model::{Footprint, LoadContext, Loader, Model, Weights};
 use crate::progress::Hook;
@@ -93,6 +93,10 @@ impl Script {
 }
 
 impl<C: Capability, L: Loader<C>> Loader<C> for FaultyLoader<L> {
+    fn check(&self, request: &C::Request) -> Result<(), Cause> {
+        self.loader.check(request)
+    }
+
     fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure> {
         self.loader.footprint(context)
     }

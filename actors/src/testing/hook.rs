@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::capability::Capability;
-use crate::error::Failure;
+use crate::error::{Cause, Failure};
 use crate::model::{Footprint, LoadContext, Loader, Model, Weights};
 use crate::progress::Hook;
 
@@ -33,6 +33,10 @@ impl<L> HookedLoader<L> {
 }
 
 impl<C: Capability, L: Loader<C>> Loader<C> for HookedLoader<L> {
+    fn check(&self, request: &C::Request) -> Result<(), Cause> {
+        self.loader.check(request)
+    }
+
     fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure> {
         self.loader.footprint(context)
     }

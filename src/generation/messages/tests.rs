@@ -9,6 +9,11 @@ use tokenizers::Tokenizer;
 use super::*;
 use crate::generation::template::SpecialTokens;
 
+/// The tokens of messages, however many.
+fn encode(tokens: &Tokens, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
+    super::encode(tokens, template, messages, |_| Ok(()))
+}
+
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n";
 const LLAMA3: &str = "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}<|start_header_id|>assistant<|end_header_id|>\n\n";
 const GEMMA: &str = "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}<start_of_turn>model\n";

@@ -1,9 +1,9 @@
 //! A text to text model as its small files describe it, before its weights are read.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use model_actors::{Bytes, Footprint, LoadContext, LoadStage, TextToText};
+use model_actors::{Bytes, Footprint, GenerateText, LoadContext, LoadStage, Prompt, TextToText};
 use serde::Deserialize;
 
 use super::LoadedModel;
@@ -27,6 +27,10 @@ const CAPABILITY: &str = "text to text";
 
 /// Memory that gemm, the tokenizer and the allocator keep for each thread, as measured for text embedding.
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);
+
+/// Memory that tokenizing takes for each token that there is room for: prompts of up to twice as many are tokenized whole,
+/// in some fifty bytes for each of theirs.
+const TOKENIZING: u64 = 512;
 
 /// One token or several.
 #[derive(Debug, Deserialize)]
@@ -52,6 +56,8 @@ pub(crate) struct TextToTextPlan {
     special: SpecialTokens,
     end_tokens: Vec<u32>,
     generation: GenerationSettings,
+    /// Of the tokenizer, once it is loaded.
+    bytes_per_token: OnceLock<Option<usize>>,
 }
 
 /// Kinds of files that a model is in.
@@ -82,6 +88,17 @@ impl loader::LoadPlan for TextToTextPlan {
         &self.files
     }
 
+    fn check(&self, request: &GenerateText) -> Result<()> {
+        match (&request.prompt, self.bytes_per_token.get()) {
+            // A template may leave out what it likes of messages.
+            (Prompt::Raw(text), Some(Some(bytes))) => {
+                let least = text.len().div_ceil(*bytes.max(&1));
+                self.generation.limits.room_after(least, self.config.context).map(drop)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn footprint(&self, context: &LoadContext) -> Result<Footprint> {
         self.footprint_now(context)
     }
@@ -109,6 +126,7 @@ impl loader::LoadPlan for TextToTextPlan {
         let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer_file().to_owned(), reason };
         let tokens =
             tokens.splitting_special_tokens(self.generation.split_special_tokens).map_err(invalid)?;
+        self.bytes_per_token.get_or_init(|| tokens.bytes_per_token());
         Ok(LoadedModel {
             decoder,
             template: self.template.clone(),
@@ -137,7 +155,16 @@ impl TextToTextPlan {
         let tokenizer = files.required("tokenizer.json", context)?;
         let (template, special) = generation::read_chat_template(&files, context)?;
         let (kind, generation) = (Kind::Folder { tokenizer }, GenerationSettings::default());
-        Ok(Self { files, config, kind, template, special, end_tokens, generation })
+        Ok(Self {
+            files,
+            config,
+            kind,
+            template,
+            special,
+            end_tokens,
+            generation,
+            bytes_per_token: OnceLock::new(),
+        })
     }
 
     fn read_gguf(files: Files, path: &Path, context: &LoadContext) -> Result<Self> {
@@ -169,7 +196,16 @@ impl TextToTextPlan {
             }
         }
         let (kind, generation) = (Kind::Gguf { file, tokenizer }, GenerationSettings::default());
-        Ok(Self { files, config, kind, template, special, end_tokens, generation })
+        Ok(Self {
+            files,
+            config,
+            kind,
+            template,
+            special,
+            end_tokens,
+            generation,
+            bytes_per_token: OnceLock::new(),
+        })
     }
 
     /// The file that has the tokenizer.
@@ -205,6 +241,7 @@ impl TextToTextPlan {
         let held = continuous_batching::most_held(self.generation.limits, config.context);
         // With the numbers of the tokens themselves.
         let caches = config.cache_bytes(held) + Bytes(4 * held as u64);
-        Ok(Footprint::new(shared, caches + scratch + logits + THREAD_SCRATCH))
+        let tokenizing = Bytes(TOKENIZING.saturating_mul(config.context.min(kv_cache_tokens) as u64));
+        Ok(Footprint::new(shared, caches + scratch + logits + tokenizing + THREAD_SCRATCH))
     }
 }
