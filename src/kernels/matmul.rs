@@ -25,7 +25,8 @@ impl<'a> Matrix<'a> {
 
     /// Matrix of some of the rows.
     pub(super) fn some_rows(self, rows: Range<usize>) -> Self {
-        let values = if rows.is_empty() { &[] } else { &self.values[rows.start * self.row_stride..] };
+        let begin = rows.start.saturating_mul(self.row_stride);
+        let values = if rows.is_empty() { &[] } else { &self.values[begin..] };
         Self { values, rows: rows.len(), ..self }
     }
 
@@ -40,17 +41,20 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// One more than the largest index that the matrix covers.
-    fn extent(self) -> usize {
-        extent(self.rows, self.columns, self.row_stride, self.column_stride)
+    /// True if every index that the matrix covers is one of its numbers.
+    fn fits(self) -> bool {
+        let extent = extent(self.rows, self.columns, self.row_stride, self.column_stride);
+        extent.is_some_and(|extent| extent <= self.values.len())
     }
 }
 
-fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) -> usize {
-    match (rows, columns) {
-        (0, _) | (_, 0) => 0,
-        _ => (rows - 1) * row_stride + (columns - 1) * column_stride + 1,
-    }
+/// One more than the largest index that a matrix covers; nothing if there is no such index.
+fn extent(rows: usize, columns: usize, row_stride: usize, column_stride: usize) -> Option<usize> {
+    let (Some(last_row), Some(last_column)) = (rows.checked_sub(1), columns.checked_sub(1)) else {
+        return Some(0);
+    };
+    let (row, column) = (last_row.checked_mul(row_stride)?, last_column.checked_mul(column_stride)?);
+    row.checked_add(column)?.checked_add(1)
 }
 
 /// Treatment of the numbers that the output holds already.
@@ -73,9 +77,10 @@ pub(super) fn multiply(
     let (out, out_stride) = out;
     let (m, n, k) = (left.rows, right.columns, left.columns);
     assert_eq!(k, right.rows, "the inner sides of a matrix product differ");
-    assert!(left.extent() <= left.values.len(), "the left matrix reaches beyond its slice");
-    assert!(right.extent() <= right.values.len(), "the right matrix reaches beyond its slice");
-    assert!(extent(m, n, out_stride, 1) <= out.len(), "the output reaches beyond its slice");
+    assert!(left.fits(), "the left matrix reaches beyond its slice");
+    assert!(right.fits(), "the right matrix reaches beyond its slice");
+    let out_fits = extent(m, n, out_stride, 1).is_some_and(|extent| extent <= out.len());
+    assert!(out_fits, "the output reaches beyond its slice");
     assert!(out_stride >= n || m <= 1, "the output's rows overlap");
     let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
     // SAFETY: gemm reads `left` and `right` and reads and writes `out` at exactly the indices that `extent` bounds,
@@ -130,5 +135,23 @@ mod tests {
         let short = [0.0; 3];
         let matrix = Matrix::rows(&short, 2, 2, 2);
         multiply((&mut [0.0; 4], 2), Output::Replace, matrix, matrix, 1.0, 1);
+    }
+
+    #[test]
+    fn a_matrix_of_more_numbers_than_can_be_counted_reaches_beyond_any_slice() {
+        // Multiplied without a look, each of them is a small number.
+        let half = 1 << (usize::BITS / 2);
+        for (rows, columns, row_stride, column_stride) in [
+            (half + 1, 1, half, 1),
+            (1, half + 1, 1, half),
+            (2, 2, usize::MAX, 1),
+            (3, 1, usize::MAX / 2 + 1, 0),
+        ] {
+            assert_eq!(extent(rows, columns, row_stride, column_stride), None);
+            let matrix = Matrix { values: &[0.0], rows, columns, row_stride, column_stride };
+            assert!(!matrix.fits());
+        }
+        assert_eq!(extent(2, 3, 4, 1), Some(7));
+        assert_eq!((extent(0, 3, usize::MAX, 1), extent(3, 0, usize::MAX, usize::MAX)), (Some(0), Some(0)));
     }
 }
