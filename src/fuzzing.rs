@@ -92,7 +92,7 @@ pub fn safetensors(bytes: &[u8]) {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| folder("weights"));
     std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
-    let files = Files::Directory(folder.clone());
+    let files = Files::directory(folder);
     let Ok(weights) = WeightFiles::open(&files, "", &context()) else { return };
     assert!(
         weights.bytes_on_disk(|_| true).0 as usize

@@ -5,7 +5,6 @@
 mod header;
 mod tokenizer;
 
-use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use model_actors::{Bytes, LoadContext};
 
 use crate::error::{Error, Result};
 use crate::kernels::ggml::GgmlType;
+use crate::source;
 pub(crate) use header::{Header, read_header};
 pub(crate) use tokenizer::{GgufTokenizer, TokenKind};
 
@@ -40,7 +40,7 @@ impl GgufFile {
     /// [`Error::InvalidGguf`] if it is malformed, [`Error::TruncatedWeights`] if tensors lie beyond the file's end.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let unreadable = |source| Error::unreadable(path, &source);
-        let file = File::open(path).map_err(unreadable)?;
+        let file = source::open(path).map_err(unreadable)?;
         let size = file.metadata().map_err(unreadable)?.len();
         let header = read_header(BufReader::new(file), size)
             .map_err(|reason| Error::InvalidGguf { file: path.to_owned(), reason })?;
@@ -109,7 +109,7 @@ impl GgufFile {
             )));
         };
         let unreadable = |source| Error::unreadable(&self.path, &source);
-        let mut file = File::open(&self.path).map_err(unreadable)?;
+        let mut file = source::open(&self.path).map_err(unreadable)?;
         file.seek(SeekFrom::Start(tensor.start)).map_err(unreadable)?;
         // The header's sizes fit the file, so this asks for no more than is there.
         let mut bytes = vec![0; tensor.bytes as usize];

@@ -52,6 +52,8 @@
 //! | what | limit |
 //! |---|---|
 //! | bytes of a model's configuration file | [`MAX_CONFIG_BYTES`], 64 MiB |
+//! | bytes of the name of a file, a repository or a revision | `MAX_NAME_BYTES` of `source/names.rs`, 256 |
+//! | where a link in a model's directory leads to | a regular file in the directory, unless the source has [`follow_links`](crate::Source::follow_links) |
 //! | bytes of a weight file's header | [`MAX_HEADER_BYTES`], 100 MiB |
 //! | dimensions of a tensor | `MAX_RANK` of `weights.rs`, 8; `MAX_RANK` of `gguf/header.rs`, 4 |
 //! | items of a GGUF list, bytes of a text in it, and of all texts | `MAX_ITEMS`, 16,777,216; `MAX_TEXT`, 16 MiB; `MAX_TEXTS`, 512 MiB; of `gguf/header.rs` |

@@ -1,8 +1,12 @@
 //! Sources of a model's files: a directory, or a repository of the hub. A source is only a name until a load opens it;
 //! the transfer itself is left to `hub`.
 
+mod names;
+mod folder;
+mod json;
+
 use std::fmt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use model_actors::LoadContext;
 use serde::de::DeserializeOwned;
@@ -11,8 +15,11 @@ use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
 use crate::hub::HubFiles;
 use crate::hub_settings::HubSettings;
-use crate::limits::MAX_CONFIG_BYTES;
 use crate::secrets::{HIDDEN, looks_like_address};
+use folder::{Folder, is_gguf, is_pickle};
+pub(crate) use folder::{open, read};
+pub(crate) use json::{read_config, read_json};
+use names::{is_name, is_plain, is_repository_name};
 
 /// Source of a model's files. Making one does no I/O. An address is no source: it may hold a password or a token, so
 /// it is refused, and nothing shows it.
@@ -30,7 +37,12 @@ pub enum Source {
     /// A directory with `config.json`, `tokenizer.json` and the weights, or with one GGUF file; or a GGUF file. In a
     /// directory, `tokenizer.json` and the chat template beside the GGUF file go before those in it. A file that is
     /// named itself is taken alone, as llama.cpp does: its own tokenizer and chat template are the model's.
-    Directory(PathBuf),
+    Directory {
+        /// Path of the directory or file.
+        path: PathBuf,
+        /// Links in the directory may lead out of it: see [`Source::follow_links`].
+        follow_links: bool,
+    },
     /// A repository on the Hugging Face hub, or on the server that `HF_ENDPOINT` names; needs the feature `hub`.
     Repository {
         /// Its name, `owner/name`.
@@ -46,7 +58,24 @@ pub enum Source {
 impl Source {
     /// A directory.
     pub fn directory(path: impl Into<PathBuf>) -> Self {
-        Self::Directory(path.into())
+        Self::Directory { path: path.into(), follow_links: false }
+    }
+
+    /// The same directory, of which links may lead to files outside. Otherwise they are refused, as a model that somebody
+    /// else has made could show any file of this machine; those of the cache of the Hugging Face tools, into the cache,
+    /// are followed in any case. A repository has none, and stays as it is.
+    ///
+    /// ```
+    /// use candle_actors::Source;
+    /// let source = Source::directory("models/mine").follow_links();
+    /// assert_ne!(source, Source::directory("models/mine"));
+    /// ```
+    #[must_use]
+    pub fn follow_links(self) -> Self {
+        match self {
+            Self::Directory { path, .. } => Self::Directory { path, follow_links: true },
+            repository => repository,
+        }
     }
 
     /// A repository at its main branch.
@@ -77,7 +106,9 @@ impl Source {
             Self::Repository { name, revision, .. } => {
                 Self::Repository { name, revision, gguf: Some(file.into()) }
             }
-            Self::Directory(path) => Self::Directory(path.join(file.into())),
+            Self::Directory { path, follow_links } => {
+                Self::Directory { path: path.join(file.into()), follow_links }
+            }
         }
     }
 
@@ -120,7 +151,7 @@ impl Source {
     /// True if an address was given in place of a path or a name.
     fn is_address(&self) -> bool {
         match self {
-            Self::Directory(path) => looks_like_address(path),
+            Self::Directory { path, .. } => looks_like_address(path),
             Self::Repository { name, .. } => looks_like_address(Path::new(name)),
         }
     }
@@ -129,7 +160,7 @@ impl Source {
 impl fmt::Debug for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Directory(_) => write!(formatter, "Directory({self})"),
+            Self::Directory { .. } => write!(formatter, "Directory({self})"),
             Self::Repository { .. } => write!(formatter, "Repository({self})"),
         }
     }
@@ -139,7 +170,7 @@ impl fmt::Display for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             address if address.is_address() => formatter.write_str(HIDDEN),
-            Self::Directory(path) => path.display().fmt(formatter),
+            Self::Directory { path, .. } => path.display().fmt(formatter),
             Self::Repository { name, revision, gguf } => {
                 formatter.write_str(name)?;
                 if let Some(file) = gguf {
@@ -149,34 +180,6 @@ impl fmt::Display for Source {
             }
         }
     }
-}
-
-/// `owner/name`, and not a path.
-fn is_repository_name(text: &str) -> bool {
-    text.split_once('/').is_some_and(|(owner, name)| is_name(owner) && is_name(name))
-}
-
-/// Letters, digits, `-`, `_` and `.`, which it does not begin with: an owner, or a repository of the hub's first days,
-/// which had none.
-fn is_name(text: &str) -> bool {
-    let is_allowed = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
-    !text.is_empty() && !text.starts_with('.') && text.chars().all(is_allowed)
-}
-
-fn is_gguf(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
-}
-
-/// The ending that pickles share with other files; these names have it for one.
-const PICKLED: &str = "pytorch_model";
-/// Beginnings of the names of files that a training leaves beside a model's weights.
-const LEFT_BEHIND: [&str; 3] = ["optimizer", "scheduler", "rng_state"];
-
-/// True for a file that is a pickle by its name, as PyTorch and its users name them.
-fn is_pickle(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
-    ends(&[".ckpt", ".pkl", ".pt", ".pth"]) || ends(&[".bin"]) && name.contains(PICKLED)
 }
 
 /// Files of an opened source, for a loader of an application's own. A file of a repository is fetched when it is first
@@ -231,7 +234,7 @@ impl ModelFiles {
 
 /// An opened source: gives the path of a file by its name in the model, and fetches it first if necessary.
 pub(crate) enum Files {
-    Directory(PathBuf),
+    Directory(Folder),
     /// With the name of the GGUF file that is the model, where one is.
     #[cfg(feature = "hub")]
     Hub(Box<HubFiles>, Option<String>),
@@ -242,11 +245,17 @@ impl Files {
     #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub has settings"))]
     pub(crate) fn open(source: &Source, hub: &HubSettings) -> Result<Self> {
         match source {
-            Source::Directory(path) => Self::open_directory(path),
+            Source::Directory { path, follow_links } => Self::open_directory(path, *follow_links),
             address if address.is_address() => Err(refused_address()),
             Source::Repository { name, .. } if !is_name(name) && !is_repository_name(name) => {
                 let reason =
                     format!("{name:?} is no name of a repository, owner/name; a path is a directory");
+                Err(Error::InvalidSetting { setting: "source".into(), reason })
+            }
+            Source::Repository { revision: Some(name), .. } | Source::Repository { gguf: Some(name), .. }
+                if !is_plain(name) =>
+            {
+                let reason = format!("{name:?} is no name of a revision or of a file");
                 Err(Error::InvalidSetting { setting: "source".into(), reason })
             }
             #[cfg(feature = "hub")]
@@ -258,9 +267,17 @@ impl Files {
         }
     }
 
-    fn open_directory(path: &Path) -> Result<Self> {
+    /// The files of a directory, whatever is in it.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn directory(path: &Path) -> Self {
+        Self::Directory(Folder::new(path, false))
+    }
+
+    fn open_directory(path: &Path, follow_links: bool) -> Result<Self> {
         match path {
-            _ if path.is_dir() || is_gguf(path) && path.is_file() => Ok(Self::Directory(path.to_owned())),
+            _ if path.is_dir() || is_gguf(path) && path.is_file() => {
+                Ok(Self::Directory(Folder::new(path, follow_links)))
+            }
             _ if looks_like_address(path) => Err(refused_address()),
             _ if is_pickle(path) && path.is_file() => {
                 let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -307,7 +324,7 @@ impl Files {
         }
         self.check_name(file)?;
         match self {
-            Self::Directory(root) => Ok(Some(root.join(file)).filter(|path| path.is_file())),
+            Self::Directory(folder) => folder.find(file),
             #[cfg(feature = "hub")]
             Self::Hub(files, _) => files.fetch(file, context),
         }
@@ -320,8 +337,8 @@ impl Files {
     #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub takes its time"))]
     pub(crate) fn gguf(&self, context: &LoadContext) -> Result<Option<PathBuf>> {
         match self {
-            Self::Directory(path) if path.is_file() => Ok(Some(path.clone())),
-            Self::Directory(path) => only_gguf(path),
+            Self::Directory(folder) if folder.is_file() => Ok(Some(folder.path().to_owned())),
+            Self::Directory(folder) => folder.only_gguf(),
             #[cfg(feature = "hub")]
             Self::Hub(_, None) => Ok(None),
             #[cfg(feature = "hub")]
@@ -332,7 +349,7 @@ impl Files {
     /// True if one GGUF file was named as the model.
     pub(crate) fn is_gguf(&self) -> bool {
         match self {
-            Self::Directory(path) => path.is_file(),
+            Self::Directory(folder) => folder.is_file(),
             #[cfg(feature = "hub")]
             Self::Hub(_, file) => file.is_some(),
         }
@@ -341,7 +358,7 @@ impl Files {
     /// The directory or file that was named, where one was.
     pub(crate) fn root(&self) -> Option<&Path> {
         match self {
-            Self::Directory(path) => Some(path),
+            Self::Directory(folder) => Some(folder.path()),
             #[cfg(feature = "hub")]
             Self::Hub(..) => None,
         }
@@ -349,8 +366,11 @@ impl Files {
 
     /// A pickle in a folder of a directory, which is named with a slash at its end or empty, if no safetensors are there.
     pub(crate) fn pickle(&self, folder: &str) -> Option<String> {
-        let name = only_pickle(&self.root()?.join(folder))?;
-        Some(format!("{folder}{name}"))
+        match self {
+            Self::Directory(root) => root.pickle(folder),
+            #[cfg(feature = "hub")]
+            Self::Hub(..) => None,
+        }
     }
 
     /// True if the model has the file; does not fetch it.
@@ -380,7 +400,7 @@ impl Files {
     /// The model, as errors name it.
     pub(crate) fn name(&self) -> String {
         match self {
-            Self::Directory(root) => root.display().to_string(),
+            Self::Directory(folder) => folder.path().display().to_string(),
             #[cfg(feature = "hub")]
             Self::Hub(files, _) => files.name().to_owned(),
         }
@@ -388,11 +408,12 @@ impl Files {
 
     /// Names come from the model's own files, which may lie: none may lead out of the model.
     fn check_name(&self, file: &str) -> Result<()> {
-        let stays = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
-        if stays && !file.is_empty() {
+        if is_plain(file) {
             return Ok(());
         }
-        let reason = format!("the file name {file:?} leads out of the model");
+        let reason = format!(
+            "the file name {file:?} leads out of the model, or has characters that names do not have"
+        );
         Err(Error::InvalidConfig { file: PathBuf::from(self.name()), reason })
     }
 }
@@ -408,83 +429,43 @@ fn refused_address() -> Error {
     Error::InvalidSetting { setting: "source".into(), reason: reason.to_owned() }
 }
 
-fn only_pickle(directory: &Path) -> Option<String> {
-    let files = std::fs::read_dir(directory).ok()?.flatten().map(|entry| entry.path());
-    let files: Vec<PathBuf> = files.filter(|path| path.is_file()).collect();
-    if files.iter().any(|path| path.extension().is_some_and(|extension| extension == "safetensors")) {
-        return None;
-    }
-    let pickles = files.iter().filter(|path| is_pickle(path)).filter_map(|path| path.file_name());
-    let names = pickles.map(|name| name.to_string_lossy().into_owned());
-    names.filter(|name| !LEFT_BEHIND.iter().any(|left| name.starts_with(left))).min()
-}
-
-fn only_gguf(directory: &Path) -> Result<Option<PathBuf>> {
-    // Where the same model lies in both forms, the one that nothing was lost of is meant.
-    if ["model.safetensors", "model.safetensors.index.json"].iter().any(|file| directory.join(file).is_file())
-    {
-        return Ok(None);
-    }
-    let unreadable = |source| Error::unreadable(directory, &source);
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(unreadable)? {
-        let path = entry.map_err(unreadable)?.path();
-        if is_gguf(&path) && path.is_file() {
-            files.push(path);
-        }
-    }
-    if files.len() < 2 {
-        return Ok(files.pop());
-    }
-    let names = files.iter().filter_map(|path| path.file_name());
-    let mut files: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
-    files.sort_unstable();
-    Err(Error::SeveralGgufFiles { model: directory.display().to_string(), files })
-}
-
-/// A configuration file's bytes.
-///
-/// # Errors
-/// [`Error::UnreadableFile`]; [`Error::InvalidConfig`] for one of more than [`MAX_CONFIG_BYTES`].
-pub(crate) fn read_config(path: &Path) -> Result<Vec<u8>> {
-    let unreadable = |source| Error::unreadable(path, &source);
-    let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
-    if bytes > MAX_CONFIG_BYTES {
-        let reason = format!("it has {bytes} bytes; at most {MAX_CONFIG_BYTES} are allowed");
-        return Err(Error::InvalidConfig { file: path.to_owned(), reason });
-    }
-    std::fs::read(path).map_err(unreadable)
-}
-
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_slice(&read_config(path)?)
-        .map_err(|error| Error::InvalidConfig { file: path.to_owned(), reason: error.to_string() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_file_name_cannot_lead_out_of_the_model() {
-        let files = Files::Directory(PathBuf::from("/models/mine"));
+        let files = Files::directory(Path::new("/models/mine"));
         assert!(files.check_name("1_Pooling/config.json").is_ok());
-        for name in ["../secret", "/etc/passwd", "a/../../b", ""] {
+        let long = "a".repeat(names::MAX_NAME_BYTES + 1);
+        let leaving =
+            r"../secret /etc/passwd a/../../b a/ a//b ./a a/./b .. a/.. a\..\b a?b=c a#b %2e%2e/secret";
+        for name in leaving.split(' ').chain(["", "a\nb", "a\0", "https://example.org/a?", &long]) {
             assert!(matches!(files.check_name(name), Err(Error::InvalidConfig { .. })), "{name}");
         }
     }
 
     #[test]
     fn a_path_is_no_name_of_a_repository() {
-        for name in ["./models/mine", "/models/mine", "../mine", "a/b/c", "", "a/", "a b"] {
+        let wrong = r"./models/mine /models/mine ../mine a/b/c a/ a/.. a/b..c a--b/c a/b?c a/b#c a/%2e%2e a\b/c .. a/b@c";
+        for name in wrong.split(' ').chain(["", "a b"]) {
             let checked = Source::repository(name).check();
             let refused =
                 matches!(&checked, Err(Error::InvalidSetting { setting, .. }) if setting == "source");
             assert!(refused, "{name}: {checked:?}");
         }
+        for name in ["..", "a/../b", "/a", "a?b", "a#b", "%2e%2e", "", "a\\b", "a//b"] {
+            let sources = [
+                Source::repository("a/b").revision(name),
+                Source::repository("a/b").gguf(format!("{name}/c.gguf")),
+            ];
+            for source in sources {
+                assert!(matches!(source.check(), Err(Error::InvalidSetting { .. })), "{source}");
+            }
+        }
         #[cfg(feature = "hub")]
         for name in ["gpt2", "owner/name.v1_2-x"] {
-            assert!(Source::repository(name).check().is_ok(), "{name}");
+            assert!(Source::repository(name).revision("refs/pr/1").check().is_ok(), "{name}");
         }
     }
 

@@ -4,7 +4,6 @@
 //! families.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::limits::MAX_HEADER_BYTES;
-use crate::source::Files;
+use crate::source::{self, Files};
 
 /// Bytes read between two looks at progress and at the stop mark.
 const PIECE: usize = 1 << 20;
@@ -198,7 +197,7 @@ fn read_header(path: &Path, file: usize) -> Result<Vec<(String, Entry)>> {
     let corrupt = |reason: String| Error::CorruptWeights { file: path.to_owned(), reason };
     let truncated = |expected, actual| Error::TruncatedWeights { file: path.to_owned(), expected, actual };
 
-    let mut opened = File::open(path).map_err(unreadable)?;
+    let mut opened = source::open(path).map_err(unreadable)?;
     let size = opened.metadata().map_err(unreadable)?.len();
     let mut length = [0; 8];
     if size < 8 {
@@ -315,7 +314,7 @@ impl<'a> WeightReader<'a> {
     fn read(&self, entry: &Entry, numbers: Numbers, values: &mut Vec<f32>) -> Result<()> {
         let path = &self.weights.files[entry.file];
         let unreadable = |source| Error::unreadable(path, &source);
-        let mut file = File::open(path).map_err(unreadable)?;
+        let mut file = source::open(path).map_err(unreadable)?;
         file.seek(SeekFrom::Start(entry.start)).map_err(unreadable)?;
         let mut left = entry.bytes as usize;
         let mut piece = vec![0; left.min(PIECE)];

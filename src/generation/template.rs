@@ -151,12 +151,12 @@ pub(crate) fn read(files: &Files, context: &LoadContext) -> Result<(Option<ChatT
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    let unreadable = |source| Error::unreadable(path, &source);
-    let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
-    if bytes > MAX_TEMPLATE_BYTES as u64 {
-        return Err(too_large(path, bytes));
-    }
-    std::fs::read_to_string(path).map_err(unreadable)
+    let bytes = crate::source::read(path, MAX_TEMPLATE_BYTES as u64)?;
+    let invalid = |error: std::string::FromUtf8Error| Error::InvalidConfig {
+        file: path.to_owned(),
+        reason: format!("the chat template is no text: {error}"),
+    };
+    String::from_utf8(bytes).map_err(invalid)
 }
 
 fn too_large(path: &Path, bytes: u64) -> Error {

@@ -48,7 +48,7 @@ fn find(file: &Path, config: &Value) -> Result<DecoderConfig> {
 }
 
 fn open(path: &Path) -> Files {
-    Files::Directory(path.to_owned())
+    Files::directory(path)
 }
 
 impl Fixture {

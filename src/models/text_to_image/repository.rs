@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::architecture::{Family, parse};
 use crate::error::{Error, Result};
 use crate::models::config_file;
-use crate::source::{Files, read_json};
+use crate::source::{Files, read, read_json};
 use crate::weights::WeightFiles;
 
 /// Most levels of a UNet or an autoencoder, each of half the resolution of the one above it.
@@ -104,8 +104,7 @@ fn read_lenient(path: &Path) -> Result<serde_json::Value> {
         Err(error @ Error::InvalidConfig { .. }) => error,
         Err(error) => return Err(error),
     };
-    let small = std::fs::metadata(path).is_ok_and(|about| about.len() <= MAX_LENIENT);
-    let text = small.then(|| std::fs::read_to_string(path).ok()).flatten();
+    let text = read(path, MAX_LENIENT).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let config = text.and_then(|text| serde_json::from_str(&without_infinities(&text)).ok());
     config.ok_or(error)
 }

@@ -14,7 +14,7 @@ fn tower() -> Tower {
     let file = folder.join("config.json");
     let config = TowerConfig::read(&file, &read_json::<Value>(&file).unwrap()["vision_config"]).unwrap();
     let context = LoadContext::detached(&ModelId::from("qwen3_vl"));
-    let weights = WeightFiles::open(&Files::Directory(folder), "", &context).unwrap();
+    let weights = WeightFiles::open(&Files::directory(&folder), "", &context).unwrap();
     let reader = weights.reader("model.visual.", &Device::Cpu, &context);
     Tower::load(&config, &SafeTensors::new(&reader, "", config.transformer.workload)).unwrap()
 }
