@@ -51,10 +51,11 @@
 //!
 //! | what | limit |
 //! |---|---|
-//! | bytes of a model's configuration file | [`MAX_CONFIG_BYTES`], 64 MiB |
+//! | bytes of a model's configuration file, and of any other text or JSON | [`MAX_CONFIG_BYTES`], 4 MiB |
+//! | bytes of `tokenizer.json` or a SentencePiece model, and of the list of weight files | [`MAX_TOKENIZER_BYTES`], 48 MiB; [`MAX_INDEX_BYTES`], 16 MiB |
 //! | bytes of the name of a file, a repository or a revision | `MAX_NAME_BYTES` of `source/names.rs`, 256 |
 //! | where a link in a model's directory leads to | a regular file in the directory, unless the source has [`follow_links`](crate::Source::follow_links) |
-//! | bytes of a weight file's header | [`MAX_HEADER_BYTES`], 100 MiB |
+//! | bytes of a weight file's header | [`MAX_HEADER_BYTES`], 16 MiB |
 //! | dimensions of a tensor | `MAX_RANK` of `weights.rs`, 8; `MAX_RANK` of `gguf/header.rs`, 4 |
 //! | items of a GGUF list, bytes of a text in it, and of all texts | `MAX_ITEMS`, 16,777,216; `MAX_TEXT`, 16 MiB; `MAX_TEXTS`, 512 MiB; of `gguf/header.rs` |
 //! | bytes that the places of a GGUF file's tensors are multiples of | `MAX_ALIGNMENT` of `gguf/header.rs`, 1 MiB |
@@ -104,10 +105,26 @@ pub use model_actors::limits::*;
 
 use crate::error::{Error, Result};
 
-/// Most bytes of a model's configuration file.
-pub const MAX_CONFIG_BYTES: u64 = 64 << 20;
-/// Most bytes of a weight file's header.
-pub const MAX_HEADER_BYTES: u64 = 100 << 20;
+/// Most bytes of a model's configuration file; published ones have up to 1.2 MB.
+pub const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// Most bytes of the list of a model's weight files; that of a model of 671 billion weights has 9 MB.
+pub const MAX_INDEX_BYTES: u64 = 16 << 20;
+/// Most bytes of a tokenizer; that of the largest published vocabularies has 33 MB.
+pub const MAX_TOKENIZER_BYTES: u64 = 48 << 20;
+/// Most bytes of a weight file's header; published ones have up to 1 MB or so.
+pub const MAX_HEADER_BYTES: u64 = 16 << 20;
+
+/// Most bytes of a model's file by its name; weights, and what is not known, are not limited.
+pub(crate) fn file_bytes(file: &str) -> Option<u64> {
+    let name = file.rsplit('/').next().unwrap_or(file).to_lowercase();
+    let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
+    match () {
+        () if name == "tokenizer.json" || ends(&[".model"]) => Some(MAX_TOKENIZER_BYTES),
+        () if ends(&[".json"]) && name.contains(".index.") => Some(MAX_INDEX_BYTES),
+        () if ends(&[".json", ".jinja", ".txt", ".md", ".yaml", ".yml"]) => Some(MAX_CONFIG_BYTES),
+        () => None,
+    }
+}
 
 /// Most bytes of an image's address.
 pub const MAX_ADDRESS_BYTES: usize = 8 << 10;

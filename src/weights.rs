@@ -127,6 +127,10 @@ impl WeightFiles {
         shards.sort_unstable();
         shards.dedup();
         for shard in shards {
+            if !shard.ends_with(".safetensors") {
+                let reason = format!("the list of weight files has {shard:?}, which is none");
+                return Err(Error::InvalidConfig { file: PathBuf::from(files.name()), reason });
+            }
             self.add(files.required(&format!("{folder}{shard}"), context)?)?;
         }
         Ok(())

@@ -194,3 +194,72 @@ fn a_checksum_that_is_none_writes_nothing() {
         assert!(count <= 1 && !hub.cache.path().join("escaped").exists(), "{checksum}: {count}");
     }
 }
+
+#[test]
+fn a_file_of_more_bytes_than_one_of_its_name_may_have_is_not_fetched() {
+    for (file, length) in [("config.json", 3 << 30), ("tokenizer.json", 100 << 20), ("modules.json", 5 << 20)]
+    {
+        for fault in [Fault::Length(length), Fault::LateLength(length)] {
+            let hub = Hub::new(&[(file, fault)]);
+            let error = hub.error();
+            let is_told = error.to_string().contains(&length.to_string());
+            assert!(matches!(&error, Error::TransferFailed { .. }) && is_told, "{fault:?}: {error}");
+            let asked = format!("GET /{REPOSITORY}/resolve/{COMMIT}/{file}");
+            let is_announced = matches!(fault, Fault::Length(_));
+            assert!(!is_announced || !hub.server.requests().contains(&asked), "{fault:?}");
+            let blobs = hub.cache.path().join("models--somebody--tiny/blobs");
+            let kept = std::fs::read_dir(&blobs).into_iter().flatten().flatten();
+            assert!(kept.map(|entry| entry.metadata().unwrap().len()).all(|bytes| bytes < 1 << 20));
+        }
+    }
+}
+
+#[test]
+fn a_redirect_that_looks_like_a_path_does_not_take_the_token_along() {
+    let files = TinyModel::new().files();
+    let weights = files.iter().find(|(name, _)| *name == "model.safetensors").unwrap().1.clone();
+    let other = WebServer::start("127.0.0.2", |_| vec![("/content", Answer::Whole(weights))]);
+    let hub = Hub::new(&[("model.safetensors", Fault::Backslash(other.address()))]);
+    hub.load().unwrap();
+    let asked = other.requests().concat().to_lowercase();
+    assert!(asked.contains("get /content") && !asked.contains("authorization"), "{asked}");
+}
+
+#[test]
+fn names_in_a_models_own_files_lead_nowhere_else() {
+    for name in [
+        "../../../other/model/resolve/main/secret.safetensors",
+        "secret.safetensors?download=true",
+        "secret.safetensors#part.safetensors",
+        "%2e%2e/secret.safetensors",
+        "..\\secret.safetensors",
+        "/etc/secret.safetensors",
+        "a//secret.safetensors",
+        "./secret.safetensors",
+        "secret.json",
+        "",
+    ] {
+        let index = serde_json::json!({"weight_map": {"embeddings.weight": name}}).to_string();
+        let folder = name.rsplit_once('.').map_or("", |(folder, _)| folder);
+        let modules = serde_json::json!([
+            {"idx": 0, "type": "sentence_transformers.models.Transformer", "path": ""},
+            {"idx": 1, "type": "sentence_transformers.models.Pooling", "path": format!("../{folder}")},
+        ]);
+        for (file, content) in [
+            ("model.safetensors.index.json", index.into_bytes()),
+            ("modules.json", modules.to_string().into_bytes()),
+        ] {
+            let mut files = TinyModel::new().files();
+            let is_index = file != "modules.json";
+            files.retain(|(name, _)| *name != file && !(is_index && *name == "model.safetensors"));
+            files.push((file, content));
+            let server = HubServer::start(files, &[]);
+            let cache = tempfile::tempdir().unwrap();
+            let error = load(Source::repository(REPOSITORY), settings(&server.endpoint(), &cache)).err();
+            let error = error.unwrap_or_else(|| panic!("{file}: {name:?} is taken"));
+            assert!(matches!(&error, Error::InvalidConfig { .. }), "{file}: {name:?}: {error}");
+            let asked = server.requests().concat();
+            assert!(!asked.contains("secret") && !asked.contains("etc"), "{file}: {name:?}: {asked}");
+        }
+    }
+}

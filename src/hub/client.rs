@@ -138,7 +138,13 @@ impl Client {
 /// Target of a redirect.
 fn redirect(from: &Url, answer: &Response) -> Option<Url> {
     let location = answer.headers().get(LOCATION).filter(|_| answer.status().is_redirection())?;
-    from.join(location.to_str().ok()?).ok().filter(|url| matches!(url.scheme(), "http" | "https"))
+    let is_allowed = |url: &Url| match url.scheme() {
+        "https" => true,
+        // What was asked for in secret is not fetched in the open.
+        "http" => from.scheme() == "http",
+        _ => false,
+    };
+    from.join(location.to_str().ok()?).ok().filter(is_allowed)
 }
 
 fn is_passing(status: StatusCode) -> bool {
@@ -168,7 +174,8 @@ impl Announced {
         let commit = commit(answer).ok_or_else(|| name.failed("no commit came"))?;
         // That of a redirect is its own.
         let own = text(headers, "content-length").filter(|_| answer.status().is_success());
-        let length = text(headers, LINKED_SIZE).or(own).and_then(|length| length.parse().ok());
+        let length: Option<u64> = text(headers, LINKED_SIZE).or(own).and_then(|length| length.parse().ok());
+        length.map_or(Ok(()), |length| name.check_length(length))?;
         Ok(Self { commit, checksum: checksum.to_owned(), length })
     }
 }

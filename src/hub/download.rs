@@ -96,6 +96,7 @@ impl Download<'_> {
         }
         let length = announced.length.or(answer.content_length());
         let length = length.ok_or_else(|| name.failed("the server does not say how long it is"))?;
+        name.check_length(length)?;
         self.watch.begin(length);
         let mut file = partial.create().map_err(|error| name.unwritable(error))?;
         let mut checksum = Checksum::new(&announced.checksum, length);

@@ -7,8 +7,9 @@ use model_actors::Bytes;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::http::innermost;
+use crate::limits::file_bytes;
 
 /// A file of a repository, as errors name it.
 #[derive(Clone, Copy)]
@@ -22,6 +23,16 @@ impl FileName<'_> {
     pub(super) fn failed(self, reason: impl Into<String>) -> Error {
         let (repository, file) = self.owned();
         Error::TransferFailed { repository, file, reason: reason.into() }
+    }
+
+    /// Refuses a content that is longer than a file of such a name may be.
+    pub(super) fn check_length(self, length: u64) -> Result<()> {
+        match file_bytes(self.file) {
+            Some(most) if length > most => {
+                Err(self.failed(format!("it has {length} bytes; at most {most} are allowed")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The cache cannot be read or written.

@@ -6,14 +6,15 @@ use serde::de::DeserializeOwned;
 
 use super::folder::read;
 use crate::error::{Error, Result};
-use crate::limits::MAX_CONFIG_BYTES;
+use crate::limits::{self, MAX_CONFIG_BYTES};
 
 /// A configuration file's bytes.
 ///
 /// # Errors
-/// [`Error::UnreadableFile`]; [`Error::InvalidConfig`] for one of more than [`MAX_CONFIG_BYTES`].
+/// [`Error::UnreadableFile`]; [`Error::InvalidConfig`] for one of more than a file of its name may have.
 pub(crate) fn read_config(path: &Path) -> Result<Vec<u8>> {
-    read(path, MAX_CONFIG_BYTES)
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    read(path, limits::file_bytes(&name).unwrap_or(MAX_CONFIG_BYTES))
 }
 
 /// A configuration file, read as JSON.

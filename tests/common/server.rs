@@ -31,6 +31,12 @@ pub(crate) enum Fault {
     Elsewhere(SocketAddr),
     /// The checksum is this.
     Checksum(&'static str),
+    /// The content is claimed to have so many bytes.
+    Length(u64),
+    /// The same, and only once it is asked for.
+    LateLength(u64),
+    /// The content lies at `/content` of another server, of which the address looks like a path here.
+    Backslash(SocketAddr),
 }
 
 /// Server that runs until it is dropped.
@@ -150,14 +156,25 @@ impl Shared {
             Some(Fault::Checksum(sum)) => sum.to_owned(),
             _ => checksum(file, content),
         };
-        if let Some(Fault::Elsewhere(address)) = fault {
+        if let Some(Fault::Elsewhere(address) | Fault::Backslash(address)) = fault {
             let length = content.len();
             let linked = format!("X-Linked-ETag: \"{sum}\"\r\nX-Linked-Size: {length}\r\n");
-            let location = format!("Location: http://{address}/content\r\n");
+            let begin = if matches!(fault, Some(Fault::Backslash(_))) { "/\\" } else { "http://" };
+            let location = format!("Location: {begin}{address}/content\r\n");
             return respond(stream, 302, &format!("{commit}{linked}{location}"), b"");
         }
         let headers = format!("{commit}ETag: \"{sum}\"\r\n");
         let half = &content[..content.len() / 2];
+        match fault {
+            Some(Fault::LateLength(_)) if method == "HEAD" => {
+                return write!(stream, "HTTP/1.1 200 -\r\nConnection: close\r\n{headers}\r\n");
+            }
+            Some(Fault::Length(length) | Fault::LateLength(length)) => {
+                head(stream, 200, &headers, length as usize)?;
+                return if method == "HEAD" { Ok(()) } else { stream.write_all(half) };
+            }
+            _ => {}
+        }
         if method == "HEAD" {
             return head(stream, 200, &headers, content.len());
         }
