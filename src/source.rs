@@ -18,7 +18,7 @@ use crate::hub_settings::HubSettings;
 use crate::secrets::{HIDDEN, looks_like_address};
 use folder::{Folder, is_gguf, is_pickle};
 pub(crate) use folder::{open, read};
-pub(crate) use json::{read_config, read_json};
+pub(crate) use json::{Entries, Values, read_config, read_json};
 use names::{is_name, is_plain, is_repository_name};
 
 /// Source of a model's files. Making one does no I/O. An address is no source: it may hold a password or a token, so

@@ -44,6 +44,7 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
     let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
     let bytes = read_config(path)?;
     let tokenizer = guarded(|| {
+        output_bounds::check_size(&bytes)?;
         output_bounds::check_added(&bytes)?;
         Tokenizer::from_bytes(&bytes).map_err(|error| error.to_string())
     });

@@ -3,14 +3,15 @@
 //! themselves. Shapes and numbers are checked on the way; the meaning of the tensors is left to the model
 //! families.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 use model_actors::{Bytes, LoadContext};
-use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
 use crate::limits::MAX_HEADER_BYTES;
@@ -80,6 +81,35 @@ struct HeaderEntry {
     data_offsets: (u64, u64),
 }
 
+/// The entries of a header. What else it says is not kept.
+struct HeaderEntries(HashMap<String, HeaderEntry>);
+
+impl<'de> Deserialize<'de> for HeaderEntries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = HeaderEntries;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a table of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<HeaderEntries, A::Error> {
+                let mut entries = HashMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else {
+                        entries.insert(name, map.next_value()?);
+                    }
+                }
+                Ok(HeaderEntries(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
 #[derive(Deserialize)]
 struct ShardIndex {
     weight_map: HashMap<String, String>,
@@ -123,9 +153,7 @@ impl WeightFiles {
         index: ShardIndex,
         context: &LoadContext,
     ) -> Result<()> {
-        let mut shards: Vec<String> = index.weight_map.into_values().collect();
-        shards.sort_unstable();
-        shards.dedup();
+        let shards: BTreeSet<String> = index.weight_map.into_values().collect();
         for shard in shards {
             if !shard.ends_with(".safetensors") {
                 let reason = format!("the list of weight files has {shard:?}, which is none");
@@ -219,16 +247,13 @@ fn read_header(path: &Path, file: usize) -> Result<Vec<(String, Entry)>> {
     }
     let mut header = Vec::new();
     opened.take(length).read_to_end(&mut header).map_err(unreadable)?;
-    let header: HashMap<String, serde_json::Value> = serde_json::from_slice(&header)
-        .map_err(|error| corrupt(format!("its header is no JSON: {error}")))?;
+    let HeaderEntries(header) = serde_json::from_slice(&header)
+        .map_err(|error| corrupt(format!("its header is not as it should be: {error}")))?;
 
     let mut entries = Vec::with_capacity(header.len());
     let mut end = 8 + length;
-    for (name, value) in header {
-        if name == "__metadata__" {
-            continue;
-        }
-        let entry = read_entry(&name, value, file, 8 + length).map_err(corrupt)?;
+    for (name, entry) in header {
+        let entry = read_entry(&name, entry, file, 8 + length).map_err(corrupt)?;
         end = end.max(entry.start + entry.bytes);
         entries.push((name, entry));
     }
@@ -238,9 +263,8 @@ fn read_header(path: &Path, file: usize) -> Result<Vec<(String, Entry)>> {
     Ok(entries)
 }
 
-fn read_entry(name: &str, value: serde_json::Value, file: usize, base: u64) -> Result<Entry, String> {
-    let HeaderEntry { dtype, shape, data_offsets: (begin, end) } =
-        serde_json::from_value(value).map_err(|error| format!("its entry for {name:?} is wrong: {error}"))?;
+fn read_entry(name: &str, entry: HeaderEntry, file: usize, base: u64) -> Result<Entry, String> {
+    let HeaderEntry { dtype, shape, data_offsets: (begin, end) } = entry;
     let bytes = end.checked_sub(begin).ok_or_else(|| format!("the tensor {name:?} ends before it begins"))?;
     if shape.len() > MAX_RANK {
         return Err(format!("the tensor {name:?} has {} dimensions", shape.len()));

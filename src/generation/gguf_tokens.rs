@@ -13,7 +13,7 @@ use crate::tokens::Tokens;
 /// Most bytes of a piece that others merge to; no vocabulary has longer ones.
 const MAX_PIECE: usize = 256;
 /// Most merges: far more than a vocabulary has, and few enough to be kept in memory.
-const MAX_MERGES: usize = 4 << 20;
+const MAX_MERGES: usize = 2 << 20;
 
 /// Pre-tokenizer of Llama 3.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";

@@ -7,12 +7,12 @@ use std::io::Read;
 use crate::kernels::ggml::GgmlType;
 
 const MAGIC: &[u8; 4] = b"GGUF";
-/// Most metadata values, list items included, and most tensors.
-const MAX_ITEMS: u64 = 16 << 20;
+/// Most metadata values, list items included, and tensors: the vocabulary of Gemma 3 takes 1.3 million.
+const MAX_ITEMS: u64 = 4 << 20;
 /// Most bytes of a text.
-const MAX_TEXT: u64 = 16 << 20;
-/// Most bytes of all texts together.
-const MAX_TEXTS: u64 = 512 << 20;
+const MAX_TEXT: u64 = 1 << 20;
+/// Most bytes of all texts together: the vocabulary of Gemma 3 takes 10 MB.
+const MAX_TEXTS: u64 = 64 << 20;
 const MAX_RANK: u32 = 4;
 /// Most bytes that the tensors' places are multiples of.
 const MAX_ALIGNMENT: u64 = 1 << 20;

@@ -42,6 +42,9 @@ pub(crate) struct GgufTokenizer {
     pub(crate) chat_template: Option<String>,
 }
 
+/// Most tokens of a vocabulary; the largest published ones have 262,144.
+const MAX_TOKENS: usize = 1 << 19;
+
 /// Tokens that end a turn by their names. Many files call only the base model's end the end, so llama.cpp
 /// looks for these by name too.
 const ENDS: [&str; 7] =
@@ -64,6 +67,10 @@ impl GgufTokenizer {
             });
             texts.collect()
         };
+        let count = header.list(&key("tokens")).map_or(0, <[Value]>::len);
+        if count > MAX_TOKENS {
+            return Err(format!("it has {count} tokens; at most {MAX_TOKENS} are allowed"));
+        }
         let tokens = texts("tokens")?;
         let model = header.text(&key("model")).filter(|_| !tokens.is_empty());
         let model = model.ok_or_else(|| "it has no tokenizer".to_owned())?.to_owned();

@@ -15,13 +15,57 @@ use serde::Deserialize;
 use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
 
 use super::Specials;
+use crate::source::{Entries, Values};
 
 /// Most bytes of a normalized text, and of the decoded tokens of a whole answer: four times the longest prompt.
 pub(crate) const MAX_BYTES: usize = 16 << 20;
 /// Most bytes of what is made at once where a text is tried in pieces.
 const PIECE: usize = 4 << 20;
+/// Most values in a tokenizer's file; that of Gemma 3 has 2.1 million.
+const MAX_VALUES: usize = 4 << 20;
+/// Most values in its normalizer, its split, its decoder or its post-processor; published ones have some hundreds.
+const MAX_PART: usize = 4096;
+/// Most regular expressions in one of these; published ones have up to 5.
+const MAX_PATTERNS: usize = 32;
+/// Most tokens of a vocabulary; the largest published ones have 262,144.
+const MAX_TOKENS: usize = 1 << 19;
+/// Most added tokens; Gemma 3 has 6,415.
+const MAX_ADDED_TOKENS: usize = 1 << 16;
 /// Most bytes of a token. Those of the fixtures have up to 3,072.
 const MAX_TOKEN: usize = 16 << 10;
+
+/// Refuses a file that would take more memory than any tokenizer needs, of which nothing is kept for that.
+///
+/// # Errors
+/// A sentence that names the fault.
+pub(super) fn check_size(file: &[u8]) -> Result<(), String> {
+    type Part = Values<MAX_PART, MAX_PATTERNS>;
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Parts {
+        #[serde(rename = "normalizer")]
+        _normalizer: Part,
+        #[serde(rename = "pre_tokenizer")]
+        _split: Part,
+        #[serde(rename = "post_processor")]
+        _processor: Part,
+        #[serde(rename = "decoder")]
+        _decoder: Part,
+        #[serde(rename = "added_tokens")]
+        _added: Entries<MAX_ADDED_TOKENS>,
+        #[serde(rename = "model")]
+        _model: Model,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Model {
+        #[serde(rename = "vocab")]
+        _vocabulary: Entries<MAX_TOKENS>,
+    }
+    let words = |error: serde_json::Error| error.to_string();
+    serde_json::from_slice::<Values<MAX_VALUES>>(file).map_err(words)?;
+    serde_json::from_slice::<Parts>(file).map(drop).map_err(words)
+}
 
 /// Refuses a file whose added tokens would become too long: its normalizer runs over them while it is read.
 ///
