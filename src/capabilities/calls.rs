@@ -45,6 +45,14 @@ macro_rules! call_settings {
                 self
             }
 
+            /// Sets the time that each request has from its call to the end of its output, in place of the model's own; unless
+            /// either is set there is no such limit.
+            #[must_use]
+            pub fn total_timeout(mut self, total_timeout: std::time::Duration) -> Self {
+                self.calls.options = self.calls.options.with_total_timeout(total_timeout);
+                self
+            }
+
             /// Sets the behaviour of a request that finds the model's queue, or the memory for images, full: it waits,
             /// unless set, or fails at once. One that fails at once does so before an image is fetched, and once more if
             /// either became full until the image was decoded.
@@ -100,6 +108,8 @@ impl<C: Capability> Calls<C> {
         let timeout = options.timeout.unwrap_or_else(|| self.model.request_timeout());
         let patience = if options.when_full == WhenFull::Fail { Duration::ZERO } else { timeout };
         let (pictures, waited) = images.leased(sources, patience).await?;
+        let total_timeout = options.total_timeout.map(|total| total.saturating_sub(waited));
+        let options = options.with_total_timeout(total_timeout);
         Ok((pictures, options.with_timeout(timeout.saturating_sub(waited))))
     }
 }
