@@ -26,6 +26,7 @@ mod batch;
 mod model;
 mod status;
 mod alarm;
+mod children;
 #[cfg(feature = "testing")]
 pub mod maintenance;
 #[cfg(not(feature = "testing"))]

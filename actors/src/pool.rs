@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use crate::alarm::Alarm;
 use crate::capability::Capability;
 use crate::catalogue::{Catalogue, Registered};
+use crate::children::end_children;
 use crate::error::{Error, Result};
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::intake::{Arrival, Intake, OpenIntake};
@@ -38,6 +39,9 @@ mod reports;
 
 pub(crate) use calls::{Call, Caller};
 use publish::Publisher;
+
+/// Limit on the time in which the actors of the workers end, which have no more to do.
+const WORKERS_END: Duration = Duration::from_millis(100);
 
 /// A message to a pool from clients, workers, maintenance, the system or its own timers.
 pub(crate) enum PoolMessage<C: Capability> {
@@ -206,6 +210,16 @@ impl<C: Capability> Actor for Pool<C> {
             PoolMessage::Publish => state.publisher.due(),
         }
         state.proceed(&myself).await;
+        Ok(())
+    }
+
+    /// Ends the actors of its workers, so that their names are free before its own end is known.
+    async fn post_stop(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        _state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        end_children(&myself, WORKERS_END).await;
         Ok(())
     }
 

@@ -6,17 +6,17 @@
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{broadcast, watch};
 
 use crate::alarm::Deadlines;
 use crate::capability::Capability;
 use crate::catalogue::{Directory, RegisteredModel};
 use crate::client::{Client, PoolShared};
 use crate::config::SystemConfig;
-use crate::error::{Cause, Error, Result};
+use crate::error::{Error, Result};
 use crate::id::{Bytes, Device};
 use crate::maintenance::eviction::PoolIndex;
 use crate::maintenance::{Maintenance, MaintenanceArguments, MaintenanceMessage, PoolCommand};
@@ -29,6 +29,7 @@ use crate::telemetry::{Event, Events};
 
 mod end;
 mod child;
+mod shutdown;
 mod builder;
 
 pub use builder::SystemBuilder;
@@ -39,8 +40,6 @@ use child::{PoolChild, SpawnPool};
 
 /// Name of the maintenance actor among the children of the system.
 const MAINTENANCE: &str = "maintenance";
-/// Time beyond the shutdown timeout in which the pools report.
-const MARGIN: Duration = Duration::from_millis(250);
 
 /// Messages of the system actor, from its own timers.
 pub(crate) enum SystemMessage {
@@ -134,16 +133,20 @@ impl Actor for SystemActor {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         let SystemMessage::Restart(child) = message;
-        state.restart(&myself, child).await.inspect_err(|error| state.fail(&**error))
+        let restarted = state.restart(&myself, child).await;
+        if let Err(error) = &restarted {
+            state.fail(&myself, &**error).await;
+        }
+        restarted
     }
 
     /// Drains, whoever stopped it in the ordinary way: the children live until this returns.
     async fn post_stop(
         &self,
-        _myself: ActorRef<Self::Msg>,
+        myself: ActorRef<Self::Msg>,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        state.drain().await;
+        state.drain(&myself).await;
         Ok(())
     }
 
@@ -160,7 +163,11 @@ impl Actor for SystemActor {
             }
             _ => return Ok(()),
         };
-        state.child_ended(&myself, &actor, reason).inspect_err(|error| state.fail(&**error))
+        let handled = state.child_ended(&myself, &actor, reason);
+        if let Err(error) = &handled {
+            state.fail(&myself, &**error).await;
+        }
+        handled
     }
 }
 
@@ -207,18 +214,15 @@ impl SystemActorState {
     }
 
     /// Refuses requests from now on, with this error.
-    fn close(&self, state: SystemState, error: &Error) {
+    fn refuse(&self, error: &Error) {
         for pool in &self.pools {
             pool.close(error);
         }
-        self.publish(|status| status.state = state);
     }
 
-    /// The system ends here for good, as its restart budget is spent or a child cannot be started again.
-    fn fail(&self, error: &(dyn std::error::Error + Send + Sync)) {
-        let error = Error::SystemFailed { cause: Cause::of(error) };
-        self.close(SystemState::Failed, &error);
-        self.common.events.report(Event::SystemFailed { error });
+    fn close(&self, state: SystemState, error: &Error) {
+        self.refuse(error);
+        self.publish(|status| status.state = state);
     }
 
     async fn start_pool(
@@ -346,39 +350,6 @@ impl SystemActorState {
         }
         Ok(())
     }
-
-    /// Gives what was accepted its time, then reports.
-    async fn drain(&mut self) {
-        self.close(SystemState::ShuttingDown, &Error::ShuttingDown);
-        self.common.events.report(Event::ShuttingDown);
-        let timeout = self.common.config.shutdown_timeout;
-        let deadline = self.common.clock.now() + timeout;
-        let send = |pool: &PoolChild| {
-            let (done, drained) = oneshot::channel();
-            pool.commands()?.send_message(PoolCommand::Shutdown { deadline, done }).ok().map(|()| drained)
-        };
-        let drained: Vec<_> = self.pools.iter().map(send).collect();
-        let began = Instant::now();
-        // A little longer than the pools themselves wait for their workers.
-        let end = tokio::time::Instant::now() + timeout + MARGIN;
-        let mut report = ShutdownReport::default();
-        for (pool, drained) in self.pools.iter().zip(drained) {
-            let drained = match drained {
-                Some(drained) => tokio::time::timeout_at(end, drained).await.ok().and_then(Result::ok),
-                None => None,
-            };
-            match drained {
-                Some(drained) => report.abandoned_requests += drained.abandoned,
-                // A pool that is down waits for no thread. One that does not end is in the report.
-                None => drop(tokio::time::timeout_at(end, pool.threads_ended()).await),
-            }
-        }
-        report.unfinished_threads = self.pools.iter().flat_map(PoolChild::threads).collect();
-        report.remaining = self.common.charged();
-        report.took = began.elapsed();
-        self.common.report.get_or_init(|| report);
-        self.publish(|status| status.state = SystemState::Stopped);
-    }
 }
 
 /// Handle to a running system. Cheap to clone; with the last clone the tree ends, as by [`System::shutdown`].
@@ -487,6 +458,8 @@ impl System {
         let is_stopped = stopped.wait_for(|status| status.state.has_ended());
         // Past the limit nobody waits for it.
         let _ = deadlines.until(limit, is_stopped).await;
+        // A name is free once its actor has ended.
+        let _ = deadlines.until(limit, self.inner.actor.get_cell().wait(None)).await;
         if let Some(report) = report.get() {
             return report.clone();
         }

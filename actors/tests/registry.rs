@@ -69,9 +69,28 @@ async fn every_actor_of_a_named_system_has_its_name_and_loses_it_with_its_end() 
     english.unload(Duration::from_secs(20)).await.unwrap();
     until_true(|| !names("whole").iter().any(|name| name.contains("acme"))).await;
     system.shutdown().await;
-    until_true(|| names("whole").is_empty()).await;
-    let again = builder().name("whole").start().await.expect("the name is free");
-    again.shutdown().await;
+    assert!(names("whole").is_empty(), "{:?}", names("whole"));
+}
+
+/// Its models have the same names and its workers the same numbers, so every name has to be free.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_free_once_the_end_of_its_system_is_known() {
+    for value in 0..10 {
+        let system = builder().name("again").start().await.unwrap_or_else(|error| panic!("{value}: {error}"));
+        assert_eq!(ask(&model(&system, "model"), Act::Reply(value)).await.unwrap(), value);
+        assert_eq!(system.status().model("scripted", "model").unwrap().failures, 0, "no name clashed");
+        assert!(system.shutdown().await.is_clean());
+    }
+}
+
+/// While one of a system's children has a name, the system cannot start: its name is as good as taken.
+#[tokio::test]
+async fn a_taken_name_of_a_child_is_a_taken_name() {
+    let (squatter, _) = Squatter::spawn(Some("partly/scripted".to_owned()), Squatter, ()).await.unwrap();
+    let error = builder().name("partly").start().await.map(drop).unwrap_err();
+    assert!(matches!(&error, Error::InvalidConfig { setting, .. } if setting == "name"), "{error}");
+    assert!(error.to_string().contains("partly/scripted"), "{error}");
+    squatter.stop(None);
 }
 
 #[tokio::test]
@@ -132,5 +151,8 @@ async fn a_pool_that_cannot_be_started_again_is_tried_as_often_as_one_that_fails
     let Error::SystemFailed { cause } = &error else { panic!("{error}") };
     let words = cause.message();
     assert!(words.starts_with("scripted failed too often") && words.contains("squatted/scripted"), "{words}");
-    squatter.stop(None);
+    squatter.stop_and_wait(None, None).await.unwrap();
+    system.shutdown().await;
+    let again = self::builder().name("squatted").start().await.expect("a failed system leaves its names too");
+    again.shutdown().await;
 }

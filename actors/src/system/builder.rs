@@ -62,7 +62,8 @@ impl SystemBuilder {
 
     /// Gives the system a name. Its actors then stand in ractor's registry: the root as `name`, maintenance as
     /// `name/maintenance`, a pool as `name/text_embedding`, a worker as `name/text_embedding/acme/english#3`, with its
-    /// model and number. Without a name none of them does. A name belongs to one system at a time.
+    /// model and number. Without a name none of them does. A name belongs to one system at a time,
+    /// and is free again once [`System::shutdown`] has returned or the supervisor knows of the end.
     ///
     /// ```
     /// # #[tokio::main]
@@ -163,12 +164,21 @@ impl SystemBuilder {
 }
 
 fn not_started(error: SpawnErr) -> Error {
-    match error {
-        SpawnErr::ActorAlreadyRegistered(name) => {
+    match taken_name(&error) {
+        Some(name) => {
             let reason = format!("an actor named {name:?} is running");
             Error::InvalidConfig { setting: "name".into(), reason }
         }
-        error => Error::StartFailed { cause: Cause::of(&error) },
+        None => Error::StartFailed { cause: Cause::of(&error) },
+    }
+}
+
+/// The name that another actor has, be it the root's or a child's.
+fn taken_name(error: &SpawnErr) -> Option<&str> {
+    match error {
+        SpawnErr::ActorAlreadyRegistered(name) => Some(name),
+        SpawnErr::StartupFailed(error) => taken_name(error.downcast_ref()?),
+        _ => None,
     }
 }
 
