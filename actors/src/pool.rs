@@ -330,9 +330,7 @@ impl<C: Capability> PoolState<C> {
     fn declare(&mut self, model: &Arc<Registered<C>>) {
         if let Entry::Vacant(place) = self.models.entry(model.key()) {
             place.insert(model.clone());
-            let pinned = model.entry.pinned.load(Ordering::Relaxed);
-            let policy = ModelPolicy { pinned, ..model.policy.clone() };
-            self.inputs.push_back(Input::Declare { key: model.key(), policy });
+            self.inputs.push_back(Input::Declare { key: model.key(), policy: policy_of(model) });
             if model.entry.is_removed() {
                 self.remove(model);
             }
@@ -341,13 +339,9 @@ impl<C: Capability> PoolState<C> {
 
     /// Takes over a thread that an earlier pool left, with what it holds.
     fn inherit(&mut self, worker: WorkerId, thread: Listed<C>) {
-        let (key, policy) = (thread.model.key(), thread.model.policy.clone());
-        self.scheduler.inherit(
-            self.arguments.clock.now(),
-            (key, policy),
-            worker,
-            (thread.holds, thread.footprint),
-        );
+        let (now, model) = (self.arguments.clock.now(), &thread.model);
+        let left = (thread.why, thread.holds, thread.footprint);
+        self.scheduler.inherit(now, (model.key(), policy_of(model)), worker, left);
         self.threads.insert(worker, thread.name);
         self.declare(&thread.model);
     }
@@ -476,4 +470,9 @@ impl<C: Capability> PoolState<C> {
             accepted.job().answer(Err(error));
         }
     }
+}
+
+/// The policy of a model as it is now: a pin outlives the pool that was told of it.
+fn policy_of<C: Capability>(model: &Registered<C>) -> ModelPolicy {
+    ModelPolicy { pinned: model.entry.pinned.load(Ordering::Relaxed), ..model.policy.clone() }
 }

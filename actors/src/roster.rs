@@ -10,7 +10,7 @@ use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::id::WorkerId;
 use crate::model::Footprint;
-use crate::scheduler::Holds;
+use crate::scheduler::{Holds, Leaving};
 
 /// The threads of one pool, whichever actor it is at the moment, from their start to their end.
 pub(crate) struct Roster<C: Capability> {
@@ -29,6 +29,8 @@ struct State<C: Capability> {
 pub(crate) struct Listed<C: Capability> {
     pub(crate) name: Arc<str>,
     pub(crate) model: Arc<Registered<C>>,
+    /// The reason for which it is no worker of a later pool: that it died with its own, or was stuck before.
+    pub(crate) why: Leaving,
     pub(crate) holds: Holds,
     /// The footprint of its model, by which it holds that.
     pub(crate) footprint: Option<Footprint>,
@@ -36,8 +38,8 @@ pub(crate) struct Listed<C: Capability> {
 
 impl<C: Capability> Clone for Listed<C> {
     fn clone(&self) -> Self {
-        let Self { name, model, holds, footprint } = self;
-        Self { name: name.clone(), model: model.clone(), holds: *holds, footprint: *footprint }
+        let Self { name, model, why, holds, footprint } = self;
+        Self { name: name.clone(), model: model.clone(), why: *why, holds: *holds, footprint: *footprint }
     }
 }
 
@@ -78,7 +80,7 @@ impl<C: Capability> Roster<C> {
         name: Arc<str>,
         model: Arc<Registered<C>>,
     ) -> Place<C> {
-        let listed = Listed { name, model, holds: Holds::Nothing, footprint: None };
+        let listed = Listed { name, model, why: Leaving::Dead, holds: Holds::Nothing, footprint: None };
         let mut state = self.lock();
         state.last = state.last.max(worker);
         state.threads.insert(worker, listed);
@@ -90,6 +92,13 @@ impl<C: Capability> Roster<C> {
     pub(crate) fn charge(&self, worker: WorkerId, holds: Holds, footprint: Option<Footprint>) {
         if let Some(thread) = self.lock().threads.get_mut(&worker) {
             (thread.holds, thread.footprint) = (holds, footprint);
+        }
+    }
+
+    /// Notes that nobody may count on a thread's end.
+    pub(crate) fn give_up(&self, worker: WorkerId) {
+        if let Some(thread) = self.lock().threads.get_mut(&worker) {
+            thread.why = Leaving::Stuck;
         }
     }
 

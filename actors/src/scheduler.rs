@@ -31,11 +31,8 @@ pub use crate::capability::Batching;
 pub use breaker::{Breaker, Passage};
 #[cfg(feature = "testing")]
 pub(crate) use failures::is_permanent;
-pub(crate) use model_state::Holds;
-#[cfg(feature = "testing")]
-pub(crate) use model_state::Leaving;
 pub use model_state::Phase;
-pub(crate) use model_state::{ModelState, Worker};
+pub(crate) use model_state::{Holds, Leaving, ModelState, Worker};
 pub use restart::{Restarts, Verdict};
 pub use ticket::Ticket;
 #[cfg(feature = "testing")]

@@ -194,11 +194,17 @@ async fn with_a_thread_of_an_earlier_pool(
     let gate = Gate::default();
     let pending = send(&model, Act::Hang(gate.latch()));
     until_true(|| gate.was_reached()).await;
-    test.kill(Victim::Pool).await;
+    lose_the_pool(&test).await;
     assert!(matches!(end(pending).await.unwrap_err(), Error::RecvError { .. }));
-    test.until("the pool is down", |status| !status.pool("scripted").unwrap().live).await;
-    test.until("the pool is back", |status| status.pool("scripted").unwrap().live).await;
     (test, model, gate)
+}
+
+/// Kills the pool and waits until it is back.
+async fn lose_the_pool(test: &TestSystem) {
+    let mut events = test.system.events();
+    test.kill(Victim::Pool).await;
+    let is_back = |event: &Event| matches!(event, Event::PoolRestarted { .. }).then_some(());
+    TestSystem::event(&mut events, "the pool is back", is_back).await;
 }
 
 #[tokio::test]
@@ -274,6 +280,48 @@ async fn a_shutdown_waits_for_the_threads_that_a_dead_pool_left() {
     test.until("it shuts down", |status| status.state == SystemState::ShuttingDown).await;
     gate.open();
     assert!(shutdown.await.unwrap().is_clean());
+    test.finish().await;
+}
+
+/// A pin and its end outlive the pool that was told of them, also while a thread of the model does.
+#[tokio::test]
+async fn the_next_pool_knows_the_pins_that_the_last_one_was_told_of() {
+    for pinned in [true, false] {
+        let mut test = start(single()).await;
+        let loader = ScriptedLoader::default();
+        let mut spec = ModelSpec::new("model", loader.clone());
+        if !pinned {
+            spec = spec.pinned();
+        }
+        let model = test.register("model", loader, spec);
+        model.pin(pinned).await.unwrap();
+        let gate = Gate::default();
+        let pending = send(&model, Act::Hang(gate.latch()));
+        until_true(|| gate.was_reached()).await;
+        lose_the_pool(&test).await;
+        assert!(end(pending).await.is_err());
+        let status = test.until_model("model", "it lists the thread", |model| model.workers.len() == 1).await;
+        assert_eq!(status.pinned, pinned);
+        gate.open();
+        test.finish().await;
+    }
+}
+
+/// What nobody may count on does not become what is about to come back.
+#[tokio::test]
+async fn the_next_pool_knows_the_threads_that_the_last_one_found_stuck() {
+    let (system, mut pool) = single();
+    (pool.stall.run, pool.stall.load) = (millis(300), millis(300));
+    let mut test = start((system, pool)).await;
+    let model = test.model("model", ScriptedLoader::default());
+    let gate = Gate::default();
+    let pending = send(&model, Act::Hang(gate.latch()));
+    assert!(matches!(end(pending).await, Err(Error::WorkerStuck { .. })));
+    lose_the_pool(&test).await;
+    let status = test.until_model("model", "it lists the thread", |model| !model.workers.is_empty()).await;
+    assert_eq!(in_phase(&status, WorkerPhase::Stuck), 1, "{status:?}");
+    gate.open();
+    test.until_model("model", "it has ended", |model| model.workers.is_empty()).await;
     test.finish().await;
 }
 

@@ -131,6 +131,9 @@ impl<C: Capability> PoolState<C> {
     fn emit(&mut self, event: Event) {
         // A breaker, a batch limit, a crash: as much a change of the tree as a worker's start.
         self.publisher.now();
+        if let Event::WorkerStuck { worker, .. } = &event {
+            self.roster.give_up(*worker);
+        }
         self.arguments.events.report(event);
     }
 

@@ -274,14 +274,14 @@ impl Scheduler {
         now: Time,
         (key, policy): (ModelKey, ModelPolicy),
         worker: WorkerId,
-        (holds, footprint): (Holds, Option<Footprint>),
+        (why, holds, footprint): (Leaving, Holds, Option<Footprint>),
     ) {
         self.declare(key, policy);
         self.owners.insert(worker, key);
         let Some(model) = self.models.get_mut(&key) else { return };
         model.footprint = model.footprint.or(footprint);
         let overdue_at = now + model.policy.config.stall.run.max(model.policy.config.stall.load);
-        model.leaving.push(Gone { worker, why: Leaving::Dead, since: now, overdue_at, holds });
+        model.leaving.push(Gone { worker, why, since: now, overdue_at, holds });
         self.wake_at(overdue_at);
     }
 
