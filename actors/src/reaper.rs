@@ -4,6 +4,7 @@
 //! [`THREADS`] at a time, so that one that hangs keeps no other value. Who owns a value, and when it goes, is decided
 //! elsewhere; whoever owns it keeps it as [`Reaped`].
 
+use std::any::Any;
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::mem::needs_drop;
@@ -129,6 +130,13 @@ pub(crate) fn drop_guarded<T>(value: T) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
         tracing::error!(cause = %Cause::of_panic(panic), "a destructor panicked");
     }
+}
+
+/// The message of a panic. What the panic was raised with is of a user's type too, and is dropped on the reaper's thread.
+pub(crate) fn cause_of_panic(panic: Box<dyn Any + Send>) -> Cause {
+    let cause = Cause::of_payload(&*panic);
+    reap(panic);
+    cause
 }
 
 static REAPER: Reaper = Reaper { state: Mutex::new(State::NEW), arrived: Condvar::new() };

@@ -271,6 +271,24 @@ async fn a_request_that_panics_or_hangs_when_it_is_dropped_costs_no_other_anythi
     assert!(system.shutdown().await.is_clean());
 }
 
+/// The caller waits for the rerun, and for no destructor of what the run panicked with.
+#[tokio::test]
+async fn a_panic_with_a_value_that_hangs_when_it_is_dropped_holds_up_no_rerun_and_no_other_load() {
+    let system = start_with(single()).await;
+    let gate = Gate::default();
+    let model = model(&system, "model", Parts::default());
+    let (will, first) = (Will::hangs(&gate), AtomicUsize::new(1));
+    let panics_once = request(move || {
+        if first.swap(0, Ordering::SeqCst) == 1 {
+            std::panic::panic_any(will.executor());
+        }
+        Ok(5)
+    });
+    assert_eq!(call(&model, panics_once).await.unwrap(), 5);
+    gate.open();
+    assert!(system.shutdown().await.is_clean());
+}
+
 #[tokio::test]
 async fn a_loader_goes_on_the_reapers_thread_once_its_model_is_removed() {
     let system = start_with(single()).await;

@@ -66,14 +66,19 @@ impl Cause {
 
     /// The message of a panic. What the panic was raised with is dropped here, and a panic in that is ignored.
     pub(crate) fn of_panic(panic: Box<dyn Any + Send>) -> Self {
-        let words = panic.downcast_ref::<&str>().copied();
-        let words = words.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        let cause = Self::new(format!("it panicked: {}", words.unwrap_or("with a value that is not text")));
+        let cause = Self::of_payload(&*panic);
         if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
             // It may do the same again, for ever.
             std::mem::forget(another);
         }
         cause
+    }
+
+    /// The message of a panic that was raised with this.
+    pub(crate) fn of_payload(payload: &(dyn Any + Send)) -> Self {
+        let words = payload.downcast_ref::<&str>().copied();
+        let words = words.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        Self::new(format!("it panicked: {}", words.unwrap_or("with a value that is not text")))
     }
 
     /// The reason in words.

@@ -15,13 +15,13 @@ use super::Crash;
 use crate::batch::{Batch, Item, Joining};
 use crate::capability::Capability;
 use crate::catalogue::Registered;
-use crate::error::{Cause, Failure};
+use crate::error::Failure;
 use crate::id::{RequestId, WorkerId};
 use crate::job::Job;
 use crate::memory::Lease;
 use crate::model::{Footprint, LoadContext, Model, Weights};
 use crate::progress::{Gauge, LoadStage};
-use crate::reaper::{Guarded, Reaped, this_is_a_workers_thread};
+use crate::reaper::{Guarded, Reaped, cause_of_panic, this_is_a_workers_thread};
 use crate::roster::Place;
 use crate::scheduler::Batching;
 use crate::scheduler::Outcome;
@@ -108,7 +108,7 @@ pub(crate) fn start<C: Capability>(
         let thread = Thread { arguments, loaded: None };
         // A panic outside of model code, in a destructor say, is a crash like any other.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| thread.serve())) {
-            let crash = Crash { cause: Cause::of_panic(panic), weights: None };
+            let crash = Crash { cause: cause_of_panic(panic), weights: None };
             tracing::error!(capability = C::NAME, worker = %place.worker, cause = %crash, "a worker's thread panicked outside of a run");
             let _ = actor.send_message(crash);
         }
@@ -265,7 +265,7 @@ impl<C: Capability> Thread<C> {
             Err(panic) => {
                 drop(items);
                 // The weights are as good as before, for the replacement.
-                let crash = Crash { cause: Cause::of_panic(panic), weights: Some(loaded.weights.clone()) };
+                let crash = Crash { cause: cause_of_panic(panic), weights: Some(loaded.weights.clone()) };
                 // An actor that is gone is known to supervision already.
                 let _ = actor.send_message(crash);
                 false
@@ -374,5 +374,5 @@ fn follow<'a>(span: &tracing::Span, causes: impl IntoIterator<Item = &'a tracing
 
 /// Calls model code; a panic becomes a failure that may go better next time.
 fn guarded<T>(call: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(Failure::failed(Cause::of_panic(panic))))
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(Failure::failed(cause_of_panic(panic))))
 }
