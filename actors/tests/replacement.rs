@@ -348,6 +348,36 @@ async fn a_pool_that_died_before_it_read_of_a_replacement_hears_of_the_next_one(
     test.finish().await;
 }
 
+/// Each version gets one request that hangs and is replaced: the threads are bounded long before any of them is stuck.
+#[tokio::test]
+async fn versions_that_come_quickly_and_hang_are_bounded() {
+    let mut test = start(single()).await;
+    let gate = Gate::default();
+    let mut records = Vec::new();
+    let mut hung = Vec::new();
+    for version in 0..20 {
+        let loader = ScriptedLoader::default();
+        records.push(loader.record.clone());
+        let model = match version {
+            0 => test.model("english", loader),
+            _ => replace(&mut test, loader),
+        };
+        hung.push(send(&model, Act::Hang(gate.latch())));
+        refresh(&model).await;
+    }
+    let threads = |test: &TestSystem| {
+        let status = test.system.status();
+        status.pool("scripted").unwrap().all_models().map(|model| model.workers.len()).sum::<usize>()
+    };
+    assert!(threads(&test) <= 4, "{} threads", threads(&test));
+    gate.open();
+    for pending in hung {
+        assert_eq!(end(pending).await.unwrap(), 0, "each has its turn");
+    }
+    ended(&test).await;
+    test.finish().await;
+}
+
 /// Asks until the pool is back.
 async fn patiently(model: &ModelHandle<model_actors::testing::Scripted>, act: Act) -> u64 {
     loop {

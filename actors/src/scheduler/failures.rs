@@ -289,8 +289,8 @@ impl Scheduler {
         self.check_unload(now, key, effects);
         self.advance(now, key, effects);
         if removed {
-            // The one that replaced it may have waited for this thread.
-            let named = self.models.values().filter(|other| !other.removed && other.policy.model == name);
+            // Those that replaced it may have waited for this thread, and may have been replaced meanwhile.
+            let named = self.models.values().filter(|other| other.key != key && other.policy.model == name);
             let successors: Vec<ModelKey> = named.map(|other| other.key).collect();
             successors.into_iter().for_each(|successor| self.advance(now, successor, effects));
         }

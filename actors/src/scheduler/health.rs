@@ -73,8 +73,12 @@ impl Scheduler {
     /// Returns true if a further thread may be started. Threads that have yet to end count, as they may hang, and
     /// nothing ends those.
     pub(super) fn may_start(&self, model: &ModelState) -> bool {
+        let max = model.policy.config.max_workers;
         let ending: usize = self.namesakes(model).map(|other| other.leaving.len()).sum();
-        model.workers.len() + model.leaving.len() + ending <= model.policy.config.max_workers + SPARE_THREADS
+        let working: usize = self.namesakes(model).map(ModelState::threads).sum();
+        // One predecessor may finish what it has beside this model; a row of them may not.
+        let others = ending + working.saturating_sub(max);
+        model.workers.len() + model.leaving.len() + others <= max + SPARE_THREADS
     }
 
     /// The models of this one's name that were removed or replaced.

@@ -337,6 +337,11 @@ impl ModelState {
         self.leaving.iter().any(|gone| gone.holds == Holds::Weights)
     }
 
+    /// Threads of its workers.
+    pub(crate) fn threads(&self) -> usize {
+        self.workers.iter().filter(|worker| worker.spawned).count()
+    }
+
     /// Threads that were given up and have not ended.
     pub(crate) fn stuck(&self) -> usize {
         self.leaving.iter().filter(|gone| gone.why == Leaving::Stuck).count()
