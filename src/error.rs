@@ -154,6 +154,13 @@ pub enum Error {
     /// The input can never be served.
     #[error("{0}")]
     InvalidInput(String),
+    /// There is no thread to run the model's chat template on at present.
+    #[error("the chat template in {} cannot be run for now: {reason}", file.display())]
+    TemplateUnavailable {
+        #[serde(with = "lossy_path")]
+        file: PathBuf,
+        reason: String,
+    },
     /// A prompt, its image included, leaves no room for an answer. One that is far too long is not tokenized to its end:
     /// `prompt` is the number of tokens by then, or the fewest that its bytes can have.
     #[error("the prompt has {prompt} tokens and the answer at least 1; {of} {limit}")]
@@ -309,6 +316,7 @@ impl Error {
             | Self::TransferStalled { .. }
             | Self::TransferTruncated { .. }
             | Self::ChecksumMismatch { .. }
+            | Self::TemplateUnavailable { .. }
             | Self::DownloadFailed { .. } => (unavailable, FailureKind::Failed),
             Self::NotCached { .. } => (unavailable, FailureKind::Permanent),
             Self::Stopped => (ErrorKind::Cancelled, FailureKind::Stopped),

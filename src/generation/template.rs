@@ -22,6 +22,8 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::source::Files;
 
+use stack::Threads;
+
 /// Most bytes of a template; the largest published ones have about 20 KiB.
 const MAX_TEMPLATE_BYTES: usize = 64 << 10;
 /// Most bytes of a template's output; a prompt has at most half of it.
@@ -38,6 +40,7 @@ const NAME: &str = "chat";
 #[derive(Clone)]
 pub(crate) struct ChatTemplate {
     program: Arc<Program>,
+    threads: Threads,
     file: PathBuf,
     tokens: SpecialTokens,
 }
@@ -168,22 +171,26 @@ impl ChatTemplate {
     /// Compiles a template; `file` is where it came from.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] if it is too large or no valid template.
+    /// [`Error::InvalidConfig`] if it is too large or no valid template; [`Error::TemplateUnavailable`].
     pub(crate) fn new(source: &str, tokens: SpecialTokens, file: &Path) -> Result<Self> {
         if source.len() > MAX_TEMPLATE_BYTES {
             return Err(too_large(file, source.len() as u64));
         }
         let text = source.to_owned();
-        let program = stack::run(move || compile(&text)).flatten().map_err(|reason| {
-            Error::InvalidConfig { file: file.to_owned(), reason: format!("the chat template {reason}") }
-        })?;
-        Ok(Self { program: Arc::new(program), file: file.to_owned(), tokens })
+        let invalid = |reason| Error::InvalidConfig {
+            file: file.to_owned(),
+            reason: format!("the chat template {reason}"),
+        };
+        let threads = Threads::new();
+        let program = threads.run(move || compile(&text)).map_err(|failure| failure.named(file, invalid))?;
+        Ok(Self { program: Arc::new(program), threads, file: file.to_owned(), tokens })
     }
 
     /// Renders the prompt that asks for the model's next turn.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if the template refuses the messages, or does not come to an end within its limits.
+    /// [`Error::InvalidInput`] if the template refuses the messages, or does not come to an end within its limits;
+    /// [`Error::TemplateUnavailable`].
     pub(crate) fn render(&self, messages: &[Message]) -> Result<String> {
         let messages: Vec<Value> = messages
             .iter()
@@ -229,9 +236,10 @@ impl ChatTemplate {
 
     fn render_values(&self, values: Value) -> Result<String> {
         let program = Arc::clone(&self.program);
-        stack::run(move || execute(&program, values)).flatten().map_err(|reason| {
-            Error::InvalidInput(format!("the chat template in {} {reason}", self.file.display()))
-        })
+        let invalid =
+            |reason| Error::InvalidInput(format!("the chat template in {} {reason}", self.file.display()));
+        let rendered = self.threads.run(move || execute(&program, values));
+        rendered.map_err(|failure| failure.named(&self.file, invalid))
     }
 }
 

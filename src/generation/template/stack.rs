@@ -1,77 +1,179 @@
 //! Threads with a large stack, on which templates are parsed, compiled, rendered and dropped. minijinja recurses in all
 //! four as deep as a template nests, so on an ordinary stack a file of a few kilobytes would abort the process. A
-//! thread that does not come to its end in time is given up; it ends by itself when its template does.
+//! thread that does not come to its end in time is given up; it ends by itself when its template does. A template that
+//! has such a thread is not run until then, and takes few of the process's threads, so that others run.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
+
+use crate::error::Error;
 
 /// Bytes of the stack. Only what is used of it takes memory; a template of the largest size whose bytes are all prefix
 /// operators needs a fifth of it.
 const STACK_BYTES: usize = 512 << 20;
 /// Longest time for a template to be compiled, and to be rendered.
 pub(super) const MAX_TIME: Duration = Duration::from_secs(10);
-/// Most threads of the process that were given up and have not ended.
-const MAX_GIVEN_UP: usize = 4;
+/// Longest wait for a thread while all are taken; a template is rendered in milliseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Most threads of one template, those that were given up included.
+const MAX_OWN: usize = 8;
+/// Most threads of the process, those that were given up included.
+const MAX_THREADS: usize = 64;
 
-static GIVEN_UP: AtomicUsize = AtomicUsize::new(0);
+static PROCESS: Places = Places::new(MAX_THREADS);
 
-const RUNNING: u8 = 0;
-const LEFT: u8 = 1;
-const ENDED: u8 = 2;
-
-/// Share of a thread in the count of those that were given up, which it leaves at its end, also by a panic.
-struct Presence {
-    state: Arc<AtomicU8>,
-    given_up: &'static AtomicUsize,
+/// Failure of work on a thread.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The template is at fault, or what it is given.
+    Template(String),
+    /// There is no thread for it at present, which is nobody's fault who asks.
+    Busy(String),
 }
 
-impl Drop for Presence {
+impl Failure {
+    /// The error about the template in a file; `at_fault` makes that of a template that is at fault.
+    pub(super) fn named(self, file: &Path, at_fault: impl FnOnce(String) -> Error) -> Error {
+        match self {
+            Self::Template(reason) => at_fault(reason),
+            Self::Busy(reason) => Error::TemplateUnavailable { file: file.to_owned(), reason },
+        }
+    }
+}
+
+/// Places for threads.
+#[derive(Debug)]
+struct Places {
+    most: usize,
+    counts: Mutex<Counts>,
+    left: Condvar,
+}
+
+#[derive(Debug)]
+struct Counts {
+    taken: usize,
+    /// Places of threads that were given up, which are among those taken.
+    given_up: usize,
+}
+
+impl Places {
+    const fn new(most: usize) -> Self {
+        Self { most, counts: Mutex::new(Counts { taken: 0, given_up: 0 }), left: Condvar::new() }
+    }
+
+    /// Takes a place, for which it waits so long. True if there is one.
+    fn take(&self, patience: Duration) -> bool {
+        let all_taken = |counts: &mut Counts| counts.taken >= self.most;
+        let waited = self.left.wait_timeout_while(lock(&self.counts), patience, all_taken);
+        let (mut counts, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let free = counts.taken < self.most;
+        counts.taken += usize::from(free);
+        free
+    }
+
+    fn leave(&self, was_given_up: bool) {
+        let mut counts = lock(&self.counts);
+        counts.taken -= 1;
+        counts.given_up -= usize::from(was_given_up);
+        drop(counts);
+        self.left.notify_all();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// State of a thread, under whose lock it is given up or ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Running,
+    GivenUp,
+}
+
+/// A thread's place among its template's and one among the process's, left when it is dropped, also by a panic.
+struct Place {
+    own: Arc<Places>,
+    process: &'static Places,
+    state: Arc<Mutex<Option<State>>>,
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
-        if self.state.swap(ENDED, Ordering::AcqRel) == LEFT {
-            self.given_up.fetch_sub(1, Ordering::AcqRel);
-        }
+        let state = lock(&self.state).take();
+        self.own.leave(state == Some(State::GivenUp));
+        self.process.leave(false);
     }
 }
 
-/// Runs work on a thread with a large stack and waits for it, at most [`MAX_TIME`].
-///
-/// # Errors
-/// What is wrong with the template, if the work is not done in time or panics, or if no thread can be had for it.
-pub(super) fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
-    run_counted(&GIVEN_UP, MAX_TIME, work)
-}
-
-fn run_counted<T: Send + 'static>(
-    given_up: &'static AtomicUsize,
+/// Threads of one template. A clone shares them.
+#[derive(Debug, Clone)]
+pub(super) struct Threads {
+    own: Arc<Places>,
+    process: &'static Places,
     longest: Duration,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, String> {
-    let running = given_up.load(Ordering::Acquire);
-    if running >= MAX_GIVEN_UP {
-        return Err(format!("has to wait for {running} others that were given up and have not ended"));
+    patience: Duration,
+}
+
+impl Threads {
+    pub(super) fn new() -> Self {
+        let own = Arc::new(Places::new(MAX_OWN));
+        Self { own, process: &PROCESS, longest: MAX_TIME, patience: PATIENCE }
     }
-    let (sender, receiver) = sync_channel(1);
-    let state = Arc::new(AtomicU8::new(RUNNING));
-    let presence = Presence { state: Arc::clone(&state), given_up };
-    let body = move || {
-        let _presence = presence;
-        // The caller may have stopped waiting.
-        drop(sender.send(work()));
-    };
-    let thread = Builder::new().name("chat template".into()).stack_size(STACK_BYTES).spawn(body);
-    thread.map_err(|error| format!("cannot be given a thread: {error}"))?;
-    match receiver.recv_timeout(longest) {
-        Ok(done) => Ok(done),
-        Err(RecvTimeoutError::Disconnected) => Err("made the template engine fail".to_owned()),
-        Err(RecvTimeoutError::Timeout) => {
-            if state.swap(LEFT, Ordering::AcqRel) == RUNNING {
-                given_up.fetch_add(1, Ordering::AcqRel);
+
+    /// Runs work on a thread with a large stack and waits for it, at most [`MAX_TIME`].
+    ///
+    /// # Errors
+    /// The work's own, as a fault of the template; the same if it panics or is not done in time. [`Failure::Busy`] if
+    /// no thread can be had for it.
+    pub(super) fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, String> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let place = self.place().map_err(Failure::Busy)?;
+        let state = Arc::clone(&place.state);
+        let (sender, receiver) = sync_channel(1);
+        let body = move || {
+            let result = work();
+            // Before the answer, so that whoever has it finds the place free.
+            drop(place);
+            // The caller may have stopped waiting.
+            drop(sender.send(result));
+        };
+        let thread = Builder::new().name("chat template".into()).stack_size(STACK_BYTES).spawn(body);
+        thread.map_err(|error| Failure::Busy(format!("no thread can be started for it: {error}")))?;
+        match receiver.recv_timeout(self.longest) {
+            Ok(done) => done.map_err(Failure::Template),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(Failure::Template("made the template engine fail".to_owned()))
             }
-            Err(format!("took longer than {} s", longest.as_secs_f64()))
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some(state) = lock(&state).as_mut() {
+                    *state = State::GivenUp;
+                    lock(&self.own.counts).given_up += 1;
+                }
+                Err(Failure::Template(format!("took longer than {} s", self.longest.as_secs_f64())))
+            }
         }
+    }
+
+    fn place(&self) -> Result<Place, String> {
+        let given_up = lock(&self.own.counts).given_up;
+        if given_up > 0 {
+            return Err(format!("{given_up} earlier runs of it took too long and have not ended"));
+        }
+        if !self.own.take(self.patience) {
+            return Err(format!("{} others of it run", self.own.most));
+        }
+        if !self.process.take(self.patience) {
+            self.own.leave(false);
+            return Err(format!("{} others run", self.process.most));
+        }
+        let state = Arc::new(Mutex::new(Some(State::Running)));
+        Ok(Place { own: Arc::clone(&self.own), process: self.process, state })
     }
 }
 
@@ -82,25 +184,86 @@ mod tests {
 
     use super::*;
 
+    fn threads(process: &'static Places, own: usize, longest: Duration) -> Threads {
+        Threads { own: Arc::new(Places::new(own)), process, longest, patience: Duration::from_millis(1) }
+    }
+
+    fn hang(threads: &Threads, wait: Receiver<()>) -> Failure {
+        threads.run(move || Ok(wait.recv().is_ok())).unwrap_err()
+    }
+
+    /// Waits until places are free again.
+    fn assert_left(places: &Places) {
+        let counts = lock(&places.counts);
+        let (counts, waited) =
+            places.left.wait_timeout_while(counts, MAX_TIME, |counts| counts.taken > 0).unwrap();
+        assert!(!waited.timed_out() && counts.given_up == 0, "{counts:?}");
+    }
+
     #[test]
-    fn work_that_panics_or_hangs_is_an_error_and_threads_given_up_are_bounded() {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        assert_eq!(run_counted(&COUNT, MAX_TIME, || 7).unwrap(), 7);
-        let error = run_counted(&COUNT, MAX_TIME, || -> u8 { panic!("planted") }).unwrap_err();
-        assert!(error.contains("fail"), "{error}");
+    fn work_that_panics_or_hangs_is_an_error_of_its_template_alone() {
+        static PLACES: Places = Places::new(3);
+        let other = threads(&PLACES, 1, MAX_TIME);
+        assert_eq!(other.run(|| Ok(7)), Ok(7));
+        let failed = other.run(|| -> Result<u8, String> { panic!("planted") }).unwrap_err();
+        assert!(matches!(&failed, Failure::Template(reason) if reason.contains("fail")), "{failed:?}");
 
-        let (ends, mut waits): (Vec<_>, Vec<_>) = (0..=MAX_GIVEN_UP).map(|_| channel::<()>()).unzip();
-        let hang = |wait: Receiver<()>| run_counted(&COUNT, Duration::from_millis(1), move || wait.recv());
-        for wait in waits.drain(..MAX_GIVEN_UP) {
-            assert!(hang(wait).unwrap_err().contains("longer than"));
-        }
-        let refused = hang(waits.remove(0)).unwrap_err();
-        assert!(refused.contains("have not ended"), "{refused}");
+        let hostile = threads(&PLACES, 1, Duration::from_millis(1));
+        let (end, wait) = channel();
+        let late = hang(&hostile, wait);
+        assert!(matches!(&late, Failure::Template(reason) if reason.contains("longer than")), "{late:?}");
+        let refused = hostile.run(|| Ok(7)).unwrap_err();
+        assert!(matches!(&refused, Failure::Busy(reason) if reason.contains("not ended")), "{refused:?}");
+        assert_eq!(other.run(|| Ok(7)), Ok(7));
 
+        drop(end);
+        assert_left(&hostile.own);
+        assert_eq!(threads(&PLACES, 1, MAX_TIME).run(|| Ok(7)), Ok(7));
+        assert_eq!(Threads { longest: MAX_TIME, ..hostile }.run(|| Ok(7)), Ok(7));
+    }
+
+    #[test]
+    fn threads_are_bounded_and_a_shortage_is_nobodys_fault() {
+        static PLACES: Places = Places::new(2);
+        let hung = || {
+            let (end, wait) = channel();
+            let threads = threads(&PLACES, 1, Duration::from_millis(1));
+            assert!(matches!(hang(&threads, wait), Failure::Template(_)));
+            end
+        };
+        let ends = [hung(), hung()];
+        let other = threads(&PLACES, 1, MAX_TIME);
+        let busy = other.run(|| Ok(7)).unwrap_err();
+        assert_eq!(lock(&other.own.counts).taken, 0);
+        let error = busy.named(Path::new("a"), Error::InvalidInput);
+        assert!(matches!(error.kind(), model_actors::ErrorKind::Unavailable { .. }), "{error}");
         drop(ends);
-        while COUNT.load(Ordering::Acquire) > 0 {
-            std::thread::yield_now();
-        }
-        assert_eq!(run_counted(&COUNT, MAX_TIME, || 7).unwrap(), 7);
+        assert_left(&PLACES);
+        assert_eq!(other.run(|| Ok(7)), Ok(7));
+    }
+
+    #[test]
+    fn one_template_takes_no_more_than_its_threads() {
+        static PLACES: Places = Places::new(3);
+        let threads = threads(&PLACES, 2, MAX_TIME);
+        let (ends, waits): (Vec<_>, Vec<_>) = [(); 2].map(|()| channel::<()>()).into_iter().unzip();
+        std::thread::scope(|scope| {
+            let (begin, begun) = channel();
+            for wait in waits {
+                let (threads, begin) = (&threads, begin.clone());
+                scope.spawn(move || {
+                    threads.run(move || {
+                        begin.send(()).map_err(|error| error.to_string())?;
+                        Ok(wait.recv().is_ok())
+                    })
+                });
+            }
+            begun.recv().unwrap();
+            begun.recv().unwrap();
+            let busy = threads.run(|| Ok(7));
+            drop(ends);
+            assert!(matches!(busy, Err(Failure::Busy(_))), "{busy:?}");
+        });
+        assert_left(&PLACES);
     }
 }
