@@ -6,6 +6,7 @@ mod limits;
 mod stack;
 mod syntax;
 mod budget;
+mod paths;
 mod builtins;
 mod functions;
 

@@ -53,9 +53,29 @@ fn too_much() -> Error {
 /// # Errors
 /// They are more than any budget, or the value is too deep.
 pub(super) fn text(value: &Value) -> Result<u64, Error> {
-    let mut left = MAX_HANDLED;
+    text_within(value, MAX_HANDLED)
+}
+
+fn text_within(value: &Value, most: u64) -> Result<u64, Error> {
+    let mut left = most;
     weigh(value, &mut left, 1, MAX_DEPTH)?;
-    Ok(MAX_HANDLED - left)
+    Ok(most - left)
+}
+
+/// As [`text`], of the smaller of two values, which is all that is read where they are compared for equality. The larger
+/// is not read for it either.
+///
+/// # Errors
+/// As [`text`], of both.
+pub(super) fn smaller_text(left: &Value, right: &Value) -> Result<u64, Error> {
+    let mut most = ITEM;
+    loop {
+        let found = text_within(left, most).or_else(|_| text_within(right, most));
+        if found.is_ok() || most >= MAX_HANDLED {
+            return found;
+        }
+        most = (most * 8).min(MAX_HANDLED);
+    }
 }
 
 /// As [`text`], of several values together.
@@ -76,8 +96,7 @@ fn weigh(value: &Value, left: &mut u64, escaped: u64, depth: usize) -> Result<()
     if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
         return Ok(());
     }
-    let reason = || format!("a value has more than {MAX_DEPTH} levels in each other");
-    let depth = depth.checked_sub(1).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, reason()))?;
+    let depth = depth.checked_sub(1).ok_or_else(too_deep)?;
     for item in value.try_iter()? {
         weigh(&item, left, ESCAPED, depth)?;
         if value.kind() == ValueKind::Map {
@@ -106,33 +125,71 @@ pub(super) fn items(value: &Value) -> u64 {
     PART.saturating_add((count as u64).saturating_mul(ITEM))
 }
 
+/// Bytes that are gone over to find an item: letters of a text, or items where they are computed one by one.
+pub(super) fn indexed(value: &Value) -> u64 {
+    match (value.kind(), value.as_str()) {
+        (_, Some(text)) => PART + text.len() as u64,
+        (ValueKind::Iterable, None) => items(value),
+        _ => ITEM,
+    }
+}
+
+/// Refuses a list or map with too many levels, which would take as much stack to drop, hash or compare. Tells what
+/// looking through it costs.
+///
+/// # Errors
+/// As said, or there is more in it than any budget.
+pub(super) fn check_levels(value: &Value) -> Result<u64, Error> {
+    scanned(value, ITEM, |_| Ok(()))
+}
+
 /// Refuses a value that holds a namespace or a loop, for which alone a name in it could stand for the value itself: such
 /// a circle would never be freed.
 ///
 /// # Errors
 /// As said, or as [`text`].
 pub(super) fn check_holds_no_scope(value: &Value) -> Result<u64, Error> {
-    fn scan(value: &Value, left: &mut u64, depth: usize) -> Result<(), Error> {
-        *left = left.checked_sub(PART).ok_or_else(too_much)?;
+    scanned(value, PART, |value| {
         let Some(object) = value.as_object() else { return Ok(()) };
         if ["Namespace", "Loop"].iter().any(|scope| object.type_name().ends_with(scope)) {
             let reason = "a namespace or a loop is kept in a namespace";
             return Err(Error::new(ErrorKind::InvalidOperation, reason));
         }
-        if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
-            return Ok(());
-        }
-        let reason = || format!("a value has more than {MAX_DEPTH} levels in each other");
-        let depth = depth.checked_sub(1).ok_or_else(|| Error::new(ErrorKind::InvalidOperation, reason()))?;
-        for item in value.try_iter()? {
-            if value.kind() == ValueKind::Map {
-                scan(&value.get_item(&item)?, left, depth)?;
-            }
-            scan(&item, left, depth)?;
-        }
         Ok(())
-    }
+    })
+}
+
+/// Checks a value and all in it, each for so many bytes. Tells what that costs.
+fn scanned(value: &Value, each: u64, check: fn(&Value) -> Result<(), Error>) -> Result<u64, Error> {
     let mut left = MAX_HANDLED;
-    scan(value, &mut left, MAX_DEPTH)?;
+    scan(value, MAX_DEPTH, &mut |value| {
+        left = left.checked_sub(each).ok_or_else(too_much)?;
+        check(value)
+    })?;
     Ok(MAX_HANDLED - left)
+}
+
+fn scan(
+    value: &Value,
+    depth: usize,
+    visit: &mut impl FnMut(&Value) -> Result<(), Error>,
+) -> Result<(), Error> {
+    visit(value)?;
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
+        return Ok(());
+    }
+    let depth = depth.checked_sub(1).ok_or_else(too_deep)?;
+    for item in value.try_iter()? {
+        if value.kind() == ValueKind::Map {
+            scan(&value.get_item(&item)?, depth, visit)?;
+        }
+        scan(&item, depth, visit)?;
+    }
+    Ok(())
+}
+
+/// Error about a value's levels.
+fn too_deep() -> Error {
+    let reason = format!("a value has more than {MAX_DEPTH} levels in each other");
+    Error::new(ErrorKind::InvalidOperation, reason)
 }

@@ -1,18 +1,23 @@
 //! Jinja's own filters, tests and functions, each with what a call spends. One that is not listed here does not exist:
-//! `format`, `indent`, `sum`, `pprint`, `batch`, `slice`, `chain`, `zip` and `debug`, whose results can be much larger
+//! `format`, `sum`, `pprint`, `batch`, `slice`, `chain`, `zip` and `debug`, whose results can be much larger
 //! than their inputs or which are not Jinja's, have no use in chat templates.
 
 use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value, context, filters, functions, tests};
 
 use super::budget::{self, ESCAPED, ITEM, spend};
-use super::syntax::{COPIED, KEPT, LISTED, TIMES, WHOLE};
+use super::paths;
+use super::syntax::{COPIED, EQUAL, INDEXED, KEPT, LISTED, NESTED, TICKED, TIMES, WHOLE};
 
 /// Bytes that a call spends, by the kind of what it does.
 #[derive(Debug, Clone, Copy)]
-enum Cost {
-    /// Looks at a value, or at one item of it.
+pub(super) enum Cost {
+    /// Looks at the kind of a value.
     Little,
+    /// Looks one item of a value up, or counts them.
+    Item,
+    /// As [`Self::List`], of a list in which each item is put into another.
+    Nest,
     /// Makes a list of a value's items, and looks the other arguments up in each.
     List,
     /// Reads all of its arguments, and makes no more than so many times their text.
@@ -23,6 +28,8 @@ enum Cost {
 
 /// Times that an item is compared while a list is sorted: the logarithm of the longest list, and a margin.
 const COMPARED: u64 = 32;
+/// Most spaces that lines are indented by.
+const MAX_INDENT: usize = 100;
 /// Bytes of the other arguments that are looked up in an item at the price of the item.
 const LOOKED_UP: u64 = 1024;
 
@@ -30,8 +37,11 @@ impl Cost {
     fn of(self, values: &[Value]) -> Result<u64, Error> {
         let Some((first, others)) = values.split_first() else { return Ok(ITEM) };
         Ok(match self {
-            Self::Little => ITEM,
-            Self::List => budget::items(first).saturating_mul(1 + budget::texts(others)? / LOOKED_UP),
+            Self::Little => ITEM.saturating_add(budget::texts(others)?),
+            Self::Item => budget::indexed(first).saturating_add(budget::texts(others)?),
+            Self::List | Self::Nest => {
+                budget::items(first).saturating_mul(1 + budget::texts(others)? / LOOKED_UP)
+            }
             Self::Text(times) => budget::texts(values)?.saturating_mul(times),
             Self::Sort => {
                 budget::items(first).saturating_add(budget::texts(values)?).saturating_mul(COMPARED)
@@ -40,38 +50,38 @@ impl Cost {
     }
 }
 
-/// Rows of a name, a cost and a function.
+/// Name, cost of a call, and function.
+type Row = (&'static str, Cost, Value);
+
+/// Rows of a table.
 macro_rules! table {
     ($($cost:expr => $($name:literal $function:path),+;)+) => {
         vec![$($(($name, $cost, Value::from_function($function)),)+)+]
     };
 }
 
-/// Adds everything that is listed here, and the filters that the rewriting inserts.
-pub(super) fn add(environment: &mut Environment) {
-    let filters = table! {
-        Cost::Little => "length" filters::length, "count" filters::length, "default" filters::default,
-            "d" filters::default, "abs" filters::abs, "bool" filters::bool, "attr" filters::attr,
+/// The filters that are listed here.
+pub(super) fn filters() -> Vec<Row> {
+    table! {
+        Cost::Little => "default" filters::default, "d" filters::default, "abs" filters::abs, "bool" filters::bool;
+        Cost::Item => "length" filters::length, "count" filters::length, "attr" filters::attr,
             "first" filters::first, "last" filters::last;
-        Cost::List => "list" filters::list, "items" filters::items, "map" filters::map, "select" filters::select,
+        Cost::Nest => "map" filters::map;
+        Cost::List => "list" filters::list, "items" filters::items, "select" filters::select,
             "reject" filters::reject, "selectattr" filters::selectattr, "rejectattr" filters::rejectattr;
         Cost::Text(1) => "safe" filters::safe, "trim" filters::trim, "join" filters::join, "split" filters::split,
             "lines" filters::lines, "round" filters::round, "int" filters::int, "float" filters::float,
-            "string" filters::string, "reverse" filters::reverse, "replace" filters::replace;
+            "string" filters::string, "reverse" filters::reverse, "replace" filters::replace, "indent" filters::indent;
         Cost::Text(ESCAPED) => "escape" filters::escape, "e" filters::escape, "lower" filters::lower,
             "upper" filters::upper, "title" filters::title, "capitalize" filters::capitalize;
         Cost::Sort => "sort" filters::sort, "unique" filters::unique, "min" filters::min, "max" filters::max,
             "groupby" filters::groupby, "dictsort" filters::dictsort;
-    };
-    for (name, cost, function) in filters {
-        environment.add_filter(name, move |state: &mut State, values: Rest<ValueOrKwargs>| {
-            let values = values.into_values();
-            spend(state, cost.of(&values)?)?;
-            spend(state, result_of(name, &values)?)?;
-            function.call(state, &values).and_then(listed)
-        });
     }
-    let tests = table! {
+}
+
+/// The tests that are listed here.
+pub(super) fn tests() -> Vec<Row> {
+    table! {
         Cost::Little => "undefined" tests::is_undefined, "defined" tests::is_defined, "none" tests::is_none,
             "safe" tests::is_safe, "escaped" tests::is_safe, "boolean" tests::is_boolean, "odd" tests::is_odd,
             "even" tests::is_even, "divisibleby" tests::is_divisibleby, "number" tests::is_number,
@@ -87,8 +97,25 @@ pub(super) fn add(environment: &mut Environment) {
             "le" tests::is_le, "<=" tests::is_le,
             "gt" tests::is_gt, "greaterthan" tests::is_gt, ">" tests::is_gt,
             "ge" tests::is_ge, ">=" tests::is_ge;
-    };
-    for (name, cost, function) in tests {
+    }
+}
+
+/// Adds everything that is listed here, and the filters that the rewriting inserts.
+pub(super) fn add(environment: &mut Environment) {
+    for (name, cost, function) in filters() {
+        environment.add_filter(name, move |state: &mut State, values: Rest<ValueOrKwargs>| {
+            let values = values.into_values();
+            spend(state, paths::check(name, &values)?)?;
+            spend(state, cost.of(&values)?)?;
+            spend(state, result_of(name, &values)?)?;
+            let result = function.call(state, &values).and_then(listed)?;
+            if matches!(cost, Cost::Nest) || name == "groupby" {
+                spend(state, budget::check_levels(&result)?)?;
+            }
+            Ok::<_, Error>(result)
+        });
+    }
+    for (name, cost, function) in tests() {
         environment.add_test(name, move |state: &mut State, values: Rest<ValueOrKwargs>| {
             let values = values.into_values();
             spend(state, cost.of(&values)?)?;
@@ -97,13 +124,17 @@ pub(super) fn add(environment: &mut Environment) {
     }
     let functions = table! {
         Cost::Text(1) => "range" functions::range;
-        Cost::List => "dict" functions::dict, "namespace" functions::namespace;
+        Cost::Nest => "dict" functions::dict, "namespace" functions::namespace;
     };
     for (name, cost, function) in functions {
         environment.add_function(name, move |state: &mut State, values: Rest<ValueOrKwargs>| {
             let values = values.into_values();
             spend(state, cost.of(&values)?)?;
-            function.call(state, &values)
+            let result = function.call(state, &values)?;
+            if matches!(cost, Cost::Nest) {
+                spend(state, budget::check_levels(&result)?)?;
+            }
+            Ok::<_, Error>(result)
         });
     }
     add_operators(environment);
@@ -126,6 +157,22 @@ fn add_operators(environment: &mut Environment) {
     environment.add_filter(KEPT, |state: &mut State, value: Value| {
         spend(state, budget::check_holds_no_scope(&value)?)?;
         Ok::<_, Error>(value)
+    });
+    environment.add_filter(NESTED, |state: &mut State, value: Value| {
+        spend(state, budget::check_levels(&value)?)?;
+        Ok::<_, Error>(value)
+    });
+    environment.add_filter(INDEXED, |state: &mut State, value: Value| {
+        spend(state, budget::indexed(&value))?;
+        Ok::<_, Error>(value)
+    });
+    environment.add_filter(TICKED, |state: &mut State, value: Value| {
+        spend(state, ITEM)?;
+        Ok::<_, Error>(value)
+    });
+    environment.add_filter(EQUAL, |state: &mut State, left: Value, right: Value| {
+        spend(state, budget::smaller_text(&left, &right)?)?;
+        Ok::<_, Error>(left == right)
     });
     environment.add_filter(TIMES, |state: &mut State, left: Value, right: Value| {
         let repeated = |value: &Value, times: &Value| {
@@ -156,6 +203,18 @@ pub(super) fn result_of(name: &str, values: &[Value]) -> Result<u64, Error> {
         }
         ("split", [..]) => counted(written(0).matches(char::is_whitespace).count() + 1, ITEM),
         ("lines" | "splitlines", [..]) => counted(written(0).matches('\n').count() + 1, ITEM),
+        ("indent", [_, options @ ..]) => {
+            let named = options.last().filter(|last| last.is_kwargs());
+            let named = named.map(|options| options.get_attr("width")).transpose()?;
+            let widths = [options.first(), named.as_ref()].into_iter().flatten();
+            let width = widths.filter_map(Value::as_usize).max();
+            let width = width.unwrap_or_default();
+            if width > MAX_INDENT {
+                let reason = format!("indent: the width is above {MAX_INDENT}");
+                return Err(Error::new(ErrorKind::InvalidOperation, reason));
+            }
+            counted(written(0).matches('\n').count() + 1, width as u64)
+        }
         ("replace", [_, _, to, ..]) => {
             counted(written(0).matches(&written(1)).count(), to.to_string().len() as u64)
         }

@@ -22,6 +22,14 @@ pub(super) const LISTED: &str = "__listed";
 pub(super) const KEPT: &str = "__kept";
 /// Filter that multiplies.
 pub(super) const TIMES: &str = "__times";
+/// Filter that tells whether two values are equal.
+pub(super) const EQUAL: &str = "__equal";
+/// Filter for a value of which an item is looked up.
+pub(super) const INDEXED: &str = "__indexed";
+/// Filter for a list or map that the template writes, which refuses too many levels.
+pub(super) const NESTED: &str = "__nested";
+/// Filter that looks at the time.
+pub(super) const TICKED: &str = "__ticked";
 
 /// Most tags and operators in each other, chains of operators included; published templates have about twenty.
 const MAX_NESTED: usize = 1000;
@@ -90,9 +98,9 @@ fn statement<'a>(node: &Stmt<'a>, depth: usize) -> Result<Stmt<'a>, String> {
         }
         Stmt::ForLoop(node) => Stmt::ForLoop(Spanned::new(
             ForLoop {
-                target: expression(&node.target, depth)?,
+                target: target(&node.target, depth)?,
                 iter: filtered(COPIED, expression(&node.iter, depth)?),
-                filter_expr: optional(&node.filter_expr, depth)?,
+                filter_expr: optional(&node.filter_expr, depth)?.map(|condition| filtered(TICKED, condition)),
                 recursive: node.recursive,
                 body: repeated(&node.body, depth)?,
                 else_body: body(&node.else_body)?,
@@ -108,21 +116,20 @@ fn statement<'a>(node: &Stmt<'a>, depth: usize) -> Result<Stmt<'a>, String> {
             node.span(),
         )),
         Stmt::WithBlock(node) => {
-            let assigned = |(target, value): &(Expr<'a>, Expr<'a>)| {
-                Ok((expression(target, depth)?, expression(value, depth)?))
-            };
+            let assigned =
+                |(name, value): &(Expr<'a>, Expr<'a>)| Ok((target(name, depth)?, expression(value, depth)?));
             let assignments = node.assignments.iter().map(assigned).collect::<Result<_, String>>()?;
             Stmt::WithBlock(Spanned::new(WithBlock { assignments, body: body(&node.body)? }, node.span()))
         }
         Stmt::Set(node) => {
             let value = expression(&node.expr, depth)?;
             let expr = if has_attribute(&node.target) { filtered(KEPT, value) } else { value };
-            Stmt::Set(Spanned::new(Set { target: expression(&node.target, depth)?, expr }, node.span()))
+            Stmt::Set(Spanned::new(Set { target: target(&node.target, depth)?, expr }, node.span()))
         }
         Stmt::SetBlock(node) => {
             let filter = optional(&node.filter, depth)?;
             let keep = |filter| if has_attribute(&node.target) { filtered(KEPT, filter) } else { filter };
-            let (target, filter) = (expression(&node.target, depth)?, filter.map(keep));
+            let (target, filter) = (target(&node.target, depth)?, filter.map(keep));
             Stmt::SetBlock(Spanned::new(SetBlock { target, filter, body: body(&node.body)? }, node.span()))
         }
         Stmt::FilterBlock(node) => {
@@ -153,6 +160,11 @@ fn macro_of<'a>(node: &Spanned<Macro<'a>>, depth: usize) -> Result<Spanned<Macro
 fn call_of<'a>(node: &Spanned<Call<'a>>, depth: usize) -> Result<Spanned<Call<'a>>, String> {
     // `loop.changed` keeps its arguments.
     let keeps = matches!(&node.expr, Expr::GetAttr(method) if method.name == "changed");
+    let cycles = matches!(&node.expr, Expr::GetAttr(method) if method.name == "cycle");
+    if cycles && !node.args.iter().any(|argument| matches!(argument, CallArg::Pos(_))) {
+        // minijinja divides by their number.
+        return Err("it calls `cycle` without arguments".to_owned());
+    }
     let args = arguments(&node.args, keeps, depth)?;
     Ok(Spanned::new(Call { expr: expression(&node.expr, depth)?, args }, node.span()))
 }
@@ -181,12 +193,35 @@ fn has_attribute(target: &Expr) -> bool {
     }
 }
 
+/// Names that are assigned to, which are no values.
+fn target<'a>(node: &Expr<'a>, depth: usize) -> Result<Expr<'a>, String> {
+    let depth = deeper(depth)?;
+    let targets = |list: &[Expr<'a>]| list.iter().map(|node| target(node, depth)).collect::<Result<_, _>>();
+    Ok(match node {
+        Expr::List(node) => Expr::List(Spanned::new(List { items: targets(&node.items)? }, node.span())),
+        Expr::Tuple(node) => Expr::Tuple(Spanned::new(Tuple { items: targets(&node.items)? }, node.span())),
+        node => expression(node, depth)?,
+    })
+}
+
 fn optional<'a>(node: &Option<Expr<'a>>, depth: usize) -> Result<Option<Expr<'a>>, String> {
     node.as_ref().map(|node| expression(node, depth)).transpose()
 }
 
 fn expressions<'a>(list: &[Expr<'a>], depth: usize) -> Result<Vec<Expr<'a>>, String> {
     list.iter().map(|node| expression(node, depth)).collect()
+}
+
+/// Passes a list or map that the template writes through [`NESTED`], unless it holds nothing but constants.
+fn nested<'a>(list: Expr<'a>) -> Expr<'a> {
+    let constant = |items: &[Expr]| items.iter().all(|item| matches!(item, Expr::Const(_)));
+    let is_flat = match &list {
+        Expr::List(node) => constant(&node.items),
+        Expr::Tuple(node) => constant(&node.items),
+        Expr::Map(node) => constant(&node.values),
+        _ => true,
+    };
+    if is_flat { list } else { filtered(NESTED, list) }
 }
 
 /// Passes a value through a filter, unless it is written in the template and so no larger than that.
@@ -247,16 +282,19 @@ fn expression<'a>(node: &Expr<'a>, depth: usize) -> Result<Expr<'a>, String> {
         }
         Expr::GetItem(node) => {
             let subscript_expr = filtered(WHOLE, inner(&node.subscript_expr)?);
-            Expr::GetItem(Spanned::new(GetItem { expr: inner(&node.expr)?, subscript_expr }, span))
+            let expr = filtered(INDEXED, inner(&node.expr)?);
+            Expr::GetItem(Spanned::new(GetItem { expr, subscript_expr }, span))
         }
         Expr::Call(node) => Expr::Call(call_of(node, depth)?),
-        Expr::List(node) => Expr::List(Spanned::new(List { items: expressions(&node.items, depth)? }, span)),
+        Expr::List(node) => {
+            nested(Expr::List(Spanned::new(List { items: expressions(&node.items, depth)? }, span)))
+        }
         Expr::Tuple(node) => {
-            Expr::Tuple(Spanned::new(Tuple { items: expressions(&node.items, depth)? }, span))
+            nested(Expr::Tuple(Spanned::new(Tuple { items: expressions(&node.items, depth)? }, span)))
         }
         Expr::Map(node) => {
             let keys = expressions(&node.keys, depth)?.into_iter().map(|key| filtered(WHOLE, key)).collect();
-            Expr::Map(Spanned::new(Map { keys, values: expressions(&node.values, depth)? }, span))
+            nested(Expr::Map(Spanned::new(Map { keys, values: expressions(&node.values, depth)? }, span)))
         }
     })
 }
@@ -267,16 +305,19 @@ fn operation<'a>(
     right: Expr<'a>,
     span: minijinja::machinery::Span,
 ) -> Expr<'a> {
+    let call = |name, left, right| {
+        Expr::Filter(Spanned::new(Filter { name, expr: Some(left), args: vec![CallArg::Pos(right)] }, span))
+    };
     let operand = match op {
-        BinOpKind::Mul => {
-            let args = vec![CallArg::Pos(right)];
-            return Expr::Filter(Spanned::new(Filter { name: TIMES, expr: Some(left), args }, span));
+        BinOpKind::Mul => return call(TIMES, left, right),
+        BinOpKind::Eq => return call(EQUAL, left, right),
+        BinOpKind::Ne => {
+            let expr = call(EQUAL, left, right);
+            return Expr::UnaryOp(Spanned::new(UnaryOp { op: UnaryOpKind::Not, expr }, span));
         }
         BinOpKind::Add => COPIED,
         BinOpKind::Concat | BinOpKind::In => WHOLE,
-        BinOpKind::Eq | BinOpKind::Ne | BinOpKind::Lt | BinOpKind::Lte | BinOpKind::Gt | BinOpKind::Gte => {
-            WHOLE
-        }
+        BinOpKind::Lt | BinOpKind::Lte | BinOpKind::Gt | BinOpKind::Gte => WHOLE,
         // Of numbers, or of nothing but the truth of their operands.
         BinOpKind::Sub | BinOpKind::Div | BinOpKind::FloorDiv | BinOpKind::Rem | BinOpKind::Pow => {
             return Expr::BinOp(Spanned::new(BinOp { op, left, right }, span));
