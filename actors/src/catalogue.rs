@@ -250,6 +250,13 @@ impl<C: Capability> Catalogue<C> {
         }
     }
 
+    /// Sets the gauges of all models to what they are without a pool.
+    pub(crate) fn reset_gauges(&self) {
+        for entry in &self.models {
+            entry.value().entry.reset_gauges();
+        }
+    }
+
     /// Numbers of free and of all slots.
     pub(crate) fn slots(&self) -> (usize, usize) {
         self.models.iter().fold((0, 0), |(free, all), model| {

@@ -333,7 +333,7 @@ impl<C: Capability> ModelHandle<C> {
         let (model, slot) = self.slot(options, deadline, timeout).await?;
         let parts = JobParts {
             entry: model.entry.clone(),
-            request: Reaped::new(request),
+            request: Reaped::counted(request, self.shared.roster.drops.clone()),
             lane: options.lane,
             priority: options.priority,
             deadline,

@@ -68,6 +68,13 @@ impl ModelEntry {
         self.metrics.get_or_init(|| Box::new(ModelMetrics::new(self.capability, &self.id)))
     }
 
+    /// Sets the gauges to what they are without a pool. A model without metrics gets none.
+    pub(crate) fn reset_gauges(&self) {
+        if let Some(metrics) = self.metrics.get() {
+            metrics.set_gauges([0; 4]);
+        }
+    }
+
     pub(crate) fn capacity(&self, lane: Lane) -> usize {
         self.lane(lane).capacity
     }

@@ -10,17 +10,29 @@ use std::collections::VecDeque;
 use std::mem::needs_drop;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
 
 use crate::error::Cause;
 
-/// Maximum number of threads, one of which works unless destructors hang.
+/// Name of the threads.
+pub(crate) const DESTRUCTORS: &str = "destructors";
+/// Maximum number of threads, one of which works unless destructors hang or are slow.
 const THREADS: usize = 4;
 /// Maximum number of values that wait. With all threads hanging in destructors, further values are not dropped at all.
 const WAITING: usize = 1 << 16;
-/// A value that comes when the destructors at work have taken so long brings a further thread.
+/// Time after which a thread that stands by takes the values behind destructors at work.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Number of values that wait at which it does so at once.
+const BACKLOG: usize = 1 << 10;
+/// Stack of a thread in bytes, unless an application wants another.
+const USUAL_STACK: usize = 2 << 20;
+/// Pause of a thread that stands by between two looks.
+const LOOK: Duration = Duration::from_millis(50);
 /// Time without a value after which a thread ends.
 const LINGER: Duration = Duration::from_secs(5);
 /// Pause after the last value before the thread goes to sleep, so that it need not be woken for each of many.
@@ -49,17 +61,23 @@ pub(crate) struct Reaped<T: Send + 'static> {
     /// Taken in `drop` alone.
     value: Option<T>,
     place: Place,
+    drops: Option<Arc<Drops>>,
 }
 
 impl<T: Send + 'static> Reaped<T> {
     /// A value that is dropped on the reaper's thread.
     pub(crate) fn new(value: T) -> Self {
-        Self { value: Some(value), place: Place::Reaper }
+        Self { value: Some(value), place: Place::Reaper, drops: None }
+    }
+
+    /// As [`Self::new`]; its owner counts it from then on until it is gone.
+    pub(crate) fn counted(value: T, drops: Arc<Drops>) -> Self {
+        Self { value: Some(value), place: Place::Reaper, drops: Some(drops) }
     }
 
     /// A value that is dropped by the worker's thread that holds it last; on the reaper's if none does.
     pub(crate) fn of_a_worker(value: T) -> Self {
-        Self { value: Some(value), place: Place::Worker }
+        Self { value: Some(value), place: Place::Worker, drops: None }
     }
 }
 
@@ -78,7 +96,8 @@ impl<T: Send + 'static> Drop for Reaped<T> {
         let Some(value) = self.value.take() else { return };
         match self.place {
             Place::Worker if DROPS_ON_THE_SPOT.get() => drop_guarded(value),
-            Place::Worker | Place::Reaper => reap(value),
+            // In this order they are dropped.
+            Place::Worker | Place::Reaper => reap((value, self.drops.take().map(Drops::begin))),
         }
     }
 }
@@ -139,7 +158,7 @@ pub(crate) fn cause_of_panic(panic: Box<dyn Any + Send>) -> Cause {
     cause
 }
 
-static REAPER: Reaper = Reaper { state: Mutex::new(State::NEW), arrived: Condvar::new() };
+static REAPER: Reaper = Reaper::new();
 
 struct Reaper {
     state: Mutex<State>,
@@ -149,22 +168,35 @@ struct Reaper {
 struct State {
     waiting: VecDeque<Box<dyn Send>>,
     threads: usize,
+    /// Those of them that are dropping a value.
+    busy: usize,
     asleep: usize,
     /// The last moment at which a thread took a value to drop it.
     taken_at: Option<Instant>,
 }
 
 impl State {
-    const NEW: Self = Self { waiting: VecDeque::new(), threads: 0, asleep: 0, taken_at: None };
+    const NEW: Self = Self { waiting: VecDeque::new(), threads: 0, busy: 0, asleep: 0, taken_at: None };
 
-    /// True if the values that wait need a further thread.
-    fn needs_thread(&self) -> bool {
-        let hangs = self.taken_at.is_some_and(|taken_at| taken_at.elapsed() > PATIENCE);
-        self.threads == 0 || (hangs && self.asleep == 0 && self.threads < THREADS)
+    /// Returns true, and counts a further thread, if all of them are busy while values wait.
+    fn begins_thread(&mut self) -> bool {
+        let begins = !self.waiting.is_empty() && self.busy == self.threads && self.threads < THREADS;
+        self.threads += usize::from(begins);
+        begins
+    }
+
+    /// True if those at work do not get through what waits.
+    fn needs_help(&self, now: Instant) -> bool {
+        let hangs = self.taken_at.is_some_and(|taken_at| now.duration_since(taken_at) > PATIENCE);
+        hangs || self.waiting.len() >= BACKLOG
     }
 }
 
 impl Reaper {
+    const fn new() -> Self {
+        Self { state: Mutex::new(State::NEW), arrived: Condvar::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // No value is dropped under this lock, so nothing under it can panic and its poison means nothing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -172,43 +204,56 @@ impl Reaper {
 
     fn take(&'static self, value: Box<dyn Send>) {
         let mut state = self.lock();
-        if state.waiting.len() >= WAITING && !state.needs_thread() {
+        if state.waiting.len() >= WAITING {
             drop(state);
-            tracing::error!("destructors hang: a value is not dropped and its memory is lost");
+            tracing::error!(
+                "destructors hang or take too long, and too many values wait: one is not dropped and its memory is lost"
+            );
             return std::mem::forget(value);
         }
         state.waiting.push_back(value);
-        if state.needs_thread() {
-            state.threads += 1;
-            state.taken_at = Some(Instant::now());
-            drop(state);
+        let (begins, wakes) = (state.begins_thread(), state.asleep > 0);
+        drop(state);
+        if begins {
             self.start();
-        } else if state.asleep > 0 {
-            drop(state);
+        } else if wakes {
             self.arrived.notify_one();
         }
     }
 
     fn start(&'static self) {
-        let thread = std::thread::Builder::new().name("destructors".to_owned());
-        if let Err(error) = thread.spawn(|| self.serve()) {
+        let start = |thread: Builder| thread.name(DESTRUCTORS.to_owned()).spawn(|| self.serve());
+        // Where there is no room for the stack that the application wants, the usual one may do.
+        let started = start(Builder::new()).or_else(|_| start(Builder::new().stack_size(USUAL_STACK)));
+        if let Err(error) = started {
             // The next value tries again.
             self.lock().threads -= 1;
             tracing::error!(%error, "no thread for destructors could be started");
         }
     }
 
-    fn serve(&self) {
+    fn serve(&'static self) {
         // What is left of a value that is dropped here goes with it.
         DROPS_ON_THE_SPOT.set(true);
+        self.stand_by();
         while let Some(value) = self.next() {
             drop_guarded(value);
+            self.lock().busy -= 1;
+        }
+    }
+
+    /// Leaves the values that wait to the threads at work, as long as these get through them.
+    fn stand_by(&self) {
+        let is_needed =
+            |state: &State| state.busy == 0 || state.waiting.is_empty() || state.needs_help(Instant::now());
+        while !is_needed(&self.lock()) {
+            std::thread::sleep(LOOK);
         }
     }
 
     /// Waits for the next value; `None` if there is none for long.
-    fn next(&self) -> Option<Box<dyn Send>> {
-        if let Some(value) = self.take_next() {
+    fn next(&'static self) -> Option<Box<dyn Send>> {
+        if let Some(value) = self.take_next(self.lock()) {
             return Some(value);
         }
         std::thread::sleep(PAUSE);
@@ -224,17 +269,61 @@ impl Reaper {
             state = self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.asleep -= 1;
         }
-        drop(state);
-        self.take_next()
+        self.take_next(state)
     }
 
-    fn take_next(&self) -> Option<Box<dyn Send>> {
-        let mut state = self.lock();
-        let value = state.waiting.pop_front();
-        if value.is_some() {
-            state.taken_at = Some(Instant::now());
+    fn take_next(&'static self, mut state: MutexGuard<'_, State>) -> Option<Box<dyn Send>> {
+        let value = state.waiting.pop_front()?;
+        state.busy += 1;
+        state.taken_at = Some(Instant::now());
+        // Somebody has to look after those that wait behind it.
+        let begins = state.begins_thread();
+        drop(state);
+        if begins {
+            self.start();
         }
-        value
+        Some(value)
+    }
+}
+
+/// The values of one owner whose destructors have been called for and have not returned.
+#[derive(Debug, Default)]
+pub(crate) struct Drops {
+    count: AtomicUsize,
+    ended: Notify,
+}
+
+impl Drops {
+    fn begin(self: Arc<Self>) -> Dropping {
+        self.count.fetch_add(1, Ordering::AcqRel);
+        Dropping(self)
+    }
+
+    pub(crate) fn are_over(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
+    }
+
+    /// Waits until they have returned.
+    pub(crate) async fn over(&self) {
+        loop {
+            // First it is listened, then looked: an end in between is heard.
+            let ended = self.ended.notified();
+            if self.are_over() {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+/// Counts a value until it is dropped.
+struct Dropping(Arc<Drops>);
+
+impl Drop for Dropping {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.ended.notify_waiters();
+        }
     }
 }
 
@@ -287,5 +376,40 @@ mod tests {
             ends.unwrap().join().unwrap();
             assert_eq!(dropped.recv().unwrap().as_deref(), Some(expected));
         }
+    }
+
+    /// A reaper of a test's own, so that no other test's values are in its way.
+    fn reaper() -> &'static Reaper {
+        Box::leak(Box::new(Reaper::new()))
+    }
+
+    #[test]
+    fn values_right_behind_some_that_hang_are_dropped_with_none_after_them() {
+        let reaper = reaper();
+        let (open, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        for _ in 1..THREADS {
+            let gate = gate.clone();
+            reaper.take(Box::new(Last(move || {
+                let _ = gate.lock().unwrap().recv();
+            })));
+        }
+        let (sender, dropped) = mpsc::channel();
+        reaper.take(Box::new(Last(move || sender.send(()).unwrap())));
+        dropped.recv_timeout(Duration::from_secs(20)).unwrap();
+        drop(open);
+    }
+
+    #[test]
+    fn a_backlog_brings_help_although_no_destructor_hangs() {
+        let now = Instant::now();
+        let mut state = State { threads: 1, busy: 1, taken_at: Some(now), ..State::NEW };
+        assert!(!state.begins_thread(), "nothing waits");
+        state.waiting.extend((0..BACKLOG - 1).map(|_| Box::new(()) as Box<dyn Send>));
+        assert!(state.begins_thread() && !state.begins_thread(), "one stands by");
+        assert!(!state.needs_help(now));
+        assert!(state.needs_help(now + PATIENCE * 2));
+        state.waiting.push_back(Box::new(()));
+        assert!(state.needs_help(now));
     }
 }

@@ -10,12 +10,15 @@ use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::id::WorkerId;
 use crate::model::Footprint;
+use crate::reaper::{DESTRUCTORS, Drops};
 use crate::scheduler::{Holds, Leaving};
 
 /// The threads of one pool, whichever actor it is at the moment, from their start to their end.
 pub(crate) struct Roster<C: Capability> {
     state: Mutex<State<C>>,
     emptied: Notify,
+    /// The requests of its clients that are being dropped.
+    pub(crate) drops: Arc<Drops>,
 }
 
 struct State<C: Capability> {
@@ -46,7 +49,7 @@ impl<C: Capability> Clone for Listed<C> {
 impl<C: Capability> Default for Roster<C> {
     fn default() -> Self {
         let state = State { threads: BTreeMap::new(), last: WorkerId(0), told: None };
-        Self { state: Mutex::new(state), emptied: Notify::new() }
+        Self { state: Mutex::new(state), emptied: Notify::new(), drops: Arc::default() }
     }
 }
 
@@ -102,21 +105,24 @@ impl<C: Capability> Roster<C> {
         }
     }
 
-    /// Names of the threads, in alphabetical order.
+    /// Names of the threads, in alphabetical order, and that of the reaper's while requests are being dropped.
     pub(crate) fn names(&self) -> Vec<String> {
         let mut names: Vec<String> =
             self.lock().threads.values().map(|thread| thread.name.to_string()).collect();
         names.sort();
+        if !self.drops.are_over() {
+            names.push(DESTRUCTORS.to_owned());
+        }
         names
     }
 
-    /// Waits until every thread has ended.
+    /// Waits until every thread has ended and every request has been dropped.
     pub(crate) async fn emptied(&self) {
         loop {
             // First it is listened, then looked: an end in between is heard.
             let emptied = self.emptied.notified();
             if self.lock().threads.is_empty() {
-                return;
+                return self.drops.over().await;
             }
             emptied.await;
         }

@@ -24,6 +24,10 @@ pub(crate) trait SpawnPool: Send + Sync {
     /// Names of the threads that have not ended, whether the pool runs or not.
     fn threads(&self) -> Vec<String>;
     fn threads_ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    /// Waits until the requests that were answered have been dropped.
+    fn requests_dropped(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    /// Sets the gauges of its models to what they are without a pool.
+    fn reset_gauges(&self);
 }
 
 impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
@@ -65,6 +69,14 @@ impl<C: Capability> SpawnPool for Arc<PoolShared<C>> {
     fn threads_ended(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(self.roster.emptied())
     }
+
+    fn requests_dropped(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.roster.drops.over())
+    }
+
+    fn reset_gauges(&self) {
+        self.catalogue.reset_gauges();
+    }
 }
 
 /// A pool and, while it runs, its actor.
@@ -100,6 +112,14 @@ impl PoolChild {
         self.spawn.threads_ended().await;
     }
 
+    pub(crate) async fn requests_dropped(&self) {
+        self.spawn.requests_dropped().await;
+    }
+
+    pub(crate) fn reset_gauges(&self) {
+        self.spawn.reset_gauges();
+    }
+
     pub(crate) fn is(&self, actor: &ActorCell) -> bool {
         self.actor.as_ref().is_some_and(|(cell, _)| cell.get_id() == actor.get_id())
     }
@@ -111,6 +131,7 @@ impl PoolChild {
     pub(crate) fn ended(&mut self) {
         self.actor = None;
         self.spawn.down();
+        self.spawn.reset_gauges();
     }
 
     pub(crate) fn close(&self, error: &Error) {

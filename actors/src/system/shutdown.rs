@@ -19,6 +19,10 @@ use crate::telemetry::Event;
 const MARGIN: Duration = Duration::from_millis(250);
 
 impl SystemActorState {
+    fn reset_gauges(&self) {
+        self.pools.iter().for_each(PoolChild::reset_gauges);
+    }
+
     /// The system ends here for good, as its restart budget is spent.
     pub(super) async fn fail(
         &self,
@@ -28,6 +32,7 @@ impl SystemActorState {
         let error = Error::SystemFailed { cause: Cause::of(error) };
         self.refuse(&error);
         end_children(myself, MARGIN).await;
+        self.reset_gauges();
         self.close(SystemState::Failed, &error);
         self.common.events.report(Event::SystemFailed { error });
     }
@@ -58,9 +63,14 @@ impl SystemActorState {
                 None => drop(tokio::time::timeout_at(end, pool.threads_ended()).await),
             }
         }
+        for pool in &self.pools {
+            // Those that hang are in the report.
+            let _ = tokio::time::timeout_at(end, pool.requests_dropped()).await;
+        }
         report.unfinished_threads = self.pools.iter().flat_map(PoolChild::threads).collect();
         report.remaining = self.common.charged();
         end_children(myself, MARGIN).await;
+        self.reset_gauges();
         report.took = began.elapsed();
         self.common.report.get_or_init(|| report);
         self.publish(|status| status.state = SystemState::Stopped);
