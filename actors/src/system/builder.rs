@@ -103,8 +103,9 @@ impl SystemBuilder {
     }
 
     /// Replaces [`ProcessMemory::measure`], for an environment that it does not know. The probe is called at
-    /// the start if no limit is set, and at each maintenance interval and load by an actor: it has to return at once.
-    /// A panic in it fails the start; later on, the pressure counts as unchanged.
+    /// the start if no limit is set, and at each maintenance interval and load, on a thread of its own. If it panics or
+    /// takes more than 30 s, the start fails; later on, if it panics or takes more than 250 ms, the pressure counts as
+    /// unchanged and loads find what their budget has.
     pub fn memory_probe(mut self, probe: impl Fn() -> ProcessMemory + Send + Sync + 'static) -> Self {
         self.memory = MemoryProbe::new(probe);
         self
@@ -186,7 +187,7 @@ fn common(name: Option<Arc<str>>, config: SystemConfig, memory_probe: MemoryProb
     telemetry::metric::describe_all();
     let limit = match config.memory_limit {
         Some(limit) => limit,
-        None => memory_probe.measure().map_err(|cause| Error::StartFailed { cause })?.default_budget(),
+        None => memory_probe.measure_first().map_err(|cause| Error::StartFailed { cause })?.default_budget(),
     };
     let host = Budget::of_the_host(limit, memory_probe.clone());
     let others = config.device_limits.iter().map(|(device, limit)| Budget::new(device.clone(), *limit));
