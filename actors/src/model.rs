@@ -184,6 +184,10 @@ impl LoadContext {
     /// Begins a stage of `total` bytes; 0 where the number is unknown.
     pub fn begin(&self, stage: LoadStage, total: Bytes) {
         self.gauge.tick();
+        if self.should_stop() {
+            // The progress that is shown is its successor's.
+            return;
+        }
         self.progress.begin(stage, total.0);
         self.emit(stage, 0);
     }
@@ -192,6 +196,9 @@ impl LoadContext {
     /// after the stall limit.
     pub fn advance(&self, bytes: Bytes) {
         self.gauge.tick();
+        if self.should_stop() {
+            return;
+        }
         let (total, done) = (self.progress.total(), self.progress.advance(bytes.0));
         // At most a hundred events a stage where the total is known, one every 16 MiB where it is not.
         let step = if total > 0 { (total / 100).max(1) } else { 16 << 20 };
@@ -214,5 +221,23 @@ impl LoadContext {
             done: Bytes(done),
             total: Some(self.progress.total()).filter(|total| *total > 0).map(Bytes),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_that_was_given_up_shows_no_progress_beside_its_successor() {
+        let given_up = LoadContext::detached(&ModelId::from("model"));
+        given_up.advance(Bytes(1));
+        assert!(given_up.progress.percent().is_some());
+        // The successor of the same model has begun and ended.
+        given_up.abandoned.store(true, Ordering::Release);
+        given_up.progress.end();
+        given_up.begin(LoadStage::Load, Bytes(10));
+        given_up.advance(Bytes(5));
+        assert_eq!(given_up.progress.percent(), None);
     }
 }

@@ -141,7 +141,8 @@ impl<C: Capability> PoolState<C> {
     fn model_status(&self, model: &ModelState) -> ModelStatus {
         let [queued_interactive, queued_batch] = model.queue.depths();
         let registered = self.models.get(&model.key);
-        let load = registered.map(|registered| &registered.entry.load);
+        // A load that was given up, or a thread that goes on after its load, may still count.
+        let load = registered.filter(|_| model.is_starting()).map(|registered| &registered.entry.load);
         let loading =
             load.and_then(|load| Some(LoadStatus { stage: load.stage(), percent: load.percent()? }));
         let breaker = match (model.breaker.is_open(), model.breaker.is_half_open()) {
