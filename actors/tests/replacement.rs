@@ -348,6 +348,21 @@ async fn a_pool_that_died_before_it_read_of_a_replacement_hears_of_the_next_one(
     test.finish().await;
 }
 
+#[tokio::test]
+async fn a_preload_of_a_model_that_has_been_replaced_loads_the_new_one_alone() {
+    let mut test = start(single()).await;
+    let (old_loader, new_loader) = (version(10), version(20));
+    let (old_record, new_record) = (old_loader.record.clone(), new_loader.record.clone());
+    let old = test.model("english", old_loader);
+    // The pool shares this thread, so it reads of both at once.
+    let mut preload = Box::pin(old.preload());
+    assert!(is_pending(&mut preload).await);
+    replace(&mut test, new_loader);
+    preload.await.unwrap();
+    assert_eq!((count(&old_record.loads), count(&new_record.loads)), (0, 1));
+    test.finish().await;
+}
+
 /// Each version gets one request that hangs and is replaced: the threads are bounded long before any of them is stuck.
 #[tokio::test]
 async fn versions_that_come_quickly_and_hang_are_bounded() {

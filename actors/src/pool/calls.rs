@@ -10,7 +10,7 @@ use super::PoolState;
 use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::entry::CallPlace;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{ModelKey, Time};
 use crate::scheduler::{CallId, Input};
 
@@ -32,6 +32,11 @@ impl<C: Capability> PoolState<C> {
     pub(super) fn call(&mut self, model: Arc<Registered<C>>, id: CallId, call: Call, caller: Caller) {
         if caller.done.is_closed() {
             return;
+        }
+        if model.entry.is_removed() && matches!(call, Call::Preload) {
+            // Nobody could use it; the caller goes on to the model that replaced it.
+            let error = Error::UnknownModel { capability: C::NAME.into(), model: model.id().clone() };
+            return drop(caller.done.send(Err(error)));
         }
         self.declare(&model);
         let key = model.key();
