@@ -111,8 +111,8 @@ pub struct PoolConfig {
     /// Time that all workers of a model must have been idle before the first of them goes.
     pub cooldown_idle: Duration,
     /// Time that a model's first worker waits for room while workers that may be evicted are still in use or
-    /// too young; then its requests get `MemoryExhausted`. Zero: it takes what is free or idle now, and waits
-    /// for nothing else.
+    /// too young; then its requests get `MemoryExhausted`. While workers whose bytes are enough have been told to go,
+    /// it waits up to 5 s more for them. Zero: it takes what is free or idle now, and waits for nothing else.
     pub room_wait: Duration,
     /// Minimum age of a worker that is evicted to make room for another model.
     pub min_residency: Duration,

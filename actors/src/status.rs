@@ -72,7 +72,8 @@ pub enum SystemState {
     /// Ended, by a shutdown, or because it was stopped or killed.
     Stopped,
     /// Failed for good: its pools and maintenance failed, or could not be started again, more often than its
-    /// restart budget allows. Its callers get [`Error::SystemFailed`](crate::Error::SystemFailed).
+    /// restart budget allows. Its callers get [`Error::SystemFailed`](crate::Error::SystemFailed); those whose requests
+    /// it had accepted get [`Error::RecvError`](crate::Error::RecvError), as these may have run.
     Failed,
 }
 
@@ -303,7 +304,8 @@ pub struct WorkerStatus {
 pub struct ShutdownReport {
     /// Number of requests answered with `ShuttingDown` because the time ran out.
     pub abandoned_requests: usize,
-    /// Names of the threads that had not ended when the time ran out, as in [`WorkerStatus::name`].
+    /// Names of the threads that had not ended when the time ran out, as in [`WorkerStatus::name`]; `destructors` for
+    /// requests that were answered and whose destructors had not returned.
     pub unfinished_threads: Vec<String>,
     /// Bytes still charged when the shutdown returned.
     pub remaining: Bytes,

@@ -1,4 +1,4 @@
-//! What a loader or a specification leaves unsaid: a load is one whether or not its loader begins a stage, and a
+//! Defaults for all that a loader or a specification leaves unsaid: a load is one whether or not its loader begins a stage, and a
 //! capability that needs continuous batching has it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -153,7 +153,7 @@ fn equals_go_by_pool_and_worker() {
     assert_eq!(plan_for(5, full(100), &offers), evict(&[(0, 1)]));
 }
 
-/// What stays and what goes may not depend on how many workers a model has.
+/// The choice may not depend on how many workers a model has.
 #[test]
 fn a_model_is_weighed_as_a_whole_however_many_workers_it_has() {
     let hour = 3600;

@@ -1,4 +1,4 @@
-//! A memory that runs short stops the output_bounds of the models in it, and of no others, and takes what is idle. That models use
+//! A memory that runs short stops the growth of the models in it, and of no others, and takes what is idle. That models use
 //! the budget that is theirs is no shortage.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

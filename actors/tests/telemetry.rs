@@ -1,4 +1,4 @@
-//! What an operator sees: each loss has a log line, an event and a count; a request is found by its number in
+//! Telemetry for an operator: each loss has a log line, an event and a count; a request is found by its number in
 //! spans, events and its handle; every metric has a unit and a description.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -39,7 +39,9 @@ impl<C: Capability> ModelHandle<C> {
     /// the unload: workers that are still busy then stay.
     ///
     /// # Errors
-    /// [`Error::UnloadIncomplete`] with the bytes that are not back, and the reason.
+    /// [`Error::UnloadIncomplete`] with the bytes that are not back, and the reason. [`Error::NoWorkers`] or
+    /// [`Error::RecvError`] if the pool is down or fails meanwhile, [`Error::Timeout`] if it does not answer, and
+    /// [`Error::ShuttingDown`] or [`Error::SystemFailed`] once the system has ended.
     pub async fn unload(&self, timeout: Duration) -> Result<()> {
         let deadline = self.shared.clock.now() + timeout;
         self.manage(Call::Unload { deadline }, timeout).await

@@ -113,7 +113,7 @@ pub enum Event {
         retry_after: Duration,
         error: Error,
     },
-    /// A probe succeeded, and the breaker lets requests pass again.
+    /// The breaker lets requests pass again: a probe succeeded, or its time passed while a worker served.
     BreakerClosed { capability: &'static str, key: ModelKey, model: ModelId },
     /// Requests whose run failed, or whose worker was lost, wait to run again.
     RequestsRerun {

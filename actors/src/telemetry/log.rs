@@ -29,7 +29,7 @@ pub(super) fn write(event: &Event) {
             "a model failed too often; its requests are refused until a probe succeeds"
         ),
         Event::BreakerClosed { capability, model, .. } => {
-            warn!(capability, %model, "a probe succeeded; the model takes requests again");
+            warn!(capability, %model, "the breaker closed; the model takes requests again");
         }
         Event::RequestsRerun { capability, model, worker, requests, cause, .. } => warn!(
             capability, %model, %worker, ?requests, %cause,

@@ -73,6 +73,14 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), ALL.len());
         assert!(names.iter().all(|name| name.starts_with("model_actors_")));
+        // A line of the table each: its kind, its name in the code and its name.
+        let lines =
+            include_str!("metric.rs").lines().filter_map(|line| line.trim().split_once(" = \"model_actors_"));
+        let kinds: Vec<_> = lines.filter_map(|(kind, rest)| Some((kind, rest.split_once('"')?.0))).collect();
+        assert!(kinds.len() >= ALL.len());
+        for (kind, name) in kinds {
+            assert_eq!(kind.starts_with("counter "), name.ends_with("_total"), "{kind} = {name}");
+        }
         assert!(names.iter().all(|name| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')));
     }
 }
