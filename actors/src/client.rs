@@ -326,7 +326,7 @@ impl<C: Capability> ModelHandle<C> {
         self.check_input(&request)?;
         let total_timeout = options.total_timeout.or_else(|| self.latest().policy.config.total_timeout);
         let total_timeout = total_timeout.unwrap_or(Duration::MAX);
-        // Who has less time for all of it has no more for its beginning.
+        // Less time for all of it leaves no more for its beginning.
         let timeout = options.timeout.unwrap_or_else(|| self.request_timeout()).min(total_timeout);
         let began = self.shared.clock.now();
         let deadline = began + timeout;

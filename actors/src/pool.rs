@@ -283,7 +283,7 @@ impl<C: Capability> PoolState<C> {
                 }
             }
         }
-        // What the scheduler did not want kept must not be kept alive by the offer.
+        // Weights that the scheduler did not want kept must not be kept alive by the offer.
         for key in self.offering.drain(..) {
             if let Some(entry) = self.weights.get_mut(&key) {
                 entry.offered = None;

@@ -223,7 +223,7 @@ impl Reaper {
 
     fn start(&'static self) {
         let start = |thread: Builder| thread.name(DESTRUCTORS.to_owned()).spawn(|| self.serve());
-        // Where there is no room for the stack that the application wants, the usual one may do.
+        // Without room for the stack that the application wants, the usual one may do.
         let started = start(Builder::new()).or_else(|_| start(Builder::new().stack_size(USUAL_STACK)));
         if let Err(error) = started {
             // The next value tries again.
@@ -233,7 +233,7 @@ impl Reaper {
     }
 
     fn serve(&'static self) {
-        // What is left of a value that is dropped here goes with it.
+        // The parts of a value that is dropped here go with it.
         DROPS_ON_THE_SPOT.set(true);
         self.stand_by();
         while let Some(value) = self.next() {

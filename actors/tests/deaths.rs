@@ -307,7 +307,7 @@ async fn the_next_pool_knows_the_pins_that_the_last_one_was_told_of() {
     }
 }
 
-/// What nobody may count on does not become what is about to come back.
+/// Bytes that nobody may count on are not promised again.
 #[tokio::test]
 async fn the_next_pool_knows_the_threads_that_the_last_one_found_stuck() {
     let (system, mut pool) = single();

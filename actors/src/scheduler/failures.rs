@@ -97,7 +97,7 @@ impl Scheduler {
         }));
         let Some(model) = self.models.get_mut(&key) else { return };
         let permanent = is_permanent(failure.kind);
-        // What ran out of memory is tried once more, with the room that idle models can give.
+        // A request that ran out of memory is tried once more, with the room that idle models can give.
         let starved = failure.kind == FailureKind::OutOfMemory;
         let hopeless = permanent || starved && model.load_starved;
         if starved && !hopeless {

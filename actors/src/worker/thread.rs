@@ -171,7 +171,7 @@ impl<C: Capability> Thread<C> {
 
     fn size(&self) -> bool {
         let worker = self.arguments.worker;
-        // What is asked for its progress meanwhile is loading, whatever the loader says of it.
+        // A model that is asked for its progress meanwhile is loading, whatever the loader says of it.
         self.arguments.context.progress.begin(LoadStage::Load, 0);
         let sized = guarded(|| self.arguments.model.loader.footprint(&self.arguments.context));
         self.arguments.context.progress.end();
