@@ -180,7 +180,8 @@ pub enum Error {
     /// The images of other requests took all the memory that images may take.
     #[error("no room for images in {} ms: all requests together may hold {limit} of them", after.as_millis())]
     NoRoomForImages { limit: Bytes, after: Duration },
-    /// An image's address may not be opened.
+    /// An image's address may not be opened. One whose name leads to networks that are not allowed is
+    /// [`Self::DownloadFailed`], as one whose name is unknown.
     #[error("the address {address} is refused: {reason}")]
     AddressRefused { address: String, reason: String },
     /// An image could not be fetched.

@@ -26,6 +26,8 @@ use crate::limits::ImageLimits;
 /// Most look-ups of names at once. One that hangs keeps its thread for as long as the system's resolver
 /// tries.
 const MAX_LOOKUPS: usize = 16;
+/// Tenths of the time to connect that the look-up of a name may take, so that one that hangs is told as such.
+const LOOKUP_TENTHS: u32 = 9;
 
 /// The client, opened with the first image.
 pub(crate) struct Fetcher {
@@ -128,6 +130,7 @@ impl Fetcher {
         let resolver = FilteringResolver {
             allowed: self.settings.allowed_networks.clone().into(),
             lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
+            longest: self.settings.connect_timeout / 10 * LOOKUP_TENTHS,
         };
         let failed = |reason| failed("any address".to_owned(), reason);
         let client = http::client()
@@ -166,7 +169,7 @@ fn name_error(url: &Url, error: reqwest::Error) -> Error {
     let mut source = std::error::Error::source(&error);
     while let Some(cause) = source {
         if cause.is::<LeadsNowhere>() {
-            return refused(&origin(url), LEADS_NOWHERE);
+            return failed(origin(url), LEADS_NOWHERE.to_owned());
         }
         source = cause.source();
     }
@@ -183,10 +186,11 @@ fn failed(address: String, reason: String) -> Error {
     Error::DownloadFailed { address, reason }
 }
 
-/// One sentence for a name that is unknown and for one that leads to networks that are not allowed: callers could
-/// otherwise ask which names there are inside.
-const LEADS_NOWHERE: &str = "there is no connection to it: its name is unknown, or leads only to networks that the \
-                             application has to allow";
+/// One error for a name that is unknown, one that leads to networks that are not allowed, and one that cannot be looked up
+/// at present: callers could otherwise ask which names there are inside. It is worth another attempt, since trouble of the
+/// resolver is no fault of theirs.
+const LEADS_NOWHERE: &str = "there is no connection to it: its name cannot be looked up, is unknown, or leads only to \
+                             networks that the application has to allow";
 
 /// Error for a name that has no address that may be connected to.
 #[derive(Debug, thiserror::Error)]
@@ -197,12 +201,15 @@ struct LeadsNowhere;
 struct FilteringResolver {
     allowed: Arc<[IpNet]>,
     lookups: Arc<Semaphore>,
+    /// Longest look-up, the wait for its turn included.
+    longest: Duration,
 }
 
 impl Resolve for FilteringResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let (allowed, lookups) = (Arc::clone(&self.allowed), Arc::clone(&self.lookups));
-        Box::pin(async move {
+        let (allowed, lookups, longest) =
+            (Arc::clone(&self.allowed), Arc::clone(&self.lookups), self.longest);
+        let looked_up = async move {
             let permit = lookups.acquire_owned().await?;
             let (answer, found) = oneshot::channel();
             // A thread of its own: the system's resolver cannot be interrupted, and a runtime waits for its
@@ -213,9 +220,12 @@ impl Resolve for FilteringResolver {
                 // Nobody may wait any more.
                 drop(answer.send(addresses));
             })?;
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(found.await?.map_err(|_| LeadsNowhere)?)
+        };
+        Box::pin(async move {
+            let found = tokio::time::timeout(longest, looked_up).await.map_err(|_| LeadsNowhere)??;
             let may_be_reached = |found: &SocketAddr| networks::refusal(found.ip(), &allowed).is_none();
-            let addresses: Vec<SocketAddr> =
-                found.await?.map_err(|_| LeadsNowhere)?.filter(may_be_reached).collect();
+            let addresses: Vec<SocketAddr> = found.filter(may_be_reached).collect();
             match addresses.is_empty() {
                 true => Err(LeadsNowhere.into()),
                 false => Ok(Box::new(addresses.into_iter()) as Addrs),
