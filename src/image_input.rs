@@ -21,6 +21,8 @@ mod checks;
 mod settings;
 pub(crate) mod base64;
 mod content;
+mod jpeg;
+mod webp;
 mod to_rgb;
 mod decode;
 mod decoders;

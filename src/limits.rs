@@ -24,7 +24,7 @@
 //! | images of one call of `ImageInput::pictures` taken in at once | `AT_ONCE` of `image_input.rs`, 16, and no more addresses than are fetched at once | they follow |
 //! | images decoded at once, and time to read or decode one | `decoders` and `decode_timeout` of [`ImageSettings`] | they wait, then [`ImageTooSlow`] |
 //! | decoders that were given up after that and have not ended | `decoders` of [`ImageSettings`] | further ones keep their places |
-//! | scans of a JPEG; metadata unpacked from a PNG | `MAX_SCANS` of `image_input/content.rs`, 100; `METADATA` of `image_input/decode.rs`, 32 MiB, with its rows | [`InvalidImage`] |
+//! | segments and scans of a JPEG; metadata unpacked from a PNG | `MAX_SEGMENTS`, 1,000, and `MAX_SCANS`, 100, of `image_input/jpeg.rs`; `METADATA` of `image_input/decode.rs`, 32 MiB, with its rows | [`InvalidImage`] |
 //! | what an image's path leads to | a regular file | `UnreadableFile` |
 //! | bytes of an image's address, and of where it redirects to | [`MAX_ADDRESS_BYTES`], 8 KiB | [`AddressRefused`] |
 //! | sides of what a model is given of an image | [`MAX_MODEL_SIDE`], 4,096 pixels | `InvalidInput`, or `InvalidConfig` |

@@ -103,6 +103,49 @@ async fn metadata_that_is_not_there_takes_no_memory() {
     assert!(most <= ON_TOP, "{most} bytes");
 }
 
+/// Parts of a WebP behind each other, with the size of the whole.
+fn webp(parts: &[&[u8]]) -> Vec<u8> {
+    let parts = parts.concat();
+    [b"RIFF".as_slice(), &(parts.len() as u32 + 4).to_le_bytes(), b"WEBP", &parts].concat()
+}
+
+/// A part that the decoder jumps over by its size, and the parts in it claim to be larger.
+async fn a_webp_that_hides_its_parts_takes_no_memory() {
+    let input = ImageInput::new(ImageSettings::default()).unwrap();
+    let lossless = &file("lossless.webp")[12..];
+    let frame = [b"ANMF".as_slice(), &24u32.to_le_bytes(), &[0; 16], b"XXXX\xF0\xFF\xFF\xFF"].concat();
+    let header = |flags, width, height| {
+        [b"VP8X".as_slice(), &10u32.to_le_bytes(), &[flags, 0, 0, 0, width, 0, 0, height, 0, 0]].concat()
+    };
+    let exif = b"EXIF\xF0\xFF\xFF\xFF";
+    let mut lossy = file("lossy.webp")[12..].to_vec();
+    lossy[14..18].copy_from_slice(&[0xFF, 0x3F, 0xFF, 0x3F]);
+    for (name, file) in [
+        ("metadata", webp(&[&header(8, 36, 22), &frame, lossless, exif])),
+        ("size", webp(&[&header(0, 0, 0), &lossy])),
+    ] {
+        let (most, result) = most(&input, &file).await;
+        println!("{name}: {most} bytes");
+        assert!(matches!(result, Err(Error::InvalidImage { .. })), "{name}: {result:?}");
+        assert!(most <= 1 << 20, "{name}: {most} bytes");
+    }
+}
+
+/// The decoder would put all extended metadata together again at each segment.
+async fn metadata_of_a_jpeg_is_left_out() {
+    let input = ImageInput::new(ImageSettings::default()).unwrap();
+    let whole = file("rgb_444.jpg");
+    let extended = b"http://ns.adobe.com/xmp/extension/\0";
+    let data = [extended.as_slice(), &[b'0'; 32], &4u32.to_be_bytes(), &[0; 4], b"data"].concat();
+    let length = (data.len() as u16 + 2).to_be_bytes();
+    let segment = [&[0xFF, 0xE1], &length[..], &data].concat();
+    let with = |times| [&whole[..2], &segment.repeat(times), &whole[2..]].concat();
+    let plain = input.picture(ImageSource::Bytes(whole.clone())).await.unwrap();
+    assert_eq!(input.picture(ImageSource::Bytes(with(100))).await.unwrap(), plain);
+    let refused = input.picture(ImageSource::Bytes(with(100_000))).await;
+    assert!(matches!(refused, Err(Error::InvalidImage { .. })), "{refused:?}");
+}
+
 async fn a_lossless_webp_is_counted_with_its_tables() {
     let webp = file("lossless.webp");
     // Of 37 x 23 pixels, with seven bytes each beside the output.
@@ -122,5 +165,7 @@ async fn no_image_takes_more_memory_than_the_limits_say() {
     fuzzed_headers_stay_within_the_limits().await;
     a_jpeg_of_48_megapixels_is_decoded_within_the_limits().await;
     metadata_that_is_not_there_takes_no_memory().await;
+    a_webp_that_hides_its_parts_takes_no_memory().await;
+    metadata_of_a_jpeg_is_left_out().await;
     a_lossless_webp_is_counted_with_its_tables().await;
 }

@@ -4,6 +4,7 @@
 //! (`convert_to_rgb` of transformers 5.23), the high byte of 16 bits, colour profiles ignored. Those of a
 //! JPEG differ by rounding, by a few of 255.
 
+use std::borrow::Cow;
 use std::io::Cursor;
 
 use image::metadata::Orientation;
@@ -14,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::image_input::checks::too_large;
 use crate::image_input::content;
 use crate::image_input::to_rgb::to_rgb;
+use crate::image_input::{jpeg, webp};
 use crate::limits::ImageLimits;
 
 /// Bytes a pixel of the picture that comes out, and of its copy while it is turned; the decoder is gone by then.
@@ -59,7 +61,6 @@ fn guarded<T>(work: impl FnOnce() -> Result<T> + std::panic::UnwindSafe) -> Resu
 /// A file whose header is read and within the limits.
 struct Opened<D> {
     decoder: D,
-    format: ImageFormat,
     /// Memory that the decoder may still take.
     room: image::Limits,
 }
@@ -67,7 +68,13 @@ struct Opened<D> {
 fn open<'a>(bytes: &'a [u8], limits: &ImageLimits) -> Result<Opened<impl ImageDecoder + use<'a>>> {
     too_large("bytes", bytes.len() as u64, limits.encoded.0)?;
     let format = content::format_of(bytes)?;
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let parts = match format {
+        ImageFormat::Jpeg => jpeg::needed_parts(bytes)?,
+        _ => Cow::Borrowed(bytes),
+    };
+    let copied = if let Cow::Owned(parts) = &parts { parts.len() as u64 } else { 0 };
+    let webp = if format == ImageFormat::WebP { Some(webp::webp_parts(bytes)?) } else { None };
+    let mut reader = ImageReader::with_format(Cursor::new(parts), format);
     let mut room = image::Limits::no_limits();
     room.max_alloc = Some(METADATA);
     reader.limits(room.clone());
@@ -75,9 +82,9 @@ fn open<'a>(bytes: &'a [u8], limits: &ImageLimits) -> Result<Opened<impl ImageDe
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into(), limits)?;
     let (beside, tables) = match format {
-        ImageFormat::Jpeg => (COEFFICIENTS, 0),
+        ImageFormat::Jpeg => (COEFFICIENTS, copied),
         ImageFormat::WebP => {
-            let parts = content::webp_parts(bytes)?;
+            let parts = webp.unwrap_or_default();
             let beside = PLANES + if parts.animated { FRAMES } else { 0 };
             (beside, parts.lossless.saturating_mul(TABLES))
         }
@@ -87,14 +94,11 @@ fn open<'a>(bytes: &'a [u8], limits: &ImageLimits) -> Result<Opened<impl ImageDe
     let needed = decoder.total_bytes().saturating_add(pixels.saturating_mul(beside)).saturating_add(tables);
     too_large("bytes to decode", needed, limits.decoder.0)?;
     room.max_alloc = Some(limits.decoder.0 - needed);
-    Ok(Opened { decoder, format, room })
+    Ok(Opened { decoder, room })
 }
 
 fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
-    let Opened { mut decoder, format, room } = open(bytes, limits)?;
-    if format == ImageFormat::Jpeg {
-        content::check_jpeg_ends(bytes)?;
-    }
+    let Opened { mut decoder, room } = open(bytes, limits)?;
     decoder.set_limits(room).map_err(name_error)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let rgb = to_rgb(DynamicImage::from_decoder(decoder).map_err(name_error)?)?;
