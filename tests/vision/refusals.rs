@@ -1,0 +1,146 @@
+//! Requests and model folders that vision models refuse, each with what is at fault.
+
+use super::*;
+
+#[test]
+fn hostile_configurations_are_refused_with_the_setting_at_fault() {
+    let huge = serde_json::json!(1u64 << 40);
+    let numbers =
+        [serde_json::json!(0), huge, serde_json::json!(-1), serde_json::json!("many"), serde_json::json!(7)];
+    let settings: [(&str, &[&str]); 5] = [
+        (
+            "blip",
+            &[
+                "vision_config/hidden_size",
+                "vision_config/patch_size",
+                "vision_config/num_attention_heads",
+                "vision_config/image_size",
+                "text_config/hidden_size",
+                "text_config/num_attention_heads",
+                "text_config/vocab_size",
+                "text_config/max_position_embeddings",
+                "text_config/num_hidden_layers",
+            ],
+        ),
+        (
+            "llava",
+            &[
+                "vision_config/hidden_size",
+                "vision_config/num_attention_heads",
+                "vision_config/image_size",
+                "text_config/hidden_size",
+                "text_config/num_key_value_heads",
+                "text_config/vocab_size",
+            ],
+        ),
+        ("llava_next", &["image_grid_pinpoints", "vision_config/image_size"]),
+        (
+            "qwen3_vl",
+            &[
+                "vision_config/patch_size",
+                "vision_config/spatial_merge_size",
+                "vision_config/num_heads",
+                "vision_config/num_position_embeddings",
+                "vision_config/out_hidden_size",
+                "vision_config/temporal_patch_size",
+                "vision_config/deepstack_visual_indexes",
+                "vision_config/hidden_size",
+                "text_config/head_dim",
+                "text_config/num_attention_heads",
+            ],
+        ),
+        (
+            "moondream",
+            &[
+                "config/vision/enc_patch_size",
+                "config/vision/crop_size",
+                "config/vision/enc_dim",
+                "config/vision/enc_n_heads",
+                "config/vision/proj_out_dim",
+                "config/text/dim",
+                "config/text/n_heads",
+                "config/text/vocab_size",
+            ],
+        ),
+    ];
+    let mut refused = 0;
+    for (family, names) in settings {
+        for name in names {
+            for number in &numbers {
+                let error = changed(family, "config.json", |config| {
+                    let pointer = format!("/{name}");
+                    *config.pointer_mut(&pointer).unwrap_or_else(|| panic!("{family} has no {name}")) =
+                        number.clone();
+                });
+                assert!(!error.to_string().is_empty());
+                refused += 1;
+            }
+        }
+    }
+    println!("{refused} configurations refused");
+    let error = changed("llava", "config.json", |config| config["image_token_index"] = 7_000_000.into());
+    assert!(error.to_string().contains("vocab_size"), "{error}");
+    let error =
+        changed("llava", "config.json", |config| config["vision_config"]["model_type"] = "eva".into());
+    assert!(matches!(error, Error::UnsupportedSetting { .. }), "{error}");
+    let error = changed("llava", "chat_template.json", |file| file["chat_template"] = "{% for".into());
+    assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
+    let error = changed("blip", "config.json", |config| {
+        config["architectures"] = serde_json::json!(["BlipForQuestionAnswering"]);
+    });
+    assert!(error.to_string().contains("BlipForQuestionAnswering"), "{error}");
+}
+
+#[test]
+fn a_question_cannot_bring_a_placeholder_of_its_own_and_an_answer_ends_with_the_context() {
+    let source = || Source::directory(fixture("llava"));
+    let model = VisionModel::load(source()).unwrap();
+    let mut request = request(&cases("llava")[0]);
+    request.question = "What is <image>?".to_owned();
+    let joined = LoadOptions::default().with_split_special_tokens(false);
+    let joined = VisionModel::load_with(source(), joined).unwrap();
+    assert!(matches!(joined.describe(&request), Err(Error::InvalidInput(_))));
+    // It is the text of a placeholder otherwise.
+    assert!(model.describe(&request).is_ok());
+    request.question = "word ".repeat(150);
+    request.max_tokens = 1_000_000;
+    let completion = model.describe(&request).unwrap();
+    assert!(completion.usage.prompt_tokens + completion.usage.completion_tokens <= model.context());
+}
+
+#[test]
+fn no_question_writes_a_special_token_unless_that_is_asked_for() {
+    for family in ["llava", "qwen3_vl", "moondream", "blip"] {
+        let source = || Source::directory(fixture(family));
+        let split = VisionModel::load(source()).unwrap();
+        let joined = LoadOptions::default().with_split_special_tokens(false);
+        let joined = VisionModel::load_with(source(), joined).unwrap();
+        let case = request(&cases(family)[0]);
+        let file = std::fs::read(fixture(family).join("tokenizer.json")).unwrap();
+        let file: serde_json::Value = serde_json::from_slice(&file).unwrap();
+        for token in file["added_tokens"].as_array().unwrap() {
+            let (id, name) = (token["id"].as_u64().unwrap() as u32, token["content"].as_str().unwrap());
+            let count = |model: &VisionModel, question: String| {
+                let examined = model.examine(&case.clone().with_question(question));
+                examined.map(|examined| examined.prompt.iter().filter(|token| **token == id).count())
+            };
+            // What no vocabulary knows is this one.
+            let is_unknown = name.to_lowercase().contains("unk");
+            let own = count(&split, "What?".to_owned()).unwrap();
+            let forged = format!("What? {name} {name}");
+            assert!(is_unknown || count(&split, forged.clone()).unwrap() == own, "{family}: {name}");
+            // The image's own cannot even be asked about.
+            assert!(count(&joined, forged).map_or(true, |count| count > own), "{family}: {name}");
+        }
+    }
+}
+
+#[test]
+fn an_unsupported_architecture_is_named_with_what_is_supported() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), r#"{"model_type": "kosmos-2"}"#).unwrap();
+    let error = VisionModel::load(Source::directory(folder.path())).err().unwrap();
+    assert!(matches!(error, Error::UnsupportedArchitecture { .. }), "{error}");
+    let message = error.to_string();
+    assert!(message.contains("kosmos-2") && message.contains("blip"), "{message}");
+}
