@@ -9,7 +9,9 @@
 mod output_bounds;
 mod long_text;
 mod plain_text;
+mod special_names;
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +24,8 @@ use crate::source::read_config;
 use output_bounds::guarded;
 pub(crate) use output_bounds::{MAX_BYTES, OutputBounds};
 pub(crate) use plain_text::Mask;
-use plain_text::PlainText;
+use plain_text::{Place, PlainText, in_letters};
+pub(crate) use special_names::special_names;
 
 /// A model's tokenizer, shared by its workers. A clone is the same one.
 #[derive(Clone)]
@@ -144,8 +147,8 @@ impl Tokens {
         self.bytes_per_token
     }
 
-    /// Number of tokens of a prompt that has far more than `limit`, as far as they were counted, or at least; nothing for
-    /// one that may fit.
+    /// Number of tokens of a prompt that has more than `limit`, as far as they were counted, or at least; nothing for one
+    /// that may fit.
     pub(crate) fn count_beyond(&self, text: &str, limit: usize) -> Result<Option<usize>> {
         if let Some(least) = self.bytes_per_token.map(|bytes| text.len().div_ceil(bytes.max(1)))
             && least > limit
@@ -172,13 +175,13 @@ impl Tokens {
     }
 
     /// The same, so that special tokens in what people write in a prompt are split into the tokens of their text, or
-    /// not.
+    /// not. `named` are called special by the tokenizer's settings, beside those that the tokenizer calls so.
     ///
     /// # Errors
     /// A sentence, if the tokenizer cannot be taken apart for it.
-    pub(crate) fn splitting_special_tokens(self, split: bool) -> Result<Self, String> {
+    pub(crate) fn splitting_special_tokens(self, split: bool, named: &[String]) -> Result<Self, String> {
         let plain_text = match split {
-            true => Some(Arc::new(guarded(|| PlainText::of(&self.tokenizer))?)),
+            true => Some(Arc::new(guarded(|| PlainText::of(&self.tokenizer, named))?)),
             false => None,
         };
         Ok(Self { plain_text, ..self })
@@ -192,58 +195,93 @@ impl Tokens {
     /// The tokens of a text that people wrote, of which none is a special one where these are split.
     pub(crate) fn encode_written(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
         let Some(plain) = &self.plain_text else { return self.encode_prompt(text, specials) };
+        let none = HashSet::new();
         let encoded = guarded(|| {
             self.output_bounds.check(&self.tokenizer, text)?;
+            if plain.special_places(&self.tokenizer, text, &none).is_empty() {
+                return Ok(None);
+            }
             let text_of = |place: Range<usize>| Ok(text.get(place).unwrap_or_default().to_owned());
-            plain.encode(&self.tokenizer, &[], text.len(), text_of, specials)
+            plain.encode(&self.tokenizer, (&[], &none), text.len(), text_of, specials).map(Some)
         });
-        encoded.map_err(untokenizable)
+        encoded.map_err(untokenizable)?.map_or_else(|| self.encode_prompt(text, specials), Ok)
     }
 
-    /// The tokens of what a template makes of texts that people wrote; `specials` may still refuse it. Special tokens of the template are special; those
-    /// that stand in the texts, or that the template makes of these, are text where they are split.
+    /// The tokens of what a template makes of texts that people wrote; `check` may still refuse it. Special tokens of the
+    /// template are special, and so is every added token that it writes; those that stand in the texts, or that the
+    /// template makes of these, are text where they are split. `specials` is asked about the template's own output.
     ///
-    /// A template may look for such characters in the texts, to leave out what a model was thinking, say. Where that
-    /// makes a difference, its output counts as long as it has no other special tokens than without them; if it has,
-    /// the texts are rendered without a look into them.
+    /// A prompt without such ones is encoded as it is. A template may look for their characters in the texts, to leave out
+    /// what a model was thinking, say. Where that makes a difference, its output counts as long as no text holds a special
+    /// token and it has no others than without their characters; if it has, the texts are rendered without a look into
+    /// them.
     pub(crate) fn encode_template(
         &self,
         written: &[&str],
         render: impl Fn(&Mask) -> Result<String>,
-        specials: impl Fn(&str) -> Result<Specials>,
+        check: impl Fn(&str) -> Result<()>,
+        specials: impl Fn(&str) -> Specials,
     ) -> Result<Vec<u32>> {
         let text = render(&Mask::default())?;
-        let around = specials(&text)?;
-        let Some(plain) = &self.plain_text else { return self.encode_prompt(&text, around) };
+        check(&text)?;
+        let Some(plain) = &self.plain_text else { return self.encode_prompt(&text, specials(&text)) };
         let tokenizer = &*self.tokenizer;
         let mask = guarded(|| plain.mask(tokenizer, written, &text)).map_err(untokenizable)?;
         if mask.is_empty() {
-            return self.encode_prompt(&text, around);
+            return self.encode_prompt(&text, specials(&text));
         }
-        let masked = render(&mask)?;
+        let masked = match render(&mask) {
+            Ok(masked) => masked,
+            // It takes the texts as they are, and they do no harm.
+            Err(_) if !guarded(|| self.hold_special(plain, written)).map_err(untokenizable)? => {
+                return self.encode_prompt(&text, specials(&text));
+            }
+            Err(error) => return Err(error),
+        };
+        let around = specials(&masked);
         let encoded = guarded(|| {
             self.output_bounds.check(tokenizer, &text)?;
             self.output_bounds.check(tokenizer, &masked)?;
-            let places = plain.special_places(tokenizer, &masked);
-            if mask.undo(&masked) != text {
-                let tokens = |(_, id): &(Range<usize>, u32)| *id;
-                if plain.special_places(tokenizer, &text).iter().map(tokens).eq(places.iter().map(tokens)) {
+            let turn_marks = plain.turn_marks(tokenizer, &masked);
+            let own = plain.special_places(tokenizer, &masked, &turn_marks);
+            let found = plain.special_places(tokenizer, &text, &turn_marks);
+            if mask.undo(&masked) == text {
+                let own_letters = in_letters(&masked, &own);
+                if own_letters.is_some() && own_letters == in_letters(&text, &found) {
+                    return Ok(None);
+                }
+            } else {
+                let id = |(_, id): &Place| *id;
+                if own.iter().map(id).eq(found.iter().map(id)) && !self.hold_special(plain, written)? {
                     return Ok(None);
                 }
                 tracing::warn!(
-                    "the chat template makes special tokens of messages; they are encoded as text, and as it renders                      them without the characters of special tokens"
+                    "the chat template makes special tokens of messages, or looks for them; they are encoded as text, \
+                     and as it renders them without the characters of special tokens"
                 );
             }
             let text_of = |place: Range<usize>| -> Result<String, String> {
                 let piece = masked.get(place).ok_or("it finds a special token inside of a letter")?;
                 Ok(mask.undo(piece).into_owned())
             };
-            plain.encode(tokenizer, &places, masked.len(), text_of, around).map(Some)
+            plain.encode(tokenizer, (&own, &turn_marks), masked.len(), text_of, around).map(Some)
         });
-        match encoded.map_err(untokenizable)? {
-            Some(ids) => Ok(ids),
-            None => self.encode_prompt(&text, around),
+        encoded.map_err(untokenizable)?.map_or_else(|| self.encode_prompt(&text, around), Ok)
+    }
+
+    /// True if texts hold a special token or what may be a turn mark, alone, one after another, or in other cases.
+    ///
+    /// # Errors
+    /// A sentence, if they become too long.
+    fn hold_special(&self, plain: &PlainText, texts: &[&str]) -> Result<bool, String> {
+        let joined = texts.concat();
+        for text in [joined.to_lowercase(), joined.to_uppercase(), joined] {
+            self.output_bounds.check(&self.tokenizer, &text)?;
+            if plain.holds_any(&self.tokenizer, &text) {
+                return Ok(true);
+            }
         }
+        Ok(false)
     }
 
     /// The text of tokens, without the special ones.

@@ -30,14 +30,7 @@ pub(crate) fn encode(
         };
         messages.iter().map(|message| Message::new(message.role, content(message))).collect::<Vec<Message>>()
     };
-    tokens.encode_template(
-        &written,
-        |mask| template.render(&masked(mask)),
-        |text| {
-            check(text)?;
-            Ok(Specials::AsWritten)
-        },
-    )
+    tokens.encode_template(&written, |mask| template.render(&masked(mask)), check, |_| Specials::AsWritten)
 }
 
 #[cfg(test)]

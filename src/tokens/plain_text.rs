@@ -9,11 +9,14 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use tokenizers::{
-    AddedVocabulary, Encoding, NormalizedString, Normalizer, NormalizerWrapper, OffsetReferential,
-    OffsetType, PreTokenizer, PreTokenizerWrapper, Tokenizer,
+    AddedToken, AddedVocabulary, Encoding, Model as _, ModelWrapper, NormalizedString, Normalizer,
+    NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizer, PreTokenizerWrapper, Token, Tokenizer,
 };
 
 use super::Specials;
+
+/// Tokens of models that think, which are no turn marks although templates write them: answers hold them.
+const THOUGHTS: [&str; 2] = ["<think>", "</think>"];
 
 /// The parts of a tokenizer that encode text without special tokens in it, as `split_special_tokens` of transformers.
 pub(super) struct PlainText {
@@ -21,11 +24,20 @@ pub(super) struct PlainText {
     added: AddedVocabulary,
     /// The split of a text that is not the first: some put a space before the first alone.
     later_split: Option<PreTokenizerWrapper>,
-    /// Characters of special tokens; none is without one of them.
+    /// The tokens that the tokenizer or its settings call special.
+    special: HashSet<u32>,
+    /// The other added tokens that are turn marks if the template itself writes them.
+    candidates: HashSet<u32>,
+    /// Characters of both; no token is without one of them, unless it is all spaces.
     marks: HashSet<char>,
-    /// Some special token is looked for in the normalized text, so that what becomes a mark is one too.
+    /// Some of these tokens is looked for in the normalized text, so that what becomes a mark is one too.
     normalizes: bool,
+    /// What the model takes letters for that it does not know.
+    unknown: Option<u32>,
 }
+
+/// The place of an added token in a text, and its number.
+pub(super) type Place = (Range<usize>, u32);
 
 /// Stand-ins for the characters of special tokens. By default there are none.
 #[derive(Debug, Default)]
@@ -58,26 +70,44 @@ fn exchange<'a>(text: &'a str, by: &HashMap<char, char>) -> Cow<'a, str> {
 }
 
 impl PlainText {
+    /// `named` are called special by the tokenizer's settings, and count if they are added tokens.
+    ///
     /// # Errors
     /// A sentence, if the split cannot be written down.
-    pub(super) fn of(tokenizer: &Tokenizer) -> Result<Self, String> {
-        let mut added = tokenizer.get_added_vocabulary().clone();
-        added.set_encode_special_tokens(true);
+    pub(super) fn of(tokenizer: &Tokenizer, named: &[String]) -> Result<Self, String> {
+        let known = tokenizer.get_added_vocabulary();
+        let named = named.iter().filter_map(|name| known.get_vocab().get(name)).copied();
+        let added = without(tokenizer, known, named)?;
+        let (mut special, mut candidates) = (HashSet::new(), HashSet::new());
         let (mut marks, mut normalizes) = (HashSet::new(), false);
-        let all = added.get_added_tokens_decoder().values();
-        for token in all.filter(|token| added.is_special_token(&token.content)) {
+        for (id, token) in added.get_added_tokens_decoder() {
             let is_mark = |letter: &char| !letter.is_alphanumeric() && !letter.is_whitespace();
-            match token.content.contains(|letter: char| is_mark(&letter)) {
+            let has_marks = token.content.contains(|letter: char| is_mark(&letter));
+            if added.is_special_token(&token.content) {
+                special.insert(*id);
+            } else if has_marks && !THOUGHTS.contains(&token.content.as_str()) {
+                candidates.insert(*id);
+            } else {
+                continue;
+            }
+            match has_marks {
                 true => marks.extend(token.content.chars().filter(is_mark)),
                 // A template may write it in capitals.
-                false => marks.extend(token.content.chars().flat_map(|letter| {
-                    std::iter::once(letter).chain(letter.to_lowercase()).chain(letter.to_uppercase())
-                })),
+                false => marks.extend(
+                    token.content.chars().filter(|letter| !letter.is_whitespace()).flat_map(|letter| {
+                        std::iter::once(letter).chain(letter.to_lowercase()).chain(letter.to_uppercase())
+                    }),
+                ),
             }
             normalizes |= token.normalized;
         }
         let later_split = tokenizer.get_pre_tokenizer().map(without_first_space).transpose()?;
-        Ok(Self { added, later_split, marks, normalizes: normalizes && tokenizer.get_normalizer().is_some() })
+        let unknown = match tokenizer.get_model().tokenize("\u{10FFFF}").as_deref() {
+            Ok([token]) => Some(token.id),
+            _ => None,
+        };
+        let normalizes = normalizes && tokenizer.get_normalizer().is_some();
+        Ok(Self { added, later_split, special, candidates, marks, normalizes, unknown })
     }
 
     /// Stand-ins for the marks in what people have written. `rendered` holds what the template adds to it.
@@ -120,45 +150,55 @@ impl PlainText {
         own.chars().any(|made| self.marks.contains(&made) && !any.contains(made))
     }
 
-    /// The places of special tokens in a text, with their numbers.
-    pub(super) fn special_places(&self, tokenizer: &Tokenizer, text: &str) -> Vec<(Range<usize>, u32)> {
-        let added = tokenizer.get_added_vocabulary();
-        let parts = added.extract_and_normalize(tokenizer.get_normalizer(), text);
-        let special = |id: u32| {
-            let token = added.get_added_tokens_decoder().get(&id);
-            token.is_some_and(|token| added.is_special_token(&token.content))
-        };
-        let splits = parts.get_splits(OffsetReferential::Original, OffsetType::Byte);
-        let tokens = splits.into_iter().filter_map(|(_, (start, end), tokens)| {
-            let id = tokens.as_ref()?.first()?.id;
-            special(id).then_some((start..end, id))
-        });
-        tokens.collect()
+    /// The added tokens of a masked text that are turn marks, beside those that are special in any text.
+    pub(super) fn turn_marks(&self, tokenizer: &Tokenizer, masked: &str) -> HashSet<u32> {
+        places(tokenizer, masked, |id| self.candidates.contains(&id)).into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Encodes a text of which only these places are special tokens. `text_of` gives the text of what is between them.
+    /// The places of special tokens and of these turn marks in a text.
+    pub(super) fn special_places(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        turn_marks: &HashSet<u32>,
+    ) -> Vec<Place> {
+        places(tokenizer, text, |id| self.special.contains(&id) || turn_marks.contains(&id))
+    }
+
+    /// True if a text holds a token that is special or could be a turn mark.
+    pub(super) fn holds_any(&self, tokenizer: &Tokenizer, text: &str) -> bool {
+        !self.special_places(tokenizer, text, &self.candidates).is_empty()
+    }
+
+    /// Encodes a text of which only these places are special tokens; turn marks elsewhere are text too. `text_of` gives
+    /// the text of what is between them.
     ///
     /// # Errors
     /// A sentence, if the tokenizer fails.
     pub(super) fn encode(
         &self,
         tokenizer: &Tokenizer,
-        places: &[(Range<usize>, u32)],
+        (places, turn_marks): (&[Place], &HashSet<u32>),
         length: usize,
         text_of: impl Fn(Range<usize>) -> Result<String, String>,
         specials: Specials,
     ) -> Result<Vec<u32>, String> {
-        let (mut ids, mut begin) = (Vec::new(), 0);
+        let added = match turn_marks.is_empty() {
+            true => Cow::Borrowed(&self.added),
+            false => Cow::Owned(without(tokenizer, &self.added, turn_marks.iter().copied())?),
+        };
+        let mut ids = Vec::new();
+        let append = |range: Range<usize>, ids: &mut Vec<u32>| match range.is_empty() {
+            true => Ok(()),
+            false => self.append(tokenizer, &added, &text_of(range.clone())?, range.start, ids),
+        };
+        let mut begin = 0;
         for (place, id) in places {
-            if begin < place.start {
-                self.append(tokenizer, &text_of(begin..place.start)?, begin, &mut ids)?;
-            }
+            append(begin..place.start, &mut ids)?;
             ids.push(*id);
             begin = place.end;
         }
-        if begin < length {
-            self.append(tokenizer, &text_of(begin..length)?, begin, &mut ids)?;
-        }
+        append(begin..length, &mut ids)?;
         let encoding: Encoding = ids.into_iter().map(|id| (id, String::new(), (0, 0), None, 0)).collect();
         let encoding = tokenizer.post_process(encoding, None, specials == Specials::Added);
         Ok(encoding.map_err(|error| error.to_string())?.get_ids().to_vec())
@@ -168,20 +208,97 @@ impl PlainText {
     fn append(
         &self,
         tokenizer: &Tokenizer,
+        added: &AddedVocabulary,
         text: &str,
         begin: usize,
         ids: &mut Vec<u32>,
     ) -> Result<(), String> {
-        use tokenizers::Model as _;
         let words = |error: tokenizers::Error| error.to_string();
-        let mut parts = self.added.extract_and_normalize(tokenizer.get_normalizer(), text);
+        let mut parts = added.extract_and_normalize(tokenizer.get_normalizer(), text);
         let split = if begin == 0 { tokenizer.get_pre_tokenizer() } else { self.later_split.as_ref() };
         split.map_or(Ok(()), |split| split.pre_tokenize(&mut parts)).map_err(words)?;
-        parts.tokenize(|part| tokenizer.get_model().tokenize(part.get())).map_err(words)?;
+        parts.tokenize(|part| self.tokenize(tokenizer.get_model(), added, part.get())).map_err(words)?;
         let encoding = parts.into_encoding(None, 0, OffsetType::None).map_err(words)?;
         ids.extend_from_slice(encoding.get_ids());
         Ok(())
     }
+
+    /// The tokens of a word. A model's own vocabulary may hold special tokens, and make one of their text: its letters are
+    /// taken one by one then.
+    fn tokenize(
+        &self,
+        model: &ModelWrapper,
+        added: &AddedVocabulary,
+        word: &str,
+    ) -> tokenizers::Result<Vec<Token>> {
+        let is_special = |token: &Token, text: &str| {
+            let known = added.get_added_tokens_decoder().get(&token.id);
+            known.is_some_and(|known| {
+                let is_unknown = self.unknown == Some(token.id) && text != known.content;
+                added.is_special_token(&known.content) && !is_unknown && !known.content.trim().is_empty()
+            })
+        };
+        let mut tokens = Vec::new();
+        for token in model.tokenize(word)? {
+            let text = word.get(token.offsets.0..token.offsets.1).unwrap_or(word);
+            if !is_special(&token, text) {
+                tokens.push(token);
+                continue;
+            }
+            for letter in text.char_indices().filter_map(|(at, letter)| text.get(at..at + letter.len_utf8()))
+            {
+                let alone = model.tokenize(letter)?;
+                if alone.iter().any(|token| is_special(token, letter)) {
+                    return Err(format!("{letter:?} is a special token, and cannot be told from one").into());
+                }
+                tokens.extend(alone);
+            }
+        }
+        Ok(tokens)
+    }
+}
+
+/// The added tokens in a text that are `wanted`.
+fn places(tokenizer: &Tokenizer, text: &str, wanted: impl Fn(u32) -> bool) -> Vec<Place> {
+    let parts = tokenizer.get_added_vocabulary().extract_and_normalize(tokenizer.get_normalizer(), text);
+    let splits = parts.get_splits(OffsetReferential::Original, OffsetType::Byte);
+    let tokens = splits.into_iter().filter_map(|(_, (start, end), tokens)| {
+        let id = tokens.as_ref()?.first()?.id;
+        wanted(id).then_some((start..end, id))
+    });
+    tokens.collect()
+}
+
+/// Numbers of tokens with their lengths and the lengths of what is before each, in letters, which stand-ins leave as they
+/// are. Nothing for a token that begins or ends inside of a letter.
+pub(super) fn in_letters(text: &str, places: &[Place]) -> Option<Vec<(usize, usize, u32)>> {
+    let letters = |range: Range<usize>| text.get(range).map(|text| text.chars().count());
+    let mut end = 0;
+    let measured = places.iter().map(|(place, id)| {
+        let before = letters(end..place.start)?;
+        end = place.end;
+        Some((before, letters(place.clone())?, *id))
+    });
+    measured.collect()
+}
+
+/// The added tokens, so that special ones and these are not looked for.
+fn without(
+    tokenizer: &Tokenizer,
+    added: &AddedVocabulary,
+    more: impl Iterator<Item = u32>,
+) -> Result<AddedVocabulary, String> {
+    let mut added = added.clone();
+    let more: Vec<AddedToken> = more
+        .filter_map(|id| added.get_added_tokens_decoder().get(&id))
+        .map(|token| token.clone().special(true))
+        .collect();
+    if !more.is_empty() {
+        let changed = added.add_special_tokens(more, tokenizer.get_model(), tokenizer.get_normalizer());
+        changed.map_err(|error| error.to_string())?;
+    }
+    added.set_encode_special_tokens(true);
+    Ok(added)
 }
 
 fn normalized(normalizer: &NormalizerWrapper, letter: char) -> String {

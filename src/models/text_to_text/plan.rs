@@ -19,7 +19,7 @@ use crate::models::continuous_batching;
 use crate::models::decoder::{DecoderConfig, FAMILIES};
 use crate::models::passes::PROMPT_ROWS;
 use crate::source::{Files, read_json};
-use crate::tokens::Tokens;
+use crate::tokens::{Tokens, special_names};
 use crate::weights::WeightFiles;
 
 /// The capability's name in errors.
@@ -124,8 +124,12 @@ impl loader::LoadPlan for TextToTextPlan {
             }
         };
         let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer_file().to_owned(), reason };
-        let tokens =
-            tokens.splitting_special_tokens(self.generation.split_special_tokens).map_err(invalid)?;
+        let named = match &self.kind {
+            Kind::Gguf { tokenizer: None, .. } => Vec::new(),
+            _ => special_names(&self.files, context)?,
+        };
+        let split = self.generation.split_special_tokens;
+        let tokens = tokens.splitting_special_tokens(split, &named).map_err(invalid)?;
         self.bytes_per_token.get_or_init(|| tokens.bytes_per_token());
         Ok(LoadedModel {
             decoder,

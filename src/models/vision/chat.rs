@@ -98,9 +98,9 @@ impl Chat {
         let question = if question.is_empty() { DEFAULT_QUESTION } else { question };
         // As transformers: a template may write the token that begins a text itself.
         let has_begun = |text: &str| self.special.bos.as_deref().is_some_and(|bos| text.starts_with(bos));
-        let specials = |text: &str| Ok(if has_begun(text) { Specials::AsWritten } else { Specials::Added });
+        let specials = |text: &str| if has_begun(text) { Specials::AsWritten } else { Specials::Added };
         let render = |mask: &Mask| self.template.render_image_question(&mask.apply(question));
-        let mut ids = tokens.encode_template(&[question], render, specials)?;
+        let mut ids = tokens.encode_template(&[question], render, |_| Ok(()), specials)?;
         let places: Vec<usize> =
             ids.iter().enumerate().filter(|(_, id)| **id == self.image).map(|(place, _)| place).collect();
         match places.as_slice() {

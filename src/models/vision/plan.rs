@@ -15,7 +15,7 @@ use crate::loader::{self, GenerationSettings};
 use crate::models::config_file;
 use crate::models::continuous_batching;
 use crate::source::{Files, read_json};
-use crate::tokens::Tokens;
+use crate::tokens::{Tokens, special_names};
 use crate::weights::WeightFiles;
 
 pub(crate) struct VisionPlan {
@@ -61,8 +61,9 @@ impl loader::LoadPlan for VisionPlan {
             return Err(Error::InvalidTokenizer { file: self.tokenizer.clone(), reason });
         }
         let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer.clone(), reason };
-        let tokens =
-            tokens.splitting_special_tokens(self.generation.split_special_tokens).map_err(invalid)?;
+        let named = special_names(&self.files, context)?;
+        let split = self.generation.split_special_tokens;
+        let tokens = tokens.splitting_special_tokens(split, &named).map_err(invalid)?;
         Ok(LoadedModel {
             network: self.architecture.load(&tokens, &weights, &device, context)?,
             tokens,
