@@ -62,8 +62,9 @@ impl Source {
     }
 
     /// The same directory, of which links may lead to files outside. Otherwise they are refused, as a model that somebody
-    /// else has made could show any file of this machine; those of the cache of the Hugging Face tools, into the cache,
-    /// are followed in any case. A repository has none, and stays as it is.
+    /// else has made could show any file of this machine; those of the snapshots in the cache of the Hugging Face tools are
+    /// followed in any case, but not those that `huggingface-cli download --local-dir` left in folders of its own before
+    /// version 0.23. A repository has none, and stays as it is.
     ///
     /// ```
     /// use candle_actors::Source;
@@ -438,8 +439,7 @@ mod tests {
         let files = Files::directory(Path::new("/models/mine"));
         assert!(files.check_name("1_Pooling/config.json").is_ok());
         let long = "a".repeat(names::MAX_NAME_BYTES + 1);
-        let leaving =
-            r"../secret /etc/passwd a/../../b a/ a//b ./a a/./b .. a/.. a\..\b a?b=c a#b %2e%2e/secret";
+        let leaving = r"../secret /etc/passwd a/../../b a/ a//b ./a a/./b .. a/.. a\..\b a?b=c a#b %2e%2e/secret C:/x C:x a/b:c";
         for name in leaving.split(' ').chain(["", "a\nb", "a\0", "https://example.org/a?", &long]) {
             assert!(matches!(files.check_name(name), Err(Error::InvalidConfig { .. })), "{name}");
         }

@@ -11,7 +11,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
@@ -57,10 +57,10 @@ impl RepositoryCache {
     /// Looks a file up without asking the hub.
     pub(super) fn find(&self, file: &str) -> Cached {
         let Some(commit) = self.commit() else { return Cached::Unknown };
-        let path = self.links.pointer_path(&commit).join(file);
+        let Ok(path) = inside(&self.links.pointer_path(&commit), file) else { return Cached::Unknown };
         match path.exists() {
             true => Cached::File(path),
-            false if self.missing_mark(&commit, file).exists() => Cached::KnownMissing,
+            false if self.missing_mark(&commit, file).is_ok_and(|mark| mark.exists()) => Cached::KnownMissing,
             false => Cached::Unknown,
         }
     }
@@ -73,7 +73,7 @@ impl RepositoryCache {
     /// Gives a content its name in a commit, and the revision its commit.
     pub(super) fn link(&self, commit: &str, file: &str, checksum: &str) -> io::Result<PathBuf> {
         self.remember(commit)?;
-        let path = self.links.pointer_path(commit).join(file);
+        let path = inside(&self.links.pointer_path(commit), file)?;
         make_parent(&path)?;
         let up = "../".repeat(Path::new(file).components().count() + 1);
         let target = PathBuf::from(format!("{up}blobs/{checksum}"));
@@ -94,7 +94,7 @@ impl RepositoryCache {
     /// Notes that the commit has no such file, so that nobody needs the hub to know.
     pub(super) fn note_missing(&self, commit: &str, file: &str) -> io::Result<()> {
         self.remember(commit)?;
-        let mark = self.missing_mark(commit, file);
+        let mark = self.missing_mark(commit, file)?;
         make_parent(&mark)?;
         fs::write(mark, "")
     }
@@ -117,8 +117,18 @@ impl RepositoryCache {
         if is_known || is_commit(&self.revision) { Ok(()) } else { self.links.create_ref(commit) }
     }
 
-    fn missing_mark(&self, commit: &str, file: &str) -> PathBuf {
-        self.folder.join(".no_exist").join(commit).join(file)
+    fn missing_mark(&self, commit: &str, file: &str) -> io::Result<PathBuf> {
+        inside(&self.folder.join(".no_exist").join(commit), file)
+    }
+}
+
+/// The path of a file in a folder. Names are checked where they come from; one that could lead out on this system is
+/// refused here once more, because a file is written there.
+fn inside(folder: &Path, file: &str) -> io::Result<PathBuf> {
+    let mut parts = Path::new(file).components();
+    match !file.is_empty() && parts.all(|part| matches!(part, Component::Normal(_))) {
+        true => Ok(folder.join(file)),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "the file's name leads out of the cache")),
     }
 }
 
@@ -146,6 +156,21 @@ pub(super) fn is_hex(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_leads_out_of_the_cache_is_neither_linked_nor_noted_nor_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let (commit, checksum) = ("a".repeat(40), "1".repeat(40));
+        let cache = RepositoryCache::new(&Cache::new(folder.path().to_owned()), "somebody/tiny", &commit);
+        let absolute = folder.path().join("outside").display().to_string();
+        for file in ["../../outside", "/outside", "a/../../../outside", "", "..", &absolute] {
+            assert!(cache.link(&commit, file, &checksum).is_err(), "{file}");
+            assert!(cache.note_missing(&commit, file).is_err(), "{file}");
+            assert!(matches!(cache.find(file), Cached::Unknown), "{file}");
+        }
+        assert!(cache.note_missing(&commit, "1_Pooling/config.json").is_ok());
+        assert!(matches!(cache.find("1_Pooling/config.json"), Cached::KnownMissing));
+    }
 
     #[test]
     fn a_name_linked_by_many_is_there_at_every_moment() {

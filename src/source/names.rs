@@ -5,9 +5,10 @@
 pub(super) const MAX_NAME_BYTES: usize = 256;
 
 /// True for names with slashes between them that are the same in a path, in an address and in the cache: none is empty or
-/// leads up, and no character has a meaning of its own in one of these.
+/// leads up, and no character has a meaning of its own in one of these, on any system: a colon names a drive or a stream
+/// of a file on Windows.
 pub(super) fn is_plain(names: &str) -> bool {
-    let is_allowed = |letter: char| !letter.is_control() && !"\\?#%".contains(letter);
+    let is_allowed = |letter: char| !letter.is_control() && !"\\?#%:".contains(letter);
     let is_name = |name: &str| !matches!(name, "" | "." | "..") && name.chars().all(is_allowed);
     names.len() <= MAX_NAME_BYTES && names.split('/').all(is_name)
 }
