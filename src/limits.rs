@@ -54,17 +54,18 @@
 //! | bytes of a model's configuration file, and of any other text or JSON | [`MAX_CONFIG_BYTES`], 4 MiB |
 //! | bytes of `tokenizer.json` or a SentencePiece model, and of the list of weight files | [`MAX_TOKENIZER_BYTES`], 48 MiB; [`MAX_INDEX_BYTES`], 16 MiB |
 //! | values in a configuration file | `MAX_VALUES` of `source/json.rs`, 524,288 |
-//! | in `tokenizer.json`: values; tokens; added tokens | `MAX_VALUES`, 4,194,304; `MAX_TOKENS`, 524,288; `MAX_ADDED_TOKENS`, 65,536; of `tokens/output_bounds.rs` |
+//! | in `tokenizer.json`: values; tokens; added tokens | `MAX_VALUES`, 4,194,304; `MAX_TOKENS`, 1,048,576; `MAX_ADDED_TOKENS`, 65,536; of `tokens/output_bounds.rs` |
 //! | in each part of `tokenizer.json` but its model: values; regular expressions | `MAX_PART`, 4,096, and `MAX_PATTERNS`, 32, of `tokens/output_bounds.rs` |
 //! | bytes of a weight file's header | [`MAX_HEADER_BYTES`], 16 MiB |
 //! | bytes of the name of a file, a repository or a revision | `MAX_NAME_BYTES` of `source/names.rs`, 256 |
 //! | where a link in a model's directory leads to | a regular file in the directory, unless the source has [`follow_links`](crate::Source::follow_links) |
 //! | dimensions of a tensor | `MAX_RANK` of `weights.rs`, 8; `MAX_RANK` of `gguf/header.rs`, 4 |
 //! | items of a GGUF list, bytes of a text in it, and of all texts | `MAX_ITEMS`, 4,194,304; `MAX_TEXT`, 1 MiB; `MAX_TEXTS`, 64 MiB; of `gguf/header.rs` |
+//! | bytes of the longer texts of a GGUF file that are left out, since nothing reads them | `MAX_SKIPPED` of `gguf/header.rs`, 256 MiB |
 //! | bytes that the places of a GGUF file's tensors are multiples of | `MAX_ALIGNMENT` of `gguf/header.rs`, 1 MiB |
 //! | rotary factors in a GGUF file | `MAX_FACTORS` of `models/decoder/gguf.rs`, 65,536 |
 //! | in a GGUF file's tokenizer: bytes of a piece that others merge to, and merges | `MAX_PIECE`, 256, and `MAX_MERGES`, 2,097,152, of `generation/gguf_tokens.rs` |
-//! | tokens of a GGUF file's vocabulary | `MAX_TOKENS` of `gguf/tokenizer.rs`, 524,288 |
+//! | tokens of a GGUF file's vocabulary | `MAX_TOKENS` of `gguf/tokenizer.rs`, 1,048,576 |
 //! | a chat template: its bytes, steps, output, nested macros and loops | `MAX_TEMPLATE_BYTES`, 64 KiB; `MAX_STEPS`, 1,000,000; `MAX_OUTPUT_BYTES`, 8 MiB; `MAX_DEPTH`, 100; of `generation/template.rs` |
 //! | letters of a chat template's error that are told | `MAX_REASON` of `generation/template.rs`, 1,000 |
 //! | tags and operators of a chat template in each other | `MAX_NESTED` of `generation/template/syntax.rs`, 1,000 |
@@ -84,6 +85,7 @@
 //! | latents along a side of a patch of Stable Diffusion 3 | `MAX_PATCH` of `models/text_to_image/sd3/transformer.rs`, 64 |
 //! | T5's vocabulary, feed-forward width, heads, numbers of a head | `MAX_VOCABULARY`, 16,777,216; `MAX_INTERMEDIATE`, 1,048,576; `MAX_HEADS`, 256; `MAX_HEAD`, 4,096; of `models/text_to_image/t5.rs` |
 //! | T5's buckets of relative positions, and the largest distance | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576, of `models/text_to_image/t5.rs` |
+//! | merges of CLIP's `merges.txt` | `MAX_MERGES` of `models/text_to_image/prompt.rs`, 262,144 |
 //! | tokens of a text to image prompt, special ones included | `MAX_PROMPT` of `models/text_to_image/prompt.rs`, 4,096 |
 //! | what a tokenizer may make of a byte: its normalizer; its split, and its decoder | `MAX_NORMALIZED`, 16,384, and `MAX_SPLIT`, 16, of `tokens/output_bounds/parts.rs` |
 //! | bytes of a token, and tokens that a tokenizer puts around a text | `MAX_TOKEN`, 16 KiB, of `tokens/output_bounds.rs`, and `MAX_ADDED`, 64, of `tokens/output_bounds/parts.rs` |

@@ -7,7 +7,9 @@ mod common;
 use std::alloc::System;
 use std::path::Path;
 
-use candle_actors::{Error, Source, StandaloneModel, TextEmbeddingModel, TextGenerationModel};
+use candle_actors::{
+    Error, Source, StandaloneModel, TextEmbeddingModel, TextGenerationModel, TextToImageModel,
+};
 use common::model::{TinyModel, write};
 use serde_json::json;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -97,7 +99,12 @@ fn no_file_becomes_many_times_its_size_in_memory() {
             tokenizer("/added_tokens", &list(token, 40 * MIB)).into_bytes(),
             100 * MIB,
         ),
-        ("tokens", "tokenizer.json", tokenizer("/model/vocab", &table(1 << 20, "7")).into_bytes(), 40 * MIB),
+        (
+            "tokens",
+            "tokenizer.json",
+            tokenizer("/model/vocab", &table((1 << 20) + 1, "7")).into_bytes(),
+            40 * MIB,
+        ),
         ("a large tokenizer", "tokenizer.json", vec![b' '; 60 * MIB], nothing),
         ("a large configuration", "config.json", vec![b' '; 60 * MIB], nothing),
         ("tables", "config.json", list(r#"{"a":0}"#, 4 * MIB - 99).into_bytes(), 16 * MIB),
@@ -123,14 +130,46 @@ fn no_file_becomes_many_times_its_size_in_memory() {
         println!("{name}: {} MiB of {} MiB: {error}", bytes / MIB, content.len() / MIB);
         assert!(bytes < most, "{name}: {bytes} bytes: {error}");
     }
-    for (tokens, most) in [(8 << 20, nothing), (1 << 20, 200 * MIB)] {
+    for (tokens, most) in [(8 << 20, nothing), ((1 << 20) + 1, 200 * MIB)] {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "model.gguf", &gguf(tokens));
         let (error, bytes) = load::<TextGenerationModel>(folder.path());
         println!("a GGUF file of {tokens} tokens: {} MiB: {}", bytes / MIB, error.unwrap());
         assert!(bytes < most, "{tokens} tokens: {bytes} bytes");
     }
+    clip_files_are_bounded();
     the_largest_published_vocabularies_are_read();
+}
+
+/// CLIP's vocabulary and merges, which are no `tokenizer.json`.
+fn clip_files_are_bounded() {
+    let sound = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_image/sd15");
+    for (file, content, most) in [
+        ("vocab.json", vec![b' '; 60 * MIB], 16 * MIB),
+        ("merges.txt", vec![b'\n'; 60 * MIB], 16 * MIB),
+        ("merges.txt", b"a a\n".repeat(MIB - 1), 48 * MIB),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        copy(&sound, folder.path());
+        std::fs::write(folder.path().join("tokenizer").join(file), &content).unwrap();
+        let (error, bytes) = load::<TextToImageModel>(folder.path());
+        let error = error.unwrap_or_else(|| panic!("{file} of {} bytes is taken", content.len()));
+        println!("{file}: {} MiB of {} MiB: {error}", bytes / MIB, content.len() / MIB);
+        assert!(error.to_string().contains(file) && bytes < most, "{file}: {bytes} bytes: {error}");
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            std::fs::create_dir(&target).unwrap();
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }
 
 /// The control: a vocabulary as large as those of published models is read.

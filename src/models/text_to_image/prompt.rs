@@ -2,10 +2,11 @@
 //! padded with tokens that the model attends to. Older repositories have CLIP's vocabulary and merges in
 //! place of a `tokenizer.json`.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
@@ -15,10 +16,13 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer, TruncationParams
 
 use super::repository::Repository;
 use crate::error::{Error, Result};
+use crate::source::{read_config, read_json};
 use crate::tokens::{OutputBounds, Specials, open};
 
 /// Most tokens of a prompt, special tokens included.
 const MAX_PROMPT: usize = 4096;
+/// Most merges of CLIP's tokenizer, which has 48,894.
+const MAX_MERGES: usize = 1 << 18;
 /// Pre-tokenizer of CLIP.
 const CLIP_PATTERN: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -118,7 +122,10 @@ impl TokenizerFiles {
         let mut tokenizer = match &self.file {
             TokenizerFile::Whole(path) => open(path)?,
             TokenizerFile::Parts { vocabulary, merges } => {
-                self.build_clip(vocabulary, merges).map_err(|error| invalid(error.to_string()))?
+                let words = read_json::<HashMap<String, u32>>(vocabulary);
+                let words = words.map_err(|error| as_tokenizer(error, vocabulary))?;
+                let merges = read_merges(merges)?;
+                self.build_clip(words, merges).map_err(|error| invalid(error.to_string()))?
             }
         };
         let output_bounds = OutputBounds::of(&tokenizer).map_err(invalid)?;
@@ -144,7 +151,7 @@ impl TokenizerFiles {
     }
 
     /// Builds CLIP's tokenizer from its vocabulary and merges, as transformers does.
-    fn build_clip(&self, vocabulary: &Path, merges: &Path) -> tokenizers::Result<Tokenizer> {
+    fn build_clip(&self, vocabulary: HashMap<String, u32>, merges: Merges) -> tokenizers::Result<Tokenizer> {
         let [start, end, unknown, pad] = [
             (&self.config.bos_token, START),
             (&self.config.eos_token, END),
@@ -152,8 +159,8 @@ impl TokenizerFiles {
             (&self.config.pad_token, END),
         ]
         .map(|(token, default)| text_of(token, default));
-        let (vocabulary, merges) = (vocabulary.to_string_lossy(), merges.to_string_lossy());
-        let model = BPE::from_file(&vocabulary, &merges)
+        let model = BPE::builder()
+            .vocab_and_merges(vocabulary.into_iter().collect::<Vocab>(), merges)
             .end_of_word_suffix("</w>".to_owned())
             .continuing_subword_prefix(String::new())
             .unk_token(unknown.clone())
@@ -177,6 +184,35 @@ impl TokenizerFiles {
             RobertaProcessing::new(id(&end)?, id(&start)?).trim_offsets(false).add_prefix_space(false);
         tokenizer.with_post_processor(Some(processor));
         Ok(tokenizer)
+    }
+}
+
+/// Merges of a file: a pair of tokens on each line, and a line with the file's version.
+///
+/// # Errors
+/// [`Error::InvalidTokenizer`] for a line that is no pair, and for too many of them.
+fn read_merges(path: &Path) -> Result<Merges> {
+    let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
+    let bytes = read_config(path)?;
+    let text = std::str::from_utf8(&bytes).map_err(|error| invalid(error.to_string()))?;
+    let mut merges = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with("#version")) {
+        let pair = line.split_once(' ').filter(|(_, right)| !right.contains(' '));
+        let (left, right) =
+            pair.ok_or_else(|| invalid(format!("its merge {} is no pair", merges.len() + 1)))?;
+        if merges.len() == MAX_MERGES {
+            return Err(invalid(format!("it has more than {MAX_MERGES} merges")));
+        }
+        merges.push((left.to_owned(), right.to_owned()));
+    }
+    Ok(merges)
+}
+
+/// The error of a vocabulary that is none, as one of a tokenizer.
+fn as_tokenizer(error: Error, path: &Path) -> Error {
+    match error {
+        Error::InvalidConfig { reason, .. } => Error::InvalidTokenizer { file: path.to_owned(), reason },
+        error => error,
     }
 }
 
