@@ -13,6 +13,10 @@ const MAX_ITEMS: u64 = 4 << 20;
 const MAX_TEXT: u64 = 1 << 20;
 /// Most bytes of all texts together: the vocabulary of Gemma 3 takes 10 MB.
 const MAX_TEXTS: u64 = 64 << 20;
+/// Most bytes of the longer texts that are left out, since nothing reads them: a whole `tokenizer.json`, say.
+const MAX_SKIPPED: u64 = 256 << 20;
+/// Type of a text.
+const TEXT: u32 = 8;
 const MAX_RANK: u32 = 4;
 /// Most bytes that the tensors' places are multiples of.
 const MAX_ALIGNMENT: u64 = 1 << 20;
@@ -117,7 +121,7 @@ pub(crate) fn whole(value: &Value) -> Option<u64> {
 /// In words, what makes no sense. Never panics, and never asks for memory that the file's own bytes do not
 /// fill.
 pub(crate) fn read_header(input: impl Read, size: u64) -> Result<Header, String> {
-    let mut reader = Reader { input, place: 0, size, items: 0, texts: 0 };
+    let mut reader = Reader { input, place: 0, size, items: 0, texts: 0, skipped: 0 };
     if &reader.bytes::<4>()? != MAGIC {
         return Err("it does not begin with GGUF".to_owned());
     }
@@ -133,8 +137,9 @@ pub(crate) fn read_header(input: impl Read, size: u64) -> Result<Header, String>
     for _ in 0..values {
         let key = reader.text()?;
         let kind = reader.u32()?;
-        let value = reader.value(kind)?;
-        header.metadata.insert(key, value);
+        if let Some(value) = reader.value_of(&key, kind)? {
+            header.metadata.insert(key, value);
+        }
     }
     let mut infos = Vec::new();
     for _ in 0..tensors {
@@ -161,6 +166,8 @@ struct Reader<R> {
     items: u64,
     /// Bytes of texts read so far.
     texts: u64,
+    /// Bytes of texts left out so far.
+    skipped: u64,
 }
 
 impl<R: Read> Reader<R> {
@@ -187,8 +194,35 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
+    /// The value of a key; nothing for a text that is too long to keep, if nothing reads it.
+    fn value_of(&mut self, key: &str, kind: u32) -> Result<Option<Value>, String> {
+        if kind != TEXT {
+            return self.value(kind).map(Some);
+        }
+        self.item()?;
+        let length = self.u64()?;
+        let is_read = ["general.architecture", "tokenizer.ggml.", "tokenizer.chat_template"];
+        if length <= MAX_TEXT || is_read.iter().any(|read| key.starts_with(read)) {
+            return self.text_of(length).map(|text| Some(Value::Text(text)));
+        }
+        self.skipped = self.skipped.saturating_add(length);
+        if self.skipped > MAX_SKIPPED || length > self.size.saturating_sub(self.place) {
+            return Err(format!("it has a text of {length} bytes, more than there can be"));
+        }
+        let skipped = std::io::copy(&mut self.input.by_ref().take(length), &mut std::io::sink());
+        if skipped.map_err(|error| format!("its header cannot be read: {error}"))? != length {
+            return Err("its header ends in the middle of a text".to_owned());
+        }
+        self.place += length;
+        Ok(None)
+    }
+
     fn text(&mut self) -> Result<String, String> {
         let length = self.u64()?;
+        self.text_of(length)
+    }
+
+    fn text_of(&mut self, length: u64) -> Result<String, String> {
         self.texts = self.texts.saturating_add(length);
         if length > MAX_TEXT || self.texts > MAX_TEXTS || length > self.size.saturating_sub(self.place) {
             return Err(format!("it has a text of {length} bytes, more than there can be"));
@@ -371,5 +405,28 @@ mod tests {
         ] {
             assert!(read(&[start, rest].concat()).is_err());
         }
+    }
+    #[test]
+    fn a_long_text_that_nothing_reads_is_left_out_and_one_that_is_read_is_refused() {
+        let value = |key: &str, bytes: usize| {
+            let long = [(bytes as u64).to_le_bytes().to_vec(), vec![b'a'; bytes]].concat();
+            [text(key), TEXT.to_le_bytes().to_vec(), long].concat()
+        };
+        let long = MAX_TEXT as usize + 1;
+        for key in ["tokenizer.huggingface.json", "general.description"] {
+            let file = [start(0, 2), value(key, long), value("general.architecture", 5)].concat();
+            let header = read(&file).unwrap();
+            assert_eq!(
+                (header.text(key), header.text("general.architecture")),
+                (None, Some("aaaaa")),
+                "{key}"
+            );
+            assert!(read(&file[..long]).is_err(), "{key} cut");
+        }
+        for key in ["tokenizer.chat_template", "tokenizer.ggml.model", "general.architecture"] {
+            assert!(read(&[start(0, 1), value(key, long)].concat()).is_err(), "{key}");
+        }
+        let claims = [text("a"), TEXT.to_le_bytes().to_vec(), u64::MAX.to_le_bytes().to_vec()].concat();
+        assert!(read(&[start(0, 1), claims].concat()).is_err());
     }
 }

@@ -42,8 +42,8 @@ pub(crate) struct GgufTokenizer {
     pub(crate) chat_template: Option<String>,
 }
 
-/// Most tokens of a vocabulary; the largest published ones have 262,144.
-const MAX_TOKENS: usize = 1 << 19;
+/// Most tokens of a vocabulary; XLM-V has 901,629, though not in a GGUF file.
+const MAX_TOKENS: usize = 1 << 20;
 
 /// Tokens that end a turn by their names. Many files call only the base model's end the end, so llama.cpp
 /// looks for these by name too.

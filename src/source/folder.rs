@@ -95,8 +95,8 @@ fn check_inside(folder: &Path, file: &Path) -> io::Result<()> {
     ))
 }
 
-/// True for a content in the cache of the Hugging Face tools, and a folder of links to such contents in the same
-/// repository.
+/// True for a content in the cache of the Hugging Face tools, and a snapshot in the same cache, or a folder in one, which is
+/// of links to such contents. The contents may lie elsewhere, on another disk, and the cache's own folder be a link to them.
 fn is_in_hub_cache(folder: &Path, file: &Path) -> bool {
     let is_named =
         |path: &Path, is: fn(&str) -> bool| path.file_name().and_then(|name| name.to_str()).is_some_and(is);
@@ -106,7 +106,8 @@ fn is_in_hub_cache(folder: &Path, file: &Path) -> bool {
             && commit.is_ok_and(|rest| rest.iter().next().is_some())
     };
     let repository = folder.ancestors().find(is_repository);
-    repository.is_some_and(|repository| file.parent() == Some(repository.join("blobs").as_path()))
+    let blobs = repository.and_then(|repository| repository.join("blobs").canonicalize().ok());
+    blobs.is_some_and(|blobs| file.parent() == Some(blobs.as_path()))
 }
 
 fn check_regular(about: &Metadata) -> io::Result<()> {
@@ -243,6 +244,16 @@ mod tests {
         link("../../../blobs/abc", "unet/config.json");
         link("../../blobs/def", "out.json");
         link("../../other", "other.json");
+        // The contents of another repository may be on another disk.
+        let (elsewhere, moved) = (root.path().join("elsewhere"), root.path().join("models--somebody--moved"));
+        std::fs::create_dir_all(moved.join("snapshots/0123")).unwrap();
+        std::fs::create_dir_all(&elsewhere).unwrap();
+        std::fs::write(elsewhere.join("abc"), "{}").unwrap();
+        symlink(&elsewhere, moved.join("blobs")).unwrap();
+        symlink("../../blobs/abc", moved.join("snapshots/0123/config.json")).unwrap();
+        symlink(&secret, moved.join("snapshots/0123/out.json")).unwrap();
+        let moved = Folder::new(&moved.join("snapshots/0123"), false);
+        assert!(moved.find("config.json").unwrap().is_some() && moved.find("out.json").is_err());
         let folder = Folder::new(&snapshot, false);
         assert!(folder.find("config.json").unwrap().is_some());
         assert!(folder.find("unet/config.json").unwrap().is_some());

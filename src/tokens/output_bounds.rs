@@ -27,8 +27,8 @@ const MAX_VALUES: usize = 4 << 20;
 const MAX_PART: usize = 4096;
 /// Most regular expressions in one of these; published ones have up to 5.
 const MAX_PATTERNS: usize = 32;
-/// Most tokens of a vocabulary; the largest published ones have 262,144.
-const MAX_TOKENS: usize = 1 << 19;
+/// Most tokens of a vocabulary; XLM-V has 901,629.
+const MAX_TOKENS: usize = 1 << 20;
 /// Most added tokens; Gemma 3 has 6,415.
 const MAX_ADDED_TOKENS: usize = 1 << 16;
 /// Most bytes of a token. Those of the fixtures have up to 3,072.
