@@ -57,6 +57,7 @@
 //! | in `tokenizer.json`: values; tokens; added tokens | `MAX_VALUES`, 4,194,304; `MAX_TOKENS`, 1,048,576; `MAX_ADDED_TOKENS`, 65,536; of `tokens/output_bounds.rs` |
 //! | in each part of `tokenizer.json` but its model: values; regular expressions | `MAX_PART`, 4,096, and `MAX_PATTERNS`, 32, of `tokens/output_bounds.rs` |
 //! | bytes of a weight file's header | [`MAX_HEADER_BYTES`], 16 MiB |
+//! | files in a list of weight files, and tensors of all of them | `MAX_SHARDS`, 4,096, and `MAX_TENSORS`, 524,288, of `weights.rs` |
 //! | bytes of the name of a file, a repository or a revision | `MAX_NAME_BYTES` of `source/names.rs`, 256 |
 //! | where a link in a model's directory leads to | a regular file in the directory, unless the source has [`follow_links`](crate::Source::follow_links) |
 //! | dimensions of a tensor | `MAX_RANK` of `weights.rs`, 8; `MAX_RANK` of `gguf/header.rs`, 4 |

@@ -19,6 +19,10 @@ use crate::source::{self, Files};
 
 /// Bytes read between two looks at progress and at the stop mark.
 const PIECE: usize = 1 << 20;
+/// Most tensors of all weight files of a model together; one of 671 billion weights has 92,000.
+const MAX_TENSORS: usize = 1 << 19;
+/// Most weight files that a list of them names; that of the same model names 163.
+const MAX_SHARDS: usize = 4096;
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 8;
 
@@ -154,6 +158,11 @@ impl WeightFiles {
         context: &LoadContext,
     ) -> Result<()> {
         let shards: BTreeSet<String> = index.weight_map.into_values().collect();
+        if shards.len() > MAX_SHARDS {
+            let reason =
+                format!("the list of weight files has {}; at most {MAX_SHARDS} are allowed", shards.len());
+            return Err(Error::InvalidConfig { file: PathBuf::from(files.name()), reason });
+        }
         for shard in shards {
             if !shard.ends_with(".safetensors") {
                 let reason = format!("the list of weight files has {shard:?}, which is none");
@@ -166,9 +175,13 @@ impl WeightFiles {
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
         let file = self.files.len();
-        for (name, entry) in read_header(&path, file)? {
-            self.entries.insert(name, entry);
+        let header = read_header(&path, file)?;
+        if self.entries.len().saturating_add(header.len()) > MAX_TENSORS {
+            let reason =
+                format!("the weight files up to this one have more than {MAX_TENSORS} tensors together");
+            return Err(Error::CorruptWeights { file: path, reason });
         }
+        self.entries.extend(header);
         self.files.push(path);
         Ok(())
     }
@@ -373,5 +386,48 @@ fn append_numbers(piece: &[u8], numbers: Numbers, values: &mut Vec<f32>) {
         Numbers::Bf16 => {
             values.extend(piece.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()));
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use model_actors::ModelId;
+
+    use super::*;
+
+    fn weights_of(header: &str) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 4]].concat()
+    }
+
+    #[test]
+    fn a_list_of_too_many_weight_files_is_refused_before_any_is_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |shards: usize| {
+            let map: HashMap<String, String> =
+                (0..shards).map(|shard| (format!("t{shard}"), format!("{shard}.safetensors"))).collect();
+            let index = serde_json::json!({ "weight_map": map }).to_string();
+            std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+            let context = LoadContext::detached(&ModelId::from("many"));
+            WeightFiles::open(&Files::directory(folder.path()), "", &context).err().unwrap()
+        };
+        assert!(matches!(open(MAX_SHARDS), Error::MissingFile { .. }));
+        let error = open(MAX_SHARDS + 1);
+        assert!(matches!(&error, Error::InvalidConfig { reason, .. } if reason.contains("4096")), "{error}");
+    }
+
+    #[test]
+    fn tensors_of_all_weight_files_are_counted_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("model.safetensors");
+        std::fs::write(&file, weights_of(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#))
+            .unwrap();
+        let entry = Entry { file: 0, dtype: "F32".to_owned(), shape: vec![1], start: 0, bytes: 4 };
+        let of = |tensors: usize| WeightFiles {
+            files: Vec::new(),
+            entries: (0..tensors).map(|tensor| (tensor.to_string(), entry.clone())).collect(),
+        };
+        assert!(of(MAX_TENSORS - 1).add(file.clone()).is_ok());
+        assert!(matches!(of(MAX_TENSORS).add(file), Err(Error::CorruptWeights { .. })));
     }
 }
