@@ -12,6 +12,11 @@ use super::output_bounds::boundary;
 const PIECE: usize = 16 << 10;
 /// Bytes that are read for each token that is wanted; words have fewer.
 const BYTES_PER_TOKEN: usize = 16;
+/// Tokens that a cut may add, of the word that it goes through and of what is put before each piece.
+const LOST: usize = 64;
+
+/// Factor by which a beginning of too few tokens grows, so that all beginnings are little beside the whole.
+const GROWTH: usize = 8;
 
 /// The tokens of a text that the tokenizer cuts to `longest`. A beginning counts for all of it once another of twice its
 /// length is cut to the same tokens.
@@ -30,14 +35,19 @@ pub(super) fn encode_cut(
         if ids.len() >= longest && shorter.as_ref() == Some(&ids) {
             return Ok(ids);
         }
+        let is_enough = ids.len() >= longest;
         shorter = Some(ids);
-        bytes = bytes.saturating_mul(2);
+        bytes = bytes.saturating_mul(if is_enough { 2 } else { GROWTH });
+        // Of a text of few tokens, a beginning that is most of it would be read for nothing.
+        if !is_enough && bytes > text.len() / 2 {
+            break;
+        }
     }
     encode(text)
 }
 
-/// Number of tokens in the pieces of a text, up to the piece in which there are more than twice `limit`, and one for each
-/// cut: the whole has a few less. Nothing if there are not so many, or the text is short.
+/// Number of tokens in the pieces of a text, up to the piece in which there are more than `limit` and [`LOST`] for each cut:
+/// the whole has a few less. Nothing if there are not so many, or the text is short.
 ///
 /// # Errors
 /// Those of `count`.
@@ -46,10 +56,10 @@ pub(super) fn count_beyond(
     limit: usize,
     count: impl Fn(&str) -> Result<usize, String>,
 ) -> Result<Option<usize>, String> {
-    let (mut most, mut tokens, mut rest) = (limit.saturating_mul(2), 0usize, text);
+    let (mut most, mut tokens, mut rest) = (limit, 0usize, text);
     while text.len() > 2 * PIECE && !rest.is_empty() {
         let (piece, after) = rest.split_at(boundary(rest, PIECE));
-        (tokens, most) = (tokens.saturating_add(count(piece)?), most.saturating_add(1));
+        (tokens, most) = (tokens.saturating_add(count(piece)?), most.saturating_add(LOST));
         if tokens > most {
             return Ok(Some(tokens));
         }
@@ -74,7 +84,10 @@ pub(super) fn bytes_per_token(tokenizer: &Tokenizer) -> Option<usize> {
         return None;
     }
     let shrinks = normalizer.as_ref().map_or(Some(1), shrinking)?;
-    let longest = tokenizer.get_vocab(true).keys().map(String::len).max()?;
+    // Each letter of such a token stands for a byte of the text.
+    let length = |token: &String| if is_byte_level { token.chars().count() } else { token.len() };
+    let own = tokenizer.get_vocab(false).keys().map(length).max()?;
+    let longest = added.values().map(|token| token.content.len()).fold(own, usize::max);
     longest.checked_mul(shrinks)
 }
 
@@ -134,8 +147,11 @@ mod tests {
     fn a_text_that_is_cut_is_read_as_far_as_that_and_has_the_tokens_of_the_whole() {
         for (text, most_read) in [
             ("word ".repeat(200_000), 200_000),
-            ("  ".repeat(100_000) + &"word and ".repeat(1000), usize::MAX),
-            ("é".repeat(500_000), usize::MAX),
+            ("  ".repeat(100_000) + &"word and ".repeat(1000), 260_000),
+            // Few tokens of much text: not much more is read than once.
+            (" ".repeat(1 << 20), (1 << 20) * 5 / 4),
+            ("é".repeat(1 << 19), (1 << 20) * 5 / 4),
+            ("é".repeat(500_000), 1_250_000),
             ("a ".repeat(10), 20),
         ] {
             let read = Cell::new(0);
@@ -147,14 +163,35 @@ mod tests {
     }
 
     #[test]
-    fn counting_ends_at_twice_the_limit_and_short_texts_are_not_counted() {
+    fn counting_ends_a_little_beyond_the_limit_and_short_texts_are_not_counted() {
         let read = Cell::new(0);
         let count = |text: &str| Ok(words(text, &read).len());
         let counted = count_beyond(&"é a ".repeat(1 << 20), 100, count).unwrap();
-        assert!(counted.unwrap() > 200 && read.get() <= 3 * PIECE, "{counted:?}, {}", read.get());
+        assert!(counted.unwrap() > 200 && read.get() <= PIECE, "{counted:?}, {}", read.get());
+        // Less than twice the limit, in 20 pieces.
+        let words_of_all = 1 << 17;
+        for (limit, is_refused) in [(100_000, true), (words_of_all, false), (1 << 18, false)] {
+            let counted = count_beyond(&"é a ".repeat(words_of_all / 2), limit, count).unwrap();
+            assert_eq!(counted.is_some(), is_refused, "{limit}: {counted:?}");
+        }
         read.set(0);
         assert_eq!(count_beyond(&"a ".repeat(1000), 1, count).unwrap(), None);
         assert_eq!(read.get(), 0);
         assert_eq!(count_beyond(&"word".repeat(1 << 16), 1, count).unwrap(), None);
+    }
+    #[test]
+    fn tokens_of_bytes_are_as_long_as_their_bytes() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_text");
+        for (name, factor) in [("llama", 1), ("qwen2", 3)] {
+            let file = std::fs::read(root.join(name).join("tokenizer.json")).unwrap();
+            let mut file: Value = serde_json::from_slice(&file).unwrap();
+            file["model"]["vocab"]["Ġ".repeat(64)] = 9999.into();
+            let tokenizer = Tokenizer::from_bytes(serde_json::to_vec(&file).unwrap()).unwrap();
+            assert_eq!(bytes_per_token(&tokenizer), Some(64 * factor), "{name}");
+            // A space is a letter of two bytes there, which stands for one.
+            let text = " ".repeat(10_000);
+            let tokens = tokenizer.encode(text.as_str(), false).unwrap().len();
+            assert!(tokens >= text.len() / bytes_per_token(&tokenizer).unwrap(), "{name}: {tokens}");
+        }
     }
 }

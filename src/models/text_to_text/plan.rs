@@ -28,8 +28,8 @@ const CAPABILITY: &str = "text to text";
 /// Memory that gemm, the tokenizer and the allocator keep for each thread, as measured for text embedding.
 const THREAD_SCRATCH: Bytes = Bytes::mib(4);
 
-/// Memory that tokenizing takes for each token that there is room for: prompts of up to twice as many are tokenized whole,
-/// in some fifty bytes for each of theirs.
+/// Memory that tokenizing takes for each token that there is room for: prompts of a few more are tokenized whole, in some
+/// fifty bytes for each of theirs.
 const TOKENIZING: u64 = 512;
 
 /// One token or several.
