@@ -40,6 +40,8 @@ pub enum Source {
     Directory {
         /// Path of the directory or file.
         path: PathBuf,
+        /// The one GGUF file of the directory that is the model, taken alone.
+        gguf: Option<String>,
         /// Links in the directory may lead out of it: see [`Source::follow_links`].
         follow_links: bool,
     },
@@ -58,7 +60,7 @@ pub enum Source {
 impl Source {
     /// A directory.
     pub fn directory(path: impl Into<PathBuf>) -> Self {
-        Self::Directory { path: path.into(), follow_links: false }
+        Self::Directory { path: path.into(), gguf: None, follow_links: false }
     }
 
     /// The same directory, of which links may lead to files outside. Otherwise they are refused, as a model that somebody
@@ -74,7 +76,7 @@ impl Source {
     #[must_use]
     pub fn follow_links(self) -> Self {
         match self {
-            Self::Directory { path, .. } => Self::Directory { path, follow_links: true },
+            Self::Directory { path, gguf, .. } => Self::Directory { path, gguf, follow_links: true },
             repository => repository,
         }
     }
@@ -107,8 +109,8 @@ impl Source {
             Self::Repository { name, revision, .. } => {
                 Self::Repository { name, revision, gguf: Some(file.into()) }
             }
-            Self::Directory { path, follow_links } => {
-                Self::Directory { path: path.join(file.into()), follow_links }
+            Self::Directory { path, follow_links, .. } => {
+                Self::Directory { path, gguf: Some(file.into()), follow_links }
             }
         }
     }
@@ -171,6 +173,7 @@ impl fmt::Display for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             address if address.is_address() => formatter.write_str(HIDDEN),
+            Self::Directory { path, gguf: Some(file), .. } => path.join(file).display().fmt(formatter),
             Self::Directory { path, .. } => path.display().fmt(formatter),
             Self::Repository { name, revision, gguf } => {
                 formatter.write_str(name)?;
@@ -246,7 +249,13 @@ impl Files {
     #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub has settings"))]
     pub(crate) fn open(source: &Source, hub: &HubSettings) -> Result<Self> {
         match source {
-            Source::Directory { path, follow_links } => Self::open_directory(path, *follow_links),
+            Source::Directory { path, gguf: None, follow_links } => Self::open_directory(path, *follow_links),
+            Source::Directory { path, gguf: Some(file), follow_links } => {
+                // An address is not looked at.
+                let opened = Self::open_directory(&path.join(file), *follow_links)?;
+                Folder::new(path, *follow_links).find(file)?;
+                Ok(opened)
+            }
             address if address.is_address() => Err(refused_address()),
             Source::Repository { name, .. } if !is_name(name) && !is_repository_name(name) => {
                 let reason =

@@ -339,3 +339,23 @@ fn a_text_beyond_the_longest_input_is_cut() {
     assert_eq!(model.count_tokens(&long).unwrap(), 16);
     assert_eq!(model.embed(&[&long]).unwrap(), model.embed(&["cat dog ".repeat(7)]).unwrap());
 }
+
+#[cfg(unix)]
+#[test]
+fn a_gguf_file_of_a_directory_is_no_link_that_leads_out_of_it() {
+    let root = tempfile::tempdir().unwrap();
+    let model = root.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    write(root.path(), "other.gguf", b"no GGUF");
+    write(&model, "own.gguf", b"no GGUF");
+    std::os::unix::fs::symlink("../other.gguf", model.join("link.gguf")).unwrap();
+    let of = |file: &str| Source::directory(&model).gguf(file);
+    let load = |source: Source| TextGenerationModel::load(source).err().unwrap();
+    for file in ["link.gguf", "../other.gguf"] {
+        assert!(matches!(load(of(file)), Error::UnreadableFile { .. }), "{file}");
+        assert!(!matches!(load(of(file).follow_links()), Error::UnreadableFile { .. }), "{file}");
+    }
+    assert!(!matches!(load(of("own.gguf")), Error::UnreadableFile { .. }));
+    assert!(matches!(load(of("none.gguf")), Error::NoSuchFile { .. }));
+    assert_eq!(of("own.gguf").to_string(), model.join("own.gguf").display().to_string());
+}
