@@ -122,6 +122,30 @@ fn a_half_open_breaker_lets_one_request_through_at_a_time() {
 }
 
 #[test]
+fn of_requests_that_run_again_together_one_is_the_probe() {
+    let mut core = Core::batching(brittle(workers(2, 2)), Batching::Continuous);
+    core.preload();
+    submit(&mut core, [ticket(1), ticket(2)]);
+    submit(&mut core, [ticket(3)]);
+    let workers = [1, 2, 3].map(|request| core.runs_of(RequestId(request))[0]);
+    assert_eq!(workers[0], workers[2], "it joined the first run");
+    core.finish(workers[1], RequestId(2));
+    core.tell(Input::Died { worker: workers[1], cause: Cause::new("killed"), fates: Vec::new() });
+    core.tell(Input::Ended { worker: workers[1] });
+    assert_eq!(core.openings().len(), 1);
+    // The breaker's time has passed, and nothing has happened since.
+    core.now = at(2, 0);
+    let fates = [1, 3].map(|request| (RequestId(request), Fate::Untouched)).into();
+    core.tell(Input::Died { worker: workers[0], cause: Cause::new("crashed"), fates });
+    core.tell(Input::Ended { worker: workers[0] });
+    core.wait_until(at(2, 1));
+    assert_eq!([1, 3].map(|request| core.runs_of(RequestId(request)).len()), [2, 1], "the probe");
+    let worker = the_worker(&core);
+    core.finish(worker, RequestId(1));
+    assert_eq!(core.runs_of(RequestId(3)).len(), 2);
+}
+
+#[test]
 fn a_breaker_that_opens_gives_up_the_starts_under_way() {
     let mut core = Core::new(brittle(workers(3, 3)));
     core.starts_by_hand = true;

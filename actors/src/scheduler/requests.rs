@@ -116,8 +116,13 @@ impl Scheduler {
         {
             let (probing, ready) = (model.breaker.is_half_open(), model.queue.ready(now));
             let share = model.batches.even_share(probing, ready, model.idle());
-            let formed = model.queue.form(share, None, now);
+            let mut formed = model.queue.form(share, None, now);
             effects.extend(formed.expired.into_iter().map(|request| Effect::Expire { request }));
+            if probing {
+                // What would run again together was so before the breaker opened.
+                let others = formed.batch.split_off(formed.batch.len().min(1));
+                model.queue.push_rerun(others);
+            }
             run(model, index, formed.batch, now, effects);
         }
         if model.policy.batching == Batching::Continuous {
