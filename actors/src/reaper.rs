@@ -34,7 +34,7 @@ const USUAL_STACK: usize = 2 << 20;
 /// Pause of a thread that stands by between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 /// Time without a value after which a thread ends.
-const LINGER: Duration = Duration::from_secs(5);
+const LINGER: Duration = Duration::from_secs(1);
 /// Pause after the last value before the thread goes to sleep, so that it need not be woken for each of many.
 const PAUSE: Duration = Duration::from_millis(1);
 
