@@ -39,7 +39,7 @@ pub(crate) enum Kind {
     Crashing,
     /// Its requests hang.
     Hanging,
-    /// Its requests panic, and its breaker opens early.
+    /// Its requests panic, most of them once, so that the fault is not theirs, and its breaker opens early.
     Fragile,
     /// Its loads fail, panic and run out of memory.
     Balky,
@@ -115,7 +115,8 @@ impl Kind {
             (Self::Crashing, 0..6) => Act::Panic,
             (Self::Crashing, 6..12) => Act::PanicTimes(Arc::new(AtomicUsize::new(1))),
             (Self::Crashing, 12..15) => Act::Fail,
-            (Self::Fragile, 0..40) => Act::Panic,
+            (Self::Fragile, 0..15) => Act::Panic,
+            (Self::Fragile, 15..50) => Act::PanicTimes(Arc::new(AtomicUsize::new(1))),
             (Self::Hanging, 0..15) => Act::Hang(gate.latch()),
             (Self::Hanging, 15..20) => Act::Work(gate.latch()),
             (Self::Streamed, 0..10) => Act::Steps(random.u64(1..30)),
