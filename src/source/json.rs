@@ -42,7 +42,7 @@ pub(crate) struct Values<const N: usize, const PATTERNS: usize = { usize::MAX }>
 #[derive(Debug, Default)]
 pub(crate) struct Entries<const N: usize>;
 
-/// What may still come.
+/// Counts the values and patterns that a file may still bring.
 struct Budget {
     values: Cell<usize>,
     patterns: Cell<usize>,

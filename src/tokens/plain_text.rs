@@ -32,7 +32,7 @@ pub(super) struct PlainText {
     marks: HashSet<char>,
     /// Some of these tokens is looked for in the normalized text, so that what becomes a mark is one too.
     normalizes: bool,
-    /// What the model takes letters for that it does not know.
+    /// Number of the token for letters that the model does not know.
     unknown: Option<u32>,
 }
 

@@ -22,7 +22,7 @@ pub(super) const ESCAPED: u64 = 6;
 /// Most nested lists and maps of a value that is read through.
 const MAX_DEPTH: usize = 64;
 
-/// What is left for the render that a state belongs to.
+/// Holds the rest of the budget of the render that a state belongs to.
 struct Budget {
     left: u64,
     ends: Instant,
