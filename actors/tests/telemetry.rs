@@ -7,12 +7,11 @@ mod common;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
 
 use common::*;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
-use model_actors::testing::{Act, Gate, ScriptedLoader, ScriptedRequest, TestSystem, Victim};
-use model_actors::{CallOptions, Event, RestartConfig, StallLimits, WorkerPhase, telemetry};
+use model_actors::testing::{Act, Gate, Scripted, ScriptedLoader, ScriptedRequest, TestSystem, Victim};
+use model_actors::{CallOptions, Event, ModelHandle, RestartConfig, StallLimits, WorkerPhase, telemetry};
 use tokio::sync::broadcast::Receiver;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -222,13 +221,14 @@ async fn a_stuck_worker_has_a_line_an_event_and_a_count() {
     test.finish().await;
 }
 
-async fn until_answered(model: &model_actors::ModelHandle<model_actors::testing::Scripted>) {
-    let mut left = 1000;
-    while ask(model, Act::Reply(1)).await.is_err() {
-        left -= 1;
-        assert!(left > 0, "the breaker closes again");
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+/// Asks until the breaker lets a probe through, which it does at a request alone.
+async fn until_answered(model: &ModelHandle<Scripted>) {
+    let answered = async {
+        while ask(model, Act::Reply(1)).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(millis(30_000), answered).await.expect("the breaker closes again");
 }
 
 #[tokio::test]
