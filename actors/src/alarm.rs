@@ -106,6 +106,15 @@ impl Deadlines {
         .await
     }
 
+    /// Whether the runtime takes no tasks any more.
+    pub(crate) fn runtime_ended(&self) -> bool {
+        // A runtime that has ended cancels a task as it is spawned; this one cannot end in another way.
+        let task = self.runtime.spawn(std::future::pending::<()>());
+        let ended = task.is_finished();
+        task.abort();
+        ended
+    }
+
     fn timer(&self, at: Time) -> Timer {
         let at = self.clock.instant(at);
         Timer(self.runtime.spawn(async move { tokio::time::sleep_until(at).await }))

@@ -202,6 +202,12 @@ impl<C: Capability> PoolShared<C> {
     fn not_found(&self, model: &ModelId) -> Error {
         self.directory.not_found(C::NAME, model)
     }
+
+    /// The error of a message that the pool could not be given. A pool that went with its runtime does not come
+    /// back, and may be gone before the gate is told.
+    fn unsent(&self, error: Error) -> Error {
+        if self.deadlines.runtime_ended() { self.gate.closed() } else { error }
+    }
 }
 
 /// Handle to one model: sends requests, loads, unloads and pins. It follows [`Client::replace`], and fails with [`Error::UnknownModel`] once the model is removed. Cheap to clone.
@@ -347,7 +353,8 @@ impl<C: Capability> ModelHandle<C> {
         let job = Job::new(parts, Answer { done, chunks, slot });
         let (id, cancels) = (job.id, Arc::downgrade(&job));
         tracing::Span::current().record("request", id.0);
-        self.shared.gate.submit(model, Accepted::new(job))?;
+        let sent = self.shared.gate.submit(model, Accepted::new(job));
+        sent.map_err(|error| self.shared.unsent(error))?;
         Ok(Reply::new(handle, (id, cancels), answer))
     }
 

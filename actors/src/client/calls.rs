@@ -95,7 +95,9 @@ impl<C: Capability> ModelHandle<C> {
         let (done, answer) = oneshot::channel();
         let id = CallId(NEXT_CALL.fetch_add(1, Ordering::Relaxed));
         let caller = Caller { done, _place: place };
-        self.shared.gate.send(model.id(), PoolMessage::Call { model: model.clone(), id, call, caller })?;
+        let sent =
+            self.shared.gate.send(model.id(), PoolMessage::Call { model: model.clone(), id, call, caller });
+        sent.map_err(|error| self.shared.unsent(error))?;
         let mut pending = Pending { shared: &self.shared, key: model.key(), id, answer: Some(answer) };
         match deadlines.until(ends, pending.answer()).await {
             Ok(Some(result)) => result,
