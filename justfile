@@ -23,7 +23,7 @@ proof-simulation seeds="1000000":
 proof-soak requests="1000000" seed="1":
     cargo run --release --example soak -- --requests {{requests}} --seed {{seed}}
 
-# Ten minutes for each of the seven fuzz targets. Needs a nightly compiler and `cargo install cargo-fuzz`.
+# Ten minutes for each fuzz target. Needs a nightly compiler and `cargo install cargo-fuzz`.
 proof-fuzz seconds="600":
     #!/usr/bin/env bash
     set -euo pipefail

@@ -24,9 +24,13 @@ use crate::limits::ImageLimits;
 use crate::source::Files;
 use crate::weights::WeightFiles;
 
+mod hub;
+mod tokenizer;
 mod config;
 
 pub use config::config;
+pub use hub::hub;
+pub use tokenizer::tokenizer;
 
 /// Small enough that a run spends its time on the formats and not on large pictures.
 fn limits() -> ImageLimits {

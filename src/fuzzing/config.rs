@@ -8,15 +8,12 @@ use std::sync::OnceLock;
 use model_actors::{LoadContext, Loader, Model};
 use serde_json::{Value, json};
 
+use super::tokenizer;
 use crate::device::{Compute, ComputeDevice};
 use crate::hub_settings::HubSettings;
 use crate::loader::{CapabilityOf, GenerationSettings, ModelLoader, WorkerModel};
 use crate::models;
 use crate::source::Source;
-use crate::tokens::{Specials, Tokens};
-
-/// Letters that tokenizers, and their normalizers above all, make unlike things of.
-const TEXT: &str = "The CAT\u{e9} \u{fdfa} \u{732b}\u{1F408}, 12345.\n\tsleeps";
 
 /// Loads what is in a folder.
 type Load = fn(&Path);
@@ -45,17 +42,9 @@ pub fn config(bytes: &[u8]) {
     std::fs::write(&path, text).unwrap();
     (fixture.load)(&fixture.folder);
     if file.ends_with("tokenizer.json") {
-        try_tokenizer(&path);
+        tokenizer::try_out(&path);
     }
     std::fs::write(&path, value.to_string()).unwrap();
-}
-
-/// A text's tokens, and their text, which may become longer but not without bounds.
-fn try_tokenizer(path: &Path) {
-    let Ok(tokens) = Tokens::read_whole(path) else { return };
-    let Ok(ids) = tokens.encode_prompt(TEXT, Specials::Added) else { return };
-    let text = tokens.decode(&ids).unwrap_or_default();
-    assert!(text.len() <= 16 << 20, "{} bytes", text.len());
 }
 
 pub(super) fn load<M: WorkerModel + Model<CapabilityOf<M>>>(folder: &Path) {

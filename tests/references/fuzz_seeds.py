@@ -4,6 +4,7 @@
 """
 
 import base64
+import hashlib
 import io
 import json
 import pathlib
@@ -128,6 +129,67 @@ def configs():
     write("config", "raw", bytes([0, 0, 0]) + b'{"model_type":"llama","hidden_size":64,"num_attention_heads":0}')
 
 
+def tokenizers():
+    base = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+            "pre_tokenizer": None, "post_processor": None, "decoder": None}
+    words = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "the": 3, "cat": 4, "##s": 5, "sleep": 6}
+    special = lambda id, text: {"id": id, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+                                "normalized": False, "special": True}
+    bert = base | {
+        "added_tokens": [special(0, "[UNK]"), special(1, "[CLS]"), special(2, "[SEP]")],
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+                       "strip_accents": None, "lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 1]},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                  "max_input_chars_per_word": 100, "vocab": words},
+    }
+    bytes_ = base | {
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "}]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "\\p{L}+|\\p{N}{1,3}"}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]},
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": {"a": 0, "t": 1, "at": 2, "c": 3, "cat": 4}, "merges": ["a t", "c at"]},
+    }
+    unigram = base | {
+        "normalizer": {"type": "Prepend", "prepend": "\u2581"},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": True,
+                  "vocab": [["<unk>", 0.0], ["\u2581", -1.0], ["the", -2.5], ["<0x0A>", -6.0]]},
+    }
+    for name, content in {"bert": bert, "byte_level": bytes_, "unigram": unigram}.items():
+        write("tokenizer", name, json.dumps(content, ensure_ascii=False))
+
+
+def hubs():
+    commit, content = "a" * 40, b'{"model_type":"llama"}'
+    etag = hashlib.sha256(content).hexdigest()
+    answer = lambda status, headers, body=b"": (
+        f"HTTP/1.1 {status}\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+    ).encode() + body
+    known = {"x-repo-commit": commit, "etag": f'"{etag}"', "content-length": len(content), "connection": "close"}
+    head, whole = answer("200 OK", known), answer("200 OK", known, content)
+    missing = answer("404 Not Found", {"x-repo-commit": commit, "content-length": 0, "connection": "close"})
+    elsewhere = known | {"location": "http://foreign.test/file", "x-linked-etag": etag, "x-linked-size": len(content)}
+    inputs = {
+        "found": [head, whole, missing],
+        "missing": [missing, missing, missing],
+        "elsewhere": [answer("302 Found", elsewhere), answer("302 Found", elsewhere), whole],
+        "relative": [answer("307 Temporary", {"location": "/other", "connection": "close"}), head, whole],
+        "outside": [answer("200 OK", known | {"etag": '"../../outside"'}), whole],
+        "commit": [answer("200 OK", known | {"x-repo-commit": "../../../outside"}), whole],
+        "backslash": [answer("302 Found", {"location": "/\\foreign.test/a", "connection": "close"}), head, whole],
+        "large": [answer("200 OK", known | {"content-length": 1 << 40}), whole],
+        "denied": [answer("401 Unauthorized", {"connection": "close"}), answer("429 Slow", {"retry-after": "9e9"})],
+    }
+    for name, answers in inputs.items():
+        write("hub", name, b"\x1e".join(answers))
+
+
 def main():
     shutil.rmtree(FOLDER, ignore_errors=True)
     images()
@@ -135,6 +197,8 @@ def main():
     weights()
     ggufs()
     configs()
+    tokenizers()
+    hubs()
 
 
 if __name__ == "__main__":
