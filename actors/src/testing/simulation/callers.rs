@@ -6,22 +6,33 @@ use std::time::Duration;
 
 use super::Plant;
 use super::coverage::Fault;
-use super::state::Request;
+use super::scenario::footprint;
+use super::state::{Call, Model, Request};
 use super::world::{Event, World};
 use crate::capability::{BatchKey, Cost};
 use crate::id::{Lane, ModelKey, Priority, RequestId, Time, WorkerId};
 use crate::memory::PressureLevel;
-use crate::scheduler::{CallId, Input, Ticket};
+use crate::scheduler::{CallId, Input, ModelPolicy, Ticket};
 use crate::telemetry::EvictionReason;
 
 impl World {
     pub(super) fn declare_all(&mut self) {
         for pool in 0..self.pools.len() {
             for index in 0..self.pools[pool].models.len() {
-                let policy = self.scenario.pools[pool][index].policy.clone();
-                self.feed(pool, Input::Declare { key: ModelKey(index as u32), policy });
+                self.declare(pool, index);
             }
         }
+    }
+
+    pub(super) fn declare(&mut self, pool: usize, index: usize) {
+        let policy = self.policy(pool, index);
+        self.feed(pool, Input::Declare { key: ModelKey(index as u32), policy });
+    }
+
+    /// The policy of a model as it is now: a pin and its end outlive the pool that was told of them.
+    pub(super) fn policy(&self, pool: usize, index: usize) -> ModelPolicy {
+        let pinned = self.pools[pool].models[index].pinned;
+        ModelPolicy { pinned, ..self.scenario.pools[pool][index].policy.clone() }
     }
 
     /// Spreads orders over the time in which requests come.
@@ -66,7 +77,7 @@ impl World {
 
     fn request(&mut self) -> Option<(usize, (ModelKey, Ticket))> {
         let pool = self.random.usize(..self.pools.len());
-        let model = self.random.usize(..self.pools[pool].models.len());
+        let model = self.addressee(pool)?;
         let lane = usize::from(self.random.u8(..4) == 0);
         let config = self.scenario.pools[pool][model].policy.config.clone();
         let capacity = config.queue.map_or([8, 8], |queue| [queue.interactive, queue.batch])[lane];
@@ -75,6 +86,7 @@ impl World {
             self.coverage.ending("overloaded");
             return None;
         }
+        state.held += 1;
         state.slots[lane] += 1;
         state.unanswered[lane] += 1;
         let timeout = match self.fault(Fault::ShortOfTime) {
@@ -117,6 +129,22 @@ impl World {
         Some((pool, (ModelKey(model as u32), ticket)))
     }
 
+    /// The model of a request: the one that a name stands for, or an earlier one for whose slot the caller waited. None
+    /// where the caller is refused: no pool is up, or the model has gone.
+    fn addressee(&mut self, pool: usize) -> Option<usize> {
+        let state = &self.pools[pool];
+        let named = state.names[self.random.usize(..state.names.len())];
+        let late = state.names.len() < state.models.len() && self.random.u8(..8) == 0;
+        let model = if late { self.random.usize(..state.models.len()) } else { named };
+        let is_on_its_way = self.random.u8(..4) == 0;
+        let is_taken = !state.models[model].removed || (is_on_its_way && !state.models[model].forgotten);
+        if state.down || !is_taken {
+            self.coverage.ending("refused");
+            return None;
+        }
+        Some(model)
+    }
+
     /// Sends requests of one pool to it, together.
     fn submit(&mut self, pool: usize, tickets: Vec<(ModelKey, Ticket)>) {
         let at = self.send(Time::ZERO);
@@ -151,7 +179,8 @@ impl World {
 
     pub(super) fn command(&mut self) {
         let pool = self.random.usize(..self.pools.len());
-        let key = ModelKey(self.random.u32(..self.pools[pool].models.len() as u32));
+        let index = self.random.usize(..self.pools[pool].models.len());
+        let key = ModelKey(index as u32);
         let workers = self.pools[pool].workers.len() as u64;
         let worker = WorkerId(1 + self.random.u64(0..workers.max(1)));
         // Each kind as likely as its rate, which is scaled up as commands are few.
@@ -160,12 +189,15 @@ impl World {
             Fault::Unload,
             Fault::Pin,
             Fault::Remove,
+            Fault::Replace,
             Fault::StrayEviction,
             Fault::ActorKilled,
             Fault::MaintenanceDies,
+            Fault::PoolDies,
         ];
         let kind = kinds[self.random.usize(..kinds.len())];
-        if self.closing || self.scenario.rate(kind) == 0.0 {
+        let nobody = self.pools[pool].down || self.pools[pool].models[index].forgotten;
+        if self.closing || self.scenario.rate(kind) == 0.0 || (nobody && kind != Fault::MaintenanceDies) {
             return;
         }
         self.coverage.fault(kind);
@@ -173,14 +205,14 @@ impl World {
         match kind {
             Fault::Preload => {
                 self.next_call += 1;
-                self.calls.insert(call.0, None);
+                self.calls.insert(call.0, Call { pool, unload: None });
                 self.feed(pool, Input::Preload { key, call });
                 self.may_leave_call(pool, key, call);
             }
             Fault::Unload => {
                 self.next_call += 1;
                 let deadline = self.now + Duration::from_millis(self.random.u64(0..10_000));
-                self.calls.insert(call.0, Some((key.0 as usize, deadline)));
+                self.calls.insert(call.0, Call { pool, unload: Some((index, deadline)) });
                 self.feed(pool, Input::Unload { key, call, deadline });
                 if self.calls.contains_key(&call.0) && self.planted(Plant::UnloadReturnedEarly) {
                     self.returned(pool, call, true);
@@ -192,6 +224,8 @@ impl World {
                 self.feed(pool, Input::Pin { key, pinned });
             }
             Fault::MaintenanceDies => self.restart_maintenance(),
+            Fault::PoolDies => self.kill_pool(pool),
+            Fault::Replace => self.replace(pool, index),
             Fault::Remove => self.feed(pool, Input::Remove { key }),
             Fault::StrayEviction => {
                 let reason = EvictionReason::Pressure;
@@ -199,6 +233,27 @@ impl World {
             }
             _ if workers > 0 => self.end_actor(pool, worker, None),
             _ => {}
+        }
+    }
+
+    /// A model of the same name takes the place of one that has not been replaced yet.
+    fn replace(&mut self, pool: usize, index: usize) {
+        let state = &mut self.pools[pool];
+        let Some(name) = state.names.iter_mut().find(|named| **named == index) else { return };
+        *name = state.models.len();
+        let mut plan = self.scenario.pools[pool][index].clone();
+        plan.footprint = footprint(&mut self.random);
+        state.models.push(Model::new(&plan));
+        let successor = self.scenario.pools[pool].len();
+        self.scenario.pools[pool].push(plan);
+        // The pool hears of a removal and of the first request for the successor in any order.
+        let late = self.random.bool();
+        if !late {
+            self.declare(pool, successor);
+        }
+        self.feed(pool, Input::Remove { key: ModelKey(index as u32) });
+        if late {
+            self.declare(pool, successor);
         }
     }
 
@@ -224,6 +279,11 @@ impl World {
         let deadline = self.now + self.scenario.shutdown_timeout;
         for pool in 0..self.pools.len() {
             self.pools[pool].shut_by = Some(deadline);
+            if self.pools[pool].down {
+                // It does not come back.
+                self.pools[pool].drained = true;
+                continue;
+            }
             self.feed(pool, Input::Shutdown { deadline });
             if !self.pools[pool].drained && self.planted(Plant::DrainedEarly) {
                 self.drained(pool);
@@ -243,6 +303,7 @@ impl World {
                 self.feed(pool, Input::Pressure { device, level: PressureLevel::Normal });
             }
             for index in 0..self.pools[pool].models.len() {
+                self.pools[pool].models[index].pinned = false;
                 self.feed(pool, Input::Pin { key: ModelKey(index as u32), pinned: false });
             }
         }

@@ -123,11 +123,8 @@ impl World {
     /// An unload that went well has left no thread and no bytes.
     pub(super) fn check_unloaded(&mut self, pool: usize, index: usize) {
         let state = &self.pools[pool];
-        let holds = |worker: &SimWorker| {
-            let gone = !worker.spawned || worker.doing == Doing::Ended;
-            worker.model == index && !gone
-        };
-        let held = state.workers.iter().position(holds);
+        let holds = |worker: &SimWorker| worker.model == index;
+        let held = state.live.iter().find(|worker| holds(&state.workers[worker.0 as usize - 1])).copied();
         let kept = state.models[index].retained.is_some();
         self.check(
             "unloaded means gone",
@@ -178,6 +175,7 @@ impl World {
 
     pub(super) fn check_pool(&mut self, pool: usize, ticked: bool) {
         self.check_probe(pool);
+        self.check_roster(pool);
         let found = self.find_fault(&self.pools[pool], ticked);
         if let Some((invariant, what)) = found {
             self.break_invariant(invariant, || format!("pool {pool}: {what}"));
@@ -283,9 +281,7 @@ impl World {
         }
         let closed = (shutting_down && model.queue.is_empty()) || model.is_over();
         let stranded = model.workers.is_empty() && model.is_wanted() && model.unload.is_none() && !closed;
-        // It waits for a thread to end, or to be found stuck, before it may start another.
-        let full = threads > model.policy.config.max_workers + 1 && ending().next().is_some();
-        if stranded && !full && !(self.now < model.restart_at && alarm <= model.restart_at) {
+        if stranded && !is_full(model, pool) && !(self.now < model.restart_at && alarm <= model.restart_at) {
             return Some(("no load lost", format!("{name} is wanted and nothing starts it")));
         }
         None
@@ -308,6 +304,7 @@ impl World {
                 let limit = match worker.doing {
                     Doing::Hanging if worker.assigned.is_empty() => Duration::ZERO,
                     Doing::Running(_) | Doing::Hanging => stall.run,
+                    Doing::Ending => stall.run.max(stall.load),
                     _ => stall.load,
                 };
                 let Some(since) = worker.stalled_at.filter(|_| worker.told == Told::Nothing) else {
@@ -362,4 +359,19 @@ impl World {
             self.check("workers are gone", |_| left.is_empty(), || format!("pool {pool}: {left:?}"));
         }
     }
+}
+
+/// The model waits for a thread to end, or to be found stuck, before it may start another. Those of the models that it
+/// replaced count, but for as many as may still be at work.
+fn is_full(model: &ModelState, pool: &Pool) -> bool {
+    let max = model.policy.config.max_workers;
+    let is_older = |other: &&ModelState| {
+        other.removed && other.key != model.key && other.policy.model == model.policy.model
+    };
+    let others: Vec<&ModelState> = pool.scheduler.models().filter(is_older).collect();
+    let leaving = || others.iter().flat_map(|other| &other.leaving).chain(&model.leaving);
+    let working: usize = others.iter().map(|other| other.threads()).sum();
+    let threads = model.workers.len() + leaving().count() + working.saturating_sub(max);
+    let one_ends = leaving().any(|gone| gone.why != Leaving::Stuck) || working > max;
+    threads > max + 1 && one_ends
 }

@@ -69,7 +69,8 @@ impl Coverage {
 
     /// Accepted requests that ended in whatever way.
     pub(super) fn ended(&self) -> u64 {
-        self.endings.iter().filter(|(reason, _)| **reason != "overloaded").map(|(_, count)| count).sum()
+        let accepted = self.endings.iter().filter(|(reason, _)| !["overloaded", "refused"].contains(*reason));
+        accepted.map(|(_, count)| count).sum()
     }
 
     pub(super) fn ending(&mut self, reason: &'static str) {
@@ -95,6 +96,9 @@ pub(super) enum Fault {
     ThreadLingers,
     ActorKilled,
     MaintenanceDies,
+    PoolDies,
+    DestructorHangs,
+    DestructorPanics,
     SlowRelief,
     PingUnanswered,
     PollUnanswered,
@@ -109,11 +113,12 @@ pub(super) enum Fault {
     Unload,
     Pin,
     Remove,
+    Replace,
     Shutdown,
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 30] = [
+    pub(super) const ALL: [Self; 34] = [
         Self::SizeFails,
         Self::LoadFails,
         Self::LoadFailsForGood,
@@ -129,6 +134,9 @@ impl Fault {
         Self::ThreadLingers,
         Self::ActorKilled,
         Self::MaintenanceDies,
+        Self::PoolDies,
+        Self::DestructorHangs,
+        Self::DestructorPanics,
         Self::SlowRelief,
         Self::PingUnanswered,
         Self::PollUnanswered,
@@ -143,6 +151,7 @@ impl Fault {
         Self::Unload,
         Self::Pin,
         Self::Remove,
+        Self::Replace,
         Self::Shutdown,
     ];
 
@@ -163,6 +172,9 @@ impl Fault {
             Self::ThreadLingers => "thread lingers",
             Self::ActorKilled => "actor killed",
             Self::MaintenanceDies => "maintenance dies",
+            Self::PoolDies => "pool dies",
+            Self::DestructorHangs => "destructor hangs",
+            Self::DestructorPanics => "destructor panics",
             Self::SlowRelief => "slow relief",
             Self::PingUnanswered => "ping unanswered",
             Self::PollUnanswered => "poll unanswered",
@@ -177,6 +189,7 @@ impl Fault {
             Self::Unload => "unload",
             Self::Pin => "pin",
             Self::Remove => "remove",
+            Self::Replace => "replace",
             Self::Shutdown => "shutdown",
         }
     }

@@ -1,7 +1,7 @@
 //! Checks of what runs when: the order of service, the members of a batch, probes, the worker that cools down, what an
 //! unload and a shutdown wait for, and evictions that nobody needs.
 
-use super::state::{Doing, SimWorker, Told};
+use super::state::{SimWorker, Told};
 use super::world::World;
 use crate::id::{ModelKey, RequestId, Time, WorkerId};
 use crate::scheduler::{Batching, Leaving, Rank};
@@ -95,12 +95,11 @@ impl World {
             let leaving = state.scheduler.models().flat_map(|model| &model.leaving);
             leaving.into_iter().any(|gone| gone.worker == *worker && gone.why == Leaving::Stuck)
         };
-        let live = |worker: &SimWorker| {
-            worker.spawned && worker.doing != Doing::Ended && worker.told != Told::Quarantined
+        let counts = |id: &&WorkerId| {
+            let worker = &state.workers[id.0 as usize - 1];
+            worker.told != Told::Quarantined && of(worker) && !stuck(id)
         };
-        let workers = (1..).map(WorkerId).zip(&state.workers);
-        let mut found = workers.filter(|(id, worker)| live(worker) && of(worker) && !stuck(id));
-        found.next().map(|(id, _)| id)
+        state.live.iter().find(counts).copied()
     }
 
     /// An unload gives up at its deadline, or when nothing is left but threads that are stuck.
@@ -119,13 +118,5 @@ impl World {
             |_| left.is_none() || !in_time,
             || format!("pool {pool}, {left:?}"),
         );
-    }
-
-    /// A worker is evicted to make room only while a load waits for room where it has some.
-    pub(super) fn check_needed(&mut self, pool: usize, worker: WorkerId) {
-        let model = self.worker(pool, worker).model;
-        let device = self.pools[pool].models[model].device.clone();
-        let needed = self.load_queue.waiting(&device) > 0;
-        self.check("no needless eviction", |_| needed, || format!("{worker} of pool {pool}"));
     }
 }

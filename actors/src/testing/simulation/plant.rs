@@ -40,11 +40,25 @@ pub enum Plant {
     DrainedEarly,
     /// Idle workers are offered as if they were on another device.
     OfferOfOtherDevice,
+    /// A pool that takes over from a dead one is not told of a thread.
+    ThreadForgotten,
+    /// A thread that is stuck is said to have ended.
+    EndInvented,
+    /// A gauge that shows progress is read as if it showed none.
+    ProgressLost,
+    /// With one worker several threads are started.
+    ThreadsUnasked,
+    /// A removed model is forgotten while something of it is left.
+    ForgottenEarly,
+    /// The workers that were used last are offered as those that have been idle for longest.
+    OfferMisdated,
+    /// A load asks for more room than it needs.
+    NeedOverstated,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 24] = [
         Self::SlotNotGivenBack,
         Self::AnswerSentTwice,
         Self::AnswerLost,
@@ -62,6 +76,13 @@ impl Plant {
         Self::UnloadReturnedEarly,
         Self::DrainedEarly,
         Self::OfferOfOtherDevice,
+        Self::ThreadForgotten,
+        Self::EndInvented,
+        Self::ProgressLost,
+        Self::ThreadsUnasked,
+        Self::ForgottenEarly,
+        Self::OfferMisdated,
+        Self::NeedOverstated,
     ];
 
     /// Its name on the command line.
@@ -84,6 +105,13 @@ impl Plant {
             Self::UnloadReturnedEarly => "unload-returned-early",
             Self::DrainedEarly => "drained-early",
             Self::OfferOfOtherDevice => "offer-of-other-device",
+            Self::ThreadForgotten => "thread-forgotten",
+            Self::EndInvented => "end-invented",
+            Self::ProgressLost => "progress-lost",
+            Self::ThreadsUnasked => "threads-unasked",
+            Self::ForgottenEarly => "forgotten-early",
+            Self::OfferMisdated => "offer-misdated",
+            Self::NeedOverstated => "need-overstated",
         }
     }
 
@@ -107,6 +135,13 @@ impl Plant {
             Self::UnloadReturnedEarly => &["unloaded means gone"],
             Self::DrainedEarly => &["drained means no thread", "everybody is answered at shutdown"],
             Self::OfferOfOtherDevice => &["no needless eviction"],
+            Self::ThreadForgotten => &["no thread is forgotten"],
+            Self::EndInvented => &["no thread is forgotten"],
+            Self::ProgressLost => &["stuck means stuck"],
+            Self::ThreadsUnasked => &["threads are bounded"],
+            Self::ForgottenEarly => &["forgotten means gone"],
+            Self::OfferMisdated => &["eviction by worth", "no needless eviction"],
+            Self::NeedOverstated => &["no needless eviction", "eviction by worth"],
         }
     }
 }

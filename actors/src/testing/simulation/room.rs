@@ -55,12 +55,15 @@ impl World {
     ) {
         self.pools[pool].asks.insert(worker);
         let ask = RoomAsk { pool: PoolIndex(pool), worker };
+        self.line.needs(ask, needed);
+        let needed = if self.planted(Plant::NeedOverstated) { needed + Bytes(20) } else { needed };
         self.tell_maintenance(pool, Event::ToLoadQueue(RoomInput::Ask { ask, model, device, needed, until }));
     }
 
     /// Maintenance dies and is started again: its queue is lost, and the pools repeat what they asked for.
     pub(super) fn restart_maintenance(&mut self) {
         self.load_queue = LoadQueue::new(self.pools.len());
+        self.line.clear();
         self.desk_at = Time::NEVER;
         for pool in 0..self.pools.len() {
             let rooms = self.pools[pool].rooms.iter();
@@ -110,7 +113,10 @@ impl World {
         let mut inputs = vec![input];
         while let Some(input) = inputs.pop() {
             let mut effects = Vec::new();
+            self.line.take(&input);
             self.load_queue.handle(self.now, input, &self.ledgers, &mut effects);
+            self.check_evictions(&effects);
+            self.line.follow(&effects);
             for effect in effects {
                 self.note(|| format!("    load queue => {effect:?}"));
                 match effect {
@@ -120,7 +126,6 @@ impl World {
                         }
                     }
                     RoomEffect::Evict { pool, worker } => {
-                        self.check_needed(pool.0, worker);
                         self.evict(pool, worker, EvictionReason::MakeRoom);
                     }
                     RoomEffect::Grant { ask, device, needed } => {
@@ -161,10 +166,24 @@ impl World {
         }
         let index = PoolIndex(pool);
         let mut offers = self.pools[pool].scheduler.offers(self.now, index);
+        self.check_offers(pool, &offers);
+        let truth = self.plant.map(|_| offers.clone());
         if self.ledgers.len() > 1 && offers.iter().any(|offer| !offer.idle.is_empty()) {
             self.move_offers(&mut offers);
         }
-        self.tell_maintenance(pool, Event::ToLoadQueue(RoomInput::Offers { pool: index, offers }));
+        if offers.iter().map(|offer| offer.idle.len()).sum::<usize>() > 1
+            && self.planted(Plant::OfferMisdated)
+        {
+            let idle = offers.iter_mut().flat_map(|offer| &mut offer.idle);
+            idle.for_each(|idle| idle.idle_for = Duration::from_secs(10_000).saturating_sub(idle.idle_for));
+        }
+        self.tell_maintenance(pool, Event::Offers { pool, offers, truth });
+    }
+
+    pub(super) fn offered(&mut self, pool: usize, offers: Vec<Offer>, truth: Option<Vec<Offer>>) {
+        let index = PoolIndex(pool);
+        self.line.answered(index, truth.unwrap_or_else(|| offers.clone()));
+        self.load_queue(RoomInput::Offers { pool: index, offers });
     }
 
     /// Puts what is offered on one device on the other, if that is planted.
@@ -181,7 +200,9 @@ impl World {
         let pools = self.pools.iter().enumerate();
         let offers: Vec<_> =
             pools.flat_map(|(index, pool)| pool.scheduler.offers(self.now, PoolIndex(index))).collect();
-        for (pool, worker) in relieve(device, &offers) {
+        let goes = relieve(device, &offers);
+        self.check_relief(device, &offers, &goes);
+        for (pool, worker) in goes {
             self.evict(pool, worker, EvictionReason::Pressure);
         }
     }

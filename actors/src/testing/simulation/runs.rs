@@ -172,6 +172,11 @@ impl World {
             .collect();
         self.report(pool, worker, Word::Report(Input::Finished { worker, outcomes }));
         self.worker(pool, worker).doing = Doing::Nothing;
+        if self.fault(Fault::DestructorPanics) {
+            // What it has run is dropped on the thread, outside of the run.
+            self.end_actor(pool, worker, None);
+            return self.end_thread(pool, worker);
+        }
         self.proceed(pool, worker);
     }
 

@@ -12,6 +12,7 @@ use crate::id::{Bytes, Device, ModelId};
 use crate::model::Footprint;
 use crate::scheduler::{Batching, ModelPolicy};
 
+#[derive(Clone)]
 pub(super) struct ModelPlan {
     pub(super) policy: ModelPolicy,
     pub(super) footprint: Footprint,
@@ -98,13 +99,17 @@ fn model(random: &mut Rng, pool: usize, index: usize, devices: &[Device]) -> Mod
         batching: if random.u8(..4) == 0 { Batching::Continuous } else { Batching::PerRun },
         pinned: random.u8(..16) == 0,
     };
-    let footprint = Footprint {
-        shared: Bytes(random.u64(0..100)),
-        per_worker: Bytes(if random.u8(..8) == 0 { 0 } else { random.u64(1..30) }),
-    };
+    let footprint = footprint(random);
     let load = Duration::from_millis(1 << random.u32(0..15));
     let run = Duration::from_micros(1 << random.u32(8..22));
     ModelPlan { policy, footprint, load, run, most: if random.u8(..4) == 0 { 2 } else { 100 } }
+}
+
+pub(super) fn footprint(random: &mut Rng) -> Footprint {
+    Footprint {
+        shared: Bytes(random.u64(0..100)),
+        per_worker: Bytes(if random.u8(..8) == 0 { 0 } else { random.u64(1..30) }),
+    }
 }
 
 fn config(random: &mut Rng) -> PoolConfig {

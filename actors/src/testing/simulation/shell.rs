@@ -10,12 +10,15 @@ use super::world::{Event, Word, World};
 use crate::capability::{BatchKey, Cost};
 use crate::error::Cause;
 use crate::id::{Bytes, ModelKey, Priority, RequestId, Time, WorkerId};
-use crate::scheduler::{CallId, Effect, Fate, Input, Source, Urgency, is_permanent, rank};
+use crate::scheduler::{CallId, Effect, Fate, Holds, Input, Source, Urgency, is_permanent, rank};
 use crate::telemetry::{Event as Telemetry, EvictionReason};
 
 impl World {
     /// Gives a pool's scheduler an input and carries out what follows, until nothing more does.
     pub(super) fn feed(&mut self, pool: usize, input: Input) {
+        if self.pools[pool].down {
+            return;
+        }
         let ticked = matches!(input, Input::Tick);
         self.follow.push_back((pool, input));
         while let Some((pool, mut input)) = self.follow.pop_front() {
@@ -34,6 +37,7 @@ impl World {
             self.requeue();
         }
         self.drop_offers(pool);
+        self.forget_removed(pool);
         self.set_alarms(pool);
         self.check_pool(pool, ticked);
     }
@@ -107,20 +111,27 @@ impl World {
     }
 
     fn heard(&mut self, pool: usize, event: &Telemetry) {
-        if let Telemetry::BreakerClosed { model, .. } = event {
-            let index = self.scenario.pools[pool].iter().position(|plan| plan.policy.model == *model);
-            if let Some(index) = index {
-                let model = &mut self.pools[pool].models[index];
+        match event {
+            Telemetry::BreakerClosed { key, .. } => {
+                let model = &mut self.pools[pool].models[key.0 as usize];
                 (model.broken, model.no_start_before) = (false, Time::ZERO);
                 model.failures.clear();
             }
+            Telemetry::WorkerStuck { worker, .. } => {
+                self.check_is_stuck(pool, *worker);
+                self.worker(pool, *worker).given_up = true;
+                if self.planted(Plant::EndInvented) {
+                    self.follow.push_back((pool, Input::Ended { worker: *worker }));
+                }
+            }
+            _ => {}
         }
     }
 
     pub(super) fn returned(&mut self, pool: usize, call: CallId, well: bool) {
         let open = self.calls.remove(&call.0);
         self.check("calls return once", |_| open.is_some(), || format!("pool {pool}, {call:?}"));
-        if let Some(Some((model, deadline))) = open {
+        if let Some((model, deadline)) = open.and_then(|call| call.unload) {
             match well {
                 true => self.check_unloaded(pool, model),
                 false => self.check_unload_gave_up(pool, model, deadline),
@@ -175,8 +186,9 @@ impl World {
         let index = request.0 as usize;
         let state = &mut self.requests[index];
         let first = !std::mem::replace(&mut state.gone, true);
-        let (pool, deadline) = (state.pool, state.deadline);
+        let (pool, model, deadline) = (state.pool, state.model, state.deadline);
         self.pools[pool].queued.remove(&(deadline, index));
+        self.pools[pool].models[model].held -= usize::from(first);
         self.check("ends once", |_| first, || format!("{request} was let go of twice"));
         first
     }
@@ -198,6 +210,9 @@ impl World {
     }
 
     pub(super) fn tell_pool(&mut self, pool: usize, event: Event) {
+        if self.pools[pool].down {
+            return self.unheard(event);
+        }
         let at = self.send(self.pools[pool].from_maintenance);
         self.pools[pool].from_maintenance = at;
         self.at(at, event);
@@ -234,13 +249,17 @@ impl World {
                 let model = &mut self.pools[pool].models[key.0 as usize];
                 (model.removed, model.pinned) = (true, false);
             }
-            Input::Started { worker, .. } => {
+            Input::Started { worker, footprint } => {
                 let now = self.now;
                 let worker = self.worker(pool, *worker);
+                worker.holds = Some((Holds::Worker, Some(*footprint)));
                 (worker.ready, worker.ready_at, worker.idle_since) = (true, now, now);
             }
-            Input::StartFailed { worker, failure } if !is_permanent(failure.kind) => {
-                self.worker_failed(pool, *worker, true);
+            Input::StartFailed { worker, failure } => {
+                if !is_permanent(failure.kind) {
+                    self.worker_failed(pool, *worker, true);
+                }
+                self.let_go(pool, *worker, Told::Dead);
             }
             Input::Finished { worker, outcomes } => {
                 let requests = outcomes.iter().map(|(request, _)| request.0 as usize);
@@ -273,6 +292,8 @@ impl World {
         state.in_flight -= 1;
         let (model, told, loaded) = (state.model, state.told, state.weights);
         let input = match word {
+            // The roster tells of the end of a thread, and nobody else of those of a pool that has died.
+            Word::Report(input) if state.orphan && !matches!(input, Input::Ended { .. }) => return,
             Word::Report(Input::Ended { .. }) if told == Told::Nothing => {
                 state.thread_ended = true;
                 return self.end_actor(pool, worker, None);
@@ -302,7 +323,11 @@ impl World {
 
     fn read_progress(&mut self, pool: usize, worker: WorkerId) {
         if self.worker(pool, worker).told == Told::Nothing {
-            let (last_progress, fates) = (self.last_progress(pool, worker), self.fates(pool, worker));
+            let (mut last_progress, fates) = (self.last_progress(pool, worker), self.fates(pool, worker));
+            self.worker(pool, worker).shown = last_progress;
+            if last_progress == self.now && self.planted(Plant::ProgressLost) {
+                last_progress = Time::ZERO;
+            }
             self.follow.push_back((pool, Input::Progress { worker, last_progress, fates }));
         }
     }
@@ -337,15 +362,26 @@ impl World {
         self.drop_weights(offered);
         let is_last = retained.is_some_and(|index| self.weights[index].holders == 1);
         let Some(worker) = thread else { return self.drop_weights(retained) };
-        let state = self.worker(pool, worker);
-        (state.model, state.known, state.told) = (key.0 as usize, true, Told::Stopped);
         if is_last {
-            (state.spawned, state.weights) = (true, retained);
-            self.end_thread(pool, worker);
+            self.free_kept(pool, worker, key, retained);
         } else {
+            let state = self.worker(pool, worker);
+            (state.model, state.known, state.told) = (key.0 as usize, true, Told::Stopped);
             self.drop_weights(retained);
             self.follow.push_back((pool, Input::Ended { worker }));
         }
+    }
+
+    /// A thread of its own drops weights that nobody else holds.
+    pub(super) fn free_kept(&mut self, pool: usize, worker: WorkerId, key: ModelKey, weights: Option<usize>) {
+        let footprint = self.pools[pool].scheduler.model(key).and_then(|model| model.footprint);
+        let now = self.now;
+        let state = self.worker(pool, worker);
+        (state.model, state.known, state.spawned) = (key.0 as usize, true, true);
+        (state.told, state.told_at, state.weights) = (Told::Stopped, now, weights);
+        state.holds = Some((Holds::Weights, footprint));
+        self.pools[pool].live.push(worker);
+        self.end_thread(pool, worker);
     }
 
     fn drop_offers(&mut self, pool: usize) {
@@ -433,6 +469,11 @@ impl World {
 
     fn load(&mut self, pool: usize, worker: WorkerId) {
         let Some(HeldRoom { lease, weights, .. }) = self.pools[pool].rooms.remove(&worker) else { return };
+        if lease.is_some() {
+            let key = ModelKey(self.worker(pool, worker).model as u32);
+            let footprint = self.pools[pool].scheduler.model(key).and_then(|model| model.footprint);
+            self.worker(pool, worker).holds = Some((Holds::Worker, footprint));
+        }
         self.order(pool, worker, Order::Load { lease, weights });
     }
 

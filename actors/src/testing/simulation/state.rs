@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::scenario::ModelPlan;
 use crate::capability::BatchKey;
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
-use crate::scheduler::{Rank, Scheduler};
+use crate::model::Footprint;
+use crate::scheduler::{Holds, Rank, Scheduler};
 
 /// One accepted request, as its caller and its job see it.
 #[derive(Debug)]
@@ -80,6 +81,10 @@ pub(super) struct Model {
     pub(super) retained: Option<usize>,
     pub(super) pinned: bool,
     pub(super) removed: bool,
+    /// The scheduler has forgotten it after its removal.
+    pub(super) forgotten: bool,
+    /// Requests of it that have not ended, those on their way to the pool included.
+    pub(super) held: usize,
     pub(super) slots: [usize; 2],
     pub(super) unanswered: [usize; 2],
     /// Failures that count, for the restart budget.
@@ -88,6 +93,34 @@ pub(super) struct Model {
     pub(super) no_start_before: Time,
     pub(super) last_busy: Time,
     pub(super) last_cooldown: Option<Time>,
+}
+
+impl Model {
+    pub(super) fn new(plan: &ModelPlan) -> Self {
+        Self {
+            device: plan.policy.device.clone(),
+            weights: None,
+            offered: None,
+            retained: None,
+            pinned: plan.policy.pinned,
+            removed: false,
+            forgotten: false,
+            held: 0,
+            slots: [0; 2],
+            unanswered: [0; 2],
+            failures: VecDeque::new(),
+            broken: false,
+            no_start_before: Time::ZERO,
+            last_busy: Time::ZERO,
+            last_cooldown: None,
+        }
+    }
+
+    /// A pool begins that knows nothing of the model's past.
+    pub(super) fn begin_anew(&mut self) {
+        (self.broken, self.no_start_before, self.last_cooldown) = (false, Time::ZERO, None);
+        self.failures.clear();
+    }
 }
 
 /// The lease and weights held for a worker between its wish for room and its load.
@@ -99,10 +132,26 @@ pub(super) struct HeldRoom {
     pub(super) asked: Option<(ModelKey, (Device, Bytes), Time)>,
 }
 
+/// A call of `preload` or `unload` that has not returned.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub(super) pool: usize,
+    /// The model and the deadline of an unload.
+    pub(super) unload: Option<(usize, Time)>,
+}
+
 pub(super) struct Pool {
+    pub(super) name: &'static str,
     pub(super) scheduler: Scheduler,
+    /// By key.
     pub(super) models: Vec<Model>,
+    /// The model that each name stands for: the last one that was registered.
+    pub(super) names: Vec<usize>,
     pub(super) workers: Vec<SimWorker>,
+    /// The roster: threads that have not ended, whichever pool started them.
+    pub(super) live: Vec<WorkerId>,
+    /// Its actor has died, and the next one has not begun.
+    pub(super) down: bool,
     pub(super) rooms: BTreeMap<WorkerId, HeldRoom>,
     /// Requests in the scheduler's queues, by deadline.
     pub(super) queued: BTreeSet<(Time, usize)>,
@@ -119,25 +168,14 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(name: &'static str, interval: Duration, seed: u64, plans: &[ModelPlan]) -> Self {
-        let model = |plan: &ModelPlan| Model {
-            device: plan.policy.device.clone(),
-            weights: None,
-            offered: None,
-            retained: None,
-            pinned: plan.policy.pinned,
-            removed: false,
-            slots: [0; 2],
-            unanswered: [0; 2],
-            failures: VecDeque::new(),
-            broken: false,
-            no_start_before: Time::ZERO,
-            last_busy: Time::ZERO,
-            last_cooldown: None,
-        };
         Self {
+            name,
             scheduler: Scheduler::new(name, interval, seed),
-            models: plans.iter().map(model).collect(),
+            models: plans.iter().map(Model::new).collect(),
+            names: (0..plans.len()).collect(),
             workers: Vec::new(),
+            live: Vec::new(),
+            down: false,
             rooms: BTreeMap::new(),
             queued: BTreeSet::new(),
             asks: BTreeSet::new(),
@@ -207,6 +245,15 @@ pub(super) struct SimWorker {
     /// The thread has ended while the pool had the handle; the crash of the actor is on its way.
     pub(super) thread_ended: bool,
     pub(super) told: Told,
+    pub(super) told_at: Time,
+    /// The pool that started it has died: nobody hears of it but of its end.
+    pub(super) orphan: bool,
+    /// The last progress that its gauge showed when it was read.
+    pub(super) shown: Time,
+    /// It was found stuck.
+    pub(super) given_up: bool,
+    /// What the roster has it hold, by which footprint.
+    pub(super) holds: Option<(Holds, Option<Footprint>)>,
     pub(super) doing: Doing,
     /// Counts up whenever what was planned for the thread is void.
     pub(super) generation: u32,

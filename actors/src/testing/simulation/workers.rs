@@ -24,7 +24,15 @@ impl World {
     pub(super) fn spawn(&mut self, pool: usize, worker: WorkerId, key: ModelKey) {
         self.meet(pool, worker, key);
         let state = self.worker(pool, worker);
-        (state.spawned, state.actor) = (true, true);
+        state.actor = true;
+        if !std::mem::replace(&mut state.spawned, true) {
+            self.pools[pool].live.push(worker);
+            self.check_threads(pool, key);
+            if self.planted(Plant::ThreadsUnasked) {
+                let next = worker.0 + 100;
+                (next..next + 8).for_each(|unasked| self.spawn(pool, WorkerId(unasked), key));
+            }
+        }
     }
 
     /// The first that is heard of a worker is its start.
@@ -167,7 +175,8 @@ impl World {
             Doing::Sizing => self.size(pool, worker),
             Doing::Loading => self.load_done(pool, worker),
             Doing::Running(end) => self.run_ends(pool, worker, end),
-            Doing::Nothing | Doing::Ending | Doing::Ended => {}
+            Doing::Ending => self.after(Duration::ZERO, Event::ThreadEnds { pool, worker }),
+            Doing::Nothing | Doing::Ended => {}
         }
     }
 
@@ -240,13 +249,17 @@ impl World {
         &self.pools[pool].workers[worker.0 as usize - 1]
     }
 
-    /// The thread ends; now and then it takes its time.
+    /// The thread ends; now and then it takes its time, or hangs in a destructor.
     pub(super) fn end_thread(&mut self, pool: usize, worker: WorkerId) {
-        let lingers = self.fault(Fault::ThreadLingers);
+        let (lingers, hangs) = (self.fault(Fault::ThreadLingers), self.fault(Fault::DestructorHangs));
         let wait = if lingers { self.random.u64(1_000..100_000) } else { self.random.u64(0..3) };
+        let now = self.now;
         let state = self.worker(pool, worker);
         state.doing = Doing::Ending;
         state.generation += 1;
+        if hangs {
+            return state.stalled_at = Some(now);
+        }
         self.after(Duration::from_millis(wait), Event::ThreadEnds { pool, worker });
     }
 
@@ -257,6 +270,7 @@ impl World {
         }
         self.free_memory(pool, worker);
         self.worker(pool, worker).doing = Doing::Ended;
+        self.pools[pool].live.retain(|live| *live != worker);
         self.report(pool, worker, Word::Report(Input::Ended { worker }));
     }
 
@@ -282,11 +296,12 @@ impl World {
 
     /// The pool drops a worker's handle: for good, for another, or because it died.
     pub(super) fn let_go(&mut self, pool: usize, worker: WorkerId, told: Told) {
+        let now = self.now;
         let state = self.worker(pool, worker);
         if state.told != Told::Nothing {
             return;
         }
-        (state.told, state.actor) = (told, false);
+        (state.told, state.told_at, state.actor) = (told, now, false);
         if std::mem::take(&mut state.thread_ended) {
             self.follow.push_back((pool, Input::Ended { worker }));
         }

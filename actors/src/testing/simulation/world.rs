@@ -8,10 +8,12 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use super::coverage::{Coverage, Fault};
+use super::line::Line;
 use super::scenario::Scenario;
-use super::state::{Order, Pool, Request, Weights};
+use super::state::{Call, Order, Pool, Request, Weights};
 use super::{Plant, Report};
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
+use crate::maintenance::eviction::Offer;
 use crate::maintenance::room::{LoadQueue, RoomInput};
 use crate::memory::Ledger;
 use crate::scheduler::{CallId, Effect, Input};
@@ -77,6 +79,15 @@ pub(super) enum Event {
     AskOffers {
         pool: usize,
     },
+    /// A pool's answer to that: what maintenance is told, and the truth, if that is another.
+    Offers {
+        pool: usize,
+        offers: Vec<Offer>,
+        truth: Option<Vec<Offer>>,
+    },
+    PoolReturns {
+        pool: usize,
+    },
     DeskAlarm,
     Tick {
         pool: usize,
@@ -124,9 +135,11 @@ pub(super) struct World {
     pub(super) weights: Vec<Weights>,
     pub(super) load_queue: LoadQueue,
     pub(super) desk_at: Time,
+    /// The load queue as the checks see it.
+    pub(super) line: Line,
     pub(super) arrivals_left: u32,
-    /// Calls of preload and unload that have not returned, and the model and the deadline of an unload.
-    pub(super) calls: BTreeMap<u64, Option<(usize, Time)>>,
+    /// Calls of preload and unload that have not returned.
+    pub(super) calls: BTreeMap<u64, Call>,
     pub(super) next_call: u64,
     pub(super) closing: bool,
     pub(super) plant: Option<Plant>,
@@ -162,6 +175,7 @@ impl World {
             sequence: 0,
             load_queue: LoadQueue::new(pools.len()),
             desk_at: Time::NEVER,
+            line: Line::new(pools.len()),
             held: ledgers.keys().map(|device| (device.clone(), Bytes::ZERO)).collect(),
             ledgers,
             pools,
@@ -241,6 +255,12 @@ impl World {
         self.at(self.now + wait, event);
     }
 
+    /// Takes events out of the future.
+    pub(super) fn take_events(&mut self, goes: impl Fn(&Event) -> bool) -> Vec<Event> {
+        let events = self.slots.iter_mut();
+        events.filter_map(|event| event.take_if(|event| goes(event))).collect()
+    }
+
     /// A fault that happens as often as the scenario says, and not once the history is being brought to its
     /// end.
     pub(super) fn fault(&mut self, fault: Fault) -> bool {
@@ -287,6 +307,8 @@ impl World {
             Event::Room { pool, worker, answer } => self.room_answered(pool, worker, answer),
             Event::Relieve { device } => self.relieve(&device),
             Event::AskOffers { pool } => self.offer(pool),
+            Event::Offers { pool, offers, truth } => self.offered(pool, offers, truth),
+            Event::PoolReturns { pool } => self.pool_returns(pool),
             Event::DeskAlarm => {
                 self.desk_at = Time::NEVER;
                 self.load_queue(RoomInput::Tick);
