@@ -72,6 +72,7 @@
 //! | tags and operators of a chat template in each other | `MAX_NESTED` of `generation/template/syntax.rs`, 1,000 |
 //! | in a chat template: bytes of JSON that is written; nested lists and maps | `MAX_JSON_BYTES` of `generation/template/functions.rs`, 8 MiB; `MAX_DEPTH` of `generation/template/budget.rs`, 64 |
 //! | in a chat template: an attribute that a filter looks up; spaces of `indent` | `MAX_BYTES`, 256, `MAX_PARTS`, 16, and `MAX_PATHS`, 8, of `generation/template/paths.rs`; `MAX_INDENT` of `generation/template/builtins.rs`, 100 |
+//! | in a chat template: letters of an indent and of a separator of JSON | `MAX_INDENT` of `generation/template/functions.rs`, 16 |
 //! | bytes that a chat template handles in all, of which three times as many are its memory at most | `MAX_HANDLED` of `generation/template/budget.rs`, 256 MiB |
 //! | time to compile and to render a chat template; its stack; threads of one template and of all, those that were given up after that time included | `MAX_TIME`, 10 s; `STACK_BYTES`, 512 MiB; `MAX_OWN`, 8, and `MAX_THREADS`, 64; of `generation/template/stack.rs` |
 //! | ways of pooling side by side | `MAX_POOLINGS` of `pooling.rs`, 6 |

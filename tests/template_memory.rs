@@ -28,7 +28,7 @@ fn growing() -> Vec<String> {
         doubled(21) + &format!("{{% if [{lists}] %}}ok{{% endif %}}"),
         doubled(60) + "{{ a|length }}",
         doubled(24) + "{{ a|list|length }}",
-        doubled(20) + "{{ a.split('')|length }}",
+        doubled(20) + "{{ a.split('x')|length }}",
         doubled(20) + "{{ a|replace('x', a)|length }}",
         doubled(20) + "{{ a|list|join(a)|length }}",
         in_loop("{% set ns.a = ns.a ~ ns.a %}"),

@@ -7,6 +7,11 @@ mod stack;
 mod syntax;
 mod budget;
 mod paths;
+mod text;
+mod clock;
+mod filters;
+mod methods;
+mod operators;
 mod builtins;
 mod functions;
 
@@ -291,5 +296,7 @@ fn describe(error: &minijinja::Error) -> String {
     }
 }
 
+#[cfg(test)]
+mod constructs;
 #[cfg(test)]
 mod tests;

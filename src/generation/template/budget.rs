@@ -114,6 +114,11 @@ pub(super) fn copy(value: &Value) -> u64 {
     }
 }
 
+/// Bytes that a text counts for.
+pub(super) fn of_text(text: &str) -> u64 {
+    PART + text.len() as u64
+}
+
 /// Bytes that a list of a value's items takes: of a text, a list of its letters.
 pub(super) fn items(value: &Value) -> u64 {
     let count = match (value.kind(), value.as_str()) {

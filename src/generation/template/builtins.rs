@@ -1,13 +1,13 @@
 //! Jinja's own filters, tests and functions, each with what a call spends. One that is not listed here does not exist:
-//! `format`, `sum`, `pprint`, `batch`, `slice`, `chain`, `zip` and `debug`, whose results can be much larger
-//! than their inputs or which are not Jinja's, have no use in chat templates.
+//! `pprint`, `chain`, `zip` and `debug`, which are not Jinja's or whose results can be much larger than their inputs,
+//! have no use in chat templates.
 
 use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
-use minijinja::{Environment, Error, ErrorKind, State, Value, context, filters, functions, tests};
+use minijinja::{Environment, Error, ErrorKind, State, Value, filters, functions, tests};
 
 use super::budget::{self, ESCAPED, ITEM, spend};
-use super::paths;
-use super::syntax::{COPIED, EQUAL, INDEXED, KEPT, LISTED, NESTED, TICKED, TIMES, WHOLE};
+use super::syntax::{COPIED, INDEXED, KEPT, LISTED, NESTED, TICKED, WHOLE, WRITTEN};
+use super::{filters as own, methods, operators, paths, text};
 
 /// Bytes that a call spends, by the kind of what it does.
 #[derive(Debug, Clone, Copy)]
@@ -64,16 +64,18 @@ macro_rules! table {
 pub(super) fn filters() -> Vec<Row> {
     table! {
         Cost::Little => "default" filters::default, "d" filters::default, "abs" filters::abs, "bool" filters::bool;
-        Cost::Item => "length" filters::length, "count" filters::length, "attr" filters::attr,
+        Cost::Item => "length" own::length, "count" own::length, "attr" filters::attr,
             "first" filters::first, "last" filters::last;
         Cost::Nest => "map" filters::map;
         Cost::List => "list" filters::list, "items" filters::items, "select" filters::select,
-            "reject" filters::reject, "selectattr" filters::selectattr, "rejectattr" filters::rejectattr;
+            "reject" filters::reject, "selectattr" filters::selectattr, "rejectattr" filters::rejectattr,
+            "batch" filters::batch, "slice" filters::slice;
         Cost::Text(1) => "safe" filters::safe, "trim" filters::trim, "join" filters::join, "split" filters::split,
-            "lines" filters::lines, "round" filters::round, "int" filters::int, "float" filters::float,
-            "string" filters::string, "reverse" filters::reverse, "replace" filters::replace, "indent" filters::indent;
-        Cost::Text(ESCAPED) => "escape" filters::escape, "e" filters::escape, "lower" filters::lower,
-            "upper" filters::upper, "title" filters::title, "capitalize" filters::capitalize;
+            "lines" filters::lines, "round" filters::round, "int" own::int, "float" own::float,
+            "string" own::string, "reverse" filters::reverse, "replace" own::replace, "indent" own::indent,
+            "format" own::format_values, "center" own::center, "wordcount" own::wordcount, "sum" own::sum;
+        Cost::Text(ESCAPED) => "escape" own::escape, "e" own::escape, "lower" filters::lower,
+            "upper" filters::upper, "title" own::title, "capitalize" own::capitalize;
         Cost::Sort => "sort" filters::sort, "unique" filters::unique, "min" filters::min, "max" filters::max,
             "groupby" filters::groupby, "dictsort" filters::dictsort;
     }
@@ -86,8 +88,8 @@ pub(super) fn tests() -> Vec<Row> {
             "safe" tests::is_safe, "escaped" tests::is_safe, "boolean" tests::is_boolean, "odd" tests::is_odd,
             "even" tests::is_even, "divisibleby" tests::is_divisibleby, "number" tests::is_number,
             "integer" tests::is_integer, "int" tests::is_integer, "float" tests::is_float,
-            "string" tests::is_string, "sequence" tests::is_sequence, "iterable" tests::is_iterable,
-            "mapping" tests::is_mapping, "true" tests::is_true, "false" tests::is_false, "filter" tests::is_filter,
+            "string" tests::is_string, "sequence" own::is_sequence, "iterable" own::is_iterable,
+            "mapping" own::is_mapping, "callable" own::is_callable, "true" tests::is_true, "false" tests::is_false, "filter" tests::is_filter,
             "test" tests::is_test;
         Cost::Text(1) => "startingwith" tests::is_startingwith, "endingwith" tests::is_endingwith,
             "lower" tests::is_lower, "upper" tests::is_upper, "sameas" tests::is_sameas, "in" tests::is_in,
@@ -147,6 +149,9 @@ fn add_operators(environment: &mut Environment) {
         Ok::<_, Error>(value)
     });
     environment.add_filter(COPIED, |state: &mut State, value: Value| {
+        if value.is_none() {
+            return Err(Error::new(ErrorKind::InvalidOperation, "none has no items"));
+        }
         spend(state, budget::copy(&value))?;
         Ok::<_, Error>(value)
     });
@@ -170,19 +175,11 @@ fn add_operators(environment: &mut Environment) {
         spend(state, ITEM)?;
         Ok::<_, Error>(value)
     });
-    environment.add_filter(EQUAL, |state: &mut State, left: Value, right: Value| {
-        spend(state, budget::smaller_text(&left, &right)?)?;
-        Ok::<_, Error>(left == right)
+    environment.add_filter(WRITTEN, |state: &mut State, value: Value| {
+        spend(state, budget::text(&value)?)?;
+        Ok::<_, Error>(own::string(&value))
     });
-    environment.add_filter(TIMES, |state: &mut State, left: Value, right: Value| {
-        let repeated = |value: &Value, times: &Value| {
-            times.as_usize().map_or(0, |times| budget::copy(value).saturating_mul(times as u64))
-        };
-        let numbers = left.is_number() && right.is_number();
-        let cost = if numbers { ITEM } else { repeated(&left, &right).max(repeated(&right, &left)) };
-        spend(state, cost)?;
-        state.env().compile_expression("left * right")?.eval(context! { left, right }).and_then(listed)
-    });
+    operators::add(environment);
 }
 
 /// A list of what is computed item by item; any other value as it is.
@@ -193,66 +190,46 @@ pub(super) fn listed(value: Value) -> Result<Value, Error> {
     }
 }
 
-/// Bytes of what a filter, or Python's method of the same name, makes of its values beyond their own text.
-pub(super) fn result_of(name: &str, values: &[Value]) -> Result<u64, Error> {
+/// Bytes of what a filter makes of its values beyond their own text.
+fn result_of(name: &str, values: &[Value]) -> Result<u64, Error> {
     let written = |at: usize| values.get(at).map(Value::to_string).unwrap_or_default();
     let counted = |count: usize, each: u64| Ok((count as u64).saturating_mul(each));
+    let named = |option: &str| {
+        let options = values.last().filter(|last| last.is_kwargs());
+        options.map(|options| options.get_attr(option)).transpose()
+    };
+    // A number by place or by name, the larger of which is taken.
+    let number = |at: usize, option: &str| {
+        let named = named(option)?;
+        let numbers = [values.get(at), named.as_ref()].into_iter().flatten();
+        Ok::<_, Error>(numbers.filter_map(Value::as_usize).max())
+    };
     match (name, values) {
         ("split", [_, separator, ..]) if !separator.is_none() => {
             counted(written(0).matches(&written(1)).count() + 1, ITEM)
         }
         ("split", [..]) => counted(written(0).matches(char::is_whitespace).count() + 1, ITEM),
-        ("lines" | "splitlines", [..]) => counted(written(0).matches('\n').count() + 1, ITEM),
+        ("lines", [..]) => counted(written(0).matches('\n').count() + 1, ITEM),
         ("indent", [_, options @ ..]) => {
-            let named = options.last().filter(|last| last.is_kwargs());
-            let named = named.map(|options| options.get_attr("width")).transpose()?;
-            let widths = [options.first(), named.as_ref()].into_iter().flatten();
-            let width = widths.filter_map(Value::as_usize).max();
-            let width = width.unwrap_or_default();
+            let width = number(1, "width")?.unwrap_or(4);
             if width > MAX_INDENT {
                 let reason = format!("indent: the width is above {MAX_INDENT}");
                 return Err(Error::new(ErrorKind::InvalidOperation, reason));
             }
-            counted(written(0).matches('\n').count() + 1, width as u64)
+            let each = budget::texts(options)?.saturating_add(width as u64);
+            counted(written(0).matches(text::is_space).count() + 1, each)
+        }
+        ("format", [_, others @ ..]) => methods::formatted_bytes(&written(0), '%', others),
+        ("center", [..]) => Ok(number(1, "width")?.unwrap_or(80) as u64),
+        ("batch" | "slice", [list, ..]) => {
+            let count = number(1, "count")?.unwrap_or_default();
+            counted(count.saturating_add(list.len().unwrap_or_default()), ITEM)
         }
         ("replace", [_, _, to, ..]) => {
             counted(written(0).matches(&written(1)).count(), to.to_string().len() as u64)
         }
         ("join", [list, between @ ..]) => counted(list.len().unwrap_or_default(), budget::texts(between)?),
-        ("trim" | "strip" | "lstrip" | "rstrip", [_, letters, ..]) => {
-            counted(written(0).len(), letters.to_string().len() as u64 / 4)
-        }
+        ("trim", [_, letters, ..]) => counted(written(0).len(), letters.to_string().len() as u64 / 4),
         _ => Ok(0),
     }
-}
-
-/// Calls one of Python's methods, by which a value's text, or its items, are asked for.
-pub(super) fn call_method(
-    state: &mut State,
-    value: &Value,
-    method: &str,
-    arguments: &[Value],
-) -> Result<Value, Error> {
-    let mut values: Vec<Value> = std::iter::once(value).chain(arguments).cloned().collect();
-    let cost = match (value.kind(), method) {
-        (ValueKind::String, "format") => return Err(Error::from(ErrorKind::UnknownMethod)),
-        (ValueKind::String, "upper" | "lower" | "title" | "capitalize") => Cost::Text(ESCAPED),
-        (ValueKind::Map, "items" | "keys" | "values") => Cost::List,
-        (ValueKind::Map, "get") => Cost::Text(1),
-        (ValueKind::String | ValueKind::Seq, _) => Cost::Text(1),
-        _ => Cost::Little,
-    };
-    match (value.kind(), method) {
-        // The map is not read through for one of its items.
-        (ValueKind::Map, "get") => spend(state, cost.of(&values[1..])?)?,
-        _ => spend(state, cost.of(&values)?)?,
-    }
-    if value.kind() == ValueKind::String {
-        // The method is called on the separator, the filter on the list.
-        if method == "join" {
-            values.rotate_left(1);
-        }
-        spend(state, result_of(method, &values)?)?;
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, arguments).and_then(listed)
 }

@@ -6,8 +6,8 @@
 use minijinja::Value;
 use minijinja::machinery::ast::{
     BinOp, BinOpKind, Call, CallArg, CallBlock, Compare, CompareOp, Const, Do, EmitExpr, Expr, Filter,
-    FilterBlock, ForLoop, GetAttr, GetItem, IfCond, IfExpr, List, Macro, Map, Set, SetBlock, Slice, Spanned,
-    Stmt, Template, Test, Tuple, UnaryOp, UnaryOpKind, Var, WithBlock,
+    FilterBlock, ForLoop, GetAttr, GetItem, IfCond, IfExpr, List, Macro, Map, Set, SetBlock, Spanned, Stmt,
+    Template, Test, Tuple, UnaryOp, UnaryOpKind, Var, WithBlock,
 };
 use minijinja::machinery::{Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
@@ -20,16 +20,30 @@ pub(super) const COPIED: &str = "__copied";
 pub(super) const LISTED: &str = "__listed";
 /// Filter for a value that is kept in a namespace or a loop.
 pub(super) const KEPT: &str = "__kept";
+/// As [`WHOLE`], of a value that becomes part of a text: a floating-point number is written as Python writes it.
+pub(super) const WRITTEN: &str = "__written";
 /// Filter that multiplies.
 pub(super) const TIMES: &str = "__times";
+/// Filter that tells the rest of a division, or formats a text.
+pub(super) const REST: &str = "__rest";
+/// Filter that tells which of two values is less, and refuses those that cannot be ordered.
+pub(super) const ORDERED: &str = "__ordered";
 /// Filter that tells whether two values are equal.
 pub(super) const EQUAL: &str = "__equal";
+/// Filter that takes a part of a text or list.
+pub(super) const PART: &str = "__part";
+/// Filter that looks up what may be a method of a map.
+pub(super) const METHOD: &str = "__method";
 /// Filter for a value of which an item is looked up.
 pub(super) const INDEXED: &str = "__indexed";
 /// Filter for a list or map that the template writes, which refuses too many levels.
 pub(super) const NESTED: &str = "__nested";
 /// Filter that looks at the time.
 pub(super) const TICKED: &str = "__ticked";
+
+/// Python's methods of maps, which hide what a map holds by their names.
+const MAP_METHODS: [&str; 11] =
+    ["items", "keys", "values", "get", "copy", "pop", "popitem", "update", "setdefault", "clear", "fromkeys"];
 
 /// Most tags and operators in each other, chains of operators included; published templates have about twenty.
 const MAX_NESTED: usize = 1000;
@@ -166,7 +180,15 @@ fn call_of<'a>(node: &Spanned<Call<'a>>, depth: usize) -> Result<Spanned<Call<'a
         return Err("it calls `cycle` without arguments".to_owned());
     }
     let args = arguments(&node.args, keeps, depth)?;
-    Ok(Spanned::new(Call { expr: expression(&node.expr, depth)?, args }, node.span()))
+    let expr = match &node.expr {
+        // A method that is called, whatever its name is.
+        Expr::GetAttr(method) => {
+            let expr = expression(&method.expr, deeper(depth)?)?;
+            Expr::GetAttr(Spanned::new(GetAttr { expr, name: method.name }, method.span()))
+        }
+        other => expression(other, depth)?,
+    };
+    Ok(Spanned::new(Call { expr, args }, node.span()))
 }
 
 fn arguments<'a>(list: &[CallArg<'a>], keeps: bool, depth: usize) -> Result<Vec<CallArg<'a>>, String> {
@@ -200,6 +222,10 @@ fn target<'a>(node: &Expr<'a>, depth: usize) -> Result<Expr<'a>, String> {
     Ok(match node {
         Expr::List(node) => Expr::List(Spanned::new(List { items: targets(&node.items)? }, node.span())),
         Expr::Tuple(node) => Expr::Tuple(Spanned::new(Tuple { items: targets(&node.items)? }, node.span())),
+        Expr::GetAttr(node) => {
+            let expr = expression(&node.expr, depth)?;
+            Expr::GetAttr(Spanned::new(GetAttr { expr, name: node.name }, node.span()))
+        }
         node => expression(node, depth)?,
     })
 }
@@ -241,9 +267,10 @@ fn expression<'a>(node: &Expr<'a>, depth: usize) -> Result<Expr<'a>, String> {
         Expr::Var(node) => Expr::Var(Spanned::new(Var { id: node.id }, span)),
         Expr::Const(node) => Expr::Const(Spanned::new(Const { value: node.value.clone() }, span)),
         Expr::Slice(node) => {
-            let (start, stop) = (optional(&node.start, depth)?, optional(&node.stop, depth)?);
-            let (expr, step) = (filtered(COPIED, inner(&node.expr)?), optional(&node.step, depth)?);
-            filtered(LISTED, Expr::Slice(Spanned::new(Slice { expr, start, stop, step }, span)))
+            let none = || Expr::Const(Spanned::new(Const { value: Value::from(()) }, span));
+            let place = |place| Ok::<_, String>(CallArg::Pos(optional(place, depth)?.unwrap_or_else(none)));
+            let args = vec![place(&node.start)?, place(&node.stop)?, place(&node.step)?];
+            Expr::Filter(Spanned::new(Filter { name: PART, expr: Some(inner(&node.expr)?), args }, span))
         }
         Expr::UnaryOp(node) => {
             let negates = matches!(node.op, UnaryOpKind::Neg);
@@ -277,6 +304,11 @@ fn expression<'a>(node: &Expr<'a>, depth: usize) -> Result<Expr<'a>, String> {
             Test { name: node.name, expr: inner(&node.expr)?, args: arguments(&node.args, false, depth)? },
             span,
         )),
+        Expr::GetAttr(node) if MAP_METHODS.contains(&node.name) => {
+            let name = Expr::Const(Spanned::new(Const { value: Value::from(node.name) }, span));
+            let (expr, args) = (Some(inner(&node.expr)?), vec![CallArg::Pos(name)]);
+            Expr::Filter(Spanned::new(Filter { name: METHOD, expr, args }, span))
+        }
         Expr::GetAttr(node) => {
             Expr::GetAttr(Spanned::new(GetAttr { expr: inner(&node.expr)?, name: node.name }, span))
         }
@@ -308,18 +340,28 @@ fn operation<'a>(
     let call = |name, left, right| {
         Expr::Filter(Spanned::new(Filter { name, expr: Some(left), args: vec![CallArg::Pos(right)] }, span))
     };
+    let ordered = |operator: &'static str, left, right| {
+        let operator = Expr::Const(Spanned::new(Const { value: Value::from(operator) }, span));
+        let args = vec![CallArg::Pos(right), CallArg::Pos(operator)];
+        Expr::Filter(Spanned::new(Filter { name: ORDERED, expr: Some(left), args }, span))
+    };
     let operand = match op {
         BinOpKind::Mul => return call(TIMES, left, right),
+        BinOpKind::Rem => return call(REST, left, right),
+        BinOpKind::Lt => return ordered("<", left, right),
+        BinOpKind::Lte => return ordered("<=", left, right),
+        BinOpKind::Gt => return ordered(">", left, right),
+        BinOpKind::Gte => return ordered(">=", left, right),
         BinOpKind::Eq => return call(EQUAL, left, right),
         BinOpKind::Ne => {
             let expr = call(EQUAL, left, right);
             return Expr::UnaryOp(Spanned::new(UnaryOp { op: UnaryOpKind::Not, expr }, span));
         }
         BinOpKind::Add => COPIED,
-        BinOpKind::Concat | BinOpKind::In => WHOLE,
-        BinOpKind::Lt | BinOpKind::Lte | BinOpKind::Gt | BinOpKind::Gte => WHOLE,
+        BinOpKind::Concat => WRITTEN,
+        BinOpKind::In => WHOLE,
         // Of numbers, or of nothing but the truth of their operands.
-        BinOpKind::Sub | BinOpKind::Div | BinOpKind::FloorDiv | BinOpKind::Rem | BinOpKind::Pow => {
+        BinOpKind::Sub | BinOpKind::Div | BinOpKind::FloorDiv | BinOpKind::Pow => {
             return Expr::BinOp(Spanned::new(BinOp { op, left, right }, span));
         }
         BinOpKind::ScAnd | BinOpKind::ScOr => {
