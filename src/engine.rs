@@ -9,12 +9,12 @@ use model_actors::{
     TextToText, Vision,
 };
 
-use crate::capabilities::image_embedding::ImageEmbedder;
-use crate::capabilities::text_embedding::TextEmbedder;
-use crate::capabilities::text_to_image::ImagePainter;
-use crate::capabilities::text_to_text::TextGenerator;
-use crate::capabilities::vision::ImageDescriber;
 use crate::error::Result;
+use crate::handles::image_embedding::ImageEmbedder;
+use crate::handles::text_embedding::TextEmbedder;
+use crate::handles::text_to_image::ImagePainter;
+use crate::handles::text_to_text::TextGenerator;
+use crate::handles::vision::ImageDescriber;
 use crate::image_input::ImageInput;
 use crate::registration::{EngineCapability, IntoModelSpec};
 use crate::resources::EngineResources;

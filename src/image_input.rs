@@ -20,12 +20,12 @@ use crate::limits::ImageLimits;
 mod checks;
 mod settings;
 pub(crate) mod base64;
-mod content;
+mod formats;
 mod jpeg;
 mod webp;
 mod to_rgb;
 mod decode;
-mod decoders;
+mod decoder_threads;
 mod file;
 #[cfg(feature = "image-urls")]
 mod networks;
@@ -40,7 +40,7 @@ mod memory;
 mod tests;
 
 use checks::{refused, too_large};
-use decoders::Decoders;
+use decoder_threads::Decoders;
 #[cfg(feature = "image-urls")]
 use fetch::Fetcher;
 use memory::{ImageMemory, ImagePermit};

@@ -28,7 +28,7 @@ mod preprocessing;
 mod resources;
 mod registration;
 mod models;
-mod capabilities;
+mod handles;
 mod engine;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -51,14 +51,14 @@ pub use model_actors::{
     TextToImage, TextToText, Usage, Vision, Weights, WhenFull, WorkerId, WorkerPhase, WorkerStatus,
 };
 
-pub use capabilities::image_embedding::ImageEmbedder;
-pub use capabilities::text_embedding::TextEmbedder;
-pub use capabilities::text_to_image::ImagePainter;
-pub use capabilities::text_to_text::TextGenerator;
-pub use capabilities::vision::ImageDescriber;
 pub use device::ComputeDevice;
 pub use engine::{Engine, EngineBuilder};
 pub use error::{Error, Result};
+pub use handles::image_embedding::ImageEmbedder;
+pub use handles::text_embedding::TextEmbedder;
+pub use handles::text_to_image::ImagePainter;
+pub use handles::text_to_text::TextGenerator;
+pub use handles::vision::ImageDescriber;
 pub use hub_settings::{HubSettings, HubToken};
 pub use image_input::{ImageInput, ImageSettings, UrlSettings};
 pub use ipnet::IpNet;

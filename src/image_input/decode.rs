@@ -8,12 +8,12 @@ use std::borrow::Cow;
 use std::io::Cursor;
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader};
 use model_actors::Picture;
 
 use crate::error::{Error, Result};
 use crate::image_input::checks::too_large;
-use crate::image_input::content;
+use crate::image_input::formats::Format;
 use crate::image_input::to_rgb::to_rgb;
 use crate::image_input::{jpeg, webp};
 use crate::limits::ImageLimits;
@@ -67,14 +67,14 @@ struct Opened<D> {
 
 fn open<'a>(bytes: &'a [u8], limits: &ImageLimits) -> Result<Opened<impl ImageDecoder + use<'a>>> {
     too_large("bytes", bytes.len() as u64, limits.encoded.0)?;
-    let format = content::format_of(bytes)?;
+    let format = Format::of(bytes)?;
     let parts = match format {
-        ImageFormat::Jpeg => jpeg::needed_parts(bytes)?,
+        Format::Jpeg => jpeg::needed_parts(bytes)?,
         _ => Cow::Borrowed(bytes),
     };
     let copied = if let Cow::Owned(parts) = &parts { parts.len() as u64 } else { 0 };
-    let webp = if format == ImageFormat::WebP { Some(webp::webp_parts(bytes)?) } else { None };
-    let mut reader = ImageReader::with_format(Cursor::new(parts), format);
+    let webp = if format == Format::WebP { Some(webp::webp_parts(bytes)?) } else { None };
+    let mut reader = ImageReader::with_format(Cursor::new(parts), format.decoder());
     let mut room = image::Limits::no_limits();
     room.max_alloc = Some(METADATA);
     reader.limits(room.clone());
@@ -82,13 +82,13 @@ fn open<'a>(bytes: &'a [u8], limits: &ImageLimits) -> Result<Opened<impl ImageDe
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into(), limits)?;
     let (beside, tables) = match format {
-        ImageFormat::Jpeg => (COEFFICIENTS, copied),
-        ImageFormat::WebP => {
+        Format::Jpeg => (COEFFICIENTS, copied),
+        Format::WebP => {
             let parts = webp.unwrap_or_default();
             let beside = PLANES + if parts.animated { FRAMES } else { 0 };
             (beside, parts.lossless.saturating_mul(TABLES))
         }
-        _ => (RESULT, 0),
+        Format::Png | Format::Gif | Format::Bmp => (RESULT, 0),
     };
     let pixels = u64::from(width) * u64::from(height);
     let needed = decoder.total_bytes().saturating_add(pixels.saturating_mul(beside)).saturating_add(tables);

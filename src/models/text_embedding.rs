@@ -16,6 +16,7 @@ mod qwen2;
 mod qwen3;
 mod nv_embed;
 mod plan;
+mod vectors;
 mod worker;
 
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::loader::{WorkerModel, standalone_model};
 use crate::models::answers::{Watch, check};
 use crate::models::passes::passes;
-use crate::pooling::{Head, normalize};
+use crate::pooling::Head;
 use crate::tokens::{TokenIds, Tokens};
 use crate::weights::WeightFiles;
 pub(crate) use plan::TextEmbeddingPlan;
@@ -114,25 +115,6 @@ impl LoadedModel {
         })
     }
 
-    /// The dimensions that a request's vectors are shortened to.
-    fn dimensions(&self, request: &EmbedTexts) -> Result<Option<usize>> {
-        let width = self.head.width();
-        let Some(asked) = request.dimensions else { return Ok(self.plan.prompts.truncate_dim) };
-        let known = match &self.plan.shorter {
-            Some(shorter) if asked != width => shorter.contains(&asked) && asked > 0,
-            _ => (1..=width).contains(&asked),
-        };
-        if known {
-            return Ok(Some(asked));
-        }
-        let can = match &self.plan.shorter {
-            Some(shorter) => format!("{shorter:?} or {width}"),
-            None => format!("1 to {width}"),
-        };
-        let reason = format!("{asked} dimensions are asked for; the model's vectors have {can}");
-        Err(Error::InvalidInput(reason))
-    }
-
     /// `watch` is called before each text and may end it: a request's texts can be a quarter of a gigabyte.
     fn tokenize(&self, request: &EmbedTexts, watch: impl Fn() -> Result<()>) -> Result<Vec<TokenIds>> {
         self.dimensions(request)?;
@@ -162,17 +144,6 @@ impl LoadedModel {
             let hidden = self.encoder.encode(batch, watch)?;
             self.head.forward(&hidden, &batch.lengths, &batch.skipped)
         })
-    }
-
-    /// Keeps the first dimensions only. A vector of length 1 is scaled to length 1 again.
-    fn shorten(&self, vector: &mut Vec<f32>, request: &EmbedTexts) {
-        let dimensions = request.dimensions.or(self.plan.prompts.truncate_dim);
-        if let Some(dimensions) = dimensions.filter(|dimensions| *dimensions < vector.len()) {
-            vector.truncate(dimensions);
-            if self.head.normalizes() {
-                normalize(vector);
-            }
-        }
     }
 }
 

@@ -144,7 +144,7 @@ fn weigh_text(text: &str, method: &str, values: &[Value]) -> Result<u64, Error> 
             }
             _ => counted(text.matches(text::is_space).count() + 1, ITEM),
         },
-        "splitlines" => counted(text.matches(|sign| text::is_space(sign)).count() + 1, ITEM),
+        "splitlines" => counted(text.matches(text::is_space).count() + 1, ITEM),
         "replace" => {
             let (old, new) = (arguments.text(0, "old")?, arguments.text(1, "new")?);
             let (old, new) = (old.as_ref().and_then(Value::as_str), new.as_ref().and_then(Value::as_str));

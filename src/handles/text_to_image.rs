@@ -3,8 +3,8 @@
 
 use model_actors::{Lane, ModelHandle, ModelId, ModelSpec, PaintImage, Picture, ReplyStream, TextToImage};
 
-use crate::capabilities::calls::{Calls, call_settings};
 use crate::error::Result;
+use crate::handles::calls::{Calls, call_settings};
 use crate::models::text_to_image::{TextToImageModel, check_request};
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
 use crate::resources::EngineResources;

@@ -6,8 +6,8 @@ use model_actors::{
     Vision,
 };
 
-use crate::capabilities::calls::{Calls, call_settings, only};
 use crate::error::Result;
+use crate::handles::calls::{Calls, call_settings, only};
 use crate::image_input::ImageInput;
 use crate::models::vision::VisionModel;
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};

@@ -3,8 +3,8 @@
 
 use model_actors::{EmbedPrompt, EmbedTexts, Lane, ModelHandle, ModelId, ModelSpec, TextEmbedding};
 
-use crate::capabilities::calls::{Calls, call_settings, in_order, only, portions};
 use crate::error::Result;
+use crate::handles::calls::{Calls, call_settings, in_order, only, portions};
 use crate::models::text_embedding::TextEmbeddingModel;
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
 use crate::resources::EngineResources;

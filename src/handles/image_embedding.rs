@@ -6,8 +6,8 @@ use model_actors::{
     EmbedImages, Embeddings, ImageEmbedding, ImageSource, Lane, ModelHandle, ModelId, ModelSpec,
 };
 
-use crate::capabilities::calls::{Calls, call_settings, in_order, only, portions};
 use crate::error::Result;
+use crate::handles::calls::{Calls, call_settings, in_order, only, portions};
 use crate::image_input::ImageInput;
 use crate::models::image_embedding::ImageEmbeddingModel;
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};

@@ -5,8 +5,8 @@ use model_actors::{
     Completion, GenerateText, Lane, ModelHandle, ModelId, ModelSpec, ReplyStream, TextToText,
 };
 
-use crate::capabilities::calls::{Calls, call_settings, in_order};
 use crate::error::Result;
+use crate::handles::calls::{Calls, call_settings, in_order};
 use crate::models::text_to_text::TextGenerationModel;
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
 use crate::resources::EngineResources;
