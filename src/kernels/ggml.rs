@@ -2,9 +2,41 @@
 //! type is a few scales and many small integers. The loops are compiled for every instruction set that
 //! matters and chosen at run time. The reference is `ggml-quants.c` of llama.cpp.
 
+mod codebook;
+
 use candle_core::quantized::GgmlDType;
 use half::f16;
 use pulp::{Arch, Simd, WithSimd};
+
+/// Names of the types that are not supported, by their numbers.
+const UNSUPPORTED: [(u32, &str); 26] = [
+    (4, "Q4_2"),
+    (5, "Q4_3"),
+    (9, "Q8_1"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (31, "Q4_0_4_4"),
+    (32, "Q4_0_4_8"),
+    (33, "Q4_0_8_8"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (36, "IQ4_NL_4_4"),
+    (37, "IQ4_NL_4_8"),
+    (38, "IQ4_NL_8_8"),
+    (40, "NVFP4"),
+    (41, "Q1_0"),
+];
 
 /// Tensor type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,12 +54,21 @@ pub(crate) enum GgmlType {
     Q4K,
     Q5K,
     Q6K,
+    Iq4Nl,
+    Iq4Xs,
+    Mxfp4,
 }
 
 impl GgmlType {
     /// Names of the supported types, for error messages.
     pub(crate) const NAMES: &'static str =
-        "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
+        "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4";
+
+    /// Name of a type that is not supported.
+    pub(crate) fn unsupported_name(number: u32) -> String {
+        let name = UNSUPPORTED.into_iter().find(|(other, _)| *other == number);
+        name.map_or_else(|| format!("number {number}"), |(_, name)| name.to_owned())
+    }
 
     /// Type by its number in files (`ggml_type`).
     pub(crate) fn from_number(number: u32) -> Option<Self> {
@@ -44,6 +85,9 @@ impl GgmlType {
             12 => Self::Q4K,
             13 => Self::Q5K,
             14 => Self::Q6K,
+            20 => Self::Iq4Nl,
+            23 => Self::Iq4Xs,
+            39 => Self::Mxfp4,
             30 => Self::Bf16,
             _ => return None,
         })
@@ -64,12 +108,15 @@ impl GgmlType {
             Self::Q4K => (256, 144),
             Self::Q5K => (256, 176),
             Self::Q6K => (256, 210),
+            Self::Iq4Nl => (32, 18),
+            Self::Iq4Xs => (256, 136),
+            Self::Mxfp4 => (32, 17),
         }
     }
 
-    /// The same type in candle.
-    pub(super) fn candle(self) -> GgmlDType {
-        match self {
+    /// The same type in candle, where it has it.
+    pub(super) fn candle(self) -> Option<GgmlDType> {
+        Some(match self {
             Self::F32 => GgmlDType::F32,
             Self::F16 => GgmlDType::F16,
             Self::Bf16 => GgmlDType::BF16,
@@ -83,7 +130,8 @@ impl GgmlType {
             Self::Q4K => GgmlDType::Q4K,
             Self::Q5K => GgmlDType::Q5K,
             Self::Q6K => GgmlDType::Q6K,
-        }
+            Self::Iq4Nl | Self::Iq4Xs | Self::Mxfp4 => return None,
+        })
     }
 
     /// Bytes of a row of so many numbers; none if it is not made of whole blocks.
@@ -138,6 +186,9 @@ impl GgmlType {
             Self::Q4K => each(bytes, out, q4_k),
             Self::Q5K => each(bytes, out, q5_k),
             Self::Q6K => each(bytes, out, q6_k),
+            Self::Iq4Nl => each(bytes, out, codebook::iq4_nl),
+            Self::Iq4Xs => each(bytes, out, codebook::iq4_xs),
+            Self::Mxfp4 => each(bytes, out, codebook::mxfp4),
         }
     }
 }
@@ -342,6 +393,8 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::kernels::random;
     use candle_core::Device;
@@ -361,7 +414,7 @@ mod tests {
         let kinds = [0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30];
         let values = random(0.1, 1.0, (3, 512));
         for dtype in kinds.map(|number| GgmlType::from_number(number).unwrap()) {
-            let quantized = QTensor::quantize(&values, dtype.candle()).unwrap();
+            let quantized = QTensor::quantize(&values, dtype.candle().unwrap()).unwrap();
             let bytes = quantized.data().unwrap();
             assert_eq!(dtype.bytes_of(&[3, 512]), Some(bytes.len() as u64), "{dtype:?}");
             let mut ours = vec![0.0; 3 * 512];
@@ -373,6 +426,36 @@ mod tests {
             assert!(difference < 1e-6, "{dtype:?}: {difference}");
             assert_eq!(dtype.first_damaged_row(&bytes, 512), None);
         }
+    }
+
+    /// Random blocks, and what the `gguf` package of llama.cpp makes of them (`tests/references/ggml_blocks.py`).
+    #[test]
+    fn formats_that_candle_lacks_stand_for_the_numbers_of_the_reference_to_the_last_bit() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/ggml/blocks.safetensors");
+        let expected = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+        for (number, name) in [(20, "IQ4_NL"), (23, "IQ4_XS"), (39, "MXFP4")] {
+            let dtype = GgmlType::from_number(number).unwrap();
+            assert!(dtype.candle().is_none() && GgmlType::NAMES.contains(name));
+            let bytes: Vec<u8> =
+                expected[&format!("{name}.blocks")].flatten_all().unwrap().to_vec1().unwrap();
+            let values = expected[&format!("{name}.values")].flatten_all().unwrap();
+            let theirs: Vec<f32> = values.to_vec1().unwrap();
+            assert_eq!(dtype.bytes_of(&[theirs.len()]), Some(bytes.len() as u64), "{name}");
+            let mut ours = vec![0.0; theirs.len()];
+            dtype.decode(&bytes, &mut ours);
+            let differs = |(ours, theirs): (&f32, &f32)| ours.to_bits() != theirs.to_bits();
+            assert_eq!(ours.iter().zip(&theirs).position(differs), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_type_is_either_supported_or_has_a_name() {
+        for number in 0..=41 {
+            let named = !GgmlType::unsupported_name(number).starts_with("number");
+            assert!(GgmlType::from_number(number).is_some() != named, "{number}");
+        }
+        assert_eq!(GgmlType::unsupported_name(35), "TQ2_0");
+        assert_eq!(GgmlType::unsupported_name(99), "number 99");
     }
 
     #[test]

@@ -204,7 +204,11 @@ impl PackedLinear {
 }
 
 fn on_accelerator(part: QuantizedRows, in_dim: usize, device: &Device) -> Result<QMatMul> {
-    let kind = part.dtype.candle();
+    let Some(kind) = part.dtype.candle() else {
+        let mut weight = vec![0.0; part.out_dim * in_dim];
+        part.dtype.decode(&part.bytes, &mut weight);
+        return Ok(QMatMul::Tensor(Tensor::from_vec(weight, (part.out_dim, in_dim), device)?));
+    };
     let storage = QStorage::from_data(Cow::Owned(part.bytes), device, kind)?;
     Ok(QMatMul::from_qtensor(QTensor::new(storage, (part.out_dim, in_dim))?)?)
 }

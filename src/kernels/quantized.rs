@@ -151,7 +151,7 @@ mod tests {
 
     fn rows(number: u32, weight: &Tensor) -> (QuantizedRows, Tensor) {
         let dtype = GgmlType::from_number(number).unwrap();
-        let quantized = QTensor::quantize(weight, dtype.candle()).unwrap();
+        let quantized = QTensor::quantize(weight, dtype.candle().unwrap()).unwrap();
         let bytes = quantized.data().unwrap().into_owned();
         let out_dim = weight.dims()[0];
         (QuantizedRows { dtype, bytes, out_dim }, quantized.dequantize(&Device::Cpu).unwrap())
