@@ -3,6 +3,8 @@
 //! themselves. Shapes and numbers are checked on the way; the meaning of the tensors is left to the model
 //! families.
 
+mod quantised;
+
 use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -16,6 +18,7 @@ use serde::{Deserialize, Deserializer};
 use crate::error::{Error, Result};
 use crate::limits::MAX_HEADER_BYTES;
 use crate::source::{self, Files};
+use quantised::SCALES;
 
 /// Bytes read between two looks at progress and at the stop mark.
 const PIECE: usize = 1 << 20;
@@ -45,6 +48,12 @@ enum Numbers {
     F32,
     F16,
     Bf16,
+    /// Eight bits, of which 4 are the exponent's, with scales in a tensor of their own.
+    F8E4M3,
+    /// The same with 5.
+    F8E5M2,
+    /// Powers of two, as which such scales may be stored.
+    F8E8M0,
 }
 
 impl Numbers {
@@ -54,6 +63,9 @@ impl Numbers {
             "F32" => Some(Self::F32),
             "F16" => Some(Self::F16),
             "BF16" => Some(Self::Bf16),
+            "F8_E4M3" => Some(Self::F8E4M3),
+            "F8_E5M2" => Some(Self::F8E5M2),
+            "F8_E8M0" => Some(Self::F8E8M0),
             _ => None,
         }
     }
@@ -63,6 +75,7 @@ impl Numbers {
             Self::F64 => 8,
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::F8E4M3 | Self::F8E5M2 | Self::F8E8M0 => 1,
         }
     }
 }
@@ -123,6 +136,8 @@ struct ShardIndex {
 pub(crate) struct WeightFiles {
     files: Vec<PathBuf>,
     entries: HashMap<String, Entry>,
+    /// Rows and columns of 8-bit weights that share a scale.
+    block: quantised::Block,
 }
 
 impl WeightFiles {
@@ -134,7 +149,8 @@ impl WeightFiles {
 
     /// As [`WeightFiles::open`], for files of this name in place of `model`.
     pub(crate) fn open_named(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Result<Self> {
-        let mut weights = Self { files: Vec::new(), entries: HashMap::new() };
+        let block = quantised::block_of(files, folder, context)?;
+        let mut weights = Self { files: Vec::new(), entries: HashMap::new(), block };
         for ending in ENDINGS {
             let file = format!("{folder}{name}.{ending}");
             if !ending.ends_with("json") {
@@ -338,18 +354,42 @@ impl<'a> WeightReader<'a> {
                 found: entry.shape.clone(),
             });
         }
-        let Some(numbers) = Numbers::from_name(&entry.dtype) else {
-            return Err(Error::UnsupportedNumbers { tensor, found: entry.dtype.clone() });
+        let scales = SCALES.iter().find_map(|ending| self.weights.entries.get(&format!("{tensor}{ending}")));
+        let (numbers, scales) = match (Numbers::from_name(&entry.dtype), scales) {
+            (Some(numbers @ (Numbers::F8E4M3 | Numbers::F8E5M2)), Some(scales)) => (numbers, Some(scales)),
+            (None | Some(Numbers::F8E4M3 | Numbers::F8E5M2 | Numbers::F8E8M0), _) => {
+                return Err(Error::UnsupportedNumbers { tensor, found: entry.dtype.clone() });
+            }
+            (Some(numbers), _) => (numbers, None),
         };
         let begin = values.len();
         // The shape is the header's by now, and the header's fit the file, so this asks for no more than is
         // there.
         values.reserve_exact(shape.iter().product());
         self.read(entry, numbers, values)?;
+        if let Some(scales) = scales {
+            self.scale(&mut values[begin..], &tensor, shape, scales)?;
+        }
         match values[begin..].iter().position(|value| !value.is_finite()) {
             Some(index) => Err(Error::NotFinite { tensor, index, value: values[begin + index].to_string() }),
             None => Ok(()),
         }
+    }
+
+    /// Multiplies 8-bit numbers with their scales.
+    fn scale(&self, values: &mut [f32], tensor: &str, shape: &[usize], scales: &Entry) -> Result<()> {
+        let Some(numbers) = Numbers::from_name(&scales.dtype) else {
+            let found = format!("{} scales of 8-bit", scales.dtype);
+            return Err(Error::UnsupportedNumbers { tensor: tensor.to_owned(), found });
+        };
+        let mut factors = Vec::with_capacity(scales.shape.iter().product());
+        self.read(scales, numbers, &mut factors)?;
+        let scaled = quantised::scale(values, shape, &factors, &scales.shape, self.weights.block);
+        scaled.ok_or_else(|| Error::ShapeMismatch {
+            tensor: format!("{tensor}{}", SCALES[0]),
+            expected: shape.to_vec(),
+            found: scales.shape.clone(),
+        })
     }
 
     fn read(&self, entry: &Entry, numbers: Numbers, values: &mut Vec<f32>) -> Result<()> {
@@ -386,6 +426,9 @@ fn append_numbers(piece: &[u8], numbers: Numbers, values: &mut Vec<f32>) {
         Numbers::Bf16 => {
             values.extend(piece.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()));
         }
+        Numbers::F8E4M3 => values.extend(piece.iter().map(|byte| quantised::e4m3(*byte))),
+        Numbers::F8E5M2 => values.extend(piece.iter().map(|byte| quantised::e5m2(*byte))),
+        Numbers::F8E8M0 => values.extend(piece.iter().map(|byte| quantised::e8m0(*byte))),
     }
 }
 
@@ -426,6 +469,7 @@ mod tests {
         let of = |tensors: usize| WeightFiles {
             files: Vec::new(),
             entries: (0..tensors).map(|tensor| (tensor.to_string(), entry.clone())).collect(),
+            block: None,
         };
         assert!(of(MAX_TENSORS - 1).add(file.clone()).is_ok());
         assert!(matches!(of(MAX_TENSORS).add(file), Err(Error::CorruptWeights { .. })));
