@@ -64,6 +64,14 @@ pub enum Error {
         path: PathBuf,
         reason: String,
     },
+    /// Something else lies in the place of a file: a Git LFS pointer, or a page of a web server.
+    #[error("{} is {found}, not the file itself; {advice}", file.display())]
+    Placeholder {
+        #[serde(with = "lossy_path")]
+        file: PathBuf,
+        found: Cow<'static, str>,
+        advice: Cow<'static, str>,
+    },
     /// The weights are only there as a pickle, which can run code when it is read.
     #[error(
         "{model} has its weights only as {file}, a pickle, which can run any code when it is opened; convert it to \
@@ -126,7 +134,9 @@ pub enum Error {
     #[error("the tensor {tensor} has the shape {found:?}; the configuration calls for {expected:?}")]
     ShapeMismatch { tensor: String, expected: Vec<usize>, found: Vec<usize> },
     /// A tensor's numbers are of a type that cannot be computed with.
-    #[error("the tensor {tensor} holds {found} numbers; supported are F32, F16, BF16 and F64")]
+    #[error(
+        "the tensor {tensor} holds {found} numbers; supported are F32, F16, BF16, F64, and F8_E4M3 and F8_E5M2 with scales"
+    )]
     UnsupportedNumbers { tensor: String, found: String },
     /// A tensor holds a number that is not finite.
     #[error("the tensor {tensor} holds {value} at element {index}; the weights are damaged")]
@@ -326,6 +336,7 @@ impl Error {
                 (ErrorKind::Internal, FailureKind::Failed)
             }
             Self::MissingFile { .. }
+            | Self::Placeholder { .. }
             | Self::PickleOnly { .. }
             | Self::InvalidConfig { .. }
             | Self::UnsupportedArchitecture { .. }
@@ -344,8 +355,11 @@ impl Error {
         }
     }
 
-    /// A file that could not be read.
+    /// A file that could not be read, or the error of this type that the system's error carries.
     pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
+        if let Some(own) = error.get_ref().and_then(|inner| inner.downcast_ref::<Self>()) {
+            return own.clone();
+        }
         Self::UnreadableFile { path: path.to_owned(), reason: error.to_string() }
     }
 

@@ -1,5 +1,5 @@
 //! Reads GGUF files: the header with its metadata first, within limits that hold whatever the file claims,
-//! then one tensor after another in small pieces. The meaning of metadata and tensors is left to the
+//! then one tensor after another in small pieces. A file may be in several parts. The meaning of metadata and tensors is left to the
 //! families, dequantisation to the kernels.
 
 mod header;
@@ -12,17 +12,22 @@ use model_actors::{Bytes, LoadContext};
 
 use crate::error::{Error, Result};
 use crate::kernels::ggml::GgmlType;
-use crate::source;
-pub(crate) use header::{Header, read_header};
+use crate::source::{self, GgufPart};
+pub(crate) use header::{Header, Value, read_header};
 pub(crate) use tokenizer::{GgufTokenizer, TokenKind};
 
 /// Bytes read between two looks at progress and at the stop mark.
 const PIECE: usize = 1 << 20;
+/// Most parts of a file.
+const MAX_PARTS: usize = 1024;
 
 /// A GGUF file of which the header has been read.
 #[derive(Debug)]
 pub(crate) struct GgufFile {
+    /// Of the part with the metadata, the first.
     path: PathBuf,
+    /// Of the other parts, in their order.
+    others: Vec<PathBuf>,
     header: Header,
 }
 
@@ -34,7 +39,7 @@ pub(crate) struct Stored {
 }
 
 impl GgufFile {
-    /// Reads the header.
+    /// Reads the header; of a file in parts, that of this part alone.
     ///
     /// # Errors
     /// [`Error::InvalidGguf`] if it is malformed, [`Error::TruncatedWeights`] if tensors lie beyond the file's end.
@@ -48,15 +53,63 @@ impl GgufFile {
         if end > size {
             return Err(Error::TruncatedWeights { file: path.to_owned(), expected: end, actual: size });
         }
-        let file = Self { path: path.to_owned(), header };
-        match file.header.number("split.count") {
-            Some(count) if count > 1 => Err(Error::UnsupportedSetting {
-                file: file.path,
-                what: "split.count".into(),
-                found: count.to_string(),
-                supported: "files in one piece".into(),
-            }),
-            _ => Ok(file),
+        Ok(Self { path: path.to_owned(), others: Vec::new(), header })
+    }
+
+    /// The same with all of its parts, each of which `find` gives the path of by its name. The metadata are those of the
+    /// first.
+    ///
+    /// # Errors
+    /// As [`Self::open`] and `find`; [`Error::InvalidGguf`] for parts that do not belong together.
+    pub(crate) fn with_parts(self, find: impl Fn(&str) -> Result<PathBuf>) -> Result<Self> {
+        let count = self.header.number("split.count").unwrap_or(1);
+        if count <= 1 {
+            return Ok(self);
+        }
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let part = GgufPart::of(&name).filter(|part| part.count as u64 == count && part.count <= MAX_PARTS);
+        let Some(part) = part else {
+            let reason = format!(
+                "it is one of {count} parts, of which at most {MAX_PARTS} are allowed, and is not named as llama.cpp \
+                 names them: model-00001-of-{count:05}.gguf"
+            );
+            return Err(self.invalid(reason));
+        };
+        let mut whole = match part.number {
+            1 => self,
+            _ => Self::open(&find(&part.name(1))?)?,
+        };
+        whole.check_part(0, count)?;
+        for number in 2..=part.count {
+            let other = Self::open(&find(&part.name(number))?)?;
+            other.check_part(number as u64 - 1, count)?;
+            let Self { path, header, .. } = other;
+            if let Err(reason) = whole.header.add_part(number - 1, header) {
+                return Err(Error::InvalidGguf { file: path, reason });
+            }
+            whole.others.push(path);
+        }
+        let (found, told) =
+            (whole.header.tensors().count() as u64, whole.header.number("split.tensors.count"));
+        match told {
+            Some(told) if told != found => {
+                Err(whole.invalid(format!("its parts have {found} tensors, of {told} that it tells of")))
+            }
+            _ => Ok(whole),
+        }
+    }
+
+    /// Refuses a part that is another one than its name says, or of another file.
+    fn check_part(&self, number: u64, count: u64) -> Result<()> {
+        let found = (self.header.number("split.no"), self.header.number("split.count"));
+        match found {
+            (own, Some(of)) if own.unwrap_or(0) == number && of == count => Ok(()),
+            (own, of) => Err(self.invalid(format!(
+                "by its name it is part {} of {count}; it says that it is part {} of {}",
+                number + 1,
+                own.unwrap_or(0).saturating_add(1),
+                of.unwrap_or(1)
+            ))),
         }
     }
 
@@ -71,6 +124,29 @@ impl GgufFile {
     /// Error for a malformed file.
     pub(crate) fn invalid(&self, reason: String) -> Error {
         Error::InvalidGguf { file: self.path.clone(), reason }
+    }
+
+    fn unsupported(&self, tensor: &str, kind: u32) -> Error {
+        let (kind, supported) = (GgmlType::unsupported_name(kind), GgmlType::NAMES);
+        self.invalid(format!(
+            "the tensor {tensor} is of type {kind}, which is not supported; take a file of the model whose types are; \
+             supported are {supported}"
+        ))
+    }
+
+    /// Refuses a file in which a tensor that `is_read` picks is of a type that is not supported.
+    ///
+    /// # Errors
+    /// [`Error::InvalidGguf`], which names the first such tensor and its type.
+    pub(crate) fn check_types(&self, is_read: impl Fn(&str) -> bool) -> Result<()> {
+        let unknown = self
+            .header
+            .tensors()
+            .filter(|(name, tensor)| GgmlType::from_number(tensor.kind).is_none() && is_read(name.as_str()));
+        match unknown.min_by_key(|(name, _)| name.as_str()) {
+            Some((name, tensor)) => Err(self.unsupported(name, tensor.kind)),
+            None => Ok(()),
+        }
     }
 
     /// The tokenizer that it carries.
@@ -103,13 +179,14 @@ impl GgufFile {
             });
         }
         let Some(dtype) = GgmlType::from_number(tensor.kind) else {
-            let (kind, supported) = (tensor.kind, GgmlType::NAMES);
-            return Err(self.invalid(format!(
-                "the tensor {name} is of type {kind}, which is not supported; supported are {supported}"
-            )));
+            return Err(self.unsupported(name, tensor.kind));
         };
-        let unreadable = |source| Error::unreadable(&self.path, &source);
-        let mut file = source::open(&self.path).map_err(unreadable)?;
+        let path = match tensor.part {
+            0 => &self.path,
+            part => self.others.get(part - 1).ok_or(Error::MissingTensor { tensor: name.to_owned() })?,
+        };
+        let unreadable = |source| Error::unreadable(path, &source);
+        let mut file = source::open(path).map_err(unreadable)?;
         file.seek(SeekFrom::Start(tensor.start)).map_err(unreadable)?;
         // The header's sizes fit the file, so this asks for no more than is there.
         let mut bytes = vec![0; tensor.bytes as usize];

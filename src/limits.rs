@@ -64,7 +64,8 @@
 //! | items of a GGUF list, bytes of a text in it, and of all texts | `MAX_ITEMS`, 4,194,304; `MAX_TEXT`, 1 MiB; `MAX_TEXTS`, 64 MiB; of `gguf/header.rs` |
 //! | bytes of the longer texts of a GGUF file that are left out, since nothing reads them | `MAX_SKIPPED` of `gguf/header.rs`, 256 MiB |
 //! | bytes that the places of a GGUF file's tensors are multiples of | `MAX_ALIGNMENT` of `gguf/header.rs`, 1 MiB |
-//! | rotary factors in a GGUF file | `MAX_FACTORS` of `models/decoder/gguf.rs`, 65,536 |
+//! | parts of a GGUF file | `MAX_PARTS` of `gguf.rs`, 1,024 |
+//! | rotary factors in a GGUF file | `MAX_FACTORS` of `models/decoder/gguf/rope.rs`, 65,536 |
 //! | in a GGUF file's tokenizer: bytes of a piece that others merge to, and merges | `MAX_PIECE`, 256, and `MAX_MERGES`, 2,097,152, of `generation/gguf_tokens.rs` |
 //! | tokens of a GGUF file's vocabulary | `MAX_TOKENS` of `gguf/tokenizer.rs`, 1,048,576 |
 //! | a chat template: its bytes, steps, output, nested macros and loops | `MAX_TEMPLATE_BYTES`, 64 KiB; `MAX_STEPS`, 1,000,000; `MAX_OUTPUT_BYTES`, 8 MiB; `MAX_DEPTH`, 100; of `generation/template.rs` |

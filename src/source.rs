@@ -2,6 +2,8 @@
 //! the transfer itself is left to `hub`.
 
 mod names;
+mod gguf_part;
+mod placeholder;
 mod folder;
 mod json;
 
@@ -18,6 +20,7 @@ use crate::hub_settings::HubSettings;
 use crate::secrets::{HIDDEN, looks_like_address};
 use folder::{Folder, is_gguf, is_pickle};
 pub(crate) use folder::{open, read};
+pub(crate) use gguf_part::GgufPart;
 pub(crate) use json::{Entries, Values, read_config, read_json};
 use names::{is_name, is_plain, is_repository_name};
 
@@ -301,10 +304,13 @@ impl Files {
     /// The file's path.
     ///
     /// # Errors
-    /// [`Error::MissingFile`] if the model has none.
+    /// [`Error::MissingFile`] if the model has none; those of opening it, so that a file that cannot be read is told of
+    /// before others are read for minutes.
     pub(crate) fn required(&self, file: &str, context: &LoadContext) -> Result<PathBuf> {
         match self.optional(file, context)? {
-            Some(path) => Ok(path),
+            Some(path) => {
+                open(&path).map(|_| ()).map_err(|error| Error::unreadable(&path, &error)).map(|()| path)
+            }
             None => Err(self.missing(file, context)),
         }
     }
@@ -354,6 +360,30 @@ impl Files {
             #[cfg(feature = "hub")]
             Self::Hub(_, Some(file)) => self.required(file, context).map(Some),
         }
+    }
+
+    /// The path of another part of the GGUF file that is the model, by its name without a folder.
+    ///
+    /// # Errors
+    /// [`Error::MissingFile`] if it is not beside `gguf`, which is the part that was found.
+    pub(crate) fn gguf_part(&self, gguf: &Path, name: &str, context: &LoadContext) -> Result<PathBuf> {
+        self.check_name(name)?;
+        let found = match self {
+            Self::Directory(folder) => {
+                if context.should_stop() {
+                    return Err(Error::Stopped);
+                }
+                let beside = gguf.parent().unwrap_or(folder.path());
+                Folder::new(beside, folder.follows_links()).find(name)?
+            }
+            #[cfg(feature = "hub")]
+            Self::Hub(files, named) => {
+                let named = named.as_deref().and_then(|named| named.rsplit_once('/'));
+                let name = named.map_or(name.to_owned(), |(folder, _)| format!("{folder}/{name}"));
+                files.fetch(&name, context)?
+            }
+        };
+        found.ok_or_else(|| Error::MissingFile { model: self.name(), file: name.to_owned() })
     }
 
     /// True if one GGUF file was named as the model.
@@ -440,57 +470,4 @@ fn refused_address() -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_name_cannot_lead_out_of_the_model() {
-        let files = Files::directory(Path::new("/models/mine"));
-        assert!(files.check_name("1_Pooling/config.json").is_ok());
-        let long = "a".repeat(names::MAX_NAME_BYTES + 1);
-        let leaving = r"../secret /etc/passwd a/../../b a/ a//b ./a a/./b .. a/.. a\..\b a?b=c a#b %2e%2e/secret C:/x C:x a/b:c";
-        for name in leaving.split(' ').chain(["", "a\nb", "a\0", "https://example.org/a?", &long]) {
-            assert!(matches!(files.check_name(name), Err(Error::InvalidConfig { .. })), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_path_is_no_name_of_a_repository() {
-        let wrong = r"./models/mine /models/mine ../mine a/b/c a/ a/.. a/b..c a--b/c a/b?c a/b#c a/%2e%2e a\b/c .. a/b@c";
-        for name in wrong.split(' ').chain(["", "a b"]) {
-            let checked = Source::repository(name).check();
-            let refused =
-                matches!(&checked, Err(Error::InvalidSetting { setting, .. }) if setting == "source");
-            assert!(refused, "{name}: {checked:?}");
-        }
-        for name in ["..", "a/../b", "/a", "a?b", "a#b", "%2e%2e", "", "a\\b", "a//b"] {
-            let sources = [
-                Source::repository("a/b").revision(name),
-                Source::repository("a/b").gguf(format!("{name}/c.gguf")),
-            ];
-            for source in sources {
-                assert!(matches!(source.check(), Err(Error::InvalidSetting { .. })), "{source}");
-            }
-        }
-        #[cfg(feature = "hub")]
-        for name in ["gpt2", "owner/name.v1_2-x"] {
-            assert!(Source::repository(name).revision("refs/pr/1").check().is_ok(), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_text_is_a_directory_unless_it_can_be_a_repository() {
-        assert_eq!(Source::parse("."), Source::directory("."));
-        assert_eq!(Source::parse("/no/such"), Source::directory("/no/such"));
-        assert_eq!(Source::parse("a/b/c"), Source::directory("a/b/c"));
-        assert_eq!(Source::parse("a/b"), Source::repository("a/b"));
-        let file = Source::repository("a/b").gguf("c.gguf");
-        assert_eq!(Source::parse("a/b/c.gguf"), file);
-        assert_eq!(Source::parse("a/b/c.gguf@main"), file.revision("main"));
-        assert_eq!(Source::parse("a/b/c/d.gguf"), Source::directory("a/b/c/d.gguf"));
-        assert_eq!(Source::parse("a/b.gguf"), Source::directory("a/b.gguf"));
-        // A folder of this repository is here, whatever of it is not.
-        assert_eq!(Source::parse("tests/mistyped"), Source::directory("tests/mistyped"));
-        assert_eq!(Source::parse("tests/name@main"), Source::repository("tests/name").revision("main"));
-    }
-}
+mod tests;

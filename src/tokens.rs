@@ -8,6 +8,7 @@
 
 mod output_bounds;
 mod long_text;
+mod pieces;
 mod plain_text;
 mod special_names;
 
@@ -23,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::source::read_config;
 use output_bounds::guarded;
 pub(crate) use output_bounds::{MAX_BYTES, OutputBounds};
+pub(crate) use pieces::Pieces;
 pub(crate) use plain_text::Mask;
 use plain_text::{Place, PlainText, in_letters};
 pub(crate) use special_names::special_names;
@@ -40,6 +42,8 @@ pub(crate) struct Tokens {
     plain_text: Option<Arc<PlainText>>,
     /// Most bytes of a text for each of its tokens, where that is known; of a tokenizer for prompts.
     bytes_per_token: Option<usize>,
+    /// The text of each token, in place of the tokenizer's decoder.
+    pieces: Option<Arc<Pieces>>,
 }
 
 /// A `tokenizer.json` that is not checked yet: see [`OutputBounds::of`].
@@ -142,6 +146,11 @@ impl Tokens {
         Ok(Self { bytes_per_token, ..Self::of(tokenizer)? })
     }
 
+    /// The same, which writes tokens by these pieces in place of the tokenizer's decoder.
+    pub(crate) fn written_by(self, pieces: Pieces) -> Self {
+        Self { pieces: Some(Arc::new(pieces)), ..self }
+    }
+
     /// Most bytes of a text for each of its tokens, where that is known.
     pub(crate) fn bytes_per_token(&self) -> Option<usize> {
         self.bytes_per_token
@@ -171,6 +180,7 @@ impl Tokens {
             output_bounds,
             plain_text: None,
             bytes_per_token: None,
+            pieces: None,
         })
     }
 
@@ -290,7 +300,10 @@ impl Tokens {
     /// [`Error::InvalidInput`] if it becomes too long or the tokenizer fails.
     pub(crate) fn decode(&self, ids: &[u32]) -> Result<String> {
         let failed = |error| Error::InvalidInput(format!("the tokenizer cannot write these tokens: {error}"));
-        self.output_bounds.decode(&self.tokenizer, ids).map_err(failed)
+        match &self.pieces {
+            Some(pieces) => pieces.decode(ids, MAX_BYTES).map_err(failed),
+            None => self.output_bounds.decode(&self.tokenizer, ids).map_err(failed),
+        }
     }
 
     /// The number of a token by its name.
@@ -300,6 +313,9 @@ impl Tokens {
 
     /// True if the token is known and not a special one, so that it takes part in the text.
     pub(crate) fn has_text(&self, id: u32) -> bool {
+        if let Some(pieces) = &self.pieces {
+            return pieces.has_text(id);
+        }
         let added = self.tokenizer.get_added_vocabulary();
         match added.get_added_tokens_decoder().get(&id) {
             Some(token) => !(token.special || added.is_special_token(&token.content)),
@@ -310,6 +326,7 @@ impl Tokens {
     /// True if the token stands for a single byte of a character, so that its text depends on its neighbours.
     pub(crate) fn is_byte(&self, id: u32) -> bool {
         self.byte_fallback
+            && self.pieces.is_none()
             && self.tokenizer.id_to_token(id).is_some_and(|token| {
                 token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') && token.is_ascii()
             })

@@ -1,5 +1,7 @@
 //! Tokenizer from the metadata of a GGUF file. It is converted to the `tokenizer.json` that transformers
-//! would make of the same vocabulary, and read as such.
+//! would make of the same vocabulary, and read as such; what its tokens are written as follows from their kinds.
+
+mod splits;
 
 use std::collections::HashMap;
 
@@ -8,22 +10,13 @@ use tokenizers::Tokenizer;
 
 use super::template::SpecialTokens;
 use crate::gguf::{GgufTokenizer, TokenKind};
-use crate::tokens::Tokens;
+use crate::tokens::{Pieces, Tokens};
+use splits::Split;
 
 /// Most bytes of a piece that others merge to; no vocabulary has longer ones.
 const MAX_PIECE: usize = 256;
 /// Most merges: far more than a vocabulary has, and few enough to be kept in memory.
 const MAX_MERGES: usize = 2 << 20;
-
-/// Pre-tokenizer of Llama 3.
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Pre-tokenizer of Qwen2, which splits digits.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Pre-tokenizer of GPT-4o and Phi-4-mini, which splits words at capitals.
-const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Supported values of `tokenizer.ggml.pre`.
-const SPLITS: &str =
-    "llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, qwen2, deepseek-r1-qwen, gpt-4o, smollm, gpt-2, phi-2";
 
 /// Builds the tokenizer of a file.
 ///
@@ -50,7 +43,44 @@ pub(crate) fn tokens_of(gguf: &GgufTokenizer) -> Result<Tokens, String> {
     });
     let bytes = serde_json::to_vec(&written).map_err(|error| error.to_string())?;
     drop(written);
-    Tokens::whole(Tokenizer::from_bytes(bytes).map_err(|error| error.to_string())?)
+    let tokens = Tokens::whole(Tokenizer::from_bytes(bytes).map_err(|error| error.to_string())?)?;
+    Ok(tokens.written_by(pieces(gguf)))
+}
+
+/// The text of each token, as `token_to_piece` of llama.cpp writes it.
+fn pieces(gguf: &GgufTokenizer) -> Pieces {
+    let sentence_piece = gguf.model == "llama";
+    let bytes = if sentence_piece { HashMap::new() } else { bytes_by_letter() };
+    let piece = |(id, token): (usize, &String)| -> Vec<u8> {
+        match gguf.kind(id) {
+            TokenKind::Control | TokenKind::Unknown | TokenKind::Unused => Vec::new(),
+            TokenKind::UserDefined => token.clone().into_bytes(),
+            TokenKind::Byte => byte_of(token).map_or_else(|| token.clone().into_bytes(), |byte| vec![byte]),
+            TokenKind::Normal if sentence_piece => token.replace('▁', " ").into_bytes(),
+            TokenKind::Normal => {
+                let of_bytes: Option<Vec<u8>> =
+                    token.chars().map(|letter| bytes.get(&letter).copied()).collect();
+                of_bytes.unwrap_or_else(|| token.clone().into_bytes())
+            }
+        }
+    };
+    let pieces = gguf.tokens.iter().enumerate().map(|token| piece(token).into_boxed_slice());
+    Pieces::new(pieces.collect(), sentence_piece && gguf.adds_space.unwrap_or(true))
+}
+
+/// The byte that a token such as `<0x0A>` stands for.
+fn byte_of(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>').filter(|digits| digits.len() == 2)?;
+    u8::from_str_radix(digits, 16).ok()
+}
+
+/// The byte that each letter of byte-level BPE stands for: those that can be printed for themselves, the others in their
+/// order for the letters from 256 on.
+fn bytes_by_letter() -> HashMap<char, u8> {
+    let printed = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let own = (0..=255u8).filter(printed).map(|byte| (char::from(byte), byte));
+    let others = (0..=255u8).filter(|byte| !printed(byte)).zip(256u32..);
+    own.chain(others.filter_map(|(byte, letter)| Some((char::from_u32(letter)?, byte)))).collect()
 }
 
 /// Special tokens that chat templates write by name.
@@ -72,53 +102,31 @@ struct Parts {
     model: Value,
 }
 
-fn kind(gguf: &GgufTokenizer, id: usize) -> TokenKind {
-    gguf.kinds.get(id).copied().unwrap_or(TokenKind::Normal)
-}
-
 fn vocabulary(gguf: &GgufTokenizer) -> Value {
     let entries = gguf.tokens.iter().enumerate().map(|(id, token)| (token.clone(), Value::from(id)));
     Value::Object(entries.collect())
 }
 
+/// The pre-tokenizer that a file of byte-level BPE names.
+fn split(gguf: &GgufTokenizer) -> Result<Split, String> {
+    match gguf.pre.as_deref() {
+        // llama.cpp takes a split of its own then, which no model was trained with, and warns of bad texts.
+        None | Some("" | "default") => {
+            Err("it does not say how its tokenizer splits text (tokenizer.ggml.pre), as files made before May 2024 do \
+                 not; take a newer file of the model, or load the directory that holds this one and the model's \
+                 tokenizer.json"
+                .to_owned())
+        }
+        Some(name) => Split::named(name).ok_or_else(|| {
+            let supported = splits::names().collect::<Vec<_>>().join(", ");
+            format!("the split {name:?} of its tokenizer is not supported; supported are {supported}")
+        }),
+    }
+}
+
 /// Byte-level BPE, with the merges of the file.
 fn byte_level(gguf: &GgufTokenizer) -> Result<Parts, String> {
-    let bytes = |own_split: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": own_split});
-    let by = |pattern: &str| {
-        let split = json!({
-            "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false
-        });
-        json!({"type": "Sequence", "pretokenizers": [split, bytes(false)]})
-    };
-    let mut normalizer = Value::Null;
-    let name = match gguf.pre.as_deref() {
-        // llama.cpp takes a split of its own then, which no model was trained with, and warns of bad texts.
-        None | Some("default") => {
-            return Err("it does not say how its tokenizer splits text (tokenizer.ggml.pre), as files made before \
-                        May 2024 do not; take a newer file of the model, or load the directory that holds this one \
-                        and the model's tokenizer.json"
-                .to_owned());
-        }
-        Some(name) => name,
-    };
-    let split = match name {
-        "llama-bpe" | "llama3" | "llama-v3" | "dbrx" | "smaug-bpe" => by(LLAMA3),
-        "qwen2" | "deepseek-r1-qwen" => {
-            normalizer = json!({"type": "NFC"});
-            by(QWEN2)
-        }
-        "gpt-4o" => by(GPT4O),
-        "smollm" => {
-            let digits = json!({"type": "Digits", "individual_digits": true});
-            json!({"type": "Sequence", "pretokenizers": [digits, bytes(true)]})
-        }
-        "gpt-2" | "phi-2" => bytes(true),
-        other => {
-            return Err(format!(
-                "the split {other:?} of its tokenizer is not supported; supported are {SPLITS}"
-            ));
-        }
-    };
+    let split = split(gguf)?;
     let merges: Vec<Value> = gguf
         .merges
         .iter()
@@ -127,14 +135,15 @@ fn byte_level(gguf: &GgufTokenizer) -> Result<Parts, String> {
             None => Err(format!("the merge {merge:?} is no pair")),
         })
         .collect::<Result<_, _>>()?;
-    // Llama 3 takes a word that is a token as it is, whatever the merges say.
-    let whole_words = matches!(name, "llama-bpe" | "llama3" | "llama-v3");
     let model = json!({
         "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": split.whole_words,
         "vocab": vocabulary(gguf), "merges": merges,
     });
-    Ok(Parts { normalizer, split, decoder: bytes(true), model })
+    let normalizer = if split.composes { json!({"type": "NFC"}) } else { Value::Null };
+    let decoder =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    Ok(Parts { normalizer, split: split.written(), decoder, model })
 }
 
 /// BPE of SentencePiece, whose merges follow from the scores.
@@ -150,7 +159,7 @@ fn sentence_piece(gguf: &GgufTokenizer) -> Result<Parts, String> {
         json!({"type": "Fuse"}),
     ];
     let decoders: Vec<Value> = decoders.into_iter().chain(strip).collect();
-    let unknown = (0..gguf.tokens.len()).find(|id| kind(gguf, *id) == TokenKind::Unknown);
+    let unknown = (0..gguf.tokens.len()).find(|id| gguf.kind(*id) == TokenKind::Unknown);
     let unknown = gguf.unknown.map(|id| id as usize).or(unknown).and_then(|id| gguf.tokens.get(id));
     let model = json!({
         "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
@@ -168,7 +177,8 @@ fn sentence_piece(gguf: &GgufTokenizer) -> Result<Parts, String> {
 /// Lists every pair of pieces that make another piece, those of the highest scores first: SentencePiece
 /// merges the pair whose result has the highest score, BPE the pair that is listed first.
 fn merges_by_score(gguf: &GgufTokenizer) -> Result<Vec<Value>, String> {
-    let is_piece = |id: usize| matches!(kind(gguf, id), TokenKind::Normal | TokenKind::UserDefined);
+    let is_piece =
+        |id: usize| matches!(gguf.kind(id), TokenKind::Normal | TokenKind::UserDefined | TokenKind::Unused);
     let pieces: HashMap<&str, usize> = gguf
         .tokens
         .iter()
@@ -200,7 +210,7 @@ fn merges_by_score(gguf: &GgufTokenizer) -> Result<Vec<Value>, String> {
 fn added_tokens(gguf: &GgufTokenizer) -> Vec<Value> {
     let named = [gguf.beginning, gguf.end, gguf.end_of_turn, gguf.unknown, gguf.padding];
     let added = |(id, token): (usize, &String)| {
-        let special = match kind(gguf, id) {
+        let special = match gguf.kind(id) {
             TokenKind::Control | TokenKind::Unknown => true,
             TokenKind::UserDefined => false,
             TokenKind::Normal if gguf.kinds.is_empty() => {
@@ -208,8 +218,10 @@ fn added_tokens(gguf: &GgufTokenizer) -> Vec<Value> {
             }
             TokenKind::Normal | TokenKind::Unused | TokenKind::Byte => return None,
         };
+        let strips =
+            gguf.strips_after_special && !["<unk>", "<s>", "<|endoftext|>"].contains(&token.as_str());
         Some(json!({
-            "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+            "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": strips,
             "normalized": false, "special": special,
         }))
     };
@@ -219,8 +231,8 @@ fn added_tokens(gguf: &GgufTokenizer) -> Vec<Value> {
 /// Post-processor that puts the tokens of beginning and end around a text, where the file asks for it.
 fn post_processor(gguf: &GgufTokenizer) -> Value {
     // Where the file does not say, llama.cpp's own answer holds.
-    let llama_3 = matches!(gguf.pre.as_deref(), Some("llama-bpe" | "llama3" | "llama-v3"));
-    let begins = gguf.adds_beginning.unwrap_or(gguf.model == "llama" || llama_3);
+    let split_begins = || gguf.pre.as_deref().and_then(Split::named).is_some_and(|split| split.begins);
+    let begins = gguf.adds_beginning.unwrap_or_else(|| gguf.model == "llama" || split_begins());
     let first = gguf.beginning.filter(|_| begins);
     let last = gguf.end.filter(|_| gguf.adds_end.unwrap_or(false));
     let name = |id: u32| gguf.tokens.get(id as usize).cloned().unwrap_or_default();
@@ -277,9 +289,9 @@ mod tests {
         assert!(begins(&file));
         file.pre = Some("gpt-2".into());
         assert!(!begins(&file));
-        assert!(file.ends_by_name().all(|id| file.tokens[id as usize].contains("end")));
+        assert!(file.ends().all(|id| file.tokens[id as usize].contains("end")));
         file.tokens[7] = "<|eot_id|>".into();
-        assert!(file.ends_by_name().any(|id| id == 7));
+        assert!(file.ends().any(|id| id == 7));
     }
 
     #[test]
@@ -324,9 +336,9 @@ mod tests {
         assert!(tokens_of(&broken).is_err());
         broken.merges = vec!["not there".to_owned()];
         assert!(tokens_of(&broken).is_err());
-        for pre in SPLITS.split(", ") {
+        for pre in splits::names() {
             let gguf = GgufTokenizer { pre: Some(pre.to_owned()), ..gguf("gguf_llama") };
-            let tokens = tokens_of(&gguf).unwrap();
+            let tokens = tokens_of(&gguf).unwrap_or_else(|error| panic!("{pre}: {error}"));
             let text = "Hello World123 it's\n";
             let ids = tokens.encode_prompt(text, Specials::Added).unwrap();
             assert_eq!(tokens.decode(&ids).unwrap(), text, "{pre}");

@@ -42,6 +42,8 @@ pub(crate) struct Header {
 /// Type, shape and place of one tensor.
 #[derive(Debug, Clone)]
 pub(crate) struct TensorInfo {
+    /// Number of the part of the file that it is in, from 0 on.
+    pub(crate) part: usize,
     /// The number of its type.
     pub(crate) kind: u32,
     /// Sides, the innermost last.
@@ -101,13 +103,27 @@ impl Header {
         self.tensors.get(name)
     }
 
+    /// Adds the tensors of another part.
+    ///
+    /// # Errors
+    /// A sentence, if a tensor is in both.
+    pub(super) fn add_part(&mut self, part: usize, header: Self) -> Result<(), String> {
+        for (name, tensor) in header.tensors {
+            if self.tensors.contains_key(&name) {
+                return Err(format!("the tensor {name:?} is in an earlier part too"));
+            }
+            self.tensors.insert(name, TensorInfo { part, ..tensor });
+        }
+        Ok(())
+    }
+
     pub(crate) fn tensors(&self) -> impl Iterator<Item = (&String, &TensorInfo)> {
         self.tensors.iter()
     }
 }
 
 /// A whole number that is not negative.
-pub(crate) fn whole(value: &Value) -> Option<u64> {
+fn whole(value: &Value) -> Option<u64> {
     match value {
         Value::Unsigned(value) => Some(*value),
         Value::Signed(value) => u64::try_from(*value).ok(),
@@ -126,6 +142,9 @@ pub(crate) fn read_header(input: impl Read, size: u64) -> Result<Header, String>
         return Err("it does not begin with GGUF".to_owned());
     }
     let version = reader.u32()?;
+    if (2..=3).contains(&version.swap_bytes()) {
+        return Err("its numbers have their highest byte first; take a file of the usual order".to_owned());
+    }
     if !(2..=3).contains(&version) {
         return Err(format!("its version is {version}; supported are 2 and 3"));
     }
@@ -306,7 +325,7 @@ impl<R: Read> Reader<R> {
             Some(dtype) => dtype.bytes_of(&sides).ok_or_else(impossible)?,
             None => 0,
         };
-        Ok((name, TensorInfo { kind, shape: sides, start, bytes }))
+        Ok((name, TensorInfo { part: 0, kind, shape: sides, start, bytes }))
     }
 }
 

@@ -1,16 +1,18 @@
 //! The tokenizer that a GGUF file carries in its metadata, as typed parts. Building one from them is left to
 //! others.
 
-use super::header::{Header, Value, whole};
+use super::header::{Header, Value};
 
 /// Kind of a token, as `tokenizer.ggml.token_type` numbers them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TokenKind {
     Normal,
     Unknown,
-    /// Never made from text, and not shown in it.
+    /// Never made from text that people write, and not shown in an answer.
     Control,
+    /// Found in text before anything else, and shown as it is.
     UserDefined,
+    /// Shown in no answer. Kinds without a meaning count as this one.
     Unused,
     /// One byte, `<0x0A>`.
     Byte,
@@ -26,7 +28,7 @@ pub(crate) struct GgufTokenizer {
     pub(crate) tokens: Vec<String>,
     /// For each token, or none at all.
     pub(crate) scores: Vec<f32>,
-    /// For each token, or none at all.
+    /// For each token, or none at all, as the file has them; [`Self::kind`] is what counts.
     pub(crate) kinds: Vec<TokenKind>,
     /// Pairs with a space between them, in their order.
     pub(crate) merges: Vec<String>,
@@ -40,21 +42,107 @@ pub(crate) struct GgufTokenizer {
     pub(crate) adds_end: Option<bool>,
     pub(crate) adds_space: Option<bool>,
     pub(crate) chat_template: Option<String>,
+    /// Tokens that end a text beside those: the end of a message, and padding, name and separator of files in code.
+    pub(crate) other_ends: Vec<u32>,
+    /// Spaces and lines after a special token belong to it, as Phi-3's tokenizer has it.
+    pub(crate) strips_after_special: bool,
 }
 
 /// Most tokens of a vocabulary; XLM-V has 901,629, though not in a GGUF file.
 const MAX_TOKENS: usize = 1 << 20;
 
-/// Tokens that end a turn by their names. Many files call only the base model's end the end, so llama.cpp
-/// looks for these by name too.
-const ENDS: [&str; 7] =
-    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>"];
+/// Names of tokens that end a text. Many files call only the base model's end the end, so llama.cpp looks for these by
+/// name too. Whatever kind the file says they are of, they are control tokens.
+const ENDS: [&str; 33] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
+];
+/// Names of other tokens that are control tokens, whatever kind the file says they are of: the parts of code that is to be
+/// filled in.
+const CONTROLS: [&str; 23] = [
+    "<|fim_prefix|>",
+    "<fim-prefix>",
+    "<fim_prefix>",
+    "<｜fim▁begin｜>",
+    "<PRE>",
+    "▁<PRE>",
+    "<|code_prefix|>",
+    "<|prefix|>",
+    "<|fim_suffix|>",
+    "<fim-suffix>",
+    "<fim_suffix>",
+    "<｜fim▁hole｜>",
+    "<SUF>",
+    "▁<SUF>",
+    "<|code_suffix|>",
+    "<|suffix|>",
+    "<|fim_middle|>",
+    "<fim-middle>",
+    "<fim_middle>",
+    "<｜fim▁end｜>",
+    "<MID>",
+    "▁<MID>",
+    "<|code_middle|>",
+];
+/// Names of tokens that are shown, whatever kind the file says they are of: the channels of GPT-OSS.
+const SHOWN: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
 impl GgufTokenizer {
-    /// The numbers of tokens that end a turn by their names.
-    pub(crate) fn ends_by_name(&self) -> impl Iterator<Item = u32> {
-        let named = self.tokens.iter().enumerate().filter(|(_, token)| ENDS.contains(&token.as_str()));
-        named.filter_map(|(id, _)| u32::try_from(id).ok())
+    /// Kind of a token: its name counts for more than what the file says.
+    pub(crate) fn kind(&self, id: usize) -> TokenKind {
+        let own = self.kinds.get(id).copied().unwrap_or(TokenKind::Normal);
+        let begins_as_special = |name: &&str| name.starts_with(['<', '[', '_', '▁']);
+        match self.tokens.get(id).map(String::as_str).filter(begins_as_special) {
+            Some(name) if SHOWN.contains(&name) || self.is_end_of_part(name) => TokenKind::UserDefined,
+            Some(name) if ENDS.contains(&name) || CONTROLS.contains(&name) => TokenKind::Control,
+            _ => own,
+        }
+    }
+
+    /// The numbers of all tokens that end a text.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = u32> {
+        let is_end = |name: &str| ENDS.contains(&name) && !self.is_end_of_part(name);
+        let named = self.tokens.iter().enumerate().filter(move |(_, name)| is_end(name));
+        let named = named.filter_map(|(id, _)| u32::try_from(id).ok());
+        named.chain(self.end).chain(self.end_of_turn).chain(self.other_ends.iter().copied())
+    }
+
+    /// True for `<|end|>` of models that end a part of an answer with it, and the answer itself with other tokens.
+    fn is_end_of_part(&self, name: &str) -> bool {
+        let has = |other: &str| self.tokens.iter().any(|token| token == other);
+        let calls = || has("<|call|>") || has("<|calls|>");
+        name == "<|end|>" && (has("<|return|>") || has("<|flush|>")) && calls()
     }
 
     pub(super) fn read(header: &Header) -> Result<Self, String> {
@@ -76,51 +164,66 @@ impl GgufTokenizer {
         let model = model.ok_or_else(|| "it has no tokenizer".to_owned())?.to_owned();
         let scores = header.list(&key("scores")).unwrap_or_default().iter().map(|value| match value {
             Value::Float(score) => Ok(*score as f32),
+            Value::Signed(score) => Ok(*score as f32),
             other => Err(format!("{} has {other:?} among its numbers", key("scores"))),
         });
         let scores = scores.collect::<Result<Vec<_>, _>>()?;
         let kinds = header.list(&key("token_type")).unwrap_or_default().iter().map(kind);
         let kinds = kinds.collect::<Result<Vec<_>, _>>()?;
         for (name, length) in [("scores", scores.len()), ("token_type", kinds.len())] {
-            if length != 0 && length != tokens.len() {
+            if length != 0 && length < tokens.len() {
                 return Err(format!("{} has {length} values for {} tokens", key(name), tokens.len()));
             }
         }
-        let token = |name: &str| -> Result<Option<u32>, String> {
-            match header.number(&key(name)) {
-                None => Ok(None),
-                Some(number) if number < tokens.len() as u64 => Ok(Some(number as u32)),
-                Some(number) => Err(format!("{} is {number}; there are {} tokens", key(name), tokens.len())),
-            }
+        // llama.cpp takes its default where a number is none of a token.
+        let (count, is_sentence_piece) = (tokens.len(), model == "llama");
+        let known = |number: u64| u32::try_from(number).ok().filter(|id| (*id as usize) < count);
+        let token = |name: &str, default: Option<u64>| {
+            let own = header.number(&key(name)).and_then(known);
+            own.or_else(|| default.filter(|_| is_sentence_piece).and_then(known))
         };
+        let others = ["eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id"];
+        let other_ends = others.into_iter().filter_map(|name| token(name, None)).collect();
+        let beginning = token("bos_token_id", Some(1));
+        let adds_beginning = header.truth(&key("add_bos_token"));
+        if adds_beginning == Some(true) && beginning.is_none() {
+            return Err(format!(
+                "{} is true, and {} names no token",
+                key("add_bos_token"),
+                key("bos_token_id")
+            ));
+        }
+        let name = header.text("general.name").unwrap_or_default().to_lowercase();
         Ok(Self {
             model,
             pre: header.text(&key("pre")).map(str::to_owned),
             scores,
             kinds,
             merges: texts("merges")?,
-            beginning: token("bos_token_id")?,
-            end: token("eos_token_id")?,
-            end_of_turn: token("eot_token_id")?,
-            unknown: token("unknown_token_id")?,
-            padding: token("padding_token_id")?,
-            adds_beginning: header.truth(&key("add_bos_token")),
+            beginning,
+            end: token("eos_token_id", Some(2)),
+            end_of_turn: token("eot_token_id", None),
+            unknown: token("unknown_token_id", Some(0)),
+            padding: token("padding_token_id", None),
+            adds_beginning,
             adds_end: header.truth(&key("add_eos_token")),
             adds_space: header.truth(&key("add_space_prefix")),
             chat_template: header.text("tokenizer.chat_template").map(str::to_owned),
+            other_ends,
+            strips_after_special: ["phi-3", "phi3"].iter().any(|phi| name.contains(phi)),
             tokens,
         })
     }
 }
 
 fn kind(value: &Value) -> Result<TokenKind, String> {
-    match whole(value) {
-        Some(1) => Ok(TokenKind::Normal),
-        Some(2) => Ok(TokenKind::Unknown),
-        Some(3) => Ok(TokenKind::Control),
-        Some(4) => Ok(TokenKind::UserDefined),
-        Some(5) => Ok(TokenKind::Unused),
-        Some(6) => Ok(TokenKind::Byte),
-        _ => Err(format!("tokenizer.ggml.token_type has the unknown kind {value:?}")),
-    }
+    Ok(match value {
+        Value::Unsigned(1) | Value::Signed(1) => TokenKind::Normal,
+        Value::Unsigned(2) | Value::Signed(2) => TokenKind::Unknown,
+        Value::Unsigned(3) | Value::Signed(3) => TokenKind::Control,
+        Value::Unsigned(4) | Value::Signed(4) => TokenKind::UserDefined,
+        Value::Unsigned(6) | Value::Signed(6) => TokenKind::Byte,
+        Value::Unsigned(_) | Value::Signed(_) => TokenKind::Unused,
+        _ => return Err(format!("tokenizer.ggml.token_type has {value:?}, which is no number")),
+    })
 }

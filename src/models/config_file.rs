@@ -3,6 +3,7 @@
 //! shares. A model that lacks the file that a capability reads is mostly of another kind, and is refused by
 //! what it is. The settings themselves are left to the families.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use model_actors::LoadContext;
@@ -105,7 +106,12 @@ pub(crate) fn activation(file: &Path, setting: &'static str, name: &str) -> Resu
 }
 
 /// The error for a setting that is valid elsewhere and not supported here.
-pub(crate) fn unsupported(file: &Path, what: &'static str, found: &str, supported: &'static str) -> Error {
+pub(crate) fn unsupported(
+    file: &Path,
+    what: impl Into<Cow<'static, str>>,
+    found: &str,
+    supported: impl Into<Cow<'static, str>>,
+) -> Error {
     Error::UnsupportedSetting {
         file: file.to_owned(),
         what: what.into(),

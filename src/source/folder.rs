@@ -3,9 +3,11 @@
 //! end. What is found is read elsewhere, through [`open`].
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, ErrorKind, Read as _};
+use std::io::{self, ErrorKind, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 
+use super::gguf_part::GgufPart;
+use super::placeholder;
 use crate::error::{Error, Result};
 
 /// A folder with a model's files, or the one GGUF file that is the model.
@@ -22,6 +24,10 @@ impl Folder {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn follows_links(&self) -> bool {
+        self.follow_links
     }
 
     /// True if it is a file, which is the model.
@@ -46,7 +52,7 @@ impl Folder {
         }
     }
 
-    /// The only GGUF file in it.
+    /// The only GGUF file in it; of one in parts, the first that is there.
     ///
     /// # Errors
     /// [`Error::SeveralGgufFiles`] if it has more than one; those of [`Folder::find`].
@@ -67,13 +73,15 @@ impl Folder {
                 files.push(name.to_string_lossy().into_owned());
             }
         }
+        files.sort_unstable();
+        files.dedup_by(|later, first| match (GgufPart::of(first), GgufPart::of(later)) {
+            (Some(first), Some(later)) => first.is_of_same_file(&later),
+            _ => false,
+        });
         match files.as_slice() {
             [] => Ok(None),
             [file] => self.find(file),
-            _ => {
-                files.sort_unstable();
-                Err(Error::SeveralGgufFiles { model: self.path.display().to_string(), files })
-            }
+            _ => Err(Error::SeveralGgufFiles { model: self.path.display().to_string(), files }),
         }
     }
 
@@ -120,7 +128,8 @@ fn check_regular(about: &Metadata) -> io::Result<()> {
 /// Opens a file of a model.
 ///
 /// # Errors
-/// Those of the system, and one for what is no regular file: a pipe, a device, a folder.
+/// Those of the system, one for what is no regular file: a pipe, a device, a folder, and one that carries
+/// [`Error::Placeholder`], for what lies in the place of a file.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     // By its name, so that a device is not even opened, and once more when it is open, because what a name stands for may
     // change in between.
@@ -130,9 +139,15 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     // Without waiting for a writer, if it is a pipe by now.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK | libc::O_NOCTTY);
-    let file = options.open(path)?;
+    let mut file = options.open(path)?;
     check_regular(&file.metadata()?)?;
-    Ok(file)
+    let mut beginning = Vec::with_capacity(placeholder::BEGINNING);
+    (&mut file).take(placeholder::BEGINNING as u64).read_to_end(&mut beginning)?;
+    file.rewind()?;
+    match placeholder::refused(path, &beginning) {
+        Some(error) => Err(io::Error::other(error)),
+        None => Ok(file),
+    }
 }
 
 /// The bytes of a file of a model, unless it has more than so many.

@@ -172,7 +172,8 @@ impl TextToTextPlan {
     }
 
     fn read_gguf(files: Files, path: &Path, context: &LoadContext) -> Result<Self> {
-        let file = GgufFile::open(path)?;
+        let part = |name: &str| files.gguf_part(path, name, context);
+        let file = GgufFile::open(path)?.with_parts(part)?;
         let config = DecoderConfig::from_gguf(&file)?;
         let tokenizer = files.optional("tokenizer.json", context)?;
         let (mut template, mut special) = generation::read_chat_template(&files, context)?;
@@ -191,7 +192,7 @@ impl TextToTextPlan {
             (Err(error), None) => return Err(error),
         };
         if let Some(own) = own {
-            end_tokens.extend(own.end.into_iter().chain(own.end_of_turn).chain(own.ends_by_name()));
+            end_tokens.extend(own.ends());
             if special == SpecialTokens::default() {
                 special = generation::special_tokens_of(&own);
             }

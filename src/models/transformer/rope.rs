@@ -1,7 +1,7 @@
 //! Rotary position embedding: from a model's settings, in `config.json` or a GGUF file's metadata, to the
 //! frequencies that the kernel rotates by. A new scaling beyond the trained length needs an arm of
 //! [`RopeParameters::rope`] and its name in the list of the error there, a method of [`Scaling`], a field of
-//! [`RopeParameters`] for each setting of its own, and for GGUF the type's name in `models/decoder/gguf.rs`. The
+//! [`RopeParameters`] for each setting of its own, and for GGUF the type's name in `models/decoder/gguf/rope.rs`. The
 //! scalings follow their papers and the reference implementation in transformers (`modeling_rope_utils.py`).
 
 use std::f64::consts::TAU;

@@ -1,0 +1,108 @@
+//! The tensors of a decoder in a GGUF file, with their rows in the order of safetensors files. Matrices stay quantised. A
+//! bias that the file has is added, whatever the architecture: llama.cpp reads the biases of attention and feed-forward
+//! network wherever they are.
+
+use candle_core::{Device, Tensor};
+use model_actors::LoadContext;
+
+use crate::error::Result;
+use crate::gguf::GgufFile;
+use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
+use crate::models::transformer::{Bias, Linears, Tensors};
+
+/// The tensors of a GGUF file.
+pub(super) struct GgufTensors<'a> {
+    pub(super) file: &'a GgufFile,
+    /// Size of the heads whose queries and keys have their rows in llama.cpp's own order, in which the two
+    /// numbers of a rotated pair are neighbours; nothing where no rows have.
+    pub(super) permuted: Option<usize>,
+    pub(super) device: &'a Device,
+    pub(super) context: &'a LoadContext,
+}
+
+impl GgufTensors<'_> {
+    /// The size of the heads of a layer whose rows are permuted.
+    fn permuted(&self, name: &str) -> Option<usize> {
+        self.permuted.filter(|_| name.ends_with(".attn_q") || name.ends_with(".attn_k"))
+    }
+
+    fn rows(&self, name: &str, out_dim: usize, in_dim: usize) -> Result<QuantizedRows> {
+        let stored = self.file.read(&format!("{name}.weight"), &[out_dim, in_dim], self.context)?;
+        let bytes = match self.permuted(name) {
+            Some(head_size) => in_order(&stored.bytes, out_dim, head_size),
+            None => stored.bytes,
+        };
+        Ok(QuantizedRows { dtype: stored.dtype, bytes, out_dim })
+    }
+
+    fn bias(&self, name: &str, out_dim: usize) -> Result<Vec<f32>> {
+        let values = self.file.numbers(&format!("{name}.bias"), &[out_dim], self.context)?;
+        Ok(match self.permuted(name) {
+            Some(head_size) => in_order(&values, out_dim, head_size),
+            None => values,
+        })
+    }
+
+    fn has_bias(&self, name: &str) -> bool {
+        self.file.contains(&format!("{name}.bias"))
+    }
+
+    /// The bias of layers that become one: zeros for those without.
+    fn biases(&self, layers: &Linears<'_>) -> Result<Option<Tensor>> {
+        let required = layers.bias == Bias::Yes;
+        if !required && !layers.parts.iter().any(|(name, _)| self.has_bias(name)) {
+            return Ok(None);
+        }
+        let mut all = Vec::with_capacity(layers.out_dim());
+        for (name, out_dim) in layers.parts {
+            match required || self.has_bias(name) {
+                true => all.extend(self.bias(name, *out_dim)?),
+                false => all.resize(all.len() + out_dim, 0.0),
+            }
+        }
+        Ok(Some(Tensor::from_vec(all, layers.out_dim(), self.device)?))
+    }
+}
+
+impl Tensors for GgufTensors<'_> {
+    fn contains(&self, name: &str) -> bool {
+        self.file.contains(name)
+    }
+
+    fn vector(&self, name: &str, length: usize) -> Result<Tensor> {
+        let values = self.file.numbers(name, &[length], self.context)?;
+        Ok(Tensor::from_vec(values, length, self.device)?)
+    }
+
+    fn packed(&self, layers: &Linears<'_>, rows: RowUse) -> Result<PackedLinear> {
+        let parts = layers.parts.iter().map(|(name, out_dim)| self.rows(name, *out_dim, layers.in_dim));
+        let weight = parts.collect::<Result<_>>()?;
+        PackedLinear::quantized(weight, layers.in_dim, self.biases(layers)?, self.device, rows)
+    }
+}
+
+/// Rows, each of as many values, from llama.cpp's order to that of safetensors files: in each head first the
+/// first numbers of all pairs, then the second.
+fn in_order<T: Copy>(values: &[T], rows: usize, head_size: usize) -> Vec<T> {
+    let row = values.len() / rows.max(1);
+    let mut out = Vec::with_capacity(values.len());
+    for head in values.chunks(row * head_size.max(1)) {
+        for half in 0..2 {
+            let rows = head.chunks(row.max(1)).skip(half).step_by(2);
+            rows.for_each(|row| out.extend_from_slice(row));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_a_head_come_in_the_order_of_halves() {
+        let values = [[0, 0], [2, 2], [1, 1], [3, 3], [4, 4], [6, 6], [5, 5], [7, 7]].concat();
+        let ordered: Vec<i32> = (0..8).flat_map(|value| [value, value]).collect();
+        assert_eq!(in_order(&values, 8, 4), ordered);
+    }
+}

@@ -1,0 +1,255 @@
+"""Writes tiny random decoders with the settings that GGUF files may have to tests/fixtures/gguf, with what llama.cpp writes
+greedily after a prompt of them in expected.json. Each file has another text than the same weights without its setting,
+and no two best tokens that are close. Call:
+
+    python gguf_variants.py [VARIANT ...]
+
+Needs the PyPI packages numpy, gguf and xllamacpp.
+"""
+
+import json
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+import gguf
+import numpy
+import xllamacpp
+
+FOLDER = Path(__file__).resolve().parent.parent / "fixtures" / "gguf"
+WIDTH, HEADS, KV_HEADS, HEAD, FEED_FORWARD, LAYERS, VOCABULARY, CONTEXT = 32, 4, 2, 8, 32, 2, 64, 256
+STEPS = 20
+GAP = 0.05
+
+F16 = gguf.GGMLQuantizationType.F16
+
+
+class Variant:
+    """What a file has beside or in place of the plain one of its architecture."""
+
+    def __init__(self, architecture, keys=None, biases=(), drop=(), tensors=None, types=None, tied=False, fused=(),
+                 parts=0, plain=None):
+        self.architecture, self.keys, self.biases, self.drop = architecture, keys or {}, biases, drop
+        self.tensors, self.types = tensors or {}, types or {}
+        self.tied, self.fused, self.parts, self.plain = tied, fused, parts, plain
+
+
+ATTENTION = ["attn_q", "attn_k", "attn_v"]
+FACTORS = numpy.array([1.0, 1.5, 3.0, 6.0], dtype=numpy.float32)
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
+
+VARIANTS = {
+    "llama-biases": Variant("llama", biases=[*ATTENTION, "attn_output", "ffn_gate", "ffn_up", "ffn_down"]),
+    "llama-one-bias": Variant("llama", biases=["attn_v", "ffn_up"]),
+    "qwen2-output-bias": Variant("qwen2", biases=["output"]),
+    "qwen2-tied-output-bias": Variant("qwen2", biases=["output"], tied=True),
+    "llama-tied": Variant("llama", tied=True, plain=False),
+    "llama-defaults": Variant("llama", drop=["rope.freq_base", "rope.dimension_count", "attention.key_length",
+                                             "attention.value_length"], plain=False),
+    "llama-no-kv-heads": Variant("llama", keys={"attention.head_count_kv": HEADS}, drop=["attention.head_count_kv"],
+                                 plain=False),
+    "llama-head-counts": Variant("llama", keys={"attention.head_count": [HEADS] * LAYERS,
+                                                "attention.head_count_kv": [KV_HEADS] * LAYERS}, plain=False),
+    "llama-factor": Variant("llama", keys={"rope.scaling.factor": 4.0}),
+    "llama-scale-linear": Variant("llama", keys={"rope.scale_linear": 4.0}),
+    "llama-none": Variant("llama", keys={"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, plain=False),
+    "llama-attn-factor": Variant("llama", keys={"rope.scaling.attn_factor": 1.5}),
+    "llama-freqs": Variant("llama", keys={"rope.scaling.factor": 2.0, "rope.scaling.attn_factor": 1.3},
+                           tensors={"rope_freqs.weight": FACTORS}),
+    "llama-longrope": Variant("llama", keys={"rope.scaling.type": "longrope", "rope.scaling.attn_factor": 1.2},
+                              tensors={"rope_factors_short.weight": FACTORS, "rope_factors_long.weight": FACTORS * 2}),
+    "qwen2-yarn": Variant("qwen2", keys=YARN),
+    "qwen3-yarn": Variant("qwen3", keys=YARN | {"rope.scaling.attn_factor": 1.2, "rope.scaling.yarn_beta_fast": 16.0,
+                                                "rope.scaling.yarn_beta_slow": 2.0}),
+    "llama-yarn-attn-factor": Variant("llama", keys=YARN | {"rope.scaling.yarn_attn_factor": 1.5,
+                                                            "rope.scaling.yarn_log_multiplier": 0.3}),
+    "phi3-partial": Variant("phi3", keys={"rope.dimension_count": 4, "rope.scaling.attn_factor": 1.2},
+                            fused=["qkv", "up"]),
+    "phi3-separate": Variant("phi3", fused=["up"], plain=False),
+    "phi3-fused-bias": Variant("phi3", fused=["qkv", "up"], biases=["attn_qkv"]),
+    "gemma3-period": Variant("gemma3", keys={"attention.sliding_window": 8, "attention.sliding_window_pattern": 2}),
+    "gemma3-no-window": Variant("gemma3", plain=False),
+    "gemma3-linear": Variant("gemma3", keys={"attention.sliding_window": 8, "attention.sliding_window_pattern": 2,
+                                             "rope.scaling.factor": 8.0, "rope.freq_base_swa": 500.0}),
+    "llama-codebooks": Variant("llama", types={"ffn_up": "IQ4_NL", "attn_v": "IQ4_NL", "ffn_down": "MXFP4",
+                                               "attn_output": "MXFP4"}, plain=False),
+    "llama-parts": Variant("llama", parts=3, plain=False),
+}
+
+
+def random_blocks(kind, rows, columns, random):
+    """A matrix in random blocks of small numbers."""
+    numbers, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = random.integers(0, 256, (rows, columns // numbers, size), dtype=numpy.uint8)
+    if kind == gguf.GGMLQuantizationType.MXFP4:
+        blocks[..., 0] = random.integers(121, 124, blocks.shape[:2])
+    else:
+        scales = random.uniform(0.002, 0.004, blocks.shape[:2]).astype(numpy.float16)
+        blocks[..., :2] = scales.view(numpy.uint8).reshape(*blocks.shape[:2], 2)
+    return blocks.reshape(rows, -1)
+
+
+def write(path, variant, seed):
+    """Writes the file, or its parts."""
+    random = numpy.random.default_rng(seed)
+    limits = {"split_max_tensors": 8} if variant.parts else {}
+    writer = gguf.GGUFWriter(None if variant.parts else path, variant.architecture, **limits)
+    kv_heads = variant.keys.get("attention.head_count_kv", KV_HEADS)
+    kv_heads = kv_heads[0] if isinstance(kv_heads, list) else kv_heads
+    keys = {
+        "context_length": CONTEXT, "embedding_length": WIDTH, "block_count": LAYERS,
+        "feed_forward_length": FEED_FORWARD, "attention.head_count": HEADS,
+        "attention.head_count_kv": kv_heads, "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 10000.0,
+        "rope.dimension_count": HEAD, "attention.key_length": HEAD, "attention.value_length": HEAD,
+    } | variant.keys
+    for key, value in keys.items():
+        if key in variant.drop:
+            continue
+        name = f"{variant.architecture}.{key}"
+        match value:
+            case str():
+                writer.add_string(name, value)
+            case float():
+                writer.add_float32(name, value)
+            case list():
+                writer.add_array(name, value)
+            case _:
+                writer.add_uint32(name, value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([f"t{index}" for index in range(VOCABULARY)])
+    writer.add_token_types([gguf.TokenType.NORMAL] * VOCABULARY)
+    writer.add_token_merges(["t 0"])
+    writer.add_eos_token_id(0)
+    writer.add_add_bos_token(False)
+
+    def matrix(name, rows, columns, scale=0.35):
+        part = name.split(".")[-1]
+        values = random.standard_normal((rows, columns)) * scale
+        if part in variant.types:
+            kind = gguf.GGMLQuantizationType[variant.types[part]]
+            writer.add_tensor(f"{name}.weight", random_blocks(kind, rows, columns, random), raw_dtype=kind)
+        else:
+            writer.add_tensor(f"{name}.weight", values.astype(numpy.float16))
+        # The same numbers are drawn whether the bias is there or not.
+        bias = random.standard_normal(rows) * 0.7
+        if part in variant.biases or variant.architecture == "qwen2" and part in ATTENTION:
+            writer.add_tensor(f"{name}.bias", bias.astype(numpy.float32))
+
+    def norm(name, size):
+        # Those after Gemma's layers are large, so that the embeddings do not drown what the layers add.
+        scale = 4.0 if ".post_" in name else 1.0
+        values = scale * (1 + 0.3 * random.standard_normal(size))
+        writer.add_tensor(f"{name}.weight", values.astype(numpy.float32))
+
+    for name, values in variant.tensors.items():
+        writer.add_tensor(name, values)
+    matrix("token_embd", VOCABULARY, WIDTH, 0.3 if variant.architecture == "gemma3" else 1.0)
+    for layer in range(LAYERS):
+        at = f"blk.{layer}."
+        norm(f"{at}attn_norm", WIDTH)
+        if "qkv" in variant.fused:
+            matrix(f"{at}attn_qkv", (HEADS + 2 * kv_heads) * HEAD, WIDTH)
+        else:
+            matrix(f"{at}attn_q", HEADS * HEAD, WIDTH)
+            matrix(f"{at}attn_k", kv_heads * HEAD, WIDTH)
+            matrix(f"{at}attn_v", kv_heads * HEAD, WIDTH)
+        if variant.architecture in ["qwen3", "gemma3"]:
+            norm(f"{at}attn_q_norm", HEAD)
+            norm(f"{at}attn_k_norm", HEAD)
+        matrix(f"{at}attn_output", WIDTH, HEADS * HEAD)
+        norm(f"{at}ffn_norm", WIDTH)
+        if variant.architecture == "gemma3":
+            norm(f"{at}post_attention_norm", WIDTH)
+            norm(f"{at}post_ffw_norm", WIDTH)
+        if "up" in variant.fused:
+            matrix(f"{at}ffn_up", 2 * FEED_FORWARD, WIDTH)
+        else:
+            matrix(f"{at}ffn_gate", FEED_FORWARD, WIDTH)
+            matrix(f"{at}ffn_up", FEED_FORWARD, WIDTH)
+        matrix(f"{at}ffn_down", WIDTH, FEED_FORWARD)
+    norm("output_norm", WIDTH)
+    if variant.tied or variant.architecture == "gemma3":
+        if "output" in variant.biases:
+            writer.add_tensor("output.bias", (random.standard_normal(VOCABULARY) * 2).astype(numpy.float32))
+    else:
+        matrix("output", VOCABULARY, WIDTH)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def ask(server, path, body):
+    request = urllib.request.Request(server.listening_address + path, json.dumps(body).encode(),
+                                     {"Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(request, timeout=60))
+
+
+def serve(path):
+    """llama.cpp with the file, its caches in 32 bits."""
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx, params.warmup, params.n_parallel = CONTEXT, False, 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.verbosity = -1
+    return xllamacpp.Server(params)
+
+
+def greedy(path, prompt):
+    """The tokens that llama.cpp writes, and the smallest distance of the two best."""
+    answer = ask(serve(path), "/completion", {
+        "prompt": prompt, "n_predict": STEPS, "temperature": 0.0, "return_tokens": True, "n_probs": 2,
+        "samplers": ["temperature"], "cache_prompt": False,
+    })
+    tops = [step["top_logprobs"] for step in answer["completion_probabilities"]]
+    return answer["tokens"], min(first["logprob"] - second["logprob"] for first, second in tops)
+
+
+def file_of(folder, name, variant):
+    """The path to write to, and the one to load."""
+    first = folder / (f"{name}-00001-of-{variant.parts:05}.gguf" if variant.parts else f"{name}.gguf")
+    return folder / f"{name}.gguf", first
+
+
+def make(name, variant):
+    prompt = [int(token) for token in numpy.random.default_rng(1).integers(1, VOCABULARY, 16)]
+    plain = Variant(variant.architecture, tied=variant.tied, fused=variant.fused)
+    for seed in range(1000):
+        with tempfile.TemporaryDirectory() as temporary:
+            target, first = file_of(Path(temporary), name, variant)
+            write(target, variant, seed)
+            tokens, gap = greedy(first, prompt)
+            if gap < GAP or len(tokens) < STEPS or len(set(tokens)) < 6:
+                continue
+            if variant.plain is None:
+                other = Path(temporary) / "plain.gguf"
+                write(other, plain, seed)
+                if greedy(other, prompt)[0] == tokens:
+                    continue
+        target, first = file_of(FOLDER, name, variant)
+        write(target, variant, seed)
+        size = sum(path.stat().st_size for path in FOLDER.glob(f"{name}*.gguf"))
+        print(f"{name}: seed {seed}, least gap {gap:.3f}, {size} bytes")
+        return {"prompt": prompt, "greedy": tokens, "file": first.name}
+    raise SystemExit(f"no seed for {name}")
+
+
+def main():
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    file = FOLDER / "expected.json"
+    expected = json.loads(file.read_text()) if file.exists() else {}
+    for name in sys.argv[1:] or VARIANTS:
+        try:
+            expected[name] = make(name, VARIANTS[name])
+        except RuntimeError as error:
+            print(f"{name}: llama.cpp refuses: {error}")
+    lines = [f"{json.dumps(name)}: {json.dumps(expected[name])}" for name in sorted(expected)]
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
