@@ -191,20 +191,35 @@ async fn with_a_thread_of_an_earlier_pool(
 ) -> (TestSystem, model_actors::ModelHandle<Scripted>, Gate) {
     let mut test = TestSystem::start_with(system, pool).await;
     let model = test.model("model", ScriptedLoader::default());
-    let gate = Gate::default();
-    let pending = send(&model, Act::Hang(gate.latch()));
-    until_true(|| gate.was_reached()).await;
-    lose_the_pool(&test).await;
-    assert!(matches!(end(pending).await.unwrap_err(), Error::RecvError { .. }));
+    let mut events = test.system.events();
+    let gate = kill_the_pool_over_a_hanging_run(&test, &model).await;
+    until_the_pool_is_back(&mut events).await;
     (test, model, gate)
+}
+
+/// Has a run hang until the gate opens, and kills the pool, which tells the caller.
+async fn kill_the_pool_over_a_hanging_run(
+    test: &TestSystem,
+    model: &model_actors::ModelHandle<Scripted>,
+) -> Gate {
+    let gate = Gate::default();
+    let pending = send(model, Act::Hang(gate.latch()));
+    until_true(|| gate.was_reached()).await;
+    test.kill(Victim::Pool).await;
+    assert!(matches!(end(pending).await, Err(Error::RecvError { .. })));
+    gate
+}
+
+async fn until_the_pool_is_back(events: &mut Receiver<Event>) {
+    let is_back = |event: &Event| matches!(event, Event::PoolRestarted { .. }).then_some(());
+    TestSystem::event(events, "the pool is back", is_back).await;
 }
 
 /// Kills the pool and waits until it is back.
 async fn lose_the_pool(test: &TestSystem) {
     let mut events = test.system.events();
     test.kill(Victim::Pool).await;
-    let is_back = |event: &Event| matches!(event, Event::PoolRestarted { .. }).then_some(());
-    TestSystem::event(&mut events, "the pool is back", is_back).await;
+    until_the_pool_is_back(&mut events).await;
 }
 
 #[tokio::test]
@@ -244,11 +259,7 @@ async fn a_shutdown_reports_the_threads_that_a_dead_pool_left() {
         (system.restart.first_backoff, system.restart.max_backoff) = (millis(backoff), millis(backoff));
         let mut test = TestSystem::start_with(system.with_shutdown_timeout(millis(200)), pool).await;
         let model = test.model("model", ScriptedLoader::default());
-        let gate = Gate::default();
-        let pending = send(&model, Act::Hang(gate.latch()));
-        until_true(|| gate.was_reached()).await;
-        test.kill(Victim::Pool).await;
-        assert!(end(pending).await.is_err());
+        let gate = kill_the_pool_over_a_hanging_run(&test, &model).await;
         test.until("the pool is down", |status| !status.pool("scripted").unwrap().live).await;
         if backoff < 1000 && restarts > 0 {
             test.until("the pool is back", |status| status.pool("scripted").unwrap().live).await;
@@ -269,11 +280,7 @@ async fn a_shutdown_waits_for_the_threads_that_a_dead_pool_left() {
     (system.restart.first_backoff, system.restart.max_backoff) = (millis(60_000), millis(60_000));
     let mut test = TestSystem::start_with(system.with_shutdown_timeout(millis(20_000)), pool).await;
     let model = test.model("model", ScriptedLoader::default());
-    let gate = Gate::default();
-    let pending = send(&model, Act::Hang(gate.latch()));
-    until_true(|| gate.was_reached()).await;
-    test.kill(Victim::Pool).await;
-    assert!(end(pending).await.is_err());
+    let gate = kill_the_pool_over_a_hanging_run(&test, &model).await;
     test.until("the pool is down", |status| !status.pool("scripted").unwrap().live).await;
     let system = test.system.clone();
     let shutdown = tokio::spawn(async move { system.shutdown().await });
@@ -295,11 +302,9 @@ async fn the_next_pool_knows_the_pins_that_the_last_one_was_told_of() {
         }
         let model = test.register("model", loader, spec);
         model.pin(pinned).await.unwrap();
-        let gate = Gate::default();
-        let pending = send(&model, Act::Hang(gate.latch()));
-        until_true(|| gate.was_reached()).await;
-        lose_the_pool(&test).await;
-        assert!(end(pending).await.is_err());
+        let mut events = test.system.events();
+        let gate = kill_the_pool_over_a_hanging_run(&test, &model).await;
+        until_the_pool_is_back(&mut events).await;
         let status = test.until_model("model", "it lists the thread", |model| model.workers.len() == 1).await;
         assert_eq!(status.pinned, pinned);
         gate.open();
