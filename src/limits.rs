@@ -52,9 +52,10 @@
 //! | what | limit |
 //! |---|---|
 //! | bytes of a model's configuration file, and of any other text or JSON | [`MAX_CONFIG_BYTES`], 4 MiB |
-//! | bytes of `tokenizer.json` or a SentencePiece model, and of the list of weight files | [`MAX_TOKENIZER_BYTES`], 48 MiB; [`MAX_INDEX_BYTES`], 16 MiB |
+//! | bytes of `tokenizer.json`, of a vocabulary or list of merges in its place and of a SentencePiece model, and of the list of weight files | [`MAX_TOKENIZER_BYTES`], 48 MiB; [`MAX_INDEX_BYTES`], 16 MiB |
 //! | values in a configuration file | `MAX_VALUES` of `source/json.rs`, 524,288 |
 //! | in `tokenizer.json`: values; tokens; added tokens | `MAX_VALUES`, 4,194,304; `MAX_TOKENS`, 1,048,576; `MAX_ADDED_TOKENS`, 65,536; of `tokens/output_bounds.rs` |
+//! | of a SentencePiece model: pieces; bytes of one that others merge to; merges; tokens that T5 counts beside the pieces | `MAX_PIECES`, 1,048,576; `MAX_MERGED`, 256; `MAX_MERGES`, 2,097,152; `MAX_EXTRA`, 1,000; of `tokens/sentence_piece.rs` |
 //! | in each part of `tokenizer.json` but its model: values; regular expressions | `MAX_PART`, 4,096, and `MAX_PATTERNS`, 32, of `tokens/output_bounds.rs` |
 //! | bytes of a weight file's header | [`MAX_HEADER_BYTES`], 16 MiB |
 //! | files in a list of weight files, and tensors of all of them | `MAX_SHARDS`, 4,096, and `MAX_TENSORS`, 524,288, of `weights.rs` |
@@ -129,7 +130,10 @@ pub(crate) fn file_bytes(file: &str) -> Option<u64> {
     let name = file.rsplit('/').next().unwrap_or(file).to_lowercase();
     let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
     match () {
-        () if name == "tokenizer.json" || ends(&[".model"]) => Some(MAX_TOKENIZER_BYTES),
+        () if ["tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"].contains(&name.as_str()) => {
+            Some(MAX_TOKENIZER_BYTES)
+        }
+        () if ends(&[".model"]) => Some(MAX_TOKENIZER_BYTES),
         () if ends(&[".json"]) && name.contains(".index.") => Some(MAX_INDEX_BYTES),
         () if ends(&[".json", ".jinja", ".txt", ".md", ".yaml", ".yml"]) => Some(MAX_CONFIG_BYTES),
         () => None,

@@ -11,6 +11,11 @@ mod long_text;
 mod pieces;
 mod plain_text;
 mod special_names;
+mod settings;
+mod sentence_piece;
+mod files;
+#[cfg(test)]
+mod reference_tests;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -22,11 +27,13 @@ use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection, TruncationPa
 
 use crate::error::{Error, Result};
 use crate::source::read_config;
+pub(crate) use files::TokenizerFiles;
 use output_bounds::guarded;
 pub(crate) use output_bounds::{MAX_BYTES, OutputBounds};
 pub(crate) use pieces::Pieces;
 pub(crate) use plain_text::Mask;
 use plain_text::{Place, PlainText, in_letters};
+pub(crate) use settings::TokenizerSettings;
 pub(crate) use special_names::special_names;
 
 /// A model's tokenizer, shared by its workers. A clone is the same one.
@@ -44,6 +51,8 @@ pub(crate) struct Tokens {
     bytes_per_token: Option<usize>,
     /// The text of each token, in place of the tokenizer's decoder.
     pieces: Option<Arc<Pieces>>,
+    /// Rows of the model, one for each token. A vocabulary may have more tokens.
+    rows: Option<usize>,
 }
 
 /// A `tokenizer.json` that is not checked yet: see [`OutputBounds::of`].
@@ -79,9 +88,10 @@ pub(crate) struct TokenIds {
 
 impl Tokens {
     /// Reads a tokenizer; texts are cut to `longest` tokens, special ones included.
-    pub(crate) fn read(path: &Path, longest: usize, lowercase: bool) -> Result<Self> {
-        let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
-        let mut tokenizer = open(path)?;
+    pub(crate) fn read(files: impl Into<TokenizerFiles>, longest: usize, lowercase: bool) -> Result<Self> {
+        let files = files.into();
+        let invalid = |reason: String| Error::InvalidTokenizer { file: files.path().to_owned(), reason };
+        let mut tokenizer = files.open()?;
         let special = tokenizer.get_post_processor().map_or(0, |processor| {
             use tokenizers::PostProcessor as _;
             processor.added_tokens(false)
@@ -91,8 +101,9 @@ impl Tokens {
                 "inputs of {longest} tokens have no room beside {special} special ones"
             )));
         }
+        let own_side = tokenizer.get_truncation().map(|own| own.direction);
         let truncation = TruncationParams {
-            direction: TruncationDirection::Right,
+            direction: files.cut_side().or(own_side).unwrap_or(TruncationDirection::Right),
             max_length: longest,
             strategy: TruncationStrategy::LongestFirst,
             stride: 0,
@@ -133,9 +144,15 @@ impl Tokens {
     }
 
     /// Reads a tokenizer for prompts, which are never cut.
-    pub(crate) fn read_whole(path: &Path) -> Result<Self> {
-        let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
-        Self::whole(open(path)?).map_err(invalid)
+    pub(crate) fn read_whole(files: impl Into<TokenizerFiles>) -> Result<Self> {
+        let files = files.into();
+        let invalid = |reason: String| Error::InvalidTokenizer { file: files.path().to_owned(), reason };
+        Self::whole(files.open()?).map_err(invalid)
+    }
+
+    /// The same for a model with so many rows: a text that uses a token beyond them is refused.
+    pub(crate) fn with_rows(self, rows: usize) -> Self {
+        Self { rows: Some(rows), ..self }
     }
 
     /// A tokenizer that was put together from other files, for prompts.
@@ -181,6 +198,7 @@ impl Tokens {
             plain_text: None,
             bytes_per_token: None,
             pieces: None,
+            rows: None,
         })
     }
 
@@ -199,7 +217,19 @@ impl Tokens {
 
     /// A prompt's tokens, as it is written; may be none.
     pub(crate) fn encode_prompt(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
-        self.output_bounds.encode(&self.tokenizer, text, specials).map_err(untokenizable)
+        let ids = self.output_bounds.encode(&self.tokenizer, text, specials);
+        self.within_rows(ids.map_err(untokenizable)?)
+    }
+
+    /// Refuses a token that the model has no row for.
+    fn within_rows(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        let Some(rows) = self.rows else { return Ok(ids) };
+        let beyond = ids.iter().find(|id| usize::try_from(**id).is_ok_and(|id| id >= rows));
+        let Some(beyond) = beyond else { return Ok(ids) };
+        let token = self.tokenizer.id_to_token(*beyond).unwrap_or_default();
+        Err(Error::InvalidInput(format!(
+            "the text has the token {token:?}, number {beyond}, for which the model has none of its {rows} rows"
+        )))
     }
 
     /// The tokens of a text that people wrote, of which none is a special one where these are split.
@@ -214,7 +244,8 @@ impl Tokens {
             let text_of = |place: Range<usize>| Ok(text.get(place).unwrap_or_default().to_owned());
             plain.encode(&self.tokenizer, (&[], &none), text.len(), text_of, specials).map(Some)
         });
-        encoded.map_err(untokenizable)?.map_or_else(|| self.encode_prompt(text, specials), Ok)
+        let ids = encoded.map_err(untokenizable)?;
+        ids.map_or_else(|| self.encode_prompt(text, specials), |ids| self.within_rows(ids))
     }
 
     /// The tokens of what a template makes of texts that people wrote; `check` may still refuse it. Special tokens of the
@@ -276,7 +307,8 @@ impl Tokens {
             };
             plain.encode(tokenizer, (&own, &turn_marks), masked.len(), text_of, around).map(Some)
         });
-        encoded.map_err(untokenizable)?.map_or_else(|| self.encode_prompt(&text, around), Ok)
+        let ids = encoded.map_err(untokenizable)?;
+        ids.map_or_else(|| self.encode_prompt(&text, around), |ids| self.within_rows(ids))
     }
 
     /// True if texts hold a special token or what may be a turn mark, alone, one after another, or in other cases.
@@ -337,10 +369,12 @@ impl Tokens {
         let failed = |error: String| Error::InvalidInput(format!("the text cannot be tokenized: {error}"));
         let whole = |text: &str| self.output_bounds.encode(&self.tokenizer, text, Specials::Added);
         let ids = match self.tokenizer.get_truncation() {
-            Some(truncation) => long_text::encode_cut(text, truncation.max_length, whole),
-            None => whole(text),
+            Some(truncation) if truncation.direction == TruncationDirection::Right => {
+                long_text::encode_cut(text, truncation.max_length, whole)
+            }
+            _ => whole(text),
         };
-        let mut ids = ids.map_err(failed)?;
+        let mut ids = self.within_rows(ids.map_err(failed)?)?;
         ids.extend(self.closing);
         if ids.is_empty() {
             return Err(Error::InvalidInput("the text has no tokens".to_owned()));
@@ -362,6 +396,7 @@ impl Tokens {
     }
 
     /// One more than the largest token number.
+    #[cfg(test)]
     pub(crate) fn vocabulary(&self) -> usize {
         self.tokenizer.get_vocab(true).values().max().map_or(0, |largest| *largest as usize + 1)
     }

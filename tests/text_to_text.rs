@@ -335,6 +335,38 @@ async fn the_end_token_ends_the_text() {
     assert!(case.text.starts_with(&completion.text) && completion.text.len() < case.text.len());
 }
 
+/// The settings of `config.json` count where there is no other file, which goes before them.
+#[test]
+fn generation_defaults_are_those_of_the_models_files() {
+    let case = expected("llama", &load("llama")).remove(0);
+    let folder = copy_of("llama");
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(folder.path().join(name)).unwrap()).unwrap()
+    };
+    let write = |name: &str, json: &serde_json::Value| {
+        std::fs::write(folder.path().join(name), json.to_string()).unwrap();
+    };
+    let generate = |sampling: Sampling| {
+        let model = TextGenerationModel::load(Source::directory(folder.path())).unwrap();
+        let request = request(&case.prompt, 64).with_sampling(sampling);
+        model.generate(&[request]).unwrap().remove(0)
+    };
+    let mut config = read("config.json");
+    config["eos_token_id"] = read("expected.json")["cases"][0]["greedy"][5].clone();
+    write("config.json", &config);
+    std::fs::remove_file(folder.path().join("generation_config.json")).unwrap();
+    let ended = generate(Sampling::default());
+    assert_eq!((ended.finish_reason, ended.usage.completion_tokens), (FinishReason::Stop, 6));
+
+    write("generation_config.json", &serde_json::json!({"eos_token_id": [383]}));
+    assert_eq!(generate(Sampling::default()).text, case.text);
+    write("generation_config.json", &serde_json::json!({"eos_token_id": [383], "repetition_penalty": 1.5}));
+    let penalised = generate(Sampling::default());
+    assert_ne!(penalised.text, case.text);
+    assert_eq!(penalised, generate(Sampling::default().with_repetition_penalty(1.5)));
+    assert_eq!(generate(Sampling::default().with_repetition_penalty(1.0)).text, case.text);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_are_rendered_by_the_chat_template() {
     let (engine, model) = engine("llama", one_worker()).await;

@@ -91,6 +91,7 @@ pub(crate) fn special_tokens_of(gguf: &GgufTokenizer) -> SpecialTokens {
         eos: name(gguf.end),
         unk: name(gguf.unknown),
         pad: name(gguf.padding),
+        ..SpecialTokens::default()
     }
 }
 

@@ -27,6 +27,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::source::Files;
+use crate::tokens::TokenizerSettings;
 
 use stack::Threads;
 
@@ -41,6 +42,8 @@ const MAX_DEPTH: usize = 100;
 /// Most letters of an error that are told.
 const MAX_REASON: usize = 1000;
 const NAME: &str = "chat";
+/// Names of the special tokens that have a field of their own.
+const NAMED: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 
 /// A model's chat template, compiled. A clone shares it.
 #[derive(Clone)]
@@ -67,14 +70,8 @@ pub(crate) struct SpecialTokens {
     pub(crate) eos: Option<String>,
     pub(crate) unk: Option<String>,
     pub(crate) pad: Option<String>,
-}
-
-/// Token in `tokenizer_config.json`: its text, or an object with it.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum TokenEntry {
-    Text(String),
-    Object { content: String },
+    /// Those that have other names, such as `cls_token` or `image_token`.
+    pub(crate) others: BTreeMap<String, String>,
 }
 
 /// `chat_template` in `tokenizer_config.json` or `chat_template.json`.
@@ -91,15 +88,11 @@ struct NamedTemplate {
     template: String,
 }
 
-/// Chat template and special tokens of `tokenizer_config.json`; `chat_template.json` has the template alone.
+/// Chat template of `tokenizer_config.json` and `chat_template.json`.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct TokenizerConfig {
     chat_template: Option<TemplateEntry>,
-    bos_token: Option<TokenEntry>,
-    eos_token: Option<TokenEntry>,
-    unk_token: Option<TokenEntry>,
-    pad_token: Option<TokenEntry>,
 }
 
 impl TemplateEntry {
@@ -117,16 +110,14 @@ impl TemplateEntry {
 }
 
 impl SpecialTokens {
-    fn of(config: &TokenizerConfig) -> Self {
-        let text = |entry: &Option<TokenEntry>| match entry {
-            Some(TokenEntry::Text(content) | TokenEntry::Object { content }) => Some(content.clone()),
-            None => None,
-        };
+    fn of(settings: &TokenizerSettings) -> Self {
+        let others = settings.named().filter(|(name, _)| !NAMED.contains(name));
         Self {
-            bos: text(&config.bos_token),
-            eos: text(&config.eos_token),
-            unk: text(&config.unk_token),
-            pad: text(&config.pad_token),
+            bos: settings.token("bos_token"),
+            eos: settings.token("eos_token"),
+            unk: settings.token("unk_token"),
+            pad: settings.token("pad_token"),
+            others: others.map(|(name, token)| (name.to_owned(), token.to_owned())).collect(),
         }
     }
 }
@@ -137,11 +128,10 @@ impl SpecialTokens {
 /// # Errors
 /// [`Error::InvalidConfig`] names the file and what is wrong with it.
 pub(crate) fn read(files: &Files, context: &LoadContext) -> Result<(Option<ChatTemplate>, SpecialTokens)> {
-    let mut config = TokenizerConfig::default();
     let mut found = None;
     if let Some(path) = files.optional("tokenizer_config.json", context)? {
-        config = crate::source::read_json(&path)?;
-        found = config.chat_template.take().and_then(TemplateEntry::pick).map(|text| (path, text));
+        let config: TokenizerConfig = crate::source::read_json(&path)?;
+        found = config.chat_template.and_then(TemplateEntry::pick).map(|text| (path, text));
     }
     if let Some(path) = files.optional("chat_template.json", context)? {
         let own: TokenizerConfig = crate::source::read_json(&path)?;
@@ -151,7 +141,7 @@ pub(crate) fn read(files: &Files, context: &LoadContext) -> Result<(Option<ChatT
         let text = read_text(&path)?;
         found = Some((path, text));
     }
-    let tokens = SpecialTokens::of(&config);
+    let tokens = SpecialTokens::of(&TokenizerSettings::read(files, "", context)?);
     let template = match found {
         Some((path, text)) => Some(ChatTemplate::new(&text, tokens.clone(), &path)?),
         None => None,
@@ -232,12 +222,13 @@ impl ChatTemplate {
     }
 
     fn special_tokens(&self) -> Value {
-        let SpecialTokens { bos, eos, unk, pad } = &self.tokens;
-        let named = [("bos_token", bos), ("eos_token", eos), ("unk_token", unk), ("pad_token", pad)];
+        let SpecialTokens { bos, eos, unk, pad, others } = &self.tokens;
+        let named = NAMED.into_iter().zip([bos, eos, unk, pad]);
         // A token that the model lacks is undefined, not empty.
         let known =
             named.into_iter().filter_map(|(name, token)| Some((name, Value::from(token.as_deref()?))));
-        Value::from(known.collect::<BTreeMap<&str, Value>>())
+        let others = others.iter().map(|(name, token)| (name.as_str(), Value::from(token.as_str())));
+        Value::from(known.chain(others).collect::<BTreeMap<&str, Value>>())
     }
 
     fn render_values(&self, values: Value) -> Result<String> {

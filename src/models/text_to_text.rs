@@ -19,6 +19,7 @@ use crate::limits::GenerationLimits;
 use crate::loader::{WorkerModel, standalone_model};
 use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams};
 use crate::models::decoder::Decoder;
+use crate::models::generation_config::GenerationConfig;
 use crate::models::transformer::{Cache, Segment};
 use crate::tokens::{Specials, Tokens};
 pub(crate) use plan::TextToTextPlan;
@@ -29,6 +30,7 @@ pub(crate) struct LoadedModel {
     tokens: Tokens,
     template: Option<ChatTemplate>,
     end_tokens: Vec<u32>,
+    settings: GenerationConfig,
     limits: GenerationLimits,
     compute: Compute,
     footprint: Footprint,
@@ -234,8 +236,8 @@ impl Steps<GenerateText> for TextGenerationModel {
         let room = model.limits.room_after(tokens.len(), model.decoder.context())?;
         let max_tokens = request.max_tokens.min(room);
         let ends = &model.end_tokens;
-        let generation =
-            Generation::new(&model.tokens, &request.sampling, &request.stop, max_tokens, &tokens, ends)?;
+        let sampling = model.settings.complete(&request.sampling);
+        let generation = Generation::new(&model.tokens, &sampling, &request.stop, max_tokens, &tokens, ends)?;
         Ok(Start {
             generation,
             most: tokens.len() + max_tokens,

@@ -33,6 +33,7 @@ use crate::device::Compute;
 use crate::error::Result;
 use crate::limits::GenerationLimits;
 use crate::models::config_file::{with_defaults, without_nulls};
+use crate::models::generation_config::GenerationConfig;
 use crate::models::passes::PROMPT_ROWS;
 use crate::models::towers::VisionTower;
 use crate::preprocessing::{Preprocessing, Processor};
@@ -248,6 +249,7 @@ pub(crate) struct LoadedModel {
     context: usize,
     apart: usize,
     limits: GenerationLimits,
+    settings: GenerationConfig,
     /// Number of steps of all its workers so far: blocks of the vision tower, parts of prompts, tokens.
     steps: AtomicU64,
     compute: Compute,

@@ -124,7 +124,7 @@ pub struct Sampling {
     /// Drop tokens below this share of the likeliest one's probability; from 0 to below 1.
     pub min_p: Option<f32>,
     /// Above 1 makes tokens that occurred in prompt or answer less likely; above 0. Holds for the greedy
-    /// choice too.
+    /// choice too. Without it, that of the model's `generation_config.json`; 1 is none.
     pub repetition_penalty: Option<f32>,
     /// Makes the choice repeatable.
     pub seed: Option<u64>,

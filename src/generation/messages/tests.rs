@@ -111,6 +111,7 @@ fn template(source: &str, tokens: &Tokens) -> ChatTemplate {
         eos: known(["<eos>", "</s>", "<|eot_id|>"]),
         unk: None,
         pad: None,
+        ..SpecialTokens::default()
     };
     ChatTemplate::new(source, special, Path::new("chat_template.jinja")).unwrap()
 }

@@ -49,7 +49,7 @@ fn render(template: &str, conversation: &Conversation) -> Result<String> {
         bos: Some("<s>".into()),
         eos: Some("</s>".into()),
         unk: Some("<unk>".into()),
-        pad: None,
+        ..SpecialTokens::default()
     };
     let template = ChatTemplate::new(template, tokens, Path::new("chat_template.jinja"))?;
     let values = context! {

@@ -30,7 +30,7 @@ fn compile(source: &str) -> Result<ChatTemplate> {
         bos: Some("<s>".into()),
         eos: Some("</s>".into()),
         unk: Some("<unk>".into()),
-        pad: None,
+        ..SpecialTokens::default()
     };
     ChatTemplate::new(source, tokens, Path::new("tokenizer_config.json"))
 }

@@ -1,7 +1,5 @@
 //! Inputs of a pass: preprocessed images, or the tokens of texts.
 
-use std::path::PathBuf;
-
 use model_actors::LoadContext;
 use serde::Deserialize;
 use serde_json::Value;
@@ -10,7 +8,7 @@ use super::{Padding, TextSide};
 use crate::error::{Error, Result};
 use crate::models::passes::joins;
 use crate::source::Files;
-use crate::tokens::Tokens;
+use crate::tokens::{TokenizerFiles, Tokens};
 
 /// One image or text, ready for the model.
 pub(super) enum Input {
@@ -74,7 +72,7 @@ struct TokenizerConfig {
 /// The tokenizer of texts, before it is read.
 #[derive(Debug, Clone)]
 pub(super) struct TextPlan {
-    tokenizer: PathBuf,
+    tokenizer: TokenizerFiles,
     side: TextSide,
     /// Most tokens of a text: what both the model and its tokenizer allow.
     longest: usize,
@@ -83,7 +81,7 @@ pub(super) struct TextPlan {
 
 impl TextPlan {
     pub(super) fn read(files: &Files, side: TextSide, context: &LoadContext) -> Result<Self> {
-        let tokenizer = files.required("tokenizer.json", context)?;
+        let tokenizer = TokenizerFiles::find(files, "", context)?;
         let config: TokenizerConfig =
             files.optional_json("tokenizer_config.json", context)?.unwrap_or_default();
         // The cast saturates, so "none" becomes the largest number there is.
@@ -96,12 +94,8 @@ impl TextPlan {
     }
 
     pub(super) fn load(&self) -> Result<Texts> {
-        let tokens = Tokens::read(&self.tokenizer, self.longest, false)?;
-        let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer.clone(), reason };
-        if tokens.vocabulary() > self.side.vocabulary {
-            let (has, knows) = (tokens.vocabulary(), self.side.vocabulary);
-            return Err(invalid(format!("it has {has} tokens; the model's vocab_size is {knows}")));
-        }
+        let tokens = Tokens::read(&self.tokenizer, self.longest, false)?.with_rows(self.side.vocabulary);
+        let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer.path().to_owned(), reason };
         let padding = match self.side.padding {
             Padding::None => None,
             Padding::ToLongest => {

@@ -1,7 +1,6 @@
 //! An embedding model as its small files describe it, before its weights are read.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use model_actors::{Footprint, LoadContext, LoadStage, TextEmbedding};
@@ -16,7 +15,7 @@ use crate::models::config_file;
 use crate::models::passes::PASS_ROWS;
 use crate::pooling::Modules;
 use crate::source::{Files, read_json};
-use crate::tokens::Tokens;
+use crate::tokens::{TokenizerFiles, Tokens};
 use crate::weights::WeightFiles;
 
 /// Files in which sentence-transformers has put the settings of its first module, the newest first.
@@ -98,7 +97,7 @@ pub(crate) struct TextEmbeddingPlan {
     pub(super) files: Files,
     pub(super) architecture: Box<dyn Architecture>,
     pub(super) modules: Modules,
-    pub(super) tokenizer: PathBuf,
+    pub(super) tokenizer: TokenizerFiles,
     /// The token that ends each text.
     pub(super) closing: Option<String>,
     /// Most tokens of a text, special ones included.
@@ -127,7 +126,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         // The cast saturates, so "none" becomes the largest number there is.
         let of_tokenizer = names.model_max_length.map_or(usize::MAX, |length| length as usize);
         let longest = sentence.max_seq_length.unwrap_or(of_tokenizer);
-        let tokenizer = files.required(&format!("{folder}tokenizer.json"), context)?;
+        let tokenizer = TokenizerFiles::find(&files, &folder, context)?;
         let prompts = files.optional_json("config_sentence_transformers.json", context)?.unwrap_or_default();
         let longest = longest.min(architecture.longest());
         Ok(Self {
@@ -157,13 +156,9 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
         let mut tokens = Tokens::read(&self.tokenizer, self.longest, self.lowercase)?;
         if let Some(closing) = &self.closing {
-            tokens = tokens.closed_by(closing, &self.tokenizer)?;
+            tokens = tokens.closed_by(closing, self.tokenizer.path())?;
         }
-        if tokens.vocabulary() > self.architecture.vocabulary() {
-            let (has, knows) = (tokens.vocabulary(), self.architecture.vocabulary());
-            let reason = format!("it has {has} tokens; the model's vocab_size is {knows}");
-            return Err(Error::InvalidTokenizer { file: self.tokenizer.clone(), reason });
-        }
+        let tokens = tokens.with_rows(self.architecture.vocabulary());
         Ok(LoadedModel {
             head: self.modules.head(&self.files, self.architecture.width(), context)?,
             encoder: self.architecture.load(&weights, &device, context)?,
@@ -182,7 +177,7 @@ impl TextEmbeddingPlan {
         let Some(token) = self.architecture.ending() else { return Ok(String::new()) };
         tokens.written(token).ok_or_else(|| {
             let reason = format!("it lacks the token {token}, which is to end each text");
-            Error::InvalidTokenizer { file: self.tokenizer.clone(), reason }
+            Error::InvalidTokenizer { file: self.tokenizer.path().to_owned(), reason }
         })
     }
 

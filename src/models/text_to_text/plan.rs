@@ -1,10 +1,9 @@
 //! A text to text model as its small files describe it, before its weights are read.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use model_actors::{Bytes, Footprint, GenerateText, LoadContext, LoadStage, Prompt, TextToText};
-use serde::Deserialize;
 
 use super::LoadedModel;
 use crate::architecture;
@@ -17,9 +16,10 @@ use crate::loader::{self, GenerationSettings};
 use crate::models::config_file;
 use crate::models::continuous_batching;
 use crate::models::decoder::{DecoderConfig, FAMILIES};
+use crate::models::generation_config::GenerationConfig;
 use crate::models::passes::PROMPT_ROWS;
 use crate::source::{Files, read_json};
-use crate::tokens::{Tokens, special_names};
+use crate::tokens::{TokenizerFiles, Tokens, special_names};
 use crate::weights::WeightFiles;
 
 /// The capability's name in errors.
@@ -32,21 +32,6 @@ const THREAD_SCRATCH: Bytes = Bytes::mib(4);
 /// fifty bytes for each of theirs.
 const TOKENIZING: u64 = 512;
 
-/// One token or several.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum TokenList {
-    One(u32),
-    Several(Vec<u32>),
-}
-
-/// `generation_config.json`, of which only the ends matter.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct GenerationConfig {
-    eos_token_id: Option<TokenList>,
-}
-
 /// A model as its small files describe it.
 pub(crate) struct TextToTextPlan {
     files: Files,
@@ -54,7 +39,9 @@ pub(crate) struct TextToTextPlan {
     kind: Kind,
     template: Option<ChatTemplate>,
     special: SpecialTokens,
+    /// The ends that a GGUF file names.
     end_tokens: Vec<u32>,
+    settings: GenerationConfig,
     generation: GenerationSettings,
     /// Of the tokenizer, once it is loaded.
     bytes_per_token: OnceLock<Option<usize>>,
@@ -63,9 +50,9 @@ pub(crate) struct TextToTextPlan {
 /// Kinds of files that a model is in.
 enum Kind {
     /// `config.json`, `tokenizer.json` and safetensors.
-    Folder { tokenizer: PathBuf },
+    Folder { tokenizer: TokenizerFiles },
     /// One file with everything, unless a directory or repository was named that has a `tokenizer.json` too.
-    Gguf { file: GgufFile, tokenizer: Option<PathBuf> },
+    Gguf { file: GgufFile, tokenizer: Option<TokenizerFiles> },
 }
 
 impl loader::LoadPlan for TextToTextPlan {
@@ -116,7 +103,7 @@ impl loader::LoadPlan for TextToTextPlan {
             Kind::Gguf { file, tokenizer } => {
                 context.begin(LoadStage::Load, file.bytes());
                 let tokens = match tokenizer {
-                    Some(path) => Tokens::read_whole(path)?,
+                    Some(files) => Tokens::read_whole(files)?,
                     None => generation::tokens_of(&file.tokenizer()?)
                         .map_err(|reason| Error::InvalidTokenizer { file: file.path().to_owned(), reason })?,
                 };
@@ -135,6 +122,7 @@ impl loader::LoadPlan for TextToTextPlan {
             decoder,
             template: self.template.clone(),
             end_tokens: self.ends(&tokens),
+            settings: self.settings.clone(),
             tokens,
             limits: self.generation.limits,
             compute: compute.clone(),
@@ -148,15 +136,8 @@ impl TextToTextPlan {
     fn read_folder(files: Files, context: &LoadContext) -> Result<Self> {
         let file = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
         let config = architecture::find(FAMILIES, CAPABILITY, &file, &read_json(&file)?)?;
-        let settings: GenerationConfig =
-            files.optional_json("generation_config.json", context)?.unwrap_or_default();
-        let mut end_tokens = config.end_tokens.clone();
-        match settings.eos_token_id {
-            Some(TokenList::One(token)) => end_tokens.push(token),
-            Some(TokenList::Several(tokens)) => end_tokens.extend(tokens),
-            None => {}
-        }
-        let tokenizer = files.required("tokenizer.json", context)?;
+        let settings = GenerationConfig::read(&files, context)?;
+        let tokenizer = TokenizerFiles::find(&files, "", context)?;
         let (template, special) = generation::read_chat_template(&files, context)?;
         let (kind, generation) = (Kind::Folder { tokenizer }, GenerationSettings::default());
         Ok(Self {
@@ -165,7 +146,8 @@ impl TextToTextPlan {
             kind,
             template,
             special,
-            end_tokens,
+            end_tokens: Vec::new(),
+            settings,
             generation,
             bytes_per_token: OnceLock::new(),
         })
@@ -175,7 +157,7 @@ impl TextToTextPlan {
         let part = |name: &str| files.gguf_part(path, name, context);
         let file = GgufFile::open(path)?.with_parts(part)?;
         let config = DecoderConfig::from_gguf(&file)?;
-        let tokenizer = files.optional("tokenizer.json", context)?;
+        let tokenizer = TokenizerFiles::whole(&files, context)?;
         let (mut template, mut special) = generation::read_chat_template(&files, context)?;
         let mut end_tokens = config.end_tokens.clone();
         // A file may come without a tokenizer where there is one beside it.
@@ -208,6 +190,7 @@ impl TextToTextPlan {
             template,
             special,
             end_tokens,
+            settings: GenerationConfig::default(),
             generation,
             bytes_per_token: OnceLock::new(),
         })
@@ -216,18 +199,23 @@ impl TextToTextPlan {
     /// The file that has the tokenizer.
     fn tokenizer_file(&self) -> &Path {
         match &self.kind {
-            Kind::Folder { tokenizer } | Kind::Gguf { tokenizer: Some(tokenizer), .. } => tokenizer,
+            Kind::Folder { tokenizer } | Kind::Gguf { tokenizer: Some(tokenizer), .. } => tokenizer.path(),
             Kind::Gguf { file, tokenizer: None } => file.path(),
         }
     }
 
-    /// Every token that any of the files calls the end.
+    /// The tokens that end a text; of a GGUF file, every one that any of the files calls the end.
     fn ends(&self, tokens: &Tokens) -> Vec<u32> {
         let named = self.special.eos.as_deref().and_then(|name| tokens.id(name));
-        let mut ends: Vec<u32> = self.end_tokens.iter().copied().chain(named).collect();
-        ends.sort_unstable();
-        ends.dedup();
-        ends
+        match &self.kind {
+            Kind::Folder { .. } => self.settings.ends(&self.config.end_tokens, named),
+            Kind::Gguf { .. } => {
+                let mut ends: Vec<u32> = self.end_tokens.iter().copied().chain(named).collect();
+                ends.sort_unstable();
+                ends.dedup();
+                ends
+            }
+        }
     }
 
     fn footprint_now(&self, context: &LoadContext) -> Result<Footprint> {

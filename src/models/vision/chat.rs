@@ -4,50 +4,23 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use model_actors::LoadContext;
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::generation::{ChatTemplate, SpecialTokens, read_chat_template};
+use crate::models::generation_config::GenerationConfig;
 use crate::source::Files;
 use crate::tokens::{Mask, Specials, Tokens};
 
 /// The question where the request has none.
 const DEFAULT_QUESTION: &str = "Describe this image.";
 
-/// A token that ends a text, several of them, or none.
-#[derive(Debug, Default, Deserialize)]
-#[serde(untagged)]
-pub(super) enum Ends {
-    One(u32),
-    Several(Vec<u32>),
-    #[default]
-    None,
-}
-
-impl Ends {
-    pub(super) fn to_vec(&self) -> Vec<u32> {
-        match self {
-            Self::One(token) => vec![*token],
-            Self::Several(tokens) => tokens.clone(),
-            Self::None => Vec::new(),
-        }
-    }
-}
-
-/// `generation_config.json`, of which only the end matters.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct GenerationConfig {
-    eos_token_id: Ends,
-}
-
 /// A chat template with the tokens around it.
 #[derive(Clone)]
 pub(super) struct Chat {
     template: ChatTemplate,
     special: SpecialTokens,
-    ends: Vec<u32>,
+    settings: GenerationConfig,
     /// The placeholder.
     image: u32,
     file: PathBuf,
@@ -61,19 +34,15 @@ impl Chat {
     pub(super) fn read(files: &Files, image: u32, context: &LoadContext) -> Result<Self> {
         let (template, special) = read_chat_template(files, context)?;
         let Some(template) = template else { return Err(files.missing("chat_template.json", context)) };
-        let settings: GenerationConfig =
-            files.optional_json("generation_config.json", context)?.unwrap_or_default();
+        let settings = GenerationConfig::read(files, context)?;
         let file = files.required("config.json", context)?;
-        Ok(Self { template, special, ends: settings.eos_token_id.to_vec(), image, file })
+        Ok(Self { template, special, settings, image, file })
     }
 
-    /// Every token that the model's files or its tokenizer call the end.
-    pub(super) fn ends(&self, tokens: &Tokens, more: &[u32]) -> Vec<u32> {
+    /// The tokens that end an answer; `family` are those of the text half.
+    pub(super) fn ends(&self, tokens: &Tokens, family: &[u32]) -> Vec<u32> {
         let named = self.special.eos.as_deref().and_then(|name| tokens.id(name));
-        let mut ends: Vec<u32> = self.ends.iter().chain(more).copied().chain(named).collect();
-        ends.sort_unstable();
-        ends.dedup();
-        ends
+        self.settings.ends(family, named)
     }
 
     /// Refuses a placeholder that the model has no row for.

@@ -1,6 +1,5 @@
 //! A vision model as its small files describe it, before its weights are read.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use model_actors::{Bytes, Footprint, LoadContext, LoadStage, Vision};
@@ -14,14 +13,16 @@ use crate::limits::GenerationLimits;
 use crate::loader::{self, GenerationSettings};
 use crate::models::config_file;
 use crate::models::continuous_batching;
+use crate::models::generation_config::GenerationConfig;
 use crate::source::{Files, read_json};
-use crate::tokens::{Tokens, special_names};
+use crate::tokens::{TokenizerFiles, Tokens, special_names};
 use crate::weights::WeightFiles;
 
 pub(crate) struct VisionPlan {
     files: Files,
     architecture: Box<dyn Architecture>,
-    tokenizer: PathBuf,
+    tokenizer: TokenizerFiles,
+    settings: GenerationConfig,
     generation: GenerationSettings,
 }
 
@@ -34,8 +35,9 @@ impl loader::LoadPlan for VisionPlan {
         let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
         let mut architecture = architecture::find(FAMILIES, CAPABILITY, &config, &read_json(&config)?)?;
         architecture.complete(&files, context)?;
-        let tokenizer = files.required("tokenizer.json", context)?;
-        Ok(Self { files, architecture, tokenizer, generation: GenerationSettings::default() })
+        let tokenizer = TokenizerFiles::find(&files, "", context)?;
+        let settings = GenerationConfig::read(&files, context)?;
+        Ok(Self { files, architecture, tokenizer, settings, generation: GenerationSettings::default() })
     }
 
     fn with_generation(self, generation: GenerationSettings) -> Self {
@@ -54,13 +56,8 @@ impl loader::LoadPlan for VisionPlan {
         let weights = self.weights(context)?;
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
-        let tokens = Tokens::read_whole(&self.tokenizer)?;
-        if tokens.vocabulary() > self.architecture.vocabulary() {
-            let (has, knows) = (tokens.vocabulary(), self.architecture.vocabulary());
-            let reason = format!("it has {has} tokens; the model's vocab_size is {knows}");
-            return Err(Error::InvalidTokenizer { file: self.tokenizer.clone(), reason });
-        }
-        let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer.clone(), reason };
+        let tokens = Tokens::read_whole(&self.tokenizer)?.with_rows(self.architecture.vocabulary());
+        let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer.path().to_owned(), reason };
         let named = special_names(&self.files, context)?;
         let split = self.generation.split_special_tokens;
         let tokens = tokens.splitting_special_tokens(split, &named).map_err(invalid)?;
@@ -70,6 +67,7 @@ impl loader::LoadPlan for VisionPlan {
             context: self.architecture.context(),
             apart: self.architecture.apart(),
             limits: self.generation.limits,
+            settings: self.settings.clone(),
             steps: 0.into(),
             compute: compute.clone(),
             footprint: compute.counted(self.footprint_of(&weights)),

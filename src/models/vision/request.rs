@@ -71,7 +71,8 @@ impl ActiveRequest {
         let needed = prompt.tokens.len();
         let most = request.max_tokens.min(model.limits.room_after(needed, model.context)?);
         let ends = model.network.ends();
-        let generation = Generation::new(&model.tokens, &request.sampling, &[], most, &prompt.tokens, ends)?;
+        let sampling = model.settings.complete(&request.sampling);
+        let generation = Generation::new(&model.tokens, &sampling, &[], most, &prompt.tokens, ends)?;
         // Nothing was computed for what is refused by now.
         let crops = model.network.crops(picture)?;
         let state = Self { prompt, crops, stage: Stage::Encoding(Encoding::default()) };

@@ -1,0 +1,336 @@
+//! Settings of a tokenizer beside its vocabulary: `tokenizer_config.json`, `special_tokens_map.json` and
+//! `added_tokens.json`. transformers builds the classes that are listed here anew from them, whatever `tokenizer.json`
+//! says of normalizer, split and the tokens around a text; other classes only get the tokens that are added.
+
+use model_actors::LoadContext;
+use serde_json::Value;
+use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
+use tokenizers::normalizers::BertNormalizer;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
+use tokenizers::processors::bert::BertProcessing;
+use tokenizers::{AddedToken, ModelWrapper, NormalizerWrapper, Tokenizer, TruncationDirection};
+
+use super::special_names;
+use crate::error::Result;
+use crate::source::Files;
+
+/// Names of tokens that all classes know.
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// Class of a tokenizer, as far as transformers builds it anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Class {
+    Bert,
+    MpNet,
+    Roberta,
+    Gpt2,
+    Qwen2,
+    XlmRoberta,
+    Llama,
+    T5,
+    /// Taken as the files have it.
+    #[default]
+    AsWritten,
+}
+
+/// Kinds of models whose published files name another class than transformers takes.
+const MISNAMED: [&str; 8] =
+    ["modernbert", "modernbert-decoder", "phi3", "phimoe", "qwen2", "internlm2", "internlm3", "smolvlm"];
+
+impl Class {
+    fn named(name: &str) -> Self {
+        match name.strip_suffix("Fast").unwrap_or(name) {
+            "BertTokenizer"
+            | "DistilBertTokenizer"
+            | "ElectraTokenizer"
+            | "MobileBertTokenizer"
+            | "ConvBertTokenizer"
+            | "LayoutLMTokenizer" => Self::Bert,
+            "MPNetTokenizer" => Self::MpNet,
+            "RobertaTokenizer" | "BartTokenizer" | "LongformerTokenizer" | "LEDTokenizer" => Self::Roberta,
+            "GPT2Tokenizer" => Self::Gpt2,
+            "Qwen2Tokenizer" => Self::Qwen2,
+            "XLMRobertaTokenizer" => Self::XlmRoberta,
+            "LlamaTokenizer" => Self::Llama,
+            "T5Tokenizer" => Self::T5,
+            _ => Self::AsWritten,
+        }
+    }
+
+    /// The class that transformers has for a kind of model.
+    fn of_model(kind: &str) -> Option<Self> {
+        Some(match kind {
+            "bert" | "distilbert" | "electra" | "mobilebert" | "convbert" | "megatron-bert"
+            | "nomic_bert" | "blip" | "chinese_clip" => Self::Bert,
+            "mpnet" => Self::MpNet,
+            "roberta" | "bart" | "longformer" | "data2vec-text" | "ibert" | "lilt" => Self::Roberta,
+            "gpt2" | "gpt_neo" | "gptj" | "phi" | "blip-2" => Self::Gpt2,
+            "qwen2" | "qwen3" | "qwen2_moe" | "qwen3_moe" | "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl" => {
+                Self::Qwen2
+            }
+            "xlm-roberta" | "xlm-roberta-xl" | "gte" | "jina_embeddings_v3" | "metaclip_2" => {
+                Self::XlmRoberta
+            }
+            "t5" | "mt5" => Self::T5,
+            "modernbert" | "modernbert-decoder" | "phi3" | "phimoe" | "smolvlm" | "granite"
+            | "granitemoe" | "olmo2" | "olmo3" | "internlm2" | "internlm3" => Self::AsWritten,
+            _ => return None,
+        })
+    }
+
+    /// As transformers chooses between what the files name and what it has for the kind of model.
+    fn choose(settings: &Value, model: &Value) -> Self {
+        let text = |of: &Value, name: &str| of.get(name).and_then(Value::as_str).map(str::to_owned);
+        let named = text(settings, "tokenizer_class").or_else(|| text(model, "tokenizer_class"));
+        let kind = text(model, "model_type").unwrap_or_default();
+        let own = Self::of_model(&kind);
+        match (named.as_deref().map(Self::named), own) {
+            (None, own) => own.unwrap_or_default(),
+            (Some(named), Some(own)) if named != own => match own {
+                Self::AsWritten => Self::AsWritten,
+                own if MISNAMED.contains(&kind.as_str()) => own,
+                _ => named,
+            },
+            (Some(named), _) => named,
+        }
+    }
+
+    /// The token that a class gives a name by default.
+    fn token(self, name: &str) -> Option<&'static str> {
+        let [begin, end, unknown, pad, mask] = match self {
+            Self::Bert => ["[CLS]", "[SEP]", "[UNK]", "[PAD]", "[MASK]"],
+            Self::MpNet => ["<s>", "</s>", "[UNK]", "<pad>", "<mask>"],
+            Self::Roberta | Self::XlmRoberta => ["<s>", "</s>", "<unk>", "<pad>", "<mask>"],
+            Self::Gpt2 => ["<|endoftext|>", "<|endoftext|>", "<|endoftext|>", "", ""],
+            Self::Qwen2 => ["", "<|endoftext|>", "<|endoftext|>", "<|endoftext|>", ""],
+            Self::Llama => ["<s>", "</s>", "<unk>", "", ""],
+            Self::T5 => ["", "</s>", "<unk>", "<pad>", ""],
+            Self::AsWritten => return None,
+        };
+        let encloses = matches!(self, Self::Bert | Self::MpNet | Self::Roberta | Self::XlmRoberta);
+        let token = match name {
+            "bos_token" if self != Self::Bert => begin,
+            "eos_token" if self != Self::Bert => end,
+            "cls_token" if encloses => begin,
+            "sep_token" if encloses => end,
+            "unk_token" => unknown,
+            "pad_token" => pad,
+            "mask_token" => mask,
+            _ => "",
+        };
+        Some(token).filter(|token| !token.is_empty())
+    }
+}
+
+/// A token that is added to a vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Added {
+    content: String,
+    special: bool,
+    normalized: bool,
+    lstrip: bool,
+    rstrip: bool,
+    single_word: bool,
+}
+
+impl Added {
+    /// Reads a token: its text, or a table with it. `special` holds for one that does not say it.
+    fn read(token: &Value, special: bool) -> Option<Self> {
+        let content = token.get("content").unwrap_or(token).as_str()?.to_owned();
+        let flag = |name: &str| token.get(name).and_then(Value::as_bool);
+        let special = flag("special").unwrap_or(special);
+        Some(Self {
+            content,
+            special,
+            normalized: flag("normalized").unwrap_or(!special),
+            lstrip: flag("lstrip").unwrap_or(false),
+            rstrip: flag("rstrip").unwrap_or(false),
+            single_word: flag("single_word").unwrap_or(false),
+        })
+    }
+
+    fn of(token: &AddedToken) -> Self {
+        Self {
+            content: token.content.clone(),
+            special: token.special,
+            normalized: token.normalized,
+            lstrip: token.lstrip,
+            rstrip: token.rstrip,
+            single_word: token.single_word,
+        }
+    }
+
+    fn token(&self) -> AddedToken {
+        AddedToken::from(self.content.clone(), self.special)
+            .normalized(self.normalized)
+            .lstrip(self.lstrip)
+            .rstrip(self.rstrip)
+            .single_word(self.single_word)
+    }
+}
+
+/// What the files beside a vocabulary say of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TokenizerSettings {
+    pub(super) class: Class,
+    /// `tokenizer_config.json`, with what goes before it of `special_tokens_map.json`.
+    config: Value,
+    /// Tokens that are added, by their numbers.
+    added: Vec<Added>,
+}
+
+impl TokenizerSettings {
+    pub(crate) fn read(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
+        let json = |name: &str| files.optional_json::<Value>(&format!("{folder}{name}"), context);
+        let config = special_names::config(files, folder, context)?;
+        let model = json("config.json")?.unwrap_or_default();
+        let added = match config.get("added_tokens_decoder").and_then(Value::as_object) {
+            Some(table) => {
+                let mut numbered: Vec<(u32, Added)> = table
+                    .iter()
+                    .filter_map(|(id, token)| Some((id.parse().ok()?, Added::read(token, false)?)))
+                    .collect();
+                numbered.sort_by_key(|(id, _)| *id);
+                numbered.into_iter().map(|(_, token)| token).collect()
+            }
+            None => legacy(&config, json("added_tokens.json")?.as_ref()),
+        };
+        Ok(Self { class: Class::choose(&config, &model), config, added })
+    }
+
+    /// The same for a vocabulary of word pieces, which only some classes have.
+    pub(super) fn of_word_pieces(self) -> Self {
+        let class = if self.class == Class::MpNet { Class::MpNet } else { Class::Bert };
+        Self { class, ..self }
+    }
+
+    pub(super) fn truth(&self, name: &str) -> Option<bool> {
+        self.config.get(name).and_then(Value::as_bool)
+    }
+
+    pub(super) fn number(&self, name: &str) -> Option<usize> {
+        self.config.get(name).and_then(Value::as_u64).and_then(|number| usize::try_from(number).ok())
+    }
+
+    /// The text of a token that has a name: as the files say, or as the class does where they are silent.
+    pub(crate) fn token(&self, name: &str) -> Option<String> {
+        let Some(token) = self.config.get(name) else { return self.class.token(name).map(str::to_owned) };
+        token.get("content").unwrap_or(token).as_str().map(str::to_owned)
+    }
+
+    /// All tokens that the files give a name, by it.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&str, &str)> {
+        let table = self.config.as_object().into_iter().flatten();
+        let named = table.filter(|(name, _)| name.ends_with("_token"));
+        named.filter_map(|(name, token)| {
+            Some((name.as_str(), token.get("content").unwrap_or(token).as_str()?))
+        })
+    }
+
+    /// The side of a text that is cut, where the settings name it.
+    pub(super) fn cut_side(&self) -> Option<TruncationDirection> {
+        match self.config.get("truncation_side").and_then(Value::as_str) {
+            Some("left") => Some(TruncationDirection::Left),
+            Some("right") => Some(TruncationDirection::Right),
+            _ => None,
+        }
+    }
+
+    /// The tokens to be added: all that the files list, and those with a name, unless the vocabulary has them so.
+    pub(super) fn additions(&self, tokenizer: &Tokenizer) -> Vec<AddedToken> {
+        let known: Vec<Added> = tokenizer.get_added_tokens_decoder().values().map(Added::of).collect();
+        let mut additions: Vec<Added> =
+            self.added.iter().filter(|token| !known.contains(token)).cloned().collect();
+        for token in special_names::tokens(&self.config) {
+            let Some(token) = Added::read(token, true) else { continue };
+            let has = |all: &[Added]| all.iter().any(|other| other.content == token.content);
+            if !has(&known) && !has(&additions) {
+                additions.push(Added { special: true, ..token });
+            }
+        }
+        // Those of the class belong to the vocabulary of a model, which has no rows for others.
+        let own = NAMED.iter().filter(|name| self.config.get(name).is_none());
+        for content in own.filter_map(|name| self.class.token(name)) {
+            let has = |all: &[Added]| all.iter().any(|other| other.content == content);
+            if !has(&known) && !has(&additions) && tokenizer.token_to_id(content).is_some() {
+                additions.extend(Added::read(&Value::from(content), true));
+            }
+        }
+        additions.iter().map(Added::token).collect()
+    }
+
+    /// Builds the parts anew that the class has of its own.
+    ///
+    /// # Errors
+    /// A sentence about a token that the vocabulary lacks.
+    pub(super) fn rebuild(&self, tokenizer: &mut Tokenizer) -> Result<(), String> {
+        let failed = |error: tokenizers::Error| error.to_string();
+        match (self.class, tokenizer.get_model()) {
+            (Class::Bert | Class::MpNet, ModelWrapper::WordPiece(_)) => {
+                let normalizer = BertNormalizer::new(
+                    true,
+                    self.truth("tokenize_chinese_chars").unwrap_or(true),
+                    self.truth("strip_accents"),
+                    self.truth("do_lower_case").unwrap_or(true),
+                );
+                tokenizer.with_normalizer(Some(NormalizerWrapper::from(normalizer))).map_err(failed)?;
+                tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+                tokenizer.with_decoder(Some(WordPieceDecoder::default()));
+                self.enclose(tokenizer);
+            }
+            (Class::Roberta | Class::Gpt2, ModelWrapper::BPE(_)) => {
+                let prefix = self.truth("add_prefix_space").unwrap_or(false);
+                tokenizer.with_normalizer(None::<NormalizerWrapper>).map_err(failed)?;
+                tokenizer.with_pre_tokenizer(Some(ByteLevel::new(prefix, true, true)));
+                tokenizer.with_decoder(Some(ByteLevel::default()));
+                if self.class == Class::Roberta {
+                    self.enclose(tokenizer);
+                }
+            }
+            (Class::XlmRoberta, ModelWrapper::Unigram(_)) => {
+                let prefix = self.truth("add_prefix_space").unwrap_or(true);
+                let scheme = if prefix { PrependScheme::Always } else { PrependScheme::Never };
+                let space = Metaspace::new('▁', scheme, true);
+                let split = vec![WhitespaceSplit.into(), space.clone().into()];
+                tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(split)));
+                tokenizer.with_decoder(Some(space));
+                self.enclose(tokenizer);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Puts the class's tokens around each text, where the vocabulary has them.
+    fn enclose(&self, tokenizer: &mut Tokenizer) {
+        let known = |name: &str| {
+            let token = self.token(name)?;
+            tokenizer.token_to_id(&token).map(|id| (token, id))
+        };
+        if let (Some(begin), Some(end)) = (known("cls_token"), known("sep_token")) {
+            tokenizer.with_post_processor(Some(BertProcessing::new(end, begin)));
+        }
+    }
+}
+
+/// The tokens of `added_tokens.json`, by their numbers. Those that have a name are special.
+fn legacy(config: &Value, file: Option<&Value>) -> Vec<Added> {
+    let special: Vec<&str> = special_names::tokens(config)
+        .into_iter()
+        .filter_map(|token| token.get("content").unwrap_or(token).as_str())
+        .collect();
+    let table = file.and_then(Value::as_object).into_iter().flatten();
+    let mut numbered: Vec<(u64, &String)> =
+        table.filter_map(|(token, id)| Some((id.as_u64()?, token))).collect();
+    numbered.sort_unstable();
+    let added = |(_, token): (u64, &String)| {
+        let is_special = special.contains(&token.as_str());
+        Added::read(&Value::from(token.clone()), is_special)
+    };
+    numbered.into_iter().filter_map(added).collect()
+}
