@@ -2,6 +2,9 @@
 //! match reads the rest of the file. The lists are with each capability's module in `models`, and `models/decoder.rs`
 //! has that of the language models; the computation of a family is left to its file.
 
+mod no_effect;
+mod unread;
+
 use std::borrow::Cow;
 use std::path::Path;
 
@@ -9,6 +12,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
+use crate::source::Unread;
+pub(crate) use unread::refuse as refuse_unread;
 
 /// An entry of a capability's list of families. `A` is the type that a family's configuration is read into.
 pub(crate) struct Family<A> {
@@ -38,7 +43,27 @@ impl Names {
     }
 }
 
-/// The architecture of the model whose `config.json` this is.
+/// The architecture of the model whose `config.json` this is. A setting that its family does not read, and that may have
+/// an effect, is refused unless `unread` allows it.
+///
+/// # Errors
+/// [`Error::UnreadSetting`]; those of [`find`].
+pub(crate) fn find_whole<A>(
+    families: &[Family<A>],
+    capability: &'static str,
+    file: &Path,
+    config: &serde_json::Value,
+    unread: Unread,
+) -> Result<A> {
+    let family = family_of(families, capability, file, config)?;
+    let found = (family.read)(file, config)?;
+    if unread == Unread::Refused {
+        refuse_unread(file, config, |changed| (family.read)(file, changed).is_ok())?;
+    }
+    Ok(found)
+}
+
+/// The architecture in a part of a model's `config.json`.
 ///
 /// # Errors
 /// [`Error::UnsupportedArchitecture`], which lists what is supported; what the family finds wrong in the file.
@@ -48,6 +73,15 @@ pub(crate) fn find<A>(
     file: &Path,
     config: &serde_json::Value,
 ) -> Result<A> {
+    (family_of(families, capability, file, config)?.read)(file, config)
+}
+
+fn family_of<'a, A>(
+    families: &'a [Family<A>],
+    capability: &'static str,
+    file: &Path,
+    config: &serde_json::Value,
+) -> Result<&'a Family<A>> {
     let names: Names = parse(file, config)?;
     let architectures = names.architectures.as_deref().unwrap_or_default();
     let by_type = |family: &&Family<A>| names.model_type.as_deref() == Some(family.model_type);
@@ -58,15 +92,25 @@ pub(crate) fn find<A>(
         .find(|family| by_type(family) && by_name(family))
         .or_else(|| families.iter().find(by_type))
         .or_else(|| families.iter().filter(|_| names.model_type.is_none()).find(by_name));
-    match found {
-        Some(family) => (family.read)(file, config),
-        None => Err(unsupported(families, capability, names.shown())),
-    }
+    found.ok_or_else(|| unsupported(families, capability, names.shown()))
 }
 
 /// The error for a model whose architecture is in no entry of the list.
 pub(crate) fn unsupported<A>(families: &[Family<A>], capability: &'static str, found: String) -> Error {
     Error::UnsupportedArchitecture { found, capability: capability.into(), supported: names_of(families) }
+}
+
+/// The architecture in a configuration, if it is one with a head of another task than to write.
+pub(crate) fn with_other_head(config: &serde_json::Value) -> Option<String> {
+    const HEADS: [&str; 5] = [
+        "ForSequenceClassification",
+        "ForTokenClassification",
+        "ForQuestionAnswering",
+        "ForMultipleChoice",
+        "RewardModel",
+    ];
+    let names = Names::deserialize(config).unwrap_or_default().architectures.unwrap_or_default();
+    names.into_iter().find(|name| HEADS.iter().any(|head| name.ends_with(head)))
 }
 
 /// Name of the architecture in a configuration, whatever the kind of model.

@@ -101,6 +101,17 @@ pub enum Error {
         found: String,
         supported: Cow<'static, str>,
     },
+    /// The configuration has a setting that nothing reads and that may change what the model computes.
+    #[error(
+        "{}: the setting {setting}, {found}, is not supported for this model; `allow_unread` loads it without",
+        file.display()
+    )]
+    UnreadSetting {
+        #[serde(with = "lossy_path")]
+        file: PathBuf,
+        setting: String,
+        found: String,
+    },
 
     /// A weight file's header is malformed.
     #[error("{} is no valid safetensors file: {reason}", file.display())]
@@ -130,6 +141,11 @@ pub enum Error {
     /// The configuration calls for a tensor that the weights do not have.
     #[error("the weights have no tensor {tensor}, which the configuration calls for")]
     MissingTensor { tensor: String },
+    /// The weights have a tensor that nothing reads and that may change what the model computes.
+    #[error(
+        "the tensor {tensor}, and {others} more, is not called for; `allow_unread` loads the model without"
+    )]
+    UnreadTensor { tensor: String, others: usize },
     /// A tensor has another shape than the configuration calls for.
     #[error("the tensor {tensor} has the shape {found:?}; the configuration calls for {expected:?}")]
     ShapeMismatch { tensor: String, expected: Vec<usize>, found: Vec<usize> },
@@ -341,6 +357,8 @@ impl Error {
             | Self::InvalidConfig { .. }
             | Self::UnsupportedArchitecture { .. }
             | Self::UnsupportedSetting { .. }
+            | Self::UnreadSetting { .. }
+            | Self::UnreadTensor { .. }
             | Self::CorruptWeights { .. }
             | Self::InvalidGguf { .. }
             | Self::SeveralGgufFiles { .. }
@@ -414,82 +432,4 @@ impl From<candle_core::Error> for Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_may_mend_itself_is_retried_and_the_rest_is_not() {
-        let stalled = Error::TransferStalled {
-            repository: "a/b".into(),
-            file: "config.json".into(),
-            after: Duration::from_secs(1),
-        };
-        assert_eq!(Failure::from(stalled).kind, FailureKind::Failed);
-        let missing = Error::MissingTensor { tensor: "x".into() };
-        assert_eq!(Failure::from(missing).kind, FailureKind::Permanent);
-        assert_eq!(Failure::from(Error::InvalidInput("no".into())).kind, FailureKind::InvalidInput);
-        let memory = candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into());
-        assert_eq!(Failure::from(Error::from(memory)).kind, FailureKind::OutOfMemory);
-    }
-
-    fn failed_start(cause: Error) -> Error {
-        let Failure { kind: failure, cause, .. } = cause.into();
-        let (model, capability) = ("a/b".into(), "text_embedding".into());
-        Error::from(model_actors::Error::SpawnFailed { model, capability, failure, cause })
-    }
-
-    #[test]
-    fn the_root_of_an_actor_error_is_the_loads_own() {
-        let own = Error::RepositoryNotFound { repository: "a/b".into() };
-        let error = failed_start(own.clone());
-        assert!(matches!(error, Error::Actor(_)));
-        assert_eq!((error.root(), error.kind()), (own, ErrorKind::NotFound));
-        let limited = Error::RateLimited { retry_after: Some(Duration::from_secs(7)) };
-        assert_eq!(failed_start(limited).kind().retry_after(), Some(Duration::from_secs(7)));
-    }
-
-    #[test]
-    fn an_input_error_keeps_its_type_through_the_actors() {
-        let own = Error::PromptTooLong { prompt: 9, limit: 8, of: "the model's context has".into() };
-        let Failure { cause, .. } = own.clone().into();
-        assert_eq!(Error::from(model_actors::Error::InvalidInput { cause }), own);
-        let words = model_actors::Error::InvalidInput { cause: "the request holds no texts".into() };
-        assert_eq!(Error::from(words), Error::InvalidInput("the request holds no texts".into()));
-    }
-
-    #[test]
-    fn errors_survive_the_way_to_another_process() {
-        let errors = [
-            Error::NoSuchDirectory { path: "/no/such".into() },
-            Error::UnsupportedArchitecture {
-                found: "mamba".into(),
-                capability: "text to text".into(),
-                supported: vec!["llama".into(), "qwen2".into()],
-            },
-            Error::NotFinite { tensor: "x".into(), index: 3, value: f32::NAN.to_string() },
-            Error::RateLimited { retry_after: Some(Duration::from_secs(7)) },
-            Error::NoRoomForImages { limit: Bytes::mib(1), after: Duration::from_millis(5) },
-            failed_start(Error::MissingTensor { tensor: "x".into() }),
-        ];
-        for error in errors {
-            let sent = serde_json::to_string(&error).unwrap();
-            let arrived: Error = serde_json::from_str(&sent).unwrap();
-            assert_eq!((&arrived, arrived.root()), (&error, error.root()), "{sent}");
-        }
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_path_that_is_no_unicode_is_sent_as_near_as_can_be() {
-        use std::os::unix::ffi::OsStrExt as _;
-        let path = std::ffi::OsStr::from_bytes(b"/models/\xff").into();
-        let sent = serde_json::to_string(&Error::NoSuchDirectory { path }).unwrap();
-        assert!(sent.contains("/models/\u{fffd}"), "{sent}");
-    }
-
-    #[test]
-    fn the_debug_form_of_an_error_is_its_sentence() {
-        let error = Error::NoSuchDirectory { path: "/no/such".into() };
-        assert_eq!(format!("{error:?}"), "there is no directory /no/such");
-    }
-}
+mod tests;

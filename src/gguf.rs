@@ -12,7 +12,8 @@ use model_actors::{Bytes, LoadContext};
 
 use crate::error::{Error, Result};
 use crate::kernels::ggml::GgmlType;
-use crate::source::{self, GgufPart};
+use crate::source::{self, GgufPart, Unread};
+use crate::weights::Notes;
 pub(crate) use header::{Header, Value, read_header};
 pub(crate) use tokenizer::{GgufTokenizer, TokenKind};
 
@@ -29,6 +30,7 @@ pub(crate) struct GgufFile {
     /// Of the other parts, in their order.
     others: Vec<PathBuf>,
     header: Header,
+    read: Notes,
 }
 
 /// One tensor's blocks, row by row.
@@ -53,7 +55,7 @@ impl GgufFile {
         if end > size {
             return Err(Error::TruncatedWeights { file: path.to_owned(), expected: end, actual: size });
         }
-        Ok(Self { path: path.to_owned(), others: Vec::new(), header })
+        Ok(Self { path: path.to_owned(), others: Vec::new(), header, read: Notes::default() })
     }
 
     /// The same with all of its parts, each of which `find` gives the path of by its name. The metadata are those of the
@@ -166,6 +168,15 @@ impl GgufFile {
         self.header.tensor(tensor).is_some()
     }
 
+    /// Refuses a tensor that was not read, once all that is needed has been, unless `unread` allows it. `has_no_effect` is
+    /// true for those that may be left unread.
+    ///
+    /// # Errors
+    /// [`Error::UnreadTensor`] names the first of them.
+    pub(crate) fn check_all_read(&self, unread: Unread, has_no_effect: impl Fn(&str) -> bool) -> Result<()> {
+        self.read.check(unread, self.header.tensors().map(|(name, _)| name.as_str()), has_no_effect)
+    }
+
     /// Reads one tensor as it is stored; the shape must be this.
     pub(crate) fn read(&self, name: &str, shape: &[usize], context: &LoadContext) -> Result<Stored> {
         let Some(tensor) = self.header.tensor(name) else {
@@ -205,6 +216,7 @@ impl GgufFile {
                 value: f32::NAN.to_string(),
             });
         }
+        self.read.add(name);
         Ok(Stored { dtype, bytes })
     }
 

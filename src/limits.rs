@@ -58,6 +58,8 @@
 //! | of a SentencePiece model: pieces; bytes of one that others merge to; merges; tokens that T5 counts beside the pieces | `MAX_PIECES`, 1,048,576; `MAX_MERGED`, 256; `MAX_MERGES`, 2,097,152; `MAX_EXTRA`, 1,000; of `tokens/sentence_piece.rs` |
 //! | in each part of `tokenizer.json` but its model: values; regular expressions | `MAX_PART`, 4,096, and `MAX_PATTERNS`, 32, of `tokens/output_bounds.rs` |
 //! | bytes of a weight file's header | [`MAX_HEADER_BYTES`], 16 MiB |
+//! | settings of a configuration that are tried whether a family reads them | `MAX_TRIALS`, 2,048, of `architecture/unread.rs` |
+//! | layers of LLaVA's tower that are taken | `MAX_FEATURE_LAYERS`, 64, of `models/vision/llava.rs` |
 //! | files in a list of weight files, and tensors of all of them | `MAX_SHARDS`, 4,096, and `MAX_TENSORS`, 524,288, of `weights.rs` |
 //! | bytes of the name of a file, a repository or a revision | `MAX_NAME_BYTES` of `source/names.rs`, 256 |
 //! | where a link in a model's directory leads to | a regular file in the directory, unless the source has [`follow_links`](crate::Source::follow_links) |

@@ -11,7 +11,7 @@ use crate::device::{Compute, ComputeDevice};
 use crate::error::Result;
 use crate::hub_settings::HubSettings;
 use crate::limits::GenerationLimits;
-use crate::source::{Files, Source};
+use crate::source::{Files, Source, Unread};
 
 /// Everything about a model that its small files tell, before its weights are read.
 pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
@@ -169,6 +169,9 @@ pub struct LoadOptions {
     pub generation: GenerationLimits,
     /// Encodes special tokens in what people write as text: see [`SourceSpec`](crate::SourceSpec); true.
     pub split_special_tokens: bool,
+    /// Loads a model all the same whose files have a setting or a tensor that this crate does not know, without it; false,
+    /// as the model may then compute something else than it was trained to.
+    pub allow_unread: bool,
     /// Settings for the hub.
     pub hub: HubSettings,
 }
@@ -178,6 +181,7 @@ model_actors::setters! { LoadOptions {
     with_threads(threads: usize);
     with_generation(generation: GenerationLimits);
     with_split_special_tokens(split_special_tokens: bool);
+    with_allow_unread(allow_unread: bool);
     with_hub(hub: HubSettings);
 } }
 
@@ -188,6 +192,7 @@ impl Default for LoadOptions {
             threads: 1,
             generation: GenerationLimits::default(),
             split_special_tokens: true,
+            allow_unread: false,
             hub: HubSettings::default(),
         }
     }
@@ -198,6 +203,7 @@ pub(crate) struct ModelLoader<M: WorkerModel> {
     source: Source,
     compute: Compute,
     generation: GenerationSettings,
+    unread: Unread,
     hub: HubSettings,
     plan: OnceLock<Arc<M::Plan>>,
 }
@@ -212,21 +218,29 @@ impl<M: WorkerModel> ModelLoader<M> {
         hub: HubSettings,
     ) -> Result<Self> {
         generation.limits.check()?;
-        Ok(Self { source, compute, generation, hub, plan: OnceLock::new() })
+        let (unread, plan) = (Unread::default(), OnceLock::new());
+        Ok(Self { source, compute, generation, unread, hub, plan })
+    }
+
+    /// The same loader, for which parts of a model that nothing reads are no error.
+    pub(crate) fn with_allow_unread(self, allowed: bool) -> Self {
+        Self { unread: if allowed { Unread::Allowed } else { Unread::Refused }, ..self }
     }
 
     /// A loader outside any engine.
     pub(crate) fn standalone(source: Source, options: LoadOptions) -> Result<Self> {
-        let LoadOptions { device, threads, generation: limits, split_special_tokens, hub } = options;
+        let LoadOptions { device, threads, generation: limits, split_special_tokens, allow_unread, hub } =
+            options;
         let generation = GenerationSettings { limits, split_special_tokens };
-        Self::new(source, Compute::new(device, threads)?, generation, hub)
+        let loader = Self::new(source, Compute::new(device, threads)?, generation, hub)?;
+        Ok(loader.with_allow_unread(allow_unread))
     }
 
     fn plan(&self, context: &LoadContext) -> Result<Arc<M::Plan>> {
         if let Some(plan) = self.plan.get() {
             return Ok(Arc::clone(plan));
         }
-        let files = Files::open(&self.source, &self.hub)?;
+        let files = Files::open(&self.source, &self.hub)?.with_unread(self.unread);
         let plan = Arc::new(M::Plan::read(files, context)?.with_generation(self.generation));
         Ok(Arc::clone(self.plan.get_or_init(|| plan)))
     }

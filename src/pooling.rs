@@ -272,6 +272,7 @@ impl Head {
             true => Some(reader.tensor("linear.bias", &[config.out_features])?),
             false => None,
         };
+        weights.check_all_read(|_| false)?;
         self.width = config.out_features;
         self.steps.push(Step::Dense(Linear::new(&weight, bias)?, activation));
         Ok(())

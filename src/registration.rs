@@ -105,6 +105,10 @@ pub struct SourceSpec {
     /// also for earlier answers, which may repeat what a person wrote; and for questions about images. A
     /// [raw prompt](model_actors::Prompt::Raw) and the chat template's own output have their special tokens in any case.
     pub split_special_tokens: bool,
+    /// Loads the model all the same if its files have a setting or a tensor that this crate does not know, without it;
+    /// false, as the model may then compute something else than it was trained to. Otherwise
+    /// [`Error::UnreadSetting`](crate::Error::UnreadSetting) or [`Error::UnreadTensor`](crate::Error::UnreadTensor) names it.
+    pub allow_unread: bool,
     /// Settings of the model's workers and queue, in place of its pool's.
     pub pool_config: Option<PoolConfig>,
     /// Keeps the model in memory once it is loaded: neither cooldown nor another model's need evicts it.
@@ -114,6 +118,7 @@ pub struct SourceSpec {
 model_actors::setters! { SourceSpec {
     with_generation(generation: GenerationLimits);
     with_split_special_tokens(split_special_tokens: bool);
+    with_allow_unread(allow_unread: bool);
     with_pool_config(pool_config: PoolConfig) Some;
     with_pinned(pinned: bool);
 } }
@@ -121,7 +126,14 @@ model_actors::setters! { SourceSpec {
 impl From<Source> for SourceSpec {
     fn from(source: Source) -> Self {
         let generation = GenerationLimits::default();
-        Self { source, generation, split_special_tokens: true, pool_config: None, pinned: false }
+        Self {
+            source,
+            generation,
+            split_special_tokens: true,
+            allow_unread: false,
+            pool_config: None,
+            pinned: false,
+        }
     }
 }
 
@@ -132,11 +144,12 @@ impl SourceSpec {
         id: ModelId,
         resources: &EngineResources,
     ) -> Result<ModelSpec<CapabilityOf<M>>> {
-        let Self { source, generation: limits, split_special_tokens, pool_config, pinned } = self;
+        let Self { source, generation: limits, split_special_tokens, allow_unread, pool_config, pinned } =
+            self;
         source.check()?;
         let (compute, hub) = (resources.compute().clone(), resources.hub().clone());
         let generation = GenerationSettings { limits, split_special_tokens };
-        let loader = ModelLoader::<M>::new(source, compute, generation, hub)?;
+        let loader = ModelLoader::<M>::new(source, compute, generation, hub)?.with_allow_unread(allow_unread);
         let mut spec = ModelSpec::new(id, loader).device(resources.device().memory());
         if M::Plan::CONTINUOUS {
             spec = spec.continuous().max_batch_requests(limits.max_sequences);

@@ -239,12 +239,33 @@ impl ModelFiles {
     }
 }
 
+/// The fate of a model with a setting or a tensor that nothing reads and that is not known to have no effect.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Unread {
+    /// It is refused.
+    #[default]
+    Refused,
+    /// It is loaded without.
+    Allowed,
+}
+
 /// An opened source: gives the path of a file by its name in the model, and fetches it first if necessary.
-pub(crate) enum Files {
+pub(crate) struct Files {
+    place: Place,
+    pub(crate) unread: Unread,
+}
+
+enum Place {
     Directory(Folder),
     /// With the name of the GGUF file that is the model, where one is.
     #[cfg(feature = "hub")]
     Hub(Box<HubFiles>, Option<String>),
+}
+
+impl From<Place> for Files {
+    fn from(place: Place) -> Self {
+        Self { place, unread: Unread::default() }
+    }
 }
 
 impl Files {
@@ -273,23 +294,28 @@ impl Files {
             }
             #[cfg(feature = "hub")]
             Source::Repository { name, revision, gguf } => {
-                Ok(Self::Hub(Box::new(HubFiles::open(hub, name, revision.as_deref())), gguf.clone()))
+                Ok(Place::Hub(Box::new(HubFiles::open(hub, name, revision.as_deref())), gguf.clone()).into())
             }
             #[cfg(not(feature = "hub"))]
             Source::Repository { .. } => Err(without_hub(source)),
         }
     }
 
+    /// The same files with this fate of unread parts.
+    pub(crate) fn with_unread(self, unread: Unread) -> Self {
+        Self { unread, ..self }
+    }
+
     /// The files of a directory, whatever is in it.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn directory(path: &Path) -> Self {
-        Self::Directory(Folder::new(path, false))
+        Place::Directory(Folder::new(path, false)).into()
     }
 
     fn open_directory(path: &Path, follow_links: bool) -> Result<Self> {
         match path {
             _ if path.is_dir() || is_gguf(path) && path.is_file() => {
-                Ok(Self::Directory(Folder::new(path, follow_links)))
+                Ok(Place::Directory(Folder::new(path, follow_links)).into())
             }
             _ if looks_like_address(path) => Err(refused_address()),
             _ if is_pickle(path) && path.is_file() => {
@@ -318,17 +344,17 @@ impl Files {
     /// The error for a needed file that is not there.
     #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub takes its time"))]
     pub(crate) fn missing(&self, file: &str, context: &LoadContext) -> Error {
-        match self {
-            Self::Directory(_) => Error::MissingFile { model: self.name(), file: file.to_owned() },
+        match &self.place {
+            Place::Directory(_) => Error::MissingFile { model: self.name(), file: file.to_owned() },
             #[cfg(feature = "hub")]
-            Self::Hub(files, _) => files.missing(file, context),
+            Place::Hub(files, _) => files.missing(file, context),
         }
     }
 
     /// Closes the connection of a transfer, as nothing more is needed for now.
     pub(crate) fn rest(&self) {
         #[cfg(feature = "hub")]
-        if let Self::Hub(files, _) = self {
+        if let Place::Hub(files, _) = &self.place {
             files.rest();
         }
     }
@@ -339,10 +365,10 @@ impl Files {
             return Err(Error::Stopped);
         }
         self.check_name(file)?;
-        match self {
-            Self::Directory(folder) => folder.find(file),
+        match &self.place {
+            Place::Directory(folder) => folder.find(file),
             #[cfg(feature = "hub")]
-            Self::Hub(files, _) => files.fetch(file, context),
+            Place::Hub(files, _) => files.fetch(file, context),
         }
     }
 
@@ -352,13 +378,13 @@ impl Files {
     /// [`Error::SeveralGgufFiles`] if the directory has more than one.
     #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub takes its time"))]
     pub(crate) fn gguf(&self, context: &LoadContext) -> Result<Option<PathBuf>> {
-        match self {
-            Self::Directory(folder) if folder.is_file() => Ok(Some(folder.path().to_owned())),
-            Self::Directory(folder) => folder.only_gguf(),
+        match &self.place {
+            Place::Directory(folder) if folder.is_file() => Ok(Some(folder.path().to_owned())),
+            Place::Directory(folder) => folder.only_gguf(),
             #[cfg(feature = "hub")]
-            Self::Hub(_, None) => Ok(None),
+            Place::Hub(_, None) => Ok(None),
             #[cfg(feature = "hub")]
-            Self::Hub(_, Some(file)) => self.required(file, context).map(Some),
+            Place::Hub(_, Some(file)) => self.required(file, context).map(Some),
         }
     }
 
@@ -368,8 +394,8 @@ impl Files {
     /// [`Error::MissingFile`] if it is not beside `gguf`, which is the part that was found.
     pub(crate) fn gguf_part(&self, gguf: &Path, name: &str, context: &LoadContext) -> Result<PathBuf> {
         self.check_name(name)?;
-        let found = match self {
-            Self::Directory(folder) => {
+        let found = match &self.place {
+            Place::Directory(folder) => {
                 if context.should_stop() {
                     return Err(Error::Stopped);
                 }
@@ -377,7 +403,7 @@ impl Files {
                 Folder::new(beside, folder.follows_links()).find(name)?
             }
             #[cfg(feature = "hub")]
-            Self::Hub(files, named) => {
+            Place::Hub(files, named) => {
                 let named = named.as_deref().and_then(|named| named.rsplit_once('/'));
                 let name = named.map_or(name.to_owned(), |(folder, _)| format!("{folder}/{name}"));
                 files.fetch(&name, context)?
@@ -388,38 +414,38 @@ impl Files {
 
     /// True if one GGUF file was named as the model.
     pub(crate) fn is_gguf(&self) -> bool {
-        match self {
-            Self::Directory(folder) => folder.is_file(),
+        match &self.place {
+            Place::Directory(folder) => folder.is_file(),
             #[cfg(feature = "hub")]
-            Self::Hub(_, file) => file.is_some(),
+            Place::Hub(_, file) => file.is_some(),
         }
     }
 
     /// The directory or file that was named, where one was.
     pub(crate) fn root(&self) -> Option<&Path> {
-        match self {
-            Self::Directory(folder) => Some(folder.path()),
+        match &self.place {
+            Place::Directory(folder) => Some(folder.path()),
             #[cfg(feature = "hub")]
-            Self::Hub(..) => None,
+            Place::Hub(..) => None,
         }
     }
 
     /// A pickle in a folder of a directory, which is named with a slash at its end or empty, if no safetensors are there.
     pub(crate) fn pickle(&self, folder: &str) -> Option<String> {
-        match self {
-            Self::Directory(root) => root.pickle(folder),
+        match &self.place {
+            Place::Directory(root) => root.pickle(folder),
             #[cfg(feature = "hub")]
-            Self::Hub(..) => None,
+            Place::Hub(..) => None,
         }
     }
 
     /// True if the model has the file; does not fetch it.
     pub(crate) fn exists(&self, file: &str, context: &LoadContext) -> Result<bool> {
         self.check_name(file)?;
-        match self {
-            Self::Directory(_) => Ok(self.optional(file, context)?.is_some()),
+        match &self.place {
+            Place::Directory(_) => Ok(self.optional(file, context)?.is_some()),
             #[cfg(feature = "hub")]
-            Self::Hub(files, _) => files.exists(file, context),
+            Place::Hub(files, _) => files.exists(file, context),
         }
     }
 
@@ -439,10 +465,10 @@ impl Files {
 
     /// The model, as errors name it.
     pub(crate) fn name(&self) -> String {
-        match self {
-            Self::Directory(folder) => folder.path().display().to_string(),
+        match &self.place {
+            Place::Directory(folder) => folder.path().display().to_string(),
             #[cfg(feature = "hub")]
-            Self::Hub(files, _) => files.name().to_owned(),
+            Place::Hub(files, _) => files.name().to_owned(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! themselves. Shapes and numbers are checked on the way; the meaning of the tensors is left to the model
 //! families.
 
+mod notes;
 mod quantised;
 
 use std::collections::{BTreeSet, HashMap};
@@ -17,7 +18,8 @@ use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
 use crate::limits::MAX_HEADER_BYTES;
-use crate::source::{self, Files};
+use crate::source::{self, Files, Unread};
+pub(crate) use notes::Notes;
 use quantised::SCALES;
 
 /// Bytes read between two looks at progress and at the stop mark.
@@ -133,11 +135,14 @@ struct ShardIndex {
 }
 
 /// The headers of a model's weight files.
+#[derive(Default)]
 pub(crate) struct WeightFiles {
     files: Vec<PathBuf>,
     entries: HashMap<String, Entry>,
     /// Rows and columns of 8-bit weights that share a scale.
     block: quantised::Block,
+    read: Notes,
+    unread: Unread,
 }
 
 impl WeightFiles {
@@ -150,7 +155,7 @@ impl WeightFiles {
     /// As [`WeightFiles::open`], for files of this name in place of `model`.
     pub(crate) fn open_named(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Result<Self> {
         let block = quantised::block_of(files, folder, context)?;
-        let mut weights = Self { files: Vec::new(), entries: HashMap::new(), block };
+        let mut weights = Self { block, unread: files.unread, ..Self::default() };
         for ending in ENDINGS {
             let file = format!("{folder}{name}.{ending}");
             if !ending.ends_with("json") {
@@ -222,6 +227,15 @@ impl WeightFiles {
     /// Bytes on disk of the tensors that `wanted` picks.
     pub(crate) fn bytes_on_disk(&self, wanted: impl Fn(&str) -> bool) -> Bytes {
         self.entries.iter().filter(|(name, _)| wanted(name)).map(|(_, entry)| Bytes(entry.bytes)).sum()
+    }
+
+    /// Refuses a tensor that was not read, once all that is needed has been. `has_no_effect` is true for those that may be
+    /// left unread.
+    ///
+    /// # Errors
+    /// [`Error::UnreadTensor`] names the first of them.
+    pub(crate) fn check_all_read(&self, has_no_effect: impl Fn(&str) -> bool) -> Result<()> {
+        self.read.check(self.unread, self.entries.keys().map(String::as_str), has_no_effect)
     }
 
     /// A reader of tensors whose names begin with `prefix`.
@@ -329,6 +343,11 @@ impl<'a> WeightReader<'a> {
         self.weights.contains(&format!("{}{name}", self.prefix))
     }
 
+    /// Notes that a tensor, which may be there, is not needed.
+    pub(crate) fn leave(&self, name: &str) {
+        self.weights.read.add(&format!("{}{name}", self.prefix));
+    }
+
     /// One tensor of exactly this shape.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let mut values = Vec::new();
@@ -369,7 +388,11 @@ impl<'a> WeightReader<'a> {
         self.read(entry, numbers, values)?;
         if let Some(scales) = scales {
             self.scale(&mut values[begin..], &tensor, shape, scales)?;
+            let names = SCALES.iter().map(|ending| format!("{tensor}{ending}"));
+            let scale = names.into_iter().find(|name| self.weights.contains(name));
+            scale.iter().for_each(|name| self.weights.read.add(name));
         }
+        self.weights.read.add(&tensor);
         match values[begin..].iter().position(|value| !value.is_finite()) {
             Some(index) => Err(Error::NotFinite { tensor, index, value: values[begin + index].to_string() }),
             None => Ok(()),
@@ -467,9 +490,8 @@ mod tests {
             .unwrap();
         let entry = Entry { file: 0, dtype: "F32".to_owned(), shape: vec![1], start: 0, bytes: 4 };
         let of = |tensors: usize| WeightFiles {
-            files: Vec::new(),
             entries: (0..tensors).map(|tensor| (tensor.to_string(), entry.clone())).collect(),
-            block: None,
+            ..WeightFiles::default()
         };
         assert!(of(MAX_TENSORS - 1).add(file.clone()).is_ok());
         assert!(matches!(of(MAX_TENSORS).add(file), Err(Error::CorruptWeights { .. })));

@@ -48,6 +48,8 @@ trait Architecture: Send + Sync {
     fn rows(&self, width: usize, height: usize) -> usize;
     /// Its text side, if it has one.
     fn texts(&self) -> Option<TextSide>;
+    /// True for tensors of the file that change no vector.
+    fn has_no_effect(&self, tensor: &str) -> bool;
     /// True for the tensors of the file that are loaded.
     fn uses(&self, tensor: &str) -> bool;
     /// Bytes that a pass over so many rows needs besides the weights, where the longest image or text has `longest`.

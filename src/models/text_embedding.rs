@@ -69,6 +69,8 @@ trait Architecture: Send + Sync {
     }
     /// True for the tensors of the file that are loaded.
     fn uses(&self, tensor: &str) -> bool;
+    /// True for tensors of the file that change no vector.
+    fn has_no_effect(&self, tensor: &str) -> bool;
     /// Bytes that a pass over so many tokens needs besides the weights, where the longest text has `longest` of them.
     fn scratch(&self, tokens: usize, longest: usize) -> Bytes;
     fn load(&self, weights: &WeightFiles, device: &Device, context: &LoadContext)

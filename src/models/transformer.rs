@@ -26,7 +26,7 @@ pub(crate) use config::{
 };
 pub(crate) use feed_forward::FeedForward;
 pub(crate) use load::{load, load_feed_forward};
-pub(crate) use names::{CrossNames, Names, QkvNames, UpNames, is_tensor_of};
+pub(crate) use names::{CrossNames, Names, QkvNames, UpNames, is_buffer, is_tensor_of};
 pub(crate) use norm::Norm;
 pub(crate) use projection::Projection;
 pub(crate) use rope::{Rope, RopeParameters, RopeSettings, RopeShape};

@@ -62,6 +62,8 @@ trait Architecture: Send + Sync {
     fn vocabulary(&self) -> usize;
     /// Most tokens of an image, a question and an answer together.
     fn context(&self) -> usize;
+    /// True for tensors of the file that change no answer.
+    fn has_no_effect(&self, tensor: &str) -> bool;
     /// True for the tensors of the file that are loaded.
     fn uses(&self, tensor: &str) -> bool;
     /// Number of rows that each answer keeps in memory besides its tokens: an image that is no part of the

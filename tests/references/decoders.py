@@ -186,6 +186,14 @@ FAMILIES = {
     "qwen2": dict(model_type="qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1,
                   tie_word_embeddings=True, rope_parameters=dict(rope_type="yarn", factor=4.0, rope_theta=1e6,
                                                                  original_max_position_embeddings=64)),
+    # As Qwen2.5 is published: its context is that of the pretraining, and YaRN lengthens it. The texts go beyond.
+    "qwen2_yarn": dict(model_type="qwen2", num_hidden_layers=2, max_position_embeddings=32,
+                       rope_parameters=dict(rope_type="yarn", factor=4.0, rope_theta=1e6, beta_fast=24.0,
+                                            attention_factor=0.9)),
+    # Frequencies of some pairs alone, in the places that they have among all.
+    "mistral_proportional": dict(model_type="mistral", num_hidden_layers=2, head_dim=16, sliding_window=None,
+                                 rope_parameters=dict(rope_type="proportional", rope_theta=10000.0, factor=2.0,
+                                                      partial_rotary_factor=0.5)),
     "qwen3": dict(model_type="qwen3", head_dim=16, tie_word_embeddings=False,
                   rope_parameters=dict(rope_type="default", rope_theta=1e6)),
     "qwen3_moe": dict(model_type="qwen3_moe", head_dim=8, num_experts=6, num_experts_per_tok=2, norm_topk_prob=True,

@@ -604,6 +604,41 @@ def gte_qwen2(root: Path) -> None:
     manual(folder, "transformers, Qwen2 with is_causal off", prompts, embed, [{"named": "query"}, {"written": task}])
 
 
+def qwen2_windows(root: Path) -> None:
+    """A decoder whose tokens see some others to either side in all layers but the first, with YaRN."""
+    folder = Folder(root, "qwen2_windows")
+    config = transformers.Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=2, intermediate_size=MIDDLE, max_position_embeddings=32, rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0}, use_sliding_window=True,
+        sliding_window=3, max_window_layers=1, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
+    )
+    config.is_causal = False
+    randomize(transformers.Qwen2Model(config), 14).save_pretrained(folder.path)
+    written = json.loads((folder.path / "config.json").read_text())
+    folder.json("config.json", {**written, "architectures": ["Qwen2ForCausalLM"], "is_causal": False})
+    folder.tokenizer(qwen_pairs(closed=True), QWEN_SPECIAL, LONGEST)
+    folder.json("sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("mean")
+    by_sentence_transformers(folder)
+
+
+def nomic_bert_native(root: Path) -> None:
+    """As transformers saves it, with rotary positions of another form than the published ones."""
+    folder = Folder(root, "nomic_bert_native")
+    config = transformers.NomicBertConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=64,
+        rope_parameters={"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0},
+    )
+    randomize(transformers.NomicBertModel(config), 15).save_pretrained(folder.path)
+    folder.tokenizer(word_piece(), WORD_PIECE_SPECIAL, LONGEST)
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("mean")
+    by_sentence_transformers(folder)
+
+
 def stella_1_5b(root: Path) -> None:
     folder = Folder(root, "stella_1_5b")
     model, tokenizer = qwen2(folder, 11)
@@ -728,7 +763,7 @@ def nv_embed(root: Path) -> None:
 
 FAMILIES = [
     bert, distilbert, roberta, xlm_roberta, jina_bert, nomic_bert, modernbert, stella_400m, gte_qwen2, stella_1_5b,
-    qwen3, nv_embed,
+    qwen3, nv_embed, qwen2_windows, nomic_bert_native,
 ]
 
 

@@ -11,7 +11,7 @@ use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::invalid;
 use crate::models::transformer::{
     AttentionConfig, Bias, Biases, FeedForwardConfig, LayerConfig, NormKind, NormPlacement,
-    TransformerConfig, Workload, check_side, is_tensor_of,
+    TransformerConfig, Workload, check_side, is_buffer, is_tensor_of,
 };
 
 /// A decoder that is not loaded.
@@ -47,9 +47,10 @@ pub(crate) enum Embeddings {
 /// The layer that makes logits of the last hidden states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Head {
-    /// After a norm, a matrix of its own, or the token embeddings where the file has none.
+    /// After a norm, a matrix of its own.
     Own(Bias),
-    /// After a norm, the token embeddings.
+    /// After a norm, the token embeddings; or a matrix of its own where the file has one all the same, as the reference
+    /// implementation does.
     Tied,
     /// A linear layer with this activation, a norm, and the token embeddings with a bias (BERT's masked
     /// language model).
@@ -59,8 +60,20 @@ pub(crate) enum Head {
 }
 
 impl DecoderConfig {
-    /// Attention in which each token sees its whole sequence, for embedders.
+    /// Attention in which each token sees its whole sequence, or in layers with a window that many tokens to either side,
+    /// for embedders.
     pub(crate) fn bidirectional(mut self) -> Self {
+        for layer in &mut self.transformer.layers {
+            layer.mask = match layer.mask {
+                AttentionMask::SlidingWindow(window) => AttentionMask::LocalWindow(window),
+                _ => AttentionMask::Full,
+            };
+        }
+        self
+    }
+
+    /// Attention in which each token sees its whole sequence in every layer, for embedders.
+    pub(crate) fn everywhere(mut self) -> Self {
         self.transformer = self.transformer.with_mask(AttentionMask::Full);
         self
     }
@@ -86,9 +99,14 @@ impl DecoderConfig {
                     || single.iter().any(|single| is_tensor_of(single, name))
             })
         };
-        let is_head =
-            matches!(self.head, Head::Own(_)) && names.heads.iter().any(|head| is_tensor_of(head, tensor));
+        let is_head = matches!(self.head, Head::Own(_) | Head::Tied)
+            && names.heads.iter().any(|head| is_tensor_of(head, tensor));
         is_head || (names.prefixes.iter().any(is_part) && !tensor.ends_with(".inv_freq"))
+    }
+
+    /// True for tensors of the file that change nothing that is computed.
+    pub(crate) fn has_no_effect(&self, tensor: &str) -> bool {
+        is_buffer(tensor) || self.names.no_effect.iter().any(|beginning| tensor.starts_with(beginning))
     }
 
     /// Bytes of the KV cache of a sequence of so many tokens.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::config::DecoderConfig;
 use super::gemma2;
+use super::names::{DecoderNames, GEMMA};
 use super::settings::{SLIDING, Settings};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
@@ -25,9 +26,20 @@ pub(super) const WITH_IMAGES: Family<DecoderConfig> = Family {
     model_type: "gemma3",
     architectures: &["Gemma3ForConditionalGeneration", "Gemma3Model"],
     read: |file, config| match config.get("text_config") {
-        Some(text) => read(file, text),
+        Some(text) => Ok(DecoderConfig { names: &NAMES_WITH_IMAGES, ..read(file, text)? }),
         None => Err(invalid(file, "it has no text_config")),
     },
+};
+
+/// The same names beside those of the vision tower, which a text does not need.
+const NAMES_WITH_IMAGES: DecoderNames = DecoderNames {
+    no_effect: &[
+        "vision_tower.",
+        "model.vision_tower.",
+        "multi_modal_projector.",
+        "model.multi_modal_projector.",
+    ],
+    ..GEMMA
 };
 
 /// Settings of Gemma 3 alone.
@@ -51,6 +63,8 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     let base = settings.decoder(file, |layer| !(layer + 1).is_multiple_of(pattern))?;
     let mut decoder = gemma2::shape(file, &with_defaults(config, defaults()), base)?;
     decoder.transformer.attention.head_norms = HeadNorms::EachHead;
+    // The reference implementation takes the soft cap of attention from the file, and does not apply it.
+    decoder.transformer.attention.soft_cap = None;
 
     let full = settings.rope.parameters(file, Some("full_attention"))?;
     // Older files name one set of parameters, and the layers with a window have none of them but a base of their own.

@@ -170,7 +170,7 @@ impl Metadata<'_> {
             context,
             embeddings: Embeddings::Plain,
             transformer: blocks,
-            head: Head::Own(Bias::No),
+            head: Head::Tied,
             logit_cap: None,
             end_tokens: Vec::new(),
             names: self.names(architecture),

@@ -6,7 +6,7 @@ use model_actors::LoadContext;
 use super::config::{DecoderConfig, Embeddings, Head};
 use super::model::{Decoder, Logits};
 use super::names::DecoderNames;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::packed::RowUse;
 use crate::models::transformer::{self, Bias, Linears, SafeTensors, Tensors};
 use crate::weights::WeightFiles;
@@ -64,7 +64,14 @@ pub(super) fn load(
         (Head::Own(bias), Some(name)) => {
             (Logits::Own(linear(heads, name, config.vocabulary, bias)?), Some(norm))
         }
-        (Head::Own(_), None) | (Head::Tied, _) => (Logits::Tied, Some(norm)),
+        (Head::Own(_), None) => {
+            let tensor = format!("{}.weight", names.heads.first().copied().unwrap_or_default());
+            return Err(Error::MissingTensor { tensor });
+        }
+        (Head::Tied, Some(name)) => {
+            (Logits::Own(linear(heads, name, config.vocabulary, Bias::No)?), Some(norm))
+        }
+        (Head::Tied, None) => (Logits::Tied, Some(norm)),
         (Head::Transformed(activation), _) => {
             let bias = tensors.vector(names.logit_bias, config.vocabulary)?;
             token_embeddings = token_embeddings.with_bias(bias);

@@ -21,6 +21,8 @@ pub(crate) struct DecoderNames {
     pub(crate) heads: &'static [&'static str],
     /// The whole name of the bias that such a head adds to logits.
     pub(crate) logit_bias: &'static str,
+    /// Beginnings of the names of tensors that no token's vector or logit depends on.
+    pub(crate) no_effect: &'static [&'static str],
 }
 
 /// Llama's names, which most families share.
@@ -55,6 +57,8 @@ pub(super) const LLAMA: DecoderNames = DecoderNames {
     transform: "",
     heads: &["lm_head", "language_model.lm_head", "model.lm_head"],
     logit_bias: "",
+    // Layers that predict several tokens at a time.
+    no_effect: &["mtp.", "model.mtp."],
 };
 
 /// Gemma's: Llama's with norms after attention and feed-forward network.

@@ -33,9 +33,9 @@ pub(super) struct Settings {
     tie_word_embeddings: bool,
     #[serde(default)]
     eos_token_id: EndTokens,
-    #[serde(flatten)]
+    #[serde(skip)]
     pub(super) rope: RopeSettings,
-    #[serde(flatten)]
+    #[serde(skip)]
     pub(super) windows: Windows,
 }
 
@@ -67,7 +67,9 @@ pub(super) const SLIDING: &str = "sliding_attention";
 impl Settings {
     /// Reads the settings; those that the file leaves out are the family's `defaults`.
     pub(super) fn read(file: &Path, config: &Value, defaults: Value) -> Result<Self> {
-        parse(file, &with_defaults(config, defaults))
+        let config = with_defaults(config, defaults);
+        let settings: Self = parse(file, &config)?;
+        Ok(Self { rope: parse(file, &config)?, windows: parse(file, &config)?, ..settings })
     }
 
     /// For families in which the window has a switch of its own.
@@ -102,7 +104,7 @@ impl Settings {
         });
         Ok(DecoderConfig {
             vocabulary: self.vocab_size,
-            context: self.max_position_embeddings,
+            context: self.rope.parameters(file, None)?.reach(self.max_position_embeddings),
             embeddings: Embeddings::Plain,
             transformer: TransformerConfig {
                 activation: self.activation(file)?,

@@ -37,7 +37,7 @@ impl Config {
     fn read(file: &Path, config: &Value) -> Result<Self> {
         // Old files have the settings a second time under a name with `_dict`, and transformers takes that then.
         let part = |name: &str| {
-            let old = config.get(format!("{name}_dict")).filter(|value| value.is_object());
+            let old = config.get(format!("{name}_dict")).filter(|value| !value.is_null());
             old.or(config.get(name)).cloned().unwrap_or_default()
         };
         let dimensions =
@@ -88,6 +88,10 @@ impl Architecture for Config {
 
     fn uses(&self, tensor: &str) -> bool {
         tensor != "logit_scale" && !tensor.ends_with("position_ids")
+    }
+
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        !self.uses(tensor)
     }
 
     fn scratch(&self, rows: usize, longest: usize) -> Bytes {

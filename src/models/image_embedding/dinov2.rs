@@ -82,6 +82,11 @@ impl Architecture for Config {
         is_part && name != "embeddings.mask_token"
     }
 
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        let name = tensor.strip_prefix(self.outer).unwrap_or(tensor);
+        name == "embeddings.mask_token" || tensor.starts_with("classifier.")
+    }
+
     fn scratch(&self, rows: usize, longest: usize) -> Bytes {
         self.tower.transformer.scratch(rows, longest)
     }

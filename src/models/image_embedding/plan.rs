@@ -33,7 +33,8 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
-        let architecture = architecture::find(FAMILIES, CAPABILITY, &config, &read_json(&config)?)?;
+        let architecture =
+            architecture::find_whole(FAMILIES, CAPABILITY, &config, &read_json(&config)?, files.unread)?;
         let preprocessing = Preprocessing::open(&files, architecture.processor(), context)?;
         if let Some(side) = architecture.side()
             && preprocessing.exact() != Some((side, side))
@@ -69,8 +70,10 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
         let texts = self.texts.as_ref().map(TextPlan::load).transpose()?;
+        let encoder = self.architecture.load(&weights, &device, context)?;
+        weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;
         Ok(LoadedModel {
-            encoder: self.architecture.load(&weights, &device, context)?,
+            encoder,
             preprocessing: self.preprocessing.clone(),
             texts,
             compute: compute.clone(),

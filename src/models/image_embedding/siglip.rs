@@ -91,6 +91,10 @@ impl Architecture for Config {
         !tensor.starts_with("logit_") && !tensor.ends_with("position_ids")
     }
 
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        !self.uses(tensor)
+    }
+
     fn scratch(&self, rows: usize, longest: usize) -> Bytes {
         let texts = self.text.tower.transformer.scratch(rows, longest);
         self.vision.transformer.scratch(rows, longest).max(texts)

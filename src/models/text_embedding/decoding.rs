@@ -19,9 +19,14 @@ use crate::weights::WeightFiles;
 pub(super) enum AttentionDirection {
     /// A token attends to itself and those before it.
     Causal,
-    /// Each token attends to all.
+    /// A token attends to those around it: all of them, or in layers with a window the nearest to either side.
     Bidirectional,
+    /// Each token attends to all, whatever windows the file speaks of.
+    Everywhere,
 }
+
+/// Beginnings of the names of heads, which no vector of a token depends on.
+const HEADS: [&str; 3] = ["lm_head.", "model.lm_head.", "score."];
 
 /// An embedding model that is a decoder.
 pub(super) struct Embedder(pub(super) DecoderConfig);
@@ -36,6 +41,7 @@ impl Embedder {
         Ok(Self(match direction {
             AttentionDirection::Causal => decoder,
             AttentionDirection::Bidirectional => decoder.bidirectional(),
+            AttentionDirection::Everywhere => decoder.everywhere(),
         }))
     }
 }
@@ -55,6 +61,10 @@ impl Architecture for Embedder {
 
     fn uses(&self, tensor: &str) -> bool {
         self.0.uses(tensor)
+    }
+
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        HEADS.iter().any(|head| tensor.starts_with(head)) || self.0.has_no_effect(tensor)
     }
 
     fn scratch(&self, tokens: usize, longest: usize) -> Bytes {

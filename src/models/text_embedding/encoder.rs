@@ -10,8 +10,25 @@ use model_actors::{Bytes, LoadContext};
 use super::{Architecture, Encoder, TokenBatch, Watch};
 use crate::error::Result;
 use crate::models::towers::{TextTower, TextTowerConfig};
-use crate::models::transformer::{SafeTensors, check_side};
+use crate::models::transformer::{SafeTensors, check_side, is_buffer};
 use crate::weights::WeightFiles;
+
+/// Beginnings of the names of pooling layers and heads of other tasks, which no vector of a token depends on.
+const HEADS: [&str; 13] = [
+    "pooler.",
+    "cls.",
+    "lm_head.",
+    "vocab_transform.",
+    "vocab_layer_norm.",
+    "vocab_projector.",
+    "classifier.",
+    "pre_classifier.",
+    "qa_outputs.",
+    "score.",
+    "head.",
+    "decoder.",
+    "generator_",
+];
 
 /// An embedding model that is a text encoder.
 pub(super) struct TextEncoder {
@@ -53,6 +70,11 @@ impl Architecture for TextEncoder {
     fn uses(&self, tensor: &str) -> bool {
         let names = self.prefixes.iter().filter_map(|prefix| tensor.strip_prefix(prefix));
         names.into_iter().any(|name| self.tower.uses(name))
+    }
+
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        let names = self.prefixes.iter().filter_map(|prefix| tensor.strip_prefix(prefix));
+        is_buffer(tensor) || names.into_iter().any(|name| HEADS.iter().any(|head| name.starts_with(head)))
     }
 
     fn scratch(&self, tokens: usize, longest: usize) -> Bytes {

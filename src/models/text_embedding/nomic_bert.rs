@@ -11,10 +11,10 @@ use super::encoder::TextEncoder;
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::kernels::Activation;
-use crate::models::config_file::{unsupported, with_defaults};
+use crate::models::config_file::{invalid, unsupported, with_defaults};
 use crate::models::towers::{PositionsConfig, TextTowerConfig, TextTowerNames};
 use crate::models::transformer::{
-    Biases, Names, NormPlacement, QkvNames, Rope, Sizes, TransformerConfig, UpNames,
+    Biases, Names, NormPlacement, QkvNames, RopeSettings, RopeShape, Sizes, TransformerConfig, UpNames,
 };
 
 /// The family's entry in the list.
@@ -63,7 +63,8 @@ struct Config {
     #[serde(alias = "hidden_act")]
     activation_function: Option<String>,
     rotary_emb_base: f64,
-    rope_parameters: Option<RopeParameters>,
+    /// As in the published models, of which the heads' size is that of the width and their number.
+    head_dim: Option<usize>,
     rotary_emb_fraction: f64,
     rotary_emb_interleaved: bool,
     rotary_scaling_factor: Option<f64>,
@@ -76,11 +77,6 @@ struct Config {
     use_rms_norm: Option<bool>,
     causal: bool,
     num_experts: usize,
-}
-
-#[derive(Deserialize)]
-struct RopeParameters {
-    rope_theta: f64,
 }
 
 /// The settings that have one name in both.
@@ -117,6 +113,8 @@ impl Config {
 }
 
 fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
+    // Files of transformers speak of the rotary positions as those of decoders do.
+    let rope: RopeSettings = parse(file, config)?;
     let config: Config = parse(file, &with_defaults(config, defaults()))?;
     config.check(file)?;
     let activation = match config.activation_function.as_deref() {
@@ -129,7 +127,7 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     let positions = config.n_positions.unwrap_or(2048);
     let context = match config.rotary_scaling_factor {
         Some(_) => positions.min(config.max_trained_positions),
-        None => positions,
+        None => rope.parameters(file, None)?.reach(positions),
     };
     let sizes = Sizes {
         width: config.n_embd,
@@ -139,8 +137,15 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     };
     let (placement, epsilon) = (NormPlacement::Post, config.layer_norm_epsilon.unwrap_or(1e-12));
     let transformer = TransformerConfig::encoder(file, sizes, placement, activation, epsilon)?;
-    let base = config.rope_parameters.as_ref().map_or(config.rotary_emb_base, |rope| rope.rope_theta);
-    let rope = Rope::plain(file, transformer.attention.head_size, base)?;
+    let (head_size, base) = (transformer.attention.head_size, config.rotary_emb_base);
+    if config.head_dim.is_some_and(|size| size != head_size) || !head_size.is_multiple_of(2) {
+        return Err(invalid(file, "head_dim is not the heads' share of the width, or is odd"));
+    }
+    let parameters = rope.parameters(file, None)?;
+    if let Some(share) = parameters.partial_rotary_factor.filter(|share| *share != 1.0) {
+        return Err(unsupported(file, "partial_rotary_factor", &share.to_string(), "1"));
+    }
+    let rope = parameters.rope(file, RopeShape { head_size, context: positions, base })?;
     let mut transformer = transformer.gated().with_rope(rope);
     transformer.biases = Biases {
         qkv: config.qkv_proj_bias.into(),

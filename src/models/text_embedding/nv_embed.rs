@@ -90,7 +90,7 @@ impl NvEmbed {
             settings.insert("model_type".to_owned(), json!("mistral"));
             settings.remove("architectures");
         }
-        let decoder = Embedder::read(file, &text_config, AttentionDirection::Bidirectional)?;
+        let decoder = Embedder::read(file, &text_config, AttentionDirection::Everywhere)?;
         for (name, side) in latent.sides() {
             check_side(file, name, side)?;
         }
@@ -120,6 +120,10 @@ impl Architecture for NvEmbed {
 
     fn uses(&self, tensor: &str) -> bool {
         tensor.starts_with(LATENT) || self.decoder.uses(tensor)
+    }
+
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        self.decoder.has_no_effect(tensor)
     }
 
     fn scratch(&self, tokens: usize, longest: usize) -> Bytes {

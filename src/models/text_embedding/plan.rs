@@ -85,11 +85,14 @@ pub(super) struct PromptConfig {
     pub(super) truncate_dim: Option<usize>,
 }
 
-/// Settings of `config.json` for shorter vectors.
+/// Settings of `config.json` that every family may have.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Matryoshka {
+struct Shared {
+    /// Dimensions of shorter vectors.
     matryoshka_dimensions: Option<Vec<usize>>,
+    /// The length to which texts are cut where no other file names one, also of models that take longer ones.
+    max_position_embeddings: Option<usize>,
 }
 
 /// A model as its small files describe it.
@@ -118,14 +121,15 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         let name = format!("{folder}config.json");
         let config = config_file::find(&files, &name, FAMILIES, CAPABILITY, context)?;
         let json = read_json(&config)?;
-        let architecture = architecture::find(FAMILIES, CAPABILITY, &config, &json)?;
-        let Matryoshka { matryoshka_dimensions: shorter } = architecture::parse(&config, &json)?;
+        let architecture = architecture::find_whole(FAMILIES, CAPABILITY, &config, &json, files.unread)?;
+        let Shared { matryoshka_dimensions: shorter, max_position_embeddings: places } =
+            architecture::parse(&config, &json)?;
         let sentence = SentenceConfig::read(&files, &folder, context)?;
         let names: TokenizerConfig =
             files.optional_json(&format!("{folder}tokenizer_config.json"), context)?.unwrap_or_default();
         // The cast saturates, so "none" becomes the largest number there is.
         let of_tokenizer = names.model_max_length.map_or(usize::MAX, |length| length as usize);
-        let longest = sentence.max_seq_length.unwrap_or(of_tokenizer);
+        let longest = sentence.max_seq_length.unwrap_or(of_tokenizer.min(places.unwrap_or(usize::MAX)));
         let tokenizer = TokenizerFiles::find(&files, &folder, context)?;
         let prompts = files.optional_json("config_sentence_transformers.json", context)?.unwrap_or_default();
         let longest = longest.min(architecture.longest());
@@ -159,9 +163,11 @@ impl loader::LoadPlan for TextEmbeddingPlan {
             tokens = tokens.closed_by(closing, self.tokenizer.path())?;
         }
         let tokens = tokens.with_rows(self.architecture.vocabulary());
+        let encoder = self.architecture.load(&weights, &device, context)?;
+        weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;
         Ok(LoadedModel {
             head: self.modules.head(&self.files, self.architecture.width(), context)?,
-            encoder: self.architecture.load(&weights, &device, context)?,
+            encoder,
             ending: self.ending(&tokens)?,
             tokens,
             compute: compute.clone(),

@@ -19,7 +19,7 @@ pub(super) const COMPONENT: Component =
     Component { folder: "vae/", file: Component::DIFFUSERS, is_loaded: is_decoder };
 
 fn is_decoder(tensor: &str) -> bool {
-    tensor.starts_with("decoder.") || tensor.starts_with("post_quant_conv.")
+    !tensor.starts_with("encoder.") && !tensor.starts_with("quant_conv.")
 }
 
 const EPSILON: f64 = 1e-6;

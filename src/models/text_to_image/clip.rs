@@ -5,7 +5,6 @@
 use candle_core::Tensor;
 use model_actors::Bytes;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::pipeline::Watch;
 use super::prompt::{PromptTokens, TokenizerFiles};
@@ -48,9 +47,10 @@ impl PromptEncoderConfig {
     /// Reads the configurations in the folders of the encoder and of its tokenizer, which end with a slash.
     pub(super) fn read(repository: &Repository<'_>, encoder: &str, tokenizer: &str) -> Result<Self> {
         let file = format!("{encoder}config.json");
-        let (path, config): (_, Value) = repository.config(&file, CLASSES, ONLY)?;
-        let ProjectionSize { projection_dim } = parse(&path, &config)?;
-        let text = TextConfig::read(&path, &config)?;
+        let (_, (projection_dim, text)) = repository.config_by(&file, CLASSES, ONLY, |path, config| {
+            let ProjectionSize { projection_dim } = parse(path, config)?;
+            Ok((projection_dim, TextConfig::read(path, config)?))
+        })?;
         Ok(Self { text, tokenizer: TokenizerFiles::find(repository, tokenizer)?, projection_dim })
     }
 

@@ -28,6 +28,11 @@ impl<'a> ScopedReader<'a> {
         Self { reader: self.reader, prefix: format!("{}{name}.", self.prefix) }
     }
 
+    /// Notes that a tensor, which may be there, is not needed.
+    pub(super) fn leave(&self, name: &str) {
+        self.reader.leave(&format!("{}{name}", self.prefix));
+    }
+
     pub(super) fn contains(&self, name: &str) -> bool {
         self.reader.contains(&format!("{}{name}", self.prefix))
     }

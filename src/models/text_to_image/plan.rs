@@ -59,8 +59,10 @@ impl loader::LoadPlan for TextToImagePlan {
         let weights = self.weights(context)?;
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk());
+        let pipeline = self.architecture.load(&weights, &device, context)?;
+        weights.check_all_read()?;
         Ok(LoadedModel {
-            pipeline: self.architecture.load(&weights, &device, context)?,
+            pipeline,
             device,
             compute: compute.clone(),
             footprint: compute.counted(self.footprint_of(&weights)),

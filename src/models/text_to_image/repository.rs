@@ -7,10 +7,10 @@ use model_actors::{Bytes, LoadContext};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::architecture::{Family, parse};
+use crate::architecture::{Family, parse, refuse_unread};
 use crate::error::{Error, Result};
 use crate::models::config_file;
-use crate::source::{Files, read, read_json};
+use crate::source::{Files, Unread, read, read_json};
 use crate::weights::WeightFiles;
 
 /// Most levels of a UNet or an autoencoder, each of half the resolution of the one above it.
@@ -68,6 +68,7 @@ impl<'a> Repository<'a> {
     /// Reads a component's configuration, `<folder>/<file>`.
     ///
     /// # Errors
+    /// [`Error::UnreadSetting`] for a setting that is neither read nor known to have no effect;
     /// [`Error::UnsupportedSetting`] if the file names a class other than `classes`, unless these are empty, or has a
     /// setting of `only` with another value than the one that is given there in JSON.
     pub(super) fn config<T: DeserializeOwned>(
@@ -75,6 +76,17 @@ impl<'a> Repository<'a> {
         file: &str,
         classes: &'static [&'static str],
         only: &'static [(&'static str, &'static str)],
+    ) -> Result<(PathBuf, T)> {
+        self.config_by(file, classes, only, parse)
+    }
+
+    /// The same, for a configuration that is read by `read`.
+    pub(super) fn config_by<T>(
+        &self,
+        file: &str,
+        classes: &'static [&'static str],
+        only: &'static [(&'static str, &'static str)],
+        read: impl Fn(&Path, &serde_json::Value) -> Result<T>,
     ) -> Result<(PathBuf, T)> {
         let path = self.files.required(file, self.context)?;
         let config: serde_json::Value = read_lenient(&path)?;
@@ -89,9 +101,15 @@ impl<'a> Repository<'a> {
                 })
             }
             _ => {
-                check_only(&path, &config, only)?;
-                let config = parse(&path, &config)?;
-                Ok((path, config))
+                let read = |config: &serde_json::Value| {
+                    check_only(&path, config, only)?;
+                    read(&path, config)
+                };
+                let found = read(&config)?;
+                if self.files.unread == Unread::Refused {
+                    refuse_unread(&path, &config, |changed| read(changed).is_ok())?;
+                }
+                Ok((path, found))
             }
         }
     }
@@ -195,6 +213,13 @@ impl ComponentWeights {
             Ok((component, weights))
         };
         Ok(Self(components.into_iter().map(open).collect::<Result<_>>()?))
+    }
+
+    /// Refuses a tensor that was not read, once everything that is needed has been.
+    pub(super) fn check_all_read(&self) -> Result<()> {
+        self.0.iter().try_for_each(|(component, weights)| {
+            weights.check_all_read(|tensor| !(component.is_loaded)(tensor))
+        })
     }
 
     /// Weights of the component in a folder.

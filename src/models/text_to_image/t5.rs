@@ -134,7 +134,7 @@ pub(super) struct T5Config {
 
 /// True for the tensors that are loaded; a whole model has a decoder too.
 pub(super) fn is_loaded(tensor: &str) -> bool {
-    tensor.starts_with("encoder.") || tensor == "shared.weight"
+    !tensor.starts_with("decoder.") && !tensor.starts_with("lm_head.")
 }
 
 impl T5Config {
@@ -168,7 +168,11 @@ impl T5Config {
         let encoder = reader.at("encoder");
         let shape = [config.vocab_size, config.d_model];
         let token_embeddings = match reader.contains("shared.weight") {
-            true => reader.tensor("shared.weight", &shape)?,
+            true => {
+                // The same under another name.
+                reader.leave("encoder.embed_tokens.weight");
+                reader.tensor("shared.weight", &shape)?
+            }
             false => encoder.tensor("embed_tokens.weight", &shape)?,
         };
         let blocks = (0..config.num_layers)

@@ -98,7 +98,9 @@ impl loader::LoadPlan for TextToTextPlan {
                 let bytes = weights.bytes_on_disk(|tensor| self.config.uses(tensor));
                 context.begin(LoadStage::Load, bytes);
                 let tokens = Tokens::read_whole(tokenizer)?;
-                (self.config.load(&weights, &device, context)?, tokens)
+                let decoder = self.config.load(&weights, &device, context)?;
+                weights.check_all_read(|tensor| self.config.has_no_effect(tensor))?;
+                (decoder, tokens)
             }
             Kind::Gguf { file, tokenizer } => {
                 context.begin(LoadStage::Load, file.bytes());
@@ -107,7 +109,9 @@ impl loader::LoadPlan for TextToTextPlan {
                     None => generation::tokens_of(&file.tokenizer()?)
                         .map_err(|reason| Error::InvalidTokenizer { file: file.path().to_owned(), reason })?,
                 };
-                (self.config.load_gguf(file, &device, context)?, tokens)
+                let decoder = self.config.load_gguf(file, &device, context)?;
+                file.check_all_read(self.files.unread, |tensor| self.config.has_no_effect(tensor))?;
+                (decoder, tokens)
             }
         };
         let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer_file().to_owned(), reason };
@@ -135,7 +139,11 @@ impl loader::LoadPlan for TextToTextPlan {
 impl TextToTextPlan {
     fn read_folder(files: Files, context: &LoadContext) -> Result<Self> {
         let file = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
-        let config = architecture::find(FAMILIES, CAPABILITY, &file, &read_json(&file)?)?;
+        let json = read_json(&file)?;
+        if let Some(found) = architecture::with_other_head(&json) {
+            return Err(architecture::unsupported(FAMILIES, CAPABILITY, found));
+        }
+        let config = architecture::find_whole(FAMILIES, CAPABILITY, &file, &json, files.unread)?;
         let settings = GenerationConfig::read(&files, context)?;
         let tokenizer = TokenizerFiles::find(&files, "", context)?;
         let (template, special) = generation::read_chat_template(&files, context)?;

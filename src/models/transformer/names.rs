@@ -92,6 +92,14 @@ impl Names {
     };
 }
 
+/// True for tensors that repeat what the configuration says, numbers of positions and frequencies of rotary positions, and
+/// for those of what is not quantised here: activations and caches.
+pub(crate) fn is_buffer(tensor: &str) -> bool {
+    let last = tensor.rsplit('.').next().unwrap_or(tensor);
+    let positions = ["position_ids", "inv_freq", "cos_cached", "sin_cached"];
+    positions.contains(&last) || ["input_scale", "activation_scale", "k_scale", "v_scale"].contains(&last)
+}
+
 /// True for the tensors of the layer `name`, which is empty where there is none.
 pub(crate) fn is_tensor_of(name: &str, tensor: &str) -> bool {
     let ending = tensor.strip_prefix(name).filter(|_| !name.is_empty());

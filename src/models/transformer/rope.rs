@@ -4,6 +4,9 @@
 //! [`RopeParameters`] for each setting of its own, and for GGUF the type's name in `models/decoder/gguf/rope.rs`. The
 //! scalings follow their papers and the reference implementation in transformers (`modeling_rope_utils.py`).
 
+#[cfg(test)]
+mod tests;
+
 use std::f64::consts::TAU;
 use std::path::Path;
 
@@ -62,13 +65,25 @@ pub(crate) struct RopeSettings {
 impl RopeSettings {
     /// True if the file has parameters for each kind of layers.
     pub(crate) fn has_kinds(&self) -> bool {
-        self.rope_parameters.as_ref().is_some_and(|value| value.get("full_attention").is_some())
+        self.value().is_some_and(|value| value.get("full_attention").is_some())
+    }
+
+    /// The parameters as they are written. The older name counts for more where a file has both, as in the reference
+    /// implementation.
+    fn value(&self) -> Option<&serde_json::Value> {
+        let is_given = |value: &&serde_json::Value| value.as_object().is_none_or(|table| !table.is_empty());
+        self.rope_scaling.as_ref().filter(is_given).or(self.rope_parameters.as_ref())
     }
 
     /// The parameters of all layers, or those of the layers of one kind where the file tells kinds apart.
     pub(crate) fn parameters(&self, file: &Path, kind: Option<&str>) -> Result<RopeParameters> {
-        let value = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        let value = match (value, kind) {
+        // Those that do not count must make sense all the same.
+        if let (Some(_), Some(other)) = (&self.rope_scaling, &self.rope_parameters)
+            && !self.has_kinds()
+        {
+            parse::<RopeParameters>(file, other)?;
+        }
+        let value = match (self.value(), kind) {
             (Some(value), Some(kind)) => value.get(kind).or(Some(value)),
             (value, _) => value,
         };
@@ -111,13 +126,21 @@ impl RopeParameters {
         if !(share > 0.0 && share <= 1.0) || shape.head_size > MAX_SIDE {
             return Err(invalid("partial_rotary_factor is not between 0 and 1, or head_dim is too large"));
         }
+        let kind = self.kind();
+        if kind == "proportional" {
+            let factor = self.factor.unwrap_or(1.0);
+            let rope = proportional(base, shape.head_size, share, factor).ok_or_else(|| invalid("factor"))?;
+            return Ok(rope.with_axes(self.axes(shape.head_size / 2)));
+        }
         let size = (shape.head_size as f64 * share) as usize;
         let plain = inverse_frequencies(base, size);
         let original = self.original_max_position_embeddings.unwrap_or(shape.context);
         let scaling = Scaling { parameters: self, base, size, original, context: shape.context };
-        let kind = self.rope_type.as_deref().or(self.old_type.as_deref()).unwrap_or("default");
         let rope = match kind {
             "default" | "mrope" => Rope::new(plain, 1.0),
+            // NTK-aware scaling changes only texts beyond the context, which are refused.
+            "dynamic" if self.factor.is_some_and(|factor| factor >= 1.0) => Rope::new(plain, 1.0),
+            "dynamic" => return Err(invalid("factor")),
             "linear" => scaling.linear(plain).ok_or_else(|| invalid("factor"))?,
             "llama3" => {
                 scaling.llama3(plain).ok_or_else(|| invalid("factor, low_freq_factor, high_freq_factor"))?
@@ -127,11 +150,28 @@ impl RopeParameters {
                 scaling.long_rope(&plain).ok_or_else(|| invalid("short_factor and long_factor"))?
             }
             other => {
-                let supported = "default, linear, llama3, yarn, longrope, mrope";
+                let supported = "default, linear, dynamic, llama3, yarn, longrope, proportional, mrope";
                 return Err(unsupported(file, "rope_type", other, supported));
             }
         };
         Ok(rope.with_axes(self.axes(size / 2)))
+    }
+
+    fn kind(&self) -> &str {
+        self.rope_type.as_deref().or(self.old_type.as_deref()).unwrap_or("default")
+    }
+
+    /// Most tokens of a sequence, of a model whose `max_position_embeddings` is `context`. With YaRN that mostly is the
+    /// context of the pretraining, and the factor lengthens it.
+    pub(crate) fn reach(&self, context: usize) -> usize {
+        match (self.kind(), self.factor) {
+            ("yarn", Some(factor)) if factor.is_finite() => {
+                let original = self.original_max_position_embeddings.unwrap_or(context);
+                let stretched = (original as f64 * factor).clamp(0.0, MAX_SIDE as f64);
+                context.max(stretched as usize)
+            }
+            _ => context,
+        }
     }
 
     /// The coordinate of a position that rotates each pair, where positions have several (M-RoPE of Qwen-VL).
@@ -242,6 +282,15 @@ impl Scaling<'_> {
         let long = stretched(&self.parameters.long_factor)?;
         attention_factor.is_finite().then_some(Rope { frequencies, long: Some((self.original, long)) })
     }
+}
+
+/// The plain frequencies of a head's first pairs, a `share` of all, and of none of the others; all divided by the factor.
+/// Pairs are as far apart as if all were rotated, which tells it from a partial rotation.
+fn proportional(base: f64, head_size: usize, share: f64, factor: f64) -> Option<Rope> {
+    let rotated = (share * head_size as f64 / 2.0).floor() as usize;
+    let steps = inverse_frequencies(base, head_size).into_iter().enumerate();
+    let steps = steps.map(|(pair, step)| if pair < rotated { step / factor as f32 } else { 0.0 });
+    (factor.is_finite() && factor > 0.0).then(|| Rope::new(steps.collect(), 1.0))
 }
 
 /// Angle per position of each pair of a head's `size` numbers. In 32 bits, as the reference implementations

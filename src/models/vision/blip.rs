@@ -18,7 +18,9 @@ use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::models::config_file::{invalid, unsupported};
 use crate::models::towers::{CLIP_BLOCKS, Patches, Positions, Resampling, VisionSettings, VisionTower};
-use crate::models::transformer::{self, Bias, Names, Norm, QkvNames, SafeTensors, TransformerConfig};
+use crate::models::transformer::{
+    self, Bias, Names, Norm, QkvNames, SafeTensors, TransformerConfig, is_buffer,
+};
 use crate::preprocessing::{Preprocessing, Processor};
 use crate::source::Files;
 use crate::tokens::{Specials, Tokens};
@@ -108,6 +110,11 @@ impl Architecture for Config {
         let left_out = ["position_ids", "text_decoder.cls.predictions.decoder."];
         (tensor.starts_with("vision_model.") || tensor.starts_with("text_decoder."))
             && !left_out.iter().any(|part| tensor.contains(part))
+    }
+
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        // The matrix of the logits is that of the embeddings.
+        is_buffer(tensor) || tensor.starts_with("text_decoder.cls.predictions.decoder.")
     }
 
     fn apart(&self) -> usize {

@@ -54,7 +54,7 @@ struct Settings {
     image_token_index: Option<u32>,
     /// The same in newer files.
     image_token_id: Option<u32>,
-    vision_feature_layer: i64,
+    vision_feature_layer: FeatureLayers,
     #[serde(default)]
     vision_feature_select_strategy: Strategy,
     projector_hidden_act: String,
@@ -68,6 +68,40 @@ fn defaults() -> Value {
 impl Settings {
     fn image_token(&self) -> u32 {
         self.image_token_index.or(self.image_token_id).unwrap_or(32000)
+    }
+}
+
+/// The layers of the tower that are taken, as Python counts: 0 is what goes into the first, -1 what comes out of the
+/// last. The rows of several stand side by side.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum FeatureLayers {
+    One(i64),
+    Several(Vec<i64>),
+}
+
+/// Most layers of a tower that are taken.
+const MAX_FEATURE_LAYERS: usize = 64;
+
+impl FeatureLayers {
+    /// The number of blocks before each, of a tower of so many.
+    fn counts(&self, file: &Path, all: usize) -> Result<Vec<usize>> {
+        let layers = match self {
+            Self::One(layer) => std::slice::from_ref(layer),
+            Self::Several(layers) => layers,
+        };
+        if !(1..=MAX_FEATURE_LAYERS).contains(&layers.len()) {
+            let reason = format!("vision_feature_layer has {} layers", layers.len());
+            return Err(invalid(file, reason));
+        }
+        let count = |layer: &i64| {
+            let from_end = if *layer < 0 { all as i64 + 1 } else { 0 };
+            let count = usize::try_from(layer.saturating_add(from_end)).ok();
+            count
+                .filter(|count| *count <= all)
+                .ok_or_else(|| invalid(file, format!("vision_feature_layer {layer} of {all} layers")))
+        };
+        layers.iter().map(count).collect()
     }
 }
 
@@ -86,6 +120,8 @@ enum Strategy {
 struct Config {
     file: PathBuf,
     vision: VisionConfig,
+    /// Number of blocks before each of the tower's layers that are taken.
+    layers: Vec<usize>,
     text: DecoderConfig,
     settings: Settings,
     activation: Activation,
@@ -113,22 +149,15 @@ impl Config {
             }
         }
         let mut vision = VisionConfig::read(file, vision)?;
-        // As Python counts: 0 is what goes into the first layer, -1 what comes out of the last.
-        let all = vision.transformer.layers.len() as i64;
-        let from_end = if settings.vision_feature_layer < 0 { all + 1 } else { 0 };
-        let layers = settings.vision_feature_layer.saturating_add(from_end);
-        if !(0..=all).contains(&layers) {
-            let reason = format!("vision_feature_layer {} of {all} layers", settings.vision_feature_layer);
-            return Err(invalid(file, reason));
-        }
-        // Blocks after the chosen one are not loaded.
-        vision.transformer.layers.truncate(layers as usize);
+        let layers = settings.vision_feature_layer.counts(file, vision.transformer.layers.len())?;
+        // Blocks after the last that is taken are not loaded.
+        vision.transformer.layers.truncate(layers.iter().copied().max().unwrap_or(0));
         let activation = activation(file, "projector_hidden_act", &settings.projector_hidden_act)?;
         let text = part(config, "text_config");
         let fallback = json!({"model_type": "llama"});
-        let text = if text.is_object() { text } else { &fallback };
+        let text = if text.is_null() { &fallback } else { text };
         let text = architecture::find(decoder::FAMILIES, CAPABILITY, file, text)?;
-        Ok(Self { file: file.to_owned(), vision, text, settings, activation, tiles, rest: None })
+        Ok(Self { file: file.to_owned(), vision, layers, text, settings, activation, tiles, rest: None })
     }
 
     fn uses_of_tower(&self, name: &str) -> bool {
@@ -189,10 +218,19 @@ impl Architecture for Config {
         }
     }
 
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        match TOWERS.iter().find_map(|prefix| tensor.strip_prefix(prefix)) {
+            Some(name) => !self.uses_of_tower(name),
+            None => self.text.has_no_effect(tensor),
+        }
+    }
+
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let crops = self.tiles.as_ref().map_or(1, Tiles::most);
         let rows = self.vision.rows().saturating_mul(crops);
-        let kept = Bytes((rows as u64).saturating_mul(self.text.width() as u64).saturating_mul(8));
+        let taken = self.layers.len().saturating_mul(self.vision.transformer.width);
+        let kept = (rows as u64).saturating_mul(self.text.width().max(taken) as u64);
+        let kept = Bytes(kept.saturating_mul(8));
         let text = self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held);
         self.vision.scratch(1) + kept + text
     }
@@ -226,6 +264,7 @@ impl Architecture for Config {
                 image: ImagePlace::InPrompt,
             },
             ends: chat.ends(tokens, &self.text.end_tokens),
+            layers: self.layers.clone(),
             leading: usize::from(self.settings.vision_feature_select_strategy == Strategy::Default),
             grid: self.vision.settings.grid(),
             side: self.vision.settings.image_size,
@@ -246,13 +285,18 @@ struct Projector {
 
 impl Projector {
     fn load(config: &Config, tensors: &SafeTensors<'_>) -> Result<Self> {
-        let (in_dim, out_dim) = (config.vision.transformer.width, config.text.width());
+        let in_dim = config.vision.transformer.width.saturating_mul(config.layers.len());
+        let out_dim = config.text.width();
         let bias = Bias::from(config.settings.multimodal_projector_bias);
         Ok(Self {
             first: tensors.linear("linear_1", out_dim, in_dim, bias)?,
             activation: config.activation,
             second: tensors.linear("linear_2", out_dim, out_dim, bias)?,
         })
+    }
+
+    fn forward(&self, rows: &Tensor) -> Result<Tensor> {
+        self.second.forward(&self.first.forward(rows, self.activation)?, Activation::Identity)
     }
 }
 
@@ -263,6 +307,8 @@ struct Llava {
     newline: Option<Tensor>,
     language_model: LanguageModel,
     ends: Vec<u32>,
+    /// Number of blocks before each of the tower's layers that are taken.
+    layers: Vec<usize>,
     /// Number of the tower's first rows that are left out.
     leading: usize,
     /// Number of patches along a side.
@@ -276,6 +322,20 @@ struct Llava {
 }
 
 impl Llava {
+    /// What the text half sees of a crop, of which the layers that are taken were kept in the order of blocks.
+    fn features(&self, kept: &[Tensor]) -> Result<Tensor> {
+        if let ([_], [projected]) = (self.layers.as_slice(), kept) {
+            return Ok(projected.clone());
+        }
+        let mut order = self.layers.clone();
+        order.sort_unstable();
+        order.dedup();
+        let place = |layer: &usize| order.iter().position(|other| other == layer);
+        let part = |layer: &usize| place(layer).and_then(|place| kept.get(place)).ok_or_else(misfit);
+        let parts = self.layers.iter().map(part).collect::<Result<Vec<_>>>()?;
+        self.projector.forward(&Tensor::cat(&parts, 1)?)
+    }
+
     /// Number of rows that are kept of a crop.
     fn kept(&self) -> usize {
         self.grid * self.grid + 1 - self.leading
@@ -323,16 +383,16 @@ impl Network for Llava {
         hidden: &Tensor,
         _: &mut Option<Unfinished>,
     ) -> Result<Option<Vec<Tensor>>> {
-        if layers < self.tower.depth() {
+        if !self.layers.contains(&layers) {
             return Ok(Some(Vec::new()));
         }
         let rows = hidden.narrow(0, self.leading, self.kept())?.contiguous()?;
-        let wide = self.projector.first.forward(&rows, self.projector.activation)?;
-        Ok(Some(vec![self.projector.second.forward(&wide, Activation::Identity)?]))
+        // Several layers are projected together.
+        Ok(Some(vec![if self.layers.len() > 1 { rows } else { self.projector.forward(&rows)? }]))
     }
 
     fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
-        let mut rows: Vec<Tensor> = kept.iter().flatten().cloned().collect();
+        let mut rows = kept.iter().map(|crop| self.features(crop)).collect::<Result<Vec<_>>>()?;
         rows.extend(self.newline.clone());
         let all = Tensor::cat(&rows, 0)?;
         let rows = match &self.tiles {

@@ -21,7 +21,7 @@ use super::{Architecture, ImageRows, Network, Prompt, StepwiseTower, Unfinished,
 use crate::architecture::{Family, parse};
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, Linear};
-use crate::models::config_file::{invalid, with_defaults, without_nulls};
+use crate::models::config_file::{invalid, unsupported, with_defaults, without_nulls};
 use crate::models::decoder::DecoderConfig;
 use crate::models::towers::{Patches, Positions, Resampling, VisionTower};
 use crate::models::transformer::{
@@ -147,6 +147,9 @@ struct Config {
 impl Config {
     fn read(file: &Path, config: &Value) -> Result<Self> {
         let config = part(config, "config");
+        if !config.is_object() && !config.is_null() {
+            return Err(invalid(file, "config is no table"));
+        }
         let vision = with_defaults(&without_nulls(part(config, "vision")), vision_defaults());
         let vision: VisionConfig = parse(file, &vision)?;
         let text = text::read(file, part(config, "text"))?;
@@ -166,6 +169,12 @@ impl Config {
         let crops = Crops::new(crop_size, enc_patch_size, overlap_margin, max_crops).ok_or_else(|| {
             invalid(file, "crop_size, enc_patch_size, overlap_margin and max_crops do not fit")
         })?;
+        // The rows that see each other are those of the image and the token before it.
+        let seen = part(part(config, "text"), "prefix_attn");
+        if !seen.is_null() && seen.as_u64() != Some((crops.grid * crops.grid + 1) as u64) {
+            let found = seen.to_string();
+            return Err(unsupported(file, "prefix_attn", &found, "one more than the image's patches"));
+        }
         let phrases = match part(config, "tokenizer") {
             Value::Null => None,
             phrases => Some(parse(file, phrases)?),
@@ -204,6 +213,12 @@ impl Architecture for Config {
     fn uses(&self, tensor: &str) -> bool {
         let name = tensor.strip_prefix("model.").unwrap_or(tensor);
         name.starts_with("vision.") || name.starts_with("text.")
+    }
+
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        // What points at places, and draws boxes around them, says nothing.
+        let name = tensor.strip_prefix("model.").unwrap_or(tensor);
+        name.starts_with("region.") || self.text.has_no_effect(tensor)
     }
 
     fn per_worker(&self, room: WorkerMemory) -> Bytes {

@@ -33,7 +33,8 @@ impl loader::LoadPlan for VisionPlan {
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
-        let mut architecture = architecture::find(FAMILIES, CAPABILITY, &config, &read_json(&config)?)?;
+        let mut architecture =
+            architecture::find_whole(FAMILIES, CAPABILITY, &config, &read_json(&config)?, files.unread)?;
         architecture.complete(&files, context)?;
         let tokenizer = TokenizerFiles::find(&files, "", context)?;
         let settings = GenerationConfig::read(&files, context)?;
@@ -61,8 +62,10 @@ impl loader::LoadPlan for VisionPlan {
         let named = special_names(&self.files, context)?;
         let split = self.generation.split_special_tokens;
         let tokens = tokens.splitting_special_tokens(split, &named).map_err(invalid)?;
+        let network = self.architecture.load(&tokens, &weights, &device, context)?;
+        weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;
         Ok(LoadedModel {
-            network: self.architecture.load(&tokens, &weights, &device, context)?,
+            network,
             tokens,
             context: self.architecture.context(),
             apart: self.architecture.apart(),

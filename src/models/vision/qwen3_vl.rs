@@ -75,7 +75,10 @@ impl Config {
 /// The text's settings as those of the Qwen3 that it is.
 fn text_config(config: &Value) -> Value {
     let mut text = part(config, "text_config").clone();
-    let Some(settings) = text.as_object_mut() else { return json!({"model_type": "qwen3"}) };
+    if text.is_null() {
+        return json!({"model_type": "qwen3"});
+    }
+    let Some(settings) = text.as_object_mut() else { return text };
     settings.insert("model_type".to_owned(), "qwen3".into());
     settings.remove("architectures");
     if let (None, Some(tied)) = (settings.get("tie_word_embeddings"), config.get("tie_word_embeddings")) {
@@ -125,6 +128,10 @@ impl Architecture for Config {
 
     fn uses(&self, tensor: &str) -> bool {
         TOWERS.iter().any(|prefix| tensor.starts_with(prefix)) || self.text.uses(tensor)
+    }
+
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        self.text.has_no_effect(tensor)
     }
 
     fn per_worker(&self, room: WorkerMemory) -> Bytes {

@@ -40,6 +40,7 @@ const NAMES: DecoderNames = DecoderNames {
     transform: "cls.predictions.transform.dense",
     heads: &[],
     logit_bias: "cls.predictions.bias",
+    no_effect: &[],
 };
 
 /// `text_config`.

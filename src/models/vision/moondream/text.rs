@@ -36,6 +36,7 @@ const NAMES: DecoderNames = DecoderNames {
     transform: "",
     heads: &["model.text.lm_head", "text.lm_head"],
     logit_bias: "",
+    no_effect: &[],
 };
 
 /// `text` in the `config` of `config.json`.

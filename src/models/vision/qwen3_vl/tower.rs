@@ -68,8 +68,18 @@ struct Settings {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RopeType {
+    Default,
+    Axial,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[expect(dead_code, reason = "the type is only checked")]
 struct RopeSettings {
     rope_theta: Option<f64>,
+    /// Nothing but the names that the one form has had.
+    rope_type: Option<RopeType>,
 }
 
 fn defaults() -> Value {

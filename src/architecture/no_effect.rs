@@ -1,0 +1,303 @@
+//! Settings that have no effect on what a model computes, as data: those of every model, and those of one model type. What
+//! is in no table, is not read, and is neither null, false nor empty, is refused.
+
+/// A setting, and the value at which it has no effect in JSON; or `*` for one that never has any. A name that begins or
+/// ends with a `*` stands for all with that end or beginning, and one with both for all that hold the rest.
+type Row = (&'static str, &'static str);
+
+/// True for settings of which no model reads any.
+pub(super) fn is_never_read(name: &str) -> bool {
+    EVERYWHERE.iter().any(|(pattern, value)| *value == "*" && matches(pattern, name))
+}
+
+/// The value at which a setting, which nothing reads, has no effect in a table of settings of this model type.
+pub(super) fn harmless_value(kind: &str, name: &str) -> Option<&'static str> {
+    let own = OF_TYPES.iter().filter(|(types, _)| types.contains(&kind)).flat_map(|(_, rows)| *rows);
+    own.chain(EVERYWHERE).find(|(pattern, _)| matches(pattern, name)).map(|(_, value)| *value)
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+        (Some(rest), Some(_)) => name.contains(rest.trim_end_matches('*')),
+        (Some(end), None) => name.ends_with(end),
+        (None, Some(beginning)) => name.starts_with(beginning),
+        (None, None) => name == pattern,
+    }
+}
+
+/// Settings of all models.
+const EVERYWHERE: &[Row] = &[
+    // What made the file, and for whom.
+    ("_*", "*"),
+    ("architectures", "*"),
+    ("model_type", "*"),
+    ("auto_map", "*"),
+    ("transformers_version", "*"),
+    ("transformers.js_config", "*"),
+    ("sentence_transformers", "*"),
+    ("unsloth_*", "*"),
+    ("name_or_path", "*"),
+    ("custom_pipelines", "*"),
+    ("tokenizer_class", "*"),
+    ("processor_class", "*"),
+    // The type of the file's numbers, which the file says itself.
+    ("torch_dtype", "*"),
+    ("dtype", "*"),
+    ("use_bfloat16", "*"),
+    // The reader of weights takes or refuses it.
+    ("quantization_config", "*"),
+    ("compression_config", "*"),
+    // Tokens and defaults of generation, which the capabilities read where they have a use for them.
+    ("*_token_id", "*"),
+    ("*_token_index", "*"),
+    ("forced_*", "*"),
+    ("suppress_tokens", "*"),
+    ("begin_suppress_tokens", "*"),
+    ("bad_words_ids", "*"),
+    ("prefix", "*"),
+    ("max_length", "*"),
+    ("min_length", "*"),
+    ("max_new_tokens", "*"),
+    ("do_sample", "*"),
+    ("early_stopping", "*"),
+    ("num_beams", "*"),
+    ("num_beam_groups", "*"),
+    ("num_return_sequences", "*"),
+    ("diversity_penalty", "*"),
+    ("repetition_penalty", "*"),
+    ("length_penalty", "*"),
+    ("exponential_decay_length_penalty", "*"),
+    ("*no_repeat_ngram_size", "*"),
+    ("temperature", "*"),
+    ("top_k", "*"),
+    ("top_p", "*"),
+    ("typical_p", "*"),
+    ("remove_invalid_values", "*"),
+    ("model_max_length", "*"),
+    ("matryoshka_dimensions", "*"),
+    // Outputs that nobody asks for here.
+    ("output_*", "*"),
+    ("return_dict*", "*"),
+    ("use_return_dict", "*"),
+    // Heads of other tasks.
+    ("classifier_*", "*"),
+    ("id2label", "*"),
+    ("label2id", "*"),
+    ("num_labels", "*"),
+    ("problem_type", "*"),
+    ("finetuning_task", "*"),
+    ("task_specific_params", "*"),
+    ("summary_*", "*"),
+    // Training.
+    ("*dropout*", "*"),
+    ("*_pdrop", "*"),
+    ("*drop_path*", "*"),
+    ("initializer_*", "*"),
+    ("init_*", "*"),
+    ("gradient_checkpointing*", "*"),
+    ("router_aux_loss_coef", "*"),
+    ("pretraining_tp", "*"),
+    ("logit_scale_init_value", "*"),
+    // How the reference implementation computes the same.
+    ("use_cache", "*"),
+    ("cache_implementation", "*"),
+    ("attn_implementation", "*"),
+    ("chunk_size_feed_forward", "*"),
+    ("torchscript", "*"),
+    ("tf_legacy_loss", "*"),
+    ("use_flash_att*", "*"),
+    ("use_memory_efficient_attention", "*"),
+    ("unpad_inputs", "*"),
+    ("fused_*", "*"),
+    // The files themselves say whether there is a head of its own.
+    ("tie_word_embeddings", "*"),
+    ("tie_encoder_decoder", "*"),
+    // These would change what is computed.
+    ("is_causal", "true"),
+    ("is_decoder", "false"),
+    ("is_encoder_decoder", "false"),
+    ("add_cross_attention", "false"),
+];
+
+/// Types of encoders like BERT.
+const ENCODERS: &[&str] = &["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "new"];
+/// Types of decoders.
+const DECODERS: &[&str] = &[
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "phi3",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "bidir_mistral",
+];
+/// Types of models that see images, and of their parts.
+const WITH_IMAGES: &[&str] = &[
+    "clip",
+    "clip_text_model",
+    "clip_vision_model",
+    "siglip",
+    "siglip_text_model",
+    "siglip_vision_model",
+    "llava",
+    "llava_next",
+    "blip",
+    "blip_text_model",
+    "blip_vision_model",
+    "gemma3",
+];
+
+/// Settings of model types. A setting may be in several rows, of which the first counts.
+const OF_TYPES: &[(&[&str], &[Row])] = &[
+    (
+        ENCODERS,
+        &[
+            // Of the pooling layer that BERT was trained with.
+            ("pooler_*", "*"),
+            ("emb_pooler", "*"),
+            ("directionality", "*"),
+            // The file has the positions, however they were made.
+            ("sinusoidal_pos_embds", "*"),
+            ("tie_weights_", "*"),
+        ],
+    ),
+    // Jina's variant of BERT has an activation of its own.
+    (&["bert"], &[("hidden_act", "*")]),
+    (
+        &["nvembed", "latent_attention"],
+        &[
+            ("hidden_size", "*"),
+            ("hidden_dim", "*"),
+            ("padding_side", "*"),
+            ("add_pad_token", "*"),
+            ("is_mask_instruction", "true"),
+            ("mask_type", "\"b\""),
+        ],
+    ),
+    (
+        &["nomic_bert"],
+        &[
+            ("scale_attn_weights", "true"),
+            ("reorder_and_upcast_attn", "*"),
+            ("pad_vocab_size_multiple", "*"),
+            ("dense_seq_output", "*"),
+            ("use_xentropy", "*"),
+        ],
+    ),
+    (
+        &["modernbert"],
+        &[
+            ("decoder_bias", "*"),
+            // `norm_eps` counts.
+            ("layer_norm_eps", "*"),
+            ("position_embedding_type", "*"),
+            ("deterministic_flash_attn", "*"),
+            ("reference_compile", "*"),
+            ("repad_logits_with_grad", "*"),
+            ("sparse_pred*", "*"),
+        ],
+    ),
+    (
+        DECODERS,
+        &[
+            ("max_sequence_length", "*"),
+            ("is_llama_config", "*"),
+            // vLLM's alone, for texts beyond the context.
+            ("dual_chunk_attention_config", "*"),
+            // Of Phi-4-mini.
+            ("full_attn_mod", "1"),
+            ("interpolate_factor", "1"),
+        ],
+    ),
+    // The text half is read alone.
+    (&["gemma3"], &[("vision_config", "*"), ("mm_tokens_per_image", "*")]),
+    (
+        WITH_IMAGES,
+        &[
+            ("projection_dim", "*"),
+            ("vocab_size", "*"),
+            ("image_seq_length", "*"),
+            ("ignore_index", "*"),
+            ("use_image_newline_parameter", "true"),
+            ("vision_use_head", "true"),
+            ("image_text_hidden_size", "*"),
+            ("encoder_hidden_size", "*"),
+            ("label_smoothing", "*"),
+        ],
+    ),
+    // Old files of CLIP have the same settings a second time, which count.
+    (&["clip"], &[("vision_config", "*"), ("text_config", "*")]),
+    (&["blip", "blip_text_model"], &[("is_decoder", "true")]),
+    // The reference implementation interleaves whatever the file says.
+    (&["qwen3_vl", "qwen3_vl_text"], &[("mrope_interleaved", "true")]),
+    (
+        &["moondream1"],
+        &[
+            // Of what points at places and draws boxes.
+            ("region", "*"),
+            ("detect", "*"),
+            ("point", "*"),
+            // Of captions of other lengths, and of answers that think.
+            ("short", "*"),
+            ("long", "*"),
+            ("*_id", "*"),
+        ],
+    ),
+    (
+        &["dinov2", "dinov2_with_registers"],
+        &[
+            ("layerscale_value", "*"),
+            ("apply_layernorm", "*"),
+            ("reshape_hidden_states", "*"),
+            ("use_mask_token", "*"),
+            ("stage_names", "*"),
+            ("out_features", "*"),
+            ("out_indices", "*"),
+        ],
+    ),
+    (
+        &["t5"],
+        &[
+            // Only the encoder is read.
+            ("is_encoder_decoder", "*"),
+            ("num_decoder_layers", "*"),
+            ("scale_decoder_outputs", "*"),
+            // `feed_forward_proj` counts.
+            ("dense_act_fn", "*"),
+            ("is_gated_act", "*"),
+            ("n_positions", "*"),
+        ],
+    ),
+    (
+        &[
+            "PNDMScheduler",
+            "DDIMScheduler",
+            "DPMSolverMultistepScheduler",
+            "EulerDiscreteScheduler",
+            "EulerAncestralDiscreteScheduler",
+        ],
+        &[
+            // Of `thresholding`, which is refused.
+            ("dynamic_thresholding_ratio", "*"),
+            ("sample_max_value", "*"),
+            // Of `use_flow_sigmas`, which is refused.
+            ("flow_shift", "*"),
+            ("time_shift_type", "*"),
+        ],
+    ),
+    (&["UNet2DConditionModel"], &[("addition_embed_type_num_heads", "*"), ("upcast_attention", "*")]),
+    (
+        &["AutoencoderKL"],
+        &[
+            // Of the encoder, which is not read.
+            ("in_channels", "*"),
+            ("down_block_types", "*"),
+            ("use_quant_conv", "*"),
+            ("sample_size", "*"),
+            ("force_upcast", "*"),
+        ],
+    ),
+];
