@@ -372,3 +372,39 @@ impl Scheduler {
         self.check_shutdown(now, effects);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_known_from_its_declaration_until_it_is_forgotten() {
+        let (key, other) = (ModelKey(0), ModelKey(1));
+        let mut scheduler = Scheduler::new("test", Duration::from_secs(60), 7);
+        let policy = ModelState::of_a_test().policy;
+        let mut effects = Vec::new();
+        scheduler.handle(Time::ZERO, Input::Declare { key, policy }, &mut effects);
+        assert!(scheduler.knows(key) && !scheduler.knows(other));
+        assert_eq!(scheduler.model(key).map(|model| model.key), Some(key));
+        let ticket = Ticket::new(RequestId(1), Time::NEVER);
+        scheduler.handle(Time::ZERO, Input::Submit { tickets: vec![(key, ticket)] }, &mut effects);
+        assert!(!scheduler.forget(key) && scheduler.knows(key), "a request waits");
+        let (worker, footprint) = (WorkerId(1), Footprint::default());
+        for input in [
+            Input::Sized { worker, footprint },
+            Input::RoomGranted { worker },
+            Input::Started { worker, footprint },
+        ] {
+            scheduler.handle(Time::ZERO, input, &mut effects);
+        }
+        let running = |scheduler: &Scheduler, worker| scheduler.running(worker).len();
+        assert_eq!((running(&scheduler, worker), running(&scheduler, WorkerId(2))), (1, 0));
+        assert_eq!(scheduler.model_of(worker), Some(key));
+        let outcomes = vec![(RequestId(1), Outcome::Answered)];
+        scheduler.handle(Time::ZERO, Input::Finished { worker, outcomes }, &mut effects);
+        scheduler.handle(Time::ZERO, Input::Remove { key }, &mut effects);
+        assert!(!scheduler.forget(key), "its thread has not ended");
+        scheduler.handle(Time::ZERO, Input::Ended { worker }, &mut effects);
+        assert!(scheduler.forget(key) && !scheduler.knows(key) && scheduler.forget(other));
+    }
+}

@@ -429,3 +429,46 @@ fn a_death_is_the_models_once_no_request_can_be_its_cause() {
         assert_eq!(openings_after(fates), openings, "{fates:?}");
     }
 }
+
+// ## Ends of runs
+
+#[test]
+fn outcomes_may_come_in_any_order() {
+    let mut core = Core::new(one_worker());
+    core.preload();
+    submit(&mut core, [ticket(1), ticket(2), ticket(3)]);
+    let worker = the_worker(&core);
+    let outcomes = [3, 1, 2].map(|request| (RequestId(request), Outcome::Answered)).into();
+    let effects = core.tell(Input::Finished { worker, outcomes });
+    let forgotten = effects.iter().filter(|effect| matches!(effect, Effect::Forget { .. }));
+    assert_eq!(forgotten.count(), 3);
+    assert_eq!(runs(&submit(&mut core, [ticket(4)])), [[4]], "the worker is idle");
+}
+
+#[test]
+fn a_request_that_was_answered_before_its_worker_hung_is_not_answered_again() {
+    let mut core = Core::new(one_worker());
+    core.preload();
+    submit(&mut core, [ticket(1)]);
+    let worker = the_worker(&core);
+    core.now = at(10, 0);
+    let fates = vec![(RequestId(1), Fate::Answered)];
+    let effects = core.tell(Input::Progress { worker, last_progress: Time::ZERO, fates });
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Quarantine { .. })));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Forget { .. })));
+    assert_eq!(core.failure_of(RequestId(1)), None);
+}
+
+#[test]
+fn a_shutdown_counts_whom_it_abandons() {
+    let mut core = Core::new(one_worker().with_batch(BatchLimits::default().with_requests(2)));
+    core.preload();
+    submit(&mut core, [1, 2, 3].map(ticket));
+    core.tell(Input::Shutdown { deadline: at(0, 5) });
+    core.wait_until(at(0, 6));
+    let drained = |(_, effect): &(Time, Effect)| match effect {
+        Effect::Drained { abandoned } => Some(*abandoned),
+        _ => None,
+    };
+    assert_eq!(core.log.iter().find_map(drained), Some(3), "two run and one waits");
+}

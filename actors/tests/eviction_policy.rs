@@ -52,6 +52,21 @@ fn what_is_free_needs_no_eviction() {
 }
 
 #[test]
+fn what_a_pinned_model_has_on_its_way_out_does_not_stay() {
+    let pinned = Offer { pinned: true, leaving: 1, ..offer(0, (0, 40), &[9, 9]) };
+    assert_eq!(plan_for(60, full(100), std::slice::from_ref(&pinned)), EvictionPlan::Wait);
+    assert_eq!(plan_for(61, full(100), &[pinned]), EvictionPlan::Never);
+}
+
+#[test]
+fn a_further_worker_of_a_model_is_worth_what_it_frees_itself() {
+    // Three more of the first model's workers are in use. 10 × 10, then 9 × 10 before 5 × 10.
+    let first = Offer { holders: 5, ..offer(0, (0, 10), &[10, 5]) };
+    let second = Offer { holders: 5, ..offer(1, (0, 10), &[9]) };
+    assert_eq!(plan_for(20, full(100), &[first, second]), evict(&[(0, 1), (1, 1)]));
+}
+
+#[test]
 fn idle_time_times_bytes_over_reload_time_decides() {
     let long_idle = offer(0, (40, 0), &[100]);
     let large = offer(1, (400, 0), &[11]);

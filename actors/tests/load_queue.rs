@@ -277,3 +277,32 @@ fn a_grant_that_came_too_late_keeps_its_place() {
     load_queue.handle(Time::ZERO, RoomInput::Released, &ledgers, &mut effects);
     assert!(effects.contains(&grant(1, 80)), "{effects:?}");
 }
+
+#[test]
+fn each_grant_takes_of_what_is_free() {
+    let mut harness = Harness::new(100);
+    harness.ask(1, 60, Time::NEVER);
+    harness.ask(2, 60, Time::NEVER);
+    assert_eq!(harness.load_queue.waiting(&Device::host()), 2);
+    assert_eq!(harness.load_queue.waiting(&Device::named("gpu")), 0);
+    assert!(!harness.load_queue.is_empty());
+    assert_eq!(harness.release(100), [grant(1, 60)]);
+    assert_eq!(harness.load_queue.waiting(&Device::host()), 1);
+}
+
+#[test]
+fn a_lease_that_was_taken_ends_the_wait_of_its_load_alone() {
+    let mut harness = Harness::new(0);
+    let mut effects = Vec::new();
+    for worker in [1, 2] {
+        let (model, device) = (ModelKey(worker as u32), Device::host());
+        let input = RoomInput::Ask { ask: ask(worker), model, device, needed: Bytes(40), until: Time::NEVER };
+        harness.load_queue.handle(harness.now, input, &harness.ledgers, &mut effects);
+    }
+    assert_eq!(effects, [grant(1, 40), grant(2, 40)]);
+    assert!(harness.ledgers.get_mut(&Device::host()).unwrap().charge(Bytes(40)));
+    harness.tell(RoomInput::Granted { ask: ask(1) });
+    assert_eq!(harness.load_queue.waiting(&Device::host()), 1);
+    // Somebody else was faster with the second.
+    assert_eq!(harness.tell(RoomInput::GrantFailed { ask: ask(2) }), [grant(2, 40)]);
+}

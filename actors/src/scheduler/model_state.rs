@@ -366,3 +366,123 @@ impl ModelState {
         due.into_iter().flatten().filter(|at| *at > now).min().unwrap_or(Time::NEVER)
     }
 }
+
+#[cfg(test)]
+impl ModelState {
+    /// A model of a test: nothing runs and nothing waits.
+    pub(super) fn of_a_test() -> Self {
+        let policy = ModelPolicy {
+            model: "m".into(),
+            device: crate::id::Device::host(),
+            config: crate::config::PoolConfig::default().into(),
+            batching: super::Batching::PerRun,
+            pinned: false,
+        };
+        let footprint = Some(Footprint::new(Bytes(10), Bytes(3)));
+        Self { footprint, ..Self::new(ModelKey(0), policy) }
+    }
+
+    pub(super) fn with_thread(mut self, why: Leaving, holds: Holds) -> Self {
+        let worker = WorkerId(100 + self.leaving.len() as u64);
+        let (since, overdue_at) = (Time::ZERO, Time::after_start(Duration::from_secs(9)));
+        self.leaving.push(Gone { worker, why, since, overdue_at, holds });
+        self
+    }
+
+    pub(super) fn with_worker(mut self, phase: Phase, spawned: bool) -> Self {
+        let id = WorkerId(1 + self.workers.len() as u64);
+        self.workers.push(Worker { id, phase, spawned, ready_at: Time::ZERO, progress_at: Time::ZERO });
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::RequestId;
+
+    const IDLE: Phase = Phase::Idle { since: Time::ZERO, pinged_at: None };
+    const LOADING: Phase = Phase::Starting { source: Source::Load };
+
+    fn model() -> ModelState {
+        ModelState::of_a_test()
+    }
+
+    fn waits(mut model: ModelState) -> ModelState {
+        model.queue.push(Ticket::new(RequestId(1), Time::NEVER), Time::ZERO, Duration::from_secs(1));
+        model
+    }
+
+    fn keeps_weights(model: ModelState) -> ModelState {
+        ModelState { retained: true, ..model }
+    }
+
+    #[test]
+    fn bytes_are_those_of_workers_with_room_of_threads_that_hold_some_and_of_weights_by_themselves() {
+        use Leaving::{Dead, Draining, Stuck};
+        let table = [
+            (model(), 0, 0),
+            (ModelState { footprint: None, ..model().with_worker(IDLE, true) }, 0, 1),
+            (model().with_worker(Phase::Sizing, true), 0, 0),
+            (model().with_worker(LOADING, true), 13, 1),
+            (model().with_worker(IDLE, true).with_worker(IDLE, true), 16, 2),
+            (model().with_worker(IDLE, true).with_thread(Stuck, Holds::Worker), 16, 2),
+            (model().with_thread(Dead, Holds::Nothing), 0, 0),
+            (model().with_thread(Draining, Holds::Weights), 10, 0),
+            (keeps_weights(model()), 10, 0),
+            (keeps_weights(model().with_thread(Dead, Holds::Worker)), 13, 1),
+        ];
+        for (model, bytes, holders) in table {
+            assert_eq!((model.bytes(), model.holders()), (Bytes(bytes), holders), "{model:?}");
+        }
+    }
+
+    #[test]
+    fn a_model_is_at_rest_once_nothing_of_it_is_left() {
+        assert!(model().is_at_rest());
+        let unload = Some(Unload { calls: Vec::new() });
+        let busy = [
+            waits(model()),
+            keeps_weights(model()),
+            model().with_worker(IDLE, true),
+            model().with_thread(Leaving::Stuck, Holds::Nothing),
+            ModelState { replacements: 1, ..model() },
+            ModelState { preloads: vec![CallId(1)], ..model() },
+            ModelState { unload, ..model() },
+        ];
+        for model in busy {
+            assert!(!model.is_at_rest(), "{model:?}");
+        }
+    }
+
+    #[test]
+    fn workers_without_a_thread_are_none_of_its_threads() {
+        let model = model().with_worker(IDLE, true).with_worker(IDLE, true).with_worker(LOADING, false);
+        assert_eq!((model.threads(), self::model().threads()), (2, 0));
+    }
+
+    #[test]
+    fn an_alarm_is_set_for_what_somebody_waits_for() {
+        let at = |second| Time::after_start(Duration::from_secs(second));
+        let paused = || ModelState { scale_up_at: at(5), ..model() };
+        let open = || {
+            let mut breaker = Breaker::Closed;
+            breaker.open(at(7), Cause::new("crashed"));
+            ModelState { breaker, ..model() }
+        };
+        let table = [
+            (model(), Time::NEVER),
+            (paused(), Time::NEVER),
+            (waits(paused()), at(5)),
+            (open(), Time::NEVER),
+            (waits(open()), at(7)),
+            (ModelState { restart_at: at(3), ..model() }, Time::NEVER),
+            (waits(ModelState { restart_at: at(3), ..model() }), at(3)),
+            (model().with_thread(Leaving::Dead, Holds::Nothing), at(9)),
+            (model().with_thread(Leaving::Stuck, Holds::Nothing), Time::NEVER),
+        ];
+        for (model, alarm) in table {
+            assert_eq!(model.next_alarm(Time::ZERO), alarm, "{model:?}");
+        }
+    }
+}

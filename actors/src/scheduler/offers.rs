@@ -39,3 +39,30 @@ fn offer(now: Time, pool: PoolIndex, model: &ModelState) -> Option<Offer> {
         min_residency: model.policy.config.min_residency,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Phase, Source};
+    use super::*;
+
+    #[test]
+    fn an_offer_counts_whoever_holds_bytes_and_those_of_them_that_give_theirs_back() {
+        use Leaving::{Dead, Draining, Stuck};
+        let (model, loading) = (ModelState::of_a_test, Phase::Starting { source: Source::Load });
+        let kept = |model: ModelState| ModelState { retained: true, ..model };
+        let table = [
+            (model(), None),
+            (model().with_thread(Dead, Holds::Nothing), None),
+            (model().with_worker(loading.clone(), true), Some((1, 0))),
+            (model().with_thread(Draining, Holds::Worker).with_thread(Stuck, Holds::Worker), Some((2, 1))),
+            (model().with_thread(Draining, Holds::Weights), Some((1, 1))),
+            (model().with_thread(Draining, Holds::Weights).with_thread(Dead, Holds::Worker), Some((2, 2))),
+            (kept(model()), Some((1, 0))),
+            (kept(model().with_worker(loading, true).with_thread(Dead, Holds::Worker)), Some((3, 1))),
+        ];
+        for (model, expected) in table {
+            let offer = offer(Time::ZERO, PoolIndex(0), &model);
+            assert_eq!(offer.map(|offer| (offer.holders, offer.leaving)), expected, "{model:?}");
+        }
+    }
+}

@@ -303,6 +303,14 @@ mod tests {
     }
 
     #[test]
+    fn those_that_have_to_wait_are_not_ready() {
+        let mut queue = Queue::default();
+        queue.push(ticket(1), at(0), AGING);
+        queue.push_rerun_from(at(2), vec![ticket(2), ticket(3)]);
+        assert_eq!((queue.len(), queue.ready(at(1)), queue.ready(at(2))), (3, 1, 3));
+    }
+
+    #[test]
     fn a_rerun_that_has_to_wait_holds_up_nobody() {
         let mut queue = Queue::default();
         queue.push_rerun_from(at(2), vec![ticket(1)]);

@@ -152,6 +152,34 @@ mod tests {
     }
 
     #[test]
+    fn a_reset_forgets_failures_but_not_their_number() {
+        let config = RestartConfig { max_restarts: 1, ..RestartConfig::default() };
+        let mut restarts = Restarts::default();
+        restarts.failed(&config, at(0), 0.5);
+        restarts.reset();
+        assert_eq!((restarts.recent(), restarts.in_window(), restarts.total()), (0, 0, 1));
+        assert!(matches!(restarts.failed(&config, at(0), 0.5), Verdict::RestartAfter(_)));
+    }
+
+    #[test]
+    fn no_more_failures_are_remembered_than_the_limit_and_the_one_at_hand() {
+        let config = RestartConfig::default();
+        let mut restarts = Restarts::default();
+        for _ in 0..2 * MOST_KEPT {
+            restarts.excused(&config, at(0), 0.5);
+        }
+        assert_eq!(restarts.in_window() as usize, MOST_KEPT + 1);
+        for _ in 0..10 {
+            restarts.failed(&config, at(0), 0.5);
+        }
+        assert_eq!(
+            restarts.recent(),
+            config.max_restarts + 1,
+            "of those that count no more than the budget and one"
+        );
+    }
+
+    #[test]
     fn what_is_excused_leaves_the_budget_whole_until_it_is_counted() {
         let config = RestartConfig { max_restarts: 1, ..RestartConfig::default() };
         let mut restarts = Restarts::default();

@@ -29,6 +29,8 @@ pub(crate) struct Core {
     pub(crate) threads_linger: bool,
     /// The last progress that every gauge shows; `None` for progress at each moment.
     pub(crate) last_progress: Option<Time>,
+    /// The model's, for another of the same name.
+    pub(crate) policy: ModelPolicy,
     next_request: u64,
 }
 
@@ -41,6 +43,13 @@ impl Core {
     /// As [`Core::new`], with a model whose requests share runs in this way.
     pub(crate) fn batching(config: PoolConfig, batching: Batching) -> Self {
         config.validate().unwrap();
+        let policy = ModelPolicy {
+            model: ModelId::from("m"),
+            device: Device::host(),
+            config: config.into(),
+            batching,
+            pinned: false,
+        };
         let mut core = Self {
             scheduler: Scheduler::new("test", Duration::from_secs(60), 7),
             now: Time::ZERO,
@@ -48,14 +57,8 @@ impl Core {
             starts_by_hand: false,
             threads_linger: false,
             last_progress: None,
+            policy: policy.clone(),
             next_request: 0,
-        };
-        let policy = ModelPolicy {
-            model: ModelId::from("m"),
-            device: Device::host(),
-            config: config.into(),
-            batching,
-            pinned: false,
         };
         core.tell(Input::Declare { key: KEY, policy });
         core
