@@ -438,10 +438,14 @@ fn outcomes_may_come_in_any_order() {
     core.preload();
     submit(&mut core, [ticket(1), ticket(2), ticket(3)]);
     let worker = the_worker(&core);
-    let outcomes = [3, 1, 2].map(|request| (RequestId(request), Outcome::Answered)).into();
+    let outcomes = vec![
+        (RequestId(3), Outcome::Answered),
+        (RequestId(1), Outcome::Failed(out_of_memory())),
+        (RequestId(2), Outcome::Answered),
+    ];
     let effects = core.tell(Input::Finished { worker, outcomes });
-    let forgotten = effects.iter().filter(|effect| matches!(effect, Effect::Forget { .. }));
-    assert_eq!(forgotten.count(), 3);
+    assert_eq!(runs(&effects), [[1]], "the one that failed runs again");
+    core.finish(worker, RequestId(1));
     assert_eq!(runs(&submit(&mut core, [ticket(4)])), [[4]], "the worker is idle");
 }
 
