@@ -38,9 +38,63 @@ pub(super) enum Class {
     AsWritten,
 }
 
-/// Kinds of models whose published files name another class than transformers takes.
-const MISNAMED: [&str; 8] =
-    ["modernbert", "modernbert-decoder", "phi3", "phimoe", "qwen2", "internlm2", "internlm3", "smolvlm"];
+/// Kinds of models whose tokenizers transformers takes as the files have them, whatever class these name.
+const AS_WRITTEN: [&str; 54] = [
+    "arctic",
+    "aria",
+    "bigbird_pegasus",
+    "ernie4_5",
+    "ernie4_5_moe",
+    "flex_olmo",
+    "fuyu",
+    "glm",
+    "glm4",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "glm4v",
+    "glm4v_moe",
+    "gpt_bigcode",
+    "granite",
+    "granitemoe",
+    "granitemoehybrid",
+    "granitemoeshared",
+    "hyperclovax",
+    "internlm2",
+    "internlm3",
+    "jamba",
+    "kimi_linear",
+    "kosmos-2",
+    "llava",
+    "llava_next",
+    "minicpm3",
+    "minicpmv",
+    "minimax_m2",
+    "ministral",
+    "ministral3",
+    "mistral",
+    "mistral3",
+    "mixtral",
+    "modernbert",
+    "modernbert-decoder",
+    "molmo",
+    "nemotron",
+    "olmo2",
+    "olmo3",
+    "olmo_hybrid",
+    "openvla",
+    "paddleocr_vl",
+    "persimmon",
+    "phi3",
+    "phi3_v",
+    "phimoe",
+    "pixtral",
+    "smolvlm",
+    "stablelm",
+    "umt5",
+    "vipllava",
+    "voxtral",
+    "xlm-roberta-xl",
+];
 
 impl Class {
     fn named(name: &str) -> Self {
@@ -73,12 +127,9 @@ impl Class {
             "qwen2" | "qwen3" | "qwen2_moe" | "qwen3_moe" | "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl" => {
                 Self::Qwen2
             }
-            "xlm-roberta" | "xlm-roberta-xl" | "gte" | "jina_embeddings_v3" | "metaclip_2" => {
-                Self::XlmRoberta
-            }
+            "xlm-roberta" | "gte" | "jina_embeddings_v3" | "metaclip_2" => Self::XlmRoberta,
             "t5" | "mt5" => Self::T5,
-            "modernbert" | "modernbert-decoder" | "phi3" | "phimoe" | "smolvlm" | "granite"
-            | "granitemoe" | "olmo2" | "olmo3" | "internlm2" | "internlm3" => Self::AsWritten,
+            kind if AS_WRITTEN.contains(&kind) => Self::AsWritten,
             _ => return None,
         })
     }
@@ -93,7 +144,8 @@ impl Class {
             (None, own) => own.unwrap_or_default(),
             (Some(named), Some(own)) if named != own => match own {
                 Self::AsWritten => Self::AsWritten,
-                own if MISNAMED.contains(&kind.as_str()) => own,
+                // Files of this kind that name another class are wrong.
+                own if kind == "qwen2" => own,
                 _ => named,
             },
             (Some(named), _) => named,
@@ -292,6 +344,15 @@ impl TokenizerSettings {
                     self.enclose(tokenizer);
                 }
             }
+            (Class::Llama, ModelWrapper::BPE(_)) if !Self::splits_bytes(tokenizer) => {
+                let scheme = match (self.truth("add_prefix_space"), self.truth("legacy")) {
+                    (Some(false), _) => PrependScheme::Never,
+                    (_, Some(true)) => PrependScheme::Always,
+                    _ => PrependScheme::First,
+                };
+                tokenizer.with_normalizer(None::<NormalizerWrapper>).map_err(failed)?;
+                tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', scheme, false)));
+            }
             (Class::XlmRoberta, ModelWrapper::Unigram(_)) => {
                 let prefix = self.truth("add_prefix_space").unwrap_or(true);
                 let scheme = if prefix { PrependScheme::Always } else { PrependScheme::Never };
@@ -304,6 +365,12 @@ impl TokenizerSettings {
             _ => {}
         }
         Ok(())
+    }
+
+    /// True if the tokenizer splits texts as Llama 3's does, whose files name the class of Llama 2.
+    fn splits_bytes(tokenizer: &Tokenizer) -> bool {
+        let split = tokenizer.get_pre_tokenizer().and_then(|split| serde_json::to_string(split).ok());
+        split.is_some_and(|split| split.contains("\"ByteLevel\""))
     }
 
     /// Puts the class's tokens around each text, where the vocabulary has them.

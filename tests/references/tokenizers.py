@@ -140,9 +140,30 @@ def pieces_cases():
     unigram = sentence_pieces("unigram", vocab_size=220)
     for legacy in (True, False):
         yield f"pieces, llama, legacy {legacy}", {"tokenizer.model": bpe, **config(tokenizer_class="LlamaTokenizer", legacy=legacy, add_bos_token=True, add_eos_token=False), **model("llama")}
+    whole = llama(bpe)
+    for legacy in (True, False, None):
+        settings = {} if legacy is None else {"legacy": legacy}
+        yield f"llama, written as legacy, legacy {legacy}", {**whole, **config(tokenizer_class="LlamaTokenizerFast", **settings), **model("llama")}
+    yield "llama without a prefix", {**whole, **config(tokenizer_class="LlamaTokenizer", add_prefix_space=False), **model("llama")}
+    yield "mistral as written", {**whole, **config(tokenizer_class="LlamaTokenizer", legacy=False), **model("mistral")}
     yield "pieces, xlm-roberta", {"sentencepiece.bpe.model": unigram, **config(tokenizer_class="XLMRobertaTokenizer"), **model("xlm-roberta")}
     t5 = sentence_pieces("unigram", vocab_size=220, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     yield "pieces, t5", {"spiece.model": t5, **config(tokenizer_class="T5Tokenizer"), **model("t5")}
+
+
+def llama(model):
+    """A tokenizer.json as it was published for Llama 2, with a space before each part between added tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "tokenizer.model").write_bytes(model)
+        (pathlib.Path(folder) / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+        (pathlib.Path(folder) / "config.json").write_text('{"model_type": "llama"}')
+        tokenizer = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    written = json.loads(tokenizer.to_str())
+    written["pre_tokenizer"] = None
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(written))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+    return {"tokenizer.json": tokenizer.to_str()}
 
 
 def main():
