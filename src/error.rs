@@ -72,9 +72,10 @@ pub enum Error {
         found: Cow<'static, str>,
         advice: Cow<'static, str>,
     },
-    /// The weights are only there as a pickle, which can run code when it is read.
+    /// The weights are only there as a pickle of a name that is not read, and as such can run code when it is opened.
     #[error(
-        "{model} has its weights only as {file}, a pickle, which can run any code when it is opened; convert it to \
+        "{model} has its weights only as {file}, a pickle, which can run any code when it is opened; of pickles only \
+         pytorch_model.bin is read, as tensors alone, in the folder with the model's other files; convert others to \
          safetensors first"
     )]
     PickleOnly { model: String, file: String },
@@ -116,6 +117,13 @@ pub enum Error {
     /// A weight file's header is malformed.
     #[error("{} is no valid safetensors file: {reason}", file.display())]
     CorruptWeights {
+        #[serde(with = "lossy_path")]
+        file: PathBuf,
+        reason: String,
+    },
+    /// A file of PyTorch is malformed, or holds something other than tensors. Nothing of it was executed.
+    #[error("{} is no usable file of tensors: {reason}; nothing of it was executed", file.display())]
+    InvalidPickle {
         #[serde(with = "lossy_path")]
         file: PathBuf,
         reason: String,
@@ -360,6 +368,7 @@ impl Error {
             | Self::UnreadSetting { .. }
             | Self::UnreadTensor { .. }
             | Self::CorruptWeights { .. }
+            | Self::InvalidPickle { .. }
             | Self::InvalidGguf { .. }
             | Self::SeveralGgufFiles { .. }
             | Self::TruncatedWeights { .. }

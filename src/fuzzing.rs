@@ -9,7 +9,7 @@
     reason = "a target fails by panicking"
 )]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use candle_core::Device;
@@ -94,8 +94,17 @@ fn check_address(url: &Url) {
 /// A file of weights: its header, and then every tensor that it has.
 pub fn safetensors(bytes: &[u8]) {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| folder("weights"));
-    std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
+    weights(FOLDER.get_or_init(|| folder("weights")), "model.safetensors", bytes);
+}
+
+/// A file of PyTorch's own, likewise.
+pub fn pickle(bytes: &[u8]) {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    weights(FOLDER.get_or_init(|| folder("pickle")), "pytorch_model.bin", bytes);
+}
+
+fn weights(folder: &Path, name: &str, bytes: &[u8]) {
+    std::fs::write(folder.join(name), bytes).unwrap();
     let files = Files::directory(folder);
     let Ok(weights) = WeightFiles::open(&files, "", &context()) else { return };
     assert!(

@@ -17,6 +17,7 @@ mod hub;
 mod source;
 mod architecture;
 mod loader;
+mod pickle;
 mod weights;
 mod tokens;
 mod kernels;

@@ -57,13 +57,14 @@
 //! | in `tokenizer.json`: values; tokens; added tokens | `MAX_VALUES`, 4,194,304; `MAX_TOKENS`, 1,048,576; `MAX_ADDED_TOKENS`, 65,536; of `tokens/output_bounds.rs` |
 //! | of a SentencePiece model: pieces; bytes of one that others merge to; merges; tokens that T5 counts beside the pieces | `MAX_PIECES`, 1,048,576; `MAX_MERGED`, 256; `MAX_MERGES`, 2,097,152; `MAX_EXTRA`, 1,000; of `tokens/sentence_piece.rs` |
 //! | in each part of `tokenizer.json` but its model: values; regular expressions | `MAX_PART`, 4,096, and `MAX_PATTERNS`, 32, of `tokens/output_bounds.rs` |
-//! | bytes of a weight file's header | [`MAX_HEADER_BYTES`], 16 MiB |
+//! | bytes of a weight file's header, of the pickles in a file of PyTorch's, and of its list of entries | [`MAX_HEADER_BYTES`], 16 MiB |
+//! | in such a pickle: values; how many times more numbers a view lies spread over | `MAX_VALUES` of `pickle/machine.rs`, 4,194,304; `MAX_SPREAD` of `pickle/tensors.rs`, 8 |
 //! | settings of a configuration that are tried whether a family reads them | `MAX_TRIALS`, 2,048, of `architecture/unread.rs` |
 //! | layers of LLaVA's tower that are taken | `MAX_FEATURE_LAYERS`, 64, of `models/vision/llava.rs` |
 //! | files in a list of weight files, and tensors of all of them | `MAX_SHARDS`, 4,096, and `MAX_TENSORS`, 524,288, of `weights.rs` |
 //! | bytes of the name of a file, a repository or a revision | `MAX_NAME_BYTES` of `source/names.rs`, 256 |
 //! | where a link in a model's directory leads to | a regular file in the directory, unless the source has [`follow_links`](crate::Source::follow_links) |
-//! | dimensions of a tensor | `MAX_RANK` of `weights.rs`, 8; `MAX_RANK` of `gguf/header.rs`, 4 |
+//! | dimensions of a tensor | `MAX_RANK` of `weights.rs` and of `pickle/tensors.rs`, 8; `MAX_RANK` of `gguf/header.rs`, 4 |
 //! | items of a GGUF list, bytes of a text in it, and of all texts | `MAX_ITEMS`, 4,194,304; `MAX_TEXT`, 1 MiB; `MAX_TEXTS`, 64 MiB; of `gguf/header.rs` |
 //! | bytes of the longer texts of a GGUF file that are left out, since nothing reads them | `MAX_SKIPPED` of `gguf/header.rs`, 256 MiB |
 //! | bytes that the places of a GGUF file's tensors are multiples of | `MAX_ALIGNMENT` of `gguf/header.rs`, 1 MiB |

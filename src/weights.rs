@@ -1,10 +1,14 @@
-//! Reads safetensors: the header first, so that a model's size is known before a byte of it is in memory,
+//! Reads safetensors, and the tensors of PyTorch's own files: the header first, so that a model's size is known before a byte of it is in memory,
 //! then one tensor after another in small pieces, so that memory holds little more than the weights
 //! themselves. Shapes and numbers are checked on the way; the meaning of the tensors is left to the model
 //! families.
 
 mod notes;
 mod quantised;
+mod strided;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests;
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{Read, Seek, SeekFrom};
@@ -18,9 +22,11 @@ use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
 use crate::limits::MAX_HEADER_BYTES;
+use crate::pickle::{self, StoredTensor};
 use crate::source::{self, Files, Unread};
 pub(crate) use notes::Notes;
 use quantised::SCALES;
+use strided::gather;
 
 /// Bytes read between two looks at progress and at the stop mark.
 const PIECE: usize = 1 << 20;
@@ -42,6 +48,9 @@ const ENDINGS: [&str; 5] = [
     "safetensors.index.fp16.json",
     "fp16.safetensors.index.json",
 ];
+/// The same of PyTorch's own files, which are looked for where there are no safetensors.
+const PICKLE_NAME: &str = "pytorch_model";
+const PICKLE_ENDINGS: [&str; 3] = ["bin", "bin.index.json", "fp16.bin"];
 
 /// Number types of tensors that are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +97,8 @@ struct Entry {
     file: usize,
     dtype: String,
     shape: Vec<usize>,
+    /// Steps from one number to the next along each dimension, where they do not lie row by row.
+    strides: Option<Vec<usize>>,
     /// From the start of the file.
     start: u64,
     bytes: u64,
@@ -156,16 +167,21 @@ impl WeightFiles {
     pub(crate) fn open_named(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Result<Self> {
         let block = quantised::block_of(files, folder, context)?;
         let mut weights = Self { block, unread: files.unread, ..Self::default() };
-        for ending in ENDINGS {
-            let file = format!("{folder}{name}.{ending}");
-            if !ending.ends_with("json") {
-                if let Some(path) = files.optional(&file, context)? {
-                    weights.add(path)?;
+        // transformers calls its pickles by another name than its safetensors.
+        let pickle = if name == NAME { PICKLE_NAME } else { name };
+        let forms = [(name, &ENDINGS[..], "safetensors"), (pickle, &PICKLE_ENDINGS[..], "bin")];
+        for (name, endings, shards) in forms {
+            for ending in endings {
+                let file = format!("{folder}{name}.{ending}");
+                if !ending.ends_with("json") {
+                    if let Some(path) = files.optional(&file, context)? {
+                        weights.add(path)?;
+                        return Ok(weights);
+                    }
+                } else if let Some(index) = files.optional_json(&file, context)? {
+                    weights.add_shards(files, folder, index, shards, context)?;
                     return Ok(weights);
                 }
-            } else if let Some(index) = files.optional_json(&file, context)? {
-                weights.add_shards(files, folder, index, context)?;
-                return Ok(weights);
             }
         }
         Err(missing(files, folder, name, context))
@@ -176,6 +192,7 @@ impl WeightFiles {
         files: &Files,
         folder: &str,
         index: ShardIndex,
+        ending: &str,
         context: &LoadContext,
     ) -> Result<()> {
         let shards: BTreeSet<String> = index.weight_map.into_values().collect();
@@ -185,7 +202,7 @@ impl WeightFiles {
             return Err(Error::InvalidConfig { file: PathBuf::from(files.name()), reason });
         }
         for shard in shards {
-            if !shard.ends_with(".safetensors") {
+            if !shard.strip_suffix(ending).is_some_and(|name| name.ends_with('.')) {
                 let reason = format!("the list of weight files has {shard:?}, which is none");
                 return Err(Error::InvalidConfig { file: PathBuf::from(files.name()), reason });
             }
@@ -196,7 +213,10 @@ impl WeightFiles {
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
         let file = self.files.len();
-        let header = read_header(&path, file)?;
+        let header = match path.extension().is_some_and(|ending| ending == "bin") {
+            true => pickle::read(&path)?.into_iter().map(|tensor| from_pickle(tensor, file)).collect(),
+            false => read_header(&path, file)?,
+        };
         if self.entries.len().saturating_add(header.len()) > MAX_TENSORS {
             let reason =
                 format!("the weight files up to this one have more than {MAX_TENSORS} tensors together");
@@ -209,6 +229,11 @@ impl WeightFiles {
 
     pub(crate) fn contains(&self, tensor: &str) -> bool {
         self.entries.contains_key(tensor)
+    }
+
+    /// The shape of a tensor, if there is one of this name.
+    pub(crate) fn shape(&self, tensor: &str) -> Option<&[usize]> {
+        self.entries.get(tensor).map(|entry| entry.shape.as_slice())
     }
 
     /// Every tensor's name and shape.
@@ -249,17 +274,14 @@ impl WeightFiles {
     }
 }
 
-/// Error for a model without safetensors, which tells one that has only a pickle from one that has nothing.
+/// Error for a model without weights that are read, which tells one that has a pickle of another name from one that
+/// has nothing.
 fn missing(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Error {
-    // transformers calls its pickles by another name than its safetensors.
-    let pickle = if name == NAME { "pytorch_model" } else { name };
-    let usual = ["bin", "bin.index.json", "fp16.bin"].map(|ending| format!("{folder}{pickle}.{ending}"));
-    for file in usual.into_iter().chain([format!("{folder}consolidated.00.pth")]) {
-        match files.exists(&file, context) {
-            Ok(true) => return Error::PickleOnly { model: files.name(), file },
-            Ok(false) => {}
-            Err(error) => return error,
-        }
+    let file = format!("{folder}consolidated.00.pth");
+    match files.exists(&file, context) {
+        Ok(true) => return Error::PickleOnly { model: files.name(), file },
+        Ok(false) => {}
+        Err(error) => return error,
     }
     match files.pickle(folder) {
         Some(file) => Error::PickleOnly { model: files.name(), file },
@@ -306,6 +328,11 @@ fn read_header(path: &Path, file: usize) -> Result<Vec<(String, Entry)>> {
     Ok(entries)
 }
 
+fn from_pickle(tensor: StoredTensor, file: usize) -> (String, Entry) {
+    let StoredTensor { name, dtype, shape, strides, start, bytes } = tensor;
+    (name, Entry { file, dtype: dtype.to_owned(), shape, strides, start, bytes })
+}
+
 fn read_entry(name: &str, entry: HeaderEntry, file: usize, base: u64) -> Result<Entry, String> {
     let HeaderEntry { dtype, shape, data_offsets: (begin, end) } = entry;
     let bytes = end.checked_sub(begin).ok_or_else(|| format!("the tensor {name:?} ends before it begins"))?;
@@ -322,7 +349,7 @@ fn read_entry(name: &str, entry: HeaderEntry, file: usize, base: u64) -> Result<
     {
         return Err(format!("the tensor {name:?} of shape {shape:?} and type {dtype} has {bytes} bytes"));
     }
-    Ok(Entry { file, dtype, shape, start, bytes })
+    Ok(Entry { file, dtype, shape, strides: None, start, bytes })
 }
 
 /// Reads tensors as 32-bit numbers onto a device.
@@ -385,7 +412,14 @@ impl<'a> WeightReader<'a> {
         // The shape is the header's by now, and the header's fit the file, so this asks for no more than is
         // there.
         values.reserve_exact(shape.iter().product());
-        self.read(entry, numbers, values)?;
+        match &entry.strides {
+            None => self.read(entry, numbers, values)?,
+            Some(strides) => {
+                let mut span = Vec::new();
+                self.read(entry, numbers, &mut span)?;
+                gather(&span, shape, strides, values);
+            }
+        }
         if let Some(scales) = scales {
             self.scale(&mut values[begin..], &tensor, shape, scales)?;
             let names = SCALES.iter().map(|ending| format!("{tensor}{ending}"));
@@ -452,48 +486,5 @@ fn append_numbers(piece: &[u8], numbers: Numbers, values: &mut Vec<f32>) {
         Numbers::F8E4M3 => values.extend(piece.iter().map(|byte| quantised::e4m3(*byte))),
         Numbers::F8E5M2 => values.extend(piece.iter().map(|byte| quantised::e5m2(*byte))),
         Numbers::F8E8M0 => values.extend(piece.iter().map(|byte| quantised::e8m0(*byte))),
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use model_actors::ModelId;
-
-    use super::*;
-
-    fn weights_of(header: &str) -> Vec<u8> {
-        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 4]].concat()
-    }
-
-    #[test]
-    fn a_list_of_too_many_weight_files_is_refused_before_any_is_looked_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let open = |shards: usize| {
-            let map: HashMap<String, String> =
-                (0..shards).map(|shard| (format!("t{shard}"), format!("{shard}.safetensors"))).collect();
-            let index = serde_json::json!({ "weight_map": map }).to_string();
-            std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
-            let context = LoadContext::detached(&ModelId::from("many"));
-            WeightFiles::open(&Files::directory(folder.path()), "", &context).err().unwrap()
-        };
-        assert!(matches!(open(MAX_SHARDS), Error::MissingFile { .. }));
-        let error = open(MAX_SHARDS + 1);
-        assert!(matches!(&error, Error::InvalidConfig { reason, .. } if reason.contains("4096")), "{error}");
-    }
-
-    #[test]
-    fn tensors_of_all_weight_files_are_counted_together() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("model.safetensors");
-        std::fs::write(&file, weights_of(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#))
-            .unwrap();
-        let entry = Entry { file: 0, dtype: "F32".to_owned(), shape: vec![1], start: 0, bytes: 4 };
-        let of = |tensors: usize| WeightFiles {
-            entries: (0..tensors).map(|tensor| (tensor.to_string(), entry.clone())).collect(),
-            ..WeightFiles::default()
-        };
-        assert!(of(MAX_TENSORS - 1).add(file.clone()).is_ok());
-        assert!(matches!(of(MAX_TENSORS).add(file), Err(Error::CorruptWeights { .. })));
     }
 }

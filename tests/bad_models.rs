@@ -104,12 +104,21 @@ fn a_directory_that_lacks_a_file() {
 }
 
 #[test]
-fn a_pickle_is_refused_with_the_reason() {
+fn a_pickle_of_anything_but_tensors_is_refused_with_what_it_is() {
+    let error = damaged(|folder| {
+        std::fs::remove_file(folder.join("model.safetensors")).unwrap();
+        write(folder, "pytorch_model.bin", b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R.");
+    });
+    assert!(
+        matches!(&error, Error::InvalidPickle { file, .. } if file.ends_with("pytorch_model.bin")),
+        "{error}"
+    );
+    assert!(error.to_string().contains("nothing of it was executed"), "{error}");
+    // Safetensors by another name are no pickle either.
     let error = damaged(|folder| {
         std::fs::rename(folder.join("model.safetensors"), folder.join("pytorch_model.bin")).unwrap();
     });
-    assert!(matches!(error, Error::PickleOnly { .. }), "{error}");
-    assert!(error.to_string().contains("run any code"), "{error}");
+    assert!(matches!(error, Error::InvalidPickle { .. }), "{error}");
 }
 
 #[test]

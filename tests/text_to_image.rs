@@ -406,7 +406,7 @@ fn files_that_are_missing_or_damaged_are_named() {
     let weights = folder.path().join("unet/diffusion_pytorch_model.safetensors");
     std::fs::rename(&weights, folder.path().join("unet/diffusion_pytorch_model.bin")).unwrap();
     let error = error(&folder);
-    assert!(matches!(error, Error::PickleOnly { .. }), "{error}");
+    assert!(matches!(error, Error::InvalidPickle { .. }), "{error}");
     let folder = copy("sd15");
     let weights = folder.path().join("vae/diffusion_pytorch_model.safetensors");
     let bytes = std::fs::read(&weights).unwrap();

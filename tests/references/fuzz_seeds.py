@@ -13,6 +13,7 @@ import struct
 
 import gguf
 import numpy
+import torch
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -86,6 +87,16 @@ def weights():
     write("safetensors", "two", safetensors({"a": ("F32", [2, 3], values.tobytes()), "b": ("F16", [1], b"\0\x3c")}))
     write("safetensors", "bf16", safetensors({"a": ("BF16", [2], b"\0\0\x80\x3f"), "b": ("F64", [], b"\0" * 8), "c": ("I64", [0], b"")}))
     write("safetensors", "metadata", safetensors({}).replace(b"{}", b'{"__metadata__":{"format":"pt"}}').replace(struct.pack("<Q", 2), struct.pack("<Q", 32), 1))
+
+
+def pickles():
+    """Of PyTorch's two forms of files: a tensor, one that is stored turned, and integers."""
+    values = torch.arange(6.0).reshape(2, 3)
+    for name, zipped in [("archive", True), ("legacy", False)]:
+        buffer = io.BytesIO()
+        tensors = {"a": values, "b": values.half().t(), "c": torch.nn.Parameter(torch.ones(1)), "d": torch.arange(2)}
+        torch.save(tensors, buffer, _use_new_zipfile_serialization=zipped)
+        write("pickle", name, buffer.getvalue())
 
 
 def ggufs():
@@ -195,6 +206,7 @@ def main():
     images()
     texts()
     weights()
+    pickles()
     ggufs()
     configs()
     tokenizers()
