@@ -25,6 +25,7 @@ pub(crate) mod packed;
 pub(crate) mod rotary;
 mod interleaved_rotary;
 mod flash;
+mod score_bias;
 mod cross_attention;
 pub(crate) mod self_attention;
 pub(crate) mod causal;
@@ -41,3 +42,4 @@ pub(crate) use linear::Linear;
 pub(crate) use patchify::patchify;
 #[cfg(test)]
 pub(crate) use random::random;
+pub(crate) use score_bias::{RelativeBias, ScoreBias, relative_position_bucket};

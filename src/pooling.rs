@@ -32,7 +32,7 @@ impl Module {
     /// Its folder, with a slash at the end, or nothing for the model's own.
     fn folder(&self) -> String {
         match self.path.trim_end_matches('/') {
-            "" => String::new(),
+            "" | "." => String::new(),
             path => format!("{path}/"),
         }
     }
@@ -135,6 +135,8 @@ pub(crate) struct Head {
 /// The order of the modules, and the folder of the transformer, with a slash at its end.
 pub(crate) struct Modules {
     pub(crate) transformer: String,
+    /// In place of the transformer is a table of tokens' vectors.
+    pub(crate) is_static: bool,
     rest: Vec<Module>,
 }
 
@@ -148,17 +150,18 @@ impl Modules {
     /// mean.
     pub(crate) fn read(files: &Files, context: &LoadContext) -> Result<Self> {
         let Some(modules) = files.optional_json::<Vec<Module>>(MODULES, context)? else {
-            return Ok(Self { transformer: String::new(), rest: Vec::new() });
+            return Ok(Self { transformer: String::new(), is_static: false, rest: Vec::new() });
         };
         let mut modules = modules.into_iter();
-        let transformer = match modules.next() {
-            Some(first) if first.class() == "Transformer" => first.folder(),
+        let (transformer, is_static) = match modules.next() {
+            Some(first) if first.class() == "Transformer" => (first.folder(), false),
+            Some(first) if first.class() == "StaticEmbedding" => (first.folder(), true),
             first => {
                 let found = first.map_or("nothing".to_owned(), |module| module.kind);
-                return Err(unsupported(MODULES, "the first module", found, "Transformer"));
+                return Err(unsupported(MODULES, "the first module", found, "Transformer, StaticEmbedding"));
             }
         };
-        Ok(Self { transformer, rest: modules.collect() })
+        Ok(Self { transformer, is_static, rest: modules.collect() })
     }
 
     /// Reads what follows a transformer of this width. `longest` and `width` of every layer are checked.
@@ -178,7 +181,8 @@ impl Modules {
             }
         }
         if head.poolings.is_empty() {
-            head.poolings.push(Pooling::Mean);
+            // A text of a static embedding has one row, which is its vector.
+            head.poolings.push(if self.is_static { Pooling::FirstToken } else { Pooling::Mean });
         }
         Ok(head)
     }
@@ -240,6 +244,9 @@ impl Head {
         !self.with_prompt
     }
 
+    /// That of a dense layer whose file names none.
+    const ACTIVATION: &str = "torch.nn.modules.activation.Tanh";
+
     fn add_dense(&mut self, files: &Files, folder: &str, context: &LoadContext) -> Result<()> {
         let file = format!("{folder}config.json");
         let config: DenseConfig = files.required_json(&file, context)?;
@@ -257,8 +264,9 @@ impl Head {
                 "sentence_embedding without use_residual",
             ));
         }
-        let name = config.activation_function.as_deref().unwrap_or("Identity");
-        let activation = match name.rsplit('.').next().unwrap_or(name) {
+        let name = config.activation_function.as_deref().unwrap_or(Self::ACTIVATION);
+        let class = name.strip_prefix("torch.").and_then(|class| class.rsplit('.').next()).unwrap_or(name);
+        let activation = match class {
             "Identity" => Activation::Identity,
             class => Activation::from_name(&class.to_lowercase()).ok_or_else(|| {
                 unsupported(&file, "the activation", name.to_owned(), "Identity, Tanh, GELU, ReLU, SiLU")

@@ -42,6 +42,8 @@ pub(crate) struct Tokens {
     tokenizer: Arc<Tokenizer>,
     /// Put after each text to embed, where the tokenizer does not do it itself.
     closing: Option<u32>,
+    /// A text to embed may have no token.
+    may_be_empty: bool,
     /// Tokens such as `<0x0A>` stand for bytes.
     byte_fallback: bool,
     output_bounds: OutputBounds,
@@ -143,6 +145,15 @@ impl Tokens {
         Ok(Self { tokenizer: Arc::new(tokenizer), closing: Some(id), ..self })
     }
 
+    /// The same without special tokens around texts, which may have no token at all then.
+    pub(crate) fn bare(self, file: &Path) -> Result<Self> {
+        let invalid = |reason: String| Error::InvalidTokenizer { file: file.to_owned(), reason };
+        let mut tokenizer = Tokenizer::clone(&self.tokenizer);
+        tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        let output_bounds = OutputBounds::of(&tokenizer).map_err(invalid)?;
+        Ok(Self { tokenizer: Arc::new(tokenizer), closing: None, output_bounds, may_be_empty: true, ..self })
+    }
+
     /// Reads a tokenizer for prompts, which are never cut.
     pub(crate) fn read_whole(files: impl Into<TokenizerFiles>) -> Result<Self> {
         let files = files.into();
@@ -193,6 +204,7 @@ impl Tokens {
         Ok(Self {
             tokenizer: Arc::new(tokenizer),
             closing: None,
+            may_be_empty: false,
             byte_fallback,
             output_bounds,
             plain_text: None,
@@ -364,7 +376,7 @@ impl Tokens {
             })
     }
 
-    /// A text's tokens with the model's special ones; never none.
+    /// A text's tokens with the model's special ones; never none, unless it takes texts without.
     pub(crate) fn encode(&self, text: &str) -> Result<TokenIds> {
         let failed = |error: String| Error::InvalidInput(format!("the text cannot be tokenized: {error}"));
         let whole = |text: &str| self.output_bounds.encode(&self.tokenizer, text, Specials::Added);
@@ -376,7 +388,7 @@ impl Tokens {
         };
         let mut ids = self.within_rows(ids.map_err(failed)?)?;
         ids.extend(self.closing);
-        if ids.is_empty() {
+        if ids.is_empty() && !self.may_be_empty {
             return Err(Error::InvalidInput("the text has no tokens".to_owned()));
         }
         Ok(TokenIds { ids, skipped: 0 })

@@ -154,17 +154,22 @@ async fn handles_ask_for_prompts_as_the_model_itself_does() {
 /// A copy of a family's model whose `config.json` is changed.
 fn changed(family: &str, change: impl FnOnce(&mut Value)) -> Result<TextEmbeddingModel, Error> {
     let copy = tempfile::tempdir().unwrap();
+    changed_into(family, copy.path(), change);
+    TextEmbeddingModel::load(Source::directory(copy.path()))
+}
+
+fn changed_into(family: &str, copy: &Path, change: impl FnOnce(&mut Value)) {
     let mut folders = vec![PathBuf::new()];
     while let Some(below) = folders.pop() {
         for entry in std::fs::read_dir(folder(family).join(&below)).unwrap() {
             let entry = entry.unwrap();
             let place = below.join(entry.file_name());
             if entry.file_type().unwrap().is_dir() {
-                std::fs::create_dir(copy.path().join(&place)).unwrap();
+                std::fs::create_dir(copy.join(&place)).unwrap();
                 folders.push(place);
             } else if place != Path::new("config.json") {
-                std::fs::hard_link(entry.path(), copy.path().join(&place))
-                    .or_else(|_| std::fs::copy(entry.path(), copy.path().join(&place)).map(drop))
+                std::fs::hard_link(entry.path(), copy.join(&place))
+                    .or_else(|_| std::fs::copy(entry.path(), copy.join(&place)).map(drop))
                     .unwrap();
             }
         }
@@ -172,8 +177,7 @@ fn changed(family: &str, change: impl FnOnce(&mut Value)) -> Result<TextEmbeddin
     let text = std::fs::read(folder(family).join("config.json")).unwrap();
     let mut config: Value = serde_json::from_slice(&text).unwrap();
     change(&mut config);
-    std::fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
-    TextEmbeddingModel::load(Source::directory(copy.path()))
+    std::fs::write(copy.join("config.json"), config.to_string()).unwrap();
 }
 
 /// Control of the comparisons above: with another setting the vectors differ.
@@ -186,6 +190,15 @@ fn every_setting_changes_the_vectors() {
         ("distilbert", "activation", json!("gelu_new")),
         ("roberta", "pad_token_id", json!(0)),
         ("roberta", "hidden_act", json!("gelu")),
+        ("mpnet", "layer_norm_eps", json!(0.1)),
+        ("mpnet", "num_hidden_layers", json!(2)),
+        ("electra", "hidden_act", json!("relu")),
+        ("arctic", "rope_theta", json!(10000)),
+        ("embedding_gemma", "use_bidirectional_attention", json!(false)),
+        ("embedding_gemma", "sliding_window", json!(16)),
+        ("e5_mistral", "sliding_window", json!(16)),
+        ("e5_mistral", "is_causal", json!(false)),
+        ("llama", "is_causal", json!(true)),
         ("jina_bert", "num_attention_heads", json!(9)),
         ("jina_bert", "feed_forward_type", json!("reglu")),
         ("nomic_bert", "rotary_emb_base", json!(990)),
@@ -233,6 +246,7 @@ fn contradictory_settings_are_named() {
         ("distilbert", "hidden_dim", json!(usize::MAX)),
         ("roberta", "max_position_embeddings", json!(2)),
         ("xlm_roberta", "pad_token_id", json!(u32::MAX)),
+        ("electra", "embedding_size", json!(0)),
         ("jina_bert", "intermediate_size", json!(usize::MAX)),
         ("nomic_bert", "n_head", json!(32)),
         ("nomic_bert", "rotary_emb_base", json!(0)),
@@ -250,6 +264,8 @@ fn contradictory_settings_are_named() {
     }
     let cases = [
         ("bert", "position_embedding_type", json!("relative_key")),
+        ("mpnet", "relative_attention_num_buckets", json!(16)),
+        ("arctic", "rope_parameters", json!({"rope_type": "linear", "rope_theta": 1e4})),
         ("jina_bert", "position_embedding_type", json!("absolute")),
         ("jina_bert", "feed_forward_type", json!("original")),
         ("nomic_bert", "num_experts", json!(8)),
@@ -301,4 +317,42 @@ fn hostile_settings_end_in_errors() {
     }
     println!("{loaded} changed models load, {refused} are refused");
     assert!(refused > 100);
+}
+
+/// Code of their own may have tokens see everything; the configuration does not tell.
+#[test]
+fn plain_decoders_with_code_of_their_own_are_refused_unless_they_say_what_is_seen() {
+    let with_code = |is_causal: Value| {
+        changed("llama", |config| {
+            config["auto_map"] = json!({"AutoModel": "modeling_llama.LlamaBidirectionalModel"});
+            config["is_causal"] = is_causal;
+        })
+    };
+    let error = with_code(Value::Null).err().unwrap();
+    assert!(matches!(&error, Error::UnsupportedSetting { what, .. } if what == "auto_map"), "{error}");
+    assert!(with_code(json!(false)).is_ok());
+}
+
+/// A copy of a family's model without one file, or with another in its place.
+fn with_file(family: &str, name: &str, content: &str) -> Result<TextEmbeddingModel, Error> {
+    let copy = tempfile::tempdir().unwrap();
+    changed_into(family, copy.path(), |_| {});
+    std::fs::remove_file(copy.path().join(name)).unwrap();
+    std::fs::write(copy.path().join(name), content).unwrap();
+    TextEmbeddingModel::load(Source::directory(copy.path()))
+}
+
+#[test]
+fn a_dense_layer_without_an_activation_has_tanh_and_one_of_other_code_is_refused() {
+    let dense = |activation: &str| {
+        let sizes = r#""in_features": 32, "out_features": 24, "bias": true"#;
+        with_file("bert_2019", "2_Dense/config.json", &format!("{{{sizes}{activation}}}"))
+    };
+    let case = &cases("bert_2019")[2];
+    let vector = |model: TextEmbeddingModel| model.embed_request(&case.request()).unwrap().swap_remove(0);
+    assert!(difference(&vector(dense("").unwrap()), &case.embedding) <= TOLERANCE);
+    let identity = dense(r#", "activation_function": "torch.nn.modules.linear.Identity""#).unwrap();
+    assert!(difference(&vector(identity), &case.embedding) > TOLERANCE);
+    let error = dense(r#", "activation_function": "their_code.Tanh""#).err().unwrap();
+    assert!(matches!(error, Error::UnsupportedSetting { .. }), "{error}");
 }

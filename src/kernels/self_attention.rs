@@ -1,6 +1,5 @@
 //! Self-attention of encoders: the rows of each sequence attend to each other, without padding and without a
-//! cache. Covers the variants of encoders: rotary embeddings, ALiBi (Press et al., 2022, arXiv 2108.12409),
-//! and causal or local masks. Which layer has which variant is left to the families; generation with a cache
+//! cache. Covers the variants of encoders: rotary embeddings, biases by distance, and causal or local masks. Which layer has which variant is left to the families; generation with a cache
 //! to `causal`.
 
 use candle_core::{D, Device, Tensor};
@@ -8,14 +7,15 @@ use candle_core::{D, Device, Tensor};
 use super::cpu::{split_rows_at, threads, with_values};
 use super::flash::{AttentionMask, FlashAttention, Rows, Sequence};
 use super::rotary::RopeTable;
+use super::score_bias::ScoreBias;
 use crate::error::{Error, Result};
 
 /// Settings of one layer's self-attention.
 #[derive(Clone, Copy)]
 pub(crate) struct SelfAttention<'a> {
     pub(crate) heads: usize,
-    /// Slope of each head, by which a step of distance lowers a score; empty without ALiBi.
-    pub(crate) alibi_slopes: &'a [f32],
+    /// Bias on the scores, by distance.
+    pub(crate) bias: ScoreBias<'a>,
     /// Keys that each row attends to.
     pub(crate) mask: AttentionMask,
     /// Rotates the queries and keys of the pass.
@@ -28,8 +28,8 @@ impl SelfAttention<'_> {
     pub(crate) fn forward(&self, qkv: &Tensor, lengths: &[usize]) -> Result<Tensor> {
         let (count, triple) = qkv.dims2()?;
         let width = triple / 3;
-        let slopes = self.alibi_slopes.is_empty() || self.alibi_slopes.len() == self.heads;
-        let fits = self.heads > 0 && triple.is_multiple_of(3) && width.is_multiple_of(self.heads) && slopes;
+        let biased = [0, self.heads].contains(&self.bias.heads());
+        let fits = self.heads > 0 && triple.is_multiple_of(3) && width.is_multiple_of(self.heads) && biased;
         if lengths.iter().sum::<usize>() != count || !fits {
             let reason = "attention: lengths and heads do not fit the rows";
             return Err(Error::compute(reason));
@@ -64,11 +64,7 @@ impl SelfAttention<'_> {
             let sequences: Vec<Sequence<'_>> =
                 sequences.filter(|sequence| sequence.queries.count > 0).collect();
             attention.forward(&sequences, &mut out, |head, query, first, scores| {
-                if let Some(slope) = self.alibi_slopes.get(head) {
-                    for (key, score) in (first..).zip(scores) {
-                        *score -= slope * query.abs_diff(key) as f32;
-                    }
-                }
+                self.bias.add(head, query, first, scores);
             });
         })?;
         Ok(Tensor::from_vec(out, (qkv.dim(0)?, width), &Device::Cpu)?)
@@ -104,26 +100,25 @@ impl SelfAttention<'_> {
         Ok(rows.index_select(&Tensor::new(layout.tokens, device)?, 0)?)
     }
 
-    /// Bias on the scores, `(heads or 1, longest, longest)`: that of ALiBi, and the least number where the
+    /// Bias on the scores, `(heads or 1, longest, longest)`: that by distance, and the least number where the
     /// mask hides a key.
     fn score_bias(&self, longest: usize) -> Option<(Vec<f32>, usize)> {
-        let slopes = match (self.alibi_slopes, self.mask) {
-            ([], AttentionMask::Full) => return None,
-            ([], _) => &[0.0],
-            (slopes, _) => slopes,
+        let heads = match (self.bias.heads(), self.mask) {
+            (0, AttentionMask::Full) => return None,
+            (heads, _) => heads.max(1),
         };
-        let mut bias = Vec::with_capacity(slopes.len() * longest * longest);
-        for slope in slopes {
+        let mut bias = Vec::with_capacity(heads * longest * longest);
+        for head in 0..heads {
             for row in 0..longest {
                 let seen = self.mask.range(row, longest);
                 bias.extend((0..longest).map(|column| match seen.contains(&column) {
-                    true => -slope * row.abs_diff(column) as f32,
+                    true => self.bias.of(head, row, column),
                     // Infinity would make a row of padding not a number; its result is dropped.
                     false => f32::MIN,
                 }));
             }
         }
-        Some((bias, slopes.len()))
+        Some((bias, heads))
     }
 }
 
@@ -175,6 +170,7 @@ impl Padding {
 #[cfg(test)]
 mod tests {
     use super::super::rotary::{RopeTable, RotaryEmbedding};
+    use super::super::score_bias::RelativeBias;
     use super::*;
     use crate::kernels::random;
 
@@ -198,13 +194,20 @@ mod tests {
         let qkv = random(0.0, 1.0, (315, 96));
         let rope = rope(&lengths);
         let alibi_slopes = [0.5, 0.25, 0.125, 0.0625];
+        let table: Vec<f32> = (0..32 * 4).map(|number| (number % 7) as f32 * 0.3 - 1.0).collect();
+        let relative = RelativeBias::new(&table, 4, 128);
         let near = [0, 2, 40, usize::MAX].map(AttentionMask::LocalWindow);
         for mask in [AttentionMask::Full, AttentionMask::Causal, AttentionMask::SlidingWindow(9)]
             .into_iter()
             .chain(near)
         {
-            for (alibi_slopes, rope) in [(&[][..], None), (&alibi_slopes[..], None), (&[][..], Some(&rope))] {
-                let form = SelfAttention { heads: 4, alibi_slopes, mask, rope };
+            for (bias, rope) in [
+                (ScoreBias::None, None),
+                (ScoreBias::Slopes(&alibi_slopes), None),
+                (ScoreBias::Relative(&relative), None),
+                (ScoreBias::None, Some(&rope)),
+            ] {
+                let form = SelfAttention { heads: 4, bias, mask, rope };
                 let slow = form.on_any(&qkv, &lengths, 32).unwrap();
                 let check = || assert!(difference(&form.forward(&qkv, &lengths).unwrap(), &slow) < 1e-5);
                 check();
@@ -218,8 +221,12 @@ mod tests {
         let mut rows = vec![0.0f32; 5 * 3];
         rows.chunks_exact_mut(3).enumerate().for_each(|(place, row)| row[2] = place as f32);
         let qkv = Tensor::from_vec(rows, (5, 3), &Device::Cpu).unwrap();
-        let form =
-            SelfAttention { heads: 1, alibi_slopes: &[], mask: AttentionMask::LocalWindow(1), rope: None };
+        let form = SelfAttention {
+            heads: 1,
+            bias: ScoreBias::None,
+            mask: AttentionMask::LocalWindow(1),
+            rope: None,
+        };
         let seen: Vec<f32> = form.forward(&qkv, &[5]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let means = [0.5, 1.0, 2.0, 3.0, 3.5];
         assert!(seen.iter().zip(means).all(|(seen, mean)| (seen - mean).abs() < 1e-6), "{seen:?}");
@@ -228,15 +235,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let qkv = Tensor::zeros((4, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let form = |heads, alibi_slopes| SelfAttention {
-            heads,
-            alibi_slopes,
-            mask: AttentionMask::Full,
-            rope: None,
-        };
-        assert!(form(2, &[]).forward(&qkv, &[3]).is_err());
-        assert!(form(3, &[]).forward(&qkv, &[4]).is_err());
-        assert!(form(0, &[]).forward(&qkv, &[4]).is_err());
-        assert!(form(2, &[0.5]).forward(&qkv, &[4]).is_err());
+        let form = |heads, bias| SelfAttention { heads, bias, mask: AttentionMask::Full, rope: None };
+        assert!(form(2, ScoreBias::None).forward(&qkv, &[3]).is_err());
+        assert!(form(3, ScoreBias::None).forward(&qkv, &[4]).is_err());
+        assert!(form(0, ScoreBias::None).forward(&qkv, &[4]).is_err());
+        assert!(form(2, ScoreBias::Slopes(&[0.5])).forward(&qkv, &[4]).is_err());
     }
 }

@@ -8,13 +8,18 @@ mod bert;
 mod jina_bert;
 mod distilbert;
 mod roberta;
+mod mpnet;
+mod electra;
 mod nomic_bert;
 mod modernbert;
 mod gte;
 mod decoding;
 mod qwen2;
 mod qwen3;
+mod causal;
+mod gemma3;
 mod nv_embed;
+mod static_embedding;
 mod plan;
 mod vectors;
 mod worker;
@@ -44,11 +49,17 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     roberta::FAMILY,
     roberta::MULTILINGUAL,
     roberta::FRENCH,
+    mpnet::FAMILY,
+    electra::FAMILY,
     nomic_bert::FAMILY,
     modernbert::FAMILY,
     gte::FAMILY,
+    gte::OF_TRANSFORMERS,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    causal::LLAMA,
+    causal::MISTRAL,
+    gemma3::FAMILY,
     nv_embed::FAMILY,
 ];
 
@@ -67,6 +78,10 @@ trait Architecture: Send + Sync {
     fn ending(&self) -> Option<u32> {
         None
     }
+    /// True if texts are taken without special tokens around them, and may have no token at all.
+    fn takes_bare_texts(&self) -> bool {
+        false
+    }
     /// True for the tensors of the file that are loaded.
     fn uses(&self, tensor: &str) -> bool;
     /// True for tensors of the file that change no vector.
@@ -79,6 +94,10 @@ trait Architecture: Send + Sync {
 
 /// A loaded transformer. It keeps nothing between passes, so that all workers share one.
 trait Encoder: Send + Sync {
+    /// True if there is a row for each text, and not for each token.
+    fn gives_texts(&self) -> bool {
+        false
+    }
     /// The tokens' vectors, `(tokens, width)`. Calls `watch` after each layer.
     fn encode(&self, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Tensor>;
 }
@@ -131,7 +150,7 @@ impl LoadedModel {
                 ("", "") => self.tokens.encode(text)?,
                 (prompt, ending) => self.tokens.encode(&format!("{prompt}{text}{ending}"))?,
             };
-            if tokens.ids.len() <= skipped {
+            if skipped > 0 && tokens.ids.len() <= skipped {
                 let reason = format!("the prompt's {skipped} tokens leave no room for the text");
                 return Err(Error::InvalidInput(reason));
             }
@@ -144,6 +163,10 @@ impl LoadedModel {
     fn run(&self, threads: &ComputeThreads, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Vec<Vec<f32>>> {
         threads.run(|| {
             let hidden = self.encoder.encode(batch, watch)?;
+            if self.encoder.gives_texts() {
+                let texts = batch.lengths.len();
+                return self.head.forward(&hidden, &vec![1; texts], &vec![0; texts]);
+            }
             self.head.forward(&hidden, &batch.lengths, &batch.skipped)
         })
     }
@@ -259,6 +282,11 @@ mod tests {
             };
             assert!(run(usize::MAX).is_ok());
             let layers = looks.load(Ordering::Relaxed);
+            // Without layers it looks before each text.
+            if model.shared.encoder.gives_texts() {
+                assert_eq!(layers, 1);
+                continue;
+            }
             assert!(layers >= 3, "{family:?}: {layers}");
             assert!(matches!(run(2), Err(Error::Stopped)));
             assert_eq!(looks.load(Ordering::Relaxed), 2, "{family:?}");

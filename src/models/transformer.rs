@@ -22,7 +22,7 @@ pub(crate) use block::Block;
 pub(crate) use cache::{Cache, Segment};
 pub(crate) use config::{
     AttentionConfig, Bias, Biases, ExpertWeights, FeedForwardConfig, HeadNorms, LayerConfig, NormKind,
-    NormPlacement, Sizes, TransformerConfig, Workload, check_side, layer_count,
+    NormPlacement, RelativeBiasConfig, Sizes, TransformerConfig, Workload, check_side, layer_count,
 };
 pub(crate) use feed_forward::FeedForward;
 pub(crate) use load::{load, load_feed_forward};

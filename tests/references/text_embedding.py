@@ -6,8 +6,8 @@ sentence-transformers) and an `expected.json` with vectors that the Rust tests c
     python text_embedding.py OUTPUT_DIR [FAMILY ...]
 
 Where the reference comes from:
-- bert, distilbert, roberta, xlm_roberta, nomic_bert, modernbert, qwen3: transformers' own models, run by
-  sentence-transformers.
+- bert, bert_2019, distilbert, roberta, xlm_roberta, bge_m3, mpnet, electra, arctic, embedding_gemma,
+  e5_mistral, llama, nomic_bert, modernbert, qwen3: transformers' own models, run by sentence-transformers.
 - stella_400m: transformers' own `gte` model, given the settings that stand for the published model's (`new`).
 - gte_qwen2, stella_1_5b: transformers' own Qwen2 with `is_causal` off, which is what the published remote code does;
   the end token and the pooling are added here.
@@ -215,16 +215,22 @@ class Folder:
         tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors.items()}
         save_file(tensors, self.path / "model.safetensors", metadata={"format": "pt"})
 
-    def dense(self, name: str, outside: int, seed: int) -> nn.Linear:
-        layer = randomize(nn.Linear(WIDTH, outside), seed)
+    def pickle(self, tensors: dict[str, torch.Tensor], name: str = "pytorch_model.bin", zipped: bool = True) -> None:
+        torch.save(tensors, self.path / name, _use_new_zipfile_serialization=zipped)
+
+    def dense(
+        self, name: str, outside: int, seed: int, activation: str = "torch.nn.modules.linear.Identity",
+        inside: int = WIDTH, bias: bool = True, pickled: bool = False,
+    ) -> nn.Linear:
+        layer = randomize(nn.Linear(inside, outside, bias=bias), seed)
         self.json(f"{name}/config.json", {
-            "in_features": WIDTH, "out_features": outside, "bias": True,
-            "activation_function": "torch.nn.modules.linear.Identity",
+            "in_features": inside, "out_features": outside, "bias": bias, "activation_function": activation,
         })
-        save_file(
-            {"linear.weight": layer.weight.detach(), "linear.bias": layer.bias.detach()},
-            self.path / name / "model.safetensors",
-        )
+        tensors = {f"linear.{name}": tensor.detach() for name, tensor in layer.named_parameters()}
+        if pickled:
+            self.pickle(tensors, f"{name}/pytorch_model.bin")
+        else:
+            save_file(tensors, self.path / name / "model.safetensors")
         return layer
 
     def prompts(self, prompts: dict[str, str], default: str | None = None) -> None:
@@ -353,6 +359,208 @@ def xlm_roberta(root: Path) -> None:
     folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
     folder.pooling("mean")
     by_sentence_transformers(folder, written=["query: ", "passage: "])
+
+
+def bge_m3(root: Path) -> None:
+    """XLM-RoBERTa with nothing but a file of PyTorch's own."""
+    folder = Folder(root, "bge_m3")
+    config = transformers.XLMRobertaConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=130, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1,
+        bos_token_id=0, eos_token_id=2, architectures=["XLMRobertaModel"],
+    )
+    config.save_pretrained(folder.path)
+    model = randomize(transformers.XLMRobertaModel(config), 17)
+    folder.pickle(model.state_dict())
+    folder.tokenizer(unigram(), ROBERTA_SPECIAL, 512)
+    folder.json("sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("cls")
+    by_sentence_transformers(folder)
+
+
+def bert_2019(root: Path) -> None:
+    """As BERT's first repositories: PyTorch's older form of files, in shards, with the older names of norms; a tensor
+    that is stored turned, one that is a view, integers, and a dense layer with an activation."""
+    folder = Folder(root, "bert_2019")
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=128, architectures=["BertForPreTraining"],
+    )
+    config.save_pretrained(folder.path)
+    model = randomize(transformers.BertModel(config), 18)
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        for new, old in [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")]:
+            name = name.replace(new, old)
+        tensors[f"bert.{name}"] = tensor
+    turned, view = "bert.encoder.layer.0.output.dense.weight", "bert.encoder.layer.1.output.dense.weight"
+    tensors[turned] = tensors[turned].t().contiguous().t()
+    tensors[view] = torch.cat([tensors[view], tensors[view]], 1)[:, :MIDDLE]
+    tensors["bert.embeddings.position_ids"] = torch.arange(128)[None]
+    names = list(tensors)
+    shards = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for file, own in shards.items():
+        folder.pickle({name: tensors[name] for name in own}, file, zipped=False)
+    folder.json("pytorch_model.bin.index.json", {
+        "metadata": {}, "weight_map": {name: file for file, own in shards.items() for name in own},
+    })
+    folder.tokenizer(word_piece(), WORD_PIECE_SPECIAL, 512)
+    folder.json("sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": True})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize"))
+    folder.pooling("cls")
+    folder.dense("2_Dense", 24, 19, "torch.nn.modules.activation.Tanh", pickled=True)
+    by_sentence_transformers(folder)
+
+
+def electra(root: Path) -> None:
+    """As the small ones: embeddings shorter than the rows of the blocks."""
+    folder = Folder(root, "electra")
+    config = transformers.ElectraConfig(
+        vocab_size=VOCABULARY, embedding_size=24, hidden_size=WIDTH, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, intermediate_size=MIDDLE, max_position_embeddings=128,
+    )
+    randomize(transformers.ElectraForPreTraining(config), 20).save_pretrained(folder.path)
+    folder.tokenizer(word_piece(), WORD_PIECE_SPECIAL, 512)
+    folder.json("sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"))
+    folder.pooling("mean")
+    by_sentence_transformers(folder)
+
+
+def arctic(root: Path) -> None:
+    """Snowflake Arctic m v2.0: GTE by the name that transformers has for it."""
+    folder = Folder(root, "arctic")
+    config = transformers.GteConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=8192, type_vocab_size=1, pad_token_id=1,
+    )
+    randomize(transformers.GteModel(config), 21).save_pretrained(folder.path)
+    folder.tokenizer(unigram(), ROBERTA_SPECIAL, 8192)
+    folder.json("sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("cls")
+    folder.prompts({"query": "query: "})
+    by_sentence_transformers(folder, named=["query"], dimensions=[16])
+    written = json.loads((folder.path / "config.json").read_text())
+    # In the form of the published model.
+    written.pop("rope_parameters")
+    folder.json("config.json", {
+        **written, "rope_theta": 160000, "rope_scaling": None, "layer_norm_type": "layer_norm", "pack_qkv": True,
+        "position_embedding_type": "rope", "logn_attention_scale": False,
+    })
+
+
+def embedding_gemma(root: Path) -> None:
+    """Tokens see all of their text, in most layers a window of it; two dense layers without biases."""
+    folder = Folder(root, "embedding_gemma")
+    config = transformers.Gemma3TextConfig(
+        vocab_size=VOCABULARY + 256, hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=HEADS,
+        num_key_value_heads=1, head_dim=16, intermediate_size=MIDDLE, max_position_embeddings=600,
+        query_pre_attn_scalar=16, sliding_window=20, use_bidirectional_attention=True, sliding_window_pattern=3,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )
+    model = randomize(transformers.Gemma3TextModel(config), 22)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # These are factors less 1.
+            if name.endswith("norm.weight"):
+                parameter.sub_(1)
+    model.save_pretrained(folder.path)
+    tokenizer = mistral_pairs()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
+    folder.tokenizer(template(tokenizer, "<s> $A </s>"), special, 600)
+    folder.json("sentence_bert_config.json", {"max_seq_length": 600, "do_lower_case": False})
+    folder.modules(
+        ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Dense", "Dense"), ("4_Normalize", "Normalize")
+    )
+    folder.pooling("mean")
+    folder.dense("2_Dense", 64, 23, bias=False)
+    folder.dense("3_Dense", WIDTH, 24, inside=64, bias=False)
+    folder.prompts({"query": "task: search result | query: ", "document": "title: none | text: "})
+    by_sentence_transformers(folder, named=["query", "document"], dimensions=[16], long=20)
+
+
+def e5_mistral(root: Path) -> None:
+    """A plain decoder of which the last token's vector is taken, with a window that is smaller than the texts."""
+    folder = Folder(root, "e5_mistral")
+    config = transformers.MistralConfig(
+        vocab_size=VOCABULARY + 256, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=2, intermediate_size=MIDDLE, max_position_embeddings=256, rms_norm_eps=1e-5,
+        sliding_window=24, bos_token_id=1, eos_token_id=2,
+    )
+    randomize(transformers.MistralModel(config), 25).save_pretrained(folder.path)
+    tokenizer = template(mistral_pairs(), "<s> $A </s>")
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+    folder.tokenizer(tokenizer, special, LONGEST)
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("lasttoken")
+    by_sentence_transformers(folder, written=["Instruct: Find the same\nQuery: "])
+
+
+def llama(root: Path) -> None:
+    """A plain decoder whose tokens see everything, by its configuration, and which is pooled by mean."""
+    folder = Folder(root, "llama")
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY + 256, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=2, intermediate_size=MIDDLE, max_position_embeddings=256, rms_norm_eps=1e-5,
+        bos_token_id=1, eos_token_id=2,
+    )
+    config.is_causal = False
+    randomize(transformers.LlamaModel(config), 26).save_pretrained(folder.path)
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "</s>"}
+    folder.tokenizer(mistral_pairs(), special, LONGEST)
+    folder.modules(("1_Pooling", "Pooling"),)
+    folder.pooling("mean")
+    by_sentence_transformers(folder)
+
+
+def static(root: Path) -> None:
+    """As model2vec publishes them: a table in 16 bits with a factor for each token, and no transformer. The tokenizer
+    has special tokens, which are left out."""
+    folder = Folder(root, "static")
+    generator = torch.Generator().manual_seed(27)
+    table = torch.randn(VOCABULARY, WIDTH, generator=generator).half()
+    factors = torch.rand(VOCABULARY, generator=generator, dtype=torch.float64) + 0.5
+    save_file({"embeddings": table, "weights": factors}, folder.path / "model.safetensors")
+    folder.tokenizer(word_piece(), WORD_PIECE_SPECIAL, None)
+    folder.json("config.json", {
+        "model_type": "model2vec", "architectures": ["StaticModel"], "tokenizer_name": "any", "apply_pca": WIDTH,
+        "hidden_dim": WIDTH, "seq_length": 1000000, "normalize": True,
+    })
+    kinds = [(".", "StaticEmbedding"), ("1_Normalize", "Normalize")]
+    folder.json("modules.json", [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(kinds)
+    ])
+    by_sentence_transformers(folder, written=["query: "], dimensions=[16], long=60)
+
+
+def mpnet_word_piece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
+    train(tokenizer, trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False))
+    return template(tokenizer, "<s> $A </s>")
+
+
+def mpnet(root: Path) -> None:
+    """As all-mpnet-base-v2. Texts long enough for distances beyond the last bucket, and for more than one block of
+    attention's keys."""
+    folder = Folder(root, "mpnet")
+    config = transformers.MPNetConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=602, layer_norm_eps=1e-5, pad_token_id=1, bos_token_id=0,
+        eos_token_id=2,
+    )
+    randomize(transformers.MPNetModel(config), 16).save_pretrained(folder.path)
+    folder.tokenizer(mpnet_word_piece(), {**ROBERTA_SPECIAL, "unk_token": "[UNK]"}, 512)
+    folder.json("sentence_bert_config.json", {"max_seq_length": 600, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("mean")
+    by_sentence_transformers(folder, long=60)
 
 
 def nomic_bert(root: Path) -> None:
@@ -762,8 +970,9 @@ def nv_embed(root: Path) -> None:
 
 
 FAMILIES = [
-    bert, distilbert, roberta, xlm_roberta, jina_bert, nomic_bert, modernbert, stella_400m, gte_qwen2, stella_1_5b,
-    qwen3, nv_embed, qwen2_windows, nomic_bert_native,
+    bert, bert_2019, distilbert, roberta, xlm_roberta, bge_m3, mpnet, electra, arctic, embedding_gemma, e5_mistral,
+    llama, static, jina_bert, nomic_bert, modernbert, stella_400m, gte_qwen2, stella_1_5b, qwen3, nv_embed,
+    qwen2_windows, nomic_bert_native,
 ]
 
 

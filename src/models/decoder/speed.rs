@@ -24,8 +24,8 @@ impl Tensors for Random {
         !LLAMA.heads.iter().any(|head| name.starts_with(head))
     }
 
-    fn vector(&self, _: &str, length: usize) -> Result<Tensor> {
-        Ok(Tensor::ones(length, candle_core::DType::F32, &Device::Cpu)?)
+    fn tensor(&self, _: &str, shape: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu)?)
     }
 
     fn packed(&self, layers: &Linears<'_>, _: RowUse) -> Result<PackedLinear> {

@@ -28,6 +28,7 @@ pub(super) const NAMES: TextTowerNames = TextTowerNames {
     positions: "embeddings.position_embeddings",
     segments: "embeddings.token_type_embeddings",
     embedding_norm: "embeddings.LayerNorm",
+    embedding_projection: "",
     blocks: Names {
         blocks: "encoder.layer.",
         qkv: QkvNames::Separate(["attention.self.query", "attention.self.key", "attention.self.value"]),
@@ -87,6 +88,7 @@ pub(super) fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     Ok(TextTowerConfig {
         vocabulary: config.vocab_size,
         context: config.max_position_embeddings,
+        embedding_width: None,
         positions: PositionsConfig::Places(config.max_position_embeddings),
         segments: config.type_vocab_size,
         transformer: TransformerConfig::encoder(

@@ -28,6 +28,7 @@ const NAMES: TextTowerNames = TextTowerNames {
     positions: "embeddings.position_embeddings",
     segments: "",
     embedding_norm: "embeddings.LayerNorm",
+    embedding_projection: "",
     blocks: Names {
         blocks: "transformer.layer.",
         qkv: QkvNames::Separate(["attention.q_lin", "attention.k_lin", "attention.v_lin"]),
@@ -70,6 +71,7 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     Ok(TextTowerConfig {
         vocabulary: config.vocab_size,
         context: config.max_position_embeddings,
+        embedding_width: None,
         positions: PositionsConfig::Places(config.max_position_embeddings),
         segments: 0,
         transformer: TransformerConfig::encoder(file, sizes, NormPlacement::Post, activation, EPSILON)?,

@@ -1,6 +1,6 @@
-//! GTE v1.5 and multilingual (Zhang et al., 2024), which calls itself `new`, and with it Stella en 400M v5:
-//! rotary positions, with NTK-aware scaling where the configuration says so, and a gated feed-forward
-//! network.
+//! GTE v1.5 and multilingual (Zhang et al., 2024), which calls itself `new`, and with it Stella en 400M v5; and the
+//! same as transformers writes it, `gte` (Snowflake Arctic m v2.0): rotary positions, with NTK-aware scaling where the
+//! configuration says so, and a gated feed-forward network.
 
 use std::path::Path;
 
@@ -21,7 +21,18 @@ use crate::models::transformer::{
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "new",
     architectures: &["NewModel", "NewForMaskedLM", "NewForSequenceClassification"],
-    read: |file, config| TextEncoder::architecture(file, read(file, config)?, &["", "new."]),
+    read: |file, config| TextEncoder::architecture(file, read(file, config, defaults())?, &["", "new."]),
+};
+
+/// That of the same models under the name that transformers has for them.
+pub(super) const OF_TRANSFORMERS: Family<Box<dyn Architecture>> = Family {
+    model_type: "gte",
+    architectures: &["GteModel", "GteForMaskedLM", "GteForSequenceClassification"],
+    read: |file, config| {
+        let own = json!({"type_vocab_size": 1, "rope_theta": 160000.0});
+        let defaults = with_defaults(&own, defaults());
+        TextEncoder::architecture(file, read(file, config, defaults)?, &["", "new.", "model."])
+    },
 };
 
 const NAMES: TextTowerNames = TextTowerNames {
@@ -29,6 +40,7 @@ const NAMES: TextTowerNames = TextTowerNames {
     positions: "",
     segments: "embeddings.token_type_embeddings",
     embedding_norm: "embeddings.LayerNorm",
+    embedding_projection: "",
     blocks: Names {
         blocks: "encoder.layer.",
         qkv: QkvNames::Fused("attention.qkv_proj"),
@@ -59,8 +71,16 @@ struct Config {
     position_embedding_type: Option<String>,
     rope_theta: f64,
     rope_scaling: Option<Scaling>,
+    /// The base and scaling in files of transformers 5.
+    rope_parameters: Option<Parameters>,
     logn_attention_scale: bool,
     pack_qkv: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct Parameters {
+    rope_theta: Option<f64>,
+    rope_type: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -78,8 +98,8 @@ fn defaults() -> Value {
     })
 }
 
-fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
-    let config: Config = parse(file, &with_defaults(config, defaults()))?;
+fn read(file: &Path, config: &Value, defaults: Value) -> Result<TextTowerConfig> {
+    let config: Config = parse(file, &with_defaults(config, defaults))?;
     config.check(file)?;
     let sizes = Sizes {
         width: config.hidden_size,
@@ -96,6 +116,7 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     Ok(TextTowerConfig {
         vocabulary: config.vocab_size,
         context: config.max_position_embeddings,
+        embedding_width: None,
         positions: PositionsConfig::None,
         segments: config.type_vocab_size,
         transformer,
@@ -125,6 +146,12 @@ impl Config {
     }
 
     fn rope(&self, file: &Path, head_size: usize) -> Result<Rope> {
+        if let Some(Parameters { rope_theta, rope_type }) = &self.rope_parameters {
+            return match rope_type.as_deref() {
+                None | Some("default") => Rope::plain(file, head_size, rope_theta.unwrap_or(self.rope_theta)),
+                Some(other) => Err(unsupported(file, "rope_parameters", other, "default")),
+            };
+        }
         let Some(Scaling { kind, factor, mixed_b }) = &self.rope_scaling else {
             return Rope::plain(file, head_size, self.rope_theta);
         };

@@ -83,6 +83,7 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     Ok(TextTowerConfig {
         vocabulary: config.vocab_size,
         context: config.max_position_embeddings,
+        embedding_width: None,
         positions: PositionsConfig::None,
         segments: config.type_vocab_size,
         transformer,

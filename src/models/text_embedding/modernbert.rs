@@ -30,6 +30,7 @@ const NAMES: TextTowerNames = TextTowerNames {
     positions: "",
     segments: "",
     embedding_norm: "embeddings.norm",
+    embedding_projection: "",
     blocks: Names {
         blocks: "layers.",
         qkv: QkvNames::Fused("attn.Wqkv"),
@@ -116,6 +117,7 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     Ok(TextTowerConfig {
         vocabulary: config.vocab_size,
         context: config.max_position_embeddings,
+        embedding_width: None,
         positions: PositionsConfig::None,
         segments: 0,
         transformer,

@@ -29,6 +29,7 @@ const NAMES: TextTowerNames = TextTowerNames {
     positions: "",
     segments: "embeddings.token_type_embeddings",
     embedding_norm: "emb_ln",
+    embedding_projection: "",
     blocks: Names {
         blocks: "encoder.layers.",
         qkv: QkvNames::Fused("attn.Wqkv"),
@@ -156,6 +157,7 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     Ok(TextTowerConfig {
         vocabulary: config.vocab_size,
         context,
+        embedding_width: None,
         positions: PositionsConfig::None,
         segments: config.type_vocab_size,
         transformer,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use model_actors::{Footprint, LoadContext, LoadStage, TextEmbedding};
 use serde::Deserialize;
 
+use super::static_embedding::StaticEmbedding;
 use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, THREAD_SCRATCH};
 use crate::architecture;
 use crate::device::Compute;
@@ -118,12 +119,8 @@ impl loader::LoadPlan for TextEmbeddingPlan {
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let modules = Modules::read(&files, context)?;
         let folder = modules.transformer.clone();
-        let name = format!("{folder}config.json");
-        let config = config_file::find(&files, &name, FAMILIES, CAPABILITY, context)?;
-        let json = read_json(&config)?;
-        let architecture = architecture::find_whole(FAMILIES, CAPABILITY, &config, &json, files.unread)?;
-        let Shared { matryoshka_dimensions: shorter, max_position_embeddings: places } =
-            architecture::parse(&config, &json)?;
+        let (architecture, shared) = read_architecture(&files, &modules, context)?;
+        let Shared { matryoshka_dimensions: shorter, max_position_embeddings: places } = shared;
         let sentence = SentenceConfig::read(&files, &folder, context)?;
         let names: TokenizerConfig =
             files.optional_json(&format!("{folder}tokenizer_config.json"), context)?.unwrap_or_default();
@@ -159,7 +156,9 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
         let mut tokens = Tokens::read(&self.tokenizer, self.longest, self.lowercase)?;
-        if let Some(closing) = &self.closing {
+        if self.architecture.takes_bare_texts() {
+            tokens = tokens.bare(self.tokenizer.path())?;
+        } else if let Some(closing) = &self.closing {
             tokens = tokens.closed_by(closing, self.tokenizer.path())?;
         }
         let tokens = tokens.with_rows(self.architecture.vocabulary());
@@ -175,6 +174,22 @@ impl loader::LoadPlan for TextEmbeddingPlan {
             plan: Arc::clone(self),
         })
     }
+}
+
+/// The architecture, and the settings that every family may have.
+fn read_architecture(
+    files: &Files,
+    modules: &Modules,
+    context: &LoadContext,
+) -> Result<(Box<dyn Architecture>, Shared)> {
+    let folder = &modules.transformer;
+    if modules.is_static {
+        return Ok((Box::new(StaticEmbedding::read(files, folder, context)?), Shared::default()));
+    }
+    let config = config_file::find(files, &format!("{folder}config.json"), FAMILIES, CAPABILITY, context)?;
+    let json = read_json(&config)?;
+    let architecture = architecture::find_whole(FAMILIES, CAPABILITY, &config, &json, files.unread)?;
+    Ok((architecture, architecture::parse(&config, &json)?))
 }
 
 impl TextEmbeddingPlan {

@@ -42,6 +42,11 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     let tower = bert::read(file, config)?;
     let Config { pad_token_id } = parse(file, &with_defaults(config, json!({"pad_token_id": 1})))?;
     let padding = pad_token_id.ok_or_else(|| invalid(file, "pad_token_id is null"))?;
+    after_padding(file, tower, padding)
+}
+
+/// The same encoder with positions counted from the one after padding's.
+pub(super) fn after_padding(file: &Path, tower: TextTowerConfig, padding: u32) -> Result<TextTowerConfig> {
     let count = tower.context;
     match count.checked_sub(padding as usize + 1) {
         Some(context @ 1..) => {

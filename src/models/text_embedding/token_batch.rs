@@ -6,7 +6,7 @@ use crate::tokens::TokenIds;
 #[derive(Default)]
 pub(super) struct TokenBatch {
     pub(super) ids: Vec<u32>,
-    /// Number of tokens of each text; none is 0.
+    /// Number of tokens of each text; none is 0, unless the model takes such texts.
     pub(super) lengths: Vec<usize>,
     /// Number of each text's first tokens that are left out of the pooling; fewer than it has.
     pub(super) skipped: Vec<usize>,

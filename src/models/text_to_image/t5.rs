@@ -13,8 +13,8 @@ use super::pipeline::Watch;
 use super::prompt::{PromptTokens, TokenizerFiles};
 use super::repository::{MAX_COUNT, MAX_WIDTH, Repository, check_sizes, invalid};
 use crate::error::{Error, Result};
-use crate::kernels::Activation;
 use crate::kernels::rms_norm::RmsNorm;
+use crate::kernels::{Activation, relative_position_bucket};
 
 /// Most tokens of its vocabulary.
 const MAX_VOCABULARY: usize = 1 << 24;
@@ -235,22 +235,8 @@ impl T5 {
     }
 }
 
-/// Bucket of the distance between two tokens: one for each small distance, then logarithmically wider ones,
-/// and as many again for keys after the query. In 32 bits, as the reference has it.
-fn relative_position_bucket(query: usize, key: usize, buckets: usize, max_distance: usize) -> usize {
-    let (half, distance) = (buckets / 2, query.abs_diff(key));
-    let exact = half / 2;
-    let bucket = if distance < exact {
-        distance
-    } else {
-        let part = (distance as f32 / exact as f32).ln() / (max_distance as f32 / exact as f32).ln();
-        (exact + (part * (half - exact) as f32) as usize).min(half - 1)
-    };
-    if key > query { half + bucket } else { bucket }
-}
-
 /// Block of the encoder: attention and feed-forward layer, each behind an RMS norm and beside a residual
-/// connection. The attention has a bias that all blocks share, which no other model here has.
+/// connection. The attention has a bias that all blocks share.
 struct Block {
     attention_norm: RmsNorm,
     attention: Attention,
@@ -303,21 +289,4 @@ fn load_feed_forward(
         }
         FeedForwardKind::Plain(activation) => FeedForward { gate: None, up: linear("wi")?, activation, down },
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buckets_are_those_of_transformers() {
-        // `T5Attention._relative_position_bucket` with 32 buckets and 128 at most.
-        let bucket = |distance: i64| {
-            let (from, to) = if distance < 0 { (-distance, 0) } else { (0, distance) };
-            relative_position_bucket(from as usize, to as usize, 32, 128)
-        };
-        let distances = [0, 1, -1, 7, -7, 8, -8, 12, -20, 63, -64, 127, -128, 500, -500];
-        let expected = [0, 17, 1, 23, 7, 24, 8, 25, 10, 29, 14, 31, 15, 31, 15];
-        assert_eq!(distances.map(bucket), expected);
-    }
 }

@@ -90,6 +90,7 @@ pub(super) const TEXT_NAMES: TextTowerNames = TextTowerNames {
     positions: "embeddings.position_embedding",
     segments: "",
     embedding_norm: "",
+    embedding_projection: "",
     blocks: CLIP_BLOCKS,
     norm: "final_layer_norm",
 };
@@ -103,6 +104,7 @@ pub(super) fn text_tower(
     Ok(TextTowerConfig {
         vocabulary: settings.vocab_size,
         context: settings.max_position_embeddings,
+        embedding_width: None,
         positions: PositionsConfig::Places(settings.max_position_embeddings),
         segments: 0,
         transformer: settings.transformer(file)?.with_mask(mask),

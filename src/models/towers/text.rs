@@ -4,8 +4,9 @@
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
+use crate::kernels::Activation;
 use crate::models::transformer::{
-    self, Names, Norm, SafeTensors, Tensors, Transformer, TransformerConfig, is_tensor_of,
+    self, Bias, Names, Norm, Projection, SafeTensors, Tensors, Transformer, TransformerConfig, is_tensor_of,
 };
 
 /// A text encoder that is not loaded.
@@ -15,6 +16,8 @@ pub(crate) struct TextTowerConfig {
     pub(crate) vocabulary: usize,
     /// Most tokens of a text.
     pub(crate) context: usize,
+    /// Length of the embeddings that a layer brings to the width of the blocks, where it is another (ELECTRA).
+    pub(crate) embedding_width: Option<usize>,
     pub(crate) positions: PositionsConfig,
     /// Number of kinds of segments, of which a text is the first; 0 for a model without.
     pub(crate) segments: usize,
@@ -43,6 +46,8 @@ pub(crate) struct TextTowerNames {
     pub(crate) segments: &'static str,
     /// Norm of the embeddings' sum.
     pub(crate) embedding_norm: &'static str,
+    /// The layer after it, from embeddings of another length.
+    pub(crate) embedding_projection: &'static str,
     pub(crate) blocks: Names,
     /// Norm after the last block.
     pub(crate) norm: &'static str,
@@ -52,8 +57,15 @@ impl TextTowerConfig {
     /// True for the tensors, named on the encoder's path, that are loaded.
     pub(crate) fn uses(&self, tensor: &str) -> bool {
         let names = self.names;
-        let single =
-            [names.token_embeddings, names.positions, names.segments, names.embedding_norm, names.norm];
+        let single = [
+            names.token_embeddings,
+            names.positions,
+            names.segments,
+            names.embedding_norm,
+            names.embedding_projection,
+            names.blocks.relative_bias,
+            names.norm,
+        ];
         single.iter().any(|name| is_tensor_of(name, tensor))
             || (tensor.starts_with(names.blocks.blocks) && !tensor.ends_with(".inv_freq"))
     }
@@ -62,11 +74,12 @@ impl TextTowerConfig {
     pub(crate) fn load(&self, tensors: &SafeTensors<'_>) -> Result<TextTower> {
         let (config, names) = (&self.transformer, self.names);
         let (width, device) = (config.width, tensors.device());
-        let norm = |name: &str| match name {
+        let embedded = self.embedding_width.unwrap_or(width);
+        let norm = |name: &str, width| match name {
             "" => Ok(None),
             name => tensors.norm(name, width, config.norm, config.epsilon).map(Some),
         };
-        let table = |name: &str, count| tensors.tensor(&format!("{name}.weight"), &[count, width]);
+        let table = |name: &str, count| tensors.tensor(&format!("{name}.weight"), &[count, embedded]);
         let (count, padding) = match self.positions {
             PositionsConfig::None => (0, None),
             PositionsConfig::Places(count) => (count, None),
@@ -82,9 +95,15 @@ impl TextTowerConfig {
         Ok(TextTower {
             token_embeddings,
             positions: positions.map(|table| Positions { table, padding }),
-            embedding_norm: norm(names.embedding_norm)?,
+            embedding_norm: norm(names.embedding_norm, embedded)?,
+            embedding_projection: match self.embedding_width {
+                Some(embedded) => {
+                    Some(tensors.linear(names.embedding_projection, width, embedded, Bias::Yes)?)
+                }
+                None => None,
+            },
             transformer: transformer::load(config, &names.blocks, tensors, device)?,
-            norm: norm(names.norm)?,
+            norm: norm(names.norm, width)?,
             context: self.context,
         })
     }
@@ -96,6 +115,7 @@ pub(crate) struct TextTower {
     token_embeddings: Tensor,
     positions: Option<Positions>,
     embedding_norm: Option<Norm>,
+    embedding_projection: Option<Projection>,
     transformer: Transformer,
     norm: Option<Norm>,
     context: usize,
@@ -147,6 +167,10 @@ impl TextTower {
             (Some(norm), None) => norm.forward(&tokens)?,
             (None, Some(positions)) => (tokens + positions)?,
             (None, None) => tokens,
+        };
+        let hidden = match &self.embedding_projection {
+            Some(projection) => projection.forward(&hidden, Activation::Identity)?,
+            None => hidden,
         };
         self.transformer.encode(hidden, lengths, 0..count, seen)
     }

@@ -1,6 +1,8 @@
 //! The attention of a block: of a sequence with itself, with a KV cache or without, and of a sequence with
 //! other rows (cross-attention). The loops are kernels; here they get their weights.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 
 use super::projection::Projection;
@@ -8,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::kernels::causal::{CausalAttention, LayerSegment};
 use crate::kernels::rotary::RopeTable;
 use crate::kernels::self_attention::SelfAttention;
-use crate::kernels::{Activation, AttentionMask, scaled_dot_product_attention};
+use crate::kernels::{Activation, AttentionMask, RelativeBias, ScoreBias, scaled_dot_product_attention};
 
 /// The sequences of a pass, whose rows lie one after another without padding.
 pub(crate) enum Sequences<'a, 'b> {
@@ -36,6 +38,8 @@ pub(crate) struct Attention {
     pub(super) kernel: CausalAttention,
     /// For each head what a step of distance takes off a score (ALiBi); empty for none.
     pub(super) alibi_slopes: Vec<f32>,
+    /// Learned biases by distance, in place of it.
+    pub(super) relative_bias: Option<Arc<RelativeBias>>,
     /// Number of its rotary embedding.
     pub(super) rope: Option<usize>,
     pub(super) out_proj: Projection,
@@ -56,8 +60,12 @@ impl Attention {
         let kernel = &self.kernel;
         match &mut pass.sequences {
             Sequences::Whole(lengths) => {
-                let (heads, alibi_slopes) = (kernel.heads, self.alibi_slopes.as_slice());
-                SelfAttention { heads, alibi_slopes, mask: kernel.mask, rope }.forward(qkv, lengths)
+                let bias = match (&self.relative_bias, self.alibi_slopes.as_slice()) {
+                    (Some(relative), _) => ScoreBias::Relative(relative),
+                    (None, []) => ScoreBias::None,
+                    (None, slopes) => ScoreBias::Slopes(slopes),
+                };
+                SelfAttention { heads: kernel.heads, bias, mask: kernel.mask, rope }.forward(qkv, lengths)
             }
             Sequences::Cached(segments) => {
                 let none = RopeTable::new(0);

@@ -46,6 +46,17 @@ pub(crate) struct AttentionConfig {
     pub(crate) head_norms: HeadNorms,
     /// For each head what a step of distance takes off a score (ALiBi); empty for none.
     pub(crate) alibi_slopes: Vec<f32>,
+    /// Learned biases by distance that all blocks share, in place of ALiBi. Of encoders alone.
+    pub(crate) relative_bias: Option<RelativeBiasConfig>,
+}
+
+/// Learned biases on scores by the relative position of key and query (T5, MPNet).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RelativeBiasConfig {
+    /// Number of ranges of distances that share a bias, in both directions together.
+    pub(crate) buckets: usize,
+    /// Distance from which on all share the last bucket.
+    pub(crate) max_distance: usize,
 }
 
 impl AttentionConfig {
@@ -59,6 +70,7 @@ impl AttentionConfig {
             soft_cap: None,
             head_norms: HeadNorms::None,
             alibi_slopes: Vec::new(),
+            relative_bias: None,
         }
     }
 }

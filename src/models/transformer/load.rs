@@ -1,12 +1,15 @@
 //! The loader: from the tensors of a file to a stack of blocks in memory. It follows a configuration and a
 //! table of names, so that the same few steps serve every family; the kind of file is left to [`Tensors`].
 
+use std::sync::Arc;
+
 use candle_core::Device;
 
 use super::attention::{Attention, CrossAttention};
 use super::block::{Block, Order};
 use super::config::{
-    AttentionConfig, Bias, FeedForwardConfig, HeadNorms, LayerConfig, NormPlacement, TransformerConfig,
+    AttentionConfig, Bias, FeedForwardConfig, HeadNorms, LayerConfig, NormPlacement, RelativeBiasConfig,
+    TransformerConfig, Workload,
 };
 use super::feed_forward::{Dense, Experts, FeedForward, Gated};
 use super::names::{Names, QkvNames, UpNames};
@@ -15,6 +18,7 @@ use super::projection::Projection;
 use super::stack::Transformer;
 use super::tensors::{Halves, Linears, Tensors};
 use crate::error::{Error, Result};
+use crate::kernels::RelativeBias;
 use crate::kernels::causal::CausalAttention;
 use crate::kernels::rms_norm::RmsNorm;
 
@@ -25,9 +29,10 @@ pub(crate) fn load(
     tensors: &dyn Tensors,
     device: &Device,
 ) -> Result<Transformer> {
+    let relative_bias = relative_bias(config, names, tensors)?;
     let blocks = config.layers.iter().enumerate().map(|(index, layer)| {
         let path = format!("{}{index}.", names.blocks);
-        BlockLoader { config, names, tensors, path }.block(layer)
+        BlockLoader { config, names, tensors, path, relative_bias: relative_bias.as_ref() }.block(layer)
     });
     Ok(Transformer {
         blocks: blocks.collect::<Result<_>>()?,
@@ -46,7 +51,23 @@ pub(crate) fn load_feed_forward(
     tensors: &dyn Tensors,
 ) -> Result<FeedForward> {
     let layer = config.layers.first().ok_or_else(|| misfit("there are no blocks"))?;
-    BlockLoader { config, names, tensors, path: String::new() }.feed_forward(layer)
+    BlockLoader { config, names, tensors, path: String::new(), relative_bias: None }.feed_forward(layer)
+}
+
+/// Reads the biases by distance that all blocks share.
+fn relative_bias(
+    config: &TransformerConfig,
+    names: &Names,
+    tensors: &dyn Tensors,
+) -> Result<Option<Arc<RelativeBias>>> {
+    let AttentionConfig { heads, relative_bias, .. } = config.attention;
+    let Some(RelativeBiasConfig { buckets, max_distance }) = relative_bias else { return Ok(None) };
+    if config.workload != Workload::WholeSequences {
+        return Err(misfit("biases by distance are of encoders"));
+    }
+    let table = tensors.tensor(&format!("{}.weight", names.relative_bias), &[buckets, heads])?;
+    let table: Vec<f32> = table.flatten_all()?.to_vec1()?;
+    Ok(Some(Arc::new(RelativeBias::new(&table, heads, max_distance))))
 }
 
 /// The loading of one block.
@@ -55,6 +76,7 @@ struct BlockLoader<'a> {
     names: &'a Names,
     tensors: &'a dyn Tensors,
     path: String,
+    relative_bias: Option<&'a Arc<RelativeBias>>,
 }
 
 impl BlockLoader<'_> {
@@ -148,6 +170,7 @@ impl BlockLoader<'_> {
                 head_norms: self.head_norms()?,
             },
             alibi_slopes: attention.alibi_slopes.clone(),
+            relative_bias: self.relative_bias.cloned(),
             rope: layer.rope,
             out_proj: self.projection(&[(names.out_proj, config.width)], out)?,
         })

@@ -7,6 +7,8 @@
 pub(crate) struct Names {
     /// Path of the blocks, which a block's number and a dot follow.
     pub(crate) blocks: &'static str,
+    /// Biases by distance that all blocks share.
+    pub(crate) relative_bias: &'static str,
     /// Norm before attention; with [`Post`](super::NormPlacement::Post), of the sum after it.
     pub(crate) attention_norm: &'static str,
     pub(crate) qkv: QkvNames,
@@ -73,6 +75,7 @@ impl Names {
     /// No names, from which a family's table starts.
     pub(crate) const NONE: Self = Self {
         blocks: "",
+        relative_bias: "",
         attention_norm: "",
         qkv: QkvNames::Fused(""),
         query_norm: "",

@@ -16,8 +16,12 @@ use crate::weights::WeightReader;
 pub(crate) trait Tensors {
     /// True if the file has a tensor of this name.
     fn contains(&self, name: &str) -> bool;
+    /// A tensor of exactly this shape.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor>;
     /// A vector of this length.
-    fn vector(&self, name: &str, length: usize) -> Result<Tensor>;
+    fn vector(&self, name: &str, length: usize) -> Result<Tensor> {
+        self.tensor(name, &[length])
+    }
     /// Linear layers as one, packed for any number of rows.
     fn packed(&self, layers: &Linears<'_>, rows: RowUse) -> Result<PackedLinear>;
     /// Linear layers as one, on the kernel that suits the model's rows.
@@ -157,8 +161,8 @@ impl Tensors for SafeTensors<'_> {
         self.reader.contains(&format!("{}{name}", self.path))
     }
 
-    fn vector(&self, name: &str, length: usize) -> Result<Tensor> {
-        self.tensor(name, &[length])
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        Self::tensor(self, name, shape)
     }
 
     fn packed(&self, layers: &Linears<'_>, _: RowUse) -> Result<PackedLinear> {

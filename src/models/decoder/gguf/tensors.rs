@@ -69,9 +69,9 @@ impl Tensors for GgufTensors<'_> {
         self.file.contains(name)
     }
 
-    fn vector(&self, name: &str, length: usize) -> Result<Tensor> {
-        let values = self.file.numbers(name, &[length], self.context)?;
-        Ok(Tensor::from_vec(values, length, self.device)?)
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let values = self.file.numbers(name, shape, self.context)?;
+        Ok(Tensor::from_vec(values, shape, self.device)?)
     }
 
     fn packed(&self, layers: &Linears<'_>, rows: RowUse) -> Result<PackedLinear> {

@@ -1,0 +1,140 @@
+//! Static embeddings (Tulkens and van Dongen, 2024: model2vec; sentence-transformers' `StaticEmbedding`): a vector for
+//! each token whatever is around it, and their mean for a text. There is no transformer and no `config.json` that would
+//! say how large the table is; the weights do. The table stays in the host's memory, since nothing is computed with it
+//! but that mean.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext};
+
+use super::{Architecture, Encoder, TokenBatch, Watch};
+use crate::error::{Error, Result};
+use crate::limits::MAX_TEXT_BYTES;
+use crate::models::config_file::{invalid, unsupported};
+use crate::models::transformer::check_side;
+use crate::source::Files;
+use crate::weights::WeightFiles;
+
+/// The table's names: sentence-transformers' own, and model2vec's.
+const TABLES: [&str; 2] = ["embedding.weight", "embeddings"];
+/// A factor for each token (model2vec).
+const FACTORS: &str = "weights";
+/// Numbers of the tokens' rows in a table of fewer (model2vec).
+const MAPPING: &str = "mapping";
+/// Most texts of a pass that its memory is counted for.
+const TEXTS: usize = 4096;
+
+/// A table of tokens' vectors that is not loaded.
+pub(super) struct StaticEmbedding {
+    name: &'static str,
+    vocabulary: usize,
+    width: usize,
+    has_factors: bool,
+}
+
+impl StaticEmbedding {
+    /// Reads the size of the table in a folder, which is named with a slash at its end or empty.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] without a table; [`Error::UnsupportedSetting`] for one that tokens share rows of.
+    pub(super) fn read(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
+        let weights = WeightFiles::open(files, folder, context)?;
+        let file = PathBuf::from(files.name());
+        let missing = || Error::MissingTensor { tensor: TABLES.join(" or ") };
+        let table = TABLES.into_iter().find_map(|name| Some((name, weights.shape(name)?)));
+        let (name, shape) = table.ok_or_else(missing)?;
+        let &[vocabulary, width] = shape else {
+            return Err(invalid(
+                &file,
+                format!("the tensor {name} has the shape {shape:?}, and is no table"),
+            ));
+        };
+        check_table(&file, vocabulary, width)?;
+        if weights.contains(MAPPING) {
+            return Err(unsupported(&file, "the tensor", MAPPING, "tables with a row for each token"));
+        }
+        Ok(Self { name, vocabulary, width, has_factors: weights.contains(FACTORS) })
+    }
+}
+
+fn check_table(file: &Path, vocabulary: usize, width: usize) -> Result<()> {
+    check_side(file, "the number of rows of the table", vocabulary)?;
+    check_side(file, "the width of the table", width)
+}
+
+impl Architecture for StaticEmbedding {
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    fn longest(&self) -> usize {
+        // No text has more tokens than bytes.
+        MAX_TEXT_BYTES
+    }
+
+    fn takes_bare_texts(&self) -> bool {
+        true
+    }
+
+    fn uses(&self, tensor: &str) -> bool {
+        tensor == self.name || (self.has_factors && tensor == FACTORS)
+    }
+
+    fn has_no_effect(&self, _: &str) -> bool {
+        false
+    }
+
+    fn scratch(&self, _: usize, _: usize) -> Bytes {
+        Bytes((self.width as u64).saturating_mul(4 * TEXTS as u64))
+    }
+
+    fn load(&self, weights: &WeightFiles, _: &Device, context: &LoadContext) -> Result<Arc<dyn Encoder>> {
+        let reader = weights.reader("", &Device::Cpu, context);
+        let (mut rows, mut factors) = (Vec::new(), Vec::new());
+        reader.append(self.name, &[self.vocabulary, self.width], &mut rows)?;
+        if self.has_factors {
+            reader.append(FACTORS, &[self.vocabulary], &mut factors)?;
+        }
+        for (row, factor) in rows.chunks_exact_mut(self.width).zip(factors) {
+            row.iter_mut().for_each(|value| *value *= factor);
+        }
+        Ok(Arc::new(Table { rows, width: self.width }))
+    }
+}
+
+/// A loaded table, row by row.
+struct Table {
+    rows: Vec<f32>,
+    width: usize,
+}
+
+impl Encoder for Table {
+    fn gives_texts(&self) -> bool {
+        true
+    }
+
+    /// The mean of each text's rows; nothing but zeros for a text without tokens.
+    fn encode(&self, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Tensor> {
+        let mut means = vec![0.0; batch.lengths.len() * self.width];
+        let mut ids = batch.ids.as_slice();
+        for (mean, length) in means.chunks_exact_mut(self.width).zip(&batch.lengths) {
+            watch()?;
+            let (own, rest) = ids.split_at((*length).min(ids.len()));
+            ids = rest;
+            for id in own {
+                let begin = (*id as usize).saturating_mul(self.width);
+                let row = self.rows.get(begin..begin.saturating_add(self.width));
+                let row = row.ok_or_else(|| Error::compute(format!("the token {id} has no row")))?;
+                mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+            }
+            mean.iter_mut().for_each(|sum| *sum /= own.len().max(1) as f32);
+        }
+        Ok(Tensor::from_vec(means, (batch.lengths.len(), self.width), &Device::Cpu)?)
+    }
+}
