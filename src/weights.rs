@@ -1,4 +1,5 @@
-//! Reads safetensors, and the tensors of PyTorch's own files: the header first, so that a model's size is known before a byte of it is in memory,
+//! Reads safetensors, and the tensors of PyTorch's own files: the header first, so that a model's size is known before a
+//! byte of it is in memory,
 //! then one tensor after another in small pieces, so that memory holds little more than the weights
 //! themselves. Shapes and numbers are checked on the way; the meaning of the tensors is left to the model
 //! families.

@@ -453,29 +453,32 @@ fn copy_of(name: &str) -> TempDir {
 /// The published sizes above 1B take images too: the settings of the text model are one level down, its
 /// tensors have a prefix, and the file also has those of the vision tower.
 #[test]
-fn the_text_half_of_a_vision_gemma_loads_as_a_text_model() {
-    let alone = load("gemma3");
-    let tokens = alone.tokenize(&Prompt::Raw("The cat sleeps. ".repeat(10))).unwrap();
-    let expected = alone.logits(&tokens).unwrap();
-    let folder = copy_of("gemma3");
-    let (settings, weights) = (folder.path().join("config.json"), folder.path().join("model.safetensors"));
-    let text: serde_json::Value = serde_json::from_slice(&std::fs::read(&settings).unwrap()).unwrap();
-    let nested = serde_json::json!({
-        "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text
-    });
-    std::fs::write(&settings, nested.to_string()).unwrap();
-    let tensors = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
-    // As published, and as transformers 5 saves it.
-    for prefix in ["language_model.model.", "model.language_model."] {
-        let with_prefix = |name: &str| format!("{prefix}{}", name.strip_prefix("model.").unwrap());
-        let renamed = tensors.iter().map(|(name, tensor)| (with_prefix(name), tensor.clone()));
-        let mut renamed: HashMap<String, Tensor> = renamed.collect();
-        let other = Tensor::ones(8, DType::F32, &Device::Cpu).unwrap();
-        renamed.insert("vision_tower.vision_model.post_layernorm.weight".to_owned(), other);
-        candle_core::safetensors::save(&renamed, &weights).unwrap();
-        let model = TextGenerationModel::load(Source::directory(folder.path())).unwrap();
-        assert_eq!(model.logits(&tokens).unwrap(), expected, "{prefix}");
-        assert_eq!(model.footprint(), alone.footprint(), "{prefix}");
+fn the_text_half_of_a_vision_model_loads_as_a_text_model() {
+    for (family, kind) in [("gemma3", "gemma3"), ("ministral3", "mistral3")] {
+        let alone = load(family);
+        let tokens = alone.tokenize(&Prompt::Raw("The cat sleeps. ".repeat(10))).unwrap();
+        let expected = alone.logits(&tokens).unwrap();
+        let folder = copy_of(family);
+        let [settings, weights] = ["config.json", "model.safetensors"].map(|file| folder.path().join(file));
+        let text: serde_json::Value = serde_json::from_slice(&std::fs::read(&settings).unwrap()).unwrap();
+        let nested = serde_json::json!({ "model_type": kind, "text_config": text });
+        std::fs::write(&settings, nested.to_string()).unwrap();
+        let tensors = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
+        // As published, and as transformers 5 saves it.
+        for prefix in ["language_model.model.", "model.language_model."] {
+            let with_prefix = |name: &str| match name.strip_prefix("model.") {
+                Some(name) => format!("{prefix}{name}"),
+                None => format!("language_model.{name}"),
+            };
+            let renamed = tensors.iter().map(|(name, tensor)| (with_prefix(name), tensor.clone()));
+            let mut renamed: HashMap<String, Tensor> = renamed.collect();
+            let other = Tensor::ones(8, DType::F32, &Device::Cpu).unwrap();
+            renamed.insert("vision_tower.vision_model.post_layernorm.weight".to_owned(), other);
+            candle_core::safetensors::save(&renamed, &weights).unwrap();
+            let model = TextGenerationModel::load(Source::directory(folder.path())).unwrap();
+            assert_eq!(model.logits(&tokens).unwrap(), expected, "{family} {prefix}");
+            assert_eq!(model.footprint(), alone.footprint(), "{family} {prefix}");
+        }
     }
 }
 

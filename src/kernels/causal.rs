@@ -137,6 +137,7 @@ impl CausalAttention {
                 key_norm.on_values(key)?;
             }
             rope.rotate_row(index, query, self.size);
+            rope.scale_queries(index, query);
             rope.rotate_row(index, key, self.size);
         }
         let mut rest = qkv.as_slice();
@@ -255,7 +256,7 @@ impl CausalAttention {
             rope.rotate(&part.reshape((count, heads, self.size))?)
         };
         let norms = self.head_norms.as_ref();
-        let query = part(0, self.heads, norms.map(|norms| &norms.0))?;
+        let query = rope.scale(&part(0, self.heads, norms.map(|norms| &norms.0))?)?;
         let key = part(queries, self.kv_heads, norms.map(|norms| &norms.1))?.reshape((count, kv_width))?;
         let value = qkv.narrow(1, queries + kv_width, kv_width)?.contiguous()?;
         let mut begin = 0;

@@ -19,12 +19,30 @@ pub(crate) struct RotaryEmbedding {
     pub(crate) axes: Vec<u8>,
     /// Factor on cosines and sines, as YaRN and LongRoPE have it; 1 for the plain embedding.
     pub(crate) attention_factor: f32,
+    /// Growth of the queries with their position.
+    pub(crate) query_growth: Option<QueryGrowth>,
+}
+
+/// A factor on queries that grows where texts become longer than those of the pretraining (Llama 4, Ministral 3):
+/// `1 + beta · ln(1 + floor(position / original))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct QueryGrowth {
+    pub(crate) beta: f32,
+    /// Context of the pretraining, in tokens; above 0.
+    pub(crate) original: u32,
+}
+
+impl QueryGrowth {
+    fn at(self, position: Position) -> f32 {
+        let periods = position[0].checked_div(self.original).unwrap_or(0);
+        1.0 + self.beta * (1.0 + periods as f32).ln()
+    }
 }
 
 impl RotaryEmbedding {
     /// Over the first coordinate alone, with an attention factor of 1.
     pub(crate) fn new(inverse_frequencies: Vec<f32>) -> Self {
-        Self { inverse_frequencies, axes: Vec::new(), attention_factor: 1.0 }
+        Self { inverse_frequencies, axes: Vec::new(), attention_factor: 1.0, query_growth: None }
     }
 }
 
@@ -37,17 +55,20 @@ pub(crate) struct RopeTable {
     pairs: usize,
     cosines: Vec<f32>,
     sines: Vec<f32>,
+    /// A factor for each row's queries; empty for none.
+    query_factors: Vec<f32>,
 }
 
 impl RopeTable {
     /// A table without rows; one without pairs leaves heads as they are.
     pub(crate) fn new(pairs: usize) -> Self {
-        Self { pairs, cosines: Vec::new(), sines: Vec::new() }
+        Self { pairs, cosines: Vec::new(), sines: Vec::new(), query_factors: Vec::new() }
     }
 
     /// Appends rows at these positions.
     pub(crate) fn extend(&mut self, embedding: &RotaryEmbedding, positions: impl Iterator<Item = Position>) {
         for position in positions {
+            self.query_factors.extend(embedding.query_growth.map(|growth| growth.at(position)));
             for (pair, frequency) in embedding.inverse_frequencies.iter().enumerate().take(self.pairs) {
                 let axis = embedding.axes.get(pair).copied().unwrap_or(0);
                 // 32-bit angles, as the reference implementations have them.
@@ -73,6 +94,22 @@ impl RopeTable {
                 (*x, *y) = (*x * cosine - *y * sine, *y * cosine + *x * sine);
             }
         }
+    }
+
+    /// Scales the queries of row number `row_index` of the pass.
+    pub(super) fn scale_queries(&self, row_index: usize, queries: &mut [f32]) {
+        if let Some(factor) = self.query_factors.get(row_index) {
+            queries.iter_mut().for_each(|query| *query *= *factor);
+        }
+    }
+
+    /// Scales the queries `(rows, heads, size)` on any device.
+    pub(super) fn scale(&self, queries: &Tensor) -> Result<Tensor> {
+        if self.query_factors.is_empty() {
+            return Ok(queries.clone());
+        }
+        let factors = Tensor::from_slice(&self.query_factors, (queries.dim(0)?, 1, 1), queries.device())?;
+        Ok(queries.broadcast_mul(&factors)?)
     }
 
     /// Rotates the heads, `size` numbers each, of `(rows, width)`. Gives the same shape.

@@ -6,14 +6,17 @@
 mod names;
 mod config;
 mod settings;
+mod gemma;
 mod gemma2;
 mod gemma3;
 mod llama;
 mod mistral;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
+mod smollm3;
 mod model;
 mod load;
 mod gguf;
@@ -30,11 +33,17 @@ pub(crate) use names::DecoderNames;
 /// The families, in the order that errors list them. A new one is its file and its line here.
 pub(crate) const FAMILIES: &[Family<DecoderConfig>] = &[
     llama::FAMILY,
+    smollm3::FAMILY,
     qwen2::FAMILY,
+    qwen2_moe::FAMILY,
     qwen3::FAMILY,
     qwen3_moe::FAMILY,
     phi3::FAMILY,
     mistral::FAMILY,
+    mistral::ALTERNATING,
+    mistral::MINISTRAL3,
+    mistral::WITH_IMAGES,
+    gemma::FAMILY,
     gemma2::FAMILY,
     gemma3::FAMILY,
     gemma3::WITH_IMAGES,

@@ -439,7 +439,7 @@ mod tests {
     #[test]
     fn values_in_each_other_take_no_stack() {
         let mut pickle = vec![b')'];
-        pickle.extend([0x85; 1 << 20]);
+        pickle.extend(std::iter::repeat_n(0x85, 1 << 20));
         pickle.push(b'.');
         assert!(run(&pickle).is_ok());
     }

@@ -1,4 +1,4 @@
-//! Tokenizers of all their files against the tokens that transformers makes by them: `tests/references/tokenizers.py`
+//! Tokenizers of all their files against the tokens that transformers makes by them: `tests/references/tokenizer_files.py`
 //! writes both down.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -28,9 +28,9 @@ fn a_list_of_too_many_weight_files_is_refused_before_any_is_looked_for() {
 fn tensors_of_all_weight_files_are_counted_together() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
-    std::fs::write(&file, weights_of(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#))
-        .unwrap();
-    let entry = Entry { file: 0, dtype: "F32".to_owned(), shape: vec![1], start: 0, bytes: 4 };
+    std::fs::write(&file, weights_of(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#)).unwrap();
+    let (dtype, shape) = ("F32".to_owned(), vec![1]);
+    let entry = Entry { file: 0, dtype, shape, strides: None, start: 0, bytes: 4 };
     let of = |tensors: usize| WeightFiles {
         entries: (0..tensors).map(|tensor| (tensor.to_string(), entry.clone())).collect(),
         ..WeightFiles::default()

@@ -51,6 +51,8 @@ pub(super) const LLAMA: DecoderNames = DecoderNames {
         down: "down_proj",
         router: "mlp.gate",
         experts: "mlp.experts.",
+        shared_expert: "mlp.shared_expert.",
+        shared_gate: "mlp.shared_expert_gate",
         ..Names::NONE
     },
     norm: "norm",

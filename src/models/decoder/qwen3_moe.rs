@@ -55,6 +55,7 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
         count: own.num_experts.or(own.num_local_experts).unwrap_or(128),
         chosen: own.num_experts_per_tok,
         weights: if own.norm_topk_prob { ExpertWeights::OfChosen } else { ExpertWeights::OfAll },
+        shared: None,
     };
     let dense = own.mlp_only_layers.unwrap_or_default();
     for (index, layer) in decoder.transformer.layers.iter_mut().enumerate() {

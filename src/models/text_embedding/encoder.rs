@@ -14,7 +14,7 @@ use crate::models::transformer::{SafeTensors, check_side, is_buffer};
 use crate::weights::WeightFiles;
 
 /// Beginnings of the names of pooling layers and heads of other tasks, which no vector of a token depends on.
-const HEADS: [&str; 13] = [
+const HEADS: [&str; 14] = [
     "pooler.",
     "cls.",
     "lm_head.",
@@ -28,6 +28,7 @@ const HEADS: [&str; 13] = [
     "head.",
     "decoder.",
     "generator_",
+    "discriminator_predictions.",
 ];
 
 /// An embedding model that is a text encoder.

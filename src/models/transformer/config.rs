@@ -96,7 +96,14 @@ pub(crate) enum FeedForwardConfig {
     /// Three projections, one of which is an activated gate.
     Gated { intermediate: usize },
     /// Many gated networks, a few of which work on each token.
-    Experts { intermediate: usize, count: usize, chosen: usize, weights: ExpertWeights },
+    Experts {
+        intermediate: usize,
+        count: usize,
+        chosen: usize,
+        weights: ExpertWeights,
+        /// Hidden width of one more that works on every token, weighed by a gate; `None` without one.
+        shared: Option<usize>,
+    },
 }
 
 /// Weights of the chosen experts' outputs.
@@ -293,8 +300,8 @@ impl TransformerConfig {
             (FeedForwardConfig::Dense { intermediate }, true)
             | (FeedForwardConfig::Gated { intermediate }, false) => 3 * intermediate,
             (FeedForwardConfig::Gated { intermediate }, true) => 5 * intermediate,
-            (FeedForwardConfig::Experts { intermediate, chosen, .. }, _) => {
-                (5 * intermediate).saturating_mul(chosen)
+            (FeedForwardConfig::Experts { intermediate, chosen, shared, .. }, _) => {
+                (5 * intermediate).saturating_mul(chosen).max(5 * shared.unwrap_or(0))
             }
         });
         // Queries, keys and values; as packed product twice, and rotated once more; and the attention's output.
@@ -346,8 +353,9 @@ impl TransformerConfig {
                 FeedForwardConfig::Dense { intermediate } | FeedForwardConfig::Gated { intermediate } => {
                     (1..=MAX_SIDE).contains(&intermediate)
                 }
-                FeedForwardConfig::Experts { intermediate, count, chosen, .. } => {
+                FeedForwardConfig::Experts { intermediate, count, chosen, shared, .. } => {
                     (1..=MAX_SIDE).contains(&intermediate)
+                        && shared.is_none_or(|shared| (1..=MAX_SIDE).contains(&shared))
                         && (1..=count).contains(&chosen)
                         && count <= MAX_SIDE
                 }

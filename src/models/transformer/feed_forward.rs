@@ -62,6 +62,8 @@ pub(crate) struct Experts {
     /// Number of experts that work on each token.
     pub(super) chosen: usize,
     pub(super) weights: ExpertWeights,
+    /// One more that sees every row, and the layer whose sigmoid is its weight.
+    pub(super) shared: Option<(Projection, Gated)>,
 }
 
 impl Experts {
@@ -90,7 +92,13 @@ impl Experts {
             let output = expert.forward(&input.index_select(&rows, 0)?)?.broadcast_mul(&weights)?;
             out = out.index_add(&rows, &output, 0)?;
         }
-        Ok(out)
+        match &self.shared {
+            Some((gate, shared)) => {
+                let weights = candle_nn::ops::sigmoid(&gate.forward(input, Activation::Identity)?)?;
+                Ok((out + shared.forward(input)?.broadcast_mul(&weights)?)?)
+            }
+            None => Ok(out),
+        }
     }
 }
 

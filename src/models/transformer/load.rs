@@ -225,8 +225,9 @@ impl BlockLoader<'_> {
             FeedForwardConfig::Gated { intermediate } => {
                 self.gated(names.feed_forward, intermediate).map(FeedForward::Gated)
             }
-            FeedForwardConfig::Experts { intermediate, count, chosen, weights } => {
+            FeedForwardConfig::Experts { intermediate, count, chosen, weights, shared } => {
                 let router = Linears::new(&[], config.width, Bias::No);
+                let router_of_one = Linears::new(&[], config.width, Bias::No);
                 let experts =
                     (0..count).map(|expert| self.gated(&format!("{}{expert}.", names.experts), intermediate));
                 Ok(FeedForward::Experts(Experts {
@@ -234,6 +235,13 @@ impl BlockLoader<'_> {
                     experts: experts.collect::<Result<_>>()?,
                     chosen,
                     weights,
+                    shared: match shared {
+                        Some(width) => Some((
+                            self.projection(&[(names.shared_gate, 1)], router_of_one)?,
+                            self.gated(names.shared_expert, width)?,
+                        )),
+                        None => None,
+                    },
                 }))
             }
         }

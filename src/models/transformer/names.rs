@@ -36,6 +36,9 @@ pub(crate) struct Names {
     /// Path of the experts, which an expert's number and a dot follow; the names on it are those of `up` and
     /// `down`.
     pub(crate) experts: &'static str,
+    /// Path of the expert that sees every token, with a dot at its end, and the layer that weighs it.
+    pub(crate) shared_expert: &'static str,
+    pub(crate) shared_gate: &'static str,
 }
 
 /// Names of the query, key and value projections.
@@ -92,6 +95,8 @@ impl Names {
         feed_forward_output_norm: "",
         router: "",
         experts: "",
+        shared_expert: "",
+        shared_gate: "",
     };
 }
 

@@ -347,7 +347,7 @@ impl Rope {
     }
 
     pub(crate) fn new(inverse_frequencies: Vec<f32>, attention_factor: f32) -> Self {
-        let frequencies = RotaryEmbedding { inverse_frequencies, axes: Vec::new(), attention_factor };
+        let frequencies = RotaryEmbedding { attention_factor, ..RotaryEmbedding::new(inverse_frequencies) };
         Self { frequencies, long: None }
     }
 

@@ -1,7 +1,7 @@
 """Writes tokenizers.json: the small files of tokenizers, and the tokens that transformers makes of texts by them.
 
     pip install transformers sentencepiece protobuf
-    python tests/references/tokenizers.py
+    python tests/references/tokenizer_files.py
 
 Each case is a folder as it could be published: a tokenizer.json with settings that say otherwise, tokens that only other
 files have, or a vocabulary without a tokenizer.json. The vocabularies are learnt from a few sentences of our own.
