@@ -191,7 +191,6 @@ fn every_setting_changes_the_vectors() {
         ("roberta", "pad_token_id", json!(0)),
         ("roberta", "hidden_act", json!("gelu")),
         ("mpnet", "layer_norm_eps", json!(0.1)),
-        ("mpnet", "num_hidden_layers", json!(2)),
         ("electra", "hidden_act", json!("relu")),
         ("arctic", "rope_theta", json!(10000)),
         ("embedding_gemma", "use_bidirectional_attention", json!(false)),
