@@ -258,6 +258,7 @@ mod tests {
 
     use super::*;
     use crate::gguf::GgufFile;
+    use crate::source::read_json;
     use crate::tokens::Specials;
 
     fn gguf(name: &str) -> GgufTokenizer {
@@ -317,6 +318,129 @@ mod tests {
             assert!((0..384).all(|id| made.has_text(id) == original.has_text(id)), "{name}");
             println!("{name}: {count} tokens of {} texts, the same", TEXTS.len());
         }
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Vocabulary {
+        tokens: Vec<String>,
+        merges: Vec<String>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Splits {
+        pre: Vec<String>,
+        tokens: Vec<Vec<u32>>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Expected {
+        texts: Vec<String>,
+        cases: Vec<Splits>,
+    }
+
+    /// Of `tests/references/gguf_tokenizers.py`.
+    #[test]
+    fn every_split_gives_the_tokens_that_llama_cpp_gives() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf_tokenizers");
+        let vocabulary: Vocabulary = read_json(&folder.join("vocabulary.json")).unwrap();
+        let expected: Expected = read_json(&folder.join("expected.json")).unwrap();
+        let compared: Vec<&String> = expected.cases.iter().flat_map(|case| &case.pre).collect();
+        assert!(splits::names().all(|name| compared.iter().any(|pre| *pre == name)));
+        let mut wrong = Vec::new();
+        for (pre, case) in expected.cases.iter().flat_map(|case| case.pre.iter().map(move |pre| (pre, case)))
+        {
+            let none = None::<u32>;
+            let file = GgufTokenizer {
+                tokens: vocabulary.tokens.clone(),
+                merges: vocabulary.merges.clone(),
+                pre: Some(pre.clone()),
+                kinds: Vec::new(),
+                // Without kinds, these are looked for in texts.
+                beginning: none,
+                end: none,
+                end_of_turn: none,
+                unknown: none,
+                padding: none,
+                ..gguf("gguf_llama")
+            };
+            let tokens = tokens_of(&file).unwrap();
+            for (text, right) in expected.texts.iter().zip(&case.tokens) {
+                // What the models' own tokenizers compose or count as letters, llama.cpp does not.
+                let own_marks = Split::named(pre).is_some_and(Split::has_own_marks);
+                if own_marks && text.contains('\u{301}') {
+                    continue;
+                }
+                let ids = tokens.encode_prompt(text, Specials::AsWritten).unwrap();
+                if ids != *right {
+                    wrong.push(format!("{pre}: {text:?}"));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+
+    #[test]
+    fn tokens_are_written_by_their_kinds() {
+        let kinds = [
+            TokenKind::Normal,
+            TokenKind::Unknown,
+            TokenKind::Control,
+            TokenKind::UserDefined,
+            TokenKind::Unused,
+            TokenKind::Byte,
+            TokenKind::Normal,
+            TokenKind::Control,
+        ];
+        // Of the last two, the name counts for more.
+        let names = ["Ġqz", "<unk2>", "<ctl>", "Ġu2", "[PAD1]", "<0x0A>", "<|eot_id|>", "<|message|>"];
+        let with = |base: &str, names: [&str; 8]| {
+            let mut file = gguf(base);
+            file.tokens.extend(names.map(str::to_owned));
+            file.kinds.extend(kinds);
+            file.scores.resize(if file.scores.is_empty() { 0 } else { file.tokens.len() }, -1e6);
+            file
+        };
+        let file = with("gguf_llama", names);
+        let tokens = tokens_of(&file).unwrap();
+        let first = file.tokens.len() as u32 - 8;
+        let written: Vec<String> = (0..8).map(|id| tokens.decode(&[first + id]).unwrap()).collect();
+        assert_eq!(written, [" qz", "", "", "Ġu2", "", "\n", "", "<|message|>"]);
+        let shown: Vec<bool> = (0..8).map(|id| tokens.has_text(first + id)).collect();
+        assert_eq!(shown, written.iter().map(|text| !text.is_empty()).collect::<Vec<_>>());
+        assert!(file.ends().any(|id| id == first + 6));
+        // SentencePiece: a space at the beginning is the tokenizer's.
+        let pieces = ["▁qz", "<unk2>", "<ctl>", "▁u2", "[PAD1]", "<0x0A>", "<|eot_id|>", "<|message|>"];
+        let file = with("gguf_phi3", pieces);
+        let first = file.tokens.len() as u32 - 8;
+        let ids: Vec<u32> = [0, 1, 2, 3, 4, 5, 6, 7, 0].map(|id| first + id).to_vec();
+        assert_eq!(tokens_of(&file).unwrap().decode(&ids).unwrap(), "qz▁u2\n<|message|> qz");
+    }
+
+    #[test]
+    fn ends_follow_from_keys_and_names() {
+        let mut file = gguf("gguf_llama");
+        (file.end, file.end_of_turn, file.other_ends) = (Some(3), Some(4), vec![5]);
+        for (id, name) in ["<|end|>", "<|return|>", "<|call|>", "<|fim_pad|>"].into_iter().enumerate() {
+            file.tokens[100 + id] = name.to_owned();
+        }
+        let ends: Vec<u32> = file.ends().collect();
+        assert!([3, 4, 5, 101, 102, 103].iter().all(|id| ends.contains(id)), "{ends:?}");
+        // It ends a part of an answer where other tokens end the answer.
+        assert!(!ends.contains(&100) && file.kind(100) == TokenKind::UserDefined);
+        file.tokens[101] = "other".to_owned();
+        assert!(file.ends().any(|id| id == 100) && file.kind(100) == TokenKind::Control);
+    }
+
+    #[test]
+    fn spaces_after_special_tokens_of_phi_3_belong_to_these() {
+        let mut file = gguf("gguf_phi3");
+        let encode = |file: &GgufTokenizer, text: &str| {
+            tokens_of(file).unwrap().encode_prompt(text, Specials::AsWritten).unwrap()
+        };
+        let (with, without) = ("<|user|>\nHello", "<|user|>Hello");
+        assert_ne!(encode(&file, with), encode(&file, without));
+        file.strips_after_special = true;
+        assert_eq!(encode(&file, with), encode(&file, without));
     }
 
     #[test]

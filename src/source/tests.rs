@@ -52,3 +52,21 @@ fn a_text_is_a_directory_unless_it_can_be_a_repository() {
     assert_eq!(Source::parse("tests/mistyped"), Source::directory("tests/mistyped"));
     assert_eq!(Source::parse("tests/name@main"), Source::repository("tests/name").revision("main"));
 }
+
+#[test]
+fn what_lies_in_the_place_of_a_file_is_told_before_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("config.json", "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n");
+    write("tokenizer.json", "<!DOCTYPE html><html>Sign in</html>");
+    write("model.gguf", "../blobs/00");
+    let (files, context) = (Files::directory(folder.path()), LoadContext::detached(&"placeholders".into()));
+    for (name, found) in [("config.json", "Git LFS"), ("tokenizer.json", "HTML"), ("model.gguf", "link")] {
+        let error = files.required(name, &context).unwrap_err();
+        assert!(matches!(&error, Error::Placeholder { file, .. } if file.ends_with(name)), "{name}: {error}");
+        assert!(error.to_string().contains(found), "{error}");
+        assert_eq!(read(&folder.path().join(name), 1 << 10).unwrap_err(), error);
+    }
+    let error = files.required_json::<serde_json::Value>("config.json", &context).unwrap_err();
+    assert!(matches!(&error, Error::Placeholder { .. }), "{error}");
+}

@@ -38,3 +38,50 @@ fn tensors_of_all_weight_files_are_counted_together() {
     assert!(of(MAX_TENSORS - 1).add(file.clone()).is_ok());
     assert!(matches!(of(MAX_TENSORS).add(file), Err(Error::CorruptWeights { .. })));
 }
+
+/// A folder with these tensors and this configuration.
+fn folder_of(header: &str, data: &[u8], config: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat();
+    std::fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    folder
+}
+
+#[test]
+fn eight_bit_floats_are_read_with_their_scales_and_not_without() {
+    let context = LoadContext::detached(&ModelId::from("fp8"));
+    let read = |scale: &str, config: &str| -> Result<Vec<f32>> {
+        let header = format!(
+            r#"{{"a.weight":{{"dtype":"F8_E4M3","shape":[2,3],"data_offsets":[0,6]}},"a.{scale}":{{"dtype":"F32","shape":[1,2],"data_offsets":[6,14]}}}}"#
+        );
+        let scales = [2.0f32, 10.0].map(f32::to_le_bytes).concat();
+        let data = [&[0x38, 0x40, 0x30, 0xb8, 0x00, 0x7e], scales.as_slice()].concat();
+        let folder = folder_of(&header, &data, config);
+        let weights = WeightFiles::open(&Files::directory(folder.path()), "", &context)?;
+        let (device, mut values) = (Device::Cpu, Vec::new());
+        weights.reader("", &device, &context).append("a.weight", &[2, 3], &mut values)?;
+        Ok(values)
+    };
+    let blocks = r#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": [2, 2]}}"#;
+    let right = [2.0, 4.0, 5.0, -2.0, 0.0, 4480.0];
+    assert_eq!(read("weight_scale_inv", blocks).unwrap(), right);
+    assert_eq!(read("weight_scale", "{}").unwrap(), right);
+    assert!(matches!(read("other", blocks), Err(Error::UnsupportedNumbers { .. })));
+    let odd = blocks.replace("[2, 2]", "[1, 1]");
+    assert!(matches!(read("weight_scale_inv", &odd), Err(Error::ShapeMismatch { .. })));
+    let inner = r#"{"text_config": {"quantization_config": {"quant_method": "awq"}}}"#;
+    let error = read("weight_scale", inner).unwrap_err().to_string();
+    assert!(error.contains("awq") && error.contains("config.json"), "{error}");
+}
+
+#[test]
+fn a_pointer_in_place_of_weights_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n";
+    std::fs::write(folder.path().join("model.safetensors"), pointer).unwrap();
+    let context = LoadContext::detached(&ModelId::from("pointer"));
+    let error = WeightFiles::open(&Files::directory(folder.path()), "", &context).err().unwrap();
+    assert!(matches!(&error, Error::Placeholder { .. }), "{error}");
+    assert!(error.to_string().contains("Git LFS") && error.to_string().contains("model.safetensors"));
+}

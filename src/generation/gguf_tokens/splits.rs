@@ -126,6 +126,12 @@ impl Split {
         SPLITS.iter().find(|(names, _)| names.contains(&name)).map(|(_, split)| *split)
     }
 
+    /// True where llama.cpp does not treat combining marks as the model's own tokenizer does.
+    #[cfg(test)]
+    pub(super) fn has_own_marks(self) -> bool {
+        self.composes || self.patterns.iter().any(|pattern| [GPT4O, TEKKEN].contains(pattern))
+    }
+
     /// The section `pre_tokenizer` of `tokenizer.json`.
     pub(super) fn written(self) -> Value {
         let split = |pattern: &&str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
