@@ -13,15 +13,11 @@ bench:
     cargo bench --bench models
 
 # The longer proofs, which CI has no time for.
-proof: proof-simulation proof-interleavings proof-soak proof-fuzz
+proof: proof-simulation proof-soak proof-fuzz
 
 # A million histories of the scheduler in virtual time.
 proof-simulation seeds="1000000":
     cargo run --release -p model-actors --features testing --example simulate -- --seeds {{seeds}}
-
-# The code that threads share, its steps taken in thousands of orders, and planted faults found by them.
-proof-interleavings:
-    cargo test --manifest-path interleavings/Cargo.toml
 
 # Random faults on real threads.
 proof-soak requests="1000000" seed="1":
