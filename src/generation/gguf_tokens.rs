@@ -301,7 +301,7 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_text");
         for name in ["llama", "qwen2", "qwen3", "phi3", "gemma3"] {
             let made = tokens_of(&gguf(&format!("gguf_{name}"))).unwrap();
-            let original = Tokens::read_whole(&root.join(name).join("tokenizer.json")).unwrap();
+            let original = Tokens::read_whole(root.join(name).join("tokenizer.json")).unwrap();
             let mut count = 0;
             for text in TEXTS {
                 for specials in [Specials::Added, Specials::AsWritten] {
