@@ -58,10 +58,10 @@
 //! | of a SentencePiece model: pieces; bytes of one that others merge to; merges; tokens that T5 counts beside the pieces | `MAX_PIECES`, 1,048,576; `MAX_MERGED`, 256; `MAX_MERGES`, 2,097,152; `MAX_EXTRA`, 1,000; of `tokens/sentence_piece.rs` |
 //! | in each part of `tokenizer.json` but its model: values; regular expressions | `MAX_PART`, 4,096, and `MAX_PATTERNS`, 32, of `tokens/output_bounds.rs` |
 //! | bytes of a weight file's header, of the pickles in a file of PyTorch's, and of its list of entries | [`MAX_HEADER_BYTES`], 16 MiB |
-//! | in such a pickle: values; how many times more numbers a view lies spread over | `MAX_VALUES` of `pickle/machine.rs`, 4,194,304; `MAX_SPREAD` of `pickle/tensors.rs`, 8 |
+//! | in such a pickle: values, and those that it remembers; bytes of a name; how many times more numbers a view lies spread over | `MAX_VALUES`, 4,194,304, and `MAX_NAME`, 1 KiB, of `pickle/machine.rs`; `MAX_SPREAD` of `pickle/tensors.rs`, 8 |
 //! | settings of a configuration that are tried whether a family reads them | `MAX_TRIALS`, 2,048, of `architecture/unread.rs` |
 //! | layers of LLaVA's tower that are taken | `MAX_FEATURE_LAYERS`, 64, of `models/vision/llava.rs` |
-//! | files in a list of weight files, and tensors of all of them | `MAX_SHARDS`, 4,096, and `MAX_TENSORS`, 524,288, of `weights.rs` |
+//! | files in a list of weight files, and tensors of all of them | `MAX_SHARDS` of `weights.rs`, 4,096; `MAX_TENSORS` of `limits.rs`, 524,288 |
 //! | bytes of the name of a file, a repository or a revision | `MAX_NAME_BYTES` of `source/names.rs`, 256 |
 //! | where a link in a model's directory leads to | a regular file in the directory, unless the source has [`follow_links`](crate::Source::follow_links) |
 //! | dimensions of a tensor | `MAX_RANK` of `weights.rs` and of `pickle/tensors.rs`, 8; `MAX_RANK` of `gguf/header.rs`, 4 |
@@ -127,6 +127,8 @@ pub const MAX_INDEX_BYTES: u64 = 16 << 20;
 pub const MAX_TOKENIZER_BYTES: u64 = 48 << 20;
 /// Most bytes of a weight file's header; published ones have up to 1 MB or so.
 pub const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// Most tensors of all weight files of a model together; one of 671 billion weights has 92,000.
+pub(crate) const MAX_TENSORS: usize = 1 << 19;
 
 /// Most bytes of a model's file by its name; weights, and what is not known, are not limited.
 pub(crate) fn file_bytes(file: &str) -> Option<u64> {

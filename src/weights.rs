@@ -22,7 +22,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
-use crate::limits::MAX_HEADER_BYTES;
+use crate::limits::{MAX_HEADER_BYTES, MAX_TENSORS};
 use crate::pickle::{self, StoredTensor};
 use crate::source::{self, Files, Unread};
 pub(crate) use notes::Notes;
@@ -31,8 +31,6 @@ use strided::gather;
 
 /// Bytes read between two looks at progress and at the stop mark.
 const PIECE: usize = 1 << 20;
-/// Most tensors of all weight files of a model together; one of 671 billion weights has 92,000.
-const MAX_TENSORS: usize = 1 << 19;
 /// Most weight files that a list of them names; that of the same model names 163.
 const MAX_SHARDS: usize = 4096;
 /// Most dimensions of a tensor.

@@ -76,7 +76,7 @@ fn starts<'a>(
     let (mut at, end) = place;
     let mut starts = HashMap::with_capacity(listed.len());
     for key in listed {
-        let key = keys.text(*key)?;
+        let key = keys.name(*key)?;
         let store = stores.get(key).ok_or("it has numbers of no tensor")?;
         let mut count = [0; COUNT as usize];
         file.seek(SeekFrom::Start(at))

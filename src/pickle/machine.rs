@@ -6,6 +6,9 @@ use std::collections::HashMap;
 
 /// Most values of a pickle. One of a model with 92,000 tensors has two millions.
 const MAX_VALUES: usize = 1 << 22;
+/// Most bytes of the name of a class, a tensor or a store. A pickle can recall a text as often as it likes, so each use of
+/// one costs its whole length again.
+const MAX_NAME: usize = 1 << 10;
 
 /// Number of a value in the table.
 pub(super) type Id = usize;
@@ -78,6 +81,15 @@ impl Values {
         match self.get(id)? {
             Value::Text(text) => Ok(text),
             other => Err(format!("a text was expected, and {} is there", other.kind())),
+        }
+    }
+
+    /// A text that names something.
+    pub(super) fn name(&self, id: Id) -> Result<&str, String> {
+        let name = self.text(id)?;
+        match name.len() {
+            length if length > MAX_NAME => Err(too_long(length)),
+            _ => Ok(name),
         }
     }
 
@@ -217,6 +229,9 @@ impl<'a> Machine<'a> {
 
     fn remember(&mut self, place: usize) -> Result<(), String> {
         let id = self.top()?;
+        if self.memo.len() >= MAX_VALUES && !self.memo.contains_key(&place) {
+            return Err(format!("the pickle remembers more than {MAX_VALUES} values"));
+        }
         self.memo.insert(place, id);
         Ok(())
     }
@@ -333,7 +348,7 @@ impl<'a> Machine<'a> {
             }
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Value::Class(format!("{module}.{name}")))?;
+                self.push(class(module, name)?)?;
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
@@ -341,7 +356,7 @@ impl<'a> Machine<'a> {
                     Some(Value::Text(text)) => Ok(text),
                     _ => Err("a class's name is no text".to_owned()),
                 };
-                let class = Value::Class(format!("{}.{}", text(module)?, text(name)?));
+                let class = class(text(module)?, text(name)?)?;
                 self.push(class)?;
             }
             b'q' | b'r' => {
@@ -384,6 +399,18 @@ impl<'a> Machine<'a> {
             None => "nothing".to_owned(),
         }
     }
+}
+
+/// A class or function of a module.
+fn class(module: &str, name: &str) -> Result<Value, String> {
+    match module.len().saturating_add(name.len()) {
+        length if length > MAX_NAME => Err(too_long(length)),
+        _ => Ok(Value::Class(format!("{module}.{name}"))),
+    }
+}
+
+fn too_long(length: usize) -> String {
+    format!("it has a name of {length} bytes; at most {MAX_NAME} are allowed")
 }
 
 /// A name of the file's, short enough for an error.
@@ -442,6 +469,29 @@ mod tests {
         pickle.extend(std::iter::repeat_n(0x85, 1 << 20));
         pickle.push(b'.');
         assert!(run(&pickle).is_ok());
+    }
+
+    #[test]
+    fn names_of_classes_are_bounded() {
+        // Of 1,024 bytes, and of one more; both as lines and as texts that are recalled.
+        for (module, taken) in [(1023, true), (1024, false)] {
+            let module = vec![b'm'; module];
+            let lines = [b"c", module.as_slice(), b"\nn\n."].concat();
+            let length = u32::try_from(module.len()).unwrap().to_le_bytes();
+            let recalled =
+                [b"X", &length[..], &module, b"q\x00X\x01\x00\x00\x00nq\x010h\x00h\x01\x93."].concat();
+            for pickle in [lines, recalled] {
+                let result = value(&pickle);
+                assert_eq!(result.is_ok(), taken, "{result:?}");
+                assert!(taken || result.err().unwrap().contains("1025"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let pickle = [vec![b'N'], vec![0x94; MAX_VALUES + 1], vec![b'.']].concat();
+        assert!(run(&pickle).err().unwrap().contains("remembers"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! files.
 
 use super::machine::{Id, Value, Values, shown};
+use crate::limits::MAX_TENSORS;
 
 /// Most dimensions of a tensor.
 const MAX_RANK: usize = 8;
@@ -85,6 +86,10 @@ pub(super) fn described(values: &Values) -> Result<Vec<Described<'_>>, String> {
         Value::Dict(entries) => entries,
         _ => return Err(format!("it holds {}, no table of tensors", what(values, values.root)?)),
     };
+    // A name may be there any number of times.
+    if entries.len() > MAX_TENSORS {
+        return Err(format!("it has {} tensors; at most {MAX_TENSORS} are allowed", entries.len()));
+    }
     entries.iter().map(|(name, value)| tensor(values, *name, *value)).collect()
 }
 
@@ -101,7 +106,7 @@ fn what(values: &Values, id: Id) -> Result<String, String> {
 }
 
 fn tensor(values: &Values, name: Id, value: Id) -> Result<Described<'_>, String> {
-    let name = values.text(name)?;
+    let name = values.name(name)?;
     let wrong = |reason: String| format!("the entry {} {reason}", shown(name));
     let refused = |id| match what(values, id) {
         Ok(what) => wrong(format!("is {what}, no tensor")),
@@ -152,7 +157,7 @@ fn store<'a>(values: &'a Values, id: Id) -> Result<Store<'a>, String> {
     let class = values.class(class)?;
     let numbers = NUMBERS.iter().find(|numbers| numbers.class == class);
     let numbers = numbers.ok_or_else(|| format!("has numbers of the type {}", shown(class)))?;
-    Ok(Store { key: values.text(key)?, numbers, count: values.count(count)? })
+    Ok(Store { key: values.name(key)?, numbers, count: values.count(count)? })
 }
 
 impl Described<'_> {

@@ -112,6 +112,33 @@ fn sizes_that_only_the_pickle_claims_are_refused() {
 }
 
 #[test]
+fn names_that_are_recalled_are_bounded() {
+    let whole = tensor(6, &[2, 3], &[3, 1], 0);
+    let named = |name: usize, key: usize| {
+        let text = |length: usize| {
+            let bytes = u32::try_from(length).unwrap().to_le_bytes();
+            [b"X", &bytes[..], &vec![b'0'; length]].concat()
+        };
+        let at = whole.windows(6).rposition(|part| part == b"X\x01\x00\x00\x000").unwrap();
+        let pickle = [&whole[..3], &text(name), &whole[9..at], &text(key), &whole[at + 6..]].concat();
+        archive(&pickle, &[7; 24])
+    };
+    assert_eq!(read_bytes(&named(1024, 1)).unwrap().len(), 1);
+    assert!(refused(&named(1025, 1)).contains("1025 bytes"));
+    assert!(refused(&named(1, 1024)).contains("no entry"));
+    assert!(refused(&named(1, 1025)).contains("1025 bytes"));
+}
+
+#[test]
+fn tensors_are_counted_however_often_one_is_there() {
+    let whole = tensor(6, &[2, 3], &[3, 1], 0);
+    let again = b"h\x00h\x01".repeat(crate::limits::MAX_TENSORS);
+    let (name, made) = (&whole[..9], &whole[9..whole.len() - 2]);
+    let pickle = [name, b"q\x00", made, b"q\x01s(", &again, b"u."].concat();
+    assert!(refused(&archive(&pickle, &[7; 24])).contains("524289 tensors"));
+}
+
+#[test]
 fn archives_that_are_wrong_are_refused() {
     let whole = archive(&tensor(6, &[2, 3], &[3, 1], 0), &[7; 24]);
     for length in (4..whole.len()).step_by(7) {
