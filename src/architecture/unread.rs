@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 
 /// Most settings that are tried. Published files have a hundred.
 const MAX_TRIALS: usize = 2048;
+/// Most bytes that all trials read together, since each reads the whole file.
+const MAX_TRIED_BYTES: usize = 256 << 20;
 
 /// Refuses the first setting of a file which nothing reads and which may have an effect. `takes` tells whether the
 /// file would be taken with this content.
@@ -20,7 +22,9 @@ const MAX_TRIALS: usize = 2048;
 pub(crate) fn refuse(file: &Path, config: &Value, takes: impl Fn(&Value) -> bool) -> Result<()> {
     let Some(settings) = config.as_object() else { return Ok(()) };
     let kind = kind_of(settings, "");
-    let mut search = Search { file, config: config.clone(), takes, trials: 0 };
+    let bytes = config.to_string().len();
+    let most = MAX_TRIALS.min(MAX_TRIED_BYTES / bytes.max(1));
+    let mut search = Search { file, config: config.clone(), takes, trials: 0, most, bytes };
     search.table(settings, kind, &mut Vec::new())
 }
 
@@ -36,6 +40,9 @@ struct Search<'a, F> {
     config: Value,
     takes: F,
     trials: usize,
+    /// Most of them.
+    most: usize,
+    bytes: usize,
 }
 
 impl<F: Fn(&Value) -> bool> Search<'_, F> {
@@ -43,7 +50,9 @@ impl<F: Fn(&Value) -> bool> Search<'_, F> {
         for (name, value) in settings {
             let harmless = harmless_value(kind, name);
             let is_off = matches!(value, Value::Null | Value::Bool(false)) || is_empty(value);
-            if is_never_read(name) || (harmless.is_none() && is_off) {
+            // Nothing is refused for the outcome of a trial where any value is harmless, and only a table has parts.
+            let is_any = harmless == Some("*") && !value.is_object();
+            if is_never_read(name) || is_any || (harmless.is_none() && is_off) {
                 continue;
             }
             path.push(name.clone());
@@ -63,8 +72,9 @@ impl<F: Fn(&Value) -> bool> Search<'_, F> {
     /// True if the file is not taken with something impossible in this place.
     fn is_read(&mut self, path: &[String]) -> Result<bool> {
         self.trials += 1;
-        if self.trials > MAX_TRIALS {
-            let reason = format!("it has more than {MAX_TRIALS} settings");
+        if self.trials > self.most {
+            let (most, bytes) = (self.most, self.bytes);
+            let reason = format!("it has more than {most} settings in {bytes} bytes, too many to try each");
             return Err(Error::InvalidConfig { file: self.file.to_owned(), reason });
         }
         // No setting is a list of lists of lists of nothing.
@@ -154,6 +164,37 @@ mod tests {
             assert_eq!(unread(config), None);
         }
         assert_eq!(unread(json!({"width": 8, "is_causal": false})).as_deref(), Some("is_causal"));
+    }
+
+    #[test]
+    fn what_is_harmless_at_any_value_is_not_tried() {
+        let tried = std::cell::Cell::new(0);
+        let takes = |_: &Value| {
+            tried.set(tried.get() + 1);
+            false
+        };
+        let config = json!({"model_type": "t5", "n_positions": 512, "dense_act_fn": "relu", "d_model": 8});
+        refuse(Path::new("config.json"), &config, takes).unwrap();
+        assert_eq!(tried.get(), 1);
+        // What is in a table counts on its own, if the table is read.
+        let config = json!({"model_type": "clip", "text_config": {"hidden_size": 8}});
+        refuse(Path::new("config.json"), &config, takes).unwrap();
+        assert_eq!(tried.get(), 3);
+    }
+
+    #[test]
+    fn a_large_file_has_fewer_trials() {
+        let file = |settings: usize| {
+            let mut config = json!({"_comment": "x".repeat(4_000_000)});
+            let names = (0..settings).map(|index| (format!("setting_{index}"), json!(index)));
+            config.as_object_mut().unwrap().extend(names);
+            refuse(Path::new("config.json"), &config, |_| false)
+        };
+        assert_eq!(file(67), Ok(()));
+        let refused = file(68);
+        assert!(
+            matches!(&refused, Err(Error::InvalidConfig { reason, .. }) if reason.contains("67 settings in 400"))
+        );
     }
 
     #[test]
