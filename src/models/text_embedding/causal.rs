@@ -11,7 +11,6 @@ use super::decoding::Embedder;
 use super::qwen2::direction;
 use crate::architecture::Family;
 use crate::error::Result;
-use crate::models::config_file::unsupported;
 
 /// The families' entries in the list.
 pub(super) const LLAMA: Family<Box<dyn Architecture>> = family("llama", &["LlamaModel", "LlamaForCausalLM"]);
@@ -26,9 +25,5 @@ const fn family(
 }
 
 fn read(file: &Path, config: &Value) -> Result<Embedder> {
-    let code = config.pointer("/auto_map/AutoModel").and_then(Value::as_str);
-    match (code, config.get("is_causal").and_then(Value::as_bool)) {
-        (Some(code), None) => Err(unsupported(file, "auto_map", code, "models of transformers' own code")),
-        _ => Embedder::read(file, config, direction(file, config)?),
-    }
+    Embedder::read(file, config, direction(file, config, None)?)
 }

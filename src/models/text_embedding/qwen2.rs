@@ -1,6 +1,6 @@
 //! Qwen2 as embedder: GTE-Qwen2 (Li et al., 2023) and Stella en 1.5B v5, whose own code lets tokens see their
 //! whole text, and others that keep to what comes before. The two are told apart by `is_causal`, and
-//! without it by whether the configuration names that code.
+//! without it by whether the configuration names that code; one that names other code is refused, since it does not tell.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,16 +12,19 @@ use super::Architecture;
 use super::decoding::{AttentionDirection, Embedder};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
+use crate::models::config_file::unsupported;
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "qwen2",
     architectures: &["Qwen2ForCausalLM", "Qwen2Model"],
-    read: |file, config| Ok(Box::new(Embedder::read(file, config, direction(file, config)?)?)),
+    read: |file, config| {
+        Ok(Box::new(Embedder::read(file, config, direction(file, config, Some(OWN_CODE))?)?))
+    },
 };
 
 /// The code that GTE-Qwen2 and Stella are published with.
-const OWN_CODE: &str = "modeling_qwen.Qwen2Model";
+pub(super) const OWN_CODE: &str = "modeling_qwen.Qwen2Model";
 
 /// Attention settings of `config.json`.
 #[derive(Deserialize)]
@@ -31,29 +34,65 @@ struct Attention {
     auto_map: Option<BTreeMap<String, Value>>,
 }
 
-pub(super) fn direction(file: &Path, config: &Value) -> Result<AttentionDirection> {
+/// The attention of an embedder, of whose repositories' own code `both_ways` has tokens see everything.
+///
+/// # Errors
+/// [`Error::UnsupportedSetting`](crate::Error::UnsupportedSetting) for other code in a repository that does not say what is
+/// seen.
+pub(super) fn direction(file: &Path, config: &Value, both_ways: Option<&str>) -> Result<AttentionDirection> {
     let Attention { is_causal, auto_map } = parse(file, config)?;
-    let code = auto_map.as_ref().and_then(|map| map.get("AutoModel")).and_then(Value::as_str);
-    let both_ways = code.is_some_and(|code| code.ends_with(OWN_CODE));
-    Ok(if is_causal.unwrap_or(!both_ways) {
-        AttentionDirection::Causal
-    } else {
-        AttentionDirection::Bidirectional
-    })
+    let code = auto_map.as_ref().and_then(|map| map.get("AutoModel")).filter(|code| !code.is_null());
+    match (is_causal, code) {
+        (Some(true), _) | (None, None) => Ok(AttentionDirection::Causal),
+        (Some(false), _) => Ok(AttentionDirection::Bidirectional),
+        (None, Some(code)) => {
+            // Code of another repository has its name in front.
+            let name = code.as_str().and_then(|code| code.rsplit("--").next());
+            if name.is_some() && name == both_ways {
+                return Ok(AttentionDirection::Bidirectional);
+            }
+            let found = code.as_str().map_or_else(|| code.to_string(), str::to_owned);
+            Err(unsupported(file, "auto_map", &found, "transformers' own code, or with is_causal"))
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use serde_json::json;
 
     #[test]
     fn tokens_see_everything_where_the_configuration_or_its_code_says_so() {
-        let direction = |config| direction(Path::new("config.json"), &config).unwrap();
+        let direction = |config| direction(Path::new("config.json"), &config, Some(OWN_CODE)).unwrap();
         assert_eq!(direction(json!({})), AttentionDirection::Causal);
         assert_eq!(direction(json!({"is_causal": false})), AttentionDirection::Bidirectional);
         let code = json!({"AutoModel": "modeling_qwen.Qwen2Model"});
         assert_eq!(direction(json!({"auto_map": code})), AttentionDirection::Bidirectional);
         assert_eq!(direction(json!({"auto_map": code, "is_causal": true})), AttentionDirection::Causal);
+        let elsewhere = json!({"AutoModel": "owner/name--modeling_qwen.Qwen2Model"});
+        assert_eq!(direction(json!({"auto_map": elsewhere})), AttentionDirection::Bidirectional);
+        for code in [json!({"AutoModel": null}), json!({"AutoModelForCausalLM": "modeling_x.X"})] {
+            assert_eq!(direction(json!({"auto_map": code})), AttentionDirection::Causal);
+        }
+    }
+
+    #[test]
+    fn code_of_which_the_attention_is_not_known_is_refused() {
+        let file = Path::new("config.json");
+        let others = ["modeling_x.BiQwen3Model", "not_modeling_qwen.Qwen2Model"].map(|code| json!(code));
+        for code in others.into_iter().chain([json!(["modeling_qwen.Qwen2Model", null])]) {
+            let config = json!({"auto_map": {"AutoModel": code}});
+            for read in [FAMILY.read, super::super::qwen3::FAMILY.read] {
+                let refused = read(file, &config).err().unwrap();
+                assert!(
+                    matches!(&refused, Error::UnsupportedSetting { what, .. } if what == "auto_map"),
+                    "{refused}"
+                );
+            }
+            let config = json!({"auto_map": {"AutoModel": code}, "is_causal": false});
+            assert_eq!(direction(file, &config, Some(OWN_CODE)).unwrap(), AttentionDirection::Bidirectional);
+        }
     }
 }
