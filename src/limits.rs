@@ -57,8 +57,8 @@
 //! | in `tokenizer.json`: values; tokens; added tokens | `MAX_VALUES`, 4,194,304; `MAX_TOKENS`, 1,048,576; `MAX_ADDED_TOKENS`, 65,536; of `tokens/output_bounds.rs` |
 //! | of a SentencePiece model: pieces; bytes of one that others merge to; merges; tokens that T5 counts beside the pieces | `MAX_PIECES`, 1,048,576; `MAX_MERGED`, 256; `MAX_MERGES`, 2,097,152; `MAX_EXTRA`, 1,000; of `tokens/sentence_piece.rs` |
 //! | in each part of `tokenizer.json` but its model: values; regular expressions | `MAX_PART`, 4,096, and `MAX_PATTERNS`, 32, of `tokens/output_bounds.rs` |
-//! | bytes of a weight file's header, of the pickles in a file of PyTorch's, and of its list of entries | [`MAX_HEADER_BYTES`], 16 MiB |
-//! | in such a pickle: values, and those that it remembers; bytes of a name; how many times more numbers a view lies spread over | `MAX_VALUES`, 4,194,304, and `MAX_NAME`, 1 KiB, of `pickle/machine.rs`; `MAX_SPREAD` of `pickle/tensors.rs`, 8 |
+//! | bytes of a weight file's header, of the pickles in a file of PyTorch's (`MAX_PICKLE` of `pickle.rs`), and of its list of entries | [`MAX_HEADER_BYTES`], 16 MiB |
+//! | in such a pickle: values, and those that it remembers; bytes of a name; how many times more numbers a view lies spread over | `MAX_VALUES`, 4,194,304; `MAX_NAME`, 1 KiB, and letters of one in an error, `MAX_SHOWN`, 100, of `pickle/machine.rs`; `MAX_SPREAD` of `pickle/tensors.rs`, 8 |
 //! | settings of a configuration that are tried whether a family reads them; bytes that are read for it, all of the file's for each | `MAX_TRIALS`, 2,048, and `MAX_TRIED_BYTES`, 256 MiB, of `architecture/unread.rs` |
 //! | layers of LLaVA's tower that are taken | `MAX_FEATURE_LAYERS`, 64, of `models/vision/llava.rs` |
 //! | files in a list of weight files, and tensors of all of them | `MAX_SHARDS` of `weights.rs`, 4,096; `MAX_TENSORS` of `limits.rs`, 524,288 |

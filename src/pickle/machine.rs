@@ -415,8 +415,8 @@ fn too_long(length: usize) -> String {
 
 /// A name of the file's, short enough for an error.
 pub(super) fn shown(name: &str) -> String {
-    const LONGEST: usize = 100;
-    let short: String = name.chars().take(LONGEST).collect();
+    const MAX_SHOWN: usize = 100;
+    let short: String = name.chars().take(MAX_SHOWN).collect();
     if short.len() < name.len() { format!("{short:?} and so on") } else { format!("{short:?}") }
 }
 

@@ -24,7 +24,7 @@ pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
 /// Buckets that the reference implementation looks distances up in, whatever the configuration says.
 const BUCKETS: usize = 32;
 /// Distance from which on all share the last bucket, fixed in the reference implementation.
-const MAX_DISTANCE: usize = 128;
+const LAST_DISTANCE: usize = 128;
 /// The padding token by which places are counted, fixed in the reference implementation.
 const PADDING: u32 = 1;
 
@@ -59,7 +59,7 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     let mut tower = roberta::after_padding(file, bert::read(file, &config)?, PADDING)?;
     tower.segments = 0;
     tower.names = &NAMES;
-    let bias = RelativeBiasConfig { buckets, max_distance: MAX_DISTANCE };
+    let bias = RelativeBiasConfig { buckets, max_distance: LAST_DISTANCE };
     tower.transformer.attention.relative_bias = Some(bias);
     Ok(tower)
 }
