@@ -38,6 +38,9 @@ fn growing() -> Vec<String> {
         in_loop("{% set ns.l = (ns.l + ns.l + [i]) * 2 %}"),
         format!("{{{{ {repeated} 'y' }}}}"),
         "{% set a = [0] * 90000000 %}{{ dict(*a) }}".to_owned(),
+        "{% set a = 'x' * 20000 %}{{ a.join([''] * 20000)|length }}".to_owned(),
+        // A number that is not written as minijinja writes it.
+        "{{ ('1e+16' * 20000)|replace(1e16, 'x' * 20000)|length }}".to_owned(),
         format!(
             "{{% set a %}}{{% for i in range(99999) %}}{}{{% endfor %}}{{% endset %}}",
             "raw ".repeat(9999)
@@ -59,6 +62,10 @@ fn no_template_takes_more_memory_than_the_limits_say() {
     };
     // The control: a template that does not grow.
     render("{{ messages[0].content[:8] }}").unwrap();
+    // Python's `join` takes no names: one by which it could be asked for more than was counted.
+    let named = "{% set a = 'x' * 10000 %}{{ a.join(iterable=[''] * 10000)|length }}";
+    let error = render(named).map(drop).unwrap_err().to_string();
+    assert!(error.contains("missing argument"), "{error}");
     for template in growing() {
         let before = HEAP.current_usage();
         HEAP.reset_peak_usage();

@@ -12,6 +12,7 @@ mod clock;
 mod filters;
 mod methods;
 mod operators;
+mod signatures;
 mod builtins;
 mod functions;
 

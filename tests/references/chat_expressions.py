@@ -302,6 +302,110 @@ missing|default('x')
 ''|default('x', true)
 none|default('x')
 none|d('x', true)
+''|default('x', boolean=true)
+missing|default(boolean=true)
+missing|default(default_value='y')
+''|default(default_value='y', boolean=1)
+missing|default(none)
+missing|default('x', default_value='y')
+missing|default(other='y')
+'x'|int(default=5)
+'x'|int(default=none)
+'ff'|int(base=16)
+'0xFf'|int(base=16)
+'-0b11'|int(0, 2)
+'0o17'|int(base=0)
+'0x1f'|int(base=0)
+'zz'|int(7, 36)
+'9'|int(base=8)
+'9.5'|int(base=16)
+12|int(base=16)
+'1'|int(base=1)
+'x'|float(default=1.5)
+'x'|float(default=none)
+'x'|float(standard=1.5)
+'xax'|trim(chars='x')
+'xax'|trim(chars=none)
+'xax'|trim(letters='x')
+'ab'|center(width=7) ~ '|'
+'ab'|center(7, width=7)
+3.14159|round(precision=2)
+3.14159|round(method='floor')
+3.14159|round(1, method='ceil')
+[3, 1, 2]|sort(true)
+['b', 'A', 'c']|sort(false, true)
+['b', 'A', 'c']|sort(true, case_sensitive=true)
+messages|sort(false, false, 'role')|map(attribute='role')|list
+messages|sort(true, attribute='role')|map(attribute='role')|list
+[3, 1]|sort(true, reverse=true)
+[3, 1]|sort(true, true, none, 1)
+['a', 'A', 'b']|unique(true)|list
+['a', 'A', 'b']|unique(case_sensitive=1)|list
+messages|unique(false, 'role')|map(attribute='role')|list
+messages|unique(attribute='role')|list|length
+{'b': 1, 'A': 2}|dictsort(true)
+{'b': 1, 'a': 2}|dictsort(false, 'value')
+{'b': 1, 'a': 2}|dictsort(false, 'key', true)
+{'b': 1, 'a': 2}|dictsort(false, by='value', reverse=true)
+['b', 'A']|min
+['b', 'A', 'B', 'a']|max(true)
+['b', 'A', 'B', 'a']|min(true)
+(messages|max(false, 'role')).role
+(messages|min(attribute='role')).role
+[1, 2, 3]|batch(linecount=2)|list
+[1, 2, 3]|batch(2, fill_with=0)|list
+[1, 2, 3]|slice(slices=2)|list
+[1, 2, 3]|slice(2, fill_with='-')|list
+messages|groupby(attribute='role')|map(attribute='grouper')|list
+messages|groupby('name', default='-')|map(attribute='grouper')|list
+messages|groupby('name', '-')|map(attribute='grouper')|list
+['a', 'b']|join(d='-')
+messages|join(', ', attribute='role')
+messages|join(', ', 'role')
+messages|join(attribute='role')
+[{'n': 1}, {'n': 2}]|sum(attribute='n', start=10)
+[{'n': 1}, {'n': 2}]|sum('n', 10)
+[1, 2]|sum(start=5)
+'aaa'|replace('a', 'b', count=2)
+'aaa'|replace(old='a', new='b')
+'1e+16 1e16'|replace(1e16, 1.5)
+'a\nb'|indent(2, first=true)
+'a\nb'|indent(2, 1)
+'foo bar baz qux'|truncate(9)
+'foo bar baz qux'|truncate(9, true)
+'foo bar baz qux'|truncate(11)
+'foo bar baz qux'|truncate(11, false, '...', 0)
+'foo bar baz qux'|truncate(length=9, end='~', leeway=0)
+'foo bar baz qux'|truncate(9, killwords=true, leeway=0)
+'foobarbazqux'|truncate(6, leeway=0)
+'äöü äöü äöü äöü'|truncate(6, leeway=0)
+'foo bar'|truncate(2)
+'foo'|truncate
+none|truncate
+[1]|truncate(3)
+'a b/c?d=é&f~'|urlencode
+{'a b': 'c/d', 'é': 1}|urlencode
+[('a', 1.5), ('b', none)]|urlencode
+['ab', 'c']|urlencode
+12|urlencode
+'<a & "b">'|forceescape
+'<a>'|e|forceescape
+'<a>'|e|e
+1|filesizeformat
+0|filesizeformat
+999|filesizeformat
+1000|filesizeformat
+1500000|filesizeformat
+1024|filesizeformat(true)
+1500000|filesizeformat(binary=true)
+'2048'|filesizeformat
+1e30|filesizeformat
+12.7|filesizeformat
+'x'|filesizeformat
+{% set j = joiner() %}{% for m in messages %}{{ j() }}{{ m.role }}{% endfor %}
+{% set j = joiner('|') %}{{ j() }}{{ j() }}{{ j() }}
+{% set j = joiner(sep=' - ') %}{{ j() }}a{{ j() }}b
+joiner is callable
 '12'|int + 1
 'x'|int
 'x'|int(7)

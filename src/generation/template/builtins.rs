@@ -7,7 +7,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, filters, functions,
 
 use super::budget::{self, ESCAPED, ITEM, spend};
 use super::syntax::{COPIED, INDEXED, KEPT, LISTED, NESTED, TICKED, WHOLE, WRITTEN};
-use super::{filters as own, methods, operators, paths, text};
+use super::{filters as own, methods, operators, paths, signatures, text};
 
 /// Bytes that a call spends, by the kind of what it does.
 #[derive(Debug, Clone, Copy)]
@@ -73,8 +73,10 @@ pub(super) fn filters() -> Vec<Row> {
         Cost::Text(1) => "safe" filters::safe, "trim" filters::trim, "join" filters::join, "split" filters::split,
             "lines" filters::lines, "round" filters::round, "int" own::int, "float" own::float,
             "string" own::string, "reverse" filters::reverse, "replace" own::replace, "indent" own::indent,
-            "format" own::format_values, "center" own::center, "wordcount" own::wordcount, "sum" own::sum;
-        Cost::Text(ESCAPED) => "escape" own::escape, "e" own::escape, "lower" filters::lower,
+            "format" own::format_values, "center" own::center, "wordcount" own::wordcount, "sum" own::sum,
+            "truncate" own::truncate, "filesizeformat" own::filesizeformat;
+        Cost::Text(ESCAPED) => "escape" own::escape, "e" own::escape, "forceescape" own::forceescape,
+            "urlencode" own::urlencode, "lower" filters::lower,
             "upper" filters::upper, "title" own::title, "capitalize" own::capitalize;
         Cost::Sort => "sort" filters::sort, "unique" filters::unique, "min" filters::min, "max" filters::max,
             "groupby" filters::groupby, "dictsort" filters::dictsort;
@@ -106,7 +108,7 @@ pub(super) fn tests() -> Vec<Row> {
 pub(super) fn add(environment: &mut Environment) {
     for (name, cost, function) in filters() {
         environment.add_filter(name, move |state: &mut State, values: Rest<ValueOrKwargs>| {
-            let values = values.into_values();
+            let values = signatures::arranged(name, values.into_values())?;
             spend(state, paths::check(name, &values)?)?;
             spend(state, cost.of(&values)?)?;
             spend(state, result_of(name, &values)?)?;
@@ -125,7 +127,7 @@ pub(super) fn add(environment: &mut Environment) {
         });
     }
     let functions = table! {
-        Cost::Text(1) => "range" functions::range;
+        Cost::Text(1) => "range" functions::range, "joiner" own::joiner;
         Cost::Nest => "dict" functions::dict, "namespace" functions::namespace;
     };
     for (name, cost, function) in functions {
@@ -190,20 +192,11 @@ pub(super) fn listed(value: Value) -> Result<Value, Error> {
     }
 }
 
-/// Bytes of what a filter makes of its values beyond their own text.
+/// Bytes of what a filter makes of its values, as they are arranged, beyond their own text.
 fn result_of(name: &str, values: &[Value]) -> Result<u64, Error> {
     let written = |at: usize| values.get(at).map(Value::to_string).unwrap_or_default();
     let counted = |count: usize, each: u64| Ok((count as u64).saturating_mul(each));
-    let named = |option: &str| {
-        let options = values.last().filter(|last| last.is_kwargs());
-        options.map(|options| options.get_attr(option)).transpose()
-    };
-    // A number by place or by name, the larger of which is taken.
-    let number = |at: usize, option: &str| {
-        let named = named(option)?;
-        let numbers = [values.get(at), named.as_ref()].into_iter().flatten();
-        Ok::<_, Error>(numbers.filter_map(Value::as_usize).max())
-    };
+    let number = |at: usize| values.get(at).and_then(Value::as_usize);
     match (name, values) {
         ("split", [_, separator, ..]) if !separator.is_none() => {
             counted(written(0).matches(&written(1)).count() + 1, ITEM)
@@ -211,7 +204,7 @@ fn result_of(name: &str, values: &[Value]) -> Result<u64, Error> {
         ("split", [..]) => counted(written(0).matches(char::is_whitespace).count() + 1, ITEM),
         ("lines", [..]) => counted(written(0).matches('\n').count() + 1, ITEM),
         ("indent", [_, options @ ..]) => {
-            let width = number(1, "width")?.unwrap_or(4);
+            let width = number(1).unwrap_or(4);
             if width > MAX_INDENT {
                 let reason = format!("indent: the width is above {MAX_INDENT}");
                 return Err(Error::new(ErrorKind::InvalidOperation, reason));
@@ -220,13 +213,15 @@ fn result_of(name: &str, values: &[Value]) -> Result<u64, Error> {
             counted(written(0).matches(text::is_space).count() + 1, each)
         }
         ("format", [_, others @ ..]) => methods::formatted_bytes(&written(0), '%', others),
-        ("center", [..]) => Ok(number(1, "width")?.unwrap_or(80) as u64),
+        ("center", [..]) => Ok(number(1).unwrap_or(80) as u64),
         ("batch" | "slice", [list, ..]) => {
-            let count = number(1, "count")?.unwrap_or_default();
+            let count = number(1).unwrap_or_default();
             counted(count.saturating_add(list.len().unwrap_or_default()), ITEM)
         }
-        ("replace", [_, _, to, ..]) => {
-            counted(written(0).matches(&written(1)).count(), to.to_string().len() as u64)
+        // Its own way to write numbers, as the filter itself.
+        ("replace", [text, from, to, ..]) => {
+            let found = own::written(text).matches(&own::written(from)).count();
+            counted(found, own::written(to).len() as u64)
         }
         ("join", [list, between @ ..]) => counted(list.len().unwrap_or_default(), budget::texts(between)?),
         ("trim", [_, letters, ..]) => counted(written(0).len(), letters.to_string().len() as u64 / 4),

@@ -62,31 +62,58 @@ pub(super) fn string(value: &Value) -> Value {
 
 /// A text that HTML shows as it is, unless it is one already.
 pub(super) fn escape(value: &Value) -> Value {
-    if value.is_safe() {
-        return value.clone();
-    }
+    if value.is_safe() { value.clone() } else { forceescape(value) }
+}
+
+/// A text that HTML shows as it is.
+pub(super) fn forceescape(value: &Value) -> Value {
     let text = written(value).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     Value::from_safe_string(text.replace('\'', "&#39;").replace('"', "&#34;"))
 }
 
-/// A whole number, or the default where there is none.
-pub(super) fn int(value: &Value, default: Option<Value>) -> Value {
+/// A whole number, or the default where there is none. Its arguments are the default and the base of a text.
+pub(super) fn int(value: &Value, arguments: Rest<Value>) -> Value {
+    let base = arguments.get(1).filter(|base| !base.is_undefined());
+    let base = base.map_or(Some(10), |base| base.as_usize().and_then(|base| u32::try_from(base).ok()));
     let text = written(value);
     let text = text.trim_matches(text::is_space).replace('_', "");
     #[allow(clippy::cast_possible_truncation, reason = "as Python leaves out the part behind the point")]
     let whole = |number: f64| number.is_finite().then_some(number as i64);
     let parsed = match value.kind() {
         ValueKind::Bool => Some(i64::from(value.is_true())),
-        ValueKind::Number | ValueKind::String => {
-            text.parse().ok().or_else(|| text.parse().ok().and_then(whole))
+        ValueKind::String => {
+            let own = base.and_then(|base| in_base(&text, base));
+            own.or_else(|| text.parse().ok().and_then(whole))
         }
+        ValueKind::Number => text.parse().ok().or_else(|| text.parse().ok().and_then(whole)),
         _ => None,
     };
-    parsed.map(Value::from).or(default).unwrap_or_else(|| Value::from(0))
+    parsed.map_or_else(|| default_or(&arguments, Value::from(0)), Value::from)
+}
+
+/// A whole number as Python reads it in a base; in base 0, or its own, its prefix may tell the base.
+fn in_base(text: &str, base: u32) -> Option<i64> {
+    let (sign, digits) = match text.chars().next() {
+        Some(sign @ ('+' | '-')) => (if sign == '-' { "-" } else { "" }, text.get(1..)?),
+        _ => ("", text),
+    };
+    let prefixed = |prefix: &str, own: u32| {
+        let head = digits.get(..2).filter(|head| head.eq_ignore_ascii_case(prefix));
+        head.filter(|_| base == own || base == 0).and_then(|_| Some((digits.get(2..)?, own)))
+    };
+    let found = prefixed("0x", 16).or_else(|| prefixed("0o", 8)).or_else(|| prefixed("0b", 2));
+    let (digits, base) = found.unwrap_or((digits, if base == 0 { 10 } else { base }));
+    let is_plain = (2..=36).contains(&base) && digits.chars().all(char::is_alphanumeric);
+    if is_plain { i64::from_str_radix(&format!("{sign}{digits}"), base).ok() } else { None }
+}
+
+/// The first argument, where it is given.
+fn default_or(arguments: &[Value], default: Value) -> Value {
+    arguments.first().filter(|given| !given.is_undefined()).cloned().unwrap_or(default)
 }
 
 /// A floating-point number, or the default where there is none.
-pub(super) fn float(value: &Value, default: Option<Value>) -> Value {
+pub(super) fn float(value: &Value, arguments: Rest<Value>) -> Value {
     let text = written(value);
     let parsed: Option<f64> = match value.kind() {
         ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),
@@ -95,20 +122,12 @@ pub(super) fn float(value: &Value, default: Option<Value>) -> Value {
         }
         _ => None,
     };
-    parsed.map(Value::from).or(default).unwrap_or_else(|| Value::from(0.0))
+    parsed.map_or_else(|| default_or(&arguments, Value::from(0.0)), Value::from)
 }
 
-pub(super) fn replace(
-    value: &Value,
-    old: &Value,
-    new: &Value,
-    count: Option<i64>,
-    named: Kwargs,
-) -> Result<String, Error> {
-    let count = count.map_or_else(|| named.get::<Option<i64>>("count"), |count| Ok(Some(count)))?;
-    named.assert_all_used()?;
+pub(super) fn replace(value: &Value, old: &Value, new: &Value, count: Option<i64>) -> String {
     let times = count.map_or(usize::MAX, |count| usize::try_from(count).unwrap_or(usize::MAX));
-    Ok(written(value).replacen(&written(old), &written(new), times))
+    written(value).replacen(&written(old), &written(new), times)
 }
 
 pub(super) fn title(value: &Value) -> String {
@@ -146,18 +165,13 @@ pub(super) fn indent(
     width: Option<Value>,
     first: Option<bool>,
     blank: Option<bool>,
-    named: Kwargs,
-) -> Result<String, Error> {
-    let width = width.map_or_else(|| named.get::<Option<Value>>("width"), |width| Ok(Some(width)))?;
-    let first = first.map_or_else(|| named.get::<Option<bool>>("first"), |first| Ok(Some(first)))?;
-    let blank = blank.map_or_else(|| named.get::<Option<bool>>("blank"), |blank| Ok(Some(blank)))?;
-    named.assert_all_used()?;
+) -> String {
     let indent = match width {
         Some(width) if width.as_str().is_some() => written(&width),
         Some(width) => " ".repeat(width.as_usize().unwrap_or_default()),
         None => " ".repeat(4),
     };
-    Ok(text::indented(&written(value), &indent, first.unwrap_or(false), blank.unwrap_or(false)))
+    text::indented(&written(value), &indent, first.unwrap_or(false), blank.unwrap_or(false))
 }
 
 /// Jinja's `format`: its values by place, or all by name.
@@ -183,15 +197,7 @@ pub(super) fn percent(format_text: &str, value: &Value) -> Result<String, Error>
     format(FormatStyle::Printf, format_text, &values)
 }
 
-pub(super) fn sum(
-    values: &Value,
-    attribute: Option<Value>,
-    start: Option<Value>,
-    named: Kwargs,
-) -> Result<Value, Error> {
-    let attribute = attribute.map_or_else(|| named.get::<Option<Value>>("attribute"), |own| Ok(Some(own)))?;
-    let start = start.map_or_else(|| named.get::<Option<Value>>("start"), |own| Ok(Some(own)))?;
-    named.assert_all_used()?;
+pub(super) fn sum(values: &Value, attribute: Option<Value>, start: Option<Value>) -> Result<Value, Error> {
     let (mut whole, mut float, mut is_float) = (0i64, 0f64, false);
     let items = values.try_iter()?.map(|item| match &attribute {
         Some(name) => item.get_item(name),
@@ -213,6 +219,98 @@ pub(super) fn sum(
     #[allow(clippy::cast_precision_loss, reason = "as Python adds a whole number to others")]
     let sum = if is_float { Value::from(whole as f64 + float) } else { Value::from(whole) };
     Ok(sum)
+}
+
+/// Jinja's `truncate`: a text that is longer than so many letters, and a few more, ends with a mark instead.
+pub(super) fn truncate(
+    value: &Value,
+    length: Option<usize>,
+    kills_words: Option<bool>,
+    end: Option<Value>,
+    leeway: Option<usize>,
+) -> Result<Value, Error> {
+    let (length, leeway) = (length.unwrap_or(255), leeway.unwrap_or(5));
+    let end = end.map_or_else(|| "...".to_owned(), |end| written(&end));
+    let Some(kept) = length.checked_sub(end.chars().count()) else {
+        return Err(refused(format!("truncate: {length} letters are fewer than those of its end")));
+    };
+    if self::length(value)? <= length.saturating_add(leeway) {
+        return Ok(value.clone());
+    }
+    let Some(text) = value.as_str() else { return Err(refused(format!("{} is no text", value.kind()))) };
+    let kept: String = text.chars().take(kept).collect();
+    let words = match kills_words {
+        Some(true) => kept.as_str(),
+        _ => kept.rsplit_once(' ').map_or(kept.as_str(), |(words, _)| words),
+    };
+    Ok(Value::from(format!("{words}{end}")))
+}
+
+/// A text as a part of an address, or the pairs of a map or list as its query.
+pub(super) fn urlencode(value: &Value) -> Result<String, Error> {
+    let is_listed = matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map);
+    if !is_listed {
+        return Ok(quoted(&written(value), false));
+    }
+    let pair = |item: Value| {
+        let (key, value) = match value.kind() {
+            ValueKind::Map => (item.clone(), value.get_item(&item)?),
+            _ if item.len() == Some(2) => (item.get_item_by_index(0)?, item.get_item_by_index(1)?),
+            _ => return Err(refused("urlencode: an item is no pair".to_owned())),
+        };
+        Ok(format!("{}={}", quoted(&written(&key), true), quoted(&written(&value), true)))
+    };
+    Ok(value.try_iter()?.map(pair).collect::<Result<Vec<_>, _>>()?.join("&"))
+}
+
+/// A text with all bytes escaped that an address, or a query, cannot have.
+fn quoted(text: &str, in_query: bool) -> String {
+    let hex = |digit: u8| char::from_digit(digit.into(), 16).unwrap_or_default().to_ascii_uppercase();
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => out.push(char::from(byte)),
+            b'/' if !in_query => out.push('/'),
+            b' ' if in_query => out.push('+'),
+            _ => out.extend(['%', hex(byte >> 4), hex(byte & 15)]),
+        }
+    }
+    out
+}
+
+/// A number of bytes in the largest unit of which there is one.
+pub(super) fn filesizeformat(value: &Value, binary: Option<bool>) -> Result<String, Error> {
+    let number = match (value.kind(), value.as_str()) {
+        (ValueKind::Bool, _) => Ok(f64::from(u8::from(value.is_true()))),
+        (_, Some(text)) => text.trim().parse().map_err(|_| refused(format!("{text} is no number"))),
+        _ => f64::try_from(value.clone()),
+    }?;
+    let binary = binary == Some(true);
+    let base = if binary { 1024.0 } else { 1000.0 };
+    if number.total_cmp(&1.0).is_eq() {
+        return Ok("1 Byte".to_owned());
+    }
+    if number < base {
+        return Ok(format!("{} Bytes", number.trunc()));
+    }
+    let mut unit = base;
+    let mut letters = "kMGTPEZY".chars().peekable();
+    while let Some(letter) = letters.next() {
+        unit *= base;
+        if number < unit || letters.peek().is_none() {
+            let letter =
+                if binary { format!("{}i", letter.to_ascii_uppercase()) } else { letter.to_string() };
+            return Ok(format!("{:.1} {letter}B", base * number / unit));
+        }
+    }
+    Err(refused(format!("{number} is no number of bytes")))
+}
+
+/// Jinja's `joiner`: nothing when it is called first, then a text.
+pub(super) fn joiner(between: Option<Value>, named: Kwargs) -> Result<Value, Error> {
+    let between = between.map_or_else(|| named.get::<Option<Value>>("sep"), |own| Ok(Some(own)))?;
+    named.assert_all_used()?;
+    Ok(minijinja_contrib::globals::joiner(between.map(|between| string(&between))))
 }
 
 /// What Python can go through: texts, lists, maps, and what is undefined.

@@ -151,6 +151,7 @@ fn weigh_text(text: &str, method: &str, values: &[Value]) -> Result<u64, Error> 
             counted(text.matches(old.unwrap_or_default()).count(), new.map_or(0, str::len) as u64)
         }
         "join" => {
+            // By place only, as in Python; and so it is called.
             let items = arguments.placed.first().and_then(Value::len).unwrap_or_default();
             counted(items, text.len() as u64)
         }
@@ -226,7 +227,7 @@ fn call_on_text(text: &str, method: &str, values: &[Value]) -> Result<Value, Err
                 within.map_or(0, |(part, _)| part.matches(sought.as_str().unwrap_or_default()).count());
             (Value::from(found), 3)
         }
-        "join" => (join(text, &needed(arguments.get(0, "iterable")?)?)?, 1),
+        "join" => (join(text, needed(arguments.placed.first())?)?, 1),
         "replace" => {
             let (old, new) = (needed(arguments.text(0, "old")?)?, needed(arguments.text(1, "new")?)?);
             let times = arguments.times(2, "count")?;
