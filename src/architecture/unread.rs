@@ -28,6 +28,23 @@ pub(crate) fn refuse(file: &Path, config: &Value, takes: impl Fn(&Value) -> bool
     search.table(settings, kind, &mut Vec::new())
 }
 
+/// Refuses the first setting of a file that is listed here and is not off, nor has the value that is written as JSON beside
+/// its name and with which it has no effect.
+///
+/// # Errors
+/// [`Error::UnreadSetting`] names it.
+pub(crate) fn refuse_listed(file: &Path, config: &Value, listed: &[(&str, &str)]) -> Result<()> {
+    for (name, neutral) in listed {
+        let Some(value) = config.get(name) else { continue };
+        let is_off = matches!(value, Value::Null | Value::Bool(false)) || is_empty(value);
+        if !is_off && !is_same(value, neutral) {
+            let (setting, found) = ((*name).to_owned(), shown(value));
+            return Err(Error::UnreadSetting { file: file.to_owned(), setting, found });
+        }
+    }
+    Ok(())
+}
+
 /// The model type of a table of settings, which a table without one has of the table around it.
 fn kind_of<'a>(settings: &'a Map<String, Value>, outer: &'a str) -> &'a str {
     let named = ["model_type", "_class_name"].into_iter().filter_map(|name| settings.get(name));

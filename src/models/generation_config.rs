@@ -1,14 +1,42 @@
 //! What a model's files say of all texts that it writes, however its tokens are chosen: the tokens that end a text, and the
-//! penalty for tokens that occurred. `generation_config.json` goes before the top level of `config.json`, and that before
-//! its `text_config`, as in transformers.
+//! penalty for tokens that occurred. As in transformers, `generation_config.json` decides alone where there is one, also
+//! about what it leaves out; only a model without it has these settings in `config.json`, whose top level goes before the
+//! part about the text. Unlike transformers, a model whose files name no end stops at that of its family or tokenizer, since
+//! it would never stop otherwise.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use model_actors::{LoadContext, Sampling};
 use serde_json::Value;
 
+use crate::architecture::refuse_listed;
 use crate::error::{Error, Result};
-use crate::source::Files;
+use crate::source::{Files, Unread};
+
+/// Settings of `generation_config.json` that change which token is the most likely one, or where a text ends, and that are
+/// not read; each with the value that has no effect. Those of sampling are not here: requests say how tokens are chosen.
+const NOT_READ: [(&str, &str); 20] = [
+    ("suppress_tokens", "null"),
+    ("begin_suppress_tokens", "null"),
+    ("bad_words_ids", "null"),
+    ("sequence_bias", "null"),
+    ("force_words_ids", "null"),
+    ("constraints", "null"),
+    ("forced_bos_token_id", "null"),
+    ("forced_eos_token_id", "null"),
+    ("forced_decoder_ids", "null"),
+    ("exponential_decay_length_penalty", "null"),
+    ("watermarking_config", "null"),
+    ("stop_strings", "null"),
+    ("min_length", "0"),
+    ("min_new_tokens", "0"),
+    ("no_repeat_ngram_size", "0"),
+    ("encoder_no_repeat_ngram_size", "0"),
+    ("encoder_repetition_penalty", "1"),
+    ("guidance_scale", "1"),
+    ("num_beams", "1"),
+    ("num_beam_groups", "1"),
+];
 
 /// Settings of the texts that a model writes.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -23,14 +51,21 @@ impl GenerationConfig {
     /// Reads the settings.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`] for ends that are no numbers of tokens, and for a penalty that is not above 0.
+    /// [`Error::InvalidConfig`] for ends that are no numbers of tokens, and for a penalty that is not above 0;
+    /// [`Error::UnreadSetting`] for a setting of `generation_config.json` that changes texts and is not read, unless that
+    /// is allowed.
     pub(crate) fn read(files: &Files, context: &LoadContext) -> Result<Self> {
-        let mut levels = Vec::new();
-        for name in ["generation_config.json", "config.json"] {
-            let Some(path) = files.optional(name, context)? else { continue };
+        let mut levels: Vec<(PathBuf, Value)> = Vec::new();
+        if let Some(path) = files.optional("generation_config.json", context)? {
+            let own = crate::source::read_json(&path)?;
+            if files.unread == Unread::Refused {
+                refuse_listed(&path, &own, &NOT_READ)?;
+            }
+            levels.push((path, own));
+        } else if let Some(path) = files.optional("config.json", context)? {
             let config: Value = crate::source::read_json(&path)?;
             let inner =
-                ["text_config", "decoder", "generator"].iter().find_map(|part| config.get(part).cloned());
+                ["decoder", "generator", "text_config"].iter().find_map(|part| config.get(part).cloned());
             levels.push((path.clone(), config));
             levels.extend(inner.map(|inner| (path, inner)));
         }
@@ -112,9 +147,9 @@ mod tests {
         assert_eq!(silent.ends(&[], Some(9)), [9]);
     }
 
-    /// As transformers: an own file first, then the top level, then the part about the text.
+    /// As transformers: an own file alone, or else the top level, and then the part about the text.
     #[test]
-    fn settings_are_taken_from_the_first_level_that_has_them() {
+    fn settings_are_taken_from_the_file_that_decides() {
         let read = |generation: Option<Value>, config: Value| {
             let folder = tempfile::tempdir().unwrap();
             let write = |name: &str, json: &Value| std::fs::write(folder.path().join(name), json.to_string());
@@ -131,10 +166,53 @@ mod tests {
         assert_eq!(read(None, both.clone()).unwrap().ends(&[1], None), [4]);
         let own = json!({"eos_token_id": [3, 2], "repetition_penalty": null});
         assert_eq!(read(Some(own.clone()), both).unwrap().ends(&[1], None), [2, 3]);
-        assert_eq!(penalty(&read(Some(own), text.clone()).unwrap()), Some(1.25));
-        assert_eq!(read(Some(json!({})), text).unwrap().ends(&[1], None), [5]);
+        assert_eq!(penalty(&read(Some(own), text.clone()).unwrap()), None);
+        for silent in [json!({}), json!({"eos_token_id": null})] {
+            let found = read(Some(silent), text.clone()).unwrap();
+            assert_eq!((found.ends(&[1], Some(9)), found.ends(&[], Some(9))), (vec![1], vec![9]));
+            assert_eq!(penalty(&found), None);
+        }
+        let parts = json!({"text_config": {"eos_token_id": 5}, "decoder": {"eos_token_id": 6}});
+        assert_eq!(read(None, parts).unwrap().ends(&[1], None), [6]);
         assert_eq!(read(None, json!({"eos_token_id": null})).unwrap().ends(&[1], Some(9)), [1]);
         assert!(read(None, json!({"eos_token_id": "</s>"})).is_err());
+    }
+
+    #[test]
+    fn a_setting_that_changes_texts_and_is_not_read_is_named() {
+        let read = |json: &Value, unread: Unread| {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("generation_config.json"), json.to_string()).unwrap();
+            let context = LoadContext::detached(&model_actors::ModelId::from("a"));
+            let mut files = Files::directory(folder.path());
+            files.unread = unread;
+            GenerationConfig::read(&files, &context).map(drop)
+        };
+        // As published models have them.
+        let neutral = json!({
+            "min_length": 0, "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "num_beams": 1,
+            "bad_words_ids": null, "suppress_tokens": [], "forced_eos_token_id": null, "max_length": 4096,
+            "do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.9, "transformers_version": "5.24.0"
+        });
+        read(&neutral, Unread::Refused).unwrap();
+        for (name, value) in [
+            ("suppress_tokens", json!([1, 2])),
+            ("begin_suppress_tokens", json!([220])),
+            ("bad_words_ids", json!([[1]])),
+            ("forced_eos_token_id", json!(2)),
+            ("stop_strings", json!("</s>")),
+            ("min_length", json!(5)),
+            ("min_new_tokens", json!(1)),
+            ("no_repeat_ngram_size", json!(3)),
+            ("encoder_repetition_penalty", json!(1.2)),
+            ("num_beams", json!(4)),
+        ] {
+            let mut changed = neutral.clone();
+            changed[name] = value;
+            let error = read(&changed, Unread::Refused).unwrap_err();
+            assert!(matches!(&error, Error::UnreadSetting { setting, .. } if setting == name), "{error}");
+            read(&changed, Unread::Allowed).unwrap();
+        }
     }
 
     #[test]
