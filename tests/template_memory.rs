@@ -25,6 +25,9 @@ fn growing() -> Vec<String> {
     };
     let repeated = "'x' * 100000000 ~ ".repeat(400);
     vec![
+        "{% set a = 'x' * 20000 %}{{ a.join([''] * 20000)|length }}".to_owned(),
+        // A number that is not written as minijinja writes it.
+        "{{ ('1e+16' * 20000)|replace(1e16, 'x' * 20000)|length }}".to_owned(),
         doubled(21) + &format!("{{% if [{lists}] %}}ok{{% endif %}}"),
         doubled(60) + "{{ a|length }}",
         doubled(24) + "{{ a|list|length }}",
@@ -38,9 +41,6 @@ fn growing() -> Vec<String> {
         in_loop("{% set ns.l = (ns.l + ns.l + [i]) * 2 %}"),
         format!("{{{{ {repeated} 'y' }}}}"),
         "{% set a = [0] * 90000000 %}{{ dict(*a) }}".to_owned(),
-        "{% set a = 'x' * 20000 %}{{ a.join([''] * 20000)|length }}".to_owned(),
-        // A number that is not written as minijinja writes it.
-        "{{ ('1e+16' * 20000)|replace(1e16, 'x' * 20000)|length }}".to_owned(),
         format!(
             "{{% set a %}}{{% for i in range(99999) %}}{}{{% endfor %}}{{% endset %}}",
             "raw ".repeat(9999)
