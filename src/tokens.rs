@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::source::read_config;
 pub(crate) use files::TokenizerFiles;
 use output_bounds::guarded;
-pub(crate) use output_bounds::{MAX_BYTES, OutputBounds};
+pub(crate) use output_bounds::{MAX_ADDED_TOKENS, MAX_BYTES, MAX_MERGES, OutputBounds};
 pub(crate) use pieces::Pieces;
 pub(crate) use plain_text::Mask;
 use plain_text::{Place, PlainText, in_letters};
@@ -60,13 +60,7 @@ pub(crate) struct Tokens {
 /// A `tokenizer.json` that is not checked yet: see [`OutputBounds::of`].
 pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
     let invalid = |reason: String| Error::InvalidTokenizer { file: path.to_owned(), reason };
-    let bytes = read_config(path)?;
-    let tokenizer = guarded(|| {
-        output_bounds::check_size(&bytes)?;
-        output_bounds::check_added(&bytes)?;
-        Tokenizer::from_bytes(&bytes).map_err(|error| error.to_string())
-    });
-    tokenizer.map_err(invalid)
+    output_bounds::read(&read_config(path)?).map_err(invalid)
 }
 
 /// Treatment of the special tokens that the tokenizer puts around texts, for a prompt.
@@ -166,7 +160,15 @@ impl Tokens {
         Self { rows: Some(rows), ..self }
     }
 
-    /// A tokenizer that was put together from other files, for prompts.
+    /// A `tokenizer.json` that was put together from other files, for prompts.
+    ///
+    /// # Errors
+    /// A sentence that names the fault.
+    pub(crate) fn from_json(file: &[u8]) -> Result<Self, String> {
+        Self::whole(output_bounds::read(file)?)
+    }
+
+    /// A tokenizer for prompts, which has been read within the bounds.
     pub(crate) fn whole(mut tokenizer: Tokenizer) -> Result<Self, String> {
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|error| error.to_string())?;

@@ -46,6 +46,8 @@ pub(crate) struct GgufTokenizer {
     pub(crate) other_ends: Vec<u32>,
     /// Spaces and lines after a special token belong to it, as Phi-3's tokenizer has it.
     pub(crate) strips_after_special: bool,
+    /// `<|end|>` ends a part of an answer, and other tokens the answer; see [`Self::has_parts`].
+    pub(crate) has_parts: bool,
 }
 
 /// Most tokens of a vocabulary; XLM-V has 901,629, though not in a GGUF file.
@@ -138,11 +140,14 @@ impl GgufTokenizer {
         named.chain(self.end).chain(self.end_of_turn).chain(self.other_ends.iter().copied())
     }
 
-    /// True for `<|end|>` of models that end a part of an answer with it, and the answer itself with other tokens.
     fn is_end_of_part(&self, name: &str) -> bool {
-        let has = |other: &str| self.tokens.iter().any(|token| token == other);
-        let calls = || has("<|call|>") || has("<|calls|>");
-        name == "<|end|>" && (has("<|return|>") || has("<|flush|>")) && calls()
+        self.has_parts && name == "<|end|>"
+    }
+
+    /// True for the tokens of models that end a part of an answer with `<|end|>`, and the answer itself with other tokens.
+    pub(crate) fn has_parts(tokens: &[String]) -> bool {
+        let has = |names: [&str; 2]| tokens.iter().any(|token| names.contains(&token.as_str()));
+        has(["<|return|>", "<|flush|>"]) && has(["<|call|>", "<|calls|>"])
     }
 
     pub(super) fn read(header: &Header) -> Result<Self, String> {
@@ -211,6 +216,7 @@ impl GgufTokenizer {
             chat_template: header.text("tokenizer.chat_template").map(str::to_owned),
             other_ends,
             strips_after_special: ["phi-3", "phi3"].iter().any(|phi| name.contains(phi)),
+            has_parts: Self::has_parts(&tokens),
             tokens,
         })
     }

@@ -7,11 +7,11 @@ use model_actors::LoadContext;
 use serde_json::{Map, Value, json};
 use tokenizers::{Tokenizer, TruncationDirection};
 
-use super::output_bounds::{self, guarded};
+use super::output_bounds::{self, MAX_MERGES, MAX_TOKENS, guarded};
 use super::sentence_piece;
 use super::settings::{Class, TokenizerSettings};
 use crate::error::{Error, Result};
-use crate::source::{Files, read_config};
+use crate::source::{Files, Values, read_config};
 
 /// Files of a tokenizer, found but not read.
 #[derive(Debug, Clone)]
@@ -96,7 +96,7 @@ impl TokenizerFiles {
             Vocabulary::Whole(path) => read_config(path)?,
             Vocabulary::WordPiece(path) => {
                 let text = text(path)?;
-                written(self.word_pieces(&text)).map_err(invalid)?
+                written(self.word_pieces(&text).map_err(invalid)?).map_err(invalid)?
             }
             Vocabulary::SentencePiece(path) => {
                 let model = read_config(path)?;
@@ -132,17 +132,20 @@ impl TokenizerFiles {
         tokenizer.add_tokens(additions).map(drop).map_err(|error| error.to_string())
     }
 
-    fn word_pieces(&self, text: &str) -> Value {
+    fn word_pieces(&self, text: &str) -> Result<Value, String> {
+        if text.lines().nth(MAX_TOKENS).is_some() {
+            return Err(format!("it has more than {MAX_TOKENS} tokens, the most that are allowed"));
+        }
         let words = text.lines().map(|line| line.trim_end().to_owned());
         let vocabulary: Map<String, Value> = words.zip(0u32..).map(|(word, id)| (word, id.into())).collect();
-        json!({
+        Ok(json!({
             "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
             "post_processor": null, "decoder": null,
             "model": {
                 "type": "WordPiece", "unk_token": self.settings.token("unk_token"),
                 "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocabulary,
             },
-        })
+        }))
     }
 
     /// Byte-level BPE.
@@ -164,10 +167,15 @@ impl TokenizerFiles {
                 );
             }
         };
+        // Before anything of them is kept; one value is the table itself.
+        serde_json::from_str::<Values<{ MAX_TOKENS + 1 }>>(words).map_err(|error| error.to_string())?;
         let vocabulary: Map<String, Value> =
             serde_json::from_str(words).map_err(|error| error.to_string())?;
         let lines =
             merges.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("#version"));
+        if lines.clone().nth(MAX_MERGES).is_some() {
+            return Err(format!("it has more than {MAX_MERGES} merges, the most that are allowed"));
+        }
         let pairs = lines.map(|line| match line.split_once(' ') {
             Some((left, right)) if !right.contains(' ') => Ok(json!([left, right])),
             _ => Err(format!("the merge {line:?} is no pair")),

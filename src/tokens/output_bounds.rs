@@ -28,11 +28,25 @@ const MAX_PART: usize = 4096;
 /// Most regular expressions in one of these; published ones have up to 5.
 const MAX_PATTERNS: usize = 32;
 /// Most tokens of a vocabulary; XLM-V has 901,629.
-const MAX_TOKENS: usize = 1 << 20;
+pub(super) const MAX_TOKENS: usize = 1 << 20;
+/// Most merges: far more than a vocabulary has, and few enough to be kept in memory.
+pub(crate) const MAX_MERGES: usize = 2 << 20;
 /// Most added tokens; Gemma 3 has 6,415.
-const MAX_ADDED_TOKENS: usize = 1 << 16;
+pub(crate) const MAX_ADDED_TOKENS: usize = 1 << 16;
 /// Most bytes of a token. Those of the fixtures have up to 3,072.
 const MAX_TOKEN: usize = 16 << 10;
+
+/// The tokenizer that the bytes of a `tokenizer.json` describe, which is not checked yet: see [`OutputBounds::of`].
+///
+/// # Errors
+/// A sentence that names the fault.
+pub(crate) fn read(file: &[u8]) -> Result<Tokenizer, String> {
+    guarded(|| {
+        check_size(file)?;
+        check_added(file)?;
+        Tokenizer::from_bytes(file).map_err(|error| error.to_string())
+    })
+}
 
 /// Refuses a file that would take more memory than any tokenizer needs, of which nothing is kept for that.
 ///

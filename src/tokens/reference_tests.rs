@@ -132,3 +132,26 @@ fn a_folder_without_a_vocabulary_lacks_its_tokenizer() {
         assert!(matches!(error, Error::InvalidTokenizer { .. }), "{name}: {error}");
     }
 }
+
+#[test]
+fn what_a_tokenizer_is_built_from_is_counted_before_it_is_built() {
+    let reason = |contents: &[(&str, String)]| {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in contents {
+            std::fs::write(folder.path().join(name), content).unwrap();
+        }
+        let found = TokenizerFiles::find(&Files::directory(folder.path()), "", &context()).unwrap();
+        Tokens::read_whole(&found).err().unwrap().to_string()
+    };
+    let settings = ("tokenizer_config.json", r#"{"tokenizer_class": "GPT2Tokenizer"}"#.to_owned());
+    let pairs = |vocabulary: String, merges: String| {
+        reason(&[settings.clone(), ("vocab.json", vocabulary), ("merges.txt", merges)])
+    };
+    let (small, one) = (r#"{"a": 0, "b": 1, "ab": 2}"#.to_owned(), "a b\n".to_owned());
+    let many = pairs(small, one.repeat((2 << 20) + 1));
+    assert!(many.contains("2097152 merges"), "{many}");
+    let nested = pairs(format!(r#"{{"a": [{}0]}}"#, "0,".repeat(1 << 20)), one);
+    assert!(nested.contains("too many values"), "{nested}");
+    let lines = reason(&[("vocab.txt", "[UNK]\n".repeat((1 << 20) + 1))]);
+    assert!(lines.contains("1048576 tokens"), "{lines}");
+}

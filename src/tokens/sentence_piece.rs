@@ -10,14 +10,13 @@ use prost::bytes::Buf as _;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 use serde_json::{Map, Value, json};
 
+use super::output_bounds::MAX_MERGES;
 use super::settings::{Class, TokenizerSettings};
 
 /// Most pieces; XLM-V has 901,629.
 const MAX_PIECES: usize = 1 << 20;
 /// Most bytes of a piece that others merge to; no vocabulary has longer ones.
 const MAX_MERGED: usize = 256;
-/// Most merges: far more than a vocabulary has, and few enough to be kept in memory.
-const MAX_MERGES: usize = 2 << 20;
 /// Sign for a space.
 const SPACE: &str = "▁";
 

@@ -2,6 +2,8 @@
 //! `added_tokens.json`. transformers builds the classes that are listed here anew from them, whatever `tokenizer.json`
 //! says of normalizer, split and the tokens around a text; other classes only get the tokens that are added.
 
+use std::collections::HashSet;
+
 use model_actors::LoadContext;
 use serde_json::Value;
 use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
@@ -180,7 +182,7 @@ impl Class {
 }
 
 /// A token that is added to a vocabulary.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Added {
     content: String,
     special: bool,
@@ -295,21 +297,21 @@ impl TokenizerSettings {
 
     /// The tokens to be added: all that the files list, and those with a name, unless the vocabulary has them so.
     pub(super) fn additions(&self, tokenizer: &Tokenizer) -> Vec<AddedToken> {
-        let known: Vec<Added> = tokenizer.get_added_tokens_decoder().values().map(Added::of).collect();
+        let known: HashSet<Added> = tokenizer.get_added_tokens_decoder().values().map(Added::of).collect();
         let mut additions: Vec<Added> =
             self.added.iter().filter(|token| !known.contains(token)).cloned().collect();
+        let all = known.iter().chain(&additions);
+        let mut contents: HashSet<String> = all.map(|token| token.content.clone()).collect();
         for token in special_names::tokens(&self.config) {
             let Some(token) = Added::read(token, true) else { continue };
-            let has = |all: &[Added]| all.iter().any(|other| other.content == token.content);
-            if !has(&known) && !has(&additions) {
+            if contents.insert(token.content.clone()) {
                 additions.push(Added { special: true, ..token });
             }
         }
         // Those of the class belong to the vocabulary of a model, which has no rows for others.
         let own = NAMED.iter().filter(|name| self.config.get(name).is_none());
         for content in own.filter_map(|name| self.class.token(name)) {
-            let has = |all: &[Added]| all.iter().any(|other| other.content == content);
-            if !has(&known) && !has(&additions) && tokenizer.token_to_id(content).is_some() {
+            if tokenizer.token_to_id(content).is_some() && contents.insert(content.to_owned()) {
                 additions.extend(Added::read(&Value::from(content), true));
             }
         }
