@@ -19,7 +19,7 @@ use crate::gguf::GgufFile;
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::unsupported;
 use crate::models::transformer::{
-    Bias, FeedForwardConfig, HeadNorms, Names, NormPlacement, QkvNames, Tensors as _, UpNames, layer_count,
+    FeedForwardConfig, HeadNorms, Names, NormPlacement, QkvNames, Tensors as _, UpNames, layer_count,
 };
 use metadata::Metadata;
 use rope::Sizes;
@@ -87,8 +87,8 @@ impl DecoderConfig {
         let metadata = Metadata { file, name, layers: layer_count(file.path(), count)? };
         let mut config = metadata.base(architecture)?;
         match architecture {
-            Architecture::Llama => {}
-            Architecture::Qwen2 => config.transformer.biases.qkv = Bias::Yes,
+            // Biases are read where a file has them.
+            Architecture::Llama | Architecture::Qwen2 => {}
             Architecture::Qwen3 => config.transformer.attention.head_norms = HeadNorms::EachHead,
             Architecture::Phi3 => metadata.phi3(&mut config)?,
             Architecture::Gemma3 => metadata.gemma3(&mut config)?,
@@ -222,7 +222,8 @@ impl Metadata<'_> {
             62 => width / attention.heads.max(1),
             _ => attention.head_size,
         };
-        attention.scale = self.float("attention.scale").unwrap_or(1.0 / (scaled as f64).sqrt()) as f32;
+        // As in llama.cpp, `attention.scale` counts for nothing.
+        attention.scale = (1.0 / (scaled as f64).sqrt()) as f32;
         attention.head_norms = HeadNorms::EachHead;
         transformer.activation = Activation::GeluTanh;
         transformer.norm_placement = NormPlacement::Sandwich;

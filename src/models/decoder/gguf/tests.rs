@@ -152,3 +152,29 @@ fn all_parts_of_a_file_are_read_from_any_and_a_missing_one_is_named() {
     let error = load(&copied.path().join("renamed.gguf")).err().unwrap().to_string();
     assert!(error.contains("00001-of-00003"), "{error}");
 }
+
+#[test]
+fn projections_of_qwen2_need_no_biases() {
+    let missing = changed("qwen2-yarn.gguf", &[(b"blk.0.attn_q.bias", b"blk.0.attn_q.none")]);
+    assert_eq!(missing, Ok(()));
+}
+
+#[test]
+fn a_scale_of_attention_counts_for_nothing_in_gemma_3() {
+    let value = |key: &str, kind: u32, value: [u8; 4]| {
+        [&(key.len() as u64).to_le_bytes(), key.as_bytes(), &kind.to_le_bytes(), &value].concat()
+    };
+    let scale = value("gemma3.attention.scale", 6, 7.5f32.to_le_bytes());
+    // The tensors stay aligned.
+    let values = [scale, value("general.xy", 4, [0; 4])].concat();
+    assert_eq!(values.len(), 64);
+    let path = folder().join("gemma3-linear.gguf");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[16] += 2;
+    bytes.splice(24..24, values);
+    let folder = tempfile::tempdir().unwrap();
+    let scaled = folder.path().join("scaled.gguf");
+    std::fs::write(&scaled, bytes).unwrap();
+    let written = |path: &Path| greedy(&load(path).unwrap(), &[3, 5, 8, 13], 12);
+    assert_eq!(written(&scaled), written(&path));
+}
