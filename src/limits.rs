@@ -54,8 +54,8 @@
 //! | bytes of a model's configuration file, and of any other text or JSON | [`MAX_CONFIG_BYTES`], 4 MiB |
 //! | bytes of `tokenizer.json`, of a vocabulary or list of merges in its place and of a SentencePiece model, and of the list of weight files | [`MAX_TOKENIZER_BYTES`], 48 MiB; [`MAX_INDEX_BYTES`], 16 MiB |
 //! | values in a configuration file | `MAX_VALUES` of `source/json.rs`, 524,288 |
-//! | in `tokenizer.json`: values; tokens; added tokens | `MAX_VALUES`, 4,194,304; `MAX_TOKENS`, 1,048,576; `MAX_ADDED_TOKENS`, 65,536; of `tokens/output_bounds.rs` |
-//! | of a SentencePiece model: pieces; bytes of one that others merge to; merges; tokens that T5 counts beside the pieces | `MAX_PIECES`, 1,048,576; `MAX_MERGED`, 256; `MAX_MERGES`, 2,097,152; `MAX_EXTRA`, 1,000; of `tokens/sentence_piece.rs` |
+//! | in `tokenizer.json` and what is built in its place: values; tokens; added tokens; merges of other files | `MAX_VALUES`, 4,194,304; `MAX_TOKENS`, 1,048,576; `MAX_ADDED_TOKENS`, 65,536; `MAX_MERGES`, 2,097,152; of `tokens/output_bounds.rs` |
+//! | of a SentencePiece model: pieces; bytes of one that others merge to; tokens that T5 counts beside the pieces | `MAX_PIECES`, 1,048,576; `MAX_MERGED`, 256; `MAX_EXTRA`, 1,000; of `tokens/sentence_piece.rs` |
 //! | in each part of `tokenizer.json` but its model: values; regular expressions | `MAX_PART`, 4,096, and `MAX_PATTERNS`, 32, of `tokens/output_bounds.rs` |
 //! | bytes of a weight file's header, of the pickles in a file of PyTorch's (`MAX_PICKLE` of `pickle.rs`), and of its list of entries | [`MAX_HEADER_BYTES`], 16 MiB |
 //! | in such a pickle: values, and those that it remembers; bytes of a name; how many times more numbers a view lies spread over | `MAX_VALUES`, 4,194,304; `MAX_NAME`, 1 KiB, and letters of one in an error, `MAX_SHOWN`, 100, of `pickle/machine.rs`; `MAX_SPREAD` of `pickle/tensors.rs`, 8 |
@@ -70,7 +70,7 @@
 //! | bytes that the places of a GGUF file's tensors are multiples of | `MAX_ALIGNMENT` of `gguf/header.rs`, 1 MiB |
 //! | parts of a GGUF file | `MAX_PARTS` of `gguf.rs`, 1,024 |
 //! | rotary factors in a GGUF file | `MAX_FACTORS` of `models/decoder/gguf/rope.rs`, 65,536 |
-//! | in a GGUF file's tokenizer: bytes of a piece that others merge to, and merges | `MAX_PIECE`, 256, and `MAX_MERGES`, 2,097,152, of `generation/gguf_tokens.rs` |
+//! | in a GGUF file's tokenizer: bytes of a piece that others merge to | `MAX_PIECE`, 256, of `generation/gguf_tokens.rs` |
 //! | tokens of a GGUF file's vocabulary | `MAX_TOKENS` of `gguf/tokenizer.rs`, 1,048,576 |
 //! | a chat template: its bytes, steps, output, nested macros and loops | `MAX_TEMPLATE_BYTES`, 64 KiB; `MAX_STEPS`, 1,000,000; `MAX_OUTPUT_BYTES`, 8 MiB; `MAX_DEPTH`, 100; of `generation/template.rs` |
 //! | letters of a chat template's error that are told | `MAX_REASON` of `generation/template.rs`, 1,000 |

@@ -11,6 +11,7 @@ mod long_text;
 mod pieces;
 mod plain_text;
 mod special_names;
+mod class_names;
 mod settings;
 mod sentence_piece;
 mod files;

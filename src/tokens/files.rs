@@ -42,23 +42,31 @@ impl TokenizerFiles {
     /// Finds the tokenizer in a folder of a model, whose name is empty or ends with a slash.
     ///
     /// # Errors
-    /// [`Error::MissingFile`] for `tokenizer.json` if there is none of the files.
+    /// [`Error::MissingFile`] for `tokenizer.json` if there is none of the files; [`Error::UnsupportedSetting`] for a class of
+    /// tokenizers that reads them in a way of its own.
     pub(crate) fn find(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
         let optional = |name: &str| files.optional(&format!("{folder}{name}"), context);
         let settings = TokenizerSettings::read(files, folder, context)?;
         if let Some(path) = optional("tokenizer.json")? {
             return Ok(Self { vocabulary: Vocabulary::Whole(path), settings });
         }
-        if let Some(path) = optional("vocab.txt")? {
-            return Ok(Self { vocabulary: Vocabulary::WordPiece(path), settings: settings.of_word_pieces() });
+        let words = optional("vocab.txt")?;
+        if let (Some(path), Some(settings)) = (&words, settings.of_word_pieces()) {
+            return Ok(Self { vocabulary: Vocabulary::WordPiece(path.clone()), settings });
         }
         if let (Some(vocabulary), Some(merges)) = (optional("vocab.json")?, optional("merges.txt")?) {
             return Ok(Self { vocabulary: Vocabulary::Pairs { vocabulary, merges }, settings });
         }
         for name in SENTENCE_PIECE {
             if let Some(path) = optional(name)? {
-                return Ok(Self { vocabulary: Vocabulary::SentencePiece(path), settings });
+                return match settings.class_of_own_pieces() {
+                    Some(class) => Err(unsupported_class(path, class)),
+                    None => Ok(Self { vocabulary: Vocabulary::SentencePiece(path), settings }),
+                };
             }
+        }
+        if let (Some(path), Some(class)) = (words, settings.named_class()) {
+            return Err(unsupported_class(path, class));
         }
         files.required(&format!("{folder}tokenizer.json"), context).map(Self::from)
     }
@@ -214,6 +222,17 @@ impl From<&PathBuf> for TokenizerFiles {
 impl From<&TokenizerFiles> for TokenizerFiles {
     fn from(files: &TokenizerFiles) -> Self {
         files.clone()
+    }
+}
+
+/// The error for a vocabulary that a class reads in a way of its own.
+fn unsupported_class(file: PathBuf, class: &str) -> Error {
+    Error::UnsupportedSetting {
+        file,
+        what: "tokenizer_class".into(),
+        found: class.to_owned(),
+        supported: "the tokenizer.json of this model, which transformers writes when it saves the tokenizer"
+            .into(),
     }
 }
 

@@ -155,3 +155,38 @@ fn what_a_tokenizer_is_built_from_is_counted_before_it_is_built() {
     let lines = reason(&[("vocab.txt", "[UNK]\n".repeat((1 << 20) + 1))]);
     assert!(lines.contains("1048576 tokens"), "{lines}");
 }
+
+#[test]
+fn classes_that_read_a_vocabulary_in_their_own_way_are_refused_by_name() {
+    let find = |file: &str, class: &str, kind: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+        write(file, "[UNK]\na\n".to_owned());
+        write("tokenizer_config.json", class.to_owned());
+        write("config.json", format!(r#"{{"model_type": "{kind}"}}"#));
+        TokenizerFiles::find(&Files::directory(folder.path()), "", &context()).map(drop)
+    };
+    let named = |class: &str| format!(r#"{{"tokenizer_class": "{class}"}}"#);
+    for (file, class, kind) in [
+        ("vocab.txt", "BertJapaneseTokenizer", "bert"),
+        ("vocab.txt", "PhobertTokenizer", "roberta"),
+        ("vocab.txt", "BertweetTokenizer", "roberta"),
+        ("sentencepiece.bpe.model", "CamembertTokenizer", "camembert"),
+        ("tokenizer.model", "GemmaTokenizerFast", "gemma"),
+        ("spiece.model", "AlbertTokenizer", "albert"),
+    ] {
+        let error = find(file, &named(class), kind).unwrap_err();
+        let Error::UnsupportedSetting { found, .. } = &error else { panic!("{error}") };
+        assert_eq!(found, class);
+    }
+    assert!(find("tokenizer.model", "{}", "gemma").unwrap_err().to_string().contains("GemmaTokenizer"));
+    for (file, settings, kind) in [
+        ("vocab.txt", "{}".to_owned(), "bert"),
+        ("vocab.txt", named("ElectraTokenizerFast"), "electra"),
+        ("tokenizer.model", named("LlamaTokenizer"), "mistral"),
+        ("spiece.model", named("PegasusTokenizer"), "bigbird_pegasus"),
+        ("tokenizer.model", "{}".to_owned(), "internlm2"),
+    ] {
+        assert_eq!(find(file, &settings, kind), Ok(()), "{file} {settings}");
+    }
+}

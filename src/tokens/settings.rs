@@ -16,7 +16,7 @@ use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::bert::BertProcessing;
 use tokenizers::{AddedToken, ModelWrapper, NormalizerWrapper, Tokenizer, TruncationDirection};
 
-use super::special_names;
+use super::{class_names, special_names};
 use crate::error::Result;
 use crate::source::Files;
 
@@ -137,12 +137,9 @@ impl Class {
     }
 
     /// As transformers chooses between what the files name and what it has for the kind of model.
-    fn choose(settings: &Value, model: &Value) -> Self {
-        let text = |of: &Value, name: &str| of.get(name).and_then(Value::as_str).map(str::to_owned);
-        let named = text(settings, "tokenizer_class").or_else(|| text(model, "tokenizer_class"));
-        let kind = text(model, "model_type").unwrap_or_default();
-        let own = Self::of_model(&kind);
-        match (named.as_deref().map(Self::named), own) {
+    fn choose(named: Option<&str>, kind: &str) -> Self {
+        let own = Self::of_model(kind);
+        match (named.map(Self::named), own) {
             (None, own) => own.unwrap_or_default(),
             (Some(named), Some(own)) if named != own => match own {
                 Self::AsWritten => Self::AsWritten,
@@ -232,6 +229,10 @@ impl Added {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TokenizerSettings {
     pub(super) class: Class,
+    /// The class that the files name.
+    named_class: Option<String>,
+    /// `model_type` of `config.json`.
+    kind: String,
     /// `tokenizer_config.json`, with what goes before it of `special_tokens_map.json`.
     config: Value,
     /// Tokens that are added, by their numbers.
@@ -254,13 +255,29 @@ impl TokenizerSettings {
             }
             None => legacy(&config, json("added_tokens.json")?.as_ref()),
         };
-        Ok(Self { class: Class::choose(&config, &model), config, added })
+        let text = |of: &Value, name: &str| of.get(name).and_then(Value::as_str).map(str::to_owned);
+        let named_class = text(&config, "tokenizer_class").or_else(|| text(&model, "tokenizer_class"));
+        let kind = text(&model, "model_type").unwrap_or_default();
+        let class = Class::choose(named_class.as_deref(), &kind);
+        Ok(Self { class, named_class, kind, config, added })
     }
 
-    /// The same for a vocabulary of word pieces, which only some classes have.
-    pub(super) fn of_word_pieces(self) -> Self {
+    /// The same for a vocabulary of word pieces, which only some classes have; nothing for another class.
+    pub(super) fn of_word_pieces(&self) -> Option<Self> {
         let class = if self.class == Class::MpNet { Class::MpNet } else { Class::Bert };
-        Self { class, ..self }
+        class_names::has_word_pieces(self.named_class.as_deref()).then(|| Self { class, ..self.clone() })
+    }
+
+    /// The class that the files name, if any.
+    pub(super) fn named_class(&self) -> Option<&str> {
+        self.named_class.as_deref()
+    }
+
+    /// The class that would make of a SentencePiece model what only itself does.
+    pub(super) fn class_of_own_pieces(&self) -> Option<&str> {
+        // Of these kinds of models, transformers passes by the class.
+        let as_written = AS_WRITTEN.contains(&self.kind.as_str());
+        class_names::own_pieces(self.named_class.as_deref(), &self.kind).filter(|_| !as_written)
     }
 
     pub(super) fn truth(&self, name: &str) -> Option<bool> {
