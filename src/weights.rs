@@ -164,6 +164,12 @@ impl WeightFiles {
 
     /// As [`WeightFiles::open`], for files of this name in place of `model`.
     pub(crate) fn open_named(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Result<Self> {
+        let weights = Self::find(files, folder, name, context)?;
+        quantised::check_names(weights.entries.keys(), files, folder, context)?;
+        Ok(weights)
+    }
+
+    fn find(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Result<Self> {
         let block = quantised::block_of(files, folder, context)?;
         let mut weights = Self { block, unread: files.unread, ..Self::default() };
         // transformers calls its pickles by another name than its safetensors.

@@ -1,4 +1,4 @@
-//! Safetensors whose weights are quantised: the methods that `quantization_config` names, and 8-bit floats with their
+//! Safetensors whose weights are quantised: the methods that `quantization_config`, other files or the tensors name, and 8-bit floats with their
 //! scales, which become 32-bit floats as they are read. Every other method is refused by its name, because its tensors
 //! stand for others than their names and shapes say.
 
@@ -46,6 +46,47 @@ pub(super) fn block_of(files: &Files, folder: &str, context: &LoadContext) -> Re
         None | Some(Value::Null) => Ok(None),
         Some(settings) => block(&settings, Path::new(&name)),
     }
+}
+
+/// Endings of tensors that only a quantised model has, with the method that writes them.
+const MARKS: [(&str, &str); 5] = [
+    (".qweight", "gptq or awq"),
+    (".SCB", "bitsandbytes"),
+    (".absmax", "bitsandbytes"),
+    (".weight_packed", "compressed-tensors"),
+    (".weight_scale_2", "modelopt (NVFP4)"),
+];
+/// Files beside the weights that some methods have in place of `quantization_config`.
+const SETTINGS: [(&str, &str); 3] =
+    [("quantize_config.json", "gptq"), ("quant_config.json", "awq"), ("hf_quant_config.json", "modelopt")];
+
+/// Refuses weights with tensors of a method that no configuration told of.
+///
+/// # Errors
+/// [`Error::UnsupportedSetting`], which names the method; those of looking for a file.
+pub(super) fn check_names<'a>(
+    mut names: impl Iterator<Item = &'a String>,
+    files: &Files,
+    folder: &str,
+    context: &LoadContext,
+) -> Result<()> {
+    let mark =
+        |name: &'a String| MARKS.iter().find(|(ending, _)| name.ends_with(ending)).map(|mark| (name, mark.1));
+    let Some((tensor, mut method)) = names.find_map(mark) else { return Ok(()) };
+    let mut file = format!("{folder}config.json");
+    for (name, of) in SETTINGS {
+        let name = format!("{folder}{name}");
+        if files.exists(&name, context)? {
+            (file, method) = (name, of);
+            break;
+        }
+    }
+    Err(Error::UnsupportedSetting {
+        file: file.into(),
+        what: "the quantisation".into(),
+        found: format!("{method}, as of the tensor {tensor}"),
+        supported: SUPPORTED.into(),
+    })
 }
 
 fn block(settings: &Value, file: &Path) -> Result<Block> {

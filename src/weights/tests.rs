@@ -76,6 +76,33 @@ fn eight_bit_floats_are_read_with_their_scales_and_not_without() {
 }
 
 #[test]
+fn quantised_weights_are_refused_by_their_tensors_and_the_files_beside_them() {
+    let context = LoadContext::detached(&ModelId::from("quantised"));
+    let open = |tensor: &str, beside: Option<&str>| {
+        let header = format!(r#"{{"{tensor}":{{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}}}"#);
+        let folder = folder_of(&header, &[0; 4], "{}");
+        beside.map(|name| std::fs::write(folder.path().join(name), "{}").unwrap());
+        WeightFiles::open(&Files::directory(folder.path()), "", &context).map(drop)
+    };
+    for (tensor, beside, method) in [
+        ("a.qweight", None, "gptq or awq"),
+        ("a.qweight", Some("quantize_config.json"), "gptq,"),
+        ("a.qweight", Some("quant_config.json"), "awq,"),
+        ("a.weight_scale_2", Some("hf_quant_config.json"), "modelopt,"),
+        ("a.SCB", None, "bitsandbytes"),
+        ("a.weight.absmax", None, "bitsandbytes"),
+        ("a.weight_packed", None, "compressed-tensors"),
+    ] {
+        let error = open(tensor, beside).unwrap_err();
+        let Error::UnsupportedSetting { found, file, .. } = &error else { panic!("{error}") };
+        assert!(found.contains(method) && found.contains(tensor), "{error}");
+        assert!(beside.is_none_or(|name| file.ends_with(name)), "{error}");
+    }
+    // What was left behind beside other weights counts for nothing.
+    assert_eq!(open("a.weight", Some("quantize_config.json")), Ok(()));
+}
+
+#[test]
 fn a_pointer_in_place_of_weights_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n";
