@@ -26,7 +26,8 @@ pub(super) const WITH_IMAGES: Family<DecoderConfig> = Family {
     model_type: "gemma3",
     architectures: &["Gemma3ForConditionalGeneration", "Gemma3Model"],
     read: |file, config| match config.get("text_config") {
-        Some(text) => Ok(DecoderConfig { names: &NAMES_WITH_IMAGES, ..read(file, text)? }),
+        // The reference implementation caps the logits of the text models alone.
+        Some(text) => Ok(DecoderConfig { names: &NAMES_WITH_IMAGES, logit_cap: None, ..read(file, text)? }),
         None => Err(invalid(file, "it has no text_config")),
     },
 };
@@ -48,7 +49,8 @@ struct Own {
     /// One of so many layers has no window.
     #[serde(default = "pattern")]
     sliding_window_pattern: usize,
-    /// The base of the rotary embedding in layers with a window, in files before transformers 5.
+    /// The base of the rotary embedding in layers with a window, in files before transformers 5. That of the
+    /// layers' own parameters counts for more.
     rope_local_base_freq: Option<f64>,
 }
 
@@ -68,11 +70,8 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
 
     let full = settings.rope.parameters(file, Some("full_attention"))?;
     // Older files name one set of parameters, and the layers with a window have none of them but a base of their own.
-    let mut sliding = match settings.rope.has_kinds() {
-        true => settings.rope.parameters(file, Some(SLIDING))?,
-        false => Default::default(),
-    };
-    sliding.rope_theta = own.rope_local_base_freq.or(sliding.rope_theta);
+    let mut sliding = settings.rope.own_parameters(file, SLIDING)?;
+    sliding.rope_theta = sliding.rope_theta.or(own.rope_local_base_freq);
     decoder.transformer.ropes = vec![
         full.rope(file, settings.rope_shape(1_000_000.0))?,
         sliding.rope(file, settings.rope_shape(10_000.0))?,
@@ -90,4 +89,61 @@ fn defaults() -> Value {
         "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "tie_word_embeddings": true,
         "query_pre_attn_scalar": 256, "sliding_window": 4096, "eos_token_id": 1
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "config.json";
+
+    /// The base of the layers with a window, from the angle of their second pair of heads of 256 numbers.
+    fn sliding_base(config: Value) -> f64 {
+        let decoder = read(FILE.as_ref(), &config).unwrap();
+        let step = f64::from(decoder.transformer.ropes[1].frequencies.inverse_frequencies[1]);
+        step.powf(-128.0)
+    }
+
+    /// As `Gemma3TextConfig` of transformers has them in `rope_parameters["sliding_attention"]`.
+    #[test]
+    fn layers_with_a_window_never_have_the_base_of_the_others() {
+        let full = json!({"rope_type": "linear", "factor": 8.0, "rope_theta": 3e6});
+        let cases = [
+            (json!({}), 1e4),
+            (json!({"rope_theta": 5e5}), 1e4),
+            (json!({"rope_theta": 5e5, "rope_local_base_freq": 2e4}), 2e4),
+            (json!({"rope_theta": 5e5, "rope_parameters": {"full_attention": full}}), 1e4),
+            (json!({"rope_local_base_freq": 2e4, "rope_parameters": {"full_attention": full}}), 2e4),
+            (
+                json!({"rope_theta": 5e5, "rope_parameters": {
+                    "full_attention": full, "sliding_attention": {"rope_type": "default"}
+                }}),
+                1e4,
+            ),
+            (
+                json!({"rope_theta": 5e5, "rope_local_base_freq": 2e4, "rope_parameters": {
+                    "full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": 7e4}
+                }}),
+                7e4,
+            ),
+            (
+                json!({"rope_theta": 5e5, "rope_parameters": {
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 7e4}
+                }}),
+                7e4,
+            ),
+        ];
+        for (config, wanted) in cases {
+            let base = sliding_base(config.clone());
+            assert!((base / wanted - 1.0).abs() < 1e-3, "{config}: {base}");
+        }
+    }
+
+    #[test]
+    fn only_the_text_models_cap_their_logits() {
+        let text = json!({"final_logit_softcapping": 30.0});
+        assert_eq!((FAMILY.read)(FILE.as_ref(), &text).unwrap().logit_cap, Some(30.0));
+        let with_images = json!({"text_config": text});
+        assert_eq!((WITH_IMAGES.read)(FILE.as_ref(), &with_images).unwrap().logit_cap, None);
+    }
 }

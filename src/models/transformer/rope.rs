@@ -64,7 +64,7 @@ pub(crate) struct RopeSettings {
 
 impl RopeSettings {
     /// True if the file has parameters for each kind of layers.
-    pub(crate) fn has_kinds(&self) -> bool {
+    fn has_kinds(&self) -> bool {
         self.value().is_some_and(|value| value.get("full_attention").is_some())
     }
 
@@ -73,6 +73,16 @@ impl RopeSettings {
     fn value(&self) -> Option<&serde_json::Value> {
         let is_given = |value: &&serde_json::Value| value.as_object().is_none_or(|table| !table.is_empty());
         self.rope_scaling.as_ref().filter(is_given).or(self.rope_parameters.as_ref())
+    }
+
+    /// The parameters that a kind of layers has of its own, with nothing of those of all layers; the defaults where the
+    /// file has none. A table of kinds is in either setting.
+    pub(crate) fn own_parameters(&self, file: &Path, kind: &str) -> Result<RopeParameters> {
+        let tables = [&self.rope_parameters, &self.rope_scaling].into_iter().flatten();
+        match tables.filter_map(|table| table.get(kind)).find(|own| !own.is_null()) {
+            Some(own) => parse(file, own),
+            None => Ok(RopeParameters::default()),
+        }
     }
 
     /// The parameters of all layers, or those of the layers of one kind where the file tells kinds apart.
