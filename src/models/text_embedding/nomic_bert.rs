@@ -44,26 +44,28 @@ const NAMES: TextTowerNames = TextTowerNames {
     norm: "",
 };
 
-/// `config.json`, in the names of the published models or in those of transformers.
+/// `config.json`, in the names of the published models, in those of transformers, or in both.
 #[derive(Deserialize)]
 struct Config {
     vocab_size: usize,
-    #[serde(alias = "hidden_size")]
-    n_embd: usize,
-    #[serde(alias = "num_hidden_layers")]
-    n_layer: usize,
-    #[serde(alias = "num_attention_heads")]
-    n_head: usize,
-    #[serde(alias = "intermediate_size")]
+    n_embd: Option<usize>,
+    hidden_size: Option<usize>,
+    n_layer: Option<usize>,
+    num_hidden_layers: Option<usize>,
+    n_head: Option<usize>,
+    num_attention_heads: Option<usize>,
     n_inner: Option<usize>,
-    #[serde(alias = "max_position_embeddings")]
+    intermediate_size: Option<usize>,
+    /// Counts for more than the other name: published files have the trained length there.
     n_positions: Option<usize>,
+    max_position_embeddings: Option<usize>,
     type_vocab_size: usize,
-    #[serde(alias = "layer_norm_eps")]
     layer_norm_epsilon: Option<f64>,
-    #[serde(alias = "hidden_act")]
+    layer_norm_eps: Option<f64>,
     activation_function: Option<String>,
-    rotary_emb_base: f64,
+    hidden_act: Option<String>,
+    /// `rope_theta` among the rotary embedding's parameters of transformers.
+    rotary_emb_base: Option<f64>,
     /// As in the published models, of which the heads' size is that of the width and their number.
     head_dim: Option<usize>,
     rotary_emb_fraction: f64,
@@ -83,8 +85,8 @@ struct Config {
 /// The settings that have one name in both.
 fn defaults() -> Value {
     json!({
-        "type_vocab_size": 2, "rotary_emb_base": 1000.0, "rotary_emb_fraction": 1.0,
-        "rotary_emb_interleaved": false, "max_trained_positions": 2048, "qkv_proj_bias": false, "mlp_fc1_bias": false,
+        "type_vocab_size": 2, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": false,
+        "max_trained_positions": 2048, "qkv_proj_bias": false, "mlp_fc1_bias": false,
         "mlp_fc2_bias": false, "prenorm": false, "parallel_block": false, "causal": false, "num_experts": 0
     })
 }
@@ -111,6 +113,51 @@ impl Config {
         }
         Ok(())
     }
+
+    fn sizes(&self, file: &Path) -> Result<Sizes> {
+        let size = |names: [&str; 2], values| {
+            let missing = || invalid(file, format!("it has neither {} nor {}", names[0], names[1]));
+            one_of(file, names, values)?.ok_or_else(missing)
+        };
+        let width = size(["n_embd", "hidden_size"], [self.n_embd, self.hidden_size])?;
+        let inner = [self.n_inner, self.intermediate_size];
+        Ok(Sizes {
+            width,
+            intermediate: one_of(file, ["n_inner", "intermediate_size"], inner)?
+                .unwrap_or_else(|| width.saturating_mul(4)),
+            layers: size(["n_layer", "num_hidden_layers"], [self.n_layer, self.num_hidden_layers])?,
+            heads: size(["n_head", "num_attention_heads"], [self.n_head, self.num_attention_heads])?,
+        })
+    }
+
+    fn epsilon(&self, file: &Path) -> Result<f64> {
+        let (names, values) =
+            (["layer_norm_epsilon", "layer_norm_eps"], [self.layer_norm_epsilon, self.layer_norm_eps]);
+        Ok(one_of(file, names, values)?.unwrap_or(1e-12))
+    }
+
+    fn activation(&self, file: &Path) -> Result<Activation> {
+        let names = ["activation_function", "hidden_act"];
+        let read = |name, value: &Option<String>| match value.as_deref() {
+            None => Ok(None),
+            Some("swiglu" | "silu") => Ok(Some(Activation::Silu)),
+            Some("geglu") => Ok(Some(Activation::GeluErf)),
+            Some(other) => Err(unsupported(file, name, other, "swiglu, geglu")),
+        };
+        let values = [read(names[0], &self.activation_function)?, read(names[1], &self.hidden_act)?];
+        Ok(one_of(file, names, values)?.unwrap_or(Activation::Silu))
+    }
+}
+
+/// A setting that has two names, if the file has it.
+fn one_of<T: PartialEq>(file: &Path, names: [&str; 2], values: [Option<T>; 2]) -> Result<Option<T>> {
+    match values {
+        [Some(one), Some(other)] if one != other => {
+            let [one, other] = names;
+            Err(invalid(file, format!("{one} and {other} are names of one setting, and have two values")))
+        }
+        [one, other] => Ok(one.or(other)),
+    }
 }
 
 fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
@@ -118,27 +165,17 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     let rope: RopeSettings = parse(file, config)?;
     let config: Config = parse(file, &with_defaults(config, defaults()))?;
     config.check(file)?;
-    let activation = match config.activation_function.as_deref() {
-        None | Some("swiglu" | "silu") => Activation::Silu,
-        Some("geglu") => Activation::GeluErf,
-        Some(other) => return Err(unsupported(file, "activation_function", other, "swiglu, geglu")),
-    };
     // Where positions are scaled, the reference scales them by the longest text of a batch, once that is beyond what
     // was trained. A vector must not depend on its batch, so texts end where that would begin.
-    let positions = config.n_positions.unwrap_or(2048);
+    let positions = config.n_positions.or(config.max_position_embeddings).unwrap_or(2048);
     let context = match config.rotary_scaling_factor {
         Some(_) => positions.min(config.max_trained_positions),
         None => rope.parameters(file, None)?.reach(positions),
     };
-    let sizes = Sizes {
-        width: config.n_embd,
-        intermediate: config.n_inner.unwrap_or_else(|| config.n_embd.saturating_mul(4)),
-        layers: config.n_layer,
-        heads: config.n_head,
-    };
-    let (placement, epsilon) = (NormPlacement::Post, config.layer_norm_epsilon.unwrap_or(1e-12));
-    let transformer = TransformerConfig::encoder(file, sizes, placement, activation, epsilon)?;
-    let (head_size, base) = (transformer.attention.head_size, config.rotary_emb_base);
+    let (placement, activation, epsilon) =
+        (NormPlacement::Post, config.activation(file)?, config.epsilon(file)?);
+    let transformer = TransformerConfig::encoder(file, config.sizes(file)?, placement, activation, epsilon)?;
+    let head_size = transformer.attention.head_size;
     if config.head_dim.is_some_and(|size| size != head_size) || !head_size.is_multiple_of(2) {
         return Err(invalid(file, "head_dim is not the heads' share of the width, or is odd"));
     }
@@ -146,6 +183,8 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     if let Some(share) = parameters.partial_rotary_factor.filter(|share| *share != 1.0) {
         return Err(unsupported(file, "partial_rotary_factor", &share.to_string(), "1"));
     }
+    let bases = [config.rotary_emb_base, parameters.rope_theta];
+    let base = one_of(file, ["rotary_emb_base", "rope_theta"], bases)?.unwrap_or(1000.0);
     let rope = parameters.rope(file, RopeShape { head_size, context: positions, base })?;
     let mut transformer = transformer.gated().with_rope(rope);
     transformer.biases = Biases {
@@ -163,4 +202,78 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
         transformer,
         names: &NAMES,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::architecture::find_whole;
+    use crate::error::Error;
+    use crate::models::transformer::FeedForwardConfig;
+    use crate::source::Unread;
+
+    const FILE: &str = "config.json";
+
+    /// A file that has both names of each setting, as nomic-embed-text-v1.5 is published.
+    fn both() -> Value {
+        json!({
+            "model_type": "nomic_bert", "vocab_size": 30528, "type_vocab_size": 2,
+            "n_embd": 768, "hidden_size": 768, "n_layer": 12, "num_hidden_layers": 12,
+            "n_head": 12, "num_attention_heads": 12, "n_inner": 3072, "intermediate_size": 3072,
+            "n_positions": 8192, "max_position_embeddings": 2048, "max_trained_positions": 2048,
+            "activation_function": "swiglu", "hidden_act": "silu",
+            "layer_norm_epsilon": 1e-12, "layer_norm_eps": 1e-12, "head_dim": 64,
+            "rotary_emb_base": 1000, "rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"},
+            "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": false, "rotary_scaling_factor": null
+        })
+    }
+
+    #[test]
+    fn a_file_may_have_both_names_of_each_setting() {
+        let tower = read(FILE.as_ref(), &both()).unwrap();
+        assert_eq!((tower.context, tower.transformer.width), (8192, 768));
+        let layers = &tower.transformer.layers;
+        assert!(
+            layers.iter().all(|layer| layer.feed_forward == FeedForwardConfig::Gated { intermediate: 3072 })
+        );
+        assert_eq!(layers.len(), 12);
+        // Each of them is read, so none counts as a setting without effect that nobody knows.
+        find_whole(&[FAMILY], "text embedding", FILE.as_ref(), &both(), Unread::Refused).unwrap();
+    }
+
+    #[test]
+    fn names_that_contradict_each_other_are_refused() {
+        for (setting, value) in [
+            ("n_embd", json!(384)),
+            ("hidden_size", json!(384)),
+            ("num_hidden_layers", json!(6)),
+            ("n_head", json!(6)),
+            ("intermediate_size", json!(1536)),
+            ("layer_norm_eps", json!(1e-5)),
+            ("activation_function", json!("geglu")),
+            ("rotary_emb_base", json!(10_000)),
+        ] {
+            let mut config = both();
+            config[setting] = value;
+            let refused = read(FILE.as_ref(), &config).err();
+            let reason = match &refused {
+                Some(Error::InvalidConfig { reason, .. }) => reason.as_str(),
+                other => panic!("{setting}: {other:?}"),
+            };
+            assert!(reason.contains(setting), "{setting}: {reason}");
+        }
+    }
+
+    #[test]
+    fn a_size_without_either_name_is_named() {
+        let mut config = both();
+        let settings = config.as_object_mut().unwrap();
+        settings.remove("n_embd");
+        settings.remove("hidden_size");
+        let refused = read(FILE.as_ref(), &config).err();
+        assert!(
+            matches!(&refused, Some(Error::InvalidConfig { reason, .. }) if reason.contains("neither n_embd nor hidden_size")),
+            "{refused:?}"
+        );
+    }
 }
