@@ -31,6 +31,8 @@ mod flow_tests;
 #[cfg(test)]
 mod reference_tests;
 #[cfg(test)]
+mod t5_tests;
+#[cfg(test)]
 mod worker_tests;
 
 use model_actors::PaintImage;

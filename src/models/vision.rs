@@ -15,6 +15,8 @@ mod plan;
 mod model;
 mod worker;
 #[cfg(test)]
+mod blip_tests;
+#[cfg(test)]
 mod request_tests;
 #[cfg(test)]
 mod worker_tests;

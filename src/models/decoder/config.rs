@@ -52,9 +52,9 @@ pub(crate) enum Head {
     /// After a norm, the token embeddings; or a matrix of its own where the file has one all the same, as the reference
     /// implementation does.
     Tied,
-    /// A linear layer with this activation, a norm, and the token embeddings with a bias (BERT's masked
-    /// language model).
-    Transformed(Activation),
+    /// A linear layer with this activation, a norm, and a matrix with a bias (BERT's masked language model): those of the
+    /// output where the file has them, else, if they are tied, the token embeddings and the bias beside the layer.
+    Transformed { activation: Activation, is_tied: bool },
     /// A norm alone: an embedder has no logits.
     None,
 }
@@ -99,8 +99,7 @@ impl DecoderConfig {
                     || single.iter().any(|single| is_tensor_of(single, name))
             })
         };
-        let is_head = matches!(self.head, Head::Own(_) | Head::Tied)
-            && names.heads.iter().any(|head| is_tensor_of(head, tensor));
+        let is_head = self.head != Head::None && names.heads.iter().any(|head| is_tensor_of(head, tensor));
         is_head || (names.prefixes.iter().any(is_part) && !tensor.ends_with(".inv_freq"))
     }
 

@@ -64,7 +64,7 @@ pub(super) fn load(
         (Head::Own(bias), Some(name)) => {
             (Logits::Own(linear(heads, name, config.vocabulary, bias)?), Some(norm))
         }
-        (Head::Own(_), None) => {
+        (Head::Own(_), None) | (Head::Transformed { is_tied: false, .. }, None) => {
             let tensor = format!("{}.weight", names.heads.first().copied().unwrap_or_default());
             return Err(Error::MissingTensor { tensor });
         }
@@ -72,11 +72,22 @@ pub(super) fn load(
             (Logits::Own(linear(heads, name, config.vocabulary, Bias::No)?), Some(norm))
         }
         (Head::Tied, None) => (Logits::Tied, Some(norm)),
-        (Head::Transformed(activation), _) => {
-            let bias = tensors.vector(names.logit_bias, config.vocabulary)?;
-            token_embeddings = token_embeddings.with_bias(bias);
+        (Head::Transformed { activation, is_tied }, own) => {
+            // Matrix and bias are tied one by one.
+            let mut own_bias = names.heads.iter().map(|name| format!("{name}.bias"));
+            let bias = match own_bias.find(|name| heads.contains(name) || !is_tied) {
+                Some(name) => heads.vector(&name, config.vocabulary)?,
+                None => tensors.vector(names.logit_bias, config.vocabulary)?,
+            };
+            let matrix = match own {
+                Some(name) => Some(linear(heads, name, config.vocabulary, Bias::No)?.with_bias(bias)),
+                None => {
+                    token_embeddings = token_embeddings.with_bias(bias);
+                    None
+                }
+            };
             let transform = linear(tensors, names.transform, width, Bias::Yes)?;
-            (Logits::Transformed { transform, activation, norm }, None)
+            (Logits::Transformed { transform, activation, norm, matrix }, None)
         }
     };
     Ok(Decoder { token_embeddings, positions, transformer: blocks, norm, logits, config: config.clone() })

@@ -26,8 +26,8 @@ pub(super) enum Logits {
     Own(PackedLinear),
     /// The token embeddings.
     Tied,
-    /// A layer and a norm before the token embeddings.
-    Transformed { transform: PackedLinear, activation: Activation, norm: Norm },
+    /// A layer and a norm before a matrix of its own, or before the token embeddings.
+    Transformed { transform: PackedLinear, activation: Activation, norm: Norm, matrix: Option<PackedLinear> },
     /// Nothing: an embedder's.
     None,
 }
@@ -129,9 +129,9 @@ impl Decoder {
         let logits = match &self.logits {
             Logits::Own(matrix) => matrix.forward(hidden, Activation::Identity)?,
             Logits::Tied => self.token_embeddings.forward(hidden, Activation::Identity)?,
-            Logits::Transformed { transform, activation, norm } => {
+            Logits::Transformed { transform, activation, norm, matrix } => {
                 let hidden = norm.forward(&transform.forward(hidden, *activation)?)?;
-                self.token_embeddings.forward(&hidden, Activation::Identity)?
+                matrix.as_ref().unwrap_or(&self.token_embeddings).forward(&hidden, Activation::Identity)?
             }
             Logits::None => {
                 let reason = "a decoder that was loaded without logits";

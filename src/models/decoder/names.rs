@@ -19,7 +19,7 @@ pub(crate) struct DecoderNames {
     pub(crate) transform: &'static str,
     /// The matrix that makes logits, without prefix; the first that is there counts.
     pub(crate) heads: &'static [&'static str],
-    /// The whole name of the bias that such a head adds to logits.
+    /// The name of the bias of logits beside such a layer, where the head's matrix has none of its own.
     pub(crate) logit_bias: &'static str,
     /// Beginnings of the names of tensors that no token's vector or logit depends on.
     pub(crate) no_effect: &'static [&'static str],

@@ -167,13 +167,13 @@ impl T5Config {
         tokens.check(config.vocab_size)?;
         let encoder = reader.at("encoder");
         let shape = [config.vocab_size, config.d_model];
-        let token_embeddings = match reader.contains("shared.weight") {
+        let token_embeddings = match encoder.contains("embed_tokens.weight") {
             true => {
-                // The same under another name.
-                reader.leave("encoder.embed_tokens.weight");
-                reader.tensor("shared.weight", &shape)?
+                // Mostly the same under another name; where it is not, the encoder is computed with its own.
+                reader.leave("shared.weight");
+                encoder.tensor("embed_tokens.weight", &shape)?
             }
-            false => encoder.tensor("embed_tokens.weight", &shape)?,
+            false => reader.tensor("shared.weight", &shape)?,
         };
         let blocks = (0..config.num_layers)
             .map(|index| Block::load(&encoder.at(format!("block.{index}")), config, self.feed_forward));

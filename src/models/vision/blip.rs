@@ -61,6 +61,7 @@ struct Parts {
     #[serde(default)]
     vision_config: Value,
     architectures: Option<Vec<String>>,
+    tie_word_embeddings: Option<bool>,
 }
 
 impl Config {
@@ -74,7 +75,8 @@ impl Config {
         }
         let vision = VisionSettings::read(file, vision_defaults(), &parts.vision_config)?;
         let tower = vision.transformer(file)?;
-        let text = TextConfig::read(file, &parts.text_config, tower.width)?;
+        let is_tied = parts.tie_word_embeddings.unwrap_or(true);
+        let text = TextConfig::read(file, &parts.text_config, tower.width, is_tied)?;
         Ok(Self { file: file.to_owned(), tower, vision, text, preprocessing: None })
     }
 
@@ -107,14 +109,13 @@ impl Architecture for Config {
     }
 
     fn uses(&self, tensor: &str) -> bool {
-        let left_out = ["position_ids", "text_decoder.cls.predictions.decoder."];
         (tensor.starts_with("vision_model.") || tensor.starts_with("text_decoder."))
-            && !left_out.iter().any(|part| tensor.contains(part))
+            && !tensor.contains("position_ids")
     }
 
     fn has_no_effect(&self, tensor: &str) -> bool {
-        // The matrix of the logits is that of the embeddings.
-        is_buffer(tensor) || tensor.starts_with("text_decoder.cls.predictions.decoder.")
+        // Where the matrix of the logits has a bias of its own, this one stands for nothing.
+        is_buffer(tensor) || tensor == "text_decoder.cls.predictions.bias"
     }
 
     fn apart(&self) -> usize {

@@ -38,7 +38,7 @@ const NAMES: DecoderNames = DecoderNames {
     },
     norm: "cls.predictions.transform.LayerNorm",
     transform: "cls.predictions.transform.dense",
-    heads: &[],
+    heads: &["text_decoder.cls.predictions.decoder"],
     logit_bias: "cls.predictions.bias",
     no_effect: &[],
 };
@@ -56,6 +56,7 @@ struct Config {
     num_attention_heads: usize,
     hidden_act: String,
     layer_norm_eps: f64,
+    tie_word_embeddings: Option<bool>,
 }
 
 fn defaults() -> Value {
@@ -76,8 +77,9 @@ pub(super) struct TextConfig {
 }
 
 impl TextConfig {
-    /// Reads and checks it; the image's rows have `image_width` numbers.
-    pub(super) fn read(file: &Path, config: &Value, image_width: usize) -> Result<Self> {
+    /// Reads and checks it; the image's rows have `image_width` numbers. The matrix of the logits is tied to the embeddings
+    /// unless `tie_word_embeddings` is false in both tables: each ties it by itself in the reference implementation.
+    pub(super) fn read(file: &Path, config: &Value, image_width: usize, is_tied: bool) -> Result<Self> {
         let config: Config = parse(file, &with_defaults(&without_nulls(config), defaults()))?;
         let sizes = Sizes {
             width: config.hidden_size,
@@ -97,7 +99,10 @@ impl TextConfig {
                 workload: Workload::GrowingSequences,
                 ..bert.with_mask(AttentionMask::Causal)
             },
-            head: Head::Transformed(activation),
+            head: Head::Transformed {
+                activation,
+                is_tied: is_tied || config.tie_word_embeddings.unwrap_or(true),
+            },
             logit_cap: None,
             end_tokens: vec![config.sep_token_id],
             names: &NAMES,
@@ -117,7 +122,7 @@ mod tests {
 
     #[test]
     fn keys_that_are_there_twice_while_they_grow_are_counted() {
-        let config = TextConfig::read(Path::new("config.json"), &Value::Null, 768).unwrap().decoder;
+        let config = TextConfig::read(Path::new("config.json"), &Value::Null, 768, true).unwrap().decoder;
         let more = config.scratch(1, 100_000).0 - config.scratch(1, 50_000).0;
         assert_eq!(more, 50_000 * 768 * 4);
     }
