@@ -87,8 +87,23 @@ impl Tokens {
     /// Reads a tokenizer; texts are cut to `longest` tokens, special ones included.
     pub(crate) fn read(files: impl Into<TokenizerFiles>, longest: usize, lowercase: bool) -> Result<Self> {
         let files = files.into();
-        let invalid = |reason: String| Error::InvalidTokenizer { file: files.path().to_owned(), reason };
+        Self::cutting(files.open()?, &files, longest, lowercase)
+    }
+
+    /// The same without special tokens around texts, which may have no token at all then.
+    pub(crate) fn read_bare(files: &TokenizerFiles, longest: usize) -> Result<Self> {
         let mut tokenizer = files.open()?;
+        tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        Ok(Self { may_be_empty: true, ..Self::cutting(tokenizer, files, longest, false)? })
+    }
+
+    fn cutting(
+        mut tokenizer: Tokenizer,
+        files: &TokenizerFiles,
+        longest: usize,
+        lowercase: bool,
+    ) -> Result<Self> {
+        let invalid = |reason: String| Error::InvalidTokenizer { file: files.path().to_owned(), reason };
         let special = tokenizer.get_post_processor().map_or(0, |processor| {
             use tokenizers::PostProcessor as _;
             processor.added_tokens(false)
@@ -138,15 +153,6 @@ impl Tokens {
             tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
         }
         Ok(Self { tokenizer: Arc::new(tokenizer), closing: Some(id), ..self })
-    }
-
-    /// The same without special tokens around texts, which may have no token at all then.
-    pub(crate) fn bare(self, file: &Path) -> Result<Self> {
-        let invalid = |reason: String| Error::InvalidTokenizer { file: file.to_owned(), reason };
-        let mut tokenizer = Tokenizer::clone(&self.tokenizer);
-        tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
-        let output_bounds = OutputBounds::of(&tokenizer).map_err(invalid)?;
-        Ok(Self { tokenizer: Arc::new(tokenizer), closing: None, output_bounds, may_be_empty: true, ..self })
     }
 
     /// Reads a tokenizer for prompts, which are never cut.

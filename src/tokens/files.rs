@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use model_actors::LoadContext;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokenizers::{Tokenizer, TruncationDirection};
 
@@ -11,7 +12,7 @@ use super::output_bounds::{self, MAX_MERGES, MAX_TOKENS, guarded};
 use super::sentence_piece;
 use super::settings::{Class, TokenizerSettings};
 use crate::error::{Error, Result};
-use crate::source::{Files, Values, read_config};
+use crate::source::{Files, Values, read_config, read_json};
 
 /// Files of a tokenizer, found but not read.
 #[derive(Debug, Clone)]
@@ -87,6 +88,23 @@ impl TokenizerFiles {
             Vocabulary::Whole(path) | Vocabulary::WordPiece(path) | Vocabulary::SentencePiece(path) => path,
             Vocabulary::Pairs { vocabulary, .. } => vocabulary,
         }
+    }
+
+    /// The length that `tokenizer.json` itself cuts texts to, if it does.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for a file that is no tokenizer.
+    pub(crate) fn own_longest(&self) -> Result<Option<usize>> {
+        #[derive(Deserialize)]
+        struct File {
+            truncation: Option<Cut>,
+        }
+        #[derive(Deserialize)]
+        struct Cut {
+            max_length: usize,
+        }
+        let Vocabulary::Whole(path) = &self.vocabulary else { return Ok(None) };
+        Ok(read_json::<File>(path)?.truncation.map(|cut| cut.max_length))
     }
 
     /// The side of a text that is cut, where the settings name it.

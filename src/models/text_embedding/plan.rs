@@ -127,7 +127,16 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         // The cast saturates, so "none" becomes the largest number there is.
         let of_tokenizer = names.model_max_length.map_or(usize::MAX, |length| length as usize);
         let longest = sentence.max_seq_length.unwrap_or(of_tokenizer.min(places.unwrap_or(usize::MAX)));
-        let tokenizer = TokenizerFiles::find(&files, &folder, context)?;
+        let (tokenizer, longest) = match modules.is_static {
+            true => {
+                // The reference implementation reads this file alone, whatever the others say.
+                let file = files.required(&format!("{folder}tokenizer.json"), context)?;
+                let tokenizer = TokenizerFiles::from(file);
+                let longest = tokenizer.own_longest()?.unwrap_or(usize::MAX);
+                (tokenizer, longest)
+            }
+            false => (TokenizerFiles::find(&files, &folder, context)?, longest),
+        };
         let prompts = files.optional_json("config_sentence_transformers.json", context)?.unwrap_or_default();
         let longest = longest.min(architecture.longest());
         Ok(Self {
@@ -155,12 +164,16 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         let weights = self.weights(context)?;
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
-        let mut tokens = Tokens::read(&self.tokenizer, self.longest, self.lowercase)?;
-        if self.architecture.takes_bare_texts() {
-            tokens = tokens.bare(self.tokenizer.path())?;
-        } else if let Some(closing) = &self.closing {
-            tokens = tokens.closed_by(closing, self.tokenizer.path())?;
-        }
+        let tokens = match (self.architecture.takes_bare_texts(), &self.closing) {
+            (true, _) => Tokens::read_bare(&self.tokenizer, self.longest)?,
+            (false, closing) => {
+                let tokens = Tokens::read(&self.tokenizer, self.longest, self.lowercase)?;
+                match closing {
+                    Some(closing) => tokens.closed_by(closing, self.tokenizer.path())?,
+                    None => tokens,
+                }
+            }
+        };
         let tokens = tokens.with_rows(self.architecture.vocabulary());
         let encoder = self.architecture.load(&weights, &device, context)?;
         weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;

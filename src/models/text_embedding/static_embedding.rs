@@ -138,3 +138,54 @@ impl Encoder for Table {
         Ok(Tensor::from_vec(means, (batch.lengths.len(), self.width), &Device::Cpu)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::limits::MAX_TEXT_BYTES;
+    use crate::{Source, StandaloneModel as _, TextEmbeddingModel};
+
+    const TEXT: &str = "hello world and whatever comes after it";
+
+    /// The fixture with another tokenizer_config.json, sentence_bert_config.json and truncation of its own.
+    fn model(truncation: Value) -> TextEmbeddingModel {
+        let from =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_embedding/static");
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["config.json", "model.safetensors", "modules.json"] {
+            std::fs::copy(from.join(name), folder.path().join(name)).unwrap();
+        }
+        let write =
+            |name: &str, value: &Value| std::fs::write(folder.path().join(name), value.to_string()).unwrap();
+        let mut tokenizer: Value =
+            serde_json::from_slice(&std::fs::read(from.join("tokenizer.json")).unwrap()).unwrap();
+        tokenizer["truncation"] = truncation;
+        write("tokenizer.json", &tokenizer);
+        write("tokenizer_config.json", &json!({"model_max_length": 3, "truncation_side": "left"}));
+        write("sentence_bert_config.json", &json!({"max_seq_length": 4}));
+        TextEmbeddingModel::load(Source::directory(folder.path())).unwrap()
+    }
+
+    /// First numbers of the vectors that sentence-transformers 6.2.0 makes with these files, of which it reads the
+    /// tokenizer.json alone.
+    #[test]
+    fn only_the_tokenizer_itself_cuts_texts() {
+        let cut = |length: usize, side: &str| json!({"max_length": length, "direction": side, "strategy": "LongestFirst", "stride": 0});
+        let cases = [
+            (Value::Null, [-0.072_624_88, 0.358_030_35, -0.176_413_43]),
+            // Too short for the special tokens, which are left out.
+            (cut(1, "Right"), [-0.083_670_5, -0.030_922_802, -0.288_915_25]),
+            (cut(5, "Right"), [0.050_203_27, 0.261_706_11, -0.044_483_684]),
+            (cut(5, "Left"), [-0.214_805_54, 0.075_276_52, -0.189_153_16]),
+        ];
+        for (truncation, wanted) in cases {
+            let model = model(truncation.clone());
+            let found = model.embed(&[TEXT]).unwrap().swap_remove(0);
+            let apart = found.iter().zip(wanted).map(|(one, other): (&f32, f32)| (one - other).abs());
+            assert!(apart.fold(0.0, f32::max) < 1e-5, "{truncation}: {:?}", &found[..3]);
+            let longest = truncation["max_length"].as_u64().unwrap_or(MAX_TEXT_BYTES as u64);
+            assert_eq!(model.max_tokens() as u64, longest);
+        }
+    }
+}
