@@ -1,8 +1,6 @@
 //! Reads safetensors, and the tensors of PyTorch's own files: the header first, so that a model's size is known before a
-//! byte of it is in memory,
-//! then one tensor after another in small pieces, so that memory holds little more than the weights
-//! themselves. Shapes and numbers are checked on the way; the meaning of the tensors is left to the model
-//! families.
+//! byte of it is in memory, then one tensor after another in small pieces, so that memory holds little more than the
+//! weights themselves. Shapes and numbers are checked on the way; the meaning of the tensors is left to the families.
 
 mod notes;
 mod quantised;
@@ -27,7 +25,7 @@ use crate::pickle::{self, StoredTensor};
 use crate::source::{self, Files, Unread};
 pub(crate) use notes::Notes;
 use quantised::SCALES;
-use strided::gather;
+use strided::Scatter;
 
 /// Bytes read between two looks at progress and at the stop mark.
 const PIECE: usize = 1 << 20;
@@ -414,15 +412,19 @@ impl<'a> WeightReader<'a> {
             (Some(numbers), _) => (numbers, None),
         };
         let begin = values.len();
-        // The shape is the header's by now, and the header's fit the file, so this asks for no more than is
-        // there.
+        // The shape is the header's by now, and the header's fit the file, so this asks for no more than is there.
         values.reserve_exact(shape.iter().product());
         match &entry.strides {
-            None => self.read(entry, numbers, values)?,
+            None => self.read(entry, |piece| append_numbers(piece, numbers, values))?,
             Some(strides) => {
-                let mut span = Vec::new();
-                self.read(entry, numbers, &mut span)?;
-                gather(&span, shape, strides, values);
+                values.resize(begin + shape.iter().product::<usize>(), 0.0);
+                let mut scatter = Scatter::new(shape, strides, &mut values[begin..]);
+                let mut read = Vec::new();
+                self.read(entry, |piece| {
+                    read.clear();
+                    append_numbers(piece, numbers, &mut read);
+                    scatter.take(&read);
+                })?;
             }
         }
         if let Some(scales) = scales {
@@ -445,7 +447,7 @@ impl<'a> WeightReader<'a> {
             return Err(Error::UnsupportedNumbers { tensor: tensor.to_owned(), found });
         };
         let mut factors = Vec::with_capacity(scales.shape.iter().product());
-        self.read(scales, numbers, &mut factors)?;
+        self.read(scales, |piece| append_numbers(piece, numbers, &mut factors))?;
         let scaled = quantised::scale(values, shape, &factors, &scales.shape, self.weights.block);
         scaled.ok_or_else(|| Error::ShapeMismatch {
             tensor: format!("{tensor}{}", SCALES[0]),
@@ -454,7 +456,8 @@ impl<'a> WeightReader<'a> {
         })
     }
 
-    fn read(&self, entry: &Entry, numbers: Numbers, values: &mut Vec<f32>) -> Result<()> {
+    /// Reads a tensor in pieces, each of whole numbers.
+    fn read(&self, entry: &Entry, mut take: impl FnMut(&[u8])) -> Result<()> {
         let path = &self.weights.files[entry.file];
         let unreadable = |source| Error::unreadable(path, &source);
         let mut file = source::open(path).map_err(unreadable)?;
@@ -467,7 +470,7 @@ impl<'a> WeightReader<'a> {
             }
             let piece = &mut piece[..left.min(PIECE)];
             file.read_exact(piece).map_err(unreadable)?;
-            append_numbers(piece, numbers, values);
+            take(piece);
             left -= piece.len();
             self.context.advance(Bytes(piece.len() as u64));
         }
