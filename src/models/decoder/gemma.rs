@@ -32,7 +32,8 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     if own.use_bidirectional_attention == Some(true) {
         return Err(unsupported(file, "use_bidirectional_attention", "true", "false"));
     }
-    let mut decoder = Settings::read(file, &config, defaults())?.decoder(file, |_| false)?;
+    let mut decoder =
+        Settings::read(file, &config, defaults())?.window_of_family().decoder(file, |_| false)?;
     let transformer = &mut decoder.transformer;
     // The first files say "gelu" and mean its approximation, as does one that says nothing.
     transformer.activation = match own.hidden_act.as_deref() {

@@ -25,7 +25,8 @@ struct Own {
 
 fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     let own: Own = parse(file, config)?;
-    let mut decoder = Settings::read(file, config, defaults())?.decoder(file, |_| false)?;
+    let mut decoder =
+        Settings::read(file, config, defaults())?.window_of_family().decoder(file, |_| false)?;
     decoder.transformer.biases = Biases::both(own.attention_bias.into(), own.mlp_bias.into());
     decoder.checked(file)
 }

@@ -1,5 +1,5 @@
-//! Mistral: Llama's shape, with a window in every layer where the file names one, or in those that it lists (Ministral
-//! 8B). Ministral 3 has none, and queries that grow with the position instead, for texts beyond those of its
+//! Mistral: Llama's shape, with a window in every layer where the file names one. Ministral 8B has it in the layers that it
+//! lists. Ministral 3 has none, and queries that grow with the position instead, for texts beyond those of its
 //! pretraining. Models that see images have the text's settings one level down.
 
 use std::path::Path;
@@ -18,8 +18,11 @@ use crate::models::config_file::{invalid, unsupported, with_defaults};
 /// The families' entries in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
     Family { model_type: "mistral", architectures: &["MistralForCausalLM", "MistralModel"], read };
-pub(super) const ALTERNATING: Family<DecoderConfig> =
-    Family { model_type: "ministral", architectures: &["MinistralForCausalLM", "MinistralModel"], read };
+pub(super) const ALTERNATING: Family<DecoderConfig> = Family {
+    model_type: "ministral",
+    architectures: &["MinistralForCausalLM", "MinistralModel"],
+    read: read_alternating,
+};
 pub(super) const MINISTRAL3: Family<DecoderConfig> = Family {
     model_type: "ministral3",
     architectures: &["Ministral3ForCausalLM", "Ministral3Model"],
@@ -54,6 +57,10 @@ const NAMES_WITH_IMAGES: DecoderNames = DecoderNames {
 };
 
 fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
+    Settings::read(file, config, defaults())?.window_of_family().decoder(file, |_| true)?.checked(file)
+}
+
+fn read_alternating(file: &Path, config: &Value) -> Result<DecoderConfig> {
     Settings::read(file, config, defaults())?.decoder(file, |_| true)?.checked(file)
 }
 
@@ -79,7 +86,8 @@ struct GrowthSettings {
 
 fn read_growing(file: &Path, config: &Value) -> Result<DecoderConfig> {
     let config = with_defaults(config, growing_defaults());
-    let mut decoder = Settings::read(file, &config, growing_defaults())?.decoder(file, |_| true)?;
+    let mut decoder =
+        Settings::read(file, &config, growing_defaults())?.window_of_family().decoder(file, |_| true)?;
     let Growth { rope_parameters: growth } = parse(file, &config)?;
     let original =
         u32::try_from(growth.original_max_position_embeddings).ok().filter(|original| *original > 0);

@@ -16,7 +16,7 @@ pub(super) const FAMILY: Family<DecoderConfig> =
     Family { model_type: "phi3", architectures: &["Phi3ForCausalLM", "Phi3Model"], read };
 
 fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
-    let base = Settings::read(file, config, defaults())?.decoder(file, |_| true)?;
+    let base = Settings::read(file, config, defaults())?.window_of_family().decoder(file, |_| true)?;
     DecoderConfig { names: &PHI3, ..base }.checked(file)
 }
 

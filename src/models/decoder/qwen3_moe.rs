@@ -47,7 +47,7 @@ impl Default for Own {
 }
 
 fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
-    let settings = Settings::read(file, config, defaults())?.optional_window();
+    let settings = Settings::read(file, config, defaults())?.optional_window().window_of_family();
     let mut decoder = qwen3::shape(file, config, settings.decoder(file, |_| true)?)?;
     let own: Own = parse(file, config)?;
     let experts = FeedForwardConfig::Experts {

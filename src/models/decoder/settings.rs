@@ -49,6 +49,9 @@ pub(super) struct Windows {
     /// The first layer that has it, in Qwen's.
     pub(super) max_window_layers: usize,
     pub(super) layer_types: Option<Vec<String>>,
+    /// True if the family decides which layers have it, whatever the list says.
+    #[serde(skip)]
+    is_of_family: bool,
 }
 
 /// Tokens that end a text: one, several, or none.
@@ -61,8 +64,9 @@ enum EndTokens {
     None,
 }
 
-/// The name of a layer with a window in `layer_types`.
+/// The names in `layer_types` of a layer with a window and of one without.
 pub(super) const SLIDING: &str = "sliding_attention";
+const FULL: &str = "full_attention";
 
 impl Settings {
     /// Reads the settings; those that the file leaves out are the family's `defaults`.
@@ -75,6 +79,13 @@ impl Settings {
     /// For families in which the window has a switch of its own.
     pub(super) fn optional_window(mut self) -> Self {
         self.windows.sliding_window = self.windows.sliding_window.filter(|_| self.windows.use_sliding_window);
+        self
+    }
+
+    /// For families of which the reference implementation does not read `layer_types`: a list that says anything else than
+    /// the family does is refused.
+    pub(super) fn window_of_family(mut self) -> Self {
+        self.windows.is_of_family = true;
         self
     }
 
@@ -124,11 +135,12 @@ impl Settings {
 
     /// The tokens that a layer sees: as `layer_types` says, or as the family does where the file has none.
     fn mask(&self, file: &Path, layer: usize, slides: impl Fn(usize) -> bool) -> Result<AttentionMask> {
+        let of_family = slides(layer);
         let slides = match &self.windows.layer_types {
-            None => slides(layer),
+            None => of_family,
             Some(types) => match types.get(layer).map(String::as_str) {
                 Some(SLIDING) => true,
-                Some("full_attention") => false,
+                Some(FULL) => false,
                 other => {
                     let found = other.unwrap_or("a list shorter than num_hidden_layers");
                     let supported = "full_attention, sliding_attention";
@@ -136,10 +148,15 @@ impl Settings {
                 }
             },
         };
-        Ok(match self.windows.sliding_window {
-            Some(window) if slides => AttentionMask::SlidingWindow(window),
-            _ => AttentionMask::Causal,
-        })
+        match self.windows.sliding_window {
+            // Without a window there is no difference.
+            Some(_) if self.windows.is_of_family && slides != of_family => {
+                let (found, supported) = if slides { (SLIDING, FULL) } else { (FULL, SLIDING) };
+                Err(unsupported(file, "layer_types", found, supported))
+            }
+            Some(window) if slides => Ok(AttentionMask::SlidingWindow(window)),
+            _ => Ok(AttentionMask::Causal),
+        }
     }
 
     fn activation(&self, file: &Path) -> Result<Activation> {

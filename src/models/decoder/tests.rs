@@ -291,6 +291,37 @@ fn settings_that_make_no_sense_are_errors() {
     assert!(accepted.is_empty(), "{accepted:?}");
 }
 
+/// transformers masks the layers of these families by the window alone, or has none.
+#[test]
+fn layer_types_that_differ_from_what_the_family_does_are_refused() {
+    let file = Path::new("config.json");
+    for (name, other) in [
+        ("llama", "sliding_attention"),
+        ("gemma", "sliding_attention"),
+        ("phi3", "full_attention"),
+        ("qwen3_moe", "full_attention"),
+        ("mistral", "full_attention"),
+        ("ministral3", "full_attention"),
+    ] {
+        let mut config: Value = read_json(&folder(name).join("config.json")).unwrap();
+        let layers = usize::try_from(config["num_hidden_layers"].as_u64().unwrap()).unwrap();
+        let own = if other == "full_attention" { "sliding_attention" } else { "full_attention" };
+        for (key, value) in [("sliding_window", json!(8)), ("use_sliding_window", json!(true))] {
+            config[key] = value;
+        }
+        config["layer_types"] = json!(vec![own; layers]);
+        assert!(find(file, &config).is_ok(), "{name}");
+        config["layer_types"][layers - 1] = json!(other);
+        let refused = find(file, &config).err();
+        assert!(
+            matches!(&refused, Some(Error::UnsupportedSetting { what, .. }) if what == "layer_types"),
+            "{name}: {refused:?}"
+        );
+        config["sliding_window"] = Value::Null;
+        assert!(find(file, &config).is_ok(), "{name}");
+    }
+}
+
 #[test]
 fn a_gguf_file_brings_its_tokenizer() {
     for name in by_kind().1 {
