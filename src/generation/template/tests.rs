@@ -228,6 +228,17 @@ fn a_step_that_is_long_is_counted() {
         let error = render(&source, &"zyxwvuts".repeat(1 << 16)).unwrap_err();
         assert!(error.to_string().contains("268435456 bytes"), "{step}: {error}");
     }
+    // By name as by place.
+    for call in [
+        "'x'|center(width=300000000)",
+        "[1]|batch(linecount=5000000, fill_with=0)",
+        "[1]|slice(slices=5000000)",
+        "(a ~ a)|replace(old='z', new=a)",
+        "a|list|join(d=a)",
+    ] {
+        let error = render(&format!("{text}{{{{ {call} }}}}"), &"zyxwvuts".repeat(1 << 12)).unwrap_err();
+        assert!(error.to_string().contains("268435456 bytes"), "{call}: {error}");
+    }
     // Of a value that stands in itself, each operation would take longer than there is time.
     let nested = "{% set a = [1] %}".to_owned() + &"{% set a = [a, a] %}".repeat(60);
     let steps = [
