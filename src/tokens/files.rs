@@ -36,9 +36,6 @@ enum Vocabulary {
 /// Names that SentencePiece models have.
 const SENTENCE_PIECE: [&str; 3] = ["tokenizer.model", "sentencepiece.bpe.model", "spiece.model"];
 
-/// Pre-tokenizer of Qwen2, which splits digits.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
 impl TokenizerFiles {
     /// Finds the tokenizer in a folder of a model, whose name is empty or ends with a slash.
     ///
@@ -176,23 +173,14 @@ impl TokenizerFiles {
 
     /// Byte-level BPE.
     fn pairs(&self, words: &str, merges: &str) -> Result<Value, String> {
-        let bytes = |own_split: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": own_split});
-        let (normalizer, split) = match self.settings.class {
-            Class::Roberta | Class::Gpt2 => (Value::Null, bytes(true)),
-            Class::Qwen2 => {
-                let pattern = json!({"Regex": QWEN2});
-                let split =
-                    json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false});
-                (json!({"type": "NFC"}), json!({"type": "Sequence", "pretokenizers": [split, bytes(false)]}))
-            }
-            _ => {
-                return Err(
-                    "it is vocab.json and merges.txt of a class of tokenizers that is not built from them; \
-                            take a tokenizer.json of the model"
-                        .to_owned(),
-                );
-            }
-        };
+        let bytes =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        // Normalizer and split are the class's.
+        if !matches!(self.settings.class, Class::Roberta | Class::Gpt2 | Class::Qwen2) {
+            return Err("it is vocab.json and merges.txt of a class of tokenizers that is not built from them; take a \
+                        tokenizer.json of the model"
+                .to_owned());
+        }
         // Before anything of them is kept; one value is the table itself.
         serde_json::from_str::<Values<{ MAX_TOKENS + 1 }>>(words).map_err(|error| error.to_string())?;
         let vocabulary: Map<String, Value> =
@@ -207,8 +195,8 @@ impl TokenizerFiles {
             _ => Err(format!("the merge {line:?} is no pair")),
         });
         Ok(json!({
-            "version": "1.0", "added_tokens": [], "normalizer": normalizer, "pre_tokenizer": split,
-            "post_processor": null, "decoder": bytes(true),
+            "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": bytes,
+            "post_processor": null, "decoder": bytes,
             "model": {
                 "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
                 "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,

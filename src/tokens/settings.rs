@@ -7,14 +7,17 @@ use std::collections::HashSet;
 use model_actors::LoadContext;
 use serde_json::Value;
 use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
-use tokenizers::normalizers::BertNormalizer;
+use tokenizers::normalizers::{BertNormalizer, NFC};
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::bert::BertProcessing;
-use tokenizers::{AddedToken, ModelWrapper, NormalizerWrapper, Tokenizer, TruncationDirection};
+use tokenizers::{
+    AddedToken, ModelWrapper, NormalizerWrapper, SplitDelimiterBehavior, Tokenizer, TruncationDirection,
+};
 
 use super::{class_names, special_names};
 use crate::error::Result;
@@ -23,6 +26,9 @@ use crate::source::Files;
 /// Names of tokens that all classes know.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// Pre-tokenizer of Qwen2, which splits digits.
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Class of a tokenizer, as far as transformers builds it anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -362,6 +368,15 @@ impl TokenizerSettings {
                 if self.class == Class::Roberta {
                     self.enclose(tokenizer);
                 }
+            }
+            (Class::Qwen2, ModelWrapper::BPE(_)) => {
+                let prefix = self.truth("add_prefix_space").unwrap_or(false);
+                let pattern = SplitPattern::Regex(QWEN2.to_owned());
+                let words = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(failed)?;
+                let split = vec![words.into(), ByteLevel::new(prefix, true, false).into()];
+                tokenizer.with_normalizer(Some(NormalizerWrapper::from(NFC))).map_err(failed)?;
+                tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(split)));
+                tokenizer.with_decoder(Some(ByteLevel::default()));
             }
             (Class::Llama, ModelWrapper::BPE(_)) if !Self::splits_bytes(tokenizer) => {
                 let scheme = match (self.truth("add_prefix_space"), self.truth("legacy")) {

@@ -112,6 +112,8 @@ def cases():
     for prefix in (True, False):
         yield f"roberta, prefix {prefix}", {**whole(pairs(ROBERTA, prefix=not prefix)), **config(tokenizer_class="RobertaTokenizer", add_prefix_space=prefix), **model("roberta")}
     yield "bart, prefix", {**whole(roberta), **config(tokenizer_class="BartTokenizer", add_prefix_space=True), **model("bart")}
+    for settings in ({}, {"add_prefix_space": True}):
+        yield f"qwen2, written as gpt2, {len(settings)} settings", {**whole(gpt2), **config(tokenizer_class="Qwen2Tokenizer", **settings), **model("qwen3")}
     yield "gpt2, prefix", {**whole(gpt2), **config(tokenizer_class="GPT2Tokenizer", add_prefix_space=True), **model("gpt2")}
 
     added = lambda content, **flags: {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True, **flags}
