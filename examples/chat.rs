@@ -56,7 +56,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let source = Source::parse(arguments.model.as_deref().unwrap_or(SMALL));
+    let source = Source::parse(arguments.model.as_deref().unwrap_or(SMALL)).follow_links();
     let engine = Engine::builder().text_to_text("model", source).start().await?;
     let progress = tokio::spawn(show_progress(engine.events()));
     let talked = talk(&engine.text_to_text("model")?, &arguments).await;

@@ -55,7 +55,7 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
     let engine = Engine::builder()
-        .vision("model", Source::parse(arguments.model.as_deref().unwrap_or(SMALL_MODEL)))
+        .vision("model", Source::parse(arguments.model.as_deref().unwrap_or(SMALL_MODEL)).follow_links())
         .start()
         .await?;
     let progress = tokio::spawn(show_progress(engine.events()));

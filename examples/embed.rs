@@ -52,7 +52,10 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     if texts.is_empty() && !arguments.json {
         texts = EXAMPLES.map(str::to_owned).to_vec();
     }
-    let engine = Engine::builder().text_embedding("model", Source::parse(&arguments.model)).start().await?;
+    let engine = Engine::builder()
+        .text_embedding("model", Source::parse(&arguments.model).follow_links())
+        .start()
+        .await?;
     let progress = tokio::spawn(show_progress(engine.events()));
     let vectors = embed(arguments.model(&engine)?, &texts).await;
     engine.shutdown().await;

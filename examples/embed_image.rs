@@ -67,7 +67,10 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let engine = Engine::builder().image_embedding("model", Source::parse(&arguments.model)).start().await?;
+    let engine = Engine::builder()
+        .image_embedding("model", Source::parse(&arguments.model).follow_links())
+        .start()
+        .await?;
     let progress = tokio::spawn(show_progress(engine.events()));
     let vectors = embed(&engine.image_embedding("model")?, &arguments).await;
     engine.shutdown().await;

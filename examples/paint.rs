@@ -81,7 +81,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     TextToImage::check(&request).map_err(Error::from)?;
     check_writable(&arguments.out)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let source = Source::parse(&arguments.model);
+    let source = Source::parse(&arguments.model).follow_links();
     let engine = Engine::builder().threads(threads).text_to_image("model", source).start().await?;
     let loading = tokio::spawn(show_progress(engine.events()));
     let painter = engine.text_to_image("model")?.timeout(PATIENCE);
