@@ -1,6 +1,7 @@
 //! Files of a Hugging Face repository, through the cache that other tools share. One commit for all files of
 //! a model, progress, a limit on silence and a stop mark belong to each fetch. The cache's layout is left to
-//! `cache`, requests to `client`, and one transfer to `download`.
+//! `cache`, requests to `client`, and one transfer to `download`. Another kind of hub is a file beside this one; what opens
+//! either is in `source`.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};

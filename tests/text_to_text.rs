@@ -461,7 +461,13 @@ fn the_text_half_of_a_vision_model_loads_as_a_text_model() {
         let folder = copy_of(family);
         let [settings, weights] = ["config.json", "model.safetensors"].map(|file| folder.path().join(file));
         let text: serde_json::Value = serde_json::from_slice(&std::fs::read(&settings).unwrap()).unwrap();
-        let nested = serde_json::json!({ "model_type": kind, "text_config": text });
+        let mut nested =
+            serde_json::json!({ "model_type": kind, "text_config": text, "vision_config": {"width": 8} });
+        if kind == "mistral3" {
+            nested["vision_feature_layer"] = (-1).into();
+            nested["projector_hidden_act"] = "gelu".into();
+            nested["spatial_merge_size"] = 2.into();
+        }
         std::fs::write(&settings, nested.to_string()).unwrap();
         let tensors = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
         // As published, and as transformers 5 saves it.

@@ -205,6 +205,17 @@ fn every_fixture_is_read_whole() {
     }
 }
 
+/// Adds settings to those that are there, in tables too.
+fn complete(config: &mut Value, settings: serde_json::Map<String, Value>) {
+    for (setting, value) in settings {
+        match (config.get_mut(&setting), value) {
+            (Some(own @ Value::Object(_)), Value::Object(more)) => complete(own, more),
+            (Some(_), _) => {}
+            (None, value) => config[setting] = value,
+        }
+    }
+}
+
 /// Settings that published models of the families have beside those of the fixtures.
 #[test]
 fn settings_of_published_models_are_no_surprise() {
@@ -214,9 +225,7 @@ fn settings_of_published_models_are_no_surprise() {
         let fixture = common::root().join("tests/fixtures").join(&name);
         let own = copy(&fixture);
         let mut config = read(&fixture.join("config.json"));
-        for (setting, value) in settings {
-            config.as_object_mut().unwrap().entry(setting).or_insert(value);
-        }
+        complete(&mut config, settings);
         std::fs::write(own.path().join("config.json"), config.to_string()).unwrap();
         let (capability, _) = name.split_once('/').unwrap();
         if let Err(error) = load(capability, own.path(), LoadOptions::default()) {

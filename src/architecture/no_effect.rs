@@ -120,7 +120,8 @@ const EVERYWHERE: &[Row] = &[
 ];
 
 /// Types of encoders like BERT.
-const ENCODERS: &[&str] = &["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "new"];
+const ENCODERS: &[&str] =
+    &["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "new", "electra", "mpnet"];
 /// Types of decoders.
 const DECODERS: &[&str] = &[
     "llama",
@@ -129,10 +130,16 @@ const DECODERS: &[&str] = &[
     "qwen3",
     "qwen3_moe",
     "phi3",
+    "gemma",
     "gemma2",
     "gemma3",
     "gemma3_text",
     "bidir_mistral",
+    "ministral",
+    "ministral3",
+    "mistral3",
+    "qwen2_moe",
+    "smollm3",
 ];
 /// Types of models that see images, and of their parts.
 const WITH_IMAGES: &[&str] = &[
@@ -158,6 +165,8 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
             // Of the pooling layer that BERT was trained with.
             ("pooler_*", "*"),
             ("emb_pooler", "*"),
+            // A second name of the width, which the shape of the tensor has to agree with.
+            ("emb_size", "*"),
             ("directionality", "*"),
             // The file has the positions, however they were made.
             ("sinusoidal_pos_embds", "*"),
@@ -207,6 +216,10 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
             ("is_llama_config", "*"),
             // vLLM's alone, for texts beyond the context.
             ("dual_chunk_attention_config", "*"),
+            // Of DeepSeek's Qwen3; the reference implementation reads `attention_factor` alone.
+            ("attn_factor", "*"),
+            // Of Gemma 2, where `sliding_window` counts.
+            ("sliding_window_size", "*"),
             // Of Phi-4-mini.
             ("full_attn_mod", "1"),
             ("interpolate_factor", "1"),
@@ -214,6 +227,18 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
     ),
     // The text half is read alone.
     (&["gemma3"], &[("vision_config", "*"), ("mm_tokens_per_image", "*")]),
+    (
+        &["mistral3"],
+        &[
+            ("vision_config", "*"),
+            ("vision_feature_layer", "*"),
+            ("projector_hidden_act", "*"),
+            ("multimodal_projector_bias", "*"),
+            ("spatial_merge_size", "*"),
+        ],
+    ),
+    // The reference implementation writes it among the rotary settings a second time.
+    (&["ministral3"], &[("max_position_embeddings", "*")]),
     (
         WITH_IMAGES,
         &[
@@ -249,6 +274,9 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
     (
         &["dinov2", "dinov2_with_registers"],
         &[
+            // The reference implementation resizes the positions in one way, whatever these say.
+            ("interpolate_antialias", "*"),
+            ("interpolate_offset", "*"),
             ("layerscale_value", "*"),
             ("apply_layernorm", "*"),
             ("reshape_hidden_states", "*"),
