@@ -75,7 +75,8 @@ async fn what_is_not_there_is_not_found() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_permanent_error_of_a_load_goes_to_every_caller_at_once() {
-    let engine = Engine::builder().text_embedding("picture", chat_source()).start().await.unwrap();
+    let painter = Source::directory(root().join("models/shapes-text-to-image"));
+    let engine = Engine::builder().text_embedding("picture", painter).start().await.unwrap();
     let model = engine.text_embedding("picture").unwrap();
     let calls = (0..20).map(|_| model.embed("It rains."));
     for result in futures_util::future::join_all(calls).await {

@@ -189,8 +189,7 @@ fn the_largest_published_vocabularies_are_read() {
     write(folder.path(), "tokenizer.json", file.as_bytes());
     let (error, bytes) = load::<TextEmbeddingModel>(folder.path());
     println!("{} MiB of {} MiB", bytes / MIB, file.len() / MIB);
-    // The model knows fewer: this is found once the tokenizer is read.
-    let error = error.unwrap().to_string();
-    assert!(error.contains(&tokens.to_string()) && error.contains("vocab_size"), "{error}");
+    // The model knows fewer, which fails only a text that has one of the others.
+    assert!(error.is_none(), "{error:?}");
     assert!(bytes < 600 * MIB, "{bytes}");
 }

@@ -25,7 +25,7 @@ fn weight_bytes(folder: &Path) -> isize {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let of = |path: &Path| match path.extension().and_then(|extension| extension.to_str()) {
         _ if path.is_dir() => weight_bytes(path),
-        Some("safetensors" | "gguf")
+        Some("safetensors" | "gguf" | "bin")
             if !path.file_name().unwrap().to_string_lossy().starts_with("expected") =>
         {
             std::fs::metadata(path).unwrap().len() as isize
