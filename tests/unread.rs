@@ -64,7 +64,8 @@ fn read(file: &Path) -> Value {
 fn configurations(capability: &str, folder: &Path) -> Vec<PathBuf> {
     let is_component = |file: &PathBuf| {
         let name = file.file_name().unwrap().to_string_lossy().into_owned();
-        let is_own = file.parent() == Some(folder);
+        // Of a static table the reference implementation reads the weights and the tokenizer alone.
+        let is_own = file.parent() == Some(folder) && !folder.ends_with("text_embedding/static");
         name == "scheduler_config.json"
             || (name == "config.json" && (is_own || capability == "text_to_image"))
     };
