@@ -1,6 +1,6 @@
 //! A tensor of a pickle that does not lie row by row is read without more memory than one that does, gaps or not. This is
 //! the only test of its process, because it counts every byte of the process's heap.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
