@@ -68,7 +68,7 @@ fn folder(count: usize, strides: [usize; 2]) -> tempfile::TempDir {
     folder
 }
 
-/// What a text becomes, and the bytes that the load allocates, those that are freed again included.
+/// The vectors of a text, and the bytes that the load allocates, those that are freed again included.
 fn load(folder: &Path) -> (Vec<Vec<f32>>, usize) {
     let before = HEAP.stats().bytes_allocated;
     let model = TextEmbeddingModel::load(Source::directory(folder)).unwrap();

@@ -56,7 +56,18 @@ fn die(core: &mut Core, worker: WorkerId, requests: &[u64]) -> Vec<Effect> {
     effects
 }
 
-/// What was reserved, in order.
+/// A model whose only worker has crashed with its request; the replacement has asked for room.
+fn after_a_crash() -> Core {
+    let mut core = by_hand(workers(1, 1));
+    submit(&mut core, [1]);
+    let first = the_worker(&core);
+    load(&mut core, first);
+    die(&mut core, first, &[1]);
+    core.wait_until(at(0, 1));
+    core
+}
+
+/// The reservations, in order.
 fn reserved(core: &Core) -> Vec<(Bytes, Source)> {
     let reserve = |(_, effect): &(Time, Effect)| match effect {
         Effect::Reserve { bytes, source, .. } => Some((*bytes, *source)),
@@ -82,12 +93,7 @@ const CLOSED: fn(&Event) -> bool = |event| matches!(event, Event::BreakerClosed 
 
 #[test]
 fn a_replacement_takes_the_weights_that_were_kept_for_it() {
-    let mut core = by_hand(workers(1, 1));
-    submit(&mut core, [1]);
-    let first = the_worker(&core);
-    load(&mut core, first);
-    die(&mut core, first, &[1]);
-    core.wait_until(at(0, 1));
+    let mut core = after_a_crash();
     assert_eq!(reserved(&core), [(Bytes(13), Source::Load), (Bytes(3), Source::Shared)]);
     assert_eq!(released(&core), 0, "it has yet to take them");
     let second = the_worker(&core);
@@ -99,12 +105,7 @@ fn a_replacement_takes_the_weights_that_were_kept_for_it() {
 
 #[test]
 fn weights_from_which_no_worker_could_be_built_are_read_again() {
-    let mut core = by_hand(workers(1, 1));
-    submit(&mut core, [1]);
-    let first = the_worker(&core);
-    load(&mut core, first);
-    die(&mut core, first, &[1]);
-    core.wait_until(at(0, 1));
+    let mut core = after_a_crash();
     let second = the_worker(&core);
     core.tell(Input::RoomGranted { worker: second });
     core.tell(Input::StartFailed { worker: second, failure: Failure::failed("no") });

@@ -1,4 +1,4 @@
-//! What a model's files say of all texts that it writes, however its tokens are chosen: the tokens that end a text, and the
+//! Settings of a model's files for all texts that it writes, however its tokens are chosen: the tokens that end a text, and the
 //! penalty for tokens that occurred. As in transformers, `generation_config.json` decides alone where there is one, also
 //! about what it leaves out; only a model without it has these settings in `config.json`, whose top level goes before the
 //! part about the text. Unlike transformers, a model whose files name no end stops at that of its family or tokenizer, since

@@ -1,4 +1,4 @@
-//! What `torch.save` wrote before version 1.6: five pickles one after another (a mark, a version, the machine, the
+//! The form that `torch.save` wrote before version 1.6: five pickles one after another (a mark, a version, the machine, the
 //! tensors, the keys of their stores), and then each store's count and numbers in the order of the keys.
 
 use std::collections::HashMap;

@@ -16,7 +16,7 @@ const MAX_NAME: usize = 1 << 10;
 /// Number of a value in the table.
 pub(super) type Id = usize;
 
-/// What an instruction has made.
+/// A value that an instruction has made.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
     None,
@@ -188,7 +188,7 @@ impl<'a> Machine<'a> {
         self.stack.last().copied().ok_or_else(|| "the pickle takes more than it has put down".to_owned())
     }
 
-    /// What was put down since the last mark.
+    /// Takes the values that were put down since the last mark.
     fn since_mark(&mut self) -> Result<Vec<Id>, String> {
         let height = self.marks.pop().filter(|height| *height <= self.stack.len());
         Ok(self.stack.split_off(height.ok_or("the pickle has a mark too few")?))

@@ -1,4 +1,4 @@
-//! What a pickle says about tensors: which there are, their shapes, and which of a file's stores their numbers are in.
+//! Descriptions of tensors in a pickle: which there are, their shapes, and which of a file's stores their numbers are in.
 //! Everything else that a pickle can hold is refused here by its name. Where the stores lie is left to the two forms of
 //! files.
 

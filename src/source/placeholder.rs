@@ -1,4 +1,4 @@
-//! What lies in the place of a model's file where something went wrong on its way here: the pointer that Git has without
+//! Placeholders, which lie where a model's file should be when something went wrong on its way here: the pointer that Git has without
 //! its extension for large files, the page or the words that a web server answers
 //! with in place of the file, or where a link led to.
 

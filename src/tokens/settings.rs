@@ -231,7 +231,7 @@ impl Added {
     }
 }
 
-/// What the files beside a vocabulary say of it.
+/// The settings of a tokenizer in the files beside its vocabulary.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TokenizerSettings {
     pub(super) class: Class,

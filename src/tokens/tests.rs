@@ -1,4 +1,4 @@
-//! What is encoded, cut and written, with tokenizers of a few tokens.
+//! Tests of encoding, cutting and decoding, with tokenizers of a few tokens.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;

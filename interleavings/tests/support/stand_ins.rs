@@ -1,4 +1,4 @@
-//! What the production files need of their neighbours, as little as they need: the plain types are the real ones, metrics
+//! Stand-ins for the neighbours of the production files, as little as these need: the plain types are the real ones, metrics
 //! measure nothing, values are dropped where they are, time stands still, and an actor is a channel.
 
 pub(crate) mod capability {

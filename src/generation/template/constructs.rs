@@ -62,7 +62,7 @@ fn render(template: &str, conversation: &Conversation) -> Result<String> {
     template.render_values(values)
 }
 
-/// What is wrong with a text, if anything: where Jinja refuses, so must this.
+/// Describes the fault of a text, if it has one: where Jinja refuses, so must this.
 fn fault(rendered: Result<String>, expected: Option<&String>) -> Option<String> {
     match (rendered, expected) {
         (Ok(text), Some(expected)) if text == *expected => None,

@@ -313,13 +313,13 @@ pub(super) fn joiner(between: Option<Value>, named: Kwargs) -> Result<Value, Err
     Ok(minijinja_contrib::globals::joiner(between.map(|between| string(&between))))
 }
 
-/// What Python can go through: texts, lists, maps, and what is undefined.
+/// True for what Python can go through: texts, lists, maps, and undefined values.
 pub(super) fn is_iterable(value: &Value) -> bool {
     value.is_undefined()
         || matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable)
 }
 
-/// What has a length and items: as [`is_iterable`], since all that is computed here is a list.
+/// True for values with a length and items: as [`is_iterable`], since all that is computed here is a list.
 pub(super) fn is_sequence(value: &Value) -> bool {
     is_iterable(value)
 }

@@ -133,7 +133,7 @@ fn places(
     Ok(places.take_while(inside).filter_map(|at| usize::try_from(at).ok()))
 }
 
-/// What is repeated where it is multiplied.
+/// True for values that multiplication repeats.
 fn is_repeated(value: &Value) -> bool {
     value.as_str().is_some() || value.kind() == ValueKind::Seq
 }

@@ -322,7 +322,7 @@ struct Llava {
 }
 
 impl Llava {
-    /// What the text half sees of a crop, of which the layers that are taken were kept in the order of blocks.
+    /// The features of a crop for the text half, from the layers that are taken, kept in the order of blocks.
     fn features(&self, kept: &[Tensor]) -> Result<Tensor> {
         if let ([_], [projected]) = (self.layers.as_slice(), kept) {
             return Ok(projected.clone());

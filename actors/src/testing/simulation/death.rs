@@ -1,4 +1,4 @@
-//! What outlives its keeper: a pool's actor dies with its messages, requests, calls, rooms and handles, its threads run on,
+//! Deaths of pools: an actor dies with its messages, requests, calls, rooms and handles, its threads run on,
 //! and the next pool takes them over. A model that was removed is forgotten here too, once nothing of it is left.
 
 use std::time::Duration;

@@ -17,7 +17,7 @@ struct Waiting {
 
 #[derive(Debug)]
 pub(super) struct Line {
-    /// What each load needs, whatever it asks for.
+    /// The bytes that each load needs, whatever it asks for.
     needs: BTreeMap<RoomAsk, Bytes>,
     /// In the order of arrival.
     waiting: Vec<Waiting>,

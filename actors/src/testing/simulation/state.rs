@@ -252,7 +252,7 @@ pub(super) struct SimWorker {
     pub(super) shown: Time,
     /// It was found stuck.
     pub(super) given_up: bool,
-    /// What the roster has it hold, by which footprint.
+    /// The bytes that the roster has it hold, by which footprint.
     pub(super) holds: Option<(Holds, Option<Footprint>)>,
     pub(super) doing: Doing,
     /// Counts up whenever what was planned for the thread is void.

@@ -129,7 +129,7 @@ fn is_enough(offers: &[&Offer], gone: &[Named], wanted: u64) -> bool {
 }
 
 impl World {
-    /// What is offered as idle has nothing to do, for as long as is said, and may go.
+    /// Checks that workers offered as idle have nothing to do, for as long as is said, and may go.
     pub(super) fn check_offers(&mut self, pool: usize, offers: &[Offer]) {
         let (now, state) = (self.now, &self.pools[pool]);
         let is_wrong = |offer: &&Offer| {
