@@ -10,6 +10,7 @@ mod common;
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use candle_actors::{
     Completion, Engine, Error, GenerateText, Message, Prompt, Sampling, Source, TextGenerator,
@@ -45,9 +46,19 @@ struct Arguments {
     /// Makes the choice repeatable.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Processor threads; all cores, unless set.
+    #[arg(long, value_name = "N", default_value_t = cores())]
+    threads: usize,
+    /// Fail an answer that has not ended after so many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
     /// Print one JSON object a line: pieces of text, then the finish reason and the usage.
     #[arg(long)]
     json: bool,
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 #[tokio::main]
@@ -57,9 +68,14 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<(), Failure> {
     let source = Source::parse(arguments.model.as_deref().unwrap_or(SMALL)).follow_links();
-    let engine = Engine::builder().text_to_text("model", source).start().await?;
+    let engine = Engine::builder().threads(arguments.threads).text_to_text("model", source).start().await?;
     let progress = tokio::spawn(show_progress(engine.events()));
-    let talked = talk(&engine.text_to_text("model")?, &arguments).await;
+    let model = engine.text_to_text("model")?;
+    let model = match arguments.timeout {
+        Some(seconds) => model.total_timeout(Duration::from_secs(seconds)),
+        None => model,
+    };
+    let talked = talk(&model, &arguments).await;
     engine.shutdown().await;
     progress.abort();
     talked

@@ -157,6 +157,26 @@ impl<C: Capability> Item<C> {
         self.gauge.step();
     }
 
+    /// Says that the work on this request has begun, which meets the deadline that is set for its first output: queue
+    /// and load are over, and from now on the stall limit bounds the run, and the total timeout where one is set. For
+    /// models whose first output takes the longer the larger the request is, as reading a prompt does. Without it the
+    /// first chunk meets the deadline.
+    ///
+    /// ```
+    /// use model_actors::{Item, TextToText};
+    ///
+    /// fn read(item: &Item<TextToText>, prompt: &[u32], mut step: impl FnMut(&[u32])) {
+    ///     item.begin();
+    ///     for piece in prompt.chunks(128) {
+    ///         step(piece);
+    ///         item.tick();
+    ///     }
+    /// }
+    /// ```
+    pub fn begin(&self) {
+        self.job.begin_from(self.attempt);
+    }
+
     /// Ends the request well.
     pub fn finish(&self, output: C::Output) {
         self.job.answer_from(self.attempt, Ok(output));

@@ -47,7 +47,9 @@ pub struct CallOptions {
     pub lane: Lane,
     /// Urgency relative to other requests of the model, those that wait for a slot included.
     pub priority: Priority,
-    /// Time for queue, load and run up to the first output. `None`: the model's configured time.
+    /// Time for queue, load and run up to the first output, or to the moment at which the model says that it has begun
+    /// ([`Item::begin`](crate::Item::begin)): text to text and vision do when they begin to read the prompt, text to
+    /// image when it begins to paint. From then on the stall limit bounds the run. `None`: the model's configured time.
     pub timeout: Option<Duration>,
     /// Time for all of the request, to the end of its output. `None`: the model's configured time, if any.
     pub total_timeout: Option<Duration>,
@@ -236,8 +238,8 @@ impl<C: Capability> ModelHandle<C> {
         self.model.id()
     }
 
-    /// Time that a request has for queue, load and run up to its first output, unless its [`CallOptions`] set
-    /// another.
+    /// Time that a request has for queue, load and run up to its first output, or until its model has begun, unless its
+    /// [`CallOptions`] set another.
     pub fn request_timeout(&self) -> Duration {
         self.latest().policy.config.request_timeout
     }

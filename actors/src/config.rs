@@ -92,7 +92,8 @@ impl SystemConfig {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct PoolConfig {
-    /// Time for queue, load and run up to the first output, unless the request brings its own.
+    /// Time for queue, load and run up to the first output, or until its model has begun, as
+    /// [`CallOptions::timeout`](crate::CallOptions::timeout) says; unless the request brings its own.
     pub request_timeout: Duration,
     /// Time for all of a request, to the end of its output, unless the request brings its own. `None`: none,
     /// so that an answer that has begun may take as long as it makes progress.

@@ -52,7 +52,8 @@ pub(crate) struct Job<C: Capability> {
     pub(crate) parts: JobParts<C>,
     running: AtomicBool,
     cancelled: AtomicBool,
-    /// True once the current attempt has made a first piece of output.
+    /// True once the current attempt has met the deadline: it has made a first piece of output, or its model has said
+    /// that it has begun.
     begun: AtomicBool,
     /// True once part of the answer is with the caller.
     sent: AtomicBool,
@@ -151,6 +152,14 @@ impl<C: Capability> Job<C> {
         send(answer, result)
     }
 
+    /// Meets the deadline on behalf of a run, before there is output. One that is over stays so.
+    pub(crate) fn begin_from(&self, attempt: u32) {
+        let owed = self.owed();
+        if owed.attempt == attempt && owed.answer.is_some() && !self.is_abandoned() {
+            self.begun.store(true, Ordering::Release);
+        }
+    }
+
     /// Sends a part of the answer on behalf of a run. Gives the chunk back if the reader's buffer is full.
     pub(crate) fn emit_from(&self, attempt: u32, chunk: C::Chunk) -> Result<(), EmitError<C::Chunk>> {
         let owed = self.owed();
@@ -223,8 +232,8 @@ impl<C: Capability> Job<C> {
         cancelled
     }
 
-    /// True once the first output is made: the deadline is for that alone, also where the caller sees only
-    /// the whole output.
+    /// True once the run has begun in the sense of [`Self::begin_from`], or the first output is made: the deadline is
+    /// for that alone, also where the caller sees only the whole output.
     fn has_met_deadline(&self) -> bool {
         self.has_sent() || (self.running.load(Ordering::Acquire) && self.begun.load(Ordering::Acquire))
     }

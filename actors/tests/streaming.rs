@@ -159,6 +159,30 @@ async fn the_deadline_is_for_the_first_output() {
     test.finish().await;
 }
 
+/// As reading a long prompt, which has no output before its end.
+#[tokio::test]
+async fn work_that_has_begun_has_met_the_deadline_and_keeps_its_total_one() {
+    let mut test = start(single()).await;
+    let model = test.stream_model("model", ScriptedLoader::default());
+    model.preload().await.unwrap();
+    let timeout = millis(100);
+    let brief = CallOptions::default().with_timeout(timeout);
+    let gate = Gate::default();
+    let begun = model.stream(Act::BeginThenWork(gate.latch()).into(), brief).await.unwrap();
+    test.until_model("model", "it runs", |model| idle(model) == 0).await;
+    // It waits behind the other, so its time ends.
+    let queued = model.call(Act::Reply(7).into(), brief).await;
+    assert!(matches!(queued, Err(Error::Timeout { phase: RequestPhase::Queued, .. })), "{queued:?}");
+    gate.open();
+    assert_eq!(begun.output().await.unwrap(), 0);
+
+    let total = brief.with_total_timeout(timeout * 2);
+    let gate = Gate::default();
+    let error = model.call(Act::BeginThenWork(gate.latch()).into(), total).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { after, .. } if after == timeout * 2), "{error}");
+    test.finish().await;
+}
+
 /// A model that does one step of every request at a time, and lets requests in and out between two rounds.
 struct Rounds {
     record: Arc<Record>,

@@ -37,8 +37,10 @@ macro_rules! call_settings {
             }
 
             /// Sets the time that each request has for queue, load and run up to its first output, in place of the
-            /// model's own; the wait for room for its images is included. Fetching and decoding an image has limits of
-            /// its own, in [`ImageSettings`](crate::ImageSettings).
+            /// model's own; the wait for room for its images is included. Where a model writes or paints, the time is
+            /// kept once it has begun to read the prompt, or to paint: then the stall limit bounds each step, and
+            /// `total_timeout` all of it. Fetching and decoding an image has limits of its own, in
+            /// [`ImageSettings`](crate::ImageSettings).
             #[must_use]
             pub fn timeout(mut self, timeout: std::time::Duration) -> Self {
                 self.calls.options = self.calls.options.with_timeout(timeout);

@@ -128,6 +128,11 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
         self.waiting.is_empty() && self.running.len() < self.limits.max_sequences && prompts < PROMPT_ROWS
     }
 
+    /// True if the text of this key takes part in the next step.
+    fn reads(&self, key: Key) -> bool {
+        self.free().any(|text| text.key == key)
+    }
+
     /// True if a text would take part in a step.
     fn moves(&self) -> bool {
         self.free().next().is_some()

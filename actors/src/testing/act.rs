@@ -70,6 +70,8 @@ pub enum Act {
     Hang(Latch),
     /// Makes progress until the latch opens, then answers with 0; stops when it is told to.
     Work(Latch),
+    /// Says that it has begun, makes progress until the latch opens, then answers with 0; stops when it is told to.
+    BeginThenWork(Latch),
     /// Makes progress for so long, then answers with 0; stops when it is told to.
     WorkFor(Duration),
     /// Streams so many chunks, 0, 1, 2 …, then answers with their number.

@@ -237,6 +237,12 @@ impl ScriptedModel {
                 latch.wait(HANG_LIMIT);
                 item.finish(0);
             }
+            Act::BeginThenWork(latch) => {
+                item.begin();
+                if work(batch, item, latch) {
+                    item.finish(0);
+                }
+            }
             Act::Work(latch) => {
                 if work(batch, item, latch) {
                     item.finish(0);

@@ -27,6 +27,8 @@ const CALLERS: usize = 64;
 const MEDDLERS: usize = 3;
 /// Time that no answer may take: several times the sum of all limits below.
 const NEVER: Duration = Duration::from_secs(20);
+/// Time to the first output of a request that brings none of its own.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for resources to be released at the end.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -116,7 +118,7 @@ fn settings() -> (SystemConfig, PoolConfig) {
         .with_restart(restart)
         .with_event_capacity(1 << 16);
     let pool = PoolConfig::default()
-        .with_request_timeout(Duration::from_secs(2))
+        .with_request_timeout(REQUEST_TIMEOUT)
         .with_max_workers(3)
         .with_cold_start_workers(1)
         .with_queue(QueueCapacity::new(24, 8))
@@ -196,13 +198,14 @@ impl Phase {
 
     async fn perform(&self, plan: &RequestPlan) -> Ending {
         let model = self.scripted.iter().find(|model| model.id().as_str() == plan.kind.name());
+        let began = Instant::now();
         let ending = match model {
             Some(model) => perform(model, plan).await,
             None => perform(&self.streamed, plan).await,
         };
         match ending {
             Ending::Failed(error, _) => {
-                let earned = earned(plan, &error, self.plan.kills());
+                let earned = earned(plan, &error, began.elapsed(), self.plan.kills());
                 if earned == Earned::No {
                     eprintln!("{:?} of {} ended with: {error}", plan.act, plan.kind.name());
                 }
@@ -387,7 +390,7 @@ fn is_refusal(error: &Error) -> bool {
 
 /// Cause of an error. A well-behaved request may run out of time or memory, or find its model's breaker open;
 /// it must never fail because of another request of its batch.
-fn earned(plan: &RequestPlan, error: &Error, kills: bool) -> Earned {
+fn earned(plan: &RequestPlan, error: &Error, took: Duration, kills: bool) -> Earned {
     let yes = match error {
         Error::ModelError { .. } => matches!(plan.act, Act::Fail),
         Error::InvalidInput { .. } => matches!(plan.act, Act::Refuse),
@@ -399,7 +402,7 @@ fn earned(plan: &RequestPlan, error: &Error, kills: bool) -> Earned {
         // What a stream has sent out cannot be taken back, so it ends with its worker, whoever killed that.
         // Without a stream that is so only once the deadline has passed.
         Error::WorkerCrashed { .. } if matches!(plan.caller, Caller::Tries | Caller::Drops(_)) => {
-            plan.kind == Kind::Streamed && plan.options.timeout.is_some()
+            plan.kind == Kind::Streamed && took >= plan.options.timeout.unwrap_or(REQUEST_TIMEOUT)
         }
         Error::WorkerCrashed { .. } | Error::SlowReader { .. } => plan.kind == Kind::Streamed,
         Error::RecvError { .. } => kills,

@@ -27,6 +27,8 @@ where
     loop {
         begin(model, &mut streams, batch, &mut new);
         hand_out(&mut streams, batch);
+        // However long a prompt takes to read, its request waits no longer.
+        batch.items().iter().filter(|item| streams.reads(item.id())).for_each(Item::begin);
         let moved = streams.step(model)?;
         batch.tick();
         hand_out(&mut streams, batch);

@@ -14,6 +14,7 @@ impl Model<TextToImage> for TextToImageModel {
     fn run(&mut self, batch: &mut Batch<'_, TextToImage>) -> Result<(), Failure> {
         let mut running = Vec::new();
         for item in batch.items() {
+            item.begin();
             let watch = || is_wanted(item);
             let started = self.start(item.request(), Noise::seeded(item.request().seed), &Watch(&watch));
             if let Some(denoising) = isolate(item, started)? {
