@@ -1,13 +1,11 @@
 //! The archive that `torch.save` writes: a zip whose entries are stored as they are, the pickle in `data.pkl` and each
 //! store of numbers in `data/`. A compressed entry is refused, so that nothing is larger than the file that it is in.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::rc::Rc;
+use std::io::Read as _;
 
-use zip::{CompressionMethod, ZipArchive};
+use rawzip::{CompressionMethod, FileReader, RECOMMENDED_BUFFER_SIZE, ZipArchive, ZipArchiveEntryWayfinder};
 
 use super::MAX_PICKLE;
 use super::machine::{self, Values, shown};
@@ -16,9 +14,12 @@ use super::tensors::{self, StoredTensor};
 /// An entry's first byte in the file, and the number of its bytes.
 type Place = (u64, u64);
 
+/// Bytes of an entry in the list, beside its name.
+const ENTRY_BYTES: u64 = 46;
+
 /// Reads an archive of so many bytes.
 pub(super) fn read(file: File, size: u64) -> Result<Vec<StoredTensor>, String> {
-    let mut archive = Archive::open(file, size)?;
+    let archive = Archive::open(file, size)?;
     let values = archive.pickle()?;
     let described = tensors::described(&values)?;
     let mut places: HashMap<&str, Place> = HashMap::new();
@@ -43,64 +44,84 @@ pub(super) fn read(file: File, size: u64) -> Result<Vec<StoredTensor>, String> {
 }
 
 struct Archive {
-    zip: ZipArchive<Budgeted>,
-    file: File,
-    budget: Rc<Cell<u64>>,
+    zip: ZipArchive<FileReader>,
+    entries: HashMap<Vec<u8>, Entry>,
     /// The folder of all entries, with a slash at its end.
     folder: String,
     size: u64,
 }
 
+/// An entry, as the list at the end of the file has it.
+struct Entry {
+    place: ZipArchiveEntryWayfinder,
+    is_stored: bool,
+}
+
 impl Archive {
+    /// Reads the list of entries, one after another: what the file claims of their number is not believed.
     fn open(file: File, size: u64) -> Result<Self, String> {
-        let budget = Rc::new(Cell::new(MAX_PICKLE));
-        let second = file.try_clone().map_err(|error| error.to_string())?;
-        let zip = ZipArchive::new(Budgeted { file: second, budget: Rc::clone(&budget) });
-        let zip = zip.map_err(|error| format!("its archive cannot be read: {error}"))?;
+        let unreadable = |error: rawzip::Error| format!("its archive cannot be read: {error}");
+        let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
+        let zip = ZipArchive::from_file(file, &mut buffer).map_err(unreadable)?;
+        let mut entries = HashMap::new();
+        let mut listed = zip.entries(&mut buffer);
+        let mut bytes = 0;
+        while let Some(entry) = listed.next_entry().map_err(unreadable)? {
+            let name = entry.file_path().as_ref().to_vec();
+            bytes += ENTRY_BYTES + name.len() as u64;
+            if bytes > MAX_PICKLE {
+                return Err("its list of entries is too long".to_owned());
+            }
+            let is_stored =
+                entry.compression_method() == CompressionMethod::STORE && !entry.flags().is_encrypted();
+            let known = Entry { place: entry.wayfinder(), is_stored };
+            if let Some(twice) = entries.insert(name, known).map(|_| entry.file_path()) {
+                let name = String::from_utf8_lossy(twice.as_ref());
+                return Err(format!("its archive has two entries {}", shown(&name)));
+            }
+        }
         const PICKLE: &str = "data.pkl";
-        let folder = zip.file_names_raw().find_map(|name| {
+        let folder = entries.keys().find_map(|name| {
             let folder = std::str::from_utf8(name).ok()?.strip_suffix(PICKLE)?;
             (folder.is_empty() || folder.ends_with('/')).then(|| folder.to_owned())
         });
         let folder = folder.ok_or("its archive has no data.pkl, as one of PyTorch has")?;
-        Ok(Self { zip, file, budget, folder, size })
+        Ok(Self { zip, entries, folder, size })
     }
 
     /// The place of an entry, if there is one of this name.
-    fn find(&mut self, name: &str) -> Result<Option<Place>, String> {
+    fn find(&self, name: &str) -> Result<Option<Place>, String> {
         let name = format!("{}{name}", self.folder);
         let wrong = |reason: &dyn std::fmt::Display| format!("its entry {} {reason}", shown(&name));
-        let Some(index) = self.zip.index_for_name_raw(name.as_bytes()) else { return Ok(None) };
-        // The list of entries is in memory by now, and this reads no more than the beginning of one.
-        self.budget.set(1 << 16);
-        let entry =
-            self.zip.by_index_raw(index).map_err(|error| wrong(&format!("cannot be read: {error}")))?;
-        if entry.compression() != CompressionMethod::Stored || entry.encrypted() {
+        let Some(entry) = self.entries.get(name.as_bytes()) else { return Ok(None) };
+        if !entry.is_stored {
             return Err(wrong(&"is compressed or encrypted, which PyTorch's are not"));
         }
-        let (start, length) = (entry.data_start(), entry.size());
-        let start = start.filter(|start| start.checked_add(length).is_some_and(|end| end <= self.size));
-        start.map(|start| Some((start, length))).ok_or_else(|| wrong(&"ends beyond the file"))
+        let entry = self.zip.get_entry(entry.place);
+        let entry = entry.map_err(|error| wrong(&format!("cannot be read: {error}")))?;
+        let (start, end) = entry.compressed_data_range();
+        match end.checked_sub(start).filter(|_| end <= self.size) {
+            Some(length) => Ok(Some((start, length))),
+            None => Err(wrong(&"ends beyond the file")),
+        }
     }
 
-    fn required(&mut self, name: &str) -> Result<Place, String> {
+    fn required(&self, name: &str) -> Result<Place, String> {
         self.find(name)?.ok_or_else(|| format!("its archive has no entry {}", shown(name)))
     }
 
     /// The bytes of an entry.
-    fn bytes(&mut self, (start, length): Place) -> Result<Vec<u8>, String> {
+    fn bytes(&self, (start, length): Place) -> Result<Vec<u8>, String> {
         if length > MAX_PICKLE {
             return Err(format!("its pickle has {length} bytes; at most {MAX_PICKLE} are allowed"));
         }
         let mut bytes = Vec::new();
-        self.file
-            .seek(SeekFrom::Start(start))
-            .and_then(|_| self.file.by_ref().take(length).read_to_end(&mut bytes))
-            .map_err(|error| error.to_string())?;
+        let mut entry = rawzip::RangeReader::new(self.zip.get_ref(), start..start.saturating_add(length));
+        entry.read_to_end(&mut bytes).map_err(|error| error.to_string())?;
         Ok(bytes)
     }
 
-    fn pickle(&mut self) -> Result<Values, String> {
+    fn pickle(&self) -> Result<Values, String> {
         if let Some(place) = self.find("byteorder")?
             && self.bytes(place)? != b"little"
         {
@@ -108,28 +129,5 @@ impl Archive {
         }
         let place = self.required("data.pkl")?;
         Ok(machine::run(&self.bytes(place)?)?.0)
-    }
-}
-
-/// A file of which only so many bytes are read: the list of an archive's entries is in memory as a whole.
-struct Budgeted {
-    file: File,
-    budget: Rc<Cell<u64>>,
-}
-
-impl Read for Budgeted {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read(buffer)?;
-        match self.budget.get().checked_sub(read as u64) {
-            Some(left) => self.budget.set(left),
-            None => return Err(io::Error::other("its list of entries is too long")),
-        }
-        Ok(read)
-    }
-}
-
-impl Seek for Budgeted {
-    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
-        self.file.seek(position)
     }
 }

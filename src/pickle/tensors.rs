@@ -2,6 +2,8 @@
 //! Everything else that a pickle can hold is refused here by its name. Where the stores lie is left to the two forms of
 //! files.
 
+use std::collections::HashSet;
+
 use super::machine::{Id, Value, Values, shown};
 use crate::limits::MAX_TENSORS;
 
@@ -86,11 +88,19 @@ pub(super) fn described(values: &Values) -> Result<Vec<Described<'_>>, String> {
         Value::Dict(entries) => entries,
         _ => return Err(format!("it holds {}, no table of tensors", what(values, values.root)?)),
     };
-    // A name may be there any number of times.
     if entries.len() > MAX_TENSORS {
         return Err(format!("it has {} tensors; at most {MAX_TENSORS} are allowed", entries.len()));
     }
-    entries.iter().map(|(name, value)| tensor(values, *name, *value)).collect()
+    // One name that is recalled again and again would be copied each time.
+    let mut names = HashSet::new();
+    let described = |(name, value): &(Id, Id)| {
+        let tensor = tensor(values, *name, *value)?;
+        match names.insert(tensor.name) {
+            true => Ok(tensor),
+            false => Err(format!("it has two tensors {}", shown(tensor.name))),
+        }
+    };
+    entries.iter().map(described).collect()
 }
 
 /// A value in words: a class by its name.

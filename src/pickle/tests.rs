@@ -166,6 +166,42 @@ fn archives_that_are_wrong_are_refused() {
 }
 
 #[test]
+fn a_tensor_is_there_once() {
+    let whole = tensor(6, &[2, 3], &[3, 1], 0);
+    let (name, made) = (&whole[..9], &whole[9..whole.len() - 2]);
+    let pickle = [name, b"q\x00", made, b"q\x01s(h\x00h\x01u."].concat();
+    assert!(refused(&archive(&pickle, &[7; 24])).contains("two tensors \"a\""));
+}
+
+/// The record at its end says that a file, which is full of holes, has thousands of millions of entries.
+#[test]
+fn the_number_of_entries_that_an_archive_claims_is_not_believed() {
+    const SIZE: u64 = 1 << 40;
+    let entries = SIZE / 48;
+    let long = |number: u64| number.to_le_bytes();
+    let record = [
+        &b"PK\x06\x06"[..],
+        &long(44),
+        &[45, 0, 45, 0],
+        &[0; 8],
+        &long(entries),
+        &long(entries),
+        &long(u64::MAX),
+        &long(entries),
+    ]
+    .concat();
+    let locator = [&b"PK\x06\x07"[..], &[0; 4], &long(SIZE), &1u32.to_le_bytes()].concat();
+    let end = [&b"PK\x05\x06"[..], &[0; 4], &[0xff; 12], &[0; 2]].concat();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pytorch_model.bin");
+    std::fs::write(&path, b"PK\x03\x04").unwrap();
+    let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    file.set_len(SIZE).unwrap();
+    file.write_all(&[record, locator, end].concat()).unwrap();
+    assert!(matches!(read(&path), Err(Error::InvalidPickle { .. })));
+}
+
+#[test]
 fn files_of_the_older_form_that_end_early_or_lie_are_refused() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_embedding/bert_2019");
     let whole = std::fs::read(root.join("pytorch_model-00002-of-00002.bin")).unwrap();
