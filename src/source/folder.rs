@@ -2,6 +2,7 @@
 //! file of this machine to whoever asks the model; and what is no regular file is not read, because reading it may never
 //! end. What is found is read elsewhere, through [`open`].
 
+use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
@@ -104,18 +105,24 @@ fn check_inside(folder: &Path, file: &Path) -> io::Result<()> {
 }
 
 /// True for a content in the cache of the Hugging Face tools, and a snapshot in the same cache, or a folder in one, which is
-/// of links to such contents. The contents may lie elsewhere, on another disk, and the cache's own folder be a link to them.
+/// of links to such contents. The contents may lie elsewhere, on another disk, and the cache's own folder be a link to
+/// them; so that a folder of this shape does not open any other, contents and commits have to be named by checksums.
 fn is_in_hub_cache(folder: &Path, file: &Path) -> bool {
     let is_named =
-        |path: &Path, is: fn(&str) -> bool| path.file_name().and_then(|name| name.to_str()).is_some_and(is);
+        |path: &Path, is: fn(&str) -> bool| path.file_name().and_then(OsStr::to_str).is_some_and(is);
     let is_repository = |path: &&Path| {
-        let commit = folder.strip_prefix(path.join("snapshots"));
+        let commit = folder.strip_prefix(path.join("snapshots")).ok().and_then(|rest| rest.iter().next());
         is_named(path, |name| name.starts_with("models--"))
-            && commit.is_ok_and(|rest| rest.iter().next().is_some())
+            && commit.and_then(OsStr::to_str).is_some_and(is_checksum)
     };
     let repository = folder.ancestors().find(is_repository);
     let blobs = repository.and_then(|repository| repository.join("blobs").canonicalize().ok());
-    blobs.is_some_and(|blobs| file.parent() == Some(blobs.as_path()))
+    is_named(file, is_checksum) && blobs.is_some_and(|blobs| file.parent() == Some(blobs.as_path()))
+}
+
+/// True for a name that is a checksum of git or of SHA-256.
+fn is_checksum(name: &str) -> bool {
+    matches!(name.len(), 40 | 64) && name.bytes().all(|letter| letter.is_ascii_hexdigit())
 }
 
 fn check_regular(about: &Metadata) -> io::Result<()> {
@@ -248,26 +255,36 @@ mod tests {
     fn links_to_the_contents_of_the_hubs_cache_are_followed_and_no_others_in_it() {
         let (root, _, secret) = folders();
         let repository = root.path().join("models--somebody--tiny");
-        let snapshot = repository.join("snapshots/0123");
+        let (commit, blob, other) = ("01".repeat(20), "ab".repeat(20), "cd".repeat(32));
+        let snapshot = repository.join("snapshots").join(&commit);
         std::fs::create_dir_all(snapshot.join("unet")).unwrap();
         std::fs::create_dir_all(repository.join("blobs")).unwrap();
-        std::fs::write(repository.join("blobs/abc"), "{}").unwrap();
+        std::fs::write(repository.join("blobs").join(&blob), "{}").unwrap();
         std::fs::write(repository.join("other"), "{}").unwrap();
-        symlink(&secret, repository.join("blobs/def")).unwrap();
+        symlink(&secret, repository.join("blobs").join(&other)).unwrap();
         let link = |to: &str, name: &str| symlink(to, snapshot.join(name)).unwrap();
-        link("../../blobs/abc", "config.json");
-        link("../../../blobs/abc", "unet/config.json");
-        link("../../blobs/def", "out.json");
+        link(&format!("../../blobs/{blob}"), "config.json");
+        link(&format!("../../../blobs/{blob}"), "unet/config.json");
+        link(&format!("../../blobs/{other}"), "out.json");
         link("../../other", "other.json");
         // The contents of another repository may be on another disk.
         let (elsewhere, moved) = (root.path().join("elsewhere"), root.path().join("models--somebody--moved"));
-        std::fs::create_dir_all(moved.join("snapshots/0123")).unwrap();
+        let moved_snapshot = moved.join("snapshots").join(&commit);
+        std::fs::create_dir_all(&moved_snapshot).unwrap();
         std::fs::create_dir_all(&elsewhere).unwrap();
-        std::fs::write(elsewhere.join("abc"), "{}").unwrap();
+        std::fs::write(elsewhere.join(&blob), "{}").unwrap();
         symlink(&elsewhere, moved.join("blobs")).unwrap();
-        symlink("../../blobs/abc", moved.join("snapshots/0123/config.json")).unwrap();
-        symlink(&secret, moved.join("snapshots/0123/out.json")).unwrap();
-        let moved = Folder::new(&moved.join("snapshots/0123"), false);
+        symlink(format!("../../blobs/{blob}"), moved_snapshot.join("config.json")).unwrap();
+        symlink(&secret, moved_snapshot.join("out.json")).unwrap();
+        // A folder that has the shape of the cache alone.
+        std::fs::write(elsewhere.join("passwd"), "{}").unwrap();
+        symlink("../../blobs/passwd", moved_snapshot.join("named.json")).unwrap();
+        let odd = moved.join("snapshots/main");
+        std::fs::create_dir_all(&odd).unwrap();
+        symlink(format!("../../blobs/{blob}"), odd.join("config.json")).unwrap();
+        assert!(Folder::new(&odd, false).find("config.json").is_err());
+        let moved = Folder::new(&moved_snapshot, false);
+        assert!(moved.find("named.json").is_err());
         assert!(moved.find("config.json").unwrap().is_some() && moved.find("out.json").is_err());
         let folder = Folder::new(&snapshot, false);
         assert!(folder.find("config.json").unwrap().is_some());

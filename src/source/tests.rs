@@ -6,7 +6,7 @@ use super::*;
 fn a_file_name_cannot_lead_out_of_the_model() {
     let files = Files::directory(Path::new("/models/mine"));
     assert!(files.check_name("1_Pooling/config.json").is_ok());
-    let long = "a".repeat(names::MAX_NAME_BYTES + 1);
+    let long = "a".repeat(names::MAX_PATH_BYTES + 1);
     let leaving = r"../secret /etc/passwd a/../../b a/ a//b ./a a/./b .. a/.. a\..\b a?b=c a#b %2e%2e/secret C:/x C:x a/b:c";
     for name in leaving.split(' ').chain(["", "a\nb", "a\0", "https://example.org/a?", &long]) {
         assert!(matches!(files.check_name(name), Err(Error::InvalidConfig { .. })), "{name}");
