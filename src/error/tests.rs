@@ -43,6 +43,23 @@ fn an_input_error_keeps_its_type_through_the_actors() {
 }
 
 #[test]
+fn texts_of_a_file_are_cut_on_the_way_through_the_actors() {
+    let long = |letters: usize| Error::UnsupportedArchitecture {
+        found: "ä".repeat(letters),
+        capability: "text to text".into(),
+        supported: vec!["llama".into(); letters],
+    };
+    let Failure { cause, .. } = long(4 << 20).into();
+    assert!(cause.message().len() < 5000, "{} bytes", cause.message().len());
+    let Error::UnsupportedArchitecture { found, supported, .. } = Error::from(cause) else {
+        panic!("its type")
+    };
+    assert!(found.starts_with("ää") && found.ends_with('…') && supported.len() == 200);
+    let Failure { cause, .. } = long(8).into();
+    assert_eq!(Error::from(cause), long(8));
+}
+
+#[test]
 fn errors_survive_the_way_to_another_process() {
     let errors = [
         Error::NoSuchDirectory { path: "/no/such".into() },
