@@ -41,15 +41,16 @@ pub use model_actors::ractor;
 pub use model_actors::testing;
 
 pub use model_actors::{
-    Batch, BatchKey, BatchLimits, BreakerState, Bytes, CallOptions, Capability, Cause, Client, Completion,
-    Cost, DescribeImage, Device, EmbedImages, EmbedPrompt, EmbedTexts, Embeddings, EmitError, ErrorKind,
-    Event, EvictionReason, Failure, FailureKind, FinishReason, Footprint, GenerateText, ImageEmbedding,
-    ImageSource, Item, Lane, LeasedPicture, LoadContext, LoadStage, LoadStatus, Loader, MemoryStatus,
-    Message, Model, ModelHandle, ModelId, ModelKey, ModelSpec, ModelStatus, NoChunk, PaintImage, PaintStep,
-    Picture, PoolConfig, PoolStatus, PressureLevel, Priority, ProcessMemory, Prompt, QueueCapacity,
-    RegisteredModel, ReplyStream, RequestId, RequestPhase, RestartConfig, Role, Sampling, ShutdownReport,
-    StallLimits, Stopped, System, SystemBuilder, SystemConfig, SystemState, SystemStatus, TextEmbedding,
-    TextToImage, TextToText, Usage, Vision, Weights, WhenFull, WorkerId, WorkerPhase, WorkerStatus,
+    Batch, BatchKey, BatchLimits, Batching, BreakerState, Bytes, CallOptions, Capability, Cause, Client,
+    Completion, Cost, DescribeImage, Device, EmbedImages, EmbedInput, EmbedPrompt, EmbedTexts, Embeddings,
+    EmitError, ErrorKind, Event, EvictionReason, Failure, FailureKind, FinishReason, Footprint, GenerateText,
+    ImageEmbedding, ImageSource, Item, Lane, LeasedPicture, LoadContext, LoadStage, LoadStatus, Loader,
+    MemoryStatus, Message, Model, ModelHandle, ModelId, ModelKey, ModelSpec, ModelStatus, NoChunk,
+    PaintImage, PaintStep, Picture, PoolConfig, PoolStatus, PressureLevel, Priority, ProcessMemory, Prompt,
+    QueueCapacity, RegisteredModel, ReplyStream, RequestId, RequestPhase, RestartConfig, Role, Sampling,
+    ShutdownReport, StallLimits, Stopped, System, SystemBuilder, SystemConfig, SystemEnd, SystemState,
+    SystemStatus, TextEmbedding, TextToImage, TextToText, Usage, Vision, Weights, WhenFull, WorkerId,
+    WorkerPhase, WorkerStatus,
 };
 
 pub use device::ComputeDevice;

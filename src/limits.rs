@@ -62,7 +62,7 @@
 //! | settings of a configuration that are tried whether a family reads them; bytes that are read for it, all of the file's for each | `MAX_TRIALS`, 2,048, and `MAX_TRIED_BYTES`, 256 MiB, of `architecture/unread.rs` |
 //! | layers of LLaVA's tower that are taken | `MAX_FEATURE_LAYERS`, 64, of `models/vision/llava.rs` |
 //! | files in a list of weight files, and tensors of all of them | `MAX_SHARDS` of `weights.rs`, 4,096; `MAX_TENSORS` of `limits.rs`, 524,288 |
-//! | bytes of the name of a file, a repository or a revision | `MAX_NAME_BYTES` of `source/names.rs`, 256 |
+//! | bytes of the name of a file, a repository or a revision | `MAX_PATH_BYTES` of `source/names.rs`, 256 |
 //! | where a link in a model's directory leads to | a regular file in the directory, unless the source has [`follow_links`](crate::Source::follow_links) |
 //! | dimensions of a tensor | `MAX_RANK` of `weights.rs` and of `pickle/tensors.rs`, 8; `MAX_RANK` of `gguf/header.rs`, 4 |
 //! | items of a GGUF list, bytes of a text in it, and of all texts | `MAX_ITEMS`, 4,194,304; `MAX_TEXT`, 1 MiB; `MAX_TEXTS`, 64 MiB; of `gguf/header.rs` |

@@ -19,7 +19,7 @@ pub(crate) use crate::limits::{MAX_MODEL_PIXELS as MAX_PIXELS, MAX_MODEL_SIDE as
 
 /// Refuses a picture whose pixels are not those that its sides call for, and one of nothing.
 pub(crate) fn check(picture: &Picture) -> Result<()> {
-    let &Picture { width, height, ref rgb } = picture;
+    let &Picture { width, height, ref rgb, .. } = picture;
     if width == 0 || height == 0 || !has_all_bytes(picture) {
         let reason = format!("a picture of {width}x{height} pixels does not have {} bytes", rgb.len());
         return Err(Error::InvalidInput(reason));

@@ -36,7 +36,7 @@ pub(crate) use output_bounds::{MAX_ADDED_TOKENS, MAX_BYTES, MAX_MERGES, OutputBo
 pub(crate) use pieces::Pieces;
 pub(crate) use plain_text::Mask;
 use plain_text::{Place, PlainText, in_letters};
-pub(crate) use settings::TokenizerSettings;
+pub(crate) use settings::{QWEN2, TokenizerSettings};
 pub(crate) use special_names::special_names;
 
 /// A model's tokenizer, shared by its workers. A clone is the same one.

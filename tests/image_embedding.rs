@@ -245,17 +245,17 @@ fn an_unknown_architecture_is_told_with_what_is_supported() {
 fn files_that_are_no_images_are_refused() {
     let model = load("clip");
     for picture in [
-        Picture { width: 0, height: 0, rgb: Vec::new() },
-        Picture { width: 5, height: 5, rgb: vec![0; 74] },
-        Picture { width: usize::MAX, height: 3, rgb: vec![0; 9] },
+        Picture::new(0, 0, Vec::new()),
+        Picture::new(5, 5, vec![0; 74]),
+        Picture::new(usize::MAX, 3, vec![0; 9]),
     ] {
         assert!(matches!(model.embed_images(&[picture]), Err(Error::InvalidInput(_))));
     }
     // Twice as long as a resized image may be.
-    let strip = Picture { width: 300, height: 1, rgb: vec![7; 900] };
+    let strip = Picture::new(300, 1, vec![7; 900]);
     assert!(matches!(model.embed_images(&[strip]), Err(Error::InvalidInput(_))));
     // As small as can be.
-    let dot = Picture { width: 1, height: 1, rgb: vec![7; 3] };
+    let dot = Picture::new(1, 1, vec![7; 3]);
     assert_eq!(model.embed_images(&[dot]).unwrap()[0].len(), model.dimensions());
 }
 
@@ -267,7 +267,7 @@ fn an_image_of_too_many_patches_is_refused_and_the_largest_is_in_the_footprint()
     });
     let model = ImageEmbeddingModel::load(Source::directory(folder.path())).unwrap();
     let (width, height) = (7 * 128, 7 * 128);
-    let picture = Picture { width, height, rgb: vec![7; width * height * 3] };
+    let picture = Picture::new(width, height, vec![7; width * height * 3]);
     let message = model.embed_images(&[picture]).unwrap_err().to_string();
     assert!(message.contains("16385") && message.contains("16384"), "{message}");
     // Rows of 48 numbers: what goes into a layer, its norm, and queries, keys, values and what comes of them.
@@ -306,7 +306,7 @@ async fn every_kind_of_input_gives_the_reference_through_the_actors() {
     ] {
         // A worker takes the pixels of a client without this crate's handles, too.
         let picture = ImageSource::Picture(engine.images().picture(source.clone()).await.unwrap());
-        let request = EmbedImages::Images(vec![picture]);
+        let request = EmbedImages::images([picture]);
         let raw = clip.model().call(request, CallOptions::default()).await.unwrap();
         let vector = clip.embed_image(source.clone()).await.unwrap();
         assert_eq!(raw[0], vector);
@@ -354,14 +354,14 @@ async fn a_bad_image_fails_only_its_own_request() {
     let dinov2 = engine.image_embedding("dinov2").unwrap();
     let call = |source: ImageSource| {
         let good = ImageSource::Picture(photograph("cat.png"));
-        dinov2.model().call(EmbedImages::Images(vec![good, source]), CallOptions::default())
+        dinov2.model().call(EmbedImages::images([good, source]), CallOptions::default())
     };
     let bad = [
         ImageSource::Bytes(b"no image at all".to_vec()),
         ImageSource::Url("https://example.org/cat.png".to_owned()),
-        ImageSource::Picture(Picture { width: 9, height: 9, rgb: vec![0; 3] }),
+        ImageSource::Picture(Picture::new(9, 9, vec![0; 3])),
         // Its longer side would become gigantic.
-        ImageSource::Picture(Picture { width: 2000, height: 2, rgb: vec![0; 12_000] }),
+        ImageSource::Picture(Picture::new(2000, 2, vec![0; 12_000])),
     ];
     let good = (0..4).map(|_| call(ImageSource::Picture(photograph("sky.png"))));
     let (bad, good) = tokio::join!(join_all(bad.into_iter().map(call)), join_all(good));

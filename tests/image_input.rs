@@ -211,12 +211,12 @@ async fn base64_is_measured_before_it_is_decoded() {
 #[tokio::test]
 async fn pixels_must_be_what_they_claim() {
     let input = with_limits(ImageLimits::default());
-    let good = Picture { width: 2, height: 3, rgb: vec![7; 18] };
+    let good = Picture::new(2, 3, vec![7; 18]);
     assert_eq!(input.picture(ImageSource::Picture(good.clone())).await.unwrap(), good);
     let wrong =
         [(2, 3, 17), (0, 0, 0), (0, 5, 0), (usize::MAX, 2, 6), (1 << 40, 1 << 40, 0), (100_000, 1, 300_000)];
     for (width, height, bytes) in wrong {
-        let picture = Picture { width, height, rgb: vec![0; bytes] };
+        let picture = Picture::new(width, height, vec![0; bytes]);
         let error = input.picture(ImageSource::Picture(picture)).await.unwrap_err();
         assert!(matches!(error, Error::InvalidImage { .. } | Error::ImageTooLarge { .. }), "{error}");
     }

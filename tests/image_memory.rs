@@ -25,7 +25,7 @@ fn png() -> Vec<u8> {
 }
 
 fn picture() -> Picture {
-    Picture { width: 32, height: 32, rgb: vec![128; 3072] }
+    Picture::new(32, 32, vec![128; 3072])
 }
 
 /// Settings with this much memory; an image here has 3,072 bytes of pixels.
@@ -142,7 +142,7 @@ async fn a_request_holds_the_memory_of_its_images_until_it_ends() {
     holds_its_room_until_it_ends(&model).await;
     // What was set aside for an image that was to be decoded is cut down to what it has.
     let stream = endless(&model, ImageSource::Bytes(png())).await;
-    let small = Picture { width: 8, height: 8, rgb: vec![0; 192] };
+    let small = Picture::new(8, 8, vec![0; 192]);
     model.describe(request(ImageSource::Picture(small))).await.unwrap();
     drop(stream);
     assert!(engine.shutdown().await.is_clean());
@@ -187,7 +187,7 @@ async fn workers_take_decoded_images_only() {
     for image in [ImageSource::Path(path), ImageSource::Bytes(png()), ImageSource::Base64("AAAA".into())] {
         let options = model_actors::CallOptions::default();
         let errors = [
-            clip.model().call(EmbedImages::Images(vec![image.clone()]), options).await.map(drop).unwrap_err(),
+            clip.model().call(EmbedImages::images([image.clone()]), options).await.map(drop).unwrap_err(),
             blip.model().call(request(image), options).await.map(drop).unwrap_err(),
         ];
         for error in errors {
@@ -209,7 +209,7 @@ async fn an_image_over_a_limit_is_refused_without_a_wait_for_memory() {
         ImageSource::Base64("A".repeat(10 << 10)),
         // Within the limit by its length, and not when it is decoded.
         ImageSource::Base64(BASE64_STANDARD.encode(vec![0; (5 << 10) + 1])),
-        ImageSource::Picture(Picture { width: 33, height: 32, rgb: vec![0; 3168] }),
+        ImageSource::Picture(Picture::new(33, 32, vec![0; 3168])),
         ImageSource::Bytes(claiming(64, 64)),
         ImageSource::Base64(BASE64_STANDARD.encode(claiming(64, 64))),
     ];
@@ -218,7 +218,7 @@ async fn an_image_over_a_limit_is_refused_without_a_wait_for_memory() {
         let error = model.describe(request(image)).await.unwrap_err();
         assert!(matches!(error, Error::ImageTooLarge { .. }), "{words}: {error}");
     }
-    let error = model.describe(request(ImageSource::Picture(Picture { rgb: vec![], ..picture() }))).await;
+    let error = model.describe(request(ImageSource::Picture(Picture::new(32, 32, vec![])))).await;
     assert!(matches!(error, Err(Error::InvalidImage { .. })), "{error:?}");
     let error = model.describe(request(ImageSource::Bytes(b"<html>".to_vec()))).await;
     assert!(matches!(error, Err(Error::UnsupportedImage { .. })), "{error:?}");

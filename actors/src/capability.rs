@@ -11,7 +11,9 @@ mod generation;
 mod image;
 mod embedding;
 
-pub use embedding::{EmbedImages, EmbedPrompt, EmbedTexts, Embeddings, ImageEmbedding, TextEmbedding};
+pub use embedding::{
+    EmbedImages, EmbedInput, EmbedPrompt, EmbedTexts, Embeddings, ImageEmbedding, TextEmbedding,
+};
 pub use generation::{
     Completion, FinishReason, GenerateText, Message, Prompt, Role, Sampling, TextToText, Usage,
 };
@@ -95,6 +97,7 @@ pub type NoChunk = Infallible;
 /// assert_eq!((TextEmbedding::BATCHING, TextToText::BATCHING), (Batching::PerRun, Batching::Continuous));
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Batching {
     /// A batch is formed, runs and ends as one.
     #[default]
@@ -107,7 +110,7 @@ pub enum Batching {
 ///
 /// ```
 /// use model_actors::{Capability, Cost, EmbedImages, ImageEmbedding};
-/// let request = EmbedImages::Texts(vec!["a cat".to_owned(), "a dog".to_owned()]);
+/// let request = EmbedImages::texts(["a cat", "a dog"]);
 /// assert_eq!(ImageEmbedding::cost(&request), Cost(2));
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,7 +120,7 @@ pub struct Cost(pub u64);
 ///
 /// ```
 /// use model_actors::{Capability, EmbedImages, ImageEmbedding};
-/// let (images, texts) = (EmbedImages::Images(Vec::new()), EmbedImages::Texts(Vec::new()));
+/// let (images, texts) = (EmbedImages::images([]), EmbedImages::texts([""; 0]));
 /// assert_ne!(ImageEmbedding::batch_key(&images), ImageEmbedding::batch_key(&texts));
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]

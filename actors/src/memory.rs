@@ -76,6 +76,7 @@ impl Ledger {
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum PressureLevel {
     /// Up to 85 % in use: nothing happens.
     #[default]

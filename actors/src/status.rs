@@ -63,6 +63,7 @@ impl SystemStatus {
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum SystemState {
     /// Takes requests.
     #[default]
@@ -230,6 +231,7 @@ impl ModelStatus {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum BreakerState {
     /// Requests pass.
     Closed,

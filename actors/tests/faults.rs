@@ -48,13 +48,13 @@ async fn finish(system: System) {
 #[tokio::test]
 async fn each_shipped_capability_has_a_fake() {
     let system = start_all().await;
-    let picture = Picture { width: 1, height: 1, rgb: vec![1, 2, 3] };
+    let picture = Picture::new(1, 1, vec![1, 2, 3]);
 
     let texts = EmbedTexts::new(["a cat", "a dog", "a cat"]);
     let vectors = fake::<TextEmbedding>(&system).call(texts, CallOptions::default()).await.unwrap();
     assert!(vectors.len() == 3 && vectors[0] == vectors[2] && vectors[0] != vectors[1]);
 
-    let images = EmbedImages::Images(vec![ImageSource::Picture(picture.clone())]);
+    let images = EmbedImages::images([ImageSource::Picture(picture.clone())]);
     let vectors = fake::<ImageEmbedding>(&system).call(images, CallOptions::default()).await.unwrap();
     assert_eq!(vectors.len(), 1);
 

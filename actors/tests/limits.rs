@@ -25,7 +25,7 @@ where
 }
 
 fn question(bytes: usize, max_tokens: usize) -> DescribeImage {
-    let image = ImageSource::Picture(Picture { width: 1, height: 1, rgb: vec![0; 3] });
+    let image = ImageSource::Picture(Picture::new(1, 1, vec![0; 3]));
     DescribeImage::new(image)
         .with_question("a".repeat(bytes))
         .with_sampling(Sampling::default())
@@ -38,9 +38,9 @@ fn embedding_requests() {
     let long = |bytes| vec!["a".to_owned(), "a".repeat(bytes)];
     holds::<TextEmbedding>(MAX_ITEMS, |n| EmbedTexts::default().with_texts(text(n)));
     holds::<TextEmbedding>(MAX_TEXT_BYTES, |n| EmbedTexts::default().with_texts(long(n)));
-    holds::<ImageEmbedding>(MAX_ITEMS, |n| EmbedImages::Texts(text(n)));
-    holds::<ImageEmbedding>(MAX_TEXT_BYTES, |n| EmbedImages::Texts(long(n)));
-    holds::<ImageEmbedding>(MAX_ITEMS, |n| EmbedImages::Images(vec![ImageSource::Bytes(Vec::new()); n]));
+    holds::<ImageEmbedding>(MAX_ITEMS, |n| EmbedImages::texts(text(n)));
+    holds::<ImageEmbedding>(MAX_TEXT_BYTES, |n| EmbedImages::texts(long(n)));
+    holds::<ImageEmbedding>(MAX_ITEMS, |n| EmbedImages::images(vec![ImageSource::Bytes(Vec::new()); n]));
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn an_image_shows_neither_its_address_nor_its_content() {
     let url = ImageSource::Url("https://user:secret@example.org/secret?secret".to_owned());
     let sources = [url, ImageSource::Base64("secret".to_owned()), ImageSource::Bytes(b"secret".to_vec())];
     for source in sources {
-        let words = format!("{source:?} {:?}", EmbedImages::Images(vec![source.clone()]));
+        let words = format!("{source:?} {:?}", EmbedImages::images([source.clone()]));
         assert!(!words.contains("secret") && !words.contains("115"), "{words}");
     }
 }

@@ -37,7 +37,7 @@ impl Sampler {
     /// # Errors
     /// [`Error::InvalidInput`] for settings that are out of range.
     pub(super) fn new(settings: &Sampling, prompt: &[u32]) -> Result<Self> {
-        settings.check().map_err(|cause| Error::InvalidInput(cause.to_string()))?;
+        settings.check().map_err(Error::from)?;
         // Without a seed: the standard library's own source of keys for its hash maps.
         let seed = settings.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
         let seen = match settings.repetition_penalty {

@@ -9,6 +9,12 @@ use model_actors::{CallOptions, Capability, ImageSource, Lane, ModelHandle, Repl
 use crate::error::{Error, Result};
 use crate::image_input::ImageInput;
 
+/// Maximum number of texts in a request to embed that a batch is split into.
+pub(crate) const TEXTS_PER_REQUEST: usize = 32;
+/// Number of requests to embed texts of one batch that are under way at a time; fewer than the batch lane has slots, so
+/// that one caller does not fill it.
+pub(crate) const TEXT_REQUESTS_AT_A_TIME: usize = 16;
+
 /// A model and the settings of the calls to it.
 pub(crate) struct Calls<C: Capability> {
     pub(crate) model: ModelHandle<C>,

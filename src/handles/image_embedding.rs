@@ -3,11 +3,13 @@
 //! left to the actors.
 
 use model_actors::{
-    EmbedImages, Embeddings, ImageEmbedding, ImageSource, Lane, ModelHandle, ModelId, ModelSpec,
+    EmbedImages, EmbedInput, ImageEmbedding, ImageSource, Lane, ModelHandle, ModelId, ModelSpec,
 };
 
 use crate::error::Result;
-use crate::handles::calls::{Calls, call_settings, in_order, only, portions};
+use crate::handles::calls::{
+    Calls, TEXT_REQUESTS_AT_A_TIME, TEXTS_PER_REQUEST, call_settings, in_order, only, portions,
+};
 use crate::image_input::ImageInput;
 use crate::models::image_embedding::ImageEmbeddingModel;
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
@@ -15,13 +17,8 @@ use crate::resources::EngineResources;
 
 /// Most images of one request that a batch is split into. A decoded photograph takes tens of megabytes.
 const IMAGES_PER_REQUEST: usize = 4;
-/// Most texts of one request that a batch is split into.
-const TEXTS_PER_REQUEST: usize = 32;
 /// Requests of one batch of images that are under way at a time.
 const IMAGE_REQUESTS_AT_A_TIME: usize = 4;
-/// Requests of one batch of texts that are under way at a time; fewer than the batch lane has slots, so that one caller
-/// does not fill it.
-const TEXT_REQUESTS_AT_A_TIME: usize = 16;
 
 impl EngineCapability for ImageEmbedding {
     type Handle = ImageEmbedder;
@@ -89,7 +86,7 @@ impl ImageEmbedder {
     /// [`Error::InvalidInput`](crate::Error::InvalidInput), also for a model without a text side;
     /// [`Error::Actor`](crate::Error::Actor).
     pub async fn embed_text(&self, text: impl Into<String>) -> Result<Vec<f32>> {
-        only(self.calls.call(EmbedImages::Texts(vec![text.into()]), Lane::Interactive).await?)
+        only(self.calls.call(EmbedImages::texts([text]), Lane::Interactive).await?.vectors)
     }
 
     /// Embeds texts into the images' space: one vector each, in order. They are split into requests of at most 32 that
@@ -102,17 +99,20 @@ impl ImageEmbedder {
         texts: impl IntoIterator<Item = T>,
     ) -> Result<Vec<Vec<f32>>> {
         let requests = portions(texts.into_iter().map(Into::into), TEXTS_PER_REQUEST);
-        let call = |texts| self.calls.call(EmbedImages::Texts(texts), Lane::Batch);
+        let call = async |texts: Vec<String>| {
+            Ok(self.calls.call(EmbedImages::texts(texts), Lane::Batch).await?.vectors)
+        };
         Ok(in_order(requests, "texts", TEXT_REQUESTS_AT_A_TIME, call).await?.concat())
     }
 
     /// Fetches and decodes images, and embeds them. A request that would be refused afterwards is refused before anything
     /// is fetched.
-    async fn call(&self, images: Vec<ImageSource>, lane: Lane) -> Result<Embeddings> {
-        let (options, request) = (self.calls.options(lane), EmbedImages::Images(images));
+    async fn call(&self, images: Vec<ImageSource>, lane: Lane) -> Result<Vec<Vec<f32>>> {
+        let (mut options, mut request) = (self.calls.options(lane), EmbedImages::images(images));
         self.calls.model.check(&request, &options)?;
-        let EmbedImages::Images(images) = request else { return self.calls.call(request, lane).await };
-        let (images, options) = self.calls.decoded(&self.images, images, options).await?;
-        Ok(self.calls.model.call(EmbedImages::Images(images), options).await?)
+        if let EmbedInput::Images(images) = &mut request.input {
+            (*images, options) = self.calls.decoded(&self.images, std::mem::take(images), options).await?;
+        }
+        Ok(self.calls.model.call(request, options).await?.vectors)
     }
 }

@@ -4,16 +4,12 @@
 use model_actors::{EmbedPrompt, EmbedTexts, Lane, ModelHandle, ModelId, ModelSpec, TextEmbedding};
 
 use crate::error::Result;
-use crate::handles::calls::{Calls, call_settings, in_order, only, portions};
+use crate::handles::calls::{
+    Calls, TEXT_REQUESTS_AT_A_TIME, TEXTS_PER_REQUEST, call_settings, in_order, only, portions,
+};
 use crate::models::text_embedding::TextEmbeddingModel;
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
 use crate::resources::EngineResources;
-
-/// Most texts of one request that a batch is split into.
-const TEXTS_PER_REQUEST: usize = 32;
-/// Requests of one batch that are under way at a time; fewer than the batch lane has slots, so that one caller does
-/// not fill it.
-const REQUESTS_AT_A_TIME: usize = 16;
 
 impl EngineCapability for TextEmbedding {
     type Handle = TextEmbedder;
@@ -79,7 +75,7 @@ impl TextEmbedder {
     /// [`Error::InvalidInput`](crate::Error::InvalidInput); [`Error::Actor`](crate::Error::Actor), of which
     /// [`Error::root`](crate::Error::root) gives a load's own error.
     pub async fn embed(&self, text: impl Into<String>) -> Result<Vec<f32>> {
-        only(self.calls.call(self.request(vec![text.into()]), Lane::Interactive).await?)
+        only(self.call(vec![text.into()], Lane::Interactive).await?)
     }
 
     /// Embeds texts: one vector each, in order. They are split into requests of at most 32 that run side by side in the
@@ -92,11 +88,13 @@ impl TextEmbedder {
         texts: impl IntoIterator<Item = T>,
     ) -> Result<Vec<Vec<f32>>> {
         let requests = portions(texts.into_iter().map(Into::into), TEXTS_PER_REQUEST);
-        let call = |texts| self.calls.call(self.request(texts), Lane::Batch);
-        Ok(in_order(requests, "texts", REQUESTS_AT_A_TIME, call).await?.concat())
+        let call = |texts| self.call(texts, Lane::Batch);
+        Ok(in_order(requests, "texts", TEXT_REQUESTS_AT_A_TIME, call).await?.concat())
     }
 
-    fn request(&self, texts: Vec<String>) -> EmbedTexts {
-        EmbedTexts::new(texts).with_prompt(self.prompt.clone()).with_dimensions(self.dimensions)
+    async fn call(&self, texts: Vec<String>, lane: Lane) -> Result<Vec<Vec<f32>>> {
+        let request =
+            EmbedTexts::new(texts).with_prompt(self.prompt.clone()).with_dimensions(self.dimensions);
+        Ok(self.calls.call(request, lane).await?.vectors)
     }
 }

@@ -105,7 +105,7 @@ fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
     let mut image = DynamicImage::ImageRgb8(rgb);
     image.apply_orientation(orientation);
     let rgb = image.into_rgb8();
-    Ok(Picture { width: rgb.width() as usize, height: rgb.height() as usize, rgb: rgb.into_raw() })
+    Ok(Picture::new(rgb.width() as usize, rgb.height() as usize, rgb.into_raw()))
 }
 
 /// Checks that pixels that came decoded are as many as they claim to be, and not too many.
@@ -113,7 +113,7 @@ fn decode_here(bytes: &[u8], limits: &ImageLimits) -> Result<Picture> {
 /// # Errors
 /// [`Error::ImageTooLarge`], [`Error::InvalidImage`].
 pub(crate) fn check_picture(picture: &Picture, limits: &ImageLimits) -> Result<()> {
-    let &Picture { width, height, ref rgb } = picture;
+    let &Picture { width, height, ref rgb, .. } = picture;
     check_size(width as u64, height as u64, limits)?;
     if has_all_bytes(picture) {
         return Ok(());

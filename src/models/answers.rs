@@ -35,7 +35,7 @@ pub(crate) struct Answers(HashMap<usize, Answer>);
 
 /// The vectors of one item so far.
 struct Answer {
-    vectors: Embeddings,
+    vectors: Vec<Vec<f32>>,
     missing: usize,
 }
 
@@ -80,7 +80,7 @@ impl Answers {
         if answer.missing == 0
             && let Some(answer) = self.0.remove(&index)
         {
-            item.finish(answer.vectors);
+            item.finish(Embeddings::new(answer.vectors));
         }
     }
 }

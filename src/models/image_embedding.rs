@@ -86,8 +86,8 @@ trait Encoder: Send + Sync {
     fn texts(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor>;
 }
 
-/// Memory that gemm, the tokenizer and the allocator keep for each thread, as measured for texts, and the pictures of a pass.
-const THREAD_SCRATCH: Bytes = Bytes::mib(16);
+/// Memory that a worker needs for the pictures of a pass, beside what text embedding takes for each thread.
+const WORKER_SCRATCH: Bytes = Bytes::mib(16);
 
 /// A model in memory, shared by its workers.
 pub(crate) struct LoadedModel {
@@ -165,7 +165,7 @@ impl LoadedModel {
 /// use candle_actors::Picture;
 /// # fn main() -> candle_actors::Result<()> {
 /// let model = ImageEmbeddingModel::load(Source::repository("openai/clip-vit-large-patch14"))?;
-/// let black = Picture { width: 2, height: 2, rgb: vec![0; 12] };
+/// let black = Picture::new(2, 2, vec![0; 12]);
 /// let vectors = model.embed_images(&[black])?;
 /// assert_eq!(vectors[0].len(), model.dimensions());
 /// # Ok(())
@@ -285,7 +285,7 @@ mod tests {
     fn a_pass_asks_between_layers_whether_anybody_waits() {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/image_embedding/dinov2");
         let model = ImageEmbeddingModel::load(Source::directory(folder)).unwrap();
-        let picture = Picture { width: 35, height: 35, rgb: vec![9; 35 * 35 * 3] };
+        let picture = Picture::new(35, 35, vec![9; 35 * 35 * 3]);
         let run = |stop_at: usize| {
             let pass = Pass::of(vec![model.shared.image(&picture).unwrap()]);
             let looks = AtomicUsize::new(0);

@@ -7,8 +7,12 @@
 //! | image embedding | images, or texts, in their order, up to [`PASS_ROWS`] rows ([`joins`]) | the same; and decoded pixels of a batch are never all in memory |
 //! | text to text, vision | the next token of every answer, and up to [`PROMPT_ROWS`] rows of prompts | a long prompt delays the answers beside it by no more than a piece, and a cancelled one is not read to its end |
 //!
+//! Batches that a caller sends at once come as several requests, whose sizes are in `handles/calls.rs`.
+//!
 //! A text or image with more rows than fit has a pass of its own. Rows are never padded to a common length,
 //! so that nothing that shares a pass changes a result.
+
+use model_actors::Bytes;
 
 /// Rows of a pass over whole texts or images, unless a single one has more: measured to be enough for matrix
 /// products at full speed, and few enough to keep a worker's scratch small and its ticks frequent.
@@ -17,6 +21,9 @@ pub(crate) const PASS_ROWS: usize = 256;
 /// Rows of prompts in one step of generation, all texts together (chunked prefill). A long prompt is read in
 /// several steps, so that the others go on meanwhile, and a cancelled one is not read to its end.
 pub(crate) const PROMPT_ROWS: usize = 128;
+
+/// Memory that gemm, the tokenizer and the allocator keep for each thread of a worker, as measured for text embedding.
+pub(crate) const THREAD_SCRATCH: Bytes = Bytes::mib(4);
 
 /// True if an input of `more` rows joins a pass that has `rows`.
 pub(crate) fn joins(rows: usize, more: usize) -> bool {

@@ -102,9 +102,6 @@ trait Encoder: Send + Sync {
     fn encode(&self, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Tensor>;
 }
 
-/// Memory that gemm, the tokenizer and the allocator keep for each thread, as measured.
-const THREAD_SCRATCH: Bytes = Bytes::mib(4);
-
 /// A model in memory, shared by its workers.
 pub(crate) struct LoadedModel {
     encoder: Arc<dyn Encoder>,

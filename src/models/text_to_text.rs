@@ -183,7 +183,7 @@ impl TextGenerationModel {
     pub fn generate(&self, requests: &[GenerateText]) -> Result<Vec<Completion>> {
         let mut streams = Streams::new(self.shared.limits);
         for (key, request) in requests.iter().enumerate() {
-            TextToText::check(request).map_err(|cause| Error::InvalidInput(cause.to_string()))?;
+            TextToText::check(request).map_err(Error::from)?;
             streams.add(key, self.begin(request)?);
         }
         let mut answers: Vec<Option<Completion>> = requests.iter().map(|_| None).collect();

@@ -53,9 +53,6 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] =
 /// The capability's name in errors.
 const CAPABILITY: &str = "vision";
 
-/// Memory that gemm, the tokenizer and the allocator keep for each thread, as measured.
-const THREAD_SCRATCH: Bytes = Bytes::mib(4);
-
 /// A model that is not loaded, as its small files describe it.
 trait Architecture: Send + Sync {
     /// Reads what it needs beside `config.json`: preprocessing, chat template.

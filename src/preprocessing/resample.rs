@@ -153,7 +153,7 @@ pub(crate) fn resize(picture: &Picture, width: usize, height: usize, filter: Fil
         true => across(down(picture.rgb.clone(), picture.width)),
         false => down(across(picture.rgb.clone()), width),
     };
-    Ok(Picture { width, height, rgb })
+    Ok(Picture::new(width, height, rgb))
 }
 
 /// True if the height is resized before the width, both sides as (width, height): where it loses more than
@@ -204,7 +204,7 @@ fn nearest(picture: &Picture, width: usize, height: usize) -> Picture {
         let row = &picture.rgb[row * picture.width * 3..];
         columns.iter().for_each(|column| rgb.extend_from_slice(&row[column * 3..column * 3 + 3]));
     }
-    Picture { width, height, rgb }
+    Picture::new(width, height, rgb)
 }
 
 /// Added up rather than multiplied, as Pillow does it, which decides at some sizes.
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn one_colour_stays_that_colour_at_every_size() {
-        let picture = Picture { width: 7, height: 5, rgb: [9, 200, 255].repeat(35) };
+        let picture = Picture::new(7, 5, [9, 200, 255].repeat(35));
         for filter in FILTERS {
             for (width, height) in [(1, 1), (7, 5), (7, 9), (3, 5), (20, 2), (300, 301)] {
                 let resized = resize(&picture, width, height, filter).unwrap();
@@ -240,12 +240,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        let picture = Picture { width: 7, height: 5, rgb: vec![0; 105] };
+        let picture = Picture::new(7, 5, vec![0; 105]);
         assert!(resize(&picture, 0, 5, Filter::Bicubic).is_err());
         assert!(resize(&picture, 5, super::super::MAX_SIDE + 1, Filter::Bicubic).is_err());
-        let lying = Picture { height: 6, ..picture };
+        let lying = Picture::new(7, 6, picture.rgb);
         assert!(resize(&lying, 5, 5, Filter::Bicubic).is_err());
-        let strip = Picture { width: 1, height: 100_000, rgb: vec![0; 300_000] };
+        let strip = Picture::new(1, 100_000, vec![0; 300_000]);
         assert!(resize(&strip, 4096, 4096, Filter::Bicubic).is_err());
     }
 }

@@ -25,7 +25,7 @@ pub(crate) fn window(
         let from = ((from_top + line) * picture.width + from_left) * 3;
         rgb[to..to + across * 3].copy_from_slice(&picture.rgb[from..from + across * 3]);
     }
-    Ok(Picture { width, height, rgb })
+    Ok(Picture::new(width, height, rgb))
 }
 
 /// Overlap along one side: first pixel in the window, first pixel in the picture, and length.
@@ -55,7 +55,7 @@ mod tests {
     /// Each pixel holds its own column, row and 7.
     fn numbered(width: usize, height: usize) -> Picture {
         let pixels = (0..height).flat_map(|row| (0..width).map(move |column| [column as u8, row as u8, 7]));
-        Picture { width, height, rgb: pixels.flatten().collect() }
+        Picture::new(width, height, pixels.flatten().collect())
     }
 
     #[test]

@@ -122,7 +122,7 @@ pub(crate) fn picture() -> Picture {
     let (width, height) = (45, 34);
     let rgb =
         (0..height).flat_map(|y| (0..width).flat_map(move |x| [x * 5, y * 7, 90])).map(|value| value as u8);
-    Picture { width, height, rgb: rgb.collect() }
+    Picture::new(width, height, rgb.collect())
 }
 
 /// A family's model.

@@ -73,13 +73,26 @@ impl<T: Into<String>> From<T> for EmbedTexts {
     }
 }
 
-/// Vectors, one for each input, in order, all of one length.
+/// The output of a request to embed: a vector for each of its texts or images, in order.
 ///
 /// ```
-/// let vectors: model_actors::Embeddings = vec![vec![0.6, 0.8], vec![1.0, 0.0]];
-/// assert_eq!(vectors[0].len(), vectors[1].len());
+/// use model_actors::Embeddings;
+/// let embeddings = Embeddings::new(vec![vec![0.6, 0.8], vec![1.0, 0.0]]);
+/// assert_eq!(embeddings.vectors[0].len(), embeddings.vectors[1].len());
 /// ```
-pub type Embeddings = Vec<Vec<f32>>;
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Embeddings {
+    /// The vectors, all of one length.
+    pub vectors: Vec<Vec<f32>>,
+}
+
+impl Embeddings {
+    /// Creates the output from its vectors.
+    pub fn new(vectors: Vec<Vec<f32>>) -> Self {
+        Self { vectors }
+    }
+}
 
 impl Capability for TextEmbedding {
     type Request = EmbedTexts;
@@ -115,7 +128,7 @@ impl Capability for TextEmbedding {
 ///
 /// ```
 /// use model_actors::{Capability, EmbedImages, ImageEmbedding};
-/// assert!(ImageEmbedding::check(&EmbedImages::Images(Vec::new())).is_err(), "no image");
+/// assert!(ImageEmbedding::check(&EmbedImages::default()).is_err(), "no image");
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct ImageEmbedding;
@@ -124,15 +137,63 @@ pub struct ImageEmbedding;
 ///
 /// ```
 /// use model_actors::{EmbedImages, ImageSource};
-/// let request = EmbedImages::Images(vec![ImageSource::Path("cat.png".into())]);
-/// assert!(matches!(request, EmbedImages::Images(_)));
+/// let request = EmbedImages::images([ImageSource::Path("cat.png".into())]);
+/// assert_eq!(request.input.len(), 1);
+/// ```
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct EmbedImages {
+    /// The images, or the texts.
+    pub input: EmbedInput,
+}
+
+impl EmbedImages {
+    /// A request to embed images.
+    pub fn images(images: impl IntoIterator<Item = ImageSource>) -> Self {
+        Self { input: EmbedInput::Images(images.into_iter().collect()) }
+    }
+
+    /// A request to embed texts.
+    pub fn texts(texts: impl IntoIterator<Item: Into<String>>) -> Self {
+        Self { input: EmbedInput::Texts(texts.into_iter().map(Into::into).collect()) }
+    }
+}
+
+/// The input of an [`EmbedImages`]: images or texts, never both.
+///
+/// ```
+/// use model_actors::EmbedInput;
+/// assert!(EmbedInput::default().is_empty());
+/// assert_eq!(EmbedInput::Texts(vec!["a cat".to_owned()]).len(), 1);
 /// ```
 #[derive(Debug, Clone)]
-pub enum EmbedImages {
+pub enum EmbedInput {
     /// 1 to 256 images.
     Images(Vec<ImageSource>),
     /// 1 to 256 texts of up to 1 MiB each.
     Texts(Vec<String>),
+}
+
+impl EmbedInput {
+    /// Number of images or texts.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Images(images) => images.len(),
+            Self::Texts(texts) => texts.len(),
+        }
+    }
+
+    /// True without any.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// No image.
+impl Default for EmbedInput {
+    fn default() -> Self {
+        Self::Images(Vec::new())
+    }
 }
 
 impl Capability for ImageEmbedding {
@@ -143,22 +204,19 @@ impl Capability for ImageEmbedding {
     const QUEUE: QueueCapacity = QueueCapacity::new(50, 50);
 
     fn check(request: &EmbedImages) -> Result<(), Cause> {
-        match request {
-            EmbedImages::Images(images) => check_count("images", images.len()),
-            EmbedImages::Texts(texts) => check_texts(texts),
+        match &request.input {
+            EmbedInput::Images(images) => check_count("images", images.len()),
+            EmbedInput::Texts(texts) => check_texts(texts),
         }
     }
 
     /// Number of images or texts.
     fn cost(request: &EmbedImages) -> Cost {
-        Cost(match request {
-            EmbedImages::Images(images) => images.len() as u64,
-            EmbedImages::Texts(texts) => texts.len() as u64,
-        })
+        Cost(request.input.len() as u64)
     }
 
     fn batch_key(request: &EmbedImages) -> BatchKey {
-        BatchKey(matches!(request, EmbedImages::Texts(_)).into())
+        BatchKey(matches!(request.input, EmbedInput::Texts(_)).into())
     }
 }
 

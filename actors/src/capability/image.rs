@@ -65,10 +65,11 @@ impl fmt::Debug for ImageSource {
 ///
 /// ```
 /// use model_actors::Picture;
-/// let picture = Picture { width: 2, height: 1, rgb: vec![0; 6] };
+/// let picture = Picture::new(2, 1, vec![0; 6]);
 /// assert_eq!(picture.rgb.len(), picture.width * picture.height * 3);
 /// ```
 #[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Picture {
     /// Columns.
     pub width: usize,
@@ -76,6 +77,13 @@ pub struct Picture {
     pub height: usize,
     /// `width × height × 3` bytes.
     pub rgb: Vec<u8>,
+}
+
+impl Picture {
+    /// A picture of these pixels. Their number is checked where a picture is used.
+    pub fn new(width: usize, height: usize, rgb: Vec<u8>) -> Self {
+        Self { width, height, rgb }
+    }
 }
 
 /// Its size alone.
@@ -92,7 +100,7 @@ impl fmt::Debug for Picture {
 /// use std::sync::Arc;
 /// use model_actors::{LeasedPicture, Picture};
 /// let budget = Arc::new(());
-/// let picture = LeasedPicture::new(Picture { width: 1, height: 1, rgb: vec![0; 3] }, Arc::clone(&budget));
+/// let picture = LeasedPicture::new(Picture::new(1, 1, vec![0; 3]), Arc::clone(&budget));
 /// let clone = picture.clone();
 /// drop(picture);
 /// assert_eq!((clone.width, Arc::strong_count(&budget)), (1, 2));
@@ -167,6 +175,13 @@ setters! { DescribeImage {
     with_sampling(sampling: Sampling);
     with_max_tokens(max_tokens: usize);
 } }
+
+/// A request about no pixels, to be given its image.
+impl Default for DescribeImage {
+    fn default() -> Self {
+        Self::new(ImageSource::Bytes(Vec::new()))
+    }
+}
 
 impl DescribeImage {
     /// A request without a question, with greedy sampling and at most 256 tokens.

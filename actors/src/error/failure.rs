@@ -41,6 +41,7 @@ pub enum FailureKind {
 /// ```
 #[derive(Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{cause}")]
+#[non_exhaustive]
 pub struct Failure {
     /// The kind.
     pub kind: FailureKind,
@@ -55,7 +56,8 @@ impl fmt::Debug for Failure {
 }
 
 impl Failure {
-    fn new(kind: FailureKind, cause: impl Into<Cause>) -> Self {
+    /// Creates a failure of any kind.
+    pub fn new(kind: FailureKind, cause: impl Into<Cause>) -> Self {
         Self { kind, cause: cause.into() }
     }
 

@@ -17,6 +17,7 @@ use super::SystemActorState;
 /// }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum SystemEnd {
     /// Planned: it was shut down or stopped in the ordinary way, and what it had accepted was given its time.
     Stopped,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use crate::batch::{Batch, Item};
 use crate::capability::{
-    Capability, Completion, DescribeImage, EmbedImages, EmbedTexts, FinishReason, GenerateText,
-    ImageEmbedding, PaintImage, PaintStep, Picture, Prompt, TextEmbedding, TextToImage, TextToText, Usage,
-    Vision,
+    Capability, Completion, DescribeImage, EmbedImages, EmbedInput, EmbedTexts, Embeddings, FinishReason,
+    GenerateText, ImageEmbedding, PaintImage, PaintStep, Picture, Prompt, TextEmbedding, TextToImage,
+    TextToText, Usage, Vision,
 };
 use crate::error::Failure;
 use crate::id::Bytes;
@@ -60,7 +60,8 @@ pub trait FakeCapability: Capability {
 /// Texts give unit vectors of length 8 that depend on their bytes alone.
 impl FakeCapability for TextEmbedding {
     fn answer(request: &EmbedTexts) -> Answers<Self> {
-        Answers::whole(request.texts.iter().map(|text| unit_vector(text.as_bytes())).collect())
+        let vectors = request.texts.iter().map(|text| unit_vector(text.as_bytes()));
+        Answers::whole(Embeddings::new(vectors.collect()))
     }
 }
 
@@ -68,16 +69,16 @@ impl FakeCapability for TextEmbedding {
 /// where they come from while they are not decoded.
 impl FakeCapability for ImageEmbedding {
     fn answer(request: &EmbedImages) -> Answers<Self> {
-        Answers::whole(match request {
-            EmbedImages::Texts(texts) => texts.iter().map(|text| unit_vector(text.as_bytes())).collect(),
-            EmbedImages::Images(images) => images
+        Answers::whole(Embeddings::new(match &request.input {
+            EmbedInput::Texts(texts) => texts.iter().map(|text| unit_vector(text.as_bytes())).collect(),
+            EmbedInput::Images(images) => images
                 .iter()
                 .map(|image| match image.pixels() {
                     Some(picture) => unit_vector(&picture.rgb),
                     None => unit_vector(format!("{image:?}").as_bytes()),
                 })
                 .collect(),
-        })
+        }))
     }
 }
 
@@ -108,7 +109,7 @@ impl FakeCapability for TextToImage {
         let colour = hash(request.prompt.as_bytes()).to_le_bytes();
         let paint = |width: usize, height: usize| {
             let rgb = colour[..3].repeat(width.saturating_mul(height));
-            Picture { width, height, rgb }
+            Picture::new(width, height, rgb)
         };
         let steps = request.steps.unwrap_or(4);
         let step = |step| PaintStep::new(step, steps, request.preview.then(|| paint(SIDE, SIDE)));

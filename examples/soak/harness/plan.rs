@@ -292,7 +292,7 @@ impl Balky {
             22..30 => panic!("the script says that this load panics"),
             _ => return Ok(()),
         };
-        Err(Failure { kind, ..Failure::failed("the script says that this load fails") })
+        Err(Failure::new(kind, "the script says that this load fails"))
     }
 }
 

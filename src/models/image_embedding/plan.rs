@@ -5,7 +5,7 @@ use std::sync::Arc;
 use model_actors::{Footprint, ImageEmbedding, LoadContext, LoadStage};
 
 use super::inputs::TextPlan;
-use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, THREAD_SCRATCH};
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, WORKER_SCRATCH};
 use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -97,6 +97,6 @@ impl ImageEmbeddingPlan {
     fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
         let scratch = self.architecture.scratch(PASS_ROWS.max(self.longest), self.longest);
         let shared = weights.bytes_in_memory(|tensor| self.architecture.uses(tensor));
-        Footprint::new(shared, scratch + THREAD_SCRATCH)
+        Footprint::new(shared, scratch + WORKER_SCRATCH)
     }
 }

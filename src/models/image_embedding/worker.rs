@@ -1,7 +1,7 @@
 //! A worker's run of a batch: it preprocesses the images of all requests one after another, packs them into
 //! passes, looks at each step at who has gone, and answers each request as soon as its last vector is there.
 
-use model_actors::{Batch, EmbedImages, Failure, ImageEmbedding, Item, Model};
+use model_actors::{Batch, EmbedImages, EmbedInput, Failure, ImageEmbedding, Item, Model};
 
 use super::inputs::{Input, Pass, fits};
 use super::{ImageEmbeddingModel, normalize};
@@ -29,10 +29,7 @@ impl Model<ImageEmbedding> for ImageEmbeddingModel {
     fn run(&mut self, batch: &mut Batch<'_, ImageEmbedding>) -> Result<(), Failure> {
         let mut run = Run { model: self, batch, answers: Answers::default(), waiting: Vec::new() };
         for (item, request) in batch.items().iter().enumerate() {
-            let count = match request.request() {
-                EmbedImages::Images(images) => images.len(),
-                EmbedImages::Texts(texts) => texts.len(),
-            };
+            let count = request.request().input.len();
             run.answers.open(item, count);
             for index in 0..count {
                 run.take(Place { item, index })?;
@@ -74,9 +71,9 @@ impl Run<'_, '_> {
 
     fn prepare(&self, request: &EmbedImages, index: usize) -> Result<Input> {
         let shared = &self.model.shared;
-        match request {
-            EmbedImages::Images(images) => shared.image(decoded(&images[index])?),
-            EmbedImages::Texts(texts) => shared.text(&texts[index]),
+        match &request.input {
+            EmbedInput::Images(images) => shared.image(decoded(&images[index])?),
+            EmbedInput::Texts(texts) => shared.text(&texts[index]),
         }
     }
 

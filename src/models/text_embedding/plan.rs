@@ -7,13 +7,13 @@ use model_actors::{Footprint, LoadContext, LoadStage, TextEmbedding};
 use serde::Deserialize;
 
 use super::static_embedding::StaticEmbedding;
-use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, THREAD_SCRATCH};
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel};
 use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::loader;
 use crate::models::config_file;
-use crate::models::passes::PASS_ROWS;
+use crate::models::passes::{PASS_ROWS, THREAD_SCRATCH};
 use crate::pooling::Modules;
 use crate::source::{Files, read_json};
 use crate::tokens::{TokenizerFiles, Tokens};

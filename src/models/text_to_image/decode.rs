@@ -17,7 +17,7 @@ pub(super) fn to_picture(colours: &Tensor) -> Result<Picture> {
         return Err(Error::NotFiniteOutput);
     }
     let byte = |value: &f32| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
-    Ok(Picture { width, height, rgb: values.iter().map(byte).collect() })
+    Ok(Picture::new(width, height, values.iter().map(byte).collect()))
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::loader;
 use crate::source::Files;
 
 /// Memory that gemm, the patches of convolutions and the allocator keep for a worker.
-const THREAD_SCRATCH: Bytes = Bytes::mib(16);
+const WORKER_SCRATCH: Bytes = Bytes::mib(16);
 
 /// A text to image model whose weights are not loaded.
 pub(crate) struct TextToImagePlan {
@@ -77,7 +77,7 @@ impl TextToImagePlan {
     }
 
     fn footprint_of(&self, weights: &ComponentWeights) -> Footprint {
-        let per_worker = self.architecture.scratch(self.max_pixels()) + THREAD_SCRATCH;
+        let per_worker = self.architecture.scratch(self.max_pixels()) + WORKER_SCRATCH;
         Footprint::new(weights.bytes_in_memory(), per_worker)
     }
 
@@ -93,7 +93,7 @@ impl TextToImagePlan {
     /// # Errors
     /// [`Error::InvalidInput`] for a request that the model cannot serve.
     pub(super) fn settings(&self, request: &PaintImage) -> Result<Settings> {
-        TextToImage::check(request).map_err(|cause| Error::InvalidInput(cause.to_string()))?;
+        TextToImage::check(request).map_err(Error::from)?;
         let defaults = self.architecture.defaults();
         let (width, height) = request.size.unwrap_or((defaults.width, defaults.height));
         self.check_size(width, height)?;

@@ -17,16 +17,13 @@ use crate::models::config_file;
 use crate::models::continuous_batching;
 use crate::models::decoder::{DecoderConfig, FAMILIES};
 use crate::models::generation_config::GenerationConfig;
-use crate::models::passes::PROMPT_ROWS;
+use crate::models::passes::{PROMPT_ROWS, THREAD_SCRATCH};
 use crate::source::{Files, read_json};
 use crate::tokens::{TokenizerFiles, Tokens, special_names};
 use crate::weights::WeightFiles;
 
 /// The capability's name in errors.
 const CAPABILITY: &str = "text to text";
-
-/// Memory that gemm, the tokenizer and the allocator keep for each thread, as measured for text embedding.
-const THREAD_SCRATCH: Bytes = Bytes::mib(4);
 
 /// Memory that tokenizing takes for each token that there is room for: prompts of a few more are tokenized whole, in some
 /// fifty bytes for each of theirs.

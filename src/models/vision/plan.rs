@@ -5,7 +5,7 @@ use std::sync::Arc;
 use model_actors::{Bytes, Footprint, LoadContext, LoadStage, Vision};
 
 use super::request::room;
-use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PROMPT_ROWS, THREAD_SCRATCH, WorkerMemory};
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, WorkerMemory};
 use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -14,6 +14,7 @@ use crate::loader::{self, GenerationSettings};
 use crate::models::config_file;
 use crate::models::continuous_batching;
 use crate::models::generation_config::GenerationConfig;
+use crate::models::passes::{PROMPT_ROWS, THREAD_SCRATCH};
 use crate::source::{Files, read_json};
 use crate::tokens::{TokenizerFiles, Tokens, special_names};
 use crate::weights::WeightFiles;

@@ -54,7 +54,7 @@ fn a_prompt_that_is_too_long_is_refused_before_the_picture_is_cut() {
         let model = VisionModel::load(Source::directory(folder)).unwrap();
         let shared = Arc::into_inner(model.shared).unwrap();
         let model = LoadedModel { network: Arc::new(Reader(Arc::clone(&shared.network))), ..shared };
-        let picture = Picture { width: 64, height: 64, rgb: vec![0; 64 * 64 * 3] };
+        let picture = Picture::new(64, 64, vec![0; 64 * 64 * 3]);
         let begin = |question: String| {
             let image = model_actors::ImageSource::Path("unused".into());
             let sampling = model_actors::Sampling::default();
