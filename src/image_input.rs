@@ -109,8 +109,8 @@ impl ImageInput {
         &self.shared.settings.limits
     }
 
-    /// Fetches or reads one image and decodes it. Reading happens on a thread for blocking work, decoding on one of its own. Once they are returned,
-    /// they do not count against [`ImageSettings::memory`] any more.
+    /// Fetches or reads one image and decodes it. Reading happens on a thread for blocking work, decoding on one of its
+    /// own. A picture that is returned does not count against [`ImageSettings::memory`] any more.
     ///
     /// # Errors
     /// [`Error::ImageTooLarge`], [`Error::UnsupportedImage`], [`Error::InvalidImage`], [`Error::ImageTooSlow`];
@@ -121,8 +121,8 @@ impl ImageInput {
         pictures.pop().ok_or_else(|| Error::InvalidInput("no image came back".to_owned()))
     }
 
-    /// Fetches or reads several images and decodes them, in order; the first that fails ends it. At most 16 are taken in at a time, and no more
-    /// addresses than may be fetched at once.
+    /// Fetches or reads several images and decodes them, in order, or returns the first error. At most 16 are taken in at a
+    /// time, and no more addresses than may be fetched at once.
     ///
     /// # Errors
     /// As [`Self::picture`]; also [`Error::ImageTooLarge`] if they have too many pixels together.

@@ -73,6 +73,7 @@
 //! | in a GGUF file's tokenizer: bytes of a piece that others merge to | `MAX_PIECE`, 256, of `generation/gguf_tokens.rs` |
 //! | tokens of a GGUF file's vocabulary | `MAX_TOKENS` of `gguf/tokenizer.rs`, 1,048,576 |
 //! | a chat template: its bytes, steps, output, nested macros and loops | `MAX_TEMPLATE_BYTES`, 64 KiB; `MAX_STEPS`, 1,000,000; `MAX_OUTPUT_BYTES`, 8 MiB; `MAX_DEPTH`, 100; of `generation/template.rs` |
+//! | letters of a text, and entries of a list, in an error that goes to callers, log and events | `MAX_LETTERS`, 1,000, and `MAX_ENTRIES`, 200, of `error.rs` |
 //! | letters of a chat template's error that are told | `MAX_REASON` of `generation/template.rs`, 1,000 |
 //! | tags and operators of a chat template in each other | `MAX_NESTED` of `generation/template/syntax.rs`, 1,000 |
 //! | in a chat template: bytes of JSON that is written; nested lists and maps | `MAX_JSON_BYTES` of `generation/template/functions.rs`, 8 MiB; `MAX_DEPTH` of `generation/template/budget.rs`, 64 |

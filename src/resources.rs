@@ -27,7 +27,7 @@ pub struct EngineResources {
 }
 
 impl EngineResources {
-    /// The same parts without an engine, to try a loader alone. Images are taken in with the default settings.
+    /// Creates the resources without an engine, to run a loader on its own. Images are taken in with the default settings.
     ///
     /// # Errors
     /// [`Error::InvalidSetting`](crate::Error::InvalidSetting).

@@ -61,12 +61,12 @@ pub enum Source {
 }
 
 impl Source {
-    /// A directory.
+    /// Creates the source of a directory.
     pub fn directory(path: impl Into<PathBuf>) -> Self {
         Self::Directory { path: path.into(), gguf: None, follow_links: false }
     }
 
-    /// The same directory, of which links may lead to files outside. Otherwise they are refused, as a model that somebody
+    /// Allows symbolic links that lead out of the directory. Otherwise they are refused, as a model that somebody
     /// else has made could show any file of this machine; those of the snapshots in the cache of the Hugging Face tools are
     /// followed in any case, but not those that `huggingface-cli download --local-dir` left in folders of its own before
     /// version 0.23. A repository has none, and stays as it is.
@@ -84,12 +84,12 @@ impl Source {
         }
     }
 
-    /// A repository at its main branch.
+    /// Creates the source of a repository at its main branch.
     pub fn repository(name: impl Into<String>) -> Self {
         Self::Repository { name: name.into(), revision: None, gguf: None }
     }
 
-    /// The same repository at another revision. A directory has none and stays as it is.
+    /// Selects a revision of the repository. A directory has none and stays as it is.
     pub fn revision(self, revision: impl Into<String>) -> Self {
         match self {
             Self::Repository { name, gguf, .. } => {
@@ -99,7 +99,7 @@ impl Source {
         }
     }
 
-    /// The model in one GGUF file of the repository or directory, which often hold several. Of a directory, the file
+    /// Selects one GGUF file of the repository or directory, which often hold several. Of a directory, the file
     /// is taken alone.
     ///
     /// ```

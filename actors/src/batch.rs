@@ -57,21 +57,21 @@ impl<'a, C: Capability> Batch<'a, C> {
         &self.items
     }
 
-    /// Progress was made: one batch, token or diffusion step. A run without ticks counts as stuck.
+    /// Reports progress: one batch, token or diffusion step. A run without ticks counts as stuck.
     pub fn tick(&self) {
         self.gauge.step();
     }
 
-    /// No item can go on before a reader reads: waits a moment, and ticks progress. Look at the items' marks
-    /// after it.
+    /// Waits a moment for readers of streams, where every item has a full buffer, and reports progress. Look at the
+    /// items' marks after it.
     pub fn pause(&self) {
         self.gauge.tick();
         // The readers' channels cannot wake a thread with a time limit.
         std::thread::park_timeout(LOOK_AGAIN);
     }
 
-    /// Continuous batching, between two steps: drops the items that are answered, takes in requests that have
-    /// arrived meanwhile, and returns how many of the items at the end are new. A caller may go away at any
+    /// Admits the requests that have arrived to a continuous batch, between two steps, drops the items that are answered,
+    /// and returns how many of the items at the end are new. A caller may go away at any
     /// moment, so what a model keeps of each item it keeps by [`Item::id`], not by place. Always 0 for a
     /// model whose specification does not ask for continuous batching.
     pub fn join(&mut self) -> usize {
@@ -115,7 +115,7 @@ pub struct Item<C: Capability> {
     full_since: Mutex<Option<Instant>>,
 }
 
-/// Nobody wants more of this answer: the caller has gone, its time is up, or its reader stalled.
+/// The signal that a request was cancelled: its caller has gone, its time is up, or its reader stalled.
 ///
 /// ```
 /// use model_actors::{Failure, FailureKind, Stopped};
@@ -152,13 +152,12 @@ impl<C: Capability> Item<C> {
         self.job.is_over_for(self.attempt)
     }
 
-    /// Progress was made, as [`Batch::tick`] says it, for a computation on threads that the batch is not on.
+    /// Reports progress as [`Batch::tick`] does, from a thread that has no hold of the batch.
     pub fn tick(&self) {
         self.gauge.step();
     }
 
-    /// Says that the work on this request has begun, which meets the deadline that is set for its first output: queue
-    /// and load are over, and from now on the stall limit bounds the run, and the total timeout where one is set. For
+    /// Marks the request as begun, which meets the deadline that is set for its first output: queue and load are over, and from now on the stall limit bounds the run, and the total timeout where one is set. For
     /// models whose first output takes the longer the larger the request is, as reading a prompt does. Without it the
     /// first chunk meets the deadline.
     ///
@@ -177,7 +176,7 @@ impl<C: Capability> Item<C> {
         self.job.begin_from(self.attempt);
     }
 
-    /// Ends the request well.
+    /// Completes the request with its output.
     pub fn finish(&self, output: C::Output) {
         self.job.answer_from(self.attempt, Ok(output));
     }
@@ -211,7 +210,7 @@ impl<C: Capability> Item<C> {
         }
     }
 
-    /// As [`Self::emit`], but does not wait: gives the chunk back while the reader's buffer is full. Try again
+    /// Sends a part of a streamed answer without waiting, and gives it back while the reader's buffer is full. Try again
     /// between steps; a reader that stalls past the stall limit from the first such try loses its stream with
     /// [`Error::SlowReader`].
     ///

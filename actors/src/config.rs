@@ -233,7 +233,7 @@ impl Default for QueueCapacity {
     }
 }
 
-/// Restart budget and backoff of whatever failed.
+/// Restart budget, backoff and circuit breaker of workers and of a system's children.
 ///
 /// ```
 /// use model_actors::RestartConfig;

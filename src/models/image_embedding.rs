@@ -222,7 +222,7 @@ impl ImageEmbeddingModel {
         Ok(unit(self.text_features(texts)?))
     }
 
-    /// One vector for each image, in order, as the model makes it, before it gets the length 1.
+    /// Computes the unnormalised vector of each image, in order.
     ///
     /// # Errors
     /// As [`ImageEmbeddingModel::embed_images`].
@@ -230,7 +230,7 @@ impl ImageEmbeddingModel {
         self.features(images.iter().map(|image| self.shared.image(image)))
     }
 
-    /// One vector for each text, in order, as the model makes it, before it gets the length 1.
+    /// Computes the unnormalised vector of each text, in order.
     ///
     /// # Errors
     /// As [`ImageEmbeddingModel::embed_texts`].

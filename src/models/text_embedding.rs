@@ -211,12 +211,12 @@ impl TextEmbeddingModel {
         self.shared.head.width()
     }
 
-    /// Most tokens of a text, special ones included; the rest of a longer text is not looked at.
+    /// Maximum sequence length in tokens, special ones included; the rest of a longer text is not looked at.
     pub fn max_tokens(&self) -> usize {
         self.shared.plan.longest
     }
 
-    /// Tokens of a text, as the model would see it.
+    /// Counts the tokens of a text, as the model would see it.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if it cannot be tokenized.

@@ -176,10 +176,10 @@ impl TextGenerationModel {
         Ok(logits.to_vec2()?)
     }
 
-    /// The whole texts, in order, written together.
+    /// Generates the completions of several requests, in order, in one continuous batch.
     ///
     /// # Errors
-    /// The first thing that is wrong with a request, or [`Error::Compute`]; either ends all.
+    /// The first error of a request, or [`Error::Compute`]; either ends all.
     pub fn generate(&self, requests: &[GenerateText]) -> Result<Vec<Completion>> {
         let mut streams = Streams::new(self.shared.limits);
         for (key, request) in requests.iter().enumerate() {

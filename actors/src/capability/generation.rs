@@ -115,18 +115,18 @@ pub enum Prompt {
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Sampling {
-    /// 0 is greedy; above it, the higher, the more even is the choice.
+    /// Sampling temperature; 0 selects greedy decoding.
     pub temperature: f32,
-    /// Keep only the k likeliest tokens; at least 1.
+    /// Top-k: restricts sampling to the k most probable tokens; at least 1.
     pub top_k: Option<usize>,
-    /// Keep only the likeliest tokens that make up this probability; above 0, at most 1.
+    /// Top-p: restricts sampling to the most probable tokens that make up this probability; above 0, at most 1.
     pub top_p: Option<f32>,
-    /// Drop tokens below this share of the likeliest one's probability; from 0 to below 1.
+    /// Min-p: drops tokens below this share of the most probable one's probability; from 0 to below 1.
     pub min_p: Option<f32>,
     /// Above 1 makes tokens that occurred in prompt or answer less likely; above 0. Holds for the greedy
     /// choice too. Without it, that of the model's `generation_config.json`; 1 is none.
     pub repetition_penalty: Option<f32>,
-    /// Makes the choice repeatable.
+    /// Random seed; the same seed gives the same output.
     pub seed: Option<u64>,
 }
 

@@ -75,17 +75,18 @@ impl WorkerModel for VisionModel {
 }
 
 impl VisionModel {
-    /// Most tokens of an image, a question and an answer together: the model's context, or what a worker's caches hold.
+    /// Maximum number of tokens of an image, a question and an answer together: the model's context, or what a worker's caches hold.
     pub fn context(&self) -> usize {
         self.shared.context.min(self.shared.limits.kv_cache_tokens)
     }
 
-    /// Steps that it and all that share its weights have taken: layers of the vision tower or parts of them, parts of prompts, tokens.
+    /// Counts the steps run by this model and all that share its weights: layers of the vision tower or parts of them,
+    /// parts of prompts, tokens.
     pub fn steps(&self) -> u64 {
         self.shared.steps.load(Ordering::Relaxed)
     }
 
-    /// The answer to a question about an image.
+    /// Answers a question about an image.
     ///
     /// # Errors
     /// [`Error::InvalidInput`](crate::Error::InvalidInput), [`Error::PromptTooLong`](crate::Error::PromptTooLong), the
@@ -94,7 +95,7 @@ impl VisionModel {
         self.describe_each(request, |_, _| {})
     }
 
-    /// The same, with each token and the text that became certain with it.
+    /// Answers a question, calling `each` with every token and the text that it completes.
     ///
     /// # Errors
     /// As [`VisionModel::describe`].

@@ -224,8 +224,9 @@ impl Network for Qwen3Vl {
     }
 }
 
-/// Positions of a prompt's rows, and the position after the last. Words count on; the image's rows stand at
-/// one moment, each at its line and column, and the words after it go on behind its longer side.
+/// Positions of a prompt's rows (M-RoPE), and the position after the last. Text tokens advance all three axes; the
+/// image's patches share the temporal one, each at its row and column, and the text after it goes on behind its longer
+/// side.
 fn positions(
     count: usize,
     image: &std::ops::Range<usize>,
@@ -237,9 +238,9 @@ fn positions(
         positions.extend((0..across as u32).map(|column| [start, start + line, start + column]));
     }
     let behind = start + down.max(across) as u32;
-    let words = count.saturating_sub(image.end) as u32;
-    positions.extend((0..words).map(|word| [behind + word; 3]));
-    (positions, behind + words)
+    let after = count.saturating_sub(image.end) as u32;
+    positions.extend((0..after).map(|place| [behind + place; 3]));
+    (positions, behind + after)
 }
 
 #[cfg(test)]
