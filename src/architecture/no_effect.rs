@@ -151,6 +151,7 @@ const WITH_IMAGES: &[&str] = &[
     "siglip_vision_model",
     "llava",
     "llava_next",
+    "llava_onevision",
     "blip",
     "blip_text_model",
     "blip_vision_model",

@@ -14,7 +14,7 @@ pub(crate) mod clip;
 pub(crate) mod dinov2;
 pub(crate) mod siglip;
 
-pub(crate) use positions::{Positions, Resampling};
+pub(crate) use positions::{Positions, Resampling, resample};
 pub(crate) use rows::pick;
 pub(crate) use settings::{CLIP_BLOCKS, VisionSettings};
 pub(crate) use text::{PositionsConfig, TextTower, TextTowerConfig, TextTowerNames};

@@ -48,7 +48,14 @@ pub(crate) use plan::VisionPlan;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
 const FAMILIES: &[Family<Box<dyn Architecture>>] =
-    &[llava::FAMILY, llava::NEXT_FAMILY, moondream::FAMILY, blip::FAMILY, qwen3_vl::FAMILY];
+    &[
+        llava::FAMILY,
+        llava::NEXT_FAMILY,
+        llava::ONE_VISION_FAMILY,
+        moondream::FAMILY,
+        blip::FAMILY,
+        qwen3_vl::FAMILY,
+    ];
 
 /// The capability's name in errors.
 const CAPABILITY: &str = "vision";
@@ -191,8 +198,8 @@ struct ImageRows {
     deep: Vec<Tensor>,
 }
 
-/// Reads `preprocessor_config.json`, with these `defaults` for what it leaves out. The processor's name in
-/// the file is left aside: the family knows what it does.
+/// Reads `preprocessor_config.json`, with these `defaults` for what it leaves out, and those of `processor` where
+/// the file names another than the usual ones: the family knows what that does.
 fn preprocessing(
     files: &Files,
     defaults: Value,
@@ -200,6 +207,7 @@ fn preprocessing(
     context: &LoadContext,
 ) -> Result<Preprocessing> {
     let (file, mut config) = preprocessor_config(files, defaults, context)?;
+    let processor = Processor::named(&config).unwrap_or(processor);
     leave_out(&mut config, &["image_processor_type", "feature_extractor_type"]);
     Preprocessing::read(&file, &config, processor)
 }

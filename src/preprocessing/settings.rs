@@ -27,6 +27,12 @@ impl Processor {
     const NAMES: &'static str =
         "CLIPImageProcessor, BitImageProcessor, SiglipImageProcessor, ViTImageProcessor";
 
+    /// The one that a configuration names, if it names one of these.
+    pub(crate) fn named(config: &Value) -> Option<Self> {
+        let named = ["image_processor_type", "feature_extractor_type"].map(|name| config.get(name));
+        named.into_iter().flatten().find_map(Value::as_str).and_then(Self::from_name)
+    }
+
     /// By the name in `image_processor_type` or `feature_extractor_type`, of which there are many for the
     /// same.
     fn from_name(name: &str) -> Option<Self> {

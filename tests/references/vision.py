@@ -5,7 +5,7 @@
 needs torch, transformers, tokenizers, safetensors, pillow and numpy. Writes `tests/fixtures/vision/<family>/` in the
 layout of the published repositories, with `expected.json` (image, question, tokens and text of each case) and
 `expected.safetensors` (pixels, image features and first logits of each case) beside the model's own files.
-BLIP, LLaVA 1.5 and 1.6 and Qwen3-VL are transformers' own; Moondream 2 is remote code on the hub, so that
+BLIP, LLaVA 1.5, 1.6 and OneVision and Qwen3-VL are transformers' own; Moondream 2 is remote code on the hub, so that
 `moondream.py` beside this file says the same in PyTorch.
 """
 
@@ -48,6 +48,15 @@ CHAT_VISION_PAD = (
     "{%- if content.type == 'image' or 'image' in content %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
     "{%- elif 'text' in content %}{{- content.text }}{%- endif %}{%- endfor %}{%- endif %}{{- '<|im_end|>\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+
+
+CHAT_ONE_VISION = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
+    "{% endfor %}{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
@@ -96,6 +105,13 @@ def randomize(model, seed, scale=1.0):
                 inside = parameter[0].numel()
                 parameter.copy_(scale * noise / inside**0.5)
     return model.eval().float()
+
+
+def rounded(model):
+    """Of a model that is saved as bfloat16: its weights as they are then."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(torch.bfloat16).float())
 
 
 def save_weights(folder, tensors, dtype=torch.float32, shards=1):
@@ -355,10 +371,7 @@ def llava_next(pictures, seed):
                              image_grid_pinpoints=grids)
     config.architectures = ["LlavaNextForConditionalGeneration"]
     model = randomize(LlavaNextForConditionalGeneration(config), seed, 1.5)
-    # Saved as bfloat16, and so rounded before they are computed with.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.to(torch.bfloat16).float())
+    rounded(model)
     processor = LlavaNextImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28},
                                            image_grid_pinpoints=grids)
     extra = dict(patch_size=7, vision_feature_select_strategy="default", image_token="<image>",
@@ -376,6 +389,105 @@ def llava_next(pictures, seed):
                 inputs["pixel_values"][0], features, 2, **inputs)
     cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"][0], processor.image_mean,
                       processor.image_std)
+    cases.save()
+
+
+QWEN2_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
+
+
+def siglip_and_qwen2(tokenizer):
+    # A side that the patches do not fill, as in the published towers.
+    vision = dict(model_type="siglip_vision_model", hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+                  num_attention_heads=4, image_size=30, patch_size=7, vision_use_head=False)
+    text = dict(model_type="qwen2", hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                num_key_value_heads=2, vocab_size=tokenizer.get_vocab_size() + 3, max_position_embeddings=1024,
+                rms_norm_eps=1e-6, max_window_layers=2, sliding_window=1024, use_sliding_window=False,
+                rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
+    return vision, text
+
+
+def save_with_qwen2(cases, config, tokenizer, preprocessor, processor, model, **saving):
+    """As the published files: the rotary base beside the other settings, the ends of answers in a file of their own."""
+    save_llava(cases, config, tokenizer, CHAT_ONE_VISION, preprocessor, processor, model, **saving)
+    saved = json.loads((cases.folder / "config.json").read_text())
+    saved["text_config"].pop("rope_parameters")
+    saved["text_config"]["rope_theta"] = 1000000.0
+    write_json(cases.folder / "config.json", saved)
+    write_json(cases.folder / "tokenizer_config.json", dict(
+        tokenizer_class="Qwen2Tokenizer", bos_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        unk_token=None, add_prefix_space=False, model_max_length=32768))
+    ends = [tokenizer.token_to_id(name) for name in ("<|im_end|>", "<|endoftext|>")]
+    write_json(cases.folder / "generation_config.json", dict(eos_token_id=ends, pad_token_id=ends[1]))
+    return ends
+
+
+def siglip_preprocessor(kind, processor, **more):
+    return dict(do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=[0.5] * 3,
+                image_processor_type=kind, image_std=[0.5] * 3, processor_class=processor, resample=3,
+                rescale_factor=1 / 255, size={"height": 30, "width": 30}, **more)
+
+
+def llava_siglip(pictures, seed):
+    """LLaVA 1.5's architecture with the halves of LLaVA-Interleave, and two layers of the tower, the later one first."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    cases = Cases("llava_siglip")
+    tokenizer = byte_level(380, QWEN2_TOKENS)
+    image_token = tokenizer.token_to_id("<image>")
+    vision, text = siglip_and_qwen2(tokenizer)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token, image_seq_length=16,
+                         vision_feature_layer=[-1, 1], vision_feature_select_strategy="full")
+    config.architectures = ["LlavaForConditionalGeneration"]
+    model = randomize(LlavaForConditionalGeneration(config), seed, 1.5)
+    rounded(model)
+    processor = SiglipImageProcessorPil(size={"height": 30, "width": 30})
+    extra = dict(patch_size=7, vision_feature_select_strategy="full", image_token="<image>",
+                 num_additional_image_tokens=0, processor_class="LlavaProcessor")
+    ends = save_with_qwen2(cases, config, tokenizer, siglip_preprocessor("SiglipImageProcessor", "LlavaProcessor"),
+                           extra, model, dtype=torch.bfloat16)
+    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it.")]:
+        pixels = processor(pictures[image], return_tensors="pt")["pixel_values"]
+        ids = tokenizer.encode(ask(tokenizer, CHAT_ONE_VISION, question)).ids
+        features = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output[0]
+        answers(cases, model, tokenizer, image, question, expand(ids, image_token, 16), pixels, features, ends,
+                pixel_values=pixels)
+    cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"], [0.5] * 3, [0.5] * 3)
+    cases.save()
+
+
+def llava_onevision(pictures, seed):
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+    cases = Cases("llava_onevision")
+    tokenizer = byte_level(380, QWEN2_TOKENS)
+    image_token = tokenizer.token_to_id("<image>")
+    vision, text = siglip_and_qwen2(tokenizer)
+    grids = [[30 * down, 30 * across] for down in range(1, 4) for across in range(1, 4)]
+    config = LlavaOnevisionConfig(vision_config=vision, text_config=text, image_token_index=image_token,
+                                  video_token_index=tokenizer.token_to_id("<video>"), image_grid_pinpoints=grids,
+                                  vision_aspect_ratio="anyres_max_2")
+    config.architectures = ["LlavaOnevisionForConditionalGeneration"]
+    model = randomize(LlavaOnevisionForConditionalGeneration(config), seed, 1.5)
+    rounded(model)
+    processor = LlavaOnevisionImageProcessorPil(size={"height": 30, "width": 30}, image_grid_pinpoints=grids,
+                                                image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    extra = dict(num_image_tokens=16, vision_feature_select_strategy="full", image_token="<image>",
+                 video_token="<video>", vision_aspect_ratio="anyres_max_2", processor_class="LlavaOnevisionProcessor")
+    preprocessor = siglip_preprocessor("LlavaOnevisionImageProcessor", "LlavaOnevisionProcessor", do_pad=True,
+                                       image_grid_pinpoints=grids)
+    ends = save_with_qwen2(cases, config, tokenizer, preprocessor, extra, model, dtype=torch.bfloat16)
+    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it."),
+                            ("square", "Is it a square?")]:
+        inputs = processor(pictures[image], return_tensors="pt")
+        features = model.model.get_image_features(**inputs, return_dict=True).pooler_output
+        features = features[0] if isinstance(features, (list, tuple)) else features
+        ids = tokenizer.encode(ask(tokenizer, CHAT_ONE_VISION, question)).ids
+        answers(cases, model, tokenizer, image, question, expand(ids, image_token, len(features)),
+                inputs["pixel_values"][0], features, ends, **inputs)
+    cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"][0], [0.5] * 3, [0.5] * 3,
+                      ["cat.png"])
     cases.save()
 
 
@@ -512,7 +624,8 @@ def moondream(pictures, seed):
     cases.save()
 
 
-FAMILIES = {"blip": blip, "llava": llava, "llava_next": llava_next, "qwen3_vl": qwen3_vl, "moondream": moondream}
+FAMILIES = {family.__name__: family for family in (
+    blip, llava, llava_next, llava_siglip, llava_onevision, qwen3_vl, moondream)}
 
 
 def main():

@@ -54,11 +54,6 @@ impl VisionConfig {
         self.settings.grid() * self.settings.grid() + 1
     }
 
-    /// Bytes that a pass over so many images needs besides the weights.
-    pub(crate) fn scratch(&self, images: usize) -> Bytes {
-        self.transformer.scratch(self.rows().saturating_mul(images), self.rows())
-    }
-
     /// Loads the tower, all but the last norm.
     pub(crate) fn load(&self, tensors: &SafeTensors<'_>) -> Result<VisionTower> {
         let (width, side, grid) = (self.transformer.width, self.settings.patch_size, self.settings.grid());

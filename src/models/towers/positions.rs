@@ -1,4 +1,4 @@
-//! Learned positions of an image's patches, and how those of one grid become those of another.
+//! Learned positions of an image's patches, and how the vectors of one grid become those of another.
 
 use candle_core::Tensor;
 
@@ -14,6 +14,8 @@ pub(crate) enum Resampling {
     Bicubic,
     /// The same with `antialias`: the kernel widens with the grid's shrinking, a = -0.5.
     BicubicAntialias,
+    /// PyTorch's bilinear `interpolate`: two neighbours.
+    Bilinear,
 }
 
 /// The vectors of a square grid's places.
@@ -38,29 +40,44 @@ impl Positions {
         if (down, across) == (self.side, self.side) {
             return Ok(self.values.clone());
         }
-        let taps = match self.resampling {
-            Resampling::Never => {
-                let side = self.side;
-                let reason = format!("the model takes images of {side}x{side} patches, not {across}x{down}");
-                return Err(Error::InvalidInput(reason));
-            }
-            Resampling::Bicubic => bicubic,
-            Resampling::BicubicAntialias => bicubic_antialias,
-        };
-        let (rows, columns) = (taps(self.side, down), taps(self.side, across));
-        let width = self.values.dim(1)?;
-        let host = self.values.to_device(&candle_core::Device::Cpu)?;
-        let resampled = with_values(&host, |values| {
-            let across = resample(values, self.side, width, &columns);
-            resample(&across, 1, columns.len() * width, &rows)
-        })?;
-        Ok(Tensor::from_vec(resampled, (down * across, width), self.values.device())?)
+        resample(&self.values, (self.side, self.side), (down, across), self.resampling)
     }
+}
+
+/// The vectors of a grid of `old` lines and columns, `(lines · columns, width)`, as those of a grid of `new`.
+///
+/// # Errors
+/// [`Error::InvalidInput`] where the grid cannot be another.
+pub(crate) fn resample(
+    values: &Tensor,
+    old: (usize, usize),
+    new: (usize, usize),
+    resampling: Resampling,
+) -> Result<Tensor> {
+    let taps = match resampling {
+        Resampling::Never => {
+            let ((old_down, old_across), (down, across)) = (old, new);
+            let reason =
+                format!("the model takes images of {old_across}x{old_down} patches, not {across}x{down}");
+            return Err(Error::InvalidInput(reason));
+        }
+        Resampling::Bicubic => bicubic,
+        Resampling::BicubicAntialias => bicubic_antialias,
+        Resampling::Bilinear => bilinear,
+    };
+    let (rows, columns) = (taps(old.0, new.0), taps(old.1, new.1));
+    let width = values.dim(1)?;
+    let host = values.to_device(&candle_core::Device::Cpu)?;
+    let resampled = with_values(&host, |values| {
+        let across = resample_axis(values, old.0, width, &columns);
+        resample_axis(&across, 1, columns.len() * width, &rows)
+    })?;
+    Ok(Tensor::from_vec(resampled, (new.0 * new.1, width), values.device())?)
 }
 
 /// Resamples the middle axis of `(lines, old, width)`, where `lines` is what is left over and `old · width` a
 /// line.
-fn resample(values: &[f32], lines: usize, width: usize, taps: &Taps) -> Vec<f32> {
+fn resample_axis(values: &[f32], lines: usize, width: usize, taps: &Taps) -> Vec<f32> {
     let line = values.len() / lines.max(1);
     let mut out = Vec::with_capacity(lines * taps.len() * width);
     for values in values.chunks_exact(line.max(1)) {
@@ -73,6 +90,21 @@ fn resample(values: &[f32], lines: usize, width: usize, taps: &Taps) -> Vec<f32>
         }
     }
     out
+}
+
+/// Beyond the edge the last value goes on.
+fn bilinear(old: usize, new: usize) -> Taps {
+    let scale = old as f32 / new as f32;
+    let of = |place: usize| {
+        let at = ((place as f32 + 0.5) * scale - 0.5).max(0.0);
+        let first = (at as usize).min(old.saturating_sub(1));
+        let share = at - first as f32;
+        match first + 1 < old {
+            true => (first, vec![1.0 - share, share]),
+            false => (first, vec![1.0]),
+        }
+    };
+    (0..new).map(of).collect()
 }
 
 /// The cubic convolution kernel (Keys 1981).
@@ -130,7 +162,7 @@ mod tests {
     #[test]
     fn weights_add_up_to_one_and_the_same_grid_stays_as_it_is() {
         for (old, new) in [(37, 16), (16, 37), (4, 5), (1, 3), (3, 1)] {
-            for taps in [bicubic(old, new), bicubic_antialias(old, new)] {
+            for taps in [bicubic(old, new), bicubic_antialias(old, new), bilinear(old, new)] {
                 for (first, weights) in taps {
                     assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
                     assert!(first + weights.len() <= old);
@@ -138,7 +170,7 @@ mod tests {
             }
         }
         let values = random(0.0, 1.0, (16, 8));
-        for resampling in [Resampling::Never, Resampling::Bicubic, Resampling::BicubicAntialias] {
+        for resampling in [Resampling::Never, Resampling::Bicubic, Resampling::BicubicAntialias, Resampling::Bilinear] {
             let positions = Positions::new(values.clone(), 4, resampling);
             let same: Vec<Vec<f32>> = positions.of(4, 4).unwrap().to_vec2().unwrap();
             assert_eq!(same, values.to_vec2::<f32>().unwrap());

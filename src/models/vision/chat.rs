@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use model_actors::LoadContext;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::generation::{ChatTemplate, SpecialTokens, read_chat_template};
@@ -93,4 +93,22 @@ impl Chat {
 /// A part of `config.json` that is there or null.
 pub(super) fn part<'a>(config: &'a Value, name: &str) -> &'a Value {
     config.get(name).unwrap_or(&Value::Null)
+}
+
+/// The text half's part of `config.json`, of the model type `default` where it names none, and tied to its
+/// embeddings where either table says so.
+pub(super) fn text_config(config: &Value, default: &str) -> Value {
+    let mut text = part(config, "text_config").clone();
+    if text.is_null() {
+        text = json!({});
+    }
+    if let Some(settings) = text.as_object_mut() {
+        if !settings.contains_key("architectures") {
+            settings.entry("model_type").or_insert_with(|| default.into());
+        }
+        if config.get("tie_word_embeddings") == Some(&Value::Bool(true)) {
+            settings.insert("tie_word_embeddings".to_owned(), true.into());
+        }
+    }
+    text
 }

@@ -1,8 +1,10 @@
-//! LLaVA 1.5 and 1.6 (Liu et al. 2023, 2024): the patches of a CLIP tower's layer before the last, projected
-//! by two layers into the text of a decoder. 1.6 also cuts a large image into tiles. Follows
-//! `modeling_llava.py` and `modeling_llava_next.py` of transformers.
+//! LLaVA 1.5 and 1.6 (Liu et al. 2023, 2024) and LLaVA-OneVision (Li et al. 2024): the patches of some layer of
+//! a CLIP or SigLIP tower, or of several side by side, projected by two layers into the text of a decoder. 1.6
+//! also cuts a large image into tiles, and OneVision scales down what is more than the text is to see. Follows
+//! `modeling_llava.py`, `modeling_llava_next.py` and `modeling_llava_onevision.py` of transformers.
 
 mod tiles;
+mod tower;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,30 +14,30 @@ use model_actors::{Bytes, LoadContext, Picture};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::chat::{Chat, part};
+use super::chat::{Chat, part, text_config};
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{
     Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
 };
 use crate::architecture::{self, Family, parse};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::Activation;
-use crate::models::config_file::{activation, invalid, unsupported, with_defaults};
+use crate::models::config_file::{activation, invalid, with_defaults};
 use crate::models::decoder::{self, DecoderConfig};
-use crate::models::towers::clip::VisionConfig;
-use crate::models::towers::{VisionTower, pick};
+use crate::models::towers::VisionTower;
 use crate::models::transformer::{Bias, Projection, SafeTensors};
 use crate::preprocessing::{Preprocessing, Processor};
 use crate::source::Files;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
-use tiles::Tiles;
+use tiles::{Layout, Tiles};
+use tower::TowerConfig;
 
 /// LLaVA 1.5's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "llava",
     architectures: &["LlavaForConditionalGeneration"],
-    read: |file, config| Ok(Box::new(Config::read(file, config, None)?)),
+    read: |file, config| Ok(Box::new(Config::read(file, config, &LLAVA, None)?)),
 };
 
 /// LLaVA 1.6's entry in the list.
@@ -44,31 +46,65 @@ pub(super) const NEXT_FAMILY: Family<Box<dyn Architecture>> = Family {
     architectures: &["LlavaNextForConditionalGeneration"],
     read: |file, config| {
         let grids = Tiles::read(file, part(config, "image_grid_pinpoints"))?;
-        Ok(Box::new(Config::read(file, config, Some(grids))?))
+        Ok(Box::new(Config::read(file, config, &LLAVA, Some(grids))?))
     },
 };
 
-/// Settings of both.
+/// LLaVA-OneVision's entry in the list.
+pub(super) const ONE_VISION_FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "llava_onevision",
+    architectures: &["LlavaOnevisionForConditionalGeneration"],
+    read: |file, config| {
+        let grids = Tiles::read(file, part(config, "image_grid_pinpoints"))?;
+        let grids = grids.shrunk(file, part(config, "vision_aspect_ratio"))?;
+        Ok(Box::new(Config::read(file, config, &ONE_VISION, Some(grids))?))
+    },
+};
+
+/// Values of settings that a file leaves out.
+struct Defaults {
+    /// Model types of the two halves.
+    tower: &'static str,
+    text: &'static str,
+    image_token: u32,
+    feature_layer: i64,
+    strategy: Strategy,
+    /// Those of `preprocessor_config.json`.
+    preprocessing: fn() -> Value,
+}
+
+const LLAVA: Defaults = Defaults {
+    tower: tower::CLIP,
+    text: "llama",
+    image_token: 32000,
+    feature_layer: -2,
+    strategy: Strategy::Default,
+    preprocessing: || json!({}),
+};
+
+const ONE_VISION: Defaults = Defaults {
+    tower: tower::SIGLIP,
+    text: "qwen2",
+    image_token: 151_646,
+    feature_layer: -1,
+    strategy: Strategy::Full,
+    preprocessing: || json!({"do_center_crop": false, "size": {"height": 384, "width": 384}}),
+};
+
+/// Settings of all of them.
 #[derive(Deserialize)]
 struct Settings {
     image_token_index: Option<u32>,
     /// The same in newer files.
     image_token_id: Option<u32>,
-    vision_feature_layer: FeatureLayers,
-    #[serde(default)]
-    vision_feature_select_strategy: Strategy,
+    vision_feature_layer: Option<FeatureLayers>,
+    vision_feature_select_strategy: Option<Strategy>,
     projector_hidden_act: String,
     multimodal_projector_bias: bool,
 }
 
 fn defaults() -> Value {
-    json!({"vision_feature_layer": -2, "projector_hidden_act": "gelu", "multimodal_projector_bias": true})
-}
-
-impl Settings {
-    fn image_token(&self) -> u32 {
-        self.image_token_index.or(self.image_token_id).unwrap_or(32000)
-    }
+    json!({"projector_hidden_act": "gelu", "multimodal_projector_bias": true})
 }
 
 /// The layers of the tower that are taken, as Python counts: 0 is what goes into the first, -1 what comes out of the
@@ -106,26 +142,29 @@ impl FeatureLayers {
 }
 
 /// The rows of the tower that are taken.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Strategy {
-    /// The patches'.
-    #[default]
+    /// All but the first, which is the class's of CLIP.
     Default,
-    /// The class's too.
+    /// All.
     Full,
 }
 
 /// `config.json`, with what the other small files say once they are read.
 struct Config {
     file: PathBuf,
-    vision: VisionConfig,
+    vision: TowerConfig,
     /// Number of blocks before each of the tower's layers that are taken.
     layers: Vec<usize>,
+    /// Number of the tower's first rows that are left out.
+    leading: usize,
     text: DecoderConfig,
-    settings: Settings,
+    image_token: u32,
+    bias: Bias,
     activation: Activation,
     tiles: Option<Tiles>,
+    defaults: &'static Defaults,
     rest: Option<(Preprocessing, Chat)>,
 }
 
@@ -139,59 +178,67 @@ const PROJECTORS: [&str; 2] = ["multi_modal_projector.", "model.multi_modal_proj
 const NEWLINES: [&str; 2] = ["image_newline", "model.image_newline"];
 
 impl Config {
-    fn read(file: &Path, config: &Value, tiles: Option<Tiles>) -> Result<Self> {
-        let settings: Settings = parse(file, &with_defaults(config, defaults()))?;
-        let vision = part(config, "vision_config");
-        match vision.get("model_type").and_then(Value::as_str) {
-            None | Some("clip_vision_model") => {}
-            Some(other) => {
-                return Err(unsupported(file, "the vision tower", other, "clip_vision_model"));
-            }
-        }
-        let mut vision = VisionConfig::read(file, vision)?;
-        let layers = settings.vision_feature_layer.counts(file, vision.transformer.layers.len())?;
+    fn read(
+        file: &Path,
+        config: &Value,
+        defaults: &'static Defaults,
+        tiles: Option<Tiles>,
+    ) -> Result<Self> {
+        let settings: Settings = parse(file, &with_defaults(config, self::defaults()))?;
+        let mut vision = TowerConfig::read(file, part(config, "vision_config"), defaults.tower)?;
+        let layers = settings.vision_feature_layer.unwrap_or(FeatureLayers::One(defaults.feature_layer));
+        let layers = layers.counts(file, vision.transformer().layers.len())?;
         // Blocks after the last that is taken are not loaded.
-        vision.transformer.layers.truncate(layers.iter().copied().max().unwrap_or(0));
-        let activation = activation(file, "projector_hidden_act", &settings.projector_hidden_act)?;
-        let text = part(config, "text_config");
-        let fallback = json!({"model_type": "llama"});
-        let text = if text.is_null() { &fallback } else { text };
-        let text = architecture::find(decoder::FAMILIES, CAPABILITY, file, text)?;
-        Ok(Self { file: file.to_owned(), vision, layers, text, settings, activation, tiles, rest: None })
-    }
-
-    fn uses_of_tower(&self, name: &str) -> bool {
-        match name.strip_prefix("encoder.layers.").and_then(|rest| rest.split_once('.')) {
-            Some((index, _)) => {
-                index.parse().is_ok_and(|index: usize| index < self.vision.transformer.layers.len())
-            }
-            None => !name.starts_with("post_layernorm") && !name.ends_with("position_ids"),
+        vision.truncate(layers.iter().copied().max().unwrap_or(0));
+        let strategy = settings.vision_feature_select_strategy.unwrap_or(defaults.strategy);
+        let leading = usize::from(strategy == Strategy::Default);
+        let patches = vision.settings().grid() * vision.settings().grid();
+        if tiles.is_some() && vision.rows() != patches + leading {
+            let reason = "vision_feature_select_strategy takes other rows than the patches, of which tiles consist";
+            return Err(invalid(file, reason));
         }
+        let text = text_config(config, defaults.text);
+        Ok(Self {
+            file: file.to_owned(),
+            vision,
+            layers,
+            leading,
+            text: architecture::find(decoder::FAMILIES, CAPABILITY, file, &text)?,
+            image_token: settings
+                .image_token_index
+                .or(settings.image_token_id)
+                .unwrap_or(defaults.image_token),
+            bias: settings.multimodal_projector_bias.into(),
+            activation: activation(file, "projector_hidden_act", &settings.projector_hidden_act)?,
+            tiles,
+            defaults,
+            rest: None,
+        })
     }
 }
 
 impl Architecture for Config {
     fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
-        let side = self.vision.settings.image_size;
-        let mut defaults = json!({"do_pad": false});
+        let side = self.vision.settings().image_size;
         if let Some(tiles) = &mut self.tiles {
             let (file, config) = super::preprocessor_config(files, json!({}), context)?;
             if let Some(grids) = config.get("image_grid_pinpoints").filter(|grids| !grids.is_null()) {
-                *tiles = Tiles::read(&file, grids)?;
+                tiles.replace(&file, grids)?;
             }
             tiles.check(&self.file, side)?;
-            // What this file calls padding is that of a batch of several images.
-            defaults = json!({});
         }
         let preprocessing = match self.tiles {
-            Some(_) => super::preprocessing_without(files, defaults, &["do_pad"], context)?,
-            None => super::preprocessing(files, defaults, Processor::Clip, context)?,
+            // What this file calls padding is that of a batch of several images.
+            Some(_) => {
+                super::preprocessing_without(files, (self.defaults.preprocessing)(), &["do_pad"], context)?
+            }
+            None => super::preprocessing(files, json!({"do_pad": false}), Processor::Clip, context)?,
         };
         if preprocessing.exact() != Some((side, side)) {
             let reason = "the preprocessing makes pictures of another size than image_size";
             return Err(invalid(&self.file, reason));
         }
-        let chat = Chat::read(files, self.settings.image_token(), context)?;
+        let chat = Chat::read(files, self.image_token, context)?;
         chat.check(self.text.vocabulary)?;
         self.rest = Some((preprocessing, chat));
         Ok(())
@@ -209,7 +256,7 @@ impl Architecture for Config {
     fn uses(&self, tensor: &str) -> bool {
         let of_tower = TOWERS.iter().find_map(|prefix| tensor.strip_prefix(prefix));
         match of_tower {
-            Some(name) => self.uses_of_tower(name),
+            Some(name) => self.vision.uses(name),
             None => {
                 PROJECTORS.iter().any(|prefix| tensor.starts_with(prefix))
                     || (self.tiles.is_some() && NEWLINES.contains(&tensor))
@@ -220,7 +267,7 @@ impl Architecture for Config {
 
     fn has_no_effect(&self, tensor: &str) -> bool {
         match TOWERS.iter().find_map(|prefix| tensor.strip_prefix(prefix)) {
-            Some(name) => !self.uses_of_tower(name),
+            Some(name) => !self.vision.uses(name),
             None => self.text.has_no_effect(tensor),
         }
     }
@@ -228,11 +275,11 @@ impl Architecture for Config {
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let crops = self.tiles.as_ref().map_or(1, Tiles::most);
         let rows = self.vision.rows().saturating_mul(crops);
-        let taken = self.layers.len().saturating_mul(self.vision.transformer.width);
+        let taken = self.layers.len().saturating_mul(self.vision.transformer().width);
         let kept = (rows as u64).saturating_mul(self.text.width().max(taken) as u64);
         let kept = Bytes(kept.saturating_mul(8));
         let text = self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held);
-        self.vision.scratch(1) + kept + text
+        self.vision.scratch() + kept + text
     }
 
     fn load(
@@ -248,13 +295,13 @@ impl Architecture for Config {
             let there = names.iter().find(|name| weights.contains(&format!("{name}{part}")));
             there.or(names.first()).copied().unwrap_or_default()
         };
-        let tower = find(&TOWERS, "embeddings.class_embedding");
+        let tower = find(&TOWERS, "embeddings.patch_embedding.weight");
         let projector = find(&PROJECTORS, "linear_1.weight");
         let newline = match self.tiles {
             Some(_) => Some(reader.tensor(find(&NEWLINES, ""), &[self.text.width()])?.unsqueeze(0)?),
             None => None,
         };
-        let tensors = SafeTensors::new(&reader, "", self.vision.transformer.workload);
+        let tensors = SafeTensors::new(&reader, "", self.vision.transformer().workload);
         Ok(Arc::new(Llava {
             tower: self.vision.load(&tensors.at(tower))?,
             projector: Projector::load(self, &tensors.at(projector))?,
@@ -265,9 +312,10 @@ impl Architecture for Config {
             },
             ends: chat.ends(tokens, &self.text.end_tokens),
             layers: self.layers.clone(),
-            leading: usize::from(self.settings.vision_feature_select_strategy == Strategy::Default),
-            grid: self.vision.settings.grid(),
-            side: self.vision.settings.image_size,
+            leading: self.leading,
+            kept: self.vision.rows().saturating_sub(self.leading),
+            grid: self.vision.settings().grid(),
+            side: self.vision.settings().image_size,
             tiles: self.tiles.clone(),
             preprocessing,
             chat,
@@ -285,13 +333,12 @@ struct Projector {
 
 impl Projector {
     fn load(config: &Config, tensors: &SafeTensors<'_>) -> Result<Self> {
-        let in_dim = config.vision.transformer.width.saturating_mul(config.layers.len());
+        let in_dim = config.vision.transformer().width.saturating_mul(config.layers.len());
         let out_dim = config.text.width();
-        let bias = Bias::from(config.settings.multimodal_projector_bias);
         Ok(Self {
-            first: tensors.linear("linear_1", out_dim, in_dim, bias)?,
+            first: tensors.linear("linear_1", out_dim, in_dim, config.bias)?,
             activation: config.activation,
-            second: tensors.linear("linear_2", out_dim, out_dim, bias)?,
+            second: tensors.linear("linear_2", out_dim, out_dim, config.bias)?,
         })
     }
 
@@ -311,6 +358,8 @@ struct Llava {
     layers: Vec<usize>,
     /// Number of the tower's first rows that are left out.
     leading: usize,
+    /// Number of rows that are kept of a crop.
+    kept: usize,
     /// Number of patches along a side.
     grid: usize,
     /// Number of pixels along a side.
@@ -336,16 +385,8 @@ impl Llava {
         self.projector.forward(&Tensor::cat(&parts, 1)?)
     }
 
-    /// Number of rows that are kept of a crop.
-    fn kept(&self) -> usize {
-        self.grid * self.grid + 1 - self.leading
-    }
-
-    /// The places, in all that was kept with the newline at its end, of the rows that the text gets.
-    fn layout(&self, tiles: &Tiles, sides: (usize, usize)) -> Result<Vec<u32>> {
-        if self.leading == 0 {
-            return Err(Error::InvalidInput("tiles with their class rows cannot be laid out".to_owned()));
-        }
+    /// The patches that the text gets of a picture of these sides.
+    fn layout(&self, tiles: &Tiles, sides: (usize, usize)) -> Layout {
         tiles.layout(sides, self.grid, self.side)
     }
 }
@@ -357,8 +398,8 @@ impl Network for Llava {
 
     fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
         let rows = match &self.tiles {
-            Some(tiles) => self.layout(tiles, sides)?.len(),
-            None => self.kept(),
+            Some(tiles) => self.layout(tiles, sides).rows(),
+            None => self.kept,
         };
         let (tokens, image) = self.chat.ask(tokens, question, rows)?;
         Ok(Prompt { tokens, image, sides })
@@ -386,7 +427,7 @@ impl Network for Llava {
         if !self.layers.contains(&layers) {
             return Ok(Some(Vec::new()));
         }
-        let rows = hidden.narrow(0, self.leading, self.kept())?.contiguous()?;
+        let rows = hidden.narrow(0, self.leading, self.kept)?.contiguous()?;
         // Several layers are projected together.
         Ok(Some(vec![if self.layers.len() > 1 { rows } else { self.projector.forward(&rows)? }]))
     }
@@ -396,7 +437,7 @@ impl Network for Llava {
         rows.extend(self.newline.clone());
         let all = Tensor::cat(&rows, 0)?;
         let rows = match &self.tiles {
-            Some(tiles) => pick(&all, self.layout(tiles, prompt.sides)?.into_iter().map(|row| row as usize))?,
+            Some(tiles) => self.layout(tiles, prompt.sides).assemble(&all)?,
             None => all,
         };
         Ok(ImageRows { rows, deep: Vec::new() })

@@ -1,15 +1,19 @@
-//! Tiles of LLaVA 1.6: an image is cut into them, and their patches are put together again: the grid that
-//! loses least of the image is chosen, the image is scaled into it with borders, and of the patches the
-//! borders' are left out. All of it is arithmetic on sides, as in transformers'
-//! `image_processing_llava_next.py`.
+//! Tiles of LLaVA 1.6 and OneVision: an image is cut into them, and their patches are put together again: the
+//! grid that loses least of the image is chosen, the image is scaled into it with borders, and of the patches
+//! the borders' are left out. Where OneVision would have too many, they are scaled down. All of it is
+//! arithmetic on sides, as in transformers' `image_processing_llava_next.py` and `pack_image_features`.
 
+use std::ops::Range;
 use std::path::Path;
 
+use candle_core::Tensor;
 use model_actors::Picture;
 use serde_json::Value;
 
 use crate::architecture::parse;
 use crate::error::{Error, Result};
+use crate::models::config_file::unsupported;
+use crate::models::towers::{Resampling, pick, resample};
 use crate::preprocessing::{Filter, MAX_SIDE, Preprocessing, resize, window};
 
 /// Most grids that a configuration may offer.
@@ -21,7 +25,12 @@ const MAX_TILES: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Tiles {
     grids: Vec<(usize, usize)>,
+    /// Number of tiles whose patches the text gets at most, or a few more; beyond that they are scaled down.
+    full: Option<usize>,
 }
+
+/// Number of times more patches than that by which they are scaled down, along a side.
+const TOLERANCE: f64 = 1.1;
 
 impl Tiles {
     /// Reads `image_grid_pinpoints`.
@@ -31,7 +40,27 @@ impl Tiles {
         } else {
             parse(file, grids)?
         };
-        Ok(Self { grids })
+        Ok(Self { grids, full: None })
+    }
+
+    /// Takes other grids, those of the image processor.
+    pub(super) fn replace(&mut self, file: &Path, grids: &Value) -> Result<()> {
+        self.grids = parse(file, grids)?;
+        Ok(())
+    }
+
+    /// The same where what is more than `aspect_ratio` allows is scaled down: `anyres_max_9` is 9 tiles.
+    pub(super) fn shrunk(mut self, file: &Path, aspect_ratio: &Value) -> Result<Self> {
+        let name: Option<String> = parse(file, aspect_ratio)?;
+        let name = name.as_deref().unwrap_or("anyres_max_9");
+        let full = name.strip_prefix("anyres_max_").and_then(|count| count.parse().ok());
+        let full = full.filter(|count| (1..=MAX_TILES).contains(count));
+        if full.is_none() {
+            let supported = format!("anyres_max_1 to anyres_max_{MAX_TILES}");
+            return Err(unsupported(file, "vision_aspect_ratio", name, supported));
+        }
+        self.full = full;
+        Ok(self)
     }
 
     /// Refuses grids that tiles of `side` pixels do not fill.
@@ -97,22 +126,65 @@ impl Tiles {
         Ok(pictures)
     }
 
-    /// The places of the rows that the text gets, among the rows of the whole picture, those of the tiles and
-    /// last the newline. A tile has `grid` patches and `side` pixels a side.
-    pub(super) fn layout(&self, sides: (usize, usize), grid: usize, side: usize) -> Result<Vec<u32>> {
+    /// The patches that the text gets of a picture of these sides. A tile has `grid` patches and `side` pixels a
+    /// side.
+    pub(super) fn layout(&self, sides: (usize, usize), grid: usize, side: usize) -> Layout {
         let (height, width) = self.best(sides);
-        let (tiles_down, tiles_across) = (height / side, width / side);
-        let newline = (1 + tiles_down * tiles_across) * grid * grid;
-        let (lines, columns) = shown(sides, (tiles_across * grid, tiles_down * grid));
-        let mut rows: Vec<u32> = (0..grid * grid).map(|row| row as u32).collect();
-        for line in lines {
-            for column in columns.clone() {
-                let tile = 1 + (line / grid) * tiles_across + column / grid;
-                rows.push((tile * grid * grid + (line % grid) * grid + column % grid) as u32);
+        let (tiles_down, across) = (height / side, width / side);
+        let (lines, columns) = shown(sides, (across * grid, tiles_down * grid));
+        let (down, wide) = (lines.len() as f64, columns.len() as f64);
+        let ratio = self.full.map(|full| (down * wide / (full * grid * grid) as f64).sqrt());
+        let size = match ratio.filter(|ratio| *ratio > TOLERANCE) {
+            Some(ratio) => ((down / ratio).floor() as usize, (wide / ratio).floor() as usize),
+            None => (lines.len(), columns.len()),
+        };
+        Layout { grid, across, lines, columns, size }
+    }
+}
+
+/// Patches of a picture as the text gets them: those of the whole picture, and then line by line those of the
+/// tiles, with a newline after each line.
+pub(super) struct Layout {
+    /// Number of patches along a tile's side.
+    grid: usize,
+    /// Number of tiles in a line of tiles.
+    across: usize,
+    /// Lines and columns of the tiles' patches without the borders.
+    lines: Range<usize>,
+    columns: Range<usize>,
+    /// Number of lines and columns that they are scaled to.
+    size: (usize, usize),
+}
+
+impl Layout {
+    /// Number of rows that the text gets.
+    pub(super) fn rows(&self) -> usize {
+        self.grid * self.grid + self.size.0 * (self.size.1 + 1)
+    }
+
+    /// The text's rows, from those of the whole picture, those of the tiles, and last the newline.
+    pub(super) fn assemble(&self, rows: &Tensor) -> Result<Tensor> {
+        let Self { grid, across, lines, columns, size: (down, wide) } = self;
+        let (whole, newline) = (grid * grid, rows.dim(0)?.saturating_sub(1));
+        let place = |line: usize, column: usize| {
+            let tile = 1 + (line / grid) * across + column / grid;
+            tile * whole + (line % grid) * grid + column % grid
+        };
+        if (lines.len(), columns.len()) == (*down, *wide) {
+            let mut places: Vec<usize> = (0..whole).collect();
+            for line in lines.clone() {
+                places.extend(columns.clone().map(|column| place(line, column)));
+                places.push(newline);
             }
-            rows.push(newline as u32);
+            return pick(rows, places.into_iter());
         }
-        Ok(rows)
+        let shown = lines.clone().flat_map(|line| columns.clone().map(move |column| (line, column)));
+        let patches = pick(rows, shown.map(|(line, column)| place(line, column)))?;
+        let patches = resample(&patches, (lines.len(), columns.len()), (*down, *wide), Resampling::Bilinear)?;
+        let parts = [rows.narrow(0, 0, whole)?, patches, rows.narrow(0, newline, 1)?];
+        let line = |line: usize| (line * wide..(line + 1) * wide).chain([down * wide]);
+        let places = (0..*down).flat_map(line).map(|place| whole + place);
+        pick(&Tensor::cat(&parts, 0)?, (0..whole).chain(places))
     }
 }
 
@@ -130,7 +202,7 @@ fn scaled((width, height): (usize, usize), (across, down): (usize, usize)) -> (u
 fn shown(
     (width, height): (usize, usize),
     (across, down): (usize, usize),
-) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
+) -> (Range<usize>, Range<usize>) {
     // Rounded at the seventh digit as the reference does, so that a whole number is not missed by a hair.
     let inner = |length: usize, scale: f64| ((length as f64 * scale * 1e7).round() / 1e7) as usize;
     if width as f64 / height as f64 > across as f64 / down as f64 {
@@ -155,9 +227,23 @@ mod tests {
         assert_eq!(tiles.best((300, 1000)), (1008, 336));
         assert_eq!(tiles.best((640, 640)), (672, 672));
         // 1000x300 in 1008x336: 302 of 336 pixels high, 21 of 24 patches, and one more for the odd border.
-        let rows = tiles.layout((1000, 300), 24, 336).unwrap();
-        let lines = rows.iter().filter(|row| **row == 4 * 576).count();
-        assert_eq!((lines, rows.len()), (22, 576 + 22 * 73));
+        let layout = tiles.layout((1000, 300), 24, 336);
+        assert_eq!((layout.lines.len(), layout.rows()), (22, 576 + 22 * 73));
+    }
+
+    #[test]
+    fn patches_beyond_the_full_number_of_tiles_are_scaled_down() {
+        let file = Path::new("config.json");
+        let grids = serde_json::json!([[384, 384], [2304, 2304]]);
+        let full = |name: &str| Tiles::read(file, &grids).unwrap().shrunk(file, &Value::from(name));
+        let tiles = full("anyres_max_9").unwrap();
+        // 162 patches a side, of which 9 tiles of 27 have 81.
+        assert_eq!(tiles.layout((3000, 3000), 27, 384).size, (81, 81));
+        assert_eq!(tiles.layout((300, 300), 27, 384).size, (27, 27));
+        for name in ["anyres", "anyres_max_", "anyres_max_0", "anyres_max_1000", "square"] {
+            assert!(full(name).is_err(), "{name}");
+        }
+        assert!(Tiles::read(file, &grids).unwrap().shrunk(file, &Value::from(9)).is_err());
     }
 
     #[test]
