@@ -39,7 +39,7 @@
 //! | redirects from a file of the hub to its content | `MAX_REDIRECTS` of `hub/client.rs`, 10 | [`TransferFailed`] |
 //! | tiles that LLaVA cuts an image into | `MAX_TILES` of `models/vision/llava/tiles.rs`, 64 | `InvalidInput` |
 //! | crops that Moondream cuts an image into | `MAX_CROPS` of `models/vision/moondream/crops.rs`, 64 | `InvalidConfig` |
-//! | how many times longer one side may be for Qwen3-VL | `MAX_ASPECT` of `models/vision/qwen3_vl/resize.rs`, 200 | `InvalidInput` |
+//! | how many times longer one side may be for Qwen-VL | `MAX_ASPECT` of `models/vision/qwen_vl/resize.rs`, 200 | `InvalidInput` |
 //! | threads of a worker, and `decoders` and `downloads` of images | 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
 //! | tokens that a worker's caches hold | `kv_cache_tokens` of [`GenerationLimits`], 128 to [`MAX_CACHE_TOKENS`], 16,777,216 | [`InvalidSetting`] |
 //! | texts that a worker generates together | `max_sequences` of [`GenerationLimits`], 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
@@ -86,7 +86,7 @@
 //! | dimensions of a vector of CLIP | `MAX_DIMENSIONS` of `models/image_embedding/clip.rs`, 1,048,576 |
 //! | registers of DINOv2 | `MAX_REGISTERS` of `models/towers/dinov2.rs`, 1,024 |
 //! | grids that LLaVA chooses from | `MAX_GRIDS` of `models/vision/llava/tiles.rs`, 64 |
-//! | pixels along a patch of Qwen3-VL, patches that it merges along a side or in time, positions along a side | `MAX_PATCH`, 256; `MAX_MERGED`, 16; `MAX_GRID`, 4,096; of `models/vision/qwen3_vl/tower.rs` |
+//! | pixels along a patch of Qwen-VL, patches that it merges along a side or in time, positions along a side | `MAX_PATCH`, 256; `MAX_MERGED`, 16; `MAX_GRID`, 4,096; of `models/vision/qwen_vl/tower/config.rs` |
 //! | latents along a side of the default image of a text to image model | `MAX_SAMPLE` of `models/text_to_image/repository.rs`, 4,096 |
 //! | levels of a UNet and of an autoencoder, and widths of a text to image model | `MAX_LEVELS`, 8, and `MAX_WIDTH`, 65,536, of `models/text_to_image/repository.rs` |
 //! | layers, heads, numbers of a head and channels of a diffusion transformer; four times the channels for FLUX, which counts those of a patch | `MAX_COUNT` of `models/text_to_image/repository.rs`, 1,024 |

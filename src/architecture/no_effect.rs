@@ -259,6 +259,8 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
     (&["blip", "blip_text_model"], &[("is_decoder", "true")]),
     // The reference implementation interleaves whatever the file says.
     (&["qwen3_vl", "qwen3_vl_text"], &[("mrope_interleaved", "true")]),
+    // Of videos.
+    (&["qwen2_5_vl", "qwen2_5_vl_vision"], &[("tokens_per_second", "*")]),
     (
         &["moondream1"],
         &[

@@ -9,7 +9,7 @@ mod language_model;
 mod blip;
 mod llava;
 mod moondream;
-mod qwen3_vl;
+mod qwen_vl;
 mod request;
 mod plan;
 mod model;
@@ -47,15 +47,15 @@ pub use model::{ExaminedImage, VisionModel};
 pub(crate) use plan::VisionPlan;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
-const FAMILIES: &[Family<Box<dyn Architecture>>] =
-    &[
-        llava::FAMILY,
-        llava::NEXT_FAMILY,
-        llava::ONE_VISION_FAMILY,
-        moondream::FAMILY,
-        blip::FAMILY,
-        qwen3_vl::FAMILY,
-    ];
+const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
+    llava::FAMILY,
+    llava::NEXT_FAMILY,
+    llava::ONE_VISION_FAMILY,
+    moondream::FAMILY,
+    blip::FAMILY,
+    qwen_vl::QWEN2_5,
+    qwen_vl::QWEN3,
+];
 
 /// The capability's name in errors.
 const CAPABILITY: &str = "vision";

@@ -5,7 +5,7 @@
 needs torch, transformers, tokenizers, safetensors, pillow and numpy. Writes `tests/fixtures/vision/<family>/` in the
 layout of the published repositories, with `expected.json` (image, question, tokens and text of each case) and
 `expected.safetensors` (pixels, image features and first logits of each case) beside the model's own files.
-BLIP, LLaVA 1.5, 1.6 and OneVision and Qwen3-VL are transformers' own; Moondream 2 is remote code on the hub, so that
+BLIP, LLaVA 1.5, 1.6 and OneVision, Qwen2.5-VL and Qwen3-VL are transformers' own; Moondream 2 is remote code on the hub, so that
 `moondream.py` beside this file says the same in PyTorch.
 """
 
@@ -491,7 +491,7 @@ def llava_onevision(pictures, seed):
     cases.save()
 
 
-# Qwen3-VL -----------------------------------------------------------------------------------------------------------
+# Qwen-VL ------------------------------------------------------------------------------------------------------------
 
 
 def byte_level(size, special):
@@ -511,14 +511,41 @@ def byte_level(size, special):
     return tokenizer
 
 
+QWEN_VL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+                  "<|image_pad|>", "<|video_pad|>"]
+
+
+def qwen_vl_cases(cases, pictures, model, tokenizer, processor, template, ends, photographs=PHOTOGRAPHS):
+    """Of a model of patches of 8 pixels, merged by fours."""
+    mean, deviation = processor.image_mean, processor.image_std
+
+    def picture_of(image):
+        """The picture that the patches are of."""
+        inputs = processor(image, return_tensors="pt")
+        _, high, wide = inputs["image_grid_thw"][0].tolist()
+        pixels = inputs["pixel_values"].reshape(high // 2, wide // 2, 2, 2, 3, 2, 8, 8)[:, :, :, :, :, 0]
+        return pixels.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, high * 8, wide * 8)
+
+    image_token = tokenizer.token_to_id("<|image_pad|>")
+    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it."),
+                            ("square", "Is it a square?")]:
+        inputs, pixels = processor(pictures[image], return_tensors="pt"), picture_of(pictures[image])
+        model.model.rope_deltas = None
+        features = model.model.get_image_features(**inputs, return_dict=True).pooler_output[0]
+        ids = tokenizer.encode(ask(tokenizer, template, question)).ids
+        ids = expand(ids, image_token, len(features))
+        types = torch.tensor([[int(id == image_token) for id in ids]])
+        answers(cases, model, tokenizer, image, question, ids, pixels, features, ends, mm_token_type_ids=types, **inputs)
+    cases.photographs(picture_of, mean, deviation, photographs)
+    cases.save()
+
+
 def qwen3_vl(pictures, seed):
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     cases = Cases("qwen3_vl")
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-               "<|video_pad|>"]
-    tokenizer = byte_level(380, special)
+    tokenizer = byte_level(380, QWEN_VL_TOKENS)
     token = tokenizer.token_to_id
     rope = {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"}
     text = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -557,25 +584,66 @@ def qwen3_vl(pictures, seed):
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     save_weights(cases.folder, tensors)
 
-    def picture_of(image):
-        """The picture that the patches are of."""
-        inputs = processor(image, return_tensors="pt")
-        _, high, wide = inputs["image_grid_thw"][0].tolist()
-        pixels = inputs["pixel_values"].reshape(high // 2, wide // 2, 2, 2, 3, 2, 8, 8)[:, :, :, :, :, 0]
-        return pixels.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, high * 8, wide * 8)
+    qwen_vl_cases(cases, pictures, model, tokenizer, processor, CHAT_VISION_PAD,
+                  [token("<|im_end|>"), token("<|endoftext|>")])
 
-    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it."),
-                            ("square", "Is it a square?")]:
-        inputs, pixels = processor(pictures[image], return_tensors="pt"), picture_of(pictures[image])
-        model.model.rope_deltas = None
-        features = model.model.get_image_features(**inputs, return_dict=True).pooler_output[0]
-        ids = tokenizer.encode(ask(tokenizer, CHAT_VISION_PAD, question)).ids
-        ids = expand(ids, token("<|image_pad|>"), len(features))
-        types = torch.tensor([[int(id == token("<|image_pad|>")) for id in ids]])
-        answers(cases, model, tokenizer, image, question, ids, pixels, features,
-                [token("<|im_end|>"), token("<|endoftext|>")], mm_token_type_ids=types, **inputs)
-    cases.photographs(picture_of, [0.5] * 3, [0.5] * 3)
-    cases.save()
+
+CHAT_SYSTEM_AND_PAD = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou help.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in content %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def qwen2_5_vl(pictures, seed):
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    cases = Cases("qwen2_5_vl")
+    tokenizer = byte_level(380, QWEN_VL_TOKENS)
+    token = tokenizer.token_to_id
+    # The settings of the text beside the others, as in the published file.
+    flat = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1,
+                vocab_size=tokenizer.get_vocab_size() + 5, max_position_embeddings=512, rms_norm_eps=1e-6,
+                rope_theta=1000000.0, rope_scaling={"type": "mrope", "mrope_section": [2, 3, 3]}, hidden_act="silu",
+                attention_dropout=0.0, initializer_range=0.02, use_cache=True, use_sliding_window=False,
+                sliding_window=512, max_window_layers=2, tie_word_embeddings=True,
+                bos_token_id=token("<|endoftext|>"), eos_token_id=token("<|im_end|>"))
+    vision = dict(depth=3, hidden_act="silu", hidden_size=32, intermediate_size=44, num_heads=2, in_chans=3,
+                  out_hidden_size=48, patch_size=8, spatial_merge_size=2, spatial_patch_size=8, window_size=32,
+                  fullatt_block_indexes=[1], tokens_per_second=2, temporal_patch_size=2)
+    ids = dict(image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
+               vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"))
+    config = Qwen2_5_VLConfig(vision_config=dict(vision), **json.loads(json.dumps(flat)), **ids)
+    model = randomize(Qwen2_5_VLForConditionalGeneration(config), seed, 1.5)
+    rounded(model)
+    model.tie_weights()
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 1024, "longest_edge": 10240}, patch_size=8, merge_size=2,
+                                         temporal_patch_size=2)
+    cases.folder.mkdir(parents=True, exist_ok=True)
+    write_json(cases.folder / "config.json", dict(
+        architectures=["Qwen2_5_VLForConditionalGeneration"], model_type="qwen2_5_vl", torch_dtype="bfloat16",
+        transformers_version="4.41.2", vision_config=vision, vision_token_id=token("<|vision_start|>"), **flat, **ids))
+    tokenizer.save(str(cases.folder / "tokenizer.json"))
+    write_json(cases.folder / "tokenizer_config.json", dict(
+        tokenizer_class="Qwen2Tokenizer", bos_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>",
+        unk_token=None, add_bos_token=False, add_prefix_space=False, model_max_length=131072))
+    write_json(cases.folder / "chat_template.json", {"chat_template": CHAT_SYSTEM_AND_PAD})
+    ends = [token("<|im_end|>"), token("<|endoftext|>")]
+    write_json(cases.folder / "generation_config.json", dict(eos_token_id=ends, pad_token_id=ends[1]))
+    write_json(cases.folder / "preprocessor_config.json", dict(
+        min_pixels=1024, max_pixels=10240, patch_size=8, temporal_patch_size=2, merge_size=2,
+        image_mean=processor.image_mean, image_std=processor.image_std,
+        image_processor_type="Qwen2VLImageProcessor", processor_class="Qwen2_5_VLProcessor"))
+    published = {"model.visual.": "visual.", "model.language_model.": "model."}
+    def name_of(name):
+        return next((new + name[len(old):] for old, new in published.items() if name.startswith(old)), name)
+    save_weights(cases.folder, {name_of(name): tensor for name, tensor in model.state_dict().items()
+                                if name != "lm_head.weight"}, dtype=torch.bfloat16)
+    qwen_vl_cases(cases, pictures, model, tokenizer, processor, CHAT_SYSTEM_AND_PAD, ends, ["cat.png"])
 
 
 # Moondream 2 --------------------------------------------------------------------------------------------------------
@@ -625,7 +693,7 @@ def moondream(pictures, seed):
 
 
 FAMILIES = {family.__name__: family for family in (
-    blip, llava, llava_next, llava_siglip, llava_onevision, qwen3_vl, moondream)}
+    blip, llava, llava_next, llava_siglip, llava_onevision, qwen2_5_vl, qwen3_vl, moondream)}
 
 
 def main():

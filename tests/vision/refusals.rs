@@ -7,7 +7,7 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
     let huge = serde_json::json!(1u64 << 40);
     let numbers =
         [serde_json::json!(0), huge, serde_json::json!(-1), serde_json::json!("many"), serde_json::json!(7)];
-    let settings: [(&str, &[&str]); 5] = [
+    let settings: [(&str, &[&str]); 7] = [
         (
             "blip",
             &[
@@ -34,6 +34,29 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
             ],
         ),
         ("llava_next", &["image_grid_pinpoints", "vision_config/image_size"]),
+        (
+            "llava_onevision",
+            &[
+                "image_grid_pinpoints",
+                "vision_aspect_ratio",
+                "vision_config/image_size",
+                "vision_config/hidden_size",
+            ],
+        ),
+        (
+            "qwen2_5_vl",
+            &[
+                "hidden_size",
+                "num_attention_heads",
+                "vision_config/num_heads",
+                "vision_config/patch_size",
+                "vision_config/spatial_patch_size",
+                "vision_config/in_chans",
+                "vision_config/window_size",
+                "vision_config/out_hidden_size",
+                "vision_config/fullatt_block_indexes",
+            ],
+        ),
         (
             "qwen3_vl",
             &[
@@ -83,6 +106,13 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
     let error =
         changed("llava", "config.json", |config| config["vision_config"]["model_type"] = "eva".into());
     assert!(matches!(error, Error::UnsupportedSetting { .. }), "{error}");
+    // Tiles are put together of all patches, and of nothing else.
+    for (family, strategy) in [("llava_next", "full"), ("llava_onevision", "default")] {
+        let error = changed(family, "config.json", |config| {
+            config["vision_feature_select_strategy"] = strategy.into();
+        });
+        assert!(error.to_string().contains("vision_feature_select_strategy"), "{error}");
+    }
     let error = changed("llava", "chat_template.json", |file| file["chat_template"] = "{% for".into());
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
     let error = changed("blip", "config.json", |config| {

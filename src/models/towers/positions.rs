@@ -170,7 +170,9 @@ mod tests {
             }
         }
         let values = random(0.0, 1.0, (16, 8));
-        for resampling in [Resampling::Never, Resampling::Bicubic, Resampling::BicubicAntialias, Resampling::Bilinear] {
+        for resampling in
+            [Resampling::Never, Resampling::Bicubic, Resampling::BicubicAntialias, Resampling::Bilinear]
+        {
             let positions = Positions::new(values.clone(), 4, resampling);
             let same: Vec<Vec<f32>> = positions.of(4, 4).unwrap().to_vec2().unwrap();
             assert_eq!(same, values.to_vec2::<f32>().unwrap());

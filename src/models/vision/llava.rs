@@ -178,12 +178,7 @@ const PROJECTORS: [&str; 2] = ["multi_modal_projector.", "model.multi_modal_proj
 const NEWLINES: [&str; 2] = ["image_newline", "model.image_newline"];
 
 impl Config {
-    fn read(
-        file: &Path,
-        config: &Value,
-        defaults: &'static Defaults,
-        tiles: Option<Tiles>,
-    ) -> Result<Self> {
+    fn read(file: &Path, config: &Value, defaults: &'static Defaults, tiles: Option<Tiles>) -> Result<Self> {
         let settings: Settings = parse(file, &with_defaults(config, self::defaults()))?;
         let mut vision = TowerConfig::read(file, part(config, "vision_config"), defaults.tower)?;
         let layers = settings.vision_feature_layer.unwrap_or(FeatureLayers::One(defaults.feature_layer));
@@ -194,7 +189,8 @@ impl Config {
         let leading = usize::from(strategy == Strategy::Default);
         let patches = vision.settings().grid() * vision.settings().grid();
         if tiles.is_some() && vision.rows() != patches + leading {
-            let reason = "vision_feature_select_strategy takes other rows than the patches, of which tiles consist";
+            let reason =
+                "vision_feature_select_strategy takes other rows than the patches, of which tiles consist";
             return Err(invalid(file, reason));
         }
         let text = text_config(config, defaults.text);

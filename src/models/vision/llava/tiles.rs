@@ -199,10 +199,7 @@ fn scaled((width, height): (usize, usize), (across, down): (usize, usize)) -> (u
 }
 
 /// Lines and columns of a frame's patches that show the image, and not its borders.
-fn shown(
-    (width, height): (usize, usize),
-    (across, down): (usize, usize),
-) -> (Range<usize>, Range<usize>) {
+fn shown((width, height): (usize, usize), (across, down): (usize, usize)) -> (Range<usize>, Range<usize>) {
     // Rounded at the seventh digit as the reference does, so that a whole number is not missed by a hair.
     let inner = |length: usize, scale: f64| ((length as f64 * scale * 1e7).round() / 1e7) as usize;
     if width as f64 / height as f64 > across as f64 / down as f64 {

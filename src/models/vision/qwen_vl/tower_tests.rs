@@ -1,21 +1,29 @@
 //! The tower in parts and whole: the same numbers, in bounded pieces.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use candle_core::{Device, Tensor};
 use model_actors::{LoadContext, ModelId};
+use serde_json::Value;
 
-use super::*;
+use super::super::{StepwiseTower as _, Unfinished};
+use super::tower::{Tower, TowerConfig};
+use super::{qwen2_5, qwen3};
+use crate::error::Result;
 use crate::kernels::random;
+use crate::models::transformer::SafeTensors;
 use crate::source::{Files, read_json};
 use crate::weights::WeightFiles;
 
-fn tower() -> Tower {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vision/qwen3_vl");
+type Read = fn(&Path, &Value) -> Result<TowerConfig>;
+
+fn tower(family: &str, read: Read, prefix: &'static str) -> Tower {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vision").join(family);
     let file = folder.join("config.json");
-    let config = TowerConfig::read(&file, &read_json::<Value>(&file).unwrap()["vision_config"]).unwrap();
-    let context = LoadContext::detached(&ModelId::from("qwen3_vl"));
+    let config = read(&file, &read_json::<Value>(&file).unwrap()["vision_config"]).unwrap();
+    let context = LoadContext::detached(&ModelId::from(family));
     let weights = WeightFiles::open(&Files::directory(&folder), "", &context).unwrap();
-    let reader = weights.reader("model.visual.", &Device::Cpu, &context);
+    let reader = weights.reader(prefix, &Device::Cpu, &context);
     Tower::load(&config, &SafeTensors::new(&reader, "", config.transformer.workload)).unwrap()
 }
 
@@ -40,7 +48,7 @@ fn assert_same(left: &Tensor, right: &Tensor) {
 
 #[test]
 fn what_is_done_in_parts_is_what_is_done_at_once() {
-    let mut tower = tower();
+    let mut tower = tower("qwen3_vl", qwen3::tower, "model.visual.");
     let crop = random(0.0, 1.0, (3, 64, 48));
     let (hidden, parts) = all(|unfinished| tower.open(&crop, unfinished));
     assert_eq!((hidden.dim(0).unwrap(), parts), (48, 1));
@@ -72,8 +80,27 @@ fn what_is_done_in_parts_is_what_is_done_at_once() {
 }
 
 #[test]
+fn a_tower_with_windows_in_parts_is_the_whole_one() {
+    let mut tower = tower("qwen2_5_vl", qwen2_5::tower, "visual.");
+    // 4 lines of 3 merged patches: windows of 2 a side, and smaller ones at the edge.
+    let crop = random(0.0, 1.0, (3, 64, 48));
+    let (hidden, _) = all(|unfinished| tower.open(&crop, unfinished));
+    let whole = [0, 1].map(|block| all(|unfinished| tower.step(block, &hidden, &crop, unfinished)).0);
+    tower.part_rows = 20;
+    let (opened, parts) = all(|unfinished| tower.open(&crop, unfinished));
+    assert_eq!(parts, 2);
+    assert_same(&opened, &hidden);
+    // 48 rows, 20 at a time, of which a window has 16; and where all are seen, 20 · 20 / 48 at a time.
+    for (block, wanted) in [(0, 3 + 3), (1, 3 + 6)] {
+        let (out, parts) = all(|unfinished| tower.step(block, &hidden, &crop, unfinished));
+        assert_eq!(parts, wanted);
+        assert_same(&out, &whole[block]);
+    }
+}
+
+#[test]
 fn what_an_image_takes_is_charged_for_all_of_its_patches() {
-    let config = TowerConfig::read(Path::new("config.json"), &Value::Null).unwrap();
+    let config = qwen3::tower(Path::new("config.json"), &Value::Null).unwrap();
     // What goes into a layer and comes out, with queries, keys and values; the pixels; what the text is given.
     let row = 5 * 1152 + 3 * 16 * 16 + 4 * 3584 / 4;
     assert!(config.scratch(65_536).0 >= 65_536 * row * 4);

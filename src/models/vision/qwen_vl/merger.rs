@@ -1,11 +1,11 @@
-//! The mergers of Qwen3-VL: from patches of the vision tower to rows of the text.
+//! The mergers of Qwen-VL: from patches of the vision tower to rows of the text.
 
 use candle_core::Tensor;
 
 use super::EPSILON;
 use crate::error::Result;
 use crate::kernels::Activation;
-use crate::models::transformer::{Bias, Norm, Projection, SafeTensors};
+use crate::models::transformer::{Bias, Norm, NormKind, Projection, SafeTensors, Tensors as _};
 
 /// The rows that a merger's norm sees.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,19 +26,22 @@ pub(super) struct Merger {
 }
 
 impl Merger {
-    /// Loads the merger of vectors of `width` numbers, `merged` of them side by side, to `out` numbers.
+    /// Loads the merger of vectors of `width` numbers, `merged` of them side by side, to `out` numbers, by the names
+    /// of its norm and its two layers.
     pub(super) fn load(
         [width, merged, out]: [usize; 3],
         tensors: &SafeTensors<'_>,
+        [norm, first, second]: [&str; 3],
+        kind: NormKind,
         normed: Normed,
     ) -> Result<Self> {
         let wide = width * merged;
         let normed_width = if normed == Normed::Merged { wide } else { width };
         Ok(Self {
             normed,
-            norm: tensors.layer_norm("norm", normed_width, EPSILON)?,
-            first: tensors.linear("linear_fc1", wide, wide, Bias::Yes)?,
-            second: tensors.linear("linear_fc2", out, wide, Bias::Yes)?,
+            norm: tensors.norm(norm, normed_width, kind, EPSILON)?,
+            first: tensors.linear(first, wide, wide, Bias::Yes)?,
+            second: tensors.linear(second, out, wide, Bias::Yes)?,
             wide,
         })
     }

@@ -1,11 +1,14 @@
-//! Qwen3-VL: a vision tower for images of any size, whose patches are merged by fours into the text of a
-//! Qwen3 decoder. Features of some of the tower's layers are added after the decoder's first ones
-//! (DeepStack), and a token's position has three coordinates (interleaved M-RoPE). Follows
-//! `modeling_qwen3_vl.py` of transformers.
+//! Qwen-VL: a vision tower for images of any size, whose patches are merged by fours into the text of a Qwen
+//! decoder, in which a token's position has three coordinates (M-RoPE). What the versions have in common is here;
+//! their settings, and names of tensors, are left to a file for each.
 
 mod merger;
 mod resize;
 mod tower;
+mod qwen2_5;
+mod qwen3;
+#[cfg(test)]
+mod tower_tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,29 +17,25 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext, Picture};
 use serde_json::{Value, json};
 
-use super::chat::{Chat, part};
+use super::chat::{Chat, part, text_config};
 use super::language_model::{Answer, ImagePlace, LanguageModel};
 use super::{
     Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
 };
-use crate::architecture::{self, Family};
+use crate::architecture;
 use crate::error::{Error, Result};
 use crate::kernels::rotary::Position;
 use crate::models::decoder::{self, DecoderConfig};
+use crate::models::towers::pick;
 use crate::models::transformer::{SafeTensors, Workload};
 use crate::preprocessing::Scaling;
 use crate::source::Files;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
+pub(super) use qwen2_5::FAMILY as QWEN2_5;
+pub(super) use qwen3::FAMILY as QWEN3;
 use resize::SmartResize;
 use tower::{Tower, TowerConfig};
-
-/// The family's entry in the list.
-pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
-    model_type: "qwen3_vl",
-    architectures: &["Qwen3VLForConditionalGeneration"],
-    read: |file, config| Ok(Box::new(Config::read(file, config)?)),
-};
 
 /// Of all norms of the vision tower.
 const EPSILON: f64 = 1e-6;
@@ -51,11 +50,20 @@ struct Config {
     rest: Option<(SmartResize, Scaling, Chat)>,
 }
 
+/// The text half of a version.
+struct TextHalf {
+    /// The model type of the decoder that it is.
+    kind: &'static str,
+    /// Numbers of pairs that each coordinate of a position rotates, where the file has none.
+    sections: [usize; 3],
+    is_interleaved: bool,
+    /// Base of the rotary embedding, where the file has none.
+    theta: f64,
+}
+
 impl Config {
-    fn read(file: &Path, config: &Value) -> Result<Self> {
-        let tower = TowerConfig::read(file, part(config, "vision_config"))?;
-        let text = text_config(config);
-        let text = architecture::find(decoder::FAMILIES, CAPABILITY, file, &text)?;
+    fn new(file: &Path, config: &Value, tower: TowerConfig, text: &TextHalf) -> Result<Self> {
+        let text = architecture::find(decoder::FAMILIES, CAPABILITY, file, &text.settings(config))?;
         let invalid = |reason: String| Error::InvalidConfig { file: file.to_owned(), reason };
         if tower.out_hidden_size != text.width() {
             let (out, width) = (tower.out_hidden_size, text.width());
@@ -72,32 +80,39 @@ impl Config {
     }
 }
 
-/// The text's settings as those of the Qwen3 that it is.
-fn text_config(config: &Value) -> Value {
-    let mut text = part(config, "text_config").clone();
-    if text.is_null() {
-        return json!({"model_type": "qwen3"});
+impl TextHalf {
+    /// The settings of the text half as those of the decoder that it is. Older files have them beside those of the
+    /// whole.
+    fn settings(&self, config: &Value) -> Value {
+        let mut text = match part(config, "text_config") {
+            Value::Null => config.clone(),
+            _ => text_config(config, self.kind),
+        };
+        let Some(settings) = text.as_object_mut() else { return text };
+        settings.insert("model_type".to_owned(), self.kind.into());
+        settings.remove("architectures");
+        let name = match settings.get("rope_parameters") {
+            Some(Value::Object(_)) => "rope_parameters",
+            _ => "rope_scaling",
+        };
+        let has_theta = settings.get("rope_theta").is_some_and(|theta| !theta.is_null());
+        let rope = settings.entry(name).or_insert(Value::Null);
+        if rope.is_null() {
+            *rope = json!({});
+        }
+        if let Some(rope) = rope.as_object_mut() {
+            // The reference does as the version does, whatever the file says.
+            rope.remove("mrope_interleaved");
+            if self.is_interleaved {
+                rope.insert("mrope_interleaved".to_owned(), true.into());
+            }
+            rope.entry("mrope_section").or_insert_with(|| json!(self.sections));
+            if !has_theta {
+                rope.entry("rope_theta").or_insert_with(|| self.theta.into());
+            }
+        }
+        text
     }
-    let Some(settings) = text.as_object_mut() else { return text };
-    settings.insert("model_type".to_owned(), "qwen3".into());
-    settings.remove("architectures");
-    if let (None, Some(tied)) = (settings.get("tie_word_embeddings"), config.get("tie_word_embeddings")) {
-        settings.insert("tie_word_embeddings".to_owned(), tied.clone());
-    }
-    let name = match settings.get("rope_parameters") {
-        Some(Value::Object(_)) => "rope_parameters",
-        _ => "rope_scaling",
-    };
-    let rope = settings.entry(name).or_insert(Value::Null);
-    if rope.is_null() {
-        *rope = json!({});
-    }
-    if let Some(rope) = rope.as_object_mut() {
-        // The reference interleaves whatever the file says.
-        rope.insert("mrope_interleaved".to_owned(), true.into());
-        rope.entry("mrope_section").or_insert_with(|| json!([24, 20, 20]));
-    }
-    text
 }
 
 impl Architecture for Config {
@@ -151,9 +166,10 @@ impl Architecture for Config {
         context: &LoadContext,
     ) -> Result<Arc<dyn Network>> {
         let (resize, scaling, chat) = self.rest.clone().ok_or_else(misfit)?;
-        let prefix = TOWERS.into_iter().find(|prefix| weights.contains(&format!("{prefix}pos_embed.weight")));
+        let is_there = |prefix: &&str| weights.contains(&format!("{prefix}patch_embed.proj.weight"));
+        let prefix = TOWERS.into_iter().find(is_there);
         let reader = weights.reader(prefix.unwrap_or(TOWERS[0]), device, context);
-        Ok(Arc::new(Qwen3Vl {
+        Ok(Arc::new(QwenVl {
             tower: Tower::load(&self.tower, &SafeTensors::new(&reader, "", Workload::WholeSequences))?,
             language_model: LanguageModel {
                 decoder: self.text.load(weights, device, context)?,
@@ -168,7 +184,7 @@ impl Architecture for Config {
     }
 }
 
-struct Qwen3Vl {
+struct QwenVl {
     tower: Tower,
     language_model: LanguageModel,
     ends: Vec<u32>,
@@ -178,7 +194,7 @@ struct Qwen3Vl {
     device: Device,
 }
 
-impl Network for Qwen3Vl {
+impl Network for QwenVl {
     fn ends(&self) -> &[u32] {
         &self.ends
     }
@@ -207,9 +223,14 @@ impl Network for Qwen3Vl {
         self.tower.keep(layers, hidden, parts)
     }
 
-    fn image(&self, _: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+    fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
         let (rows, deep) = kept.first().and_then(|kept| kept.split_last()).ok_or_else(misfit)?;
-        Ok(ImageRows { rows: rows.clone(), deep: deep.to_vec() })
+        let (width, height) = self.resize.of(prompt.sides)?;
+        let rows = match self.tower.line_by_line(self.tower.merged_grid(width, height)) {
+            Some(places) => pick(rows, places.into_iter())?,
+            None => rows.clone(),
+        };
+        Ok(ImageRows { rows, deep: deep.to_vec() })
     }
 
     fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<Answer> {
@@ -246,6 +267,22 @@ fn positions(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_of_the_text_beside_the_others_or_in_a_part_are_the_same() {
+        let half = TextHalf { kind: "qwen2", sections: [16, 24, 24], is_interleaved: false, theta: 1e6 };
+        let flat = json!({"hidden_size": 48, "rope_scaling": {"type": "mrope"}, "rope_theta": 5.0});
+        let nested =
+            json!({"text_config": {"hidden_size": 48, "rope_scaling": {"type": "mrope"}, "rope_theta": 5.0}});
+        let wanted = json!({
+            "model_type": "qwen2", "hidden_size": 48, "rope_theta": 5.0,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}
+        });
+        assert_eq!(half.settings(&flat), wanted);
+        assert_eq!(half.settings(&nested), wanted);
+        let bare = half.settings(&json!({"text_config": {"rope_parameters": {}}}));
+        assert_eq!(bare["rope_parameters"]["rope_theta"], 1e6);
+    }
 
     #[test]
     fn words_behind_an_image_go_on_behind_its_longer_side() {
