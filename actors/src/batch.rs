@@ -19,8 +19,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 pub(crate) trait Joining<C: Capability> {
     /// Requests that were sent to this worker while it ran.
     fn joined(&mut self) -> Vec<Item<C>>;
-    /// These are answered; their seats are free.
-    fn left(&mut self, answered: Vec<RequestId>);
+    /// These are answered, or their callers have gone; their seats are free.
+    fn left(&mut self, gone: Vec<Item<C>>);
 }
 
 /// The requests of one run.
@@ -80,7 +80,7 @@ impl<'a, C: Capability> Batch<'a, C> {
         let (gone, staying): (Vec<_>, Vec<_>) = self.items.drain(..).partition(|item| item.job.is_answered());
         self.items = staying;
         if !gone.is_empty() {
-            joining.left(gone.iter().map(|item| item.job.id).collect());
+            joining.left(gone);
         }
         let joined = joining.joined();
         let count = joined.len();
@@ -228,10 +228,8 @@ impl<C: Capability> Item<C> {
         }
         reap(chunk);
         let model = self.job.model().clone();
-        self.job.answer_from(
-            self.attempt,
-            Err(Error::SlowReader { model, capability: C::NAME.into(), stalled: self.stall }),
-        );
+        let error = Error::SlowReader { model, capability: C::NAME.into(), stalled: self.stall };
+        self.job.cut_off_from(self.attempt, error);
         Err(EmitError::Stopped)
     }
 }

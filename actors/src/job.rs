@@ -68,6 +68,8 @@ pub(crate) struct Job<C: Capability> {
 /// neither answer nor stream into the run of its successor.
 struct Owed<C: Capability> {
     attempt: u32,
+    /// The run is done with it, and so cannot die of it any more.
+    finished: bool,
     answer: Option<Answer<C>>,
     /// Slot of a request whose caller has gone: its work keeps a place until the pool lets go of it.
     held: Option<Slot>,
@@ -86,7 +88,7 @@ impl<C: Capability> Job<C> {
             sent: AtomicBool::new(false),
             last_output: AtomicU64::new(0),
             told_position: AtomicUsize::new(usize::MAX),
-            owed: Mutex::new(Owed { attempt: 0, answer: Some(answer), held: None }),
+            owed: Mutex::new(Owed { attempt: 0, finished: false, answer: Some(answer), held: None }),
         })
     }
 
@@ -104,6 +106,7 @@ impl<C: Capability> Job<C> {
         let mut owed = self.owed();
         self.begun.store(false, Ordering::Release);
         self.running.store(true, Ordering::Release);
+        owed.finished = false;
         owed.attempt += 1;
         owed.attempt
     }
@@ -140,16 +143,27 @@ impl<C: Capability> Job<C> {
         self.parts.began + self.parts.total_timeout
     }
 
-    /// Answers on behalf of a run, unless a later run has begun.
+    /// Answers on behalf of a run that is done with the request, unless a later run has begun.
     pub(crate) fn answer_from(&self, attempt: u32, result: Result<C::Output, Error>) -> bool {
         let answer = {
             let mut owed = self.owed();
-            if owed.attempt == attempt { owed.answer.take() } else { None }
+            let is_current = owed.attempt == attempt;
+            owed.finished |= is_current;
+            if is_current { owed.answer.take() } else { None }
         };
         if answer.is_some() && result.is_ok() && self.last_output.load(Ordering::Relaxed) == 0 {
             self.note_output();
         }
         send(answer, result)
+    }
+
+    /// Answers in place of a run that goes on with the request until it looks at its mark, unless a later one has begun.
+    pub(crate) fn cut_off_from(&self, attempt: u32, error: Error) {
+        let answer = {
+            let mut owed = self.owed();
+            if owed.attempt == attempt { owed.answer.take() } else { None }
+        };
+        send(answer, Err(error));
     }
 
     /// Meets the deadline on behalf of a run, before there is output. One that is over stays so.
@@ -220,6 +234,11 @@ impl<C: Capability> Job<C> {
 
     pub(crate) fn is_answered(&self) -> bool {
         self.owed().answer.is_none()
+    }
+
+    /// True if its last run was done with it. One that was answered by others, or whose caller has gone, ran on.
+    pub(crate) fn has_finished(&self) -> bool {
+        self.owed().finished
     }
 
     /// Cancels the job because its caller has gone. False if it was answered before.

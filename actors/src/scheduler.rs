@@ -110,8 +110,10 @@ pub enum Outcome {
 /// The state of a request when its worker died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// Answered before the death.
+    /// Its run was done with it before the death.
     Answered,
+    /// Out of time, or its caller had gone, while it ran on.
+    GivenUp,
     /// Part of the answer was out, or a first output alone kept it alive past its deadline.
     Emitted,
     /// Nothing was sent out; it may be run again.

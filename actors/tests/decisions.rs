@@ -415,15 +415,21 @@ fn openings_after(fates: &[Fate]) -> usize {
 
 #[test]
 fn a_death_is_the_models_once_no_request_can_be_its_cause() {
-    use Fate::{Answered, Emitted, Untouched};
+    use Fate::{Answered, Emitted, GivenUp, Untouched};
     for (fates, openings) in [
         (&[Untouched][..], 1),
         (&[Untouched, Untouched, Answered], 1),
         // It cannot be run again, and ran alone: it is taken for the cause.
         (&[Emitted], 0),
         (&[Answered], 0),
-        // Nobody knows which of several it was.
-        (&[Emitted, Emitted], 1),
+        (&[Answered, Answered], 1),
+        // Nothing will show which of several it was, and it may have been any of them.
+        (&[Emitted, Emitted], 0),
+        (&[GivenUp], 0),
+        (&[GivenUp, GivenUp], 0),
+        (&[GivenUp, Answered], 0),
+        (&[Untouched, Emitted], 0),
+        (&[Untouched, GivenUp], 0),
         (&[], 1),
     ] {
         assert_eq!(openings_after(fates), openings, "{fates:?}");

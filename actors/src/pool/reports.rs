@@ -95,12 +95,13 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn fates(&self, worker: WorkerId) -> Vec<(RequestId, Fate)> {
-        let fate = |job: Arc<Job<C>>| match (job.is_answered(), job.may_run_again()) {
-            (true, _) => (job.id, Fate::Answered),
-            (false, false) => (job.id, Fate::Emitted),
-            (false, true) => (job.id, Fate::Untouched),
+        let fate = |job: &Job<C>| match (job.is_answered(), job.may_run_again()) {
+            _ if job.has_finished() => Fate::Answered,
+            (true, _) => Fate::GivenUp,
+            (false, false) => Fate::Emitted,
+            (false, true) => Fate::Untouched,
         };
-        self.running_jobs(worker).into_iter().map(fate).collect()
+        self.running_jobs(worker).iter().map(|job| (job.id, fate(job))).collect()
     }
 
     /// Ends the attempts of requests that failed and may be run again. A thread that was given up and came

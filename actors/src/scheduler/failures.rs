@@ -7,8 +7,9 @@
 //! right; one load at a time is tried, whatever the number of callers. While another worker serves, nobody is
 //! answered with it, and no further worker is tried for a moment.
 //!
-//! A death counts against the model unless a request proves to be its cause: that one is poison, and its deaths are taken
-//! back. While a request is under suspicion, further deaths may be its doing and are excused. The breaker stops starts,
+//! A death counts against the model once none of the requests that ran can be its cause: each was answered by its run, or
+//! is when it is run again. One that cannot be run again is never cleared: part of its answer is out, its time ran out,
+//! its caller has gone, or it is poison. While a request is under suspicion, further deaths may be its doing and are excused. The breaker stops starts,
 //! not workers: those that serve go on.
 
 use super::model_state::{Holds, Leaving, Suspicion};
@@ -39,6 +40,15 @@ pub(super) enum Rerun {
     Alone,
     /// They run together, as one after another they would take very long. Whoever is there at the next death runs alone.
     Together,
+}
+
+/// The requests that may have killed a worker.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Rescued {
+    /// Number of those that ran on until it died.
+    pub(super) suspects: usize,
+    /// Number of these that are run again.
+    pub(super) reruns: usize,
 }
 
 /// True of a failed start that would fail the same way again.
@@ -186,19 +196,20 @@ impl Scheduler {
         let looked_into = model.suspicion.is_some();
         let suspect_of = (!looked_into).then(|| model.restarts.total() + 1);
         let running = loss.entry.running().to_vec();
-        let (count, mut suspects) = (running.len(), 0);
+        let (count, mut rescued) = (running.len(), Rescued::default());
         if count > 0 {
             model.active_at = now;
             let how = (loss.fates, &loss.error, loss.rerun);
-            suspects = self.rescue(now, (key, loss.entry.id), (running, suspect_of), how, effects);
+            rescued = self.rescue(now, (key, loss.entry.id), (running, suspect_of), how, effects);
         }
-        if count == 0 || (count > 1 && suspects == 0 && !looked_into) {
+        if count == 0 || (count > 1 && rescued.suspects == 0 && !looked_into) {
             self.count_failure(now, key, loss.cause, effects);
         } else {
             self.excuse_failure(now, key);
             if let (Some(number), Some(model)) = (suspect_of, self.models.get_mut(&key))
-                && suspects > 0
+                && rescued.reruns > 0
             {
+                let suspects = rescued.suspects;
                 model.suspicion = Some(Suspicion { number, suspects, cleared: 0, cause: loss.cause });
             }
         }

@@ -176,7 +176,7 @@ pub(super) fn stuck_error(capability: &'static str, model: &ModelState, stuck: u
 /// Has the request that hangs alone answered, so that it is not run again to hang another worker.
 fn emitted_unless_answered(fates: &[(RequestId, Fate)], request: RequestId) -> Fate {
     match fates.iter().find(|(of, _)| *of == request) {
-        Some((_, Fate::Answered)) => Fate::Answered,
+        Some((_, fate @ (Fate::Answered | Fate::GivenUp))) => *fate,
         _ => Fate::Emitted,
     }
 }

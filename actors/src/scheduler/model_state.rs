@@ -148,9 +148,9 @@ pub(crate) struct Unload {
 pub(crate) struct Suspicion {
     /// Its number among the failures of the model.
     pub(crate) number: u64,
-    /// Number of requests that are run again because of it.
+    /// Number of requests that ran at it: those that are run again, and those that cannot be, which nothing clears.
     pub(crate) suspects: usize,
-    /// Number of these that have been answered since.
+    /// Number of these that have been answered by a run since.
     pub(crate) cleared: usize,
     pub(crate) cause: Cause,
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::batching::split;
-use super::failures::Rerun;
+use super::failures::{Rerun, Rescued};
 use super::health::stuck_error;
 use super::{Batching, Effect, Fate, ModelState, Outcome, Passage, Phase, Scheduler, Ticket};
 use crate::error::{Cause, Error, Failure, FailureKind};
@@ -268,7 +268,7 @@ impl Scheduler {
     }
 
     /// Answers or reruns the requests that a dead worker was running: those that may be rerun are, as `rerun`
-    /// says the first time and then each alone, so that the one that kills is found. Returns the number of these.
+    /// says the first time and then each alone, so that the one that kills is found.
     /// `suspect_of` is the number of the failure that they are suspects of, if they are not of an earlier one.
     pub(super) fn rescue(
         &mut self,
@@ -277,23 +277,24 @@ impl Scheduler {
         (tickets, suspect_of): (Vec<Ticket>, Option<u64>),
         (fates, error, rerun): (&[(RequestId, Fate)], &Error, Rerun),
         effects: &mut Vec<Effect>,
-    ) -> usize {
+    ) -> Rescued {
         let capability = self.capability;
         let (mut requests, mut together) = (Vec::new(), Vec::new());
         let fate_of =
             |request| fates.iter().find(|(of, _)| *of == request).map_or(Fate::Untouched, |(_, fate)| *fate);
         let is_suspect = |ticket: &&Ticket| fate_of(ticket.request) != Fate::Answered;
-        let was_alone = tickets.iter().filter(is_suspect).count() == 1;
+        let suspects = tickets.iter().filter(is_suspect).count();
+        let was_alone = suspects == 1;
         for mut ticket in tickets {
             self.wake_at(ticket.deadline);
-            let Some(model) = self.models.get_mut(&key) else { return 0 };
+            let Some(model) = self.models.get_mut(&key) else { return Rescued::default() };
             let request = ticket.request;
             let fate = fate_of(request);
             ticket.deaths += 1;
             ticket.suspect_of = ticket.suspect_of.or(suspect_of);
             let is_poison = was_alone && ticket.deaths >= POISON_DEATHS;
             match fate {
-                Fate::Answered => effects.push(Effect::Forget { request }),
+                Fate::Answered | Fate::GivenUp => effects.push(Effect::Forget { request }),
                 Fate::Untouched if ticket.expired => effects.push(Effect::Forget { request }),
                 Fate::Emitted => effects.push(Effect::Fail { request, error: error.clone() }),
                 Fate::Untouched if is_poison => {
@@ -322,8 +323,8 @@ impl Scheduler {
         if let [only] = together.as_mut_slice() {
             only.alone = true;
         }
-        let suspects = requests.len();
-        if let Some(model) = self.models.get_mut(&key).filter(|_| suspects > 0) {
+        let reruns = requests.len();
+        if let Some(model) = self.models.get_mut(&key).filter(|_| reruns > 0) {
             model.queue.push_rerun(together);
             let (model, cause) = (model.policy.model.clone(), Cause::of(error));
             effects.push(Effect::Emit(Event::RequestsRerun {
@@ -335,7 +336,7 @@ impl Scheduler {
                 cause,
             }));
         }
-        suspects
+        Rescued { suspects, reruns }
     }
 }
 

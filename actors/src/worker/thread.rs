@@ -286,11 +286,8 @@ fn items<C: Capability>(
 /// it is known to have been running.
 fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outcome {
     let job = &item.job;
-    if job.is_answered() {
-        return Outcome::Answered;
-    }
-    if job.is_abandoned() {
-        return given_up(item);
+    if job.is_answered() || job.is_abandoned() {
+        return departure(item);
     }
     let failure = match result {
         Ok(()) => Failure::failed("the model ended its run without an answer to this request"),
@@ -300,6 +297,12 @@ fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outco
         true => Outcome::Failed(failure),
         false => Outcome::FailedAfterOutput(failure.of_one_that_is_waited_for()),
     }
+}
+
+/// Returns the outcome of a request that is owed no answer any more. Only one that its run was done with was answered by
+/// that: others may have run out of time, or lost their callers, while they would have killed it.
+fn departure<C: Capability>(item: &Item<C>) -> Outcome {
+    if item.job.has_finished() { Outcome::Answered } else { given_up(item) }
 }
 
 /// Gives up a request that nobody waits for; if its time ran out, its caller is told.
@@ -330,8 +333,8 @@ impl<C: Capability> Joining<C> for Arrivals<'_, C> {
         joined
     }
 
-    fn left(&mut self, answered: Vec<RequestId>) {
-        let outcomes = answered.into_iter().map(|request| (request, Outcome::Answered)).collect();
+    fn left(&mut self, gone: Vec<Item<C>>) {
+        let outcomes = gone.iter().map(|item| (item.id(), departure(item))).collect();
         let _ = self.pool.send_message(Report::Finished { worker: self.worker, outcomes });
     }
 }

@@ -115,6 +115,8 @@ impl World {
             key: BatchKey(self.random.u64(0..2)),
             rank: None,
             reran: false,
+            finished: false,
+            cleared: false,
         };
         let index = self.requests.len();
         let ticket = Ticket {

@@ -148,16 +148,36 @@ impl World {
         }
     }
 
+    /// A breaker opens for the model's own failures: at those of which a request may be the cause it does not.
+    pub(super) fn check_blame(&mut self, pool: usize, key: ModelKey) {
+        let index = key.0 as usize;
+        let most = self.scenario.pools[pool][index].policy.config.restart.max_restarts as usize;
+        let model = &self.pools[pool].models[index];
+        let is_the_models = |ran: &[usize]| ran.iter().all(|request| self.requests[*request].cleared);
+        let counted = || model.deaths.iter().filter(|(_, ran)| is_the_models(ran));
+        let since = model.opened_at.unwrap_or(Time::NEVER);
+        let (all, later) = (counted().count(), counted().filter(|(at, _)| *at >= since).count());
+        self.check(
+            "a request's death is its own",
+            |_| all > most || later > 0,
+            || format!("pool {pool}, model {index}: {all} failures of its own open its breaker"),
+        );
+        self.pools[pool].models[index].opened_at = Some(self.now);
+    }
+
     /// Counts a failure of a worker that had nothing to run. The cause of another may be a request, so that the core
     /// may count it later or never: what is checked is what is certain.
     pub(super) fn count_death(&mut self, pool: usize, worker: WorkerId) {
         let state = self.worker(pool, worker);
-        let index = state.model;
-        if !state.assigned.is_empty() {
-            return;
-        }
+        let (index, ran) = (state.model, state.assigned.clone());
         let (now, config) = (self.now, self.scenario.pools[pool][index].policy.config.restart);
         let model = &mut self.pools[pool].models[index];
+        model.deaths.retain(|(then, _)| now.since(*then) < config.window);
+        let is_certain = ran.is_empty();
+        model.deaths.push_back((now, ran));
+        if !is_certain {
+            return;
+        }
         model.failures.retain(|then| now.since(*then) < config.window);
         while model.failures.len() > config.max_restarts as usize {
             model.failures.pop_front();

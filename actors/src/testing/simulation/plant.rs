@@ -54,11 +54,13 @@ pub enum Plant {
     OfferMisdated,
     /// A load asks for more room than it needs.
     NeedOverstated,
+    /// A request whose caller has gone or whose time is up, and whose worker died of it, is said to have been answered.
+    CauseAcquitted,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::SlotNotGivenBack,
         Self::AnswerSentTwice,
         Self::AnswerLost,
@@ -83,6 +85,7 @@ impl Plant {
         Self::ForgottenEarly,
         Self::OfferMisdated,
         Self::NeedOverstated,
+        Self::CauseAcquitted,
     ];
 
     /// Its name on the command line.
@@ -112,6 +115,7 @@ impl Plant {
             Self::ForgottenEarly => "forgotten-early",
             Self::OfferMisdated => "offer-misdated",
             Self::NeedOverstated => "need-overstated",
+            Self::CauseAcquitted => "cause-acquitted",
         }
     }
 
@@ -142,6 +146,7 @@ impl Plant {
             Self::ForgottenEarly => &["forgotten means gone"],
             Self::OfferMisdated => &["eviction by worth", "no needless eviction"],
             Self::NeedOverstated => &["no needless eviction", "eviction by worth"],
+            Self::CauseAcquitted => &["a request's death is its own"],
         }
     }
 }

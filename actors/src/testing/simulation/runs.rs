@@ -21,6 +21,7 @@ impl World {
             self.check_request_may_run(index);
             let state = &mut self.requests[index];
             state.reran = true;
+            state.finished = false;
             state.attempt += 1;
             let attempt = state.attempt;
             let emitted = state.has_emitted(now);
@@ -189,16 +190,15 @@ impl World {
         let answers = failure.is_none() || self.random.u8(..4) == 0;
         if current && answers && !request.is_abandoned(now) && !(request.bad && failure.is_some()) {
             self.answer(index, if request.bad { "invalid_input" } else { "ok" });
-        }
-        let request = &self.requests[index];
-        if request.is_answered() {
+            self.requests[index].finish();
             return Outcome::Answered;
         }
-        if request.is_abandoned(now) {
+        let request = &self.requests[index];
+        if request.is_answered() || request.is_abandoned(now) {
             if current {
                 self.answer(index, "timeout");
             }
-            return Outcome::Answered;
+            return Outcome::GivenUp;
         }
         let failure = failure.unwrap_or_else(|| Failure::failed("ended without an answer"));
         match request.has_emitted(now) {
@@ -213,6 +213,7 @@ impl World {
             let answers = request.attempt == attempt && !request.poison && !request.is_abandoned(self.now);
             if answers && self.random.u8(..8) == 0 {
                 self.answer(index, "ok");
+                self.requests[index].finish();
             }
         }
         let weights = self.hold(self.worker_ref(pool, worker).weights);

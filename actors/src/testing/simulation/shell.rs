@@ -114,9 +114,10 @@ impl World {
         match event {
             Telemetry::BreakerClosed { key, .. } => {
                 let model = &mut self.pools[pool].models[key.0 as usize];
-                (model.broken, model.no_start_before) = (false, Time::ZERO);
+                (model.broken, model.no_start_before, model.opened_at) = (false, Time::ZERO, None);
                 model.failures.clear();
             }
+            Telemetry::BreakerOpened { key, .. } => self.check_blame(pool, *key),
             Telemetry::WorkerStuck { worker, .. } => {
                 self.check_is_stuck(pool, *worker);
                 self.worker(pool, *worker).given_up = true;
@@ -335,16 +336,19 @@ impl World {
     fn fates(&mut self, pool: usize, worker: WorkerId) -> Vec<(RequestId, Fate)> {
         let now = self.now;
         let assigned = self.worker(pool, worker).assigned.clone();
-        let fate = |index: usize| {
+        let mut fates = Vec::with_capacity(assigned.len());
+        for index in assigned {
             let request = &self.requests[index];
             let fate = match (request.is_answered(), request.has_emitted(now)) {
-                (true, _) => Fate::Answered,
+                _ if request.finished => Fate::Answered,
+                (true, _) if self.planted(Plant::CauseAcquitted) => Fate::Answered,
+                (true, _) => Fate::GivenUp,
                 (false, true) => Fate::Emitted,
                 (false, false) => Fate::Untouched,
             };
-            (RequestId(index as u64), fate)
-        };
-        assigned.into_iter().map(fate).collect()
+            fates.push((RequestId(index as u64), fate));
+        }
+        fates
     }
 
     /// A weak reference that may still be upgraded at this moment.

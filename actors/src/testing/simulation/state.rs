@@ -40,6 +40,10 @@ pub(super) struct Request {
     pub(super) rank: Option<Rank>,
     /// It has run before.
     pub(super) reran: bool,
+    /// Its last run was done with it.
+    pub(super) finished: bool,
+    /// A run was done with it, whether that was its last one or not.
+    pub(super) cleared: bool,
 }
 
 impl Request {
@@ -61,6 +65,11 @@ impl Request {
         if !self.has_emitted(now) {
             self.emits_at = None;
         }
+    }
+
+    /// A run is done with it.
+    pub(super) fn finish(&mut self) {
+        (self.finished, self.cleared) = (true, true);
     }
 }
 
@@ -91,6 +100,10 @@ pub(super) struct Model {
     pub(super) failures: VecDeque<Time>,
     pub(super) broken: bool,
     pub(super) no_start_before: Time,
+    /// Every failure within the window, and the requests that were running at it.
+    pub(super) deaths: VecDeque<(Time, Vec<usize>)>,
+    /// The moment at which its breaker opened, if it has not closed since.
+    pub(super) opened_at: Option<Time>,
     pub(super) last_busy: Time,
     pub(super) last_cooldown: Option<Time>,
 }
@@ -111,6 +124,8 @@ impl Model {
             failures: VecDeque::new(),
             broken: false,
             no_start_before: Time::ZERO,
+            deaths: VecDeque::new(),
+            opened_at: None,
             last_busy: Time::ZERO,
             last_cooldown: None,
         }
@@ -120,6 +135,8 @@ impl Model {
     pub(super) fn begin_anew(&mut self) {
         (self.broken, self.no_start_before, self.last_cooldown) = (false, Time::ZERO, None);
         self.failures.clear();
+        self.deaths.clear();
+        self.opened_at = None;
     }
 }
 
