@@ -22,6 +22,7 @@ use crate::progress::Clock;
 use crate::reaper::Reaped;
 use crate::roster::Roster;
 use crate::telemetry::span;
+use crate::wakers::for_a_caller;
 
 mod gate;
 mod calls;
@@ -293,7 +294,7 @@ impl<C: Capability> ModelHandle<C> {
     pub async fn call(&self, request: C::Request, options: CallOptions) -> Result<C::Output> {
         let tally = Tally::begin(self);
         let work = async { self.accept(self, request, options, None).await?.output().await };
-        tally.end(work.instrument(self.span(options)).await)
+        tally.end(for_a_caller(work.instrument(self.span(options))).await)
     }
 
     /// Sends a request and returns the stream of its chunks, which ends with the output. Dropping the stream
@@ -306,7 +307,7 @@ impl<C: Capability> ModelHandle<C> {
         let tally = Tally::begin(self.clone());
         let (sender, chunks) = mpsc::channel(self.latest().policy.config.stream_buffer);
         let accepted = self.accept(self.clone(), request, options, Some(sender));
-        match accepted.instrument(span.clone()).await {
+        match for_a_caller(accepted.instrument(span.clone())).await {
             Ok(reply) => Ok(ReplyStream::new(reply, chunks, tally, span)),
             Err(error) => Err(tally.fail(error)),
         }

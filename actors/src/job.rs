@@ -176,19 +176,25 @@ impl<C: Capability> Job<C> {
 
     /// Sends a part of the answer on behalf of a run. Gives the chunk back if the reader's buffer is full.
     pub(crate) fn emit_from(&self, attempt: u32, chunk: C::Chunk) -> Result<(), EmitError<C::Chunk>> {
-        let owed = self.owed();
-        let Some(answer) = owed.answer.as_ref().filter(|_| owed.attempt == attempt) else {
-            reap(chunk);
-            return Err(EmitError::Stopped);
+        let chunks = {
+            let owed = self.owed();
+            let Some(answer) = owed.answer.as_ref().filter(|_| owed.attempt == attempt) else {
+                reap(chunk);
+                return Err(EmitError::Stopped);
+            };
+            self.begun.store(true, Ordering::Release);
+            if answer.chunks.is_some() {
+                self.sent.store(true, Ordering::Release);
+            }
+            answer.chunks.clone()
         };
-        self.begun.store(true, Ordering::Release);
         // Without a stream the caller wants the output alone.
-        let Some(chunks) = &answer.chunks else {
+        let Some(chunks) = chunks else {
             reap(chunk);
             self.note_output();
             return Ok(());
         };
-        self.sent.store(true, Ordering::Release);
+        // The reader wakes without the lock, as it may go at once. From the mark on there is no later run to mix with.
         chunks.try_send(chunk).map_err(|error| match error {
             mpsc::error::TrySendError::Full(chunk) => EmitError::Full(chunk),
             mpsc::error::TrySendError::Closed(chunk) => {
@@ -245,10 +251,11 @@ impl<C: Capability> Job<C> {
     pub(crate) fn cancel(&self) -> bool {
         self.cancelled.store(true, Ordering::Release);
         let mut owed = self.owed();
-        let answer = owed.answer.take();
-        let cancelled = answer.is_some();
-        owed.held = answer.map(|answer| answer.slot);
-        cancelled
+        let Some(Answer { done, chunks, slot }) = owed.answer.take() else { return false };
+        owed.held = Some(slot);
+        drop(owed);
+        drop((done, chunks));
+        true
     }
 
     /// True once the run has begun in the sense of [`Self::begin_from`], or the first output is made: the deadline is

@@ -14,6 +14,7 @@ mod setters;
 mod id;
 mod error;
 mod reaper;
+mod wakers;
 pub mod limits;
 mod config;
 mod capability;

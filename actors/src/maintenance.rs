@@ -19,7 +19,7 @@ use crate::alarm::Alarm;
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
 use crate::memory::{Budgets, Lease, Ledger, MemoryProbe, PressureLevel};
 use crate::progress::Clock;
-use crate::status::{MemoryStatus, SystemStatus};
+use crate::status::{MemoryStatus, SystemStatus, publish};
 use crate::telemetry::{Event, Events, EvictionReason, metric};
 use eviction::{Offer, PoolIndex, relieve};
 use room::{LoadQueue, RoomAsk, RoomEffect, RoomInput};
@@ -392,7 +392,7 @@ impl MaintenanceState {
             });
             metrics::gauge!(metric::BYTES, "device" => device.to_string()).set(ledger.charged().0 as f64);
         }
-        self.arguments.status.send_modify(|status| status.memory = levels.clone());
+        publish(&self.arguments.status, |status| status.memory = levels.clone());
         for MemoryStatus { device, pressure: level, .. } in levels {
             let before = self.pressure.insert(device.clone(), level);
             // The first time too: the pools may have been told something else by a maintenance that failed.

@@ -5,11 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::id::{Bytes, Device, ModelId, ModelKey, WorkerId};
 use crate::memory::{Budget, Budgets, PressureLevel};
 use crate::model::Footprint;
 use crate::progress::{LoadStage, WorkerPhase};
+use crate::wakers::quietly;
+
+/// Changes the status for all who watch it.
+pub(crate) fn publish(status: &watch::Sender<SystemStatus>, change: impl FnOnce(&mut SystemStatus)) {
+    quietly(|| status.send_modify(change));
+}
 
 /// Snapshot of a whole system: its pools, models, workers and memories.
 ///

@@ -24,8 +24,11 @@ use crate::memory::{Budgets, MemoryProbe};
 use crate::pool::PoolArguments;
 use crate::progress::Clock;
 use crate::scheduler::{Restarts, Verdict};
-use crate::status::{ModelStatus, PoolStatus, ShutdownReport, SystemState, SystemStatus, refresh_memory};
+use crate::status::{
+    ModelStatus, PoolStatus, ShutdownReport, SystemState, SystemStatus, publish, refresh_memory,
+};
 use crate::telemetry::{Event, Events};
+use crate::wakers::for_a_caller;
 
 mod end;
 mod child;
@@ -201,7 +204,7 @@ async fn start_maintenance(
 
 impl SystemActorState {
     fn publish(&self, change: impl FnOnce(&mut SystemStatus)) {
-        self.common.status.send_modify(change);
+        publish(&self.common.status, change);
     }
 
     fn state(&self) -> SystemState {
@@ -450,6 +453,10 @@ impl System {
     /// never returns. All callers get the same report. The report of a system that failed or was killed before has
     /// what it left behind: threads that have not ended, and bytes that are still charged.
     pub async fn shutdown(&self) -> ShutdownReport {
+        for_a_caller(self.shut_down()).await
+    }
+
+    async fn shut_down(&self) -> ShutdownReport {
         let Common { config, report, clock, deadlines, .. } = &self.inner.common;
         // A system that has ended needs no telling.
         self.inner.actor.stop(Some("shut down".to_owned()));

@@ -3,6 +3,8 @@
 
 use tokio::sync::broadcast;
 
+use crate::wakers::quietly;
+
 mod event;
 mod log;
 pub mod metric;
@@ -49,7 +51,7 @@ impl Events {
     pub(crate) fn send(&self, event: impl FnOnce() -> Event) {
         if self.is_heard() {
             // An error says that the last listener left just now.
-            let _ = self.0.send(event());
+            quietly(|| drop(self.0.send(event())));
         }
     }
 }

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use client::scenarios;
 use production::{entry, intake, job};
 pub use stand_ins::ActorRef;
-use stand_ins::{capability, catalogue, config, error, id, pool, progress, reaper, telemetry};
+use stand_ins::{capability, catalogue, config, error, id, pool, progress, reaper, telemetry, wakers};
 
 /// At most so many orders of steps are tried for a fault at random, and so many again by the other scheduler.
 const ORDERS: usize = 50_000;

@@ -32,7 +32,7 @@ mod stand_ins;
 use client::scenarios;
 use production::{entry, intake, job};
 pub use stand_ins::ActorRef;
-use stand_ins::{capability, catalogue, config, error, id, pool, progress, reaper, telemetry};
+use stand_ins::{capability, catalogue, config, error, id, pool, progress, reaper, telemetry, wakers};
 
 /// Orders of steps tried at random, and so many again by the scheduler that finds faults of few coincidences.
 const ORDERS: usize = 10_000;

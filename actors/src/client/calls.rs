@@ -16,6 +16,7 @@ use crate::error::{Error, RequestPhase, Result};
 use crate::id::{ModelKey, Time};
 use crate::pool::{Call, Caller, PoolMessage};
 use crate::scheduler::CallId;
+use crate::wakers::for_a_caller;
 
 /// Time beyond its deadline in which the pool answers an unload with what is left.
 const MARGIN: Duration = Duration::from_secs(5);
@@ -31,7 +32,7 @@ impl<C: Capability> ModelHandle<C> {
     /// As for a request: [`Error::SpawnFailed`], [`Error::MemoryExhausted`], [`Error::CircuitOpen`],
     /// [`Error::Timeout`] and so on.
     pub async fn preload(&self) -> Result<()> {
-        self.manage(Call::Preload, self.latest().policy.config.preload_timeout).await
+        for_a_caller(self.manage(Call::Preload, self.latest().policy.config.preload_timeout)).await
     }
 
     /// Stops the model's workers, each after the batch that it runs, and returns once their bytes are back in
@@ -44,7 +45,7 @@ impl<C: Capability> ModelHandle<C> {
     /// [`Error::ShuttingDown`] or [`Error::SystemFailed`] once the system has ended.
     pub async fn unload(&self, timeout: Duration) -> Result<()> {
         let deadline = self.shared.clock.now() + timeout;
-        self.manage(Call::Unload { deadline }, timeout).await
+        for_a_caller(self.manage(Call::Unload { deadline }, timeout)).await
     }
 
     /// Protects the model's workers from cooldown and from eviction for other models, or ends that
@@ -54,7 +55,7 @@ impl<C: Capability> ModelHandle<C> {
     /// [`Error::NoWorkers`] if the pool is down; [`Error::Timeout`] if it does not answer within the model's
     /// request time.
     pub async fn pin(&self, pinned: bool) -> Result<()> {
-        self.manage(Call::Pin { pinned }, self.request_timeout()).await
+        for_a_caller(self.manage(Call::Pin { pinned }, self.request_timeout())).await
     }
 
     /// Calls the pool. A preload or pin of a model that is replaced meanwhile goes to the new one as well.

@@ -17,6 +17,7 @@ use crate::capability::Capability;
 use crate::error::{Error, Result};
 use crate::id::RequestId;
 use crate::job::Job;
+use crate::wakers::CallersWaker;
 
 /// Counts a request once, whatever its outcome: as cancelled, if it is dropped before the end.
 pub(super) struct Tally<C: Capability, H: Borrow<ModelHandle<C>>> {
@@ -135,6 +136,7 @@ pub struct ReplyStream<C: Capability> {
     end: Option<Result<C::Output>>,
     /// The error, if any, was given out as the last item.
     told_error: bool,
+    waker: CallersWaker,
     span: tracing::Span,
 }
 
@@ -145,7 +147,15 @@ impl<C: Capability> ReplyStream<C> {
         tally: Tally<C, ModelHandle<C>>,
         span: tracing::Span,
     ) -> Self {
-        Self { reply, chunks, tally: Some(tally), end: None, told_error: false, span }
+        Self {
+            reply,
+            chunks,
+            tally: Some(tally),
+            end: None,
+            told_error: false,
+            waker: CallersWaker::default(),
+            span,
+        }
     }
 
     /// The request's number, as in spans, logs and events.
@@ -173,6 +183,8 @@ impl<C: Capability> ReplyStream<C> {
 
     fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<C::Chunk>> {
         let _entered = self.span.clone().entered();
+        let waker = self.waker.of(context.waker());
+        let context = &mut Context::from_waker(&waker);
         if let Poll::Ready(Some(chunk)) = self.chunks.poll_recv(context) {
             return Poll::Ready(Some(chunk));
         }

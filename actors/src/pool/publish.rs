@@ -17,7 +17,7 @@ use crate::memory::Budgets;
 use crate::progress::Clock;
 use crate::scheduler::{ModelState, Phase};
 use crate::status::{
-    BreakerState, LoadStatus, ModelStatus, PoolStatus, SystemStatus, WorkerStatus, refresh_memory,
+    BreakerState, LoadStatus, ModelStatus, PoolStatus, SystemStatus, WorkerStatus, publish, refresh_memory,
 };
 use crate::telemetry::Event;
 use crate::{WorkerId, WorkerPhase};
@@ -97,7 +97,7 @@ impl Publisher {
         self.last = self.clock.now();
         self.need = if progresses { Need::Progress } else { Need::Nothing };
         let index = self.index.0;
-        self.status.send_modify(|system| {
+        publish(&self.status, |system| {
             refresh_memory(&mut system.memory, budgets);
             if let Some(place) = system.pools.get_mut(index) {
                 *place = Arc::new(status);

@@ -56,6 +56,19 @@ pub(crate) mod reaper {
     }
 }
 
+pub(crate) mod wakers {
+    use std::task::Waker;
+
+    #[derive(Default)]
+    pub(crate) struct CallersWaker;
+
+    impl CallersWaker {
+        pub(crate) fn of(&mut self, waker: &Waker) -> Waker {
+            waker.clone()
+        }
+    }
+}
+
 pub(crate) mod telemetry {
     use model_actors::{Error, ModelId};
 
