@@ -129,6 +129,7 @@ const DECODERS: &[&str] = &[
     "qwen2",
     "qwen3",
     "qwen3_moe",
+    "phi",
     "phi3",
     "gemma",
     "gemma2",

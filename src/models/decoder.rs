@@ -11,6 +11,7 @@ mod gemma2;
 mod gemma3;
 mod llama;
 mod mistral;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen2_moe;
@@ -38,6 +39,7 @@ pub(crate) const FAMILIES: &[Family<DecoderConfig>] = &[
     qwen2_moe::FAMILY,
     qwen3::FAMILY,
     qwen3_moe::FAMILY,
+    phi::FAMILY,
     phi3::FAMILY,
     mistral::FAMILY,
     mistral::ALTERNATING,

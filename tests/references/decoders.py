@@ -39,14 +39,15 @@ TEXTS = [
 ]
 
 
-def byte_level(special, digits):
-    """A byte-level tokenizer as of SmolLM and Qwen."""
+def byte_level(special, digits, composed=True):
+    """A byte-level tokenizer as of SmolLM and Qwen, or, without either treatment of its own, as of GPT-2."""
     tokenizer = Tokenizer(models.BPE())
     if digits:
         split = pre_tokenizers.Digits(individual_digits=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     else:
-        tokenizer.normalizer = normalizers.NFC()
+        if composed:
+            tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -124,6 +125,11 @@ MISTRAL = (
     "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] + eos_token}}"
     "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
+PHI2 = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'Instruct: ' + message['content'] + '\\n' }}"
+    "{% else %}{{ 'Output: ' + message['content'] + '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Output:' }}{% endif %}"
+)
 PHI3 = (
     "{% for message in messages %}{% if message['role'] == 'system' and message['content'] %}{{'<|system|>\\n' + "
     "message['content'] + '<|end|>\\n'}}{% elif message['role'] == 'user' %}{{'<|user|>\\n' + message['content'] + "
@@ -153,6 +159,8 @@ def special_of(family):
     if family.startswith("qwen"):
         names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
         return None, ["<|im_end|>", "<|endoftext|>"], None, names[: 5 if "3" in family else 3]
+    if family == "phi2":
+        return "<|endoftext|>", ["<|endoftext|>"], "<|endoftext|>", ["<|endoftext|>"]
     if family.startswith("phi"):
         names = ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
         return "<s>", ["<|end|>", "<|endoftext|>"], "<unk>", names
@@ -168,6 +176,8 @@ def tokenizer_of(family):
         return byte_level(special, digits=True), CHATML
     if family.startswith("qwen"):
         return byte_level(special, digits=False), QWEN3 if "3" in family else QWEN
+    if family == "phi2":
+        return byte_level(special, digits=False, composed=False), PHI2
     if family.startswith("phi"):
         return sentence_piece(["<unk>", "<s>", "</s>"], special, True, None), PHI3
     if family.startswith("gemma"):
@@ -199,6 +209,9 @@ FAMILIES = {
     "qwen3_moe": dict(model_type="qwen3_moe", head_dim=8, num_experts=6, num_experts_per_tok=2, norm_topk_prob=True,
                       moe_intermediate_size=32, decoder_sparse_step=1, mlp_only_layers=[1],
                       rope_parameters=dict(rope_type="default", rope_theta=1e6)),
+    # Phi-1.5 and Phi-2, with fewer heads of keys than the published ones have.
+    "phi2": dict(model_type="phi", rope_parameters=dict(rope_type="default", rope_theta=10000.0,
+                                                        partial_rotary_factor=0.5)),
     # Phi-4-mini's shape: long rotary embedding on a part of each head. The longest prompt is long at once, the others
     # grow long.
     "phi3": dict(model_type="phi3", max_position_embeddings=512, original_max_position_embeddings=24,
@@ -238,6 +251,7 @@ GGUF = {
     "llama": ("Q8_0", {}),
     "qwen2": ("Q4_0", dict(use_sliding_window=False, rope_parameters=dict(rope_type="default", rope_theta=1e6))),
     "qwen3": ("Q5_1", {}),
+    "phi2": ("Q5_0", {}),
     "phi3": ("Q8_0", dict(sliding_window=16)),
     "gemma3": ("Q4_1", dict(query_pre_attn_scalar=16)),
 }
@@ -260,7 +274,7 @@ def randomize(model, seed):
                 tensor.copy_(noise * 3.0 / math.sqrt(tensor.shape[-1]))
             elif gemma and ("q_norm" in name or "k_norm" in name):
                 tensor.copy_(1.0 + 0.5 * noise)
-            elif "norm" in name:
+            elif "norm" in name and not name.endswith("bias"):
                 tensor.copy_((0.0 if gemma else 1.0) + 0.3 * noise)
             elif name.endswith("bias"):
                 tensor.copy_(0.2 * noise)
@@ -413,6 +427,7 @@ NAMES = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "self_attn.qkv_proj": "attn_qkv", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "self_attn.dense": "attn_output", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down", "model.final_layernorm": "output_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }
 GEMMA_NAMES = {
@@ -499,7 +514,10 @@ def gguf_settings(writer, family, config):
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if family == "phi2":
+        writer.add_layer_norm_eps(config.layer_norm_eps)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(rope["full_attention"]["rope_theta"] if family == "gemma3" else rope["rope_theta"])
     writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
     writer.add_vocab_size(config.vocab_size)
@@ -536,7 +554,7 @@ def gguf_tokenizer(writer, family, tokenizer, template):
         writer.add_add_space_prefix(family != "gemma3")
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("smollm" if family == "llama" else "qwen2")
+        writer.add_tokenizer_pre({"llama": "smollm", "phi2": "phi-2"}.get(family, "qwen2"))
         writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
     writer.add_add_bos_token(tokenizer.post_processor is not None)
     writer.add_eos_token_id(tokenizer.token_to_id(ends[0]))

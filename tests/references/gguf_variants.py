@@ -36,6 +36,9 @@ class Variant:
 
 
 ATTENTION = ["attn_q", "attn_k", "attn_v"]
+# Architectures with biases everywhere, norms included, and a feed-forward network without gates.
+BIASED = ["phi2"]
+EPSILON = {"phi2": "attention.layer_norm_epsilon"}
 FACTORS = numpy.array([1.0, 1.5, 3.0, 6.0], dtype=numpy.float32)
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
 
@@ -64,6 +67,8 @@ VARIANTS = {
                                                 "rope.scaling.yarn_beta_slow": 2.0}),
     "llama-yarn-attn-factor": Variant("llama", keys=YARN | {"rope.scaling.yarn_attn_factor": 1.5,
                                                             "rope.scaling.yarn_log_multiplier": 0.3}),
+    "phi2-separate": Variant("phi2", plain=False),
+    "phi2-fused-partial": Variant("phi2", keys={"rope.dimension_count": 4}, fused=["qkv"]),
     "phi3-partial": Variant("phi3", keys={"rope.dimension_count": 4, "rope.scaling.attn_factor": 1.2},
                             fused=["qkv", "up"]),
     "phi3-separate": Variant("phi3", fused=["up"], plain=False),
@@ -100,7 +105,8 @@ def write(path, variant, seed):
     keys = {
         "context_length": CONTEXT, "embedding_length": WIDTH, "block_count": LAYERS,
         "feed_forward_length": FEED_FORWARD, "attention.head_count": HEADS,
-        "attention.head_count_kv": kv_heads, "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 10000.0,
+        "attention.head_count_kv": kv_heads, EPSILON.get(variant.architecture, "attention.layer_norm_rms_epsilon"): 1e-5,
+        "rope.freq_base": 10000.0,
         "rope.dimension_count": HEAD, "attention.key_length": HEAD, "attention.value_length": HEAD,
     } | variant.keys
     for key, value in keys.items():
@@ -134,7 +140,8 @@ def write(path, variant, seed):
             writer.add_tensor(f"{name}.weight", values.astype(numpy.float16))
         # The same numbers are drawn whether the bias is there or not.
         bias = random.standard_normal(rows) * 0.7
-        if part in variant.biases or variant.architecture == "qwen2" and part in ATTENTION:
+        own = variant.architecture == "qwen2" and part in ATTENTION
+        if part in variant.biases or own or variant.architecture in BIASED and part != "token_embd":
             writer.add_tensor(f"{name}.bias", bias.astype(numpy.float32))
 
     def norm(name, size):
@@ -142,6 +149,8 @@ def write(path, variant, seed):
         scale = 4.0 if ".post_" in name else 1.0
         values = scale * (1 + 0.3 * random.standard_normal(size))
         writer.add_tensor(f"{name}.weight", values.astype(numpy.float32))
+        if variant.architecture in BIASED:
+            writer.add_tensor(f"{name}.bias", (0.3 * random.standard_normal(size)).astype(numpy.float32))
 
     for name, values in variant.tensors.items():
         writer.add_tensor(name, values)
@@ -159,14 +168,16 @@ def write(path, variant, seed):
             norm(f"{at}attn_q_norm", HEAD)
             norm(f"{at}attn_k_norm", HEAD)
         matrix(f"{at}attn_output", WIDTH, HEADS * HEAD)
-        norm(f"{at}ffn_norm", WIDTH)
+        if variant.architecture not in BIASED:
+            norm(f"{at}ffn_norm", WIDTH)
         if variant.architecture == "gemma3":
             norm(f"{at}post_attention_norm", WIDTH)
             norm(f"{at}post_ffw_norm", WIDTH)
         if "up" in variant.fused:
             matrix(f"{at}ffn_up", 2 * FEED_FORWARD, WIDTH)
         else:
-            matrix(f"{at}ffn_gate", FEED_FORWARD, WIDTH)
+            if variant.architecture not in BIASED:
+                matrix(f"{at}ffn_gate", FEED_FORWARD, WIDTH)
             matrix(f"{at}ffn_up", FEED_FORWARD, WIDTH)
         matrix(f"{at}ffn_down", WIDTH, FEED_FORWARD)
     norm("output_norm", WIDTH)

@@ -46,7 +46,7 @@ fn special_tokens_that_a_file_does_not_mark_are_known_by_name() {
 #[test]
 fn token_ids_are_those_of_the_original_tokenizer() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_to_text");
-    for name in ["llama", "qwen2", "qwen3", "phi3", "gemma3"] {
+    for name in ["llama", "qwen2", "qwen3", "phi2", "phi3", "gemma3"] {
         let made = tokens_of(&gguf(&format!("gguf_{name}"))).unwrap();
         let original = Tokens::read_whole(root.join(name).join("tokenizer.json")).unwrap();
         let mut count = 0;

@@ -14,6 +14,7 @@ use super::config::{DecoderConfig, Embeddings, Head, LlamaSizes, llama_blocks};
 use super::load;
 use super::model::{Decoder, Logits};
 use super::names::{DecoderNames, LLAMA};
+use super::phi;
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::kernels::{Activation, AttentionMask};
@@ -26,10 +27,11 @@ use rope::Sizes;
 use tensors::GgufTensors;
 
 /// The architectures, in the order that errors list them.
-const ARCHITECTURES: [(&str, Architecture); 5] = [
+const ARCHITECTURES: [(&str, Architecture); 6] = [
     ("llama", Architecture::Llama),
     ("qwen2", Architecture::Qwen2),
     ("qwen3", Architecture::Qwen3),
+    ("phi2", Architecture::Phi2),
     ("phi3", Architecture::Phi3),
     ("gemma3", Architecture::Gemma3),
 ];
@@ -39,6 +41,7 @@ enum Architecture {
     Llama,
     Qwen2,
     Qwen3,
+    Phi2,
     Phi3,
     Gemma3,
 }
@@ -73,6 +76,11 @@ const FUSED: DecoderNames =
 const FUSED_QKV_ALONE: DecoderNames =
     DecoderNames { blocks: Names { qkv: FUSED_QKV, ..NAMES.blocks }, ..NAMES };
 const FUSED_UP_ALONE: DecoderNames = DecoderNames { blocks: Names { up: FUSED_UP, ..NAMES.blocks }, ..NAMES };
+/// The same without gates.
+const DENSE: DecoderNames =
+    DecoderNames { blocks: Names { up: UpNames::Dense("ffn_up"), ..NAMES.blocks }, ..NAMES };
+const DENSE_FUSED_QKV: DecoderNames =
+    DecoderNames { blocks: Names { qkv: FUSED_QKV, ..DENSE.blocks }, ..DENSE };
 const FUSED_QKV: QkvNames = QkvNames::Fused("attn_qkv");
 const FUSED_UP: UpNames = UpNames::GateUp("ffn_up");
 
@@ -90,6 +98,10 @@ impl DecoderConfig {
             // Biases are read where a file has them.
             Architecture::Llama | Architecture::Qwen2 => {}
             Architecture::Qwen3 => config.transformer.attention.head_norms = HeadNorms::EachHead,
+            Architecture::Phi2 => {
+                phi::shape(&mut config);
+                config.transformer.activation = Activation::GeluTanh;
+            }
             Architecture::Phi3 => metadata.phi3(&mut config)?,
             Architecture::Gemma3 => metadata.gemma3(&mut config)?,
         }
@@ -141,7 +153,10 @@ impl Metadata<'_> {
         let whole = width.checked_div(heads);
         let head_size = self.optional("attention.key_length")?.or(whole).unwrap_or(0);
         self.same("attention.value_length", head_size, head_size)?;
-        let epsilon = "attention.layer_norm_rms_epsilon";
+        let epsilon = match architecture {
+            Architecture::Phi2 => "attention.layer_norm_epsilon",
+            _ => "attention.layer_norm_rms_epsilon",
+        };
         let mut blocks = llama_blocks(LlamaSizes {
             width,
             intermediate: 1,
@@ -194,7 +209,10 @@ impl Metadata<'_> {
             let has = |name: &str| self.file.contains(&format!("blk.0.{name}.weight"));
             architecture != Architecture::Llama && has(fused) && !has(part)
         };
+        let is_dense = architecture == Architecture::Phi2;
         match (is_fused("attn_qkv", "attn_q"), is_fused("ffn_up", "ffn_gate")) {
+            (true, _) if is_dense => &DENSE_FUSED_QKV,
+            (false, _) if is_dense => &DENSE,
             (true, true) => &FUSED,
             (true, false) => &FUSED_QKV_ALONE,
             (false, true) => &FUSED_UP_ALONE,

@@ -74,6 +74,13 @@ pub(super) const GEMMA: DecoderNames = DecoderNames {
     ..LLAMA
 };
 
+/// Phi's: Llama's with two projections in the feed-forward network.
+pub(super) const PHI: DecoderNames = DecoderNames {
+    blocks: Names { out_proj: "self_attn.dense", up: UpNames::Dense("fc1"), down: "fc2", ..LLAMA.blocks },
+    norm: "final_layernorm",
+    ..LLAMA
+};
+
 /// Phi-3's: Llama's with fused projections.
 pub(super) const PHI3: DecoderNames = DecoderNames {
     blocks: Names {

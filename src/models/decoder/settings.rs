@@ -54,6 +54,18 @@ pub(super) struct Windows {
     is_of_family: bool,
 }
 
+/// The settings with the epsilon of layer norms where that of root-mean-square norms is read, for families that have the
+/// former. What stood there before is left out, as nothing of such a family reads it.
+pub(super) fn epsilon_of_layer_norms(mut config: Value) -> Value {
+    if let Some(settings) = config.as_object_mut() {
+        settings.remove("rms_norm_eps");
+        if let Some(epsilon) = settings.remove("layer_norm_eps") {
+            settings.insert("rms_norm_eps".to_owned(), epsilon);
+        }
+    }
+    config
+}
+
 /// Tokens that end a text: one, several, or none.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(untagged)]

@@ -260,6 +260,15 @@ impl TransformerConfig {
         self
     }
 
+    /// Makes every gated feed-forward network a dense one.
+    pub(crate) fn without_gates(&mut self) {
+        for layer in &mut self.layers {
+            if let FeedForwardConfig::Gated { intermediate } = layer.feed_forward {
+                layer.feed_forward = FeedForwardConfig::Dense { intermediate };
+            }
+        }
+    }
+
     /// The same with every row seeing `mask` of its sequence.
     pub(crate) fn with_mask(mut self, mask: AttentionMask) -> Self {
         self.layers.iter_mut().for_each(|layer| layer.mask = mask);

@@ -137,7 +137,7 @@ impl RopeParameters {
             return Err(invalid("partial_rotary_factor is not between 0 and 1, or head_dim is too large"));
         }
         let kind = self.kind();
-        if kind == "proportional" {
+        if self.is_proportional() {
             let factor = self.factor.unwrap_or(1.0);
             let rope = proportional(base, shape.head_size, share, factor).ok_or_else(|| invalid("factor"))?;
             return Ok(rope.with_axes(self.axes(shape.head_size / 2)));
@@ -165,6 +165,11 @@ impl RopeParameters {
             }
         };
         Ok(rope.with_axes(self.axes(size / 2)))
+    }
+
+    /// True if some pairs of a whole head are rotated, and not all pairs of a part of it.
+    pub(crate) fn is_proportional(&self) -> bool {
+        self.kind() == "proportional"
     }
 
     fn kind(&self) -> &str {
