@@ -227,6 +227,8 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
             ("interpolate_factor", "1"),
         ],
     ),
+    // An older name of a setting of its classifiers. What a token sees is everything, whatever the file says.
+    (&["eurobert"], &[("clf_pooling", "*"), ("is_causal", "*")]),
     // The text half is read alone.
     (&["gemma3"], &[("vision_config", "*"), ("mm_tokens_per_image", "*")]),
     (

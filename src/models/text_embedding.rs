@@ -18,6 +18,7 @@ mod qwen2;
 mod qwen3;
 mod causal;
 mod gemma3;
+mod eurobert;
 mod nv_embed;
 mod static_embedding;
 mod plan;
@@ -60,6 +61,7 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     causal::LLAMA,
     causal::MISTRAL,
     gemma3::FAMILY,
+    eurobert::FAMILY,
     nv_embed::FAMILY,
 ];
 

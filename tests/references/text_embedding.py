@@ -6,7 +6,7 @@ sentence-transformers) and an `expected.json` with vectors that the Rust tests c
     python text_embedding.py OUTPUT_DIR [FAMILY ...]
 
 Where the reference comes from:
-- bert, bert_2019, distilbert, roberta, xlm_roberta, bge_m3, mpnet, electra, arctic, embedding_gemma,
+- bert, bert_2019, eurobert, distilbert, roberta, xlm_roberta, bge_m3, mpnet, electra, arctic, embedding_gemma,
   e5_mistral, llama, nomic_bert, modernbert, qwen3: transformers' own models, run by sentence-transformers.
 - stella_400m: transformers' own `gte` model, given the settings that stand for the published model's (`new`).
 - gte_qwen2, stella_1_5b: transformers' own Qwen2 with `is_causal` off, which is what the published remote code does;
@@ -515,6 +515,25 @@ def llama(root: Path) -> None:
     by_sentence_transformers(folder)
 
 
+def eurobert(root: Path) -> None:
+    """In the form of the published files, with one head of keys for each of queries and with biases; longer texts than
+    a block of attention."""
+    folder = Folder(root, "eurobert")
+    config = transformers.EuroBertConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=600, mlp_bias=True, attention_bias=True, pad_token_id=0,
+        bos_token_id=2, eos_token_id=3, mask_token_id=4, rope_parameters={"rope_type": "default", "rope_theta": 250000.0},
+    )
+    randomize(transformers.EuroBertForMaskedLM(config), 28).save_pretrained(folder.path)
+    folder.tokenizer(modern_pairs(), WORD_PIECE_SPECIAL, 600)
+    folder.modules(("1_Pooling", "Pooling"))
+    folder.pooling("mean")
+    by_sentence_transformers(folder, long=60)
+    written = json.loads((folder.path / "config.json").read_text())
+    written.pop("rope_parameters")
+    folder.json("config.json", {**written, "rope_theta": 250000.0, "rope_scaling": None, "clf_pooling": "late"})
+
+
 def static(root: Path) -> None:
     """As model2vec publishes them: a table in 16 bits with a factor for each token, and no transformer. The tokenizer
     has special tokens, which are left out."""
@@ -972,7 +991,7 @@ def nv_embed(root: Path) -> None:
 FAMILIES = [
     bert, bert_2019, distilbert, roberta, xlm_roberta, bge_m3, mpnet, electra, arctic, embedding_gemma, e5_mistral,
     llama, static, jina_bert, nomic_bert, modernbert, stella_400m, gte_qwen2, stella_1_5b, qwen3, nv_embed,
-    qwen2_windows, nomic_bert_native,
+    qwen2_windows, nomic_bert_native, eurobert,
 ]
 
 
