@@ -11,6 +11,7 @@ use model_actors::Picture;
 
 use crate::error::{Error, Result};
 use crate::image_input::has_all_bytes;
+use resample::resize_planes;
 pub(crate) use resample::{Filter, resize};
 pub(crate) use settings::{Preprocessing, Processor, Scaling, Size};
 pub(crate) use window::{centre_crop, window};

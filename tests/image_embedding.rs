@@ -93,14 +93,24 @@ fn compare_family(family: &str) {
     let (model, expected) = (load(family), expected(family));
     let pictures: Vec<Picture> = expected.images.iter().map(|case| photograph(&case.photograph)).collect();
     let references: Vec<Vec<f32>> = expected.images.iter().map(|case| case.features.clone()).collect();
-    assert_eq!(model.dimensions(), references[0].len());
-    compare(
-        &format!("{family}, images"),
-        &pictures,
-        &references,
-        |pictures| model.image_features(pictures).unwrap(),
-        |pictures| model.embed_images(pictures).unwrap(),
+    let any = expected.images.first().map(|case| &case.features);
+    assert_eq!(
+        Some(model.dimensions()),
+        any.or(expected.texts.first().map(|case| &case.features)).map(Vec::len)
     );
+    assert_eq!(model.has_image_side(), !expected.images.is_empty());
+    if expected.images.is_empty() {
+        let error = model.embed_images(&[photograph("cat.png")]).unwrap_err();
+        assert!(matches!(&error, Error::InvalidInput(reason) if reason.contains("image side")), "{error}");
+    } else {
+        compare(
+            &format!("{family}, images"),
+            &pictures,
+            &references,
+            |pictures| model.image_features(pictures).unwrap(),
+            |pictures| model.embed_images(pictures).unwrap(),
+        );
+    }
     assert_eq!(model.has_text_side(), !expected.texts.is_empty());
     if expected.texts.is_empty() {
         let error = model.embed_texts(&["a cat"]).unwrap_err();
@@ -118,7 +128,8 @@ fn compare_family(family: &str) {
     );
 }
 
-/// `clip_legacy` has half precision in shards, a patch that does not divide the image, exact GELU, and the
+/// `clip_vision` and `clip_text` are towers that are published alone; `siglip2` has Gemma's tokenizer, which tells cases
+/// apart, and `siglip2_naflex` images of any proportions and texts in lower case; `clip_legacy` has half precision in shards, a patch that does not divide the image, exact GELU, and the
 /// settings of old repositories; `dinov2_giant` has SwiGLU, brain floats, and images that each have sides of
 /// their own.
 #[test]
@@ -187,6 +198,17 @@ fn impossible_configurations_are_refused() {
         ("siglip", "/vision_config/vision_use_head", json!(false)),
         ("siglip", "/text_config/projection_size", json!(7)),
         ("siglip", "/text_config/projection_size", json!(huge)),
+        ("clip_vision", "/projection_dim", json!(0)),
+        ("clip_vision", "/image_size", json!(0)),
+        ("clip_text", "/projection_dim", json!(7)),
+        ("clip_text", "/num_attention_heads", json!(5)),
+        ("siglip2_naflex", "/vision_config/num_patches", json!(0)),
+        ("siglip2_naflex", "/vision_config/num_patches", json!(26)),
+        ("siglip2_naflex", "/vision_config/num_patches", json!(huge)),
+        ("siglip2_naflex", "/vision_config/patch_size", json!(0)),
+        ("siglip2_naflex", "/vision_config/patch_size", json!(huge)),
+        ("siglip2_naflex", "/vision_config/patch_size", json!(8)),
+        ("siglip2_naflex", "/vision_config/vision_use_head", json!(false)),
         ("dinov2", "/patch_size", json!(0)),
         ("dinov2", "/patch_size", json!([7, 8])),
         ("dinov2", "/mlp_ratio", json!(1e300)),
@@ -221,12 +243,34 @@ fn a_model_and_its_preprocessing_must_fit() {
     });
     let error = error_of(folder.path());
     assert!(matches!(&error, Error::InvalidConfig { reason, .. } if reason.contains("32x32")), "{error}");
+    for (setting, value) in [("patch_size", json!(8)), ("do_resize", json!(false))] {
+        let folder =
+            changed("siglip2_naflex", "preprocessor_config.json", |config| config[setting] = value.clone());
+        let error = error_of(folder.path());
+        assert!(matches!(&error, Error::InvalidConfig { reason, .. } if reason.contains("7x7")), "{error}");
+    }
     std::fs::remove_file(folder.path().join("preprocessor_config.json")).unwrap();
     let error = error_of(folder.path());
     assert!(
         matches!(&error, Error::MissingFile { file, .. } if file == "preprocessor_config.json"),
         "{error}"
     );
+}
+
+/// A tower of CLIP that is published without its projection has no place in the space of images and texts.
+#[test]
+fn a_tower_without_its_projection_is_refused() {
+    for (family, projection) in [("clip_vision", "visual_projection"), ("clip_text", "text_projection")] {
+        let folder = changed(family, "config.json", |_| {});
+        let path = folder.path().join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+        let projection = format!("{projection}.weight");
+        tensors.remove(&projection).unwrap();
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        let error = error_of(folder.path());
+        let named = matches!(&error, Error::MissingTensor { tensor, .. } if tensor.contains(&projection));
+        assert!(named, "{error:?}");
+    }
 }
 
 #[test]

@@ -28,8 +28,15 @@ use inputs::{Input, Pass, Texts};
 pub(crate) use plan::ImageEmbeddingPlan;
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
-const FAMILIES: &[Family<Box<dyn Architecture>>] =
-    &[clip::FAMILY, siglip::FAMILY, dinov2::FAMILY, dinov2::FAMILY_WITH_REGISTERS];
+const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
+    clip::FAMILY,
+    clip::FAMILY_OF_IMAGES,
+    clip::FAMILY_OF_TEXTS,
+    siglip::FAMILY,
+    siglip::FAMILY_NAFLEX,
+    dinov2::FAMILY,
+    dinov2::FAMILY_WITH_REGISTERS,
+];
 
 /// The capability's name in errors.
 const CAPABILITY: &str = "image embedding";
@@ -38,14 +45,8 @@ const CAPABILITY: &str = "image embedding";
 trait Architecture: Send + Sync {
     /// Length of a vector.
     fn dimensions(&self) -> usize;
-    /// The family whose preprocessing stands in where the files do not say.
-    fn processor(&self) -> Processor;
-    /// The side of the square images that it takes, or nothing if it takes any.
-    fn side(&self) -> Option<usize>;
-    /// Pixels along a patch's side.
-    fn patch(&self) -> usize;
-    /// Rows that an image of this width and height becomes.
-    fn rows(&self, width: usize, height: usize) -> usize;
+    /// Its image side, if it has one.
+    fn images(&self) -> Option<ImageSide>;
     /// Its text side, if it has one.
     fn texts(&self) -> Option<TextSide>;
     /// True for tensors of the file that change no vector.
@@ -56,6 +57,37 @@ trait Architecture: Send + Sync {
     fn scratch(&self, rows: usize, longest: usize) -> Bytes;
     fn load(&self, weights: &WeightFiles, device: &Device, context: &LoadContext)
     -> Result<Arc<dyn Encoder>>;
+}
+
+/// An image side as the configuration describes it.
+#[derive(Debug, Clone, Copy)]
+struct ImageSide {
+    /// The family whose preprocessing stands in where the files do not say.
+    processor: Processor,
+    size: ImageSize,
+    /// Pixels along a patch's side.
+    patch: usize,
+    /// Rows of an image before those of its patches.
+    leading: usize,
+}
+
+impl ImageSide {
+    /// Rows that an image of this width and height becomes.
+    fn rows(&self, width: usize, height: usize) -> usize {
+        let patches = (width / self.patch.max(1)).saturating_mul(height / self.patch.max(1));
+        patches.saturating_add(self.leading)
+    }
+}
+
+/// Sizes of the images that a model takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ImageSize {
+    /// Squares of this side.
+    Square(usize),
+    /// Any; pixels that fill no patch are left out.
+    Any,
+    /// Whole patches, as the preprocessing makes them.
+    WholePatches,
 }
 
 /// A text side as the configuration describes it.
@@ -80,7 +112,7 @@ enum Padding {
 /// A loaded model. It keeps nothing between passes, so that all workers share one.
 trait Encoder: Send + Sync {
     /// One row for each image of `(3, height, width)`, as the model makes it: `(images, dimensions)`. It asks `watch`
-    /// between layers.
+    /// between layers. Only asked of a family with an image side.
     fn images(&self, images: &[Tensor], watch: &Watch<'_>) -> Result<Tensor>;
     /// The same for texts, whose tokens lie one text after another. Only asked of a family with a text side.
     fn texts(&self, ids: &[u32], lengths: &[usize]) -> Result<Tensor>;
@@ -89,10 +121,29 @@ trait Encoder: Send + Sync {
 /// Memory that a worker needs for the pictures of a pass, beside what text embedding takes for each thread.
 const WORKER_SCRATCH: Bytes = Bytes::mib(16);
 
+/// The error for an image that a model without an image side is given.
+fn without_image_side() -> Error {
+    Error::InvalidInput("the model has no image side: it embeds texts alone, so give it no images".to_owned())
+}
+
+/// The error for a text that a model without a text side is given.
+fn without_text_side() -> Error {
+    Error::InvalidInput(
+        "the model has no text side: it embeds images alone, so no text can be compared with them".to_owned(),
+    )
+}
+
+/// An image side and what is made of a picture for it.
+#[derive(Debug, Clone)]
+struct Images {
+    side: ImageSide,
+    preprocessing: Preprocessing,
+}
+
 /// A model in memory, shared by its workers.
 pub(crate) struct LoadedModel {
     encoder: Arc<dyn Encoder>,
-    preprocessing: Preprocessing,
+    images: Option<Images>,
     texts: Option<Texts>,
     compute: Compute,
     device: Device,
@@ -103,16 +154,15 @@ pub(crate) struct LoadedModel {
 impl LoadedModel {
     /// The input that the model is given of a picture.
     fn image(&self, picture: &Picture) -> Result<Input> {
-        let architecture = &self.plan.architecture;
-        let picture = self.preprocessing.picture(picture)?;
-        let (width, height) = (picture.width, picture.height);
-        let patch = architecture.patch();
+        let Images { side, preprocessing } = self.images()?;
+        let (width, height, pixels) = preprocessing.values(picture)?;
+        let patch = side.patch;
         if width < patch || height < patch {
             let reason =
                 format!("the picture is {width}x{height} pixels; a patch of the model is {patch}x{patch}");
             return Err(Error::InvalidInput(reason));
         }
-        let rows = architecture.rows(width, height);
+        let rows = side.rows(width, height);
         if rows > MAX_IMAGE_ROWS {
             let reason = format!(
                 "the picture of {width}x{height} pixels becomes {rows} rows of the model; at most {MAX_IMAGE_ROWS} are \
@@ -120,17 +170,18 @@ impl LoadedModel {
             );
             return Err(Error::InvalidInput(reason));
         }
-        Ok(Input::Image { pixels: self.preprocessing.scaling.values(&picture)?, width, height, rows })
+        Ok(Input::Image { pixels, width, height, rows })
+    }
+
+    fn images(&self) -> Result<&Images> {
+        self.images.as_ref().ok_or_else(without_image_side)
     }
 
     /// The input that the model is given of a text.
     fn text(&self, text: &str) -> Result<Input> {
         match &self.texts {
             Some(texts) => Ok(Input::Text(texts.tokens(text)?)),
-            None => Err(Error::InvalidInput(
-                "the model has no text side: it embeds images alone, so no text can be compared with them"
-                    .to_owned(),
-            )),
+            None => Err(without_text_side()),
         }
     }
 
@@ -201,6 +252,12 @@ impl ImageEmbeddingModel {
         self.shared.plan.architecture.dimensions()
     }
 
+    /// True if images can be embedded. A text tower that is published alone embeds texts into the space of the images
+    /// of another model.
+    pub fn has_image_side(&self) -> bool {
+        self.shared.images.is_some()
+    }
+
     /// True if texts can be embedded into the images' space.
     pub fn has_text_side(&self) -> bool {
         self.shared.texts.is_some()
@@ -209,7 +266,7 @@ impl ImageEmbeddingModel {
     /// One vector of length 1 for each image, in order.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] or [`Error::Compute`].
+    /// [`Error::InvalidInput`], also if the model has no image side; [`Error::Compute`].
     pub fn embed_images(&self, images: &[Picture]) -> Result<Vec<Vec<f32>>> {
         Ok(unit(self.image_features(images)?))
     }
@@ -243,8 +300,7 @@ impl ImageEmbeddingModel {
     /// # Errors
     /// [`Error::InvalidInput`].
     pub fn preprocess(&self, image: &Picture) -> Result<(usize, usize, Vec<f32>)> {
-        let picture = self.shared.preprocessing.picture(image)?;
-        Ok((picture.width, picture.height, self.shared.preprocessing.scaling.values(&picture)?))
+        self.shared.images()?.preprocessing.values(image)
     }
 
     fn run(&self, inputs: Vec<Input>) -> Result<Vec<Vec<f32>>> {

@@ -82,15 +82,21 @@ fn sinc(x: f64) -> f64 {
 }
 
 /// Source pixels and weights of one new pixel, along one side.
-struct Taps {
+struct Taps<W> {
     /// The first old pixel.
     first: usize,
     /// The weights of it and those after it.
-    weights: Vec<i32>,
+    weights: Vec<W>,
 }
 
-/// The taps of each new pixel.
-fn taps(old: usize, new: usize, filter: Filter) -> Vec<Taps> {
+/// The taps of each new pixel, in fixed point.
+fn taps(old: usize, new: usize, filter: Filter) -> Vec<Taps<i32>> {
+    let fixed = |weight: f64| (weight * f64::from(1u32 << BITS)).round_half_away() as i32;
+    weighed(old, new, filter, fixed)
+}
+
+/// The taps of each new pixel, with weights that add up to 1 before `round` makes numbers of another kind of them.
+fn weighed<W>(old: usize, new: usize, filter: Filter, round: impl Fn(f64) -> W) -> Vec<Taps<W>> {
     let scale = old as f64 / new as f64;
     let stretch = scale.max(1.0);
     let reach = filter.reach() * stretch;
@@ -103,8 +109,7 @@ fn taps(old: usize, new: usize, filter: Filter) -> Vec<Taps> {
         let weights: Vec<f64> = (first..end).map(weigh).collect();
         let sum: f64 = weights.iter().sum();
         let scale = if sum == 0.0 { 1.0 } else { sum };
-        let fixed = |weight: f64| (weight / scale * f64::from(1u32 << BITS)).round_half_away() as i32;
-        Taps { first, weights: weights.into_iter().map(fixed).collect() }
+        Taps { first, weights: weights.into_iter().map(|weight| round(weight / scale)).collect() }
     };
     (0..new).map(of).collect()
 }
@@ -130,14 +135,7 @@ fn to_byte(sum: i32) -> u8 {
 /// [`Error::InvalidInput`] for a picture that is none, for sides of 0 or over the limit.
 pub(crate) fn resize(picture: &Picture, width: usize, height: usize, filter: Filter) -> Result<Picture> {
     check(picture)?;
-    check_sides(width, height)?;
-    if width.saturating_mul(picture.height) > MAX_PIXELS {
-        let reason = format!(
-            "the picture has {}x{} pixels, which is too narrow to be made {width}x{height}",
-            picture.width, picture.height
-        );
-        return Err(Error::InvalidInput(reason));
-    }
+    check_resize((picture.width, picture.height), (width, height))?;
     if filter == Filter::Nearest {
         return Ok(nearest(picture, width, height));
     }
@@ -163,7 +161,63 @@ fn columns_first(old: (usize, usize), new: (usize, usize)) -> bool {
     new.1 < old.1 && lost(old.1, new.1) > 2 * lost(old.0, new.0)
 }
 
-fn along_rows(rgb: &[u8], width: usize, taps: &[Taps]) -> Vec<u8> {
+/// Resizes planes of `old` width and height, one plane after another, without rounding, as PyTorch does it with
+/// `antialias`: the rows first. Of bilinear and bicubic filters.
+///
+/// # Errors
+/// [`Error::InvalidInput`] for sides of 0 or over the limit.
+pub(super) fn resize_planes(
+    planes: Vec<f32>,
+    old: (usize, usize),
+    new: (usize, usize),
+    filter: Filter,
+) -> Result<Vec<f32>> {
+    check_resize(old, new)?;
+    let weight = |weight: f64| weight as f32;
+    let planes = match old.0 == new.0 {
+        true => planes,
+        false => {
+            let taps = weighed(old.0, new.0, filter, weight);
+            let rows = planes.chunks_exact(old.0.max(1));
+            rows.flat_map(|row| taps.iter().map(|Taps { first, weights }| product(weights, &row[*first..])))
+                .collect()
+        }
+    };
+    if old.1 == new.1 {
+        return Ok(planes);
+    }
+    let taps = weighed(old.1, new.1, filter, weight);
+    let mut out = Vec::with_capacity(planes.len() / old.1.max(1) * new.1);
+    for plane in planes.chunks_exact((old.1 * new.0).max(1)) {
+        for Taps { first, weights } in &taps {
+            let begin = out.len();
+            out.resize(begin + new.0, 0.0);
+            for (row, weight) in plane[first * new.0..].chunks_exact(new.0).zip(weights) {
+                out[begin..].iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * value);
+            }
+        }
+    }
+    Ok(out)
+}
+
+fn product(weights: &[f32], values: &[f32]) -> f32 {
+    weights.iter().zip(values).map(|(weight, value)| weight * value).sum()
+}
+
+/// Refuses sides of 0 or over the limit, and what would be too large on the way.
+fn check_resize(old: (usize, usize), (width, height): (usize, usize)) -> Result<()> {
+    check_sides(width, height)?;
+    if width.saturating_mul(old.1) > MAX_PIXELS {
+        let (old_width, old_height) = old;
+        let reason = format!(
+            "the picture has {old_width}x{old_height} pixels, which is too narrow to be made {width}x{height}"
+        );
+        return Err(Error::InvalidInput(reason));
+    }
+    Ok(())
+}
+
+fn along_rows(rgb: &[u8], width: usize, taps: &[Taps<i32>]) -> Vec<u8> {
     let mut out = Vec::with_capacity(rgb.len() / width * taps.len());
     for row in rgb.chunks_exact(width * 3) {
         for Taps { first, weights } in taps {
@@ -181,7 +235,7 @@ fn along_rows(rgb: &[u8], width: usize, taps: &[Taps]) -> Vec<u8> {
 }
 
 /// `stride` values a row.
-fn along_columns(rgb: &[u8], stride: usize, taps: &[Taps]) -> Vec<u8> {
+fn along_columns(rgb: &[u8], stride: usize, taps: &[Taps<i32>]) -> Vec<u8> {
     let mut out = Vec::with_capacity(stride * taps.len());
     let mut sums = vec![0; stride];
     for Taps { first, weights } in taps {
@@ -236,6 +290,29 @@ mod tests {
                 assert_eq!(resized.rgb, [9, 200, 255].repeat(width * height), "{filter:?} {width}x{height}");
             }
         }
+    }
+
+    #[test]
+    fn planes_are_resized_as_pictures_are_without_their_rounding() {
+        let mut state = 9u32;
+        let rgb = (0..3 * 23 * 17).map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        });
+        let picture = Picture::new(23, 17, rgb.collect());
+        let plane = |channel: usize| picture.rgb.iter().skip(channel).step_by(3).map(|byte| f32::from(*byte));
+        let planes: Vec<f32> = (0..3).flat_map(plane).collect();
+        for (width, height) in [(23, 17), (9, 17), (23, 40), (11, 5), (50, 60)] {
+            let rounded = resize(&picture, width, height, Filter::Bilinear).unwrap();
+            let exact = resize_planes(planes.clone(), (23, 17), (width, height), Filter::Bilinear).unwrap();
+            assert_eq!(exact.len(), 3 * width * height);
+            for (place, value) in exact.iter().enumerate() {
+                let (channel, pixel) = (place / (width * height), place % (width * height));
+                let byte = f32::from(rounded.rgb[pixel * 3 + channel]);
+                assert!((value - byte).abs() <= 1.01, "{width}x{height}: {value} {byte}");
+            }
+        }
+        assert!(resize_planes(planes, (23, 17), (0, 5), Filter::Bilinear).is_err());
     }
 
     #[test]

@@ -7,9 +7,10 @@ use model_actors::{LoadContext, Picture};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Filter, MAX_SIDE, centre_crop, check, check_sides, resize};
+use super::{Filter, MAX_SIDE, centre_crop, check, check_sides, resize, resize_planes};
 use crate::architecture::parse;
 use crate::error::{Error, Result};
+use crate::limits::MAX_IMAGE_ROWS;
 use crate::source::{Files, read_json};
 
 /// Image processor of transformers whose defaults hold where the file does not say.
@@ -21,11 +22,15 @@ pub(crate) enum Processor {
     Siglip,
     /// `ViTImageProcessor`: the same, bilinear.
     Vit,
+    /// `Siglip2ImageProcessor`: in proportion to at most 256 whole patches of 16, bilinear.
+    Siglip2,
+    /// `DINOv3ViTImageProcessor`: a square of 224, bilinear, with numbers that are not rounded to bytes again.
+    Dinov3,
 }
 
 impl Processor {
-    const NAMES: &'static str =
-        "CLIPImageProcessor, BitImageProcessor, SiglipImageProcessor, ViTImageProcessor";
+    const NAMES: &'static str = "CLIPImageProcessor, BitImageProcessor, SiglipImageProcessor, ViTImageProcessor, \
+                                 Siglip2ImageProcessor, DINOv3ViTImageProcessor";
 
     /// The one that a configuration names, if it names one of these.
     pub(crate) fn named(config: &Value) -> Option<Self> {
@@ -42,6 +47,8 @@ impl Processor {
             "CLIP" | "Bit" => Some(Self::Clip),
             "Siglip" => Some(Self::Siglip),
             "ViT" => Some(Self::Vit),
+            "Siglip2" => Some(Self::Siglip2),
+            "DINOv3ViT" => Some(Self::Dinov3),
             _ => None,
         }
     }
@@ -54,6 +61,8 @@ pub(crate) enum Size {
     Exact { width: usize, height: usize },
     /// The shorter side this, in proportion.
     Shortest(usize),
+    /// As many whole patches of this side as fit `most`, as near to the proportions as they can be.
+    Patches { side: usize, most: usize },
 }
 
 impl Size {
@@ -67,8 +76,27 @@ impl Size {
             Self::Exact { width, height } => (width, height),
             Self::Shortest(side) if width <= height => (side, long(side, height, width)),
             Self::Shortest(side) => (long(side, width, height), side),
+            Self::Patches { side, most } => whole_patches(side, most, width, height),
         }
     }
+}
+
+/// The sides of the largest picture in proportion to this one, up to whole patches, that has at most so many. The scale
+/// is searched by halves, as in the reference implementation, whose steps decide at some sizes.
+fn whole_patches(side: usize, most: usize, width: usize, height: usize) -> (usize, usize) {
+    const PRECISION: f64 = 1e-5;
+    let patches = |scale: f64, length: usize| (length as f64 * scale / side.max(1) as f64).ceil().max(1.0);
+    let (mut least_scale, mut most_scale) = (PRECISION / 10.0, 100.0);
+    while most_scale - least_scale >= PRECISION {
+        let scale = (least_scale + most_scale) / 2.0;
+        match patches(scale, height) * patches(scale, width) <= most as f64 {
+            true => least_scale = scale,
+            false => most_scale = scale,
+        }
+    }
+    // The casts saturate, and so large a side is refused.
+    let pixels = |length: usize| (patches(least_scale, length) as usize).saturating_mul(side);
+    (pixels(width), pixels(height))
 }
 
 /// Conversion of bytes to model inputs: `(byte · factor − mean) / deviation` for each channel.
@@ -113,6 +141,16 @@ pub(crate) struct Preprocessing {
     /// Width and height of the part in the middle that is kept.
     pub(crate) crop: Option<(usize, usize)>,
     pub(crate) scaling: Scaling,
+    rounding: Rounding,
+}
+
+/// Numbers that a resized picture consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rounding {
+    /// Bytes.
+    ToBytes,
+    /// The model's inputs, which are made before the picture is resized.
+    None,
 }
 
 /// Content of the file. A setting that it leaves out has the processor's default.
@@ -132,6 +170,8 @@ struct Raw {
     image_mean: Option<Channels>,
     image_std: Option<Channels>,
     do_pad: Option<bool>,
+    patch_size: Option<usize>,
+    max_num_patches: Option<usize>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -155,6 +195,8 @@ enum Channels {
 
 const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const CLIP_DEVIATION: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
+const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+const IMAGENET_DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
 const FILE: &str = "preprocessor_config.json";
 /// File of newer releases of transformers, which has the same under `image_processor`.
 const NEW_FILE: &str = "processor_config.json";
@@ -193,7 +235,34 @@ impl Preprocessing {
         if raw.do_pad == Some(true) {
             return Err(reader.unsupported("do_pad", "true".to_owned(), "false"));
         }
-        Ok(Self { resize: reader.resize(&raw)?, crop: reader.crop(&raw)?, scaling: reader.scaling(&raw)? })
+        let rounding = match processor {
+            Processor::Dinov3 => Rounding::None,
+            _ => Rounding::ToBytes,
+        };
+        let (resize, crop) = (reader.resize(&raw)?, reader.crop(&raw)?);
+        if rounding == Rounding::None {
+            if crop.is_some() {
+                return Err(reader.unsupported("do_center_crop", "true".to_owned(), "false"));
+            }
+            if let Some((_, filter)) =
+                resize.filter(|(_, filter)| !matches!(filter, Filter::Bilinear | Filter::Bicubic))
+            {
+                return Err(reader.unsupported(
+                    "resample",
+                    format!("{filter:?}"),
+                    "2 or 3, bilinear or bicubic",
+                ));
+            }
+        }
+        Ok(Self { resize, crop, scaling: reader.scaling(&raw)?, rounding })
+    }
+
+    /// Pixels along the side of the whole patches that a picture is resized to, if it is.
+    pub(crate) fn patch(&self) -> Option<usize> {
+        match self.resize {
+            Some((Size::Patches { side, .. }, _)) if self.crop.is_none() => Some(side),
+            _ => None,
+        }
     }
 
     /// Width and height of the output, where they do not depend on the input's.
@@ -227,12 +296,27 @@ impl Preprocessing {
         Ok(cropped)
     }
 
+    /// Resizes, crops and normalises a picture. Gives its width and height, and `3 × height × width` numbers.
+    ///
+    /// # Errors
+    /// As [`Self::picture`].
+    pub(crate) fn values(&self, picture: &Picture) -> Result<(usize, usize, Vec<f32>)> {
+        if let (Rounding::None, Some((size, filter))) = (self.rounding, self.resize) {
+            let (values, old) = (self.scaling.values(picture)?, (picture.width, picture.height));
+            let (width, height) = size.of(picture.width, picture.height);
+            return Ok((width, height, resize_planes(values, old, (width, height), filter)?));
+        }
+        let picture = self.picture(picture)?;
+        Ok((picture.width, picture.height, self.scaling.values(&picture)?))
+    }
+
     /// Resizes, crops and normalises a picture to a tensor of `(3, height, width)`.
     ///
     /// # Errors
     /// As [`Self::picture`].
     pub(crate) fn tensor(&self, picture: &Picture, device: &Device) -> Result<Tensor> {
-        self.scaling.tensor(&self.picture(picture)?, device)
+        let (width, height, values) = self.values(picture)?;
+        Ok(Tensor::from_vec(values, (3, height, width), device)?)
     }
 }
 
@@ -267,13 +351,16 @@ impl Reader {
             return Ok(None);
         }
         let filter = match raw.resample {
-            None if self.processor == Processor::Vit => Filter::Bilinear,
+            None if matches!(self.processor, Processor::Vit | Processor::Siglip2 | Processor::Dinov3) => {
+                Filter::Bilinear
+            }
             None => Filter::Bicubic,
             Some(number) => Filter::from_number(number).ok_or_else(|| {
                 self.unsupported("resample", number.to_string(), "0 to 5, as Pillow counts")
             })?,
         };
         let size = match raw.size {
+            _ if self.processor == Processor::Siglip2 => self.patches(raw)?,
             None if self.processor == Processor::Clip => Size::Shortest(224),
             None => Size::Exact { width: 224, height: 224 },
             Some(Sides::One(side)) if self.processor == Processor::Vit => {
@@ -291,6 +378,14 @@ impl Reader {
             }
         };
         Ok(Some((size, filter)))
+    }
+
+    fn patches(&self, raw: &Raw) -> Result<Size> {
+        let (side, most) = (raw.patch_size.unwrap_or(16), raw.max_num_patches.unwrap_or(256));
+        match most {
+            1..=MAX_IMAGE_ROWS => Ok(Size::Patches { side: self.side(side)?, most }),
+            _ => Err(self.invalid(format!("max_num_patches is {most}; 1 to {MAX_IMAGE_ROWS} are allowed"))),
+        }
     }
 
     fn crop(&self, raw: &Raw) -> Result<Option<(usize, usize)>> {
@@ -316,15 +411,19 @@ impl Reader {
             Some(false) => 1.0,
             _ => raw.rescale_factor.unwrap_or(1.0 / 255.0),
         };
-        let of = |channels: &Option<Channels>, clip: [f32; 3]| match channels {
+        let of = |channels: &Option<Channels>, clip: [f32; 3], imagenet: [f32; 3]| match channels {
             Some(Channels::All(value)) => [*value; 3],
             Some(Channels::Each(values)) => *values,
             None if self.processor == Processor::Clip => clip,
+            None if self.processor == Processor::Dinov3 => imagenet,
             None => [0.5; 3],
         };
         let (mean, deviation) = match raw.do_normalize {
             Some(false) => ([0.0; 3], [1.0; 3]),
-            _ => (of(&raw.image_mean, CLIP_MEAN), of(&raw.image_std, CLIP_DEVIATION)),
+            _ => (
+                of(&raw.image_mean, CLIP_MEAN, IMAGENET_MEAN),
+                of(&raw.image_std, CLIP_DEVIATION, IMAGENET_DEVIATION),
+            ),
         };
         let scaling = Scaling::new(factor, mean, deviation);
         if scaling.table.iter().flatten().any(|value| !value.is_finite()) {
@@ -367,6 +466,16 @@ mod tests {
         assert_eq!(Size::Shortest(224).of(427, 640), (224, 335));
         assert_eq!(Size::Shortest(7).of(usize::MAX, 1).1, 7);
         assert_eq!(Size::Exact { width: 3, height: 4 }.of(640, 427), (3, 4));
+        // `get_image_size_for_max_num_patches` of transformers.
+        let patches = |side, most, width, height| Size::Patches { side, most }.of(width, height);
+        assert_eq!(patches(16, 256, 640, 427), (304, 208));
+        assert_eq!(patches(16, 256, 427, 640), (208, 304));
+        assert_eq!(patches(16, 256, 16, 16), (256, 256));
+        assert_eq!(patches(16, 1024, 1920, 1080), (672, 384));
+        assert_eq!(patches(14, 256, 7, 3000), (14, 3584));
+        assert_eq!(patches(7, 20, 186, 120), (35, 28));
+        assert_eq!(patches(16, 1, 5, 900), (16, 16));
+        assert_eq!(patches(16, 256, 33, 4000), (32, 2048));
     }
 
     #[test]
@@ -384,6 +493,10 @@ mod tests {
             json!({"rescale_factor": 1e300}),
             json!({"do_pad": true}),
             json!({"size": "large"}),
+            json!({"image_processor_type": "Siglip2ImageProcessor", "patch_size": 0}),
+            json!({"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 0}),
+            json!({"image_processor_type": "DINOv3ViTImageProcessor", "do_center_crop": true}),
+            json!({"image_processor_type": "DINOv3ViTImageProcessor", "resample": 1}),
         ] {
             assert!(read(config.clone()).is_err(), "{config}");
         }

@@ -19,7 +19,7 @@ const OF_WORD_PIECES: [&str; 12] = [
 
 /// Classes that make of a SentencePiece model what they alone do, and the kinds of models that have them unless they name
 /// a class.
-const OF_OWN_PIECES: [(&str, &[&str]); 34] = [
+const OF_OWN_PIECES: [(&str, &[&str]); 35] = [
     ("AlbertTokenizer", &["albert", "yoso"]),
     ("BarthezTokenizer", &["barthez"]),
     ("BartphoTokenizer", &["bartpho"]),
@@ -59,6 +59,7 @@ const OF_OWN_PIECES: [(&str, &[&str]); 34] = [
     ("ReformerTokenizer", &["reformer"]),
     ("RemBertTokenizer", &["rembert"]),
     ("SeamlessM4TTokenizer", &["seamless_m4t", "seamless_m4t_v2"]),
+    ("Siglip2Tokenizer", &["siglip2"]),
     ("SiglipTokenizer", &["siglip"]),
     ("Speech2TextTokenizer", &["speech_to_text"]),
     ("SpeechT5Tokenizer", &["speecht5"]),

@@ -7,6 +7,8 @@ use std::collections::HashSet;
 use model_actors::LoadContext;
 use serde_json::Value;
 use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
+use tokenizers::normalizers::replace::Replace;
+use tokenizers::normalizers::utils::{Lowercase, Sequence as Normalizers};
 use tokenizers::normalizers::{BertNormalizer, NFC};
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -41,6 +43,8 @@ pub(super) enum Class {
     XlmRoberta,
     Llama,
     T5,
+    /// Gemma's in lower case.
+    Siglip2,
     /// Taken as the files have it.
     #[default]
     AsWritten,
@@ -120,6 +124,7 @@ impl Class {
             "XLMRobertaTokenizer" => Self::XlmRoberta,
             "LlamaTokenizer" => Self::Llama,
             "T5Tokenizer" => Self::T5,
+            "Siglip2Tokenizer" => Self::Siglip2,
             _ => Self::AsWritten,
         }
     }
@@ -137,6 +142,7 @@ impl Class {
             }
             "xlm-roberta" | "gte" | "jina_embeddings_v3" | "metaclip_2" => Self::XlmRoberta,
             "t5" | "mt5" => Self::T5,
+            "siglip2" => Self::Siglip2,
             kind if AS_WRITTEN.contains(&kind) => Self::AsWritten,
             _ => return None,
         })
@@ -150,7 +156,7 @@ impl Class {
             (Some(named), Some(own)) if named != own => match own {
                 Self::AsWritten => Self::AsWritten,
                 // Files of this kind that name another class are wrong.
-                own if kind == "qwen2" => own,
+                own if matches!(kind, "qwen2" | "siglip2") => own,
                 _ => named,
             },
             (Some(named), _) => named,
@@ -167,6 +173,7 @@ impl Class {
             Self::Qwen2 => ["", "<|endoftext|>", "<|endoftext|>", "<|endoftext|>", ""],
             Self::Llama => ["<s>", "</s>", "<unk>", "", ""],
             Self::T5 => ["", "</s>", "<unk>", "<pad>", ""],
+            Self::Siglip2 => ["<bos>", "<eos>", "<unk>", "<pad>", "<mask>"],
             Self::AsWritten => return None,
         };
         let encloses = matches!(self, Self::Bert | Self::MpNet | Self::Roberta | Self::XlmRoberta);
@@ -386,6 +393,15 @@ impl TokenizerSettings {
                 };
                 tokenizer.with_normalizer(None::<NormalizerWrapper>).map_err(failed)?;
                 tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', scheme, false)));
+            }
+            (Class::Siglip2, ModelWrapper::BPE(_)) => {
+                let space = Replace::new(" ", "▁").map_err(failed)?;
+                let normalizer = Normalizers::new(vec![Lowercase.into(), space.into()]);
+                let pattern = SplitPattern::String(" ".to_owned());
+                let behaviour = SplitDelimiterBehavior::MergedWithPrevious;
+                let words = Split::new(pattern, behaviour, false).map_err(failed)?;
+                tokenizer.with_normalizer(Some(NormalizerWrapper::from(normalizer))).map_err(failed)?;
+                tokenizer.with_pre_tokenizer(Some(words));
             }
             (Class::XlmRoberta, ModelWrapper::Unigram(_)) => {
                 let prefix = self.truth("add_prefix_space").unwrap_or(true);

@@ -5,11 +5,12 @@ vectors of transformers in expected.json beside them. What the processors make o
 tests/fixtures/image_embedding/pixels.json: those that are backed by Pillow, which is how the published models' images were
 prepared; the largest difference of those backed by torchvision is printed.
 
-    python image_embedding.py
+    python image_embedding.py [FAMILY ...]
 
-Needs the PyPI packages torch, torchvision, transformers, tokenizers, safetensors and pillow.
+Without the names of families it makes all of them, and the pixels. Needs the PyPI packages torch, torchvision, transformers, tokenizers, safetensors and pillow.
 """
 
+import argparse
 import json
 import math
 import shutil
@@ -29,12 +30,19 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
     PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2ImageProcessorPil,
+    Siglip2Model,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
@@ -145,6 +153,42 @@ def siglip_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def gemma_tokenizer(folder: Path) -> None:
+    """BPE with bytes for unknown letters as Gemma's, which SigLIP 2 pads to one length. It tells cases apart."""
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.Replace(" ", "\u2581")
+    # By Gemma's rule a text is one word; for training it is cut before each space.
+    trained.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    trainer = trainers.BpeTrainer(vocab_size=240, show_progress=False)
+    trained.train_from_iterator(corpus(), trainer)
+    state = json.loads(trained.to_str())["model"]
+    merges = [tuple(merge) for merge in state["merges"]]
+    pieces = names + [f"<0x{byte:02X}>" for byte in range(256)] + list(state["vocab"])
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    model = models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = trained.normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(names)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    special = dict(pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>", mask_token="<mask>")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **special,
+        add_bos_token=False,
+        add_eos_token=True,
+        model_input_names=["input_ids"],
+        model_max_length=16,
+        padding_side="right",
+    ).save_pretrained(folder)
+    # The class that the published files name.
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": "GemmaTokenizer"}
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def clip_config(vocabulary: int, **changes) -> CLIPConfig:
     vision = dict(
         hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8
@@ -165,10 +209,9 @@ def clip_config(vocabulary: int, **changes) -> CLIPConfig:
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
 
 
-def siglip_config(vocabulary: int) -> SiglipConfig:
-    vision = dict(
-        hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=30, patch_size=7
-    )
+def siglip_config(vocabulary: int, kind=SiglipConfig, **size) -> SiglipConfig:
+    vision = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, patch_size=7)
+    vision |= size or {"image_size": 30}
     text = dict(
         hidden_size=32,
         intermediate_size=64,
@@ -178,7 +221,20 @@ def siglip_config(vocabulary: int) -> SiglipConfig:
         vocab_size=vocabulary,
         projection_size=48,
     )
-    return SiglipConfig(text_config=text, vision_config=vision)
+    return kind(text_config=text, vision_config=vision)
+
+
+def dinov3_settings(**changes) -> dict:
+    settings = dict(
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        image_size=42,
+        patch_size=7,
+        num_register_tokens=4,
+    )
+    return settings | changes
 
 
 def dinov2_settings(**changes) -> dict:
@@ -192,7 +248,9 @@ def save(model, folder: Path, numbers: torch.dtype, shards: str | None) -> torch
     """Saves and loads again, so that the reference computes with the rounded weights, in f32."""
     size = {"max_shard_size": shards} if shards else {}
     model.to(numbers).save_pretrained(folder, **size)
-    return AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    # The automatic class has a vision tower without its projection.
+    kind = type(model) if "WithProjection" in type(model).__name__ else AutoModel
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def digits(values) -> list[float]:
@@ -206,7 +264,8 @@ def vectors(model, inputs: dict, side: str) -> list[float]:
             output = getattr(model, f"get_{side}_features")(**inputs)
         else:
             output = model(**inputs)
-    return digits(output.pooler_output[0])
+    projected = getattr(output, f"{side}_embeds", None)
+    return digits((output.pooler_output if projected is None else projected)[0])
 
 
 def write(path: Path, document: dict, lists: list[str]) -> None:
@@ -218,12 +277,13 @@ def write(path: Path, document: dict, lists: list[str]) -> None:
     path.write_text("{" + ",\n".join(parts) + "}\n", encoding="ascii")
 
 
-def record(family: str, model, processor, padding, numbers=torch.float32, shards=None, resize=None) -> None:
+def record(family: str, model, processor, padding, numbers=torch.float32, shards=None) -> None:
     folder = OUT / family
     model = save(model, folder, numbers, shards)
-    processor.save_pretrained(folder)
     images, texts = [], []
-    for name in PHOTOGRAPHS:
+    if processor is not None:
+        processor.save_pretrained(folder)
+    for name in PHOTOGRAPHS if processor is not None else []:
         inputs = processor(photograph(name), return_tensors="pt")
         images.append({"photograph": name, "features": vectors(model, dict(inputs), "image")})
     if padding is not None:
@@ -266,7 +326,11 @@ def age(folder: Path, side: int) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def embeddings() -> None:
+def clip_processor(side: int) -> CLIPImageProcessorPil:
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def clip() -> None:
     for family, changes, numbers, shards in [
         ("clip", {}, torch.float32, None),
         (
@@ -286,13 +350,29 @@ def embeddings() -> None:
         model = CLIPModel(config)
         randomise(model, 1)
         side = config.vision_config.image_size
-        processor = CLIPImageProcessorPil(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-        )
-        record(family, model, processor, padding=True, numbers=numbers, shards=shards)
+        record(family, model, clip_processor(side), padding=True, numbers=numbers, shards=shards)
         if family == "clip_legacy":
             age(folder, side)
 
+
+def clip_vision() -> None:
+    settings = clip_config(420).vision_config.to_dict() | {"projection_dim": 24, "hidden_act": "gelu"}
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**settings))
+    randomise(model, 6)
+    record("clip_vision", model, clip_processor(32), padding=None, numbers=torch.float16)
+
+
+def clip_text() -> None:
+    folder = OUT / "clip_text"
+    folder.mkdir(parents=True, exist_ok=True)
+    clip_tokenizer(folder)
+    settings = clip_config(len(AutoTokenizer.from_pretrained(folder))).text_config.to_dict()
+    model = CLIPTextModelWithProjection(CLIPTextConfig(**settings | {"projection_dim": 24}))
+    randomise(model, 7)
+    record("clip_text", model, None, padding=True)
+
+
+def siglip() -> None:
     folder = OUT / "siglip"
     folder.mkdir(parents=True, exist_ok=True)
     siglip_tokenizer(folder)
@@ -300,6 +380,30 @@ def embeddings() -> None:
     randomise(model, 2)
     record("siglip", model, SiglipImageProcessorPil(size={"height": 30, "width": 30}), padding="max_length")
 
+
+def siglip2() -> None:
+    """SigLIP 2 with images of one size: SigLIP with the tokenizer of Gemma."""
+    folder = OUT / "siglip2"
+    folder.mkdir(parents=True, exist_ok=True)
+    gemma_tokenizer(folder)
+    model = SiglipModel(siglip_config(len(AutoTokenizer.from_pretrained(folder))))
+    randomise(model, 8)
+    processor = SiglipImageProcessorPil(size={"height": 30, "width": 30}, resample=2)
+    record("siglip2", model, processor, padding="max_length", numbers=torch.float16)
+
+
+def siglip2_naflex() -> None:
+    folder = OUT / "siglip2_naflex"
+    folder.mkdir(parents=True, exist_ok=True)
+    gemma_tokenizer(folder)
+    vocabulary = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+    model = Siglip2Model(siglip_config(vocabulary, Siglip2Config, num_patches=25))
+    randomise(model, 9)
+    processor = Siglip2ImageProcessorPil(patch_size=7, max_num_patches=20)
+    record("siglip2_naflex", model, processor, padding="max_length", numbers=torch.bfloat16)
+
+
+def dinov2() -> None:
     # Images are smaller than those that the positions are for, as with the published models.
     crop = dict(size={"shortest_edge": 40}, crop_size={"height": 35, "width": 35})
     model = Dinov2Model(Dinov2Config(**dinov2_settings()))
@@ -407,11 +511,24 @@ def torchvision_difference() -> None:
         print(f"{name}: torchvision is up to {worst:.2f}/255 from Pillow")
 
 
+FAMILIES = [clip, clip_vision, clip_text, siglip, siglip2, siglip2_naflex, dinov2]
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("families", nargs="*", choices=[family.__name__ for family in FAMILIES] + [[]])
+    chosen = parser.parse_args().families
     torch.set_num_threads(1)
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
-    embeddings()
+    if not chosen:
+        shutil.rmtree(OUT, ignore_errors=True)
+    for family in FAMILIES:
+        if not chosen or family.__name__ in chosen:
+            family()
+    if not chosen:
+        pixels()
+
+
+def pixels() -> None:
     made_with = {name: version(name) for name in PACKAGES}
     document = {"made_with": made_with, "cases": pixel_cases(), "resizes": resize_cases()}
     write(OUT / "pixels.json", document, ["cases", "resizes"])

@@ -8,9 +8,9 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
 use serde_json::Value;
 
-use super::{Architecture, Encoder, TextSide, Watch};
+use super::{Architecture, Encoder, ImageSide, ImageSize, TextSide, Watch, without_text_side};
 use crate::architecture::Family;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::models::towers::VisionTower;
 use crate::models::towers::dinov2::{Dinov2Config, Registers};
 use crate::models::transformer::{Norm, SafeTensors};
@@ -56,20 +56,13 @@ impl Architecture for Config {
         self.tower.width()
     }
 
-    fn processor(&self) -> Processor {
-        Processor::Clip
-    }
-
-    fn side(&self) -> Option<usize> {
-        None
-    }
-
-    fn patch(&self) -> usize {
-        self.tower.patch()
-    }
-
-    fn rows(&self, width: usize, height: usize) -> usize {
-        self.tower.rows(width, height)
+    fn images(&self) -> Option<ImageSide> {
+        Some(ImageSide {
+            processor: Processor::Clip,
+            size: ImageSize::Any,
+            patch: self.tower.patch(),
+            leading: self.tower.leading(),
+        })
     }
 
     fn texts(&self) -> Option<TextSide> {
@@ -117,6 +110,6 @@ impl Encoder for Dinov2 {
     }
 
     fn texts(&self, _: &[u32], _: &[usize]) -> Result<Tensor> {
-        Err(Error::InvalidInput("DINOv2 has no text side".to_owned()))
+        Err(without_text_side())
     }
 }

@@ -67,6 +67,24 @@ struct TokenizerConfig {
     model_max_length: Option<f64>,
     /// A text, or an object with the text in `content`.
     pad_token: Option<Value>,
+    padding_side: Option<PaddingSide>,
+    tokenizer_class: Option<String>,
+}
+
+impl TokenizerConfig {
+    /// True for the tokenizers with Gemma's vocabulary, whose classes have defaults of their own.
+    fn is_gemma(&self) -> bool {
+        let class = self.tokenizer_class.as_deref().unwrap_or_default();
+        matches!(class.strip_suffix("Fast").unwrap_or(class), "GemmaTokenizer" | "Siglip2Tokenizer")
+    }
+}
+
+/// Side of a text that padding is put on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum PaddingSide {
+    Left,
+    Right,
 }
 
 /// The tokenizer of texts, before it is read.
@@ -76,7 +94,8 @@ pub(super) struct TextPlan {
     side: TextSide,
     /// Most tokens of a text: what both the model and its tokenizer allow.
     longest: usize,
-    pad_token: Option<String>,
+    pad_token: String,
+    padding_side: PaddingSide,
 }
 
 impl TextPlan {
@@ -86,11 +105,16 @@ impl TextPlan {
             files.optional_json("tokenizer_config.json", context)?.unwrap_or_default();
         // The cast saturates, so "none" becomes the largest number there is.
         let longest = config.model_max_length.map_or(usize::MAX, |length| length as usize).min(side.longest);
-        let pad_token = config.pad_token.and_then(|token| match token {
-            Value::String(token) => Some(token),
-            token => token.get("content").and_then(Value::as_str).map(str::to_owned),
-        });
-        Ok(Self { tokenizer, side, longest, pad_token })
+        // SigLIP's tokenizer pads with the token that ends a text, unless its configuration says otherwise.
+        let (pad_token, padding_side) = match config.is_gemma() {
+            true => ("<pad>", PaddingSide::Left),
+            false => ("</s>", PaddingSide::Right),
+        };
+        let padding_side = config.padding_side.unwrap_or(padding_side);
+        let named =
+            config.pad_token.as_ref().and_then(|token| token.get("content").unwrap_or(token).as_str());
+        let pad_token = named.unwrap_or(pad_token).to_owned();
+        Ok(Self { tokenizer, side, longest, pad_token, padding_side })
     }
 
     pub(super) fn load(&self) -> Result<Texts> {
@@ -99,11 +123,10 @@ impl TextPlan {
         let padding = match self.side.padding {
             Padding::None => None,
             Padding::ToLongest => {
-                // SigLIP's tokenizer pads with the token that ends a text, unless its configuration says otherwise.
-                let token = self.pad_token.as_deref().unwrap_or("</s>");
+                let token = &self.pad_token;
                 let id =
                     tokens.id(token).ok_or_else(|| invalid(format!("it has no padding token {token:?}")))?;
-                Some((id, self.longest))
+                Some(Filling { token: id, length: self.longest, side: self.padding_side })
             }
         };
         Ok(Texts { tokens, padding })
@@ -113,16 +136,77 @@ impl TextPlan {
 /// The tokenizer of texts.
 pub(super) struct Texts {
     tokens: Tokens,
-    /// The token and the length that a text is filled up with and to.
-    padding: Option<(u32, usize)>,
+    padding: Option<Filling>,
+}
+
+/// What a text is filled up with and to.
+struct Filling {
+    token: u32,
+    length: usize,
+    side: PaddingSide,
 }
 
 impl Texts {
     pub(super) fn tokens(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokens.encode(text)?.ids;
-        if let Some((token, length)) = self.padding {
+        if let Some(Filling { token, length, side }) = self.padding {
+            let missing = length.saturating_sub(ids.len());
             ids.resize(length, token);
+            if side == PaddingSide::Left {
+                ids.rotate_right(missing);
+            }
         }
         Ok(ids)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// The tokens that the tokenizer of SigLIP 2 makes of a text, with other settings.
+    fn tokens(text: &str, change: impl FnOnce(&mut Value)) -> Vec<u32> {
+        let fixture =
+            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/image_embedding/siglip2");
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(fixture.join(name), folder.path().join(name)).unwrap();
+        }
+        let path = folder.path().join("tokenizer_config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut config);
+        std::fs::write(path, config.to_string()).unwrap();
+        let files = Files::directory(folder.path());
+        let side = TextSide { vocabulary: 501, longest: 6, padding: Padding::ToLongest };
+        let plan = TextPlan::read(&files, side, &LoadContext::detached(&"texts".into())).unwrap();
+        plan.load().unwrap().tokens(text).unwrap()
+    }
+
+    #[test]
+    fn a_text_is_padded_on_the_side_that_the_tokenizer_names_or_its_class_has() {
+        let right = tokens("a", |_| {});
+        let text = right.iter().take_while(|id| **id != 0).count();
+        assert!(text < right.len() && right[text..].iter().all(|id| *id == 0), "{right:?}");
+        let mut left = right.clone();
+        left.rotate_right(right.len() - text);
+        assert_eq!(tokens("a", |config| config["padding_side"] = "left".into()), left);
+        assert_eq!(tokens("a", |config| config["padding_side"] = Value::Null), left);
+        let other = |config: &mut Value| {
+            config["padding_side"] = Value::Null;
+            config["tokenizer_class"] = "PreTrainedTokenizerFast".into();
+        };
+        assert_eq!(tokens("a", other), right);
+        let long = "a very long text that goes on and on";
+        let whole = tokens(long, |config| config["padding_side"] = "left".into());
+        assert_eq!((whole.len(), whole.last()), (6, Some(&1)));
+    }
+
+    #[test]
+    fn the_class_of_siglip_2_reads_texts_in_lower_case() {
+        let lower = |config: &mut Value| config["tokenizer_class"] = "Siglip2Tokenizer".into();
+        assert_eq!(tokens("A CAT", lower), tokens("a cat", |_| {}));
+        assert_ne!(tokens("A CAT", |_| {}), tokens("a cat", |_| {}));
     }
 }

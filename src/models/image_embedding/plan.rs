@@ -1,11 +1,12 @@
 //! Everything about an image embedding model that its small files tell, before its weights are read.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use model_actors::{Footprint, ImageEmbedding, LoadContext, LoadStage};
 
 use super::inputs::TextPlan;
-use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, WORKER_SCRATCH};
+use super::{Architecture, CAPABILITY, FAMILIES, ImageSide, ImageSize, Images, LoadedModel, WORKER_SCRATCH};
 use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -21,7 +22,7 @@ use crate::weights::WeightFiles;
 pub(crate) struct ImageEmbeddingPlan {
     files: Files,
     pub(super) architecture: Box<dyn Architecture>,
-    preprocessing: Preprocessing,
+    images: Option<Images>,
     texts: Option<TextPlan>,
     /// Most rows of an image or a text.
     longest: usize,
@@ -35,26 +36,13 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
         let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
         let architecture =
             architecture::find_whole(FAMILIES, CAPABILITY, &config, &read_json(&config)?, files.unread)?;
-        let preprocessing = Preprocessing::open(&files, architecture.processor(), context)?;
-        if let Some(side) = architecture.side()
-            && preprocessing.exact() != Some((side, side))
-        {
-            let reason = format!(
-                "the model takes images of {side}x{side} pixels; its preprocessor_config.json makes others"
-            );
-            return Err(Error::InvalidConfig { file: config, reason });
-        }
+        let images = architecture.images().map(|side| images(&files, &config, side, context)).transpose()?;
         let side = architecture.texts();
         let texts = side.map(|side| TextPlan::read(&files, side, context)).transpose()?;
-        let (width, height) = largest(&preprocessing);
-        let rows = architecture.rows(width, height);
-        if preprocessing.exact().is_some() && rows > MAX_IMAGE_ROWS {
-            let reason = format!("an image becomes {rows} rows; at most {MAX_IMAGE_ROWS} are allowed");
-            return Err(Error::InvalidConfig { file: config, reason });
-        }
         // A larger image is refused when it comes.
-        let longest = rows.min(MAX_IMAGE_ROWS).max(side.map_or(0, |side| side.longest));
-        Ok(Self { files, architecture, preprocessing, texts, longest })
+        let rows = images.as_ref().map_or(0, Images::most_rows).min(MAX_IMAGE_ROWS);
+        let longest = rows.max(side.map_or(0, |side| side.longest));
+        Ok(Self { files, architecture, images, texts, longest })
     }
 
     fn files(&self) -> &Files {
@@ -74,7 +62,7 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
         weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;
         Ok(LoadedModel {
             encoder,
-            preprocessing: self.preprocessing.clone(),
+            images: self.images.clone(),
             texts,
             compute: compute.clone(),
             device,
@@ -84,12 +72,40 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
     }
 }
 
-/// The sides of the largest picture that can come out.
-fn largest(preprocessing: &Preprocessing) -> (usize, usize) {
-    match (preprocessing.exact(), preprocessing.resize) {
-        (Some(sides), _) => sides,
-        (None, Some((Size::Shortest(side), _))) => (side, MAX_SIDE),
-        _ => (MAX_SIDE, MAX_SIDE),
+/// Reads the preprocessing of a model's images, which has to make such as the model takes.
+fn images(files: &Files, config: &Path, side: ImageSide, context: &LoadContext) -> Result<Images> {
+    let preprocessing = Preprocessing::open(files, side.processor, context)?;
+    let invalid = |reason: String| Err(Error::InvalidConfig { file: config.to_owned(), reason });
+    let taken = match side.size {
+        ImageSize::Square(side) if preprocessing.exact() != Some((side, side)) => {
+            format!("images of {side}x{side} pixels")
+        }
+        ImageSize::WholePatches if preprocessing.patch() != Some(side.patch) => {
+            format!("whole patches of {0}x{0} pixels", side.patch)
+        }
+        _ => String::new(),
+    };
+    if !taken.is_empty() {
+        return invalid(format!("the model takes {taken}; its preprocessor_config.json makes others"));
+    }
+    let images = Images { side, preprocessing };
+    let rows = images.most_rows();
+    match images.preprocessing.exact().is_some() && rows > MAX_IMAGE_ROWS {
+        true => invalid(format!("an image becomes {rows} rows; at most {MAX_IMAGE_ROWS} are allowed")),
+        false => Ok(images),
+    }
+}
+
+impl Images {
+    /// Rows of the largest picture that can come out of the preprocessing.
+    fn most_rows(&self) -> usize {
+        let (width, height) = match (self.preprocessing.exact(), self.preprocessing.resize) {
+            (Some(sides), _) => sides,
+            (None, Some((Size::Shortest(side), _))) => (side, MAX_SIDE),
+            (None, Some((Size::Patches { side, most }, _))) => (side, side.saturating_mul(most)),
+            _ => (MAX_SIDE, MAX_SIDE),
+        };
+        self.side.rows(width, height)
     }
 }
 

@@ -1,7 +1,11 @@
 //! SigLIP, and SigLIP 2 in its variants with images of one size, which are published as the same
-//! architecture: images and texts in one space. `get_image_features` and `get_text_features` of `SiglipModel`
-//! in transformers, with texts padded to the longest, as the model was trained and as its documentation asks
-//! for.
+//! architecture, and its NaFlex variant: images and texts in one space. `get_image_features` and
+//! `get_text_features` of `SiglipModel` and `Siglip2Model` in transformers, with texts padded to the longest, as the
+//! models were trained and as their documentation asks for. Images of the NaFlex variant need no padding here.
+//!
+//! SigLIP 2 was trained on texts in lower case. `Siglip2Tokenizer` makes them so, and is taken for the NaFlex variant
+//! whatever class its files name; where those of a fixed size name Gemma's class, the case stays as it is. So it is in
+//! transformers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,11 +14,11 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
 use serde_json::Value;
 
-use super::{Architecture, Encoder, Padding, TextSide, Watch};
+use super::{Architecture, Encoder, ImageSide, ImageSize, Padding, TextSide, Watch};
 use crate::architecture::Family;
 use crate::error::{Error, Result};
-use crate::models::towers::VisionTower;
-use crate::models::towers::siglip::{ProbeHead, SiglipText, TextConfig, VisionConfig};
+use crate::models::towers::siglip::{ProbeHead, SiglipText, TextConfig, Variant, VisionConfig};
+use crate::models::towers::{VisionSettings, VisionTower};
 use crate::models::transformer::{Norm, SafeTensors};
 use crate::preprocessing::Processor;
 use crate::weights::WeightFiles;
@@ -23,7 +27,14 @@ use crate::weights::WeightFiles;
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "siglip",
     architectures: &["SiglipModel"],
-    read: |file, config| Ok(Box::new(Config::read(file, config)?)),
+    read: |file, config| Ok(Box::new(Config::read(file, config, VisionConfig::read)?)),
+};
+
+/// The entry of the NaFlex variant of SigLIP 2.
+pub(super) const FAMILY_NAFLEX: Family<Box<dyn Architecture>> = Family {
+    model_type: "siglip2",
+    architectures: &["Siglip2Model"],
+    read: |file, config| Ok(Box::new(Config::read(file, config, VisionConfig::read_naflex)?)),
 };
 
 struct Config {
@@ -32,7 +43,11 @@ struct Config {
 }
 
 impl Config {
-    fn read(file: &Path, config: &Value) -> Result<Self> {
+    fn read(
+        file: &Path,
+        config: &Value,
+        read_vision: fn(&Path, &Value) -> Result<VisionConfig>,
+    ) -> Result<Self> {
         let part = |name: &str| config.get(name).cloned().unwrap_or_default();
         let vision = part("vision_config");
         if vision.get("vision_use_head") == Some(&Value::Bool(false)) {
@@ -43,10 +58,8 @@ impl Config {
                 supported: "true".into(),
             });
         }
-        let config = Self {
-            vision: VisionConfig::read(file, &vision)?,
-            text: TextConfig::read(file, &part("text_config"))?,
-        };
+        let config =
+            Self { vision: read_vision(file, &vision)?, text: TextConfig::read(file, &part("text_config"))? };
         if config.text.projection != config.vision.transformer.width {
             let reason = format!(
                 "texts become vectors of {} numbers and images of {}; they must be the same",
@@ -63,20 +76,13 @@ impl Architecture for Config {
         self.vision.transformer.width
     }
 
-    fn processor(&self) -> Processor {
-        Processor::Siglip
-    }
-
-    fn side(&self) -> Option<usize> {
-        Some(self.vision.settings.image_size)
-    }
-
-    fn patch(&self) -> usize {
-        self.vision.settings.patch_size
-    }
-
-    fn rows(&self, _: usize, _: usize) -> usize {
-        self.vision.rows()
+    fn images(&self) -> Option<ImageSide> {
+        let VisionSettings { image_size, patch_size, .. } = self.vision.settings;
+        let (processor, size) = match self.vision.variant {
+            Variant::Fixed => (Processor::Siglip, ImageSize::Square(image_size)),
+            Variant::NaFlex => (Processor::Siglip2, ImageSize::WholePatches),
+        };
+        Some(ImageSide { processor, size, patch: patch_size, leading: 0 })
     }
 
     fn texts(&self) -> Option<TextSide> {

@@ -132,10 +132,9 @@ impl Dinov2Config {
         self.settings.patch_size
     }
 
-    /// Number of rows of an image of this size.
-    pub(crate) fn rows(&self, width: usize, height: usize) -> usize {
-        let patches = (width / self.settings.patch_size).saturating_mul(height / self.settings.patch_size);
-        patches.saturating_add(1 + self.settings.num_register_tokens)
+    /// Number of rows before those of the patches: the class and the registers.
+    pub(crate) fn leading(&self) -> usize {
+        1 + self.settings.num_register_tokens
     }
 
     /// Loads the tower up to the last block.

@@ -16,6 +16,8 @@ pub(crate) enum Resampling {
     BicubicAntialias,
     /// PyTorch's bilinear `interpolate`: two neighbours.
     Bilinear,
+    /// PyTorch's bilinear `interpolate` with `antialias`.
+    BilinearAntialias,
 }
 
 /// The vectors of a square grid's places.
@@ -64,6 +66,7 @@ pub(crate) fn resample(
         Resampling::Bicubic => bicubic,
         Resampling::BicubicAntialias => bicubic_antialias,
         Resampling::Bilinear => bilinear,
+        Resampling::BilinearAntialias => bilinear_antialias,
     };
     let (rows, columns) = (taps(old.0, new.0), taps(old.1, new.1));
     let width = values.dim(1)?;
@@ -136,17 +139,25 @@ fn bicubic(old: usize, new: usize) -> Taps {
     (0..new).map(of).collect()
 }
 
-/// Bicubic weights without what lies beyond the edge; they add up to 1 without it.
 fn bicubic_antialias(old: usize, new: usize) -> Taps {
+    antialiased(old, new, 2.0, |x| cubic(x, -0.5))
+}
+
+fn bilinear_antialias(old: usize, new: usize) -> Taps {
+    antialiased(old, new, 1.0, |x| (1.0 - x.abs()).max(0.0))
+}
+
+/// Weights of a kernel of this radius without what lies beyond the edge; they add up to 1 without it.
+fn antialiased(old: usize, new: usize, radius: f64, kernel: impl Fn(f64) -> f64) -> Taps {
     let scale = old as f64 / new as f64;
     let stretch = scale.max(1.0);
-    let support = 2.0 * stretch;
+    let support = radius * stretch;
     let of = |place: usize| {
         let centre = (place as f64 + 0.5) * scale;
         let first = ((centre - support + 0.5) as i64).max(0) as usize;
         let end = ((centre + support + 0.5) as usize).min(old);
         let weights: Vec<f64> =
-            (first..end).map(|place| cubic((place as f64 + 0.5 - centre) / stretch, -0.5)).collect();
+            (first..end).map(|place| kernel((place as f64 + 0.5 - centre) / stretch)).collect();
         let sum: f64 = weights.iter().sum();
         (first, weights.into_iter().map(|weight| (weight / sum) as f32).collect())
     };
@@ -162,7 +173,8 @@ mod tests {
     #[test]
     fn weights_add_up_to_one_and_the_same_grid_stays_as_it_is() {
         for (old, new) in [(37, 16), (16, 37), (4, 5), (1, 3), (3, 1)] {
-            for taps in [bicubic(old, new), bicubic_antialias(old, new), bilinear(old, new)] {
+            let kernels = [bicubic_antialias(old, new), bilinear_antialias(old, new)];
+            for taps in [bicubic(old, new), bilinear(old, new)].into_iter().chain(kernels) {
                 for (first, weights) in taps {
                     assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-5);
                     assert!(first + weights.len() <= old);
@@ -170,9 +182,14 @@ mod tests {
             }
         }
         let values = random(0.0, 1.0, (16, 8));
-        for resampling in
-            [Resampling::Never, Resampling::Bicubic, Resampling::BicubicAntialias, Resampling::Bilinear]
-        {
+        let all = [
+            Resampling::Never,
+            Resampling::Bicubic,
+            Resampling::BicubicAntialias,
+            Resampling::Bilinear,
+            Resampling::BilinearAntialias,
+        ];
+        for resampling in all {
             let positions = Positions::new(values.clone(), 4, resampling);
             let same: Vec<Vec<f32>> = positions.of(4, 4).unwrap().to_vec2().unwrap();
             assert_eq!(same, values.to_vec2::<f32>().unwrap());

@@ -1,21 +1,24 @@
 //! SigLIP (Zhai et al. 2023): a vision tower without a class token, whose patches a learned probe attends to,
-//! and a text tower that sees a whole text and the padding after it. Follows `modeling_siglip.py` of
+//! and a text tower that sees a whole text and the padding after it. The NaFlex variant of SigLIP 2 (Tschannen
+//! et al. 2025) takes images of any proportions. Follows `modeling_siglip.py` and `modeling_siglip2.py` of
 //! transformers.
 
 use std::path::Path;
 
 use candle_core::Tensor;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::clip::text_tower;
 use super::positions::{Positions, Resampling};
 use super::rows::{pick, starts};
-use super::settings::{CLIP_BLOCKS, TextSettings, VisionSettings};
+use super::settings::{CLIP_BLOCKS, TextSettings, VisionSettings, side};
 use super::text::{TextTower, TextTowerConfig};
 use super::vision::{ImageRows, Patches, VisionTower};
+use crate::architecture::parse;
 use crate::error::Result;
 use crate::kernels::{Activation, AttentionMask, Linear};
-use crate::models::config_file::{MAX_SIDE, invalid};
+use crate::models::config_file::{MAX_SIDE, invalid, with_defaults, without_nulls};
 use crate::models::transformer::{
     self, Bias, CrossKeyValues, FeedForward, Norm, Projection, SafeTensors, TransformerConfig,
     load_feed_forward,
@@ -42,16 +45,47 @@ fn text_defaults() -> Value {
 pub(crate) struct VisionConfig {
     pub(crate) settings: VisionSettings,
     pub(crate) transformer: TransformerConfig,
+    pub(crate) variant: Variant,
+}
+
+/// Images that a vision tower takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Variant {
+    /// Squares of one size.
+    Fixed,
+    /// Any number of whole patches down and across; learned positions are resized to them.
+    NaFlex,
 }
 
 impl VisionConfig {
     /// Reads a `vision_config`, or the whole `config.json` of a vision tower alone.
     pub(crate) fn read(file: &Path, config: &Value) -> Result<Self> {
         let settings = VisionSettings::read(file, vision_defaults(), config)?;
-        Ok(Self { transformer: settings.transformer(file)?, settings })
+        Ok(Self { transformer: settings.transformer(file)?, settings, variant: Variant::Fixed })
     }
 
-    /// Number of rows of an image.
+    /// Reads the `vision_config` of a tower for images of any proportions, which names the number of its learned
+    /// positions in place of a size of images.
+    pub(crate) fn read_naflex(file: &Path, config: &Value) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Patches {
+            num_patches: usize,
+            #[serde(deserialize_with = "side")]
+            patch_size: usize,
+        }
+        let defaults = json!({"num_patches": 256, "patch_size": 16});
+        let mut config = with_defaults(&without_nulls(config), defaults);
+        let Patches { num_patches, patch_size } = parse(file, &config)?;
+        let grid = num_patches.isqrt();
+        if grid == 0 || grid > MAX_SIDE || grid * grid != num_patches {
+            return Err(invalid(file, format!("num_patches is {num_patches}; it must be a square above 0")));
+        }
+        // The size of the square that has a position for each patch.
+        config["image_size"] = json!(grid.saturating_mul(patch_size));
+        Ok(Self { variant: Variant::NaFlex, ..Self::read(file, &config)? })
+    }
+
+    /// Number of rows of an image of the one size.
     pub(crate) fn rows(&self) -> usize {
         self.settings.grid() * self.settings.grid()
     }
@@ -61,10 +95,20 @@ impl VisionConfig {
         let (width, side, grid) = (self.transformer.width, self.settings.patch_size, self.settings.grid());
         let embeddings = tensors.at("embeddings.");
         let places = embeddings.tensor("position_embedding.weight", &[grid * grid, width])?;
+        let (patches, resampling) = match self.variant {
+            Variant::Fixed => {
+                let patches = Patches::load(&embeddings, "patch_embedding", width, side, Bias::Yes)?;
+                (patches, Resampling::Never)
+            }
+            Variant::NaFlex => {
+                let patches = Patches::load_of_pixels(&embeddings, "patch_embedding", width, side)?;
+                (patches, Resampling::BilinearAntialias)
+            }
+        };
         Ok(VisionTower {
-            patches: Patches::load(&embeddings, "patch_embedding", width, side, Bias::Yes)?,
+            patches,
             leading: None,
-            positions: Positions::new(places, grid, Resampling::Never),
+            positions: Positions::new(places, grid, resampling),
             first_norm: None,
             transformer: transformer::load(&self.transformer, &CLIP_BLOCKS, tensors, tensors.device())?,
         })

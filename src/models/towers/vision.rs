@@ -31,6 +31,20 @@ impl Patches {
         };
         Ok(Self { linear: Linear::new(&weight.flatten_from(1)?, bias)?, side })
     }
+
+    /// Loads a layer `name` over the pixels of a patch, row by row with the channels of each together,
+    /// `(width, side · side · channels)`, and its bias.
+    pub(crate) fn load_of_pixels(
+        tensors: &SafeTensors<'_>,
+        name: &str,
+        width: usize,
+        side: usize,
+    ) -> Result<Self> {
+        let weight = tensors.tensor(&format!("{name}.weight"), &[width, side * side * 3])?;
+        let weight = weight.reshape((width, side, side, 3))?.permute((0, 3, 1, 2))?.contiguous()?;
+        let bias = tensors.tensor(&format!("{name}.bias"), &[width])?;
+        Ok(Self { linear: Linear::new(&weight.flatten_from(1)?, Some(bias))?, side })
+    }
 }
 
 /// A vision transformer up to the last block; the norm after it is left to its users.
