@@ -7,15 +7,18 @@
 mod scenes;
 #[path = "../examples/common/vectors.rs"]
 mod vectors;
+#[path = "common/fragile.rs"]
+mod fragile;
 
 use std::path::PathBuf;
 
-use candle_actors::model_actors::testing::{Fuse, HookedLoader};
+use candle_actors::model_actors::testing::Fuse;
 use candle_actors::{
-    Capability, DescribeImage, Engine, Event, GenerateText, ImageDescriber, ImageEmbeddingModel, ImageSource,
-    LoadOptions, Loader, Message, ModelSpec, PaintImage, Picture, Sampling, Source, StandaloneModel,
+    DescribeImage, Engine, Event, GenerateText, ImageDescriber, ImageEmbeddingModel, ImageSource,
+    LoadOptions, Message, ModelSpec, PaintImage, Picture, Sampling, Source, StandaloneModel,
     TextEmbeddingModel, TextGenerationModel, TextToImageModel, VisionModel,
 };
+use fragile::fragile;
 use scenes::{HeldOut, Scene};
 use vectors::nearest;
 
@@ -176,20 +179,6 @@ async fn a_painted_image_matches_its_prompt_by_description_and_by_embedding() {
     let found = texts.iter().enumerate().filter(|(own, text)| nearest(text, &images) == Some(*own)).count();
     assert!(found * 10 >= PROMPTS * 8, "{found} of {PROMPTS} are found by their words");
     assert!(engine.shutdown().await.is_clean());
-}
-
-/// Registers a model whose workers crash when the fuse is lit.
-fn fragile<C: Capability>(
-    engine: &Engine,
-    id: &str,
-    loader: impl Loader<C>,
-    batching: impl Fn(ModelSpec<C>) -> ModelSpec<C>,
-) -> Fuse {
-    let fuse = Fuse::default();
-    let burning = fuse.clone();
-    let spec = ModelSpec::new(id, HookedLoader::new(loader, move || burning.burn()));
-    engine.system().client::<C>().unwrap().register(batching(spec)).unwrap();
-    fuse
 }
 
 #[tokio::test(flavor = "multi_thread")]
