@@ -56,3 +56,41 @@ fn a_text_of_a_megabyte_has_the_vector_of_its_beginning() {
     let vectors = model.embed(&[whole, sentence.repeat(200)]).unwrap();
     assert_eq!(vectors[0], vectors[1]);
 }
+
+/// With a real model, where it is at hand: how long an innocent request takes beside eight prompts of four megabytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn prompts_of_megabytes_delay_an_innocent_request_by_little() {
+    let Some(folder) = std::env::var_os("CANDLE_ACTORS_MODELS") else {
+        return println!("skipped: CANDLE_ACTORS_MODELS is not set");
+    };
+    let file = std::path::Path::new(&folder).join("smollm2-135m-q4_1.gguf");
+    if !file.exists() {
+        return println!("skipped: {} is not there", file.display());
+    }
+    let builder = Engine::builder().pool_config(one_worker());
+    let engine = builder.text_to_text("chat", Source::parse(file.to_str().unwrap())).start().await.unwrap();
+    let model = engine.text_to_text("chat").unwrap();
+    model.model().preload().await.unwrap();
+    let innocent = || async {
+        let begin = std::time::Instant::now();
+        let request = GenerateText::chat([Message::user("What is rain?")]).with_max_tokens(4);
+        model.generate(request).await.unwrap();
+        begin.elapsed().as_millis()
+    };
+    let alone = innocent().await;
+    let sentence = "The cat, which is né 42, sleeps on the warm windowsill — 猫. ";
+    let long = GenerateText::chat([Message::user(sentence.repeat((4 << 20) / sentence.len()))]);
+    let long: Vec<_> = (0..8)
+        .map(|_| {
+            let (model, long) = (model.clone(), long.clone());
+            tokio::spawn(async move { model.generate(long).await })
+        })
+        .collect();
+    // They are queued, or at work.
+    tokio::task::yield_now().await;
+    println!("alone {alone} ms, beside eight prompts of 4 MiB {} ms", innocent().await);
+    for answer in long {
+        assert!(matches!(answer.await.unwrap(), Err(Error::PromptTooLong { .. })));
+    }
+    assert!(engine.shutdown().await.is_clean());
+}
