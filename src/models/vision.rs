@@ -38,8 +38,8 @@ use crate::models::config_file::{with_defaults, without_nulls};
 use crate::models::generation_config::GenerationConfig;
 use crate::models::passes::PROMPT_ROWS;
 use crate::models::towers::VisionTower;
-use crate::preprocessing::{Preprocessing, Processor};
-use crate::source::{Files, read_json};
+use crate::preprocessing::{Preprocessing, Processor, processor_config};
+use crate::source::Files;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 use language_model::{Answer, LanguageModel};
@@ -232,17 +232,9 @@ fn leave_out(config: &mut Value, names: &[&str]) {
     }
 }
 
-/// The content of `preprocessor_config.json`, or of the part of `processor_config.json` where newer releases of
-/// transformers put it, and the file that it is from.
+/// The settings of the model's image processor, with these defaults, and the file that they are from.
 fn preprocessor_config(files: &Files, defaults: Value, context: &LoadContext) -> Result<(PathBuf, Value)> {
-    if let Some(path) = files.optional("processor_config.json", context)? {
-        let config: Value = read_json(&path)?;
-        if let Some(config) = config.get("image_processor") {
-            return Ok((path, with_defaults(&without_nulls(config), defaults)));
-        }
-    }
-    let path = files.required("preprocessor_config.json", context)?;
-    let config: Value = read_json(&path)?;
+    let (path, config) = processor_config(files, context)?;
     Ok((path, with_defaults(&without_nulls(&config), defaults)))
 }
 

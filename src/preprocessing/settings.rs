@@ -198,22 +198,29 @@ const CLIP_DEVIATION: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
 const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
 const FILE: &str = "preprocessor_config.json";
-/// File of newer releases of transformers, which has the same under `image_processor`.
+/// File of newer releases of transformers, which has the same under `image_processor`, and then goes before the other.
 const NEW_FILE: &str = "processor_config.json";
+
+/// Reads the settings of a model's image processor, and tells the file that they are from.
+///
+/// # Errors
+/// [`Error::MissingFile`]; those of reading a file.
+pub(crate) fn processor_config(files: &Files, context: &LoadContext) -> Result<(PathBuf, Value)> {
+    if let Some(path) = files.optional(NEW_FILE, context)?
+        && let Some(config) = read_json::<Value>(&path)?.get_mut("image_processor")
+    {
+        return Ok((path, config.take()));
+    }
+    let path = files.optional(FILE, context)?.ok_or_else(|| files.missing(FILE, context))?;
+    let config = read_json(&path)?;
+    Ok((path, config))
+}
 
 impl Preprocessing {
     /// Reads a model's own file. Where it names no processor, the defaults of `processor` hold.
     pub(crate) fn open(files: &Files, processor: Processor, context: &LoadContext) -> Result<Self> {
-        if let Some(path) = files.optional(FILE, context)? {
-            return Self::read(&path, &read_json(&path)?, processor);
-        }
-        if let Some(path) = files.optional(NEW_FILE, context)? {
-            let config: Value = read_json(&path)?;
-            if let Some(config) = config.get("image_processor") {
-                return Self::read(&path, config, processor);
-            }
-        }
-        Err(files.missing(FILE, context))
+        let (path, config) = processor_config(files, context)?;
+        Self::read(&path, &config, processor)
     }
 
     /// Reads the file's content.
