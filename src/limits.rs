@@ -37,6 +37,7 @@
 //! | letters of a media type before base64 | `MAX_MEDIA_TYPE` of `image_input/base64.rs`, 256 | [`InvalidImage`] |
 //! | look-ups of names at once | `MAX_LOOKUPS` of `image_input/fetch.rs`, 16 | they wait |
 //! | redirects from a file of the hub to its content | `MAX_REDIRECTS` of `hub/client.rs`, 10 | [`TransferFailed`] |
+//! | tiles along a side that Idefics3 splits an image into | `MAX_TILES_ALONG` of `models/vision/idefics3/split.rs`, 16 | `InvalidConfig` |
 //! | tiles that LLaVA cuts an image into | `MAX_TILES` of `models/vision/llava/tiles.rs`, 64 | `InvalidInput` |
 //! | crops that Moondream cuts an image into | `MAX_CROPS` of `models/vision/moondream/crops.rs`, 64 | `InvalidConfig` |
 //! | how many times longer one side may be for Qwen-VL | `MAX_ASPECT` of `models/vision/qwen_vl/resize.rs`, 200 | `InvalidInput` |

@@ -265,6 +265,18 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
     (&["blip", "blip_text_model"], &[("is_decoder", "true")]),
     // The reference implementation interleaves whatever the file says.
     (&["qwen3_vl", "qwen3_vl_text"], &[("mrope_interleaved", "true")]),
+    // Of other models that the classes of the tower and the text were written for, and of the training.
+    (
+        &["idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"],
+        &[
+            ("vocab_size", "*"),
+            ("image_seq_len", "*"),
+            ("max_image_size", "*"),
+            ("size", "*"),
+            ("freeze_*", "*"),
+        ],
+    ),
+    (&["llama"], &[("perceiver_config", "*"), ("pixel_shuffle_factor", "*"), ("neftune_noise_alpha", "*")]),
     // Of videos.
     (&["qwen2_5_vl", "qwen2_5_vl_vision"], &[("tokens_per_second", "*")]),
     (

@@ -7,6 +7,7 @@
 mod chat;
 mod language_model;
 mod blip;
+mod idefics3;
 mod llava;
 mod moondream;
 mod qwen_vl;
@@ -55,6 +56,8 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     blip::FAMILY,
     qwen_vl::QWEN2_5,
     qwen_vl::QWEN3,
+    idefics3::FAMILY,
+    idefics3::SMOLVLM_FAMILY,
 ];
 
 /// The capability's name in errors.

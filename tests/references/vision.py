@@ -5,8 +5,8 @@
 needs torch, transformers, tokenizers, safetensors, pillow and numpy. Writes `tests/fixtures/vision/<family>/` in the
 layout of the published repositories, with `expected.json` (image, question, tokens and text of each case) and
 `expected.safetensors` (pixels, image features and first logits of each case) beside the model's own files.
-BLIP, LLaVA 1.5, 1.6 and OneVision, Qwen2.5-VL and Qwen3-VL are transformers' own; Moondream 2 is remote code on the hub, so that
-`moondream.py` beside this file says the same in PyTorch.
+All are transformers' own but Moondream 2, which is remote code on the hub, so that `moondream.py` beside this file says
+the same in PyTorch.
 """
 
 import json
@@ -646,6 +646,101 @@ def qwen2_5_vl(pictures, seed):
     qwen_vl_cases(cases, pictures, model, tokenizer, processor, CHAT_SYSTEM_AND_PAD, ends, ["cat.png"])
 
 
+# Idefics3 and SmolVLM ------------------------------------------------------------------------------------------------
+
+CHAT_COLON = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+FAKE = "<fake_token_around_image>"
+
+
+def idefics3(pictures, seed):
+    """As the first SmolVLM is published."""
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    text = dict(_flash_attn_2_enabled=True, architectures=["VLlama3ForCausalLM"], is_llama_config=True, head_dim=16,
+                neftune_noise_alpha=0.0, perceiver_config={"model_type": "vllama3", "resampler_depth": 6},
+                pixel_shuffle_factor=2, qk_layer_norms=False, rope_interleaved=False, use_resampler=False)
+    vision = dict(max_image_size={"longest_edge": 28}, size={"longest_edge": 84}, use_base_siglip=False)
+    split_images("idefics3", pictures, seed, Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil,
+                 "Idefics3Processor", 84, (text, vision | {"model_type": "idefics3"}))
+
+
+def smolvlm(pictures, seed):
+    """As SmolVLM 2 is published."""
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    # Other weights than those of the family before.
+    split_images("smolvlm", pictures, seed + 50, SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessorPil,
+                 "SmolVLMProcessor", 56, ({}, {"model_type": "smolvlm_vision"}), video_sampling={"fps": 1, "max_frames": 64})
+
+
+def split_images(family, pictures, seed, config_class, model_class, processor_class, name, longest, more, **preprocessing):
+    from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+
+    cases = Cases(family)
+    more_text, more_vision = more
+    places = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
+    tokenizer = byte_level(380, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", FAKE, "<image>", "<end_of_utterance>",
+                                 "<global-img>"] + places)
+    token = tokenizer.token_to_id
+    text = dict(model_type="llama", hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=3,
+                num_key_value_heads=1, vocab_size=tokenizer.get_vocab_size() + 3, max_position_embeddings=512,
+                rms_norm_eps=1e-5, rope_theta=100000, pad_token_id=token("<|im_end|>"), tie_word_embeddings=False)
+    vision = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=28,
+                  patch_size=7)
+    own = dict(scale_factor=2, image_token_id=token("<image>"), tie_word_embeddings=False, use_cache=True)
+    config = config_class(text_config=dict(text), vision_config=dict(vision), **own)
+    model = randomize(model_class(config), seed, 1.5)
+    rounded(model)
+    processor = processor_class(size={"longest_edge": longest}, max_image_size={"longest_edge": 28},
+                                image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    cases.folder.mkdir(parents=True, exist_ok=True)
+    write_json(cases.folder / "config.json", dict(
+        architectures=[model_class.__name__], model_type=family, text_config=text | more_text,
+        vision_config=vision | more_vision, torch_dtype="bfloat16", transformers_version="4.46.0",
+        vocab_size=text["vocab_size"], **own))
+    tokenizer.save(str(cases.folder / "tokenizer.json"))
+    write_json(cases.folder / "tokenizer_config.json", dict(
+        tokenizer_class="GPT2Tokenizer", bos_token="<|im_start|>", eos_token="<end_of_utterance>",
+        pad_token="<|im_end|>", unk_token="<|endoftext|>", add_prefix_space=False, model_max_length=16384))
+    write_json(cases.folder / "chat_template.json", {"chat_template": CHAT_COLON})
+    end = token("<end_of_utterance>")
+    write_json(cases.folder / "generation_config.json", dict(
+        bos_token_id=token("<|im_start|>"), eos_token_id=end, pad_token_id=token("<|im_end|>")))
+    write_json(cases.folder / "preprocessor_config.json", dict(
+        do_convert_rgb=True, do_image_splitting=True, do_normalize=True, do_pad=True, do_rescale=True, do_resize=True,
+        image_mean=[0.5] * 3, image_processor_type=processor_class.__name__.removesuffix("Pil"), image_std=[0.5] * 3,
+        max_image_size={"longest_edge": 28}, processor_class=name, resample=1, rescale_factor=1 / 255,
+        size={"longest_edge": longest}, **preprocessing))
+    write_json(cases.folder / "processor_config.json", dict(image_seq_len=4, processor_class=name))
+    save_weights(cases.folder, dict(model.state_dict()), dtype=torch.bfloat16)
+    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it."),
+                            ("square", "Is it a square?")]:
+        inputs = processor(pictures[image], return_tensors="pt", return_row_col_info=True)
+        rows, columns = inputs.pop("rows")[0][0], inputs.pop("cols")[0][0]
+        words = get_image_prompt_string(rows, columns, 4, FAKE, "<image>", "<global-img>")
+        ids = tokenizer.encode(ask(tokenizer, CHAT_COLON, question).replace("<image>", words)).ids
+        features = model.model.get_image_features(**inputs, return_dict=True).pooler_output
+        features = torch.cat(list(features)) if isinstance(features, (list, tuple)) else features.flatten(0, 1)
+        # What the text has from the first row of the image to the last: words stand between those of two tiles.
+        is_image = torch.tensor(ids) == token("<image>")
+        embedded = model.get_input_embeddings()(torch.tensor(ids))
+        embedded[is_image] = features
+        places = is_image.nonzero().flatten().tolist()
+        answers(cases, model, tokenizer, image, question, ids, inputs["pixel_values"][0],
+                embedded[places[0]:places[-1] + 1], [end], **inputs)
+    cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"][0], [0.5] * 3, [0.5] * 3,
+                      ["cat.png"])
+    cases.save()
+
+
 # Moondream 2 --------------------------------------------------------------------------------------------------------
 
 
@@ -693,7 +788,8 @@ def moondream(pictures, seed):
 
 
 FAMILIES = {family.__name__: family for family in (
-    blip, llava, llava_next, llava_siglip, llava_onevision, qwen2_5_vl, qwen3_vl, moondream)}
+    blip, llava, llava_next, llava_siglip, llava_onevision, qwen2_5_vl, qwen3_vl, idefics3, smolvlm,
+    moondream)}
 
 
 def main():

@@ -7,7 +7,7 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
     let huge = serde_json::json!(1u64 << 40);
     let numbers =
         [serde_json::json!(0), huge, serde_json::json!(-1), serde_json::json!("many"), serde_json::json!(7)];
-    let settings: [(&str, &[&str]); 7] = [
+    let settings: [(&str, &[&str]); 8] = [
         (
             "blip",
             &[
@@ -55,6 +55,15 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
                 "vision_config/window_size",
                 "vision_config/out_hidden_size",
                 "vision_config/fullatt_block_indexes",
+            ],
+        ),
+        (
+            "idefics3",
+            &[
+                "scale_factor",
+                "vision_config/image_size",
+                "vision_config/hidden_size",
+                "text_config/hidden_size",
             ],
         ),
         (

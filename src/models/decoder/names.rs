@@ -34,6 +34,7 @@ pub(super) const LLAMA: DecoderNames = DecoderNames {
         "model.language_model.",
         "language_model.",
         "embedding_model.",
+        "model.text_model.",
     ],
     token_embeddings: "embed_tokens",
     positions: "",

@@ -64,21 +64,48 @@ impl Chat {
         question: &str,
         rows: usize,
     ) -> Result<(Vec<u32>, Range<usize>)> {
+        let mut ids = self.encode(tokens, question, |text| text)?;
+        let place = self.places(&ids, 1)?.start;
+        ids.splice(place..=place, std::iter::repeat_n(self.image, rows));
+        Ok((ids, place..place + rows))
+    }
+
+    /// The same where words stand in the place of the placeholder's `word`, with `count` placeholders among them: the
+    /// prompt's tokens, and the place of all from the first placeholder to the last.
+    pub(super) fn ask_in_words(
+        &self,
+        tokens: &Tokens,
+        question: &str,
+        (word, words): (&str, &str),
+        count: usize,
+    ) -> Result<(Vec<u32>, Range<usize>)> {
+        let ids = self.encode(tokens, question, |text| text.replacen(word, words, 1))?;
+        let image = self.places(&ids, count)?;
+        Ok((ids, image))
+    }
+
+    /// The tokens of what `written` makes of the template's text.
+    fn encode(
+        &self,
+        tokens: &Tokens,
+        question: &str,
+        written: impl Fn(String) -> String,
+    ) -> Result<Vec<u32>> {
         let question = if question.is_empty() { DEFAULT_QUESTION } else { question };
         // As transformers: a template may write the token that begins a text itself.
         let has_begun = |text: &str| self.special.bos.as_deref().is_some_and(|bos| text.starts_with(bos));
         let specials = |text: &str| if has_begun(text) { Specials::AsWritten } else { Specials::Added };
-        let render = |mask: &Mask| self.template.render_image_question(&mask.apply(question));
-        let mut ids = tokens.encode_template(&[question], render, |_| Ok(()), specials)?;
-        let places: Vec<usize> =
-            ids.iter().enumerate().filter(|(_, id)| **id == self.image).map(|(place, _)| place).collect();
-        match places.as_slice() {
-            [place] => {
-                let image = *place..place + rows;
-                ids.splice(*place..=*place, std::iter::repeat_n(self.image, rows));
-                Ok((ids, image))
-            }
-            [] => {
+        let render = |mask: &Mask| self.template.render_image_question(&mask.apply(question)).map(&written);
+        tokens.encode_template(&[question], render, |_| Ok(()), specials)
+    }
+
+    /// The place of all tokens from the first placeholder to the last, of which there are `count`.
+    fn places(&self, ids: &[u32], count: usize) -> Result<Range<usize>> {
+        let is_image = |id: &u32| *id == self.image;
+        let found = ids.iter().filter(|id| is_image(id)).count();
+        match (ids.iter().position(is_image), ids.iter().rposition(is_image)) {
+            (Some(first), Some(last)) if found == count => Ok(first..last + 1),
+            (None, _) | (_, None) => {
                 let reason = "the chat template writes no token for the image".to_owned();
                 Err(Error::InvalidInput(reason))
             }

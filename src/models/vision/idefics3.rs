@@ -1,0 +1,304 @@
+//! Idefics3 (Laurençon et al. 2024) and SmolVLM (Marafioti et al. 2025): an image is split into tiles, and a SigLIP
+//! tower sees each of them and the whole. Squares of patches are put side by side (pixel shuffle) and projected by one
+//! layer into the text of a decoder, where words tell each tile's row and column. Follows `modeling_idefics3.py` and
+//! `processing_idefics3.py` of transformers.
+
+mod split;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext, Picture};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::chat::{Chat, part, text_config};
+use super::language_model::{ImagePlace, LanguageModel};
+use super::{
+    Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
+};
+use crate::architecture::{self, Family, parse};
+use crate::error::Result;
+use crate::kernels::Activation;
+use crate::models::config_file::{invalid, with_defaults, without_nulls};
+use crate::models::decoder::{self, DecoderConfig};
+use crate::models::towers::siglip::VisionConfig;
+use crate::models::towers::{VisionTower, pick};
+use crate::models::transformer::{Bias, Norm, Projection, SafeTensors};
+use crate::preprocessing::Scaling;
+use crate::source::Files;
+use crate::tokens::Tokens;
+use crate::weights::WeightFiles;
+use split::Splits;
+
+/// Idefics3's entry in the list, which the first SmolVLM shares.
+pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "idefics3",
+    architectures: &["Idefics3ForConditionalGeneration"],
+    read: |file, config| Ok(Box::new(Config::read(file, config)?)),
+};
+
+/// SmolVLM's entry in the list.
+pub(super) const SMOLVLM_FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "smolvlm",
+    architectures: &["SmolVLMForConditionalGeneration"],
+    read: |file, config| Ok(Box::new(Config::read(file, config)?)),
+};
+
+const TOWERS: [&str; 2] = ["model.vision_model.", "vision_model."];
+const CONNECTORS: [&str; 2] = ["model.connector.", "connector."];
+/// The word around each tile, and the one for the whole image.
+const FAKE: &str = "<fake_token_around_image>";
+const WHOLE: &str = "<global-img>";
+
+#[derive(Deserialize)]
+struct Settings {
+    scale_factor: usize,
+    image_token_id: u32,
+}
+
+fn defaults() -> Value {
+    json!({"scale_factor": 2, "image_token_id": 128_257})
+}
+
+fn vision_defaults() -> Value {
+    json!({
+        "hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 16,
+        "image_size": 224, "patch_size": 32
+    })
+}
+
+/// `config.json`, with what the other small files say once they are read.
+struct Config {
+    file: PathBuf,
+    vision: VisionConfig,
+    /// Number of patches along a side of those that are put side by side.
+    scale_factor: usize,
+    text: DecoderConfig,
+    image_token: u32,
+    rest: Option<(Splits, Scaling, Chat)>,
+}
+
+impl Config {
+    fn read(file: &Path, config: &Value) -> Result<Self> {
+        let settings: Settings = parse(file, &with_defaults(&without_nulls(config), defaults()))?;
+        let vision = with_defaults(&without_nulls(part(config, "vision_config")), vision_defaults());
+        let vision = VisionConfig::read(file, &vision)?;
+        let (grid, scale_factor) = (vision.settings.grid(), settings.scale_factor);
+        if scale_factor == 0 || !grid.is_multiple_of(scale_factor) {
+            let reason =
+                format!("scale_factor {scale_factor} does not divide the {grid} patches along a side");
+            return Err(invalid(file, reason));
+        }
+        let text = architecture::find(decoder::FAMILIES, CAPABILITY, file, &text_config(config, "llama"))?;
+        let image_token = settings.image_token_id;
+        Ok(Self { file: file.to_owned(), vision, scale_factor, text, image_token, rest: None })
+    }
+
+    /// Number of rows that the text gets of a tile.
+    fn rows(&self) -> usize {
+        self.vision.rows() / (self.scale_factor * self.scale_factor)
+    }
+}
+
+impl Architecture for Config {
+    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
+        let (file, config) = super::preprocessor_config(files, json!({}), context)?;
+        let splits = Splits::read(&file, &config, self.vision.settings.image_size)?;
+        let defaults = json!({
+            "do_resize": false, "do_center_crop": false, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]
+        });
+        let preprocessing = super::preprocessing_without(files, defaults, &Splits::SETTINGS, context)?;
+        let chat = Chat::read(files, self.image_token, context)?;
+        chat.check(self.text.vocabulary)?;
+        self.rest = Some((splits, preprocessing.scaling, chat));
+        Ok(())
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.text.vocabulary
+    }
+
+    fn context(&self) -> usize {
+        self.text.steady_context()
+    }
+
+    fn uses(&self, tensor: &str) -> bool {
+        let is_of_images = |prefix: &&str| tensor.starts_with(prefix);
+        TOWERS.iter().chain(&CONNECTORS).any(|prefix| is_of_images(prefix)) || self.text.uses(tensor)
+    }
+
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        self.text.has_no_effect(tensor)
+    }
+
+    fn per_worker(&self, room: WorkerMemory) -> Bytes {
+        let tiles = self.rest.as_ref().map_or(1, |(splits, ..)| splits.most()) as u64;
+        let side = self.vision.settings.image_size as u64;
+        let pixels = side.saturating_mul(side).saturating_mul(3);
+        let kept = (self.rows() as u64).saturating_mul(2 * self.text.width() as u64);
+        let images = Bytes(tiles.saturating_mul(pixels.saturating_add(kept)).saturating_mul(4));
+        let tower = self.vision.transformer.scratch(self.vision.rows(), self.vision.rows());
+        let text = self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held);
+        tower + images + text
+    }
+
+    fn load(
+        &self,
+        tokens: &Tokens,
+        weights: &WeightFiles,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Arc<dyn Network>> {
+        let (splits, scaling, chat) = self.rest.clone().ok_or_else(misfit)?;
+        if tokens.id(FAKE).is_none() {
+            return Err(invalid(&self.file, format!("the tokenizer has no {FAKE}")));
+        }
+        let reader = weights.reader("", device, context);
+        let find = |names: [&'static str; 2], part: &str| {
+            if weights.contains(&format!("{}{part}", names[1])) { names[1] } else { names[0] }
+        };
+        let tensors = SafeTensors::new(&reader, "", self.vision.transformer.workload);
+        let tower = tensors.at(find(TOWERS, "embeddings.patch_embedding.weight"));
+        let connector = tensors.at(find(CONNECTORS, "modality_projection.proj.weight"));
+        let wide = self.vision.transformer.width * self.scale_factor * self.scale_factor;
+        Ok(Arc::new(Idefics3 {
+            tower: self.vision.load(&tower)?,
+            norm: self.vision.load_last_norm(&tower)?,
+            projection: connector.linear("modality_projection.proj", self.text.width(), wide, Bias::No)?,
+            wide,
+            order: squares(self.vision.settings.grid(), self.scale_factor),
+            rows: self.rows(),
+            image_token: self.image_token,
+            image_word: tokens.written(self.image_token).ok_or_else(|| {
+                invalid(&self.file, format!("image_token_id {} is no token", self.image_token))
+            })?,
+            language_model: LanguageModel {
+                decoder: self.text.load(weights, device, context)?,
+                image: ImagePlace::InPrompt,
+            },
+            ends: chat.ends(tokens, &self.text.end_tokens),
+            splits,
+            scaling,
+            chat,
+            device: device.clone(),
+        }))
+    }
+}
+
+/// The patches of a grid of `side` a side, square by square of `scale` a side.
+fn squares(side: usize, scale: usize) -> Vec<usize> {
+    let corners = (0..side).step_by(scale.max(1));
+    let corners = corners.clone().flat_map(move |line| corners.clone().map(move |column| (line, column)));
+    let within = (0..scale).flat_map(move |line| (0..scale).map(move |column| (line, column)));
+    corners
+        .flat_map(|(top, left)| within.clone().map(move |(line, column)| (top + line) * side + left + column))
+        .collect()
+}
+
+struct Idefics3 {
+    tower: VisionTower,
+    /// The norm after the last block.
+    norm: Norm,
+    projection: Projection,
+    /// Length of a square of patches side by side.
+    wide: usize,
+    /// The patches of a tile in the order of their squares.
+    order: Vec<usize>,
+    /// Number of rows that the text gets of a tile.
+    rows: usize,
+    image_token: u32,
+    image_word: String,
+    language_model: LanguageModel,
+    ends: Vec<u32>,
+    splits: Splits,
+    scaling: Scaling,
+    chat: Chat,
+    device: Device,
+}
+
+impl Idefics3 {
+    /// A picture of so many rows and columns of tiles as the text has it.
+    fn words(&self, (rows, columns): (usize, usize)) -> String {
+        let image = self.image_word.repeat(self.rows);
+        let mut words = String::new();
+        for row in 1..=rows {
+            (1..=columns).for_each(|column| words += &format!("{FAKE}<row_{row}_col_{column}>{image}"));
+            words.push('\n');
+        }
+        if rows > 0 {
+            words.push('\n');
+        }
+        words + &format!("{FAKE}{WHOLE}{image}{FAKE}")
+    }
+}
+
+impl Network for Idefics3 {
+    fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
+        let (rows, columns) = self.splits.grid(sides);
+        let words = self.words((rows, columns));
+        let count = (rows * columns + 1) * self.rows;
+        let (tokens, image) = self.chat.ask_in_words(tokens, question, (&self.image_word, &words), count)?;
+        Ok(Prompt { tokens, image, sides })
+    }
+
+    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>> {
+        let pictures = self.splits.cut(picture)?;
+        pictures.iter().map(|picture| self.scaling.tensor(picture, &self.device)).collect()
+    }
+
+    fn tower(&self) -> &dyn StepwiseTower {
+        &self.tower
+    }
+
+    fn keep(
+        &self,
+        layers: usize,
+        hidden: &Tensor,
+        _: &mut Option<Unfinished>,
+    ) -> Result<Option<Vec<Tensor>>> {
+        if layers < self.tower.transformer.depth() {
+            return Ok(Some(Vec::new()));
+        }
+        let rows = pick(&self.norm.forward(hidden)?, self.order.iter().copied())?;
+        let rows = self.projection.forward(&rows.reshape(((), self.wide))?, Activation::Identity)?;
+        Ok(Some(vec![rows]))
+    }
+
+    /// All rows from the first of the image to the last: those of the tiles, and of the words between them.
+    fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+        let kept = Tensor::cat(&kept.iter().flatten().collect::<Vec<_>>(), 0)?;
+        let tokens = prompt.tokens.get(prompt.image.clone()).ok_or_else(misfit)?;
+        let is_image = |token: &u32| *token == self.image_token;
+        let (mut parts, mut next) = (Vec::new(), 0);
+        for run in tokens.chunk_by(|left, right| is_image(left) == is_image(right)) {
+            if run.first().is_some_and(is_image) {
+                parts.push(kept.narrow(0, next, run.len())?);
+                next += run.len();
+            } else {
+                parts.push(self.language_model.decoder.embed(run)?);
+            }
+        }
+        Ok(ImageRows { rows: Tensor::cat(&parts, 0)?, deep: Vec::new() })
+    }
+
+    fn language_model(&self) -> &LanguageModel {
+        &self.language_model
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patches_are_taken_square_by_square() {
+        assert_eq!(squares(4, 2), [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]);
+        assert_eq!(squares(2, 1), [0, 1, 2, 3]);
+    }
+}
