@@ -257,6 +257,27 @@ fn a_model_and_its_preprocessing_must_fit() {
     );
 }
 
+/// As transformers reads a repository with both files.
+#[test]
+fn the_newer_file_of_an_image_processor_counts_where_it_has_the_settings() {
+    let mut own = Value::Null;
+    let folder = changed("clip", "preprocessor_config.json", |config| {
+        own = config.clone();
+        config["image_mean"] = json!([0.9, 0.9, 0.9]);
+    });
+    let embed = |folder: &Path| {
+        let model = ImageEmbeddingModel::load(Source::directory(folder)).unwrap();
+        model.embed_images(&[photograph("cat.png")]).unwrap()
+    };
+    let (right, other) = (embed(&fixture("clip")), embed(folder.path()));
+    assert!(other != right, "the control");
+    let newer = folder.path().join("processor_config.json");
+    std::fs::write(&newer, json!({"processor_class": "CLIPProcessor"}).to_string()).unwrap();
+    assert_eq!(embed(folder.path()), other);
+    std::fs::write(&newer, json!({"image_processor": own}).to_string()).unwrap();
+    assert_eq!(embed(folder.path()), right);
+}
+
 /// A tower of CLIP that is published without its projection has no place in the space of images and texts.
 #[test]
 fn a_tower_without_its_projection_is_refused() {
