@@ -4,7 +4,9 @@
 
 mod notes;
 mod quantised;
+mod numbers;
 mod strided;
+mod parts;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;
@@ -14,7 +16,6 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use half::{bf16, f16};
 use model_actors::{Bytes, LoadContext};
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -24,6 +25,7 @@ use crate::limits::{MAX_HEADER_BYTES, MAX_TENSORS};
 use crate::pickle::{self, StoredTensor};
 use crate::source::{self, Files, Unread};
 pub(crate) use notes::Notes;
+use numbers::{Numbers, append_numbers};
 use quantised::SCALES;
 use strided::Scatter;
 
@@ -49,44 +51,8 @@ const ENDINGS: [&str; 5] = [
 const PICKLE_NAME: &str = "pytorch_model";
 const PICKLE_ENDINGS: [&str; 3] = ["bin", "bin.index.json", "fp16.bin"];
 
-/// Number types of tensors that are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Numbers {
-    F64,
-    F32,
-    F16,
-    Bf16,
-    /// Eight bits, of which 4 are the exponent's, with scales in a tensor of their own.
-    F8E4M3,
-    /// The same with 5.
-    F8E5M2,
-    /// Powers of two, as which such scales may be stored.
-    F8E8M0,
-}
-
-impl Numbers {
-    fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "F64" => Some(Self::F64),
-            "F32" => Some(Self::F32),
-            "F16" => Some(Self::F16),
-            "BF16" => Some(Self::Bf16),
-            "F8_E4M3" => Some(Self::F8E4M3),
-            "F8_E5M2" => Some(Self::F8E5M2),
-            "F8_E8M0" => Some(Self::F8E8M0),
-            _ => None,
-        }
-    }
-
-    const fn bytes(self) -> usize {
-        match self {
-            Self::F64 => 8,
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::F8E4M3 | Self::F8E5M2 | Self::F8E8M0 => 1,
-        }
-    }
-}
+/// Name of the type of tensors that hold bytes.
+const BYTES: &str = "U8";
 
 /// Type, shape and place of one tensor.
 #[derive(Debug, Clone)]
@@ -247,8 +213,11 @@ impl WeightFiles {
 
     /// Bytes in memory of the tensors that `wanted` picks, once they are 32-bit numbers.
     pub(crate) fn bytes_in_memory(&self, wanted: impl Fn(&str) -> bool) -> Bytes {
-        let of =
-            |entry: &Entry| entry.shape.iter().fold(4u64, |bytes, side| bytes.saturating_mul(*side as u64));
+        // Bytes are those of quantised numbers, and stay so.
+        let number = |entry: &Entry| if entry.dtype == BYTES { 1 } else { 4 };
+        let of = |entry: &Entry| {
+            entry.shape.iter().fold(number(entry), |bytes: u64, side| bytes.saturating_mul(*side as u64))
+        };
         self.entries.iter().filter(|(name, _)| wanted(name)).map(|(_, entry)| Bytes(of(entry))).sum()
     }
 
@@ -392,17 +361,7 @@ impl<'a> WeightReader<'a> {
 
     /// Appends one tensor's numbers, row by row.
     pub(crate) fn append(&self, name: &str, shape: &[usize], values: &mut Vec<f32>) -> Result<()> {
-        let tensor = format!("{}{name}", self.prefix);
-        let Some(entry) = self.weights.entries.get(&tensor) else {
-            return Err(Error::MissingTensor { tensor });
-        };
-        if entry.shape != shape {
-            return Err(Error::ShapeMismatch {
-                tensor,
-                expected: shape.to_vec(),
-                found: entry.shape.clone(),
-            });
-        }
+        let (tensor, entry) = self.entry(name, shape)?;
         let scales = SCALES.iter().find_map(|ending| self.weights.entries.get(&format!("{tensor}{ending}")));
         let (numbers, scales) = match (Numbers::from_name(&entry.dtype), scales) {
             (Some(numbers @ (Numbers::F8E4M3 | Numbers::F8E5M2)), Some(scales)) => (numbers, Some(scales)),
@@ -434,9 +393,20 @@ impl<'a> WeightReader<'a> {
             scale.iter().for_each(|name| self.weights.read.add(name));
         }
         self.weights.read.add(&tensor);
-        match values[begin..].iter().position(|value| !value.is_finite()) {
-            Some(index) => Err(Error::NotFinite { tensor, index, value: values[begin + index].to_string() }),
-            None => Ok(()),
+        check_finite(tensor, &values[begin..])
+    }
+
+    /// The whole name of a tensor of exactly this shape, and where it is.
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<(String, &'a Entry)> {
+        let tensor = format!("{}{name}", self.prefix);
+        let Some(entry) = self.weights.entries.get(&tensor) else {
+            return Err(Error::MissingTensor { tensor });
+        };
+        match entry.shape == shape {
+            true => Ok((tensor, entry)),
+            false => {
+                Err(Error::ShapeMismatch { tensor, expected: shape.to_vec(), found: entry.shape.clone() })
+            }
         }
     }
 
@@ -478,21 +448,9 @@ impl<'a> WeightReader<'a> {
     }
 }
 
-/// `PIECE` is a multiple of every number's size, so no number straddles two pieces.
-fn append_numbers(piece: &[u8], numbers: Numbers, values: &mut Vec<f32>) {
-    match numbers {
-        Numbers::F32 => values.extend(piece.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
-        Numbers::F64 => {
-            values.extend(piece.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes) as f32))
-        }
-        Numbers::F16 => {
-            values.extend(piece.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()));
-        }
-        Numbers::Bf16 => {
-            values.extend(piece.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()));
-        }
-        Numbers::F8E4M3 => values.extend(piece.iter().map(|byte| quantised::e4m3(*byte))),
-        Numbers::F8E5M2 => values.extend(piece.iter().map(|byte| quantised::e5m2(*byte))),
-        Numbers::F8E8M0 => values.extend(piece.iter().map(|byte| quantised::e8m0(*byte))),
+fn check_finite(tensor: String, values: &[f32]) -> Result<()> {
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(index) => Err(Error::NotFinite { tensor, index, value: values[index].to_string() }),
+        None => Ok(()),
     }
 }

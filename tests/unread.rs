@@ -151,6 +151,10 @@ fn a_tensor_of_a_gguf_file_that_nothing_reads_is_refused() {
         else {
             continue;
         };
+        // candle's writer of such files knows no blocks of 4-bit floats.
+        if fixture.ends_with("gguf_gpt_oss") {
+            continue;
+        }
         for extra in [
             "blk.0.attn_q.weight_scale",
             "blk.1.ffn_gate_inp.weight",

@@ -135,6 +135,7 @@ const DECODERS: &[&str] = &[
     "gemma2",
     "gemma3",
     "gemma3_text",
+    "gpt_oss",
     "bidir_mistral",
     "ministral",
     "ministral3",
@@ -232,6 +233,8 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
     ),
     // An older name of a setting of its classifiers. What a token sees is everything, whatever the file says.
     (&["eurobert"], &[("clf_pooling", "*"), ("is_causal", "*")]),
+    // Second names of settings, which the reference implementation does not read.
+    (&["gpt_oss"], &[("experts_per_token", "*"), ("initial_context_length", "*")]),
     // The text half is read alone.
     (&["gemma3"], &[("vision_config", "*"), ("mm_tokens_per_image", "*")]),
     (

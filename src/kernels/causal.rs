@@ -37,6 +37,9 @@ pub(crate) struct CausalAttention {
     pub(crate) mask: AttentionMask,
     /// Norms of the queries and keys of each head (QK norm).
     pub(crate) head_norms: Option<(RmsNorm, RmsNorm)>,
+    /// For each head the score of a further key, whose value is 0 and which takes its share of the attention (GPT-OSS);
+    /// empty for none.
+    pub(crate) sinks: Vec<f32>,
 }
 
 /// Keys and values of one layer and one sequence.
@@ -114,6 +117,7 @@ impl CausalAttention {
             && self.size > 0
             && self.heads.is_multiple_of(self.kv_heads)
             && width == (self.heads + 2 * self.kv_heads) * self.size
+            && [0, self.heads].contains(&self.sinks.len())
             && segments.iter().map(|segment| segment.length).sum::<usize>() == count;
         if !fits {
             return Err(misfit("heads and lengths do not fit the rows"));
@@ -224,10 +228,16 @@ impl CausalAttention {
             1 => (1, group, size, size),
             _ => (group, count, sequence.width, group * size),
         };
+        // One for each row of a product: those of its heads, or that of the one head.
+        let sinks = self.sinks.get(task.head * group..(task.head + 1) * group).unwrap_or_default();
         let place = |row| sequence.past + task.begin + if count == 1 { 0 } else { row };
         for product in 0..products {
             let queries = Matrix::rows(&queries[product * size..], high, size, stride);
-            Head { queries, keys, values, scale: self.scale }.forward(
+            let sinks = match count {
+                1 => sinks,
+                _ => sinks.get(product..=product).unwrap_or_default(),
+            };
+            Head { queries, keys, values, scale: self.scale, sinks }.forward(
                 scratch,
                 (&mut out[product * size..], out_stride),
                 |row| self.mask.range(place(row), all),
@@ -295,7 +305,15 @@ impl CausalAttention {
         }
         let mask = Tensor::from_vec(mask, (1, length, all), query.device())?;
         let scores = scores.reshape((self.heads, length, all))?.broadcast_add(&mask)?;
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
+        let weights = match self.sinks.is_empty() {
+            true => candle_nn::ops::softmax(&scores, D::Minus1)?,
+            false => {
+                let sinks = Tensor::from_slice(&self.sinks, (self.heads, 1, 1), query.device())?;
+                let sinks = sinks.broadcast_as((self.heads, length, 1))?;
+                let scores = Tensor::cat(&[&scores, &sinks.contiguous()?], D::Minus1)?;
+                candle_nn::ops::softmax(&scores, D::Minus1)?.narrow(D::Minus1, 0, all)?.contiguous()?
+            }
+        };
         let out = weights.reshape((self.kv_heads, group * length, all))?.matmul(&values)?;
         let out = out.reshape((self.heads, length, self.size))?.transpose(0, 1)?.contiguous()?;
         Ok(out.reshape((length, self.heads * self.size))?)
@@ -397,7 +415,10 @@ mod tests {
     fn both_ways_of_attention_agree_whatever_is_seen() {
         let norm = || RmsNorm { weight: Tensor::new(&[1.5f32; 8], &Device::Cpu).unwrap(), epsilon: 1e-6 };
         for mask in [AttentionMask::Causal, AttentionMask::SlidingWindow(5), AttentionMask::Full] {
-            for (soft_cap, head_norms) in [(None, None), (Some(2.0), Some((norm(), norm())))] {
+            let sinks = vec![0.5, -1.0, 2.0, 30.0];
+            for (soft_cap, head_norms, sinks) in
+                [(None, None, vec![]), (Some(2.0), Some((norm(), norm())), vec![]), (None, None, sinks)]
+            {
                 let layer = CausalAttention {
                     heads: 4,
                     kv_heads: 2,
@@ -406,6 +427,7 @@ mod tests {
                     soft_cap,
                     mask,
                     head_norms,
+                    sinks,
                 };
                 let host = || KvCache::new(16, &Device::Cpu).unwrap();
                 let device = || {
@@ -431,6 +453,7 @@ mod tests {
             soft_cap: None,
             mask: AttentionMask::Causal,
             head_norms: None,
+            sinks: Vec::new(),
         };
         let empty = Tensor::zeros((KV_CACHE_STEP, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
         let device = KvCache::Device { keys: empty.clone(), values: empty.copy().unwrap(), tokens: 0 };
@@ -460,6 +483,7 @@ mod tests {
             soft_cap: None,
             mask: AttentionMask::Causal,
             head_norms: None,
+            sinks: Vec::new(),
         };
         let qkv = Tensor::zeros((2, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
         let mut cache = KvCache::new(4, &Device::Cpu).unwrap();

@@ -62,6 +62,8 @@ pub(super) struct Head<'a> {
     pub(super) keys: Matrix<'a>,
     pub(super) values: Matrix<'a>,
     pub(super) scale: f32,
+    /// Score of a further key whose value is 0: none, one for all queries, or one for each.
+    pub(super) sinks: &'a [f32],
 }
 
 impl Head<'_> {
@@ -78,7 +80,11 @@ impl Head<'_> {
     ) {
         for first in (0..self.queries.rows).step_by(QUERY_BLOCK) {
             let queries = self.queries.some_rows(first..self.queries.rows.min(first + QUERY_BLOCK));
-            Self { queries, ..*self }.forward_block(
+            let sinks = match self.sinks {
+                [] | [_] => self.sinks,
+                each => each.get(first..).unwrap_or_default(),
+            };
+            Self { queries, sinks, ..*self }.forward_block(
                 scratch,
                 (&mut out[first * stride..], stride),
                 |query| span(first + query),
@@ -100,7 +106,12 @@ impl Head<'_> {
         // A few queries, as those of one token, take more keys at a time.
         let step = (SCORES_PER_THREAD / count).max(KEY_BLOCK);
         scratch.states.clear();
-        scratch.states.resize(count, rows::Softmax::default());
+        let begin = |query: usize| match self.sinks {
+            [] => rows::Softmax::default(),
+            [all] => rows::Softmax::of(*all),
+            each => each.get(query).copied().map_or_else(rows::Softmax::default, rows::Softmax::of),
+        };
+        scratch.states.extend((0..count).map(begin));
         let mut kind = Output::Replace;
         let (first, end) = (span(0).start, span(last).end);
         for begin in (first..end).step_by(step) {
@@ -208,6 +219,7 @@ impl FlashAttention {
                 keys: of(keys),
                 values: of(values),
                 scale: self.scale,
+                sinks: &[],
             };
             part.forward(
                 scratch,
@@ -259,7 +271,7 @@ mod tests {
         for (queries, keys) in [(70_000, 600), (300, 700), (3, 100_000)] {
             let values: Vec<f32> = (0..queries.max(keys)).map(|index| (index % 13) as f32 / 13.0).collect();
             let [queries, keys] = [queries, keys].map(|rows| Matrix::rows(&values, rows, 1, 1));
-            let head = Head { queries, keys, values: keys, scale: 0.5 };
+            let head = Head { queries, keys, values: keys, scale: 0.5, sinks: &[] };
             let mut out = vec![f32::NAN; queries.rows];
             let all = keys.rows;
             head.forward(&mut scratch, (&mut out, 1), |_| 0..all, |_, _, _| {});
@@ -278,7 +290,7 @@ mod tests {
         let number = |index: usize| ((index * 7919 % 1000) as f32 / 500.0 - 1.0) * (1.0 + index as f32 / 4e4);
         let values: Vec<f32> = (0..count * 3 * size).map(number).collect();
         let part = |part: usize| Matrix::rows(&values[part * size..], count, size, 3 * size);
-        let head = Head { queries: part(0), keys: part(1), values: part(2), scale: 0.8 };
+        let head = Head { queries: part(0), keys: part(1), values: part(2), scale: 0.8, sinks: &[] };
         for mask in [
             AttentionMask::Full,
             AttentionMask::Causal,

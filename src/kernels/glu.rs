@@ -7,24 +7,43 @@ use super::activation::Activation;
 use super::cpu::with_values;
 use crate::error::Result;
 
-/// Gated linear unit, `activation(gate) · up`: each row of `gate_up`, `(rows, 2 · width)`, is the gate and
+/// Form of a gated linear unit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum GluForm {
+    /// `activation(gate) · up`.
+    Plain,
+    /// `activation(gate) · (up + 1)`, of a gate that is at most the limit, and an up that is as near to 0 (GPT-OSS).
+    Clamped { limit: f32 },
+}
+
+/// Gated linear unit: each row of `gate_up`, `(rows, 2 · width)`, is the gate and
 /// then as many numbers of up. Gives `(rows, width)`.
-pub(crate) fn glu(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
+pub(crate) fn glu(gate_up: &Tensor, activation: Activation, form: GluForm) -> Result<Tensor> {
     let (count, double) = gate_up.dims2()?;
     let width = double / 2;
     if !gate_up.device().is_cpu() {
-        let gate = activation.on_tensor(gate_up.narrow(1, 0, width)?.contiguous()?)?;
-        return Ok((gate * gate_up.narrow(1, width, width)?)?);
+        let (gate, up) = (gate_up.narrow(1, 0, width)?.contiguous()?, gate_up.narrow(1, width, width)?);
+        let (gate, up) = match form {
+            GluForm::Plain => (gate, up),
+            GluForm::Clamped { limit } => (gate.minimum(limit)?, (up.clamp(-limit, limit)? + 1.0)?),
+        };
+        return Ok((activation.on_tensor(gate)? * up)?);
     }
     let mut out = Vec::with_capacity(count * width);
     with_values(gate_up, |gate_up| {
         for row in gate_up.chunks_exact(double.max(1)) {
             let (gate, up) = row.split_at(width);
             let begin = out.len();
-            out.extend_from_slice(gate);
+            match form {
+                GluForm::Plain => out.extend_from_slice(gate),
+                GluForm::Clamped { limit } => out.extend(gate.iter().map(|x| x.min(limit))),
+            }
             activation.on_values(&mut out[begin..]);
             for (x, up) in out[begin..].iter_mut().zip(up) {
-                *x *= *up;
+                *x *= match form {
+                    GluForm::Plain => *up,
+                    GluForm::Clamped { limit } => up.max(-limit).min(limit) + 1.0,
+                };
             }
         }
     })?;
@@ -39,9 +58,15 @@ mod tests {
     #[test]
     fn it_agrees_with_candles_operations() {
         let input = random(0.0, 2.0, (5, 38));
-        let ours = glu(&input, Activation::Silu).unwrap();
+        let ours = glu(&input, Activation::Silu, GluForm::Plain).unwrap();
         let (gate, up) = (input.narrow(1, 0, 19).unwrap(), input.narrow(1, 19, 19).unwrap());
-        let difference = (ours - (gate.silu().unwrap() * up).unwrap()).unwrap().abs().unwrap();
+        let difference = (ours - (gate.silu().unwrap() * &up).unwrap()).unwrap().abs().unwrap();
+        assert!(difference.max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-5);
+        let ours = glu(&input, Activation::QuickGelu, GluForm::Clamped { limit: 1.0 }).unwrap();
+        let gate = gate.contiguous().unwrap().minimum(1.0).unwrap();
+        let up = (up.clamp(-1.0, 1.0).unwrap() + 1.0).unwrap();
+        let theirs = (Activation::QuickGelu.on_tensor(gate).unwrap() * up).unwrap();
+        let difference = (ours - theirs).unwrap().abs().unwrap();
         assert!(difference.max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-5);
     }
 }

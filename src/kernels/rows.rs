@@ -164,6 +164,11 @@ impl Default for Softmax {
 }
 
 impl Softmax {
+    /// The softmax over one number so far.
+    pub(super) fn of(number: f32) -> Self {
+        Self { max: number, sum: 1.0 }
+    }
+
     /// Replaces a piece by its exponentials, relative to the largest number so far. Gives the factor that
     /// earlier pieces have to be multiplied with.
     pub(super) fn take(&mut self, piece: &mut [f32]) -> f32 {

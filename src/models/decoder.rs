@@ -9,6 +9,7 @@ mod settings;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gpt_oss;
 mod llama;
 mod mistral;
 mod phi;
@@ -49,4 +50,5 @@ pub(crate) const FAMILIES: &[Family<DecoderConfig>] = &[
     gemma2::FAMILY,
     gemma3::FAMILY,
     gemma3::WITH_IMAGES,
+    gpt_oss::FAMILY,
 ];

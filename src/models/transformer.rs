@@ -21,12 +21,14 @@ pub(crate) use attention::CrossKeyValues;
 pub(crate) use block::Block;
 pub(crate) use cache::{Cache, Segment};
 pub(crate) use config::{
-    AttentionConfig, Bias, Biases, ExpertWeights, FeedForwardConfig, HeadNorms, LayerConfig, NormKind,
-    NormPlacement, RelativeBiasConfig, Sizes, TransformerConfig, Workload, check_side, layer_count,
+    AttentionConfig, AttentionSinks, Bias, Biases, ExpertWeights, FeedForwardConfig, HeadNorms, LayerConfig,
+    NormKind, NormPlacement, RelativeBiasConfig, Sizes, TransformerConfig, Workload, check_side, layer_count,
 };
 pub(crate) use feed_forward::FeedForward;
 pub(crate) use load::{load, load_feed_forward};
-pub(crate) use names::{CrossNames, Names, QkvNames, UpNames, is_buffer, is_tensor_of};
+pub(crate) use names::{
+    CrossNames, ExpertNames, MatrixOrder, Names, QkvNames, UpNames, is_buffer, is_tensor_of,
+};
 pub(crate) use norm::Norm;
 pub(crate) use projection::Projection;
 pub(crate) use rope::{Rope, RopeParameters, RopeSettings, RopeShape};

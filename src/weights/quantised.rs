@@ -16,8 +16,8 @@ use crate::source::Files;
 pub(super) const SCALES: [&str; 2] = ["_scale_inv", "_scale"];
 
 /// Advice of an error.
-const SUPPORTED: &str = "8-bit floats with scales (fp8, fbgemm_fp8, and FP8 of modelopt and compressed-tensors); take the \
-                         model's weights without quantisation, or a GGUF file of it";
+const SUPPORTED: &str = "8-bit floats with scales (fp8, fbgemm_fp8, and FP8 of modelopt and compressed-tensors), and mxfp4 \
+                         of GPT-OSS; take the model's weights without quantisation, or a GGUF file of it";
 
 /// Rows and columns of a block that shares a scale, where the configuration tells it.
 pub(super) type Block = Option<[usize; 2]>;
@@ -97,6 +97,10 @@ fn block(settings: &Value, file: &Path) -> Result<Block> {
         None if has("load_in_4bit") || has("load_in_8bit") => "bitsandbytes",
         None => "(none named)",
     };
+    // The experts of GPT-OSS, whose tensors have names of their own.
+    if method == "mxfp4" {
+        return Ok(None);
+    }
     let is_float_8 = match method {
         "fp8" | "fbgemm_fp8" => true,
         "compressed-tensors" => text("format") == Some("float-quantized"),
@@ -200,14 +204,16 @@ mod tests {
     #[test]
     fn methods_are_refused_by_name_but_for_8_bit_floats() {
         let read = |settings: Value| block(&settings, Path::new("config.json"));
-        for method in
-            ["gptq", "awq", "bitsandbytes", "compressed-tensors", "mxfp4", "torchao", "quanto", "new"]
-        {
+        for method in ["gptq", "awq", "bitsandbytes", "compressed-tensors", "torchao", "quanto", "new"] {
             let error = read(json!({"quant_method": method, "bits": 4})).unwrap_err().to_string();
             assert!(error.contains(method) && error.contains("GGUF"), "{error}");
         }
         let old = read(json!({"load_in_8bit": true})).unwrap_err().to_string();
         assert!(old.contains("bitsandbytes"), "{old}");
+        assert_eq!(
+            read(json!({"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})).unwrap(),
+            None
+        );
         assert!(read(json!({"bits": 4})).is_err() && read(json!("gptq")).is_err());
         let packed =
             read(json!({"quant_method": "compressed-tensors", "format": "pack-quantized"})).unwrap_err();

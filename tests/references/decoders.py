@@ -20,7 +20,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers,
+)
 from transformers import AutoConfig, AutoModelForCausalLM
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "text_to_text"
@@ -39,10 +41,13 @@ TEXTS = [
 ]
 
 
-def byte_level(special, digits, composed=True):
+def byte_level(special, digits, composed=True, split=None):
     """A byte-level tokenizer as of SmolLM and Qwen, or, without either treatment of its own, as of GPT-2."""
     tokenizer = Tokenizer(models.BPE())
-    if digits:
+    if split:
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), level])
+    elif digits:
         split = pre_tokenizers.Digits(individual_digits=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     else:
@@ -58,6 +63,14 @@ def byte_level(special, digits, composed=True):
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer
+
+
+# How GPT-4o's tokenizer, and GPT-OSS's, cuts texts into words.
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def sentence_piece(first, special, prefix_space, beginning):
@@ -146,6 +159,20 @@ GEMMA = (
     "{% if add_generation_prompt %}{{'<start_of_turn>model\\n'}}{% endif %}"
 )
 
+HARMONY = (
+    "{{- '<|start|>system<|message|>You are a language model.\\nCurrent date: ' + strftime_now('%Y-%m-%d') + "
+    "'\\n\\nReasoning: ' + (reasoning_effort if reasoning_effort is defined else 'medium') + "
+    "'\\n\\n# Valid channels: analysis, commentary, final.<|end|>' }}"
+    "{%- macro developer(text) %}{{- '<|start|>developer<|message|># Instructions\\n\\n' + text + '\\n\\n<|end|>' }}"
+    "{%- endmacro %}{%- for message in messages %}{%- if message.role in ['system', 'developer'] %}"
+    "{{- developer(message.content) }}{%- elif message.role == 'assistant' %}"
+    "{%- if '<|channel|>' in message.content %}{{- raise_exception('The content of a message holds a channel.') }}"
+    "{%- endif %}{{- '<|start|>assistant<|channel|>final<|message|>' + message.content }}"
+    "{{- '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}{%- else %}"
+    "{{- '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}"
+)
+
 SIZES = dict(
     vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=512, attention_dropout=0.0,
@@ -156,6 +183,10 @@ def special_of(family):
     """Names of the special tokens: beginning, end (or several), unknown, all."""
     if family.startswith(("llama", "smollm")):
         return "<|im_start|>", ["<|im_end|>"], "<|endoftext|>", ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    if family.startswith("gpt_oss"):
+        names = ["<|startoftext|>", "<|endoftext|>", "<|return|>", "<|channel|>", "<|start|>", "<|end|>", "<|message|>",
+                 "<|call|>"]
+        return "<|startoftext|>", ["<|return|>", "<|endoftext|>", "<|call|>"], None, names
     if family.startswith("qwen"):
         names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
         return None, ["<|im_end|>", "<|endoftext|>"], None, names[: 5 if "3" in family else 3]
@@ -174,6 +205,8 @@ def tokenizer_of(family):
     special = special_of(family)[3]
     if family.startswith(("llama", "smollm")):
         return byte_level(special, digits=True), CHATML
+    if family.startswith("gpt_oss"):
+        return byte_level(special, digits=False, composed=False, split=O200K), HARMONY
     if family.startswith("qwen"):
         return byte_level(special, digits=False), QWEN3 if "3" in family else QWEN
     if family == "phi2":
@@ -186,6 +219,11 @@ def tokenizer_of(family):
 
 
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+# Windows, positions and clamps so small that each shows. YaRN's ranges have no whole ends, as published.
+GPT_OSS = dict(model_type="gpt_oss", head_dim=8, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2,
+               sliding_window=8, swiglu_limit=1.0, rope_parameters=dict(
+                   rope_type="yarn", rope_theta=10000.0, factor=4.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+                   original_max_position_embeddings=64))
 FAMILIES = {
     # SmolLM's shape, tied, with Llama 3.1's stretched rotary embedding.
     "llama": dict(model_type="llama", tie_word_embeddings=True, head_dim=8, rope_parameters=dict(
@@ -235,6 +273,9 @@ FAMILIES = {
     "ministral3": dict(model_type="ministral3", head_dim=16, rope_parameters=dict(
         rope_type="yarn", rope_theta=1e6, factor=16.0, original_max_position_embeddings=16, beta_fast=32.0,
         beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.4)),
+    # In 16 bits, as those who quantise it anew publish it, and with the experts in blocks of 4 bits, as it is published.
+    "gpt_oss": GPT_OSS,
+    "gpt_oss_mxfp4": GPT_OSS,
     "gemma": dict(model_type="gemma", head_dim=16, hidden_act="gelu_pytorch_tanh",
                   rope_parameters=dict(rope_type="default", rope_theta=10000.0)),
     "gemma2": dict(model_type="gemma2", head_dim=16, query_pre_attn_scalar=24, sliding_window=8,
@@ -254,8 +295,12 @@ GGUF = {
     "phi2": ("Q5_0", {}),
     "phi3": ("Q8_0", dict(sliding_window=16)),
     "gemma3": ("Q4_1", dict(query_pre_attn_scalar=16)),
+    # Of llama.cpp, which has the ends of YaRN's ranges whole and one bound for all files.
+    "gpt_oss": ("Q8_0", dict(swiglu_limit=7.0, rope_parameters=dict(GPT_OSS["rope_parameters"], truncate=True))),
 }
-HALF = {"llama_f16": torch.float16, "mistral": torch.bfloat16}
+# Names of architectures in GGUF, where they are unlike the family's.
+ARCHITECTURES = {"gpt_oss": "gpt-oss"}
+HALF = {"llama_f16": torch.float16, "mistral": torch.bfloat16, "gpt_oss": torch.bfloat16}
 SHARDED = {"llama_f16"}
 QUIET = {"ministral", "ministral3", "gemma"}
 
@@ -291,6 +336,45 @@ def round_to(model, dtype):
     """Weights as the file will have them; the computation stays in 32 bits."""
     for tensor in model.parameters():
         tensor.data = tensor.data.to(dtype).float()
+
+
+def mxfp4(values):
+    """Numbers, `(..., rows, columns)`, in blocks of 4-bit floats: bytes of two numbers each, and scales."""
+    groups = values.reshape(*values.shape[:-1], -1, 32)
+    largest = groups.abs().amax(-1, keepdim=True)
+    exponent = torch.floor(torch.log2(largest)) - 2
+    numbers = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    numbers = torch.cat([numbers, -numbers])
+    nearest = (groups / 2.0**exponent)[..., None].sub(numbers).abs().argmin(-1).to(torch.uint8)
+    pairs = nearest.reshape(*nearest.shape[:-1], 16, 2)
+    return pairs[..., 0] | pairs[..., 1] << 4, (exponent[..., 0] + 127).to(torch.uint8)
+
+
+def experts_of(model):
+    """The experts' matrices with their names. Each has its inputs before its outputs."""
+    return [(name, tensor) for name, tensor in model.named_parameters() if "experts" in name and tensor.dim() == 3]
+
+
+def round_experts(model):
+    """Experts as their blocks stand for them; the numbers are those of transformers' own reading of blocks."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    for _, tensor in experts_of(model):
+        blocks, scales = mxfp4(tensor.detach().transpose(1, 2).contiguous())
+        tensor.data = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).contiguous()
+
+
+def save_in_blocks(model, folder):
+    """The weights with the experts in blocks, and the setting that tells it."""
+    tensors = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    for name, tensor in experts_of(model):
+        blocks, scales = mxfp4(tensors.pop(name).transpose(1, 2).contiguous())
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "config.json"
+    settings = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    config = {**json.loads(file.read_text()), "quantization_config": settings}
+    file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 @torch.no_grad()
@@ -405,10 +489,14 @@ def make(family):
     prompts = prompts_of(tokenizer)
     ends = {tokenizer.token_to_id(token) for token in special_of(family)[3] + special_of(family)[1]}
     dtype = HALF.get(family, torch.float32)
-    seed, model, found = seeded(config, prompts, ends, lambda model: round_to(model, dtype))
+    in_blocks = family.endswith("_mxfp4")
+    rounding = round_experts if in_blocks else lambda model: round_to(model, dtype)
+    seed, model, found = seeded(config, prompts, ends, rounding)
     size = "90KB" if family in SHARDED else "5GB"
     copy.deepcopy(model).to(dtype).save_pretrained(folder, max_shard_size=size)
     (folder / "generation_config.json").unlink(missing_ok=True)
+    if in_blocks:
+        save_in_blocks(model, folder)
     save_tokenizer(folder, family, tokenizer, template)
     save_expected(folder, prompts, found, model)
     tell(family, folder, seed, prompts, found, tokenizer)
@@ -428,7 +516,7 @@ NAMES = {
     "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "self_attn.qkv_proj": "attn_qkv", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "self_attn.dense": "attn_output", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down", "model.final_layernorm": "output_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "mlp.router": "ffn_gate_inp", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }
 GEMMA_NAMES = {
     "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
@@ -438,11 +526,14 @@ GEMMA_NAMES = {
 
 def gguf_name(family, name):
     """A tensor's name in GGUF files."""
+    if family == "gpt_oss" and name.endswith("sinks"):
+        return f"blk.{name.split('.')[2]}.attn_sinks.weight"
     stem, end = name.rsplit(".", 1)
     if stem in NAMES:
         return f"{NAMES[stem]}.{end}"
     _, _, layer, part = stem.split(".", 3)
-    names = {**NAMES, **GEMMA_NAMES} if family == "gemma3" else NAMES
+    more = {"gemma3": GEMMA_NAMES, "gpt_oss": {"post_attention_layernorm": "post_attention_norm"}}
+    names = {**NAMES, **more.get(family, {})}
     return f"blk.{layer}.{names[part]}.{end}"
 
 
@@ -450,6 +541,7 @@ def gguf_round(model, kind):
     """Matrices as their blocks stand for them."""
     import gguf
 
+    round_experts(model)
     kind = gguf.GGMLQuantizationType[kind]
     for tensor in model.parameters():
         if tensor.dim() == 2:
@@ -462,6 +554,24 @@ def permuted(tensor, heads):
     return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
 
 
+def gguf_experts(writer, name, values):
+    """Matrices, or biases, of all experts, of which gate and up lie in turn; matrices in blocks of 4-bit floats."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType.MXFP4
+    end = "bias" if name.endswith("_bias") else "weight"
+    parts = {"down": values}
+    if "gate_up" in name:
+        parts = {"gate": values[..., ::2], "up": values[..., 1::2]}
+    for part, values in parts.items():
+        stem = f"blk.{name.split('.')[2]}.ffn_{part}_exps.{end}"
+        if end == "bias":
+            writer.add_tensor(stem, values.contiguous().numpy())
+        else:
+            matrices = values.transpose(1, 2).contiguous().numpy()
+            writer.add_tensor(stem, gguf.quants.quantize(matrices, kind), raw_dtype=kind)
+
+
 def gguf_tensors(writer, family, model, kind):
     """All tensors, matrices in blocks."""
     import gguf
@@ -470,6 +580,9 @@ def gguf_tensors(writer, family, model, kind):
     config = model.config
     for name, tensor in model.named_parameters():
         values = tensor.detach().clone()
+        if "experts" in name:
+            gguf_experts(writer, name, values)
+            continue
         if family == "gemma3" and "norm" in name:
             values += 1
         if family == "llama" and "q_proj" in name:
@@ -502,6 +615,12 @@ def gguf_ropes(writer, family, config):
 
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["full_attention"]["factor"])
+    elif family == "gpt_oss":
+        import gguf
+
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
 
 
 def gguf_settings(writer, family, config):
@@ -521,10 +640,14 @@ def gguf_settings(writer, family, config):
     writer.add_rope_freq_base(rope["full_attention"]["rope_theta"] if family == "gemma3" else rope["rope_theta"])
     writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1.0)))
     writer.add_vocab_size(config.vocab_size)
-    if family in ["qwen3", "gemma3"]:
+    if family in ["qwen3", "gemma3", "gpt_oss"]:
         writer.add_key_length(size)
         writer.add_value_length(size)
-    if family in ["phi3", "gemma3"]:
+    if family == "gpt_oss":
+        writer.add_expert_count(config.num_local_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.intermediate_size)
+    if family in ["phi3", "gemma3", "gpt_oss"]:
         writer.add_sliding_window(config.sliding_window)
 
 
@@ -554,7 +677,7 @@ def gguf_tokenizer(writer, family, tokenizer, template):
         writer.add_add_space_prefix(family != "gemma3")
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre({"llama": "smollm", "phi2": "phi-2"}.get(family, "qwen2"))
+        writer.add_tokenizer_pre({"llama": "smollm", "phi2": "phi-2", "gpt_oss": "gpt-4o"}.get(family, "qwen2"))
         writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
     writer.add_add_bos_token(tokenizer.post_processor is not None)
     writer.add_eos_token_id(tokenizer.token_to_id(ends[0]))
@@ -589,7 +712,7 @@ def make_gguf(family):
     prompts = prompts_of(tokenizer)
     ends = {tokenizer.token_to_id(token) for token in special_of(family)[3] + special_of(family)[1]}
     seed, model, found = seeded(config, prompts, ends, lambda model: gguf_round(model, kind))
-    writer = gguf.GGUFWriter(folder / f"tiny-{family}-{kind}.gguf", family)
+    writer = gguf.GGUFWriter(folder / f"tiny-{family}-{kind}.gguf", ARCHITECTURES.get(family, family))
     gguf_settings(writer, family, config)
     gguf_tokenizer(writer, family, Named(tokenizer), template)
     gguf_ropes(writer, family, config)

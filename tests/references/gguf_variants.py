@@ -38,6 +38,10 @@ class Variant:
 ATTENTION = ["attn_q", "attn_k", "attn_v"]
 # Architectures with biases everywhere, norms included, and a feed-forward network without gates.
 BIASED = ["phi2"]
+# GPT-OSS's experts, and the window of every other layer.
+EXPERTS = 4
+EXPERT_KEYS = {"expert_count": EXPERTS, "expert_used_count": 2, "expert_feed_forward_length": FEED_FORWARD,
+               "attention.sliding_window": 8}
 EPSILON = {"phi2": "attention.layer_norm_epsilon"}
 FACTORS = numpy.array([1.0, 1.5, 3.0, 6.0], dtype=numpy.float32)
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
@@ -77,6 +81,8 @@ VARIANTS = {
     "gemma3-no-window": Variant("gemma3", plain=False),
     "gemma3-linear": Variant("gemma3", keys={"attention.sliding_window": 8, "attention.sliding_window_pattern": 2,
                                              "rope.scaling.factor": 8.0, "rope.freq_base_swa": 500.0}),
+    "gpt-oss-window": Variant("gpt-oss", plain=False),
+    "gpt-oss-yarn": Variant("gpt-oss", keys=YARN),
     "llama-codebooks": Variant("llama", types={"ffn_up": "IQ4_NL", "attn_v": "IQ4_NL", "ffn_down": "MXFP4",
                                                "attn_output": "MXFP4"}, plain=False),
     "llama-parts": Variant("llama", parts=3, plain=False),
@@ -108,7 +114,7 @@ def write(path, variant, seed):
         "attention.head_count_kv": kv_heads, EPSILON.get(variant.architecture, "attention.layer_norm_rms_epsilon"): 1e-5,
         "rope.freq_base": 10000.0,
         "rope.dimension_count": HEAD, "attention.key_length": HEAD, "attention.value_length": HEAD,
-    } | variant.keys
+    } | (EXPERT_KEYS if variant.architecture == "gpt-oss" else {}) | variant.keys
     for key, value in keys.items():
         if key in variant.drop:
             continue
@@ -141,16 +147,27 @@ def write(path, variant, seed):
         # The same numbers are drawn whether the bias is there or not.
         bias = random.standard_normal(rows) * 0.7
         own = variant.architecture == "qwen2" and part in ATTENTION
+        own |= variant.architecture == "gpt-oss" and part in [*ATTENTION, "attn_output", "ffn_gate_inp"]
         if part in variant.biases or own or variant.architecture in BIASED and part != "token_embd":
             writer.add_tensor(f"{name}.bias", bias.astype(numpy.float32))
 
     def norm(name, size):
         # Those after Gemma's layers are large, so that the embeddings do not drown what the layers add.
-        scale = 4.0 if ".post_" in name else 1.0
+        scale = 4.0 if ".post_" in name and variant.architecture == "gemma3" else 1.0
         values = scale * (1 + 0.3 * random.standard_normal(size))
         writer.add_tensor(f"{name}.weight", values.astype(numpy.float32))
         if variant.architecture in BIASED:
             writer.add_tensor(f"{name}.bias", (0.3 * random.standard_normal(size)).astype(numpy.float32))
+
+    def experts(at):
+        """All experts' matrices in blocks, and their biases."""
+        kind = gguf.GGMLQuantizationType.MXFP4
+        for part, rows, columns in [("gate", FEED_FORWARD, WIDTH), ("up", FEED_FORWARD, WIDTH),
+                                    ("down", WIDTH, FEED_FORWARD)]:
+            blocks = random_blocks(kind, EXPERTS * rows, columns, random).reshape(EXPERTS, rows, -1)
+            writer.add_tensor(f"{at}ffn_{part}_exps.weight", blocks, raw_dtype=kind)
+            bias = 0.5 * random.standard_normal((EXPERTS, rows))
+            writer.add_tensor(f"{at}ffn_{part}_exps.bias", bias.astype(numpy.float32))
 
     for name, values in variant.tensors.items():
         writer.add_tensor(name, values)
@@ -168,6 +185,12 @@ def write(path, variant, seed):
             norm(f"{at}attn_q_norm", HEAD)
             norm(f"{at}attn_k_norm", HEAD)
         matrix(f"{at}attn_output", WIDTH, HEADS * HEAD)
+        if variant.architecture == "gpt-oss":
+            writer.add_tensor(f"{at}attn_sinks.weight", random.standard_normal(HEADS).astype(numpy.float32))
+            norm(f"{at}post_attention_norm", WIDTH)
+            matrix(f"{at}ffn_gate_inp", EXPERTS, WIDTH)
+            experts(at)
+            continue
         if variant.architecture not in BIASED:
             norm(f"{at}ffn_norm", WIDTH)
         if variant.architecture == "gemma3":

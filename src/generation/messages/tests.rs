@@ -20,10 +20,12 @@ const GEMMA: &str = "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'mo
 const PHI3: &str = "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}<|assistant|>\n";
 const MISTRAL: &str = "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content + eos_token }}{% else %}{{ '[INST] ' + m.content + ' [/INST]' }}{% endif %}{% endfor %}";
 
+const HARMONY: &str = "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>{{ m.content }}<|end|>{% endfor %}<|start|>assistant";
+
 /// A family: its template, the fixture with its tokenizer, and tokens that it adds to those of the fixture.
 type Family = (&'static str, &'static str, &'static str, &'static [&'static str]);
 
-const FAMILIES: [Family; 6] = [
+const FAMILIES: [Family; 7] = [
     ("ChatML", CHATML, "qwen2", &[]),
     (
         "Llama 3",
@@ -34,6 +36,7 @@ const FAMILIES: [Family; 6] = [
     ("Gemma", GEMMA, "gemma3", &[]),
     ("Phi 3", PHI3, "phi3", &[]),
     ("Mistral", MISTRAL, "mistral", &[]),
+    ("Harmony", HARMONY, "gpt_oss", &[]),
     ("Unigram", MISTRAL, UNIGRAM, &[]),
 ];
 

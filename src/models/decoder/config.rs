@@ -7,6 +7,7 @@ use model_actors::Bytes;
 
 use super::names::DecoderNames;
 use crate::error::Result;
+use crate::kernels::glu::GluForm;
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::invalid;
 use crate::models::transformer::{
@@ -174,6 +175,7 @@ pub(super) fn llama_blocks(sizes: LlamaSizes) -> TransformerConfig {
         epsilon,
         biases: Biases::NONE,
         activation: Activation::Silu,
+        glu: GluForm::Plain,
         layers: masks.into_iter().map(layer).collect(),
         ropes: Vec::new(),
         workload: Workload::GrowingSequences,

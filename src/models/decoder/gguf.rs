@@ -14,26 +14,28 @@ use super::config::{DecoderConfig, Embeddings, Head, LlamaSizes, llama_blocks};
 use super::load;
 use super::model::{Decoder, Logits};
 use super::names::{DecoderNames, LLAMA};
-use super::phi;
+use super::{gpt_oss, phi};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::unsupported;
 use crate::models::transformer::{
-    FeedForwardConfig, HeadNorms, Names, NormPlacement, QkvNames, Tensors as _, UpNames, layer_count,
+    ExpertNames, FeedForwardConfig, HeadNorms, MatrixOrder, Names, NormPlacement, QkvNames, Tensors as _,
+    UpNames, layer_count,
 };
 use metadata::Metadata;
 use rope::Sizes;
 use tensors::GgufTensors;
 
 /// The architectures, in the order that errors list them.
-const ARCHITECTURES: [(&str, Architecture); 6] = [
+const ARCHITECTURES: [(&str, Architecture); 7] = [
     ("llama", Architecture::Llama),
     ("qwen2", Architecture::Qwen2),
     ("qwen3", Architecture::Qwen3),
     ("phi2", Architecture::Phi2),
     ("phi3", Architecture::Phi3),
     ("gemma3", Architecture::Gemma3),
+    ("gpt-oss", Architecture::GptOss),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +46,7 @@ enum Architecture {
     Phi2,
     Phi3,
     Gemma3,
+    GptOss,
 }
 
 /// The tensors' names, without `.weight` and `.bias`.
@@ -76,6 +79,21 @@ const FUSED: DecoderNames =
 const FUSED_QKV_ALONE: DecoderNames =
     DecoderNames { blocks: Names { qkv: FUSED_QKV, ..NAMES.blocks }, ..NAMES };
 const FUSED_UP_ALONE: DecoderNames = DecoderNames { blocks: Names { up: FUSED_UP, ..NAMES.blocks }, ..NAMES };
+/// GPT-OSS's, in which the experts' matrices are in one tensor for each place.
+const GPT_OSS: DecoderNames = DecoderNames {
+    blocks: Names {
+        sinks: "attn_sinks.weight",
+        feed_forward_norm: "post_attention_norm",
+        router: "ffn_gate_inp",
+        experts: ExpertNames::Stacked {
+            up: UpNames::Separate { gate: "ffn_gate_exps", up: "ffn_up_exps" },
+            down: "ffn_down_exps",
+            order: MatrixOrder::Outputs,
+        },
+        ..NAMES.blocks
+    },
+    ..NAMES
+};
 /// The same without gates.
 const DENSE: DecoderNames =
     DecoderNames { blocks: Names { up: UpNames::Dense("ffn_up"), ..NAMES.blocks }, ..NAMES };
@@ -104,6 +122,7 @@ impl DecoderConfig {
             }
             Architecture::Phi3 => metadata.phi3(&mut config)?,
             Architecture::Gemma3 => metadata.gemma3(&mut config)?,
+            Architecture::GptOss => metadata.gpt_oss(&mut config)?,
         }
         file.check_types(|tensor| config.uses(tensor))?;
         config.checked(file.path())
@@ -146,7 +165,8 @@ fn architecture(file: &GgufFile) -> Result<(&'static str, Architecture)> {
 impl Metadata<'_> {
     /// Llama's decoder with these metadata.
     fn base(&self, architecture: Architecture) -> Result<DecoderConfig> {
-        if self.optional("expert_count")?.is_some_and(|count| count > 0) {
+        let has_experts = self.optional("expert_count")?.is_some_and(|count| count > 0);
+        if has_experts && architecture != Architecture::GptOss {
             return Err(self.file.invalid("a mixture of experts is not supported in GGUF".to_owned()));
         }
         let (width, heads) = (self.required("embedding_length")?, self.required("attention.head_count")?);
@@ -166,7 +186,10 @@ impl Metadata<'_> {
             epsilon: self.float(epsilon).ok_or_else(|| self.missing(epsilon))?,
             masks: vec![AttentionMask::Causal; self.layers],
         });
-        let lengths = "feed_forward_length";
+        let lengths = match architecture {
+            Architecture::GptOss => "expert_feed_forward_length",
+            _ => "feed_forward_length",
+        };
         let lengths = self.of_layers(lengths)?.ok_or_else(|| self.missing(lengths))?;
         for (layer, intermediate) in blocks.layers.iter_mut().zip(lengths) {
             layer.feed_forward = FeedForwardConfig::Gated { intermediate };
@@ -210,6 +233,9 @@ impl Metadata<'_> {
             architecture != Architecture::Llama && has(fused) && !has(part)
         };
         let is_dense = architecture == Architecture::Phi2;
+        if architecture == Architecture::GptOss {
+            return &GPT_OSS;
+        }
         match (is_fused("attn_qkv", "attn_q"), is_fused("ffn_up", "ffn_gate")) {
             (true, _) if is_dense => &DENSE_FUSED_QKV,
             (false, _) if is_dense => &DENSE,
@@ -223,6 +249,20 @@ impl Metadata<'_> {
     /// Phi-3: a window in every layer.
     fn phi3(&self, config: &mut DecoderConfig) -> Result<()> {
         let masks = self.masks(0)?;
+        config.transformer.layers.iter_mut().zip(masks).for_each(|(layer, mask)| layer.mask = mask);
+        Ok(())
+    }
+
+    /// GPT-OSS: a window in every other layer; as in llama.cpp, the bound of the gated networks is in no file.
+    fn gpt_oss(&self, config: &mut DecoderConfig) -> Result<()> {
+        let experts = gpt_oss::Experts {
+            intermediate: self.required("expert_feed_forward_length")?,
+            count: self.required("expert_count")?,
+            chosen: self.required("expert_used_count")?,
+            limit: 7.0,
+        };
+        gpt_oss::shape(config, &experts);
+        let masks = self.masks(2)?;
         config.transformer.layers.iter_mut().zip(masks).for_each(|(layer, mask)| layer.mask = mask);
         Ok(())
     }

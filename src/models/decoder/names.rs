@@ -1,6 +1,6 @@
 //! Tensor names of decoders in safetensors, as data.
 
-use crate::models::transformer::{Names, QkvNames, UpNames};
+use crate::models::transformer::{ExpertNames, MatrixOrder, Names, QkvNames, UpNames};
 
 /// Names of a decoder's tensors, without `.weight` and `.bias`.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +51,7 @@ pub(super) const LLAMA: DecoderNames = DecoderNames {
         up: UpNames::Separate { gate: "gate_proj", up: "up_proj" },
         down: "down_proj",
         router: "mlp.gate",
-        experts: "mlp.experts.",
+        experts: ExpertNames::Numbered("mlp.experts."),
         shared_expert: "mlp.shared_expert.",
         shared_gate: "mlp.shared_expert_gate",
         ..Names::NONE
@@ -70,6 +70,21 @@ pub(super) const GEMMA: DecoderNames = DecoderNames {
         attention_output_norm: "post_attention_layernorm",
         feed_forward_norm: "pre_feedforward_layernorm",
         feed_forward_output_norm: "post_feedforward_layernorm",
+        ..LLAMA.blocks
+    },
+    ..LLAMA
+};
+
+/// GPT-OSS's: Llama's with the experts' matrices in one tensor for each place.
+pub(super) const GPT_OSS: DecoderNames = DecoderNames {
+    blocks: Names {
+        sinks: "self_attn.sinks",
+        router: "mlp.router",
+        experts: ExpertNames::Stacked {
+            up: UpNames::Interleaved("mlp.experts.gate_up_proj"),
+            down: "mlp.experts.down_proj",
+            order: MatrixOrder::Inputs,
+        },
         ..LLAMA.blocks
     },
     ..LLAMA

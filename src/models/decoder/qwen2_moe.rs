@@ -11,7 +11,7 @@ use super::settings::Settings;
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::models::config_file::with_defaults;
-use crate::models::transformer::{ExpertWeights, FeedForwardConfig};
+use crate::models::transformer::{Bias, ExpertWeights, FeedForwardConfig};
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
@@ -45,6 +45,7 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
         count: own.num_experts,
         chosen: own.num_experts_per_tok,
         weights: if own.norm_topk_prob { ExpertWeights::OfChosen } else { ExpertWeights::OfAll },
+        router_bias: Bias::No,
         shared: Some(own.shared_expert_intermediate_size),
     };
     let dense = own.mlp_only_layers.unwrap_or_default();

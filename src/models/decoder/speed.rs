@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::kernels::ggml::GgmlType;
 use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
 use crate::kernels::random;
-use crate::models::transformer::{Cache, Linears, Segment, Tensors};
+use crate::models::transformer::{Cache, Linears, MatrixOrder, Projection, Segment, Tensors};
 
 /// Random weights, plain or in blocks.
 struct Random(Option<(GgmlDType, u32)>);
@@ -38,6 +38,10 @@ impl Tensors for Random {
         let dtype = GgmlType::from_number(number).unwrap();
         let rows = vec![QuantizedRows { dtype, bytes, out_dim }];
         PackedLinear::quantized(rows, in_dim, None, &Device::Cpu, RowUse::LookedUp)
+    }
+
+    fn stacked(&self, layers: &Linears<'_>, count: usize, _: MatrixOrder) -> Result<Vec<Projection>> {
+        (0..count).map(|_| self.projection(layers)).collect()
     }
 }
 

@@ -268,6 +268,11 @@ fn settings_that_make_no_sense_are_errors() {
         json!({"hidden_act": "nothing"}),
         json!({"num_experts": 0}),
         json!({"num_experts_per_tok": 9}),
+        json!({"num_local_experts": 0}),
+        json!({"swiglu_limit": 0.0}),
+        json!({"swiglu_alpha": 1.0}),
+        json!({"qk_layernorm": true}),
+        json!({"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.5}, "qk_layernorm": false}),
         json!({"query_pre_attn_scalar": 0.0}),
         json!({"attn_logit_softcapping": 0.0}),
         json!({"text_config": null, "model_type": "gemma3", "architectures": []}),
@@ -334,6 +339,48 @@ fn a_gguf_file_brings_its_tokenizer() {
         assert_eq!(tokenizer.scores.is_empty(), tokenizer.model == "gpt2", "{name}");
         assert!(tokenizer.end.is_some() && tokenizer.chat_template.is_some(), "{name}");
     }
+}
+
+/// GPT-OSS's experts as they are published.
+#[test]
+fn damaged_blocks_of_experts_are_errors_by_name() {
+    let context = LoadContext::detached(&"damaged".into());
+    let fixture = folder("gpt_oss_mxfp4");
+    let config = find(Path::new("config.json"), &read_json(&fixture.join("config.json")).unwrap()).unwrap();
+    let sound = candle_core::safetensors::load(fixture.join("model.safetensors"), &Device::Cpu).unwrap();
+    let part = "model.layers.1.mlp.experts.down_proj";
+    let (blocks, scales) = (format!("{part}_blocks"), format!("{part}_scales"));
+    let load = |change: &dyn Fn(&mut HashMap<String, Tensor>)| {
+        let mut tensors = sound.clone();
+        change(&mut tensors);
+        let folder = tempfile::tempdir().unwrap();
+        candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+        let weights = WeightFiles::open(&open(folder.path()), "", &context)?;
+        config.load(&weights, &Device::Cpu, &context)?;
+        weights.check_all_read(|tensor| config.has_no_effect(tensor))
+    };
+    load(&|_| {}).unwrap();
+    let nan = |tensors: &mut HashMap<String, Tensor>| {
+        let shape = tensors[&scales].shape().clone();
+        let all = Tensor::full(255u8, shape, &Device::Cpu).unwrap();
+        tensors.insert(scales.clone(), all);
+    };
+    // The power of two that stands for no number.
+    let error = load(&nan).unwrap_err();
+    assert!(matches!(&error, Error::NotFinite { tensor, .. } if *tensor == blocks), "{error}");
+    let error = load(&|tensors| drop(tensors.remove(&scales))).unwrap_err();
+    assert!(matches!(&error, Error::MissingTensor { tensor } if *tensor == scales), "{error}");
+    let error = load(&|tensors| {
+        let floats = tensors[&blocks].to_dtype(candle_core::DType::F32).unwrap();
+        tensors.insert(blocks.clone(), floats);
+    });
+    assert!(matches!(error, Err(Error::UnsupportedNumbers { .. })), "{error:?}");
+    let error = load(&|tensors| {
+        let shape = tensors[&blocks].dims().to_vec();
+        let less = tensors[&blocks].narrow(0, 0, shape[0] - 1).unwrap().contiguous().unwrap();
+        tensors.insert(blocks.clone(), less);
+    });
+    assert!(matches!(error, Err(Error::ShapeMismatch { .. })), "{error:?}");
 }
 
 #[test]

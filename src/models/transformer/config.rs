@@ -8,6 +8,7 @@ use model_actors::Bytes;
 use super::rope::Rope;
 use crate::error::Result;
 use crate::kernels::causal::{KvCache, growing_bytes};
+use crate::kernels::glu::GluForm;
 use crate::kernels::{Activation, AttentionMask, SCORES_PER_THREAD};
 use crate::models::config_file::{MAX_LAYERS, MAX_SIDE, invalid};
 
@@ -24,6 +25,8 @@ pub(crate) struct TransformerConfig {
     pub(crate) epsilon: f64,
     pub(crate) biases: Biases,
     pub(crate) activation: Activation,
+    /// Use of the activation by gated networks.
+    pub(crate) glu: GluForm,
     /// One entry for each block.
     pub(crate) layers: Vec<LayerConfig>,
     /// The rotary embeddings that blocks name by number.
@@ -44,6 +47,7 @@ pub(crate) struct AttentionConfig {
     /// Soft cap of the scores: `cap · tanh(score / cap)`.
     pub(crate) soft_cap: Option<f32>,
     pub(crate) head_norms: HeadNorms,
+    pub(crate) sinks: AttentionSinks,
     /// For each head what a step of distance takes off a score (ALiBi); empty for none.
     pub(crate) alibi_slopes: Vec<f32>,
     /// Learned biases by distance that all blocks share, in place of ALiBi. Of encoders alone.
@@ -69,6 +73,7 @@ impl AttentionConfig {
             scale: 1.0 / (head_size as f32).sqrt(),
             soft_cap: None,
             head_norms: HeadNorms::None,
+            sinks: AttentionSinks::None,
             alibi_slopes: Vec::new(),
             relative_bias: None,
         }
@@ -101,6 +106,8 @@ pub(crate) enum FeedForwardConfig {
         count: usize,
         chosen: usize,
         weights: ExpertWeights,
+        /// Of the layer that picks experts.
+        router_bias: Bias,
         /// Hidden width of one more that works on every token, weighed by a gate; `None` without one.
         shared: Option<usize>,
     },
@@ -144,6 +151,14 @@ pub(crate) enum NormPlacement {
 pub(crate) enum HeadNorms {
     None,
     /// One for the query and one for the key of each head, of the model's kind.
+    EachHead,
+}
+
+/// Learned scores of a key that stands for no token (Xiao et al., 2024, arXiv 2309.17453).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AttentionSinks {
+    None,
+    /// One for each head. Of decoders alone.
     EachHead,
 }
 
@@ -232,6 +247,7 @@ impl TransformerConfig {
             epsilon,
             biases: Biases::ALL,
             activation,
+            glu: GluForm::Plain,
             layers: vec![layer; layer_count(file, layers)?],
             ropes: Vec::new(),
             workload: Workload::WholeSequences,
@@ -356,6 +372,11 @@ impl TransformerConfig {
                 file,
                 "an attention scale, soft cap or epsilon is no usable number".to_owned(),
             ));
+        }
+        if let GluForm::Clamped { limit } = self.glu
+            && !(limit.is_normal() && limit > 0.0)
+        {
+            return Err(invalid(file, "the limit of the gated networks is no positive number"));
         }
         for layer in &self.layers {
             let sound = match layer.feed_forward {

@@ -7,7 +7,7 @@ use super::config::ExpertWeights;
 use super::projection::Projection;
 use crate::error::Result;
 use crate::kernels::Activation;
-use crate::kernels::glu::glu;
+use crate::kernels::glu::{GluForm, glu};
 
 /// A feed-forward network.
 pub(crate) enum FeedForward {
@@ -45,12 +45,14 @@ pub(crate) struct Gated {
     /// Gate and up projection in one product, the gate first.
     pub(super) gate_up: Projection,
     pub(super) activation: Activation,
+    pub(super) form: GluForm,
     pub(super) down: Projection,
 }
 
 impl Gated {
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let intermediate = glu(&self.gate_up.forward(input, Activation::Identity)?, self.activation)?;
+        let gate_up = self.gate_up.forward(input, Activation::Identity)?;
+        let intermediate = glu(&gate_up, self.activation, self.form)?;
         self.down.forward(&intermediate, Activation::Identity)
     }
 }

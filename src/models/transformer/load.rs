@@ -8,11 +8,11 @@ use candle_core::Device;
 use super::attention::{Attention, CrossAttention};
 use super::block::{Block, Order};
 use super::config::{
-    AttentionConfig, Bias, FeedForwardConfig, HeadNorms, LayerConfig, NormPlacement, RelativeBiasConfig,
-    TransformerConfig, Workload,
+    AttentionConfig, AttentionSinks, Bias, FeedForwardConfig, HeadNorms, LayerConfig, NormPlacement,
+    RelativeBiasConfig, TransformerConfig, Workload,
 };
 use super::feed_forward::{Dense, Experts, FeedForward, Gated};
-use super::names::{Names, QkvNames, UpNames};
+use super::names::{ExpertNames, Names, QkvNames, UpNames};
 use super::norm::{Norm, SublayerNorms};
 use super::projection::Projection;
 use super::stack::Transformer;
@@ -139,11 +139,21 @@ impl BlockLoader<'_> {
 
     /// Linear layers by their names in the block.
     fn projection(&self, parts: &[(&str, usize)], layers: Linears<'_>) -> Result<Projection> {
+        self.named(parts, layers, |layers| self.tensors.projection(layers))
+    }
+
+    /// What `read` makes of linear layers by their names in the block.
+    fn named<R>(
+        &self,
+        parts: &[(&str, usize)],
+        layers: Linears<'_>,
+        read: impl FnOnce(&Linears<'_>) -> R,
+    ) -> R {
         let names: Vec<String> = parts.iter().map(|(name, _)| format!("{}{name}", self.path)).collect();
         let parts: Vec<(&str, usize)> =
             names.iter().zip(parts).map(|(name, (_, out_dim))| (name.as_str(), *out_dim)).collect();
         let scale = layers.scale.map(|scale| format!("{}{scale}", self.path));
-        self.tensors.projection(&Linears { parts: &parts, scale: scale.as_deref(), ..layers })
+        read(&Linears { parts: &parts, scale: scale.as_deref(), ..layers })
     }
 
     fn attention(&self, layer: &LayerConfig) -> Result<Attention> {
@@ -168,6 +178,7 @@ impl BlockLoader<'_> {
                 soft_cap: attention.soft_cap,
                 mask: layer.mask,
                 head_norms: self.head_norms()?,
+                sinks: self.sinks()?,
             },
             alibi_slopes: attention.alibi_slopes.clone(),
             relative_bias: self.relative_bias.cloned(),
@@ -184,6 +195,19 @@ impl BlockLoader<'_> {
         match (self.norm(self.names.query_norm, head_size)?, self.norm(self.names.key_norm, head_size)?) {
             (Some(Norm::Rms(query)), Some(Norm::Rms(key))) => Ok(Some((query, key))),
             _ => Err(misfit("norms of heads are root-mean-square norms")),
+        }
+    }
+
+    fn sinks(&self) -> Result<Vec<f32>> {
+        match (self.config.attention.sinks, self.config.workload) {
+            (AttentionSinks::None, _) => Ok(Vec::new()),
+            (AttentionSinks::EachHead, Workload::WholeSequences) => {
+                Err(misfit("attention sinks are of decoders"))
+            }
+            (AttentionSinks::EachHead, Workload::GrowingSequences) => {
+                let name = format!("{}{}", self.path, self.names.sinks);
+                Ok(self.tensors.vector(&name, self.config.attention.heads)?.to_vec1()?)
+            }
         }
     }
 
@@ -225,14 +249,12 @@ impl BlockLoader<'_> {
             FeedForwardConfig::Gated { intermediate } => {
                 self.gated(names.feed_forward, intermediate).map(FeedForward::Gated)
             }
-            FeedForwardConfig::Experts { intermediate, count, chosen, weights, shared } => {
-                let router = Linears::new(&[], config.width, Bias::No);
+            FeedForwardConfig::Experts { intermediate, count, chosen, weights, router_bias, shared } => {
+                let router = Linears::new(&[], config.width, router_bias);
                 let router_of_one = Linears::new(&[], config.width, Bias::No);
-                let experts =
-                    (0..count).map(|expert| self.gated(&format!("{}{expert}.", names.experts), intermediate));
                 Ok(FeedForward::Experts(Experts {
                     router: self.projection(&[(names.router, count)], router)?,
-                    experts: experts.collect::<Result<_>>()?,
+                    experts: self.experts(intermediate, count)?,
                     chosen,
                     weights,
                     shared: match shared {
@@ -247,23 +269,55 @@ impl BlockLoader<'_> {
         }
     }
 
-    fn gated(&self, path: &str, intermediate: usize) -> Result<Gated> {
-        let config = self.config;
-        let name = |part: &str| format!("{path}{part}");
-        let both = Linears::new(&[], config.width, config.biases.up);
-        let gate_up = match self.names.up {
-            UpNames::Separate { gate, up } => self.projection(
-                &[(name(gate).as_str(), intermediate), (name(up).as_str(), intermediate)],
-                both,
-            )?,
-            UpNames::GateUp(fused) => self.projection(&[(name(fused).as_str(), 2 * intermediate)], both)?,
-            UpNames::UpGate(fused) => self.projection(
-                &[(name(fused).as_str(), 2 * intermediate)],
-                Linears { halves: Halves::Swapped, ..both },
-            )?,
-            UpNames::Dense(_) => return Err(misfit("a gated network has a gate")),
+    fn experts(&self, intermediate: usize, count: usize) -> Result<Vec<Gated>> {
+        let (up, down, order) = match self.names.experts {
+            ExpertNames::Numbered(path) => {
+                return (0..count)
+                    .map(|expert| self.gated(&format!("{path}{expert}."), intermediate))
+                    .collect();
+            }
+            ExpertNames::Stacked { up, down, order } => (up, down, order),
         };
-        Ok(Gated { gate_up, activation: config.activation, down: self.down(path, intermediate)? })
+        let stacked = |layers: &Linears<'_>| self.tensors.stacked(layers, count, order);
+        let gate_ups = self.gate_up("", up, intermediate, stacked)?;
+        let into = Linears::new(&[], intermediate, self.config.biases.down);
+        let downs = self.named(&[(down, self.config.width)], into, stacked)?;
+        Ok(gate_ups.into_iter().zip(downs).map(|(gate_up, down)| self.gated_of(gate_up, down)).collect())
+    }
+
+    fn gated(&self, path: &str, intermediate: usize) -> Result<Gated> {
+        let projection = |layers: &Linears<'_>| self.tensors.projection(layers);
+        let gate_up = self.gate_up(path, self.names.up, intermediate, projection)?;
+        Ok(self.gated_of(gate_up, self.down(path, intermediate)?))
+    }
+
+    fn gated_of(&self, gate_up: Projection, down: Projection) -> Gated {
+        Gated { gate_up, activation: self.config.activation, form: self.config.glu, down }
+    }
+
+    /// What `read` makes of the projections into a gated network.
+    fn gate_up<R>(
+        &self,
+        path: &str,
+        names: UpNames,
+        intermediate: usize,
+        read: impl FnOnce(&Linears<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let both = Linears::new(&[], self.config.width, self.config.biases.up);
+        let fused = |name: &str, halves, read| {
+            let name = format!("{path}{name}");
+            self.named(&[(name.as_str(), 2 * intermediate)], Linears { halves, ..both }, read)
+        };
+        match names {
+            UpNames::Separate { gate, up } => {
+                let [gate, up] = [gate, up].map(|part| format!("{path}{part}"));
+                self.named(&[(gate.as_str(), intermediate), (up.as_str(), intermediate)], both, read)
+            }
+            UpNames::GateUp(name) => fused(name, Halves::AsStored, read),
+            UpNames::UpGate(name) => fused(name, Halves::Swapped, read),
+            UpNames::Interleaved(name) => fused(name, Halves::Interleaved, read),
+            UpNames::Dense(_) => Err(misfit("a gated network has a gate")),
+        }
     }
 
     fn down(&self, path: &str, intermediate: usize) -> Result<Projection> {

@@ -14,6 +14,8 @@ pub(crate) struct Names {
     pub(crate) qkv: QkvNames,
     pub(crate) query_norm: &'static str,
     pub(crate) key_norm: &'static str,
+    /// Scores of the attention sinks, a whole tensor name.
+    pub(crate) sinks: &'static str,
     pub(crate) out_proj: &'static str,
     /// Factors on the attention's output, a whole tensor name (layer scale).
     pub(crate) attention_scale: Option<&'static str>,
@@ -33,9 +35,7 @@ pub(crate) struct Names {
     pub(crate) feed_forward_output_norm: &'static str,
     /// The layer that picks experts.
     pub(crate) router: &'static str,
-    /// Path of the experts, which an expert's number and a dot follow; the names on it are those of `up` and
-    /// `down`.
-    pub(crate) experts: &'static str,
+    pub(crate) experts: ExpertNames,
     /// Path of the expert that sees every token, with a dot at its end, and the layer that weighs it.
     pub(crate) shared_expert: &'static str,
     pub(crate) shared_gate: &'static str,
@@ -62,6 +62,27 @@ pub(crate) enum UpNames {
     GateUp(&'static str),
     /// One tensor, the gate's rows last.
     UpGate(&'static str),
+    /// One tensor, a row of the gate and a row of the other in turn.
+    Interleaved(&'static str),
+}
+
+/// Names of the experts' tensors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum ExpertNames {
+    /// Path of the experts, which an expert's number and a dot follow; the names on it are those of `up` and
+    /// `down`.
+    Numbered(&'static str),
+    /// Tensors that have the matrices of all experts one after another.
+    Stacked { up: UpNames, down: &'static str, order: MatrixOrder },
+}
+
+/// Order of the numbers of a matrix in a tensor that has several. Quantised ones lie by outputs, whatever this says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MatrixOrder {
+    /// Output by output, `(out, in)`.
+    Outputs,
+    /// Input by input, `(in, out)`.
+    Inputs,
 }
 
 /// Names of a cross-attention's tensors.
@@ -83,6 +104,7 @@ impl Names {
         qkv: QkvNames::Fused(""),
         query_norm: "",
         key_norm: "",
+        sinks: "",
         out_proj: "",
         attention_scale: None,
         attention_output_norm: "",
@@ -94,7 +116,7 @@ impl Names {
         feed_forward_scale: None,
         feed_forward_output_norm: "",
         router: "",
-        experts: "",
+        experts: ExpertNames::Numbered(""),
         shared_expert: "",
         shared_gate: "",
     };

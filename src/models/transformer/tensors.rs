@@ -4,10 +4,12 @@
 use candle_core::{Device, Tensor};
 
 use super::config::{Bias, NormKind, Workload};
+use super::names::MatrixOrder;
 use super::norm::Norm;
 use super::projection::Projection;
-use crate::error::Result;
-use crate::kernels::packed::{PackedLinear, RowUse};
+use crate::error::{Error, Result};
+use crate::kernels::ggml::GgmlType;
+use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
 use crate::kernels::rms_norm::RmsNorm;
 use crate::kernels::{LayerNorm, Linear};
 use crate::weights::WeightReader;
@@ -28,6 +30,8 @@ pub(crate) trait Tensors {
     fn projection(&self, layers: &Linears<'_>) -> Result<Projection> {
         self.packed(layers, RowUse::MultipliedOnly).map(Projection::Packed)
     }
+    /// Linear layers as one for each of `count` experts, whose matrices are in one tensor for each of the parts.
+    fn stacked(&self, layers: &Linears<'_>, count: usize, order: MatrixOrder) -> Result<Vec<Projection>>;
 
     /// The layer norm, or root-mean-square norm, `name`.
     fn norm(&self, name: &str, width: usize, kind: NormKind, epsilon: f64) -> Result<Norm> {
@@ -66,6 +70,27 @@ pub(crate) struct Linears<'a> {
 pub(crate) enum Halves {
     AsStored,
     Swapped,
+    /// A row of the gate and one of the other in turn.
+    Interleaved,
+}
+
+impl Halves {
+    /// Rows of `length` numbers with those of the gate first.
+    fn order<T: Copy>(self, rows: Vec<T>, length: usize) -> Vec<T> {
+        let mut rows = rows;
+        match self {
+            Self::AsStored => rows,
+            Self::Swapped => {
+                let half = rows.len() / length.max(1) / 2;
+                rows.rotate_left(half * length);
+                rows
+            }
+            Self::Interleaved => {
+                let rows = |first| rows.chunks_exact(length.max(1)).skip(first).step_by(2);
+                rows(0).chain(rows(1)).flatten().copied().collect()
+            }
+        }
+    }
 }
 
 impl<'a> Linears<'a> {
@@ -130,11 +155,7 @@ impl<'a> SafeTensors<'a> {
             }
         }
         let out_dim = layers.out_dim();
-        if layers.halves == Halves::Swapped {
-            weight.rotate_left(out_dim / 2 * layers.in_dim);
-            let half = bias.len() / 2;
-            bias.rotate_left(half);
-        }
+        (weight, bias) = (layers.halves.order(weight, layers.in_dim), layers.halves.order(bias, 1));
         if let Some(name) = layers.scale {
             // Scaled outputs are those of a scaled weight and bias.
             let mut scale = Vec::new();
@@ -154,6 +175,96 @@ impl<'a> SafeTensors<'a> {
     fn append(&self, name: &str, shape: &[usize], values: &mut Vec<f32>) -> Result<()> {
         self.reader.append(&format!("{}{name}", self.path), shape, values)
     }
+
+    /// A layer of these numbers on the kernel that suits the model's rows.
+    fn made(&self, weight: Vec<f32>, layers: &Linears<'_>, bias: Option<Tensor>) -> Result<Projection> {
+        match self.workload {
+            Workload::GrowingSequences => {
+                PackedLinear::new(weight, layers.in_dim, bias, self.device()).map(Projection::Packed)
+            }
+            Workload::WholeSequences => {
+                let weight = self.reader.place(weight, &[layers.out_dim(), layers.in_dim])?;
+                Ok(Projection::Gemm(Linear::new(&weight, bias)?))
+            }
+        }
+    }
+
+    /// The layers of one of the experts.
+    fn expert(&self, layers: &Linears<'_>, order: MatrixOrder, place: Place) -> Result<Projection> {
+        let (mut weight, mut quantised, mut all_biases) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, out_dim) in layers.parts {
+            let (in_dim, name) = (layers.in_dim, format!("{}{name}", self.path));
+            if self.reader.contains(&format!("{name}_blocks")) {
+                quantised.push(self.mxfp4(&name, *out_dim, layers, place)?);
+            } else if order == MatrixOrder::Outputs {
+                let shape = [place.count, *out_dim, in_dim];
+                self.reader.append_part(&name, &shape, place.index, &mut weight)?;
+            } else {
+                let mut turned = Vec::new();
+                self.reader.append_part(&name, &[place.count, in_dim, *out_dim], place.index, &mut turned)?;
+                let column = |column| turned.iter().skip(column).step_by((*out_dim).max(1)).copied();
+                (0..*out_dim).for_each(|output| weight.extend(column(output)));
+            }
+            if layers.bias == Bias::Yes {
+                let shape = [place.count, *out_dim];
+                self.reader.append_part(&format!("{name}_bias"), &shape, place.index, &mut all_biases)?;
+            }
+        }
+        let bias = match layers.bias {
+            Bias::Yes => Some(self.reader.place(layers.halves.order(all_biases, 1), &[layers.out_dim()])?),
+            Bias::No => None,
+        };
+        match (quantised.is_empty(), weight.is_empty()) {
+            (true, _) => self.made(layers.halves.order(weight, layers.in_dim), layers, bias),
+            (false, true) => {
+                let rows = RowUse::MultipliedOnly;
+                PackedLinear::quantized(quantised, layers.in_dim, bias, self.device(), rows)
+                    .map(Projection::Packed)
+            }
+            (false, false) => Err(Error::compute("experts of which only some are quantised")),
+        }
+    }
+
+    /// One expert's rows of a matrix in MXFP4: for 32 numbers 16 bytes in a tensor of blocks, each of two neighbours,
+    /// and a scale in another.
+    fn mxfp4(&self, name: &str, out_dim: usize, layers: &Linears<'_>, place: Place) -> Result<QuantizedRows> {
+        let (in_dim, blocks) = (layers.in_dim, format!("{name}_blocks"));
+        if !in_dim.is_multiple_of(32) {
+            let found = format!("blocks of 32 numbers for rows of {in_dim}");
+            return Err(Error::UnsupportedNumbers { tensor: blocks, found });
+        }
+        let shape = [place.count, out_dim, in_dim / 32, 16];
+        let pairs = self.reader.part_bytes(&blocks, &shape, place.index)?;
+        let scales = self.reader.part_bytes(&format!("{name}_scales"), &shape[..3], place.index)?;
+        let bytes = mxfp4_rows(&scales, &pairs);
+        let row = in_dim / 32 * 17;
+        if let Some(row) = GgmlType::Mxfp4.first_damaged_row(&bytes, in_dim) {
+            return Err(Error::NotFinite { tensor: blocks, index: row * in_dim, value: "NaN".to_owned() });
+        }
+        Ok(QuantizedRows { dtype: GgmlType::Mxfp4, bytes: layers.halves.order(bytes, row), out_dim })
+    }
+}
+
+/// The place of an expert among all.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    index: usize,
+    count: usize,
+}
+
+/// Blocks of MXFP4 as GGML has them: the scale first, and in each byte a number of the first half of a block and one of the
+/// second, where safetensors have two neighbours.
+fn mxfp4_rows(scales: &[u8], pairs: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(scales.len() * 17);
+    for (scale, pairs) in scales.iter().zip(pairs.as_chunks::<16>().0) {
+        let number = |index: usize| match index % 2 {
+            0 => pairs[index / 2] & 15,
+            _ => pairs[index / 2] >> 4,
+        };
+        bytes.push(*scale);
+        bytes.extend((0..16).map(|index| number(index) | number(index + 16) << 4));
+    }
+    bytes
 }
 
 impl Tensors for SafeTensors<'_> {
@@ -171,13 +282,11 @@ impl Tensors for SafeTensors<'_> {
     }
 
     fn projection(&self, layers: &Linears<'_>) -> Result<Projection> {
-        match self.workload {
-            Workload::GrowingSequences => self.packed(layers, RowUse::MultipliedOnly).map(Projection::Packed),
-            Workload::WholeSequences => {
-                let (weight, bias) = self.read(layers)?;
-                let weight = self.reader.place(weight, &[layers.out_dim(), layers.in_dim])?;
-                Ok(Projection::Gemm(Linear::new(&weight, bias)?))
-            }
-        }
+        let (weight, bias) = self.read(layers)?;
+        self.made(weight, layers, bias)
+    }
+
+    fn stacked(&self, layers: &Linears<'_>, count: usize, order: MatrixOrder) -> Result<Vec<Projection>> {
+        (0..count).map(|index| self.expert(layers, order, Place { index, count })).collect()
     }
 }

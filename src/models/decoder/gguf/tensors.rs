@@ -8,7 +8,7 @@ use model_actors::LoadContext;
 use crate::error::Result;
 use crate::gguf::GgufFile;
 use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
-use crate::models::transformer::{Bias, Linears, Tensors};
+use crate::models::transformer::{Bias, Linears, MatrixOrder, Projection, Tensors};
 
 /// The tensors of a GGUF file.
 pub(super) struct GgufTensors<'a> {
@@ -78,6 +78,37 @@ impl Tensors for GgufTensors<'_> {
         let parts = layers.parts.iter().map(|(name, out_dim)| self.rows(name, *out_dim, layers.in_dim));
         let weight = parts.collect::<Result<_>>()?;
         PackedLinear::quantized(weight, layers.in_dim, self.biases(layers)?, self.device, rows)
+    }
+
+    fn stacked(&self, layers: &Linears<'_>, count: usize, _: MatrixOrder) -> Result<Vec<Projection>> {
+        let mut experts: Vec<(Vec<QuantizedRows>, Vec<f32>)> = Vec::new();
+        let has_bias = layers.bias == Bias::Yes || layers.parts.iter().any(|(name, _)| self.has_bias(name));
+        for (name, out_dim) in layers.parts {
+            let out_dim = *out_dim;
+            let shape = [count, out_dim, layers.in_dim];
+            let stored = self.file.read(&format!("{name}.weight"), &shape, self.context)?;
+            // So many are in the file.
+            experts.resize_with(count, Default::default);
+            let size = stored.bytes.len().checked_div(count).unwrap_or(0).max(1);
+            for ((rows, _), bytes) in experts.iter_mut().zip(stored.bytes.chunks_exact(size)) {
+                rows.push(QuantizedRows { dtype: stored.dtype, bytes: bytes.to_vec(), out_dim });
+            }
+            let biases = match layers.bias == Bias::Yes || self.has_bias(name) {
+                true => self.file.numbers(&format!("{name}.bias"), &[count, out_dim], self.context)?,
+                false => vec![0.0; count.saturating_mul(out_dim)],
+            };
+            let all = biases.chunks_exact(out_dim.max(1));
+            experts.iter_mut().zip(all).for_each(|((_, bias), own)| bias.extend_from_slice(own));
+        }
+        let (in_dim, device, rows) = (layers.in_dim, self.device, RowUse::MultipliedOnly);
+        let layer = |(weight, bias): (Vec<QuantizedRows>, Vec<f32>)| {
+            let bias = match has_bias {
+                true => Some(Tensor::from_vec(bias, layers.out_dim(), device)?),
+                false => None,
+            };
+            PackedLinear::quantized(weight, in_dim, bias, device, rows).map(Projection::Packed)
+        };
+        experts.into_iter().map(layer).collect()
     }
 }
 
