@@ -92,13 +92,43 @@ fn images_from_the_same_noise_are_those_of_the_reference() {
 }
 
 #[test]
-fn a_turbo_model_takes_one_step_by_default() {
-    let mut steps = 0;
-    let model = load("sdxl_turbo");
-    let request = request("a cat", 1).with_steps(None);
-    let picture = model.paint(&request, |_| steps += 1).unwrap();
-    assert_eq!((steps, picture.width, picture.height), (1, 64, 64));
-    assert_eq!(model.default_size(), (64, 64));
+fn a_distilled_model_takes_few_steps_by_default() {
+    for (family, few) in [("sdxl_turbo", 1), ("sd_turbo", 1), ("lcm", 4)] {
+        let mut steps = 0;
+        let model = load(family);
+        let request = request("a cat", 1).with_steps(None);
+        let picture = model.paint(&request, |_| steps += 1).unwrap();
+        assert_eq!((steps, picture.width, picture.height), (few, 64, 64), "{family}");
+        assert_eq!(model.default_size(), (64, 64));
+    }
+}
+
+/// A model of velocities has its timesteps at the end too, and takes many steps.
+#[test]
+fn a_trailing_schedule_of_velocities_is_not_a_distilled_one() {
+    for change in [json!({"prediction_type": "v_prediction"}), json!({"rescale_betas_zero_snr": true})] {
+        let folder = changed("sd_turbo", "scheduler/scheduler_config.json", change);
+        let model = TextToImageModel::load(Source::directory(folder.path())).unwrap();
+        let mut steps = 0;
+        model.paint(&request("a cat", 1).with_steps(None), |_| steps += 1).unwrap();
+        assert_eq!(steps, 50);
+    }
+}
+
+#[test]
+fn a_latent_consistency_model_takes_its_own_guidance_and_no_more_steps_than_its_distillation() {
+    let model = load("lcm");
+    let paint = |request: &PaintImage| model.paint(request, |_| {});
+    let weak = paint(&request("a cat", 1).with_guidance(2.0)).unwrap();
+    let strong = paint(&request("a cat", 1).with_guidance(8.0)).unwrap();
+    assert_ne!(weak, strong);
+    for (request, words) in [
+        (request("a cat", 1).with_negative_prompt("a dog".to_owned()), "negative prompt"),
+        (request("a cat", 1).with_steps(51), "distillation, here 50"),
+    ] {
+        let error = paint(&request).unwrap_err();
+        assert!(matches!(&error, Error::InvalidInput(reason) if reason.contains(words)), "{error}");
+    }
 }
 
 /// Mean difference of two images of one size, where 1 is that of black and white.
@@ -117,6 +147,7 @@ fn previews_approach_the_image_and_come_only_on_request() {
         ("sd15", 64, all),
         ("sd21", 64, all),
         ("sdxl", 64, &all[..1]),
+        ("lcm", 64, &["lcm"]),
         ("sd35", 48, flow),
         ("flux_schnell", 48, flow),
     ] {
@@ -358,6 +389,10 @@ fn impossible_settings_are_refused_by_name_of_the_setting() {
         ("sd15", "scheduler/scheduler_config.json", json!({"beta_schedule": "wave"})),
         ("sd15", "scheduler/scheduler_config.json", json!({"trained_betas": [0.5]})),
         ("sd15", "scheduler/scheduler_config.json", json!({"prediction_type": "sample"})),
+        ("sd15", "scheduler/scheduler_config.json", json!({"original_inference_steps": 0})),
+        ("lcm", "scheduler/scheduler_config.json", json!({"original_inference_steps": 1001})),
+        ("lcm", "unet/config.json", json!({"time_cond_proj_dim": 3})),
+        ("lcm", "unet/config.json", json!({"time_cond_proj_dim": huge})),
         ("sdxl", "unet/config.json", json!({"addition_time_embed_dim": 0})),
         ("sdxl", "unet/config.json", json!({"addition_time_embed_dim": 9})),
         ("sdxl", "unet/config.json", json!({"projection_class_embeddings_input_dim": null})),
@@ -370,7 +405,6 @@ fn impossible_settings_are_refused_by_name_of_the_setting() {
     for (file, changes) in [
         ("unet/config.json", json!({"_class_name": "UNet3DConditionModel"})),
         ("unet/config.json", json!({"act_fn": "gelu"})),
-        ("unet/config.json", json!({"time_cond_proj_dim": 256})),
         ("unet/config.json", json!({"addition_embed_type": "image"})),
         ("vae/config.json", json!({"_class_name": "AutoencoderTiny"})),
         ("vae/config.json", json!({"latents_mean": [0.0, 0.0, 0.0, 0.0]})),

@@ -330,6 +330,7 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
             "DPMSolverMultistepScheduler",
             "EulerDiscreteScheduler",
             "EulerAncestralDiscreteScheduler",
+            "LCMScheduler",
         ],
         &[
             // Of `thresholding`, which is refused.

@@ -44,8 +44,13 @@ use pipeline::Read;
 
 /// The families, by the class of the pipeline in `model_index.json`, in the order that errors list them. A
 /// new family is its file and its line here.
-const FAMILIES: &[Family<Read>] =
-    &[stable_diffusion::FAMILY, stable_diffusion_xl::FAMILY, sd3::FAMILY, flux::FAMILY];
+const FAMILIES: &[Family<Read>] = &[
+    stable_diffusion::FAMILY,
+    stable_diffusion::FAMILY_LCM,
+    stable_diffusion_xl::FAMILY,
+    sd3::FAMILY,
+    flux::FAMILY,
+];
 
 /// Name of the capability in errors.
 const CAPABILITY: &str = "text to image";

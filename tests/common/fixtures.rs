@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use candle_actors::{
-    DescribeImage, Engine, EngineBuilder, GenerateText, ImageEmbeddingModel, ImageSource, LoadOptions,
+    DescribeImage, Engine, EngineBuilder, Error, GenerateText, ImageEmbeddingModel, ImageSource, LoadOptions,
     PaintImage, Picture, Result, Source, StandaloneModel, TextEmbeddingModel, TextGenerationModel,
     TextToImageModel, VisionModel, model_actors,
 };
@@ -61,13 +61,25 @@ pub(crate) const KINDS: [Kind; 5] = [
         register: |builder, source| builder.image_embedding("model", source),
         ask: |engine| {
             let images = vec![ImageSource::Picture(picture())];
-            Box::pin(async { engine.image_embedding("model")?.embed_images(images).await.map(drop) })
+            Box::pin(async {
+                let model = engine.image_embedding("model")?;
+                match model.embed_images(images).await {
+                    // A text tower alone takes no images.
+                    Err(Error::InvalidInput(_)) => model.embed_texts(["a cat"]).await.map(drop),
+                    answer => answer.map(drop),
+                }
+            })
         },
         preload: |engine| Box::pin(async { Ok(engine.image_embedding("model")?.model().preload().await?) }),
         clones: |source, options| {
             let model = ImageEmbeddingModel::load_with(source, options).unwrap();
             let models = [model.try_clone().unwrap(), model];
-            models.map(|model| -> Plain { Box::new(move || drop(model.embed_images(&[picture()]).unwrap())) })
+            models.map(|model| -> Plain {
+                Box::new(move || match model.has_image_side() {
+                    true => drop(model.embed_images(&[picture()]).unwrap()),
+                    false => drop(model.embed_texts(&["a cat"]).unwrap()),
+                })
+            })
         },
     },
     Kind {

@@ -23,12 +23,15 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestral
+from diffusers.schedulers import scheduling_lcm as consistency
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -217,13 +220,47 @@ def make_sdxl_turbo(folder: Path, generator: torch.Generator):
     return make_xl(folder, scheduler), {"half": True}
 
 
+def make_sd_turbo(folder: Path, generator: torch.Generator):
+    tokenizer = words_tokenizer(folder / "tokenizer", "!")
+    encoder = text_encoder(tokenizer, CLIPTextModel, 2, 32, "gelu", True)
+    pipe = StableDiffusionPipeline(
+        vae=autoencoder(0.18215),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet(cross_attention_dim=32, attention_head_dim=(2, 4), use_linear_projection=True),
+        scheduler=EulerDiscreteScheduler(**SHARED, steps_offset=1, timestep_spacing="trailing"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipe, {"half": True}
+
+
+def make_lcm(folder: Path, generator: torch.Generator):
+    tokenizer = words_tokenizer(folder / "tokenizer", "<|endoftext|>")
+    encoder = text_encoder(tokenizer, CLIPTextModel, 2, 32, "quick_gelu", True)
+    pipe = LatentConsistencyModelPipeline(
+        vae=autoencoder(0.18215),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet(cross_attention_dim=32, attention_head_dim=4, time_cond_proj_dim=16),
+        scheduler=LCMScheduler(**SHARED, steps_offset=1, set_alpha_to_one=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return pipe, {"numbers": {"vae": torch.float16, "unet": torch.float16, "text_encoder": torch.float16}}
+
+
 FAMILIES = {"sd15": make_sd15, "sd21": make_sd21, "sdxl": make_sdxl, "sdxl_turbo": make_sdxl_turbo}
+FAMILIES |= {"sd_turbo": make_sd_turbo, "lcm": make_lcm}
 SCHEDULERS = {
     "ddim": DDIMScheduler,
     "pndm": PNDMScheduler,
     "euler": EulerDiscreteScheduler,
     "euler_ancestral": EulerAncestralDiscreteScheduler,
     "dpm++": DPMSolverMultistepScheduler,
+    "lcm": LCMScheduler,
 }
 # Settings that repositories change.
 VARIANTS = [
@@ -245,6 +282,14 @@ VARIANTS = [
     {"name": "euler_zero_snr", "scheduler": "euler", "changes": {"rescale_betas_zero_snr": True}},
     {"name": "linear", "scheduler": "ddim", "changes": {"beta_schedule": "linear", "beta_end": 0.02}},
     {"name": "cosine", "scheduler": "ddim", "changes": {"beta_schedule": "squaredcos_cap_v2"}},
+]
+LCM_VARIANTS = [
+    {"name": "single", "steps": 1, "picture": True},
+    {"name": "seven", "steps": 7},
+    {"name": "weak", "guidance": 1.0},
+    {"name": "clipped", "changes": {"clip_sample": True}},
+    {"name": "velocity", "changes": {"prediction_type": "v_prediction"}},
+    {"name": "few_original", "changes": {"original_inference_steps": 9, "timestep_scaling": 0.001}},
 ]
 
 
@@ -283,10 +328,12 @@ def paint(pipe, noise: torch.Tensor, settings: dict) -> tuple[torch.Tensor, torc
         first, used[0] = used[0], used[0] + count
         return stream[first : first + count].reshape(wanted)
 
-    ancestral.randn_tensor = recorded
+    ancestral.randn_tensor = consistency.randn_tensor = recorded
+    # The pipeline of latent consistency models has none.
+    negative = {"negative_prompt": settings["negative_prompt"]} if settings["negative_prompt"] else {}
     latents = pipe(
         prompt=PROMPT,
-        negative_prompt=settings["negative_prompt"],
+        **negative,
         width=width,
         height=height,
         num_inference_steps=settings["steps"],
@@ -307,9 +354,21 @@ def loops(name: str) -> list[dict]:
             base | {"name": "two_steps", "scheduler": None, "steps": 2, "guidance": 0.0, "negative_prompt": None},
             base | {"name": "guided", "scheduler": None, "steps": 3},
         ]
+    if name == "sd_turbo":
+        return [
+            base | {"name": "own", "scheduler": None, "steps": 1, "guidance": 0.0, "negative_prompt": None},
+            base | {"name": "two_steps", "scheduler": None, "steps": 2, "guidance": 0.0, "negative_prompt": None},
+            base | {"name": "guided", "scheduler": None, "steps": 3},
+            # As with the weights of a latent consistency model merged into a network without guidance as an input.
+            base | {"name": "lcm", "scheduler": "lcm", "steps": 4, "guidance": 1.5},
+        ]
+    if name == "lcm":
+        base |= {"scheduler": None, "negative_prompt": None, "steps": 4, "guidance": 8.5}
+        variants = [{"picture": False, "scheduler": "lcm" if "changes" in new else None} | new for new in LCM_VARIANTS]
+        return [base | {"name": "own"}] + [base | variant for variant in variants]
     own = [base | {"name": "own", "scheduler": None}]
     base["picture"] = False
-    own += [base | {"name": scheduler, "scheduler": scheduler} for scheduler in SCHEDULERS]
+    own += [base | {"name": scheduler, "scheduler": scheduler} for scheduler in SCHEDULERS if scheduler != "lcm"]
     own.append(base | {"name": "unguided", "scheduler": None, "steps": 2, "guidance": 1.0})
     own.append(base | {"name": "odd_size", "scheduler": None, "steps": 2, "size": [72, 104], "picture": True})
     own.append(base | {"name": "no_negative", "scheduler": None, "steps": 3, "negative_prompt": None})
@@ -321,15 +380,16 @@ def loops(name: str) -> list[dict]:
 
 
 def components(pipe, name: str, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+    guided = name != "lcm"
     with torch.no_grad():
         encoded = pipe.encode_prompt(
             prompt=PROMPT,
-            negative_prompt=NEGATIVE,
+            negative_prompt=NEGATIVE if guided else None,
             device="cpu",
             num_images_per_prompt=1,
-            do_classifier_free_guidance=True,
+            do_classifier_free_guidance=guided,
         )
-        hidden = torch.cat([encoded[1], encoded[0]])
+        hidden = torch.cat([encoded[1], encoded[0]]) if guided else encoded[0]
         latents = noise[:1] * 1.5
         added = None
         out = {"hidden": hidden}
@@ -338,7 +398,9 @@ def components(pipe, name: str, noise: torch.Tensor) -> dict[str, torch.Tensor]:
             sizes = torch.tensor([[64.0, 64.0, 0.0, 0.0, 64.0, 64.0]] * 2)
             added = {"text_embeds": pooled, "time_ids": sizes}
             out["pooled"] = pooled
-        prediction = pipe.unet(latents.repeat(2, 1, 1, 1), 401, hidden, added_cond_kwargs=added).sample
+        scale = None if guided else pipe.get_guidance_scale_embedding(torch.tensor([3.0 - 1]), 16)
+        batch = latents.repeat(len(hidden), 1, 1, 1)
+        prediction = pipe.unet(batch, 401, hidden, timestep_cond=scale, added_cond_kwargs=added).sample
         scale = pipe.vae.config.scaling_factor
         out |= {"latents": latents, "prediction": prediction, "colours": pipe.vae.decode(latents / scale).sample}
     return out
@@ -349,7 +411,7 @@ def check(name: str, out: dict[str, torch.Tensor]) -> None:
     for key, value in out.items():
         print(f"{name:10} {key:24} {str(tuple(value.shape)):18} mean {value.mean():+.3f} std {value.std():.3f}")
         assert value.isfinite().all() and value.std() > 0.05, key
-    for key in ["hidden", "prediction"]:
+    for key in ["hidden", "prediction"] if name != "lcm" else []:
         assert (out[key][0] - out[key][1]).abs().max() > 0.1, key
     pictures = [value for key, value in out.items() if key.endswith(".picture")]
     for picture in pictures:
@@ -376,7 +438,8 @@ def make(name: str, folder: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn((NOISES, 4, 8, 8), generator=generator)
     out = components(pipe, name, noise)
-    expected = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "made_with": versions(), "loops": loops(name)}
+    negative = NEGATIVE if name != "lcm" else ""
+    expected = {"prompt": PROMPT, "negative_prompt": negative, "made_with": versions(), "loops": loops(name)}
     ids = {}
     for part in ["tokenizer", "tokenizer_2"]:
         if tokenizer := getattr(pipe, part, None):

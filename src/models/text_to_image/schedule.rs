@@ -5,16 +5,20 @@
 mod ddim;
 mod dpm;
 mod euler;
+mod lcm;
 mod pndm;
 
 use std::path::Path;
 
 use candle_core::Tensor;
 use serde::Deserialize;
+use serde_json::json;
 
 use super::pipeline::{Scheduler, Settings};
 use super::repository::{Repository, invalid};
+use crate::architecture::parse;
 use crate::error::{Error, Result};
+use crate::models::config_file::with_defaults;
 
 /// Most timesteps of a training.
 pub(super) const MAX_TIMESTEPS: usize = 100_000;
@@ -42,18 +46,21 @@ enum Solver {
     Euler,
     EulerAncestral,
     Dpm,
+    Lcm,
 }
 
 /// Solvers by their names in requests and their classes in repositories.
-const SOLVERS: [(&str, &str, Solver); 5] = [
+const SOLVERS: [(&str, &str, Solver); 6] = [
     ("ddim", "DDIMScheduler", Solver::Ddim),
     ("pndm", "PNDMScheduler", Solver::Pndm),
     ("euler", "EulerDiscreteScheduler", Solver::Euler),
     ("euler_ancestral", "EulerAncestralDiscreteScheduler", Solver::EulerAncestral),
     ("dpm++", "DPMSolverMultistepScheduler", Solver::Dpm),
+    ("lcm", LCM, Solver::Lcm),
 ];
 const CLASSES: &str = "DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, \
-                       DPMSolverMultistepScheduler";
+                       DPMSolverMultistepScheduler, LCMScheduler";
+const LCM: &str = "LCMScheduler";
 
 /// Growth of the noise over the training timesteps (`beta_schedule`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -130,6 +137,8 @@ pub(super) struct ScheduleConfig {
     solver_type: dpm::SolverType,
     lower_order_final: bool,
     euler_at_final: bool,
+    original_inference_steps: usize,
+    timestep_scaling: f64,
 }
 
 impl Default for ScheduleConfig {
@@ -156,6 +165,8 @@ impl Default for ScheduleConfig {
             solver_type: dpm::SolverType::Midpoint,
             lower_order_final: true,
             euler_at_final: false,
+            original_inference_steps: 50,
+            timestep_scaling: 10.0,
         }
     }
 }
@@ -172,7 +183,8 @@ pub(super) struct Schedule {
 impl Schedule {
     pub(super) fn read(repository: &Repository<'_>) -> Result<Self> {
         let file = "scheduler/scheduler_config.json";
-        let (path, config): (_, ScheduleConfig) = repository.config(file, &[], ONLY)?;
+        let (path, config): (_, ScheduleConfig) =
+            repository.config_by(file, &[], ONLY, |path, config| parse(path, &with_own_defaults(config)))?;
         let found = SOLVERS.iter().find(|(_, class, _)| *class == config.class_name);
         let Some((_, _, solver)) = found else {
             return Err(Error::UnsupportedSetting {
@@ -182,15 +194,31 @@ impl Schedule {
                 supported: CLASSES.into(),
             });
         };
+        let (original, all) = (config.original_inference_steps, config.num_train_timesteps);
+        if !(1..=all).contains(&original) || !config.timestep_scaling.is_finite() {
+            let reason = format!(
+                "original_inference_steps is {original}, of {all} timesteps, and timestep_scaling {}",
+                config.timestep_scaling
+            );
+            return Err(invalid(&path, reason));
+        }
         let alphas_cumprod = alphas_cumprod(&path, &config)?;
         Ok(Self { default_solver: *solver, alphas_cumprod, config })
     }
 
-    /// True for the schedule of models that are distilled to a single step, such as SDXL-Turbo; nothing else
-    /// in their repositories says so.
-    pub(super) fn is_single_step(&self) -> bool {
-        self.default_solver == Solver::EulerAncestral
-            && self.config.timestep_spacing == Some(TimestepSpacing::Trailing)
+    /// Number of steps that a model is distilled to, by its schedule: one for SD-Turbo and SDXL-Turbo, of which
+    /// nothing else in their repositories says so; a few for a latent consistency model.
+    pub(super) fn distilled_steps(&self) -> Option<usize> {
+        let config = &self.config;
+        let is_plain = config.prediction_type == PredictionType::Epsilon && !config.rescale_betas_zero_snr;
+        let is_trailing = config.timestep_spacing == Some(TimestepSpacing::Trailing);
+        match self.default_solver {
+            Solver::EulerAncestral if is_trailing => Some(1),
+            // Models of velocities and those that end in pure noise have this spacing for another reason.
+            Solver::Euler if is_trailing && is_plain => Some(1),
+            Solver::Lcm => Some(LCM_STEPS),
+            _ => None,
+        }
     }
 
     /// Starts the schedule of one image.
@@ -213,6 +241,7 @@ impl Schedule {
             Solver::Euler => Box::new(euler::Euler::plain(self, steps)),
             Solver::EulerAncestral => Box::new(euler::Euler::ancestral(self, steps)),
             Solver::Dpm => Box::new(dpm::Dpm::new(self, steps)),
+            Solver::Lcm => Box::new(lcm::Lcm::new(self, steps)?),
         })
     }
 
@@ -284,6 +313,20 @@ impl Schedule {
             FinalSigma::Zero => 0.0,
             FinalSigma::SigmaMin => self.sigmas().first().copied().unwrap_or_default(),
         }
+    }
+}
+
+/// Steps of a latent consistency model where a request names no number.
+pub(super) const LCM_STEPS: usize = 4;
+
+/// The configuration with the defaults of its class, where these are not those of all.
+fn with_own_defaults(config: &serde_json::Value) -> serde_json::Value {
+    match config.get("_class_name").and_then(serde_json::Value::as_str) {
+        Some(LCM) => with_defaults(
+            config,
+            json!({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}),
+        ),
+        _ => config.clone(),
     }
 }
 

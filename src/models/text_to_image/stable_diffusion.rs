@@ -1,6 +1,6 @@
-//! Stable Diffusion 1.5 and 2.1 (Rombach et al., arXiv 2112.10752), and other models of
-//! `StableDiffusionPipeline` with the same components: one CLIP text encoder, a UNet, an autoencoder. The
-//! safety checker of some repositories is not run. The reference is diffusers.
+//! Stable Diffusion 1.5 and 2.1 (Rombach et al., arXiv 2112.10752), SD-Turbo, latent consistency models (Luo et al.,
+//! arXiv 2310.04378), and other models of `StableDiffusionPipeline` with the same components: one CLIP text encoder, a
+//! UNet, an autoencoder. The safety checker of some repositories is not run. The reference is diffusers.
 
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
@@ -12,14 +12,18 @@ use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
 };
 use super::repository::{Component, ComponentWeights, Repository, invalid};
-use super::schedule::Schedule;
+use super::schedule::{LCM_STEPS, Schedule};
 use super::unet::{self, Unet, UnetConfig};
 use crate::architecture::Family;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<Read> =
     Family { model_type: "StableDiffusionPipeline", architectures: &[], read: |_, _| Ok(read) };
+
+/// The entry of latent consistency models, which take the guidance as an input.
+pub(super) const FAMILY_LCM: Family<Read> =
+    Family { model_type: "LatentConsistencyModelPipeline", architectures: &[], read: |_, _| Ok(read) };
 
 const ENCODER: Component =
     Component { folder: "text_encoder/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
@@ -83,7 +87,7 @@ impl Pipeline for LoadedStableDiffusion {
     }
 
     fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
-        let encoded = self.encoder.encode(&settings.prompts(), watch)?;
+        let encoded = self.encoder.encode(&self.network.prompts(settings)?, watch)?;
         Ok(Conditioning {
             prompt_embeddings: encoded.last_hidden_state,
             pooled_prompt_embeddings: None,
@@ -133,13 +137,13 @@ impl Network {
         // 64 latents a side, if the configuration does not say.
         let (height, width) = self.unet.sample_size().unwrap_or((64, 64));
         let scale = self.autoencoder.scale();
-        let single = self.schedule.is_single_step();
-        Defaults {
-            width: width.saturating_mul(scale),
-            height: height.saturating_mul(scale),
-            steps: if single { 1 } else { 50 },
-            guidance: if single { 0.0 } else { guidance },
-        }
+        let (steps, guidance) = match (self.unet.guidance_width(), self.schedule.distilled_steps()) {
+            (Some(_), steps) => (steps.unwrap_or(LCM_STEPS), 8.5),
+            (None, Some(steps)) => (steps, 0.0),
+            (None, None) => (50, guidance),
+        };
+        let (width, height) = (width.saturating_mul(scale), height.saturating_mul(scale));
+        Defaults { width, height, steps, guidance }
     }
 
     pub(super) fn latent_space(&self) -> LatentSpace {
@@ -165,6 +169,7 @@ impl Network {
             unet: Unet::load(&self.unet, &ScopedReader::root(&unet))?,
             autoencoder: self.autoencoder.load(&ScopedReader::root(&autoencoder))?,
             schedule: self.schedule.clone(),
+            takes_guidance: self.unet.guidance_width().is_some(),
         })
     }
 }
@@ -174,9 +179,24 @@ pub(super) struct LoadedNetwork {
     unet: Unet,
     pub(super) autoencoder: Autoencoder,
     pub(super) schedule: Schedule,
+    /// True if the scale of the guidance is an input of the UNet.
+    takes_guidance: bool,
 }
 
 impl LoadedNetwork {
+    /// The prompts to encode, of which a model that takes the guidance as an input has one.
+    pub(super) fn prompts<'a>(&self, settings: &'a Settings) -> Result<Vec<&'a str>> {
+        match (self.takes_guidance, settings.has_negative_prompt()) {
+            (true, true) => {
+                let reason =
+                    "this model takes no negative prompt: its guidance is a part of the model".to_owned();
+                Err(Error::InvalidInput(reason))
+            }
+            (true, false) => Ok(vec![&settings.prompt]),
+            (false, _) => Ok(settings.prompts()),
+        }
+    }
+
     /// Predicts from latents `(1, channels, height, width)`, once for each row of the conditioning.
     pub(super) fn predict(
         &self,
@@ -189,6 +209,6 @@ impl LoadedNetwork {
         let latents = latents.repeat((rows, 1, 1, 1))?;
         let (text, pooled) =
             (&conditioning.prompt_embeddings, conditioning.pooled_prompt_embeddings.as_ref());
-        self.unet.forward(&latents, timestep, text, pooled, watch)
+        self.unet.forward(&latents, timestep, conditioning.guidance, text, pooled, watch)
     }
 }

@@ -148,7 +148,7 @@ impl Pipeline for LoadedStableDiffusionXl {
     }
 
     fn encode_prompt(&self, settings: &Settings, watch: &Watch<'_>) -> Result<Conditioning> {
-        let prompts = settings.prompts();
+        let prompts = self.network.prompts(settings)?;
         let EncodedPrompts { penultimate_hidden_state: first, .. } = self.first.encode(&prompts, watch)?;
         let EncodedPrompts { penultimate_hidden_state: second, pooled, .. } =
             self.second.encode(&prompts, watch)?;

@@ -5,14 +5,14 @@
 mod config;
 mod transformer;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::layers::{ScopedReader, SinusoidalEmbedding, TimestepEmbedding};
 use super::pipeline::Watch;
 use super::repository::Component;
 use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
 use crate::error::{Error, Result};
-use crate::kernels::{Activation, Convolution, GroupNorm};
+use crate::kernels::{Activation, Convolution, GroupNorm, Linear};
 use config::LevelConfig;
 pub(super) use config::UnetConfig;
 use transformer::ImageTransformer;
@@ -25,6 +25,9 @@ pub(super) const COMPONENT: Component =
 pub(super) struct Unet {
     sinusoid: SinusoidalEmbedding,
     time_embedding: TimestepEmbedding,
+    /// Projection of the embedded guidance to the width of the embedded timestep, of a model that is distilled with
+    /// guidance (Meng et al., arXiv 2210.03142).
+    guidance_projection: Option<GuidanceProjection>,
     /// Embedding of the added conditions of SDXL: pooled prompt and sizes.
     add_embedding: Option<TimestepEmbedding>,
     conv_in: Convolution,
@@ -39,6 +42,11 @@ pub(super) struct Unet {
 struct Level {
     blocks: Vec<Block>,
     resize: Resize,
+}
+
+struct GuidanceProjection {
+    width: usize,
+    projection: Linear,
 }
 
 struct Block {
@@ -75,9 +83,15 @@ impl Unet {
         let added = config
             .added_width()
             .map(|width| TimestepEmbedding::load(&reader.at("add_embedding"), width, embedded));
+        let time_embedding = reader.at("time_embedding");
+        let guidance = config.guidance_width().map(|width| -> Result<_> {
+            let projection = time_embedding.at("cond_proj").linear_without_bias(width, start)?;
+            Ok(GuidanceProjection { width, projection })
+        });
         Ok(Self {
             sinusoid: config.sinusoid(start),
-            time_embedding: TimestepEmbedding::load(&reader.at("time_embedding"), start, embedded)?,
+            time_embedding: TimestepEmbedding::load(&time_embedding, start, embedded)?,
+            guidance_projection: guidance.transpose()?,
             add_embedding: added.transpose()?,
             conv_in: reader.at("conv_in").convolution(config.in_channels, start, 1)?,
             down_blocks: load_down(&levels, config, shape, reader)?,
@@ -97,11 +111,13 @@ impl Unet {
     }
 
     /// Predicts from latents `(batch, channels, height, width)` at a timestep, with prompt embeddings
-    /// `(batch, tokens, width)` and, for SDXL, added conditions `(batch, width)`. Gives the latents' shape.
+    /// `(batch, tokens, width)` and, for SDXL, added conditions `(batch, width)`. `guidance` is its scale, which counts
+    /// in a model that takes it as an input. Gives the latents' shape.
     pub(super) fn forward(
         &self,
         latents: &Tensor,
         time: f64,
+        guidance: f64,
         prompt_embeddings: &Tensor,
         added: Option<&Tensor>,
         watch: &Watch<'_>,
@@ -109,6 +125,10 @@ impl Unet {
         let batch = latents.dim(0)?;
         let sines =
             Tensor::from_vec(self.sinusoid.of(time as f32), (1, self.sinusoid.width), latents.device())?;
+        let sines = match &self.guidance_projection {
+            Some(layer) => (sines + layer.forward(guidance, latents.device())?)?,
+            None => sines,
+        };
         let mut time = self.time_embedding.forward(&sines)?.repeat((batch, 1))?;
         if let (Some(layer), Some(added)) = (&self.add_embedding, added) {
             time = (time + layer.forward(added)?)?;
@@ -127,6 +147,20 @@ impl Unet {
         }
         let out = self.conv_out.forward(&self.conv_norm_out.forward(&image, Activation::Silu)?)?;
         Ok(out.permute((0, 3, 1, 2))?.contiguous()?)
+    }
+}
+
+impl GuidanceProjection {
+    /// `(1, width of the embedded timestep)`. The scale is 0 for no guidance here, 1 elsewhere.
+    fn forward(&self, guidance: f64, device: &Device) -> Result<Tensor> {
+        let half = self.width / 2;
+        let step = 10_000f32.ln() / (half as f32 - 1.0);
+        let angle = |index: usize| (guidance as f32 - 1.0) * 1000.0 * (index as f32 * -step).exp();
+        let mut embedded: Vec<f32> = (0..half).map(|index| angle(index).sin()).collect();
+        embedded.extend((0..half).map(|index| angle(index).cos()));
+        embedded.resize(self.width, 0.0);
+        let embedded = Tensor::from_vec(embedded, (1, self.width), device)?;
+        self.projection.forward(&embedded, Activation::Identity)
     }
 }
 

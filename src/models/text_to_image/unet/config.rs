@@ -32,7 +32,6 @@ const ONLY: &[(&str, &str)] = &[
     ("resnet_skip_time_act", "false"),
     ("resnet_time_scale_shift", "\"default\""),
     ("reverse_transformer_layers_per_block", "null"),
-    ("time_cond_proj_dim", "null"),
     ("time_embedding_act_fn", "null"),
     ("time_embedding_type", "\"positional\""),
     ("timestep_post_act", "null"),
@@ -79,6 +78,7 @@ pub(in super::super) struct UnetConfig {
     addition_time_embed_dim: Option<usize>,
     projection_class_embeddings_input_dim: Option<usize>,
     time_embedding_dim: Option<usize>,
+    time_cond_proj_dim: Option<usize>,
 }
 
 impl Default for UnetConfig {
@@ -110,6 +110,7 @@ impl Default for UnetConfig {
             addition_time_embed_dim: None,
             projection_class_embeddings_input_dim: None,
             time_embedding_dim: None,
+            time_cond_proj_dim: None,
         }
     }
 }
@@ -167,6 +168,12 @@ impl UnetConfig {
             added.into_iter().flatten().chain(sides).find(|side| !(1..=MAX_WIDTH).contains(side))
         {
             return Err(invalid(path, format!("a width is {side}; 1 to {MAX_WIDTH} are allowed")));
+        }
+        if let Some(width) = self.time_cond_proj_dim.filter(|width| !(4..=MAX_WIDTH).contains(width)) {
+            return Err(invalid(
+                path,
+                format!("time_cond_proj_dim is {width}; 4 to {MAX_WIDTH} are allowed"),
+            ));
         }
         match self.addition_embed_type.as_deref() {
             None => Ok(()),
@@ -245,6 +252,11 @@ impl UnetConfig {
 
     pub(super) fn added_width(&self) -> Option<usize> {
         self.addition_embed_type.as_ref().and(self.projection_class_embeddings_input_dim)
+    }
+
+    /// Width of the sinusoidal embedding of the guidance, in a model that takes its scale as an input.
+    pub(in super::super) fn guidance_width(&self) -> Option<usize> {
+        self.time_cond_proj_dim
     }
 
     /// Sinusoidal embedding of timesteps, of this width.
