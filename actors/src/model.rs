@@ -96,7 +96,9 @@ pub trait Weights<C: Capability>: Send + Sync + 'static {
     fn build(&self, context: &LoadContext) -> Result<Box<dyn Model<C>>, Failure>;
 }
 
-/// One worker's model. It is built, used and dropped on one thread, so it need not be `Send`.
+/// One worker's model. It is built, used and dropped on one thread, so it need not be `Send`. What it keeps in thread-locals
+/// goes at the end of that thread, which counts as the worker's end; a panic in the destructor of a thread-local ends the
+/// process, as on any thread.
 ///
 /// ```
 /// use model_actors::{Batch, Capability, Failure, Model};

@@ -5,7 +5,7 @@
 //! elsewhere; whoever owns it keeps it as [`Reaped`].
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::mem::needs_drop;
 use std::ops::{Deref, DerefMut};
@@ -39,12 +39,40 @@ const LINGER: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(1);
 
 thread_local! {
+    /// The value that goes at the end of this thread. Thread-locals go in the reverse order of their first use.
+    static LAST: RefCell<Last> = const { RefCell::new(Last(None)) };
     static DROPS_ON_THE_SPOT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Notes that this thread is a worker's: what it holds may be dropped on it.
-pub(crate) fn this_is_a_workers_thread() {
+/// Notes that this thread is a worker's, before it does anything else: what it holds may be dropped on it. Its `place` is
+/// left once everything of it is gone, the thread-locals of model code included.
+pub(crate) fn this_is_a_workers_thread<T: Send + 'static>(place: T) {
+    at_the_end_of_this_thread(Elsewhere(Some(place)));
     DROPS_ON_THE_SPOT.set(true);
+}
+
+/// Keeps a value until all other thread-locals of this thread are gone, if this comes before their first use. Its
+/// destructor must get by without thread-locals.
+fn at_the_end_of_this_thread<T: Send + 'static>(value: T) {
+    LAST.with(|last| last.borrow_mut().0 = Some(Box::new(value)));
+}
+
+struct Last(Option<Box<dyn Send>>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        // A panic at this place would end the process.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.0.take())));
+    }
+}
+
+/// A value that goes on another thread, one that no destructor of a user's holds up.
+struct Elsewhere<T: Send + 'static>(Option<T>);
+
+impl<T: Send + 'static> Drop for Elsewhere<T> {
+    fn drop(&mut self) {
+        ENDS.take(Box::new(self.0.take()));
+    }
 }
 
 /// The place where a value is dropped.
@@ -159,6 +187,8 @@ pub(crate) fn cause_of_panic(panic: Box<dyn Any + Send>) -> Cause {
 }
 
 static REAPER: Reaper = Reaper::new();
+/// Drops the places of threads that have ended, and nothing of users.
+static ENDS: Reaper = Reaper::new();
 
 struct Reaper {
     state: Mutex<State>,
@@ -170,17 +200,21 @@ struct State {
     threads: usize,
     /// Those of them that are dropping a value.
     busy: usize,
+    /// Threads that take no more values and have not ended: destructors of their thread-locals are users' as well.
+    ending: usize,
     asleep: usize,
     /// The last moment at which a thread took a value to drop it.
     taken_at: Option<Instant>,
 }
 
 impl State {
-    const NEW: Self = Self { waiting: VecDeque::new(), threads: 0, busy: 0, asleep: 0, taken_at: None };
+    const NEW: Self =
+        Self { waiting: VecDeque::new(), threads: 0, busy: 0, ending: 0, asleep: 0, taken_at: None };
 
     /// Returns true, and counts a further thread, if all of them are busy while values wait.
     fn begins_thread(&mut self) -> bool {
-        let begins = !self.waiting.is_empty() && self.busy == self.threads && self.threads < THREADS;
+        let is_full = self.threads + self.ending >= THREADS;
+        let begins = !self.waiting.is_empty() && self.busy == self.threads && !is_full;
         self.threads += usize::from(begins);
         begins
     }
@@ -233,6 +267,7 @@ impl Reaper {
     }
 
     fn serve(&'static self) {
+        at_the_end_of_this_thread(Ending(self));
         // The parts of a value that is dropped here go with it.
         DROPS_ON_THE_SPOT.set(true);
         self.stand_by();
@@ -263,6 +298,7 @@ impl Reaper {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 state.threads -= 1;
+                state.ending += 1;
                 return None;
             }
             state.asleep += 1;
@@ -283,6 +319,21 @@ impl Reaper {
             self.start();
         }
         Some(value)
+    }
+}
+
+/// The end of a thread of the reaper's.
+struct Ending(&'static Reaper);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.ending -= 1;
+        let begins = state.begins_thread();
+        drop(state);
+        if begins {
+            self.0.start();
+        }
     }
 }
 
@@ -333,6 +384,8 @@ mod tests {
 
     use super::*;
 
+    type Hang = Box<dyn FnMut() + Send>;
+
     /// Runs code when it is dropped.
     struct Last<F: FnMut() + Send + 'static>(F);
 
@@ -369,7 +422,7 @@ mod tests {
             let thread = std::thread::Builder::new().name("worker".to_owned());
             let ends = thread.spawn(move || {
                 if is_worker {
-                    this_is_a_workers_thread();
+                    this_is_a_workers_thread(());
                 }
                 drop(value);
             });
@@ -398,6 +451,44 @@ mod tests {
         reaper.take(Box::new(Last(move || sender.send(()).unwrap())));
         dropped.recv_timeout(Duration::from_secs(20)).unwrap();
         drop(open);
+    }
+
+    thread_local! {
+        static HANGS: RefCell<Option<Last<Hang>>> = const { RefCell::new(None) };
+    }
+
+    #[test]
+    fn threads_that_hang_as_they_end_are_bounded() {
+        let reaper = reaper();
+        let (open, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let reached = Arc::new(AtomicUsize::new(0));
+        for ended in 1..=THREADS {
+            let (gate, reached) = (gate.clone(), reached.clone());
+            let noted = reached.clone();
+            reaper.take(Box::new(Last(move || {
+                let (gate, reached) = (gate.clone(), reached.clone());
+                let hang: Hang = Box::new(move || {
+                    reached.fetch_add(1, Ordering::SeqCst);
+                    let _ = gate.lock().unwrap().recv();
+                });
+                HANGS.with(|hangs| *hangs.borrow_mut() = Some(Last(hang)));
+            })));
+            let end = Instant::now() + Duration::from_secs(20);
+            while noted.load(Ordering::SeqCst) < ended {
+                assert!(Instant::now() < end, "no thread ended");
+                std::thread::sleep(PAUSE);
+            }
+        }
+        let (sender, dropped) = mpsc::channel();
+        reaper.take(Box::new(Last(move || sender.send(()).unwrap())));
+        let (threads, ending) = {
+            let state = reaper.lock();
+            (state.threads, state.ending)
+        };
+        assert_eq!((threads, ending), (0, THREADS));
+        drop(open);
+        dropped.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl<C: Capability> Roster<C> {
 /// A thread's place in the roster.
 pub(crate) struct Place<C: Capability> {
     roster: Arc<Roster<C>>,
-    pub(crate) worker: WorkerId,
+    worker: WorkerId,
 }
 
 impl<C: Capability> Drop for Place<C> {

@@ -101,15 +101,14 @@ pub(crate) fn start<C: Capability>(
 ) -> std::io::Result<()> {
     let builder = std::thread::Builder::new().name(name.to_owned());
     builder.spawn(move || {
-        this_is_a_workers_thread();
-        // Dropped last, so the end is told once everything else of the thread is gone.
-        let place = place;
-        let actor = arguments.actor.clone();
+        // First of all, so that the end is told once everything else of the thread is gone.
+        this_is_a_workers_thread(place);
+        let (worker, actor) = (arguments.worker, arguments.actor.clone());
         let thread = Thread { arguments, loaded: None };
         // A panic outside of model code, in a destructor say, is a crash like any other.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| thread.serve())) {
             let crash = Crash { cause: cause_of_panic(panic), weights: None };
-            tracing::error!(capability = C::NAME, worker = %place.worker, cause = %crash, "a worker's thread panicked outside of a run");
+            tracing::error!(capability = C::NAME, worker = %worker, cause = %crash, "a worker's thread panicked outside of a run");
             let _ = actor.send_message(crash);
         }
     })?;
@@ -124,9 +123,8 @@ pub(crate) fn free<C: Capability>(
 ) -> std::io::Result<()> {
     let builder = std::thread::Builder::new().name(name.to_owned());
     builder.spawn(move || {
-        this_is_a_workers_thread();
+        this_is_a_workers_thread(place);
         drop(weights);
-        drop(place);
     })?;
     Ok(())
 }
