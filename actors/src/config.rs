@@ -71,7 +71,8 @@ impl SystemConfig {
             let twice = self.device_limits[..index].iter().any(|(other, _)| other == device);
             require(!twice, "device_limits", "a device is named twice")?;
         }
-        require(!self.maintenance_interval.is_zero(), "maintenance_interval", "must be above zero")?;
+        let is_long = self.maintenance_interval >= Duration::from_millis(1);
+        require(is_long, "maintenance_interval", "must be at least 1 ms")?;
         require(!self.shutdown_timeout.is_zero(), "shutdown_timeout", "must be above zero")?;
         bounded(self.maintenance_interval, "maintenance_interval")?;
         bounded(self.shutdown_timeout, "shutdown_timeout")?;

@@ -109,15 +109,8 @@ pub(crate) struct MaintenanceState {
     relief: BTreeMap<Device, BTreeMap<PoolIndex, Vec<Offer>>>,
     pressure: BTreeMap<Device, PressureLevel>,
     released: Arc<AtomicBool>,
-    _interval: IntervalGuard,
-}
-
-struct IntervalGuard(tokio::task::AbortHandle);
-
-impl Drop for IntervalGuard {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    /// Set anew once the interval has been handled, so that those which take long do not pile up.
+    interval_alarm: Alarm,
 }
 
 /// The maintenance actor.
@@ -143,17 +136,7 @@ impl Actor for Maintenance {
                 }
             }));
         }
-        let ticker = myself.clone();
-        let interval = arguments.interval;
-        let task = tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(interval).await;
-                if ticker.send_message(MaintenanceMessage::Interval).is_err() {
-                    break;
-                }
-            }
-        });
-        Ok(MaintenanceState {
+        let mut state = MaintenanceState {
             pools: vec![None; arguments.pools],
             load_queue: LoadQueue::new(arguments.pools),
             room_alarm: Alarm::unset(),
@@ -162,9 +145,11 @@ impl Actor for Maintenance {
             relief: BTreeMap::new(),
             pressure: BTreeMap::new(),
             released,
-            _interval: IntervalGuard(task.abort_handle()),
+            interval_alarm: Alarm::unset(),
             arguments,
-        })
+        };
+        state.set_interval_alarm(&myself);
+        Ok(state)
     }
 
     async fn handle(
@@ -186,7 +171,7 @@ impl Actor for Maintenance {
             MaintenanceMessage::PoolDown { pool } => state.pool_down(pool),
             MaintenanceMessage::RoomAlarm => state.room_alarm(),
             MaintenanceMessage::CooldownAlarm => state.cooldown_alarm(&myself),
-            MaintenanceMessage::Interval => state.interval(),
+            MaintenanceMessage::Interval => state.interval(&myself),
         }
         state.set_room_alarm(&myself);
         Ok(())
@@ -353,7 +338,15 @@ impl MaintenanceState {
         self.tell_all(|| PoolCommand::Offer);
     }
 
-    fn interval(&mut self) {
+    fn set_interval_alarm(&mut self, myself: &ActorRef<MaintenanceMessage>) {
+        let (maintenance, clock) = (myself.clone(), self.arguments.clock);
+        self.interval_alarm.set(clock, clock.now() + self.arguments.interval, move || {
+            let _ = maintenance.send_message(MaintenanceMessage::Interval);
+        });
+    }
+
+    fn interval(&mut self, myself: &ActorRef<MaintenanceMessage>) {
+        self.interval_alarm.rang();
         // A poll that a dead pool left open is for a shortage that is over.
         self.relief.clear();
         self.check_pressure();
@@ -368,6 +361,7 @@ impl MaintenanceState {
             let device = budget.device();
             tracing::info!(%device, charged = %ledger.charged(), limit = %ledger.limit(), "memory of all pools");
         }
+        self.set_interval_alarm(myself);
     }
 
     /// Measures memory pressure. The host's memory is also used by others; a budget that is used up is no
