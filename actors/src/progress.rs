@@ -23,12 +23,11 @@ impl Clock {
         Time::after_start(self.0.elapsed())
     }
 
-    /// The moment as a tokio instant; one beyond tokio's range becomes a year from now.
+    /// The moment as a tokio instant, for a timer: at most thirty years from the start, as tokio's own timers panic near
+    /// the end of what an instant can hold.
     pub(crate) fn instant(self, time: Time) -> tokio::time::Instant {
-        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-        let elapsed = time.since(Time::ZERO);
-        let instant = self.0.checked_add(elapsed).unwrap_or_else(|| Instant::now() + YEAR);
-        instant.into()
+        const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+        (self.0 + time.since(Time::ZERO).min(LONGEST)).into()
     }
 }
 
@@ -202,5 +201,21 @@ impl LoadProgress {
         let (done, total) = (self.done.load(Ordering::Relaxed), self.total());
         // At most 100, so the cast keeps the value.
         Some((total > 0).then(|| (done.min(total) as u128 * 100 / total as u128) as u8))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_that_is_far_away_is_one_that_timers_take() {
+        let (clock, century) = (Clock::start(), Duration::from_secs(100 * 365 * 24 * 3600));
+        // Tokio's timers add to it, and an instant has no more seconds than these.
+        for seconds in [0, 60, century.as_secs(), i64::MAX as u64 - century.as_secs(), u64::MAX] {
+            let at = clock.instant(Time::after_start(Duration::from_secs(seconds)));
+            assert!(at.checked_add(century).is_some(), "{seconds} s");
+        }
+        assert!(clock.instant(Time::after_start(century)) > (Instant::now() + century / 5).into());
     }
 }
