@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use timeline::{Core, KEY, at};
 
-use model_actors::scheduler::{Effect, Input, Ticket};
+use model_actors::scheduler::{Effect, Fate, Input, Ticket};
 use model_actors::{BatchLimits, Cause, PoolConfig, RequestId, Time};
 
 /// The larger queue is so many times as long, and its cost may be so many times as high: as many squared, if each
@@ -42,6 +42,30 @@ fn reruns_of(requests: u64) -> Core {
     let worker = core.starts()[0].1;
     core.tell(Input::Died { worker, cause: Cause::new("killed"), fates: Vec::new() });
     core
+}
+
+/// One batch of them, and the only worker runs it.
+fn batch_of(requests: u64) -> Core {
+    let batch = BatchLimits::default().with_requests(usize::MAX).with_cost(u64::MAX);
+    let config = PoolConfig::default().with_cold_start_workers(1).with_max_workers(1).with_batch(batch);
+    let mut core = Core::new(config);
+    core.preload();
+    let ticket = |request: u64| (KEY, Ticket::new(RequestId(1000 + request), Time::NEVER));
+    core.tell(Input::Submit { tickets: (0..requests).map(ticket).collect() });
+    core.starts_by_hand = true;
+    core
+}
+
+/// The worker dies, and the fate of each request is known.
+fn die(core: &mut Core, requests: u64) {
+    let (worker, mut effects) = (core.starts()[0].1, Vec::new());
+    let fate = |request| {
+        (RequestId(1000 + request), if request % 2 == 0 { Fate::Answered } else { Fate::Untouched })
+    };
+    let fates = (0..requests).map(fate).collect();
+    core.scheduler.handle(core.now, Input::Died { worker, cause: Cause::new("killed"), fates }, &mut effects);
+    let forgotten = effects.iter().filter(|effect| matches!(effect, Effect::Forget { .. })).count() as u64;
+    assert_eq!(forgotten, requests / 2);
 }
 
 fn cancel_half(core: &mut Core, requests: u64) {
@@ -81,10 +105,11 @@ fn cost(make: fn(u64) -> Core, act: fn(&mut Core, u64), requests: u64) -> Durati
 
 #[test]
 fn the_cost_of_leaving_a_queue_does_not_grow_with_its_length() {
-    let cases: [Case; 3] = [
+    let cases: [Case; 4] = [
         ("cancelled", queue_of, cancel_half),
         ("expired", queue_of, expire_half),
         ("cancelled before a rerun", reruns_of, cancel_half),
+        ("lost with their worker", batch_of, die),
     ];
     for (name, make, act) in cases {
         let short = cost(make, act, REQUESTS / TIMES);

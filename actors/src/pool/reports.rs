@@ -5,6 +5,7 @@
 use std::sync::{Arc, Weak};
 
 use ractor::ActorId;
+use rustc_hash::FxHashSet;
 
 use super::{PoolState, WeightsEntry};
 use crate::capability::Capability;
@@ -107,10 +108,12 @@ impl<C: Capability> PoolState<C> {
     /// Ends the attempts of requests that failed and may be run again. A thread that was given up and came
     /// back reports too, on requests that run elsewhere by now: those attempts are none of its business.
     fn end_failed_attempts(&self, worker: WorkerId, outcomes: &[(RequestId, Outcome)]) {
-        let failed = |request| {
-            outcomes.iter().any(|(of, outcome)| *of == request && matches!(outcome, Outcome::Failed(_)))
-        };
-        for job in self.running_jobs(worker).iter().filter(|job| failed(job.id)) {
+        let failed = outcomes.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+        let failed: FxHashSet<RequestId> = failed.map(|(request, _)| *request).collect();
+        if failed.is_empty() {
+            return;
+        }
+        for job in self.running_jobs(worker).iter().filter(|job| failed.contains(&job.id)) {
             job.end_attempt();
         }
     }

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
+
 use super::batching::split;
 use super::failures::{Rerun, Rescued};
 use super::health::stuck_error;
@@ -280,8 +282,8 @@ impl Scheduler {
     ) -> Rescued {
         let capability = self.capability;
         let (mut requests, mut together) = (Vec::new(), Vec::new());
-        let fate_of =
-            |request| fates.iter().find(|(of, _)| *of == request).map_or(Fate::Untouched, |(_, fate)| *fate);
+        let fates: FxHashMap<RequestId, Fate> = fates.iter().copied().collect();
+        let fate_of = |request| fates.get(&request).copied().unwrap_or(Fate::Untouched);
         let is_suspect = |ticket: &&Ticket| fate_of(ticket.request) != Fate::Answered;
         let suspects = tickets.iter().filter(is_suspect).count();
         let was_alone = suspects == 1;
