@@ -49,7 +49,8 @@ pub trait Capability: Send + Sync + 'static {
     type Output: Send + 'static;
 
     /// The name in status, events, metrics and threads: not empty, at most
-    /// [`MAX_NAME_BYTES`](crate::limits::MAX_NAME_BYTES) long, without control characters.
+    /// [`MAX_NAME_BYTES`](crate::limits::MAX_NAME_BYTES) long, without control characters
+    /// and slashes, and not `maintenance`.
     const NAME: &'static str;
 
     /// Default capacities of the two lanes.

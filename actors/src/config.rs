@@ -366,6 +366,13 @@ pub(crate) fn check_name(setting: &'static str, name: &str) -> Result<()> {
     Err(Error::InvalidConfig { setting: setting.into(), reason: fault })
 }
 
+/// Checks the name of a system or a capability, which comes before a slash in the names of actors. With one of its own, two
+/// paths of names could lead to one.
+pub(crate) fn check_first_name(setting: &'static str, name: &str) -> Result<()> {
+    check_name(setting, name)?;
+    require(!name.contains('/'), setting, "a name of a system or a capability has no slash")
+}
+
 fn require(holds: bool, setting: &'static str, reason: &str) -> Result<()> {
     if holds {
         Ok(())

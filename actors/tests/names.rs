@@ -95,13 +95,49 @@ impl Drop for Bomb {
     }
 }
 
+struct Sliced;
+
+impl Capability for Sliced {
+    type Request = u8;
+    type Chunk = NoChunk;
+    type Output = u8;
+    const NAME: &'static str = "text/embedding";
+}
+
+struct Upkeep;
+
+impl Capability for Upkeep {
+    type Request = u8;
+    type Chunk = NoChunk;
+    type Output = u8;
+    const NAME: &'static str = "maintenance";
+}
+
+/// `s`, `vision` and the model `q/text_embedding/m` would have a worker of the same name as `s/vision/q`,
+/// `text_embedding` and `m`.
+#[tokio::test]
+async fn no_two_paths_of_names_lead_to_one_actor() {
+    let builder = || System::builder(SystemConfig::default());
+    for name in ["s/vision/q", "/", "s/"] {
+        let start = builder().name(name).pool::<Scripted>(PoolConfig::default()).start();
+        is_refused(&start.await.map(drop).unwrap_err(), "name");
+    }
+    for name in [None, Some("named")] {
+        let named = || name.into_iter().fold(builder(), |builder, name| builder.name(name));
+        let sliced = named().pool::<Sliced>(PoolConfig::default()).start().await;
+        is_refused(&sliced.map(drop).unwrap_err(), "pools");
+        let upkeep = named().pool::<Upkeep>(PoolConfig::default()).start().await;
+        is_refused(&upkeep.map(drop).unwrap_err(), "pools");
+    }
+}
+
 #[tokio::test]
 async fn a_memory_probe_that_panics_fails_no_actor() {
     let (system, pool) = single();
     let system = system.with_maintenance_interval(millis(1));
     let calls = Arc::new(AtomicUsize::new(0));
-    let probe = {
-        let calls = calls.clone();
+    // With a count of its own, as a measurement of the first system may still be under way.
+    let probe = |calls: Arc<AtomicUsize>| {
         move || -> ProcessMemory {
             match calls.fetch_add(1, Ordering::SeqCst) % 2 {
                 0 => panic!("no such file"),
@@ -109,15 +145,15 @@ async fn a_memory_probe_that_panics_fails_no_actor() {
             }
         }
     };
-    let mut test = TestSystem::start_with_memory((system.clone(), pool.clone()), probe.clone()).await;
+    let mut test = TestSystem::start_with_memory((system.clone(), pool.clone()), probe(calls.clone())).await;
     let model = test.model("model", ScriptedLoader::default());
     until_true(|| count(&calls) > 20).await;
     assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
     assert_eq!(test.system.status().state, SystemState::Running, "four dead actors would have ended it");
     test.finish().await;
 
-    calls.store(0, Ordering::SeqCst);
-    let builder = System::builder(system.with_memory_limit(None)).pool::<Scripted>(pool).memory_probe(probe);
+    let builder = System::builder(system.with_memory_limit(None)).pool::<Scripted>(pool);
+    let builder = builder.memory_probe(probe(times(0)));
     let error = builder.start().await.map(drop).unwrap_err();
     assert!(
         matches!(&error, Error::StartFailed { cause } if cause.message().contains("no such file")),

@@ -9,12 +9,12 @@ use ractor::{Actor, ActorCell, SpawnErr};
 use tokio::sync::watch;
 
 use super::child::SpawnPool;
-use super::{Common, Inner, System, SystemActor, SystemArguments};
+use super::{Common, Inner, MAINTENANCE, System, SystemActor, SystemArguments};
 use crate::alarm::Deadlines;
 use crate::capability::Capability;
 use crate::catalogue::Catalogue;
 use crate::client::{PoolGate, PoolShared};
-use crate::config::{PoolConfig, SystemConfig, check_name};
+use crate::config::{PoolConfig, SystemConfig, check_first_name};
 use crate::error::{Cause, Error, Result};
 use crate::id::Device;
 use crate::memory::{Budget, MemoryProbe, ProcessMemory};
@@ -62,7 +62,7 @@ impl SystemBuilder {
 
     /// Gives the system a name. Its actors then stand in ractor's registry: the root as `name`, maintenance as
     /// `name/maintenance`, a pool as `name/text_embedding`, a worker as `name/text_embedding/acme/english#3`, with its
-    /// model and number. Without a name none of them does. A name belongs to one system at a time,
+    /// model and number. Without a name none of them does. It has no slash. A name belongs to one system at a time,
     /// and is free again once [`System::shutdown`] has returned or the supervisor knows of the end.
     ///
     /// ```
@@ -131,9 +131,14 @@ impl SystemBuilder {
 
     async fn build(self, supervisor: Option<ActorCell>) -> Result<System> {
         self.config.validate()?;
-        self.name.as_deref().map_or(Ok(()), |name| check_name("name", name))?;
+        self.name.as_deref().map_or(Ok(()), |name| check_first_name("name", name))?;
         for (index, plan) in self.pools.iter().enumerate() {
-            check_name("pools", plan.name)?;
+            check_first_name("pools", plan.name)?;
+            if plan.name == MAINTENANCE {
+                let reason =
+                    format!("a capability cannot be called {MAINTENANCE}, as an actor of each system is");
+                return Err(Error::InvalidConfig { setting: "pools".into(), reason });
+            }
             plan.config.validate()?;
             if self.pools[..index]
                 .iter()
