@@ -4,15 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Cause;
 use crate::id::{Bytes, Device};
+
+mod probe;
+
+pub(crate) use probe::MemoryProbe;
 
 /// Limit of one memory and the bytes charged against it. Never charges beyond the limit.
 ///
@@ -168,10 +169,12 @@ impl Budget {
         self.waiting.store(waiting, Ordering::Relaxed);
     }
 
-    /// Leases bytes to somebody who has not waited: none while others do, or the machine has none.
-    pub(crate) fn lease_at_once(self: &Arc<Self>, bytes: Bytes) -> Option<Lease> {
-        let overtakes = self.waiting.load(Ordering::Relaxed) > 0;
-        if overtakes || bytes > self.read_for_a_load().free() { None } else { self.lease(bytes) }
+    /// Leases bytes to somebody who has not waited: none while others do, or the machine has none. Otherwise what a load
+    /// finds here.
+    pub(crate) fn lease_at_once(self: &Arc<Self>, bytes: Bytes) -> Result<Lease, Ledger> {
+        let (ledger, overtakes) = (self.read_for_a_load(), self.waiting.load(Ordering::Relaxed) > 0);
+        let lease = if overtakes || bytes > ledger.free() { None } else { self.lease(bytes) };
+        lease.ok_or(ledger)
     }
 
     pub(crate) fn lease(self: &Arc<Self>, bytes: Bytes) -> Option<Lease> {
@@ -287,86 +290,6 @@ impl ProcessMemory {
     }
 }
 
-/// Time that a measurement has while the system runs: an actor waits for it.
-const MEASUREMENT: Duration = Duration::from_millis(250);
-/// Time that the first one has, before there is an actor.
-const FIRST_MEASUREMENT: Duration = Duration::from_secs(30);
-
-/// Measures the memory of the process, by the system or by an application's own code. That runs on a thread of its own,
-/// one at a time: one that does not return holds up an actor once, for a moment.
-#[derive(Clone)]
-pub(crate) struct MemoryProbe(Arc<Probe>);
-
-struct Probe {
-    measure: Box<dyn Fn() -> ProcessMemory + Send + Sync>,
-    state: Mutex<Measurement>,
-    ended: Condvar,
-}
-
-#[derive(Default)]
-struct Measurement {
-    under_way: bool,
-    /// Somebody has waited in vain for the one under way.
-    late: bool,
-    last: Option<Result<ProcessMemory, Cause>>,
-}
-
-impl MemoryProbe {
-    pub(crate) fn new(measure: impl Fn() -> ProcessMemory + Send + Sync + 'static) -> Self {
-        let (measure, state) = (Box::new(measure), Mutex::default());
-        Self(Arc::new(Probe { measure, state, ended: Condvar::new() }))
-    }
-
-    /// # Errors
-    /// The panic of an application's own code, or that it does not return.
-    pub(crate) fn measure(&self) -> Result<ProcessMemory, Cause> {
-        self.measure_within(MEASUREMENT)
-    }
-
-    /// Measures before there is an actor to wait for it.
-    ///
-    /// # Errors
-    /// As [`Self::measure`].
-    pub(crate) fn measure_first(&self) -> Result<ProcessMemory, Cause> {
-        self.measure_within(FIRST_MEASUREMENT)
-    }
-
-    /// Whoever comes while a measurement is under way shares it.
-    fn measure_within(&self, limit: Duration) -> Result<ProcessMemory, Cause> {
-        let late = || Err(Cause::new("the measurement of the memory does not return"));
-        let mut state = self.0.lock();
-        if state.late {
-            return late();
-        }
-        if !state.under_way {
-            let probe = self.0.clone();
-            let thread = std::thread::Builder::new().name("memory probe".to_owned());
-            thread.spawn(move || probe.run()).map_err(Cause::from)?;
-            state.under_way = true;
-        }
-        let waited = self.0.ended.wait_timeout_while(state, limit, |state| state.under_way);
-        let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
-        if waited.timed_out() && state.under_way {
-            state.late = true;
-            return late();
-        }
-        state.last.clone().unwrap_or_else(late)
-    }
-}
-
-impl Probe {
-    fn lock(&self) -> MutexGuard<'_, Measurement> {
-        // Assignments alone happen under this lock, so its poison means nothing.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn run(&self) {
-        let measured = catch_unwind(AssertUnwindSafe(|| (self.measure)())).map_err(Cause::of_panic);
-        *self.lock() = Measurement { under_way: false, late: false, last: Some(measured) };
-        self.ended.notify_all();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -413,31 +336,5 @@ mod tests {
         let memory = ProcessMemory::measure();
         assert!(memory.limit > Bytes::ZERO && memory.used < memory.limit);
         assert!(memory.default_budget() < memory.limit);
-    }
-
-    #[test]
-    fn a_probe_that_hangs_is_called_once_and_works_again_when_it_returns() {
-        let (open, gate) = std::sync::mpsc::channel::<()>();
-        let (gate, calls) = (Mutex::new(gate), Arc::new(AtomicUsize::new(0)));
-        let counted = calls.clone();
-        let probe = MemoryProbe::new(move || {
-            if counted.fetch_add(1, Ordering::SeqCst) == 0 {
-                let _ = gate.lock().unwrap().recv();
-            }
-            ProcessMemory::new(Bytes(100), Bytes(50))
-        });
-        let budget = Arc::new(Budget::of_the_host(Bytes(80), probe.clone()));
-        for _ in 0..3 {
-            assert!(probe.measure().is_err());
-            assert_eq!(budget.read_for_a_load().free(), Bytes(80), "it is no reason to refuse");
-        }
-        assert_eq!(calls.load(Ordering::SeqCst), 1);
-        drop(open);
-        let end = std::time::Instant::now() + Duration::from_secs(20);
-        while probe.measure().is_err() {
-            assert!(std::time::Instant::now() < end, "it does not work again");
-            std::thread::yield_now();
-        }
-        assert_eq!(budget.read_for_a_load().free(), Bytes(50));
     }
 }

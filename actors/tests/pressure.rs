@@ -77,6 +77,31 @@ async fn an_idle_model_goes_when_the_machine_is_short_and_not_because_its_budget
     test.finish().await;
 }
 
+/// Each of the loads reads the memory, and all of them in the one pool that also serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_measurement_that_takes_long_holds_up_a_pool_for_a_moment_only() {
+    let calls = Arc::new(AtomicU64::new(0));
+    let counted = calls.clone();
+    let probe = move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(100));
+        ProcessMemory::new(Bytes(100), Bytes(50))
+    };
+    let (system, pool) = single();
+    let system = system.with_maintenance_interval(Duration::from_secs(60));
+    let mut test = TestSystem::start_with_memory((system, pool), probe).await;
+    let models: Vec<_> =
+        (0..20).map(|number| test.model(&format!("model {number}"), ScriptedLoader::default())).collect();
+    let loads: Vec<_> =
+        models.into_iter().map(|model| tokio::spawn(async move { model.preload().await })).collect();
+    for load in loads {
+        load.await.unwrap().unwrap();
+    }
+    let measured = calls.load(Ordering::SeqCst);
+    assert!(measured <= 10, "a pool waited for {measured} measurements");
+    test.finish().await;
+}
+
 /// The budget has room, and the machine has none.
 #[tokio::test]
 async fn a_load_that_the_machine_cannot_take_waits_for_its_memory() {

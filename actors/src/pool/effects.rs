@@ -13,6 +13,7 @@ use crate::id::{Bytes, ModelId, ModelKey, RequestId, WorkerId};
 use crate::job::Accepted;
 use crate::maintenance::room::RoomAsk;
 use crate::maintenance::{MaintenanceMessage, PoolDrained};
+use crate::memory::Ledger;
 use crate::model::{Footprint, LoadContext};
 use crate::progress::Gauge;
 use crate::scheduler::{Effect, Holds, Input, Source, Urgency};
@@ -230,7 +231,11 @@ impl<C: Capability> PoolState<C> {
         };
         let device = model.policy.device.clone();
         let budget = self.arguments.budgets.get(&device);
-        let lease = budget.and_then(|budget| budget.lease_at_once(bytes));
+        let none = Err(Ledger::new(Bytes::ZERO));
+        let (lease, ledger) = match budget.map_or(none, |budget| budget.lease_at_once(bytes)) {
+            Ok(lease) => (Some(lease), Ledger::new(Bytes::ZERO)),
+            Err(ledger) => (None, ledger),
+        };
         let found = lease.is_some();
         self.rooms.insert(worker, HeldRoom { lease, weights, ask: None });
         match (found, urgency) {
@@ -250,9 +255,7 @@ impl<C: Capability> PoolState<C> {
                 }
             }
             (false, Urgency::IfFree) => {
-                let ledger = budget.map(|budget| budget.read_for_a_load());
-                let (free, limit) =
-                    ledger.map_or((Bytes::ZERO, Bytes::ZERO), |ledger| (ledger.free(), ledger.limit()));
+                let (free, limit) = (ledger.free(), ledger.limit());
                 self.inputs.push_back(Input::RoomDenied { worker, needed: bytes, free, limit });
             }
         }
