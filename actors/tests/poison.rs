@@ -138,6 +138,22 @@ async fn one_alone_that_runs_out_of_memory_is_tried_once_more() {
 }
 
 #[tokio::test]
+async fn a_limit_that_one_request_set_for_all_goes_when_it_fails_by_itself() {
+    let mut test = start(single()).await;
+    let model = test.model("model", ScriptedLoader::default());
+    refresh(&model).await;
+    let limit = test.until_model("model", "it is known", |_| true).await.batch_limit;
+    let mut requests: Vec<Act> = (0..8).map(Act::Reply).collect();
+    requests[0] = Act::StarveTimes(times(100));
+    let ends = in_one_batch(&test, &model, requests).await;
+    assert!(matches!(ends[0], Err(Error::ModelError { .. })), "{:?}", ends[0]);
+    assert!(ends[1..].iter().all(Result::is_ok), "{ends:?}");
+    refresh(&model).await;
+    test.until_model("model", "nothing is wrong with the others", |model| model.batch_limit == limit).await;
+    test.finish().await;
+}
+
+#[tokio::test]
 async fn out_of_memory_has_an_idle_model_evicted() {
     let mut test = start(single()).await;
     let mut events = test.system.events();

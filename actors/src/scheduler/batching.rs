@@ -16,8 +16,8 @@
 //! 4. **A batch that fails** is split in two, each of which runs again as it is and before anything else; one
 //!    whose others have ended by then, or that is left after the splits, runs alone. Only what failed alone is
 //!    answered with the failure, so that one bad input fails alone. If a
-//!    batch ran out of memory, half of it is the most that a batch may have until the model is loaded anew
-//!    ([`Batches::ran_out_of_memory`]). What ran on a worker that died or got stuck is run again one by one. Only the
+//!    batch ran out of memory, half of it is the most that a batch may have until the model is loaded anew, or one of
+//!    its requests runs out of memory by itself ([`Batches::ran_out_of_memory`]). What ran on a worker that died or got stuck is run again one by one. Only the
 //!    members of a continuous run that died, which may be long, are run again together once, and others may join
 //!    them; whoever is there at a second death runs alone.
 //!
@@ -125,13 +125,24 @@ impl Batches {
         Some((key, free))
     }
 
-    /// Notes that so many requests together ran out of memory; returns the new limit if that lowers it.
-    pub(super) fn ran_out_of_memory(&mut self, together: usize) -> Option<usize> {
-        let half = together / 2;
+    /// Notes that these requests together ran out of memory; returns the new limit if that lowers it. Each keeps the limit
+    /// that there was before it had a part in that.
+    pub(super) fn ran_out_of_memory<'a>(
+        &mut self,
+        together: impl ExactSizeIterator<Item = &'a mut Ticket>,
+    ) -> Option<usize> {
+        let half = together.len() / 2;
+        together.for_each(|ticket| _ = ticket.limit_before.get_or_insert(self.requests));
         (half < self.requests).then(|| {
             self.requests = half;
             half
         })
+    }
+
+    /// Notes that a request ran out of memory by itself, also when it was tried again: what it lowered says nothing of the
+    /// others. A limit that holds without it is found again.
+    pub(super) fn ran_out_of_memory_alone(&mut self, ticket: &Ticket) {
+        self.requests = self.requests.max(ticket.limit_before.unwrap_or(0));
     }
 
     /// Notes that the model was loaded anew: memory may hold again what it could not hold then. A limit that
@@ -154,8 +165,9 @@ mod tests {
     #[test]
     fn the_limit_halves_when_memory_runs_out_and_is_back_after_a_load() {
         let mut batches = Batches::new(BatchLimits { requests: 8, cost: 100 });
-        assert_eq!(batches.ran_out_of_memory(8), Some(4));
-        assert_eq!(batches.ran_out_of_memory(8), None, "an older batch says nothing new");
+        let mut eight: Vec<Ticket> = (0..8).map(|request| ticket(request, 1)).collect();
+        assert_eq!(batches.ran_out_of_memory(eight.iter_mut()), Some(4));
+        assert_eq!(batches.ran_out_of_memory(eight.iter_mut()), None, "an older batch says nothing new");
         assert_eq!((batches.requests(), batches.limits(true).requests), (4, 1));
         batches.loaded();
         assert_eq!(batches.limits(false), BatchLimits { requests: 8, cost: 100 });

@@ -240,7 +240,8 @@ impl Scheduler {
         if failed.len() > 1 {
             effects.push(rerun(failed.iter().map(|(ticket, _)| ticket.request).collect()));
             if kind == FailureKind::OutOfMemory
-                && let Some(requests) = model.batches.ran_out_of_memory(failed.len())
+                && let Some(requests) =
+                    model.batches.ran_out_of_memory(failed.iter_mut().map(|(ticket, _)| ticket))
             {
                 let model = id.clone();
                 effects.push(Effect::Emit(Event::BatchShrunk { capability, key, model, requests }));
@@ -263,6 +264,9 @@ impl Scheduler {
                 model.queue.push_rerun_from(retry_at, vec![ticket]);
                 self.alarm = self.alarm.min(retry_at);
             } else {
+                if kind == FailureKind::OutOfMemory {
+                    model.batches.ran_out_of_memory_alone(&ticket);
+                }
                 let error = failure.of_one_that_is_waited_for().into_error(self.capability, &id);
                 effects.push(Effect::Fail { request: ticket.request, error });
             }

@@ -42,6 +42,8 @@ pub struct Ticket {
     pub suspect_of: Option<u64>,
     /// It ran out of memory alone and is being tried a second time.
     pub starved: bool,
+    /// The limit on the requests of a batch, before this one ran out of memory beside others.
+    pub limit_before: Option<usize>,
     /// It failed beside others and runs again by itself, so that the fault can only be its own.
     pub alone: bool,
     /// It ran out of time while it was running, and its caller has been told, unless a first output met the
@@ -65,6 +67,7 @@ impl Ticket {
             deaths: 0,
             suspect_of: None,
             starved: false,
+            limit_before: None,
             alone: false,
             expired: false,
             ended: false,
