@@ -56,6 +56,8 @@ pub(crate) struct Tokens {
     bytes_per_token: Option<usize>,
     /// The text of each token, in place of the tokenizer's decoder.
     pieces: Option<Arc<Pieces>>,
+    /// The tokens around a text are put around a conversation too, whose beginning is this text.
+    chat_beginning: Option<String>,
     /// Rows of the model, one for each token. A vocabulary may have more tokens.
     rows: Option<usize>,
 }
@@ -190,6 +192,20 @@ impl Tokens {
         Self { pieces: Some(Arc::new(pieces)), ..self }
     }
 
+    /// The same, which puts the tokens around a text around a conversation too, unless that begins with `beginning`
+    /// already: as llama.cpp does, and transformers does not.
+    pub(crate) fn around_chats(self, beginning: String) -> Self {
+        Self { chat_beginning: Some(beginning), ..self }
+    }
+
+    /// Treatment of the special tokens around what a chat template makes.
+    pub(crate) fn chat_specials(&self, text: &str) -> Specials {
+        match &self.chat_beginning {
+            Some(beginning) if !text.starts_with(beginning) => Specials::Added,
+            _ => Specials::AsWritten,
+        }
+    }
+
     /// Most bytes of a text for each of its tokens, where that is known.
     pub(crate) fn bytes_per_token(&self) -> Option<usize> {
         self.bytes_per_token
@@ -221,6 +237,7 @@ impl Tokens {
             plain_text: None,
             bytes_per_token: None,
             pieces: None,
+            chat_beginning: None,
             rows: None,
         })
     }

@@ -42,7 +42,11 @@ pub(crate) fn tokens_of(gguf: &GgufTokenizer) -> Result<Tokens, String> {
     });
     let bytes = serde_json::to_vec(&written).map_err(|error| error.to_string())?;
     drop(written);
-    Ok(Tokens::from_json(&bytes)?.written_by(pieces(gguf)))
+    let tokens = Tokens::from_json(&bytes)?.written_by(pieces(gguf));
+    Ok(match special_tokens_of(gguf).bos {
+        Some(beginning) if begins(gguf) => tokens.around_chats(beginning),
+        _ => tokens,
+    })
 }
 
 /// The text of each token, as `token_to_piece` of llama.cpp writes it.
@@ -126,6 +130,13 @@ fn split(gguf: &GgufTokenizer) -> Result<Split, String> {
 /// Byte-level BPE, with the merges of the file.
 fn byte_level(gguf: &GgufTokenizer) -> Result<Parts, String> {
     let split = split(gguf)?;
+    if gguf.merges.is_empty() {
+        return Err(
+            "it lists no merges (tokenizer.ggml.merges), without which each letter is a token; take another \
+                    file of the model"
+                .to_owned(),
+        );
+    }
     if gguf.merges.len() > MAX_MERGES {
         return Err(format!("it has {} merges; at most {MAX_MERGES} are allowed", gguf.merges.len()));
     }
@@ -236,12 +247,15 @@ fn added_tokens(gguf: &GgufTokenizer) -> Result<Vec<Value>, String> {
     Ok(added)
 }
 
+/// True if a text begins with the token of the beginning. Where the file does not say, llama.cpp's own answer holds.
+fn begins(gguf: &GgufTokenizer) -> bool {
+    let split_begins = || gguf.pre.as_deref().and_then(Split::named).is_some_and(|split| split.begins);
+    gguf.adds_beginning.unwrap_or_else(|| gguf.model == "llama" || split_begins())
+}
+
 /// Post-processor that puts the tokens of beginning and end around a text, where the file asks for it.
 fn post_processor(gguf: &GgufTokenizer) -> Value {
-    // Where the file does not say, llama.cpp's own answer holds.
-    let split_begins = || gguf.pre.as_deref().and_then(Split::named).is_some_and(|split| split.begins);
-    let begins = gguf.adds_beginning.unwrap_or_else(|| gguf.model == "llama" || split_begins());
-    let first = gguf.beginning.filter(|_| begins);
+    let first = gguf.beginning.filter(|_| begins(gguf));
     let last = gguf.end.filter(|_| gguf.adds_end.unwrap_or(false));
     let name = |id: u32| gguf.tokens.get(id as usize).cloned().unwrap_or_default();
     let token = |id: u32| json!({"SpecialToken": {"id": name(id), "type_id": 0}});

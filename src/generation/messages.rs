@@ -5,7 +5,7 @@ use model_actors::{Message, Role};
 
 use super::template::ChatTemplate;
 use crate::error::Result;
-use crate::tokens::{Mask, Specials, Tokens};
+use crate::tokens::{Mask, Tokens};
 
 /// Encodes the prompt that asks for the model's next message. The system's messages are the application's, and may hold
 /// special tokens; answers may repeat what a person wrote, so that they are treated as what people write. `check` may
@@ -30,7 +30,12 @@ pub(crate) fn encode(
         };
         messages.iter().map(|message| Message::new(message.role, content(message))).collect::<Vec<Message>>()
     };
-    tokens.encode_template(&written, |mask| template.render(&masked(mask)), check, |_| Specials::AsWritten)
+    tokens.encode_template(
+        &written,
+        |mask| template.render(&masked(mask)),
+        check,
+        |text| tokens.chat_specials(text),
+    )
 }
 
 #[cfg(test)]

@@ -246,7 +246,8 @@ fn compile(source: &str) -> std::result::Result<Program, String> {
     let invalid = |error: minijinja::Error| format!("is invalid: {}", describe(&error));
     // As transformers sets up Jinja.
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(invalid)?;
-    let source = syntax::without_generation_marks(source, syntax.clone());
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let source = syntax::without_generation_marks(&source, syntax.clone());
     Program::try_new(source, |source| {
         let tree = machinery::parse(source, NAME, syntax).map_err(invalid)?;
         let tree = syntax::rewritten(&tree).map_err(|reason| format!("is not supported: {reason}"))?;

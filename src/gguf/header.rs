@@ -172,6 +172,9 @@ pub(crate) fn read_header(input: impl Read, size: u64) -> Result<Header, String>
     for (name, mut tensor) in infos {
         let start = base.checked_add(tensor.start).filter(|start| start.checked_add(tensor.bytes).is_some());
         tensor.start = start.ok_or_else(|| format!("the tensor {name:?} lies at an impossible place"))?;
+        if header.tensors.contains_key(&name) {
+            return Err(format!("it has two tensors {name:?}"));
+        }
         header.tensors.insert(name, tensor);
     }
     Ok(header)

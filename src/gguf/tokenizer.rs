@@ -198,20 +198,31 @@ impl GgufTokenizer {
                 key("bos_token_id")
             ));
         }
+        let (end, adds_end) = (token("eos_token_id", Some(2)), header.truth(&key("add_eos_token")));
+        if adds_end == Some(true) && end.is_none() {
+            return Err(format!(
+                "{} is true, and {} names no token",
+                key("add_eos_token"),
+                key("eos_token_id")
+            ));
+        }
         let name = header.text("general.name").unwrap_or_default().to_lowercase();
         Ok(Self {
             model,
-            pre: header.text(&key("pre")).map(str::to_owned),
+            pre: header
+                .text(&key("pre"))
+                .or_else(|| pre_of(header.text("general.architecture")?))
+                .map(str::to_owned),
             scores,
             kinds,
             merges: texts("merges")?,
             beginning,
-            end: token("eos_token_id", Some(2)),
+            end,
             end_of_turn: token("eot_token_id", None),
             unknown: token("unknown_token_id", Some(0)),
             padding: token("padding_token_id", None),
             adds_beginning,
-            adds_end: header.truth(&key("add_eos_token")),
+            adds_end,
             adds_space: header.truth(&key("add_space_prefix")),
             chat_template: header.text("tokenizer.chat_template").map(str::to_owned),
             other_ends,
@@ -219,6 +230,15 @@ impl GgufTokenizer {
             has_parts: Self::has_parts(&tokens),
             tokens,
         })
+    }
+}
+
+/// The pre-tokenizer of all models of an architecture, for files from before it was told (May 2024).
+fn pre_of(architecture: &str) -> Option<&'static str> {
+    match architecture {
+        "phi2" => Some("gpt-2"),
+        "qwen2" => Some("qwen2"),
+        _ => None,
     }
 }
 

@@ -74,6 +74,10 @@ impl Folder {
                 files.push(name.to_string_lossy().into_owned());
             }
         }
+        // The image half of a vision model of llama.cpp, beside its text half.
+        if files.iter().any(|file| !is_projector(file)) {
+            files.retain(|file| !is_projector(file));
+        }
         files.sort_unstable();
         files.dedup_by(|later, first| match (GgufPart::of(first), GgufPart::of(later)) {
             (Some(first), Some(later)) => first.is_of_same_file(&later),
@@ -176,6 +180,10 @@ pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     // It may grow while it is read.
     file.take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > most { Err(too_large(bytes.len() as u64)) } else { Ok(bytes) }
+}
+
+fn is_projector(file: &str) -> bool {
+    file.to_lowercase().contains("mmproj")
 }
 
 pub(super) fn is_gguf(path: &Path) -> bool {

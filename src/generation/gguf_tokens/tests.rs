@@ -205,6 +205,8 @@ fn unsupported_settings_are_named() {
     assert!(tokens_of(&broken).is_err());
     broken.merges = vec!["not there".to_owned()];
     assert!(tokens_of(&broken).is_err());
+    broken.merges.clear();
+    assert!(tokens_of(&broken).err().unwrap().contains("tokenizer.ggml.merges"));
     for pre in splits::names() {
         let gguf = GgufTokenizer { pre: Some(pre.to_owned()), ..gguf("gguf_llama") };
         let tokens = tokens_of(&gguf).unwrap_or_else(|error| panic!("{pre}: {error}"));

@@ -8,6 +8,7 @@ use tokenizers::Tokenizer;
 
 use super::*;
 use crate::generation::template::SpecialTokens;
+use crate::tokens::Specials;
 
 /// The tokens of messages, however many.
 fn encode(tokens: &Tokens, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {

@@ -229,7 +229,7 @@ impl Formatter for PythonLayout {
             return writer.write_all(fragment.as_bytes());
         }
         let mut units = [0; 2];
-        fragment.chars().try_for_each(|letter| match letter.is_ascii() {
+        fragment.chars().try_for_each(|letter| match matches!(letter, ' '..='~') {
             true => write!(writer, "{letter}"),
             false => {
                 letter.encode_utf16(&mut units).iter().try_for_each(|unit| write!(writer, "\\u{unit:04x}"))

@@ -48,13 +48,13 @@ const MAP_METHODS: [&str; 11] =
 /// Most tags and operators in each other, chains of operators included; published templates have about twenty.
 const MAX_NESTED: usize = 1000;
 
-/// Replaces `generation` blocks, by which transformers marks the model's turns for training, by blocks that do nothing.
+/// Replaces `generation` blocks, by which transformers marks the model's turns for training, by blocks that are scopes.
 pub(super) fn without_generation_marks(source: &str, syntax: SyntaxConfig) -> String {
     let (mut out, mut copied, mut opened) = (String::with_capacity(source.len()), 0, false);
     for (token, span) in tokenize(source, false, syntax).map_while(Result::ok) {
         let block = match token {
-            Token::Ident("generation") if opened => "if true",
-            Token::Ident("endgeneration") if opened => "endif",
+            Token::Ident("generation") if opened => "with",
+            Token::Ident("endgeneration") if opened => "endwith",
             _ => {
                 opened = matches!(token, Token::BlockStart);
                 continue;
@@ -73,7 +73,45 @@ pub(super) fn without_generation_marks(source: &str, syntax: SyntaxConfig) -> St
 /// # Errors
 /// A sentence about what is not supported.
 pub(super) fn rewritten<'a>(template: &Stmt<'a>) -> Result<Stmt<'a>, String> {
-    statement(template, 0)
+    let rewritten = statement(template, 0)?;
+    check_jumps(&rewritten, false)?;
+    Ok(rewritten)
+}
+
+/// Refuses a `break` or `continue` that leaves a block of `set`, `filter` or `with` (`generation` is one): minijinja jumps
+/// without ending the block. `is_inside` is true in such a block of the innermost loop.
+fn check_jumps(node: &Stmt<'_>, is_inside: bool) -> Result<(), String> {
+    let check = |list: &[Stmt<'_>], is_inside| list.iter().try_for_each(|node| check_jumps(node, is_inside));
+    match node {
+        Stmt::Template(node) => check(&node.children, is_inside),
+        Stmt::ForLoop(node) => {
+            check(&node.body, false)?;
+            check(&node.else_body, is_inside)
+        }
+        Stmt::IfCond(node) => {
+            check(&node.true_body, is_inside)?;
+            check(&node.false_body, is_inside)
+        }
+        Stmt::WithBlock(node) => check(&node.body, true),
+        Stmt::SetBlock(node) => check(&node.body, true),
+        Stmt::FilterBlock(node) => check(&node.body, true),
+        Stmt::Macro(node) => check(&node.body, false),
+        Stmt::CallBlock(node) => check(&node.macro_decl.body, false),
+        Stmt::Break(_) | Stmt::Continue(_) if is_inside => {
+            Err("a break or continue leaves a set, filter, with or generation block, which is not supported"
+                .to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The same statements in a scope of their own, as Jinja has it where minijinja has none.
+fn scoped<'a>(body: Vec<Stmt<'a>>) -> Vec<Stmt<'a>> {
+    if body.is_empty() {
+        return body;
+    }
+    let block = WithBlock { assignments: Vec::new(), body };
+    vec![Stmt::WithBlock(Spanned::new(block, Default::default()))]
 }
 
 fn deeper(depth: usize) -> Result<usize, String> {
@@ -117,7 +155,7 @@ fn statement<'a>(node: &Stmt<'a>, depth: usize) -> Result<Stmt<'a>, String> {
                 filter_expr: optional(&node.filter_expr, depth)?.map(|condition| filtered(TICKED, condition)),
                 recursive: node.recursive,
                 body: repeated(&node.body, depth)?,
-                else_body: body(&node.else_body)?,
+                else_body: scoped(body(&node.else_body)?),
             },
             node.span(),
         )),
@@ -144,11 +182,13 @@ fn statement<'a>(node: &Stmt<'a>, depth: usize) -> Result<Stmt<'a>, String> {
             let filter = optional(&node.filter, depth)?;
             let keep = |filter| if has_attribute(&node.target) { filtered(KEPT, filter) } else { filter };
             let (target, filter) = (target(&node.target, depth)?, filter.map(keep));
-            Stmt::SetBlock(Spanned::new(SetBlock { target, filter, body: body(&node.body)? }, node.span()))
+            let body = scoped(body(&node.body)?);
+            Stmt::SetBlock(Spanned::new(SetBlock { target, filter, body }, node.span()))
         }
         Stmt::FilterBlock(node) => {
             let filter = expression(&node.filter, depth)?;
-            Stmt::FilterBlock(Spanned::new(FilterBlock { filter, body: body(&node.body)? }, node.span()))
+            let body = scoped(body(&node.body)?);
+            Stmt::FilterBlock(Spanned::new(FilterBlock { filter, body }, node.span()))
         }
         Stmt::Macro(node) => Stmt::Macro(macro_of(node, depth)?),
         Stmt::CallBlock(node) => {
@@ -381,12 +421,12 @@ mod tests {
     }
 
     #[test]
-    fn generation_marks_become_blocks_that_do_nothing() {
+    fn generation_marks_become_blocks_that_are_scopes() {
         assert_eq!(
             marked("{%- generation -%}a{% endgeneration %}{{ b }}{% if c %}{% endif %}"),
-            "{%- if true -%}a{% endif %}{{ b }}{% if c %}{% endif %}"
+            "{%- with -%}a{% endwith %}{{ b }}{% if c %}{% endif %}"
         );
-        assert_eq!(marked("{%-generation%}a{%+ endgeneration -%}"), "{%-if true%}a{%+ endif -%}");
+        assert_eq!(marked("{%-generation%}a{%+ endgeneration -%}"), "{%-with%}a{%+ endwith -%}");
         let others = "{{ generation }}{# {% generation %} #}{% raw %}{% generation %}{% endraw %}{% set generation = 1 %}";
         assert_eq!(marked(others), others);
     }
