@@ -138,6 +138,23 @@ pub(crate) struct Modules {
     /// In place of the transformer is a table of tokens' vectors.
     pub(crate) is_static: bool,
     rest: Vec<Module>,
+    /// The pooling of a model whose modules name none.
+    unnamed: Pooling,
+}
+
+/// Settings of a bare transformer by which its pooling is chosen.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Bare {
+    architectures: Option<Vec<String>>,
+    is_causal: Option<bool>,
+}
+
+impl Bare {
+    fn is_language_model(&self) -> bool {
+        let name = self.architectures.as_ref().and_then(|names| names.first());
+        name.is_some_and(|name| name.ends_with("ForCausalLM")) && self.is_causal != Some(false)
+    }
 }
 
 const SENTENCE: &str = "sentence_embedding";
@@ -146,11 +163,25 @@ const MAX_POOLINGS: usize = Pooling::MODES.len();
 const SUPPORTED: &str = "Transformer, Pooling, Dense, Normalize, Dropout";
 
 impl Modules {
-    /// Reads `modules.json`. A model without one is a bare transformer, which sentence-transformers pools by
-    /// mean.
+    /// Reads `modules.json`. A model without one is a bare transformer, which sentence-transformers pools by mean, and a
+    /// language model by its last token; one with a chat template would get each text through that.
+    ///
+    /// # Errors
+    /// Those of reading a file; [`Error::UnsupportedSetting`].
     pub(crate) fn read(files: &Files, context: &LoadContext) -> Result<Self> {
         let Some(modules) = files.optional_json::<Vec<Module>>(MODULES, context)? else {
-            return Ok(Self { transformer: String::new(), is_static: false, rest: Vec::new() });
+            let bare: Bare = files.optional_json("config.json", context)?.unwrap_or_default();
+            let unnamed = if bare.is_language_model() { Pooling::LastToken } else { Pooling::Mean };
+            if unnamed == Pooling::LastToken && has_chat_template(files, context)? {
+                let supported = "none, or a modules.json that says how texts become vectors";
+                return Err(unsupported(
+                    "tokenizer_config.json",
+                    "chat_template",
+                    "a template".into(),
+                    supported,
+                ));
+            }
+            return Ok(Self { transformer: String::new(), is_static: false, rest: Vec::new(), unnamed });
         };
         let mut modules = modules.into_iter();
         let (transformer, is_static) = match modules.next() {
@@ -161,7 +192,9 @@ impl Modules {
                 return Err(unsupported(MODULES, "the first module", found, "Transformer, StaticEmbedding"));
             }
         };
-        Ok(Self { transformer, is_static, rest: modules.collect() })
+        // A text of a static embedding has one row, which is its vector.
+        let unnamed = if is_static { Pooling::FirstToken } else { Pooling::Mean };
+        Ok(Self { transformer, is_static, rest: modules.collect(), unnamed })
     }
 
     /// Reads what follows a transformer of this width. `longest` and `width` of every layer are checked.
@@ -181,11 +214,16 @@ impl Modules {
             }
         }
         if head.poolings.is_empty() {
-            // A text of a static embedding has one row, which is its vector.
-            head.poolings.push(if self.is_static { Pooling::FirstToken } else { Pooling::Mean });
+            head.poolings.push(self.unnamed);
         }
         Ok(head)
     }
+}
+
+fn has_chat_template(files: &Files, context: &LoadContext) -> Result<bool> {
+    let config: Option<serde_json::Value> = files.optional_json("tokenizer_config.json", context)?;
+    let written = config.and_then(|config| config.get("chat_template").map(|template| !template.is_null()));
+    Ok(written == Some(true) || files.optional("chat_template.jinja", context)?.is_some())
 }
 
 fn unsupported(
@@ -215,7 +253,8 @@ fn read_pooling(files: &Files, folder: &str, context: &LoadContext) -> Result<(V
         Some(PoolingModes::Several(names)) => names.into_iter().map(known).collect::<Result<_>>()?,
         None => {
             let chosen = Pooling::MODES.into_iter().filter(|(_, _, chosen)| chosen(&config));
-            chosen.map(|(pooling, ..)| pooling).collect()
+            let chosen: Vec<Pooling> = chosen.map(|(pooling, ..)| pooling).collect();
+            if chosen.is_empty() { vec![Pooling::Mean] } else { chosen }
         }
     };
     if poolings.is_empty() {

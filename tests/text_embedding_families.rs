@@ -225,6 +225,98 @@ fn every_setting_changes_the_vectors() {
     }
 }
 
+/// As sentence-transformers 6 with transformers 5 reads the files beside `config.json`.
+#[test]
+fn the_files_around_a_model_count_as_in_sentence_transformers() {
+    let with = |family: &str, files: &[(&str, Option<Value>)], config: &Value| {
+        let copy = tempfile::tempdir().unwrap();
+        changed_into(family, copy.path(), |own| {
+            own.as_object_mut().unwrap().extend(config.as_object().unwrap().clone())
+        });
+        for (name, content) in files {
+            // The others are links to the fixture's.
+            let _ = std::fs::remove_file(copy.path().join(name));
+            if let Some(content) = content {
+                std::fs::write(copy.path().join(name), content.to_string()).unwrap();
+            }
+        }
+        TextEmbeddingModel::load(Source::directory(copy.path()))
+    };
+    let embed = |model: TextEmbeddingModel| model.embed(&["The cat sleeps."]).unwrap().remove(0);
+    let read = |family: &str, name: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(folder(family).join(name)).unwrap()).unwrap()
+    };
+    let none = json!({});
+    let settings = |family: &str, change: Value| {
+        let mut own = read(family, "tokenizer_config.json");
+        own.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        own
+    };
+    // The end of a text: only code of the repository's own reads the flag beside a tokenizer.json.
+    let own = embed(load("gte_qwen2"));
+    for (change, is_own) in [
+        (json!({}), true),
+        (json!({"add_eos_token": false}), false),
+        (json!({"auto_map": null}), false),
+        (json!({"auto_map": {"AutoProcessor": "a.B"}}), false),
+    ] {
+        let file = settings("gte_qwen2", change.clone());
+        let vector = embed(with("gte_qwen2", &[("tokenizer_config.json", Some(file))], &none).unwrap());
+        assert_eq!(vector == own, is_own, "{change}");
+    }
+    // Without modules a language model is pooled by its last token, others by mean.
+    let language_model = json!({"architectures": ["Qwen3ForCausalLM"]});
+    let bare = |config: &Value| embed(with("qwen3", &[("modules.json", None)], config).unwrap());
+    let last = embed(load("qwen3"));
+    assert!(difference(&unit(&bare(&language_model)), &last) < TOLERANCE);
+    assert!(difference(&unit(&bare(&json!({"architectures": ["Qwen3Model"]}))), &last) > TOLERANCE);
+    let template = settings("qwen3", json!({"chat_template": "{{ messages }}"}));
+    let files = [("modules.json", None), ("tokenizer_config.json", Some(template))];
+    let refused = with("qwen3", &files, &language_model).err().unwrap();
+    assert!(
+        matches!(&refused, Error::UnsupportedSetting { what, .. } if what == "chat_template"),
+        "{refused}"
+    );
+    // What sentence-transformers 6 writes, and what has an effect.
+    for (content, is_read) in [
+        (json!({"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}), true),
+        (
+            json!({"modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}}),
+            true,
+        ),
+        (
+            json!({"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}}),
+            false,
+        ),
+        (json!({"transformer_task": "fill-mask"}), false),
+        (json!({"processing_kwargs": {"text": {"max_length": 7}}}), false),
+    ] {
+        let loaded = with("bert", &[("sentence_bert_config.json", Some(content.clone()))], &none);
+        assert_eq!(loaded.is_ok(), is_read, "{content}: {:?}", loaded.err());
+    }
+    // No pooling that is turned on is the mean.
+    let pooling =
+        |content: Value| embed(with("bert", &[("1_Pooling/config.json", Some(content))], &none).unwrap());
+    assert_eq!(
+        pooling(json!({"word_embedding_dimension": 32})),
+        pooling(json!({"pooling_mode_mean_tokens": true}))
+    );
+    // These two names need no entry.
+    let electra = load("electra");
+    let named = |name: &str| {
+        let request = EmbedTexts::new(["The cat sleeps."]).with_prompt(EmbedPrompt::Named(name.to_owned()));
+        electra.embed_request(&request).map(|vectors| vectors[0].clone())
+    };
+    let plain = electra.embed(&["The cat sleeps."]).unwrap().remove(0);
+    assert_eq!((named("query").unwrap(), named("document").unwrap()), (plain.clone(), plain));
+    assert!(named("other").is_err());
+}
+
+fn unit(vector: &[f32]) -> Vec<f32> {
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    vector.iter().map(|x| x / length).collect()
+}
+
 /// Nomic's own code stretches positions by the longest text of a batch; here no vector depends on its batch.
 #[test]
 fn texts_end_where_stretched_positions_would_begin() {

@@ -358,6 +358,15 @@ fn generation_defaults_are_those_of_the_models_files() {
     let ended = generate(Sampling::default());
     assert_eq!((ended.finish_reason, ended.usage.completion_tokens), (FinishReason::Stop, 6));
 
+    for setting in ["no_repeat_ngram_size", "min_length"] {
+        let mut changed = config.clone();
+        changed[setting] = 3.into();
+        write("config.json", &changed);
+        let error = TextGenerationModel::load(Source::directory(folder.path())).err().unwrap();
+        assert!(matches!(&error, Error::UnreadSetting { setting: named, .. } if named == setting), "{error}");
+    }
+    write("config.json", &config);
+
     write("generation_config.json", &serde_json::json!({"eos_token_id": [383]}));
     assert_eq!(generate(Sampling::default()).text, case.text);
     write("generation_config.json", &serde_json::json!({"eos_token_id": [383], "repetition_penalty": 1.5}));

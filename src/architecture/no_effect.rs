@@ -49,6 +49,7 @@ const EVERYWHERE: &[Row] = &[
     ("compression_config", "*"),
     // Tokens and defaults of generation, which the capabilities read where they have a use for them.
     ("*_token_id", "*"),
+    ("*_token_ids", "*"),
     ("*_token_index", "*"),
     ("forced_*", "*"),
     ("suppress_tokens", "*"),
@@ -224,6 +225,8 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
             ("dual_chunk_attention_config", "*"),
             // Of DeepSeek's Qwen3; the reference implementation reads `attention_factor` alone.
             ("attn_factor", "*"),
+            // Of the fine-tunes for YaRN, in `rope_scaling`.
+            ("finetuned", "*"),
             // Of Gemma 2, where `sliding_window` counts.
             ("sliding_window_size", "*"),
             // Of Phi-4-mini.

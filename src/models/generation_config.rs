@@ -13,7 +13,7 @@ use crate::architecture::refuse_listed;
 use crate::error::{Error, Result};
 use crate::source::{Files, Unread};
 
-/// Settings of `generation_config.json` that change which token is the most likely one, or where a text ends, and that are
+/// Settings that change which token is the most likely one, or where a text ends, and that are
 /// not read; each with the value that has no effect. Those of sampling are not here: requests say how tokens are chosen.
 const NOT_READ: [(&str, &str); 20] = [
     ("suppress_tokens", "null"),
@@ -52,8 +52,7 @@ impl GenerationConfig {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] for ends that are no numbers of tokens, and for a penalty that is not above 0;
-    /// [`Error::UnreadSetting`] for a setting of `generation_config.json` that changes texts and is not read, unless that
-    /// is allowed.
+    /// [`Error::UnreadSetting`] for a setting of these that changes texts and is not read, unless that is allowed.
     pub(crate) fn read(files: &Files, context: &LoadContext) -> Result<Self> {
         let mut levels: Vec<(PathBuf, Value)> = Vec::new();
         if let Some(path) = files.optional("generation_config.json", context)? {
@@ -64,10 +63,13 @@ impl GenerationConfig {
             levels.push((path, own));
         } else if let Some(path) = files.optional("config.json", context)? {
             let config: Value = crate::source::read_json(&path)?;
-            let inner =
-                ["decoder", "generator", "text_config"].iter().find_map(|part| config.get(part).cloned());
+            let part = |part: &&str| config.get(part).filter(|inner| !inner.is_null()).cloned();
+            let inner = ["decoder", "generator", "text_config"].iter().find_map(part);
             levels.push((path.clone(), config));
             levels.extend(inner.map(|inner| (path, inner)));
+            if files.unread == Unread::Refused {
+                levels.iter().try_for_each(|(path, level)| refuse_listed(path, level, &NOT_READ))?;
+            }
         }
         let first = |name: &str| {
             levels.iter().find_map(|(file, level)| {

@@ -128,7 +128,9 @@ impl LoadedModel {
                 return Err(Error::InvalidInput("this kind of prompt is not supported".to_owned()));
             }
         };
-        prompts.prompts.get(name).map(String::as_str).ok_or_else(|| {
+        // sentence-transformers has these two, empty, where the model's files have none.
+        let own = prompts.prompts.get(name).map(String::as_str);
+        own.or(matches!(name.as_str(), "query" | "document").then_some("")).ok_or_else(|| {
             let known: Vec<&str> = prompts.prompts.keys().map(String::as_str).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             Error::InvalidInput(format!("the model has no prompt {name:?}; it has: {known}"))

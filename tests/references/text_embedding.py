@@ -808,7 +808,9 @@ def qwen2(folder: Folder, seed: int) -> tuple[nn.Module, Tokenizer]:
         "eos_token_id": 0,
     })
     tokenizer = qwen_pairs(closed=False)
-    folder.tokenizer(tokenizer, QWEN_SPECIAL, 256, add_eos_token=True)
+    # The code of the repositories' own adds the end; transformers reads the flag no more where there is a tokenizer.json.
+    code = ["tokenization_qwen.Qwen2Tokenizer", "tokenization_qwen.Qwen2TokenizerFast"]
+    folder.tokenizer(tokenizer, QWEN_SPECIAL, 256, add_eos_token=True, auto_map={"AutoTokenizer": code})
     folder.json("sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
     return model, tokenizer
 

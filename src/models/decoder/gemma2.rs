@@ -30,7 +30,7 @@ struct Own {
 }
 
 fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
-    let settings = Settings::read(file, config, defaults())?;
+    let settings = Settings::read(file, config, defaults())?.gemma_activation();
     // The first layer has the window, the second not, and so on.
     let base = settings.decoder(file, |layer| layer % 2 == 0)?;
     shape(file, &with_defaults(config, defaults()), base)?.checked(file)

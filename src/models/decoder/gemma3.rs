@@ -60,7 +60,7 @@ fn pattern() -> usize {
 
 fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     let own: Own = parse(file, config)?;
-    let settings = Settings::read(file, config, defaults())?;
+    let settings = Settings::read(file, config, defaults())?.gemma_activation();
     let pattern = own.sliding_window_pattern.max(1);
     let base = settings.decoder(file, |layer| !(layer + 1).is_multiple_of(pattern))?;
     let mut decoder = gemma2::shape(file, &with_defaults(config, defaults()), base)?;

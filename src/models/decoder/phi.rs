@@ -30,7 +30,7 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     if parse::<Own>(file, &config)?.qk_layernorm {
         return Err(unsupported(file, "qk_layernorm", "true", "false"));
     }
-    let settings = Settings::read(file, &config, defaults())?.window_of_family();
+    let settings = Settings::read(file, &config, defaults())?.window_of_family().partial_rotary();
     // The reference implementation rotates a part of each head, which has no room for the pairs that this kind has.
     let parameters = settings.rope.parameters(file, None)?;
     if parameters.is_proportional() {
@@ -41,7 +41,7 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     DecoderConfig { names: &PHI, ..decoder }.checked(file)
 }
 
-/// What Phi has unlike Llama.
+/// Changes Llama's shape into Phi's.
 pub(super) fn shape(decoder: &mut DecoderConfig) {
     let transformer = &mut decoder.transformer;
     transformer.norm = NormKind::Layer(Bias::Yes);

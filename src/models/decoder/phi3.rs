@@ -16,8 +16,21 @@ pub(super) const FAMILY: Family<DecoderConfig> =
     Family { model_type: "phi3", architectures: &["Phi3ForCausalLM", "Phi3Model"], read };
 
 fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
-    let base = Settings::read(file, config, defaults())?.window_of_family().decoder(file, |_| true)?;
+    let mut settings = Settings::read(file, config, defaults())?.window_of_family().partial_rotary();
+    for form in [&mut settings.rope.rope_scaling, &mut settings.rope.rope_parameters].into_iter().flatten() {
+        rename_yarn(form);
+    }
+    let base = settings.decoder(file, |_| true)?;
     DecoderConfig { names: &PHI3, ..base }.checked(file)
+}
+
+/// Older revisions of the models with long contexts call LongRoPE `yarn`, and the reference implementation reads it so.
+fn rename_yarn(form: &mut Value) {
+    for name in ["type", "rope_type"] {
+        if let Some(kind) = form.get_mut(name).filter(|kind| *kind == "yarn") {
+            *kind = json!("longrope");
+        }
+    }
 }
 
 fn defaults() -> Value {

@@ -37,6 +37,9 @@ pub(super) struct Settings {
     pub(super) rope: RopeSettings,
     #[serde(skip)]
     pub(super) windows: Windows,
+    /// True if the family may rotate a part of each head.
+    #[serde(skip)]
+    rotates_part: bool,
 }
 
 /// Sliding windows: the layers that see only so many tokens.
@@ -101,6 +104,18 @@ impl Settings {
         self
     }
 
+    /// For families of which the reference implementation reads `partial_rotary_factor`; in others one below 1 is refused.
+    pub(super) fn partial_rotary(mut self) -> Self {
+        self.rotates_part = true;
+        self
+    }
+
+    /// For families that read `hidden_activation`, and before `hidden_act`.
+    pub(super) fn gemma_activation(mut self) -> Self {
+        self.hidden_act = self.hidden_activation.take().or(self.hidden_act);
+        self
+    }
+
     fn head_size(&self) -> usize {
         let shared_out = self.hidden_size.checked_div(self.num_attention_heads);
         self.head_dim.or(shared_out).unwrap_or(0)
@@ -114,6 +129,12 @@ impl Settings {
     /// Llama's decoder with these settings, in which the layers that `slides` picks have the window. Its
     /// numbers are not checked yet.
     pub(super) fn decoder(&self, file: &Path, slides: impl Fn(usize) -> bool) -> Result<DecoderConfig> {
+        let parameters = self.rope.parameters(file, None)?;
+        if let Some(share) = parameters.partial_rotary_factor.filter(|share| *share != 1.0)
+            && !(self.rotates_part || parameters.is_proportional())
+        {
+            return Err(unsupported(file, "partial_rotary_factor", &share.to_string(), "1"));
+        }
         let layers = 0..layer_count(file, self.num_hidden_layers)?;
         let masks = layers.map(|index| self.mask(file, index, &slides)).collect::<Result<_>>()?;
         let blocks = llama_blocks(LlamaSizes {
@@ -127,7 +148,7 @@ impl Settings {
         });
         Ok(DecoderConfig {
             vocabulary: self.vocab_size,
-            context: self.rope.parameters(file, None)?.reach(self.max_position_embeddings),
+            context: parameters.reach(self.max_position_embeddings),
             embeddings: Embeddings::Plain,
             transformer: TransformerConfig {
                 activation: self.activation(file)?,
@@ -172,7 +193,7 @@ impl Settings {
     }
 
     fn activation(&self, file: &Path) -> Result<Activation> {
-        let name = self.hidden_activation.as_deref().or(self.hidden_act.as_deref()).unwrap_or("silu");
+        let name = self.hidden_act.as_deref().unwrap_or("silu");
         activation(file, "hidden_act", name)
     }
 

@@ -62,6 +62,6 @@ fn defaults() -> Value {
     json!({
         "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
         "num_attention_heads": 16, "num_key_value_heads": 4, "hidden_act": "silu", "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "eos_token_id": 128001
+        "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "eos_token_id": 128001, "rope_theta": 2000000.0
     })
 }

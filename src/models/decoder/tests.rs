@@ -12,6 +12,7 @@ use super::*;
 use crate::architecture;
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
+use crate::kernels::Activation;
 use crate::models::folders::families_of;
 use crate::models::transformer::{Cache, Segment};
 use crate::source::{Files, read_json};
@@ -236,6 +237,34 @@ fn a_sequence_beyond_the_context_and_an_unknown_token_are_refused() {
     let refused = fixture.decoder.forward(&rows, &mut segments).unwrap_err();
     assert!(refused.to_string().contains("513") && refused.to_string().contains("512"), "{refused}");
     assert!(matches!(fixture.decoder.embed(&[384]), Err(Error::InvalidInput(_))));
+}
+
+/// As transformers reads them.
+#[test]
+fn settings_of_other_families_do_not_count() {
+    let file = Path::new("config.json");
+    let with = |family: &str, change: Value| {
+        let mut config: Value = read_json(&folder(family).join("config.json")).unwrap();
+        config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        find(file, &config)
+    };
+    for family in ["llama", "qwen2", "smollm3", "gemma2"] {
+        let error =
+            with(family, json!({"rope_parameters": null, "partial_rotary_factor": 0.5})).err().unwrap();
+        assert!(error.to_string().contains("partial_rotary_factor"), "{family}: {error}");
+    }
+    let ropes = |kind: &str| {
+        let scaling =
+            json!({"type": kind, "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0]});
+        with("phi3", json!({"rope_parameters": null, "partial_rotary_factor": 1.0, "head_dim": 8, "rope_scaling": scaling}))
+            .map(|decoder| format!("{:?}", decoder.transformer.ropes))
+    };
+    assert_eq!(ropes("yarn").unwrap(), ropes("longrope").unwrap());
+    let activation = |family: &str| {
+        let changed = with(family, json!({"hidden_activation": "relu", "hidden_act": "silu"})).unwrap();
+        changed.transformer.activation
+    };
+    assert_eq!((activation("llama"), activation("gemma2")), (Activation::Silu, Activation::Relu));
 }
 
 #[test]

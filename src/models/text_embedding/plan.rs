@@ -5,17 +5,18 @@ use std::sync::Arc;
 
 use model_actors::{Footprint, LoadContext, LoadStage, TextEmbedding};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::static_embedding::StaticEmbedding;
 use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel};
-use crate::architecture;
+use crate::architecture::{self, parse, refuse_listed};
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::loader;
 use crate::models::config_file;
 use crate::models::passes::{PASS_ROWS, THREAD_SCRATCH};
 use crate::pooling::Modules;
-use crate::source::{Files, read_json};
+use crate::source::{Files, Unread, read_json};
 use crate::tokens::{TokenizerFiles, Tokens};
 use crate::weights::WeightFiles;
 
@@ -38,11 +39,28 @@ struct SentenceConfig {
     do_lower_case: Option<bool>,
 }
 
+/// Settings of such a file that change the vectors and are not read; each with the value that has no effect.
+const SENTENCE_NOT_READ: [(&str, &str); 9] = [
+    ("transformer_task", "\"feature-extraction\""),
+    ("modality_config", r#"{"text": {"method": "forward", "method_output_name": "last_hidden_state"}}"#),
+    ("module_output_name", "\"token_embeddings\""),
+    ("processing_kwargs", "{}"),
+    ("query_length", "null"),
+    ("document_length", "null"),
+    ("query_expansion", "null"),
+    ("config_args", "{}"),
+    ("config_kwargs", "{}"),
+];
+
 impl SentenceConfig {
     fn read(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
         for name in SENTENCE_CONFIGS {
-            if let Some(config) = files.optional_json(&format!("{folder}{name}"), context)? {
-                return Ok(config);
+            if let Some(path) = files.optional(&format!("{folder}{name}"), context)? {
+                let config: Value = read_json(&path)?;
+                if files.unread == Unread::Refused {
+                    refuse_listed(&path, &config, &SENTENCE_NOT_READ)?;
+                }
+                return parse(&path, &config);
             }
         }
         Ok(Self::default())
@@ -55,9 +73,18 @@ impl SentenceConfig {
 struct TokenizerConfig {
     /// "None" is written as a number beyond any integer.
     model_max_length: Option<f64>,
-    /// True if each text ends with the end token, also where `tokenizer.json` does not say so.
+    /// True if each text ends with the end token.
     add_eos_token: Option<bool>,
     eos_token: Option<Token>,
+    auto_map: Option<AutoMap>,
+}
+
+/// Code of a repository's own.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct AutoMap {
+    #[serde(rename = "AutoTokenizer")]
+    tokenizer: Option<Value>,
 }
 
 /// A token, or a table of its properties.
@@ -69,8 +96,12 @@ enum Token {
 }
 
 impl TokenizerConfig {
-    fn closing(self) -> Option<String> {
-        self.eos_token.filter(|_| self.add_eos_token == Some(true)).map(|token| match token {
+    /// The token that ends each text beside what the tokenizer's own file says. transformers reads `add_eos_token` only
+    /// where there is no `tokenizer.json`; a tokenizer of the repository's own code reads it in any case.
+    fn closing(self, has_file: bool) -> Option<String> {
+        let is_own = self.auto_map.is_some_and(|code| code.tokenizer.is_some());
+        let adds = self.add_eos_token == Some(true) && (is_own || !has_file);
+        self.eos_token.filter(|_| adds).map(|token| match token {
             Token::Written(content) | Token::Described { content } => content,
         })
     }
@@ -137,6 +168,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
             }
             false => (TokenizerFiles::find(&files, &folder, context)?, longest),
         };
+        let has_file = files.optional(&format!("{folder}tokenizer.json"), context)?.is_some();
         let prompts = files.optional_json("config_sentence_transformers.json", context)?.unwrap_or_default();
         let longest = longest.min(architecture.longest());
         Ok(Self {
@@ -144,7 +176,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
             architecture,
             modules,
             tokenizer,
-            closing: names.closing(),
+            closing: names.closing(has_file),
             longest,
             lowercase: sentence.do_lower_case.unwrap_or(false),
             prompts,
