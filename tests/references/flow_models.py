@@ -7,6 +7,8 @@ whole loop from recorded noise. Call:
 
     python flow_models.py FIXTURES_DIR [NAME ...]
 
+With the name `levels` it writes flow_levels.json beside itself: noise levels of the schedules that spread them anew.
+
 Needs the PyPI packages torch, transformers, diffusers, tokenizers and safetensors.
 """
 
@@ -370,6 +372,21 @@ def record(pipeline, folder: Path, length: int, guidance: float) -> None:
     (folder / "case.json").write_text(json.dumps(case, indent=1) + "\n")
 
 
+def levels() -> None:
+    cases = []
+    for spread in ["karras", "exponential", "beta"]:
+        for base, steps in [
+            ({"shift": 3.0}, 1), ({"shift": 3.0}, 7), ({"shift_terminal": 0.1}, 5),
+            ({"use_dynamic_shifting": True}, 28),
+        ]:
+            config = base | {f"use_{spread}_sigmas": True}
+            scheduler = FlowMatchEulerDiscreteScheduler(**config)
+            scheduler.set_timesteps(steps, mu=1.15)
+            cases.append({"config": config, "steps": steps, "sigmas": scheduler.sigmas[:-1].tolist()})
+    lines = ",\n".join(json.dumps(case) for case in cases)
+    (Path(__file__).parent / "flow_levels.json").write_text(f"[\n{lines}\n]\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("fixtures", type=Path)
@@ -384,6 +401,8 @@ def main() -> None:
         "flux_schnell": (lambda folder: flux(folder, False), 256, 0.0, {}, []),
         "flux_dev": (lambda folder: flux(folder, True), 512, 3.5, short("transformer", "text_encoder_2"), []),
     }
+    if not args.names or "levels" in args.names:
+        levels()
     for name, (make, length, guidance, half, sharded) in kinds.items():
         if args.names and name not in args.names:
             continue

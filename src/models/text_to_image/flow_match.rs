@@ -21,12 +21,7 @@ const MAX_SHIFT: f64 = 1000.0;
 pub(super) const NAME: &str = "flow_match_euler";
 
 /// Settings that have only one supported value.
-const ONLY: &[(&str, &str)] = &[
-    ("invert_sigmas", "false"),
-    ("use_beta_sigmas", "false"),
-    ("use_exponential_sigmas", "false"),
-    ("use_karras_sigmas", "false"),
-];
+const ONLY: &[(&str, &str)] = &[("invert_sigmas", "false")];
 
 /// True for a name of this scheduler.
 pub(super) fn is_known(wanted: &str) -> bool {
@@ -55,6 +50,39 @@ struct Config {
     shift_terminal: Option<f64>,
     time_shift_type: ShiftKind,
     stochastic_sampling: bool,
+    use_karras_sigmas: Option<bool>,
+    use_exponential_sigmas: Option<bool>,
+    use_beta_sigmas: Option<bool>,
+}
+
+/// Distribution of the noise levels between the highest and the lowest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Distribution {
+    /// As they are shifted.
+    Shifted,
+    /// Karras et al., arXiv 2206.00364, equation 5.
+    Karras,
+    /// In equal ratios.
+    Exponential,
+    /// By the quantiles of a beta distribution (Lee et al., arXiv 2407.12173).
+    Beta,
+}
+
+impl Config {
+    /// The distribution that the file names, or nothing if it names several.
+    fn distribution(&self) -> Option<Distribution> {
+        let named = [
+            (self.use_karras_sigmas, Distribution::Karras),
+            (self.use_exponential_sigmas, Distribution::Exponential),
+            (self.use_beta_sigmas, Distribution::Beta),
+        ];
+        let mut chosen = named.into_iter().filter(|(is_used, _)| *is_used == Some(true));
+        match (chosen.next(), chosen.next()) {
+            (None, _) => Some(Distribution::Shifted),
+            (Some((_, one)), None) => Some(one),
+            _ => None,
+        }
+    }
 }
 
 impl Default for Config {
@@ -70,6 +98,9 @@ impl Default for Config {
             shift_terminal: None,
             time_shift_type: ShiftKind::Exponential,
             stochastic_sampling: false,
+            use_karras_sigmas: None,
+            use_exponential_sigmas: None,
+            use_beta_sigmas: None,
         }
     }
 }
@@ -107,6 +138,10 @@ impl FlowSchedule {
         }
         if let Some(end) = config.shift_terminal.filter(|end| !(0.0..1.0).contains(end)) {
             return Err(invalid(&path, format!("shift_terminal is {end}; it must lie between 0 and 1")));
+        }
+        if config.distribution().is_none() {
+            let reason = "it has several of use_karras_sigmas, use_exponential_sigmas and use_beta_sigmas";
+            return Err(invalid(&path, reason));
         }
         Ok(Self { config, path })
     }
@@ -149,7 +184,10 @@ impl FlowSchedule {
             let stretch = (1.0 - last) / (1.0 - end);
             sigmas.iter_mut().for_each(|sigma| *sigma = 1.0 - (1.0 - *sigma) / stretch);
         }
-        sigmas
+        match (self.config.distribution(), sigmas.first().copied(), sigmas.last().copied()) {
+            (Some(distribution), Some(most), Some(least)) => distribution.spread(sigmas, most, least),
+            _ => sigmas,
+        }
     }
 
     /// Highest and lowest noise level of the training.
@@ -185,6 +223,53 @@ impl FlowSchedule {
         };
         factor / (factor + (1.0 / sigma - 1.0))
     }
+}
+
+impl Distribution {
+    /// The noise levels, as many as there are, between the highest and the lowest.
+    fn spread(self, sigmas: Vec<f64>, most: f64, least: f64) -> Vec<f64> {
+        const RHO: f64 = 7.0;
+        let steps = sigmas.len().max(2) - 1;
+        let between = |most: f64, least: f64, step: usize| most + step as f64 / steps as f64 * (least - most);
+        let at = |step: usize| match self {
+            Self::Shifted => sigmas.get(step).copied().unwrap_or_default(),
+            Self::Karras => between(most.powf(1.0 / RHO), least.powf(1.0 / RHO), step).powf(RHO),
+            Self::Exponential => between(most.ln(), least.ln(), step).exp(),
+            Self::Beta => least + beta_quantile(between(1.0, 0.0, step)) * (most - least),
+        };
+        (0..sigmas.len()).map(at).collect()
+    }
+}
+
+/// Both parameters of the beta distribution.
+const BETA: f64 = 0.6;
+
+/// The value below which this share of the beta distribution lies, which is the same to both sides.
+fn beta_quantile(share: f64) -> f64 {
+    if share > 0.5 {
+        return 1.0 - beta_quantile(1.0 - share);
+    }
+    let whole = 2.0 * incomplete_beta(0.5);
+    let (mut low, mut high) = (0.0, 0.5);
+    for _ in 0..f64::MANTISSA_DIGITS {
+        let middle = f64::midpoint(low, high);
+        match incomplete_beta(middle) < share * whole {
+            true => low = middle,
+            false => high = middle,
+        }
+    }
+    if share > 0.0 { high } else { 0.0 }
+}
+
+/// Incomplete beta function up to `x`, at most a half, by its power series.
+fn incomplete_beta(x: f64) -> f64 {
+    let (mut sum, mut term) = (0.0, 1.0);
+    for index in 0..64 {
+        let index = f64::from(index);
+        sum += term / (BETA + index);
+        term *= (1.0 - BETA + index) / (index + 1.0) * x;
+    }
+    x.powf(BETA) * sum
 }
 
 /// `FlowMatchEulerDiscreteScheduler` of diffusers.
@@ -266,5 +351,42 @@ mod tests {
         let ending = schedule(serde_json::json!({"shift_terminal": 0.1}));
         close(&ending.sigmas(SigmaRange::Unit, 2, 7), &[1.0, 0.1]);
         close(&ending.sigmas(SigmaRange::Unit, 1, 7), &[1.0]);
+    }
+
+    #[derive(Deserialize)]
+    struct Levels {
+        config: serde_json::Value,
+        steps: usize,
+        sigmas: Vec<f64>,
+    }
+
+    #[test]
+    fn levels_between_the_highest_and_the_lowest_are_spread_as_in_diffusers() {
+        let all: Vec<Levels> =
+            serde_json::from_str(include_str!("../../../tests/references/flow_levels.json")).unwrap();
+        for Levels { config, steps, sigmas } in &all {
+            println!("{config} {steps}");
+            close(&schedule(config.clone()).sigmas(SigmaRange::Training, *steps, 4096), sigmas);
+        }
+        assert!(all.len() >= 12);
+    }
+
+    #[test]
+    fn the_quantiles_of_the_beta_distribution_are_the_inverse_of_its_shares() {
+        assert_eq!((beta_quantile(0.0), beta_quantile(1.0)), (0.0, 1.0));
+        for step in 1..=50 {
+            let value = f64::from(step) / 100.0;
+            let share = incomplete_beta(value) / (2.0 * incomplete_beta(0.5));
+            assert!((beta_quantile(share) - value).abs() < 1e-12, "{value}");
+            assert!((beta_quantile(1.0 - share) - (1.0 - value)).abs() < 1e-12, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_names_two_distributions_names_none() {
+        let both = serde_json::json!({"use_karras_sigmas": true, "use_beta_sigmas": true});
+        assert_eq!(schedule(both).config.distribution(), None);
+        let one = serde_json::json!({"use_karras_sigmas": null, "use_beta_sigmas": true});
+        assert_eq!(schedule(one).config.distribution(), Some(Distribution::Beta));
     }
 }
