@@ -85,7 +85,7 @@
 //! | ways of pooling side by side | `MAX_POOLINGS` of `pooling.rs`, 6 |
 //! | layers, and sizes, of a transformer of any capability but painting | `MAX_LAYERS`, 1,024, and `MAX_SIDE`, 1,048,576, of `models/config_file.rs` |
 //! | dimensions of a vector of CLIP | `MAX_DIMENSIONS` of `models/image_embedding/clip.rs`, 1,048,576 |
-//! | registers of DINOv2 | `MAX_REGISTERS` of `models/towers/dinov2.rs`, 1,024 |
+//! | registers of DINOv2 and DINOv3 | `MAX_REGISTERS` of `models/towers/dinov2.rs`, 1,024 |
 //! | grids that LLaVA chooses from | `MAX_GRIDS` of `models/vision/llava/tiles.rs`, 64 |
 //! | pixels along a patch of Qwen-VL, patches that it merges along a side or in time, positions along a side | `MAX_PATCH`, 256; `MAX_MERGED`, 16; `MAX_GRID`, 4,096; of `models/vision/qwen_vl/tower/config.rs` |
 //! | latents along a side of the default image of a text to image model | `MAX_SAMPLE` of `models/text_to_image/repository.rs`, 4,096 |

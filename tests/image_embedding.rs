@@ -219,6 +219,19 @@ fn impossible_configurations_are_refused() {
         ("dinov2_with_registers", "/num_register_tokens", json!(huge)),
         ("dinov2_with_registers", "/num_register_tokens", json!(5)),
         ("dinov2_giant", "/hidden_size", json!(huge)),
+        ("dinov3", "/patch_size", json!(0)),
+        ("dinov3", "/patch_size", json!(huge)),
+        ("dinov3", "/num_channels", json!(4)),
+        ("dinov3", "/num_attention_heads", json!(0)),
+        ("dinov3", "/num_attention_heads", json!(8)),
+        ("dinov3", "/rope_theta", json!(1.0)),
+        ("dinov3", "/rope_theta", json!("large")),
+        ("dinov3", "/key_bias", json!(true)),
+        ("dinov3", "/value_bias", json!(false)),
+        ("dinov3", "/num_register_tokens", json!(5)),
+        ("dinov3", "/num_register_tokens", json!(huge)),
+        ("dinov3", "/use_gated_mlp", json!(true)),
+        ("dinov3_gated", "/intermediate_size", json!(huge)),
     ];
     for (family, setting, value) in cases {
         let folder =

@@ -314,6 +314,21 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
         ],
     ),
     (
+        &["dinov3_vit"],
+        &[
+            // Its positions follow from the image, and are moved in training alone.
+            ("image_size", "*"),
+            ("pos_embed_*", "*"),
+            ("layerscale_value", "*"),
+            ("apply_layernorm", "*"),
+            ("reshape_hidden_states", "*"),
+            ("return_class_token", "*"),
+            ("stage_names", "*"),
+            ("out_features", "*"),
+            ("out_indices", "*"),
+        ],
+    ),
+    (
         &["t5"],
         &[
             // Only the encoder is read.

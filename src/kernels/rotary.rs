@@ -80,6 +80,23 @@ impl RopeTable {
         }
     }
 
+    /// Appends rows at these coordinates, by which the first two axes rotate.
+    pub(crate) fn extend_at(
+        &mut self,
+        embedding: &RotaryEmbedding,
+        coordinates: impl Iterator<Item = [f32; 2]>,
+    ) {
+        for coordinates in coordinates {
+            for (pair, frequency) in embedding.inverse_frequencies.iter().enumerate().take(self.pairs) {
+                let axis = embedding.axes.get(pair).copied().unwrap_or(0);
+                let angle = coordinates.get(axis as usize).copied().unwrap_or(0.0) * frequency;
+                let (sine, cosine) = f64::from(angle).sin_cos();
+                self.cosines.push(cosine as f32 * embedding.attention_factor);
+                self.sines.push(sine as f32 * embedding.attention_factor);
+            }
+        }
+    }
+
     /// Rotates in place the heads, `size` numbers each, that lie one after another in row number `row_index`
     /// of the pass.
     pub(super) fn rotate_row(&self, row_index: usize, row: &mut [f32], size: usize) {

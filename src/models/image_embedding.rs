@@ -5,6 +5,7 @@
 
 mod clip;
 mod dinov2;
+mod dinov3;
 mod inputs;
 mod plan;
 mod siglip;
@@ -36,6 +37,7 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     siglip::FAMILY_NAFLEX,
     dinov2::FAMILY,
     dinov2::FAMILY_WITH_REGISTERS,
+    dinov3::FAMILY,
 ];
 
 /// The capability's name in errors.
@@ -209,7 +211,7 @@ impl LoadedModel {
 /// Vectors have the length 1, whatever the family, so that the product of two is the cosine of their angle: it is how
 /// CLIP and SigLIP were trained to be compared. [`Self::image_features`] and [`Self::text_features`] give what the
 /// model makes before that: the projected class token or end token for CLIP, the probe's or the last token's vector
-/// for SigLIP, the normed class token for DINOv2 (`pooler_output`).
+/// for SigLIP, the normed class token for DINOv2 and DINOv3 (`pooler_output`).
 ///
 /// ```no_run
 /// use candle_actors::{ImageEmbeddingModel, Source, StandaloneModel};

@@ -12,6 +12,7 @@ mod text;
 mod vision;
 pub(crate) mod clip;
 pub(crate) mod dinov2;
+pub(crate) mod dinov3;
 pub(crate) mod siglip;
 
 pub(crate) use positions::{Positions, Resampling, resample};

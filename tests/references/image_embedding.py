@@ -39,6 +39,9 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTImageProcessor,
+    DINOv3ViTModel,
     PreTrainedTokenizerFast,
     Siglip2Config,
     Siglip2ImageProcessorPil,
@@ -420,6 +423,19 @@ def dinov2() -> None:
     record("dinov2_with_registers", model, BitImageProcessorPil(**crop), padding=None)
 
 
+def dinov3() -> None:
+    model = DINOv3ViTModel(DINOv3ViTConfig(**dinov3_settings()))
+    randomise(model, 10)
+    # Its images are resized as numbers, by the processor that transformers has alone for it.
+    record("dinov3", model, DINOv3ViTImageProcessor(size={"height": 35, "width": 49}), padding=None)
+    settings = dinov3_settings(use_gated_mlp=True, hidden_act="silu", num_register_tokens=0, key_bias=True)
+    model = DINOv3ViTModel(DINOv3ViTConfig(**settings))
+    randomise(model, 11)
+    # Each image has sides of its own.
+    whole = DINOv3ViTImageProcessor(size={"shortest_edge": 29})
+    record("dinov3_gated", model, whole, padding=None, numbers=torch.bfloat16)
+
+
 IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 # Those of openai/clip-vit-base-patch32, llava's 336, google/siglip-base-patch16-224, so400m's 384, facebook/dinov2-base,
 # google/vit-base-patch16-224, and sizes that make much larger, much smaller, or both.
@@ -511,7 +527,7 @@ def torchvision_difference() -> None:
         print(f"{name}: torchvision is up to {worst:.2f}/255 from Pillow")
 
 
-FAMILIES = [clip, clip_vision, clip_text, siglip, siglip2, siglip2_naflex, dinov2]
+FAMILIES = [clip, clip_vision, clip_text, siglip, siglip2, siglip2_naflex, dinov2, dinov3]
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ use crate::models::transformer::{
 };
 
 /// Most registers.
-const MAX_REGISTERS: usize = 1024;
+pub(super) const MAX_REGISTERS: usize = 1024;
 
 /// Names of the blocks' tensors in published files.
 const PUBLISHED: Names = Names {

@@ -20,12 +20,19 @@ pub(crate) enum Resampling {
     BilinearAntialias,
 }
 
-/// The vectors of a square grid's places.
-pub(crate) struct Positions {
-    /// `(side · side, width)`, row by row.
-    values: Tensor,
-    side: usize,
-    resampling: Resampling,
+/// How the patches of an image are told apart by their places.
+pub(crate) struct Positions(Kind);
+
+enum Kind {
+    /// By the vectors of a square grid's places.
+    Learned {
+        /// `(side · side, width)`, row by row.
+        values: Tensor,
+        side: usize,
+        resampling: Resampling,
+    },
+    /// By their centres, which the blocks rotate queries and keys by.
+    Rotary,
 }
 
 /// Along one axis: for each new place the first old one that it draws on, and their weights.
@@ -34,16 +41,39 @@ type Taps = Vec<(usize, Vec<f32>)>;
 impl Positions {
     /// `values` is `(side · side, width)`.
     pub(crate) fn new(values: Tensor, side: usize, resampling: Resampling) -> Self {
-        Self { values, side, resampling }
+        Self(Kind::Learned { values, side, resampling })
     }
 
-    /// The vectors for a grid of `down` rows of `across` patches, `(down · across, width)`.
-    pub(crate) fn of(&self, down: usize, across: usize) -> Result<Tensor> {
-        if (down, across) == (self.side, self.side) {
-            return Ok(self.values.clone());
-        }
-        resample(&self.values, (self.side, self.side), (down, across), self.resampling)
+    /// Of blocks with a rotary embedding by line and column.
+    pub(crate) fn rotary() -> Self {
+        Self(Kind::Rotary)
     }
+
+    /// True for blocks that rotate by the centres of the patches.
+    pub(crate) fn is_rotary(&self) -> bool {
+        matches!(self.0, Kind::Rotary)
+    }
+
+    /// The patches of a grid of `down` rows of `across`, `(down · across, width)`, with the vectors of their places.
+    pub(crate) fn add_to(&self, patches: Tensor, down: usize, across: usize) -> Result<Tensor> {
+        match &self.0 {
+            Kind::Rotary => Ok(patches),
+            Kind::Learned { values, side, .. } if (down, across) == (*side, *side) => Ok((patches + values)?),
+            Kind::Learned { values, side, resampling } => {
+                Ok((patches + resample(values, (*side, *side), (down, across), *resampling)?)?)
+            }
+        }
+    }
+}
+
+/// Centres of the patches of a grid, row by row, each by line and column in turns of the slowest rotation: from -2π at
+/// one edge of the image to 2π at the other.
+pub(crate) fn centres(down: usize, across: usize) -> impl Iterator<Item = [f32; 2]> {
+    // In 32 bits, as the reference has it.
+    let along = |place: usize, count: usize| {
+        (2.0 * std::f64::consts::PI) as f32 * (2.0 * ((place as f32 + 0.5) / count as f32) - 1.0)
+    };
+    (0..down).flat_map(move |line| (0..across).map(move |column| [along(line, down), along(column, across)]))
 }
 
 /// The vectors of a grid of `old` lines and columns, `(lines · columns, width)`, as those of a grid of `new`.
@@ -191,7 +221,8 @@ mod tests {
         ];
         for resampling in all {
             let positions = Positions::new(values.clone(), 4, resampling);
-            let same: Vec<Vec<f32>> = positions.of(4, 4).unwrap().to_vec2().unwrap();
+            let same: Vec<Vec<f32>> =
+                positions.add_to(values.zeros_like().unwrap(), 4, 4).unwrap().to_vec2().unwrap();
             assert_eq!(same, values.to_vec2::<f32>().unwrap());
         }
     }
@@ -199,12 +230,25 @@ mod tests {
     #[test]
     fn a_constant_grid_stays_constant_and_another_grid_may_be_refused() {
         let values = Tensor::ones((9, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let resampled = Positions::new(values.clone(), 3, Resampling::Bicubic).of(5, 2).unwrap();
+        let none = |count| Tensor::zeros((count, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let positions = Positions::new(values.clone(), 3, Resampling::Bicubic);
+        let resampled = positions.add_to(none(10), 5, 2).unwrap();
         assert_eq!(resampled.dims(), [10, 2]);
         assert!(
             resampled.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|x| (x - 1.0).abs() < 1e-5)
         );
-        let refused = Positions::new(values, 3, Resampling::Never).of(3, 2);
+        let refused = Positions::new(values, 3, Resampling::Never).add_to(none(6), 3, 2);
         assert!(matches!(refused, Err(Error::InvalidInput(_))));
+    }
+
+    #[test]
+    fn centres_are_as_far_from_one_edge_as_from_the_other() {
+        let turn = (2.0 * std::f64::consts::PI) as f32;
+        let all: Vec<[f32; 2]> = centres(2, 3).collect();
+        let third = turn * (2.0 * (0.5f32 / 3.0) - 1.0);
+        assert_eq!(all[0], [-turn / 2.0, third]);
+        assert_eq!(all[4], [turn / 2.0, 0.0]);
+        assert!((all[5][1] + third).abs() < 1e-6 && all.len() == 6);
+        assert_eq!(centres(1, 1).collect::<Vec<_>>(), [[0.0, 0.0]]);
     }
 }

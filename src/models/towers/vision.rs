@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::positions::Positions;
+use super::positions::{Positions, centres};
 use super::rows::{pick, starts};
 use crate::error::Result;
 use crate::kernels::{Activation, Linear, patchify};
@@ -93,7 +93,23 @@ impl VisionTower {
         seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<ImageRows> {
         let ImageRows { hidden, lengths } = self.embed(images)?;
-        Ok(ImageRows { hidden: self.transformer.encode(hidden, &lengths, 0..count, seen)?, lengths })
+        let hidden = match self.positions.is_rotary() {
+            true => self.transformer.encode_at(hidden, &lengths, &self.centres(images)?, 0..count, seen)?,
+            false => self.transformer.encode(hidden, &lengths, 0..count, seen)?,
+        };
+        Ok(ImageRows { hidden, lengths })
+    }
+
+    /// The coordinates of each row: the centre of a patch, and the middle of the image for a learned token, which is
+    /// not rotated.
+    fn centres(&self, images: &[Tensor]) -> Result<Vec<[f32; 2]>> {
+        let mut all = Vec::new();
+        for image in images {
+            let (_, height, width) = image.dims3()?;
+            all.resize(all.len() + self.leading(), [0.0; 2]);
+            all.extend(centres(height / self.patches.side, width / self.patches.side));
+        }
+        Ok(all)
     }
 
     /// The rows that the first block is given.
@@ -107,7 +123,7 @@ impl VisionTower {
             let (down, across) = (height / side, width / side);
             let count = down * across;
             parts.extend(self.leading.clone());
-            parts.push((rows.narrow(0, first, count)? + self.positions.of(down, across)?)?);
+            parts.push(self.positions.add_to(rows.narrow(0, first, count)?, down, across)?);
             lengths.push(self.leading() + count);
             first += count;
         }

@@ -48,6 +48,8 @@ pub(crate) struct AttentionConfig {
     pub(crate) soft_cap: Option<f32>,
     pub(crate) head_norms: HeadNorms,
     pub(crate) sinks: AttentionSinks,
+    /// Bias of the key projection, where it is not that of queries and values. Of safetensors alone.
+    pub(crate) key_bias: Option<Bias>,
     /// For each head what a step of distance takes off a score (ALiBi); empty for none.
     pub(crate) alibi_slopes: Vec<f32>,
     /// Learned biases by distance that all blocks share, in place of ALiBi. Of encoders alone.
@@ -74,6 +76,7 @@ impl AttentionConfig {
             soft_cap: None,
             head_norms: HeadNorms::None,
             sinks: AttentionSinks::None,
+            key_bias: None,
             alibi_slopes: Vec::new(),
             relative_bias: None,
         }

@@ -153,7 +153,8 @@ impl BlockLoader<'_> {
         let parts: Vec<(&str, usize)> =
             names.iter().zip(parts).map(|(name, (_, out_dim))| (name.as_str(), *out_dim)).collect();
         let scale = layers.scale.map(|scale| format!("{}{scale}", self.path));
-        read(&Linears { parts: &parts, scale: scale.as_deref(), ..layers })
+        let unbiased = layers.unbiased.map(|name| format!("{}{name}", self.path));
+        read(&Linears { parts: &parts, scale: scale.as_deref(), unbiased: unbiased.as_deref(), ..layers })
     }
 
     fn attention(&self, layer: &LayerConfig) -> Result<Attention> {
@@ -163,6 +164,8 @@ impl BlockLoader<'_> {
         let qkv_proj = match names.qkv {
             QkvNames::Fused(name) => self.projection(&[(name, config.qkv_width())], qkv)?,
             QkvNames::Separate([query, key, value]) => {
+                let unbiased = (attention.key_bias == Some(Bias::No)).then_some(key);
+                let qkv = Linears { unbiased, ..qkv };
                 self.projection(&[(query, queries), (key, shared), (value, shared)], qkv)?
             }
         };

@@ -400,6 +400,13 @@ impl Rope {
         self.table(&[Rows { past: 0, length, reach: length, positions: Some(positions) }])
     }
 
+    /// Cosines and sines for rows at these coordinates, of an embedding by line and column.
+    pub(crate) fn table_by(&self, coordinates: &[[f32; 2]]) -> RopeTable {
+        let mut table = RopeTable::new(self.frequencies.inverse_frequencies.len());
+        table.extend_at(&self.frequencies, coordinates.iter().copied());
+        table
+    }
+
     /// Cosines and sines for the rows of a pass.
     pub(crate) fn table(&self, sequences: &[Rows<'_>]) -> RopeTable {
         let mut table = RopeTable::new(self.frequencies.inverse_frequencies.len());

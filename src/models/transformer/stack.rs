@@ -58,13 +58,40 @@ impl Transformer {
     /// error.
     pub(crate) fn encode(
         &self,
-        mut hidden: Tensor,
+        hidden: Tensor,
         lengths: &[usize],
         blocks: Range<usize>,
-        mut seen: impl FnMut(usize, &Tensor) -> Result<()>,
+        seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         let whole = |length: &usize| Rows { past: 0, length: *length, reach: *length, positions: None };
         let rope_tables = self.rope_tables(&hidden, &lengths.iter().map(whole).collect::<Vec<_>>())?;
+        self.encode_with(hidden, lengths, &rope_tables, blocks, seen)
+    }
+
+    /// The same for rows with coordinates of two axes, by which the blocks' rotary embeddings rotate them.
+    pub(crate) fn encode_at(
+        &self,
+        hidden: Tensor,
+        lengths: &[usize],
+        coordinates: &[[f32; 2]],
+        blocks: Range<usize>,
+        seen: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        if hidden.dims2()? != (coordinates.len(), self.width) {
+            return Err(misfit("the rows have not a coordinate each"));
+        }
+        let rope_tables: Vec<_> = self.ropes.iter().map(|rope| rope.table_by(coordinates)).collect();
+        self.encode_with(hidden, lengths, &rope_tables, blocks, seen)
+    }
+
+    fn encode_with(
+        &self,
+        mut hidden: Tensor,
+        lengths: &[usize],
+        rope_tables: &[RopeTable],
+        blocks: Range<usize>,
+        mut seen: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         let mut caches: Vec<KvCache> = match self.workload {
             Workload::WholeSequences => Vec::new(),
             Workload::GrowingSequences => {
@@ -82,7 +109,7 @@ impl Transformer {
                 Workload::WholeSequences => Sequences::Whole(lengths),
                 Workload::GrowingSequences => Sequences::Cached(&mut layer_segments),
             };
-            let mut pass = Pass { rope_tables: &rope_tables, sequences, cross: &[], mask: None };
+            let mut pass = Pass { rope_tables, sequences, cross: &[], mask: None };
             hidden = self.block(index)?.forward(hidden, &mut pass)?;
             seen(index + 1, &hidden)?;
         }

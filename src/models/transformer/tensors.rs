@@ -60,6 +60,8 @@ pub(crate) struct Linears<'a> {
     /// Number of inputs.
     pub(crate) in_dim: usize,
     pub(crate) bias: Bias,
+    /// Name of the layer that has no bias, where the others have one.
+    pub(crate) unbiased: Option<&'a str>,
     pub(crate) halves: Halves,
     /// Name of a vector of factors on the outputs.
     pub(crate) scale: Option<&'a str>,
@@ -95,7 +97,7 @@ impl Halves {
 
 impl<'a> Linears<'a> {
     pub(crate) fn new(parts: &'a [(&'a str, usize)], in_dim: usize, bias: Bias) -> Self {
-        Self { parts, in_dim, bias, halves: Halves::AsStored, scale: None }
+        Self { parts, in_dim, bias, unbiased: None, halves: Halves::AsStored, scale: None }
     }
 
     /// Number of outputs.
@@ -150,7 +152,9 @@ impl<'a> SafeTensors<'a> {
             let parameter = !self.contains(&format!("{name}.weight")) && self.contains(name);
             let ending = if parameter { "" } else { ".weight" };
             self.append(&format!("{name}{ending}"), &[*out_dim, layers.in_dim], &mut weight)?;
-            if layers.bias == Bias::Yes {
+            if layers.bias == Bias::Yes && layers.unbiased == Some(*name) {
+                bias.resize(bias.len() + out_dim, 0.0);
+            } else if layers.bias == Bias::Yes {
                 self.append(&format!("{name}.bias"), &[*out_dim], &mut bias)?;
             }
         }
