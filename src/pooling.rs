@@ -111,6 +111,7 @@ struct DenseConfig {
     use_residual: bool,
     #[serde(default)]
     module_input_name: Option<String>,
+    module_output_name: Option<String>,
 }
 
 fn yes() -> bool {
@@ -294,8 +295,9 @@ impl Head {
             return Err(Error::InvalidConfig { file: PathBuf::from(file), reason });
         }
         let input = config.module_input_name.unwrap_or_else(|| SENTENCE.to_owned());
-        if input != SENTENCE || config.use_residual {
-            let found = format!("of {input}, with use_residual {},", config.use_residual);
+        let output = config.module_output_name.unwrap_or_else(|| input.clone());
+        if input != SENTENCE || output != SENTENCE || config.use_residual {
+            let found = format!("from {input} to {output}, with use_residual {},", config.use_residual);
             return Err(unsupported(
                 &file,
                 "a dense layer",
@@ -304,13 +306,16 @@ impl Head {
             ));
         }
         let name = config.activation_function.as_deref().unwrap_or(Self::ACTIVATION);
-        let class = name.strip_prefix("torch.").and_then(|class| class.rsplit('.').next()).unwrap_or(name);
+        // sentence-transformers takes no others, and another in their place.
+        let class = name.strip_prefix("torch.").and_then(|class| class.rsplit('.').next());
         let activation = match class {
-            "Identity" => Activation::Identity,
-            class => Activation::from_name(&class.to_lowercase()).ok_or_else(|| {
-                unsupported(&file, "the activation", name.to_owned(), "Identity, Tanh, GELU, ReLU, SiLU")
-            })?,
+            Some("Identity") => Some(Activation::Identity),
+            class => class.and_then(|class| Activation::from_name(&class.to_lowercase())),
         };
+        let activation = activation.ok_or_else(|| {
+            let supported = "Identity, Tanh, GELU, ReLU, SiLU of torch.nn.modules";
+            unsupported(&file, "the activation", name.to_owned(), supported)
+        })?;
         let weights = WeightFiles::open(files, folder, context)?;
         let device = Device::Cpu;
         let reader = weights.reader("", &device, context);

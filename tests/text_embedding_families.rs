@@ -301,6 +301,16 @@ fn the_files_around_a_model_count_as_in_sentence_transformers() {
         pooling(json!({"word_embedding_dimension": 32})),
         pooling(json!({"pooling_mode_mean_tokens": true}))
     );
+    let dense = |change: Value| {
+        let mut own = read("embedding_gemma", "2_Dense/config.json");
+        own.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        with("embedding_gemma", &[("2_Dense/config.json", Some(own))], &none)
+    };
+    assert!(dense(json!({"module_output_name": "sentence_embedding"})).is_ok());
+    for change in [json!({"module_output_name": "other"}), json!({"activation_function": "GELU"})] {
+        let refused = dense(change.clone()).err().unwrap();
+        assert!(matches!(refused, Error::UnsupportedSetting { .. }), "{change}: {refused}");
+    }
     // These two names need no entry.
     let electra = load("electra");
     let named = |name: &str| {

@@ -115,6 +115,24 @@ fn a_trailing_schedule_of_velocities_is_not_a_distilled_one() {
     }
 }
 
+/// As diffusers does for this class of pipelines alone.
+#[test]
+fn settings_of_old_schedulers_are_corrected_for_stable_diffusion() {
+    let paint = |family: &str, change: Value| {
+        let folder = changed(family, "scheduler/scheduler_config.json", change);
+        let model = TextToImageModel::load(Source::directory(folder.path())).unwrap();
+        model.paint(&request("a cat", 1).with_steps(3), |_| {}).unwrap()
+    };
+    let ddim = |steps_offset: usize, clip: bool| {
+        let settings =
+            json!({"_class_name": "DDIMScheduler", "steps_offset": steps_offset, "clip_sample": clip});
+        paint("sd15", settings)
+    };
+    assert!(ddim(0, true) == ddim(1, false));
+    let offset = |steps_offset: usize| paint("sdxl", json!({"steps_offset": steps_offset}));
+    assert!(offset(0) != offset(1), "the control");
+}
+
 #[test]
 fn a_latent_consistency_model_takes_its_own_guidance_and_no_more_steps_than_its_distillation() {
     let model = load("lcm");
@@ -410,6 +428,7 @@ fn impossible_settings_are_refused_by_name_of_the_setting() {
         ("vae/config.json", json!({"latents_mean": [0.0, 0.0, 0.0, 0.0]})),
         ("scheduler/scheduler_config.json", json!({"_class_name": "HeunDiscreteScheduler"})),
         ("scheduler/scheduler_config.json", json!({"skip_prk_steps": false})),
+        ("scheduler/scheduler_config.json", json!({"skip_prk_steps": null})),
         ("text_encoder/config.json", json!({"model_type": "bert"})),
         ("text_encoder/config.json", json!({"hidden_act": "swishy"})),
     ] {

@@ -18,7 +18,7 @@ use super::pipeline::{Scheduler, Settings};
 use super::repository::{Repository, invalid};
 use crate::architecture::parse;
 use crate::error::{Error, Result};
-use crate::models::config_file::with_defaults;
+use crate::models::config_file::{unsupported, with_defaults};
 
 /// Most timesteps of a training.
 pub(super) const MAX_TIMESTEPS: usize = 100_000;
@@ -52,7 +52,7 @@ enum Solver {
 /// Solvers by their names in requests and their classes in repositories.
 const SOLVERS: [(&str, &str, Solver); 6] = [
     ("ddim", "DDIMScheduler", Solver::Ddim),
-    ("pndm", "PNDMScheduler", Solver::Pndm),
+    ("pndm", PNDM, Solver::Pndm),
     ("euler", "EulerDiscreteScheduler", Solver::Euler),
     ("euler_ancestral", "EulerAncestralDiscreteScheduler", Solver::EulerAncestral),
     ("dpm++", "DPMSolverMultistepScheduler", Solver::Dpm),
@@ -61,6 +61,7 @@ const SOLVERS: [(&str, &str, Solver); 6] = [
 const CLASSES: &str = "DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, \
                        DPMSolverMultistepScheduler, LCMScheduler";
 const LCM: &str = "LCMScheduler";
+const PNDM: &str = "PNDMScheduler";
 
 /// Growth of the noise over the training timesteps (`beta_schedule`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -183,8 +184,13 @@ pub(super) struct Schedule {
 impl Schedule {
     pub(super) fn read(repository: &Repository<'_>) -> Result<Self> {
         let file = "scheduler/scheduler_config.json";
-        let (path, config): (_, ScheduleConfig) =
-            repository.config_by(file, &[], ONLY, |path, config| parse(path, &with_own_defaults(config)))?;
+        let (path, config): (_, ScheduleConfig) = repository.config_by(file, &[], ONLY, |path, config| {
+            // Without the setting, diffusers begins with Runge-Kutta steps.
+            if config["_class_name"] == PNDM && config["skip_prk_steps"].is_null() {
+                return Err(unsupported(path, "skip_prk_steps", "false", "true"));
+            }
+            parse(path, &with_own_defaults(config))
+        })?;
         let found = SOLVERS.iter().find(|(_, class, _)| *class == config.class_name);
         let Some((_, _, solver)) = found else {
             return Err(Error::UnsupportedSetting {
@@ -204,6 +210,13 @@ impl Schedule {
         }
         let alphas_cumprod = alphas_cumprod(&path, &config)?;
         Ok(Self { default_solver: *solver, alphas_cumprod, config })
+    }
+
+    /// Corrects the settings of old files, as the class `StableDiffusionPipeline` of diffusers does and no other.
+    pub(super) fn corrected(mut self) -> Self {
+        self.config.steps_offset = 1;
+        self.config.clip_sample = Some(false);
+        self
     }
 
     /// Number of steps that a model is distilled to, by its schedule: one for SD-Turbo and SDXL-Turbo, of which

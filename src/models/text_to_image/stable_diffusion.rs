@@ -23,7 +23,7 @@ pub(super) const FAMILY: Family<Read> =
 
 /// The entry of latent consistency models, which take the guidance as an input.
 pub(super) const FAMILY_LCM: Family<Read> =
-    Family { model_type: "LatentConsistencyModelPipeline", architectures: &[], read: |_, _| Ok(read) };
+    Family { model_type: "LatentConsistencyModelPipeline", architectures: &[], read: |_, _| Ok(read_lcm) };
 
 const ENCODER: Component =
     Component { folder: "text_encoder/", file: Component::TRANSFORMERS, is_loaded: clip::is_loaded };
@@ -35,8 +35,16 @@ struct StableDiffusion {
 }
 
 fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
-    let encoder = PromptEncoderConfig::read(repository, ENCODER.folder, "tokenizer/")?;
     let network = Network::read(repository)?;
+    checked(repository, Network { schedule: network.schedule.corrected(), ..network })
+}
+
+fn read_lcm(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
+    checked(repository, Network::read(repository)?)
+}
+
+fn checked(repository: &Repository<'_>, network: Network) -> Result<Box<dyn Architecture>> {
+    let encoder = PromptEncoderConfig::read(repository, ENCODER.folder, "tokenizer/")?;
     let (has, takes) = (encoder.width(), network.unet.cross_attention_width());
     if has != takes {
         let reason = format!("its cross_attention_dim is {takes}, the text encoder's hidden_size {has}");
