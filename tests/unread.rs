@@ -79,8 +79,15 @@ fn tables(config: &Value) -> Vec<String> {
         Some(_) => format!("/{part}_dict"),
         None => format!("/{part}"),
     };
-    let parts =
-        ["text_config", "vision_config", "rope_parameters", "rope_scaling", "config/vision", "config/text"];
+    let parts = [
+        "text_config",
+        "vision_config",
+        "qformer_config",
+        "rope_parameters",
+        "rope_scaling",
+        "config/vision",
+        "config/text",
+    ];
     let parts = parts.into_iter().map(of_part);
     let within = ["/text_config/rope_parameters", "/text_config/rope_parameters/full_attention"];
     let all = parts.chain(within.map(str::to_owned)).filter(|path| {

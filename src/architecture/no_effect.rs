@@ -283,6 +283,19 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
         ],
     ),
     (&["llama"], &[("perceiver_config", "*"), ("pixel_shuffle_factor", "*"), ("neftune_noise_alpha", "*")]),
+    (
+        &["blip-2", "blip_2_qformer"],
+        &[
+            ("image_text_hidden_size", "*"),
+            ("vocab_size", "*"),
+            ("max_position_embeddings", "*"),
+            ("position_embedding_type", "\"absolute\""),
+            // The model type of the text half says it.
+            ("use_decoder_only_language_model", "true"),
+        ],
+    ),
+    (&["blip_2_vision_model"], &[("projection_dim", "*")]),
+    (&["opt"], &[("layerdrop", "*")]),
     // Of videos.
     (&["qwen2_5_vl", "qwen2_5_vl_vision"], &[("tokens_per_second", "*")]),
     (

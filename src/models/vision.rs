@@ -7,6 +7,7 @@
 mod chat;
 mod language_model;
 mod blip;
+mod blip2;
 mod idefics3;
 mod llava;
 mod moondream;
@@ -54,6 +55,7 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     llava::ONE_VISION_FAMILY,
     moondream::FAMILY,
     blip::FAMILY,
+    blip2::FAMILY,
     qwen_vl::QWEN2_5,
     qwen_vl::QWEN3,
     idefics3::FAMILY,

@@ -243,6 +243,67 @@ def blip(pictures, seed):
     cases.save()
 
 
+def blip2(pictures, seed):
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    cases = Cases("blip2")
+    tokenizer = byte_level(380, ["<pad>", "</s>", "<image>"])
+    token = tokenizer.token_to_id
+    begin = token("</s>")
+    tokenizer.post_processor = processors.TemplateProcessing("</s> $A", "</s> $A $B", [("</s>", begin)])
+    newline = tokenizer.encode("\n").ids[-1]
+    size = tokenizer.get_vocab_size() + 3
+    text = dict(model_type="opt", activation_dropout=0.0, activation_function="relu", attention_dropout=0.0,
+                do_layer_norm_before=True, dropout=0.1, ffn_dim=64, hidden_size=48, init_std=0.02, layerdrop=0.0,
+                max_position_embeddings=160, num_attention_heads=4, num_hidden_layers=2, vocab_size=size, prefix="</s>",
+                word_embed_proj_dim=48, _remove_final_layer_norm=False, pad_token_id=token("<pad>"), bos_token_id=begin,
+                eos_token_id=newline)
+    vision = dict(model_type="blip_2_vision_model", hidden_size=40, intermediate_size=64, num_hidden_layers=2,
+                  num_attention_heads=4, image_size=32, patch_size=8, hidden_act="gelu", layer_norm_eps=1e-6,
+                  qkv_bias=True, projection_dim=512)
+    qformer = dict(model_type="blip_2_qformer", vocab_size=100, hidden_size=32, num_hidden_layers=3,
+                   num_attention_heads=4, intermediate_size=48, cross_attention_frequency=2, encoder_hidden_size=40,
+                   max_position_embeddings=512, position_embedding_type="absolute")
+    whole = dict(num_query_tokens=6, image_token_index=token("<image>"), image_text_hidden_size=256,
+                 tie_word_embeddings=False)
+    config = Blip2Config(text_config=dict(text), vision_config=dict(vision), qformer_config=dict(qformer), **whole)
+    model = randomize(Blip2ForConditionalGeneration(config), seed, 1.5)
+    rounded(model)
+    model.language_model.tie_weights()
+    processor = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    cases.folder.mkdir(parents=True, exist_ok=True)
+    write_json(cases.folder / "config.json", dict(
+        architectures=["Blip2ForConditionalGeneration"], model_type="blip-2", text_config=text, vision_config=vision,
+        qformer_config=qformer, initializer_factor=1.0, initializer_range=0.02, torch_dtype="bfloat16",
+        use_decoder_only_language_model=True, **whole))
+    tokenizer.save(str(cases.folder / "tokenizer.json"))
+    write_json(cases.folder / "tokenizer_config.json", dict(
+        tokenizer_class="GPT2Tokenizer", bos_token="</s>", eos_token="</s>", pad_token="<pad>", unk_token="</s>",
+        add_bos_token=True, add_prefix_space=False, model_max_length=160))
+    write_json(cases.folder / "preprocessor_config.json", dict(
+        do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=processor.image_mean,
+        image_processor_type="BlipImageProcessor", image_std=processor.image_std, processor_class="Blip2Processor",
+        resample=3, rescale_factor=1 / 255, size={"height": 32, "width": 32}))
+    write_json(cases.folder / "processor_config.json", dict(num_query_tokens=6, processor_class="Blip2Processor"))
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "language_model.lm_head.weight"}
+    save_weights(cases.folder, tensors, dtype=torch.bfloat16)
+    for image, question in [("wide", ""), ("tall", "a picture of"), ("large", "Question: what is this? Answer:")]:
+        pixels = processor(pictures[image], return_tensors="pt")["pixel_values"]
+        ids = [token("<image>")] * 6 + tokenizer.encode(question).ids
+        seen = model.vision_model(pixel_values=pixels).last_hidden_state
+        found = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=seen).last_hidden_state
+        out = model.generate(input_ids=torch.tensor([ids]), pixel_values=pixels, max_new_tokens=TOKENS, do_sample=False,
+                             eos_token_id=newline, output_logits=True, return_dict_in_generate=True)
+        tokens = out.sequences[0, len(ids):].tolist()
+        answer = tokenizer.decode(tokens[:-1] if tokens[-1] == newline else tokens)
+        cases.add(image, question, ids, pixels, model.language_projection(found)[0], tokens,
+                  [step[0] for step in out.logits], answer, answer=answer)
+    cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"], processor.image_mean,
+                      processor.image_std, ["cat.png"])
+    cases.save()
+
+
 # LLaVA --------------------------------------------------------------------------------------------------------------
 
 
@@ -788,7 +849,7 @@ def moondream(pictures, seed):
 
 
 FAMILIES = {family.__name__: family for family in (
-    blip, llava, llava_next, llava_siglip, llava_onevision, qwen2_5_vl, qwen3_vl, idefics3, smolvlm,
+    blip, blip2, llava, llava_next, llava_siglip, llava_onevision, qwen2_5_vl, qwen3_vl, idefics3, smolvlm,
     moondream)}
 
 

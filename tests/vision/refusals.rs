@@ -7,7 +7,7 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
     let huge = serde_json::json!(1u64 << 40);
     let numbers =
         [serde_json::json!(0), huge, serde_json::json!(-1), serde_json::json!("many"), serde_json::json!(7)];
-    let settings: [(&str, &[&str]); 8] = [
+    let settings: [(&str, &[&str]); 9] = [
         (
             "blip",
             &[
@@ -55,6 +55,21 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
                 "vision_config/window_size",
                 "vision_config/out_hidden_size",
                 "vision_config/fullatt_block_indexes",
+            ],
+        ),
+        (
+            "blip2",
+            &[
+                "num_query_tokens",
+                "vision_config/hidden_size",
+                "vision_config/qkv_bias",
+                "qformer_config/hidden_size",
+                "qformer_config/encoder_hidden_size",
+                "qformer_config/cross_attention_frequency",
+                "text_config/hidden_size",
+                "text_config/word_embed_proj_dim",
+                "text_config/max_position_embeddings",
+                "text_config/do_layer_norm_before",
             ],
         ),
         (
@@ -122,6 +137,8 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
         });
         assert!(error.to_string().contains("vision_feature_select_strategy"), "{error}");
     }
+    let error = changed("blip2", "config.json", |config| config["text_config"]["model_type"] = "t5".into());
+    assert!(matches!(error, Error::UnsupportedSetting { .. }), "{error}");
     let error = changed("llava", "chat_template.json", |file| file["chat_template"] = "{% for".into());
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
     let error = changed("blip", "config.json", |config| {

@@ -43,6 +43,8 @@ pub(crate) enum Embeddings {
     /// The norm of the sum of token and learned position (BERT), of which there is one for each place of the
     /// context.
     WithPositions,
+    /// The sum alone, where the first positions are of no place (OPT).
+    PlusPositions { unused: usize },
 }
 
 /// The layer that makes logits of the last hidden states.
@@ -138,7 +140,7 @@ impl DecoderConfig {
         }
         let scale = match self.embeddings {
             Embeddings::Scaled(scale) => Some(scale),
-            Embeddings::Plain | Embeddings::WithPositions => None,
+            Embeddings::Plain | Embeddings::WithPositions | Embeddings::PlusPositions { .. } => None,
         };
         if [scale, self.logit_cap].into_iter().flatten().any(|factor| !factor.is_normal()) {
             return Err(invalid(file, "a scale or soft cap is no usable number"));
@@ -165,7 +167,8 @@ pub(super) struct LlamaSizes {
 pub(super) fn llama_blocks(sizes: LlamaSizes) -> TransformerConfig {
     let LlamaSizes { width, intermediate, heads, kv_heads, head_size, epsilon, masks } = sizes;
     let feed_forward = FeedForwardConfig::Gated { intermediate };
-    let layer = |mask| LayerConfig { mask, rope: Some(0), feed_forward, input_is_normed: false };
+    let layer =
+        |mask| LayerConfig { mask, rope: Some(0), feed_forward, input_is_normed: false, looks_beside: true };
     TransformerConfig {
         width,
         attention: AttentionConfig::plain(heads, kv_heads, head_size),

@@ -4,7 +4,7 @@ use candle_core::Device;
 use model_actors::LoadContext;
 
 use super::config::{DecoderConfig, Embeddings, Head};
-use super::model::{Decoder, Logits};
+use super::model::{Decoder, LearnedPositions, Logits};
 use super::names::DecoderNames;
 use crate::error::{Error, Result};
 use crate::kernels::packed::RowUse;
@@ -50,10 +50,16 @@ pub(super) fn load(
     };
     let mut token_embeddings = table(names.token_embeddings, config.vocabulary)?;
     let positions = match config.embeddings {
-        Embeddings::WithPositions => Some((
-            table(names.positions, config.context)?,
-            tensors.norm(names.embedding_norm, width, transformer.norm, epsilon)?,
-        )),
+        Embeddings::WithPositions => Some(LearnedPositions {
+            table: table(names.positions, config.context)?,
+            first: 0,
+            norm: Some(tensors.norm(names.embedding_norm, width, transformer.norm, epsilon)?),
+        }),
+        Embeddings::PlusPositions { unused } => Some(LearnedPositions {
+            table: table(names.positions, config.context.saturating_add(unused))?,
+            first: unused,
+            norm: None,
+        }),
         Embeddings::Plain | Embeddings::Scaled(_) => None,
     };
     let blocks = transformer::load(transformer, &names.blocks, tensors, device)?;

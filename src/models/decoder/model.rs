@@ -11,13 +11,21 @@ use crate::models::transformer::{Cache, Norm, Segment, Transformer};
 /// A decoder's weights, which all workers share.
 pub(crate) struct Decoder {
     pub(super) token_embeddings: PackedLinear,
-    /// Learned positions, and the norm of their sum with token embeddings.
-    pub(super) positions: Option<(PackedLinear, Norm)>,
+    pub(super) positions: Option<LearnedPositions>,
     pub(super) transformer: Transformer,
     /// Norm after the last block, unless the head has it.
     pub(super) norm: Option<Norm>,
     pub(super) logits: Logits,
     pub(super) config: DecoderConfig,
+}
+
+/// Learned positions.
+pub(super) struct LearnedPositions {
+    pub(super) table: PackedLinear,
+    /// The position of the first place.
+    pub(super) first: usize,
+    /// The norm of their sum with token embeddings.
+    pub(super) norm: Option<Norm>,
 }
 
 /// The layer that makes logits of hidden states.
@@ -62,7 +70,9 @@ impl Decoder {
         let embeddings = self.token_embeddings.lookup(tokens)?;
         match self.config.embeddings {
             Embeddings::Scaled(scale) => Ok((embeddings * f64::from(scale))?),
-            Embeddings::Plain | Embeddings::WithPositions => Ok(embeddings),
+            Embeddings::Plain | Embeddings::WithPositions | Embeddings::PlusPositions { .. } => {
+                Ok(embeddings)
+            }
         }
     }
 
@@ -92,13 +102,17 @@ impl Decoder {
             }
         }
         let hidden = match &self.positions {
-            Some((positions, norm)) => {
+            Some(LearnedPositions { table, first, norm }) => {
                 let places = |segment: &Segment<'_>| {
-                    let begin = segment.cache.length();
+                    let begin = first + segment.cache.length();
                     (begin..begin + segment.length).map(|place| place as u32)
                 };
                 let places: Vec<u32> = segments.iter().flat_map(places).collect();
-                norm.of_sum(rows, &positions.lookup(&places)?)?
+                let positions = table.lookup(&places)?;
+                match norm {
+                    Some(norm) => norm.of_sum(rows, &positions)?,
+                    None => (rows + positions)?,
+                }
             }
             None => rows.clone(),
         };

@@ -14,8 +14,8 @@ use crate::kernels::rotary::Position;
 #[derive(Debug)]
 pub(crate) struct Cache {
     blocks: Vec<KvCache>,
-    /// Keys and values for each block's cross-attention; empty without any.
-    cross: Vec<CrossKeyValues>,
+    /// Keys and values for the cross-attention of each block that has one; empty without any.
+    cross: Vec<Option<CrossKeyValues>>,
     length: usize,
     /// Tokens that the sequence is known to get at least. LongRoPE chooses its frequencies by it.
     known: usize,
@@ -26,7 +26,7 @@ impl Cache {
     pub(super) fn new(
         blocks: usize,
         width: usize,
-        cross: Vec<CrossKeyValues>,
+        cross: Vec<Option<CrossKeyValues>>,
         known: usize,
         device: &Device,
     ) -> Result<Self> {
@@ -65,7 +65,7 @@ impl Cache {
             .blocks
             .get_mut(index)
             .ok_or_else(|| Error::compute("transformer: a cache of another model"))?;
-        Ok((own, self.cross.get(index)))
+        Ok((own, self.cross.get(index).and_then(Option::as_ref)))
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) struct TransformerConfig {
     /// Length of a row.
     pub(crate) width: usize,
     pub(crate) attention: AttentionConfig,
-    /// Width of the rows that each block's cross-attention sees; `None` for blocks without cross-attention.
+    /// Width of the rows that cross-attention sees; `None` for blocks without cross-attention.
     pub(crate) cross_attention: Option<usize>,
     pub(crate) norm: NormKind,
     pub(crate) norm_placement: NormPlacement,
@@ -94,6 +94,8 @@ pub(crate) struct LayerConfig {
     /// True if the input is normed already, so that the norm before attention is left out (ModernBERT's first
     /// block).
     pub(crate) input_is_normed: bool,
+    /// True if it has cross-attention, in a model that has any.
+    pub(crate) looks_beside: bool,
 }
 
 /// The feed-forward network of a block.
@@ -240,6 +242,7 @@ impl TransformerConfig {
             rope: None,
             feed_forward: FeedForwardConfig::Dense { intermediate },
             input_is_normed: false,
+            looks_beside: true,
         };
         let config = Self {
             width,

@@ -81,7 +81,7 @@ struct BlockLoader<'a> {
 
 impl BlockLoader<'_> {
     fn block(&self, layer: &LayerConfig) -> Result<Block> {
-        let cross_attention = match self.config.cross_attention {
+        let cross_attention = match self.config.cross_attention.filter(|_| layer.looks_beside) {
             Some(seen) => Some(self.cross_attention(seen)?),
             None => None,
         };

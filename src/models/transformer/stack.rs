@@ -48,7 +48,7 @@ impl Transformer {
 
     /// The same for a sequence that sees `rows` beside itself, `(rows, width of the cross-attention)`.
     pub(crate) fn cache_beside(&self, known: usize, rows: &Tensor) -> Result<Cache> {
-        let cross = self.blocks.iter().filter_map(|block| block.cross_key_values(rows).transpose());
+        let cross = self.blocks.iter().map(|block| block.cross_key_values(rows));
         Cache::new(self.blocks.len(), self.kv_width, cross.collect::<Result<_>>()?, known, &self.device)
     }
 

@@ -87,16 +87,7 @@ impl Config {
 
 impl Architecture for Config {
     fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
-        let defaults = json!({
-            "size": {"height": 384, "width": 384}, "resample": 3, "do_center_crop": false, "do_pad": false
-        });
-        let preprocessing = super::preprocessing(files, defaults, Processor::Clip, context)?;
-        let side = self.vision.image_size;
-        if preprocessing.exact() != Some((side, side)) {
-            let reason = format!("image_size is {side}; the preprocessing makes pictures of another size");
-            return Err(invalid(&self.file, reason));
-        }
-        self.preprocessing = Some(preprocessing);
+        self.preprocessing = Some(preprocessing(files, &self.file, self.vision.image_size, context)?);
         Ok(())
     }
 
@@ -141,7 +132,7 @@ impl Architecture for Config {
         let tower = SafeTensors::new(&reader, "vision_model.", self.tower.workload);
         let (width, epsilon) = (self.tower.width, self.tower.epsilon);
         Ok(Arc::new(Blip {
-            tower: self.load_tower(&tower)?,
+            tower: load_tower(&self.vision, &self.tower, &tower)?,
             last_norm: tower.layer_norm("post_layernorm", width, epsilon)?,
             language_model: LanguageModel {
                 decoder: self.text.decoder.load(weights, device, context)?,
@@ -155,21 +146,43 @@ impl Architecture for Config {
     }
 }
 
-impl Config {
-    fn load_tower(&self, tensors: &SafeTensors<'_>) -> Result<VisionTower> {
-        let (width, grid, side) = (self.tower.width, self.vision.grid(), self.vision.patch_size);
-        let embeddings = tensors.at("embeddings.");
-        let class = embeddings.tensor("class_embedding", &[1, 1, width])?.reshape((1, width))?;
-        let positions = embeddings.tensor("position_embedding", &[1, grid * grid + 1, width])?.squeeze(0)?;
-        let places = positions.narrow(0, 1, grid * grid)?.contiguous()?;
-        Ok(VisionTower {
-            patches: Patches::load(&embeddings, "patch_embedding", width, side, Bias::Yes)?,
-            leading: Some((class + positions.narrow(0, 0, 1)?)?),
-            positions: Positions::new(places, grid, Resampling::Never),
-            first_norm: None,
-            transformer: transformer::load(&self.tower, &BLOCKS, tensors, tensors.device())?,
-        })
+/// Reads the preprocessing of BLIP and BLIP-2 for towers that take images of `side` pixels a side; `config` is the
+/// file that says so.
+pub(super) fn preprocessing(
+    files: &Files,
+    config: &Path,
+    side: usize,
+    context: &LoadContext,
+) -> Result<Preprocessing> {
+    let defaults = json!({
+        "size": {"height": 384, "width": 384}, "resample": 3, "do_center_crop": false, "do_pad": false
+    });
+    let preprocessing = super::preprocessing(files, defaults, Processor::Clip, context)?;
+    if preprocessing.exact() != Some((side, side)) {
+        let reason = format!("image_size is {side}; the preprocessing makes pictures of another size");
+        return Err(invalid(config, reason));
     }
+    Ok(preprocessing)
+}
+
+/// Loads the vision tower of BLIP and BLIP-2, up to the last block.
+pub(super) fn load_tower(
+    settings: &VisionSettings,
+    config: &TransformerConfig,
+    tensors: &SafeTensors<'_>,
+) -> Result<VisionTower> {
+    let (width, grid, side) = (config.width, settings.grid(), settings.patch_size);
+    let embeddings = tensors.at("embeddings.");
+    let class = embeddings.tensor("class_embedding", &[1, 1, width])?.reshape((1, width))?;
+    let positions = embeddings.tensor("position_embedding", &[1, grid * grid + 1, width])?.squeeze(0)?;
+    let places = positions.narrow(0, 1, grid * grid)?.contiguous()?;
+    Ok(VisionTower {
+        patches: Patches::load(&embeddings, "patch_embedding", width, side, Bias::Yes)?,
+        leading: Some((class + positions.narrow(0, 0, 1)?)?),
+        positions: Positions::new(places, grid, Resampling::Never),
+        first_norm: None,
+        transformer: transformer::load(config, &BLOCKS, tensors, tensors.device())?,
+    })
 }
 
 struct Blip {

@@ -49,9 +49,17 @@ impl Network for Reader {
 
 #[test]
 fn a_prompt_that_is_too_long_is_refused_before_the_picture_is_cut() {
-    for family in
-        ["llava", "llava_next", "llava_onevision", "moondream", "blip", "qwen2_5_vl", "qwen3_vl", "idefics3"]
-    {
+    for family in [
+        "llava",
+        "llava_next",
+        "llava_onevision",
+        "moondream",
+        "blip",
+        "blip2",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "idefics3",
+    ] {
         let folder = format!("{}/tests/fixtures/vision/{family}", env!("CARGO_MANIFEST_DIR"));
         let model = VisionModel::load(Source::directory(folder)).unwrap();
         let shared = Arc::into_inner(model.shared).unwrap();

@@ -1,0 +1,223 @@
+//! BLIP-2 (Li et al. 2023): BLIP's vision tower, of which a few learned queries take what they need, before the words
+//! of an OPT. A question is what the text begins with, as it is written. Follows `modeling_blip_2.py` of transformers.
+
+mod qformer;
+mod text;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext, Picture};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::blip;
+use super::chat::part;
+use super::language_model::{ImagePlace, LanguageModel};
+use super::{Architecture, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit};
+use crate::architecture::{Family, parse};
+use crate::error::Result;
+use crate::kernels::Activation;
+use crate::models::config_file::{invalid, unsupported, with_defaults, without_nulls};
+use crate::models::decoder::DecoderConfig;
+use crate::models::generation_config::GenerationConfig;
+use crate::models::towers::{VisionSettings, VisionTower};
+use crate::models::transformer::{Bias, Norm, Projection, SafeTensors, TransformerConfig, is_buffer};
+use crate::preprocessing::Preprocessing;
+use crate::source::Files;
+use crate::tokens::{Specials, Tokens};
+use crate::weights::WeightFiles;
+use qformer::{QFormer, QFormerConfig};
+
+/// The family's entry in the list.
+pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "blip-2",
+    architectures: &["Blip2ForConditionalGeneration"],
+    read: |file, config| Ok(Box::new(Config::read(file, config)?)),
+};
+
+#[derive(Deserialize)]
+struct Settings {
+    num_query_tokens: usize,
+    /// Files of before it are refused by the reference too.
+    image_token_index: u32,
+    architectures: Option<Vec<String>>,
+}
+
+/// What the tower has beside the settings of every vision tower.
+#[derive(Deserialize)]
+struct Qkv {
+    #[serde(default = "yes")]
+    qkv_bias: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn vision_defaults() -> Value {
+    json!({
+        "hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16,
+        "num_channels": 3, "image_size": 224, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6
+    })
+}
+
+/// `config.json`, with what the other small files say once they are read.
+struct Config {
+    file: PathBuf,
+    vision: VisionSettings,
+    tower: TransformerConfig,
+    qformer: QFormerConfig,
+    text: DecoderConfig,
+    image_token: u32,
+    rest: Option<(Preprocessing, GenerationConfig)>,
+}
+
+impl Config {
+    fn read(file: &Path, config: &Value) -> Result<Self> {
+        let settings = with_defaults(&without_nulls(config), json!({"num_query_tokens": 32}));
+        let settings: Settings = parse(file, &settings)?;
+        // All of BLIP-2 share one model type; the others match images with texts.
+        if let Some(other) =
+            settings.architectures.iter().flatten().find(|name| !name.ends_with("ConditionalGeneration"))
+        {
+            return Err(unsupported(file, "the architecture", other, "Blip2ForConditionalGeneration"));
+        }
+        let of_vision = with_defaults(&without_nulls(part(config, "vision_config")), json!({}));
+        let vision = VisionSettings::read(file, vision_defaults(), &of_vision)?;
+        let mut tower = vision.transformer(file)?;
+        tower.biases.qkv = parse::<Qkv>(file, &of_vision)?.qkv_bias.into();
+        let queries = settings.num_query_tokens;
+        let qformer = QFormerConfig::read(file, part(config, "qformer_config"), queries, tower.width)?;
+        let text = text::read(file, part(config, "text_config"))?;
+        let image_token = settings.image_token_index;
+        if image_token as usize >= text.vocabulary {
+            return Err(invalid(file, "image_token_index is not below vocab_size"));
+        }
+        Ok(Self { file: file.to_owned(), vision, tower, qformer, text, image_token, rest: None })
+    }
+
+    /// Number of rows of an image.
+    fn rows(&self) -> usize {
+        self.vision.grid() * self.vision.grid() + 1
+    }
+}
+
+impl Architecture for Config {
+    fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()> {
+        let preprocessing = blip::preprocessing(files, &self.file, self.vision.image_size, context)?;
+        self.rest = Some((preprocessing, GenerationConfig::read(files, context)?));
+        Ok(())
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.text.vocabulary
+    }
+
+    fn context(&self) -> usize {
+        self.text.context
+    }
+
+    fn uses(&self, tensor: &str) -> bool {
+        let parts = ["vision_model.", "qformer.", "query_tokens", "language_projection."];
+        let is_of_image = parts.iter().any(|part| tensor.starts_with(part)) && !is_buffer(tensor);
+        is_of_image || self.text.uses(tensor)
+    }
+
+    fn has_no_effect(&self, tensor: &str) -> bool {
+        self.text.has_no_effect(tensor)
+    }
+
+    fn per_worker(&self, room: WorkerMemory) -> Bytes {
+        let rows = self.rows();
+        let text = self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held);
+        self.tower.scratch(rows, rows) + self.qformer.scratch(rows) + text
+    }
+
+    fn load(
+        &self,
+        _: &Tokens,
+        weights: &WeightFiles,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Arc<dyn Network>> {
+        let (preprocessing, generation) = self.rest.clone().ok_or_else(misfit)?;
+        let reader = weights.reader("", device, context);
+        let tensors = SafeTensors::new(&reader, "", self.tower.workload);
+        let tower = tensors.at("vision_model.");
+        let (width, epsilon) = (self.tower.width, self.tower.epsilon);
+        let (from, to) = (self.qformer.width(), self.text.width());
+        Ok(Arc::new(Blip2 {
+            tower: blip::load_tower(&self.vision, &self.tower, &tower)?,
+            last_norm: tower.layer_norm("post_layernorm", width, epsilon)?,
+            qformer: self.qformer.load(&tensors)?,
+            projection: tensors.linear("language_projection", to, from, Bias::Yes)?,
+            queries: self.qformer.queries,
+            image_token: self.image_token,
+            language_model: LanguageModel {
+                decoder: self.text.load(weights, device, context)?,
+                image: ImagePlace::InPrompt,
+            },
+            ends: generation.ends(&self.text.end_tokens, None),
+            preprocessing,
+            device: device.clone(),
+        }))
+    }
+}
+
+struct Blip2 {
+    tower: VisionTower,
+    last_norm: Norm,
+    qformer: QFormer,
+    projection: Projection,
+    queries: usize,
+    image_token: u32,
+    language_model: LanguageModel,
+    ends: Vec<u32>,
+    preprocessing: Preprocessing,
+    device: Device,
+}
+
+impl Network for Blip2 {
+    fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// The image, and after it the text with the token that begins one.
+    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
+        let mut ids = vec![self.image_token; self.queries];
+        ids.extend(tokens.encode_written(question, Specials::Added)?);
+        Ok(Prompt { tokens: ids, image: 0..self.queries, sides })
+    }
+
+    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>> {
+        Ok(vec![self.preprocessing.tensor(picture, &self.device)?])
+    }
+
+    fn tower(&self) -> &dyn StepwiseTower {
+        &self.tower
+    }
+
+    fn keep(
+        &self,
+        layers: usize,
+        hidden: &Tensor,
+        _: &mut Option<Unfinished>,
+    ) -> Result<Option<Vec<Tensor>>> {
+        if layers < self.tower.transformer.depth() {
+            return Ok(Some(Vec::new()));
+        }
+        let rows = self.qformer.forward(&self.last_norm.forward(hidden)?)?;
+        Ok(Some(vec![self.projection.forward(&rows, Activation::Identity)?]))
+    }
+
+    fn image(&self, _: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+        let rows = kept.first().and_then(|kept| kept.last()).ok_or_else(misfit)?;
+        Ok(ImageRows { rows: rows.clone(), deep: Vec::new() })
+    }
+
+    fn language_model(&self) -> &LanguageModel {
+        &self.language_model
+    }
+}
