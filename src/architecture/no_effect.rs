@@ -270,7 +270,10 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
     (&["clip"], &[("vision_config", "*"), ("text_config", "*")]),
     (&["blip", "blip_text_model"], &[("is_decoder", "true")]),
     // The reference implementation interleaves whatever the file says.
-    (&["qwen3_vl", "qwen3_vl_text"], &[("mrope_interleaved", "true")]),
+    (
+        &["qwen3_vl", "qwen3_vl_text", "qwen3_vl_moe", "qwen3_vl_moe_text"],
+        &[("mrope_interleaved", "true"), ("norm_topk_prob", "true")],
+    ),
     // Of other models that the classes of the tower and the text were written for, and of the training.
     (
         &["idefics3", "idefics3_vision", "smolvlm", "smolvlm_vision"],

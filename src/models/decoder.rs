@@ -30,7 +30,7 @@ mod speed;
 use crate::architecture::Family;
 pub(crate) use config::{DecoderConfig, Embeddings, Head};
 pub(crate) use model::Decoder;
-pub(crate) use names::DecoderNames;
+pub(crate) use names::{DecoderNames, QWEN3_VL_MOE};
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
 pub(crate) const FAMILIES: &[Family<DecoderConfig>] = &[

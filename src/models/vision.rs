@@ -58,6 +58,7 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     blip2::FAMILY,
     qwen_vl::QWEN2_5,
     qwen_vl::QWEN3,
+    qwen_vl::QWEN3_MOE,
     idefics3::FAMILY,
     idefics3::SMOLVLM_FAMILY,
 ];

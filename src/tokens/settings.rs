@@ -137,9 +137,8 @@ impl Class {
             "mpnet" => Self::MpNet,
             "roberta" | "bart" | "longformer" | "data2vec-text" | "ibert" | "lilt" => Self::Roberta,
             "gpt2" | "gpt_neo" | "gptj" | "phi" | "blip-2" => Self::Gpt2,
-            "qwen2" | "qwen3" | "qwen2_moe" | "qwen3_moe" | "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl" => {
-                Self::Qwen2
-            }
+            "qwen2" | "qwen3" | "qwen2_moe" | "qwen3_moe" | "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl"
+            | "qwen3_vl_moe" => Self::Qwen2,
             "xlm-roberta" | "gte" | "jina_embeddings_v3" | "metaclip_2" => Self::XlmRoberta,
             "t5" | "mt5" => Self::T5,
             "siglip2" => Self::Siglip2,

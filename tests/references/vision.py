@@ -603,24 +603,41 @@ def qwen_vl_cases(cases, pictures, model, tokenizer, processor, template, ends, 
 
 def qwen3_vl(pictures, seed):
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    of_qwen3_vl("qwen3_vl", pictures, seed, Qwen3VLConfig, Qwen3VLForConditionalGeneration, {}, True, PHOTOGRAPHS)
+
+
+def qwen3_vl_moe(pictures, seed):
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=20, decoder_sparse_step=1,
+                   mlp_only_layers=[1])
+    of_qwen3_vl("qwen3_vl_moe", pictures, seed, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration, experts, False,
+                ["cat.png"])
+
+
+def of_qwen3_vl(family, pictures, seed, config_class, model_class, more, tied, photographs):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    cases = Cases("qwen3_vl")
+    cases = Cases(family)
     tokenizer = byte_level(380, QWEN_VL_TOKENS)
     token = tokenizer.token_to_id
     rope = {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"}
     text = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
                 head_dim=16, vocab_size=tokenizer.get_vocab_size() + 5, max_position_embeddings=512,
-                rope_parameters=rope | {"rope_theta": 5000000.0}, rms_norm_eps=1e-6)
+                rope_parameters=rope | {"rope_theta": 5000000.0}, rms_norm_eps=1e-6, **more)
     vision = dict(depth=3, hidden_size=32, intermediate_size=48, num_heads=2, patch_size=8, spatial_merge_size=2,
                   temporal_patch_size=2, out_hidden_size=48, num_position_embeddings=36,
                   deepstack_visual_indexes=[0, 1])
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, image_token_id=token("<|image_pad|>"),
+    config = config_class(text_config=text, vision_config=vision, image_token_id=token("<|image_pad|>"),
                            video_token_id=token("<|video_pad|>"), vision_start_token_id=token("<|vision_start|>"),
-                           vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=True)
-    config.text_config.tie_word_embeddings = True
-    config.architectures = ["Qwen3VLForConditionalGeneration"]
-    model = randomize(Qwen3VLForConditionalGeneration(config), seed, 1.5)
+                           vision_end_token_id=token("<|vision_end|>"), tie_word_embeddings=tied)
+    if tied:
+        config.text_config.tie_word_embeddings = True
+    config.architectures = [model_class.__name__]
+    model = randomize(model_class(config), seed, 1.5)
+    if more:
+        rounded(model)
     model.tie_weights()
     size = {"shortest_edge": 1024, "longest_edge": 10240}
     processor = Qwen2VLImageProcessorPil(size=size, patch_size=8, merge_size=2, temporal_patch_size=2,
@@ -631,6 +648,8 @@ def qwen3_vl(pictures, seed):
     saved = json.loads((cases.folder / "config.json").read_text())
     saved["text_config"].pop("rope_parameters", None)
     saved["text_config"] |= {"rope_scaling": rope, "rope_theta": 5000000}
+    if "num_local_experts" in saved["text_config"]:
+        saved["text_config"]["num_experts"] = saved["text_config"].pop("num_local_experts")
     write_json(cases.folder / "config.json", saved)
     tokenizer.save(str(cases.folder / "tokenizer.json"))
     write_json(cases.folder / "tokenizer_config.json", dict(
@@ -642,11 +661,13 @@ def qwen3_vl(pictures, seed):
     write_json(cases.folder / "preprocessor_config.json", dict(
         size=size, patch_size=8, temporal_patch_size=2, merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3,
         processor_class="Qwen3VLProcessor", image_processor_type="Qwen2VLImageProcessorFast"))
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    save_weights(cases.folder, tensors)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not tied or name != "lm_head.weight"}
+    # The published matrices of experts lie input by input.
+    tensors = {name: tensor.transpose(1, 2) if "mlp.experts." in name else tensor for name, tensor in tensors.items()}
+    save_weights(cases.folder, tensors, dtype=torch.bfloat16 if more else torch.float32)
 
     qwen_vl_cases(cases, pictures, model, tokenizer, processor, CHAT_VISION_PAD,
-                  [token("<|im_end|>"), token("<|endoftext|>")])
+                  [token("<|im_end|>"), token("<|endoftext|>")], photographs)
 
 
 CHAT_SYSTEM_AND_PAD = (
@@ -849,8 +870,8 @@ def moondream(pictures, seed):
 
 
 FAMILIES = {family.__name__: family for family in (
-    blip, blip2, llava, llava_next, llava_siglip, llava_onevision, qwen2_5_vl, qwen3_vl, idefics3, smolvlm,
-    moondream)}
+    blip, blip2, llava, llava_next, llava_siglip, llava_onevision, qwen2_5_vl, qwen3_vl, qwen3_vl_moe,
+    idefics3, smolvlm, moondream)}
 
 
 def main():

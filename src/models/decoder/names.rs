@@ -90,6 +90,19 @@ pub(super) const GPT_OSS: DecoderNames = DecoderNames {
     ..LLAMA
 };
 
+/// Those of the text half of Qwen3-VL with experts: Llama's with the experts' matrices in one tensor for each place.
+pub(crate) const QWEN3_VL_MOE: DecoderNames = DecoderNames {
+    blocks: Names {
+        experts: ExpertNames::Stacked {
+            up: UpNames::GateUp("mlp.experts.gate_up_proj"),
+            down: "mlp.experts.down_proj",
+            order: MatrixOrder::Inputs,
+        },
+        ..LLAMA.blocks
+    },
+    ..LLAMA
+};
+
 /// Phi's: Llama's with two projections in the feed-forward network.
 pub(super) const PHI: DecoderNames = DecoderNames {
     blocks: Names { out_proj: "self_attn.dense", up: UpNames::Dense("fc1"), down: "fc2", ..LLAMA.blocks },

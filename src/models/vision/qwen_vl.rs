@@ -25,7 +25,8 @@ use super::{
 use crate::architecture;
 use crate::error::{Error, Result};
 use crate::kernels::rotary::Position;
-use crate::models::decoder::{self, DecoderConfig};
+use crate::models::config_file::with_defaults;
+use crate::models::decoder::{self, DecoderConfig, DecoderNames};
 use crate::models::towers::pick;
 use crate::models::transformer::{SafeTensors, Workload};
 use crate::preprocessing::Scaling;
@@ -33,7 +34,7 @@ use crate::source::Files;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 pub(super) use qwen2_5::FAMILY as QWEN2_5;
-pub(super) use qwen3::FAMILY as QWEN3;
+pub(super) use qwen3::{FAMILY as QWEN3, MOE_FAMILY as QWEN3_MOE};
 use resize::SmartResize;
 use tower::{Tower, TowerConfig};
 
@@ -59,11 +60,19 @@ struct TextHalf {
     is_interleaved: bool,
     /// Base of the rotary embedding, where the file has none.
     theta: f64,
+    /// Other settings that a file leaves out.
+    defaults: fn() -> Value,
+    /// Settings of the decoder that are so whatever the file says.
+    fixed: &'static [(&'static str, bool)],
+    /// Names of the tensors, where they are not the decoder's own.
+    names: Option<&'static DecoderNames>,
 }
 
 impl Config {
     fn new(file: &Path, config: &Value, tower: TowerConfig, text: &TextHalf) -> Result<Self> {
+        let names = text.names;
         let text = architecture::find(decoder::FAMILIES, CAPABILITY, file, &text.settings(config))?;
+        let text = DecoderConfig { names: names.unwrap_or(text.names), ..text };
         let invalid = |reason: String| Error::InvalidConfig { file: file.to_owned(), reason };
         if tower.out_hidden_size != text.width() {
             let (out, width) = (tower.out_hidden_size, text.width());
@@ -84,13 +93,15 @@ impl TextHalf {
     /// The settings of the text half as those of the decoder that it is. Older files have them beside those of the
     /// whole.
     fn settings(&self, config: &Value) -> Value {
-        let mut text = match part(config, "text_config") {
+        let text = match part(config, "text_config") {
             Value::Null => config.clone(),
             _ => text_config(config, self.kind),
         };
+        let mut text = with_defaults(&text, (self.defaults)());
         let Some(settings) = text.as_object_mut() else { return text };
         settings.insert("model_type".to_owned(), self.kind.into());
         settings.remove("architectures");
+        settings.extend(self.fixed.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())));
         let name = match settings.get("rope_parameters") {
             Some(Value::Object(_)) => "rope_parameters",
             _ => "rope_scaling",
@@ -270,7 +281,15 @@ mod tests {
 
     #[test]
     fn settings_of_the_text_beside_the_others_or_in_a_part_are_the_same() {
-        let half = TextHalf { kind: "qwen2", sections: [16, 24, 24], is_interleaved: false, theta: 1e6 };
+        let half = TextHalf {
+            kind: "qwen2",
+            sections: [16, 24, 24],
+            is_interleaved: false,
+            theta: 1e6,
+            defaults: || json!({}),
+            fixed: &[],
+            names: None,
+        };
         let flat = json!({"hidden_size": 48, "rope_scaling": {"type": "mrope"}, "rope_theta": 5.0});
         let nested =
             json!({"text_config": {"hidden_size": 48, "rope_scaling": {"type": "mrope"}, "rope_theta": 5.0}});

@@ -20,9 +20,23 @@ pub(in super::super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "qwen2_5_vl",
     architectures: &["Qwen2_5_VLForConditionalGeneration"],
     read: |file, config| {
-        let text = TextHalf { kind: "qwen2", sections: [16, 24, 24], is_interleaved: false, theta: 1e6 };
-        Ok(Box::new(Config::new(file, config, tower(file, part(config, "vision_config"))?, &text)?))
+        Ok(Box::new(Config::new(file, config, tower(file, part(config, "vision_config"))?, &TEXT)?))
     },
+};
+
+const TEXT: TextHalf = TextHalf {
+    kind: "qwen2",
+    sections: [16, 24, 24],
+    is_interleaved: false,
+    theta: 1e6,
+    defaults: || {
+        json!({
+            "vocab_size": 152_064, "hidden_size": 8192, "intermediate_size": 29_568, "num_hidden_layers": 80,
+            "num_attention_heads": 64, "num_key_value_heads": 8, "max_window_layers": 80, "rms_norm_eps": 1e-5
+        })
+    },
+    fixed: &[],
+    names: None,
 };
 
 const NAMES: TowerNames = TowerNames {

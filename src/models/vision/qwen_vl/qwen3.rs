@@ -14,6 +14,7 @@ use super::{Config, TextHalf};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::models::config_file::{activation, unsupported, with_defaults, without_nulls};
+use crate::models::decoder::QWEN3_VL_MOE;
 use crate::models::transformer::{Bias, Names, QkvNames, Sizes, UpNames};
 
 /// The family's entry in the list.
@@ -21,9 +22,40 @@ pub(in super::super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "qwen3_vl",
     architectures: &["Qwen3VLForConditionalGeneration"],
     read: |file, config| {
-        let text = TextHalf { kind: "qwen3", sections: [24, 20, 20], is_interleaved: true, theta: 5e6 };
+        Ok(Box::new(Config::new(file, config, tower(file, part(config, "vision_config"))?, &TEXT)?))
+    },
+};
+
+/// The entry of the versions with a mixture of experts.
+pub(in super::super) const MOE_FAMILY: Family<Box<dyn Architecture>> = Family {
+    model_type: "qwen3_vl_moe",
+    architectures: &["Qwen3VLMoeForConditionalGeneration"],
+    read: |file, config| {
+        let text = TextHalf {
+            kind: "qwen3_moe",
+            defaults: || {
+                json!({
+                    "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 16,
+                    "max_position_embeddings": 128_000, "moe_intermediate_size": 1408, "num_experts_per_tok": 4
+                })
+            },
+            // The reference has the chosen experts' weights add up to 1, whatever the file says.
+            fixed: &[("norm_topk_prob", true)],
+            names: Some(&QWEN3_VL_MOE),
+            ..TEXT
+        };
         Ok(Box::new(Config::new(file, config, tower(file, part(config, "vision_config"))?, &text)?))
     },
+};
+
+const TEXT: TextHalf = TextHalf {
+    kind: "qwen3",
+    sections: [24, 20, 20],
+    is_interleaved: true,
+    theta: 5e5,
+    defaults: || json!({"max_position_embeddings": 128_000}),
+    fixed: &[],
+    names: None,
 };
 
 const NAMES: TowerNames = TowerNames {
