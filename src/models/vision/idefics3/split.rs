@@ -177,6 +177,8 @@ mod tests {
     fn a_picture_becomes_whole_tiles_of_its_longest_side() {
         let splits = splits(json!({})).unwrap();
         assert_eq!(splits.scaled((640, 427)), (2048, 1366));
+        // An odd side has a pixel more.
+        assert_eq!(splits.scaled((100, 33)), (2048, 676));
         assert_eq!(splits.grid((640, 427)), (3, 4));
         assert_eq!(splits.grid((427, 640)), (4, 3));
         assert_eq!(splits.grid((1, 4000)), (4, 1));
