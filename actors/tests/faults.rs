@@ -51,11 +51,11 @@ async fn each_shipped_capability_has_a_fake() {
     let picture = Picture::new(1, 1, vec![1, 2, 3]);
 
     let texts = EmbedTexts::new(["a cat", "a dog", "a cat"]);
-    let vectors = fake::<TextEmbedding>(&system).call(texts, CallOptions::default()).await.unwrap();
+    let vectors = fake::<TextEmbedding>(&system).call(texts, CallOptions::default()).await.unwrap().vectors;
     assert!(vectors.len() == 3 && vectors[0] == vectors[2] && vectors[0] != vectors[1]);
 
     let images = EmbedImages::images([ImageSource::Picture(picture.clone())]);
-    let vectors = fake::<ImageEmbedding>(&system).call(images, CallOptions::default()).await.unwrap();
+    let vectors = fake::<ImageEmbedding>(&system).call(images, CallOptions::default()).await.unwrap().vectors;
     assert_eq!(vectors.len(), 1);
 
     let request = GenerateText::from("one two three").with_max_tokens(2);
