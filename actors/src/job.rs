@@ -16,7 +16,7 @@ use crate::progress::Clock;
 use crate::reaper::{Reaped, reap};
 
 /// Places at the head of a queue of which each step is told.
-const NEAR: usize = 64;
+pub(crate) const NEAR: usize = 64;
 
 static NEXT_REQUEST: AtomicU64 = AtomicU64::new(1);
 

@@ -11,7 +11,7 @@ use super::PoolState;
 use crate::alarm::Alarm;
 use crate::capability::Capability;
 use crate::id::Time;
-use crate::job::Accepted;
+use crate::job::{Accepted, NEAR};
 use crate::maintenance::eviction::PoolIndex;
 use crate::memory::Budgets;
 use crate::progress::Clock;
@@ -27,6 +27,28 @@ const PAUSE: Duration = Duration::from_millis(25);
 /// Pause between two publications because of progress alone.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
+/// A walk through whole queues is followed by a pause of so many times its length.
+const WALK_PAUSE: u32 = 20;
+
+/// The pace at which whole queues are walked through, so that long ones take a small part of a pool's time.
+#[derive(Debug, Default)]
+struct Walks {
+    from: Time,
+}
+
+impl Walks {
+    /// Number of requests of a queue that are looked at now: all of them, or those at its head.
+    fn most(&self, now: Time) -> usize {
+        if now >= self.from { usize::MAX } else { NEAR + 1 }
+    }
+
+    fn walked(&mut self, began: Time, now: Time) {
+        if began >= self.from {
+            self.from = now + now.since(began).saturating_mul(WALK_PAUSE);
+        }
+    }
+}
+
 pub(super) struct Publisher {
     clock: Clock,
     status: watch::Sender<SystemStatus>,
@@ -34,6 +56,7 @@ pub(super) struct Publisher {
     last: Time,
     need: Need,
     timer: Alarm,
+    walks: Walks,
     /// The need that the timer is set for.
     armed: Need,
 }
@@ -58,6 +81,7 @@ impl Publisher {
             last: Time::ZERO,
             need: Need::Now,
             timer: Alarm::unset(),
+            walks: Walks::default(),
             armed: Need::Nothing,
         }
     }
@@ -122,13 +146,15 @@ impl<C: Capability> PoolState<C> {
     }
 
     /// Tells subscribers how many requests are before each waiting one, where that has changed.
-    fn tell_positions(&self) {
+    fn tell_positions(&mut self) {
         let events = &self.arguments.events;
         if !events.is_heard() {
             return;
         }
+        let began = self.arguments.clock.now();
+        let most = self.publisher.walks.most(began);
         for model in self.scheduler.models() {
-            for (position, request) in model.queue.order().enumerate() {
+            for (position, request) in model.queue.order().take(most).enumerate() {
                 let job = self.jobs.get(&request).map(Accepted::job);
                 if job.is_some_and(|job| job.position_is_news(position)) {
                     let (key, model) = (model.key, model.policy.model.clone());
@@ -136,6 +162,7 @@ impl<C: Capability> PoolState<C> {
                 }
             }
         }
+        self.publisher.walks.walked(began, self.arguments.clock.now());
     }
 
     fn model_status(&self, model: &ModelState) -> ModelStatus {
@@ -202,5 +229,28 @@ fn phase_of(phase: &Phase) -> WorkerPhase {
         Phase::Sizing | Phase::Reserving { .. } | Phase::Starting { .. } => WorkerPhase::Loading,
         Phase::Idle { .. } => WorkerPhase::Idle,
         Phase::Busy { .. } => WorkerPhase::Busy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_queues_are_walked_through_in_a_small_part_of_the_time_and_their_heads_always() {
+        let at = |micros: u64| Time::after_start(Duration::from_micros(micros));
+        let (mut walks, mut walked) = (Walks::default(), 0);
+        // Published every 100 microseconds, with a queue through which a walk takes as long.
+        for publication in 0..10_000 {
+            let began = at(publication * 100);
+            let most = walks.most(began);
+            assert!(most > NEAR);
+            walked += usize::from(most == usize::MAX);
+            walks.walked(began, began + Duration::from_micros(if most == usize::MAX { 100 } else { 0 }));
+        }
+        assert!((400..500).contains(&walked), "{walked}");
+        // A short one takes no time, and is walked through each time.
+        walks.walked(at(2_000_000), at(2_000_000));
+        assert_eq!(walks.most(at(2_000_000)), usize::MAX);
     }
 }
