@@ -61,8 +61,10 @@ struct Last(Option<Box<dyn Send>>);
 
 impl Drop for Last {
     fn drop(&mut self) {
-        // A panic at this place would end the process.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.0.take())));
+        // A panic at this place would end the process, and so would one of what it was raised with.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(self.0.take()))) {
+            std::mem::forget(panic);
+        }
     }
 }
 
@@ -175,7 +177,9 @@ pub(crate) fn reap<T: Send + 'static>(value: T) {
 /// Drops a value here; a panic of its destructor is told and goes no further.
 pub(crate) fn drop_guarded<T>(value: T) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        tracing::error!(cause = %Cause::of_panic(panic), "a destructor panicked");
+        // Not within the line, which drops what it is not asked for: a panic in that would end the thread.
+        let cause = Cause::of_panic(panic);
+        tracing::error!(%cause, "a destructor panicked");
     }
 }
 

@@ -52,6 +52,8 @@ pub(crate) async fn for_a_caller<T>(work: impl Future<Output = T>) -> T {
 /// Sends to receivers that callers have in hand, whose wakers are their own: a panic of one is told and goes no further.
 pub(crate) fn quietly(send: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(send)) {
-        tracing::error!(cause = %cause_of_panic(panic), "a caller's waker panicked");
+        // Not within the line, which drops what it is not asked for.
+        let cause = cause_of_panic(panic);
+        tracing::error!(%cause, "a caller's waker panicked");
     }
 }

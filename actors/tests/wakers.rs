@@ -14,13 +14,24 @@ use futures_core::Stream;
 use model_actors::testing::{Act, Gate, Scripted, ScriptedLoader, StreamedScript, TestSystem, Victim};
 use model_actors::{CallOptions, Error, Event, ModelHandle, QueueCapacity, ReplyStream, RequestPhase};
 
+/// Panics when it is dropped, with another of its kind.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            std::panic::panic_any(Self);
+        }
+    }
+}
+
 /// Panics whenever it is called.
 struct Panics(Arc<AtomicUsize>);
 
 impl Wake for Panics {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::SeqCst);
-        panic!("a waker panics");
+        std::panic::panic_any(Bomb);
     }
 }
 

@@ -111,6 +111,32 @@ fn threads_that_hang_as_they_end_are_bounded() {
     dropped.recv_timeout(Duration::from_secs(20)).unwrap();
 }
 
+/// Panics when it is dropped, with another of its kind.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            std::panic::panic_any(Self);
+        }
+    }
+}
+
+#[test]
+fn a_panic_whose_value_panics_in_turn_ends_no_thread() {
+    let reaper = reaper();
+    let (sender, dropped) = mpsc::channel();
+    for value in [true, false] {
+        let sender = sender.clone();
+        let name = move || {
+            let _ = sender.send(std::thread::current().id());
+        };
+        reaper.take(if value { Box::new((Bomb, Last(name))) } else { Box::new(Last(name)) });
+    }
+    let limit = Duration::from_secs(20);
+    assert_eq!(dropped.recv_timeout(limit).unwrap(), dropped.recv_timeout(limit).unwrap());
+}
+
 #[test]
 fn a_backlog_brings_help_although_no_destructor_hangs() {
     let now = Instant::now();
