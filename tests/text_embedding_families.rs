@@ -199,6 +199,7 @@ fn every_setting_changes_the_vectors() {
         ("e5_mistral", "is_causal", json!(false)),
         ("llama", "is_causal", json!(true)),
         ("eurobert", "rope_theta", json!(10000)),
+        ("jina_v3", "rope_parameters", json!({"rope_type": "default", "rope_theta": 10000.0})),
         ("jina_bert", "num_attention_heads", json!(9)),
         ("jina_bert", "feed_forward_type", json!("reglu")),
         ("nomic_bert", "rotary_emb_base", json!(990)),

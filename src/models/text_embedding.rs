@@ -10,6 +10,7 @@ mod distilbert;
 mod roberta;
 mod mpnet;
 mod electra;
+mod jina_v3;
 mod nomic_bert;
 mod modernbert;
 mod gte;
@@ -52,6 +53,7 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     roberta::FRENCH,
     mpnet::FAMILY,
     electra::FAMILY,
+    jina_v3::FAMILY,
     nomic_bert::FAMILY,
     modernbert::FAMILY,
     gte::FAMILY,

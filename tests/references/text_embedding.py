@@ -6,7 +6,7 @@ sentence-transformers) and an `expected.json` with vectors that the Rust tests c
     python text_embedding.py OUTPUT_DIR [FAMILY ...]
 
 Where the reference comes from:
-- bert, bert_2019, eurobert, distilbert, roberta, xlm_roberta, bge_m3, mpnet, electra, arctic, embedding_gemma,
+- bert, bert_2019, eurobert, jina_v3, distilbert, roberta, xlm_roberta, bge_m3, mpnet, electra, arctic, embedding_gemma,
   e5_mistral, llama, nomic_bert, modernbert, qwen3: transformers' own models, run by sentence-transformers.
 - stella_400m: transformers' own `gte` model, given the settings that stand for the published model's (`new`).
 - gte_qwen2, stella_1_5b: transformers' own Qwen2 with `is_causal` off, which is what the published remote code does;
@@ -534,6 +534,22 @@ def eurobert(root: Path) -> None:
     folder.json("config.json", {**written, "rope_theta": 250000.0, "rope_scaling": None, "clf_pooling": "late"})
 
 
+def jina_v3(root: Path) -> None:
+    """In the names of the published files. Longer texts than a block of attention."""
+    folder = Folder(root, "jina_v3")
+    config = transformers.JinaEmbeddingsV3Config(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=602, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )
+    randomize(transformers.JinaEmbeddingsV3Model(config), 29).save_pretrained(folder.path)
+    folder.tokenizer(unigram(), ROBERTA_SPECIAL, 600)
+    folder.json("sentence_bert_config.json", {"max_seq_length": 600, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("mean")
+    folder.prompts({"retrieval.query": "Represent the query for retrieving evidence documents: "})
+    by_sentence_transformers(folder, named=["retrieval.query"], dimensions=[16], long=60)
+
+
 def static(root: Path) -> None:
     """As model2vec publishes them: a table in 16 bits with a factor for each token, and no transformer. The tokenizer
     has special tokens, which are left out."""
@@ -993,7 +1009,7 @@ def nv_embed(root: Path) -> None:
 FAMILIES = [
     bert, bert_2019, distilbert, roberta, xlm_roberta, bge_m3, mpnet, electra, arctic, embedding_gemma, e5_mistral,
     llama, static, jina_bert, nomic_bert, modernbert, stella_400m, gte_qwen2, stella_1_5b, qwen3, nv_embed,
-    qwen2_windows, nomic_bert_native, eurobert,
+    qwen2_windows, nomic_bert_native, eurobert, jina_v3,
 ]
 
 
