@@ -132,6 +132,7 @@ const DECODERS: &[&str] = &[
     "qwen3_moe",
     "phi",
     "phi3",
+    "phimoe",
     "gemma",
     "gemma2",
     "gemma3",
@@ -236,8 +237,12 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
     ),
     // An older name of a setting of its classifiers. What a token sees is everything, whatever the file says.
     (&["eurobert"], &[("clf_pooling", "*"), ("is_causal", "*")]),
+    // Of training.
+    (&["phimoe"], &[("input_jitter_noise", "*")]),
     // Second names of settings, which the reference implementation does not read.
     (&["gpt_oss"], &[("experts_per_token", "*"), ("initial_context_length", "*")]),
+    // Of the adapters' code, which the base model does without.
+    (&["jina_embeddings_v3"], &[("pooler_*", "*"), ("position_embedding_type", "*")]),
     // The text half is read alone.
     (&["gemma3"], &[("vision_config", "*"), ("mm_tokens_per_image", "*")]),
     (

@@ -14,6 +14,7 @@ mod llama;
 mod mistral;
 mod phi;
 mod phi3;
+mod phimoe;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
@@ -42,6 +43,7 @@ pub(crate) const FAMILIES: &[Family<DecoderConfig>] = &[
     qwen3_moe::FAMILY,
     phi::FAMILY,
     phi3::FAMILY,
+    phimoe::FAMILY,
     mistral::FAMILY,
     mistral::ALTERNATING,
     mistral::MINISTRAL3,

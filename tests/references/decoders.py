@@ -265,6 +265,13 @@ FAMILIES = {
     "qwen2_moe": dict(model_type="qwen2_moe", num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32,
                       shared_expert_intermediate_size=48, mlp_only_layers=[1], num_hidden_layers=3,
                       rope_parameters=dict(rope_type="default", rope_theta=1e6)),
+    # Positions for long texts, as of Phi-3.5-MoE: the longest prompt is long at once, the others grow long.
+    "phimoe": dict(model_type="phimoe", num_hidden_layers=2, num_local_experts=4, intermediate_size=32,
+                   router_jitter_noise=0.2, attention_bias=True, lm_head_bias=True, sliding_window=24,
+                   original_max_position_embeddings=24, rope_parameters=dict(
+                       rope_type="longrope", rope_theta=10000.0, short_factor=[1.0, 1.1, 1.3, 1.5],
+                       long_factor=[1.2, 2.5, 6.0, 9.0], short_mscale=1.2, long_mscale=1.4,
+                       original_max_position_embeddings=24)),
     # Windows in the layers that the file lists.
     "ministral": dict(model_type="ministral", head_dim=16, sliding_window=12,
                       layer_types=["sliding_attention", "full_attention", "sliding_attention"], num_hidden_layers=3,
@@ -302,7 +309,7 @@ GGUF = {
 ARCHITECTURES = {"gpt_oss": "gpt-oss"}
 HALF = {"llama_f16": torch.float16, "mistral": torch.bfloat16, "gpt_oss": torch.bfloat16}
 SHARDED = {"llama_f16"}
-QUIET = {"ministral", "ministral3", "gemma"}
+QUIET = {"ministral", "ministral3", "gemma", "phimoe"}
 
 
 def randomize(model, seed):

@@ -103,6 +103,18 @@ pub(crate) const QWEN3_VL_MOE: DecoderNames = DecoderNames {
     ..LLAMA
 };
 
+/// Phi-3.5-MoE's: Llama's with Mixtral's names of experts.
+pub(super) const PHIMOE: DecoderNames = DecoderNames {
+    blocks: Names {
+        up: UpNames::Separate { gate: "w1", up: "w3" },
+        down: "w2",
+        router: "block_sparse_moe.gate",
+        experts: ExpertNames::Numbered("block_sparse_moe.experts."),
+        ..LLAMA.blocks
+    },
+    ..LLAMA
+};
+
 /// Phi's: Llama's with two projections in the feed-forward network.
 pub(super) const PHI: DecoderNames = DecoderNames {
     blocks: Names { out_proj: "self_attn.dense", up: UpNames::Dense("fc1"), down: "fc2", ..LLAMA.blocks },

@@ -99,7 +99,7 @@ pub(crate) struct LayerConfig {
 }
 
 /// The feed-forward network of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum FeedForwardConfig {
     /// Two projections with an activation between them.
     Dense { intermediate: usize },
@@ -119,12 +119,15 @@ pub(crate) enum FeedForwardConfig {
 }
 
 /// Weights of the chosen experts' outputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum ExpertWeights {
     /// Their share in the softmax over all experts.
     OfAll,
     /// The same, scaled so that those of the chosen add up to 1.
     OfChosen,
+    /// The best expert's share among those that are about as good, and then the same without it, for the second
+    /// (Phi-3.5-MoE). As good is whose score is not below the best by more than twice the jitter, as a part of either.
+    SparseMixer { jitter: f32 },
 }
 
 /// The kind of a model's norms.

@@ -73,7 +73,11 @@ impl Experts {
     /// the other rows chose.
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
         let scores = self.router.forward(input, Activation::Identity)?;
-        let shares = candle_nn::ops::softmax(&scores, D::Minus1)?.to_vec2::<f32>()?;
+        let shares = match self.weights {
+            ExpertWeights::SparseMixer { .. } => scores,
+            ExpertWeights::OfAll | ExpertWeights::OfChosen => candle_nn::ops::softmax(&scores, D::Minus1)?,
+        };
+        let shares = shares.to_vec2::<f32>()?;
         let mut rows: Vec<(Vec<u32>, Vec<f32>)> = vec![Default::default(); self.experts.len()];
         for (row, shares) in shares.iter().enumerate() {
             for (expert, weight) in choose(shares, self.chosen, self.weights) {
@@ -104,8 +108,11 @@ impl Experts {
     }
 }
 
-/// The experts with the largest shares, and the weight of each one's output.
+/// The experts with the largest shares, or scores, and the weight of each one's output.
 fn choose(shares: &[f32], chosen: usize, weights: ExpertWeights) -> Vec<(usize, f32)> {
+    if let ExpertWeights::SparseMixer { jitter } = weights {
+        return sparse_mixer(shares, chosen, jitter);
+    }
     let mut best: Vec<(usize, f32)> = shares.iter().copied().enumerate().collect();
     best.sort_by(|left, right| right.1.total_cmp(&left.1));
     best.truncate(chosen);
@@ -114,4 +121,40 @@ fn choose(shares: &[f32], chosen: usize, weights: ExpertWeights) -> Vec<(usize, 
         best.iter_mut().for_each(|(_, share)| *share /= sum);
     }
     best
+}
+
+/// One expert after another, each with its share in the softmax over those left that are about as good.
+fn sparse_mixer(scores: &[f32], chosen: usize, jitter: f32) -> Vec<(usize, f32)> {
+    let mut left: Vec<(usize, f32)> = scores.iter().copied().enumerate().collect();
+    let mut picked = Vec::with_capacity(chosen);
+    for _ in 0..chosen {
+        let best = left.iter().enumerate().max_by(|(one, (_, x)), (other, (_, y))| {
+            // The first of equals.
+            x.total_cmp(y).then(other.cmp(one))
+        });
+        let Some((place, (expert, best))) = best.map(|(place, best)| (place, *best)) else { break };
+        let is_as_good = |score: f32| (best - score) / score.abs().max(best) <= 2.0 * jitter;
+        let rivals = left.iter().filter(|(_, score)| is_as_good(*score));
+        let sum: f32 = rivals.map(|(_, score)| (score - best).exp()).sum();
+        picked.push((expert, 1.0 / sum));
+        left.swap_remove(place);
+    }
+    picked
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `sparsemixer` of transformers has them.
+    #[test]
+    fn sparse_mixer_weighs_an_expert_among_its_equals() {
+        let mixed = |scores: &[f32]| sparse_mixer(scores, 2, 0.1);
+        // 1.9 is within a fifth of 2, 1.0 is not; without 2.0 the second is alone.
+        let [first, second] = mixed(&[1.0, 2.0, 1.9, -3.0])[..] else { panic!("two are picked") };
+        assert_eq!((first.0, second), (1, (2, 1.0)));
+        assert!((first.1 - 1.0 / (1.0 + (-0.1f32).exp())).abs() < 1e-6);
+        assert_eq!(mixed(&[-1.0, -2.0, -9.0]), [(0, 1.0), (1, 1.0)]);
+        assert_eq!(mixed(&[0.0, 5.0, 0.0]).len(), 2);
+    }
 }

@@ -172,7 +172,8 @@ impl RopeParameters {
         self.kind() == "proportional"
     }
 
-    fn kind(&self) -> &str {
+    /// The name of the scaling.
+    pub(crate) fn kind(&self) -> &str {
         self.rope_type.as_deref().or(self.old_type.as_deref()).unwrap_or("default")
     }
 
