@@ -202,6 +202,9 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
             ("pad_vocab_size_multiple", "*"),
             ("dense_seq_output", "*"),
             ("use_xentropy", "*"),
+            // Of the mixture of experts in training, and how it is computed there.
+            ("moe_impl", "*"),
+            ("ffn_div", "1"),
         ],
     ),
     (

@@ -16,6 +16,18 @@ impl Entry {
 }
 
 impl WeightReader<'_> {
+    /// A tensor of this shape, of which the file may have the first two dimensions as one.
+    fn stacked(&self, name: &str, shape: &[usize]) -> Result<(String, Entry)> {
+        let flat = match shape {
+            [count, rows, rest @ ..] => count.checked_mul(*rows).map(|rows| [&[rows], rest].concat()),
+            _ => None,
+        };
+        match flat.and_then(|flat| self.entry(name, &flat).ok()) {
+            Some((tensor, entry)) => Ok((tensor, Entry { shape: shape.to_vec(), ..entry.clone() })),
+            None => self.entry(name, shape).map(|(tensor, entry)| (tensor, entry.clone())),
+        }
+    }
+
     /// Appends the numbers of one of the parts along a tensor's first dimension, row by row.
     pub(crate) fn append_part(
         &self,
@@ -24,7 +36,7 @@ impl WeightReader<'_> {
         index: usize,
         values: &mut Vec<f32>,
     ) -> Result<()> {
-        let (tensor, entry) = self.entry(name, shape)?;
+        let (tensor, entry) = self.stacked(name, shape)?;
         let numbers = Numbers::from_name(&entry.dtype).filter(|numbers| numbers.bytes() > 1);
         let begin = values.len();
         match (numbers, &entry.strides, entry.part(index)) {

@@ -11,7 +11,7 @@ Where the reference comes from:
 - stella_400m: transformers' own `gte` model, given the settings that stand for the published model's (`new`).
 - gte_qwen2, stella_1_5b: transformers' own Qwen2 with `is_causal` off, which is what the published remote code does;
   the end token and the pooling are added here.
-- jina_bert: written down here from the published architecture, since transformers has no such model.
+- jina_bert, nomic_moe: written down here from the published architecture, since transformers has no such model.
 - nv_embed: transformers' own Mistral with `is_causal` off; the latent attention is written down here.
 
 Weights are seeded. The trainer of WordPiece tokenizers breaks ties by chance, so that a new run gives other tokens, and
@@ -746,6 +746,105 @@ def jina_bert(root: Path) -> None:
     manual(folder, "re-implemented in text_embedding.py", {}, embed, [{"written": "query: "}])
 
 
+class NomicExperts(nn.Module):
+    """A mixture of dense experts of Nomic Embed v2, in the names of its published weights: matrices of all experts one
+    below the other, and one bias on the sum."""
+
+    COUNT, CHOSEN = 4, 2
+
+    def __init__(self):
+        super().__init__()
+        self.router = nn.ModuleDict({"layer": nn.Linear(WIDTH, self.COUNT, bias=False)})
+        self.experts = nn.Module()
+        self.experts.mlp = nn.Module()
+        for name in ["w1", "w2"]:
+            self.experts.mlp.register_parameter(name, nn.Parameter(torch.zeros(self.COUNT * MIDDLE, WIDTH)))
+        self.experts.bias = nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        weights, chosen = self.router["layer"](hidden).softmax(-1).topk(self.CHOSEN)
+        up, down = (matrix.view(self.COUNT, MIDDLE, WIDTH) for matrix in [self.experts.mlp.w1, self.experts.mlp.w2])
+        rows = []
+        for row, row_weights, row_chosen in zip(hidden, weights, chosen):
+            outputs = [nn.functional.gelu(up[expert] @ row) @ down[expert] for expert in row_chosen]
+            rows.append(sum(weight * output for weight, output in zip(row_weights, outputs)) + self.experts.bias)
+        return torch.stack(rows)
+
+
+class NomicLayer(nn.Module):
+    """One layer of Nomic Embed v2."""
+
+    def __init__(self, has_experts: bool):
+        super().__init__()
+        self.attn = nn.ModuleDict({"Wqkv": nn.Linear(WIDTH, 3 * WIDTH), "out_proj": nn.Linear(WIDTH, WIDTH)})
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH, eps=1e-5), nn.LayerNorm(WIDTH, eps=1e-5)
+        dense = nn.ModuleDict({"fc1": nn.Linear(WIDTH, MIDDLE), "fc2": nn.Linear(MIDDLE, WIDTH)})
+        self.has_experts, self.mlp = has_experts, NomicExperts() if has_experts else dense
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        size = WIDTH // HEADS
+        parts = self.attn["Wqkv"](hidden).chunk(3, -1)
+        query, key, value = (part.view(-1, HEADS, size).transpose(0, 1) for part in parts)
+        angles = torch.arange(len(hidden))[:, None] / 10000.0 ** (torch.arange(0, size, 2) / size)
+        cos, sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)
+        turned = lambda rows: torch.cat([-rows[..., size // 2 :], rows[..., : size // 2]], -1)
+        query, key = (rows * cos + turned(rows) * sin for rows in [query, key])
+        weights = (query @ key.transpose(1, 2) / math.sqrt(size)).softmax(-1)
+        mixed = (weights @ value).transpose(0, 1).reshape(-1, WIDTH)
+        hidden = self.norm1(self.attn["out_proj"](mixed) + hidden)
+        if self.has_experts:
+            return self.norm2(self.mlp(hidden) + hidden)
+        return self.norm2(self.mlp["fc2"](nn.functional.gelu(self.mlp["fc1"](hidden))) + hidden)
+
+
+class NomicMoe(nn.Module):
+    """Nomic Embed v2: experts in every second layer."""
+
+    def __init__(self):
+        super().__init__()
+        tables = {"word_embeddings": nn.Embedding(VOCABULARY, WIDTH), "token_type_embeddings": nn.Embedding(1, WIDTH)}
+        self.embeddings, self.emb_ln = nn.ModuleDict(tables), nn.LayerNorm(WIDTH, eps=1e-5)
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(NomicLayer(index % 2 == 1) for index in range(4))})
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        words = self.embeddings["word_embeddings"](ids) + self.embeddings["token_type_embeddings"].weight[0]
+        hidden = self.emb_ln(words)
+        for layer in self.encoder["layers"]:
+            hidden = layer(hidden)
+        return hidden
+
+
+def nomic_moe(root: Path) -> None:
+    """Nomic Embed v2, in the form of the published files."""
+    folder = Folder(root, "nomic_moe")
+    model = randomize(NomicMoe(), 30)
+    folder.weights(model.state_dict())
+    folder.json("config.json", {
+        "architectures": ["NomicBertModel"], "model_type": "nomic_bert", "vocab_size": VOCABULARY, "n_embd": WIDTH,
+        "n_layer": 4, "n_head": HEADS, "n_inner": MIDDLE, "n_positions": 2048, "type_vocab_size": 1,
+        "activation_function": "gelu", "layer_norm_epsilon": 1e-05, "rotary_emb_base": 10000, "rotary_emb_fraction": 1.0,
+        "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "rotary_scaling_factor": None,
+        "max_trained_positions": 2048, "qkv_proj_bias": True, "mlp_fc1_bias": True, "mlp_fc2_bias": True,
+        "prenorm": False, "parallel_block": False, "use_rms_norm": None, "causal": False, "num_experts": NomicExperts.COUNT,
+        "moe_top_k": NomicExperts.CHOSEN, "moe_every_n_layers": 2, "moe_impl": "megablocks", "ffn_div": 1,
+        "moe_normalize_expert_weights": False, "moe_resid_pdrop": 0.0, "num_shared_experts": 0,
+        "expert_choice_router": False, "router_aux_loss_coef": 0.1, "pad_token_id": 1,
+    })
+    tokenizer = unigram()
+    folder.tokenizer(tokenizer, ROBERTA_SPECIAL, 512)
+    folder.json("sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("mean")
+    prompts = {"query": "search_query: ", "passage": "search_document: "}
+    folder.prompts(prompts)
+
+    def embed(text: str, prompt: str) -> torch.Tensor:
+        hidden = model(torch.tensor(token_ids(tokenizer, prompt + text, LONGEST)))
+        return nn.functional.normalize(hidden.mean(0), dim=0)
+
+    manual(folder, "re-implemented in text_embedding.py", prompts, embed, [{"named": name} for name in prompts])
+
+
 STELLA_PROMPTS = {
     "s2p_query": "Instruct: Given a web search query, retrieve relevant passages that answer the query.\nQuery: ",
     "s2s_query": "Instruct: Retrieve semantically similar text.\nQuery: ",
@@ -1009,7 +1108,7 @@ def nv_embed(root: Path) -> None:
 FAMILIES = [
     bert, bert_2019, distilbert, roberta, xlm_roberta, bge_m3, mpnet, electra, arctic, embedding_gemma, e5_mistral,
     llama, static, jina_bert, nomic_bert, modernbert, stella_400m, gte_qwen2, stella_1_5b, qwen3, nv_embed,
-    qwen2_windows, nomic_bert_native, eurobert, jina_v3,
+    qwen2_windows, nomic_bert_native, eurobert, jina_v3, nomic_moe,
 ]
 
 

@@ -87,8 +87,10 @@ const GPT_OSS: DecoderNames = DecoderNames {
         router: "ffn_gate_inp",
         experts: ExpertNames::Stacked {
             up: UpNames::Separate { gate: "ffn_gate_exps", up: "ffn_up_exps" },
+            up_order: MatrixOrder::Outputs,
             down: "ffn_down_exps",
-            order: MatrixOrder::Outputs,
+            down_order: MatrixOrder::Outputs,
+            bias: "",
         },
         ..NAMES.blocks
     },

@@ -14,7 +14,9 @@ use crate::error::Result;
 use crate::kernels::Activation;
 use crate::kernels::glu::GluForm;
 use crate::models::config_file::{unsupported, with_defaults};
-use crate::models::transformer::{AttentionSinks, Bias, Biases, ExpertWeights, FeedForwardConfig};
+use crate::models::transformer::{
+    AttentionSinks, Bias, Biases, ExpertForm, ExpertWeights, FeedForwardConfig,
+};
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
@@ -83,6 +85,7 @@ pub(super) fn shape(decoder: &mut DecoderConfig, experts: &Experts) {
             chosen: experts.chosen,
             weights: ExpertWeights::OfChosen,
             router_bias: Bias::Yes,
+            form: ExpertForm::Gated,
             shared: None,
         };
     }

@@ -82,8 +82,10 @@ pub(super) const GPT_OSS: DecoderNames = DecoderNames {
         router: "mlp.router",
         experts: ExpertNames::Stacked {
             up: UpNames::Interleaved("mlp.experts.gate_up_proj"),
+            up_order: MatrixOrder::Inputs,
             down: "mlp.experts.down_proj",
-            order: MatrixOrder::Inputs,
+            down_order: MatrixOrder::Inputs,
+            bias: "",
         },
         ..LLAMA.blocks
     },
@@ -95,8 +97,10 @@ pub(crate) const QWEN3_VL_MOE: DecoderNames = DecoderNames {
     blocks: Names {
         experts: ExpertNames::Stacked {
             up: UpNames::GateUp("mlp.experts.gate_up_proj"),
+            up_order: MatrixOrder::Inputs,
             down: "mlp.experts.down_proj",
-            order: MatrixOrder::Inputs,
+            down_order: MatrixOrder::Inputs,
+            bias: "",
         },
         ..LLAMA.blocks
     },

@@ -13,7 +13,9 @@ use super::settings::Settings;
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::models::config_file::{invalid, unsupported, with_defaults};
-use crate::models::transformer::{Bias, Biases, ExpertWeights, FeedForwardConfig, NormKind, Rope};
+use crate::models::transformer::{
+    Bias, Biases, ExpertForm, ExpertWeights, FeedForwardConfig, NormKind, Rope,
+};
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
@@ -55,6 +57,7 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
             chosen: 2,
             weights: ExpertWeights::SparseMixer { jitter: own.router_jitter_noise },
             router_bias: Bias::No,
+            form: ExpertForm::Gated,
             shared: None,
         };
     }

@@ -11,7 +11,7 @@ use super::settings::Settings;
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::models::config_file::with_defaults;
-use crate::models::transformer::{Bias, ExpertWeights, FeedForwardConfig};
+use crate::models::transformer::{Bias, ExpertForm, ExpertWeights, FeedForwardConfig};
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
@@ -46,6 +46,7 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
         chosen: own.num_experts_per_tok,
         weights: if own.norm_topk_prob { ExpertWeights::OfChosen } else { ExpertWeights::OfAll },
         router_bias: Bias::No,
+        form: ExpertForm::Gated,
         shared: Some(own.shared_expert_intermediate_size),
     };
     let dense = own.mlp_only_layers.unwrap_or_default();

@@ -10,7 +10,7 @@ use super::qwen3;
 use super::settings::Settings;
 use crate::architecture::{Family, parse};
 use crate::error::Result;
-use crate::models::transformer::{Bias, ExpertWeights, FeedForwardConfig};
+use crate::models::transformer::{Bias, ExpertForm, ExpertWeights, FeedForwardConfig};
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<DecoderConfig> =
@@ -56,6 +56,7 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
         chosen: own.num_experts_per_tok,
         weights: if own.norm_topk_prob { ExpertWeights::OfChosen } else { ExpertWeights::OfAll },
         router_bias: Bias::No,
+        form: ExpertForm::Gated,
         shared: None,
     };
     let dense = own.mlp_only_layers.unwrap_or_default();

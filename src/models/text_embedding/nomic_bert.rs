@@ -1,5 +1,5 @@
 //! Nomic BERT (Nussbaum et al., 2024; nomic-embed-text v1 and v1.5): rotary positions, a gated feed-forward
-//! network, and no biases in the products. Its mixture of experts (v2) is refused.
+//! network, and no biases in the products. Version 2 has biases, no gates, and in every other layer a mixture of experts.
 
 use std::path::Path;
 
@@ -14,7 +14,8 @@ use crate::kernels::Activation;
 use crate::models::config_file::{invalid, unsupported, with_defaults};
 use crate::models::towers::{PositionsConfig, TextTowerConfig, TextTowerNames};
 use crate::models::transformer::{
-    Biases, Names, NormPlacement, QkvNames, RopeSettings, RopeShape, Sizes, TransformerConfig, UpNames,
+    Bias, Biases, ExpertForm, ExpertNames, ExpertWeights, FeedForwardConfig, MatrixOrder, Names,
+    NormPlacement, QkvNames, RopeSettings, RopeShape, Sizes, TransformerConfig, UpNames,
 };
 
 /// The family's entry in the list.
@@ -42,6 +43,23 @@ const NAMES: TextTowerNames = TextTowerNames {
         ..Names::NONE
     },
     norm: "",
+};
+
+/// The names where the feed-forward networks have no gates.
+const WITHOUT_GATES: TextTowerNames = TextTowerNames {
+    blocks: Names {
+        up: UpNames::Dense("fc1"),
+        router: "mlp.router.layer",
+        experts: ExpertNames::Stacked {
+            up: UpNames::Dense("mlp.experts.mlp.w1"),
+            up_order: MatrixOrder::Outputs,
+            down: "mlp.experts.mlp.w2",
+            down_order: MatrixOrder::Inputs,
+            bias: "mlp.experts.bias",
+        },
+        ..NAMES.blocks
+    },
+    ..NAMES
 };
 
 /// `config.json`, in the names of the published models, in those of transformers, or in both.
@@ -80,6 +98,11 @@ struct Config {
     use_rms_norm: Option<bool>,
     causal: bool,
     num_experts: usize,
+    moe_top_k: usize,
+    /// One of so many layers has experts.
+    moe_every_n_layers: usize,
+    moe_normalize_expert_weights: bool,
+    num_shared_experts: usize,
 }
 
 /// The settings that have one name in both.
@@ -87,7 +110,8 @@ fn defaults() -> Value {
     json!({
         "type_vocab_size": 2, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": false,
         "max_trained_positions": 2048, "qkv_proj_bias": false, "mlp_fc1_bias": false,
-        "mlp_fc2_bias": false, "prenorm": false, "parallel_block": false, "causal": false, "num_experts": 0
+        "mlp_fc2_bias": false, "prenorm": false, "parallel_block": false, "causal": false, "num_experts": 0,
+        "moe_top_k": 2, "moe_every_n_layers": 2, "moe_normalize_expert_weights": false, "num_shared_experts": 0
     })
 }
 
@@ -100,12 +124,22 @@ impl Config {
             ("use_rms_norm", self.use_rms_norm == Some(true)),
             ("causal", self.causal),
             ("rotary_emb_interleaved", self.rotary_emb_interleaved),
+            ("moe_normalize_expert_weights", self.moe_normalize_expert_weights),
         ];
         if let Some((what, _)) = switches.into_iter().find(|(_, on)| *on) {
             return Err(unsupported(file, what, "true", "false"));
         }
         if self.num_experts > 0 {
-            return Err(unsupported(file, "num_experts", &self.num_experts.to_string(), "0"));
+            let published = [
+                ("moe_every_n_layers", self.moe_every_n_layers, 2),
+                ("num_shared_experts", self.num_shared_experts, 0),
+            ];
+            if let Some((what, found, one)) = published.into_iter().find(|(_, found, one)| found != one) {
+                return Err(unsupported(file, what, &found.to_string(), one.to_string()));
+            }
+            if self.is_gated() {
+                return Err(unsupported(file, "num_experts with gates", &self.num_experts.to_string(), "0"));
+            }
         }
         if self.rotary_emb_fraction != 1.0 {
             let found = self.rotary_emb_fraction.to_string();
@@ -136,13 +170,43 @@ impl Config {
         Ok(one_of(file, names, values)?.unwrap_or(1e-12))
     }
 
+    /// True if the feed-forward networks have gates. Only the published form has another.
+    fn is_gated(&self) -> bool {
+        self.activation_function.as_deref() != Some("gelu")
+    }
+
+    /// Experts in every other layer.
+    fn with_experts(&self, mut transformer: TransformerConfig, intermediate: usize) -> TransformerConfig {
+        let experts = FeedForwardConfig::Experts {
+            intermediate,
+            count: self.num_experts,
+            chosen: self.moe_top_k,
+            weights: ExpertWeights::OfAll,
+            router_bias: Bias::No,
+            form: ExpertForm::Dense,
+            shared: None,
+        };
+        for layer in transformer.layers.iter_mut().skip(1).step_by(2).filter(|_| self.num_experts > 0) {
+            layer.feed_forward = experts;
+        }
+        transformer
+    }
+
     fn activation(&self, file: &Path) -> Result<Activation> {
+        if !self.is_gated() {
+            return match self.hidden_act.as_deref() {
+                None | Some("gelu") => Ok(Activation::GeluErf),
+                Some(other) => {
+                    Err(unsupported(file, "hidden_act", other, "gelu, as activation_function says"))
+                }
+            };
+        }
         let names = ["activation_function", "hidden_act"];
         let read = |name, value: &Option<String>| match value.as_deref() {
             None => Ok(None),
             Some("swiglu" | "silu") => Ok(Some(Activation::Silu)),
             Some("geglu") => Ok(Some(Activation::GeluErf)),
-            Some(other) => Err(unsupported(file, name, other, "swiglu, geglu")),
+            Some(other) => Err(unsupported(file, name, other, "swiglu, geglu, gelu")),
         };
         let values = [read(names[0], &self.activation_function)?, read(names[1], &self.hidden_act)?];
         Ok(one_of(file, names, values)?.unwrap_or(Activation::Silu))
@@ -186,13 +250,18 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     let bases = [config.rotary_emb_base, parameters.rope_theta];
     let base = one_of(file, ["rotary_emb_base", "rope_theta"], bases)?.unwrap_or(1000.0);
     let rope = parameters.rope(file, RopeShape { head_size, context: positions, base })?;
-    let mut transformer = transformer.gated().with_rope(rope);
+    let mut transformer = transformer.with_rope(rope);
+    transformer = match config.is_gated() {
+        true => transformer.gated(),
+        false => config.with_experts(transformer, config.sizes(file)?.intermediate),
+    };
     transformer.biases = Biases {
         qkv: config.qkv_proj_bias.into(),
         attention_output: config.qkv_proj_bias.into(),
         up: config.mlp_fc1_bias.into(),
         down: config.mlp_fc2_bias.into(),
     };
+    transformer.check(file)?;
     Ok(TextTowerConfig {
         vocabulary: config.vocab_size,
         context,
@@ -200,7 +269,7 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
         positions: PositionsConfig::None,
         segments: config.type_vocab_size,
         transformer,
-        names: &NAMES,
+        names: if config.is_gated() { &NAMES } else { &WITHOUT_GATES },
     })
 }
 
@@ -209,7 +278,6 @@ mod tests {
     use super::*;
     use crate::architecture::find_whole;
     use crate::error::Error;
-    use crate::models::transformer::FeedForwardConfig;
     use crate::source::Unread;
 
     const FILE: &str = "config.json";

@@ -113,9 +113,19 @@ pub(crate) enum FeedForwardConfig {
         weights: ExpertWeights,
         /// Of the layer that picks experts.
         router_bias: Bias,
+        form: ExpertForm,
         /// Hidden width of one more that works on every token, weighed by a gate; `None` without one.
         shared: Option<usize>,
     },
+}
+
+/// The kind of each expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExpertForm {
+    /// A gated network with the biases of the model's feed-forward networks.
+    Gated,
+    /// A dense one without biases, and one bias on the sum of all (Nomic Embed v2).
+    Dense,
 }
 
 /// Weights of the chosen experts' outputs.

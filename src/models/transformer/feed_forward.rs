@@ -57,10 +57,13 @@ impl Gated {
     }
 }
 
-/// Gated networks with their router.
+/// Networks with their router.
 pub(crate) struct Experts {
     pub(super) router: Projection,
-    pub(super) experts: Vec<Gated>,
+    /// Each of them dense or gated.
+    pub(super) experts: Vec<FeedForward>,
+    /// Bias on the sum of their outputs.
+    pub(super) bias: Option<Tensor>,
     /// Number of experts that work on each token.
     pub(super) chosen: usize,
     pub(super) weights: ExpertWeights,
@@ -97,6 +100,9 @@ impl Experts {
             let weights = Tensor::from_vec(weights, (count, 1), input.device())?;
             let output = expert.forward(&input.index_select(&rows, 0)?)?.broadcast_mul(&weights)?;
             out = out.index_add(&rows, &output, 0)?;
+        }
+        if let Some(bias) = &self.bias {
+            out = out.broadcast_add(bias)?;
         }
         match &self.shared {
             Some((gate, shared)) => {

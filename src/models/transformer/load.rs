@@ -8,8 +8,8 @@ use candle_core::Device;
 use super::attention::{Attention, CrossAttention};
 use super::block::{Block, Order};
 use super::config::{
-    AttentionConfig, AttentionSinks, Bias, FeedForwardConfig, HeadNorms, LayerConfig, NormPlacement,
-    RelativeBiasConfig, TransformerConfig, Workload,
+    AttentionConfig, AttentionSinks, Bias, ExpertForm, FeedForwardConfig, HeadNorms, LayerConfig,
+    NormPlacement, RelativeBiasConfig, TransformerConfig, Workload,
 };
 use super::feed_forward::{Dense, Experts, FeedForward, Gated};
 use super::names::{ExpertNames, Names, QkvNames, UpNames};
@@ -252,12 +252,26 @@ impl BlockLoader<'_> {
             FeedForwardConfig::Gated { intermediate } => {
                 self.gated(names.feed_forward, intermediate).map(FeedForward::Gated)
             }
-            FeedForwardConfig::Experts { intermediate, count, chosen, weights, router_bias, shared } => {
+            FeedForwardConfig::Experts {
+                intermediate,
+                count,
+                chosen,
+                weights,
+                router_bias,
+                form,
+                shared,
+            } => {
                 let router = Linears::new(&[], config.width, router_bias);
                 let router_of_one = Linears::new(&[], config.width, Bias::No);
                 Ok(FeedForward::Experts(Experts {
                     router: self.projection(&[(names.router, count)], router)?,
-                    experts: self.experts(intermediate, count)?,
+                    experts: self.experts(intermediate, count, form)?,
+                    bias: match (form, names.experts) {
+                        (ExpertForm::Dense, ExpertNames::Stacked { bias, .. }) => {
+                            Some(self.tensors.vector(&format!("{}{bias}", self.path), config.width)?)
+                        }
+                        _ => None,
+                    },
                     chosen,
                     weights,
                     shared: match shared {
@@ -272,20 +286,35 @@ impl BlockLoader<'_> {
         }
     }
 
-    fn experts(&self, intermediate: usize, count: usize) -> Result<Vec<Gated>> {
-        let (up, down, order) = match self.names.experts {
-            ExpertNames::Numbered(path) => {
-                return (0..count)
-                    .map(|expert| self.gated(&format!("{path}{expert}."), intermediate))
-                    .collect();
+    fn experts(&self, intermediate: usize, count: usize, form: ExpertForm) -> Result<Vec<FeedForward>> {
+        let (config, width) = (self.config, self.config.width);
+        let (up, up_order, down, down_order) = match (self.names.experts, form) {
+            (ExpertNames::Numbered(path), ExpertForm::Gated) => {
+                let gated = |expert| self.gated(&format!("{path}{expert}."), intermediate);
+                return (0..count).map(|expert| gated(expert).map(FeedForward::Gated)).collect();
             }
-            ExpertNames::Stacked { up, down, order } => (up, down, order),
+            (ExpertNames::Numbered(_), ExpertForm::Dense) => {
+                return Err(misfit("dense experts are stacked"));
+            }
+            (ExpertNames::Stacked { up, up_order, down, down_order, .. }, _) => {
+                (up, up_order, down, down_order)
+            }
         };
-        let stacked = |layers: &Linears<'_>| self.tensors.stacked(layers, count, order);
-        let gate_ups = self.gate_up("", up, intermediate, stacked)?;
-        let into = Linears::new(&[], intermediate, self.config.biases.down);
-        let downs = self.named(&[(down, self.config.width)], into, stacked)?;
-        Ok(gate_ups.into_iter().zip(downs).map(|(gate_up, down)| self.gated_of(gate_up, down)).collect())
+        let ups = |layers: &Linears<'_>| self.tensors.stacked(layers, count, up_order);
+        let downs = |bias| {
+            let into = Linears::new(&[], intermediate, bias);
+            self.named(&[(down, width)], into, |layers| self.tensors.stacked(layers, count, down_order))
+        };
+        if form == ExpertForm::Gated {
+            let pairs = self.gate_up("", up, intermediate, ups)?.into_iter().zip(downs(config.biases.down)?);
+            return Ok(pairs.map(|(up, down)| FeedForward::Gated(self.gated_of(up, down))).collect());
+        }
+        let UpNames::Dense(up) = up else {
+            return Err(misfit("a network without a gate has one projection up"));
+        };
+        let ups = self.named(&[(up, intermediate)], Linears::new(&[], width, Bias::No), ups)?;
+        let dense = |(up, down)| FeedForward::Dense(Dense { up, activation: config.activation, down });
+        Ok(ups.into_iter().zip(downs(Bias::No)?).map(dense).collect())
     }
 
     fn gated(&self, path: &str, intermediate: usize) -> Result<Gated> {

@@ -73,7 +73,14 @@ pub(crate) enum ExpertNames {
     /// `down`.
     Numbered(&'static str),
     /// Tensors that have the matrices of all experts one after another.
-    Stacked { up: UpNames, down: &'static str, order: MatrixOrder },
+    Stacked {
+        up: UpNames,
+        up_order: MatrixOrder,
+        down: &'static str,
+        down_order: MatrixOrder,
+        /// Bias on the sum of dense experts, a whole tensor name.
+        bias: &'static str,
+    },
 }
 
 /// Order of the numbers of a matrix in a tensor that has several. Quantised ones lie by outputs, whatever this says.
