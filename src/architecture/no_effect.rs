@@ -395,4 +395,18 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
             ("force_upcast", "*"),
         ],
     ),
+    (
+        &["AutoencoderTiny"],
+        &[
+            // Of the encoder, which is not read, and of latents kept as bytes.
+            ("in_channels", "*"),
+            ("encoder_block_out_channels", "*"),
+            ("num_encoder_blocks", "*"),
+            ("latent_magnitude", "*"),
+            ("latent_shift", "*"),
+            // A second name of the decoder's widths.
+            ("block_out_channels", "*"),
+            ("force_upcast", "*"),
+        ],
+    ),
 ];

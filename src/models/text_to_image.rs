@@ -12,6 +12,8 @@ mod clip;
 mod t5;
 mod resnet;
 mod autoencoder;
+mod tiny_autoencoder;
+mod latent_decoder;
 mod unet;
 mod mmdit;
 mod schedule;

@@ -19,6 +19,7 @@ import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
@@ -113,6 +114,15 @@ def autoencoder(scaling: float) -> AutoencoderKL:
         latent_channels=4,
         sample_size=64,
         scaling_factor=scaling,
+    )
+
+
+def tiny_autoencoder() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(2, 1, 1, 0),
     )
 
 
@@ -233,6 +243,21 @@ def make_sd_turbo(folder: Path, generator: torch.Generator):
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    return pipe, {"half": True, "preview": tiny_autoencoder()}
+
+
+def make_sd_tiny(folder: Path, generator: torch.Generator):
+    tokenizer = words_tokenizer(folder / "tokenizer", "<|endoftext|>")
+    pipe = StableDiffusionPipeline(
+        vae=tiny_autoencoder(),
+        text_encoder=text_encoder(tokenizer, CLIPTextModel, 2, 32, "quick_gelu", True),
+        tokenizer=tokenizer,
+        unet=unet(cross_attention_dim=32, attention_head_dim=4),
+        scheduler=DDIMScheduler(**SHARED, steps_offset=1, set_alpha_to_one=False, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     return pipe, {"half": True}
 
 
@@ -253,7 +278,7 @@ def make_lcm(folder: Path, generator: torch.Generator):
 
 
 FAMILIES = {"sd15": make_sd15, "sd21": make_sd21, "sdxl": make_sdxl, "sdxl_turbo": make_sdxl_turbo}
-FAMILIES |= {"sd_turbo": make_sd_turbo, "lcm": make_lcm}
+FAMILIES |= {"sd_turbo": make_sd_turbo, "sd_tiny": make_sd_tiny, "lcm": make_lcm}
 SCHEDULERS = {
     "ddim": DDIMScheduler,
     "pndm": PNDMScheduler,
@@ -294,6 +319,8 @@ LCM_VARIANTS = [
 
 
 def save(pipe, folder: Path, options: dict) -> None:
+    if tiny := options.get("preview"):
+        tiny.save_pretrained(folder / "taesd")
     if options.get("half"):
         pipe.to(torch.float16)
         pipe.save_pretrained(folder, variant="fp16")
@@ -354,6 +381,8 @@ def loops(name: str) -> list[dict]:
             base | {"name": "two_steps", "scheduler": None, "steps": 2, "guidance": 0.0, "negative_prompt": None},
             base | {"name": "guided", "scheduler": None, "steps": 3},
         ]
+    if name == "sd_tiny":
+        return [base | {"name": "own", "scheduler": None}]
     if name == "sd_turbo":
         return [
             base | {"name": "own", "scheduler": None, "steps": 1, "guidance": 0.0, "negative_prompt": None},
@@ -426,7 +455,13 @@ def make(name: str, folder: Path) -> None:
     pipe, options = FAMILIES[name](folder, generator)
     modules = ["text_encoder", "text_encoder_2", "unet", "vae"]
     for module in filter(None, (getattr(pipe, part, None) for part in modules)):
-        randomise(module, generator, 0.7 if module is pipe.vae else 1.2)
+        randomise(module, generator, 0.7 if isinstance(module, AutoencoderKL) else 1.2)
+    for tiny in (pipe.vae, options.get("preview")):
+        if isinstance(tiny, AutoencoderTiny):
+            randomise(tiny, generator, 1.0)
+            # Colours from 0 to 1, of which few are cut off.
+            tiny.decoder.layers[-1].bias.data.fill_(0.5)
+            tiny.decoder.layers[-1].weight.data.mul_(0.45)
     save(pipe, folder, options)
     for part in ["tokenizer", "tokenizer_2"]:
         # Saved again in the layout of the published repositories, without a tokenizer.json.
@@ -438,6 +473,9 @@ def make(name: str, folder: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn((NOISES, 4, 8, 8), generator=generator)
     out = components(pipe, name, noise)
+    if tiny := options.get("preview"):
+        with torch.no_grad():
+            out["preview_colours"] = tiny.decode(out["latents"]).sample
     negative = NEGATIVE if name != "lcm" else ""
     expected = {"prompt": PROMPT, "negative_prompt": negative, "made_with": versions(), "loops": loops(name)}
     ids = {}

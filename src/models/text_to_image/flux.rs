@@ -8,9 +8,9 @@ mod transformer;
 use candle_core::{Device, IndexOp as _, Tensor};
 use model_actors::{Bytes, LoadContext};
 
-use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
 use super::clip::{self, Pooling, PromptEncoder, PromptEncoderConfig};
 use super::flow_match::{FlowSchedule, SigmaRange};
+use super::latent_decoder::{Decoder, DecoderConfig};
 use super::layers::ScopedReader;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
@@ -38,7 +38,7 @@ struct Flux {
     clip: PromptEncoderConfig,
     t5: T5Config,
     transformer: TransformerConfig,
-    autoencoder: AutoencoderConfig,
+    autoencoder: DecoderConfig,
     schedule: FlowSchedule,
 }
 
@@ -47,7 +47,7 @@ fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
         clip: PromptEncoderConfig::read(repository, CLIP.folder, "tokenizer/")?,
         t5: T5Config::read(repository, T5_ENCODER.folder, "tokenizer_2/")?,
         transformer: TransformerConfig::read(repository)?,
-        autoencoder: AutoencoderConfig::read(repository)?,
+        autoencoder: DecoderConfig::read(repository)?,
         schedule: FlowSchedule::read(repository)?,
     };
     match model.mismatch() {
@@ -96,7 +96,8 @@ impl Architecture for Flux {
     }
 
     fn components(&self) -> Vec<Component> {
-        vec![CLIP, T5_ENCODER, transformer::COMPONENT, autoencoder::COMPONENT]
+        let own = [CLIP, T5_ENCODER, transformer::COMPONENT].into_iter();
+        own.chain(self.autoencoder.components()).collect()
     }
 
     fn scratch(&self, pixels: usize) -> Bytes {
@@ -123,7 +124,7 @@ impl Architecture for Flux {
             clip: self.clip.load(&reader(CLIP)?, Pooling::Plain)?,
             t5: self.t5.load(&ScopedReader::root(&reader(T5_ENCODER)?), self.length())?,
             transformer: self.transformer.load(&ScopedReader::root(&reader(transformer::COMPONENT)?))?,
-            autoencoder: self.autoencoder.load(&ScopedReader::root(&reader(autoencoder::COMPONENT)?))?,
+            autoencoder: self.autoencoder.load(weights, device, context)?,
             schedule: self.schedule.clone(),
             multiple: self.latent_space().multiple,
         }))
@@ -134,7 +135,7 @@ struct LoadedFlux {
     clip: PromptEncoder,
     t5: T5,
     transformer: Transformer,
-    autoencoder: Autoencoder,
+    autoencoder: Decoder,
     schedule: FlowSchedule,
     /// Pixels along a side of a patch.
     multiple: usize,
@@ -174,5 +175,9 @@ impl Pipeline for LoadedFlux {
 
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
         self.autoencoder.decode(latents, watch)
+    }
+
+    fn decode_preview(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
+        self.autoencoder.decode_preview(latents, watch)
     }
 }

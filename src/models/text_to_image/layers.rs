@@ -70,6 +70,17 @@ impl<'a> ScopedReader<'a> {
         Convolution::new(&weight, self.tensor("bias", &[out_channels])?, stride, 1)
     }
 
+    /// The same without a bias.
+    pub(super) fn convolution_without_bias(
+        &self,
+        in_channels: usize,
+        out_channels: usize,
+    ) -> Result<Convolution> {
+        let weight = self.tensor("weight", &[out_channels, in_channels, 3, 3])?;
+        let bias = Tensor::zeros(out_channels, weight.dtype(), weight.device())?;
+        Convolution::new(&weight, bias, 1, 1)
+    }
+
     pub(super) fn group_norm(&self, groups: usize, channels: usize, epsilon: f64) -> Result<GroupNorm> {
         let (weight, bias) = (self.tensor("weight", &[channels])?, self.tensor("bias", &[channels])?);
         GroupNorm::new(weight, bias, groups, epsilon)

@@ -16,6 +16,10 @@ use crate::loader::{WorkerModel, standalone_model};
 /// A loaded text to image model without actors around it, for tools and for comparison: the code that a
 /// worker runs.
 ///
+/// Previews are decoded as the picture is, at a low resolution. A tiny autoencoder (TAESD) in the folder `taesd` of the
+/// model's repository, with its `config.json` and its weights as diffusers saves them, makes them in its place; one in
+/// the folder `vae` makes the pictures too.
+///
 /// ```no_run
 /// use candle_actors::{Source, StandaloneModel, TextToImageModel};
 /// # fn main() -> candle_actors::Result<()> {

@@ -51,6 +51,10 @@ pub(super) trait Pipeline: Send + Sync {
     /// Decodes latents `(1, channels, height, width)` to colours `(1, 3, height, width)` from -1 to 1; what
     /// is beyond has to be cut off.
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor>;
+    /// The same for a preview, which a model may have a smaller decoder for.
+    fn decode_preview(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
+        self.decode(latents, watch)
+    }
 }
 
 /// The noise schedule of one image that is being made. It decides how often the network is called: some

@@ -1,5 +1,5 @@
-//! Previews of an image that is being denoised: the model's own decoder over the estimate of the latents
-//! without noise, averaged down to few latents first. That suits every variant without factors of its own,
+//! Previews of an image that is being denoised: the model's own decoder, or a tiny one where its repository has one for
+//! them, over the estimate of the latents without noise, averaged down to few latents first. That suits every variant without factors of its own,
 //! and costs little: decoding takes time in proportion to the pixels, so a preview of 512 x 512 pixels costs
 //! a sixteenth of decoding them.
 
@@ -23,13 +23,13 @@ pub(super) fn preview(
     let (_, _, height, width) = latents.dims4()?;
     let (most, longer) = ((SIDE / scale.max(1)).max(1), height.max(width).max(1));
     if longer <= most {
-        return to_picture(&pipeline.decode(latents, watch)?);
+        return to_picture(&pipeline.decode_preview(latents, watch)?);
     }
     let side = |side: usize| (side * most).div_ceil(longer).max(1);
     let down = averages(height, side(height), latents.device())?;
     let across = averages(width, side(width), latents.device())?.t()?;
     let small = down.broadcast_matmul(&latents.broadcast_matmul(&across)?)?;
-    to_picture(&pipeline.decode(&small, watch)?)
+    to_picture(&pipeline.decode_preview(&small, watch)?)
 }
 
 /// Builds the matrix `(to, from)` that averages `from` numbers in `to` parts.

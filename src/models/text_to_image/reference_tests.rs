@@ -138,6 +138,12 @@ fn each_part_gives_what_the_reference_gives() {
         let predicted = pipeline.predict(latents, 401.0, &conditioning, &watch).unwrap();
         let prediction = difference(&predicted, fixture.tensor("prediction"));
         let colours = difference(&pipeline.decode(latents, &watch).unwrap(), fixture.tensor("colours"));
+        if let Some(theirs) = fixture.tensors.get("preview_colours") {
+            let ours = pipeline.decode_preview(latents, &watch).unwrap();
+            let preview = difference(&ours, theirs);
+            println!("{family}: decoder of previews {preview:.1e}");
+            assert!(preview < 1e-4 && difference(&ours, fixture.tensor("colours")) > 0.1);
+        }
         println!(
             "{family}: text {text:.1e}, pooled {pooled:.1e}, prediction {prediction:.1e}, decoder {colours:.1e}"
         );
@@ -184,6 +190,17 @@ fn prompts_have_the_references_tokens() {
             }
         }
     }
+}
+
+#[test]
+fn a_preview_is_made_by_the_tiny_autoencoder_where_there_is_one() {
+    let model = Fixture::open("sd_turbo").model(&serde_json::Map::new());
+    let (pipeline, watch) = (model.shared.pipeline.as_ref(), Watch(&|| true));
+    let latents = random(0.0, 1.0, (1, 4, 8, 8)).to_dtype(DType::F32).unwrap();
+    let tiny = decode::to_picture(&pipeline.decode_preview(&latents, &watch).unwrap()).unwrap();
+    let large = decode::to_picture(&pipeline.decode(&latents, &watch).unwrap()).unwrap();
+    let shown = preview::preview(pipeline, &latents, 8, &watch).unwrap();
+    assert!(shown == tiny && shown != large);
 }
 
 /// Latents that are constant over each part of an image decode like one latent for each part.

@@ -65,6 +65,13 @@ impl<'a> Repository<'a> {
         self.index.get(component).and_then(|entry| entry.get(1)).is_some_and(serde_json::Value::is_string)
     }
 
+    /// Class that a component's configuration names, if any.
+    pub(super) fn class_of(&self, file: &str) -> Result<Option<String>> {
+        let path = self.files.required(file, self.context)?;
+        let ClassName { class_name } = parse(&path, &read_lenient(&path)?)?;
+        Ok(class_name)
+    }
+
     /// Reads a component's configuration, `<folder>/<file>`.
     ///
     /// # Errors

@@ -6,9 +6,9 @@ mod transformer;
 use candle_core::{DType, Device, IndexOp as _, Tensor};
 use model_actors::{Bytes, LoadContext};
 
-use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
 use super::clip::{self, EncodedPrompts, Pooling, PromptEncoder, PromptEncoderConfig};
 use super::flow_match::{FlowSchedule, SigmaRange};
+use super::latent_decoder::{Decoder, DecoderConfig};
 use super::layers::ScopedReader;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
@@ -39,7 +39,7 @@ struct StableDiffusion3 {
     /// Text encoder that a repository may leave out, to save memory.
     t5: Option<T5Config>,
     transformer: TransformerConfig,
-    autoencoder: AutoencoderConfig,
+    autoencoder: DecoderConfig,
     schedule: FlowSchedule,
 }
 
@@ -52,7 +52,7 @@ fn read(repository: &Repository<'_>) -> Result<Box<dyn Architecture>> {
         ],
         t5: repository.has("text_encoder_3").then(t5).transpose()?,
         transformer: TransformerConfig::read(repository)?,
-        autoencoder: AutoencoderConfig::read(repository)?,
+        autoencoder: DecoderConfig::read(repository)?,
         schedule: FlowSchedule::read(repository)?,
     };
     match model.mismatch() {
@@ -107,7 +107,8 @@ impl Architecture for StableDiffusion3 {
         [CLIP_L, CLIP_G]
             .into_iter()
             .chain(t5)
-            .chain([transformer::COMPONENT, autoencoder::COMPONENT])
+            .chain([transformer::COMPONENT])
+            .chain(self.autoencoder.components())
             .collect()
     }
 
@@ -134,7 +135,7 @@ struct LoadedStableDiffusion3 {
     encoders: [PromptEncoder; 2],
     t5: Option<T5>,
     transformer: Transformer,
-    autoencoder: Autoencoder,
+    autoencoder: Decoder,
     schedule: FlowSchedule,
     space: LatentSpace,
     /// Most patches along a side.
@@ -160,7 +161,7 @@ impl LoadedStableDiffusion3 {
             ],
             t5: model.t5.as_ref().map(t5).transpose()?,
             transformer: model.transformer.load(&ScopedReader::root(&reader(transformer::COMPONENT)?))?,
-            autoencoder: model.autoencoder.load(&ScopedReader::root(&reader(autoencoder::COMPONENT)?))?,
+            autoencoder: model.autoencoder.load(weights, device, context)?,
             schedule: model.schedule.clone(),
             space: model.latent_space(),
             pos_embed_max_size: model.transformer.pos_embed_max_size,
@@ -222,5 +223,9 @@ impl Pipeline for LoadedStableDiffusion3 {
 
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
         self.autoencoder.decode(latents, watch)
+    }
+
+    fn decode_preview(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
+        self.autoencoder.decode_preview(latents, watch)
     }
 }

@@ -5,8 +5,8 @@
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
 
-use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
 use super::clip::{self, Pooling, PromptEncoder, PromptEncoderConfig};
+use super::latent_decoder::{Decoder, DecoderConfig};
 use super::layers::ScopedReader;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
@@ -63,7 +63,7 @@ impl Architecture for StableDiffusion {
     }
 
     fn components(&self) -> Vec<Component> {
-        vec![ENCODER, unet::COMPONENT, autoencoder::COMPONENT]
+        std::iter::once(ENCODER).chain(self.network.components()).collect()
     }
 
     fn scratch(&self, pixels: usize) -> Bytes {
@@ -116,19 +116,23 @@ impl Pipeline for LoadedStableDiffusion {
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
         self.network.autoencoder.decode(latents, watch)
     }
+
+    fn decode_preview(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
+        self.network.autoencoder.decode_preview(latents, watch)
+    }
 }
 
 /// Components of every Stable Diffusion pipeline with a UNet.
 pub(super) struct Network {
     pub(super) unet: UnetConfig,
-    autoencoder: AutoencoderConfig,
+    autoencoder: DecoderConfig,
     schedule: Schedule,
 }
 
 impl Network {
     pub(super) fn read(repository: &Repository<'_>) -> Result<Self> {
         let unet = UnetConfig::read(repository)?;
-        let autoencoder = AutoencoderConfig::read(repository)?;
+        let autoencoder = DecoderConfig::read(repository)?;
         let channels = autoencoder.latent_channels;
         if unet.in_channels != channels || unet.out_channels != channels {
             let reason = format!(
@@ -154,6 +158,11 @@ impl Network {
         Defaults { width, height, steps, guidance }
     }
 
+    /// The components that have weights.
+    pub(super) fn components(&self) -> impl Iterator<Item = Component> {
+        std::iter::once(unet::COMPONENT).chain(self.autoencoder.components())
+    }
+
     pub(super) fn latent_space(&self) -> LatentSpace {
         let scale = self.autoencoder.scale();
         LatentSpace { channels: self.unet.in_channels, scale, multiple: scale }
@@ -172,10 +181,9 @@ impl Network {
         context: &LoadContext,
     ) -> Result<LoadedNetwork> {
         let unet = weights.of(unet::COMPONENT.folder)?.reader("", device, context);
-        let autoencoder = weights.of(autoencoder::COMPONENT.folder)?.reader("", device, context);
         Ok(LoadedNetwork {
             unet: Unet::load(&self.unet, &ScopedReader::root(&unet))?,
-            autoencoder: self.autoencoder.load(&ScopedReader::root(&autoencoder))?,
+            autoencoder: self.autoencoder.load(weights, device, context)?,
             schedule: self.schedule.clone(),
             takes_guidance: self.unet.guidance_width().is_some(),
         })
@@ -185,7 +193,7 @@ impl Network {
 /// Loaded components of every Stable Diffusion pipeline with a UNet.
 pub(super) struct LoadedNetwork {
     unet: Unet,
-    pub(super) autoencoder: Autoencoder,
+    pub(super) autoencoder: Decoder,
     pub(super) schedule: Schedule,
     /// True if the scale of the guidance is an input of the UNet.
     takes_guidance: bool,

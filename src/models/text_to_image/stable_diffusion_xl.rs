@@ -6,7 +6,6 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext};
 use serde::Deserialize;
 
-use super::autoencoder;
 use super::clip::{self, EncodedPrompts, Pooling, PromptEncoder, PromptEncoderConfig};
 use super::layers::SinusoidalEmbedding;
 use super::pipeline::{
@@ -14,7 +13,6 @@ use super::pipeline::{
 };
 use super::repository::{Component, ComponentWeights, Repository, invalid};
 use super::stable_diffusion::{LoadedNetwork, Network};
-use super::unet;
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 
@@ -95,7 +93,7 @@ impl Architecture for StableDiffusionXl {
     }
 
     fn components(&self) -> Vec<Component> {
-        vec![FIRST, SECOND, unet::COMPONENT, autoencoder::COMPONENT]
+        [FIRST, SECOND].into_iter().chain(self.network.components()).collect()
     }
 
     fn scratch(&self, pixels: usize) -> Bytes {
@@ -176,6 +174,10 @@ impl Pipeline for LoadedStableDiffusionXl {
 
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
         self.network.autoencoder.decode(latents, watch)
+    }
+
+    fn decode_preview(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
+        self.network.autoencoder.decode_preview(latents, watch)
     }
 }
 
