@@ -20,6 +20,7 @@ mod convolution;
 mod patchify;
 pub(crate) mod ggml;
 mod quantized;
+mod integer;
 mod panels;
 pub(crate) mod packed;
 pub(crate) mod rotary;

@@ -45,11 +45,14 @@ pub(crate) struct GenerationSettings {
     pub(crate) limits: GenerationLimits,
     /// Special tokens in what people write are encoded as text.
     pub(crate) split_special_tokens: bool,
+    /// Quantised weights of GGUF files are multiplied exactly.
+    pub(crate) exact_products: bool,
 }
 
 impl Default for GenerationSettings {
     fn default() -> Self {
-        Self { limits: GenerationLimits::default(), split_special_tokens: true }
+        let limits = GenerationLimits::default();
+        Self { limits, split_special_tokens: true, exact_products: false }
     }
 }
 
@@ -172,6 +175,8 @@ pub struct LoadOptions {
     /// Loads a model all the same whose files have a setting or a tensor that this crate does not know, without it; false,
     /// as the model may then compute something else than it was trained to.
     pub allow_unread: bool,
+    /// Multiplies the quantised weights of a GGUF file exactly: see [`SourceSpec`](crate::SourceSpec); false.
+    pub exact_products: bool,
     /// Settings for the hub.
     pub hub: HubSettings,
 }
@@ -182,6 +187,7 @@ model_actors::setters! { LoadOptions {
     with_generation(generation: GenerationLimits);
     with_split_special_tokens(split_special_tokens: bool);
     with_allow_unread(allow_unread: bool);
+    with_exact_products(exact_products: bool);
     with_hub(hub: HubSettings);
 } }
 
@@ -193,6 +199,7 @@ impl Default for LoadOptions {
             generation: GenerationLimits::default(),
             split_special_tokens: true,
             allow_unread: false,
+            exact_products: false,
             hub: HubSettings::default(),
         }
     }
@@ -229,9 +236,16 @@ impl<M: WorkerModel> ModelLoader<M> {
 
     /// A loader outside any engine.
     pub(crate) fn standalone(source: Source, options: LoadOptions) -> Result<Self> {
-        let LoadOptions { device, threads, generation: limits, split_special_tokens, allow_unread, hub } =
-            options;
-        let generation = GenerationSettings { limits, split_special_tokens };
+        let LoadOptions {
+            device,
+            threads,
+            generation: limits,
+            split_special_tokens,
+            allow_unread,
+            exact_products,
+            hub,
+        } = options;
+        let generation = GenerationSettings { limits, split_special_tokens, exact_products };
         let loader = Self::new(source, Compute::new(device, threads)?, generation, hub)?;
         Ok(loader.with_allow_unread(allow_unread))
     }

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use candle_actors::model_actors::testing::Fuse;
 use candle_actors::{
-    Engine, FinishReason, GenerateText, LoadOptions, Message, ModelSpec, Source, StandaloneModel,
-    TextEmbeddingModel, TextGenerationModel, TextGenerator,
+    Engine, FinishReason, GenerateText, LoadOptions, Message, ModelSpec, Prompt, Source, SourceSpec,
+    StandaloneModel, TextEmbeddingModel, TextGenerationModel, TextGenerator,
 };
 use common::fragile::fragile;
 use common::{difference, similarity};
@@ -18,6 +18,9 @@ use serde::Deserialize;
 
 /// Of vectors of length 1, whose references are rounded to six digits.
 const TOLERANCE: f32 = 1e-4;
+/// Gap of the two best logits up to which products of integers may change the best token: about three times the drift of
+/// logits, which llama.cpp's arithmetic, the same, has too.
+const MARGIN: f32 = 0.75;
 
 #[derive(Deserialize)]
 struct References {
@@ -69,9 +72,11 @@ fn source(path: &Path) -> Source {
     Source::parse(path.to_str().unwrap())
 }
 
-/// With nothing set: a prompt of 1,700 tokens, too, is answered within the limits of time that everybody has.
+/// With exact products and nothing else set: a prompt of 1,700 tokens, too, is answered within the limits of time that
+/// everybody has.
 async fn start(path: &Path) -> (Engine, TextGenerator) {
-    let engine = Engine::builder().text_to_text("model", source(path)).start().await.unwrap();
+    let source = SourceSpec::from(source(path)).with_exact_products(true);
+    let engine = Engine::builder().text_to_text("model", source).start().await.unwrap();
     let model = engine.text_to_text("model").unwrap();
     // A request has limited time until it is begun.
     model.model().preload().await.unwrap();
@@ -107,6 +112,58 @@ async fn smollm2_writes_what_its_dequantised_weights_write() {
 #[tokio::test(flavor = "multi_thread")]
 async fn gemma_3_writes_what_its_dequantised_weights_write() {
     assert_writes_as_recorded("gemma-3-270m-q4_k_m.gguf", references().gemma3).await;
+}
+
+/// Logits after the recorded tokens by products of integers, which are the default, beside those of the dequantised
+/// weights: the same token is the best one wherever the two best differ by more than `margin`.
+fn assert_drifts_less(name: &str, recorded: Chat, margin: f32) {
+    let Some(path) = checkpoint(name) else { return };
+    let load = |exact| {
+        let options = LoadOptions::default().with_threads(2).with_exact_products(exact);
+        TextGenerationModel::load_with(source(&path), options).unwrap()
+    };
+    let (rounded, exact) = (load(false), load(true));
+    let (mut drift, mut narrowest, mut compared) = (0f64, 0f32, 0usize);
+    // The longest prompts would take minutes by exact products.
+    for Answer { prompt, written, .. } in recorded.cases.into_iter().filter(|case| case.tokens < 100) {
+        let prompt = match recorded.template {
+            true => Prompt::Messages(vec![Message::user(prompt.as_str())]),
+            false => Prompt::Raw(prompt),
+        };
+        let mut tokens = rounded.tokenize(&prompt).unwrap();
+        let begin = tokens.len().saturating_sub(1);
+        tokens.extend(written);
+        let pairs = rounded.logits(&tokens).unwrap().into_iter().zip(exact.logits(&tokens).unwrap());
+        for (ours, theirs) in pairs.skip(begin) {
+            let squares = ours.iter().zip(&theirs).map(|(a, b)| f64::from(a - b).powi(2));
+            drift += squares.sum::<f64>() / theirs.len() as f64;
+            compared += 1;
+            let (best, other) = (best(&ours), best(&theirs));
+            if best != other {
+                narrowest = narrowest.max(theirs[other] - theirs[best]);
+            }
+        }
+    }
+    let drift = (drift / compared as f64).sqrt();
+    println!(
+        "{name}: logits drift by {drift:.3} over {compared} tokens; others are best at gaps to {narrowest:.3}"
+    );
+    assert!(compared > 100 && narrowest <= margin, "{narrowest}");
+}
+
+fn best(logits: &[f32]) -> usize {
+    let best = logits.iter().enumerate().max_by(|left, right| left.1.total_cmp(right.1));
+    best.map(|(token, _)| token).unwrap()
+}
+
+#[test]
+fn smollm2_by_integers_writes_what_its_dequantised_weights_write_but_at_narrow_margins() {
+    assert_drifts_less("smollm2-135m-q4_1.gguf", references().smollm2, MARGIN);
+}
+
+#[test]
+fn gemma_3_by_integers_writes_what_its_dequantised_weights_write_but_at_narrow_margins() {
+    assert_drifts_less("gemma-3-270m-q4_k_m.gguf", references().gemma3, MARGIN);
 }
 
 /// Needs no references: what each model is asked has one right answer.

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 const TOGETHER: [&str; 2] = ["llama", "qwen3"];
 
 async fn engine(name: &str, pool: PoolConfig) -> (Engine, TextGenerator) {
-    let source = Source::directory(family(name));
+    let source = SourceSpec::from(Source::directory(family(name))).with_exact_products(true);
     let engine = Engine::builder().pool_config(pool).text_to_text(name, source).start().await.unwrap();
     let model = engine.text_to_text(name).unwrap();
     (engine, model)

@@ -11,6 +11,14 @@ pub(super) fn threads() -> usize {
     if rayon::current_thread_index().is_some() { rayon::current_num_threads() } else { 1 }
 }
 
+/// Fewest numbers of elementwise work that are worth a thread of their own.
+const MIN_NUMBERS: usize = 1 << 14;
+
+/// Like [`threads`], but 1 for so few numbers that handing them over takes longer.
+pub(super) fn threads_for(numbers: usize) -> usize {
+    if numbers < 2 * MIN_NUMBERS { 1 } else { threads() }
+}
+
 /// Runs `work` on all rows of `width` numbers, some consecutive rows for each thread.
 pub(super) fn split_rows(
     values: &mut [f32],

@@ -1,6 +1,6 @@
 //! Matrix product: a safe wrapper around the pointer interface of the `gemm` crate, which candle itself
 //! computes with. Calling it directly lets a product add to a bias that is already there, read attention
-//! heads where they lie, and stay on the caller's threads. This is the one file with `unsafe` code.
+//! heads where they lie, and stay on the caller's threads.
 #![allow(unsafe_code, reason = "gemm takes pointers; `multiply` checks every bound before it passes them on")]
 
 use std::ops::Range;

@@ -1,8 +1,9 @@
 //! Linear layer of decoders, for any number of rows: one row of a text that is being generated, a few of
 //! several texts, hundreds of a prompt. The weight lies once in memory, packed in panels that are read from
-//! one end to the other, once for a few rows together; the weights of GGUF files stay quantized. Each output
-//! is summed in the same order whatever the other rows are, so a row's result is the same to the last bit
-//! alone and in any batch. On an accelerator it is candle's own product.
+//! one end to the other, once for a few rows together; the weights of GGUF files stay quantized, and are
+//! multiplied with rows that are quantized to 8 bits, or exactly. Each output is summed in the same order
+//! whatever the other rows are, so a row's result is the same to the last bit alone and in any batch. On an
+//! accelerator it is candle's own product.
 
 use std::borrow::Cow;
 
@@ -12,6 +13,7 @@ use candle_core::{Device, Module, Tensor};
 use super::activation::Activation;
 use super::cpu::with_values;
 use super::ggml::GgmlType;
+use super::integer::{self, EightBitRows, IntegerRows};
 use super::panels::{PANEL, Panels};
 pub(crate) use super::quantized::QuantizedRows;
 use crate::error::{Error, Result};
@@ -22,6 +24,15 @@ pub(crate) enum RowUse {
     /// They are also looked up, as those of an embedding that is tied to the output layer.
     LookedUp,
     MultipliedOnly,
+}
+
+/// Arithmetic of products with quantized weights on the processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arithmetic {
+    /// Rows are quantized to 8 bits for each product, and integers are multiplied.
+    EightBit,
+    /// Weights are dequantized to 32-bit numbers in each product.
+    Exact,
 }
 
 /// Linear layer whose weight is packed for the processor, or a tensor on an accelerator.
@@ -37,11 +48,84 @@ pub(crate) struct PackedLinear {
 enum Weight {
     Panels(Panels),
     /// Quantized rows, the outputs of one part after those of the other.
-    Quantized(Vec<QuantizedRows>),
+    Quantized(Vec<Part>),
     /// `(out, in)`, on an accelerator.
     Tensor(Tensor),
     /// Quantized rows on an accelerator, the outputs of one part after those of the other.
     QuantizedTensors(Vec<QMatMul>),
+}
+
+/// Rows of a quantized weight.
+#[derive(Debug)]
+enum Part {
+    Exact(QuantizedRows),
+    EightBit(IntegerRows),
+}
+
+impl Part {
+    fn new(rows: QuantizedRows, in_dim: usize, arithmetic: Arithmetic) -> Self {
+        match arithmetic {
+            Arithmetic::EightBit => IntegerRows::new(rows, in_dim).map_or_else(Self::Exact, Self::EightBit),
+            Arithmetic::Exact => Self::Exact(rows),
+        }
+    }
+
+    fn out_dim(&self) -> usize {
+        match self {
+            Self::Exact(rows) => rows.out_dim,
+            Self::EightBit(rows) => rows.out_dim,
+        }
+    }
+
+    /// Dequantizes one row.
+    fn row(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Self::Exact(rows) => rows.row(row, out),
+            Self::EightBit(rows) => rows.row(row, out),
+        }
+    }
+
+    /// Adds `input · weightᵀ` to columns of `out`, rows of `width`, from `begin` on.
+    fn add_product(
+        &self,
+        input: &[f32],
+        eight_bit: Option<&EightBitRows>,
+        in_dim: usize,
+        (out, width, begin): (&mut [f32], usize, usize),
+    ) {
+        let count = (input.len() / in_dim.max(1)).max(1);
+        match (self, eight_bit) {
+            (Self::EightBit(rows), Some(input)) => {
+                let product = rows.multiply(input);
+                let panels = product.chunks_exact(count * integer::PANEL);
+                add_panels(panels, integer::PANEL, (out, width, begin), rows.out_dim);
+            }
+            (Self::EightBit(_), None) => {}
+            (Self::Exact(rows), _) => {
+                let product = rows.multiply(input, in_dim);
+                for (index, values) in product.chunks_exact(count).enumerate() {
+                    let column = out[begin + index..].iter_mut().step_by(width);
+                    column.zip(values).for_each(|(out, value)| *out += *value);
+                }
+            }
+        }
+    }
+}
+
+/// Adds panels of `(row, output)` to columns of `out`, rows of `width`, from `begin` on and so many.
+fn add_panels<'a>(
+    panels: impl Iterator<Item = &'a [f32]>,
+    panel_width: usize,
+    (out, width, begin): (&mut [f32], usize, usize),
+    columns: usize,
+) {
+    for (panel, from) in panels.enumerate() {
+        let first = panel * panel_width;
+        let (first, end) = (begin + first, begin + columns.min(first + panel_width));
+        for (row, from) in out.chunks_exact_mut(width.max(1)).zip(from.chunks_exact(panel_width)) {
+            row[first..end].iter_mut().zip(from).for_each(|(out, value)| *out += *value);
+        }
+    }
 }
 
 impl PackedLinear {
@@ -76,6 +160,7 @@ impl PackedLinear {
         bias: Option<Tensor>,
         device: &Device,
         use_of_rows: RowUse,
+        arithmetic: Arithmetic,
     ) -> Result<Self> {
         let out_dim = parts.iter().map(|part| part.out_dim).sum();
         let plain = parts.iter().all(|part| part.dtype == GgmlType::F32);
@@ -90,7 +175,9 @@ impl PackedLinear {
             return Self::new(weight, in_dim, bias, device);
         }
         let weight = match device {
-            Device::Cpu => Weight::Quantized(parts),
+            Device::Cpu => {
+                Weight::Quantized(parts.into_iter().map(|part| Part::new(part, in_dim, arithmetic)).collect())
+            }
             device => Weight::QuantizedTensors(
                 parts.into_iter().map(|part| on_accelerator(part, in_dim, device)).collect::<Result<_>>()?,
             ),
@@ -112,14 +199,13 @@ impl PackedLinear {
                 let count = self.check(input)?;
                 let mut out = self.bias_rows(count)?;
                 with_values(input, |input| {
+                    let rounded = parts.iter().any(|part| matches!(part, Part::EightBit(_)));
+                    let eight_bit = rounded.then(|| EightBitRows::quantize(input, self.in_dim));
                     let mut begin = 0;
                     for part in parts {
-                        let product = part.multiply(input, self.in_dim);
-                        for (index, values) in product.chunks_exact(count.max(1)).enumerate() {
-                            let column = out[begin + index..].iter_mut().step_by(self.out_dim);
-                            column.zip(values).for_each(|(out, value)| *out += *value);
-                        }
-                        begin += part.out_dim;
+                        let place = (out.as_mut_slice(), self.out_dim, begin);
+                        part.add_product(input, eight_bit.as_ref(), self.in_dim, place);
+                        begin += part.out_dim();
                     }
                 })?;
                 activation.on_values(&mut out);
@@ -175,11 +261,11 @@ impl PackedLinear {
                 for (row, out) in rows.iter().zip(out.chunks_exact_mut(self.in_dim)) {
                     let mut row = *row as usize;
                     for part in parts {
-                        if row < part.out_dim {
+                        if row < part.out_dim() {
                             part.row(row, out);
                             break;
                         }
-                        row -= part.out_dim;
+                        row -= part.out_dim();
                     }
                 }
                 Ok(Tensor::from_vec(out, (rows.len(), self.in_dim), &Device::Cpu)?)
@@ -192,13 +278,8 @@ impl PackedLinear {
     /// Transposes products of [`Panels::multiply`] to rows, with the bias added.
     fn unpack(&self, product: &[f32], count: usize) -> Result<Vec<f32>> {
         let mut out = self.bias_rows(count)?;
-        for (panel, columns) in product.chunks_exact((count * PANEL).max(1)).enumerate() {
-            for (row, from) in out.chunks_exact_mut(self.out_dim).zip(columns.chunks_exact(PANEL)) {
-                for (out, value) in row[panel * PANEL..].iter_mut().zip(from) {
-                    *out += *value;
-                }
-            }
-        }
+        let panels = product.chunks_exact((count * PANEL).max(1));
+        add_panels(panels, PANEL, (&mut out, self.out_dim, 0), self.out_dim);
         Ok(out)
     }
 }

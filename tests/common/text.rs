@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_actors::{
-    Failure, Footprint, LoadContext, Loader, Model, ModelHandle, ModelSpec, PoolConfig, Prompt, Source,
-    StandaloneModel, System, SystemConfig, TextGenerationModel, TextToText, Weights,
+    Failure, Footprint, LoadContext, LoadOptions, Loader, Model, ModelHandle, ModelSpec, PoolConfig, Prompt,
+    Source, StandaloneModel, System, SystemConfig, TextGenerationModel, TextToText, Weights,
 };
 use serde::Deserialize;
 
@@ -32,8 +32,10 @@ pub(crate) fn family(name: &str) -> PathBuf {
     root().join("tests/fixtures/text_to_text").join(name)
 }
 
+/// A model whose numbers are the reference's, also in GGUF.
 pub(crate) fn load(name: &str) -> TextGenerationModel {
-    TextGenerationModel::load(Source::directory(family(name))).unwrap()
+    let options = LoadOptions::default().with_exact_products(true);
+    TextGenerationModel::load_with(Source::directory(family(name)), options).unwrap()
 }
 
 /// Texts of the reference, for prompts whose text has exactly the tokens of the reference's prompt.

@@ -17,6 +17,7 @@ use super::names::{DecoderNames, LLAMA};
 use super::{gpt_oss, phi};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
+use crate::kernels::packed::Arithmetic;
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::unsupported;
 use crate::models::transformer::{
@@ -135,13 +136,14 @@ impl DecoderConfig {
         &self,
         file: &GgufFile,
         device: &Device,
+        arithmetic: Arithmetic,
         context: &LoadContext,
     ) -> Result<Decoder> {
         let permuted = match architecture(file)? {
             (_, Architecture::Llama) => Some(self.transformer.attention.head_size),
             _ => None,
         };
-        let tensors = GgufTensors { file, permuted, device, context };
+        let tensors = GgufTensors { file, permuted, device, arithmetic, context };
         let mut decoder = load::load(self, self.names, &tensors, &tensors, device)?;
         if matches!(decoder.logits, Logits::Tied) && tensors.contains("output.bias") {
             let bias = tensors.vector("output.bias", self.vocabulary)?;

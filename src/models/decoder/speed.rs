@@ -12,7 +12,7 @@ use super::{Decoder, FAMILIES, load};
 use crate::architecture;
 use crate::error::Result;
 use crate::kernels::ggml::GgmlType;
-use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
+use crate::kernels::packed::{Arithmetic, PackedLinear, QuantizedRows, RowUse};
 use crate::kernels::random;
 use crate::models::transformer::{Cache, Linears, MatrixOrder, Projection, Segment, Tensors};
 
@@ -37,7 +37,7 @@ impl Tensors for Random {
         let bytes = QTensor::quantize(&values, kind)?.data()?.into_owned();
         let dtype = GgmlType::from_number(number).unwrap();
         let rows = vec![QuantizedRows { dtype, bytes, out_dim }];
-        PackedLinear::quantized(rows, in_dim, None, &Device::Cpu, RowUse::LookedUp)
+        PackedLinear::quantized(rows, in_dim, None, &Device::Cpu, RowUse::LookedUp, Arithmetic::EightBit)
     }
 
     fn stacked(&self, layers: &Linears<'_>, count: usize, _: MatrixOrder) -> Result<Vec<Projection>> {

@@ -11,6 +11,7 @@ use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::generation::{self, ChatTemplate, SpecialTokens};
 use crate::gguf::GgufFile;
+use crate::kernels::packed::Arithmetic;
 use crate::limits::GenerationLimits;
 use crate::loader::{self, GenerationSettings};
 use crate::models::config_file;
@@ -106,7 +107,11 @@ impl loader::LoadPlan for TextToTextPlan {
                     None => generation::tokens_of(&file.tokenizer()?)
                         .map_err(|reason| Error::InvalidTokenizer { file: file.path().to_owned(), reason })?,
                 };
-                let decoder = self.config.load_gguf(file, &device, context)?;
+                let arithmetic = match self.generation.exact_products {
+                    true => Arithmetic::Exact,
+                    false => Arithmetic::EightBit,
+                };
+                let decoder = self.config.load_gguf(file, &device, arithmetic, context)?;
                 file.check_all_read(self.files.unread, |tensor| self.config.has_no_effect(tensor))?;
                 (decoder, tokens)
             }

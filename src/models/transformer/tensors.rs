@@ -9,7 +9,7 @@ use super::norm::Norm;
 use super::projection::Projection;
 use crate::error::{Error, Result};
 use crate::kernels::ggml::GgmlType;
-use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
+use crate::kernels::packed::{Arithmetic, PackedLinear, QuantizedRows, RowUse};
 use crate::kernels::rms_norm::RmsNorm;
 use crate::kernels::{LayerNorm, Linear};
 use crate::weights::WeightReader;
@@ -222,8 +222,15 @@ impl<'a> SafeTensors<'a> {
             (true, _) => self.made(layers.halves.order(weight, layers.in_dim), layers, bias),
             (false, true) => {
                 let rows = RowUse::MultipliedOnly;
-                PackedLinear::quantized(quantised, layers.in_dim, bias, self.device(), rows)
-                    .map(Projection::Packed)
+                PackedLinear::quantized(
+                    quantised,
+                    layers.in_dim,
+                    bias,
+                    self.device(),
+                    rows,
+                    Arithmetic::Exact,
+                )
+                .map(Projection::Packed)
             }
             (false, false) => Err(Error::compute("experts of which only some are quantised")),
         }

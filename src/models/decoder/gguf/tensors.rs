@@ -7,7 +7,7 @@ use model_actors::LoadContext;
 
 use crate::error::Result;
 use crate::gguf::GgufFile;
-use crate::kernels::packed::{PackedLinear, QuantizedRows, RowUse};
+use crate::kernels::packed::{Arithmetic, PackedLinear, QuantizedRows, RowUse};
 use crate::models::transformer::{Bias, Linears, MatrixOrder, Projection, Tensors};
 
 /// The tensors of a GGUF file.
@@ -17,6 +17,7 @@ pub(super) struct GgufTensors<'a> {
     /// numbers of a rotated pair are neighbours; nothing where no rows have.
     pub(super) permuted: Option<usize>,
     pub(super) device: &'a Device,
+    pub(super) arithmetic: Arithmetic,
     pub(super) context: &'a LoadContext,
 }
 
@@ -77,7 +78,8 @@ impl Tensors for GgufTensors<'_> {
     fn packed(&self, layers: &Linears<'_>, rows: RowUse) -> Result<PackedLinear> {
         let parts = layers.parts.iter().map(|(name, out_dim)| self.rows(name, *out_dim, layers.in_dim));
         let weight = parts.collect::<Result<_>>()?;
-        PackedLinear::quantized(weight, layers.in_dim, self.biases(layers)?, self.device, rows)
+        let bias = self.biases(layers)?;
+        PackedLinear::quantized(weight, layers.in_dim, bias, self.device, rows, self.arithmetic)
     }
 
     fn stacked(&self, layers: &Linears<'_>, count: usize, _: MatrixOrder) -> Result<Vec<Projection>> {
@@ -106,7 +108,8 @@ impl Tensors for GgufTensors<'_> {
                 true => Some(Tensor::from_vec(bias, layers.out_dim(), device)?),
                 false => None,
             };
-            PackedLinear::quantized(weight, in_dim, bias, device, rows).map(Projection::Packed)
+            PackedLinear::quantized(weight, in_dim, bias, device, rows, self.arithmetic)
+                .map(Projection::Packed)
         };
         experts.into_iter().map(layer).collect()
     }

@@ -9,6 +9,7 @@ use model_actors::LoadContext;
 use serde::Deserialize;
 
 use super::*;
+use crate::kernels::packed::Arithmetic;
 use crate::models::transformer::Segment;
 use crate::source::{Files, read_json};
 
@@ -33,7 +34,7 @@ fn open(path: &Path) -> Result<GgufFile> {
 fn load(path: &Path) -> Result<Decoder> {
     let file = open(path)?;
     let context = LoadContext::detached(&"variant".into());
-    DecoderConfig::from_gguf(&file)?.load_gguf(&file, &Device::Cpu, &context)
+    DecoderConfig::from_gguf(&file)?.load_gguf(&file, &Device::Cpu, Arithmetic::Exact, &context)
 }
 
 fn greedy(decoder: &Decoder, prompt: &[u32], steps: usize) -> Vec<u32> {
