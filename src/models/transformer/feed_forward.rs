@@ -156,10 +156,10 @@ mod tests {
     #[test]
     fn sparse_mixer_weighs_an_expert_among_its_equals() {
         let mixed = |scores: &[f32]| sparse_mixer(scores, 2, 0.1);
-        // 1.9 is within a fifth of 2, 1.0 is not; without 2.0 the second is alone.
-        let [first, second] = mixed(&[1.0, 2.0, 1.9, -3.0])[..] else { panic!("two are picked") };
+        // 1.7 is within a fifth of 2, and not within a tenth; 1.0 is within neither, of 2 or of 1.7.
+        let [first, second] = mixed(&[1.0, 2.0, 1.7, -3.0])[..] else { panic!("two are picked") };
         assert_eq!((first.0, second), (1, (2, 1.0)));
-        assert!((first.1 - 1.0 / (1.0 + (-0.1f32).exp())).abs() < 1e-6);
+        assert!((first.1 - 1.0 / (1.0 + (-0.3f32).exp())).abs() < 1e-6);
         assert_eq!(mixed(&[-1.0, -2.0, -9.0]), [(0, 1.0), (1, 1.0)]);
         assert_eq!(mixed(&[0.0, 5.0, 0.0]).len(), 2);
     }
