@@ -19,7 +19,8 @@ use crate::telemetry::{Event, Events};
 /// ```
 /// use std::sync::Arc;
 /// use model_actors::{
-///     Batch, Bytes, EmbedTexts, Failure, Footprint, LoadContext, Loader, Model, TextEmbedding, Weights,
+///     Batch, Bytes, EmbedTexts, Embeddings, Failure, Footprint, LoadContext, Loader, Model, TextEmbedding,
+///     Weights,
 /// };
 ///
 /// /// Embeds a text as its length.
@@ -43,7 +44,8 @@ use crate::telemetry::{Event, Events};
 /// impl Model<TextEmbedding> for Length {
 ///     fn run(&mut self, batch: &mut Batch<TextEmbedding>) -> Result<(), Failure> {
 ///         for item in batch.items() {
-///             item.finish(item.request().texts.iter().map(|text| vec![text.len() as f32]).collect());
+///             let lengths = item.request().texts.iter().map(|text| vec![text.len() as f32]);
+///             item.finish(Embeddings::new(lengths.collect()));
 ///         }
 ///         Ok(())
 ///     }

@@ -46,7 +46,7 @@ impl<C: Capability> Answers<C> {
 /// ```
 /// use model_actors::testing::FakeCapability;
 /// use model_actors::{EmbedTexts, TextEmbedding};
-/// let vectors = TextEmbedding::answer(&EmbedTexts::new(["a cat", "a dog"])).output;
+/// let vectors = TextEmbedding::answer(&EmbedTexts::new(["a cat", "a dog"])).output.vectors;
 /// assert_eq!((vectors.len(), vectors[0].len()), (2, 8));
 /// assert_ne!(vectors[0], vectors[1]);
 /// ```

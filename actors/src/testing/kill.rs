@@ -17,7 +17,7 @@ use ractor::registry::where_is;
 /// let english = client.register(ModelSpec::new("english", FakeLoader::default()))?;
 /// english.preload().await?;
 /// kill("killed/text_embedding/english#1").await;
-/// let vectors = english.call(EmbedTexts::from("a cat"), CallOptions::default()).await?;
+/// let vectors = english.call(EmbedTexts::from("a cat"), CallOptions::default()).await?.vectors;
 /// assert_eq!(vectors.len(), 1, "a replacement answers");
 /// let (report, leaks) = shut_down(&system).await;
 /// assert!(report.is_clean() && leaks.is_empty(), "{leaks:?}");

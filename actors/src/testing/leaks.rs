@@ -57,7 +57,7 @@ pub enum Leak {
 /// let system = System::builder(system).pool::<TextEmbedding>(pool).start().await?;
 /// let client = system.client::<TextEmbedding>()?;
 /// let english = client.register(ModelSpec::new("english", FakeLoader::default()))?;
-/// assert_eq!(english.call(EmbedTexts::from("a cat"), CallOptions::default()).await?.len(), 1);
+/// assert_eq!(english.call(EmbedTexts::from("a cat"), CallOptions::default()).await?.vectors.len(), 1);
 /// let (report, leaks) = shut_down(&system).await;
 /// assert!(report.is_clean() && leaks.is_empty(), "{leaks:?}");
 /// # Ok::<(), model_actors::Error>(())
