@@ -127,6 +127,7 @@ fn model(model: &ModelStatus) -> String {
         BreakerState::Closed => style("breaker closed").dim(),
         BreakerState::HalfOpen => style("breaker half open").yellow(),
         BreakerState::Open => style("breaker open").red(),
+        _ => style("breaker unknown").yellow(),
     };
     let (name, queue) = (style(model.model.to_string()).bold(), queued(model));
     let bytes = model.bytes.to_string();

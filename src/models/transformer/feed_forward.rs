@@ -13,7 +13,7 @@ use crate::kernels::glu::{GluForm, glu};
 pub(crate) enum FeedForward {
     Dense(Dense),
     Gated(Gated),
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 impl FeedForward {

@@ -263,7 +263,7 @@ impl BlockLoader<'_> {
             } => {
                 let router = Linears::new(&[], config.width, router_bias);
                 let router_of_one = Linears::new(&[], config.width, Bias::No);
-                Ok(FeedForward::Experts(Experts {
+                Ok(FeedForward::Experts(Box::new(Experts {
                     router: self.projection(&[(names.router, count)], router)?,
                     experts: self.experts(intermediate, count, form)?,
                     bias: match (form, names.experts) {
@@ -281,7 +281,7 @@ impl BlockLoader<'_> {
                         )),
                         None => None,
                     },
-                }))
+                })))
             }
         }
     }

@@ -126,7 +126,7 @@ impl Architecture for Config {
 
     fn uses(&self, tensor: &str) -> bool {
         let is_of_images = |prefix: &&str| tensor.starts_with(prefix);
-        TOWERS.iter().chain(&CONNECTORS).any(|prefix| is_of_images(prefix)) || self.text.uses(tensor)
+        TOWERS.iter().chain(&CONNECTORS).any(is_of_images) || self.text.uses(tensor)
     }
 
     fn has_no_effect(&self, tensor: &str) -> bool {
