@@ -101,7 +101,7 @@ impl Run {
         Self { seconds, processor, ..self }
     }
 
-    /// What remains without a part of it.
+    /// Returns the rest, without a part of it.
     fn after(self, part: Self) -> Self {
         let (seconds, processor) = (self.seconds - part.seconds, self.processor - part.processor);
         Self { seconds, processor, ..self }

@@ -19,7 +19,7 @@ pub(crate) use tokenizer::{GgufTokenizer, TokenKind};
 
 /// Bytes read between two looks at progress and at the stop mark.
 const PIECE: usize = 1 << 20;
-/// Most parts of a file.
+/// Maximum number of parts of a file.
 const MAX_PARTS: usize = 1024;
 
 /// A GGUF file of which the header has been read.

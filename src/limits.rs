@@ -121,18 +121,18 @@ pub use model_actors::limits::*;
 
 use crate::error::{Error, Result};
 
-/// Most bytes of a model's configuration file; published ones have up to 1.2 MB.
+/// Maximum number of bytes of a model's configuration file; published ones have up to 1.2 MB.
 pub const MAX_CONFIG_BYTES: u64 = 4 << 20;
-/// Most bytes of the list of a model's weight files; that of a model of 671 billion weights has 9 MB.
+/// Maximum number of bytes of the list of a model's weight files; that of a model of 671 billion weights has 9 MB.
 pub const MAX_INDEX_BYTES: u64 = 16 << 20;
-/// Most bytes of a tokenizer; that of the largest published vocabularies has 33 MB.
+/// Maximum number of bytes of a tokenizer; that of the largest published vocabularies has 33 MB.
 pub const MAX_TOKENIZER_BYTES: u64 = 48 << 20;
-/// Most bytes of a weight file's header; published ones have up to 1 MB or so.
+/// Maximum number of bytes of a weight file's header; published ones have up to 1 MB or so.
 pub const MAX_HEADER_BYTES: u64 = 16 << 20;
-/// Most tensors of all weight files of a model together; one of 671 billion weights has 92,000.
+/// Maximum number of tensors of all weight files of a model together; one of 671 billion weights has 92,000.
 pub(crate) const MAX_TENSORS: usize = 1 << 19;
 
-/// Most bytes of a model's file by its name; weights, and what is not known, are not limited.
+/// Maximum number of bytes of a model's file by its name; weights, and what is not known, are not limited.
 pub(crate) fn file_bytes(file: &str) -> Option<u64> {
     let name = file.rsplit('/').next().unwrap_or(file).to_lowercase();
     let ends = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
@@ -147,22 +147,22 @@ pub(crate) fn file_bytes(file: &str) -> Option<u64> {
     }
 }
 
-/// Most bytes of an image's address.
+/// Maximum number of bytes of an image's address.
 pub const MAX_ADDRESS_BYTES: usize = 8 << 10;
-/// Most pixels of a picture to paint, unless half as many again as the model's own size has are more.
+/// Maximum number of pixels of a picture to paint, unless half as many again as the model's own size has are more.
 pub const MAX_PAINTED_PIXELS: usize = 768 * 768;
 
 /// Longest side, in pixels, of what a model is given of an image.
 pub const MAX_MODEL_SIDE: usize = 4096;
-/// Most pixels of what a model is given of an image, and of what it is made of on the way.
+/// Maximum number of pixels of what a model is given of an image, and of what it is made of on the way.
 pub const MAX_MODEL_PIXELS: usize = 64 << 20;
 /// Most rows that an image to embed becomes, a row for each patch and learned token: all of them see each other, and a
 /// layer over more would take longer than a worker may be silent.
 pub const MAX_IMAGE_ROWS: usize = 16 << 10;
 
-/// Most threads of a worker, images decoded and fetched at once, and texts that a worker writes together.
+/// Maximum number of threads of a worker, images decoded and fetched at once, and texts that a worker writes together.
 pub const MAX_PARALLEL: usize = 1024;
-/// Most tokens that a worker's caches may be set to hold.
+/// Maximum number of tokens that a worker's caches may be set to hold.
 pub const MAX_CACHE_TOKENS: usize = 16 << 20;
 
 /// Limits on the texts that each worker of a text to text or vision model generates at a time. The memory for them is

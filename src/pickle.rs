@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::source;
 pub(crate) use tensors::StoredTensor;
 
-/// Most bytes of the pickles in a file, as of a header of safetensors.
+/// Maximum number of bytes of the pickles in a file, as of a header of safetensors.
 const MAX_PICKLE: u64 = crate::limits::MAX_HEADER_BYTES;
 
 /// The tensors of a file, with the places of their numbers.

@@ -52,7 +52,7 @@ pub(crate) struct Tokens {
     output_bounds: OutputBounds,
     /// Encodes what people write in a prompt, unless their special tokens are the template's equals.
     plain_text: Option<Arc<PlainText>>,
-    /// Most bytes of a text for each of its tokens, where that is known; of a tokenizer for prompts.
+    /// Maximum number of bytes of a text for each of its tokens, where that is known; of a tokenizer for prompts.
     bytes_per_token: Option<usize>,
     /// The text of each token, in place of the tokenizer's decoder.
     pieces: Option<Arc<Pieces>>,
@@ -206,7 +206,7 @@ impl Tokens {
         }
     }
 
-    /// Most bytes of a text for each of its tokens, where that is known.
+    /// Maximum number of bytes of a text for each of its tokens, where that is known.
     pub(crate) fn bytes_per_token(&self) -> Option<usize> {
         self.bytes_per_token
     }

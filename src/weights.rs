@@ -33,7 +33,7 @@ use strided::Scatter;
 const PIECE: usize = 1 << 20;
 /// Most weight files that a list of them names; that of the same model names 163.
 const MAX_SHARDS: usize = 4096;
-/// Most dimensions of a tensor.
+/// Maximum number of dimensions of a tensor.
 const MAX_RANK: usize = 8;
 
 /// Name of weight files, without an ending, unless a part of a larger model has a name of its own.

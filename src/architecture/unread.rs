@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 use super::no_effect::{harmless_value, is_never_read};
 use crate::error::{Error, Result};
 
-/// Most settings that are tried. Published files have a hundred.
+/// Maximum number of settings that are tried. Published files have a hundred.
 const MAX_TRIALS: usize = 2048;
-/// Most bytes that all trials read together, since each reads the whole file.
+/// Maximum number of bytes that all trials read together, since each reads the whole file.
 const MAX_TRIED_BYTES: usize = 256 << 20;
 
 /// Refuses the first setting of a file which nothing reads and which may have an effect. `takes` tells whether the

@@ -14,7 +14,7 @@ use crate::image_input::ImageSettings;
 use crate::registration::{EngineCapability, IntoModelSpec};
 use crate::resources::EngineResources;
 
-/// Most workers of a model, unless the pool's settings say otherwise.
+/// Maximum number of workers of a model, unless the pool's settings say otherwise.
 const MAX_WORKERS: usize = 4;
 
 /// Settings of an engine, and the models that it starts with.

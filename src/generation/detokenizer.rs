@@ -6,7 +6,7 @@
 use crate::error::Result;
 use crate::tokens::Tokens;
 
-/// Most tokens of the window; beyond, it is cut down to [`WINDOW_TAIL`].
+/// Maximum number of tokens of the window; beyond, it is cut down to [`WINDOW_TAIL`].
 const WINDOW: usize = 32;
 /// Tokens that a cut window keeps. A character has at most four bytes, so an incomplete one lies within them.
 const WINDOW_TAIL: usize = 8;

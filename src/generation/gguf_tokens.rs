@@ -14,7 +14,7 @@ use crate::gguf::{GgufTokenizer, TokenKind};
 use crate::tokens::{MAX_ADDED_TOKENS, MAX_MERGES, Pieces, Tokens};
 use splits::Split;
 
-/// Most bytes of a piece that others merge to; no vocabulary has longer ones.
+/// Maximum number of bytes of a piece that others merge to; no vocabulary has longer ones.
 const MAX_PIECE: usize = 256;
 
 /// Builds the tokenizer of a file.

@@ -32,15 +32,15 @@ use crate::tokens::TokenizerSettings;
 
 use stack::Threads;
 
-/// Most bytes of a template; the largest published ones have about 20 KiB.
+/// Maximum number of bytes of a template; the largest published ones have about 40 KiB.
 const MAX_TEMPLATE_BYTES: usize = 64 << 10;
-/// Most bytes of a template's output; a prompt has at most half of it.
+/// Maximum number of bytes of a template's output; a prompt has at most half of it.
 const MAX_OUTPUT_BYTES: usize = 8 << 20;
-/// Most steps of a template; a published one takes about a hundred for each message.
+/// Maximum number of steps of a template; a published one takes about a hundred for each message.
 const MAX_STEPS: u64 = 1_000_000;
 /// Most nested macros and loops.
 const MAX_DEPTH: usize = 100;
-/// Most letters of an error that are told.
+/// Maximum number of letters of an error that are told.
 const MAX_REASON: usize = 1000;
 const NAME: &str = "chat";
 /// Names of the special tokens that have a field of their own.

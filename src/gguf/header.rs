@@ -9,16 +9,16 @@ use crate::kernels::ggml::GgmlType;
 const MAGIC: &[u8; 4] = b"GGUF";
 /// Most metadata values, list items included, and tensors: the vocabulary of Gemma 3 takes 1.3 million.
 const MAX_ITEMS: u64 = 4 << 20;
-/// Most bytes of a text.
+/// Maximum number of bytes of a text.
 const MAX_TEXT: u64 = 1 << 20;
-/// Most bytes of all texts together: the vocabulary of Gemma 3 takes 10 MB.
+/// Maximum number of bytes of all texts together: the vocabulary of Gemma 3 takes 10 MB.
 const MAX_TEXTS: u64 = 64 << 20;
 /// Most bytes of the longer texts that are left out, since nothing reads them: a whole `tokenizer.json`, say.
 const MAX_SKIPPED: u64 = 256 << 20;
 /// Type of a text.
 const TEXT: u32 = 8;
 const MAX_RANK: u32 = 4;
-/// Most bytes that the tensors' places are multiples of.
+/// Maximum number of bytes that the tensors' places are multiples of.
 const MAX_ALIGNMENT: u64 = 1 << 20;
 
 /// A metadata value.

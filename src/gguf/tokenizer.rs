@@ -50,7 +50,7 @@ pub(crate) struct GgufTokenizer {
     pub(crate) has_parts: bool,
 }
 
-/// Most tokens of a vocabulary; XLM-V has 901,629, though not in a GGUF file.
+/// Maximum number of tokens of a vocabulary; XLM-V has 901,629, though not in a GGUF file.
 const MAX_TOKENS: usize = 1 << 20;
 
 /// Names of tokens that end a text. Many files call only the base model's end the end, so llama.cpp looks for these by

@@ -15,7 +15,7 @@ use crate::models::image_embedding::ImageEmbeddingModel;
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
 use crate::resources::EngineResources;
 
-/// Most images of one request that a batch is split into. A decoded photograph takes tens of megabytes.
+/// Maximum number of images of one request that a batch is split into. A decoded photograph takes tens of megabytes.
 const IMAGES_PER_REQUEST: usize = 4;
 /// Requests of one batch of images that are under way at a time.
 const IMAGE_REQUESTS_AT_A_TIME: usize = 4;

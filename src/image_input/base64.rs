@@ -14,7 +14,7 @@ const CONFIG: GeneralPurposeConfig =
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, CONFIG);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, CONFIG);
 
-/// Most letters of a media type in front of the data.
+/// Maximum number of letters of a media type in front of the data.
 const MAX_MEDIA_TYPE: usize = 256;
 
 /// Refuses a text that is too long to be within the limit. Bounds the work on one that is mostly blanks; the

@@ -30,7 +30,7 @@ const PLANES: u64 = 7;
 const FRAMES: u64 = 4 + 4;
 /// Times the bytes of a lossless WebP that its tables of codes may take: 157 bytes can describe one of 78 KB.
 const TABLES: u64 = 500;
-/// Most bytes of metadata that are unpacked from a PNG, and of its rows.
+/// Maximum number of bytes of metadata that are unpacked from a PNG, and of its rows.
 const METADATA: u64 = 32 << 20;
 
 /// The pixels of an encoded image.

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 
-/// Most scans; an encoder makes about ten. Each goes over all pixels.
+/// Maximum number of scans; an encoder makes about ten. Each goes over all pixels.
 const MAX_SCANS: usize = 100;
-/// Most segments; extended metadata of a few megabytes takes a hundred.
+/// Maximum number of segments; extended metadata of a few megabytes takes a hundred.
 const MAX_SEGMENTS: usize = 1000;
 
 const BEGIN: usize = 2;

@@ -30,7 +30,7 @@ pub struct ImageSettings {
     /// Longest time for one image's file to be read, and for one image to be decoded, its header included,
     /// each with the wait for its turn; 30 s. The wait for room in the memory counts for neither.
     pub decode_timeout: Duration,
-    /// Most bytes of all images at once, encoded and decoded, from before a request's images are decoded
+    /// Maximum number of bytes of all images at once, encoded and decoded, from before a request's images are decoded
     /// until the request ends; 2 GiB. Requests beyond it wait, and one that needs more than all of it goes
     /// alone. On top come:
     ///
@@ -104,7 +104,7 @@ pub struct UrlSettings {
     pub read_timeout: Duration,
     /// Time for all of it, redirects included; 30 s. The wait for other downloads may take as much again.
     pub total_timeout: Duration,
-    /// Most redirects that are followed; 5.
+    /// Maximum number of redirects that are followed; 5.
     pub redirects: usize,
     /// Number of images fetched at once, at least 1; 16. An image counts until it has room in the memory for
     /// images ([`ImageSettings::memory`]), so that no more of them lie beside it.

@@ -16,7 +16,7 @@ use super::rows;
 const QUERY_BLOCK: usize = 256;
 /// Keys of a block.
 const KEY_BLOCK: usize = 512;
-/// Most scores that a thread has in memory at a time: half a mebibyte.
+/// Maximum number of scores that a thread has in memory at a time: half a mebibyte.
 pub(crate) const SCORES_PER_THREAD: usize = QUERY_BLOCK * KEY_BLOCK;
 /// Fewest queries that are worth a thread of their own.
 const MIN_QUERIES: usize = 16;

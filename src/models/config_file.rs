@@ -17,7 +17,7 @@ use crate::source::Files;
 
 /// Largest length, count or width that a configuration may name; products of three of them fit 64 bits.
 pub(crate) const MAX_SIDE: usize = 1 << 20;
-/// Most layers that a configuration may ask for.
+/// Maximum number of layers that a configuration may ask for.
 pub(crate) const MAX_LAYERS: usize = 1024;
 
 /// The files of every kind of model.

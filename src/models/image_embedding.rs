@@ -97,7 +97,7 @@ enum ImageSize {
 struct TextSide {
     /// Number of tokens that it knows.
     vocabulary: usize,
-    /// Most tokens of a text, special ones included.
+    /// Maximum number of tokens of a text, special ones included.
     longest: usize,
     padding: Padding,
 }

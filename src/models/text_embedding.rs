@@ -76,7 +76,7 @@ trait Architecture: Send + Sync {
     fn width(&self) -> usize;
     /// Number of tokens that it knows.
     fn vocabulary(&self) -> usize;
-    /// Most tokens of a text, special ones included.
+    /// Maximum number of tokens of a text, special ones included.
     fn longest(&self) -> usize;
     /// A token that the model wants written after each text, where the tokenizer does not put it there.
     fn ending(&self) -> Option<u32> {

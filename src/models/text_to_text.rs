@@ -39,7 +39,7 @@ pub(crate) struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Most tokens of prompt and answer together.
+    /// Maximum number of tokens of prompt and answer together.
     fn longest(&self) -> usize {
         self.decoder.context().min(self.limits.kv_cache_tokens)
     }

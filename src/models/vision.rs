@@ -72,7 +72,7 @@ trait Architecture: Send + Sync {
     fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()>;
     /// Number of tokens that it knows.
     fn vocabulary(&self) -> usize;
-    /// Most tokens of an image, a question and an answer together.
+    /// Maximum number of tokens of an image, a question and an answer together.
     fn context(&self) -> usize;
     /// True for tensors of the file that change no answer.
     fn has_no_effect(&self, tensor: &str) -> bool;

@@ -7,7 +7,7 @@ mod tests;
 
 use std::collections::HashMap;
 
-/// Most values of a pickle. One of a model with 92,000 tensors has two millions.
+/// Maximum number of values of a pickle. One of a model with 92,000 tensors has two millions.
 const MAX_VALUES: usize = 1 << 22;
 /// Most bytes of the name of a class, a tensor or a store. A pickle can recall a text as often as it likes, so each use of
 /// one costs its whole length again.

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use super::machine::{Id, Value, Values, shown};
 use crate::limits::MAX_TENSORS;
 
-/// Most dimensions of a tensor.
+/// Maximum number of dimensions of a tensor.
 const MAX_RANK: usize = 8;
 /// How many times more numbers a tensor may lie spread over than it has.
 const MAX_SPREAD: usize = 8;

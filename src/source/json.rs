@@ -22,7 +22,7 @@ pub(crate) fn read_config(path: &Path) -> error::Result<Vec<u8>> {
     read(path, limits::file_bytes(&name).unwrap_or(MAX_CONFIG_BYTES))
 }
 
-/// Most values in a configuration file; the largest published ones have some ten thousands.
+/// Maximum number of values in a configuration file; the largest published ones have some ten thousands.
 const MAX_VALUES: usize = 1 << 19;
 
 /// A configuration file, read as JSON.

@@ -19,21 +19,21 @@ use crate::source::{Entries, Values};
 
 /// Most bytes of a normalized text, and of the decoded tokens of a whole answer: four times the longest prompt.
 pub(crate) const MAX_BYTES: usize = 16 << 20;
-/// Most bytes of what is made at once where a text is tried in pieces.
+/// Maximum number of bytes of what is made at once where a text is tried in pieces.
 const PIECE: usize = 4 << 20;
-/// Most values in a tokenizer's file; that of Gemma 3 has 2.1 million.
+/// Maximum number of values in a tokenizer's file; that of Gemma 3 has 2.1 million.
 const MAX_VALUES: usize = 4 << 20;
 /// Most values in its normalizer, its split, its decoder or its post-processor; published ones have some hundreds.
 const MAX_PART: usize = 4096;
 /// Most regular expressions in one of these; published ones have up to 5.
 const MAX_PATTERNS: usize = 32;
-/// Most tokens of a vocabulary; XLM-V has 901,629.
+/// Maximum number of tokens of a vocabulary; XLM-V has 901,629.
 pub(super) const MAX_TOKENS: usize = 1 << 20;
-/// Most merges: far more than a vocabulary has, and few enough to be kept in memory.
+/// Maximum number of merges: far more than a vocabulary has, and few enough to be kept in memory.
 pub(crate) const MAX_MERGES: usize = 2 << 20;
 /// Most added tokens; Gemma 3 has 6,415.
 pub(crate) const MAX_ADDED_TOKENS: usize = 1 << 16;
-/// Most bytes of a token. Those of the fixtures have up to 3,072.
+/// Maximum number of bytes of a token. Those of the fixtures have up to 3,072.
 const MAX_TOKEN: usize = 16 << 10;
 
 /// The tokenizer that the bytes of a `tokenizer.json` describe, which is not checked yet: see [`OutputBounds::of`].

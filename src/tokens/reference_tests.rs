@@ -17,7 +17,7 @@ use crate::source::Files;
 
 #[derive(Deserialize)]
 struct Recorded {
-    /// Most tokens of the texts that are cut.
+    /// Maximum number of tokens of the texts that are cut.
     longest: usize,
     texts: Vec<String>,
     /// Contents of files: texts, or bytes in base64.

@@ -13,9 +13,9 @@ use serde_json::{Map, Value, json};
 use super::output_bounds::MAX_MERGES;
 use super::settings::{Class, TokenizerSettings};
 
-/// Most pieces; XLM-V has 901,629.
+/// Maximum number of pieces; XLM-V has 901,629.
 const MAX_PIECES: usize = 1 << 20;
-/// Most bytes of a piece that others merge to; no vocabulary has longer ones.
+/// Maximum number of bytes of a piece that others merge to; no vocabulary has longer ones.
 const MAX_MERGED: usize = 256;
 /// Sign for a space.
 const SPACE: &str = "▁";
@@ -120,7 +120,7 @@ pub(super) fn tokenizer(bytes: &[u8], settings: &TokenizerSettings) -> Result<Va
     }))
 }
 
-/// Most tokens beside the pieces that T5 counts.
+/// Maximum number of tokens beside the pieces that T5 counts.
 const MAX_EXTRA: usize = 1000;
 
 /// Sections of `tokenizer.json` that differ between the classes.

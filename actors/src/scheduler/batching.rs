@@ -84,7 +84,7 @@ pub(super) fn split(mut batch: Vec<Ticket>) -> [Vec<Ticket>; 2] {
 #[derive(Debug, Clone)]
 pub(crate) struct Batches {
     configured: BatchLimits,
-    /// Most requests in a batch; less than configured after memory ran out.
+    /// Maximum number of requests in a batch; less than configured after memory ran out.
     requests: usize,
 }
 
@@ -93,7 +93,7 @@ impl Batches {
         Self { configured, requests: configured.requests }
     }
 
-    /// Most requests in a batch.
+    /// Maximum number of requests in a batch.
     pub(crate) fn requests(&self) -> usize {
         self.requests
     }

@@ -9,7 +9,7 @@ use minijinja::{Error, ErrorKind, State, Value};
 
 use super::stack::MAX_TIME;
 
-/// Most bytes that a template may handle in all; a prompt has at most 4 MiB and is handled a few times.
+/// Maximum number of bytes that a template may handle in all; a prompt has at most 4 MiB and is handled a few times.
 const MAX_HANDLED: u64 = 256 << 20;
 /// Bytes that each value counts for besides its text.
 const PART: u64 = 16;

@@ -28,7 +28,7 @@ pub(super) enum Cost {
 
 /// Times that an item is compared while a list is sorted: the logarithm of the longest list, and a margin.
 const COMPARED: u64 = 32;
-/// Most spaces that lines are indented by.
+/// Maximum number of spaces that lines are indented by.
 const MAX_INDENT: usize = 100;
 /// Bytes of the other arguments that are looked up in an item at the price of the item.
 const LOOKED_UP: u64 = 1024;

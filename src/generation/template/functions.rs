@@ -10,9 +10,9 @@ use super::budget::{self, spend};
 use super::limits::LimitedWriter;
 use super::{clock, filters, methods, text};
 
-/// Most bytes that `tojson` writes.
+/// Maximum number of bytes that `tojson` writes.
 const MAX_JSON_BYTES: usize = 8 << 20;
-/// Most letters that a level of JSON is indented by, and of a separator.
+/// Maximum number of letters that a level of JSON is indented by, and of a separator.
 const MAX_INDENT: usize = 16;
 
 /// Adds the functions and filters that transformers has besides Jinja's own.

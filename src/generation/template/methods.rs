@@ -55,7 +55,7 @@ impl<'a> Arguments<'a> {
         Ok(self.number(at, name)?.map(|width| usize::try_from(width).unwrap_or_default()))
     }
 
-    /// Most times that something is done: a negative number, or none, is no limit.
+    /// Maximum number of times that something is done: a negative number, or none, is no limit.
     fn times(&self, at: usize, name: &str) -> Result<usize, Error> {
         let times = self.number(at, name)?.unwrap_or(-1);
         Ok(usize::try_from(times).unwrap_or(usize::MAX))

@@ -5,11 +5,11 @@ use minijinja::{Error, ErrorKind, Value};
 
 use super::budget;
 
-/// Most bytes of the paths of one call; published templates name one attribute.
+/// Maximum number of bytes of the paths of one call; published templates name one attribute.
 const MAX_BYTES: usize = 256;
-/// Most parts of all paths of one call.
+/// Maximum number of parts of all paths of one call.
 const MAX_PARTS: usize = 16;
-/// Most paths of one call.
+/// Maximum number of paths of one call.
 const MAX_PATHS: usize = 8;
 
 /// Checks the paths that a filter's arguments name. Tells what it costs to find positions in the items, which are counted

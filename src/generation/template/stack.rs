@@ -18,9 +18,9 @@ const STACK_BYTES: usize = 512 << 20;
 pub(super) const MAX_TIME: Duration = Duration::from_secs(10);
 /// Longest wait for a thread while all are taken; a template is rendered in milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Most threads of one template, those that were given up included.
+/// Maximum number of threads of one template, those that were given up included.
 const MAX_OWN: usize = 8;
-/// Most threads of the process, those that were given up included.
+/// Maximum number of threads of the process, those that were given up included.
 const MAX_THREADS: usize = 64;
 
 static PROCESS: Places = Places::new(MAX_THREADS);

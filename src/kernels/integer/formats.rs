@@ -31,7 +31,7 @@ pub(super) trait Format {
     /// Form of the bytes.
     const DOT: Dot = Dot::Small;
 
-    /// What a block's parts share.
+    /// Scales that a block's parts share.
     type Scales<L: Lanes>: Copy;
 
     fn scales<L: Lanes>(lanes: L, block: &[u8]) -> Self::Scales<L>;

@@ -20,7 +20,7 @@ use crate::models::transformer::{
 pub(crate) struct DecoderConfig {
     /// Number of tokens that it knows.
     pub(crate) vocabulary: usize,
-    /// Most tokens of a sequence.
+    /// Maximum number of tokens of a sequence.
     pub(crate) context: usize,
     pub(crate) embeddings: Embeddings,
     pub(crate) transformer: TransformerConfig,

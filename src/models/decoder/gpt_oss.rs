@@ -70,7 +70,7 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     DecoderConfig { names: &GPT_OSS, ..decoder }.checked(file)
 }
 
-/// What GPT-OSS has unlike Llama.
+/// Changes Llama's shape into that of GPT-OSS.
 pub(super) fn shape(decoder: &mut DecoderConfig, experts: &Experts) {
     let transformer = &mut decoder.transformer;
     transformer.attention.sinks = AttentionSinks::EachHead;

@@ -46,7 +46,7 @@ impl Decoder {
         self.config.vocabulary
     }
 
-    /// Most tokens of a sequence.
+    /// Maximum number of tokens of a sequence.
     pub(crate) fn context(&self) -> usize {
         self.config.context
     }

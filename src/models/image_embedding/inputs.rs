@@ -92,7 +92,7 @@ enum PaddingSide {
 pub(super) struct TextPlan {
     tokenizer: TokenizerFiles,
     side: TextSide,
-    /// Most tokens of a text: what both the model and its tokenizer allow.
+    /// Maximum number of tokens of a text: what both the model and its tokenizer allow.
     longest: usize,
     pad_token: String,
     padding_side: PaddingSide,
@@ -139,7 +139,7 @@ pub(super) struct Texts {
     padding: Option<Filling>,
 }
 
-/// What a text is filled up with and to.
+/// Padding of a text: its token, and the length that it fills up to.
 struct Filling {
     token: u32,
     length: usize,

@@ -24,7 +24,7 @@ pub(crate) struct ImageEmbeddingPlan {
     pub(super) architecture: Box<dyn Architecture>,
     images: Option<Images>,
     texts: Option<TextPlan>,
-    /// Most rows of an image or a text.
+    /// Maximum number of rows of an image or a text.
     longest: usize,
 }
 

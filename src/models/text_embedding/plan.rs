@@ -135,7 +135,7 @@ pub(crate) struct TextEmbeddingPlan {
     pub(super) tokenizer: TokenizerFiles,
     /// The token that ends each text.
     pub(super) closing: Option<String>,
-    /// Most tokens of a text, special ones included.
+    /// Maximum number of tokens of a text, special ones included.
     pub(super) longest: usize,
     pub(super) lowercase: bool,
     pub(super) prompts: PromptConfig,

@@ -23,7 +23,7 @@ const TABLES: [&str; 2] = ["embedding.weight", "embeddings"];
 const FACTORS: &str = "weights";
 /// Numbers of the tokens' rows in a table of fewer (model2vec).
 const MAPPING: &str = "mapping";
-/// Most texts of a pass that its memory is counted for.
+/// Maximum number of texts of a pass that its memory is counted for.
 const TEXTS: usize = 4096;
 
 /// A table of tokens' vectors that is not loaded.

@@ -1,4 +1,4 @@
-//! What makes pictures of latents: the autoencoder in the folder `vae`, large or tiny, and beside it a tiny one in the
+//! Decoders of latents into pictures: the autoencoder in the folder `vae`, large or tiny, and beside it a tiny one in the
 //! folder `taesd`, which a repository may have for previews.
 
 use candle_core::{Device, Tensor};

@@ -81,7 +81,7 @@ impl TextToImagePlan {
         Footprint::new(weights.bytes_in_memory(), per_worker)
     }
 
-    /// Most pixels of an image, on which the memory that a worker is charged for depends.
+    /// Maximum number of pixels of an image, on which the memory that a worker is charged for depends.
     fn max_pixels(&self) -> usize {
         let defaults = self.architecture.defaults();
         let own = defaults.width.saturating_mul(defaults.height);

@@ -10,7 +10,7 @@ use super::decode::to_picture;
 use super::pipeline::{Pipeline, Watch};
 use crate::error::Result;
 
-/// Most pixels along the longer side of a preview, unless a single latent has more.
+/// Maximum number of pixels along the longer side of a preview, unless a single latent has more.
 const SIDE: usize = 128;
 
 /// Decodes latents `(1, channels, height, width)` at a low resolution; each has `scale` pixels along a side.

@@ -19,9 +19,9 @@ use crate::error::{Error, Result};
 use crate::source::{read_config, read_json};
 use crate::tokens::{OutputBounds, Specials, open};
 
-/// Most tokens of a prompt, special tokens included.
+/// Maximum number of tokens of a prompt, special tokens included.
 const MAX_PROMPT: usize = 4096;
-/// Most merges of CLIP's tokenizer, which has 48,894.
+/// Maximum number of merges of CLIP's tokenizer, which has 48,894.
 const MAX_MERGES: usize = 1 << 18;
 /// Pre-tokenizer of CLIP.
 const CLIP_PATTERN: &str =

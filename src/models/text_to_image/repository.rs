@@ -13,13 +13,13 @@ use crate::models::config_file;
 use crate::source::{Files, Unread, read, read_json};
 use crate::weights::WeightFiles;
 
-/// Most levels of a UNet or an autoencoder, each of half the resolution of the one above it.
+/// Maximum number of levels of a UNet or an autoencoder, each of half the resolution of the one above it.
 pub(super) const MAX_LEVELS: usize = 8;
 /// Largest width of a component, and most layers or heads of a UNet or an autoencoder.
 pub(super) const MAX_WIDTH: usize = 1 << 16;
-/// Most layers of a transformer, heads, numbers of a head, and channels of its latents.
+/// Maximum number of layers of a transformer, heads, numbers of a head, and channels of its latents.
 pub(super) const MAX_COUNT: usize = 1 << 10;
-/// Most latents along a side of the default image.
+/// Maximum number of latents along a side of the default image.
 pub(super) const MAX_SAMPLE: usize = 4096;
 
 /// Repository whose configuration files are read.
@@ -134,7 +134,7 @@ fn read_lenient(path: &Path) -> Result<serde_json::Value> {
     config.ok_or(error)
 }
 
-/// Most bytes of a file that is read leniently.
+/// Maximum number of bytes of a file that is read leniently.
 const MAX_LENIENT: u64 = 1 << 20;
 
 /// Replaces infinite numbers outside of strings with `null`.

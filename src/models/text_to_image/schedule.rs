@@ -20,7 +20,7 @@ use crate::architecture::parse;
 use crate::error::{Error, Result};
 use crate::models::config_file::{unsupported, with_defaults};
 
-/// Most timesteps of a training.
+/// Maximum number of timesteps of a training.
 pub(super) const MAX_TIMESTEPS: usize = 100_000;
 
 /// Settings that have only one supported value, whichever the scheduler.

@@ -138,7 +138,7 @@ struct LoadedStableDiffusion3 {
     autoencoder: Decoder,
     schedule: FlowSchedule,
     space: LatentSpace,
-    /// Most patches along a side.
+    /// Maximum number of patches along a side.
     pos_embed_max_size: usize,
     /// Width of the prompt embeddings.
     width: usize,

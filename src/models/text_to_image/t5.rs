@@ -16,15 +16,15 @@ use crate::error::{Error, Result};
 use crate::kernels::rms_norm::RmsNorm;
 use crate::kernels::{Activation, relative_position_bucket};
 
-/// Most tokens of its vocabulary.
+/// Maximum number of tokens of its vocabulary.
 const MAX_VOCABULARY: usize = 1 << 24;
-/// Most numbers of a feed-forward layer's intermediate row.
+/// Maximum width of a feed-forward layer's intermediate row.
 const MAX_INTERMEDIATE: usize = 1 << 20;
-/// Most heads.
+/// Maximum number of heads.
 const MAX_HEADS: usize = 256;
-/// Most numbers of a head.
+/// Maximum width of a head.
 const MAX_HEAD: usize = 4096;
-/// Most buckets of relative positions.
+/// Maximum number of buckets of relative positions.
 const MAX_BUCKETS: usize = 1 << 16;
 /// Largest distance that a bucket of its own may begin with.
 const MAX_DISTANCE: usize = 1 << 20;

@@ -21,7 +21,7 @@ use crate::models::transformer::{
     Tensors, TransformerConfig, UpNames,
 };
 
-/// Most registers.
+/// Maximum number of registers.
 pub(super) const MAX_REGISTERS: usize = 1024;
 
 /// Names of the blocks' tensors in published files.

@@ -14,7 +14,7 @@ use crate::models::transformer::{
 pub(crate) struct TextTowerConfig {
     /// Number of tokens that it knows.
     pub(crate) vocabulary: usize,
-    /// Most tokens of a text.
+    /// Maximum number of tokens of a text.
     pub(crate) context: usize,
     /// Length of the embeddings that a layer brings to the width of the blocks, where it is another (ELECTRA).
     pub(crate) embedding_width: Option<usize>,

@@ -142,7 +142,7 @@ impl BlockLoader<'_> {
         self.named(parts, layers, |layers| self.tensors.projection(layers))
     }
 
-    /// What `read` makes of linear layers by their names in the block.
+    /// Applies `read` to linear layers by their names in the block.
     fn named<R>(
         &self,
         parts: &[(&str, usize)],
@@ -327,7 +327,7 @@ impl BlockLoader<'_> {
         Gated { gate_up, activation: self.config.activation, form: self.config.glu, down }
     }
 
-    /// What `read` makes of the projections into a gated network.
+    /// Applies `read` to the projections into a gated network.
     fn gate_up<R>(
         &self,
         path: &str,

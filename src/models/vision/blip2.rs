@@ -45,7 +45,7 @@ struct Settings {
     architectures: Option<Vec<String>>,
 }
 
-/// What the tower has beside the settings of every vision tower.
+/// Settings of the tower beside those of every vision tower.
 #[derive(Deserialize)]
 struct Qkv {
     #[serde(default = "yes")]

@@ -116,7 +116,7 @@ enum FeatureLayers {
     Several(Vec<i64>),
 }
 
-/// Most layers of a tower that are taken.
+/// Maximum number of layers of a tower that are taken.
 const MAX_FEATURE_LAYERS: usize = 64;
 
 impl FeatureLayers {

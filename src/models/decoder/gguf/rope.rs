@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::models::config_file::unsupported;
 use crate::models::transformer::{Rope, RopeParameters, RopeShape};
 
-/// Most factors of a rotary embedding. A head is small; a tensor that claims more is no set of factors.
+/// Maximum number of factors of a rotary embedding. A head is small; a tensor that claims more is no set of factors.
 const MAX_FACTORS: usize = 1 << 16;
 
 /// The sizes of a decoder that its rotary embedding depends on.

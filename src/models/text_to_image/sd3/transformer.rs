@@ -21,7 +21,7 @@ use crate::kernels::{Activation, Linear, patchify};
 pub(super) const COMPONENT: Component =
     Component { folder: "transformer/", file: Component::DIFFUSERS, is_loaded: |_| true };
 
-/// Most latents along a side of a patch.
+/// Maximum number of latents along a side of a patch.
 const MAX_PATCH: usize = 64;
 
 /// `transformer/config.json`, with the defaults of diffusers.

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::models::config_file::{invalid, unsupported};
 use crate::preprocessing::{Filter, resize, window};
 
-/// Most tiles along a side.
+/// Maximum number of tiles along a side.
 const MAX_TILES_ALONG: usize = 16;
 /// Pixels of a longest side beyond which a picture is scaled down, whatever the file says.
 const LIMIT: usize = 4096;
@@ -89,12 +89,12 @@ impl Splits {
         Ok(splits)
     }
 
-    /// Most tiles along a side. An odd side is made even by another pixel.
+    /// Maximum number of tiles along a side. An odd side is made even by another pixel.
     fn along(&self) -> usize {
         (self.longest + 1).div_ceil(self.tile.max(1))
     }
 
-    /// Most pictures of one.
+    /// Maximum number of pictures of one.
     pub(super) fn most(&self) -> usize {
         if self.splitting { self.along() * self.along() + 1 } else { 1 }
     }

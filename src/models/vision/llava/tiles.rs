@@ -16,9 +16,9 @@ use crate::models::config_file::unsupported;
 use crate::models::towers::{Resampling, pick, resample};
 use crate::preprocessing::{Filter, MAX_SIDE, Preprocessing, resize, window};
 
-/// Most grids that a configuration may offer.
+/// Maximum number of grids that a configuration may offer.
 const MAX_GRIDS: usize = 64;
-/// Most tiles of a grid.
+/// Maximum number of tiles of a grid.
 const MAX_TILES: usize = 64;
 
 /// The grids on offer: heights and widths in pixels.

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::kernels::with_values;
 use crate::preprocessing::{Filter, MAX_SIDE, resize, window};
 
-/// Most crops that a configuration may ask for.
+/// Maximum number of crops that a configuration may ask for.
 const MAX_CROPS: usize = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(super) struct Crops {
     pub(super) grid: usize,
     /// Patches along a crop's margin.
     margin: usize,
-    /// Most crops beside that of the whole picture.
+    /// Maximum number of crops beside that of the whole picture.
     pub(super) most: usize,
 }
 

@@ -76,7 +76,7 @@ impl SmartResize {
         Ok(Self { factor, fewest, most, filter })
     }
 
-    /// Most pixels of what a picture becomes.
+    /// Maximum number of pixels of what a picture becomes.
     pub(super) fn most(&self) -> usize {
         self.most
     }

@@ -12,9 +12,9 @@ use crate::limits::MAX_MODEL_SIDE;
 use crate::models::config_file::invalid;
 use crate::models::transformer::{Bias, Names, NormPlacement, Rope, Sizes, TransformerConfig, check_side};
 
-/// Most pixels along a patch's side.
+/// Maximum number of pixels along a patch's side.
 const MAX_PATCH: usize = 256;
-/// Most patches along a side of those that are merged, and most pictures in a row that a patch spans.
+/// Maximum number of patches along a side of those that are merged, and most pictures in a row that a patch spans.
 const MAX_MERGED: usize = 16;
 /// Most learned positions along a side.
 const MAX_GRID: usize = 4096;
