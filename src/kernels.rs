@@ -9,6 +9,7 @@ mod cpu;
 #[cfg(test)]
 mod random;
 mod rows;
+mod elementwise;
 mod matmul;
 mod activation;
 mod linear;
@@ -35,6 +36,7 @@ pub(crate) use activation::Activation;
 pub(crate) use convolution::Convolution;
 pub(crate) use cpu::with_values;
 pub(crate) use cross_attention::scaled_dot_product_attention;
+pub(crate) use elementwise::{add, scale, soft_cap};
 pub(crate) use flash::{AttentionMask, SCORES_PER_THREAD};
 pub(crate) use group_norm::GroupNorm;
 pub(crate) use interleaved_rotary::rotate_interleaved;

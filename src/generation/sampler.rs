@@ -52,7 +52,8 @@ impl Sampler {
     /// # Errors
     /// [`Error::NotFiniteOutput`] if a logit is not finite.
     pub(super) fn sample(&mut self, logits: &mut [f32]) -> Result<u32> {
-        if logits.is_empty() || logits.iter().any(|logit| !logit.is_finite()) {
+        // Without a way out of the loop, which compilers then turn into wide instructions.
+        if logits.is_empty() || logits.iter().fold(false, |bad, logit| bad | !logit.is_finite()) {
             return Err(Error::NotFiniteOutput);
         }
         if let Some(penalty) = self.settings.repetition_penalty {
@@ -88,13 +89,14 @@ fn apply_repetition_penalty(logits: &mut [f32], seen: &HashSet<u32>, penalty: f3
 
 /// Index of the largest logit, the first of equals.
 fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = token;
-        }
+    let larger = |x: f32, y: f32| if x > y { x } else { y };
+    let (pieces, rest) = logits.as_chunks::<16>();
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for piece in pieces {
+        lanes.iter_mut().zip(piece).for_each(|(lane, logit)| *lane = larger(*logit, *lane));
     }
-    best as u32
+    let highest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
+    logits.iter().position(|logit| *logit == highest).unwrap_or(0) as u32
 }
 
 /// Tokens that may be sampled, in the order of the vocabulary, with their probabilities.

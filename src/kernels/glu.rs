@@ -1,10 +1,10 @@
 //! Gated linear unit of feed-forward layers (Shazeer, 2020, arXiv 2002.05202): SwiGLU, GeGLU and the like. On
-//! the processor a loop over rows on the calling thread; on an accelerator candle's operations.
+//! the processor a loop over rows on the caller's threads; on an accelerator candle's operations.
 
 use candle_core::{Device, Tensor};
 
 use super::activation::Activation;
-use super::cpu::with_values;
+use super::cpu::{split_rows_at, threads_for, with_values};
 use crate::error::Result;
 
 /// Form of a gated linear unit.
@@ -29,23 +29,28 @@ pub(crate) fn glu(gate_up: &Tensor, activation: Activation, form: GluForm) -> Re
         };
         return Ok((activation.on_tensor(gate)? * up)?);
     }
-    let mut out = Vec::with_capacity(count * width);
+    let mut out = vec![0.0; count * width];
+    let threads = threads_for(out.len());
     with_values(gate_up, |gate_up| {
-        for row in gate_up.chunks_exact(double.max(1)) {
-            let (gate, up) = row.split_at(width);
-            let begin = out.len();
-            match form {
-                GluForm::Plain => out.extend_from_slice(gate),
-                GluForm::Clamped { limit } => out.extend(gate.iter().map(|x| x.min(limit))),
+        split_rows_at(&mut out, width, threads, |first, rows| {
+            let inputs = gate_up[first * double..].chunks_exact(double.max(1));
+            for (out, input) in rows.chunks_exact_mut(width.max(1)).zip(inputs) {
+                let (gate, up) = input.split_at(width);
+                match form {
+                    GluForm::Plain => out.copy_from_slice(gate),
+                    GluForm::Clamped { limit } => {
+                        out.iter_mut().zip(gate).for_each(|(out, x)| *out = x.min(limit));
+                    }
+                }
+                activation.on_values(out);
+                for (x, up) in out.iter_mut().zip(up) {
+                    *x *= match form {
+                        GluForm::Plain => *up,
+                        GluForm::Clamped { limit } => up.max(-limit).min(limit) + 1.0,
+                    };
+                }
             }
-            activation.on_values(&mut out[begin..]);
-            for (x, up) in out[begin..].iter_mut().zip(up) {
-                *x *= match form {
-                    GluForm::Plain => *up,
-                    GluForm::Clamped { limit } => up.max(-limit).min(limit) + 1.0,
-                };
-            }
-        }
+        });
     })?;
     Ok(Tensor::from_vec(out, (count, width), &Device::Cpu)?)
 }

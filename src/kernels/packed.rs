@@ -11,9 +11,10 @@ use candle_core::quantized::{QMatMul, QStorage, QTensor};
 use candle_core::{Device, Module, Tensor};
 
 use super::activation::Activation;
-use super::cpu::with_values;
+use super::cpu::{split_rows_at, threads_for, with_values};
 use super::ggml::GgmlType;
 use super::integer::{self, EightBitRows, IntegerRows};
+use super::matmul::Output;
 use super::panels::{PANEL, Panels};
 pub(crate) use super::quantized::QuantizedRows;
 use crate::error::{Error, Result};
@@ -85,45 +86,37 @@ impl Part {
         }
     }
 
-    /// Adds `input · weightᵀ` to columns of `out`, rows of `width`, from `begin` on.
-    fn add_product(
-        &self,
-        input: &[f32],
-        eight_bit: Option<&EightBitRows>,
-        in_dim: usize,
-        (out, width, begin): (&mut [f32], usize, usize),
-    ) {
-        let count = (input.len() / in_dim.max(1)).max(1);
-        match (self, eight_bit) {
-            (Self::EightBit(rows), Some(input)) => {
-                let product = rows.multiply(input);
-                let panels = product.chunks_exact(count * integer::PANEL);
-                add_panels(panels, integer::PANEL, (out, width, begin), rows.out_dim);
+    /// Computes `input · weightᵀ`.
+    fn multiply(&self, input: &[f32], eight_bit: &EightBitRows, in_dim: usize) -> Product {
+        match self {
+            Self::Exact(rows) => {
+                Product { values: rows.multiply(input, in_dim), panel: 1, out_dim: rows.out_dim }
             }
-            (Self::EightBit(_), None) => {}
-            (Self::Exact(rows), _) => {
-                let product = rows.multiply(input, in_dim);
-                for (index, values) in product.chunks_exact(count).enumerate() {
-                    let column = out[begin + index..].iter_mut().step_by(width);
-                    column.zip(values).for_each(|(out, value)| *out += *value);
-                }
+            Self::EightBit(rows) => {
+                Product { values: rows.multiply(eight_bit), panel: integer::PANEL, out_dim: rows.out_dim }
             }
         }
     }
 }
 
-/// Adds panels of `(row, output)` to columns of `out`, rows of `width`, from `begin` on and so many.
-fn add_panels<'a>(
-    panels: impl Iterator<Item = &'a [f32]>,
-    panel_width: usize,
-    (out, width, begin): (&mut [f32], usize, usize),
-    columns: usize,
-) {
-    for (panel, from) in panels.enumerate() {
-        let first = panel * panel_width;
-        let (first, end) = (begin + first, begin + columns.min(first + panel_width));
-        for (row, from) in out.chunks_exact_mut(width.max(1)).zip(from.chunks_exact(panel_width)) {
-            row[first..end].iter_mut().zip(from).for_each(|(out, value)| *out += *value);
+/// Product with a weight, `(panel, row, output of the panel)`. The last panel may have outputs that are none of the weight's.
+struct Product {
+    values: Vec<f32>,
+    /// Outputs of a panel.
+    panel: usize,
+    out_dim: usize,
+}
+
+impl Product {
+    /// Writes one of `count` rows, added to what is there or in its place.
+    fn write(&self, row: usize, count: usize, kind: Output, out: &mut [f32]) {
+        let panels = self.values.chunks_exact(count * self.panel);
+        for (out, panel) in out.chunks_mut(self.panel).zip(panels) {
+            let values = panel[row * self.panel..].iter().zip(out);
+            match kind {
+                Output::Replace => values.for_each(|(value, out)| *out = *value),
+                Output::Add => values.for_each(|(value, out)| *out += *value),
+            }
         }
     }
 }
@@ -190,26 +183,18 @@ impl PackedLinear {
         match &self.weight {
             Weight::Panels(panels) => {
                 let count = self.check(input)?;
-                let product = with_values(input, |input| panels.multiply(input, count))?;
-                let mut out = self.unpack(&product, count)?;
-                activation.on_values(&mut out);
-                Ok(Tensor::from_vec(out, (count, self.out_dim), &Device::Cpu)?)
+                let values = with_values(input, |input| panels.multiply(input, count))?;
+                let product = Product { values, panel: PANEL, out_dim: self.out_dim };
+                self.assemble(vec![product], count, activation)
             }
             Weight::Quantized(parts) => {
                 let count = self.check(input)?;
-                let mut out = self.bias_rows(count)?;
-                with_values(input, |input| {
-                    let rounded = parts.iter().any(|part| matches!(part, Part::EightBit(_)));
-                    let eight_bit = rounded.then(|| EightBitRows::quantize(input, self.in_dim));
-                    let mut begin = 0;
-                    for part in parts {
-                        let place = (out.as_mut_slice(), self.out_dim, begin);
-                        part.add_product(input, eight_bit.as_ref(), self.in_dim, place);
-                        begin += part.out_dim();
-                    }
+                let products = with_values(input, |input| {
+                    let is_rounded = parts.iter().any(|part| matches!(part, Part::EightBit(_)));
+                    let rounded = EightBitRows::quantize(if is_rounded { input } else { &[] }, self.in_dim);
+                    parts.iter().map(|part| part.multiply(input, &rounded, self.in_dim)).collect()
                 })?;
-                activation.on_values(&mut out);
-                Ok(Tensor::from_vec(out, (count, self.out_dim), &Device::Cpu)?)
+                self.assemble(products, count, activation)
             }
             Weight::Tensor(weight) => self.finish(input.matmul(&weight.t()?)?, activation),
             Weight::QuantizedTensors(parts) => {
@@ -233,14 +218,6 @@ impl PackedLinear {
         match input.dims2()? {
             (count, in_dim) if in_dim == self.in_dim => Ok(count),
             _ => Err(Error::compute("rows of another width than the weight")),
-        }
-    }
-
-    /// Output rows with the bias alone.
-    fn bias_rows(&self, count: usize) -> Result<Vec<f32>> {
-        match &self.bias {
-            Some(bias) => with_values(bias, |bias| bias.repeat(count)),
-            None => Ok(vec![0.0; count * self.out_dim]),
         }
     }
 
@@ -275,12 +252,33 @@ impl PackedLinear {
         }
     }
 
-    /// Transposes products of [`Panels::multiply`] to rows, with the bias added.
-    fn unpack(&self, product: &[f32], count: usize) -> Result<Vec<f32>> {
-        let mut out = self.bias_rows(count)?;
-        let panels = product.chunks_exact((count * PANEL).max(1));
-        add_panels(panels, PANEL, (&mut out, self.out_dim, 0), self.out_dim);
-        Ok(out)
+    /// Puts the products of all parts together to rows, with the bias and the activation.
+    fn assemble(&self, mut products: Vec<Product>, count: usize, activation: Activation) -> Result<Tensor> {
+        let mut out = match (&self.bias, count, products.as_mut_slice()) {
+            // The one row of a product of one part is the output as it is.
+            (None, 1, [product]) => {
+                let mut row = std::mem::take(&mut product.values);
+                row.truncate(self.out_dim);
+                products.clear();
+                row
+            }
+            (None, ..) => vec![0.0; count * self.out_dim],
+            (Some(bias), ..) => with_values(bias, |bias| bias.repeat(count))?,
+        };
+        let kind = if self.bias.is_some() { Output::Add } else { Output::Replace };
+        let threads = threads_for(out.len());
+        split_rows_at(&mut out, self.out_dim, threads, |first, rows| {
+            for (row, out) in (first..).zip(rows.chunks_exact_mut(self.out_dim.max(1))) {
+                let mut rest = out;
+                for product in &products {
+                    let (own, others) = rest.split_at_mut(product.out_dim);
+                    product.write(row, count, kind, own);
+                    rest = others;
+                }
+            }
+            activation.on_values(rows);
+        });
+        Ok(Tensor::from_vec(out, (count, self.out_dim), &Device::Cpu)?)
     }
 }
 

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::config::{DecoderConfig, Embeddings};
 use crate::error::{Error, Result};
 use crate::kernels::packed::PackedLinear;
-use crate::kernels::{Activation, AttentionMask};
+use crate::kernels::{Activation, AttentionMask, scale, soft_cap};
 use crate::models::transformer::{Cache, Norm, Segment, Transformer};
 
 /// A decoder's weights, which all workers share.
@@ -69,7 +69,7 @@ impl Decoder {
     pub(crate) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
         let embeddings = self.token_embeddings.lookup(tokens)?;
         match self.config.embeddings {
-            Embeddings::Scaled(scale) => Ok((embeddings * f64::from(scale))?),
+            Embeddings::Scaled(factor) => scale(embeddings, factor),
             Embeddings::Plain | Embeddings::WithPositions | Embeddings::PlusPositions { .. } => {
                 Ok(embeddings)
             }
@@ -153,7 +153,7 @@ impl Decoder {
             }
         };
         match self.config.logit_cap {
-            Some(cap) => Ok(((logits / f64::from(cap))?.tanh()? * f64::from(cap))?),
+            Some(cap) => soft_cap(logits, cap),
             None => Ok(logits),
         }
     }

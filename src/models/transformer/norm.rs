@@ -3,8 +3,8 @@
 use candle_core::Tensor;
 
 use crate::error::Result;
-use crate::kernels::LayerNorm;
 use crate::kernels::rms_norm::RmsNorm;
+use crate::kernels::{LayerNorm, add};
 
 /// A norm of each row.
 #[derive(Debug, Clone)]
@@ -28,7 +28,7 @@ impl Norm {
     pub(crate) fn of_sum(&self, left: &Tensor, right: &Tensor) -> Result<Tensor> {
         match self {
             Self::Layer(norm) => norm.of_sum(left, right),
-            Self::Rms(norm) => norm.forward(&(left + right)?),
+            Self::Rms(norm) => norm.forward(&add(left, right)?),
         }
     }
 }
@@ -59,7 +59,7 @@ impl SublayerNorms {
         };
         match &self.sum {
             Some(norm) => norm.of_sum(&output, &hidden),
-            None => Ok((hidden + output)?),
+            None => add(&hidden, &output),
         }
     }
 }
