@@ -38,10 +38,16 @@ class Variant:
 ATTENTION = ["attn_q", "attn_k", "attn_v"]
 # Architectures with biases everywhere, norms included, and a feed-forward network without gates.
 BIASED = ["phi2"]
-# GPT-OSS's experts, and the window of every other layer.
 EXPERTS = 4
-EXPERT_KEYS = {"expert_count": EXPERTS, "expert_used_count": 2, "expert_feed_forward_length": FEED_FORWARD,
-               "attention.sliding_window": 8}
+COUNTS = {"expert_count": EXPERTS, "expert_used_count": 2}
+# Keys of architectures, those of GPT-OSS with the window of every other layer. All experts of a file are as wide.
+KEYS = {
+    "gpt-oss": COUNTS | {"expert_feed_forward_length": FEED_FORWARD, "attention.sliding_window": 8},
+    "qwen2moe": COUNTS | {"expert_feed_forward_length": FEED_FORWARD, "expert_shared_feed_forward_length": 24},
+    "qwen3moe": COUNTS | {"expert_feed_forward_length": FEED_FORWARD},
+}
+# Gemmas have norms after their layers, large embeddings, and no head of their own.
+SANDWICH, GEMMAS = ["gemma2", "gemma3"], ["gemma", "gemma2", "gemma3"]
 EPSILON = {"phi2": "attention.layer_norm_epsilon"}
 FACTORS = numpy.array([1.0, 1.5, 3.0, 6.0], dtype=numpy.float32)
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
@@ -81,6 +87,24 @@ VARIANTS = {
     "gemma3-no-window": Variant("gemma3", plain=False),
     "gemma3-linear": Variant("gemma3", keys={"attention.sliding_window": 8, "attention.sliding_window_pattern": 2,
                                              "rope.scaling.factor": 8.0, "rope.freq_base_swa": 500.0}),
+    "gemma-wide-heads": Variant("gemma", keys={"attention.key_length": 16, "attention.value_length": 16,
+                                               "rope.dimension_count": 16}, plain=False),
+    "gemma2-defaults": Variant("gemma2", plain=False),
+    "gemma2-window": Variant("gemma2", keys={"attention.sliding_window": 8, "attention.key_length": 16,
+                                             "attention.value_length": 16, "rope.dimension_count": 16}),
+    "gemma2-caps": Variant("gemma2", keys={"attn_logit_softcapping": 1.0, "final_logit_softcapping": 5.0}),
+    "gemma2-linear": Variant("gemma2", keys={"attention.sliding_window": 8, "rope.scaling.factor": 8.0}),
+    "qwen3moe-experts": Variant("qwen3moe", plain=False),
+    # Together the chosen experts are as wide as the feed-forward network that the file tells of.
+    "qwen3moe-no-width": Variant("qwen3moe", keys={"feed_forward_length": 2 * FEED_FORWARD},
+                                 drop=["expert_feed_forward_length"], plain=False),
+    "qwen2moe-experts": Variant("qwen2moe", plain=False),
+    "qwen2moe-no-widths": Variant("qwen2moe", keys={"feed_forward_length": 2 * FEED_FORWARD,
+                                                    "expert_shared_feed_forward_length": 2 * FEED_FORWARD},
+                                  drop=["expert_feed_forward_length", "expert_shared_feed_forward_length"],
+                                  plain=False),
+    "smollm3-positions": Variant("smollm3", keys={"block_count": 4}, plain=False),
+    "llama-experts": Variant("llama", keys=COUNTS, plain=False),
     "gpt-oss-window": Variant("gpt-oss", plain=False),
     "gpt-oss-yarn": Variant("gpt-oss", keys=YARN),
     "llama-codebooks": Variant("llama", types={"ffn_up": "IQ4_NL", "attn_v": "IQ4_NL", "ffn_down": "MXFP4",
@@ -114,7 +138,8 @@ def write(path, variant, seed):
         "attention.head_count_kv": kv_heads, EPSILON.get(variant.architecture, "attention.layer_norm_rms_epsilon"): 1e-5,
         "rope.freq_base": 10000.0,
         "rope.dimension_count": HEAD, "attention.key_length": HEAD, "attention.value_length": HEAD,
-    } | (EXPERT_KEYS if variant.architecture == "gpt-oss" else {}) | variant.keys
+    } | KEYS.get(variant.architecture, {}) | variant.keys
+    layers, head = keys["block_count"], keys["attention.key_length"]
     for key, value in keys.items():
         if key in variant.drop:
             continue
@@ -146,24 +171,28 @@ def write(path, variant, seed):
             writer.add_tensor(f"{name}.weight", values.astype(numpy.float16))
         # The same numbers are drawn whether the bias is there or not.
         bias = random.standard_normal(rows) * 0.7
-        own = variant.architecture == "qwen2" and part in ATTENTION
+        own = variant.architecture in ["qwen2", "qwen2moe"] and part in ATTENTION
         own |= variant.architecture == "gpt-oss" and part in [*ATTENTION, "attn_output", "ffn_gate_inp"]
         if part in variant.biases or own or variant.architecture in BIASED and part != "token_embd":
             writer.add_tensor(f"{name}.bias", bias.astype(numpy.float32))
 
     def norm(name, size):
         # Those after Gemma's layers are large, so that the embeddings do not drown what the layers add.
-        scale = 4.0 if ".post_" in name and variant.architecture == "gemma3" else 1.0
+        scale = 4.0 if ".post_" in name and variant.architecture in SANDWICH else 1.0
         values = scale * (1 + 0.3 * random.standard_normal(size))
         writer.add_tensor(f"{name}.weight", values.astype(numpy.float32))
         if variant.architecture in BIASED:
             writer.add_tensor(f"{name}.bias", (0.3 * random.standard_normal(size)).astype(numpy.float32))
 
     def experts(at):
-        """All experts' matrices in blocks, and their biases."""
+        """All experts' matrices; GPT-OSS's in blocks, and with biases."""
         kind = gguf.GGMLQuantizationType.MXFP4
         for part, rows, columns in [("gate", FEED_FORWARD, WIDTH), ("up", FEED_FORWARD, WIDTH),
                                     ("down", WIDTH, FEED_FORWARD)]:
+            if variant.architecture != "gpt-oss":
+                values = 0.35 * random.standard_normal((EXPERTS, rows, columns))
+                writer.add_tensor(f"{at}ffn_{part}_exps.weight", values.astype(numpy.float16))
+                continue
             blocks = random_blocks(kind, EXPERTS * rows, columns, random).reshape(EXPERTS, rows, -1)
             writer.add_tensor(f"{at}ffn_{part}_exps.weight", blocks, raw_dtype=kind)
             bias = 0.5 * random.standard_normal((EXPERTS, rows))
@@ -171,29 +200,41 @@ def write(path, variant, seed):
 
     for name, values in variant.tensors.items():
         writer.add_tensor(name, values)
-    matrix("token_embd", VOCABULARY, WIDTH, 0.3 if variant.architecture == "gemma3" else 1.0)
-    for layer in range(LAYERS):
+    matrix("token_embd", VOCABULARY, WIDTH, 0.3 if variant.architecture in GEMMAS else 1.0)
+    for layer in range(layers):
         at = f"blk.{layer}."
         norm(f"{at}attn_norm", WIDTH)
         if "qkv" in variant.fused:
-            matrix(f"{at}attn_qkv", (HEADS + 2 * kv_heads) * HEAD, WIDTH)
+            matrix(f"{at}attn_qkv", (HEADS + 2 * kv_heads) * head, WIDTH)
         else:
-            matrix(f"{at}attn_q", HEADS * HEAD, WIDTH)
-            matrix(f"{at}attn_k", kv_heads * HEAD, WIDTH)
-            matrix(f"{at}attn_v", kv_heads * HEAD, WIDTH)
-        if variant.architecture in ["qwen3", "gemma3"]:
-            norm(f"{at}attn_q_norm", HEAD)
-            norm(f"{at}attn_k_norm", HEAD)
-        matrix(f"{at}attn_output", WIDTH, HEADS * HEAD)
+            matrix(f"{at}attn_q", HEADS * head, WIDTH)
+            matrix(f"{at}attn_k", kv_heads * head, WIDTH)
+            matrix(f"{at}attn_v", kv_heads * head, WIDTH)
+        if variant.architecture in ["qwen3", "qwen3moe", "gemma3"]:
+            norm(f"{at}attn_q_norm", head)
+            norm(f"{at}attn_k_norm", head)
+        matrix(f"{at}attn_output", WIDTH, HEADS * head)
         if variant.architecture == "gpt-oss":
             writer.add_tensor(f"{at}attn_sinks.weight", random.standard_normal(HEADS).astype(numpy.float32))
             norm(f"{at}post_attention_norm", WIDTH)
             matrix(f"{at}ffn_gate_inp", EXPERTS, WIDTH)
             experts(at)
             continue
+        if "expert_count" in keys:
+            norm(f"{at}ffn_norm", WIDTH)
+            matrix(f"{at}ffn_gate_inp", EXPERTS, WIDTH)
+            experts(at)
+            shared = keys.get("expert_shared_feed_forward_length")
+            if shared:
+                gate = 0.35 * random.standard_normal(WIDTH)
+                writer.add_tensor(f"{at}ffn_gate_inp_shexp.weight", gate.astype(numpy.float32))
+                matrix(f"{at}ffn_gate_shexp", shared, WIDTH)
+                matrix(f"{at}ffn_up_shexp", shared, WIDTH)
+                matrix(f"{at}ffn_down_shexp", WIDTH, shared)
+            continue
         if variant.architecture not in BIASED:
             norm(f"{at}ffn_norm", WIDTH)
-        if variant.architecture == "gemma3":
+        if variant.architecture in SANDWICH:
             norm(f"{at}post_attention_norm", WIDTH)
             norm(f"{at}post_ffw_norm", WIDTH)
         if "up" in variant.fused:
@@ -204,7 +245,7 @@ def write(path, variant, seed):
             matrix(f"{at}ffn_up", FEED_FORWARD, WIDTH)
         matrix(f"{at}ffn_down", WIDTH, FEED_FORWARD)
     norm("output_norm", WIDTH)
-    if variant.tied or variant.architecture == "gemma3":
+    if variant.tied or variant.architecture in GEMMAS:
         if "output" in variant.biases:
             writer.add_tensor("output.bias", (random.standard_normal(VOCABULARY) * 2).astype(numpy.float32))
     else:
@@ -251,7 +292,10 @@ def file_of(folder, name, variant):
 
 def make(name, variant):
     prompt = [int(token) for token in numpy.random.default_rng(1).integers(1, VOCABULARY, 16)]
-    plain = Variant(variant.architecture, tied=variant.tied, fused=variant.fused)
+    heads = "attention.key_length" in variant.keys
+    sizes = ["attention.key_length", "attention.value_length", "rope.dimension_count"] if heads else []
+    keys = {key: variant.keys[key] for key in sizes}
+    plain = Variant(variant.architecture, keys=keys, tied=variant.tied, fused=variant.fused)
     for seed in range(1000):
         with tempfile.TemporaryDirectory() as temporary:
             target, first = file_of(Path(temporary), name, variant)

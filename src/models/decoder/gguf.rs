@@ -2,8 +2,10 @@
 //! architecture's metadata follows llama.cpp, which the format comes from; what is computed follows transformers.
 
 mod metadata;
+mod experts;
 mod rope;
 mod tensors;
+mod gemma;
 #[cfg(test)]
 mod tests;
 
@@ -21,33 +23,55 @@ use crate::kernels::packed::Arithmetic;
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::unsupported;
 use crate::models::transformer::{
-    ExpertNames, FeedForwardConfig, HeadNorms, MatrixOrder, Names, NormPlacement, QkvNames, Tensors as _,
-    UpNames, layer_count,
+    ExpertNames, FeedForwardConfig, HeadNorms, MatrixOrder, Names, QkvNames, Tensors as _, UpNames,
+    layer_count,
 };
 use metadata::Metadata;
 use rope::Sizes;
 use tensors::GgufTensors;
 
 /// The architectures, in the order that errors list them.
-const ARCHITECTURES: [(&str, Architecture); 7] = [
+const ARCHITECTURES: [(&str, Architecture); 12] = [
     ("llama", Architecture::Llama),
+    ("smollm3", Architecture::SmolLm3),
     ("qwen2", Architecture::Qwen2),
+    ("qwen2moe", Architecture::Qwen2Moe),
     ("qwen3", Architecture::Qwen3),
+    ("qwen3moe", Architecture::Qwen3Moe),
     ("phi2", Architecture::Phi2),
     ("phi3", Architecture::Phi3),
+    ("gemma", Architecture::Gemma),
+    ("gemma2", Architecture::Gemma2),
     ("gemma3", Architecture::Gemma3),
     ("gpt-oss", Architecture::GptOss),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Architecture {
+    /// Mixtral as well, which has a number of experts.
     Llama,
+    SmolLm3,
     Qwen2,
+    Qwen2Moe,
     Qwen3,
+    Qwen3Moe,
     Phi2,
     Phi3,
+    Gemma,
+    Gemma2,
     Gemma3,
     GptOss,
+}
+
+impl Architecture {
+    /// True where the rows of queries and keys are in llama.cpp's own order.
+    fn is_permuted(self) -> bool {
+        matches!(self, Self::Llama | Self::SmolLm3)
+    }
+
+    fn may_have_experts(self) -> bool {
+        matches!(self, Self::Llama | Self::Qwen2Moe | Self::Qwen3Moe | Self::GptOss)
+    }
 }
 
 /// The tensors' names, without `.weight` and `.bias`.
@@ -80,11 +104,9 @@ const FUSED: DecoderNames =
 const FUSED_QKV_ALONE: DecoderNames =
     DecoderNames { blocks: Names { qkv: FUSED_QKV, ..NAMES.blocks }, ..NAMES };
 const FUSED_UP_ALONE: DecoderNames = DecoderNames { blocks: Names { up: FUSED_UP, ..NAMES.blocks }, ..NAMES };
-/// GPT-OSS's, in which the experts' matrices are in one tensor for each place.
-const GPT_OSS: DecoderNames = DecoderNames {
+/// Those of mixtures of experts, whose matrices are in one tensor for each place.
+const EXPERTS: DecoderNames = DecoderNames {
     blocks: Names {
-        sinks: "attn_sinks.weight",
-        feed_forward_norm: "post_attention_norm",
         router: "ffn_gate_inp",
         experts: ExpertNames::Stacked {
             up: UpNames::Separate { gate: "ffn_gate_exps", up: "ffn_up_exps" },
@@ -93,9 +115,17 @@ const GPT_OSS: DecoderNames = DecoderNames {
             down_order: MatrixOrder::Outputs,
             bias: "",
         },
+        // Of the expert that sees every token.
+        up: UpNames::Separate { gate: "ffn_gate_shexp", up: "ffn_up_shexp" },
+        down: "ffn_down_shexp",
+        shared_gate: "ffn_gate_inp_shexp",
         ..NAMES.blocks
     },
     ..NAMES
+};
+const GPT_OSS: DecoderNames = DecoderNames {
+    blocks: Names { sinks: "attn_sinks.weight", feed_forward_norm: "post_attention_norm", ..EXPERTS.blocks },
+    ..EXPERTS
 };
 /// The same without gates.
 const DENSE: DecoderNames =
@@ -116,14 +146,26 @@ impl DecoderConfig {
         let metadata = Metadata { file, name, layers: layer_count(file.path(), count)? };
         let mut config = metadata.base(architecture)?;
         match architecture {
+            Architecture::Llama if metadata.has_experts()? => metadata.mixtral(&mut config)?,
             // Biases are read where a file has them.
             Architecture::Llama | Architecture::Qwen2 => {}
+            // No file tells the layers without positions.
+            Architecture::SmolLm3 => {
+                config.transformer.layers.iter_mut().skip(3).step_by(4).for_each(|layer| layer.rope = None);
+            }
+            Architecture::Qwen2Moe => metadata.qwen2_moe(&mut config)?,
             Architecture::Qwen3 => config.transformer.attention.head_norms = HeadNorms::EachHead,
+            Architecture::Qwen3Moe => {
+                config.transformer.attention.head_norms = HeadNorms::EachHead;
+                metadata.qwen3_moe(&mut config)?;
+            }
             Architecture::Phi2 => {
                 phi::shape(&mut config);
                 config.transformer.activation = Activation::GeluTanh;
             }
             Architecture::Phi3 => metadata.phi3(&mut config)?,
+            Architecture::Gemma => gemma::shape(&mut config),
+            Architecture::Gemma2 => metadata.gemma2(&mut config)?,
             Architecture::Gemma3 => metadata.gemma3(&mut config)?,
             Architecture::GptOss => metadata.gpt_oss(&mut config)?,
         }
@@ -140,7 +182,7 @@ impl DecoderConfig {
         context: &LoadContext,
     ) -> Result<Decoder> {
         let permuted = match architecture(file)? {
-            (_, Architecture::Llama) => Some(self.transformer.attention.head_size),
+            (_, architecture) if architecture.is_permuted() => Some(self.transformer.attention.head_size),
             _ => None,
         };
         let tensors = GgufTensors { file, permuted, device, arithmetic, context };
@@ -169,9 +211,9 @@ fn architecture(file: &GgufFile) -> Result<(&'static str, Architecture)> {
 impl Metadata<'_> {
     /// Llama's decoder with these metadata.
     fn base(&self, architecture: Architecture) -> Result<DecoderConfig> {
-        let has_experts = self.optional("expert_count")?.is_some_and(|count| count > 0);
-        if has_experts && architecture != Architecture::GptOss {
-            return Err(self.file.invalid("a mixture of experts is not supported in GGUF".to_owned()));
+        let has_experts = self.has_experts()?;
+        if has_experts && !architecture.may_have_experts() {
+            return Err(self.file.invalid(format!("{} has no mixture of experts", self.name)));
         }
         let (width, heads) = (self.required("embedding_length")?, self.required("attention.head_count")?);
         let whole = width.checked_div(heads);
@@ -190,17 +232,16 @@ impl Metadata<'_> {
             epsilon: self.float(epsilon).ok_or_else(|| self.missing(epsilon))?,
             masks: vec![AttentionMask::Causal; self.layers],
         });
-        let lengths = match architecture {
-            Architecture::GptOss => "expert_feed_forward_length",
-            _ => "feed_forward_length",
-        };
-        let lengths = self.of_layers(lengths)?.ok_or_else(|| self.missing(lengths))?;
-        for (layer, intermediate) in blocks.layers.iter_mut().zip(lengths) {
-            layer.feed_forward = FeedForwardConfig::Gated { intermediate };
+        if !has_experts {
+            let lengths = "feed_forward_length";
+            let lengths = self.of_layers(lengths)?.ok_or_else(|| self.missing(lengths))?;
+            for (layer, intermediate) in blocks.layers.iter_mut().zip(lengths) {
+                layer.feed_forward = FeedForwardConfig::Gated { intermediate };
+            }
         }
         let context = self.required("context_length")?;
         let rotated = self.optional("rope.dimension_count")?.unwrap_or(head_size);
-        if architecture == Architecture::Llama {
+        if architecture.is_permuted() {
             // Its rows are in an order that holds for whole heads alone.
             self.same("rope.dimension_count", head_size, head_size)?;
         }
@@ -215,7 +256,7 @@ impl Metadata<'_> {
             head: Head::Tied,
             logit_cap: None,
             end_tokens: Vec::new(),
-            names: self.names(architecture),
+            names: self.names(architecture, has_experts),
         })
     }
 
@@ -230,15 +271,19 @@ impl Metadata<'_> {
         }
     }
 
-    /// The tensors' names: files fuse projections or not, whatever their architecture; Llama's rows are never fused.
-    fn names(&self, architecture: Architecture) -> &'static DecoderNames {
+    /// The tensors' names: files fuse projections or not, whatever their architecture; permuted rows and those of mixtures
+    /// of experts are never fused.
+    fn names(&self, architecture: Architecture, has_experts: bool) -> &'static DecoderNames {
         let is_fused = |fused: &str, part: &str| {
             let has = |name: &str| self.file.contains(&format!("blk.0.{name}.weight"));
-            architecture != Architecture::Llama && has(fused) && !has(part)
+            !architecture.is_permuted() && has(fused) && !has(part)
         };
         let is_dense = architecture == Architecture::Phi2;
         if architecture == Architecture::GptOss {
             return &GPT_OSS;
+        }
+        if has_experts {
+            return &EXPERTS;
         }
         match (is_fused("attn_qkv", "attn_q"), is_fused("ffn_up", "ffn_gate")) {
             (true, _) if is_dense => &DENSE_FUSED_QKV,
@@ -252,7 +297,7 @@ impl Metadata<'_> {
 
     /// Phi-3: a window in every layer.
     fn phi3(&self, config: &mut DecoderConfig) -> Result<()> {
-        let masks = self.masks(0)?;
+        let masks = self.masks(0, 0)?;
         config.transformer.layers.iter_mut().zip(masks).for_each(|(layer, mask)| layer.mask = mask);
         Ok(())
     }
@@ -266,37 +311,8 @@ impl Metadata<'_> {
             limit: 7.0,
         };
         gpt_oss::shape(config, &experts);
-        let masks = self.masks(2)?;
+        let masks = self.masks(0, 2)?;
         config.transformer.layers.iter_mut().zip(masks).for_each(|(layer, mask)| layer.mask = mask);
-        Ok(())
-    }
-
-    /// Gemma 3, as in safetensors, but that norms have their factors whole.
-    fn gemma3(&self, config: &mut DecoderConfig) -> Result<()> {
-        config.logit_cap =
-            self.float("final_logit_softcapping").filter(|cap| *cap != 0.0).map(|cap| cap as f32);
-        config.embeddings = Embeddings::Scaled((config.width() as f64).sqrt() as f32);
-        let context = config.context;
-        let transformer = &mut config.transformer;
-        let (width, attention) = (transformer.width, &mut transformer.attention);
-        // The largest of them scales by its width, the others by their heads' size; files tell it only by their depth.
-        let scaled = match self.layers {
-            62 => width / attention.heads.max(1),
-            _ => attention.head_size,
-        };
-        // As in llama.cpp, `attention.scale` counts for nothing.
-        attention.scale = (1.0 / (scaled as f64).sqrt()) as f32;
-        attention.head_norms = HeadNorms::EachHead;
-        transformer.activation = Activation::GeluTanh;
-        transformer.norm_placement = NormPlacement::Sandwich;
-        let rotated = self.optional("rope.dimension_count")?.unwrap_or(attention.head_size);
-        transformer.ropes.push(self.sliding_rope(Sizes { rotated, context })?);
-        for (layer, mask) in transformer.layers.iter_mut().zip(self.masks(6)?) {
-            layer.mask = mask;
-            if mask != AttentionMask::Causal {
-                layer.rope = Some(1);
-            }
-        }
         Ok(())
     }
 }

@@ -76,10 +76,10 @@ impl Metadata<'_> {
     }
 
     /// The mask of each layer by `attention.sliding_window` and `attention.sliding_window_pattern`; a window of 0 is none.
-    /// Without a pattern in the file, `pattern` counts: of so many layers the last sees everything.
-    pub(super) fn masks(&self, pattern: usize) -> Result<Vec<AttentionMask>> {
-        let causal = vec![AttentionMask::Causal; self.layers];
-        let Some(windows) = self.of_layers("attention.sliding_window")? else { return Ok(causal) };
+    /// Without them in the file, `window` and `pattern` count: of so many layers the last sees everything.
+    pub(super) fn masks(&self, window: usize, pattern: usize) -> Result<Vec<AttentionMask>> {
+        let windows =
+            self.of_layers("attention.sliding_window")?.unwrap_or_else(|| vec![window; self.layers]);
         let (key, window_key) = ("attention.sliding_window_pattern", self.key("attention.sliding_window"));
         // A window for each layer is a pattern itself.
         let pattern = if self.file.header().list(&window_key).is_some() { 0 } else { pattern };

@@ -28,7 +28,11 @@ impl GgufTensors<'_> {
     }
 
     fn rows(&self, name: &str, out_dim: usize, in_dim: usize) -> Result<QuantizedRows> {
-        let stored = self.file.read(&format!("{name}.weight"), &[out_dim, in_dim], self.context)?;
+        let tensor = format!("{name}.weight");
+        // Some matrices of one row are vectors.
+        let is_vector = self.file.header().tensor(&tensor).is_some_and(|info| info.shape == [in_dim]);
+        let shape: &[usize] = if is_vector && out_dim == 1 { &[in_dim] } else { &[out_dim, in_dim] };
+        let stored = self.file.read(&tensor, shape, self.context)?;
         let bytes = match self.permuted(name) {
             Some(head_size) => in_order(&stored.bytes, out_dim, head_size),
             None => stored.bytes,

@@ -75,6 +75,10 @@ fn every_variant_of_a_file_writes_what_llama_cpp_does() {
 
 /// A file with `from`, which it has once, replaced by as many bytes.
 fn changed(name: &str, changes: &[(&[u8], &[u8])]) -> Result<()> {
+    with_changes(name, changes, |path| load(path).map(drop))
+}
+
+fn with_changes<R>(name: &str, changes: &[(&[u8], &[u8])], then: impl FnOnce(&Path) -> R) -> R {
     let mut bytes = std::fs::read(folder().join(name)).unwrap();
     for (from, to) in changes {
         let place = bytes.windows(from.len()).position(|window| window == *from).unwrap();
@@ -83,7 +87,27 @@ fn changed(name: &str, changes: &[(&[u8], &[u8])]) -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("changed.gguf");
     std::fs::write(&path, bytes).unwrap();
-    load(&path).map(drop)
+    then(&path)
+}
+
+/// A file with more keys, each with the number of its type and its value.
+fn with_keys<R>(name: &str, keys: &[(&str, u32, [u8; 4])], then: impl FnOnce(&Path) -> R) -> R {
+    let mut bytes = std::fs::read(folder().join(name)).unwrap();
+    bytes[16] += keys.len() as u8 + 1;
+    let mut values: Vec<u8> = Vec::new();
+    for (key, kind, value) in keys {
+        values
+            .extend([&(key.len() as u64).to_le_bytes(), key.as_bytes(), &kind.to_le_bytes(), value].concat());
+    }
+    // The tensors stay aligned.
+    let rest = 32 - (values.len() + 16) % 32;
+    values
+        .extend([&(rest as u64).to_le_bytes()[..], &vec![b'x'; rest], &4u32.to_le_bytes(), &[0; 4]].concat());
+    bytes.splice(24..24, values);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("more.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    then(&path)
 }
 
 #[test]
@@ -162,20 +186,53 @@ fn projections_of_qwen2_need_no_biases() {
 
 #[test]
 fn a_scale_of_attention_counts_for_nothing_in_gemma_3() {
-    let value = |key: &str, kind: u32, value: [u8; 4]| {
-        [&(key.len() as u64).to_le_bytes(), key.as_bytes(), &kind.to_le_bytes(), &value].concat()
-    };
-    let scale = value("gemma3.attention.scale", 6, 7.5f32.to_le_bytes());
-    // The tensors stay aligned.
-    let values = [scale, value("general.xy", 4, [0; 4])].concat();
-    assert_eq!(values.len(), 64);
-    let path = folder().join("gemma3-linear.gguf");
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[16] += 2;
-    bytes.splice(24..24, values);
-    let folder = tempfile::tempdir().unwrap();
-    let scaled = folder.path().join("scaled.gguf");
-    std::fs::write(&scaled, bytes).unwrap();
     let written = |path: &Path| greedy(&load(path).unwrap(), &[3, 5, 8, 13], 12);
-    assert_eq!(written(&scaled), written(&path));
+    let keys = [("gemma3.attention.scale", 6, 7.5f32.to_le_bytes())];
+    let scaled = with_keys("gemma3-linear.gguf", &keys, written);
+    assert_eq!(scaled, written(&folder().join("gemma3-linear.gguf")));
+}
+
+#[test]
+fn gemma_2_has_defaults_and_its_largest_model_scales_by_the_width() {
+    let config = |path: &Path| DecoderConfig::from_gguf(&open(path).unwrap()).unwrap();
+    let small = config(&folder().join("gemma2-defaults.gguf"));
+    assert_eq!((small.transformer.attention.soft_cap, small.logit_cap), (Some(50.0), Some(30.0)));
+    let masks: Vec<AttentionMask> = small.transformer.layers.iter().map(|layer| layer.mask).collect();
+    assert_eq!(masks, [AttentionMask::SlidingWindow(4096), AttentionMask::Causal]);
+    // Of 32 numbers and 4 heads of 16.
+    let depth =
+        |layers: u32| [&b"gemma2.block_count"[..], &4u32.to_le_bytes(), &layers.to_le_bytes()].concat();
+    let scale = |layers| {
+        let changes: [(&[u8], &[u8]); 1] = [(&depth(2), &depth(layers))];
+        with_changes("gemma2-window.gguf", &changes, config).transformer.attention.scale
+    };
+    assert_eq!((scale(42), scale(46)), (0.25, 1.0 / 8f32.sqrt()));
+}
+
+#[test]
+fn what_no_gemma_2_and_no_mixture_of_experts_has_is_refused_by_name() {
+    let number = |number: u32| number.to_le_bytes();
+    for (file, key, kind, value) in [
+        ("gemma2-window", "gemma2.rope.freq_base_swa", 6, 500f32.to_le_bytes()),
+        ("gemma2-window", "gemma2.expert_count", 4, number(4)),
+        ("qwen3moe-experts", "qwen3moe.expert_weights_scale", 6, 2.5f32.to_le_bytes()),
+        ("qwen3moe-experts", "qwen3moe.expert_weights_norm", 4, number(0)),
+        ("qwen2moe-experts", "qwen2moe.expert_weights_norm", 4, number(1)),
+        ("qwen3moe-experts", "qwen3moe.expert_gating_func", 4, number(2)),
+        ("qwen3moe-experts", "qwen3moe.expert_group_count", 4, number(2)),
+        ("qwen2moe-experts", "qwen2moe.leading_dense_block_count", 4, number(1)),
+        ("llama-experts", "llama.expert_shared_feed_forward_length", 4, number(32)),
+    ] {
+        let file = format!("{file}.gguf");
+        let error = with_keys(&file, &[(key, kind, value)], |path| load(path).err().unwrap().to_string());
+        let named = if key.ends_with("expert_count") { "gemma2 has no mixture of experts" } else { key };
+        assert!(error.contains(named), "{key}: {error}");
+    }
+    // The control: the values that these architectures have.
+    let same = [
+        ("qwen3moe.expert_weights_scale", 6, 1f32.to_le_bytes()),
+        ("qwen3moe.expert_weights_norm", 4, number(1)),
+        ("qwen3moe.expert_gating_func", 4, number(1)),
+    ];
+    assert!(with_keys("qwen3moe-experts.gguf", &same, |path| load(path).is_ok()));
 }
