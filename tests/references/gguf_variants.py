@@ -103,6 +103,13 @@ VARIANTS = {
                                                     "expert_shared_feed_forward_length": 2 * FEED_FORWARD},
                                   drop=["expert_feed_forward_length", "expert_shared_feed_forward_length"],
                                   plain=False),
+    "mistral3-plain": Variant("mistral3", plain=False),
+    # What Ministral 3 has, for a text beyond the context of the pretraining.
+    "mistral3-yarn": Variant("mistral3", keys=YARN | {
+        "rope.scaling.original_context_length": 8, "rope.scaling.yarn_log_multiplier": 1.0,
+        "attention.temperature_scale": 0.4}),
+    "mistral3-log-multiplier": Variant("mistral3", keys=YARN | {"rope.scaling.factor": 16.0,
+                                                                "rope.scaling.yarn_log_multiplier": 3.0}),
     "smollm3-positions": Variant("smollm3", keys={"block_count": 4}, plain=False),
     "llama-experts": Variant("llama", keys=COUNTS, plain=False),
     "gpt-oss-window": Variant("gpt-oss", plain=False),

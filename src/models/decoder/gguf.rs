@@ -20,6 +20,7 @@ use super::{gpt_oss, phi};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::kernels::packed::Arithmetic;
+use crate::kernels::rotary::QueryGrowth;
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::unsupported;
 use crate::models::transformer::{
@@ -31,8 +32,9 @@ use rope::Sizes;
 use tensors::GgufTensors;
 
 /// The architectures, in the order that errors list them.
-const ARCHITECTURES: [(&str, Architecture); 12] = [
+const ARCHITECTURES: [(&str, Architecture); 13] = [
     ("llama", Architecture::Llama),
+    ("mistral3", Architecture::Mistral3),
     ("smollm3", Architecture::SmolLm3),
     ("qwen2", Architecture::Qwen2),
     ("qwen2moe", Architecture::Qwen2Moe),
@@ -50,6 +52,8 @@ const ARCHITECTURES: [(&str, Architecture); 12] = [
 enum Architecture {
     /// Mixtral as well, which has a number of experts.
     Llama,
+    /// The text half of Mistral 3, and Ministral 3.
+    Mistral3,
     SmolLm3,
     Qwen2,
     Qwen2Moe,
@@ -66,7 +70,7 @@ enum Architecture {
 impl Architecture {
     /// True where the rows of queries and keys are in llama.cpp's own order.
     fn is_permuted(self) -> bool {
-        matches!(self, Self::Llama | Self::SmolLm3)
+        matches!(self, Self::Llama | Self::Mistral3 | Self::SmolLm3)
     }
 
     fn may_have_experts(self) -> bool {
@@ -149,6 +153,7 @@ impl DecoderConfig {
             Architecture::Llama if metadata.has_experts()? => metadata.mixtral(&mut config)?,
             // Biases are read where a file has them.
             Architecture::Llama | Architecture::Qwen2 => {}
+            Architecture::Mistral3 => metadata.mistral3(&mut config)?,
             // No file tells the layers without positions.
             Architecture::SmolLm3 => {
                 config.transformer.layers.iter_mut().skip(3).step_by(4).for_each(|layer| layer.rope = None);
@@ -293,6 +298,33 @@ impl Metadata<'_> {
             (false, true) => &FUSED_UP_ALONE,
             (false, false) => &NAMES,
         }
+    }
+
+    /// Mistral 3: queries that grow with the position, and a part of YaRN's attention factor.
+    fn mistral3(&self, config: &mut DecoderConfig) -> Result<()> {
+        let beta = self.float("attention.temperature_scale").filter(|beta| *beta != 0.0);
+        let original = self.optional("rope.scaling.original_context_length")?.unwrap_or(config.context);
+        let original = u32::try_from(original).ok().filter(|original| *original > 0);
+        let growth = match (beta, original) {
+            (None, _) => None,
+            (Some(beta), Some(original)) if beta.is_finite() => {
+                Some(QueryGrowth { beta: beta as f32, original })
+            }
+            _ => {
+                let reason =
+                    "attention.temperature_scale or rope.scaling.original_context_length is no usable number";
+                return Err(self.file.invalid(reason.to_owned()));
+            }
+        };
+        let divisor = self.yarn_divisor();
+        for rope in &mut config.transformer.ropes {
+            let long = rope.long.as_mut().map(|(_, long)| long);
+            for frequencies in [Some(&mut rope.frequencies), long].into_iter().flatten() {
+                frequencies.query_growth = growth;
+                frequencies.attention_factor /= divisor as f32;
+            }
+        }
+        Ok(())
     }
 
     /// Phi-3: a window in every layer.

@@ -53,11 +53,26 @@ impl Metadata<'_> {
         self.of_kind(RopeParameters { rope_theta: Some(base), ..RopeParameters::default() }, sizes)
     }
 
+    /// The divisor of YaRN's attention factor by a multiplier that few architectures read; 1 for other types.
+    pub(super) fn yarn_divisor(&self) -> f64 {
+        match (self.scaling(), self.float("rope.scaling.yarn_log_multiplier")) {
+            ("yarn", Some(multiplier)) => yarn_gain(self.factor(), multiplier),
+            _ => 1.0,
+        }
+    }
+
+    fn scaling(&self) -> &str {
+        self.text("rope.scaling.type").unwrap_or("linear")
+    }
+
+    fn factor(&self) -> f64 {
+        let factor = self.float("rope.scaling.factor").or_else(|| self.float("rope.scale_linear"));
+        factor.filter(|factor| *factor != 0.0 && self.scaling() != "none").unwrap_or(1.0)
+    }
+
     /// By the type, without divisors.
     fn scaled(&self, sizes: Sizes) -> Result<Rope> {
-        let kind = self.text("rope.scaling.type").unwrap_or("linear");
-        let factor = self.float("rope.scaling.factor").or_else(|| self.float("rope.scale_linear"));
-        let factor = factor.filter(|factor| *factor != 0.0 && kind != "none").unwrap_or(1.0);
+        let (kind, factor) = (self.scaling(), self.factor());
         let gain = self.float("rope.scaling.attn_factor").unwrap_or(1.0);
         let parameters = RopeParameters {
             rope_theta: Some(self.float("rope.freq_base").unwrap_or(10_000.0)),
@@ -68,7 +83,7 @@ impl Metadata<'_> {
             "yarn" => RopeParameters {
                 rope_type: Some("yarn".to_owned()),
                 original_max_position_embeddings: self.optional("rope.scaling.original_context_length")?,
-                attention_factor: Some(gain * (1.0 + 0.1 * factor.ln().max(0.0))),
+                attention_factor: Some(gain * yarn_gain(factor, 1.0)),
                 beta_fast: self.float("rope.scaling.yarn_beta_fast"),
                 beta_slow: self.float("rope.scaling.yarn_beta_slow"),
                 ..parameters
@@ -113,4 +128,9 @@ impl Metadata<'_> {
         let steps = steps.iter().zip(divisors).map(|(step, divisor)| step / divisor);
         Ok(Rope::new(steps.collect(), rope.frequencies.attention_factor))
     }
+}
+
+/// YaRN's factor on queries and keys.
+fn yarn_gain(factor: f64, multiplier: f64) -> f64 {
+    1.0 + 0.1 * multiplier * factor.ln().max(0.0)
 }
