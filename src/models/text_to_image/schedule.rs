@@ -215,7 +215,10 @@ impl Schedule {
     /// Corrects the settings of old files, as the class `StableDiffusionPipeline` of diffusers does and no other.
     pub(super) fn corrected(mut self) -> Self {
         self.config.steps_offset = 1;
-        self.config.clip_sample = Some(false);
+        // DDIM clips where its file does not say; another class has the setting only from its file.
+        if self.config.clip_sample == Some(true) || self.default_solver == Solver::Ddim {
+            self.config.clip_sample = Some(false);
+        }
         self
     }
 
