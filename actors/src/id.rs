@@ -117,7 +117,6 @@ impl fmt::Display for RequestId {
 /// assert_eq!(model_actors::Lane::Batch.to_string(), "batch");
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[non_exhaustive]
 pub enum Lane {
     /// For answers that somebody waits for.
     #[default]
