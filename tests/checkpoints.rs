@@ -19,7 +19,7 @@ use serde::Deserialize;
 /// Of vectors of length 1, whose references are rounded to six digits.
 const TOLERANCE: f32 = 1e-4;
 /// Gap of the two best logits up to which products of integers may change the best token: about three times the drift of
-/// logits, which llama.cpp's arithmetic, the same, has too.
+/// logits, as it was measured here.
 const MARGIN: f32 = 0.75;
 
 #[derive(Deserialize)]

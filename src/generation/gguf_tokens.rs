@@ -130,9 +130,11 @@ fn split(gguf: &GgufTokenizer) -> Result<Split, String> {
 /// Byte-level BPE, with the merges of the file.
 fn byte_level(gguf: &GgufTokenizer) -> Result<Parts, String> {
     let split = split(gguf)?;
-    if gguf.merges.is_empty() {
+    let is_word =
+        |(id, token): (usize, &String)| gguf.kind(id) == TokenKind::Normal && token.chars().nth(1).is_some();
+    if gguf.merges.is_empty() && gguf.tokens.iter().enumerate().any(is_word) {
         return Err(
-            "it lists no merges (tokenizer.ggml.merges), without which each letter is a token; take another \
+            "it lists no merges (tokenizer.ggml.merges), without which no word of it is found; take another \
                     file of the model"
                 .to_owned(),
         );
