@@ -89,15 +89,16 @@ fn block(values: &[f32; BLOCK]) -> Block {
     let factor = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
     /// Adding it leaves a whole number in the lowest bits, rounded to even.
     const ROUND: f32 = 12_582_912.0;
-    let ints: [i32; BLOCK] = std::array::from_fn(|index| {
-        let value = (values[index] * factor + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
+    let mut ints = [0i32; BLOCK];
+    for (int, value) in ints.iter_mut().zip(values) {
+        let value = (value * factor + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
         // A number that is not finite gives any; its row's result is not finite by its scale.
-        value.clamp(-127, 127)
-    });
-    let quads = std::array::from_fn(|quad| {
-        let byte = |index: usize| (ints[4 * quad + index] & 255) << (8 * index);
-        byte(0) | byte(1) | byte(2) | byte(3)
-    });
+        *int = value.clamp(-127, 127);
+    }
+    let mut quads = [0i32; 8];
+    for (quad, ints) in quads.iter_mut().zip(ints.as_chunks::<4>().0) {
+        *quad = ints[0] & 255 | (ints[1] & 255) << 8 | (ints[2] & 255) << 16 | ints[3] << 24;
+    }
     let sum = |half: usize| ints[16 * half..16 * half + 16].iter().sum::<i32>();
     let (low, high) = (sum(0), sum(1));
     let sums = [low, high, low + high];

@@ -14,14 +14,19 @@ pub(in super::super) struct Q6K;
 #[inline(always)]
 fn bits<L: Lanes>(lanes: L, registers: &[[u8; 64]; 8], shift: usize, mask: u8) -> [L::Ints; 8] {
     let mask = lanes.splat(u32::from_ne_bytes([mask; 4]));
-    std::array::from_fn(|quad| lanes.and(lanes.shift_right(lanes.load(&registers[quad]), shift as u32), mask))
+    // Loops here, not closures: those that are left as functions lack the instructions.
+    let mut quads = [mask; 8];
+    for (quad, register) in quads.iter_mut().zip(registers) {
+        *quad = lanes.and(lanes.shift_right(lanes.load(register), shift as u32), mask);
+    }
+    quads
 }
 
 /// Two numbers of bits as one, the second above the first's so many.
 #[inline(always)]
 fn join<L: Lanes>(lanes: L, mut low: [L::Ints; 8], high: [L::Ints; 8], at: u32) -> [L::Ints; 8] {
-    for (low, high) in low.iter_mut().zip(high) {
-        *low = lanes.or(*low, lanes.shift_left(high, at));
+    for (low, high) in low.iter_mut().zip(&high) {
+        *low = lanes.or(*low, lanes.shift_left(*high, at));
     }
     low
 }
