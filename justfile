@@ -11,6 +11,7 @@ bench:
     cargo bench --bench dispatch
     cargo bench --bench embedding
     cargo bench --bench models
+    cargo bench --features benchmarks --bench kernels
 
 # The longer proofs, which CI has no time for.
 proof: proof-simulation proof-soak proof-fuzz
