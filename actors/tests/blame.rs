@@ -203,8 +203,15 @@ async fn a_probe_whose_caller_goes_proves_nothing() {
     let model = test.model("model", ScriptedLoader { load_fails: 1, ..ScriptedLoader::default() });
     assert!(model.preload().await.is_err());
     test.until_model("model", "it is closed", |model| model.breaker == BreakerState::Open).await;
-    tokio::time::sleep(millis(60)).await;
-    let (gate, probe) = occupy(&test, &model).await;
+    // The breaker refuses until its time has passed.
+    let (gate, probe) = loop {
+        let gate = Gate::default();
+        let probe = send(&model, Act::Work(gate.latch()));
+        until_true(|| gate.was_reached() || probe.is_finished()).await;
+        if gate.was_reached() {
+            break (gate, probe);
+        }
+    };
     probe.abort();
     assert!(probe.await.unwrap_err().is_cancelled());
     test.until_model("model", "the worker is idle", |model| idle(model) == 1).await;

@@ -1,5 +1,5 @@
-//! What model code keeps in thread-locals goes with its worker's thread, and that thread has ended only when it has gone: an
-//! unload waits for it, and threads that hang in it are bounded.
+//! Thread-locals of model code go with their worker's thread, which has ended only when they have gone: an unload waits for
+//! them, and threads that hang in them are bounded.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;

@@ -293,3 +293,5 @@ fn describe(error: &minijinja::Error) -> String {
 mod constructs;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod scope_tests;

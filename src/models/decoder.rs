@@ -26,6 +26,8 @@ mod gguf;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod settings_tests;
+#[cfg(test)]
 mod speed;
 
 use crate::architecture::Family;

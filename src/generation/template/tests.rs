@@ -25,7 +25,7 @@ struct Entry {
     content: String,
 }
 
-fn compile(source: &str) -> Result<ChatTemplate> {
+pub(super) fn compile(source: &str) -> Result<ChatTemplate> {
     let tokens = SpecialTokens {
         bos: Some("<s>".into()),
         eos: Some("</s>".into()),
@@ -478,35 +478,4 @@ fn time_is_told() {
     let text = render("{{ strftime_now('%Y-%m-%d') }}", "x").unwrap();
     assert_eq!(text.len(), 10);
     assert!(text.starts_with("20"), "{text}");
-}
-
-/// As Jinja: what a block sets is gone at its end, and line ends of the template are those of Unix.
-#[test]
-fn blocks_are_scopes_and_line_ends_are_normalised() {
-    for (source, expected) in [
-        ("{% set x=0 %}{% generation %}{% set x=1 %}{{x}}{% endgeneration %}[{{x}}]", "1[0]"),
-        ("{% set t %}{% set y=1 %}a{% endset %}{{t}}[{{y}}]", "a[]"),
-        ("{% filter upper %}{% set y=1 %}a{% endfilter %}[{{y}}]", "A[]"),
-        ("{% for x in [] %}{% else %}{% set y=1 %}b{% endfor %}[{{y}}]", "b[]"),
-        ("a\r\nb\r{% if true %}\r\nx\r\n{% endif %}\r\n{{ 'q\r\nz' }}\r\nend", "a\nb\nx\nq\nz\nend"),
-        ("{{ '\\x7f'|tojson(ensure_ascii=true) }}", "\"\\u007f\""),
-    ] {
-        assert_eq!(compile(source).unwrap().render(&[]).unwrap(), expected, "{source}");
-    }
-}
-
-#[test]
-fn a_jump_out_of_a_block_is_refused() {
-    let jumps = |block: &str| format!("{{% for i in [1,2] %}}{block}{{{{i}}}}{{% endfor %}}");
-    for block in [
-        "{% set t %}{% if i==2 %}{% continue %}{% endif %}{% endset %}",
-        "{% filter upper %}{% break %}{% endfilter %}",
-        "{% with %}{% break %}{% endwith %}",
-        "{% generation %}{% break %}{% endgeneration %}",
-    ] {
-        let error = compile(&jumps(block)).err().map(|error| error.to_string()).unwrap_or_default();
-        assert!(error.contains("break or continue"), "{block}: {error}");
-    }
-    let inner = "{% with %}{% for j in [1,2] %}{% break %}{% endfor %}{% endwith %}{% if i==2 %}{% continue %}{% endif %}";
-    assert_eq!(compile(&jumps(inner)).unwrap().render(&[]).unwrap(), "1");
 }
