@@ -13,7 +13,8 @@
 //! let loader = FaultyLoader::new(FakeLoader::default())
 //!     .with_load_faults([Fault::Fail(Failure::failed("the disk is gone"))])
 //!     .with_run_faults([Fault::None, Fault::Panic]);
-//! let chat = system.client::<TextToText>()?.register(ModelSpec::new("chat", loader))?;
+//! // A run for each request: in a continuous one the second could join the first, and its fault would never come.
+//! let chat = system.client::<TextToText>()?.register(ModelSpec::new("chat", loader).per_run())?;
 //! let mut events = system.events();
 //!
 //! let ask = |text| chat.call(GenerateText::chat([Message::user(text)]), CallOptions::default());

@@ -70,7 +70,8 @@ impl<L> FaultyLoader<L> {
         self
     }
 
-    /// Faults of the first runs of all workers, in turn.
+    /// Faults of the first runs of all workers, in turn. Requests that join a run of a continuous model share its
+    /// fault; [`ModelSpec::per_run`](crate::ModelSpec::per_run) gives each batch a run of its own.
     #[must_use]
     pub fn with_run_faults(mut self, faults: impl IntoIterator<Item = Fault>) -> Self {
         self.runs = Script::of(faults);
