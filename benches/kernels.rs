@@ -1,5 +1,6 @@
 //! Products with quantised weights of each type, 1024 × 3072, on one thread: by integers, with the dequantised weight, and
-//! by candle's `QMatMul` where it has the type. Microseconds of the first, and the others' times as ratios to it.
+//! by candle's `QMatMul` where it has the type. Microseconds of the first, and the others' times as ratios to it. Then
+//! products with weights of 32 and of 16 bits that no cache holds, beside the speed at which memory is read.
 //!
 //! ```text
 //! cargo bench --features benchmarks --bench kernels
@@ -11,9 +12,9 @@ use std::hint::black_box;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use candle_actors::benchmarks::QuantizedProduct;
+use candle_actors::benchmarks::{PlainProduct, QuantizedProduct};
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-use candle_core::{Device, Module, Tensor};
+use candle_core::{DType, Device, Module, Tensor};
 
 const IN_DIM: usize = 1024;
 const OUT_DIM: usize = 3072;
@@ -83,14 +84,48 @@ fn main() -> ExitCode {
         }
         println!();
     }
+    plain();
     ExitCode::SUCCESS
 }
 
+/// Rows and columns of a weight of 256 MiB in 32 bits.
+const LARGE: (usize, usize) = (16_384, 4_096);
+
+/// Products with the weights of safetensors files, and memory that is only read.
+fn plain() {
+    let weight = Tensor::randn(0f32, 0.1, LARGE, &Device::Cpu).unwrap();
+    let numbers = |kind| -> Vec<f32> {
+        let rounded = weight.to_dtype(kind).unwrap().to_dtype(DType::F32).unwrap();
+        rounded.flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let bytes: Vec<u64> = vec![1; LARGE.0 * LARGE.1 / 2];
+    let sum = || black_box(bytes.iter().fold(0u64, |sum, word| sum ^ word));
+    println!("\n{} x {}, one thread: milliseconds, and gigabytes of weights a second", LARGE.1, LARGE.0);
+    println!("{:<8} {}", "", ROWS.map(|rows| format!("{rows:>10} rows {:>8}", "")).concat());
+    let read = (0..TURNS).map(|_| time(|| drop(sum()))).fold(f64::MAX, f64::min);
+    println!("{:<8} {:>12.2} {:>8.1}", "memory", read * 1e3, (bytes.len() * 8) as f64 / read / 1e9);
+    for (name, kind, size) in [("f32", DType::F32, 4), ("bf16", DType::BF16, 2), ("f16", DType::F16, 2)] {
+        let product = PlainProduct::new(numbers(kind), LARGE.1).unwrap();
+        print!("{name:<8}");
+        for rows in ROWS {
+            let input = Tensor::randn(0f32, 1.0, (rows, LARGE.1), &Device::Cpu).unwrap();
+            let turn = |_| seconds(|| product.forward(&input).unwrap());
+            let best = (0..TURNS).map(turn).fold(f64::MAX, f64::min);
+            print!(" {:>12.2} {:>8.1}   ", best * 1e3, (LARGE.0 * LARGE.1 * size) as f64 / best / 1e9);
+        }
+        println!();
+    }
+}
+
 fn seconds(work: impl Fn() -> Tensor) -> f64 {
-    black_box(work());
+    time(|| drop(black_box(work())))
+}
+
+fn time(work: impl Fn()) -> f64 {
+    work();
     let (began, mut count) = (Instant::now(), 0);
     while began.elapsed() < MEASURE {
-        black_box(work());
+        work();
         count += 1;
     }
     began.elapsed().as_secs_f64() / f64::from(count)

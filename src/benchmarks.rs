@@ -1,4 +1,4 @@
-//! Products with quantised weights, for `benches/kernels.rs` and for nobody else.
+//! Products with weights as decoders have them, for `benches/kernels.rs` and for nobody else.
 
 use candle_core::{Device, Tensor};
 
@@ -41,5 +41,26 @@ impl QuantizedProduct {
     /// [`Error::Compute`] for rows of another width.
     pub fn exact(&self, input: &Tensor) -> Result<Tensor> {
         self.exact.forward(input, Activation::Identity)
+    }
+}
+
+/// A weight of a safetensors file, `(out, in)`, as decoders have it.
+pub struct PlainProduct(PackedLinear);
+
+impl PlainProduct {
+    /// A weight of these numbers, which is kept in 16 bits if they all have no more.
+    ///
+    /// # Errors
+    /// [`Error::Compute`] for rows of another length.
+    pub fn new(weight: Vec<f32>, in_dim: usize) -> Result<Self> {
+        PackedLinear::new(weight, in_dim, None, &Device::Cpu).map(Self)
+    }
+
+    /// The product.
+    ///
+    /// # Errors
+    /// [`Error::Compute`] for rows of another width.
+    pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        self.0.forward(input, Activation::Identity)
     }
 }

@@ -91,6 +91,11 @@ impl Compute {
         Footprint::new(footprint.shared, footprint.per_worker + Bytes(more))
     }
 
+    /// True where packed weights of 16 bits stay so: on the processor.
+    pub(crate) fn packs(&self) -> bool {
+        self.device == ComputeDevice::Cpu
+    }
+
     pub(crate) fn open(&self) -> Result<candle_core::Device> {
         if let Some(device) = self.opened.get() {
             return Ok(device.clone());

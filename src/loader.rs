@@ -30,7 +30,7 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
     }
     fn files(&self) -> &Files;
     /// Memory that the model will take, from the headers of its weights.
-    fn footprint(&self, context: &LoadContext) -> Result<Footprint>;
+    fn footprint(&self, compute: &Compute, context: &LoadContext) -> Result<Footprint>;
     /// Refuses a request that can be seen not to fit the model.
     fn check(&self, _: &<Self::Capability as Capability>::Request) -> Result<()> {
         Ok(())
@@ -267,7 +267,7 @@ impl<M: WorkerModel> ModelLoader<M> {
 impl<M: WorkerModel + Model<CapabilityOf<M>>> Loader<CapabilityOf<M>> for ModelLoader<M> {
     fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure> {
         let plan = self.plan(context)?;
-        let footprint = plan.footprint(context);
+        let footprint = plan.footprint(&self.compute, context);
         plan.files().rest();
         Ok(self.compute.counted(footprint?))
     }

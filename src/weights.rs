@@ -211,14 +211,24 @@ impl WeightFiles {
         self.entries.iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()
     }
 
-    /// Bytes in memory of the tensors that `wanted` picks, once they are 32-bit numbers.
-    pub(crate) fn bytes_in_memory(&self, wanted: impl Fn(&str) -> bool) -> Bytes {
-        // Bytes are those of quantised numbers, and stay so.
-        let number = |entry: &Entry| if entry.dtype == BYTES { 1 } else { 4 };
-        let of = |entry: &Entry| {
-            entry.shape.iter().fold(number(entry), |bytes: u64, side| bytes.saturating_mul(*side as u64))
+    /// Bytes in memory of the tensors that `wanted` picks: 32-bit numbers, except in matrices of 16 bits that `packed`
+    /// picks.
+    pub(crate) fn bytes_in_memory(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        packed: impl Fn(&str) -> bool,
+    ) -> Bytes {
+        let number = |name: &str, entry: &Entry| match entry.dtype.as_str() {
+            // Those of quantised numbers stay so.
+            BYTES => 1,
+            "BF16" | "F16" if entry.shape.len() > 1 && packed(name) => 2,
+            _ => 4,
         };
-        self.entries.iter().filter(|(name, _)| wanted(name)).map(|(_, entry)| Bytes(of(entry))).sum()
+        let of = |(name, entry): (&String, &Entry)| {
+            let sides = entry.shape.iter();
+            Bytes(sides.fold(number(name, entry), |bytes: u64, side| bytes.saturating_mul(*side as u64)))
+        };
+        self.entries.iter().filter(|(name, _)| wanted(name)).map(of).sum()
     }
 
     /// Bytes on disk of the tensors that `wanted` picks.

@@ -88,6 +88,10 @@ trait Architecture: Send + Sync {
     }
     /// True for the tensors of the file that are loaded.
     fn uses(&self, tensor: &str) -> bool;
+    /// True for those that are packed for any number of rows, in which matrices of 16 bits stay so.
+    fn packs(&self, _: &str) -> bool {
+        false
+    }
     /// True for tensors of the file that change no vector.
     fn has_no_effect(&self, tensor: &str) -> bool;
     /// Bytes that a pass over so many tokens needs besides the weights, where the longest text has `longest` of them.

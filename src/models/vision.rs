@@ -78,6 +78,10 @@ trait Architecture: Send + Sync {
     fn has_no_effect(&self, tensor: &str) -> bool;
     /// True for the tensors of the file that are loaded.
     fn uses(&self, tensor: &str) -> bool;
+    /// True for those that are packed for any number of rows, in which matrices of 16 bits stay so.
+    fn packs(&self, _: &str) -> bool {
+        false
+    }
     /// Number of rows that each answer keeps in memory besides its tokens: an image that is no part of the
     /// text.
     fn apart(&self) -> usize {

@@ -49,6 +49,18 @@ fn folder_of(header: &str, data: &[u8], config: &str) -> tempfile::TempDir {
 }
 
 #[test]
+fn matrices_of_16_bits_that_are_packed_are_counted_as_they_are() {
+    let header = r#"{"a":{"dtype":"BF16","shape":[3,2],"data_offsets":[0,12]},
+        "b":{"dtype":"F16","shape":[2],"data_offsets":[12,16]},"c":{"dtype":"F32","shape":[1,2],"data_offsets":[16,24]}}"#;
+    let folder = folder_of(header, &[0; 24], "{}");
+    let context = LoadContext::detached(&ModelId::from("half"));
+    let weights = WeightFiles::open(&Files::directory(folder.path()), "", &context).unwrap();
+    assert_eq!(weights.bytes_in_memory(|_| true, |_| false), Bytes(24 + 8 + 8));
+    assert_eq!(weights.bytes_in_memory(|_| true, |_| true), Bytes(12 + 8 + 8), "a norm is not packed");
+    assert_eq!(weights.bytes_in_memory(|name| name != "a", |_| true), Bytes(16));
+}
+
+#[test]
 fn eight_bit_floats_are_read_with_their_scales_and_not_without() {
     let context = LoadContext::detached(&ModelId::from("fp8"));
     let read = |scale: &str, config: &str| -> Result<Vec<f32>> {

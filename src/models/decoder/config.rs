@@ -92,6 +92,11 @@ impl DecoderConfig {
         self.transformer.width
     }
 
+    /// True for tensors that are packed: all but learned positions, whose rows are added.
+    pub(crate) fn packs(&self, tensor: &str) -> bool {
+        self.uses(tensor) && (self.names.positions.is_empty() || !tensor.contains(self.names.positions))
+    }
+
     /// True for the tensors of the file that are loaded.
     pub(crate) fn uses(&self, tensor: &str) -> bool {
         let names = self.names;

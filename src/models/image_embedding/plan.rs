@@ -49,7 +49,7 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
         &self.files
     }
 
-    fn footprint(&self, context: &LoadContext) -> Result<Footprint> {
+    fn footprint(&self, _: &Compute, context: &LoadContext) -> Result<Footprint> {
         Ok(self.footprint_of(&WeightFiles::open(&self.files, "", context)?))
     }
 
@@ -112,7 +112,7 @@ impl Images {
 impl ImageEmbeddingPlan {
     fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
         let scratch = self.architecture.scratch(PASS_ROWS.max(self.longest), self.longest);
-        let shared = weights.bytes_in_memory(|tensor| self.architecture.uses(tensor));
+        let shared = weights.bytes_in_memory(|tensor| self.architecture.uses(tensor), |_| false);
         Footprint::new(shared, scratch + WORKER_SCRATCH)
     }
 }

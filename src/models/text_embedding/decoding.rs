@@ -63,6 +63,10 @@ impl Architecture for Embedder {
         self.0.uses(tensor)
     }
 
+    fn packs(&self, tensor: &str) -> bool {
+        self.0.packs(tensor)
+    }
+
     fn has_no_effect(&self, tensor: &str) -> bool {
         HEADS.iter().any(|head| tensor.starts_with(head)) || self.0.has_no_effect(tensor)
     }

@@ -188,8 +188,8 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         &self.files
     }
 
-    fn footprint(&self, context: &LoadContext) -> Result<Footprint> {
-        Ok(self.footprint_of(&self.weights(context)?))
+    fn footprint(&self, compute: &Compute, context: &LoadContext) -> Result<Footprint> {
+        Ok(self.footprint_of(compute, &self.weights(context)?))
     }
 
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
@@ -215,7 +215,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
             ending: self.ending(&tokens)?,
             tokens,
             compute: compute.clone(),
-            footprint: compute.counted(self.footprint_of(&weights)),
+            footprint: compute.counted(self.footprint_of(compute, &weights)),
             plan: Arc::clone(self),
         })
     }
@@ -251,9 +251,11 @@ impl TextEmbeddingPlan {
         WeightFiles::open(&self.files, &self.modules.transformer, context)
     }
 
-    fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
+    fn footprint_of(&self, compute: &Compute, weights: &WeightFiles) -> Footprint {
         let scratch = self.architecture.scratch(PASS_ROWS.max(self.longest), self.longest);
-        let shared = weights.bytes_in_memory(|tensor| self.architecture.uses(tensor));
+        let (uses, packs) =
+            (|tensor: &str| self.architecture.uses(tensor), |tensor: &str| self.architecture.packs(tensor));
+        let shared = weights.bytes_in_memory(uses, |tensor| compute.packs() && packs(tensor));
         Footprint::new(shared, scratch + THREAD_SCRATCH)
     }
 }

@@ -51,7 +51,7 @@ impl loader::LoadPlan for TextToImagePlan {
         &self.files
     }
 
-    fn footprint(&self, context: &LoadContext) -> Result<Footprint> {
+    fn footprint(&self, _: &Compute, context: &LoadContext) -> Result<Footprint> {
         Ok(self.footprint_of(&self.weights(context)?))
     }
 

@@ -238,7 +238,10 @@ impl ComponentWeights {
     }
 
     pub(super) fn bytes_in_memory(&self) -> Bytes {
-        self.0.iter().map(|(component, weights)| weights.bytes_in_memory(component.is_loaded)).sum()
+        self.0
+            .iter()
+            .map(|(component, weights)| weights.bytes_in_memory(component.is_loaded, |_| false))
+            .sum()
     }
 
     pub(super) fn bytes_on_disk(&self) -> Bytes {

@@ -84,8 +84,8 @@ impl loader::LoadPlan for TextToTextPlan {
         }
     }
 
-    fn footprint(&self, context: &LoadContext) -> Result<Footprint> {
-        self.footprint_now(context)
+    fn footprint(&self, compute: &Compute, context: &LoadContext) -> Result<Footprint> {
+        self.footprint_now(compute, context)
     }
 
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
@@ -132,7 +132,7 @@ impl loader::LoadPlan for TextToTextPlan {
             tokens,
             limits: self.generation.limits,
             compute: compute.clone(),
-            footprint: compute.counted(self.footprint_now(context)?),
+            footprint: compute.counted(self.footprint_now(compute, context)?),
             steps: 0.into(),
         })
     }
@@ -228,12 +228,15 @@ impl TextToTextPlan {
         }
     }
 
-    fn footprint_now(&self, context: &LoadContext) -> Result<Footprint> {
+    fn footprint_now(&self, compute: &Compute, context: &LoadContext) -> Result<Footprint> {
         let config = &self.config;
         let shared = match &self.kind {
             Kind::Folder { .. } => {
                 let weights = WeightFiles::open(&self.files, "", context)?;
-                weights.bytes_in_memory(|tensor| config.uses(tensor))
+                weights.bytes_in_memory(
+                    |tensor| config.uses(tensor),
+                    |tensor| compute.packs() && config.packs(tensor),
+                )
             }
             Kind::Gguf { file, .. } => file.bytes(),
         };

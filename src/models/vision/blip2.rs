@@ -125,6 +125,10 @@ impl Architecture for Config {
         is_of_image || self.text.uses(tensor)
     }
 
+    fn packs(&self, tensor: &str) -> bool {
+        self.text.packs(tensor)
+    }
+
     fn has_no_effect(&self, tensor: &str) -> bool {
         self.text.has_no_effect(tensor)
     }

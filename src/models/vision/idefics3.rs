@@ -129,6 +129,10 @@ impl Architecture for Config {
         TOWERS.iter().chain(&CONNECTORS).any(is_of_images) || self.text.uses(tensor)
     }
 
+    fn packs(&self, tensor: &str) -> bool {
+        self.text.packs(tensor)
+    }
+
     fn has_no_effect(&self, tensor: &str) -> bool {
         self.text.has_no_effect(tensor)
     }

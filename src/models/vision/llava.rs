@@ -261,6 +261,10 @@ impl Architecture for Config {
         }
     }
 
+    fn packs(&self, tensor: &str) -> bool {
+        self.text.packs(tensor)
+    }
+
     fn has_no_effect(&self, tensor: &str) -> bool {
         match TOWERS.iter().find_map(|prefix| tensor.strip_prefix(prefix)) {
             Some(name) => !self.vision.uses(name),

@@ -50,8 +50,8 @@ impl loader::LoadPlan for VisionPlan {
         &self.files
     }
 
-    fn footprint(&self, context: &LoadContext) -> Result<Footprint> {
-        Ok(self.footprint_of(&self.weights(context)?))
+    fn footprint(&self, compute: &Compute, context: &LoadContext) -> Result<Footprint> {
+        Ok(self.footprint_of(compute, &self.weights(context)?))
     }
 
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
@@ -74,7 +74,7 @@ impl loader::LoadPlan for VisionPlan {
             settings: self.settings.clone(),
             steps: 0.into(),
             compute: compute.clone(),
-            footprint: compute.counted(self.footprint_of(&weights)),
+            footprint: compute.counted(self.footprint_of(compute, &weights)),
         })
     }
 }
@@ -84,7 +84,7 @@ impl VisionPlan {
         WeightFiles::open(&self.files, "", context)
     }
 
-    fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
+    fn footprint_of(&self, compute: &Compute, weights: &WeightFiles) -> Footprint {
         let GenerationLimits { kv_cache_tokens, max_sequences } = self.generation.limits;
         let (context, apart) = (self.architecture.context(), self.architecture.apart());
         let longest = context.min(kv_cache_tokens);
@@ -96,7 +96,10 @@ impl VisionPlan {
         let logits =
             Bytes((2 * 4 * max_sequences as u64).saturating_mul(self.architecture.vocabulary() as u64));
         Footprint::new(
-            weights.bytes_in_memory(|tensor| self.architecture.uses(tensor)),
+            weights.bytes_in_memory(
+                |tensor| self.architecture.uses(tensor),
+                |tensor| compute.packs() && self.architecture.packs(tensor),
+            ),
             self.architecture.per_worker(room) + logits + THREAD_SCRATCH,
         )
     }

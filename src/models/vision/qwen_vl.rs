@@ -156,6 +156,10 @@ impl Architecture for Config {
         TOWERS.iter().any(|prefix| tensor.starts_with(prefix)) || self.text.uses(tensor)
     }
 
+    fn packs(&self, tensor: &str) -> bool {
+        self.text.packs(tensor)
+    }
+
     fn has_no_effect(&self, tensor: &str) -> bool {
         self.text.has_no_effect(tensor)
     }
