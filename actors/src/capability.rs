@@ -2,7 +2,7 @@
 //! define one of its own. The five that ship are only request and reply types and limits; no line here knows
 //! how a model works.
 
-use std::convert::Infallible;
+use serde::{Deserialize, Serialize};
 
 use crate::config::QueueCapacity;
 use crate::error::Cause;
@@ -10,6 +10,7 @@ use crate::error::Cause;
 mod generation;
 mod image;
 mod embedding;
+mod portable;
 
 pub use embedding::{
     EmbedImages, EmbedInput, EmbedPrompt, EmbedTexts, Embeddings, ImageEmbedding, TextEmbedding,
@@ -20,6 +21,7 @@ pub use generation::{
 pub use image::{
     DescribeImage, ImageSource, LeasedPicture, PaintImage, PaintStep, Picture, TextToImage, Vision,
 };
+pub use portable::Portable;
 
 /// One kind of work, served by one pool.
 ///
@@ -89,7 +91,8 @@ pub trait Capability: Send + Sync + 'static {
 /// ```
 /// assert_eq!(size_of::<model_actors::NoChunk>(), 0);
 /// ```
-pub type NoChunk = Infallible;
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NoChunk {}
 
 /// Ways for requests to share a run.
 ///

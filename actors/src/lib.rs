@@ -17,6 +17,7 @@ mod reaper;
 mod wakers;
 pub mod limits;
 mod config;
+pub mod wire;
 mod capability;
 mod progress;
 mod memory;

@@ -1,5 +1,7 @@
 //! The two embedding capabilities: texts or images to vectors.
 
+use serde::{Deserialize, Serialize};
+
 use super::{BatchKey, Capability, Cost, NoChunk};
 use crate::capability::image::ImageSource;
 use crate::config::QueueCapacity;
@@ -24,7 +26,8 @@ pub struct TextEmbedding;
 /// let request = EmbedTexts::new(["a cat", "a dog"]).with_prompt(EmbedPrompt::Named("query".to_owned()));
 /// assert_eq!(request.texts.len(), 2);
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct EmbedTexts {
     /// 1 to 256 texts of up to 1 MiB each.
@@ -56,7 +59,8 @@ impl EmbedTexts {
 /// let request = EmbedTexts::from("how cats sleep").with_prompt(prompt);
 /// # drop(request);
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum EmbedPrompt {
     /// The name of a prompt that the model's own files define (`query`, `document`).
@@ -80,10 +84,12 @@ impl<T: Into<String>> From<T> for EmbedTexts {
 /// let embeddings = Embeddings::new(vec![vec![0.6, 0.8], vec![1.0, 0.0]]);
 /// assert_eq!(embeddings.vectors[0].len(), embeddings.vectors[1].len());
 /// ```
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Embeddings {
     /// The vectors, all of one length.
+    #[serde(with = "crate::wire::floats")]
     pub vectors: Vec<Vec<f32>>,
 }
 
@@ -140,7 +146,8 @@ pub struct ImageEmbedding;
 /// let request = EmbedImages::images([ImageSource::Path("cat.png".into())]);
 /// assert_eq!(request.input.len(), 1);
 /// ```
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct EmbedImages {
     /// The images, or the texts.
@@ -166,7 +173,8 @@ impl EmbedImages {
 /// assert!(EmbedInput::default().is_empty());
 /// assert_eq!(EmbedInput::Texts(vec!["a cat".to_owned()]).len(), 1);
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum EmbedInput {
     /// 1 to 256 images.
     Images(Vec<ImageSource>),

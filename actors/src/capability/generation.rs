@@ -1,6 +1,8 @@
 //! Text to text: a conversation or a raw prompt in, a stream of text out. Sampling and usage are shared with
 //! vision.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Batching, Capability, Cost};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
@@ -24,7 +26,8 @@ pub struct TextToText;
 /// use model_actors::{Message, Role};
 /// assert_eq!(Message::system("Be brief.").role, Role::System);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Role {
     /// Instructions to the model.
@@ -56,7 +59,7 @@ impl Role {
 /// use model_actors::{Message, Role};
 /// assert_eq!(Message::user("What is rain?").role, Role::User);
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Message {
     /// Speaker.
@@ -94,7 +97,8 @@ impl Message {
 /// let request = GenerateText::chat([Message::user("What is rain?")]);
 /// assert!(matches!(request.prompt, Prompt::Messages(messages) if messages.len() == 1));
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Prompt {
     /// A conversation of 1 to 1,024 messages, rendered with the model's chat template. Special tokens that stand in what
@@ -112,7 +116,8 @@ pub enum Prompt {
 /// let creative = Sampling::default().with_temperature(0.8).with_top_p(0.95).with_seed(42);
 /// assert!(creative.check().is_ok());
 /// ```
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Sampling {
     /// Sampling temperature; 0 selects greedy decoding.
@@ -178,7 +183,8 @@ impl Sampling {
 /// let request = request.with_max_tokens(32).with_sampling(Sampling::default().with_temperature(0.7));
 /// assert_eq!(request.max_tokens, 32);
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct GenerateText {
     /// Input that the model continues.
@@ -237,7 +243,7 @@ impl<T: Into<String>> From<T> for GenerateText {
 /// let cut = Completion::new("Once upon", FinishReason::Length, Usage::new(4, 2));
 /// assert_ne!(cut.finish_reason, FinishReason::Stop);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
@@ -253,7 +259,8 @@ pub enum FinishReason {
 /// let usage = model_actors::Usage::new(12, 30);
 /// assert_eq!(usage.prompt_tokens + usage.completion_tokens, 42);
 /// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Usage {
     /// Number of tokens of the prompt.
@@ -276,7 +283,7 @@ impl Usage {
 /// let answer = Completion::new("Water.", FinishReason::Stop, Usage::new(9, 2));
 /// assert_eq!(answer.text, "Water.");
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Completion {
     /// The whole text: all chunks together.

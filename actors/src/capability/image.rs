@@ -6,11 +6,15 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::generation::{Completion, Sampling, Usage, check_tokens};
 use super::{BatchKey, Batching, Capability};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
 use crate::limits::{MAX_GUIDANCE, MAX_PAINTED_SIDE, MAX_QUESTION_BYTES, MAX_STEPS};
+
+mod pixels;
 
 /// Source of an image.
 ///
@@ -68,7 +72,8 @@ impl fmt::Debug for ImageSource {
 /// let picture = Picture::new(2, 1, vec![0; 6]);
 /// assert_eq!(picture.rgb.len(), picture.width * picture.height * 3);
 /// ```
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "pixels::Travelling")]
 #[non_exhaustive]
 pub struct Picture {
     /// Columns.
@@ -83,6 +88,20 @@ impl Picture {
     /// A picture of these pixels. Their number is checked where a picture is used.
     pub fn new(width: usize, height: usize, rgb: Vec<u8>) -> Self {
         Self { width, height, rgb }
+    }
+
+    /// Checks that there are pixels, and as many as the sides say.
+    ///
+    /// # Errors
+    /// A sentence with the sides and the number of bytes.
+    ///
+    /// ```
+    /// use model_actors::Picture;
+    /// assert!(Picture::new(2, 1, vec![0; 6]).check().is_ok());
+    /// assert!(Picture::new(2, 2, vec![0; 6]).check().is_err());
+    /// ```
+    pub fn check(&self) -> Result<(), Cause> {
+        pixels::check(self.width, self.height, self.rgb.len())
     }
 }
 
@@ -155,7 +174,8 @@ pub struct Vision;
 /// let request = DescribeImage::new(image).with_question("What colour is the cat?").with_max_tokens(64);
 /// assert_eq!(request.sampling.temperature, 0.0); // greedy
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct DescribeImage {
     /// The image.
@@ -230,7 +250,8 @@ pub struct TextToImage;
 /// let request = PaintImage::from("a red circle left of a blue square").with_steps(20).with_seed(7);
 /// assert_eq!(request.size, None); // the model's own
 /// ```
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct PaintImage {
     /// Description of the picture.
@@ -274,7 +295,7 @@ impl<T: Into<String>> From<T> for PaintImage {
 /// let step = model_actors::PaintStep::new(3, 20, None);
 /// assert_eq!((step.step, step.of), (3, 20));
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct PaintStep {
     /// Number of the step, from 1.

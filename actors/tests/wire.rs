@@ -1,0 +1,245 @@
+//! The format of messages: golden files pin it, older and newer ones are read, and no bytes do any harm.
+//!
+//! A file of `golden/` is never changed. Where a message has got a field, `WRITE_GOLDEN=1` writes it as a further file
+//! beside the old ones, all of which have to be read as the same value for good.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use model_actors::wire::{self, WireError};
+use model_actors::{
+    Bytes, Cause, Completion, DescribeImage, Device, EmbedImages, EmbedPrompt, EmbedTexts, Embeddings, Error,
+    FailureKind, FinishReason, GenerateText, ImageSource, Lane, LeasedPicture, Message, ModelId, PaintImage,
+    PaintStep, Picture, RequestPhase, Sampling, Usage, WorkerId,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+fn picture() -> Picture {
+    Picture::new(2, 1, vec![0, 1, 2, 253, 254, 255])
+}
+
+/// The files of a message, oldest first.
+fn files(name: &str) -> Vec<PathBuf> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let file = |number: usize| folder.join(format!("{name}.{number}.msgpack"));
+    let count = (1..).take_while(|number| file(*number).exists()).count();
+    (1..=count + 1).map(file).collect()
+}
+
+/// Checks a message against its files. Compared by what `Debug` shows, as not every request compares.
+fn pinned<T: Serialize + DeserializeOwned + Debug>(name: &str, value: &T) -> Vec<u8> {
+    let bytes = wire::encode(value).unwrap();
+    assert_eq!(format!("{:?}", wire::decode::<T>(&bytes).unwrap()), format!("{value:?}"), "{name}");
+    let mut files = files(name);
+    let next = files.pop().unwrap();
+    let is_new = files.last().is_none_or(|newest| std::fs::read(newest).unwrap() != bytes);
+    if is_new && std::env::var_os("WRITE_GOLDEN").is_some() {
+        std::fs::write(&next, &bytes).unwrap();
+        files.push(next);
+    } else {
+        assert!(
+            !is_new,
+            "{name} is written in another way than its newest golden file; see the top of this test"
+        );
+    }
+    for file in files {
+        let read: T = wire::decode(&std::fs::read(&file).unwrap()).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{value:?}"), "{}", file.display());
+    }
+    bytes
+}
+
+/// Every message of the shipped capabilities, checked against its files, and the bytes of each.
+fn messages() -> Vec<Vec<u8>> {
+    let sampling = Sampling::default().with_temperature(0.5).with_top_k(40).with_top_p(0.75).with_seed(7);
+    let talk = [Message::system("Be brief."), Message::user("Why?"), Message::assistant("Because.")];
+    let texts = EmbedTexts::new(["a cat", "der Bär"]).with_prompt(EmbedPrompt::Named("query".into()));
+    let leased = ImageSource::Leased(LeasedPicture::new(picture(), ()));
+    let completion = Completion::new("Rain.", FinishReason::Length, Usage::new(12, 3));
+    let painting = PaintImage::from("a red circle")
+        .with_negative_prompt("text".to_owned())
+        .with_size((64, 32))
+        .with_steps(4)
+        .with_guidance(7.5)
+        .with_scheduler("euler".to_owned())
+        .with_preview(true);
+    let question = DescribeImage::new(ImageSource::Picture(picture())).with_question("What is it?");
+    let (model, capability) = (ModelId::from("acme/english"), "text_embedding");
+    let errors = [
+        Error::InvalidInput { cause: Cause::with_data(&Told { words: 3 }) },
+        Error::Timeout {
+            model: model.clone(),
+            capability: capability.into(),
+            phase: RequestPhase::Loading { percent: Some(40) },
+            after: Duration::from_millis(1500),
+        },
+        Error::Overloaded {
+            model: model.clone(),
+            capability: capability.into(),
+            lane: Lane::Batch,
+            capacity: 50,
+            retry_after: Duration::from_secs(2),
+        },
+        Error::MemoryExhausted {
+            model: model.clone(),
+            capability: capability.into(),
+            device: Device::host(),
+            needed: Bytes(7),
+            free: Bytes(5),
+            limit: Bytes(6),
+        },
+        Error::SpawnFailed {
+            model: model.clone(),
+            capability: capability.into(),
+            failure: FailureKind::OutOfMemory,
+            cause: "no page".into(),
+        },
+        Error::WorkerCrashed {
+            model,
+            capability: capability.into(),
+            worker: WorkerId(3),
+            cause: "gone".into(),
+        },
+        Error::ShuttingDown,
+    ];
+    vec![
+        pinned("embed_texts", &texts),
+        pinned(
+            "embed_texts_with_a_text",
+            &texts.with_prompt(EmbedPrompt::Text("q: ".into())).with_dimensions(64),
+        ),
+        pinned("embeddings", &Embeddings::new(vec![vec![0.5, -1.0], vec![f32::MIN_POSITIVE, f32::MAX]])),
+        pinned("embed_images", &EmbedImages::images([ImageSource::Picture(picture()), leased])),
+        pinned("embed_images_texts", &EmbedImages::texts(["a cat"])),
+        pinned("generate_text", &GenerateText::chat(talk).with_sampling(sampling.clone()).with_max_tokens(9)),
+        pinned("generate_text_raw", &GenerateText::from("Once").with_stop(vec!["\n".to_owned()])),
+        pinned("completion", &completion),
+        pinned("describe_image", &question.with_sampling(sampling)),
+        pinned("paint_image", &painting),
+        pinned("paint_step", &PaintStep::new(3, 20, Some(picture()))),
+        pinned("picture", &picture()),
+        pinned("chunk", &"Ra".to_owned()),
+        pinned("errors", &errors),
+    ]
+}
+
+#[derive(Debug, thiserror::Error, Serialize)]
+#[error("{words} words")]
+struct Told {
+    words: usize,
+}
+
+#[test]
+fn the_format_is_the_one_of_the_golden_files() {
+    messages();
+}
+
+#[test]
+fn a_message_of_an_older_peer_lacks_fields_and_one_of_a_newer_peer_has_more() {
+    #[derive(Serialize)]
+    struct Older {
+        prompt: Prompt,
+    }
+    #[derive(Serialize)]
+    struct Newer {
+        prompt: Prompt,
+        mood: &'static str,
+        max_tokens: u64,
+        nested: Vec<Option<(u8, f32)>>,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Prompt {
+        Raw(&'static str),
+    }
+    let older = wire::encode(&Older { prompt: Prompt::Raw("Once") }).unwrap();
+    assert_eq!(wire::decode::<GenerateText>(&older).unwrap(), GenerateText::from("Once"));
+    let newer =
+        Newer { prompt: Prompt::Raw("Once"), mood: "sad", max_tokens: 5, nested: vec![None, Some((1, 2.0))] };
+    let newer = wire::encode(&newer).unwrap();
+    let expected = GenerateText::from("Once").with_max_tokens(5);
+    assert_eq!(wire::decode::<GenerateText>(&newer).unwrap(), expected);
+}
+
+#[test]
+fn a_format_of_the_future_is_refused_by_its_version() {
+    let mut bytes = wire::encode(&EmbedTexts::from("a")).unwrap();
+    bytes[..2].copy_from_slice(&(wire::VERSION + 1).to_be_bytes());
+    let (found, newest) = (wire::VERSION + 1, wire::VERSION);
+    assert_eq!(wire::decode::<EmbedTexts>(&bytes).unwrap_err(), WireError::Version { found, newest });
+    assert!(matches!(wire::decode::<EmbedTexts>(&[0, 0]), Err(WireError::Version { found: 0, .. })));
+}
+
+#[test]
+fn an_image_travels_as_pixels_that_were_checked_and_are_checked_again() {
+    for source in [
+        ImageSource::Path("cat.png".into()),
+        ImageSource::Url("https://example.org/cat.png".into()),
+        ImageSource::Base64("aGk=".into()),
+        ImageSource::Bytes(vec![1]),
+        ImageSource::Picture(Picture::new(2, 2, vec![0; 6])),
+        ImageSource::Picture(Picture::new(0, 0, Vec::new())),
+    ] {
+        let refused = wire::encode(&DescribeImage::new(source)).unwrap_err();
+        assert!(matches!(refused, WireError::Unwritable { .. }), "{refused}");
+    }
+    #[derive(Serialize, Deserialize)]
+    struct Claimed {
+        width: u64,
+        height: u64,
+        #[serde(with = "serde_bytes")]
+        rgb: Vec<u8>,
+    }
+    for (width, height) in [(2, 2), (0, 0), (0, 7), (u64::MAX, u64::MAX), (1 << 63, 2), (3, 1)] {
+        let bytes = wire::encode(&Claimed { width, height, rgb: vec![0; 6] }).unwrap();
+        let refused = wire::decode::<Picture>(&bytes).unwrap_err();
+        assert!(matches!(refused, WireError::Malformed { .. }), "{width} x {height}: {refused}");
+        wire::decode::<ImageSource>(&bytes).unwrap_err();
+    }
+}
+
+/// Reads the bytes as every type; it is enough that nothing panics.
+fn read_as_everything(bytes: &[u8]) {
+    fn reads<T: DeserializeOwned>(bytes: &[u8]) {
+        drop(wire::decode::<T>(bytes));
+    }
+    reads::<EmbedTexts>(bytes);
+    reads::<EmbedImages>(bytes);
+    reads::<Embeddings>(bytes);
+    reads::<GenerateText>(bytes);
+    reads::<Completion>(bytes);
+    reads::<DescribeImage>(bytes);
+    reads::<PaintImage>(bytes);
+    reads::<PaintStep>(bytes);
+    reads::<Picture>(bytes);
+    reads::<Vec<Error>>(bytes);
+}
+
+#[test]
+fn no_bytes_do_any_harm() {
+    let mut random = fastrand::Rng::with_seed(17);
+    for message in messages() {
+        for end in 0..message.len() {
+            read_as_everything(&message[..end]);
+        }
+        for _ in 0..500 {
+            let mut spoilt = message.clone();
+            for _ in 0..random.usize(1..4) {
+                let place = random.usize(2..spoilt.len());
+                spoilt[place] = random.u8(..);
+            }
+            read_as_everything(&spoilt);
+        }
+    }
+    // Lengths of 4 GiB that nothing follows, and nesting without end.
+    for claim in [[0xdd; 5], [0xdf; 5], [0xc6; 5], [0xdb; 5]] {
+        read_as_everything(&[&[0, 1][..], &claim[..1], &[0xff; 4]].concat());
+        let map = [&[0, 1, 0x81, 0xa3][..], b"rgb", &claim[..1], &[0xff; 4]].concat();
+        read_as_everything(&map);
+    }
+    read_as_everything(&[&[0, 1][..], &[0x91; 1 << 20]].concat());
+    read_as_everything(&[&[0, 1, 0x81, 0xa1, b'x'][..], &[0x91; 1 << 20]].concat());
+}
