@@ -133,7 +133,29 @@ def with_head(tensors):
     return {**tensors, "lm_head.weight": tensors["transformer.word_embeddings.weight"].clone()}
 
 
-PUBLISHED = {"falcon": with_head}
+CHATGLM = {
+    "model.embed_tokens": "transformer.embedding.word_embeddings", "model.norm": "transformer.encoder.final_layernorm",
+    "lm_head": "transformer.output_layer", "model.layers": "transformer.encoder.layers", "self_attn.o_proj":
+    "self_attention.dense", "mlp.gate_up_proj": "mlp.dense_h_to_4h", "mlp.down_proj": "mlp.dense_4h_to_h",
+}
+
+
+def chatglm(tensors):
+    """The names of ChatGLM, with queries, keys and values in one matrix, and the frequencies of the positions."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for ours, theirs in CHATGLM.items():
+            name = name.replace(ours, theirs)
+        before, found, end = name.partition("self_attn.q_proj")
+        if found:
+            parts = [tensors[f"{before.replace('transformer.encoder', 'model')}self_attn.{part}_proj{end}"] for part in "qkv"]
+            renamed[f"{before}self_attention.query_key_value{end}"] = torch.cat(parts)
+        elif "self_attn" not in name:
+            renamed[name] = tensor
+    return {**renamed, "transformer.rotary_pos_emb.inv_freq": 1.0 / 50000.0 ** (torch.arange(0, 8, 2) / 8)}
+
+
+PUBLISHED = {"falcon": with_head, "chatglm": chatglm}
 
 
 def save_weights(folder, family, model):
@@ -178,11 +200,14 @@ def make(family):
     (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     _, ends, _, special = decoders.special_of(style)
     numbers = {tokenizer.token_to_id(token) for token in special + ends}
-    seed, model, found, second = seeded(family, AutoConfig.from_pretrained(folder), tokenizer, numbers)
+    native = special_tokens(recipe["native"], style, tokenizer) if "native" in recipe else settings
+    config = AutoConfig.for_model(**native) if "native" in recipe else AutoConfig.from_pretrained(folder)
+    seed, model, found, second = seeded(family, config, tokenizer, numbers)
     save_weights(folder, family, model)
     decoders.save_tokenizer(folder, style, tokenizer, template)
     save_expected(folder, found, second, model)
-    check(folder, found + [second])
+    if "native" not in recipe:
+        check(folder, found + [second])
     prompts, answers = zip(*found, second)
     decoders.tell(f"{family}, like {recipe['like']}", folder, seed, prompts, answers, tokenizer)
 
