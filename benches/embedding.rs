@@ -17,6 +17,7 @@ use candle_actors::{
 
 const CALLERS: usize = 64;
 const ROUNDS: usize = 5;
+const EIGHT_BIT_BATCH: usize = 16;
 const BATCH_SIZES: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
 
 fn input() -> (PathBuf, Vec<String>) {
@@ -105,13 +106,18 @@ async fn main() {
     let pool = engine(&directory, cores()).await;
     load(&pool, cores()).await;
     let options = LoadOptions::default().with_device(ComputeDevice::Cpu).with_threads(cores());
-    let model = TextEmbeddingModel::load_with(Source::directory(&directory), options).unwrap();
+    let model = TextEmbeddingModel::load_with(Source::directory(&directory), options.clone()).unwrap();
+    let short =
+        TextEmbeddingModel::load_with(Source::directory(&directory), options.clone().with_eight_bit(true))
+            .unwrap();
+    let mut eight_bit = Vec::new();
     let mut rounds = vec![Vec::new(); BATCH_SIZES.len() + 1];
     for _ in 0..ROUNDS {
         rounds[BATCH_SIZES.len()].push(through_the_pool(&pool, &texts).await);
         for (index, size) in BATCH_SIZES.into_iter().enumerate() {
             rounds[index].push(tokio::task::block_in_place(|| in_a_loop(&model, &texts, size)));
         }
+        eight_bit.push(tokio::task::block_in_place(|| in_a_loop(&short, &texts, EIGHT_BIT_BATCH)));
     }
     let medians: Vec<f64> = rounds.into_iter().map(median).collect();
     let (through_pool, plain) = medians.split_last().unwrap();
@@ -122,6 +128,11 @@ async fn main() {
     println!(
         "the pool, {CALLERS} callers     {through_pool:>8.0} texts/s   x {:.2} of the best loop",
         through_pool / best
+    );
+    let eight_bit = median(eight_bit);
+    println!(
+        "8-bit weights, batches of {EIGHT_BIT_BATCH:<4} {eight_bit:>8.0} texts/s   x {:.2} of the best loop",
+        eight_bit / best
     );
     assert!(pool.shutdown().await.is_clean());
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use model_actors::{Capability, Cause, Failure, Footprint, LoadContext, Loader, Model, ModelId, Weights};
 
 use crate::device::{Compute, ComputeDevice};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hub_settings::HubSettings;
 use crate::limits::GenerationLimits;
 use crate::source::{Files, Source, Unread};
@@ -21,6 +21,8 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
     type Loaded: Send + Sync + 'static;
     /// True if requests join and leave a run between two steps, as they do where text is generated.
     const CONTINUOUS: bool = false;
+    /// True if matrices can be quantised to 8 bits at load.
+    const EIGHT_BIT: bool = false;
 
     /// Reads the small files. They may come from the network.
     fn read(files: Files, context: &LoadContext) -> Result<Self>;
@@ -177,6 +179,8 @@ pub struct LoadOptions {
     pub allow_unread: bool,
     /// Multiplies the quantised weights of a GGUF file exactly: see [`SourceSpec`](crate::SourceSpec); false.
     pub exact_products: bool,
+    /// Quantises matrices to 8 bits at load: see [`SourceSpec`](crate::SourceSpec); false.
+    pub eight_bit: bool,
     /// Settings for the hub.
     pub hub: HubSettings,
 }
@@ -188,6 +192,7 @@ model_actors::setters! { LoadOptions {
     with_split_special_tokens(split_special_tokens: bool);
     with_allow_unread(allow_unread: bool);
     with_exact_products(exact_products: bool);
+    with_eight_bit(eight_bit: bool);
     with_hub(hub: HubSettings);
 } }
 
@@ -200,6 +205,7 @@ impl Default for LoadOptions {
             split_special_tokens: true,
             allow_unread: false,
             exact_products: false,
+            eight_bit: false,
             hub: HubSettings::default(),
         }
     }
@@ -211,6 +217,7 @@ pub(crate) struct ModelLoader<M: WorkerModel> {
     compute: Compute,
     generation: GenerationSettings,
     unread: Unread,
+    eight_bit: bool,
     hub: HubSettings,
     plan: OnceLock<Arc<M::Plan>>,
 }
@@ -226,12 +233,28 @@ impl<M: WorkerModel> ModelLoader<M> {
     ) -> Result<Self> {
         generation.limits.check()?;
         let (unread, plan) = (Unread::default(), OnceLock::new());
-        Ok(Self { source, compute, generation, unread, hub, plan })
+        Ok(Self { source, compute, generation, unread, eight_bit: false, hub, plan })
     }
 
     /// The same loader, for which parts of a model that nothing reads are no error.
     pub(crate) fn with_allow_unread(self, allowed: bool) -> Self {
         Self { unread: if allowed { Unread::Allowed } else { Unread::Refused }, ..self }
+    }
+
+    /// The same loader, which quantises matrices to 8 bits or does not.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for another capability than those that can, and on an
+    /// accelerator.
+    pub(crate) fn with_eight_bit(self, eight_bit: bool) -> Result<Self> {
+        let reason = match eight_bit {
+            true if !M::Plan::EIGHT_BIT => {
+                "only models that embed texts or write text can be quantised at load"
+            }
+            true if !self.compute.packs() => "models are quantised at load on the processor alone",
+            _ => return Ok(Self { eight_bit, ..self }),
+        };
+        Err(Error::InvalidSetting { setting: "eight_bit".into(), reason: reason.to_owned() })
     }
 
     /// A loader outside any engine.
@@ -243,18 +266,20 @@ impl<M: WorkerModel> ModelLoader<M> {
             split_special_tokens,
             allow_unread,
             exact_products,
+            eight_bit,
             hub,
         } = options;
         let generation = GenerationSettings { limits, split_special_tokens, exact_products };
         let loader = Self::new(source, Compute::new(device, threads)?, generation, hub)?;
-        Ok(loader.with_allow_unread(allow_unread))
+        loader.with_allow_unread(allow_unread).with_eight_bit(eight_bit)
     }
 
     fn plan(&self, context: &LoadContext) -> Result<Arc<M::Plan>> {
         if let Some(plan) = self.plan.get() {
             return Ok(Arc::clone(plan));
         }
-        let files = Files::open(&self.source, &self.hub)?.with_unread(self.unread);
+        let files = Files::open(&self.source, &self.hub)?;
+        let files = files.with_unread(self.unread).with_eight_bit(self.eight_bit);
         let plan = Arc::new(M::Plan::read(files, context)?.with_generation(self.generation));
         Ok(Arc::clone(self.plan.get_or_init(|| plan)))
     }

@@ -253,6 +253,8 @@ pub(crate) enum Unread {
 pub(crate) struct Files {
     place: Place,
     pub(crate) unread: Unread,
+    /// Matrices of safetensors files are quantised at load.
+    pub(crate) eight_bit: bool,
 }
 
 enum Place {
@@ -264,7 +266,7 @@ enum Place {
 
 impl From<Place> for Files {
     fn from(place: Place) -> Self {
-        Self { place, unread: Unread::default() }
+        Self { place, unread: Unread::default(), eight_bit: false }
     }
 }
 
@@ -304,6 +306,11 @@ impl Files {
     /// The same files with this fate of unread parts.
     pub(crate) fn with_unread(self, unread: Unread) -> Self {
         Self { unread, ..self }
+    }
+
+    /// The same files, whose matrices are quantised at load or not.
+    pub(crate) fn with_eight_bit(self, eight_bit: bool) -> Self {
+        Self { eight_bit, ..self }
     }
 
     /// The files of a directory, whatever is in it.

@@ -117,6 +117,7 @@ pub(crate) struct WeightFiles {
     block: quantised::Block,
     read: Notes,
     unread: Unread,
+    eight_bit: bool,
 }
 
 impl WeightFiles {
@@ -135,7 +136,8 @@ impl WeightFiles {
 
     fn find(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Result<Self> {
         let block = quantised::block_of(files, folder, context)?;
-        let mut weights = Self { block, unread: files.unread, ..Self::default() };
+        let (unread, eight_bit) = (files.unread, files.eight_bit);
+        let mut weights = Self { block, unread, eight_bit, ..Self::default() };
         // transformers calls its pickles by another name than its safetensors.
         let pickle = if name == NAME { PICKLE_NAME } else { name };
         let forms = [(name, &ENDINGS[..], "safetensors"), (pickle, &PICKLE_ENDINGS[..], "bin")];
@@ -211,22 +213,25 @@ impl WeightFiles {
         self.entries.iter().map(|(name, entry)| (name.clone(), entry.shape.clone())).collect()
     }
 
-    /// Bytes in memory of the tensors that `wanted` picks: 32-bit numbers, except in matrices of 16 bits that `packed`
-    /// picks.
+    /// Bytes in memory of the tensors that `wanted` picks: 32-bit numbers, except in matrices that `packed` picks, where
+    /// those of 16 bits stay so and any may be quantised.
     pub(crate) fn bytes_in_memory(
         &self,
         wanted: impl Fn(&str) -> bool,
         packed: impl Fn(&str) -> bool,
     ) -> Bytes {
-        let number = |name: &str, entry: &Entry| match entry.dtype.as_str() {
-            // Those of quantised numbers stay so.
-            BYTES => 1,
-            "BF16" | "F16" if entry.shape.len() > 1 && packed(name) => 2,
-            _ => 4,
-        };
         let of = |(name, entry): (&String, &Entry)| {
-            let sides = entry.shape.iter();
-            Bytes(sides.fold(number(name, entry), |bytes: u64, side| bytes.saturating_mul(*side as u64)))
+            let numbers =
+                entry.shape.iter().fold(1, |numbers: u64, side| numbers.saturating_mul(*side as u64));
+            let is_packed = entry.shape.len() > 1 && packed(name);
+            let is_quantised = self.eight_bit && entry.shape.last().is_some_and(|side| side % 32 == 0);
+            Bytes(match entry.dtype.as_str() {
+                // Those of quantised numbers stay so.
+                BYTES => numbers,
+                _ if is_packed && is_quantised => (numbers / 32).saturating_mul(34),
+                "BF16" | "F16" if is_packed => numbers.saturating_mul(2),
+                _ => numbers.saturating_mul(4),
+            })
         };
         self.entries.iter().filter(|(name, _)| wanted(name)).map(of).sum()
     }
@@ -350,6 +355,11 @@ impl<'a> WeightReader<'a> {
 
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.weights.contains(&format!("{}{name}", self.prefix))
+    }
+
+    /// True if matrices are to be quantised to 8 bits.
+    pub(crate) fn eight_bit(&self) -> bool {
+        self.weights.eight_bit
     }
 
     /// Notes that a tensor, which may be there, is not needed.

@@ -3,11 +3,14 @@
 //! dequantized weights, memory holds the quantized ones alone, and a row's result is the same to the last bit
 //! whatever the other rows are.
 
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::cpu::threads;
 use super::ggml::GgmlType;
+use crate::error::Result;
 
 /// Rows of the weight that are dequantized at a time.
 const GROUP: usize = 16;
@@ -23,6 +26,14 @@ pub(crate) struct QuantizedRows {
 }
 
 impl QuantizedRows {
+    /// Quantizes rows of `in_dim` numbers, whole blocks of 32, to 8 bits with a scale for each block (Q8_0).
+    pub(crate) fn eight_bit(weight: Vec<f32>, in_dim: usize) -> Result<Self> {
+        let out_dim = weight.len() / in_dim.max(1);
+        let weight = Tensor::from_vec(weight, (out_dim, in_dim), &Device::Cpu)?;
+        let bytes = QTensor::quantize(&weight, GgmlDType::Q8_0)?.data()?.into_owned();
+        Ok(Self { dtype: GgmlType::Q8_0, bytes, out_dim })
+    }
+
     /// Dequantizes one row.
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {
         let size = self.dtype.row_bytes(out.len()).unwrap_or(0);
@@ -146,8 +157,6 @@ fn dot_rows<S: Simd, const W: usize, const R: usize>(
 mod tests {
     use super::*;
     use crate::kernels::random;
-    use candle_core::quantized::QTensor;
-    use candle_core::{Device, Tensor};
 
     fn rows(number: u32, weight: &Tensor) -> (QuantizedRows, Tensor) {
         let dtype = GgmlType::from_number(number).unwrap();

@@ -88,8 +88,9 @@ trait Architecture: Send + Sync {
     }
     /// True for the tensors of the file that are loaded.
     fn uses(&self, tensor: &str) -> bool;
-    /// True for those that are packed for any number of rows, in which matrices of 16 bits stay so.
-    fn packs(&self, _: &str) -> bool {
+    /// True for those that are packed for any number of rows, in which matrices of 16 bits stay so; all that are quantised
+    /// if matrices are to be of 8 bits.
+    fn packs(&self, _tensor: &str, _eight_bit: bool) -> bool {
         false
     }
     /// True for tensors of the file that change no vector.

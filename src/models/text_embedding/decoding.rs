@@ -63,7 +63,7 @@ impl Architecture for Embedder {
         self.0.uses(tensor)
     }
 
-    fn packs(&self, tensor: &str) -> bool {
+    fn packs(&self, tensor: &str, _: bool) -> bool {
         self.0.packs(tensor)
     }
 

@@ -73,6 +73,11 @@ impl Architecture for TextEncoder {
         names.into_iter().any(|name| self.tower.uses(name))
     }
 
+    fn packs(&self, tensor: &str, eight_bit: bool) -> bool {
+        let mut names = self.prefixes.iter().filter_map(|prefix| tensor.strip_prefix(prefix));
+        eight_bit && names.any(|name| name.starts_with(self.tower.names.blocks.blocks))
+    }
+
     fn has_no_effect(&self, tensor: &str) -> bool {
         let names = self.prefixes.iter().filter_map(|prefix| tensor.strip_prefix(prefix));
         is_buffer(tensor) || names.into_iter().any(|name| HEADS.iter().any(|head| name.starts_with(head)))

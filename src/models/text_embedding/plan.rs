@@ -146,6 +146,7 @@ pub(crate) struct TextEmbeddingPlan {
 impl loader::LoadPlan for TextEmbeddingPlan {
     type Capability = TextEmbedding;
     type Loaded = LoadedModel;
+    const EIGHT_BIT: bool = true;
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         let modules = Modules::read(&files, context)?;
@@ -253,9 +254,11 @@ impl TextEmbeddingPlan {
 
     fn footprint_of(&self, compute: &Compute, weights: &WeightFiles) -> Footprint {
         let scratch = self.architecture.scratch(PASS_ROWS.max(self.longest), self.longest);
-        let (uses, packs) =
-            (|tensor: &str| self.architecture.uses(tensor), |tensor: &str| self.architecture.packs(tensor));
-        let shared = weights.bytes_in_memory(uses, |tensor| compute.packs() && packs(tensor));
+        let eight_bit = self.files.eight_bit;
+        let shared = weights.bytes_in_memory(
+            |tensor| self.architecture.uses(tensor),
+            |tensor| compute.packs() && self.architecture.packs(tensor, eight_bit),
+        );
         Footprint::new(shared, scratch + THREAD_SCRATCH)
     }
 }

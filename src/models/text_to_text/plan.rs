@@ -57,6 +57,7 @@ impl loader::LoadPlan for TextToTextPlan {
     type Capability = TextToText;
     type Loaded = LoadedModel;
     const CONTINUOUS: bool = true;
+    const EIGHT_BIT: bool = true;
 
     fn read(files: Files, context: &LoadContext) -> Result<Self> {
         match files.gguf(context)? {

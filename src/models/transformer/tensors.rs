@@ -183,14 +183,25 @@ impl<'a> SafeTensors<'a> {
     /// A layer of these numbers on the kernel that suits the model's rows.
     fn made(&self, weight: Vec<f32>, layers: &Linears<'_>, bias: Option<Tensor>) -> Result<Projection> {
         match self.workload {
-            Workload::GrowingSequences => {
-                PackedLinear::new(weight, layers.in_dim, bias, self.device()).map(Projection::Packed)
+            Workload::GrowingSequences => self.pack(weight, layers, bias).map(Projection::Packed),
+            Workload::WholeSequences if self.reader.eight_bit() => {
+                self.pack(weight, layers, bias).map(Projection::Packed)
             }
             Workload::WholeSequences => {
                 let weight = self.reader.place(weight, &[layers.out_dim(), layers.in_dim])?;
                 Ok(Projection::Gemm(Linear::new(&weight, bias)?))
             }
         }
+    }
+
+    /// A layer for any number of rows, quantised where that is asked for and its rows are whole blocks.
+    fn pack(&self, weight: Vec<f32>, layers: &Linears<'_>, bias: Option<Tensor>) -> Result<PackedLinear> {
+        let (in_dim, device) = (layers.in_dim, self.device());
+        if !self.reader.eight_bit() || GgmlType::Q8_0.row_bytes(in_dim).is_none() {
+            return PackedLinear::new(weight, in_dim, bias, device);
+        }
+        let rows = QuantizedRows::eight_bit(weight, in_dim)?;
+        PackedLinear::quantized(vec![rows], in_dim, bias, device, RowUse::LookedUp, Arithmetic::EightBit)
     }
 
     /// The layers of one of the experts.
@@ -289,7 +300,7 @@ impl Tensors for SafeTensors<'_> {
 
     fn packed(&self, layers: &Linears<'_>, _: RowUse) -> Result<PackedLinear> {
         let (weight, bias) = self.read(layers)?;
-        PackedLinear::new(weight, layers.in_dim, bias, self.device())
+        self.pack(weight, layers, bias)
     }
 
     fn projection(&self, layers: &Linears<'_>) -> Result<Projection> {
