@@ -76,8 +76,13 @@ impl<'a, C: Capability> Batch<'a, C> {
     /// model whose specification does not ask for continuous batching.
     pub fn join(&mut self) -> usize {
         self.gauge.tick();
+        self.admit(Item::is_answered)
+    }
+
+    /// Does so without a sign of progress, and drops the items that `has_left` says.
+    pub(crate) fn admit(&mut self, has_left: impl Fn(&Item<C>) -> bool) -> usize {
         let Some(joining) = self.joining.as_deref_mut() else { return 0 };
-        let (gone, staying): (Vec<_>, Vec<_>) = self.items.drain(..).partition(|item| item.job.is_answered());
+        let (gone, staying): (Vec<_>, Vec<_>) = self.items.drain(..).partition(has_left);
         self.items = staying;
         if !gone.is_empty() {
             joining.left(gone);
@@ -88,9 +93,39 @@ impl<'a, C: Capability> Batch<'a, C> {
         count
     }
 
+    /// True if requests may join.
+    #[cfg(unix)]
+    pub(crate) fn is_joined(&self) -> bool {
+        self.joining.is_some()
+    }
+
     pub(crate) fn into_items(self) -> Vec<Item<C>> {
         self.items
     }
+}
+
+/// A request that another process has sent to this one to be run.
+pub(crate) trait Sent<C: Capability>: Send + Sync {
+    fn id(&self) -> RequestId;
+    fn request(&self) -> &C::Request;
+    /// True once it was answered or cancelled.
+    fn is_over(&self) -> bool;
+    fn begin(&self);
+    fn answer(&self, result: Result<C::Output, Failure>);
+    fn emit(&self, chunk: C::Chunk) -> Result<(), EmitError<C::Chunk>>;
+}
+
+/// A job of this process and the attempt that may answer it.
+pub(crate) struct Assigned<C: Capability> {
+    pub(crate) job: Arc<Job<C>>,
+    pub(crate) attempt: u32,
+}
+
+/// The side to which an item answers.
+enum Owed<C: Capability> {
+    Here(Assigned<C>),
+    #[cfg_attr(not(unix), allow(dead_code, reason = "only there do models run in processes of their own"))]
+    Elsewhere(Arc<dyn Sent<C>>),
 }
 
 /// One request of a batch.
@@ -107,8 +142,7 @@ impl<'a, C: Capability> Batch<'a, C> {
 /// }
 /// ```
 pub struct Item<C: Capability> {
-    pub(crate) job: Arc<Job<C>>,
-    pub(crate) attempt: u32,
+    owed: Owed<C>,
     gauge: Arc<Gauge>,
     stall: Duration,
     /// Since when the reader's buffer has been full, as far as the model tried. Only the worker's thread looks.
@@ -134,22 +168,53 @@ impl From<Stopped> for Failure {
 
 impl<C: Capability> Item<C> {
     pub(crate) fn new(job: Arc<Job<C>>, attempt: u32, gauge: Arc<Gauge>, stall: Duration) -> Self {
-        Self { job, attempt, gauge, stall, full_since: Mutex::default() }
+        let owed = Owed::Here(Assigned { job, attempt });
+        Self { owed, gauge, stall, full_since: Mutex::default() }
+    }
+
+    /// An item of another process, which looks after readers that stall.
+    #[cfg(unix)]
+    pub(crate) fn sent(sent: Arc<dyn Sent<C>>, gauge: Arc<Gauge>) -> Self {
+        Self { owed: Owed::Elsewhere(sent), gauge, stall: Duration::MAX, full_since: Mutex::default() }
+    }
+
+    /// The job that it answers, which all items of a worker's thread have.
+    pub(crate) fn assigned(&self) -> Option<&Assigned<C>> {
+        match &self.owed {
+            Owed::Here(assigned) => Some(assigned),
+            Owed::Elsewhere(_) => None,
+        }
+    }
+
+    pub(crate) fn is_answered(&self) -> bool {
+        match &self.owed {
+            Owed::Here(Assigned { job, .. }) => job.is_answered(),
+            Owed::Elsewhere(sent) => sent.is_over(),
+        }
     }
 
     /// The request.
     pub fn request(&self) -> &C::Request {
-        &self.job.parts.request
+        match &self.owed {
+            Owed::Here(Assigned { job, .. }) => &job.parts.request,
+            Owed::Elsewhere(sent) => sent.request(),
+        }
     }
 
     /// The request's number, as in logs and events.
     pub fn id(&self) -> RequestId {
-        self.job.id
+        match &self.owed {
+            Owed::Here(Assigned { job, .. }) => job.id,
+            Owed::Elsewhere(sent) => sent.id(),
+        }
     }
 
     /// True once nobody waits for this answer. Look at it between steps.
     pub fn should_stop(&self) -> bool {
-        self.job.is_over_for(self.attempt)
+        match &self.owed {
+            Owed::Here(Assigned { job, attempt }) => job.is_over_for(*attempt),
+            Owed::Elsewhere(sent) => sent.is_over(),
+        }
     }
 
     /// Reports progress as [`Batch::tick`] does, from a thread that has no hold of the batch.
@@ -173,18 +238,31 @@ impl<C: Capability> Item<C> {
     /// }
     /// ```
     pub fn begin(&self) {
-        self.job.begin_from(self.attempt);
+        match &self.owed {
+            Owed::Here(Assigned { job, attempt }) => job.begin_from(*attempt),
+            Owed::Elsewhere(sent) => sent.begin(),
+        }
     }
 
     /// Completes the request with its output.
     pub fn finish(&self, output: C::Output) {
-        self.job.answer_from(self.attempt, Ok(output));
+        match &self.owed {
+            Owed::Here(Assigned { job, attempt }) => {
+                job.answer_from(*attempt, Ok(output));
+            }
+            Owed::Elsewhere(sent) => sent.answer(Ok(output)),
+        }
     }
 
     /// Ends this request alone; the rest of the batch goes on.
     pub fn fail(&self, failure: Failure) {
-        let error = failure.into_error(C::NAME, self.job.model());
-        self.job.answer_from(self.attempt, Err(error));
+        match &self.owed {
+            Owed::Here(Assigned { job, attempt }) => {
+                let error = failure.into_error(C::NAME, job.model());
+                job.answer_from(*attempt, Err(error));
+            }
+            Owed::Elsewhere(sent) => sent.answer(Err(failure)),
+        }
     }
 
     /// Sends a part of a streamed answer. Waits while the reader's buffer is full, ticking progress; a reader
@@ -217,7 +295,11 @@ impl<C: Capability> Item<C> {
     /// # Errors
     /// [`EmitError::Full`], and [`EmitError::Stopped`] if nobody wants it any more.
     pub fn try_emit(&self, chunk: C::Chunk) -> Result<(), EmitError<C::Chunk>> {
-        let sent = self.job.emit_from(self.attempt, chunk);
+        let Assigned { job, attempt } = match &self.owed {
+            Owed::Here(assigned) => assigned,
+            Owed::Elsewhere(sent) => return sent.emit(chunk),
+        };
+        let sent = job.emit_from(*attempt, chunk);
         let mut full_since = self.full_since.lock().unwrap_or_else(PoisonError::into_inner);
         let Err(EmitError::Full(chunk)) = sent else {
             *full_since = None;
@@ -227,9 +309,9 @@ impl<C: Capability> Item<C> {
             return Err(EmitError::Full(chunk));
         }
         reap(chunk);
-        let model = self.job.model().clone();
+        let model = job.model().clone();
         let error = Error::SlowReader { model, capability: C::NAME.into(), stalled: self.stall };
-        self.job.cut_off_from(self.attempt, error);
+        job.cut_off_from(*attempt, error);
         Err(EmitError::Stopped)
     }
 }

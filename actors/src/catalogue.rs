@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
-use crate::capability::{Batching, Capability};
+use crate::capability::{Batching, Capability, Portable};
 use crate::config::{PoolConfig, check_name};
 use crate::entry::ModelEntry;
 use crate::error::{Error, Result};
 use crate::id::{Device, ModelId, ModelKey};
+use crate::isolation::{IsolatedLoader, Isolation};
 use crate::memory::Budgets;
 use crate::model::Loader;
 use crate::progress::Clock;
@@ -47,9 +48,28 @@ pub struct ModelSpec<C: Capability> {
 impl<C: Capability> ModelSpec<C> {
     /// Specification of a model on the host, with the pool's settings.
     pub fn new(id: impl Into<ModelId>, loader: impl Loader<C>) -> Self {
+        Self::of(id.into(), Arc::new(loader))
+    }
+
+    /// Specification of a model that is loaded and run where `isolation` says.
+    ///
+    /// # Errors
+    /// Those of [`Isolated::new`](crate::isolation::Isolated::new).
+    pub fn isolated<L: IsolatedLoader<C>>(
+        id: impl Into<ModelId>,
+        loader: L,
+        isolation: &Isolation,
+    ) -> Result<Self>
+    where
+        C: Portable,
+    {
+        Ok(Self::of(id.into(), isolation.place(loader)?))
+    }
+
+    fn of(id: ModelId, loader: Arc<dyn Loader<C>>) -> Self {
         Self {
-            id: id.into(),
-            loader: Arc::new(loader),
+            id,
+            loader,
             device: Device::host(),
             config: None,
             batching: C::BATCHING,

@@ -26,6 +26,7 @@ mod entry;
 mod job;
 mod batch;
 mod model;
+pub mod isolation;
 mod status;
 mod alarm;
 mod children;

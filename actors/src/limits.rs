@@ -30,3 +30,6 @@ pub const MAX_PAINTED_SIDE: usize = 4096;
 pub const MAX_STEPS: usize = 1000;
 /// Maximum classifier-free guidance scale of a picture to paint.
 pub const MAX_GUIDANCE: f32 = 100.0;
+
+/// Maximum number of bytes of a request, a chunk or an output that goes to or comes from a process of its own.
+pub const MAX_FRAME_BYTES: usize = 1 << 30;

@@ -189,6 +189,13 @@ impl LoadProgress {
         }
     }
 
+    /// The stage with its bytes done and in total, while a load is under way.
+    #[cfg(unix)]
+    pub(crate) fn snapshot(&self) -> Option<(LoadStage, u64, u64)> {
+        let is_active = self.active.load(Ordering::Acquire) != 0;
+        is_active.then(|| (self.stage(), self.done.load(Ordering::Relaxed), self.total()))
+    }
+
     pub(crate) fn end(&self) {
         self.active.store(0, Ordering::Release);
     }

@@ -166,4 +166,8 @@ impl<C: Capability> Model<C> for FaultyModel<C> {
         }
         self.model.run(batch)
     }
+
+    fn health(&mut self) -> Result<(), Cause> {
+        self.model.health()
+    }
 }

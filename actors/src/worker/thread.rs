@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ractor::{ActorRef, DerivedActorRef};
 
 use super::Crash;
-use crate::batch::{Batch, Item, Joining};
+use crate::batch::{Assigned, Batch, Item, Joining};
 use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::error::Failure;
@@ -162,8 +162,23 @@ impl<C: Capability> Thread<C> {
         let _ = self.arguments.pool.send_message(report);
     }
 
-    fn answer_ping(&self) -> bool {
+    /// Returns false if the model is lost.
+    fn answer_ping(&mut self) -> bool {
+        if self.is_lost() {
+            return false;
+        }
         self.arguments.context.gauge.tick();
+        true
+    }
+
+    /// Asks the model whether it can go on, and tells the worker's actor if it cannot.
+    fn is_lost(&mut self) -> bool {
+        let Some(loaded) = &mut self.loaded else { return false };
+        let health = catch_unwind(AssertUnwindSafe(|| loaded.model.health()));
+        let Err(cause) = health.unwrap_or_else(|panic| Err(cause_of_panic(panic))) else { return false };
+        // The weights are as good as before, for the replacement. An actor that is gone is known to supervision already.
+        let crash = Crash { cause, weights: Some(loaded.weights.clone()) };
+        let _ = self.arguments.actor.send_message(crash);
         true
     }
 
@@ -233,7 +248,7 @@ impl<C: Capability> Thread<C> {
         let items = items(assignments, &context.gauge, stall);
         let (over, items): (Vec<_>, Vec<_>) = items.into_iter().partition(Item::should_stop);
         if !over.is_empty() {
-            let outcomes = over.iter().map(|item| (item.id(), given_up(item))).collect();
+            let outcomes = outcomes(&over, given_up);
             let _ = pool.send_message(Report::Finished { worker: *worker, outcomes });
         }
         if items.is_empty() {
@@ -242,7 +257,7 @@ impl<C: Capability> Thread<C> {
         let began = Instant::now();
         model.metrics().batch_size.record(items.len() as f64);
         let span = tracing::info_span!(span::RUN, capability = C::NAME, model = %model.id(), %worker, requests = items.len());
-        follow(&span, items.iter().map(|item| &item.job.parts.span));
+        follow(&span, items.iter().filter_map(Item::assigned).map(|asked| &asked.job.parts.span));
         context.gauge.tick();
         let mut arrivals = Arrivals { worker: *worker, orders, pool, gauge: &context.gauge, stall };
         let joining: Option<&mut dyn Joining<C>> = match model.policy.batching {
@@ -256,8 +271,12 @@ impl<C: Capability> Thread<C> {
         let items = batch.into_items();
         match result {
             Ok(result) => {
-                let outcomes = items.iter().map(|item| (item.id(), outcome(item, &result))).collect();
-                self.report(Report::Finished { worker: *worker, outcomes });
+                let worker = *worker;
+                if self.is_lost() {
+                    return false;
+                }
+                let outcomes = outcomes(&items, |asked| outcome(asked, &result));
+                self.report(Report::Finished { worker, outcomes });
                 true
             }
             Err(panic) => {
@@ -280,12 +299,20 @@ fn items<C: Capability>(
     assignments.into_iter().map(|(job, attempt)| Item::new(job, attempt, gauge.clone(), stall)).collect()
 }
 
+/// Returns the outcome of each request.
+fn outcomes<C: Capability>(
+    items: &[Item<C>],
+    outcome: impl Fn(&Assigned<C>) -> Outcome,
+) -> Vec<(RequestId, Outcome)> {
+    items.iter().filter_map(Item::assigned).map(|asked| (asked.job.id, outcome(asked))).collect()
+}
+
 /// Returns the outcome of a request at the end of its run. One that ran out of time is answered here, where
 /// it is known to have been running.
-fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outcome {
-    let job = &item.job;
+fn outcome<C: Capability>(asked: &Assigned<C>, result: &Result<(), Failure>) -> Outcome {
+    let job = &asked.job;
     if job.is_answered() || job.is_abandoned() {
-        return departure(item);
+        return departure(asked);
     }
     let failure = match result {
         Ok(()) => Failure::failed("the model ended its run without an answer to this request"),
@@ -299,13 +326,13 @@ fn outcome<C: Capability>(item: &Item<C>, result: &Result<(), Failure>) -> Outco
 
 /// Returns the outcome of a request that is owed no answer any more. Only one that its run was done with was answered by
 /// that: others may have run out of time, or lost their callers, while they would have killed it.
-fn departure<C: Capability>(item: &Item<C>) -> Outcome {
-    if item.job.has_finished() { Outcome::Answered } else { given_up(item) }
+fn departure<C: Capability>(asked: &Assigned<C>) -> Outcome {
+    if asked.job.has_finished() { Outcome::Answered } else { given_up(asked) }
 }
 
 /// Gives up a request that nobody waits for; if its time ran out, its caller is told.
-fn given_up<C: Capability>(item: &Item<C>) -> Outcome {
-    item.job.answer_from(item.attempt, Err(item.job.timeout_error()));
+fn given_up<C: Capability>(asked: &Assigned<C>) -> Outcome {
+    asked.job.answer_from(asked.attempt, Err(asked.job.timeout_error()));
     Outcome::GivenUp
 }
 
@@ -332,7 +359,7 @@ impl<C: Capability> Joining<C> for Arrivals<'_, C> {
     }
 
     fn left(&mut self, gone: Vec<Item<C>>) {
-        let outcomes = gone.iter().map(|item| (item.id(), departure(item))).collect();
+        let outcomes = outcomes(&gone, departure);
         let _ = self.pool.send_message(Report::Finished { worker: self.worker, outcomes });
     }
 }

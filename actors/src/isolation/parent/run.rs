@@ -1,0 +1,371 @@
+//! A worker's model whose runs happen in a child. The requests of a batch are sent there, and whatever the child says is
+//! passed on to their callers; cancel marks, requests that join and the room in readers' buffers go the other way. A child
+//! that is lost is the worker's to tell: it decides nothing.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
+
+use super::super::frames::{Order, Report, Run, WINDOW, frame};
+use super::super::process::Process;
+use super::super::transport::Connection;
+use super::{ReportOf, next, out_of_turn};
+use crate::batch::{Batch, Item};
+use crate::capability::Portable;
+use crate::error::{Cause, Failure};
+use crate::id::RequestId;
+use crate::job::EmitError;
+use crate::model::{LoadContext, Model};
+
+/// Longest time between two looks at cancel marks.
+const LOOK: Duration = Duration::from_millis(10);
+/// Longest time between two looks at requests that join: a step of a model takes longer.
+const LOOK_FOR_ARRIVALS: Duration = Duration::from_millis(2);
+/// Longest time between two looks at a reader's full buffer.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(1);
+/// Age up to which a sign of life will do.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A model in a child.
+pub(super) struct ProcessModel {
+    process: Process,
+    context: LoadContext,
+    cancel_limit: Duration,
+    run: Run,
+    /// The moment of the child's last message.
+    heard: Instant,
+    /// The reason for which the child is lost.
+    lost: Option<Cause>,
+}
+
+impl ProcessModel {
+    pub(super) fn new(process: Process, context: LoadContext, cancel_limit: Duration) -> Self {
+        Self { process, context, cancel_limit, run: 0, heard: Instant::now(), lost: None }
+    }
+
+    /// Notes that the child is lost, and makes sure of it.
+    fn lose(&mut self, cause: Cause) {
+        self.process.end();
+        self.lost = Some(cause);
+    }
+
+    fn send<R: serde::Serialize>(&mut self, order: &Order<R>) {
+        // Orders without input are small and can be written.
+        let _ = self.process.link.send(order);
+    }
+
+    /// Waits for the answer to a ping.
+    fn ping<C: Portable>(&mut self) -> Result<(), Cause> {
+        self.send(&Order::<()>::Ping);
+        loop {
+            let connection = self.process.link.pump(LOOK);
+            while let Some(report) = next::<C>(&mut self.process)? {
+                match report {
+                    Report::Pong => {
+                        self.heard = Instant::now();
+                        return Ok(());
+                    }
+                    // Threads of a model may go on between two runs.
+                    Report::Progress(_) => {}
+                    Report::Panicked(cause) => return Err(cause),
+                    _ => return Err(out_of_turn()),
+                }
+            }
+            if connection == Connection::Closed {
+                return Err(self.process.end());
+            }
+            if self.context.should_stop() {
+                return Err(given_up());
+            }
+        }
+    }
+}
+
+impl<C: Portable> Model<C> for ProcessModel {
+    fn run(&mut self, batch: &mut Batch<C>) -> Result<(), Failure> {
+        if let Some(cause) = &self.lost {
+            return Err(Failure::failed(cause.clone()));
+        }
+        let running = Running {
+            model: self,
+            batch,
+            requests: FxHashMap::default(),
+            runs: false,
+            failure: None,
+            idle_since: None,
+        };
+        match running.serve() {
+            Ok(None) => Ok(()),
+            Ok(Some(failure)) => Err(failure),
+            Err(cause) => {
+                self.lose(cause.clone());
+                Err(Failure::failed(cause))
+            }
+        }
+    }
+
+    fn health(&mut self) -> Result<(), Cause> {
+        if self.lost.is_none()
+            && self.heard.elapsed() > FRESH
+            && let Err(cause) = self.ping::<C>()
+        {
+            self.lose(cause);
+        }
+        self.lost.clone().map_or(Ok(()), Err)
+    }
+}
+
+fn given_up() -> Cause {
+    Cause::new("its process was killed, as its worker was given up")
+}
+
+/// A request that the child has.
+struct Away<C: Portable> {
+    /// The child's model has it.
+    admitted: bool,
+    /// The child was told that nobody waits.
+    cancelled: bool,
+    /// The child has let go of it, and its caller has what there was to say.
+    done: bool,
+    /// Chunks for which the reader's buffer had no room.
+    chunks: VecDeque<C::Chunk>,
+    /// Number of chunks that the reader has taken since the child was last told so.
+    taken: usize,
+    answer: Option<Result<C::Output, Failure>>,
+}
+
+impl<C: Portable> Away<C> {
+    fn new(admitted: bool) -> Self {
+        Self { admitted, cancelled: false, done: false, chunks: VecDeque::new(), taken: 0, answer: None }
+    }
+}
+
+/// A run under way.
+struct Running<'r, 'b, C: Portable> {
+    model: &'r mut ProcessModel,
+    batch: &'r mut Batch<'b, C>,
+    requests: FxHashMap<RequestId, Away<C>>,
+    /// The child's model runs.
+    runs: bool,
+    /// The failure that has ended a run of the child.
+    failure: Option<Failure>,
+    /// Since when nobody has waited for anything that the child's model has.
+    idle_since: Option<Instant>,
+}
+
+impl<C: Portable> Running<'_, '_, C> {
+    /// Runs the batch, and returns the failure that ended the run, if one did.
+    ///
+    /// # Errors
+    /// The end of the child.
+    fn serve(mut self) -> Result<Option<Failure>, Cause> {
+        self.start();
+        loop {
+            if self.model.context.should_stop() {
+                return Err(given_up());
+            }
+            let connection = self.model.process.link.pump(self.patience());
+            let heard = self.hear();
+            // What came before the end of a child is as good as ever.
+            self.deliver();
+            heard?;
+            if connection == Connection::Closed {
+                return Err(self.model.process.end());
+            }
+            if self.runs {
+                self.cancel_unwanted();
+                self.check_idle()?;
+                self.join();
+            } else if self.requests.values().any(|away| away.answer.is_some()) {
+                // It waits for a reader, which is no fault of the child's.
+                self.batch.tick();
+            } else if self.requests.values().any(|away| !away.admitted && !away.done) {
+                // These came too late for the run that has just ended.
+                self.start();
+            } else {
+                return Ok(self.failure);
+            }
+        }
+    }
+
+    /// Takes in all that has come.
+    fn hear(&mut self) -> Result<(), Cause> {
+        while let Some(report) = next::<C>(&mut self.model.process)? {
+            self.model.heard = Instant::now();
+            self.take(report)?;
+        }
+        Ok(())
+    }
+
+    fn patience(&self) -> Duration {
+        match self.requests.values().any(|away| !away.chunks.is_empty()) {
+            true => LOOK_FOR_ROOM,
+            false if self.batch.is_joined() => LOOK_FOR_ARRIVALS,
+            false => LOOK,
+        }
+    }
+
+    /// Begins a run of the child with all requests that are not with its model.
+    fn start(&mut self) {
+        self.model.run += 1;
+        self.requests.retain(|_, away| away.admitted || away.done);
+        self.send_new(true);
+        if self.requests.values().any(|away| away.admitted && !away.done) {
+            let (run, joins) = (self.model.run, self.batch.is_joined());
+            self.model.send(&Order::<()>::Start { run, joins });
+            self.runs = true;
+        }
+    }
+
+    /// Sends the requests that the child does not have. One that cannot be sent fails alone.
+    fn send_new(&mut self, admitted: bool) {
+        let run = self.model.run;
+        for item in self.batch.items() {
+            if self.requests.contains_key(&item.id()) {
+                continue;
+            }
+            let mut away = Away::new(admitted);
+            match frame(&Order::Ask { run, request: item.id(), input: item.request() }) {
+                Ok(bytes) => self.model.process.link.send_bytes(bytes),
+                Err(error) => {
+                    item.fail(Failure::invalid_input(Cause::of(&error)));
+                    away.done = true;
+                }
+            }
+            self.requests.insert(item.id(), away);
+        }
+    }
+
+    /// Takes in what the child says. A request that is not known has left meanwhile.
+    fn take(&mut self, report: ReportOf<C>) -> Result<(), Cause> {
+        match report {
+            Report::Progress(_) => self.batch.tick(),
+            Report::Admitted(requests) => {
+                for request in requests {
+                    self.away(request, |away| away.admitted = true);
+                }
+            }
+            Report::Left(requests) => {
+                for request in requests {
+                    self.away(request, |away| away.done |= away.answer.is_none());
+                }
+            }
+            Report::Begun(request) => {
+                if let Some(item) = find(self.batch, request) {
+                    item.begin();
+                }
+            }
+            Report::Chunk { request, chunk } => {
+                let mut room = true;
+                self.away(request, |away| {
+                    room = away.chunks.len() < WINDOW;
+                    away.chunks.push_back(chunk);
+                });
+                if !room {
+                    return Err(Cause::new("its process broke the protocol: it sent chunks without leave"));
+                }
+            }
+            Report::Finished { request, output } => self.away(request, |away| away.answer = Some(Ok(output))),
+            Report::Failed { request, failure } => {
+                self.away(request, |away| away.answer = Some(Err(failure)))
+            }
+            Report::Done { run, failure } if run == self.model.run => {
+                self.runs = false;
+                self.failure = self.failure.take().or(failure);
+                let away = self.requests.values_mut().filter(|away| away.admitted && away.answer.is_none());
+                away.for_each(|away| away.done = true);
+            }
+            Report::Panicked(cause) => return Err(cause),
+            Report::Pong => {}
+            _ => return Err(out_of_turn()),
+        }
+        Ok(())
+    }
+
+    fn away(&mut self, request: RequestId, change: impl FnOnce(&mut Away<C>)) {
+        if let Some(away) = self.requests.get_mut(&request) {
+            change(away);
+        }
+    }
+
+    /// Passes on chunks and answers, in order, as far as the readers take them.
+    fn deliver(&mut self) {
+        for (request, away) in &mut self.requests {
+            let Some(item) = find(self.batch, *request) else { continue };
+            while let Some(chunk) = away.chunks.pop_front() {
+                match item.try_emit(chunk) {
+                    Ok(()) => away.taken += 1,
+                    Err(EmitError::Full(chunk)) => {
+                        away.chunks.push_front(chunk);
+                        break;
+                    }
+                    Err(EmitError::Stopped) => away.chunks.clear(),
+                }
+            }
+            if away.chunks.is_empty()
+                && let Some(answer) = away.answer.take()
+            {
+                match answer {
+                    Ok(output) => item.finish(output),
+                    Err(failure) => item.fail(failure),
+                }
+                away.done = true;
+            }
+            if away.taken >= WINDOW / 2 && !away.done {
+                let chunks = std::mem::take(&mut away.taken);
+                self.model.send(&Order::<()>::Credit { request: *request, chunks });
+            }
+        }
+    }
+
+    /// Tells the child of the requests that nobody waits for any more.
+    fn cancel_unwanted(&mut self) {
+        for item in self.batch.items() {
+            let Some(away) = self.requests.get_mut(&item.id()) else { continue };
+            if !away.cancelled && !away.done && item.should_stop() {
+                away.cancelled = true;
+                away.chunks.clear();
+                self.model.send(&Order::<()>::Cancel { request: item.id() });
+            }
+        }
+    }
+
+    /// Gives the child up if it goes on for too long with what nobody waits for.
+    fn check_idle(&mut self) -> Result<(), Cause> {
+        let mut admitted = self.requests.values().filter(|away| away.admitted);
+        if !admitted.all(|away| away.done || away.cancelled) {
+            self.idle_since = None;
+            return Ok(());
+        }
+        let limit = self.model.cancel_limit;
+        if self.idle_since.get_or_insert_with(Instant::now).elapsed() < limit {
+            return Ok(());
+        }
+        let limit = limit.as_millis();
+        Err(Cause::new(format!(
+            "its process was killed: it ran on for {limit} ms after nobody waited for its answers"
+        )))
+    }
+
+    /// Lets go of the requests that the child has let go of, and sends those that have come.
+    fn join(&mut self) {
+        if !self.batch.is_joined() {
+            return;
+        }
+        let requests = &self.requests;
+        // What a run of the child has left unanswered is answered with the end of this one.
+        let has_left =
+            |item: &Item<C>| item.is_answered() && requests.get(&item.id()).is_some_and(|away| away.done);
+        let joined = self.batch.admit(has_left);
+        let batch = &*self.batch;
+        self.requests.retain(|request, away| !away.done || find(batch, *request).is_some());
+        if joined > 0 {
+            self.send_new(false);
+        }
+    }
+}
+
+fn find<'a, C: Portable>(batch: &'a Batch<'_, C>, request: RequestId) -> Option<&'a Item<C>> {
+    batch.items().iter().find(|item| item.id() == request)
+}
