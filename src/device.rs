@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use model_actors::{Bytes, Footprint};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::limits::MAX_PARALLEL;
@@ -16,7 +17,8 @@ use crate::limits::MAX_PARALLEL;
 /// assert_eq!(ComputeDevice::default(), ComputeDevice::Cpu);
 /// assert_eq!(ComputeDevice::Cuda(1).to_string(), "cuda:1");
 /// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ComputeDevice {
     /// The processor.

@@ -29,6 +29,7 @@ mod preprocessing;
 mod resources;
 mod registration;
 mod models;
+pub mod isolation;
 mod handles;
 mod engine;
 #[cfg(feature = "fuzzing")]

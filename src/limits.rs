@@ -34,6 +34,7 @@
 //! | bytes of the name of a model, a device or a capability | [`MAX_NAME_BYTES`], 256 | `InvalidConfig` of the actors |
 //! | requests that wait for a model | `QueueCapacity` of the capability | [`Overloaded`], or the caller waits |
 //! | requests that run together | `BatchLimits` of the pool | they wait |
+//! | bytes of a request, a chunk or an output of a model in a process of its own | [`MAX_FRAME_BYTES`], 1 GiB | `InvalidInput` |
 //! | letters of a media type before base64 | `MAX_MEDIA_TYPE` of `image_input/base64.rs`, 256 | [`InvalidImage`] |
 //! | look-ups of names at once | `MAX_LOOKUPS` of `image_input/fetch.rs`, 16 | they wait |
 //! | redirects from a file of the hub to its content | `MAX_REDIRECTS` of `hub/client.rs`, 10 | [`TransferFailed`] |
@@ -118,6 +119,7 @@
 
 use model_actors::Bytes;
 pub use model_actors::limits::*;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -174,7 +176,8 @@ pub const MAX_CACHE_TOKENS: usize = 16 << 20;
 /// assert_eq!(GenerationLimits::default().kv_cache_tokens, 8192);
 /// # drop(long);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct GenerationLimits {
     /// Capacity of a worker's key-value caches in tokens, of prompts and answers of all texts together; 8,192, from 128

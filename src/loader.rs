@@ -6,12 +6,15 @@
 use std::sync::{Arc, OnceLock};
 
 use model_actors::{Capability, Cause, Failure, Footprint, LoadContext, Loader, Model, ModelId, Weights};
+use serde::{Deserialize, Serialize};
 
 use crate::device::{Compute, ComputeDevice};
 use crate::error::{Error, Result};
 use crate::hub_settings::HubSettings;
 use crate::limits::GenerationLimits;
 use crate::source::{Files, Source, Unread};
+
+pub(crate) mod portable;
 
 /// Everything about a model that its small files tell, before its weights are read.
 pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
@@ -42,7 +45,7 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
 }
 
 /// Settings of a model that generates text.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct GenerationSettings {
     pub(crate) limits: GenerationLimits,
     /// Special tokens in what people write are encoded as text.

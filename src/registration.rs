@@ -2,11 +2,12 @@
 //! model's specification. The five shipped capabilities implement them in their own files; an application implements
 //! them for its own. Registering itself is left to `engine`.
 
-use model_actors::{Capability, Model, ModelHandle, ModelId, ModelSpec, PoolConfig};
+use model_actors::isolation::Isolation;
+use model_actors::{Capability, Model, ModelHandle, ModelId, ModelSpec, PoolConfig, Portable};
 
 use crate::error::Result;
 use crate::limits::GenerationLimits;
-use crate::loader::{CapabilityOf, GenerationSettings, LoadPlan, ModelLoader, WorkerModel};
+use crate::loader::{CapabilityOf, GenerationSettings, LoadPlan, ModelLoader, WorkerModel, portable};
 use crate::resources::EngineResources;
 use crate::source::Source;
 
@@ -120,6 +121,9 @@ pub struct SourceSpec {
     pub eight_bit: bool,
     /// Settings of the model's workers and queue, in place of its pool's.
     pub pool_config: Option<PoolConfig>,
+    /// The place where the model is loaded and run, in place of the engine's: processes of their own, say, with
+    /// [`ProcessOptions`](crate::isolation::ProcessOptions).
+    pub isolation: Option<Isolation>,
     /// Keeps the model in memory once it is loaded: neither cooldown nor another model's need evicts it.
     pub pinned: bool,
 }
@@ -131,8 +135,13 @@ model_actors::setters! { SourceSpec {
     with_exact_products(exact_products: bool);
     with_eight_bit(eight_bit: bool);
     with_pool_config(pool_config: PoolConfig) Some;
+    with_isolation(isolation: impl Into<Isolation>) place;
     with_pinned(pinned: bool);
 } }
+
+fn place(isolation: impl Into<Isolation>) -> Option<Isolation> {
+    Some(isolation.into())
+}
 
 impl From<Source> for SourceSpec {
     fn from(source: Source) -> Self {
@@ -145,6 +154,7 @@ impl From<Source> for SourceSpec {
             exact_products: false,
             eight_bit: false,
             pool_config: None,
+            isolation: None,
             pinned: false,
         }
     }
@@ -156,7 +166,10 @@ impl SourceSpec {
         self,
         id: ModelId,
         resources: &EngineResources,
-    ) -> Result<ModelSpec<CapabilityOf<M>>> {
+    ) -> Result<ModelSpec<CapabilityOf<M>>>
+    where
+        CapabilityOf<M>: Portable,
+    {
         let Self {
             source,
             generation: limits,
@@ -165,6 +178,7 @@ impl SourceSpec {
             exact_products,
             eight_bit,
             pool_config,
+            isolation,
             pinned,
         } = self;
         source.check()?;
@@ -172,7 +186,11 @@ impl SourceSpec {
         let generation = GenerationSettings { limits, split_special_tokens, exact_products };
         let loader = ModelLoader::<M>::new(source, compute, generation, hub)?;
         let loader = loader.with_allow_unread(allow_unread).with_eight_bit(eight_bit)?;
-        let mut spec = ModelSpec::new(id, loader).device(resources.device().memory());
+        let mut isolation = isolation.unwrap_or_else(|| resources.isolation().clone());
+        if let Isolation::Process(options) = &mut isolation {
+            options.environment.extend(portable::ENVIRONMENT.map(str::to_owned));
+        }
+        let mut spec = ModelSpec::isolated(id, loader, &isolation)?.device(resources.device().memory());
         if M::Plan::CONTINUOUS {
             spec = spec.continuous().max_batch_requests(limits.max_sequences);
         }

@@ -3,6 +3,7 @@
 //! it.
 
 use model_actors::LoadContext;
+use model_actors::isolation::Isolation;
 
 use crate::device::{Compute, ComputeDevice};
 use crate::error::Result;
@@ -24,6 +25,7 @@ pub struct EngineResources {
     compute: Compute,
     hub: HubSettings,
     images: ImageInput,
+    isolation: Isolation,
 }
 
 impl EngineResources {
@@ -33,11 +35,16 @@ impl EngineResources {
     /// [`Error::InvalidSetting`](crate::Error::InvalidSetting).
     pub fn new(options: &LoadOptions) -> Result<Self> {
         let compute = Compute::new(options.device, options.threads)?;
-        Self::of(compute, options.hub.clone(), ImageSettings::default())
+        Self::of(compute, options.hub.clone(), ImageSettings::default(), Isolation::default())
     }
 
-    pub(crate) fn of(compute: Compute, hub: HubSettings, images: ImageSettings) -> Result<Self> {
-        Ok(Self { compute, hub, images: ImageInput::new(images)? })
+    pub(crate) fn of(
+        compute: Compute,
+        hub: HubSettings,
+        images: ImageSettings,
+        isolation: Isolation,
+    ) -> Result<Self> {
+        Ok(Self { compute, hub, images: ImageInput::new(images)?, isolation })
     }
 
     /// Opens a source. Fetches nothing yet: a file of a repository is fetched when it is asked for.
@@ -56,6 +63,11 @@ impl EngineResources {
     /// Processor threads that each worker may use.
     pub fn threads(&self) -> usize {
         self.compute.threads
+    }
+
+    /// The place where models run that do not say another.
+    pub fn isolation(&self) -> &Isolation {
+        &self.isolation
     }
 
     /// Settings for the hub.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use model_actors::LoadContext;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 #[cfg(feature = "hub")]
@@ -34,7 +35,8 @@ use names::{is_name, is_plain, is_repository_name};
 /// assert_eq!(Source::directory("models/mine").to_string(), "models/mine");
 /// assert_eq!(Source::parse("https://user:hf_secret@huggingface.co/a/b").to_string(), "(an address)");
 /// ```
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Source {
     /// A directory with `config.json`, `tokenizer.json` and the weights, or with one GGUF file; or a GGUF file. In a

@@ -189,6 +189,21 @@ async fn missing_small_models_are_told_first() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_process_is_killed_and_the_next_question_is_answered() {
+    let ended = run(folder().path(), "isolated", &[]).await;
+    assert!(ended.is_success && ended.err.is_empty(), "{}\n{}", ended.out, ended.err);
+    for said in [
+        "The same vectors and texts",
+        "and its process is killed",
+        "SIGKILL",
+        "The next question is answered",
+    ] {
+        assert!(ended.out.contains(said), "{said}: {}", ended.out);
+    }
+}
+
 #[tokio::test]
 async fn the_tour_shows_all_of_it_and_leaves_nothing_behind() {
     let folder = folder();

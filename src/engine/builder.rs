@@ -1,6 +1,7 @@
 //! Building an engine: its settings are checked, its pools added to a system, and the models that it starts with
 //! registered once the system runs.
 
+use model_actors::isolation::Isolation;
 use model_actors::{
     Bytes, ImageEmbedding, ModelId, PoolConfig, System, SystemBuilder, SystemConfig, TextEmbedding,
     TextToImage, TextToText, Vision,
@@ -36,6 +37,7 @@ pub struct EngineBuilder {
     pool: Option<PoolConfig>,
     hub: HubSettings,
     images: ImageSettings,
+    isolation: Isolation,
     pools: Vec<(AddPool, PoolConfig)>,
     models: Vec<Register>,
 }
@@ -55,6 +57,7 @@ impl EngineBuilder {
             pool: None,
             hub: HubSettings::default(),
             images: ImageSettings::default(),
+            isolation: Isolation::default(),
             pools: Vec::new(),
             models: Vec::new(),
         }
@@ -104,6 +107,12 @@ impl EngineBuilder {
     /// Settings for images from outside: limits, memory, time, and which addresses may be opened.
     pub fn image_input(self, images: ImageSettings) -> Self {
         Self { images, ..self }
+    }
+
+    /// The place where the models of this crate run, unless theirs is set ([`SourceSpec::isolation`](crate::SourceSpec::isolation)): threads of this process,
+    /// or, with [`ProcessOptions`](crate::isolation::ProcessOptions), processes of their own.
+    pub fn isolation(self, isolation: impl Into<Isolation>) -> Self {
+        Self { isolation: isolation.into(), ..self }
     }
 
     /// Adds the pool of an application's own capability, whose models are then registered as those of the shipped ones.
@@ -211,7 +220,8 @@ impl EngineBuilder {
     /// [`Error::Actor`] if it lacks a pool; [`Error::InvalidSetting`]; those of [`Engine::register`].
     pub fn attach(self, system: System) -> Result<Engine> {
         let compute = Compute::new(self.device, self.threads)?;
-        let engine = Engine { system, resources: EngineResources::of(compute, self.hub, self.images)? };
+        let resources = EngineResources::of(compute, self.hub, self.images, self.isolation)?;
+        let engine = Engine { system, resources };
         for register in self.models {
             register(&engine)?;
         }

@@ -236,7 +236,7 @@ fn act(item: &Item<Acts>) {
         }
         Act::Deaf => tick_for_ever(item),
         Act::Hang => loop {
-            std::thread::park();
+            std::thread::yield_now();
         },
         Act::Die(fate) => fate.die(),
         Act::Panic => panic!("the script says so"),

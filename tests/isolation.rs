@@ -1,0 +1,134 @@
+//! The trained models of this repository in processes of their own: they answer as in this one, typed errors included, and
+//! serve again soon after their process was killed.
+//!
+//! Children are this executable, so its `main` begins as an application's does, and there is no test harness.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![cfg_attr(not(target_os = "linux"), allow(unused, reason = "children are found in /proc"))]
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use candle_actors::isolation::{Isolation, ProcessOptions, run_child_if_asked};
+use candle_actors::{
+    DescribeImage, Engine, EngineBuilder, Error, GenerateText, ImageSource, Message, PaintImage, Picture,
+    PoolConfig, RestartConfig, Sampling, Source, SourceSpec,
+};
+
+#[cfg(not(target_os = "linux"))]
+fn main() {}
+
+#[cfg(target_os = "linux")]
+fn main() {
+    if std::env::var_os("MODEL_ACTORS_CHILD").is_none() {
+        block_on(a_main_without_the_first_line_is_told_so());
+    }
+    run_child_if_asked();
+    block_on(answers_and_errors_are_the_same());
+    block_on(a_killed_process_is_replaced());
+    println!("test result: ok");
+}
+
+fn block_on(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(300), test).await.expect("it ends") });
+}
+
+fn source(name: &str) -> Source {
+    Source::directory(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models").join(name))
+}
+
+fn builder(isolation: impl Into<Isolation>) -> EngineBuilder {
+    let restart = RestartConfig::default().with_first_backoff(Duration::from_millis(50));
+    Engine::builder()
+        .isolation(isolation)
+        .pool_config(PoolConfig::default().with_max_workers(1).with_restart(restart))
+        .text_embedding("texts", source("english-embedding-small"))
+        .image_embedding("images", source("shapes-image-embedding"))
+        .text_to_text("chat", source("shapes-chat"))
+        .vision("eyes", source("shapes-vision"))
+        .text_to_image("painter", source("shapes-text-to-image"))
+}
+
+async fn a_main_without_the_first_line_is_told_so() {
+    let refused = builder(ProcessOptions::default()).start().await.unwrap_err();
+    assert!(refused.to_string().contains("run_child_if_asked at the top of main"), "{refused}");
+    let spec = SourceSpec::from(source("english-embedding-small")).with_isolation(Isolation::Thread);
+    let engine =
+        Engine::builder().isolation(ProcessOptions::default()).text_embedding("texts", spec).start().await;
+    engine.unwrap().shutdown().await;
+}
+
+/// A question that has to be rendered, and whose answer streams.
+fn question() -> GenerateText {
+    GenerateText::chat([Message::user("Tell me a short story about a small red circle.")])
+        .with_sampling(Sampling::default().with_temperature(0.7).with_seed(3))
+}
+
+fn picture() -> Picture {
+    let rgb = (0..64 * 64).flat_map(|place| if place % 64 < 32 { [255, 0, 0] } else { [0, 0, 255] });
+    Picture::new(64, 64, rgb.collect())
+}
+
+/// Everything that the models say, in words that compare.
+async fn answers(engine: &Engine) -> Vec<String> {
+    let texts = engine.text_embedding("texts").unwrap().embed_batch(["A cat sleeps.", "Shares fell."]).await;
+    let images = engine.image_embedding("images").unwrap();
+    let image = || ImageSource::Picture(picture());
+    let images = images.embed_image(image()).await;
+    let mut stream = engine.text_to_text("chat").unwrap().stream(question()).await.unwrap();
+    let mut chunks = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        chunks.push(chunk.unwrap());
+    }
+    let told = stream.output().await.unwrap();
+    assert_eq!(chunks.concat(), told.text);
+    let seen = DescribeImage::new(image()).with_question("Describe the picture.");
+    let seen = engine.vision("eyes").unwrap().describe(seen).await;
+    let painted = PaintImage::from("a red circle left of a blue square").with_seed(5).with_steps(2);
+    let painted = engine.text_to_image("painter").unwrap().paint(painted).await.unwrap();
+    let too_long = GenerateText::chat([Message::user("word ".repeat(20_000))]);
+    let too_long = engine.text_to_text("chat").unwrap().generate(too_long).await.unwrap_err();
+    assert!(matches!(too_long, Error::PromptTooLong { .. }), "{too_long}");
+    vec![
+        format!("{:?}", texts.unwrap()),
+        format!("{:?}", images.unwrap()),
+        format!("{told:?}"),
+        format!("{:?}", seen.unwrap()),
+        format!("{painted:?} {:?}", painted.rgb),
+        too_long.to_string(),
+    ]
+}
+
+async fn answers_and_errors_are_the_same() {
+    let here = builder(Isolation::Thread).start().await.unwrap();
+    let apart = builder(ProcessOptions::default()).start().await.unwrap();
+    for (here, apart) in answers(&here).await.into_iter().zip(answers(&apart).await) {
+        assert_eq!(here, apart);
+    }
+    assert_eq!(children().len(), 5);
+    assert!(here.shutdown().await.is_clean());
+    assert!(apart.shutdown().await.is_clean());
+    assert_eq!(children(), Vec::<i32>::new());
+}
+
+/// The children of this process.
+fn children() -> Vec<i32> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().map(|id| id.parse().unwrap()).collect::<Vec<_>>()).collect()
+}
+
+async fn a_killed_process_is_replaced() {
+    let engine = builder(ProcessOptions::default()).start().await.unwrap();
+    let texts = engine.text_embedding("texts").unwrap();
+    let before = texts.embed("A cat sleeps.").await.unwrap();
+    let killed = children();
+    assert_eq!(killed.len(), 1);
+    let status = std::process::Command::new("kill").args(["-KILL", &killed[0].to_string()]).status().unwrap();
+    assert!(status.success());
+    let began = Instant::now();
+    assert_eq!(texts.embed("A cat sleeps.").await.unwrap(), before, "its caller sees nothing of it");
+    println!("an embedder answered {:.0?} after its process was killed", began.elapsed());
+    assert_ne!(children(), killed);
+    assert!(engine.shutdown().await.is_clean());
+}
