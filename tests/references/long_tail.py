@@ -1,4 +1,4 @@
-"""Writes the tiny models of tests/fixtures/transformers, families that candle-transformers computes, with transformers' results.
+"""Writes the tiny models of tests/fixtures/transformers, which candle-transformers computes, with transformers' results.
 
 Each folder is laid out like a published repository: the configuration has the published keys, the weights have the
 published names. Beside them lies what decoders.py writes for its families: `expected.json` with four prompts and 64 greedy
@@ -111,18 +111,30 @@ def candidates_of(tokenizer):
     return [prompt for prompt in texts if tokenizer.encode(tokenizer.decode(prompt)).ids == prompt]
 
 
-def seeded(family, config, tokenizer, special):
+def long_answer(model, tokenizer, length, special):
+    """The same of one long prompt, or nothing. One at a time: they would be as many times as long together."""
+    for start in range(4):
+        texts = decoders.TEXTS[start:6] + decoders.TEXTS[:start]
+        found = answers(model, [tokenizer.encode(" ".join(texts * 4)).ids[:length]], 1, special)
+        if found is not None:
+            return found
+    return None
+
+
+def seeded(family, config, tokenizer, special, longest):
     """The first seed whose texts vary and whose best tokens are clear at each step, with them and a second turn."""
     for seed in range(40):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         randomize(model, seed, SCALES.get(family, USUAL))
-        found = answers(model, candidates_of(tokenizer), 4, special)
-        if found is None:
+        found = answers(model, candidates_of(tokenizer), 3 if longest else 4, special)
+        long = long_answer(model, tokenizer, longest, special) if longest and found else []
+        if found is None or long is None:
             continue
+        found += long
         last, (tokens, _) = found[-1]
         turns = [last + tokens + tokenizer.encode(text, add_special_tokens=False).ids for text in SECONDS]
-        second = answers(model, turns, 1, special)
+        second = next(filter(None, (answers(model, [turn], 1, special) for turn in turns)), None)
         if second is not None:
             return seed, model, found, second[0]
     raise SystemExit(f"{family}: no seed gives a text that varies")
@@ -202,7 +214,7 @@ def make(family):
     numbers = {tokenizer.token_to_id(token) for token in special + ends}
     native = special_tokens(recipe["native"], style, tokenizer) if "native" in recipe else settings
     config = AutoConfig.for_model(**native) if "native" in recipe else AutoConfig.from_pretrained(folder)
-    seed, model, found, second = seeded(family, config, tokenizer, numbers)
+    seed, model, found, second = seeded(family, config, tokenizer, numbers, recipe.get("longest", 0))
     save_weights(folder, family, model)
     decoders.save_tokenizer(folder, style, tokenizer, template)
     save_expected(folder, found, second, model)

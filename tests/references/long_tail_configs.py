@@ -2,7 +2,8 @@
 
 Each is the published one, shrunk: `like` names the repository that it follows, `tokenizer` the family of decoders.py whose
 tokenizer stands in for its own. The numbers of special tokens are filled in by long_tail.py. `native` is the same model as
-transformers has it, where that reads the published form only with code of the repository's own.
+transformers has it, where that reads the published form only with code of the repository's own; `longest` is the length of
+the last prompt where it matters.
 """
 
 ENDS = dict(bos_token_id=0, eos_token_id=0)
@@ -71,9 +72,10 @@ FAMILIES = {
         SHAPE, architectures=["HeliumForCausalLM"], model_type="helium", attention_bias=False, attention_dropout=0.0,
         head_dim=8, hidden_act="silu", max_position_embeddings=CONTEXT, mlp_bias=False, pad_token_id=0,
         rms_norm_eps=1e-08, rope_theta=100000.0, tie_word_embeddings=False, **ENDS, **COMMON)),
-    "glm4": dict(like="zai-org/GLM-4-9B-0414", tokenizer="phi2", config=dict(
+    # A text grows beyond the 512 tokens for which the library's cache has room at first.
+    "glm4": dict(like="zai-org/GLM-4-9B-0414", tokenizer="phi2", longest=480, config=dict(
         SHAPE, architectures=["Glm4ForCausalLM"], model_type="glm4", attention_bias=True, attention_dropout=0.0,
-        eos_token_id=[0], head_dim=16, hidden_act="silu", max_position_embeddings=CONTEXT, pad_token_id=0,
+        eos_token_id=[0], head_dim=16, hidden_act="silu", max_position_embeddings=1024, pad_token_id=0,
         partial_rotary_factor=0.5, rms_norm_eps=1e-05, rope_theta=10000.0, tie_word_embeddings=False, **COMMON)),
     "mixtral": dict(like="mistralai/Mixtral-8x7B-Instruct-v0.1", tokenizer="mistral", config=dict(
         SHAPE, architectures=["MixtralForCausalLM"], model_type="mixtral", attention_dropout=0.0, hidden_act="silu",
