@@ -53,8 +53,8 @@ pub use model_actors::{
     PaintImage, PaintStep, Picture, PoolConfig, PoolStatus, PressureLevel, Priority, ProcessMemory, Prompt,
     QueueCapacity, RegisteredModel, ReplyStream, RequestId, RequestPhase, RestartConfig, Role, Sampling,
     ShutdownReport, StallLimits, Stopped, System, SystemBuilder, SystemConfig, SystemEnd, SystemState,
-    SystemStatus, TextEmbedding, TextToImage, TextToText, Usage, Vision, Weights, WhenFull, WorkerId,
-    WorkerPhase, WorkerStatus,
+    SystemStatus, Tenant, TenantConfig, TenantStatus, TextEmbedding, TextToImage, TextToText, Usage, Vision,
+    Weights, WhenFull, WorkerId, WorkerPhase, WorkerStatus,
 };
 
 pub use device::ComputeDevice;

@@ -187,7 +187,11 @@ async fn workers_take_decoded_images_only() {
     for image in [ImageSource::Path(path), ImageSource::Bytes(png()), ImageSource::Base64("AAAA".into())] {
         let options = model_actors::CallOptions::default();
         let errors = [
-            clip.model().call(EmbedImages::images([image.clone()]), options).await.map(drop).unwrap_err(),
+            clip.model()
+                .call(EmbedImages::images([image.clone()]), options.clone())
+                .await
+                .map(drop)
+                .unwrap_err(),
             blip.model().call(request(image), options).await.map(drop).unwrap_err(),
         ];
         for error in errors {

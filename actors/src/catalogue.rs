@@ -208,7 +208,7 @@ impl<C: Capability> Catalogue<C> {
         let capacity = config.queue.unwrap_or(C::QUEUE);
         capacity.validate()?;
         let key = ModelKey(self.next_key.fetch_add(1, Ordering::Relaxed));
-        let entry = ModelEntry::new(C::NAME, key, spec.id.clone(), capacity, self.clock);
+        let entry = ModelEntry::new(C::NAME, key, spec.id.clone(), capacity, &config, self.clock);
         entry.pinned.store(spec.pinned, Ordering::Relaxed);
         let policy = ModelPolicy {
             model: spec.id,

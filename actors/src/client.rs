@@ -7,15 +7,16 @@ use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{TryAcquireError, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
 use crate::alarm::{Deadlines, Overdue};
 use crate::capability::Capability;
 use crate::catalogue::{Catalogue, Directory, ModelSpec, Registered};
-use crate::entry::{ModelEntry, Slot};
+use crate::config::check_name;
+use crate::entry::{ModelEntry, Refusal, Slot};
 use crate::error::{Error, RequestPhase, Result};
-use crate::id::{Lane, ModelId, Priority, Time};
+use crate::id::{Lane, ModelId, Priority, Tenant, Time};
 use crate::job::{Accepted, Answer, Job, JobParts};
 use crate::pool::PoolMessage;
 use crate::progress::Clock;
@@ -32,7 +33,7 @@ pub(crate) use gate::PoolGate;
 pub use reply::ReplyStream;
 use reply::{Reply, Tally};
 
-/// Options of one request: its lane, urgency and time, and what it does when the queue is full.
+/// Options of one request: its lane, urgency, tenant and time, and what it does when the queue is full.
 ///
 /// ```
 /// use model_actors::{CallOptions, Lane, WhenFull};
@@ -41,13 +42,16 @@ use reply::{Reply, Tally};
 /// let impatient = CallOptions::default().with_when_full(WhenFull::Fail);
 /// assert_eq!((bulk.when_full, impatient.lane), (WhenFull::Wait, Lane::Interactive));
 /// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CallOptions {
     /// Queue of the model that the request waits in.
     pub lane: Lane,
-    /// Urgency relative to other requests of the model, those that wait for a slot included.
+    /// Urgency relative to other requests of the model and the tenant, those that wait for a slot included.
     pub priority: Priority,
+    /// Whoever it is made for, with whom others share the model fairly as [`TenantConfig`](crate::TenantConfig) says.
+    /// Those without a tenant are one more.
+    pub tenant: Option<Tenant>,
     /// Time for queue, load and run up to the first output, or to the moment at which the model says that it has begun
     /// ([`Item::begin`](crate::Item::begin)): text to text and vision do when they begin to read the prompt, text to
     /// image when it begins to paint. From then on the stall limit bounds the run. `None`: the model's configured time.
@@ -61,6 +65,7 @@ pub struct CallOptions {
 setters! { CallOptions {
     with_lane(lane: Lane);
     with_priority(priority: Priority);
+    with_tenant(tenant: impl Into<Option<Tenant>>) Into::into;
     with_timeout(timeout: impl Into<Option<Duration>>) Into::into;
     with_total_timeout(total_timeout: impl Into<Option<Duration>>) Into::into;
     with_when_full(when_full: WhenFull);
@@ -259,13 +264,16 @@ impl<C: Capability> ModelHandle<C> {
         }
     }
 
-    fn check_input(&self, request: &C::Request) -> Result<()> {
+    fn check_input(&self, request: &C::Request, options: &CallOptions) -> Result<()> {
+        if let Some(tenant) = &options.tenant {
+            check_name("tenant", tenant.as_str())?;
+        }
         let checked = C::check(request).and_then(|()| self.latest().loader.check(request));
         checked.map_err(|cause| Error::InvalidInput { cause })
     }
 
     fn refusal(&self, request: &C::Request, options: &CallOptions) -> Option<Error> {
-        if let Err(error) = self.check_input(request) {
+        if let Err(error) = self.check_input(request, options) {
             return Some(error);
         }
         loop {
@@ -273,14 +281,12 @@ impl<C: Capability> ModelHandle<C> {
                 Ok(model) => model,
                 Err(error) => return Some(error),
             };
-            return match model.entry.vacancy(options.lane) {
+            return match model.entry.vacancy(options.lane, &options.tenant) {
                 // Replaced or removed in between: the catalogue knows what holds now.
-                Err(TryAcquireError::Closed) if model.entry.is_removed() => continue,
-                Err(TryAcquireError::Closed) => Some(self.shared.gate.closed()),
-                Err(TryAcquireError::NoPermits) if options.when_full == WhenFull::Fail => {
-                    Some(overloaded(&model.entry, options.lane))
-                }
-                _ => None,
+                Err(Refusal::Closed) if model.entry.is_removed() => continue,
+                Err(Refusal::Full | Refusal::PartFull) if options.when_full == WhenFull::Wait => None,
+                Err(refusal) => Some(self.refused(&model.entry, options, refusal)),
+                Ok(()) => None,
             };
         }
     }
@@ -292,9 +298,9 @@ impl<C: Capability> ModelHandle<C> {
     /// # Errors
     /// Every [`Error`] that a request can end with.
     pub async fn call(&self, request: C::Request, options: CallOptions) -> Result<C::Output> {
-        let tally = Tally::begin(self);
+        let (tally, span) = (Tally::begin(self), self.span(options.lane));
         let work = async { self.accept(self, request, options, None).await?.output().await };
-        tally.end(for_a_caller(work.instrument(self.span(options))).await)
+        tally.end(for_a_caller(work.instrument(span)).await)
     }
 
     /// Sends a request and returns the stream of its chunks, which ends with the output. Dropping the stream
@@ -303,7 +309,7 @@ impl<C: Capability> ModelHandle<C> {
     /// # Errors
     /// Those known before the request is accepted; later ones come out of the stream.
     pub async fn stream(&self, request: C::Request, options: CallOptions) -> Result<ReplyStream<C>> {
-        let span = self.span(options);
+        let span = self.span(options.lane);
         let tally = Tally::begin(self.clone());
         let (sender, chunks) = mpsc::channel(self.latest().policy.config.stream_buffer);
         let accepted = self.accept(self.clone(), request, options, Some(sender));
@@ -313,12 +319,12 @@ impl<C: Capability> ModelHandle<C> {
         }
     }
 
-    fn span(&self, options: CallOptions) -> tracing::Span {
+    fn span(&self, lane: Lane) -> tracing::Span {
         tracing::info_span!(
             span::REQUEST,
             capability = C::NAME,
             model = %self.model.id(),
-            lane = %options.lane,
+            %lane,
             request = tracing::field::Empty
         )
     }
@@ -332,18 +338,19 @@ impl<C: Capability> ModelHandle<C> {
         options: CallOptions,
         chunks: Option<mpsc::Sender<C::Chunk>>,
     ) -> Result<Reply<C, H>> {
-        self.check_input(&request)?;
+        self.check_input(&request, &options)?;
         let total_timeout = options.total_timeout.or_else(|| self.latest().policy.config.total_timeout);
         let total_timeout = total_timeout.unwrap_or(Duration::MAX);
         // Less time for all of it leaves no more for its beginning.
         let timeout = options.timeout.unwrap_or_else(|| self.request_timeout()).min(total_timeout);
         let began = self.shared.clock.now();
         let deadline = began + timeout;
-        let (model, slot) = self.slot(options, deadline, timeout).await?;
+        let (model, slot) = self.slot(&options, deadline, timeout).await?;
         let parts = JobParts {
             entry: model.entry.clone(),
             request: Reaped::counted(request, self.shared.roster.drops.clone()),
             lane: options.lane,
+            tenant: options.tenant,
             priority: options.priority,
             deadline,
             timeout,
@@ -364,7 +371,7 @@ impl<C: Capability> ModelHandle<C> {
     /// Takes a slot of the model, or of its replacement if it is replaced meanwhile.
     async fn slot(
         &self,
-        options: CallOptions,
+        options: &CallOptions,
         deadline: Time,
         timeout: Duration,
     ) -> Result<(Arc<Registered<C>>, Slot)> {
@@ -381,28 +388,26 @@ impl<C: Capability> ModelHandle<C> {
     async fn slot_of(
         &self,
         model: &Registered<C>,
-        options: CallOptions,
+        options: &CallOptions,
         deadline: Time,
         timeout: Duration,
     ) -> Result<Slot> {
         let entry = &model.entry;
-        match Slot::try_take(entry, options.lane) {
+        match Slot::try_take(entry, options.lane, &options.tenant) {
             Ok(slot) => return Ok(slot),
-            Err(TryAcquireError::Closed) => return Err(self.shared.gate.closed()),
-            Err(TryAcquireError::NoPermits) => {}
-        }
-        if options.when_full == WhenFull::Fail {
-            return Err(overloaded(entry, options.lane));
+            Err(Refusal::Full | Refusal::PartFull) if options.when_full == WhenFull::Wait => {}
+            Err(refusal) => return Err(self.refused(entry, options, refusal)),
         }
         let clock = self.shared.clock;
         let began = clock.now();
         let rank = options.priority.rank(began, model.policy.config.aging);
-        let taken = Slot::take(entry, options.lane, rank);
+        let taken = Slot::take(entry, options.lane, &options.tenant, rank);
         let slot = self.shared.deadlines.until(deadline, taken).await;
         entry.metrics().backpressure_wait.record(clock.now().since(began).as_secs_f64());
         match slot {
             Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(_)) | Err(Overdue::RuntimeEnded) => Err(self.shared.gate.closed()),
+            Ok(Err(refusal)) => Err(self.refused(entry, options, refusal)),
+            Err(Overdue::RuntimeEnded) => Err(self.shared.gate.closed()),
             Err(Overdue::Deadline) => Err(Error::Timeout {
                 capability: C::NAME.into(),
                 model: entry.id.clone(),
@@ -410,6 +415,22 @@ impl<C: Capability> ModelHandle<C> {
                 after: timeout,
             }),
         }
+    }
+
+    /// The error of a caller who gets no slot.
+    fn refused(&self, entry: &ModelEntry, options: &CallOptions, refusal: Refusal) -> Error {
+        let (capability, model, lane) = (entry.capability.into(), entry.id.clone(), options.lane);
+        let retry_after = entry.retry_after(lane);
+        let (tenant, capacity) = match (refusal, &options.tenant) {
+            (Refusal::Closed, _) => return self.shared.gate.closed(),
+            (Refusal::TooManyTenants, Some(tenant)) => {
+                let (tenant, most) = (tenant.clone(), entry.most_tenants());
+                return Error::TooManyTenants { model, capability, lane, tenant, most, retry_after };
+            }
+            (Refusal::PartFull, tenant) => (tenant.clone(), entry.part(lane)),
+            (Refusal::Full | Refusal::TooManyTenants, _) => (None, entry.capacity(lane)),
+        };
+        Error::Overloaded { capability, model, lane, tenant, capacity, retry_after }
     }
 
     /// The model that requests are for now: this one or its replacement.
@@ -420,15 +441,5 @@ impl<C: Capability> ModelHandle<C> {
     /// As [`Self::current`], or the model as it was if it has been removed.
     fn latest(&self) -> Arc<Registered<C>> {
         self.shared.catalogue.current(&self.model).unwrap_or_else(|| self.model.clone())
-    }
-}
-
-fn overloaded(entry: &ModelEntry, lane: Lane) -> Error {
-    Error::Overloaded {
-        capability: entry.capability.into(),
-        model: entry.id.clone(),
-        lane,
-        capacity: entry.capacity(lane),
-        retry_after: entry.retry_after(lane),
     }
 }

@@ -9,6 +9,10 @@ use crate::error::{Error, Result};
 use crate::id::{Bytes, Device};
 use crate::limits::MAX_NAME_BYTES;
 
+mod tenants;
+
+pub use tenants::TenantConfig;
+
 /// Settings of a whole system.
 ///
 /// ```
@@ -126,6 +130,8 @@ pub struct PoolConfig {
     pub batch: BatchLimits,
     /// Waiting time for which a request gains one level of priority.
     pub aging: Duration,
+    /// Shares and bounds of the tenants that requests are made for.
+    pub tenants: TenantConfig,
 }
 
 impl Default for PoolConfig {
@@ -145,6 +151,7 @@ impl Default for PoolConfig {
             stall: StallLimits::default(),
             batch: BatchLimits::default(),
             aging: Duration::from_secs(2),
+            tenants: TenantConfig::default(),
         }
     }
 }
@@ -164,6 +171,7 @@ setters! { PoolConfig {
     with_stall(stall: StallLimits);
     with_batch(batch: BatchLimits);
     with_aging(aging: Duration);
+    with_tenants(tenants: TenantConfig);
 } }
 
 impl PoolConfig {
@@ -185,6 +193,7 @@ impl PoolConfig {
         require(self.batch.requests >= 1, "batch.requests", "must be at least 1")?;
         require(self.batch.cost >= 1, "batch.cost", "must be at least 1")?;
         require(!self.aging.is_zero(), "aging", "must be above zero")?;
+        self.tenants.validate()?;
         self.restart.validate()
     }
 

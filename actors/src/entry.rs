@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, TryAcquireError};
+use tokio::sync::Semaphore;
 
-use crate::config::QueueCapacity;
-use crate::id::{Lane, ModelId, ModelKey};
+use crate::config::{PoolConfig, QueueCapacity};
+use crate::id::{Lane, ModelId, ModelKey, Tenant};
 use crate::progress::{Clock, LoadProgress};
 use crate::telemetry::ModelMetrics;
 
@@ -20,7 +20,7 @@ mod pace;
 mod slots;
 
 use pace::Pace;
-pub(crate) use slots::Closed;
+pub(crate) use slots::Refusal;
 use slots::Slots;
 
 pub(crate) struct ModelEntry {
@@ -46,8 +46,15 @@ impl ModelEntry {
         key: ModelKey,
         id: ModelId,
         capacity: QueueCapacity,
+        config: &Arc<PoolConfig>,
         clock: Clock,
     ) -> Arc<Self> {
+        let part = config.tenants.queue.unwrap_or(capacity);
+        let lane = |all: usize, part: usize| LaneSlots {
+            slots: Slots::new(all, part.min(all), config.clone()),
+            capacity: all,
+            pace: Pace::default(),
+        };
         Arc::new(Self {
             key,
             id,
@@ -55,8 +62,8 @@ impl ModelEntry {
             pinned: AtomicBool::new(false),
             removed: AtomicBool::new(false),
             capability,
-            interactive: LaneSlots::new(capacity.interactive),
-            batch: LaneSlots::new(capacity.batch),
+            interactive: lane(capacity.interactive, part.interactive),
+            batch: lane(capacity.batch, part.batch),
             calls: CallPlaces::new(),
             clock,
             metrics: OnceLock::new(),
@@ -79,6 +86,16 @@ impl ModelEntry {
         self.lane(lane).capacity
     }
 
+    /// Maximum number of slots that one tenant has.
+    pub(crate) fn part(&self, lane: Lane) -> usize {
+        self.lane(lane).slots.part()
+    }
+
+    /// Maximum number of tenants that have requests in a lane.
+    pub(crate) fn most_tenants(&self) -> usize {
+        self.interactive.slots.most_tenants()
+    }
+
     /// Estimated time until a slot of a full lane comes back.
     pub(crate) fn retry_after(&self, lane: Lane) -> Duration {
         self.lane(lane).pace.retry_after(self.clock.now())
@@ -96,9 +113,9 @@ impl ModelEntry {
         free < all
     }
 
-    /// Looks whether a slot could be taken now. Takes none.
-    pub(crate) fn vacancy(&self, lane: Lane) -> Result<(), TryAcquireError> {
-        self.lane(lane).slots.vacancy()
+    /// Looks whether the tenant could take a slot now. Takes none.
+    pub(crate) fn vacancy(&self, lane: Lane, tenant: &Option<Tenant>) -> Result<(), Refusal> {
+        self.lane(lane).slots.vacancy(tenant)
     }
 
     pub(crate) fn is_removed(&self) -> bool {
@@ -184,32 +201,36 @@ struct LaneSlots {
     pace: Pace,
 }
 
-impl LaneSlots {
-    fn new(capacity: usize) -> Self {
-        Self { slots: Slots::new(capacity), capacity, pace: Pace::default() }
-    }
-}
-
 /// A place in a model's queue, held from the acceptance of a request to its answer. Goes back when it is
 /// dropped.
 pub(crate) struct Slot {
     entry: Arc<ModelEntry>,
     lane: Lane,
+    tenant: Option<Tenant>,
 }
 
 impl Slot {
-    pub(crate) fn try_take(entry: &Arc<ModelEntry>, lane: Lane) -> Result<Self, TryAcquireError> {
+    pub(crate) fn try_take(
+        entry: &Arc<ModelEntry>,
+        lane: Lane,
+        tenant: &Option<Tenant>,
+    ) -> Result<Self, Refusal> {
         let LaneSlots { slots, capacity, pace } = entry.lane(lane);
-        if slots.try_take()? + 1 == *capacity {
+        if slots.try_take(tenant)? + 1 == *capacity {
             pace.begin(entry.clock.now());
         }
-        Ok(Self { entry: entry.clone(), lane })
+        Ok(Self { entry: entry.clone(), lane, tenant: tenant.clone() })
     }
 
-    /// Waits for a slot; of all who wait the smallest rank is served first.
-    pub(crate) async fn take(entry: &Arc<ModelEntry>, lane: Lane, rank: i128) -> Result<Self, Closed> {
-        entry.lane(lane).slots.take(rank).await?;
-        Ok(Self { entry: entry.clone(), lane })
+    /// Waits for a slot; of one tenant's who wait the smallest rank is served first.
+    pub(crate) async fn take(
+        entry: &Arc<ModelEntry>,
+        lane: Lane,
+        tenant: &Option<Tenant>,
+        rank: i128,
+    ) -> Result<Self, Refusal> {
+        entry.lane(lane).slots.take(tenant, rank).await?;
+        Ok(Self { entry: entry.clone(), lane, tenant: tenant.clone() })
     }
 }
 
@@ -217,6 +238,6 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let lane = self.entry.lane(self.lane);
         lane.pace.returned(self.entry.clock.now());
-        lane.slots.give_back();
+        lane.slots.give_back(&self.tenant);
     }
 }

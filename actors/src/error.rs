@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Bytes, Device, Lane, ModelId, WorkerId};
+use crate::id::{Bytes, Device, Lane, ModelId, Tenant, WorkerId};
 
 mod cause;
 mod failure;
@@ -219,9 +219,10 @@ pub enum Error {
         /// The load's own error.
         cause: Cause,
     },
-    /// The model's queue is full, and the caller chose not to wait.
+    /// The model's queue, or the tenant's part of it, is full, and the caller chose not to wait.
     #[error(
-        "the {lane} queue of {model} ({capability}) is full ({capacity} requests); retry in {} ms or wait for a slot",
+        "the {lane} queue of {model} ({capability}) is full{} ({capacity} requests); retry in {} ms or wait for a slot",
+        for_tenant(tenant.as_ref()),
         retry_after.as_millis()
     )]
     Overloaded {
@@ -231,10 +232,35 @@ pub enum Error {
         capability: Cow<'static, str>,
         /// The lane whose queue is full.
         lane: Lane,
-        /// The lane's capacity in requests.
+        /// The tenant whose part of the queue is full ([`TenantConfig::queue`](crate::TenantConfig::queue)). `None`:
+        /// all of it is full, or the part of the requests without a tenant.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tenant: Option<Tenant>,
+        /// The capacity, in requests, of the lane or of the tenant's part of it.
         capacity: usize,
         /// Estimated time until a slot is free, from how fast slots of the lane were given back lately: 50 ms
         /// to 60 s, 1 s while nothing is known.
+        retry_after: Duration,
+    },
+    /// As many tenants as may be have requests of the model, and this one has none.
+    #[error(
+        "{model} ({capability}) has requests of {most} tenants in its {lane} queue, and {tenant} would be one more; \
+         retry in {} ms",
+        retry_after.as_millis()
+    )]
+    TooManyTenants {
+        /// The model.
+        model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
+        /// The lane.
+        lane: Lane,
+        /// The tenant that was refused.
+        tenant: Tenant,
+        /// The number of tenants that may have requests in the lane at a time
+        /// ([`TenantConfig::most`](crate::TenantConfig::most)).
+        most: usize,
+        /// Estimated time until a slot of the lane is free, as for [`Error::Overloaded`].
         retry_after: Duration,
     },
     /// The caller cancelled the request.
@@ -335,6 +361,11 @@ pub enum Error {
     },
 }
 
+/// Names the tenant whose part of a queue is full.
+fn for_tenant(tenant: Option<&Tenant>) -> String {
+    tenant.map(|tenant| format!(" for {tenant}")).unwrap_or_default()
+}
+
 /// Says why a load has no room.
 fn shortage(needed: Bytes, free: Bytes, limit: Bytes) -> &'static str {
     if needed > limit {
@@ -364,6 +395,7 @@ impl Error {
             Self::MemoryExhausted { .. } => "memory_exhausted",
             Self::SpawnFailed { .. } => "spawn_failed",
             Self::Overloaded { .. } => "overloaded",
+            Self::TooManyTenants { .. } => "too_many_tenants",
             Self::Cancelled => "cancelled",
             Self::CircuitOpen { .. } => "circuit_open",
             Self::WorkerCrashed { .. } => "worker_crashed",

@@ -70,6 +70,49 @@ impl fmt::Debug for ModelId {
     }
 }
 
+/// Name of whoever a request is made for, an account or a team, say: the requests of a model are shared out fairly
+/// between those who send them ([`TenantConfig`](crate::TenantConfig)). A request refuses one that is empty, longer than
+/// [`MAX_NAME_BYTES`](crate::limits::MAX_NAME_BYTES) or has control characters.
+///
+/// ```
+/// use model_actors::{CallOptions, Tenant};
+/// let options = CallOptions::default().with_tenant(Tenant::from("acme"));
+/// assert_eq!(options.tenant.unwrap().as_str(), "acme");
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Tenant(Arc<str>);
+
+impl Tenant {
+    /// The whole name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Tenant {
+    fn from(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
+impl From<String> for Tenant {
+    fn from(name: String) -> Self {
+        Self(name.into())
+    }
+}
+
+impl fmt::Display for Tenant {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Tenant {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Tenant({})", self.0)
+    }
+}
+
 /// Number of a registration in its pool's catalogue. A model that replaces another has its name, but a key of
 /// its own.
 ///

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::capability::{BatchKey, Capability, Cost};
 use crate::entry::{ModelEntry, Slot};
 use crate::error::{Error, RequestPhase};
-use crate::id::{Lane, ModelId, Priority, RequestId, Time};
+use crate::id::{Lane, ModelId, Priority, RequestId, Tenant, Time};
 use crate::progress::Clock;
 use crate::reaper::{Reaped, reap};
 
@@ -25,6 +25,7 @@ pub(crate) struct JobParts<C: Capability> {
     pub(crate) entry: Arc<ModelEntry>,
     pub(crate) request: Reaped<C::Request>,
     pub(crate) lane: Lane,
+    pub(crate) tenant: Option<Tenant>,
     pub(crate) priority: Priority,
     pub(crate) deadline: Time,
     pub(crate) timeout: Duration,

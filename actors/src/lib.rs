@@ -54,9 +54,11 @@ pub use batch::{Batch, Item, Stopped};
 pub use capability::*;
 pub use catalogue::{ModelSpec, RegisteredModel};
 pub use client::{CallOptions, Client, ModelHandle, ReplyStream, WhenFull};
-pub use config::{BatchLimits, PoolConfig, QueueCapacity, RestartConfig, StallLimits, SystemConfig};
+pub use config::{
+    BatchLimits, PoolConfig, QueueCapacity, RestartConfig, StallLimits, SystemConfig, TenantConfig,
+};
 pub use error::{Cause, Error, ErrorKind, Failure, FailureKind, RequestPhase, Result};
-pub use id::{Bytes, Device, Lane, ModelId, ModelKey, Priority, RequestId, Time, WorkerId};
+pub use id::{Bytes, Device, Lane, ModelId, ModelKey, Priority, RequestId, Tenant, Time, WorkerId};
 pub use job::EmitError;
 pub use memory::{Ledger, PressureLevel, ProcessMemory};
 pub use model::{Footprint, LoadContext, Loader, Model, Weights};
@@ -64,7 +66,7 @@ pub use progress::{LoadStage, WorkerPhase};
 pub use ractor;
 pub use status::{
     BreakerState, LoadStatus, MemoryStatus, ModelStatus, PoolStatus, ShutdownReport, SystemState,
-    SystemStatus, WorkerStatus,
+    SystemStatus, TenantStatus, WorkerStatus,
 };
 pub use system::{System, SystemBuilder, SystemEnd};
 pub use telemetry::{Event, EvictionReason};

@@ -1,8 +1,13 @@
-//! Limits on the size of requests, for every capability, and of names. A request over a limit is refused before
+//! Limits on the size of requests, for every capability, of names and of tenants. A request over a limit is refused before
 //! it is queued. The checks are beside the requests, in `capability`; those of names in `config`.
 
-/// Maximum number of bytes of the name of a model, a device or a capability.
+/// Maximum number of bytes of the name of a model, a device, a capability or a tenant.
 pub const MAX_NAME_BYTES: usize = 256;
+
+/// Maximum weight of a tenant.
+pub const MAX_TENANT_WEIGHT: u32 = 1000;
+/// Maximum number of tenants that a model's settings name, or that may have requests of it at a time.
+pub const MAX_TENANTS: usize = 4096;
 
 /// Maximum number of texts or images of one embedding request.
 pub const MAX_ITEMS: usize = 256;

@@ -404,6 +404,7 @@ impl<C: Capability> PoolState<C> {
         let job = accepted.job();
         let ticket = Ticket {
             lane: job.parts.lane,
+            tenant: job.parts.tenant.clone(),
             priority: job.parts.priority,
             cost: job.cost,
             key: job.key,

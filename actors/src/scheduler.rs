@@ -4,7 +4,8 @@
 //! seeded generator; the pool's shell turns messages into inputs and effects into sends, and the simulation
 //! does the same in virtual time.
 //!
-//! One file for each policy: `ticket` (rank), `batching` (who shares a batch), `queue` (who waits),
+//! One file for each policy: `ticket` (rank), `shares` (whose turn it is among tenants), `batching` (who shares a batch),
+//! `queue` (who waits),
 //! `requests` (accept, run, rerun, answer), `workers` (start, room), `failures` (crash), `restart` and
 //! `breaker` (how often), `health` (stuck), `cooldown` (cooldown, eviction, unload), `offers` (what may go to
 //! make room), `shutdown`.
@@ -12,6 +13,7 @@
 mod breaker;
 mod restart;
 mod ticket;
+mod shares;
 mod batching;
 mod queue;
 mod model_state;

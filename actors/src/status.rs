@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::id::{Bytes, Device, ModelId, ModelKey, WorkerId};
+use crate::id::{Bytes, Device, ModelId, ModelKey, Tenant, WorkerId};
 use crate::memory::{Budget, Budgets, PressureLevel};
 use crate::model::Footprint;
 use crate::progress::{LoadStage, WorkerPhase};
@@ -203,6 +203,8 @@ pub struct ModelStatus {
     pub queued_interactive: usize,
     /// Number of requests waiting in the batch lane.
     pub queued_batch: usize,
+    /// Tenants of whom requests wait, by name: at most [`TenantConfig::most`](crate::TenantConfig::most) of each lane.
+    pub tenants: Vec<TenantStatus>,
     /// Number of requests being run.
     pub in_flight: usize,
     /// Number of failures within the restart window that count against the model: not the deaths of poisonous requests.
@@ -228,6 +230,24 @@ impl ModelStatus {
     pub fn is_serving(&self) -> bool {
         self.workers.iter().any(|worker| matches!(worker.phase, WorkerPhase::Idle | WorkerPhase::Busy))
     }
+}
+
+/// Snapshot of one tenant of a model.
+///
+/// ```
+/// use model_actors::{ModelStatus, Tenant};
+///
+/// fn waiting_of(model: &ModelStatus, tenant: &Tenant) -> usize {
+///     model.tenants.iter().find(|status| status.tenant == *tenant).map_or(0, |status| status.queued)
+/// }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TenantStatus {
+    /// The tenant.
+    pub tenant: Tenant,
+    /// Number of its requests that wait for their first run, in both lanes.
+    pub queued: usize,
 }
 
 /// State of a circuit breaker.

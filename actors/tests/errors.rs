@@ -79,7 +79,19 @@ fn all() -> Vec<(Error, ErrorKind)> {
                 model: model(),
                 capability: capability(),
                 lane: Lane::Batch,
+                tenant: None,
                 capacity: 50,
+                retry_after: after,
+            },
+            ErrorKind::Overloaded { retry_after: after },
+        ),
+        (
+            Error::TooManyTenants {
+                model: model(),
+                capability: capability(),
+                lane: Lane::Batch,
+                tenant: "acme".into(),
+                most: 256,
                 retry_after: after,
             },
             ErrorKind::Overloaded { retry_after: after },
@@ -131,7 +143,7 @@ fn each_error_has_its_class() {
         assert_eq!(error.kind(), kind, "{error}");
     }
     let reasons: BTreeSet<&str> = all().iter().map(|(error, _)| error.reason()).collect();
-    assert_eq!(reasons.len(), 24, "the table above has every variant: {reasons:?}");
+    assert_eq!(reasons.len(), 25, "the table above has every variant: {reasons:?}");
     let retry_after = |kind: ErrorKind| kind.retry_after().map(|time| time.as_secs());
     assert_eq!(retry_after(ErrorKind::Overloaded { retry_after: SECOND }), Some(1));
     assert_eq!(retry_after(ErrorKind::Unavailable { retry_after: Some(SECOND) }), Some(1));
@@ -294,7 +306,7 @@ async fn a_refused_caller_is_told_when_to_come_back() {
     let model = test.model("model", ScriptedLoader::default());
     let impatient = CallOptions::default().with_when_full(WhenFull::Fail);
     let retry_after = async || {
-        let error = model.call(Act::Reply(1).into(), impatient).await.unwrap_err();
+        let error = model.call(Act::Reply(1).into(), impatient.clone()).await.unwrap_err();
         error.kind().retry_after().unwrap()
     };
     let (gate, running) = occupy(&test, &model).await;

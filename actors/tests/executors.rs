@@ -61,16 +61,16 @@ fn a_call_from_another_executor_works_whether_the_queue_is_full_or_not() {
         let model = model.clone();
         elsewhere(async move { model.call(act.into(), options).await })
     };
-    let usual = CallOptions::default();
-    assert_eq!(call(Act::Reply(1), usual).join().unwrap().unwrap(), 1);
+    let usual = CallOptions::default;
+    assert_eq!(call(Act::Reply(1), usual()).join().unwrap().unwrap(), 1);
     let gate = Gate::default();
-    let running = call(Act::Work(gate.latch()), usual);
+    let running = call(Act::Work(gate.latch()), usual());
     while !gate.was_reached() {
         std::thread::yield_now();
     }
-    let late = call(Act::Reply(2), usual.with_timeout(millis(20))).join().expect("no panic").unwrap_err();
+    let late = call(Act::Reply(2), usual().with_timeout(millis(20))).join().expect("no panic").unwrap_err();
     let Error::Timeout { phase: RequestPhase::WaitingForSlot, .. } = late else { panic!("{late}") };
-    let waiting = call(Act::Reply(3), usual);
+    let waiting = call(Act::Reply(3), usual());
     gate.open();
     assert_eq!(running.join().unwrap().unwrap(), 0);
     assert_eq!(waiting.join().expect("no panic").unwrap(), 3);

@@ -289,7 +289,7 @@ async fn a_stream_under_way_goes_on_with_the_old_model() {
     let gate = Gate::default();
     let old = test.stream_model("english", version(10));
     let options = CallOptions::default();
-    let mut stream = old.stream(Act::StreamThenWork(2, gate.latch()).into(), options).await.unwrap();
+    let mut stream = old.stream(Act::StreamThenWork(2, gate.latch()).into(), options.clone()).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), 0);
     let loader = version(20);
     let new = test.streams().replace(ModelSpec::<StreamedScript>::new("english", loader)).unwrap();

@@ -137,7 +137,7 @@ async fn the_deadline_is_for_the_first_output() {
     let timeout = millis(100);
     let brief = CallOptions::default().with_timeout(timeout);
     let gate = Gate::default();
-    let mut late = model.stream(Act::StreamThenWork(1, gate.latch()).into(), brief).await.unwrap();
+    let mut late = model.stream(Act::StreamThenWork(1, gate.latch()).into(), brief.clone()).await.unwrap();
     assert_eq!(late.next().await.transpose().unwrap(), Some(0));
     // Not a wait for work: the deadline has to pass.
     tokio::time::sleep(timeout * 2).await;
@@ -147,7 +147,7 @@ async fn the_deadline_is_for_the_first_output() {
     let gate = Gate::default();
     let (latch, request) = (gate.latch(), model.clone());
     // Nobody sees its first output, so there is more time for that.
-    let longer = brief.with_timeout(timeout * 5);
+    let longer = brief.clone().with_timeout(timeout * 5);
     let alone = tokio::spawn(async move { request.call(Act::StreamThenWork(1, latch).into(), longer).await });
     tokio::time::sleep(timeout * 6).await;
     gate.open();
@@ -168,10 +168,10 @@ async fn work_that_has_begun_has_met_the_deadline_and_keeps_its_total_one() {
     let timeout = millis(100);
     let brief = CallOptions::default().with_timeout(timeout);
     let gate = Gate::default();
-    let begun = model.stream(Act::BeginThenWork(gate.latch()).into(), brief).await.unwrap();
+    let begun = model.stream(Act::BeginThenWork(gate.latch()).into(), brief.clone()).await.unwrap();
     test.until_model("model", "it runs", |model| idle(model) == 0).await;
     // It waits behind the other, so its time ends.
-    let queued = model.call(Act::Reply(7).into(), brief).await;
+    let queued = model.call(Act::Reply(7).into(), brief.clone()).await;
     assert!(matches!(queued, Err(Error::Timeout { phase: RequestPhase::Queued, .. })), "{queued:?}");
     gate.open();
     assert_eq!(begun.output().await.unwrap(), 0);

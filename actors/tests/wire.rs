@@ -80,6 +80,7 @@ fn messages() -> Vec<Vec<u8>> {
             model: model.clone(),
             capability: capability.into(),
             lane: Lane::Batch,
+            tenant: None,
             capacity: 50,
             retry_after: Duration::from_secs(2),
         },

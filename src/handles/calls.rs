@@ -38,7 +38,15 @@ macro_rules! call_settings {
             /// Sets the urgency of its requests relative to others of the model.
             #[must_use]
             pub fn priority(mut self, priority: model_actors::Priority) -> Self {
-                self.calls.options = self.calls.options.with_priority(priority);
+                self.calls.options.priority = priority;
+                self
+            }
+
+            /// Sets whoever its requests are made for: the model is shared out fairly between tenants, as
+            /// [`TenantConfig`](model_actors::TenantConfig) says.
+            #[must_use]
+            pub fn tenant(mut self, tenant: impl Into<model_actors::Tenant>) -> Self {
+                self.calls.options.tenant = Some(tenant.into());
                 self
             }
 
@@ -49,7 +57,7 @@ macro_rules! call_settings {
             /// [`ImageSettings`](crate::ImageSettings).
             #[must_use]
             pub fn timeout(mut self, timeout: std::time::Duration) -> Self {
-                self.calls.options = self.calls.options.with_timeout(timeout);
+                self.calls.options.timeout = Some(timeout);
                 self
             }
 
@@ -57,7 +65,7 @@ macro_rules! call_settings {
             /// either is set there is no such limit.
             #[must_use]
             pub fn total_timeout(mut self, total_timeout: std::time::Duration) -> Self {
-                self.calls.options = self.calls.options.with_total_timeout(total_timeout);
+                self.calls.options.total_timeout = Some(total_timeout);
                 self
             }
 
@@ -66,7 +74,7 @@ macro_rules! call_settings {
             /// either became full until the image was decoded.
             #[must_use]
             pub fn when_full(mut self, when_full: model_actors::WhenFull) -> Self {
-                self.calls.options = self.calls.options.with_when_full(when_full);
+                self.calls.options.when_full = when_full;
                 self
             }
 
@@ -93,7 +101,7 @@ impl<C: Capability> Calls<C> {
 
     /// The options of a request that takes this lane unless the caller has chosen another.
     pub(crate) fn options(&self, lane: Lane) -> CallOptions {
-        self.options.with_lane(self.lane.unwrap_or(lane))
+        self.options.clone().with_lane(self.lane.unwrap_or(lane))
     }
 
     pub(crate) async fn call(&self, request: C::Request, lane: Lane) -> Result<C::Output> {
@@ -125,7 +133,7 @@ impl<C: Capability> Calls<C> {
 // Derived, it would ask for `C: Clone`.
 impl<C: Capability> Clone for Calls<C> {
     fn clone(&self) -> Self {
-        Self { model: self.model.clone(), ..*self }
+        Self { model: self.model.clone(), lane: self.lane, options: self.options.clone() }
     }
 }
 

@@ -104,7 +104,9 @@ impl Error {
             Self::UnknownModel { .. } | Self::OtherCapability { .. } | Self::NoPool { .. } => {
                 ErrorKind::NotFound
             }
-            Self::Overloaded { retry_after, .. } => ErrorKind::Overloaded { retry_after: *retry_after },
+            Self::Overloaded { retry_after, .. } | Self::TooManyTenants { retry_after, .. } => {
+                ErrorKind::Overloaded { retry_after: *retry_after }
+            }
             Self::Timeout { .. } | Self::SlowReader { .. } | Self::UnloadIncomplete { .. } => {
                 ErrorKind::Timeout
             }

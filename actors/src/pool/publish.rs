@@ -17,7 +17,8 @@ use crate::memory::Budgets;
 use crate::progress::Clock;
 use crate::scheduler::{ModelState, Phase};
 use crate::status::{
-    BreakerState, LoadStatus, ModelStatus, PoolStatus, SystemStatus, WorkerStatus, publish, refresh_memory,
+    BreakerState, LoadStatus, ModelStatus, PoolStatus, SystemStatus, TenantStatus, WorkerStatus, publish,
+    refresh_memory,
 };
 use crate::telemetry::Event;
 use crate::{WorkerId, WorkerPhase};
@@ -193,6 +194,7 @@ impl<C: Capability> PoolState<C> {
             pinned: model.pinned,
             queued_interactive,
             queued_batch,
+            tenants: tenants_of(model),
             in_flight: model.in_flight(),
             recent_failures: model.restarts.recent(),
             failures: model.restarts.total(),
@@ -222,6 +224,14 @@ impl<C: Capability> PoolState<C> {
             since_progress: handle.map_or(Duration::ZERO, since),
         }
     }
+}
+
+fn tenants_of(model: &ModelState) -> Vec<TenantStatus> {
+    let named = model.queue.by_tenant();
+    let named = named.filter_map(|(tenant, queued)| Some(TenantStatus { tenant: tenant?.clone(), queued }));
+    let mut tenants: Vec<TenantStatus> = named.collect();
+    tenants.sort_by(|one, other| one.tenant.cmp(&other.tenant));
+    tenants
 }
 
 fn phase_of(phase: &Phase) -> WorkerPhase {

@@ -1,7 +1,8 @@
 //! Decides which requests share a batch; nothing else does.
 //!
 //! 1. **A batch** is formed when a worker is idle, of what waits by then; there is no batching timer. It
-//!    begins with the first request in rank and takes further ones in rank order ([`pick`]). They share its
+//!    begins with the first request of the tenant whose turn it is and takes further ones in turn, of one tenant by
+//!    rank ([`pick`]). They share its
 //!    key ([`Capability::batch_key`](crate::Capability::batch_key)); those of another key are passed over. It
 //!    is full with as many requests as its limits allow, or at the first one that would exceed their cost
 //!    ([`Capability::cost`](crate::Capability::cost), tokens say). One request always fits, whatever it
@@ -25,22 +26,22 @@
 //! into passes of limited size, those for diffusion run one request after another. That changes no batch's
 //! members, and they are answered together or, with [`Batching::Continuous`], one by one.
 
-use super::ticket::{Rank, Ticket};
+use super::shares::InTurn;
+use super::ticket::Ticket;
 use crate::capability::BatchKey;
 use crate::config::BatchLimits;
-use crate::id::Time;
+use crate::id::{RequestId, Time};
 
 /// Requests picked for a batch, and those found to be out of time meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Picked {
-    pub(super) chosen: Vec<Rank>,
-    pub(super) late: Vec<Rank>,
+    pub(super) chosen: Vec<RequestId>,
+    pub(super) late: Vec<RequestId>,
 }
 
-/// Picks a batch from the requests that wait, in rank order. With the key of a batch that is running, picks
-/// what may join it.
-pub(super) fn pick<'a>(
-    waiting: impl Iterator<Item = (&'a Rank, &'a Ticket)>,
+/// Picks a batch from the requests that wait, in turn. With the key of a batch that is running, picks what may join it.
+pub(super) fn pick(
+    mut waiting: InTurn<'_>,
     limits: BatchLimits,
     joined: Option<BatchKey>,
     now: Time,
@@ -48,12 +49,11 @@ pub(super) fn pick<'a>(
     let mut picked = Picked::default();
     let mut key = joined;
     let mut cost = 0_u64;
-    for (rank, ticket) in waiting {
-        if picked.chosen.len() >= limits.requests {
-            break;
-        }
+    while picked.chosen.len() < limits.requests
+        && let Some(ticket) = waiting.next()
+    {
         if ticket.deadline <= now {
-            picked.late.push(*rank);
+            picked.late.push(ticket.request);
         } else if key.is_none_or(|key| key == ticket.key) {
             let total = cost.saturating_add(ticket.cost.0);
             if key.is_some() && total > limits.cost {
@@ -61,7 +61,8 @@ pub(super) fn pick<'a>(
             }
             cost = total;
             key = Some(ticket.key);
-            picked.chosen.push(*rank);
+            picked.chosen.push(ticket.request);
+            waiting.serve(ticket.cost);
         } else if joined.is_some() {
             break;
         }
@@ -156,7 +157,6 @@ impl Batches {
 mod tests {
     use super::*;
     use crate::capability::Cost;
-    use crate::id::RequestId;
 
     fn ticket(request: u64, cost: u64) -> Ticket {
         Ticket { cost: Cost(cost), ..Ticket::new(RequestId(request), Time::NEVER) }

@@ -1,25 +1,27 @@
-//! The waiting requests of one model by rank, and the batches that are to be run again, which go first. Which
-//! requests a batch is made of is decided in `batching`. Each request is found by its number and by its deadline, so
+//! The waiting requests of one model by tenant and rank, and the batches that are to be run again, which go first. Whose
+//! turn it is says `shares`; which requests a batch is made of is decided in `batching`. Each request is found by its number and by its deadline, so
 //! that one that is cancelled or expires costs no look at the others, however many wait.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
 use super::batching::pick;
+use super::shares::Shares;
 use super::ticket::{Rank, Ticket, rank};
 use crate::capability::BatchKey;
-use crate::config::BatchLimits;
-use crate::id::{RequestId, Time};
+use crate::config::{BatchLimits, PoolConfig};
+use crate::id::{RequestId, Tenant, Time};
 
 /// The place of a batch that is to be run again: not before this moment, and in the order in which they came.
 type Turn = (Time, u64);
 
 /// The place of a waiting request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Place {
-    Waiting(Rank),
+    Waiting(Option<Tenant>, Rank),
     /// In this batch, at this index.
     Rerun(Turn, usize),
 }
@@ -27,7 +29,9 @@ enum Place {
 /// The queue of one model.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    waiting: BTreeMap<Rank, Ticket>,
+    waiting: Shares,
+    /// The tenants' weights, and the cost of a full batch.
+    config: Arc<PoolConfig>,
     /// Batches that failed or whose worker died, already split, to be run before anything else. A member that is
     /// taken out leaves a gap; none has one at its end.
     reruns: BTreeMap<Turn, Vec<Option<Ticket>>>,
@@ -45,6 +49,10 @@ pub(crate) struct Formed {
 }
 
 impl Queue {
+    pub(crate) fn new(config: Arc<PoolConfig>) -> Self {
+        Self { config, ..Self::default() }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.places.len()
     }
@@ -74,11 +82,17 @@ impl Queue {
         self.by_lane
     }
 
+    /// Number of waiting requests of each tenant that has any, but for batches that are to be run again.
+    pub(crate) fn by_tenant(&self) -> impl Iterator<Item = (Option<&Tenant>, usize)> {
+        self.waiting.depths()
+    }
+
     /// Lets a request wait.
     pub(crate) fn push(&mut self, ticket: Ticket, now: Time, aging: Duration) {
         let place = rank(&ticket, now, aging);
-        self.enter(&ticket, Place::Waiting(place));
-        self.waiting.insert(place, ticket);
+        let weight = self.config.tenants.weight_of(ticket.tenant.as_ref());
+        self.enter(&ticket, Place::Waiting(ticket.tenant.clone(), place));
+        self.waiting.push(place, weight, ticket);
     }
 
     pub(crate) fn push_rerun(&mut self, batch: Vec<Ticket>) {
@@ -113,8 +127,8 @@ impl Queue {
 
     /// Takes out a request; false if it is not waiting here.
     pub(crate) fn remove(&mut self, request: RequestId) -> bool {
-        let ticket = match self.places.get(&request).copied() {
-            Some(Place::Waiting(rank)) => self.waiting.remove(&rank),
+        let ticket = match self.places.get(&request).cloned() {
+            Some(Place::Waiting(tenant, rank)) => self.waiting.remove(&tenant, rank),
             Some(Place::Rerun(turn, index)) => self.take_rerun(turn, index),
             None => None,
         };
@@ -134,7 +148,7 @@ impl Queue {
     /// Empties the queue.
     pub(crate) fn take_all(&mut self) -> Vec<Ticket> {
         let reruns = std::mem::take(&mut self.reruns).into_values().flatten().flatten();
-        let all = reruns.chain(std::mem::take(&mut self.waiting).into_values()).collect();
+        let all = reruns.chain(self.waiting.take_all()).collect();
         self.places.clear();
         self.deadlines.clear();
         self.by_lane = [0; 2];
@@ -168,7 +182,13 @@ impl Queue {
 
     /// The waiting requests in the order of service.
     pub(crate) fn order(&self) -> impl Iterator<Item = RequestId> {
-        self.reruns().chain(self.waiting.values()).map(|ticket| ticket.request)
+        let mut waiting = self.waiting.in_turn();
+        let waiting = std::iter::from_fn(move || {
+            let next = waiting.next()?;
+            waiting.serve(next.cost);
+            Some(next)
+        });
+        self.reruns().chain(waiting).map(|ticket| ticket.request)
     }
 
     /// The requests that are to be run again.
@@ -200,16 +220,19 @@ impl Queue {
     }
 
     fn form_fresh(&mut self, limits: BatchLimits, joined: Option<BatchKey>, now: Time, formed: &mut Formed) {
-        let picked = pick(self.waiting.iter(), limits, joined, now);
-        formed.expired.extend(picked.late.iter().map(|rank| rank.1));
-        for rank in picked.late {
-            self.take(rank);
+        let picked = pick(self.waiting.in_turn(), limits, joined, now);
+        picked.late.iter().for_each(|request| _ = self.remove(*request));
+        formed.expired.extend(picked.late);
+        if !picked.chosen.is_empty() {
+            self.waiting.begin();
         }
-        formed.batch.extend(picked.chosen.into_iter().filter_map(|rank| self.take(rank)));
+        formed.batch.extend(picked.chosen.into_iter().filter_map(|request| self.serve(request)));
     }
 
-    fn take(&mut self, rank: Rank) -> Option<Ticket> {
-        let ticket = self.waiting.remove(&rank)?;
+    /// Takes out a request of a batch that is formed.
+    fn serve(&mut self, request: RequestId) -> Option<Ticket> {
+        let Some(Place::Waiting(tenant, rank)) = self.places.get(&request) else { return None };
+        let ticket = self.waiting.serve(tenant, *rank, self.config.batch.cost)?;
         self.leave(&ticket);
         Some(ticket)
     }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::capability::{BatchKey, Cost};
-use crate::id::{Lane, Priority, RequestId, Time};
+use crate::id::{Lane, Priority, RequestId, Tenant, Time};
 
 /// Levels of priority by which the batch lane stands back behind the interactive one.
 const BATCH_LANE_LEVELS: i64 = 5;
@@ -28,6 +28,8 @@ pub struct Ticket {
     pub lane: Lane,
     /// Its priority.
     pub priority: Priority,
+    /// Whoever it is made for.
+    pub tenant: Option<Tenant>,
     /// The moment from which it is worth nothing, unless output has begun.
     pub deadline: Time,
     /// The moment at which all of its output has to be out.
@@ -54,12 +56,13 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// An interactive request of ordinary priority and cost 1.
+    /// An interactive request of ordinary priority and cost 1, of no tenant.
     pub fn new(request: RequestId, deadline: Time) -> Self {
         Self {
             request,
             lane: Lane::Interactive,
             priority: Priority::default(),
+            tenant: None,
             deadline,
             ends_at: Time::NEVER,
             cost: Cost(1),
@@ -86,7 +89,7 @@ impl Ticket {
     }
 }
 
-/// The order of service: a smaller rank runs earlier. Ties go by request number, which is the order of
+/// The order of service of one tenant's requests: a smaller rank runs earlier. Ties go by request number, which is the order of
 /// acceptance.
 pub(crate) type Rank = (i128, RequestId);
 

@@ -3,8 +3,8 @@
 //! event the invariants of the design are checked. One seed is one history, the same each time, so a
 //! violation can be replayed.
 //!
-//! `scenario` holds what a seed decides at its start, `state` and `line` the data, `world` the clock and the events,
-//! `checks`, `order`, `worth` and `roster` the invariants. `room` is maintenance, `workers` and `runs` are the threads,
+//! `scenario` holds what a seed decides at its start, `state`, `line` and `accounts` the data, `world` the clock and the events,
+//! `checks`, `order`, `shares`, `worth` and `roster` the invariants. `room` is maintenance, `workers` and `runs` are the threads,
 //! `shell` carries out effects as the pools' shell does, `death` is the end of a pool and the beginning of the next,
 //! `callers` sends requests and commands. A [`Plant`] makes the harness,
 //! never the core, do something wrong that the checks must find.
@@ -13,10 +13,12 @@ mod coverage;
 mod plant;
 mod scenario;
 mod line;
+mod accounts;
 mod state;
 mod world;
 mod checks;
 mod order;
+mod shares;
 mod worth;
 mod roster;
 mod room;

@@ -318,7 +318,7 @@ async fn perform<C: ScriptedCapability<Chunk: PartialEq>>(
     model: &ModelHandle<C>,
     plan: &RequestPlan,
 ) -> Ending {
-    let (request, options) = (plan.request(), plan.options);
+    let (request, options) = (plan.request(), plan.options.clone());
     match plan.caller {
         Caller::Calls => ended(plan, model.call(request, options).await),
         Caller::Tries => ended(plan, model.call(request, options.with_when_full(WhenFull::Fail)).await),

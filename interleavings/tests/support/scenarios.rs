@@ -50,7 +50,7 @@ type Mailbox = Receiver<PoolMessage<Numbers>>;
 
 fn model(slots: usize) -> Handle {
     let capacity = QueueCapacity::new(slots, slots);
-    let entry = ModelEntry::new("numbers", ModelKey(1), ModelId::from("m"), capacity, Clock);
+    let entry = ModelEntry::new("numbers", ModelKey(1), ModelId::from("m"), capacity, &Arc::default(), Clock);
     let model = Arc::new(Registered { entry, capability: PhantomData });
     ModelHandle { shared: Arc::new(Shared { gate: PoolGate::new() }), model }
 }
@@ -76,11 +76,12 @@ fn job(
     request: u32,
     chunks: Option<tokio::sync::mpsc::Sender<u32>>,
 ) -> (Arc<Job<Numbers>>, Reply<Numbers, Handle>) {
-    let slot = Slot::try_take(&handle.model.entry, Lane::Interactive).expect("a slot is free");
+    let slot = Slot::try_take(&handle.model.entry, Lane::Interactive, &None).expect("a slot is free");
     let parts = JobParts {
         entry: handle.model.entry.clone(),
         request: Reaped(request),
         lane: Lane::Interactive,
+        tenant: None,
         priority: Priority::default(),
         deadline: Time::NEVER,
         timeout: Duration::MAX,
@@ -311,12 +312,12 @@ pub(crate) fn everybody_is_told_when_the_pool_dies() {
 pub(crate) fn no_slot_is_lost() {
     let handle = model(1);
     let entry = handle.model.entry.clone();
-    let first = Slot::try_take(&entry, Lane::Interactive).unwrap();
+    let first = Slot::try_take(&entry, Lane::Interactive, &None).unwrap();
     let impatient = {
         let entry = entry.clone();
         thread::spawn(move || {
             block_on(async {
-                let mut taking = Box::pin(Slot::take(&entry, Lane::Interactive, 1));
+                let mut taking = Box::pin(Slot::take(&entry, Lane::Interactive, &None, 1));
                 std::future::poll_fn(|context| {
                     let _ = taking.as_mut().poll(context);
                     std::task::Poll::Ready(())
@@ -328,7 +329,7 @@ pub(crate) fn no_slot_is_lost() {
     };
     let patient = {
         let entry = entry.clone();
-        thread::spawn(move || drop(block_on(Slot::take(&entry, Lane::Interactive, 2)).unwrap()))
+        thread::spawn(move || drop(block_on(Slot::take(&entry, Lane::Interactive, &None, 2)).unwrap()))
     };
     drop(first);
     impatient.join().unwrap();

@@ -6,7 +6,7 @@ pub(crate) mod capability {
 }
 
 pub(crate) mod config {
-    pub(crate) use model_actors::QueueCapacity;
+    pub(crate) use model_actors::{PoolConfig, QueueCapacity};
 }
 
 pub(crate) mod error {
@@ -14,7 +14,7 @@ pub(crate) mod error {
 }
 
 pub(crate) mod id {
-    pub(crate) use model_actors::{Lane, ModelId, ModelKey, Priority, RequestId, Time};
+    pub(crate) use model_actors::{Lane, ModelId, ModelKey, Priority, RequestId, Tenant, Time};
 }
 
 pub(crate) mod progress {

@@ -2,6 +2,7 @@
 //! evictions, kills and the shutdown, and at the end the settling down.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Plant;
@@ -25,7 +26,10 @@ impl World {
     }
 
     pub(super) fn declare(&mut self, pool: usize, index: usize) {
-        let policy = self.policy(pool, index);
+        let mut policy = self.policy(pool, index);
+        if !policy.config.tenants.weights.is_empty() && self.planted(Plant::WeightsIgnored) {
+            Arc::make_mut(&mut policy.config).tenants.weights.clear();
+        }
         self.feed(pool, Input::Declare { key: ModelKey(index as u32), policy });
     }
 
@@ -97,6 +101,7 @@ impl World {
             pool,
             model,
             lane,
+            tenant: self.scenario.tenants[self.apart.usize(..self.scenario.tenants.len())].clone(),
             deadline: self.now + timeout,
             ends_at: self.now + config.total_timeout.unwrap_or(Duration::MAX).max(timeout),
             streams: self.random.u8(..3) == 0,
@@ -122,6 +127,7 @@ impl World {
         let ticket = Ticket {
             lane: if request.lane == 0 { Lane::Interactive } else { Lane::Batch },
             priority: Priority(self.random.i8(-2..3)),
+            tenant: request.tenant.clone(),
             cost: Cost(request.cost),
             key: request.key,
             ends_at: request.ends_at,

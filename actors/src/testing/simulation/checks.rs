@@ -196,6 +196,7 @@ impl World {
     pub(super) fn check_pool(&mut self, pool: usize, ticked: bool) {
         self.check_probe(pool);
         self.check_roster(pool);
+        self.check_work(pool);
         let found = self.find_fault(&self.pools[pool], ticked);
         if let Some((invariant, what)) = found {
             self.break_invariant(invariant, || format!("pool {pool}: {what}"));

@@ -3,7 +3,7 @@
 
 use super::state::{SimWorker, Told};
 use super::world::World;
-use crate::id::{ModelKey, RequestId, Time, WorkerId};
+use crate::id::{ModelKey, RequestId, Tenant, Time, WorkerId};
 use crate::scheduler::{Batching, Leaving, Rank};
 
 impl World {
@@ -37,21 +37,33 @@ impl World {
             |_| passed_over.is_none(),
             || format!("{passed_over:?} waits while {requests:?} run"),
         );
+        self.check_shares(pool, model, &batch, joins);
     }
 
-    /// A request that still waits although it comes before one of these: of the same key, or, for the first of a batch
-    /// and those that join a run, of any.
+    /// A request that still waits although it comes before another of its tenant that runs: of the same key, or, for the
+    /// first of a batch and those that join a run, of any.
     fn passed_over(&self, pool: usize, model: usize, batch: &[usize], joins: bool) -> Option<RequestId> {
         let fresh = |index: &usize| Some(&self.requests[*index]).filter(|request| !request.reran);
-        let ranks = || batch.iter().filter_map(fresh).filter_map(|request| request.rank);
-        let (first, last): (Rank, Rank) = (ranks().min()?, ranks().max()?);
-        let key = batch.iter().find_map(fresh)?.key;
+        let opening = batch.iter().find_map(fresh)?;
+        let (key, opener) = (opening.key, &opening.tenant);
+        let mut tenants: Vec<(&Option<Tenant>, Rank, Rank)> = Vec::new();
+        for request in batch.iter().filter_map(fresh) {
+            let Some(rank) = request.rank else { continue };
+            match tenants.iter_mut().find(|(tenant, ..)| **tenant == request.tenant) {
+                Some((_, first, last)) => (*first, *last) = ((*first).min(rank), (*last).max(rank)),
+                None => tenants.push((&request.tenant, rank, rank)),
+            }
+        }
         let model = self.pools[pool].scheduler.models.get(&ModelKey(model as u32))?;
         model.queue.order().find(|request| {
             let waiting = &self.requests[request.0 as usize];
             let is_before = |rank| waiting.rank.is_some_and(|own| own < rank);
             let of_key = waiting.key == key || joins;
-            !waiting.reran && if of_key { is_before(last) } else { is_before(first) }
+            let running = tenants.iter().find(|(tenant, ..)| **tenant == waiting.tenant);
+            running.filter(|_| !waiting.reran).is_some_and(|(tenant, first, last)| match of_key {
+                true => is_before(*last),
+                false => *tenant == opener && is_before(*first),
+            })
         })
     }
 

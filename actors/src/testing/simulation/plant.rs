@@ -28,6 +28,10 @@ pub enum Plant {
     PinnedWorkerEvicted,
     /// The core is told a lower priority than the caller's.
     PriorityIgnored,
+    /// The core is told that a tenant's request is of none.
+    TenantIgnored,
+    /// The core is told that all tenants of a model have the same weight.
+    WeightsIgnored,
     /// The core is told that a request costs nothing.
     CostIgnored,
     /// The core is told another key than the caller's.
@@ -60,7 +64,7 @@ pub enum Plant {
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::SlotNotGivenBack,
         Self::AnswerSentTwice,
         Self::AnswerLost,
@@ -72,6 +76,8 @@ impl Plant {
         Self::DeadlineIgnored,
         Self::PinnedWorkerEvicted,
         Self::PriorityIgnored,
+        Self::TenantIgnored,
+        Self::WeightsIgnored,
         Self::CostIgnored,
         Self::KeyIgnored,
         Self::RecentlyUsedCooledDown,
@@ -102,6 +108,8 @@ impl Plant {
             Self::DeadlineIgnored => "deadline-ignored",
             Self::PinnedWorkerEvicted => "pinned-worker-evicted",
             Self::PriorityIgnored => "priority-ignored",
+            Self::TenantIgnored => "tenant-ignored",
+            Self::WeightsIgnored => "weights-ignored",
             Self::CostIgnored => "cost-ignored",
             Self::KeyIgnored => "key-ignored",
             Self::RecentlyUsedCooledDown => "recently-used-cooled-down",
@@ -133,8 +141,14 @@ impl Plant {
             Self::DeadlineIgnored => &["deadlines"],
             Self::PinnedWorkerEvicted => &["no pinned worker evicted"],
             Self::PriorityIgnored => &["order of service"],
-            Self::CostIgnored => &["the limit on cost", "order of service"],
-            Self::KeyIgnored => &["one key a batch", "order of service"],
+            Self::TenantIgnored => &["no tenant waits longer than its share", "order of service"],
+            Self::WeightsIgnored => &["no tenant waits longer than its share"],
+            Self::CostIgnored => {
+                &["the limit on cost", "order of service", "no tenant waits longer than its share"]
+            }
+            Self::KeyIgnored => {
+                &["one key a batch", "order of service", "no tenant waits longer than its share"]
+            }
             Self::RecentlyUsedCooledDown => &["least recently used"],
             Self::UnloadReturnedEarly => &["unloaded means gone"],
             Self::DrainedEarly => &["drained means no thread", "everybody is answered at shutdown"],

@@ -7,8 +7,8 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use super::coverage::Fault;
-use crate::config::{BatchLimits, PoolConfig, QueueCapacity, RestartConfig, StallLimits};
-use crate::id::{Bytes, Device, ModelId};
+use crate::config::{BatchLimits, PoolConfig, QueueCapacity, RestartConfig, StallLimits, TenantConfig};
+use crate::id::{Bytes, Device, ModelId, Tenant};
 use crate::model::Footprint;
 use crate::scheduler::{Batching, ModelPolicy};
 
@@ -36,6 +36,8 @@ pub(super) struct Scenario {
     /// Pools take room that is free themselves, as the shell does, or always ask the load queue.
     pub(super) takes_free_room: bool,
     pub(super) shutdown_timeout: Duration,
+    /// The tenants that requests are made for; those without one are the first.
+    pub(super) tenants: Vec<Option<Tenant>>,
 }
 
 fn millis(random: &mut Rng, range: std::ops::Range<u64>) -> Duration {
@@ -43,12 +45,21 @@ fn millis(random: &mut Rng, range: std::ops::Range<u64>) -> Duration {
 }
 
 impl Scenario {
-    pub(super) fn new(random: &mut Rng) -> Self {
+    pub(super) fn new(random: &mut Rng, apart: &mut Rng) -> Self {
+        let tenants = tenants(apart);
         let devices = [Device::host(), Device::named("gpu")];
         let used = 1 + usize::from(random.u8(..4) == 0);
         let pools: Vec<Vec<ModelPlan>> = (0..random.usize(2..4))
             .map(|pool| {
-                (0..random.usize(1..4)).map(|index| model(random, pool, index, &devices[..used])).collect()
+                (0..random.usize(1..4))
+                    .map(|index| {
+                        let mut plan = model(random, pool, index, &devices[..used]);
+                        let weights =
+                            tenants.iter().flatten().map(|tenant| (tenant.clone(), apart.u32(1..5)));
+                        Arc::make_mut(&mut plan.policy.config).tenants.weights = weights.collect();
+                        plan
+                    })
+                    .collect()
             })
             .collect();
         let limits = devices[..used]
@@ -76,6 +87,7 @@ impl Scenario {
             rates: rates(random),
             takes_free_room: random.bool(),
             shutdown_timeout: millis(random, 100..10_000),
+            tenants,
         }
     }
 
@@ -88,6 +100,13 @@ impl Scenario {
 fn rates(random: &mut Rng) -> [f64; Fault::ALL.len()] {
     let share = [0.0, 0.1, 0.3, 0.6][random.usize(..4)];
     std::array::from_fn(|_| if random.f64() < share { 0.5 * random.f64() * random.f64() } else { 0.0 })
+}
+
+/// Half of the histories have no tenants, so that what holds without them is seen as often as before.
+fn tenants(random: &mut Rng) -> Vec<Option<Tenant>> {
+    let named = if random.bool() { random.usize(1..4) } else { 0 };
+    let names = ["ann", "bob", "eve"].into_iter().take(named).map(|name| Some(Tenant::from(name)));
+    std::iter::once(None).chain(names).collect()
 }
 
 fn model(random: &mut Rng, pool: usize, index: usize, devices: &[Device]) -> ModelPlan {
@@ -136,5 +155,6 @@ fn config(random: &mut Rng) -> PoolConfig {
         stall: StallLimits { load: millis(random, 500..20_000), run: millis(random, 500..20_000) },
         batch: BatchLimits { requests: random.usize(1..8), cost: random.u64(4..100) },
         aging: millis(random, 1..4_000),
+        tenants: TenantConfig::default(),
     }
 }

@@ -190,6 +190,7 @@ impl World {
         let (pool, model, deadline) = (state.pool, state.model, state.deadline);
         self.pools[pool].queued.remove(&(deadline, index));
         self.pools[pool].models[model].held -= usize::from(first);
+        self.pools[pool].models[model].accounts.leave(index);
         self.check("ends once", |_| first, || format!("{request} was let go of twice"));
         first
     }
@@ -228,6 +229,10 @@ impl World {
                     self.pools[pool].queued.insert((ticket.deadline, index));
                     let aging = self.scenario.pools[pool][key.0 as usize].policy.config.aging;
                     self.requests[index].rank = Some(rank(ticket, self.now, aging));
+                    self.enter_share(pool, key.0 as usize, index);
+                    if ticket.tenant.is_some() && self.planted(Plant::TenantIgnored) {
+                        ticket.tenant = None;
+                    }
                     if self.planted(Plant::PriorityIgnored) {
                         ticket.priority = Priority(i8::MIN);
                     }

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use super::accounts::Accounts;
 use super::scenario::ModelPlan;
 use crate::capability::BatchKey;
-use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
+use crate::id::{Bytes, Device, ModelKey, Tenant, Time, WorkerId};
 use crate::model::Footprint;
 use crate::scheduler::{Holds, Rank, Scheduler};
 
@@ -15,6 +16,7 @@ pub(super) struct Request {
     pub(super) pool: usize,
     pub(super) model: usize,
     pub(super) lane: usize,
+    pub(super) tenant: Option<Tenant>,
     pub(super) deadline: Time,
     /// The end of the time for all of its output.
     pub(super) ends_at: Time,
@@ -106,6 +108,8 @@ pub(super) struct Model {
     pub(super) opened_at: Option<Time>,
     pub(super) last_busy: Time,
     pub(super) last_cooldown: Option<Time>,
+    /// The turns of the tenants that wait for it.
+    pub(super) accounts: Accounts,
 }
 
 impl Model {
@@ -128,6 +132,7 @@ impl Model {
             opened_at: None,
             last_busy: Time::ZERO,
             last_cooldown: None,
+            accounts: Accounts::default(),
         }
     }
 
@@ -137,6 +142,7 @@ impl Model {
         self.failures.clear();
         self.deaths.clear();
         self.opened_at = None;
+        self.accounts.clear();
     }
 }
 

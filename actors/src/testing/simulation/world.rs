@@ -126,6 +126,8 @@ pub(super) struct World {
     free_slots: Vec<usize>,
     sequence: u64,
     pub(super) random: Rng,
+    /// Decides about tenants, so that all else in a history is as it is without them.
+    pub(super) apart: Rng,
     pub(super) scenario: Scenario,
     pub(super) pools: Vec<Pool>,
     pub(super) requests: Vec<Request>,
@@ -155,8 +157,8 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(seed: u64, plant: Option<Plant>, traced: bool) -> Self {
-        let mut random = Rng::with_seed(seed);
-        let scenario = Scenario::new(&mut random);
+        let (mut random, mut apart) = (Rng::with_seed(seed), Rng::with_seed(!seed));
+        let scenario = Scenario::new(&mut random, &mut apart);
         let interval = scenario.interval;
         let names = ["red", "green", "blue"];
         let pools: Vec<Pool> = scenario
@@ -184,6 +186,7 @@ impl World {
             arrivals_left: scenario.requests,
             scenario,
             random,
+            apart,
             calls: BTreeMap::new(),
             next_call: 0,
             closing: false,
