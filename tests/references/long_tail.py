@@ -13,6 +13,7 @@ Needs the PyPI packages torch, transformers, tokenizers and safetensors.
 import json
 import math
 import shutil
+import string
 import sys
 import tempfile
 from pathlib import Path
@@ -27,7 +28,7 @@ from long_tail_configs import FAMILIES
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures" / "transformers"
 decoders.GAP = 1e-2
 # What the user says in the second turn: the first that leaves no doubt.
-SECONDS = ["How do I reset it? You are a helpful assistant.", "I don't know.", "What is the capital of France?", "The rain."]
+SECONDS = [" How do I reset it? You are a helpful assistant.", " I don't know.", " What is the capital of France?", " The rain."]
 # Standard deviations of a family's weights: embedding, head, and matrices by the square root of their inputs.
 USUAL = (0.7, 0.8, 1.4)
 TIED = (0.35, 0.0, 2.0)
@@ -60,6 +61,29 @@ def randomize(model, seed, scales):
                 tensor.copy_(unit + 0.3 * noise)
             else:
                 tensor.add_(0.2 * noise)
+
+
+def comes_again(tokenizer, tokens):
+    """Whether the tokens of their text are these."""
+    return tokenizer.encode(tokenizer.decode(tokens)).ids == tokens
+
+
+def words(tokenizer):
+    """Tokens that begin a word, numerals and marks: a text of these alone is made of the same tokens again."""
+    start = tokenizer.encode("The cat").ids
+    names = [tokenizer.id_to_token(number) or "" for number in range(decoders.VOCABULARY)]
+    return [number for number, name in enumerate(names)
+            if (name[:1] in ("Ġ", "▁") and len(name) > 1 or name in tuple(string.digits + string.punctuation))
+            and comes_again(tokenizer, start + [number])]
+
+
+def speak_in_words(model, tokenizer):
+    """Rows of the head so small that a greedy text consists of words and marks, and can be asked for as a text."""
+    rows = model.get_output_embeddings().weight
+    quiet = torch.ones(len(rows), dtype=torch.bool)
+    quiet[words(tokenizer)] = False
+    with torch.no_grad():
+        rows[quiet] *= 0.15
 
 
 def special_tokens(config, style, tokenizer):
@@ -96,11 +120,12 @@ def verified(model, prompt, tokens):
     return logits[-1]
 
 
-def answers(model, candidates, wanted, special):
+def answers(model, candidates, wanted, special, tokenizer):
     """The first prompts whose greedy texts vary and leave no doubt, with those texts, or nothing where there are too few."""
     texts = zip(candidates, *greedy(model, candidates))
     sound = [(prompt, tokens) for prompt, tokens, gap in texts
-             if gap >= decoders.GAP and len(set(tokens)) >= 10 and not special & set(tokens)]
+             if gap >= decoders.GAP and len(set(tokens)) >= 10 and not special & set(tokens)
+             and comes_again(tokenizer, prompt + tokens)]
     found = [(prompt, (tokens, verified(model, prompt, tokens))) for prompt, tokens in sound[:wanted]]
     return sorted(found, key=lambda pair: len(pair[0])) if len(found) == wanted else None
 
@@ -108,14 +133,14 @@ def answers(model, candidates, wanted, special):
 def candidates_of(tokenizer):
     """Prompts of unlike lengths, each of which is made again from its text."""
     texts = [tokenizer.encode(text).ids[:length] for text in decoders.TEXTS[:6] for length in [21, 8, 34]]
-    return [prompt for prompt in texts if tokenizer.encode(tokenizer.decode(prompt)).ids == prompt]
+    return [prompt for prompt in texts if comes_again(tokenizer, prompt)]
 
 
 def long_answer(model, tokenizer, length, special):
     """The same of one long prompt, or nothing. One at a time: they would be as many times as long together."""
     for start in range(4):
         texts = decoders.TEXTS[start:6] + decoders.TEXTS[:start]
-        found = answers(model, [tokenizer.encode(" ".join(texts * 4)).ids[:length]], 1, special)
+        found = answers(model, [tokenizer.encode(" ".join(texts * 4)).ids[:length]], 1, special, tokenizer)
         if found is not None:
             return found
     return None
@@ -127,14 +152,15 @@ def seeded(family, config, tokenizer, special, longest):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         randomize(model, seed, SCALES.get(family, USUAL))
-        found = answers(model, candidates_of(tokenizer), 3 if longest else 4, special)
+        speak_in_words(model, tokenizer)
+        found = answers(model, candidates_of(tokenizer), 3 if longest else 4, special, tokenizer)
         long = long_answer(model, tokenizer, longest, special) if longest and found else []
         if found is None or long is None:
             continue
         found += long
         last, (tokens, _) = found[-1]
         turns = [last + tokens + tokenizer.encode(text, add_special_tokens=False).ids for text in SECONDS]
-        second = next(filter(None, (answers(model, [turn], 1, special) for turn in turns)), None)
+        second = next(filter(None, (answers(model, [turn], 1, special, tokenizer) for turn in turns)), None)
         if second is not None:
             return seed, model, found, second[0]
     raise SystemExit(f"{family}: no seed gives a text that varies")
