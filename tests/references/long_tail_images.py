@@ -5,6 +5,8 @@ the configurations have the keys that published repositories have. Call:
 
     python long_tail_images.py [FAMILY ...]
 
+The trainer of WordPiece tokenizers breaks ties by chance, so that a new run gives other tokens, and with them other vectors.
+
 Needs the PyPI packages of image_embedding.py and sentence-transformers.
 """
 
