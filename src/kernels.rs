@@ -31,6 +31,8 @@ mod score_bias;
 mod cross_attention;
 pub(crate) mod self_attention;
 pub(crate) mod causal;
+mod output_gate;
+pub(crate) mod delta_net;
 
 pub(crate) use activation::Activation;
 pub(crate) use convolution::Convolution;
@@ -42,6 +44,7 @@ pub(crate) use group_norm::GroupNorm;
 pub(crate) use interleaved_rotary::rotate_interleaved;
 pub(crate) use layer_norm::LayerNorm;
 pub(crate) use linear::Linear;
+pub(crate) use output_gate::{gated, split_gates};
 pub(crate) use patchify::patchify;
 #[cfg(test)]
 pub(crate) use random::random;

@@ -89,10 +89,10 @@ pub(crate) fn growing_bytes(tokens: usize, width: usize) -> u64 {
     (tokens as u64).saturating_mul(4).saturating_mul(width as u64)
 }
 
-/// Rows of one sequence in a pass, and its cache in one layer: the next `length` tokens after the `past` ones
-/// that are in the cache already. Anything in the cache beyond those is dropped.
-pub(crate) struct LayerSegment<'a> {
-    pub(crate) cache: &'a mut KvCache,
+/// Rows of one sequence in a pass, and what one layer keeps of it: the next `length` tokens after the `past` ones that it
+/// has seen already. Keys and values beyond those are dropped.
+pub(crate) struct LayerSegment<'a, C = KvCache> {
+    pub(crate) cache: &'a mut C,
     pub(crate) past: usize,
     pub(crate) length: usize,
 }

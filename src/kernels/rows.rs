@@ -53,6 +53,11 @@ elementwise!(
     silu_of
 );
 elementwise!(
+    /// The logistic function.
+    sigmoid,
+    sigmoid_of
+);
+elementwise!(
     /// The hyperbolic tangent.
     tanh,
     tanh_of
@@ -82,6 +87,11 @@ fn relu_of(x: f32) -> f32 {
 #[inline(always)]
 fn silu_of(x: f32) -> f32 {
     x / (1.0 + exp(-x))
+}
+
+#[inline(always)]
+fn sigmoid_of(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
 }
 
 #[inline(always)]

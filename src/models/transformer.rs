@@ -9,7 +9,10 @@ mod norm;
 mod rope;
 mod config;
 mod names;
+mod layer_cache;
 mod attention;
+mod delta_net;
+mod mixer;
 mod cache;
 mod feed_forward;
 mod block;
@@ -22,13 +25,14 @@ pub(crate) use block::Block;
 pub(crate) use cache::{Cache, Segment};
 pub(crate) use config::{
     AttentionConfig, AttentionSinks, Bias, Biases, ExpertForm, ExpertWeights, FeedForwardConfig, HeadNorms,
-    LayerConfig, NormKind, NormPlacement, RelativeBiasConfig, Sizes, TransformerConfig, Workload, check_side,
-    layer_count,
+    LayerConfig, MixerConfig, NormKind, NormPlacement, OutputGate, RelativeBiasConfig, Sizes,
+    TransformerConfig, Workload, check_side, layer_count,
 };
 pub(crate) use feed_forward::FeedForward;
 pub(crate) use load::{load, load_feed_forward};
 pub(crate) use names::{
-    CrossNames, ExpertNames, MatrixOrder, Names, QkvNames, UpNames, is_buffer, is_tensor_of,
+    CrossNames, DeltaNetInputs, DeltaNetNames, ExpertNames, MatrixOrder, Names, QkvNames, UpNames, is_buffer,
+    is_tensor_of,
 };
 pub(crate) use norm::Norm;
 pub(crate) use projection::Projection;

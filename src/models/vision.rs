@@ -104,6 +104,8 @@ trait Architecture: Send + Sync {
 struct WorkerMemory {
     /// Tokens of all answers together, with their prompts, their images and what is kept apart from them.
     held: usize,
+    /// Answers that are written together.
+    sequences: usize,
     /// Tokens of one answer with its prompt and image.
     longest: usize,
     /// Rows that go through the text model in one step.

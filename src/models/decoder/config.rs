@@ -11,7 +11,7 @@ use crate::kernels::glu::GluForm;
 use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::invalid;
 use crate::models::transformer::{
-    AttentionConfig, Bias, Biases, FeedForwardConfig, LayerConfig, NormKind, NormPlacement,
+    AttentionConfig, Bias, Biases, FeedForwardConfig, LayerConfig, MixerConfig, NormKind, NormPlacement,
     TransformerConfig, Workload, check_side, is_buffer, is_tensor_of,
 };
 
@@ -116,9 +116,9 @@ impl DecoderConfig {
         is_buffer(tensor) || self.names.no_effect.iter().any(|beginning| tensor.starts_with(beginning))
     }
 
-    /// Bytes of the KV cache of a sequence of so many tokens.
-    pub(crate) fn cache_bytes(&self, tokens: usize) -> Bytes {
-        self.transformer.cache_bytes(tokens)
+    /// Bytes of the caches of so many sequences, which have so many tokens together.
+    pub(crate) fn cache_bytes(&self, tokens: usize, sequences: usize) -> Bytes {
+        self.transformer.cache_bytes(tokens, sequences)
     }
 
     /// Length of the longest sequence that all of its rotary embeddings last for.
@@ -172,8 +172,14 @@ pub(super) struct LlamaSizes {
 pub(super) fn llama_blocks(sizes: LlamaSizes) -> TransformerConfig {
     let LlamaSizes { width, intermediate, heads, kv_heads, head_size, epsilon, masks } = sizes;
     let feed_forward = FeedForwardConfig::Gated { intermediate };
-    let layer =
-        |mask| LayerConfig { mask, rope: Some(0), feed_forward, input_is_normed: false, looks_beside: true };
+    let layer = |mask| LayerConfig {
+        mixer: MixerConfig::Attention,
+        mask,
+        rope: Some(0),
+        feed_forward,
+        input_is_normed: false,
+        looks_beside: true,
+    };
     TransformerConfig {
         width,
         attention: AttentionConfig::plain(heads, kv_heads, head_size),

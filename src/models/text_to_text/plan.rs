@@ -247,7 +247,7 @@ impl TextToTextPlan {
         let scratch = config.scratch(PROMPT_ROWS + max_sequences, config.context.min(kv_cache_tokens));
         let held = continuous_batching::most_held(self.generation.limits, config.context);
         // With the numbers of the tokens themselves.
-        let caches = config.cache_bytes(held) + Bytes(4 * held as u64);
+        let caches = config.cache_bytes(held, max_sequences) + Bytes(4 * held as u64);
         let tokenizing = Bytes(TOKENIZING.saturating_mul(config.context.min(kv_cache_tokens) as u64));
         Ok(Footprint::new(shared, caches + scratch + logits + tokenizing + THREAD_SCRATCH))
     }

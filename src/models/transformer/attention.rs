@@ -5,19 +5,23 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::config::OutputGate;
+use super::layer_cache::LayerCache;
 use super::projection::Projection;
 use crate::error::{Error, Result};
 use crate::kernels::causal::{CausalAttention, LayerSegment};
 use crate::kernels::rotary::RopeTable;
 use crate::kernels::self_attention::SelfAttention;
-use crate::kernels::{Activation, AttentionMask, RelativeBias, ScoreBias, scaled_dot_product_attention};
+use crate::kernels::{
+    Activation, AttentionMask, RelativeBias, ScoreBias, gated, scaled_dot_product_attention, split_gates,
+};
 
 /// The sequences of a pass, whose rows lie one after another without padding.
 pub(crate) enum Sequences<'a, 'b> {
     /// Whole sequences of these lengths, of which nothing is kept.
     Whole(&'a [usize]),
-    /// The next rows of sequences whose earlier keys and values are in caches.
-    Cached(&'a mut [LayerSegment<'b>]),
+    /// The next rows of sequences whose caches have what is kept of the earlier ones.
+    Cached(&'a mut [LayerSegment<'b, LayerCache>]),
 }
 
 /// A pass through one block.
@@ -35,6 +39,7 @@ pub(crate) struct Pass<'a, 'b> {
 pub(crate) struct Attention {
     /// Query, key and value projections in one product.
     pub(super) qkv_proj: Projection,
+    pub(super) output_gate: OutputGate,
     pub(super) kernel: CausalAttention,
     /// For each head what a step of distance takes off a score (ALiBi); empty for none.
     pub(super) alibi_slopes: Vec<f32>,
@@ -46,13 +51,25 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// Queries, keys and values of normed rows, `(rows, (heads + 2 · kv_heads) · head_size)`.
+    /// Queries, keys and values of normed rows, `(rows, (heads + 2 · kv_heads) · head_size)`; with output gates, each
+    /// head's gate after its query.
     pub(super) fn qkv(&self, input: &Tensor) -> Result<Tensor> {
         self.qkv_proj.forward(input, Activation::Identity)
     }
 
     /// `(rows, heads · head_size)`, before the output projection.
-    pub(super) fn attend(&self, qkv: &Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
+    pub(super) fn attend(&self, qkv: Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
+        match self.output_gate {
+            OutputGate::None => self.ungated(&qkv, pass),
+            OutputGate::EachHead => {
+                let (plain, gate) = split_gates(&qkv, self.kernel.heads, self.kernel.size)?;
+                drop(qkv);
+                gated(&self.ungated(&plain, pass)?, &gate)
+            }
+        }
+    }
+
+    fn ungated(&self, qkv: &Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
         let rope = match self.rope {
             Some(rope) => Some(pass.rope_tables.get(rope).ok_or_else(|| misfit("no rotary embedding"))?),
             None => None,
@@ -68,13 +85,18 @@ impl Attention {
                 SelfAttention { heads: kernel.heads, bias, mask: kernel.mask, rope }.forward(qkv, lengths)
             }
             Sequences::Cached(segments) => {
+                let caches = segments.iter_mut().map(|segment| {
+                    let LayerSegment { past, length, .. } = *segment;
+                    Ok(LayerSegment { cache: segment.cache.key_values()?, past, length })
+                });
+                let mut segments = caches.collect::<Result<Vec<_>>>()?;
                 let none = RopeTable::new(0);
                 let rope = rope.unwrap_or(&none);
                 match pass.mask {
                     Some(mask) if mask != kernel.mask => {
-                        CausalAttention { mask, ..kernel.clone() }.forward(qkv, rope, segments)
+                        CausalAttention { mask, ..kernel.clone() }.forward(qkv, rope, &mut segments)
                     }
-                    _ => kernel.forward(qkv, rope, segments),
+                    _ => kernel.forward(qkv, rope, &mut segments),
                 }
             }
         }

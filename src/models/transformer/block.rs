@@ -1,17 +1,18 @@
-//! One transformer block: self-attention, for some models cross-attention, and a feed-forward network, each
+//! One transformer block: self-attention or a gated delta net, for some models cross-attention, and a feed-forward network, each
 //! added to the residual stream with the norms that the family has around it.
 
 use candle_core::Tensor;
 
-use super::attention::{Attention, CrossAttention, CrossKeyValues, CrossRun, Pass};
+use super::attention::{CrossAttention, CrossKeyValues, CrossRun, Pass};
 use super::feed_forward::FeedForward;
+use super::mixer::Mixer;
 use super::norm::SublayerNorms;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::Activation;
 
 /// A block's weights.
 pub(crate) struct Block {
-    pub(super) attention: Attention,
+    pub(super) mixer: Mixer,
     pub(super) attention_norms: SublayerNorms,
     pub(super) cross_attention: Option<(CrossAttention, SublayerNorms)>,
     pub(super) feed_forward: FeedForward,
@@ -33,26 +34,27 @@ impl Block {
     pub(crate) fn forward(&self, hidden: Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
         match self.order {
             Order::Sequential => {
-                let qkv = self.qkv(&hidden)?;
-                let attention_output = self.attention.attend(&qkv, pass)?;
-                drop(qkv);
+                let attention_output = self.mixer.forward(self.attention_norms.before(&hidden)?, pass)?;
                 self.finish(attention_output, hidden, pass.cross)
             }
             Order::Parallel => {
                 let input = self.attention_norms.before(&hidden)?;
-                let attention_output = self.attention.attend(&self.attention.qkv(&input)?, pass)?;
+                let attention_output = self.mixer.forward(input.clone(), pass)?;
                 let attention_output =
-                    self.attention.out_proj.forward(&attention_output, Activation::Identity)?;
+                    self.mixer.out_proj().forward(&attention_output, Activation::Identity)?;
                 let hidden = self.attention_norms.add(attention_output, hidden)?;
                 self.feed_forward_norms.add(self.feed_forward.forward(&input)?, hidden)
             }
         }
     }
 
-    /// The first half of a sequential block: queries, keys and values of rows, `(rows, 3 · width)` without
-    /// grouping.
+    /// The first half of a sequential block with attention: queries, keys and values of rows, `(rows, 3 · width)`
+    /// without grouping.
     pub(crate) fn qkv(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.attention.qkv(&self.attention_norms.before(hidden)?)
+        match &self.mixer {
+            Mixer::Attention(attention) => attention.qkv(&self.attention_norms.before(hidden)?),
+            Mixer::DeltaNet(_) => Err(Error::compute("a block has no attention whose parts could be had")),
+        }
     }
 
     /// The second half of a sequential block, from what attention gives for the rows of `hidden`. Rows need
@@ -63,7 +65,7 @@ impl Block {
         hidden: Tensor,
         cross: &[CrossRun<'_>],
     ) -> Result<Tensor> {
-        let output = self.attention.out_proj.forward(&attention_output, Activation::Identity)?;
+        let output = self.mixer.out_proj().forward(&attention_output, Activation::Identity)?;
         drop(attention_output);
         let mut hidden = self.attention_norms.add(output, hidden)?;
         if let Some((attention, norms)) = &self.cross_attention {

@@ -1,19 +1,18 @@
-//! The key-value cache of one sequence, and the rows of a pass that extend it. A worker owns the caches of
-//! the sequences that it serves; the blocks only borrow them for a pass.
+//! The cache of one sequence, and the rows of a pass that extend it. A worker owns the caches of the sequences
+//! that it serves; the blocks only borrow them for a pass.
 
-use candle_core::Device;
 #[cfg(test)]
 use model_actors::Bytes;
 
 use super::attention::CrossKeyValues;
+use super::layer_cache::LayerCache;
 use crate::error::{Error, Result};
-use crate::kernels::causal::KvCache;
 use crate::kernels::rotary::Position;
 
-/// Keys and values of one sequence in every block, and of what it sees beside itself. Grows with the sequence.
+/// What every block keeps of one sequence, and keys and values of what it sees beside itself. Grows with the sequence.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    blocks: Vec<KvCache>,
+    blocks: Vec<LayerCache>,
     /// Keys and values for the cross-attention of each block that has one; empty without any.
     cross: Vec<Option<CrossKeyValues>>,
     length: usize,
@@ -22,16 +21,9 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// An empty cache for keys of `width` numbers, of a sequence that gets at least `known` tokens.
-    pub(super) fn new(
-        blocks: usize,
-        width: usize,
-        cross: Vec<Option<CrossKeyValues>>,
-        known: usize,
-        device: &Device,
-    ) -> Result<Self> {
-        let blocks = (0..blocks).map(|_| KvCache::new(width, device)).collect::<Result<_>>()?;
-        Ok(Self { blocks, cross, length: 0, known })
+    /// The cache with these empty ones of the blocks, of a sequence that gets at least `known` tokens.
+    pub(super) fn new(blocks: Vec<LayerCache>, cross: Vec<Option<CrossKeyValues>>, known: usize) -> Self {
+        Self { blocks, cross, length: 0, known }
     }
 
     /// Number of tokens in the cache.
@@ -44,10 +36,10 @@ impl Cache {
         self.length.max(self.known)
     }
 
-    /// Bytes of the self-attention's keys and values now.
+    /// Bytes of what the blocks keep now, but for keys and values of cross-attention.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> Bytes {
-        Bytes(self.blocks.iter().map(KvCache::bytes).sum())
+        Bytes(self.blocks.iter().map(LayerCache::bytes).sum())
     }
 
     /// Empties the cache and keeps its memory: the sequence is read again, as one of at least `known` tokens.
@@ -59,8 +51,8 @@ impl Cache {
         self.length += rows;
     }
 
-    /// One block's keys and values: the sequence's own, and those of its cross-attention.
-    pub(super) fn block(&mut self, index: usize) -> Result<(&mut KvCache, Option<&CrossKeyValues>)> {
+    /// What one block keeps: of the sequence, and of its cross-attention.
+    pub(super) fn block(&mut self, index: usize) -> Result<(&mut LayerCache, Option<&CrossKeyValues>)> {
         let own = self
             .blocks
             .get_mut(index)

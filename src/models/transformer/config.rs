@@ -1,6 +1,9 @@
 //! A transformer as data: everything in which the blocks of one family differ from those of another, with the
 //! checks of a configuration and the memory of a pass that follow from it.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::Path;
 
 use model_actors::Bytes;
@@ -8,6 +11,7 @@ use model_actors::Bytes;
 use super::rope::Rope;
 use crate::error::Result;
 use crate::kernels::causal::{KvCache, growing_bytes};
+use crate::kernels::delta_net::DeltaNetSizes;
 use crate::kernels::glu::GluForm;
 use crate::kernels::{Activation, AttentionMask, SCORES_PER_THREAD};
 use crate::models::config_file::{MAX_LAYERS, MAX_SIDE, invalid};
@@ -48,6 +52,7 @@ pub(crate) struct AttentionConfig {
     pub(crate) soft_cap: Option<f32>,
     pub(crate) head_norms: HeadNorms,
     pub(crate) sinks: AttentionSinks,
+    pub(crate) output_gate: OutputGate,
     /// Bias of the key projection, where it is not that of queries and values. Of safetensors alone.
     pub(crate) key_bias: Option<Bias>,
     /// For each head what a step of distance takes off a score (ALiBi); empty for none.
@@ -76,6 +81,7 @@ impl AttentionConfig {
             soft_cap: None,
             head_norms: HeadNorms::None,
             sinks: AttentionSinks::None,
+            output_gate: OutputGate::None,
             key_bias: None,
             alibi_slopes: Vec::new(),
             relative_bias: None,
@@ -86,6 +92,7 @@ impl AttentionConfig {
 /// Settings in which a block may differ from the other blocks of its model.
 #[derive(Debug, Clone)]
 pub(crate) struct LayerConfig {
+    pub(crate) mixer: MixerConfig,
     /// The rows of its sequence that a row sees.
     pub(crate) mask: AttentionMask,
     /// Number of its rotary embedding.
@@ -96,6 +103,25 @@ pub(crate) struct LayerConfig {
     pub(crate) input_is_normed: bool,
     /// True if it has cross-attention, in a model that has any.
     pub(crate) looks_beside: bool,
+}
+
+/// The part of a block in which a row sees other rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MixerConfig {
+    Attention,
+    /// A gated delta net. Of decoders alone.
+    DeltaNet(DeltaNetSizes),
+}
+
+impl MixerConfig {
+    fn is_sound(self) -> bool {
+        let Self::DeltaNet(sizes) = self else { return true };
+        let DeltaNetSizes { key_heads, value_heads, key_size, value_size, taps } = sizes;
+        let sides = [key_heads, value_heads, key_size, value_size, taps];
+        sides.iter().all(|side| (1..=MAX_SIDE).contains(side))
+            && value_heads.is_multiple_of(key_heads)
+            && taps > 1
+    }
 }
 
 /// The feed-forward network of a block.
@@ -180,6 +206,14 @@ pub(crate) enum AttentionSinks {
     EachHead,
 }
 
+/// Gates of the attention's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OutputGate {
+    None,
+    /// A sigmoid for each number of each head's output. The query projection gives each head's gate after its query.
+    EachHead,
+}
+
 /// Biases of the linear layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Biases {
@@ -251,6 +285,7 @@ impl TransformerConfig {
         let Sizes { width, intermediate, layers, heads } = sizes;
         let head_size = width.checked_div(heads).unwrap_or(0);
         let layer = LayerConfig {
+            mixer: MixerConfig::Attention,
             mask: AttentionMask::Full,
             rope: None,
             feed_forward: FeedForwardConfig::Dense { intermediate },
@@ -323,10 +358,14 @@ impl TransformerConfig {
             .saturating_mul(self.attention.head_size)
     }
 
-    /// Bytes of the KV cache of a sequence of so many tokens.
-    pub(crate) fn cache_bytes(&self, tokens: usize) -> Bytes {
-        let block = KvCache::bytes_for(tokens, self.kv_width());
-        Bytes(block.saturating_mul(self.layers.len() as u64))
+    /// Bytes of the caches of so many sequences, which have so many tokens together.
+    pub(crate) fn cache_bytes(&self, tokens: usize, sequences: usize) -> Bytes {
+        let keys_and_values = KvCache::bytes_for(tokens, self.kv_width());
+        let layer = |layer: &LayerConfig| match layer.mixer {
+            MixerConfig::Attention => keys_and_values,
+            MixerConfig::DeltaNet(sizes) => sizes.state_bytes().saturating_mul(sequences as u64),
+        };
+        Bytes(self.layers.iter().map(layer).fold(0, u64::saturating_add))
     }
 
     /// Length of the longest sequence that all rotary embeddings embed by the frequencies that they began with.
@@ -350,17 +389,33 @@ impl TransformerConfig {
         });
         // Queries, keys and values; as packed product twice, and rotated once more; and the attention's output.
         let attention = match (growing, self.ropes.is_empty()) {
-            (true, _) => self.qkv_width().saturating_mul(3),
+            (true, _) => match self.attention.output_gate {
+                OutputGate::None => self.qkv_width().saturating_mul(3),
+                // The gates, and the product that they are taken out of.
+                OutputGate::EachHead => self.qkv_width().saturating_mul(7),
+            },
             (false, true) => self.qkv_width().saturating_add(self.width),
             (false, false) => self.qkv_width().saturating_mul(2),
         };
+        // Queries, keys, values and gates as packed product twice and after the convolution; outputs, normed and gated.
+        let nets = self.layers.iter().map(|layer| match layer.mixer {
+            MixerConfig::Attention => 0,
+            MixerConfig::DeltaNet(sizes) => sizes.projected().saturating_mul(5),
+        });
+        let attention = attention.max(nets.max().unwrap_or(0));
         // The residual stream before and after the attention, normed, and a sublayer's output. Parallel sublayers
         // have their outputs and their input side by side.
         let stream = if self.norm_placement == NormPlacement::Parallel { 10 } else { 4 };
         let row = intermediate.max().unwrap_or(0).max(attention).saturating_add(self.width * stream);
         let scores = longest.saturating_mul(longest).min(SCORES_PER_THREAD);
         let numbers = row.saturating_mul(rows).saturating_add(scores);
-        let growth = if growing { growing_bytes(longest, self.kv_width()) } else { 0 };
+        // What is there twice for a moment: keys, or the state of a net on an accelerator.
+        let states = self.layers.iter().map(|layer| match layer.mixer {
+            MixerConfig::Attention => 0,
+            MixerConfig::DeltaNet(sizes) => sizes.state_bytes(),
+        });
+        let keys = if growing { growing_bytes(longest, self.kv_width()) } else { 0 };
+        let growth = keys.max(states.max().unwrap_or(0));
         Bytes((numbers as u64).saturating_mul(4)) + Bytes(growth)
     }
 
@@ -409,6 +464,7 @@ impl TransformerConfig {
                         && count <= MAX_SIDE
                 }
             };
+            let sound = sound && layer.mixer.is_sound();
             if !sound || layer.mask == AttentionMask::SlidingWindow(0) {
                 return Err(invalid(file, format!("a layer cannot be: {layer:?}")));
             }
@@ -433,44 +489,5 @@ pub(crate) fn layer_count(file: &Path, count: usize) -> Result<usize> {
     match (1..=MAX_LAYERS).contains(&count) {
         true => Ok(count),
         false => Err(invalid(file, format!("num_hidden_layers is {count}; 1 to {MAX_LAYERS} are allowed"))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Error;
-
-    const FILE: &str = "config.json";
-
-    fn encoder(sizes: Sizes) -> Result<TransformerConfig> {
-        TransformerConfig::encoder(FILE.as_ref(), sizes, NormPlacement::Post, Activation::GeluErf, 1e-12)
-    }
-
-    #[test]
-    fn sizes_that_no_model_can_have_are_refused() {
-        let good = Sizes { width: 8, intermediate: 16, layers: 1, heads: 2 };
-        assert!(encoder(good).is_ok());
-        for bad in [
-            Sizes { heads: 0, ..good },
-            Sizes { heads: 3, ..good },
-            Sizes { width: 0, ..good },
-            Sizes { width: usize::MAX, ..good },
-            Sizes { intermediate: usize::MAX, ..good },
-            Sizes { layers: usize::MAX, ..good },
-        ] {
-            assert!(matches!(encoder(bad), Err(Error::InvalidConfig { .. })), "{bad:?}");
-        }
-        assert!(Rope::plain(FILE.as_ref(), 3, 1e4).is_err());
-        assert!(Rope::plain(FILE.as_ref(), 4, 0.0).is_err());
-        assert!(Rope::plain(FILE.as_ref(), 4, f64::NAN).is_err());
-    }
-
-    #[test]
-    fn keys_that_are_there_twice_while_they_grow_are_counted() {
-        let sizes = Sizes { width: 768, intermediate: 3072, layers: 12, heads: 12 };
-        let config = TransformerConfig { workload: Workload::GrowingSequences, ..encoder(sizes).unwrap() };
-        let more = config.scratch(1, 100_000).0 - config.scratch(1, 50_000).0;
-        assert_eq!(more, 50_000 * 768 * 4);
     }
 }

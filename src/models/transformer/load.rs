@@ -9,18 +9,21 @@ use super::attention::{Attention, CrossAttention};
 use super::block::{Block, Order};
 use super::config::{
     AttentionConfig, AttentionSinks, Bias, ExpertForm, FeedForwardConfig, HeadNorms, LayerConfig,
-    NormPlacement, RelativeBiasConfig, TransformerConfig, Workload,
+    MixerConfig, NormKind, NormPlacement, OutputGate, RelativeBiasConfig, TransformerConfig, Workload,
 };
+use super::delta_net::DeltaNet;
 use super::feed_forward::{Dense, Experts, FeedForward, Gated};
-use super::names::{ExpertNames, Names, QkvNames, UpNames};
+use super::mixer::Mixer;
+use super::names::{DeltaNetInputs, ExpertNames, Names, QkvNames, UpNames};
 use super::norm::{Norm, SublayerNorms};
 use super::projection::Projection;
 use super::stack::Transformer;
-use super::tensors::{Halves, Linears, Tensors};
+use super::tensors::{Linears, RowOrder, Tensors};
 use crate::error::{Error, Result};
-use crate::kernels::RelativeBias;
 use crate::kernels::causal::CausalAttention;
+use crate::kernels::delta_net::{DeltaNetSizes, GatedDeltaNet};
 use crate::kernels::rms_norm::RmsNorm;
+use crate::kernels::{AttentionMask, RelativeBias};
 
 /// Reads a stack of blocks.
 pub(crate) fn load(
@@ -86,7 +89,10 @@ impl BlockLoader<'_> {
             None => None,
         };
         Ok(Block {
-            attention: self.attention(layer)?,
+            mixer: match layer.mixer {
+                MixerConfig::Attention => Mixer::Attention(self.attention(layer)?),
+                MixerConfig::DeltaNet(sizes) => Mixer::DeltaNet(Box::new(self.delta_net(layer, sizes)?)),
+            },
             attention_norms: self.attention_norms(layer)?,
             cross_attention,
             feed_forward: self.feed_forward(layer)?,
@@ -159,20 +165,25 @@ impl BlockLoader<'_> {
 
     fn attention(&self, layer: &LayerConfig) -> Result<Attention> {
         let (config, attention, names) = (self.config, &self.config.attention, self.names);
-        let (queries, shared) = (attention.heads * attention.head_size, config.kv_width());
+        let (heads, shared) = (attention.heads * attention.head_size, config.kv_width());
+        let queries = match attention.output_gate {
+            OutputGate::None => heads,
+            OutputGate::EachHead => 2 * heads,
+        };
         let qkv = Linears::new(&[], config.width, config.biases.qkv);
         let qkv_proj = match names.qkv {
-            QkvNames::Fused(name) => self.projection(&[(name, config.qkv_width())], qkv)?,
+            QkvNames::Fused(name) => self.projection(&[(name, queries + 2 * shared)], qkv)?,
             QkvNames::Separate([query, key, value]) => {
                 let unbiased = (attention.key_bias == Some(Bias::No)).then_some(key);
                 let qkv = Linears { unbiased, ..qkv };
                 self.projection(&[(query, queries), (key, shared), (value, shared)], qkv)?
             }
         };
-        let out = Linears::new(&[], queries, config.biases.attention_output);
+        let out = Linears::new(&[], heads, config.biases.attention_output);
         let out = Linears { scale: names.attention_scale, ..out };
         Ok(Attention {
             qkv_proj,
+            output_gate: attention.output_gate,
             kernel: CausalAttention {
                 heads: attention.heads,
                 kv_heads: attention.kv_heads,
@@ -187,6 +198,55 @@ impl BlockLoader<'_> {
             relative_bias: self.relative_bias.cloned(),
             rope: layer.rope,
             out_proj: self.projection(&[(names.out_proj, config.width)], out)?,
+        })
+    }
+
+    fn delta_net(&self, layer: &LayerConfig, sizes: DeltaNetSizes) -> Result<DeltaNet> {
+        if layer.mask != AttentionMask::Causal || self.config.workload != Workload::GrowingSequences {
+            return Err(misfit("gated delta nets are of decoders, and see what comes before a row alone"));
+        }
+        let (names, width, heads) = (self.names.delta_net, self.config.width, sizes.value_heads);
+        let linears = |order| Linears { order, ..Linears::new(&[], width, Bias::No) };
+        let whole = |name: &str| format!("{}{name}", self.path);
+        let (input_proj, gates_proj) = match names.inputs {
+            DeltaNetInputs::Grouped { qkvz, ba } => {
+                let (key, group) = (sizes.key_size, sizes.group());
+                let values = group * sizes.value_size;
+                let groups = |runs| linears(RowOrder::Groups { count: sizes.key_heads, runs });
+                (
+                    self.projection(&[(qkvz, sizes.projected())], groups([key, key, values, values]))?,
+                    self.projection(&[(ba, 2 * heads)], groups([group, group, 0, 0]))?,
+                )
+            }
+            DeltaNetInputs::Separate { qkv, z, b, a } => {
+                let plain = || linears(RowOrder::AsStored);
+                (
+                    self.projection(&[(qkv, sizes.channels()), (z, sizes.values())], plain())?,
+                    self.projection(&[(b, heads), (a, heads)], plain())?,
+                )
+            }
+        };
+        let convolution = whole(&format!("{}.weight", names.convolution));
+        let convolution = self.tensors.tensor(&convolution, &[sizes.channels(), 1, sizes.taps])?;
+        let norm = whole(names.norm);
+        // Unlike the model's other norms, it never has its factors less 1.
+        let norm = match self.tensors.norm(&norm, sizes.value_size, NormKind::Rms, self.config.epsilon)? {
+            Norm::Rms(norm) => norm,
+            Norm::Layer(_) => return Err(misfit("the norm of a gated delta net is a root-mean-square norm")),
+        };
+        let out = Linears::new(&[], sizes.values(), Bias::No);
+        Ok(DeltaNet {
+            input_proj,
+            gates_proj,
+            kernel: GatedDeltaNet {
+                sizes,
+                convolution: convolution.squeeze(1)?.t()?.contiguous()?,
+                activation: self.config.activation,
+                log_rates: self.tensors.vector(&whole(names.log_rates), heads)?,
+                decay_bias: self.tensors.vector(&whole(names.decay_bias), heads)?,
+                norm,
+            },
+            out_proj: self.projection(&[(names.out_proj, width)], out)?,
         })
     }
 
@@ -336,18 +396,18 @@ impl BlockLoader<'_> {
         read: impl FnOnce(&Linears<'_>) -> Result<R>,
     ) -> Result<R> {
         let both = Linears::new(&[], self.config.width, self.config.biases.up);
-        let fused = |name: &str, halves, read| {
+        let fused = |name: &str, order, read| {
             let name = format!("{path}{name}");
-            self.named(&[(name.as_str(), 2 * intermediate)], Linears { halves, ..both }, read)
+            self.named(&[(name.as_str(), 2 * intermediate)], Linears { order, ..both }, read)
         };
         match names {
             UpNames::Separate { gate, up } => {
                 let [gate, up] = [gate, up].map(|part| format!("{path}{part}"));
                 self.named(&[(gate.as_str(), intermediate), (up.as_str(), intermediate)], both, read)
             }
-            UpNames::GateUp(name) => fused(name, Halves::AsStored, read),
-            UpNames::UpGate(name) => fused(name, Halves::Swapped, read),
-            UpNames::Interleaved(name) => fused(name, Halves::Interleaved, read),
+            UpNames::GateUp(name) => fused(name, RowOrder::AsStored, read),
+            UpNames::UpGate(name) => fused(name, RowOrder::Swapped, read),
+            UpNames::Interleaved(name) => fused(name, RowOrder::Interleaved, read),
             UpNames::Dense(_) => Err(misfit("a gated network has a gate")),
         }
     }

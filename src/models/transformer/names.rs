@@ -22,6 +22,7 @@ pub(crate) struct Names {
     /// Norm of the attention's output.
     pub(crate) attention_output_norm: &'static str,
     pub(crate) cross_attention: CrossNames,
+    pub(crate) delta_net: DeltaNetNames,
     /// Norm before the feed-forward network; with [`Post`](super::NormPlacement::Post), of the sum after it.
     pub(crate) feed_forward_norm: &'static str,
     /// Path of the feed-forward network, with a dot at its end.
@@ -102,6 +103,33 @@ pub(crate) struct CrossNames {
     pub(crate) norm: &'static str,
 }
 
+/// Names of a gated delta net's tensors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DeltaNetNames {
+    pub(crate) inputs: DeltaNetInputs,
+    pub(crate) convolution: &'static str,
+    /// Logarithms of the rates of decay, a whole tensor name.
+    pub(crate) log_rates: &'static str,
+    /// Bias of the decays, a whole tensor name.
+    pub(crate) decay_bias: &'static str,
+    pub(crate) norm: &'static str,
+    pub(crate) out_proj: &'static str,
+}
+
+/// Names of the projections into a gated delta net.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum DeltaNetInputs {
+    /// Two tensors, in which the rows of each key head lie together with those of its value heads.
+    Grouped {
+        /// Query, key, values and output gates.
+        qkvz: &'static str,
+        /// Betas and decays.
+        ba: &'static str,
+    },
+    /// Queries, keys and values of all heads, output gates, betas and decays.
+    Separate { qkv: &'static str, z: &'static str, b: &'static str, a: &'static str },
+}
+
 impl Names {
     /// No names, from which a family's table starts.
     pub(crate) const NONE: Self = Self {
@@ -116,6 +144,14 @@ impl Names {
         attention_scale: None,
         attention_output_norm: "",
         cross_attention: CrossNames { query: "", key: "", value: "", out_proj: "", norm: "" },
+        delta_net: DeltaNetNames {
+            inputs: DeltaNetInputs::Grouped { qkvz: "", ba: "" },
+            convolution: "",
+            log_rates: "",
+            decay_bias: "",
+            norm: "",
+            out_proj: "",
+        },
         feed_forward_norm: "",
         feed_forward: "",
         up: UpNames::Dense(""),

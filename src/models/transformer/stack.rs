@@ -12,10 +12,11 @@ use super::attention::{CrossRun, Pass, Sequences};
 use super::block::Block;
 use super::cache::{Cache, Segment};
 use super::config::Workload;
+use super::layer_cache::LayerCache;
 use super::rope::{Rope, Rows};
 use crate::error::{Error, Result};
 use crate::kernels::AttentionMask;
-use crate::kernels::causal::{KvCache, LayerSegment};
+use crate::kernels::causal::LayerSegment;
 use crate::kernels::rotary::RopeTable;
 
 /// A loaded stack of blocks. It keeps nothing between passes, so that all workers share one.
@@ -43,13 +44,17 @@ impl Transformer {
     /// An empty cache of a sequence that gets at least `known` tokens: those of its prompt, of which only a
     /// part may be in the first pass.
     pub(crate) fn cache(&self, known: usize) -> Result<Cache> {
-        Cache::new(self.blocks.len(), self.kv_width, Vec::new(), known, &self.device)
+        Ok(Cache::new(self.layer_caches()?, Vec::new(), known))
     }
 
     /// The same for a sequence that sees `rows` beside itself, `(rows, width of the cross-attention)`.
     pub(crate) fn cache_beside(&self, known: usize, rows: &Tensor) -> Result<Cache> {
         let cross = self.blocks.iter().map(|block| block.cross_key_values(rows));
-        Cache::new(self.blocks.len(), self.kv_width, cross.collect::<Result<_>>()?, known, &self.device)
+        Ok(Cache::new(self.layer_caches()?, cross.collect::<Result<_>>()?, known))
+    }
+
+    fn layer_caches(&self) -> Result<Vec<LayerCache>> {
+        self.blocks.iter().map(|block| block.mixer.cache(self.kv_width, &self.device)).collect()
     }
 
     /// Passes whole sequences of these lengths, `(rows, width)`, through some blocks, and keeps nothing.
@@ -92,17 +97,18 @@ impl Transformer {
         blocks: Range<usize>,
         mut seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
-        let mut caches: Vec<KvCache> = match self.workload {
-            Workload::WholeSequences => Vec::new(),
-            Workload::GrowingSequences => {
-                let caches = lengths.iter().map(|length| KvCache::of(*length, self.kv_width, &self.device));
-                caches.collect::<Result<_>>()?
-            }
-        };
+        let mut caches: Vec<LayerCache> = Vec::new();
         seen(blocks.start, &hidden)?;
         for index in blocks {
+            let block = self.block(index)?;
+            if self.workload == Workload::GrowingSequences {
+                let mut used = std::mem::take(&mut caches).into_iter();
+                let caches_of =
+                    |length: &usize| block.mixer.cache_of(used.next(), *length, self.kv_width, &self.device);
+                caches = lengths.iter().map(caches_of).collect::<Result<_>>()?;
+            }
             let layer_segments = caches.iter_mut().zip(lengths);
-            let mut layer_segments: Vec<LayerSegment<'_>> = layer_segments
+            let mut layer_segments: Vec<LayerSegment<'_, LayerCache>> = layer_segments
                 .map(|(cache, length)| LayerSegment { cache, past: 0, length: *length })
                 .collect();
             let sequences = match self.workload {
@@ -110,7 +116,7 @@ impl Transformer {
                 Workload::GrowingSequences => Sequences::Cached(&mut layer_segments),
             };
             let mut pass = Pass { rope_tables, sequences, cross: &[], mask: None };
-            hidden = self.block(index)?.forward(hidden, &mut pass)?;
+            hidden = block.forward(hidden, &mut pass)?;
             seen(index + 1, &hidden)?;
         }
         Ok(hidden)
@@ -118,7 +124,8 @@ impl Transformer {
 
     /// Passes the next rows of several sequences, `(rows, width)`, through all blocks: prompts and single
     /// tokens mixed. The segments cover the rows in order; each row is added to its sequence's cache. After
-    /// an error the caches are as they were. A row's result does not depend on the other sequences. `mask`
+    /// an error the caches are as they were, but for those of models with gated delta nets: their sequences have to be
+    /// read again, and until then every pass is an error. A row's result does not depend on the other sequences. `mask`
     /// stands in for that of the blocks. `after` is given each block's number and output, and what it returns
     /// goes on.
     pub(crate) fn forward(

@@ -62,23 +62,29 @@ pub(crate) struct Linears<'a> {
     pub(crate) bias: Bias,
     /// Name of the layer that has no bias, where the others have one.
     pub(crate) unbiased: Option<&'a str>,
-    pub(crate) halves: Halves,
+    pub(crate) order: RowOrder,
     /// Name of a vector of factors on the outputs.
     pub(crate) scale: Option<&'a str>,
 }
 
-/// Order of the two halves of a layer's outputs, of which one is a gate.
+/// Order of a layer's outputs in the file, where it is another than in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Halves {
+pub(crate) enum RowOrder {
     AsStored,
+    /// Two halves, of which the second comes first in memory.
     Swapped,
-    /// A row of the gate and one of the other in turn.
+    /// A row of the half that comes first in memory and one of the other in turn.
     Interleaved,
+    /// So many groups of runs of rows. In memory the first run of each group comes first, then the second of each.
+    Groups {
+        count: usize,
+        runs: [usize; 4],
+    },
 }
 
-impl Halves {
-    /// Rows of `length` numbers with those of the gate first.
-    fn order<T: Copy>(self, rows: Vec<T>, length: usize) -> Vec<T> {
+impl RowOrder {
+    /// Rows of `length` numbers in the order of memory.
+    fn apply<T: Copy>(self, rows: Vec<T>, length: usize) -> Vec<T> {
         let mut rows = rows;
         match self {
             Self::AsStored => rows,
@@ -91,13 +97,26 @@ impl Halves {
                 let rows = |first| rows.chunks_exact(length.max(1)).skip(first).step_by(2);
                 rows(0).chain(rows(1)).flatten().copied().collect()
             }
+            Self::Groups { count, runs } => {
+                let group = runs.iter().sum::<usize>() * length;
+                let mut ordered = Vec::with_capacity(rows.len());
+                let mut begin = 0;
+                for run in runs {
+                    let end = begin + run * length;
+                    for rows in rows.chunks_exact(group.max(1)).take(count) {
+                        ordered.extend_from_slice(&rows[begin..end]);
+                    }
+                    begin = end;
+                }
+                ordered
+            }
         }
     }
 }
 
 impl<'a> Linears<'a> {
     pub(crate) fn new(parts: &'a [(&'a str, usize)], in_dim: usize, bias: Bias) -> Self {
-        Self { parts, in_dim, bias, unbiased: None, halves: Halves::AsStored, scale: None }
+        Self { parts, in_dim, bias, unbiased: None, order: RowOrder::AsStored, scale: None }
     }
 
     /// Number of outputs.
@@ -159,7 +178,7 @@ impl<'a> SafeTensors<'a> {
             }
         }
         let out_dim = layers.out_dim();
-        (weight, bias) = (layers.halves.order(weight, layers.in_dim), layers.halves.order(bias, 1));
+        (weight, bias) = (layers.order.apply(weight, layers.in_dim), layers.order.apply(bias, 1));
         if let Some(name) = layers.scale {
             // Scaled outputs are those of a scaled weight and bias.
             let mut scale = Vec::new();
@@ -226,11 +245,11 @@ impl<'a> SafeTensors<'a> {
             }
         }
         let bias = match layers.bias {
-            Bias::Yes => Some(self.reader.place(layers.halves.order(all_biases, 1), &[layers.out_dim()])?),
+            Bias::Yes => Some(self.reader.place(layers.order.apply(all_biases, 1), &[layers.out_dim()])?),
             Bias::No => None,
         };
         match (quantised.is_empty(), weight.is_empty()) {
-            (true, _) => self.made(layers.halves.order(weight, layers.in_dim), layers, bias),
+            (true, _) => self.made(layers.order.apply(weight, layers.in_dim), layers, bias),
             (false, true) => {
                 let rows = RowUse::MultipliedOnly;
                 PackedLinear::quantized(
@@ -263,7 +282,7 @@ impl<'a> SafeTensors<'a> {
         if let Some(row) = GgmlType::Mxfp4.first_damaged_row(&bytes, in_dim) {
             return Err(Error::NotFinite { tensor: blocks, index: row * in_dim, value: "NaN".to_owned() });
         }
-        Ok(QuantizedRows { dtype: GgmlType::Mxfp4, bytes: layers.halves.order(bytes, row), out_dim })
+        Ok(QuantizedRows { dtype: GgmlType::Mxfp4, bytes: layers.order.apply(bytes, row), out_dim })
     }
 }
 
@@ -310,5 +329,21 @@ impl Tensors for SafeTensors<'_> {
 
     fn stacked(&self, layers: &Linears<'_>, count: usize, order: MatrixOrder) -> Result<Vec<Projection>> {
         (0..count).map(|index| self.expert(layers, order, Place { index, count })).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_come_in_the_order_of_memory() {
+        let rows: Vec<usize> = (0..20).collect();
+        let groups = RowOrder::Groups { count: 2, runs: [1, 1, 3, 0] };
+        let ordered = [0, 1, 10, 11, 2, 3, 12, 13, 4, 5, 6, 7, 8, 9, 14, 15, 16, 17, 18, 19];
+        assert_eq!(groups.apply(rows.clone(), 2), ordered);
+        assert_eq!(RowOrder::Swapped.apply(rows[..6].to_vec(), 1), [3, 4, 5, 0, 1, 2]);
+        assert_eq!(RowOrder::Interleaved.apply(rows[..6].to_vec(), 1), [0, 2, 4, 1, 3, 5]);
+        assert_eq!(RowOrder::AsStored.apply(rows.clone(), 2), rows);
     }
 }

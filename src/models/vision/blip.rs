@@ -116,7 +116,7 @@ impl Architecture for Config {
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let rows = self.rows();
         let text = &self.text.decoder;
-        let text = text.cache_bytes(room.held) + text.scratch(room.rows, room.longest);
+        let text = text.cache_bytes(room.held, room.sequences) + text.scratch(room.rows, room.longest);
         self.tower.scratch(rows, rows) + text
     }
 

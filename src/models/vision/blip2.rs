@@ -135,7 +135,8 @@ impl Architecture for Config {
 
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let rows = self.rows();
-        let text = self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held);
+        let text =
+            self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held, room.sequences);
         self.tower.scratch(rows, rows) + self.qformer.scratch(rows) + text
     }
 

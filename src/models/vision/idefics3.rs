@@ -144,7 +144,8 @@ impl Architecture for Config {
         let kept = (self.rows() as u64).saturating_mul(2 * self.text.width() as u64);
         let images = Bytes(tiles.saturating_mul(pixels.saturating_add(kept)).saturating_mul(4));
         let tower = self.vision.transformer.scratch(self.vision.rows(), self.vision.rows());
-        let text = self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held);
+        let text =
+            self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held, room.sequences);
         tower + images + text
     }
 

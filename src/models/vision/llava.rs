@@ -278,7 +278,8 @@ impl Architecture for Config {
         let taken = self.layers.len().saturating_mul(self.vision.transformer().width);
         let kept = (rows as u64).saturating_mul(self.text.width().max(taken) as u64);
         let kept = Bytes(kept.saturating_mul(8));
-        let text = self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held);
+        let text =
+            self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held, room.sequences);
         self.vision.scratch() + kept + text
     }
 

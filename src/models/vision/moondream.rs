@@ -225,8 +225,8 @@ impl Architecture for Config {
         let rows = self.crops.grid * self.crops.grid;
         let kept = (rows * (self.crops.most + 1)) as u64;
         let kept = Bytes(kept.saturating_mul(8).saturating_mul(self.tower.width as u64));
-        let text =
-            self.text.scratch(room.rows.max(rows + 1), room.longest) + self.text.cache_bytes(room.held);
+        let text = self.text.scratch(room.rows.max(rows + 1), room.longest)
+            + self.text.cache_bytes(room.held, room.sequences);
         self.tower.scratch(rows, rows) + kept + text
     }
 

@@ -91,7 +91,8 @@ impl VisionPlan {
         // One that is alone has what it keeps apart, however little room there is.
         let held = continuous_batching::most_held(self.generation.limits, room(context, apart))
             .max(room(longest, apart));
-        let room = WorkerMemory { held, longest, rows: PROMPT_ROWS.max(max_sequences) };
+        let room =
+            WorkerMemory { held, sequences: max_sequences, longest, rows: PROMPT_ROWS.max(max_sequences) };
         // Logits are made as a tensor and handed on as vectors.
         let logits =
             Bytes((2 * 4 * max_sequences as u64).saturating_mul(self.architecture.vocabulary() as u64));

@@ -165,7 +165,8 @@ impl Architecture for Config {
     }
 
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
-        let text = self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held);
+        let text =
+            self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held, room.sequences);
         // The largest image that is let in: by its pixels, and by the tokens that it may take.
         let side = self.tower.patch_size.max(1);
         let pixels = self.rest.as_ref().map_or(usize::MAX, |(resize, ..)| resize.most());

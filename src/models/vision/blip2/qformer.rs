@@ -118,7 +118,7 @@ impl QFormerConfig {
         let beside = (2 * self.width() as u64).saturating_mul(rows as u64);
         let beside = Bytes(beside.saturating_mul(4 * self.transformer.layers.len() as u64));
         self.transformer.scratch(self.queries, rows.max(self.queries))
-            + self.transformer.cache_bytes(self.queries)
+            + self.transformer.cache_bytes(self.queries, 1)
             + beside
     }
 

@@ -1,0 +1,42 @@
+//! What one block keeps of a sequence between passes: keys and values, which grow with it, or the state of a gated delta
+//! net, which does not. A sequence's own `Cache` has one for each block.
+
+use crate::error::{Error, Result};
+use crate::kernels::causal::KvCache;
+use crate::kernels::delta_net::DeltaNetState;
+
+/// Cache of one block and one sequence.
+#[derive(Debug)]
+pub(crate) enum LayerCache {
+    KeyValues(KvCache),
+    DeltaNet(DeltaNetState),
+}
+
+impl LayerCache {
+    /// Bytes that it takes now.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::KeyValues(cache) => cache.bytes(),
+            Self::DeltaNet(state) => state.bytes(),
+        }
+    }
+
+    pub(super) fn key_values(&mut self) -> Result<&mut KvCache> {
+        match self {
+            Self::KeyValues(cache) => Ok(cache),
+            Self::DeltaNet(_) => Err(misfit()),
+        }
+    }
+
+    pub(super) fn delta_net(&mut self) -> Result<&mut DeltaNetState> {
+        match self {
+            Self::DeltaNet(state) => Ok(state),
+            Self::KeyValues(_) => Err(misfit()),
+        }
+    }
+}
+
+fn misfit() -> Error {
+    Error::compute("transformer: a cache of another model")
+}
