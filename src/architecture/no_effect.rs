@@ -130,6 +130,9 @@ const DECODERS: &[&str] = &[
     "qwen2",
     "qwen3",
     "qwen3_moe",
+    "qwen3_next",
+    "qwen3_5",
+    "qwen3_5_text",
     "phi",
     "phi3",
     "phimoe",
@@ -246,6 +249,18 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
     (&["gpt_oss"], &[("experts_per_token", "*"), ("initial_context_length", "*")]),
     // Of the adapters' code, which the base model does without.
     (&["jina_embeddings_v3"], &[("pooler_*", "*"), ("position_embedding_type", "*")]),
+    // Of layers that predict several tokens at a time, and of states of fewer bits.
+    (
+        &["qwen3_5", "qwen3_5_text"],
+        &[
+            ("mtp_*", "*"),
+            ("mamba_ssm_dtype", "*"),
+            // Of the family, whatever the file says.
+            ("attn_output_gate", "true"),
+            ("output_gate_type", "\"swish\""),
+        ],
+    ),
+    (&["qwen3_5"], &[("vision_config", "*"), ("language_model_only", "*")]),
     // The text half is read alone.
     (&["gemma3"], &[("vision_config", "*"), ("mm_tokens_per_image", "*")]),
     (

@@ -19,6 +19,8 @@ mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
+mod qwen3_next;
+mod qwen3_5;
 mod smollm3;
 mod model;
 mod load;
@@ -43,6 +45,9 @@ pub(crate) const FAMILIES: &[Family<DecoderConfig>] = &[
     qwen2_moe::FAMILY,
     qwen3::FAMILY,
     qwen3_moe::FAMILY,
+    qwen3_next::FAMILY,
+    qwen3_5::FAMILY,
+    qwen3_5::WITH_IMAGES,
     phi::FAMILY,
     phi3::FAMILY,
     phimoe::FAMILY,

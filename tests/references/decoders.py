@@ -265,6 +265,19 @@ FAMILIES = {
     "qwen2_moe": dict(model_type="qwen2_moe", num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32,
                       shared_expert_intermediate_size=48, mlp_only_layers=[1], num_hidden_layers=3,
                       rope_parameters=dict(rope_type="default", rope_theta=1e6)),
+    # Gated delta nets beside full attention, with keys and values of unlike sizes; one layer without experts.
+    "qwen3_next": dict(model_type="qwen3_next", num_hidden_layers=4, head_dim=16, num_experts=6,
+                       num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=48,
+                       mlp_only_layers=[2], full_attention_interval=2, linear_conv_kernel_dim=4,
+                       linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
+                       linear_value_head_dim=12, partial_rotary_factor=0.25,
+                       rope_parameters=dict(rope_type="default", rope_theta=1e6)),
+    # The same net with projections of their own and dense networks, tied; its axes of positions are all a text's.
+    "qwen3_5": dict(model_type="qwen3_5_text", num_hidden_layers=4, head_dim=16, tie_word_embeddings=True,
+                    full_attention_interval=2, linear_conv_kernel_dim=3, linear_num_key_heads=2,
+                    linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+                    partial_rotary_factor=0.5, rope_parameters=dict(
+                        rope_type="default", rope_theta=1e6, mrope_interleaved=True, mrope_section=[2, 1, 1])),
     # Positions for long texts, as of Phi-3.5-MoE: the longest prompt is long at once, the others grow long.
     "phimoe": dict(model_type="phimoe", num_hidden_layers=2, num_local_experts=4, intermediate_size=32,
                    router_jitter_noise=0.2, attention_bias=True, lm_head_bias=True, sliding_window=24,
@@ -316,10 +329,17 @@ def randomize(model, seed):
     """Numbers large enough that every part of the computation shows in the results."""
     generator = torch.Generator().manual_seed(seed)
     gemma = "gemma" in model.config.model_type
+    # Factors of norms are stored less 1, but for those of gated delta nets.
+    less_one = gemma or hasattr(model.config, "linear_num_key_heads")
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             noise = torch.randn(tensor.shape, generator=generator)
-            if gemma and "post_attention" in name:
+            if name.endswith("A_log"):
+                # So small a decay that states remember some ten tokens.
+                tensor.copy_(noise - 2.0)
+            elif name.endswith("linear_attn.norm.weight"):
+                tensor.copy_(1.0 + 0.3 * noise)
+            elif gemma and "post_attention" in name:
                 # What attention brings has to outweigh the token itself, or texts are one token again and again.
                 tensor.copy_(1.5 + 0.5 * noise)
             elif gemma and ("q_proj" in name or "k_proj" in name):
@@ -327,7 +347,7 @@ def randomize(model, seed):
             elif gemma and ("q_norm" in name or "k_norm" in name):
                 tensor.copy_(1.0 + 0.5 * noise)
             elif "norm" in name and not name.endswith("bias"):
-                tensor.copy_((0.0 if gemma else 1.0) + 0.3 * noise)
+                tensor.copy_((0.0 if less_one else 1.0) + 0.3 * noise)
             elif name.endswith("bias"):
                 tensor.copy_(0.2 * noise)
             elif "embed_tokens" in name:

@@ -92,9 +92,10 @@ impl DecoderConfig {
         self.transformer.width
     }
 
-    /// True for tensors that are packed: all but learned positions, whose rows are added.
+    /// True for tensors that are packed: all but learned positions, whose rows are added, and convolutions.
     pub(crate) fn packs(&self, tensor: &str) -> bool {
-        self.uses(tensor) && (self.names.positions.is_empty() || !tensor.contains(self.names.positions))
+        let others = [self.names.positions, self.names.blocks.delta_net.convolution];
+        self.uses(tensor) && others.iter().all(|name| name.is_empty() || !tensor.contains(name))
     }
 
     /// True for the tensors of the file that are loaded.

@@ -1,6 +1,8 @@
 //! Tensor names of decoders in safetensors, as data.
 
-use crate::models::transformer::{ExpertNames, MatrixOrder, Names, QkvNames, UpNames};
+use crate::models::transformer::{
+    DeltaNetInputs, DeltaNetNames, ExpertNames, MatrixOrder, Names, QkvNames, UpNames,
+};
 
 /// Names of a decoder's tensors, without `.weight` and `.bias`.
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +107,42 @@ pub(crate) const QWEN3_VL_MOE: DecoderNames = DecoderNames {
         ..LLAMA.blocks
     },
     ..LLAMA
+};
+
+/// Qwen3-Next's: Llama's with those of gated delta nets.
+pub(super) const QWEN3_NEXT: DecoderNames = DecoderNames {
+    blocks: Names {
+        delta_net: DeltaNetNames {
+            inputs: DeltaNetInputs::Grouped {
+                qkvz: "linear_attn.in_proj_qkvz",
+                ba: "linear_attn.in_proj_ba",
+            },
+            convolution: "linear_attn.conv1d",
+            log_rates: "linear_attn.A_log",
+            decay_bias: "linear_attn.dt_bias",
+            norm: "linear_attn.norm",
+            out_proj: "linear_attn.out_proj",
+        },
+        ..LLAMA.blocks
+    },
+    ..LLAMA
+};
+
+/// Qwen3.5's: Qwen3-Next's with a tensor for each projection into a gated delta net, or each three.
+pub(super) const QWEN3_5: DecoderNames = DecoderNames {
+    blocks: Names {
+        delta_net: DeltaNetNames {
+            inputs: DeltaNetInputs::Separate {
+                qkv: "linear_attn.in_proj_qkv",
+                z: "linear_attn.in_proj_z",
+                b: "linear_attn.in_proj_b",
+                a: "linear_attn.in_proj_a",
+            },
+            ..QWEN3_NEXT.blocks.delta_net
+        },
+        ..QWEN3_NEXT.blocks
+    },
+    ..QWEN3_NEXT
 };
 
 /// Phi-3.5-MoE's: Llama's with Mixtral's names of experts.

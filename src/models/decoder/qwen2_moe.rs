@@ -19,7 +19,7 @@ pub(super) const FAMILY: Family<DecoderConfig> =
 
 /// Settings of the mixture of experts.
 #[derive(Debug, Deserialize)]
-struct Own {
+struct Mixture {
     moe_intermediate_size: usize,
     shared_expert_intermediate_size: usize,
     num_experts_per_tok: usize,
@@ -29,6 +29,11 @@ struct Own {
     decoder_sparse_step: usize,
     /// Layers without experts.
     mlp_only_layers: Option<Vec<usize>>,
+}
+
+/// Settings of Qwen2-MoE alone.
+#[derive(Debug, Deserialize)]
+struct Own {
     qkv_bias: bool,
 }
 
@@ -40,6 +45,13 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
     let first = settings.windows.max_window_layers;
     let mut decoder = settings.decoder(file, |layer| layer % 2 == 0 && layer < first)?;
     decoder.transformer.biases.qkv = own.qkv_bias.into();
+    add_experts(file, &config, &mut decoder)?;
+    decoder.checked(file)
+}
+
+/// Puts experts, with one that sees every token, into the layers that have them.
+pub(super) fn add_experts(file: &Path, config: &Value, decoder: &mut DecoderConfig) -> Result<()> {
+    let own: Mixture = parse(file, config)?;
     let experts = FeedForwardConfig::Experts {
         intermediate: own.moe_intermediate_size,
         count: own.num_experts,
@@ -56,7 +68,7 @@ fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
             layer.feed_forward = experts;
         }
     }
-    decoder.checked(file)
+    Ok(())
 }
 
 fn defaults() -> Value {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use model_actors::LoadContext;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::architecture;
@@ -262,16 +262,43 @@ fn sequences_together_and_prompts_in_pieces_give_what_they_give_alone() {
 
 #[test]
 fn a_cache_grows_in_steps_and_serves_another_sequence_once_cleared() {
-    let fixture = Fixture::read("qwen3");
-    let prompt = &fixture.cases[2].prompt;
-    let mut caches = [fixture.decoder.cache(0).unwrap()];
-    assert_eq!(caches[0].bytes().0, 0);
-    let first = fixture.step(&mut caches, &[prompt]);
-    let bytes = caches[0].bytes();
-    assert_eq!(bytes, fixture.decoder.config.cache_bytes(prompt.len()));
-    caches[0].restart(0);
-    assert_eq!(fixture.step(&mut caches, &[prompt]), first);
-    assert_eq!(caches[0].bytes(), bytes);
+    for name in ["qwen3", "qwen3_next"] {
+        let fixture = Fixture::read(name);
+        let prompt = &fixture.cases[2].prompt;
+        let mut caches = [fixture.decoder.cache(0).unwrap()];
+        assert_eq!(caches[0].bytes().0, 0);
+        let first = fixture.step(&mut caches, &[prompt]);
+        let bytes = caches[0].bytes();
+        assert_eq!(bytes, fixture.decoder.config.cache_bytes(prompt.len(), 1));
+        caches[0].restart(0);
+        assert_eq!(fixture.step(&mut caches, &[prompt]), first);
+        assert_eq!(caches[0].bytes(), bytes);
+    }
+}
+
+/// Qwen3.5 as it is published: beside a vision tower and layers that predict several tokens at a time.
+#[test]
+fn the_text_half_of_a_model_that_sees_images_writes_as_it_does_alone() {
+    let (context, alone) = (LoadContext::detached(&"half".into()), folder("qwen3_5"));
+    let mut text: Value = read_json(&alone.join("config.json")).unwrap();
+    text.as_object_mut().unwrap().remove("tie_word_embeddings");
+    let whole = json!({"model_type": "qwen3_5", "text_config": text, "tie_word_embeddings": true});
+    let config = find(Path::new("config.json"), &whole).unwrap();
+    let tensors = candle_core::safetensors::load(alone.join("model.safetensors"), &Device::Cpu).unwrap();
+    let renamed =
+        |(name, tensor): (String, Tensor)| (name.replacen("model.", "model.language_model.", 1), tensor);
+    let mut tensors: HashMap<String, Tensor> = tensors.into_iter().map(renamed).collect();
+    for extra in ["model.visual.blocks.0.norm1.weight", "mtp.fc.weight"] {
+        tensors.insert(extra.to_owned(), Tensor::zeros(3, candle_core::DType::F32, &Device::Cpu).unwrap());
+    }
+    let own = tempfile::tempdir().unwrap();
+    candle_core::safetensors::save(&tensors, own.path().join("model.safetensors")).unwrap();
+    let weights = WeightFiles::open(&open(own.path()), "", &context).unwrap();
+    let decoder = config.load(&weights, &Device::Cpu, &context).unwrap();
+    weights.check_all_read(|tensor| config.has_no_effect(tensor)).unwrap();
+    let fixture = Fixture::with(decoder, &alone);
+    let case = &fixture.cases[2];
+    assert_eq!(fixture.greedy(&case.prompt).0, case.greedy);
 }
 
 #[test]
