@@ -3,14 +3,53 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
+mod timeline;
 
 use common::*;
 use model_actors::limits::MAX_NAME_BYTES;
+use model_actors::scheduler::{Batching, Effect, Input, Outcome, Ticket};
 use model_actors::testing::{Act, Record, ScriptedLoader, TestSystem};
 use model_actors::{
-    BatchLimits, CallOptions, Error, ErrorKind, Lane, PoolConfig, Priority, QueueCapacity, SystemConfig,
-    Tenant, TenantConfig, WhenFull,
+    BatchKey, BatchLimits, CallOptions, Error, ErrorKind, Lane, PoolConfig, Priority, QueueCapacity,
+    RequestId, SystemConfig, Tenant, TenantConfig, Time, WhenFull,
 };
+use timeline::{Core, KEY};
+
+/// In virtual time: of whatever key, and whether it joins a run or waits for one, whoever asks for one thing at a time is in
+/// the next batch after the one that runs.
+#[test]
+fn who_asks_for_one_thing_at_a_time_waits_for_one_batch_at_most() {
+    for (batching, key) in
+        [Batching::PerRun, Batching::Continuous].into_iter().flat_map(|way| [(way, 0), (way, 1)])
+    {
+        let config =
+            PoolConfig::default().with_max_workers(1).with_batch(BatchLimits::default().with_requests(32));
+        let mut core = Core::batching(config, batching);
+        core.preload();
+        let ticket = |request: u64, tenant: &str, key: u64| {
+            let ticket = Ticket::new(RequestId(request), Time::NEVER);
+            (KEY, Ticket { tenant: Some(tenant.into()), key: BatchKey(key), ..ticket })
+        };
+        let run = |effects: Vec<Effect>| {
+            effects.into_iter().find_map(|effect| match effect {
+                Effect::Run { worker, requests } => Some((worker, requests)),
+                _ => None,
+            })
+        };
+        let bulk = (0..10_000).map(|request| ticket(request, "bulk", 0)).collect();
+        let (worker, mut running) = run(core.tell(Input::Submit { tickets: bulk })).unwrap();
+        for request in 10_000..10_100 {
+            core.tell(Input::Submit { tickets: vec![ticket(request, "chat", key)] });
+            let outcomes = running.drain(..).map(|request| (request, Outcome::Answered)).collect();
+            running = run(core.tell(Input::Finished { worker, outcomes })).unwrap().1;
+            assert_eq!(running[0], RequestId(request), "{batching:?}, key {key}");
+            assert_eq!(running.len(), if key == 0 { 32 } else { 1 });
+            let outcomes = running.drain(..).map(|request| (request, Outcome::Answered)).collect();
+            running = run(core.tell(Input::Finished { worker, outcomes })).unwrap().1;
+            assert_eq!(running.len(), 32);
+        }
+    }
+}
 
 /// One worker that runs one request at a time.
 fn one_by_one() -> (SystemConfig, PoolConfig) {

@@ -63,9 +63,7 @@ impl ModelMetrics {
         self.count(metric::ERRORS, "reason", error.reason());
         match error {
             Error::Timeout { phase, .. } => self.count(metric::TIMEOUTS, "phase", phase.name()),
-            Error::Overloaded { lane, .. } | Error::TooManyTenants { lane, .. } => {
-                self.count(metric::QUEUE_FULL, "lane", lane.name())
-            }
+            Error::Overloaded { lane, .. } => self.count(metric::QUEUE_FULL, "lane", lane.name()),
             _ => {}
         }
     }
