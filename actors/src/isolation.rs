@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::id::Bytes;
 use crate::model::Loader;
 
+mod end;
 #[cfg(unix)]
 mod frames;
 #[cfg(unix)]
@@ -33,6 +34,7 @@ mod child;
 
 #[cfg(all(unix, feature = "testing"))]
 pub use child::sabotage;
+pub use end::ProcessEnd;
 pub use parent::Isolated;
 
 /// Environment variable that tells an executable that it is a child, and its version of the protocol.
@@ -101,8 +103,8 @@ impl KnownLoader {
 }
 
 /// Runs a model, and does not return, if this process is a child that was started for one; otherwise notes that this
-/// executable can start children, and returns. To be called at the top of `main`, before anything else: a child shall
-/// not do what the application does.
+/// executable can start children, and returns. To be called at the top of `main`, before what the application does, which a
+/// child shall not do; only what a child logs goes nowhere unless a subscriber was set up before.
 pub fn run_child_if_asked(loaders: impl IntoIterator<Item = KnownLoader>) {
     let loaders: Vec<KnownLoader> = loaders.into_iter().collect();
     #[cfg(unix)]

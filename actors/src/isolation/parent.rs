@@ -10,7 +10,7 @@ use serde_bytes::ByteBuf;
 use super::frames::{Hello, Order, Report};
 use super::process::Process;
 use super::transport::Connection;
-use super::{IsolatedLoader, ProcessOptions, check_known};
+use super::{IsolatedLoader, ProcessEnd, ProcessOptions, check_known};
 use crate::capability::{Capability, Portable};
 use crate::error::{Cause, Error, Failure, Result};
 use crate::id::Bytes;
@@ -146,15 +146,19 @@ fn ask<C: Portable>(
 /// # Errors
 /// Bytes that are none.
 fn next<C: Portable>(process: &mut Process) -> Result<Option<ReportOf<C>>, Cause> {
-    let broken = |cause: Cause| Cause::new(format!("its process broke the protocol: {cause}"));
+    let broken = |cause: Cause| broke_the_protocol(cause.message());
     match process.link.inbox.next().map_err(broken)? {
         Some(message) => wire::read(message).map(Some).map_err(|error| broken(Cause::of(&error))),
         None => Ok(None),
     }
 }
 
+fn broke_the_protocol(reason: &str) -> Cause {
+    Cause::with_data(&ProcessEnd::Protocol { reason: reason.to_owned() })
+}
+
 fn out_of_turn() -> Cause {
-    Cause::new("its process broke the protocol: a message came out of turn")
+    broke_the_protocol("a message came out of turn")
 }
 
 /// Shows the progress of a child's load as that of this one.

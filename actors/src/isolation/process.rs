@@ -7,11 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 
-use rustix::process::Signal;
-
 use super::frames::Hello;
 use super::transport::Link;
-use super::{MARKER, ProcessOptions};
+use super::{MARKER, ProcessEnd, ProcessOptions};
 use crate::error::{Cause, Failure};
 use crate::wire;
 
@@ -38,7 +36,7 @@ const ENVIRONMENT: [&str; 16] = [
 /// Beginnings of the names of further ones.
 const FAMILIES: [&str; 6] = ["LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "KMP_"];
 
-/// Name of a child among the processes of the machine.
+/// Name of a child among the processes of the machine, before that of its model.
 const NAME: &str = "model-actors-child";
 
 /// A running child and the connection to it. Dropping it kills the process and waits for its end.
@@ -52,7 +50,11 @@ impl Process {
     pub(super) fn start(options: &ProcessOptions, hello: &Hello) -> Result<Self, Failure> {
         let (here, there) = UnixStream::pair().map_err(not_started)?;
         let mut command = Command::new(executable().map_err(not_started)?);
-        command.arg0(NAME).stdin(OwnedFd::from(there)).env_clear().env(MARKER, wire::VERSION.to_string());
+        command
+            .arg0(format!("{NAME} {}", hello.model))
+            .stdin(OwnedFd::from(there))
+            .env_clear()
+            .env(MARKER, wire::VERSION.to_string());
         let usual = |name: &str| {
             ENVIRONMENT.contains(&name) || FAMILIES.iter().any(|family| name.starts_with(family))
         };
@@ -83,10 +85,8 @@ impl Process {
     pub(super) fn end(&mut self) -> Cause {
         // A process that is ending already keeps the status that it ends with.
         let _ = self.child.kill();
-        match self.child.wait() {
-            Ok(status) => Cause::new(format!("its process {}", describe(status))),
-            Err(error) => Cause::new(format!("its process is gone: {error}")),
-        }
+        // Without a status somebody else has waited for it.
+        Cause::with_data(&self.child.wait().map_or(ProcessEnd::Unknown, end_of))
     }
 }
 
@@ -113,33 +113,10 @@ fn not_started(error: io::Error) -> Failure {
     Failure::failed(format!("no process could be started for it: {error}"))
 }
 
-fn describe(status: ExitStatus) -> String {
+fn end_of(status: ExitStatus) -> ProcessEnd {
     match (status.signal(), status.code()) {
-        (Some(signal), _) if signal == Signal::KILL.as_raw() => {
-            "was killed (SIGKILL), which the kernel does when memory runs out".to_owned()
-        }
-        (Some(signal), _) => format!("was ended by {}", name_of(signal)),
-        (None, Some(code)) => format!("exited with status {code}"),
-        (None, None) => "ended".to_owned(),
+        (Some(number), _) => ProcessEnd::Signal { number },
+        (None, Some(status)) => ProcessEnd::Exited { status },
+        (None, None) => ProcessEnd::Unknown,
     }
-}
-
-fn name_of(signal: i32) -> String {
-    const NAMES: [(Signal, &str); 13] = [
-        (Signal::SEGV, "SIGSEGV, a fault of memory"),
-        (Signal::BUS, "SIGBUS, a fault of memory or of a mapped file"),
-        (Signal::ABORT, "SIGABRT, an abort"),
-        (Signal::ILL, "SIGILL, an instruction that the processor lacks"),
-        (Signal::FPE, "SIGFPE, a fault of arithmetic"),
-        (Signal::TRAP, "SIGTRAP"),
-        (Signal::SYS, "SIGSYS, a system call that is not allowed"),
-        (Signal::TERM, "SIGTERM"),
-        (Signal::INT, "SIGINT"),
-        (Signal::QUIT, "SIGQUIT"),
-        (Signal::HUP, "SIGHUP"),
-        (Signal::PIPE, "SIGPIPE"),
-        (Signal::XCPU, "SIGXCPU, a limit on time"),
-    ];
-    let name = NAMES.iter().find(|(known, _)| known.as_raw() == signal).map(|(_, name)| *name);
-    name.map_or_else(|| format!("signal {signal}"), str::to_owned)
 }

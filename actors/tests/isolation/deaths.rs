@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use model_actors::isolation::ProcessOptions;
+use model_actors::isolation::{ProcessEnd, ProcessOptions};
 use model_actors::testing::wait_for;
-use model_actors::{Bytes, CallOptions, Error, ModelHandle, ReplyStream};
+use model_actors::{Bytes, CallOptions, Cause, Error, ModelHandle, ReplyStream};
 
 use crate::model::*;
 
@@ -72,6 +72,11 @@ async fn a_death(which: usize) {
         matches!(&error, Error::WorkerCrashed { cause, .. } if cause.message().contains(word)),
         "{error}"
     );
+    let end = error.cause().and_then(Cause::data::<ProcessEnd>).expect("the end is there as data");
+    match fate {
+        Fate::Exit => assert_eq!(end, ProcessEnd::Exited { status: 3 }),
+        _ => assert!(matches!(end, ProcessEnd::Signal { .. }), "{end:?}"),
+    }
     let second = process_of(&victim).await;
     assert!(second != first && !is_there(first));
 

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
+use super::super::ProcessEnd;
 use super::super::frames::{Order, Report, Run, WINDOW, frame};
 use super::super::process::Process;
 use super::super::transport::Connection;
-use super::{ReportOf, next, out_of_turn};
+use super::{ReportOf, broke_the_protocol, next, out_of_turn};
 use crate::batch::{Batch, Item};
 use crate::capability::Portable;
 use crate::error::{Cause, Failure};
@@ -117,7 +118,7 @@ impl<C: Portable> Model<C> for ProcessModel {
 }
 
 fn given_up() -> Cause {
-    Cause::new("its process was killed, as its worker was given up")
+    Cause::with_data(&ProcessEnd::GivenUp)
 }
 
 /// A request that the child has.
@@ -263,7 +264,7 @@ impl<C: Portable> Running<'_, '_, C> {
                     away.chunks.push_back(chunk);
                 });
                 if !room {
-                    return Err(Cause::new("its process broke the protocol: it sent chunks without leave"));
+                    return Err(broke_the_protocol("it sent chunks without leave"));
                 }
             }
             Report::Finished { request, output } => self.away(request, |away| away.answer = Some(Ok(output))),
@@ -342,10 +343,7 @@ impl<C: Portable> Running<'_, '_, C> {
         if self.idle_since.get_or_insert_with(Instant::now).elapsed() < limit {
             return Ok(());
         }
-        let limit = limit.as_millis();
-        Err(Cause::new(format!(
-            "its process was killed: it ran on for {limit} ms after nobody waited for its answers"
-        )))
+        Err(Cause::with_data(&ProcessEnd::RanOn { limit }))
     }
 
     /// Lets go of the requests that the child has let go of, and sends those that have come.
