@@ -76,7 +76,8 @@ async fn chat(
     faults: impl FnOnce(FaultyLoader<FakeLoader<TextToText>>) -> FaultyLoader<FakeLoader<TextToText>>,
 ) -> (System, ModelHandle<TextToText>) {
     let (system, pool) = quick_timings();
-    let stall = StallLimits::default().with_run(millis(300));
+    // A panic's backtrace takes a good part of a second on a busy machine.
+    let stall = StallLimits::default().with_run(millis(2_000));
     let pool = pool.with_max_workers(1).with_stall(stall);
     let system = System::builder(system).pool::<TextToText>(pool).start().await.unwrap();
     let loader = faults(FaultyLoader::new(FakeLoader::default()));
