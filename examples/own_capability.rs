@@ -1,4 +1,4 @@
-//! A sixth capability of an application's own: documents ranked by how well they answer a query. It loads its
+//! A capability of an application's own: documents scored by the words that they share with a query. It loads its
 //! files from a `Source` through the engine, and gets the same queues, workers, memory budget and errors as
 //! the shipped ones.
 //!
@@ -18,18 +18,18 @@ use candle_actors::{
 };
 
 /// The capability: a query and documents in, a score for each document out.
-struct Reranking;
+struct WordOverlap;
 
 struct Documents {
     query: String,
     documents: Vec<String>,
 }
 
-impl Capability for Reranking {
+impl Capability for WordOverlap {
     type Request = Documents;
     type Chunk = NoChunk;
     type Output = Vec<f32>;
-    const NAME: &'static str = "reranking";
+    const NAME: &'static str = "word_overlap";
 
     fn check(request: &Documents) -> Result<(), Cause> {
         if request.documents.is_empty() { Err("the request holds no documents".into()) } else { Ok(()) }
@@ -37,7 +37,7 @@ impl Capability for Reranking {
 }
 
 /// The engine hands out the actors' own handle.
-impl EngineCapability for Reranking {
+impl EngineCapability for WordOverlap {
     type Handle = ModelHandle<Self>;
 
     fn handle(model: ModelHandle<Self>, _: &EngineResources) -> Self::Handle {
@@ -46,8 +46,8 @@ impl EngineCapability for Reranking {
 }
 
 /// A source is registered with the loader below.
-impl IntoModelSpec<Reranking> for SourceSpec {
-    fn into_model_spec(self, id: ModelId, resources: &EngineResources) -> Result<ModelSpec<Reranking>> {
+impl IntoModelSpec<WordOverlap> for SourceSpec {
+    fn into_model_spec(self, id: ModelId, resources: &EngineResources) -> Result<ModelSpec<WordOverlap>> {
         Ok(ModelSpec::new(id, VocabularyLoader { source: self.source, resources: resources.clone() }))
     }
 }
@@ -66,13 +66,13 @@ impl VocabularyLoader {
     }
 }
 
-impl Loader<Reranking> for VocabularyLoader {
+impl Loader<WordOverlap> for VocabularyLoader {
     fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure> {
         let file = fs::metadata(self.file(context)?).map_err(Failure::failed)?;
         Ok(Footprint::new(Bytes(file.len()), Bytes::mib(1)))
     }
 
-    fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<Reranking>>, Failure> {
+    fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<WordOverlap>>, Failure> {
         let text = fs::read(self.file(context)?).map_err(Failure::failed)?;
         context.begin(LoadStage::Load, Bytes(text.len() as u64));
         let tokenizer: serde_json::Value =
@@ -90,12 +90,12 @@ struct Vocabulary {
     bytes: Bytes,
 }
 
-impl Weights<Reranking> for Vocabulary {
+impl Weights<WordOverlap> for Vocabulary {
     fn footprint(&self) -> Footprint {
         Footprint::new(self.bytes, Bytes::mib(1))
     }
 
-    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<Reranking>>, Failure> {
+    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<WordOverlap>>, Failure> {
         Ok(Box::new(Ranker(Arc::clone(&self.ranks))))
     }
 }
@@ -103,8 +103,8 @@ impl Weights<Reranking> for Vocabulary {
 /// One worker's model: a document scores for the words that it shares with the query, more for rarer ones.
 struct Ranker(Arc<HashMap<String, f32>>);
 
-impl Model<Reranking> for Ranker {
-    fn run(&mut self, batch: &mut Batch<Reranking>) -> Result<(), Failure> {
+impl Model<WordOverlap> for Ranker {
+    fn run(&mut self, batch: &mut Batch<WordOverlap>) -> Result<(), Failure> {
         for item in batch.items() {
             let Documents { query, documents } = item.request();
             let asked = words(query);
@@ -132,15 +132,15 @@ fn words(text: &str) -> HashSet<String> {
 async fn main() -> Result<()> {
     let source = Source::directory(concat!(env!("CARGO_MANIFEST_DIR"), "/models/english-embedding-small"));
     let engine = Engine::builder()
-        .capability::<Reranking>(PoolConfig::default().with_max_workers(1))
-        .register::<Reranking>("ranker", source)
+        .capability::<WordOverlap>(PoolConfig::default().with_max_workers(1))
+        .register::<WordOverlap>("ranker", source)
         .start()
         .await?;
 
     let query = "Where does the cat sleep when it rains?".to_owned();
     let documents = ["The bus was late again.", "When it rains, the cat comes in.", "The cat has eaten."];
     let request = Documents { query, documents: documents.map(str::to_owned).to_vec() };
-    let scores = engine.handle::<Reranking>("ranker")?.call(request, Default::default()).await?;
+    let scores = engine.handle::<WordOverlap>("ranker")?.call(request, Default::default()).await?;
 
     let mut ranked: Vec<_> = scores.iter().zip(documents).collect();
     ranked.sort_by(|left, right| right.0.total_cmp(left.0));

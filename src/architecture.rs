@@ -63,6 +63,31 @@ pub(crate) fn find_whole<A>(
     Ok(found)
 }
 
+/// The same for models whose last layers are of the task: a file that names architectures has to name one of a family's,
+/// since others have no such layers.
+///
+/// # Errors
+/// As [`find_whole`].
+pub(crate) fn find_named<A>(
+    families: &[Family<A>],
+    capability: &'static str,
+    file: &Path,
+    config: &serde_json::Value,
+    unread: Unread,
+) -> Result<A> {
+    let names: Names = parse(file, config)?;
+    let known = || families.iter().flat_map(|family| family.architectures);
+    let named = names.architectures.unwrap_or_default();
+    match named.first() {
+        Some(first) if !named.iter().any(|name| known().any(|known| known == name)) => {
+            let supported = known().map(|name| Cow::from(*name)).collect();
+            let found = first.clone();
+            Err(Error::UnsupportedArchitecture { found, capability: capability.into(), supported })
+        }
+        _ => find_whole(families, capability, file, config, unread),
+    }
+}
+
 /// The architecture in a part of a model's `config.json`.
 ///
 /// # Errors

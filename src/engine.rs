@@ -5,12 +5,13 @@
 use std::fmt;
 
 use model_actors::{
-    Event, ImageEmbedding, ModelId, RegisteredModel, ShutdownReport, System, TextEmbedding, TextToImage,
-    TextToText, Vision,
+    Event, ImageEmbedding, ModelId, RegisteredModel, Reranking, ShutdownReport, System, TextEmbedding,
+    TextToImage, TextToText, Vision,
 };
 
 use crate::error::Result;
 use crate::handles::image_embedding::ImageEmbedder;
+use crate::handles::reranking::Reranker;
 use crate::handles::text_embedding::TextEmbedder;
 use crate::handles::text_to_image::ImagePainter;
 use crate::handles::text_to_text::TextGenerator;
@@ -111,6 +112,14 @@ impl Engine {
     /// As [`Self::handle`].
     pub fn text_embedding(&self, id: impl Into<ModelId>) -> Result<TextEmbedder> {
         self.handle::<TextEmbedding>(id)
+    }
+
+    /// The handle to a reranking model.
+    ///
+    /// # Errors
+    /// As [`Self::handle`].
+    pub fn reranking(&self, id: impl Into<ModelId>) -> Result<Reranker> {
+        self.handle::<Reranking>(id)
     }
 
     /// The handle to a text to text model.

@@ -2,6 +2,7 @@
 
 mod calls;
 pub(crate) mod text_embedding;
+pub(crate) mod reranking;
 pub(crate) mod text_to_text;
 pub(crate) mod image_embedding;
 pub(crate) mod vision;

@@ -3,10 +3,11 @@
 //! How that works is left to [`model_actors::isolation`].
 
 pub use model_actors::isolation::{IsolatedLoader, Isolation, KnownLoader, ProcessOptions};
-use model_actors::{ImageEmbedding, TextEmbedding, TextToImage, TextToText, Vision};
+use model_actors::{ImageEmbedding, Reranking, TextEmbedding, TextToImage, TextToText, Vision};
 
 use crate::loader::ModelLoader;
 use crate::models::image_embedding::ImageEmbeddingModel;
+use crate::models::reranking::RerankingModel;
 use crate::models::text_embedding::TextEmbeddingModel;
 use crate::models::text_to_image::TextToImageModel;
 use crate::models::text_to_text::TextGenerationModel;
@@ -51,6 +52,7 @@ pub fn run_child_if_asked() {
 pub fn run_child_with(loaders: impl IntoIterator<Item = KnownLoader>) {
     let shipped = [
         KnownLoader::of::<TextEmbedding, ModelLoader<TextEmbeddingModel>>(),
+        KnownLoader::of::<Reranking, ModelLoader<RerankingModel>>(),
         KnownLoader::of::<TextToText, ModelLoader<TextGenerationModel>>(),
         KnownLoader::of::<ImageEmbedding, ModelLoader<ImageEmbeddingModel>>(),
         KnownLoader::of::<Vision, ModelLoader<VisionModel>>(),

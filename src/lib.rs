@@ -51,16 +51,18 @@ pub use model_actors::{
     ImageEmbedding, ImageSource, Item, Lane, LeasedPicture, LoadContext, LoadStage, LoadStatus, Loader,
     MemoryStatus, Message, Model, ModelHandle, ModelId, ModelKey, ModelSpec, ModelStatus, NoChunk,
     PaintImage, PaintStep, Picture, PoolConfig, PoolStatus, PressureLevel, Priority, ProcessMemory, Prompt,
-    QueueCapacity, RegisteredModel, ReplyStream, RequestId, RequestPhase, RestartConfig, Role, Sampling,
-    ShutdownReport, StallLimits, Stopped, System, SystemBuilder, SystemConfig, SystemEnd, SystemState,
-    SystemStatus, Tenant, TenantConfig, TenantStatus, TextEmbedding, TextToImage, TextToText, Usage, Vision,
-    Weights, WhenFull, WorkerId, WorkerPhase, WorkerStatus,
+    QueueCapacity, RankedDocument, Ranking, RegisteredModel, ReplyStream, RequestId, RequestPhase,
+    RerankDocuments, Reranking, RestartConfig, Role, Sampling, ShutdownReport, StallLimits, Stopped, System,
+    SystemBuilder, SystemConfig, SystemEnd, SystemState, SystemStatus, Tenant, TenantConfig, TenantStatus,
+    TextEmbedding, TextToImage, TextToText, Usage, Vision, Weights, WhenFull, WorkerId, WorkerPhase,
+    WorkerStatus,
 };
 
 pub use device::ComputeDevice;
 pub use engine::{Engine, EngineBuilder};
 pub use error::{Error, Result};
 pub use handles::image_embedding::ImageEmbedder;
+pub use handles::reranking::Reranker;
 pub use handles::text_embedding::TextEmbedder;
 pub use handles::text_to_image::ImagePainter;
 pub use handles::text_to_text::TextGenerator;
@@ -71,6 +73,7 @@ pub use ipnet::IpNet;
 pub use limits::{GenerationLimits, ImageLimits};
 pub use loader::{LoadOptions, StandaloneModel};
 pub use models::image_embedding::ImageEmbeddingModel;
+pub use models::reranking::RerankingModel;
 pub use models::text_embedding::TextEmbeddingModel;
 pub use models::text_to_image::TextToImageModel;
 pub use models::text_to_text::TextGenerationModel;

@@ -1,5 +1,5 @@
 //! Registration with an engine: the traits that tie a capability to its typed handle and a source or loader to a
-//! model's specification. The five shipped capabilities implement them in their own files; an application implements
+//! model's specification. The six shipped capabilities implement them in their own files; an application implements
 //! them for its own. Registering itself is left to `engine`.
 
 use model_actors::isolation::Isolation;
@@ -11,21 +11,21 @@ use crate::loader::{CapabilityOf, GenerationSettings, LoadPlan, ModelLoader, Wor
 use crate::resources::EngineResources;
 use crate::source::Source;
 
-/// A capability that an engine serves: one of the five shipped ones, or an application's own.
+/// A capability that an engine serves: one of the six shipped ones, or an application's own.
 ///
 /// ```
 /// use candle_actors::model_actors::NoChunk;
 /// use candle_actors::{Capability, EngineCapability, EngineResources, ModelHandle};
 ///
-/// /// Scores documents by how well they answer a query.
-/// struct Reranking;
-/// impl Capability for Reranking {
-///     type Request = (String, Vec<String>);
+/// /// Translates sentences.
+/// struct Translation;
+/// impl Capability for Translation {
+///     type Request = Vec<String>;
 ///     type Chunk = NoChunk;
-///     type Output = Vec<f32>;
-///     const NAME: &'static str = "reranking";
+///     type Output = Vec<String>;
+///     const NAME: &'static str = "translation";
 /// }
-/// impl EngineCapability for Reranking {
+/// impl EngineCapability for Translation {
 ///     type Handle = ModelHandle<Self>;
 ///     fn handle(model: ModelHandle<Self>, _: &EngineResources) -> Self::Handle {
 ///         model

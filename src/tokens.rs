@@ -8,6 +8,7 @@
 
 mod output_bounds;
 mod long_text;
+mod pairs;
 mod pieces;
 mod plain_text;
 mod special_names;
@@ -47,6 +48,8 @@ pub(crate) struct Tokens {
     closing: Option<u32>,
     /// A text to embed may have no token.
     may_be_empty: bool,
+    /// The tokens of a pair come with the segments of the two texts.
+    tells_segments: bool,
     /// Tokens such as `<0x0A>` stand for bytes.
     byte_fallback: bool,
     output_bounds: OutputBounds,
@@ -82,6 +85,8 @@ pub(crate) enum Specials {
 pub(crate) struct TokenIds {
     /// Their numbers in the vocabulary.
     pub(crate) ids: Vec<u32>,
+    /// Segment of each; empty where all are in the first.
+    pub(crate) segments: Vec<u32>,
     /// Number of tokens at the start that belong to a prompt and that pooling leaves out; fewer than there
     /// are.
     pub(crate) skipped: usize,
@@ -134,7 +139,8 @@ impl Tokens {
         }
         tokenizer.with_padding(None);
         tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
-        Self::of(tokenizer).map_err(invalid)
+        let tells_segments = files.tells_segments();
+        Ok(Self { tells_segments, ..Self::of(tokenizer).map_err(invalid)? })
     }
 
     /// The same, so that each text ends with this token, for which room is kept. A tokenizer that does it
@@ -232,6 +238,7 @@ impl Tokens {
             tokenizer: Arc::new(tokenizer),
             closing: None,
             may_be_empty: false,
+            tells_segments: false,
             byte_fallback,
             output_bounds,
             plain_text: None,
@@ -419,7 +426,7 @@ impl Tokens {
         if ids.is_empty() && !self.may_be_empty {
             return Err(Error::InvalidInput("the text has no tokens".to_owned()));
         }
-        Ok(TokenIds { ids, skipped: 0 })
+        Ok(TokenIds { ids, ..TokenIds::default() })
     }
 
     /// Tokens that a prompt has before the text that follows it: its own, without a special one at its end.

@@ -75,6 +75,28 @@ async fn each_example_works_without_arguments() {
 }
 
 #[tokio::test]
+async fn documents_are_ordered_and_as_many_as_are_asked_for_are_shown() {
+    let folder = folder();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/reranking/bert");
+    let asked = ["--model", model, "--query", "How long do cats sleep?"];
+    let documents = ["Cats sleep for 15 hours a day.", "The bus was late.", "a"];
+    let all = run(folder.path(), "rerank", &[&asked[..], &documents].concat()).await;
+    assert!(all.is_success && all.err.is_empty(), "{}", all.err);
+    assert_eq!(all.out.lines().count(), 3);
+    let best = run_with(
+        folder.path(),
+        "rerank",
+        &[&asked[..], &["--top", "1", "--json"]].concat(),
+        &documents.join("\n"),
+    );
+    let best: Value = serde_json::from_str(best.await.out.trim()).unwrap();
+    let first = documents[best["index"].as_u64().unwrap() as usize];
+    assert!(all.out.lines().next().unwrap().ends_with(first), "{best} {}", all.out);
+    let none = run(folder.path(), "rerank", &asked).await;
+    assert!(!none.is_success && none.err.contains("no documents"), "{}", none.err);
+}
+
+#[tokio::test]
 async fn a_capability_of_ones_own_ranks_documents() {
     let folder = folder();
     let ended = run(folder.path(), "own_capability", &[]).await;

@@ -1,4 +1,4 @@
-//! A sixth capability of an application's own goes the same way as the shipped ones: it is registered with a
+//! A capability of an application's own goes the same way as the shipped ones: it is registered with a
 //! source, its loader opens that source through the engine, with progress, stop and the engine's hub
 //! settings, and what is wrong with its files is told as it is for every model.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_actors::{
-    Error, ImageEmbeddingModel, LoadOptions, Result, Source, StandaloneModel, TextEmbeddingModel,
-    TextGenerationModel, TextToImageModel, VisionModel,
+    Error, ImageEmbeddingModel, LoadOptions, RerankingModel, Result, Source, StandaloneModel,
+    TextEmbeddingModel, TextGenerationModel, TextToImageModel, VisionModel,
 };
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{DType, Device, Tensor, safetensors};
@@ -17,14 +17,15 @@ use common::folders::families_of;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const CAPABILITIES: [&str; 5] =
-    ["text_embedding", "text_to_text", "image_embedding", "vision", "text_to_image"];
+const CAPABILITIES: [&str; 6] =
+    ["text_embedding", "reranking", "text_to_text", "image_embedding", "vision", "text_to_image"];
 
 /// Loads what is in a folder.
 fn load(capability: &str, folder: &Path, options: LoadOptions) -> Result<()> {
     let source = Source::directory(folder);
     match capability {
         "text_embedding" => TextEmbeddingModel::load_with(source, options).map(drop),
+        "reranking" => RerankingModel::load_with(source, options).map(drop),
         "text_to_text" => TextGenerationModel::load_with(source, options).map(drop),
         "image_embedding" => ImageEmbeddingModel::load_with(source, options).map(drop),
         "vision" => VisionModel::load_with(source, options).map(drop),
@@ -337,6 +338,29 @@ fn a_classifier_is_not_asked_to_chat() {
     let untied = changed("text_to_text/qwen3", score, json!({"tie_word_embeddings": false}));
     let error = load(&untied);
     assert!(matches!(&error, Error::MissingTensor { tensor } if tensor == "lm_head.weight"), "{error}");
+}
+
+#[test]
+fn what_stands_beside_a_classifier_is_read_or_named() {
+    for (family, tensor) in [
+        ("bert", "classifier.scale"),
+        ("bert", "bert.pooler.dense.scale"),
+        ("roberta", "classifier.dense2.weight"),
+        ("modernbert", "head.norm.scale"),
+    ] {
+        let more = |tensors: &mut HashMap<String, Tensor>| {
+            tensors.insert(tensor.to_owned(), zeros(2, 2));
+        };
+        let folder = changed(&format!("reranking/{family}"), more, json!({}));
+        let error = load("reranking", folder.path(), LoadOptions::default()).unwrap_err();
+        assert!(matches!(&error, Error::UnreadTensor { tensor: named, .. } if named == tensor), "{error}");
+    }
+    let lacking = |tensors: &mut HashMap<String, Tensor>| {
+        tensors.remove("classifier.weight");
+    };
+    let folder = changed("reranking/bert", lacking, json!({}));
+    let error = load("reranking", folder.path(), LoadOptions::default()).unwrap_err();
+    assert!(matches!(&error, Error::MissingTensor { tensor } if tensor == "classifier.weight"), "{error}");
 }
 
 #[test]

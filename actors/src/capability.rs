@@ -1,5 +1,5 @@
 //! Capabilities: the kinds of work that pools do. [`Capability`] is an open trait, so an application can
-//! define one of its own. The five that ship are only request and reply types and limits; no line here knows
+//! define one of its own. The six that ship are only request and reply types and limits; no line here knows
 //! how a model works.
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use crate::error::Cause;
 mod generation;
 mod image;
 mod embedding;
+mod reranking;
 mod portable;
 
 pub use embedding::{
@@ -22,6 +23,7 @@ pub use image::{
     DescribeImage, ImageSource, LeasedPicture, PaintImage, PaintStep, Picture, TextToImage, Vision,
 };
 pub use portable::Portable;
+pub use reranking::{RankedDocument, Ranking, RerankDocuments, Reranking};
 
 /// One kind of work, served by one pool.
 ///
@@ -30,17 +32,17 @@ pub use portable::Portable;
 /// ```
 /// use model_actors::{Capability, Cost, NoChunk};
 ///
-/// struct Reranking;
-/// impl Capability for Reranking {
-///     type Request = (String, Vec<String>);
+/// struct Translation;
+/// impl Capability for Translation {
+///     type Request = Vec<String>;
 ///     type Chunk = NoChunk;
-///     type Output = Vec<f32>;
-///     const NAME: &'static str = "reranking";
+///     type Output = Vec<String>;
+///     const NAME: &'static str = "translation";
 ///     fn cost(request: &Self::Request) -> Cost {
-///         Cost(request.1.iter().map(|document| document.len() as u64).sum())
+///         Cost(request.iter().map(|text| text.len() as u64).sum())
 ///     }
 /// }
-/// assert_eq!(Reranking::cost(&("query".into(), vec!["a document".into()])), Cost(10));
+/// assert_eq!(Translation::cost(&vec!["a sentence".into()]), Cost(10));
 /// ```
 pub trait Capability: Send + Sync + 'static {
     /// The request type. A request is kept until it is answered, so that it can be run again after a crash.

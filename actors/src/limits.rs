@@ -9,11 +9,11 @@ pub const MAX_TENANT_WEIGHT: u32 = 1000;
 /// Maximum number of tenants that a model's settings name, or that may have requests of it at a time.
 pub const MAX_TENANTS: usize = 4096;
 
-/// Maximum number of texts or images of one embedding request.
+/// Maximum number of texts or images of one embedding request, and of documents of one request to rerank.
 pub const MAX_ITEMS: usize = 256;
-/// Maximum number of bytes of one text to embed.
+/// Maximum number of bytes of one text to embed, and of a query or document to rerank.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
-/// Maximum number of bytes of a prompt that comes with texts to embed.
+/// Maximum number of bytes of a prompt that comes with texts to embed, and of an instruction to rerank.
 pub const MAX_EMBED_PROMPT_BYTES: usize = 16 << 10;
 
 /// Maximum number of bytes of a prompt to a text model, all messages together.

@@ -1,4 +1,4 @@
-//! A sixth capability, defined by an application, is served like the five that ship.
+//! A capability that an application defines is served like those that ship.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use model_actors::{
     SystemConfig, TextEmbedding, Weights,
 };
 
-/// Scores documents against a query.
+/// Counts words, unlike the capability that ships under this name.
 struct Reranking;
 
 #[derive(Debug, Clone)]
@@ -85,7 +85,7 @@ fn rerank(query: &str, documents: &[&str]) -> Rerank {
 }
 
 #[tokio::test]
-async fn a_reranker_is_served_beside_the_five() {
+async fn a_reranker_of_its_own_is_served_beside_those_that_ship() {
     let batch = BatchLimits::default().with_requests(8).with_cost(1000);
     let config = SystemConfig::default().with_memory_limit(Bytes::mib(8));
     let system = System::builder(config)

@@ -6,7 +6,8 @@ use std::fmt::Debug;
 use model_actors::limits::*;
 use model_actors::{
     Capability, DescribeImage, EmbedImages, EmbedTexts, GenerateText, ImageEmbedding, ImageSource, Message,
-    PaintImage, Picture, Prompt, Sampling, TextEmbedding, TextToImage, TextToText, Vision,
+    PaintImage, Picture, Prompt, RerankDocuments, Reranking, Sampling, TextEmbedding, TextToImage,
+    TextToText, Vision,
 };
 
 /// `of` makes a request of so much of something.
@@ -41,6 +42,17 @@ fn embedding_requests() {
     holds::<ImageEmbedding>(MAX_ITEMS, |n| EmbedImages::texts(text(n)));
     holds::<ImageEmbedding>(MAX_TEXT_BYTES, |n| EmbedImages::texts(long(n)));
     holds::<ImageEmbedding>(MAX_ITEMS, |n| EmbedImages::images(vec![ImageSource::Bytes(Vec::new()); n]));
+}
+
+#[test]
+fn requests_to_rerank() {
+    let request = || RerankDocuments::new("a", ["a"]);
+    holds::<Reranking>(MAX_ITEMS, |n| request().with_documents(vec!["a".to_owned(); n]));
+    holds::<Reranking>(MAX_TEXT_BYTES, |n| request().with_documents(vec!["a".to_owned(), "a".repeat(n)]));
+    holds::<Reranking>(MAX_TEXT_BYTES, |n| request().with_query("a".repeat(n)));
+    holds::<Reranking>(MAX_EMBED_PROMPT_BYTES, |n| request().with_instruction("a".repeat(n)));
+    assert!(Reranking::check(&request().with_top_n(0)).is_err());
+    assert!(Reranking::check(&request().with_top_n(usize::MAX)).is_ok());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use model_actors::wire::{self, WireError};
 use model_actors::{
     Bytes, Cause, Completion, DescribeImage, Device, EmbedImages, EmbedPrompt, EmbedTexts, Embeddings, Error,
     FailureKind, FinishReason, GenerateText, ImageSource, Lane, LeasedPicture, Message, ModelId, PaintImage,
-    PaintStep, Picture, RequestPhase, Sampling, Usage, WorkerId,
+    PaintStep, Picture, RankedDocument, Ranking, RequestPhase, RerankDocuments, Sampling, Usage, WorkerId,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,9 @@ fn messages() -> Vec<Vec<u8>> {
     let sampling = Sampling::default().with_temperature(0.5).with_top_k(40).with_top_p(0.75).with_seed(7);
     let talk = [Message::system("Be brief."), Message::user("Why?"), Message::assistant("Because.")];
     let texts = EmbedTexts::new(["a cat", "der Bär"]).with_prompt(EmbedPrompt::Named("query".into()));
+    let documents = RerankDocuments::new("why", ["It rains.", "Weil es regnet."])
+        .with_instruction("Find reasons".to_owned())
+        .with_top_n(1);
     let leased = ImageSource::Leased(LeasedPicture::new(picture(), ()));
     let completion = Completion::new("Rain.", FinishReason::Length, Usage::new(12, 3));
     let painting = PaintImage::from("a red circle")
@@ -113,6 +116,8 @@ fn messages() -> Vec<Vec<u8>> {
             &texts.with_prompt(EmbedPrompt::Text("q: ".into())).with_dimensions(64),
         ),
         pinned("embeddings", &Embeddings::new(vec![vec![0.5, -1.0], vec![f32::MIN_POSITIVE, f32::MAX]])),
+        pinned("rerank_documents", &documents),
+        pinned("ranking", &Ranking::new(vec![RankedDocument::new(1, 0.5, 0.0)], Usage::new(20, 0))),
         pinned("embed_images", &EmbedImages::images([ImageSource::Picture(picture()), leased])),
         pinned("embed_images_texts", &EmbedImages::texts(["a cat"])),
         pinned("generate_text", &GenerateText::chat(talk).with_sampling(sampling.clone()).with_max_tokens(9)),

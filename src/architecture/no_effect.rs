@@ -80,7 +80,8 @@ const EVERYWHERE: &[Row] = &[
     ("output_*", "*"),
     ("return_dict*", "*"),
     ("use_return_dict", "*"),
-    // Heads of other tasks.
+    // Heads of other tasks. Reranking reads what it needs of them.
+    ("sbert_ce_default_activation_function", "*"),
     ("classifier_*", "*"),
     ("id2label", "*"),
     ("label2id", "*"),

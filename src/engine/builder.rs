@@ -3,8 +3,8 @@
 
 use model_actors::isolation::Isolation;
 use model_actors::{
-    Bytes, ImageEmbedding, ModelId, PoolConfig, System, SystemBuilder, SystemConfig, TextEmbedding,
-    TextToImage, TextToText, Vision,
+    Bytes, ImageEmbedding, ModelId, PoolConfig, Reranking, System, SystemBuilder, SystemConfig,
+    TextEmbedding, TextToImage, TextToText, Vision,
 };
 
 use super::Engine;
@@ -141,6 +141,15 @@ impl EngineBuilder {
         self.register(id, spec)
     }
 
+    /// Registers a reranking model.
+    pub fn reranking(
+        self,
+        id: impl Into<ModelId>,
+        spec: impl IntoModelSpec<Reranking> + Send + Sync + 'static,
+    ) -> Self {
+        self.register(id, spec)
+    }
+
     /// Registers a text to text model.
     pub fn text_to_text(
         self,
@@ -207,6 +216,7 @@ impl EngineBuilder {
         let pool = self.pool.clone().unwrap_or_else(|| default_pool(self.threads));
         let builder = System::builder(config)
             .pool::<TextEmbedding>(pool.clone())
+            .pool::<Reranking>(pool.clone())
             .pool::<TextToText>(pool.clone())
             .pool::<ImageEmbedding>(pool.clone())
             .pool::<Vision>(pool.clone())

@@ -1,9 +1,9 @@
-//! Answers of the embedding workers, of texts and of images: the vectors of a request come from several passes, and it
-//! is answered as soon as its last one is there. The passes themselves are left to each worker.
+//! Answers of workers that make something of each text or image by itself: the results of a request come from several
+//! passes, and it is answered as soon as its last one is there. The passes themselves are left to each worker.
 
 use std::collections::HashMap;
 
-use model_actors::{Capability, Embeddings, Item};
+use model_actors::{Capability, Item};
 
 use crate::error::{Error, Result};
 
@@ -30,19 +30,26 @@ pub(crate) fn check(vector: Vec<f32>) -> Result<Vec<f32>> {
 
 /// The answers of a batch that are still incomplete, by the item's index. An item that failed or is not wanted any
 /// more has none.
-#[derive(Default)]
-pub(crate) struct Answers(HashMap<usize, Answer>);
+pub(crate) struct Answers<T>(HashMap<usize, Answer<T>>);
 
-/// The vectors of one item so far.
-struct Answer {
-    vectors: Vec<Vec<f32>>,
+/// The results of one item so far.
+struct Answer<T> {
+    results: Vec<Option<T>>,
     missing: usize,
 }
 
-impl Answers {
-    /// Opens the answer of an item, which is to have `count` vectors.
+// Derived, it would ask for `T: Default`.
+impl<T> Default for Answers<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T> Answers<T> {
+    /// Opens the answer of an item, which is to have `count` results.
     pub(crate) fn open(&mut self, item: usize, count: usize) {
-        self.0.insert(item, Answer { vectors: vec![Vec::new(); count], missing: count });
+        let results = std::iter::repeat_with(|| None).take(count).collect();
+        self.0.insert(item, Answer { results, missing: count });
     }
 
     /// True while the item has an incomplete answer.
@@ -55,32 +62,32 @@ impl Answers {
         self.0.remove(&item);
     }
 
-    /// Puts a vector at its place in an item's answer after a last step, and sends the answer once it is complete. A
-    /// vector that is not finite fails its item.
-    pub(crate) fn deliver<C: Capability<Output = Embeddings>>(
-        &mut self,
-        (index, item): (usize, &Item<C>),
-        place: usize,
-        vector: Vec<f32>,
-        finish: impl FnOnce(&mut Vec<f32>),
-    ) {
-        let Some(answer) = self.0.get_mut(&index) else { return };
-        match check(vector) {
-            Ok(mut vector) => {
-                finish(&mut vector);
-                answer.vectors[place] = vector;
-                answer.missing -= 1;
-            }
-            Err(error) => {
-                item.fail(error.into());
-                self.remove(index);
-                return;
-            }
+    /// Puts a result at its place in an item's answer, and gives all of them once none is missing.
+    pub(crate) fn put(&mut self, item: usize, place: usize, result: T) -> Option<Vec<T>> {
+        let answer = self.0.get_mut(&item)?;
+        let empty = answer.results.get_mut(place).filter(|place| place.is_none())?;
+        *empty = Some(result);
+        answer.missing -= 1;
+        if answer.missing > 0 {
+            return None;
         }
-        if answer.missing == 0
-            && let Some(answer) = self.0.remove(&index)
-        {
-            item.finish(Embeddings::new(answer.vectors));
-        }
+        let answer = self.0.remove(&item)?;
+        Some(answer.results.into_iter().flatten().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_whole_once_each_place_has_its_result() {
+        let mut answers = Answers::default();
+        answers.open(3, 2);
+        assert_eq!(answers.put(3, 1, "b"), None);
+        assert_eq!(answers.put(3, 1, "other"), None, "the place is taken");
+        assert_eq!(answers.put(4, 0, "c"), None, "there is no such item");
+        assert_eq!(answers.put(3, 0, "a"), Some(vec!["a", "b"]));
+        assert!(!answers.contains(3));
     }
 }

@@ -2,17 +2,16 @@
 //! they share: configuration, tokenizer, prompts, packing texts into passes, pooling, and the three roles of the
 //! actors' model contract. A family's computation is left to its file.
 
-mod token_batch;
 mod encoder;
-mod bert;
+pub(super) mod bert;
 mod jina_bert;
 mod distilbert;
-mod roberta;
+pub(super) mod roberta;
 mod mpnet;
 mod electra;
 mod jina_v3;
 mod nomic_bert;
-mod modernbert;
+pub(super) mod modernbert;
 mod gte;
 mod decoding;
 mod qwen2;
@@ -35,13 +34,14 @@ use crate::architecture::Family;
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
 use crate::loader::{WorkerModel, standalone_model};
-use crate::models::answers::{Watch, check};
-use crate::models::passes::passes;
+use crate::models::answers::Watch;
+use crate::models::text_runs;
+use crate::models::token_batch::TokenBatch;
 use crate::pooling::Head;
 use crate::tokens::{TokenIds, Tokens};
 use crate::weights::WeightFiles;
 pub(crate) use plan::TextEmbeddingPlan;
-use token_batch::TokenBatch;
+pub(super) use plan::{SentenceConfig, TokenizerConfig};
 
 /// The families, in the order that errors list them. A new one is its file and its line here.
 const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
@@ -71,7 +71,7 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
 const CAPABILITY: &str = "text embedding";
 
 /// A model that is not loaded, as its configuration describes it.
-trait Architecture: Send + Sync {
+pub(super) trait Architecture: Send + Sync {
     /// Length of a token's vector.
     fn width(&self) -> usize;
     /// Number of tokens that it knows.
@@ -102,7 +102,7 @@ trait Architecture: Send + Sync {
 }
 
 /// A loaded transformer. It keeps nothing between passes, so that all workers share one.
-trait Encoder: Send + Sync {
+pub(super) trait Encoder: Send + Sync {
     /// True if there is a row for each text, and not for each token.
     fn gives_texts(&self) -> bool {
         false
@@ -144,8 +144,8 @@ impl LoadedModel {
         })
     }
 
-    /// `watch` is called before each text and may end it: a request's texts can be a quarter of a gigabyte.
-    fn tokenize(&self, request: &EmbedTexts, watch: impl Fn() -> Result<()>) -> Result<Vec<TokenIds>> {
+    /// `watch` is called before each text and may end it.
+    fn tokenize(&self, request: &EmbedTexts, watch: &Watch<'_>) -> Result<Vec<TokenIds>> {
         self.dimensions(request)?;
         let prompt = self.prompt(request.prompt.as_ref())?;
         let skipped = match self.head.leaves_out_prompts() && !prompt.is_empty() {
@@ -249,18 +249,7 @@ impl TextEmbeddingModel {
     /// # Errors
     /// As [`TextEmbeddingModel::embed`].
     pub fn embed_request(&self, request: &EmbedTexts) -> Result<Vec<Vec<f32>>> {
-        let tokens: Vec<(usize, TokenIds)> =
-            self.shared.tokenize(request, || Ok(()))?.into_iter().enumerate().collect();
-        let mut vectors = vec![Vec::new(); tokens.len()];
-        for pass in passes(tokens, |(_, text)| text.ids.len()) {
-            let mut batch = TokenBatch::default();
-            pass.iter().for_each(|(_, text)| batch.push(text));
-            for ((index, _), vector) in pass.iter().zip(self.shared.run(&self.threads, &batch, &|| Ok(()))?) {
-                vectors[*index] = check(vector)?;
-                self.shared.shorten(&mut vectors[*index], request);
-            }
-        }
-        Ok(vectors)
+        Ok(text_runs::alone(self, request)?.vectors)
     }
 }
 

@@ -109,6 +109,11 @@ impl TokenizerFiles {
         self.settings.cut_side()
     }
 
+    /// True if the tokens of a pair come with the segments of the two texts.
+    pub(super) fn tells_segments(&self) -> bool {
+        self.settings.tells_segments()
+    }
+
     /// Reads the tokenizer, which is not checked yet: see [`super::OutputBounds::of`].
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::bert::BertProcessing;
+use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::{
     AddedToken, ModelWrapper, NormalizerWrapper, SplitDelimiterBehavior, Tokenizer, TruncationDirection,
 };
@@ -315,6 +316,14 @@ impl TokenizerSettings {
         })
     }
 
+    /// True if the tokens of a pair come with the segments of the two texts.
+    pub(super) fn tells_segments(&self) -> bool {
+        match self.config.get("model_input_names").and_then(Value::as_array) {
+            Some(names) => names.iter().any(|name| name == "token_type_ids"),
+            None => self.class == Class::Bert && self.kind != "distilbert",
+        }
+    }
+
     /// The side of a text that is cut, where the settings name it.
     pub(super) fn cut_side(&self) -> Option<TruncationDirection> {
         match self.config.get("truncation_side").and_then(Value::as_str) {
@@ -428,8 +437,15 @@ impl TokenizerSettings {
             let token = self.token(name)?;
             tokenizer.token_to_id(&token).map(|id| (token, id))
         };
-        if let (Some(begin), Some(end)) = (known("cls_token"), known("sep_token")) {
-            tokenizer.with_post_processor(Some(BertProcessing::new(end, begin)));
+        match (known("cls_token"), known("sep_token")) {
+            (Some(begin), Some(end)) if self.class == Class::Bert => {
+                tokenizer.with_post_processor(Some(BertProcessing::new(end, begin)));
+            }
+            // The same, but for the two ends between the texts of a pair.
+            (Some(begin), Some(end)) => {
+                tokenizer.with_post_processor(Some(RobertaProcessing::new(end, begin)));
+            }
+            _ => {}
         }
     }
 }

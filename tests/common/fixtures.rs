@@ -6,8 +6,8 @@ use std::pin::Pin;
 
 use candle_actors::{
     DescribeImage, Engine, EngineBuilder, Error, GenerateText, ImageEmbeddingModel, ImageSource, LoadOptions,
-    PaintImage, Picture, Result, Source, StandaloneModel, TextEmbeddingModel, TextGenerationModel,
-    TextToImageModel, VisionModel, model_actors,
+    PaintImage, Picture, RerankDocuments, RerankingModel, Result, Source, StandaloneModel,
+    TextEmbeddingModel, TextGenerationModel, TextToImageModel, VisionModel, model_actors,
 };
 
 use super::folders::families_of;
@@ -30,7 +30,7 @@ pub(crate) struct Kind {
 }
 
 /// All capabilities.
-pub(crate) const KINDS: [Kind; 5] = [
+pub(crate) const KINDS: [Kind; 6] = [
     Kind {
         folder: "text_embedding",
         register: |builder, source| builder.text_embedding("model", source),
@@ -40,6 +40,17 @@ pub(crate) const KINDS: [Kind; 5] = [
             let model = TextEmbeddingModel::load_with(source, options).unwrap();
             let models = [model.try_clone().unwrap(), model];
             models.map(|model| -> Plain { Box::new(move || drop(model.embed(&[TEXT]).unwrap())) })
+        },
+    },
+    Kind {
+        folder: "reranking",
+        register: |builder, source| builder.reranking("model", source),
+        ask: |engine| Box::pin(async { engine.reranking("model")?.rank(rerank_request()).await.map(drop) }),
+        preload: |engine| Box::pin(async { Ok(engine.reranking("model")?.model().preload().await?) }),
+        clones: |source, options| {
+            let model = RerankingModel::load_with(source, options).unwrap();
+            let models = [model.try_clone().unwrap(), model];
+            models.map(|model| -> Plain { Box::new(move || drop(model.rank(&rerank_request()).unwrap())) })
         },
     },
     Kind {
@@ -113,6 +124,10 @@ pub(crate) const KINDS: [Kind; 5] = [
 
 /// A text of a few tokens.
 pub(crate) const TEXT: &str = "The cat sleeps on the sofa.";
+
+pub(crate) fn rerank_request() -> RerankDocuments {
+    RerankDocuments::new(TEXT, [TEXT])
+}
 
 pub(crate) fn text_request() -> GenerateText {
     GenerateText::from(TEXT).with_max_tokens(16)

@@ -117,7 +117,7 @@ impl Capability for TextEmbedding {
             )
             .into());
         }
-        check_texts(&request.texts)
+        check_texts("text", &request.texts)
     }
 
     /// Approximate number of tokens: four bytes of English make one, and each text has two special ones.
@@ -214,7 +214,7 @@ impl Capability for ImageEmbedding {
     fn check(request: &EmbedImages) -> Result<(), Cause> {
         match &request.input {
             EmbedInput::Images(images) => check_count("images", images.len()),
-            EmbedInput::Texts(texts) => check_texts(texts),
+            EmbedInput::Texts(texts) => check_texts("text", texts),
         }
     }
 
@@ -228,13 +228,17 @@ impl Capability for ImageEmbedding {
     }
 }
 
-fn check_texts(texts: &[String]) -> Result<(), Cause> {
-    check_count("texts", texts.len())?;
-    match texts.iter().enumerate().find(|(_, text)| text.len() > MAX_TEXT_BYTES) {
-        Some((index, text)) => {
-            Err(format!("text {index} has {} bytes; at most {MAX_TEXT_BYTES} are allowed", text.len()).into())
-        }
-        None => Ok(()),
+/// Checks the number and the length of texts, which an error calls so.
+pub(super) fn check_texts(what: &str, texts: &[String]) -> Result<(), Cause> {
+    check_count(&format!("{what}s"), texts.len())?;
+    let mut numbered = texts.iter().enumerate();
+    numbered.try_for_each(|(index, text)| check_text(&format!("{what} {index}"), text))
+}
+
+pub(super) fn check_text(name: &str, text: &str) -> Result<(), Cause> {
+    match text.len() {
+        0..=MAX_TEXT_BYTES => Ok(()),
+        bytes => Err(format!("{name} has {bytes} bytes; at most {MAX_TEXT_BYTES} are allowed").into()),
     }
 }
 

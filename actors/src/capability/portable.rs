@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Capability, ImageEmbedding, TextEmbedding, TextToImage, TextToText, Vision};
+use super::{Capability, ImageEmbedding, Reranking, TextEmbedding, TextToImage, TextToText, Vision};
 
 /// A capability whose requests, chunks and outputs can travel to another process and be read there. The shipped ones
 /// are; one of an application's own need not be, and is with an empty implementation once its types serialise.
@@ -38,6 +38,7 @@ pub trait Portable:
 }
 
 impl Portable for TextEmbedding {}
+impl Portable for Reranking {}
 impl Portable for TextToText {}
 impl Portable for ImageEmbedding {}
 impl Portable for Vision {}

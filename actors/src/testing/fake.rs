@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::batch::{Batch, Item};
 use crate::capability::{
     Capability, Completion, DescribeImage, EmbedImages, EmbedInput, EmbedTexts, Embeddings, FinishReason,
-    GenerateText, ImageEmbedding, PaintImage, PaintStep, Picture, Prompt, TextEmbedding, TextToImage,
-    TextToText, Usage, Vision,
+    GenerateText, ImageEmbedding, PaintImage, PaintStep, Picture, Prompt, RankedDocument, Ranking,
+    RerankDocuments, Reranking, TextEmbedding, TextToImage, TextToText, Usage, Vision,
 };
 use crate::error::Failure;
 use crate::id::Bytes;
@@ -79,6 +79,22 @@ impl FakeCapability for ImageEmbedding {
                 })
                 .collect(),
         }))
+    }
+}
+
+/// A document scores the share of the query's words that it has; a word counts as a token.
+impl FakeCapability for Reranking {
+    fn answer(request: &RerankDocuments) -> Answers<Self> {
+        let words = || request.query.split_whitespace();
+        let rank = |(index, document): (usize, &String)| {
+            let found = words().filter(|word| document.split_whitespace().any(|other| other == *word));
+            let score = found.count() as f32 / words().count().max(1) as f32;
+            RankedDocument::new(index, score, score)
+        };
+        let length = |document: &String| words().count() + document.split_whitespace().count();
+        let usage = Usage::new(request.documents.iter().map(length).sum(), 0);
+        let documents = request.documents.iter().enumerate().map(rank).collect();
+        Answers::whole(Ranking::new(documents, usage).top(request.top_n))
     }
 }
 

@@ -1,13 +1,13 @@
 //! A worker's run of a batch: it preprocesses the images of all requests one after another, packs them into
 //! passes, looks at each step at who has gone, and answers each request as soon as its last vector is there.
 
-use model_actors::{Batch, EmbedImages, EmbedInput, Failure, ImageEmbedding, Item, Model};
+use model_actors::{Batch, EmbedImages, EmbedInput, Embeddings, Failure, ImageEmbedding, Item, Model};
 
 use super::inputs::{Input, Pass, fits};
 use super::{ImageEmbeddingModel, normalize};
 use crate::error::{Error, Result};
 use crate::image_input::decoded;
-use crate::models::answers::{Answers, watch};
+use crate::models::answers::{Answers, check, watch};
 
 /// The place of an image or text in a batch.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +20,7 @@ struct Place {
 struct Run<'a, 'b> {
     model: &'a ImageEmbeddingModel,
     batch: &'a Batch<'b, ImageEmbedding>,
-    answers: Answers,
+    answers: Answers<Vec<f32>>,
     /// Inputs of the next pass.
     waiting: Vec<(Place, Input)>,
 }
@@ -95,7 +95,19 @@ impl Run<'_, '_> {
         self.batch.tick();
         for (place, vector) in places.into_iter().zip(vectors) {
             let item = &items[place.item];
-            self.answers.deliver((place.item, item), place.index, vector, |vector| normalize(vector));
+            match check(vector) {
+                Ok(mut vector) => {
+                    normalize(&mut vector);
+                    if let Some(vectors) = self.answers.put(place.item, place.index, vector) {
+                        item.finish(Embeddings::new(vectors));
+                    }
+                }
+                Err(error) if self.answers.contains(place.item) => {
+                    self.answers.remove(place.item);
+                    item.fail(error.into());
+                }
+                Err(_) => {}
+            }
         }
         Ok(())
     }

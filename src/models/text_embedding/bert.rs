@@ -16,7 +16,7 @@ use crate::models::towers::{PositionsConfig, TextTowerConfig, TextTowerNames};
 use crate::models::transformer::{Names, NormPlacement, QkvNames, Sizes, TransformerConfig, UpNames};
 
 /// The family's entry in the list.
-pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
+pub(in crate::models) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "bert",
     architectures: &["BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForSequenceClassification"],
     read: |file, config| TextEncoder::architecture(file, read(file, config)?, &["", "bert."]),

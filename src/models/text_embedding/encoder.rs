@@ -103,6 +103,6 @@ impl Architecture for TextEncoder {
 
 impl Encoder for TextTower {
     fn encode(&self, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Tensor> {
-        self.encode(&batch.ids, &batch.lengths, watch)
+        self.encode_segments(&batch.ids, &batch.segments, &batch.lengths, watch)
     }
 }

@@ -19,7 +19,7 @@ use crate::models::transformer::{
 };
 
 /// The family's entry in the list.
-pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
+pub(in crate::models) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "modernbert",
     architectures: &["ModernBertModel", "ModernBertForMaskedLM"],
     read: |file, config| TextEncoder::architecture(file, read(file, config)?, &["", "model."]),

@@ -34,9 +34,9 @@ const SENTENCE_CONFIGS: [&str; 7] = [
 /// One of these.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct SentenceConfig {
-    max_seq_length: Option<usize>,
-    do_lower_case: Option<bool>,
+pub(in crate::models) struct SentenceConfig {
+    pub(in crate::models) max_seq_length: Option<usize>,
+    pub(in crate::models) do_lower_case: Option<bool>,
 }
 
 /// Settings of such a file that change the vectors and are not read; each with the value that has no effect.
@@ -53,12 +53,18 @@ const SENTENCE_NOT_READ: [(&str, &str); 9] = [
 ];
 
 impl SentenceConfig {
-    fn read(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
+    /// Reads the file of a folder. A setting of `not_read` is refused unless it has the value beside it.
+    pub(in crate::models) fn read(
+        files: &Files,
+        folder: &str,
+        not_read: &[(&str, &str)],
+        context: &LoadContext,
+    ) -> Result<Self> {
         for name in SENTENCE_CONFIGS {
             if let Some(path) = files.optional(&format!("{folder}{name}"), context)? {
                 let config: Value = read_json(&path)?;
                 if files.unread == Unread::Refused {
-                    refuse_listed(&path, &config, &SENTENCE_NOT_READ)?;
+                    refuse_listed(&path, &config, not_read)?;
                 }
                 return parse(&path, &config);
             }
@@ -70,7 +76,7 @@ impl SentenceConfig {
 /// `tokenizer_config.json`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct TokenizerConfig {
+pub(in crate::models) struct TokenizerConfig {
     /// "None" is written as a number beyond any integer.
     model_max_length: Option<f64>,
     /// True if each text ends with the end token.
@@ -96,6 +102,12 @@ enum Token {
 }
 
 impl TokenizerConfig {
+    /// The length that texts are cut to.
+    pub(in crate::models) fn longest(&self) -> usize {
+        // The cast saturates, so "none" becomes the largest number there is.
+        self.model_max_length.map_or(usize::MAX, |length| length as usize)
+    }
+
     /// The token that ends each text beside what the tokenizer's own file says. transformers reads `add_eos_token` only
     /// where there is no `tokenizer.json`; a tokenizer of the repository's own code reads it in any case.
     fn closing(self, has_file: bool) -> Option<String> {
@@ -153,12 +165,10 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         let folder = modules.transformer.clone();
         let (architecture, shared) = read_architecture(&files, &modules, context)?;
         let Shared { matryoshka_dimensions: shorter, max_position_embeddings: places } = shared;
-        let sentence = SentenceConfig::read(&files, &folder, context)?;
+        let sentence = SentenceConfig::read(&files, &folder, &SENTENCE_NOT_READ, context)?;
         let names: TokenizerConfig =
             files.optional_json(&format!("{folder}tokenizer_config.json"), context)?.unwrap_or_default();
-        // The cast saturates, so "none" becomes the largest number there is.
-        let of_tokenizer = names.model_max_length.map_or(usize::MAX, |length| length as usize);
-        let longest = sentence.max_seq_length.unwrap_or(of_tokenizer.min(places.unwrap_or(usize::MAX)));
+        let longest = sentence.max_seq_length.unwrap_or(names.longest().min(places.unwrap_or(usize::MAX)));
         let (tokenizer, longest) = match modules.is_static {
             true => {
                 // The reference implementation reads this file alone, whatever the others say.

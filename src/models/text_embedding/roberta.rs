@@ -14,11 +14,11 @@ use crate::models::config_file::{invalid, with_defaults};
 use crate::models::towers::{PositionsConfig, TextTowerConfig};
 
 /// The families' entries in the list.
-pub(super) const FAMILY: Family<Box<dyn Architecture>> =
+pub(in crate::models) const FAMILY: Family<Box<dyn Architecture>> =
     family("roberta", &["RobertaModel", "RobertaForMaskedLM"]);
-pub(super) const MULTILINGUAL: Family<Box<dyn Architecture>> =
+pub(in crate::models) const MULTILINGUAL: Family<Box<dyn Architecture>> =
     family("xlm-roberta", &["XLMRobertaModel", "XLMRobertaForMaskedLM"]);
-pub(super) const FRENCH: Family<Box<dyn Architecture>> =
+pub(in crate::models) const FRENCH: Family<Box<dyn Architecture>> =
     family("camembert", &["CamembertModel", "CamembertForMaskedLM"]);
 
 const fn family(

@@ -19,7 +19,7 @@ pub(crate) struct TextTowerConfig {
     /// Length of the embeddings that a layer brings to the width of the blocks, where it is another (ELECTRA).
     pub(crate) embedding_width: Option<usize>,
     pub(crate) positions: PositionsConfig,
-    /// Number of kinds of segments, of which a text is the first; 0 for a model without.
+    /// Number of kinds of segments, of which a text alone is the first; 0 for a model without.
     pub(crate) segments: usize,
     pub(crate) transformer: TransformerConfig,
     pub(crate) names: &'static TextTowerNames,
@@ -86,14 +86,18 @@ impl TextTowerConfig {
             PositionsConfig::AfterPadding { count, padding } => (count, Some(padding)),
         };
         let mut token_embeddings = table(names.token_embeddings, self.vocabulary)?;
+        let mut segments = None;
         if self.segments > 0 {
-            // The first segment is the only one in use.
-            let segment = table(names.segments, self.segments)?.get(0)?;
-            token_embeddings = token_embeddings.broadcast_add(&segment)?;
+            // The first segment is mostly the only one in use, so that it is a part of the tokens' vectors.
+            let table = table(names.segments, self.segments)?;
+            let first = table.get(0)?;
+            token_embeddings = token_embeddings.broadcast_add(&first)?;
+            segments = Some(table.broadcast_sub(&first)?);
         }
         let positions = if count > 0 { Some(table(names.positions, count)?) } else { None };
         Ok(TextTower {
             token_embeddings,
+            segments,
             positions: positions.map(|table| Positions { table, padding }),
             embedding_norm: norm(names.embedding_norm, embedded)?,
             embedding_projection: match self.embedding_width {
@@ -113,6 +117,8 @@ impl TextTowerConfig {
 pub(crate) struct TextTower {
     /// Each token's vector, `(vocabulary, width)`.
     token_embeddings: Tensor,
+    /// Difference of each segment's vector from the first one's, `(segments, width)`.
+    segments: Option<Tensor>,
     positions: Option<Positions>,
     embedding_norm: Option<Norm>,
     embedding_projection: Option<Projection>,
@@ -143,7 +149,19 @@ impl TextTower {
         lengths: &[usize],
         watch: impl Fn() -> Result<()>,
     ) -> Result<Tensor> {
-        self.last_norm(&self.run(ids, lengths, self.depth(), |_, _| watch())?)
+        self.encode_segments(ids, &[], lengths, watch)
+    }
+
+    /// The same for tokens of several segments; none for those of the first alone.
+    pub(crate) fn encode_segments(
+        &self,
+        ids: &[u32],
+        segments: &[u32],
+        lengths: &[usize],
+        watch: impl Fn() -> Result<()>,
+    ) -> Result<Tensor> {
+        let tokens = self.embed(ids, segments)?;
+        self.last_norm(&self.through(tokens, ids, lengths, self.depth(), |_, _| watch())?)
     }
 
     /// The tokens' vectors after the first `count` blocks, before the last norm; `seen` as in
@@ -155,12 +173,38 @@ impl TextTower {
         count: usize,
         seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
+        self.through(self.embed(ids, &[])?, ids, lengths, count, seen)
+    }
+
+    /// The tokens' vectors with those of their segments.
+    fn embed(&self, ids: &[u32], segments: &[u32]) -> Result<Tensor> {
+        let device = self.token_embeddings.device();
+        let tokens = self.token_embeddings.index_select(&Tensor::new(ids, device)?, 0)?;
+        if segments.iter().all(|segment| *segment == 0) {
+            return Ok(tokens);
+        }
+        let table = self.segments.as_ref().ok_or_else(|| Error::compute("the model has no segments"))?;
+        let (known, most) = (table.dim(0)?, segments.iter().max().copied().unwrap_or(0));
+        if most as usize >= known {
+            let reason =
+                format!("the tokenizer makes {} segments of a pair; the model has {known}", most + 1);
+            return Err(Error::InvalidInput(reason));
+        }
+        Ok((tokens + table.index_select(&Tensor::new(segments, device)?, 0)?)?)
+    }
+
+    fn through(
+        &self,
+        tokens: Tensor,
+        ids: &[u32],
+        lengths: &[usize],
+        count: usize,
+        seen: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         if let Some(length) = lengths.iter().find(|length| **length > self.context) {
             let reason = format!("a text of {length} tokens; the model takes at most {}", self.context);
             return Err(Error::InvalidInput(reason));
         }
-        let tokens = Tensor::new(ids, self.token_embeddings.device())?;
-        let tokens = self.token_embeddings.index_select(&tokens, 0)?;
         let positions = self.positions.as_ref().map(|positions| positions.of(ids, lengths)).transpose()?;
         let hidden = match (&self.embedding_norm, positions) {
             (Some(norm), Some(positions)) => norm.of_sum(&tokens, &positions)?,

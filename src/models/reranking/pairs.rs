@@ -1,0 +1,104 @@
+//! The input that a model makes of a query and a document: a pair of texts, put together by its tokenizer, or a prompt
+//! that asks a language model.
+
+use model_actors::RerankDocuments;
+
+use super::Watch;
+use crate::error::Result;
+use crate::tokens::{Specials, TokenIds, Tokens};
+
+/// Forms of a model's input.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum PairForm {
+    /// A pair of texts; an instruction stands before the query.
+    Texts,
+    /// A prompt.
+    Prompt(&'static PairPrompt),
+}
+
+/// A prompt that asks of a query and a document whether they belong together.
+#[derive(Debug)]
+pub(super) struct PairPrompt {
+    /// Before the instruction, the query and the document, and after them.
+    pub(super) around: [&'static str; 2],
+    /// Names that stand before each of the three.
+    pub(super) names: [&'static str; 3],
+    /// The instruction of a request that has none.
+    pub(super) instruction: &'static str,
+}
+
+/// Makes a model's input of requests.
+pub(super) struct PairEncoder {
+    tokens: Tokens,
+    /// The instruction of a request that has none.
+    instruction: String,
+    form: EncodedForm,
+}
+
+enum EncodedForm {
+    Texts,
+    Prompt {
+        names: [&'static str; 3],
+        around: [Vec<u32>; 2],
+        /// Number of tokens between them.
+        room: usize,
+    },
+}
+
+impl PairEncoder {
+    /// An encoder of inputs of at most `longest` tokens.
+    ///
+    /// # Errors
+    /// A sentence, for a prompt that the tokenizer cannot read or that has no room.
+    pub(super) fn new(
+        tokens: Tokens,
+        form: PairForm,
+        instruction: Option<String>,
+        longest: usize,
+    ) -> Result<Self, String> {
+        let prompt = match form {
+            PairForm::Texts => {
+                let instruction = instruction.unwrap_or_default();
+                return Ok(Self { tokens, instruction, form: EncodedForm::Texts });
+            }
+            PairForm::Prompt(prompt) => prompt,
+        };
+        let encode =
+            |text: &str| tokens.encode_prompt(text, Specials::AsWritten).map_err(|error| error.to_string());
+        let around = [encode(prompt.around[0])?, encode(prompt.around[1])?];
+        let taken = around.iter().map(Vec::len).sum::<usize>();
+        let Some(room @ 1..) = longest.checked_sub(taken) else {
+            return Err(format!("inputs of {longest} tokens have no room beside {taken} of the prompt"));
+        };
+        let instruction = instruction.unwrap_or_else(|| prompt.instruction.to_owned());
+        let form = EncodedForm::Prompt { names: prompt.names, around, room };
+        Ok(Self { tokens, instruction, form })
+    }
+
+    /// The inputs of a request, one for each document.
+    pub(super) fn encode(&self, request: &RerankDocuments, watch: &Watch<'_>) -> Result<Vec<TokenIds>> {
+        let RerankDocuments { query, documents, instruction, .. } = request;
+        let instruction = instruction.as_ref().unwrap_or(&self.instruction);
+        match &self.form {
+            EncodedForm::Texts => {
+                let query = self.tokens.pair_text(&format!("{instruction}{query}"))?;
+                let pair = |document: &String| {
+                    watch()?;
+                    self.tokens.pair(&query, &self.tokens.pair_text(document)?)
+                };
+                documents.iter().map(pair).collect()
+            }
+            EncodedForm::Prompt { names: [first, second, third], around: [before, after], room } => {
+                let pair = |document: &String| {
+                    watch()?;
+                    let text = format!("{first}{instruction}{second}{query}{third}{document}");
+                    let mut ids = before.clone();
+                    ids.extend(self.tokens.encode_written_cut(&text, *room)?);
+                    ids.extend_from_slice(after);
+                    Ok(TokenIds { ids, ..TokenIds::default() })
+                };
+                documents.iter().map(pair).collect()
+            }
+        }
+    }
+}
