@@ -1,0 +1,163 @@
+//! Texts as the objects of OpenAI's two endpoints for them, whole and in pieces.
+
+use std::future::ready;
+
+use axum::response::sse::Event;
+use axum::response::{IntoResponse, Response};
+use candle_actors::{Completion, FinishReason, Usage};
+use futures_util::stream::{self, StreamExt as _};
+use serde_json::{Value, json};
+
+use crate::error::ApiError;
+use crate::events::{done, event, streamed};
+use crate::json::Json;
+use crate::server::{Server, seconds};
+use crate::settings::Form;
+use crate::writing::{Piece, Writing, side_by_side, whole};
+
+/// The endpoint that the answer is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Chat,
+    Completions,
+}
+
+/// The objects of one answer.
+struct Answer {
+    endpoint: Endpoint,
+    id: String,
+    created: u64,
+    model: String,
+    /// Number of answers to each prompt: they share its tokens.
+    choices: usize,
+    form: Form,
+    usage: Usage,
+    /// Choices that have begun, and the number of those that have ended.
+    begun: Vec<bool>,
+    ended: usize,
+}
+
+/// Writes these texts, `choices` for each prompt, and answers in this form.
+///
+/// # Errors
+/// Those of the first that fails, up to the first piece of a stream.
+pub(crate) async fn answer(
+    server: &Server,
+    endpoint: Endpoint,
+    model: String,
+    writings: Vec<Writing>,
+    choices: usize,
+    form: Form,
+) -> Result<Response, ApiError> {
+    let id = server.next_id(if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" });
+    let begun = vec![false; writings.len()];
+    let (created, usage) = (seconds(), Usage::default());
+    let mut answer = Answer { endpoint, id, created, model, choices, form, usage, begun, ended: 0 };
+    if form == Form::Whole {
+        return Ok(Json(answer.whole(whole(writings).await?)).into_response());
+    }
+    let events = side_by_side(writings).await?.flat_map(move |piece| {
+        stream::iter(match piece {
+            Ok((index, piece)) => answer.events(index, piece).into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        })
+    });
+    streamed(events.chain(stream::once(ready(Ok(done()))))).await
+}
+
+impl Answer {
+    fn whole(&mut self, completions: Vec<Completion>) -> Value {
+        let numbered = completions.into_iter().enumerate();
+        let choices: Vec<Value> = numbered
+            .map(|(index, completion)| {
+                self.count(index, completion.usage);
+                let reason = Some(completion.finish_reason);
+                match self.endpoint {
+                    Endpoint::Chat => {
+                        let message =
+                            json!({ "role": "assistant", "content": completion.text, "refusal": null });
+                        self.choice(index, "message", message, reason)
+                    }
+                    Endpoint::Completions => self.choice(index, "text", completion.text.into(), reason),
+                }
+            })
+            .collect();
+        let object = if self.endpoint == Endpoint::Chat { "chat.completion" } else { "text_completion" };
+        self.object(object, choices, Some(usage(self.usage)))
+    }
+
+    /// The events of one piece.
+    fn events(&mut self, index: usize, piece: Piece) -> Vec<Event> {
+        let mut events = Vec::new();
+        // A chat says first who speaks.
+        if let Some(begun) = self.begun.get_mut(index)
+            && !std::mem::replace(begun, true)
+            && self.endpoint == Endpoint::Chat
+        {
+            events.push(self.part(index, json!({ "role": "assistant", "content": "" }), None));
+        }
+        match (piece, self.endpoint) {
+            (Piece::Text(text), Endpoint::Chat) => {
+                events.push(self.part(index, json!({ "content": text }), None));
+            }
+            (Piece::Text(text), Endpoint::Completions) => events.push(self.part(index, text.into(), None)),
+            (Piece::End(completion), endpoint) => {
+                let nothing = if endpoint == Endpoint::Chat { json!({}) } else { json!("") };
+                self.count(index, completion.usage);
+                self.ended += 1;
+                events.push(self.part(index, nothing, Some(completion.finish_reason)));
+            }
+        }
+        if self.ended == self.begun.len() && self.form == Form::StreamedWithUsage {
+            let usage = Some(usage(self.usage));
+            events.push(event(&self.object(self.part_object(), Vec::new(), usage)));
+        }
+        events
+    }
+
+    /// One event with a part of one choice.
+    fn part(&self, index: usize, content: Value, reason: Option<FinishReason>) -> Event {
+        let name = if self.endpoint == Endpoint::Chat { "delta" } else { "text" };
+        let choice = self.choice(index, name, content, reason);
+        let usage = (self.form == Form::StreamedWithUsage).then_some(Value::Null);
+        event(&self.object(self.part_object(), vec![choice], usage))
+    }
+
+    fn part_object(&self) -> &'static str {
+        if self.endpoint == Endpoint::Chat { "chat.completion.chunk" } else { "text_completion" }
+    }
+
+    fn choice(&self, index: usize, name: &str, content: Value, reason: Option<FinishReason>) -> Value {
+        let reason = reason.map(|reason| match reason {
+            FinishReason::Length => "length",
+            _ => "stop",
+        });
+        json!({ "index": index, name: content, "logprobs": null, "finish_reason": reason })
+    }
+
+    fn object(&self, object: &str, choices: Vec<Value>, usage: Option<Value>) -> Value {
+        let mut whole = json!({
+            "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,
+        });
+        if let (Some(usage), Some(fields)) = (usage, whole.as_object_mut()) {
+            fields.insert("usage".to_owned(), usage);
+        }
+        whole
+    }
+
+    /// Adds the tokens of a choice that has ended; those of a prompt count once.
+    fn count(&mut self, index: usize, usage: Usage) {
+        if index.is_multiple_of(self.choices) {
+            self.usage.prompt_tokens += usage.prompt_tokens;
+        }
+        self.usage.completion_tokens += usage.completion_tokens;
+    }
+}
+
+fn usage(usage: Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    })
+}

@@ -1,0 +1,49 @@
+//! `POST /v1/completions`: prompts that a model continues as they are.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use candle_actors::GenerateText;
+use serde_json::json;
+
+use crate::answer::{Endpoint, answer};
+use crate::body::Body;
+use crate::error::ApiError;
+use crate::server::Server;
+use crate::settings::{MAX_CHOICES, Settings, Strings};
+use crate::writing::{Writing, handle};
+
+/// Tokens of a continuation, unless asked for otherwise: OpenAI's default.
+const TOKENS: usize = 16;
+
+pub(crate) async fn create(
+    State(server): State<Arc<Server>>,
+    Body(mut fields): Body,
+) -> Result<Response, ApiError> {
+    let model: String = fields.required("model")?;
+    let prompts = fields.required::<Strings>("prompt")?.into_vec();
+    let settings = Settings::of(&mut fields)?;
+    let max_tokens = fields.optional("max_tokens")?.unwrap_or(TOKENS);
+    fields.only("best_of", [json!(settings.choices)])?;
+    fields.only("echo", [json!(false)])?;
+    fields.end()?;
+    let texts = prompts.len() * settings.choices;
+    if !(1..=MAX_CHOICES).contains(&texts) {
+        let message =
+            format!("{texts} texts are asked for, n for each prompt; 1 to {MAX_CHOICES} are allowed");
+        return Err(ApiError::field("prompt", message));
+    }
+    let generator = server.engine.text_to_text(model.as_str());
+    let generator = handle!(server, generator.map_err(|error| ApiError::from(error).about("model"))?);
+    let writings = prompts.into_iter().flat_map(|prompt| {
+        let request = GenerateText::from(prompt).with_max_tokens(max_tokens).with_stop(settings.stop.clone());
+        let (generator, settings) = (&generator, &settings);
+        (0..settings.choices).map(move |choice| {
+            let request = request.clone().with_sampling(settings.sampling_of(choice));
+            Writing::Text(generator.clone(), request)
+        })
+    });
+    let writings = writings.collect();
+    answer(&server, Endpoint::Completions, model, writings, settings.choices, settings.form).await
+}

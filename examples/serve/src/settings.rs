@@ -1,0 +1,101 @@
+//! The fields that chats and completions have in common: sampling, ends, and the form of the answer.
+
+use candle_actors::Sampling;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::error::ApiError;
+use crate::fields::Fields;
+
+/// Maximum number of answers to one request.
+pub(crate) const MAX_CHOICES: usize = 16;
+
+/// The settings of a request to write text.
+pub(crate) struct Settings {
+    pub(crate) sampling: Sampling,
+    pub(crate) stop: Vec<String>,
+    /// Number of answers to each prompt.
+    pub(crate) choices: usize,
+    pub(crate) form: Form,
+}
+
+/// The form of an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Whole,
+    Streamed,
+    /// With an event for the usage at its end.
+    StreamedWithUsage,
+}
+
+/// One string, or several.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a string, or an array of strings")]
+pub(crate) enum Strings {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Strings {
+    pub(crate) fn into_vec(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Several(texts) => texts,
+        }
+    }
+}
+
+impl Settings {
+    /// # Errors
+    /// For a field of another type or value.
+    pub(crate) fn of(fields: &mut Fields) -> Result<Self, ApiError> {
+        let sampling = Sampling::default()
+            // OpenAI's default; the library's own is greedy.
+            .with_temperature(fields.optional::<f32>("temperature")?.unwrap_or(1.0))
+            .with_top_p(fields.optional::<f32>("top_p")?)
+            .with_top_k(fields.optional::<usize>("top_k")?)
+            .with_min_p(fields.optional::<f32>("min_p")?)
+            .with_repetition_penalty(fields.optional::<f32>("repetition_penalty")?)
+            .with_seed(fields.optional::<i64>("seed")?.map(i64::cast_unsigned));
+        sampling.check().map_err(|cause| {
+            // The message begins with the field's name.
+            let name = cause.message().split(' ').next().unwrap_or_default().to_owned();
+            ApiError::field(&name, cause.message())
+        })?;
+        fields.only("frequency_penalty", [json!(0)])?;
+        fields.only("presence_penalty", [json!(0)])?;
+        fields.only("logit_bias", [json!({})])?;
+        fields.without_effect(&["user", "safety_identifier", "prompt_cache_key"]);
+        let choices = fields.optional("n")?.unwrap_or(1);
+        if !(1..=MAX_CHOICES).contains(&choices) {
+            return Err(ApiError::field("n", format!("n is {choices}; 1 to {MAX_CHOICES} are allowed")));
+        }
+        let stop = fields.optional::<Strings>("stop")?.map(Strings::into_vec).unwrap_or_default();
+        Ok(Self { sampling, stop, choices, form: form(fields)? })
+    }
+
+    /// The sampling of one of several answers to a prompt: with a seed, each has one of its own.
+    pub(crate) fn sampling_of(&self, choice: usize) -> Sampling {
+        let own = |seed: u64| seed.wrapping_add(u64::try_from(choice).unwrap_or(u64::MAX));
+        self.sampling.clone().with_seed(self.sampling.seed.map(own))
+    }
+}
+
+fn form(fields: &mut Fields) -> Result<Form, ApiError> {
+    let streamed = fields.optional("stream")?.unwrap_or(false);
+    let options = fields.optional::<Value>("stream_options")?;
+    match (streamed, options) {
+        (false, None) => Ok(Form::Whole),
+        (false, Some(_)) => {
+            Err(ApiError::field("stream_options", "stream_options is for streams alone; set stream to true"))
+        }
+        (true, None) => Ok(Form::Streamed),
+        (true, Some(options)) => {
+            let mut options = Fields::of(options, "stream_options")?;
+            let usage = options.optional("include_usage")?.unwrap_or(false);
+            options.only("include_obfuscation", [json!(false)])?;
+            options.end()?;
+            Ok(if usage { Form::StreamedWithUsage } else { Form::Streamed })
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! What clients of OpenAI read, from the small models of the repository.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::harness::{Running, engine, models, source};
+
+const QUESTION: &str =
+    "There is a small red circle left of a large blue square. What is left of the blue square?";
+
+fn chat(content: &str) -> Value {
+    json!({ "model": "chat", "messages": [{ "role": "user", "content": content }], "temperature": 0 })
+}
+
+/// The object with further fields.
+fn with(mut request: Value, fields: Value) -> Value {
+    request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    request
+}
+
+async fn chats() -> Running {
+    Running::over(engine().text_to_text("chat", source("shapes-chat")).start().await.unwrap()).await
+}
+
+#[tokio::test]
+async fn a_chat_answers_whole_and_in_pieces_alike() {
+    let server = chats().await;
+    let response = server.client.post("/v1/chat/completions", &chat(QUESTION)).await;
+    assert_eq!(response.status, 200);
+    assert!(response.header("x-request-id").is_some());
+    let whole = response.json().await;
+    assert_eq!(whole["object"], "chat.completion");
+    assert_eq!(whole["model"], "chat");
+    let choice = &whole["choices"][0];
+    let text = choice["message"]["content"].as_str().unwrap();
+    assert_eq!((text.trim(), &choice["message"]["role"]), ("The red circle is.", &json!("assistant")));
+    assert_eq!((&choice["finish_reason"], &choice["index"]), (&json!("stop"), &json!(0)));
+    let usage = &whole["usage"];
+    let [prompt, completion, total] =
+        ["prompt_tokens", "completion_tokens", "total_tokens"].map(|name| usage[name].as_u64().unwrap());
+    assert!(prompt > 10 && completion > 3 && total == prompt + completion, "{usage}");
+
+    let streamed = json!({ "stream": true, "stream_options": { "include_usage": true } });
+    let response = server.client.post("/v1/chat/completions", &with(chat(QUESTION), streamed)).await;
+    assert_eq!(response.header("content-type"), Some("text/event-stream"));
+    let (mut events, done) = response.events().await;
+    assert!(done);
+    let last = events.pop().unwrap();
+    assert_eq!((&last["choices"], &last["usage"]), (&json!([]), usage));
+    assert!(events.iter().all(|event| event["object"] == "chat.completion.chunk"));
+    assert!(events.iter().all(|event| event["id"] == last["id"] && event["usage"].is_null()));
+    let choices: Vec<&Value> = events.iter().map(|event| &event["choices"][0]).collect();
+    assert_eq!(choices[0]["delta"], json!({ "role": "assistant", "content": "" }));
+    let pieces: String = choices.iter().filter_map(|choice| choice["delta"]["content"].as_str()).collect();
+    assert_eq!(pieces, text);
+    let reasons: Vec<&Value> = choices.iter().map(|choice| &choice["finish_reason"]).collect();
+    let (end, before) = reasons.split_last().unwrap();
+    assert!(**end == "stop" && before.iter().all(|reason| reason.is_null()));
+    assert!(server.end().await.unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn ends_seeds_and_several_answers_are_as_asked() {
+    let server = chats().await;
+    let ask = async |fields: Value| {
+        let response = server.client.post("/v1/chat/completions", &with(chat(QUESTION), fields)).await;
+        assert_eq!(response.status, 200);
+        response.json().await
+    };
+    let cut = ask(json!({ "max_completion_tokens": 2 })).await;
+    assert_eq!(cut["choices"][0]["finish_reason"], "length");
+    assert_eq!(cut["usage"]["completion_tokens"], 2);
+    let stopped = ask(json!({ "stop": " circle" })).await;
+    assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
+    assert_eq!(stopped["choices"][0]["message"]["content"].as_str().unwrap().trim(), "The red");
+
+    let wild = json!({ "temperature": 5.0, "seed": 7, "n": 3, "max_tokens": 12, "user": "somebody" });
+    let texts = |answer: &Value| -> Vec<String> {
+        let choices = answer["choices"].as_array().unwrap();
+        choices.iter().map(|choice| choice["message"]["content"].to_string()).collect()
+    };
+    let (first, again) = (ask(wild.clone()).await, ask(wild).await);
+    assert_eq!(texts(&first).len(), 3);
+    assert_eq!(texts(&first), texts(&again));
+    assert!(texts(&first)[0] != texts(&first)[1], "{first}");
+    let alone = ask(json!({ "max_tokens": 12 })).await;
+    assert_eq!(first["usage"]["prompt_tokens"], alone["usage"]["prompt_tokens"], "a prompt counts once");
+    assert!(server.end().await.unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn completions_continue_each_prompt() {
+    let server = chats().await;
+    let prompts = json!(["Once upon a time there was a", "A small red circle"]);
+    let request = json!({ "model": "chat", "prompt": prompts, "temperature": 0, "max_tokens": 5 });
+    let whole = server.client.post("/v1/completions", &request).await.json().await;
+    assert_eq!(whole["object"], "text_completion");
+    let texts: Vec<&str> =
+        whole["choices"].as_array().unwrap().iter().map(|choice| choice["text"].as_str().unwrap()).collect();
+    assert!(texts.len() == 2 && texts[0] != texts[1], "{texts:?}");
+    let response = server.client.post("/v1/completions", &with(request, json!({ "stream": true }))).await;
+    let (events, done) = response.events().await;
+    assert!(done);
+    for (index, text) in texts.iter().enumerate() {
+        let own = events.iter().map(|event| &event["choices"][0]).filter(|choice| choice["index"] == index);
+        let pieces: String = own.map(|choice| choice["text"].as_str().unwrap()).collect();
+        assert_eq!(pieces, *text);
+    }
+    assert!(server.end().await.unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn vectors_are_the_same_as_numbers_and_in_base64() {
+    let embedding = engine().text_embedding("acme/english", source("english-embedding-small"));
+    let server = Running::over(embedding.start().await.unwrap()).await;
+    let ask = async |fields: Value| {
+        let request = with(json!({ "model": "acme/english" }), fields);
+        let response = server.client.post("/v1/embeddings", &request).await;
+        assert_eq!(response.status, 200);
+        response.json().await
+    };
+    let texts = json!(["A cat sleeps.", "It rains."]);
+    let numbers = ask(json!({ "input": texts })).await;
+    assert_eq!((&numbers["object"], &numbers["model"]), (&json!("list"), &json!("acme/english")));
+    let vectors: Vec<Vec<f32>> = (0..2)
+        .map(|index| serde_json::from_value(numbers["data"][index]["embedding"].clone()).unwrap())
+        .collect();
+    assert_eq!((vectors[0].len(), &numbers["data"][1]["index"]), (192, &json!(1)));
+    let bytes = ask(json!({ "input": texts, "encoding_format": "base64" })).await;
+    for (index, vector) in vectors.iter().enumerate() {
+        let encoded = bytes["data"][index]["embedding"].as_str().unwrap();
+        let decoded = STANDARD.decode(encoded).unwrap();
+        let numbers = decoded.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+        assert_eq!(numbers.collect::<Vec<_>>(), *vector);
+    }
+    let one = ask(json!({ "input": "A cat sleeps.", "dimensions": 64 })).await;
+    assert_eq!(one["data"][0]["embedding"].as_array().unwrap().len(), 64);
+
+    let list = server.client.get("/v1/models").await.json().await;
+    let model = &list["data"][0];
+    assert_eq!((&model["id"], &model["state"]), (&json!("acme/english"), &json!("ready")));
+    assert_eq!((&model["object"], &model["capability"]), (&json!("model"), &json!("text_embedding")));
+    let alone = server.client.get("/v1/models/acme/english").await.json().await;
+    assert_eq!(alone["id"], "acme/english");
+    assert!(server.end().await.unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn a_question_about_an_image_is_answered() {
+    let server =
+        Running::over(engine().vision("describer", source("shapes-vision")).start().await.unwrap()).await;
+    let file = std::fs::read(models().join("shapes/held_out/000.png")).unwrap();
+    let url = format!("data:image/png;base64,{}", STANDARD.encode(file));
+    let content = json!([
+        { "type": "text", "text": "What colour is the triangle?" },
+        { "type": "image_url", "image_url": { "url": url } },
+    ]);
+    let messages = json!([{ "role": "user", "content": content }]);
+    let request = json!({ "model": "describer", "messages": messages, "temperature": 0 });
+    let whole = server.client.post("/v1/chat/completions", &request).await.json().await;
+    let text = whole["choices"][0]["message"]["content"].as_str().unwrap();
+    assert_eq!(text.trim(), "The triangle is red.");
+    let response =
+        server.client.post("/v1/chat/completions", &with(request, json!({ "stream": true }))).await;
+    let (events, done) = response.events().await;
+    let pieces = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    assert!(done && pieces.collect::<String>() == text);
+    assert!(server.end().await.unwrap().is_clean());
+}
+
+fn sides(picture: &Value) -> (u32, u32) {
+    let file = STANDARD.decode(picture["b64_json"].as_str().unwrap()).unwrap();
+    let picture = image::load_from_memory(&file).unwrap();
+    (picture.width(), picture.height())
+}
+
+#[tokio::test]
+async fn a_picture_is_painted_whole_and_with_partial_ones() {
+    let painter = engine().text_to_image("painter", source("shapes-text-to-image"));
+    let server = Running::over(painter.start().await.unwrap()).await;
+    let prompt = "a yellow square left of a green circle";
+    let request = json!({ "model": "painter", "prompt": prompt, "steps": 4, "seed": 1 });
+    let two = with(request.clone(), json!({ "n": 2 }));
+    let whole = server.client.post("/v1/images/generations", &two).await.json().await;
+    assert_eq!((sides(&whole["data"][0]), sides(&whole["data"][1])), ((64, 64), (64, 64)));
+    assert!(whole["data"][0] != whole["data"][1]);
+
+    let streamed = with(request, json!({ "stream": true, "partial_images": 2 }));
+    let mut response = server.client.post("/v1/images/generations", &streamed).await;
+    let mut told = Vec::new();
+    let mut last = Value::Null;
+    while let Some((name, data)) = response.event().await {
+        last = serde_json::from_str(&data).unwrap();
+        assert_eq!(last["type"], name);
+        sides(&last);
+        told.push((name, last["partial_image_index"].as_u64()));
+    }
+    let partial = |index| ("image_generation.partial_image".to_owned(), Some(index));
+    assert_eq!(told, [partial(0), partial(1), ("image_generation.completed".to_owned(), None)]);
+    assert_eq!(last["b64_json"], whole["data"][0]["b64_json"], "the same seed, the same picture");
+    assert!(server.end().await.unwrap().is_clean());
+}
