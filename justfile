@@ -41,4 +41,4 @@ advisories:
 
 # Both packages, built from what they contain.
 package:
-    cargo package --workspace
+    cargo package --workspace --exclude serve

@@ -1,0 +1,149 @@
+"""The server as OpenAI's own Python client uses it: `python sdk.py PROGRAM`, with the package `openai` at hand. Starts the
+program with its default models, asks for everything that the README lists, and ends it by a signal.
+"""
+
+import base64
+import math
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import openai
+
+KEY = "secret"
+MODELS = pathlib.Path(__file__).resolve().parents[3] / "models"
+QUESTION = "There is a small red circle left of a large blue square. What is left of the blue square?"
+
+
+def asked(question):
+    return [{"role": "user", "content": question}]
+
+
+def refused(kind, status, call, **fields):
+    """The call fails with this class of the client's errors."""
+    try:
+        call(**fields)
+    except kind as error:
+        assert error.status_code == status, error
+        return error
+    raise AssertionError(f"{fields} was not refused")
+
+
+def models(client):
+    names = {model.id: model for model in client.models.list()}
+    assert list(names) == ["english", "chat", "describer", "painter"], names
+    assert client.models.retrieve("chat").capability == "text_to_text"
+
+
+def embeddings(client):
+    texts = ["A cat sleeps on the sofa.", "A kitten naps on the couch.", "The bus was late again."]
+    # The client asks for base64 and decodes it.
+    vectors = [item.embedding for item in client.embeddings.create(model="english", input=texts).data]
+    plain = client.embeddings.create(model="english", input=texts, encoding_format="float")
+    for vector, item in zip(vectors, plain.data):
+        assert all(math.isclose(one, other, rel_tol=1e-6) for one, other in zip(vector, item.embedding, strict=True))
+    near, far = (sum(x * y for x, y in zip(vectors[0], vectors[index])) for index in (1, 2))
+    assert near > far + 0.2, (near, far)
+    short = client.embeddings.create(model="english", input="It rains.", dimensions=64)
+    assert len(short.data[0].embedding) == 64
+    print(f"embeddings: a cat to a kitten {near:.2f}, to a bus {far:.2f}")
+
+
+def chats(client):
+    create = client.chat.completions.create
+    whole = create(model="chat", messages=asked(QUESTION), temperature=0, max_completion_tokens=50, user="somebody")
+    text = whole.choices[0].message.content
+    assert text.strip() == "The red circle is.", text
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens > 10
+    pieces, usage = [], None
+    for chunk in create(
+        model="chat", messages=asked(QUESTION), temperature=0, stream=True, stream_options={"include_usage": True}
+    ):
+        pieces += [choice.delta.content or "" for choice in chunk.choices]
+        usage = chunk.usage or usage
+    assert "".join(pieces) == text and usage == whole.usage
+    cut = create(model="chat", messages=asked("Tell me a short story about a small red circle."), max_tokens=5, seed=1)
+    assert cut.choices[0].finish_reason == "length"
+    stopped = create(model="chat", messages=asked(QUESTION), temperature=0, stop=[" circle"])
+    assert stopped.choices[0].message.content.strip() == "The red"
+    several = create(model="chat", messages=asked("Tell me a short story about a small red circle."), n=2, seed=1)
+    assert len({choice.message.content for choice in several.choices}) == 2
+    # What an answer is goes back into the conversation as it is.
+    again = [*asked(QUESTION), whole.choices[0].message.model_dump(), *asked("Thank you.")]
+    assert create(model="chat", messages=again, max_tokens=5).choices
+    with client.chat.completions.stream(model="chat", messages=asked(QUESTION), temperature=0) as stream:
+        assert stream.get_final_completion().choices[0].message.content == text
+    print(f"chat: {text.strip()!r} in {len(pieces)} pieces, {usage.total_tokens} tokens")
+
+
+def vision(client):
+    picture = base64.b64encode((MODELS / "shapes/held_out/000.png").read_bytes()).decode()
+    content = [
+        {"type": "text", "text": "What colour is the triangle?"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+    ]
+    answer = client.chat.completions.create(model="describer", messages=asked(content), temperature=0)
+    assert answer.choices[0].message.content.strip() == "The triangle is red.", answer
+    print(f"vision: {answer.choices[0].message.content.strip()!r}")
+
+
+def completions(client):
+    story = client.completions.create(model="chat", prompt="Once upon a time there was a", temperature=0, max_tokens=8)
+    pieces = client.completions.create(
+        model="chat", prompt="Once upon a time there was a", temperature=0, max_tokens=8, stream=True
+    )
+    assert "".join(piece.choices[0].text for piece in pieces) == story.choices[0].text
+    print(f"completions: {story.choices[0].text!r}")
+
+
+def images(client):
+    prompt = "a yellow square left of a green circle"
+    whole = client.images.generate(model="painter", prompt=prompt, n=2, extra_body={"seed": 1, "steps": 4})
+    files = [base64.b64decode(image.b64_json) for image in whole.data]
+    assert len(files) == 2 and all(file.startswith(b"\x89PNG") for file in files)
+    told = []
+    for event in client.images.generate(
+        model="painter", prompt=prompt, stream=True, partial_images=2, extra_body={"seed": 1, "steps": 4}
+    ):
+        told.append(event.type.removeprefix("image_generation."))
+        last = base64.b64decode(event.b64_json)
+    assert told == ["partial_image", "partial_image", "completed"] and last == files[0], told
+    print(f"images: {len(files[0])} bytes of PNG, streamed as {', '.join(told)}")
+
+
+def errors(client):
+    create = client.chat.completions.create
+    error = refused(openai.BadRequestError, 400, create, model="chat", messages=asked("Hi"), logit_bias={"5": 1})
+    assert error.param == "logit_bias" and "logit_bias" in error.message, error
+    refused(openai.NotFoundError, 404, create, model="nothing", messages=asked("Hi"))
+    refused(openai.BadRequestError, 400, create, model="chat", messages=asked("word " * 3000))
+    stranger = client.with_options(api_key="wrong")
+    refused(openai.AuthenticationError, 401, stranger.models.list)
+    print("errors: 400 by name, 401, 404, and 400 for a prompt that is too long")
+
+
+def main():
+    program = subprocess.Popen(
+        [sys.argv[1], "--listen", "127.0.0.1:0", "--log", "warn"],
+        env={**os.environ, "SERVE_API_KEY": KEY},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = re.fullmatch("listening on (.*)\n", program.stdout.readline())[1]
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=300)
+        for part in [models, embeddings, chats, vision, completions, images, errors]:
+            part(client)
+        client.close()
+        program.send_signal(signal.SIGTERM)
+        words = program.communicate(timeout=60)[0].strip()
+        assert program.returncode == 0 and " 0 requests were cut off" in words, words
+        print(words)
+    finally:
+        program.kill()
+
+
+main()
