@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ use asked::{Arrivals, Desk};
 
 /// Longest time between two looks at the progress of the model.
 const LOOK: Duration = Duration::from_millis(50);
+/// The same where it does nothing. What the parent says is taken in at once.
+const LOOK_WHILE_IDLE: Duration = Duration::from_secs(60);
 /// Time within which a parent says what its child shall be.
 const HELLO_LIMIT: Duration = Duration::from_secs(30);
 
@@ -127,11 +130,12 @@ pub(super) fn serve<C: Portable, L: IsolatedLoader<C>>(
     let context = LoadContext::detached(&hello.model);
     let desk = Arc::new(Desk::<C>::new(writer.clone()));
     let (orders, received) = mpsc::channel();
-    let parts = (loader, context.clone(), desk.clone(), writer.clone());
+    let works = Arc::new(AtomicUsize::new(0));
+    let parts = (loader, context.clone(), desk.clone(), writer.clone(), works.clone());
     let builder = std::thread::Builder::new().name(hello.model.short().to_owned());
     let serve = move || {
-        let (loader, context, desk, writer) = parts;
-        ModelThread { loader, context, desk, writer, model: None }.serve(&received);
+        let (loader, context, desk, writer, works) = parts;
+        ModelThread { loader, context, desk, writer, works, model: None }.serve(&received);
     };
     if let Err(error) = builder.spawn(serve) {
         refuse(&writer, Cause::of(&error));
@@ -142,9 +146,7 @@ pub(super) fn serve<C: Portable, L: IsolatedLoader<C>>(
     loop {
         #[cfg(feature = "testing")]
         sabotage::stand_still_if_asked();
-        if !matches!(reader.fill(LOOK), Ok(Connection::Open)) {
-            die();
-        }
+        // The first orders may have come with the first message.
         loop {
             let order = match reader.inbox.next() {
                 Ok(Some(message)) => wire::read::<Order<C::Request>>(message),
@@ -152,7 +154,13 @@ pub(super) fn serve<C: Portable, L: IsolatedLoader<C>>(
                 Err(_) => die(),
             };
             match order {
-                Ok(order) => obey(order, &desk, &orders),
+                Ok(order) => {
+                    if let Some(work) = obey(order, &desk) {
+                        works.fetch_add(1, Ordering::AcqRel);
+                        // A thread that is gone has said why.
+                        let _ = orders.send(work);
+                    }
+                }
                 // The parent is of the same executable; what it cannot say is a fault of memory.
                 Err(_) => die(),
             }
@@ -162,21 +170,26 @@ pub(super) fn serve<C: Portable, L: IsolatedLoader<C>>(
             (told, looked) = (ticks, Instant::now());
             let _ = writer.send(&AnyReport::Progress(context.progress.snapshot()));
         }
+        // A model that does nothing makes no progress to tell of.
+        let patience = if works.load(Ordering::Acquire) > 0 { LOOK } else { LOOK_WHILE_IDLE };
+        if !matches!(reader.fill(patience), Ok(Connection::Open)) {
+            die();
+        }
     }
 }
 
-fn obey<C: Portable>(order: Order<C::Request>, desk: &Desk<C>, orders: &mpsc::Sender<Work>) {
-    let work = match order {
-        Order::Ask { run, request, input } => return desk.put(run, request, input),
-        Order::Cancel { request } => return desk.cancel(request),
-        Order::Credit { request, chunks } => return desk.credit(request, chunks),
-        Order::Ping => return desk.pong(),
-        Order::Size => Work::Size,
-        Order::Load => Work::Load,
-        Order::Start { run, joins } => Work::Run { run, joins },
-    };
-    // A thread that is gone has said why.
-    let _ = orders.send(work);
+/// Carries an order out, and returns it if it is the model's thread's to do.
+fn obey<C: Portable>(order: Order<C::Request>, desk: &Desk<C>) -> Option<Work> {
+    match order {
+        Order::Ask { run, request, input } => desk.put(run, request, input),
+        Order::Cancel { request } => desk.cancel(request),
+        Order::Credit { request, chunks } => desk.credit(request, chunks),
+        Order::Ping => desk.pong(),
+        Order::Size => return Some(Work::Size),
+        Order::Load => return Some(Work::Load),
+        Order::Start { run, joins } => return Some(Work::Run { run, joins }),
+    }
+    None
 }
 
 struct ModelThread<C: Portable, L> {
@@ -184,6 +197,8 @@ struct ModelThread<C: Portable, L> {
     context: LoadContext,
     desk: Arc<Desk<C>>,
     writer: Arc<Writer>,
+    /// Number of orders that it has not carried out yet.
+    works: Arc<AtomicUsize>,
     model: Option<Box<dyn Model<C>>>,
 }
 
@@ -199,6 +214,7 @@ impl<C: Portable, L: IsolatedLoader<C>> ModelThread<C, L> {
                 let _ = self.writer.send(&AnyReport::Panicked(Cause::of_panic(panic)));
                 break;
             }
+            self.works.fetch_sub(1, Ordering::AcqRel);
         }
         // The parent kills this process once it has read why; a destructor of the model must not come before that.
         std::mem::forget(self.model);

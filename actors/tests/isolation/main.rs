@@ -14,6 +14,8 @@ mod deaths;
 #[cfg(target_os = "linux")]
 mod ends;
 #[cfg(target_os = "linux")]
+mod soak;
+#[cfg(target_os = "linux")]
 mod tests;
 
 #[cfg(target_os = "linux")]

@@ -9,13 +9,10 @@ use model_actors::isolation::{KnownLoader, run_child_if_asked};
 use model_actors::{ImageEmbedding, TextEmbedding};
 
 use crate::model::{ActLoader, Acts, Fakes};
-use crate::{deaths, ends, serving};
+use crate::{deaths, ends, serving, soak};
 
 /// A test and its name.
 pub(crate) type Test = (&'static str, fn());
-
-/// Tests that count the children or descriptors of this process, and so run alone.
-const ALONE: &[Test] = &ends::ALONE;
 
 pub(crate) fn main() {
     if std::env::var_os("MODEL_ACTORS_CHILD").is_none() {
@@ -45,7 +42,8 @@ pub(crate) fn main() {
             });
         }
     });
-    ALONE.iter().filter(wanted).for_each(|test| run(test, &failed));
+    // These count the children or descriptors of this process, or take all of the machine.
+    ends::ALONE.iter().chain(&soak::ALONE).filter(wanted).for_each(|test| run(test, &failed));
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
