@@ -5,7 +5,10 @@
 
 use std::sync::{Arc, OnceLock};
 
-use model_actors::{Capability, Cause, Failure, Footprint, LoadContext, Loader, Model, ModelId, Weights};
+use model_actors::isolation::IsolatedLoader;
+use model_actors::{
+    Capability, Cause, Failure, Footprint, LoadContext, Loader, Model, ModelId, Portable, Weights,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Compute, ComputeDevice};
@@ -89,7 +92,7 @@ pub(crate) type CapabilityOf<M> = <<M as WorkerModel>::Plan as LoadPlan>::Capabi
 /// ```
 pub trait StandaloneModel: Sized {
     /// Capability of an engine that runs such models.
-    type Capability: Capability;
+    type Capability: Portable;
 
     /// Loads a model onto the processor, for the calling thread alone.
     ///
@@ -107,12 +110,12 @@ pub trait StandaloneModel: Sized {
     fn load_with(source: Source, options: LoadOptions) -> Result<Self>;
 
     /// The loader that an engine registers for such a source, for a [`ModelSpec`](model_actors::ModelSpec) of an
-    /// application's own. That of a model that generates text has to be
-    /// [continuous](model_actors::ModelSpec::continuous).
+    /// application's own; with [`ModelSpec::isolated`](model_actors::ModelSpec::isolated) in processes of their own. That of a
+    /// model that generates text has to be [continuous](model_actors::ModelSpec::continuous).
     ///
     /// # Errors
     /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for an option that is out of range.
-    fn loader(source: Source, options: LoadOptions) -> Result<impl Loader<Self::Capability>>;
+    fn loader(source: Source, options: LoadOptions) -> Result<impl IsolatedLoader<Self::Capability>>;
 
     /// Another one over the same weights, with compute threads of its own.
     ///
@@ -137,7 +140,7 @@ macro_rules! standalone_model {
             fn loader(
                 source: crate::Source,
                 options: crate::LoadOptions,
-            ) -> crate::Result<impl model_actors::Loader<Self::Capability>> {
+            ) -> crate::Result<impl model_actors::isolation::IsolatedLoader<Self::Capability>> {
                 crate::loader::ModelLoader::<Self>::standalone(source, options)
             }
 

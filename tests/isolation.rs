@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use candle_actors::isolation::{Isolation, ProcessOptions, run_child_if_asked};
 use candle_actors::{
-    DescribeImage, Engine, EngineBuilder, Error, GenerateText, ImageSource, Message, PaintImage, Picture,
-    PoolConfig, RestartConfig, Sampling, Source, SourceSpec,
+    DescribeImage, Engine, EngineBuilder, EngineResources, Error, GenerateText, ImageSource, LoadOptions,
+    Message, ModelId, ModelSpec, PaintImage, Picture, PoolConfig, RestartConfig, Sampling, Source,
+    SourceSpec, StandaloneModel, TextEmbedding, TextEmbeddingModel,
 };
 
 #[cfg(not(target_os = "linux"))]
@@ -24,6 +25,7 @@ fn main() {
     }
     run_child_if_asked();
     block_on(answers_and_errors_are_the_same());
+    block_on(a_specification_of_an_applications_own());
     block_on(a_killed_process_is_replaced());
     println!("test result: ok");
 }
@@ -109,6 +111,19 @@ async fn answers_and_errors_are_the_same() {
     assert!(here.shutdown().await.is_clean());
     assert!(apart.shutdown().await.is_clean());
     assert_eq!(children(), Vec::<i32>::new());
+}
+
+async fn a_specification_of_an_applications_own() {
+    let engine = Engine::builder().isolation(ProcessOptions::default()).start().await.unwrap();
+    let spec = |id: ModelId, resources: &EngineResources| {
+        let loader = TextEmbeddingModel::loader(source("english-embedding-small"), LoadOptions::default())?;
+        Ok(ModelSpec::isolated(id, loader, resources.isolation())?)
+    };
+    let texts = engine.register::<TextEmbedding>("own", spec).unwrap();
+    let here = TextEmbeddingModel::load(source("english-embedding-small")).unwrap();
+    assert_eq!(texts.embed("A cat sleeps.").await.unwrap(), here.embed(&["A cat sleeps."]).unwrap()[0]);
+    assert!(!children().is_empty());
+    assert!(engine.shutdown().await.is_clean());
 }
 
 /// The children of this process.
