@@ -32,6 +32,7 @@
 //! | rows that an image to embed becomes, a row a patch | [`MAX_IMAGE_ROWS`], 16,384 | `InvalidInput`, or `InvalidConfig` |
 //! | time, redirects and networks of an image's address | [`UrlSettings`], set by the application | [`DownloadFailed`], [`AddressRefused`] |
 //! | bytes of the name of a model, a device or a capability | [`MAX_NAME_BYTES`], 256 | `InvalidConfig` of the actors |
+//! | tenants of a model, and weight of one | [`MAX_TENANTS`], 4,096; 1 to [`MAX_TENANT_WEIGHT`], 1,000 | `InvalidConfig` of the actors |
 //! | requests that wait for a model | `QueueCapacity` of the capability | [`Overloaded`], or the caller waits |
 //! | requests that run together | `BatchLimits` of the pool | they wait |
 //! | bytes of a request, a chunk or an output of a model in a process of its own | [`MAX_FRAME_BYTES`], 1 GiB | `InvalidInput` |
