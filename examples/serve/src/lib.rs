@@ -17,6 +17,7 @@ mod messages;
 mod chat;
 mod completions;
 mod embeddings;
+mod rerank;
 mod png;
 mod images;
 mod models;

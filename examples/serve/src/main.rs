@@ -34,6 +34,9 @@ struct Arguments {
     /// A model for /v1/embeddings.
     #[arg(long, value_name = "NAME=SOURCE", value_parser = parse_model)]
     text_embedding: Vec<(String, String)>,
+    /// A model for /v1/rerank.
+    #[arg(long, value_name = "NAME=SOURCE", value_parser = parse_model)]
+    reranking: Vec<(String, String)>,
     /// A model for /v1/chat/completions and /v1/completions.
     #[arg(long, value_name = "NAME=SOURCE", value_parser = parse_model)]
     text_to_text: Vec<(String, String)>,
@@ -108,12 +111,13 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error
 
 /// The models that the arguments name, or the small ones.
 fn builder(arguments: &Arguments) -> EngineBuilder {
-    let Arguments { text_embedding, text_to_text, vision, text_to_image, .. } = arguments;
+    let Arguments { text_embedding, reranking, text_to_text, vision, text_to_image, .. } = arguments;
     let mut builder = Engine::builder();
     if let Some(mib) = arguments.memory {
         builder = builder.memory_limit(Bytes::mib(mib));
     }
-    if [text_embedding, text_to_text, vision, text_to_image].iter().all(|models| models.is_empty()) {
+    if [text_embedding, reranking, text_to_text, vision, text_to_image].iter().all(|models| models.is_empty())
+    {
         let small = |folder: &str| Source::directory(format!("{SMALL_MODELS}/{folder}")).follow_links();
         return builder
             .text_embedding("english", small("english-embedding-small"))
@@ -127,6 +131,7 @@ fn builder(arguments: &Arguments) -> EngineBuilder {
             models.iter().fold(builder, |builder, (name, text)| add(builder, name, source(text)))
         };
     builder = each(text_embedding, builder, |builder, name, source| builder.text_embedding(name, source));
+    builder = each(reranking, builder, |builder, name, source| builder.reranking(name, source));
     builder = each(text_to_text, builder, |builder, name, source| builder.text_to_text(name, source));
     builder = each(vision, builder, |builder, name, source| builder.vision(name, source));
     each(text_to_image, builder, |builder, name, source| builder.text_to_image(name, source))

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::connections::Limited;
 use crate::guard::{guard, not_allowed, unknown};
 use crate::server::Server;
-use crate::{chat, completions, embeddings, health, images, metrics, models, page};
+use crate::{chat, completions, embeddings, health, images, metrics, models, page, rerank};
 
 /// Time for the last answers to reach their readers, once the system has ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -57,6 +57,7 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/rerank", post(rerank::create))
         .route("/v1/images/generations", post(images::generate))
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)

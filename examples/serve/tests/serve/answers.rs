@@ -2,9 +2,10 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use candle_actors::Source;
 use serde_json::{Value, json};
 
-use crate::harness::{Running, engine, models, source};
+use crate::harness::{Running, engine, fixture, models, source};
 
 const QUESTION: &str =
     "There is a small red circle left of a large blue square. What is left of the blue square?";
@@ -166,6 +167,29 @@ async fn a_question_about_an_image_is_answered() {
     let (events, done) = response.events().await;
     let pieces = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
     assert!(done && pieces.collect::<String>() == text);
+    assert!(server.end().await.unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn documents_are_ranked_with_their_texts_if_asked() {
+    let reranker = engine().reranking("judge", Source::directory(fixture("reranking/bert")));
+    let server = Running::over(reranker.start().await.unwrap()).await;
+    let documents: Vec<String> = (0..40).map(|number| format!("document {number}")).collect();
+    let request = json!({ "model": "judge", "query": "a query", "documents": documents, "top_n": 35 });
+    let plain = server.client.post("/v1/rerank", &request).await.json().await;
+    let results = plain["results"].as_array().unwrap();
+    let scores: Vec<f64> = results.iter().map(|result| result["relevance_score"].as_f64().unwrap()).collect();
+    assert!(scores.len() == 35 && scores.is_sorted_by(|one, other| one >= other), "{scores:?}");
+    assert!(plain["usage"]["total_tokens"].as_u64().unwrap() > 40, "{plain}");
+    let asked = json!({ "return_documents": true, "top_n": 3 });
+    let told = server.client.post("/v1/rerank", &with(request, asked)).await.json().await;
+    for (result, same) in told["results"].as_array().unwrap().iter().zip(results) {
+        let index = result["index"].as_u64().unwrap();
+        assert_eq!(
+            (&result["document"]["text"], &same["index"]),
+            (&json!(format!("document {index}")), &json!(index))
+        );
+    }
     assert!(server.end().await.unwrap().is_clean());
 }
 

@@ -52,6 +52,11 @@ pub(crate) fn models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models")
 }
 
+/// A tiny model with random weights, from the library's own tests.
+pub(crate) fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(path)
+}
+
 pub(crate) fn source(folder: &str) -> Source {
     Source::directory(models().join(folder))
 }

@@ -1,6 +1,6 @@
 //! What is refused, by name and with the right status, before it costs anything.
 
-use candle_actors::{Engine, TextEmbedding, TextToImage, TextToText, Vision};
+use candle_actors::{Engine, Reranking, TextEmbedding, TextToImage, TextToText, Vision};
 use model_actors::ModelSpec;
 use model_actors::testing::FakeLoader;
 use serde_json::{Value, json};
@@ -28,6 +28,11 @@ async fn fakes() -> Engine {
         .register(ModelSpec::new("english", FakeLoader::<TextEmbedding>::default()))
         .unwrap();
     system
+        .client::<Reranking>()
+        .unwrap()
+        .register(ModelSpec::new("judge", FakeLoader::<Reranking>::default()))
+        .unwrap();
+    system
         .client::<TextToImage>()
         .unwrap()
         .register(ModelSpec::new("painter", FakeLoader::<TextToImage>::default()))
@@ -42,6 +47,7 @@ fn good(path: &str) -> Value {
             json!({ "model": "chat", "messages": [{ "role": "user", "content": "Hi" }] })
         }
         "/v1/completions" => json!({ "model": "chat", "prompt": "Hi" }),
+        "/v1/rerank" => json!({ "model": "judge", "query": "Hi", "documents": ["Hi", { "text": "you" }] }),
         "/v1/embeddings" => json!({ "model": "english", "input": "Hi" }),
         _ => json!({ "model": "painter", "prompt": "a cat" }),
     }
@@ -73,6 +79,10 @@ async fn a_field_that_is_not_supported_is_refused_by_name() {
         ["/v1/embeddings", "input", []],
         ["/v1/embeddings", "encoding_format", "int8"],
         ["/v1/embeddings", "normalize", true],
+        ["/v1/rerank", "documents", []],
+        ["/v1/rerank", "documents", "Hi"],
+        ["/v1/rerank", "top_n", "all"],
+        ["/v1/rerank", "max_chunks_per_doc", 1],
         ["/v1/images/generations", "response_format", "url"],
         ["/v1/images/generations", "size", "large"],
         ["/v1/images/generations", "partial_images", 1],
