@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[crate::tests::Test] = &[
     ("progress_crosses", || block_on(progress_crosses())),
     ("the_progress_of_a_load_crosses", || block_on(the_progress_of_a_load_crosses())),
     ("cancel_marks_and_deadlines_cross", || block_on(cancel_marks_and_deadlines_cross())),
+    ("a_slow_reader_holds_up_nobody", || block_on(a_slow_reader_holds_up_nobody())),
     ("requests_join_a_run", || block_on(requests_join_a_run())),
     ("a_loader_that_children_do_not_know_is_refused", a_loader_that_children_do_not_know_is_refused),
     ("workers_of_a_model_have_a_process_each", || block_on(workers_of_a_model_have_a_process_each())),
@@ -192,6 +193,25 @@ async fn requests_join_a_run() {
     for number in 0..200 {
         assert_eq!(ask(&model, Act::Reply(number.to_string())).await.unwrap().words, number.to_string());
     }
+    stage.finish().await;
+}
+
+async fn a_slow_reader_holds_up_nobody() {
+    let (system, pool) = timings();
+    let stage = Stage::with((system, pool.with_stream_buffer(4))).await;
+    let loader = ActLoader { joins: true, ..ActLoader::default() };
+    let model = stage.model_with("one", loader, ProcessOptions::default());
+    // More than the reader's buffer holds, and not more than may be under way: the child is done with it.
+    let request = Ask { chunks: 30, ..Act::Reply("slow".into()).into() };
+    let mut slow = model.stream(request, CallOptions::default()).await.unwrap();
+    assert_eq!(slow.next().await.unwrap().unwrap(), 0);
+    for number in 0..20 {
+        assert_eq!(ask(&model, Act::Reply(number.to_string())).await.unwrap().words, number.to_string());
+    }
+    for number in 1..30 {
+        assert_eq!(slow.next().await.unwrap().unwrap(), number);
+    }
+    assert_eq!(slow.output().await.unwrap().words, "slow");
     stage.finish().await;
 }
 

@@ -174,16 +174,22 @@ impl<C: Portable> Running<'_, '_, C> {
             if connection == Connection::Closed {
                 return Err(self.model.process.end());
             }
+            self.cancel_unwanted();
             if self.runs {
-                self.cancel_unwanted();
                 self.check_idle()?;
+            }
+            // After a failure those that it has left unanswered shall not wait for ever more others.
+            if self.failure.is_none() {
                 self.join();
+            }
+            if self.runs {
+                continue;
+            } else if self.is_any_new() {
+                // These came too late for the run that has ended.
+                self.start();
             } else if self.requests.values().any(|away| away.answer.is_some()) {
                 // It waits for a reader, which is no fault of the child's.
                 self.batch.tick();
-            } else if self.requests.values().any(|away| !away.admitted && !away.done) {
-                // These came too late for the run that has just ended.
-                self.start();
             } else {
                 return Ok(self.failure);
             }
@@ -205,6 +211,12 @@ impl<C: Portable> Running<'_, '_, C> {
             false if self.batch.is_joined() => LOOK_FOR_ARRIVALS,
             false => LOOK,
         }
+    }
+
+    /// True if the child's model has yet to be given one of the requests.
+    fn is_any_new(&self) -> bool {
+        let is_new = |away: &Away<C>| !away.admitted && !away.done;
+        self.batch.items().iter().any(|item| self.requests.get(&item.id()).is_none_or(is_new))
     }
 
     /// Begins a run of the child with all requests that are not with its model.
@@ -358,7 +370,7 @@ impl<C: Portable> Running<'_, '_, C> {
         let joined = self.batch.admit(has_left);
         let batch = &*self.batch;
         self.requests.retain(|request, away| !away.done || find(batch, *request).is_some());
-        if joined > 0 {
+        if joined > 0 && self.runs {
             self.send_new(false);
         }
     }
