@@ -10,6 +10,7 @@ mod cpu;
 mod random;
 mod rows;
 mod elementwise;
+mod streams;
 mod matmul;
 mod activation;
 mod linear;
@@ -49,3 +50,4 @@ pub(crate) use patchify::patchify;
 #[cfg(test)]
 pub(crate) use random::random;
 pub(crate) use score_bias::{RelativeBias, ScoreBias, relative_position_bucket};
+pub(crate) use streams::{correct, mix, multiply, with_magnitude};

@@ -141,6 +141,8 @@ const DECODERS: &[&str] = &[
     "gemma2",
     "gemma3",
     "gemma3_text",
+    "gemma3n",
+    "gemma3n_text",
     "gpt_oss",
     "bidir_mistral",
     "ministral",
@@ -262,6 +264,9 @@ const OF_TYPES: &[(&[&str], &[Row])] = &[
         ],
     ),
     (&["qwen3_5"], &[("vision_config", "*"), ("language_model_only", "*")]),
+    // Of training.
+    (&["gemma3n", "gemma3n_text"], &[("altup_coef_clip", "*"), ("altup_lr_multiplier", "*")]),
+    (&["gemma3n"], &[("vision_config", "*"), ("audio_config", "*"), ("*_soft_tokens_per_image", "*")]),
     // The text half is read alone.
     (&["gemma3"], &[("vision_config", "*"), ("mm_tokens_per_image", "*")]),
     (

@@ -4,6 +4,9 @@
 //! result depends on another's; on an accelerator it is candle's operations, one sequence after another.
 //! Projections are left to the families.
 
+#[cfg(test)]
+mod tests;
+
 use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
 
@@ -37,9 +40,21 @@ pub(crate) struct CausalAttention {
     pub(crate) mask: AttentionMask,
     /// Norms of the queries and keys of each head (QK norm).
     pub(crate) head_norms: Option<(RmsNorm, RmsNorm)>,
+    /// Norm of each head's values (Gemma 3n).
+    pub(crate) value_norm: Option<RmsNorm>,
+    pub(crate) key_values: KeyValues,
     /// For each head the score of a further key, whose value is 0 and which takes its share of the attention (GPT-OSS);
     /// empty for none.
     pub(crate) sinks: Vec<f32>,
+}
+
+/// The keys and values that a layer sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyValues {
+    /// Its own, which its rows add to the caches.
+    Own,
+    /// Those of an earlier layer, whose caches have the rows of this pass already. Its rows are queries alone.
+    Shared,
 }
 
 /// Keys and values of one layer and one sequence.
@@ -103,8 +118,16 @@ impl CausalAttention {
         self.kv_heads * self.size
     }
 
+    /// Numbers of a row of keys and values that a layer has of its own.
+    fn own_width(&self) -> usize {
+        match self.key_values {
+            KeyValues::Own => 2 * self.kv_width(),
+            KeyValues::Shared => 0,
+        }
+    }
+
     /// Appends to the caches and attends to them. Each row of `qkv`, `(rows, (heads + 2 · kv_heads) · size)`,
-    /// is a token's queries, keys and values; `rope` has a row for each, and `segments` cover them in order.
+    /// is a token's queries, keys and values, or its queries alone where those of another layer are shared; `rope` has a row for each, and `segments` cover them in order.
     /// Gives `(rows, heads · size)`, before the output projection.
     pub(crate) fn forward(
         &self,
@@ -116,7 +139,7 @@ impl CausalAttention {
         let fits = self.kv_heads > 0
             && self.size > 0
             && self.heads.is_multiple_of(self.kv_heads)
-            && width == (self.heads + 2 * self.kv_heads) * self.size
+            && width == self.heads * self.size + self.own_width()
             && [0, self.heads].contains(&self.sinks.len())
             && segments.iter().map(|segment| segment.length).sum::<usize>() == count;
         if !fits {
@@ -132,10 +155,13 @@ impl CausalAttention {
     fn on_cpu(&self, qkv: &Tensor, rope: &RopeTable, segments: &mut [LayerSegment<'_>]) -> Result<Tensor> {
         let (count, width) = qkv.dims2()?;
         let mut qkv = with_values(qkv, <[f32]>::to_vec)?;
-        let (queries, kv_width) = (self.heads * self.size, self.kv_width());
+        let (queries, own_keys) = (self.heads * self.size, self.own_width() / 2);
         for (index, row) in qkv.chunks_exact_mut(width).enumerate() {
             let (query, rest) = row.split_at_mut(queries);
-            let (key, _) = rest.split_at_mut(kv_width);
+            let (key, value) = rest.split_at_mut(own_keys);
+            if let Some(value_norm) = &self.value_norm {
+                value_norm.on_values(value)?;
+            }
             if let Some((query_norm, key_norm)) = &self.head_norms {
                 query_norm.on_values(query)?;
                 key_norm.on_values(key)?;
@@ -169,6 +195,13 @@ impl CausalAttention {
         };
         if keys.len() < past * kv_width || values.len() < past * kv_width {
             return Err(misfit("tokens are missing from a sequence's cache"));
+        }
+        if self.key_values == KeyValues::Shared {
+            let all = (past + segment.length) * kv_width;
+            return match keys.len() == all && values.len() == all {
+                true => Ok(Sequence { rows, width, keys, values, past, length: segment.length }),
+                false => Err(misfit("a layer whose keys are shared has not read the rows")),
+            };
         }
         let begin = self.heads * self.size;
         for (store, begin) in [(&mut *keys, begin), (&mut *values, begin + kv_width)] {
@@ -267,27 +300,40 @@ impl CausalAttention {
         };
         let norms = self.head_norms.as_ref();
         let query = rope.scale(&part(0, self.heads, norms.map(|norms| &norms.0))?)?;
-        let key = part(queries, self.kv_heads, norms.map(|norms| &norms.1))?.reshape((count, kv_width))?;
-        let value = qkv.narrow(1, queries + kv_width, kv_width)?.contiguous()?;
+        let own = match self.key_values {
+            KeyValues::Own => {
+                let key = part(queries, self.kv_heads, norms.map(|norms| &norms.1))?;
+                let value = qkv.narrow(1, queries + kv_width, kv_width)?.contiguous()?;
+                let value = match &self.value_norm {
+                    Some(norm) => norm.forward(&value)?,
+                    None => value,
+                };
+                Some((key.reshape((count, kv_width))?, value))
+            }
+            KeyValues::Shared => None,
+        };
         let mut begin = 0;
         let mut out = Vec::with_capacity(segments.len());
         for segment in segments {
             let rows = |tensor: &Tensor| tensor.narrow(0, begin, segment.length)?.contiguous();
-            let (query, key, value) = (rows(&query)?, rows(&key)?, rows(&value)?);
+            let query = rows(&query)?;
+            let (keys, values) = match &own {
+                Some((key, value)) => append_on_device(segment, &rows(key)?, &rows(value)?)?,
+                None => shared_on_device(segment)?,
+            };
             begin += segment.length;
-            out.push(self.sequence_on_any(segment, &query, &key, &value)?);
+            out.push(self.sequence_on_any(segment, &query, keys, values)?);
         }
         Ok(Tensor::cat(&out, 0)?)
     }
 
     fn sequence_on_any(
         &self,
-        segment: &mut LayerSegment<'_>,
+        segment: &LayerSegment<'_>,
         query: &Tensor,
-        key: &Tensor,
-        value: &Tensor,
+        keys: Tensor,
+        values: Tensor,
     ) -> Result<Tensor> {
-        let (keys, values) = append_on_device(segment, key, value)?;
         let (length, all) = (segment.length, segment.past + segment.length);
         let group = self.heads / self.kv_heads;
         let heads =
@@ -346,6 +392,17 @@ fn append_on_device(
     Ok((keys.narrow(0, 0, all)?, values.narrow(0, 0, all)?))
 }
 
+/// All keys and values of a cache that an earlier layer has appended this pass's rows to.
+fn shared_on_device(segment: &LayerSegment<'_>) -> Result<(Tensor, Tensor)> {
+    let all = segment.past + segment.length;
+    match &*segment.cache {
+        KvCache::Device { keys, values, tokens } if *tokens == all => {
+            Ok((keys.narrow(0, 0, all)?, values.narrow(0, 0, all)?))
+        }
+        _ => Err(misfit("a layer whose keys are shared has not read the rows")),
+    }
+}
+
 /// Reserves capacity for `more` numbers, in whole steps.
 fn grow(store: &mut Vec<f32>, more: usize, step: usize) {
     let needed = store.len() + more;
@@ -376,120 +433,4 @@ struct Task<'a> {
     begin: usize,
     end: usize,
     first_row: usize,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::rotary::RotaryEmbedding;
-    use super::*;
-
-    /// Two sequences, one in its middle, the other at its beginning, then a token more of each.
-    fn run(layer: &CausalAttention, caches: &mut [KvCache; 2]) -> Vec<f32> {
-        let frequencies = RotaryEmbedding::new(vec![1.0, 0.1, 0.01]);
-        let width = (layer.heads + 2 * layer.kv_heads) * layer.size;
-        let mut out = Vec::new();
-        let mut past = [0, 0];
-        for lengths in [[70, 0], [3, 9], [1, 1]] {
-            let count = lengths[0] + lengths[1];
-            let values = (0..count * width).map(|index| ((index + count) as f32 * 0.37).sin());
-            let qkv = Tensor::from_iter(values, &Device::Cpu).unwrap().reshape((count, width)).unwrap();
-            let mut rope = RopeTable::new(3);
-            for (past, length) in past.iter().zip(lengths) {
-                rope.extend(&frequencies, (*past..past + length).map(|place| [place as u32; 3]));
-            }
-            let parts = caches.iter_mut().zip(past).zip(lengths);
-            let segments = parts.map(|((cache, past), length)| LayerSegment { cache, past, length });
-            let mut segments: Vec<LayerSegment<'_>> = segments.filter(|segment| segment.length > 0).collect();
-            let on_host = matches!(segments[0].cache, KvCache::Host { .. });
-            let rows = match on_host {
-                true => layer.on_cpu(&qkv, &rope, &mut segments),
-                false => layer.on_any(&qkv, &rope, &mut segments),
-            };
-            out.extend(rows.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
-            past = [past[0] + lengths[0], past[1] + lengths[1]];
-        }
-        out
-    }
-
-    #[test]
-    fn both_ways_of_attention_agree_whatever_is_seen() {
-        let norm = || RmsNorm { weight: Tensor::new(&[1.5f32; 8], &Device::Cpu).unwrap(), epsilon: 1e-6 };
-        for mask in [AttentionMask::Causal, AttentionMask::SlidingWindow(5), AttentionMask::Full] {
-            let sinks = vec![0.5, -1.0, 2.0, 30.0];
-            for (soft_cap, head_norms, sinks) in
-                [(None, None, vec![]), (Some(2.0), Some((norm(), norm())), vec![]), (None, None, sinks)]
-            {
-                let layer = CausalAttention {
-                    heads: 4,
-                    kv_heads: 2,
-                    size: 8,
-                    scale: 0.35,
-                    soft_cap,
-                    mask,
-                    head_norms,
-                    sinks,
-                };
-                let host = || KvCache::new(16, &Device::Cpu).unwrap();
-                let device = || {
-                    let empty =
-                        Tensor::zeros((KV_CACHE_STEP, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
-                    KvCache::Device { keys: empty.copy().unwrap(), values: empty.copy().unwrap(), tokens: 0 }
-                };
-                let ours = run(&layer, &mut [host(), host()]);
-                let theirs = run(&layer, &mut [device(), device()]);
-                let difference = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(difference < 1e-5, "{mask:?}: {difference}");
-            }
-        }
-    }
-
-    #[test]
-    fn no_more_is_taken_than_is_counted_however_long_a_sequence_becomes() {
-        let layer = CausalAttention {
-            heads: 2,
-            kv_heads: 2,
-            size: 4,
-            scale: 0.5,
-            soft_cap: None,
-            mask: AttentionMask::Causal,
-            head_norms: None,
-            sinks: Vec::new(),
-        };
-        let empty = Tensor::zeros((KV_CACHE_STEP, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let device = KvCache::Device { keys: empty.clone(), values: empty.copy().unwrap(), tokens: 0 };
-        for mut cache in [KvCache::new(8, &Device::Cpu).unwrap(), device] {
-            let mut past = 0;
-            for length in [100, 50, 300, 1, 61, 1, 700, 128] {
-                let qkv = Tensor::zeros((length, 24), candle_core::DType::F32, &Device::Cpu).unwrap();
-                let on_host = matches!(cache, KvCache::Host { .. });
-                let mut segments = [LayerSegment { cache: &mut cache, past, length }];
-                match on_host {
-                    true => layer.on_cpu(&qkv, &RopeTable::new(0), &mut segments).unwrap(),
-                    false => layer.on_any(&qkv, &RopeTable::new(0), &mut segments).unwrap(),
-                };
-                past += length;
-                assert_eq!(cache.bytes(), KvCache::bytes_for(past, 8), "{past} tokens");
-            }
-        }
-    }
-
-    #[test]
-    fn what_does_not_fit_is_refused() {
-        let layer = CausalAttention {
-            heads: 2,
-            kv_heads: 1,
-            size: 4,
-            scale: 0.5,
-            soft_cap: None,
-            mask: AttentionMask::Causal,
-            head_norms: None,
-            sinks: Vec::new(),
-        };
-        let qkv = Tensor::zeros((2, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let mut cache = KvCache::new(4, &Device::Cpu).unwrap();
-        for (past, length) in [(0, 1), (1, 2)] {
-            let mut segments = [LayerSegment { cache: &mut cache, past, length }];
-            assert!(layer.forward(&qkv, &RopeTable::new(0), &mut segments).is_err());
-        }
-    }
 }

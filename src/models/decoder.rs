@@ -9,6 +9,7 @@ mod settings;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma3n;
 mod gpt_oss;
 mod llama;
 mod mistral;
@@ -59,5 +60,7 @@ pub(crate) const FAMILIES: &[Family<DecoderConfig>] = &[
     gemma2::FAMILY,
     gemma3::FAMILY,
     gemma3::WITH_IMAGES,
+    gemma3n::FAMILY,
+    gemma3n::WITH_IMAGES,
     gpt_oss::FAMILY,
 ];

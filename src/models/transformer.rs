@@ -13,6 +13,7 @@ mod layer_cache;
 mod attention;
 mod delta_net;
 mod mixer;
+mod streams;
 mod cache;
 mod feed_forward;
 mod block;
@@ -25,14 +26,14 @@ pub(crate) use block::Block;
 pub(crate) use cache::{Cache, Segment};
 pub(crate) use config::{
     AttentionConfig, AttentionSinks, Bias, Biases, ExpertForm, ExpertWeights, FeedForwardConfig, HeadNorms,
-    LayerConfig, MixerConfig, NormKind, NormPlacement, OutputGate, RelativeBiasConfig, Sizes,
-    TransformerConfig, Workload, check_side, layer_count,
+    LayerConfig, MixerConfig, NormKind, NormPlacement, OutputGate, RelativeBiasConfig, Sizes, StreamsConfig,
+    TransformerConfig, ValueNorm, Workload, check_side, layer_count,
 };
 pub(crate) use feed_forward::FeedForward;
 pub(crate) use load::{load, load_feed_forward};
 pub(crate) use names::{
-    CrossNames, DeltaNetInputs, DeltaNetNames, ExpertNames, MatrixOrder, Names, QkvNames, UpNames, is_buffer,
-    is_tensor_of,
+    CrossNames, DeltaNetInputs, DeltaNetNames, ExpertNames, MatrixOrder, Names, QkvNames, StreamNames,
+    UpNames, is_buffer, is_tensor_of,
 };
 pub(crate) use norm::Norm;
 pub(crate) use projection::Projection;

@@ -306,6 +306,15 @@ FAMILIES = {
                    rope_parameters=dict(
                        sliding_attention=dict(rope_type="default", rope_theta=10000.0),
                        full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1e6))),
+    # Both kinds of layers among those that share keys and values, and tokens beyond the table of layers' inputs.
+    "gemma3n": dict(model_type="gemma3n_text", head_dim=16, sliding_window=8, num_hidden_layers=6,
+                    intermediate_size=[32, 48, 32, 48, 32, 48], hidden_activation="gelu_pytorch_tanh",
+                    layer_types=["sliding_attention", "full_attention"] * 3, num_kv_shared_layers=2,
+                    vocab_size_per_layer_input=340, pad_token_id=0, hidden_size_per_layer_input=8, altup_num_inputs=3,
+                    laurel_rank=8, activation_sparsity_pattern=[0.8, 0.6, 0.0, 0.0, 0.0, 0.0],
+                    rope_parameters=dict(
+                        sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+                        full_attention=dict(rope_type="default", rope_theta=1e6))),
 }
 # In GGUF: the type of each family's matrices, and what is unlike the family above.
 GGUF = {
@@ -330,7 +339,8 @@ def randomize(model, seed):
     generator = torch.Generator().manual_seed(seed)
     gemma = "gemma" in model.config.model_type
     # Factors of norms are stored less 1, but for those of gated delta nets.
-    less_one = gemma or hasattr(model.config, "linear_num_key_heads")
+    plain = model.config.model_type == "gemma3n_text"
+    less_one = gemma and not plain or hasattr(model.config, "linear_num_key_heads")
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             noise = torch.randn(tensor.shape, generator=generator)
@@ -338,6 +348,11 @@ def randomize(model, seed):
                 # So small a decay that states remember some ten tokens.
                 tensor.copy_(noise - 2.0)
             elif name.endswith("linear_attn.norm.weight"):
+                tensor.copy_(1.0 + 0.3 * noise)
+            elif plain and ("q_norm" in name or "k_norm" in name):
+                # Scores are not scaled.
+                tensor.copy_(0.5 + 0.2 * noise)
+            elif name.endswith("correct_output_scale"):
                 tensor.copy_(1.0 + 0.3 * noise)
             elif gemma and "post_attention" in name:
                 # What attention brings has to outweigh the token itself, or texts are one token again and again.
@@ -468,7 +483,7 @@ def configuration(family, tokenizer, changes=None):
     settings = {**SIZES, **FAMILIES[family], **(changes or {})}
     settings["bos_token_id"] = number(beginning) if beginning else None
     settings["eos_token_id"] = number(ends[0])
-    settings["pad_token_id"] = number(ends[-1])
+    settings.setdefault("pad_token_id", number(ends[-1]))
     kind = settings.pop("model_type")
     return AutoConfig.for_model(kind, **settings)
 

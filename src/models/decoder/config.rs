@@ -12,7 +12,7 @@ use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::invalid;
 use crate::models::transformer::{
     AttentionConfig, Bias, Biases, FeedForwardConfig, LayerConfig, MixerConfig, NormKind, NormPlacement,
-    TransformerConfig, Workload, check_side, is_buffer, is_tensor_of,
+    QkvNames, TransformerConfig, Workload, check_side, is_buffer, is_tensor_of,
 };
 
 /// A decoder that is not loaded.
@@ -103,8 +103,19 @@ impl DecoderConfig {
         let names = self.names;
         let is_part = |prefix: &&str| {
             tensor.strip_prefix(prefix).is_some_and(|name| {
-                let single = [names.token_embeddings, names.positions, names.embedding_norm, names.norm];
-                name.starts_with(names.blocks.blocks)
+                let single = [
+                    names.token_embeddings,
+                    names.block_inputs,
+                    names.positions,
+                    names.embedding_norm,
+                    names.norm,
+                    names.blocks.streams.inputs,
+                    names.blocks.streams.inputs_norm,
+                ];
+                let begins = |beginning: &str| !beginning.is_empty() && name.starts_with(beginning);
+                begins(names.blocks.blocks)
+                    || begins(names.blocks.streams.embed)
+                    || begins(names.blocks.streams.unembed)
                     || single.iter().any(|single| is_tensor_of(single, name))
             })
         };
@@ -114,7 +125,25 @@ impl DecoderConfig {
 
     /// True for tensors of the file that change nothing that is computed.
     pub(crate) fn has_no_effect(&self, tensor: &str) -> bool {
-        is_buffer(tensor) || self.names.no_effect.iter().any(|beginning| tensor.starts_with(beginning))
+        is_buffer(tensor)
+            || self.names.no_effect.iter().any(|beginning| tensor.starts_with(beginning))
+            || self.is_of_shared_keys(tensor)
+    }
+
+    /// True for the keys and values of a block that sees those of another one.
+    fn is_of_shared_keys(&self, tensor: &str) -> bool {
+        let names = &self.names.blocks;
+        let QkvNames::Separate([_, key, value]) = names.qkv else { return false };
+        let block = |(index, layer): (usize, &LayerConfig)| {
+            layer.key_values_of.is_some()
+                && self.names.prefixes.iter().any(|prefix| {
+                    let name = tensor.strip_prefix(&format!("{prefix}{}{index}.", names.blocks));
+                    name.is_some_and(|name| {
+                        [key, value, names.key_norm].iter().any(|part| is_tensor_of(part, name))
+                    })
+                })
+        };
+        self.transformer.layers.iter().enumerate().any(block)
     }
 
     /// Bytes of the caches of so many sequences, which have so many tokens together.
@@ -176,8 +205,10 @@ pub(super) fn llama_blocks(sizes: LlamaSizes) -> TransformerConfig {
     let layer = |mask| LayerConfig {
         mixer: MixerConfig::Attention,
         mask,
+        key_values_of: None,
         rope: Some(0),
         feed_forward,
+        glu: None,
         input_is_normed: false,
         looks_beside: true,
     };
@@ -191,6 +222,7 @@ pub(super) fn llama_blocks(sizes: LlamaSizes) -> TransformerConfig {
         biases: Biases::NONE,
         activation: Activation::Silu,
         glu: GluForm::Plain,
+        streams: None,
         layers: masks.into_iter().map(layer).collect(),
         ropes: Vec::new(),
         workload: Workload::GrowingSequences,

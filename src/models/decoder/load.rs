@@ -4,7 +4,7 @@ use candle_core::Device;
 use model_actors::LoadContext;
 
 use super::config::{DecoderConfig, Embeddings, Head};
-use super::model::{Decoder, LearnedPositions, Logits};
+use super::model::{BlockInputTable, Decoder, LearnedPositions, Logits};
 use super::names::DecoderNames;
 use crate::error::{Error, Result};
 use crate::kernels::packed::RowUse;
@@ -44,6 +44,18 @@ pub(super) fn load(
     let (width, epsilon) = (transformer.width, transformer.epsilon);
     let table = |name: &str, count| {
         tensors.packed(&Linears::new(&[(name, count)], width, Bias::No), RowUse::LookedUp)
+    };
+    let block_inputs = match transformer.streams {
+        Some(streams) => {
+            let parts = [(names.block_inputs, streams.table)];
+            let table = Linears::new(&parts, transformer.inputs_width(), Bias::No);
+            Some(BlockInputTable {
+                table: tensors.packed(&table, RowUse::LookedUp)?,
+                tokens: streams.table,
+                scale: (streams.input_size as f32).sqrt(),
+            })
+        }
+        None => None,
     };
     let linear = |tensors: &dyn Tensors, name: &str, out_dim, bias| {
         tensors.packed(&Linears::new(&[(name, out_dim)], width, bias), RowUse::MultipliedOnly)
@@ -96,5 +108,13 @@ pub(super) fn load(
             (Logits::Transformed { transform, activation, norm, matrix }, None)
         }
     };
-    Ok(Decoder { token_embeddings, positions, transformer: blocks, norm, logits, config: config.clone() })
+    Ok(Decoder {
+        token_embeddings,
+        block_inputs,
+        positions,
+        transformer: blocks,
+        norm,
+        logits,
+        config: config.clone(),
+    })
 }

@@ -11,12 +11,21 @@ use crate::models::transformer::{Cache, Norm, Segment, Transformer};
 /// A decoder's weights, which all workers share.
 pub(crate) struct Decoder {
     pub(super) token_embeddings: PackedLinear,
+    pub(super) block_inputs: Option<BlockInputTable>,
     pub(super) positions: Option<LearnedPositions>,
     pub(super) transformer: Transformer,
     /// Norm after the last block, unless the head has it.
     pub(super) norm: Option<Norm>,
     pub(super) logits: Logits,
     pub(super) config: DecoderConfig,
+}
+
+/// The inputs that blocks have of their own for each token.
+pub(super) struct BlockInputTable {
+    pub(super) table: PackedLinear,
+    /// Number of tokens that it knows.
+    pub(super) tokens: usize,
+    pub(super) scale: f32,
 }
 
 /// Learned positions.
@@ -62,18 +71,23 @@ impl Decoder {
         self.transformer.cache_beside(known, rows)
     }
 
-    /// Token numbers to `(tokens, width)`, scaled as the family does.
+    /// Token numbers to `(tokens, width)`, scaled as the family does; the inputs that blocks have of their own come after
+    /// each token's vector.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for a number that is no token.
     pub(crate) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
         let embeddings = self.token_embeddings.lookup(tokens)?;
-        match self.config.embeddings {
-            Embeddings::Scaled(factor) => scale(embeddings, factor),
-            Embeddings::Plain | Embeddings::WithPositions | Embeddings::PlusPositions { .. } => {
-                Ok(embeddings)
-            }
-        }
+        let embeddings = match self.config.embeddings {
+            Embeddings::Scaled(factor) => scale(embeddings, factor)?,
+            Embeddings::Plain | Embeddings::WithPositions | Embeddings::PlusPositions { .. } => embeddings,
+        };
+        let Some(BlockInputTable { table, tokens: known, scale: factor }) = &self.block_inputs else {
+            return Ok(embeddings);
+        };
+        let place = |token: &u32| if (*token as usize) < *known { *token } else { 0 };
+        let inputs = scale(table.lookup(&tokens.iter().map(place).collect::<Vec<_>>())?, *factor)?;
+        Ok(Tensor::cat(&[&embeddings, &inputs], 1)?)
     }
 
     /// The next rows of several sequences, `(rows, width)`, through all blocks and the last norm: `(rows,

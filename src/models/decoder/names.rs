@@ -1,7 +1,7 @@
 //! Tensor names of decoders in safetensors, as data.
 
 use crate::models::transformer::{
-    DeltaNetInputs, DeltaNetNames, ExpertNames, MatrixOrder, Names, QkvNames, UpNames,
+    DeltaNetInputs, DeltaNetNames, ExpertNames, MatrixOrder, Names, QkvNames, StreamNames, UpNames,
 };
 
 /// Names of a decoder's tensors, without `.weight` and `.bias`.
@@ -11,6 +11,8 @@ pub(crate) struct DecoderNames {
     /// first that has token embeddings counts.
     pub(crate) prefixes: &'static [&'static str],
     pub(crate) token_embeddings: &'static str,
+    /// Table of the inputs that blocks have of their own for each token.
+    pub(crate) block_inputs: &'static str,
     /// Learned positions, and the norm of their sum with token embeddings.
     pub(crate) positions: &'static str,
     pub(crate) embedding_norm: &'static str,
@@ -39,6 +41,7 @@ pub(super) const LLAMA: DecoderNames = DecoderNames {
         "model.text_model.",
     ],
     token_embeddings: "embed_tokens",
+    block_inputs: "",
     positions: "",
     embedding_norm: "",
     blocks: Names {
@@ -75,6 +78,32 @@ pub(super) const GEMMA: DecoderNames = DecoderNames {
         ..LLAMA.blocks
     },
     ..LLAMA
+};
+
+/// Gemma 3n's: Gemma's with those of several residual streams.
+pub(super) const GEMMA3N: DecoderNames = DecoderNames {
+    block_inputs: "embed_tokens_per_layer",
+    blocks: Names {
+        streams: StreamNames {
+            embed: "altup_projections.",
+            unembed: "altup_unembed_projections.",
+            inputs: "per_layer_model_projection",
+            inputs_norm: "per_layer_projection_norm",
+            router_norm: "altup.router_norm",
+            router: "altup.modality_router",
+            prediction: "altup.prediction_coefs",
+            correction: "altup.correction_coefs",
+            output_scale: "altup.correct_output_scale",
+            laurel_down: "laurel.linear_left",
+            laurel_up: "laurel.linear_right",
+            laurel_norm: "laurel.post_laurel_norm",
+            gate: "per_layer_input_gate",
+            projection: "per_layer_projection",
+            norm: "post_per_layer_input_norm",
+        },
+        ..GEMMA.blocks
+    },
+    ..GEMMA
 };
 
 /// GPT-OSS's: Llama's with the experts' matrices in one tensor for each place.

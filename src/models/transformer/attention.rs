@@ -33,6 +33,8 @@ pub(crate) struct Pass<'a, 'b> {
     pub(crate) cross: &'a [CrossRun<'a>],
     /// Mask of cached rows in place of their block's.
     pub(crate) mask: Option<AttentionMask>,
+    /// The block's own input of each row, in a model with several residual streams.
+    pub(crate) input: Option<Tensor>,
 }
 
 /// Multi-head or grouped-query self-attention.
@@ -45,6 +47,8 @@ pub(crate) struct Attention {
     pub(super) alibi_slopes: Vec<f32>,
     /// Learned biases by distance, in place of it.
     pub(super) relative_bias: Option<Arc<RelativeBias>>,
+    /// Number of the block whose keys and values it sees, if they are not its own.
+    pub(super) key_values_of: Option<usize>,
     /// Number of its rotary embedding.
     pub(super) rope: Option<usize>,
     pub(super) out_proj: Projection,

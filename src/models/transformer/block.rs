@@ -1,14 +1,17 @@
 //! One transformer block: self-attention or a gated delta net, for some models cross-attention, and a feed-forward network, each
 //! added to the residual stream with the norms that the family has around it.
 
+use std::f32::consts::FRAC_1_SQRT_2;
+
 use candle_core::Tensor;
 
 use super::attention::{CrossAttention, CrossKeyValues, CrossRun, Pass};
 use super::feed_forward::FeedForward;
 use super::mixer::Mixer;
 use super::norm::SublayerNorms;
+use super::streams::Alternation;
 use crate::error::{Error, Result};
-use crate::kernels::Activation;
+use crate::kernels::{Activation, add, scale};
 
 /// A block's weights.
 pub(crate) struct Block {
@@ -17,6 +20,8 @@ pub(crate) struct Block {
     pub(super) cross_attention: Option<(CrossAttention, SublayerNorms)>,
     pub(super) feed_forward: FeedForward,
     pub(super) feed_forward_norms: SublayerNorms,
+    /// Its part in a model with several residual streams.
+    pub(super) alternation: Option<Box<Alternation>>,
     pub(super) order: Order,
 }
 
@@ -30,8 +35,11 @@ pub(super) enum Order {
 }
 
 impl Block {
-    /// `(rows, width)` to the same.
+    /// `(rows, width)` to the same; with several residual streams, `(streams · rows, width)`.
     pub(crate) fn forward(&self, hidden: Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
+        if let Some(alternation) = &self.alternation {
+            return self.alternate(alternation, hidden, pass);
+        }
         match self.order {
             Order::Sequential => {
                 let attention_output = self.mixer.forward(self.attention_norms.before(&hidden)?, pass)?;
@@ -46,6 +54,26 @@ impl Block {
                 self.feed_forward_norms.add(self.feed_forward.forward(&input)?, hidden)
             }
         }
+    }
+
+    fn alternate(
+        &self,
+        alternation: &Alternation,
+        streams: Tensor,
+        pass: &mut Pass<'_, '_>,
+    ) -> Result<Tensor> {
+        let predictions = alternation.predict(&streams)?;
+        drop(streams);
+        let hidden = alternation.active(&predictions)?;
+        let normed = self.attention_norms.before(&hidden)?;
+        let around = alternation.around(&normed)?;
+        let output = self.mixer.forward(normed, pass)?;
+        let output = self.mixer.out_proj().forward(&output, Activation::Identity)?;
+        let hidden = add(&self.attention_norms.add(output, hidden)?, &around)?;
+        let hidden = scale(hidden, FRAC_1_SQRT_2)?;
+        let output = self.feed_forward.forward(&self.feed_forward_norms.before(&hidden)?)?;
+        let hidden = self.feed_forward_norms.add(output, hidden)?;
+        alternation.correct(&predictions, &hidden, pass.input.as_ref())
     }
 
     /// The first half of a sequential block with attention: queries, keys and values of rows, `(rows, 3 · width)`

@@ -53,9 +53,13 @@ impl Cache {
 
     /// What one block keeps: of the sequence, and of its cross-attention.
     pub(super) fn block(&mut self, index: usize) -> Result<(&mut LayerCache, Option<&CrossKeyValues>)> {
+        let place = match self.blocks.get(index) {
+            Some(LayerCache::Of(block)) => *block,
+            _ => index,
+        };
         let own = self
             .blocks
-            .get_mut(index)
+            .get_mut(place)
             .ok_or_else(|| Error::compute("transformer: a cache of another model"))?;
         Ok((own, self.cross.get(index).and_then(Option::as_ref)))
     }

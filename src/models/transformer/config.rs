@@ -1,19 +1,17 @@
 //! A transformer as data: everything in which the blocks of one family differ from those of another, with the
 //! checks of a configuration and the memory of a pass that follow from it.
 
+mod memory;
 #[cfg(test)]
 mod tests;
 
 use std::path::Path;
 
-use model_actors::Bytes;
-
 use super::rope::Rope;
 use crate::error::Result;
-use crate::kernels::causal::{KvCache, growing_bytes};
 use crate::kernels::delta_net::DeltaNetSizes;
 use crate::kernels::glu::GluForm;
-use crate::kernels::{Activation, AttentionMask, SCORES_PER_THREAD};
+use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::{MAX_LAYERS, MAX_SIDE, invalid};
 
 /// A stack of transformer blocks that is not loaded.
@@ -31,11 +29,28 @@ pub(crate) struct TransformerConfig {
     pub(crate) activation: Activation,
     /// Use of the activation by gated networks.
     pub(crate) glu: GluForm,
+    /// Several residual streams in place of one. Of decoders alone.
+    pub(crate) streams: Option<StreamsConfig>,
     /// One entry for each block.
     pub(crate) layers: Vec<LayerConfig>,
     /// The rotary embeddings that blocks name by number.
     pub(crate) ropes: Vec<Rope>,
     pub(crate) workload: Workload,
+}
+
+/// Several residual streams, of which each block works on one, with inputs of the blocks' own (Gemma 3n).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StreamsConfig {
+    /// Number of streams, at least 2.
+    pub(crate) count: usize,
+    /// Number of the stream that blocks work on.
+    pub(crate) active: usize,
+    /// Width between the two projections of the path around attention.
+    pub(crate) laurel_rank: usize,
+    /// Numbers of a block's input for each token.
+    pub(crate) input_size: usize,
+    /// Number of tokens that the table of inputs knows. Others have the first one's.
+    pub(crate) table: usize,
 }
 
 /// Settings that all self-attentions of a model share.
@@ -53,6 +68,7 @@ pub(crate) struct AttentionConfig {
     pub(crate) head_norms: HeadNorms,
     pub(crate) sinks: AttentionSinks,
     pub(crate) output_gate: OutputGate,
+    pub(crate) value_norm: ValueNorm,
     /// Bias of the key projection, where it is not that of queries and values. Of safetensors alone.
     pub(crate) key_bias: Option<Bias>,
     /// For each head what a step of distance takes off a score (ALiBi); empty for none.
@@ -82,6 +98,7 @@ impl AttentionConfig {
             head_norms: HeadNorms::None,
             sinks: AttentionSinks::None,
             output_gate: OutputGate::None,
+            value_norm: ValueNorm::None,
             key_bias: None,
             alibi_slopes: Vec::new(),
             relative_bias: None,
@@ -95,9 +112,13 @@ pub(crate) struct LayerConfig {
     pub(crate) mixer: MixerConfig,
     /// The rows of its sequence that a row sees.
     pub(crate) mask: AttentionMask,
+    /// Number of an earlier block whose keys and values its attention sees in place of its own.
+    pub(crate) key_values_of: Option<usize>,
     /// Number of its rotary embedding.
     pub(crate) rope: Option<usize>,
     pub(crate) feed_forward: FeedForwardConfig,
+    /// Use of the activation by its gated network, where it is another than the model's.
+    pub(crate) glu: Option<GluForm>,
     /// True if the input is normed already, so that the norm before attention is left out (ModernBERT's first
     /// block).
     pub(crate) input_is_normed: bool,
@@ -206,6 +227,13 @@ pub(crate) enum AttentionSinks {
     EachHead,
 }
 
+/// Norm of each head's values, without factors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ValueNorm {
+    None,
+    EachHead,
+}
+
 /// Gates of the attention's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OutputGate {
@@ -287,8 +315,10 @@ impl TransformerConfig {
         let layer = LayerConfig {
             mixer: MixerConfig::Attention,
             mask: AttentionMask::Full,
+            key_values_of: None,
             rope: None,
             feed_forward: FeedForwardConfig::Dense { intermediate },
+            glu: None,
             input_is_normed: false,
             looks_beside: true,
         };
@@ -302,6 +332,7 @@ impl TransformerConfig {
             biases: Biases::ALL,
             activation,
             glu: GluForm::Plain,
+            streams: None,
             layers: vec![layer; layer_count(file, layers)?],
             ropes: Vec::new(),
             workload: Workload::WholeSequences,
@@ -350,6 +381,11 @@ impl TransformerConfig {
         self.attention.kv_heads.saturating_mul(self.attention.head_size)
     }
 
+    /// Numbers of the inputs that all blocks have of their own for a token.
+    pub(crate) fn inputs_width(&self) -> usize {
+        self.streams.map_or(0, |streams| streams.input_size.saturating_mul(self.layers.len()))
+    }
+
     /// Numbers of a row of queries, keys and values.
     pub(crate) fn qkv_width(&self) -> usize {
         self.attention
@@ -358,65 +394,9 @@ impl TransformerConfig {
             .saturating_mul(self.attention.head_size)
     }
 
-    /// Bytes of the caches of so many sequences, which have so many tokens together.
-    pub(crate) fn cache_bytes(&self, tokens: usize, sequences: usize) -> Bytes {
-        let keys_and_values = KvCache::bytes_for(tokens, self.kv_width());
-        let layer = |layer: &LayerConfig| match layer.mixer {
-            MixerConfig::Attention => keys_and_values,
-            MixerConfig::DeltaNet(sizes) => sizes.state_bytes().saturating_mul(sequences as u64),
-        };
-        Bytes(self.layers.iter().map(layer).fold(0, u64::saturating_add))
-    }
-
     /// Length of the longest sequence that all rotary embeddings embed by the frequencies that they began with.
     pub(crate) fn steady_context(&self) -> Option<usize> {
         self.ropes.iter().filter_map(Rope::limit).min()
-    }
-
-    /// Bytes that a pass over so many rows needs besides weights and caches, where the longest sequence has
-    /// `longest` rows.
-    pub(crate) fn scratch(&self, rows: usize, longest: usize) -> Bytes {
-        let growing = self.workload == Workload::GrowingSequences;
-        // A packed product is in memory twice, in panels and in rows.
-        let intermediate = self.layers.iter().map(|layer| match (layer.feed_forward, growing) {
-            (FeedForwardConfig::Dense { intermediate }, false) => 2 * intermediate,
-            (FeedForwardConfig::Dense { intermediate }, true)
-            | (FeedForwardConfig::Gated { intermediate }, false) => 3 * intermediate,
-            (FeedForwardConfig::Gated { intermediate }, true) => 5 * intermediate,
-            (FeedForwardConfig::Experts { intermediate, chosen, shared, .. }, _) => {
-                (5 * intermediate).saturating_mul(chosen).max(5 * shared.unwrap_or(0))
-            }
-        });
-        // Queries, keys and values; as packed product twice, and rotated once more; and the attention's output.
-        let attention = match (growing, self.ropes.is_empty()) {
-            (true, _) => match self.attention.output_gate {
-                OutputGate::None => self.qkv_width().saturating_mul(3),
-                // The gates, and the product that they are taken out of.
-                OutputGate::EachHead => self.qkv_width().saturating_mul(7),
-            },
-            (false, true) => self.qkv_width().saturating_add(self.width),
-            (false, false) => self.qkv_width().saturating_mul(2),
-        };
-        // Queries, keys, values and gates as packed product twice and after the convolution; outputs, normed and gated.
-        let nets = self.layers.iter().map(|layer| match layer.mixer {
-            MixerConfig::Attention => 0,
-            MixerConfig::DeltaNet(sizes) => sizes.projected().saturating_mul(5),
-        });
-        let attention = attention.max(nets.max().unwrap_or(0));
-        // The residual stream before and after the attention, normed, and a sublayer's output. Parallel sublayers
-        // have their outputs and their input side by side.
-        let stream = if self.norm_placement == NormPlacement::Parallel { 10 } else { 4 };
-        let row = intermediate.max().unwrap_or(0).max(attention).saturating_add(self.width * stream);
-        let scores = longest.saturating_mul(longest).min(SCORES_PER_THREAD);
-        let numbers = row.saturating_mul(rows).saturating_add(scores);
-        // What is there twice for a moment: keys, or the state of a net on an accelerator.
-        let states = self.layers.iter().map(|layer| match layer.mixer {
-            MixerConfig::Attention => 0,
-            MixerConfig::DeltaNet(sizes) => sizes.state_bytes(),
-        });
-        let keys = if growing { growing_bytes(longest, self.kv_width()) } else { 0 };
-        let growth = keys.max(states.max().unwrap_or(0));
-        Bytes((numbers as u64).saturating_mul(4)) + Bytes(growth)
     }
 
     /// Refuses a configuration that cannot be computed with.
@@ -452,7 +432,14 @@ impl TransformerConfig {
         {
             return Err(invalid(file, "the limit of the gated networks is no positive number"));
         }
-        for layer in &self.layers {
+        if let Some(streams) = self.streams {
+            let StreamsConfig { count, active, laurel_rank, input_size, table } = streams;
+            let sides = [count, laurel_rank, input_size, table, self.inputs_width()];
+            if sides.iter().any(|side| !(1..=MAX_SIDE).contains(side)) || count < 2 || active >= count {
+                return Err(invalid(file, format!("residual streams cannot be: {streams:?}")));
+            }
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
             let sound = match layer.feed_forward {
                 FeedForwardConfig::Dense { intermediate } | FeedForwardConfig::Gated { intermediate } => {
                     (1..=MAX_SIDE).contains(&intermediate)
@@ -465,6 +452,14 @@ impl TransformerConfig {
                 }
             };
             let sound = sound && layer.mixer.is_sound();
+            // The block before it has caches of its own.
+            let shares = |block: usize| match self.layers.get(block) {
+                Some(other) => {
+                    block < index && other.key_values_of.is_none() && other.mixer == MixerConfig::Attention
+                }
+                None => false,
+            };
+            let sound = sound && layer.key_values_of.is_none_or(shares);
             if !sound || layer.mask == AttentionMask::SlidingWindow(0) {
                 return Err(invalid(file, format!("a layer cannot be: {layer:?}")));
             }

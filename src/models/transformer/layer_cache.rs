@@ -10,6 +10,8 @@ use crate::kernels::delta_net::DeltaNetState;
 pub(crate) enum LayerCache {
     KeyValues(KvCache),
     DeltaNet(DeltaNetState),
+    /// None of its own: the block sees the keys and values of this one.
+    Of(usize),
 }
 
 impl LayerCache {
@@ -19,20 +21,21 @@ impl LayerCache {
         match self {
             Self::KeyValues(cache) => cache.bytes(),
             Self::DeltaNet(state) => state.bytes(),
+            Self::Of(_) => 0,
         }
     }
 
     pub(super) fn key_values(&mut self) -> Result<&mut KvCache> {
         match self {
             Self::KeyValues(cache) => Ok(cache),
-            Self::DeltaNet(_) => Err(misfit()),
+            Self::DeltaNet(_) | Self::Of(_) => Err(misfit()),
         }
     }
 
     pub(super) fn delta_net(&mut self) -> Result<&mut DeltaNetState> {
         match self {
             Self::DeltaNet(state) => Ok(state),
-            Self::KeyValues(_) => Err(misfit()),
+            Self::KeyValues(_) | Self::Of(_) => Err(misfit()),
         }
     }
 }

@@ -1,29 +1,31 @@
 //! The loader: from the tensors of a file to a stack of blocks in memory. It follows a configuration and a
 //! table of names, so that the same few steps serve every family; the kind of file is left to [`Tensors`].
 
+mod delta_net;
+mod streams;
+
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 
 use super::attention::{Attention, CrossAttention};
 use super::block::{Block, Order};
 use super::config::{
     AttentionConfig, AttentionSinks, Bias, ExpertForm, FeedForwardConfig, HeadNorms, LayerConfig,
-    MixerConfig, NormKind, NormPlacement, OutputGate, RelativeBiasConfig, TransformerConfig, Workload,
+    MixerConfig, NormPlacement, OutputGate, RelativeBiasConfig, TransformerConfig, ValueNorm, Workload,
 };
-use super::delta_net::DeltaNet;
 use super::feed_forward::{Dense, Experts, FeedForward, Gated};
 use super::mixer::Mixer;
-use super::names::{DeltaNetInputs, ExpertNames, Names, QkvNames, UpNames};
+use super::names::{ExpertNames, Names, QkvNames, UpNames};
 use super::norm::{Norm, SublayerNorms};
 use super::projection::Projection;
 use super::stack::Transformer;
 use super::tensors::{Linears, RowOrder, Tensors};
 use crate::error::{Error, Result};
-use crate::kernels::causal::CausalAttention;
-use crate::kernels::delta_net::{DeltaNetSizes, GatedDeltaNet};
+use crate::kernels::RelativeBias;
+use crate::kernels::causal::{CausalAttention, KeyValues};
+use crate::kernels::glu::GluForm;
 use crate::kernels::rms_norm::RmsNorm;
-use crate::kernels::{AttentionMask, RelativeBias};
 
 /// Reads a stack of blocks.
 pub(crate) fn load(
@@ -35,10 +37,15 @@ pub(crate) fn load(
     let relative_bias = relative_bias(config, names, tensors)?;
     let blocks = config.layers.iter().enumerate().map(|(index, layer)| {
         let path = format!("{}{index}.", names.blocks);
-        BlockLoader { config, names, tensors, path, relative_bias: relative_bias.as_ref() }.block(layer)
+        BlockLoader { config, names, tensors, device, path, relative_bias: relative_bias.as_ref() }
+            .block(layer)
     });
     Ok(Transformer {
         blocks: blocks.collect::<Result<_>>()?,
+        streams: match config.streams {
+            Some(streams) => Some(self::streams::streams(config, streams, names, tensors)?),
+            None => None,
+        },
         ropes: config.ropes.clone(),
         width: config.width,
         kv_width: config.kv_width(),
@@ -54,7 +61,8 @@ pub(crate) fn load_feed_forward(
     tensors: &dyn Tensors,
 ) -> Result<FeedForward> {
     let layer = config.layers.first().ok_or_else(|| misfit("there are no blocks"))?;
-    BlockLoader { config, names, tensors, path: String::new(), relative_bias: None }.feed_forward(layer)
+    BlockLoader { config, names, tensors, device: &Device::Cpu, path: String::new(), relative_bias: None }
+        .feed_forward(layer)
 }
 
 /// Reads the biases by distance that all blocks share.
@@ -78,6 +86,7 @@ struct BlockLoader<'a> {
     config: &'a TransformerConfig,
     names: &'a Names,
     tensors: &'a dyn Tensors,
+    device: &'a Device,
     path: String,
     relative_bias: Option<&'a Arc<RelativeBias>>,
 }
@@ -97,6 +106,10 @@ impl BlockLoader<'_> {
             cross_attention,
             feed_forward: self.feed_forward(layer)?,
             feed_forward_norms: self.feed_forward_norms()?,
+            alternation: match self.config.streams {
+                Some(streams) => Some(Box::new(self.alternation(streams)?)),
+                None => None,
+            },
             order: match self.config.norm_placement {
                 NormPlacement::Parallel => Order::Parallel,
                 _ => Order::Sequential,
@@ -172,6 +185,9 @@ impl BlockLoader<'_> {
         };
         let qkv = Linears::new(&[], config.width, config.biases.qkv);
         let qkv_proj = match names.qkv {
+            QkvNames::Separate([query, ..]) if layer.key_values_of.is_some() => {
+                self.projection(&[(query, queries)], qkv)?
+            }
             QkvNames::Fused(name) => self.projection(&[(name, queries + 2 * shared)], qkv)?,
             QkvNames::Separate([query, key, value]) => {
                 let unbiased = (attention.key_bias == Some(Bias::No)).then_some(key);
@@ -191,71 +207,40 @@ impl BlockLoader<'_> {
                 scale: attention.scale,
                 soft_cap: attention.soft_cap,
                 mask: layer.mask,
-                head_norms: self.head_norms()?,
+                head_norms: self.head_norms(layer)?,
+                value_norm: match attention.value_norm {
+                    ValueNorm::None => None,
+                    ValueNorm::EachHead => {
+                        let weight = Tensor::ones(attention.head_size, DType::F32, self.device)?;
+                        Some(RmsNorm { weight, epsilon: config.epsilon })
+                    }
+                },
+                key_values: match layer.key_values_of {
+                    Some(_) => KeyValues::Shared,
+                    None => KeyValues::Own,
+                },
                 sinks: self.sinks()?,
             },
             alibi_slopes: attention.alibi_slopes.clone(),
             relative_bias: self.relative_bias.cloned(),
             rope: layer.rope,
+            key_values_of: layer.key_values_of,
             out_proj: self.projection(&[(names.out_proj, config.width)], out)?,
         })
     }
 
-    fn delta_net(&self, layer: &LayerConfig, sizes: DeltaNetSizes) -> Result<DeltaNet> {
-        if layer.mask != AttentionMask::Causal || self.config.workload != Workload::GrowingSequences {
-            return Err(misfit("gated delta nets are of decoders, and see what comes before a row alone"));
-        }
-        let (names, width, heads) = (self.names.delta_net, self.config.width, sizes.value_heads);
-        let linears = |order| Linears { order, ..Linears::new(&[], width, Bias::No) };
-        let whole = |name: &str| format!("{}{name}", self.path);
-        let (input_proj, gates_proj) = match names.inputs {
-            DeltaNetInputs::Grouped { qkvz, ba } => {
-                let (key, group) = (sizes.key_size, sizes.group());
-                let values = group * sizes.value_size;
-                let groups = |runs| linears(RowOrder::Groups { count: sizes.key_heads, runs });
-                (
-                    self.projection(&[(qkvz, sizes.projected())], groups([key, key, values, values]))?,
-                    self.projection(&[(ba, 2 * heads)], groups([group, group, 0, 0]))?,
-                )
-            }
-            DeltaNetInputs::Separate { qkv, z, b, a } => {
-                let plain = || linears(RowOrder::AsStored);
-                (
-                    self.projection(&[(qkv, sizes.channels()), (z, sizes.values())], plain())?,
-                    self.projection(&[(b, heads), (a, heads)], plain())?,
-                )
-            }
-        };
-        let convolution = whole(&format!("{}.weight", names.convolution));
-        let convolution = self.tensors.tensor(&convolution, &[sizes.channels(), 1, sizes.taps])?;
-        let norm = whole(names.norm);
-        // Unlike the model's other norms, it never has its factors less 1.
-        let norm = match self.tensors.norm(&norm, sizes.value_size, NormKind::Rms, self.config.epsilon)? {
-            Norm::Rms(norm) => norm,
-            Norm::Layer(_) => return Err(misfit("the norm of a gated delta net is a root-mean-square norm")),
-        };
-        let out = Linears::new(&[], sizes.values(), Bias::No);
-        Ok(DeltaNet {
-            input_proj,
-            gates_proj,
-            kernel: GatedDeltaNet {
-                sizes,
-                convolution: convolution.squeeze(1)?.t()?.contiguous()?,
-                activation: self.config.activation,
-                log_rates: self.tensors.vector(&whole(names.log_rates), heads)?,
-                decay_bias: self.tensors.vector(&whole(names.decay_bias), heads)?,
-                norm,
-            },
-            out_proj: self.projection(&[(names.out_proj, width)], out)?,
-        })
-    }
-
-    fn head_norms(&self) -> Result<Option<(RmsNorm, RmsNorm)>> {
+    fn head_norms(&self, layer: &LayerConfig) -> Result<Option<(RmsNorm, RmsNorm)>> {
         let AttentionConfig { head_size, head_norms, .. } = self.config.attention;
         if head_norms == HeadNorms::None {
             return Ok(None);
         }
-        match (self.norm(self.names.query_norm, head_size)?, self.norm(self.names.key_norm, head_size)?) {
+        let query_norm = self.norm(self.names.query_norm, head_size)?;
+        let key_norm = match layer.key_values_of {
+            // There are no keys that it would be applied to.
+            Some(_) => query_norm.clone(),
+            None => self.norm(self.names.key_norm, head_size)?,
+        };
+        match (query_norm, key_norm) {
             (Some(Norm::Rms(query)), Some(Norm::Rms(key))) => Ok(Some((query, key))),
             _ => Err(misfit("norms of heads are root-mean-square norms")),
         }
@@ -310,7 +295,8 @@ impl BlockLoader<'_> {
                 }))
             }
             FeedForwardConfig::Gated { intermediate } => {
-                self.gated(names.feed_forward, intermediate).map(FeedForward::Gated)
+                let form = layer.glu.unwrap_or(config.glu);
+                self.gated(names.feed_forward, intermediate, form).map(FeedForward::Gated)
             }
             FeedForwardConfig::Experts {
                 intermediate,
@@ -337,7 +323,7 @@ impl BlockLoader<'_> {
                     shared: match shared {
                         Some(width) => Some((
                             self.projection(&[(names.shared_gate, 1)], router_of_one)?,
-                            self.gated(names.shared_expert, width)?,
+                            self.gated(names.shared_expert, width, config.glu)?,
                         )),
                         None => None,
                     },
@@ -350,7 +336,7 @@ impl BlockLoader<'_> {
         let (config, width) = (self.config, self.config.width);
         let (up, up_order, down, down_order) = match (self.names.experts, form) {
             (ExpertNames::Numbered(path), ExpertForm::Gated) => {
-                let gated = |expert| self.gated(&format!("{path}{expert}."), intermediate);
+                let gated = |expert| self.gated(&format!("{path}{expert}."), intermediate, config.glu);
                 return (0..count).map(|expert| gated(expert).map(FeedForward::Gated)).collect();
             }
             (ExpertNames::Numbered(_), ExpertForm::Dense) => {
@@ -367,7 +353,9 @@ impl BlockLoader<'_> {
         };
         if form == ExpertForm::Gated {
             let pairs = self.gate_up("", up, intermediate, ups)?.into_iter().zip(downs(config.biases.down)?);
-            return Ok(pairs.map(|(up, down)| FeedForward::Gated(self.gated_of(up, down))).collect());
+            return Ok(pairs
+                .map(|(up, down)| FeedForward::Gated(self.gated_of(up, down, config.glu)))
+                .collect());
         }
         let UpNames::Dense(up) = up else {
             return Err(misfit("a network without a gate has one projection up"));
@@ -377,14 +365,14 @@ impl BlockLoader<'_> {
         Ok(ups.into_iter().zip(downs(Bias::No)?).map(dense).collect())
     }
 
-    fn gated(&self, path: &str, intermediate: usize) -> Result<Gated> {
+    fn gated(&self, path: &str, intermediate: usize, form: GluForm) -> Result<Gated> {
         let projection = |layers: &Linears<'_>| self.tensors.projection(layers);
         let gate_up = self.gate_up(path, self.names.up, intermediate, projection)?;
-        Ok(self.gated_of(gate_up, self.down(path, intermediate)?))
+        Ok(self.gated_of(gate_up, self.down(path, intermediate)?, form))
     }
 
-    fn gated_of(&self, gate_up: Projection, down: Projection) -> Gated {
-        Gated { gate_up, activation: self.config.activation, form: self.config.glu, down }
+    fn gated_of(&self, gate_up: Projection, down: Projection, form: GluForm) -> Gated {
+        Gated { gate_up, activation: self.config.activation, form, down }
     }
 
     /// Applies `read` to the projections into a gated network.

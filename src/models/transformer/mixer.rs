@@ -39,6 +39,7 @@ impl Mixer {
     /// An empty cache, with keys of `width` numbers if it has any.
     pub(super) fn cache(&self, width: usize, device: &Device) -> Result<LayerCache> {
         match self {
+            Self::Attention(Attention { key_values_of: Some(block), .. }) => Ok(LayerCache::Of(*block)),
             Self::Attention(_) => KvCache::new(width, device).map(LayerCache::KeyValues),
             Self::DeltaNet(_) => Ok(LayerCache::DeltaNet(DeltaNetState::default())),
         }

@@ -23,6 +23,7 @@ pub(crate) struct Names {
     pub(crate) attention_output_norm: &'static str,
     pub(crate) cross_attention: CrossNames,
     pub(crate) delta_net: DeltaNetNames,
+    pub(crate) streams: StreamNames,
     /// Norm before the feed-forward network; with [`Post`](super::NormPlacement::Post), of the sum after it.
     pub(crate) feed_forward_norm: &'static str,
     /// Path of the feed-forward network, with a dot at its end.
@@ -130,6 +131,50 @@ pub(crate) enum DeltaNetInputs {
     Separate { qkv: &'static str, z: &'static str, b: &'static str, a: &'static str },
 }
 
+/// Names of what a model with several residual streams has before and after its blocks, and in them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StreamNames {
+    /// Paths of the projections to the streams after the first, and back, which a number follows.
+    pub(crate) embed: &'static str,
+    pub(crate) unembed: &'static str,
+    /// Projection of embeddings to the inputs of all blocks, and its norm.
+    pub(crate) inputs: &'static str,
+    pub(crate) inputs_norm: &'static str,
+    pub(crate) router_norm: &'static str,
+    pub(crate) router: &'static str,
+    pub(crate) prediction: &'static str,
+    pub(crate) correction: &'static str,
+    /// Factors on the stream that a block's input is weighed by, a whole tensor name.
+    pub(crate) output_scale: &'static str,
+    pub(crate) laurel_down: &'static str,
+    pub(crate) laurel_up: &'static str,
+    pub(crate) laurel_norm: &'static str,
+    /// Gate, projection and norm of a block's input.
+    pub(crate) gate: &'static str,
+    pub(crate) projection: &'static str,
+    pub(crate) norm: &'static str,
+}
+
+impl StreamNames {
+    const NONE: Self = Self {
+        embed: "",
+        unembed: "",
+        inputs: "",
+        inputs_norm: "",
+        router_norm: "",
+        router: "",
+        prediction: "",
+        correction: "",
+        output_scale: "",
+        laurel_down: "",
+        laurel_up: "",
+        laurel_norm: "",
+        gate: "",
+        projection: "",
+        norm: "",
+    };
+}
+
 impl Names {
     /// No names, from which a family's table starts.
     pub(crate) const NONE: Self = Self {
@@ -152,6 +197,7 @@ impl Names {
             norm: "",
             out_proj: "",
         },
+        streams: StreamNames::NONE,
         feed_forward_norm: "",
         feed_forward: "",
         up: UpNames::Dense(""),

@@ -14,6 +14,7 @@ use super::cache::{Cache, Segment};
 use super::config::Workload;
 use super::layer_cache::LayerCache;
 use super::rope::{Rope, Rows};
+use super::streams::Streams;
 use crate::error::{Error, Result};
 use crate::kernels::AttentionMask;
 use crate::kernels::causal::LayerSegment;
@@ -22,6 +23,8 @@ use crate::kernels::rotary::RopeTable;
 /// A loaded stack of blocks. It keeps nothing between passes, so that all workers share one.
 pub(crate) struct Transformer {
     pub(super) blocks: Vec<Block>,
+    /// Several residual streams, in models that have them.
+    pub(super) streams: Option<Streams>,
     pub(super) ropes: Vec<Rope>,
     pub(super) width: usize,
     /// Numbers of a row of keys, or of values.
@@ -68,9 +71,30 @@ impl Transformer {
         blocks: Range<usize>,
         seen: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
+        if self.streams.is_some() {
+            return self.encode_in_caches(hidden, lengths, seen);
+        }
         let whole = |length: &usize| Rows { past: 0, length: *length, reach: *length, positions: None };
         let rope_tables = self.rope_tables(&hidden, &lengths.iter().map(whole).collect::<Vec<_>>())?;
         self.encode_with(hidden, lengths, &rope_tables, blocks, seen)
+    }
+
+    /// The same for all blocks of a model whose blocks see the keys and values of others.
+    fn encode_in_caches(
+        &self,
+        hidden: Tensor,
+        lengths: &[usize],
+        mut seen: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let caches = lengths.iter().map(|length| self.cache(*length));
+        let mut caches = caches.collect::<Result<Vec<_>>>()?;
+        let segments = caches.iter_mut().zip(lengths);
+        let segments = segments.map(|(cache, length)| Segment { cache, length: *length, positions: None });
+        seen(0, &hidden)?;
+        self.forward(hidden, &mut segments.collect::<Vec<_>>(), None, |block, hidden| {
+            seen(block + 1, &hidden)?;
+            Ok(hidden)
+        })
     }
 
     /// The same for rows with coordinates of two axes, by which the blocks' rotary embeddings rotate them.
@@ -115,7 +139,7 @@ impl Transformer {
                 Workload::WholeSequences => Sequences::Whole(lengths),
                 Workload::GrowingSequences => Sequences::Cached(&mut layer_segments),
             };
-            let mut pass = Pass { rope_tables, sequences, cross: &[], mask: None };
+            let mut pass = Pass { rope_tables, sequences, cross: &[], mask: None, input: None };
             hidden = block.forward(hidden, &mut pass)?;
             seen(index + 1, &hidden)?;
         }
@@ -136,6 +160,11 @@ impl Transformer {
         mut after: impl FnMut(usize, Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let rope_tables = self.rope_tables(&hidden, &self.rows(segments)?)?;
+        let mut inputs = None;
+        if let Some(streams) = &self.streams {
+            let (begun, all) = streams.begin(&hidden)?;
+            (hidden, inputs) = (begun, Some((streams, all)));
+        }
         for (index, block) in self.blocks.iter().enumerate() {
             let (mut layer_segments, mut cross) = (Vec::with_capacity(segments.len()), Vec::new());
             for segment in segments.iter_mut() {
@@ -145,11 +174,15 @@ impl Transformer {
                 cross.extend(beside.map(|key_values| CrossRun { key_values, length }));
             }
             let sequences = Sequences::Cached(&mut layer_segments);
-            let mut pass = Pass { rope_tables: &rope_tables, sequences, cross: &cross, mask };
+            let input = inputs.as_ref().map(|(streams, all)| streams.input(all, index)).transpose()?;
+            let mut pass = Pass { rope_tables: &rope_tables, sequences, cross: &cross, mask, input };
             hidden = after(index, block.forward(hidden, &mut pass)?)?;
         }
         segments.iter_mut().for_each(|segment| segment.cache.advance(segment.length));
-        Ok(hidden)
+        match &self.streams {
+            Some(streams) => streams.end(&hidden),
+            None => Ok(hidden),
+        }
     }
 
     /// True if a sequence's cache is of no use once the sequence has so many tokens: [`Cache::restart`] it
@@ -178,7 +211,8 @@ impl Transformer {
     /// A table of each rotary embedding, for the rows of a pass.
     fn rope_tables(&self, hidden: &Tensor, sequences: &[Rows<'_>]) -> Result<Vec<RopeTable>> {
         let covered = sequences.iter().fold(0usize, |sum, rows| sum.saturating_add(rows.length));
-        if hidden.dims2()? != (covered, self.width) {
+        let table = self.streams.as_ref().map_or(0, |streams| self.blocks.len() * streams.input_size());
+        if hidden.dims2()? != (covered, self.width + table) {
             return Err(misfit("the sequences do not cover the rows"));
         }
         Ok(self.ropes.iter().map(|rope| rope.table(sequences)).collect())

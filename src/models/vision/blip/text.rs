@@ -17,6 +17,7 @@ use crate::models::transformer::{
 const NAMES: DecoderNames = DecoderNames {
     prefixes: &["text_decoder."],
     token_embeddings: "bert.embeddings.word_embeddings",
+    block_inputs: "",
     positions: "bert.embeddings.position_embeddings",
     embedding_norm: "bert.embeddings.LayerNorm",
     blocks: Names {

@@ -18,6 +18,7 @@ use crate::models::transformer::{
 const NAMES: DecoderNames = DecoderNames {
     prefixes: &["language_model.model.decoder."],
     token_embeddings: "embed_tokens",
+    block_inputs: "",
     positions: "embed_positions",
     embedding_norm: "",
     blocks: Names {

@@ -20,6 +20,7 @@ use crate::models::transformer::{
 const NAMES: DecoderNames = DecoderNames {
     prefixes: &["model.text.", "text."],
     token_embeddings: "wte",
+    block_inputs: "",
     positions: "",
     embedding_norm: "",
     blocks: Names {
