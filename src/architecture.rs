@@ -144,7 +144,7 @@ pub(crate) fn name_in(config: &serde_json::Value) -> String {
 }
 
 /// The families' names, for an error; where several share one `model_type`, the later ones by their architecture.
-fn names_of<A>(families: &[Family<A>]) -> Vec<Cow<'static, str>> {
+pub(crate) fn names_of<A>(families: &[Family<A>]) -> Vec<Cow<'static, str>> {
     let mut names: Vec<Cow<'static, str>> = Vec::with_capacity(families.len());
     for family in families {
         let own = family.architectures.first().copied().unwrap_or(family.model_type);

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::{Compute, ComputeDevice};
 use crate::error::{Error, Result};
 use crate::hub_settings::HubSettings;
+use crate::language_model::TransformersFamily;
 use crate::limits::GenerationLimits;
 use crate::source::{Files, Source, Unread};
 
@@ -31,11 +32,7 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
     const EIGHT_BIT: bool = false;
 
     /// Reads the small files. They may come from the network.
-    fn read(files: Files, context: &LoadContext) -> Result<Self>;
-    /// The same plan with these settings, for models that generate text.
-    fn with_generation(self, _: GenerationSettings) -> Self {
-        self
-    }
+    fn read(files: Files, generation: GenerationSettings, context: &LoadContext) -> Result<Self>;
     fn files(&self) -> &Files;
     /// Memory that the model will take, from the headers of its weights.
     fn footprint(&self, compute: &Compute, context: &LoadContext) -> Result<Footprint>;
@@ -55,12 +52,15 @@ pub(crate) struct GenerationSettings {
     pub(crate) split_special_tokens: bool,
     /// Quantised weights of GGUF files are multiplied exactly.
     pub(crate) exact_products: bool,
+    /// The model's family, if an application names it. It is code, which does not travel.
+    #[serde(skip)]
+    pub(crate) family: Option<TransformersFamily>,
 }
 
 impl Default for GenerationSettings {
     fn default() -> Self {
         let limits = GenerationLimits::default();
-        Self { limits, split_special_tokens: true, exact_products: false }
+        Self { limits, split_special_tokens: true, exact_products: false, family: None }
     }
 }
 
@@ -187,6 +187,8 @@ pub struct LoadOptions {
     pub exact_products: bool,
     /// Quantises matrices to 8 bits at load: see [`SourceSpec`](crate::SourceSpec); false.
     pub eight_bit: bool,
+    /// Family of a language model that an application brings along: see [`SourceSpec`](crate::SourceSpec).
+    pub family: Option<TransformersFamily>,
     /// Settings for the hub.
     pub hub: HubSettings,
 }
@@ -199,6 +201,7 @@ model_actors::setters! { LoadOptions {
     with_allow_unread(allow_unread: bool);
     with_exact_products(exact_products: bool);
     with_eight_bit(eight_bit: bool);
+    with_family(family: TransformersFamily) Some;
     with_hub(hub: HubSettings);
 } }
 
@@ -212,6 +215,7 @@ impl Default for LoadOptions {
             allow_unread: false,
             exact_products: false,
             eight_bit: false,
+            family: None,
             hub: HubSettings::default(),
         }
     }
@@ -273,9 +277,10 @@ impl<M: WorkerModel> ModelLoader<M> {
             allow_unread,
             exact_products,
             eight_bit,
+            family,
             hub,
         } = options;
-        let generation = GenerationSettings { limits, split_special_tokens, exact_products };
+        let generation = GenerationSettings { limits, split_special_tokens, exact_products, family };
         let loader = Self::new(source, Compute::new(device, threads)?, generation, hub)?;
         loader.with_allow_unread(allow_unread).with_eight_bit(eight_bit)
     }
@@ -286,7 +291,7 @@ impl<M: WorkerModel> ModelLoader<M> {
         }
         let files = Files::open(&self.source, &self.hub)?;
         let files = files.with_unread(self.unread).with_eight_bit(self.eight_bit);
-        let plan = Arc::new(M::Plan::read(files, context)?.with_generation(self.generation));
+        let plan = Arc::new(M::Plan::read(files, self.generation, context)?);
         Ok(Arc::clone(self.plan.get_or_init(|| plan)))
     }
 

@@ -10,6 +10,7 @@ mod token_batch;
 mod text_runs;
 pub(crate) mod towers;
 pub(crate) mod decoder;
+mod transformers;
 mod continuous_batching;
 pub(crate) mod text_embedding;
 pub(crate) mod reranking;

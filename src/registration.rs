@@ -5,7 +5,8 @@
 use model_actors::isolation::Isolation;
 use model_actors::{Capability, Model, ModelHandle, ModelId, ModelSpec, PoolConfig, Portable};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::language_model::TransformersFamily;
 use crate::limits::GenerationLimits;
 use crate::loader::{CapabilityOf, GenerationSettings, LoadPlan, ModelLoader, WorkerModel, portable};
 use crate::resources::EngineResources;
@@ -119,6 +120,10 @@ pub struct SourceSpec {
     /// vectors and logits change a little; rows that are no whole blocks stay as they are. Refused for other capabilities and on an accelerator
     /// ([`Error::InvalidSetting`](crate::Error::InvalidSetting)); GGUF files are as they are.
     pub eight_bit: bool,
+    /// Family of a language model that is computed by an application's own code, or by one of candle-transformers that this
+    /// crate does not list; none. Otherwise the family is found by the names in `config.json`. Refused for a model in a process
+    /// of its own ([`Error::InvalidSetting`]).
+    pub family: Option<TransformersFamily>,
     /// Settings of the model's workers and queue, in place of its pool's.
     pub pool_config: Option<PoolConfig>,
     /// The place where the model is loaded and run, in place of the engine's: processes of their own, say, with
@@ -134,6 +139,7 @@ model_actors::setters! { SourceSpec {
     with_allow_unread(allow_unread: bool);
     with_exact_products(exact_products: bool);
     with_eight_bit(eight_bit: bool);
+    with_family(family: TransformersFamily) Some;
     with_pool_config(pool_config: PoolConfig) Some;
     with_isolation(isolation: impl Into<Isolation>) place;
     with_pinned(pinned: bool);
@@ -153,6 +159,7 @@ impl From<Source> for SourceSpec {
             allow_unread: false,
             exact_products: false,
             eight_bit: false,
+            family: None,
             pool_config: None,
             isolation: None,
             pinned: false,
@@ -177,17 +184,22 @@ impl SourceSpec {
             allow_unread,
             exact_products,
             eight_bit,
+            family,
             pool_config,
             isolation,
             pinned,
         } = self;
         source.check()?;
         let (compute, hub) = (resources.compute().clone(), resources.hub().clone());
-        let generation = GenerationSettings { limits, split_special_tokens, exact_products };
+        let generation = GenerationSettings { limits, split_special_tokens, exact_products, family };
         let loader = ModelLoader::<M>::new(source, compute, generation, hub)?;
         let loader = loader.with_allow_unread(allow_unread).with_eight_bit(eight_bit)?;
         let mut isolation = isolation.unwrap_or_else(|| resources.isolation().clone());
         if let Isolation::Process(options) = &mut isolation {
+            if generation.family.is_some() {
+                let reason = "it is code of this process, which a model in a process of its own does not get";
+                return Err(Error::InvalidSetting { setting: "family".into(), reason: reason.to_owned() });
+            }
             options.environment.extend(portable::ENVIRONMENT.map(str::to_owned));
         }
         let mut spec = ModelSpec::isolated(id, loader, &isolation)?.device(resources.device().memory());

@@ -505,10 +505,10 @@ fn broken(file: &str, content: &str) -> Error {
 
 #[test]
 fn damaged_files_are_named() {
-    let error = broken("config.json", r#"{"model_type": "mamba"}"#);
+    let error = broken("config.json", r#"{"model_type": "rwkv"}"#);
     let words = error.to_string();
     assert!(matches!(error, Error::UnsupportedArchitecture { .. }), "{error}");
-    assert!(["mamba", "text to text", "llama", "qwen3"].iter().all(|word| words.contains(word)), "{words}");
+    assert!(["rwkv", "text to text", "llama", "qwen3"].iter().all(|word| words.contains(word)), "{words}");
     for (file, content) in [
         ("config.json", "{ not json"),
         ("generation_config.json", r#"{"eos_token_id": "x"}"#),

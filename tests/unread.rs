@@ -17,8 +17,16 @@ use common::folders::families_of;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const CAPABILITIES: [&str; 6] =
-    ["text_embedding", "reranking", "text_to_text", "image_embedding", "vision", "text_to_image"];
+const CAPABILITIES: [&str; 6 + cfg!(feature = "transformers") as usize] = [
+    "text_embedding",
+    "reranking",
+    "text_to_text",
+    #[cfg(feature = "transformers")]
+    "transformers",
+    "image_embedding",
+    "vision",
+    "text_to_image",
+];
 
 /// Loads what is in a folder.
 fn load(capability: &str, folder: &Path, options: LoadOptions) -> Result<()> {
@@ -26,7 +34,7 @@ fn load(capability: &str, folder: &Path, options: LoadOptions) -> Result<()> {
     match capability {
         "text_embedding" => TextEmbeddingModel::load_with(source, options).map(drop),
         "reranking" => RerankingModel::load_with(source, options).map(drop),
-        "text_to_text" => TextGenerationModel::load_with(source, options).map(drop),
+        "text_to_text" | "transformers" => TextGenerationModel::load_with(source, options).map(drop),
         "image_embedding" => ImageEmbeddingModel::load_with(source, options).map(drop),
         "vision" => VisionModel::load_with(source, options).map(drop),
         _ => TextToImageModel::load_with(source, options).map(drop),

@@ -1,9 +1,13 @@
 //! Settings that have no effect on what a model computes, as data: those of every model, and those of one model type. What
 //! is in no table, is not read, and is neither null, false nor empty, is refused.
 
+mod transformers;
+
 /// A setting, and the value at which it has no effect in JSON; or `*` for one that never has any. A name that begins or
 /// ends with a `*` stands for all with that end or beginning, and one with both for all that hold the rest.
 type Row = (&'static str, &'static str);
+/// Model types, and their settings.
+type OfTypes = (&'static [&'static str], &'static [Row]);
 
 /// True for settings of which no model reads any.
 pub(super) fn is_never_read(name: &str) -> bool {
@@ -12,7 +16,11 @@ pub(super) fn is_never_read(name: &str) -> bool {
 
 /// The value at which a setting, which nothing reads, has no effect in a table of settings of this model type.
 pub(super) fn harmless_value(kind: &str, name: &str) -> Option<&'static str> {
-    let own = OF_TYPES.iter().filter(|(types, _)| types.contains(&kind)).flat_map(|(_, rows)| *rows);
+    let own = OF_TYPES
+        .iter()
+        .chain(transformers::OF_TYPES)
+        .filter(|(types, _)| types.contains(&kind))
+        .flat_map(|(_, rows)| *rows);
     own.chain(EVERYWHERE).find(|(pattern, _)| matches(pattern, name)).map(|(_, value)| *value)
 }
 
@@ -172,7 +180,7 @@ const WITH_IMAGES: &[&str] = &[
 ];
 
 /// Settings of model types. A setting may be in several rows, of which the first counts.
-const OF_TYPES: &[(&[&str], &[Row])] = &[
+const OF_TYPES: &[OfTypes] = &[
     (
         ENCODERS,
         &[

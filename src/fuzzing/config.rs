@@ -67,10 +67,11 @@ pub(super) fn load<M: WorkerModel + Model<CapabilityOf<M>>>(folder: &Path) {
 
 fn all_fixtures() -> Vec<Fixture> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let capabilities: [(&str, Load); 6] = [
+    let capabilities: [(&str, Load); 7] = [
         ("text_embedding", load::<models::text_embedding::TextEmbeddingModel>),
         ("reranking", load::<models::reranking::RerankingModel>),
         ("text_to_text", load::<models::text_to_text::TextGenerationModel>),
+        ("transformers", load::<models::text_to_text::TextGenerationModel>),
         ("image_embedding", load::<models::image_embedding::ImageEmbeddingModel>),
         ("vision", load::<models::vision::VisionModel>),
         ("text_to_image", load::<models::text_to_image::TextToImageModel>),

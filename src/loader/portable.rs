@@ -7,6 +7,7 @@ use std::time::Duration;
 use model_actors::isolation::IsolatedLoader;
 use model_actors::{Model, Portable};
 use serde::de::Error as _;
+use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{CapabilityOf, GenerationSettings, ModelLoader, WorkerModel};
@@ -77,6 +78,9 @@ impl<M: WorkerModel> Serialize for ModelLoader<M> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         // A new field is no longer forgotten here than until it is compiled.
         let Self { source, compute, generation, unread, eight_bit, hub, plan: _ } = self;
+        if generation.family.is_some() {
+            return Err(S::Error::custom("a family of an application's own is code, which does not travel"));
+        }
         let recipe = Recipe {
             source: source.clone(),
             device: compute.device,

@@ -9,6 +9,8 @@ mod dinov3;
 mod inputs;
 mod plan;
 mod siglip;
+#[cfg(feature = "transformers")]
+mod vit;
 mod worker;
 
 use std::sync::Arc;
@@ -38,6 +40,8 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     dinov2::FAMILY,
     dinov2::FAMILY_WITH_REGISTERS,
     dinov3::FAMILY,
+    #[cfg(feature = "transformers")]
+    vit::FAMILY,
 ];
 
 /// The capability's name in errors.
@@ -113,6 +117,10 @@ enum Padding {
 
 /// A loaded model. It keeps nothing between passes, so that all workers share one.
 trait Encoder: Send + Sync {
+    /// The threads on which a worker computes it.
+    fn threads(&self, threads: usize) -> Result<ComputeThreads> {
+        ComputeThreads::for_kernels(threads)
+    }
     /// One row for each image of `(3, height, width)`, as the model makes it: `(images, dimensions)`. It asks `watch`
     /// between layers. Only asked of a family with an image side.
     fn images(&self, images: &[Tensor], watch: &Watch<'_>) -> Result<Tensor>;
@@ -235,7 +243,7 @@ impl WorkerModel for ImageEmbeddingModel {
     type Plan = ImageEmbeddingPlan;
 
     fn over(shared: Arc<LoadedModel>) -> Result<Self> {
-        let threads = ComputeThreads::for_kernels(shared.compute.threads)?;
+        let threads = shared.encoder.threads(shared.compute.threads)?;
         Ok(Self { shared, threads })
     }
 

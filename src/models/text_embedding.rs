@@ -21,6 +21,8 @@ mod gemma3;
 mod eurobert;
 mod nv_embed;
 mod static_embedding;
+#[cfg(feature = "transformers")]
+mod library;
 mod plan;
 mod vectors;
 mod worker;
@@ -65,6 +67,10 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     gemma3::FAMILY,
     eurobert::FAMILY,
     nv_embed::FAMILY,
+    #[cfg(feature = "transformers")]
+    library::T5,
+    #[cfg(feature = "transformers")]
+    library::DEBERTA_V2,
 ];
 
 /// The capability's name in errors.
@@ -103,6 +109,10 @@ pub(super) trait Architecture: Send + Sync {
 
 /// A loaded transformer. It keeps nothing between passes, so that all workers share one.
 pub(super) trait Encoder: Send + Sync {
+    /// The threads on which a worker computes it.
+    fn threads(&self, threads: usize) -> Result<ComputeThreads> {
+        ComputeThreads::for_kernels(threads)
+    }
     /// True if there is a row for each text, and not for each token.
     fn gives_texts(&self) -> bool {
         false
@@ -203,7 +213,7 @@ impl WorkerModel for TextEmbeddingModel {
     type Plan = TextEmbeddingPlan;
 
     fn over(shared: Arc<LoadedModel>) -> Result<Self> {
-        let threads = ComputeThreads::for_kernels(shared.compute.threads)?;
+        let threads = shared.encoder.threads(shared.compute.threads)?;
         Ok(Self { shared, threads })
     }
 

@@ -1,13 +1,13 @@
-//! Text to text: from a source's files to a model that writes. The families are one decoder with a
-//! configuration for each, in `decoder`; here is what surrounds it: configuration, tokenizer, chat template, limits,
-//! and the three roles of the actors' model contract.
+//! Text to text: from a source's files to a model that writes. The families are one decoder with a configuration for
+//! each, in `decoder`, and those of candle-transformers, in `transformers`; here is what surrounds them: configuration,
+//! tokenizer, chat template, limits, and the three roles of the actors' model contract.
 
+mod network;
 mod plan;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use candle_core::Tensor;
 use model_actors::{
     Batch, Capability as _, Completion, Failure, Footprint, GenerateText, Model, Prompt, TextToText,
 };
@@ -18,15 +18,14 @@ use crate::generation::{ChatTemplate, Generation, encode_messages};
 use crate::limits::GenerationLimits;
 use crate::loader::{WorkerModel, standalone_model};
 use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams};
-use crate::models::decoder::Decoder;
 use crate::models::generation_config::GenerationConfig;
-use crate::models::transformer::{Cache, Segment};
 use crate::tokens::{Specials, Tokens};
+use network::{Network, State};
 pub(crate) use plan::TextToTextPlan;
 
 /// A model in memory, shared by its workers.
 pub(crate) struct LoadedModel {
-    decoder: Decoder,
+    network: Network,
     tokens: Tokens,
     template: Option<ChatTemplate>,
     end_tokens: Vec<u32>,
@@ -41,13 +40,13 @@ pub(crate) struct LoadedModel {
 impl LoadedModel {
     /// Maximum number of tokens of prompt and answer together.
     fn longest(&self) -> usize {
-        self.decoder.context().min(self.limits.kv_cache_tokens)
+        self.network.context().min(self.limits.kv_cache_tokens)
     }
 
     /// Refuses a prompt that is far too long before all of it is tokenized.
     fn check_length(&self, text: &str) -> Result<()> {
         match self.tokens.count_beyond(text, self.longest())? {
-            Some(count) => self.limits.room_after(count, self.decoder.context()).map(drop),
+            Some(count) => self.limits.room_after(count, self.network.context()).map(drop),
             None => Ok(()),
         }
     }
@@ -72,25 +71,6 @@ impl LoadedModel {
             return Err(Error::InvalidInput("the prompt has no tokens".to_owned()));
         }
         Ok(tokens)
-    }
-
-    /// One pass through the decoder for all texts. Logits of those that have read all.
-    fn pass(&self, texts: &mut [Part<'_, State>]) -> Result<Option<Tensor>> {
-        let (mut tokens, mut asked) = (Vec::new(), Vec::new());
-        let mut segments = Vec::with_capacity(texts.len());
-        for Part { state, rows } in texts {
-            tokens.extend(state.tokens.iter().skip(state.cache.length()).take(*rows));
-            if state.unread() == *rows {
-                asked.push(tokens.len().saturating_sub(1) as u32);
-            }
-            segments.push(Segment { cache: &mut state.cache, length: *rows, positions: None });
-        }
-        let hidden = self.decoder.forward(&self.decoder.embed(&tokens)?, &mut segments)?;
-        if asked.is_empty() {
-            return Ok(None);
-        }
-        let asked = Tensor::new(asked, hidden.device())?;
-        Ok(Some(self.decoder.logits(&hidden.index_select(&asked, 0)?)?))
     }
 }
 
@@ -118,7 +98,7 @@ impl WorkerModel for TextGenerationModel {
     type Plan = TextToTextPlan;
 
     fn over(shared: Arc<LoadedModel>) -> Result<Self> {
-        let threads = ComputeThreads::for_kernels(shared.compute.threads)?;
+        let threads = shared.network.threads(shared.compute.threads)?;
         Ok(Self { shared, threads })
     }
 
@@ -138,7 +118,7 @@ impl TextGenerationModel {
     }
 
     /// Steps that this model and its clones have begun. A step reads a piece of a prompt or chooses a token, for all
-    /// texts that are written together.
+    /// texts that are written together; in a model of candle-transformers, for the one whose turn it is.
     pub fn steps(&self) -> u64 {
         self.shared.steps.load(Ordering::SeqCst)
     }
@@ -164,16 +144,11 @@ impl TextGenerationModel {
     /// # Errors
     /// [`Error::InvalidInput`] for a token that the model does not know or more than its context; [`Error::Compute`].
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
-        let decoder = &self.shared.decoder;
-        if let Some(unknown) = tokens.iter().find(|token| **token as usize >= decoder.vocabulary()) {
+        let network = &self.shared.network;
+        if let Some(unknown) = tokens.iter().find(|token| **token as usize >= network.vocabulary()) {
             return Err(Error::InvalidInput(format!("the model has no token {unknown}")));
         }
-        let logits = self.threads.run(|| {
-            let mut cache = decoder.cache(tokens.len())?;
-            let segment = Segment { cache: &mut cache, length: tokens.len(), positions: None };
-            decoder.logits(&decoder.forward(&decoder.embed(tokens)?, &mut [segment])?)
-        })?;
-        Ok(logits.to_vec2()?)
+        self.threads.run(|| network.logits(tokens))
     }
 
     /// Generates the completions of several requests, in order, in one continuous batch.
@@ -209,40 +184,23 @@ impl Model<TextToText> for TextGenerationModel {
     }
 }
 
-/// The state of one text, which a worker keeps.
-pub(crate) struct State {
-    cache: Cache,
-    /// Of the prompt, and after it of the answer; those beyond the cache are not read yet.
-    tokens: Vec<u32>,
-}
-
-impl State {
-    fn unread(&self) -> usize {
-        self.tokens.len().saturating_sub(self.cache.length())
-    }
-}
-
 impl Steps<GenerateText> for TextGenerationModel {
     type State = State;
 
     fn begin(&self, request: &GenerateText) -> Result<Start<State>> {
         let model = &*self.shared;
         let tokens = model.tokenize(&request.prompt, |text| model.check_length(text))?;
-        let vocabulary = model.decoder.vocabulary();
+        let vocabulary = model.network.vocabulary();
         if let Some(unknown) = tokens.iter().find(|token| **token as usize >= vocabulary) {
             let reason = format!("the prompt has the token {unknown}; the model knows {vocabulary}");
             return Err(Error::InvalidInput(reason));
         }
-        let room = model.limits.room_after(tokens.len(), model.decoder.context())?;
+        let room = model.limits.room_after(tokens.len(), model.network.context())?;
         let max_tokens = request.max_tokens.min(room);
         let ends = &model.end_tokens;
         let sampling = model.settings.complete(&request.sampling);
         let generation = Generation::new(&model.tokens, &sampling, &request.stop, max_tokens, &tokens, ends)?;
-        Ok(Start {
-            generation,
-            most: tokens.len() + max_tokens,
-            state: State { cache: model.decoder.cache(tokens.len())?, tokens },
-        })
+        Ok(Start { generation, most: tokens.len() + max_tokens, state: State::new(&model.network, tokens)? })
     }
 
     fn unread(&self, state: &State) -> usize {
@@ -250,17 +208,11 @@ impl Steps<GenerateText> for TextGenerationModel {
     }
 
     fn step(&self, texts: &mut [Part<'_, State>]) -> Result<Vec<Logits>> {
-        self.shared.steps.fetch_add(1, Ordering::SeqCst);
-        let logits = self.threads.run(|| self.shared.pass(texts))?;
-        let mut logits = logits.map_or_else(|| Ok(Vec::new()), |logits| logits.to_vec2())?.into_iter();
-        // Whoever has read all, and nobody else, has a row of them.
-        Ok(texts.iter().map(|part| Ok(if part.state.unread() == 0 { logits.next() } else { None })).collect())
+        let step = self.shared.steps.fetch_add(1, Ordering::SeqCst) + 1;
+        self.threads.run(|| self.shared.network.step(texts, step))
     }
 
     fn chosen(&self, state: &mut State, token: u32) {
-        state.tokens.push(token);
-        if self.shared.decoder.outgrows(&state.cache, state.tokens.len()) {
-            state.cache.restart(state.tokens.len());
-        }
+        self.shared.network.chosen(state, token);
     }
 }

@@ -29,8 +29,21 @@ pub(crate) struct Kind {
     pub(crate) clones: fn(Source, LoadOptions) -> [Plain; 2],
 }
 
+/// Models that write text, also those that candle-transformers computes.
+const TEXT_TO_TEXT: Kind = Kind {
+    folder: "text_to_text",
+    register: |builder, source| builder.text_to_text("model", source),
+    ask: |engine| Box::pin(async { engine.text_to_text("model")?.generate(text_request()).await.map(drop) }),
+    preload: |engine| Box::pin(async { Ok(engine.text_to_text("model")?.model().preload().await?) }),
+    clones: |source, options| {
+        let model = TextGenerationModel::load_with(source, options).unwrap();
+        let models = [model.try_clone().unwrap(), model];
+        models.map(|model| -> Plain { Box::new(move || drop(model.generate(&[text_request()]).unwrap())) })
+    },
+};
+
 /// All capabilities.
-pub(crate) const KINDS: [Kind; 6] = [
+pub(crate) const KINDS: [Kind; 6 + cfg!(feature = "transformers") as usize] = [
     Kind {
         folder: "text_embedding",
         register: |builder, source| builder.text_embedding("model", source),
@@ -53,20 +66,9 @@ pub(crate) const KINDS: [Kind; 6] = [
             models.map(|model| -> Plain { Box::new(move || drop(model.rank(&rerank_request()).unwrap())) })
         },
     },
-    Kind {
-        folder: "text_to_text",
-        register: |builder, source| builder.text_to_text("model", source),
-        ask: |engine| {
-            Box::pin(async { engine.text_to_text("model")?.generate(text_request()).await.map(drop) })
-        },
-        preload: |engine| Box::pin(async { Ok(engine.text_to_text("model")?.model().preload().await?) }),
-        clones: |source, options| {
-            let model = TextGenerationModel::load_with(source, options).unwrap();
-            let models = [model.try_clone().unwrap(), model];
-            models
-                .map(|model| -> Plain { Box::new(move || drop(model.generate(&[text_request()]).unwrap())) })
-        },
-    },
+    TEXT_TO_TEXT,
+    #[cfg(feature = "transformers")]
+    Kind { folder: "transformers", ..TEXT_TO_TEXT },
     Kind {
         folder: "image_embedding",
         register: |builder, source| builder.image_embedding("model", source),

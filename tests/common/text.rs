@@ -27,9 +27,10 @@ pub(crate) struct Expected {
     pub(crate) text: String,
 }
 
-/// A family's folder.
+/// A family's folder; those of candle-transformers are named as `transformers/olmo`.
 pub(crate) fn family(name: &str) -> PathBuf {
-    root().join("tests/fixtures/text_to_text").join(name)
+    let fixtures = root().join("tests/fixtures");
+    if name.contains('/') { fixtures.join(name) } else { fixtures.join("text_to_text").join(name) }
 }
 
 /// A model whose numbers are the reference's, also in GGUF.

@@ -55,6 +55,9 @@ def randomize(model, seed, scales):
                 kind = kind_of(name)
                 inputs = tensor.shape[-1] if "rg_lru" not in name else tensor.shape[-2]
                 tensor.copy_(noise * (scales[kind] if kind < 2 else scales[2] / math.sqrt(inputs)))
+                if "dt_proj" in name:
+                    # The softplus of candle-transformers has no number beyond 88.
+                    tensor.mul_(0.2)
             elif "bias" in part[-1]:
                 tensor.copy_((tensor if part[-1] == "dt_bias" else 0.0) + 0.2 * noise)
             elif any(word in name for word in ["norm", "ln_"]):

@@ -127,13 +127,13 @@ FAMILIES = {
         architectures=["ChatGLMModel"], model_type="chatglm", add_bias_linear=False, add_qkv_bias=True,
         apply_query_key_layer_scaling=True, apply_residual_connection_post_layernorm=False, attention_dropout=0.0,
         attention_softmax_in_fp32=True, bias_dropout_fusion=True, classifier_dropout=None, eos_token_id=[0],
-        ffn_hidden_size=64, fp32_residual_connection=False, hidden_dropout=0.0, hidden_size=32, kv_channels=16,
+        ffn_hidden_size=64, fp32_residual_connection=False, hidden_dropout=0.0, hidden_size=64, kv_channels=16,
         layernorm_epsilon=1.5625e-07, multi_query_attention=True, multi_query_group_num=2, num_attention_heads=4,
         num_hidden_layers=3, num_layers=3, original_rope=True, pad_token_id=0, padded_vocab_size=384,
         post_layer_norm=True, rmsnorm=True, rope_ratio=5, seq_length=CONTEXT, tie_word_embeddings=False,
         torch_dtype="float32", use_cache=True),
         native=dict(
-            SHAPE, model_type="glm", attention_bias=True, eos_token_id=[0], head_dim=16, hidden_act="silu",
+            SHAPE, model_type="glm", hidden_size=64, attention_bias=True, eos_token_id=[0], head_dim=16, hidden_act="silu",
             max_position_embeddings=CONTEXT, pad_token_id=0, partial_rotary_factor=0.5, rms_norm_eps=1.5625e-07,
             rope_theta=50000.0, tie_word_embeddings=False)),
 }

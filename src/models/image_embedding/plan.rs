@@ -11,7 +11,7 @@ use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::limits::MAX_IMAGE_ROWS;
-use crate::loader;
+use crate::loader::{self, GenerationSettings};
 use crate::models::config_file;
 use crate::models::passes::PASS_ROWS;
 use crate::preprocessing::{MAX_SIDE, Preprocessing, Size};
@@ -32,7 +32,7 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
     type Capability = ImageEmbedding;
     type Loaded = LoadedModel;
 
-    fn read(files: Files, context: &LoadContext) -> Result<Self> {
+    fn read(files: Files, _: GenerationSettings, context: &LoadContext) -> Result<Self> {
         let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
         let architecture =
             architecture::find_whole(FAMILIES, CAPABILITY, &config, &read_json(&config)?, files.unread)?;

@@ -84,7 +84,7 @@ impl loader::LoadPlan for RerankingPlan {
     type Capability = Reranking;
     type Loaded = LoadedModel;
 
-    fn read(files: Files, context: &LoadContext) -> Result<Self> {
+    fn read(files: Files, settings: GenerationSettings, context: &LoadContext) -> Result<Self> {
         let has_modules = has_modules(&files, context)?;
         let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
         let json = read_json(&config)?;
@@ -109,12 +109,8 @@ impl loader::LoadPlan for RerankingPlan {
             files,
             longest,
             lowercase: sentence.do_lower_case.unwrap_or(false),
-            split_special_tokens: true,
+            split_special_tokens: settings.split_special_tokens,
         })
-    }
-
-    fn with_generation(self, settings: GenerationSettings) -> Self {
-        Self { split_special_tokens: settings.split_special_tokens, ..self }
     }
 
     fn files(&self) -> &Files {

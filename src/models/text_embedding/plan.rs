@@ -12,7 +12,7 @@ use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel};
 use crate::architecture::{self, parse, refuse_listed};
 use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::loader;
+use crate::loader::{self, GenerationSettings};
 use crate::models::config_file;
 use crate::models::passes::{PASS_ROWS, THREAD_SCRATCH};
 use crate::pooling::Modules;
@@ -160,7 +160,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
     type Loaded = LoadedModel;
     const EIGHT_BIT: bool = true;
 
-    fn read(files: Files, context: &LoadContext) -> Result<Self> {
+    fn read(files: Files, _: GenerationSettings, context: &LoadContext) -> Result<Self> {
         let modules = Modules::read(&files, context)?;
         let folder = modules.transformer.clone();
         let (architecture, shared) = read_architecture(&files, &modules, context)?;

@@ -14,7 +14,7 @@ use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::limits::MAX_PAINTED_PIXELS;
-use crate::loader;
+use crate::loader::{self, GenerationSettings};
 use crate::source::Files;
 
 /// Memory that gemm, the patches of convolutions and the allocator keep for a worker.
@@ -39,7 +39,7 @@ impl loader::LoadPlan for TextToImagePlan {
     type Capability = TextToImage;
     type Loaded = LoadedModel;
 
-    fn read(files: Files, context: &LoadContext) -> Result<Self> {
+    fn read(files: Files, _: GenerationSettings, context: &LoadContext) -> Result<Self> {
         let repository = Repository::open(&files, FAMILIES, CAPABILITY, context)?;
         let class = json!({"model_type": repository.class()?});
         let read = architecture::find(FAMILIES, CAPABILITY, &repository.path, &class)?;

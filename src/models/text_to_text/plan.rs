@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use model_actors::{Bytes, Footprint, GenerateText, LoadContext, LoadStage, Prompt, TextToText};
 
 use super::LoadedModel;
-use crate::architecture;
+use super::network::NetworkConfig;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::generation::{self, ChatTemplate, SpecialTokens};
@@ -14,17 +14,13 @@ use crate::gguf::GgufFile;
 use crate::kernels::packed::Arithmetic;
 use crate::limits::GenerationLimits;
 use crate::loader::{self, GenerationSettings};
-use crate::models::config_file;
 use crate::models::continuous_batching;
-use crate::models::decoder::{DecoderConfig, FAMILIES};
+use crate::models::decoder::DecoderConfig;
 use crate::models::generation_config::GenerationConfig;
-use crate::models::passes::{PROMPT_ROWS, THREAD_SCRATCH};
-use crate::source::{Files, read_json};
+use crate::models::passes::THREAD_SCRATCH;
+use crate::source::Files;
 use crate::tokens::{TokenizerFiles, Tokens, special_names};
 use crate::weights::WeightFiles;
-
-/// The capability's name in errors.
-const CAPABILITY: &str = "text to text";
 
 /// Memory that tokenizing takes for each token that there is room for: prompts of a few more are tokenized whole, in some
 /// fifty bytes for each of theirs.
@@ -33,7 +29,7 @@ const TOKENIZING: u64 = 512;
 /// A model as its small files describe it.
 pub(crate) struct TextToTextPlan {
     files: Files,
-    config: DecoderConfig,
+    config: NetworkConfig,
     kind: Kind,
     template: Option<ChatTemplate>,
     special: SpecialTokens,
@@ -59,15 +55,11 @@ impl loader::LoadPlan for TextToTextPlan {
     const CONTINUOUS: bool = true;
     const EIGHT_BIT: bool = true;
 
-    fn read(files: Files, context: &LoadContext) -> Result<Self> {
+    fn read(files: Files, generation: GenerationSettings, context: &LoadContext) -> Result<Self> {
         match files.gguf(context)? {
-            Some(path) => Self::read_gguf(files, &path, context),
-            None => Self::read_folder(files, context),
+            Some(path) => Self::read_gguf(files, &path, generation, context),
+            None => Self::read_folder(files, generation, context),
         }
-    }
-
-    fn with_generation(self, generation: GenerationSettings) -> Self {
-        Self { generation, ..self }
     }
 
     fn files(&self) -> &Files {
@@ -79,7 +71,7 @@ impl loader::LoadPlan for TextToTextPlan {
             // A template may leave out what it likes of messages.
             (Prompt::Raw(text), Some(Some(bytes))) => {
                 let least = text.len().div_ceil(*bytes.max(&1));
-                self.generation.limits.room_after(least, self.config.context).map(drop)
+                self.generation.limits.room_after(least, self.config.context()).map(drop)
             }
             _ => Ok(()),
         }
@@ -91,15 +83,11 @@ impl loader::LoadPlan for TextToTextPlan {
 
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
         let device = compute.open()?;
-        let (decoder, tokens) = match &self.kind {
+        let (network, tokens) = match &self.kind {
             Kind::Folder { tokenizer } => {
                 let weights = WeightFiles::open(&self.files, "", context)?;
-                let bytes = weights.bytes_on_disk(|tensor| self.config.uses(tensor));
-                context.begin(LoadStage::Load, bytes);
                 let tokens = Tokens::read_whole(tokenizer)?;
-                let decoder = self.config.load(&weights, &device, context)?;
-                weights.check_all_read(|tensor| self.config.has_no_effect(tensor))?;
-                (decoder, tokens)
+                (self.config.load(weights, &device, context)?, tokens)
             }
             Kind::Gguf { file, tokenizer } => {
                 context.begin(LoadStage::Load, file.bytes());
@@ -112,9 +100,8 @@ impl loader::LoadPlan for TextToTextPlan {
                     true => Arithmetic::Exact,
                     false => Arithmetic::EightBit,
                 };
-                let decoder = self.config.load_gguf(file, &device, arithmetic, context)?;
-                file.check_all_read(self.files.unread, |tensor| self.config.has_no_effect(tensor))?;
-                (decoder, tokens)
+                let network = self.config.load_gguf(file, &device, arithmetic, self.files.unread, context)?;
+                (network, tokens)
             }
         };
         let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer_file().to_owned(), reason };
@@ -125,32 +112,29 @@ impl loader::LoadPlan for TextToTextPlan {
         let split = self.generation.split_special_tokens;
         let tokens = tokens.splitting_special_tokens(split, &named).map_err(invalid)?;
         self.bytes_per_token.get_or_init(|| tokens.bytes_per_token());
+        let Footprint { shared, per_worker, .. } = self.footprint_now(compute, context)?;
+        let footprint = compute.counted(Footprint::new(network.bytes().unwrap_or(shared), per_worker));
         Ok(LoadedModel {
-            decoder,
+            network,
             template: self.template.clone(),
             end_tokens: self.ends(&tokens),
             settings: self.settings.clone(),
             tokens,
-            limits: self.generation.limits,
+            limits: self.config.limited(self.generation.limits),
             compute: compute.clone(),
-            footprint: compute.counted(self.footprint_now(compute, context)?),
+            footprint,
             steps: 0.into(),
         })
     }
 }
 
 impl TextToTextPlan {
-    fn read_folder(files: Files, context: &LoadContext) -> Result<Self> {
-        let file = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
-        let json = read_json(&file)?;
-        if let Some(found) = architecture::with_other_head(&json) {
-            return Err(architecture::unsupported(FAMILIES, CAPABILITY, found));
-        }
-        let config = architecture::find_whole(FAMILIES, CAPABILITY, &file, &json, files.unread)?;
+    fn read_folder(files: Files, generation: GenerationSettings, context: &LoadContext) -> Result<Self> {
+        let config = NetworkConfig::read(&files, generation.family, context)?;
         let settings = GenerationConfig::read(&files, context)?;
         let tokenizer = TokenizerFiles::find(&files, "", context)?;
         let (template, special) = generation::read_chat_template(&files, context)?;
-        let (kind, generation) = (Kind::Folder { tokenizer }, GenerationSettings::default());
+        let kind = Kind::Folder { tokenizer };
         Ok(Self {
             files,
             config,
@@ -164,7 +148,12 @@ impl TextToTextPlan {
         })
     }
 
-    fn read_gguf(files: Files, path: &Path, context: &LoadContext) -> Result<Self> {
+    fn read_gguf(
+        files: Files,
+        path: &Path,
+        generation: GenerationSettings,
+        context: &LoadContext,
+    ) -> Result<Self> {
         let part = |name: &str| files.gguf_part(path, name, context);
         let file = GgufFile::open(path)?.with_parts(part)?;
         let config = DecoderConfig::from_gguf(&file)?;
@@ -193,7 +182,7 @@ impl TextToTextPlan {
                 template = Some(ChatTemplate::new(source, special.clone(), path)?);
             }
         }
-        let (kind, generation) = (Kind::Gguf { file, tokenizer }, GenerationSettings::default());
+        let (kind, config) = (Kind::Gguf { file, tokenizer }, NetworkConfig::Own(config));
         Ok(Self {
             files,
             config,
@@ -219,7 +208,7 @@ impl TextToTextPlan {
     fn ends(&self, tokens: &Tokens) -> Vec<u32> {
         let named = self.special.eos.as_deref().and_then(|name| tokens.id(name));
         match &self.kind {
-            Kind::Folder { .. } => self.settings.ends(&self.config.end_tokens, named),
+            Kind::Folder { .. } => self.settings.ends(self.config.end_tokens(), named),
             Kind::Gguf { .. } => {
                 let mut ends: Vec<u32> = self.end_tokens.iter().copied().chain(named).collect();
                 ends.sort_unstable();
@@ -234,21 +223,19 @@ impl TextToTextPlan {
         let shared = match &self.kind {
             Kind::Folder { .. } => {
                 let weights = WeightFiles::open(&self.files, "", context)?;
-                weights.bytes_in_memory(
-                    |tensor| config.uses(tensor),
-                    |tensor| compute.packs() && config.packs(tensor),
-                )
+                config.weight_bytes(&weights, compute)
             }
             Kind::Gguf { file, .. } => file.bytes(),
         };
-        let GenerationLimits { kv_cache_tokens, max_sequences } = self.generation.limits;
+        let limits = config.limited(self.generation.limits);
+        let GenerationLimits { kv_cache_tokens, max_sequences } = limits;
         // Logits are made as a tensor and handed on as vectors.
-        let logits = Bytes((2 * 4 * max_sequences as u64).saturating_mul(config.vocabulary as u64));
-        let scratch = config.scratch(PROMPT_ROWS + max_sequences, config.context.min(kv_cache_tokens));
-        let held = continuous_batching::most_held(self.generation.limits, config.context);
+        let logits = Bytes((2 * 4 * max_sequences as u64).saturating_mul(config.vocabulary() as u64));
+        let longest = config.context().min(kv_cache_tokens);
+        let held = continuous_batching::most_held(limits, config.context());
         // With the numbers of the tokens themselves.
-        let caches = config.cache_bytes(held, max_sequences) + Bytes(4 * held as u64);
-        let tokenizing = Bytes(TOKENIZING.saturating_mul(config.context.min(kv_cache_tokens) as u64));
-        Ok(Footprint::new(shared, caches + scratch + logits + tokenizing + THREAD_SCRATCH))
+        let computing = config.worker_bytes(held, limits, longest) + Bytes(4 * held as u64);
+        let tokenizing = Bytes(TOKENIZING.saturating_mul(longest as u64));
+        Ok(Footprint::new(shared, computing + logits + tokenizing + THREAD_SCRATCH))
     }
 }

@@ -32,18 +32,14 @@ impl loader::LoadPlan for VisionPlan {
     type Loaded = LoadedModel;
     const CONTINUOUS: bool = true;
 
-    fn read(files: Files, context: &LoadContext) -> Result<Self> {
+    fn read(files: Files, generation: GenerationSettings, context: &LoadContext) -> Result<Self> {
         let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
         let mut architecture =
             architecture::find_whole(FAMILIES, CAPABILITY, &config, &read_json(&config)?, files.unread)?;
         architecture.complete(&files, context)?;
         let tokenizer = TokenizerFiles::find(&files, "", context)?;
         let settings = GenerationConfig::read(&files, context)?;
-        Ok(Self { files, architecture, tokenizer, settings, generation: GenerationSettings::default() })
-    }
-
-    fn with_generation(self, generation: GenerationSettings) -> Self {
-        Self { generation, ..self }
+        Ok(Self { files, architecture, tokenizer, settings, generation })
     }
 
     fn files(&self) -> &Files {

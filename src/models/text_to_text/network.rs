@@ -1,0 +1,342 @@
+//! The network of a text to text model, whichever computes it: the decoder of this crate, which runs many texts in one pass,
+//! or a model of candle-transformers, whose texts take turns. Everything around it is the same for both.
+
+use std::path::PathBuf;
+
+use candle_core::{Device, Tensor};
+use model_actors::{Bytes, LoadContext, LoadStage};
+
+use crate::architecture;
+use crate::device::{Compute, ComputeThreads};
+use crate::error::{Error, Result};
+use crate::gguf::GgufFile;
+use crate::kernels::packed::Arithmetic;
+use crate::language_model::{Described, TextsPerWorker, TransformersFamily};
+use crate::limits::GenerationLimits;
+use crate::models::config_file;
+use crate::models::continuous_batching::{Logits, Part};
+use crate::models::decoder::{Decoder, DecoderConfig, FAMILIES};
+use crate::models::passes::PROMPT_ROWS;
+use crate::models::transformer::{Cache, Segment, is_buffer};
+use crate::models::transformers::{self, Loaded, Text};
+use crate::source::{Files, Unread, read_json};
+use crate::weights::WeightFiles;
+
+/// The capability's name in errors.
+const CAPABILITY: &str = "text to text";
+
+/// A network that is not loaded.
+pub(super) enum NetworkConfig {
+    Own(DecoderConfig),
+    Library { described: Described, file: PathBuf },
+}
+
+impl NetworkConfig {
+    /// The network that `config.json` describes: one of `family` if that is given, else of whichever family has its name.
+    pub(super) fn read(
+        files: &Files,
+        family: Option<TransformersFamily>,
+        context: &LoadContext,
+    ) -> Result<Self> {
+        let file =
+            config_file::find(files, "config.json", FAMILIES, CAPABILITY, context).map_err(with_library)?;
+        let json = read_json(&file)?;
+        if let Some(found) = architecture::with_other_head(&json) {
+            return Err(with_library(architecture::unsupported(FAMILIES, CAPABILITY, found)));
+        }
+        let described = match family {
+            Some(family) => {
+                architecture::find_whole(&[(family.family)()], CAPABILITY, &file, &json, files.unread)?
+            }
+            None => match architecture::find_whole(FAMILIES, CAPABILITY, &file, &json, files.unread) {
+                Err(unknown @ Error::UnsupportedArchitecture { .. }) => {
+                    let list = transformers::FAMILIES;
+                    match architecture::find_whole(list, CAPABILITY, &file, &json, files.unread) {
+                        Err(Error::UnsupportedArchitecture { .. }) => return Err(with_library(unknown)),
+                        found => found?,
+                    }
+                }
+                found => return Ok(Self::Own(found?)),
+            },
+        };
+        transformers::check(&file, &described)?;
+        if files.eight_bit {
+            let reason =
+                "candle-transformers, which computes this model, multiplies no quantised matrices here";
+            return Err(Error::InvalidSetting { setting: "eight_bit".into(), reason: reason.to_owned() });
+        }
+        Ok(Self::Library { described, file })
+    }
+
+    /// Number of tokens that it knows.
+    pub(super) fn vocabulary(&self) -> usize {
+        match self {
+            Self::Own(config) => config.vocabulary,
+            Self::Library { described, .. } => described.shape.vocabulary,
+        }
+    }
+
+    /// Maximum number of tokens of a sequence.
+    pub(super) fn context(&self) -> usize {
+        match self {
+            Self::Own(config) => config.context,
+            Self::Library { described, .. } => described.shape.context,
+        }
+    }
+
+    /// Tokens that end a text, as `config.json` has them.
+    pub(super) fn end_tokens(&self) -> &[u32] {
+        match self {
+            Self::Own(config) => &config.end_tokens,
+            Self::Library { described, .. } => &described.end_tokens,
+        }
+    }
+
+    /// These limits, as far as the network can keep to them.
+    pub(super) fn limited(&self, limits: GenerationLimits) -> GenerationLimits {
+        match self {
+            Self::Library { described, .. } if described.texts == TextsPerWorker::One => {
+                limits.with_max_sequences(1)
+            }
+            _ => limits,
+        }
+    }
+
+    /// Bytes of the weights in memory, from the headers of their files.
+    pub(super) fn weight_bytes(&self, weights: &WeightFiles, compute: &Compute) -> Bytes {
+        match self {
+            Self::Own(config) => weights.bytes_in_memory(
+                |tensor| config.uses(tensor),
+                |tensor| compute.packs() && config.packs(tensor),
+            ),
+            Self::Library { described, .. } => {
+                let uses = |tensor: &str| !is_buffer(tensor) && !(described.has_no_effect)(tensor);
+                weights.bytes_in_memory(uses, |_| false) + Bytes(described.shape.table_bytes())
+            }
+        }
+    }
+
+    /// Bytes of caches of so many tokens together, and of the scratch of a pass; texts have at most `longest` each.
+    pub(super) fn worker_bytes(&self, tokens: usize, limits: GenerationLimits, longest: usize) -> Bytes {
+        match self {
+            Self::Own(config) => {
+                config.cache_bytes(tokens, limits.max_sequences)
+                    + config.scratch(PROMPT_ROWS + limits.max_sequences, longest)
+            }
+            Self::Library { described, .. } => {
+                transformers::worker_bytes(described, tokens, limits.max_sequences, longest)
+            }
+        }
+    }
+
+    /// Reads the weights of a GGUF file.
+    pub(super) fn load_gguf(
+        &self,
+        file: &GgufFile,
+        device: &Device,
+        arithmetic: Arithmetic,
+        unread: Unread,
+        context: &LoadContext,
+    ) -> Result<Network> {
+        let Self::Own(config) = self else {
+            return Err(Error::compute("candle-transformers reads no GGUF file here"));
+        };
+        let decoder = config.load_gguf(file, device, arithmetic, context)?;
+        file.check_all_read(unread, |tensor| config.has_no_effect(tensor))?;
+        Ok(Network::Own(decoder))
+    }
+
+    /// Reads the weights of safetensors.
+    pub(super) fn load(
+        &self,
+        weights: WeightFiles,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Network> {
+        match self {
+            Self::Own(config) => {
+                context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| config.uses(tensor)));
+                let decoder = config.load(&weights, device, context)?;
+                weights.check_all_read(|tensor| config.has_no_effect(tensor))?;
+                Ok(Network::Own(decoder))
+            }
+            Self::Library { described, file } => {
+                context.begin(LoadStage::Load, weights.bytes_on_disk(|_| true));
+                let loaded = transformers::load(described, weights, file, device, context)?;
+                Ok(Network::Library(loaded))
+            }
+        }
+    }
+}
+
+/// The same error, which lists the families of the library too.
+fn with_library(error: Error) -> Error {
+    match error {
+        Error::UnsupportedArchitecture { found, capability, mut supported } => {
+            supported.extend(architecture::names_of(transformers::FAMILIES));
+            Error::UnsupportedArchitecture { found, capability, supported }
+        }
+        error => error,
+    }
+}
+
+/// A network in memory, which all workers share.
+pub(super) enum Network {
+    Own(Decoder),
+    Library(Loaded),
+}
+
+/// The state of one text in a network.
+pub(super) enum TextCache {
+    Own(Cache),
+    Library(Text),
+}
+
+impl TextCache {
+    /// Number of tokens that were read.
+    pub(super) fn length(&self) -> usize {
+        match self {
+            Self::Own(cache) => cache.length(),
+            Self::Library(text) => text.length(),
+        }
+    }
+}
+
+/// The state of one text, which a worker keeps.
+pub(crate) struct State {
+    pub(super) cache: TextCache,
+    /// Of the prompt, and after it of the answer; those beyond the cache are not read yet.
+    pub(super) tokens: Vec<u32>,
+    /// The step at which the text had its last turn, where texts take turns.
+    turn: u64,
+}
+
+impl State {
+    pub(super) fn new(network: &Network, tokens: Vec<u32>) -> Result<Self> {
+        let cache = match network {
+            Network::Own(decoder) => TextCache::Own(decoder.cache(tokens.len())?),
+            Network::Library(model) => TextCache::Library(model.begin()?),
+        };
+        Ok(Self { cache, tokens, turn: 0 })
+    }
+
+    /// Number of tokens that are not read yet.
+    pub(super) fn unread(&self) -> usize {
+        self.tokens.len().saturating_sub(self.cache.length())
+    }
+}
+
+impl Network {
+    pub(super) fn vocabulary(&self) -> usize {
+        match self {
+            Self::Own(decoder) => decoder.vocabulary(),
+            Self::Library(model) => model.described().shape.vocabulary,
+        }
+    }
+
+    pub(super) fn context(&self) -> usize {
+        match self {
+            Self::Own(decoder) => decoder.context(),
+            Self::Library(model) => model.described().shape.context,
+        }
+    }
+
+    /// Bytes of its weights, if they are known better now than from the headers of files.
+    pub(super) fn bytes(&self) -> Option<Bytes> {
+        match self {
+            Self::Own(_) => None,
+            Self::Library(model) => Some(model.bytes()),
+        }
+    }
+
+    /// The threads on which a worker computes it.
+    pub(super) fn threads(&self, threads: usize) -> Result<ComputeThreads> {
+        match self {
+            Self::Own(_) => ComputeThreads::for_kernels(threads),
+            Self::Library(_) => ComputeThreads::pool(threads),
+        }
+    }
+
+    /// One step over several texts. The decoder takes all in one pass; of a model of the library, whose passes take one
+    /// text, it is the turn of the text that has waited longest.
+    pub(super) fn step(&self, texts: &mut [Part<'_, State>], step: u64) -> Result<Vec<Logits>> {
+        match self {
+            Self::Own(decoder) => {
+                let mut logits = pass(decoder, texts)?.map_or_else(Vec::new, Vec::from).into_iter();
+                // Whoever has read all, and nobody else, has a row of them.
+                let of = |part: &Part<'_, State>| if part.state.unread() == 0 { logits.next() } else { None };
+                Ok(texts.iter().map(of).map(Ok).collect())
+            }
+            Self::Library(model) => {
+                let next = texts.iter().enumerate().min_by_key(|(_, part)| part.state.turn);
+                let next = next.map(|(index, _)| index);
+                let turn = |(index, part): (usize, &mut Part<'_, State>)| {
+                    if Some(index) != next {
+                        return Ok(None);
+                    }
+                    part.state.turn = step;
+                    read(model, part.state, part.rows)
+                };
+                Ok(texts.iter_mut().enumerate().map(turn).collect())
+            }
+        }
+    }
+
+    /// The logits after each of these tokens.
+    pub(super) fn logits(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        match self {
+            Self::Own(decoder) => {
+                let mut cache = decoder.cache(tokens.len())?;
+                let segment = Segment { cache: &mut cache, length: tokens.len(), positions: None };
+                let hidden = decoder.forward(&decoder.embed(tokens)?, &mut [segment])?;
+                Ok(decoder.logits(&hidden)?.to_vec2()?)
+            }
+            Self::Library(model) => {
+                let mut text = model.begin()?;
+                let mut after = |token: &u32| model.read(&mut text, std::slice::from_ref(token), 1);
+                tokens.iter().filter_map(|token| after(token).transpose()).collect()
+            }
+        }
+    }
+
+    /// Notes that a token was chosen.
+    pub(super) fn chosen(&self, state: &mut State, token: u32) {
+        state.tokens.push(token);
+        if let (Self::Own(decoder), TextCache::Own(cache)) = (self, &mut state.cache)
+            && decoder.outgrows(cache, state.tokens.len())
+        {
+            cache.restart(state.tokens.len());
+        }
+    }
+}
+
+/// Reads the next tokens of a text of the library.
+fn read(model: &Loaded, state: &mut State, rows: usize) -> Logits {
+    let State { cache: TextCache::Library(text), tokens, .. } = state else {
+        return Err(Error::compute("the text belongs to another model"));
+    };
+    model.read(text, tokens.get(text.length()..).unwrap_or_default(), rows)
+}
+
+/// One pass through the decoder for all texts. Logits of those that have read all.
+fn pass(decoder: &Decoder, texts: &mut [Part<'_, State>]) -> Result<Option<Vec<Vec<f32>>>> {
+    let (mut tokens, mut asked) = (Vec::new(), Vec::new());
+    let mut segments = Vec::with_capacity(texts.len());
+    for Part { state, rows } in texts {
+        let unread = state.unread();
+        let State { cache: TextCache::Own(cache), tokens: all, .. } = &mut **state else {
+            return Err(Error::compute("the text belongs to another model"));
+        };
+        tokens.extend(all.iter().skip(cache.length()).take(*rows));
+        if unread == *rows {
+            asked.push(tokens.len().saturating_sub(1) as u32);
+        }
+        segments.push(Segment { cache, length: *rows, positions: None });
+    }
+    let hidden = decoder.forward(&decoder.embed(&tokens)?, &mut segments)?;
+    if asked.is_empty() {
+        return Ok(None);
+    }
+    let asked = Tensor::new(asked, hidden.device())?;
+    Ok(Some(decoder.logits(&hidden.index_select(&asked, 0)?)?.to_vec2()?))
+}
