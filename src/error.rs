@@ -200,6 +200,10 @@ pub enum Error {
     /// `prompt` is the number of tokens by then, or the fewest that its bytes can have.
     #[error("the prompt has {prompt} tokens and the answer at least 1; {of} {limit}")]
     PromptTooLong { prompt: usize, limit: usize, of: Cow<'static, str> },
+    /// A text to embed, or a query and a document, has more tokens than the model takes, and the request refuses to have it
+    /// cut.
+    #[error("the text {index} has {tokens} tokens; the model takes at most {limit}")]
+    TextTooLong { index: usize, tokens: usize, limit: usize },
     /// An image is larger than the application allows.
     #[error("the image has {found} {what}; at most {limit} are allowed")]
     ImageTooLarge { what: Cow<'static, str>, found: u64, limit: u64 },
@@ -333,6 +337,7 @@ impl Error {
             | Self::RevisionNotFound { .. } => (ErrorKind::NotFound, FailureKind::Permanent),
             Self::InvalidInput(_)
             | Self::PromptTooLong { .. }
+            | Self::TextTooLong { .. }
             | Self::ImageTooLarge { .. }
             | Self::UnsupportedImage { .. }
             | Self::InvalidImage { .. }
@@ -389,6 +394,16 @@ impl Error {
             return own.clone();
         }
         Self::UnreadableFile { path: path.to_owned(), reason: error.to_string() }
+    }
+
+    /// The same of a portion of texts, of which the first has this index.
+    pub(crate) fn of_portion(self, first: usize) -> Self {
+        match self {
+            Self::TextTooLong { index, tokens, limit } => {
+                Self::TextTooLong { index: first + index, tokens, limit }
+            }
+            other => other,
+        }
     }
 
     /// A computation that cannot be carried out.

@@ -47,16 +47,16 @@ pub use model_actors::testing;
 
 pub use model_actors::{
     Batch, BatchKey, BatchLimits, Batching, BreakerState, Bytes, CallOptions, Capability, Cause, Client,
-    Completion, Cost, DescribeImage, Device, EmbedImages, EmbedInput, EmbedPrompt, EmbedTexts, Embeddings,
-    EmitError, ErrorKind, Event, EvictionReason, Failure, FailureKind, FinishReason, Footprint, GenerateText,
-    ImageEmbedding, ImageSource, Item, Lane, LeasedPicture, LoadContext, LoadStage, LoadStatus, Loader,
-    MemoryStatus, Message, Model, ModelHandle, ModelId, ModelKey, ModelSpec, ModelStatus, NoChunk,
-    PaintImage, PaintStep, Picture, PoolConfig, PoolStatus, PressureLevel, Priority, ProcessMemory, Prompt,
-    QueueCapacity, RankedDocument, Ranking, RegisteredModel, ReplyStream, RequestId, RequestPhase,
-    RerankDocuments, Reranking, RestartConfig, Role, Sampling, ShutdownReport, StallLimits, Stopped, System,
-    SystemBuilder, SystemConfig, SystemEnd, SystemState, SystemStatus, Tenant, TenantConfig, TenantStatus,
-    TextEmbedding, TextToImage, TextToText, Usage, Vision, Weights, WhenFull, WorkerId, WorkerPhase,
-    WorkerStatus,
+    Completion, Cost, DescribeImage, Device, EmbedImages, EmbedInput, EmbedOutputs, EmbedPrompt, EmbedTexts,
+    Embeddings, EmitError, ErrorKind, Event, EvictionReason, Failure, FailureKind, FinishReason, Footprint,
+    GenerateText, ImageEmbedding, ImageSource, Item, Lane, LeasedPicture, LoadContext, LoadStage, LoadStatus,
+    Loader, MemoryStatus, Message, Model, ModelFacts, ModelHandle, ModelId, ModelKey, ModelSpec, ModelStatus,
+    NoChunk, PaintImage, PaintStep, Picture, PoolConfig, PoolStatus, PressureLevel, Priority, ProcessMemory,
+    Prompt, QueueCapacity, RankedDocument, Ranking, RegisteredModel, ReplyStream, RequestId, RequestPhase,
+    RerankDocuments, Reranking, RestartConfig, Role, Sampling, ShutdownReport, SparseVector, StallLimits,
+    Stopped, System, SystemBuilder, SystemConfig, SystemEnd, SystemState, SystemStatus, Tenant, TenantConfig,
+    TenantStatus, TextEmbedding, TextToImage, TextToText, TextToken, Truncate, Usage, VectorArray,
+    VectorRanges, Vision, Weights, WhenFull, WorkerId, WorkerPhase, WorkerStatus,
 };
 
 pub use device::ComputeDevice;
@@ -88,3 +88,8 @@ pub use source::{ModelFiles, Source};
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Compiles the program after a move from fastembed.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/from_fastembed.md")]
+struct FromFastembed;

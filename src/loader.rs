@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use model_actors::isolation::IsolatedLoader;
 use model_actors::{
-    Capability, Cause, Failure, Footprint, LoadContext, Loader, Model, ModelId, Portable, Weights,
+    Capability, Cause, Failure, Footprint, LoadContext, Loader, Model, ModelFacts, ModelId, Portable, Weights,
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,10 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
     /// Refuses a request that can be seen not to fit the model.
     fn check(&self, _: &<Self::Capability as Capability>::Request) -> Result<()> {
         Ok(())
+    }
+    /// What is known of the model.
+    fn facts(&self) -> Option<ModelFacts> {
+        None
     }
     /// Reads the weights.
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<Self::Loaded>;
@@ -312,6 +316,10 @@ impl<M: WorkerModel + Model<CapabilityOf<M>>> Loader<CapabilityOf<M>> for ModelL
         let loaded = self.load_model(context);
         self.plan.get().inspect(|plan| plan.files().rest());
         Ok(Arc::new(SharedModel::<M>(Arc::new(loaded?))))
+    }
+
+    fn facts(&self) -> Option<ModelFacts> {
+        self.plan.get()?.facts()
     }
 
     fn check(&self, request: &<CapabilityOf<M> as Capability>::Request) -> Result<(), Cause> {

@@ -92,6 +92,11 @@ impl Pooling {
         Self::MODES.into_iter().find(|(_, known, _)| *known == name).map(|(pooling, ..)| pooling)
     }
 
+    fn name(self) -> &'static str {
+        let own = Self::MODES.into_iter().find(|(pooling, ..)| *pooling == self);
+        own.map_or("", |(_, name, _)| name)
+    }
+
     /// The names of all modes, for an error.
     fn names() -> String {
         Self::MODES.map(|(_, name, _)| name).join(", ")
@@ -272,6 +277,11 @@ impl Head {
     /// The length of the vectors that come out.
     pub(crate) fn width(&self) -> usize {
         self.width
+    }
+
+    /// The names of the poolings.
+    pub(crate) fn poolings(&self) -> Vec<String> {
+        self.poolings.iter().map(|pooling| pooling.name().to_owned()).collect()
     }
 
     /// True if vectors come out with the length 1.

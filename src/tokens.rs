@@ -8,6 +8,7 @@
 
 mod output_bounds;
 mod long_text;
+mod texts;
 mod pairs;
 mod pieces;
 mod plain_text;
@@ -85,6 +86,8 @@ pub(crate) enum Specials {
 pub(crate) struct TokenIds {
     /// Their numbers in the vocabulary.
     pub(crate) ids: Vec<u32>,
+    /// The text had more than it is cut to.
+    pub(crate) is_cut: bool,
     /// Segment of each; empty where all are in the first.
     pub(crate) segments: Vec<u32>,
     /// Number of tokens at the start that belong to a prompt and that pooling leaves out; fewer than there
@@ -409,24 +412,6 @@ impl Tokens {
             && self.tokenizer.id_to_token(id).is_some_and(|token| {
                 token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') && token.is_ascii()
             })
-    }
-
-    /// A text's tokens with the model's special ones; never none, unless it takes texts without.
-    pub(crate) fn encode(&self, text: &str) -> Result<TokenIds> {
-        let failed = |error: String| Error::InvalidInput(format!("the text cannot be tokenized: {error}"));
-        let whole = |text: &str| self.output_bounds.encode(&self.tokenizer, text, Specials::Added);
-        let ids = match self.tokenizer.get_truncation() {
-            Some(truncation) if truncation.direction == TruncationDirection::Right => {
-                long_text::encode_cut(text, truncation.max_length, whole)
-            }
-            _ => whole(text),
-        };
-        let mut ids = self.within_rows(ids.map_err(failed)?)?;
-        ids.extend(self.closing);
-        if ids.is_empty() && !self.may_be_empty {
-            return Err(Error::InvalidInput("the text has no tokens".to_owned()));
-        }
-        Ok(TokenIds { ids, ..TokenIds::default() })
     }
 
     /// Tokens that a prompt has before the text that follows it: its own, without a special one at its end.

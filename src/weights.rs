@@ -134,6 +134,13 @@ impl WeightFiles {
         Ok(weights)
     }
 
+    /// The tensors of one file.
+    pub(crate) fn of_file(files: &Files, path: PathBuf) -> Result<Self> {
+        let mut weights = Self { unread: files.unread, ..Self::default() };
+        weights.add(path)?;
+        Ok(weights)
+    }
+
     fn find(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Result<Self> {
         let block = quantised::block_of(files, folder, context)?;
         let (unread, eight_bit) = (files.unread, files.eight_bit);
@@ -184,7 +191,7 @@ impl WeightFiles {
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
         let file = self.files.len();
-        let header = match path.extension().is_some_and(|ending| ending == "bin") {
+        let header = match path.extension().is_some_and(|ending| ending == "bin" || ending == "pt") {
             true => pickle::read(&path)?.into_iter().map(|tensor| from_pickle(tensor, file)).collect(),
             false => read_header(&path, file)?,
         };

@@ -10,11 +10,13 @@ use crate::error::Cause;
 mod generation;
 mod image;
 mod embedding;
+mod vectors;
 mod reranking;
 mod portable;
 
 pub use embedding::{
-    EmbedImages, EmbedInput, EmbedPrompt, EmbedTexts, Embeddings, ImageEmbedding, TextEmbedding,
+    EmbedImages, EmbedInput, EmbedOutputs, EmbedPrompt, EmbedTexts, Embeddings, ImageEmbedding,
+    TextEmbedding, TextToken, Truncate,
 };
 pub use generation::{
     Completion, FinishReason, GenerateText, Message, Prompt, Role, Sampling, TextToText, Usage,
@@ -24,6 +26,7 @@ pub use image::{
 };
 pub use portable::Portable;
 pub use reranking::{RankedDocument, Ranking, RerankDocuments, Reranking};
+pub use vectors::{SparseVector, VectorArray, VectorRanges};
 
 /// One kind of work, served by one pool.
 ///

@@ -18,6 +18,7 @@ use crate::entry::{ModelEntry, Refusal, Slot};
 use crate::error::{Error, RequestPhase, Result};
 use crate::id::{Lane, ModelId, Priority, Tenant, Time};
 use crate::job::{Accepted, Answer, Job, JobParts};
+use crate::model::ModelFacts;
 use crate::pool::PoolMessage;
 use crate::progress::Clock;
 use crate::reaper::Reaped;
@@ -248,6 +249,11 @@ impl<C: Capability> ModelHandle<C> {
     /// [`CallOptions`] set another.
     pub fn request_timeout(&self) -> Duration {
         self.latest().policy.config.request_timeout
+    }
+
+    /// What is known of the model, once it has been loaded for the first time; nothing for a loader that tells nothing.
+    pub fn facts(&self) -> Option<ModelFacts> {
+        self.latest().loader.facts()
     }
 
     /// Checks a request without sending it, for a caller who has costly work to do before (decoding images,

@@ -2,6 +2,7 @@
 //! in memory once and shared, and each worker builds its own [`Model`] from them. All three are called on a
 //! worker's own OS thread and may block it; none of them ever sees an actor.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -73,6 +74,54 @@ pub trait Loader<C: Capability>: Send + Sync + 'static {
     /// The fault of the request, which its caller gets as [`crate::Error::InvalidInput`].
     fn check(&self, _: &C::Request) -> Result<(), Cause> {
         Ok(())
+    }
+
+    /// What it knows of its model, once it has loaded it; nothing, unless a loader says otherwise.
+    fn facts(&self) -> Option<ModelFacts> {
+        None
+    }
+}
+
+/// What a loader knows of its model.
+///
+/// ```
+/// use model_actors::ModelFacts;
+/// let facts = ModelFacts::new("bert").with_context(512).with_dimensions(384);
+/// assert_eq!((facts.context, facts.dimensions), (Some(512), Some(384)));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct ModelFacts {
+    /// Kind of the model, as its own files call it.
+    pub family: String,
+    /// Maximum number of tokens of an input, or of a prompt and its answer, special ones included.
+    pub context: Option<usize>,
+    /// Length of its vectors.
+    pub dimensions: Option<usize>,
+    /// Shorter lengths that the model was trained for, where its files list them.
+    pub shorter_dimensions: Vec<usize>,
+    /// Prompts that its files define, by their names.
+    pub prompts: BTreeMap<String, String>,
+    /// Name of the prompt that a request without one gets.
+    pub default_prompt: Option<String>,
+    /// Poolings of the tokens' vectors, by the names of sentence-transformers.
+    pub pooling: Vec<String>,
+}
+
+setters! { ModelFacts {
+    with_context(context: impl Into<Option<usize>>) Into::into;
+    with_dimensions(dimensions: impl Into<Option<usize>>) Into::into;
+    with_shorter_dimensions(shorter_dimensions: Vec<usize>);
+    with_prompts(prompts: BTreeMap<String, String>);
+    with_default_prompt(default_prompt: impl Into<Option<String>>) Into::into;
+    with_pooling(pooling: Vec<String>);
+} }
+
+impl ModelFacts {
+    /// The facts of a model of this kind.
+    pub fn new(family: impl Into<String>) -> Self {
+        Self { family: family.into(), ..Self::default() }
     }
 }
 

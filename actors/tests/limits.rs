@@ -5,9 +5,9 @@ use std::fmt::Debug;
 
 use model_actors::limits::*;
 use model_actors::{
-    Capability, DescribeImage, EmbedImages, EmbedTexts, GenerateText, ImageEmbedding, ImageSource, Message,
-    PaintImage, Picture, Prompt, RerankDocuments, Reranking, Sampling, TextEmbedding, TextToImage,
-    TextToText, Vision,
+    Capability, DescribeImage, EmbedImages, EmbedOutputs, EmbedTexts, GenerateText, ImageEmbedding,
+    ImageSource, Message, PaintImage, Picture, Prompt, RerankDocuments, Reranking, Sampling, TextEmbedding,
+    TextToImage, TextToText, Vision,
 };
 
 /// `of` makes a request of so much of something.
@@ -42,6 +42,13 @@ fn embedding_requests() {
     holds::<ImageEmbedding>(MAX_ITEMS, |n| EmbedImages::texts(text(n)));
     holds::<ImageEmbedding>(MAX_TEXT_BYTES, |n| EmbedImages::texts(long(n)));
     holds::<ImageEmbedding>(MAX_ITEMS, |n| EmbedImages::images(vec![ImageSource::Bytes(Vec::new()); n]));
+}
+
+#[test]
+fn a_request_to_embed_asks_for_something() {
+    let nothing = EmbedOutputs::default().with_vectors(false);
+    assert!(TextEmbedding::check(&EmbedTexts::from("a").with_outputs(nothing)).is_err());
+    assert!(TextEmbedding::check(&EmbedTexts::from("a").with_outputs(EmbedOutputs::tokens())).is_ok());
 }
 
 #[test]

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use model_actors::wire::{self, WireError};
 use model_actors::{
-    Bytes, Cause, Completion, DescribeImage, Device, EmbedImages, EmbedPrompt, EmbedTexts, Embeddings, Error,
-    FailureKind, FinishReason, GenerateText, ImageSource, Lane, LeasedPicture, Message, ModelId, PaintImage,
-    PaintStep, Picture, RankedDocument, Ranking, RequestPhase, RerankDocuments, Sampling, Usage, WorkerId,
+    Bytes, Cause, Completion, DescribeImage, Device, EmbedImages, EmbedOutputs, EmbedPrompt, EmbedTexts,
+    Embeddings, Error, FailureKind, FinishReason, GenerateText, ImageSource, Lane, LeasedPicture, Message,
+    ModelId, PaintImage, PaintStep, Picture, RankedDocument, Ranking, RequestPhase, RerankDocuments,
+    Sampling, SparseVector, TextToken, Truncate, Usage, VectorArray, WorkerId,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -118,6 +119,19 @@ fn messages() -> Vec<Vec<u8>> {
         pinned("embeddings", &Embeddings::new(vec![vec![0.5, -1.0], vec![f32::MIN_POSITIVE, f32::MAX]])),
         pinned("rerank_documents", &documents),
         pinned("ranking", &Ranking::new(vec![RankedDocument::new(1, 0.5, 0.0)], Usage::new(20, 0))),
+        pinned(
+            "embed_texts_to_tokens",
+            &EmbedTexts::from("a cat").with_truncate(Truncate::Refuse).with_outputs(EmbedOutputs::tokens()),
+        ),
+        pinned(
+            "embeddings_with_tokens",
+            &Embeddings::new(vec![vec![0.5]])
+                .with_usage(Usage::new(3, 0))
+                .with_cut(vec![0])
+                .with_tokens(vec![vec![TextToken::new(7, "cat")]])
+                .with_sparse(vec![SparseVector::new([(7, 0.5)])])
+                .with_token_vectors(vec![VectorArray::new(vec![0.5, 1.0], 2)]),
+        ),
         pinned("embed_images", &EmbedImages::images([ImageSource::Picture(picture()), leased])),
         pinned("embed_images_texts", &EmbedImages::texts(["a cat"])),
         pinned("generate_text", &GenerateText::chat(talk).with_sampling(sampling.clone()).with_max_tokens(9)),

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use model_actors::{CallOptions, Capability, ImageSource, Lane, ModelHandle, ReplyStream, WhenFull};
+use model_actors::{
+    CallOptions, Capability, ImageSource, Lane, ModelFacts, ModelHandle, ReplyStream, WhenFull,
+};
 
 use crate::error::{Error, Result};
 use crate::image_input::ImageInput;
@@ -83,6 +85,16 @@ macro_rules! call_settings {
                 self.calls.model.id()
             }
 
+            /// What is known of the model: its kind, how many tokens it takes, and what it gives. A model that was never loaded is
+            /// loaded first; [`ModelHandle::facts`](model_actors::ModelHandle::facts) asks without. Nothing is known of a
+            /// model in a process of its own, nor of one whose loader tells nothing.
+            ///
+            /// # Errors
+            /// [`Error::Actor`](crate::Error::Actor), of which [`Error::root`](crate::Error::root) gives a load's own error.
+            pub async fn facts(&self) -> crate::Result<Option<model_actors::ModelFacts>> {
+                self.calls.facts().await
+            }
+
             /// The untyped handle, to preload, unload or pin the model. Its workers take images as pixels alone, such as
             /// [`ImageInput::picture`](crate::ImageInput::picture) gives.
             pub fn model(&self) -> &model_actors::ModelHandle<$capability> {
@@ -106,6 +118,14 @@ impl<C: Capability> Calls<C> {
 
     pub(crate) async fn call(&self, request: C::Request, lane: Lane) -> Result<C::Output> {
         Ok(self.model.call(request, self.options(lane)).await?)
+    }
+
+    /// What is known of the model, which is loaded if it never was.
+    pub(crate) async fn facts(&self) -> Result<Option<ModelFacts>> {
+        if self.model.facts().is_none() {
+            self.model.preload().await?;
+        }
+        Ok(self.model.facts())
     }
 
     pub(crate) async fn stream(&self, request: C::Request) -> Result<ReplyStream<C>> {
@@ -145,6 +165,11 @@ pub(crate) fn portions<T>(items: impl IntoIterator<Item = T>, most: usize) -> Ve
         portions.push(items.by_ref().take(most).collect());
     }
     portions
+}
+
+/// Portions of texts, or what became of them, with the index of the first text of each.
+pub(crate) fn numbered<T>(portions: Vec<T>) -> Vec<(usize, T)> {
+    (0..).step_by(TEXTS_PER_REQUEST).zip(portions).collect()
 }
 
 /// The outputs of a batch's requests, in order, with so many of them under way at a time; the first error ends the

@@ -7,7 +7,7 @@ use model_actors::{
 
 use crate::error::Result;
 use crate::handles::calls::{
-    Calls, TEXT_REQUESTS_AT_A_TIME, TEXTS_PER_REQUEST, call_settings, in_order, portions,
+    Calls, TEXT_REQUESTS_AT_A_TIME, TEXTS_PER_REQUEST, call_settings, in_order, numbered, portions,
 };
 use crate::models::reranking::RerankingModel;
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
@@ -54,14 +54,18 @@ impl Reranker {
     ///
     /// # Errors
     /// [`Error::InvalidInput`](crate::Error::InvalidInput); [`Error::Actor`](crate::Error::Actor), of which
-    /// [`Error::root`](crate::Error::root) gives a load's own error.
+    /// [`Error::root`](crate::Error::root) gives a load's own error; [`Error::TextTooLong`](crate::Error::TextTooLong) where
+    /// the request refuses to have documents cut.
     pub async fn rank(&self, mut request: RerankDocuments) -> Result<Ranking> {
         if request.documents.len() <= TEXTS_PER_REQUEST {
             return self.calls.call(request, Lane::Interactive).await;
         }
         let (top_n, documents) = (request.top_n, std::mem::take(&mut request.documents));
-        let requests = portions(documents, TEXTS_PER_REQUEST);
-        let call = |documents| self.calls.call(request.clone().with_documents(documents), Lane::Interactive);
+        let requests = numbered(portions(documents, TEXTS_PER_REQUEST));
+        let call = async |(first, documents)| {
+            let portion = request.clone().with_documents(documents);
+            self.calls.call(portion, Lane::Interactive).await.map_err(|error| error.of_portion(first))
+        };
         let rankings = in_order(requests, "documents", TEXT_REQUESTS_AT_A_TIME, call).await?;
         Ok(merged(rankings).top(top_n))
     }
@@ -70,12 +74,13 @@ impl Reranker {
 /// The ranking of all documents, of those of each portion.
 fn merged(rankings: Vec<Ranking>) -> Ranking {
     let tokens = rankings.iter().map(|ranking| ranking.usage.prompt_tokens).sum();
-    let portions = rankings.into_iter().zip((0..).step_by(TEXTS_PER_REQUEST));
-    let documents = portions.flat_map(|(ranking, first)| {
-        let placed = move |document: RankedDocument| {
+    let (mut documents, mut cut) = (Vec::new(), Vec::new());
+    for (first, ranking) in numbered(rankings) {
+        let placed = |document: RankedDocument| {
             RankedDocument::new(first + document.index, document.score, document.logit)
         };
-        ranking.documents.into_iter().map(placed)
-    });
-    Ranking::new(documents.collect(), Usage::new(tokens, 0))
+        documents.extend(ranking.documents.into_iter().map(placed));
+        cut.extend(ranking.cut.into_iter().map(|index| first + index));
+    }
+    Ranking::new(documents, Usage::new(tokens, 0)).with_cut(cut)
 }

@@ -1,11 +1,14 @@
 //! The handle to one text embedding model: texts in, vectors out. It turns calls into requests of the right size and
 //! lane; queues, workers and memory are left to the actors.
 
-use model_actors::{EmbedPrompt, EmbedTexts, Lane, ModelHandle, ModelId, ModelSpec, TextEmbedding};
+use model_actors::{
+    EmbedOutputs, EmbedPrompt, EmbedTexts, Embeddings, Lane, ModelHandle, ModelId, ModelSpec, TextEmbedding,
+    TextToken, Truncate, Usage,
+};
 
 use crate::error::Result;
 use crate::handles::calls::{
-    Calls, TEXT_REQUESTS_AT_A_TIME, TEXTS_PER_REQUEST, call_settings, in_order, only, portions,
+    Calls, TEXT_REQUESTS_AT_A_TIME, TEXTS_PER_REQUEST, call_settings, in_order, numbered, only, portions,
 };
 use crate::models::text_embedding::TextEmbeddingModel;
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
@@ -15,7 +18,7 @@ impl EngineCapability for TextEmbedding {
     type Handle = TextEmbedder;
 
     fn handle(model: ModelHandle<Self>, _: &EngineResources) -> TextEmbedder {
-        TextEmbedder { calls: Calls::new(model), prompt: None, dimensions: None }
+        TextEmbedder { calls: Calls::new(model), request: EmbedTexts::default() }
     }
 }
 
@@ -40,8 +43,8 @@ impl IntoModelSpec<TextEmbedding> for SourceSpec {
 #[derive(Clone)]
 pub struct TextEmbedder {
     calls: Calls<TextEmbedding>,
-    prompt: Option<EmbedPrompt>,
-    dimensions: Option<usize>,
+    /// A request without texts.
+    request: EmbedTexts,
 }
 
 call_settings!(TextEmbedder for TextEmbedding);
@@ -50,7 +53,7 @@ impl TextEmbedder {
     /// Sets a prompt that the model's own files define (`query`, `document`), put before each text.
     #[must_use]
     pub fn prompt(self, name: impl Into<String>) -> Self {
-        Self { prompt: Some(EmbedPrompt::Named(name.into())), ..self }
+        self.with(|request| request.with_prompt(EmbedPrompt::Named(name.into())))
     }
 
     /// Sets a prompt in words, put before each text: for models that were trained with a prompt but define none in their
@@ -58,7 +61,7 @@ impl TextEmbedder {
     /// `Instruct: …\nQuery: `. Empty, it keeps the model's default prompt away.
     #[must_use]
     pub fn prompt_text(self, prompt: impl Into<String>) -> Self {
-        Self { prompt: Some(EmbedPrompt::Text(prompt.into())), ..self }
+        self.with(|request| request.with_prompt(EmbedPrompt::Text(prompt.into())))
     }
 
     /// Sets the number of leading dimensions that are kept of each vector, for models trained that way (Matryoshka); a
@@ -66,7 +69,23 @@ impl TextEmbedder {
     /// can do it do not list them, so that any number up to the whole width is taken there.
     #[must_use]
     pub fn dimensions(self, dimensions: usize) -> Self {
-        Self { dimensions: Some(dimensions), ..self }
+        self.with(|request| request.with_dimensions(dimensions))
+    }
+
+    /// Sets what becomes of a text with more tokens than the model takes: it is cut, unless set, or refused.
+    #[must_use]
+    pub fn truncate(self, truncate: Truncate) -> Self {
+        self.with(|request| request.with_truncate(truncate))
+    }
+
+    /// Sets what [`TextEmbedder::embeddings`] gives of each text; its vector alone, unless set.
+    #[must_use]
+    pub fn outputs(self, outputs: EmbedOutputs) -> Self {
+        self.with(|request| request.with_outputs(outputs))
+    }
+
+    fn with(self, set: impl FnOnce(EmbedTexts) -> EmbedTexts) -> Self {
+        Self { request: set(self.request), ..self }
     }
 
     /// Embeds one text. Dropping the future cancels the request.
@@ -75,7 +94,7 @@ impl TextEmbedder {
     /// [`Error::InvalidInput`](crate::Error::InvalidInput); [`Error::Actor`](crate::Error::Actor), of which
     /// [`Error::root`](crate::Error::root) gives a load's own error.
     pub async fn embed(&self, text: impl Into<String>) -> Result<Vec<f32>> {
-        only(self.call(vec![text.into()], Lane::Interactive).await?)
+        only(self.vectors_alone().call(vec![text.into()], Lane::Interactive).await?.vectors)
     }
 
     /// Embeds texts: one vector each, in order. They are split into requests of at most 32 that run side by side in the
@@ -87,14 +106,63 @@ impl TextEmbedder {
         &self,
         texts: impl IntoIterator<Item = T>,
     ) -> Result<Vec<Vec<f32>>> {
-        let requests = portions(texts.into_iter().map(Into::into), TEXTS_PER_REQUEST);
-        let call = |texts| self.call(texts, Lane::Batch);
-        Ok(in_order(requests, "texts", TEXT_REQUESTS_AT_A_TIME, call).await?.concat())
+        Ok(self.vectors_alone().embeddings(texts).await?.vectors)
     }
 
-    async fn call(&self, texts: Vec<String>, lane: Lane) -> Result<Vec<Vec<f32>>> {
-        let request =
-            EmbedTexts::new(texts).with_prompt(self.prompt.clone()).with_dimensions(self.dimensions);
-        Ok(self.calls.call(request, lane).await?.vectors)
+    /// As [`TextEmbedder::embed_batch`], with the number of tokens, and which texts were cut.
+    ///
+    /// # Errors
+    /// As [`TextEmbedder::embed_batch`]; [`Error::TextTooLong`](crate::Error::TextTooLong) where [`TextEmbedder::truncate`]
+    /// refuses such texts.
+    pub async fn embeddings<T: Into<String>>(
+        &self,
+        texts: impl IntoIterator<Item = T>,
+    ) -> Result<Embeddings> {
+        let requests = numbered(portions(texts.into_iter().map(Into::into), TEXTS_PER_REQUEST));
+        let call = async |(first, texts)| {
+            self.call(texts, Lane::Batch).await.map_err(|error| error.of_portion(first))
+        };
+        Ok(joined(in_order(requests, "texts", TEXT_REQUESTS_AT_A_TIME, call).await?))
     }
+
+    /// Tokens of a text as the model reads it, with its prompt and the special ones around it, and also those beyond what it
+    /// takes. A worker of the model does it, so that the caller's thread does not.
+    ///
+    /// # Errors
+    /// As [`TextEmbedder::embed`].
+    pub async fn tokenize(&self, text: impl Into<String>) -> Result<Vec<TextToken>> {
+        let outputs = EmbedOutputs::tokens();
+        let request = self.request.clone().with_texts(vec![text.into()]).with_outputs(outputs);
+        only(self.calls.call(request, Lane::Interactive).await?.tokens)
+    }
+
+    /// Number of tokens of a text, as [`TextEmbedder::tokenize`] gives them.
+    ///
+    /// # Errors
+    /// As [`TextEmbedder::embed`].
+    pub async fn count_tokens(&self, text: impl Into<String>) -> Result<usize> {
+        Ok(self.tokenize(text).await?.len())
+    }
+
+    fn vectors_alone(&self) -> Self {
+        self.clone().outputs(EmbedOutputs::default())
+    }
+
+    async fn call(&self, texts: Vec<String>, lane: Lane) -> Result<Embeddings> {
+        self.calls.call(self.request.clone().with_texts(texts), lane).await
+    }
+}
+
+/// The output of all texts, of those of each portion.
+fn joined(portions: Vec<Embeddings>) -> Embeddings {
+    let (mut all, mut tokens) = (Embeddings::default(), 0);
+    for (first, portion) in numbered(portions) {
+        tokens += portion.usage.prompt_tokens;
+        all.vectors.extend(portion.vectors);
+        all.cut.extend(portion.cut.into_iter().map(|index| first + index));
+        all.tokens.extend(portion.tokens);
+        all.sparse.extend(portion.sparse);
+        all.token_vectors.extend(portion.token_vectors);
+    }
+    all.with_usage(Usage::new(tokens, 0))
 }

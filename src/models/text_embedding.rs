@@ -23,14 +23,19 @@ mod nv_embed;
 mod static_embedding;
 #[cfg(feature = "transformers")]
 mod library;
+mod bge_m3;
 mod plan;
 mod vectors;
 mod worker;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use model_actors::{Bytes, EmbedPrompt, EmbedTexts, Footprint, LoadContext};
+use model_actors::{
+    Bytes, EmbedOutputs, EmbedPrompt, EmbedTexts, Embeddings, Footprint, LoadContext, SparseVector,
+    TextToken, Truncate, VectorArray,
+};
 
 use crate::architecture::Family;
 use crate::device::{Compute, ComputeThreads};
@@ -42,6 +47,7 @@ use crate::models::token_batch::TokenBatch;
 use crate::pooling::Head;
 use crate::tokens::{TokenIds, Tokens};
 use crate::weights::WeightFiles;
+use bge_m3::TokenOutputs;
 pub(crate) use plan::TextEmbeddingPlan;
 pub(super) use plan::{SentenceConfig, TokenizerConfig};
 
@@ -125,6 +131,8 @@ pub(super) trait Encoder: Send + Sync {
 pub(crate) struct LoadedModel {
     encoder: Arc<dyn Encoder>,
     head: Head,
+    /// Outputs for each token, of models that have them.
+    token_outputs: Option<TokenOutputs>,
     tokens: Tokens,
     /// Written after each text.
     ending: String,
@@ -154,40 +162,91 @@ impl LoadedModel {
         })
     }
 
+    /// A text with its prompt and ending.
+    fn whole<'a>(&self, prompt: &str, text: &'a str) -> Cow<'a, str> {
+        match (prompt, self.ending.as_str()) {
+            ("", "") => text.into(),
+            (prompt, ending) => format!("{prompt}{text}{ending}").into(),
+        }
+    }
+
     /// `watch` is called before each text and may end it.
     fn tokenize(&self, request: &EmbedTexts, watch: &Watch<'_>) -> Result<Vec<TokenIds>> {
         self.dimensions(request)?;
+        let outputs = request.outputs;
+        if (outputs.sparse || outputs.token_vectors) && self.token_outputs.is_none() {
+            let reason = "the model has no sparse vectors and no vectors of tokens; BGE-M3 has both";
+            return Err(Error::InvalidInput(reason.to_owned()));
+        }
         let prompt = self.prompt(request.prompt.as_ref())?;
         let skipped = match self.head.leaves_out_prompts() && !prompt.is_empty() {
             true => self.tokens.count_in_front(prompt)?,
             false => 0,
         };
-        let encode = |text: &String| {
+        let encode = |(index, text): (usize, &String)| {
             watch()?;
-            let tokens = match (prompt, self.ending.as_str()) {
-                ("", "") => self.tokens.encode(text)?,
-                (prompt, ending) => self.tokens.encode(&format!("{prompt}{text}{ending}"))?,
-            };
+            let text = self.whole(prompt, text);
+            let tokens = self.tokens.encode(&text)?;
+            if tokens.is_cut && request.truncate == Truncate::Refuse {
+                let (count, limit) = (self.tokens.encode_whole(&text)?.len(), self.plan.longest);
+                return Err(Error::TextTooLong { index, tokens: count, limit });
+            }
             if skipped > 0 && tokens.ids.len() <= skipped {
                 let reason = format!("the prompt's {skipped} tokens leave no room for the text");
                 return Err(Error::InvalidInput(reason));
             }
             Ok(TokenIds { skipped, ..tokens })
         };
-        request.texts.iter().map(encode).collect()
+        request.texts.iter().enumerate().map(encode).collect()
     }
 
-    /// One pass through the transformer and what follows it.
-    fn run(&self, threads: &ComputeThreads, batch: &TokenBatch, watch: &Watch<'_>) -> Result<Vec<Vec<f32>>> {
+    /// The tokens of a request's texts as such, whatever the model takes of them.
+    fn list(&self, request: &EmbedTexts, watch: &Watch<'_>) -> Result<Vec<Vec<TextToken>>> {
+        let prompt = self.prompt(request.prompt.as_ref())?;
+        let list = |text: &String| {
+            watch()?;
+            let ids = self.tokens.encode_whole(&self.whole(prompt, text))?;
+            let token = |id| TextToken::new(id, self.tokens.written(id).unwrap_or_default());
+            Ok(ids.into_iter().map(token).collect())
+        };
+        request.texts.iter().map(list).collect()
+    }
+
+    /// One pass through the transformer and what follows it, as far as these outputs need it.
+    fn run(
+        &self,
+        threads: &ComputeThreads,
+        outputs: EmbedOutputs,
+        batch: &TokenBatch,
+        watch: &Watch<'_>,
+    ) -> Result<Vec<EmbeddedText>> {
         threads.run(|| {
             let hidden = self.encoder.encode(batch, watch)?;
-            if self.encoder.gives_texts() {
-                let texts = batch.lengths.len();
-                return self.head.forward(&hidden, &vec![1; texts], &vec![0; texts]);
-            }
-            self.head.forward(&hidden, &batch.lengths, &batch.skipped)
+            let texts = batch.lengths.len();
+            let vectors = match (outputs.vectors, self.encoder.gives_texts()) {
+                (false, _) => vec![Vec::new(); texts],
+                (true, true) => self.head.forward(&hidden, &vec![1; texts], &vec![0; texts])?,
+                (true, false) => self.head.forward(&hidden, &batch.lengths, &batch.skipped)?,
+            };
+            let of_tokens = self.token_outputs.as_ref();
+            let sparse = of_tokens.filter(|_| outputs.sparse).map(|heads| heads.sparse(&hidden, batch));
+            let rows = of_tokens.filter(|_| outputs.token_vectors);
+            let rows = rows.map(|heads| heads.token_vectors(&hidden, batch));
+            let (sparse, rows) =
+                (sparse.transpose()?.unwrap_or_default(), rows.transpose()?.unwrap_or_default());
+            let (mut sparse, mut rows) = (sparse.into_iter(), rows.into_iter());
+            let text = |vector| EmbeddedText { vector, sparse: sparse.next(), token_vectors: rows.next() };
+            Ok(vectors.into_iter().map(text).collect())
         })
     }
+}
+
+/// The outputs of a text.
+pub(super) struct EmbeddedText {
+    /// Empty unless it is asked for.
+    vector: Vec<f32>,
+    sparse: Option<SparseVector>,
+    token_vectors: Option<VectorArray<f32>>,
 }
 
 /// A loaded embedding model without actors around it, for tools and for comparison: the very code that a worker
@@ -259,7 +318,15 @@ impl TextEmbeddingModel {
     /// # Errors
     /// As [`TextEmbeddingModel::embed`].
     pub fn embed_request(&self, request: &EmbedTexts) -> Result<Vec<Vec<f32>>> {
-        Ok(text_runs::alone(self, request)?.vectors)
+        Ok(self.embeddings(request)?.vectors)
+    }
+
+    /// As [`TextEmbeddingModel::embed_request`], with the numbers of tokens and all that the request asks for.
+    ///
+    /// # Errors
+    /// As [`TextEmbeddingModel::embed`]; [`Error::TextTooLong`] for a request that refuses to have texts cut.
+    pub fn embeddings(&self, request: &EmbedTexts) -> Result<Embeddings> {
+        text_runs::alone(self, request)
     }
 }
 
@@ -282,7 +349,9 @@ mod tests {
             let looks = AtomicUsize::new(0);
             let run = |most: usize| {
                 looks.store(0, Ordering::Relaxed);
-                model.shared.run(&model.threads, &batch, &|| match looks.fetch_add(1, Ordering::Relaxed) {
+                model.shared.run(&model.threads, EmbedOutputs::default(), &batch, &|| match looks
+                    .fetch_add(1, Ordering::Relaxed)
+                {
                     look if look + 1 < most => Ok(()),
                     _ => Err(Error::Stopped),
                 })

@@ -2,7 +2,7 @@
 //! tokenized, the texts of all requests are packed into passes, between layers and passes it is looked who has gone, and
 //! each request is answered as soon as its last text is through. What a pass computes is left to the models.
 
-use model_actors::{Batch, Capability, Failure, Item};
+use model_actors::{Batch, Capability, Failure, Item, TextToken, Usage};
 
 use super::answers::{Answers, Watch, watch};
 use super::passes::passes;
@@ -17,11 +17,44 @@ pub(super) trait TextModel<C: Capability> {
 
     /// The tokens of a request's texts. `watch` is called before each text and may end it: a request's texts can be a
     /// quarter of a gigabyte.
-    fn tokenize(&self, request: &C::Request, watch: &Watch<'_>) -> Result<Vec<TokenIds>>;
-    /// The results of the texts of a pass.
-    fn pass(&self, texts: &TokenBatch, watch: &Watch<'_>) -> Result<Vec<Self::Result>>;
-    /// The output of a request, of the results of its texts in order and the number of tokens of all.
-    fn output(&self, request: &C::Request, results: Vec<Self::Result>, tokens: usize) -> Result<C::Output>;
+    fn tokenize(&self, request: &C::Request, watch: &Watch<'_>) -> Result<Tokenized>;
+    /// The results of the texts of a pass. They are of several requests of one batch key, of which one is given.
+    fn pass(&self, request: &C::Request, texts: &TokenBatch, watch: &Watch<'_>) -> Result<Vec<Self::Result>>;
+    /// The output of a request, of the results of its texts in order.
+    fn output(&self, request: &C::Request, results: Vec<Self::Result>, texts: Tokenized)
+    -> Result<C::Output>;
+}
+
+/// The texts of a request as tokens.
+#[derive(Default)]
+pub(super) struct Tokenized {
+    /// What goes through the model; gone once it is on its way.
+    texts: Vec<TokenIds>,
+    /// Number of these tokens.
+    count: usize,
+    /// Indices of the texts that were cut.
+    pub(super) cut: Vec<usize>,
+    /// Tokens that were asked for.
+    pub(super) listed: Vec<Vec<TextToken>>,
+}
+
+impl Tokenized {
+    /// Texts that are to go through the model.
+    pub(super) fn of(texts: Vec<TokenIds>) -> Self {
+        let numbered = texts.iter().enumerate();
+        let cut = numbered.filter(|(_, text)| text.is_cut).map(|(index, _)| index).collect();
+        let count = texts.iter().map(|text| text.ids.len()).sum();
+        Self { texts, count, cut, listed: Vec::new() }
+    }
+
+    /// The same with tokens that were asked for.
+    pub(super) fn listing(self, listed: Vec<Vec<TextToken>>) -> Self {
+        Self { listed, ..self }
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        Usage::new(self.count, 0)
+    }
 }
 
 /// A text of a batch on its way.
@@ -39,58 +72,67 @@ fn packed<'a>(texts: impl IntoIterator<Item = &'a TokenIds>) -> TokenBatch {
 
 /// Runs the requests of a batch. One with a bad input or output fails alone.
 pub(super) fn run<C: Capability, M: TextModel<C>>(model: &M, batch: &Batch<'_, C>) -> Result<(), Failure> {
-    let (texts, tokens, mut answers) = prepare(model, batch);
-    for pass in passes(texts, |text| text.tokens.ids.len()) {
+    let mut run = Run { model, batch, texts: Vec::new(), answers: Answers::default() };
+    let mut tokenized: Vec<Tokenized> =
+        batch.items().iter().enumerate().map(|item| run.prepare(item)).collect();
+    for pass in passes(std::mem::take(&mut run.texts), |text| text.tokens.ids.len()) {
         let wanted = |text: &&Text| !batch.items()[text.item].should_stop();
         let pass: Vec<&Text> = pass.iter().filter(wanted).collect();
-        if pass.is_empty() {
-            continue;
-        }
         let items: Vec<&Item<C>> = pass.iter().map(|text| &batch.items()[text.item]).collect();
+        let Some(request) = items.first().map(|item| item.request()) else { continue };
         let packed = packed(pass.iter().map(|text| &text.tokens));
-        let results = match model.pass(&packed, &|| watch(&items)) {
+        let results = match model.pass(request, &packed, &|| watch(&items)) {
             // Whoever waits for other passes still gets them.
             Err(Error::Stopped) => continue,
             results => results?,
         };
         for (text, result) in pass.into_iter().zip(results) {
-            if let Some(results) = answers.put(text.item, text.place, result) {
-                let item = &batch.items()[text.item];
-                match model.output(item.request(), results, tokens[text.item]) {
-                    Ok(output) => item.finish(output),
-                    Err(error) => item.fail(error.into()),
-                }
+            if let Some(results) = run.answers.put(text.item, text.place, result) {
+                run.finish(&batch.items()[text.item], results, std::mem::take(&mut tokenized[text.item]));
             }
         }
     }
     Ok(())
 }
 
-/// Tokenizes what is still wanted; gives the number of tokens of each item, too.
-fn prepare<C: Capability, M: TextModel<C>>(
-    model: &M,
-    batch: &Batch<'_, C>,
-) -> (Vec<Text>, Vec<usize>, Answers<M::Result>) {
-    let (mut texts, mut answers) = (Vec::new(), Answers::default());
-    let mut counts = vec![0; batch.items().len()];
-    for (index, item) in batch.items().iter().enumerate() {
+/// A batch under way.
+struct Run<'a, 'b, C: Capability, M: TextModel<C>> {
+    model: &'a M,
+    batch: &'a Batch<'b, C>,
+    texts: Vec<Text>,
+    answers: Answers<M::Result>,
+}
+
+impl<C: Capability, M: TextModel<C>> Run<'_, '_, C, M> {
+    /// Tokenizes the texts of an item if they are still wanted. One of which nothing has to go through the model is answered.
+    fn prepare(&mut self, (index, item): (usize, &Item<C>)) -> Tokenized {
         if item.should_stop() {
-            continue;
+            return Tokenized::default();
         }
-        match model.tokenize(item.request(), &|| watch(&[item])) {
-            Ok(tokens) => {
-                answers.open(index, tokens.len());
-                counts[index] = tokens.iter().map(|text| text.ids.len()).sum();
+        let tokenized = self.model.tokenize(item.request(), &|| watch(&[item]));
+        self.batch.tick();
+        match tokenized {
+            Ok(tokenized) if tokenized.texts.is_empty() => self.finish(item, Vec::new(), tokenized),
+            Ok(mut tokenized) => {
+                let texts = std::mem::take(&mut tokenized.texts);
+                self.answers.open(index, texts.len());
                 let text = |(place, tokens)| Text { item: index, place, tokens };
-                texts.extend(tokens.into_iter().enumerate().map(text));
+                self.texts.extend(texts.into_iter().enumerate().map(text));
+                return tokenized;
             }
             // Nobody waits for it any more.
             Err(Error::Stopped) => {}
             Err(error) => item.fail(error.into()),
         }
-        batch.tick();
+        Tokenized::default()
     }
-    (texts, counts, answers)
+
+    fn finish(&self, item: &Item<C>, results: Vec<M::Result>, tokenized: Tokenized) {
+        match self.model.output(item.request(), results, tokenized) {
+            Ok(output) => item.finish(output),
+            Err(error) => item.fail(error.into()),
+        }
+    }
 }
 
 /// The output of one request, without actors around the model.
@@ -98,14 +140,14 @@ fn prepare<C: Capability, M: TextModel<C>>(
 /// # Errors
 /// [`Error::InvalidInput`], [`Error::Compute`] and their like.
 pub(super) fn alone<C: Capability, M: TextModel<C>>(model: &M, request: &C::Request) -> Result<C::Output> {
-    let tokens = model.tokenize(request, &|| Ok(()))?;
-    let count = tokens.iter().map(|text| text.ids.len()).sum();
-    let mut results: Vec<(usize, M::Result)> = Vec::with_capacity(tokens.len());
-    for pass in passes(tokens.iter().enumerate().collect(), |(_, text)| text.ids.len()) {
+    let mut tokenized = model.tokenize(request, &|| Ok(()))?;
+    let texts = std::mem::take(&mut tokenized.texts);
+    let mut results: Vec<(usize, M::Result)> = Vec::with_capacity(texts.len());
+    for pass in passes(texts.iter().enumerate().collect(), |(_, text)| text.ids.len()) {
         let packed = packed(pass.iter().map(|(_, text)| *text));
         let places = pass.into_iter().map(|(place, _)| place);
-        results.extend(places.zip(model.pass(&packed, &|| Ok(()))?));
+        results.extend(places.zip(model.pass(request, &packed, &|| Ok(()))?));
     }
     results.sort_by_key(|(place, _)| *place);
-    model.output(request, results.into_iter().map(|(_, result)| result).collect(), count)
+    model.output(request, results.into_iter().map(|(_, result)| result).collect(), tokenized)
 }

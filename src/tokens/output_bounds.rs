@@ -12,7 +12,10 @@ use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Deserialize;
-use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
+use tokenizers::{
+    Encoding, Model as _, NormalizedString, Normalizer, NormalizerWrapper, OffsetType, PreTokenizer as _,
+    Tokenizer,
+};
 
 use super::Specials;
 use crate::source::{Entries, Values};
@@ -146,10 +149,41 @@ impl OutputBounds {
         text: &str,
         specials: Specials,
     ) -> Result<Vec<u32>, String> {
+        Ok(self.encoding(tokenizer, text, specials)?.get_ids().to_vec())
+    }
+
+    /// The same with what the tokenizer has cut off.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub(super) fn encoding(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        specials: Specials,
+    ) -> Result<Encoding, String> {
         guarded(|| {
             self.check(tokenizer, text)?;
-            let encoding = tokenizer.encode_fast(text, specials == Specials::Added);
-            Ok(encoding.map_err(|error| error.to_string())?.get_ids().to_vec())
+            tokenizer.encode_fast(text, specials == Specials::Added).map_err(|error| error.to_string())
+        })
+    }
+
+    /// The tokens of a text before any are cut off or put around it.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub(super) fn bare(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, String> {
+        let words = |error: tokenizers::Error| error.to_string();
+        guarded(|| {
+            self.check(tokenizer, text)?;
+            let added = tokenizer.get_added_vocabulary();
+            let mut pieces = added.extract_and_normalize(tokenizer.get_normalizer(), text);
+            if let Some(split) = tokenizer.get_pre_tokenizer() {
+                split.pre_tokenize(&mut pieces).map_err(words)?;
+            }
+            pieces.tokenize(|piece| tokenizer.get_model().tokenize(piece.get())).map_err(words)?;
+            let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(words)?;
+            Ok(encoding.get_ids().to_vec())
         })
     }
 

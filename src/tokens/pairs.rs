@@ -1,14 +1,21 @@
 //! Pairs of texts as one input: a query and a document, with the tokens around and between them that the tokenizer puts
 //! there. A pair that is too long is cut as the reference implementations do, the longer text first.
 
-use tokenizers::{Encoding, PostProcessor as _, TruncationDirection};
+use std::cell::Cell;
+
+use tokenizers::{Encoding, PostProcessor as _};
 
 use super::output_bounds::guarded;
 use super::{Specials, TokenIds, Tokens, long_text};
 use crate::error::{Error, Result};
 
 /// A text of pairs, which is tokenized once for all of them.
-pub(crate) struct PairText(Vec<u32>);
+pub(crate) struct PairText {
+    /// As many as a pair can have.
+    ids: Vec<u32>,
+    /// The text has more.
+    is_cut: bool,
+}
 
 impl Tokens {
     /// The tokens of a text for pairs, without those around it. More than the longest input are of no use: where two texts
@@ -17,28 +24,39 @@ impl Tokens {
     /// # Errors
     /// [`Error::InvalidInput`] if it cannot be tokenized.
     pub(crate) fn pair_text(&self, text: &str) -> Result<PairText> {
-        let bare = |text: &str| self.output_bounds.encode(&self.tokenizer, text, Specials::AsWritten);
-        let ids = match self.tokenizer.get_truncation() {
-            Some(truncation) if truncation.direction == TruncationDirection::Right => {
-                long_text::encode_cut(text, truncation.max_length, bare)
-            }
-            _ => bare(text),
-        };
-        Ok(PairText(self.within_rows(ids.map_err(failed)?)?))
+        let (ids, is_cut) = self.cut(text, Specials::AsWritten).map_err(failed)?;
+        Ok(PairText { ids: self.within_rows(ids)?, is_cut })
+    }
+
+    /// Number of tokens of two texts and of those around them, whatever the model takes of them.
+    ///
+    /// # Errors
+    /// As [`Self::pair_text`].
+    pub(crate) fn count_pair(&self, first: &str, second: &str) -> Result<usize> {
+        let count = |text: &str| self.bare(text).map(|ids| ids.len()).map_err(failed);
+        Ok(count(first)? + count(second)? + self.around_pairs())
+    }
+
+    /// Number of tokens around and between the texts of a pair.
+    fn around_pairs(&self) -> usize {
+        self.tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(true))
     }
 
     /// The first `longest` tokens of a text that people wrote, of which none is a special one where these are split.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if it cannot be tokenized.
-    pub(crate) fn encode_written_cut(&self, text: &str, longest: usize) -> Result<Vec<u32>> {
+    pub(crate) fn encode_written_cut(&self, text: &str, longest: usize) -> Result<TokenIds> {
+        let is_cut = Cell::new(false);
         let cut = |text: &str| {
             let mut ids =
                 self.encode_written(text, Specials::AsWritten).map_err(|error| error.to_string())?;
+            is_cut.set(ids.len() > longest);
             ids.truncate(longest);
             Ok(ids)
         };
-        long_text::encode_cut(text, longest, cut).map_err(failed)
+        let ids = long_text::encode_cut(text, longest, cut).map_err(failed)?;
+        Ok(TokenIds { ids, is_cut: is_cut.get(), ..TokenIds::default() })
     }
 
     /// The tokens of two texts as one input.
@@ -46,14 +64,14 @@ impl Tokens {
     /// # Errors
     /// [`Error::InvalidInput`] if they have no room, or no tokens.
     pub(crate) fn pair(&self, first: &PairText, second: &PairText) -> Result<TokenIds> {
-        let between = self.tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(true));
+        let between = self.around_pairs();
         let room = self.tokenizer.get_truncation().map_or(usize::MAX, |truncation| truncation.max_length);
         if room <= between {
             let reason =
                 format!("inputs of {room} tokens have no room for a pair beside {between} special ones");
             return Err(Error::InvalidInput(reason));
         }
-        let texts = (encoding(&first.0, 0), encoding(&second.0, 1));
+        let texts = (encoding(&first.ids, 0), encoding(&second.ids, 1));
         let paired = guarded(|| {
             let paired = self.tokenizer.post_process(texts.0, Some(texts.1), true);
             paired.map_err(|error| error.to_string())
@@ -64,7 +82,9 @@ impl Tokens {
             return Err(Error::InvalidInput("the query and the document have no tokens".to_owned()));
         }
         let segments = if self.tells_segments { paired.get_type_ids().to_vec() } else { Vec::new() };
-        Ok(TokenIds { ids, segments, skipped: 0 })
+        let all = first.ids.len().saturating_add(second.ids.len()).saturating_add(between);
+        let is_cut = first.is_cut || second.is_cut || ids.len() < all;
+        Ok(TokenIds { ids, is_cut, segments, skipped: 0 })
     }
 }
 

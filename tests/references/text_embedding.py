@@ -379,6 +379,41 @@ def bge_m3(root: Path) -> None:
     by_sentence_transformers(folder)
 
 
+def bge_m3_outputs(root: Path) -> None:
+    """The weights and vectors of tokens of BGE-M3, written down here from its description. Beside the model above."""
+    path = root / "bge_m3"
+    layers = {"sparse_linear": nn.Linear(WIDTH, 1), "colbert_linear": nn.Linear(WIDTH, WIDTH)}
+    for seed, (name, layer) in enumerate(layers.items(), 31):
+        randomize(layer, seed)
+        if name == "sparse_linear":
+            nn.init.constant_(layer.bias, 3.0)
+        torch.save(layer.state_dict(), path / f"{name}.pt")
+    model = SentenceTransformer(str(path), device="cpu", local_files_only=True)
+    transformer, tokenizer = model[0].auto_model, model.tokenizer
+    silent = {tokenizer.convert_tokens_to_ids(token) for token in ["<s>", "</s>", "<pad>", "<unk>"]}
+    cases = []
+    for text in texts():
+        encoded = tokenizer(text, truncation=True, max_length=LONGEST, return_tensors="pt")
+        with torch.no_grad():
+            hidden = transformer(**encoded).last_hidden_state[0]
+            weights = torch.relu(layers["sparse_linear"](hidden))[:, 0].tolist()
+            vectors = nn.functional.normalize(layers["colbert_linear"](hidden[1:]), dim=-1)
+        sparse: dict[int, float] = {}
+        for token, weight in zip(encoded["input_ids"][0].tolist(), weights):
+            if token not in silent and weight > 0:
+                sparse[token] = max(weight, sparse.get(token, 0.0))
+        tokens = sorted(sparse)
+        # All of a long text would be a megabyte.
+        rows = [[round_digits(x) for x in row] for row in vectors.tolist()[:12]]
+        cases.append({
+            "text": text, "tokens": tokens, "weights": [round_digits(sparse[token]) for token in tokens],
+            "count": len(vectors), "vectors": rows,
+        })
+    assert sum(len(case["tokens"]) for case in cases) > 60
+    lines = ",\n".join(json.dumps(case, ensure_ascii=True, separators=(",", ":")) for case in cases)
+    (path / "expected_tokens.json").write_text(f'{{"cases": [\n{lines}\n]}}\n', encoding="ascii")
+
+
 def bert_2019(root: Path) -> None:
     """As BERT's first repositories: PyTorch's older form of files, in shards, with the older names of norms; a tensor
     that is stored turned, one that is a view, integers, and a dense layer with an activation."""
@@ -1106,7 +1141,7 @@ def nv_embed(root: Path) -> None:
 
 
 FAMILIES = [
-    bert, bert_2019, distilbert, roberta, xlm_roberta, bge_m3, mpnet, electra, arctic, embedding_gemma, e5_mistral,
+    bert, bert_2019, distilbert, roberta, xlm_roberta, bge_m3, bge_m3_outputs, mpnet, electra, arctic, embedding_gemma, e5_mistral,
     llama, static, jina_bert, nomic_bert, modernbert, stella_400m, gte_qwen2, stella_1_5b, qwen3, nv_embed,
     qwen2_windows, nomic_bert_native, eurobert, jina_v3, nomic_moe,
 ]

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{BatchKey, Capability, Cost, NoChunk};
+use super::vectors::{SparseVector, VectorArray};
+use super::{BatchKey, Capability, Cost, NoChunk, Usage};
 use crate::capability::image::ImageSource;
 use crate::config::QueueCapacity;
 use crate::error::Cause;
@@ -36,18 +37,90 @@ pub struct EmbedTexts {
     pub prompt: Option<EmbedPrompt>,
     /// Number of leading dimensions to keep, for models trained that way (Matryoshka). `None`: all.
     pub dimensions: Option<usize>,
+    /// What becomes of a text with more tokens than the model takes.
+    pub truncate: Truncate,
+    /// What is wanted of each text; its vector.
+    pub outputs: EmbedOutputs,
 }
 
 setters! { EmbedTexts {
     with_texts(texts: Vec<String>);
     with_prompt(prompt: impl Into<Option<EmbedPrompt>>) Into::into;
     with_dimensions(dimensions: impl Into<Option<usize>>) Into::into;
+    with_truncate(truncate: Truncate);
+    with_outputs(outputs: EmbedOutputs);
 } }
 
 impl EmbedTexts {
     /// A request for these texts, with the model's default prompt and all dimensions.
     pub fn new<T: Into<String>>(texts: impl IntoIterator<Item = T>) -> Self {
         Self { texts: texts.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+}
+
+/// What becomes of a text with more tokens than a model takes.
+///
+/// ```
+/// use model_actors::{EmbedTexts, Truncate};
+/// let request = EmbedTexts::from("a very long text").with_truncate(Truncate::Refuse);
+/// assert_ne!(request.truncate, Truncate::default());
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Truncate {
+    /// It is cut to what the model takes, and the output says so.
+    #[default]
+    Cut,
+    /// It is refused with both numbers of tokens.
+    Refuse,
+}
+
+/// What is wanted of texts to embed.
+///
+/// ```
+/// use model_actors::{EmbedOutputs, EmbedTexts};
+/// let request = EmbedTexts::from("a cat").with_outputs(EmbedOutputs::tokens());
+/// assert!(!request.outputs.vectors && request.outputs.tokens);
+/// assert!(EmbedTexts::from("a cat").outputs.vectors);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct EmbedOutputs {
+    /// A vector for each text.
+    pub vectors: bool,
+    /// The tokens of each text. Alone, they are there without a pass through the model.
+    pub tokens: bool,
+    /// A weight for each token of each text, of models that have them (BGE-M3).
+    pub sparse: bool,
+    /// A vector for each token of each text, for late interaction, of models that have them (BGE-M3).
+    pub token_vectors: bool,
+}
+
+setters! { EmbedOutputs {
+    with_vectors(vectors: bool);
+    with_tokens(tokens: bool);
+    with_sparse(sparse: bool);
+    with_token_vectors(token_vectors: bool);
+} }
+
+impl EmbedOutputs {
+    /// The tokens alone.
+    pub const fn tokens() -> Self {
+        Self { vectors: false, tokens: true, sparse: false, token_vectors: false }
+    }
+
+    /// True if texts have to go through the model.
+    pub const fn need_model(self) -> bool {
+        self.vectors || self.sparse || self.token_vectors
+    }
+}
+
+/// The vectors alone.
+impl Default for EmbedOutputs {
+    fn default() -> Self {
+        Self { vectors: true, tokens: false, sparse: false, token_vectors: false }
     }
 }
 
@@ -91,12 +164,63 @@ pub struct Embeddings {
     /// The vectors, all of one length.
     #[serde(with = "crate::wire::floats")]
     pub vectors: Vec<Vec<f32>>,
+    /// Numbers of tokens that went through the model; 0 for images.
+    #[serde(skip_serializing_if = "is_none")]
+    pub usage: Usage,
+    /// Indices of the texts that had more tokens than the model takes, and were cut.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cut: Vec<usize>,
+    /// The tokens of each text, special ones and those beyond what the model takes included; none unless they were asked
+    /// for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tokens: Vec<Vec<TextToken>>,
+    /// The weights of each text's tokens, special ones left out; none unless they were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sparse: Vec<SparseVector>,
+    /// The vectors of each text's tokens, each of length 1; none unless they were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub token_vectors: Vec<VectorArray<f32>>,
 }
+
+setters! { Embeddings {
+    with_usage(usage: Usage);
+    with_cut(cut: Vec<usize>);
+    with_tokens(tokens: Vec<Vec<TextToken>>);
+    with_sparse(sparse: Vec<SparseVector>);
+    with_token_vectors(token_vectors: Vec<VectorArray<f32>>);
+} }
 
 impl Embeddings {
     /// Creates the output from its vectors.
     pub fn new(vectors: Vec<Vec<f32>>) -> Self {
-        Self { vectors }
+        Self { vectors, ..Self::default() }
+    }
+}
+
+fn is_none(usage: &Usage) -> bool {
+    *usage == Usage::default()
+}
+
+/// A token of a text.
+///
+/// ```
+/// let token = model_actors::TextToken::new(7592, "hello");
+/// assert_eq!((token.id, token.text.as_str()), (7592, "hello"));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct TextToken {
+    /// Its number in the vocabulary.
+    pub id: u32,
+    /// Its entry in the vocabulary, in which a sign may stand for a space or a byte.
+    pub text: String,
+}
+
+impl TextToken {
+    /// The token of this number and entry.
+    pub fn new(id: u32, text: impl Into<String>) -> Self {
+        Self { id, text: text.into() }
     }
 }
 
@@ -117,7 +241,22 @@ impl Capability for TextEmbedding {
             )
             .into());
         }
+        if !request.outputs.need_model() && !request.outputs.tokens {
+            return Err("the request asks for no output".into());
+        }
         check_texts("text", &request.texts)
+    }
+
+    /// Numbers of tokens in; of texts that were embedded.
+    fn usage(output: &Embeddings) -> Option<Usage> {
+        Some(output.usage)
+    }
+
+    /// The outputs that are asked for: texts of a batch go through the model together.
+    fn batch_key(request: &EmbedTexts) -> BatchKey {
+        let EmbedOutputs { vectors, tokens, sparse, token_vectors } = request.outputs;
+        let bits = [vectors, tokens, sparse, token_vectors].into_iter();
+        BatchKey(bits.fold(0, |key, bit| key << 1 | u64::from(bit)))
     }
 
     /// Approximate number of tokens: four bytes of English make one, and each text has two special ones.

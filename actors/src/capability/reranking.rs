@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::embedding::{check_text, check_texts};
-use super::{Capability, Cost, NoChunk, Usage};
+use super::{Capability, Cost, NoChunk, Truncate, Usage};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
 use crate::limits::MAX_EMBED_PROMPT_BYTES;
@@ -38,6 +38,8 @@ pub struct RerankDocuments {
     pub instruction: Option<String>,
     /// Number of documents to return, the best ones. `None`: all.
     pub top_n: Option<usize>,
+    /// What becomes of a query and a document with more tokens together than the model takes.
+    pub truncate: Truncate,
 }
 
 setters! { RerankDocuments {
@@ -45,6 +47,7 @@ setters! { RerankDocuments {
     with_documents(documents: Vec<String>);
     with_instruction(instruction: impl Into<Option<String>>) Into::into;
     with_top_n(top_n: impl Into<Option<usize>>) Into::into;
+    with_truncate(truncate: Truncate);
 } }
 
 impl RerankDocuments {
@@ -96,13 +99,19 @@ pub struct Ranking {
     pub documents: Vec<RankedDocument>,
     /// Numbers of tokens: the query's count for each document.
     pub usage: Usage,
+    /// Indices of the documents that had more tokens, together with the query, than the model takes, and were cut.
+    pub cut: Vec<usize>,
 }
+
+setters! { Ranking {
+    with_cut(cut: Vec<usize>);
+} }
 
 impl Ranking {
     /// The ranking of these documents, whatever their order.
     pub fn new(mut documents: Vec<RankedDocument>, usage: Usage) -> Self {
         documents.sort_by(|one, other| other.logit.total_cmp(&one.logit).then(one.index.cmp(&other.index)));
-        Self { documents, usage }
+        Self { documents, usage, cut: Vec::new() }
     }
 
     /// The same, of which only the best documents are kept.

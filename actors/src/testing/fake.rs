@@ -7,7 +7,7 @@ use crate::batch::{Batch, Item};
 use crate::capability::{
     Capability, Completion, DescribeImage, EmbedImages, EmbedInput, EmbedTexts, Embeddings, FinishReason,
     GenerateText, ImageEmbedding, PaintImage, PaintStep, Picture, Prompt, RankedDocument, Ranking,
-    RerankDocuments, Reranking, TextEmbedding, TextToImage, TextToText, Usage, Vision,
+    RerankDocuments, Reranking, TextEmbedding, TextToImage, TextToText, TextToken, Usage, Vision,
 };
 use crate::error::Failure;
 use crate::id::Bytes;
@@ -57,11 +57,17 @@ pub trait FakeCapability: Capability {
         Self: Sized;
 }
 
-/// Texts give unit vectors of length 8 that depend on their bytes alone.
+/// Texts give unit vectors of length 8 that depend on their bytes alone; a word counts as a token.
 impl FakeCapability for TextEmbedding {
     fn answer(request: &EmbedTexts) -> Answers<Self> {
-        let vectors = request.texts.iter().map(|text| unit_vector(text.as_bytes()));
-        Answers::whole(Embeddings::new(vectors.collect()))
+        let (outputs, texts) = (request.outputs, &request.texts);
+        let wanted = |is_wanted| if is_wanted { &texts[..] } else { &[] };
+        let vectors = wanted(outputs.vectors).iter().map(|text| unit_vector(text.as_bytes()));
+        let token = |word: &str| TextToken::new(hash(word.as_bytes()) as u32, word);
+        let tokens = |text: &String| text.split_whitespace().map(token).collect();
+        let count = wanted(outputs.vectors).iter().map(|text| text.split_whitespace().count()).sum();
+        let embeddings = Embeddings::new(vectors.collect()).with_usage(Usage::new(count, 0));
+        Answers::whole(embeddings.with_tokens(wanted(outputs.tokens).iter().map(tokens).collect()))
     }
 }
 

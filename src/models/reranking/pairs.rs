@@ -1,10 +1,10 @@
 //! The input that a model makes of a query and a document: a pair of texts, put together by its tokenizer, or a prompt
 //! that asks a language model.
 
-use model_actors::RerankDocuments;
+use model_actors::{RerankDocuments, Truncate};
 
 use super::Watch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tokens::{Specials, TokenIds, Tokens};
 
 /// Forms of a model's input.
@@ -32,6 +32,7 @@ pub(super) struct PairEncoder {
     tokens: Tokens,
     /// The instruction of a request that has none.
     instruction: String,
+    longest: usize,
     form: EncodedForm,
 }
 
@@ -59,7 +60,7 @@ impl PairEncoder {
         let prompt = match form {
             PairForm::Texts => {
                 let instruction = instruction.unwrap_or_default();
-                return Ok(Self { tokens, instruction, form: EncodedForm::Texts });
+                return Ok(Self { tokens, instruction, longest, form: EncodedForm::Texts });
             }
             PairForm::Prompt(prompt) => prompt,
         };
@@ -72,7 +73,7 @@ impl PairEncoder {
         };
         let instruction = instruction.unwrap_or_else(|| prompt.instruction.to_owned());
         let form = EncodedForm::Prompt { names: prompt.names, around, room };
-        Ok(Self { tokens, instruction, form })
+        Ok(Self { tokens, instruction, longest, form })
     }
 
     /// The inputs of a request, one for each document.
@@ -81,23 +82,33 @@ impl PairEncoder {
         let instruction = instruction.as_ref().unwrap_or(&self.instruction);
         match &self.form {
             EncodedForm::Texts => {
-                let query = self.tokens.pair_text(&format!("{instruction}{query}"))?;
-                let pair = |document: &String| {
+                let query = format!("{instruction}{query}");
+                let first = self.tokens.pair_text(&query)?;
+                let pair = |(index, document): (usize, &String)| {
                     watch()?;
-                    self.tokens.pair(&query, &self.tokens.pair_text(document)?)
+                    let pair = self.tokens.pair(&first, &self.tokens.pair_text(document)?)?;
+                    if pair.is_cut && request.truncate == Truncate::Refuse {
+                        let tokens = self.tokens.count_pair(&query, document)?;
+                        return Err(Error::TextTooLong { index, tokens, limit: self.longest });
+                    }
+                    Ok(pair)
                 };
-                documents.iter().map(pair).collect()
+                documents.iter().enumerate().map(pair).collect()
             }
             EncodedForm::Prompt { names: [first, second, third], around: [before, after], room } => {
-                let pair = |document: &String| {
+                let pair = |(index, document): (usize, &String)| {
                     watch()?;
                     let text = format!("{first}{instruction}{second}{query}{third}{document}");
-                    let mut ids = before.clone();
-                    ids.extend(self.tokens.encode_written_cut(&text, *room)?);
-                    ids.extend_from_slice(after);
-                    Ok(TokenIds { ids, ..TokenIds::default() })
+                    let cut = self.tokens.encode_written_cut(&text, *room)?;
+                    if cut.is_cut && request.truncate == Truncate::Refuse {
+                        let whole = self.tokens.encode_written(&text, Specials::AsWritten)?.len();
+                        let tokens = before.len() + whole + after.len();
+                        return Err(Error::TextTooLong { index, tokens, limit: self.longest });
+                    }
+                    let ids = [&before[..], &cut.ids, after].concat();
+                    Ok(TokenIds { ids, ..cut })
                 };
-                documents.iter().map(pair).collect()
+                documents.iter().enumerate().map(pair).collect()
             }
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use model_actors::{Footprint, LoadContext, LoadStage, Reranking};
+use model_actors::{Footprint, LoadContext, LoadStage, ModelFacts, Reranking};
 use serde::Deserialize;
 
 use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, PairEncoder, PairForm, ScoreActivation};
@@ -75,7 +75,10 @@ pub(crate) struct RerankingPlan {
     /// Maximum number of tokens of a pair, special ones included.
     longest: usize,
     lowercase: bool,
+    prompts: Prompts,
     instruction: Option<String>,
+    /// Kind of the model, as its files call it.
+    family: String,
     activation: ScoreActivation,
     split_special_tokens: bool,
 }
@@ -104,6 +107,8 @@ impl loader::LoadPlan for RerankingPlan {
         Ok(Self {
             activation: activation(&config, prompts.activation_fn.as_deref(), &own)?,
             instruction: instruction(&prompts)?,
+            prompts,
+            family: architecture::name_in(&json),
             architecture,
             tokenizer: TokenizerFiles::find(&files, "", context)?,
             files,
@@ -115,6 +120,15 @@ impl loader::LoadPlan for RerankingPlan {
 
     fn files(&self) -> &Files {
         &self.files
+    }
+
+    fn facts(&self) -> Option<ModelFacts> {
+        let facts = ModelFacts::new(self.family.as_str()).with_context(self.longest);
+        Some(
+            facts
+                .with_prompts(self.prompts.prompts.clone())
+                .with_default_prompt(self.prompts.default_prompt_name.clone()),
+        )
     }
 
     fn footprint(&self, compute: &Compute, context: &LoadContext) -> Result<Footprint> {

@@ -1,12 +1,13 @@
 //! An embedding model as its small files describe it, before its weights are read.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use model_actors::{Footprint, LoadContext, LoadStage, TextEmbedding};
+use model_actors::{Bytes, Footprint, LoadContext, LoadStage, ModelFacts, TextEmbedding};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::bge_m3::TokenOutputs;
 use super::static_embedding::StaticEmbedding;
 use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel};
 use crate::architecture::{self, parse, refuse_listed};
@@ -15,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::loader::{self, GenerationSettings};
 use crate::models::config_file;
 use crate::models::passes::{PASS_ROWS, THREAD_SCRATCH};
-use crate::pooling::Modules;
+use crate::pooling::{Head, Modules};
 use crate::source::{Files, Unread, read_json};
 use crate::tokens::{TokenizerFiles, Tokens};
 use crate::weights::WeightFiles;
@@ -153,6 +154,10 @@ pub(crate) struct TextEmbeddingPlan {
     pub(super) prompts: PromptConfig,
     /// The dimensions that vectors may be shortened to, if the model lists them.
     pub(super) shorter: Option<Vec<usize>>,
+    /// Kind of the model, as its files call it.
+    family: String,
+    /// Of a model that has been loaded.
+    facts: OnceLock<ModelFacts>,
 }
 
 impl loader::LoadPlan for TextEmbeddingPlan {
@@ -163,7 +168,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
     fn read(files: Files, _: GenerationSettings, context: &LoadContext) -> Result<Self> {
         let modules = Modules::read(&files, context)?;
         let folder = modules.transformer.clone();
-        let (architecture, shared) = read_architecture(&files, &modules, context)?;
+        let (architecture, shared, family) = read_architecture(&files, &modules, context)?;
         let Shared { matryoshka_dimensions: shorter, max_position_embeddings: places } = shared;
         let sentence = SentenceConfig::read(&files, &folder, &SENTENCE_NOT_READ, context)?;
         let names: TokenizerConfig =
@@ -192,11 +197,17 @@ impl loader::LoadPlan for TextEmbeddingPlan {
             lowercase: sentence.do_lower_case.unwrap_or(false),
             prompts,
             shorter,
+            family,
+            facts: OnceLock::new(),
         })
     }
 
     fn files(&self) -> &Files {
         &self.files
+    }
+
+    fn facts(&self) -> Option<ModelFacts> {
+        self.facts.get().cloned()
     }
 
     fn footprint(&self, compute: &Compute, context: &LoadContext) -> Result<Footprint> {
@@ -220,13 +231,20 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         let tokens = tokens.with_rows(self.architecture.vocabulary());
         let encoder = self.architecture.load(&weights, &device, context)?;
         weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;
+        let head = self.modules.head(&self.files, self.architecture.width(), context)?;
+        self.facts.get_or_init(|| self.facts_with(&head));
+        let token_outputs = self.token_outputs(&tokens, context)?;
+        let beside = token_outputs.as_ref().map_or(Bytes(0), TokenOutputs::bytes);
+        let footprint = self.footprint_of(compute, &weights);
+        let footprint = Footprint::new(footprint.shared + beside, footprint.per_worker);
         Ok(LoadedModel {
-            head: self.modules.head(&self.files, self.architecture.width(), context)?,
+            head,
+            token_outputs,
             encoder,
             ending: self.ending(&tokens)?,
             tokens,
             compute: compute.clone(),
-            footprint: compute.counted(self.footprint_of(compute, &weights)),
+            footprint: compute.counted(footprint),
             plan: Arc::clone(self),
         })
     }
@@ -237,18 +255,29 @@ fn read_architecture(
     files: &Files,
     modules: &Modules,
     context: &LoadContext,
-) -> Result<(Box<dyn Architecture>, Shared)> {
+) -> Result<(Box<dyn Architecture>, Shared, String)> {
     let folder = &modules.transformer;
     if modules.is_static {
-        return Ok((Box::new(StaticEmbedding::read(files, folder, context)?), Shared::default()));
+        let table = Box::new(StaticEmbedding::read(files, folder, context)?);
+        return Ok((table, Shared::default(), "static".to_owned()));
     }
     let config = config_file::find(files, &format!("{folder}config.json"), FAMILIES, CAPABILITY, context)?;
     let json = read_json(&config)?;
     let architecture = architecture::find_whole(FAMILIES, CAPABILITY, &config, &json, files.unread)?;
-    Ok((architecture, architecture::parse(&config, &json)?))
+    Ok((architecture, parse(&config, &json)?, architecture::name_in(&json)))
 }
 
 impl TextEmbeddingPlan {
+    fn facts_with(&self, head: &Head) -> ModelFacts {
+        ModelFacts::new(self.family.as_str())
+            .with_context(self.longest)
+            .with_dimensions(self.prompts.truncate_dim.unwrap_or(head.width()))
+            .with_shorter_dimensions(self.shorter.clone().unwrap_or_default())
+            .with_prompts(self.prompts.prompts.clone())
+            .with_default_prompt(self.prompts.default_prompt_name.clone())
+            .with_pooling(head.poolings())
+    }
+
     /// The text that the architecture wants written after each text.
     fn ending(&self, tokens: &Tokens) -> Result<String> {
         let Some(token) = self.architecture.ending() else { return Ok(String::new()) };
@@ -256,6 +285,17 @@ impl TextEmbeddingPlan {
             let reason = format!("it lacks the token {token}, which is to end each text");
             Error::InvalidTokenizer { file: self.tokenizer.path().to_owned(), reason }
         })
+    }
+
+    /// The outputs of BGE-M3, whose files lie beside those of any model of its kind.
+    fn token_outputs(&self, tokens: &Tokens, context: &LoadContext) -> Result<Option<TokenOutputs>> {
+        match self.family.as_str() {
+            "xlm-roberta" => {
+                let (folder, width) = (&self.modules.transformer, self.architecture.width());
+                TokenOutputs::read(&self.files, folder, width, tokens, context)
+            }
+            _ => Ok(None),
+        }
     }
 
     fn weights(&self, context: &LoadContext) -> Result<WeightFiles> {
