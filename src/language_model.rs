@@ -28,6 +28,7 @@ pub use shape::ModelShape;
 /// are shared.
 ///
 /// ```
+/// # #[cfg(feature = "transformers")] {
 /// use candle_actors::{Engine, Source, SourceSpec, TransformersFamily, TransformersModel};
 /// use candle_core::{Result, Tensor};
 /// use candle_nn::VarBuilder;
@@ -56,6 +57,7 @@ pub use shape::ModelShape;
 /// let source = SourceSpec::from(Source::directory("models/mine")).with_family(TransformersFamily::of::<Mine>());
 /// let builder = Engine::builder().text_to_text("mine", source);
 /// # drop(builder);
+/// # }
 /// ```
 pub trait TransformersModel: Sized + Send + Sync + 'static {
     /// Settings that it reads from `config.json`. A setting that this type has no field for, and that may have an effect, is
