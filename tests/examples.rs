@@ -83,13 +83,9 @@ async fn documents_are_ordered_and_as_many_as_are_asked_for_are_shown() {
     let all = run(folder.path(), "rerank", &[&asked[..], &documents].concat()).await;
     assert!(all.is_success && all.err.is_empty(), "{}", all.err);
     assert_eq!(all.out.lines().count(), 3);
-    let best = run_with(
-        folder.path(),
-        "rerank",
-        &[&asked[..], &["--top", "1", "--json"]].concat(),
-        &documents.join("\n"),
-    );
-    let best: Value = serde_json::from_str(best.await.out.trim()).unwrap();
+    let arguments = [&asked[..], &["--top", "1", "--json"]].concat();
+    let best = run_with(folder.path(), "rerank", &arguments, &documents.join("\n")).await;
+    let best: Value = serde_json::from_str(best.out.trim()).unwrap();
     let first = documents[best["index"].as_u64().unwrap() as usize];
     assert!(all.out.lines().next().unwrap().ends_with(first), "{best} {}", all.out);
     let none = run(folder.path(), "rerank", &asked).await;

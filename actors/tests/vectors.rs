@@ -39,7 +39,7 @@ fn quantized_vectors_are_those_of_the_reference() {
 #[test]
 fn no_vectors_make_an_empty_array_and_uneven_ones_none() {
     let none = Embeddings::default().to_array().unwrap();
-    assert!(none.is_empty() && none.len() == 0 && none.to_ubinary().is_empty());
+    assert!(none.is_empty() && none.to_ubinary().is_empty());
     assert!(none.to_int8(&VectorRanges::of(&none)).unwrap().is_empty());
     assert_eq!(Embeddings::new(vec![vec![1.0], vec![1.0, 2.0]]).to_array(), None);
     let array = Embeddings::new(vec![vec![f32::NAN, f32::INFINITY, 2.0]]).to_array().unwrap();

@@ -326,12 +326,9 @@ mod tests {
 
     #[test]
     fn numbers_of_16_bits_are_kept_in_half_the_memory() {
-        let kinds: [(Stored, fn(u16) -> f32); 2] = [
-            (Stored::Bf16, |bits| bf16::from_bits(bits).to_f32()),
-            (Stored::F16, |bits| f16::from_bits(bits).to_f32()),
-        ];
-        for (stored, number) in kinds {
-            let plain = all(number);
+        let bf16s = all(|bits| bf16::from_bits(bits).to_f32());
+        let f16s = all(|bits| f16::from_bits(bits).to_f32());
+        for (stored, plain) in [(Stored::Bf16, bf16s), (Stored::F16, f16s)] {
             let packed = Panels::pack(plain.clone(), 33);
             assert_eq!(packed.stored, stored);
             assert_eq!(packed.whole.len(), plain.len() / 33 / PANEL * PANEL * 33 / 2);

@@ -44,7 +44,7 @@ impl Bystander {
     }
 
     /// Nothing has happened to it.
-    async fn is_unaffected(self) {
+    async fn end_unaffected(self) {
         drop(self.stream);
         assert_eq!(process_of(&self.model).await, self.process);
     }
@@ -89,7 +89,7 @@ async fn a_death(which: usize) {
     let third = process_of(&victim).await;
     assert!(third != second && !is_there(second));
 
-    bystander.is_unaffected().await;
+    bystander.end_unaffected().await;
     stage.finish().await;
     assert!(!is_there(third));
 }
@@ -125,7 +125,7 @@ async fn an_endless_loop_without_progress() {
     assert_ne!(process_of(&model).await, first);
     is_whole_again(&stage, "one").await;
     assert!(!is_there(first));
-    bystander.is_unaffected().await;
+    bystander.end_unaffected().await;
     stage.finish().await;
 }
 
@@ -158,7 +158,7 @@ async fn garbage() {
         assert_ne!(process_of(&model).await, process);
         assert!(!is_there(process));
     }
-    bystander.is_unaffected().await;
+    bystander.end_unaffected().await;
     stage.finish().await;
 }
 
@@ -174,7 +174,7 @@ async fn a_process_that_stops_reading() {
     assert_ne!(said.process, first);
     is_whole_again(&stage, "one").await;
     assert!(!is_there(first));
-    bystander.is_unaffected().await;
+    bystander.end_unaffected().await;
     stage.finish().await;
 }
 

@@ -1,6 +1,5 @@
 //! The list of the tests, and the `main` that runs them: four at a time, and alone what counts the processes of all.
 
-use std::io::Write;
 use std::panic::catch_unwind;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,7 +51,7 @@ fn run(test: &Test, failed: &Mutex<Vec<&'static str>>) {
     let began = std::time::Instant::now();
     let passed = catch_unwind(test.1).is_ok();
     let word = if passed { "ok" } else { "FAILED" };
-    writeln!(std::io::stdout(), "test {} ... {word} ({:.1?})", test.0, began.elapsed()).unwrap();
+    println!("test {} ... {word} ({:.1?})", test.0, began.elapsed());
     if !passed {
         failed.lock().unwrap().push(test.0);
     }

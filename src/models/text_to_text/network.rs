@@ -181,6 +181,7 @@ fn with_library(error: Error) -> Error {
 }
 
 /// A network in memory, which all workers share.
+#[expect(clippy::large_enum_variant, reason = "a model has one")]
 pub(super) enum Network {
     Own(Decoder),
     Library(Loaded),

@@ -11,6 +11,7 @@ use crate::kernels::causal::KvCache;
 use crate::kernels::delta_net::DeltaNetState;
 
 /// Attention, or what a block has in its place.
+#[expect(clippy::large_enum_variant, reason = "nearly every block has attention, and a model has few blocks")]
 pub(crate) enum Mixer {
     Attention(Attention),
     DeltaNet(Box<DeltaNet>),
