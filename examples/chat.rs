@@ -146,11 +146,11 @@ async fn answer(model: &TextGenerator, arguments: &Arguments, prompt: Prompt) ->
         GenerateText::default().with_prompt(prompt).with_sampling(sampling).with_max_tokens(max_tokens);
     let mut stream = model.stream(request).await?;
     let mut out = std::io::stdout();
-    while let Some(text) = stream.next().await {
-        let text = text.map_err(Error::from)?;
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(Error::from)?;
         match json {
-            true => writeln!(out, "{}", serde_json::json!({ "text": text }))?,
-            false => write!(out, "{text}")?,
+            true => writeln!(out, "{}", serde_json::json!({ "text": chunk.text }))?,
+            false => write!(out, "{chunk}")?,
         }
         out.flush()?;
     }

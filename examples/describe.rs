@@ -76,11 +76,11 @@ async fn describe(model: &ImageDescriber, arguments: &Arguments) -> Result<(), F
     model.model().preload().await.map_err(Error::from)?;
     let mut stream = model.stream(request).await?;
     let mut out = std::io::stdout();
-    while let Some(text) = stream.next().await {
-        let text = text.map_err(Error::from)?;
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(Error::from)?;
         match arguments.json {
-            true => writeln!(out, "{}", serde_json::json!({ "text": text }))?,
-            false => write!(out, "{text}")?,
+            true => writeln!(out, "{}", serde_json::json!({ "text": chunk.text }))?,
+            false => write!(out, "{chunk}")?,
         }
         out.flush()?;
     }

@@ -1,14 +1,17 @@
-//! Text generation, one token at a time: chat template, sampler, detokenizer and stop conditions. The caller
-//! runs the model and hands its logits to [`Generation::accept`]; the models themselves are elsewhere.
+//! Text generation, one token at a time: chat template, sampler, log probabilities, detokenizer and stop conditions. The
+//! caller runs the model and hands its logits to [`Generation::accept`]; the models themselves are elsewhere.
 
 mod sampler;
+mod logprobs;
 mod detokenizer;
 mod stop;
 mod template;
 mod messages;
 mod gguf_tokens;
 
-use model_actors::{Completion, FinishReason, Sampling, Usage};
+use model_actors::{
+    Completion, DescribeImage, FinishReason, GenerateText, Sampling, TextChunk, TokenLogprobs, Usage,
+};
 
 use crate::error::{Error, Result};
 use crate::tokens::{MAX_BYTES, Tokens};
@@ -19,15 +22,83 @@ use sampler::Sampler;
 use stop::{StopStrings, Stopped};
 pub(crate) use template::{ChatTemplate, SpecialTokens, read as read_chat_template};
 
-/// Generation of one text. It holds no more than the text, the window of the detokenizer and one entry for
-/// each token of the vocabulary that occurred.
+/// The part of a request that says how its text is written.
+#[derive(Debug, Default)]
+pub(crate) struct TextSettings<'a> {
+    pub(crate) sampling: Sampling,
+    pub(crate) stop: &'a [String],
+    pub(crate) stop_tokens: &'a [u32],
+    pub(crate) min_tokens: usize,
+    /// The number that the request asks for or that the context has room for, whichever is less.
+    pub(crate) max_tokens: usize,
+    pub(crate) logprobs: Option<usize>,
+}
+
+impl<'a> TextSettings<'a> {
+    /// Those of a request, for a model with so many rows.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for tokens that the model lacks.
+    pub(crate) fn of(request: &'a GenerateText, vocabulary: usize) -> Result<Self> {
+        Self {
+            sampling: request.sampling.clone(),
+            stop: &request.stop,
+            stop_tokens: &request.stop_tokens,
+            min_tokens: request.min_tokens,
+            max_tokens: request.max_tokens,
+            logprobs: request.logprobs,
+        }
+        .of_known_tokens(vocabulary)
+    }
+
+    /// Those of a request about an image.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub(crate) fn of_question(request: &'a DescribeImage, vocabulary: usize) -> Result<Self> {
+        Self {
+            sampling: request.sampling.clone(),
+            stop: &request.stop,
+            stop_tokens: &request.stop_tokens,
+            min_tokens: request.min_tokens,
+            max_tokens: request.max_tokens,
+            logprobs: request.logprobs,
+        }
+        .of_known_tokens(vocabulary)
+    }
+
+    fn of_known_tokens(self, vocabulary: usize) -> Result<Self> {
+        let is_unknown = |token: &&u32| usize::try_from(**token).is_ok_and(|token| token >= vocabulary);
+        let named = [
+            ("stop_tokens", self.stop_tokens.iter().find(is_unknown).copied()),
+            ("logit_bias", self.sampling.logit_bias.keys().find(is_unknown).copied()),
+        ];
+        match named.into_iter().find_map(|(setting, token)| Some((setting, token?))) {
+            None => Ok(self),
+            Some((setting, token)) => Err(Error::InvalidInput(format!(
+                "{setting} has the token {token}; the model's are those below {vocabulary}"
+            ))),
+        }
+    }
+}
+
+/// Generation of one text. It holds no more than the text, the log probabilities that are asked for, the window of the
+/// detokenizer and one entry for each token of the vocabulary that occurred.
 pub(crate) struct Generation {
+    tokens: Tokens,
     sampler: Sampler,
     detokenizer: Detokenizer,
     stop: StopStrings,
+    /// Those of the model, and those of the request.
     end_tokens: Vec<u32>,
+    min_tokens: usize,
     max_tokens: usize,
+    /// Number of the most probable tokens that are told with each.
+    top: Option<usize>,
     text: String,
+    logprobs: Vec<TokenLogprobs>,
+    /// Log probabilities that no chunk had yet; the last ones.
+    untold: usize,
     usage: Usage,
 }
 
@@ -36,33 +107,35 @@ pub(crate) struct Generation {
 pub(crate) struct GenerationStep {
     /// The sampled token; the next input of the model, unless this was the last step.
     pub(crate) token: u32,
-    /// New text that can no longer change; never empty.
-    pub(crate) text: Option<String>,
+    /// New text that can no longer change, with log probabilities; never without either.
+    pub(crate) chunk: Option<TextChunk>,
     /// The whole text, after the last step.
     pub(crate) finished: Option<Completion>,
 }
 
 impl Generation {
-    /// Starts a text after a prompt. `max_tokens` is the number that the request asks for or that the context
-    /// has room for, whichever is less; any of `end_tokens` ends the text and is no part of it.
+    /// Starts a text after a prompt. Any of the model's `end_tokens` ends the text and is no part of it.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for settings that are out of range, which the capability's own check refuses first.
     pub(crate) fn new(
         tokens: &Tokens,
-        sampling: &Sampling,
-        stop: &[String],
-        max_tokens: usize,
+        settings: &TextSettings<'_>,
         prompt: &[u32],
         end_tokens: &[u32],
     ) -> Result<Self> {
         Ok(Self {
-            sampler: Sampler::new(sampling, prompt)?,
+            tokens: tokens.clone(),
+            sampler: Sampler::new(&settings.sampling, prompt)?,
             detokenizer: Detokenizer::new(tokens),
-            stop: StopStrings::new(stop),
-            end_tokens: end_tokens.to_vec(),
-            max_tokens,
+            stop: StopStrings::new(settings.stop),
+            end_tokens: end_tokens.iter().chain(settings.stop_tokens).copied().collect(),
+            min_tokens: settings.min_tokens,
+            max_tokens: settings.max_tokens,
+            top: settings.logprobs,
             text: String::new(),
+            logprobs: Vec::new(),
+            untold: 0,
             usage: Usage::new(prompt.len(), 0),
         })
     }
@@ -74,7 +147,7 @@ impl Generation {
     /// [`Error::NotFiniteOutput`] if a logit is not finite. [`Error::InvalidInput`] if the tokenizer cannot write the
     /// token, or the whole text becomes longer than [`MAX_BYTES`]. Either ends the text.
     pub(crate) fn accept(&mut self, logits: &mut [f32]) -> Result<GenerationStep> {
-        let token = self.sampler.sample(logits)?;
+        let token = self.choose(logits)?;
         self.usage.completion_tokens += 1;
         if self.end_tokens.contains(&token) {
             return self.end(token, None, FinishReason::Stop);
@@ -87,13 +160,37 @@ impl Generation {
         if self.usage.completion_tokens >= self.max_tokens {
             return self.end(token, text, FinishReason::Length);
         }
-        Ok(GenerationStep { token, text, finished: None })
+        Ok(GenerationStep { token, chunk: text.map(|text| self.chunk(text)), finished: None })
+    }
+
+    /// Samples a token, and notes its log probability.
+    fn choose(&mut self, logits: &mut [f32]) -> Result<u32> {
+        // They are changed for the choice.
+        let own = self.top.map(|top| (top, logits.to_vec()));
+        let bars_ends = self.usage.completion_tokens < self.min_tokens;
+        let barred = if bars_ends { self.end_tokens.as_slice() } else { &[] };
+        let token = self.sampler.sample(logits, |logits| bar(logits, barred))?;
+        if let Some((top, own)) = own {
+            self.logprobs.push(logprobs::of(&self.tokens, &own, token, top));
+            self.untold += 1;
+        }
+        Ok(token)
+    }
+
+    /// New text, with the log probabilities that were not told before.
+    fn chunk(&mut self, text: String) -> TextChunk {
+        let told = self.logprobs.len().saturating_sub(std::mem::take(&mut self.untold));
+        let new = self.logprobs.get(told..).unwrap_or_default().to_vec();
+        TextChunk::from(text).with_logprobs(new)
     }
 
     /// Passes a piece of text through the stop strings to the whole text.
     fn append_until_stop(&mut self, piece: Option<&str>) -> Result<(Option<String>, Stopped)> {
         let Some(piece) = piece else { return Ok((None, Stopped::No)) };
-        let (text, stopped) = self.stop.push(piece);
+        let (text, stopped) = match self.usage.completion_tokens < self.min_tokens {
+            true => (piece.to_owned(), Stopped::No),
+            false => self.stop.push(piece),
+        };
         self.append(&text)?;
         Ok((Some(text).filter(|text| !text.is_empty()), stopped))
     }
@@ -127,68 +224,21 @@ impl Generation {
     }
 
     fn finished(&mut self, token: u32, text: Option<String>, finish_reason: FinishReason) -> GenerationStep {
-        let completion = Completion::new(std::mem::take(&mut self.text), finish_reason, self.usage);
-        GenerationStep { token, text, finished: Some(completion) }
+        let chunk = (text.is_some() || self.untold > 0).then(|| self.chunk(text.unwrap_or_default()));
+        let completion = Completion::new(std::mem::take(&mut self.text), finish_reason, self.usage)
+            .with_logprobs(std::mem::take(&mut self.logprobs));
+        GenerationStep { token, chunk, finished: Some(completion) }
+    }
+}
+
+/// Leaves none of these tokens to be chosen.
+fn bar(logits: &mut [f32], tokens: &[u32]) {
+    for token in tokens {
+        if let Some(logit) = logits.get_mut(*token as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod tests {
-    use serde_json::{Value, json};
-    use tokenizers::Tokenizer;
-
-    use super::*;
-
-    /// Starts a text of a model with a vocabulary of two words and this decoder.
-    fn text_of(words: [&str; 2], decoder: &Value, end_tokens: &[u32]) -> Generation {
-        let file = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": decoder,
-            "model": {"type": "WordLevel", "vocab": {words[0]: 0, words[1]: 1}, "unk_token": words[0]},
-        });
-        let tokenizer = Tokenizer::from_bytes(serde_json::to_vec(&file).unwrap()).unwrap();
-        let tokens = Tokens::whole(tokenizer).unwrap();
-        let greedy = Sampling::default().with_temperature(0.0);
-        Generation::new(&tokens, &greedy, &[], 1 << 20, &[], end_tokens).unwrap()
-    }
-
-    fn replace(pattern: &str, content: &str) -> Value {
-        json!({"type": "Replace", "pattern": {"String": pattern}, "content": content})
-    }
-
-    #[test]
-    fn a_text_that_becomes_too_long_ends_with_an_error() {
-        // 256 KiB a token.
-        let decoder = replace(&"b".repeat(1 << 10), &"c".repeat(16 << 10));
-        let mut text = text_of(["a", &"b".repeat(16 << 10)], &decoder, &[]);
-        let mut bytes = 0;
-        let error = loop {
-            match text.accept(&mut [0.0, 1.0]) {
-                Ok(next) => bytes += next.text.map_or(0, |piece| piece.len()),
-                Err(error) => break error,
-            }
-        };
-        assert!(matches!(&error, Error::InvalidInput(reason) if reason.contains("16777216")), "{error}");
-        assert_eq!(bytes, MAX_BYTES);
-    }
-
-    #[test]
-    fn tokens_that_cannot_be_written_end_a_text_with_an_error() {
-        // A run of bytes is written at its end, and so many are too much by then.
-        let sixteen = replace("a", &"a".repeat(16));
-        let decoder = json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, sixteen]});
-        for end_tokens in [Vec::new(), vec![0]] {
-            let mut text = text_of(["a", "<0x61>"], &decoder, &end_tokens);
-            for _ in 0..150_000 {
-                assert_eq!(text.accept(&mut [0.0, 1.0]).unwrap().text, None);
-            }
-            let error = text.accept(&mut [1.0, 0.0]).unwrap_err();
-            assert!(matches!(&error, Error::InvalidInput(reason) if reason.contains("tokenizer")), "{error}");
-        }
-        // It panics on a token of fewer signs than it strips.
-        let strip = json!({"type": "Strip", "content": " ", "start": 0, "stop": 2});
-        let error = text_of(["a", " "], &strip, &[]).accept(&mut [0.0, 1.0]).unwrap_err();
-        assert!(matches!(&error, Error::InvalidInput(reason) if reason.contains("tokenizer")), "{error}");
-    }
-}
+mod tests;

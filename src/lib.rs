@@ -53,10 +53,11 @@ pub use model_actors::{
     Loader, MemoryStatus, Message, Model, ModelFacts, ModelHandle, ModelId, ModelKey, ModelSpec, ModelStatus,
     NoChunk, PaintImage, PaintStep, Picture, PoolConfig, PoolStatus, PressureLevel, Priority, ProcessMemory,
     Prompt, QueueCapacity, RankedDocument, Ranking, RegisteredModel, ReplyStream, RequestId, RequestPhase,
-    RerankDocuments, Reranking, RestartConfig, Role, Sampling, ShutdownReport, SparseVector, StallLimits,
-    Stopped, System, SystemBuilder, SystemConfig, SystemEnd, SystemState, SystemStatus, Tenant, TenantConfig,
-    TenantStatus, TextEmbedding, TextToImage, TextToText, TextToken, Truncate, Usage, VectorArray,
-    VectorRanges, Vision, Weights, WhenFull, WorkerId, WorkerPhase, WorkerStatus,
+    RerankDocuments, Reranking, RestartConfig, Role, Sampling, SamplingDefaults, ShutdownReport,
+    SparseVector, StallLimits, Stopped, System, SystemBuilder, SystemConfig, SystemEnd, SystemState,
+    SystemStatus, Tenant, TenantConfig, TenantStatus, TextChunk, TextEmbedding, TextToImage, TextToText,
+    TextToken, TokenLogprob, TokenLogprobs, Truncate, Usage, VectorArray, VectorRanges, Vision, Weights,
+    WhenFull, WorkerId, WorkerPhase, WorkerStatus,
 };
 
 pub use device::ComputeDevice;

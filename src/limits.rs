@@ -12,6 +12,9 @@
 //! | bytes of a prompt before texts to embed | [`MAX_EMBED_PROMPT_BYTES`], 16 KiB | `InvalidInput` |
 //! | tokens to generate | [`MAX_TOKENS`], 1,048,576; the context ends a text sooner | `InvalidInput` |
 //! | stop strings, and bytes of one | [`MAX_STOPS`], 16; [`MAX_STOP_BYTES`], 256 | `InvalidInput` |
+//! | stop tokens; tokens whose logits are biased, and the bias | [`MAX_STOP_TOKENS`], 64; [`MAX_LOGIT_BIASES`], 1,024; [`MAX_LOGIT_BIAS`], 100 | `InvalidInput` |
+//! | frequency and presence penalties | [`MAX_PENALTY`], 2 | `InvalidInput` |
+//! | log probabilities of the most probable tokens, for each token; of a request, by the tokens that it may get | [`MAX_TOP_LOGPROBS`], 20; [`MAX_LOGPROBS`], 262,144 | `InvalidInput` |
 //! | bytes of a question, of a prompt to paint, and of what to avoid | [`MAX_QUESTION_BYTES`], 64 KiB | `InvalidInput` |
 //! | sides of a picture to paint | [`MAX_PAINTED_SIDE`], 4,096 pixels; multiples of what the model's latents stand for | `InvalidInput` |
 //! | pixels of a picture to paint | [`MAX_PAINTED_PIXELS`], 589,824, or 1.5 times those of the model's own size, whichever is more | `InvalidInput` |

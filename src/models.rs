@@ -2,6 +2,7 @@
 //! that capability's list.
 
 mod config_file;
+mod model_sampling;
 mod generation_config;
 pub(crate) mod transformer;
 mod passes;

@@ -11,6 +11,7 @@ mod long_text;
 mod texts;
 mod pairs;
 mod pieces;
+mod bytes;
 mod plain_text;
 mod special_names;
 mod class_names;
@@ -32,6 +33,8 @@ use tokenizers::{NormalizerWrapper, Tokenizer, TruncationDirection, TruncationPa
 
 use crate::error::{Error, Result};
 use crate::source::read_config;
+use bytes::Letters;
+pub(crate) use bytes::{byte_of, letters_to_bytes};
 pub(crate) use files::TokenizerFiles;
 use output_bounds::guarded;
 pub(crate) use output_bounds::{MAX_ADDED_TOKENS, MAX_BYTES, MAX_MERGES, OutputBounds};
@@ -53,6 +56,7 @@ pub(crate) struct Tokens {
     tells_segments: bool,
     /// Tokens such as `<0x0A>` stand for bytes.
     byte_fallback: bool,
+    letters: Letters,
     output_bounds: OutputBounds,
     /// Encodes what people write in a prompt, unless their special tokens are the template's equals.
     plain_text: Option<Arc<PlainText>>,
@@ -237,12 +241,14 @@ impl Tokens {
         let output_bounds = OutputBounds::of(&tokenizer)?;
         let decoder = tokenizer.get_decoder().and_then(|decoder| serde_json::to_string(decoder).ok());
         let byte_fallback = decoder.is_some_and(|decoder| decoder.contains("\"ByteFallback\""));
+        let letters = Letters::of(&tokenizer);
         Ok(Self {
             tokenizer: Arc::new(tokenizer),
             closing: None,
             may_be_empty: false,
             tells_segments: false,
             byte_fallback,
+            letters,
             output_bounds,
             plain_text: None,
             bytes_per_token: None,
@@ -402,6 +408,20 @@ impl Tokens {
         match added.get_added_tokens_decoder().get(&id) {
             Some(token) => !(token.special || added.is_special_token(&token.content)),
             None => self.tokenizer.id_to_token(id).is_some(),
+        }
+    }
+
+    /// The bytes that a token stands for, wherever it is in a text; of one that has no text its name, and none of a number
+    /// that is no token's.
+    pub(crate) fn bytes(&self, id: u32) -> Vec<u8> {
+        if let Some(piece) = self.pieces.as_ref().and_then(|pieces| pieces.of(id)) {
+            return piece.to_vec();
+        }
+        let added = self.tokenizer.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id);
+        match self.tokenizer.id_to_token(id) {
+            Some(token) if added => token.into_bytes(),
+            Some(token) => self.letters.bytes(&token),
+            None => Vec::new(),
         }
     }
 

@@ -37,8 +37,8 @@ async fn read(mut stream: ReplyStream<TextToText>) -> (String, Completion) {
     let mut text = String::new();
     while let Some(piece) = stream.next().await {
         let piece = piece.unwrap();
-        assert!(!piece.is_empty());
-        text.push_str(&piece);
+        assert!(!piece.text.is_empty());
+        text.push_str(&piece.text);
     }
     (text, stream.output().await.unwrap())
 }
@@ -62,7 +62,7 @@ async fn every_family_generates_the_text_of_its_reference_alone_and_in_a_batch()
             let mut stream = model.stream(request(&case.prompt, 64)).await.unwrap();
             let mut begun = String::new();
             for _ in 0..=index % 3 {
-                begun.extend(stream.next().await.transpose().unwrap());
+                begun.extend(stream.next().await.transpose().unwrap().map(|chunk| chunk.text));
             }
             streams.push((case.clone(), begun, stream));
             match index {
@@ -429,8 +429,8 @@ async fn hostile_requests_fail_alone() {
     refused(&handle, request("", 5), "empty").await;
     refused(&handle, GenerateText::chat([]), "empty").await;
     refused(&handle, request("The", 0), "max_tokens").await;
-    refused(&handle, with(|request| request.sampling.temperature = f32::NAN), "temperature").await;
-    refused(&handle, with(|request| request.sampling.temperature = -0.1), "temperature").await;
+    refused(&handle, with(|request| request.sampling.temperature = Some(f32::NAN)), "temperature").await;
+    refused(&handle, with(|request| request.sampling.temperature = Some(-0.1)), "temperature").await;
     refused(&handle, with(|request| request.sampling.top_k = Some(0)), "top_k").await;
     refused(&handle, with(|request| request.sampling.top_p = Some(0.0)), "top_p").await;
     refused(&handle, with(|request| request.sampling.top_p = Some(f32::NAN)), "top_p").await;
@@ -439,6 +439,11 @@ async fn hostile_requests_fail_alone() {
     refused(&handle, with(|request| request.stop = vec![String::new()]), "stop").await;
     refused(&handle, with(|request| request.stop = vec!["x".to_owned(); 17]), "stop").await;
     refused(&handle, with(|request| request.stop = vec!["x".repeat(257)]), "stop").await;
+    refused(&handle, with(|request| request.stop_tokens = vec![384]), "stop_tokens").await;
+    refused(&handle, with(|request| request.min_tokens = 6), "min_tokens").await;
+    refused(&handle, with(|request| request.logprobs = Some(21)), "logprobs").await;
+    refused(&handle, with(|request| request.sampling.presence_penalty = 2.5), "presence_penalty").await;
+    refused(&handle, with(|request| request.sampling.logit_bias = [(384, 1.0)].into()), "logit_bias").await;
     refused(&handle, request(&"x".repeat((4 << 20) + 1), 5), "bytes").await;
     refused(&handle, request(&"word \u{0} é 🦀 ".repeat(10_000), 5), "512").await;
     let many = vec![Message::user("x"); 1025];

@@ -185,7 +185,7 @@ async fn a_stream_brings_the_answer_in_pieces() {
     let mut stream = engine.vision("model").unwrap().stream(request(case)).await.unwrap();
     let mut text = String::new();
     while let Some(piece) = stream.next().await {
-        text.push_str(&piece.unwrap());
+        text.push_str(&piece.unwrap().text);
     }
     assert_eq!(text, case.answer);
     assert_eq!(stream.output().await.unwrap().text, case.answer);

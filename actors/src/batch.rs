@@ -131,11 +131,11 @@ enum Owed<C: Capability> {
 /// One request of a batch.
 ///
 /// ```
-/// use model_actors::{Completion, FinishReason, Item, Stopped, TextToText, Usage};
+/// use model_actors::{Completion, FinishReason, Item, Stopped, TextChunk, TextToText, Usage};
 ///
 /// fn stream(item: &Item<TextToText>, words: &[&str]) -> Result<(), Stopped> {
 ///     for word in words {
-///         item.emit((*word).to_owned())?;
+///         item.emit(TextChunk::from(*word))?;
 ///     }
 ///     item.finish(Completion::new(words.concat(), FinishReason::Stop, Usage::new(1, words.len())));
 ///     Ok(())

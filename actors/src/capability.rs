@@ -19,7 +19,8 @@ pub use embedding::{
     TextEmbedding, TextToken, Truncate,
 };
 pub use generation::{
-    Completion, FinishReason, GenerateText, Message, Prompt, Role, Sampling, TextToText, Usage,
+    Completion, FinishReason, GenerateText, Message, Prompt, Role, Sampling, SamplingDefaults, TextChunk,
+    TextToText, TokenLogprob, TokenLogprobs, Usage,
 };
 pub use image::{
     DescribeImage, ImageSource, LeasedPicture, PaintImage, PaintStep, Picture, TextToImage, Vision,

@@ -24,6 +24,18 @@ pub const MAX_MESSAGES: usize = 1024;
 pub const MAX_STOPS: usize = 16;
 /// Maximum number of bytes of a stop string.
 pub const MAX_STOP_BYTES: usize = 256;
+/// Maximum number of stop tokens of a request.
+pub const MAX_STOP_TOKENS: usize = 64;
+/// Maximum number of tokens whose logits a request may bias.
+pub const MAX_LOGIT_BIASES: usize = 1024;
+/// Maximum size of such a bias.
+pub const MAX_LOGIT_BIAS: f32 = 100.0;
+/// Maximum size of a frequency and of a presence penalty.
+pub const MAX_PENALTY: f32 = 2.0;
+/// Maximum number of the most probable tokens whose log probabilities a request may ask for.
+pub const MAX_TOP_LOGPROBS: usize = 20;
+/// Maximum number of log probabilities of a request: for each token that it may get, its own and those of the most probable.
+pub const MAX_LOGPROBS: usize = 1 << 18;
 /// Maximum number of tokens that a request may ask for. The model's context may end a text sooner.
 pub const MAX_TOKENS: usize = 1 << 20;
 

@@ -1,6 +1,7 @@
 //! Each limit of a request: at it, the request is taken, and one more is refused with the number.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use model_actors::limits::*;
@@ -73,12 +74,56 @@ fn requests_for_text() {
     holds::<TextToText>(MAX_STOPS, |n| request().with_stop(vec!["a".to_owned(); n]));
     holds::<TextToText>(MAX_STOP_BYTES, |n| request().with_stop(vec!["a".repeat(n)]));
     holds::<TextToText>(MAX_TOKENS, |n| request().with_max_tokens(n));
+    holds::<TextToText>(MAX_STOP_TOKENS, |n| request().with_stop_tokens(vec![7; n]));
+    holds::<TextToText>(MAX_LOGIT_BIASES, |n| sampled(|sampling| sampling.with_logit_bias(biases(n, 1.0))));
+    holds::<TextToText>(MAX_TOP_LOGPROBS, |n| request().with_logprobs(n));
+    holds::<TextToText>(MAX_LOGPROBS, |n| request().with_max_tokens(n).with_logprobs(0));
+    holds::<TextToText>(300, |n| request().with_max_tokens(300).with_min_tokens(n));
+    let most = MAX_LOGPROBS / (MAX_TOP_LOGPROBS + 1);
+    for (tokens, taken) in [(most, true), (most + 1, false), (MAX_TOKENS, false)] {
+        let asked = request().with_max_tokens(tokens).with_logprobs(MAX_TOP_LOGPROBS);
+        assert_eq!(TextToText::check(&asked).is_ok(), taken, "{tokens}");
+    }
     assert!(TextToText::check(&request().with_max_tokens(usize::MAX)).is_err());
     assert!(TextToText::check(&request().with_max_tokens(0)).is_err());
 }
 
+fn biases(count: usize, bias: f32) -> BTreeMap<u32, f32> {
+    (0..count as u32).map(|token| (token, bias)).collect()
+}
+
+fn sampled(set: impl Fn(Sampling) -> Sampling) -> GenerateText {
+    GenerateText::from("a").with_sampling(set(Sampling::default()))
+}
+
+#[test]
+fn penalties_and_biases_have_ranges() {
+    let takes = |set: fn(Sampling, f32) -> Sampling, value| {
+        let request = sampled(|sampling| set(sampling, value));
+        let image = ImageSource::Bytes(Vec::new());
+        let about_image = DescribeImage::new(image).with_sampling(request.sampling.clone());
+        let taken = TextToText::check(&request).is_ok();
+        assert_eq!(taken, Vision::check(&about_image).is_ok());
+        taken
+    };
+    for (set, most) in [
+        (Sampling::with_frequency_penalty as fn(Sampling, f32) -> Sampling, MAX_PENALTY),
+        (Sampling::with_presence_penalty, MAX_PENALTY),
+        (|sampling, bias| sampling.with_logit_bias(biases(2, bias)), MAX_LOGIT_BIAS),
+    ] {
+        assert!(takes(set, most) && takes(set, -most) && takes(set, 0.0));
+        for bad in [most * 1.01, -most * 1.01, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(!takes(set, bad), "{bad}");
+        }
+    }
+}
+
 #[test]
 fn requests_with_and_for_images() {
+    holds::<Vision>(MAX_STOPS, |n| question(1, 1).with_stop(vec!["a".to_owned(); n]));
+    holds::<Vision>(MAX_STOP_TOKENS, |n| question(1, 1).with_stop_tokens(vec![7; n]));
+    holds::<Vision>(MAX_TOP_LOGPROBS, |n| question(1, 1).with_logprobs(n));
+    holds::<Vision>(300, |n| question(1, 300).with_min_tokens(n));
     holds::<Vision>(MAX_QUESTION_BYTES, |n| question(n, 1));
     holds::<Vision>(MAX_TOKENS, |n| question(1, n));
     holds::<TextToImage>(MAX_QUESTION_BYTES, |n| PaintImage::from("a".repeat(n)));

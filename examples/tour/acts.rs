@@ -207,7 +207,7 @@ impl Acts {
         words: &mut String,
     ) -> Outcome {
         while let Some(piece) = stream.next().await {
-            words.push_str(&piece?);
+            words.push_str(&piece?.text);
             self.stage.live(said(question, words)).await;
             if has_reader() {
                 sleep(BEAT).await;

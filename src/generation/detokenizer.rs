@@ -144,6 +144,10 @@ mod tests {
             assert_eq!(pieces.concat(), tokens.decode(&ids).unwrap(), "{}", path.display());
             assert!(pieces.len() > 10, "{}: it comes bit by bit", path.display());
             if tokens.decode(&ids).unwrap() == text {
+                let written = ids.iter().filter(|id| tokens.has_text(**id));
+                let bytes: Vec<u8> = written.flat_map(|id| tokens.bytes(*id)).collect();
+                // SentencePiece begins with a space that is not part of the text.
+                assert_eq!(String::from_utf8(bytes).unwrap().trim_start(), text, "{}", path.display());
                 assert!(pieces.iter().all(|piece| !piece.contains('\u{fffd}')), "{pieces:?}");
             }
         }

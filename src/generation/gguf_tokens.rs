@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::template::SpecialTokens;
 use crate::gguf::{GgufTokenizer, TokenKind};
-use crate::tokens::{MAX_ADDED_TOKENS, MAX_MERGES, Pieces, Tokens};
+use crate::tokens::{MAX_ADDED_TOKENS, MAX_MERGES, Pieces, Tokens, byte_of, letters_to_bytes};
 use splits::Split;
 
 /// Maximum number of bytes of a piece that others merge to; no vocabulary has longer ones.
@@ -52,37 +52,17 @@ pub(crate) fn tokens_of(gguf: &GgufTokenizer) -> Result<Tokens, String> {
 /// The text of each token, as `token_to_piece` of llama.cpp writes it.
 fn pieces(gguf: &GgufTokenizer) -> Pieces {
     let sentence_piece = gguf.model == "llama";
-    let bytes = if sentence_piece { HashMap::new() } else { bytes_by_letter() };
     let piece = |(id, token): (usize, &String)| -> Vec<u8> {
         match gguf.kind(id) {
             TokenKind::Control | TokenKind::Unknown | TokenKind::Unused => Vec::new(),
             TokenKind::UserDefined => token.clone().into_bytes(),
             TokenKind::Byte => byte_of(token).map_or_else(|| token.clone().into_bytes(), |byte| vec![byte]),
             TokenKind::Normal if sentence_piece => token.replace('▁', " ").into_bytes(),
-            TokenKind::Normal => {
-                let of_bytes: Option<Vec<u8>> =
-                    token.chars().map(|letter| bytes.get(&letter).copied()).collect();
-                of_bytes.unwrap_or_else(|| token.clone().into_bytes())
-            }
+            TokenKind::Normal => letters_to_bytes(token),
         }
     };
     let pieces = gguf.tokens.iter().enumerate().map(|token| piece(token).into_boxed_slice());
     Pieces::new(pieces.collect(), sentence_piece && gguf.adds_space.unwrap_or(true))
-}
-
-/// The byte that a token such as `<0x0A>` stands for.
-fn byte_of(token: &str) -> Option<u8> {
-    let digits = token.strip_prefix("<0x")?.strip_suffix('>').filter(|digits| digits.len() == 2)?;
-    u8::from_str_radix(digits, 16).ok()
-}
-
-/// The byte that each letter of byte-level BPE stands for: those that can be printed for themselves, the others in their
-/// order for the letters from 256 on.
-fn bytes_by_letter() -> HashMap<char, u8> {
-    let printed = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
-    let own = (0..=255u8).filter(printed).map(|byte| (char::from(byte), byte));
-    let others = (0..=255u8).filter(|byte| !printed(byte)).zip(256u32..);
-    own.chain(others.filter_map(|(byte, letter)| Some((char::from_u32(letter)?, byte)))).collect()
 }
 
 /// Special tokens that chat templates write by name.

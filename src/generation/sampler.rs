@@ -1,10 +1,11 @@
 //! Sampler of the next token from logits. Order and meaning of the settings are those of `generate` in
-//! transformers: repetition penalty over prompt and answer (Keskar et al., 2019, arXiv 1909.05858),
+//! transformers: biases, repetition penalty over prompt and answer (Keskar et al., 2019, arXiv 1909.05858),
 //! temperature, top-k (Fan et al., 2018, arXiv 1805.04833), top-p (Holtzman et al., 2019, arXiv 1904.09751)
-//! and min-p (Nguyen et al., 2024, arXiv 2407.01082). Each text has a random generator of its own, so other
-//! texts of a batch do not change it.
+//! and min-p (Nguyen et al., 2024, arXiv 2407.01082). The frequency and presence penalties over the answer are those of
+//! OpenAI's API, which transformers lacks, and come after the repetition penalty. Each text has a random generator of its
+//! own, so other texts of a batch do not change it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use model_actors::Sampling;
@@ -22,6 +23,8 @@ pub(super) struct Sampler {
     random: ChaCha12Rng,
     /// Tokens that occurred, for the repetition penalty.
     seen: HashSet<u32>,
+    /// How often each token occurred in the answer, for the frequency and presence penalties.
+    counts: HashMap<u32, u32>,
 }
 
 /// Token that may be sampled, with its logit or probability.
@@ -44,31 +47,57 @@ impl Sampler {
             Some(_) => prompt.iter().copied().collect(),
             None => HashSet::new(),
         };
-        Ok(Self { settings: settings.clone(), random: ChaCha12Rng::seed_from_u64(seed), seen })
+        let random = ChaCha12Rng::seed_from_u64(seed);
+        Ok(Self { settings: settings.clone(), random, seen, counts: HashMap::new() })
     }
 
-    /// Samples a token. The logits are overwritten.
+    /// Samples a token of those whose logits `bar` does not set to negative infinity. The logits are overwritten.
     ///
     /// # Errors
     /// [`Error::NotFiniteOutput`] if a logit is not finite.
-    pub(super) fn sample(&mut self, logits: &mut [f32]) -> Result<u32> {
+    pub(super) fn sample(&mut self, logits: &mut [f32], bar: impl FnOnce(&mut [f32])) -> Result<u32> {
         // Without a way out of the loop, which compilers then turn into wide instructions.
         if logits.is_empty() || logits.iter().fold(false, |bad, logit| bad | !logit.is_finite()) {
             return Err(Error::NotFiniteOutput);
         }
-        if let Some(penalty) = self.settings.repetition_penalty {
-            apply_repetition_penalty(logits, &self.seen, penalty);
-        }
-        let token = if self.settings.temperature == 0.0 {
-            argmax(logits)
-        } else {
-            let candidates = candidates(logits, &self.settings);
-            pick(&candidates, uniform(&mut self.random))
+        self.penalize(logits);
+        bar(logits);
+        let token = match self.settings.temperature {
+            Some(temperature) if temperature > 0.0 => {
+                let candidates = candidates(logits, &self.settings, temperature);
+                pick(&candidates, uniform(&mut self.random))
+            }
+            _ => argmax(logits),
         };
         if self.settings.repetition_penalty.is_some() {
             self.seen.insert(token);
         }
+        if self.counts_tokens() {
+            let count = self.counts.entry(token).or_default();
+            *count = count.saturating_add(1);
+        }
         Ok(token)
+    }
+
+    fn counts_tokens(&self) -> bool {
+        self.settings.frequency_penalty != 0.0 || self.settings.presence_penalty != 0.0
+    }
+
+    /// Applies biases and penalties.
+    fn penalize(&self, logits: &mut [f32]) {
+        for (token, bias) in &self.settings.logit_bias {
+            if let Some(logit) = logits.get_mut(*token as usize) {
+                *logit += bias;
+            }
+        }
+        if let Some(penalty) = self.settings.repetition_penalty {
+            apply_repetition_penalty(logits, &self.seen, penalty);
+        }
+        for (token, count) in &self.counts {
+            if let Some(logit) = logits.get_mut(*token as usize) {
+                *logit -= *count as f32 * self.settings.frequency_penalty + self.settings.presence_penalty;
+            }
+        }
     }
 }
 
@@ -100,12 +129,11 @@ fn argmax(logits: &[f32]) -> u32 {
 }
 
 /// Tokens that may be sampled, in the order of the vocabulary, with their probabilities.
-pub(super) fn candidates(logits: &[f32], settings: &Sampling) -> Vec<Candidate> {
+pub(super) fn candidates(logits: &[f32], settings: &Sampling, temperature: f32) -> Vec<Candidate> {
     // The penalty may have left infinities.
     let highest = logits.iter().copied().fold(f32::MIN, f32::max).min(f32::MAX);
     // In these units the likeliest has 0 and none is above, so no exponential overflows.
-    let scaled =
-        |logit: f32| (f64::from(logit) - f64::from(highest)).min(0.0) / f64::from(settings.temperature);
+    let scaled = |logit: f32| (f64::from(logit) - f64::from(highest)).min(0.0) / f64::from(temperature);
     let with_token =
         |(token, logit): (usize, &f32)| Candidate { token: token as u32, weight: scaled(*logit) };
     let mut candidates: Vec<Candidate> = logits.iter().enumerate().map(with_token).collect();
@@ -187,6 +215,8 @@ fn pick(candidates: &[Candidate], point: f64) -> u32 {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use serde::Deserialize;
 
@@ -200,6 +230,8 @@ mod tests {
         settings: Settings,
         logits: Vec<f32>,
         prompt: Vec<u32>,
+        #[serde(default)]
+        answer: Vec<u32>,
         probabilities: Vec<f64>,
     }
 
@@ -210,20 +242,35 @@ mod tests {
         top_p: Option<f32>,
         min_p: Option<f32>,
         repetition_penalty: Option<f32>,
+        #[serde(default)]
+        frequency_penalty: f32,
+        #[serde(default)]
+        presence_penalty: f32,
+        #[serde(default)]
+        logit_bias: BTreeMap<u32, f32>,
+        /// Tokens that none of may be chosen, as too few were so far.
+        #[serde(default)]
+        barred: Vec<u32>,
     }
 
     impl Settings {
         fn sampling(&self, seed: u64) -> Sampling {
-            let Self { temperature, top_k, top_p, min_p, repetition_penalty } = self.clone();
+            let Self { temperature, top_k, top_p, min_p, repetition_penalty, .. } = self.clone();
             Sampling::default()
                 .with_temperature(temperature)
                 .with_top_k(top_k)
                 .with_top_p(top_p)
                 .with_min_p(min_p)
                 .with_repetition_penalty(repetition_penalty)
+                .with_frequency_penalty(self.frequency_penalty)
+                .with_presence_penalty(self.presence_penalty)
+                .with_logit_bias(self.logit_bias.clone())
                 .with_seed(seed)
         }
     }
+
+    /// No token is barred.
+    fn all(_: &mut [f32]) {}
 
     fn cases() -> Vec<Case> {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/references/sampling.json");
@@ -231,15 +278,23 @@ mod tests {
     }
 
     #[test]
-    fn candidates_are_those_of_transformers() {
+    fn candidates_are_those_of_the_reference() {
         let mut largest = 0f64;
         for (index, case) in cases().iter().enumerate() {
             let mut logits = case.logits.clone();
-            if let Some(penalty) = case.settings.repetition_penalty {
-                apply_repetition_penalty(&mut logits, &case.prompt.iter().copied().collect(), penalty);
+            let sampling = case.settings.sampling(0);
+            let mut sampler = Sampler::new(&sampling, &case.prompt).unwrap();
+            for token in &case.answer {
+                // Nothing else is left.
+                let only = |logits: &mut [f32]| {
+                    (0..).zip(logits).filter(|(id, _)| id != token).for_each(|(_, x)| *x = f32::NEG_INFINITY);
+                };
+                assert_eq!(sampler.sample(&mut logits.clone(), only).unwrap(), *token);
             }
+            sampler.penalize(&mut logits);
+            case.settings.barred.iter().for_each(|id| logits[*id as usize] = f32::NEG_INFINITY);
             let mut found = vec![0.0; logits.len()];
-            for candidate in candidates(&logits, &case.settings.sampling(0)) {
+            for candidate in candidates(&logits, &sampling, case.settings.temperature) {
                 found[candidate.token as usize] = candidate.weight;
             }
             for (token, (found, expected)) in found.iter().zip(&case.probabilities).enumerate() {
@@ -260,7 +315,7 @@ mod tests {
             let mut sampler = Sampler::new(&case.settings.sampling(seed), &[]).unwrap();
             let mut choices = Vec::new();
             for _ in 0..DRAWS {
-                choices.push(sampler.sample(&mut case.logits.clone()).unwrap());
+                choices.push(sampler.sample(&mut case.logits.clone(), all).unwrap());
             }
             choices
         };
@@ -279,11 +334,11 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_largest_logit_after_the_penalty() {
         let mut plain = Sampler::new(&Sampling::default(), &[1]).unwrap();
-        assert_eq!(plain.sample(&mut [0.5, 2.0, 2.0, -1.0]).unwrap(), 1);
+        assert_eq!(plain.sample(&mut [0.5, 2.0, 2.0, -1.0], all).unwrap(), 1);
         let sampling = Sampling::default().with_repetition_penalty(2.0);
         let mut penalized = Sampler::new(&sampling, &[1]).unwrap();
-        assert_eq!(penalized.sample(&mut [0.5, 2.0, 2.0, -1.0]).unwrap(), 2);
-        assert_eq!(penalized.sample(&mut [1.5, 2.0, 2.0, -1.0]).unwrap(), 0, "its own tokens count too");
+        assert_eq!(penalized.sample(&mut [0.5, 2.0, 2.0, -1.0], all).unwrap(), 2);
+        assert_eq!(penalized.sample(&mut [1.5, 2.0, 2.0, -1.0], all).unwrap(), 0, "its own tokens count too");
     }
 
     #[test]
@@ -291,8 +346,8 @@ mod tests {
         let logits: Vec<f32> =
             (0..20_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 18) as f32 / 9000.0).collect();
         let sampling = Sampling::default().with_temperature(1.0).with_top_p(0.6);
-        let cut = candidates(&logits, &sampling);
-        let mut sorted = candidates(&logits, &sampling.with_top_p(None));
+        let cut = candidates(&logits, &sampling, 1.0);
+        let mut sorted = candidates(&logits, &sampling.with_top_p(None), 1.0);
         sorted.sort_by(by_weight);
         let mut mass = 0.0;
         let kept: HashSet<u32> =
@@ -306,9 +361,9 @@ mod tests {
     fn logits_that_are_not_finite_are_refused_and_extreme_settings_work() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut sampler = Sampler::new(&Sampling::default(), &[]).unwrap();
-            assert!(matches!(sampler.sample(&mut [0.0, bad]), Err(Error::NotFiniteOutput)));
+            assert!(matches!(sampler.sample(&mut [0.0, bad], all), Err(Error::NotFiniteOutput)));
         }
-        assert!(Sampler::new(&Sampling::default(), &[]).unwrap().sample(&mut []).is_err());
+        assert!(Sampler::new(&Sampling::default(), &[]).unwrap().sample(&mut [], all).is_err());
         for temperature in [f32::MIN_POSITIVE, f32::MAX] {
             for penalty in [f32::MIN_POSITIVE, f32::MAX] {
                 let sampling = Sampling::default()
@@ -319,7 +374,7 @@ mod tests {
                     .with_repetition_penalty(penalty)
                     .with_seed(0);
                 let mut sampler = Sampler::new(&sampling, &[0, 1, 2, u32::MAX]).unwrap();
-                let token = sampler.sample(&mut [f32::MAX, f32::MIN, -1.0, 1.0]).unwrap();
+                let token = sampler.sample(&mut [f32::MAX, f32::MIN, -1.0, 1.0], all).unwrap();
                 assert!(token < 4);
             }
         }

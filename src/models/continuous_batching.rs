@@ -210,7 +210,7 @@ impl<Key, State> Text<Key, State> {
             Ok(GenerationStep { finished: Some(_), .. }) | Err(_) => true,
             Ok(next) => {
                 model.chosen(&mut self.start.state, next.token);
-                next.text.is_some()
+                next.chunk.is_some()
             }
         };
         self.held = is_news.then_some(Held { next });

@@ -1,16 +1,17 @@
-//! Settings of a model's files for all texts that it writes, however its tokens are chosen: the tokens that end a text, and the
-//! penalty for tokens that occurred. As in transformers, `generation_config.json` decides alone where there is one, also
+//! Settings of a model's files for all texts that it writes: the tokens that end a text, the penalty for tokens that
+//! occurred, and, for requests that ask for it, how tokens are chosen. As in transformers, `generation_config.json` decides alone where there is one, also
 //! about what it leaves out; only a model without it has these settings in `config.json`, whose top level goes before the
 //! part about the text. Unlike transformers, a model whose files name no end stops at that of its family or tokenizer, since
 //! it would never stop otherwise.
 
 use std::path::{Path, PathBuf};
 
-use model_actors::{LoadContext, Sampling};
+use model_actors::{Cause, LoadContext, Sampling, SamplingDefaults};
 use serde_json::Value;
 
 use crate::architecture::refuse_listed;
 use crate::error::{Error, Result};
+use crate::models::model_sampling::ModelSampling;
 use crate::source::{Files, Unread};
 
 /// Settings that change which token is the most likely one, or where a text ends, and that are
@@ -45,6 +46,8 @@ pub(crate) struct GenerationConfig {
     ends: Option<Vec<u32>>,
     /// Of a request that does not say it.
     repetition_penalty: Option<f32>,
+    /// Of a request that asks for it.
+    sampling: ModelSampling,
 }
 
 impl GenerationConfig {
@@ -81,6 +84,7 @@ impl GenerationConfig {
             repetition_penalty: first("repetition_penalty")
                 .map(|(file, value)| penalty(file, value))
                 .transpose()?,
+            sampling: ModelSampling::read(|name| first(name).map(|(_, value)| value.clone())),
         })
     }
 
@@ -98,9 +102,19 @@ impl GenerationConfig {
     }
 
     /// A request's sampling, completed by the model's.
-    pub(crate) fn complete(&self, sampling: &Sampling) -> Sampling {
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the request asks for the model's settings and they are out of range.
+    pub(crate) fn complete(&self, sampling: Sampling) -> Result<Sampling> {
         let penalty = sampling.repetition_penalty.or(self.repetition_penalty);
-        sampling.clone().with_repetition_penalty(penalty)
+        let sampling = sampling.with_repetition_penalty(penalty);
+        if sampling.defaults != SamplingDefaults::Model {
+            return Ok(sampling);
+        }
+        let completed = self.sampling.complete(sampling);
+        let invalid = |cause: Cause| format!("the model's generation_config.json cannot be used: {cause}");
+        completed.check().map_err(|cause| Error::InvalidInput(invalid(cause)))?;
+        Ok(completed)
     }
 }
 
@@ -220,9 +234,9 @@ mod tests {
     #[test]
     fn a_request_without_a_penalty_has_the_models() {
         let model = GenerationConfig { repetition_penalty: Some(1.5), ..GenerationConfig::default() };
-        assert_eq!(model.complete(&Sampling::default()).repetition_penalty, Some(1.5));
+        assert_eq!(model.complete(Sampling::default()).unwrap().repetition_penalty, Some(1.5));
         let own = Sampling::default().with_repetition_penalty(1.0);
-        assert_eq!(model.complete(&own).repetition_penalty, Some(1.0));
+        assert_eq!(model.complete(own).unwrap().repetition_penalty, Some(1.0));
         assert!(penalty(Path::new("config.json"), &json!(0)).is_err());
     }
 }

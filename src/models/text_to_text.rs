@@ -14,7 +14,7 @@ use model_actors::{
 
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
-use crate::generation::{ChatTemplate, Generation, encode_messages};
+use crate::generation::{ChatTemplate, Generation, TextSettings, encode_messages};
 use crate::limits::GenerationLimits;
 use crate::loader::{WorkerModel, standalone_model};
 use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams};
@@ -196,10 +196,11 @@ impl Steps<GenerateText> for TextGenerationModel {
             return Err(Error::InvalidInput(reason));
         }
         let room = model.limits.room_after(tokens.len(), model.network.context())?;
-        let max_tokens = request.max_tokens.min(room);
-        let ends = &model.end_tokens;
-        let sampling = model.settings.complete(&request.sampling);
-        let generation = Generation::new(&model.tokens, &sampling, &request.stop, max_tokens, &tokens, ends)?;
+        let mut settings = TextSettings::of(request, vocabulary)?;
+        let max_tokens = settings.max_tokens.min(room);
+        settings.max_tokens = max_tokens;
+        settings.sampling = model.settings.complete(settings.sampling)?;
+        let generation = Generation::new(&model.tokens, &settings, &tokens, &model.end_tokens)?;
         Ok(Start { generation, most: tokens.len() + max_tokens, state: State::new(&model.network, tokens)? })
     }
 

@@ -22,6 +22,11 @@ impl Pieces {
         !self.piece(id).is_empty()
     }
 
+    /// The text of a token that has one.
+    pub(super) fn of(&self, id: u32) -> Option<&[u8]> {
+        Some(self.piece(id)).filter(|piece| !piece.is_empty())
+    }
+
     /// The text of tokens; bytes that are no character become the replacement character.
     ///
     /// # Errors

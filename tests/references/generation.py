@@ -1,7 +1,8 @@
 """Writes what transformers makes of logits and of chat templates, for src/generation.
 
 `sampling.json`: random logits, settings, and the probabilities that transformers' own processors leave of them, in the
-order in which `generate` applies them. `chat_templates.json`: templates in the styles of published ones, messages, and
+order in which `generate` applies them, and the frequency and presence penalties as OpenAI's documentation defines them.
+`logprobs`: log probabilities by torch. `defaults`: the sampling that transformers takes from a `generation_config.json`. `chat_templates.json`: templates in the styles of published ones, messages, and
 what `apply_chat_template` makes of them, or the error that the template raises. Call:
 
     python generation.py
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.generation import logits_process as process
 
 FOLDER = Path(__file__).resolve().parent
@@ -31,14 +32,53 @@ SETTINGS = [
     {"temperature": 0.8, "top_k": 12, "top_p": 0.9, "min_p": 0.05},
     {"temperature": 1.1, "repetition_penalty": 1.3},
     {"temperature": 0.7, "top_k": 20, "top_p": 0.7, "min_p": 0.02, "repetition_penalty": 0.8},
+    {"temperature": 1.0, "frequency_penalty": 0.7},
+    {"temperature": 0.9, "presence_penalty": 1.3},
+    {"temperature": 1.2, "top_k": 9, "frequency_penalty": -0.4, "presence_penalty": -0.9},
+    {"temperature": 1.0, "logit_bias": {"3": 4.5, "17": -100.0, "39": 1.25}},
+    {"temperature": 1.0, "logit_bias": {"8": 100.0}, "top_p": 0.9},
+    {"temperature": 1.0, "barred": [2, 30, 31]},
+    {
+        "temperature": 0.8, "top_k": 15, "repetition_penalty": 1.2, "frequency_penalty": 0.5, "presence_penalty": 0.25,
+        "logit_bias": {"1": 2.0, "12": -3.0}, "barred": [0, 5],
+    },
+]  # fmt: skip
+
+# As published `generation_config.json` have them.
+DEFAULTS = [
+    {},
+    {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
+    {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05},
+    {"do_sample": True, "top_k": 0, "min_p": 0.05},
+    {"do_sample": True, "top_k": 64, "top_p": 1.0, "temperature": 1.0},
+    {"do_sample": False, "temperature": 0.5, "top_p": 0.5},
 ]
 
 
-def probabilities(logits, prompt, settings):
-    """As `generate` does: penalty, temperature, top-k, top-p, min-p."""
-    steps = []
+def probabilities(logits, prompt, answer, settings):
+    """As `generate` does: bias, penalties, minimum of tokens, temperature, top-k, top-p, min-p."""
+    tokens, scores = torch.tensor([prompt + answer]), torch.tensor([logits])
+    if "logit_bias" in settings:
+        bias = {(int(token),): value for token, value in settings["logit_bias"].items()}
+        scores = process.SequenceBiasLogitsProcessor(bias)(tokens, scores)
     if "repetition_penalty" in settings:
-        steps.append(process.RepetitionPenaltyLogitsProcessor(settings["repetition_penalty"]))
+        scores = process.RepetitionPenaltyLogitsProcessor(settings["repetition_penalty"])(tokens, scores)
+    # mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence
+    counts = torch.bincount(torch.tensor(answer, dtype=torch.long), minlength=len(logits)).float()
+    scores = scores - counts * settings.get("frequency_penalty", 0.0)
+    scores = scores - (counts > 0).float() * settings.get("presence_penalty", 0.0)
+    steps = []
+    if "barred" in settings:
+        least = len(answer) + 1
+        steps.append(process.MinNewTokensLengthLogitsProcessor(len(prompt), least, settings["barred"], "cpu"))
+    steps += warpers(settings)
+    for step in steps:
+        scores = step(tokens, scores)
+    return torch.softmax(scores.double(), dim=-1)[0].tolist()
+
+
+def warpers(settings):
+    steps = []
     if settings["temperature"] != 1.0:
         steps.append(process.TemperatureLogitsWarper(settings["temperature"]))
     if "top_k" in settings:
@@ -47,10 +87,7 @@ def probabilities(logits, prompt, settings):
         steps.append(process.TopPLogitsWarper(settings["top_p"]))
     if "min_p" in settings:
         steps.append(process.MinPLogitsWarper(settings["min_p"]))
-    scores = torch.tensor([logits])
-    for step in steps:
-        scores = step(torch.tensor([prompt]), scores)
-    return torch.softmax(scores.double(), dim=-1)[0].tolist()
+    return steps
 
 
 def sampling():
@@ -61,9 +98,59 @@ def sampling():
         for _ in range(3):
             logits = (torch.randn(40, generator=generator) * 3).tolist()
             prompt = torch.randint(0, 40, (6,), generator=generator).tolist()
-            kept = [float(f"{p:.9g}") for p in probabilities(logits, prompt, settings)]
+            answer = []
+            if settings.keys() & {"frequency_penalty", "presence_penalty", "barred"}:
+                answer = torch.randint(0, 12, (9,), generator=generator).tolist()
+            kept = [float(f"{p:.9g}") for p in probabilities(logits, prompt, answer, settings)]
             logits = torch.tensor(logits).tolist()
-            cases.append({"settings": settings, "logits": logits, "prompt": prompt, "probabilities": kept})
+            case = {"settings": settings, "logits": logits, "prompt": prompt, "probabilities": kept}
+            cases.append({**case, "answer": answer} if answer else case)
+    return cases
+
+
+def logprobs():
+    """Log probabilities of all tokens, and the most probable ones in their order."""
+    generator = torch.Generator().manual_seed(6)
+    cases = []
+    for scale in [1, 3, 40, 1000]:
+        logits = torch.randn(384, generator=generator) * scale
+        all_of_them = torch.log_softmax(logits.double(), dim=-1)
+        cases.append({
+            "logits": logits.tolist(),
+            "logprobs": [float(f"{p:.9g}") for p in all_of_them.tolist()],
+            "top": torch.topk(all_of_them, 20).indices.tolist(),
+        })
+    return cases
+
+
+def defaults():
+    """Greedy or not, and the processors with their settings, that `generate` makes of each file."""
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    cases = []
+    for file in DEFAULTS:
+        model.generation_config = GenerationConfig.from_dict(file)
+        prepared, _ = model._prepare_generation_config(None)
+        steps = model._get_logits_processor(prepared, input_ids_seq_length=1)
+        settings = {}
+        for step in steps:
+            match step:
+                case process.TemperatureLogitsWarper():
+                    settings["temperature"] = step.temperature
+                case process.TopKLogitsWarper():
+                    settings["top_k"] = step.top_k
+                case process.TopPLogitsWarper():
+                    settings["top_p"] = step.top_p
+                case process.MinPLogitsWarper():
+                    settings["min_p"] = step.min_p
+                case process.RepetitionPenaltyLogitsProcessor():
+                    settings["repetition_penalty"] = step.penalty
+                case _:
+                    raise ValueError(step)
+        cases.append({"file": file, "greedy": not prepared.do_sample, "settings": settings})
     return cases
 
 
@@ -173,8 +260,9 @@ def chat_templates():
 
 def main():
     """Writes both files."""
-    for name, cases in [("sampling", sampling()), ("chat_templates", chat_templates())]:
-        text = json.dumps({"cases": cases}, ensure_ascii=False, indent=None)
+    numbers = {"cases": sampling(), "logprobs": logprobs(), "defaults": defaults()}
+    for name, content in [("sampling", numbers), ("chat_templates", {"cases": chat_templates()})]:
+        text = json.dumps(content, ensure_ascii=False, indent=None)
         (FOLDER / f"{name}.json").write_text(text + "\n")
 
 

@@ -1,12 +1,20 @@
-//! Text to text: a conversation or a raw prompt in, a stream of text out. Sampling and usage are shared with
+//! Text to text: a conversation or a raw prompt in, a stream of text out. Sampling, chunks and output are shared with
 //! vision.
+
+mod sampling;
+mod output;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Batching, Capability, Cost};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
-use crate::limits::{MAX_MESSAGES, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOPS, MAX_TOKENS};
+use crate::limits::{
+    MAX_LOGPROBS, MAX_MESSAGES, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, MAX_TOKENS,
+    MAX_TOP_LOGPROBS,
+};
+pub use output::{Completion, FinishReason, TextChunk, TokenLogprob, TokenLogprobs, Usage};
+pub use sampling::{Sampling, SamplingDefaults};
 
 /// Tokens of an answer that a request is charged with at most.
 const LONG_ANSWER: usize = 1024;
@@ -108,72 +116,6 @@ pub enum Prompt {
     Raw(String),
 }
 
-/// Sampling of the next token.
-///
-/// ```
-/// use model_actors::Sampling;
-/// assert_eq!(Sampling::default().temperature, 0.0); // greedy
-/// let creative = Sampling::default().with_temperature(0.8).with_top_p(0.95).with_seed(42);
-/// assert!(creative.check().is_ok());
-/// ```
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default)]
-#[non_exhaustive]
-pub struct Sampling {
-    /// Sampling temperature; 0 selects greedy decoding.
-    pub temperature: f32,
-    /// Top-k: restricts sampling to the k most probable tokens; at least 1.
-    pub top_k: Option<usize>,
-    /// Top-p: restricts sampling to the most probable tokens that make up this probability; above 0, at most 1.
-    pub top_p: Option<f32>,
-    /// Min-p: drops tokens below this share of the most probable one's probability; from 0 to below 1.
-    pub min_p: Option<f32>,
-    /// Above 1 makes tokens that occurred in prompt or answer less likely; above 0. Holds for the greedy
-    /// choice too. Without it, that of the model's `generation_config.json`; 1 is none.
-    pub repetition_penalty: Option<f32>,
-    /// Random seed; the same seed gives the same output.
-    pub seed: Option<u64>,
-}
-
-setters! { Sampling {
-    with_temperature(temperature: f32);
-    with_top_k(top_k: impl Into<Option<usize>>) Into::into;
-    with_top_p(top_p: impl Into<Option<f32>>) Into::into;
-    with_min_p(min_p: impl Into<Option<f32>>) Into::into;
-    with_repetition_penalty(repetition_penalty: impl Into<Option<f32>>) Into::into;
-    with_seed(seed: impl Into<Option<u64>>) Into::into;
-} }
-
-impl Sampling {
-    /// Checks every setting.
-    ///
-    /// # Errors
-    /// A sentence that names the first setting that is out of range.
-    ///
-    /// ```
-    /// use model_actors::Sampling;
-    /// let refused = Sampling::default().with_top_p(0.0).check().unwrap_err();
-    /// assert!(refused.message().contains("top_p"));
-    /// ```
-    pub fn check(&self) -> Result<(), Cause> {
-        let within = |name: &str, value: Option<f32>, range: &str, holds: fn(f32) -> bool| match value {
-            Some(value) if !holds(value) => Err(Cause::new(format!("{name} is {value}; it must be {range}"))),
-            _ => Ok(()),
-        };
-        within("temperature", Some(self.temperature), "0 or above, and finite", |t| {
-            t >= 0.0 && t.is_finite()
-        })?;
-        within("top_p", self.top_p, "above 0 and at most 1", |p| p > 0.0 && p <= 1.0)?;
-        within("min_p", self.min_p, "0 or above and below 1", |p| (0.0..1.0).contains(&p))?;
-        let penalty = self.repetition_penalty;
-        within("repetition_penalty", penalty, "above 0, and finite", |p| p > 0.0 && p.is_finite())?;
-        match self.top_k {
-            Some(0) => Err("top_k is 0; at least 1 is needed".into()),
-            _ => Ok(()),
-        }
-    }
-}
-
 /// A request to generate text.
 ///
 /// ```
@@ -193,16 +135,28 @@ pub struct GenerateText {
     pub sampling: Sampling,
     /// Maximum number of tokens to generate, 1 to 1,048,576; 256 by default.
     pub max_tokens: usize,
+    /// Minimum number of tokens, at most `max_tokens`; 0 by default. Until then no token that ends the text is chosen,
+    /// and stop strings are text.
+    pub min_tokens: usize,
     /// Stop strings: the text ends before the first of these. At most 16 of 1 to 256 bytes. Of several
     /// matches the one that is complete first counts.
     pub stop: Vec<String>,
+    /// Stop tokens, by their numbers in the model's vocabulary: each ends the text, beside the model's own ends, and is
+    /// no part of it. At most 64.
+    pub stop_tokens: Vec<u32>,
+    /// Asks for the log probability of each token, and of so many of the most probable tokens in its place: 0 to 20. All
+    /// of them together are at most 262,144, by `max_tokens`.
+    pub logprobs: Option<usize>,
 }
 
 setters! { GenerateText {
     with_prompt(prompt: Prompt);
     with_sampling(sampling: Sampling);
     with_max_tokens(max_tokens: usize);
+    with_min_tokens(min_tokens: usize);
     with_stop(stop: Vec<String>);
+    with_stop_tokens(stop_tokens: Vec<u32>);
+    with_logprobs(logprobs: impl Into<Option<usize>>) Into::into;
 } }
 
 /// An empty prompt, which [`Capability::check`] refuses: set one with [`GenerateText::with_prompt`].
@@ -212,7 +166,10 @@ impl Default for GenerateText {
             prompt: Prompt::Raw(String::new()),
             sampling: Sampling::default(),
             max_tokens: 256,
+            min_tokens: 0,
             stop: Vec::new(),
+            stop_tokens: Vec::new(),
+            logprobs: None,
         }
     }
 }
@@ -236,74 +193,9 @@ impl<T: Into<String>> From<T> for GenerateText {
     }
 }
 
-/// Reason for the end of a text.
-///
-/// ```
-/// use model_actors::{Completion, FinishReason, Usage};
-/// let cut = Completion::new("Once upon", FinishReason::Length, Usage::new(4, 2));
-/// assert_ne!(cut.finish_reason, FinishReason::Stop);
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum FinishReason {
-    /// The model ended it.
-    Stop,
-    /// `max_tokens` or the context was reached.
-    Length,
-}
-
-/// Numbers of tokens in and out.
-///
-/// ```
-/// let usage = model_actors::Usage::new(12, 30);
-/// assert_eq!(usage.prompt_tokens + usage.completion_tokens, 42);
-/// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-#[non_exhaustive]
-pub struct Usage {
-    /// Number of tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Number of tokens generated.
-    pub completion_tokens: usize,
-}
-
-impl Usage {
-    /// Usage of a request with so many tokens in its prompt and its answer.
-    pub const fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
-        Self { prompt_tokens, completion_tokens }
-    }
-}
-
-/// The whole text, once it is complete.
-///
-/// ```
-/// use model_actors::{Completion, FinishReason, Usage};
-/// let answer = Completion::new("Water.", FinishReason::Stop, Usage::new(9, 2));
-/// assert_eq!(answer.text, "Water.");
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Completion {
-    /// The whole text: all chunks together.
-    pub text: String,
-    /// Reason for its end.
-    pub finish_reason: FinishReason,
-    /// Numbers of tokens in and out.
-    pub usage: Usage,
-}
-
-impl Completion {
-    /// A finished text.
-    pub fn new(text: impl Into<String>, finish_reason: FinishReason, usage: Usage) -> Self {
-        Self { text: text.into(), finish_reason, usage }
-    }
-}
-
 impl Capability for TextToText {
     type Request = GenerateText;
-    type Chunk = String;
+    type Chunk = TextChunk;
     type Output = Completion;
     const NAME: &'static str = "text_to_text";
     const QUEUE: QueueCapacity = QueueCapacity::new(100, 100);
@@ -313,7 +205,9 @@ impl Capability for TextToText {
     fn check(request: &GenerateText) -> Result<(), Cause> {
         check_tokens(request.max_tokens)?;
         request.sampling.check()?;
-        check_stops(&request.stop)?;
+        check_ends(&request.stop, &request.stop_tokens)?;
+        check_min_tokens(request.min_tokens, request.max_tokens)?;
+        check_logprobs(request.logprobs, request.max_tokens)?;
         if let Prompt::Messages(messages) = &request.prompt
             && messages.len() > MAX_MESSAGES
         {
@@ -348,16 +242,42 @@ pub(super) fn check_tokens(max_tokens: usize) -> Result<(), Cause> {
     }
 }
 
-/// Checks the strings that end a text.
-fn check_stops(stops: &[String]) -> Result<(), Cause> {
-    if stops.len() > MAX_STOPS {
-        return Err(format!("there are {} stop strings; at most {MAX_STOPS} are allowed", stops.len()).into());
+/// Checks the strings and tokens that end a text.
+pub(super) fn check_ends(stop: &[String], stop_tokens: &[u32]) -> Result<(), Cause> {
+    if stop.len() > MAX_STOPS {
+        return Err(format!("there are {} stop strings; at most {MAX_STOPS} are allowed", stop.len()).into());
     }
-    match stops.iter().find(|stop| !(1..=MAX_STOP_BYTES).contains(&stop.len())) {
-        Some(stop) => {
-            Err(format!("a stop string has {} bytes; 1 to {MAX_STOP_BYTES} are allowed", stop.len()).into())
-        }
-        None => Ok(()),
+    if let Some(stop) = stop.iter().find(|stop| !(1..=MAX_STOP_BYTES).contains(&stop.len())) {
+        let bytes = stop.len();
+        return Err(format!("a stop string has {bytes} bytes; 1 to {MAX_STOP_BYTES} are allowed").into());
+    }
+    match stop_tokens.len() {
+        0..=MAX_STOP_TOKENS => Ok(()),
+        count => Err(format!("there are {count} stop tokens; at most {MAX_STOP_TOKENS} are allowed").into()),
+    }
+}
+
+/// Checks the number of tokens before which no text ends.
+pub(super) fn check_min_tokens(min_tokens: usize, max_tokens: usize) -> Result<(), Cause> {
+    if min_tokens <= max_tokens {
+        return Ok(());
+    }
+    Err(format!("min_tokens is {min_tokens}; at most max_tokens, {max_tokens}, is allowed").into())
+}
+
+/// Checks the log probabilities asked for.
+pub(super) fn check_logprobs(logprobs: Option<usize>, max_tokens: usize) -> Result<(), Cause> {
+    let Some(top) = logprobs else { return Ok(()) };
+    if top > MAX_TOP_LOGPROBS {
+        return Err(format!("logprobs is {top}; 0 to {MAX_TOP_LOGPROBS} are allowed").into());
+    }
+    match (top + 1).saturating_mul(max_tokens) {
+        0..=MAX_LOGPROBS => Ok(()),
+        all => Err(format!(
+            "{all} log probabilities are asked for, {top} and one for each of max_tokens; at most {MAX_LOGPROBS} are \
+             allowed"
+        )
+        .into()),
     }
 }
 

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::generation::{Completion, Sampling, Usage, check_tokens};
+use super::generation::{
+    Completion, Sampling, TextChunk, Usage, check_ends, check_logprobs, check_min_tokens, check_tokens,
+};
 use super::{BatchKey, Batching, Capability};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
@@ -172,7 +174,7 @@ pub struct Vision;
 /// use model_actors::{DescribeImage, ImageSource};
 /// let image = ImageSource::Path("cat.png".into());
 /// let request = DescribeImage::new(image).with_question("What colour is the cat?").with_max_tokens(64);
-/// assert_eq!(request.sampling.temperature, 0.0); // greedy
+/// assert_eq!(request.sampling.temperature, None); // greedy
 /// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
@@ -187,6 +189,14 @@ pub struct DescribeImage {
     pub sampling: Sampling,
     /// Maximum number of tokens to generate, 1 to 1,048,576; 256 by default.
     pub max_tokens: usize,
+    /// Minimum number of tokens: see [`GenerateText::min_tokens`](crate::GenerateText::min_tokens).
+    pub min_tokens: usize,
+    /// Stop strings: see [`GenerateText::stop`](crate::GenerateText::stop).
+    pub stop: Vec<String>,
+    /// Stop tokens: see [`GenerateText::stop_tokens`](crate::GenerateText::stop_tokens).
+    pub stop_tokens: Vec<u32>,
+    /// Log probabilities: see [`GenerateText::logprobs`](crate::GenerateText::logprobs).
+    pub logprobs: Option<usize>,
 }
 
 setters! { DescribeImage {
@@ -194,6 +204,10 @@ setters! { DescribeImage {
     with_question(question: impl Into<String>) Into::into;
     with_sampling(sampling: Sampling);
     with_max_tokens(max_tokens: usize);
+    with_min_tokens(min_tokens: usize);
+    with_stop(stop: Vec<String>);
+    with_stop_tokens(stop_tokens: Vec<u32>);
+    with_logprobs(logprobs: impl Into<Option<usize>>) Into::into;
 } }
 
 /// A request about no pixels, to be given its image.
@@ -206,13 +220,22 @@ impl Default for DescribeImage {
 impl DescribeImage {
     /// A request without a question, with greedy sampling and at most 256 tokens.
     pub fn new(image: ImageSource) -> Self {
-        Self { image, question: String::new(), sampling: Sampling::default(), max_tokens: 256 }
+        Self {
+            image,
+            question: String::new(),
+            sampling: Sampling::default(),
+            max_tokens: 256,
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_tokens: Vec::new(),
+            logprobs: None,
+        }
     }
 }
 
 impl Capability for Vision {
     type Request = DescribeImage;
-    type Chunk = String;
+    type Chunk = TextChunk;
     type Output = Completion;
     const NAME: &'static str = "vision";
     const QUEUE: QueueCapacity = QueueCapacity::new(50, 50);
@@ -222,6 +245,9 @@ impl Capability for Vision {
     fn check(request: &DescribeImage) -> Result<(), Cause> {
         check_tokens(request.max_tokens)?;
         request.sampling.check()?;
+        check_ends(&request.stop, &request.stop_tokens)?;
+        check_min_tokens(request.min_tokens, request.max_tokens)?;
+        check_logprobs(request.logprobs, request.max_tokens)?;
         // Only the model knows whether it needs a question.
         match request.question.is_empty() {
             true => Ok(()),

@@ -120,8 +120,8 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Drop for Reply<C, H> {
 /// [`Self::output`] gives the output afterwards, or the same error.
 ///
 /// ```
-/// # use model_actors::{Capability, ReplyStream, Result};
-/// async fn read<C: Capability<Chunk = String>>(mut stream: ReplyStream<C>) -> Result<C::Output> {
+/// # use model_actors::{Capability, ReplyStream, Result, TextChunk};
+/// async fn read<C: Capability<Chunk = TextChunk>>(mut stream: ReplyStream<C>) -> Result<C::Output> {
 ///     while let Some(piece) = stream.next().await {
 ///         print!("{}", piece?);
 ///     }

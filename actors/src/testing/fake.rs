@@ -7,7 +7,7 @@ use crate::batch::{Batch, Item};
 use crate::capability::{
     Capability, Completion, DescribeImage, EmbedImages, EmbedInput, EmbedTexts, Embeddings, FinishReason,
     GenerateText, ImageEmbedding, PaintImage, PaintStep, Picture, Prompt, RankedDocument, Ranking,
-    RerankDocuments, Reranking, TextEmbedding, TextToImage, TextToText, TextToken, Usage, Vision,
+    RerankDocuments, Reranking, TextChunk, TextEmbedding, TextToImage, TextToText, TextToken, Usage, Vision,
 };
 use crate::error::Failure;
 use crate::id::Bytes;
@@ -24,7 +24,8 @@ const SIDE: usize = 8;
 /// use model_actors::testing::{FakeCapability, Answers};
 /// use model_actors::{GenerateText, TextToText};
 /// let Answers { chunks, output } = TextToText::answer(&GenerateText::from("a small cat"));
-/// assert_eq!((chunks.concat(), output.text.as_str()), ("a small cat".to_owned(), "a small cat"));
+/// let text: String = chunks.iter().map(|chunk| chunk.text.as_str()).collect();
+/// assert_eq!((text.as_str(), output.text.as_str()), ("a small cat", "a small cat"));
 /// ```
 #[derive(Debug)]
 pub struct Answers<C: Capability> {
@@ -139,12 +140,16 @@ impl FakeCapability for TextToImage {
     }
 }
 
-fn repeat<C: Capability<Chunk = String, Output = Completion>>(text: &str, max_tokens: usize) -> Answers<C> {
-    let words: Vec<String> = text.split_inclusive(' ').map(str::to_owned).collect();
-    let chunks: Vec<String> = words.iter().take(max_tokens).cloned().collect();
-    let reason = if chunks.len() < words.len() { FinishReason::Length } else { FinishReason::Stop };
-    let usage = Usage::new(words.len(), chunks.len());
-    Answers { output: Completion::new(chunks.concat(), reason, usage), chunks }
+fn repeat<C>(text: &str, max_tokens: usize) -> Answers<C>
+where
+    C: Capability<Chunk = TextChunk, Output = Completion>,
+{
+    let words: Vec<&str> = text.split_inclusive(' ').collect();
+    let written: Vec<&str> = words.iter().take(max_tokens).copied().collect();
+    let reason = if written.len() < words.len() { FinishReason::Length } else { FinishReason::Stop };
+    let usage = Usage::new(words.len(), written.len());
+    let chunks = written.iter().map(|word| TextChunk::from(*word)).collect();
+    Answers { output: Completion::new(written.concat(), reason, usage), chunks }
 }
 
 /// FNV-1a.

@@ -3,10 +3,9 @@
 use std::cell::RefCell;
 use std::path::Path;
 
-use model_actors::Sampling;
-
 use super::*;
 use crate::error::Error;
+use crate::generation::TextSettings;
 use crate::tokens::Tokens;
 
 /// A model whose texts read what they are told to, and write one letter again and again.
@@ -37,7 +36,8 @@ impl Scripted {
 
     /// One that has so much to read again after each of its tokens.
     fn text_that_restarts(&self, unread: usize, most: usize, again: usize, writes: usize) -> Start<State> {
-        let generation = Generation::new(&self.tokens, &Sampling::default(), &[], writes, &[], &[]).unwrap();
+        let settings = TextSettings { max_tokens: writes, ..TextSettings::default() };
+        let generation = Generation::new(&self.tokens, &settings, &[], &[]).unwrap();
         Start { state: State { unread, again, fails: false }, generation, most }
     }
 }
@@ -147,7 +147,8 @@ fn a_text_that_waits_for_its_reader_lets_others_begin_whatever_it_has_to_read_ag
         assert!(streams.moves());
         assert!(streams.step(&model).unwrap());
         let next = streams.held(1).unwrap().as_ref().unwrap().next.as_ref().unwrap();
-        assert_eq!((next.text.as_deref(), next.finished.is_some()), (Some("a"), writes == 1));
+        let text = next.chunk.as_ref().map(|chunk| chunk.text.as_str());
+        assert_eq!((text, next.finished.is_some()), (Some("a"), writes == 1));
         // What ends a text is not read.
         let unread = streams.running[0].start.state.unread;
         assert_eq!(unread, if writes == 1 { 0 } else { 4097 });

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use model_actors::{Batch, Capability, Completion, EmitError, Failure, Item, RequestId};
+use model_actors::{Batch, Capability, Completion, EmitError, Failure, Item, RequestId, TextChunk};
 
 use super::{Held, Steps, Streams};
 use crate::limits::GenerationLimits;
@@ -19,7 +19,7 @@ pub(crate) fn serve<C, S>(
     batch: &mut Batch<'_, C>,
 ) -> Result<(), Failure>
 where
-    C: Capability<Chunk = String, Output = Completion>,
+    C: Capability<Chunk = TextChunk, Output = Completion>,
     S: Steps<C::Request>,
 {
     let mut streams = Streams::new(limits);
@@ -86,7 +86,7 @@ fn begin<C, S>(
 /// Gives readers what there is for them, and lets go of texts that nobody waits for.
 fn hand_out<C, State>(streams: &mut Streams<RequestId, State>, batch: &Batch<'_, C>)
 where
-    C: Capability<Chunk = String, Output = Completion>,
+    C: Capability<Chunk = TextChunk, Output = Completion>,
 {
     for key in streams.keys() {
         let over = match batch.items().iter().find(|item| item.id() == key) {
@@ -102,7 +102,7 @@ where
 /// Gives one reader what there is for it; what it has no room for stays. True if nothing more is to come.
 fn deliver<C>(item: &Item<C>, held: &mut Option<Held>) -> bool
 where
-    C: Capability<Chunk = String, Output = Completion>,
+    C: Capability<Chunk = TextChunk, Output = Completion>,
 {
     let mut next = match held.take() {
         Some(Held { next: Ok(next) }) => next,
@@ -112,11 +112,11 @@ where
         }
         None => return false,
     };
-    match next.text.take().map_or(Ok(()), |text| item.try_emit(text)) {
+    match next.chunk.take().map_or(Ok(()), |chunk| item.try_emit(chunk)) {
         Ok(()) => {}
         Err(EmitError::Stopped) => return true,
-        Err(EmitError::Full(text)) => {
-            next.text = Some(text);
+        Err(EmitError::Full(chunk)) => {
+            next.chunk = Some(chunk);
             *held = Some(Held { next: Ok(next) });
             return false;
         }

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use model_actors::{
     Batch, CallOptions, Failure, Footprint, GenerateText, LoadContext, Loader, Model, ModelSpec, PoolConfig,
-    Prompt, Sampling, System, SystemConfig, TextToText, Weights,
+    Prompt, System, SystemConfig, TextToText, Weights,
 };
 
 use super::{Generation, Logits, Part, Result, Start, Steps, serve};
 use crate::error::Error;
+use crate::generation::TextSettings;
 use crate::limits::GenerationLimits;
 use crate::tokens::Tokens;
 
@@ -46,8 +47,8 @@ impl Steps<GenerateText> for Gated {
             return Err(Error::InvalidInput("it is bad".to_owned()));
         }
         self.note(Asked::Begun);
-        let most = request.max_tokens;
-        let generation = Generation::new(&self.tokens, &Sampling::default(), &[], most, &[], &[])?;
+        let settings = TextSettings { max_tokens: request.max_tokens, ..TextSettings::default() };
+        let generation = Generation::new(&self.tokens, &settings, &[], &[])?;
         Ok(Start { state: (), generation, most: 1 })
     }
 

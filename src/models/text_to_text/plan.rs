@@ -9,7 +9,7 @@ use super::LoadedModel;
 use super::network::NetworkConfig;
 use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::generation::{self, ChatTemplate, SpecialTokens};
+use crate::generation::{self, ChatTemplate, SpecialTokens, TextSettings};
 use crate::gguf::GgufFile;
 use crate::kernels::packed::Arithmetic;
 use crate::limits::GenerationLimits;
@@ -67,6 +67,7 @@ impl loader::LoadPlan for TextToTextPlan {
     }
 
     fn check(&self, request: &GenerateText) -> Result<()> {
+        TextSettings::of(request, self.config.vocabulary())?;
         match (&request.prompt, self.bytes_per_token.get()) {
             // A template may leave out what it likes of messages.
             (Prompt::Raw(text), Some(Some(bytes))) => {

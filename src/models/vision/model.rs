@@ -111,7 +111,7 @@ impl VisionModel {
             let made = self.step(&mut [Part { state: &mut state, rows }])?.pop().unwrap_or(Ok(None))?;
             let Some(mut logits) = made else { continue };
             let next = generation.accept(&mut logits)?;
-            each(next.token, next.text.as_deref());
+            each(next.token, next.chunk.as_ref().map(|chunk| chunk.text.as_str()));
             if let Some(completion) = next.finished {
                 return Ok(completion);
             }

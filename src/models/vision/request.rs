@@ -9,7 +9,7 @@ use model_actors::{DescribeImage, Picture};
 
 use super::{Answer, LoadedModel, Network, Prompt, Unfinished};
 use crate::error::{Error, Result};
-use crate::generation::Generation;
+use crate::generation::{Generation, TextSettings};
 use crate::models::continuous_batching::{Logits, Start, blocks};
 use crate::preprocessing::check;
 
@@ -69,10 +69,13 @@ impl ActiveRequest {
         let sides = (picture.width, picture.height);
         let prompt = model.network.prompt(&model.tokens, sides, &request.question)?;
         let needed = prompt.tokens.len();
-        let most = request.max_tokens.min(model.limits.room_after(needed, model.context)?);
+        let vocabulary = model.network.language_model().decoder.vocabulary();
+        let mut settings = TextSettings::of_question(request, vocabulary)?;
+        let most = settings.max_tokens.min(model.limits.room_after(needed, model.context)?);
+        settings.max_tokens = most;
+        settings.sampling = model.settings.complete(settings.sampling)?;
         let ends = model.network.ends();
-        let sampling = model.settings.complete(&request.sampling);
-        let generation = Generation::new(&model.tokens, &sampling, &[], most, &prompt.tokens, ends)?;
+        let generation = Generation::new(&model.tokens, &settings, &prompt.tokens, ends)?;
         // Nothing was computed for what is refused by now.
         let crops = model.network.crops(picture)?;
         let state = Self { prompt, crops, stage: Stage::Encoding(Encoding::default()) };

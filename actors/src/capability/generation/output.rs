@@ -1,0 +1,175 @@
+//! Output of models that write: pieces of a text as it is written, the whole text, the reason for its end, and the log
+//! probabilities of its tokens.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Log probability of a token.
+///
+/// ```
+/// use model_actors::TokenLogprob;
+/// let half = TokenLogprob::new(17, b" cat".to_vec(), -0.6931);
+/// assert_eq!(half.text(), " cat");
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TokenLogprob {
+    /// Number of the token in the model's vocabulary.
+    pub token: u32,
+    /// Its text; of a special token, its name. A character may lie in several tokens, so this may be a part of one.
+    #[serde(with = "serde_bytes")]
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+}
+
+impl TokenLogprob {
+    /// A token of this number and text.
+    pub fn new(token: u32, bytes: Vec<u8>, logprob: f32) -> Self {
+        Self { token, bytes, logprob }
+    }
+
+    /// Its text, in which bytes that are no whole character are replacement characters.
+    pub fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.bytes)
+    }
+}
+
+/// The log probability of a token that was chosen, and of the most probable ones in its place. They are the model's own:
+/// neither bias, penalties and temperature nor a restriction to some tokens is part of them.
+///
+/// ```
+/// use model_actors::{TokenLogprob, TokenLogprobs};
+/// let chosen = TokenLogprob::new(17, b" cat".to_vec(), -1.2);
+/// let logprobs = TokenLogprobs::new(chosen, vec![TokenLogprob::new(4, b" dog".to_vec(), -0.9)]);
+/// assert_eq!(logprobs.top.len(), 1);
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TokenLogprobs {
+    /// The token that was chosen.
+    pub chosen: TokenLogprob,
+    /// The most probable tokens, as many as the request asks for, the most probable first.
+    pub top: Vec<TokenLogprob>,
+}
+
+impl TokenLogprobs {
+    /// Those of a token that was chosen, and of the most probable ones.
+    pub fn new(chosen: TokenLogprob, top: Vec<TokenLogprob>) -> Self {
+        Self { chosen, top }
+    }
+}
+
+/// A piece of a text that is being written. Written out, it is its text.
+///
+/// ```
+/// use model_actors::TextChunk;
+/// let chunk = TextChunk::from("Once ");
+/// assert_eq!(format!("{chunk}upon"), "Once upon");
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct TextChunk {
+    /// New text that can no longer change. It is empty only where log probabilities of tokens without text come last.
+    pub text: String,
+    /// Log probabilities of the tokens since the chunk before, where the request asks for them.
+    pub logprobs: Vec<TokenLogprobs>,
+}
+
+setters! { TextChunk {
+    with_logprobs(logprobs: Vec<TokenLogprobs>);
+} }
+
+impl<T: Into<String>> From<T> for TextChunk {
+    fn from(text: T) -> Self {
+        Self { text: text.into(), ..Self::default() }
+    }
+}
+
+impl fmt::Display for TextChunk {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+impl AsRef<str> for TextChunk {
+    fn as_ref(&self) -> &str {
+        &self.text
+    }
+}
+
+/// Reason for the end of a text.
+///
+/// ```
+/// use model_actors::{Completion, FinishReason, Usage};
+/// let cut = Completion::new("Once upon", FinishReason::Length, Usage::new(4, 2));
+/// assert_ne!(cut.finish_reason, FinishReason::Stop);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum FinishReason {
+    /// The model ended it, or a stop string or stop token did.
+    Stop,
+    /// `max_tokens` or the context was reached.
+    Length,
+}
+
+/// Numbers of tokens in and out.
+///
+/// ```
+/// let usage = model_actors::Usage::new(12, 30);
+/// assert_eq!(usage.prompt_tokens + usage.completion_tokens, 42);
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Number of tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Number of tokens generated.
+    pub completion_tokens: usize,
+}
+
+impl Usage {
+    /// Usage of a request with so many tokens in its prompt and its answer.
+    pub const fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
+        Self { prompt_tokens, completion_tokens }
+    }
+}
+
+/// The whole text, once it is complete.
+///
+/// ```
+/// use model_actors::{Completion, FinishReason, Usage};
+/// let answer = Completion::new("Water.", FinishReason::Stop, Usage::new(9, 2));
+/// assert_eq!(answer.text, "Water.");
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Completion {
+    /// The whole text: all chunks together.
+    pub text: String,
+    /// Reason for its end.
+    pub finish_reason: FinishReason,
+    /// Numbers of tokens in and out.
+    pub usage: Usage,
+    /// Log probabilities, where the request asks for them: one entry for each token of `usage`, so also for that which
+    /// ended the text.
+    #[serde(default)]
+    pub logprobs: Vec<TokenLogprobs>,
+}
+
+setters! { Completion {
+    with_logprobs(logprobs: Vec<TokenLogprobs>);
+} }
+
+impl Completion {
+    /// A finished text.
+    pub fn new(text: impl Into<String>, finish_reason: FinishReason, usage: Usage) -> Self {
+        Self { text: text.into(), finish_reason, usage, logprobs: Vec::new() }
+    }
+}
