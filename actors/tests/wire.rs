@@ -13,7 +13,8 @@ use model_actors::{
     Bytes, Cause, Completion, DescribeImage, Device, EmbedImages, EmbedOutputs, EmbedPrompt, EmbedTexts,
     Embeddings, Error, FailureKind, FinishReason, GenerateText, ImageSource, Lane, LeasedPicture, Message,
     ModelId, PaintImage, PaintStep, Picture, RankedDocument, Ranking, RequestPhase, RerankDocuments,
-    Sampling, SparseVector, TextToken, Truncate, Usage, VectorArray, WorkerId,
+    Sampling, SparseVector, TextChunk, TextToken, TokenLogprob, TokenLogprobs, Truncate, Usage, VectorArray,
+    WorkerId,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,18 @@ fn messages() -> Vec<Vec<u8>> {
         .with_top_n(1);
     let leased = ImageSource::Leased(LeasedPicture::new(picture(), ()));
     let completion = Completion::new("Rain.", FinishReason::Length, Usage::new(12, 3));
+    let with_all = GenerateText::from("Once")
+        .with_sampling(
+            Sampling::of_model()
+                .with_frequency_penalty(0.5)
+                .with_presence_penalty(-0.5)
+                .with_logit_bias([(3, 1.5), (400, -100.0)].into()),
+        )
+        .with_min_tokens(2)
+        .with_stop_tokens(vec![1, 70_000])
+        .with_logprobs(5);
+    let token = |token, logprob| TokenLogprob::new(token, vec![0xf0, 0x9f], logprob);
+    let logprobs = vec![TokenLogprobs::new(token(7, -0.5), vec![token(9, -0.25), token(7, -0.5)])];
     let painting = PaintImage::from("a red circle")
         .with_negative_prompt("text".to_owned())
         .with_size((64, 32))
@@ -135,13 +148,15 @@ fn messages() -> Vec<Vec<u8>> {
         pinned("embed_images", &EmbedImages::images([ImageSource::Picture(picture()), leased])),
         pinned("embed_images_texts", &EmbedImages::texts(["a cat"])),
         pinned("generate_text", &GenerateText::chat(talk).with_sampling(sampling.clone()).with_max_tokens(9)),
+        pinned("generate_text_with_all", &with_all),
         pinned("generate_text_raw", &GenerateText::from("Once").with_stop(vec!["\n".to_owned()])),
         pinned("completion", &completion),
         pinned("describe_image", &question.with_sampling(sampling)),
         pinned("paint_image", &painting),
         pinned("paint_step", &PaintStep::new(3, 20, Some(picture()))),
         pinned("picture", &picture()),
-        pinned("chunk", &"Ra".to_owned()),
+        pinned("text_chunk", &TextChunk::from("Ra").with_logprobs(logprobs.clone())),
+        pinned("completion_with_logprobs", &completion.with_logprobs(logprobs)),
         pinned("errors", &errors),
     ]
 }
