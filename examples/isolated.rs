@@ -108,7 +108,7 @@ fn request() -> GenerateText {
 async fn kill_in_mid_answer(model: &TextGenerator) -> Result<(), Failure> {
     let mut stream = model.stream(request()).await?;
     if let Some(text) = stream.next().await {
-        println!("The chat begins with {:?}, and its process is killed.", text.map_err(Error::from)?);
+        println!("The chat begins with {:?}, and its process is killed.", text.map_err(Error::from)?.text);
     }
     let parent = std::process::id().to_string();
     if !Path::new("/proc").exists()

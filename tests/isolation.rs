@@ -82,7 +82,8 @@ async fn answers(engine: &Engine) -> Vec<String> {
         chunks.push(chunk.unwrap());
     }
     let told = stream.output().await.unwrap();
-    assert_eq!(chunks.concat(), told.text);
+    let whole: String = chunks.iter().map(|chunk| chunk.text.as_str()).collect();
+    assert_eq!(whole, told.text);
     let seen = DescribeImage::new(image()).with_question("Describe the picture.");
     let seen = engine.vision("eyes").unwrap().describe(seen).await;
     let painted = PaintImage::from("a red circle left of a blue square").with_seed(5).with_steps(2);
