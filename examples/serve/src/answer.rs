@@ -4,13 +4,14 @@ use std::future::ready;
 
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
-use candle_actors::{Completion, FinishReason, Usage};
+use candle_actors::{Completion, FinishReason, TokenLogprobs, Usage};
 use futures_util::stream::{self, StreamExt as _};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::events::{done, event, streamed};
 use crate::json::Json;
+use crate::logprobs;
 use crate::server::{Server, seconds};
 use crate::settings::Form;
 use crate::writing::{Piece, Writing, side_by_side, whole};
@@ -34,6 +35,8 @@ struct Answer {
     usage: Usage,
     /// Choices that have begun, and the number of those that have ended.
     begun: Vec<bool>,
+    /// Characters of each choice so far.
+    characters: Vec<usize>,
     ended: usize,
 }
 
@@ -50,9 +53,10 @@ pub(crate) async fn answer(
     form: Form,
 ) -> Result<Response, ApiError> {
     let id = server.next_id(if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" });
-    let begun = vec![false; writings.len()];
+    let (begun, characters) = (vec![false; writings.len()], vec![0; writings.len()]);
     let (created, usage) = (seconds(), Usage::default());
-    let mut answer = Answer { endpoint, id, created, model, choices, form, usage, begun, ended: 0 };
+    let mut answer =
+        Answer { endpoint, id, created, model, choices, form, usage, begun, characters, ended: 0 };
     if form == Form::Whole {
         return Ok(Json(answer.whole(whole(writings).await?)).into_response());
     }
@@ -71,14 +75,16 @@ impl Answer {
         let choices: Vec<Value> = numbered
             .map(|(index, completion)| {
                 self.count(index, completion.usage);
-                let reason = Some(completion.finish_reason);
+                let (reason, logprobs) = (Some(completion.finish_reason), completion.logprobs);
                 match self.endpoint {
                     Endpoint::Chat => {
                         let message =
                             json!({ "role": "assistant", "content": completion.text, "refusal": null });
-                        self.choice(index, "message", message, reason)
+                        self.choice(index, "message", message, &logprobs, reason)
                     }
-                    Endpoint::Completions => self.choice(index, "text", completion.text.into(), reason),
+                    Endpoint::Completions => {
+                        self.choice(index, "text", completion.text.into(), &logprobs, reason)
+                    }
                 }
             })
             .collect();
@@ -94,18 +100,20 @@ impl Answer {
             && !std::mem::replace(begun, true)
             && self.endpoint == Endpoint::Chat
         {
-            events.push(self.part(index, json!({ "role": "assistant", "content": "" }), None));
+            events.push(self.part(index, json!({ "role": "assistant", "content": "" }), &[], None));
         }
         match (piece, self.endpoint) {
-            (Piece::Text(text), Endpoint::Chat) => {
-                events.push(self.part(index, json!({ "content": text }), None));
+            (Piece::Text(chunk), Endpoint::Chat) => {
+                events.push(self.part(index, json!({ "content": chunk.text }), &chunk.logprobs, None));
             }
-            (Piece::Text(text), Endpoint::Completions) => events.push(self.part(index, text.into(), None)),
+            (Piece::Text(chunk), Endpoint::Completions) => {
+                events.push(self.part(index, chunk.text.into(), &chunk.logprobs, None));
+            }
             (Piece::End(completion), endpoint) => {
                 let nothing = if endpoint == Endpoint::Chat { json!({}) } else { json!("") };
                 self.count(index, completion.usage);
                 self.ended += 1;
-                events.push(self.part(index, nothing, Some(completion.finish_reason)));
+                events.push(self.part(index, nothing, &[], Some(completion.finish_reason)));
             }
         }
         if self.ended == self.begun.len() && self.form == Form::StreamedWithUsage {
@@ -116,9 +124,15 @@ impl Answer {
     }
 
     /// One event with a part of one choice.
-    fn part(&self, index: usize, content: Value, reason: Option<FinishReason>) -> Event {
+    fn part(
+        &mut self,
+        index: usize,
+        content: Value,
+        logprobs: &[TokenLogprobs],
+        reason: Option<FinishReason>,
+    ) -> Event {
         let name = if self.endpoint == Endpoint::Chat { "delta" } else { "text" };
-        let choice = self.choice(index, name, content, reason);
+        let choice = self.choice(index, name, content, logprobs, reason);
         let usage = (self.form == Form::StreamedWithUsage).then_some(Value::Null);
         event(&self.object(self.part_object(), vec![choice], usage))
     }
@@ -127,12 +141,24 @@ impl Answer {
         if self.endpoint == Endpoint::Chat { "chat.completion.chunk" } else { "text_completion" }
     }
 
-    fn choice(&self, index: usize, name: &str, content: Value, reason: Option<FinishReason>) -> Value {
+    fn choice(
+        &mut self,
+        index: usize,
+        name: &str,
+        content: Value,
+        logprobs: &[TokenLogprobs],
+        reason: Option<FinishReason>,
+    ) -> Value {
+        let logprobs = match (logprobs, self.endpoint, self.characters.get_mut(index)) {
+            ([], _, _) | (_, Endpoint::Completions, None) => Value::Null,
+            (tokens, Endpoint::Chat, _) => logprobs::of_chat(tokens),
+            (tokens, Endpoint::Completions, Some(characters)) => logprobs::of_completion(tokens, characters),
+        };
         let reason = reason.map(|reason| match reason {
             FinishReason::Length => "length",
             _ => "stop",
         });
-        json!({ "index": index, name: content, "logprobs": null, "finish_reason": reason })
+        json!({ "index": index, name: content, "logprobs": logprobs, "finish_reason": reason })
     }
 
     fn object(&self, object: &str, choices: Vec<Value>, usage: Option<Value>) -> Value {

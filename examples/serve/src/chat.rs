@@ -10,10 +10,11 @@ use serde_json::json;
 use crate::answer::{Endpoint, answer};
 use crate::body::Body;
 use crate::error::ApiError;
+use crate::fields::Fields;
 use crate::messages::Messages;
 use crate::server::Server;
 use crate::settings::Settings;
-use crate::writing::{Writing, handle};
+use crate::writing::{Writing, handle, settings};
 
 /// Tokens of an answer, unless asked for otherwise.
 const ANSWER_TOKENS: usize = 1024;
@@ -24,11 +25,11 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let model: String = fields.required("model")?;
     let messages = Messages::of(&mut fields)?;
-    let settings = Settings::of(&mut fields)?;
+    let mut settings = Settings::of(&mut fields)?;
+    settings.logprobs = logprobs(&mut fields)?;
     let [newer, older] = ["max_completion_tokens", "max_tokens"].map(|name| fields.optional::<usize>(name));
     let max_tokens = newer?.or(older?).unwrap_or(ANSWER_TOKENS);
     // Accepted as long as they ask for what is done anyway.
-    fields.only("logprobs", [json!(false)])?;
     fields.only("response_format", [json!({ "type": "text" })])?;
     fields.only("tools", [json!([])])?;
     fields.only("modalities", [json!(["text"])])?;
@@ -39,8 +40,7 @@ pub(crate) async fn create(
     let writings = match messages {
         Messages::Text(messages) => {
             let generator = handle!(server, generator(&server, &model)?);
-            let request =
-                GenerateText::chat(messages).with_max_tokens(max_tokens).with_stop(settings.stop.clone());
+            let request = settings!(GenerateText::chat(messages), settings, max_tokens);
             let writing = |choice| {
                 let request = request.clone().with_sampling(settings.sampling_of(choice));
                 Writing::Text(generator.clone(), request)
@@ -49,10 +49,7 @@ pub(crate) async fn create(
         }
         Messages::Image(image, question) => {
             let describer = handle!(server, describer(&server, &model)?);
-            if !settings.stop.is_empty() {
-                return Err(ApiError::field("stop", "stop is not supported with images; leave it out"));
-            }
-            let request = DescribeImage::new(image).with_question(question).with_max_tokens(max_tokens);
+            let request = settings!(DescribeImage::new(image).with_question(question), settings, max_tokens);
             let writing = |choice| {
                 let request = request.clone().with_sampling(settings.sampling_of(choice));
                 Writing::Image(describer.clone(), request)
@@ -61,6 +58,17 @@ pub(crate) async fn create(
         }
     };
     answer(&server, Endpoint::Chat, model, writings, settings.choices, settings.form).await
+}
+
+/// The number of other tokens whose log probabilities are asked for beside each token's own.
+fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    match (fields.optional("logprobs")?.unwrap_or(false), fields.optional("top_logprobs")?) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None) => Ok(None),
+        (false, Some(_)) => {
+            Err(ApiError::field("top_logprobs", "top_logprobs goes with logprobs; set logprobs to true"))
+        }
+    }
 }
 
 /// The model that writes.

@@ -12,7 +12,7 @@ use crate::body::Body;
 use crate::error::ApiError;
 use crate::server::Server;
 use crate::settings::{MAX_CHOICES, Settings, Strings};
-use crate::writing::{Writing, handle};
+use crate::writing::{Writing, handle, settings};
 
 /// Tokens of a continuation, unless asked for otherwise: OpenAI's default.
 const TOKENS: usize = 16;
@@ -23,7 +23,8 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let model: String = fields.required("model")?;
     let prompts = fields.required::<Strings>("prompt")?.into_vec();
-    let settings = Settings::of(&mut fields)?;
+    let mut settings = Settings::of(&mut fields)?;
+    settings.logprobs = fields.optional("logprobs")?;
     let max_tokens = fields.optional("max_tokens")?.unwrap_or(TOKENS);
     fields.only("best_of", [json!(settings.choices)])?;
     fields.only("echo", [json!(false)])?;
@@ -37,7 +38,7 @@ pub(crate) async fn create(
     let generator = server.engine.text_to_text(model.as_str());
     let generator = handle!(server, generator.map_err(|error| ApiError::from(error).about("model"))?);
     let writings = prompts.into_iter().flat_map(|prompt| {
-        let request = GenerateText::from(prompt).with_max_tokens(max_tokens).with_stop(settings.stop.clone());
+        let request = settings!(GenerateText::from(prompt), settings, max_tokens);
         let (generator, settings) = (&generator, &settings);
         (0..settings.choices).map(move |choice| {
             let request = request.clone().with_sampling(settings.sampling_of(choice));

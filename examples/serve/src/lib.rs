@@ -12,6 +12,7 @@ mod body;
 mod events;
 mod settings;
 mod writing;
+mod logprobs;
 mod answer;
 mod messages;
 mod chat;

@@ -1,5 +1,7 @@
 //! The fields that chats and completions have in common: sampling, ends, and the form of the answer.
 
+use std::collections::BTreeMap;
+
 use candle_actors::Sampling;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -7,6 +9,17 @@ use serde_json::{Value, json};
 use crate::error::ApiError;
 use crate::fields::Fields;
 
+/// Fields of the sampling, which the library's refusals name.
+const FIELDS: [&str; 8] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+];
 /// Maximum number of answers to one request.
 pub(crate) const MAX_CHOICES: usize = 16;
 
@@ -14,6 +27,10 @@ pub(crate) const MAX_CHOICES: usize = 16;
 pub(crate) struct Settings {
     pub(crate) sampling: Sampling,
     pub(crate) stop: Vec<String>,
+    pub(crate) stop_tokens: Vec<u32>,
+    pub(crate) min_tokens: usize,
+    /// Log probabilities of each token, and of so many others in its place.
+    pub(crate) logprobs: Option<usize>,
     /// Number of answers to each prompt.
     pub(crate) choices: usize,
     pub(crate) form: Form,
@@ -56,22 +73,23 @@ impl Settings {
             .with_top_k(fields.optional::<usize>("top_k")?)
             .with_min_p(fields.optional::<f32>("min_p")?)
             .with_repetition_penalty(fields.optional::<f32>("repetition_penalty")?)
+            .with_frequency_penalty(fields.optional::<f32>("frequency_penalty")?.unwrap_or_default())
+            .with_presence_penalty(fields.optional::<f32>("presence_penalty")?.unwrap_or_default())
+            .with_logit_bias(fields.optional::<BTreeMap<u32, f32>>("logit_bias")?.unwrap_or_default())
             .with_seed(fields.optional::<i64>("seed")?.map(i64::cast_unsigned));
         sampling.check().map_err(|cause| {
-            // The message begins with the field's name.
-            let name = cause.message().split(' ').next().unwrap_or_default().to_owned();
-            ApiError::field(&name, cause.message())
+            let named = FIELDS.iter().find(|name| cause.message().contains(**name));
+            ApiError::field(named.unwrap_or(&""), cause.message())
         })?;
-        fields.only("frequency_penalty", [json!(0)])?;
-        fields.only("presence_penalty", [json!(0)])?;
-        fields.only("logit_bias", [json!({})])?;
         fields.without_effect(&["user", "safety_identifier", "prompt_cache_key"]);
         let choices = fields.optional("n")?.unwrap_or(1);
         if !(1..=MAX_CHOICES).contains(&choices) {
             return Err(ApiError::field("n", format!("n is {choices}; 1 to {MAX_CHOICES} are allowed")));
         }
         let stop = fields.optional::<Strings>("stop")?.map(Strings::into_vec).unwrap_or_default();
-        Ok(Self { sampling, stop, choices, form: form(fields)? })
+        let stop_tokens = fields.optional("stop_token_ids")?.unwrap_or_default();
+        let min_tokens = fields.optional("min_tokens")?.unwrap_or(0);
+        Ok(Self { sampling, stop, stop_tokens, min_tokens, logprobs: None, choices, form: form(fields)? })
     }
 
     /// The sampling of one of several answers to a prompt: with a seed, each has one of its own.

@@ -1,7 +1,8 @@
 //! A text that a model is going to write, whichever of the two capabilities writes it, whole or in pieces.
 
 use candle_actors::{
-    Capability, Completion, DescribeImage, GenerateText, ImageDescriber, ReplyStream, TextGenerator,
+    Capability, Completion, DescribeImage, GenerateText, ImageDescriber, ReplyStream, TextChunk,
+    TextGenerator,
 };
 use futures_util::future::try_join_all;
 use futures_util::stream::{self, BoxStream, Stream, StreamExt as _};
@@ -16,7 +17,7 @@ pub(crate) enum Writing {
 
 /// A part of a text, or its end with the whole of it.
 pub(crate) enum Piece {
-    Text(String),
+    Text(TextChunk),
     End(Completion),
 }
 
@@ -32,6 +33,20 @@ macro_rules! handle {
 }
 
 pub(crate) use handle;
+
+/// A request to either capability with what both take.
+macro_rules! settings {
+    ($request:expr, $settings:expr, $max_tokens:expr) => {
+        $request
+            .with_max_tokens($max_tokens)
+            .with_min_tokens($settings.min_tokens)
+            .with_stop($settings.stop.clone())
+            .with_stop_tokens($settings.stop_tokens.clone())
+            .with_logprobs($settings.logprobs)
+    };
+}
+
+pub(crate) use settings;
 
 impl Writing {
     async fn whole(self) -> Result<Completion, ApiError> {
@@ -72,13 +87,13 @@ pub(crate) async fn side_by_side(
 }
 
 /// The pieces of one text. Dropping the stream stops the model.
-fn pieces<C: Capability<Chunk: AsRef<str>, Output = Completion>>(
+fn pieces<C: Capability<Chunk = TextChunk, Output = Completion>>(
     reply: ReplyStream<C>,
 ) -> impl Stream<Item = Result<Piece, ApiError>> + Send {
     stream::unfold(Some(reply), |reply| async {
         let mut reply = reply?;
         match reply.next().await {
-            Some(Ok(text)) => Some((Ok(Piece::Text(text.as_ref().to_owned())), Some(reply))),
+            Some(Ok(chunk)) => Some((Ok(Piece::Text(chunk)), Some(reply))),
             Some(Err(error)) => Some((Err(error.into()), None)),
             None => Some((reply.output().await.map(Piece::End).map_err(ApiError::from), None)),
         }

@@ -71,6 +71,10 @@ def chats(client):
     assert stopped.choices[0].message.content.strip() == "The red"
     several = create(model="chat", messages=asked("Tell me a short story about a small red circle."), n=2, seed=1)
     assert len({choice.message.content for choice in several.choices}) == 2
+    told = create(model="chat", messages=asked(QUESTION), temperature=0, logprobs=True, top_logprobs=2)
+    tokens = told.choices[0].logprobs.content
+    assert len(tokens) == told.usage.completion_tokens and "".join(token.token for token in tokens).startswith(text)
+    assert all(token.logprob == token.top_logprobs[0].logprob for token in tokens)
     # What an answer is goes back into the conversation as it is.
     again = [*asked(QUESTION), whole.choices[0].message.model_dump(), *asked("Thank you.")]
     assert create(model="chat", messages=again, max_tokens=5).choices
@@ -116,7 +120,7 @@ def images(client):
 
 def errors(client):
     create = client.chat.completions.create
-    error = refused(openai.BadRequestError, 400, create, model="chat", messages=asked("Hi"), logit_bias={"5": 1})
+    error = refused(openai.BadRequestError, 400, create, model="chat", messages=asked("Hi"), logit_bias={"5": 200})
     assert error.param == "logit_bias" and "logit_bias" in error.message, error
     refused(openai.NotFoundError, 404, create, model="nothing", messages=asked("Hi"))
     refused(openai.BadRequestError, 400, create, model="chat", messages=asked("word " * 3000))

@@ -91,6 +91,38 @@ async fn ends_seeds_and_several_answers_are_as_asked() {
 }
 
 #[tokio::test]
+async fn log_probabilities_and_biases_are_those_of_the_tokens() {
+    let server = chats().await;
+    let asked = with(chat(QUESTION), json!({ "logprobs": true, "top_logprobs": 2 }));
+    let whole = server.client.post("/v1/chat/completions", &asked).await.json().await;
+    let tokens = whole["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(whole["usage"]["completion_tokens"], tokens.len());
+    let words: String = tokens.iter().map(|token| token["token"].as_str().unwrap()).collect();
+    assert!(words.starts_with(whole["choices"][0]["message"]["content"].as_str().unwrap()), "{words}");
+    for token in tokens {
+        let top = token["top_logprobs"].as_array().unwrap();
+        // The choice is greedy.
+        assert!(top.len() == 2 && top[0]["token"] == token["token"] && top[0]["bytes"] == token["bytes"]);
+        assert!(top[0]["logprob"].as_f64().unwrap() >= top[1]["logprob"].as_f64().unwrap());
+    }
+    let streamed = with(asked, json!({ "stream": true }));
+    let (events, done) = server.client.post("/v1/chat/completions", &streamed).await.events().await;
+    let parts = events.iter().filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array());
+    assert!(done && parts.flatten().eq(tokens));
+
+    let biased = json!({
+        "model": "chat", "prompt": "A", "temperature": 0, "max_tokens": 3, "logprobs": 0,
+        "logit_bias": { "300": 100 },
+    });
+    let whole = server.client.post("/v1/completions", &biased).await.json().await;
+    let told = &whole["choices"][0]["logprobs"];
+    let length = told["tokens"][0].as_str().unwrap().chars().count();
+    assert_eq!((&told["tokens"][0], &told["tokens"][1]), (&told["tokens"][1], &told["tokens"][2]));
+    assert_eq!(told["text_offset"], json!([0, length, 2 * length]));
+    assert!(server.end().await.unwrap().is_clean());
+}
+
+#[tokio::test]
 async fn completions_continue_each_prompt() {
     let server = chats().await;
     let prompts = json!(["Once upon a time there was a", "A small red circle"]);
@@ -162,6 +194,9 @@ async fn a_question_about_an_image_is_answered() {
     let whole = server.client.post("/v1/chat/completions", &request).await.json().await;
     let text = whole["choices"][0]["message"]["content"].as_str().unwrap();
     assert_eq!(text.trim(), "The triangle is red.");
+    let stopped = with(request.clone(), json!({ "stop": " is" }));
+    let stopped = server.client.post("/v1/chat/completions", &stopped).await.json().await;
+    assert_eq!(stopped["choices"][0]["message"]["content"].as_str().unwrap().trim(), "The triangle");
     let response =
         server.client.post("/v1/chat/completions", &with(request, json!({ "stream": true }))).await;
     let (events, done) = response.events().await;

@@ -58,8 +58,10 @@ async fn a_field_that_is_not_supported_is_refused_by_name() {
     let server = Running::over(fakes().await).await;
     let refused = json!([
         ["/v1/chat/completions", "no_such_field", 1],
-        ["/v1/chat/completions", "logit_bias", { "5": 1 }],
-        ["/v1/chat/completions", "frequency_penalty", 0.5],
+        ["/v1/chat/completions", "logit_bias", { "5": 200 }],
+        ["/v1/chat/completions", "top_logprobs", 2],
+        ["/v1/chat/completions", "response_format", { "type": "json_object" }],
+        ["/v1/chat/completions", "frequency_penalty", 3],
         ["/v1/chat/completions", "functions", []],
         ["/v1/chat/completions", "store", true],
         ["/v1/chat/completions", "n", 17],
