@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use candle_actors::{Lane, Truncate};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -32,9 +33,10 @@ pub(crate) async fn create(
     Body(mut fields): Body,
 ) -> Result<Json, ApiError> {
     let model: String = fields.required("model")?;
-    let mut texts = fields.required::<Strings>("input")?.into_vec();
+    let texts = fields.required::<Strings>("input")?.into_vec();
     let encoding = fields.optional("encoding_format")?.unwrap_or(Encoding::Float);
     let dimensions: Option<usize> = fields.optional("dimensions")?;
+    let cut = fields.optional("truncate")?.unwrap_or(false);
     fields.without_effect(&["user"]);
     fields.end()?;
     if !(1..=MAX_INPUTS).contains(&texts.len()) {
@@ -47,19 +49,21 @@ pub(crate) async fn create(
         Some(dimensions) => embedder.dimensions(dimensions),
         None => embedder,
     };
-    let vectors = match texts.pop() {
-        // A single text is somebody who waits; several take the lane of those who do not.
-        Some(text) if texts.is_empty() => vec![embedder.embed(text).await?],
-        last => embedder.embed_batch(texts.into_iter().chain(last)).await?,
-    };
-    let data: Vec<Value> = vectors
+    // A single text is somebody who waits; several take the lane of those who do not.
+    let embedder = if texts.len() == 1 { embedder.lane(Lane::Interactive) } else { embedder };
+    let truncate = if cut { Truncate::Cut } else { Truncate::Refuse };
+    let embeddings = embedder.truncate(truncate).embeddings(texts).await?;
+    let tokens = embeddings.usage.prompt_tokens;
+    let usage = json!({ "prompt_tokens": tokens, "total_tokens": tokens });
+    let data: Vec<Value> = embeddings
+        .vectors
         .into_iter()
         .enumerate()
         .map(|(index, vector)| {
             json!({ "object": "embedding", "index": index, "embedding": encoded(&vector, encoding) })
         })
         .collect();
-    Ok(Json(json!({ "object": "list", "model": model, "data": data, "usage": null })))
+    Ok(Json(json!({ "object": "list", "model": model, "data": data, "usage": usage })))
 }
 
 fn encoded(vector: &[f32], encoding: Encoding) -> Value {

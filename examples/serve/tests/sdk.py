@@ -43,6 +43,7 @@ def embeddings(client):
     # The client asks for base64 and decodes it.
     vectors = [item.embedding for item in client.embeddings.create(model="english", input=texts).data]
     plain = client.embeddings.create(model="english", input=texts, encoding_format="float")
+    assert plain.usage.total_tokens == plain.usage.prompt_tokens > 15, plain.usage
     for vector, item in zip(vectors, plain.data):
         assert all(math.isclose(one, other, rel_tol=1e-6) for one, other in zip(vector, item.embedding, strict=True))
     near, far = (sum(x * y for x, y in zip(vectors[0], vectors[index])) for index in (1, 2))

@@ -160,6 +160,14 @@ async fn vectors_are_the_same_as_numbers_and_in_base64() {
         .map(|index| serde_json::from_value(numbers["data"][index]["embedding"].clone()).unwrap())
         .collect();
     assert_eq!((vectors[0].len(), &numbers["data"][1]["index"]), (192, &json!(1)));
+    let tokens = numbers["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(tokens > 8 && numbers["usage"]["total_tokens"] == tokens, "{tokens} tokens");
+    let long = json!({ "model": "acme/english", "input": "word ".repeat(2000) });
+    assert_eq!(server.client.post("/v1/embeddings", &long).await.status, 400);
+    assert_eq!(
+        server.client.post("/v1/embeddings", &with(long, json!({ "truncate": true }))).await.status,
+        200
+    );
     let bytes = ask(json!({ "input": texts, "encoding_format": "base64" })).await;
     for (index, vector) in vectors.iter().enumerate() {
         let encoded = bytes["data"][index]["embedding"].as_str().unwrap();
