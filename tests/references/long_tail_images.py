@@ -5,9 +5,7 @@ the configurations have the keys that published repositories have. Call:
 
     python long_tail_images.py [FAMILY ...]
 
-The trainer of WordPiece tokenizers breaks ties by chance, so that a new run gives other tokens, and with them other vectors.
-
-Needs the PyPI packages of image_embedding.py and sentence-transformers.
+Needs the PyPI packages of image_embedding.py.
 """
 
 import json
@@ -15,25 +13,11 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoConfig, ChineseCLIPImageProcessorPil, ChineseCLIPModel, PreTrainedTokenizerFast, ViTImageProcessorPil, ViTModel,
-)
+from transformers import AutoConfig, ViTImageProcessorPil, ViTModel
 
 import image_embedding as images
-from text_embedding import VOCABULARY, WORD_PIECE_SPECIAL, word_piece
 
 images.OUT = Path(__file__).resolve().parent.parent / "fixtures" / "transformers_image_embedding"
-VISION = dict(
-    dropout=0.0, hidden_act="quick_gelu", hidden_size=48, image_size=32, initializer_factor=1.0, initializer_range=0.02,
-    intermediate_size=64, layer_norm_eps=1e-05, model_type="chinese_clip_vision_model", num_attention_heads=4,
-    num_channels=3, num_hidden_layers=3, patch_size=8)
-TEXT = dict(
-    architectures=["ChineseCLIPTextModel"], attention_probs_dropout_prob=0.1, bos_token_id=0, directionality="bidi",
-    eos_token_id=2, hidden_act="gelu", hidden_dropout_prob=0.1, hidden_size=32, initializer_range=0.02,
-    intermediate_size=64, layer_norm_eps=1e-12, max_position_embeddings=64, model_type="chinese_clip_text_model",
-    num_attention_heads=4, num_hidden_layers=3, output_past=True, pad_token_id=0, pooler_fc_size=32,
-    pooler_num_attention_heads=4, pooler_num_fc_layers=3, pooler_size_per_head=8, pooler_type="first_token_transform",
-    type_vocab_size=2, vocab_size=VOCABULARY)
 
 
 def record(family: str, settings: dict, kind, seed: int, processor, padding) -> None:
@@ -46,20 +30,6 @@ def record(family: str, settings: dict, kind, seed: int, processor, padding) -> 
     images.randomise(model, seed)
     images.record(family, model, processor, padding)
     (folder / "config.json").write_text(published)
-
-
-def chinese_clip() -> None:
-    """As OFA-Sys/chinese-clip-vit-base-patch16: BERT's tokens; the whole image is made square."""
-    folder = images.OUT / "chinese_clip"
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=word_piece(), model_max_length=52, **WORD_PIECE_SPECIAL)
-    tokenizer.save_pretrained(folder)
-    settings = dict(
-        architectures=["ChineseCLIPModel"], initializer_factor=1.0, logit_scale_init_value=2.6592,
-        model_type="chinese_clip", projection_dim=24, text_config=TEXT, text_config_dict=None, torch_dtype="float32",
-        vision_config=VISION, vision_config_dict=None)
-    processor = ChineseCLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
-    record("chinese_clip", settings, ChineseCLIPModel, 1, processor, padding=True)
 
 
 def vit() -> None:
@@ -76,7 +46,7 @@ def vit() -> None:
     images.vectors = with_pooler
 
 
-FAMILIES = [chinese_clip, vit]
+FAMILIES = [vit]
 
 
 if __name__ == "__main__":
