@@ -72,7 +72,7 @@ async fn engine(name: &str) -> (Engine, TextGenerator) {
 async fn read(mut stream: ReplyStream<TextToText>) -> (String, Completion) {
     let mut text = String::new();
     while let Some(piece) = stream.next().await {
-        text.push_str(&piece.unwrap());
+        text.push_str(&piece.unwrap().text);
     }
     (text, stream.output().await.unwrap())
 }
@@ -222,7 +222,7 @@ async fn an_unload_waits_for_the_text_that_is_being_written() {
         let ((rest, completion), unloaded) =
             tokio::join!(read(stream), generator.model().unload(Duration::from_secs(60)));
         unloaded.unwrap();
-        assert_eq!((begun + &rest, &completion), (calm.text.clone(), &calm), "{name}");
+        assert_eq!((begun.text + &rest, &completion), (calm.text.clone(), &calm), "{name}");
         // The next request loads it anew.
         assert_eq!(generator.generate(request("The rain", 64)).await.unwrap(), calm, "{name}");
         assert!(engine.shutdown().await.is_clean());
