@@ -9,8 +9,8 @@ use crate::error::Cause;
 
 mod generation;
 mod image;
-mod embedding;
 mod vectors;
+mod embedding;
 mod reranking;
 mod portable;
 

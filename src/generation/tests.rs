@@ -64,7 +64,7 @@ fn tokens_that_cannot_be_written_end_a_text_with_an_error() {
 /// The tokenizer of a fixture, whose tokens are mostly letters.
 fn tokens() -> Tokens {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Tokens::read_whole(&root.join("tests/fixtures/text_to_text/llama/tokenizer.json")).unwrap()
+    Tokens::read_whole(root.join("tests/fixtures/text_to_text/llama/tokenizer.json")).unwrap()
 }
 
 /// Logits that prefer these tokens, the first most.
