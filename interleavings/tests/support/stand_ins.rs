@@ -6,7 +6,7 @@ pub(crate) mod capability {
 }
 
 pub(crate) mod config {
-    pub(crate) use model_actors::{PoolConfig, QueueCapacity};
+    pub(crate) use model_actors::{PoolConfig, QueueCapacity, TenantConfig};
 }
 
 pub(crate) mod error {
