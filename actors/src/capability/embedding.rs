@@ -195,6 +195,11 @@ impl Embeddings {
     pub fn new(vectors: Vec<Vec<f32>>) -> Self {
         Self { vectors, ..Self::default() }
     }
+
+    /// The vectors as one array. `None` if they differ in length, as those of a model do not.
+    pub fn to_array(&self) -> Option<VectorArray<f32>> {
+        VectorArray::of(&self.vectors)
+    }
 }
 
 fn is_none(usage: &Usage) -> bool {

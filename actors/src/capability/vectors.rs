@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use super::Embeddings;
-
 /// Rows of numbers of one length, one after another.
 ///
 /// ```
@@ -18,6 +16,15 @@ use super::Embeddings;
 pub struct VectorArray<T> {
     values: Vec<T>,
     width: usize,
+}
+
+impl VectorArray<f32> {
+    /// Vectors one after another. `None` if they differ in length.
+    pub(super) fn of(vectors: &[Vec<f32>]) -> Option<Self> {
+        let width = vectors.first().map_or(0, Vec::len);
+        let is_even = vectors.iter().all(|vector| vector.len() == width);
+        is_even.then(|| Self { values: vectors.concat(), width })
+    }
 }
 
 impl<T> VectorArray<T> {
@@ -194,14 +201,5 @@ impl SparseVector {
             |token: &u32| other.tokens.binary_search(token).ok().and_then(|at| other.weights.get(at));
         let products = self.tokens.iter().zip(&self.weights);
         products.filter_map(|(token, weight)| Some(weight * of_other(token)?)).sum()
-    }
-}
-
-impl Embeddings {
-    /// The vectors as one array. `None` if they differ in length, as those of a model do not.
-    pub fn to_array(&self) -> Option<VectorArray<f32>> {
-        let width = self.vectors.first().map_or(0, Vec::len);
-        let is_even = self.vectors.iter().all(|vector| vector.len() == width);
-        is_even.then(|| VectorArray { values: self.vectors.concat(), width })
     }
 }
