@@ -40,7 +40,7 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
     fn check(&self, _: &<Self::Capability as Capability>::Request) -> Result<()> {
         Ok(())
     }
-    /// What is known of the model.
+    /// Facts about the model.
     fn facts(&self) -> Option<ModelFacts> {
         None
     }

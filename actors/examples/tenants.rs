@@ -85,7 +85,7 @@ impl Model<Echo> for Kind {
     }
 }
 
-/// What the others do, and whether anybody is named.
+/// Behaviour of the others, and whether anybody is named.
 #[derive(Clone, Copy)]
 struct Beside {
     bulk: Lane,

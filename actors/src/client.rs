@@ -251,7 +251,7 @@ impl<C: Capability> ModelHandle<C> {
         self.latest().policy.config.request_timeout
     }
 
-    /// What is known of the model, once it has been loaded for the first time; nothing for a loader that tells nothing.
+    /// Facts about the model, once it has been loaded for the first time; nothing for a loader that tells nothing.
     pub fn facts(&self) -> Option<ModelFacts> {
         self.latest().loader.facts()
     }

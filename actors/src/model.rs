@@ -76,13 +76,13 @@ pub trait Loader<C: Capability>: Send + Sync + 'static {
         Ok(())
     }
 
-    /// What it knows of its model, once it has loaded it; nothing, unless a loader says otherwise.
+    /// Facts about its model, once it has loaded it; nothing, unless a loader says otherwise.
     fn facts(&self) -> Option<ModelFacts> {
         None
     }
 }
 
-/// What a loader knows of its model.
+/// Facts that a loader knows of its model.
 ///
 /// ```
 /// use model_actors::ModelFacts;

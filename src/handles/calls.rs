@@ -85,7 +85,7 @@ macro_rules! call_settings {
                 self.calls.model.id()
             }
 
-            /// What is known of the model: its kind, how many tokens it takes, and what it gives. A model that was never loaded is
+            /// Facts about the model: its kind, how many tokens it takes, and what it gives. A model that was never loaded is
             /// loaded first; [`ModelHandle::facts`](model_actors::ModelHandle::facts) asks without. Nothing is known of a
             /// model in a process of its own, nor of one whose loader tells nothing.
             ///
@@ -120,7 +120,7 @@ impl<C: Capability> Calls<C> {
         Ok(self.model.call(request, self.options(lane)).await?)
     }
 
-    /// What is known of the model, which is loaded if it never was.
+    /// Facts about the model, which is loaded if it never was.
     pub(crate) async fn facts(&self) -> Result<Option<ModelFacts>> {
         if self.model.facts().is_none() {
             self.model.preload().await?;

@@ -78,7 +78,7 @@ trait Scorer: Send + Sync {
     fn logits(&self, pairs: &TokenBatch, watch: &Watch<'_>) -> Result<Vec<f32>>;
 }
 
-/// What a model makes of its logit.
+/// The function from a logit to a score.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ScoreActivation {
     Identity,

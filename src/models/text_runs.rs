@@ -28,7 +28,7 @@ pub(super) trait TextModel<C: Capability> {
 /// The texts of a request as tokens.
 #[derive(Default)]
 pub(super) struct Tokenized {
-    /// What goes through the model; gone once it is on its way.
+    /// Input of the model; gone once it is on its way.
     texts: Vec<TokenIds>,
     /// Number of these tokens.
     count: usize,

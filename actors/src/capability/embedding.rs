@@ -37,9 +37,9 @@ pub struct EmbedTexts {
     pub prompt: Option<EmbedPrompt>,
     /// Number of leading dimensions to keep, for models trained that way (Matryoshka). `None`: all.
     pub dimensions: Option<usize>,
-    /// What becomes of a text with more tokens than the model takes.
+    /// Fate of a text with more tokens than the model takes.
     pub truncate: Truncate,
-    /// What is wanted of each text; its vector.
+    /// Outputs wanted of each text; its vector.
     pub outputs: EmbedOutputs,
 }
 
@@ -58,7 +58,7 @@ impl EmbedTexts {
     }
 }
 
-/// What becomes of a text with more tokens than a model takes.
+/// Fate of a text with more tokens than a model takes.
 ///
 /// ```
 /// use model_actors::{EmbedTexts, Truncate};
@@ -76,7 +76,7 @@ pub enum Truncate {
     Refuse,
 }
 
-/// What is wanted of texts to embed.
+/// Outputs wanted of texts to embed.
 ///
 /// ```
 /// use model_actors::{EmbedOutputs, EmbedTexts};

@@ -8,7 +8,7 @@ use super::{Capability, ImageEmbedding, Reranking, TextEmbedding, TextToImage, T
 /// A capability whose requests, chunks and outputs can travel to another process and be read there. The shipped ones
 /// are; one of an application's own need not be, and is with an empty implementation once its types serialise.
 ///
-/// What travels grows with time: give a new field a default (`#[serde(default)]`), and change the meaning of none.
+/// Messages grow with time: give a new field a default (`#[serde(default)]`), and change the meaning of none.
 ///
 /// ```
 /// use model_actors::{Capability, NoChunk, Portable};

@@ -38,7 +38,7 @@ pub struct RerankDocuments {
     pub instruction: Option<String>,
     /// Number of documents to return, the best ones. `None`: all.
     pub top_n: Option<usize>,
-    /// What becomes of a query and a document with more tokens together than the model takes.
+    /// Fate of a query and a document with more tokens together than the model takes.
     pub truncate: Truncate,
 }
 

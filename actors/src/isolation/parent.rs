@@ -108,7 +108,7 @@ impl Recipe {
     }
 }
 
-/// What a model takes where nothing is shared.
+/// Memory of a model where nothing is shared.
 fn of_one_process(footprint: Footprint) -> Footprint {
     Footprint::new(Bytes::ZERO, footprint.with_workers(1))
 }

@@ -200,7 +200,7 @@ impl Shares {
     }
 }
 
-/// What costs nothing counts as 1, as it takes a place.
+/// A request that costs nothing counts as 1, as it takes a place.
 fn units(cost: Cost) -> Rounds {
     Rounds::from(cost.0.max(1)) << FRACTION
 }

@@ -12,7 +12,7 @@ use crate::json::Json;
 
 /// Maximum number of bytes of a message: what is wrong with a value may repeat the value.
 const MAX_MESSAGE_BYTES: usize = 1024;
-/// What clients of OpenAI look at before `Retry-After`, which has whole seconds only.
+/// Header that clients of OpenAI look at before `Retry-After`, which has whole seconds only.
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// The refusal or failure of a request.

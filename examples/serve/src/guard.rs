@@ -1,4 +1,4 @@
-//! What comes before every endpoint: the key, a number for each request, and a line in the log.
+//! Checks before every endpoint: the key, a number for each request, and a line in the log.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -49,7 +49,7 @@ pub(crate) async fn events(State(server): State<Arc<Server>>) -> Result<Response
     .await
 }
 
-/// What the page is fed with.
+/// Data that the page is fed with.
 struct Feed {
     system: System,
     changes: watch::Receiver<SystemStatus>,

@@ -1,4 +1,4 @@
-//! What all endpoints share: the engine, and the settings of the server.
+//! State that all endpoints share: the engine, and the settings of the server.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

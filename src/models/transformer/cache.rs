@@ -9,7 +9,7 @@ use super::layer_cache::LayerCache;
 use crate::error::{Error, Result};
 use crate::kernels::rotary::Position;
 
-/// What every block keeps of one sequence, and keys and values of what it sees beside itself. Grows with the sequence.
+/// State that every block keeps of one sequence, and keys and values of what it sees beside itself. Grows with the sequence.
 #[derive(Debug)]
 pub(crate) struct Cache {
     blocks: Vec<LayerCache>,
@@ -51,7 +51,7 @@ impl Cache {
         self.length += rows;
     }
 
-    /// What one block keeps: of the sequence, and of its cross-attention.
+    /// State that one block keeps: of the sequence, and of its cross-attention.
     pub(super) fn block(&mut self, index: usize) -> Result<(&mut LayerCache, Option<&CrossKeyValues>)> {
         let place = match self.blocks.get(index) {
             Some(LayerCache::Of(block)) => *block,

@@ -1,4 +1,4 @@
-//! What one block keeps of a sequence between passes: keys and values, which grow with it, or the state of a gated delta
+//! State that one block keeps of a sequence between passes: keys and values, which grow with it, or the state of a gated delta
 //! net, which does not. A sequence's own `Cache` has one for each block.
 
 use crate::error::{Error, Result};

@@ -11,7 +11,7 @@ use super::projection::Projection;
 use crate::error::{Error, Result};
 use crate::kernels::{Activation, add, correct, mix, multiply, scale, with_magnitude};
 
-/// What is before and after all blocks.
+/// Computation before and after all blocks.
 pub(crate) struct Streams {
     /// Projections of the embeddings to the streams after the first, and back from there.
     pub(super) embed: Vec<Projection>,

@@ -38,7 +38,7 @@ impl World {
         self.pools[pool].models[model].accounts = accounts;
     }
 
-    /// What waits in the scheduler's queues is what was given to it, no more and no less.
+    /// The scheduler's queues hold the requests that were given to it, no more and no less.
     pub(super) fn check_work(&mut self, pool: usize) {
         let state = &self.pools[pool];
         let waiting: usize = state.scheduler.models().map(|model| model.queue.len()).sum();

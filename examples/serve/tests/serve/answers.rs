@@ -1,4 +1,4 @@
-//! What clients of OpenAI read, from the small models of the repository.
+//! Answers that clients of OpenAI read, from the small models of the repository.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -131,7 +131,7 @@ async fn a_client_that_goes_stops_its_model() {
     assert!(server.end().await.unwrap().is_clean());
 }
 
-/// What a model tells of next.
+/// The next moment that a model tells of.
 async fn next(told: &mut UnboundedReceiver<Told>) -> Told {
     timeout(PATIENCE, told.recv()).await.expect("the model told of nothing").unwrap()
 }

@@ -73,7 +73,7 @@ pub(crate) struct Waiting {
     told: UnboundedSender<Told>,
 }
 
-/// What a model that waits tells of.
+/// Moments that a model that waits tells of.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     Began,

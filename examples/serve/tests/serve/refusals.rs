@@ -1,4 +1,4 @@
-//! What is refused, by name and with the right status, before it costs anything.
+//! Requests that are refused, by name and with the right status, before it costs anything.
 
 use candle_actors::{Engine, Reranking, TextEmbedding, TextToImage, TextToText, Vision};
 use model_actors::ModelSpec;
