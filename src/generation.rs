@@ -34,21 +34,27 @@ pub(crate) struct TextSettings<'a> {
     pub(crate) logprobs: Option<usize>,
 }
 
+/// The settings of a request of either kind, which have the same fields.
+macro_rules! settings_of {
+    ($request:ident) => {
+        TextSettings {
+            sampling: $request.sampling.clone(),
+            stop: &$request.stop,
+            stop_tokens: &$request.stop_tokens,
+            min_tokens: $request.min_tokens,
+            max_tokens: $request.max_tokens,
+            logprobs: $request.logprobs,
+        }
+    };
+}
+
 impl<'a> TextSettings<'a> {
     /// Those of a request, for a model with so many rows.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for tokens that the model lacks.
     pub(crate) fn of(request: &'a GenerateText, vocabulary: usize) -> Result<Self> {
-        Self {
-            sampling: request.sampling.clone(),
-            stop: &request.stop,
-            stop_tokens: &request.stop_tokens,
-            min_tokens: request.min_tokens,
-            max_tokens: request.max_tokens,
-            logprobs: request.logprobs,
-        }
-        .of_known_tokens(vocabulary)
+        settings_of!(request).of_known_tokens(vocabulary)
     }
 
     /// Those of a request about an image.
@@ -56,15 +62,7 @@ impl<'a> TextSettings<'a> {
     /// # Errors
     /// As [`Self::of`].
     pub(crate) fn of_question(request: &'a DescribeImage, vocabulary: usize) -> Result<Self> {
-        Self {
-            sampling: request.sampling.clone(),
-            stop: &request.stop,
-            stop_tokens: &request.stop_tokens,
-            min_tokens: request.min_tokens,
-            max_tokens: request.max_tokens,
-            logprobs: request.logprobs,
-        }
-        .of_known_tokens(vocabulary)
+        settings_of!(request).of_known_tokens(vocabulary)
     }
 
     fn of_known_tokens(self, vocabulary: usize) -> Result<Self> {

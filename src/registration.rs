@@ -116,7 +116,7 @@ pub struct SourceSpec {
     /// as much as there. On an accelerator it changes nothing.
     pub exact_products: bool,
     /// Quantises the matrices of a model that embeds texts or writes text to 8 bits while it is loaded, in blocks of 32 as
-    /// Q8_0 of GGUF, and multiplies integers; false. It takes a quarter of the memory of 32-bit numbers and is faster, and
+    /// Q8_0 of GGUF, and multiplies integers; false. It takes about a quarter of the memory of 32-bit numbers, and
     /// vectors and logits change a little; rows that are no whole blocks stay as they are. Refused for other capabilities and on an accelerator
     /// ([`Error::InvalidSetting`](crate::Error::InvalidSetting)); GGUF files are as they are.
     pub eight_bit: bool,

@@ -14,14 +14,20 @@ use model_actors::{Bytes, CallOptions, Error, ProcessMemory, System, SystemConfi
 async fn checks_that_take_longer_than_their_interval_do_not_pile_up() {
     let (system, pool) = single();
     let system = system.with_maintenance_interval(millis(1)).with_memory_limit(Bytes::mib(15));
-    let probe = || {
+    let checks = times(0);
+    let counter = checks.clone();
+    let probe = move || {
+        counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        // A check that takes long is what this is about.
         std::thread::sleep(millis(100));
         ProcessMemory::new(Bytes(100), Bytes(50))
     };
     let mut test = TestSystem::start_with_memory((system, pool), probe).await;
     let [first, second] = ["first", "second"].map(|name| test.model(name, weights(10)));
     assert_eq!(ask(&first, Act::Reply(1)).await.unwrap(), 1);
-    tokio::time::sleep(millis(1_000)).await;
+    // Of as many intervals as some checks take, each could have asked for one more.
+    let before = count(&checks);
+    until_true(|| count(&checks) >= before + 8).await;
     // Maintenance has to make room for it, in a few steps.
     let options = CallOptions::default().with_timeout(millis(9_000));
     assert_eq!(second.call(Act::Reply(2).into(), options).await.unwrap(), 2);

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use candle_actors::testing::{FakeLoader, Fault, FaultyLoader, quick_timings};
+use candle_actors::{Failure, ModelSpec};
 use candle_actors::{SystemState, TextToText};
-use model_actors::testing::{FakeLoader, Fault, FaultyLoader, quick_timings};
-use model_actors::{Failure, ModelSpec};
 use serde_json::{Value, json};
 use serve::Server;
 use tokio::sync::mpsc::UnboundedReceiver;

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use candle_actors::Failure;
+use candle_actors::testing::{Gate, Latch, quick_timings};
 use candle_actors::{
     Batch, Bytes, Completion, Engine, EngineBuilder, FinishReason, Footprint, LoadContext, Loader, Model,
     ModelSpec, PoolConfig, QueueCapacity, ShutdownReport, Source, System, TextToText, Usage, Weights,
 };
-use model_actors::Failure;
-use model_actors::testing::{Gate, Latch, quick_timings};
 use serve::{Server, serve};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};

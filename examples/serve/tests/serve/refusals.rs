@@ -1,8 +1,8 @@
 //! Requests that are refused, by name and with the right status, before it costs anything.
 
+use candle_actors::ModelSpec;
+use candle_actors::testing::FakeLoader;
 use candle_actors::{Engine, Reranking, TextEmbedding, TextToImage, TextToText, Vision};
-use model_actors::ModelSpec;
-use model_actors::testing::FakeLoader;
 use serde_json::{Value, json};
 use serve::Server;
 
