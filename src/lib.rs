@@ -2,6 +2,7 @@
 //!
 //! An [`Engine`] runs models; [`Engine::builder`] is where to begin. This crate alone is enough for an application: it
 //! re-exports the types of [`model_actors`] that stand in its signatures, and the crate itself and [`ractor`] as modules.
+//! The [`guide`] goes from the first vector to operating it.
 //!
 //! The modules are listed in reading order, and each imports only those above it.
 
@@ -33,6 +34,7 @@ mod models;
 pub mod isolation;
 mod handles;
 mod engine;
+pub mod guide;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
