@@ -2,6 +2,8 @@
 //! file, tensor or setting at fault; none ever holds an access token or a signed address. The fate of requests and
 //! workers is left to [`model_actors::Error`], whose [`Cause`](model_actors::Cause) carries these.
 
+mod shortened;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,7 +11,6 @@ use std::time::Duration;
 
 use model_actors::{Bytes, Cause, ErrorKind, Failure, FailureKind};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 /// The result of everything public in this crate.
 ///
@@ -196,6 +197,25 @@ pub enum Error {
         file: PathBuf,
         reason: String,
     },
+    /// A JSON schema, regular expression or grammar is malformed, uses what is not supported, is too large, or no text can
+    /// satisfy it. `place` is a JSON pointer into a schema, or a line and column.
+    #[error("the {constraint} cannot be kept to{}: {reason}", at(place))]
+    InvalidConstraint { constraint: String, place: String, reason: String },
+    /// There is no thread to compile a JSON schema, regular expression or grammar on at present.
+    #[error("the {constraint} cannot be compiled for now: {reason}")]
+    ConstraintUnavailable { constraint: String, reason: String },
+    /// A text that keeps to a schema, expression or grammar came to a point where the model has no token to go on with, or
+    /// where going on takes more than the limits allow.
+    #[error("the text cannot go on as its constraint says after {tokens} tokens: {reason}")]
+    ConstraintFailed { tokens: usize, reason: String },
+    /// A text that was to become a value was cut off before its end, by `max_tokens`, the context or a stop string.
+    #[error(
+        "the text was cut off after {tokens} tokens, before its value was whole; max_tokens or the context is too small"
+    )]
+    IncompleteOutput { tokens: usize },
+    /// A text that was to become a value is none of its type.
+    #[error("the text is no value of its type: {reason}")]
+    UnexpectedOutput { reason: String },
     /// A prompt, its image included, leaves no room for an answer. One that is far too long is not tokenized to its end:
     /// `prompt` is the number of tokens by then, or the fewest that its bytes can have.
     #[error("the prompt has {prompt} tokens and the answer at least 1; {of} {limit}")]
@@ -275,6 +295,11 @@ pub enum Error {
     ChecksumMismatch { repository: String, file: String },
 }
 
+/// A place in words, where one is known.
+fn at(place: &str) -> String {
+    if place.is_empty() { String::new() } else { format!(", at {place}") }
+}
+
 /// Shortest time after which images that found no room are worth another attempt.
 const RETRY_IMAGES_AFTER: Duration = Duration::from_secs(1);
 
@@ -338,6 +363,9 @@ impl Error {
             Self::InvalidInput(_)
             | Self::PromptTooLong { .. }
             | Self::TextTooLong { .. }
+            | Self::InvalidConstraint { .. }
+            | Self::ConstraintFailed { .. }
+            | Self::IncompleteOutput { .. }
             | Self::ImageTooLarge { .. }
             | Self::UnsupportedImage { .. }
             | Self::InvalidImage { .. }
@@ -358,13 +386,15 @@ impl Error {
             | Self::TransferTruncated { .. }
             | Self::ChecksumMismatch { .. }
             | Self::TemplateUnavailable { .. }
+            | Self::ConstraintUnavailable { .. }
             | Self::DownloadFailed { .. } => (unavailable, FailureKind::Failed),
             Self::NotCached { .. } => (unavailable, FailureKind::Permanent),
             Self::Stopped => (ErrorKind::Cancelled, FailureKind::Stopped),
             Self::OutOfMemory(_) => (ErrorKind::OutOfMemory, FailureKind::OutOfMemory),
-            Self::UnreadableFile { .. } | Self::Compute(_) | Self::NotFiniteOutput => {
-                (ErrorKind::Internal, FailureKind::Failed)
-            }
+            Self::UnreadableFile { .. }
+            | Self::Compute(_)
+            | Self::UnexpectedOutput { .. }
+            | Self::NotFiniteOutput => (ErrorKind::Internal, FailureKind::Failed),
             Self::MissingFile { .. }
             | Self::Placeholder { .. }
             | Self::PickleOnly { .. }
@@ -442,41 +472,6 @@ impl From<Error> for Failure {
             FailureKind::Stopped => Failure::stopped(),
             kind => Failure::new(kind, Cause::with_data(&error.shortened())),
         }
-    }
-}
-
-/// Letters of a text, and entries of a list, that an error keeps on its way through a pool.
-const MAX_LETTERS: usize = 1000;
-const MAX_ENTRIES: usize = 200;
-
-impl Error {
-    /// The same error with its long texts cut.
-    fn shortened(self) -> Self {
-        if self.to_string().len() <= MAX_LETTERS {
-            return self;
-        }
-        let shortened = serde_json::to_value(&self).and_then(|mut value| {
-            shorten(&mut value);
-            serde_json::from_value(value)
-        });
-        shortened.unwrap_or(self)
-    }
-}
-
-fn shorten(value: &mut Value) {
-    match value {
-        Value::String(text) => {
-            if let Some((end, _)) = text.char_indices().nth(MAX_LETTERS) {
-                text.truncate(end);
-                text.push('…');
-            }
-        }
-        Value::Array(values) => {
-            values.truncate(MAX_ENTRIES);
-            values.iter_mut().for_each(shorten);
-        }
-        Value::Object(values) => values.values_mut().for_each(shorten),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 

@@ -14,6 +14,7 @@ use model_actors::{
 };
 
 use crate::error::{Error, Result};
+use crate::structured::{Grammar, Progress};
 use crate::tokens::{MAX_BYTES, Tokens};
 use detokenizer::Detokenizer;
 pub(crate) use gguf_tokens::{special_tokens_of, tokens_of};
@@ -93,6 +94,8 @@ pub(crate) struct Generation {
     max_tokens: usize,
     /// Number of the most probable tokens that are told with each.
     top: Option<usize>,
+    /// The constraint that the text keeps to.
+    grammar: Option<Grammar>,
     text: String,
     logprobs: Vec<TokenLogprobs>,
     /// Log probabilities that no chunk had yet; the last ones.
@@ -131,6 +134,7 @@ impl Generation {
             min_tokens: settings.min_tokens,
             max_tokens: settings.max_tokens,
             top: settings.logprobs,
+            grammar: None,
             text: String::new(),
             logprobs: Vec::new(),
             untold: 0,
@@ -138,22 +142,32 @@ impl Generation {
         })
     }
 
+    /// The same text, which keeps to a constraint.
+    pub(crate) fn keeping_to(self, grammar: Option<Grammar>) -> Self {
+        Self { grammar, ..self }
+    }
+
     /// Samples the next token from the model's logits, one for each token of its vocabulary, which are
     /// overwritten, and appends it to the text.
     ///
     /// # Errors
     /// [`Error::NotFiniteOutput`] if a logit is not finite. [`Error::InvalidInput`] if the tokenizer cannot write the
-    /// token, or the whole text becomes longer than [`MAX_BYTES`]. Either ends the text.
+    /// token, or the whole text becomes longer than [`MAX_BYTES`]. [`Error::ConstraintFailed`] if the text cannot go on as
+    /// its constraint says. Each ends the text.
     pub(crate) fn accept(&mut self, logits: &mut [f32]) -> Result<GenerationStep> {
         let token = self.choose(logits)?;
         self.usage.completion_tokens += 1;
         if self.end_tokens.contains(&token) {
             return self.end(token, None, FinishReason::Stop);
         }
+        let progress = self.grammar.as_mut().map(|grammar| grammar.take(token)).transpose()?;
         let piece = self.detokenizer.push(token)?;
         let (text, stopped) = self.append_until_stop(piece.as_deref())?;
         if stopped == Stopped::Yes {
             return Ok(self.finished(token, text, FinishReason::Stop));
+        }
+        if progress == Some(Progress::Complete) {
+            return self.end(token, text, FinishReason::Stop);
         }
         if self.usage.completion_tokens >= self.max_tokens {
             return self.end(token, text, FinishReason::Length);
@@ -166,8 +180,14 @@ impl Generation {
         // They are changed for the choice.
         let own = self.top.map(|top| (top, logits.to_vec()));
         let bars_ends = self.usage.completion_tokens < self.min_tokens;
-        let barred = if bars_ends { self.end_tokens.as_slice() } else { &[] };
-        let token = self.sampler.sample(logits, |logits| bar(logits, barred))?;
+        let (grammar, ends) = (&mut self.grammar, self.end_tokens.as_slice());
+        let token = self.sampler.sample(logits, |logits| match grammar {
+            Some(grammar) => grammar.bar(logits, ends, bars_ends),
+            None => {
+                bar(logits, if bars_ends { ends } else { &[] });
+                Ok(())
+            }
+        })?;
         if let Some((top, own)) = own {
             self.logprobs.push(logprobs::of(&self.tokens, &own, token, top));
             self.untold += 1;

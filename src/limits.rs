@@ -15,6 +15,13 @@
 //! | stop tokens; tokens whose logits are biased, and the bias | [`MAX_STOP_TOKENS`], 64; [`MAX_LOGIT_BIASES`], 1,024; [`MAX_LOGIT_BIAS`], 100 | `InvalidInput` |
 //! | frequency and presence penalties | [`MAX_PENALTY`], 2 | `InvalidInput` |
 //! | log probabilities of the most probable tokens, for each token; of a request, by the tokens that it may get | [`MAX_TOP_LOGPROBS`], 20; [`MAX_LOGPROBS`], 262,144 | `InvalidInput` |
+//! | bytes of a JSON schema, regular expression or grammar that an answer keeps to | [`MAX_CONSTRAINT_BYTES`], 256 KiB | `InvalidInput` |
+//! | of what that becomes: states of its lexer; the rest as llguidance limits it | `MAX_LEXER_STATES` of `structured/engine.rs`, 32,768 | [`InvalidConstraint`], or [`ConstraintFailed`] while the text is written |
+//! | tokens of a vocabulary whose texts can be constrained; bytes of a token that such a text may have | `MAX_VOCABULARY`, 2,097,152, and `MAX_TOKEN_BYTES`, 1,000, of `structured/engine.rs` | [`InvalidConstraint`] |
+//! | an integer, and a number, of JSON that a schema gives no bound | `MAX_INTEGER`, 9,007,199,254,740,991, and `MAX_NUMBER`, 10^18, of `structured/schema.rs` | the text has none beyond |
+//! | letters of what is wrong with a schema, expression or grammar that are told | `MAX_REASON` of `structured/engine.rs`, 500 | they are cut |
+//! | schemas, expressions and grammars that a model keeps compiled, and bytes of one; those known to be good | `MAX_KEPT`, 16, and `MAX_KEPT_BYTES`, 16 KiB, of `structured.rs` | they are compiled again |
+//! | parts of a JSON schema that are tried for the place of a fault | `MAX_TRIALS` of `structured/place.rs`, 256 | the error names the part around it |
 //! | bytes of a question, of a prompt to paint, and of what to avoid | [`MAX_QUESTION_BYTES`], 64 KiB | `InvalidInput` |
 //! | sides of a picture to paint | [`MAX_PAINTED_SIDE`], 4,096 pixels; multiples of what the model's latents stand for | `InvalidInput` |
 //! | pixels of a picture to paint | [`MAX_PAINTED_PIXELS`], 589,824, or 1.5 times those of the model's own size, whichever is more | `InvalidInput` |
@@ -79,14 +86,14 @@
 //! | in a GGUF file's tokenizer: bytes of a piece that others merge to | `MAX_PIECE`, 256, of `generation/gguf_tokens.rs` |
 //! | tokens of a GGUF file's vocabulary | `MAX_TOKENS` of `gguf/tokenizer.rs`, 1,048,576 |
 //! | a chat template: its bytes, steps, output, nested macros and loops | `MAX_TEMPLATE_BYTES`, 64 KiB; `MAX_STEPS`, 1,000,000; `MAX_OUTPUT_BYTES`, 8 MiB; `MAX_DEPTH`, 100; of `generation/template.rs` |
-//! | letters of a text, and entries of a list, in an error that goes to callers, log and events | `MAX_LETTERS`, 1,000, and `MAX_ENTRIES`, 200, of `error.rs` |
+//! | letters of a text, and entries of a list, in an error that goes to callers, log and events | `MAX_LETTERS`, 1,000, and `MAX_ENTRIES`, 200, of `error/shortened.rs` |
 //! | letters of a chat template's error that are told | `MAX_REASON` of `generation/template.rs`, 1,000 |
 //! | tags and operators of a chat template in each other | `MAX_NESTED` of `generation/template/syntax.rs`, 1,000 |
 //! | in a chat template: bytes of JSON that is written; nested lists and maps | `MAX_JSON_BYTES` of `generation/template/functions.rs`, 8 MiB; `MAX_DEPTH` of `generation/template/budget.rs`, 64 |
 //! | in a chat template: an attribute that a filter looks up; spaces of `indent` | `MAX_BYTES`, 256, `MAX_PARTS`, 16, and `MAX_PATHS`, 8, of `generation/template/paths.rs`; `MAX_INDENT` of `generation/template/builtins.rs`, 100 |
 //! | in a chat template: letters of an indent and of a separator of JSON | `MAX_INDENT` of `generation/template/functions.rs`, 16 |
 //! | bytes that a chat template handles in all, of which three times as many are its memory at most | `MAX_HANDLED` of `generation/template/budget.rs`, 256 MiB |
-//! | time to compile and to render a chat template; its stack; threads of one template and of all, those that were given up after that time included | `MAX_TIME`, 10 s; `STACK_BYTES`, 512 MiB; `MAX_OWN`, 8, and `MAX_THREADS`, 64; of `generation/template/stack.rs` |
+//! | time to compile and to render a chat template, and to compile what an answer keeps to; the stack for it; threads of one template or of one model's grammars and of all, those that were given up after that time included | `MAX_TIME`, 10 s; `STACK_BYTES`, 512 MiB; `MAX_OWN`, 8, and `MAX_THREADS`, 64; of `large_stack.rs` |
 //! | ways of pooling side by side | `MAX_POOLINGS` of `pooling.rs`, 6 |
 //! | layers, and sizes, of a transformer of any capability but painting | `MAX_LAYERS`, 1,024, and `MAX_SIDE`, 1,048,576, of `models/config_file.rs` |
 //! | dimensions of a vector of CLIP | `MAX_DIMENSIONS` of `models/image_embedding/clip.rs`, 1,048,576 |
@@ -119,6 +126,8 @@
 //! [`TransferFailed`]: crate::Error::TransferFailed
 //! [`AddressRefused`]: crate::Error::AddressRefused
 //! [`InvalidSetting`]: crate::Error::InvalidSetting
+//! [`InvalidConstraint`]: crate::Error::InvalidConstraint
+//! [`ConstraintFailed`]: crate::Error::ConstraintFailed
 //! [`UrlSettings`]: crate::UrlSettings
 
 use model_actors::Bytes;

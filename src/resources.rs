@@ -11,6 +11,7 @@ use crate::hub_settings::HubSettings;
 use crate::image_input::{ImageInput, ImageSettings};
 use crate::loader::LoadOptions;
 use crate::source::{Files, ModelFiles, Source};
+use crate::structured::ConstraintCheck;
 
 /// Device, compute threads, hub settings and image input of an engine. Cheap to clone.
 ///
@@ -26,6 +27,7 @@ pub struct EngineResources {
     hub: HubSettings,
     images: ImageInput,
     isolation: Isolation,
+    constraints: ConstraintCheck,
 }
 
 impl EngineResources {
@@ -44,7 +46,8 @@ impl EngineResources {
         images: ImageSettings,
         isolation: Isolation,
     ) -> Result<Self> {
-        Ok(Self { compute, hub, images: ImageInput::new(images)?, isolation })
+        let (images, constraints) = (ImageInput::new(images)?, ConstraintCheck::default());
+        Ok(Self { compute, hub, images, isolation, constraints })
     }
 
     /// Opens a source. Fetches nothing yet: a file of a repository is fetched when it is asked for.
@@ -78,6 +81,10 @@ impl EngineResources {
     /// Image input, which turns files, addresses and encoded images into pixels.
     pub fn images(&self) -> &ImageInput {
         &self.images
+    }
+
+    pub(crate) fn constraints(&self) -> &ConstraintCheck {
+        &self.constraints
     }
 
     pub(crate) fn compute(&self) -> &Compute {

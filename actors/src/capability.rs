@@ -19,8 +19,8 @@ pub use embedding::{
     TextEmbedding, TextToken, Truncate,
 };
 pub use generation::{
-    Completion, FinishReason, GenerateText, Message, Prompt, Role, Sampling, SamplingDefaults, TextChunk,
-    TextToText, TokenLogprob, TokenLogprobs, Usage,
+    Completion, Constraint, FinishReason, GenerateText, Message, Prompt, Role, Sampling, SamplingDefaults,
+    TextChunk, TextToText, TokenLogprob, TokenLogprobs, Usage,
 };
 pub use image::{
     DescribeImage, ImageSource, LeasedPicture, PaintImage, PaintStep, Picture, TextToImage, Vision,

@@ -6,9 +6,9 @@ use std::fmt::Debug;
 
 use model_actors::limits::*;
 use model_actors::{
-    Capability, DescribeImage, EmbedImages, EmbedOutputs, EmbedTexts, GenerateText, ImageEmbedding,
-    ImageSource, Message, PaintImage, Picture, Prompt, RerankDocuments, Reranking, Sampling, TextEmbedding,
-    TextToImage, TextToText, Vision,
+    Capability, Constraint, DescribeImage, EmbedImages, EmbedOutputs, EmbedTexts, GenerateText,
+    ImageEmbedding, ImageSource, Message, PaintImage, Picture, Prompt, RerankDocuments, Reranking, Sampling,
+    TextEmbedding, TextToImage, TextToText, Vision,
 };
 
 /// `of` makes a request of so much of something.
@@ -77,6 +77,10 @@ fn requests_for_text() {
     holds::<TextToText>(MAX_STOP_TOKENS, |n| request().with_stop_tokens(vec![7; n]));
     holds::<TextToText>(MAX_LOGIT_BIASES, |n| sampled(|sampling| sampling.with_logit_bias(biases(n, 1.0))));
     holds::<TextToText>(MAX_TOP_LOGPROBS, |n| request().with_logprobs(n));
+    let any = |bytes| Constraint::Regex("a".repeat(bytes));
+    holds::<TextToText>(MAX_CONSTRAINT_BYTES, |n| request().with_constraint(any(n)));
+    holds::<Vision>(MAX_CONSTRAINT_BYTES, |n| question(1, 1).with_constraint(any(n)));
+    assert!(TextToText::check(&request().with_constraint(any(0))).is_err());
     holds::<TextToText>(MAX_LOGPROBS, |n| request().with_max_tokens(n).with_logprobs(0));
     holds::<TextToText>(300, |n| request().with_max_tokens(300).with_min_tokens(n));
     let most = MAX_LOGPROBS / (MAX_TOP_LOGPROBS + 1);

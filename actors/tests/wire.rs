@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use model_actors::wire::{self, WireError};
 use model_actors::{
-    Bytes, Cause, Completion, DescribeImage, Device, EmbedImages, EmbedOutputs, EmbedPrompt, EmbedTexts,
-    Embeddings, Error, FailureKind, FinishReason, GenerateText, ImageSource, Lane, LeasedPicture, Message,
-    ModelId, PaintImage, PaintStep, Picture, RankedDocument, Ranking, RequestPhase, RerankDocuments,
+    Bytes, Cause, Completion, Constraint, DescribeImage, Device, EmbedImages, EmbedOutputs, EmbedPrompt,
+    EmbedTexts, Embeddings, Error, FailureKind, FinishReason, GenerateText, ImageSource, Lane, LeasedPicture,
+    Message, ModelId, PaintImage, PaintStep, Picture, RankedDocument, Ranking, RequestPhase, RerankDocuments,
     Sampling, SparseVector, TextChunk, TextToken, TokenLogprob, TokenLogprobs, Truncate, Usage, VectorArray,
     WorkerId,
 };
@@ -74,6 +74,7 @@ fn messages() -> Vec<Vec<u8>> {
         .with_min_tokens(2)
         .with_stop_tokens(vec![1, 70_000])
         .with_logprobs(5);
+    let by_schema = GenerateText::from("Once").with_constraint(Constraint::json_object());
     let token = |token, logprob| TokenLogprob::new(token, vec![0xf0, 0x9f], logprob);
     let logprobs = vec![TokenLogprobs::new(token(7, -0.5), vec![token(9, -0.25), token(7, -0.5)])];
     let painting = PaintImage::from("a red circle")
@@ -149,6 +150,15 @@ fn messages() -> Vec<Vec<u8>> {
         pinned("embed_images_texts", &EmbedImages::texts(["a cat"])),
         pinned("generate_text", &GenerateText::chat(talk).with_sampling(sampling.clone()).with_max_tokens(9)),
         pinned("generate_text_with_all", &with_all),
+        pinned("generate_text_by_schema", &by_schema),
+        pinned(
+            "generate_text_by_regex",
+            &GenerateText::from("7").with_constraint(Constraint::Regex("[0-9]".into())),
+        ),
+        pinned(
+            "describe_image_by_grammar",
+            &question.clone().with_constraint(Constraint::Lark("start: \"a\"".into())),
+        ),
         pinned("generate_text_raw", &GenerateText::from("Once").with_stop(vec!["\n".to_owned()])),
         pinned("completion", &completion),
         pinned("describe_image", &question.with_sampling(sampling)),

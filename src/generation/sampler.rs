@@ -54,14 +54,18 @@ impl Sampler {
     /// Samples a token of those whose logits `bar` does not set to negative infinity. The logits are overwritten.
     ///
     /// # Errors
-    /// [`Error::NotFiniteOutput`] if a logit is not finite.
-    pub(super) fn sample(&mut self, logits: &mut [f32], bar: impl FnOnce(&mut [f32])) -> Result<u32> {
+    /// [`Error::NotFiniteOutput`] if a logit is not finite; those of `bar`.
+    pub(super) fn sample(
+        &mut self,
+        logits: &mut [f32],
+        bar: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<u32> {
         // Without a way out of the loop, which compilers then turn into wide instructions.
         if logits.is_empty() || logits.iter().fold(false, |bad, logit| bad | !logit.is_finite()) {
             return Err(Error::NotFiniteOutput);
         }
         self.penalize(logits);
-        bar(logits);
+        bar(logits)?;
         let token = match self.settings.temperature {
             Some(temperature) if temperature > 0.0 => {
                 let candidates = candidates(logits, &self.settings, temperature);
@@ -270,7 +274,9 @@ mod tests {
     }
 
     /// No token is barred.
-    fn all(_: &mut [f32]) {}
+    fn all(_: &mut [f32]) -> Result<()> {
+        Ok(())
+    }
 
     fn cases() -> Vec<Case> {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/references/sampling.json");
@@ -288,6 +294,7 @@ mod tests {
                 // Nothing else is left.
                 let only = |logits: &mut [f32]| {
                     (0..).zip(logits).filter(|(id, _)| id != token).for_each(|(_, x)| *x = f32::NEG_INFINITY);
+                    Ok(())
                 };
                 assert_eq!(sampler.sample(&mut logits.clone(), only).unwrap(), *token);
             }

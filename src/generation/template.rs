@@ -3,7 +3,6 @@
 //! The search for the template in a model's files is here too; tokenizing the prompt is left to the tokenizer.
 
 mod limits;
-mod stack;
 mod syntax;
 mod budget;
 mod paths;
@@ -27,10 +26,9 @@ use model_actors::{LoadContext, Message, Role};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::large_stack::{Failure, Threads};
 use crate::source::Files;
 use crate::tokens::TokenizerSettings;
-
-use stack::Threads;
 
 /// Maximum number of bytes of a template; the largest published ones have about 40 KiB.
 const MAX_TEMPLATE_BYTES: usize = 64 << 10;
@@ -178,8 +176,8 @@ impl ChatTemplate {
             file: file.to_owned(),
             reason: format!("the chat template {reason}"),
         };
-        let threads = Threads::new();
-        let program = threads.run(move || compile(&text)).map_err(|failure| failure.named(file, invalid))?;
+        let threads = Threads::new("chat template");
+        let program = threads.run(move || compile(&text)).map_err(|failure| named(failure, file, invalid))?;
         Ok(Self { program: Arc::new(program), threads, file: file.to_owned(), tokens })
     }
 
@@ -237,7 +235,15 @@ impl ChatTemplate {
         let invalid =
             |reason| Error::InvalidInput(format!("the chat template in {} {reason}", self.file.display()));
         let rendered = self.threads.run(move || execute(&program, values));
-        rendered.map_err(|failure| failure.named(&self.file, invalid))
+        rendered.map_err(|failure| named(failure, &self.file, invalid))
+    }
+}
+
+/// The error about the template in a file; `at_fault` makes that of a template that is at fault.
+fn named(failure: Failure, file: &Path, at_fault: impl FnOnce(String) -> Error) -> Error {
+    match failure {
+        Failure::Work(reason) => at_fault(reason),
+        Failure::Busy(reason) => Error::TemplateUnavailable { file: file.to_owned(), reason },
     }
 }
 

@@ -10,6 +10,7 @@ use crate::handles::calls::{Calls, call_settings, in_order};
 use crate::models::text_to_text::TextGenerationModel;
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
 use crate::resources::EngineResources;
+use crate::structured::ConstraintCheck;
 
 /// Requests of one batch that are under way at a time; fewer than the batch lane has slots, so that one caller does
 /// not fill it.
@@ -18,8 +19,8 @@ const REQUESTS_AT_A_TIME: usize = 32;
 impl EngineCapability for TextToText {
     type Handle = TextGenerator;
 
-    fn handle(model: ModelHandle<Self>, _: &EngineResources) -> TextGenerator {
-        TextGenerator { calls: Calls::new(model) }
+    fn handle(model: ModelHandle<Self>, resources: &EngineResources) -> TextGenerator {
+        TextGenerator { calls: Calls::new(model), constraints: resources.constraints().clone() }
     }
 }
 
@@ -54,6 +55,7 @@ impl IntoModelSpec<TextToText> for SourceSpec {
 #[derive(Clone)]
 pub struct TextGenerator {
     calls: Calls<TextToText>,
+    constraints: ConstraintCheck,
 }
 
 call_settings!(TextGenerator for TextToText);
@@ -63,9 +65,47 @@ impl TextGenerator {
     ///
     /// # Errors
     /// [`Error::PromptTooLong`](crate::Error::PromptTooLong), [`Error::InvalidInput`](crate::Error::InvalidInput);
+    /// [`Error::InvalidConstraint`](crate::Error::InvalidConstraint) and
+    /// [`Error::ConstraintFailed`](crate::Error::ConstraintFailed) for a text that is to keep to one;
     /// [`Error::Actor`](crate::Error::Actor), of which [`Error::root`](crate::Error::root) gives a load's own error.
     pub async fn generate(&self, request: impl Into<GenerateText>) -> Result<Completion> {
-        self.calls.call(request.into(), Lane::Interactive).await
+        self.call(request.into(), Lane::Interactive).await
+    }
+
+    /// Generates a value: a text that keeps to the JSON schema of its type, read as one. The schema takes the place of a
+    /// constraint of the request. It is not shown to the model, so say in the prompt what is wanted.
+    ///
+    /// ```no_run
+    /// # use candle_actors::{GenerateText, Message, TextGenerator};
+    /// #[derive(serde::Deserialize, schemars::JsonSchema)]
+    /// struct Person {
+    ///     name: String,
+    ///     age: u8,
+    /// }
+    /// # async fn run(model: TextGenerator) -> candle_actors::Result<()> {
+    /// let question = "Who is it: Ada, thirty-six years old? Answer as JSON with name and age.";
+    /// let person: Person = model.generate_as(GenerateText::chat([Message::user(question)])).await?;
+    /// println!("{} is {}", person.name, person.age);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Self::generate`]; [`Error::IncompleteOutput`](crate::Error::IncompleteOutput) for a text that was cut off,
+    /// [`Error::UnexpectedOutput`](crate::Error::UnexpectedOutput) for one that the type refuses beyond its schema.
+    #[cfg(feature = "structured")]
+    pub async fn generate_as<T: schemars::JsonSchema + serde::de::DeserializeOwned>(
+        &self,
+        request: impl Into<GenerateText>,
+    ) -> Result<T> {
+        let request = request.into().with_constraint(crate::structured::schema_of::<T>());
+        crate::structured::value_of(&self.generate(request).await?)
+    }
+
+    /// Refuses a constraint that cannot be kept to before the request is queued.
+    async fn call(&self, request: GenerateText, lane: Lane) -> Result<Completion> {
+        self.constraints.check(request.constraint.as_ref()).await?;
+        self.calls.call(request, lane).await
     }
 
     /// Generates whole texts, in order, in the batch lane, 32 at a time; the first that fails ends the others.
@@ -77,8 +117,7 @@ impl TextGenerator {
         requests: impl IntoIterator<Item = T>,
     ) -> Result<Vec<Completion>> {
         let requests = requests.into_iter().map(Into::into).collect();
-        in_order(requests, "requests", REQUESTS_AT_A_TIME, |request| self.calls.call(request, Lane::Batch))
-            .await
+        in_order(requests, "requests", REQUESTS_AT_A_TIME, |request| self.call(request, Lane::Batch)).await
     }
 
     /// Generates a text in pieces, as they are made, with the whole text at the end. Dropping the stream stops the model
@@ -87,6 +126,8 @@ impl TextGenerator {
     /// # Errors
     /// As [`Self::generate`], for what is known before the first piece; the rest comes out of the stream.
     pub async fn stream(&self, request: impl Into<GenerateText>) -> Result<ReplyStream<TextToText>> {
-        self.calls.stream(request.into()).await
+        let request = request.into();
+        self.constraints.check(request.constraint.as_ref()).await?;
+        self.calls.stream(request).await
     }
 }

@@ -12,12 +12,14 @@ use crate::image_input::ImageInput;
 use crate::models::vision::VisionModel;
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
 use crate::resources::EngineResources;
+use crate::structured::ConstraintCheck;
 
 impl EngineCapability for Vision {
     type Handle = ImageDescriber;
 
     fn handle(model: ModelHandle<Self>, resources: &EngineResources) -> ImageDescriber {
-        ImageDescriber { calls: Calls::new(model), images: resources.images().clone() }
+        let (images, constraints) = (resources.images().clone(), resources.constraints().clone());
+        ImageDescriber { calls: Calls::new(model), images, constraints }
     }
 }
 
@@ -44,6 +46,7 @@ impl IntoModelSpec<Vision> for SourceSpec {
 pub struct ImageDescriber {
     calls: Calls<Vision>,
     images: ImageInput,
+    constraints: ConstraintCheck,
 }
 
 call_settings!(ImageDescriber for Vision);
@@ -75,6 +78,7 @@ impl ImageDescriber {
     async fn decoded(&self, mut request: DescribeImage) -> Result<(DescribeImage, CallOptions)> {
         let options = self.calls.options(Lane::Interactive);
         self.calls.model.check(&request, &options)?;
+        self.constraints.check(request.constraint.as_ref()).await?;
         let image = std::mem::replace(&mut request.image, ImageSource::Bytes(Vec::new()));
         let (images, options) = self.calls.decoded(&self.images, vec![image], options).await?;
         request.image = only(images)?;

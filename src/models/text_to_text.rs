@@ -19,6 +19,7 @@ use crate::limits::GenerationLimits;
 use crate::loader::{WorkerModel, standalone_model};
 use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams};
 use crate::models::generation_config::GenerationConfig;
+use crate::structured::Grammars;
 use crate::tokens::{Specials, Tokens};
 use network::{Network, State};
 pub(crate) use plan::TextToTextPlan;
@@ -29,6 +30,7 @@ pub(crate) struct LoadedModel {
     tokens: Tokens,
     template: Option<ChatTemplate>,
     end_tokens: Vec<u32>,
+    grammars: Grammars,
     settings: GenerationConfig,
     limits: GenerationLimits,
     compute: Compute,
@@ -200,7 +202,9 @@ impl Steps<GenerateText> for TextGenerationModel {
         let max_tokens = settings.max_tokens.min(room);
         settings.max_tokens = max_tokens;
         settings.sampling = model.settings.complete(settings.sampling)?;
-        let generation = Generation::new(&model.tokens, &settings, &tokens, &model.end_tokens)?;
+        let grammar = request.constraint.as_ref().map(|one| model.grammars.begin(one)).transpose()?;
+        let generation =
+            Generation::new(&model.tokens, &settings, &tokens, &model.end_tokens)?.keeping_to(grammar);
         Ok(Start { generation, most: tokens.len() + max_tokens, state: State::new(&model.network, tokens)? })
     }
 

@@ -42,6 +42,7 @@ use crate::models::passes::PROMPT_ROWS;
 use crate::models::towers::VisionTower;
 use crate::preprocessing::{Preprocessing, Processor, processor_config};
 use crate::source::Files;
+use crate::structured::Grammars;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
 use language_model::{Answer, LanguageModel};
@@ -259,6 +260,7 @@ fn misfit() -> crate::error::Error {
 pub(crate) struct LoadedModel {
     network: Arc<dyn Network>,
     tokens: Tokens,
+    grammars: Grammars,
     context: usize,
     apart: usize,
     limits: GenerationLimits,

@@ -2,6 +2,7 @@
 //! vision.
 
 mod sampling;
+mod constraint;
 mod output;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use crate::limits::{
     MAX_LOGPROBS, MAX_MESSAGES, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, MAX_TOKENS,
     MAX_TOP_LOGPROBS,
 };
+pub use constraint::Constraint;
 pub use output::{Completion, FinishReason, TextChunk, TokenLogprob, TokenLogprobs, Usage};
 pub use sampling::{Sampling, SamplingDefaults};
 
@@ -147,6 +149,8 @@ pub struct GenerateText {
     /// Asks for the log probability of each token, and of so many of the most probable tokens in its place: 0 to 20. All
     /// of them together are at most 262,144, by `max_tokens`.
     pub logprobs: Option<usize>,
+    /// Rule that the whole text keeps to: a JSON schema, a regular expression or a grammar of at most 256 KiB.
+    pub constraint: Option<Constraint>,
 }
 
 setters! { GenerateText {
@@ -157,6 +161,7 @@ setters! { GenerateText {
     with_stop(stop: Vec<String>);
     with_stop_tokens(stop_tokens: Vec<u32>);
     with_logprobs(logprobs: impl Into<Option<usize>>) Into::into;
+    with_constraint(constraint: impl Into<Option<Constraint>>) Into::into;
 } }
 
 /// An empty prompt, which [`Capability::check`] refuses: set one with [`GenerateText::with_prompt`].
@@ -170,6 +175,7 @@ impl Default for GenerateText {
             stop: Vec::new(),
             stop_tokens: Vec::new(),
             logprobs: None,
+            constraint: None,
         }
     }
 }
@@ -208,6 +214,7 @@ impl Capability for TextToText {
         check_ends(&request.stop, &request.stop_tokens)?;
         check_min_tokens(request.min_tokens, request.max_tokens)?;
         check_logprobs(request.logprobs, request.max_tokens)?;
+        request.constraint.as_ref().map_or(Ok(()), Constraint::check)?;
         if let Prompt::Messages(messages) = &request.prompt
             && messages.len() > MAX_MESSAGES
         {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::generation::{
-    Completion, Sampling, TextChunk, Usage, check_ends, check_logprobs, check_min_tokens, check_tokens,
+    Completion, Constraint, Sampling, TextChunk, Usage, check_ends, check_logprobs, check_min_tokens,
+    check_tokens,
 };
 use super::{BatchKey, Batching, Capability};
 use crate::config::QueueCapacity;
@@ -197,6 +198,8 @@ pub struct DescribeImage {
     pub stop_tokens: Vec<u32>,
     /// Log probabilities: see [`GenerateText::logprobs`](crate::GenerateText::logprobs).
     pub logprobs: Option<usize>,
+    /// Rule that the whole text keeps to: see [`GenerateText::constraint`](crate::GenerateText::constraint).
+    pub constraint: Option<Constraint>,
 }
 
 setters! { DescribeImage {
@@ -208,6 +211,7 @@ setters! { DescribeImage {
     with_stop(stop: Vec<String>);
     with_stop_tokens(stop_tokens: Vec<u32>);
     with_logprobs(logprobs: impl Into<Option<usize>>) Into::into;
+    with_constraint(constraint: impl Into<Option<Constraint>>) Into::into;
 } }
 
 /// A request about no pixels, to be given its image.
@@ -229,6 +233,7 @@ impl DescribeImage {
             stop: Vec::new(),
             stop_tokens: Vec::new(),
             logprobs: None,
+            constraint: None,
         }
     }
 }
@@ -248,6 +253,7 @@ impl Capability for Vision {
         check_ends(&request.stop, &request.stop_tokens)?;
         check_min_tokens(request.min_tokens, request.max_tokens)?;
         check_logprobs(request.logprobs, request.max_tokens)?;
+        request.constraint.as_ref().map_or(Ok(()), Constraint::check)?;
         // Only the model knows whether it needs a question.
         match request.question.is_empty() {
             true => Ok(()),

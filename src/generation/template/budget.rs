@@ -7,7 +7,7 @@ use std::time::Instant;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::stack::MAX_TIME;
+use crate::large_stack::MAX_TIME;
 
 /// Maximum number of bytes that a template may handle in all; a prompt has at most 4 MiB and is handled a few times.
 const MAX_HANDLED: u64 = 256 << 20;

@@ -19,6 +19,7 @@ use crate::models::decoder::DecoderConfig;
 use crate::models::generation_config::GenerationConfig;
 use crate::models::passes::THREAD_SCRATCH;
 use crate::source::Files;
+use crate::structured::Grammars;
 use crate::tokens::{TokenizerFiles, Tokens, special_names};
 use crate::weights::WeightFiles;
 
@@ -114,11 +115,16 @@ impl loader::LoadPlan for TextToTextPlan {
         let tokens = tokens.splitting_special_tokens(split, &named).map_err(invalid)?;
         self.bytes_per_token.get_or_init(|| tokens.bytes_per_token());
         let Footprint { shared, per_worker, .. } = self.footprint_now(compute, context)?;
-        let footprint = compute.counted(Footprint::new(network.bytes().unwrap_or(shared), per_worker));
+        let trie = Grammars::bytes(self.config.vocabulary());
+        let weights = network.bytes().map_or(shared, |weights| weights + trie);
+        let footprint = compute.counted(Footprint::new(weights, per_worker));
+        let end_tokens = self.ends(&tokens);
+        let grammars = Grammars::new(&tokens, &end_tokens, self.config.vocabulary());
         Ok(LoadedModel {
             network,
             template: self.template.clone(),
-            end_tokens: self.ends(&tokens),
+            end_tokens,
+            grammars,
             settings: self.settings.clone(),
             tokens,
             limits: self.config.limited(self.generation.limits),
@@ -237,6 +243,7 @@ impl TextToTextPlan {
         // With the numbers of the tokens themselves.
         let computing = config.worker_bytes(held, limits, longest) + Bytes(4 * held as u64);
         let tokenizing = Bytes(TOKENIZING.saturating_mul(longest as u64));
+        let shared = shared + Grammars::bytes(config.vocabulary());
         Ok(Footprint::new(shared, computing + logits + tokenizing + THREAD_SCRATCH))
     }
 }

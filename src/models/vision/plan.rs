@@ -16,6 +16,7 @@ use crate::models::continuous_batching;
 use crate::models::generation_config::GenerationConfig;
 use crate::models::passes::{PROMPT_ROWS, THREAD_SCRATCH};
 use crate::source::{Files, read_json};
+use crate::structured::Grammars;
 use crate::tokens::{TokenizerFiles, Tokens, special_names};
 use crate::weights::WeightFiles;
 
@@ -61,9 +62,11 @@ impl loader::LoadPlan for VisionPlan {
         let tokens = tokens.splitting_special_tokens(split, &named).map_err(invalid)?;
         let network = self.architecture.load(&tokens, &weights, &device, context)?;
         weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;
+        let grammars = Grammars::new(&tokens, network.ends(), self.architecture.vocabulary());
         Ok(LoadedModel {
             network,
             tokens,
+            grammars,
             context: self.architecture.context(),
             apart: self.architecture.apart(),
             limits: self.generation.limits,
@@ -92,11 +95,12 @@ impl VisionPlan {
         // Logits are made as a tensor and handed on as vectors.
         let logits =
             Bytes((2 * 4 * max_sequences as u64).saturating_mul(self.architecture.vocabulary() as u64));
+        let weights = weights.bytes_in_memory(
+            |tensor| self.architecture.uses(tensor),
+            |tensor| compute.packs() && self.architecture.packs(tensor),
+        );
         Footprint::new(
-            weights.bytes_in_memory(
-                |tensor| self.architecture.uses(tensor),
-                |tensor| compute.packs() && self.architecture.packs(tensor),
-            ),
+            weights + Grammars::bytes(self.architecture.vocabulary()),
             self.architecture.per_worker(room) + logits + THREAD_SCRATCH,
         )
     }

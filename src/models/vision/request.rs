@@ -75,7 +75,8 @@ impl ActiveRequest {
         settings.max_tokens = most;
         settings.sampling = model.settings.complete(settings.sampling)?;
         let ends = model.network.ends();
-        let generation = Generation::new(&model.tokens, &settings, &prompt.tokens, ends)?;
+        let grammar = request.constraint.as_ref().map(|one| model.grammars.begin(one)).transpose()?;
+        let generation = Generation::new(&model.tokens, &settings, &prompt.tokens, ends)?.keeping_to(grammar);
         // Nothing was computed for what is refused by now.
         let crops = model.network.crops(picture)?;
         let state = Self { prompt, crops, stage: Stage::Encoding(Encoding::default()) };

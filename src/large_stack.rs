@@ -1,24 +1,22 @@
-//! Threads with a large stack, on which templates are parsed, compiled, rendered and dropped. minijinja recurses in all
-//! four as deep as a template nests, so on an ordinary stack a file of a few kilobytes would abort the process. A
-//! thread that does not come to its end in time is given up; it ends by itself when its template does. A template that
-//! has such a thread is not run until then, and takes few of the process's threads, so that others run.
+//! Threads with a large stack, on which what comes from outside is compiled, run and dropped by libraries that recurse: chat
+//! templates, schemas, expressions and grammars. minijinja recurses in all as deep as a template nests, so on an ordinary
+//! stack a file of a few kilobytes would abort the process. A thread that does not come to its end in time is given up; it
+//! ends by itself when its work does. A template that has such a thread is not run until then; constraints, which come from
+//! many callers, are compiled as long as they have places. Each takes few of the process's threads, so that others run.
 
-use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
 
-use crate::error::Error;
-
 /// Bytes of the stack. Only what is used of it takes memory; a template of the largest size whose bytes are all prefix
 /// operators needs a fifth of it.
 const STACK_BYTES: usize = 512 << 20;
-/// Longest time for a template to be compiled, and to be rendered.
-pub(super) const MAX_TIME: Duration = Duration::from_secs(10);
-/// Longest wait for a thread while all are taken; a template is rendered in milliseconds.
+/// Longest time for a piece of work: a template to be compiled or rendered, a grammar to be compiled.
+pub(crate) const MAX_TIME: Duration = Duration::from_secs(10);
+/// Longest wait for a thread while all are taken; most work takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Maximum number of threads of one template, those that were given up included.
+/// Maximum number of threads of one model for one kind of work, those that were given up included.
 const MAX_OWN: usize = 8;
 /// Maximum number of threads of the process, those that were given up included.
 const MAX_THREADS: usize = 64;
@@ -27,21 +25,11 @@ static PROCESS: Places = Places::new(MAX_THREADS);
 
 /// Failure of work on a thread.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// The template is at fault, or what it is given.
-    Template(String),
+pub(crate) enum Failure {
+    /// The work is at fault, or what it is given.
+    Work(String),
     /// There is no thread for it at present, which is nobody's fault who asks.
     Busy(String),
-}
-
-impl Failure {
-    /// The error about the template in a file; `at_fault` makes that of a template that is at fault.
-    pub(super) fn named(self, file: &Path, at_fault: impl FnOnce(String) -> Error) -> Error {
-        match self {
-            Self::Template(reason) => at_fault(reason),
-            Self::Busy(reason) => Error::TemplateUnavailable { file: file.to_owned(), reason },
-        }
-    }
 }
 
 /// Places for threads.
@@ -94,7 +82,7 @@ enum State {
     GivenUp,
 }
 
-/// A thread's place among its template's and one among the process's, left when it is dropped, also by a panic.
+/// A thread's place among those of its kind and one among the process's, left when it is dropped, also by a panic.
 struct Place {
     own: Arc<Places>,
     process: &'static Places,
@@ -109,27 +97,36 @@ impl Drop for Place {
     }
 }
 
-/// Threads of one template. A clone shares them.
+/// Threads of one model for one kind of work. A clone shares them.
 #[derive(Debug, Clone)]
-pub(super) struct Threads {
+pub(crate) struct Threads {
+    name: &'static str,
     own: Arc<Places>,
     process: &'static Places,
     longest: Duration,
     patience: Duration,
+    /// Number of threads that were given up with which no more work is done.
+    too_many: usize,
 }
 
 impl Threads {
-    pub(super) fn new() -> Self {
+    /// Threads of this name, of which none works while one that was given up does.
+    pub(crate) fn new(name: &'static str) -> Self {
         let own = Arc::new(Places::new(MAX_OWN));
-        Self { own, process: &PROCESS, longest: MAX_TIME, patience: PATIENCE }
+        Self { name, own, process: &PROCESS, longest: MAX_TIME, patience: PATIENCE, too_many: 1 }
+    }
+
+    /// Threads of this name for work of many callers: those that were given up take places, and no more.
+    pub(crate) fn of_many(name: &'static str) -> Self {
+        Self { too_many: MAX_OWN, ..Self::new(name) }
     }
 
     /// Runs work on a thread with a large stack and waits for it, at most [`MAX_TIME`].
     ///
     /// # Errors
-    /// The work's own, as a fault of the template; the same if it panics or is not done in time. [`Failure::Busy`] if
+    /// The work's own; the same if it panics or is not done in time. [`Failure::Busy`] if
     /// no thread can be had for it.
-    pub(super) fn run<T: Send + 'static>(
+    pub(crate) fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, String> + Send + 'static,
     ) -> Result<T, Failure> {
@@ -143,26 +140,24 @@ impl Threads {
             // The caller may have stopped waiting.
             drop(sender.send(result));
         };
-        let thread = Builder::new().name("chat template".into()).stack_size(STACK_BYTES).spawn(body);
+        let thread = Builder::new().name(self.name.into()).stack_size(STACK_BYTES).spawn(body);
         thread.map_err(|error| Failure::Busy(format!("no thread can be started for it: {error}")))?;
         match receiver.recv_timeout(self.longest) {
-            Ok(done) => done.map_err(Failure::Template),
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(Failure::Template("made the template engine fail".to_owned()))
-            }
+            Ok(done) => done.map_err(Failure::Work),
+            Err(RecvTimeoutError::Disconnected) => Err(Failure::Work("made its engine fail".to_owned())),
             Err(RecvTimeoutError::Timeout) => {
                 if let Some(state) = lock(&state).as_mut() {
                     *state = State::GivenUp;
                     lock(&self.own.counts).given_up += 1;
                 }
-                Err(Failure::Template(format!("took longer than {} s", self.longest.as_secs_f64())))
+                Err(Failure::Work(format!("took longer than {} s", self.longest.as_secs_f64())))
             }
         }
     }
 
     fn place(&self) -> Result<Place, String> {
         let given_up = lock(&self.own.counts).given_up;
-        if given_up > 0 {
+        if given_up >= self.too_many {
             return Err(format!("{given_up} earlier runs of it took too long and have not ended"));
         }
         if !self.own.take(self.patience) {
@@ -185,7 +180,9 @@ mod tests {
     use super::*;
 
     fn threads(process: &'static Places, own: usize, longest: Duration) -> Threads {
-        Threads { own: Arc::new(Places::new(own)), process, longest, patience: Duration::from_millis(1) }
+        let own = Arc::new(Places::new(own));
+        let patience = Duration::from_millis(1);
+        Threads { name: "test", own, process, longest, patience, too_many: 1 }
     }
 
     fn hang(threads: &Threads, wait: Receiver<()>) -> Failure {
@@ -201,19 +198,25 @@ mod tests {
     }
 
     #[test]
-    fn work_that_panics_or_hangs_is_an_error_of_its_template_alone() {
+    fn work_that_panics_or_hangs_is_an_error_of_its_kind_alone() {
         static PLACES: Places = Places::new(3);
         let other = threads(&PLACES, 1, MAX_TIME);
         assert_eq!(other.run(|| Ok(7)), Ok(7));
         let failed = other.run(|| -> Result<u8, String> { panic!("planted") }).unwrap_err();
-        assert!(matches!(&failed, Failure::Template(reason) if reason.contains("fail")), "{failed:?}");
+        assert!(matches!(&failed, Failure::Work(reason) if reason.contains("fail")), "{failed:?}");
 
         let hostile = threads(&PLACES, 1, Duration::from_millis(1));
         let (end, wait) = channel();
         let late = hang(&hostile, wait);
-        assert!(matches!(&late, Failure::Template(reason) if reason.contains("longer than")), "{late:?}");
+        assert!(matches!(&late, Failure::Work(reason) if reason.contains("longer than")), "{late:?}");
         let refused = hostile.run(|| Ok(7)).unwrap_err();
         assert!(matches!(&refused, Failure::Busy(reason) if reason.contains("not ended")), "{refused:?}");
+        let of_many =
+            Threads { own: Arc::new(Places::new(2)), too_many: 2, longest: MAX_TIME, ..hostile.clone() };
+        let (other_end, wait) = channel();
+        hang(&Threads { longest: Duration::from_millis(1), ..of_many.clone() }, wait);
+        assert_eq!(of_many.run(|| Ok(7)), Ok(7));
+        drop(other_end);
         assert_eq!(other.run(|| Ok(7)), Ok(7));
 
         drop(end);
@@ -228,22 +231,21 @@ mod tests {
         let hung = || {
             let (end, wait) = channel();
             let threads = threads(&PLACES, 1, Duration::from_millis(1));
-            assert!(matches!(hang(&threads, wait), Failure::Template(_)));
+            assert!(matches!(hang(&threads, wait), Failure::Work(_)));
             end
         };
         let ends = [hung(), hung()];
         let other = threads(&PLACES, 1, MAX_TIME);
         let busy = other.run(|| Ok(7)).unwrap_err();
         assert_eq!(lock(&other.own.counts).taken, 0);
-        let error = busy.named(Path::new("a"), Error::InvalidInput);
-        assert!(matches!(error.kind(), model_actors::ErrorKind::Unavailable { .. }), "{error}");
+        assert!(matches!(busy, Failure::Busy(_)), "{busy:?}");
         drop(ends);
         assert_left(&PLACES);
         assert_eq!(other.run(|| Ok(7)), Ok(7));
     }
 
     #[test]
-    fn one_template_takes_no_more_than_its_threads() {
+    fn one_kind_of_work_takes_no_more_than_its_threads() {
         static PLACES: Places = Places::new(3);
         let threads = threads(&PLACES, 2, MAX_TIME);
         let (ends, waits): (Vec<_>, Vec<_>) = [(); 2].map(|()| channel::<()>()).into_iter().unzip();
