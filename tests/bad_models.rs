@@ -271,7 +271,7 @@ fn an_architecture_that_is_not_supported() {
     assert!(matches!(error, Error::UnsupportedArchitecture { .. }), "{error}");
     let words = error.to_string();
     assert!(words.contains("mamba") && words.contains("bert"), "{words}");
-    for (setting, value) in [("hidden_act", "swoosh"), ("position_embedding_type", "relative_key")] {
+    for (setting, value) in [("hidden_act", "swoosh"), ("position_embedding_type", "relative")] {
         let error = changed(|model| model.config[setting] = json!(value));
         assert!(matches!(error, Error::UnsupportedSetting { .. }), "{setting}: {error}");
     }

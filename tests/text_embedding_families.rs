@@ -187,6 +187,8 @@ fn every_setting_changes_the_vectors() {
         ("bert", "layer_norm_eps", json!(0.1)),
         ("bert", "hidden_act", json!("relu")),
         ("bert", "num_attention_heads", json!(2)),
+        ("bert_relative_key", "position_embedding_type", json!("relative_key_query")),
+        ("xlm_roberta_relative_key_query", "position_embedding_type", json!("relative_key")),
         ("distilbert", "activation", json!("gelu_new")),
         ("roberta", "pad_token_id", json!(0)),
         ("roberta", "hidden_act", json!("gelu")),
@@ -368,7 +370,8 @@ fn contradictory_settings_are_named() {
         assert!(matches!(error, Error::InvalidConfig { .. }), "{family} {setting} {value}: {error}");
     }
     let cases = [
-        ("bert", "position_embedding_type", json!("relative_key")),
+        ("bert", "position_embedding_type", json!("relative")),
+        ("mpnet", "position_embedding_type", json!("relative_key")),
         ("mpnet", "relative_attention_num_buckets", json!(16)),
         ("arctic", "rope_parameters", json!({"rope_type": "linear", "rope_theta": 1e4})),
         ("jina_bert", "position_embedding_type", json!("absolute")),

@@ -62,7 +62,7 @@ fn on_cpu(
                     values: rows(value, index, others),
                 });
                 let sequences: Vec<Sequence<'_>> = sequences.collect();
-                attention.forward(&sequences, &mut out, |head, query, key, scores| {
+                attention.forward(&sequences, &mut out, |_, head, query, key, scores| {
                     if let Some(bias) = bias {
                         let bias = &bias[(head * count + query) * others + key..];
                         scores.iter_mut().zip(bias).for_each(|(score, bias)| *score += bias);

@@ -173,13 +173,13 @@ pub(super) struct FlashAttention {
 
 impl FlashAttention {
     /// Computes the queries of all sequences, one sequence after another, into rows of `heads · size`
-    /// numbers, spread over the threads. `modify_scores` is called with a head, a query's number in its
+    /// numbers, spread over the threads. `modify_scores` is called with a sequence, a head, a query's number in the
     /// sequence, the first key of a block, and the query's scores with the keys from there on.
     pub(super) fn forward(
         &self,
         sequences: &[Sequence<'_>],
         out: &mut [f32],
-        modify_scores: impl Fn(usize, usize, usize, &mut [f32]) + Sync,
+        modify_scores: impl Fn(&Sequence<'_>, usize, usize, usize, &mut [f32]) + Sync,
     ) {
         let width = self.heads * self.size;
         let all: usize = sequences.iter().map(|sequence| sequence.queries.count).sum();
@@ -206,9 +206,9 @@ impl FlashAttention {
         &self,
         scratch: &mut Scratch,
         part: Part<'a>,
-        modify_scores: impl Fn(usize, usize, usize, &mut [f32]),
+        modify_scores: impl Fn(&Sequence<'_>, usize, usize, usize, &mut [f32]),
     ) {
-        let Part { sequence: &Sequence { queries, keys, values }, first, out } = part;
+        let Part { sequence: sequence @ &Sequence { queries, keys, values }, first, out } = part;
         let (size, width) = (self.size, self.heads * self.size);
         let count = out.len() / width;
         for head in 0..self.heads {
@@ -225,7 +225,7 @@ impl FlashAttention {
                 scratch,
                 (&mut out[head * size..], width),
                 |query| self.mask.range(first + query, keys.count),
-                |query, key, scores| modify_scores(head, first + query, key, scores),
+                |query, key, scores| modify_scores(sequence, head, first + query, key, scores),
             );
         }
     }

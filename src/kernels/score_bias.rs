@@ -1,6 +1,9 @@
 //! Biases on the scores of attention that depend on how far apart a query and a key are: ALiBi (Press et al., 2022,
-//! arXiv 2108.12409), and learned numbers for ranges of distances (Raffel et al., 2020, arXiv 1910.10683). Their use is
-//! left to `self_attention`; which model has which to the families.
+//! arXiv 2108.12409), learned numbers for ranges of distances (Raffel et al., 2020, arXiv 1910.10683), and learned vectors
+//! of distances (`distance_vectors`). Their use is left to `self_attention`; which model has which to the families.
+
+use super::distance_vectors::DistanceVectors;
+use super::flash::Sequence;
 
 /// Bias on the score of a query and a key.
 #[derive(Clone, Copy)]
@@ -10,31 +13,49 @@ pub(crate) enum ScoreBias<'a> {
     Slopes(&'a [f32]),
     /// A learned number for each head and relative position.
     Relative(&'a RelativeBias),
+    /// Products of queries, or of queries and keys, with a learned vector for each relative position.
+    Vectors(&'a DistanceVectors),
 }
 
 impl ScoreBias<'_> {
-    /// Number of heads that differ: 0 without a bias.
+    /// True if it can be that of so many heads of this size, of sequences of at most `longest` rows.
+    pub(super) fn fits(self, heads: usize, size: usize, longest: usize) -> bool {
+        match self {
+            Self::Vectors(vectors) => vectors.fits(size, longest),
+            _ => [0, heads].contains(&self.heads()),
+        }
+    }
+
+    /// Number of heads that differ beside their rows: 0 without a bias.
     pub(super) fn heads(self) -> usize {
         match self {
-            Self::None => 0,
+            Self::None | Self::Vectors(_) => 0,
             Self::Slopes(slopes) => slopes.len(),
             Self::Relative(bias) => bias.heads.len(),
         }
     }
 
-    /// Bias of one score.
+    /// Bias of one score, whatever the rows are.
     pub(super) fn of(self, head: usize, query: usize, key: usize) -> f32 {
         match self {
-            Self::None => 0.0,
+            Self::None | Self::Vectors(_) => 0.0,
             Self::Slopes(slopes) => slopes.get(head).map_or(0.0, |slope| -slope * query.abs_diff(key) as f32),
             Self::Relative(bias) => bias.heads.get(head).map_or(0.0, |head| head.of(query, key)),
         }
     }
 
-    /// Adds the bias to a query's scores with the keys from `first` on.
-    pub(super) fn add(self, head: usize, query: usize, first: usize, scores: &mut [f32]) {
+    /// Adds the bias to the scores of a query of a sequence with the keys from `first` on.
+    pub(super) fn add(
+        self,
+        sequence: &Sequence<'_>,
+        head: usize,
+        query: usize,
+        first: usize,
+        scores: &mut [f32],
+    ) {
         match self {
             Self::None => {}
+            Self::Vectors(vectors) => vectors.add(sequence, head, query, first, scores),
             Self::Slopes(slopes) => {
                 let Some(slope) = slopes.get(head) else { return };
                 for (key, score) in (first..).zip(scores) {

@@ -28,8 +28,11 @@ impl SelfAttention<'_> {
     pub(crate) fn forward(&self, qkv: &Tensor, lengths: &[usize]) -> Result<Tensor> {
         let (count, triple) = qkv.dims2()?;
         let width = triple / 3;
-        let biased = [0, self.heads].contains(&self.bias.heads());
-        let fits = self.heads > 0 && triple.is_multiple_of(3) && width.is_multiple_of(self.heads) && biased;
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let fits = self.heads > 0
+            && triple.is_multiple_of(3)
+            && width.is_multiple_of(self.heads)
+            && self.bias.fits(self.heads, width / self.heads, longest);
         if lengths.iter().sum::<usize>() != count || !fits {
             let reason = "attention: lengths and heads do not fit the rows";
             return Err(Error::compute(reason));
@@ -63,8 +66,8 @@ impl SelfAttention<'_> {
             });
             let sequences: Vec<Sequence<'_>> =
                 sequences.filter(|sequence| sequence.queries.count > 0).collect();
-            attention.forward(&sequences, &mut out, |head, query, first, scores| {
-                self.bias.add(head, query, first, scores);
+            attention.forward(&sequences, &mut out, |sequence, head, query, first, scores| {
+                self.bias.add(sequence, head, query, first, scores);
             });
         })?;
         Ok(Tensor::from_vec(out, (qkv.dim(0)?, width), &Device::Cpu)?)
@@ -94,6 +97,10 @@ impl SelfAttention<'_> {
                 scores.broadcast_add(&Tensor::from_vec(bias, (1, heads, longest, longest), device)?)?
             }
             None => scores,
+        };
+        let scores = match self.bias {
+            ScoreBias::Vectors(vectors) => (scores + vectors.scores(&query, &key)?)?,
+            _ => scores,
         };
         let out = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&value)?;
         let rows = out.transpose(1, 2)?.contiguous()?.reshape((texts * longest, width))?;
@@ -169,6 +176,7 @@ impl Padding {
 
 #[cfg(test)]
 mod tests {
+    use super::super::distance_vectors::{DistanceRows, DistanceVectors};
     use super::super::rotary::{RopeTable, RotaryEmbedding};
     use super::super::score_bias::RelativeBias;
     use super::*;
@@ -196,6 +204,10 @@ mod tests {
         let alibi_slopes = [0.5, 0.25, 0.125, 0.0625];
         let table: Vec<f32> = (0..32 * 4).map(|number| (number % 7) as f32 * 0.3 - 1.0).collect();
         let relative = RelativeBias::new(&table, 4, 128);
+        let vectors: Vec<f32> = (0..599 * 8).map(|number| (number % 11) as f32 * 0.1 - 0.5).collect();
+        let vectors = |rows| DistanceVectors::new(vectors.clone(), 8, rows);
+        let of_queries = vectors(DistanceRows::Queries);
+        let of_both = vectors(DistanceRows::QueriesAndKeys);
         let near = [0, 2, 40, usize::MAX].map(AttentionMask::LocalWindow);
         for mask in [AttentionMask::Full, AttentionMask::Causal, AttentionMask::SlidingWindow(9)]
             .into_iter()
@@ -205,6 +217,8 @@ mod tests {
                 (ScoreBias::None, None),
                 (ScoreBias::Slopes(&alibi_slopes), None),
                 (ScoreBias::Relative(&relative), None),
+                (ScoreBias::Vectors(&of_queries), None),
+                (ScoreBias::Vectors(&of_both), None),
                 (ScoreBias::None, Some(&rope)),
             ] {
                 let form = SelfAttention { heads: 4, bias, mask, rope };
@@ -240,5 +254,10 @@ mod tests {
         assert!(form(3, ScoreBias::None).forward(&qkv, &[4]).is_err());
         assert!(form(0, ScoreBias::None).forward(&qkv, &[4]).is_err());
         assert!(form(2, ScoreBias::Slopes(&[0.5])).forward(&qkv, &[4]).is_err());
+        // Of heads of two numbers, and of at most three rows.
+        let vectors = DistanceVectors::new(vec![0.0; 5 * 2], 2, DistanceRows::Queries);
+        let vectors = |heads| form(heads, ScoreBias::Vectors(&vectors));
+        assert!(vectors(2).forward(&qkv, &[4]).is_err() && vectors(4).forward(&qkv, &[3, 1]).is_err());
+        assert!(vectors(2).forward(&qkv, &[3, 1]).is_ok());
     }
 }

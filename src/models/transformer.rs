@@ -25,9 +25,10 @@ pub(crate) use attention::CrossKeyValues;
 pub(crate) use block::Block;
 pub(crate) use cache::{Cache, Segment};
 pub(crate) use config::{
-    AttentionConfig, AttentionSinks, Bias, Biases, ExpertForm, ExpertWeights, FeedForwardConfig, HeadNorms,
-    LayerConfig, MixerConfig, NormKind, NormPlacement, OutputGate, RelativeBiasConfig, Sizes, StreamsConfig,
-    TransformerConfig, ValueNorm, Workload, check_side, layer_count,
+    AttentionConfig, AttentionSinks, Bias, Biases, DistanceVectorsConfig, ExpertForm, ExpertWeights,
+    FeedForwardConfig, HeadNorms, LayerConfig, MixerConfig, NormKind, NormPlacement, OutputGate,
+    RelativeBiasConfig, Sizes, StreamsConfig, TransformerConfig, ValueNorm, Workload, check_side,
+    layer_count,
 };
 pub(crate) use feed_forward::FeedForward;
 pub(crate) use load::{load, load_feed_forward};

@@ -1,5 +1,5 @@
 //! BERT and its relatives of the same form (MiniLM, BGE, GTE, E5; Devlin et al., 2019): learned absolute
-//! positions, and norms after each sum. Pooling and tokenizing are left to the modules that every family
+//! positions or vectors of distances, and norms after each sum. Pooling and tokenizing are left to the modules that every family
 //! shares.
 
 use std::path::Path;
@@ -11,9 +11,12 @@ use super::Architecture;
 use super::encoder::TextEncoder;
 use crate::architecture::{Family, parse};
 use crate::error::Result;
+use crate::kernels::DistanceRows;
 use crate::models::config_file::{activation, invalid, unsupported, with_defaults};
 use crate::models::towers::{PositionsConfig, TextTowerConfig, TextTowerNames};
-use crate::models::transformer::{Names, NormPlacement, QkvNames, Sizes, TransformerConfig, UpNames};
+use crate::models::transformer::{
+    DistanceVectorsConfig, Names, NormPlacement, QkvNames, Sizes, TransformerConfig, UpNames,
+};
 
 /// The family's entry in the list.
 pub(in crate::models) const FAMILY: Family<Box<dyn Architecture>> = Family {
@@ -32,6 +35,7 @@ pub(super) const NAMES: TextTowerNames = TextTowerNames {
     blocks: Names {
         blocks: "encoder.layer.",
         qkv: QkvNames::Separate(["attention.self.query", "attention.self.key", "attention.self.value"]),
+        distance_vectors: "attention.self.distance_embedding",
         out_proj: "attention.output.dense",
         attention_norm: "attention.output.LayerNorm",
         up: UpNames::Dense("intermediate.dense"),
@@ -68,10 +72,16 @@ fn defaults() -> Value {
 /// The encoder of BERT and, but for its positions, of RoBERTa.
 pub(super) fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     let config: Config = parse(file, &with_defaults(config, defaults()))?;
-    match config.position_embedding_type.as_deref() {
-        None | Some("absolute") => {}
-        Some(other) => return Err(unsupported(file, "position_embedding_type", other, "absolute")),
-    }
+    let reach = config.max_position_embeddings;
+    let distances = match config.position_embedding_type.as_deref() {
+        None | Some("absolute") => None,
+        Some("relative_key") => Some(DistanceRows::Queries),
+        Some("relative_key_query") => Some(DistanceRows::QueriesAndKeys),
+        Some(other) => {
+            let supported = "absolute, relative_key or relative_key_query";
+            return Err(unsupported(file, "position_embedding_type", other, supported));
+        }
+    };
     if config.is_decoder {
         return Err(unsupported(file, "is_decoder", "true", "false"));
     }
@@ -85,19 +95,19 @@ pub(super) fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
         heads: config.num_attention_heads,
     };
     let activation = activation(file, "hidden_act", &config.hidden_act)?;
+    let (placement, epsilon) = (NormPlacement::Post, config.layer_norm_eps);
+    let mut transformer = TransformerConfig::encoder(file, sizes, placement, activation, epsilon)?;
+    transformer.attention.distance_vectors = distances.map(|rows| DistanceVectorsConfig { reach, rows });
     Ok(TextTowerConfig {
         vocabulary: config.vocab_size,
-        context: config.max_position_embeddings,
+        context: reach,
         embedding_width: None,
-        positions: PositionsConfig::Places(config.max_position_embeddings),
+        positions: match distances {
+            Some(_) => PositionsConfig::None,
+            None => PositionsConfig::Places(reach),
+        },
         segments: config.type_vocab_size,
-        transformer: TransformerConfig::encoder(
-            file,
-            sizes,
-            NormPlacement::Post,
-            activation,
-            config.layer_norm_eps,
-        )?,
+        transformer,
         names: &NAMES,
     })
 }

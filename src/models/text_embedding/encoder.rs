@@ -75,12 +75,20 @@ impl Architecture for TextEncoder {
 
     fn packs(&self, tensor: &str, eight_bit: bool) -> bool {
         let mut names = self.prefixes.iter().filter_map(|prefix| tensor.strip_prefix(prefix));
-        eight_bit && names.any(|name| name.starts_with(self.tower.names.blocks.blocks))
+        let blocks = &self.tower.names.blocks;
+        let is_linear = |name: &str| {
+            let vectors = blocks.distance_vectors;
+            name.starts_with(blocks.blocks) && (vectors.is_empty() || !name.contains(vectors))
+        };
+        eight_bit && names.any(is_linear)
     }
 
     fn has_no_effect(&self, tensor: &str) -> bool {
         let names = self.prefixes.iter().filter_map(|prefix| tensor.strip_prefix(prefix));
-        is_buffer(tensor) || names.into_iter().any(|name| HEADS.iter().any(|head| name.starts_with(head)))
+        is_buffer(tensor)
+            || names
+                .into_iter()
+                .any(|name| HEADS.iter().any(|head| name.starts_with(head)) || self.tower.has_no_effect(name))
     }
 
     fn scratch(&self, tokens: usize, longest: usize) -> Bytes {

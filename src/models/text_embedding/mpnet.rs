@@ -11,7 +11,7 @@ use super::{Architecture, bert, roberta};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::models::config_file::{unsupported, with_defaults};
-use crate::models::towers::{TextTowerConfig, TextTowerNames};
+use crate::models::towers::{PositionsConfig, TextTowerConfig, TextTowerNames};
 use crate::models::transformer::{Names, QkvNames, RelativeBiasConfig};
 
 /// The family's entry in the list.
@@ -56,7 +56,12 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     if buckets != BUCKETS {
         return Err(unsupported(file, "relative_attention_num_buckets", &buckets.to_string(), "32"));
     }
-    let mut tower = roberta::after_padding(file, bert::read(file, &config)?, PADDING)?;
+    let tower = bert::read(file, &config)?;
+    if tower.positions == PositionsConfig::None {
+        // The reference implementation does not read this setting, so that no model can have been trained with it.
+        return Err(unsupported(file, "position_embedding_type", "relative_key", "absolute"));
+    }
+    let mut tower = roberta::after_padding(file, tower, PADDING)?;
     tower.segments = 0;
     tower.names = &NAMES;
     let bias = RelativeBiasConfig { buckets, max_distance: LAST_DISTANCE };

@@ -42,7 +42,11 @@ fn read(file: &Path, config: &Value) -> Result<TextTowerConfig> {
     let tower = bert::read(file, config)?;
     let Config { pad_token_id } = parse(file, &with_defaults(config, json!({"pad_token_id": 1})))?;
     let padding = pad_token_id.ok_or_else(|| invalid(file, "pad_token_id is null"))?;
-    after_padding(file, tower, padding)
+    match tower.positions {
+        // It has vectors of distances in their place.
+        PositionsConfig::None => Ok(tower),
+        _ => after_padding(file, tower, padding),
+    }
 }
 
 /// The same encoder with positions counted from the one after padding's.

@@ -57,9 +57,10 @@ impl TextTowerConfig {
     /// True for the tensors, named on the encoder's path, that are loaded.
     pub(crate) fn uses(&self, tensor: &str) -> bool {
         let names = self.names;
+        let positions = if self.positions == PositionsConfig::None { "" } else { names.positions };
         let single = [
             names.token_embeddings,
-            names.positions,
+            positions,
             names.segments,
             names.embedding_norm,
             names.embedding_projection,
@@ -68,6 +69,12 @@ impl TextTowerConfig {
         ];
         single.iter().any(|name| is_tensor_of(name, tensor))
             || (tensor.starts_with(names.blocks.blocks) && !tensor.ends_with(".inv_freq"))
+    }
+
+    /// True for the positions of a model that has vectors of distances in their place.
+    pub(crate) fn has_no_effect(&self, tensor: &str) -> bool {
+        let is_relative = self.transformer.attention.distance_vectors.is_some();
+        is_relative && is_tensor_of(self.names.positions, tensor)
     }
 
     /// Loads the encoder.

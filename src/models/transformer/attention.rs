@@ -13,7 +13,8 @@ use crate::kernels::causal::{CausalAttention, LayerSegment};
 use crate::kernels::rotary::RopeTable;
 use crate::kernels::self_attention::SelfAttention;
 use crate::kernels::{
-    Activation, AttentionMask, RelativeBias, ScoreBias, gated, scaled_dot_product_attention, split_gates,
+    Activation, AttentionMask, DistanceVectors, RelativeBias, ScoreBias, gated, scaled_dot_product_attention,
+    split_gates,
 };
 
 /// The sequences of a pass, whose rows lie one after another without padding.
@@ -47,6 +48,8 @@ pub(crate) struct Attention {
     pub(super) alibi_slopes: Vec<f32>,
     /// Learned biases by distance, in place of it.
     pub(super) relative_bias: Option<Arc<RelativeBias>>,
+    /// Learned vectors of distances, in place of both.
+    pub(super) distance_vectors: Option<DistanceVectors>,
     /// Number of the block whose keys and values it sees, if they are not its own.
     pub(super) key_values_of: Option<usize>,
     /// Number of its rotary embedding.
@@ -81,10 +84,11 @@ impl Attention {
         let kernel = &self.kernel;
         match &mut pass.sequences {
             Sequences::Whole(lengths) => {
-                let bias = match (&self.relative_bias, self.alibi_slopes.as_slice()) {
-                    (Some(relative), _) => ScoreBias::Relative(relative),
-                    (None, []) => ScoreBias::None,
-                    (None, slopes) => ScoreBias::Slopes(slopes),
+                let bias = match (&self.distance_vectors, &self.relative_bias, self.alibi_slopes.as_slice()) {
+                    (Some(vectors), ..) => ScoreBias::Vectors(vectors),
+                    (None, Some(relative), _) => ScoreBias::Relative(relative),
+                    (None, None, []) => ScoreBias::None,
+                    (None, None, slopes) => ScoreBias::Slopes(slopes),
                 };
                 SelfAttention { heads: kernel.heads, bias, mask: kernel.mask, rope }.forward(qkv, lengths)
             }

@@ -11,7 +11,7 @@ use super::rope::Rope;
 use crate::error::Result;
 use crate::kernels::delta_net::DeltaNetSizes;
 use crate::kernels::glu::GluForm;
-use crate::kernels::{Activation, AttentionMask};
+use crate::kernels::{Activation, AttentionMask, DistanceRows};
 use crate::models::config_file::{MAX_LAYERS, MAX_SIDE, invalid};
 
 /// A stack of transformer blocks that is not loaded.
@@ -75,6 +75,16 @@ pub(crate) struct AttentionConfig {
     pub(crate) alibi_slopes: Vec<f32>,
     /// Learned biases by distance that all blocks share, in place of ALiBi. Of encoders alone.
     pub(crate) relative_bias: Option<RelativeBiasConfig>,
+    /// Learned vectors of distances in each block, in place of both. Of encoders alone.
+    pub(crate) distance_vectors: Option<DistanceVectorsConfig>,
+}
+
+/// Learned vectors of the relative position of key and query (Shaw et al., 2018).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DistanceVectorsConfig {
+    /// Number of rows of the longest sequence.
+    pub(crate) reach: usize,
+    pub(crate) rows: DistanceRows,
 }
 
 /// Learned biases on scores by the relative position of key and query (T5, MPNet).
@@ -102,6 +112,7 @@ impl AttentionConfig {
             key_bias: None,
             alibi_slopes: Vec::new(),
             relative_bias: None,
+            distance_vectors: None,
         }
     }
 }

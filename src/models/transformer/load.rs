@@ -11,21 +11,22 @@ use candle_core::{DType, Device, Tensor};
 use super::attention::{Attention, CrossAttention};
 use super::block::{Block, Order};
 use super::config::{
-    AttentionConfig, AttentionSinks, Bias, ExpertForm, FeedForwardConfig, HeadNorms, LayerConfig,
-    MixerConfig, NormPlacement, OutputGate, RelativeBiasConfig, TransformerConfig, ValueNorm, Workload,
+    AttentionConfig, AttentionSinks, Bias, DistanceVectorsConfig, ExpertForm, FeedForwardConfig, HeadNorms,
+    LayerConfig, MixerConfig, NormPlacement, OutputGate, RelativeBiasConfig, TransformerConfig, ValueNorm,
+    Workload,
 };
 use super::feed_forward::{Dense, Experts, FeedForward, Gated};
 use super::mixer::Mixer;
-use super::names::{ExpertNames, Names, QkvNames, UpNames};
+use super::names::{ExpertNames, MatrixOrder, Names, QkvNames, UpNames};
 use super::norm::{Norm, SublayerNorms};
 use super::projection::Projection;
 use super::stack::Transformer;
 use super::tensors::{Linears, RowOrder, Tensors};
 use crate::error::{Error, Result};
-use crate::kernels::RelativeBias;
 use crate::kernels::causal::{CausalAttention, KeyValues};
 use crate::kernels::glu::GluForm;
 use crate::kernels::rms_norm::RmsNorm;
+use crate::kernels::{DistanceVectors, RelativeBias};
 
 /// Reads a stack of blocks.
 pub(crate) fn load(
@@ -223,10 +224,22 @@ impl BlockLoader<'_> {
             },
             alibi_slopes: attention.alibi_slopes.clone(),
             relative_bias: self.relative_bias.cloned(),
+            distance_vectors: self.distance_vectors()?,
             rope: layer.rope,
             key_values_of: layer.key_values_of,
             out_proj: self.projection(&[(names.out_proj, config.width)], out)?,
         })
+    }
+
+    fn distance_vectors(&self) -> Result<Option<DistanceVectors>> {
+        let AttentionConfig { head_size, distance_vectors, .. } = self.config.attention;
+        let Some(DistanceVectorsConfig { reach, rows }) = distance_vectors else { return Ok(None) };
+        if self.config.workload != Workload::WholeSequences {
+            return Err(misfit("vectors of distances are of encoders"));
+        }
+        let name = format!("{}{}.weight", self.path, self.names.distance_vectors);
+        let table = self.tensors.tensor(&name, &[(2 * reach).saturating_sub(1), head_size])?;
+        Ok(Some(DistanceVectors::new(table.flatten_all()?.to_vec1()?, head_size, rows)))
     }
 
     fn head_norms(&self, layer: &LayerConfig) -> Result<Option<(RmsNorm, RmsNorm)>> {
@@ -334,12 +347,19 @@ impl BlockLoader<'_> {
 
     fn experts(&self, intermediate: usize, count: usize, form: ExpertForm) -> Result<Vec<FeedForward>> {
         let (config, width) = (self.config, self.config.width);
+        let numbered = |path: &str| {
+            let gated = |expert| self.gated(&format!("{path}{expert}."), intermediate, config.glu);
+            (0..count).map(|expert| gated(expert).map(FeedForward::Gated)).collect()
+        };
         let (up, up_order, down, down_order) = match (self.names.experts, form) {
-            (ExpertNames::Numbered(path), ExpertForm::Gated) => {
-                let gated = |expert| self.gated(&format!("{path}{expert}."), intermediate, config.glu);
-                return (0..count).map(|expert| gated(expert).map(FeedForward::Gated)).collect();
+            (ExpertNames::Numbered(path), ExpertForm::Gated) => return numbered(path),
+            (ExpertNames::NumberedOrStacked { numbered: path, gate_up, down }, ExpertForm::Gated) => {
+                if !self.tensors.contains(&format!("{}{gate_up}", self.path)) {
+                    return numbered(path);
+                }
+                (UpNames::GateUp(gate_up), MatrixOrder::Outputs, down, MatrixOrder::Outputs)
             }
-            (ExpertNames::Numbered(_), ExpertForm::Dense) => {
+            (ExpertNames::Numbered(_) | ExpertNames::NumberedOrStacked { .. }, ExpertForm::Dense) => {
                 return Err(misfit("dense experts are stacked"));
             }
             (ExpertNames::Stacked { up, up_order, down, down_order, .. }, _) => {

@@ -16,6 +16,8 @@ pub(crate) struct Names {
     pub(crate) key_norm: &'static str,
     /// Scores of the attention sinks, a whole tensor name.
     pub(crate) sinks: &'static str,
+    /// Vectors of distances.
+    pub(crate) distance_vectors: &'static str,
     pub(crate) out_proj: &'static str,
     /// Factors on the attention's output, a whole tensor name (layer scale).
     pub(crate) attention_scale: Option<&'static str>,
@@ -74,6 +76,9 @@ pub(crate) enum ExpertNames {
     /// Path of the experts, which an expert's number and a dot follow; the names on it are those of `up` and
     /// `down`.
     Numbered(&'static str),
+    /// As [`Numbered`](Self::Numbered), or, in a file that has them, two tensors with the matrices of all experts one
+    /// after another, output by output, the gates' before the others.
+    NumberedOrStacked { numbered: &'static str, gate_up: &'static str, down: &'static str },
     /// Tensors that have the matrices of all experts one after another.
     Stacked {
         up: UpNames,
@@ -185,6 +190,7 @@ impl Names {
         query_norm: "",
         key_norm: "",
         sinks: "",
+        distance_vectors: "",
         out_proj: "",
         attention_scale: None,
         attention_output_norm: "",
