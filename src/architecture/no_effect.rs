@@ -142,6 +142,8 @@ const DECODERS: &[&str] = &[
     "qwen3_next",
     "qwen3_5",
     "qwen3_5_text",
+    "qwen3_5_moe",
+    "qwen3_5_moe_text",
     "phi",
     "phi3",
     "phimoe",
@@ -262,7 +264,7 @@ const OF_TYPES: &[OfTypes] = &[
     (&["jina_embeddings_v3"], &[("pooler_*", "*"), ("position_embedding_type", "*")]),
     // Of layers that predict several tokens at a time, and of states of fewer bits.
     (
-        &["qwen3_5", "qwen3_5_text"],
+        &["qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"],
         &[
             ("mtp_*", "*"),
             ("mamba_ssm_dtype", "*"),
@@ -271,7 +273,9 @@ const OF_TYPES: &[OfTypes] = &[
             ("output_gate_type", "\"swish\""),
         ],
     ),
-    (&["qwen3_5"], &[("vision_config", "*"), ("language_model_only", "*")]),
+    (&["qwen3_5", "qwen3_5_moe"], &[("vision_config", "*"), ("language_model_only", "*")]),
+    // Of the family, whatever the file says.
+    (&["qwen3_5_moe_text"], &[("norm_topk_prob", "true"), ("decoder_sparse_step", "1")]),
     // Of training.
     (&["gemma3n", "gemma3n_text"], &[("altup_coef_clip", "*"), ("altup_lr_multiplier", "*")]),
     (&["gemma3n"], &[("vision_config", "*"), ("audio_config", "*"), ("*_soft_tokens_per_image", "*")]),

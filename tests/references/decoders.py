@@ -278,6 +278,13 @@ FAMILIES = {
                     linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
                     partial_rotary_factor=0.5, rope_parameters=dict(
                         rope_type="default", rope_theta=1e6, mrope_interleaved=True, mrope_section=[2, 1, 1])),
+    # The same with experts in every layer.
+    "qwen3_5_moe": dict(model_type="qwen3_5_moe_text", num_hidden_layers=3, head_dim=16, num_experts=4,
+                        num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=48,
+                        full_attention_interval=2, linear_conv_kernel_dim=4, linear_num_key_heads=2,
+                        linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+                        partial_rotary_factor=0.5, rope_parameters=dict(
+                            rope_type="default", rope_theta=1e6, mrope_interleaved=True, mrope_section=[2, 1, 1])),
     # Positions for long texts, as of Phi-3.5-MoE: the longest prompt is long at once, the others grow long.
     "phimoe": dict(model_type="phimoe", num_hidden_layers=2, num_local_experts=4, intermediate_size=32,
                    router_jitter_noise=0.2, attention_bias=True, lm_head_bias=True, sliding_window=24,

@@ -174,6 +174,20 @@ pub(super) const QWEN3_5: DecoderNames = DecoderNames {
     ..QWEN3_NEXT
 };
 
+/// Those of Qwen3.5 with experts, whose matrices are published in one tensor for each place; transformers writes them one by
+/// one.
+pub(super) const QWEN3_5_MOE: DecoderNames = DecoderNames {
+    blocks: Names {
+        experts: ExpertNames::NumberedOrStacked {
+            numbered: "mlp.experts.",
+            gate_up: "mlp.experts.gate_up_proj",
+            down: "mlp.experts.down_proj",
+        },
+        ..QWEN3_5.blocks
+    },
+    ..QWEN3_5
+};
+
 /// Phi-3.5-MoE's: Llama's with Mixtral's names of experts.
 pub(super) const PHIMOE: DecoderNames = DecoderNames {
     blocks: Names {

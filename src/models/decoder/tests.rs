@@ -279,15 +279,22 @@ fn a_cache_grows_in_steps_and_serves_another_sequence_once_cleared() {
 /// Qwen3.5 as it is published: beside a vision tower and layers that predict several tokens at a time.
 #[test]
 fn the_text_half_of_a_model_that_sees_images_writes_as_it_does_alone() {
-    let (context, alone) = (LoadContext::detached(&"half".into()), folder("qwen3_5"));
+    for family in ["qwen3_5", "qwen3_5_moe"] {
+        writes_beside_a_vision_tower(family);
+    }
+}
+
+fn writes_beside_a_vision_tower(family: &str) {
+    let (context, alone) = (LoadContext::detached(&"half".into()), folder(family));
     let mut text: Value = read_json(&alone.join("config.json")).unwrap();
-    text.as_object_mut().unwrap().remove("tie_word_embeddings");
-    let whole = json!({"model_type": "qwen3_5", "text_config": text, "tie_word_embeddings": true});
+    let is_tied = text.as_object_mut().unwrap().remove("tie_word_embeddings").unwrap();
+    let whole = json!({"model_type": family, "text_config": text, "tie_word_embeddings": is_tied});
     let config = find(Path::new("config.json"), &whole).unwrap();
     let tensors = candle_core::safetensors::load(alone.join("model.safetensors"), &Device::Cpu).unwrap();
     let renamed =
         |(name, tensor): (String, Tensor)| (name.replacen("model.", "model.language_model.", 1), tensor);
     let mut tensors: HashMap<String, Tensor> = tensors.into_iter().map(renamed).collect();
+    stack_experts(&mut tensors);
     for extra in ["model.visual.blocks.0.norm1.weight", "mtp.fc.weight"] {
         tensors.insert(extra.to_owned(), Tensor::zeros(3, candle_core::DType::F32, &Device::Cpu).unwrap());
     }
@@ -299,6 +306,26 @@ fn the_text_half_of_a_model_that_sees_images_writes_as_it_does_alone() {
     let fixture = Fixture::with(decoder, &alone);
     let case = &fixture.cases[2];
     assert_eq!(fixture.greedy(&case.prompt).0, case.greedy);
+}
+
+/// Puts the matrices of a layer's experts into one tensor for each place, as they are published.
+fn stack_experts(tensors: &mut HashMap<String, Tensor>) {
+    for layer in 0..8 {
+        let path = format!("model.language_model.layers.{layer}.mlp.experts");
+        let mut take =
+            |expert: usize, part: &str| tensors.remove(&format!("{path}.{expert}.{part}_proj.weight"));
+        let (mut gate_ups, mut downs) = (Vec::new(), Vec::new());
+        while let Some(down) = take(downs.len(), "down") {
+            let [gate, up] = ["gate", "up"].map(|part| take(downs.len(), part).unwrap());
+            gate_ups.push(Tensor::cat(&[gate, up], 0).unwrap());
+            downs.push(down);
+        }
+        if !downs.is_empty() {
+            let stack = |matrices: Vec<Tensor>| Tensor::stack(&matrices, 0).unwrap();
+            tensors.insert(format!("{path}.gate_up_proj"), stack(gate_ups));
+            tensors.insert(format!("{path}.down_proj"), stack(downs));
+        }
+    }
 }
 
 #[test]
