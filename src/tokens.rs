@@ -97,6 +97,8 @@ pub(crate) struct TokenIds {
     /// Number of tokens at the start that belong to a prompt and that pooling leaves out; fewer than there
     /// are.
     pub(crate) skipped: usize,
+    /// Number of the task whose adapter the model is to use.
+    pub(crate) task: Option<usize>,
 }
 
 impl Tokens {

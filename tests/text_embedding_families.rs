@@ -202,6 +202,13 @@ fn every_setting_changes_the_vectors() {
         ("llama", "is_causal", json!(true)),
         ("eurobert", "rope_theta", json!(10000)),
         ("jina_v3", "rope_parameters", json!({"rope_type": "default", "rope_theta": 10000.0})),
+        ("jina_v3_adapters", "rotary_emb_base", json!(10000)),
+        ("jina_v3_adapters", "lora_alpha", json!(1)),
+        (
+            "jina_v3_adapters",
+            "lora_adaptations",
+            json!(["separation", "retrieval.passage", "retrieval.query"]),
+        ),
         ("jina_bert", "num_attention_heads", json!(9)),
         ("jina_bert", "feed_forward_type", json!("reglu")),
         ("nomic_bert", "rotary_emb_base", json!(990)),
@@ -363,6 +370,8 @@ fn contradictory_settings_are_named() {
         ("stella_400m", "rope_scaling", json!({"type": "ntk", "factor": 0})),
         ("gte_qwen2", "num_attention_heads", json!(0)),
         ("qwen3", "num_key_value_heads", json!(0)),
+        ("jina_v3_adapters", "lora_rank", json!(0)),
+        ("jina_v3_adapters", "lora_adaptations", json!([])),
         ("nv_embed", "latent_attention_config", json!({"num_cross_heads": 0, "latent_dim": 32})),
     ];
     for (family, setting, value) in cases {

@@ -260,6 +260,8 @@ const OF_TYPES: &[OfTypes] = &[
     (&["phimoe"], &[("input_jitter_noise", "*")]),
     // Second names of settings, which the reference implementation does not read.
     (&["gpt_oss"], &[("experts_per_token", "*"), ("initial_context_length", "*")]),
+    // Of the adapters' training.
+    (&["xlm-roberta"], &[("lora_main_params_trainable", "*"), ("load_trained_adapters", "true")]),
     // Of the adapters' code, which the base model does without.
     (&["jina_embeddings_v3"], &[("pooler_*", "*"), ("position_embedding_type", "*")]),
     // Of layers that predict several tokens at a time, and of states of fewer bits.

@@ -2,7 +2,9 @@
 
 use candle_core::Tensor;
 
+use super::elementwise::each;
 use super::rows;
+use crate::error::Result;
 
 /// Activation function of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +34,15 @@ impl Activation {
             "silu" | "swish" => Some(Self::Silu),
             "tanh" => Some(Self::Tanh),
             _ => None,
+        }
+    }
+
+    /// Applies it to numbers on any device.
+    pub(crate) fn forward(self, values: Tensor) -> Result<Tensor> {
+        match (self, values.device().is_cpu()) {
+            (Self::Identity, _) => Ok(values),
+            (_, true) => each(&values, |part| self.on_values(part)),
+            (_, false) => Ok(self.on_tensor(values)?),
         }
     }
 

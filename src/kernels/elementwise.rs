@@ -46,7 +46,8 @@ pub(crate) fn soft_cap(values: Tensor, cap: f32) -> Result<Tensor> {
     })
 }
 
-fn each(values: &Tensor, work: impl Fn(&mut [f32]) + Sync + Send) -> Result<Tensor> {
+/// Has the threads change parts of a tensor's numbers.
+pub(super) fn each(values: &Tensor, work: impl Fn(&mut [f32]) + Sync + Send) -> Result<Tensor> {
     let mut out = with_values(values, <[f32]>::to_vec)?;
     let threads = threads_for(out.len());
     split_rows(&mut out, 1, threads, work);

@@ -6,10 +6,10 @@ mod encoder;
 pub(super) mod bert;
 mod jina_bert;
 mod distilbert;
+mod jina_v3;
 pub(super) mod roberta;
 mod mpnet;
 mod electra;
-mod jina_v3;
 mod nomic_bert;
 pub(super) mod modernbert;
 mod gte;
@@ -94,6 +94,10 @@ pub(super) trait Architecture: Send + Sync {
     fn ending(&self) -> Option<u32> {
         None
     }
+    /// Tasks that it has an adapter for.
+    fn tasks(&self) -> &[Task] {
+        &[]
+    }
     /// True if texts are taken without special tokens around them, and may have no token at all.
     fn takes_bare_texts(&self) -> bool {
         false
@@ -111,6 +115,14 @@ pub(super) trait Architecture: Send + Sync {
     fn scratch(&self, tokens: usize, longest: usize) -> Bytes;
     fn load(&self, weights: &WeightFiles, device: &Device, context: &LoadContext)
     -> Result<Arc<dyn Encoder>>;
+}
+
+/// A task that a model has an adapter for, which the prompt of its name turns on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Task {
+    name: String,
+    /// Text before each text, where the prompts of the model's files have none of this name.
+    instruction: String,
 }
 
 /// A loaded transformer. It keeps nothing between passes, so that all workers share one.
@@ -142,20 +154,29 @@ pub(crate) struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// The prompt before each text.
-    fn prompt<'a>(&'a self, asked: Option<&'a EmbedPrompt>) -> Result<&'a str> {
+    /// The prompt before each text, and the number of the task whose adapter it turns on.
+    fn prompt<'a>(&'a self, asked: Option<&'a EmbedPrompt>) -> Result<(&'a str, Option<usize>)> {
         let prompts = &self.plan.prompts;
         let name = match (asked, &prompts.default_prompt_name) {
-            (Some(EmbedPrompt::Text(prompt)), _) => return Ok(prompt),
+            (Some(EmbedPrompt::Text(prompt)), _) => return Ok((prompt, None)),
             (Some(EmbedPrompt::Named(name)), _) | (None, Some(name)) => name,
-            (None, None) => return Ok(""),
+            (None, None) => return Ok(("", None)),
             (Some(_), _) => {
                 return Err(Error::InvalidInput("this kind of prompt is not supported".to_owned()));
             }
         };
+        let tasks = self.plan.architecture.tasks();
+        let number = |name: &str| tasks.iter().position(|task| task.name == name);
+        // The two sides of retrieval go by these names whatever the model calls them.
+        let name = match name.as_str() {
+            "query" if number("retrieval.query").is_some() => "retrieval.query",
+            "document" | "passage" if number("retrieval.passage").is_some() => "retrieval.passage",
+            name => name,
+        };
         // sentence-transformers has these two, empty, where the model's files have none.
         let own = prompts.prompts.get(name).map(String::as_str);
-        own.or(matches!(name.as_str(), "query" | "document").then_some("")).ok_or_else(|| {
+        let own = own.or(matches!(name, "query" | "document").then_some(""));
+        own.map(|prompt| (prompt, number(name))).ok_or_else(|| {
             let known: Vec<&str> = prompts.prompts.keys().map(String::as_str).collect();
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             Error::InvalidInput(format!("the model has no prompt {name:?}; it has: {known}"))
@@ -178,7 +199,7 @@ impl LoadedModel {
             let reason = "the model has no sparse vectors and no vectors of tokens; BGE-M3 has both";
             return Err(Error::InvalidInput(reason.to_owned()));
         }
-        let prompt = self.prompt(request.prompt.as_ref())?;
+        let (prompt, task) = self.prompt(request.prompt.as_ref())?;
         let skipped = match self.head.leaves_out_prompts() && !prompt.is_empty() {
             true => self.tokens.count_in_front(prompt)?,
             false => 0,
@@ -195,14 +216,14 @@ impl LoadedModel {
                 let reason = format!("the prompt's {skipped} tokens leave no room for the text");
                 return Err(Error::InvalidInput(reason));
             }
-            Ok(TokenIds { skipped, ..tokens })
+            Ok(TokenIds { skipped, task, ..tokens })
         };
         request.texts.iter().enumerate().map(encode).collect()
     }
 
     /// The tokens of a request's texts as such, whatever the model takes of them.
     fn list(&self, request: &EmbedTexts, watch: &Watch<'_>) -> Result<Vec<Vec<TextToken>>> {
-        let prompt = self.prompt(request.prompt.as_ref())?;
+        let (prompt, _) = self.prompt(request.prompt.as_ref())?;
         let list = |text: &String| {
             watch()?;
             let ids = self.tokens.encode_whole(&self.whole(prompt, text))?;
@@ -337,6 +358,35 @@ mod tests {
 
     use super::*;
     use crate::{Source, StandaloneModel as _};
+
+    #[test]
+    fn texts_of_several_tasks_share_a_pass_and_keep_their_own_vectors() {
+        let folder =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/text_embedding/jina_v3_adapters");
+        let model = TextEmbeddingModel::load(Source::directory(folder)).unwrap();
+        let texts = ["Hello", "The cat sleeps.", "many spaces", "a second part"];
+        let tasks = [Some(2), None, Some(0), Some(2)];
+        let given: Vec<TokenIds> = texts
+            .iter()
+            .zip(tasks)
+            .map(|(text, task)| TokenIds { task, ..model.shared.tokens.encode(text).unwrap() })
+            .collect();
+        let run = |texts: &[TokenIds]| {
+            let mut batch = TokenBatch::default();
+            texts.iter().for_each(|text| batch.push(text));
+            let run = model.shared.run(&model.threads, EmbedOutputs::default(), &batch, &|| Ok(()));
+            run.unwrap().into_iter().map(|text| text.vector).collect::<Vec<_>>()
+        };
+        let apart = |left: &[f32], right: &[f32]| {
+            left.iter().zip(right).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
+        };
+        for (together, text) in run(&given).iter().zip(&given) {
+            let alone = &run(std::slice::from_ref(text))[0];
+            assert!(apart(together, alone) < 1e-5);
+            let other = TokenIds { task: Some(1), ..text.clone() };
+            assert!(apart(alone, &run(&[other])[0]) > 1e-3);
+        }
+    }
 
     #[test]
     fn every_family_looks_after_each_layer_whether_it_should_go_on() {

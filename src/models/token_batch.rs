@@ -1,5 +1,7 @@
 //! The texts of a pass, one after another without padding.
 
+use std::collections::BTreeMap;
+
 use crate::tokens::TokenIds;
 
 /// Tokens of several texts, one text after another.
@@ -12,6 +14,8 @@ pub(super) struct TokenBatch {
     pub(super) lengths: Vec<usize>,
     /// Number of each text's first tokens that are left out of the pooling; fewer than it has.
     pub(super) skipped: Vec<usize>,
+    /// For each text the number of the task whose adapter it is for.
+    pub(super) tasks: Vec<Option<usize>>,
 }
 
 impl TokenBatch {
@@ -25,12 +29,51 @@ impl TokenBatch {
         }
         self.lengths.push(text.ids.len());
         self.skipped.push(text.skipped);
+        self.tasks.push(text.task);
+    }
+
+    /// The places of the texts of each task.
+    pub(super) fn by_task(&self) -> BTreeMap<Option<usize>, Vec<usize>> {
+        let mut places: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
+        for (place, task) in self.tasks.iter().enumerate() {
+            places.entry(*task).or_default().push(place);
+        }
+        places
+    }
+
+    /// The texts in some places, in the order of `places`, which grow.
+    pub(super) fn some(&self, places: &[usize]) -> Self {
+        let (mut first, mut some) = (0, Self::default());
+        for (place, length) in self.lengths.iter().enumerate() {
+            let rows = first..first + length;
+            first = rows.end;
+            if places.contains(&place) {
+                let part = |all: &[u32]| all.get(rows.clone()).unwrap_or_default().to_vec();
+                let (skipped, task) = (self.skipped[place], self.tasks[place]);
+                let (ids, segments) = (part(&self.ids), part(&self.segments));
+                some.push(&TokenIds { ids, segments, skipped, task, is_cut: false });
+            }
+        }
+        some
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_of_a_task_come_out_in_their_order() {
+        let mut batch = TokenBatch::default();
+        for (number, task) in [(5, Some(1)), (6, None), (7, Some(1))] {
+            batch.push(&TokenIds { ids: vec![number; number as usize], task, ..TokenIds::default() });
+        }
+        let tasks = batch.by_task();
+        assert_eq!(tasks.into_iter().collect::<Vec<_>>(), [(None, vec![1]), (Some(1), vec![0, 2])]);
+        let some = batch.some(&[0, 2]);
+        assert_eq!((some.lengths, some.tasks), (vec![5, 7], vec![Some(1); 2]));
+        assert_eq!(some.ids, [vec![5; 5], vec![7; 7]].concat());
+    }
 
     #[test]
     fn a_text_beside_pairs_is_all_of_the_first_segment() {

@@ -18,5 +18,5 @@ pub(crate) mod siglip;
 pub(crate) use positions::{Positions, Resampling, resample};
 pub(crate) use rows::pick;
 pub(crate) use settings::{CLIP_BLOCKS, VisionSettings};
-pub(crate) use text::{PositionsConfig, TextTower, TextTowerConfig, TextTowerNames};
+pub(crate) use text::{PositionsConfig, TextTower, TextTowerConfig, TextTowerNames, TokenAdapter};
 pub(crate) use vision::{Patches, VisionTower};

@@ -33,11 +33,11 @@ pub(crate) use config::{
 pub(crate) use feed_forward::FeedForward;
 pub(crate) use load::{load, load_feed_forward};
 pub(crate) use names::{
-    CrossNames, DeltaNetInputs, DeltaNetNames, ExpertNames, MatrixOrder, Names, QkvNames, StreamNames,
-    UpNames, is_buffer, is_tensor_of,
+    CrossNames, DeltaNetForm, DeltaNetInputs, DeltaNetNames, ExpertNames, MatrixOrder, Names, QkvNames,
+    StreamNames, UpNames, is_buffer, is_tensor_of,
 };
 pub(crate) use norm::Norm;
-pub(crate) use projection::Projection;
+pub(crate) use projection::{AdaptedProjection, LowRank, Projection};
 pub(crate) use rope::{Rope, RopeParameters, RopeSettings, RopeShape};
 pub(crate) use stack::Transformer;
-pub(crate) use tensors::{Linears, SafeTensors, Tensors};
+pub(crate) use tensors::{Linears, RowOrder, SafeTensors, Tensors};

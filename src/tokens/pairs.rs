@@ -84,7 +84,7 @@ impl Tokens {
         let segments = if self.tells_segments { paired.get_type_ids().to_vec() } else { Vec::new() };
         let all = first.ids.len().saturating_add(second.ids.len()).saturating_add(between);
         let is_cut = first.is_cut || second.is_cut || ids.len() < all;
-        Ok(TokenIds { ids, is_cut, segments, skipped: 0 })
+        Ok(TokenIds { ids, is_cut, segments, ..TokenIds::default() })
     }
 }
 

@@ -11,6 +11,7 @@ Where the reference comes from:
 - stella_400m: transformers' own `gte` model, given the settings that stand for the published model's (`new`).
 - gte_qwen2, stella_1_5b: transformers' own Qwen2 with `is_causal` off, which is what the published remote code does;
   the end token and the pooling are added here.
+- jina_v3_adapters: the same, with the sums of weights and adapters in place of the weights.
 - jina_bert, nomic_moe: written down here from the published architecture, since transformers has no such model.
 - nv_embed: transformers' own Mistral with `is_causal` off; the latent attention is written down here.
 
@@ -29,13 +30,15 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 
 from make_references import odd_texts, ordinary_texts, round_digits
 
+# Names that ask for a prompt of another name.
+SECOND_NAMES = ["query", "document", "passage"]
 PACKAGES = ["sentence-transformers", "transformers", "tokenizers", "torch"]
 VOCABULARY = 400
 WIDTH = 32
@@ -241,7 +244,11 @@ class Folder:
 
     def expect(self, reference: str, cases: list[dict]) -> None:
         """`reference` says where the vectors come from."""
-        whole = [case["embedding"] for case in cases if "dimensions" not in case]
+        # Three prompts have further names.
+        whole = [
+            case["embedding"] for case in cases
+            if "dimensions" not in case and case.get("named") not in SECOND_NAMES
+        ]
         vectors = torch.tensor(whole)
         assert torch.isfinite(vectors).all()
         apart = torch.cdist(vectors, vectors) + 10 * torch.eye(len(vectors))
@@ -583,6 +590,67 @@ def jina_v3(root: Path) -> None:
     folder.pooling("mean")
     folder.prompts({"retrieval.query": "Represent the query for retrieving evidence documents: "})
     by_sentence_transformers(folder, named=["retrieval.query"], dimensions=[16], long=60)
+
+
+def jina_v3_adapters(root: Path) -> None:
+    """As Jina Embeddings v3 is published: with low-rank adapters for three tasks beside each matrix and table, which the
+    published code adds to them. The reference has the sums in their place."""
+    folder = Folder(root, "jina_v3_adapters")
+    rank, alpha = 2, 3.0
+    tasks = {"retrieval.query": "Represent the query: ", "retrieval.passage": "Represent the document: ", "separation": ""}
+    config = transformers.JinaEmbeddingsV3Config(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=HEADS,
+        intermediate_size=MIDDLE, max_position_embeddings=102, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )
+    randomize(transformers.JinaEmbeddingsV3Model(config), 43).save_pretrained(folder.path)
+    base = {name: tensor.half().float() for name, tensor in load_file(folder.path / "model.safetensors").items()}
+    generator = torch.Generator().manual_seed(44)
+    written, merged = {}, [dict(base) for _ in tasks]
+    for name, tensor in base.items():
+        layer = name.removesuffix(".weight")
+        if tensor.dim() != 2:
+            written[f"roberta.{name}"] = tensor
+            continue
+        # Of a table the first matrix has a row for each entry.
+        out, into = tensor.shape
+        shapes = [(out, rank), (rank, into)] if "embeddings" in name else [(rank, into), (out, rank)]
+        first, second = ((0.3 * torch.randn(len(tasks), *shape, generator=generator)).half().float() for shape in shapes)
+        written |= {
+            f"roberta.{layer}.parametrizations.weight.original": tensor,
+            f"roberta.{layer}.parametrizations.weight.0.lora_A": first,
+            f"roberta.{layer}.parametrizations.weight.0.lora_B": second,
+        }
+        for task, tensors in enumerate(merged):
+            product = first[task] @ second[task] if "embeddings" in name else second[task] @ first[task]
+            tensors[name] = tensor + product * alpha / rank
+    folder.tokenizer(unigram(), ROBERTA_SPECIAL, 100)
+    folder.json("sentence_bert_config.json", {"max_seq_length": 100, "do_lower_case": False})
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("mean")
+    folder.prompts({name: text for name, text in tasks.items() if name != "separation"})
+
+    def embed(tensors: dict, given: list[str]) -> list[torch.Tensor]:
+        folder.weights(tensors)
+        model = SentenceTransformer(str(folder.path), device="cpu", local_files_only=True).float()
+        return [model.encode([text], show_progress_bar=False, convert_to_tensor=True, prompt="")[0] for text in given]
+
+    cases = [case(text, vector) for text, vector in zip(texts(), embed(base, texts()))]
+    few = texts()[2:6]
+    for (name, prompt), tensors in zip(tasks.items(), merged):
+        vectors = embed(tensors, [prompt + text for text in few])
+        for named in [name] + {"retrieval.query": ["query"], "retrieval.passage": ["document", "passage"]}.get(name, []):
+            cases += [case(text, vector, named=named) for text, vector in zip(few, vectors)]
+    folder.weights(written, torch.float16)
+    folder.json("config.json", {
+        "architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta", "position_embedding_type": "rotary",
+        "rotary_emb_base": 20000.0, "vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 2,
+        "num_attention_heads": HEADS, "intermediate_size": MIDDLE, "max_position_embeddings": 102, "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5, "hidden_act": "gelu", "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2,
+        "lora_adaptations": list(tasks), "task_instructions": tasks, "lora_rank": rank, "lora_alpha": alpha,
+        "lora_dropout_p": 0.0, "lora_main_params_trainable": False, "load_trained_adapters": True, "emb_pooler": None,
+        "use_flash_attn": True, "truncate_dim": None, "matryoshka_dimensions": [16, WIDTH],
+    })
+    folder.expect("sentence-transformers over transformers, with the adapters added to the weights", cases)
 
 
 def static(root: Path) -> None:
@@ -1143,7 +1211,7 @@ def nv_embed(root: Path) -> None:
 FAMILIES = [
     bert, bert_2019, distilbert, roberta, xlm_roberta, bge_m3, bge_m3_outputs, mpnet, electra, arctic, embedding_gemma, e5_mistral,
     llama, static, jina_bert, nomic_bert, modernbert, stella_400m, gte_qwen2, stella_1_5b, qwen3, nv_embed,
-    qwen2_windows, nomic_bert_native, eurobert, jina_v3, nomic_moe,
+    qwen2_windows, nomic_bert_native, eurobert, jina_v3, jina_v3_adapters, nomic_moe,
 ]
 
 

@@ -85,10 +85,7 @@ impl Architecture for TextEncoder {
 
     fn has_no_effect(&self, tensor: &str) -> bool {
         let names = self.prefixes.iter().filter_map(|prefix| tensor.strip_prefix(prefix));
-        is_buffer(tensor)
-            || names
-                .into_iter()
-                .any(|name| HEADS.iter().any(|head| name.starts_with(head)) || self.tower.has_no_effect(name))
+        names.into_iter().any(|name| has_no_effect(name) || self.tower.has_no_effect(name))
     }
 
     fn scratch(&self, tokens: usize, longest: usize) -> Bytes {
@@ -101,12 +98,22 @@ impl Architecture for TextEncoder {
         device: &Device,
         context: &LoadContext,
     ) -> Result<Arc<dyn Encoder>> {
-        let embeddings = self.tower.names.token_embeddings;
-        let has_embeddings = |prefix: &&&str| weights.contains(&format!("{prefix}{embeddings}.weight"));
-        let prefix = self.prefixes.iter().find(has_embeddings).copied().unwrap_or_default();
-        let reader = weights.reader(prefix, device, context);
-        Ok(Arc::new(self.tower.load(&SafeTensors::new(&reader, "", self.tower.transformer.workload))?))
+        let embeddings = format!("{}.weight", self.tower.names.token_embeddings);
+        let reader = weights.reader(prefix_in(weights, self.prefixes, &embeddings), device, context);
+        let tensors = SafeTensors::new(&reader, "", self.tower.transformer.workload);
+        Ok(Arc::new(self.tower.load(&tensors, device)?))
     }
+}
+
+/// The first beginning of names under which a file has this tensor.
+pub(super) fn prefix_in(weights: &WeightFiles, prefixes: &[&'static str], tensor: &str) -> &'static str {
+    let has_it = |prefix: &&&str| weights.contains(&format!("{prefix}{tensor}"));
+    prefixes.iter().find(has_it).copied().unwrap_or_default()
+}
+
+/// True for tensors, named on the encoder's path, that change no vector of a token whatever the family.
+pub(super) fn has_no_effect(tensor: &str) -> bool {
+    is_buffer(tensor) || HEADS.iter().any(|head| tensor.starts_with(head))
 }
 
 impl Encoder for TextTower {

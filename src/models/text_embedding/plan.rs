@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::bge_m3::TokenOutputs;
 use super::static_embedding::StaticEmbedding;
-use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel};
+use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, Task};
 use crate::architecture::{self, parse, refuse_listed};
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -185,7 +185,11 @@ impl loader::LoadPlan for TextEmbeddingPlan {
             false => (TokenizerFiles::find(&files, &folder, context)?, longest),
         };
         let has_file = files.optional(&format!("{folder}tokenizer.json"), context)?.is_some();
-        let prompts = files.optional_json("config_sentence_transformers.json", context)?.unwrap_or_default();
+        let mut prompts: PromptConfig =
+            files.optional_json("config_sentence_transformers.json", context)?.unwrap_or_default();
+        for Task { name, instruction } in architecture.tasks() {
+            prompts.prompts.entry(name.clone()).or_insert_with(|| instruction.clone());
+        }
         let longest = longest.min(architecture.longest());
         Ok(Self {
             files,

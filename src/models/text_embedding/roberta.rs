@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::encoder::TextEncoder;
-use super::{Architecture, bert};
+use super::{Architecture, bert, jina_v3};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
 use crate::models::config_file::{invalid, with_defaults};
@@ -16,8 +16,13 @@ use crate::models::towers::{PositionsConfig, TextTowerConfig};
 /// The families' entries in the list.
 pub(in crate::models) const FAMILY: Family<Box<dyn Architecture>> =
     family("roberta", &["RobertaModel", "RobertaForMaskedLM"]);
-pub(in crate::models) const MULTILINGUAL: Family<Box<dyn Architecture>> =
-    family("xlm-roberta", &["XLMRobertaModel", "XLMRobertaForMaskedLM"]);
+pub(in crate::models) const MULTILINGUAL: Family<Box<dyn Architecture>> = Family {
+    read: |file, config| match jina_v3::is_published(config) {
+        true => jina_v3::read_published(file, config),
+        false => architecture(file, config),
+    },
+    ..family("xlm-roberta", &["XLMRobertaModel", "XLMRobertaForMaskedLM"])
+};
 pub(in crate::models) const FRENCH: Family<Box<dyn Architecture>> =
     family("camembert", &["CamembertModel", "CamembertForMaskedLM"]);
 
@@ -25,11 +30,11 @@ const fn family(
     model_type: &'static str,
     architectures: &'static [&'static str],
 ) -> Family<Box<dyn Architecture>> {
-    Family {
-        model_type,
-        architectures,
-        read: |file, config| TextEncoder::architecture(file, read(file, config)?, &["", "roberta."]),
-    }
+    Family { model_type, architectures, read: architecture }
+}
+
+fn architecture(file: &Path, config: &Value) -> Result<Box<dyn Architecture>> {
+    TextEncoder::architecture(file, read(file, config)?, &["", "roberta."])
 }
 
 /// Settings of RoBERTa beside BERT's.

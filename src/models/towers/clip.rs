@@ -146,7 +146,8 @@ impl TextConfig {
     /// Loads the tower from the tensors that begin with `name`, which is empty or ends with a dot.
     pub(crate) fn load(&self, reader: &WeightReader<'_>, name: &str) -> Result<ClipText> {
         let transformer = &self.tower.transformer;
-        let tower = self.tower.load(&SafeTensors::new(reader, name, transformer.workload))?;
+        let tower =
+            self.tower.load(&SafeTensors::new(reader, name, transformer.workload), reader.device())?;
         Ok(ClipText { tower, end: self.end, width: transformer.width })
     }
 }

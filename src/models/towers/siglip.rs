@@ -199,7 +199,7 @@ impl TextConfig {
     /// Loads the tower and its head.
     pub(crate) fn load(&self, tensors: &SafeTensors<'_>) -> Result<SiglipText> {
         Ok(SiglipText {
-            tower: self.tower.load(tensors)?,
+            tower: self.tower.load(tensors, tensors.device())?,
             head: tensors.linear("head", self.projection, self.tower.transformer.width, Bias::Yes)?,
         })
     }

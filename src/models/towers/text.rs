@@ -1,12 +1,12 @@
 //! A text encoder: from tokens to rows of vectors, one for each token. Embedding models and the text halves
 //! of CLIP and SigLIP are one; what is made of the rows is left to their users.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::kernels::Activation;
+use crate::kernels::{Activation, add};
 use crate::models::transformer::{
-    self, Bias, Names, Norm, Projection, SafeTensors, Tensors, Transformer, TransformerConfig, is_tensor_of,
+    self, Bias, Linears, Names, Norm, Projection, Tensors, Transformer, TransformerConfig, is_tensor_of,
 };
 
 /// A text encoder that is not loaded.
@@ -78,9 +78,9 @@ impl TextTowerConfig {
     }
 
     /// Loads the encoder.
-    pub(crate) fn load(&self, tensors: &SafeTensors<'_>) -> Result<TextTower> {
+    pub(crate) fn load(&self, tensors: &dyn Tensors, device: &Device) -> Result<TextTower> {
         let (config, names) = (&self.transformer, self.names);
-        let (width, device) = (config.width, tensors.device());
+        let width = config.width;
         let embedded = self.embedding_width.unwrap_or(width);
         let norm = |name: &str, width| match name {
             "" => Ok(None),
@@ -109,13 +109,15 @@ impl TextTowerConfig {
             embedding_norm: norm(names.embedding_norm, embedded)?,
             embedding_projection: match self.embedding_width {
                 Some(embedded) => {
-                    Some(tensors.linear(names.embedding_projection, width, embedded, Bias::Yes)?)
+                    let parts = [(names.embedding_projection, width)];
+                    Some(tensors.projection(&Linears::new(&parts, embedded, Bias::Yes))?)
                 }
                 None => None,
             },
             transformer: transformer::load(config, &names.blocks, tensors, device)?,
             norm: norm(names.norm, width)?,
             context: self.context,
+            token_adapter: None,
         })
     }
 }
@@ -132,8 +134,21 @@ pub(crate) struct TextTower {
     transformer: Transformer,
     norm: Option<Norm>,
     context: usize,
+    /// What an adapter adds to the tokens' vectors.
+    token_adapter: Option<TokenAdapter>,
 }
 
+/// What an adapter adds to the vectors of tokens (LoRA).
+pub(crate) struct TokenAdapter {
+    /// `(vocabulary, rank)`.
+    pub(crate) down: Tensor,
+    /// `(rank, width)`.
+    pub(crate) up: Tensor,
+    /// What it adds to the vector of the first segment, `(1, width)`.
+    pub(crate) first_segment: Tensor,
+}
+
+#[derive(Clone)]
 struct Positions {
     /// Each position's vector.
     table: Tensor,
@@ -142,6 +157,24 @@ struct Positions {
 }
 
 impl TextTower {
+    /// The same embeddings and norms with an adapter's blocks.
+    pub(crate) fn adapted(&self, transformer: Transformer, tokens: TokenAdapter) -> Result<Self> {
+        if self.embedding_projection.is_some() {
+            return Err(Error::compute("adapters of an encoder that projects its embeddings"));
+        }
+        Ok(Self {
+            token_embeddings: self.token_embeddings.clone(),
+            segments: self.segments.clone(),
+            positions: self.positions.clone(),
+            embedding_norm: self.embedding_norm.clone(),
+            embedding_projection: None,
+            transformer,
+            norm: self.norm.clone(),
+            context: self.context,
+            token_adapter: Some(tokens),
+        })
+    }
+
     /// Number of blocks.
     pub(crate) fn depth(&self) -> usize {
         self.transformer.depth()
@@ -186,7 +219,15 @@ impl TextTower {
     /// The tokens' vectors with those of their segments.
     fn embed(&self, ids: &[u32], segments: &[u32]) -> Result<Tensor> {
         let device = self.token_embeddings.device();
-        let tokens = self.token_embeddings.index_select(&Tensor::new(ids, device)?, 0)?;
+        let numbers = Tensor::new(ids, device)?;
+        let tokens = self.token_embeddings.index_select(&numbers, 0)?;
+        let tokens = match &self.token_adapter {
+            Some(TokenAdapter { down, up, first_segment }) => {
+                let added = down.index_select(&numbers, 0)?.matmul(up)?;
+                add(&tokens, &added.broadcast_add(first_segment)?)?
+            }
+            None => tokens,
+        };
         if segments.iter().all(|segment| *segment == 0) {
             return Ok(tokens);
         }

@@ -113,13 +113,23 @@ pub(crate) struct CrossNames {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DeltaNetNames {
     pub(crate) inputs: DeltaNetInputs,
+    pub(crate) form: DeltaNetForm,
     pub(crate) convolution: &'static str,
-    /// Logarithms of the rates of decay, a whole tensor name.
+    /// Rates of decay, a whole tensor name.
     pub(crate) log_rates: &'static str,
     /// Bias of the decays, a whole tensor name.
     pub(crate) decay_bias: &'static str,
     pub(crate) norm: &'static str,
     pub(crate) out_proj: &'static str,
+}
+
+/// How a file has the numbers of a gated delta net that are no matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeltaNetForm {
+    /// Logarithms of the rates, and the convolution's weights as `(channels, 1, taps)`.
+    Transformers,
+    /// The rates less than 0, and the weights as `(channels, taps)`.
+    Gguf,
 }
 
 /// Names of the projections into a gated delta net.
@@ -132,6 +142,8 @@ pub(crate) enum DeltaNetInputs {
         /// Betas and decays.
         ba: &'static str,
     },
+    /// Queries, keys and values of all heads; output gates; and betas and decays, those of each key head together.
+    GroupedGates { qkv: &'static str, z: &'static str, ba: &'static str },
     /// Queries, keys and values of all heads, output gates, betas and decays.
     Separate { qkv: &'static str, z: &'static str, b: &'static str, a: &'static str },
 }
@@ -197,6 +209,7 @@ impl Names {
         cross_attention: CrossNames { query: "", key: "", value: "", out_proj: "", norm: "" },
         delta_net: DeltaNetNames {
             inputs: DeltaNetInputs::Grouped { qkvz: "", ba: "" },
+            form: DeltaNetForm::Transformers,
             convolution: "",
             log_rates: "",
             decay_bias: "",

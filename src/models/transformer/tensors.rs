@@ -84,7 +84,7 @@ pub(crate) enum RowOrder {
 
 impl RowOrder {
     /// Rows of `length` numbers in the order of memory.
-    fn apply<T: Copy>(self, rows: Vec<T>, length: usize) -> Vec<T> {
+    pub(crate) fn apply<T: Copy>(self, rows: Vec<T>, length: usize) -> Vec<T> {
         let mut rows = rows;
         match self {
             Self::AsStored => rows,
@@ -167,9 +167,11 @@ impl<'a> SafeTensors<'a> {
     fn read(&self, layers: &Linears<'_>) -> Result<(Vec<f32>, Option<Tensor>)> {
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
         for (name, out_dim) in layers.parts {
-            // A parameter that is no layer of its own has a name without an ending.
-            let parameter = !self.contains(&format!("{name}.weight")) && self.contains(name);
-            let ending = if parameter { "" } else { ".weight" };
+            // A parameter that is no layer of its own has a name without an ending; a weight with adapters beside it has
+            // that of PyTorch's parametrisations.
+            let endings = [".weight", "", ".parametrizations.weight.original"];
+            let known = endings.into_iter().find(|ending| self.contains(&format!("{name}{ending}")));
+            let ending = known.unwrap_or(".weight");
             self.append(&format!("{name}{ending}"), &[*out_dim, layers.in_dim], &mut weight)?;
             if layers.bias == Bias::Yes && layers.unbiased == Some(*name) {
                 bias.resize(bias.len() + out_dim, 0.0);
