@@ -20,7 +20,7 @@ use super::glu::{GluForm, glu};
 use super::rms_norm::RmsNorm;
 use crate::error::Result;
 use memory::{EPSILON, Task};
-pub(crate) use state::{DeltaNetSizes, DeltaNetState};
+pub(crate) use state::{DeltaNetSizes, DeltaNetState, ValueOrder};
 use state::{Store, misfit};
 
 /// Gated delta net of one layer.
@@ -117,8 +117,10 @@ impl GatedDeltaNet {
         let mut out = vec![0.0; count * width];
         for (first, head, values) in done {
             for (row, values) in (first..).zip(values.chunks_exact(part)) {
-                let begin = row * width + head * part;
-                out[begin..begin + part].copy_from_slice(values);
+                for (place, value) in values.chunks_exact(sizes.value_size).enumerate() {
+                    let begin = row * width + sizes.value_head(head, place) * sizes.value_size;
+                    out[begin..begin + sizes.value_size].copy_from_slice(value);
+                }
             }
         }
         Ok(Tensor::from_vec(out, (count, width), &Device::Cpu)?)
@@ -217,7 +219,7 @@ impl GatedDeltaNet {
         beta: &Tensor,
     ) -> Result<Tensor> {
         let (sizes, length) = (self.sizes, segment.length);
-        let DeltaNetSizes { key_heads, value_heads, key_size, value_size, taps } = sizes;
+        let DeltaNetSizes { key_heads, value_heads, key_size, value_size, taps, order } = sizes;
         let (before, mut memory) = segment.cache.on_device(sizes, projected.device())?;
         let seen = Tensor::cat(&[&before, &projected.narrow(1, 0, sizes.channels())?.contiguous()?], 0)?;
         let mut mixed = Tensor::zeros((length, sizes.channels()), DType::F32, projected.device())?;
@@ -229,9 +231,13 @@ impl GatedDeltaNet {
         // Of length 1, one for each value head.
         let unit = |first| -> Result<Tensor> {
             let all = mixed.narrow(1, first, sizes.keys())?.contiguous()?;
-            let all = all.reshape((length, key_heads, 1, key_size))?;
+            let (shape, times) = match order {
+                ValueOrder::Grouped => ((length, key_heads, 1, key_size), (1, 1, sizes.group(), 1)),
+                ValueOrder::Tiled => ((length, 1, key_heads, key_size), (1, sizes.group(), 1, 1)),
+            };
+            let all = all.reshape(shape)?;
             let size = (all.sqr()?.sum_keepdim(D::Minus1)? + f64::from(EPSILON))?.sqrt()?;
-            let all = all.broadcast_div(&size)?.repeat((1, 1, sizes.group(), 1))?;
+            let all = all.broadcast_div(&size)?.repeat(times)?;
             Ok(all.reshape((length, value_heads, key_size))?)
         };
         let (queries, keys) = ((unit(0)? / (key_size as f64).sqrt())?, unit(sizes.keys())?);

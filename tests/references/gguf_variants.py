@@ -40,11 +40,19 @@ ATTENTION = ["attn_q", "attn_k", "attn_v"]
 BIASED = ["phi2"]
 EXPERTS = 4
 COUNTS = {"expert_count": EXPERTS, "expert_used_count": 2}
+# Gated delta nets in every other layer, with twice as many heads of values as of keys.
+NETS = {"block_count": 4, "full_attention_interval": 2, "ssm.conv_kernel": 4, "ssm.state_size": 8, "ssm.group_count": 2,
+        "ssm.time_step_rank": 4, "ssm.inner_size": 32, "rope.dimension_count": 4}
+NET_EXPERTS = COUNTS | {"expert_feed_forward_length": FEED_FORWARD, "expert_shared_feed_forward_length": 24}
+SECTIONS = {"rope.dimension_sections": [1, 1, 0, 0]}
 # Keys of architectures, those of GPT-OSS with the window of every other layer. All experts of a file are as wide.
 KEYS = {
     "gpt-oss": COUNTS | {"expert_feed_forward_length": FEED_FORWARD, "attention.sliding_window": 8},
     "qwen2moe": COUNTS | {"expert_feed_forward_length": FEED_FORWARD, "expert_shared_feed_forward_length": 24},
     "qwen3moe": COUNTS | {"expert_feed_forward_length": FEED_FORWARD},
+    "qwen3next": NETS | NET_EXPERTS,
+    "qwen35": NETS | SECTIONS,
+    "qwen35moe": NETS | SECTIONS | NET_EXPERTS,
 }
 # Gemmas have norms after their layers, large embeddings, and no head of their own.
 SANDWICH, GEMMAS = ["gemma2", "gemma3"], ["gemma", "gemma2", "gemma3"]
@@ -103,6 +111,12 @@ VARIANTS = {
                                                     "expert_shared_feed_forward_length": 2 * FEED_FORWARD},
                                   drop=["expert_feed_forward_length", "expert_shared_feed_forward_length"],
                                   plain=False),
+    "qwen3next-nets": Variant("qwen3next", plain=False),
+    # As files were before queries, keys and values had a tensor of their own.
+    "qwen3next-old": Variant("qwen3next", fused=["qkvz"], plain=False),
+    "qwen35-nets": Variant("qwen35", plain=False),
+    "qwen35-listed": Variant("qwen35", keys={"attention.recurrent_layers": [True, True, False, True]}, plain=False),
+    "qwen35moe-nets": Variant("qwen35moe", plain=False),
     "mistral3-plain": Variant("mistral3", plain=False),
     # What Ministral 3 has, for a text beyond the context of the pretraining.
     "mistral3-yarn": Variant("mistral3", keys=YARN | {
@@ -205,22 +219,53 @@ def write(path, variant, seed):
             bias = 0.5 * random.standard_normal((EXPERTS, rows))
             writer.add_tensor(f"{at}ffn_{part}_exps.bias", bias.astype(numpy.float32))
 
+    def vector(name, values):
+        writer.add_tensor(name, values.astype(numpy.float32))
+
+    def net(at):
+        """A gated delta net."""
+        keys_, values = keys["ssm.group_count"] * keys["ssm.state_size"], keys["ssm.inner_size"]
+        heads, channels = keys["ssm.time_step_rank"], 2 * keys_ + values
+        if "qkvz" in variant.fused:
+            matrix(f"{at}ssm_in", channels + values, WIDTH)
+        else:
+            matrix(f"{at}attn_qkv", channels, WIDTH)
+            matrix(f"{at}attn_gate", values, WIDTH)
+        if variant.architecture == "qwen3next":
+            matrix(f"{at}ssm_ba", 2 * heads, WIDTH)
+        else:
+            matrix(f"{at}ssm_beta", heads, WIDTH)
+            matrix(f"{at}ssm_alpha", heads, WIDTH)
+        vector(f"{at}ssm_conv1d.weight", 0.5 * random.standard_normal((channels, keys["ssm.conv_kernel"])))
+        vector(f"{at}ssm_dt.bias", random.standard_normal(heads))
+        vector(f"{at}ssm_a", -numpy.exp(random.standard_normal(heads) - 2.0))
+        norm(f"{at}ssm_norm", values // heads)
+        matrix(f"{at}ssm_out", WIDTH, values)
+
     for name, values in variant.tensors.items():
         writer.add_tensor(name, values)
     matrix("token_embd", VOCABULARY, WIDTH, 0.3 if variant.architecture in GEMMAS else 1.0)
     for layer in range(layers):
         at = f"blk.{layer}."
         norm(f"{at}attn_norm", WIDTH)
-        if "qkv" in variant.fused:
+        has_nets = "ssm.state_size" in keys
+        listed = keys.get("attention.recurrent_layers")
+        is_net = has_nets and (listed[layer] if listed else (layer + 1) % keys["full_attention_interval"] != 0)
+        if is_net:
+            net(at)
+        elif "qkv" in variant.fused:
             matrix(f"{at}attn_qkv", (HEADS + 2 * kv_heads) * head, WIDTH)
         else:
-            matrix(f"{at}attn_q", HEADS * head, WIDTH)
+            # Beside attention's gates, if it has any.
+            matrix(f"{at}attn_q", HEADS * head * (2 if has_nets else 1), WIDTH)
             matrix(f"{at}attn_k", kv_heads * head, WIDTH)
             matrix(f"{at}attn_v", kv_heads * head, WIDTH)
-        if variant.architecture in ["qwen3", "qwen3moe", "gemma3"]:
+        if variant.architecture in ["qwen3", "qwen3moe", "gemma3"] or has_nets and not is_net:
             norm(f"{at}attn_q_norm", head)
             norm(f"{at}attn_k_norm", head)
-        matrix(f"{at}attn_output", WIDTH, HEADS * head)
+        if not is_net:
+            matrix(f"{at}attn_output", WIDTH, HEADS * head)
+        before_network = "post_attention_norm" if has_nets else "ffn_norm"
         if variant.architecture == "gpt-oss":
             writer.add_tensor(f"{at}attn_sinks.weight", random.standard_normal(HEADS).astype(numpy.float32))
             norm(f"{at}post_attention_norm", WIDTH)
@@ -228,7 +273,7 @@ def write(path, variant, seed):
             experts(at)
             continue
         if "expert_count" in keys:
-            norm(f"{at}ffn_norm", WIDTH)
+            norm(f"{at}{before_network}", WIDTH)
             matrix(f"{at}ffn_gate_inp", EXPERTS, WIDTH)
             experts(at)
             shared = keys.get("expert_shared_feed_forward_length")
@@ -240,7 +285,7 @@ def write(path, variant, seed):
                 matrix(f"{at}ffn_down_shexp", WIDTH, shared)
             continue
         if variant.architecture not in BIASED:
-            norm(f"{at}ffn_norm", WIDTH)
+            norm(f"{at}{before_network}", WIDTH)
         if variant.architecture in SANDWICH:
             norm(f"{at}post_attention_norm", WIDTH)
             norm(f"{at}post_ffw_norm", WIDTH)

@@ -47,13 +47,15 @@ impl WithSimd for Task<'_> {
         for (row, (mixed, out)) in rows.enumerate() {
             let query = &mixed[head * key_size..(head + 1) * key_size];
             let key = &mixed[sizes.keys() + head * key_size..][..key_size];
-            let values = &mixed[2 * sizes.keys() + head * group * value_size..][..group * value_size];
+            let values = &mixed[2 * sizes.keys()..];
             let length_of = |values: &[f32]| (sum_of(values, |x| x * x) + EPSILON).sqrt();
             let (query_factor, key_factor) = (scale / length_of(query), 1.0 / length_of(key));
             let memories = memory.chunks_exact_mut(key_size * value_size);
-            let heads = memories.zip(values.chunks_exact(value_size)).zip(out.chunks_exact_mut(value_size));
-            for (index, ((memory, value), out)) in heads.enumerate() {
-                let place = row * sizes.value_heads + head * group + index;
+            let heads = memories.zip(out.chunks_exact_mut(value_size));
+            for (index, (memory, out)) in heads.enumerate() {
+                let value_head = sizes.value_head(head, index);
+                let value = &values[value_head * value_size..][..value_size];
+                let place = row * sizes.value_heads + value_head;
                 let (decay, beta) = (decay[place], beta[place]);
                 // The value that the faded memory has under the key.
                 correction.fill(0.0);

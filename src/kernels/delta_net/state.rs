@@ -9,8 +9,10 @@ use crate::error::{Error, Result};
 pub(crate) struct DeltaNetSizes {
     /// Number of heads of queries and keys.
     pub(crate) key_heads: usize,
-    /// Number of heads of values, a multiple of `key_heads`: so many consecutive ones share a query and a key.
+    /// Number of heads of values, a multiple of `key_heads`.
     pub(crate) value_heads: usize,
+    /// The heads of values that share a query and a key.
+    pub(crate) order: ValueOrder,
     /// Numbers of a head's query, or key.
     pub(crate) key_size: usize,
     /// Numbers of a head's value.
@@ -19,7 +21,24 @@ pub(crate) struct DeltaNetSizes {
     pub(crate) taps: usize,
 }
 
+/// Order of the heads of values by the heads of keys that they belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ValueOrder {
+    /// All those of the first key, then all those of the second, as in transformers.
+    Grouped,
+    /// One of each key in turn, as in llama.cpp's files of Qwen3.5.
+    Tiled,
+}
+
 impl DeltaNetSizes {
+    /// Number of a head of values by its key's and its place among those of the key.
+    pub(super) fn value_head(self, key_head: usize, place: usize) -> usize {
+        match self.order {
+            ValueOrder::Grouped => key_head * self.group() + place,
+            ValueOrder::Tiled => place * self.key_heads + key_head,
+        }
+    }
+
     /// Numbers of a row of queries, or keys.
     pub(crate) fn keys(self) -> usize {
         self.key_heads.saturating_mul(self.key_size)
@@ -82,7 +101,7 @@ pub(super) enum Store {
 pub(super) struct HostState {
     /// Rows that went into the convolution for the last tokens, `(taps - 1, channels)`.
     pub(super) rows: Vec<f32>,
-    /// `(value_heads, key_size, value_size)`.
+    /// `(value_heads, key_size, value_size)`, those of a key together.
     pub(super) memory: Vec<f32>,
 }
 

@@ -3,8 +3,14 @@
 use super::*;
 use crate::kernels::random;
 
-const SIZES: DeltaNetSizes =
-    DeltaNetSizes { key_heads: 2, value_heads: 6, key_size: 5, value_size: 18, taps: 3 };
+const SIZES: DeltaNetSizes = DeltaNetSizes {
+    key_heads: 2,
+    value_heads: 6,
+    order: ValueOrder::Grouped,
+    key_size: 5,
+    value_size: 18,
+    taps: 3,
+};
 
 fn net() -> GatedDeltaNet {
     GatedDeltaNet {
@@ -59,7 +65,12 @@ fn run(
 
 #[test]
 fn both_ways_agree_and_pieces_give_the_bits_of_the_whole_whatever_the_threads() {
-    let net = net();
+    for order in [ValueOrder::Grouped, ValueOrder::Tiled] {
+        agree(&GatedDeltaNet { sizes: DeltaNetSizes { order, ..SIZES }, ..net() });
+    }
+}
+
+fn agree(net: &GatedDeltaNet) {
     // A new pool's thread begins with the same random tensors.
     let each = |passes: &[[usize; 2]], on_host: bool, threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

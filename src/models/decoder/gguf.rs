@@ -6,6 +6,7 @@ mod experts;
 mod rope;
 mod tensors;
 mod gemma;
+mod delta_net;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use super::names::{DecoderNames, LLAMA};
 use super::{gpt_oss, phi};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
+use crate::kernels::delta_net::ValueOrder;
 use crate::kernels::packed::Arithmetic;
 use crate::kernels::rotary::QueryGrowth;
 use crate::kernels::{Activation, AttentionMask};
@@ -32,7 +34,7 @@ use rope::Sizes;
 use tensors::GgufTensors;
 
 /// The architectures, in the order that errors list them.
-const ARCHITECTURES: [(&str, Architecture); 13] = [
+const ARCHITECTURES: [(&str, Architecture); 16] = [
     ("llama", Architecture::Llama),
     ("mistral3", Architecture::Mistral3),
     ("smollm3", Architecture::SmolLm3),
@@ -40,6 +42,9 @@ const ARCHITECTURES: [(&str, Architecture); 13] = [
     ("qwen2moe", Architecture::Qwen2Moe),
     ("qwen3", Architecture::Qwen3),
     ("qwen3moe", Architecture::Qwen3Moe),
+    ("qwen3next", Architecture::Qwen3Next),
+    ("qwen35", Architecture::Qwen35),
+    ("qwen35moe", Architecture::Qwen35Moe),
     ("phi2", Architecture::Phi2),
     ("phi3", Architecture::Phi3),
     ("gemma", Architecture::Gemma),
@@ -59,6 +64,9 @@ enum Architecture {
     Qwen2Moe,
     Qwen3,
     Qwen3Moe,
+    Qwen3Next,
+    Qwen35,
+    Qwen35Moe,
     Phi2,
     Phi3,
     Gemma,
@@ -74,7 +82,8 @@ impl Architecture {
     }
 
     fn may_have_experts(self) -> bool {
-        matches!(self, Self::Llama | Self::Qwen2Moe | Self::Qwen3Moe | Self::GptOss)
+        let without_nets = matches!(self, Self::Llama | Self::Qwen2Moe | Self::Qwen3Moe | Self::GptOss);
+        without_nets || matches!(self, Self::Qwen3Next | Self::Qwen35Moe)
     }
 }
 
@@ -163,6 +172,15 @@ impl DecoderConfig {
             Architecture::Qwen3Moe => {
                 config.transformer.attention.head_norms = HeadNorms::EachHead;
                 metadata.qwen3_moe(&mut config)?;
+            }
+            Architecture::Qwen3Next => {
+                metadata.qwen3_next_moe(&mut config)?;
+                metadata.delta_nets(&mut config, ValueOrder::Grouped)?;
+            }
+            Architecture::Qwen35 => metadata.delta_nets(&mut config, ValueOrder::Tiled)?,
+            Architecture::Qwen35Moe => {
+                metadata.qwen3_next_moe(&mut config)?;
+                metadata.delta_nets(&mut config, ValueOrder::Tiled)?;
             }
             Architecture::Phi2 => {
                 phi::shape(&mut config);
@@ -284,8 +302,14 @@ impl Metadata<'_> {
             !architecture.is_permuted() && has(fused) && !has(part)
         };
         let is_dense = architecture == Architecture::Phi2;
-        if architecture == Architecture::GptOss {
-            return &GPT_OSS;
+        let is_old = || self.file.contains("blk.0.ssm_in.weight");
+        match architecture {
+            Architecture::GptOss => return &GPT_OSS,
+            Architecture::Qwen3Next if is_old() => return &delta_net::OLD_QWEN3_NEXT,
+            Architecture::Qwen3Next => return &delta_net::QWEN3_NEXT,
+            Architecture::Qwen35 => return &delta_net::QWEN3_5,
+            Architecture::Qwen35Moe => return &delta_net::QWEN3_5_MOE,
+            _ => {}
         }
         if has_experts {
             return &EXPERTS;

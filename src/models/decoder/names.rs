@@ -1,7 +1,8 @@
 //! Tensor names of decoders in safetensors, as data.
 
 use crate::models::transformer::{
-    DeltaNetInputs, DeltaNetNames, ExpertNames, MatrixOrder, Names, QkvNames, StreamNames, UpNames,
+    DeltaNetForm, DeltaNetInputs, DeltaNetNames, ExpertNames, MatrixOrder, Names, QkvNames, StreamNames,
+    UpNames,
 };
 
 /// Names of a decoder's tensors, without `.weight` and `.bias`.
@@ -146,6 +147,7 @@ pub(super) const QWEN3_NEXT: DecoderNames = DecoderNames {
                 qkvz: "linear_attn.in_proj_qkvz",
                 ba: "linear_attn.in_proj_ba",
             },
+            form: DeltaNetForm::Transformers,
             convolution: "linear_attn.conv1d",
             log_rates: "linear_attn.A_log",
             decay_bias: "linear_attn.dt_bias",

@@ -12,7 +12,7 @@ use super::qwen2_moe;
 use super::settings::Settings;
 use crate::architecture::{Family, parse};
 use crate::error::Result;
-use crate::kernels::delta_net::DeltaNetSizes;
+use crate::kernels::delta_net::{DeltaNetSizes, ValueOrder};
 use crate::models::config_file::{invalid, unsupported, with_defaults};
 use crate::models::transformer::{Bias, Biases, HeadNorms, MixerConfig, NormKind, OutputGate};
 
@@ -64,6 +64,7 @@ pub(super) fn shape(file: &Path, config: &Value) -> Result<DecoderConfig> {
     let net = MixerConfig::DeltaNet(DeltaNetSizes {
         key_heads: own.linear_num_key_heads,
         value_heads: own.linear_num_value_heads,
+        order: ValueOrder::Grouped,
         key_size: own.linear_key_head_dim,
         value_size: own.linear_value_head_dim,
         taps: own.linear_conv_kernel_dim,

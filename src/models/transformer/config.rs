@@ -148,7 +148,7 @@ pub(crate) enum MixerConfig {
 impl MixerConfig {
     fn is_sound(self) -> bool {
         let Self::DeltaNet(sizes) = self else { return true };
-        let DeltaNetSizes { key_heads, value_heads, key_size, value_size, taps } = sizes;
+        let DeltaNetSizes { key_heads, value_heads, key_size, value_size, taps, order: _ } = sizes;
         let sides = [key_heads, value_heads, key_size, value_size, taps];
         sides.iter().all(|side| (1..=MAX_SIDE).contains(side))
             && value_heads.is_multiple_of(key_heads)

@@ -29,6 +29,12 @@ impl Metadata<'_> {
         self.mixture(config, self.expert_width()?, ExpertWeights::OfChosen, None)
     }
 
+    /// Qwen3-Next and Qwen3.5: as Qwen2-MoE, with the chosen experts' weights adding up to 1.
+    pub(super) fn qwen3_next_moe(&self, config: &mut DecoderConfig) -> Result<()> {
+        let shared = self.required(SHARED_WIDTH)?;
+        self.mixture(config, self.expert_width()?, ExpertWeights::OfChosen, Some(shared))
+    }
+
     /// The hidden width of an expert: without a key, together they are as wide as the file's feed-forward networks.
     fn expert_width(&self) -> Result<usize> {
         match self.optional("expert_feed_forward_length")?.filter(|width| *width > 0) {
@@ -75,7 +81,7 @@ impl Metadata<'_> {
     }
 
     /// Refuses a file that has another number than these.
-    fn only(&self, key: &str, supported: &[usize]) -> Result<()> {
+    pub(super) fn only(&self, key: &str, supported: &[usize]) -> Result<()> {
         match self.optional(key)?.filter(|number| !supported.contains(number)) {
             Some(number) => {
                 let supported: Vec<String> = supported.iter().map(usize::to_string).collect();

@@ -5,10 +5,10 @@
 use candle_core::{Device, Tensor};
 use model_actors::LoadContext;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
 use crate::kernels::packed::{Arithmetic, PackedLinear, QuantizedRows, RowUse};
-use crate::models::transformer::{Bias, Linears, MatrixOrder, Projection, Tensors};
+use crate::models::transformer::{Bias, Linears, MatrixOrder, Projection, RowOrder, Tensors};
 
 /// The tensors of a GGUF file.
 pub(super) struct GgufTensors<'a> {
@@ -81,8 +81,18 @@ impl Tensors for GgufTensors<'_> {
 
     fn packed(&self, layers: &Linears<'_>, rows: RowUse) -> Result<PackedLinear> {
         let parts = layers.parts.iter().map(|(name, out_dim)| self.rows(name, *out_dim, layers.in_dim));
-        let weight = parts.collect::<Result<_>>()?;
-        let bias = self.biases(layers)?;
+        let weight = match (layers.order, layers.parts) {
+            (RowOrder::AsStored, _) => parts.collect::<Result<_>>()?,
+            (order, [_]) => {
+                parts.map(|rows| rows.map(|rows| in_memory(rows, order))).collect::<Result<_>>()?
+            }
+            _ => return Err(Error::compute("layers whose rows are in another order, and which are fused")),
+        };
+        let bias = self.biases(layers)?.map(|bias| match layers.order {
+            RowOrder::AsStored => Ok(bias),
+            order => Tensor::from_vec(order.apply(bias.to_vec1::<f32>()?, 1), layers.out_dim(), self.device),
+        });
+        let bias = bias.transpose()?;
         PackedLinear::quantized(weight, layers.in_dim, bias, self.device, rows, self.arithmetic)
     }
 
@@ -117,6 +127,12 @@ impl Tensors for GgufTensors<'_> {
         };
         experts.into_iter().map(layer).collect()
     }
+}
+
+/// A matrix with its rows in the order of memory.
+fn in_memory(rows: QuantizedRows, order: RowOrder) -> QuantizedRows {
+    let row = rows.bytes.len() / rows.out_dim.max(1);
+    QuantizedRows { bytes: order.apply(rows.bytes, row), ..rows }
 }
 
 /// Rows, each of as many values, from llama.cpp's order to that of safetensors files: in each head first the

@@ -1,8 +1,10 @@
 //! The loading of gated delta nets.
 
+use candle_core::Tensor;
+
 use super::super::config::{Bias, LayerConfig, NormKind, Workload};
 use super::super::delta_net::DeltaNet;
-use super::super::names::DeltaNetInputs;
+use super::super::names::{DeltaNetForm, DeltaNetInputs};
 use super::super::norm::Norm;
 use super::super::tensors::{Linears, RowOrder};
 use super::{BlockLoader, misfit};
@@ -18,16 +20,23 @@ impl BlockLoader<'_> {
         let (names, width, heads) = (self.names.delta_net, self.config.width, sizes.value_heads);
         let linears = |order| Linears { order, ..Linears::new(&[], width, Bias::No) };
         let whole = |name: &str| format!("{}{name}", self.path);
+        let group = sizes.group();
+        let groups = |runs| linears(RowOrder::Groups { count: sizes.key_heads, runs });
         let (input_proj, gates_proj) = match names.inputs {
             DeltaNetInputs::Grouped { qkvz, ba } => {
-                let (key, group) = (sizes.key_size, sizes.group());
-                let values = group * sizes.value_size;
-                let groups = |runs| linears(RowOrder::Groups { count: sizes.key_heads, runs });
+                let (key, values) = (sizes.key_size, group * sizes.value_size);
                 (
                     self.projection(&[(qkvz, sizes.projected())], groups([key, key, values, values]))?,
                     self.projection(&[(ba, 2 * heads)], groups([group, group, 0, 0]))?,
                 )
             }
+            DeltaNetInputs::GroupedGates { qkv, z, ba } => (
+                self.projection(
+                    &[(qkv, sizes.channels()), (z, sizes.values())],
+                    linears(RowOrder::AsStored),
+                )?,
+                self.projection(&[(ba, 2 * heads)], groups([group, group, 0, 0]))?,
+            ),
             DeltaNetInputs::Separate { qkv, z, b, a } => {
                 let plain = || linears(RowOrder::AsStored);
                 (
@@ -37,7 +46,22 @@ impl BlockLoader<'_> {
             }
         };
         let convolution = whole(&format!("{}.weight", names.convolution));
-        let convolution = self.tensors.tensor(&convolution, &[sizes.channels(), 1, sizes.taps])?;
+        let (channels, taps) = (sizes.channels(), sizes.taps);
+        let rates = self.tensors.vector(&whole(names.log_rates), heads)?;
+        let (convolution, log_rates) = match names.form {
+            DeltaNetForm::Transformers => {
+                (self.tensors.tensor(&convolution, &[channels, 1, taps])?.squeeze(1)?, rates)
+            }
+            DeltaNetForm::Gguf => {
+                let rates: Vec<f32> = rates.to_vec1()?;
+                if rates.iter().any(|rate| *rate > 0.0) {
+                    return Err(misfit("a rate of decay, of which files have the negative, is below 0"));
+                }
+                let logarithms: Vec<f32> = rates.iter().map(|rate| (-rate).ln()).collect();
+                let logarithms = Tensor::from_vec(logarithms, heads, self.device)?;
+                (self.tensors.tensor(&convolution, &[channels, taps])?, logarithms)
+            }
+        };
         let norm = whole(names.norm);
         // Unlike the model's other norms, it never has its factors less 1.
         let norm = match self.tensors.norm(&norm, sizes.value_size, NormKind::Rms, self.config.epsilon)? {
@@ -50,9 +74,9 @@ impl BlockLoader<'_> {
             gates_proj,
             kernel: GatedDeltaNet {
                 sizes,
-                convolution: convolution.squeeze(1)?.t()?.contiguous()?,
+                convolution: convolution.t()?.contiguous()?,
                 activation: self.config.activation,
-                log_rates: self.tensors.vector(&whole(names.log_rates), heads)?,
+                log_rates,
                 decay_bias: self.tensors.vector(&whole(names.decay_bias), heads)?,
                 norm,
             },
