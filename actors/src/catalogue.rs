@@ -9,7 +9,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use crate::capability::{Batching, Capability, Portable};
-use crate::config::{PoolConfig, check_name};
+use crate::config::{PoolConfig, check_digest, check_name};
 use crate::entry::ModelEntry;
 use crate::error::{Error, Result};
 use crate::id::{Device, ModelId, ModelKey};
@@ -43,6 +43,7 @@ pub struct ModelSpec<C: Capability> {
     batching: Batching,
     max_batch_requests: usize,
     pinned: bool,
+    digest: Option<Arc<str>>,
 }
 
 impl<C: Capability> ModelSpec<C> {
@@ -75,7 +76,15 @@ impl<C: Capability> ModelSpec<C> {
             batching: C::BATCHING,
             max_batch_requests: usize::MAX,
             pinned: false,
+            digest: None,
         }
+    }
+
+    /// Says which files the model is made from, by a digest of theirs. In a cluster, models of one name and digest are one
+    /// model, and those with a digest are reached from other nodes; it has no meaning otherwise.
+    pub fn digest(mut self, digest: impl Into<Arc<str>>) -> Self {
+        self.digest = Some(digest.into());
+        self
     }
 
     /// Charges the model to this memory, which needs a budget
@@ -126,6 +135,9 @@ pub(crate) struct Registered<C: Capability> {
     origin: ModelKey,
     pub(crate) policy: ModelPolicy,
     pub(crate) loader: Reaped<Arc<dyn Loader<C>>>,
+    /// Digest of its files, which identifies it in a cluster.
+    #[cfg_attr(not(feature = "cluster"), allow(dead_code, reason = "there are no other nodes"))]
+    pub(crate) digest: Option<Arc<str>>,
 }
 
 impl<C: Capability> Registered<C> {
@@ -192,8 +204,9 @@ impl<C: Capability> Catalogue<C> {
     }
 
     /// Checks a specification's name, device and settings and gives the model its key.
-    fn prepare(&self, spec: ModelSpec<C>) -> Result<Registered<C>> {
+    pub(crate) fn prepare(&self, spec: ModelSpec<C>) -> Result<Registered<C>> {
         check_name("model", spec.id.as_str())?;
+        spec.digest.as_deref().map_or(Ok(()), check_digest)?;
         self.check_device(&spec.device)?;
         let mut config = match spec.config {
             Some(config) => {
@@ -217,7 +230,7 @@ impl<C: Capability> Catalogue<C> {
             batching: spec.batching,
             pinned: spec.pinned,
         };
-        Ok(Registered { entry, origin: key, policy, loader: Reaped::new(spec.loader) })
+        Ok(Registered { entry, origin: key, policy, loader: Reaped::new(spec.loader), digest: spec.digest })
     }
 
     fn check_device(&self, device: &Device) -> Result<()> {
@@ -255,6 +268,15 @@ impl<C: Capability> Catalogue<C> {
     /// Clears the note; the pool looks at the removed models after this.
     pub(crate) fn take_removals(&self) {
         self.has_removals.store(false, Ordering::Release);
+    }
+
+    /// The models that other nodes may reach, in the order of their names.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn with_digest(&self) -> Vec<Arc<Registered<C>>> {
+        let models = self.models.iter().map(|entry| entry.value().clone());
+        let mut models: Vec<Arc<Registered<C>>> = models.filter(|model| model.digest.is_some()).collect();
+        models.sort_by(|a, b| a.id().cmp(b.id()));
+        models
     }
 
     pub(crate) fn ids(&self) -> Vec<ModelId> {

@@ -16,7 +16,7 @@ use crate::catalogue::{Catalogue, Directory, ModelSpec, Registered};
 use crate::config::check_name;
 use crate::entry::{ModelEntry, Refusal, Slot};
 use crate::error::{Error, RequestPhase, Result};
-use crate::id::{Lane, ModelId, Priority, Tenant, Time};
+use crate::id::{Lane, ModelId, Time};
 use crate::job::{Accepted, Answer, Job, JobParts};
 use crate::model::ModelFacts;
 use crate::pool::PoolMessage;
@@ -26,66 +26,15 @@ use crate::roster::Roster;
 use crate::telemetry::span;
 use crate::wakers::for_a_caller;
 
+mod options;
 mod gate;
 mod calls;
 mod reply;
 
 pub(crate) use gate::PoolGate;
+pub use options::{CallOptions, WhenFull};
 pub use reply::ReplyStream;
 use reply::{Reply, Tally};
-
-/// Options of one request: its lane, urgency, tenant and time, and what it does when the queue is full.
-///
-/// ```
-/// use model_actors::{CallOptions, Lane, WhenFull};
-/// use std::time::Duration;
-/// let bulk = CallOptions::default().with_lane(Lane::Batch).with_timeout(Duration::from_secs(60));
-/// let impatient = CallOptions::default().with_when_full(WhenFull::Fail);
-/// assert_eq!((bulk.when_full, impatient.lane), (WhenFull::Wait, Lane::Interactive));
-/// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CallOptions {
-    /// Queue of the model that the request waits in.
-    pub lane: Lane,
-    /// Urgency relative to other requests of the model and the tenant, those that wait for a slot included.
-    pub priority: Priority,
-    /// Whoever it is made for, with whom others share the model fairly as [`TenantConfig`](crate::TenantConfig) says.
-    /// Those without a tenant are one more.
-    pub tenant: Option<Tenant>,
-    /// Time for queue, load and run up to the first output, or to the moment at which the model says that it has begun
-    /// ([`Item::begin`](crate::Item::begin)): text to text and vision do when they begin to read the prompt, text to
-    /// image when it begins to paint. From then on the stall limit bounds the run. `None`: the model's configured time.
-    pub timeout: Option<Duration>,
-    /// Time for all of the request, to the end of its output. `None`: the model's configured time, if any.
-    pub total_timeout: Option<Duration>,
-    /// Behaviour when the queue is full.
-    pub when_full: WhenFull,
-}
-
-setters! { CallOptions {
-    with_lane(lane: Lane);
-    with_priority(priority: Priority);
-    with_tenant(tenant: impl Into<Option<Tenant>>) Into::into;
-    with_timeout(timeout: impl Into<Option<Duration>>) Into::into;
-    with_total_timeout(total_timeout: impl Into<Option<Duration>>) Into::into;
-    with_when_full(when_full: WhenFull);
-} }
-
-/// Behaviour of a request that finds its queue full.
-///
-/// ```
-/// assert_eq!(model_actors::WhenFull::default(), model_actors::WhenFull::Wait);
-/// ```
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum WhenFull {
-    /// Waits for a slot until the request's time runs out.
-    #[default]
-    Wait,
-    /// Fails at once with [`Error::Overloaded`].
-    Fail,
-}
 
 /// Shared by all clients of one pool and the pool's own starts.
 pub(crate) struct PoolShared<C: Capability> {
@@ -95,6 +44,9 @@ pub(crate) struct PoolShared<C: Capability> {
     pub(crate) roster: Arc<Roster<C>>,
     pub(crate) clock: Clock,
     pub(crate) deadlines: Deadlines,
+    /// The way to the pools of other nodes, if this one is in a cluster.
+    #[cfg(feature = "cluster")]
+    pub(crate) elsewhere: std::sync::OnceLock<Arc<dyn crate::cluster::Elsewhere<C>>>,
 }
 
 /// Client of one pool: registers, replaces and removes models, and gives handles to them. Cheap to clone.
@@ -185,6 +137,24 @@ impl<C: Capability> Client<C> {
         }
     }
 
+    /// Handle to a model wherever it is: one that is registered here, or else one that a connected node of the cluster serves.
+    /// The handle, its errors, streams, deadlines and limits are the same. A model that is registered here and has a
+    /// [`ModelSpec::digest`] also runs on other nodes that have it, whenever they serve a request sooner.
+    ///
+    /// # Errors
+    /// As [`Self::handle`], and [`Error::DifferentModels`].
+    pub fn model(&self, id: impl Into<ModelId>) -> Result<ModelHandle<C>> {
+        let id = id.into();
+        #[cfg(feature = "cluster")]
+        if self.shared.catalogue.get(&id).is_none()
+            && let Some(elsewhere) = self.shared.elsewhere.get()
+            && let Some(model) = elsewhere.find(&id)?
+        {
+            return Ok(ModelHandle { shared: self.shared.clone(), model });
+        }
+        self.handle(id)
+    }
+
     /// Names of the registered models, in alphabetical order.
     pub fn models(&self) -> Vec<ModelId> {
         self.shared.catalogue.ids()
@@ -205,6 +175,23 @@ impl<C: Capability> PoolShared<C> {
                 return;
             }
             self.catalogue.take_removals();
+        }
+    }
+
+    /// Hands an accepted request to the pool, or to whoever knows whether another node serves it sooner.
+    fn submit(&self, model: Arc<Registered<C>>, accepted: Accepted<C>) -> Result<()> {
+        #[cfg(feature = "cluster")]
+        if let Some(elsewhere) = self.elsewhere.get().filter(|elsewhere| elsewhere.concerns(&model)) {
+            return elsewhere.submit(model, accepted);
+        }
+        self.gate.submit(model, accepted)
+    }
+
+    /// Tells whoever sends requests to other nodes that the caller of one has gone.
+    #[cfg(feature = "cluster")]
+    fn cancel_elsewhere(&self, request: crate::id::RequestId) {
+        if let Some(elsewhere) = self.elsewhere.get() {
+            elsewhere.cancel(request);
         }
     }
 
@@ -305,7 +292,7 @@ impl<C: Capability> ModelHandle<C> {
     /// Every [`Error`] that a request can end with.
     pub async fn call(&self, request: C::Request, options: CallOptions) -> Result<C::Output> {
         let (tally, span) = (Tally::begin(self), self.span(options.lane));
-        let work = async { self.accept(self, request, options, None).await?.output().await };
+        let work = async { self.accept(self, request, options, None, false).await?.output().await };
         tally.end(for_a_caller(work.instrument(span)).await)
     }
 
@@ -318,7 +305,7 @@ impl<C: Capability> ModelHandle<C> {
         let span = self.span(options.lane);
         let tally = Tally::begin(self.clone());
         let (sender, chunks) = mpsc::channel(self.latest().policy.config.stream_buffer);
-        let accepted = self.accept(self.clone(), request, options, Some(sender));
+        let accepted = self.accept(self.clone(), request, options, Some(sender), false);
         match for_a_caller(accepted.instrument(span.clone())).await {
             Ok(reply) => Ok(ReplyStream::new(reply, chunks, tally, span)),
             Err(error) => Err(tally.fail(error)),
@@ -335,7 +322,25 @@ impl<C: Capability> ModelHandle<C> {
         )
     }
 
-    /// Checks the request, takes a slot and hands it to the pool. The reply keeps `handle`: this one for as
+    /// Sends a request of another node to the pool of this one. Without `streams` there are no chunks.
+    #[cfg(feature = "cluster")]
+    pub(crate) async fn host(
+        &self,
+        request: C::Request,
+        options: CallOptions,
+        streams: bool,
+    ) -> Result<ReplyStream<C>> {
+        let span = self.span(options.lane);
+        let tally = Tally::begin(self.clone());
+        let (sender, chunks) = mpsc::channel(self.latest().policy.config.stream_buffer);
+        let sender = streams.then_some(sender);
+        match self.accept(self.clone(), request, options, sender, true).await {
+            Ok(reply) => Ok(ReplyStream::new(reply, chunks, tally, span)),
+            Err(error) => Err(tally.fail(error)),
+        }
+    }
+
+    /// Checks the request, takes a slot and hands it to the pool, `here` to that of this node alone. The reply keeps `handle`: this one for as
     /// long as the caller waits here, or one of its own.
     async fn accept<H: Borrow<Self>>(
         &self,
@@ -343,6 +348,7 @@ impl<C: Capability> ModelHandle<C> {
         request: C::Request,
         options: CallOptions,
         chunks: Option<mpsc::Sender<C::Chunk>>,
+        here: bool,
     ) -> Result<Reply<C, H>> {
         self.check_input(&request, &options)?;
         let total_timeout = options.total_timeout.or_else(|| self.latest().policy.config.total_timeout);
@@ -363,13 +369,19 @@ impl<C: Capability> ModelHandle<C> {
             total_timeout,
             began,
             clock: self.shared.clock,
+            #[cfg(feature = "cluster")]
+            impatient: options.when_full == WhenFull::Fail,
             span: tracing::Span::current(),
         };
         let (done, answer) = oneshot::channel();
         let job = Job::new(parts, Answer { done, chunks, slot });
         let (id, cancels) = (job.id, Arc::downgrade(&job));
         tracing::Span::current().record("request", id.0);
-        let sent = self.shared.gate.submit(model, Accepted::new(job));
+        let accepted = Accepted::new(job);
+        let sent = match here {
+            true => self.shared.gate.submit(model, accepted),
+            false => self.shared.submit(model, accepted),
+        };
         sent.map_err(|error| self.shared.unsent(error))?;
         Ok(Reply::new(handle, (id, cancels), answer))
     }

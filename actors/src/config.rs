@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::id::{Bytes, Device};
-use crate::limits::MAX_NAME_BYTES;
+use crate::limits::{MAX_DIGEST_BYTES, MAX_NAME_BYTES};
 
 mod tenants;
 
@@ -373,6 +373,12 @@ pub(crate) fn check_name(setting: &'static str, name: &str) -> Result<()> {
         return Ok(());
     };
     Err(Error::InvalidConfig { setting: setting.into(), reason: fault })
+}
+
+/// Checks the digest of a model's files, which has to be short enough to be told again and again.
+pub(crate) fn check_digest(digest: &str) -> Result<()> {
+    let is_fine = (1..=MAX_DIGEST_BYTES).contains(&digest.len()) && !digest.contains(char::is_control);
+    require(is_fine, "digest", "has 1 to 128 bytes and no control characters")
 }
 
 /// Checks the name of a system or a capability, which comes before a slash in the names of actors. With one of its own, two

@@ -1,6 +1,8 @@
 //! The part of a registered model that its requests touch: its name, the slots of its two lanes, its load's
 //! progress and its metrics. One small shared value; how the model is loaded is left to the catalogue.
 
+#[cfg(feature = "cluster")]
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -38,6 +40,9 @@ pub(crate) struct ModelEntry {
     calls: CallPlaces,
     clock: Clock,
     metrics: OnceLock<Box<ModelMetrics>>,
+    /// Number of slots that have come back.
+    #[cfg(feature = "cluster")]
+    returned: AtomicU64,
 }
 
 impl ModelEntry {
@@ -67,6 +72,8 @@ impl ModelEntry {
             calls: CallPlaces::new(),
             clock,
             metrics: OnceLock::new(),
+            #[cfg(feature = "cluster")]
+            returned: AtomicU64::new(0),
         })
     }
 
@@ -105,6 +112,19 @@ impl ModelEntry {
     pub(crate) fn slots(&self) -> (usize, usize) {
         let free = self.interactive.slots.free() + self.batch.slots.free();
         (free, self.interactive.capacity + self.batch.capacity)
+    }
+
+    /// Number of slots of a lane that requests hold.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn used(&self, lane: Lane) -> usize {
+        let LaneSlots { slots, capacity, .. } = self.lane(lane);
+        capacity.saturating_sub(slots.free())
+    }
+
+    /// Number of slots that have come back so far.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn returned(&self) -> u64 {
+        self.returned.load(Ordering::Relaxed)
     }
 
     /// True while any request holds a slot.
@@ -239,5 +259,7 @@ impl Drop for Slot {
         let lane = self.entry.lane(self.lane);
         lane.pace.returned(self.entry.clock.now());
         lane.slots.give_back(&self.tenant);
+        #[cfg(feature = "cluster")]
+        self.entry.returned.fetch_add(1, Ordering::Relaxed);
     }
 }

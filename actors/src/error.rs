@@ -339,6 +339,40 @@ pub enum Error {
         /// The reason that they are.
         reason: String,
     },
+    /// No node of the cluster that is connected serves the model, and this one does not either.
+    #[error("no connected node serves {model} ({capability}); start one, or retry in a moment")]
+    NoPeer {
+        /// The model asked for.
+        model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
+    },
+    /// The node that was to run the request is gone, or has lost it, and it could not be run again elsewhere: part of the
+    /// answer was out, the capability does not allow it, or several nodes have gone with it. It may have run.
+    #[error(
+        "node {peer} was lost while it had the request for {model} ({capability}), which may have run there"
+    )]
+    PeerLost {
+        /// The model asked for.
+        model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
+        /// The node.
+        peer: String,
+    },
+    /// Nodes of the cluster serve models of this name that have different files, so that the name says too little.
+    #[error(
+        "connected nodes serve {model} ({capability}) with different files ({}); give them names of their own",
+        digests.join(", ")
+    )]
+    DifferentModels {
+        /// The model asked for.
+        model: ModelId,
+        /// The capability that it belongs to.
+        capability: Cow<'static, str>,
+        /// The digests of the files.
+        digests: Vec<String>,
+    },
     /// A setting is out of range or contradicts another.
     #[error("invalid configuration: {setting}: {reason}")]
     InvalidConfig {
@@ -403,6 +437,9 @@ impl Error {
             Self::Poison { .. } => "poison",
             Self::SlowReader { .. } => "slow_reader",
             Self::UnloadIncomplete { .. } => "unload_incomplete",
+            Self::NoPeer { .. } => "no_peer",
+            Self::PeerLost { .. } => "peer_lost",
+            Self::DifferentModels { .. } => "different_models",
             Self::InvalidConfig { .. } => "invalid_config",
             Self::SystemFailed { .. } => "system_failed",
             Self::StartFailed { .. } => "start_failed",

@@ -34,6 +34,9 @@ pub(crate) struct JobParts<C: Capability> {
     /// The moment of the call, before it waited for a slot.
     pub(crate) began: Time,
     pub(crate) clock: Clock,
+    /// It fails where it would wait for a slot, here or elsewhere.
+    #[cfg(feature = "cluster")]
+    pub(crate) impatient: bool,
     /// The span of the request, which those of its runs and of the load that it waits for follow from.
     pub(crate) span: tracing::Span,
 }
@@ -207,6 +210,12 @@ impl<C: Capability> Job<C> {
         Ok(())
     }
 
+    /// The reader's buffer, for whoever waits for room in it before [`Self::emit_from`].
+    #[cfg(feature = "cluster")]
+    pub(crate) fn chunks(&self) -> Option<mpsc::Sender<C::Chunk>> {
+        self.owed().answer.as_ref().and_then(|answer| answer.chunks.clone())
+    }
+
     /// Measures the time to the first piece of output, and between two.
     fn note_output(&self) {
         let now = self.parts.clock.now();
@@ -261,7 +270,7 @@ impl<C: Capability> Job<C> {
 
     /// True once the run has begun in the sense of [`Self::begin_from`], or the first output is made: the deadline is
     /// for that alone, also where the caller sees only the whole output.
-    fn has_met_deadline(&self) -> bool {
+    pub(crate) fn has_met_deadline(&self) -> bool {
         self.has_sent() || (self.running.load(Ordering::Acquire) && self.begun.load(Ordering::Acquire))
     }
 

@@ -45,7 +45,14 @@ mod intake;
 mod roster;
 mod worker;
 mod pool;
+#[cfg(all(feature = "cluster", feature = "testing"))]
+pub mod cluster;
+#[cfg(all(feature = "cluster", not(feature = "testing")))]
+#[allow(unreachable_pub, dead_code, reason = "public for the tests alone")]
+mod cluster;
 mod client;
+#[cfg(feature = "cluster")]
+mod node;
 mod system;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -54,6 +61,8 @@ pub use batch::{Batch, Item, Stopped};
 pub use capability::*;
 pub use catalogue::{ModelSpec, RegisteredModel};
 pub use client::{CallOptions, Client, ModelHandle, ReplyStream, WhenFull};
+#[cfg(feature = "cluster")]
+pub use cluster::{ClusterConfig, ClusterTls};
 pub use config::{
     BatchLimits, PoolConfig, QueueCapacity, RestartConfig, StallLimits, SystemConfig, TenantConfig,
 };
@@ -65,8 +74,8 @@ pub use model::{Footprint, LoadContext, Loader, Model, ModelFacts, Weights};
 pub use progress::{LoadStage, WorkerPhase};
 pub use ractor;
 pub use status::{
-    BreakerState, LoadStatus, MemoryStatus, ModelStatus, PoolStatus, ShutdownReport, SystemState,
-    SystemStatus, TenantStatus, WorkerStatus,
+    BreakerState, LoadStatus, MemoryStatus, ModelStatus, PeerModelStatus, PeerStatus, PoolStatus,
+    ShutdownReport, SystemState, SystemStatus, TenantStatus, WorkerStatus,
 };
 pub use system::{System, SystemBuilder, SystemEnd};
 pub use telemetry::{Event, EvictionReason};

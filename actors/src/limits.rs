@@ -1,4 +1,4 @@
-//! Limits on the size of requests, for every capability, of names and of tenants. A request over a limit is refused before
+//! Limits on the size of requests, for every capability, of names and of tenants, and of what goes to other nodes. A request over a limit is refused before
 //! it is queued. The checks are beside the requests, in `capability`; those of names in `config`.
 
 /// Maximum number of bytes of the name of a model, a device, a capability or a tenant.
@@ -52,3 +52,10 @@ pub const MAX_GUIDANCE: f32 = 100.0;
 
 /// Maximum number of bytes of a request, a chunk or an output that goes to or comes from a process of its own.
 pub const MAX_FRAME_BYTES: usize = 1 << 30;
+
+/// Maximum number of bytes of a digest of a model's files.
+pub const MAX_DIGEST_BYTES: usize = 128;
+/// Maximum number of models that a pool tells its peers of; those beyond it, by name, are not reached from other nodes.
+pub const MAX_OFFERS: usize = 1024;
+/// Maximum number of bytes of a request, a chunk or an output that goes to or comes from another node.
+pub const MAX_LETTER_BYTES: usize = 256 << 20;

@@ -33,6 +33,9 @@ pub struct SystemStatus {
     pub pools: Vec<Arc<PoolStatus>>,
     /// Budgeted memories, the host's first.
     pub memory: Vec<MemoryStatus>,
+    /// Shared pools of the other nodes of the cluster that are connected, by node.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<PeerStatus>,
 }
 
 impl SystemStatus {
@@ -175,6 +178,49 @@ impl PoolStatus {
     pub fn all_models(&self) -> impl Iterator<Item = &ModelStatus> {
         self.models.iter().chain(&self.removed)
     }
+}
+
+/// Snapshot of a shared pool of another node.
+///
+/// ```
+/// use model_actors::{PeerStatus, SystemStatus};
+///
+/// fn nodes_with<'a>(status: &'a SystemStatus, model: &'a str) -> impl Iterator<Item = &'a str> {
+///     let has = move |peer: &&PeerStatus| peer.models.iter().any(|one| one.model.as_str() == model);
+///     status.peers.iter().filter(has).map(|peer| peer.node.as_str())
+/// }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PeerStatus {
+    /// Name of the node.
+    pub node: String,
+    /// Name of the pool's capability.
+    pub capability: &'static str,
+    /// Models that it serves, by name.
+    pub models: Vec<PeerModelStatus>,
+}
+
+/// Snapshot of a model of another node, as it was told last.
+///
+/// ```
+/// fn can_serve(model: &model_actors::PeerModelStatus) -> bool {
+///     model.resident && model.interactive_slots > 0
+/// }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PeerModelStatus {
+    /// Name of the model.
+    pub model: ModelId,
+    /// Digest of its files.
+    pub digest: Arc<str>,
+    /// True if it is in memory there.
+    pub resident: bool,
+    /// Number of interactive requests that this node may have there at a time.
+    pub interactive_slots: u32,
+    /// Number of requests that wait or run there.
+    pub requests: u64,
 }
 
 /// Snapshot of one model that has been used.

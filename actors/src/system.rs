@@ -19,7 +19,7 @@ use crate::config::SystemConfig;
 use crate::error::{Error, Result};
 use crate::id::{Bytes, Device};
 use crate::maintenance::eviction::PoolIndex;
-use crate::maintenance::{Maintenance, MaintenanceArguments, MaintenanceMessage, PoolCommand};
+use crate::maintenance::{Maintenance, MaintenanceArguments, MaintenanceMessage};
 use crate::memory::{Budgets, MemoryProbe};
 use crate::pool::PoolArguments;
 use crate::progress::Clock;
@@ -32,6 +32,9 @@ use crate::wakers::for_a_caller;
 
 mod end;
 mod child;
+#[cfg(feature = "cluster")]
+mod membership;
+mod restart;
 mod shutdown;
 mod builder;
 
@@ -57,6 +60,9 @@ crate::impl_message!(SystemMessage);
 pub(crate) enum Child {
     Maintenance,
     Pool(PoolIndex),
+    /// The connections to the peers of a cluster.
+    #[cfg(feature = "cluster")]
+    Membership,
 }
 
 /// State shared by all parts of a running system. None of it holds a worker.
@@ -74,6 +80,8 @@ pub(crate) struct Common {
     /// Report for every caller of `shutdown`.
     report: Arc<OnceLock<ShutdownReport>>,
     directory: Arc<Directory>,
+    #[cfg(feature = "cluster")]
+    cluster: Option<membership::ClusterPlan>,
 }
 
 impl Common {
@@ -99,6 +107,8 @@ pub(crate) struct SystemActorState {
     maintenance: ActorRef<MaintenanceMessage>,
     restarts: Restarts,
     random: fastrand::Rng,
+    #[cfg(feature = "cluster")]
+    membership: Option<ActorCell>,
 }
 
 /// The root supervisor: one for one, within a restart budget over all its children.
@@ -122,9 +132,15 @@ impl Actor for SystemActor {
             maintenance,
             restarts: Restarts::default(),
             random: fastrand::Rng::new(),
+            #[cfg(feature = "cluster")]
+            membership: None,
         };
         for index in 0..state.pools.len() {
             state.start_pool(&myself, PoolIndex(index)).await?;
+        }
+        #[cfg(feature = "cluster")]
+        {
+            state.membership = membership::start_membership(&state.common, &myself).await?;
         }
         Ok(state)
     }
@@ -221,6 +237,8 @@ impl SystemActorState {
         for pool in &self.pools {
             pool.close(error);
         }
+        #[cfg(feature = "cluster")]
+        self.common.cluster.iter().for_each(membership::ClusterPlan::close);
     }
 
     fn close(&self, state: SystemState, error: &Error) {
@@ -302,6 +320,8 @@ impl SystemActorState {
     fn named(&self, child: Child) -> &'static str {
         match child {
             Child::Maintenance => MAINTENANCE,
+            #[cfg(feature = "cluster")]
+            Child::Membership => membership::CLUSTER,
             Child::Pool(index) => self.pools.get(index.0).map_or("a pool", PoolChild::capability),
         }
     }
@@ -310,48 +330,12 @@ impl SystemActorState {
         if self.maintenance.get_id() == actor.get_id() {
             return Some(Child::Maintenance);
         }
+        #[cfg(feature = "cluster")]
+        if self.membership.as_ref().is_some_and(|cell| cell.get_id() == actor.get_id()) {
+            return Some(Child::Membership);
+        }
         let index = self.pools.iter().position(|pool| pool.is(actor))?;
         Some(Child::Pool(PoolIndex(index)))
-    }
-
-    async fn restart(
-        &mut self,
-        myself: &ActorRef<SystemMessage>,
-        child: Child,
-    ) -> Result<(), ActorProcessingErr> {
-        if self.state() != SystemState::Running {
-            return Ok(());
-        }
-        let restarted = match child {
-            Child::Maintenance => self.restart_maintenance(myself).await,
-            Child::Pool(index) => self.restart_pool(myself, index).await,
-        };
-        restarted.or_else(|error| self.restart_or_give_up(myself, child, &error.to_string()))
-    }
-
-    async fn restart_pool(
-        &mut self,
-        myself: &ActorRef<SystemMessage>,
-        index: PoolIndex,
-    ) -> Result<(), ActorProcessingErr> {
-        self.start_pool(myself, index).await?;
-        let capability = self.named(Child::Pool(index));
-        self.common.events.report(Event::PoolRestarted { capability });
-        Ok(())
-    }
-
-    async fn restart_maintenance(
-        &mut self,
-        myself: &ActorRef<SystemMessage>,
-    ) -> Result<(), ActorProcessingErr> {
-        self.maintenance = start_maintenance(&self.common, self.pools.len(), myself).await?;
-        for (index, pool) in self.pools.iter().enumerate() {
-            let Some(commands) = pool.commands() else { continue };
-            let pool_up = MaintenanceMessage::PoolUp { pool: PoolIndex(index), commands: commands.clone() };
-            let _ = self.maintenance.send_message(pool_up);
-            let _ = commands.send_message(PoolCommand::MaintenanceRestarted(self.maintenance.clone()));
-        }
-        Ok(())
     }
 }
 

@@ -51,8 +51,12 @@ mod kill;
 mod leaks;
 mod harness;
 pub mod simulation;
+#[cfg(feature = "cluster")]
+mod cluster;
 
 pub use act::{Act, Record, Scripted, ScriptedCapability, ScriptedRequest, StreamedScript};
+#[cfg(feature = "cluster")]
+pub use cluster::{ClusterCounts, ClusterPlant, run_cluster};
 pub use fake::{Answers, FakeCapability, FakeLoader};
 pub use fault::{Fault, FaultyLoader};
 pub use gate::{Gate, Latch};

@@ -128,6 +128,16 @@ fn all() -> Vec<(Error, ErrorKind)> {
             },
             ErrorKind::Timeout,
         ),
+        (Error::PeerLost { model: model(), capability: capability(), peer: "b".to_owned() }, unavailable),
+        (
+            Error::DifferentModels {
+                model: model(),
+                capability: capability(),
+                digests: vec!["1".to_owned(), "2".to_owned()],
+            },
+            ErrorKind::NotFound,
+        ),
+        (Error::NoPeer { model: model(), capability: capability() }, unavailable),
         (
             Error::InvalidConfig { setting: "max_workers".into(), reason: "must be above zero".to_owned() },
             ErrorKind::InvalidInput,
@@ -143,7 +153,7 @@ fn each_error_has_its_class() {
         assert_eq!(error.kind(), kind, "{error}");
     }
     let reasons: BTreeSet<&str> = all().iter().map(|(error, _)| error.reason()).collect();
-    assert_eq!(reasons.len(), 25, "the table above has every variant: {reasons:?}");
+    assert_eq!(reasons.len(), 28, "the table above has every variant: {reasons:?}");
     let retry_after = |kind: ErrorKind| kind.retry_after().map(|time| time.as_secs());
     assert_eq!(retry_after(ErrorKind::Overloaded { retry_after: SECOND }), Some(1));
     assert_eq!(retry_after(ErrorKind::Unavailable { retry_after: Some(SECOND) }), Some(1));

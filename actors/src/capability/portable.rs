@@ -35,6 +35,9 @@ pub trait Portable:
         Output: Serialize + DeserializeOwned,
     >
 {
+    /// True if a request may run a second time on another node, when the first node is gone and nothing of the answer is out.
+    /// Set it to false where a run has effects beyond its answer.
+    const RUNS_AGAIN: bool = true;
 }
 
 impl Portable for TextEmbedding {}

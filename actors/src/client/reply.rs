@@ -109,7 +109,10 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Reply<C, H> {
 impl<C: Capability, H: Borrow<ModelHandle<C>>> Drop for Reply<C, H> {
     fn drop(&mut self) {
         if let Some(job) = self.job.upgrade().filter(|job| !self.ended && job.cancel()) {
-            self.handle.borrow().shared.gate.cancel(job.parts.entry.key, job.id);
+            let shared = &self.handle.borrow().shared;
+            #[cfg(feature = "cluster")]
+            shared.cancel_elsewhere(job.id);
+            shared.gate.cancel(job.parts.entry.key, job.id);
         }
     }
 }
@@ -161,6 +164,12 @@ impl<C: Capability> ReplyStream<C> {
     /// The request's number, as in spans, logs and events.
     pub fn id(&self) -> RequestId {
         self.reply.id
+    }
+
+    /// True if its run has begun, or it is answered.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn has_begun(&self) -> bool {
+        self.reply.job.upgrade().is_none_or(|job| job.has_met_deadline())
     }
 
     /// The next chunk. `None` after the last chunk of an answer that succeeded, or after the error of one

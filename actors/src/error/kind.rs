@@ -101,9 +101,10 @@ impl Error {
             Self::InvalidInput { .. } | Self::InvalidConfig { .. } | Self::AlreadyRegistered { .. } => {
                 ErrorKind::InvalidInput
             }
-            Self::UnknownModel { .. } | Self::OtherCapability { .. } | Self::NoPool { .. } => {
-                ErrorKind::NotFound
-            }
+            Self::UnknownModel { .. }
+            | Self::OtherCapability { .. }
+            | Self::NoPool { .. }
+            | Self::DifferentModels { .. } => ErrorKind::NotFound,
             Self::Overloaded { retry_after, .. } | Self::TooManyTenants { retry_after, .. } => {
                 ErrorKind::Overloaded { retry_after: *retry_after }
             }
@@ -113,9 +114,11 @@ impl Error {
             Self::CircuitOpen { retry_after, .. } => {
                 ErrorKind::Unavailable { retry_after: Some(*retry_after) }
             }
-            Self::NoWorkers { .. } | Self::SendError { .. } | Self::ShuttingDown => {
-                ErrorKind::Unavailable { retry_after: None }
-            }
+            Self::NoWorkers { .. }
+            | Self::SendError { .. }
+            | Self::ShuttingDown
+            | Self::NoPeer { .. }
+            | Self::PeerLost { .. } => ErrorKind::Unavailable { retry_after: None },
             Self::Cancelled => ErrorKind::Cancelled,
             Self::MemoryExhausted { .. }
             | Self::ModelError { failure: FailureKind::OutOfMemory, .. }

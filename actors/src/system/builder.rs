@@ -40,6 +40,8 @@ pub struct SystemBuilder {
     config: SystemConfig,
     pools: Vec<PoolPlan>,
     memory: MemoryProbe,
+    #[cfg(feature = "cluster")]
+    cluster: Option<crate::cluster::ClusterConfig>,
 }
 
 /// Makes the two sides of a pool: the one that the system starts, and the one that its clients hold.
@@ -50,14 +52,27 @@ struct PoolPlan {
     name: &'static str,
     config: PoolConfig,
     make: MakePool,
+    /// Leads the pool's clients to other nodes, for one that is shared.
+    #[cfg(feature = "cluster")]
+    share: Option<SharePool>,
 }
+
+#[cfg(feature = "cluster")]
+type SharePool = fn(AnyPool) -> Option<Arc<dyn crate::node::SpawnSpeaker>>;
 
 /// Shared part of a pool, without its capability in the type.
 pub(super) type AnyPool = Arc<dyn Any + Send + Sync>;
 
 impl SystemBuilder {
     pub(super) fn new(config: SystemConfig) -> Self {
-        Self { name: None, config, pools: Vec::new(), memory: MemoryProbe::new(ProcessMemory::measure) }
+        Self {
+            name: None,
+            config,
+            pools: Vec::new(),
+            memory: MemoryProbe::new(ProcessMemory::measure),
+            #[cfg(feature = "cluster")]
+            cluster: None,
+        }
     }
 
     /// Gives the system a name. Its actors then stand in ractor's registry: the root as `name`, maintenance as
@@ -94,11 +109,42 @@ impl SystemBuilder {
                 roster: Arc::default(),
                 clock: common.clock,
                 deadlines: common.deadlines.clone(),
+                #[cfg(feature = "cluster")]
+                elsewhere: std::sync::OnceLock::new(),
             });
             let spawn: Arc<dyn SpawnPool> = Arc::new(shared.clone());
             (spawn, shared as AnyPool)
         };
-        self.pools.push(PoolPlan { capability: TypeId::of::<C>(), name: C::NAME, config, make });
+        self.pools.push(PoolPlan {
+            capability: TypeId::of::<C>(),
+            name: C::NAME,
+            config,
+            make,
+            #[cfg(feature = "cluster")]
+            share: None,
+        });
+        self
+    }
+
+    /// Adds a pool that is shared with the other nodes of the cluster: its models that have a
+    /// [`digest`](crate::ModelSpec::digest) are reached from there, and its clients reach those of the shared pools of other
+    /// nodes by [`Client::model`](crate::Client::model). Without [`Self::cluster`] it is a pool as any other.
+    #[cfg(feature = "cluster")]
+    pub fn shared_pool<C: crate::capability::Portable>(self, config: PoolConfig) -> Self {
+        let mut builder = self.pool::<C>(config);
+        if let Some(plan) = builder.pools.last_mut() {
+            plan.share = Some(|shared| {
+                let shared = shared.downcast::<PoolShared<C>>().ok()?;
+                Some(crate::node::Way::lead(&shared))
+            });
+        }
+        builder
+    }
+
+    /// Makes the system a node of a cluster. A process can be one node only.
+    #[cfg(feature = "cluster")]
+    pub fn cluster(mut self, config: crate::cluster::ClusterConfig) -> Self {
+        self.cluster = Some(config);
         self
     }
 
@@ -148,7 +194,10 @@ impl SystemBuilder {
                 return Err(Error::InvalidConfig { setting: "pools".into(), reason });
             }
         }
-        let common = common(self.name.map(Into::into), self.config, self.memory)?;
+        #[cfg_attr(not(feature = "cluster"), allow(unused_mut, reason = "there is no cluster to add"))]
+        let mut common = common(self.name.map(Into::into), self.config, self.memory)?;
+        #[cfg(feature = "cluster")]
+        let mut speakers = Vec::new();
         let mut clients = HashMap::new();
         let mut pools = Vec::new();
         for plan in self.pools {
@@ -156,7 +205,15 @@ impl SystemBuilder {
             let status = PoolStatus { capability: plan.name, ..PoolStatus::default() };
             common.status.send_modify(|system| system.pools.push(Arc::new(status)));
             pools.push(spawn);
+            #[cfg(feature = "cluster")]
+            if self.cluster.is_some() {
+                speakers.extend(plan.share.and_then(|share| share(client.clone())));
+            }
             clients.insert(plan.capability, client);
+        }
+        #[cfg(feature = "cluster")]
+        if let Some(config) = self.cluster {
+            common.cluster = Some(super::membership::ClusterPlan::new(config, speakers)?);
         }
         let arguments = SystemArguments { common: common.clone(), pools: pools.clone() };
         let name = common.name.as_deref().map(str::to_owned);
@@ -212,5 +269,7 @@ fn common(name: Option<Arc<str>>, config: SystemConfig, memory_probe: MemoryProb
         report: Arc::default(),
         directory: Arc::default(),
         status: watch::Sender::new(SystemStatus { memory, ..SystemStatus::default() }),
+        #[cfg(feature = "cluster")]
+        cluster: None,
     })
 }

@@ -39,6 +39,8 @@ impl SystemActorState {
 
     /// Gives what was accepted its time, then reports.
     pub(super) async fn drain(&mut self, myself: &ActorRef<SystemMessage>) {
+        #[cfg(feature = "cluster")]
+        self.take_leave();
         self.close(SystemState::ShuttingDown, &Error::ShuttingDown);
         self.common.events.report(Event::ShuttingDown);
         let timeout = self.common.config.shutdown_timeout;
@@ -69,6 +71,8 @@ impl SystemActorState {
         }
         report.unfinished_threads = self.pools.iter().flat_map(PoolChild::threads).collect();
         report.remaining = self.common.charged();
+        #[cfg(feature = "cluster")]
+        self.see_guests_off().await;
         end_children(myself, MARGIN).await;
         self.reset_gauges();
         report.took = began.elapsed();

@@ -1,0 +1,109 @@
+//! The messages that the pools of two nodes exchange, as the router sees them: requests, chunks and results are carried
+//! along by the shell. Every message can come late, twice, in another order or not at all.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Lane, ModelId};
+
+/// One start of a node. A node that comes back has another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Boot(pub u64);
+
+/// An attempt to run a request on a peer, unique among all of the node that asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Run(pub u64);
+
+/// A model as a request wants it: by name, and with these files.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Its name.
+    pub model: ModelId,
+    /// Digest of its files: models of one name with other files are other models.
+    pub digest: Arc<str>,
+}
+
+/// A model that a node serves, as it tells one peer of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// The model.
+    pub wanted: Wanted,
+    /// True if it is in memory.
+    pub resident: bool,
+    /// Number of requests that the peer may have there at a time: interactive ones, and those of the batch lane.
+    pub slots: [u32; 2],
+    /// Cost of the requests that wait or run.
+    pub queue: u64,
+    /// Measured cost of what is served in a second; 0 while nothing is known.
+    pub rate: u64,
+    /// Time that a load takes.
+    pub load: Duration,
+}
+
+/// What a node tells a peer four times a second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Number of the exchange, from 1.
+    pub number: u64,
+    /// Number of the last exchange of the peer that has been heard; 0 for none.
+    pub heard: u64,
+    /// It takes no more guests.
+    pub leaving: bool,
+    /// The models that it serves.
+    pub offers: Vec<Offer>,
+    /// Runs of the sender from this one on have not begun yet.
+    pub below: Run,
+    /// Its runs on the peer that have not ended, and the number of chunks of each that have been read.
+    pub runs: Vec<(Run, u64)>,
+    /// The runs of the peer that it has.
+    pub guests: Vec<Run>,
+}
+
+/// The reason for which a pool does not take a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// There is no slot; there may be one soon.
+    Full,
+    /// It cannot serve the request now.
+    Unable,
+}
+
+/// A message between the pools of two nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Message {
+    /// The exchange.
+    Load(Load),
+    /// Run a request. It was sent after the exchange of number `after`.
+    Ask {
+        /// The run.
+        run: Run,
+        /// The exchange.
+        after: u64,
+        /// The model.
+        wanted: Wanted,
+        /// The lane.
+        lane: Lane,
+    },
+    /// Nobody waits for this run any more.
+    Cancel(Run),
+    /// So many chunks of this run have been read.
+    Credit(Run, u64),
+    /// The run was not begun, and will not be.
+    Refused(Run, Refusal),
+    /// The model has begun with it.
+    Began(Run),
+    /// A chunk of the run, and its number, from 0.
+    Chunk(Run, u64),
+    /// The result of the run, after so many chunks.
+    End(Run, u64),
+}
+
+/// Position of a lane in [`Offer::slots`].
+pub const fn lane_index(lane: Lane) -> usize {
+    match lane {
+        Lane::Interactive => 0,
+        Lane::Batch => 1,
+    }
+}

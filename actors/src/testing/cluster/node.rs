@@ -1,0 +1,342 @@
+//! One node: its router, and the shell that the harness has in place of actors. What goes out over the network is handed to
+//! the world.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::checks::{Broken, Ledger, Piece};
+use super::network::{Index, Packet};
+use super::plant::ClusterPlant;
+use crate::cluster::router::{
+    Boot, Effect, Failed, Input, Message, Own, Refusal, RequestKey, Router, Run, WINDOW, Wanted,
+};
+use crate::id::Time;
+
+/// A model of a node.
+#[derive(Debug, Clone)]
+pub(super) struct SimModel {
+    pub(super) wanted: Wanted,
+    pub(super) capacity: [u32; 2],
+    pub(super) resident: bool,
+}
+
+/// A request of a peer that runs here.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) of: (Boot, RequestKey),
+    pub(super) wanted: Wanted,
+    pub(super) lane: usize,
+    execution: u64,
+    chunks: u64,
+    sent: u64,
+    allowed: u64,
+    tells: bool,
+}
+
+/// An order of a node to the world.
+#[derive(Debug)]
+pub(super) enum Order {
+    Send(Boot, Packet),
+    /// Step this guest after a while.
+    Step(Boot, Run),
+    /// Read the chunks of this request after a while.
+    Reads(RequestKey),
+    /// Run this request here, and answer it.
+    RunHere(RequestKey),
+    Hangup(Boot),
+}
+
+pub(super) struct SimNode {
+    pub(super) boot: Boot,
+    pub(super) alive: bool,
+    pub(super) router: Router,
+    pub(super) models: Vec<SimModel>,
+    pub(super) jobs: BTreeMap<(Boot, Run), Job>,
+    /// Nodes that it has been linked to, by boot.
+    pub(super) known: BTreeMap<Boot, Index>,
+}
+
+/// What a step of a node may touch beside itself.
+pub(super) struct Surroundings<'a> {
+    pub(super) ledger: &'a mut Ledger,
+    pub(super) random: &'a mut fastrand::Rng,
+    pub(super) plant: Option<ClusterPlant>,
+    pub(super) counts: &'a mut super::ClusterCounts,
+    pub(super) now: Time,
+}
+
+impl Surroundings<'_> {
+    fn plants(&self, plant: ClusterPlant) -> bool {
+        self.plant == Some(plant)
+    }
+
+    fn count(&mut self, name: &'static str) {
+        *self.counts.entry(name).or_default() += 1;
+    }
+}
+
+impl SimNode {
+    pub(super) fn new(boot: Boot, models: Vec<SimModel>) -> Self {
+        let (jobs, known) = (BTreeMap::new(), BTreeMap::new());
+        Self { boot, alive: true, router: Router::new(boot.0), models, jobs, known }
+    }
+
+    /// Number of guests of a model that run.
+    fn running(&self, wanted: &Wanted, lane: usize) -> u32 {
+        let jobs = self.jobs.values().filter(|job| job.wanted == *wanted && job.lane == lane);
+        u32::try_from(jobs.count()).unwrap_or(u32::MAX)
+    }
+
+    /// The models as the router is told of them.
+    pub(super) fn own(&self, around: &Surroundings<'_>) -> Vec<Own> {
+        let extra = u32::from(around.plants(ClusterPlant::OverstateSlots));
+        let own = |model: &SimModel| {
+            let open = around.ledger.open_of(self.boot);
+            let mut used = [0, 0];
+            open.filter(|entry| entry.wanted == model.wanted).for_each(|entry| used[entry.lane] += 1);
+            let queue = u64::from(
+                used[0] + used[1] + self.running(&model.wanted, 0) + self.running(&model.wanted, 1),
+            );
+            Own {
+                wanted: model.wanted.clone(),
+                resident: model.resident,
+                at_once: queue == 0,
+                capacity: model.capacity.map(|slots| slots + extra),
+                used,
+                queue,
+                rate: 10,
+                load: Duration::from_secs(1),
+            }
+        };
+        self.models.iter().map(own).collect()
+    }
+
+    /// A packet comes. The plant takes a doubled request as a new one.
+    pub(super) fn arrive(
+        &mut self,
+        from: Boot,
+        packet: Packet,
+        around: &mut Surroundings<'_>,
+    ) -> Result<Vec<Order>, Broken> {
+        let run = match &packet.message {
+            Message::Ask { run, .. } => Some(*run),
+            _ => None,
+        };
+        if let Some(run) = run.filter(|run| self.jobs.contains_key(&(from, *run)))
+            && around.plants(ClusterPlant::HostTwice)
+            && let Some(request) = packet.request
+        {
+            let mut orders = Vec::new();
+            self.host(from, run, (from, request), around, &mut orders)?;
+            return Ok(orders);
+        }
+        let ghost = match (&packet.message, packet.piece) {
+            (Message::Chunk(..), Some(piece)) if around.plants(ClusterPlant::DeliverGhosts) => Some(piece),
+            _ => None,
+        };
+        let input = Input::Heard { from, message: packet.message.clone() };
+        let before = around.ledger.entries.len();
+        let orders = self.step_with(input, Some(&packet), around)?;
+        debug_assert_eq!(before, around.ledger.entries.len());
+        if let (Some(piece), Some(request)) = (ghost, packet.request)
+            && !orders.iter().any(|order| matches!(order, Order::Reads(_)))
+        {
+            around.ledger.deliver((self.boot, request), piece)?;
+        }
+        Ok(orders)
+    }
+
+    pub(super) fn step(&mut self, input: Input, around: &mut Surroundings<'_>) -> Result<Vec<Order>, Broken> {
+        self.step_with(input, None, around)
+    }
+
+    fn step_with(
+        &mut self,
+        input: Input,
+        packet: Option<&Packet>,
+        around: &mut Surroundings<'_>,
+    ) -> Result<Vec<Order>, Broken> {
+        let own = self.own(around);
+        let mut effects = self.router.step(Input::Models(own), around.now);
+        effects.extend(self.router.step(input, around.now));
+        let mut orders = Vec::new();
+        for effect in effects {
+            self.obey(effect, packet, around, &mut orders)?;
+        }
+        Ok(orders)
+    }
+
+    fn obey(
+        &mut self,
+        effect: Effect,
+        packet: Option<&Packet>,
+        around: &mut Surroundings<'_>,
+        orders: &mut Vec<Order>,
+    ) -> Result<(), Broken> {
+        let me = self.boot;
+        match effect {
+            Effect::Tell(to, message) => {
+                orders.push(Order::Send(to, Packet { message, request: None, piece: None }))
+            }
+            Effect::Ask { to, run, request, after } => {
+                around.count("asks");
+                let Some(entry) = around.ledger.entries.get(&(me, request)) else { return Ok(()) };
+                let lane = [crate::Lane::Interactive, crate::Lane::Batch][entry.lane];
+                let message = Message::Ask { run, after, wanted: entry.wanted.clone(), lane };
+                orders.push(Order::Send(to, Packet { message, request: Some(request), piece: None }));
+                orders.extend(self.step(Input::Sent(run), around)?);
+            }
+            Effect::RunHere(request) => {
+                around.count("runs here");
+                around.ledger.execute((me, request), &around.ledger_digest(me, request))?;
+                orders.push(Order::RunHere(request));
+            }
+            Effect::Deliver(request) => {
+                let piece = packet.and_then(|packet| packet.piece);
+                let Some(piece) = piece else { return Err(("a chunk to deliver", format!("{request:?}"))) };
+                around.ledger.deliver((me, request), piece)?;
+                orders.push(Order::Reads(request));
+            }
+            Effect::Finish(request) => {
+                let piece = packet.and_then(|packet| packet.piece);
+                let Some(piece) = piece else { return Err(("a result to give", format!("{request:?}"))) };
+                around.count("finished");
+                around.ledger.finish((me, request), piece, around.now)?;
+            }
+            Effect::Fail(request, failed) => {
+                let name = match failed {
+                    Failed::NoPeer => "no peer",
+                    Failed::Full => "full",
+                    Failed::Refused => "refused",
+                    Failed::Late { .. } => "late",
+                    Failed::PeerLost(_) => "peer lost",
+                };
+                around.count(name);
+                if !around.plants(ClusterPlant::SwallowErrors) {
+                    around.ledger.answer((me, request), name, around.now)?;
+                }
+            }
+            Effect::Host(from, run) => {
+                let request = packet.and_then(|packet| packet.request);
+                let Some(request) = request else { return Err(("a request to host", format!("{run:?}"))) };
+                self.host(from, run, (from, request), around, orders)?;
+            }
+            Effect::Evict(from, run) => {
+                around.count("evictions");
+                if !around.plants(ClusterPlant::KeepEvicted) {
+                    self.jobs.remove(&(from, run));
+                }
+            }
+            Effect::Grow(from, run, more) => {
+                if let Some(job) = self.jobs.get_mut(&(from, run)) {
+                    job.allowed += more;
+                    orders.push(Order::Step(from, run));
+                }
+            }
+            Effect::Hangup(peer) => {
+                around.count("hangups");
+                if !around.plants(ClusterPlant::NeverHangUp) {
+                    orders.push(Order::Hangup(peer));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn host(
+        &mut self,
+        from: Boot,
+        run: Run,
+        of: (Boot, RequestKey),
+        around: &mut Surroundings<'_>,
+        orders: &mut Vec<Order>,
+    ) -> Result<(), Broken> {
+        let Some(entry) = around.ledger.entries.get(&of) else { return Ok(()) };
+        let (wanted, lane) = (entry.wanted.clone(), entry.lane);
+        let Some(model) = self.models.iter().find(|model| model.wanted == wanted) else {
+            return Err(("a model that is here", format!("{wanted:?}")));
+        };
+        let capacity = model.capacity[lane];
+        let own = self.own(around).into_iter().find(|own| own.wanted == wanted);
+        let used = own.map_or(0, |own| own.used[lane]);
+        let running = self.running(&wanted, lane);
+        if running >= capacity {
+            return Err((
+                "no more guests than slots",
+                format!("{running} of {wanted:?} run, and {of:?} comes"),
+            ));
+        }
+        // Callers here may have taken the slots since.
+        let refusal = match around.random.u32(..100) {
+            _ if used + running >= capacity => Some(Refusal::Full),
+            0..4 => Some(Refusal::Unable),
+            _ => None,
+        };
+        if let Some(refusal) = refusal {
+            around.count("refusals of the pool");
+            orders.extend(self.step(Input::GuestRefused(from, run, refusal), around)?);
+            return Ok(());
+        }
+        let digest = if around.plants(ClusterPlant::OtherFiles) { "others" } else { &wanted.digest };
+        let execution = around.ledger.execute(of, digest)?;
+        let chunks = [0, 0, 3, 40, 100][around.random.usize(..5)];
+        let tells = around.random.bool();
+        let job = Job { of, wanted, lane, execution, chunks, sent: 0, allowed: WINDOW, tells };
+        self.jobs.insert((from, run), job);
+        orders.push(Order::Step(from, run));
+        Ok(())
+    }
+
+    /// A guest makes a step: it begins, sends a chunk, or ends.
+    pub(super) fn guest_step(
+        &mut self,
+        from: Boot,
+        run: Run,
+        around: &mut Surroundings<'_>,
+    ) -> Result<Vec<Order>, Broken> {
+        let Some(job) = self.jobs.get_mut(&(from, run)) else { return Ok(Vec::new()) };
+        if job.sent == job.allowed && job.sent < job.chunks {
+            around.count("full windows");
+            return Ok(Vec::new());
+        }
+        let (execution, of) = (job.execution, job.of);
+        let piece = Piece { execution, number: job.sent };
+        let is_end = job.sent == job.chunks;
+        let input = match (std::mem::take(&mut job.tells), is_end) {
+            (true, _) => Input::GuestBegan(from, run),
+            (false, true) => Input::GuestResult(from, run),
+            (false, false) => {
+                job.sent += 1;
+                Input::GuestChunk(from, run)
+            }
+        };
+        let ends = matches!(input, Input::GuestResult(..));
+        let mut orders = self.step(input, around)?;
+        for order in &mut orders {
+            if let Order::Send(_, packet) = order
+                && matches!(packet.message, Message::Chunk(..) | Message::End(..))
+            {
+                (packet.piece, packet.request) = (Some(piece), Some(of.1));
+            }
+        }
+        if ends {
+            self.jobs.remove(&(from, run));
+            if !around.plants(ClusterPlant::ForgetEnds) {
+                orders.extend(self.step(Input::GuestEnded(from, run), around)?);
+            }
+        } else {
+            orders.push(Order::Step(from, run));
+        }
+        Ok(orders)
+    }
+}
+
+impl Surroundings<'_> {
+    fn ledger_digest(&self, boot: Boot, request: RequestKey) -> String {
+        self.ledger
+            .entries
+            .get(&(boot, request))
+            .map(|entry| entry.wanted.digest.to_string())
+            .unwrap_or_default()
+    }
+}

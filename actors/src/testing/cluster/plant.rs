@@ -1,0 +1,36 @@
+//! Things that the harness does wrong on purpose, to see that the checks find them.
+
+/// Something that the harness does wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClusterPlant {
+    /// Gives callers every chunk that comes for a request, whatever its run.
+    DeliverGhosts,
+    /// Leaves guests running that the router evicts.
+    KeepEvicted,
+    /// Forgets to say that a guest has ended.
+    ForgetEnds,
+    /// Serves a model with other files than it says.
+    OtherFiles,
+    /// Drops errors instead of answering with them.
+    SwallowErrors,
+    /// Says that it has a slot more than it has.
+    OverstateSlots,
+    /// Takes the same request a second time when its message comes a second time.
+    HostTwice,
+    /// Does not notice that it is silent: it never hangs up.
+    NeverHangUp,
+}
+
+impl ClusterPlant {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::DeliverGhosts,
+        Self::KeepEvicted,
+        Self::ForgetEnds,
+        Self::OtherFiles,
+        Self::SwallowErrors,
+        Self::OverstateSlots,
+        Self::HostTwice,
+        Self::NeverHangUp,
+    ];
+}

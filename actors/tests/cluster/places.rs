@@ -1,0 +1,120 @@
+//! The place where a request runs: here first, elsewhere if that is sooner, and only where the files are the same.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use model_actors::{CallOptions, ClusterConfig, Error, ModelSpec, PoolConfig, System, SystemConfig};
+
+use crate::node::{Echo, EchoLoader, Node, NodeOptions, Say};
+use crate::{Test, join, on_a_runtime, served, until};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("here_first_and_elsewhere_when_that_is_sooner", here_first_and_elsewhere_when_that_is_sooner),
+    ("a_model_is_its_files", a_model_is_its_files),
+    ("a_model_without_a_digest_stays_at_home", a_model_without_a_digest_stays_at_home),
+    ("a_process_is_one_node", a_process_is_one_node),
+];
+
+fn here_first_and_elsewhere_when_that_is_sooner() {
+    let nodes: Vec<Node> =
+        ["b", "c"].map(|name| Node::start(&NodeOptions::new(name).model("echo", "1")).unwrap()).into();
+    on_a_runtime(async {
+        let (system, client) = join(NodeOptions::new("a").model("echo", "1"), &nodes).await;
+        let model = served(&system, &client, "echo", 2).await;
+        for _ in 0..10 {
+            let said = model.call(Say::after("", Duration::ZERO), CallOptions::default()).await.unwrap();
+            assert_eq!(said.node, "a", "it is idle here");
+        }
+        let calls = (0..12).map(|_| {
+            let model = model.clone();
+            tokio::spawn(async move {
+                model
+                    .call(Say::after("", Duration::from_millis(100)), CallOptions::default())
+                    .await
+                    .unwrap()
+                    .node
+            })
+        });
+        let mut places = BTreeSet::new();
+        for call in calls.collect::<Vec<_>>() {
+            places.insert(call.await.unwrap());
+        }
+        assert_eq!(places.into_iter().collect::<Vec<_>>(), ["a", "b", "c"]);
+        system.shutdown().await;
+    });
+}
+
+fn a_model_is_its_files() {
+    let one = Node::start(&NodeOptions::new("b").model("echo", "1")).unwrap();
+    let other = Node::start(&NodeOptions::new("c").model("echo", "2")).unwrap();
+    on_a_runtime(async {
+        let (system, client) = join(NodeOptions::new("a"), [&one, &other]).await;
+        let both = || {
+            (system.status().peers.iter().filter(|peer| !peer.models.is_empty()).count() == 2).then_some(())
+        };
+        until("both", both).await;
+        let Err(Error::DifferentModels { digests, .. }) = client.model("echo") else { panic!("two models") };
+        assert_eq!(digests, ["1", "2"]);
+        // With one of them here, the name says enough.
+        let loader = EchoLoader { node: "a".to_owned() };
+        client.register(ModelSpec::new("echo", loader).digest("1")).unwrap().preload().await.unwrap();
+        let serves =
+            || system.status().model("echo", "echo").is_some_and(|model| model.is_serving()).then_some(());
+        until("a worker here", serves).await;
+        let model = client.model("echo").unwrap();
+        let calls = (0..15).map(|_| {
+            let model = model.clone();
+            tokio::spawn(async move {
+                model
+                    .call(Say::after("", Duration::from_millis(60)), CallOptions::default())
+                    .await
+                    .unwrap()
+                    .node
+            })
+        });
+        let mut places = BTreeSet::new();
+        for call in calls.collect::<Vec<_>>() {
+            places.insert(call.await.unwrap());
+        }
+        assert_eq!(places.into_iter().collect::<Vec<_>>(), ["a", "b"], "c has other files");
+        system.shutdown().await;
+    });
+}
+
+fn a_model_without_a_digest_stays_at_home() {
+    let there = Node::start(&NodeOptions::new("b").model("echo", "1")).unwrap();
+    on_a_runtime(async {
+        let (system, client) = join(NodeOptions::new("a"), [&there]).await;
+        served(&system, &client, "echo", 1).await;
+        client.register(ModelSpec::new("echo", EchoLoader { node: "a".to_owned() })).unwrap();
+        let model = client.model("echo").unwrap();
+        let calls = (0..6).map(|_| {
+            let model = model.clone();
+            tokio::spawn(async move {
+                model
+                    .call(Say::after("", Duration::from_millis(30)), CallOptions::default())
+                    .await
+                    .unwrap()
+                    .node
+            })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            assert_eq!(call.await.unwrap(), "a");
+        }
+        system.shutdown().await;
+    });
+}
+
+fn a_process_is_one_node() {
+    on_a_runtime(async {
+        let config = || ClusterConfig::new("c", "n", "a secret of the tests", ([127, 0, 0, 1], 0).into());
+        let builder = || System::builder(SystemConfig::default()).shared_pool::<Echo>(PoolConfig::default());
+        let first = builder().cluster(config()).start().await.unwrap();
+        let second = builder().cluster(config()).start().await;
+        let Err(Error::InvalidConfig { setting, .. }) = second else { panic!("a second node") };
+        assert_eq!(setting, "cluster");
+        assert!(first.shutdown().await.is_clean());
+        drop(first);
+        builder().cluster(config()).start().await.unwrap().shutdown().await;
+    });
+}
