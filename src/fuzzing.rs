@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use model_actors::{Bytes, LoadContext, Message, ModelId};
 use reqwest::Url;
 
-use crate::generation::{ChatTemplate, SpecialTokens};
+use crate::generation::{ChatTemplate, Conversation, SpecialTokens};
 use crate::gguf::GgufFile;
 use crate::image_input::{self, address, base64};
 use crate::limits::ImageLimits;
@@ -158,7 +158,7 @@ pub fn chat_template(text: &str) {
         ],
     ];
     for conversation in conversations {
-        if let Ok(prompt) = template.render(&conversation) {
+        if let Ok(prompt) = template.render(Conversation::of(&conversation)) {
             assert!(prompt.len() <= 8 << 20);
         }
     }

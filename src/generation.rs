@@ -5,12 +5,15 @@ mod sampler;
 mod logprobs;
 mod detokenizer;
 mod stop;
+mod calls;
+mod parts;
 mod template;
 mod messages;
 mod gguf_tokens;
 
 use model_actors::{
-    Completion, DescribeImage, FinishReason, GenerateText, Sampling, TextChunk, TokenLogprobs, Usage,
+    Completion, DescribeImage, FinishReason, GenerateText, Sampling, TextChunk, TokenLogprobs, ToolCall,
+    Usage,
 };
 
 use crate::error::{Error, Result};
@@ -19,9 +22,14 @@ use crate::tokens::{MAX_BYTES, Tokens};
 use detokenizer::Detokenizer;
 pub(crate) use gguf_tokens::{special_tokens_of, tokens_of};
 pub(crate) use messages::encode as encode_messages;
+pub(crate) use parts::PartMarks;
+use parts::{Parts, Piece};
 use sampler::Sampler;
 use stop::{StopStrings, Stopped};
-pub(crate) use template::{ChatTemplate, SpecialTokens, read as read_chat_template};
+pub(crate) use template::{ChatTemplate, Conversation, SpecialTokens, read as read_chat_template};
+
+/// Tokens of the end of a prompt in which a template may have begun what the model thinks.
+const PROMPT_END: usize = 8;
 
 /// The part of a request that says how its text is written.
 #[derive(Debug, Default)]
@@ -96,6 +104,14 @@ pub(crate) struct Generation {
     top: Option<usize>,
     /// The constraint that the text keeps to.
     grammar: Option<Grammar>,
+    /// What the model thinks, its words and its calls of tools.
+    parts: Parts,
+    /// Marks of these that are special tokens, so that the tokenizer leaves them out.
+    special_marks: Vec<(u32, &'static str)>,
+    /// The token with which a text may begin to think before it keeps to a constraint.
+    thought: Option<u32>,
+    reasoning: String,
+    calls: Vec<ToolCall>,
     text: String,
     logprobs: Vec<TokenLogprobs>,
     /// Log probabilities that no chunk had yet; the last ones.
@@ -135,6 +151,11 @@ impl Generation {
             max_tokens: settings.max_tokens,
             top: settings.logprobs,
             grammar: None,
+            parts: Parts::default(),
+            special_marks: Vec::new(),
+            thought: None,
+            reasoning: String::new(),
+            calls: Vec::new(),
             text: String::new(),
             logprobs: Vec::new(),
             untold: 0,
@@ -147,6 +168,17 @@ impl Generation {
         Self { grammar, ..self }
     }
 
+    /// The same text, whose parts have these marks, after a prompt. What the model thinks keeps to no constraint.
+    pub(crate) fn in_parts(self, marks: PartMarks, prompt: &[u32]) -> Self {
+        let id = |mark: &'static str| Some((self.tokens.id(mark)?, mark));
+        let special = marks.all().filter_map(id).filter(|(id, _)| !self.tokens.has_text(*id)).collect();
+        let last = prompt.get(prompt.len().saturating_sub(PROMPT_END)..).unwrap_or_default();
+        let end: Vec<u8> = last.iter().flat_map(|token| self.tokens.bytes(*token)).collect();
+        let parts = Parts::new(marks, &String::from_utf8_lossy(&end));
+        let thought = marks.thought().and_then(|mark| self.tokens.id(mark));
+        Self { parts, special_marks: special, thought, ..self }
+    }
+
     /// Samples the next token from the model's logits, one for each token of its vocabulary, which are
     /// overwritten, and appends it to the text.
     ///
@@ -155,24 +187,45 @@ impl Generation {
     /// token, or the whole text becomes longer than [`MAX_BYTES`]. [`Error::ConstraintFailed`] if the text cannot go on as
     /// its constraint says. Each ends the text.
     pub(crate) fn accept(&mut self, logits: &mut [f32]) -> Result<GenerationStep> {
+        let may_think = self.grammar.is_none() || self.parts.is_at_start();
+        let thinks = self.parts.thinks();
         let token = self.choose(logits)?;
         self.usage.completion_tokens += 1;
         if self.end_tokens.contains(&token) {
-            return self.end(token, None, FinishReason::Stop);
+            return self.end(token, Piece::default(), FinishReason::Stop);
         }
-        let progress = self.grammar.as_mut().map(|grammar| grammar.take(token)).transpose()?;
-        let piece = self.detokenizer.push(token)?;
-        let (text, stopped) = self.append_until_stop(piece.as_deref())?;
+        let begins_to_think = may_think && Some(token) == self.thought;
+        let grammar = self.grammar.as_mut().filter(|_| !thinks && !begins_to_think);
+        let progress = grammar.map(|grammar| grammar.take(token)).transpose()?;
+        let written = self.written(token)?;
+        let (piece, stopped) = self.append_until_stop(written.as_deref())?;
+        if thinks && self.grammar.is_some() && !piece.text.is_empty() {
+            let reason =
+                "a token holds both the end of what the model thinks and the beginning of its answer";
+            let tokens = self.usage.completion_tokens;
+            return Err(Error::ConstraintFailed { tokens, reason: reason.to_owned() });
+        }
         if stopped == Stopped::Yes {
-            return Ok(self.finished(token, text, FinishReason::Stop));
+            let rest = self.parts.flush(FinishReason::Length)?;
+            self.append(&rest)?;
+            return self.finished(token, piece.and(rest), FinishReason::Stop);
         }
         if progress == Some(Progress::Complete) {
-            return self.end(token, text, FinishReason::Stop);
+            return self.end(token, piece, FinishReason::Stop);
         }
         if self.usage.completion_tokens >= self.max_tokens {
-            return self.end(token, text, FinishReason::Length);
+            return self.end(token, piece, FinishReason::Length);
         }
-        Ok(GenerationStep { token, chunk: text.map(|text| self.chunk(text)), finished: None })
+        Ok(GenerationStep { token, chunk: (!piece.is_empty()).then(|| self.chunk(piece)), finished: None })
+    }
+
+    /// The text that a token adds, marks of parts included.
+    fn written(&mut self, token: u32) -> Result<Option<String>> {
+        let Some((_, mark)) = self.special_marks.iter().find(|(special, _)| *special == token) else {
+            return self.detokenizer.push(token);
+        };
+        let before = self.detokenizer.flush()?.unwrap_or_default();
+        Ok(Some(before + mark))
     }
 
     /// Samples a token, and notes its log probability.
@@ -180,11 +233,24 @@ impl Generation {
         // They are changed for the choice.
         let own = self.top.map(|top| (top, logits.to_vec()));
         let bars_ends = self.usage.completion_tokens < self.min_tokens;
-        let (grammar, ends) = (&mut self.grammar, self.end_tokens.as_slice());
+        let (thinks, is_kept) = (self.parts.thinks(), self.grammar.is_some());
+        let grammar = self.grammar.as_mut().filter(|_| !thinks);
+        let thought = self.thought.filter(|_| self.parts.is_at_start()).map(|token| token as usize);
+        let ends = self.end_tokens.as_slice();
         let token = self.sampler.sample(logits, |logits| match grammar {
-            Some(grammar) => grammar.bar(logits, ends, bars_ends),
+            Some(grammar) => {
+                let before = thought.and_then(|token| Some((token, *logits.get(token)?)));
+                grammar.bar(logits, ends, bars_ends)?;
+                if let Some((token, logit)) = before
+                    && let Some(own) = logits.get_mut(token)
+                {
+                    *own = logit;
+                }
+                Ok(())
+            }
             None => {
-                bar(logits, if bars_ends { ends } else { &[] });
+                // An answer is still to come.
+                bar(logits, if bars_ends || thinks && is_kept { ends } else { &[] });
                 Ok(())
             }
         })?;
@@ -196,56 +262,67 @@ impl Generation {
     }
 
     /// New text, with the log probabilities that were not told before.
-    fn chunk(&mut self, text: String) -> TextChunk {
+    fn chunk(&mut self, piece: Piece) -> TextChunk {
         let told = self.logprobs.len().saturating_sub(std::mem::take(&mut self.untold));
         let new = self.logprobs.get(told..).unwrap_or_default().to_vec();
-        TextChunk::from(text).with_logprobs(new)
+        let Piece { text, reasoning, calls } = piece;
+        TextChunk::from(text).with_reasoning(reasoning).with_tool_calls(calls).with_logprobs(new)
     }
 
-    /// Passes a piece of text through the stop strings to the whole text.
-    fn append_until_stop(&mut self, piece: Option<&str>) -> Result<(Option<String>, Stopped)> {
-        let Some(piece) = piece else { return Ok((None, Stopped::No)) };
+    /// Passes a piece of text through the stop strings to the parts of the whole.
+    fn append_until_stop(&mut self, piece: Option<&str>) -> Result<(Piece, Stopped)> {
+        let Some(piece) = piece else { return Ok((Piece::default(), Stopped::No)) };
         let (text, stopped) = match self.usage.completion_tokens < self.min_tokens {
             true => (piece.to_owned(), Stopped::No),
             false => self.stop.push(piece),
         };
-        self.append(&text)?;
-        Ok((Some(text).filter(|text| !text.is_empty()), stopped))
+        let piece = self.parts.push(&text)?;
+        self.append(&piece)?;
+        Ok((piece, stopped))
     }
 
     /// Appends to the whole text, up to its limit.
-    fn append(&mut self, text: &str) -> Result<()> {
-        if self.text.len() + text.len() > MAX_BYTES {
+    fn append(&mut self, piece: &Piece) -> Result<()> {
+        if self.text.len() + self.reasoning.len() + piece.text.len() + piece.reasoning.len() > MAX_BYTES {
             let reason = format!("the answer cannot be written: it becomes longer than {MAX_BYTES} bytes");
             return Err(Error::InvalidInput(reason));
         }
-        self.text.push_str(text);
+        self.text.push_str(&piece.text);
+        self.reasoning.push_str(&piece.reasoning);
+        self.calls.extend_from_slice(&piece.calls);
         Ok(())
     }
 
-    /// Ends the text: flushes the detokenizer and the stop strings, which may yet find one.
-    fn end(&mut self, token: u32, text: Option<String>, reason: FinishReason) -> Result<GenerationStep> {
-        let mut whole = text.unwrap_or_default();
+    /// Ends the text: flushes the detokenizer, the stop strings, which may yet find one, and the parts.
+    fn end(&mut self, token: u32, before: Piece, reason: FinishReason) -> Result<GenerationStep> {
         let rest = self.detokenizer.flush()?;
-        let (text, stopped) = self.append_until_stop(rest.as_deref())?;
-        whole.extend(text);
+        let (piece, stopped) = self.append_until_stop(rest.as_deref())?;
+        let mut whole = before.and(piece);
         let reason = match stopped {
             Stopped::Yes => FinishReason::Stop,
             Stopped::No => {
                 let held = self.stop.flush();
-                self.append(&held)?;
-                whole.push_str(&held);
+                let piece = self.parts.push(&held)?;
+                self.append(&piece)?;
+                whole = whole.and(piece);
                 reason
             }
         };
-        Ok(self.finished(token, Some(whole).filter(|text| !text.is_empty()), reason))
+        let held = self.parts.flush(if stopped == Stopped::Yes { FinishReason::Length } else { reason })?;
+        self.append(&held)?;
+        self.finished(token, whole.and(held), reason)
     }
 
-    fn finished(&mut self, token: u32, text: Option<String>, finish_reason: FinishReason) -> GenerationStep {
-        let chunk = (text.is_some() || self.untold > 0).then(|| self.chunk(text.unwrap_or_default()));
-        let completion = Completion::new(std::mem::take(&mut self.text), finish_reason, self.usage)
+    fn finished(&mut self, token: u32, piece: Piece, reason: FinishReason) -> Result<GenerationStep> {
+        let chunk = (!piece.is_empty() || self.untold > 0).then(|| self.chunk(piece));
+        let calls = std::mem::take(&mut self.calls);
+        let reason =
+            if reason == FinishReason::Stop && !calls.is_empty() { FinishReason::ToolCalls } else { reason };
+        let completion = Completion::new(std::mem::take(&mut self.text), reason, self.usage)
+            .with_reasoning(std::mem::take(&mut self.reasoning))
+            .with_tool_calls(calls)
             .with_logprobs(std::mem::take(&mut self.logprobs));
-        GenerationStep { token, chunk, finished: Some(completion) }
+        Ok(GenerationStep { token, chunk, finished: Some(completion) })
     }
 }
 

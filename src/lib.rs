@@ -60,8 +60,8 @@ pub use model_actors::{
     RequestPhase, RerankDocuments, Reranking, RestartConfig, Role, Sampling, SamplingDefaults,
     ShutdownReport, SparseVector, StallLimits, Stopped, System, SystemBuilder, SystemConfig, SystemEnd,
     SystemState, SystemStatus, Tenant, TenantConfig, TenantStatus, TextChunk, TextEmbedding, TextToImage,
-    TextToText, TextToken, TokenLogprob, TokenLogprobs, Truncate, Usage, VectorArray, VectorRanges, Vision,
-    Weights, WhenFull, WorkerId, WorkerPhase, WorkerStatus,
+    TextToText, TextToken, TokenLogprob, TokenLogprobs, Tool, ToolCall, ToolChoice, Truncate, Usage,
+    VectorArray, VectorRanges, Vision, Weights, WhenFull, WorkerId, WorkerPhase, WorkerStatus,
 };
 
 pub use device::ComputeDevice;

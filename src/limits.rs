@@ -16,6 +16,7 @@
 //! | frequency and presence penalties | [`MAX_PENALTY`], 2 | `InvalidInput` |
 //! | log probabilities of the most probable tokens, for each token; of a request, by the tokens that it may get | [`MAX_TOP_LOGPROBS`], 20; [`MAX_LOGPROBS`], 262,144 | `InvalidInput` |
 //! | bytes of a JSON schema, regular expression or grammar that an answer keeps to | [`MAX_CONSTRAINT_BYTES`], 256 KiB | `InvalidInput` |
+//! | tools of a request, bytes of the name of one, of their descriptions and schemas together, and of template arguments | [`MAX_TOOLS`], 128; [`MAX_TOOL_NAME`], 64; [`MAX_TOOL_BYTES`], 256 KiB for each of the last two | `InvalidInput` |
 //! | of what that becomes: states of its lexer; the rest as llguidance limits it | `MAX_LEXER_STATES` of `structured/engine.rs`, 32,768 | [`InvalidConstraint`], or [`ConstraintFailed`] while the text is written |
 //! | tokens of a vocabulary whose texts can be constrained; bytes of a token that such a text may have | `MAX_VOCABULARY`, 2,097,152, and `MAX_TOKEN_BYTES`, 1,000, of `structured/engine.rs` | [`InvalidConstraint`] |
 //! | an integer, and a number, of JSON that a schema gives no bound | `MAX_INTEGER`, 9,007,199,254,740,991, and `MAX_NUMBER`, 10^18, of `structured/schema.rs` | the text has none beyond |

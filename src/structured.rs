@@ -24,13 +24,17 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use model_actors::{Bytes, Constraint};
+use model_actors::{Bytes, Constraint, Tool};
 
 use crate::error::{Error, Result};
 use crate::large_stack::{Failure, Threads};
 use crate::tokens::Tokens;
+#[cfg(not(feature = "structured"))]
+pub(crate) use engine::compiled_schema;
 pub(crate) use engine::{Grammar, Progress};
 use engine::{Template, Vocabulary};
+#[cfg(feature = "structured")]
+pub(crate) use schema::adapted as compiled_schema;
 #[cfg(feature = "structured")]
 pub(crate) use types::{schema_of, value_of};
 
@@ -140,6 +144,24 @@ impl fmt::Debug for ConstraintCheck {
 }
 
 impl ConstraintCheck {
+    /// Checks the schemas of tools as constraints of their arguments.
+    ///
+    /// # Errors
+    /// As [`Self::check`], with the tool's name.
+    pub(crate) async fn check_tools(&self, tools: &[Tool]) -> Result<()> {
+        for tool in tools {
+            let schema = Constraint::json_schema(&tool.parameters);
+            self.check(Some(&schema)).await.map_err(|error| match error {
+                Error::InvalidConstraint { constraint, place, reason } => {
+                    let constraint = format!("{constraint} of the tool {}", tool.name);
+                    Error::InvalidConstraint { constraint, place, reason }
+                }
+                other => other,
+            })?;
+        }
+        Ok(())
+    }
+
     /// Checks a constraint, off the threads of the async runtime, and within the time that a thread has.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ pub use embedding::{
 };
 pub use generation::{
     Completion, Constraint, FinishReason, GenerateText, Message, Prompt, Role, Sampling, SamplingDefaults,
-    TextChunk, TextToText, TokenLogprob, TokenLogprobs, Usage,
+    TextChunk, TextToText, TokenLogprob, TokenLogprobs, Tool, ToolCall, ToolChoice, Usage,
 };
 pub use image::{
     DescribeImage, ImageSource, LeasedPicture, PaintImage, PaintStep, Picture, TextToImage, Vision,

@@ -38,6 +38,12 @@ pub const MAX_TOP_LOGPROBS: usize = 20;
 pub const MAX_LOGPROBS: usize = 1 << 18;
 /// Maximum number of bytes of a JSON schema, regular expression or grammar that an answer keeps to.
 pub const MAX_CONSTRAINT_BYTES: usize = 256 << 10;
+/// Maximum number of tools of a request.
+pub const MAX_TOOLS: usize = 128;
+/// Maximum number of bytes of a tool's name.
+pub const MAX_TOOL_NAME: usize = 64;
+/// Maximum number of bytes of the descriptions and schemas of a request's tools together, and of its template arguments.
+pub const MAX_TOOL_BYTES: usize = 256 << 10;
 /// Maximum number of tokens that a request may ask for. The model's context may end a text sooner.
 pub const MAX_TOKENS: usize = 1 << 20;
 

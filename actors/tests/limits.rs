@@ -8,8 +8,9 @@ use model_actors::limits::*;
 use model_actors::{
     Capability, Constraint, DescribeImage, EmbedImages, EmbedOutputs, EmbedTexts, GenerateText,
     ImageEmbedding, ImageSource, Message, PaintImage, Picture, Prompt, RerankDocuments, Reranking, Sampling,
-    TextEmbedding, TextToImage, TextToText, Vision,
+    TextEmbedding, TextToImage, TextToText, Tool, ToolChoice, Vision,
 };
+use serde_json::json;
 
 /// `of` makes a request of so much of something.
 fn holds<C: Capability>(limit: usize, of: impl Fn(usize) -> C::Request)
@@ -81,6 +82,26 @@ fn requests_for_text() {
     holds::<TextToText>(MAX_CONSTRAINT_BYTES, |n| request().with_constraint(any(n)));
     holds::<Vision>(MAX_CONSTRAINT_BYTES, |n| question(1, 1).with_constraint(any(n)));
     assert!(TextToText::check(&request().with_constraint(any(0))).is_err());
+    let tool = |index: usize| Tool::new(format!("tool_{index}"));
+    let chat = || GenerateText::chat([Message::user("a")]);
+    holds::<TextToText>(MAX_TOOLS, |n| chat().with_tools((0..n).map(tool).collect()));
+    holds::<TextToText>(MAX_TOOL_NAME, |n| chat().with_tools(vec![Tool::new("a".repeat(n))]));
+    let described = |n: usize| tool(0).with_parameters(json!({})).with_description("a".repeat(n - 2));
+    holds::<TextToText>(MAX_TOOL_BYTES, |n| chat().with_tools(vec![described(n)]));
+    let named = |n: usize| [("a".to_owned(), json!("a".repeat(n - 3)))].into();
+    holds::<TextToText>(MAX_TOOL_BYTES, |n| chat().with_template_arguments(named(n)));
+    for refused in [
+        chat().with_tools(vec![tool(1), tool(1)]),
+        chat().with_tools(vec![Tool::new("a b")]),
+        chat().with_tool_choice(ToolChoice::Required),
+        chat().with_tools(vec![tool(1)]).with_tool_choice(ToolChoice::Named("tool_2".into())),
+        chat().with_tools(vec![tool(1)]).with_constraint(any(1)),
+        request().with_tools(vec![tool(1)]),
+    ] {
+        assert!(TextToText::check(&refused).is_err(), "{refused:?}");
+    }
+    let words = chat().with_tools(vec![tool(1)]).with_constraint(any(1)).with_tool_choice(ToolChoice::None);
+    assert!(TextToText::check(&words).is_ok());
     holds::<TextToText>(MAX_LOGPROBS, |n| request().with_max_tokens(n).with_logprobs(0));
     holds::<TextToText>(300, |n| request().with_max_tokens(300).with_min_tokens(n));
     let most = MAX_LOGPROBS / (MAX_TOP_LOGPROBS + 1);

@@ -13,11 +13,12 @@ use model_actors::{
     Bytes, Cause, Completion, Constraint, DescribeImage, Device, EmbedImages, EmbedOutputs, EmbedPrompt,
     EmbedTexts, Embeddings, Error, FailureKind, FinishReason, GenerateText, ImageSource, Lane, LeasedPicture,
     Message, ModelId, PaintImage, PaintStep, Picture, RankedDocument, Ranking, RequestPhase, RerankDocuments,
-    Sampling, SparseVector, TextChunk, TextToken, TokenLogprob, TokenLogprobs, Truncate, Usage, VectorArray,
-    WorkerId,
+    Sampling, SparseVector, TextChunk, TextToken, TokenLogprob, TokenLogprobs, Tool, ToolCall, ToolChoice,
+    Truncate, Usage, VectorArray, WorkerId,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 fn picture() -> Picture {
     Picture::new(2, 1, vec![0, 1, 2, 253, 254, 255])
@@ -75,6 +76,20 @@ fn messages() -> Vec<Vec<u8>> {
         .with_stop_tokens(vec![1, 70_000])
         .with_logprobs(5);
     let by_schema = GenerateText::from("Once").with_constraint(Constraint::json_object());
+    let parameters = json!({"type": "object", "properties": {"city": {"type": "string", "maxLength": 40}}});
+    let tool = Tool::new("weather").with_description("Weather in a city.").with_parameters(parameters);
+    let calls =
+        vec![ToolCall::new("weather", json!({"city": "Oslo", "days": [1, -2.5, null]})).with_id("abcdefghi")];
+    let with_calls = [
+        Message::user("Rain?"),
+        Message::assistant("").with_tool_calls(calls.clone()),
+        Message::tool("no").with_tool_call_id("abcdefghi".to_owned()),
+    ];
+    let with_tools = GenerateText::chat(with_calls)
+        .with_tools(vec![tool])
+        .with_tool_choice(ToolChoice::Named("weather".into()))
+        .with_parallel_tool_calls(false)
+        .with_template_arguments([("enable_thinking".to_owned(), json!(false))].into());
     let token = |token, logprob| TokenLogprob::new(token, vec![0xf0, 0x9f], logprob);
     let logprobs = vec![TokenLogprobs::new(token(7, -0.5), vec![token(9, -0.25), token(7, -0.5)])];
     let painting = PaintImage::from("a red circle")
@@ -151,6 +166,17 @@ fn messages() -> Vec<Vec<u8>> {
         pinned("generate_text", &GenerateText::chat(talk).with_sampling(sampling.clone()).with_max_tokens(9)),
         pinned("generate_text_with_all", &with_all),
         pinned("generate_text_by_schema", &by_schema),
+        pinned("generate_text_with_tools", &with_tools),
+        pinned(
+            "text_chunk_with_parts",
+            &TextChunk::default().with_reasoning("hm").with_tool_calls(calls.clone()),
+        ),
+        pinned(
+            "completion_with_parts",
+            &Completion::new("", FinishReason::ToolCalls, Usage::new(1, 2))
+                .with_reasoning("hm")
+                .with_tool_calls(calls),
+        ),
         pinned(
             "generate_text_by_regex",
             &GenerateText::from("7").with_constraint(Constraint::Regex("[0-9]".into())),

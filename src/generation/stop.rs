@@ -45,7 +45,7 @@ impl StopStrings {
 }
 
 /// Bytes of the longest proper prefix of `string` that `text` ends with.
-fn overlap(text: &str, string: &str) -> usize {
+pub(super) fn overlap(text: &str, string: &str) -> usize {
     let longest = text.len().min(string.len().saturating_sub(1));
     (1..=longest)
         .rev()

@@ -21,9 +21,11 @@ use std::sync::Arc;
 
 use minijinja::machinery::{CodeGenerator, Instructions};
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value, context, machinery};
-use model_actors::{LoadContext, Message, Role};
+use model_actors::{LoadContext, Message, Role, Tool};
 use serde::Deserialize;
+use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::large_stack::{Failure, Threads};
@@ -61,6 +63,27 @@ self_cell::self_cell!(
         dependent: Instructions,
     }
 );
+
+/// A conversation as a template is given it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Conversation<'a> {
+    pub(crate) messages: &'a [Message],
+    /// The tools that the model may call.
+    pub(crate) tools: &'a [Tool],
+    /// Further values by name.
+    pub(crate) arguments: Option<&'a BTreeMap<String, serde_json::Value>>,
+}
+
+impl<'a> Conversation<'a> {
+    /// One of these messages alone.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn of(messages: &'a [Message]) -> Self {
+        Self { messages, ..Self::default() }
+    }
+}
+
+/// Names that a template is given in any case.
+const OWN: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
 /// Special tokens that templates write by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -186,19 +209,32 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::InvalidInput`] if the template refuses the messages, or does not come to an end within its limits;
     /// [`Error::TemplateUnavailable`].
-    pub(crate) fn render(&self, messages: &[Message]) -> Result<String> {
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|message| context! { role => message.role.name(), content => message.content.as_str() })
-            .collect();
+    pub(crate) fn render(&self, chat: Conversation<'_>) -> Result<String> {
+        let further = chat.arguments.into_iter().flatten();
+        if let Some(name) =
+            chat.arguments.and_then(|names| names.keys().find(|name| OWN.contains(&name.as_str())))
+        {
+            return Err(Error::InvalidInput(format!(
+                "the template argument {name} is not an application's to set"
+            )));
+        }
+        let further: BTreeMap<&str, Value> =
+            further.map(|(name, value)| (name.as_str(), Value::from(Serde(value)))).collect();
+        let tools =
+            (!chat.tools.is_empty()).then(|| chat.tools.iter().map(tool_value).collect::<Vec<Value>>());
         let values = context! {
-            messages => messages,
-            tools => (),
+            messages => message_values(chat.messages, self.text().contains("tool_call_id")),
+            tools => tools,
             documents => (),
             add_generation_prompt => true,
-            ..self.special_tokens()
+            ..context! { ..Value::from(further), ..self.special_tokens() }
         };
         self.render_values(values)
+    }
+
+    /// The template's text.
+    pub(crate) fn text(&self) -> &str {
+        self.program.borrow_owner()
     }
 
     /// Renders the prompt that asks a vision model about one image: a turn whose content is an image and a
@@ -237,6 +273,49 @@ impl ChatTemplate {
         let rendered = self.threads.run(move || execute(&program, values));
         rendered.map_err(|failure| named(failure, &self.file, invalid))
     }
+}
+
+/// A tool as transformers gives it to templates.
+fn tool_value(tool: &Tool) -> Value {
+    Value::from(Serde(json!({
+        "type": "function",
+        "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
+    })))
+}
+
+/// Messages as transformers gives them to templates. With `identified`, calls and results without an identifier are numbered
+/// in their order, in the form that Mistral's templates ask for.
+fn message_values(messages: &[Message], identified: bool) -> Vec<Value> {
+    let (mut calls, mut results) = (0usize, 0usize);
+    let number = |next: &mut usize| {
+        *next += 1;
+        identified.then(|| format!("call{:05}", *next % 100_000))
+    };
+    messages
+        .iter()
+        .map(|message| {
+            let mut value = json!({ "role": message.role.name(), "content": message.content });
+            if !message.tool_calls.is_empty() {
+                let call = |call: &model_actors::ToolCall| {
+                    let numbered = number(&mut calls);
+                    let mut value =
+                        json!({ "type": "function", "function": { "name": call.name, "arguments": call.arguments } });
+                    if let Some(id) = call.id.clone().or(numbered) {
+                        value["id"] = id.into();
+                    }
+                    value
+                };
+                value["tool_calls"] = message.tool_calls.iter().map(call).collect();
+            }
+            if message.role == Role::Tool {
+                let numbered = number(&mut results);
+                if let Some(id) = message.tool_call_id.clone().or(numbered) {
+                    value["tool_call_id"] = id.into();
+                }
+            }
+            Value::from(Serde(value))
+        })
+        .collect()
 }
 
 /// The error about the template in a file; `at_fault` makes that of a template that is at fault.
@@ -301,3 +380,5 @@ mod constructs;
 mod tests;
 #[cfg(test)]
 mod scope_tests;
+#[cfg(test)]
+mod tools_tests;

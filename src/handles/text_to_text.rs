@@ -102,9 +102,15 @@ impl TextGenerator {
         crate::structured::value_of(&self.generate(request).await?)
     }
 
+    /// Refuses what an answer cannot keep to.
+    async fn check(&self, request: &GenerateText) -> Result<()> {
+        self.constraints.check(request.constraint.as_ref()).await?;
+        self.constraints.check_tools(&request.tools).await
+    }
+
     /// Refuses a constraint that cannot be kept to before the request is queued.
     async fn call(&self, request: GenerateText, lane: Lane) -> Result<Completion> {
-        self.constraints.check(request.constraint.as_ref()).await?;
+        self.check(&request).await?;
         self.calls.call(request, lane).await
     }
 
@@ -127,7 +133,7 @@ impl TextGenerator {
     /// As [`Self::generate`], for what is known before the first piece; the rest comes out of the stream.
     pub async fn stream(&self, request: impl Into<GenerateText>) -> Result<ReplyStream<TextToText>> {
         let request = request.into();
-        self.constraints.check(request.constraint.as_ref()).await?;
+        self.check(&request).await?;
         self.calls.stream(request).await
     }
 }

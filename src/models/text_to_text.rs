@@ -9,17 +9,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use model_actors::{
-    Batch, Capability as _, Completion, Failure, Footprint, GenerateText, Model, Prompt, TextToText,
+    Batch, Capability as _, Completion, Failure, Footprint, GenerateText, Model, Prompt, TextToText, Tool,
+    ToolChoice,
 };
 
 use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
-use crate::generation::{ChatTemplate, Generation, TextSettings, encode_messages};
+use crate::generation::{ChatTemplate, Conversation, Generation, PartMarks, TextSettings, encode_messages};
 use crate::limits::GenerationLimits;
 use crate::loader::{WorkerModel, standalone_model};
 use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams};
 use crate::models::generation_config::GenerationConfig;
-use crate::structured::Grammars;
+use crate::structured::{Grammar, Grammars};
 use crate::tokens::{Specials, Tokens};
 use network::{Network, State};
 pub(crate) use plan::TextToTextPlan;
@@ -31,6 +32,8 @@ pub(crate) struct LoadedModel {
     template: Option<ChatTemplate>,
     end_tokens: Vec<u32>,
     grammars: Grammars,
+    /// Marks of the parts of answers to conversations.
+    marks: PartMarks,
     settings: GenerationConfig,
     limits: GenerationLimits,
     compute: Compute,
@@ -45,6 +48,33 @@ impl LoadedModel {
         self.network.context().min(self.limits.kv_cache_tokens)
     }
 
+    /// The marks of an answer's parts.
+    fn marks(&self, request: &GenerateText) -> Result<PartMarks> {
+        match (&request.prompt, offered(request)) {
+            (Prompt::Messages(_), []) => Ok(self.marks.without_calls()),
+            (Prompt::Messages(_), _) => {
+                let knows_tools =
+                    self.template.as_ref().is_some_and(|template| template.text().contains("tools"));
+                let reason = match (knows_tools, self.marks.calls()) {
+                    (true, Some(_)) => return Ok(self.marks),
+                    (true, None) => "the model writes calls of tools in a way that is not known",
+                    (false, _) => "the model's chat template takes no tools",
+                };
+                Err(Error::InvalidInput(reason.to_owned()))
+            }
+            _ => Ok(PartMarks::default()),
+        }
+    }
+
+    /// What an answer keeps to: the request's constraint, or the format of calls of its tools.
+    fn grammar(&self, request: &GenerateText) -> Result<Option<Grammar>> {
+        let calls = self.marks.calls().filter(|_| !offered(request).is_empty()).map(|format| {
+            let special = |mark: &str| self.tokens.id(mark).filter(|id| !self.tokens.has_text(*id));
+            format.grammar(&request.tools, &request.tool_choice, request.parallel_tool_calls, special)
+        });
+        calls.as_ref().or(request.constraint.as_ref()).map(|one| self.grammars.begin(one)).transpose()
+    }
+
     /// Refuses a prompt that is far too long before all of it is tokenized.
     fn check_length(&self, text: &str) -> Result<()> {
         match self.tokens.count_beyond(text, self.longest())? {
@@ -53,9 +83,9 @@ impl LoadedModel {
         }
     }
 
-    /// A prompt's tokens; `check` may refuse its text before.
-    fn tokenize(&self, prompt: &Prompt, check: impl Fn(&str) -> Result<()>) -> Result<Vec<u32>> {
-        let tokens = match prompt {
+    /// The tokens of a request's prompt; `check` may refuse its text before.
+    fn tokenize(&self, request: &GenerateText, check: impl Fn(&str) -> Result<()>) -> Result<Vec<u32>> {
+        let tokens = match &request.prompt {
             Prompt::Raw(text) => {
                 check(text)?;
                 self.tokens.encode_prompt(text, Specials::Added)?
@@ -65,7 +95,9 @@ impl LoadedModel {
                     let reason = "the model has no chat template, so it takes a raw prompt, not messages";
                     return Err(Error::InvalidInput(reason.to_owned()));
                 };
-                encode_messages(&self.tokens, template, messages, check)?
+                let (tools, arguments) = (offered(request), Some(&request.template_arguments));
+                let chat = Conversation { messages, tools, arguments };
+                encode_messages(&self.tokens, template, chat, check)?
             }
             _ => return Err(Error::InvalidInput("this kind of prompt is not supported".to_owned())),
         };
@@ -74,6 +106,11 @@ impl LoadedModel {
         }
         Ok(tokens)
     }
+}
+
+/// The tools that a request lets the model call.
+fn offered(request: &GenerateText) -> &[Tool] {
+    if request.tool_choice == ToolChoice::None { &[] } else { &request.tools }
 }
 
 /// A loaded text to text model without actors around it, for tools and for comparison: the very code that a worker
@@ -130,7 +167,7 @@ impl TextGenerationModel {
     /// # Errors
     /// [`Error::InvalidInput`] if it cannot be tokenized, or the chat template refuses it.
     pub fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>> {
-        self.shared.tokenize(prompt, |_| Ok(()))
+        self.shared.tokenize(&GenerateText::default().with_prompt(prompt.clone()), |_| Ok(()))
     }
 
     /// The text of tokens, without the special ones.
@@ -191,7 +228,7 @@ impl Steps<GenerateText> for TextGenerationModel {
 
     fn begin(&self, request: &GenerateText) -> Result<Start<State>> {
         let model = &*self.shared;
-        let tokens = model.tokenize(&request.prompt, |text| model.check_length(text))?;
+        let tokens = model.tokenize(request, |text| model.check_length(text))?;
         let vocabulary = model.network.vocabulary();
         if let Some(unknown) = tokens.iter().find(|token| **token as usize >= vocabulary) {
             let reason = format!("the prompt has the token {unknown}; the model knows {vocabulary}");
@@ -202,9 +239,10 @@ impl Steps<GenerateText> for TextGenerationModel {
         let max_tokens = settings.max_tokens.min(room);
         settings.max_tokens = max_tokens;
         settings.sampling = model.settings.complete(settings.sampling)?;
-        let grammar = request.constraint.as_ref().map(|one| model.grammars.begin(one)).transpose()?;
-        let generation =
-            Generation::new(&model.tokens, &settings, &tokens, &model.end_tokens)?.keeping_to(grammar);
+        let (marks, grammar) = (model.marks(request)?, model.grammar(request)?);
+        let generation = Generation::new(&model.tokens, &settings, &tokens, &model.end_tokens)?
+            .keeping_to(grammar)
+            .in_parts(marks, &tokens);
         Ok(Start { generation, most: tokens.len() + max_tokens, state: State::new(&model.network, tokens)? })
     }
 

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 
 use model_actors::Constraint;
+use serde_json::Value;
 
 use super::Fault;
 use crate::error::Result;
@@ -20,6 +21,11 @@ pub(crate) enum Progress {
     More,
     #[expect(dead_code, reason = "no text has a constraint")]
     Complete,
+}
+
+/// The schema as it is.
+pub(crate) fn compiled_schema(schema: &Value) -> Value {
+    schema.clone()
 }
 
 fn absent() -> Fault {

@@ -63,7 +63,7 @@ pub(super) fn parsed(text: &str) -> Result<Value, Fault> {
 }
 
 /// The schema as it is compiled.
-pub(super) fn adapted(schema: &Value) -> Value {
+pub(crate) fn adapted(schema: &Value) -> Value {
     let mut schema = schema.clone();
     // In one with an identifier of its own, a reference begins there.
     let own = usize::from(schema.get("$id").is_some());

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod schemas;
+mod tools;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -3,20 +3,25 @@
 
 mod sampling;
 mod constraint;
+mod tools;
 mod output;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{Batching, Capability, Cost};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
 use crate::limits::{
     MAX_LOGPROBS, MAX_MESSAGES, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, MAX_TOKENS,
-    MAX_TOP_LOGPROBS,
+    MAX_TOOL_BYTES, MAX_TOP_LOGPROBS,
 };
 pub use constraint::Constraint;
 pub use output::{Completion, FinishReason, TextChunk, TokenLogprob, TokenLogprobs, Usage};
 pub use sampling::{Sampling, SamplingDefaults};
+pub use tools::{Tool, ToolCall, ToolChoice};
 
 /// Tokens of an answer that a request is charged with at most.
 const LONG_ANSWER: usize = 1024;
@@ -46,6 +51,8 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A tool, with the result of a call.
+    Tool,
 }
 
 impl Role {
@@ -59,6 +66,7 @@ impl Role {
             Self::System => "system",
             Self::User => "user",
             Self::Assistant => "assistant",
+            Self::Tool => "tool",
         }
     }
 }
@@ -76,12 +84,23 @@ pub struct Message {
     pub role: Role,
     /// Text of the message.
     pub content: String,
+    /// Calls of tools that an answer of the model has beside its text.
+    #[serde(default)]
+    pub tool_calls: Vec<ToolCall>,
+    /// Identifier of the call that a tool's message is the result of.
+    #[serde(default)]
+    pub tool_call_id: Option<String>,
 }
+
+setters! { Message {
+    with_tool_calls(tool_calls: Vec<ToolCall>);
+    with_tool_call_id(tool_call_id: impl Into<Option<String>>) Into::into;
+} }
 
 impl Message {
     /// A message of this speaker.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into() }
+        Self { role, content: content.into(), tool_calls: Vec::new(), tool_call_id: None }
     }
 
     /// Instructions to the model.
@@ -97,6 +116,11 @@ impl Message {
     /// An earlier answer of the model.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self::new(Role::Assistant, content)
+    }
+
+    /// The result of a call, the next one that has none unless [`tool_call_id`](Self::tool_call_id) names it.
+    pub fn tool(content: impl Into<String>) -> Self {
+        Self::new(Role::Tool, content)
     }
 }
 
@@ -151,6 +175,15 @@ pub struct GenerateText {
     pub logprobs: Option<usize>,
     /// Rule that the whole text keeps to: a JSON schema, a regular expression or a grammar of at most 256 KiB.
     pub constraint: Option<Constraint>,
+    /// Tools that the model may call, at most 128; for conversations with models whose chat template takes tools and writes
+    /// calls in a way that is known (Llama 3, Qwen 2.5 and 3, Hermes, Mistral).
+    pub tools: Vec<Tool>,
+    /// Choice between words and calls. A constraint goes with words alone.
+    pub tool_choice: ToolChoice,
+    /// Allows several calls in one answer, where the model's format does; true by default.
+    pub parallel_tool_calls: bool,
+    /// Further values for the chat template, such as `enable_thinking`.
+    pub template_arguments: BTreeMap<String, Value>,
 }
 
 setters! { GenerateText {
@@ -162,6 +195,10 @@ setters! { GenerateText {
     with_stop_tokens(stop_tokens: Vec<u32>);
     with_logprobs(logprobs: impl Into<Option<usize>>) Into::into;
     with_constraint(constraint: impl Into<Option<Constraint>>) Into::into;
+    with_tools(tools: Vec<Tool>);
+    with_tool_choice(tool_choice: ToolChoice);
+    with_parallel_tool_calls(parallel_tool_calls: bool);
+    with_template_arguments(template_arguments: BTreeMap<String, Value>);
 } }
 
 /// An empty prompt, which [`Capability::check`] refuses: set one with [`GenerateText::with_prompt`].
@@ -176,6 +213,10 @@ impl Default for GenerateText {
             stop_tokens: Vec::new(),
             logprobs: None,
             constraint: None,
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            parallel_tool_calls: true,
+            template_arguments: BTreeMap::new(),
         }
     }
 }
@@ -215,6 +256,7 @@ impl Capability for TextToText {
         check_min_tokens(request.min_tokens, request.max_tokens)?;
         check_logprobs(request.logprobs, request.max_tokens)?;
         request.constraint.as_ref().map_or(Ok(()), Constraint::check)?;
+        check_tools(request)?;
         if let Prompt::Messages(messages) = &request.prompt
             && messages.len() > MAX_MESSAGES
         {
@@ -246,6 +288,26 @@ pub(super) fn check_tokens(max_tokens: usize) -> Result<(), Cause> {
     match max_tokens {
         1..=MAX_TOKENS => Ok(()),
         _ => Err(format!("max_tokens is {max_tokens}; 1 to {MAX_TOKENS} are allowed").into()),
+    }
+}
+
+/// Checks tools, the choice between them, and what goes to the chat template.
+fn check_tools(request: &GenerateText) -> Result<(), Cause> {
+    let GenerateText { prompt, tools, tool_choice, template_arguments, constraint, .. } = request;
+    tools::check(tools, tool_choice)?;
+    if matches!(prompt, Prompt::Raw(_)) && !(tools.is_empty() && template_arguments.is_empty()) {
+        return Err("tools and template arguments are for conversations; a raw prompt has no template".into());
+    }
+    if constraint.is_some() && !tools.is_empty() && *tool_choice != ToolChoice::None {
+        return Err("a constraint and tools exclude each other, unless the choice is none".into());
+    }
+    let bytes: usize =
+        template_arguments.iter().map(|(name, value)| name.len() + value.to_string().len()).sum();
+    match bytes {
+        0..=MAX_TOOL_BYTES => Ok(()),
+        _ => {
+            Err(format!("template_arguments have {bytes} bytes; at most {MAX_TOOL_BYTES} are allowed").into())
+        }
     }
 }
 
@@ -290,7 +352,12 @@ pub(super) fn check_logprobs(logprobs: Option<usize>, max_tokens: usize) -> Resu
 
 fn prompt_bytes(prompt: &Prompt) -> usize {
     match prompt {
-        Prompt::Messages(messages) => messages.iter().map(|message| message.content.len()).sum(),
+        Prompt::Messages(messages) => {
+            let calls = |message: &Message| -> usize {
+                message.tool_calls.iter().map(|call| call.name.len() + call.arguments.to_string().len()).sum()
+            };
+            messages.iter().map(|message| message.content.len() + calls(message)).sum()
+        }
         Prompt::Raw(text) => text.len(),
     }
 }

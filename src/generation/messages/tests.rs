@@ -12,7 +12,7 @@ use crate::tokens::Specials;
 
 /// The tokens of messages, however many.
 fn encode(tokens: &Tokens, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
-    super::encode(tokens, template, messages, |_| Ok(()))
+    super::encode(tokens, template, Conversation::of(messages), |_| Ok(()))
 }
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n";

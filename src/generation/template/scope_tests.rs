@@ -14,7 +14,11 @@ fn blocks_are_scopes_and_line_ends_are_normalised() {
         ("a\r\nb\r{% if true %}\r\nx\r\n{% endif %}\r\n{{ 'q\r\nz' }}\r\nend", "a\nb\nx\nq\nz\nend"),
         ("{{ '\\x7f'|tojson(ensure_ascii=true) }}", "\"\\u007f\""),
     ] {
-        assert_eq!(compile(source).unwrap().render(&[]).unwrap(), expected, "{source}");
+        assert_eq!(
+            compile(source).unwrap().render(super::Conversation::of(&[])).unwrap(),
+            expected,
+            "{source}"
+        );
     }
 }
 
@@ -31,5 +35,5 @@ fn a_jump_out_of_a_block_is_refused() {
         assert!(error.contains("break or continue"), "{block}: {error}");
     }
     let inner = "{% with %}{% for j in [1,2] %}{% break %}{% endfor %}{% endwith %}{% if i==2 %}{% continue %}{% endif %}";
-    assert_eq!(compile(&jumps(inner)).unwrap().render(&[]).unwrap(), "1");
+    assert_eq!(compile(&jumps(inner)).unwrap().render(super::Conversation::of(&[])).unwrap(), "1");
 }

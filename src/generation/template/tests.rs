@@ -36,7 +36,7 @@ pub(super) fn compile(source: &str) -> Result<ChatTemplate> {
 }
 
 fn render(source: &str, content: &str) -> Result<String> {
-    compile(source)?.render(&[Message::user(content)])
+    compile(source)?.render(Conversation::of(&[Message::user(content)]))
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn prompts_are_those_of_transformers() {
         };
         let messages: Vec<Message> =
             messages.into_iter().map(|entry| Message::new(role(&entry.role), entry.content)).collect();
-        let rendered = compile(&template).unwrap().render(&messages);
+        let rendered = compile(&template).unwrap().render(Conversation::of(&messages));
         match (text, error) {
             (Some(text), _) => assert_eq!(rendered.unwrap(), text, "{name}"),
             (None, Some(error)) => {
@@ -421,7 +421,7 @@ fn a_comparison_costs_the_smaller_side() {
     let source = "{% for message in messages %}{% if message == messages[-1] %}last{% endif %}{% endfor %}";
     let mut messages = vec![Message::user("x"); 50];
     messages.push(Message::user("y".repeat(1 << 20)));
-    assert_eq!(compile(source).unwrap().render(&messages).unwrap(), "last");
+    assert_eq!(compile(source).unwrap().render(Conversation::of(&messages)).unwrap(), "last");
     let pairs = "{{ [1, 'a', [1], {'a': 1}, none, true] == [1, 'a', [1], {'a': 1}, none, true] }} {{ 1 != 1.0 }} \
                  {{ undefined == none }} {{ [1] == (1,) }} {{ 'a' != 'b' }}";
     assert_eq!(render(pairs, "x").unwrap(), "True False False False True");
@@ -464,7 +464,7 @@ fn a_prompt_of_the_largest_size_is_not_too_much() {
     let prompt = "word ".repeat((4 << 20) / 5);
     assert!(render(source, &prompt).unwrap().contains("word word"));
     let messages: Vec<Message> = (0..1024).map(|_| Message::user("x".repeat(4096))).collect();
-    assert!(compile(source).unwrap().render(&messages).is_ok());
+    assert!(compile(source).unwrap().render(Conversation::of(&messages)).is_ok());
 }
 
 #[test]

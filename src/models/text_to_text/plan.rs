@@ -9,7 +9,7 @@ use super::LoadedModel;
 use super::network::NetworkConfig;
 use crate::device::Compute;
 use crate::error::{Error, Result};
-use crate::generation::{self, ChatTemplate, SpecialTokens, TextSettings};
+use crate::generation::{self, ChatTemplate, PartMarks, SpecialTokens, TextSettings};
 use crate::gguf::GgufFile;
 use crate::kernels::packed::Arithmetic;
 use crate::limits::GenerationLimits;
@@ -125,6 +125,7 @@ impl loader::LoadPlan for TextToTextPlan {
             template: self.template.clone(),
             end_tokens,
             grammars,
+            marks: self.template.as_ref().map(|one| PartMarks::of_template(one.text())).unwrap_or_default(),
             settings: self.settings.clone(),
             tokens,
             limits: self.config.limited(self.generation.limits),

@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::tools::ToolCall;
+
 /// Log probability of a token.
 ///
 /// ```
@@ -73,13 +75,20 @@ impl TokenLogprobs {
 #[serde(default)]
 #[non_exhaustive]
 pub struct TextChunk {
-    /// New text that can no longer change. It is empty only where log probabilities of tokens without text come last.
+    /// New text that can no longer change. It is empty where a chunk has another part alone, or log probabilities of tokens
+    /// without text.
     pub text: String,
+    /// New text of what the model thinks before its answer, where its chat template marks that.
+    pub reasoning: String,
+    /// Calls of tools that are whole.
+    pub tool_calls: Vec<ToolCall>,
     /// Log probabilities of the tokens since the chunk before, where the request asks for them.
     pub logprobs: Vec<TokenLogprobs>,
 }
 
 setters! { TextChunk {
+    with_reasoning(reasoning: impl Into<String>) Into::into;
+    with_tool_calls(tool_calls: Vec<ToolCall>);
     with_logprobs(logprobs: Vec<TokenLogprobs>);
 } }
 
@@ -114,6 +123,8 @@ impl AsRef<str> for TextChunk {
 pub enum FinishReason {
     /// The model ended it, or a stop string or stop token did.
     Stop,
+    /// The model ended it, and calls tools.
+    ToolCalls,
     /// `max_tokens` or the context was reached.
     Length,
 }
@@ -153,6 +164,12 @@ impl Usage {
 pub struct Completion {
     /// The whole text: all chunks together.
     pub text: String,
+    /// What the model thought before its answer: the reasoning of all chunks together.
+    #[serde(default)]
+    pub reasoning: String,
+    /// Calls of tools, in the order of the model. One that was cut off is left out.
+    #[serde(default)]
+    pub tool_calls: Vec<ToolCall>,
     /// Reason for its end.
     pub finish_reason: FinishReason,
     /// Numbers of tokens in and out.
@@ -164,12 +181,15 @@ pub struct Completion {
 }
 
 setters! { Completion {
+    with_reasoning(reasoning: impl Into<String>) Into::into;
+    with_tool_calls(tool_calls: Vec<ToolCall>);
     with_logprobs(logprobs: Vec<TokenLogprobs>);
 } }
 
 impl Completion {
     /// A finished text.
     pub fn new(text: impl Into<String>, finish_reason: FinishReason, usage: Usage) -> Self {
-        Self { text: text.into(), finish_reason, usage, logprobs: Vec::new() }
+        let (reasoning, tool_calls, logprobs) = (String::new(), Vec::new(), Vec::new());
+        Self { text: text.into(), reasoning, tool_calls, finish_reason, usage, logprobs }
     }
 }
