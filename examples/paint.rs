@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release --example paint
 //! cargo run --release --example paint -- "a red circle" --model stabilityai/sdxl-turbo --out circle.png
+//! cargo run --release --example paint -- "a red circle" --model stabilityai/sdxl-turbo --image sketch.png --strength 0.6
 //! ```
 
 mod common;
@@ -14,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use candle_actors::{Capability, Engine, Error, ImagePainter, PaintImage, Picture, Source, TextToImage};
+use candle_actors::{
+    Capability, Engine, Error, ImagePainter, ImageSource, PaintImage, Picture, Source, TextToImage,
+};
 use clap::Parser;
 use common::{Failure, is_closed_pipe, show_progress};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -37,6 +40,15 @@ struct Arguments {
     /// Negative prompt: things to avoid.
     #[arg(long, value_name = "TEXT")]
     negative: Option<String>,
+    /// Image to begin with.
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// How much of the image is painted anew, above 0 and up to 1.
+    #[arg(long, requires = "image")]
+    strength: Option<f32>,
+    /// Mask of the image: only what is white in it is painted anew.
+    #[arg(long, value_name = "FILE", requires = "image")]
+    mask: Option<PathBuf>,
     /// Diffusion steps; without, the model's own number.
     #[arg(long)]
     steps: Option<usize>,
@@ -72,6 +84,9 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     let request = PaintImage::default()
         .with_prompt(arguments.prompt.clone())
         .with_negative_prompt(arguments.negative.clone())
+        .with_image(arguments.image.clone().map(ImageSource::Path))
+        .with_strength(arguments.strength)
+        .with_mask(arguments.mask.clone().map(ImageSource::Path))
         .with_size(arguments.size)
         .with_steps(arguments.steps)
         .with_guidance(arguments.guidance)

@@ -160,6 +160,13 @@ fn requests_with_and_for_images() {
     for size in [(0, 8), (8, 0), (usize::MAX, usize::MAX), (1 << 63, 2)] {
         assert!(TextToImage::check(&PaintImage::from("a").with_size(size)).is_err());
     }
+    let from_image = || PaintImage::from("a").with_image(ImageSource::Path("a.png".into()));
+    for strength in [0.0, -0.5, 1.01, f32::NAN] {
+        assert!(TextToImage::check(&from_image().with_strength(strength)).is_err(), "{strength}");
+    }
+    assert!(TextToImage::check(&from_image().with_strength(1.0)).is_ok());
+    assert!(TextToImage::check(&PaintImage::from("a").with_strength(0.5)).is_err());
+    assert!(TextToImage::check(&PaintImage::from("a").with_mask(ImageSource::Path("a.png".into()))).is_err());
     holds::<TextToImage>(MAX_STEPS, |n| PaintImage::from("a").with_steps(n));
     holds::<TextToImage>(MAX_PAINTED_SIDE, |n| PaintImage::from("a").with_size((n, 1)));
     holds::<TextToImage>(MAX_PAINTED_SIDE, |n| PaintImage::from("a").with_size((1, n)));

@@ -99,6 +99,10 @@ fn messages() -> Vec<Vec<u8>> {
         .with_guidance(7.5)
         .with_scheduler("euler".to_owned())
         .with_preview(true);
+    let from_image = PaintImage::from("a red circle")
+        .with_image(ImageSource::Picture(picture()))
+        .with_strength(0.5)
+        .with_mask(leased.clone());
     let question = DescribeImage::new(ImageSource::Picture(picture())).with_question("What is it?");
     let (model, capability) = (ModelId::from("acme/english"), "text_embedding");
     let errors = [
@@ -189,6 +193,7 @@ fn messages() -> Vec<Vec<u8>> {
         pinned("completion", &completion),
         pinned("describe_image", &question.with_sampling(sampling)),
         pinned("paint_image", &painting),
+        pinned("paint_image_from_an_image", &from_image),
         pinned("paint_step", &PaintStep::new(3, 20, Some(picture()))),
         pinned("picture", &picture()),
         pinned("text_chunk", &TextChunk::from("Ra").with_logprobs(logprobs.clone())),

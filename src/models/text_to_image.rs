@@ -11,6 +11,8 @@ mod prompt;
 mod clip;
 mod t5;
 mod resnet;
+mod mid_block;
+mod encoder;
 mod autoencoder;
 mod tiny_autoencoder;
 mod latent_decoder;
@@ -28,6 +30,8 @@ mod denoising;
 mod plan;
 mod model;
 mod worker;
+#[cfg(test)]
+mod first_image_tests;
 #[cfg(test)]
 mod flow_tests;
 #[cfg(test)]

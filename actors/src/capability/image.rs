@@ -275,14 +275,17 @@ impl Capability for Vision {
 #[derive(Debug, Clone, Copy)]
 pub struct TextToImage;
 
-/// A request to paint a picture.
+/// A request to paint a picture: from noise, from another image, or anew where a mask says so.
 ///
 /// ```
-/// use model_actors::PaintImage;
+/// use model_actors::{ImageSource, PaintImage};
 /// let request = PaintImage::from("a red circle left of a blue square").with_steps(20).with_seed(7);
 /// assert_eq!(request.size, None); // the model's own
+/// let again = request.with_image(ImageSource::Path("sketch.png".into())).with_strength(0.6);
+/// let only_the_sky = again.with_mask(ImageSource::Path("sky.png".into()));
+/// # drop(only_the_sky);
 /// ```
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct PaintImage {
@@ -290,7 +293,16 @@ pub struct PaintImage {
     pub prompt: String,
     /// Description of content to avoid; as long as a prompt may be.
     pub negative_prompt: Option<String>,
-    /// Width and height in pixels, up to 4,096 each; without, the model's own.
+    /// Image to begin with: noise is added to it, and painting removes that. `None`: painting begins with noise alone.
+    pub image: Option<ImageSource>,
+    /// How much of the image is painted anew, above 0 and up to 1: the part of the steps that are taken, from as much
+    /// noise. Unless set, 0.8, or 1 with a mask.
+    pub strength: Option<f32>,
+    /// Mask of the image, of any size: what is white in it is painted anew, what is black stays, but for the loss of the
+    /// model's own encoding. It takes an image.
+    pub mask: Option<ImageSource>,
+    /// Width and height in pixels, up to 4,096 each; without, those of the image to begin with, rounded down to what the
+    /// model can paint, or the model's own. The image and the mask are resized to it.
     pub size: Option<(usize, usize)>,
     /// Diffusion steps, up to 1,000; without, the model's own number.
     pub steps: Option<usize>,
@@ -307,6 +319,9 @@ pub struct PaintImage {
 setters! { PaintImage {
     with_prompt(prompt: impl Into<String>) Into::into;
     with_negative_prompt(negative_prompt: impl Into<Option<String>>) Into::into;
+    with_image(image: impl Into<Option<ImageSource>>) Into::into;
+    with_strength(strength: impl Into<Option<f32>>) Into::into;
+    with_mask(mask: impl Into<Option<ImageSource>>) Into::into;
     with_size(size: impl Into<Option<(usize, usize)>>) Into::into;
     with_steps(steps: impl Into<Option<usize>>) Into::into;
     with_guidance(guidance: impl Into<Option<f32>>) Into::into;
@@ -362,6 +377,18 @@ impl Capability for TextToImage {
             )
             .into());
         }
+        match request.strength {
+            Some(strength) if !(strength > 0.0 && strength <= 1.0) => {
+                return Err(format!("the strength {strength} is asked for; above 0 to 1 are allowed").into());
+            }
+            Some(_) if request.image.is_none() => {
+                return Err("a strength takes an image to begin with".into());
+            }
+            _ => {}
+        }
+        if request.mask.is_some() && request.image.is_none() {
+            return Err("a mask takes the image that it is of".into());
+        }
         if let Some(negative) = request.negative_prompt.as_ref().filter(|text| !text.is_empty()) {
             check_text("negative prompt", negative)?;
         }
@@ -382,7 +409,8 @@ impl Capability for TextToImage {
 
     /// The size: only pictures of one size share a batch.
     fn batch_key(request: &PaintImage) -> BatchKey {
-        let (width, height) = request.size.unwrap_or((0, 0));
+        let pixels = request.image.as_ref().and_then(ImageSource::pixels);
+        let (width, height) = request.size.or(pixels.map(|it| (it.width, it.height))).unwrap_or((0, 0));
         BatchKey((width as u64) << 32 | height as u64)
     }
 }

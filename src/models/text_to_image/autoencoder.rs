@@ -1,5 +1,5 @@
-//! Decoder of `AutoencoderKL` (Rombach et al., arXiv 2112.10752): latents to colours. The encoder is not
-//! loaded. The reference is diffusers.
+//! `AutoencoderKL` (Rombach et al., arXiv 2112.10752): its configuration, and its decoder of latents into colours. The
+//! encoder is left to `encoder`. The reference is diffusers.
 
 use std::path::Path;
 
@@ -7,7 +7,10 @@ use candle_core::Tensor;
 use model_actors::Bytes;
 use serde::Deserialize;
 
-use super::layers::{Attention, ScopedReader};
+use super::encoder::{Encoder, EncoderShape};
+use super::layers::ScopedReader;
+use super::mid_block::MidBlock;
+use super::noise::Noise;
 use super::pipeline::Watch;
 use super::repository::{Component, MAX_LEVELS, MAX_WIDTH, Repository, invalid};
 use super::resnet::{ResnetBlock, ResnetShape, Upsampler};
@@ -16,11 +19,7 @@ use crate::kernels::{Activation, Convolution, GroupNorm, Linear};
 
 /// The component of the pipeline.
 pub(super) const COMPONENT: Component =
-    Component { folder: "vae/", file: Component::DIFFUSERS, is_loaded: is_decoder };
-
-fn is_decoder(tensor: &str) -> bool {
-    !tensor.starts_with("encoder.") && !tensor.starts_with("quant_conv.")
-}
+    Component { folder: "vae/", file: Component::DIFFUSERS, is_loaded: |_| true };
 
 const EPSILON: f64 = 1e-6;
 
@@ -33,12 +32,14 @@ const ONLY: &[(&str, &str)] =
 #[serde(default)]
 pub(super) struct AutoencoderConfig {
     block_out_channels: Vec<usize>,
+    down_block_types: Option<Vec<String>>,
     up_block_types: Vec<String>,
     layers_per_block: usize,
     pub(super) latent_channels: usize,
     norm_num_groups: usize,
     scaling_factor: f64,
     shift_factor: Option<f64>,
+    use_quant_conv: bool,
     use_post_quant_conv: bool,
     mid_block_add_attention: bool,
 }
@@ -47,12 +48,14 @@ impl Default for AutoencoderConfig {
     fn default() -> Self {
         Self {
             block_out_channels: vec![64],
+            down_block_types: None,
             up_block_types: vec!["UpDecoderBlock2D".to_owned()],
             layers_per_block: 1,
             latent_channels: 4,
             norm_num_groups: 32,
             scaling_factor: 0.18215,
             shift_factor: None,
+            use_quant_conv: true,
             use_post_quant_conv: true,
             mid_block_add_attention: true,
         }
@@ -74,11 +77,16 @@ impl AutoencoderConfig {
             );
             return Err(invalid(path, reason));
         }
-        if let Some(other) = self.up_block_types.iter().find(|name| *name != "UpDecoderBlock2D") {
+        if self.down_block_types.as_ref().is_some_and(|types| types.len() != levels) {
             return Err(invalid(
                 path,
-                format!("the up_block_types entry {other} is none of: UpDecoderBlock2D"),
+                "it has not as many down_block_types as block_out_channels".to_owned(),
             ));
+        }
+        let down = self.down_block_types.iter().flatten().map(|name| (name, "DownEncoderBlock2D"));
+        let up = self.up_block_types.iter().map(|name| (name, "UpDecoderBlock2D"));
+        if let Some((other, known)) = down.chain(up).find(|(name, known)| name != known) {
+            return Err(invalid(path, format!("the block type {other} is none of: {known}")));
         }
         let sides = self.block_out_channels.iter().chain([&self.latent_channels, &self.layers_per_block]);
         if let Some(side) = sides.into_iter().find(|side| !(1..=MAX_WIDTH).contains(*side)) {
@@ -123,8 +131,6 @@ impl AutoencoderConfig {
         let channels = self.latent_channels;
         let widths: Vec<usize> = self.block_out_channels.iter().rev().copied().collect();
         let deepest = widths.first().copied().unwrap_or_default();
-        let mid = decoder.at("mid_block");
-        let resnet = |name| ResnetBlock::load(&mid.at(name), shape, deepest, deepest);
         let mut up_blocks = Vec::new();
         let mut in_channels = deepest;
         for (index, &out_channels) in widths.iter().enumerate() {
@@ -139,8 +145,18 @@ impl AutoencoderConfig {
             up_blocks.push(UpBlock { resnets, upsampler: upsampler.transpose()? });
             in_channels = out_channels;
         }
-        let attention = || PixelAttention::load(&mid.at("attentions.0"), deepest, self.norm_num_groups);
+        let encoder = EncoderShape {
+            widths: &self.block_out_channels,
+            layers_per_block: self.layers_per_block,
+            latent_channels: channels,
+            blocks: shape,
+            has_attention: self.mid_block_add_attention,
+            has_quant_conv: self.use_quant_conv,
+        };
+        // A repository may hold the decoder alone.
+        let has_encoder = reader.contains("encoder.conv_in.weight");
         Ok(Autoencoder {
+            encoder: has_encoder.then(|| Encoder::load(reader, &encoder)).transpose()?,
             scaling_factor: self.scaling_factor,
             shift_factor: self.shift_factor.unwrap_or(0.0),
             post_quant_conv: self
@@ -148,8 +164,12 @@ impl AutoencoderConfig {
                 .then(|| reader.at("post_quant_conv").pointwise(channels, channels))
                 .transpose()?,
             conv_in: decoder.at("conv_in").convolution(channels, deepest, 1)?,
-            mid_block: (resnet("resnets.0")?, resnet("resnets.1")?),
-            attention: self.mid_block_add_attention.then(attention).transpose()?,
+            mid_block: MidBlock::load(
+                &decoder.at("mid_block"),
+                shape,
+                deepest,
+                self.mid_block_add_attention,
+            )?,
             up_blocks,
             conv_norm_out: decoder.at("conv_norm_out").group_norm(
                 self.norm_num_groups,
@@ -161,14 +181,14 @@ impl AutoencoderConfig {
     }
 }
 
-/// Loaded decoder.
+/// Loaded autoencoder.
 pub(super) struct Autoencoder {
+    encoder: Option<Encoder>,
     scaling_factor: f64,
     shift_factor: f64,
     post_quant_conv: Option<Linear>,
     conv_in: Convolution,
-    mid_block: (ResnetBlock, ResnetBlock),
-    attention: Option<PixelAttention>,
+    mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Convolution,
@@ -180,6 +200,18 @@ struct UpBlock {
 }
 
 impl Autoencoder {
+    /// Draws latents as a scheduler has them for colours `(1, 3, height, width)` from -1 to 1; nothing without an encoder.
+    pub(super) fn encode(
+        &self,
+        colours: &Tensor,
+        noise: &mut Noise,
+        watch: &Watch<'_>,
+    ) -> Result<Option<Tensor>> {
+        let Some(encoder) = &self.encoder else { return Ok(None) };
+        let latents = encoder.encode(colours, noise, watch)?;
+        Ok(Some(((latents - self.shift_factor)? * self.scaling_factor)?))
+    }
+
     /// Decodes latents as the scheduler left them, `(batch, channels, height, width)`, to colours `(batch, 3,
     /// height · scale, width · scale)`.
     pub(super) fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {
@@ -188,12 +220,7 @@ impl Autoencoder {
         if let Some(layer) = &self.post_quant_conv {
             hidden = layer.forward(&hidden, Activation::Identity)?;
         }
-        hidden = self.mid_block.0.forward(&self.conv_in.forward(&hidden)?, None)?;
-        if let Some(attention) = &self.attention {
-            watch.check()?;
-            hidden = attention.forward(&hidden)?;
-        }
-        hidden = self.mid_block.1.forward(&hidden, None)?;
+        hidden = self.mid_block.forward(&self.conv_in.forward(&hidden)?, watch)?;
         for block in &self.up_blocks {
             for resnet in &block.resnets {
                 watch.check()?;
@@ -208,36 +235,5 @@ impl Autoencoder {
         watch.check()?;
         let colours = self.conv_out.forward(&self.conv_norm_out.forward(&hidden, Activation::Silu)?)?;
         Ok(colours.permute((0, 3, 1, 2))?.contiguous()?)
-    }
-}
-
-/// Self-attention over the pixels of an image, in one head, with a residual connection.
-struct PixelAttention {
-    norm: GroupNorm,
-    attention: Attention,
-}
-
-impl PixelAttention {
-    fn load(reader: &ScopedReader<'_>, width: usize, groups: usize) -> Result<Self> {
-        // The first repositories have the names that the layers had then.
-        let names = match reader.contains("to_q.weight") {
-            true => ["to_q", "to_k", "to_v", "to_out.0"],
-            false => ["query", "key", "value", "proj_attn"],
-        };
-        let [query, key, value, out] = names.map(|name| reader.at(name).linear(width, width));
-        let scale = 1.0 / (width as f64).sqrt();
-        Ok(Self {
-            norm: reader.at("group_norm").group_norm(groups, width, EPSILON)?,
-            attention: Attention { query: query?, key: key?, value: value?, out: out?, heads: 1, scale },
-        })
-    }
-
-    /// `(batch, height, width, channels)` to the same shape.
-    fn forward(&self, image: &Tensor) -> Result<Tensor> {
-        let (batch, height, width, channels) = image.dims4()?;
-        let rows = self.norm.forward(image, Activation::Identity)?;
-        let rows = rows.reshape((batch, height * width, channels))?;
-        let out = self.attention.forward(&rows, &rows, None)?;
-        Ok((image + out.reshape(image.shape())?)?)
     }
 }

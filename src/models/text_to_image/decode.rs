@@ -1,4 +1,4 @@
-//! Decoded colours to the bytes of a picture.
+//! Decoded colours to the bytes of a picture, and back.
 
 use candle_core::{D, Device, IndexOp as _, Tensor};
 use model_actors::Picture;
@@ -18,6 +18,13 @@ pub(super) fn to_picture(colours: &Tensor) -> Result<Picture> {
     }
     let byte = |value: &f32| ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8;
     Ok(Picture::new(width, height, values.iter().map(byte).collect()))
+}
+
+/// Converts a picture to colours `(1, 3, height, width)` from -1 to 1.
+pub(super) fn to_colours(picture: &Picture, device: &Device) -> Result<Tensor> {
+    let values: Vec<f32> = picture.rgb.iter().map(|byte| f32::from(*byte) / 255.0 * 2.0 - 1.0).collect();
+    let colours = Tensor::from_vec(values, (1, picture.height, picture.width, 3), device)?;
+    Ok(colours.permute((0, 3, 1, 2))?.contiguous()?)
 }
 
 #[cfg(test)]

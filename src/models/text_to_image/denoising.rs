@@ -4,9 +4,9 @@
 use candle_core::{Device, Tensor};
 use model_actors::{PaintStep, Picture};
 
-use super::decode::to_picture;
+use super::decode::{to_colours, to_picture};
 use super::noise::Noise;
-use super::pipeline::{Conditioning, LatentSpace, Pipeline, Scheduler, Settings, Watch};
+use super::pipeline::{Conditioning, FirstImage, LatentSpace, Pipeline, Scheduler, Settings, Watch};
 use super::preview::preview;
 use crate::error::{Error, Result};
 
@@ -20,6 +20,29 @@ pub(super) struct DenoisingLoop {
     calls: usize,
     /// Pixels along a side for each latent, if each step is to have a preview.
     preview_scale: Option<usize>,
+    /// The part of the first image that stays, if any does.
+    kept: Option<Kept>,
+}
+
+/// The part of an image that stays: its latents without noise, and the noise that they were given.
+struct Kept {
+    latents: Tensor,
+    noise: Tensor,
+    /// 1 for each latent that is painted anew, 0 for one that stays, `(1, 1, height, width)`.
+    mask: Tensor,
+}
+
+impl Kept {
+    /// Puts the image in place of the latents that stay, with the noise that there is when a call begins, or none after
+    /// the last.
+    fn put(&self, latents: &Tensor, call: usize, scheduler: &dyn Scheduler) -> Result<Tensor> {
+        let own = match call < scheduler.timesteps().len() {
+            true => scheduler.add_noise(call, &self.latents, &self.noise)?,
+            false => self.latents.clone(),
+        };
+        let stays = (1.0 - &self.mask)?;
+        Ok((own.broadcast_mul(&stays)? + latents.broadcast_mul(&self.mask)?)?)
+    }
 }
 
 /// Result of one step of the loop.
@@ -29,7 +52,7 @@ pub(super) enum Progress {
 }
 
 impl DenoisingLoop {
-    /// Encodes the prompts and draws the first latents.
+    /// Encodes the prompts, and the image to begin with, and draws the first latents.
     pub(super) fn start(
         pipeline: &dyn Pipeline,
         space: LatentSpace,
@@ -39,11 +62,32 @@ impl DenoisingLoop {
         watch: &Watch<'_>,
     ) -> Result<Self> {
         let scheduler = pipeline.scheduler(settings)?;
-        let shape = [1, space.channels, settings.height / space.scale, settings.width / space.scale];
-        let latents = (noise.next(&shape, device)? * scheduler.init_noise_sigma())?;
+        let (rows, columns) = (settings.height / space.scale, settings.width / space.scale);
+        let image = settings.image.as_ref();
+        let encode = |image: &FirstImage, noise: &mut Noise| {
+            pipeline.encode(&to_colours(&image.picture, device)?, noise, watch)
+        };
+        let own = image.map(|image| encode(image, &mut noise)).transpose()?;
+        let drawn = noise.next(&[1, space.channels, rows, columns], device)?;
+        let begins_anew = image.is_none_or(|image| image.mask.is_some() && image.strength == 1.0);
+        let latents = match &own {
+            Some(own) if !begins_anew => scheduler.add_noise(0, own, &drawn)?,
+            _ => (&drawn * scheduler.init_noise_sigma())?,
+        };
+        let kept = match (own, image.and_then(|image| image.mask.as_ref())) {
+            (Some(latents), Some(mask)) => {
+                let mask: Vec<f32> = mask.iter().map(|anew| f32::from(u8::from(*anew))).collect();
+                Some(Kept {
+                    latents,
+                    noise: drawn,
+                    mask: Tensor::from_vec(mask, (1, 1, rows, columns), device)?,
+                })
+            }
+            _ => None,
+        };
         let conditioning = pipeline.encode_prompt(settings, watch)?;
         let preview_scale = settings.preview.then_some(space.scale);
-        Ok(Self { latents, conditioning, scheduler, noise, calls: 0, preview_scale })
+        Ok(Self { latents, conditioning, scheduler, noise, calls: 0, preview_scale, kept })
     }
 
     /// Calls the network once, or the decoder after the last step.
@@ -61,6 +105,9 @@ impl DenoisingLoop {
         let original = self.preview_scale.map(|_| original()).transpose()?;
         self.latents = self.scheduler.step(call, &prediction, &self.latents, &mut self.noise)?;
         self.calls += 1;
+        if let Some(kept) = &self.kept {
+            self.latents = kept.put(&self.latents, self.calls, self.scheduler.as_ref())?;
+        }
         // After the last step the latents have no noise left.
         let original = if self.calls == of { Some(&self.latents) } else { original.as_ref() };
         let preview = match (self.preview_scale, original) {

@@ -160,11 +160,12 @@ impl FlowSchedule {
             let reason = format!("the scheduler {wanted:?} is unknown; this model is painted with {NAME}");
             return Err(Error::InvalidInput(reason));
         }
-        let sigmas = self.sigmas(range, settings.steps.max(1), patches);
+        let mut sigmas = self.sigmas(range, settings.steps.max(1), patches);
         if let Some(sigma) = sigmas.iter().find(|sigma| !(0.0..=1.0 + 1e-6).contains(*sigma)) {
             let reason = format!("its shift makes a noise level of {sigma}; 0 to 1 can be computed with");
             return Err(invalid(&self.path, reason));
         }
+        sigmas.drain(..settings.skipped(true)?.min(sigmas.len()));
         Ok(Box::new(FlowMatchEuler::new(&self.config, sigmas)))
     }
 
@@ -298,6 +299,11 @@ impl FlowMatchEuler {
 impl Scheduler for FlowMatchEuler {
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    fn add_noise(&self, call: usize, latents: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        let sigma = self.sigma(call);
+        Ok(((latents * (1.0 - sigma))? + (noise * sigma)?)?)
     }
 
     fn step(

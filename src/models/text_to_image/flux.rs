@@ -12,6 +12,7 @@ use super::clip::{self, Pooling, PromptEncoder, PromptEncoderConfig};
 use super::flow_match::{FlowSchedule, SigmaRange};
 use super::latent_decoder::{Decoder, DecoderConfig};
 use super::layers::ScopedReader;
+use super::noise::Noise;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
 };
@@ -171,6 +172,10 @@ impl Pipeline for LoadedFlux {
         let times = (timestep, conditioning.guidance);
         let prediction = self.transformer.forward(&latents.i(0)?, times, &text, pooled, watch)?;
         Ok(prediction.unsqueeze(0)?)
+    }
+
+    fn encode(&self, colours: &Tensor, noise: &mut Noise, watch: &Watch<'_>) -> Result<Tensor> {
+        self.autoencoder.encode(colours, noise, watch)
     }
 
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {

@@ -1,4 +1,4 @@
-//! Decoders of latents into pictures: the autoencoder in the folder `vae`, large or tiny, and beside it a tiny one in the
+//! Decoders of latents into pictures, and encoders of pictures: the autoencoder in the folder `vae`, large or tiny, and beside it a tiny one in the
 //! folder `taesd`, which a repository may have for previews.
 
 use candle_core::{Device, Tensor};
@@ -6,10 +6,11 @@ use model_actors::{Bytes, LoadContext};
 
 use super::autoencoder::{self, Autoencoder, AutoencoderConfig};
 use super::layers::ScopedReader;
+use super::noise::Noise;
 use super::pipeline::Watch;
 use super::repository::{Component, ComponentWeights, Repository, invalid};
 use super::tiny_autoencoder::{self, TinyAutoencoder, TinyConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const FOLDER: &str = autoencoder::COMPONENT.folder;
 
@@ -124,6 +125,24 @@ enum Loaded {
 }
 
 impl Decoder {
+    /// Draws latents as a scheduler has them, `(1, channels, height / scale, width / scale)`, for colours `(1, 3, height,
+    /// width)` from -1 to 1.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for a model without an encoder.
+    pub(super) fn encode(&self, colours: &Tensor, noise: &mut Noise, watch: &Watch<'_>) -> Result<Tensor> {
+        let encoded = match &self.picture {
+            Loaded::Large(autoencoder) => autoencoder.encode(colours, noise, watch)?,
+            Loaded::Tiny(_) => None,
+        };
+        encoded.ok_or_else(|| {
+            Error::InvalidInput(
+                "this model begins with no image: its files have no encoder of images that is read here"
+                    .into(),
+            )
+        })
+    }
+
     /// Decodes latents as the scheduler left them, `(batch, channels, height, width)`, to colours `(batch, 3,
     /// height · scale, width · scale)`.
     pub(super) fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {

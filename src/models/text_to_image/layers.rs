@@ -70,7 +70,13 @@ impl<'a> ScopedReader<'a> {
         Convolution::new(&weight, self.tensor("bias", &[out_channels])?, stride, 1)
     }
 
-    /// The same without a bias.
+    /// The same without padding, from as many channels to as many.
+    pub(super) fn unpadded_convolution(&self, channels: usize, stride: usize) -> Result<Convolution> {
+        let weight = self.tensor("weight", &[channels, channels, 3, 3])?;
+        Convolution::new(&weight, self.tensor("bias", &[channels])?, stride, 0)
+    }
+
+    /// A padded one without a bias.
     pub(super) fn convolution_without_bias(
         &self,
         in_channels: usize,

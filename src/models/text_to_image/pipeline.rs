@@ -3,7 +3,7 @@
 //! of one image. The names are those of diffusers, and so are the meanings.
 
 use candle_core::{Device, Tensor};
-use model_actors::{Bytes, LoadContext};
+use model_actors::{Bytes, LoadContext, Picture};
 
 use super::noise::Noise;
 use super::repository::{Component, ComponentWeights, Repository};
@@ -48,6 +48,12 @@ pub(super) trait Pipeline: Send + Sync {
         conditioning: &Conditioning,
         watch: &Watch<'_>,
     ) -> Result<Tensor>;
+    /// Encodes colours `(1, 3, height, width)` from -1 to 1 to latents `(1, channels, height, width)` as its scheduler has
+    /// them, which are drawn from a distribution.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for a model without an encoder.
+    fn encode(&self, colours: &Tensor, noise: &mut Noise, watch: &Watch<'_>) -> Result<Tensor>;
     /// Decodes latents `(1, channels, height, width)` to colours `(1, 3, height, width)` from -1 to 1; what
     /// is beyond has to be cut off.
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor>;
@@ -70,6 +76,8 @@ pub(super) trait Scheduler: Send {
     fn scale_model_input(&self, _call: usize, latents: &Tensor) -> Result<Tensor> {
         Ok(latents.clone())
     }
+    /// Adds noise to latents that have none, as much as there is when a call begins.
+    fn add_noise(&self, call: usize, latents: &Tensor, noise: &Tensor) -> Result<Tensor>;
     /// Takes one step: from the latents before a call and its prediction to the latents after it. Calls come
     /// in order, each once.
     fn step(
@@ -117,9 +125,38 @@ pub(super) struct Settings {
     pub(super) guidance: f64,
     pub(super) scheduler: Option<String>,
     pub(super) preview: bool,
+    /// The image to begin with, if any.
+    pub(super) image: Option<FirstImage>,
+}
+
+/// The image that painting begins with, of the settings' size.
+#[derive(Debug, Clone)]
+pub(super) struct FirstImage {
+    pub(super) picture: Picture,
+    /// The part of the steps that are taken, above 0 to 1.
+    pub(super) strength: f64,
+    /// What is to be painted anew: true for each latent, row by row.
+    pub(super) mask: Option<Vec<bool>>,
 }
 
 impl Settings {
+    /// The number of steps at the beginning of a schedule that are left out. The part of a step that a strength may ask for
+    /// is left out too, or taken whole.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if no step is left.
+    pub(super) fn skipped(&self, takes_part_whole: bool) -> Result<usize> {
+        let Some(FirstImage { strength, .. }) = self.image else { return Ok(0) };
+        // A strength is given in 32 bits, so that 0.7 of 10 is a little more or less than 7.
+        let taken = (self.steps as f64 * strength * 1e4).round() / 1e4;
+        let taken = if takes_part_whole { taken.ceil() } else { taken.floor() } as usize;
+        if taken == 0 {
+            let reason = format!("a strength of {strength} leaves none of {} steps", self.steps);
+            return Err(Error::InvalidInput(reason));
+        }
+        Ok(self.steps.saturating_sub(taken))
+    }
+
     /// The prompts to encode for classifier-free guidance: the negative one first, which is empty where the
     /// request has none. Without guidance the prompt alone.
     pub(super) fn prompts(&self) -> Vec<&str> {

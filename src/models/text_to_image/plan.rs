@@ -4,10 +4,12 @@
 use std::sync::Arc;
 
 use candle_core::Device;
-use model_actors::{Bytes, Capability as _, Footprint, LoadContext, LoadStage, PaintImage, TextToImage};
+use model_actors::{
+    Bytes, Capability as _, Footprint, ImageSource, LoadContext, LoadStage, PaintImage, Picture, TextToImage,
+};
 use serde_json::json;
 
-use super::pipeline::{Architecture, Pipeline, Settings};
+use super::pipeline::{Architecture, FirstImage, Pipeline, Settings};
 use super::repository::{ComponentWeights, Repository};
 use super::{CAPABILITY, FAMILIES};
 use crate::architecture;
@@ -15,10 +17,14 @@ use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::limits::MAX_PAINTED_PIXELS;
 use crate::loader::{self, GenerationSettings};
+use crate::preprocessing::{Filter, resize};
 use crate::source::Files;
 
 /// Memory that gemm, the patches of convolutions and the allocator keep for a worker.
 const WORKER_SCRATCH: Bytes = Bytes::mib(16);
+
+/// The part of the steps that are taken from an image, unless a request says otherwise.
+const STRENGTH: f32 = 0.8;
 
 /// A text to image model whose weights are not loaded.
 pub(crate) struct TextToImagePlan {
@@ -95,8 +101,19 @@ impl TextToImagePlan {
     pub(super) fn settings(&self, request: &PaintImage) -> Result<Settings> {
         TextToImage::check(request).map_err(Error::from)?;
         let defaults = self.architecture.defaults();
-        let (width, height) = request.size.unwrap_or((defaults.width, defaults.height));
+        let space = self.architecture.latent_space();
+        let image = request.image.as_ref().map(pixels).transpose()?;
+        let own =
+            image.map(|it| (it.width - it.width % space.multiple, it.height - it.height % space.multiple));
+        let (width, height) = request.size.or(own).unwrap_or((defaults.width, defaults.height));
         self.check_size(width, height)?;
+        let mask = request.mask.as_ref().map(pixels).transpose()?;
+        let mask = mask.map(|mask| mask_of_latents(mask, (width, height), space.scale)).transpose()?;
+        let strength = request.strength.unwrap_or(if mask.is_some() { 1.0 } else { STRENGTH });
+        let first_image = |image| {
+            let picture = resize(image, width, height, Filter::Lanczos)?;
+            Ok::<_, Error>(FirstImage { picture, strength: f64::from(strength), mask })
+        };
         Ok(Settings {
             prompt: request.prompt.clone(),
             negative_prompt: request.negative_prompt.clone(),
@@ -106,6 +123,7 @@ impl TextToImagePlan {
             guidance: request.guidance.map_or(defaults.guidance, f64::from),
             scheduler: request.scheduler.clone(),
             preview: request.preview,
+            image: image.map(first_image).transpose()?,
         })
     }
 
@@ -124,4 +142,28 @@ impl TextToImagePlan {
         }
         Ok(())
     }
+}
+
+/// The pixels of an image that the caller's handle has decoded.
+fn pixels(image: &ImageSource) -> Result<&Picture> {
+    let undecoded = || Error::InvalidInput("the image is not decoded yet: give its pixels".to_owned());
+    image.pixels().ok_or_else(undecoded)
+}
+
+/// The mask of latents: that of the picture's size, of which each latent takes the pixel in its first corner, as the
+/// reference's nearest neighbour is. A pixel counts as white from the middle on.
+fn mask_of_latents(mask: &Picture, (width, height): (usize, usize), scale: usize) -> Result<Vec<bool>> {
+    let mask = resize(mask, width, height, Filter::Lanczos)?;
+    let is_white = |row: usize, column: usize| {
+        let first = (row * width + column) * 3;
+        mask.rgb.get(first..first + 3).is_some_and(|rgb| luma(rgb) >= 128)
+    };
+    let places = (0..height / scale).flat_map(|row| (0..width / scale).map(move |column| (row, column)));
+    Ok(places.map(|(row, column)| is_white(row * scale, column * scale)).collect())
+}
+
+/// Brightness of a pixel, as Pillow's mode `L` has it.
+fn luma(rgb: &[u8]) -> u32 {
+    let weights = [19_595, 38_470, 7_471];
+    (rgb.iter().zip(weights).map(|(byte, weight)| u32::from(*byte) * weight).sum::<u32>() + 0x8000) >> 16
 }

@@ -103,6 +103,11 @@ impl PredictionType {
     }
 }
 
+/// Latents with noise, at a timestep of this cumulative product of alphas.
+fn with_noise(alpha_cumprod: f64, latents: &Tensor, noise: &Tensor) -> Result<Tensor> {
+    Ok(((latents * alpha_cumprod.sqrt())? + (noise * (1.0 - alpha_cumprod).sqrt())?)?)
+}
+
 /// Noise level after the last step (`final_sigmas_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -251,13 +256,18 @@ impl Schedule {
             let reason = format!("{steps} steps are asked for; this model's schedule has 1 to {most}");
             return Err(Error::InvalidInput(reason));
         }
+        if solver == Solver::Lcm {
+            // Its timesteps are chosen anew from the part that is taken.
+            let strength = settings.image.as_ref().map_or(1.0, |image| image.strength);
+            return Ok(Box::new(lcm::Lcm::new(self, steps, strength)?));
+        }
+        let skipped = settings.skipped(false)?;
         Ok(match solver {
-            Solver::Ddim => Box::new(ddim::Ddim::new(self, steps)),
-            Solver::Pndm => Box::new(pndm::Pndm::new(self, steps)),
-            Solver::Euler => Box::new(euler::Euler::plain(self, steps)),
-            Solver::EulerAncestral => Box::new(euler::Euler::ancestral(self, steps)),
-            Solver::Dpm => Box::new(dpm::Dpm::new(self, steps)),
-            Solver::Lcm => Box::new(lcm::Lcm::new(self, steps)?),
+            Solver::Ddim => Box::new(ddim::Ddim::new(self, steps, skipped)),
+            Solver::Pndm => Box::new(pndm::Pndm::new(self, steps, skipped)),
+            Solver::Euler => Box::new(euler::Euler::plain(self, steps, skipped)),
+            Solver::EulerAncestral => Box::new(euler::Euler::ancestral(self, steps, skipped)),
+            Solver::Dpm | Solver::Lcm => Box::new(dpm::Dpm::new(self, steps, skipped)),
         })
     }
 

@@ -10,6 +10,7 @@ use super::clip::{self, EncodedPrompts, Pooling, PromptEncoder, PromptEncoderCon
 use super::flow_match::{FlowSchedule, SigmaRange};
 use super::latent_decoder::{Decoder, DecoderConfig};
 use super::layers::ScopedReader;
+use super::noise::Noise;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
 };
@@ -219,6 +220,10 @@ impl Pipeline for LoadedStableDiffusion3 {
         };
         let rows: Vec<Tensor> = (0..text.dim(0)?).map(predict).collect::<Result<_>>()?;
         Ok(Tensor::stack(&rows, 0)?)
+    }
+
+    fn encode(&self, colours: &Tensor, noise: &mut Noise, watch: &Watch<'_>) -> Result<Tensor> {
+        self.autoencoder.encode(colours, noise, watch)
     }
 
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {

@@ -8,6 +8,7 @@ use model_actors::{Bytes, LoadContext};
 use super::clip::{self, Pooling, PromptEncoder, PromptEncoderConfig};
 use super::latent_decoder::{Decoder, DecoderConfig};
 use super::layers::ScopedReader;
+use super::noise::Noise;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
 };
@@ -111,6 +112,10 @@ impl Pipeline for LoadedStableDiffusion {
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
         self.network.predict(latents, timestep, conditioning, watch)
+    }
+
+    fn encode(&self, colours: &Tensor, noise: &mut Noise, watch: &Watch<'_>) -> Result<Tensor> {
+        self.network.autoencoder.encode(colours, noise, watch)
     }
 
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {

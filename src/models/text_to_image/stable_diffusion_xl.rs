@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::clip::{self, EncodedPrompts, Pooling, PromptEncoder, PromptEncoderConfig};
 use super::layers::SinusoidalEmbedding;
+use super::noise::Noise;
 use super::pipeline::{
     Architecture, Conditioning, Defaults, LatentSpace, Pipeline, Read, Scheduler, Settings, Watch,
 };
@@ -170,6 +171,10 @@ impl Pipeline for LoadedStableDiffusionXl {
         watch: &Watch<'_>,
     ) -> Result<Tensor> {
         self.network.predict(latents, timestep, conditioning, watch)
+    }
+
+    fn encode(&self, colours: &Tensor, noise: &mut Noise, watch: &Watch<'_>) -> Result<Tensor> {
+        self.network.autoencoder.encode(colours, noise, watch)
     }
 
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {

@@ -12,6 +12,7 @@ use model_actors::{
 };
 
 use super::model::TextToImageModel;
+use super::noise::Noise;
 use super::pipeline::{Conditioning, Pipeline, Scheduler, Settings, Watch};
 use super::plan::LoadedModel;
 use crate::error::Result;
@@ -45,6 +46,10 @@ impl Pipeline for GatedPipeline {
         // Nobody sends once the test is over.
         self.permits.lock().unwrap_or_else(PoisonError::into_inner).recv().ok();
         self.inner.predict(latents, timestep, conditioning, watch)
+    }
+
+    fn encode(&self, colours: &Tensor, noise: &mut Noise, watch: &Watch<'_>) -> Result<Tensor> {
+        self.inner.encode(colours, noise, watch)
     }
 
     fn decode(&self, latents: &Tensor, watch: &Watch<'_>) -> Result<Tensor> {

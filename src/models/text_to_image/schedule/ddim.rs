@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::super::noise::Noise;
 use super::super::pipeline::Scheduler;
-use super::{PredictionType, Schedule, TimestepSpacing};
+use super::{PredictionType, Schedule, TimestepSpacing, with_noise};
 use crate::error::Result;
 
 /// `DDIMScheduler` of diffusers.
@@ -18,11 +18,12 @@ pub(super) struct Ddim {
 }
 
 impl Ddim {
-    pub(super) fn new(schedule: &Schedule, steps: usize) -> Self {
+    /// Leaves out the first steps.
+    pub(super) fn new(schedule: &Schedule, steps: usize, skipped: usize) -> Self {
         let config = &schedule.config;
         let timesteps =
             schedule.timesteps(steps, config.timestep_spacing.unwrap_or(TimestepSpacing::Leading));
-        let timesteps: Vec<f64> = timesteps.into_iter().map(f64::round_ties_even).collect();
+        let timesteps: Vec<f64> = timesteps.into_iter().skip(skipped).map(f64::round_ties_even).collect();
         let first = schedule.alpha_cumprod_at(0, 1.0);
         let end = if config.set_alpha_to_one.unwrap_or(true) { 1.0 } else { first };
         let stride = (schedule.alphas_cumprod.len() / steps) as i64;
@@ -61,6 +62,10 @@ impl Ddim {
 impl Scheduler for Ddim {
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    fn add_noise(&self, call: usize, latents: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        with_noise(self.around(call).0, latents, noise)
     }
 
     fn step(&mut self, call: usize, prediction: &Tensor, latents: &Tensor, _: &mut Noise) -> Result<Tensor> {

@@ -38,12 +38,15 @@ pub(super) struct Dpm {
 }
 
 impl Dpm {
-    pub(super) fn new(schedule: &Schedule, steps: usize) -> Self {
+    /// Leaves out the first steps, which count for the order of the last ones all the same.
+    pub(super) fn new(schedule: &Schedule, steps: usize, skipped: usize) -> Self {
         let config = &schedule.config;
-        let (timesteps, mut sigmas) = levels(schedule, steps);
+        let (mut timesteps, mut sigmas) = levels(schedule, steps);
         sigmas.push(schedule.final_sigma());
         let few = config.lower_order_final && timesteps.len() < FEW;
         let first_order_last = config.euler_at_final || few || config.final_sigmas_type == FinalSigma::Zero;
+        timesteps.drain(..skipped.min(timesteps.len()));
+        sigmas.drain(..skipped.min(sigmas.len()));
         Self {
             timesteps,
             sigmas,
@@ -124,6 +127,11 @@ impl Level {
 impl Scheduler for Dpm {
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    fn add_noise(&self, call: usize, latents: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        let level = self.level(call);
+        Ok(((latents * level.alpha)? + (noise * level.sigma)?)?)
     }
 
     fn step(&mut self, call: usize, prediction: &Tensor, latents: &Tensor, _: &mut Noise) -> Result<Tensor> {

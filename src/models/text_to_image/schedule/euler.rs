@@ -25,7 +25,8 @@ enum Variant {
 }
 
 impl Euler {
-    pub(super) fn plain(schedule: &Schedule, steps: usize) -> Self {
+    /// Leaves out the first steps, as the ancestral form does.
+    pub(super) fn plain(schedule: &Schedule, steps: usize, skipped: usize) -> Self {
         let (mut timesteps, mut sigmas) = levels(schedule, steps);
         if schedule.config.use_karras_sigmas.unwrap_or(false)
             && let (Some(most), Some(least)) = (sigmas.first(), sigmas.last())
@@ -35,18 +36,25 @@ impl Euler {
             timesteps = sigmas.iter().map(|sigma| schedule.timestep_of(*sigma, &all)).collect();
         }
         sigmas.push(schedule.final_sigma());
-        Self::new(schedule, timesteps, sigmas, Variant::Plain)
+        Self::new(schedule, timesteps, sigmas, Variant::Plain).after(skipped)
     }
 
-    pub(super) fn ancestral(schedule: &Schedule, steps: usize) -> Self {
+    pub(super) fn ancestral(schedule: &Schedule, steps: usize, skipped: usize) -> Self {
         let (timesteps, mut sigmas) = levels(schedule, steps);
         sigmas.push(0.0);
-        Self::new(schedule, timesteps, sigmas, Variant::Ancestral)
+        Self::new(schedule, timesteps, sigmas, Variant::Ancestral).after(skipped)
     }
 
     fn new(schedule: &Schedule, timesteps: Vec<f64>, sigmas: Vec<f64>, variant: Variant) -> Self {
         let spacing = schedule.config.timestep_spacing.unwrap_or(TimestepSpacing::Linspace);
         Self { timesteps, sigmas, spacing, prediction_type: schedule.config.prediction_type, variant }
+    }
+
+    /// The schedule without its first steps.
+    fn after(mut self, skipped: usize) -> Self {
+        self.timesteps.drain(..skipped.min(self.timesteps.len()));
+        self.sigmas.drain(..skipped.min(self.sigmas.len()));
+        self
     }
 
     /// The noise levels before and after a call.
@@ -83,6 +91,10 @@ impl Scheduler for Euler {
     fn scale_model_input(&self, call: usize, latents: &Tensor) -> Result<Tensor> {
         let (sigma, _) = self.around(call);
         Ok((latents / (sigma * sigma + 1.0).sqrt())?)
+    }
+
+    fn add_noise(&self, call: usize, latents: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        Ok((latents + (noise * self.around(call).0)?)?)
     }
 
     fn step(

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 
 use super::super::noise::Noise;
 use super::super::pipeline::Scheduler;
-use super::{PredictionType, Schedule};
+use super::{PredictionType, Schedule, with_noise};
 use crate::error::{Error, Result};
 
 /// Standard deviation of the data that the boundary condition assumes (`sigma_data`).
@@ -24,11 +24,14 @@ pub(super) struct Lcm {
 }
 
 impl Lcm {
+    /// Chooses so many steps among the last ones of the distillation, of which the strength is the part.
+    ///
     /// # Errors
-    /// [`Error::InvalidInput`] for more steps than the distillation had.
-    pub(super) fn new(schedule: &Schedule, steps: usize) -> Result<Self> {
+    /// [`Error::InvalidInput`] for more steps than that part of the distillation has.
+    pub(super) fn new(schedule: &Schedule, steps: usize, strength: f64) -> Result<Self> {
         let config = &schedule.config;
-        let original = config.original_inference_steps;
+        let all = config.original_inference_steps;
+        let original = ((all as f64 * strength * 1e4).round() / 1e4) as usize;
         if steps > original {
             let reason = format!(
                 "{steps} steps are asked for; a latent consistency model takes at most those of its distillation, \
@@ -37,7 +40,7 @@ impl Lcm {
             return Err(Error::InvalidInput(reason));
         }
         // The timesteps of the distillation, of which some are chosen at even distances.
-        let stride = schedule.alphas_cumprod.len() / original.max(1);
+        let stride = schedule.alphas_cumprod.len() / all.max(1);
         let distance = original as f64 / steps.max(1) as f64;
         let timestep = |step: usize| {
             let skipped = ((step as f64 * distance).floor() as usize).min(original.saturating_sub(1));
@@ -61,6 +64,10 @@ impl Lcm {
 impl Scheduler for Lcm {
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    fn add_noise(&self, call: usize, latents: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        with_noise(self.alpha_cumprod(call), latents, noise)
     }
 
     fn step(

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 
 use super::super::noise::Noise;
 use super::super::pipeline::Scheduler;
-use super::{PredictionType, Schedule, TimestepSpacing};
+use super::{PredictionType, Schedule, TimestepSpacing, with_noise};
 use crate::error::Result;
 
 /// Predictions that a step is made of, its own included.
@@ -24,7 +24,8 @@ pub(super) struct Pndm {
 }
 
 impl Pndm {
-    pub(super) fn new(schedule: &Schedule, steps: usize) -> Self {
+    /// Leaves out the first calls. The reference then begins with a step made twice too, whichever timesteps come first.
+    pub(super) fn new(schedule: &Schedule, steps: usize, skipped: usize) -> Self {
         let config = &schedule.config;
         let mut timesteps =
             schedule.timesteps(steps, config.timestep_spacing.unwrap_or(TimestepSpacing::Leading));
@@ -32,6 +33,7 @@ impl Pndm {
         if let Some(second) = timesteps.get(1).copied() {
             timesteps.insert(1, second);
         }
+        timesteps.drain(..skipped.min(timesteps.len()));
         let end =
             if config.set_alpha_to_one.unwrap_or(false) { 1.0 } else { schedule.alpha_cumprod_at(0, 1.0) };
         let stride = (schedule.alphas_cumprod.len() / steps) as i64;
@@ -49,6 +51,13 @@ impl Pndm {
             past: Vec::new(),
             start: None,
         }
+    }
+
+    /// Cumulative product of alphas at the timestep of a call.
+    fn now(&self, call: usize) -> f64 {
+        let (from, to) = self.alphas_cumprod.get(call).copied().unwrap_or((1.0, 1.0));
+        // The second call is made at the timestep that it goes to.
+        if call == 1 { to } else { from }
     }
 
     /// Combines the last predictions to that of a step.
@@ -82,6 +91,10 @@ impl Scheduler for Pndm {
         &self.timesteps
     }
 
+    fn add_noise(&self, call: usize, latents: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        with_noise(self.now(call), latents, noise)
+    }
+
     fn step(&mut self, call: usize, prediction: &Tensor, latents: &Tensor, _: &mut Noise) -> Result<Tensor> {
         let (now, then) = self.alphas_cumprod.get(call).copied().unwrap_or((1.0, 1.0));
         let combined = self.combine(call, prediction)?;
@@ -102,9 +115,6 @@ impl Scheduler for Pndm {
     }
 
     fn predict_original(&self, call: usize, prediction: &Tensor, latents: &Tensor) -> Result<Tensor> {
-        let (from, to) = self.alphas_cumprod.get(call).copied().unwrap_or((1.0, 1.0));
-        // The second call is made at the timestep that it goes to.
-        let now = if call == 1 { to } else { from };
-        self.prediction_type.predict_original(now, prediction, latents)
+        self.prediction_type.predict_original(self.now(call), prediction, latents)
     }
 }
