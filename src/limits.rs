@@ -53,7 +53,7 @@
 //! | tiles along a side that Idefics3 splits an image into | `MAX_TILES_ALONG` of `models/vision/idefics3/split.rs`, 16 | `InvalidConfig` |
 //! | tiles that LLaVA cuts an image into | `MAX_TILES` of `models/vision/llava/tiles.rs`, 64 | `InvalidInput` |
 //! | crops that Moondream cuts an image into | `MAX_CROPS` of `models/vision/moondream/crops.rs`, 64 | `InvalidConfig` |
-//! | tasks that an embedder has adapters for | `MAX_TASKS` of `models/text_embedding/jina_v3.rs`, 64 | `InvalidConfig` |
+//! | tasks that an embedder has adapters for | `MAX_TASKS` of `models/text_embedding/adapters.rs`, 64 | `InvalidConfig` |
 //! | how many times longer one side may be for Qwen-VL | `MAX_ASPECT` of `models/vision/qwen_vl/resize.rs`, 200 | `InvalidInput` |
 //! | threads of a worker, and `decoders` and `downloads` of images | 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
 //! | tokens that a worker's caches hold | `kv_cache_tokens` of [`GenerationLimits`], 128 to [`MAX_CACHE_TOKENS`], 16,777,216 | [`InvalidSetting`] |

@@ -129,6 +129,9 @@ impl WeightFiles {
 
     /// As [`WeightFiles::open`], for files of this name in place of `model`.
     pub(crate) fn open_named(files: &Files, folder: &str, name: &str, context: &LoadContext) -> Result<Self> {
+        if name == NAME && files.unread == Unread::Refused {
+            refuse_adapter(files, folder, context)?;
+        }
         let weights = Self::find(files, folder, name, context)?;
         quantised::check_names(weights.entries.keys(), files, folder, context)?;
         Ok(weights)
@@ -265,6 +268,20 @@ impl WeightFiles {
         context: &'a LoadContext,
     ) -> WeightReader<'a> {
         WeightReader { weights: self, prefix, device, context }
+    }
+}
+
+/// Refuses a folder whose weights an adapter beside them changes, as PEFT has it: transformers loads it without a word.
+fn refuse_adapter(files: &Files, folder: &str, context: &LoadContext) -> Result<()> {
+    const FILE: &str = "adapter_config.json";
+    match files.optional(&format!("{folder}{FILE}"), context)? {
+        Some(file) => Err(Error::UnsupportedSetting {
+            file,
+            what: "the adapter".into(),
+            found: FILE.into(),
+            supported: "weights that an adapter is merged into".into(),
+        }),
+        None => Ok(()),
     }
 }
 

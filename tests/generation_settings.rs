@@ -5,7 +5,7 @@
 mod common;
 
 use candle_actors::{
-    CallOptions, Completion, FinishReason, GenerateText, ModelHandle, Prompt, Sampling, Source,
+    CallOptions, Completion, FinishReason, GenerateText, LoadOptions, ModelHandle, Prompt, Sampling, Source,
     StandaloneModel, TextChunk, TextGenerationModel, TextToText, TokenLogprobs,
 };
 use common::text::{counted, expected, family, load, one_worker};
@@ -154,4 +154,29 @@ fn the_sampling_of_the_files_is_taken_where_a_request_asks_for_it() {
     let greedy = text(Sampling::default());
     assert_ne!(text(Sampling::of_model()), greedy);
     assert_eq!(text(Sampling::of_model().with_temperature(0.0)), greedy);
+}
+
+/// A file that samples by a setting that is not read is told of where a request asks for its sampling, and only there.
+#[test]
+fn a_sampling_of_the_files_that_is_not_read_is_refused_where_it_is_asked_for() {
+    let folder = TempDir::new().unwrap();
+    for entry in std::fs::read_dir(family("llama")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let written = r#"{"do_sample": true, "temperature": 0.9, "typical_p": 0.2}"#;
+    std::fs::write(folder.path().join("generation_config.json"), written).unwrap();
+    let source = Source::directory(folder.path());
+    let ask = |model: &TextGenerationModel, sampling: Sampling| {
+        let request = GenerateText::from("The cat").with_max_tokens(3).with_sampling(sampling);
+        model.generate(&[request]).map(drop)
+    };
+    let model = TextGenerationModel::load(source.clone()).unwrap();
+    let refused = ask(&model, Sampling::of_model()).unwrap_err().to_string();
+    assert!(refused.contains("typical_p"), "{refused}");
+    ask(&model, Sampling::of_model().with_temperature(0.0)).unwrap();
+    ask(&model, Sampling::default()).unwrap();
+    let allowed = LoadOptions::default().with_allow_unread(true);
+    let model = TextGenerationModel::load_with(source, allowed).unwrap();
+    ask(&model, Sampling::of_model()).unwrap();
 }

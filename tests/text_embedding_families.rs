@@ -209,6 +209,7 @@ fn every_setting_changes_the_vectors() {
             "lora_adaptations",
             json!(["separation", "retrieval.passage", "retrieval.query"]),
         ),
+        ("jina_v5", "task_names", json!(["text-matching", "retrieval"])),
         ("jina_bert", "num_attention_heads", json!(9)),
         ("jina_bert", "feed_forward_type", json!("reglu")),
         ("nomic_bert", "rotary_emb_base", json!(990)),
@@ -333,6 +334,38 @@ fn the_files_around_a_model_count_as_in_sentence_transformers() {
     assert!(named("other").is_err());
 }
 
+/// Settings of an adapter in a folder of its own.
+#[test]
+fn an_adapter_that_is_more_than_two_matrices_is_refused_by_the_setting() {
+    let name = "adapters/retrieval/adapter_config.json";
+    let own: Value = serde_json::from_slice(&std::fs::read(folder("jina_v5").join(name)).unwrap()).unwrap();
+    let with = |setting: &str, value: Value| {
+        let copy = tempfile::tempdir().unwrap();
+        changed_into("jina_v5", copy.path(), |_| {});
+        let mut changed = own.clone();
+        changed[setting] = value;
+        std::fs::remove_file(copy.path().join(name)).unwrap();
+        std::fs::write(copy.path().join(name), changed.to_string()).unwrap();
+        TextEmbeddingModel::load(Source::directory(copy.path())).err()
+    };
+    assert!(with("lora_dropout", json!(0.3)).is_none());
+    for (setting, value) in [
+        ("use_dora", json!(true)),
+        ("bias", json!("all")),
+        ("modules_to_save", json!(["embed_tokens"])),
+        ("rank_pattern", json!({"q_proj": 4})),
+        ("peft_type", json!("IA3")),
+    ] {
+        let refused = with(setting, value).unwrap();
+        assert!(
+            matches!(&refused, Error::UnreadSetting { setting: named, .. } if named == setting),
+            "{refused}"
+        );
+    }
+    assert!(matches!(with("r", json!(0)), Some(Error::InvalidConfig { .. })));
+    assert!(matches!(with("r", json!(5)), Some(Error::ShapeMismatch { .. })));
+}
+
 fn unit(vector: &[f32]) -> Vec<f32> {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     vector.iter().map(|x| x / length).collect()
@@ -370,6 +403,8 @@ fn contradictory_settings_are_named() {
         ("stella_400m", "rope_scaling", json!({"type": "ntk", "factor": 0})),
         ("gte_qwen2", "num_attention_heads", json!(0)),
         ("qwen3", "num_key_value_heads", json!(0)),
+        ("jina_v5", "task_names", json!([])),
+        ("jina_v5", "task_names", json!(["../retrieval"])),
         ("jina_v3_adapters", "lora_rank", json!(0)),
         ("jina_v3_adapters", "lora_adaptations", json!([])),
         ("nv_embed", "latent_attention_config", json!({"num_cross_heads": 0, "latent_dim": 32})),

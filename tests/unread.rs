@@ -105,6 +105,24 @@ fn tables(config: &Value) -> Vec<String> {
     std::iter::once(String::new()).chain(all).collect()
 }
 
+/// An adapter beside the weights, which transformers loads where PEFT is installed.
+#[test]
+fn an_adapter_beside_the_weights_is_refused_by_its_file() {
+    for (capability, family) in [
+        ("text_embedding", "bert"),
+        ("reranking", "bert"),
+        ("text_to_text", "llama"),
+        ("image_embedding", "clip"),
+        ("vision", "blip"),
+    ] {
+        let own = copy(&common::root().join("tests/fixtures").join(capability).join(family));
+        std::fs::write(own.path().join("adapter_config.json"), r#"{"peft_type": "LORA"}"#).unwrap();
+        let refused = load(capability, own.path(), LoadOptions::default()).unwrap_err();
+        assert!(refused.to_string().contains("adapter_config.json"), "{capability}: {refused}");
+        load(capability, own.path(), LoadOptions::default().with_allow_unread(true)).unwrap();
+    }
+}
+
 #[test]
 fn a_setting_that_nothing_reads_is_refused_in_every_family() {
     let mut count = 0;

@@ -144,6 +144,7 @@ const DECODERS: &[&str] = &[
     "qwen3_5_text",
     "qwen3_5_moe",
     "qwen3_5_moe_text",
+    "jina_embeddings_v5",
     "phi",
     "phi3",
     "phimoe",
@@ -260,6 +261,8 @@ const OF_TYPES: &[OfTypes] = &[
     (&["phimoe"], &[("input_jitter_noise", "*")]),
     // Second names of settings, which the reference implementation does not read.
     (&["gpt_oss"], &[("experts_per_token", "*"), ("initial_context_length", "*")]),
+    // Of the code that the repository brings, which is Qwen3's with adapters.
+    (&["jina_embeddings_v5"], &[("task_names", "*")]),
     // Of the adapters' training.
     (&["xlm-roberta"], &[("lora_main_params_trainable", "*"), ("load_trained_adapters", "true")]),
     // Of the adapters' code, which the base model does without.

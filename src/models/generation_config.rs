@@ -4,9 +4,10 @@
 //! part about the text. Unlike transformers, a model whose files name no end stops at that of its family or tokenizer, since
 //! it would never stop otherwise.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use model_actors::{Cause, LoadContext, Sampling, SamplingDefaults};
+use model_actors::{LoadContext, Sampling, SamplingDefaults};
 use serde_json::Value;
 
 use crate::architecture::refuse_listed;
@@ -16,7 +17,7 @@ use crate::source::{Files, Unread};
 
 /// Settings that change which token is the most likely one, or where a text ends, and that are
 /// not read; each with the value that has no effect. Those of sampling are not here: requests say how tokens are chosen.
-const NOT_READ: [(&str, &str); 20] = [
+const NOT_READ: [(&str, &str); 23] = [
     ("suppress_tokens", "null"),
     ("begin_suppress_tokens", "null"),
     ("bad_words_ids", "null"),
@@ -35,6 +36,9 @@ const NOT_READ: [(&str, &str); 20] = [
     ("encoder_no_repeat_ngram_size", "0"),
     ("encoder_repetition_penalty", "1"),
     ("guidance_scale", "1"),
+    ("penalty_alpha", "0"),
+    ("dola_layers", "null"),
+    ("token_healing", "false"),
     ("num_beams", "1"),
     ("num_beam_groups", "1"),
 ];
@@ -79,12 +83,16 @@ impl GenerationConfig {
                 level.get(name).filter(|value| !value.is_null()).map(|value| (file, value))
             })
         };
+        let mut sampling = ModelSampling::read(|name| first(name).map(|(_, value)| value.clone()));
+        if files.unread == Unread::Allowed {
+            sampling.not_read = None;
+        }
         Ok(Self {
             ends: first("eos_token_id").map(|(file, value)| ends(file, value)).transpose()?,
             repetition_penalty: first("repetition_penalty")
                 .map(|(file, value)| penalty(file, value))
                 .transpose()?,
-            sampling: ModelSampling::read(|name| first(name).map(|(_, value)| value.clone())),
+            sampling,
         })
     }
 
@@ -112,9 +120,14 @@ impl GenerationConfig {
             return Ok(sampling);
         }
         let completed = self.sampling.complete(sampling);
-        let invalid = |cause: Cause| format!("the model's generation_config.json cannot be used: {cause}");
-        completed.check().map_err(|cause| Error::InvalidInput(invalid(cause)))?;
-        Ok(completed)
+        let invalid = |cause: &dyn Display| {
+            Error::InvalidInput(format!("the model's generation_config.json cannot be used: {cause}"))
+        };
+        completed.check().map_err(|cause| invalid(&cause))?;
+        match self.sampling.not_read.filter(|_| completed.temperature != Some(0.0)) {
+            Some(setting) => Err(invalid(&format!("it chooses tokens by {setting}, which is not supported"))),
+            None => Ok(completed),
+        }
     }
 }
 

@@ -16,7 +16,13 @@ pub(crate) struct ModelSampling {
     top_k: Option<usize>,
     top_p: Option<f32>,
     min_p: Option<f32>,
+    /// A setting that chooses tokens too, where the file samples by one that is not read.
+    pub(super) not_read: Option<&'static str>,
 }
+
+/// Settings that choose tokens when a text is sampled and that are not read; each with the number that has no effect.
+const NOT_READ: [(&str, Option<f64>); 4] =
+    [("typical_p", Some(1.0)), ("epsilon_cutoff", Some(0.0)), ("eta_cutoff", Some(0.0)), ("top_h", None)];
 
 impl Default for ModelSampling {
     fn default() -> Self {
@@ -32,6 +38,10 @@ impl ModelSampling {
         let number =
             |name: &str| first(name).map(|value| value.as_f64().map_or(f32::NAN, |value| value as f32));
         let samples = first("do_sample").is_some_and(|value| value.as_bool() == Some(true));
+        let has_effect = |(name, neutral): &(&str, Option<f64>)| {
+            first(name).is_some_and(|value| value.as_f64().is_none() || value.as_f64() != *neutral)
+        };
+        let not_read = NOT_READ.iter().find(|setting| samples && has_effect(setting)).map(|(name, _)| *name);
         let top_k = match first("top_k") {
             None => Some(TOP_K),
             // 0 is none, and what is no number keeps the most probable token alone.
@@ -42,6 +52,7 @@ impl ModelSampling {
             top_k: top_k.filter(|k| *k > 0),
             top_p: number("top_p").filter(|p| *p != 1.0),
             min_p: number("min_p"),
+            not_read,
         }
     }
 
@@ -114,6 +125,18 @@ mod tests {
             (part.temperature, part.top_k, part.top_p, part.seed),
             (Some(0.6), Some(3), Some(0.9), Some(7))
         );
+    }
+
+    #[test]
+    fn what_samples_and_is_not_read_is_known_by_name() {
+        let found = |file: Value| read(&file).not_read;
+        for name in ["typical_p", "epsilon_cutoff", "eta_cutoff", "top_h"] {
+            assert_eq!(found(json!({"do_sample": true, name: 0.3})), Some(name));
+            assert_eq!(found(json!({"do_sample": true, name: "a"})), Some(name));
+            assert_eq!(found(json!({name: 0.3})), None, "{name}");
+        }
+        let off = json!({"do_sample": true, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0, "top_h": null});
+        assert_eq!(found(off), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! actors' model contract. A family's computation is left to its file.
 
 mod encoder;
+mod adapters;
 pub(super) mod bert;
 mod jina_bert;
 mod distilbert;
@@ -19,12 +20,14 @@ mod qwen3;
 mod causal;
 mod gemma3;
 mod eurobert;
+mod jina_v5;
 mod nv_embed;
 mod static_embedding;
 #[cfg(feature = "transformers")]
 mod library;
 mod bge_m3;
 mod plan;
+mod prompts;
 mod vectors;
 mod worker;
 
@@ -33,8 +36,8 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use model_actors::{
-    Bytes, EmbedOutputs, EmbedPrompt, EmbedTexts, Embeddings, Footprint, LoadContext, SparseVector,
-    TextToken, Truncate, VectorArray,
+    Bytes, EmbedOutputs, EmbedTexts, Embeddings, Footprint, LoadContext, SparseVector, TextToken, Truncate,
+    VectorArray,
 };
 
 use crate::architecture::Family;
@@ -48,6 +51,7 @@ use crate::pooling::Head;
 use crate::tokens::{TokenIds, Tokens};
 use crate::weights::WeightFiles;
 use bge_m3::TokenOutputs;
+use jina_v5::Adapter;
 pub(crate) use plan::TextEmbeddingPlan;
 pub(super) use plan::{SentenceConfig, TokenizerConfig};
 
@@ -72,6 +76,7 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     causal::MISTRAL,
     gemma3::FAMILY,
     eurobert::FAMILY,
+    jina_v5::FAMILY,
     nv_embed::FAMILY,
     #[cfg(feature = "transformers")]
     library::T5,
@@ -98,6 +103,10 @@ pub(super) trait Architecture: Send + Sync {
     fn tasks(&self) -> &[Task] {
         &[]
     }
+    /// The task whose adapter is on unless another is asked for.
+    fn default_task(&self) -> Option<usize> {
+        None
+    }
     /// True if texts are taken without special tokens around them, and may have no token at all.
     fn takes_bare_texts(&self) -> bool {
         false
@@ -115,6 +124,16 @@ pub(super) trait Architecture: Send + Sync {
     fn scratch(&self, tokens: usize, longest: usize) -> Bytes;
     fn load(&self, weights: &WeightFiles, device: &Device, context: &LoadContext)
     -> Result<Arc<dyn Encoder>>;
+    /// The same with adapters of folders of their own, one for each task.
+    fn load_adapted(
+        &self,
+        weights: &WeightFiles,
+        _adapters: &[Adapter],
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Arc<dyn Encoder>> {
+        self.load(weights, device, context)
+    }
 }
 
 /// A task that a model has an adapter for, which the prompt of its name turns on.
@@ -122,7 +141,9 @@ pub(super) trait Architecture: Send + Sync {
 pub(super) struct Task {
     name: String,
     /// Text before each text, where the prompts of the model's files have none of this name.
-    instruction: String,
+    instruction: Option<String>,
+    /// The folder of its adapter, with a slash at its end, where that is not in the file of the weights.
+    folder: Option<String>,
 }
 
 /// A loaded transformer. It keeps nothing between passes, so that all workers share one.
@@ -154,35 +175,6 @@ pub(crate) struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// The prompt before each text, and the number of the task whose adapter it turns on.
-    fn prompt<'a>(&'a self, asked: Option<&'a EmbedPrompt>) -> Result<(&'a str, Option<usize>)> {
-        let prompts = &self.plan.prompts;
-        let name = match (asked, &prompts.default_prompt_name) {
-            (Some(EmbedPrompt::Text(prompt)), _) => return Ok((prompt, None)),
-            (Some(EmbedPrompt::Named(name)), _) | (None, Some(name)) => name,
-            (None, None) => return Ok(("", None)),
-            (Some(_), _) => {
-                return Err(Error::InvalidInput("this kind of prompt is not supported".to_owned()));
-            }
-        };
-        let tasks = self.plan.architecture.tasks();
-        let number = |name: &str| tasks.iter().position(|task| task.name == name);
-        // The two sides of retrieval go by these names whatever the model calls them.
-        let name = match name.as_str() {
-            "query" if number("retrieval.query").is_some() => "retrieval.query",
-            "document" | "passage" if number("retrieval.passage").is_some() => "retrieval.passage",
-            name => name,
-        };
-        // sentence-transformers has these two, empty, where the model's files have none.
-        let own = prompts.prompts.get(name).map(String::as_str);
-        let own = own.or(matches!(name, "query" | "document").then_some(""));
-        own.map(|prompt| (prompt, number(name))).ok_or_else(|| {
-            let known: Vec<&str> = prompts.prompts.keys().map(String::as_str).collect();
-            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            Error::InvalidInput(format!("the model has no prompt {name:?}; it has: {known}"))
-        })
-    }
-
     /// A text with its prompt and ending.
     fn whole<'a>(&self, prompt: &str, text: &'a str) -> Cow<'a, str> {
         match (prompt, self.ending.as_str()) {

@@ -11,7 +11,7 @@ Where the reference comes from:
 - stella_400m: transformers' own `gte` model, given the settings that stand for the published model's (`new`).
 - gte_qwen2, stella_1_5b: transformers' own Qwen2 with `is_causal` off, which is what the published remote code does;
   the end token and the pooling are added here.
-- jina_v3_adapters: the same, with the sums of weights and adapters in place of the weights.
+- jina_v3_adapters, jina_v5: the same, with the sums of weights and adapters in place of the weights.
 - jina_bert, nomic_moe: written down here from the published architecture, since transformers has no such model.
 - nv_embed: transformers' own Mistral with `is_causal` off; the latent attention is written down here.
 
@@ -653,6 +653,70 @@ def jina_v3_adapters(root: Path) -> None:
     folder.expect("sentence-transformers over transformers, with the adapters added to the weights", cases)
 
 
+def jina_v5(root: Path) -> None:
+    """As Jina Embeddings v5 text small is published: Qwen3 with adapters as PEFT writes them, of which one is always on. The
+    reference has the sums in place of the weights."""
+    folder = Folder(root, "jina_v5")
+    config = transformers.Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=HEADS, num_key_value_heads=2,
+        head_dim=8, intermediate_size=MIDDLE, max_position_embeddings=128, bos_token_id=0, eos_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 3500000.0},
+    )
+    randomize(transformers.Qwen3Model(config), 45).save_pretrained(folder.path)
+    base = {name: tensor.half().float() for name, tensor in load_file(folder.path / "model.safetensors").items()}
+    generator = torch.Generator().manual_seed(46)
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    # The second has fewer layers, and another scale.
+    tasks = {"retrieval": (layers, 4, False), "text-matching": (["q_proj", "v_proj", "down_proj"], 2, True)}
+    merged, adapters = {}, {}
+    for task, (targets, rank, by_root) in tasks.items():
+        merged[task], adapters[task] = dict(base), {}
+        for name, tensor in base.items():
+            layer = name.removesuffix(".weight")
+            if layer.rsplit(".", 1)[-1] not in targets:
+                continue
+            first = (0.3 * torch.randn(rank, tensor.shape[1], generator=generator)).half().float()
+            second = (0.3 * torch.randn(tensor.shape[0], rank, generator=generator)).half().float()
+            path = f"base_model.model.{layer}"
+            adapters[task] |= {f"{path}.lora_A.weight": first, f"{path}.lora_B.weight": second}
+            merged[task][name] = tensor + second @ first * 3.0 / (math.sqrt(rank) if by_root else rank)
+    folder.tokenizer(qwen_pairs(True), QWEN_SPECIAL, 100)
+    folder.modules(("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    folder.pooling("lasttoken")
+    prompts = {"query": "Query: ", "document": "Document: "}
+    folder.prompts(prompts, "document")
+
+    def embed(task: str, prompt: str, given: list[str]) -> list[torch.Tensor]:
+        folder.weights(merged[task])
+        model = SentenceTransformer(str(folder.path), device="cpu", local_files_only=True).float()
+        return [model.encode([text], show_progress_bar=False, convert_to_tensor=True, prompt=prompt)[0] for text in given]
+
+    cases = [case(text, vector) for text, vector in zip(texts(), embed("retrieval", prompts["document"], texts()))]
+    few = texts()[2:6]
+    for named, task, prompt in [
+        ("query", "retrieval", "query"), ("text-matching", "text-matching", "document"),
+        ("text-matching.query", "text-matching", "query"),
+    ]:
+        cases += [case(text, vector, named=named) for text, vector in zip(few, embed(task, prompts[prompt], few))]
+    cases += [case(text, vector, written="Find: ") for text, vector in zip(few, embed("retrieval", "Find: ", few))]
+    folder.weights(base, torch.float16)
+    for task, (targets, rank, by_root) in tasks.items():
+        folder.json(f"adapters/{task}/adapter_config.json", {
+            "peft_type": "LORA", "task_type": "FEATURE_EXTRACTION", "base_model_name_or_path": "any", "r": rank,
+            "lora_alpha": 3, "lora_dropout": 0.1, "bias": "none", "use_dora": False, "use_rslora": by_root,
+            "fan_in_fan_out": False, "modules_to_save": None, "target_modules": targets, "inference_mode": True,
+            "init_lora_weights": True, "rank_pattern": {}, "alpha_pattern": {}, "layers_pattern": None,
+            "layers_to_transform": None, "megatron_config": None,
+        })
+        save_file(adapters[task], folder.path / f"adapters/{task}/adapter_model.safetensors")
+    written = json.loads((folder.path / "config.json").read_text())
+    folder.json("config.json", {
+        **written, "model_type": "jina_embeddings_v5", "architectures": ["JinaEmbeddingsV5Model"], "task_names": list(tasks),
+        "auto_map": {"AutoModel": "modeling_jina_embeddings_v5.JinaEmbeddingsV5Model"},
+    })
+    folder.expect("sentence-transformers over transformers, with the adapters added to the weights", cases)
+
+
 def static(root: Path) -> None:
     """As model2vec publishes them: a table in 16 bits with a factor for each token, and no transformer. The tokenizer
     has special tokens, which are left out."""
@@ -1211,7 +1275,7 @@ def nv_embed(root: Path) -> None:
 FAMILIES = [
     bert, bert_2019, distilbert, roberta, xlm_roberta, bge_m3, bge_m3_outputs, mpnet, electra, arctic, embedding_gemma, e5_mistral,
     llama, static, jina_bert, nomic_bert, modernbert, stella_400m, gte_qwen2, stella_1_5b, qwen3, nv_embed,
-    qwen2_windows, nomic_bert_native, eurobert, jina_v3, jina_v3_adapters, nomic_moe,
+    qwen2_windows, nomic_bert_native, eurobert, jina_v3, jina_v3_adapters, jina_v5, nomic_moe,
 ]
 
 

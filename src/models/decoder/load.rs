@@ -19,15 +19,30 @@ impl DecoderConfig {
         device: &Device,
         context: &LoadContext,
     ) -> Result<Decoder> {
+        let reader = weights.reader("", device, context);
+        let all = SafeTensors::new(&reader, "", self.transformer.workload);
+        self.load_from(&all.at(self.prefix_in(weights)), &all, device)
+    }
+
+    /// The beginning of the names of all tensors but the heads' in a file.
+    pub(crate) fn prefix_in(&self, weights: &WeightFiles) -> &'static str {
         let names = self.names;
         let has_embeddings = |prefix: &&&str| {
             let name = format!("{prefix}{}", names.token_embeddings);
             weights.contains(&format!("{name}.weight")) || weights.contains(&name)
         };
         let prefix = names.prefixes.iter().find(has_embeddings).or(names.prefixes.first());
-        let reader = weights.reader("", device, context);
-        let all = SafeTensors::new(&reader, "", self.transformer.workload);
-        load(self, names, &all.at(prefix.copied().unwrap_or_default()), &all, device)
+        prefix.copied().unwrap_or_default()
+    }
+
+    /// Reads the weights from `tensors`, and the matrix of the logits from `heads`.
+    pub(crate) fn load_from(
+        &self,
+        tensors: &dyn Tensors,
+        heads: &dyn Tensors,
+        device: &Device,
+    ) -> Result<Decoder> {
+        load(self, self.names, tensors, heads, device)
     }
 }
 

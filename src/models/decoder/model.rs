@@ -141,8 +141,19 @@ impl Decoder {
         lengths: &[usize],
         watch: impl Fn() -> Result<()>,
     ) -> Result<Tensor> {
-        let blocks = 0..self.transformer.depth();
-        self.normed(self.transformer.encode(rows.clone(), lengths, blocks, |_, _| watch())?)
+        self.encode_through(&self.transformer, rows, lengths, watch)
+    }
+
+    /// The same through other blocks, such as those with an adapter.
+    pub(crate) fn encode_through(
+        &self,
+        transformer: &Transformer,
+        rows: &Tensor,
+        lengths: &[usize],
+        watch: impl Fn() -> Result<()>,
+    ) -> Result<Tensor> {
+        let blocks = 0..transformer.depth();
+        self.normed(transformer.encode(rows.clone(), lengths, blocks, |_, _| watch())?)
     }
 
     fn normed(&self, hidden: Tensor) -> Result<Tensor> {

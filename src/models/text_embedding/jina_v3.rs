@@ -10,6 +10,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::adapters::MAX_TASKS;
 use super::encoder::TextEncoder;
 use super::{Architecture, Task};
 use crate::architecture::{Family, parse};
@@ -20,9 +21,6 @@ use crate::models::transformer::{
     Names, NormPlacement, QkvNames, RopeSettings, RopeShape, Sizes, TransformerConfig, UpNames, check_side,
 };
 use adapters::AdaptedEncoder;
-
-/// Maximum number of tasks with an adapter.
-const MAX_TASKS: usize = 64;
 
 /// The family's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
@@ -89,10 +87,13 @@ pub(super) fn read_published(file: &Path, config: &Value) -> Result<Box<dyn Arch
     check_side(file, "vocab_size", tower.vocabulary)?;
     check_side(file, "max_position_embeddings", tower.context)?;
     let mut instructions = own.task_instructions;
-    let task = |name: String| Task { instruction: instructions.remove(&name).unwrap_or_default(), name };
+    let mut task = |name: String| {
+        let instruction = Some(instructions.remove(&name).unwrap_or_default());
+        Task { name, instruction, folder: None }
+    };
     Ok(Box::new(AdaptedEncoder {
         tower,
-        tasks: names.into_iter().map(task).collect(),
+        tasks: names.into_iter().map(&mut task).collect(),
         rank: own.lora_rank,
         scaling: own.lora_alpha / own.lora_rank as f64,
     }))

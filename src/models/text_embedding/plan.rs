@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bge_m3::TokenOutputs;
+use super::jina_v5::Adapter;
 use super::static_embedding::StaticEmbedding;
 use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, Task};
 use crate::architecture::{self, parse, refuse_listed};
@@ -187,8 +188,10 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         let has_file = files.optional(&format!("{folder}tokenizer.json"), context)?.is_some();
         let mut prompts: PromptConfig =
             files.optional_json("config_sentence_transformers.json", context)?.unwrap_or_default();
-        for Task { name, instruction } in architecture.tasks() {
-            prompts.prompts.entry(name.clone()).or_insert_with(|| instruction.clone());
+        for Task { name, instruction, .. } in architecture.tasks() {
+            if let Some(instruction) = instruction {
+                prompts.prompts.entry(name.clone()).or_insert_with(|| instruction.clone());
+            }
         }
         let longest = longest.min(architecture.longest());
         Ok(Self {
@@ -215,7 +218,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
     }
 
     fn footprint(&self, compute: &Compute, context: &LoadContext) -> Result<Footprint> {
-        Ok(self.footprint_of(compute, &self.weights(context)?))
+        Ok(self.footprint_of(compute, &self.weights(context)?, &self.adapters(context)?))
     }
 
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
@@ -233,13 +236,15 @@ impl loader::LoadPlan for TextEmbeddingPlan {
             }
         };
         let tokens = tokens.with_rows(self.architecture.vocabulary());
-        let encoder = self.architecture.load(&weights, &device, context)?;
+        let adapters = self.adapters(context)?;
+        let encoder = self.architecture.load_adapted(&weights, &adapters, &device, context)?;
+        adapters.iter().try_for_each(Adapter::check_all_read)?;
         weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;
         let head = self.modules.head(&self.files, self.architecture.width(), context)?;
         self.facts.get_or_init(|| self.facts_with(&head));
         let token_outputs = self.token_outputs(&tokens, context)?;
         let beside = token_outputs.as_ref().map_or(Bytes(0), TokenOutputs::bytes);
-        let footprint = self.footprint_of(compute, &weights);
+        let footprint = self.footprint_of(compute, &weights, &adapters);
         let footprint = Footprint::new(footprint.shared + beside, footprint.per_worker);
         Ok(LoadedModel {
             head,
@@ -306,13 +311,21 @@ impl TextEmbeddingPlan {
         WeightFiles::open(&self.files, &self.modules.transformer, context)
     }
 
-    fn footprint_of(&self, compute: &Compute, weights: &WeightFiles) -> Footprint {
+    /// The adapters that lie in folders of their own.
+    fn adapters(&self, context: &LoadContext) -> Result<Vec<Adapter>> {
+        let folders = self.architecture.tasks().iter().filter_map(|task| task.folder.as_ref());
+        let folder = &self.modules.transformer;
+        folders.map(|own| Adapter::open(&self.files, &format!("{folder}{own}"), context)).collect()
+    }
+
+    fn footprint_of(&self, compute: &Compute, weights: &WeightFiles, adapters: &[Adapter]) -> Footprint {
         let scratch = self.architecture.scratch(PASS_ROWS.max(self.longest), self.longest);
         let eight_bit = self.files.eight_bit;
         let shared = weights.bytes_in_memory(
             |tensor| self.architecture.uses(tensor),
             |tensor| compute.packs() && self.architecture.packs(tensor, eight_bit),
         );
+        let shared = adapters.iter().fold(shared, |sum, adapter| sum + adapter.bytes());
         Footprint::new(shared, scratch + THREAD_SCRATCH)
     }
 }
