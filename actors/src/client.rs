@@ -4,6 +4,7 @@
 //! runs it is left to the pool.
 
 use std::borrow::Borrow;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -223,6 +224,14 @@ pub struct ModelHandle<C: Capability> {
 impl<C: Capability> Clone for ModelHandle<C> {
     fn clone(&self) -> Self {
         Self { shared: self.shared.clone(), model: self.model.clone() }
+    }
+}
+
+/// The model's name and capability alone.
+impl<C: Capability> fmt::Debug for ModelHandle<C> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = formatter.debug_struct("ModelHandle");
+        shown.field("model", self.id()).field("capability", &C::NAME).finish_non_exhaustive()
     }
 }
 

@@ -29,6 +29,13 @@ pub(crate) struct Calls<C: Capability> {
 /// Adds the settings of calls, and the way to the model, to a handle that has a field `calls`.
 macro_rules! call_settings {
     ($handle:ident for $capability:ty) => {
+        /// The model's name alone.
+        impl std::fmt::Debug for $handle {
+            fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.debug_struct(stringify!($handle)).field("model", self.id()).finish_non_exhaustive()
+            }
+        }
+
         impl $handle {
             /// Sets the lane of its requests. Unless set, single ones are interactive and batches take the batch lane.
             #[must_use]
