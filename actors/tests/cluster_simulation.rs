@@ -5,10 +5,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use model_actors::cluster::router::{
+    Boot, EXCHANGE, Effect, Input, Load, Message, Own, Request, RequestKey, Router, Wanted,
+};
 use model_actors::testing::{ClusterCounts, ClusterPlant, run_cluster};
+use model_actors::{Lane, Time, wire};
 
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 200;
 const SEEDS_FOR_A_PLANT: u64 = 300;
 
 /// Runs the histories on all cores and adds up what happened in them.
@@ -92,6 +97,76 @@ fn every_plant_is_found() {
         println!(
             "{plant:?} was found at seed {}: {}: {}",
             violation.seed, violation.invariant, violation.detail
+        );
+    }
+}
+
+/// The cost of a full mesh by its number of nodes: an exchange of one node with all others, and a request's choice of a
+/// place. Figures, not a check: `--ignored --nocapture`.
+#[test]
+#[ignore = "prints figures"]
+fn the_cost_of_a_mesh() {
+    const MODELS: usize = 20;
+    let wanted =
+        |model: usize| Wanted { model: format!("model-{model}").into(), digest: "0".repeat(64).into() };
+    let models: Vec<Own> = (0..MODELS)
+        .map(|model| Own {
+            wanted: wanted(model),
+            resident: model < 4,
+            at_once: false,
+            capacity: [100, 50],
+            used: [0, 0],
+            queue: 10,
+            rate: 40,
+            load: Duration::from_secs(10),
+        })
+        .collect();
+    println!(
+        "nodes | letter, bytes | sent in a second, KiB | exchange, us | hearing all, us | choice, us | slots granted"
+    );
+    for nodes in [3_u64, 10, 30, 100, 300, 1000] {
+        let (mut router, mut now) = (Router::new(1), Time::ZERO);
+        router.step(Input::Models(models.clone()), now);
+        (1..nodes).for_each(|peer| drop(router.step(Input::Linked(Boot(peer)), now)));
+        now = now + EXCHANGE;
+        let began = Instant::now();
+        let told = router.step(Input::Tick, now);
+        let exchange = began.elapsed();
+        let loads = told.into_iter().filter_map(|effect| match effect {
+            Effect::Tell(_, Message::Load(load)) => Some(load),
+            _ => None,
+        });
+        let loads: Vec<Load> = loads.collect();
+        let load = loads[0].clone();
+        let bytes = wire::encode(&load).unwrap().len() as u64;
+        let granted: u32 = load.offers[0].slots.iter().sum();
+        let began = Instant::now();
+        for (peer, load) in (1..nodes).zip(loads) {
+            router.step(Input::Heard { from: Boot(peer), message: Message::Load(load) }, now);
+        }
+        let heard = began.elapsed();
+        let began = Instant::now();
+        let request = |model| Request {
+            wanted: wanted(model),
+            lane: Lane::Interactive,
+            rank: 0,
+            cost: 1,
+            deadline: now + Duration::from_secs(10),
+            end: Time::NEVER,
+            reruns: true,
+            impatient: false,
+        };
+        const REQUESTS: usize = 20;
+        for key in 0..REQUESTS {
+            router.step(Input::Submit(RequestKey(key as u64), request(key % MODELS)), now);
+        }
+        let choice = began.elapsed() / REQUESTS as u32;
+        println!(
+            "{nodes} | {bytes} | {:.0} | {} | {} | {:.1} | {granted}",
+            (bytes * (nodes - 1) * 4) as f64 / 1024.0,
+            exchange.as_micros(),
+            heard.as_micros(),
+            choice.as_secs_f64() * 1e6
         );
     }
 }

@@ -1,6 +1,6 @@
 //! The decisions of one pool about its peers, pure: (state, input, now) to effects, with no clock, lock or actor. It is both
 //! ends: `asking` sends requests of this node to peers and decides what becomes of them, `hosting` accepts those of peers
-//! within the slots that it grants them, and `exchange` is what both know of a peer, told four times a second. `choice`
+//! within the slots that it grants them, and `exchange` is told between them four times a second; `peer` is what it leaves known. `choice`
 //! says where a request goes, `protocol` what the two ends say to each other.
 //!
 //! Each attempt to run a request elsewhere has a number of its own, its [`Run`], that is never used again, and each start of
@@ -14,8 +14,9 @@ use crate::id::{Lane, Time};
 
 mod protocol;
 mod choice;
-mod exchange;
+mod peer;
 mod asking;
+mod exchange;
 mod hosting;
 
 pub use asking::{Failed, Request, RequestKey};
@@ -23,7 +24,7 @@ pub use choice::Own;
 pub use protocol::{Boot, Load, Message, Offer, Refusal, Run, Wanted, lane_index};
 
 use asking::Asked;
-use exchange::Peer;
+use peer::Peer;
 
 /// Time between two exchanges of load.
 pub const EXCHANGE: Duration = Duration::from_millis(250);

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::choice::{Place, choose};
-use super::exchange::Peer;
+use super::peer::Peer;
 use super::protocol::{Boot, Message, Refusal, Run, Wanted, lane_index};
 use super::{Effect, GRACE, MAX_LOSSES, Router, WINDOW};
 use crate::id::{Lane, Time};
@@ -98,10 +98,11 @@ impl Asked {
         matches!(self.whereabouts, Whereabouts::At { peer, .. } if peer == boot)
     }
 
-    pub(super) fn read(&self) -> u64 {
+    /// The peer that has it, and the number of its chunks that have been read.
+    pub(super) fn at(&self) -> Option<(Boot, u64)> {
         match self.whereabouts {
-            Whereabouts::At { read, .. } => read,
-            Whereabouts::Waiting => 0,
+            Whereabouts::At { peer, read, .. } => Some((peer, read)),
+            Whereabouts::Waiting => None,
         }
     }
 

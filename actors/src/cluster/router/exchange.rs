@@ -1,82 +1,37 @@
-//! What this node knows of a peer, and the exchange of load: what it offers, the runs on both sides, and its loss when it
-//! falls silent.
+//! The exchange of load: what each end offers, the runs on both sides, and the loss of a peer that falls silent.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use super::asking::Asked;
 use super::choice::Own;
+use super::peer::Peer;
 use super::protocol::{Boot, Load, Message, Offer, Run, Wanted, lane_index};
 use super::{EXCHANGE, Effect, MISSED, REMEMBERED, Router};
-use crate::id::{Lane, Time};
+use crate::id::Time;
 
-/// A request of a peer that this node runs.
-#[derive(Debug)]
-pub(super) struct Guest {
-    pub(super) wanted: Wanted,
-    pub(super) lane: Lane,
-    /// Number of chunks that have gone out, and that the peer has read.
-    pub(super) sent: u64,
-    pub(super) read: u64,
+/// Free slots of each model and lane, and the number of peers that share them.
+struct Shares {
+    linked: u32,
+    free: Vec<[u32; 2]>,
 }
 
-/// A peer, linked or remembered.
-#[derive(Debug)]
-pub(super) struct Peer {
-    pub(super) linked: bool,
-    /// The last moment at which it was heard, or was linked or lost.
-    pub(super) since: Time,
-    /// Number of its last exchange.
-    pub(super) heard: u64,
-    pub(super) leaving: bool,
-    pub(super) offers: Vec<Offer>,
-    /// Cost of what was sent there since its last exchange, by the position of the offer.
-    pub(super) sent_cost: BTreeMap<usize, u64>,
-    pub(super) guests: BTreeMap<Run, Guest>,
-    /// Runs that are over and that it may not know to be over.
-    pub(super) done: BTreeSet<Run>,
-    /// What it said last of its runs here: all below this that are not listed are over.
-    pub(super) below: Run,
-    pub(super) listed: BTreeSet<Run>,
-}
-
-impl Peer {
-    fn new(now: Time) -> Self {
-        Self {
-            linked: true,
-            since: now,
-            heard: 0,
-            leaving: false,
-            offers: Vec::new(),
-            sent_cost: BTreeMap::new(),
-            guests: BTreeMap::new(),
-            done: BTreeSet::new(),
-            below: Run(0),
-            listed: BTreeSet::new(),
+impl Shares {
+    /// The models of this node, with the slots that a peer may have: those that its guests hold, and an equal part of the
+    /// free ones. What does not divide goes round.
+    fn offers(&self, router: &Router, boot: Boot, place: usize) -> Vec<Offer> {
+        if router.leaving {
+            return Vec::new();
         }
-    }
-
-    /// Ends a guest; it does not begin again.
-    pub(super) fn end(&mut self, run: Run) -> Option<Guest> {
-        self.done.insert(run);
-        self.guests.remove(&run)
-    }
-
-    /// True if the run is over by what the peer has said, or was here already.
-    pub(super) fn is_ghost(&self, run: Run, after: u64) -> bool {
-        let is_over = after < self.heard && run < self.below && !self.listed.contains(&run);
-        is_over || self.done.contains(&run) || self.guests.contains_key(&run)
-    }
-
-    /// Notes that the peer has read chunks of a run. Returns the number that may go out more.
-    pub(super) fn credit(&mut self, run: Run, read: u64) -> Option<u64> {
-        let guest = self.guests.get_mut(&run)?;
-        // It cannot have read more than was sent.
-        let more = read.min(guest.sent).checked_sub(guest.read).filter(|more| *more > 0)?;
-        guest.read += more;
-        Some(more)
-    }
-
-    pub(super) fn offer(&self, wanted: &Wanted) -> Option<(usize, &Offer)> {
-        self.offers.iter().enumerate().find(|(_, offer)| offer.wanted == *wanted)
+        let turn = (place as u64 + router.exchanges) % u64::from(self.linked);
+        let offer = |(own, free): (&Own, &[u32; 2])| {
+            let slots = [0, 1].map(|lane| {
+                let (part, rest) = (free[lane] / self.linked, free[lane] % self.linked);
+                router.guests_of(boot, &own.wanted, lane) + part + u32::from(turn < u64::from(rest))
+            });
+            let Own { wanted, resident, queue, rate, load, .. } = own.clone();
+            Offer { wanted, resident, slots, queue, rate, load }
+        };
+        router.models.iter().zip(&self.free).map(offer).collect()
     }
 }
 
@@ -84,7 +39,10 @@ impl Router {
     pub(super) fn linked(&mut self, boot: Boot, now: Time) {
         let peer = self.peers.entry(boot).or_insert_with(|| Peer::new(now));
         (peer.linked, peer.since) = (true, now);
-        self.tell_load(boot);
+        let place = self.linked_peers().position(|peer| peer == boot).unwrap_or(0);
+        let offers = self.shares().offers(self, boot, place);
+        // Whatever ran there when it was linked before is lost.
+        self.tell_load(boot, offers, Vec::new());
         self.next_exchange = self.next_exchange.min(now + EXCHANGE);
     }
 
@@ -117,51 +75,41 @@ impl Router {
         }
         self.peers.retain(|_, peer| peer.linked || now.since(peer.since) < REMEMBERED);
         self.exchanges += 1;
+        let mut runs: BTreeMap<Boot, Vec<(Run, u64)>> = BTreeMap::new();
+        for (run, key) in &self.runs {
+            let Some((peer, read)) = self.asked.get(key).and_then(Asked::at) else { continue };
+            runs.entry(peer).or_default().push((*run, read));
+        }
+        let shares = self.shares();
         let linked: Vec<Boot> = self.linked_peers().collect();
-        linked.into_iter().for_each(|boot| self.tell_load(boot));
+        for (place, boot) in linked.into_iter().enumerate() {
+            self.tell_load(boot, shares.offers(self, boot, place), runs.remove(&boot).unwrap_or_default());
+        }
     }
 
     fn linked_peers(&self) -> impl Iterator<Item = Boot> + '_ {
         self.peers.iter().filter(|(_, peer)| peer.linked).map(|(boot, _)| *boot)
     }
 
-    fn tell_load(&mut self, boot: Boot) {
+    fn tell_load(&mut self, boot: Boot, offers: Vec<Offer>, runs: Vec<(Run, u64)>) {
         let Some(peer) = self.peers.get(&boot) else { return };
-        let runs = self.runs.iter().filter_map(|(run, key)| {
-            let asked = self.asked.get(key)?;
-            asked.is_at(boot).then_some((*run, asked.read()))
-        });
         let load = Load {
             number: self.exchanges,
             heard: peer.heard,
             leaving: self.leaving,
-            offers: self.offers_to(boot),
+            offers,
             below: Run(self.next_run),
-            runs: runs.collect(),
+            runs,
             guests: peer.guests.keys().copied().collect(),
         };
         self.effects.push(Effect::Tell(boot, Message::Load(load)));
     }
 
-    /// The models of this node, with the slots that a peer may have: those that its guests hold, and an equal part of the
-    /// free ones. What does not divide goes round.
-    fn offers_to(&self, boot: Boot) -> Vec<Offer> {
-        if self.leaving {
-            return Vec::new();
-        }
+    /// The free slots of this node's models, to be shared among the peers that are linked.
+    fn shares(&self) -> Shares {
         let linked = u32::try_from(self.linked_peers().count()).unwrap_or(u32::MAX).max(1);
-        let place = self.linked_peers().position(|peer| peer == boot).unwrap_or(0);
-        let turn = u32::try_from((place as u64 + self.exchanges) % u64::from(linked)).unwrap_or(0);
-        let offer = |own: &Own| {
-            let slots = [0, 1].map(|lane| {
-                let held = self.guests_of(boot, &own.wanted, lane);
-                let free = self.free(own, lane);
-                held + free / linked + u32::from(turn < free % linked)
-            });
-            let Own { wanted, resident, queue, rate, load, .. } = own.clone();
-            Offer { wanted, resident, slots, queue, rate, load }
-        };
-        self.models.iter().map(offer).collect()
+        let free = self.models.iter().map(|own| [0, 1].map(|lane| self.free(own, lane)));
+        Shares { linked, free: free.collect() }
     }
 
     fn guests_of(&self, boot: Boot, wanted: &Wanted, lane: usize) -> u32 {

@@ -1,7 +1,7 @@
 //! The end that is asked: a guest is taken while its model has a free slot, has a window for its chunks, and is dropped once
 //! its peer no longer lists it or is gone. What was here before, or is over, does not begin again.
 
-use super::exchange::Guest;
+use super::peer::Guest;
 use super::protocol::{Boot, Message, Refusal, Run, Wanted, lane_index};
 use super::{Effect, Router, WINDOW};
 use crate::id::Lane;

@@ -320,10 +320,10 @@ impl SimNode {
             }
         }
         if ends {
-            self.jobs.remove(&(from, run));
-            if !around.plants(ClusterPlant::ForgetEnds) {
-                orders.extend(self.step(Input::GuestEnded(from, run), around)?);
+            if !around.plants(ClusterPlant::KeepEnded) {
+                self.jobs.remove(&(from, run));
             }
+            orders.extend(self.step(Input::GuestEnded(from, run), around)?);
         } else {
             orders.push(Order::Step(from, run));
         }

@@ -7,8 +7,8 @@ pub enum ClusterPlant {
     DeliverGhosts,
     /// Leaves guests running that the router evicts.
     KeepEvicted,
-    /// Forgets to say that a guest has ended.
-    ForgetEnds,
+    /// Leaves guests running that have given their result.
+    KeepEnded,
     /// Serves a model with other files than it says.
     OtherFiles,
     /// Drops errors instead of answering with them.
@@ -17,7 +17,7 @@ pub enum ClusterPlant {
     OverstateSlots,
     /// Takes the same request a second time when its message comes a second time.
     HostTwice,
-    /// Does not notice that it is silent: it never hangs up.
+    /// Leaves the connections to peers that count as lost.
     NeverHangUp,
 }
 
@@ -26,7 +26,7 @@ impl ClusterPlant {
     pub const ALL: [Self; 8] = [
         Self::DeliverGhosts,
         Self::KeepEvicted,
-        Self::ForgetEnds,
+        Self::KeepEnded,
         Self::OtherFiles,
         Self::SwallowErrors,
         Self::OverstateSlots,
