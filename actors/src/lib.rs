@@ -48,7 +48,7 @@ mod pool;
 #[cfg(all(feature = "cluster", feature = "testing"))]
 pub mod cluster;
 #[cfg(all(feature = "cluster", not(feature = "testing")))]
-#[allow(unreachable_pub, dead_code, reason = "public for the tests alone")]
+#[allow(unreachable_pub, dead_code, unused_imports, reason = "public for the tests alone")]
 mod cluster;
 mod client;
 #[cfg(feature = "cluster")]

@@ -1,7 +1,7 @@
 //! Three nodes in network namespaces of their own, joined by a bridge, with TLS: throughput against one node, a partition
 //! that heals under load, a node that is killed, and a rolling restart. The asking node is in the namespace of this process.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -115,7 +115,7 @@ impl Drop for Network {
             let _ = ip(&format!("link del {}", self.outer(index)));
         }
         let _ = ip(&format!("link del {}", self.tag));
-        let _ = std::fs::remove_dir_all(Path::new(&self.folder));
+        let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
