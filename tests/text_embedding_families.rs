@@ -302,10 +302,23 @@ fn the_files_around_a_model_count_as_in_sentence_transformers() {
         ),
         (json!({"transformer_task": "fill-mask"}), false),
         (json!({"processing_kwargs": {"text": {"max_length": 7}}}), false),
+        (json!({"model_args": {"attn_implementation": "sdpa", "torch_dtype": "bfloat16"}}), true),
+        (json!({"model_kwargs": {"output_hidden_states": true}}), false),
+        (json!({"tokenizer_args": {"truncation_side": "left"}}), false),
+        (json!({"processor_kwargs": {"do_lower_case": false}}), false),
     ] {
         let loaded = with("bert", &[("sentence_bert_config.json", Some(content.clone()))], &none);
         assert_eq!(loaded.is_ok(), is_read, "{content}: {:?}", loaded.err());
     }
+    // A length that the tokenizer is made with goes before that of the model.
+    let long = "The cat sleeps on the warm windowsill, and the dog barks.";
+    let cut = |content: Value| {
+        let model = with("bert", &[("sentence_bert_config.json", Some(content))], &none).unwrap();
+        model.embed(&[long]).unwrap().remove(0)
+    };
+    let short = cut(json!({"max_seq_length": 6}));
+    assert_eq!(cut(json!({"max_seq_length": 60, "tokenizer_args": {"model_max_length": 6}})), short);
+    assert_ne!(cut(json!({"max_seq_length": 60, "tokenizer_args": {}})), short);
     // No pooling that is turned on is the mean.
     let pooling =
         |content: Value| embed(with("bert", &[("1_Pooling/config.json", Some(content))], &none).unwrap());

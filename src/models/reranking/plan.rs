@@ -103,7 +103,7 @@ impl loader::LoadPlan for RerankingPlan {
         };
         let names: TokenizerConfig =
             files.optional_json("tokenizer_config.json", context)?.unwrap_or_default();
-        let longest = sentence.max_seq_length.unwrap_or(names.longest()).min(architecture.longest());
+        let longest = sentence.longest().unwrap_or(names.longest()).min(architecture.longest());
         Ok(Self {
             activation: activation(&config, prompts.activation_fn.as_deref(), &own)?,
             instruction: instruction(&prompts)?,

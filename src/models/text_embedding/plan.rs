@@ -1,6 +1,7 @@
 //! An embedding model as its small files describe it, before its weights are read.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use model_actors::{Bytes, Footprint, LoadContext, LoadStage, ModelFacts, TextEmbedding};
@@ -39,6 +40,16 @@ const SENTENCE_CONFIGS: [&str; 7] = [
 pub(in crate::models) struct SentenceConfig {
     pub(in crate::models) max_seq_length: Option<usize>,
     pub(in crate::models) do_lower_case: Option<bool>,
+    /// Settings that the tokenizer is made with.
+    #[serde(alias = "tokenizer_args")]
+    processor_kwargs: ProcessorSettings,
+}
+
+/// Settings of a tokenizer in such a file, which go before those of its own files.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ProcessorSettings {
+    model_max_length: Option<usize>,
 }
 
 /// Settings of such a file that change the vectors and are not read; each with the value that has no effect.
@@ -54,7 +65,46 @@ const SENTENCE_NOT_READ: [(&str, &str); 9] = [
     ("config_kwargs", "{}"),
 ];
 
+/// Tables of such a file whose settings are not read, but for those that are listed: the others of these have no effect.
+const SENTENCE_TABLES: [(&str, &[&str]); 4] = [
+    ("processor_kwargs", &["model_max_length", "use_fast", "trust_remote_code", "revision"]),
+    ("tokenizer_args", &["model_max_length", "use_fast", "trust_remote_code", "revision"]),
+    ("model_kwargs", MODEL_SETTINGS),
+    ("model_args", MODEL_SETTINGS),
+];
+const MODEL_SETTINGS: &[&str] = &[
+    "trust_remote_code",
+    "revision",
+    "code_revision",
+    "attn_implementation",
+    "dtype",
+    "torch_dtype",
+    "add_pooling_layer",
+    "use_safetensors",
+    "low_cpu_mem_usage",
+    "unpad_inputs",
+    "use_memory_efficient_attention",
+];
+
+/// Refuses a setting in one of these tables that is not listed.
+fn refuse_tables(file: &Path, config: &Value) -> Result<()> {
+    for (name, listed) in SENTENCE_TABLES {
+        let table = config.get(name).and_then(Value::as_object);
+        let other = table.into_iter().flatten().find(|(setting, _)| !listed.contains(&setting.as_str()));
+        if let Some((setting, value)) = other {
+            let setting = format!("{name}.{setting}");
+            return Err(Error::UnreadSetting { file: file.to_owned(), setting, found: value.to_string() });
+        }
+    }
+    Ok(())
+}
+
 impl SentenceConfig {
+    /// Length that texts are cut to.
+    pub(in crate::models) fn longest(&self) -> Option<usize> {
+        self.processor_kwargs.model_max_length.or(self.max_seq_length)
+    }
+
     /// Reads the file of a folder. A setting of `not_read` is refused unless it has the value beside it.
     pub(in crate::models) fn read(
         files: &Files,
@@ -67,6 +117,7 @@ impl SentenceConfig {
                 let config: Value = read_json(&path)?;
                 if files.unread == Unread::Refused {
                     refuse_listed(&path, &config, not_read)?;
+                    refuse_tables(&path, &config)?;
                 }
                 return parse(&path, &config);
             }
@@ -174,7 +225,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         let sentence = SentenceConfig::read(&files, &folder, &SENTENCE_NOT_READ, context)?;
         let names: TokenizerConfig =
             files.optional_json(&format!("{folder}tokenizer_config.json"), context)?.unwrap_or_default();
-        let longest = sentence.max_seq_length.unwrap_or(names.longest().min(places.unwrap_or(usize::MAX)));
+        let longest = sentence.longest().unwrap_or(names.longest().min(places.unwrap_or(usize::MAX)));
         let (tokenizer, longest) = match modules.is_static {
             true => {
                 // The reference implementation reads this file alone, whatever the others say.
