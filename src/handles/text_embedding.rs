@@ -50,7 +50,9 @@ pub struct TextEmbedder {
 call_settings!(TextEmbedder for TextEmbedding);
 
 impl TextEmbedder {
-    /// Sets a prompt that the model's own files define (`query`, `document`), put before each text.
+    /// Sets a prompt that the model's own files define (`query`, `document`), put before each text. In models with an adapter
+    /// for each task, the name of a task turns on its adapter: `separation`, `text-matching`, or with a prompt
+    /// `text-matching.query`.
     #[must_use]
     pub fn prompt(self, name: impl Into<String>) -> Self {
         self.with(|request| request.with_prompt(EmbedPrompt::Named(name.into())))
