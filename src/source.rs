@@ -5,6 +5,7 @@ mod names;
 mod gguf_part;
 mod placeholder;
 mod folder;
+mod python_numbers;
 mod json;
 mod model_files;
 
@@ -268,7 +269,7 @@ impl Files {
     }
 
     /// The files of a directory, whatever is in it.
-    #[cfg(any(test, feature = "fuzzing"))]
+    #[cfg(any(test, feature = "fuzzing", feature = "benchmarks"))]
     pub(crate) fn directory(path: &Path) -> Self {
         Place::Directory(Folder::new(path, false)).into()
     }

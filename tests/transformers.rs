@@ -261,8 +261,37 @@ fn the_error_for_an_unknown_architecture_lists_all_families() {
     let error = refusal(own.path());
     let Error::UnsupportedArchitecture { found, supported, .. } = &error else { panic!("{error}") };
     assert_eq!(found, "unheard_of");
-    for name in ["llama", "gpt_oss", "olmo2", "mamba", "deepseek_v2"] {
-        assert!(supported.iter().any(|supported| supported == name), "{name}: {error}");
+    let of_library = families_of("transformers").into_iter().map(|name| {
+        let config = std::fs::read(folder(&name).join("config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        config["model_type"].as_str().unwrap().to_owned()
+    });
+    for name in of_library.chain(["llama", "gpt_oss", "qwen3_5", "phi3"].map(str::to_owned)) {
+        assert!(supported.iter().any(|supported| *supported == name), "{name}: {error}");
+    }
+}
+
+/// Python's json writes infinite numbers, as in the published files of Mamba 2; transformers 5 has them in a table.
+#[test]
+fn a_file_with_infinite_numbers_is_read_as_python_reads_it() {
+    let calm = load("mamba2").logits(&[5, 6, 7]).unwrap();
+    let with_limit = |limit: &str| {
+        let own = copy("mamba2");
+        let file = own.path().join("config.json");
+        let config = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, config.replacen('{', &format!("{{\"time_step_limit\": {limit},"), 1)).unwrap();
+        let loaded = TextGenerationModel::load(Source::directory(own.path()));
+        loaded.map(|model| model.logits(&[5, 6, 7]).unwrap())
+    };
+    for limit in ["[0.0, Infinity]", r#"[0.0, {"__float__": "Infinity"}]"#] {
+        assert_eq!(with_limit(limit).unwrap(), calm, "{limit}");
+    }
+    for limit in ["[0.0, 0.1]", "[-Infinity, Infinity]", "[NaN, Infinity]"] {
+        let error = with_limit(limit).unwrap_err();
+        assert!(
+            matches!(&error, Error::UnreadSetting { setting, .. } if setting == "time_step_limit"),
+            "{limit}: {error}"
+        );
     }
 }
 

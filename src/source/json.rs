@@ -10,6 +10,7 @@ use serde::de::{
 };
 
 use super::folder::read;
+use super::python_numbers::as_json;
 use crate::error::{self, Error};
 use crate::limits::{self, MAX_CONFIG_BYTES};
 
@@ -25,11 +26,12 @@ pub(crate) fn read_config(path: &Path) -> error::Result<Vec<u8>> {
 /// Maximum number of values in a configuration file; the largest published ones have some ten thousands.
 const MAX_VALUES: usize = 1 << 19;
 
-/// A configuration file, read as JSON.
+/// A configuration file, read as JSON as Python reads it, with infinite numbers.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> error::Result<T> {
-    let bytes = read_config(path)?;
+    let file = read_config(path)?;
+    let json = as_json(&file);
     let read =
-        serde_json::from_slice::<Values<MAX_VALUES>>(&bytes).and_then(|_| serde_json::from_slice(&bytes));
+        serde_json::from_slice::<Values<MAX_VALUES>>(&json).and_then(|_| serde_json::from_slice(&json));
     read.map_err(|error| Error::InvalidConfig { file: path.to_owned(), reason: error.to_string() })
 }
 

@@ -55,7 +55,8 @@ pub(super) const OF_TYPES: &[OfTypes] = &[
             ("rescale_prenorm_residual", "*"),
             ("residual_in_fp32", "*"),
             ("rms_norm", "true"),
-            ("time_step_limit", "[0.0, null]"),
+            // No bound, which Python writes as infinity.
+            ("time_step_limit", "[0.0, 1.7976931348623157e308]"),
             // The rank is compared with the one that follows from the width.
             ("time_step_*", "*"),
             ("use_mambapy", "*"),
@@ -75,6 +76,20 @@ pub(super) const OF_TYPES: &[OfTypes] = &[
             ("attention_softmax_in_fp32", "*"),
             ("bias_dropout_fusion", "*"),
             ("fp32_residual_connection", "*"),
+        ],
+    ),
+    (
+        &["chinese_clip", "chinese_clip_text_model", "chinese_clip_vision_model"],
+        &[
+            // Files have the settings a second time, which count.
+            ("vision_config", "*"),
+            ("text_config", "*"),
+            // The model's own counts, and each tower has one too.
+            ("projection_dim", "*"),
+            // Of the pooling layer that the texts' encoder was trained with, and of outputs.
+            ("pooler_*", "*"),
+            ("directionality", "*"),
+            ("position_embedding_type", "\"absolute\""),
         ],
     ),
     // A second name, and settings of training.

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::architecture::{Family, parse, refuse_unread};
 use crate::error::{Error, Result};
 use crate::models::config_file;
-use crate::source::{Files, Unread, read, read_json};
+use crate::source::{Files, Unread, read_json};
 use crate::weights::WeightFiles;
 
 /// Maximum number of levels of a UNet or an autoencoder, each of half the resolution of the one above it.
@@ -68,7 +68,7 @@ impl<'a> Repository<'a> {
     /// Class that a component's configuration names, if any.
     pub(super) fn class_of(&self, file: &str) -> Result<Option<String>> {
         let path = self.files.required(file, self.context)?;
-        let ClassName { class_name } = parse(&path, &read_lenient(&path)?)?;
+        let ClassName { class_name } = parse(&path, &read_json(&path)?)?;
         Ok(class_name)
     }
 
@@ -96,7 +96,7 @@ impl<'a> Repository<'a> {
         read: impl Fn(&Path, &serde_json::Value) -> Result<T>,
     ) -> Result<(PathBuf, T)> {
         let path = self.files.required(file, self.context)?;
-        let config: serde_json::Value = read_lenient(&path)?;
+        let config: serde_json::Value = read_json(&path)?;
         let ClassName { class_name } = parse(&path, &config)?;
         match class_name {
             Some(found) if !classes.is_empty() && !classes.contains(&found.as_str()) => {
@@ -120,39 +120,6 @@ impl<'a> Repository<'a> {
             }
         }
     }
-}
-
-/// Like [`read_json`], but infinite numbers as Python writes them, which are no JSON, count as not set.
-fn read_lenient(path: &Path) -> Result<serde_json::Value> {
-    let error = match read_json(path) {
-        Ok(config) => return Ok(config),
-        Err(error @ Error::InvalidConfig { .. }) => error,
-        Err(error) => return Err(error),
-    };
-    let text = read(path, MAX_LENIENT).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let config = text.and_then(|text| serde_json::from_str(&without_infinities(&text)).ok());
-    config.ok_or(error)
-}
-
-/// Maximum number of bytes of a file that is read leniently.
-const MAX_LENIENT: u64 = 1 << 20;
-
-/// Replaces infinite numbers outside of strings with `null`.
-fn without_infinities(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    // Every other part is a string, if none has an escaped quotation mark; with one the result is no JSON, and refused.
-    for (index, part) in text.split('"').enumerate() {
-        if index > 0 {
-            out.push('"');
-        }
-        match index % 2 {
-            0 => out.push_str(
-                &part.replace("-Infinity", "null").replace("Infinity", "null").replace("NaN", "null"),
-            ),
-            _ => out.push_str(part),
-        }
-    }
-    out
 }
 
 fn check_only(
@@ -252,15 +219,6 @@ impl ComponentWeights {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn infinite_numbers_count_as_not_set() {
-        let text = r#"{"lambda_min_clipped": -Infinity, "a": [Infinity, NaN, 1], "name": "-Infinity"}"#;
-        let config: serde_json::Value = serde_json::from_str(&without_infinities(text)).unwrap();
-        let wanted =
-            serde_json::json!({"lambda_min_clipped": null, "a": [null, null, 1], "name": "-Infinity"});
-        assert_eq!(config, wanted);
-    }
 
     #[test]
     fn a_setting_with_one_supported_value_may_have_it_or_be_left_out() {

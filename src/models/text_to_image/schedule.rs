@@ -27,7 +27,8 @@ pub(super) const MAX_TIMESTEPS: usize = 100_000;
 const ONLY: &[(&str, &str)] = &[
     ("algorithm_type", "\"dpmsolver++\""),
     ("interpolation_type", "\"linear\""),
-    ("lambda_min_clipped", "null"),
+    // Minus infinity.
+    ("lambda_min_clipped", "-1.7976931348623157e308"),
     ("skip_prk_steps", "true"),
     ("thresholding", "false"),
     ("timestep_type", "\"discrete\""),
