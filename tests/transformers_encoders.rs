@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 const OF_TEXTS: [&str; 3] = ["sentence_t5", "t5_gated", "deberta_v3"];
-const OF_IMAGES: [&str; 1] = ["vit"];
+const OF_IMAGES: [&str; 2] = ["vit", "chinese_clip"];
 
 fn folder(capability: &str, name: &str) -> PathBuf {
     root().join("tests/fixtures").join(capability).join(name)
@@ -51,8 +51,14 @@ fn images_have_the_vectors_of_their_references() {
         features: Vec<f32>,
     }
     #[derive(Deserialize)]
+    struct Text {
+        text: String,
+        features: Vec<f32>,
+    }
+    #[derive(Deserialize)]
     struct File {
         images: Vec<Image>,
+        texts: Vec<Text>,
     }
     // Vectors are of length 1 here.
     let unit = |vector: &[f32]| {
@@ -71,6 +77,13 @@ fn images_have_the_vectors_of_their_references() {
             pairs.map(|(vector, image)| difference(vector, &unit(&image.features))).fold(0.0, f32::max);
         println!("{name}: {most:e}");
         assert!(most < 2e-3, "{name}: {most}");
+        assert_eq!(model.has_text_side(), !file.texts.is_empty(), "{name}");
+        let texts: Vec<&str> = file.texts.iter().map(|case| case.text.as_str()).collect();
+        let vectors = if texts.is_empty() { Vec::new() } else { model.embed_texts(&texts).unwrap() };
+        let pairs = vectors.iter().zip(&file.texts);
+        let most = pairs.map(|(vector, text)| difference(vector, &unit(&text.features))).fold(0.0, f32::max);
+        println!("{name}, texts: {most:e}");
+        assert!(most < 1e-4, "{name}: {most}");
     }
 }
 

@@ -3,6 +3,8 @@
 //! into passes, and the three roles of the actors' model contract. A family's computation is left to its file, and
 //! the transformers underneath to `towers`.
 
+#[cfg(feature = "transformers")]
+mod chinese_clip;
 mod clip;
 mod dinov2;
 mod dinov3;
@@ -42,6 +44,8 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     dinov3::FAMILY,
     #[cfg(feature = "transformers")]
     vit::FAMILY,
+    #[cfg(feature = "transformers")]
+    chinese_clip::FAMILY,
 ];
 
 /// The capability's name in errors.
@@ -130,6 +134,23 @@ trait Encoder: Send + Sync {
 
 /// Memory that a worker needs for the pictures of a pass, beside what text embedding takes for each thread.
 const WORKER_SCRATCH: Bytes = Bytes::mib(16);
+
+/// Bytes of a pass of an encoder of the library, of so many heads and these widths of layers and of their feed-forward
+/// networks: scores and weights of attention beside each other, and the rows in all their forms.
+#[cfg(feature = "transformers")]
+fn encoder_scratch(
+    (heads, width, intermediate): (usize, usize, usize),
+    rows: usize,
+    longest: usize,
+) -> Bytes {
+    let product =
+        |sides: &[usize]| sides.iter().fold(4, |bytes: u64, side| bytes.saturating_mul(*side as u64));
+    let inputs = rows.div_ceil(longest.max(1)).max(1);
+    let scores = product(&[4, heads, inputs, longest, longest]);
+    let hidden = product(&[16, width, rows.max(longest)]);
+    let inner = product(&[4, intermediate, rows.max(longest)]);
+    Bytes(scores.saturating_add(hidden).saturating_add(inner))
+}
 
 /// The error for an image that a model without an image side is given.
 fn without_image_side() -> Error {

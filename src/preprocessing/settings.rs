@@ -16,7 +16,7 @@ use crate::source::{Files, read_json};
 /// Image processor of transformers whose defaults hold where the file does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Processor {
-    /// `CLIPImageProcessor` and `BitImageProcessor`: the shorter side becomes 224, the middle is kept.
+    /// `CLIPImageProcessor`, `ChineseCLIPImageProcessor` and `BitImageProcessor`: the shorter side becomes 224, the middle is kept.
     Clip,
     /// `SiglipImageProcessor`: a square of 224, half the range taken away.
     Siglip,
@@ -29,8 +29,9 @@ pub(crate) enum Processor {
 }
 
 impl Processor {
-    const NAMES: &'static str = "CLIPImageProcessor, BitImageProcessor, SiglipImageProcessor, ViTImageProcessor, \
-                                 Siglip2ImageProcessor, DINOv3ViTImageProcessor";
+    const NAMES: &'static str = "CLIPImageProcessor, ChineseCLIPImageProcessor, BitImageProcessor, \
+                                 SiglipImageProcessor, ViTImageProcessor, Siglip2ImageProcessor, \
+                                 DINOv3ViTImageProcessor";
 
     /// The one that a configuration names, if it names one of these.
     pub(crate) fn named(config: &Value) -> Option<Self> {
@@ -44,7 +45,7 @@ impl Processor {
         let name = name.strip_suffix("Fast").or(name.strip_suffix("Pil")).unwrap_or(name);
         let name = name.strip_suffix("ImageProcessor").or(name.strip_suffix("FeatureExtractor"))?;
         match name {
-            "CLIP" | "Bit" => Some(Self::Clip),
+            "CLIP" | "ChineseCLIP" | "Bit" => Some(Self::Clip),
             "Siglip" => Some(Self::Siglip),
             "ViT" => Some(Self::Vit),
             "Siglip2" => Some(Self::Siglip2),

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, ViTImageProcessorPil, ViTModel
+from transformers import AutoConfig, ChineseCLIPImageProcessorPil, ChineseCLIPModel, ViTImageProcessorPil, ViTModel
 
 import image_embedding as images
 
@@ -46,7 +46,42 @@ def vit() -> None:
     images.vectors = with_pooler
 
 
-FAMILIES = [vit]
+CHINESE = ["一只猫的照片", "木桌上的一杯咖啡，从上面看。", "星空", "", "a photo of a cat", "火箭 launch 在晚上，1969年", "很长的话" * 20]
+
+
+def chinese_clip() -> None:
+    """As OFA-Sys/chinese-clip-vit-base-patch16: towers' settings twice, a vocabulary alone, and no pooler of texts."""
+    folder = images.OUT / "chinese_clip"
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = sorted({letter for text in CHINESE for letter in text if ord(letter) > 127})
+    latin = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("0123456789,.")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "photo", "cat", "la", "##unch"]
+    vocabulary = words + latin + ["##" + letter for letter in latin] + letters
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 32}) + "\n")
+    text = dict(
+        architectures=["ChineseCLIPTextModel"], attention_probs_dropout_prob=0.1, bos_token_id=0, directionality="bidi",
+        eos_token_id=2, hidden_act="gelu", hidden_dropout_prob=0.1, hidden_size=32, initializer_range=0.02,
+        intermediate_size=64, layer_norm_eps=1e-12, max_position_embeddings=40, model_type="chinese_clip_text_model",
+        num_attention_heads=4, num_hidden_layers=2, output_past=True, pad_token_id=0, pooler_fc_size=768,
+        pooler_num_attention_heads=12, pooler_num_fc_layers=3, pooler_size_per_head=128,
+        pooler_type="first_token_transform", type_vocab_size=2, vocab_size=len(vocabulary))
+    vision = dict(
+        attention_dropout=0.0, dropout=0.0, hidden_act="quick_gelu", hidden_size=48, image_size=32, initializer_factor=1.0,
+        initializer_range=0.02, intermediate_size=64, layer_norm_eps=1e-05, model_type="chinese_clip_vision_model",
+        num_attention_heads=4, num_channels=3, num_hidden_layers=3, patch_size=8, projection_dim=512)
+    settings = dict(
+        architectures=["ChineseCLIPModel"], initializer_factor=1.0, logit_scale_init_value=2.6592,
+        model_type="chinese_clip", projection_dim=24, text_config=text, text_config_dict=text, torch_dtype="float32",
+        vision_config=vision, vision_config_dict=vision)
+    processor = ChineseCLIPImageProcessorPil(
+        size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}, do_center_crop=True)
+    usual, images.TEXTS = images.TEXTS, CHINESE
+    record("chinese_clip", settings, ChineseCLIPModel, 3, processor, padding=True)
+    images.TEXTS = usual
+
+
+FAMILIES = [vit, chinese_clip]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ use candle_transformers::models::vit;
 use model_actors::{Bytes, LoadContext};
 use serde_json::{Value, json};
 
-use super::{Architecture, Encoder, ImageSide, ImageSize, TextSide, Watch, without_text_side};
+use super::{
+    Architecture, Encoder, ImageSide, ImageSize, TextSide, Watch, encoder_scratch, without_text_side,
+};
 use crate::architecture::{Family, parse};
 use crate::device::ComputeThreads;
 use crate::error::Result;
@@ -88,13 +90,8 @@ impl Architecture for Config {
     }
 
     fn scratch(&self, rows: usize, longest: usize) -> Bytes {
-        let product =
-            |sides: &[usize]| sides.iter().fold(4, |bytes: u64, side| bytes.saturating_mul(*side as u64));
-        let images = rows.div_ceil(longest.max(1)).max(1);
-        let scores = product(&[4, self.0.num_attention_heads, images, longest, longest]);
-        let hidden = product(&[16, self.0.hidden_size, rows.max(longest)]);
-        let inner = product(&[4, self.0.intermediate_size, rows.max(longest)]);
-        Bytes(scores.saturating_add(hidden).saturating_add(inner))
+        let vit::Config { num_attention_heads, hidden_size, intermediate_size, .. } = self.0;
+        encoder_scratch((num_attention_heads, hidden_size, intermediate_size), rows, longest)
     }
 
     fn load(
