@@ -95,9 +95,9 @@ impl ModelShape {
         layer.saturating_mul(product(&[self.layers, tokens]))
     }
 
-    /// Bytes of the tables of rotary positions.
+    /// Bytes of the tables of rotary positions, of which a model that keeps nothing of single tokens has none.
     pub(crate) fn table_bytes(&self) -> u64 {
-        8u64.saturating_mul(product(&[self.context, self.head_size]))
+        if self.kv_heads == 0 { 0 } else { 8u64.saturating_mul(product(&[self.context, self.head_size])) }
     }
 
     /// Bytes that a pass over so many rows needs besides weights and caches, in a text of `longest` tokens: the library
