@@ -1,7 +1,8 @@
 //! Every family's tiny model, and all-MiniLM-L6-v2 where it is at hand, through the pool with 1, 8 and 64
 //! callers beside a plain loop over the same model code; and what continuous batching gives on a model large
 //! enough to be bound by its weights. Ratios in one run; `-- NAME` picks the families whose names contain it,
-//! `-- batching` the second part.
+//! `-- batching` the second part, `-- library` models of candle-transformers of that size; with the feature `benchmarks`, `-- counterparts`
+//! families of this crate beside the library's.
 //!
 //! The tiny models take tens of microseconds to milliseconds, so their ratios show what the tree costs a
 //! request.
@@ -14,6 +15,15 @@ mod folders;
 mod fixtures;
 #[path = "../tests/common/large_llama.rs"]
 mod large_llama;
+#[cfg(feature = "transformers")]
+#[path = "../tests/common/large_library.rs"]
+mod large_library;
+#[cfg(feature = "transformers")]
+#[path = "models/library.rs"]
+mod library;
+#[cfg(all(feature = "transformers", feature = "benchmarks"))]
+#[path = "models/counterparts.rs"]
+mod counterparts;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -62,6 +72,10 @@ async fn main() {
     if is_wanted("batching") {
         continuous_batching().await;
     }
+    #[cfg(feature = "transformers")]
+    library::rows(is_wanted).await;
+    #[cfg(all(feature = "transformers", feature = "benchmarks"))]
+    counterparts::rows(is_wanted);
 }
 
 /// Requests a second of one loop, with one thread or with as many as there are cores, whichever is faster.

@@ -1,4 +1,5 @@
-//! Products with weights as decoders have them, for `benches/kernels.rs` and for nobody else.
+//! Products with weights as decoders have them and parts of pipelines alone, for `benches/kernels.rs` and `benches/models.rs` and
+//! for nobody else.
 
 use candle_core::{Device, Tensor};
 
@@ -6,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Activation;
 use crate::kernels::ggml::GgmlType;
 use crate::kernels::packed::{Arithmetic, PackedLinear, QuantizedRows, RowUse};
+pub use crate::models::text_to_image::{ImageDecoder, PromptT5};
 
 /// A quantised weight, `(out, in)`, in each arithmetic.
 pub struct QuantizedProduct {

@@ -30,6 +30,8 @@ mod denoising;
 mod plan;
 mod model;
 mod worker;
+#[cfg(feature = "benchmarks")]
+mod parts;
 #[cfg(test)]
 mod first_image_tests;
 #[cfg(test)]
@@ -46,6 +48,8 @@ use model_actors::PaintImage;
 use crate::architecture::Family;
 use crate::error::{Error, Result};
 pub use model::TextToImageModel;
+#[cfg(feature = "benchmarks")]
+pub use parts::{ImageDecoder, PromptT5};
 use pipeline::Read;
 
 /// The families, by the class of the pipeline in `model_index.json`, in the order that errors list them. A
