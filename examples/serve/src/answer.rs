@@ -4,9 +4,9 @@ use std::future::ready;
 
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
-use candle_actors::{Completion, FinishReason, TokenLogprobs, Usage};
+use candle_actors::{Completion, FinishReason, TextChunk, TokenLogprobs, ToolCall, Usage};
 use futures_util::stream::{self, StreamExt as _};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
 use crate::events::{done, event, streamed};
@@ -14,6 +14,7 @@ use crate::json::Json;
 use crate::logprobs;
 use crate::server::{Server, seconds};
 use crate::settings::Form;
+use crate::tools;
 use crate::writing::{Piece, Writing, side_by_side, whole};
 
 /// The endpoint that the answer is for.
@@ -35,6 +36,8 @@ struct Answer {
     usage: Usage,
     /// Choices that have begun, and the number of those that have ended.
     begun: Vec<bool>,
+    /// Calls of tools of each choice so far.
+    called: Vec<usize>,
     /// Characters of each choice so far.
     characters: Vec<usize>,
     ended: usize,
@@ -54,9 +57,10 @@ pub(crate) async fn answer(
 ) -> Result<Response, ApiError> {
     let id = server.next_id(if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" });
     let (begun, characters) = (vec![false; writings.len()], vec![0; writings.len()]);
+    let called = vec![0; writings.len()];
     let (created, usage) = (seconds(), Usage::default());
     let mut answer =
-        Answer { endpoint, id, created, model, choices, form, usage, begun, characters, ended: 0 };
+        Answer { endpoint, id, created, model, choices, form, usage, begun, called, characters, ended: 0 };
     if form == Form::Whole {
         return Ok(Json(answer.whole(whole(writings).await?)).into_response());
     }
@@ -75,14 +79,14 @@ impl Answer {
         let choices: Vec<Value> = numbered
             .map(|(index, completion)| {
                 self.count(index, completion.usage);
-                let (reason, logprobs) = (Some(completion.finish_reason), completion.logprobs);
                 match self.endpoint {
                     Endpoint::Chat => {
-                        let message =
-                            json!({ "role": "assistant", "content": completion.text, "refusal": null });
+                        let message = self.message(index, &completion);
+                        let (reason, logprobs) = (Some(completion.finish_reason), completion.logprobs);
                         self.choice(index, "message", message, &logprobs, reason)
                     }
                     Endpoint::Completions => {
+                        let (reason, logprobs) = (Some(completion.finish_reason), completion.logprobs);
                         self.choice(index, "text", completion.text.into(), &logprobs, reason)
                     }
                 }
@@ -90,6 +94,44 @@ impl Answer {
             .collect();
         let object = if self.endpoint == Endpoint::Chat { "chat.completion" } else { "text_completion" };
         self.object(object, choices, Some(usage(self.usage)))
+    }
+
+    /// A whole answer of a chat.
+    fn message(&mut self, index: usize, completion: &Completion) -> Value {
+        let mut message = json!({ "role": "assistant", "content": completion.text, "refusal": null });
+        if !completion.reasoning.is_empty() {
+            message["reasoning_content"] = completion.reasoning.as_str().into();
+        }
+        if !completion.tool_calls.is_empty() {
+            if completion.text.is_empty() {
+                message["content"] = Value::Null;
+            }
+            message["tool_calls"] = self.calls(index, &completion.tool_calls, false);
+        }
+        message
+    }
+
+    /// Calls of one choice, numbered after those before.
+    fn calls(&mut self, index: usize, calls: &[ToolCall], with_index: bool) -> Value {
+        let Some(told) = self.called.get_mut(index) else { return Value::Null };
+        let first = *told;
+        *told += calls.len();
+        tools::written(calls, first, &format!("{}-{index}", self.id), with_index)
+    }
+
+    /// A piece of an answer of a chat.
+    fn delta(&mut self, index: usize, chunk: &TextChunk) -> Value {
+        let mut delta = Map::new();
+        if !chunk.reasoning.is_empty() {
+            delta.insert("reasoning_content".to_owned(), chunk.reasoning.as_str().into());
+        }
+        if !chunk.tool_calls.is_empty() {
+            delta.insert("tool_calls".to_owned(), self.calls(index, &chunk.tool_calls, true));
+        }
+        if !chunk.text.is_empty() || delta.is_empty() {
+            delta.insert("content".to_owned(), chunk.text.as_str().into());
+        }
+        Value::Object(delta)
     }
 
     /// The events of one piece.
@@ -104,7 +146,8 @@ impl Answer {
         }
         match (piece, self.endpoint) {
             (Piece::Text(chunk), Endpoint::Chat) => {
-                events.push(self.part(index, json!({ "content": chunk.text }), &chunk.logprobs, None));
+                let delta = self.delta(index, &chunk);
+                events.push(self.part(index, delta, &chunk.logprobs, None));
             }
             (Piece::Text(chunk), Endpoint::Completions) => {
                 events.push(self.part(index, chunk.text.into(), &chunk.logprobs, None));
@@ -156,6 +199,7 @@ impl Answer {
         };
         let reason = reason.map(|reason| match reason {
             FinishReason::Length => "length",
+            FinishReason::ToolCalls => "tool_calls",
             _ => "stop",
         });
         json!({ "index": index, name: content, "logprobs": logprobs, "finish_reason": reason })

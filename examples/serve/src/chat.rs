@@ -14,6 +14,7 @@ use crate::fields::Fields;
 use crate::messages::Messages;
 use crate::server::Server;
 use crate::settings::Settings;
+use crate::tools::Asked;
 use crate::writing::{Writing, handle, settings};
 
 /// Tokens of an answer, unless asked for otherwise.
@@ -29,9 +30,8 @@ pub(crate) async fn create(
     settings.logprobs = logprobs(&mut fields)?;
     let [newer, older] = ["max_completion_tokens", "max_tokens"].map(|name| fields.optional::<usize>(name));
     let max_tokens = newer?.or(older?).unwrap_or(ANSWER_TOKENS);
+    let asked = Asked::of(&mut fields)?;
     // Accepted as long as they ask for what is done anyway.
-    fields.only("response_format", [json!({ "type": "text" })])?;
-    fields.only("tools", [json!([])])?;
     fields.only("modalities", [json!(["text"])])?;
     fields.only("store", [json!(false)])?;
     fields.only("service_tier", [json!("auto"), json!("default")])?;
@@ -40,7 +40,7 @@ pub(crate) async fn create(
     let writings = match messages {
         Messages::Text(messages) => {
             let generator = handle!(server, generator(&server, &model)?);
-            let request = settings!(GenerateText::chat(messages), settings, max_tokens);
+            let request = asked.put(settings!(GenerateText::chat(messages), settings, max_tokens));
             let writing = |choice| {
                 let request = request.clone().with_sampling(settings.sampling_of(choice));
                 Writing::Text(generator.clone(), request)
@@ -49,7 +49,9 @@ pub(crate) async fn create(
         }
         Messages::Image(image, question) => {
             let describer = handle!(server, describer(&server, &model)?);
-            let request = settings!(DescribeImage::new(image).with_question(question), settings, max_tokens);
+            let question = DescribeImage::new(image).with_question(question);
+            let request =
+                settings!(question, settings, max_tokens).with_constraint(asked.constraint_alone()?);
             let writing = |choice| {
                 let request = request.clone().with_sampling(settings.sampling_of(choice));
                 Writing::Image(describer.clone(), request)

@@ -7,6 +7,7 @@
 mod json;
 mod error;
 mod fields;
+mod tools;
 mod server;
 mod body;
 mod events;

@@ -1,10 +1,11 @@
 //! The messages of a chat: a conversation in words, or an image and a question about it.
 
-use candle_actors::{ImageSource, Message, Role};
+use candle_actors::{ImageSource, Message, Role, ToolCall};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::tools::calls_of;
 
 /// The messages as the library has them.
 pub(crate) enum Messages {
@@ -17,6 +18,9 @@ pub(crate) enum Messages {
 struct Content {
     text: String,
     images: Vec<ImageSource>,
+    calls: Vec<ToolCall>,
+    /// The call that it is the result of.
+    call_id: Option<String>,
 }
 
 impl Messages {
@@ -29,11 +33,14 @@ impl Messages {
             .map(|(index, message)| message_of(Fields::of(message, format!("messages[{index}]"))?))
             .collect::<Result<_, ApiError>>()?;
         if messages.iter().all(|(_, content)| content.images.is_empty()) {
-            let words = messages.into_iter().map(|(role, content)| Message::new(role, content.text));
+            let words = messages.into_iter().map(|(role, content)| {
+                let message = Message::new(role, content.text).with_tool_calls(content.calls);
+                message.with_tool_call_id(content.call_id)
+            });
             return Ok(Self::Text(words.collect()));
         }
         match (messages.pop(), messages.is_empty()) {
-            (Some((Role::User, Content { text, mut images })), true) if images.len() == 1 => {
+            (Some((Role::User, Content { text, mut images, .. })), true) if images.len() == 1 => {
                 Ok(Self::Image(images.remove(0), text))
             }
             _ => {
@@ -51,27 +58,36 @@ fn message_of(mut fields: Fields) -> Result<(Role, Content), ApiError> {
         "system" | "developer" => Role::System,
         "user" => Role::User,
         "assistant" => Role::Assistant,
+        "tool" => Role::Tool,
         other => {
-            let message = format!("{name} is {other:?}; supported are system, developer, user and assistant");
+            let message =
+                format!("{name} is {other:?}; supported are system, developer, user, assistant and tool");
             return Err(ApiError::field(&name, message));
         }
     };
     // What an answer that is sent back has beside its content.
     if role == Role::Assistant {
         fields.only("annotations", [json!([])])?;
-        fields.only("tool_calls", [json!([])])?;
+        fields.without_effect(&["reasoning_content"]);
     }
+    let calls = if role == Role::Assistant { calls_of(&mut fields)? } else { Vec::new() };
+    let call_id = if role == Role::Tool { fields.optional("tool_call_id")? } else { None };
     let name = fields.name("content");
-    let content = match fields.required("content")? {
-        Value::String(text) => Content { text, images: Vec::new() },
-        Value::Array(parts) => content_of(parts, &name)?,
-        _ => return Err(ApiError::field(&name, format!("{name} has to be a string or an array of parts"))),
+    let content = match fields.optional("content")? {
+        // An answer may have calls alone.
+        None if !calls.is_empty() => Content::default(),
+        None => return Err(ApiError::field(&name, format!("the field {name} is missing"))),
+        Some(Value::String(text)) => Content { text, ..Content::default() },
+        Some(Value::Array(parts)) => content_of(parts, &name)?,
+        Some(_) => {
+            return Err(ApiError::field(&name, format!("{name} has to be a string or an array of parts")));
+        }
     };
     fields.end()?;
     if role != Role::User && !content.images.is_empty() {
         return Err(ApiError::field(&name, format!("{name}: only the user's messages can have images")));
     }
-    Ok((role, content))
+    Ok((role, Content { calls, call_id, ..content }))
 }
 
 fn content_of(parts: Vec<Value>, name: &str) -> Result<Content, ApiError> {

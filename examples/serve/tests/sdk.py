@@ -1,5 +1,5 @@
 """The server as OpenAI's own Python client uses it: `python sdk.py PROGRAM`, with the package `openai` at hand. Starts the
-program with its default models, asks for everything that the README lists, and ends it by a signal.
+program with the small models, asks for everything that the README lists, and ends it by a signal.
 """
 
 import base64
@@ -7,11 +7,15 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import typing
 
 import openai
+import pydantic
 
 KEY = "secret"
 MODELS = pathlib.Path(__file__).resolve().parents[3] / "models"
@@ -34,7 +38,7 @@ def refused(kind, status, call, **fields):
 
 def models(client):
     names = {model.id: model for model in client.models.list()}
-    assert list(names) == ["english", "chat", "describer", "painter"], names
+    assert list(names) == ["english", "caller", "chat", "describer", "painter"], names
     assert client.models.retrieve("chat").capability == "text_to_text"
 
 
@@ -84,6 +88,49 @@ def chats(client):
     print(f"chat: {text.strip()!r} in {len(pieces)} pieces, {usage.total_tokens} tokens")
 
 
+def caller():
+    """A folder with the small chat model, whose template takes tools and knows of thoughts."""
+    folder = pathlib.Path(tempfile.mkdtemp())
+    for file in (MODELS / "shapes-chat").iterdir():
+        shutil.copy(file, folder)
+    (folder / "chat_template.jinja").write_text(
+        '{# <tool_call> {"name": x, "arguments": y} </tool_call> <think> </think> {{ tools }} #}'
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+        "{% if enable_thinking %}<think>\n{% endif %}"
+    )
+    return folder
+
+
+class Shape(pydantic.BaseModel):
+    colour: typing.Literal["red", "blue"]
+    sides: typing.Annotated[int, pydantic.Field(ge=3, le=6)]
+
+
+def structured(client):
+    shape = client.chat.completions.parse(model="chat", messages=asked(QUESTION), response_format=Shape, temperature=0)
+    assert shape.choices[0].message.parsed.sides in range(3, 7), shape
+    tools = [openai.pydantic_function_tool(Shape, name="describe")]
+    fields = {"model": "caller", "messages": asked(QUESTION), "tools": tools, "tool_choice": "required", "temperature": 0}
+    called = client.chat.completions.parse(**fields, parallel_tool_calls=False).choices[0]
+    call = called.message.tool_calls[0]
+    assert called.finish_reason == "tool_calls" and isinstance(call.function.parsed_arguments, Shape), called
+    result = {"role": "tool", "tool_call_id": call.id, "content": "A circle."}
+    again = [*asked(QUESTION), called.message.model_dump(exclude={"parsed"}, exclude_none=True), result]
+    for item in again[1]["tool_calls"]:
+        item["function"].pop("parsed_arguments")
+    assert client.chat.completions.create(model="caller", messages=again, tools=tools, tool_choice="none", max_tokens=3).choices
+    with client.chat.completions.stream(**fields, parallel_tool_calls=False) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    assert streamed.message.tool_calls[0].function.arguments == call.function.arguments, streamed
+    extra = {"chat_template_kwargs": {"enable_thinking": True}}
+    thinks = client.chat.completions.create(model="caller", messages=asked(QUESTION), max_tokens=5, extra_body=extra)
+    assert thinks.choices[0].message.reasoning_content, thinks
+    several = client.chat.completions.create(model="chat", messages=asked(QUESTION), n=2, temperature=0, max_tokens=3)
+    assert len(several.choices) == 2 and several.usage.completion_tokens == 6, several
+    refused(openai.BadRequestError, 400, client.chat.completions.create, **{**fields, "model": "chat"})
+    print(f"structured: {shape.choices[0].message.parsed!r}, called with {call.function.arguments}")
+
+
 def vision(client):
     picture = base64.b64encode((MODELS / "shapes/held_out/000.png").read_bytes()).decode()
     content = [
@@ -131,8 +178,12 @@ def errors(client):
 
 
 def main():
+    folder = caller()
+    small = {"text-embedding": {"english": "english-embedding-small"}, "text-to-text": {"chat": "shapes-chat", "caller": folder}}
+    small |= {"vision": {"describer": "shapes-vision"}, "text-to-image": {"painter": "shapes-text-to-image"}}
+    models_of = [[f"--{kind}", f"{name}={MODELS / path}"] for kind, named in small.items() for name, path in named.items()]
     program = subprocess.Popen(
-        [sys.argv[1], "--listen", "127.0.0.1:0", "--log", "warn"],
+        [sys.argv[1], "--listen", "127.0.0.1:0", "--log", "warn", *sum(models_of, [])],
         env={**os.environ, "SERVE_API_KEY": KEY},
         stdout=subprocess.PIPE,
         text=True,
@@ -140,7 +191,7 @@ def main():
     try:
         address = re.fullmatch("listening on (.*)\n", program.stdout.readline())[1]
         client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=300)
-        for part in [models, embeddings, chats, vision, completions, images, errors]:
+        for part in [models, embeddings, chats, structured, vision, completions, images, errors]:
             part(client)
         client.close()
         program.send_signal(signal.SIGTERM)
@@ -149,6 +200,7 @@ def main():
         print(words)
     finally:
         program.kill()
+        shutil.rmtree(folder)
 
 
 main()

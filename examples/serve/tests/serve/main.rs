@@ -5,6 +5,7 @@
 mod client;
 mod harness;
 mod answers;
+mod structured;
 mod refusals;
 mod faults;
 mod process;

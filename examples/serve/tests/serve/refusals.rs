@@ -60,7 +60,8 @@ async fn a_field_that_is_not_supported_is_refused_by_name() {
         ["/v1/chat/completions", "no_such_field", 1],
         ["/v1/chat/completions", "logit_bias", { "5": 200 }],
         ["/v1/chat/completions", "top_logprobs", 2],
-        ["/v1/chat/completions", "response_format", { "type": "json_object" }],
+        ["/v1/chat/completions", "response_format", "json"],
+        ["/v1/chat/completions", "tool_choice", "sometimes"],
         ["/v1/chat/completions", "frequency_penalty", 3],
         ["/v1/chat/completions", "functions", []],
         ["/v1/chat/completions", "store", true],
@@ -121,7 +122,7 @@ async fn a_message_that_is_not_supported_is_refused_by_its_place() {
     let image = |url: &str| json!([{ "type": "image_url", "image_url": { "url": url } }]);
     let address = image("https://example.org/a.png");
     let refused = [
-        (json!([{ "role": "tool", "content": "5" }]), "messages[0].role"),
+        (json!([{ "role": "function", "content": "5" }]), "messages[0].role"),
         (json!([{ "role": "user", "content": "Hi", "name": "Ann" }]), "messages[0].name"),
         (json!([{ "role": "user", "content": "Hi" }, { "role": "user" }]), "messages[1].content"),
         (json!([{ "role": "user", "content": [{ "type": "input_audio" }] }]), "messages[0].content[0].type"),
