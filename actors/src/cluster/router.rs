@@ -205,6 +205,11 @@ impl Router {
         linked.map(|(boot, peer)| (*boot, peer.offers.as_slice()))
     }
 
+    /// True while the peer is linked or remembered.
+    pub fn knows(&self, peer: Boot) -> bool {
+        self.peers.contains_key(&peer)
+    }
+
     /// The request of a run that has not ended.
     pub fn request_of(&self, run: Run) -> Option<RequestKey> {
         self.runs.get(&run).copied()

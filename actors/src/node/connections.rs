@@ -317,7 +317,7 @@ impl MembershipState {
         let connected =
             |node: &str| self.sessions.values().any(|session| session.node.as_deref() == Some(node));
         for dial in self.dials.iter_mut().filter(|dial| dial.is_due(now, connected)) {
-            dial.dials();
+            dial.dials(now);
             let (address, myself) = (dial.address.clone(), myself.clone());
             let (tls, server) = (self.arguments.config.tls.clone(), self.server.clone());
             tokio::spawn(async move {

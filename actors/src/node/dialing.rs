@@ -12,8 +12,13 @@ const LONGEST: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     // ## Idle => Dialing => (Up => Idle | Idle)
-    Idle { from: Time },
-    Dialing,
+    Idle {
+        from: Time,
+    },
+    /// By then it is up or has failed; otherwise nobody tells.
+    Dialing {
+        until: Time,
+    },
     Up,
 }
 
@@ -34,12 +39,15 @@ impl Dial {
 
     /// Whether to connect now. `is_connected` tells of a node whether a connection to it stands.
     pub(super) fn is_due(&self, now: Time, is_connected: impl Fn(&str) -> bool) -> bool {
-        let is_time = matches!(self.state, State::Idle { from } if now >= from);
+        let is_time = match self.state {
+            State::Idle { from: time } | State::Dialing { until: time } => now >= time,
+            State::Up => false,
+        };
         is_time && !self.node.as_deref().is_some_and(is_connected)
     }
 
-    pub(super) fn dials(&mut self) {
-        self.state = State::Dialing;
+    pub(super) fn dials(&mut self, now: Time) {
+        self.state = State::Dialing { until: now + LONGEST * 4 };
     }
 
     pub(super) fn is_up(&mut self) {
@@ -64,7 +72,7 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..8 {
             assert!(dial.is_due(now, |_| false));
-            dial.dials();
+            dial.dials(now);
             assert!(!dial.is_due(now + LONGEST, |_| false));
             dial.is_down(now, 1.0);
             let mut wait = Duration::ZERO;

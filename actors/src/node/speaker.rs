@@ -321,6 +321,7 @@ impl<C: Portable> SpeakerState<C> {
             };
             self.step(Input::Models(owns), Luggage::default());
             self.parcels.tidy(now);
+            self.names.retain(|boot, _| self.router.knows(*boot));
             self.publish();
         }
         self.step(Input::Tick, Luggage::default());

@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_a_killed_node_had_runs_elsewhere", what_a_killed_node_had_runs_elsewhere),
     ("a_request_that_kills_its_nodes_is_given_up", a_request_that_kills_its_nodes_is_given_up),
     ("a_node_comes_back", a_node_comes_back),
+    ("nodes_that_dial_each_other_keep_one_connection", nodes_that_dial_each_other_keep_one_connection),
     ("a_frozen_node_is_lost_and_comes_back", a_frozen_node_is_lost_and_comes_back),
     ("a_rolling_restart_fails_nothing", a_rolling_restart_fails_nothing),
     ("the_ledger_of_a_soak_with_kills_adds_up", the_ledger_of_a_soak_with_kills_adds_up),
@@ -107,6 +108,26 @@ fn a_node_comes_back() {
         served(&system, &client, "echo", 1).await;
         assert_eq!(call(&model, "", Duration::ZERO).await.unwrap().unwrap(), "b", "the handle stays");
         drop(again);
+        system.shutdown().await;
+    });
+}
+
+fn nodes_that_dial_each_other_keep_one_connection() {
+    // Two ports that are free, as far as that can be known.
+    let free: Vec<_> = (0..2).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let [here, there] = [0, 1].map(|index: usize| free[index].local_addr().unwrap());
+    drop(free);
+    let node = Node::start(&NodeOptions { listen: there, ..serving("b").peer(here) }).unwrap();
+    on_a_runtime(async {
+        let options = NodeOptions { listen: here, ..NodeOptions::new("a").peer(there) };
+        let (system, client) = join(options, []).await;
+        let model = served(&system, &client, "echo", 1).await;
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(3) {
+            let said = call(&model, "", Duration::from_millis(5)).await.unwrap();
+            assert_eq!(said.unwrap(), "b", "no connection that stands is given up for another");
+        }
+        drop(node);
         system.shutdown().await;
     });
 }
