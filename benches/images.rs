@@ -1,5 +1,5 @@
 //! Seconds of a diffusion step, and images a second that an encoder embeds. The models' folders are named, so that the
-//! same ones can be given to another program: `benches/peers/pytorch.py` does that.
+//! same ones can be given to another program: `benches/peers/pytorch_images.py` does that.
 //!
 //! ```text
 //! cargo bench --bench images -- [--painter FOLDER] [--embedder FOLDER] [--threads N]

@@ -1,7 +1,7 @@
 """Measures PyTorch beside this crate: a step of a UNet of Stable Diffusion 1.5's shape, and images through CLIP ViT-B/32's.
 
     cargo bench --bench images --no-run
-    python benches/peers/pytorch.py FOLDER BENCHMARK [--threads N] [--turns N]
+    python benches/peers/pytorch_images.py FOLDER BENCHMARK [--threads N] [--turns N]
 
 BENCHMARK is the program that the first command names. The models, with random weights in 32 bits, are made in FOLDER
 where they are not there yet: some 4 GB. Prints the best of the turns and their ratio. Needs the PyPI packages torch,
