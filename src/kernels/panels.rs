@@ -254,20 +254,24 @@ struct PairsOfF16;
 impl Words for PairsOfF16 {
     const NUMBERS: usize = 2;
 
-    /// With exponent and fraction where those of 32 bits are, a number is too small by the difference of the exponents'
-    /// offsets; multiplied by that power of two it is right, one below the normal range included.
     #[inline(always)]
     fn columns<S: Simd>(simd: S, step: &[S::u32s], index: usize) -> [S::f32s; 2] {
         let low = simd.wrapping_dyn_shl_u32s(step[index], simd.splat_u32s(16));
-        [low, step[index]].map(|bits| {
-            let magnitude = simd.and_u32s(bits, simd.splat_u32s(0x7fff_0000));
-            let magnitude = simd.wrapping_dyn_shr_u32s(magnitude, simd.splat_u32s(3));
-            let power = simd.splat_f32s(f32::from_bits((127 + 112) << 23));
-            let magnitude = simd.mul_f32s(simd.transmute_f32s_u32s(magnitude), power);
-            let sign = simd.and_u32s(bits, simd.splat_u32s(0x8000_0000));
-            simd.or_f32s(magnitude, simd.transmute_f32s_u32s(sign))
-        })
+        [widened_f16(simd, low), widened_f16(simd, step[index])]
     }
+}
+
+/// Widens the number of 16 bits in the high bits of each word. With exponent and fraction where those of 32 bits are, it is too
+/// small by the difference of the exponents' offsets; multiplied by that power of two it is right, one below the normal range
+/// included. Not a closure: those are not sure to be inlined, and out of line this takes thirty times as long.
+#[inline(always)]
+fn widened_f16<S: Simd>(simd: S, bits: S::u32s) -> S::f32s {
+    let magnitude = simd.and_u32s(bits, simd.splat_u32s(0x7fff_0000));
+    let magnitude = simd.wrapping_dyn_shr_u32s(magnitude, simd.splat_u32s(3));
+    let power = simd.splat_f32s(f32::from_bits((127 + 112) << 23));
+    let magnitude = simd.mul_f32s(simd.transmute_f32s_u32s(magnitude), power);
+    let sign = simd.and_u32s(bits, simd.splat_u32s(0x8000_0000));
+    simd.or_f32s(magnitude, simd.transmute_f32s_u32s(sign))
 }
 
 /// One block of `R` rows with one panel, two registers of columns at a time.
