@@ -19,7 +19,6 @@ pub(crate) struct Grammar(Infallible);
 pub(crate) enum Progress {
     #[expect(dead_code, reason = "no text has a constraint")]
     More,
-    #[expect(dead_code, reason = "no text has a constraint")]
     Complete,
 }
 

@@ -179,15 +179,15 @@ impl<C: Portable> Actor for Speaker<C> {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match event {
-            SupervisionEvent::ProcessGroupChanged(GroupChangeMessage::Join(scope, group, cells)) => {
-                if scope == state.scope {
-                    state.joined(&group, cells);
-                }
+            SupervisionEvent::ProcessGroupChanged(GroupChangeMessage::Join(scope, group, cells))
+                if scope == state.scope =>
+            {
+                state.joined(&group, cells);
             }
-            SupervisionEvent::ProcessGroupChanged(GroupChangeMessage::Leave(scope, group, cells)) => {
-                if scope == state.scope {
-                    state.left(&group, &cells);
-                }
+            SupervisionEvent::ProcessGroupChanged(GroupChangeMessage::Leave(scope, group, cells))
+                if scope == state.scope =>
+            {
+                state.left(&group, &cells);
             }
             _ => {}
         }
