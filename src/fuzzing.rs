@@ -84,7 +84,7 @@ fn check_address(url: &Url) {
     // As the client finds out whether to look a host up.
     let Ok(number) = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>() else { return };
     for network in
-        ["127.0.0.0/8", "10.0.0.0/8", "169.254.0.0/16", "192.168.0.0/16", "::1", "fe80::/10", "fc00::/7"]
+        ["127.0.0.0/8", "10.0.0.0/8", "169.254.0.0/16", "192.168.0.0/16", "::1/128", "fe80::/10", "fc00::/7"]
     {
         assert!(!network.parse::<IpNet>().unwrap().contains(&number), "{url}");
     }

@@ -53,6 +53,6 @@ pub enum WhenFull {
     /// Waits for a slot until the request's time runs out.
     #[default]
     Wait,
-    /// Fails at once with [`Error::Overloaded`].
+    /// Fails at once with [`Error::Overloaded`](crate::Error::Overloaded).
     Fail,
 }
