@@ -12,7 +12,9 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use candle_actors::isolation::{ProcessOptions, run_child_if_asked};
-use candle_actors::{Engine, Error, GenerateText, Message, Source, SourceSpec, TextEmbedder, TextGenerator};
+use candle_actors::{
+    Engine, Error, GenerateText, Message, PoolConfig, Source, SourceSpec, TextEmbedder, TextGenerator,
+};
 use clap::Parser;
 use common::{Failure, show_progress};
 
@@ -47,11 +49,14 @@ fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<(), Failure> {
     let source = |text: &str| SourceSpec::from(Source::parse(text).follow_links());
     let apart = |text: &str| source(text).with_isolation(ProcessOptions::default());
+    // Its model waits for the reader, so that it is killed in the middle of its answer; and no other process of it is killed.
+    let one = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1).with_stream_buffer(1);
     let engine = Engine::builder()
         .text_embedding("embedder here", source(&arguments.embedder))
         .text_embedding("embedder apart", apart(&arguments.embedder))
         .text_to_text("chat here", source(&arguments.chat))
         .text_to_text("chat apart", apart(&arguments.chat))
+        .text_to_text("chat that is killed", apart(&arguments.chat).with_pool_config(one))
         .start()
         .await?;
     let progress = tokio::spawn(show_progress(engine.events()));
@@ -73,7 +78,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
     show("embedding 8 sentences", times[0] / ROUNDS, times[1] / ROUNDS);
     show("writing an answer", times[2] / ROUNDS.div_ceil(10), times[3] / ROUNDS.div_ceil(10));
-    kill_in_mid_answer(&chats.1).await?;
+    kill_in_mid_answer(&engine.text_to_text("chat that is killed")?).await?;
     println!("The embedder of this process still has {} dimensions.", here.embed("still here").await?.len());
     engine.shutdown().await;
     progress.abort();
