@@ -324,14 +324,11 @@ fn the_footprint_counts_numbers_of_32_bits_whatever_the_file_has() {
     let folder = fixture("flux_dev");
     let model = TextToImageModel::load(Source::directory(&folder)).unwrap();
     let mut bytes = 0;
-    for (part, used) in
-        [("text_encoder/model", ""), ("text_encoder_2/model", ""), ("transformer/", ""), ("vae/", "decoder.")]
-    {
+    for part in ["text_encoder/model", "text_encoder_2/model", "transformer/", "vae/"] {
         let name = if part.ends_with('/') { "diffusion_pytorch_model" } else { "" };
         let file = folder.join(format!("{part}{name}.safetensors"));
         let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
-        let used = tensors.iter().filter(|(tensor, _)| tensor.starts_with(used));
-        bytes += used.map(|(_, tensor)| 4 * tensor.elem_count() as u64).sum::<u64>();
+        bytes += tensors.values().map(|tensor| 4 * tensor.elem_count() as u64).sum::<u64>();
     }
     assert_eq!(model.footprint().shared.0, bytes);
     assert!(model.footprint().per_worker.0 > 0);
