@@ -104,7 +104,7 @@ pub(crate) struct Generation {
     top: Option<usize>,
     /// The constraint that the text keeps to.
     grammar: Option<Grammar>,
-    /// What the model thinks, its words and its calls of tools.
+    /// Thoughts of the model, its words and its calls of tools.
     parts: Parts,
     /// Marks of these that are special tokens, so that the tokenizer leaves them out.
     special_marks: Vec<(u32, &'static str)>,

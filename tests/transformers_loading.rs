@@ -87,7 +87,7 @@ async fn a_second_worker_is_charged_for_its_texts_alone() {
     }
 }
 
-/// What a load of [`Slow`] and its test tell each other.
+/// Signals that a load of [`Slow`] and its test give each other.
 struct Talk {
     has_read: mpsc::Sender<candle_core::Result<Tensor>>,
     go_on: Mutex<mpsc::Receiver<()>>,

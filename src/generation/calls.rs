@@ -14,9 +14,9 @@ pub(crate) struct CallFormat {
     /// Words of the template by which it is known: all of the first, none of the second. Rows come in order of preference.
     words: &'static [&'static str],
     without: &'static [&'static str],
-    /// What begins a call; a special token where the vocabulary has it as one.
+    /// Mark that begins a call; a special token where the vocabulary has it as one.
     pub(super) opening: &'static str,
-    /// What ends it; nothing where its JSON does.
+    /// Mark that ends it; nothing where its JSON does.
     closing: &'static str,
     form: Form,
     /// A text that begins with an object is a call too, without the opening.

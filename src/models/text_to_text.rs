@@ -66,7 +66,7 @@ impl LoadedModel {
         }
     }
 
-    /// What an answer keeps to: the request's constraint, or the format of calls of its tools.
+    /// Rule that an answer keeps to: the request's constraint, or the format of calls of its tools.
     fn grammar(&self, request: &GenerateText) -> Result<Option<Grammar>> {
         let calls = self.marks.calls().filter(|_| !offered(request).is_empty()).map(|format| {
             let special = |mark: &str| self.tokens.id(mark).filter(|id| !self.tokens.has_text(*id));

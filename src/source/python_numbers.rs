@@ -7,7 +7,7 @@ use std::borrow::Cow;
 /// bits it is infinity.
 const INFINITY: &[u8] = b"1.7976931348623157e308";
 
-/// What Python writes, and what stands for it. NaN has no number that is like it, and counts as not set.
+/// Numbers as Python writes them, and what stands for it. NaN has no number that is like it, and counts as not set.
 const WORDS: [(&[u8], &[u8], &[u8]); 3] =
     [(b"Infinity", b"", INFINITY), (b"-Infinity", b"-", INFINITY), (b"NaN", b"", b"null")];
 

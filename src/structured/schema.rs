@@ -45,7 +45,7 @@ const STRICTER: [(&str, &[&str]); 3] =
 /// A schema of this text.
 ///
 /// # Errors
-/// What is wrong with it, and where.
+/// A fault of it, and its place.
 pub(super) fn parsed(text: &str) -> Result<Value, Fault> {
     let schema: Value = serde_json::from_str(text).map_err(|error| Fault {
         place: format!("line {}, column {}", error.line(), error.column()),

@@ -93,7 +93,7 @@ async fn stream(model: &ModelHandle<Echo>, time: Duration) -> Result<(), Error> 
     stream.output().await.map(drop)
 }
 
-/// What all callers were told.
+/// Answers that all callers were given.
 pub(crate) struct Ledger {
     outcomes: BTreeMap<String, u64>,
     took: Duration,

@@ -130,7 +130,7 @@ impl Model<Echo> for EchoLoader {
     }
 }
 
-/// What a node is.
+/// Settings of a node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NodeOptions {
     pub(crate) name: String,

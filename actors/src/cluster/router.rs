@@ -115,7 +115,7 @@ pub enum Effect {
     Hangup(Boot),
 }
 
-/// What one pool of one node knows of its peers.
+/// Knowledge that one pool of one node has of its peers.
 #[derive(Debug)]
 pub struct Router {
     random: fastrand::Rng,

@@ -67,7 +67,7 @@ impl Drop for NodeSlot {
     }
 }
 
-/// What a membership starts with.
+/// Arguments that a membership starts with.
 #[derive(Clone)]
 pub(crate) struct MembershipArguments {
     pub(crate) config: Arc<ClusterConfig>,

@@ -18,7 +18,7 @@ use crate::id::Lane;
 use crate::limits::MAX_LETTER_BYTES;
 use crate::wire;
 
-/// What a guest says to its speaker.
+/// Message of a guest to its speaker.
 #[derive(Debug)]
 pub(super) enum Says {
     Began,

@@ -34,7 +34,7 @@ pub(crate) enum MembershipMessage {
 
 crate::impl_message!(MembershipMessage);
 
-/// What a speaker starts with.
+/// Arguments that a speaker starts with.
 #[derive(Clone)]
 pub(crate) struct SpeakerArguments {
     pub(crate) cluster: Arc<str>,

@@ -19,7 +19,7 @@ const UNTOLD: Duration = Duration::from_millis(60);
 /// Weight of the newest sample in the mean rate.
 const NEWEST: f64 = 0.2;
 
-/// What has been seen of one model.
+/// Observations of one model.
 #[derive(Debug)]
 struct Seen {
     returned: u64,

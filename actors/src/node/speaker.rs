@@ -53,7 +53,7 @@ struct Outgoing<C: Capability> {
     model: Arc<Registered<C>>,
     attempt: u32,
     delivery: Option<Delivery<C>>,
-    /// What the last peer that refused it said.
+    /// Words of the last peer that refused it.
     refusal: Option<Error>,
 }
 
@@ -86,7 +86,7 @@ pub(crate) struct SpeakerState<C: Portable> {
     settling: Vec<oneshot::Sender<()>>,
 }
 
-/// What a message brought along.
+/// Bodies that travel with a message and with the answer to it.
 #[derive(Default)]
 struct Luggage {
     /// The body that came with it.

@@ -20,7 +20,7 @@ pub(super) const CLUSTER: &str = "cluster";
 const FAREWELL: Duration = Duration::from_millis(500);
 const WRITTEN: Duration = Duration::from_millis(50);
 
-/// What a node needs to join, and to join again.
+/// All that a node needs to join, and to join again.
 #[derive(Clone)]
 pub(crate) struct ClusterPlan {
     config: Arc<ClusterConfig>,

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::error::ApiError;
 use crate::fields::Fields;
 
-/// What a chat asks of the form of its answer.
+/// Demands of a chat on the form of its answer.
 pub(crate) struct Asked {
     tools: Vec<Tool>,
     choice: ToolChoice,

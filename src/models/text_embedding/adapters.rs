@@ -17,12 +17,12 @@ use crate::models::transformer::{
 
 /// Maximum number of tasks with an adapter.
 pub(super) const MAX_TASKS: usize = 64;
-/// What stands in the name of a weight with adapters beside it, as PyTorch's parametrisation has it.
+/// Part of the name of a weight with adapters beside it, as PyTorch's parametrisation has it.
 pub(super) const PARAMETRIZED: &str = ".parametrizations.weight.";
 
 /// The matrices of adapters.
 pub(super) trait Adapters {
-    /// What a task adds to a linear layer, `(rank, in)` and `(out, rank)`, scaled; nothing for a layer without.
+    /// Matrices that a task adds to a linear layer, `(rank, in)` and `(out, rank)`, scaled; nothing for a layer without.
     fn matrices(
         &self,
         layer: &str,
@@ -32,7 +32,7 @@ pub(super) trait Adapters {
     ) -> Result<Option<(Tensor, Tensor)>>;
 }
 
-/// What the tasks share: each layer and tensor of the base model, once it has been read.
+/// Weights that the tasks share: each layer and tensor of the base model, once it has been read.
 pub(super) struct Shared<'a> {
     file: &'a SafeTensors<'a>,
     layers: RefCell<HashMap<String, Arc<Projection>>>,
@@ -78,7 +78,7 @@ pub(super) struct OfTask<'a> {
 }
 
 impl OfTask<'_> {
-    /// What a task adds to layers that are one: a matrix down of all, and one up with a block for each.
+    /// Matrices that a task adds to layers that are one: a matrix down of all, and one up with a block for each.
     fn low_rank(&self, layers: &Linears<'_>, task: usize) -> Result<Option<LowRank>> {
         if layers.order != RowOrder::AsStored || layers.scale.is_some() {
             return Err(Error::compute("adapters of layers that are not as the file has them"));

@@ -135,7 +135,7 @@ pub(super) struct FirstImage {
     pub(super) picture: Picture,
     /// The part of the steps that are taken, above 0 to 1.
     pub(super) strength: f64,
-    /// What is to be painted anew: true for each latent, row by row.
+    /// Places to be painted anew: true for each latent, row by row.
     pub(super) mask: Option<Vec<bool>>,
 }
 

@@ -134,17 +134,17 @@ pub(crate) struct TextTower {
     transformer: Transformer,
     norm: Option<Norm>,
     context: usize,
-    /// What an adapter adds to the tokens' vectors.
+    /// Matrices that an adapter adds to the tokens' vectors.
     token_adapter: Option<TokenAdapter>,
 }
 
-/// What an adapter adds to the vectors of tokens (LoRA).
+/// Matrices that an adapter adds to the vectors of tokens (LoRA).
 pub(crate) struct TokenAdapter {
     /// `(vocabulary, rank)`.
     pub(crate) down: Tensor,
     /// `(rank, width)`.
     pub(crate) up: Tensor,
-    /// What it adds to the vector of the first segment, `(1, width)`.
+    /// Sum that it adds to the vector of the first segment, `(1, width)`.
     pub(crate) first_segment: Tensor,
 }
 

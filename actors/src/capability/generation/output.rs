@@ -164,7 +164,7 @@ impl Usage {
 pub struct Completion {
     /// The whole text: all chunks together.
     pub text: String,
-    /// What the model thought before its answer: the reasoning of all chunks together.
+    /// Thoughts of the model before its answer: the reasoning of all chunks together.
     #[serde(default)]
     pub reasoning: String,
     /// Calls of tools, in the order of the model. One that was cut off is left out.

@@ -66,7 +66,7 @@ enum Whereabouts {
         began: bool,
         received: u64,
         read: u64,
-        /// What was read when the peer was told last.
+        /// Chunks that had been read when the peer was told last.
         credited: u64,
         /// Number of exchanges in which the peer did not list it, although it should.
         missing: u32,

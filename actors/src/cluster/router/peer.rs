@@ -1,4 +1,4 @@
-//! What this node knows of a peer: what it offers, its guests here, and which of its runs are over.
+//! Knowledge that this node has of a peer: what it offers, its guests here, and which of its runs are over.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +30,7 @@ pub(super) struct Peer {
     pub(super) guests: BTreeMap<Run, Guest>,
     /// Runs that are over and that it may not know to be over.
     pub(super) done: BTreeSet<Run>,
-    /// What it said last of its runs here: all below this that are not listed are over.
+    /// Its last word on its runs here: all below this that are not listed are over.
     pub(super) below: Run,
     pub(super) listed: BTreeSet<Run>,
 }

@@ -42,7 +42,7 @@ pub struct Offer {
     pub load: Duration,
 }
 
-/// What a node tells a peer four times a second.
+/// Message that a node sends a peer four times a second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
     /// Number of the exchange, from 1.

@@ -20,7 +20,7 @@ pub(super) struct Packet {
     pub(super) piece: Option<Piece>,
 }
 
-/// What happens to a message.
+/// Fate of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Lost,

@@ -56,7 +56,7 @@ pub(super) struct SimNode {
     pub(super) known: BTreeMap<Boot, Index>,
 }
 
-/// What a step of a node may touch beside itself.
+/// Things that a step of a node may touch beside itself.
 pub(super) struct Surroundings<'a> {
     pub(super) ledger: &'a mut Ledger,
     pub(super) random: &'a mut fastrand::Rng,

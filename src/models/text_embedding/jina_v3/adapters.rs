@@ -109,7 +109,7 @@ impl InOneFile<'_> {
         Ok(self.shared.tensor(&name, &[count, rows, columns])?.get(task)?)
     }
 
-    /// What a task adds to the vectors of a table, `(count, rank)` and `(rank, width)`.
+    /// Matrices that a task adds to the vectors of a table, `(count, rank)` and `(rank, width)`.
     fn of_table(&self, name: &str, task: usize, count: usize) -> Result<(Tensor, Tensor)> {
         let (rank, width) = (self.encoder.rank, self.encoder.width());
         let up = (self.matrix(name, "B", task, rank, width)? * self.encoder.scaling)?;
