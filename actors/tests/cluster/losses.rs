@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use model_actors::{CallOptions, Error, ModelHandle};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::watch;
 
 use crate::node::{Echo, Node, NodeOptions, Say};
 use crate::{Test, join, on_a_runtime, served, until};
@@ -195,6 +196,9 @@ fn a_rolling_restart_fails_nothing() {
     });
 }
 
+/// Requests that are answered between two kills of a soak.
+const ANSWERS_BETWEEN_KILLS: u64 = 40;
+
 fn the_ledger_of_a_soak_with_kills_adds_up() {
     let mut nodes: Vec<Option<Node>> =
         ["b", "c", "d"].map(|name| Some(Node::start(&serving(name).workers(2)).unwrap())).into();
@@ -202,9 +206,10 @@ fn the_ledger_of_a_soak_with_kills_adds_up() {
         let (system, client) = join(NodeOptions::new("a").slots(50), nodes.iter().flatten()).await;
         let model = served(&system, &client, "echo", 3).await;
         let going = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let answers = watch::Sender::new(0_u64);
         let callers: Vec<_> = (0..12_u64)
             .map(|caller| {
-                let (model, going) = (model.clone(), going.clone());
+                let (model, going, answers) = (model.clone(), going.clone(), answers.clone());
                 tokio::spawn(async move {
                     let mut ledger: BTreeMap<&'static str, u64> = BTreeMap::new();
                     while going.load(std::sync::atomic::Ordering::SeqCst) {
@@ -230,13 +235,15 @@ fn the_ledger_of_a_soak_with_kills_adds_up() {
                         };
                         let outcome = outcome.map_or_else(|error| error.reason(), |()| "ok");
                         *ledger.entry(outcome).or_default() += 1;
+                        answers.send_modify(|answers| *answers += u64::from(outcome == "ok"));
                     }
                     ledger
                 })
             })
             .collect();
         for round in 0..6 {
-            tokio::time::sleep(Duration::from_millis(400)).await;
+            let enough = *answers.borrow() + ANSWERS_BETWEEN_KILLS;
+            answers.subscribe().wait_for(|answers| *answers >= enough).await.unwrap();
             let place = &mut nodes[round % 3];
             let node = place.take().unwrap();
             let options = NodeOptions { listen: node.address, ..serving(&node.name).workers(2) };

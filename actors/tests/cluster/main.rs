@@ -12,11 +12,12 @@ mod strangers;
 mod places;
 
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use model_actors::{Client, ModelHandle, System};
+use rustix::process::{Pid, Signal, kill_process};
 
 use node::{Echo, Node, NodeOptions};
 
@@ -63,18 +64,16 @@ fn passes(name: &str) -> bool {
     let began = Instant::now();
     let program = std::env::current_exe().unwrap();
     let mut process = Command::new(program).args(["--test", name]).stderr(Stdio::inherit()).spawn().unwrap();
-    let passed = loop {
-        match process.try_wait().unwrap() {
-            Some(status) => break status.success(),
-            None if began.elapsed() > PATIENCE => {
-                process.kill().unwrap();
-                process.wait().unwrap();
-                eprintln!("{name} took too long");
-                break false;
-            }
-            None => std::thread::sleep(Duration::from_millis(20)),
-        }
-    };
+    let number = Pid::from_child(&process);
+    let (sender, ended) = mpsc::channel();
+    let waiter = std::thread::spawn(move || sender.send(process.wait().unwrap().success()).unwrap());
+    let passed = ended.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        kill_process(number, Signal::KILL).unwrap();
+        ended.recv().unwrap();
+        eprintln!("{name} took too long");
+        false
+    });
+    waiter.join().unwrap();
     println!("test {name} ... {} ({:.1?})", if passed { "ok" } else { "FAILED" }, began.elapsed());
     passed
 }

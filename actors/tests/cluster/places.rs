@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use model_actors::{CallOptions, ClusterConfig, Error, ModelSpec, PoolConfig, System, SystemConfig};
+use model_actors::{
+    CallOptions, ClusterConfig, Error, ModelHandle, ModelSpec, PoolConfig, System, SystemConfig,
+};
 
 use crate::node::{Echo, EchoLoader, Node, NodeOptions, Say};
 use crate::{Test, join, on_a_runtime, served, until};
@@ -15,6 +17,21 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_process_is_one_node", a_process_is_one_node),
 ];
 
+/// The nodes that answered so many calls at once, each of which takes so many milliseconds.
+async fn places(model: &ModelHandle<Echo>, calls: usize, millis: u64) -> Vec<String> {
+    let call = |_| {
+        let model = model.clone();
+        let say = Say::after("", Duration::from_millis(millis));
+        tokio::spawn(async move { model.call(say, CallOptions::default()).await.unwrap().node })
+    };
+    let calls: Vec<_> = (0..calls).map(call).collect();
+    let mut places = BTreeSet::new();
+    for call in calls {
+        places.insert(call.await.unwrap());
+    }
+    places.into_iter().collect()
+}
+
 fn here_first_and_elsewhere_when_that_is_sooner() {
     let nodes: Vec<Node> =
         ["b", "c"].map(|name| Node::start(&NodeOptions::new(name).model("echo", "1")).unwrap()).into();
@@ -25,21 +42,7 @@ fn here_first_and_elsewhere_when_that_is_sooner() {
             let said = model.call(Say::after("", Duration::ZERO), CallOptions::default()).await.unwrap();
             assert_eq!(said.node, "a", "it is idle here");
         }
-        let calls = (0..12).map(|_| {
-            let model = model.clone();
-            tokio::spawn(async move {
-                model
-                    .call(Say::after("", Duration::from_millis(100)), CallOptions::default())
-                    .await
-                    .unwrap()
-                    .node
-            })
-        });
-        let mut places = BTreeSet::new();
-        for call in calls.collect::<Vec<_>>() {
-            places.insert(call.await.unwrap());
-        }
-        assert_eq!(places.into_iter().collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(places(&model, 12, 100).await, ["a", "b", "c"]);
         system.shutdown().await;
     });
 }
@@ -62,21 +65,7 @@ fn a_model_is_its_files() {
             || system.status().model("echo", "echo").is_some_and(|model| model.is_serving()).then_some(());
         until("a worker here", serves).await;
         let model = client.model("echo").unwrap();
-        let calls = (0..15).map(|_| {
-            let model = model.clone();
-            tokio::spawn(async move {
-                model
-                    .call(Say::after("", Duration::from_millis(60)), CallOptions::default())
-                    .await
-                    .unwrap()
-                    .node
-            })
-        });
-        let mut places = BTreeSet::new();
-        for call in calls.collect::<Vec<_>>() {
-            places.insert(call.await.unwrap());
-        }
-        assert_eq!(places.into_iter().collect::<Vec<_>>(), ["a", "b"], "c has other files");
+        assert_eq!(places(&model, 15, 60).await, ["a", "b"], "c has other files");
         system.shutdown().await;
     });
 }
@@ -88,19 +77,7 @@ fn a_model_without_a_digest_stays_at_home() {
         served(&system, &client, "echo", 1).await;
         client.register(ModelSpec::new("echo", EchoLoader { node: "a".to_owned() })).unwrap();
         let model = client.model("echo").unwrap();
-        let calls = (0..6).map(|_| {
-            let model = model.clone();
-            tokio::spawn(async move {
-                model
-                    .call(Say::after("", Duration::from_millis(30)), CallOptions::default())
-                    .await
-                    .unwrap()
-                    .node
-            })
-        });
-        for call in calls.collect::<Vec<_>>() {
-            assert_eq!(call.await.unwrap(), "a");
-        }
+        assert_eq!(places(&model, 6, 30).await, ["a"]);
         system.shutdown().await;
     });
 }
