@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use crate::capability::Capability;
 use crate::error::{Error, Failure};
 use crate::id::RequestId;
+#[cfg(unix)]
+use crate::job::Stage;
 use crate::job::{EmitError, Job};
 use crate::progress::Gauge;
 use crate::reaper::reap;
@@ -241,6 +243,15 @@ impl<C: Capability> Item<C> {
         match &self.owed {
             Owed::Here(Assigned { job, attempt }) => job.begin_from(*attempt),
             Owed::Elsewhere(sent) => sent.begin(),
+        }
+    }
+
+    /// Notes that the model has the request from here on, or (`Ahead`) that it does not have it yet, where the model is
+    /// elsewhere. In a process of its own there is no worker that could be lost.
+    #[cfg(unix)]
+    pub(crate) fn reach(&self, stage: Stage) {
+        if let Owed::Here(Assigned { job, attempt }) = &self.owed {
+            job.reach_from(*attempt, stage);
         }
     }
 

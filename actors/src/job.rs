@@ -72,11 +72,21 @@ pub(crate) struct Job<C: Capability> {
 /// neither answer nor stream into the run of its successor.
 struct Owed<C: Capability> {
     attempt: u32,
-    /// The run is done with it, and so cannot die of it any more.
-    finished: bool,
+    stage: Stage,
     answer: Option<Answer<C>>,
     /// Slot of a request whose caller has gone: its work keeps a place until the pool lets go of it.
     held: Option<Slot>,
+}
+
+/// Position of a request in the run that it was given to, which says whether a death of the worker may be its doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The model has not had it yet: no death is its doing.
+    Ahead,
+    /// The model has it: a death may be.
+    Begun,
+    /// The run is done with it, and cannot die of it any more.
+    Finished,
 }
 
 impl<C: Capability> Job<C> {
@@ -92,7 +102,7 @@ impl<C: Capability> Job<C> {
             sent: AtomicBool::new(false),
             last_output: AtomicU64::new(0),
             told_position: AtomicUsize::new(usize::MAX),
-            owed: Mutex::new(Owed { attempt: 0, finished: false, answer: Some(answer), held: None }),
+            owed: Mutex::new(Owed { attempt: 0, stage: Stage::Ahead, answer: Some(answer), held: None }),
         })
     }
 
@@ -110,9 +120,22 @@ impl<C: Capability> Job<C> {
         let mut owed = self.owed();
         self.begun.store(false, Ordering::Release);
         self.running.store(true, Ordering::Release);
-        owed.finished = false;
+        owed.stage = Stage::Ahead;
         owed.attempt += 1;
         owed.attempt
+    }
+
+    /// Notes on behalf of a run that the model has the request from here on, or (`Ahead`) that it does not have it yet.
+    pub(crate) fn reach_from(&self, attempt: u32, stage: Stage) {
+        let mut owed = self.owed();
+        if owed.attempt == attempt && owed.stage != Stage::Finished {
+            owed.stage = stage;
+        }
+    }
+
+    /// Its position in its run, or in the last one.
+    pub(crate) fn stage(&self) -> Stage {
+        self.owed().stage
     }
 
     /// Ends a run without an answer: a thread that runs it still can no longer answer.
@@ -152,8 +175,12 @@ impl<C: Capability> Job<C> {
         let answer = {
             let mut owed = self.owed();
             let is_current = owed.attempt == attempt;
-            owed.finished |= is_current;
-            if is_current { owed.answer.take() } else { None }
+            if is_current {
+                owed.stage = Stage::Finished;
+                owed.answer.take()
+            } else {
+                None
+            }
         };
         if answer.is_some() && result.is_ok() && self.last_output.load(Ordering::Relaxed) == 0 {
             self.note_output();
@@ -250,11 +277,6 @@ impl<C: Capability> Job<C> {
 
     pub(crate) fn is_answered(&self) -> bool {
         self.owed().answer.is_none()
-    }
-
-    /// True if its last run was done with it. One that was answered by others, or whose caller has gone, ran on.
-    pub(crate) fn has_finished(&self) -> bool {
-        self.owed().finished
     }
 
     /// Cancels the job because its caller has gone. False if it was answered before.

@@ -171,11 +171,12 @@ pub trait Model<C: Capability> {
     /// Ends the run. Items that were not answered are run again, split, or answered with the failure.
     fn run(&mut self, batch: &mut Batch<C>) -> Result<(), Failure>;
 
-    /// Says whether the model can run another batch. Asked after each run, and of an idle worker at each health check,
-    /// within five seconds. A model is in good health unless it knows better: one whose process or device is gone, say.
+    /// Says whether the model can run another batch. Asked before and after each run, and of an idle worker at each
+    /// health check, within five seconds. A model is in good health unless it knows better: one whose process or device is gone, say.
     ///
     /// # Errors
-    /// The reason why it is lost. Its worker is then replaced, and its requests are treated, as after a panic.
+    /// The reason why it is lost. Its worker is then replaced as after a panic. The requests of a run that came before are
+    /// treated as after one; those of a run to come go to another worker.
     fn health(&mut self) -> Result<(), Cause> {
         Ok(())
     }

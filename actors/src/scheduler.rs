@@ -120,6 +120,22 @@ pub enum Fate {
     Emitted,
     /// Nothing was sent out; it may be run again.
     Untouched,
+    /// The model had not had it yet, so that it is not the cause; it is given to another worker as if it had waited.
+    Unbegun,
+    /// As `Unbegun`, but nobody waits for it any more.
+    Unwanted,
+}
+
+impl Fate {
+    /// True if the request may be the cause of the death.
+    fn is_suspect(self) -> bool {
+        !matches!(self, Self::Answered | Self::Unbegun | Self::Unwanted)
+    }
+
+    /// True if the model had the request.
+    fn has_run(self) -> bool {
+        !matches!(self, Self::Unbegun | Self::Unwanted)
+    }
 }
 
 /// A caller of `preload` or `unload` who waits for the outcome.

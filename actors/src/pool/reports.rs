@@ -10,7 +10,7 @@ use rustc_hash::FxHashSet;
 use super::{PoolState, WeightsEntry};
 use crate::capability::Capability;
 use crate::id::{ModelKey, RequestId, WorkerId};
-use crate::job::Job;
+use crate::job::{Job, Stage};
 use crate::scheduler::{Fate, Holds, Input, Outcome};
 use crate::worker::{Crash, Report, SharedWeights, WorkerHandle};
 
@@ -96,11 +96,13 @@ impl<C: Capability> PoolState<C> {
     }
 
     fn fates(&self, worker: WorkerId) -> Vec<(RequestId, Fate)> {
-        let fate = |job: &Job<C>| match (job.is_answered(), job.may_run_again()) {
-            _ if job.has_finished() => Fate::Answered,
-            (true, _) => Fate::GivenUp,
-            (false, false) => Fate::Emitted,
-            (false, true) => Fate::Untouched,
+        let fate = |job: &Job<C>| match (job.stage(), job.is_answered()) {
+            (Stage::Ahead, false) => Fate::Unbegun,
+            (Stage::Ahead, true) => Fate::Unwanted,
+            (Stage::Begun, false) if job.may_run_again() => Fate::Untouched,
+            (Stage::Begun, false) => Fate::Emitted,
+            (Stage::Begun, true) => Fate::GivenUp,
+            (Stage::Finished, _) => Fate::Answered,
         };
         self.running_jobs(worker).iter().map(|job| (job.id, fate(job))).collect()
     }

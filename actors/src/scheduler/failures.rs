@@ -8,7 +8,7 @@
 //! answered with it, and no further worker is tried for a moment.
 //!
 //! A death counts against the model once none of the requests that ran can be its cause: each was answered by its run, or
-//! is when it is run again. One that cannot be run again is never cleared: part of its answer is out, its time ran out,
+//! is when it is run again. One that the model had not had yet is none of them: it was given to a worker that was gone. One that cannot be run again is never cleared: part of its answer is out, its time ran out,
 //! its caller has gone, or it is poison. While a request is under suspicion, further deaths may be its doing and are excused. The breaker stops starts,
 //! not workers: those that serve go on.
 
@@ -42,10 +42,12 @@ pub(super) enum Rerun {
     Together,
 }
 
-/// The requests that may have killed a worker.
+/// The requests of a worker that was lost, by number.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Rescued {
-    /// Number of those that ran on until it died.
+    /// Number of those that its model had.
+    pub(super) ran: usize,
+    /// Number of those of them that ran on until it died, and may have killed it.
     pub(super) suspects: usize,
     /// Number of these that are run again.
     pub(super) reruns: usize,
@@ -196,13 +198,13 @@ impl Scheduler {
         let looked_into = model.suspicion.is_some();
         let suspect_of = (!looked_into).then(|| model.restarts.total() + 1);
         let running = loss.entry.running().to_vec();
-        let (count, mut rescued) = (running.len(), Rescued::default());
-        if count > 0 {
+        let mut rescued = Rescued::default();
+        if !running.is_empty() {
             model.active_at = now;
             let how = (loss.fates, &loss.error, loss.rerun);
             rescued = self.rescue(now, (key, loss.entry.id), (running, suspect_of), how, effects);
         }
-        if count == 0 || (count > 1 && rescued.suspects == 0 && !looked_into) {
+        if rescued.ran == 0 || (rescued.ran > 1 && rescued.suspects == 0 && !looked_into) {
             self.count_failure(now, key, loss.cause, effects);
         } else {
             self.excuse_failure(now, key);

@@ -173,10 +173,11 @@ pub(super) fn stuck_error(capability: &'static str, model: &ModelState, stuck: u
     }
 }
 
-/// Has the request that hangs alone answered, so that it is not run again to hang another worker.
+/// Has the request that hangs alone answered, so that it is not run again to hang another worker. One that had not begun
+/// hangs nothing.
 fn emitted_unless_answered(fates: &[(RequestId, Fate)], request: RequestId) -> Fate {
     match fates.iter().find(|(of, _)| *of == request) {
-        Some((_, fate @ (Fate::Answered | Fate::GivenUp))) => *fate,
-        _ => Fate::Emitted,
+        None | Some((_, Fate::Untouched)) => Fate::Emitted,
+        Some((_, fate)) => *fate,
     }
 }

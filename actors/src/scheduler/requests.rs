@@ -274,7 +274,8 @@ impl Scheduler {
     }
 
     /// Answers or reruns the requests that a dead worker was running: those that may be rerun are, as `rerun`
-    /// says the first time and then each alone, so that the one that kills is found.
+    /// says the first time and then each alone, so that the one that kills is found. Those that its model had not had yet
+    /// wait as they did before.
     /// `suspect_of` is the number of the failure that they are suspects of, if they are not of an earlier one.
     pub(super) fn rescue(
         &mut self,
@@ -285,23 +286,25 @@ impl Scheduler {
         effects: &mut Vec<Effect>,
     ) -> Rescued {
         let capability = self.capability;
-        let (mut requests, mut together) = (Vec::new(), Vec::new());
+        let (mut requests, mut together, mut unbegun) = (Vec::new(), Vec::new(), Vec::new());
         let fates: FxHashMap<RequestId, Fate> = fates.iter().copied().collect();
         let fate_of = |request| fates.get(&request).copied().unwrap_or(Fate::Untouched);
-        let is_suspect = |ticket: &&Ticket| fate_of(ticket.request) != Fate::Answered;
-        let suspects = tickets.iter().filter(is_suspect).count();
+        let suspects = tickets.iter().filter(|ticket| fate_of(ticket.request).is_suspect()).count();
+        let ran = tickets.iter().filter(|ticket| fate_of(ticket.request).has_run()).count();
         let was_alone = suspects == 1;
         for mut ticket in tickets {
             self.wake_at(ticket.deadline);
             let Some(model) = self.models.get_mut(&key) else { return Rescued::default() };
             let request = ticket.request;
             let fate = fate_of(request);
-            ticket.deaths += 1;
-            ticket.suspect_of = ticket.suspect_of.or(suspect_of);
+            if fate.has_run() {
+                ticket.deaths += 1;
+                ticket.suspect_of = ticket.suspect_of.or(suspect_of);
+            }
             let is_poison = was_alone && ticket.deaths >= POISON_DEATHS;
             match fate {
-                Fate::Answered | Fate::GivenUp => effects.push(Effect::Forget { request }),
-                Fate::Untouched if ticket.expired => effects.push(Effect::Forget { request }),
+                Fate::Answered | Fate::GivenUp | Fate::Unwanted => effects.push(Effect::Forget { request }),
+                Fate::Untouched | Fate::Unbegun if ticket.expired => effects.push(Effect::Forget { request }),
                 Fate::Emitted => effects.push(Effect::Fail { request, error: error.clone() }),
                 Fate::Untouched if is_poison => {
                     let (model, deaths) = (model.policy.model.clone(), ticket.deaths);
@@ -314,7 +317,10 @@ impl Scheduler {
                     let found = Event::PoisonFound { capability, key, model, request, error: error.clone() };
                     effects.extend([Effect::Emit(found), Effect::Fail { request, error }]);
                 }
-                Fate::Untouched if ticket.deadline <= now => effects.push(Effect::Expire { request }),
+                Fate::Untouched | Fate::Unbegun if ticket.deadline <= now => {
+                    effects.push(Effect::Expire { request });
+                }
+                Fate::Unbegun => unbegun.push(ticket),
                 Fate::Untouched => {
                     requests.push(request);
                     if rerun == Rerun::Together && ticket.deaths == 1 {
@@ -330,8 +336,10 @@ impl Scheduler {
             only.alone = true;
         }
         let reruns = requests.len();
-        if let Some(model) = self.models.get_mut(&key).filter(|_| reruns > 0) {
+        requests.extend(unbegun.iter().map(|ticket| ticket.request));
+        if let Some(model) = self.models.get_mut(&key).filter(|_| !requests.is_empty()) {
             model.queue.push_rerun(together);
+            model.queue.push_rerun(unbegun);
             let (model, cause) = (model.policy.model.clone(), Cause::of(error));
             effects.push(Effect::Emit(Event::RequestsRerun {
                 capability,
@@ -342,7 +350,7 @@ impl Scheduler {
                 cause,
             }));
         }
-        Rescued { suspects, reruns }
+        Rescued { ran, suspects, reruns }
     }
 }
 

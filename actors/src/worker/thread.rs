@@ -17,7 +17,7 @@ use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::error::Failure;
 use crate::id::{RequestId, WorkerId};
-use crate::job::Job;
+use crate::job::{Job, Stage};
 use crate::memory::Lease;
 use crate::model::{Footprint, LoadContext, Model, Weights};
 use crate::progress::{Gauge, LoadStage};
@@ -240,8 +240,13 @@ impl<C: Capability> Thread<C> {
         }
     }
 
-    /// Returns false if model code panicked: the model is then in an unknown state and the thread ends.
+    /// Returns false if model code panicked or the model is lost: it is then in an unknown state, or gone, and the thread
+    /// ends.
     fn run(&mut self, assignments: Vec<Assignment<C>>) -> bool {
+        // What was lost while nothing ran is nobody's doing. The requests are still ahead of their run, which clears them.
+        if self.is_lost() {
+            return false;
+        }
         let ThreadArguments { worker, actor, model, context, orders, pool } = &self.arguments;
         let Some(loaded) = &mut self.loaded else { return true };
         let stall = model.policy.config.stall.run;
@@ -291,12 +296,17 @@ impl<C: Capability> Thread<C> {
     }
 }
 
+/// Gives the requests to the model: from here on a death of the worker may be their doing.
 fn items<C: Capability>(
     assignments: Vec<Assignment<C>>,
     gauge: &Arc<Gauge>,
     stall: Duration,
 ) -> Vec<Item<C>> {
-    assignments.into_iter().map(|(job, attempt)| Item::new(job, attempt, gauge.clone(), stall)).collect()
+    let item = |(job, attempt): Assignment<C>| {
+        job.reach_from(attempt, Stage::Begun);
+        Item::new(job, attempt, gauge.clone(), stall)
+    };
+    assignments.into_iter().map(item).collect()
 }
 
 /// Returns the outcome of each request.
@@ -327,7 +337,7 @@ fn outcome<C: Capability>(asked: &Assigned<C>, result: &Result<(), Failure>) -> 
 /// Returns the outcome of a request that is owed no answer any more. Only one that its run was done with was answered by
 /// that: others may have run out of time, or lost their callers, while they would have killed it.
 fn departure<C: Capability>(asked: &Assigned<C>) -> Outcome {
-    if asked.job.has_finished() { Outcome::Answered } else { given_up(asked) }
+    if asked.job.stage() == Stage::Finished { Outcome::Answered } else { given_up(asked) }
 }
 
 /// Gives up a request that nobody waits for; if its time ran out, its caller is told.

@@ -118,6 +118,8 @@ impl Portable for Acts {}
 pub(crate) struct ActLoader {
     /// Dies while it loads.
     pub(crate) dies: Option<Fate>,
+    /// Dies once it is loaded, before it is asked for anything.
+    pub(crate) dies_idle: bool,
     /// Admits requests between the steps of a run.
     pub(crate) joins: bool,
     /// Makes so many steps of progress while it loads, one each 20 ms.
@@ -144,7 +146,7 @@ impl Loader<Acts> for ActLoader {
         }
         match self.dies {
             Some(fate) => fate.die(),
-            None => Ok(Arc::new(ActModel { joins: self.joins })),
+            None => Ok(Arc::new(ActModel { joins: self.joins, dies_idle: self.dies_idle })),
         }
     }
 }
@@ -152,6 +154,7 @@ impl Loader<Acts> for ActLoader {
 #[derive(Clone)]
 struct ActModel {
     joins: bool,
+    dies_idle: bool,
 }
 
 impl Weights<Acts> for ActModel {
@@ -160,6 +163,14 @@ impl Weights<Acts> for ActModel {
     }
 
     fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<Acts>>, Failure> {
+        if self.dies_idle {
+            // It reads nothing of what it is asked in the time that its parent takes to hear that it is loaded.
+            sabotage::stop_reading();
+            std::thread::spawn(|| {
+                std::thread::sleep(Duration::from_millis(100));
+                Fate::Kill.die()
+            });
+        }
         Ok(Box::new(self.clone()))
     }
 }

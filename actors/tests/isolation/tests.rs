@@ -8,7 +8,7 @@ use model_actors::isolation::{KnownLoader, run_child_if_asked};
 use model_actors::{ImageEmbedding, TextEmbedding};
 
 use crate::model::{ActLoader, Acts, Fakes};
-use crate::{deaths, ends, serving, soak};
+use crate::{deaths, ends, idle, serving, soak};
 
 /// A test and its name.
 pub(crate) type Test = (&'static str, fn());
@@ -29,8 +29,8 @@ pub(crate) fn main() {
     }
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
     let wanted = |test: &&Test| filter.is_none_or(|filter| test.0.contains(filter.as_str()));
-    let together: Vec<&Test> =
-        serving::TESTS.iter().chain(deaths::TESTS).chain(ends::TESTS).filter(wanted).collect();
+    let together = serving::TESTS.iter().chain(deaths::TESTS).chain(idle::TESTS).chain(ends::TESTS);
+    let together: Vec<&Test> = together.filter(wanted).collect();
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..4 {

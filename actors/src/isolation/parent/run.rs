@@ -16,7 +16,7 @@ use crate::batch::{Batch, Item};
 use crate::capability::Portable;
 use crate::error::{Cause, Failure};
 use crate::id::RequestId;
-use crate::job::EmitError;
+use crate::job::{EmitError, Stage};
 use crate::model::{LoadContext, Model};
 
 /// Longest time between two looks at cancel marks.
@@ -34,6 +34,9 @@ pub(super) struct ProcessModel {
     context: LoadContext,
     cancel_limit: Duration,
     run: Run,
+    /// Numbers of pings sent and answered. Each answer comes before the child reads what was sent after its ping.
+    pings: u64,
+    pongs: u64,
     /// The moment of the child's last message.
     heard: Instant,
     /// The reason for which the child is lost.
@@ -42,7 +45,7 @@ pub(super) struct ProcessModel {
 
 impl ProcessModel {
     pub(super) fn new(process: Process, context: LoadContext, cancel_limit: Duration) -> Self {
-        Self { process, context, cancel_limit, run: 0, heard: Instant::now(), lost: None }
+        Self { process, context, cancel_limit, run: 0, pings: 0, pongs: 0, heard: Instant::now(), lost: None }
     }
 
     /// Notes that the child is lost, and makes sure of it.
@@ -56,29 +59,47 @@ impl ProcessModel {
         let _ = self.process.link.send(order);
     }
 
-    /// Waits for the answer to a ping.
-    fn ping<C: Portable>(&mut self) -> Result<(), Cause> {
+    fn ping(&mut self) {
+        self.pings += 1;
         self.send(&Order::<()>::Ping);
-        loop {
-            let connection = self.process.link.pump(LOOK);
-            while let Some(report) = next::<C>(&mut self.process)? {
-                match report {
-                    Report::Pong => {
-                        self.heard = Instant::now();
-                        return Ok(());
-                    }
-                    // Threads of a model may go on between two runs.
-                    Report::Progress(_) => {}
-                    Report::Panicked(cause) => return Err(cause),
-                    _ => return Err(out_of_turn()),
-                }
-            }
-            if connection == Connection::Closed {
-                return Err(self.process.end());
-            }
+    }
+
+    /// Waits for the answer to a ping.
+    fn wait_for_pong<C: Portable>(&mut self) -> Result<(), Cause> {
+        self.ping();
+        while self.pongs < self.pings {
             if self.context.should_stop() {
                 return Err(given_up());
             }
+            self.listen::<C>(LOOK)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what comes between two runs, the end of the child above all.
+    fn listen<C: Portable>(&mut self, patience: Duration) -> Result<(), Cause> {
+        let connection = self.process.link.pump(patience);
+        while let Some(report) = next::<C>(&mut self.process)? {
+            self.heard = Instant::now();
+            match report {
+                Report::Pong => self.pongs += 1,
+                // Threads of a model may go on between two runs.
+                Report::Progress(_) => {}
+                Report::Panicked(cause) => return Err(cause),
+                _ => return Err(out_of_turn()),
+            }
+        }
+        match connection {
+            Connection::Open => Ok(()),
+            Connection::Closed => Err(self.process.end()),
+        }
+    }
+
+    fn check<C: Portable>(&mut self) -> Result<(), Cause> {
+        self.listen::<C>(Duration::ZERO)?;
+        match self.heard.elapsed() > FRESH {
+            true => self.wait_for_pong::<C>(),
+            false => Ok(()),
         }
     }
 }
@@ -108,8 +129,7 @@ impl<C: Portable> Model<C> for ProcessModel {
 
     fn health(&mut self) -> Result<(), Cause> {
         if self.lost.is_none()
-            && self.heard.elapsed() > FRESH
-            && let Err(cause) = self.ping::<C>()
+            && let Err(cause) = self.check::<C>()
         {
             self.lose(cause);
         }
@@ -123,6 +143,8 @@ fn given_up() -> Cause {
 
 /// A request that the child has.
 struct Away<C: Portable> {
+    /// Number of the ping that was sent before it: once that is answered, the child may be reading the request.
+    ping: u64,
     /// The child's model has it.
     admitted: bool,
     /// The child was told that nobody waits.
@@ -137,8 +159,16 @@ struct Away<C: Portable> {
 }
 
 impl<C: Portable> Away<C> {
-    fn new(admitted: bool) -> Self {
-        Self { admitted, cancelled: false, done: false, chunks: VecDeque::new(), taken: 0, answer: None }
+    fn new(ping: u64, admitted: bool) -> Self {
+        Self {
+            ping,
+            admitted,
+            cancelled: false,
+            done: false,
+            chunks: VecDeque::new(),
+            taken: 0,
+            answer: None,
+        }
     }
 }
 
@@ -231,14 +261,19 @@ impl<C: Portable> Running<'_, '_, C> {
         }
     }
 
-    /// Sends the requests that the child does not have. One that cannot be sent fails alone.
+    /// Sends the requests that the child does not have, after a ping. One that cannot be sent fails alone.
     fn send_new(&mut self, admitted: bool) {
         let run = self.model.run;
+        let mut pinged = false;
         for item in self.batch.items() {
             if self.requests.contains_key(&item.id()) {
                 continue;
             }
-            let mut away = Away::new(admitted);
+            item.reach(Stage::Ahead);
+            if !std::mem::replace(&mut pinged, true) {
+                self.model.ping();
+            }
+            let mut away = Away::new(self.model.pings, admitted);
             match frame(&Order::Ask { run, request: item.id(), input: item.request() }) {
                 Ok(bytes) => self.model.process.link.send_bytes(bytes),
                 Err(error) => {
@@ -290,10 +325,24 @@ impl<C: Portable> Running<'_, '_, C> {
                 away.for_each(|away| away.done = true);
             }
             Report::Panicked(cause) => return Err(cause),
-            Report::Pong => {}
+            Report::Pong => {
+                self.model.pongs += 1;
+                self.reach();
+            }
             _ => return Err(out_of_turn()),
         }
         Ok(())
+    }
+
+    /// Notes that the child may be reading the requests that were sent after the ping which it has answered: from here on
+    /// its death may be their doing.
+    fn reach(&self) {
+        let pongs = self.model.pongs;
+        for (request, _) in self.requests.iter().filter(|(_, away)| away.ping == pongs) {
+            if let Some(item) = find(self.batch, *request) {
+                item.reach(Stage::Begun);
+            }
+        }
     }
 
     fn away(&mut self, request: RequestId, change: impl FnOnce(&mut Away<C>)) {

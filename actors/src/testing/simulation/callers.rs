@@ -120,6 +120,7 @@ impl World {
             key: BatchKey(self.random.u64(0..2)),
             rank: None,
             reran: false,
+            begun: false,
             finished: false,
             cleared: false,
         };

@@ -165,11 +165,12 @@ impl World {
         self.pools[pool].models[index].opened_at = Some(self.now);
     }
 
-    /// Counts a failure of a worker that had nothing to run. The cause of another may be a request, so that the core
+    /// Counts a failure of a worker whose model had nothing to run. The cause of another may be a request, so that the core
     /// may count it later or never: what is checked is what is certain.
     pub(super) fn count_death(&mut self, pool: usize, worker: WorkerId) {
         let state = self.worker(pool, worker);
-        let (index, ran) = (state.model, state.assigned.clone());
+        let (index, assigned) = (state.model, state.assigned.clone());
+        let ran: Vec<usize> = assigned.into_iter().filter(|request| self.requests[*request].begun).collect();
         let (now, config) = (self.now, self.scenario.pools[pool][index].policy.config.restart);
         let model = &mut self.pools[pool].models[index];
         model.deaths.retain(|(then, _)| now.since(*then) < config.window);
@@ -266,6 +267,14 @@ impl World {
         let name = &model.policy.model;
         if model.workers.len() > model.policy.config.max_workers {
             return Some(("at most so many workers", format!("{name} has {}", model.workers.len())));
+        }
+        let known = model.queue.reruns().chain(model.workers.iter().flat_map(|worker| worker.running()));
+        for ticket in known {
+            let deaths = self.requests[ticket.request.0 as usize].deaths;
+            if ticket.deaths > deaths {
+                let what = format!("{} of {name}: {} deaths, not {deaths}", ticket.request, ticket.deaths);
+                return Some(("only a run that has begun is blamed", what));
+            }
         }
         let threads = model.workers.len() + model.leaving.len();
         // A thread that drops weights comes on top of the bound.

@@ -115,10 +115,11 @@ pub(super) enum Fault {
     Remove,
     Replace,
     Shutdown,
+    LostWhileIdle,
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 34] = [
+    pub(super) const ALL: [Self; 35] = [
         Self::SizeFails,
         Self::LoadFails,
         Self::LoadFailsForGood,
@@ -153,6 +154,7 @@ impl Fault {
         Self::Remove,
         Self::Replace,
         Self::Shutdown,
+        Self::LostWhileIdle,
     ];
 
     const fn name(self) -> &'static str {
@@ -191,6 +193,7 @@ impl Fault {
             Self::Remove => "remove",
             Self::Replace => "replace",
             Self::Shutdown => "shutdown",
+            Self::LostWhileIdle => "lost while idle",
         }
     }
 }

@@ -60,11 +60,13 @@ pub enum Plant {
     NeedOverstated,
     /// A request whose caller has gone or whose time is up, and whose worker died of it, is said to have been answered.
     CauseAcquitted,
+    /// A request that its worker's model had not had yet is said to have run when the worker died.
+    UnbegunBlamed,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::SlotNotGivenBack,
         Self::AnswerSentTwice,
         Self::AnswerLost,
@@ -92,6 +94,7 @@ impl Plant {
         Self::OfferMisdated,
         Self::NeedOverstated,
         Self::CauseAcquitted,
+        Self::UnbegunBlamed,
     ];
 
     /// Its name on the command line.
@@ -124,6 +127,7 @@ impl Plant {
             Self::OfferMisdated => "offer-misdated",
             Self::NeedOverstated => "need-overstated",
             Self::CauseAcquitted => "cause-acquitted",
+            Self::UnbegunBlamed => "unbegun-blamed",
         }
     }
 
@@ -161,6 +165,7 @@ impl Plant {
             Self::OfferMisdated => &["eviction by worth", "no needless eviction"],
             Self::NeedOverstated => &["no needless eviction", "eviction by worth"],
             Self::CauseAcquitted => &["a request's death is its own"],
+            Self::UnbegunBlamed => &["only a run that has begun is blamed", "restart budget"],
         }
     }
 }

@@ -21,7 +21,7 @@ impl World {
             self.check_request_may_run(index);
             let state = &mut self.requests[index];
             state.reran = true;
-            state.finished = false;
+            (state.begun, state.finished) = (false, false);
             state.attempt += 1;
             let attempt = state.attempt;
             let emitted = state.has_emitted(now);
@@ -65,6 +65,10 @@ impl World {
     }
 
     pub(super) fn begin_run(&mut self, pool: usize, worker: WorkerId, items: Vec<(usize, u32)>) {
+        if self.fault(Fault::LostWhileIdle) {
+            return self.is_lost(pool, worker);
+        }
+        self.begin_with(&items);
         let model = self.worker(pool, worker).model;
         let end = self.how_it_ends(pool, model, &items);
         let slow = self.fault(Fault::RunIsSlow);
@@ -88,6 +92,21 @@ impl World {
             self.plan_output(&items, takes);
             self.after(takes, Event::Step { pool, worker, generation });
         }
+    }
+
+    /// From here on a death of the worker may be the doing of these.
+    fn begin_with(&mut self, items: &[(usize, u32)]) {
+        for (index, attempt) in items {
+            let request = &mut self.requests[*index];
+            request.begun |= request.attempt == *attempt;
+        }
+    }
+
+    /// The thread finds that its model is gone before it begins anything.
+    fn is_lost(&mut self, pool: usize, worker: WorkerId) {
+        let weights = self.hold(self.worker_ref(pool, worker).weights);
+        self.end_actor(pool, worker, weights);
+        self.end_thread(pool, worker);
     }
 
     fn how_it_ends(&mut self, pool: usize, model: usize, items: &[(usize, u32)]) -> RunEnd {
@@ -130,6 +149,7 @@ impl World {
     pub(super) fn join(&mut self, pool: usize, worker: WorkerId, items: Vec<(usize, u32)>) {
         let model = self.worker(pool, worker).model;
         let generation = self.worker(pool, worker).generation;
+        self.begin_with(&items);
         for (request, attempt) in items {
             let takes = self.scenario.pools[pool][model].run.mul_f64(0.5 + self.random.f64());
             self.plan_output(&[(request, attempt)], takes);
@@ -216,8 +236,6 @@ impl World {
                 self.requests[index].finish();
             }
         }
-        let weights = self.hold(self.worker_ref(pool, worker).weights);
-        self.end_actor(pool, worker, weights);
-        self.end_thread(pool, worker);
+        self.is_lost(pool, worker);
     }
 }

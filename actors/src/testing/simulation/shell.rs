@@ -339,17 +339,18 @@ impl World {
     }
 
     fn fates(&mut self, pool: usize, worker: WorkerId) -> Vec<(RequestId, Fate)> {
-        let now = self.now;
-        let assigned = self.worker(pool, worker).assigned.clone();
+        let (now, assigned) = (self.now, self.worker(pool, worker).assigned.clone());
         let mut fates = Vec::with_capacity(assigned.len());
         for index in assigned {
             let request = &self.requests[index];
-            let fate = match (request.is_answered(), request.has_emitted(now)) {
+            let fate = match (request.begun, request.is_answered(), request.has_emitted(now)) {
                 _ if request.finished => Fate::Answered,
-                (true, _) if self.planted(Plant::CauseAcquitted) => Fate::Answered,
-                (true, _) => Fate::GivenUp,
-                (false, true) => Fate::Emitted,
-                (false, false) => Fate::Untouched,
+                (false, true, _) => Fate::Unwanted,
+                (false, false, _) if !self.planted(Plant::UnbegunBlamed) => Fate::Unbegun,
+                (_, true, _) if self.planted(Plant::CauseAcquitted) => Fate::Answered,
+                (_, true, _) => Fate::GivenUp,
+                (_, false, true) => Fate::Emitted,
+                (_, false, false) => Fate::Untouched,
             };
             fates.push((RequestId(index as u64), fate));
         }

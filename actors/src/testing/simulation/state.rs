@@ -42,6 +42,8 @@ pub(super) struct Request {
     pub(super) rank: Option<Rank>,
     /// It has run before.
     pub(super) reran: bool,
+    /// Its last run has begun with it.
+    pub(super) begun: bool,
     /// Its last run was done with it.
     pub(super) finished: bool,
     /// A run was done with it, whether that was its last one or not.

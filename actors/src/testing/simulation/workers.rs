@@ -310,7 +310,7 @@ impl World {
             let request = &mut self.requests[index];
             if request.running_on == Some(worker) {
                 request.running_on = None;
-                request.deaths += u32::from(told != Told::Stopped);
+                request.deaths += u32::from(told != Told::Stopped && request.begun);
                 self.came_back.push(index);
             }
         }
