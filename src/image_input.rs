@@ -172,6 +172,15 @@ impl ImageInput {
         patience: Duration,
     ) -> Result<(Vec<ImageSource>, Duration)> {
         self.check(&sources)?;
+        let addresses = sources.iter().filter(|source| is_address(source)).count();
+        if let Some(most) =
+            self.shared.fetcher.as_ref().map(Fetcher::downloads).filter(|most| addresses > *most)
+        {
+            return Err(Error::InvalidInput(format!(
+                "the request has {addresses} images at addresses; at most {most} are fetched at once, as \
+                 UrlSettings::downloads is set"
+            )));
+        }
         let (pictures, room, waited) = self.taken_in(sources, &mut 0, patience).await?;
         room.shrink(pictures.iter().map(|picture| picture.rgb.len() as u64).sum());
         let lease = |picture| ImageSource::Leased(LeasedPicture::new(picture, room.clone()));

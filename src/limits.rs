@@ -23,14 +23,15 @@
 //! | letters of what is wrong with a schema, expression or grammar that are told | `MAX_REASON` of `structured/engine.rs`, 500 | they are cut |
 //! | schemas, expressions and grammars that a model keeps compiled, and bytes of one; those known to be good | `MAX_KEPT`, 16, and `MAX_KEPT_BYTES`, 16 KiB, of `structured.rs` | they are compiled again |
 //! | parts of a JSON schema that are tried for the place of a fault | `MAX_TRIALS` of `structured/place.rs`, 256 | the error names the part around it |
-//! | bytes of a question, of a prompt to paint, and of what to avoid | [`MAX_QUESTION_BYTES`], 64 KiB | `InvalidInput` |
+//! | images of a conversation; its texts and images together; its messages, and bytes of text, as of a prompt | [`MAX_IMAGES`], 16; [`MAX_PARTS`], 4,096 | `InvalidInput` |
+//! | bytes of a prompt to paint, and of what to avoid | [`MAX_PAINTING_PROMPT_BYTES`], 64 KiB | `InvalidInput` |
 //! | sides of a picture to paint | [`MAX_PAINTED_SIDE`], 4,096 pixels; multiples of what the model's latents stand for | `InvalidInput` |
 //! | pixels of a picture to paint | [`MAX_PAINTED_PIXELS`], 589,824, or 1.5 times those of the model's own size, whichever is more | `InvalidInput` |
 //! | diffusion steps | [`MAX_STEPS`], 1,000; as many as a DDPM schedule has times | `InvalidInput` |
 //! | guidance of a picture to paint | 0 to [`MAX_GUIDANCE`], 100 | `InvalidInput` |
 //! | an image's encoded bytes, pixels, sides, memory to decode | [`ImageLimits`], set by the application | [`ImageTooLarge`] |
 //! | images of all requests at once, while they are decoded and until the requests end | `memory` of [`ImageSettings`], 2 GiB unless the application says otherwise | they wait, then [`NoRoomForImages`]; at once with `WhenFull::Fail` |
-//! | images fetched at once, and fetched without room yet | `downloads` of [`UrlSettings`], 16 unless the application says otherwise | they wait, then [`DownloadFailed`], or [`NoRoomForImages`] where that is why |
+//! | images fetched at once, and fetched without room yet | `downloads` of [`UrlSettings`], 16 unless the application says otherwise | they wait, then [`DownloadFailed`], or [`NoRoomForImages`] where that is why; a conversation with more addresses is refused with `InvalidInput` |
 //! | images' files read at once, and read without room yet | `AT_ONCE` of `image_input.rs`, 16 | they wait, then [`ImageTooSlow`], or [`NoRoomForImages`] where that is why |
 //! | images of one call of `ImageInput::pictures` taken in at once | `AT_ONCE` of `image_input.rs`, 16, and no more addresses than are fetched at once | they follow |
 //! | images decoded at once, and time to read or decode one | `decoders` and `decode_timeout` of [`ImageSettings`] | they wait, then [`ImageTooSlow`] |

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "vision/conversations.rs"]
+mod conversations;
 #[path = "vision/refusals.rs"]
 mod refusals;
 
@@ -232,8 +234,11 @@ async fn counted(
 /// Request with decoded pixels and a long answer.
 async fn with_pixels(case: &Case) -> DescribeImage {
     let images = ImageInput::new(ImageSettings::default()).unwrap();
-    let picture = images.picture(request(case).image).await.unwrap();
-    request(case).with_image(ImageSource::Picture(picture)).with_max_tokens(400)
+    let mut request = request(case).with_max_tokens(400);
+    for image in request.images_mut() {
+        *image = ImageSource::Picture(images.picture(image.clone()).await.unwrap());
+    }
+    request
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -332,8 +337,7 @@ fn the_largest_image_is_in_the_footprint() {
 fn a_prompt_longer_than_the_context_is_refused_with_both_numbers() {
     for family in ["llava", "qwen3_vl", "moondream", "blip"] {
         let model = VisionModel::load(Source::directory(fixture(family))).unwrap();
-        let mut request = request(&cases(family)[0]);
-        request.question = "word ".repeat(700);
+        let request = request(&cases(family)[0]).with_question("word ".repeat(700));
         let error = model.describe(&request).unwrap_err();
         assert!(matches!(error, Error::PromptTooLong { limit, .. } if limit == model.context()), "{error}");
         let message = error.to_string();
@@ -376,7 +380,7 @@ async fn bad_requests_fail_alone() {
     let engine = Engine::builder().vision("model", Source::directory(fixture("blip"))).start().await.unwrap();
     let model = engine.vision("model").unwrap();
     let case = &cases("blip")[0];
-    let broken = request(case).with_image(ImageSource::Bytes(vec![1, 2, 3]));
+    let broken = DescribeImage::new(ImageSource::Bytes(vec![1, 2, 3]));
     let endless = request(case).with_question("word ".repeat(200));
     let (broken, endless, good) =
         tokio::join!(model.describe(broken), model.describe(endless), model.describe(request(case)));

@@ -23,7 +23,8 @@ pub use generation::{
     TextChunk, TextToText, TokenLogprob, TokenLogprobs, Tool, ToolCall, ToolChoice, Usage,
 };
 pub use image::{
-    DescribeImage, ImageSource, LeasedPicture, PaintImage, PaintStep, Picture, TextToImage, Vision,
+    ContentPart, DescribeImage, ImageSource, LeasedPicture, PaintImage, PaintStep, Picture, TextToImage,
+    Vision, VisionMessage,
 };
 pub use portable::Portable;
 pub use reranking::{RankedDocument, Ranking, RerankDocuments, Reranking};

@@ -47,8 +47,13 @@ pub const MAX_TOOL_BYTES: usize = 256 << 10;
 /// Maximum number of tokens that a request may ask for. The model's context may end a text sooner.
 pub const MAX_TOKENS: usize = 1 << 20;
 
-/// Maximum number of bytes of a question about an image, of a prompt to paint, or of a negative prompt.
-pub const MAX_QUESTION_BYTES: usize = 64 << 10;
+/// Maximum number of images of a conversation, all messages together.
+pub const MAX_IMAGES: usize = 16;
+/// Maximum number of texts and images of a conversation about images, all messages together.
+pub const MAX_PARTS: usize = 4096;
+
+/// Maximum number of bytes of a prompt to paint, or of a negative prompt.
+pub const MAX_PAINTING_PROMPT_BYTES: usize = 64 << 10;
 /// Maximum side of a picture to paint, in pixels.
 pub const MAX_PAINTED_SIDE: usize = 4096;
 /// Maximum number of diffusion steps.

@@ -6,9 +6,9 @@ use std::fmt::Debug;
 
 use model_actors::limits::*;
 use model_actors::{
-    Capability, Constraint, DescribeImage, EmbedImages, EmbedOutputs, EmbedTexts, GenerateText,
-    ImageEmbedding, ImageSource, Message, PaintImage, Picture, Prompt, RerankDocuments, Reranking, Sampling,
-    TextEmbedding, TextToImage, TextToText, Tool, ToolChoice, Vision,
+    Capability, Constraint, ContentPart, DescribeImage, EmbedImages, EmbedOutputs, EmbedTexts, GenerateText,
+    ImageEmbedding, ImageSource, Message, PaintImage, Picture, Prompt, RerankDocuments, Reranking, Role,
+    Sampling, TextEmbedding, TextToImage, TextToText, Tool, ToolChoice, Vision, VisionMessage,
 };
 use serde_json::json;
 
@@ -144,15 +144,47 @@ fn penalties_and_biases_have_ranges() {
 }
 
 #[test]
+fn a_conversation_about_images_has_messages_with_content_and_without_tools() {
+    let check = |messages: Vec<VisionMessage>| Vision::check(&DescribeImage::chat(messages));
+    assert!(check(vec![VisionMessage::system("Be brief."), VisionMessage::user(["Why?".into()])]).is_ok());
+    assert!(check(Vec::new()).is_err());
+    assert!(check(vec![VisionMessage::user([])]).is_err());
+    assert!(check(vec![VisionMessage::new(Role::Tool, ["4".into()])]).is_err());
+}
+
+#[test]
+fn a_question_takes_the_place_of_the_texts_of_the_last_message() {
+    let image = || ImageSource::Picture(Picture::new(1, 1, vec![0; 3]));
+    let texts = |request: &DescribeImage| -> Vec<String> {
+        request.messages.iter().flat_map(VisionMessage::texts).map(str::to_owned).collect()
+    };
+    let asked = DescribeImage::new(image()).with_question("Why?").with_question("How?");
+    assert_eq!((texts(&asked), asked.images().count()), (vec!["How?".to_owned()], 1));
+    let unasked = asked.with_question("");
+    assert_eq!((texts(&unasked), unasked.images().count()), (Vec::new(), 1));
+    let earlier = [VisionMessage::user(["a".into(), image().into()]), VisionMessage::assistant("b")];
+    let next = DescribeImage::chat(earlier.into_iter().chain([VisionMessage::user([image().into()])]));
+    assert_eq!(texts(&next.with_question("c")), ["a", "b", "c"]);
+    assert_eq!(texts(&DescribeImage::default().with_question("d")), ["d"]);
+}
+
+#[test]
 fn requests_with_and_for_images() {
     holds::<Vision>(MAX_STOPS, |n| question(1, 1).with_stop(vec!["a".to_owned(); n]));
     holds::<Vision>(MAX_STOP_TOKENS, |n| question(1, 1).with_stop_tokens(vec![7; n]));
     holds::<Vision>(MAX_TOP_LOGPROBS, |n| question(1, 1).with_logprobs(n));
     holds::<Vision>(300, |n| question(1, 300).with_min_tokens(n));
-    holds::<Vision>(MAX_QUESTION_BYTES, |n| question(n, 1));
+    holds::<Vision>(MAX_PROMPT_BYTES, |n| question(n, 1));
+    let image = || ContentPart::from(ImageSource::Path("a.png".into()));
+    holds::<Vision>(MAX_IMAGES, |n| DescribeImage::chat([VisionMessage::user(vec![image(); n])]));
+    holds::<Vision>(MAX_IMAGES, |n| DescribeImage::chat(vec![VisionMessage::user([image()]); n]));
+    holds::<Vision>(MAX_PARTS, |n| DescribeImage::chat([VisionMessage::user(vec!["a".into(); n])]));
+    holds::<Vision>(MAX_MESSAGES, |n| DescribeImage::chat(vec![VisionMessage::assistant("a"); n]));
     holds::<Vision>(MAX_TOKENS, |n| question(1, n));
-    holds::<TextToImage>(MAX_QUESTION_BYTES, |n| PaintImage::from("a".repeat(n)));
-    holds::<TextToImage>(MAX_QUESTION_BYTES, |n| PaintImage::from("a").with_negative_prompt("a".repeat(n)));
+    holds::<TextToImage>(MAX_PAINTING_PROMPT_BYTES, |n| PaintImage::from("a".repeat(n)));
+    holds::<TextToImage>(MAX_PAINTING_PROMPT_BYTES, |n| {
+        PaintImage::from("a").with_negative_prompt("a".repeat(n))
+    });
     holds::<TextToImage>(MAX_GUIDANCE as usize, |n| PaintImage::from("a").with_guidance(n as f32));
     for guidance in [-0.1, f32::NAN, f32::INFINITY] {
         assert!(TextToImage::check(&PaintImage::from("a").with_guidance(guidance)).is_err());

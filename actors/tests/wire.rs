@@ -14,7 +14,7 @@ use model_actors::{
     EmbedTexts, Embeddings, Error, FailureKind, FinishReason, GenerateText, ImageSource, Lane, LeasedPicture,
     Message, ModelId, PaintImage, PaintStep, Picture, RankedDocument, Ranking, RequestPhase, RerankDocuments,
     Sampling, SparseVector, TextChunk, TextToken, TokenLogprob, TokenLogprobs, Tool, ToolCall, ToolChoice,
-    Truncate, Usage, VectorArray, WorkerId,
+    Truncate, Usage, VectorArray, VisionMessage, WorkerId,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -104,6 +104,13 @@ fn messages() -> Vec<Vec<u8>> {
         .with_strength(0.5)
         .with_mask(leased.clone());
     let question = DescribeImage::new(ImageSource::Picture(picture())).with_question("What is it?");
+    let conversation = DescribeImage::chat([
+        VisionMessage::system("Be brief."),
+        VisionMessage::user([ImageSource::Picture(picture()).into(), "What is it?".into()]),
+        VisionMessage::assistant("A line."),
+        VisionMessage::user(["And this,".into(), ImageSource::Picture(picture()).into(), "here?".into()]),
+    ])
+    .with_max_tokens(9);
     let (model, capability) = (ModelId::from("acme/english"), "text_embedding");
     let errors = [
         Error::InvalidInput { cause: Cause::with_data(&Told { words: 3 }) },
@@ -192,6 +199,7 @@ fn messages() -> Vec<Vec<u8>> {
         pinned("generate_text_raw", &GenerateText::from("Once").with_stop(vec!["\n".to_owned()])),
         pinned("completion", &completion),
         pinned("describe_image", &question.with_sampling(sampling)),
+        pinned("describe_images_in_a_conversation", &conversation),
         pinned("paint_image", &painting),
         pinned("paint_image_from_an_image", &from_image),
         pinned("paint_step", &PaintStep::new(3, 20, Some(picture()))),

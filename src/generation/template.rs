@@ -15,6 +15,7 @@ mod signatures;
 mod builtins;
 mod functions;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -237,17 +238,21 @@ impl ChatTemplate {
         self.program.borrow_owner()
     }
 
-    /// Renders the prompt that asks a vision model about one image: a turn whose content is an image and a
-    /// text.
+    /// Renders the prompt that asks a vision model for its next message. The content of each message is a list of parts:
+    /// texts, and nothing in the places of images.
     ///
     /// # Errors
     /// As [`Self::render`].
-    pub(crate) fn render_image_question(&self, question: &str) -> Result<String> {
-        let image = context! { type => "image" };
-        let text = context! { type => "text", text => question };
-        let message = context! { role => Role::User.name(), content => vec![image, text] };
+    pub(crate) fn render_parts(&self, messages: &[(Role, Vec<Option<Cow<'_, str>>>)]) -> Result<String> {
+        let part = |part: &Option<Cow<'_, str>>| match part {
+            Some(text) => context! { type => "text", text => &**text },
+            None => context! { type => "image" },
+        };
+        let message = |(role, parts): &(Role, Vec<_>)| {
+            context! { role => role.name(), content => parts.iter().map(part).collect::<Vec<Value>>() }
+        };
         let values = context! {
-            messages => vec![message],
+            messages => messages.iter().map(message).collect::<Vec<Value>>(),
             tools => (),
             documents => (),
             add_generation_prompt => true,

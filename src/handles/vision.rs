@@ -1,5 +1,5 @@
-//! The handle to one vision model: an image and a question in, a stream of text out. The image is fetched and decoded
-//! here, in the caller's task. Queues, workers and memory are left to the actors.
+//! The handle to one vision model: a conversation about images in, a stream of text out. The images are fetched and
+//! decoded here, in the caller's task. Queues, workers and memory are left to the actors.
 
 use model_actors::{
     CallOptions, Completion, DescribeImage, ImageSource, Lane, ModelHandle, ModelId, ModelSpec, ReplyStream,
@@ -7,7 +7,7 @@ use model_actors::{
 };
 
 use crate::error::Result;
-use crate::handles::calls::{Calls, call_settings, only};
+use crate::handles::calls::{Calls, call_settings};
 use crate::image_input::ImageInput;
 use crate::models::vision::VisionModel;
 use crate::registration::{EngineCapability, IntoModelSpec, SourceSpec};
@@ -52,7 +52,8 @@ pub struct ImageDescriber {
 call_settings!(ImageDescriber for Vision);
 
 impl ImageDescriber {
-    /// Generates the whole text about an image. Dropping the future cancels the request.
+    /// Generates the whole text about an image, or the next message of a conversation. Dropping the future cancels the
+    /// request.
     ///
     /// # Errors
     /// Those of [`ImageInput::picture`]; [`Error::PromptTooLong`](crate::Error::PromptTooLong),
@@ -63,7 +64,7 @@ impl ImageDescriber {
         Ok(self.calls.model.call(request, options).await?)
     }
 
-    /// Generates a text about an image in pieces, as they are made, with the whole text at the end. Dropping the stream
+    /// Generates the same in pieces, as they are made, with the whole text at the end. Dropping the stream
     /// stops the model within a step.
     ///
     /// # Errors
@@ -73,15 +74,16 @@ impl ImageDescriber {
         Ok(self.calls.model.stream(request, options).await?)
     }
 
-    /// The request with its image's pixels, and the options to send it with. A request that would be refused afterwards is
+    /// The request with its images' pixels, and the options to send it with. A request that would be refused afterwards is
     /// refused before anything is fetched.
     async fn decoded(&self, mut request: DescribeImage) -> Result<(DescribeImage, CallOptions)> {
         let options = self.calls.options(Lane::Interactive);
         self.calls.model.check(&request, &options)?;
         self.constraints.check(request.constraint.as_ref()).await?;
-        let image = std::mem::replace(&mut request.image, ImageSource::Bytes(Vec::new()));
-        let (images, options) = self.calls.decoded(&self.images, vec![image], options).await?;
-        request.image = only(images)?;
+        let taken = |image: &mut ImageSource| std::mem::replace(image, ImageSource::Bytes(Vec::new()));
+        let sources: Vec<ImageSource> = request.images_mut().map(taken).collect();
+        let (images, options) = self.calls.decoded(&self.images, sources, options).await?;
+        request.images_mut().zip(images).for_each(|(place, image)| *place = image);
         Ok((request, options))
     }
 }

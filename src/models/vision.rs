@@ -1,9 +1,10 @@
-//! Vision: from a source's files to a model that looks at an image and writes an answer. The list of families
+//! Vision: from a source's files to a model that looks at the images of a conversation and writes an answer. The list of families
 //! is here, and the two traits between a family and what all share: the progress of a request from a picture
 //! to the last word, in steps short enough to look between them at who has gone and to let others in. A
 //! family's vision tower and how it shows an image to its text half are left to its file; the text half is a
 //! decoder (`language_model`).
 
+mod asked;
 mod chat;
 mod language_model;
 mod blip;
@@ -35,7 +36,7 @@ use serde_json::{Map, Value};
 use crate::architecture::Family;
 use crate::device::Compute;
 use crate::error::Result;
-use crate::limits::GenerationLimits;
+use crate::limits::{GenerationLimits, MAX_IMAGES};
 use crate::models::config_file::{with_defaults, without_nulls};
 use crate::models::generation_config::GenerationConfig;
 use crate::models::passes::PROMPT_ROWS;
@@ -45,6 +46,7 @@ use crate::source::Files;
 use crate::structured::Grammars;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
+use asked::Asked;
 use language_model::{Answer, LanguageModel};
 pub use model::{ExaminedImage, VisionModel};
 pub(crate) use plan::VisionPlan;
@@ -73,7 +75,7 @@ trait Architecture: Send + Sync {
     fn complete(&mut self, files: &Files, context: &LoadContext) -> Result<()>;
     /// Number of tokens that it knows.
     fn vocabulary(&self) -> usize;
-    /// Maximum number of tokens of an image, a question and an answer together.
+    /// Maximum number of tokens of a conversation, with its images, and an answer together.
     fn context(&self) -> usize;
     /// True for tensors of the file that change no answer.
     fn has_no_effect(&self, tensor: &str) -> bool;
@@ -107,20 +109,30 @@ struct WorkerMemory {
     held: usize,
     /// Answers that are written together.
     sequences: usize,
-    /// Tokens of one answer with its prompt and image.
+    /// Tokens of one answer with its prompt and images.
     longest: usize,
     /// Rows that go through the text model in one step.
     rows: usize,
+}
+
+impl WorkerMemory {
+    /// Number of images of at least so many rows that one conversation may have.
+    fn images(&self, rows: usize) -> usize {
+        (self.longest / rows.max(1)).clamp(1, MAX_IMAGES)
+    }
 }
 
 /// A loaded model. It keeps nothing between steps, so that all workers share one.
 trait Network: Send + Sync {
     /// The tokens that end an answer.
     fn ends(&self) -> &[u32];
-    /// The prompt for a picture of these sides and a question, which may be empty.
-    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt>;
-    /// The crops of a picture that the tower will see, `(3, height, width)` each.
-    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>>;
+    /// The prompt for a conversation.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::Error::InvalidInput) for one that the family does not take.
+    fn prompt(&self, tokens: &Tokens, asked: &Asked<'_>) -> Result<Prompt>;
+    /// The crops of a picture that the tower will see, `(3, height, width)` each, in a conversation of so many.
+    fn crops(&self, picture: &Picture, images: usize) -> Result<Vec<Tensor>>;
 
     /// The vision tower.
     fn tower(&self) -> &dyn StepwiseTower;
@@ -132,13 +144,14 @@ trait Network: Send + Sync {
         parts: &mut Option<Unfinished>,
     ) -> Result<Option<Vec<Tensor>>>;
 
-    /// The image as the text half sees it, from all rows that were kept of each crop, in the order of blocks.
-    fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows>;
+    /// An image of these sides, in a conversation of so many, as the text half sees it: from all rows that were kept of
+    /// each crop, in the order of blocks.
+    fn image(&self, sides: (usize, usize), images: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows>;
     /// The text half.
     fn language_model(&self) -> &LanguageModel;
     /// An answer to a prompt of which nothing is read yet.
-    fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<Answer> {
-        self.language_model().begin(prompt, image, None)
+    fn begin(&self, prompt: &Prompt, images: &[ImageRows]) -> Result<Answer> {
+        self.language_model().begin(prompt, images, None)
     }
 }
 
@@ -183,12 +196,12 @@ impl StepwiseTower for VisionTower {
 
 /// The tokens that will be read for a request.
 struct Prompt {
-    /// A token for each row that the text half reads; those of the image are placeholders.
+    /// A token for each row that the text half reads; those of images are placeholders.
     tokens: Vec<u32>,
-    /// The image's rows, where it is a part of the text.
-    image: Range<usize>,
-    /// Width and height of the picture as it came.
-    sides: (usize, usize),
+    /// The places of all images' rows, in order, where they are a part of the text. An image may have several.
+    places: Vec<Range<usize>>,
+    /// Width and height of each picture as it came.
+    sides: Vec<(usize, usize)>,
 }
 
 /// The parts made so far of one thing that a tower does with a crop: its opening, a block, or the rows that

@@ -118,6 +118,13 @@ impl Scaling {
         Self { table }
     }
 
+    /// The colour nearest below the mean, which a model sees as nothing.
+    pub(crate) fn zero(&self) -> [u8; 3] {
+        let below = |values: &[f32; 256]| values.iter().rposition(|value| *value <= 0.0).unwrap_or(0) as u8;
+        let [red, green, blue] = &*self.table;
+        [red, green, blue].map(below)
+    }
+
     /// `height × width × 3` bytes to `3 × height × width` numbers.
     pub(crate) fn values(&self, picture: &Picture) -> Result<Vec<f32>> {
         check(picture)?;

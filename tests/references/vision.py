@@ -811,13 +811,8 @@ def split_images(family, pictures, seed, config_class, model_class, processor_cl
         ids = tokenizer.encode(ask(tokenizer, CHAT_COLON, question).replace("<image>", words)).ids
         features = model.model.get_image_features(**inputs, return_dict=True).pooler_output
         features = torch.cat(list(features)) if isinstance(features, (list, tuple)) else features.flatten(0, 1)
-        # What the text has from the first row of the image to the last: words stand between those of two tiles.
-        is_image = torch.tensor(ids) == token("<image>")
-        embedded = model.get_input_embeddings()(torch.tensor(ids))
-        embedded[is_image] = features
-        places = is_image.nonzero().flatten().tolist()
-        answers(cases, model, tokenizer, image, question, ids, inputs["pixel_values"][0],
-                embedded[places[0]:places[-1] + 1], [end], **inputs)
+        answers(cases, model, tokenizer, image, question, ids, inputs["pixel_values"][0], features.flatten(0, -2), [end],
+                **inputs)
     cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"][0], [0.5] * 3, [0.5] * 3,
                       ["cat.png"])
     cases.save()

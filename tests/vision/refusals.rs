@@ -151,15 +151,13 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
 fn a_question_cannot_bring_a_placeholder_of_its_own_and_an_answer_ends_with_the_context() {
     let source = || Source::directory(fixture("llava"));
     let model = VisionModel::load(source()).unwrap();
-    let mut request = request(&cases("llava")[0]);
-    request.question = "What is <image>?".to_owned();
+    let request = request(&cases("llava")[0]).with_question("What is <image>?");
     let joined = LoadOptions::default().with_split_special_tokens(false);
     let joined = VisionModel::load_with(source(), joined).unwrap();
     assert!(matches!(joined.describe(&request), Err(Error::InvalidInput(_))));
     // It is the text of a placeholder otherwise.
     assert!(model.describe(&request).is_ok());
-    request.question = "word ".repeat(150);
-    request.max_tokens = 1_000_000;
+    let request = request.with_question("word ".repeat(150)).with_max_tokens(1_000_000);
     let completion = model.describe(&request).unwrap();
     assert!(completion.usage.prompt_tokens + completion.usage.completion_tokens <= model.context());
 }

@@ -1,4 +1,4 @@
-//! The two capabilities around single images: describing one in words, and painting one.
+//! Images as values, and the two capabilities around them: painting one is here, talking about some in `vision`.
 
 use std::any::Any;
 use std::fmt;
@@ -8,16 +8,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::generation::{
-    Completion, Constraint, Sampling, TextChunk, Usage, check_ends, check_logprobs, check_min_tokens,
-    check_tokens,
-};
-use super::{BatchKey, Batching, Capability};
+use super::{BatchKey, Capability};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
-use crate::limits::{MAX_GUIDANCE, MAX_PAINTED_SIDE, MAX_QUESTION_BYTES, MAX_STEPS};
+use crate::limits::{MAX_GUIDANCE, MAX_PAINTED_SIDE, MAX_PAINTING_PROMPT_BYTES, MAX_STEPS};
 
 mod pixels;
+mod vision;
+
+pub use vision::{ContentPart, DescribeImage, Vision, VisionMessage};
 
 /// Source of an image.
 ///
@@ -156,113 +155,6 @@ impl Deref for LeasedPicture {
 impl fmt::Debug for LeasedPicture {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.picture.fmt(formatter)
-    }
-}
-
-/// The capability of answering a question about an image in text. Streamed.
-///
-/// ```
-/// use model_actors::{Capability, DescribeImage, ImageSource, Vision};
-/// let request = DescribeImage::new(ImageSource::Path("cat.png".into())).with_max_tokens(0);
-/// assert!(Vision::check(&request).is_err());
-/// ```
-#[derive(Debug, Clone, Copy)]
-pub struct Vision;
-
-/// A request to describe an image.
-///
-/// ```
-/// use model_actors::{DescribeImage, ImageSource};
-/// let image = ImageSource::Path("cat.png".into());
-/// let request = DescribeImage::new(image).with_question("What colour is the cat?").with_max_tokens(64);
-/// assert_eq!(request.sampling.temperature, None); // greedy
-/// ```
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default)]
-#[non_exhaustive]
-pub struct DescribeImage {
-    /// The image.
-    pub image: ImageSource,
-    /// Question or instruction. Empty by default, for models that caption an image unasked (BLIP); others
-    /// refuse an empty one themselves.
-    pub question: String,
-    /// Sampling of the tokens.
-    pub sampling: Sampling,
-    /// Maximum number of tokens to generate, 1 to 1,048,576; 256 by default.
-    pub max_tokens: usize,
-    /// Minimum number of tokens: see [`GenerateText::min_tokens`](crate::GenerateText::min_tokens).
-    pub min_tokens: usize,
-    /// Stop strings: see [`GenerateText::stop`](crate::GenerateText::stop).
-    pub stop: Vec<String>,
-    /// Stop tokens: see [`GenerateText::stop_tokens`](crate::GenerateText::stop_tokens).
-    pub stop_tokens: Vec<u32>,
-    /// Log probabilities: see [`GenerateText::logprobs`](crate::GenerateText::logprobs).
-    pub logprobs: Option<usize>,
-    /// Rule that the whole text keeps to: see [`GenerateText::constraint`](crate::GenerateText::constraint).
-    pub constraint: Option<Constraint>,
-}
-
-setters! { DescribeImage {
-    with_image(image: ImageSource);
-    with_question(question: impl Into<String>) Into::into;
-    with_sampling(sampling: Sampling);
-    with_max_tokens(max_tokens: usize);
-    with_min_tokens(min_tokens: usize);
-    with_stop(stop: Vec<String>);
-    with_stop_tokens(stop_tokens: Vec<u32>);
-    with_logprobs(logprobs: impl Into<Option<usize>>) Into::into;
-    with_constraint(constraint: impl Into<Option<Constraint>>) Into::into;
-} }
-
-/// A request about no pixels, to be given its image.
-impl Default for DescribeImage {
-    fn default() -> Self {
-        Self::new(ImageSource::Bytes(Vec::new()))
-    }
-}
-
-impl DescribeImage {
-    /// A request without a question, with greedy sampling and at most 256 tokens.
-    pub fn new(image: ImageSource) -> Self {
-        Self {
-            image,
-            question: String::new(),
-            sampling: Sampling::default(),
-            max_tokens: 256,
-            min_tokens: 0,
-            stop: Vec::new(),
-            stop_tokens: Vec::new(),
-            logprobs: None,
-            constraint: None,
-        }
-    }
-}
-
-impl Capability for Vision {
-    type Request = DescribeImage;
-    type Chunk = TextChunk;
-    type Output = Completion;
-    const NAME: &'static str = "vision";
-    const QUEUE: QueueCapacity = QueueCapacity::new(50, 50);
-    /// An answer takes long, so that nobody should wait for another's end.
-    const BATCHING: Batching = Batching::Continuous;
-
-    fn check(request: &DescribeImage) -> Result<(), Cause> {
-        check_tokens(request.max_tokens)?;
-        request.sampling.check()?;
-        check_ends(&request.stop, &request.stop_tokens)?;
-        check_min_tokens(request.min_tokens, request.max_tokens)?;
-        check_logprobs(request.logprobs, request.max_tokens)?;
-        request.constraint.as_ref().map_or(Ok(()), Constraint::check)?;
-        // Only the model knows whether it needs a question.
-        match request.question.is_empty() {
-            true => Ok(()),
-            false => check_text("question", &request.question),
-        }
-    }
-
-    fn usage(output: &Completion) -> Option<Usage> {
-        Some(output.usage)
     }
 }
 
@@ -418,9 +310,10 @@ impl Capability for TextToImage {
 fn check_text(what: &str, text: &str) -> Result<(), Cause> {
     match text.len() {
         0 => Err(format!("the {what} is empty").into()),
-        1..=MAX_QUESTION_BYTES => Ok(()),
+        1..=MAX_PAINTING_PROMPT_BYTES => Ok(()),
         bytes => {
-            Err(format!("the {what} has {bytes} bytes; at most {MAX_QUESTION_BYTES} are allowed").into())
+            Err(format!("the {what} has {bytes} bytes; at most {MAX_PAINTING_PROMPT_BYTES} are allowed")
+                .into())
         }
     }
 }

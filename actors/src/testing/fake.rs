@@ -8,6 +8,7 @@ use crate::capability::{
     Capability, Completion, DescribeImage, EmbedImages, EmbedInput, EmbedTexts, Embeddings, FinishReason,
     GenerateText, ImageEmbedding, PaintImage, PaintStep, Picture, Prompt, RankedDocument, Ranking,
     RerankDocuments, Reranking, TextChunk, TextEmbedding, TextToImage, TextToText, TextToken, Usage, Vision,
+    VisionMessage,
 };
 use crate::error::Failure;
 use crate::id::Bytes;
@@ -116,11 +117,11 @@ impl FakeCapability for TextToText {
     }
 }
 
-/// Repeats the question, or says that it is a picture, word by word; a word counts as a token.
+/// Repeats the last text, or says that it is a picture, word by word; a word counts as a token.
 impl FakeCapability for Vision {
     fn answer(request: &DescribeImage) -> Answers<Self> {
-        let text = if request.question.is_empty() { "a picture" } else { &request.question };
-        repeat(text, request.max_tokens)
+        let last = request.messages.iter().flat_map(VisionMessage::texts).last();
+        repeat(last.unwrap_or("a picture"), request.max_tokens)
     }
 }
 

@@ -1,4 +1,4 @@
-//! `POST /v1/chat/completions`: conversations, and questions about an image.
+//! `POST /v1/chat/completions`: conversations, with images where the model looks at them.
 
 use std::sync::Arc;
 
@@ -37,24 +37,28 @@ pub(crate) async fn create(
     fields.only("service_tier", [json!("auto"), json!("default")])?;
     fields.end()?;
 
-    let writings = match messages {
-        Messages::Text(messages) => {
-            let generator = handle!(server, generator(&server, &model)?);
-            let request = asked.put(settings!(GenerateText::chat(messages), settings, max_tokens));
-            let writing = |choice| {
-                let request = request.clone().with_sampling(settings.sampling_of(choice));
-                Writing::Text(generator.clone(), request)
-            };
-            (0..settings.choices).map(writing).collect()
-        }
-        Messages::Image(image, question) => {
-            let describer = handle!(server, describer(&server, &model)?);
-            let question = DescribeImage::new(image).with_question(question);
-            let request =
-                settings!(question, settings, max_tokens).with_constraint(asked.constraint_alone()?);
+    let writings = match server.engine.vision(model.as_str()) {
+        Ok(describer) => {
+            let describer = handle!(server, describer);
+            let asked_for = asked.constraint_alone()?;
+            let request = DescribeImage::chat(messages.with_images()?);
+            let request = settings!(request, settings, max_tokens).with_constraint(asked_for);
             let writing = |choice| {
                 let request = request.clone().with_sampling(settings.sampling_of(choice));
                 Writing::Image(describer.clone(), request)
+            };
+            (0..settings.choices).map(writing).collect()
+        }
+        Err(_) => {
+            let generator = server.engine.text_to_text(model.as_str());
+            let generator = handle!(server, generator.map_err(|error| ApiError::from(error).about("model"))?);
+            let words = messages.in_words().ok_or_else(|| {
+                ApiError::field("messages", format!("{model} takes text alone, and no images"))
+            })?;
+            let request = asked.put(settings!(GenerateText::chat(words), settings, max_tokens));
+            let writing = |choice| {
+                let request = request.clone().with_sampling(settings.sampling_of(choice));
+                Writing::Text(generator.clone(), request)
             };
             (0..settings.choices).map(writing).collect()
         }
@@ -71,29 +75,4 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
             Err(ApiError::field("top_logprobs", "top_logprobs goes with logprobs; set logprobs to true"))
         }
     }
-}
-
-/// The model that writes.
-///
-/// # Errors
-/// For a model that looks at images, with what it needs; for one that there is not.
-fn generator(server: &Server, model: &str) -> Result<candle_actors::TextGenerator, ApiError> {
-    server.engine.text_to_text(model).map_err(|error| match server.engine.vision(model) {
-        Ok(_) => {
-            let message = format!("{model} answers questions about images: put one into the message");
-            ApiError::field("messages", message)
-        }
-        Err(_) => ApiError::from(error).about("model"),
-    })
-}
-
-/// The model that looks at images.
-///
-/// # Errors
-/// For a model that takes text alone; for one that there is not.
-fn describer(server: &Server, model: &str) -> Result<candle_actors::ImageDescriber, ApiError> {
-    server.engine.vision(model).map_err(|error| match server.engine.text_to_text(model) {
-        Ok(_) => ApiError::field("messages", format!("{model} takes text alone, and no images")),
-        Err(_) => ApiError::from(error).about("model"),
-    })
 }

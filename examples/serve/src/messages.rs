@@ -1,23 +1,19 @@
-//! The messages of a chat: a conversation in words, or an image and a question about it.
+//! The messages of a chat: a conversation in words, or one with images among them.
 
-use candle_actors::{ImageSource, Message, Role, ToolCall};
+use candle_actors::{ContentPart, ImageSource, Message, Role, ToolCall, VisionMessage};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::tools::calls_of;
 
-/// The messages as the library has them.
-pub(crate) enum Messages {
-    Text(Vec<Message>),
-    Image(ImageSource, String),
-}
+/// The messages of a chat.
+pub(crate) struct Messages(Vec<(Role, Content)>);
 
 /// The content of one message.
 #[derive(Default)]
 struct Content {
-    text: String,
-    images: Vec<ImageSource>,
+    parts: Vec<ContentPart>,
     calls: Vec<ToolCall>,
     /// The call that it is the result of.
     call_id: Option<String>,
@@ -29,26 +25,36 @@ impl Messages {
     pub(crate) fn of(fields: &mut Fields) -> Result<Self, ApiError> {
         let messages: Vec<Value> = fields.required("messages")?;
         let numbered = messages.into_iter().enumerate();
-        let mut messages: Vec<(Role, Content)> = numbered
-            .map(|(index, message)| message_of(Fields::of(message, format!("messages[{index}]"))?))
-            .collect::<Result<_, ApiError>>()?;
-        if messages.iter().all(|(_, content)| content.images.is_empty()) {
-            let words = messages.into_iter().map(|(role, content)| {
-                let message = Message::new(role, content.text).with_tool_calls(content.calls);
-                message.with_tool_call_id(content.call_id)
-            });
-            return Ok(Self::Text(words.collect()));
-        }
-        match (messages.pop(), messages.is_empty()) {
-            (Some((Role::User, Content { text, mut images, .. })), true) if images.len() == 1 => {
-                Ok(Self::Image(images.remove(0), text))
+        let message = |(index, message)| message_of(Fields::of(message, format!("messages[{index}]"))?);
+        Ok(Self(numbered.map(message).collect::<Result<_, ApiError>>()?))
+    }
+
+    /// Messages for a model that takes words alone; the texts of one are its lines. Nothing where one has an image.
+    pub(crate) fn in_words(self) -> Option<Vec<Message>> {
+        let message = |(role, Content { parts, calls, call_id }): (Role, Content)| {
+            let text = |part| match part {
+                ContentPart::Text(text) => Some(text),
+                _ => None,
+            };
+            let texts = parts.into_iter().map(text).collect::<Option<Vec<String>>>()?;
+            Some(Message::new(role, texts.join("\n")).with_tool_calls(calls).with_tool_call_id(call_id))
+        };
+        self.0.into_iter().map(message).collect()
+    }
+
+    /// Messages for a model that looks at images.
+    ///
+    /// # Errors
+    /// For calls of tools and their results, which such a model knows nothing of.
+    pub(crate) fn with_images(self) -> Result<Vec<VisionMessage>, ApiError> {
+        let message = |(role, Content { parts, calls, .. }): (Role, Content)| {
+            if role == Role::Tool || !calls.is_empty() {
+                let message = "a model that looks at images calls no tools, and takes no results of them";
+                return Err(ApiError::field("messages", message));
             }
-            _ => {
-                let message =
-                    "a model that looks at images takes one message, of the user, with one image and text";
-                Err(ApiError::field("messages", message))
-            }
-        }
+            Ok(VisionMessage::new(role, parts))
+        };
+        self.0.into_iter().map(message).collect()
     }
 }
 
@@ -77,42 +83,36 @@ fn message_of(mut fields: Fields) -> Result<(Role, Content), ApiError> {
         // An answer may have calls alone.
         None if !calls.is_empty() => Content::default(),
         None => return Err(ApiError::field(&name, format!("the field {name} is missing"))),
-        Some(Value::String(text)) => Content { text, ..Content::default() },
-        Some(Value::Array(parts)) => content_of(parts, &name)?,
+        Some(Value::String(text)) => Content { parts: vec![text.into()], ..Content::default() },
+        Some(Value::Array(parts)) => Content { parts: parts_of(parts, &name)?, ..Content::default() },
         Some(_) => {
             return Err(ApiError::field(&name, format!("{name} has to be a string or an array of parts")));
         }
     };
     fields.end()?;
-    if role != Role::User && !content.images.is_empty() {
+    let is_image = |part: &ContentPart| matches!(part, ContentPart::Image(_));
+    if role != Role::User && content.parts.iter().any(is_image) {
         return Err(ApiError::field(&name, format!("{name}: only the user's messages can have images")));
     }
     Ok((role, Content { calls, call_id, ..content }))
 }
 
-fn content_of(parts: Vec<Value>, name: &str) -> Result<Content, ApiError> {
-    let mut content = Content::default();
-    for (index, part) in parts.into_iter().enumerate() {
-        let mut part = Fields::of(part, format!("{name}[{index}]"))?;
-        match part.required::<String>("type")?.as_str() {
-            "text" => {
-                if !content.text.is_empty() {
-                    content.text.push('\n');
-                }
-                content.text.push_str(&part.required::<String>("text")?);
-            }
-            "image_url" => {
-                content.images.push(image(Fields::of(part.required("image_url")?, part.name("image_url"))?)?)
-            }
+fn parts_of(values: Vec<Value>, name: &str) -> Result<Vec<ContentPart>, ApiError> {
+    let part = |(index, value)| {
+        let mut part = Fields::of(value, format!("{name}[{index}]"))?;
+        let content = match part.required::<String>("type")?.as_str() {
+            "text" => part.required::<String>("text")?.into(),
+            "image_url" => image(Fields::of(part.required("image_url")?, part.name("image_url"))?)?.into(),
             other => {
                 let name = part.name("type");
                 let message = format!("{name} is {other:?}; supported are text and image_url");
                 return Err(ApiError::field(&name, message));
             }
-        }
+        };
         part.end()?;
-    }
-    Ok(content)
+        Ok(content)
+    };
+    values.into_iter().enumerate().map(part).collect()
 }
 
 /// An image at an address, or in it. A file's name is no address: a client has no business with the server's files.

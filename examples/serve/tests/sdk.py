@@ -134,12 +134,15 @@ def structured(client):
 def vision(client):
     picture = base64.b64encode((MODELS / "shapes/held_out/000.png").read_bytes()).decode()
     content = [
-        {"type": "text", "text": "What colour is the triangle?"},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+        {"type": "text", "text": "What colour is the triangle?"},
     ]
     answer = client.chat.completions.create(model="describer", messages=asked(content), temperature=0)
     assert answer.choices[0].message.content.strip() == "The triangle is red.", answer
     print(f"vision: {answer.choices[0].message.content.strip()!r}")
+    talk = [*asked(content), {"role": "assistant", "content": "The triangle is red."}, *asked(content[::-1])]
+    again = client.chat.completions.create(model="describer", messages=talk, temperature=0, max_tokens=8)
+    assert again.usage.prompt_tokens > 2 * answer.usage.prompt_tokens, again
 
 
 def completions(client):

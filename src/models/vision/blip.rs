@@ -12,6 +12,7 @@ use model_actors::{Bytes, LoadContext, Picture};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::asked::Asked;
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{Architecture, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit};
 use crate::architecture::{Family, parse};
@@ -200,13 +201,14 @@ impl Network for Blip {
         &self.ends
     }
 
-    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
+    fn prompt(&self, tokens: &Tokens, asked: &Asked<'_>) -> Result<Prompt> {
+        let (sides, question) = asked.one("BLIP")?;
         let mut ids = vec![self.begin];
         ids.extend(tokens.encode_written(question, Specials::AsWritten)?);
-        Ok(Prompt { tokens: ids, image: 0..0, sides })
+        Ok(Prompt { tokens: ids, places: Vec::new(), sides: vec![sides] })
     }
 
-    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>> {
+    fn crops(&self, picture: &Picture, _: usize) -> Result<Vec<Tensor>> {
         Ok(vec![self.preprocessing.tensor(picture, &self.device)?])
     }
 
@@ -224,7 +226,7 @@ impl Network for Blip {
         Ok(Some(if at_end { vec![self.last_norm.forward(hidden)?] } else { Vec::new() }))
     }
 
-    fn image(&self, _: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+    fn image(&self, _: (usize, usize), _: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
         let rows = kept.first().and_then(|kept| kept.last()).ok_or_else(misfit)?;
         Ok(ImageRows { rows: rows.clone(), deep: Vec::new() })
     }

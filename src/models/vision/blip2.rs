@@ -12,6 +12,7 @@ use model_actors::{Bytes, LoadContext, Picture};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::asked::Asked;
 use super::blip;
 use super::chat::part;
 use super::language_model::{ImagePlace, LanguageModel};
@@ -190,13 +191,14 @@ impl Network for Blip2 {
     }
 
     /// The image, and after it the text with the token that begins one.
-    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
+    fn prompt(&self, tokens: &Tokens, asked: &Asked<'_>) -> Result<Prompt> {
+        let (sides, question) = asked.one("BLIP-2")?;
         let mut ids = vec![self.image_token; self.queries];
         ids.extend(tokens.encode_written(question, Specials::Added)?);
-        Ok(Prompt { tokens: ids, image: 0..self.queries, sides })
+        Ok(Prompt { tokens: ids, places: std::iter::once(0..self.queries).collect(), sides: vec![sides] })
     }
 
-    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>> {
+    fn crops(&self, picture: &Picture, _: usize) -> Result<Vec<Tensor>> {
         Ok(vec![self.preprocessing.tensor(picture, &self.device)?])
     }
 
@@ -217,7 +219,7 @@ impl Network for Blip2 {
         Ok(Some(vec![self.projection.forward(&rows, Activation::Identity)?]))
     }
 
-    fn image(&self, _: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+    fn image(&self, _: (usize, usize), _: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
         let rows = kept.first().and_then(|kept| kept.last()).ok_or_else(misfit)?;
         Ok(ImageRows { rows: rows.clone(), deep: Vec::new() })
     }

@@ -1,11 +1,14 @@
-//! A question about an image as the model's chat template puts it, and the image's placeholder in it.
+//! A conversation about images as the model's chat template puts it, and the images' placeholders in it.
 
+use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use model_actors::LoadContext;
+use model_actors::{LoadContext, Role};
 use serde_json::{Value, json};
 
+use super::asked::Asked;
 use crate::error::{Error, Result};
 use crate::generation::{ChatTemplate, SpecialTokens, read_chat_template};
 use crate::models::generation_config::GenerationConfig;
@@ -54,67 +57,110 @@ impl Chat {
         Err(Error::InvalidConfig { file: self.file.clone(), reason })
     }
 
-    /// The prompt's tokens, in which the placeholder is repeated for each of `rows`, and where.
+    /// The prompt's tokens, in which the placeholder of each image is repeated for each of its `rows`, and their places.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for a question that holds the placeholder, unless special tokens are split in it.
+    /// [`Error::InvalidInput`] for a text that holds the placeholder, unless special tokens are split in it.
     pub(super) fn ask(
         &self,
         tokens: &Tokens,
-        question: &str,
-        rows: usize,
-    ) -> Result<(Vec<u32>, Range<usize>)> {
-        let mut ids = self.encode(tokens, question, |text| text)?;
-        let place = self.places(&ids, 1)?.start;
-        ids.splice(place..=place, std::iter::repeat_n(self.image, rows));
-        Ok((ids, place..place + rows))
+        asked: &Asked<'_>,
+        rows: &[usize],
+    ) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let written = self.encode(tokens, asked, |text| text)?;
+        self.check_count(&written, rows.len())?;
+        let (mut ids, mut places, mut rows) = (Vec::with_capacity(written.len()), Vec::new(), rows.iter());
+        for id in written {
+            let count = if id == self.image { rows.next().copied().unwrap_or(0) } else { 1 };
+            if id == self.image {
+                places.push(ids.len()..ids.len() + count);
+            }
+            ids.extend(std::iter::repeat_n(id, count));
+        }
+        Ok((ids, places))
     }
 
-    /// The same where words stand in the place of the placeholder's `word`, with `count` placeholders among them: the
-    /// prompt's tokens, and the place of all from the first placeholder to the last.
+    /// The same where words stand in the place of each of the placeholder's `word`, with `count` placeholders among all of
+    /// them.
     pub(super) fn ask_in_words(
         &self,
         tokens: &Tokens,
-        question: &str,
-        (word, words): (&str, &str),
+        asked: &Asked<'_>,
+        (word, words): (&str, &[String]),
         count: usize,
-    ) -> Result<(Vec<u32>, Range<usize>)> {
-        let ids = self.encode(tokens, question, |text| text.replacen(word, words, 1))?;
-        let image = self.places(&ids, count)?;
-        Ok((ids, image))
+    ) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let ids = self.encode(tokens, asked, |text| replaced(&text, word, words))?;
+        self.check_count(&ids, count)?;
+        let is_image = |id: &u32| *id == self.image;
+        let (mut places, mut end) = (Vec::new(), 0);
+        for run in ids.chunk_by(|left, right| is_image(left) == is_image(right)) {
+            let place = end..end + run.len();
+            end = place.end;
+            places.extend(run.first().is_some_and(is_image).then_some(place));
+        }
+        Ok((ids, places))
     }
 
-    /// The tokens of what `written` makes of the template's text.
+    /// The tokens of what `written` makes of the template's text. Where nothing is asked at all, a description is.
     fn encode(
         &self,
         tokens: &Tokens,
-        question: &str,
+        asked: &Asked<'_>,
         written: impl Fn(String) -> String,
     ) -> Result<Vec<u32>> {
-        let question = if question.is_empty() { DEFAULT_QUESTION } else { question };
+        let mut messages: Vec<(Role, Vec<Option<&str>>)> =
+            asked.messages.iter().map(|message| (message.role, message.parts.clone())).collect();
+        let is_empty = |part: &Option<&str>| part.is_none_or(str::is_empty);
+        if messages.iter().all(|(_, parts)| parts.iter().all(is_empty))
+            && let Some((_, parts)) = messages.last_mut()
+        {
+            parts.retain(Option::is_none);
+            parts.push(Some(DEFAULT_QUESTION));
+        }
         // As transformers: a template may write the token that begins a text itself.
         let has_begun = |text: &str| self.special.bos.as_deref().is_some_and(|bos| text.starts_with(bos));
         let specials = |text: &str| if has_begun(text) { Specials::AsWritten } else { Specials::Added };
-        let render = |mask: &Mask| self.template.render_image_question(&mask.apply(question)).map(&written);
-        tokens.encode_template(&[question], render, |_| Ok(()), specials)
+        // The system's messages are the application's, and may hold special tokens.
+        let is_of_people = |role: &Role| *role != Role::System;
+        let of_people: Vec<&str> = messages
+            .iter()
+            .filter(|(role, _)| is_of_people(role))
+            .flat_map(|(_, parts)| parts.iter().copied().flatten())
+            .collect();
+        let render = |mask: &Mask| {
+            let masked = messages.iter().map(|(role, parts)| {
+                let text = |text| if is_of_people(role) { mask.apply(text) } else { Cow::Borrowed(text) };
+                (*role, parts.iter().map(|part| part.map(text)).collect())
+            });
+            self.template.render_parts(&masked.collect::<Vec<_>>()).map(&written)
+        };
+        tokens.encode_template(&of_people, render, |_| Ok(()), specials)
     }
 
-    /// The place of all tokens from the first placeholder to the last, of which there are `count`.
-    fn places(&self, ids: &[u32], count: usize) -> Result<Range<usize>> {
-        let is_image = |id: &u32| *id == self.image;
-        let found = ids.iter().filter(|id| is_image(id)).count();
-        match (ids.iter().position(is_image), ids.iter().rposition(is_image)) {
-            (Some(first), Some(last)) if found == count => Ok(first..last + 1),
-            (None, _) | (_, None) => {
-                let reason = "the chat template writes no token for the image".to_owned();
-                Err(Error::InvalidInput(reason))
-            }
-            _ => {
-                let reason = "the question holds the token that stands for the image".to_owned();
-                Err(Error::InvalidInput(reason))
-            }
-        }
+    /// Refuses tokens among which there are not so many placeholders.
+    fn check_count(&self, ids: &[u32], count: usize) -> Result<()> {
+        let found = ids.iter().filter(|id| **id == self.image).count();
+        let reason = match found.cmp(&count) {
+            Ordering::Equal => return Ok(()),
+            Ordering::Less => format!(
+                "the chat template writes {found} tokens for images where {count} belong: it may take images of the \
+                 user alone, or one"
+            ),
+            Ordering::Greater => "a message holds the token that stands for an image".to_owned(),
+        };
+        Err(Error::InvalidInput(reason))
     }
+}
+
+/// The text with each `word` replaced by the next of `words`, as far as there are some.
+fn replaced(text: &str, word: &str, words: &[String]) -> String {
+    let mut pieces = text.splitn(words.len() + 1, word);
+    let mut replaced = pieces.next().unwrap_or_default().to_owned();
+    for (piece, word) in pieces.zip(words) {
+        replaced += word;
+        replaced += piece;
+    }
+    replaced
 }
 
 /// A part of `config.json` that is there or null.
@@ -138,4 +184,18 @@ pub(super) fn text_config(config: &Value, default: &str) -> Value {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_take_the_places_of_placeholders_in_order() {
+        let words = ["<a><image>".to_owned(), "<b>".to_owned()];
+        assert_eq!(replaced("x <image> y <image>", "<image>", &words), "x <a><image> y <b>");
+        assert_eq!(replaced("<image><image><image>", "<image>", &words), "<a><image><b><image>");
+        assert_eq!(replaced("x", "<image>", &words), "x");
+        assert_eq!(replaced("x <image>", "<image>", &[]), "x <image>");
+    }
 }

@@ -13,6 +13,7 @@ use model_actors::{Bytes, LoadContext, Picture};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::asked::Asked;
 use super::chat::{Chat, part, text_config};
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{
@@ -21,6 +22,7 @@ use super::{
 use crate::architecture::{self, Family, parse};
 use crate::error::Result;
 use crate::kernels::Activation;
+use crate::limits::MAX_IMAGES;
 use crate::models::config_file::{invalid, with_defaults, without_nulls};
 use crate::models::decoder::{self, DecoderConfig};
 use crate::models::towers::siglip::VisionConfig;
@@ -138,7 +140,10 @@ impl Architecture for Config {
     }
 
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
-        let tiles = self.rest.as_ref().map_or(1, |(splits, ..)| splits.most()) as u64;
+        // Those of the largest image, or of as many as a conversation has room for.
+        let most = self.rest.as_ref().map_or(1, |(splits, ..)| splits.most());
+        let all = most.saturating_mul(MAX_IMAGES).min(room.longest / self.rows().max(1));
+        let tiles = most.max(all) as u64;
         let side = self.vision.settings.image_size as u64;
         let pixels = side.saturating_mul(side).saturating_mul(3);
         let kept = (self.rows() as u64).saturating_mul(2 * self.text.width() as u64);
@@ -175,7 +180,6 @@ impl Architecture for Config {
             wide,
             order: squares(self.vision.settings.grid(), self.scale_factor),
             rows: self.rows(),
-            image_token: self.image_token,
             image_word: tokens.written(self.image_token).ok_or_else(|| {
                 invalid(&self.file, format!("image_token_id {} is no token", self.image_token))
             })?,
@@ -213,7 +217,6 @@ struct Idefics3 {
     order: Vec<usize>,
     /// Number of rows that the text gets of a tile.
     rows: usize,
-    image_token: u32,
     image_word: String,
     language_model: LanguageModel,
     ends: Vec<u32>,
@@ -244,15 +247,16 @@ impl Network for Idefics3 {
         &self.ends
     }
 
-    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
-        let (rows, columns) = self.splits.grid(sides);
-        let words = self.words((rows, columns));
-        let count = (rows * columns + 1) * self.rows;
-        let (tokens, image) = self.chat.ask_in_words(tokens, question, (&self.image_word, &words), count)?;
-        Ok(Prompt { tokens, image, sides })
+    fn prompt(&self, tokens: &Tokens, asked: &Asked<'_>) -> Result<Prompt> {
+        let sides = asked.sides.clone();
+        let grids: Vec<(usize, usize)> = sides.iter().map(|sides| self.splits.grid(*sides)).collect();
+        let words: Vec<String> = grids.iter().map(|grid| self.words(*grid)).collect();
+        let count = grids.iter().map(|(rows, columns)| (rows * columns + 1) * self.rows).sum();
+        let (tokens, places) = self.chat.ask_in_words(tokens, asked, (&self.image_word, &words), count)?;
+        Ok(Prompt { tokens, places, sides })
     }
 
-    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>> {
+    fn crops(&self, picture: &Picture, _: usize) -> Result<Vec<Tensor>> {
         let pictures = self.splits.cut(picture)?;
         pictures.iter().map(|picture| self.scaling.tensor(picture, &self.device)).collect()
     }
@@ -275,21 +279,9 @@ impl Network for Idefics3 {
         Ok(Some(vec![rows]))
     }
 
-    /// All rows from the first of the image to the last: those of the tiles, and of the words between them.
-    fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
-        let kept = Tensor::cat(&kept.iter().flatten().collect::<Vec<_>>(), 0)?;
-        let tokens = prompt.tokens.get(prompt.image.clone()).ok_or_else(misfit)?;
-        let is_image = |token: &u32| *token == self.image_token;
-        let (mut parts, mut next) = (Vec::new(), 0);
-        for run in tokens.chunk_by(|left, right| is_image(left) == is_image(right)) {
-            if run.first().is_some_and(is_image) {
-                parts.push(kept.narrow(0, next, run.len())?);
-                next += run.len();
-            } else {
-                parts.push(self.language_model.decoder.embed(run)?);
-            }
-        }
-        Ok(ImageRows { rows: Tensor::cat(&parts, 0)?, deep: Vec::new() })
+    fn image(&self, _: (usize, usize), _: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+        let rows = Tensor::cat(&kept.iter().flatten().collect::<Vec<_>>(), 0)?;
+        Ok(ImageRows { rows, deep: Vec::new() })
     }
 
     fn language_model(&self) -> &LanguageModel {

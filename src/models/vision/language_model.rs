@@ -1,4 +1,4 @@
-//! The text half of a vision model: a decoder that is shown an image, among the tokens of its prompt or
+//! The text half of a vision model: a decoder that is shown images among the tokens of its prompt, or one
 //! beside them. The prompt is read part by part, and the answers of several requests are written together.
 //! Embedding an image is left to the families.
 
@@ -25,7 +25,8 @@ pub(super) struct Answer {
 struct Unread {
     /// `(rows, width)`.
     rows: Tensor,
-    image: Range<usize>,
+    /// The images' rows among them.
+    places: Vec<Range<usize>>,
     deep: Vec<Tensor>,
     positions: Option<Vec<Position>>,
 }
@@ -39,7 +40,7 @@ pub(super) struct LanguageModel {
 /// The place in which a decoder sees an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ImagePlace {
-    /// In the prompt: the image's rows take the place of its placeholders.
+    /// In the prompt: the images' rows take the places of their placeholders.
     InPrompt,
     /// In the prompt, and the rows up to the image's end see each other. They are read in one step.
     InPrefix,
@@ -53,44 +54,54 @@ impl LanguageModel {
     pub(super) fn begin(
         &self,
         prompt: &Prompt,
-        image: ImageRows,
+        images: &[ImageRows],
         positions: Option<(Vec<Position>, u32)>,
     ) -> Result<Answer> {
         let count = prompt.tokens.len();
         let (cache, rows) = match self.image {
             ImagePlace::Beside => {
+                let [image] = images else { return Err(misfit()) };
                 (self.decoder.cache_beside(count, &image.rows)?, self.decoder.embed(&prompt.tokens)?)
             }
             ImagePlace::InPrompt | ImagePlace::InPrefix => {
-                (self.decoder.cache(count)?, self.rows_with_image(prompt, &image.rows)?)
+                (self.decoder.cache(count)?, self.rows_with_images(prompt, images)?)
             }
+        };
+        let blocks = images.first().map_or(0, |image| image.deep.len());
+        let deep = |block: usize| {
+            let all = images.iter().map(|image| image.deep.get(block).ok_or_else(misfit));
+            Ok(Tensor::cat(&all.collect::<Result<Vec<_>>>()?, 0)?)
         };
         let offset = positions.as_ref().map_or(0, |(_, next)| i64::from(*next) - count as i64);
         let unread = Unread {
             rows,
-            image: prompt.image.clone(),
-            deep: image.deep,
+            places: prompt.places.clone(),
+            deep: (0..blocks).map(deep).collect::<Result<_>>()?,
             positions: positions.map(|(positions, _)| positions),
         };
         Ok(Answer { cache, prompt: Some(unread), offset })
     }
 
-    /// The prompt's rows, with those of the image in its place.
-    fn rows_with_image(&self, prompt: &Prompt, image: &Tensor) -> Result<Tensor> {
-        let (Some(before), Some(after)) =
-            (prompt.tokens.get(..prompt.image.start), prompt.tokens.get(prompt.image.end..))
-        else {
-            return Err(misfit());
-        };
-        if image.dim(0)? != prompt.image.len() {
-            return Err(misfit());
+    /// The prompt's rows, with those of the images in their places.
+    fn rows_with_images(&self, prompt: &Prompt, images: &[ImageRows]) -> Result<Tensor> {
+        if images.is_empty() {
+            return self.decoder.embed(&prompt.tokens);
         }
-        let mut parts = Vec::with_capacity(3);
-        for (tokens, rows) in [(before, Some(image)), (after, None)] {
-            if !tokens.is_empty() {
-                parts.push(self.decoder.embed(tokens)?);
+        let rows = Tensor::cat(&images.iter().map(|image| &image.rows).collect::<Vec<_>>(), 0)?;
+        let end = prompt.tokens.len();
+        // Behind the last image are words alone.
+        let places = prompt.places.iter().cloned().chain(std::iter::once(end..end));
+        let (mut parts, mut begin, mut seen) = (Vec::new(), 0, 0);
+        for place in places {
+            let words = prompt.tokens.get(begin..place.start).ok_or_else(misfit)?;
+            if !words.is_empty() {
+                parts.push(self.decoder.embed(words)?);
             }
-            parts.extend(rows.cloned());
+            parts.push(rows.narrow(0, seen, place.len())?);
+            (begin, seen) = (place.end, seen + place.len());
+        }
+        if seen != rows.dim(0)? {
+            return Err(misfit());
         }
         Ok(Tensor::cat(&parts, 0)?)
     }
@@ -100,7 +111,9 @@ impl LanguageModel {
         let unread = answer.prompt.as_ref().ok_or_else(misfit)?;
         let (begin, count) = (answer.cache.length(), unread.rows.dim(0)?);
         let (length, mask) = match self.image {
-            ImagePlace::InPrefix if begin == 0 => (unread.image.end, Some(AttentionMask::Full)),
+            ImagePlace::InPrefix if begin == 0 => {
+                (unread.places.last().ok_or_else(misfit)?.end, Some(AttentionMask::Full))
+            }
             _ => (PROMPT_ROWS.min(count.saturating_sub(begin)), None),
         };
         let end = begin + length;
@@ -112,7 +125,7 @@ impl LanguageModel {
         let mut segments = [Segment { cache: &mut answer.cache, length, positions }];
         let hidden = self.decoder.forward_with(&rows, &mut segments, mask, |block, hidden| {
             match unread.deep.get(block) {
-                Some(deep) => add_rows(hidden, begin, deep, &unread.image),
+                Some(deep) => add_rows(hidden, begin, deep, &unread.places),
                 None => Ok(hidden),
             }
         })?;
@@ -139,23 +152,29 @@ impl LanguageModel {
     }
 }
 
-/// Adds the rows of `deep`, which belong to the rows `image` of the prompt, to those of them that are in
+/// Adds the rows of `deep`, which belong to the rows at `places` of the prompt, to those of them that are in
 /// `hidden`, whose first row is row `begin` of the prompt.
-fn add_rows(hidden: Tensor, begin: usize, deep: &Tensor, image: &Range<usize>) -> Result<Tensor> {
+fn add_rows(hidden: Tensor, begin: usize, deep: &Tensor, places: &[Range<usize>]) -> Result<Tensor> {
     let count = hidden.dim(0)?;
-    let (first, last) = (image.start.max(begin), image.end.min(begin + count));
-    if first >= last {
+    let (mut parts, mut end, mut next) = (Vec::new(), 0, 0);
+    for place in places {
+        let (first, last) = (place.start.max(begin), place.end.min(begin + count));
+        if first < last {
+            let (at, length) = (first - begin, last - first);
+            if at > end {
+                parts.push(hidden.narrow(0, end, at - end)?);
+            }
+            let more = deep.narrow(0, next + first - place.start, length)?;
+            parts.push((hidden.narrow(0, at, length)? + more)?);
+            end = at + length;
+        }
+        next += place.len();
+    }
+    if parts.is_empty() {
         return Ok(hidden);
     }
-    let (at, length) = (first - begin, last - first);
-    let more = deep.narrow(0, first - image.start, length)?;
-    let mut parts = Vec::with_capacity(3);
-    if at > 0 {
-        parts.push(hidden.narrow(0, 0, at)?);
-    }
-    parts.push((hidden.narrow(0, at, length)? + more)?);
-    if at + length < count {
-        parts.push(hidden.narrow(0, at + length, count - at - length)?);
+    if end < count {
+        parts.push(hidden.narrow(0, end, count - end)?);
     }
     Ok(Tensor::cat(&parts, 0)?)
 }
@@ -166,15 +185,18 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn rows_are_added_where_the_image_is_and_nowhere_else() {
+    fn rows_are_added_where_the_images_are_and_nowhere_else() {
         let hidden = Tensor::zeros((4, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
         let deep = Tensor::new(&[[1f32], [2.0], [3.0]], &Device::Cpu).unwrap();
-        let added = |begin, image| {
-            let rows = add_rows(hidden.clone(), begin, &deep, &image).unwrap();
+        let added = |begin, places: &[Range<usize>]| {
+            let rows = add_rows(hidden.clone(), begin, &deep, places).unwrap();
             rows.flatten_all().unwrap().to_vec1::<f32>().unwrap()
         };
-        assert_eq!(added(0, 1..4), [0.0, 1.0, 2.0, 3.0]);
-        assert_eq!(added(3, 2..5), [2.0, 3.0, 0.0, 0.0]);
-        assert_eq!(added(8, 1..4), [0.0; 4]);
+        let image = |places: Range<usize>| vec![places];
+        assert_eq!(added(0, &image(1..4)), [0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(added(3, &image(2..5)), [2.0, 3.0, 0.0, 0.0]);
+        assert_eq!(added(8, &image(1..4)), [0.0; 4]);
+        assert_eq!(added(0, &[0..1, 2..4]), [1.0, 0.0, 2.0, 3.0]);
+        assert_eq!(added(1, &[0..2, 3..4]), [2.0, 0.0, 3.0, 0.0]);
     }
 }

@@ -14,6 +14,7 @@ use model_actors::{Bytes, LoadContext, Picture};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::asked::Asked;
 use super::chat::{Chat, part, text_config};
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{
@@ -30,7 +31,7 @@ use crate::preprocessing::{Preprocessing, Processor};
 use crate::source::Files;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
-use tiles::{Layout, Tiles};
+use tiles::{Layout, Tiles, squared};
 use tower::TowerConfig;
 
 /// LLaVA 1.5's entry in the list.
@@ -274,13 +275,16 @@ impl Architecture for Config {
 
     fn per_worker(&self, room: WorkerMemory) -> Bytes {
         let crops = self.tiles.as_ref().map_or(1, Tiles::most);
-        let rows = self.vision.rows().saturating_mul(crops);
+        let images = room.images(self.vision.rows());
+        let side = self.vision.settings().image_size as u64;
+        let pixels = Bytes(side.saturating_mul(side).saturating_mul((12 * images * crops) as u64));
+        let rows = self.vision.rows().saturating_mul(crops).saturating_add(room.longest);
         let taken = self.layers.len().saturating_mul(self.vision.transformer().width);
         let kept = (rows as u64).saturating_mul(self.text.width().max(taken) as u64);
         let kept = Bytes(kept.saturating_mul(8));
         let text =
             self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held, room.sequences);
-        self.vision.scratch() + kept + text
+        self.vision.scratch() + pixels + kept + text
     }
 
     fn load(
@@ -386,6 +390,11 @@ impl Llava {
         self.projector.forward(&Tensor::cat(&parts, 1)?)
     }
 
+    /// The tiles that each picture of a conversation of so many is cut into.
+    fn tiles(&self, images: usize) -> Option<&Tiles> {
+        self.tiles.as_ref().filter(|tiles| images == 1 || !tiles.are_for_one())
+    }
+
     /// The patches that the text gets of a picture of these sides.
     fn layout(&self, tiles: &Tiles, sides: (usize, usize)) -> Layout {
         tiles.layout(sides, self.grid, self.side)
@@ -397,18 +406,23 @@ impl Network for Llava {
         &self.ends
     }
 
-    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
-        let rows = match &self.tiles {
-            Some(tiles) => self.layout(tiles, sides).rows(),
-            None => self.kept,
+    fn prompt(&self, tokens: &Tokens, asked: &Asked<'_>) -> Result<Prompt> {
+        let sides = asked.sides.clone();
+        let rows = |sides: &(usize, usize)| match self.tiles(asked.sides.len()) {
+            Some(tiles) => self.layout(tiles, *sides).rows(),
+            None => self.kept + usize::from(self.newline.is_some()),
         };
-        let (tokens, image) = self.chat.ask(tokens, question, rows)?;
-        Ok(Prompt { tokens, image, sides })
+        let rows: Vec<usize> = sides.iter().map(rows).collect();
+        let (tokens, places) = self.chat.ask(tokens, asked, &rows)?;
+        Ok(Prompt { tokens, places, sides })
     }
 
-    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>> {
-        let pictures = match &self.tiles {
+    fn crops(&self, picture: &Picture, images: usize) -> Result<Vec<Tensor>> {
+        let pictures = match self.tiles(images) {
             Some(tiles) => tiles.cut(picture, self.side, &self.preprocessing)?,
+            None if self.tiles.is_some() => {
+                vec![self.preprocessing.picture(&squared(picture, self.preprocessing.scaling.zero())?)?]
+            }
             None => vec![self.preprocessing.picture(picture)?],
         };
         let scaling = &self.preprocessing.scaling;
@@ -433,12 +447,12 @@ impl Network for Llava {
         Ok(Some(vec![if self.layers.len() > 1 { rows } else { self.projector.forward(&rows)? }]))
     }
 
-    fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+    fn image(&self, sides: (usize, usize), images: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
         let mut rows = kept.iter().map(|crop| self.features(crop)).collect::<Result<Vec<_>>>()?;
         rows.extend(self.newline.clone());
         let all = Tensor::cat(&rows, 0)?;
-        let rows = match &self.tiles {
-            Some(tiles) => self.layout(tiles, prompt.sides).assemble(&all)?,
+        let rows = match self.tiles(images) {
+            Some(tiles) => self.layout(tiles, sides).assemble(&all)?,
             None => all,
         };
         Ok(ImageRows { rows, deep: Vec::new() })

@@ -31,7 +31,7 @@ pub struct VisionModel {
     pub(super) threads: ComputeThreads,
 }
 
-/// The state of a model that has seen an image and a question, before its first word, for comparison with a reference.
+/// The state of a model that has seen images and read a prompt, before its first word, for comparison with a reference.
 ///
 /// ```
 /// use candle_actors::ExaminedImage;
@@ -47,9 +47,9 @@ pub struct VisionModel {
 pub struct ExaminedImage {
     /// The crops that the vision tower sees, `3 × height × width` numbers each.
     pub pixels: Vec<Vec<f32>>,
-    /// The image's rows as the text model sees them, one after another.
+    /// The images' rows as the text model sees them, one after another.
     pub features: Vec<f32>,
-    /// The prompt's tokens, with placeholders for the image.
+    /// The prompt's tokens, with placeholders for the images.
     pub prompt: Vec<u32>,
     /// A number for each token of the vocabulary: how likely it is the first of the answer.
     pub logits: Vec<f32>,
@@ -75,7 +75,7 @@ impl WorkerModel for VisionModel {
 }
 
 impl VisionModel {
-    /// Maximum number of tokens of an image, a question and an answer together: the model's context, or what a worker's caches hold.
+    /// Maximum number of tokens of a conversation, with its images, and an answer together: the model's context, or what a worker's caches hold.
     pub fn context(&self) -> usize {
         self.shared.context.min(self.shared.limits.kv_cache_tokens)
     }
@@ -86,7 +86,7 @@ impl VisionModel {
         self.shared.steps.load(Ordering::Relaxed)
     }
 
-    /// Answers a question about an image.
+    /// Answers in a conversation about images.
     ///
     /// # Errors
     /// [`Error::InvalidInput`](crate::Error::InvalidInput), [`Error::PromptTooLong`](crate::Error::PromptTooLong), the
@@ -95,7 +95,7 @@ impl VisionModel {
         self.describe_each(request, |_, _| {})
     }
 
-    /// Answers a question, calling `each` with every token and the text that it completes.
+    /// Answers, calling `each` with every token and the text that it completes.
     ///
     /// # Errors
     /// As [`VisionModel::describe`].
@@ -104,8 +104,7 @@ impl VisionModel {
         request: &DescribeImage,
         mut each: impl FnMut(u32, Option<&str>),
     ) -> Result<Completion> {
-        let picture = opened(&request.image)?;
-        let Start { mut state, mut generation, .. } = ActiveRequest::begin(&self.shared, &picture, request)?;
+        let Start { mut state, mut generation, .. } = self.opened(request)?;
         loop {
             let rows = self.unread(&state);
             let made = self.step(&mut [Part { state: &mut state, rows }])?.pop().unwrap_or(Ok(None))?;
@@ -119,14 +118,13 @@ impl VisionModel {
         }
     }
 
-    /// Reads an image and a question up to the logits of the first word.
+    /// Reads images and a prompt up to the logits of the first word.
     ///
     /// # Errors
     /// As [`VisionModel::describe`].
     pub fn examine(&self, request: &DescribeImage) -> Result<ExaminedImage> {
-        let picture = opened(&request.image)?;
-        let mut asked = ActiveRequest::begin(&self.shared, &picture, request)?.state;
-        let crops = asked.crops.iter();
+        let mut asked = self.opened(request)?.state;
+        let crops = asked.crops.iter().flatten();
         let pixels = crops.map(|crop| Ok(crop.flatten_all()?.to_vec1()?)).collect::<Result<_>>()?;
         let prompt = asked.prompt.tokens.clone();
         let mut features = Vec::new();
@@ -134,9 +132,20 @@ impl VisionModel {
             if let Some(logits) = self.threads.run(|| asked.advance(&self.shared))? {
                 return Ok(ExaminedImage { pixels, features, prompt, logits });
             }
-            if let Some(rows) = asked.looked(&self.shared)? {
-                features = rows.flatten_all()?.to_vec1()?;
+            if let Some(images) = asked.looked() {
+                let rows = images.iter().map(|image| Ok(image.rows.flatten_all()?.to_vec1()?));
+                features = rows.collect::<Result<Vec<Vec<f32>>>>()?.concat();
             }
         }
+    }
+
+    /// Decodes the images of a request, and begins it.
+    fn opened(&self, request: &DescribeImage) -> Result<Start<ActiveRequest>> {
+        let pictures = request.images().map(opened).collect::<Result<Vec<_>>>()?;
+        ActiveRequest::begin(
+            &self.shared,
+            &pictures.iter().map(|picture| &**picture).collect::<Vec<_>>(),
+            request,
+        )
     }
 }

@@ -15,6 +15,7 @@ use model_actors::{Bytes, LoadContext, Picture};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::asked::Asked;
 use super::chat::part;
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{Architecture, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit};
@@ -300,15 +301,17 @@ impl Network for Moondream {
         &self.ends
     }
 
-    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
+    fn prompt(&self, tokens: &Tokens, asked: &Asked<'_>) -> Result<Prompt> {
+        let (sides, question) = asked.one("Moondream")?;
         let phrase = self.phrase(tokens, question)?;
         let rows = self.crops.grid * self.crops.grid;
         let mut tokens = vec![self.phrases.bos_id; 1 + rows];
         tokens.extend(phrase);
-        Ok(Prompt { tokens, image: 1..1 + rows, sides })
+        let places = std::iter::once(1..1 + rows).collect();
+        Ok(Prompt { tokens, places, sides: vec![sides] })
     }
 
-    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>> {
+    fn crops(&self, picture: &Picture, _: usize) -> Result<Vec<Tensor>> {
         let pictures = self.crops.cut(picture)?;
         pictures.iter().map(|picture| self.scaling.tensor(picture, &self.device)).collect()
     }
@@ -327,10 +330,10 @@ impl Network for Moondream {
         Ok(Some(if at_end { vec![self.last_norm.forward(hidden)?] } else { Vec::new() }))
     }
 
-    fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+    fn image(&self, sides: (usize, usize), _: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
         let rows: Vec<Tensor> = kept.iter().flatten().cloned().collect();
         let (whole, parts) = rows.split_first().ok_or_else(misfit)?;
-        let stitched = self.crops.stitch(&Tensor::cat(parts, 0)?, prompt.sides)?.to_device(&self.device)?;
+        let stitched = self.crops.stitch(&Tensor::cat(parts, 0)?, sides)?.to_device(&self.device)?;
         let both = Tensor::cat(&[whole, &stitched], 1)?;
         let rows = self.first.forward(&both, Activation::GeluTanh)?;
         Ok(ImageRows { rows: self.second.forward(&rows, Activation::Identity)?, deep: Vec::new() })

@@ -10,6 +10,7 @@ mod qwen3;
 #[cfg(test)]
 mod tower_tests;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext, Picture};
 use serde_json::{Value, json};
 
+use super::asked::Asked;
 use super::chat::{Chat, part, text_config};
 use super::language_model::{Answer, ImagePlace, LanguageModel};
 use super::{
@@ -25,6 +27,7 @@ use super::{
 use crate::architecture;
 use crate::error::{Error, Result};
 use crate::kernels::rotary::Position;
+use crate::limits::MAX_IMAGES;
 use crate::models::config_file::with_defaults;
 use crate::models::decoder::{self, DecoderConfig, DecoderNames};
 use crate::models::towers::pick;
@@ -170,8 +173,14 @@ impl Architecture for Config {
         // The largest image that is let in: by its pixels, and by the tokens that it may take.
         let side = self.tower.patch_size.max(1);
         let pixels = self.rest.as_ref().map_or(usize::MAX, |(resize, ..)| resize.most());
-        let patches = room.longest.saturating_mul(self.tower.merged()).min(pixels / (side * side));
-        self.tower.scratch(patches) + text
+        let all = room.longest.saturating_mul(self.tower.merged());
+        let patches = all.min(pixels / (side * side));
+        // The pixels of all images of a conversation, and the rows that the text gets of them.
+        let all = all.min(pixels.saturating_mul(MAX_IMAGES) / (side * side)) as u64;
+        let deep = 1 + self.tower.deepstack_visual_indexes.len() as u64;
+        let rows = all / self.tower.merged().max(1) as u64 * deep * self.text.width() as u64;
+        let pixels = all.saturating_mul(3 * (side * side) as u64);
+        self.tower.scratch(patches) + Bytes(pixels.saturating_add(rows).saturating_mul(4)) + text
     }
 
     fn load(
@@ -210,19 +219,27 @@ struct QwenVl {
     device: Device,
 }
 
+impl QwenVl {
+    /// Lines and columns of the rows that the text gets of a picture of these sides.
+    fn grid(&self, sides: (usize, usize)) -> Result<(usize, usize)> {
+        let (width, height) = self.resize.of(sides)?;
+        Ok(self.tower.merged_grid(width, height))
+    }
+}
+
 impl Network for QwenVl {
     fn ends(&self) -> &[u32] {
         &self.ends
     }
 
-    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
-        let (width, height) = self.resize.of(sides)?;
-        let (down, across) = self.tower.merged_grid(width, height);
-        let (tokens, image) = self.chat.ask(tokens, question, down * across)?;
-        Ok(Prompt { tokens, image, sides })
+    fn prompt(&self, tokens: &Tokens, asked: &Asked<'_>) -> Result<Prompt> {
+        let sides = asked.sides.clone();
+        let rows = sides.iter().map(|sides| self.grid(*sides).map(|(down, across)| down * across));
+        let (tokens, places) = self.chat.ask(tokens, asked, &rows.collect::<Result<Vec<_>>>()?)?;
+        Ok(Prompt { tokens, places, sides })
     }
 
-    fn crops(&self, picture: &Picture) -> Result<Vec<Tensor>> {
+    fn crops(&self, picture: &Picture, _: usize) -> Result<Vec<Tensor>> {
         Ok(vec![self.scaling.tensor(&self.resize.picture(picture)?, &self.device)?])
     }
 
@@ -239,21 +256,19 @@ impl Network for QwenVl {
         self.tower.keep(layers, hidden, parts)
     }
 
-    fn image(&self, prompt: &Prompt, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
+    fn image(&self, sides: (usize, usize), _: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows> {
         let (rows, deep) = kept.first().and_then(|kept| kept.split_last()).ok_or_else(misfit)?;
-        let (width, height) = self.resize.of(prompt.sides)?;
-        let rows = match self.tower.line_by_line(self.tower.merged_grid(width, height)) {
+        let rows = match self.tower.line_by_line(self.grid(sides)?) {
             Some(places) => pick(rows, places.into_iter())?,
             None => rows.clone(),
         };
         Ok(ImageRows { rows, deep: deep.to_vec() })
     }
 
-    fn begin(&self, prompt: &Prompt, image: ImageRows) -> Result<Answer> {
-        let (width, height) = self.resize.of(prompt.sides)?;
-        let grid = self.tower.merged_grid(width, height);
-        let positions = positions(prompt.tokens.len(), &prompt.image, grid);
-        self.language_model.begin(prompt, image, Some(positions))
+    fn begin(&self, prompt: &Prompt, images: &[ImageRows]) -> Result<Answer> {
+        let grids = prompt.sides.iter().map(|sides| self.grid(*sides)).collect::<Result<Vec<_>>>()?;
+        let positions = positions(prompt.tokens.len(), &prompt.places, &grids);
+        self.language_model.begin(prompt, images, Some(positions))
     }
 
     fn language_model(&self) -> &LanguageModel {
@@ -261,23 +276,23 @@ impl Network for QwenVl {
     }
 }
 
-/// Positions of a prompt's rows (M-RoPE), and the position after the last. Text tokens advance all three axes; the
-/// image's patches share the temporal one, each at its row and column, and the text after it goes on behind its longer
+/// Positions of a prompt's rows (M-RoPE), and the position after the last. Text tokens advance all three axes; an
+/// image's patches share the temporal one, each at its row and column, and what follows it goes on behind its longer
 /// side.
-fn positions(
-    count: usize,
-    image: &std::ops::Range<usize>,
-    (down, across): (usize, usize),
-) -> (Vec<Position>, u32) {
-    let start = image.start as u32;
-    let mut positions: Vec<Position> = (0..start).map(|place| [place; 3]).collect();
-    for line in 0..down as u32 {
-        positions.extend((0..across as u32).map(|column| [start, start + line, start + column]));
+fn positions(count: usize, images: &[Range<usize>], grids: &[(usize, usize)]) -> (Vec<Position>, u32) {
+    let (mut positions, mut next): (Vec<Position>, u32) = (Vec::with_capacity(count), 0);
+    for (image, (down, across)) in images.iter().zip(grids) {
+        let words = image.start.saturating_sub(positions.len()) as u32;
+        positions.extend((next..next + words).map(|place| [place; 3]));
+        next += words;
+        for line in 0..*down as u32 {
+            positions.extend((0..*across as u32).map(|column| [next, next + line, next + column]));
+        }
+        next += *down.max(across) as u32;
     }
-    let behind = start + down.max(across) as u32;
-    let after = count.saturating_sub(image.end) as u32;
-    positions.extend((0..after).map(|place| [behind + place; 3]));
-    (positions, behind + after)
+    let after = count.saturating_sub(positions.len()) as u32;
+    positions.extend((next..next + after).map(|place| [place; 3]));
+    (positions, next + after)
 }
 
 #[cfg(test)]
@@ -310,10 +325,19 @@ mod tests {
 
     #[test]
     fn words_behind_an_image_go_on_behind_its_longer_side() {
-        let (positions, next) = positions(9, &(1..7), (3, 2));
+        let image = std::iter::once(1..7).collect::<Vec<_>>();
+        let (positions, next) = positions(9, &image, &[(3, 2)]);
         assert_eq!(positions[0], [0; 3]);
         assert_eq!(positions[1..7], [[1, 1, 1], [1, 1, 2], [1, 2, 1], [1, 2, 2], [1, 3, 1], [1, 3, 2]]);
         assert_eq!(positions[7..], [[4; 3], [5; 3]]);
         assert_eq!(next, 6);
+    }
+
+    #[test]
+    fn a_second_image_begins_behind_the_words_after_the_first() {
+        let (positions, next) = positions(8, &[0..2, 3..7], &[(1, 2), (2, 2)]);
+        assert_eq!(positions[..3], [[0, 0, 0], [0, 0, 1], [2; 3]]);
+        assert_eq!(positions[3..7], [[3, 3, 3], [3, 3, 4], [3, 4, 3], [3, 4, 4]]);
+        assert_eq!((positions[7], next), ([5; 3], 6));
     }
 }

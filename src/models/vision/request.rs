@@ -1,5 +1,5 @@
-//! One request on its way through a model: its crops go through the vision tower layer by layer, a large one
-//! in parts of layers, the prompt is read part by part, and then the answer is written, a token a step.
+//! One request on its way through a model: the crops of its images go through the vision tower layer by layer, a
+//! large one in parts of layers, the prompt is read part by part, and then the answer is written, a token a step.
 //! Between any two steps others may take theirs.
 
 use std::sync::atomic::Ordering;
@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use candle_core::Tensor;
 use model_actors::{DescribeImage, Picture};
 
-use super::{Answer, LoadedModel, Network, Prompt, Unfinished};
+use super::asked::Asked;
+use super::{Answer, ImageRows, LoadedModel, Network, Prompt, Unfinished};
 use crate::error::{Error, Result};
 use crate::generation::{Generation, TextSettings};
 use crate::models::continuous_batching::{Logits, Start, blocks};
@@ -16,14 +17,14 @@ use crate::preprocessing::check;
 /// A request that is being served.
 pub(crate) struct ActiveRequest {
     pub(super) prompt: Prompt,
-    /// `(3, height, width)` each; none once the tower has seen them.
-    pub(super) crops: Vec<Tensor>,
+    /// Those of each image, `(3, height, width)` each; none once the tower has seen all.
+    pub(super) crops: Vec<Vec<Tensor>>,
     pub(super) stage: Stage,
 }
 
 /// The stages of a request.
 pub(super) enum Stage {
-    /// A crop is in the tower.
+    /// The images are in the tower, crop by crop.
     Encoding(Encoding),
     /// The prompt is being read.
     Prefill(Answer),
@@ -31,10 +32,12 @@ pub(super) enum Stage {
     Decoding(Answer, u32),
 }
 
-/// The progress of the crops through the tower.
+/// The progress of the images through the tower.
 #[derive(Default)]
 pub(super) struct Encoding {
-    /// The rows kept of each crop that the tower is through with.
+    /// The images that the tower is through with.
+    pub(super) seen: Vec<ImageRows>,
+    /// The rows kept of each crop of the next one that the tower is through with.
     done: Vec<Vec<Tensor>>,
     /// Those of the crop that is in it.
     kept: Vec<Tensor>,
@@ -56,18 +59,18 @@ enum At {
 }
 
 impl ActiveRequest {
-    /// Preprocesses the image, and refuses what leaves no room for an answer.
+    /// Preprocesses the images, and refuses what leaves no room for an answer.
     ///
     /// # Errors
     /// [`Error::InvalidInput`], [`Error::PromptTooLong`].
     pub(super) fn begin(
         model: &LoadedModel,
-        picture: &Picture,
+        pictures: &[&Picture],
         request: &DescribeImage,
     ) -> Result<Start<Self>> {
-        check(picture)?;
-        let sides = (picture.width, picture.height);
-        let prompt = model.network.prompt(&model.tokens, sides, &request.question)?;
+        pictures.iter().try_for_each(|picture| check(picture))?;
+        let sides = pictures.iter().map(|picture| (picture.width, picture.height)).collect();
+        let prompt = model.network.prompt(&model.tokens, &Asked::of(&request.messages, sides)?)?;
         let needed = prompt.tokens.len();
         let vocabulary = model.network.language_model().decoder.vocabulary();
         let mut settings = TextSettings::of_question(request, vocabulary)?;
@@ -78,7 +81,8 @@ impl ActiveRequest {
         let grammar = request.constraint.as_ref().map(|one| model.grammars.begin(one)).transpose()?;
         let generation = Generation::new(&model.tokens, &settings, &prompt.tokens, ends)?.keeping_to(grammar);
         // Nothing was computed for what is refused by now.
-        let crops = model.network.crops(picture)?;
+        let crops = pictures.iter().map(|picture| model.network.crops(picture, pictures.len()));
+        let crops = crops.collect::<Result<_>>()?;
         let state = Self { prompt, crops, stage: Stage::Encoding(Encoding::default()) };
         Ok(Start { state, generation, most: room(needed + most, model.apart) })
     }
@@ -89,11 +93,17 @@ impl ActiveRequest {
         model.steps.fetch_add(1, Ordering::Relaxed);
         match &mut self.stage {
             Stage::Encoding(encoding) => {
-                match self.crops.get(encoding.done.len()) {
-                    Some(crop) => encoding.step(network, crop)?,
-                    None => {
-                        let image = network.image(&self.prompt, &encoding.done)?;
-                        self.stage = Stage::Prefill(network.begin(&self.prompt, image)?);
+                let next = encoding.seen.len();
+                match (self.crops.get(next), self.prompt.sides.get(next)) {
+                    (Some(crops), Some(sides)) => match crops.get(encoding.done.len()) {
+                        Some(crop) => encoding.step(network, crop)?,
+                        None => {
+                            let kept = std::mem::take(&mut encoding.done);
+                            encoding.seen.push(network.image(*sides, self.crops.len(), &kept)?);
+                        }
+                    },
+                    _ => {
+                        self.stage = Stage::Prefill(network.begin(&self.prompt, &encoding.seen)?);
                         // They are of no use any more.
                         self.crops = Vec::new();
                     }
@@ -116,13 +126,11 @@ impl ActiveRequest {
         };
     }
 
-    /// The image's rows, if the tower has seen all of it just now. For comparison with a reference.
-    pub(super) fn looked(&self, model: &LoadedModel) -> Result<Option<Tensor>> {
+    /// The images' rows, if the tower has just seen the last of them. For comparison with a reference.
+    pub(super) fn looked(&self) -> Option<&[ImageRows]> {
         match &self.stage {
-            Stage::Encoding(Encoding { done, .. }) if done.len() == self.crops.len() => {
-                Ok(Some(model.network.image(&self.prompt, done)?.rows))
-            }
-            _ => Ok(None),
+            Stage::Encoding(Encoding { seen, .. }) if seen.len() == self.crops.len() => Some(seen),
+            _ => None,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use model_actors::{DescribeImage, Picture};
 
+use super::asked::Asked;
 use super::request::{ActiveRequest, room};
 use super::{
     ImageRows, LanguageModel, LoadedModel, Network, Prompt, StepwiseTower, Unfinished, VisionModel, misfit,
@@ -22,11 +23,11 @@ impl Network for Reader {
         self.0.ends()
     }
 
-    fn prompt(&self, tokens: &Tokens, sides: (usize, usize), question: &str) -> Result<Prompt> {
-        self.0.prompt(tokens, sides, question)
+    fn prompt(&self, tokens: &Tokens, asked: &Asked<'_>) -> Result<Prompt> {
+        self.0.prompt(tokens, asked)
     }
 
-    fn crops(&self, _: &Picture) -> Result<Vec<Tensor>> {
+    fn crops(&self, _: &Picture, _: usize) -> Result<Vec<Tensor>> {
         Err(misfit())
     }
 
@@ -38,7 +39,7 @@ impl Network for Reader {
         Err(misfit())
     }
 
-    fn image(&self, _: &Prompt, _: &[Vec<Tensor>]) -> Result<ImageRows> {
+    fn image(&self, _: (usize, usize), _: usize, _: &[Vec<Tensor>]) -> Result<ImageRows> {
         Err(misfit())
     }
 
@@ -70,7 +71,7 @@ fn a_prompt_that_is_too_long_is_refused_before_the_picture_is_cut() {
             let sampling = model_actors::Sampling::default();
             let request =
                 DescribeImage::new(image).with_question(question).with_sampling(sampling).with_max_tokens(5);
-            ActiveRequest::begin(&model, &picture, &request).map(|_| ()).unwrap_err()
+            ActiveRequest::begin(&model, &[&picture], &request).map(|_| ()).unwrap_err()
         };
         let error = begin("word ".repeat(3000));
         assert!(matches!(error, Error::PromptTooLong { .. }), "{family}: {error}");

@@ -24,7 +24,8 @@ impl Steps<DescribeImage> for VisionModel {
     type State = ActiveRequest;
 
     fn begin(&self, request: &DescribeImage) -> Result<Start<ActiveRequest>> {
-        ActiveRequest::begin(&self.shared, decoded(&request.image)?, request)
+        let pictures = request.images().map(decoded).collect::<Result<Vec<_>>>()?;
+        ActiveRequest::begin(&self.shared, &pictures, request)
     }
 
     fn unread(&self, asked: &ActiveRequest) -> usize {

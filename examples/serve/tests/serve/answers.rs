@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use candle_actors::Source;
+use candle_actors::{ContentPart, DescribeImage, ImageSource, Source, VisionMessage};
 use serde_json::{Value, json};
 
 use crate::harness::{Running, engine, fixture, models, source};
@@ -194,8 +194,8 @@ async fn a_question_about_an_image_is_answered() {
     let file = std::fs::read(models().join("shapes/held_out/000.png")).unwrap();
     let url = format!("data:image/png;base64,{}", STANDARD.encode(file));
     let content = json!([
-        { "type": "text", "text": "What colour is the triangle?" },
         { "type": "image_url", "image_url": { "url": url } },
+        { "type": "text", "text": "What colour is the triangle?" },
     ]);
     let messages = json!([{ "role": "user", "content": content }]);
     let request = json!({ "model": "describer", "messages": messages, "temperature": 0 });
@@ -210,6 +210,42 @@ async fn a_question_about_an_image_is_answered() {
     let (events, done) = response.events().await;
     let pieces = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
     assert!(done && pieces.collect::<String>() == text);
+    assert!(server.end().await.unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn images_in_several_messages_of_a_conversation_are_seen_in_their_order() {
+    let describer = engine().vision("describer", source("shapes-vision")).start().await.unwrap();
+    let library = describer.vision("describer").unwrap();
+    let server = Running::over(describer).await;
+    let path = |name: &str| models().join("shapes/held_out").join(name);
+    let (first, second) = (path("000.png"), path("001.png"));
+    let part = |path: &std::path::Path| {
+        let url = format!("data:image/png;base64,{}", STANDARD.encode(std::fs::read(path).unwrap()));
+        json!({ "type": "image_url", "image_url": { "url": url } })
+    };
+    let text = |text: &str| json!({ "type": "text", "text": text });
+    let messages = json!([
+        { "role": "user", "content": [text("What colour is the triangle?"), part(&first)] },
+        { "role": "assistant", "content": "The triangle is red." },
+        { "role": "user", "content": [text("And here:"), part(&second), text("Describe the picture.")] },
+    ]);
+    let request = json!({ "model": "describer", "messages": messages, "temperature": 0, "max_tokens": 12 });
+    let whole = server.client.post("/v1/chat/completions", &request).await.json().await;
+    let image = |path: &std::path::Path| ContentPart::from(ImageSource::Path(path.to_owned()));
+    let conversation = |first, second| {
+        DescribeImage::chat([
+            VisionMessage::user(["What colour is the triangle?".into(), image(first)]),
+            VisionMessage::assistant("The triangle is red."),
+            VisionMessage::user(["And here:".into(), image(second), "Describe the picture.".into()]),
+        ])
+        .with_max_tokens(12)
+    };
+    let expected = library.describe(conversation(&first, &second)).await.unwrap();
+    assert_eq!(whole["choices"][0]["message"]["content"], expected.text);
+    assert_eq!(whole["usage"]["prompt_tokens"], expected.usage.prompt_tokens);
+    let exchanged = library.describe(conversation(&second, &first)).await.unwrap();
+    assert_ne!(exchanged.text, expected.text);
     assert!(server.end().await.unwrap().is_clean());
 }
 

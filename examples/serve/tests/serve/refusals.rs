@@ -144,8 +144,9 @@ async fn a_message_that_is_not_supported_is_refused_by_its_place() {
         assert_eq!(response.status, 400, "{messages}");
         assert_eq!(response.json().await["error"]["param"], place);
     }
-    let wordless = json!({ "model": "describer", "messages": [{ "role": "user", "content": "Hi" }] });
-    let response = server.client.post("/v1/chat/completions", &wordless).await;
+    let result = json!([{ "role": "user", "content": "Hi" }, { "role": "tool", "content": "4" }]);
+    let with_tools = json!({ "model": "describer", "messages": result });
+    let response = server.client.post("/v1/chat/completions", &with_tools).await;
     assert_eq!((response.status, &response.json().await["error"]["param"]), (400, &json!("messages")));
     assert!(server.end().await.unwrap().is_clean());
 }

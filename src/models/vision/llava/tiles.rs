@@ -63,6 +63,11 @@ impl Tiles {
         Ok(self)
     }
 
+    /// True where pictures are cut into tiles only where a conversation has one: OneVision's.
+    pub(super) fn are_for_one(&self) -> bool {
+        self.full.is_some()
+    }
+
     /// Refuses grids that tiles of `side` pixels do not fill.
     pub(super) fn check(&self, file: &Path, side: usize) -> Result<()> {
         let fits = |length: usize| (1..=MAX_SIDE).contains(&length) && length.is_multiple_of(side.max(1));
@@ -186,6 +191,13 @@ impl Layout {
         let places = (0..*down).flat_map(line).map(|place| whole + place);
         pick(&Tensor::cat(&parts, 0)?, (0..whole).chain(places))
     }
+}
+
+/// The picture in the middle of a square of this colour.
+pub(super) fn squared(picture: &Picture, colour: [u8; 3]) -> Result<Picture> {
+    let side = picture.width.max(picture.height);
+    let [left, top] = [picture.width, picture.height].map(|length| -(((side - length) / 2) as isize));
+    window(picture, (left, top), (side, side), colour)
 }
 
 /// Width and height of an image that is scaled into a frame, both as (width, height).
