@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::source::Unread;
-pub(crate) use unread::{refuse as refuse_unread, refuse_listed};
+pub(crate) use unread::{refuse as refuse_unread, refuse_listed, refuse_unlisted};
 
 /// An entry of a capability's list of families. `A` is the type that a family's configuration is read into.
 pub(crate) struct Family<A> {

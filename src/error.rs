@@ -2,6 +2,7 @@
 //! file, tensor or setting at fault; none ever holds an access token or a signed address. The fate of requests and
 //! workers is left to [`model_actors::Error`], whose [`Cause`](model_actors::Cause) carries these.
 
+mod lossy_path;
 mod shortened;
 
 use std::borrow::Cow;
@@ -167,6 +168,17 @@ pub enum Error {
     /// A tensor holds a number that is not finite.
     #[error("the tensor {tensor} holds {value} at element {index}; the weights are damaged")]
     NotFinite { tensor: String, index: usize, value: String },
+    /// The request asks for an adapter that its model was not registered with.
+    #[error("the model has no adapter {adapter}; it has: {}", known.join(", "))]
+    UnknownAdapter { adapter: String, known: Vec<String> },
+    /// An adapter cannot be loaded for its model. Requests without it are served.
+    #[error("the adapter {adapter} in {} cannot be used: {error}", place.display())]
+    BrokenAdapter {
+        adapter: String,
+        #[serde(with = "lossy_path")]
+        place: PathBuf,
+        error: Box<Error>,
+    },
     /// The tokenizer's file is malformed.
     #[error("{} is no valid tokenizer: {reason}", file.display())]
     InvalidTokenizer {
@@ -303,21 +315,6 @@ fn at(place: &str) -> String {
 /// Shortest time after which images that found no room are worth another attempt.
 const RETRY_IMAGES_AFTER: Duration = Duration::from_secs(1);
 
-/// Paths as text: one that is no Unicode must not keep an error from being sent.
-mod lossy_path {
-    use std::path::{Path, PathBuf};
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&path.to_string_lossy())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
-        String::deserialize(deserializer).map(PathBuf::from)
-    }
-}
-
 impl Error {
     /// The error at the bottom: for [`Error::Actor`] the load's or run's own error where there is one.
     ///
@@ -356,6 +353,8 @@ impl Error {
                 };
                 (kind, FailureKind::Permanent)
             }
+            Self::UnknownAdapter { .. } => (ErrorKind::NotFound, FailureKind::InvalidInput),
+            Self::BrokenAdapter { error, .. } => error.class(),
             Self::NoSuchDirectory { .. }
             | Self::NoSuchFile { .. }
             | Self::RepositoryNotFound { .. }

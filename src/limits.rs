@@ -57,6 +57,7 @@
 //! | tiles that LLaVA cuts an image into | `MAX_TILES` of `models/vision/llava/tiles.rs`, 64 | `InvalidInput` |
 //! | crops that Moondream cuts an image into | `MAX_CROPS` of `models/vision/moondream/crops.rs`, 64 | `InvalidConfig` |
 //! | tasks that an embedder has adapters for | `MAX_TASKS` of `models/text_embedding/adapters.rs`, 64 | `InvalidConfig` |
+//! | adapters of a model that writes text, and bytes of the name of one | [`MAX_ADAPTERS`], 256; [`MAX_NAME_BYTES`], 256 | [`InvalidSetting`]; `InvalidInput` in a request |
 //! | how many times longer one side may be for Qwen-VL | `MAX_ASPECT` of `models/vision/qwen_vl/resize.rs`, 200 | `InvalidInput` |
 //! | threads of a worker, and `decoders` and `downloads` of images | 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
 //! | tokens that a worker's caches hold | `kv_cache_tokens` of [`GenerationLimits`], 128 to [`MAX_CACHE_TOKENS`], 16,777,216 | [`InvalidSetting`] |
@@ -71,6 +72,7 @@
 //! |---|---|
 //! | bytes of a model's configuration file, and of any other text or JSON | [`MAX_CONFIG_BYTES`], 4 MiB |
 //! | bytes of `tokenizer.json`, of a vocabulary or list of merges in its place and of a SentencePiece model, and of the list of weight files | [`MAX_TOKENIZER_BYTES`], 48 MiB; [`MAX_INDEX_BYTES`], 16 MiB |
+//! | in an adapter's configuration: names of modules; patterns of each kind, bytes of one and of what it is compiled to, steps back in it | `MAX_MODULES`, 4,096; `MAX_PATTERNS`, 256, `MAX_EXPRESSION`, 16 KiB, `MAX_COMPILED`, 1 MiB, and `MAX_STEPS_BACK`, 100,000, of `models/peft/settings.rs` |
 //! | values in a configuration file | `MAX_VALUES` of `source/json.rs`, 524,288 |
 //! | in `tokenizer.json` and what is built in its place: values; tokens; added tokens; merges of other files | `MAX_VALUES`, 4,194,304; `MAX_TOKENS`, 1,048,576; `MAX_ADDED_TOKENS`, 65,536; `MAX_MERGES`, 2,097,152; of `tokens/output_bounds.rs` |
 //! | of a SentencePiece model: pieces; bytes of one that others merge to; tokens that T5 counts beside the pieces | `MAX_PIECES`, 1,048,576; `MAX_MERGED`, 256; `MAX_EXTRA`, 1,000; of `tokens/sentence_piece.rs` |
@@ -182,6 +184,8 @@ pub const MAX_IMAGE_ROWS: usize = 16 << 10;
 
 /// Maximum number of threads of a worker, images decoded and fetched at once, and texts that a worker writes together.
 pub const MAX_PARALLEL: usize = 1024;
+/// Maximum number of adapters that a model may be registered with.
+pub const MAX_ADAPTERS: usize = 256;
 /// Maximum number of tokens that a worker's caches may be set to hold.
 pub const MAX_CACHE_TOKENS: usize = 16 << 20;
 

@@ -3,6 +3,7 @@
 //! and each worker, or a standalone model, is a [`WorkerModel`] over them. The content of the files is left to the
 //! plans.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use model_actors::isolation::IsolatedLoader;
@@ -16,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::hub_settings::HubSettings;
 use crate::language_model::TransformersFamily;
 use crate::limits::GenerationLimits;
-use crate::source::{Files, Source, Unread};
+use crate::source::{AdapterSources, Files, Source, Unread};
 
 pub(crate) mod portable;
 
@@ -30,12 +31,18 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
     const CONTINUOUS: bool = false;
     /// True if matrices can be quantised to 8 bits at load.
     const EIGHT_BIT: bool = false;
+    /// True if requests can ask for adapters.
+    const ADAPTERS: bool = false;
 
     /// Reads the small files. They may come from the network.
     fn read(files: Files, generation: GenerationSettings, context: &LoadContext) -> Result<Self>;
     fn files(&self) -> &Files;
     /// Memory that the model will take, from the headers of its weights.
     fn footprint(&self, compute: &Compute, context: &LoadContext) -> Result<Footprint>;
+    /// Name of the adapter that a request asks for.
+    fn adapter(_: &<Self::Capability as Capability>::Request) -> Option<&str> {
+        None
+    }
     /// Refuses a request that can be seen not to fit the model.
     fn check(&self, _: &<Self::Capability as Capability>::Request) -> Result<()> {
         Ok(())
@@ -193,6 +200,8 @@ pub struct LoadOptions {
     pub eight_bit: bool,
     /// Family of a language model that an application brings along: see [`SourceSpec`](crate::SourceSpec).
     pub family: Option<TransformersFamily>,
+    /// Adapters (LoRA) that a request can ask for, by their names: see [`SourceSpec`](crate::SourceSpec); none.
+    pub adapters: BTreeMap<String, Source>,
     /// Settings for the hub.
     pub hub: HubSettings,
 }
@@ -209,6 +218,21 @@ model_actors::setters! { LoadOptions {
     with_hub(hub: HubSettings);
 } }
 
+impl LoadOptions {
+    /// The same with one more adapter, in the place of any other of its name.
+    ///
+    /// ```
+    /// use candle_actors::{LoadOptions, Source};
+    /// let options = LoadOptions::default().with_adapter("polite", Source::directory("adapters/polite"));
+    /// assert_eq!(options.adapters.len(), 1);
+    /// ```
+    #[must_use]
+    pub fn with_adapter(mut self, name: impl Into<String>, source: impl Into<Source>) -> Self {
+        self.adapters.insert(name.into(), source.into());
+        self
+    }
+}
+
 impl Default for LoadOptions {
     fn default() -> Self {
         Self {
@@ -220,6 +244,7 @@ impl Default for LoadOptions {
             exact_products: false,
             eight_bit: false,
             family: None,
+            adapters: BTreeMap::new(),
             hub: HubSettings::default(),
         }
     }
@@ -232,6 +257,7 @@ pub(crate) struct ModelLoader<M: WorkerModel> {
     generation: GenerationSettings,
     unread: Unread,
     eight_bit: bool,
+    adapters: AdapterSources,
     hub: HubSettings,
     plan: OnceLock<Arc<M::Plan>>,
 }
@@ -246,8 +272,8 @@ impl<M: WorkerModel> ModelLoader<M> {
         hub: HubSettings,
     ) -> Result<Self> {
         generation.limits.check()?;
-        let (unread, plan) = (Unread::default(), OnceLock::new());
-        Ok(Self { source, compute, generation, unread, eight_bit: false, hub, plan })
+        let (unread, adapters, plan) = (Unread::default(), AdapterSources::default(), OnceLock::new());
+        Ok(Self { source, compute, generation, unread, eight_bit: false, adapters, hub, plan })
     }
 
     /// The same loader, for which parts of a model that nothing reads are no error.
@@ -271,6 +297,20 @@ impl<M: WorkerModel> ModelLoader<M> {
         Err(Error::InvalidSetting { setting: "eight_bit".into(), reason: reason.to_owned() })
     }
 
+    /// The same loader, whose requests can ask for these adapters.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`](crate::Error::InvalidSetting) for another capability than those that can, and for too many
+    /// or a name that is empty or too long; those of a directory that is not there.
+    pub(crate) fn with_adapters(self, adapters: AdapterSources) -> Result<Self> {
+        if !M::Plan::ADAPTERS && !adapters.is_empty() {
+            let reason = "only models that write text can have adapters that a request asks for";
+            return Err(Error::InvalidSetting { setting: "adapters".into(), reason: reason.to_owned() });
+        }
+        adapters.check()?;
+        Ok(Self { adapters, ..self })
+    }
+
     /// A loader outside any engine.
     pub(crate) fn standalone(source: Source, options: LoadOptions) -> Result<Self> {
         let LoadOptions {
@@ -282,11 +322,13 @@ impl<M: WorkerModel> ModelLoader<M> {
             exact_products,
             eight_bit,
             family,
+            adapters,
             hub,
         } = options;
         let generation = GenerationSettings { limits, split_special_tokens, exact_products, family };
         let loader = Self::new(source, Compute::new(device, threads)?, generation, hub)?;
-        loader.with_allow_unread(allow_unread).with_eight_bit(eight_bit)
+        let loader = loader.with_allow_unread(allow_unread).with_eight_bit(eight_bit)?;
+        loader.with_adapters(adapters.into())
     }
 
     fn plan(&self, context: &LoadContext) -> Result<Arc<M::Plan>> {
@@ -295,6 +337,7 @@ impl<M: WorkerModel> ModelLoader<M> {
         }
         let files = Files::open(&self.source, &self.hub)?;
         let files = files.with_unread(self.unread).with_eight_bit(self.eight_bit);
+        let files = files.with_adapters(self.adapters.clone(), self.hub.clone());
         let plan = Arc::new(M::Plan::read(files, self.generation, context)?);
         Ok(Arc::clone(self.plan.get_or_init(|| plan)))
     }
@@ -319,11 +362,16 @@ impl<M: WorkerModel + Model<CapabilityOf<M>>> Loader<CapabilityOf<M>> for ModelL
     }
 
     fn facts(&self) -> Option<ModelFacts> {
-        self.plan.get()?.facts()
+        let facts = self.plan.get().and_then(|plan| plan.facts());
+        match self.adapters.names() {
+            none if none.is_empty() => facts,
+            names => Some(facts.unwrap_or_default().with_adapters(names)),
+        }
     }
 
     fn check(&self, request: &<CapabilityOf<M> as Capability>::Request) -> Result<(), Cause> {
-        let checked = self.plan.get().map_or(Ok(()), |plan| plan.check(request));
+        let known = M::Plan::adapter(request).map_or(Ok(()), |adapter| self.adapters.get(adapter).map(drop));
+        let checked = known.and_then(|()| self.plan.get().map_or(Ok(()), |plan| plan.check(request)));
         checked.map_err(|error| Failure::from(error).cause)
     }
 }

@@ -5,6 +5,7 @@ mod config_file;
 mod model_sampling;
 mod generation_config;
 pub(crate) mod transformer;
+mod peft;
 mod passes;
 mod answers;
 mod token_batch;

@@ -2,6 +2,8 @@
 //! model's specification. The six shipped capabilities implement them in their own files; an application implements
 //! them for its own. Registering itself is left to `engine`.
 
+use std::collections::BTreeMap;
+
 use model_actors::isolation::Isolation;
 use model_actors::{Capability, Model, ModelHandle, ModelId, ModelSpec, PoolConfig, Portable};
 
@@ -124,6 +126,12 @@ pub struct SourceSpec {
     /// crate does not list; none. Otherwise the family is found by the names in `config.json`. Refused for a model in a process
     /// of its own ([`Error::InvalidSetting`]).
     pub family: Option<TransformersFamily>,
+    /// Adapters (LoRA) of a model that writes text, by the names by which a request asks for one
+    /// ([`GenerateText::adapter`](model_actors::GenerateText::adapter)); none. Each is a folder or repository as PEFT writes
+    /// it: `adapter_config.json` with `adapter_model.safetensors` or `adapter_model.bin`. Requests with different ones, and
+    /// with none, share the model's weights and its batches. At most 256; refused for other capabilities, and for language
+    /// models that candle-transformers computes ([`Error::InvalidSetting`]).
+    pub adapters: BTreeMap<String, Source>,
     /// Settings of the model's workers and queue, in place of its pool's.
     pub pool_config: Option<PoolConfig>,
     /// The place where the model is loaded and run, in place of the engine's: processes of their own, say, with
@@ -160,6 +168,7 @@ impl From<Source> for SourceSpec {
             exact_products: false,
             eight_bit: false,
             family: None,
+            adapters: BTreeMap::new(),
             pool_config: None,
             isolation: None,
             pinned: false,
@@ -168,6 +177,20 @@ impl From<Source> for SourceSpec {
 }
 
 impl SourceSpec {
+    /// The same with one more adapter, in the place of any other of its name.
+    ///
+    /// ```
+    /// use candle_actors::{Source, SourceSpec};
+    /// let base = SourceSpec::from(Source::repository("Qwen/Qwen3-0.6B"));
+    /// let spec = base.with_adapter("polite", Source::directory("adapters/polite"));
+    /// assert_eq!(spec.adapters.len(), 1);
+    /// ```
+    #[must_use]
+    pub fn with_adapter(mut self, name: impl Into<String>, source: impl Into<Source>) -> Self {
+        self.adapters.insert(name.into(), source.into());
+        self
+    }
+
     /// The specification of one of this crate's models.
     pub(crate) fn loaded_by<M: WorkerModel + Model<CapabilityOf<M>>>(
         self,
@@ -185,6 +208,7 @@ impl SourceSpec {
             exact_products,
             eight_bit,
             family,
+            adapters,
             pool_config,
             isolation,
             pinned,
@@ -194,6 +218,7 @@ impl SourceSpec {
         let generation = GenerationSettings { limits, split_special_tokens, exact_products, family };
         let loader = ModelLoader::<M>::new(source, compute, generation, hub)?;
         let loader = loader.with_allow_unread(allow_unread).with_eight_bit(eight_bit)?;
+        let loader = loader.with_adapters(adapters.into())?;
         let mut isolation = isolation.unwrap_or_else(|| resources.isolation().clone());
         if let Isolation::Process(options) = &mut isolation {
             if generation.family.is_some() {

@@ -8,6 +8,7 @@ mod folder;
 mod python_numbers;
 mod json;
 mod model_files;
+mod adapter_sources;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::hub::HubFiles;
 use crate::hub_settings::HubSettings;
 use crate::secrets::{HIDDEN, looks_like_address};
+pub(crate) use adapter_sources::{AdapterSources, OpenAdapters};
 use folder::{Folder, is_gguf, is_pickle};
 pub(crate) use folder::{open, read};
 pub(crate) use gguf_part::GgufPart;
@@ -210,6 +212,8 @@ pub(crate) struct Files {
     pub(crate) unread: Unread,
     /// Matrices of safetensors files are quantised at load.
     pub(crate) eight_bit: bool,
+    /// The adapters of the model.
+    pub(crate) adapters: OpenAdapters,
 }
 
 enum Place {
@@ -221,7 +225,8 @@ enum Place {
 
 impl From<Place> for Files {
     fn from(place: Place) -> Self {
-        Self { place, unread: Unread::default(), eight_bit: false }
+        let adapters = OpenAdapters::default();
+        Self { place, unread: Unread::default(), eight_bit: false, adapters }
     }
 }
 
@@ -266,6 +271,12 @@ impl Files {
     /// The same files, whose matrices are quantised at load or not.
     pub(crate) fn with_eight_bit(self, eight_bit: bool) -> Self {
         Self { eight_bit, ..self }
+    }
+
+    /// The same files of a model with these adapters.
+    pub(crate) fn with_adapters(self, sources: AdapterSources, hub: HubSettings) -> Self {
+        let adapters = OpenAdapters { sources, hub, unread: self.unread };
+        Self { adapters, ..self }
     }
 
     /// The files of a directory, whatever is in it.

@@ -279,7 +279,7 @@ fn refuse_adapter(files: &Files, folder: &str, context: &LoadContext) -> Result<
             file,
             what: "the adapter".into(),
             found: FILE.into(),
-            supported: "weights that an adapter is merged into".into(),
+            supported: "one by request (`with_adapter`), or weights that it is merged into".into(),
         }),
         None => Ok(()),
     }

@@ -76,7 +76,8 @@ pub trait Loader<C: Capability>: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Facts about its model, once it has loaded it; nothing, unless a loader says otherwise.
+    /// Facts about its model, as far as they are known by then, most of them once it has loaded it; nothing, unless a loader
+    /// says otherwise.
     fn facts(&self) -> Option<ModelFacts> {
         None
     }
@@ -93,7 +94,7 @@ pub trait Loader<C: Capability>: Send + Sync + 'static {
 #[serde(default)]
 #[non_exhaustive]
 pub struct ModelFacts {
-    /// Kind of the model, as its own files call it.
+    /// Kind of the model, as its own files call it; empty where it is not known.
     pub family: String,
     /// Maximum number of tokens of an input, or of a prompt and its answer, special ones included.
     pub context: Option<usize>,
@@ -107,6 +108,9 @@ pub struct ModelFacts {
     pub default_prompt: Option<String>,
     /// Poolings of the tokens' vectors, by the names of sentence-transformers.
     pub pooling: Vec<String>,
+    /// Names of the adapters that a request may ask for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<String>,
 }
 
 setters! { ModelFacts {
@@ -116,6 +120,7 @@ setters! { ModelFacts {
     with_prompts(prompts: BTreeMap<String, String>);
     with_default_prompt(default_prompt: impl Into<Option<String>>) Into::into;
     with_pooling(pooling: Vec<String>);
+    with_adapters(adapters: Vec<String>);
 } }
 
 impl ModelFacts {

@@ -196,6 +196,7 @@ fn messages() -> Vec<Vec<u8>> {
             "describe_image_by_grammar",
             &question.clone().with_constraint(Constraint::Lark("start: \"a\"".into())),
         ),
+        pinned("generate_text_with_adapter", &GenerateText::from("Once").with_adapter("polite".to_owned())),
         pinned("generate_text_raw", &GenerateText::from("Once").with_stop(vec!["\n".to_owned()])),
         pinned("completion", &completion),
         pinned("describe_image", &question.with_sampling(sampling)),

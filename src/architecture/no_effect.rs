@@ -24,7 +24,7 @@ pub(super) fn harmless_value(kind: &str, name: &str) -> Option<&'static str> {
     own.chain(EVERYWHERE).find(|(pattern, _)| matches(pattern, name)).map(|(_, value)| *value)
 }
 
-fn matches(pattern: &str, name: &str) -> bool {
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
     match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
         (Some(rest), Some(_)) => name.contains(rest.trim_end_matches('*')),
         (Some(end), None) => name.ends_with(end),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::no_effect::{harmless_value, is_never_read};
+use super::no_effect::{harmless_value, is_never_read, matches};
 use crate::error::{Error, Result};
 
 /// Maximum number of settings that are tried. Published files have a hundred.
@@ -36,9 +36,32 @@ pub(crate) fn refuse(file: &Path, config: &Value, takes: impl Fn(&Value) -> bool
 pub(crate) fn refuse_listed(file: &Path, config: &Value, listed: &[(&str, &str)]) -> Result<()> {
     for (name, neutral) in listed {
         let Some(value) = config.get(name) else { continue };
-        let is_off = matches!(value, Value::Null | Value::Bool(false)) || is_empty(value);
-        if !is_off && !is_same(value, neutral) {
+        if !is_off(value) && !is_same(value, neutral) {
             let (setting, found) = ((*name).to_owned(), shown(value));
+            return Err(Error::UnreadSetting { file: file.to_owned(), setting, found });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses the first setting of a file that is neither in `read` nor off, nor has a value that is beside its name in
+/// `no_effect`, `*` for any.
+///
+/// # Errors
+/// [`Error::UnreadSetting`] names it.
+pub(crate) fn refuse_unlisted(
+    file: &Path,
+    config: &Value,
+    read: &[&str],
+    no_effect: &[(&str, &str)],
+) -> Result<()> {
+    let settings = config.as_object().into_iter().flatten();
+    for (name, value) in settings.filter(|(name, _)| !read.contains(&name.as_str())) {
+        let is_harmless = |(pattern, neutral): &(&str, &str)| {
+            matches(pattern, name) && (*neutral == "*" || is_same(value, neutral))
+        };
+        if !is_off(value) && !no_effect.iter().any(is_harmless) {
+            let (setting, found) = (name.clone(), shown(value));
             return Err(Error::UnreadSetting { file: file.to_owned(), setting, found });
         }
     }
@@ -66,10 +89,9 @@ impl<F: Fn(&Value) -> bool> Search<'_, F> {
     fn table(&mut self, settings: &Map<String, Value>, kind: &str, path: &mut Vec<String>) -> Result<()> {
         for (name, value) in settings {
             let harmless = harmless_value(kind, name);
-            let is_off = matches!(value, Value::Null | Value::Bool(false)) || is_empty(value);
             // Nothing is refused for the outcome of a trial where any value is harmless, and only a table has parts.
             let is_any = harmless == Some("*") && !value.is_object();
-            if is_never_read(name) || is_any || (harmless.is_none() && is_off) {
+            if is_never_read(name) || is_any || (harmless.is_none() && is_off(value)) {
                 continue;
             }
             path.push(name.clone());
@@ -106,6 +128,10 @@ impl<F: Fn(&Value) -> bool> Search<'_, F> {
         let place = path.iter().try_fold(&mut self.config, |table, name| table.get_mut(name))?;
         Some(std::mem::replace(place, value))
     }
+}
+
+fn is_off(value: &Value) -> bool {
+    matches!(value, Value::Null | Value::Bool(false)) || is_empty(value)
 }
 
 fn is_empty(value: &Value) -> bool {

@@ -140,6 +140,18 @@ impl PackedLinear {
         Ok(Self { weight, bias, in_dim, out_dim })
     }
 
+    /// Builds the layer from the numbers of a few rows, `(out, in)`, which stay as they are: in a panel most columns would
+    /// be padding.
+    pub(crate) fn of_few_rows(weight: &[f32], in_dim: usize, device: &Device) -> Result<Self> {
+        if !device.is_cpu() || in_dim == 0 || !weight.len().is_multiple_of(in_dim) {
+            return Self::new(weight.to_vec(), in_dim, None, device);
+        }
+        let out_dim = weight.len() / in_dim;
+        let bytes = weight.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let rows = Part::Exact(QuantizedRows { dtype: GgmlType::F32, bytes, out_dim });
+        Ok(Self { weight: Weight::Quantized(vec![rows]), bias: None, in_dim, out_dim })
+    }
+
     /// The same weight with this bias, `(out)`.
     pub(crate) fn with_bias(self, bias: Tensor) -> Self {
         Self { bias: Some(bias), ..self }
@@ -334,6 +346,21 @@ mod tests {
             let alone = pool.install(|| layer.forward(&one, Activation::Identity)).unwrap();
             assert_eq!(values(&alone), values(&together.narrow(0, row, 1).unwrap()));
         }
+    }
+
+    #[test]
+    fn a_few_rows_are_multiplied_as_any_others_and_each_input_as_it_is_alone() {
+        let weight = random(0.0, 0.2, (6, 70));
+        let layer = PackedLinear::of_few_rows(&values(&weight), 70, &Device::Cpu).unwrap();
+        let input = random(0.0, 1.0, (9, 70));
+        let ours = layer.forward(&input, Activation::Identity).unwrap();
+        let difference = (&ours - input.matmul(&weight.t().unwrap()).unwrap()).unwrap().abs().unwrap();
+        assert!(difference.max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-5);
+        for row in 0..9 {
+            let alone = layer.forward(&input.narrow(0, row, 1).unwrap(), Activation::Identity).unwrap();
+            assert_eq!(values(&alone), values(&ours.narrow(0, row, 1).unwrap()));
+        }
+        assert!(PackedLinear::of_few_rows(&[1.0; 5], 2, &Device::Cpu).is_err());
     }
 
     #[test]

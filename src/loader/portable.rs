@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::{CapabilityOf, GenerationSettings, ModelLoader, WorkerModel};
 use crate::device::{Compute, ComputeDevice};
 use crate::hub_settings::HubSettings;
-use crate::source::{Source, Unread};
+use crate::source::{AdapterSources, Source, Unread};
 
 /// Variables of the environment that name places and switches of the hub, which a process inherits.
 pub(crate) const ENVIRONMENT: [&str; 6] = [
@@ -33,6 +33,8 @@ struct Recipe {
     generation: GenerationSettings,
     allow_unread: bool,
     eight_bit: bool,
+    #[serde(default)]
+    adapters: AdapterSources,
     hub: Hub,
 }
 
@@ -77,7 +79,7 @@ impl From<Hub> for HubSettings {
 impl<M: WorkerModel> Serialize for ModelLoader<M> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         // A new field is no longer forgotten here than until it is compiled.
-        let Self { source, compute, generation, unread, eight_bit, hub, plan: _ } = self;
+        let Self { source, compute, generation, unread, eight_bit, adapters, hub, plan: _ } = self;
         if generation.family.is_some() {
             return Err(S::Error::custom("a family of an application's own is code, which does not travel"));
         }
@@ -88,6 +90,7 @@ impl<M: WorkerModel> Serialize for ModelLoader<M> {
             generation: *generation,
             allow_unread: *unread == Unread::Allowed,
             eight_bit: *eight_bit,
+            adapters: adapters.clone(),
             hub: Hub::from(hub),
         };
         recipe.serialize(serializer)
@@ -96,11 +99,12 @@ impl<M: WorkerModel> Serialize for ModelLoader<M> {
 
 impl<'de, M: WorkerModel> Deserialize<'de> for ModelLoader<M> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Recipe { source, device, threads, generation, allow_unread, eight_bit, hub } =
+        let Recipe { source, device, threads, generation, allow_unread, eight_bit, adapters, hub } =
             Recipe::deserialize(deserializer)?;
         let compute = Compute::new(device, threads).map_err(D::Error::custom)?;
         let loader = Self::new(source, compute, generation, hub.into()).map_err(D::Error::custom)?;
-        loader.with_allow_unread(allow_unread).with_eight_bit(eight_bit).map_err(D::Error::custom)
+        let loader = loader.with_allow_unread(allow_unread).with_eight_bit(eight_bit);
+        loader.and_then(|loader| loader.with_adapters(adapters)).map_err(D::Error::custom)
     }
 }
 

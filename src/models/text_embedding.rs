@@ -45,13 +45,13 @@ use crate::device::{Compute, ComputeThreads};
 use crate::error::{Error, Result};
 use crate::loader::{WorkerModel, standalone_model};
 use crate::models::answers::Watch;
+use crate::models::peft::PeftAdapter;
 use crate::models::text_runs;
 use crate::models::token_batch::TokenBatch;
 use crate::pooling::Head;
 use crate::tokens::{TokenIds, Tokens};
 use crate::weights::WeightFiles;
 use bge_m3::TokenOutputs;
-use jina_v5::Adapter;
 pub(crate) use plan::TextEmbeddingPlan;
 pub(super) use plan::{SentenceConfig, TokenizerConfig};
 
@@ -128,7 +128,7 @@ pub(super) trait Architecture: Send + Sync {
     fn load_adapted(
         &self,
         weights: &WeightFiles,
-        _adapters: &[Adapter],
+        _adapters: &[PeftAdapter],
         device: &Device,
         context: &LoadContext,
     ) -> Result<Arc<dyn Encoder>> {

@@ -3,6 +3,7 @@
 //! tokenizer, chat template, limits, and the three roles of the actors' model contract.
 
 mod network;
+mod adapters;
 mod plan;
 
 use std::sync::Arc;
@@ -20,8 +21,10 @@ use crate::limits::GenerationLimits;
 use crate::loader::{WorkerModel, standalone_model};
 use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams};
 use crate::models::generation_config::GenerationConfig;
+use crate::models::transformer::Adapter;
 use crate::structured::{Grammar, Grammars};
 use crate::tokens::{Specials, Tokens};
+use adapters::Adapters;
 use network::{Network, State};
 pub(crate) use plan::TextToTextPlan;
 
@@ -32,6 +35,7 @@ pub(crate) struct LoadedModel {
     template: Option<ChatTemplate>,
     end_tokens: Vec<u32>,
     grammars: Grammars,
+    adapters: Adapters,
     /// Marks of the parts of answers to conversations.
     marks: PartMarks,
     settings: GenerationConfig,
@@ -183,11 +187,23 @@ impl TextGenerationModel {
     /// # Errors
     /// [`Error::InvalidInput`] for a token that the model does not know or more than its context; [`Error::Compute`].
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        self.logits_with(None, tokens)
+    }
+
+    /// The same of the model as an adapter of this name changes it.
+    ///
+    /// # Errors
+    /// As [`Self::logits`]; [`Error::UnknownAdapter`], [`Error::BrokenAdapter`].
+    pub fn adapted_logits(&self, adapter: &str, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        self.logits_with(Some(&*self.shared.adapters.get(adapter)?), tokens)
+    }
+
+    fn logits_with(&self, adapter: Option<&Adapter>, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
         let network = &self.shared.network;
         if let Some(unknown) = tokens.iter().find(|token| **token as usize >= network.vocabulary()) {
             return Err(Error::InvalidInput(format!("the model has no token {unknown}")));
         }
-        self.threads.run(|| network.logits(tokens))
+        self.threads.run(|| network.logits(tokens, adapter))
     }
 
     /// Generates the completions of several requests, in order, in one continuous batch.
@@ -239,11 +255,13 @@ impl Steps<GenerateText> for TextGenerationModel {
         let max_tokens = settings.max_tokens.min(room);
         settings.max_tokens = max_tokens;
         settings.sampling = model.settings.complete(settings.sampling)?;
+        let adapter = request.adapter.as_deref().map(|name| model.adapters.get(name)).transpose()?;
         let (marks, grammar) = (model.marks(request)?, model.grammar(request)?);
         let generation = Generation::new(&model.tokens, &settings, &tokens, &model.end_tokens)?
             .keeping_to(grammar)
             .in_parts(marks, &tokens);
-        Ok(Start { generation, most: tokens.len() + max_tokens, state: State::new(&model.network, tokens)? })
+        let most = tokens.len() + max_tokens;
+        Ok(Start { generation, most, state: State::new(&model.network, tokens, adapter)? })
     }
 
     fn unread(&self, state: &State) -> usize {

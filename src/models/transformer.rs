@@ -5,6 +5,7 @@
 //! the blocks and heads after them are left to the models: `towers`, `decoder` and the capabilities.
 
 mod projection;
+mod adapter;
 mod norm;
 mod rope;
 mod config;
@@ -21,6 +22,7 @@ mod stack;
 mod tensors;
 mod load;
 
+pub(crate) use adapter::Adapter;
 pub(crate) use attention::CrossKeyValues;
 pub(crate) use block::Block;
 pub(crate) use cache::{Cache, Segment};
@@ -31,13 +33,13 @@ pub(crate) use config::{
     layer_count,
 };
 pub(crate) use feed_forward::FeedForward;
-pub(crate) use load::{load, load_feed_forward};
+pub(crate) use load::{LowRankMatrices, load, load_adapter, load_feed_forward, low_rank};
 pub(crate) use names::{
     CrossNames, DeltaNetForm, DeltaNetInputs, DeltaNetNames, ExpertNames, MatrixOrder, Names, QkvNames,
     StreamNames, UpNames, is_buffer, is_tensor_of,
 };
 pub(crate) use norm::Norm;
-pub(crate) use projection::{AdaptedProjection, LowRank, Projection};
+pub(crate) use projection::{AdaptedProjection, Projection};
 pub(crate) use rope::{Rope, RopeParameters, RopeSettings, RopeShape};
 pub(crate) use stack::Transformer;
 pub(crate) use tensors::{Linears, RowOrder, SafeTensors, Tensors};

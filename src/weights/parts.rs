@@ -1,8 +1,10 @@
 //! Tensors that hold the matrices of several layers, one after another along their first dimension: each is read alone, so
 //! that no more than it is in memory. What the parts are is left to the families.
 
+use std::path::{Path, PathBuf};
+
 use super::numbers::{Numbers, append_numbers};
-use super::{BYTES, Entry, WeightReader, check_finite};
+use super::{BYTES, Entry, WeightFiles, WeightReader, check_finite};
 use crate::error::{Error, Result};
 
 impl Entry {
@@ -12,6 +14,18 @@ impl Entry {
         let bytes = self.bytes.checked_div(*count as u64).filter(|_| index < *count)?;
         let start = self.start + bytes * index as u64;
         Some(Self { shape: shape.to_vec(), start, bytes, ..self.clone() })
+    }
+}
+
+impl WeightFiles {
+    /// The first of the files.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.files.first().map(PathBuf::as_path)
+    }
+
+    /// True if the name of a tensor begins so.
+    pub(crate) fn has_beginning(&self, beginning: &str) -> bool {
+        self.entries.keys().any(|name| name.starts_with(beginning))
     }
 }
 

@@ -15,8 +15,8 @@ use super::{Batching, Capability, Cost};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
 use crate::limits::{
-    MAX_LOGPROBS, MAX_MESSAGES, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS, MAX_TOKENS,
-    MAX_TOOL_BYTES, MAX_TOP_LOGPROBS,
+    MAX_LOGPROBS, MAX_MESSAGES, MAX_NAME_BYTES, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS,
+    MAX_TOKENS, MAX_TOOL_BYTES, MAX_TOP_LOGPROBS,
 };
 pub use constraint::Constraint;
 pub use output::{Completion, FinishReason, TextChunk, TokenLogprob, TokenLogprobs, Usage};
@@ -184,6 +184,10 @@ pub struct GenerateText {
     pub parallel_tool_calls: bool,
     /// Further values for the chat template, such as `enable_thinking`.
     pub template_arguments: BTreeMap<String, Value>,
+    /// Name of the adapter (LoRA) that changes the model for this request, one of those that it was registered with; none,
+    /// the model as it is. At most 256 bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<String>,
 }
 
 setters! { GenerateText {
@@ -199,6 +203,7 @@ setters! { GenerateText {
     with_tool_choice(tool_choice: ToolChoice);
     with_parallel_tool_calls(parallel_tool_calls: bool);
     with_template_arguments(template_arguments: BTreeMap<String, Value>);
+    with_adapter(adapter: impl Into<Option<String>>) Into::into;
 } }
 
 /// An empty prompt, which [`Capability::check`] refuses: set one with [`GenerateText::with_prompt`].
@@ -217,6 +222,7 @@ impl Default for GenerateText {
             tool_choice: ToolChoice::Auto,
             parallel_tool_calls: true,
             template_arguments: BTreeMap::new(),
+            adapter: None,
         }
     }
 }
@@ -257,6 +263,7 @@ impl Capability for TextToText {
         check_logprobs(request.logprobs, request.max_tokens)?;
         request.constraint.as_ref().map_or(Ok(()), Constraint::check)?;
         check_tools(request)?;
+        check_adapter(request.adapter.as_deref())?;
         if let Prompt::Messages(messages) = &request.prompt
             && messages.len() > MAX_MESSAGES
         {
@@ -307,6 +314,16 @@ fn check_tools(request: &GenerateText) -> Result<(), Cause> {
         0..=MAX_TOOL_BYTES => Ok(()),
         _ => {
             Err(format!("template_arguments have {bytes} bytes; at most {MAX_TOOL_BYTES} are allowed").into())
+        }
+    }
+}
+
+/// Checks the length of an adapter's name. Which ones there are the model knows.
+fn check_adapter(adapter: Option<&str>) -> Result<(), Cause> {
+    match adapter.map(str::len) {
+        None | Some(1..=MAX_NAME_BYTES) => Ok(()),
+        Some(bytes) => {
+            Err(format!("adapter is a name of {bytes} bytes; 1 to {MAX_NAME_BYTES} are allowed").into())
         }
     }
 }

@@ -14,7 +14,7 @@ use super::{IsolatedLoader, ProcessEnd, ProcessOptions, check_known};
 use crate::capability::{Capability, Portable};
 use crate::error::{Cause, Error, Failure, Result};
 use crate::id::Bytes;
-use crate::model::{Footprint, LoadContext, Loader, Model, Weights};
+use crate::model::{Footprint, LoadContext, Loader, Model, ModelFacts, Weights};
 use crate::progress::LoadStage;
 use crate::wire;
 
@@ -78,6 +78,10 @@ impl<C: Portable, L: IsolatedLoader<C>> Loader<C> for Isolated<C, L> {
 
     fn check(&self, request: &C::Request) -> Result<(), Cause> {
         self.loader.check(request)
+    }
+
+    fn facts(&self) -> Option<ModelFacts> {
+        self.loader.facts()
     }
 }
 

@@ -12,6 +12,7 @@ use crate::body::Body;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::messages::Messages;
+use crate::models;
 use crate::server::Server;
 use crate::settings::Settings;
 use crate::tools::Asked;
@@ -50,12 +51,13 @@ pub(crate) async fn create(
             (0..settings.choices).map(writing).collect()
         }
         Err(_) => {
-            let generator = server.engine.text_to_text(model.as_str());
-            let generator = handle!(server, generator.map_err(|error| ApiError::from(error).about("model"))?);
+            let (generator, adapter) = models::writer(&server, &model)?;
+            let generator = handle!(server, generator);
             let words = messages.in_words().ok_or_else(|| {
                 ApiError::field("messages", format!("{model} takes text alone, and no images"))
             })?;
-            let request = asked.put(settings!(GenerateText::chat(words), settings, max_tokens));
+            let request = GenerateText::chat(words).with_adapter(adapter);
+            let request = asked.put(settings!(request, settings, max_tokens));
             let writing = |choice| {
                 let request = request.clone().with_sampling(settings.sampling_of(choice));
                 Writing::Text(generator.clone(), request)

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::answer::{Endpoint, answer};
 use crate::body::Body;
 use crate::error::ApiError;
+use crate::models;
 use crate::server::Server;
 use crate::settings::{MAX_CHOICES, Settings, Strings};
 use crate::writing::{Writing, handle, settings};
@@ -35,10 +36,11 @@ pub(crate) async fn create(
             format!("{texts} texts are asked for, n for each prompt; 1 to {MAX_CHOICES} are allowed");
         return Err(ApiError::field("prompt", message));
     }
-    let generator = server.engine.text_to_text(model.as_str());
-    let generator = handle!(server, generator.map_err(|error| ApiError::from(error).about("model"))?);
+    let (generator, adapter) = models::writer(&server, &model)?;
+    let generator = handle!(server, generator);
     let writings = prompts.into_iter().flat_map(|prompt| {
-        let request = settings!(GenerateText::from(prompt), settings, max_tokens);
+        let request = GenerateText::from(prompt).with_adapter(adapter.clone());
+        let request = settings!(request, settings, max_tokens);
         let (generator, settings) = (&generator, &settings);
         (0..settings.choices).map(move |choice| {
             let request = request.clone().with_sampling(settings.sampling_of(choice));

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use candle_actors::{Bytes, Engine, EngineBuilder, Source};
+use candle_actors::{Bytes, Engine, EngineBuilder, Source, SourceSpec};
 use clap::Parser;
 use serve::{Server, record, serve};
 use tokio::net::TcpListener;
@@ -40,6 +40,9 @@ struct Arguments {
     /// A model for /v1/chat/completions and /v1/completions.
     #[arg(long, value_name = "NAME=SOURCE", value_parser = parse_model)]
     text_to_text: Vec<(String, String)>,
+    /// An adapter (LoRA) of one of them, a model of its own for requests: BASE:NAME.
+    #[arg(long, value_name = "BASE:NAME=SOURCE", value_parser = parse_adapter)]
+    adapter: Vec<(String, String, String)>,
     /// A model for chats about an image.
     #[arg(long, value_name = "NAME=SOURCE", value_parser = parse_model)]
     vision: Vec<(String, String)>,
@@ -69,6 +72,13 @@ fn parse_model(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), source.to_owned()))
 }
 
+fn parse_adapter(text: &str) -> Result<(String, String, String), String> {
+    let (names, source) = parse_model(text)?;
+    let names = names.split_once(':').filter(|(base, name)| !base.is_empty() && !name.is_empty());
+    let (base, name) = names.ok_or("an adapter is given as BASE:NAME=SOURCE")?;
+    Ok((base.to_owned(), name.to_owned(), source))
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
@@ -89,6 +99,10 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error
     }
     // The engine's metrics are described to the recorder that is there when it starts.
     let metrics = record()?;
+    let is_known = |base: &String| arguments.text_to_text.iter().any(|(name, _)| name == base);
+    if let Some((base, ..)) = arguments.adapter.iter().find(|(base, ..)| !is_known(base)) {
+        return Err(format!("--adapter names {base}, which no --text-to-text does").into());
+    }
     let engine = builder(&arguments).start().await?;
     let server = Server::new(engine)
         .with_key(key)
@@ -132,7 +146,13 @@ fn builder(arguments: &Arguments) -> EngineBuilder {
         };
     builder = each(text_embedding, builder, |builder, name, source| builder.text_embedding(name, source));
     builder = each(reranking, builder, |builder, name, source| builder.reranking(name, source));
-    builder = each(text_to_text, builder, |builder, name, source| builder.text_to_text(name, source));
+    for (name, text) in text_to_text {
+        let own = arguments.adapter.iter().filter(|(base, ..)| base == name);
+        let spec = own.fold(SourceSpec::from(source(text)), |spec, (_, adapter, text)| {
+            spec.with_adapter(adapter, source(text))
+        });
+        builder = builder.text_to_text(name.as_str(), spec);
+    }
     builder = each(vision, builder, |builder, name, source| builder.vision(name, source));
     each(text_to_image, builder, |builder, name, source| builder.text_to_image(name, source))
 }

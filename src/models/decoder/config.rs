@@ -29,8 +29,10 @@ pub(crate) struct DecoderConfig {
     pub(crate) logit_cap: Option<f32>,
     /// Tokens that end a text, as `config.json` has them.
     pub(crate) end_tokens: Vec<u32>,
-    /// Names of the tensors in safetensors.
+    /// Names of the tensors in the file.
     pub(crate) names: &'static DecoderNames,
+    /// Names of the modules in the reference implementation, where they are others.
+    pub(crate) modules: Option<&'static DecoderNames>,
 }
 
 /// The rows that the first block is given of tokens.

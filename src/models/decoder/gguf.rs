@@ -16,7 +16,7 @@ use model_actors::LoadContext;
 use super::config::{DecoderConfig, Embeddings, Head, LlamaSizes, llama_blocks};
 use super::load;
 use super::model::{Decoder, Logits};
-use super::names::{DecoderNames, LLAMA};
+use super::names::{DecoderNames, LLAMA, PHI, PHI3};
 use super::{gpt_oss, phi};
 use crate::error::{Error, Result};
 use crate::gguf::GgufFile;
@@ -79,6 +79,15 @@ impl Architecture {
     /// True where the rows of queries and keys are in llama.cpp's own order.
     fn is_permuted(self) -> bool {
         matches!(self, Self::Llama | Self::Mistral3 | Self::SmolLm3)
+    }
+
+    /// Names of the modules in the reference implementation.
+    fn modules(self) -> &'static DecoderNames {
+        match self {
+            Self::Phi2 => &PHI,
+            Self::Phi3 => &PHI3,
+            _ => &LLAMA,
+        }
     }
 
     fn may_have_experts(self) -> bool {
@@ -280,6 +289,7 @@ impl Metadata<'_> {
             logit_cap: None,
             end_tokens: Vec::new(),
             names: self.names(architecture, has_experts),
+            modules: Some(architecture.modules()),
         })
     }
 

@@ -8,7 +8,8 @@ use super::model::{BlockInputTable, Decoder, LearnedPositions, Logits};
 use super::names::DecoderNames;
 use crate::error::{Error, Result};
 use crate::kernels::packed::RowUse;
-use crate::models::transformer::{self, Bias, Linears, SafeTensors, Tensors};
+use crate::models::peft::PeftAdapter;
+use crate::models::transformer::{self, Adapter, Bias, Linears, SafeTensors, Tensors};
 use crate::weights::WeightFiles;
 
 impl DecoderConfig {
@@ -22,6 +23,20 @@ impl DecoderConfig {
         let reader = weights.reader("", device, context);
         let all = SafeTensors::new(&reader, "", self.transformer.workload);
         self.load_from(&all.at(self.prefix_in(weights)), &all, device)
+    }
+
+    /// Reads an adapter of the decoder's blocks.
+    pub(crate) fn load_adapter(
+        &self,
+        adapter: &PeftAdapter,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Adapter> {
+        let names = self.modules.unwrap_or(self.names);
+        let matrices = adapter.matrices(names.prefixes, names.blocks.blocks, device, context);
+        let loaded = transformer::load_adapter(&self.transformer, &names.blocks, &matrices, device)?;
+        adapter.check_all_read()?;
+        Ok(loaded)
     }
 
     /// The beginning of the names of all tensors but the heads' in a file.

@@ -163,6 +163,7 @@ impl Settings {
                 EndTokens::None => Vec::new(),
             },
             names: &LLAMA,
+            modules: None,
         })
     }
 

@@ -67,7 +67,8 @@ fn seconds(decoder: &Decoder, streams: usize, length: usize, passes: usize) -> f
     let tokens = vec![7; streams * length];
     let mut pass = || {
         let rows = decoder.embed(&tokens).unwrap();
-        let segments = caches.iter_mut().map(|cache| Segment { cache, length, positions: None });
+        let segments =
+            caches.iter_mut().map(|cache| Segment { cache, length, positions: None, adapter: None });
         let hidden = decoder.forward(&rows, &mut segments.collect::<Vec<_>>()).unwrap();
         decoder.logits(&hidden.narrow(0, 0, streams).unwrap()).unwrap();
     };

@@ -104,8 +104,9 @@ impl Fixture {
         let all: Vec<u32> = tokens.concat();
         let rows = self.decoder.embed(&all).unwrap();
         let pairs = caches.into_iter().zip(tokens);
-        let mut segments: Vec<Segment<'_>> =
-            pairs.map(|(cache, tokens)| Segment { cache, length: tokens.len(), positions: None }).collect();
+        let mut segments: Vec<Segment<'_>> = pairs
+            .map(|(cache, tokens)| Segment { cache, length: tokens.len(), positions: None, adapter: None })
+            .collect();
         let hidden = self.decoder.forward(&rows, &mut segments).unwrap();
         let logits = self.decoder.logits(&hidden).unwrap().to_vec2::<f32>().unwrap();
         let mut end = 0;
@@ -333,7 +334,7 @@ fn a_sequence_beyond_the_context_and_an_unknown_token_are_refused() {
     let fixture = Fixture::read("llama");
     let rows = fixture.decoder.embed(&vec![1; 513]).unwrap();
     let mut cache = fixture.decoder.cache(0).unwrap();
-    let mut segments = [Segment { cache: &mut cache, length: 513, positions: None }];
+    let mut segments = [Segment { cache: &mut cache, length: 513, positions: None, adapter: None }];
     let refused = fixture.decoder.forward(&rows, &mut segments).unwrap_err();
     assert!(refused.to_string().contains("513") && refused.to_string().contains("512"), "{refused}");
     assert!(matches!(fixture.decoder.embed(&[384]), Err(Error::InvalidInput(_))));
@@ -451,7 +452,7 @@ fn a_sequence_that_outgrew_its_rotary_embedding_is_not_read_on() {
     let rows = |count: usize| fixture.decoder.embed(&vec![1; count]).unwrap();
     let mut cache = fixture.decoder.cache(0).unwrap();
     let read = |cache: &mut Cache, length: usize| {
-        let segment = Segment { cache, length, positions: None };
+        let segment = Segment { cache, length, positions: None, adapter: None };
         fixture.decoder.forward(&rows(length), &mut [segment]).map(drop)
     };
     read(&mut cache, 24).unwrap();

@@ -12,7 +12,7 @@ use super::TokenBatch;
 use crate::error::{Error, Result};
 use crate::kernels::packed::{PackedLinear, RowUse};
 use crate::models::transformer::{
-    AdaptedProjection, Linears, LowRank, MatrixOrder, Projection, RowOrder, SafeTensors, Tensors,
+    AdaptedProjection, Linears, LowRankMatrices, MatrixOrder, Projection, SafeTensors, Tensors, low_rank,
 };
 
 /// Maximum number of tasks with an adapter.
@@ -77,25 +77,12 @@ pub(super) struct OfTask<'a> {
     pub(super) task: Option<usize>,
 }
 
-impl OfTask<'_> {
-    /// Matrices that a task adds to layers that are one: a matrix down of all, and one up with a block for each.
-    fn low_rank(&self, layers: &Linears<'_>, task: usize) -> Result<Option<LowRank>> {
-        if layers.order != RowOrder::AsStored || layers.scale.is_some() {
-            return Err(Error::compute("adapters of layers that are not as the file has them"));
-        }
-        let (mut downs, mut ups, mut before) = (Vec::new(), Vec::new(), 0);
-        for (name, out_dim) in layers.parts {
-            if let Some((down, up)) = self.adapters.matrices(name, *out_dim, layers.in_dim, task)? {
-                let after = layers.out_dim().saturating_sub(before + out_dim);
-                downs.push(down);
-                ups.push(up.pad_with_zeros(0, before, after)?);
-            }
-            before += out_dim;
-        }
-        match downs.is_empty() {
-            true => Ok(None),
-            false => LowRank::new(&Tensor::cat(&downs, 0)?, &Tensor::cat(&ups, 1)?).map(Some),
-        }
+/// What one task adds.
+struct Task<'a>(&'a dyn Adapters, usize);
+
+impl LowRankMatrices for Task<'_> {
+    fn matrices(&self, layer: &str, out_dim: usize, in_dim: usize) -> Result<Option<(Tensor, Tensor)>> {
+        self.0.matrices(layer, out_dim, in_dim, self.1)
     }
 }
 
@@ -115,7 +102,7 @@ impl Tensors for OfTask<'_> {
     fn projection(&self, layers: &Linears<'_>) -> Result<Projection> {
         let base = self.shared.layer(layers)?;
         let adapter = match self.task {
-            Some(task) => self.low_rank(layers, task)?,
+            Some(task) => low_rank(layers, &Task(self.adapters, task), self.shared.file.device())?,
             None => None,
         };
         Ok(Projection::Adapted(AdaptedProjection { base, adapter }))

@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use super::adapters::{Adapters, MAX_TASKS, OfTask, Shared, encode_by_task};
 use super::decoding::{AttentionDirection, Embedder};
 use super::{Architecture, Encoder, Task, TokenBatch, Watch};
-use crate::architecture::{Family, parse, refuse_listed};
+use crate::architecture::{Family, parse};
 use crate::error::{Error, Result};
 use crate::models::config_file::invalid;
-use crate::models::decoder::Decoder;
-use crate::models::transformer::{self, SafeTensors, Transformer, check_side};
-use crate::source::{Files, Unread, read_json};
+use crate::models::decoder::{Decoder, DecoderNames};
+use crate::models::peft::PeftAdapter;
+use crate::models::transformer::{self, LowRankMatrices as _, SafeTensors, Transformer};
 use crate::weights::WeightFiles;
 
 /// The family's entry in the list.
@@ -103,7 +103,7 @@ impl Architecture for AdaptedDecoder {
     fn load_adapted(
         &self,
         weights: &WeightFiles,
-        adapters: &[Adapter],
+        adapters: &[PeftAdapter],
         device: &Device,
         context: &LoadContext,
     ) -> Result<Arc<dyn Encoder>> {
@@ -112,7 +112,7 @@ impl Architecture for AdaptedDecoder {
         let whole = SafeTensors::new(&reader, "", config.transformer.workload);
         let file = whole.at(config.prefix_in(weights));
         let shared = Shared::new(&file);
-        let adapters = InFolders { adapters, device, context };
+        let adapters = InFolders { adapters, names: config.names, device, context };
         let of_task = |task| OfTask { shared: &shared, adapters: &adapters, task };
         let base = config.load_from(&of_task(None), &whole, device)?;
         let tasks = (0..self.tasks.len()).map(|task| {
@@ -123,74 +123,10 @@ impl Architecture for AdaptedDecoder {
     }
 }
 
-/// The files of an adapter.
-pub(in crate::models) struct Adapter {
-    weights: WeightFiles,
-    /// Length of the rows between its two matrices.
-    rank: usize,
-    /// Factor on what it adds.
-    scaling: f64,
-}
-
-/// `adapter_config.json`.
-#[derive(Deserialize)]
-struct AdapterConfig {
-    r: usize,
-    lora_alpha: f64,
-    #[serde(default)]
-    use_rslora: bool,
-}
-
-/// Settings of adapters that change what they add and are not read; each with the value that has no effect.
-const NOT_READ: [(&str, &str); 11] = [
-    ("peft_type", "\"LORA\""),
-    ("bias", "\"none\""),
-    ("lora_bias", "false"),
-    ("use_dora", "false"),
-    ("fan_in_fan_out", "false"),
-    ("modules_to_save", "null"),
-    ("rank_pattern", "{}"),
-    ("alpha_pattern", "{}"),
-    ("layer_replication", "null"),
-    ("trainable_token_indices", "null"),
-    ("target_parameters", "null"),
-];
-
-impl Adapter {
-    /// Opens the adapter in a folder.
-    ///
-    /// # Errors
-    /// Those of reading its two files; [`Error::UnsupportedSetting`] for one that is more than two matrices a layer.
-    pub(super) fn open(files: &Files, folder: &str, context: &LoadContext) -> Result<Self> {
-        let file = files.required(&format!("{folder}adapter_config.json"), context)?;
-        let settings: Value = read_json(&file)?;
-        if files.unread == Unread::Refused {
-            refuse_listed(&file, &settings, &NOT_READ)?;
-        }
-        let AdapterConfig { r: rank, lora_alpha, use_rslora } = parse(&file, &settings)?;
-        check_side(&file, "r", rank)?;
-        let divisor = if use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        if !lora_alpha.is_finite() {
-            return Err(invalid(&file, format!("lora_alpha is {lora_alpha}")));
-        }
-        let weights = WeightFiles::open_named(files, folder, "adapter_model", context)?;
-        Ok(Self { weights, rank, scaling: lora_alpha / divisor })
-    }
-
-    /// Bytes of its matrices in memory.
-    pub(super) fn bytes(&self) -> Bytes {
-        self.weights.bytes_in_memory(|_| true, |_| false)
-    }
-
-    /// Refuses one with a tensor that belongs to no layer.
-    pub(super) fn check_all_read(&self) -> Result<()> {
-        self.weights.check_all_read(|_| false)
-    }
-}
-
 /// Adapters in folders of their own.
 struct InFolders<'a> {
-    adapters: &'a [Adapter],
+    adapters: &'a [PeftAdapter],
+    names: &'static DecoderNames,
     device: &'a Device,
     context: &'a LoadContext,
 }
@@ -203,16 +139,10 @@ impl Adapters for InFolders<'_> {
         in_dim: usize,
         task: usize,
     ) -> Result<Option<(Tensor, Tensor)>> {
-        let Adapter { weights, rank, scaling } =
-            self.adapters.get(task).ok_or_else(|| Error::compute("a task without an adapter"))?;
-        let reader = weights.reader("base_model.model.", self.device, self.context);
-        let paths = ["", "model."].map(|path| format!("{path}{layer}.lora_"));
-        let Some(path) = paths.iter().find(|path| reader.contains(&format!("{path}A.weight"))) else {
-            return Ok(None);
-        };
-        let down = reader.tensor(&format!("{path}A.weight"), &[*rank, in_dim])?;
-        let up = reader.tensor(&format!("{path}B.weight"), &[out_dim, *rank])?;
-        Ok(Some((down, (up * *scaling)?)))
+        let adapter = self.adapters.get(task).ok_or_else(|| Error::compute("a task without an adapter"))?;
+        let names = self.names;
+        let matrices = adapter.matrices(names.prefixes, names.blocks.blocks, self.device, self.context);
+        matrices.matrices(layer, out_dim, in_dim)
     }
 }
 

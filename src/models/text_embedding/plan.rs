@@ -9,7 +9,6 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::bge_m3::TokenOutputs;
-use super::jina_v5::Adapter;
 use super::static_embedding::StaticEmbedding;
 use super::{Architecture, CAPABILITY, FAMILIES, LoadedModel, Task};
 use crate::architecture::{self, parse, refuse_listed};
@@ -18,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::loader::{self, GenerationSettings};
 use crate::models::config_file;
 use crate::models::passes::{PASS_ROWS, THREAD_SCRATCH};
+use crate::models::peft::PeftAdapter;
 use crate::pooling::{Head, Modules};
 use crate::source::{Files, Unread, read_json};
 use crate::tokens::{TokenizerFiles, Tokens};
@@ -289,7 +289,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         let tokens = tokens.with_rows(self.architecture.vocabulary());
         let adapters = self.adapters(context)?;
         let encoder = self.architecture.load_adapted(&weights, &adapters, &device, context)?;
-        adapters.iter().try_for_each(Adapter::check_all_read)?;
+        adapters.iter().try_for_each(PeftAdapter::check_all_read)?;
         weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;
         let head = self.modules.head(&self.files, self.architecture.width(), context)?;
         self.facts.get_or_init(|| self.facts_with(&head));
@@ -363,13 +363,13 @@ impl TextEmbeddingPlan {
     }
 
     /// The adapters that lie in folders of their own.
-    fn adapters(&self, context: &LoadContext) -> Result<Vec<Adapter>> {
+    fn adapters(&self, context: &LoadContext) -> Result<Vec<PeftAdapter>> {
         let folders = self.architecture.tasks().iter().filter_map(|task| task.folder.as_ref());
         let folder = &self.modules.transformer;
-        folders.map(|own| Adapter::open(&self.files, &format!("{folder}{own}"), context)).collect()
+        folders.map(|own| PeftAdapter::open(&self.files, &format!("{folder}{own}"), context)).collect()
     }
 
-    fn footprint_of(&self, compute: &Compute, weights: &WeightFiles, adapters: &[Adapter]) -> Footprint {
+    fn footprint_of(&self, compute: &Compute, weights: &WeightFiles, adapters: &[PeftAdapter]) -> Footprint {
         let scratch = self.architecture.scratch(PASS_ROWS.max(self.longest), self.longest);
         let eight_bit = self.files.eight_bit;
         let shared = weights.bytes_in_memory(

@@ -2,6 +2,7 @@
 //! or a model of candle-transformers, whose texts take turns. Everything around it is the same for both.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext, LoadStage};
@@ -17,9 +18,10 @@ use crate::models::config_file;
 use crate::models::continuous_batching::{Logits, Part};
 use crate::models::decoder::{Decoder, DecoderConfig, FAMILIES};
 use crate::models::passes::PROMPT_ROWS;
-use crate::models::transformer::{Cache, Segment, is_buffer};
+use crate::models::peft::PeftAdapter;
+use crate::models::transformer::{Adapter, Cache, Segment, is_buffer};
 use crate::models::transformers::{self, Loaded, Text};
-use crate::source::{Files, Unread, read_json};
+use crate::source::{Files, OpenAdapters, Unread, read_json};
 use crate::weights::WeightFiles;
 
 /// The capability's name in errors.
@@ -116,16 +118,49 @@ impl NetworkConfig {
         }
     }
 
-    /// Bytes of caches of so many tokens together, and of the scratch of a pass; texts have at most `longest` each.
-    pub(super) fn worker_bytes(&self, tokens: usize, limits: GenerationLimits, longest: usize) -> Bytes {
+    /// Bytes of caches of so many tokens together, and of the scratch of a pass, with adapters or without; texts have at most
+    /// `longest` each.
+    pub(super) fn worker_bytes(
+        &self,
+        tokens: usize,
+        limits: GenerationLimits,
+        longest: usize,
+        adapted: bool,
+    ) -> Bytes {
         match self {
             Self::Own(config) => {
-                config.cache_bytes(tokens, limits.max_sequences)
-                    + config.scratch(PROMPT_ROWS + limits.max_sequences, longest)
+                let rows = PROMPT_ROWS + limits.max_sequences;
+                // What adapters add to the widest layer.
+                let added = if adapted { config.scratch(rows, 1) } else { Bytes::ZERO };
+                config.cache_bytes(tokens, limits.max_sequences) + config.scratch(rows, longest) + added
             }
             Self::Library { described, .. } => {
                 transformers::worker_bytes(described, tokens, limits.max_sequences, longest)
             }
+        }
+    }
+
+    /// Refuses adapters that the network cannot have.
+    pub(super) fn check_adapters(&self, adapters: &OpenAdapters) -> Result<()> {
+        match self {
+            Self::Library { .. } if !adapters.is_empty() => {
+                let reason = "candle-transformers, which computes this model, takes no adapters";
+                Err(Error::InvalidSetting { setting: "adapters".into(), reason: reason.to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads an adapter.
+    pub(super) fn load_adapter(
+        &self,
+        adapter: &PeftAdapter,
+        device: &Device,
+        context: &LoadContext,
+    ) -> Result<Adapter> {
+        match self {
+            Self::Own(config) => config.load_adapter(adapter, device, context),
+            Self::Library { .. } => Err(Error::compute("candle-transformers takes no adapters")),
         }
     }
 
@@ -208,17 +243,19 @@ pub(crate) struct State {
     pub(super) cache: TextCache,
     /// Of the prompt, and after it of the answer; those beyond the cache are not read yet.
     pub(super) tokens: Vec<u32>,
+    /// What changes the decoder for the text.
+    adapter: Option<Arc<Adapter>>,
     /// The step at which the text had its last turn, where texts take turns.
     turn: u64,
 }
 
 impl State {
-    pub(super) fn new(network: &Network, tokens: Vec<u32>) -> Result<Self> {
+    pub(super) fn new(network: &Network, tokens: Vec<u32>, adapter: Option<Arc<Adapter>>) -> Result<Self> {
         let cache = match network {
             Network::Own(decoder) => TextCache::Own(decoder.cache(tokens.len())?),
             Network::Library(model) => TextCache::Library(model.begin()?),
         };
-        Ok(Self { cache, tokens, turn: 0 })
+        Ok(Self { cache, tokens, adapter, turn: 0 })
     }
 
     /// Number of tokens that are not read yet.
@@ -262,12 +299,7 @@ impl Network {
     /// text, it is the turn of the text that has waited longest.
     pub(super) fn step(&self, texts: &mut [Part<'_, State>], step: u64) -> Result<Vec<Logits>> {
         match self {
-            Self::Own(decoder) => {
-                let mut logits = pass(decoder, texts)?.map_or_else(Vec::new, Vec::from).into_iter();
-                // Whoever has read all, and nobody else, has a row of them.
-                let of = |part: &Part<'_, State>| if part.state.unread() == 0 { logits.next() } else { None };
-                Ok(texts.iter().map(of).map(Ok).collect())
-            }
+            Self::Own(decoder) => Ok(pass(decoder, texts)?.into_iter().map(Ok).collect()),
             Self::Library(model) => {
                 let next = texts.iter().enumerate().min_by_key(|(_, part)| part.state.turn);
                 let next = next.map(|(index, _)| index);
@@ -284,11 +316,11 @@ impl Network {
     }
 
     /// The logits after each of these tokens.
-    pub(super) fn logits(&self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+    pub(super) fn logits(&self, tokens: &[u32], adapter: Option<&Adapter>) -> Result<Vec<Vec<f32>>> {
         match self {
             Self::Own(decoder) => {
                 let mut cache = decoder.cache(tokens.len())?;
-                let segment = Segment { cache: &mut cache, length: tokens.len(), positions: None };
+                let segment = Segment { cache: &mut cache, length: tokens.len(), positions: None, adapter };
                 let hidden = decoder.forward(&decoder.embed(tokens)?, &mut [segment])?;
                 Ok(decoder.logits(&hidden)?.to_vec2()?)
             }
@@ -320,24 +352,35 @@ fn read(model: &Loaded, state: &mut State, rows: usize) -> Logits {
 }
 
 /// One pass through the decoder for all texts. Logits of those that have read all.
-fn pass(decoder: &Decoder, texts: &mut [Part<'_, State>]) -> Result<Option<Vec<Vec<f32>>>> {
+fn pass(decoder: &Decoder, texts: &mut [Part<'_, State>]) -> Result<Vec<Option<Vec<f32>>>> {
     let (mut tokens, mut asked) = (Vec::new(), Vec::new());
+    let mut logits = vec![None; texts.len()];
     let mut segments = Vec::with_capacity(texts.len());
-    for Part { state, rows } in texts {
+    // The rows of one adapter lie together, so that its matrices are read once.
+    let mut ordered: Vec<(usize, &mut Part<'_, State>)> = texts.iter_mut().enumerate().collect();
+    ordered.sort_by_key(|(_, part)| part.state.adapter.as_ref().map(Arc::as_ptr));
+    for (index, Part { state, rows }) in ordered {
         let unread = state.unread();
-        let State { cache: TextCache::Own(cache), tokens: all, .. } = &mut **state else {
+        let State { cache: TextCache::Own(cache), tokens: all, adapter, .. } = &mut **state else {
             return Err(Error::compute("the text belongs to another model"));
         };
         tokens.extend(all.iter().skip(cache.length()).take(*rows));
         if unread == *rows {
-            asked.push(tokens.len().saturating_sub(1) as u32);
+            asked.push((index, tokens.len().saturating_sub(1) as u32));
         }
-        segments.push(Segment { cache, length: *rows, positions: None });
+        segments.push(Segment { cache, length: *rows, positions: None, adapter: adapter.as_deref() });
     }
     let hidden = decoder.forward(&decoder.embed(&tokens)?, &mut segments)?;
     if asked.is_empty() {
-        return Ok(None);
+        return Ok(logits);
     }
-    let asked = Tensor::new(asked, hidden.device())?;
-    Ok(Some(decoder.logits(&hidden.index_select(&asked, 0)?)?.to_vec2()?))
+    let (places, rows): (Vec<usize>, Vec<u32>) = asked.into_iter().unzip();
+    let rows = Tensor::new(rows, hidden.device())?;
+    let made: Vec<Vec<f32>> = decoder.logits(&hidden.index_select(&rows, 0)?)?.to_vec2()?;
+    for (place, made) in places.into_iter().zip(made) {
+        if let Some(logits) = logits.get_mut(place) {
+            *logits = Some(made);
+        }
+    }
+    Ok(logits)
 }

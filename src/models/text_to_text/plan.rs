@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use model_actors::{Bytes, Footprint, GenerateText, LoadContext, LoadStage, Prompt, TextToText};
 
 use super::LoadedModel;
+use super::adapters::{self, Adapters};
 use super::network::NetworkConfig;
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -55,6 +56,7 @@ impl loader::LoadPlan for TextToTextPlan {
     type Loaded = LoadedModel;
     const CONTINUOUS: bool = true;
     const EIGHT_BIT: bool = true;
+    const ADAPTERS: bool = true;
 
     fn read(files: Files, generation: GenerationSettings, context: &LoadContext) -> Result<Self> {
         match files.gguf(context)? {
@@ -65,6 +67,10 @@ impl loader::LoadPlan for TextToTextPlan {
 
     fn files(&self) -> &Files {
         &self.files
+    }
+
+    fn adapter(request: &GenerateText) -> Option<&str> {
+        request.adapter.as_deref()
     }
 
     fn check(&self, request: &GenerateText) -> Result<()> {
@@ -125,6 +131,7 @@ impl loader::LoadPlan for TextToTextPlan {
             template: self.template.clone(),
             end_tokens,
             grammars,
+            adapters: Adapters::load(&self.files.adapters, &self.config, &device, context)?,
             marks: self.template.as_ref().map(|one| PartMarks::of_template(one.text())).unwrap_or_default(),
             settings: self.settings.clone(),
             tokens,
@@ -139,6 +146,7 @@ impl loader::LoadPlan for TextToTextPlan {
 impl TextToTextPlan {
     fn read_folder(files: Files, generation: GenerationSettings, context: &LoadContext) -> Result<Self> {
         let config = NetworkConfig::read(&files, generation.family, context)?;
+        config.check_adapters(&files.adapters)?;
         let settings = GenerationConfig::read(&files, context)?;
         let tokenizer = TokenizerFiles::find(&files, "", context)?;
         let (template, special) = generation::read_chat_template(&files, context)?;
@@ -241,10 +249,12 @@ impl TextToTextPlan {
         let logits = Bytes((2 * 4 * max_sequences as u64).saturating_mul(config.vocabulary() as u64));
         let longest = config.context().min(kv_cache_tokens);
         let held = continuous_batching::most_held(limits, config.context());
+        let adapted = !self.files.adapters.is_empty();
         // With the numbers of the tokens themselves.
-        let computing = config.worker_bytes(held, limits, longest) + Bytes(4 * held as u64);
+        let computing = config.worker_bytes(held, limits, longest, adapted) + Bytes(4 * held as u64);
         let tokenizing = Bytes(TOKENIZING.saturating_mul(longest as u64));
-        let shared = shared + Grammars::bytes(config.vocabulary());
+        let adapters = adapters::bytes(&self.files.adapters, context)?;
+        let shared = shared + Grammars::bytes(config.vocabulary()) + adapters;
         Ok(Footprint::new(shared, computing + logits + tokenizing + THREAD_SCRATCH))
     }
 }

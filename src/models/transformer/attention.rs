@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::adapter::{AdaptedLayer, RowAdapters};
 use super::config::OutputGate;
 use super::layer_cache::LayerCache;
 use super::projection::Projection;
@@ -36,6 +37,7 @@ pub(crate) struct Pass<'a, 'b> {
     pub(crate) mask: Option<AttentionMask>,
     /// The block's own input of each row, in a model with several residual streams.
     pub(crate) input: Option<Tensor>,
+    pub(crate) adapters: RowAdapters<'a>,
 }
 
 /// Multi-head or grouped-query self-attention.
@@ -60,8 +62,8 @@ pub(crate) struct Attention {
 impl Attention {
     /// Queries, keys and values of normed rows, `(rows, (heads + 2 · kv_heads) · head_size)`; with output gates, each
     /// head's gate after its query.
-    pub(super) fn qkv(&self, input: &Tensor) -> Result<Tensor> {
-        self.qkv_proj.forward(input, Activation::Identity)
+    pub(super) fn qkv(&self, input: &Tensor, adapters: RowAdapters<'_>) -> Result<Tensor> {
+        adapters.forward(AdaptedLayer::Qkv, &self.qkv_proj, input, Activation::Identity)
     }
 
     /// `(rows, heads · head_size)`, before the output projection.

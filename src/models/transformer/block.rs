@@ -5,6 +5,7 @@ use std::f32::consts::FRAC_1_SQRT_2;
 
 use candle_core::Tensor;
 
+use super::adapter::{AdaptedLayer, RowAdapters};
 use super::attention::{CrossAttention, CrossKeyValues, CrossRun, Pass};
 use super::feed_forward::FeedForward;
 use super::mixer::Mixer;
@@ -43,15 +44,15 @@ impl Block {
         match self.order {
             Order::Sequential => {
                 let attention_output = self.mixer.forward(self.attention_norms.before(&hidden)?, pass)?;
-                self.finish(attention_output, hidden, pass.cross)
+                self.finish_adapted(attention_output, hidden, pass.cross, pass.adapters)
             }
             Order::Parallel => {
                 let input = self.attention_norms.before(&hidden)?;
                 let attention_output = self.mixer.forward(input.clone(), pass)?;
-                let attention_output =
-                    self.mixer.out_proj().forward(&attention_output, Activation::Identity)?;
+                let attention_output = self.project(&attention_output, pass.adapters)?;
                 let hidden = self.attention_norms.add(attention_output, hidden)?;
-                self.feed_forward_norms.add(self.feed_forward.forward(&input)?, hidden)
+                let output = self.feed_forward.forward_adapted(&input, pass.adapters)?;
+                self.feed_forward_norms.add(output, hidden)
             }
         }
     }
@@ -68,19 +69,27 @@ impl Block {
         let normed = self.attention_norms.before(&hidden)?;
         let around = alternation.around(&normed)?;
         let output = self.mixer.forward(normed, pass)?;
-        let output = self.mixer.out_proj().forward(&output, Activation::Identity)?;
+        let output = self.project(&output, pass.adapters)?;
         let hidden = add(&self.attention_norms.add(output, hidden)?, &around)?;
         let hidden = scale(hidden, FRAC_1_SQRT_2)?;
-        let output = self.feed_forward.forward(&self.feed_forward_norms.before(&hidden)?)?;
+        let normed = self.feed_forward_norms.before(&hidden)?;
+        let output = self.feed_forward.forward_adapted(&normed, pass.adapters)?;
         let hidden = self.feed_forward_norms.add(output, hidden)?;
         alternation.correct(&predictions, &hidden, pass.input.as_ref())
+    }
+
+    /// Rows of what attention or a gated delta net gives, through the projection after it.
+    fn project(&self, rows: &Tensor, adapters: RowAdapters<'_>) -> Result<Tensor> {
+        adapters.forward(AdaptedLayer::AttentionOutput, self.mixer.out_proj(), rows, Activation::Identity)
     }
 
     /// The first half of a sequential block with attention: queries, keys and values of rows, `(rows, 3 · width)`
     /// without grouping.
     pub(crate) fn qkv(&self, hidden: &Tensor) -> Result<Tensor> {
         match &self.mixer {
-            Mixer::Attention(attention) => attention.qkv(&self.attention_norms.before(hidden)?),
+            Mixer::Attention(attention) => {
+                attention.qkv(&self.attention_norms.before(hidden)?, RowAdapters::default())
+            }
             Mixer::DeltaNet(_) => Err(Error::compute("a block has no attention whose parts could be had")),
         }
     }
@@ -93,14 +102,25 @@ impl Block {
         hidden: Tensor,
         cross: &[CrossRun<'_>],
     ) -> Result<Tensor> {
-        let output = self.mixer.out_proj().forward(&attention_output, Activation::Identity)?;
+        self.finish_adapted(attention_output, hidden, cross, RowAdapters::default())
+    }
+
+    fn finish_adapted(
+        &self,
+        attention_output: Tensor,
+        hidden: Tensor,
+        cross: &[CrossRun<'_>],
+        adapters: RowAdapters<'_>,
+    ) -> Result<Tensor> {
+        let output = self.project(&attention_output, adapters)?;
         drop(attention_output);
         let mut hidden = self.attention_norms.add(output, hidden)?;
         if let Some((attention, norms)) = &self.cross_attention {
             let output = attention.forward(&norms.before(&hidden)?, cross)?;
             hidden = norms.add(output, hidden)?;
         }
-        let output = self.feed_forward.forward(&self.feed_forward_norms.before(&hidden)?)?;
+        let normed = self.feed_forward_norms.before(&hidden)?;
+        let output = self.feed_forward.forward_adapted(&normed, adapters)?;
         self.feed_forward_norms.add(output, hidden)
     }
 

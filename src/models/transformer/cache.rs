@@ -4,6 +4,7 @@
 #[cfg(test)]
 use model_actors::Bytes;
 
+use super::adapter::Adapter;
 use super::attention::CrossKeyValues;
 use super::layer_cache::LayerCache;
 use crate::error::{Error, Result};
@@ -71,4 +72,6 @@ pub(crate) struct Segment<'a> {
     pub(crate) length: usize,
     /// Position of each row; by default they count on from the cache's length.
     pub(crate) positions: Option<Vec<Position>>,
+    /// What changes the blocks for the sequence.
+    pub(crate) adapter: Option<&'a Adapter>,
 }

@@ -3,6 +3,7 @@
 
 use candle_core::{D, DType, Tensor};
 
+use super::adapter::{AdaptedLayer, RowAdapters};
 use super::config::ExpertWeights;
 use super::projection::Projection;
 use crate::error::Result;
@@ -19,9 +20,14 @@ pub(crate) enum FeedForward {
 impl FeedForward {
     /// `(rows, width)` to the same.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        self.forward_adapted(input, RowAdapters::default())
+    }
+
+    /// The same with what adapters add. None changes experts.
+    pub(super) fn forward_adapted(&self, input: &Tensor, adapters: RowAdapters<'_>) -> Result<Tensor> {
         match self {
-            Self::Dense(dense) => dense.forward(input),
-            Self::Gated(gated) => gated.forward(input),
+            Self::Dense(dense) => dense.forward(input, adapters),
+            Self::Gated(gated) => gated.forward(input, adapters),
             Self::Experts(experts) => experts.forward(input),
         }
     }
@@ -35,8 +41,9 @@ pub(crate) struct Dense {
 }
 
 impl Dense {
-    fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        self.down.forward(&self.up.forward(input, self.activation)?, Activation::Identity)
+    fn forward(&self, input: &Tensor, adapters: RowAdapters<'_>) -> Result<Tensor> {
+        let intermediate = adapters.forward(AdaptedLayer::Up, &self.up, input, self.activation)?;
+        adapters.forward(AdaptedLayer::Down, &self.down, &intermediate, Activation::Identity)
     }
 }
 
@@ -50,10 +57,10 @@ pub(crate) struct Gated {
 }
 
 impl Gated {
-    fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let gate_up = self.gate_up.forward(input, Activation::Identity)?;
+    fn forward(&self, input: &Tensor, adapters: RowAdapters<'_>) -> Result<Tensor> {
+        let gate_up = adapters.forward(AdaptedLayer::Up, &self.gate_up, input, Activation::Identity)?;
         let intermediate = glu(&gate_up, self.activation, self.form)?;
-        self.down.forward(&intermediate, Activation::Identity)
+        adapters.forward(AdaptedLayer::Down, &self.down, &intermediate, Activation::Identity)
     }
 }
 
@@ -107,7 +114,8 @@ impl Experts {
         match &self.shared {
             Some((gate, shared)) => {
                 let weights = candle_nn::ops::sigmoid(&gate.forward(input, Activation::Identity)?)?;
-                Ok((out + shared.forward(input)?.broadcast_mul(&weights)?)?)
+                let shared = shared.forward(input, RowAdapters::default())?;
+                Ok((out + shared.broadcast_mul(&weights)?)?)
             }
             None => Ok(out),
         }

@@ -1,8 +1,10 @@
 //! The loader: from the tensors of a file to a stack of blocks in memory. It follows a configuration and a
 //! table of names, so that the same few steps serve every family; the kind of file is left to [`Tensors`].
 
+mod layers;
 mod delta_net;
 mod streams;
+mod adapter;
 
 use std::sync::Arc;
 
@@ -12,21 +14,22 @@ use super::attention::{Attention, CrossAttention};
 use super::block::{Block, Order};
 use super::config::{
     AttentionConfig, AttentionSinks, Bias, DistanceVectorsConfig, ExpertForm, FeedForwardConfig, HeadNorms,
-    LayerConfig, MixerConfig, NormPlacement, OutputGate, RelativeBiasConfig, TransformerConfig, ValueNorm,
-    Workload,
+    LayerConfig, MixerConfig, NormPlacement, RelativeBiasConfig, TransformerConfig, ValueNorm, Workload,
 };
 use super::feed_forward::{Dense, Experts, FeedForward, Gated};
 use super::mixer::Mixer;
-use super::names::{ExpertNames, MatrixOrder, Names, QkvNames, UpNames};
+use super::names::{ExpertNames, MatrixOrder, Names, UpNames};
 use super::norm::{Norm, SublayerNorms};
 use super::projection::Projection;
 use super::stack::Transformer;
-use super::tensors::{Linears, RowOrder, Tensors};
+use super::tensors::{Linears, Tensors};
 use crate::error::{Error, Result};
 use crate::kernels::causal::{CausalAttention, KeyValues};
 use crate::kernels::glu::GluForm;
 use crate::kernels::rms_norm::RmsNorm;
 use crate::kernels::{DistanceVectors, RelativeBias};
+pub(crate) use adapter::{LowRankMatrices, load_adapter, low_rank};
+use layers::BlockLayers;
 
 /// Reads a stack of blocks.
 pub(crate) fn load(
@@ -38,7 +41,8 @@ pub(crate) fn load(
     let relative_bias = relative_bias(config, names, tensors)?;
     let blocks = config.layers.iter().enumerate().map(|(index, layer)| {
         let path = format!("{}{index}.", names.blocks);
-        BlockLoader { config, names, tensors, device, path, relative_bias: relative_bias.as_ref() }
+        let layers = BlockLayers { config, names, path };
+        BlockLoader { config, names, layers, tensors, device, relative_bias: relative_bias.as_ref() }
             .block(layer)
     });
     Ok(Transformer {
@@ -62,7 +66,8 @@ pub(crate) fn load_feed_forward(
     tensors: &dyn Tensors,
 ) -> Result<FeedForward> {
     let layer = config.layers.first().ok_or_else(|| misfit("there are no blocks"))?;
-    BlockLoader { config, names, tensors, device: &Device::Cpu, path: String::new(), relative_bias: None }
+    let layers = BlockLayers { config, names, path: String::new() };
+    BlockLoader { config, names, layers, tensors, device: &Device::Cpu, relative_bias: None }
         .feed_forward(layer)
 }
 
@@ -86,9 +91,9 @@ fn relative_bias(
 struct BlockLoader<'a> {
     config: &'a TransformerConfig,
     names: &'a Names,
+    layers: BlockLayers<'a>,
     tensors: &'a dyn Tensors,
     device: &'a Device,
-    path: String,
     relative_bias: Option<&'a Arc<RelativeBias>>,
 }
 
@@ -119,7 +124,7 @@ impl BlockLoader<'_> {
     }
 
     fn norm(&self, name: &str, width: usize) -> Result<Option<Norm>> {
-        let name = format!("{}{name}", self.path);
+        let name = format!("{}{name}", self.layers.path);
         self.tensors.norm(&name, width, self.config.norm, self.config.epsilon).map(Some)
     }
 
@@ -159,47 +164,14 @@ impl BlockLoader<'_> {
 
     /// Linear layers by their names in the block.
     fn projection(&self, parts: &[(&str, usize)], layers: Linears<'_>) -> Result<Projection> {
-        self.named(parts, layers, |layers| self.tensors.projection(layers))
-    }
-
-    /// Applies `read` to linear layers by their names in the block.
-    fn named<R>(
-        &self,
-        parts: &[(&str, usize)],
-        layers: Linears<'_>,
-        read: impl FnOnce(&Linears<'_>) -> R,
-    ) -> R {
-        let names: Vec<String> = parts.iter().map(|(name, _)| format!("{}{name}", self.path)).collect();
-        let parts: Vec<(&str, usize)> =
-            names.iter().zip(parts).map(|(name, (_, out_dim))| (name.as_str(), *out_dim)).collect();
-        let scale = layers.scale.map(|scale| format!("{}{scale}", self.path));
-        let unbiased = layers.unbiased.map(|name| format!("{}{name}", self.path));
-        read(&Linears { parts: &parts, scale: scale.as_deref(), unbiased: unbiased.as_deref(), ..layers })
+        self.layers.named(parts, layers, |layers| self.tensors.projection(layers))
     }
 
     fn attention(&self, layer: &LayerConfig) -> Result<Attention> {
-        let (config, attention, names) = (self.config, &self.config.attention, self.names);
-        let (heads, shared) = (attention.heads * attention.head_size, config.kv_width());
-        let queries = match attention.output_gate {
-            OutputGate::None => heads,
-            OutputGate::EachHead => 2 * heads,
-        };
-        let qkv = Linears::new(&[], config.width, config.biases.qkv);
-        let qkv_proj = match names.qkv {
-            QkvNames::Separate([query, ..]) if layer.key_values_of.is_some() => {
-                self.projection(&[(query, queries)], qkv)?
-            }
-            QkvNames::Fused(name) => self.projection(&[(name, queries + 2 * shared)], qkv)?,
-            QkvNames::Separate([query, key, value]) => {
-                let unbiased = (attention.key_bias == Some(Bias::No)).then_some(key);
-                let qkv = Linears { unbiased, ..qkv };
-                self.projection(&[(query, queries), (key, shared), (value, shared)], qkv)?
-            }
-        };
-        let out = Linears::new(&[], heads, config.biases.attention_output);
-        let out = Linears { scale: names.attention_scale, ..out };
+        let (config, attention) = (self.config, &self.config.attention);
+        let read = |layers: &Linears<'_>| self.tensors.projection(layers);
         Ok(Attention {
-            qkv_proj,
+            qkv_proj: self.layers.qkv(layer, read)?,
             output_gate: attention.output_gate,
             kernel: CausalAttention {
                 heads: attention.heads,
@@ -227,7 +199,7 @@ impl BlockLoader<'_> {
             distance_vectors: self.distance_vectors()?,
             rope: layer.rope,
             key_values_of: layer.key_values_of,
-            out_proj: self.projection(&[(names.out_proj, config.width)], out)?,
+            out_proj: self.layers.attention_output(read)?,
         })
     }
 
@@ -237,7 +209,7 @@ impl BlockLoader<'_> {
         if self.config.workload != Workload::WholeSequences {
             return Err(misfit("vectors of distances are of encoders"));
         }
-        let name = format!("{}{}.weight", self.path, self.names.distance_vectors);
+        let name = format!("{}{}.weight", self.layers.path, self.names.distance_vectors);
         let table = self.tensors.tensor(&name, &[(2 * reach).saturating_sub(1), head_size])?;
         Ok(Some(DistanceVectors::new(table.flatten_all()?.to_vec1()?, head_size, rows)))
     }
@@ -266,7 +238,7 @@ impl BlockLoader<'_> {
                 Err(misfit("attention sinks are of decoders"))
             }
             (AttentionSinks::EachHead, Workload::GrowingSequences) => {
-                let name = format!("{}{}", self.path, self.names.sinks);
+                let name = format!("{}{}", self.layers.path, self.names.sinks);
                 Ok(self.tensors.vector(&name, self.config.attention.heads)?.to_vec1()?)
             }
         }
@@ -294,19 +266,13 @@ impl BlockLoader<'_> {
 
     fn feed_forward(&self, layer: &LayerConfig) -> Result<FeedForward> {
         let (config, names) = (self.config, self.names);
+        let read = |layers: &Linears<'_>| self.tensors.projection(layers);
         match layer.feed_forward {
-            FeedForwardConfig::Dense { intermediate } => {
-                let UpNames::Dense(up) = names.up else {
-                    return Err(misfit("a network without a gate has one projection up"));
-                };
-                let name = format!("{}{up}", names.feed_forward);
-                let up = Linears::new(&[], config.width, config.biases.up);
-                Ok(FeedForward::Dense(Dense {
-                    up: self.projection(&[(name.as_str(), intermediate)], up)?,
-                    activation: config.activation,
-                    down: self.down(names.feed_forward, intermediate)?,
-                }))
-            }
+            FeedForwardConfig::Dense { intermediate } => Ok(FeedForward::Dense(Dense {
+                up: self.layers.up(intermediate, read)?,
+                activation: config.activation,
+                down: self.down(names.feed_forward, intermediate)?,
+            })),
             FeedForwardConfig::Gated { intermediate } => {
                 let form = layer.glu.unwrap_or(config.glu);
                 self.gated(names.feed_forward, intermediate, form).map(FeedForward::Gated)
@@ -327,7 +293,7 @@ impl BlockLoader<'_> {
                     experts: self.experts(intermediate, count, form)?,
                     bias: match (form, names.experts) {
                         (ExpertForm::Dense, ExpertNames::Stacked { bias, .. }) => {
-                            Some(self.tensors.vector(&format!("{}{bias}", self.path), config.width)?)
+                            Some(self.tensors.vector(&format!("{}{bias}", self.layers.path), config.width)?)
                         }
                         _ => None,
                     },
@@ -354,7 +320,7 @@ impl BlockLoader<'_> {
         let (up, up_order, down, down_order) = match (self.names.experts, form) {
             (ExpertNames::Numbered(path), ExpertForm::Gated) => return numbered(path),
             (ExpertNames::NumberedOrStacked { numbered: path, gate_up, down }, ExpertForm::Gated) => {
-                if !self.tensors.contains(&format!("{}{gate_up}", self.path)) {
+                if !self.tensors.contains(&format!("{}{gate_up}", self.layers.path)) {
                     return numbered(path);
                 }
                 (UpNames::GateUp(gate_up), MatrixOrder::Outputs, down, MatrixOrder::Outputs)
@@ -369,10 +335,12 @@ impl BlockLoader<'_> {
         let ups = |layers: &Linears<'_>| self.tensors.stacked(layers, count, up_order);
         let downs = |bias| {
             let into = Linears::new(&[], intermediate, bias);
-            self.named(&[(down, width)], into, |layers| self.tensors.stacked(layers, count, down_order))
+            self.layers
+                .named(&[(down, width)], into, |layers| self.tensors.stacked(layers, count, down_order))
         };
         if form == ExpertForm::Gated {
-            let pairs = self.gate_up("", up, intermediate, ups)?.into_iter().zip(downs(config.biases.down)?);
+            let pairs =
+                self.layers.gate_up("", up, intermediate, ups)?.into_iter().zip(downs(config.biases.down)?);
             return Ok(pairs
                 .map(|(up, down)| FeedForward::Gated(self.gated_of(up, down, config.glu)))
                 .collect());
@@ -380,14 +348,14 @@ impl BlockLoader<'_> {
         let UpNames::Dense(up) = up else {
             return Err(misfit("a network without a gate has one projection up"));
         };
-        let ups = self.named(&[(up, intermediate)], Linears::new(&[], width, Bias::No), ups)?;
+        let ups = self.layers.named(&[(up, intermediate)], Linears::new(&[], width, Bias::No), ups)?;
         let dense = |(up, down)| FeedForward::Dense(Dense { up, activation: config.activation, down });
         Ok(ups.into_iter().zip(downs(Bias::No)?).map(dense).collect())
     }
 
     fn gated(&self, path: &str, intermediate: usize, form: GluForm) -> Result<Gated> {
         let projection = |layers: &Linears<'_>| self.tensors.projection(layers);
-        let gate_up = self.gate_up(path, self.names.up, intermediate, projection)?;
+        let gate_up = self.layers.gate_up(path, self.names.up, intermediate, projection)?;
         Ok(self.gated_of(gate_up, self.down(path, intermediate)?, form))
     }
 
@@ -395,36 +363,8 @@ impl BlockLoader<'_> {
         Gated { gate_up, activation: self.config.activation, form, down }
     }
 
-    /// Applies `read` to the projections into a gated network.
-    fn gate_up<R>(
-        &self,
-        path: &str,
-        names: UpNames,
-        intermediate: usize,
-        read: impl FnOnce(&Linears<'_>) -> Result<R>,
-    ) -> Result<R> {
-        let both = Linears::new(&[], self.config.width, self.config.biases.up);
-        let fused = |name: &str, order, read| {
-            let name = format!("{path}{name}");
-            self.named(&[(name.as_str(), 2 * intermediate)], Linears { order, ..both }, read)
-        };
-        match names {
-            UpNames::Separate { gate, up } => {
-                let [gate, up] = [gate, up].map(|part| format!("{path}{part}"));
-                self.named(&[(gate.as_str(), intermediate), (up.as_str(), intermediate)], both, read)
-            }
-            UpNames::GateUp(name) => fused(name, RowOrder::AsStored, read),
-            UpNames::UpGate(name) => fused(name, RowOrder::Swapped, read),
-            UpNames::Interleaved(name) => fused(name, RowOrder::Interleaved, read),
-            UpNames::Dense(_) => Err(misfit("a gated network has a gate")),
-        }
-    }
-
     fn down(&self, path: &str, intermediate: usize) -> Result<Projection> {
-        let down = Linears::new(&[], intermediate, self.config.biases.down);
-        let down = Linears { scale: self.names.feed_forward_scale, ..down };
-        let name = format!("{path}{}", self.names.down);
-        self.projection(&[(name.as_str(), self.config.width)], down)
+        self.layers.down(path, intermediate, |layers| self.tensors.projection(layers))
     }
 }
 

@@ -22,7 +22,7 @@ impl Mixer {
     pub(super) fn forward(&self, input: Tensor, pass: &mut Pass<'_, '_>) -> Result<Tensor> {
         match self {
             Self::Attention(attention) => {
-                let qkv = attention.qkv(&input)?;
+                let qkv = attention.qkv(&input, pass.adapters)?;
                 drop(input);
                 attention.attend(qkv, pass)
             }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use crate::error::Result;
 use crate::kernels::packed::PackedLinear;
-use crate::kernels::{Activation, Linear, add};
+use crate::kernels::{Activation, Linear, Placed, add_parts};
 
 /// A linear layer, `activation(input · weightᵀ + bias)`.
 pub(crate) enum Projection {
@@ -25,20 +25,57 @@ pub(crate) struct AdaptedProjection {
     pub(crate) adapter: Option<LowRank>,
 }
 
-/// A product of two matrices whose rows between them are short (LoRA; Hu et al., 2022).
+/// Products that are added to the outputs of a linear layer, each of two matrices whose rows between them are short (LoRA;
+/// Hu et al., 2022). A row's are the same to the last bit whatever the other rows are.
 pub(crate) struct LowRank {
-    down: Linear,
-    up: Linear,
+    /// Matrices down, one's outputs after the other's.
+    down: PackedLinear,
+    ups: Vec<Up>,
+}
+
+/// A matrix up, of some of the layer's outputs.
+struct Up {
+    matrix: PackedLinear,
+    /// Length of its rows.
+    rank: usize,
+    /// The first of its outputs.
+    column: usize,
+}
+
+/// Two matrices as files have them, `(rank, in)` and `(out, rank)`, the latter scaled, and the first of their outputs.
+pub(crate) struct LowRankPart {
+    pub(crate) down: Tensor,
+    pub(crate) up: Tensor,
+    pub(crate) column: usize,
 }
 
 impl LowRank {
-    /// Of matrices as files have them, `(rank, in)` and `(out, rank)`.
-    pub(crate) fn new(down: &Tensor, up: &Tensor) -> Result<Self> {
-        Ok(Self { down: Linear::new(down, None)?, up: Linear::new(up, None)? })
+    /// Products of these parts. Nothing if there are none.
+    pub(crate) fn new(parts: Vec<LowRankPart>, in_dim: usize, device: &Device) -> Result<Option<Self>> {
+        let numbers = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
+        let (mut down, mut ups) = (Vec::new(), Vec::with_capacity(parts.len()));
+        for part in parts {
+            let rank = part.up.dim(1)?;
+            down.extend(numbers(&part.down)?);
+            let matrix = PackedLinear::new(numbers(&part.up)?, rank, None, device)?;
+            ups.push(Up { matrix, rank, column: part.column });
+        }
+        match ups.is_empty() {
+            true => Ok(None),
+            false => Ok(Some(Self { down: PackedLinear::of_few_rows(&down, in_dim, device)?, ups })),
+        }
     }
 
-    fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        self.up.forward(&self.down.forward(input, Activation::Identity)?, Activation::Identity)
+    /// The products of rows, `(rows, in)`, of which the first is this one of the layer's.
+    pub(crate) fn of(&self, input: &Tensor, row: usize) -> Result<Vec<Placed>> {
+        let between = self.down.forward(input, Activation::Identity)?;
+        let mut first = 0;
+        let product = |up: &Up| {
+            let own = between.narrow(1, first, up.rank)?.contiguous()?;
+            first += up.rank;
+            Ok(Placed { values: up.matrix.forward(&own, Activation::Identity)?, row, column: up.column })
+        };
+        self.ups.iter().map(product).collect()
     }
 }
 
@@ -50,7 +87,7 @@ impl Projection {
             Self::Packed(linear) => linear.forward(input, activation),
             Self::Adapted(AdaptedProjection { base, adapter: None }) => base.forward(input, activation),
             Self::Adapted(AdaptedProjection { base, adapter: Some(adapter) }) => {
-                let sum = add(&base.forward(input, Activation::Identity)?, &adapter.forward(input)?)?;
+                let sum = add_parts(&base.forward(input, Activation::Identity)?, &adapter.of(input, 0)?)?;
                 activation.forward(sum)
             }
         }

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
+use super::adapter::{AdaptedRows, Adapter, RowAdapters};
 use super::attention::{CrossRun, Pass, Sequences};
 use super::block::Block;
 use super::cache::{Cache, Segment};
@@ -89,7 +90,12 @@ impl Transformer {
         let caches = lengths.iter().map(|length| self.cache(*length));
         let mut caches = caches.collect::<Result<Vec<_>>>()?;
         let segments = caches.iter_mut().zip(lengths);
-        let segments = segments.map(|(cache, length)| Segment { cache, length: *length, positions: None });
+        let segments = segments.map(|(cache, length)| Segment {
+            cache,
+            length: *length,
+            positions: None,
+            adapter: None,
+        });
         seen(0, &hidden)?;
         self.forward(hidden, &mut segments.collect::<Vec<_>>(), None, |block, hidden| {
             seen(block + 1, &hidden)?;
@@ -139,7 +145,8 @@ impl Transformer {
                 Workload::WholeSequences => Sequences::Whole(lengths),
                 Workload::GrowingSequences => Sequences::Cached(&mut layer_segments),
             };
-            let mut pass = Pass { rope_tables, sequences, cross: &[], mask: None, input: None };
+            let adapters = RowAdapters::default();
+            let mut pass = Pass { rope_tables, sequences, cross: &[], mask: None, input: None, adapters };
             hidden = block.forward(hidden, &mut pass)?;
             seen(index + 1, &hidden)?;
         }
@@ -160,6 +167,7 @@ impl Transformer {
         mut after: impl FnMut(usize, Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let rope_tables = self.rope_tables(&hidden, &self.rows(segments)?)?;
+        let adapted = adapted_rows(segments);
         let mut inputs = None;
         if let Some(streams) = &self.streams {
             let (begun, all) = streams.begin(&hidden)?;
@@ -175,7 +183,14 @@ impl Transformer {
             }
             let sequences = Sequences::Cached(&mut layer_segments);
             let input = inputs.as_ref().map(|(streams, all)| streams.input(all, index)).transpose()?;
-            let mut pass = Pass { rope_tables: &rope_tables, sequences, cross: &cross, mask, input };
+            let rows = adapted.iter().map(|(first, count, adapter)| {
+                let (first, count) = (*first, *count);
+                adapter.block(index).map(|adapter| AdaptedRows { first, count, adapter })
+            });
+            let rows = rows.collect::<Result<Vec<_>>>()?;
+            let adapters = RowAdapters(&rows);
+            let mut pass =
+                Pass { rope_tables: &rope_tables, sequences, cross: &cross, mask, input, adapters };
             hidden = after(index, block.forward(hidden, &mut pass)?)?;
         }
         segments.iter_mut().for_each(|segment| segment.cache.advance(segment.length));
@@ -217,6 +232,24 @@ impl Transformer {
         }
         Ok(self.ropes.iter().map(|rope| rope.table(sequences)).collect())
     }
+}
+
+/// The first row, and the number, of rows that lie together and have one adapter.
+fn adapted_rows<'a>(segments: &[Segment<'a>]) -> Vec<(usize, usize, &'a Adapter)> {
+    let (mut runs, mut first): (Vec<(usize, usize, &Adapter)>, _) = (Vec::new(), 0);
+    for Segment { adapter, length, .. } in segments {
+        match (adapter, runs.last_mut()) {
+            (Some(adapter), Some((begin, count, last)))
+                if std::ptr::eq(*adapter, *last) && *begin + *count == first =>
+            {
+                *count += length;
+            }
+            (Some(adapter), _) => runs.push((first, *length, adapter)),
+            (None, _) => {}
+        }
+        first += length;
+    }
+    runs
 }
 
 fn misfit(reason: &str) -> Error {

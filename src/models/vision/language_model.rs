@@ -122,7 +122,7 @@ impl LanguageModel {
             Some(positions) => Some(positions.get(begin..end).ok_or_else(misfit)?.to_vec()),
             None => None,
         };
-        let mut segments = [Segment { cache: &mut answer.cache, length, positions }];
+        let mut segments = [Segment { cache: &mut answer.cache, length, positions, adapter: None }];
         let hidden = self.decoder.forward_with(&rows, &mut segments, mask, |block, hidden| {
             match unread.deep.get(block) {
                 Some(deep) => add_rows(hidden, begin, deep, &unread.places),
@@ -144,7 +144,12 @@ impl LanguageModel {
             .iter_mut()
             .map(|(answer, _)| {
                 let place = (answer.cache.length() as i64).saturating_add(answer.offset).max(0) as u32;
-                Segment { cache: &mut answer.cache, length: 1, positions: Some(vec![[place; 3]]) }
+                Segment {
+                    cache: &mut answer.cache,
+                    length: 1,
+                    positions: Some(vec![[place; 3]]),
+                    adapter: None,
+                }
             })
             .collect();
         let hidden = self.decoder.forward(&self.decoder.embed(&tokens)?, &mut segments)?;

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use candle_actors::{ContentPart, DescribeImage, ImageSource, Source, VisionMessage};
+use candle_actors::{ContentPart, DescribeImage, ImageSource, Source, SourceSpec, VisionMessage};
 use serde_json::{Value, json};
 
 use crate::harness::{Running, engine, fixture, models, source};
@@ -303,4 +303,41 @@ async fn a_picture_is_painted_whole_and_with_partial_ones() {
     assert_eq!(told, [partial(0), partial(1), ("image_generation.completed".to_owned(), None)]);
     assert_eq!(last["b64_json"], whole["data"][0]["b64_json"], "the same seed, the same picture");
     assert!(server.end().await.unwrap().is_clean());
+}
+
+/// An adapter is a model of its own for clients.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_is_listed_with_its_base_and_answers_by_its_name() {
+    let adapter = Source::directory(fixture("adapters/llama/plain"));
+    let spec =
+        SourceSpec::from(Source::directory(fixture("text_to_text/llama"))).with_adapter("plain", adapter);
+    let server = Running::over(engine().text_to_text("base", spec).start().await.unwrap()).await;
+    let list = server.client.get("/v1/models").await.json().await;
+    let of = |field: &str| {
+        list["data"].as_array().unwrap().iter().map(|one| one[field].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(of("id"), ["base", "base:plain"]);
+    assert_eq!(of("parent"), [Value::Null, "base".into()]);
+    let one = server.client.get("/v1/models/base:plain").await.json().await;
+    assert_eq!(one["parent"], "base");
+    let mut texts = Vec::new();
+    for model in ["base", "base:plain"] {
+        let completion = json!({ "model": model, "prompt": "The cat", "max_tokens": 16 });
+        let completed = server.client.post("/v1/completions", &completion).await.json().await;
+        assert_eq!(completed["model"], model);
+        let chat =
+            json!({ "model": model, "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 16 });
+        let said = server.client.post("/v1/chat/completions", &chat).await.json().await;
+        texts.push((
+            completed["choices"][0]["text"].clone(),
+            said["choices"][0]["message"]["content"].clone(),
+        ));
+    }
+    assert!(texts[0].0 != texts[1].0 && texts[0].1 != texts[1].1, "{texts:?}");
+    for model in ["base:other", "other:plain"] {
+        let asked = json!({ "model": model, "prompt": "The cat" });
+        let refused = server.client.post("/v1/completions", &asked).await;
+        assert_eq!(refused.status, 404);
+        assert_eq!(refused.json().await["error"]["code"], "model_not_found");
+    }
 }

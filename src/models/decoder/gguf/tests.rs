@@ -43,7 +43,7 @@ fn greedy(decoder: &Decoder, prompt: &[u32], steps: usize) -> Vec<u32> {
     let mut written = Vec::new();
     while written.len() < steps {
         let rows = decoder.embed(&next).unwrap();
-        let segment = Segment { cache: &mut cache, length: next.len(), positions: None };
+        let segment = Segment { cache: &mut cache, length: next.len(), positions: None, adapter: None };
         let hidden = decoder.forward(&rows, &mut [segment]).unwrap();
         let last = hidden.narrow(0, next.len() - 1, 1).unwrap();
         let logits = decoder.logits(&last).unwrap().to_vec2::<f32>().unwrap().remove(0);

@@ -19,7 +19,7 @@ impl BlockLoader<'_> {
         }
         let (names, width, heads) = (self.names.delta_net, self.config.width, sizes.value_heads);
         let linears = |order| Linears { order, ..Linears::new(&[], width, Bias::No) };
-        let whole = |name: &str| format!("{}{name}", self.path);
+        let whole = |name: &str| format!("{}{name}", self.layers.path);
         let group = sizes.group();
         let groups = |runs| linears(RowOrder::Groups { count: sizes.key_heads, runs });
         let (input_proj, gates_proj) = match names.inputs {

@@ -42,7 +42,7 @@ impl BlockLoader<'_> {
             self.projection(&[(name, out_dim)], Linears::new(&[], in_dim, Bias::No))
         };
         let norm = |name: &str| {
-            self.tensors.norm(&format!("{}{name}", self.path), width, config.norm, config.epsilon)
+            self.tensors.norm(&format!("{}{name}", self.layers.path), width, config.norm, config.epsilon)
         };
         let router_norm = match (norm(names.router_norm)?, config.norm) {
             // What is normed is divided by the width.
@@ -59,7 +59,9 @@ impl BlockLoader<'_> {
             router: linear(names.router, width, count)?,
             prediction: linear(names.prediction, count, count.saturating_mul(count))?,
             correction: linear(names.correction, count, count)?,
-            output_scale: self.tensors.vector(&format!("{}{}", self.path, names.output_scale), width)?,
+            output_scale: self
+                .tensors
+                .vector(&format!("{}{}", self.layers.path, names.output_scale), width)?,
             laurel_down: linear(names.laurel_down, width, laurel_rank)?,
             laurel_up: linear(names.laurel_up, laurel_rank, width)?,
             laurel_norm: norm(names.laurel_norm)?,

@@ -107,6 +107,7 @@ impl TextConfig {
             logit_cap: None,
             end_tokens: vec![config.sep_token_id],
             names: &NAMES,
+            modules: None,
         };
         let decoder = decoder.checked(file)?;
         let (begin, end) = (config.bos_token_id, config.sep_token_id);

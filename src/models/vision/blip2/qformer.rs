@@ -147,7 +147,7 @@ impl QFormer {
     pub(super) fn forward(&self, image: &Tensor) -> Result<Tensor> {
         let length = self.queries.dim(0)?;
         let mut cache = self.transformer.cache_beside(length, image)?;
-        let mut segments = [Segment { cache: &mut cache, length, positions: None }];
+        let mut segments = [Segment { cache: &mut cache, length, positions: None, adapter: None }];
         self.transformer.forward(self.queries.clone(), &mut segments, None, |_, hidden| Ok(hidden))
     }
 }

@@ -111,6 +111,7 @@ pub(super) fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
         logit_cap: None,
         end_tokens: vec![settings.eos_token_id],
         names: &NAMES,
+        modules: None,
     };
     decoder.checked(file)
 }

@@ -92,6 +92,7 @@ pub(super) fn read(file: &Path, config: &Value) -> Result<DecoderConfig> {
         logit_cap: None,
         end_tokens: Vec::new(),
         names: &NAMES,
+        modules: None,
     }
     .checked(file)
 }
