@@ -1,5 +1,6 @@
 //! A real model through the pool with 64 callers beside a plain loop over the same model code that uses all
-//! cores, at each fixed batch size, in one run; and what a second worker costs in time, and four in memory.
+//! cores, at each fixed batch size, in one run; the same pool with weights of 8 bits beside that with 32; and
+//! what a second worker costs in time, and four in memory.
 //!
 //! With `CANDLE_ACTORS_MODELS` set it runs all-MiniLM-L6-v2 over `english.txt` from beside that folder, else
 //! the model of this repository over its own sentences.
@@ -12,12 +13,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_actors::{
-    ComputeDevice, Engine, Event, LoadOptions, PoolConfig, Source, StandaloneModel, TextEmbeddingModel,
+    ComputeDevice, Engine, Event, LoadOptions, PoolConfig, Source, SourceSpec, StandaloneModel,
+    TextEmbeddingModel,
 };
 
 const CALLERS: usize = 64;
 const ROUNDS: usize = 5;
-const EIGHT_BIT_BATCH: usize = 16;
 const BATCH_SIZES: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
 
 fn input() -> (PathBuf, Vec<String>) {
@@ -45,10 +46,10 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-async fn engine(directory: &PathBuf, workers: usize) -> Engine {
+async fn engine(directory: &PathBuf, workers: usize, eight_bit: bool) -> Engine {
     let pool = PoolConfig::default().with_max_workers(workers).with_cold_start_workers(workers);
-    let builder = Engine::builder().threads(1).pool_config(pool);
-    builder.text_embedding("model", Source::directory(directory)).start().await.unwrap()
+    let model = SourceSpec::from(Source::directory(directory)).with_eight_bit(eight_bit);
+    Engine::builder().threads(1).pool_config(pool).text_embedding("model", model).start().await.unwrap()
 }
 
 /// When each worker was ready, from the beginning of the load.
@@ -103,38 +104,31 @@ async fn main() {
     memory(&directory, &texts).await;
     second_worker(&directory).await;
 
-    let pool = engine(&directory, cores()).await;
+    let pool = engine(&directory, cores(), false).await;
+    let eight_bit_pool = engine(&directory, cores(), true).await;
     load(&pool, cores()).await;
+    load(&eight_bit_pool, cores()).await;
     let options = LoadOptions::default().with_device(ComputeDevice::Cpu).with_threads(cores());
-    let model = TextEmbeddingModel::load_with(Source::directory(&directory), options.clone()).unwrap();
-    let short =
-        TextEmbeddingModel::load_with(Source::directory(&directory), options.clone().with_eight_bit(true))
-            .unwrap();
-    let mut eight_bit = Vec::new();
-    let mut rounds = vec![Vec::new(); BATCH_SIZES.len() + 1];
+    let model = TextEmbeddingModel::load_with(Source::directory(&directory), options).unwrap();
+    let mut rounds = vec![Vec::new(); BATCH_SIZES.len()];
+    let [mut plain, mut eight_bit] = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
-        rounds[BATCH_SIZES.len()].push(through_the_pool(&pool, &texts).await);
-        for (index, size) in BATCH_SIZES.into_iter().enumerate() {
-            rounds[index].push(tokio::task::block_in_place(|| in_a_loop(&model, &texts, size)));
+        plain.push(through_the_pool(&pool, &texts).await);
+        eight_bit.push(through_the_pool(&eight_bit_pool, &texts).await);
+        for (round, size) in rounds.iter_mut().zip(BATCH_SIZES) {
+            round.push(tokio::task::block_in_place(|| in_a_loop(&model, &texts, size)));
         }
-        eight_bit.push(tokio::task::block_in_place(|| in_a_loop(&short, &texts, EIGHT_BIT_BATCH)));
     }
-    let medians: Vec<f64> = rounds.into_iter().map(median).collect();
-    let (through_pool, plain) = medians.split_last().unwrap();
-    for (size, texts) in BATCH_SIZES.iter().zip(plain) {
+    let loops: Vec<f64> = rounds.into_iter().map(median).collect();
+    for (size, texts) in BATCH_SIZES.iter().zip(&loops) {
         println!("plain loop, batches of {size:<4} {texts:>8.0} texts/s");
     }
-    let best = plain.iter().copied().fold(0.0, f64::max);
-    println!(
-        "the pool, {CALLERS} callers     {through_pool:>8.0} texts/s   x {:.2} of the best loop",
-        through_pool / best
-    );
-    let eight_bit = median(eight_bit);
-    println!(
-        "8-bit weights, batches of {EIGHT_BIT_BATCH:<4} {eight_bit:>8.0} texts/s   x {:.2} of the best loop",
-        eight_bit / best
-    );
+    let best = loops.into_iter().fold(0.0, f64::max);
+    let [plain, eight_bit] = [plain, eight_bit].map(median);
+    println!("the pool, {CALLERS} callers     {plain:>8.0} texts/s   x {:.2} of the best loop", plain / best);
+    println!("the same in 8 bits       {eight_bit:>8.0} texts/s   x {:.2} of the pool", eight_bit / plain);
     assert!(pool.shutdown().await.is_clean());
+    assert!(eight_bit_pool.shutdown().await.is_clean());
 }
 
 /// Resident memory with one worker and with four, each having run every text; one after the other in one
@@ -142,7 +136,7 @@ async fn main() {
 async fn memory(directory: &PathBuf, texts: &Arc<Vec<String>>) {
     let mut sizes = Vec::new();
     for workers in [1, 4] {
-        let engine = engine(directory, workers).await;
+        let engine = engine(directory, workers, false).await;
         load(&engine, workers).await;
         through_the_pool(&engine, texts).await;
         sizes.push(resident());
@@ -162,7 +156,7 @@ async fn second_worker(directory: &PathBuf) {
     let mut shares = Vec::new();
     let mut first = Vec::new();
     for _ in 0..ROUNDS {
-        let engine = engine(directory, 2).await;
+        let engine = engine(directory, 2, false).await;
         let ready = load(&engine, 2).await;
         first.push(ready[0].as_secs_f64() * 1000.0);
         shares.push((ready[1] - ready[0]).as_secs_f64() / ready[0].as_secs_f64());

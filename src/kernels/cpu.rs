@@ -34,11 +34,11 @@ pub(super) fn split_rows(
 }
 
 /// Like [`split_rows`], but `work` is also given the index of its first row.
-pub(super) fn split_rows_at(
-    values: &mut [f32],
+pub(super) fn split_rows_at<T: Send>(
+    values: &mut [T],
     width: usize,
     threads: usize,
-    work: impl Fn(usize, &mut [f32]) + Sync + Send,
+    work: impl Fn(usize, &mut [T]) + Sync + Send,
 ) {
     if threads == 1 {
         return work(0, values);

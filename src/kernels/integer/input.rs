@@ -2,14 +2,11 @@
 //! block, and in each block row by row, as products read them.
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
-use super::super::cpu::threads;
+use super::super::cpu::{split_rows_at, threads_for};
 
 /// Numbers that share a scale.
 pub(super) const BLOCK: usize = 32;
-/// Rows that are a task.
-const ROWS: usize = 16;
 
 /// Input rows.
 #[derive(Debug)]
@@ -36,73 +33,64 @@ const EMPTY: Block = Block { quads: [0; 8], scale: 0.0, negative_sums: [0; 3], s
 impl EightBitRows {
     /// Quantizes rows of `width` numbers; what does not fill a block is left out.
     pub(in super::super) fn quantize(input: &[f32], width: usize) -> Self {
-        let count = input.len() / width.max(1);
-        let blocks = width / BLOCK;
-        let mut rows = vec![EMPTY; count * blocks];
-        if rows.is_empty() {
-            return Self { blocks: rows, count };
-        }
-        if count == 1 {
-            Arch::new().dispatch(Quantize(input, &mut rows));
-            return Self { blocks: rows, count };
-        }
-        let quantize = |(to, input): (&mut [Block], &[f32])| {
-            let rows = to.chunks_exact_mut(blocks).zip(input.chunks_exact(width));
-            rows.for_each(|(to, input)| Arch::new().dispatch(Quantize(input, to)));
-        };
-        match threads() {
-            1 => quantize((&mut rows, input)),
-            _ => rows.par_chunks_mut(ROWS * blocks).zip(input.par_chunks(ROWS * width)).for_each(quantize),
-        }
-        let mut ordered = vec![EMPTY; count * blocks];
-        for (block, to) in ordered.chunks_exact_mut(count).enumerate() {
-            to.iter_mut().zip(rows.iter().skip(block).step_by(blocks)).for_each(|(to, from)| *to = *from);
-        }
-        Self { blocks: ordered, count }
+        let (count, places) = (input.len() / width.max(1), width / BLOCK);
+        let mut blocks = vec![EMPTY; count * places];
+        let threads = threads_for(input.len());
+        split_rows_at(&mut blocks, count, threads, |first, to| {
+            Arch::new().dispatch(Quantize { input, width, first, to });
+        });
+        Self { blocks, count }
     }
 }
 
-/// One row.
-struct Quantize<'a>(&'a [f32], &'a mut [Block]);
+/// The blocks at the places from `first` on, of all rows.
+struct Quantize<'a> {
+    input: &'a [f32],
+    width: usize,
+    first: usize,
+    to: &'a mut [Block],
+}
 
 impl WithSimd for Quantize<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        self.1.iter_mut().zip(self.0.as_chunks().0).for_each(|(to, values)| *to = block(values));
+        let Self { input, width, first, to } = self;
+        let count = (input.len() / width.max(1)).max(1);
+        for (place, to) in (first..).zip(to.chunks_exact_mut(count)) {
+            for (to, row) in to.iter_mut().zip(input.chunks_exact(width)) {
+                if let Some(values) = row.get(place * BLOCK..).and_then(|values| values.first_chunk()) {
+                    *to = block(values);
+                }
+            }
+        }
     }
 }
 
 #[inline(always)]
 fn block(values: &[f32; BLOCK]) -> Block {
-    let mut lanes = [0.0f32; 16];
-    let (halves, _) = values.as_chunks::<16>();
-    for half in halves {
-        for (lane, value) in lanes.iter_mut().zip(half) {
-            *lane = if value.abs() > *lane { value.abs() } else { *lane };
-        }
-    }
-    let largest = lanes.into_iter().fold(0.0f32, |a, b| if b > a { b } else { a });
+    // Sizes of floats are in the order of their bits, and what is not finite is above all others.
+    let largest = values.iter().fold(0, |largest: u32, value| largest.max(value.abs().to_bits()));
+    let largest = f32::from_bits(largest);
     let scale = largest / 127.0;
     // The inverse of less would be infinite.
     let factor = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
     /// Adding it leaves a whole number in the lowest bits, rounded to even.
     const ROUND: f32 = 12_582_912.0;
     let mut ints = [0i32; BLOCK];
-    for (int, value) in ints.iter_mut().zip(values) {
+    let mut bytes = [0u8; BLOCK];
+    for ((int, byte), value) in ints.iter_mut().zip(&mut bytes).zip(values) {
         let value = (value * factor + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
         // A number that is not finite gives any; its row's result is not finite by its scale.
         *int = value.clamp(-127, 127);
+        *byte = *int as u8;
     }
     let mut quads = [0i32; 8];
-    for (quad, ints) in quads.iter_mut().zip(ints.as_chunks::<4>().0) {
-        *quad = ints[0] & 255 | (ints[1] & 255) << 8 | (ints[2] & 255) << 16 | ints[3] << 24;
-    }
+    quads.iter_mut().zip(bytes.as_chunks().0).for_each(|(quad, bytes)| *quad = i32::from_le_bytes(*bytes));
     let sum = |half: usize| ints[16 * half..16 * half + 16].iter().sum::<i32>();
     let (low, high) = (sum(0), sum(1));
     let sums = [low, high, low + high];
-    // What is not a number is never above the largest one.
-    let scale = if values.iter().all(|value| value.is_finite()) { scale } else { f32::NAN };
+    let scale = if largest.is_finite() { scale } else { f32::NAN };
     Block { quads, scale, negative_sums: sums.map(|sum| -sum), sums: sums.map(|sum| sum as f32) }
 }
