@@ -169,7 +169,7 @@ pub enum Error {
     #[error("the tensor {tensor} holds {value} at element {index}; the weights are damaged")]
     NotFinite { tensor: String, index: usize, value: String },
     /// The request asks for an adapter that its model was not registered with.
-    #[error("the model has no adapter {adapter}; it has: {}", known.join(", "))]
+    #[error("the model has no adapter {adapter}; it was registered with {}", listed(known))]
     UnknownAdapter { adapter: String, known: Vec<String> },
     /// An adapter cannot be loaded for its model. Requests without it are served.
     #[error("the adapter {adapter} in {} cannot be used: {error}", place.display())]
@@ -305,6 +305,11 @@ pub enum Error {
     /// A file's content is not what its checksum says.
     #[error("{file} of {repository} does not match its checksum; it was thrown away")]
     ChecksumMismatch { repository: String, file: String },
+}
+
+/// Names in words, also of none.
+fn listed(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 /// A place in words, where one is known.

@@ -385,6 +385,22 @@ async fn a_text_with_an_adapter_is_the_same_after_a_crash_and_all_memory_comes_b
     assert!(engine.shutdown().await.is_clean());
 }
 
+#[test]
+fn the_bytes_of_adapters_are_part_of_the_models() {
+    let base = TextGenerationModel::load(Source::directory(family("llama"))).unwrap().footprint();
+    let both = load("llama").footprint();
+    let numbers: usize = ["plain", "patterns"]
+        .iter()
+        .map(|adapter| {
+            let file = fixtures().join("llama").join(adapter).join("adapter_model.safetensors");
+            let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+            tensors.values().map(Tensor::elem_count).sum::<usize>()
+        })
+        .sum();
+    assert_eq!(both.shared, base.shared + Bytes(4 * numbers as u64));
+    assert!(both.per_worker > base.per_worker, "what they add to a pass");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_have_adapters_refuses_them_when_it_is_registered_or_loaded() {
     let adapter = || Source::directory(fixtures().join("llama/plain"));

@@ -26,6 +26,7 @@ fn main() {
     run_child_if_asked();
     block_on(answers_and_errors_are_the_same());
     block_on(a_specification_of_an_applications_own());
+    block_on(adapters_go_along());
     block_on(a_killed_process_is_replaced());
     println!("test result: ok");
 }
@@ -124,6 +125,37 @@ async fn a_specification_of_an_applications_own() {
     assert_eq!(texts.embed("A cat sleeps.").await.unwrap(), here.embed(&["A cat sleeps."]).unwrap()[0]);
     assert!(!children().is_empty());
     assert!(engine.shutdown().await.is_clean());
+}
+
+async fn adapters_go_along() {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let fixture = |path: &str| Source::directory(fixtures.join(path));
+    let start = async |isolation: Isolation| {
+        let spec = SourceSpec::from(fixture("text_to_text/llama"))
+            .with_adapter("plain", fixture("adapters/llama/plain"))
+            .with_adapter("of another model", fixture("adapters/gemma/excluded"));
+        Engine::builder().isolation(isolation).text_to_text("base", spec).start().await.unwrap()
+    };
+    let (here, apart) =
+        (start(Isolation::Thread).await, start(Isolation::Process(ProcessOptions::default())).await);
+    let mut told = Vec::new();
+    for adapter in [None, Some("plain"), Some("of another model"), Some("unknown")] {
+        let asked = GenerateText::from("The cat").with_max_tokens(16);
+        let asked = asked.with_adapter(adapter.map(str::to_owned));
+        let answer = async |engine: &Engine| {
+            let answer = engine.text_to_text("base").unwrap().generate(asked.clone()).await;
+            answer.map(|completion| completion.text).map_err(|error| error.root())
+        };
+        told.push(answer(&apart).await);
+        assert_eq!(told.last(), Some(&answer(&here).await), "{adapter:?}");
+    }
+    assert!(told[0].is_ok() && told[1].is_ok() && told[0] != told[1]);
+    assert!(matches!(told[2], Err(Error::BrokenAdapter { .. })), "{:?}", told[2]);
+    assert!(matches!(told[3], Err(Error::UnknownAdapter { .. })), "{:?}", told[3]);
+    let facts = apart.text_to_text("base").unwrap().model().facts().unwrap();
+    assert_eq!(facts.adapters, ["of another model", "plain"]);
+    assert!(here.shutdown().await.is_clean());
+    assert!(apart.shutdown().await.is_clean());
 }
 
 /// The children of this process.
