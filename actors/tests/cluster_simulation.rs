@@ -72,6 +72,7 @@ fn every_invariant_holds_in_every_history_and_every_fault_occurs() {
         "half-open links",
         "hangups",
         "late",
+        "leaves",
         "messages doubled",
         "messages lost",
         "no peer",

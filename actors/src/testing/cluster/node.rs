@@ -49,6 +49,8 @@ pub(super) enum Order {
 pub(super) struct SimNode {
     pub(super) boot: Boot,
     pub(super) alive: bool,
+    /// It is about to go, and takes no guests any more.
+    pub(super) leaving: bool,
     pub(super) router: Router,
     pub(super) models: Vec<SimModel>,
     pub(super) jobs: BTreeMap<(Boot, Run), Job>,
@@ -78,7 +80,7 @@ impl Surroundings<'_> {
 impl SimNode {
     pub(super) fn new(boot: Boot, models: Vec<SimModel>) -> Self {
         let (jobs, known) = (BTreeMap::new(), BTreeMap::new());
-        Self { boot, alive: true, router: Router::new(boot.0), models, jobs, known }
+        Self { boot, alive: true, leaving: false, router: Router::new(boot.0), models, jobs, known }
     }
 
     /// Number of guests of a model that run.
@@ -144,6 +146,16 @@ impl SimNode {
             around.ledger.deliver((self.boot, request), piece)?;
         }
         Ok(orders)
+    }
+
+    /// Takes leave of its peers.
+    pub(super) fn leave(&mut self, around: &mut Surroundings<'_>) -> Result<Vec<Order>, Broken> {
+        self.leaving = true;
+        if around.plants(ClusterPlant::TakeNoLeave) {
+            Ok(Vec::new())
+        } else {
+            self.step(Input::Leave, around)
+        }
     }
 
     pub(super) fn step(&mut self, input: Input, around: &mut Surroundings<'_>) -> Result<Vec<Order>, Broken> {
@@ -251,6 +263,9 @@ impl SimNode {
         around: &mut Surroundings<'_>,
         orders: &mut Vec<Order>,
     ) -> Result<(), Broken> {
+        if self.leaving {
+            return Err(("who leaves takes no guests", format!("{of:?} comes to {:?}", self.boot)));
+        }
         let Some(entry) = around.ledger.entries.get(&of) else { return Ok(()) };
         let (wanted, lane) = (entry.wanted.clone(), entry.lane);
         let Some(model) = self.models.iter().find(|model| model.wanted == wanted) else {

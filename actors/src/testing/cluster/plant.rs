@@ -19,11 +19,13 @@ pub enum ClusterPlant {
     HostTwice,
     /// Leaves the connections to peers that count as lost.
     NeverHangUp,
+    /// Goes on taking guests when it is about to go, as no leave is taken.
+    TakeNoLeave,
 }
 
 impl ClusterPlant {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::DeliverGhosts,
         Self::KeepEvicted,
         Self::KeepEnded,
@@ -32,5 +34,6 @@ impl ClusterPlant {
         Self::OverstateSlots,
         Self::HostTwice,
         Self::NeverHangUp,
+        Self::TakeNoLeave,
     ];
 }

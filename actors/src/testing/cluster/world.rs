@@ -36,6 +36,8 @@ enum Event {
     /// A node notices that its connection to another is gone, unless there is a newer one.
     Notice(Index, Boot, Boot, u64),
     Fault,
+    /// A node that has taken leave goes, once its guests have.
+    Depart(Boot),
     Unblock(Index, Index),
     Rebirth(Index),
     Heal,
@@ -239,6 +241,7 @@ impl World {
                 }
             }
             Event::Fault => return self.fault(),
+            Event::Depart(boot) => self.depart(boot),
             Event::Unblock(a, b) => drop(self.network.blocked.remove(&(a, b))),
             Event::Rebirth(index) => self.rebirth(index),
             Event::Heal => {
@@ -355,7 +358,7 @@ impl World {
         let (model, digest) = [("a", "1"), ("a", "2"), ("b", "1")][self.random.usize(..3)];
         let wanted = Wanted { model: model.into(), digest: digest.into() };
         let batch = usize::from(self.random.u32(..4) == 0);
-        if !self.nodes[index].alive {
+        if !self.nodes[index].alive || self.nodes[index].leaving {
             return Ok(());
         }
         let boot = self.nodes[index].boot;
@@ -397,7 +400,7 @@ impl World {
             return Ok(());
         }
         let time = self.random.u64(50..3000);
-        match self.random.u32(..4) {
+        match self.random.u32(..5) {
             0 => {
                 self.count("half-open links");
                 self.network.blocked.insert((a, b));
@@ -414,9 +417,27 @@ impl World {
                 self.count("disconnections");
                 self.disconnect(a, b);
             }
+            3 => return self.leave(a),
             _ => self.death(a),
         }
         Ok(())
+    }
+
+    fn leave(&mut self, index: Index) -> Result<(), Broken> {
+        if !self.nodes[index].alive || self.nodes[index].leaving {
+            return Ok(());
+        }
+        self.count("leaves");
+        self.soon(50..500, Event::Depart(self.nodes[index].boot));
+        self.at(index, SimNode::leave)
+    }
+
+    fn depart(&mut self, boot: Boot) {
+        let Some(index) = self.index_of(boot) else { return };
+        match self.nodes[index].jobs.is_empty() {
+            true => self.death(index),
+            false => self.soon(20..200, Event::Depart(boot)),
+        }
     }
 
     fn death(&mut self, index: Index) {
