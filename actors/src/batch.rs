@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::capability::Capability;
-use crate::error::{Error, Failure};
+use crate::error::{Error, Failure, FailureKind};
 use crate::id::RequestId;
 #[cfg(unix)]
 use crate::job::Stage;
@@ -269,7 +269,11 @@ impl<C: Capability> Item<C> {
     pub fn fail(&self, failure: Failure) {
         match &self.owed {
             Owed::Here(Assigned { job, attempt }) => {
-                let error = failure.into_error(C::NAME, job.model());
+                // A model that sees that nobody waits, where the time is up, may be sooner than the pool.
+                let error = match failure.kind {
+                    FailureKind::Stopped if job.is_abandoned() => job.timeout_error(),
+                    _ => failure.of_one_that_is_waited_for().into_error(C::NAME, job.model()),
+                };
                 job.answer_from(*attempt, Err(error));
             }
             Owed::Elsewhere(sent) => sent.answer(Err(failure)),

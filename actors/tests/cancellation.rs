@@ -4,11 +4,15 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::*;
 use model_actors::testing::{Act, Gate, ScriptedLoader, TestSystem};
-use model_actors::{Bytes, CallOptions, Error, ModelHandle, QueueCapacity, RequestPhase, testing::Scripted};
+use model_actors::{
+    Batch, Bytes, CallOptions, Error, Failure, Footprint, LoadContext, Loader, Model, ModelHandle, ModelSpec,
+    QueueCapacity, RequestPhase, Weights, testing::Scripted,
+};
 
 fn within(timeout: Duration) -> CallOptions {
     CallOptions::default().with_timeout(timeout)
@@ -218,5 +222,52 @@ async fn waiting_for_a_slot_can_be_given_up() {
     gate.open();
     end(running).await.unwrap();
     assert_eq!(ask(&model, Act::Reply(1)).await.unwrap(), 1);
+    test.finish().await;
+}
+
+/// Stops each request as soon as nobody waits for it, sooner than its pool may find that; one that asks for a reply, at once.
+struct Eager;
+
+impl Loader<Scripted> for Eager {
+    fn footprint(&self, _: &LoadContext) -> Result<Footprint, Failure> {
+        Ok(Footprint::default())
+    }
+    fn load(&self, _: &LoadContext) -> Result<Arc<dyn Weights<Scripted>>, Failure> {
+        Ok(Arc::new(Eager))
+    }
+}
+
+impl Weights<Scripted> for Eager {
+    fn footprint(&self) -> Footprint {
+        Footprint::default()
+    }
+    fn build(&self, _: &LoadContext) -> Result<Box<dyn Model<Scripted>>, Failure> {
+        Ok(Box::new(Eager))
+    }
+}
+
+impl Model<Scripted> for Eager {
+    fn run(&mut self, batch: &mut Batch<Scripted>) -> Result<(), Failure> {
+        for item in batch.items() {
+            while !matches!(item.request().act, Act::Reply(_)) && !item.should_stop() {
+                item.tick();
+            }
+            item.fail(Failure::stopped());
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_caller_who_waits_is_not_told_that_it_has_gone() {
+    let mut test = start(single()).await;
+    let model = test.register("model", ScriptedLoader::default(), ModelSpec::new("model", Eager));
+    for _ in 0..20 {
+        let late = end(send_with(&model, Act::Panic, within(millis(20)))).await;
+        let is_running = |phase: &RequestPhase| *phase == RequestPhase::Running;
+        assert!(matches!(&late, Err(Error::Timeout { phase, .. }) if is_running(phase)), "{late:?}");
+    }
+    let stopped = refused(&model, Act::Reply(1)).await;
+    assert!(matches!(stopped, Error::ModelError { .. }), "{stopped}");
     test.finish().await;
 }
