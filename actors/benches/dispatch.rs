@@ -96,6 +96,9 @@ struct EchoActor;
 
 struct EchoMessage(u64, RpcReplyPort<u64>);
 
+#[cfg(feature = "cluster")]
+impl ractor::Message for EchoMessage {}
+
 impl Actor for EchoActor {
     type Msg = EchoMessage;
     type State = ();
