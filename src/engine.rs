@@ -97,13 +97,13 @@ impl Engine {
         self.system.models()
     }
 
-    /// The handle to a registered model.
+    /// The handle to a registered model; in a cluster, to one of another node if none of that id is registered here.
     ///
     /// # Errors
-    /// [`Error::Actor`](crate::Error::Actor) with `UnknownModel`, or with `OtherCapability` if the id is registered for
-    /// another capability alone.
+    /// [`Error::Actor`](crate::Error::Actor) with `UnknownModel`, with `OtherCapability` if the id is registered for
+    /// another capability alone, or with `DifferentModels` if other nodes serve several under it.
     pub fn handle<C: EngineCapability>(&self, id: impl Into<ModelId>) -> Result<C::Handle> {
-        Ok(C::handle(self.system.client::<C>()?.handle(id)?, &self.resources))
+        Ok(C::handle(self.system.client::<C>()?.model(id)?, &self.resources))
     }
 
     /// The handle to a text embedding model.

@@ -53,7 +53,7 @@ pub use model_actors::{
     Batch, BatchKey, BatchLimits, Batching, BreakerState, Bytes, CallOptions, Capability, Cause, Client,
     Completion, Constraint, ContentPart, Cost, DescribeImage, Device, EmbedImages, EmbedInput, EmbedOutputs,
     EmbedPrompt, EmbedTexts, Embeddings, EmitError, ErrorKind, Event, EvictionReason, Failure, FailureKind,
-    FinishReason, Footprint, GenerateText, ImageEmbedding, ImageSource, Item, Lane, LeasedPicture,
+    Fetch, FinishReason, Footprint, GenerateText, ImageEmbedding, ImageSource, Item, Lane, LeasedPicture,
     LoadContext, LoadStage, LoadStatus, Loader, MemoryStatus, Message, Model, ModelFacts, ModelHandle,
     ModelId, ModelKey, ModelSpec, ModelStatus, NoChunk, PaintImage, PaintStep, Picture, PoolConfig,
     PoolStatus, PressureLevel, Priority, ProcessMemory, Prompt, QueueCapacity, RankedDocument, Ranking,
@@ -64,6 +64,9 @@ pub use model_actors::{
     ToolChoice, Truncate, Usage, VectorArray, VectorRanges, Vision, VisionMessage, Weights, WhenFull,
     WorkerId, WorkerPhase, WorkerStatus,
 };
+
+#[cfg(feature = "cluster")]
+pub use model_actors::{ClusterConfig, ClusterTls, PeerModelStatus, PeerStatus};
 
 pub use device::ComputeDevice;
 pub use engine::{Engine, EngineBuilder};

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
+#[cfg(feature = "cluster")]
+use model_actors::Fetch;
 use model_actors::isolation::IsolatedLoader;
 use model_actors::{
     Capability, Cause, Failure, Footprint, LoadContext, Loader, Model, ModelFacts, ModelId, Portable, Weights,
@@ -42,6 +44,11 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
     /// Name of the adapter that a request asks for.
     fn adapter(_: &<Self::Capability as Capability>::Request) -> Option<&str> {
         None
+    }
+    /// Asks for the files that nothing but the load reads, so that the model's digest is of these too.
+    #[cfg(feature = "cluster")]
+    fn ask_for_rest(&self, _: &LoadContext) -> Result<()> {
+        Ok(())
     }
     /// Refuses a request that can be seen not to fit the model.
     fn check(&self, _: &<Self::Capability as Capability>::Request) -> Result<()> {
@@ -342,6 +349,22 @@ impl<M: WorkerModel> ModelLoader<M> {
         Ok(Arc::clone(self.plan.get_or_init(|| plan)))
     }
 
+    /// The settings that change what the model computes, and its adapters, as its digest has them.
+    #[cfg(feature = "cluster")]
+    fn beside(&self, files: &Files, context: &LoadContext) -> Result<String> {
+        let GenerationSettings { limits: _, split_special_tokens, exact_products, family } = self.generation;
+        let mut text = format!("{split_special_tokens} {exact_products} {} {family:?}", self.eight_bit);
+        for adapter in self.adapters.names() {
+            let files = files.adapters.open(&adapter)?;
+            for file in ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"] {
+                files.optional(file, context)?;
+            }
+            files.rest();
+            text.push_str(&format!(" {adapter:?} {}", files.digest("", context)?));
+        }
+        Ok(text)
+    }
+
     fn load_model(&self, context: &LoadContext) -> Result<Loaded<M>> {
         self.plan(context)?.load(&self.compute, context)
     }
@@ -367,6 +390,23 @@ impl<M: WorkerModel + Model<CapabilityOf<M>>> Loader<CapabilityOf<M>> for ModelL
             none if none.is_empty() => facts,
             names => Some(facts.unwrap_or_default().with_adapters(names)),
         }
+    }
+
+    /// Of the files that a load asks for.
+    #[cfg(feature = "cluster")]
+    fn digest(&self, fetch: Fetch, context: &LoadContext) -> Result<Option<String>, Failure> {
+        let adapters = self.adapters.names();
+        let adapters =
+            adapters.iter().map(|adapter| self.adapters.get(adapter)).collect::<Result<Vec<_>>>()?;
+        let mut sources = std::iter::once(&self.source).chain(adapters);
+        if fetch == Fetch::Never && !sources.all(|source| matches!(source, Source::Directory { .. })) {
+            return Ok(None);
+        }
+        let plan = self.plan(context)?;
+        let asked = plan.footprint(&self.compute, context).and_then(|_| plan.ask_for_rest(context));
+        plan.files().rest();
+        asked?;
+        Ok(Some(plan.files().digest(&self.beside(plan.files(), context)?, context)?))
     }
 
     fn check(&self, request: &<CapabilityOf<M> as Capability>::Request) -> Result<(), Cause> {

@@ -7,6 +7,9 @@ mod placeholder;
 mod folder;
 mod python_numbers;
 mod json;
+mod taken;
+#[cfg(feature = "cluster")]
+mod digest;
 mod model_files;
 mod adapter_sources;
 
@@ -29,6 +32,7 @@ pub(crate) use gguf_part::GgufPart;
 pub(crate) use json::{Entries, Values, read_config, read_json};
 pub use model_files::ModelFiles;
 use names::{is_name, is_plain, is_repository_name};
+use taken::Taken;
 
 /// Source of a model's files. Making one does no I/O. An address is no source: it may hold a password or a token, so
 /// it is refused, and nothing shows it.
@@ -214,6 +218,7 @@ pub(crate) struct Files {
     pub(crate) eight_bit: bool,
     /// The adapters of the model.
     pub(crate) adapters: OpenAdapters,
+    taken: Taken,
 }
 
 enum Place {
@@ -225,8 +230,8 @@ enum Place {
 
 impl From<Place> for Files {
     fn from(place: Place) -> Self {
-        let adapters = OpenAdapters::default();
-        Self { place, unread: Unread::default(), eight_bit: false, adapters }
+        let (adapters, taken) = (OpenAdapters::default(), Taken::default());
+        Self { place, unread: Unread::default(), eight_bit: false, adapters, taken }
     }
 }
 
@@ -306,7 +311,11 @@ impl Files {
     /// [`Error::MissingFile`] if the model has none; those of opening it, so that a file that cannot be read is told of
     /// before others are read for minutes.
     pub(crate) fn required(&self, file: &str, context: &LoadContext) -> Result<PathBuf> {
-        match self.optional(file, context)? {
+        self.readable(file, context).inspect(|path| self.taken.note(file, path))
+    }
+
+    fn readable(&self, file: &str, context: &LoadContext) -> Result<PathBuf> {
+        match self.look(file, context)? {
             Some(path) => {
                 open(&path).map(|_| ()).map_err(|error| Error::unreadable(&path, &error)).map(|()| path)
             }
@@ -332,8 +341,23 @@ impl Files {
         }
     }
 
+    /// Digest of the files that have been asked for so far, and of these settings.
+    ///
+    /// # Errors
+    /// [`Error::UnreadableFile`]; [`Error::Stopped`].
+    #[cfg(feature = "cluster")]
+    pub(crate) fn digest(&self, settings: &str, context: &LoadContext) -> Result<String> {
+        digest::of(&self.taken.files(), settings, context)
+    }
+
     /// The file's path, or nothing if the model has none.
     pub(crate) fn optional(&self, file: &str, context: &LoadContext) -> Result<Option<PathBuf>> {
+        let found = self.look(file, context)?;
+        found.iter().for_each(|path| self.taken.note(file, path));
+        Ok(found)
+    }
+
+    fn look(&self, file: &str, context: &LoadContext) -> Result<Option<PathBuf>> {
         if context.should_stop() {
             return Err(Error::Stopped);
         }
@@ -351,14 +375,17 @@ impl Files {
     /// [`Error::SeveralGgufFiles`] if the directory has more than one.
     #[cfg_attr(not(feature = "hub"), allow(unused_variables, reason = "only the hub takes its time"))]
     pub(crate) fn gguf(&self, context: &LoadContext) -> Result<Option<PathBuf>> {
-        match &self.place {
-            Place::Directory(folder) if folder.is_file() => Ok(Some(folder.path().to_owned())),
-            Place::Directory(folder) => folder.only_gguf(),
+        let found = match &self.place {
+            Place::Directory(folder) if folder.is_file() => Some(folder.path().to_owned()),
+            Place::Directory(folder) => folder.only_gguf()?,
             #[cfg(feature = "hub")]
-            Place::Hub(_, None) => Ok(None),
+            Place::Hub(_, None) => None,
             #[cfg(feature = "hub")]
-            Place::Hub(_, Some(file)) => self.required(file, context).map(Some),
-        }
+            Place::Hub(_, Some(file)) => Some(self.readable(file, context)?),
+        };
+        // Whatever it is called, it is the model.
+        found.iter().for_each(|path| self.taken.note("gguf", path));
+        Ok(found)
     }
 
     /// The path of another part of the GGUF file that is the model, by its name without a folder.
@@ -382,6 +409,7 @@ impl Files {
                 files.fetch(&name, context)?
             }
         };
+        found.iter().for_each(|path| self.taken.note(name, path));
         found.ok_or_else(|| Error::MissingFile { model: self.name(), file: name.to_owned() })
     }
 
@@ -416,7 +444,7 @@ impl Files {
     pub(crate) fn exists(&self, file: &str, context: &LoadContext) -> Result<bool> {
         self.check_name(file)?;
         match &self.place {
-            Place::Directory(_) => Ok(self.optional(file, context)?.is_some()),
+            Place::Directory(_) => Ok(self.look(file, context)?.is_some()),
             #[cfg(feature = "hub")]
             Place::Hub(files, _) => files.exists(file, context),
         }

@@ -2,8 +2,8 @@
 //! no I/O; a model's metrics and load progress come to life with its first request. Ending the workers of a
 //! model that was removed or replaced is left to the pool.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -80,8 +80,9 @@ impl<C: Capability> ModelSpec<C> {
         }
     }
 
-    /// Says which files the model is made from, by a digest of theirs. In a cluster, models of one name and digest are one
-    /// model, and those with a digest are reached from other nodes; it has no meaning otherwise.
+    /// Says which files the model is made from, by a digest of theirs, in place of what its loader says
+    /// ([`Loader::digest`]). In a cluster, models of one name and digest are one model, and those with a digest are reached from
+    /// other nodes; it has no meaning otherwise.
     pub fn digest(mut self, digest: impl Into<Arc<str>>) -> Self {
         self.digest = Some(digest.into());
         self
@@ -135,9 +136,9 @@ pub(crate) struct Registered<C: Capability> {
     origin: ModelKey,
     pub(crate) policy: ModelPolicy,
     pub(crate) loader: Reaped<Arc<dyn Loader<C>>>,
-    /// Digest of its files, which identifies it in a cluster.
+    /// Digest of its files, which identifies it in a cluster, once it is known.
     #[cfg_attr(not(feature = "cluster"), allow(dead_code, reason = "there are no other nodes"))]
-    pub(crate) digest: Option<Arc<str>>,
+    digest: OnceLock<Arc<str>>,
 }
 
 impl<C: Capability> Registered<C> {
@@ -151,6 +152,23 @@ impl<C: Capability> Registered<C> {
 
     pub(crate) fn metrics(&self) -> &ModelMetrics {
         self.entry.metrics()
+    }
+
+    /// Digest of its files, as far as it is known.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn digest(&self) -> Option<&Arc<str>> {
+        self.digest.get()
+    }
+
+    /// Makes the digest of its files known. The first one stays.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for what can be none.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn set_digest(&self, digest: String) -> Result<()> {
+        check_digest(&digest)?;
+        let _ = self.digest.set(digest.into());
+        Ok(())
     }
 }
 
@@ -230,7 +248,8 @@ impl<C: Capability> Catalogue<C> {
             batching: spec.batching,
             pinned: spec.pinned,
         };
-        Ok(Registered { entry, origin: key, policy, loader: Reaped::new(spec.loader), digest: spec.digest })
+        let digest = spec.digest.map_or_else(OnceLock::new, OnceLock::from);
+        Ok(Registered { entry, origin: key, policy, loader: Reaped::new(spec.loader), digest })
     }
 
     fn check_device(&self, device: &Device) -> Result<()> {
@@ -270,13 +289,18 @@ impl<C: Capability> Catalogue<C> {
         self.has_removals.store(false, Ordering::Release);
     }
 
-    /// The models that other nodes may reach, in the order of their names.
+    /// The models that other nodes may reach, in the order of their names, and those of which that is not known.
     #[cfg(feature = "cluster")]
-    pub(crate) fn with_digest(&self) -> Vec<Arc<Registered<C>>> {
+    pub(crate) fn by_digest(&self) -> [Vec<Arc<Registered<C>>>; 2] {
         let models = self.models.iter().map(|entry| entry.value().clone());
-        let mut models: Vec<Arc<Registered<C>>> = models.filter(|model| model.digest.is_some()).collect();
-        models.sort_by(|a, b| a.id().cmp(b.id()));
-        models
+        let (mut with, without): (Vec<_>, Vec<_>) = models.partition(|model| model.digest().is_some());
+        with.sort_by(|a, b| a.id().cmp(b.id()));
+        [with, without]
+    }
+
+    /// True if the model is registered under its name, be it replaced meanwhile or not.
+    pub(crate) fn has(&self, model: &Registered<C>) -> bool {
+        self.get(model.id()).is_some_and(|found| found.origin == model.origin)
     }
 
     pub(crate) fn ids(&self) -> Vec<ModelId> {

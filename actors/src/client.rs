@@ -349,6 +349,12 @@ impl<C: Capability> ModelHandle<C> {
         }
     }
 
+    /// True if the model is registered on this node. One that other nodes alone serve can be asked, and neither loaded nor
+    /// unloaded from here; nor are its facts known.
+    pub fn is_here(&self) -> bool {
+        self.shared.catalogue.has(&self.model)
+    }
+
     /// Checks the request, takes a slot and hands it to the pool, `here` to that of this node alone. The reply keeps `handle`: this one for as
     /// long as the caller waits here, or one of its own.
     async fn accept<H: Borrow<Self>>(

@@ -70,7 +70,7 @@ pub use error::{Cause, Error, ErrorKind, Failure, FailureKind, RequestPhase, Res
 pub use id::{Bytes, Device, Lane, ModelId, ModelKey, Priority, RequestId, Tenant, Time, WorkerId};
 pub use job::EmitError;
 pub use memory::{Ledger, PressureLevel, ProcessMemory};
-pub use model::{Footprint, LoadContext, Loader, Model, ModelFacts, Weights};
+pub use model::{Fetch, Footprint, LoadContext, Loader, Model, ModelFacts, Weights};
 pub use progress::{LoadStage, WorkerPhase};
 pub use ractor;
 pub use status::{

@@ -81,6 +81,35 @@ pub trait Loader<C: Capability>: Send + Sync + 'static {
     fn facts(&self) -> Option<ModelFacts> {
         None
     }
+
+    /// Digest of all that makes the model what it is: its files, and the settings that change its answers. Nodes of a cluster
+    /// serve the same model if its name and its digest are the same. Asked in a cluster alone, of a model that is registered
+    /// without one ([`ModelSpec::digest`](crate::ModelSpec::digest)), on a thread that may wait: once soon after its
+    /// registration, and once more when it has been loaded if there was none by then. There is none, unless a loader says
+    /// otherwise, and the model stays at home.
+    ///
+    /// # Errors
+    /// The reason why it cannot be told, which goes to the log.
+    fn digest(&self, _: Fetch, _: &LoadContext) -> Result<Option<String>, Failure> {
+        Ok(None)
+    }
+}
+
+/// Permission to fetch files from elsewhere, for what is only nice to know.
+///
+/// ```
+/// use model_actors::Fetch;
+/// fn is_known(is_here: bool, fetch: Fetch) -> bool {
+///     is_here || fetch == Fetch::Allowed
+/// }
+/// assert!(!is_known(false, Fetch::Never));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetch {
+    /// Only what is here is looked at: nobody has asked for the model yet.
+    Never,
+    /// What is not here is fetched: the model has been loaded, so that most is.
+    Allowed,
 }
 
 /// Facts that a loader knows of its model.

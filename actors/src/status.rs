@@ -215,6 +215,8 @@ pub struct PeerModelStatus {
     pub model: ModelId,
     /// Digest of its files.
     pub digest: Arc<str>,
+    /// True if the model of this name here is made from other files, so that requests for it do not go there.
+    pub differs: bool,
     /// True if it is in memory there.
     pub resident: bool,
     /// Number of interactive requests that this node may have there at a time.

@@ -3,7 +3,7 @@
 
 use model_actors::isolation::Isolation;
 use model_actors::{
-    Bytes, ImageEmbedding, ModelId, PoolConfig, Reranking, System, SystemBuilder, SystemConfig,
+    Bytes, ImageEmbedding, ModelId, PoolConfig, Portable, Reranking, System, SystemBuilder, SystemConfig,
     TextEmbedding, TextToImage, TextToText, Vision,
 };
 
@@ -40,6 +40,8 @@ pub struct EngineBuilder {
     isolation: Isolation,
     pools: Vec<(AddPool, PoolConfig)>,
     models: Vec<Register>,
+    #[cfg(feature = "cluster")]
+    cluster: Option<model_actors::ClusterConfig>,
 }
 
 /// Adds the pool of a capability.
@@ -60,6 +62,8 @@ impl EngineBuilder {
             isolation: Isolation::default(),
             pools: Vec::new(),
             models: Vec::new(),
+            #[cfg(feature = "cluster")]
+            cluster: None,
         }
     }
 
@@ -115,9 +119,41 @@ impl EngineBuilder {
         Self { isolation: isolation.into(), ..self }
     }
 
+    /// Makes the engine a node of a cluster, as which a process can have one: the models of the shipped capabilities are
+    /// reached from other nodes, and theirs from here, by the same methods of [`Engine`]; one that is registered here goes
+    /// first, and also runs on other nodes that have the same files whenever they serve a request sooner. The digest of
+    /// the files is found in the background, of a repository's once it has been loaded; until then a model stays at home.
+    ///
+    /// ```no_run
+    /// use candle_actors::{ClusterConfig, Engine, Source};
+    /// # async fn run() -> candle_actors::Result<()> {
+    /// let secret = std::env::var("CLUSTER_SECRET").unwrap_or_default();
+    /// let node = ClusterConfig::new("models", "left", secret, ([127, 0, 0, 1], 7001).into())
+    ///     .with_peers(["127.0.0.1:7002".to_owned()]);
+    /// let engine = Engine::builder()
+    ///     .cluster(node)
+    ///     .text_embedding("small", Source::directory("models/english-embedding-small"))
+    ///     .start()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "cluster")]
+    pub fn cluster(self, config: model_actors::ClusterConfig) -> Self {
+        Self { cluster: Some(config), ..self }
+    }
+
     /// Adds the pool of an application's own capability, whose models are then registered as those of the shipped ones.
     pub fn capability<C: EngineCapability>(mut self, config: PoolConfig) -> Self {
         self.pools.push((|builder, config| builder.pool::<C>(config), config));
+        self
+    }
+
+    /// As [`Self::capability`], with a pool that is shared with the other nodes of a cluster: its models that have a
+    /// [digest](model_actors::ModelSpec::digest) are reached from there.
+    #[cfg(feature = "cluster")]
+    pub fn shared_capability<C: EngineCapability + Portable>(mut self, config: PoolConfig) -> Self {
+        self.pools.push((shared_pool::<C>, config));
         self
     }
 
@@ -214,13 +250,20 @@ impl EngineBuilder {
             }
         }
         let pool = self.pool.clone().unwrap_or_else(|| default_pool(self.threads));
-        let builder = System::builder(config)
-            .pool::<TextEmbedding>(pool.clone())
-            .pool::<Reranking>(pool.clone())
-            .pool::<TextToText>(pool.clone())
-            .pool::<ImageEmbedding>(pool.clone())
-            .pool::<Vision>(pool.clone())
-            .pool::<TextToImage>(pool);
+        let shipped: [AddPool; 6] = [
+            shared_pool::<TextEmbedding>,
+            shared_pool::<Reranking>,
+            shared_pool::<TextToText>,
+            shared_pool::<ImageEmbedding>,
+            shared_pool::<Vision>,
+            shared_pool::<TextToImage>,
+        ];
+        let builder = shipped.iter().fold(System::builder(config), |builder, add| add(builder, pool.clone()));
+        #[cfg(feature = "cluster")]
+        let builder = match self.cluster.clone() {
+            Some(cluster) => builder.cluster(cluster),
+            None => builder,
+        };
         Ok(self.pools.iter().fold(builder, |builder, (add, config)| add(builder, config.clone())))
     }
 
@@ -237,6 +280,14 @@ impl EngineBuilder {
         }
         Ok(engine)
     }
+}
+
+/// Adds a pool that is shared in a cluster, where there can be one.
+fn shared_pool<C: Portable>(builder: SystemBuilder, config: PoolConfig) -> SystemBuilder {
+    #[cfg(feature = "cluster")]
+    return builder.shared_pool::<C>(config);
+    #[cfg(not(feature = "cluster"))]
+    builder.pool::<C>(config)
 }
 
 fn default_pool(threads: usize) -> PoolConfig {

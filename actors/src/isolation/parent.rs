@@ -14,7 +14,7 @@ use super::{IsolatedLoader, ProcessEnd, ProcessOptions, check_known};
 use crate::capability::{Capability, Portable};
 use crate::error::{Cause, Error, Failure, Result};
 use crate::id::Bytes;
-use crate::model::{Footprint, LoadContext, Loader, Model, ModelFacts, Weights};
+use crate::model::{Fetch, Footprint, LoadContext, Loader, Model, ModelFacts, Weights};
 use crate::progress::LoadStage;
 use crate::wire;
 
@@ -82,6 +82,10 @@ impl<C: Portable, L: IsolatedLoader<C>> Loader<C> for Isolated<C, L> {
 
     fn facts(&self) -> Option<ModelFacts> {
         self.loader.facts()
+    }
+
+    fn digest(&self, fetch: Fetch, context: &LoadContext) -> Result<Option<String>, Failure> {
+        self.loader.digest(fetch, context)
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) struct Measures(HashMap<ModelKey, Seen>);
 
 /// The model as its node, its name and its files make it one.
 pub(super) fn wanted<C: Capability>(model: &Registered<C>) -> Option<Wanted> {
-    let digest = model.digest.clone()?;
+    let digest = model.digest()?.clone();
     Some(Wanted { model: model.id().clone(), digest })
 }
 

@@ -9,6 +9,7 @@ use ractor::pg::{self, GroupChangeMessage};
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 
+use super::digests::Digests;
 use super::guests::Guest;
 use super::messages::{MembershipMessage, SpeakerArguments, SpeakerMessage};
 use super::own::{Measures, wanted};
@@ -78,6 +79,7 @@ pub(crate) struct SpeakerState<C: Portable> {
     guests: HashMap<(Boot, Run), Guest>,
     parcels: Parcels,
     measures: Measures,
+    digests: Digests,
     sampled: Time,
     alarm: Alarm,
     /// A letter that could not be read was told of.
@@ -120,6 +122,7 @@ impl<C: Portable> Actor for Speaker<C> {
             guests: HashMap::new(),
             parcels: Parcels::default(),
             measures: Measures::default(),
+            digests: Digests::default(),
             sampled: Time::ZERO,
             alarm: Alarm::unset(),
             told_unreadable: false,
@@ -192,17 +195,6 @@ impl<C: Portable> Actor for Speaker<C> {
             _ => {}
         }
         Ok(())
-    }
-}
-
-/// A peer's model for the status.
-fn told(offer: &Offer) -> PeerModelStatus {
-    PeerModelStatus {
-        model: offer.wanted.model.clone(),
-        digest: offer.wanted.digest.clone(),
-        resident: offer.resident,
-        interactive_slots: offer.slots[0],
-        requests: offer.queue,
     }
 }
 
@@ -301,8 +293,9 @@ impl<C: Portable> SpeakerState<C> {
         let now = self.now();
         if now.since(self.sampled) >= crate::cluster::router::EXCHANGE || self.sampled == Time::ZERO {
             self.sampled = now;
-            let models = self.shared.catalogue.with_digest();
+            let [models, without] = self.shared.catalogue.by_digest();
             self.measures.keep(&models);
+            self.find_digests(without);
             let owns: Vec<Own> = {
                 let status = self.arguments.status.borrow();
                 let pool = status.pools.iter().find(|pool| pool.capability == C::NAME);
@@ -325,6 +318,16 @@ impl<C: Portable> SpeakerState<C> {
             self.publish();
         }
         self.step(Input::Tick, Luggage::default());
+    }
+
+    /// Has the digests of these models found, as far as that is due.
+    fn find_digests(&mut self, models: Vec<Arc<Registered<C>>>) {
+        let status = self.arguments.status.borrow();
+        let pool = status.pools.iter().find(|pool| pool.capability == C::NAME);
+        self.digests.find(models, |model| {
+            let status = pool.and_then(|pool| pool.model(model.id().as_str()));
+            status.is_some_and(|status| status.key == model.key() && status.is_serving())
+        });
     }
 
     fn guests_of(&self, wanted: &Wanted) -> [u32; 2] {
@@ -359,6 +362,20 @@ impl<C: Portable> SpeakerState<C> {
         }
     }
 
+    /// A peer's model for the status, beside that of its name here.
+    fn told(&self, offer: &Offer) -> PeerModelStatus {
+        let own = self.shared.catalogue.get(&offer.wanted.model);
+        let digest = own.as_deref().and_then(Registered::digest);
+        PeerModelStatus {
+            model: offer.wanted.model.clone(),
+            differs: digest.is_some_and(|digest| *digest != offer.wanted.digest),
+            digest: offer.wanted.digest.clone(),
+            resident: offer.resident,
+            interactive_slots: offer.slots[0],
+            requests: offer.queue,
+        }
+    }
+
     /// Lets clients and the status know what peers serve.
     fn publish(&mut self) {
         let mut served: BTreeMap<_, BTreeSet<Arc<str>>> = BTreeMap::new();
@@ -371,7 +388,7 @@ impl<C: Portable> SpeakerState<C> {
                 peers.push(PeerStatus {
                     node: link.node.clone(),
                     capability: C::NAME,
-                    models: offers.iter().map(told).collect(),
+                    models: offers.iter().map(|offer| self.told(offer)).collect(),
                 });
             }
         }

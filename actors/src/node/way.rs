@@ -85,7 +85,7 @@ impl<C: Portable> Way<C> {
     }
 
     fn is_stand_in(&self, model: &Registered<C>) -> bool {
-        let Some(digest) = model.digest.clone() else { return false };
+        let Some(digest) = model.digest().cloned() else { return false };
         let wanted = Wanted { model: model.id().clone(), digest };
         self.stand_ins().get(&wanted).is_some_and(|known| Arc::ptr_eq(&known.entry, &model.entry))
     }
@@ -93,7 +93,7 @@ impl<C: Portable> Way<C> {
 
 impl<C: Portable> Elsewhere<C> for Way<C> {
     fn concerns(&self, model: &Registered<C>) -> bool {
-        let Some(digest) = &model.digest else { return false };
+        let Some(digest) = model.digest() else { return false };
         self.digests(model.id()).contains(digest) || self.is_stand_in(model)
     }
 

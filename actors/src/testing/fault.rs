@@ -11,7 +11,7 @@ use crate::batch::Batch;
 use crate::capability::Capability;
 use crate::error::{Cause, Failure};
 use crate::id::Bytes;
-use crate::model::{Footprint, LoadContext, Loader, Model, Weights};
+use crate::model::{Fetch, Footprint, LoadContext, Loader, Model, Weights};
 use crate::progress::Hook;
 
 /// A model that hangs goes on after this, so that a forgotten gate cannot hang a test run.
@@ -96,6 +96,10 @@ impl Script {
 impl<C: Capability, L: Loader<C>> Loader<C> for FaultyLoader<L> {
     fn check(&self, request: &C::Request) -> Result<(), Cause> {
         self.loader.check(request)
+    }
+
+    fn digest(&self, fetch: Fetch, context: &LoadContext) -> Result<Option<String>, Failure> {
+        self.loader.digest(fetch, context)
     }
 
     fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure> {

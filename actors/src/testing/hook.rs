@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::capability::Capability;
 use crate::error::{Cause, Failure};
-use crate::model::{Footprint, LoadContext, Loader, Model, Weights};
+use crate::model::{Fetch, Footprint, LoadContext, Loader, Model, Weights};
 use crate::progress::Hook;
 
 /// A loader that does what the one inside does, and whose workers call the hook at each tick of their runs.
@@ -35,6 +35,10 @@ impl<L> HookedLoader<L> {
 impl<C: Capability, L: Loader<C>> Loader<C> for HookedLoader<L> {
     fn check(&self, request: &C::Request) -> Result<(), Cause> {
         self.loader.check(request)
+    }
+
+    fn digest(&self, fetch: Fetch, context: &LoadContext) -> Result<Option<String>, Failure> {
+        self.loader.digest(fetch, context)
     }
 
     fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure> {

@@ -1,10 +1,12 @@
 //! The place where a request runs: here first, elsewhere if that is sooner, and only where the files are the same.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use model_actors::{
-    CallOptions, ClusterConfig, Error, ModelHandle, ModelSpec, PoolConfig, System, SystemConfig,
+    CallOptions, ClusterConfig, Error, Failure, Fetch, Footprint, LoadContext, Loader, ModelHandle,
+    ModelSpec, PoolConfig, System, SystemConfig, Weights,
 };
 
 use crate::node::{Echo, EchoLoader, Node, NodeOptions, Say};
@@ -14,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("here_first_and_elsewhere_when_that_is_sooner", here_first_and_elsewhere_when_that_is_sooner),
     ("a_model_is_its_files", a_model_is_its_files),
     ("a_model_without_a_digest_stays_at_home", a_model_without_a_digest_stays_at_home),
+    ("a_loader_says_which_model_it_is_once_it_is_loaded", a_loader_says_which_model_it_is_once_it_is_loaded),
     ("a_process_is_one_node", a_process_is_one_node),
 ];
 
@@ -78,6 +81,45 @@ fn a_model_without_a_digest_stays_at_home() {
         client.register(ModelSpec::new("echo", EchoLoader { node: "a".to_owned() })).unwrap();
         let model = client.model("echo").unwrap();
         assert_eq!(places(&model, 6, 30).await, ["a"]);
+        system.shutdown().await;
+    });
+}
+
+/// Knows which model it is once its files have been fetched. Notes the questions.
+struct Fetched(EchoLoader, Arc<Mutex<Vec<Fetch>>>);
+
+impl Loader<Echo> for Fetched {
+    fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure> {
+        Loader::footprint(&self.0, context)
+    }
+
+    fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<Echo>>, Failure> {
+        Loader::load(&self.0, context)
+    }
+
+    fn digest(&self, fetch: Fetch, _: &LoadContext) -> Result<Option<String>, Failure> {
+        self.1.lock().unwrap().push(fetch);
+        Ok((fetch == Fetch::Allowed).then(|| "1".to_owned()))
+    }
+}
+
+fn a_loader_says_which_model_it_is_once_it_is_loaded() {
+    let there = Node::start(&NodeOptions::new("b").model("echo", "1")).unwrap();
+    let questions: Arc<Mutex<Vec<Fetch>>> = Arc::default();
+    on_a_runtime(async {
+        let (system, client) = join(NodeOptions::new("a"), [&there]).await;
+        served(&system, &client, "echo", 1).await;
+        let loader = Fetched(EchoLoader { node: "a".to_owned() }, questions.clone());
+        let model = client.register(ModelSpec::new("echo", loader)).unwrap();
+        until("the first question", || (!questions.lock().unwrap().is_empty()).then_some(())).await;
+        assert_eq!(places(&model, 6, 30).await, ["a"], "which model it is, is not known");
+        until("the second question", || (questions.lock().unwrap().len() == 2).then_some(())).await;
+        // It is known a moment after the answer.
+        let mut found = Vec::new();
+        while found != ["a", "b"] {
+            found = places(&model, 12, 60).await;
+        }
+        assert_eq!(*questions.lock().unwrap(), [Fetch::Never, Fetch::Allowed], "and nothing is asked again");
         system.shutdown().await;
     });
 }

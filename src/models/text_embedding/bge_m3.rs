@@ -51,6 +51,14 @@ impl TokenOutputs {
         Ok(Some(Self { weights, vectors, silent, width }))
     }
 
+    /// Asks for the files of the layers.
+    #[cfg(feature = "cluster")]
+    pub(super) fn ask_for(files: &Files, folder: &str, context: &LoadContext) -> Result<()> {
+        [WEIGHTS, VECTORS]
+            .iter()
+            .try_for_each(|name| files.optional(&format!("{folder}{name}"), context).map(drop))
+    }
+
     /// Memory that they take.
     pub(super) fn bytes(&self) -> Bytes {
         let width = self.width as u64;

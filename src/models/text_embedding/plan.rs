@@ -272,6 +272,12 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         Ok(self.footprint_of(compute, &self.weights(context)?, &self.adapters(context)?))
     }
 
+    #[cfg(feature = "cluster")]
+    fn ask_for_rest(&self, context: &LoadContext) -> Result<()> {
+        self.modules.head(&self.files, self.architecture.width(), context)?;
+        TokenOutputs::ask_for(&self.files, &self.modules.transformer, context)
+    }
+
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
         let weights = self.weights(context)?;
         let device = compute.open()?;

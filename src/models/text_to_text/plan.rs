@@ -89,6 +89,11 @@ impl loader::LoadPlan for TextToTextPlan {
         self.footprint_now(compute, context)
     }
 
+    #[cfg(feature = "cluster")]
+    fn ask_for_rest(&self, context: &LoadContext) -> Result<()> {
+        special_names(&self.files, context).map(drop)
+    }
+
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
         let device = compute.open()?;
         let (network, tokens) = match &self.kind {

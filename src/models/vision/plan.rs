@@ -51,6 +51,11 @@ impl loader::LoadPlan for VisionPlan {
         Ok(self.footprint_of(compute, &self.weights(context)?))
     }
 
+    #[cfg(feature = "cluster")]
+    fn ask_for_rest(&self, context: &LoadContext) -> Result<()> {
+        special_names(&self.files, context).map(drop)
+    }
+
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
         let weights = self.weights(context)?;
         let device = compute.open()?;
