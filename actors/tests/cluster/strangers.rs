@@ -226,7 +226,7 @@ fn tls_with_verified_peers() {
     let address = there.address;
     // One with a certificate of another authority, one without TLS, and some that say nothing.
     let other = NodeOptions { tls: Some(strange.clone()), ..NodeOptions::new("x") };
-    let mut others = vec![
+    let mut others = [
         Node::start(&other.peer(address)).unwrap(),
         Node::start(&NodeOptions::new("y").peer(address)).unwrap(),
     ];
