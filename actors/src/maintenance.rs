@@ -275,6 +275,11 @@ impl MaintenanceState {
             for effect in effects {
                 match effect {
                     RoomEffect::Poll => self.tell_all(|| PoolCommand::Offer),
+                    RoomEffect::Reclaim { device, room } => {
+                        if let Some(budget) = self.arguments.budgets.get(&device) {
+                            budget.reclaim(now, room);
+                        }
+                    }
                     RoomEffect::Evict { pool, worker } => {
                         self.tell(pool, PoolCommand::Evict { worker, reason: EvictionReason::MakeRoom });
                     }
@@ -333,7 +338,13 @@ impl MaintenanceState {
         self.room(RoomInput::Offers { pool, offers });
     }
 
+    /// Frees memory: what caches hold, and once they hold nothing, a worker.
     fn relieve(&mut self, device: Device) {
+        if let Some(budget) = self.arguments.budgets.get(&device)
+            && budget.read().cached() > Bytes::ZERO
+        {
+            return budget.reclaim(self.arguments.clock.now(), Bytes(u64::MAX));
+        }
         self.relief.insert(device, BTreeMap::new());
         self.tell_all(|| PoolCommand::Offer);
     }
@@ -382,9 +393,12 @@ impl MaintenanceState {
                 device: device.clone(),
                 limit: ledger.limit(),
                 charged: ledger.charged(),
+                cached: ledger.cached(),
                 pressure: level,
             });
             metrics::gauge!(metric::BYTES, "device" => device.to_string()).set(ledger.charged().0 as f64);
+            metrics::gauge!(metric::CACHED_BYTES, "device" => device.to_string())
+                .set(ledger.cached().0 as f64);
         }
         publish(&self.arguments.status, |status| status.memory = levels.clone());
         for MemoryStatus { device, pressure: level, .. } in levels {

@@ -1,6 +1,6 @@
 //! Memory budgets: limits, charges, and leases that give back by `Drop`. The arithmetic is the pure
-//! [`Ledger`]; a [`Budget`] shares one between threads. Choosing workers to evict when room runs short is
-//! left to the eviction policy.
+//! [`Ledger`]; a [`Budget`] shares one between threads, and keeps the caches whose bytes are charged to it. Choosing
+//! workers to evict when room runs short is left to the eviction policy.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,10 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Bytes, Device};
+use crate::id::{Bytes, Device, Time};
 
+mod prefixes;
+mod cache;
 mod probe;
 
+pub use cache::{Cached, PrefixCache};
+pub use prefixes::PartId;
 pub(crate) use probe::MemoryProbe;
 
 /// Limit of one memory and the bytes charged against it. Never charges beyond the limit.
@@ -29,12 +33,13 @@ pub(crate) use probe::MemoryProbe;
 pub struct Ledger {
     limit: Bytes,
     charged: Bytes,
+    cached: Bytes,
 }
 
 impl Ledger {
     /// An empty ledger with this limit.
     pub fn new(limit: Bytes) -> Self {
-        Self { limit, charged: Bytes::ZERO }
+        Self { limit, charged: Bytes::ZERO, cached: Bytes::ZERO }
     }
 
     /// Charges the amount if it fits; otherwise charges nothing and returns false.
@@ -47,9 +52,34 @@ impl Ledger {
         fits
     }
 
+    /// Charges the amount for a cache, as [`Self::charge`] does.
+    ///
+    /// ```
+    /// use model_actors::{Bytes, Ledger};
+    /// let mut ledger = Ledger::new(Bytes(100));
+    /// assert!(ledger.charge_cache(Bytes(70)));
+    /// assert_eq!((ledger.charged(), ledger.cached()), (Bytes(70), Bytes(70)));
+    /// ledger.give_back_cache(Bytes(70));
+    /// assert_eq!(ledger, Ledger::new(Bytes(100)));
+    /// ```
+    #[must_use]
+    pub fn charge_cache(&mut self, amount: Bytes) -> bool {
+        let fits = self.charge(amount);
+        if fits {
+            self.cached += amount;
+        }
+        fits
+    }
+
     /// Gives the amount back.
     pub fn give_back(&mut self, amount: Bytes) {
         self.charged -= amount;
+    }
+
+    /// Gives an amount back that was charged for a cache.
+    pub fn give_back_cache(&mut self, amount: Bytes) {
+        self.give_back(amount);
+        self.cached -= amount;
     }
 
     /// The limit.
@@ -60,6 +90,11 @@ impl Ledger {
     /// Bytes charged.
     pub fn charged(&self) -> Bytes {
         self.charged
+    }
+
+    /// The part of them that caches hold, which they give back when room is needed.
+    pub fn cached(&self) -> Bytes {
+        self.cached
     }
 
     /// Bytes that can still be charged.
@@ -113,6 +148,8 @@ pub(crate) struct Budget {
     on_release: Mutex<Option<OnRelease>>,
     /// Of the host's memory: what others leave of it.
     machine: Option<MemoryProbe>,
+    /// What is cached here.
+    parts: cache::Parts,
 }
 
 impl fmt::Debug for Budget {
@@ -129,6 +166,7 @@ impl Budget {
             machine: None,
             waiting: AtomicUsize::new(0),
             on_release: Mutex::new(None),
+            parts: cache::Parts::default(),
         }
     }
 
@@ -169,23 +207,33 @@ impl Budget {
         self.waiting.store(waiting, Ordering::Relaxed);
     }
 
+    fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
     /// Leases bytes to somebody who has not waited: none while others do, or the machine has none. Otherwise what a load
-    /// finds here.
-    pub(crate) fn lease_at_once(self: &Arc<Self>, bytes: Bytes) -> Result<Lease, Ledger> {
-        let (ledger, overtakes) = (self.read_for_a_load(), self.waiting.load(Ordering::Relaxed) > 0);
-        let lease = if overtakes || bytes > ledger.free() { None } else { self.lease(bytes) };
-        lease.ok_or(ledger)
+    /// finds here. What caches hold in its way is reclaimed, for its next try.
+    pub(crate) fn lease_at_once(self: &Arc<Self>, now: Time, bytes: Bytes) -> Result<Lease, Ledger> {
+        let ledger = self.read_for_a_load();
+        let lease = if self.is_waited_for() || bytes > ledger.free() { None } else { self.lease(bytes) };
+        lease.ok_or_else(|| {
+            self.reclaim(now, bytes);
+            ledger
+        })
     }
 
     pub(crate) fn lease(self: &Arc<Self>, bytes: Bytes) -> Option<Lease> {
-        self.lock().charge(bytes).then(|| Lease { budget: self.clone(), bytes })
+        self.lock().charge(bytes).then(|| Lease { budget: self.clone(), bytes, is_cache: false })
     }
 
-    fn give_back(&self, bytes: Bytes) {
+    fn give_back(&self, bytes: Bytes, is_cache: bool) {
         if bytes == Bytes::ZERO {
             return;
         }
-        self.lock().give_back(bytes);
+        match is_cache {
+            true => self.lock().give_back_cache(bytes),
+            false => self.lock().give_back(bytes),
+        }
         if let Some(callback) = &*self.on_release.lock().unwrap_or_else(PoisonError::into_inner) {
             callback();
         }
@@ -202,6 +250,8 @@ impl Budget {
 pub(crate) struct Lease {
     budget: Arc<Budget>,
     bytes: Bytes,
+    /// It is a cache's, which gives it back when room is needed.
+    is_cache: bool,
 }
 
 impl Lease {
@@ -213,7 +263,7 @@ impl Lease {
     pub(crate) fn split(&mut self, bytes: Bytes) -> Lease {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
-        Lease { budget: self.budget.clone(), bytes }
+        Lease { budget: self.budget.clone(), bytes, is_cache: self.is_cache }
     }
 
     /// Corrects an estimate. False, and unchanged, if the larger amount does not fit.
@@ -222,7 +272,7 @@ impl Lease {
         if bytes > self.bytes && !self.budget.lock().charge(bytes - self.bytes) {
             return false;
         }
-        self.budget.give_back(self.bytes - bytes);
+        self.budget.give_back(self.bytes - bytes, self.is_cache);
         self.bytes = bytes;
         true
     }
@@ -230,7 +280,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.budget.give_back(self.bytes);
+        self.budget.give_back(self.bytes, self.is_cache);
     }
 }
 

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Batch;
 use crate::capability::Capability;
 use crate::error::{Cause, Failure};
-use crate::id::{Bytes, ModelId, ModelKey};
-use crate::progress::{Gauge, LoadProgress, LoadStage};
+use crate::id::{Bytes, Device, ModelId, ModelKey};
+use crate::memory::{Budget, PrefixCache};
+use crate::progress::{Clock, Gauge, LoadProgress, LoadStage};
 use crate::telemetry::{Event, Events};
 
 /// Loads a model. Constructing a loader does no I/O.
@@ -262,20 +263,39 @@ pub struct LoadContext {
     pub(crate) progress: Arc<LoadProgress>,
     pub(crate) abandoned: Arc<AtomicBool>,
     pub(crate) events: Events,
+    /// Budget of the memory that the model is in, which its caches are charged to.
+    pub(crate) caches: Option<Arc<Budget>>,
+    pub(crate) clock: Clock,
 }
 
 impl LoadContext {
-    /// A context of its own, for calling a loader outside a pool (a benchmark, a tool).
+    /// A context of its own, for calling a loader outside a pool (a benchmark, a tool). It has no memory for caches.
     pub fn detached(model: &ModelId) -> Self {
+        let clock = Clock::start();
         Self {
             model: model.clone(),
             capability: "",
             key: ModelKey(0),
-            gauge: Gauge::new(crate::progress::Clock::start()),
+            gauge: Gauge::new(clock),
             progress: Arc::default(),
             abandoned: Arc::default(),
             events: Events::new(1),
+            caches: None,
+            clock,
         }
+    }
+
+    /// The same context, with memory of its own for caches.
+    pub fn with_cache_memory(self, limit: Bytes) -> Self {
+        Self { caches: Some(Arc::new(Budget::new(Device::host(), limit))), ..self }
+    }
+
+    /// An empty cache of what the model computes of the beginnings of sequences, whose parts take no more than `limit`
+    /// together. They are charged to the memory that the model is in, beside its footprint, and given back before a worker
+    /// is evicted. Without such a memory, as in a process of its own, the cache stays empty.
+    pub fn prefix_cache<V>(&self, limit: Bytes) -> PrefixCache<V> {
+        let none = || Arc::new(Budget::new(Device::host(), Bytes::ZERO));
+        PrefixCache::new(self.caches.clone().unwrap_or_else(none), self.clock, limit)
     }
 
     /// Begins a stage of `total` bytes; 0 where the number is unknown.

@@ -118,6 +118,8 @@ pub struct MemoryStatus {
     pub limit: Bytes,
     /// Bytes charged against the budget.
     pub charged: Bytes,
+    /// The part of them that caches hold, which they give back when room is needed.
+    pub cached: Bytes,
     /// Memory pressure, as of the last maintenance interval.
     pub pressure: PressureLevel,
 }
@@ -129,6 +131,7 @@ impl MemoryStatus {
             device: budget.device().clone(),
             limit: ledger.limit(),
             charged: ledger.charged(),
+            cached: ledger.cached(),
             pressure: PressureLevel::Normal,
         }
     }
@@ -138,7 +141,8 @@ impl MemoryStatus {
 pub(crate) fn refresh_memory(memory: &mut [MemoryStatus], budgets: &Budgets) {
     for status in memory {
         if let Some(budget) = budgets.get(&status.device) {
-            status.charged = budget.read().charged();
+            let ledger = budget.read();
+            (status.charged, status.cached) = (ledger.charged(), ledger.cached());
         }
     }
 }

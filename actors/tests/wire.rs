@@ -199,6 +199,10 @@ fn messages() -> Vec<Vec<u8>> {
         pinned("generate_text_with_adapter", &GenerateText::from("Once").with_adapter("polite".to_owned())),
         pinned("generate_text_raw", &GenerateText::from("Once").with_stop(vec!["\n".to_owned()])),
         pinned("completion", &completion),
+        pinned(
+            "completion_from_a_cache",
+            &Completion::new("Rain.", FinishReason::Stop, Usage::new(130, 3).with_cached_tokens(128)),
+        ),
         pinned("describe_image", &question.with_sampling(sampling)),
         pinned("describe_images_in_a_conversation", &conversation),
         pinned("paint_image", &painting),

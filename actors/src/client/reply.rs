@@ -47,6 +47,7 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Tally<C, H> {
         metrics.request_time.record(self.began.elapsed().as_secs_f64());
         if let Some(usage) = C::usage(&output) {
             metrics.input_tokens.increment(usage.prompt_tokens as u64);
+            metrics.cached_tokens.increment(usage.cached_tokens as u64);
             metrics.output_tokens.increment(usage.completion_tokens as u64);
         }
         output

@@ -1,5 +1,5 @@
 //! The eviction policy: a pure choice of idle workers to evict when memory runs short, among those that the
-//! pools offer.
+//! pools offer. What caches hold comes back first, and is no worker's to make up for.
 //!
 //! The least worth goes first: what has been idle long, frees much, and is quick to load again. A model whose
 //! workers are all idle is weighed as a whole, since its last use and its weights are theirs together. A worker in
@@ -88,7 +88,8 @@ pub enum EvictionPlan {
     Fits,
     /// There will be, once these workers have gone.
     Evict(Vec<(PoolIndex, WorkerId)>),
-    /// The workers that could go are in use, too young, or on their way out already. Ask again later.
+    /// What caches hold is enough, or the workers that could go are in use, too young, or on their way out already. Ask
+    /// again later.
     Wait,
     /// Not even with everything gone that is not pinned.
     Never,
@@ -115,7 +116,7 @@ pub fn plan(needed: Bytes, ledger: Ledger, device: &Device, offers: &[Offer]) ->
     if needed > ledger.limit() - kept_come_what_may {
         return EvictionPlan::Never;
     }
-    let missing = (needed - ledger.free()) - coming_back(device, offers);
+    let missing = (needed - ledger.free()) - coming_back(device, offers) - ledger.cached();
     if missing == Bytes::ZERO {
         return EvictionPlan::Wait;
     }

@@ -57,6 +57,8 @@ pub enum RoomInput {
 pub enum RoomEffect {
     /// Ask every pool what it offers.
     Poll,
+    /// Have caches give back what is missing for so much to be free, the least worth first, or all that they hold.
+    Reclaim { device: Device, room: Bytes },
     /// Have a pool let an idle worker go.
     Evict { pool: PoolIndex, worker: WorkerId },
     /// Take the lease; answered with `Granted` or `GrantFailed`.
@@ -73,7 +75,7 @@ struct Waiting {
     until: Time,
     patience: Patience,
     state: State,
-    /// Workers have been told to go whose bytes are enough for it.
+    /// Workers have been told to go, and caches to shrink, whose bytes are enough for it.
     coming: bool,
 }
 
@@ -165,6 +167,7 @@ impl LoadQueue {
             RoomInput::Tick => {}
         }
         self.grant(ledgers, effects);
+        self.reclaim(ledgers, effects);
         self.decide(now, ledgers, effects);
         if self.deny_where(|waiting| waiting.ends() <= now, effects) {
             // The first in a line may have gone without room: the next is granted or looked at without delay.
@@ -213,6 +216,21 @@ impl LoadQueue {
         }
     }
 
+    /// Has caches make room for each line's first, before any worker is asked for.
+    fn reclaim(&self, ledgers: &BTreeMap<Device, Ledger>, effects: &mut Vec<RoomEffect>) {
+        for (device, line) in &self.lines {
+            let Some(ledger) = ledgers.get(device).filter(|ledger| ledger.cached() > Bytes::ZERO) else {
+                continue;
+            };
+            let Some(first) = line.iter().find(|waiting| waiting.state == State::Waits) else { continue };
+            let free = ledger_less_promised(*ledger, line).free();
+            if first.needed > free && first.needed <= ledger.limit() {
+                let room = first.needed + (ledger.free() - free);
+                effects.push(RoomEffect::Reclaim { device: device.clone(), room });
+            }
+        }
+    }
+
     /// Once the offers are in, each line's first gets its room made, waits on, or ends because it never fits.
     fn decide(&mut self, now: Time, ledgers: &BTreeMap<Device, Ledger>, effects: &mut Vec<RoomEffect>) {
         let over = |round: &mut Round| round.ends <= now || round.answers.iter().all(Option::is_some);
@@ -230,7 +248,7 @@ impl LoadQueue {
                 EvictionPlan::Evict(_) => true,
                 // `grant` has just been tried, so `Fits` cannot come up; if it did, the retry would see to it.
                 EvictionPlan::Wait | EvictionPlan::Fits => {
-                    first.needed <= ledger.free() + coming_back(device, &offers)
+                    first.needed <= ledger.free() + coming_back(device, &offers) + ledger.cached()
                 }
                 EvictionPlan::Never => false,
             };

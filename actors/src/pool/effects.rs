@@ -177,6 +177,8 @@ impl<C: Capability> PoolState<C> {
             progress: model.entry.load.clone(),
             abandoned,
             events: self.arguments.events.clone(),
+            caches: self.arguments.budgets.get(&model.policy.device).cloned(),
+            clock: self.arguments.clock,
         };
         let name = thread_name::<C>(model.id(), worker);
         let arguments =
@@ -229,10 +231,10 @@ impl<C: Capability> PoolState<C> {
             Source::Shared => entry.retained.clone().or_else(|| entry.shared.upgrade()),
             Source::Load => None,
         };
-        let device = model.policy.device.clone();
+        let (device, now) = (model.policy.device.clone(), self.arguments.clock.now());
         let budget = self.arguments.budgets.get(&device);
         let none = Err(Ledger::new(Bytes::ZERO));
-        let (lease, ledger) = match budget.map_or(none, |budget| budget.lease_at_once(bytes)) {
+        let (lease, ledger) = match budget.map_or(none, |budget| budget.lease_at_once(now, bytes)) {
             Ok(lease) => (Some(lease), Ledger::new(Bytes::ZERO)),
             Err(ledger) => (None, ledger),
         };

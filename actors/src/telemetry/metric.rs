@@ -40,6 +40,7 @@ metrics! {
     histogram TIME_BETWEEN_OUTPUTS = "model_actors_time_between_outputs_seconds", Seconds: "Time between two chunks of a request.";
     histogram REQUEST_TIME = "model_actors_request_seconds", Seconds: "Time from the call to the output, of requests that succeeded.";
     counter INPUT_TOKENS = "model_actors_input_tokens_total", Count: "Tokens of the prompts of requests that succeeded, where the capability counts them.";
+    counter CACHED_TOKENS = "model_actors_cached_tokens_total", Count: "Tokens of those prompts that were found in a prefix cache, and not read.";
     counter OUTPUT_TOKENS = "model_actors_output_tokens_total", Count: "Tokens generated for requests that succeeded, where the capability counts them.";
     histogram RUN_TIME = "model_actors_run_seconds", Seconds: "One run of a batch.";
     histogram BATCH_SIZE = "model_actors_batch_size", Count: "Requests of a batch.";
@@ -57,6 +58,7 @@ metrics! {
     counter OUT_OF_MEMORY = "model_actors_out_of_memory_total", Count: "Runs that ran out of memory.";
     counter POISON = "model_actors_poison_total", Count: "Requests that were given up because workers died running them.";
     gauge BYTES = "model_actors_memory_bytes", Bytes: "Bytes charged, by `device`.";
+    gauge CACHED_BYTES = "model_actors_cached_bytes", Bytes: "The part of these that caches hold, by `device`.";
     counter POOL_RESTARTS = "model_actors_pool_restarts_total", Count: "Pools that failed and were started again, by `capability`.";
     counter SYSTEM_FAILURES = "model_actors_system_failures_total", Count: "Systems that failed for good.";
 }

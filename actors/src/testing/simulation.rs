@@ -4,7 +4,7 @@
 //! violation can be replayed.
 //!
 //! `scenario` holds what a seed decides at its start, `state`, `line` and `accounts` the data, `world` the clock and the events,
-//! `checks`, `order`, `shares`, `worth` and `roster` the invariants. `room` is maintenance, `workers` and `runs` are the threads,
+//! `checks`, `order`, `shares`, `worth` and `roster` the invariants. `room` is maintenance, `caches` what models keep beside their weights, `workers` and `runs` are the threads,
 //! `shell` carries out effects as the pools' shell does, `death` is the end of a pool and the beginning of the next,
 //! `callers` sends requests and commands. A [`Plant`] makes the harness,
 //! never the core, do something wrong that the checks must find.
@@ -21,6 +21,7 @@ mod order;
 mod shares;
 mod worth;
 mod roster;
+mod caches;
 mod room;
 mod workers;
 mod runs;

@@ -86,6 +86,7 @@ pub(crate) mod telemetry {
         pub(crate) succeeded: Unmeasured,
         pub(crate) cancelled: Unmeasured,
         pub(crate) input_tokens: Unmeasured,
+        pub(crate) cached_tokens: Unmeasured,
         pub(crate) output_tokens: Unmeasured,
         pub(crate) first_output: Unmeasured,
         pub(crate) between_outputs: Unmeasured,

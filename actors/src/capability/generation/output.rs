@@ -143,12 +143,23 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Number of tokens generated.
     pub completion_tokens: usize,
+    /// Number of the prompt's tokens that were not read, as the model had what it computes of them in its prefix cache.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cached_tokens: usize,
+}
+
+setters! { Usage {
+    with_cached_tokens(cached_tokens: usize);
+} }
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Usage {
     /// Usage of a request with so many tokens in its prompt and its answer.
     pub const fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
-        Self { prompt_tokens, completion_tokens }
+        Self { prompt_tokens, completion_tokens, cached_tokens: 0 }
     }
 }
 

@@ -116,10 +116,11 @@ pub(super) enum Fault {
     Replace,
     Shutdown,
     LostWhileIdle,
+    CacheGrows,
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 35] = [
+    pub(super) const ALL: [Self; 36] = [
         Self::SizeFails,
         Self::LoadFails,
         Self::LoadFailsForGood,
@@ -155,6 +156,7 @@ impl Fault {
         Self::Replace,
         Self::Shutdown,
         Self::LostWhileIdle,
+        Self::CacheGrows,
     ];
 
     const fn name(self) -> &'static str {
@@ -194,6 +196,7 @@ impl Fault {
             Self::Replace => "replace",
             Self::Shutdown => "shutdown",
             Self::LostWhileIdle => "lost while idle",
+            Self::CacheGrows => "cache grows",
         }
     }
 }

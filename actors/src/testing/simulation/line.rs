@@ -70,7 +70,7 @@ impl Line {
                 RoomEffect::Poll => self.answers.fill(None),
                 RoomEffect::Grant { ask, .. } => self.grants(*ask, true),
                 RoomEffect::Deny { ask, .. } => self.waiting.retain(|waiting| waiting.ask != *ask),
-                RoomEffect::Evict { .. } => {}
+                RoomEffect::Evict { .. } | RoomEffect::Reclaim { .. } => {}
             }
         }
     }

@@ -62,11 +62,15 @@ pub enum Plant {
     CauseAcquitted,
     /// A request that its worker's model had not had yet is said to have run when the worker died.
     UnbegunBlamed,
+    /// The load queue is not told that part of the memory is held by caches.
+    CachesHidden,
+    /// What is taken back from a cache is not given back to the memory.
+    CacheLeaked,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 30] = [
         Self::SlotNotGivenBack,
         Self::AnswerSentTwice,
         Self::AnswerLost,
@@ -95,6 +99,8 @@ impl Plant {
         Self::NeedOverstated,
         Self::CauseAcquitted,
         Self::UnbegunBlamed,
+        Self::CachesHidden,
+        Self::CacheLeaked,
     ];
 
     /// Its name on the command line.
@@ -128,6 +134,8 @@ impl Plant {
             Self::NeedOverstated => "need-overstated",
             Self::CauseAcquitted => "cause-acquitted",
             Self::UnbegunBlamed => "unbegun-blamed",
+            Self::CachesHidden => "caches-hidden",
+            Self::CacheLeaked => "cache-leaked",
         }
     }
 
@@ -166,6 +174,8 @@ impl Plant {
             Self::NeedOverstated => &["no needless eviction", "eviction by worth"],
             Self::CauseAcquitted => &["a request's death is its own"],
             Self::UnbegunBlamed => &["only a run that has begun is blamed", "restart budget"],
+            Self::CachesHidden => &["caches go before workers", "no needless eviction"],
+            Self::CacheLeaked => &["bytes", "bytes are back"],
         }
     }
 }

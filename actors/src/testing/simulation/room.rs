@@ -1,5 +1,6 @@
 //! Maintenance: leases, the load queue, relief, pressure and health checks.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Plant;
@@ -8,7 +9,7 @@ use super::world::{Event, World};
 use crate::id::{Bytes, Device, ModelKey, Time, WorkerId};
 use crate::maintenance::eviction::{Offer, PoolIndex, relieve};
 use crate::maintenance::room::{LoadQueue, RoomAsk, RoomEffect, RoomInput};
-use crate::memory::PressureLevel;
+use crate::memory::{Ledger, PressureLevel};
 use crate::scheduler::Input;
 use crate::telemetry::EvictionReason;
 
@@ -114,7 +115,8 @@ impl World {
         while let Some(input) = inputs.pop() {
             let mut effects = Vec::new();
             self.line.take(&input);
-            self.load_queue.handle(self.now, input, &self.ledgers, &mut effects);
+            let ledgers = self.ledgers_told(&input);
+            self.load_queue.handle(self.now, input, &ledgers, &mut effects);
             self.check_evictions(&effects);
             self.line.follow(&effects);
             for effect in effects {
@@ -125,7 +127,9 @@ impl World {
                             self.tell_pool(pool, Event::AskOffers { pool });
                         }
                     }
+                    RoomEffect::Reclaim { device, room } => self.reclaim(&device, room),
                     RoomEffect::Evict { pool, worker } => {
+                        self.check_caches_went_first(pool, worker);
                         self.evict(pool, worker, EvictionReason::MakeRoom);
                     }
                     RoomEffect::Grant { ask, device, needed } => {
@@ -153,6 +157,23 @@ impl World {
             self.desk_at = alarm;
             self.at(alarm, Event::DeskAlarm);
         }
+    }
+
+    /// The ledgers as the load queue is told of them.
+    fn ledgers_told(&mut self, input: &RoomInput) -> BTreeMap<Device, Ledger> {
+        let mut told = self.ledgers.clone();
+        let decides = matches!(input, RoomInput::Offers { .. });
+        if decides
+            && told.values().any(|ledger| ledger.cached() > Bytes::ZERO)
+            && self.planted(Plant::CachesHidden)
+        {
+            for ledger in told.values_mut() {
+                let charged = ledger.charged();
+                *ledger = Ledger::new(ledger.limit());
+                let _ = ledger.charge(charged);
+            }
+        }
+        told
     }
 
     fn evict(&mut self, pool: PoolIndex, worker: WorkerId, reason: EvictionReason) {
@@ -197,6 +218,9 @@ impl World {
     }
 
     pub(super) fn relieve(&mut self, device: &Device) {
+        if self.ledgers[device].cached() > Bytes::ZERO {
+            return self.reclaim(device, Bytes(u64::MAX));
+        }
         let pools = self.pools.iter().enumerate();
         let offers: Vec<_> =
             pools.flat_map(|(index, pool)| pool.scheduler.offers(self.now, PoolIndex(index))).collect();

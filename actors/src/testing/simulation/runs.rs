@@ -166,6 +166,7 @@ impl World {
         let Some(place) = state.batch.iter().position(|(index, _)| *index == request) else { return };
         let item = state.batch.remove(place);
         let last = state.batch.is_empty();
+        self.cache_grows(pool, worker);
         let outcomes = vec![(RequestId(request as u64), self.outcome(item, None))];
         self.report(pool, worker, Word::Report(Input::Finished { worker, outcomes }));
         if last {
@@ -191,6 +192,7 @@ impl World {
             .into_iter()
             .map(|item| (RequestId(item.0 as u64), self.outcome(item, failure.clone())))
             .collect();
+        self.cache_grows(pool, worker);
         self.report(pool, worker, Word::Report(Input::Finished { worker, outcomes }));
         self.worker(pool, worker).doing = Doing::Nothing;
         if self.fault(Fault::DestructorPanics) {

@@ -401,22 +401,6 @@ impl World {
         }
     }
 
-    /// Takes hold of weights, if they are still there.
-    pub(super) fn hold(&mut self, weights: Option<usize>) -> Option<usize> {
-        let index = weights.filter(|index| self.weights[*index].holders > 0)?;
-        self.weights[index].holders += 1;
-        Some(index)
-    }
-
-    pub(super) fn drop_weights(&mut self, weights: Option<usize>) {
-        let Some(weights) = weights.map(|index| &mut self.weights[index]) else { return };
-        weights.holders -= 1;
-        if weights.holders == 0 {
-            let (device, bytes) = (weights.device.clone(), weights.bytes);
-            self.give_back(&device, bytes);
-        }
-    }
-
     /// Answers a request's caller, unless it has been answered or has gone.
     pub(super) fn answer(&mut self, index: usize, reason: &'static str) {
         let request = &mut self.requests[index];
@@ -472,6 +456,7 @@ impl World {
             }
             (false, Urgency::IfFree) => {
                 let (free, limit) = (self.ledgers[&device].free(), self.ledgers[&device].limit());
+                self.reclaim(&device, bytes);
                 self.follow.push_back((pool, Input::RoomDenied { worker, needed: bytes, free, limit }));
             }
         }

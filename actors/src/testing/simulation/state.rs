@@ -82,6 +82,8 @@ impl Request {
 pub(super) struct Weights {
     pub(super) device: Device,
     pub(super) bytes: Bytes,
+    /// Bytes that the model's cache holds.
+    pub(super) cached: Bytes,
     pub(super) holders: u32,
 }
 

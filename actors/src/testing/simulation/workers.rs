@@ -237,7 +237,8 @@ impl World {
             return false;
         }
         self.give_back(&device, reserved - needed);
-        self.weights.push(Weights { device: device.clone(), bytes: footprint.shared, holders: 1 });
+        let (bytes, cached) = (footprint.shared, Bytes::ZERO);
+        self.weights.push(Weights { device: device.clone(), bytes, cached, holders: 1 });
         let weights = self.weights.len() - 1;
         let state = self.worker(pool, worker);
         state.lease = Some((device, footprint.per_worker));

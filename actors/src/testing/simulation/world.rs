@@ -76,6 +76,10 @@ pub(super) enum Event {
     Relieve {
         device: Device,
     },
+    CacheReturns {
+        device: Device,
+        bytes: Bytes,
+    },
     AskOffers {
         pool: usize,
     },
@@ -309,6 +313,7 @@ impl World {
             Event::ToLoadQueue(input) => self.load_queue(input),
             Event::Room { pool, worker, answer } => self.room_answered(pool, worker, answer),
             Event::Relieve { device } => self.relieve(&device),
+            Event::CacheReturns { device, bytes } => self.cache_returns(&device, bytes),
             Event::AskOffers { pool } => self.offer(pool),
             Event::Offers { pool, offers, truth } => self.offered(pool, offers, truth),
             Event::PoolReturns { pool } => self.pool_returns(pool),

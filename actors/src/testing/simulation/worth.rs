@@ -194,7 +194,9 @@ impl World {
         let Some((ask, model, needed)) = self.line.first(device, &granted) else {
             return Err(("no needless eviction", format!("{evicted:?} for nobody on {device}")));
         };
-        let free = self.ledgers[device].free() - promised.into_iter().sum();
+        let ledger = self.ledgers[device];
+        // Caches give back what they hold.
+        let free = (ledger.free() - promised.into_iter().sum()) + ledger.cached();
         let wanted = (needed - free).0;
         let own = |offer: &Offer| (offer.pool, offer.model) == (ask.pool, model);
         let mut stocks: Vec<Stock> = offers.iter().map(|offer| Stock::new(offer, own(offer))).collect();
