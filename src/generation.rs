@@ -163,6 +163,11 @@ impl Generation {
         })
     }
 
+    /// The same text, after a prompt of which so many tokens need not be read.
+    pub(crate) fn with_cached_tokens(self, cached: usize) -> Self {
+        Self { usage: self.usage.with_cached_tokens(cached), ..self }
+    }
+
     /// The same text, which keeps to a constraint.
     pub(crate) fn keeping_to(self, grammar: Option<Grammar>) -> Self {
         Self { grammar, ..self }

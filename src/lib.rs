@@ -50,19 +50,19 @@ pub use model_actors::ractor;
 pub use model_actors::testing;
 
 pub use model_actors::{
-    Batch, BatchKey, BatchLimits, Batching, BreakerState, Bytes, CallOptions, Capability, Cause, Client,
-    Completion, Constraint, ContentPart, Cost, DescribeImage, Device, EmbedImages, EmbedInput, EmbedOutputs,
-    EmbedPrompt, EmbedTexts, Embeddings, EmitError, ErrorKind, Event, EvictionReason, Failure, FailureKind,
-    Fetch, FinishReason, Footprint, GenerateText, ImageEmbedding, ImageSource, Item, Lane, LeasedPicture,
-    LoadContext, LoadStage, LoadStatus, Loader, MemoryStatus, Message, Model, ModelFacts, ModelHandle,
-    ModelId, ModelKey, ModelSpec, ModelStatus, NoChunk, PaintImage, PaintStep, Picture, PoolConfig,
-    PoolStatus, PressureLevel, Priority, ProcessMemory, Prompt, QueueCapacity, RankedDocument, Ranking,
-    RegisteredModel, ReplyStream, RequestId, RequestPhase, RerankDocuments, Reranking, RestartConfig, Role,
-    Sampling, SamplingDefaults, ShutdownReport, SparseVector, StallLimits, Stopped, System, SystemBuilder,
-    SystemConfig, SystemEnd, SystemState, SystemStatus, Tenant, TenantConfig, TenantStatus, TextChunk,
-    TextEmbedding, TextToImage, TextToText, TextToken, TokenLogprob, TokenLogprobs, Tool, ToolCall,
-    ToolChoice, Truncate, Usage, VectorArray, VectorRanges, Vision, VisionMessage, Weights, WhenFull,
-    WorkerId, WorkerPhase, WorkerStatus,
+    Batch, BatchKey, BatchLimits, Batching, BreakerState, Bytes, Cached, CallOptions, Capability, Cause,
+    Client, Completion, Constraint, ContentPart, Cost, DescribeImage, Device, EmbedImages, EmbedInput,
+    EmbedOutputs, EmbedPrompt, EmbedTexts, Embeddings, EmitError, ErrorKind, Event, EvictionReason, Failure,
+    FailureKind, Fetch, FinishReason, Footprint, GenerateText, ImageEmbedding, ImageSource, Item, Lane,
+    LeasedPicture, LoadContext, LoadStage, LoadStatus, Loader, MemoryStatus, Message, Model, ModelFacts,
+    ModelHandle, ModelId, ModelKey, ModelSpec, ModelStatus, NoChunk, PaintImage, PaintStep, PartId, Picture,
+    PoolConfig, PoolStatus, PrefixCache, PressureLevel, Priority, ProcessMemory, Prompt, QueueCapacity,
+    RankedDocument, Ranking, RegisteredModel, ReplyStream, RequestId, RequestPhase, RerankDocuments,
+    Reranking, RestartConfig, Role, Sampling, SamplingDefaults, ShutdownReport, SparseVector, StallLimits,
+    Stopped, System, SystemBuilder, SystemConfig, SystemEnd, SystemState, SystemStatus, Tenant, TenantConfig,
+    TenantStatus, TextChunk, TextEmbedding, TextToImage, TextToText, TextToken, TokenLogprob, TokenLogprobs,
+    Tool, ToolCall, ToolChoice, Truncate, Usage, VectorArray, VectorRanges, Vision, VisionMessage, Weights,
+    WhenFull, WorkerId, WorkerPhase, WorkerStatus,
 };
 
 #[cfg(feature = "cluster")]

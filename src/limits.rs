@@ -61,6 +61,7 @@
 //! | how many times longer one side may be for Qwen-VL | `MAX_ASPECT` of `models/vision/qwen_vl/resize.rs`, 200 | `InvalidInput` |
 //! | threads of a worker, and `decoders` and `downloads` of images | 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
 //! | tokens that a worker's caches hold | `kv_cache_tokens` of [`GenerationLimits`], 128 to [`MAX_CACHE_TOKENS`], 16,777,216 | [`InvalidSetting`] |
+//! | tokens that a model's prefix cache holds | `prefix_cache_tokens` of [`GenerationLimits`], 0 to [`MAX_CACHE_TOKENS`], 16,777,216 | [`InvalidSetting`] |
 //! | texts that a worker generates together | `max_sequences` of [`GenerationLimits`], 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |
 //! | workers of a model, unless the pool's settings say otherwise | `MAX_WORKERS` of `engine/builder.rs`, 4 | requests wait |
 //!
@@ -186,7 +187,7 @@ pub const MAX_IMAGE_ROWS: usize = 16 << 10;
 pub const MAX_PARALLEL: usize = 1024;
 /// Maximum number of adapters that a model may be registered with.
 pub const MAX_ADAPTERS: usize = 256;
-/// Maximum number of tokens that a worker's caches may be set to hold.
+/// Maximum number of tokens that a worker's caches, and a model's prefix cache, may be set to hold.
 pub const MAX_CACHE_TOKENS: usize = 16 << 20;
 
 /// Limits on the texts that each worker of a text to text or vision model generates at a time. The memory for them is
@@ -210,16 +211,24 @@ pub struct GenerationLimits {
     /// Maximum number of texts that a worker generates together, from 1 to 1,024; 32, as many as a pool's default batch
     /// has. Further requests of a larger batch wait.
     pub max_sequences: usize,
+    /// Capacity in tokens of a text to text model's prefix cache, which its workers share; 8,192, up to 16,777,216, and 0 for
+    /// none. Prompts that begin as an earlier one did, as those of a conversation's next turn and those with one system
+    /// prompt, are read from where they differ, in blocks of 64 tokens; answers are the same to the token. The memory
+    /// is none of the footprint: it is taken of the budget as far as it is free, and given back when a load needs it, before
+    /// any worker is evicted. On accelerators, in processes of their own, and in models whose state cannot be divided (those
+    /// with gated delta nets, and those of candle-transformers), nothing is kept.
+    pub prefix_cache_tokens: usize,
 }
 
 model_actors::setters! { GenerationLimits {
+    with_prefix_cache_tokens(prefix_cache_tokens: usize);
     with_kv_cache_tokens(kv_cache_tokens: usize);
     with_max_sequences(max_sequences: usize);
 } }
 
 impl Default for GenerationLimits {
     fn default() -> Self {
-        Self { kv_cache_tokens: 8192, max_sequences: 32 }
+        Self { kv_cache_tokens: 8192, max_sequences: 32, prefix_cache_tokens: 8192 }
     }
 }
 
@@ -230,6 +239,7 @@ impl GenerationLimits {
         let ranges = [
             ("kv_cache_tokens", self.kv_cache_tokens, 128, MAX_CACHE_TOKENS),
             ("max_sequences", self.max_sequences, 1, MAX_PARALLEL),
+            ("prefix_cache_tokens", self.prefix_cache_tokens, 0, MAX_CACHE_TOKENS),
         ];
         for (setting, found, least, most) in ranges {
             if !(least..=most).contains(&found) {

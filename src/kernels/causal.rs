@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
 
@@ -22,8 +24,9 @@ use crate::error::{Error, Result};
 /// copies the cache: at 8,192 tokens a row has been read and written 32 times, where each new row has
 /// attention read all.
 pub(crate) const KV_CACHE_STEP: usize = 128;
-/// Rows of a prompt that are one task.
-const ROW_BLOCK: usize = 64;
+/// Rows of a prompt that are one task. A row's last bit depends on how many others its task has, so pieces of a prompt that
+/// begin at multiples of it, and end there or with the prompt, give the same rows however long they are.
+pub(crate) const ROW_BLOCK: usize = 64;
 
 /// Attention of one layer.
 #[derive(Debug, Clone)]
@@ -89,6 +92,32 @@ impl KvCache {
             Self::Host { keys, values } => 4 * (keys.capacity() + values.capacity()) as u64,
             Self::Device { keys, values, .. } => 4 * (keys.elem_count() + values.elem_count()) as u64,
         }
+    }
+
+    /// Keys and values of some of its tokens, each with `width` numbers. Nothing if they are not there, or on an accelerator.
+    pub(crate) fn rows(&self, tokens: Range<usize>, width: usize) -> Option<[&[f32]; 2]> {
+        let Self::Host { keys, values } = self else { return None };
+        let range = tokens.start.checked_mul(width)?..tokens.end.checked_mul(width)?;
+        Some([keys.get(range.clone())?, values.get(range)?])
+    }
+
+    /// Fills an empty cache with keys and values, in order, so many numbers of each in all.
+    pub(crate) fn fill<'a>(
+        &mut self,
+        rows: impl Iterator<Item = [&'a [f32]; 2]>,
+        numbers: usize,
+        width: usize,
+    ) -> Result<()> {
+        let Self::Host { keys, values } = self else { return Err(misfit("the keys are on another device")) };
+        for store in [&mut *keys, &mut *values] {
+            store.clear();
+            grow(store, numbers, KV_CACHE_STEP * width);
+        }
+        for [more_keys, more_values] in rows {
+            keys.extend_from_slice(more_keys);
+            values.extend_from_slice(more_values);
+        }
+        Ok(())
     }
 
     /// Bytes that a cache of so many tokens takes.

@@ -33,6 +33,12 @@ pub(crate) trait Steps<Request: ?Sized> {
     /// Work that fills a step whatever it is counts as [`PROMPT_ROWS`].
     fn unread(&self, state: &Self::State) -> usize;
 
+    /// Number of rows of the next piece of a text that has more than one to read, `most` at most. None if the text is to
+    /// wait for a step with more room; there is enough for any in [`PROMPT_ROWS`].
+    fn piece(&self, state: &Self::State, most: usize) -> usize {
+        self.unread(state).min(most)
+    }
+
     /// One step over several texts, in which each reads so many rows. For each, in order, the logits of its
     /// next token, or none where something is left to read.
     ///
@@ -163,8 +169,8 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
         let mut budget = PROMPT_ROWS;
         let mut takes = |state: &State| match model.unread(state) {
             rows @ (0 | 1) => rows,
-            rows => {
-                let rows = rows.min(budget);
+            _ => {
+                let rows = model.piece(state, budget).min(budget);
                 budget -= rows;
                 rows
             }

@@ -29,6 +29,8 @@ mod gguf;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod prefix_tests;
+#[cfg(test)]
 mod settings_tests;
 #[cfg(test)]
 mod speed;

@@ -2,6 +2,7 @@
 //! each, in `decoder`, and those of candle-transformers, in `transformers`; here is what surrounds them: configuration,
 //! tokenizer, chat template, limits, and the three roles of the actors' model contract.
 
+mod prefix;
 mod network;
 mod adapters;
 mod plan;
@@ -27,10 +28,13 @@ use crate::tokens::{Specials, Tokens};
 use adapters::Adapters;
 use network::{Network, State};
 pub(crate) use plan::TextToTextPlan;
+use prefix::Prefixes;
 
 /// A model in memory, shared by its workers.
 pub(crate) struct LoadedModel {
     network: Network,
+    /// What texts that begin alike share, if it has that.
+    prefixes: Option<Prefixes>,
     tokens: Tokens,
     template: Option<ChatTemplate>,
     end_tokens: Vec<u32>,
@@ -261,16 +265,21 @@ impl Steps<GenerateText> for TextGenerationModel {
             .keeping_to(grammar)
             .in_parts(marks, &tokens);
         let most = tokens.len() + max_tokens;
-        Ok(Start { generation, most, state: State::new(&model.network, tokens, adapter)? })
+        let state = State::new(&model.network, model.prefixes.as_ref(), tokens, adapter)?;
+        Ok(Start { generation: generation.with_cached_tokens(state.cached()), most, state })
     }
 
     fn unread(&self, state: &State) -> usize {
         state.unread()
     }
 
+    fn piece(&self, state: &State, most: usize) -> usize {
+        state.piece(most)
+    }
+
     fn step(&self, texts: &mut [Part<'_, State>]) -> Result<Vec<Logits>> {
         let step = self.shared.steps.fetch_add(1, Ordering::SeqCst) + 1;
-        self.threads.run(|| self.shared.network.step(texts, step))
+        self.threads.run(|| self.shared.network.step(self.shared.prefixes.as_ref(), texts, step))
     }
 
     fn chosen(&self, state: &mut State, token: u32) {

@@ -219,6 +219,7 @@ impl Answer {
     fn count(&mut self, index: usize, usage: Usage) {
         if index.is_multiple_of(self.choices) {
             self.usage.prompt_tokens += usage.prompt_tokens;
+            self.usage.cached_tokens += usage.cached_tokens;
         }
         self.usage.completion_tokens += usage.completion_tokens;
     }
@@ -229,5 +230,6 @@ fn usage(usage: Usage) -> Value {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": { "cached_tokens": usage.cached_tokens },
     })
 }

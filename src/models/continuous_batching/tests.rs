@@ -73,7 +73,7 @@ impl Steps<()> for Scripted {
 }
 
 fn limits(kv_cache_tokens: usize, max_sequences: usize) -> GenerationLimits {
-    GenerationLimits { kv_cache_tokens, max_sequences }
+    GenerationLimits::default().with_kv_cache_tokens(kv_cache_tokens).with_max_sequences(max_sequences)
 }
 
 #[test]

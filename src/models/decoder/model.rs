@@ -1,5 +1,7 @@
 //! A decoder in memory: token embeddings, blocks and logits.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use super::config::{DecoderConfig, Embeddings};
@@ -181,6 +183,26 @@ impl Decoder {
             Some(cap) => soft_cap(logits, cap),
             None => Ok(logits),
         }
+    }
+
+    /// As [`Transformer::numbers_per_token`].
+    pub(crate) fn numbers_per_token(&self) -> Option<usize> {
+        self.transformer.numbers_per_token()
+    }
+
+    /// As [`Transformer::copy`].
+    pub(crate) fn copy(&self, cache: &Cache, tokens: Range<usize>) -> Option<Vec<f32>> {
+        self.transformer.copy(cache, tokens)
+    }
+
+    /// As [`Transformer::fill`].
+    pub(crate) fn fill(&self, cache: &mut Cache, copies: &[&[f32]], tokens: usize) -> Result<()> {
+        self.transformer.fill(cache, copies, tokens)
+    }
+
+    /// As [`Transformer::lengthened`].
+    pub(crate) fn lengthened(&self, tokens: usize) -> usize {
+        self.transformer.lengthened(tokens)
     }
 
     /// True if a sequence's cache is of no use once the sequence has so many tokens: [`Cache::restart`] it

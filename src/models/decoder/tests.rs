@@ -29,8 +29,8 @@ struct Cases {
     cases: Vec<Case>,
 }
 
-struct Fixture {
-    decoder: Decoder,
+pub(super) struct Fixture {
+    pub(super) decoder: Decoder,
     cases: Vec<Case>,
     expected: HashMap<String, Tensor>,
 }
@@ -57,7 +57,7 @@ impl Fixture {
         Self::by(name, Arithmetic::Exact)
     }
 
-    fn by(name: &str, arithmetic: Arithmetic) -> Self {
+    pub(super) fn by(name: &str, arithmetic: Arithmetic) -> Self {
         let path = folder(name);
         let context = LoadContext::detached(&name.into());
         if let Some(file) = open(&path).gguf(&context).unwrap() {
@@ -100,7 +100,11 @@ impl Fixture {
     }
 
     /// Each sequence's next tokens in one pass, and the logits behind them.
-    fn step<'a>(&self, caches: impl IntoIterator<Item = &'a mut Cache>, tokens: &[&[u32]]) -> Vec<Vec<f32>> {
+    pub(super) fn step<'a>(
+        &self,
+        caches: impl IntoIterator<Item = &'a mut Cache>,
+        tokens: &[&[u32]],
+    ) -> Vec<Vec<f32>> {
         let all: Vec<u32> = tokens.concat();
         let rows = self.decoder.embed(&all).unwrap();
         let pairs = caches.into_iter().zip(tokens);

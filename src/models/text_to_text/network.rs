@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use model_actors::{Bytes, LoadContext, LoadStage};
@@ -23,6 +24,8 @@ use crate::models::transformer::{Adapter, Cache, Segment, is_buffer};
 use crate::models::transformers::{self, Loaded, Text};
 use crate::source::{Files, OpenAdapters, Unread, read_json};
 use crate::weights::WeightFiles;
+
+use super::prefix::{BLOCK, Prefix, Prefixes, piece};
 
 /// The capability's name in errors.
 const CAPABILITY: &str = "text to text";
@@ -245,22 +248,54 @@ pub(crate) struct State {
     pub(super) tokens: Vec<u32>,
     /// What changes the decoder for the text.
     adapter: Option<Arc<Adapter>>,
+    /// What the prefix cache has of it.
+    prefix: Prefix,
     /// The step at which the text had its last turn, where texts take turns.
     turn: u64,
 }
 
 impl State {
-    pub(super) fn new(network: &Network, tokens: Vec<u32>, adapter: Option<Arc<Adapter>>) -> Result<Self> {
-        let cache = match network {
-            Network::Own(decoder) => TextCache::Own(decoder.cache(tokens.len())?),
-            Network::Library(model) => TextCache::Library(model.begin()?),
+    pub(super) fn new(
+        network: &Network,
+        prefixes: Option<&Prefixes>,
+        tokens: Vec<u32>,
+        adapter: Option<Arc<Adapter>>,
+    ) -> Result<Self> {
+        let (cache, prefix) = match network {
+            Network::Own(decoder) => {
+                let find = |prefixes: &Prefixes| prefixes.find(decoder, adapter.as_ref(), &tokens);
+                (TextCache::Own(decoder.cache(tokens.len())?), prefixes.map(find))
+            }
+            Network::Library(model) => (TextCache::Library(model.begin()?), None),
         };
-        Ok(Self { cache, tokens, adapter, turn: 0 })
+        Ok(Self { cache, tokens, adapter, prefix: prefix.unwrap_or_default(), turn: 0 })
+    }
+
+    /// Number of tokens that are read, or in the prefix cache.
+    fn read(&self) -> usize {
+        self.cache.length().max(self.prefix.uncopied())
     }
 
     /// Number of tokens that are not read yet.
     pub(super) fn unread(&self) -> usize {
-        self.tokens.len().saturating_sub(self.cache.length())
+        self.tokens.len().saturating_sub(self.read())
+    }
+
+    /// Number of tokens of its next piece, `most` at most.
+    pub(super) fn piece(&self, most: usize) -> usize {
+        piece(self.read(), self.unread(), most)
+    }
+
+    /// Keeps what it has read in the prefix cache, of which a block took so long.
+    fn keep(&mut self, decoder: &Decoder, prefixes: &Prefixes, took: Duration) {
+        if let TextCache::Own(cache) = &self.cache {
+            prefixes.keep(decoder, (&mut self.prefix, cache), &self.tokens, took);
+        }
+    }
+
+    /// Number of tokens of its prompt that were in the prefix cache.
+    pub(super) fn cached(&self) -> usize {
+        self.prefix.cached()
     }
 }
 
@@ -287,6 +322,14 @@ impl Network {
         }
     }
 
+    /// The decoder of this crate, if it is one.
+    pub(super) fn decoder(&self) -> Option<&Decoder> {
+        match self {
+            Self::Own(decoder) => Some(decoder),
+            Self::Library(_) => None,
+        }
+    }
+
     /// The threads on which a worker computes it.
     pub(super) fn threads(&self, threads: usize) -> Result<ComputeThreads> {
         match self {
@@ -297,9 +340,14 @@ impl Network {
 
     /// One step over several texts. The decoder takes all in one pass; of a model of the library, whose passes take one
     /// text, it is the turn of the text that has waited longest.
-    pub(super) fn step(&self, texts: &mut [Part<'_, State>], step: u64) -> Result<Vec<Logits>> {
+    pub(super) fn step(
+        &self,
+        prefixes: Option<&Prefixes>,
+        texts: &mut [Part<'_, State>],
+        step: u64,
+    ) -> Result<Vec<Logits>> {
         match self {
-            Self::Own(decoder) => Ok(pass(decoder, texts)?.into_iter().map(Ok).collect()),
+            Self::Own(decoder) => Ok(pass(decoder, prefixes, texts)?.into_iter().map(Ok).collect()),
             Self::Library(model) => {
                 let next = texts.iter().enumerate().min_by_key(|(_, part)| part.state.turn);
                 let next = next.map(|(index, _)| index);
@@ -339,6 +387,7 @@ impl Network {
             && decoder.outgrows(cache, state.tokens.len())
         {
             cache.restart(state.tokens.len());
+            state.prefix.close();
         }
     }
 }
@@ -352,7 +401,12 @@ fn read(model: &Loaded, state: &mut State, rows: usize) -> Logits {
 }
 
 /// One pass through the decoder for all texts. Logits of those that have read all.
-fn pass(decoder: &Decoder, texts: &mut [Part<'_, State>]) -> Result<Vec<Option<Vec<f32>>>> {
+fn pass(
+    decoder: &Decoder,
+    prefixes: Option<&Prefixes>,
+    texts: &mut [Part<'_, State>],
+) -> Result<Vec<Option<Vec<f32>>>> {
+    let began = Instant::now();
     let (mut tokens, mut asked) = (Vec::new(), Vec::new());
     let mut logits = vec![None; texts.len()];
     let mut segments = Vec::with_capacity(texts.len());
@@ -361,9 +415,11 @@ fn pass(decoder: &Decoder, texts: &mut [Part<'_, State>]) -> Result<Vec<Option<V
     ordered.sort_by_key(|(_, part)| part.state.adapter.as_ref().map(Arc::as_ptr));
     for (index, Part { state, rows }) in ordered {
         let unread = state.unread();
-        let State { cache: TextCache::Own(cache), tokens: all, adapter, .. } = &mut **state else {
+        let State { cache: TextCache::Own(cache), tokens: all, adapter, prefix, .. } = &mut **state else {
             return Err(Error::compute("the text belongs to another model"));
         };
+        prefix.copy(decoder, cache)?;
+        prefix.read(cache.length(), cache.length() + *rows);
         tokens.extend(all.iter().skip(cache.length()).take(*rows));
         if unread == *rows {
             asked.push((index, tokens.len().saturating_sub(1) as u32));
@@ -371,6 +427,11 @@ fn pass(decoder: &Decoder, texts: &mut [Part<'_, State>]) -> Result<Vec<Option<V
         segments.push(Segment { cache, length: *rows, positions: None, adapter: adapter.as_deref() });
     }
     let hidden = decoder.forward(&decoder.embed(&tokens)?, &mut segments)?;
+    drop(segments);
+    if let Some(prefixes) = prefixes {
+        let took = began.elapsed().mul_f64(BLOCK as f64 / tokens.len().max(1) as f64);
+        texts.iter_mut().for_each(|part| part.state.keep(decoder, prefixes, took));
+    }
     if asked.is_empty() {
         return Ok(logits);
     }

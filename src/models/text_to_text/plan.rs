@@ -8,6 +8,7 @@ use model_actors::{Bytes, Footprint, GenerateText, LoadContext, LoadStage, Promp
 use super::LoadedModel;
 use super::adapters::{self, Adapters};
 use super::network::NetworkConfig;
+use super::prefix::Prefixes;
 use crate::device::Compute;
 use crate::error::{Error, Result};
 use crate::generation::{self, ChatTemplate, PartMarks, SpecialTokens, TextSettings};
@@ -129,10 +130,13 @@ impl loader::LoadPlan for TextToTextPlan {
         let trie = Grammars::bytes(self.config.vocabulary());
         let weights = network.bytes().map_or(shared, |weights| weights + trie);
         let footprint = compute.counted(Footprint::new(weights, per_worker));
+        let limits = self.config.limited(self.generation.limits);
+        let prefixes = network.decoder().and_then(|decoder| Prefixes::of(decoder, limits, context));
         let end_tokens = self.ends(&tokens);
         let grammars = Grammars::new(&tokens, &end_tokens, self.config.vocabulary());
         Ok(LoadedModel {
             network,
+            prefixes,
             template: self.template.clone(),
             end_tokens,
             grammars,
@@ -140,7 +144,7 @@ impl loader::LoadPlan for TextToTextPlan {
             marks: self.template.as_ref().map(|one| PartMarks::of_template(one.text())).unwrap_or_default(),
             settings: self.settings.clone(),
             tokens,
-            limits: self.config.limited(self.generation.limits),
+            limits,
             compute: compute.clone(),
             footprint,
             steps: 0.into(),
@@ -249,7 +253,7 @@ impl TextToTextPlan {
             Kind::Gguf { file, .. } => file.bytes(),
         };
         let limits = config.limited(self.generation.limits);
-        let GenerationLimits { kv_cache_tokens, max_sequences } = limits;
+        let GenerationLimits { kv_cache_tokens, max_sequences, .. } = limits;
         // Logits are made as a tensor and handed on as vectors.
         let logits = Bytes((2 * 4 * max_sequences as u64).saturating_mul(config.vocabulary() as u64));
         let longest = config.context().min(kv_cache_tokens);

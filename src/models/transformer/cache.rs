@@ -1,6 +1,8 @@
 //! The cache of one sequence, and the rows of a pass that extend it. A worker owns the caches of the sequences
 //! that it serves; the blocks only borrow them for a pass.
 
+use std::ops::Range;
+
 #[cfg(test)]
 use model_actors::Bytes;
 
@@ -46,6 +48,46 @@ impl Cache {
     /// Empties the cache and keeps its memory: the sequence is read again, as one of at least `known` tokens.
     pub(crate) fn restart(&mut self, known: usize) {
         (self.length, self.known) = (0, known);
+    }
+
+    /// Copies keys and values of some of its tokens, those of each block after those of the one before. Nothing if a block
+    /// keeps anything else.
+    pub(super) fn copy(&self, tokens: Range<usize>, width: usize) -> Option<Vec<f32>> {
+        let mut copy = Vec::new();
+        for block in &self.blocks {
+            match block {
+                LayerCache::KeyValues(cache) => {
+                    copy.extend(cache.rows(tokens.clone(), width)?.into_iter().flatten())
+                }
+                LayerCache::Of(_) => {}
+                LayerCache::DeltaNet(_) => return None,
+            }
+        }
+        Some(copy)
+    }
+
+    /// Fills an empty cache with copies of the first tokens, so many in each.
+    pub(super) fn fill(&mut self, copies: &[&[f32]], tokens: usize, width: usize) -> Result<()> {
+        let misfit = || Error::compute("transformer: copied keys and values are those of another model");
+        let size = tokens * width;
+        let mut begin = 0;
+        for block in &mut self.blocks {
+            match block {
+                LayerCache::KeyValues(cache) => {
+                    let [keys, values, end] = [begin, begin + size, begin + 2 * size];
+                    if self.length > 0 || copies.iter().any(|copy| copy.len() < end) {
+                        return Err(misfit());
+                    }
+                    let rows = copies.iter().map(|copy| [&copy[keys..values], &copy[values..end]]);
+                    cache.fill(rows, size * copies.len(), width)?;
+                    begin = end;
+                }
+                LayerCache::Of(_) => {}
+                LayerCache::DeltaNet(_) => return Err(misfit()),
+            }
+        }
+        self.length = tokens * copies.len();
+        Ok(())
     }
 
     pub(super) fn advance(&mut self, rows: usize) {

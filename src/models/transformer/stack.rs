@@ -14,6 +14,7 @@ use super::block::Block;
 use super::cache::{Cache, Segment};
 use super::config::Workload;
 use super::layer_cache::LayerCache;
+use super::mixer::Mixer;
 use super::rope::{Rope, Rows};
 use super::streams::Streams;
 use crate::error::{Error, Result};
@@ -59,6 +60,33 @@ impl Transformer {
 
     fn layer_caches(&self) -> Result<Vec<LayerCache>> {
         self.blocks.iter().map(|block| block.mixer.cache(self.kv_width, &self.device)).collect()
+    }
+
+    /// Numbers that the cache of a sequence keeps for each token, if all of it is keys and values in host memory, so that
+    /// the first tokens of a sequence can be copied into the cache of another one that begins alike.
+    pub(crate) fn numbers_per_token(&self) -> Option<usize> {
+        let keeps_own = |mixer: &Mixer| match mixer {
+            Mixer::Attention(attention) => Some(usize::from(attention.key_values_of.is_none())),
+            Mixer::DeltaNet(_) => None,
+        };
+        let blocks: usize = self.blocks.iter().map(|block| keeps_own(&block.mixer)).sum::<Option<usize>>()?;
+        (self.device.is_cpu() && blocks > 0).then(|| blocks * 2 * self.kv_width)
+    }
+
+    /// Copies what a cache keeps of some tokens. Nothing where [`Self::numbers_per_token`] is.
+    pub(crate) fn copy(&self, cache: &Cache, tokens: Range<usize>) -> Option<Vec<f32>> {
+        cache.copy(tokens, self.kv_width)
+    }
+
+    /// Fills an empty cache with copies of the first tokens, so many in each.
+    pub(crate) fn fill(&self, cache: &mut Cache, copies: &[&[f32]], tokens: usize) -> Result<()> {
+        cache.fill(copies, tokens, self.kv_width)
+    }
+
+    /// Number of rotary embeddings that rotate a sequence of so many tokens by other frequencies than a shorter one. Keys of
+    /// sequences for which it differs are not the same.
+    pub(crate) fn lengthened(&self, tokens: usize) -> usize {
+        self.ropes.iter().filter_map(Rope::limit).filter(|limit| tokens > *limit).count()
     }
 
     /// Passes whole sequences of these lengths, `(rows, width)`, through some blocks, and keeps nothing.

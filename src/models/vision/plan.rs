@@ -89,7 +89,7 @@ impl VisionPlan {
     }
 
     fn footprint_of(&self, compute: &Compute, weights: &WeightFiles) -> Footprint {
-        let GenerationLimits { kv_cache_tokens, max_sequences } = self.generation.limits;
+        let GenerationLimits { kv_cache_tokens, max_sequences, .. } = self.generation.limits;
         let (context, apart) = (self.architecture.context(), self.architecture.apart());
         let longest = context.min(kv_cache_tokens);
         // One that is alone has what it keeps apart, however little room there is.
