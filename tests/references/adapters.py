@@ -36,6 +36,14 @@ ADAPTERS = {
             alpha_pattern={r"model\.layers\.0\.self_attn\.q_proj": 20, "o_proj": 5},
         ),
     },
+    # In 16 bits: of the former kind in several files and with biases, of the latter with windows.
+    "llama_f16": {
+        "all": dict(r=4, lora_alpha=6, target_modules="all-linear"),
+        "values": dict(r=4, lora_alpha=10, target_modules=["v_proj", "down_proj"]),
+    },
+    "mistral": {
+        "all": dict(r=4, lora_alpha=6, target_modules="all-linear"),
+    },
     "qwen2": {
         "some_layers": dict(r=4, lora_alpha=12, target_modules=ATTENTION, layers_to_transform=[0, 2],
                             layers_pattern="layers"),
