@@ -51,9 +51,13 @@ impl PeftAdapter {
         self.weights.bytes_on_disk(|_| true)
     }
 
-    /// Refuses one with a tensor that belongs to no layer.
-    pub(crate) fn check_all_read(&self) -> Result<()> {
-        self.weights.check_all_read(|_| false)
+    /// Refuses one with a tensor that belongs to no layer. `has_no_effect` is true for the weights of modules that nothing is
+    /// computed with.
+    pub(crate) fn check_all_read(&self, has_no_effect: impl Fn(&str) -> bool) -> Result<()> {
+        self.weights.check_all_read(|tensor| {
+            let module = tensor.strip_prefix(BEGINNING).and_then(|name| name.split_once(".lora_"));
+            module.is_some_and(|(module, _)| has_no_effect(&format!("{module}.weight")))
+        })
     }
 
     /// Its matrices for layers whose names, which begin with `blocks`, follow one of these beginnings.

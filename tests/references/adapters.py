@@ -70,6 +70,11 @@ ADAPTERS = {
         "all": dict(r=4, lora_alpha=6, target_modules="all-linear"),
         "names": dict(r=4, lora_alpha=8, target_modules=["dense", "fc1", "v_proj"]),
     },
+    # Of models with other parts too, those that adapters can change.
+    "qwen3_moe": {"attention": dict(r=4, lora_alpha=8, target_modules=ATTENTION)},
+    "qwen3_5": {"attention": dict(r=4, lora_alpha=8, target_modules=ATTENTION + NETWORK)},
+    # Some of its layers have keys and values that nothing is computed with.
+    "gemma3n": {"named": dict(r=4, lora_alpha=6, target_modules=ATTENTION + NETWORK)},
     "gguf_llama": {
         "plain": dict(r=4, lora_alpha=8, target_modules=ATTENTION + NETWORK),
         "queries": dict(r=4, lora_alpha=12, target_modules=["q_proj"]),

@@ -295,7 +295,7 @@ impl loader::LoadPlan for TextEmbeddingPlan {
         let tokens = tokens.with_rows(self.architecture.vocabulary());
         let adapters = self.adapters(context)?;
         let encoder = self.architecture.load_adapted(&weights, &adapters, &device, context)?;
-        adapters.iter().try_for_each(PeftAdapter::check_all_read)?;
+        adapters.iter().try_for_each(|adapter| adapter.check_all_read(|_| false))?;
         weights.check_all_read(|tensor| self.architecture.has_no_effect(tensor))?;
         let head = self.modules.head(&self.files, self.architecture.width(), context)?;
         self.facts.get_or_init(|| self.facts_with(&head));
