@@ -343,6 +343,25 @@ fn all_linear_layers_are_those_of_the_list_and_fan_in_fan_out_changes_nothing() 
     assert_eq!(logits, load("qwen3").adapted_logits("all", &[1, 2, 3]).unwrap());
 }
 
+/// Older versions of transformers have keys in blocks that see those of another one, and PEFT changes them.
+#[test]
+fn matrices_of_keys_that_nothing_is_computed_with_change_nothing() {
+    let folder = copy_of("gemma3n", "named");
+    let file = folder.path().join("adapter_model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    for end in ["lora_A", "lora_B"] {
+        let of =
+            |block: usize| format!("base_model.model.model.layers.{block}.self_attn.k_proj.{end}.weight");
+        let matrix = tensors[&of(3)].clone();
+        assert!(tensors.insert(of(5), matrix).is_none());
+    }
+    candle_core::safetensors::save(&tensors, file).unwrap();
+    let options = LoadOptions::default().with_adapter("named", Source::directory(folder.path()));
+    let model = TextGenerationModel::load_with(Source::directory(family("gemma3n")), options).unwrap();
+    let logits = model.adapted_logits("named", &[1, 2, 3]).unwrap();
+    assert_eq!(logits, load("gemma3n").adapted_logits("named", &[1, 2, 3]).unwrap());
+}
+
 /// What an adapter makes of a prompt's tokens is nobody else's, however long the beginning is that prompts share.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_that_was_read_is_read_anew_with_each_adapter() {
