@@ -106,7 +106,8 @@ fn copy(from: &Path, to: &Path, inside: &Path, files: &mut Vec<(PathBuf, Value)>
             copy(from, to, &name, files);
             continue;
         }
-        if name.ends_with("expected.json") || name.ends_with("expected.safetensors") {
+        let made = ["expected.json", "expected.safetensors", "conversations.json", "conversations.safetensors"];
+        if made.iter().any(|made| name.ends_with(made)) {
             continue;
         }
         std::fs::copy(&path, to.join(&name)).unwrap();
