@@ -168,6 +168,12 @@ impl Generation {
         Self { usage: self.usage.with_cached_tokens(cached), ..self }
     }
 
+    /// The same text, for a prompt of so many tokens, of which those it began with are only what counts as repeated.
+    pub(crate) fn after(mut self, prompt_tokens: usize) -> Self {
+        self.usage.prompt_tokens = prompt_tokens;
+        self
+    }
+
     /// The same text, which keeps to a constraint.
     pub(crate) fn keeping_to(self, grammar: Option<Grammar>) -> Self {
         Self { grammar, ..self }

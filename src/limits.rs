@@ -114,6 +114,7 @@
 //! | latents along a side of a patch of Stable Diffusion 3 | `MAX_PATCH` of `models/text_to_image/sd3/transformer.rs`, 64 |
 //! | T5's vocabulary, feed-forward width, heads, numbers of a head | `MAX_VOCABULARY`, 16,777,216; `MAX_INTERMEDIATE`, 1,048,576; `MAX_HEADS`, 256; `MAX_HEAD`, 4,096; of `models/text_to_image/t5.rs` |
 //! | T5's buckets of relative positions, and the largest distance | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576, of `models/text_to_image/t5.rs` |
+//! | the same of a T5 that writes | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576, of `models/t5.rs` |
 //! | merges of CLIP's `merges.txt` | `MAX_MERGES` of `models/text_to_image/prompt.rs`, 262,144 |
 //! | tokens of a text to image prompt, special ones included | `MAX_PROMPT` of `models/text_to_image/prompt.rs`, 4,096 |
 //! | what a tokenizer may make of a byte: its normalizer; its split, and its decoder | `MAX_NORMALIZED`, 16,384, and `MAX_SPLIT`, 16, of `tokens/output_bounds/parts.rs` |

@@ -12,6 +12,7 @@ mod token_batch;
 mod text_runs;
 pub(crate) mod towers;
 pub(crate) mod decoder;
+mod t5;
 mod transformers;
 mod continuous_batching;
 pub(crate) mod text_embedding;

@@ -43,6 +43,9 @@ struct Case {
     prompt: Vec<u32>,
     tokens: Vec<u32>,
     answer: String,
+    /// The first tokens with a penalty for repetitions, where that is compared.
+    #[serde(default)]
+    penalized: Vec<u32>,
 }
 
 fn fixture(family: &str) -> PathBuf {
@@ -136,6 +139,13 @@ fn compare(family: &str) {
         assert_eq!(tokens, case.tokens, "{family}, case {index}");
         assert_eq!(completion.text, case.answer, "{family}, case {index}");
         assert_eq!(text, completion.text);
+        if !case.penalized.is_empty() {
+            let sampling = Sampling::default().with_repetition_penalty(1.5);
+            let penalized = request(case).with_sampling(sampling).with_max_tokens(case.penalized.len());
+            tokens.clear();
+            model.describe_each(&penalized, |token, _| tokens.push(token)).unwrap();
+            assert_eq!(tokens, case.penalized, "{family}, case {index}");
+        }
         assert_eq!(completion.usage.prompt_tokens, case.prompt.len());
         assert_eq!(completion.usage.completion_tokens, case.tokens.len());
     }

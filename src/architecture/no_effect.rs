@@ -340,7 +340,7 @@ const OF_TYPES: &[OfTypes] = &[
             ("max_position_embeddings", "*"),
             ("position_embedding_type", "\"absolute\""),
             // The model type of the text half says it.
-            ("use_decoder_only_language_model", "true"),
+            ("use_decoder_only_language_model", "*"),
         ],
     ),
     (&["blip_2_vision_model"], &[("projection_dim", "*")]),
@@ -393,7 +393,7 @@ const OF_TYPES: &[OfTypes] = &[
     (
         &["t5"],
         &[
-            // Only the encoder is read.
+            // Where the encoder is read alone.
             ("is_encoder_decoder", "*"),
             ("num_decoder_layers", "*"),
             ("scale_decoder_outputs", "*"),

@@ -106,7 +106,8 @@ fn copy(from: &Path, to: &Path, inside: &Path, files: &mut Vec<(PathBuf, Value)>
             copy(from, to, &name, files);
             continue;
         }
-        let made = ["expected.json", "expected.safetensors", "conversations.json", "conversations.safetensors"];
+        let made =
+            ["expected.json", "expected.safetensors", "conversations.json", "conversations.safetensors"];
         if made.iter().any(|made| name.ends_with(made)) {
             continue;
         }

@@ -8,6 +8,7 @@
 mod tests;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
@@ -18,6 +19,7 @@ use super::matmul::Matrix;
 use super::rms_norm::RmsNorm;
 use super::rotary::RopeTable;
 use super::rows;
+use super::score_bias::{RelativeBias, ScoreBias};
 use crate::error::{Error, Result};
 
 /// Tokens by which a cache grows, so that it takes no more memory than [`KvCache::bytes_for`] counts. Growing
@@ -49,6 +51,8 @@ pub(crate) struct CausalAttention {
     /// For each head the score of a further key, whose value is 0 and which takes its share of the attention (GPT-OSS);
     /// empty for none.
     pub(crate) sinks: Vec<f32>,
+    /// Learned biases on scores by distance (T5).
+    pub(crate) relative_bias: Option<Arc<RelativeBias>>,
 }
 
 /// The keys and values that a layer sees.
@@ -303,10 +307,20 @@ impl CausalAttention {
                 scratch,
                 (&mut out[product * size..], out_stride),
                 |row| self.mask.range(place(row), all),
-                |_, _, scores| self.soft_cap(scores),
+                |row, first, scores| {
+                    self.soft_cap(scores);
+                    let head = task.head * group + if count == 1 { row } else { product };
+                    self.add_bias(head, place(row), first, scores);
+                },
             );
         }
         out
+    }
+
+    fn add_bias(&self, head: usize, query: usize, first: usize, scores: &mut [f32]) {
+        if let Some(bias) = &self.relative_bias {
+            ScoreBias::Relative(bias).add_by_place(head, query, first, scores);
+        }
     }
 
     fn soft_cap(&self, scores: &mut [f32]) {
@@ -379,7 +393,14 @@ impl CausalAttention {
             mask[self.mask.range(segment.past + row, all)].fill(0.0);
         }
         let mask = Tensor::from_vec(mask, (1, length, all), query.device())?;
-        let scores = scores.reshape((self.heads, length, all))?.broadcast_add(&mask)?;
+        let mut scores = scores.reshape((self.heads, length, all))?.broadcast_add(&mask)?;
+        if self.relative_bias.is_some() {
+            let mut bias = vec![0.0; self.heads * length * all];
+            for (index, line) in bias.chunks_exact_mut(all).enumerate() {
+                self.add_bias(index / length, segment.past + index % length, 0, line);
+            }
+            scores = (scores + Tensor::from_vec(bias, (self.heads, length, all), query.device())?)?;
+        }
         let weights = match self.sinks.is_empty() {
             true => candle_nn::ops::softmax(&scores, D::Minus1)?,
             false => {

@@ -56,6 +56,14 @@ impl ScoreBias<'_> {
         match self {
             Self::None => {}
             Self::Vectors(vectors) => vectors.add(sequence, head, query, first, scores),
+            _ => self.add_by_place(head, query, first, scores),
+        }
+    }
+
+    /// The same for a bias by distance alone, whatever the rows are.
+    pub(super) fn add_by_place(self, head: usize, query: usize, first: usize, scores: &mut [f32]) {
+        match self {
+            Self::None | Self::Vectors(_) => {}
             Self::Slopes(slopes) => {
                 let Some(slope) = slopes.get(head) else { return };
                 for (key, score) in (first..).zip(scores) {
@@ -98,12 +106,28 @@ impl HeadBias {
 impl RelativeBias {
     /// From a table `(buckets, heads)`, row by row, in which distances from `max_distance` on share the last buckets.
     pub(crate) fn new(table: &[f32], heads: usize, max_distance: usize) -> Self {
+        Self::of(table, heads, max_distance, |query, key, buckets| {
+            relative_position_bucket(query, key, buckets, max_distance)
+        })
+    }
+
+    /// The same for rows that see nothing behind them, so that all buckets are for what is before.
+    pub(crate) fn causal(table: &[f32], heads: usize, max_distance: usize) -> Self {
+        Self::of(table, heads, max_distance, |query, key, buckets| {
+            bucket(query.saturating_sub(key), buckets, max_distance)
+        })
+    }
+
+    fn of(
+        table: &[f32],
+        heads: usize,
+        max_distance: usize,
+        bucket: impl Fn(usize, usize, usize) -> usize,
+    ) -> Self {
         let buckets = table.len().checked_div(heads).unwrap_or(0);
         let head = |head: usize| {
-            let number = |query, key| {
-                let bucket = relative_position_bucket(query, key, buckets, max_distance);
-                table.get(bucket * heads + head).copied().unwrap_or(0.0)
-            };
+            let number =
+                |query, key| table.get(bucket(query, key, buckets) * heads + head).copied().unwrap_or(0.0);
             HeadBias {
                 before: (0..=max_distance).map(|distance| number(distance, 0)).collect(),
                 after: (0..=max_distance).map(|distance| number(0, distance)).collect(),
@@ -113,23 +137,28 @@ impl RelativeBias {
     }
 }
 
-/// Bucket of the distance between two tokens: one for each small distance, then logarithmically wider ones,
-/// and as many again for keys after the query. In 32 bits, as the reference has it.
+/// Bucket of the distance between two tokens, half of them for keys at the query or before it, and as many again for keys
+/// after it.
 pub(crate) fn relative_position_bucket(
     query: usize,
     key: usize,
     buckets: usize,
     max_distance: usize,
 ) -> usize {
-    let (half, distance) = (buckets / 2, query.abs_diff(key));
-    let exact = half / 2;
-    let bucket = if distance < exact {
-        distance
-    } else {
-        let part = (distance as f32 / exact as f32).ln() / (max_distance as f32 / exact as f32).ln();
-        (exact + (part * (half - exact) as f32) as usize).min(half.saturating_sub(1))
-    };
+    let half = buckets / 2;
+    let bucket = bucket(query.abs_diff(key), half, max_distance);
     if key > query { half + bucket } else { bucket }
+}
+
+/// Bucket of a distance: one for each small distance, then logarithmically wider ones. In 32 bits, as the reference has
+/// it.
+fn bucket(distance: usize, buckets: usize, max_distance: usize) -> usize {
+    let exact = buckets / 2;
+    if distance < exact {
+        return distance;
+    }
+    let part = (distance as f32 / exact as f32).ln() / (max_distance as f32 / exact as f32).ln();
+    (exact + (part * (buckets - exact) as f32) as usize).min(buckets.saturating_sub(1))
 }
 
 #[cfg(test)]
@@ -146,6 +175,14 @@ mod tests {
         let distances = [0, 1, -1, 7, -7, 8, -8, 12, -20, 63, -64, 127, -128, 500, -500];
         let expected = [0, 17, 1, 23, 7, 24, 8, 25, 10, 29, 14, 31, 15, 31, 15];
         assert_eq!(distances.map(bucket), expected);
+    }
+
+    #[test]
+    fn buckets_of_what_is_before_are_those_of_transformers() {
+        // The same with `bidirectional=False`.
+        let distances = [0, 1, 7, 8, 15, 16, 17, 20, 31, 64, 127, 128, 500];
+        let expected = [0, 1, 7, 8, 15, 16, 16, 17, 21, 26, 31, 31, 31];
+        assert_eq!(distances.map(|distance| bucket(distance, 32, 128)), expected);
     }
 
     #[test]

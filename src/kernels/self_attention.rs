@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy)]
 pub(crate) struct SelfAttention<'a> {
     pub(crate) heads: usize,
+    /// Factor on the product of a query and a key.
+    pub(crate) scale: f32,
     /// Bias on the scores, by distance.
     pub(crate) bias: ScoreBias<'a>,
     /// Keys that each row attends to.
@@ -46,8 +48,7 @@ impl SelfAttention<'_> {
     fn on_cpu(&self, qkv: &Tensor, lengths: &[usize], width: usize) -> Result<Tensor> {
         let mut out = vec![0.0; qkv.dim(0)? * width];
         let size = width / self.heads;
-        let attention =
-            FlashAttention { heads: self.heads, size, scale: 1.0 / (size as f32).sqrt(), mask: self.mask };
+        let attention = FlashAttention { heads: self.heads, size, scale: self.scale, mask: self.mask };
         with_values(qkv, |qkv| {
             // Queries and keys lie in the rows of `qkv`, or, rotated, in rows of their own.
             let rotated = self.rope.map(|rope| rotated(qkv, rope, width, size));
@@ -91,7 +92,7 @@ impl SelfAttention<'_> {
             padded.reshape((texts, longest, 3, heads, size))?.permute((2, 0, 3, 1, 4))?.contiguous()?;
         let (query, key, value) = (padded.get(0)?, padded.get(1)?, padded.get(2)?);
         let mask = Tensor::from_vec(layout.mask, (texts, 1, 1, longest), device)?;
-        let scores = (query.matmul(&key.t()?)? * (1.0 / (size as f64).sqrt()))?.broadcast_add(&mask)?;
+        let scores = (query.matmul(&key.t()?)? * f64::from(self.scale))?.broadcast_add(&mask)?;
         let scores = match self.score_bias(longest) {
             Some((bias, heads)) => {
                 scores.broadcast_add(&Tensor::from_vec(bias, (1, heads, longest, longest), device)?)?
@@ -221,7 +222,7 @@ mod tests {
                 (ScoreBias::Vectors(&of_both), None),
                 (ScoreBias::None, Some(&rope)),
             ] {
-                let form = SelfAttention { heads: 4, bias, mask, rope };
+                let form = SelfAttention { heads: 4, scale: 0.5, bias, mask, rope };
                 let slow = form.on_any(&qkv, &lengths, 32).unwrap();
                 let check = || assert!(difference(&form.forward(&qkv, &lengths).unwrap(), &slow) < 1e-5);
                 check();
@@ -237,6 +238,7 @@ mod tests {
         let qkv = Tensor::from_vec(rows, (5, 3), &Device::Cpu).unwrap();
         let form = SelfAttention {
             heads: 1,
+            scale: 1.0,
             bias: ScoreBias::None,
             mask: AttentionMask::LocalWindow(1),
             rope: None,
@@ -249,7 +251,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let qkv = Tensor::zeros((4, 12), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let form = |heads, bias| SelfAttention { heads, bias, mask: AttentionMask::Full, rope: None };
+        let form =
+            |heads, bias| SelfAttention { heads, scale: 0.5, bias, mask: AttentionMask::Full, rope: None };
         assert!(form(2, ScoreBias::None).forward(&qkv, &[3]).is_err());
         assert!(form(3, ScoreBias::None).forward(&qkv, &[4]).is_err());
         assert!(form(0, ScoreBias::None).forward(&qkv, &[4]).is_err());

@@ -149,6 +149,10 @@ trait Network: Send + Sync {
     fn image(&self, sides: (usize, usize), images: usize, kept: &[Vec<Tensor>]) -> Result<ImageRows>;
     /// The text half.
     fn language_model(&self) -> &LanguageModel;
+    /// The tokens before an answer that its repetitions are counted in.
+    fn before<'a>(&'a self, prompt: &'a Prompt) -> &'a [u32] {
+        &prompt.tokens
+    }
     /// An answer to a prompt of which nothing is read yet.
     fn begin(&self, prompt: &Prompt, images: &[ImageRows]) -> Result<Answer> {
         self.language_model().begin(prompt, images, None)

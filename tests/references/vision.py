@@ -304,6 +304,87 @@ def blip2(pictures, seed):
     cases.save()
 
 
+def blip2_t5(pictures, seed):
+    """With Flan-T5 as text half, as it is published."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    cases = Cases("blip2_t5")
+    kept = cases.folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(kept)) if kept.exists() else byte_level(380, ["<pad>", "</s>", "<image>"])
+    token = tokenizer.token_to_id
+    end = token("</s>")
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", end)])
+    size = tokenizer.get_vocab_size() + 3
+    # Heads that are wider together than a row, and fewer distances with a number of their own than an answer has tokens.
+    text = dict(model_type="t5", vocab_size=size, d_model=48, d_kv=16, d_ff=64, num_layers=3, num_decoder_layers=3,
+                num_heads=4, relative_attention_num_buckets=8, relative_attention_max_distance=24, dropout_rate=0.1,
+                layer_norm_epsilon=1e-6, initializer_factor=1.0, feed_forward_proj="gated-gelu", is_encoder_decoder=True,
+                use_cache=True, pad_token_id=token("<pad>"), eos_token_id=end, decoder_start_token_id=token("<pad>"),
+                tie_word_embeddings=False, n_positions=512, output_past=True)
+    vision = dict(model_type="blip_2_vision_model", hidden_size=40, intermediate_size=64, num_hidden_layers=2,
+                  num_attention_heads=4, image_size=32, patch_size=8, hidden_act="gelu", layer_norm_eps=1e-6,
+                  qkv_bias=True, projection_dim=512)
+    qformer = dict(model_type="blip_2_qformer", vocab_size=100, hidden_size=32, num_hidden_layers=3,
+                   num_attention_heads=4, intermediate_size=48, cross_attention_frequency=2, encoder_hidden_size=40,
+                   max_position_embeddings=512, position_embedding_type="absolute")
+    whole = dict(num_query_tokens=6, image_token_index=token("<image>"), image_text_hidden_size=256,
+                 tie_word_embeddings=False)
+    config = Blip2Config(text_config=dict(text), vision_config=dict(vision), qformer_config=dict(qformer), **whole)
+    model = Blip2ForConditionalGeneration(config)
+    # Published with a matrix of its own, which is tied to the table only where a file has none.
+    model.language_model.lm_head.weight = torch.nn.Parameter(torch.empty(size, 48))
+    randomize(model, seed, 1.2)
+    t5 = model.language_model
+    with torch.no_grad():
+        # Scores are not divided by the root of a head's size: the files' numbers are smaller for it.
+        for name, parameter in t5.named_parameters():
+            if name.endswith("Attention.q.weight"):
+                parameter.mul_(0.5)
+            if "relative_attention_bias" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
+    rounded(model)
+    processor = BlipImageProcessorPil(size={"height": 32, "width": 32})
+    cases.folder.mkdir(parents=True, exist_ok=True)
+    write_json(cases.folder / "config.json", dict(
+        architectures=["Blip2ForConditionalGeneration"], model_type="blip-2", text_config=text, vision_config=vision,
+        qformer_config=qformer, initializer_factor=1.0, initializer_range=0.02, torch_dtype="bfloat16",
+        use_decoder_only_language_model=False, **whole))
+    tokenizer.save(str(cases.folder / "tokenizer.json"))
+    write_json(cases.folder / "tokenizer_config.json", dict(
+        tokenizer_class="PreTrainedTokenizerFast", eos_token="</s>", pad_token="<pad>", unk_token="</s>",
+        model_max_length=512))
+    write_json(cases.folder / "preprocessor_config.json", dict(
+        do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=processor.image_mean,
+        image_processor_type="BlipImageProcessor", image_std=processor.image_std, processor_class="Blip2Processor",
+        resample=3, rescale_factor=1 / 255, size={"height": 32, "width": 32}))
+    write_json(cases.folder / "processor_config.json", dict(num_query_tokens=6, processor_class="Blip2Processor"))
+    save_weights(cases.folder, dict(model.state_dict()), dtype=torch.bfloat16)
+    for image, question in [("wide", ""), ("tall", "a picture of"), ("large", "Question: what is this? Answer:")]:
+        pixels = processor(pictures[image], return_tensors="pt")["pixel_values"]
+        ids = [token("<image>")] * 6 + tokenizer.encode(question).ids
+        seen = model.vision_model(pixel_values=pixels).last_hidden_state
+        found = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=seen).last_hidden_state
+        out = model.generate(input_ids=torch.tensor([ids]), pixel_values=pixels, max_new_tokens=TOKENS, do_sample=False,
+                             eos_token_id=end, output_logits=True, return_dict_in_generate=True)
+        tokens = out.sequences[0, 1:].tolist()
+        answer = tokenizer.decode(tokens[:-1] if tokens[-1] == end else tokens)
+        # What is repeated is what the decoder has read: neither the question nor the places of the image.
+        out_again = model.generate(input_ids=torch.tensor([ids]), pixel_values=pixels, max_new_tokens=TOKENS, do_sample=False,
+                                   eos_token_id=end, repetition_penalty=1.5, output_scores=True,
+                                   return_dict_in_generate=True)
+        if gaps([step[0] for step in out_again.scores]) <= SMALLEST_GAP:
+            raise Dull(f"blip2_t5 {image}: too near with a penalty")
+        penalized = out_again.sequences[0, 1:].tolist()
+        if question and not set(penalized) & set(ids):
+            raise Dull(f"blip2_t5 {image}: no token of the question is said")
+        cases.add(image, question, ids, pixels, model.language_projection(found)[0], tokens,
+                  [step[0] for step in out.logits], answer, answer=answer, penalized=penalized)
+    cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"], processor.image_mean,
+                      processor.image_std, ["cat.png"])
+    cases.save()
+
+
 # LLaVA --------------------------------------------------------------------------------------------------------------
 
 
@@ -865,7 +946,7 @@ def moondream(pictures, seed):
 
 
 FAMILIES = {family.__name__: family for family in (
-    blip, blip2, llava, llava_next, llava_siglip, llava_onevision, qwen2_5_vl, qwen3_vl, qwen3_vl_moe,
+    blip, blip2, blip2_t5, llava, llava_next, llava_siglip, llava_onevision, qwen2_5_vl, qwen3_vl, qwen3_vl_moe,
     idefics3, smolvlm, moondream)}
 
 

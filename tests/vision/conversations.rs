@@ -58,7 +58,7 @@ fn talking() -> Vec<String> {
     let families = families_of("vision").into_iter();
     let (talking, others): (Vec<_>, Vec<_>) =
         families.partition(|family| fixture(family).join("conversations.json").exists());
-    assert_eq!(others, ["blip", "blip2", "moondream"]);
+    assert_eq!(others, ["blip", "blip2", "blip2_t5", "moondream"]);
     talking
 }
 
@@ -107,7 +107,9 @@ async fn conversations_beside_questions_are_answered_as_they_are_alone() {
 
 #[test]
 fn families_of_one_image_refuse_more_by_name() {
-    for (family, name) in [("blip", "BLIP"), ("blip2", "BLIP-2"), ("moondream", "Moondream")] {
+    for (family, name) in
+        [("blip", "BLIP"), ("blip2", "BLIP-2"), ("blip2_t5", "BLIP-2"), ("moondream", "Moondream")]
+    {
         let model = VisionModel::load(Source::directory(fixture(family))).unwrap();
         let user = |parts: Vec<ContentPart>| VisionMessage::user(parts);
         for (found, messages) in [

@@ -7,7 +7,7 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
     let huge = serde_json::json!(1u64 << 40);
     let numbers =
         [serde_json::json!(0), huge, serde_json::json!(-1), serde_json::json!("many"), serde_json::json!(7)];
-    let settings: [(&str, &[&str]); 9] = [
+    let settings: [(&str, &[&str]); 10] = [
         (
             "blip",
             &[
@@ -70,6 +70,19 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
                 "text_config/word_embed_proj_dim",
                 "text_config/max_position_embeddings",
                 "text_config/do_layer_norm_before",
+            ],
+        ),
+        (
+            "blip2_t5",
+            &[
+                "text_config/vocab_size",
+                "text_config/d_model",
+                "text_config/d_kv",
+                "text_config/d_ff",
+                "text_config/num_layers",
+                "text_config/num_decoder_layers",
+                "text_config/num_heads",
+                "text_config/relative_attention_num_buckets",
             ],
         ),
         (
@@ -137,8 +150,13 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
         });
         assert!(error.to_string().contains("vision_feature_select_strategy"), "{error}");
     }
-    let error = changed("blip2", "config.json", |config| config["text_config"]["model_type"] = "t5".into());
+    let error =
+        changed("blip2", "config.json", |config| config["text_config"]["model_type"] = "bloom".into());
     assert!(matches!(error, Error::UnsupportedSetting { .. }), "{error}");
+    let error = changed("blip2_t5", "config.json", |config| {
+        config["text_config"]["tie_word_embeddings"] = true.into()
+    });
+    assert!(error.to_string().contains("tie_word_embeddings"), "{error}");
     let error = changed("llava", "chat_template.json", |file| file["chat_template"] = "{% for".into());
     assert!(matches!(error, Error::InvalidConfig { .. }), "{error}");
     let error = changed("blip", "config.json", |config| {

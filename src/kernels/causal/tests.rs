@@ -44,9 +44,14 @@ fn both_ways_of_attention_agree_whatever_is_seen() {
     let norm = || RmsNorm { weight: Tensor::new(&[1.5f32; 8], &Device::Cpu).unwrap(), epsilon: 1e-6 };
     for mask in [AttentionMask::Causal, AttentionMask::SlidingWindow(5), AttentionMask::Full] {
         let sinks = vec![0.5, -1.0, 2.0, 30.0];
-        for (soft_cap, head_norms, sinks) in
-            [(None, None, vec![]), (Some(2.0), Some((norm(), norm())), vec![]), (None, None, sinks)]
-        {
+        let table: Vec<f32> = (0..8 * 4).map(|number| (number as f32 * 0.7).sin()).collect();
+        let relative = Some(Arc::new(RelativeBias::causal(&table, 4, 20)));
+        for (soft_cap, head_norms, sinks, relative_bias) in [
+            (None, None, vec![], None),
+            (Some(2.0), Some((norm(), norm())), vec![], None),
+            (None, None, sinks, None),
+            (None, None, vec![], relative),
+        ] {
             let layer = CausalAttention {
                 heads: 4,
                 kv_heads: 2,
@@ -58,6 +63,7 @@ fn both_ways_of_attention_agree_whatever_is_seen() {
                 head_norms,
                 key_values: KeyValues::Own,
                 sinks,
+                relative_bias,
             };
             let host = || KvCache::new(16, &Device::Cpu).unwrap();
             let device = || {
@@ -86,6 +92,7 @@ fn no_more_is_taken_than_is_counted_however_long_a_sequence_becomes() {
         value_norm: None,
         key_values: KeyValues::Own,
         sinks: Vec::new(),
+        relative_bias: None,
     };
     let empty = Tensor::zeros((KV_CACHE_STEP, 8), candle_core::DType::F32, &Device::Cpu).unwrap();
     let device = KvCache::Device { keys: empty.clone(), values: empty.copy().unwrap(), tokens: 0 };
@@ -118,6 +125,7 @@ fn what_does_not_fit_is_refused() {
         value_norm: None,
         key_values: KeyValues::Own,
         sinks: Vec::new(),
+        relative_bias: None,
     };
     let qkv = Tensor::zeros((2, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
     let mut cache = KvCache::new(4, &Device::Cpu).unwrap();

@@ -1,8 +1,6 @@
 //! The attention of a block: of a sequence with itself, with a KV cache or without, and of a sequence with
 //! other rows (cross-attention). The loops are kernels; here they get their weights.
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
 
 use super::adapter::{AdaptedLayer, RowAdapters};
@@ -14,8 +12,7 @@ use crate::kernels::causal::{CausalAttention, LayerSegment};
 use crate::kernels::rotary::RopeTable;
 use crate::kernels::self_attention::SelfAttention;
 use crate::kernels::{
-    Activation, AttentionMask, DistanceVectors, RelativeBias, ScoreBias, gated, scaled_dot_product_attention,
-    split_gates,
+    Activation, AttentionMask, DistanceVectors, ScoreBias, gated, scaled_dot_product_attention, split_gates,
 };
 
 /// The sequences of a pass, whose rows lie one after another without padding.
@@ -48,9 +45,7 @@ pub(crate) struct Attention {
     pub(super) kernel: CausalAttention,
     /// For each head what a step of distance takes off a score (ALiBi); empty for none.
     pub(super) alibi_slopes: Vec<f32>,
-    /// Learned biases by distance, in place of it.
-    pub(super) relative_bias: Option<Arc<RelativeBias>>,
-    /// Learned vectors of distances, in place of both.
+    /// Learned vectors of distances, in place of it and of the kernel's biases.
     pub(super) distance_vectors: Option<DistanceVectors>,
     /// Number of the block whose keys and values it sees, if they are not its own.
     pub(super) key_values_of: Option<usize>,
@@ -86,13 +81,15 @@ impl Attention {
         let kernel = &self.kernel;
         match &mut pass.sequences {
             Sequences::Whole(lengths) => {
-                let bias = match (&self.distance_vectors, &self.relative_bias, self.alibi_slopes.as_slice()) {
+                let bias = match (&self.distance_vectors, &kernel.relative_bias, self.alibi_slopes.as_slice())
+                {
                     (Some(vectors), ..) => ScoreBias::Vectors(vectors),
                     (None, Some(relative), _) => ScoreBias::Relative(relative),
                     (None, None, []) => ScoreBias::None,
                     (None, None, slopes) => ScoreBias::Slopes(slopes),
                 };
-                SelfAttention { heads: kernel.heads, bias, mask: kernel.mask, rope }.forward(qkv, lengths)
+                SelfAttention { heads: kernel.heads, scale: kernel.scale, bias, mask: kernel.mask, rope }
+                    .forward(qkv, lengths)
             }
             Sequences::Cached(segments) => {
                 let caches = segments.iter_mut().map(|segment| {

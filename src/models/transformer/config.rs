@@ -73,7 +73,8 @@ pub(crate) struct AttentionConfig {
     pub(crate) key_bias: Option<Bias>,
     /// For each head what a step of distance takes off a score (ALiBi); empty for none.
     pub(crate) alibi_slopes: Vec<f32>,
-    /// Learned biases by distance that all blocks share, in place of ALiBi. Of encoders alone.
+    /// Learned biases by distance that all blocks share, in place of ALiBi: of encoders for keys on both sides, of
+    /// decoders for those before alone.
     pub(crate) relative_bias: Option<RelativeBiasConfig>,
     /// Learned vectors of distances in each block, in place of both. Of encoders alone.
     pub(crate) distance_vectors: Option<DistanceVectorsConfig>,
@@ -90,7 +91,7 @@ pub(crate) struct DistanceVectorsConfig {
 /// Learned biases on scores by the relative position of key and query (T5, MPNet).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RelativeBiasConfig {
-    /// Number of ranges of distances that share a bias, in both directions together.
+    /// Number of ranges of distances that share a bias, of encoders in both directions together.
     pub(crate) buckets: usize,
     /// Distance from which on all share the last bucket.
     pub(crate) max_distance: usize,

@@ -79,12 +79,12 @@ fn relative_bias(
 ) -> Result<Option<Arc<RelativeBias>>> {
     let AttentionConfig { heads, relative_bias, .. } = config.attention;
     let Some(RelativeBiasConfig { buckets, max_distance }) = relative_bias else { return Ok(None) };
-    if config.workload != Workload::WholeSequences {
-        return Err(misfit("biases by distance are of encoders"));
-    }
     let table = tensors.tensor(&format!("{}.weight", names.relative_bias), &[buckets, heads])?;
     let table: Vec<f32> = table.flatten_all()?.to_vec1()?;
-    Ok(Some(Arc::new(RelativeBias::new(&table, heads, max_distance))))
+    Ok(Some(Arc::new(match config.workload {
+        Workload::WholeSequences => RelativeBias::new(&table, heads, max_distance),
+        Workload::GrowingSequences => RelativeBias::causal(&table, heads, max_distance),
+    })))
 }
 
 /// The loading of one block.
@@ -193,9 +193,9 @@ impl BlockLoader<'_> {
                     None => KeyValues::Own,
                 },
                 sinks: self.sinks()?,
+                relative_bias: self.relative_bias.cloned(),
             },
             alibi_slopes: attention.alibi_slopes.clone(),
-            relative_bias: self.relative_bias.cloned(),
             distance_vectors: self.distance_vectors()?,
             rope: layer.rope,
             key_values_of: layer.key_values_of,
@@ -246,14 +246,15 @@ impl BlockLoader<'_> {
 
     fn cross_attention(&self, seen: usize) -> Result<(CrossAttention, SublayerNorms)> {
         let (config, names, width) = (self.config, &self.names.cross_attention, self.config.width);
-        let own = Linears::new(&[], width, Bias::Yes);
+        let (heads, biases) = (config.attention.heads * config.attention.head_size, config.biases);
         let attention = CrossAttention {
-            query_proj: self.projection(&[(names.query, width)], own)?,
+            query_proj: self.projection(&[(names.query, heads)], Linears::new(&[], width, biases.qkv))?,
             kv_proj: self.projection(
-                &[(names.key, width), (names.value, width)],
-                Linears::new(&[], seen, Bias::Yes),
+                &[(names.key, heads), (names.value, heads)],
+                Linears::new(&[], seen, biases.qkv),
             )?,
-            out_proj: self.projection(&[(names.out_proj, width)], Linears::new(&[], width, Bias::Yes))?,
+            out_proj: self
+                .projection(&[(names.out_proj, width)], Linears::new(&[], heads, biases.attention_output))?,
             heads: config.attention.heads,
             scale: f64::from(config.attention.scale),
         };

@@ -1,5 +1,6 @@
 //! BLIP-2 (Li et al. 2023): BLIP's vision tower, of which a few learned queries take what they need, before the words
-//! of an OPT. A question is what the text begins with, as it is written. Follows `modeling_blip_2.py` of transformers.
+//! of an OPT or a T5. A question is what OPT's text begins with, as it is written; T5's encoder reads it, and its decoder
+//! writes. Follows `modeling_blip_2.py` of transformers.
 
 mod qformer;
 mod text;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use super::asked::Asked;
 use super::blip;
 use super::chat::part;
-use super::language_model::{ImagePlace, LanguageModel};
+use super::language_model::{Answer, ImagePlace, LanguageModel};
 use super::{Architecture, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit};
 use crate::architecture::{Family, parse};
 use crate::error::Result;
@@ -23,6 +24,7 @@ use crate::kernels::Activation;
 use crate::models::config_file::{invalid, unsupported, with_defaults, without_nulls};
 use crate::models::decoder::DecoderConfig;
 use crate::models::generation_config::GenerationConfig;
+use crate::models::t5::{T5Config, T5Encoder};
 use crate::models::towers::{VisionSettings, VisionTower};
 use crate::models::transformer::{Bias, Norm, Projection, SafeTensors, TransformerConfig, is_buffer};
 use crate::preprocessing::Preprocessing;
@@ -71,6 +73,8 @@ struct Config {
     tower: TransformerConfig,
     qformer: QFormerConfig,
     text: DecoderConfig,
+    /// The whole of the text half where that has an encoder; its decoder is `text`.
+    t5: Option<T5Config>,
     image_token: u32,
     rest: Option<(Preprocessing, GenerationConfig)>,
 }
@@ -91,12 +95,19 @@ impl Config {
         tower.biases.qkv = parse::<Qkv>(file, &of_vision)?.qkv_bias.into();
         let queries = settings.num_query_tokens;
         let qformer = QFormerConfig::read(file, part(config, "qformer_config"), queries, tower.width)?;
-        let text = text::read(file, part(config, "text_config"))?;
+        let of_text = part(config, "text_config");
+        let (text, t5) = match of_text.get("model_type").and_then(Value::as_str) {
+            Some("t5") => {
+                let t5 = T5Config::read(file, of_text)?;
+                (t5.decoder.clone(), Some(t5))
+            }
+            _ => (text::read(file, of_text)?, None),
+        };
         let image_token = settings.image_token_index;
         if image_token as usize >= text.vocabulary {
             return Err(invalid(file, "image_token_index is not below vocab_size"));
         }
-        Ok(Self { file: file.to_owned(), vision, tower, qformer, text, image_token, rest: None })
+        Ok(Self { file: file.to_owned(), vision, tower, qformer, text, t5, image_token, rest: None })
     }
 
     /// Number of rows of an image.
@@ -123,7 +134,8 @@ impl Architecture for Config {
     fn uses(&self, tensor: &str) -> bool {
         let parts = ["vision_model.", "qformer.", "query_tokens", "language_projection."];
         let is_of_image = parts.iter().any(|part| tensor.starts_with(part)) && !is_buffer(tensor);
-        is_of_image || self.text.uses(tensor)
+        let is_of_encoder = self.t5.as_ref().is_some_and(|t5| t5.encoder_uses(tensor));
+        is_of_image || is_of_encoder || self.text.uses(tensor)
     }
 
     fn packs(&self, tensor: &str) -> bool {
@@ -138,7 +150,9 @@ impl Architecture for Config {
         let rows = self.rows();
         let text =
             self.text.scratch(room.rows, room.longest) + self.text.cache_bytes(room.held, room.sequences);
-        self.tower.scratch(rows, rows) + self.qformer.scratch(rows) + text
+        // The decoder keeps keys and values of what the encoder has read, as many for a row as of its own.
+        let encoder = self.t5.as_ref().map_or(Bytes(0), |t5| t5.scratch(room.longest));
+        self.tower.scratch(rows, rows) + self.qformer.scratch(rows) + encoder + text
     }
 
     fn load(
@@ -163,7 +177,13 @@ impl Architecture for Config {
             image_token: self.image_token,
             language_model: LanguageModel {
                 decoder: self.text.load(weights, device, context)?,
-                image: ImagePlace::InPrompt,
+                image: if self.t5.is_some() { ImagePlace::Beside } else { ImagePlace::InPrompt },
+            },
+            reader: match &self.t5 {
+                Some(t5) => {
+                    Some(Reader { encoder: t5.load_encoder(weights, device, context)?, start: [t5.start] })
+                }
+                None => None,
             },
             ends: generation.ends(&self.text.end_tokens, None),
             preprocessing,
@@ -180,9 +200,18 @@ struct Blip2 {
     queries: usize,
     image_token: u32,
     language_model: LanguageModel,
+    /// What reads the prompt, where the language model does not.
+    reader: Option<Reader>,
     ends: Vec<u32>,
     preprocessing: Preprocessing,
     device: Device,
+}
+
+/// An encoder that reads the prompt.
+struct Reader {
+    encoder: T5Encoder,
+    /// The token that an answer begins behind.
+    start: [u32; 1],
 }
 
 impl Network for Blip2 {
@@ -226,5 +255,18 @@ impl Network for Blip2 {
 
     fn language_model(&self) -> &LanguageModel {
         &self.language_model
+    }
+
+    fn before<'a>(&'a self, prompt: &'a Prompt) -> &'a [u32] {
+        self.reader.as_ref().map_or(&prompt.tokens, |reader| &reader.start)
+    }
+
+    fn begin(&self, prompt: &Prompt, images: &[ImageRows]) -> Result<Answer> {
+        let Some(Reader { encoder, start }) = &self.reader else {
+            return self.language_model.begin(prompt, images, None);
+        };
+        let read = encoder.forward(self.language_model.rows_with_images(prompt, images)?)?;
+        let begun = Prompt { tokens: start.to_vec(), places: Vec::new(), sides: Vec::new() };
+        self.language_model.begin(&begun, &[ImageRows { rows: read, deep: Vec::new() }], None)
     }
 }

@@ -83,7 +83,7 @@ impl LanguageModel {
     }
 
     /// The prompt's rows, with those of the images in their places.
-    fn rows_with_images(&self, prompt: &Prompt, images: &[ImageRows]) -> Result<Tensor> {
+    pub(super) fn rows_with_images(&self, prompt: &Prompt, images: &[ImageRows]) -> Result<Tensor> {
         if images.is_empty() {
             return self.decoder.embed(&prompt.tokens);
         }

@@ -79,7 +79,9 @@ impl ActiveRequest {
         settings.sampling = model.settings.complete(settings.sampling)?;
         let ends = model.network.ends();
         let grammar = request.constraint.as_ref().map(|one| model.grammars.begin(one)).transpose()?;
-        let generation = Generation::new(&model.tokens, &settings, &prompt.tokens, ends)?.keeping_to(grammar);
+        let before = model.network.before(&prompt);
+        let generation =
+            Generation::new(&model.tokens, &settings, before, ends)?.after(needed).keeping_to(grammar);
         // Nothing was computed for what is refused by now.
         let crops = pictures.iter().map(|picture| model.network.crops(picture, pictures.len()));
         let crops = crops.collect::<Result<_>>()?;
