@@ -362,7 +362,7 @@ fn matrices_of_keys_that_nothing_is_computed_with_change_nothing() {
     assert_eq!(logits, load("gemma3n").adapted_logits("named", &[1, 2, 3]).unwrap());
 }
 
-/// What an adapter makes of a prompt's tokens is nobody else's, however long the beginning is that prompts share.
+/// Keys and values that an adapter has made are nobody else's, however long the beginning is that prompts share.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_that_was_read_is_read_anew_with_each_adapter() {
     let reference = load("llama");

@@ -148,7 +148,7 @@ pub(crate) struct Budget {
     on_release: Mutex<Option<OnRelease>>,
     /// Of the host's memory: what others leave of it.
     machine: Option<MemoryProbe>,
-    /// What is cached here.
+    /// The parts that are cached here.
     parts: cache::Parts,
 }
 

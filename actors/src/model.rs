@@ -109,7 +109,7 @@ pub trait Loader<C: Capability>: Send + Sync + 'static {
 pub enum Fetch {
     /// Only what is here is looked at: nobody has asked for the model yet.
     Never,
-    /// What is not here is fetched: the model has been loaded, so that most is.
+    /// Files that are not here are fetched: the model has been loaded, so that most is.
     Allowed,
 }
 

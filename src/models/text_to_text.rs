@@ -33,7 +33,7 @@ use prefix::Prefixes;
 /// A model in memory, shared by its workers.
 pub(crate) struct LoadedModel {
     network: Network,
-    /// What texts that begin alike share, if it has that.
+    /// Blocks that texts which begin alike share, if it has those.
     prefixes: Option<Prefixes>,
     tokens: Tokens,
     template: Option<ChatTemplate>,

@@ -77,7 +77,7 @@ pub(super) struct OfTask<'a> {
     pub(super) task: Option<usize>,
 }
 
-/// What one task adds.
+/// The matrices of one task.
 struct Task<'a>(&'a dyn Adapters, usize);
 
 impl LowRankMatrices for Task<'_> {

@@ -246,9 +246,9 @@ pub(crate) struct State {
     pub(super) cache: TextCache,
     /// Of the prompt, and after it of the answer; those beyond the cache are not read yet.
     pub(super) tokens: Vec<u32>,
-    /// What changes the decoder for the text.
+    /// The adapter that changes the decoder for the text.
     adapter: Option<Arc<Adapter>>,
-    /// What the prefix cache has of it.
+    /// The part of it that the prefix cache has.
     prefix: Prefix,
     /// The step at which the text had its last turn, where texts take turns.
     turn: u64,

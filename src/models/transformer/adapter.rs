@@ -1,5 +1,5 @@
-//! What adapters add to the blocks of a stack whose weights they share, and which rows of a pass each of them changes. So
-//! sequences with different adapters, and with none, go through the shared layers together. Reading one is left to `load`.
+//! Products that adapters add to the blocks of a stack whose weights they share, and the rows of a pass that each of them
+//! changes. So sequences with different adapters, and with none, go through the shared layers together. Reading one is left to `load`.
 
 use candle_core::Tensor;
 
@@ -18,12 +18,12 @@ pub(crate) enum AdaptedLayer {
     Down,
 }
 
-/// What an adapter adds to a stack of blocks.
+/// An adapter of a stack of blocks.
 pub(crate) struct Adapter {
     pub(super) blocks: Vec<BlockAdapter>,
 }
 
-/// What an adapter adds to one block.
+/// An adapter of one block.
 #[derive(Default)]
 pub(crate) struct BlockAdapter {
     pub(super) qkv: Option<LowRank>,

@@ -114,6 +114,6 @@ pub(crate) struct Segment<'a> {
     pub(crate) length: usize,
     /// Position of each row; by default they count on from the cache's length.
     pub(crate) positions: Option<Vec<Position>>,
-    /// What changes the blocks for the sequence.
+    /// The adapter that changes the blocks for the sequence.
     pub(crate) adapter: Option<&'a Adapter>,
 }

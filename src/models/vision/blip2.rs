@@ -200,7 +200,7 @@ struct Blip2 {
     queries: usize,
     image_token: u32,
     language_model: LanguageModel,
-    /// What reads the prompt, where the language model does not.
+    /// The encoder that reads the prompt, where the language model does not.
     reader: Option<Reader>,
     ends: Vec<u32>,
     preprocessing: Preprocessing,

@@ -64,7 +64,7 @@ pub enum Plant {
     UnbegunBlamed,
     /// The load queue is not told that part of the memory is held by caches.
     CachesHidden,
-    /// What is taken back from a cache is not given back to the memory.
+    /// Bytes that are taken back from a cache are not given back to the memory.
     CacheLeaked,
 }
 

@@ -11,7 +11,7 @@ use crate::error::Result;
 pub(super) struct BlockLayers<'a> {
     pub(super) config: &'a TransformerConfig,
     pub(super) names: &'a Names,
-    /// What the names of the block's tensors begin with.
+    /// The beginning of the names of the block's tensors.
     pub(super) path: String,
 }
 
