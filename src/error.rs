@@ -172,7 +172,7 @@ pub enum Error {
     #[error("the model has no adapter {adapter}; it was registered with {}", listed(known))]
     UnknownAdapter { adapter: String, known: Vec<String> },
     /// An adapter cannot be loaded for its model. Requests without it are served.
-    #[error("the adapter {adapter} in {} cannot be used: {error}", place.display())]
+    #[error("the adapter {adapter} in {} cannot be used until it is mended and its model loaded anew: {error}", place.display())]
     BrokenAdapter {
         adapter: String,
         #[serde(with = "lossy_path")]
@@ -359,7 +359,13 @@ impl Error {
                 (kind, FailureKind::Permanent)
             }
             Self::UnknownAdapter { .. } => (ErrorKind::NotFound, FailureKind::InvalidInput),
-            Self::BrokenAdapter { error, .. } => error.class(),
+            // It is tried again when the model is loaded anew, so that nothing is gained by asking again until then.
+            Self::BrokenAdapter { error, .. } => match error.class() {
+                (ErrorKind::Unavailable { .. } | ErrorKind::Timeout, _) => {
+                    (ErrorKind::Internal, FailureKind::Permanent)
+                }
+                class => class,
+            },
             Self::NoSuchDirectory { .. }
             | Self::NoSuchFile { .. }
             | Self::RepositoryNotFound { .. }

@@ -73,7 +73,7 @@
 //! |---|---|
 //! | bytes of a model's configuration file, and of any other text or JSON | [`MAX_CONFIG_BYTES`], 4 MiB |
 //! | bytes of `tokenizer.json`, of a vocabulary or list of merges in its place and of a SentencePiece model, and of the list of weight files | [`MAX_TOKENIZER_BYTES`], 48 MiB; [`MAX_INDEX_BYTES`], 16 MiB |
-//! | in an adapter's configuration: names of modules; patterns of each kind, bytes of one and of what it is compiled to, steps back in it | `MAX_MODULES`, 4,096; `MAX_PATTERNS`, 256, `MAX_EXPRESSION`, 16 KiB, `MAX_COMPILED`, 1 MiB, and `MAX_STEPS_BACK`, 100,000, of `models/peft/settings.rs` |
+//! | in an adapter's configuration: names of modules; patterns of each kind, bytes of one and of what it is compiled to, steps back in it | `MAX_MODULES`, 4,096; `MAX_PATTERNS`, 256, `MAX_EXPRESSION`, 16 KiB, `MAX_COMPILED`, 64 KiB, and `MAX_STEPS_BACK`, 10,000, of `models/peft/settings.rs` |
 //! | values in a configuration file | `MAX_VALUES` of `source/json.rs`, 524,288 |
 //! | in `tokenizer.json` and what is built in its place: values; tokens; added tokens; merges of other files | `MAX_VALUES`, 4,194,304; `MAX_TOKENS`, 1,048,576; `MAX_ADDED_TOKENS`, 65,536; `MAX_MERGES`, 2,097,152; of `tokens/output_bounds.rs` |
 //! | of a SentencePiece model: pieces; bytes of one that others merge to; tokens that T5 counts beside the pieces | `MAX_PIECES`, 1,048,576; `MAX_MERGED`, 256; `MAX_EXTRA`, 1,000; of `tokens/sentence_piece.rs` |
@@ -114,7 +114,7 @@
 //! | latents along a side of a patch of Stable Diffusion 3 | `MAX_PATCH` of `models/text_to_image/sd3/transformer.rs`, 64 |
 //! | T5's vocabulary, feed-forward width, heads, numbers of a head | `MAX_VOCABULARY`, 16,777,216; `MAX_INTERMEDIATE`, 1,048,576; `MAX_HEADS`, 256; `MAX_HEAD`, 4,096; of `models/text_to_image/t5.rs` |
 //! | T5's buckets of relative positions, and the largest distance | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576, of `models/text_to_image/t5.rs` |
-//! | the same of a T5 that writes | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576, of `models/t5.rs` |
+//! | the same of a T5 that writes; its heads, and their biases of all distances | `MAX_BUCKETS`, 65,536, and `MAX_DISTANCE`, 1,048,576; `MAX_HEADS`, 256, and `MAX_BIASES`, 16,777,216; of `models/t5.rs` |
 //! | merges of CLIP's `merges.txt` | `MAX_MERGES` of `models/text_to_image/prompt.rs`, 262,144 |
 //! | tokens of a text to image prompt, special ones included | `MAX_PROMPT` of `models/text_to_image/prompt.rs`, 4,096 |
 //! | what a tokenizer may make of a byte: its normalizer; its split, and its decoder | `MAX_NORMALIZED`, 16,384, and `MAX_SPLIT`, 16, of `tokens/output_bounds/parts.rs` |

@@ -50,6 +50,11 @@ pub(crate) trait LoadPlan: Sized + Send + Sync + 'static {
     fn ask_for_rest(&self, _: &LoadContext) -> Result<()> {
         Ok(())
     }
+    /// Asks for the files of an adapter, as loading it does.
+    #[cfg(feature = "cluster")]
+    fn ask_for_adapter(_: &Files, _: &LoadContext) -> Result<()> {
+        Ok(())
+    }
     /// Refuses a request that can be seen not to fit the model.
     fn check(&self, _: &<Self::Capability as Capability>::Request) -> Result<()> {
         Ok(())
@@ -352,17 +357,31 @@ impl<M: WorkerModel> ModelLoader<M> {
     /// The settings that change what the model computes, and its adapters, as its digest has them.
     #[cfg(feature = "cluster")]
     fn beside(&self, files: &Files, context: &LoadContext) -> Result<String> {
-        let GenerationSettings { limits: _, split_special_tokens, exact_products, family } = self.generation;
+        let GenerationSettings { limits, split_special_tokens, exact_products, family } = self.generation;
+        // The capacity of caches decides which prompts are refused and which answers are cut.
         let mut text = format!("{split_special_tokens} {exact_products} {} {family:?}", self.eight_bit);
+        text.push_str(&format!(" {}", limits.kv_cache_tokens));
         for adapter in self.adapters.names() {
-            let files = files.adapters.open(&adapter)?;
-            for file in ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"] {
-                files.optional(file, context)?;
-            }
-            files.rest();
-            text.push_str(&format!(" {adapter:?} {}", files.digest("", context)?));
+            let digest = match Self::digest_of_adapter(files, &adapter, context) {
+                Err(Error::Stopped) => return Err(Error::Stopped),
+                // A load goes on without it.
+                digest => digest.unwrap_or_else(|error| error.to_string()),
+            };
+            text.push_str(&format!(" {adapter:?} {digest}"));
         }
         Ok(text)
+    }
+
+    /// The digest of the files of an adapter that loading it asks for, whether they are right or not.
+    #[cfg(feature = "cluster")]
+    fn digest_of_adapter(files: &Files, adapter: &str, context: &LoadContext) -> Result<String> {
+        let files = files.adapters.open(adapter)?;
+        let asked = M::Plan::ask_for_adapter(&files, context);
+        files.rest();
+        match asked {
+            Err(Error::Stopped) => Err(Error::Stopped),
+            _ => files.digest("", context),
+        }
     }
 
     fn load_model(&self, context: &LoadContext) -> Result<Loaded<M>> {

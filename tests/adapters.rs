@@ -369,10 +369,19 @@ async fn a_prompt_that_was_read_is_read_anew_with_each_adapter() {
     let (engine, model) = engine(spec("llama")).await;
     let prompt = "The cat sleeps. ".repeat(40);
     assert!(reference.tokenize(&Prompt::Raw(prompt.clone())).unwrap().len() > 200);
-    for adapter in [None, Some("plain"), Some("patterns"), None, Some("plain")] {
+    let asked = [
+        (None, false),
+        (Some("plain"), false),
+        (Some("patterns"), false),
+        (None, true),
+        (Some("plain"), true),
+    ];
+    for (adapter, is_known) in asked {
         let asked = request(&prompt, adapter);
         let expected = reference.generate(std::slice::from_ref(&asked)).unwrap().remove(0);
-        assert_eq!(model.generate(asked).await.unwrap().text, expected.text, "{adapter:?}");
+        let answer = model.generate(asked).await.unwrap();
+        assert_eq!(answer.text, expected.text, "{adapter:?}");
+        assert_eq!(answer.usage.cached_tokens > 0, is_known, "{adapter:?}");
     }
     assert!(engine.shutdown().await.is_clean());
 }

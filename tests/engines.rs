@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use candle_actors::Loader as _;
 use candle_actors::{
-    ClusterConfig, Engine, EngineBuilder, Error, Fetch, GenerateText, ImageEmbeddingModel, LoadContext,
-    LoadOptions, PeerModelStatus, RerankingModel, Source, SourceSpec, StandaloneModel, TextEmbeddingModel,
-    TextGenerationModel, TextToImageModel, VisionModel, model_actors,
+    ClusterConfig, Engine, EngineBuilder, Error, Fetch, GenerateText, GenerationLimits, ImageEmbeddingModel,
+    LoadContext, LoadOptions, PeerModelStatus, RerankingModel, Source, SourceSpec, StandaloneModel,
+    TextEmbeddingModel, TextGenerationModel, TextToImageModel, VisionModel, model_actors,
 };
 
 const TEXTS: [&str; 2] = ["The cat sleeps.", "It rains."];
@@ -261,14 +261,26 @@ fn a_digest_is_of_contents_and_settings() {
     assert_ne!(loader.digest(Fetch::Never, &context).unwrap(), Some(model));
 
     let llama = fixture("text_to_text/llama");
-    let adapter = |name: &str| {
-        let options =
-            LoadOptions::default().with_adapter(name, Source::directory(fixture("adapters/llama/patterns")));
+    let with = |options: LoadOptions| {
         let loader = TextGenerationModel::loader(Source::directory(&llama), options).unwrap();
         loader.digest(Fetch::Never, &context).unwrap().unwrap()
     };
-    let with = adapter("one");
-    assert!(with != digest::<TextGenerationModel>(&llama) && with != adapter("other"), "its adapters count");
+    let plain = digest::<TextGenerationModel>(&llama);
+    assert_eq!(with(LoadOptions::default()), plain);
+    let shorter = GenerationLimits::default().with_kv_cache_tokens(1024);
+    assert_ne!(with(LoadOptions::default().with_generation(shorter)), plain, "it refuses other prompts");
+    // Its weights in a file of another name, which a load takes too.
+    let folder = copied(&fixture("adapters/llama/patterns"));
+    let weights = folder.path().join("adapter_model.fp16.safetensors");
+    std::fs::rename(folder.path().join("adapter_model.safetensors"), &weights).unwrap();
+    let adapter =
+        |name: &str| with(LoadOptions::default().with_adapter(name, Source::directory(folder.path())));
+    let adapted = adapter("one");
+    assert!(adapted != plain && adapted != adapter("other"), "its adapters count");
+    let mut changed = std::fs::read(&weights).unwrap();
+    *changed.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, changed).unwrap();
+    assert_ne!(adapter("one"), adapted, "and what is in them");
 }
 
 fn a_repository_is_not_fetched_for_its_digest() {

@@ -338,13 +338,15 @@ impl MaintenanceState {
         self.room(RoomInput::Offers { pool, offers });
     }
 
-    /// Frees memory: what caches hold, and once they hold nothing, a worker.
+    /// Has caches give back all that they hold. False if they held nothing.
+    fn empty_caches(&self, device: &Device) -> bool {
+        let now = self.arguments.clock.now();
+        self.arguments.budgets.get(device).is_some_and(|budget| budget.reclaim(now, Bytes(u64::MAX)))
+    }
+
+    /// Frees memory for somebody who has run out of it: what caches hold, and a worker, as nobody tries more than once again.
     fn relieve(&mut self, device: Device) {
-        if let Some(budget) = self.arguments.budgets.get(&device)
-            && budget.read().cached() > Bytes::ZERO
-        {
-            return budget.reclaim(self.arguments.clock.now(), Bytes(u64::MAX));
-        }
+        self.empty_caches(&device);
         self.relief.insert(device, BTreeMap::new());
         self.tell_all(|| PoolCommand::Offer);
     }
@@ -411,7 +413,8 @@ impl MaintenanceState {
                 let device = device.clone();
                 self.arguments.events.report(Event::Pressure { device, level });
             }
-            if level == PressureLevel::Critical {
+            // A worker goes once caches hold nothing.
+            if level == PressureLevel::Critical && !self.empty_caches(&device) {
                 self.relieve(device);
             }
         }

@@ -212,14 +212,14 @@ impl Budget {
     }
 
     /// Leases bytes to somebody who has not waited: none while others do, or the machine has none. Otherwise what a load
-    /// finds here. What caches hold in its way is reclaimed, for its next try.
+    /// finds here. What caches hold in its way is reclaimed for its next try, if that can do.
     pub(crate) fn lease_at_once(self: &Arc<Self>, now: Time, bytes: Bytes) -> Result<Lease, Ledger> {
-        let ledger = self.read_for_a_load();
-        let lease = if self.is_waited_for() || bytes > ledger.free() { None } else { self.lease(bytes) };
-        lease.ok_or_else(|| {
+        let (ledger, overtakes) = (self.read_for_a_load(), self.is_waited_for());
+        let lease = if overtakes || bytes > ledger.free() { None } else { self.lease(bytes) };
+        if lease.is_none() && !overtakes && bytes <= ledger.free() + ledger.cached() {
             self.reclaim(now, bytes);
-            ledger
-        })
+        }
+        lease.ok_or(ledger)
     }
 
     pub(crate) fn lease(self: &Arc<Self>, bytes: Bytes) -> Option<Lease> {

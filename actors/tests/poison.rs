@@ -6,7 +6,7 @@ mod common;
 
 use common::*;
 use model_actors::testing::{Act, ScriptedLoader, ScriptedRequest, TestSystem};
-use model_actors::{BreakerState, Error, Event, ModelHandle, testing::Scripted};
+use model_actors::{BreakerState, Bytes, Error, Event, ModelHandle, testing::Scripted};
 
 /// Has these requests share one batch, and returns how each ended.
 async fn in_one_batch(
@@ -161,7 +161,10 @@ async fn out_of_memory_has_an_idle_model_evicted() {
     let record = loader.record.clone();
     let idle = test.model("idle", loader);
     idle.preload().await.unwrap();
-    let model = test.model("model", ScriptedLoader::default());
+    let loader = ScriptedLoader { cached_by_reply: Bytes(1), ..ScriptedLoader::default() };
+    let model = test.model("model", loader);
+    assert_eq!(ask(&model, Act::Reply(7)).await.unwrap(), 7);
+    assert!(test.system.status().memory[0].cached > Bytes::ZERO, "what it holds alone is not enough");
     let starves = Act::StarveBeside(record);
     assert_eq!(ask(&model, ScriptedRequest::from(starves)).await.unwrap(), 0);
     let evicted = TestSystem::event(&mut events, "the idle model goes", |event| match event {

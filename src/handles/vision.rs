@@ -75,7 +75,7 @@ impl ImageDescriber {
     }
 
     /// The request with its images' pixels, and the options to send it with. A request that would be refused afterwards is
-    /// refused before anything is fetched.
+    /// refused before anything is fetched, but for one of more than its model takes, which is known once that is loaded.
     async fn decoded(&self, mut request: DescribeImage) -> Result<(DescribeImage, CallOptions)> {
         let options = self.calls.options(Lane::Interactive);
         self.calls.model.check(&request, &options)?;

@@ -16,8 +16,8 @@ use crate::kernels::{Activation, AttentionMask};
 use crate::models::config_file::{invalid, unsupported, with_defaults, without_nulls};
 use crate::models::decoder::{DecoderConfig, DecoderNames, Embeddings, Head};
 use crate::models::transformer::{
-    self, AttentionConfig, Biases, CrossNames, FeedForwardConfig, LayerConfig, MixerConfig, Names, Norm,
-    NormKind, NormPlacement, QkvNames, RelativeBiasConfig, SafeTensors, Transformer, TransformerConfig,
+    self, AttentionConfig, Bias, Biases, CrossNames, FeedForwardConfig, LayerConfig, MixerConfig, Names,
+    Norm, NormKind, NormPlacement, QkvNames, RelativeBiasConfig, SafeTensors, Transformer, TransformerConfig,
     UpNames, Workload, layer_count,
 };
 use crate::weights::WeightFiles;
@@ -26,6 +26,10 @@ use crate::weights::WeightFiles;
 const MAX_BUCKETS: usize = 1 << 16;
 /// Largest distance from which on all share a bias.
 const MAX_DISTANCE: usize = 1 << 20;
+/// Maximum number of heads: each has its own bias for each distance.
+const MAX_HEADS: usize = 256;
+/// Maximum number of biases of all heads and distances in a table.
+const MAX_BIASES: usize = 1 << 24;
 /// Tokens of a text and its answer, whose positions are relative and have no end: four times what published models take.
 const CONTEXT: usize = 2048;
 
@@ -155,7 +159,7 @@ impl T5Config {
             context: CONTEXT,
             embeddings: Embeddings::Plain,
             transformer: decoder,
-            head: Head::Tied,
+            head: Head::Own(Bias::No),
             logit_cap: None,
             end_tokens: vec![settings.eos_token_id],
             names: if gate { &GATED_NAMES } else { &NAMES },
@@ -219,6 +223,14 @@ impl Settings {
             let reason = format!(
                 "relative_attention_num_buckets is {buckets} and relative_attention_max_distance {max_distance}; 4 to \
                  {MAX_BUCKETS} buckets are allowed, and a distance above half of them up to {MAX_DISTANCE}"
+            );
+            return Err(invalid(file, reason));
+        }
+        if self.num_heads > MAX_HEADS || self.num_heads.saturating_mul(max_distance + 1) > MAX_BIASES {
+            let reason = format!(
+                "num_heads is {} and relative_attention_max_distance {max_distance}; at most {MAX_HEADS} heads are \
+                 allowed, and {MAX_BIASES} biases of all heads and distances",
+                self.num_heads
             );
             return Err(invalid(file, reason));
         }

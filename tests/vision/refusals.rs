@@ -153,6 +153,15 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
     let error =
         changed("blip2", "config.json", |config| config["text_config"]["model_type"] = "bloom".into());
     assert!(matches!(error, Error::UnsupportedSetting { .. }), "{error}");
+    // Tables of biases of a distance and a head each, which a small file could make larger than any memory.
+    for (heads, distance) in [(16_384, 1 << 20), (256, 1 << 17)] {
+        let error = changed("blip2_t5", "config.json", |config| {
+            let text = &mut config["text_config"];
+            text["num_heads"] = heads.into();
+            text["relative_attention_max_distance"] = distance.into();
+        });
+        assert!(error.to_string().contains("biases"), "{error}");
+    }
     let error = changed("blip2_t5", "config.json", |config| {
         config["text_config"]["tie_word_embeddings"] = true.into()
     });

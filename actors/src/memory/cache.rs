@@ -54,14 +54,15 @@ impl Inner {
 
 impl Budget {
     /// Has caches give back what is missing for `room` to be free, or all that they hold. It is back once nobody holds it.
-    pub(crate) fn reclaim(&self, now: Time, room: Bytes) {
+    /// False if nothing was missing, or they held nothing.
+    pub(crate) fn reclaim(&self, now: Time, room: Bytes) -> bool {
         // What has been reclaimed and is not back is in the ledger, and no longer in the index.
         let ledger = self.read_for_a_load();
         let mut parts = self.parts.lock();
         let on_their_way = ledger.cached() - parts.index.bytes();
         let taken = parts.take(now, room - ledger.free() - on_their_way, None, None);
         drop(parts);
-        drop(taken);
+        !taken.is_empty()
     }
 
     /// Leases bytes for a cache: none while a load waits, or the machine has none.

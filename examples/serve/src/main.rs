@@ -74,7 +74,7 @@ fn parse_model(text: &str) -> Result<(String, String), String> {
 
 fn parse_adapter(text: &str) -> Result<(String, String, String), String> {
     let (names, source) = parse_model(text)?;
-    let names = names.split_once(':').filter(|(base, name)| !base.is_empty() && !name.is_empty());
+    let names = names.rsplit_once(':').filter(|(base, name)| !base.is_empty() && !name.is_empty());
     let (base, name) = names.ok_or("an adapter is given as BASE:NAME=SOURCE")?;
     Ok((base.to_owned(), name.to_owned(), source))
 }

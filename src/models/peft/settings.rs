@@ -21,8 +21,8 @@ const MAX_MODULES: usize = 4096;
 const MAX_PATTERNS: usize = 256;
 /// Maximum number of bytes of a regular expression, of its compiled form, and of steps back in it.
 const MAX_EXPRESSION: usize = 16 << 10;
-const MAX_COMPILED: usize = 1 << 20;
-const MAX_STEPS_BACK: usize = 100_000;
+const MAX_COMPILED: usize = 64 << 10;
+const MAX_STEPS_BACK: usize = 10_000;
 
 /// Settings that are read.
 const READ: [&str; 10] = [
@@ -164,7 +164,6 @@ impl Settings {
             refuse_unlisted(file, &all, &READ, &NO_EFFECT)?;
         }
         let modules = |modules: OneOrMore<String>| match modules {
-            OneOrMore::One(all) if all == "all-linear" => Ok(Modules::AllLinear),
             OneOrMore::One(expression) => whole(file, &expression).map(Modules::Expression),
             OneOrMore::More(names) if names.len() <= MAX_MODULES => Ok(Modules::Names(names)),
             OneOrMore::More(names) => Err(too_many(file, "names of modules", names.len(), MAX_MODULES)),
@@ -173,7 +172,8 @@ impl Settings {
             return Err(invalid(file, "it has no target_modules"));
         };
         let layers = own.layers_to_transform.map(OneOrMore::into_vec).filter(|numbers| !numbers.is_empty());
-        let patterns = own.layers_pattern.map(OneOrMore::into_vec).unwrap_or_default();
+        let mut patterns = own.layers_pattern.map(OneOrMore::into_vec).unwrap_or_default();
+        patterns.retain(|pattern| !pattern.is_empty());
         let patterns = match patterns.as_slice() {
             [] => vec![r"^.*?\.[^.]*\.(\d+)\.".to_owned()],
             patterns => patterns.iter().map(|path| format!(r"^(?:.*?\.)?(?:{path})\.(\d+)\.")).collect(),
@@ -202,7 +202,10 @@ impl Settings {
                 }
                 (None, _) => None,
             },
-            targets: modules(targets)?,
+            targets: match targets {
+                OneOrMore::One(all) if all == "all-linear" => Modules::AllLinear,
+                targets => modules(targets)?,
+            },
             excluded: own.exclude_modules.map(modules).transpose()?,
             ranks,
             alphas: table(file, own.alpha_pattern)?,

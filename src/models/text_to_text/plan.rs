@@ -20,6 +20,8 @@ use crate::models::continuous_batching;
 use crate::models::decoder::DecoderConfig;
 use crate::models::generation_config::GenerationConfig;
 use crate::models::passes::THREAD_SCRATCH;
+#[cfg(feature = "cluster")]
+use crate::models::peft::PeftAdapter;
 use crate::source::Files;
 use crate::structured::Grammars;
 use crate::tokens::{TokenizerFiles, Tokens, special_names};
@@ -93,6 +95,11 @@ impl loader::LoadPlan for TextToTextPlan {
     #[cfg(feature = "cluster")]
     fn ask_for_rest(&self, context: &LoadContext) -> Result<()> {
         special_names(&self.files, context).map(drop)
+    }
+
+    #[cfg(feature = "cluster")]
+    fn ask_for_adapter(files: &Files, context: &LoadContext) -> Result<()> {
+        PeftAdapter::open(files, "", context).map(drop)
     }
 
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {

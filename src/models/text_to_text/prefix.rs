@@ -82,9 +82,12 @@ impl Prefixes {
         while !prefix.closed && prefix.kept < prefix.whole {
             let range = prefix.kept..prefix.kept + BLOCK;
             let inserted = tokens.get(range.clone()).and_then(|block| {
-                let copy = || decoder.copy(cache, range.clone()).unwrap_or_default();
                 let key = prefix.key(decoder, block, cache.reach());
-                self.blocks.insert(prefix.last, &key, self.block_bytes, took, copy)
+                if let Some((there, _)) = self.blocks.get(prefix.last, &key) {
+                    return Some(there);
+                }
+                let copy = decoder.copy(cache, range.clone())?;
+                self.blocks.insert(prefix.last, &key, self.block_bytes, took, || copy)
             });
             prefix.last = inserted;
             prefix.kept = range.end;

@@ -53,7 +53,9 @@ impl Cache {
     /// Copies keys and values of some of its tokens, those of each block after those of the one before. Nothing if a block
     /// keeps anything else.
     pub(super) fn copy(&self, tokens: Range<usize>, width: usize) -> Option<Vec<f32>> {
-        let mut copy = Vec::new();
+        let keeps = |block: &&LayerCache| matches!(block, LayerCache::KeyValues(_));
+        let blocks = self.blocks.iter().filter(keeps).count();
+        let mut copy = Vec::with_capacity(2 * blocks * tokens.len() * width);
         for block in &self.blocks {
             match block {
                 LayerCache::KeyValues(cache) => {

@@ -218,9 +218,7 @@ impl World {
     }
 
     pub(super) fn relieve(&mut self, device: &Device) {
-        if self.ledgers[device].cached() > Bytes::ZERO {
-            return self.reclaim(device, Bytes(u64::MAX));
-        }
+        self.reclaim(device, Bytes(u64::MAX));
         let pools = self.pools.iter().enumerate();
         let offers: Vec<_> =
             pools.flat_map(|(index, pool)| pool.scheduler.offers(self.now, PoolIndex(index))).collect();
@@ -251,7 +249,10 @@ impl World {
             self.tell_pool(pool, Event::ToPool { pool, input: Input::HealthCheck });
         }
         if level == PressureLevel::Critical {
-            self.relieve(&device);
+            match self.kept_in_caches(&device) {
+                Bytes::ZERO => self.relieve(&device),
+                _ => self.reclaim(&device, Bytes(u64::MAX)),
+            }
         }
         let interval = self.scenario.interval;
         self.after(interval, Event::Interval);
