@@ -1,5 +1,7 @@
 //! Classes of errors, and their way through the actors.
 
+use model_actors::{ErrorKind, Failure, FailureKind};
+
 use super::*;
 
 #[test]
