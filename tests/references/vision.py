@@ -9,6 +9,7 @@ All are transformers' own but Moondream 2, which is remote code on the hub, so t
 the same in PyTorch.
 """
 
+import copy
 import json
 import pathlib
 import sys
@@ -243,6 +244,37 @@ def blip(pictures, seed):
     cases.save()
 
 
+def blip2_parts(text, image_token):
+    """The parts of a configuration, whatever the text half is."""
+    vision = dict(model_type="blip_2_vision_model", hidden_size=40, intermediate_size=64, num_hidden_layers=2,
+                  num_attention_heads=4, image_size=32, patch_size=8, hidden_act="gelu", layer_norm_eps=1e-6,
+                  qkv_bias=True, projection_dim=512)
+    qformer = dict(model_type="blip_2_qformer", vocab_size=100, hidden_size=32, num_hidden_layers=3,
+                   num_attention_heads=4, intermediate_size=48, cross_attention_frequency=2, encoder_hidden_size=40,
+                   max_position_embeddings=512, position_embedding_type="absolute")
+    return dict(text_config=text, vision_config=vision, qformer_config=qformer, num_query_tokens=6,
+                image_token_index=image_token, image_text_hidden_size=256, tie_word_embeddings=False)
+
+
+def blip2_files(cases, parts, processor, decoder_only):
+    cases.folder.mkdir(parents=True, exist_ok=True)
+    whole = dict(architectures=["Blip2ForConditionalGeneration"], model_type="blip-2", initializer_factor=1.0,
+                 initializer_range=0.02, torch_dtype="bfloat16", use_decoder_only_language_model=decoder_only)
+    write_json(cases.folder / "config.json", whole | parts)
+    write_json(cases.folder / "preprocessor_config.json", dict(
+        do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=processor.image_mean,
+        image_processor_type="BlipImageProcessor", image_std=processor.image_std, processor_class="Blip2Processor",
+        resample=3, rescale_factor=1 / 255, size={"height": 32, "width": 32}))
+    write_json(cases.folder / "processor_config.json", dict(num_query_tokens=6, processor_class="Blip2Processor"))
+
+
+def blip2_seen(model, pixels):
+    """The rows that the text half gets of an image."""
+    seen = model.vision_model(pixel_values=pixels).last_hidden_state
+    found = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=seen).last_hidden_state
+    return model.language_projection(found)[0]
+
+
 def blip2(pictures, seed):
     from transformers import Blip2Config, Blip2ForConditionalGeneration
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -259,45 +291,27 @@ def blip2(pictures, seed):
                 max_position_embeddings=160, num_attention_heads=4, num_hidden_layers=2, vocab_size=size, prefix="</s>",
                 word_embed_proj_dim=48, _remove_final_layer_norm=False, pad_token_id=token("<pad>"), bos_token_id=begin,
                 eos_token_id=newline)
-    vision = dict(model_type="blip_2_vision_model", hidden_size=40, intermediate_size=64, num_hidden_layers=2,
-                  num_attention_heads=4, image_size=32, patch_size=8, hidden_act="gelu", layer_norm_eps=1e-6,
-                  qkv_bias=True, projection_dim=512)
-    qformer = dict(model_type="blip_2_qformer", vocab_size=100, hidden_size=32, num_hidden_layers=3,
-                   num_attention_heads=4, intermediate_size=48, cross_attention_frequency=2, encoder_hidden_size=40,
-                   max_position_embeddings=512, position_embedding_type="absolute")
-    whole = dict(num_query_tokens=6, image_token_index=token("<image>"), image_text_hidden_size=256,
-                 tie_word_embeddings=False)
-    config = Blip2Config(text_config=dict(text), vision_config=dict(vision), qformer_config=dict(qformer), **whole)
+    parts = blip2_parts(text, token("<image>"))
+    config = Blip2Config(**copy.deepcopy(parts))
     model = randomize(Blip2ForConditionalGeneration(config), seed, 1.5)
     rounded(model)
     model.language_model.tie_weights()
     processor = BlipImageProcessorPil(size={"height": 32, "width": 32})
-    cases.folder.mkdir(parents=True, exist_ok=True)
-    write_json(cases.folder / "config.json", dict(
-        architectures=["Blip2ForConditionalGeneration"], model_type="blip-2", text_config=text, vision_config=vision,
-        qformer_config=qformer, initializer_factor=1.0, initializer_range=0.02, torch_dtype="bfloat16",
-        use_decoder_only_language_model=True, **whole))
+    blip2_files(cases, parts, processor, decoder_only=True)
     tokenizer.save(str(cases.folder / "tokenizer.json"))
     write_json(cases.folder / "tokenizer_config.json", dict(
         tokenizer_class="GPT2Tokenizer", bos_token="</s>", eos_token="</s>", pad_token="<pad>", unk_token="</s>",
         add_bos_token=True, add_prefix_space=False, model_max_length=160))
-    write_json(cases.folder / "preprocessor_config.json", dict(
-        do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=processor.image_mean,
-        image_processor_type="BlipImageProcessor", image_std=processor.image_std, processor_class="Blip2Processor",
-        resample=3, rescale_factor=1 / 255, size={"height": 32, "width": 32}))
-    write_json(cases.folder / "processor_config.json", dict(num_query_tokens=6, processor_class="Blip2Processor"))
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "language_model.lm_head.weight"}
     save_weights(cases.folder, tensors, dtype=torch.bfloat16)
     for image, question in [("wide", ""), ("tall", "a picture of"), ("large", "Question: what is this? Answer:")]:
         pixels = processor(pictures[image], return_tensors="pt")["pixel_values"]
         ids = [token("<image>")] * 6 + tokenizer.encode(question).ids
-        seen = model.vision_model(pixel_values=pixels).last_hidden_state
-        found = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=seen).last_hidden_state
         out = model.generate(input_ids=torch.tensor([ids]), pixel_values=pixels, max_new_tokens=TOKENS, do_sample=False,
                              eos_token_id=newline, output_logits=True, return_dict_in_generate=True)
         tokens = out.sequences[0, len(ids):].tolist()
         answer = tokenizer.decode(tokens[:-1] if tokens[-1] == newline else tokens)
-        cases.add(image, question, ids, pixels, model.language_projection(found)[0], tokens,
+        cases.add(image, question, ids, pixels, blip2_seen(model, pixels), tokens,
                   [step[0] for step in out.logits], answer, answer=answer)
     cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"], processor.image_mean,
                       processor.image_std, ["cat.png"])
@@ -322,15 +336,8 @@ def blip2_t5(pictures, seed):
                 layer_norm_epsilon=1e-6, initializer_factor=1.0, feed_forward_proj="gated-gelu", is_encoder_decoder=True,
                 use_cache=True, pad_token_id=token("<pad>"), eos_token_id=end, decoder_start_token_id=token("<pad>"),
                 tie_word_embeddings=False, n_positions=512, output_past=True)
-    vision = dict(model_type="blip_2_vision_model", hidden_size=40, intermediate_size=64, num_hidden_layers=2,
-                  num_attention_heads=4, image_size=32, patch_size=8, hidden_act="gelu", layer_norm_eps=1e-6,
-                  qkv_bias=True, projection_dim=512)
-    qformer = dict(model_type="blip_2_qformer", vocab_size=100, hidden_size=32, num_hidden_layers=3,
-                   num_attention_heads=4, intermediate_size=48, cross_attention_frequency=2, encoder_hidden_size=40,
-                   max_position_embeddings=512, position_embedding_type="absolute")
-    whole = dict(num_query_tokens=6, image_token_index=token("<image>"), image_text_hidden_size=256,
-                 tie_word_embeddings=False)
-    config = Blip2Config(text_config=dict(text), vision_config=dict(vision), qformer_config=dict(qformer), **whole)
+    parts = blip2_parts(text, token("<image>"))
+    config = Blip2Config(**copy.deepcopy(parts))
     model = Blip2ForConditionalGeneration(config)
     # Published with a matrix of its own, which is tied to the table only where a file has none.
     model.language_model.lm_head.weight = torch.nn.Parameter(torch.empty(size, 48))
@@ -345,26 +352,15 @@ def blip2_t5(pictures, seed):
                 parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
     rounded(model)
     processor = BlipImageProcessorPil(size={"height": 32, "width": 32})
-    cases.folder.mkdir(parents=True, exist_ok=True)
-    write_json(cases.folder / "config.json", dict(
-        architectures=["Blip2ForConditionalGeneration"], model_type="blip-2", text_config=text, vision_config=vision,
-        qformer_config=qformer, initializer_factor=1.0, initializer_range=0.02, torch_dtype="bfloat16",
-        use_decoder_only_language_model=False, **whole))
+    blip2_files(cases, parts, processor, decoder_only=False)
     tokenizer.save(str(cases.folder / "tokenizer.json"))
     write_json(cases.folder / "tokenizer_config.json", dict(
         tokenizer_class="PreTrainedTokenizerFast", eos_token="</s>", pad_token="<pad>", unk_token="</s>",
         model_max_length=512))
-    write_json(cases.folder / "preprocessor_config.json", dict(
-        do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=processor.image_mean,
-        image_processor_type="BlipImageProcessor", image_std=processor.image_std, processor_class="Blip2Processor",
-        resample=3, rescale_factor=1 / 255, size={"height": 32, "width": 32}))
-    write_json(cases.folder / "processor_config.json", dict(num_query_tokens=6, processor_class="Blip2Processor"))
     save_weights(cases.folder, dict(model.state_dict()), dtype=torch.bfloat16)
     for image, question in [("wide", ""), ("tall", "a picture of"), ("large", "Question: what is this? Answer:")]:
         pixels = processor(pictures[image], return_tensors="pt")["pixel_values"]
         ids = [token("<image>")] * 6 + tokenizer.encode(question).ids
-        seen = model.vision_model(pixel_values=pixels).last_hidden_state
-        found = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=seen).last_hidden_state
         out = model.generate(input_ids=torch.tensor([ids]), pixel_values=pixels, max_new_tokens=TOKENS, do_sample=False,
                              eos_token_id=end, output_logits=True, return_dict_in_generate=True)
         tokens = out.sequences[0, 1:].tolist()
@@ -378,7 +374,7 @@ def blip2_t5(pictures, seed):
         penalized = out_again.sequences[0, 1:].tolist()
         if question and not set(penalized) & set(ids):
             raise Dull(f"blip2_t5 {image}: no token of the question is said")
-        cases.add(image, question, ids, pixels, model.language_projection(found)[0], tokens,
+        cases.add(image, question, ids, pixels, blip2_seen(model, pixels), tokens,
                   [step[0] for step in out.logits], answer, answer=answer, penalized=penalized)
     cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"], processor.image_mean,
                       processor.image_std, ["cat.png"])
