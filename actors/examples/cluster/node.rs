@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 static BEGUN: AtomicU64 = AtomicU64::new(0);
 static LEFT: AtomicU64 = AtomicU64::new(0);
 static ENDED: AtomicU64 = AtomicU64::new(0);
+/// Chunks that its models have sent.
+static SENT: AtomicU64 = AtomicU64::new(0);
 
 /// Says words again, with the name of the node that says them.
 #[derive(Debug)]
@@ -110,8 +112,11 @@ impl Model<Echo> for EchoLoader {
                     std::thread::sleep(say.pause.min(Duration::from_millis(2)));
                     item.tick();
                 }
-                if say.chunks > 0 && item.emit(chunk).is_err() {
-                    break;
+                if say.chunks > 0 {
+                    if item.emit(chunk).is_err() {
+                        break;
+                    }
+                    SENT.fetch_add(1, Ordering::SeqCst);
                 }
             }
             if item.should_stop() {
@@ -257,6 +262,7 @@ async fn serve(options: &NodeOptions) {
                 let [begun, left, ended] = [&BEGUN, &LEFT, &ENDED].map(|count| count.load(Ordering::SeqCst));
                 say(&format!("counts {begun} {left} {ended}"));
             }
+            "sent" => say(&SENT.load(Ordering::SeqCst).to_string()),
             "leave" => {
                 let report = system.shutdown().await;
                 say(&format!("left {}", report.is_clean()));

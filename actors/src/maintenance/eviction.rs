@@ -88,7 +88,7 @@ pub enum EvictionPlan {
     Fits,
     /// There will be, once these workers have gone.
     Evict(Vec<(PoolIndex, WorkerId)>),
-    /// What caches hold is enough, or the workers that could go are in use, too young, or on their way out already. Ask
+    /// Caches hold enough, or the workers that could go are in use, too young, or on their way out already. Ask
     /// again later.
     Wait,
     /// Not even with everything gone that is not pinned.

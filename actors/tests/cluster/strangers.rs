@@ -34,10 +34,9 @@ fn a_wrong_secret_is_refused() {
         let model = served(&system, &client, "echo", 1).await;
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(2) {
-            model.call(Say::default(), CallOptions::default()).await.unwrap();
+            model.call(Say::after("", Duration::from_millis(100)), CallOptions::default()).await.unwrap();
             assert_eq!(stranger.ask("peers").unwrap(), "no peers");
             assert!(!there.ask("peers").unwrap().contains('x'));
-            tokio::time::sleep(Duration::from_millis(100)).await;
         }
         system.shutdown().await;
     });

@@ -1,5 +1,5 @@
 //! Weights and their caches: bytes beside the weights that runs add to, that go when room is needed, and with the weights.
-//! What is taken back from a cache comes a moment later, as somebody may hold it.
+//! Bytes that are taken back from a cache come a moment later, as somebody may hold them.
 
 use std::time::Duration;
 
