@@ -1,6 +1,6 @@
 //! Benchmark of the cost that the supervision tree adds to a request: a no-op model through the whole path (client, pool, worker actor, model
-//! thread, reply) beside a bare channel to an OS thread and back and beside a bare ractor call, all in one run, so
-//! that the ratios mean something on any machine. Also the cost of registered models, of workers, and of a panic.
+//! thread, reply) beside a bare channel to an OS thread and back, the least task that could batch for it, and a bare
+//! ractor call, all in one run, so that the ratios mean something on any machine. Also the cost of registered models, of workers, and of a panic.
 
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
@@ -85,6 +85,45 @@ impl BareThread {
 }
 
 impl Path for BareThread {
+    async fn call(&self, value: u64) -> u64 {
+        let (reply, answer) = oneshot::channel();
+        self.0.send((value, reply)).unwrap();
+        answer.await.unwrap()
+    }
+}
+
+/// The least that any pool needs between callers and a thread: a task that hands everything which has come to the thread as
+/// one batch, once the thread has told that the last one is done. It knows of no deadline, slot, priority, cost or crash.
+#[derive(Clone)]
+struct BareTask(tokio::sync::mpsc::UnboundedSender<(u64, oneshot::Sender<u64>)>);
+
+impl BareTask {
+    fn start() -> Self {
+        let (sender, mut requests) = tokio::sync::mpsc::unbounded_channel();
+        let (orders, received) = std::sync::mpsc::channel::<Vec<(u64, oneshot::Sender<u64>)>>();
+        let (done, mut reports) = tokio::sync::mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            for batch in received {
+                for (value, reply) in batch {
+                    let _ = reply.send(value);
+                }
+                let _ = done.send(());
+            }
+        });
+        tokio::spawn(async move {
+            loop {
+                let mut batch = Vec::new();
+                if requests.recv_many(&mut batch, CALLERS).await == 0 || orders.send(batch).is_err() {
+                    return;
+                }
+                reports.recv().await;
+            }
+        });
+        Self(sender)
+    }
+}
+
+impl Path for BareTask {
     async fn call(&self, value: u64) -> u64 {
         let (reply, answer) = oneshot::channel();
         self.0.send((value, reply)).unwrap();
@@ -243,7 +282,7 @@ async fn start(workers: usize) -> (Started, ModelHandle<Echo>) {
 #[tokio::main]
 async fn main() {
     println!("{CALLERS} callers for throughput, one for latency; medians of {ROUNDS} interleaved rounds");
-    let thread = BareThread::start();
+    let (thread, task) = (BareThread::start(), BareTask::start());
     let (actor, _) = EchoActor::spawn(None, EchoActor, ()).await.unwrap();
     let actor = BareActor(actor);
     let (one, model) = start(1).await;
@@ -255,21 +294,26 @@ async fn main() {
         many.client.register(ModelSpec::new(id, EchoModel(many.panic.clone()))).unwrap();
     }
 
-    let mut rounds: [Vec<Figures>; 6] = Default::default();
+    let mut rounds: [Vec<Figures>; 7] = Default::default();
     for _ in 0..=ROUNDS {
         rounds[0].push(round(&thread).await);
-        rounds[1].push(round(&actor).await);
-        rounds[2].push(round(&model).await);
-        rounds[3].push(round(&among_many).await);
-        rounds[4].push(round(&eight_workers).await);
-        rounds[5].push(round(&sixty_four_workers).await);
+        rounds[1].push(round(&task).await);
+        rounds[2].push(round(&actor).await);
+        rounds[3].push(round(&model).await);
+        rounds[4].push(round(&among_many).await);
+        rounds[5].push(round(&eight_workers).await);
+        rounds[6].push(round(&sixty_four_workers).await);
     }
     // The first round is the warm-up.
-    let [thread, call, whole, registered, eight, sixty_four] = rounds.map(|rounds| rounds[1..].to_vec());
+    let [thread, task, call, whole, registered, eight, sixty_four] =
+        rounds.map(|rounds| rounds[1..].to_vec());
     show("bare channel to an OS thread and back", &thread);
+    show("bare task that batches for an OS thread", &task);
+    compare("to the bare thread", &task, &thread);
     show("bare ractor call", &call);
     show("whole path, 1 worker, 1 registered model", &whole);
     compare("to the bare thread", &whole, &thread);
+    compare("to the bare task", &whole, &task);
     compare("to the bare ractor call", &whole, &call);
     show("whole path, 1 worker, 10,000 registered models", &registered);
     compare("to 1 registered model", &registered, &whole);
