@@ -146,6 +146,8 @@ impl Tokens {
             let set = || tokenizer.with_normalizer(Some(all)).map(|_| ()).map_err(|error| error.to_string());
             guarded(set).map_err(invalid)?;
         }
+        // For prompts the model's registration says it, whose templates write special tokens.
+        tokenizer.set_encode_special_tokens(files.splits_special_tokens());
         tokenizer.with_padding(None);
         tokenizer.with_truncation(Some(truncation)).map_err(|error| invalid(error.to_string()))?;
         let tells_segments = files.tells_segments();

@@ -114,6 +114,11 @@ impl TokenizerFiles {
         self.settings.tells_segments()
     }
 
+    /// True if special tokens in a text are read as any other letters of it.
+    pub(super) fn splits_special_tokens(&self) -> bool {
+        self.settings.splits_special_tokens()
+    }
+
     /// Reads the tokenizer, which is not checked yet: see [`super::OutputBounds::of`].
     ///
     /// # Errors

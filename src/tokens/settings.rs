@@ -333,6 +333,11 @@ impl TokenizerSettings {
         }
     }
 
+    /// True if special tokens in a text are read as any other letters of it.
+    pub(super) fn splits_special_tokens(&self) -> bool {
+        self.config.get("split_special_tokens").and_then(Value::as_bool).unwrap_or(false)
+    }
+
     /// The tokens to be added: all that the files list, and those with a name, unless the vocabulary has them so.
     pub(super) fn additions(&self, tokenizer: &Tokenizer) -> Vec<AddedToken> {
         let known: HashSet<Added> = tokenizer.get_added_tokens_decoder().values().map(Added::of).collect();

@@ -100,6 +100,7 @@ def cases():
     for name, settings in {
         "cased": {"do_lower_case": False}, "accents kept": {"strip_accents": False}, "accents stripped": {"do_lower_case": False, "strip_accents": True},
         "chinese whole": {"tokenize_chinese_chars": False}, "silent": {}, "left": {"truncation_side": "left"},
+        "special tokens split": {"split_special_tokens": True},
     }.items():
         yield f"bert, {name}", {**whole(bert), **config(tokenizer_class="BertTokenizer", **named, **settings), **model("bert")}
     yield "bert, written cased and silent", {**whole(word_pieces(BERT, "[UNK]", lowercase=False)), **config(tokenizer_class="BertTokenizer"), **model("bert")}
