@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::alarm::{Deadlines, Overdue};
 use crate::capability::Capability;
@@ -261,7 +262,7 @@ impl<C: Capability> ModelHandle<C> {
     /// also [`Error::Overloaded`].
     pub fn check(&self, request: &C::Request, options: &CallOptions) -> Result<()> {
         match self.refusal(request, options) {
-            Some(error) => Err(Tally::begin(self).fail(error)),
+            Some(error) => Err(Tally::begin(self, self.span(options.lane)).fail(error)),
             None => Ok(()),
         }
     }
@@ -300,7 +301,8 @@ impl<C: Capability> ModelHandle<C> {
     /// # Errors
     /// Every [`Error`] that a request can end with.
     pub async fn call(&self, request: C::Request, options: CallOptions) -> Result<C::Output> {
-        let (tally, span) = (Tally::begin(self), self.span(options.lane));
+        let span = self.span(options.lane);
+        let tally = Tally::begin(self, span.clone());
         let work = async { self.accept(self, request, options, None, false).await?.output().await };
         tally.end(for_a_caller(work.instrument(span)).await)
     }
@@ -312,7 +314,7 @@ impl<C: Capability> ModelHandle<C> {
     /// Those known before the request is accepted; later ones come out of the stream.
     pub async fn stream(&self, request: C::Request, options: CallOptions) -> Result<ReplyStream<C>> {
         let span = self.span(options.lane);
-        let tally = Tally::begin(self.clone());
+        let tally = Tally::begin(self.clone(), span.clone());
         let (sender, chunks) = mpsc::channel(self.latest().policy.config.stream_buffer);
         let accepted = self.accept(self.clone(), request, options, Some(sender), false);
         match for_a_caller(accepted.instrument(span.clone())).await {
@@ -327,7 +329,12 @@ impl<C: Capability> ModelHandle<C> {
             capability = C::NAME,
             model = %self.model.id(),
             %lane,
-            request = tracing::field::Empty
+            request = Empty,
+            queue_wait_seconds = Empty,
+            input_tokens = Empty,
+            cached_tokens = Empty,
+            output_tokens = Empty,
+            error = Empty,
         )
     }
 
@@ -340,7 +347,7 @@ impl<C: Capability> ModelHandle<C> {
         streams: bool,
     ) -> Result<ReplyStream<C>> {
         let span = self.span(options.lane);
-        let tally = Tally::begin(self.clone());
+        let tally = Tally::begin(self.clone(), span.clone());
         let (sender, chunks) = mpsc::channel(self.latest().policy.config.stream_buffer);
         let sender = streams.then_some(sender);
         match self.accept(self.clone(), request, options, sender, true).await {

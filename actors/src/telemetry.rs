@@ -15,7 +15,9 @@ pub(crate) use model_metrics::ModelMetrics;
 
 /// Names of spans. Each has the fields `capability` and `model`.
 pub mod span {
-    /// A request from its check to its reply, in the caller's task; the field `request` is its number.
+    /// A request from its check to its reply, in the caller's task; the field `request` is its number. As they become
+    /// known, the fields `queue_wait_seconds`, `input_tokens`, `cached_tokens` and `output_tokens` are those of its
+    /// metrics, and `error` is the reason of its failure, or `cancelled`.
     pub const REQUEST: &str = "model_request";
     /// A load, on the worker's thread. It follows from the requests that wait for it, 16 of them at most.
     pub const LOAD: &str = "model_load";

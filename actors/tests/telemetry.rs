@@ -10,8 +10,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use common::*;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
-use model_actors::testing::{Act, Gate, Scripted, ScriptedLoader, ScriptedRequest, TestSystem, Victim};
-use model_actors::{CallOptions, Event, ModelHandle, RestartConfig, StallLimits, WorkerPhase, telemetry};
+use model_actors::testing::{
+    Act, FakeLoader, Fault, FaultyLoader, Gate, Scripted, ScriptedLoader, ScriptedRequest, TestSystem,
+    Victim, quick_timings, shut_down,
+};
+use model_actors::{
+    CallOptions, Event, Failure, GenerateText, ModelHandle, ModelSpec, RestartConfig, StallLimits, System,
+    TextToText, WorkerPhase, telemetry,
+};
 use tokio::sync::broadcast::Receiver;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -82,6 +88,13 @@ impl Log {
         let logged = self.0.lock().unwrap();
         let serious = logged.lines.iter().filter(|(level, _)| *level <= Level::WARN);
         serious.into_iter().any(|(_, line)| parts.iter().all(|part| line.contains(part)))
+    }
+
+    /// The spans of the requests to a model, in order, with their fields.
+    fn spans_of(&self, model: &str) -> Vec<String> {
+        let logged = self.0.lock().unwrap();
+        let begin = format!("{} capability=\"text_to_text\" model={model} ", telemetry::span::REQUEST);
+        logged.spans.values().filter(|words| words.starts_with(&begin)).cloned().collect()
     }
 
     /// The run and the load of the model `traced` follow from the request.
@@ -262,6 +275,46 @@ async fn a_request_is_found_by_its_number() {
     stream.output().await.unwrap();
     log.finds_runs_and_loads_of(&request);
     test.finish().await;
+}
+
+#[tokio::test]
+async fn the_span_of_a_request_says_how_long_it_waited_what_it_cost_and_how_it_ended() {
+    let (log, _) = observed();
+    let (system, pool) = quick_timings();
+    let system = System::builder(system).pool::<TextToText>(pool).start().await.unwrap();
+    let client = system.client::<TextToText>().unwrap();
+    let faults = FaultyLoader::new(FakeLoader::default()).with_run_faults([
+        Fault::None,
+        Fault::None,
+        Fault::Fail(Failure::failed("the model fell")),
+    ]);
+    let model = client.register(ModelSpec::new("told", faults)).unwrap();
+    let request = || GenerateText::from("one two three").with_max_tokens(2);
+    let ask = async || {
+        let stream = model.stream(request(), CallOptions::default()).await.unwrap();
+        let number = format!(" request={} ", stream.id().0);
+        (stream, number)
+    };
+    model.call(request(), CallOptions::default()).await.unwrap();
+    let (answered, number) = ask().await;
+    answered.output().await.unwrap();
+    let (failed, failing) = ask().await;
+    failed.output().await.unwrap_err();
+    let (dropped, gone) = ask().await;
+    drop(dropped);
+
+    let spans = log.spans_of("told");
+    let with = |words: &str| spans.iter().filter(|span| span.contains(words)).collect::<Vec<_>>();
+    assert_eq!(spans.len(), 4, "{spans:?}");
+    let answered = with(" input_tokens=3 cached_tokens=0 output_tokens=2");
+    assert!(answered.len() == 2 && answered.iter().any(|span| span.contains(&number)), "{answered:?}");
+    assert!(answered.iter().all(|span| span.contains(" queue_wait_seconds=") && !span.contains(" error=")));
+    let [failed] = with(&failing)[..] else { panic!("one span has the number {failing}") };
+    assert!(failed.ends_with(" error=\"model_error\"") && !failed.contains("_tokens="), "{failed}");
+    let [cancelled] = with(&gone)[..] else { panic!("one span has the number {gone}") };
+    assert!(cancelled.ends_with(" error=\"cancelled\""), "{cancelled}");
+    let (report, leaks) = shut_down(&system).await;
+    assert!(report.is_clean() && leaks.is_empty(), "{leaks:?}");
 }
 
 /// The next position that a request is told.

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use futures_core::Stream;
 use tokio::sync::{mpsc, oneshot};
+use tracing::Span;
 
 use super::ModelHandle;
 use crate::capability::Capability;
@@ -19,18 +20,19 @@ use crate::id::RequestId;
 use crate::job::Job;
 use crate::wakers::CallersWaker;
 
-/// Counts a request once, whatever its outcome: as cancelled, if it is dropped before the end.
+/// Counts a request once, whatever its outcome: as cancelled, if it is dropped before the end. Its span is told, too.
 pub(super) struct Tally<C: Capability, H: Borrow<ModelHandle<C>>> {
     handle: H,
+    span: Span,
     began: Instant,
     counted: bool,
     capability: PhantomData<fn() -> C>,
 }
 
 impl<C: Capability, H: Borrow<ModelHandle<C>>> Tally<C, H> {
-    pub(super) fn begin(handle: H) -> Self {
+    pub(super) fn begin(handle: H, span: Span) -> Self {
         handle.borrow().model.metrics().requests.increment(1);
-        Self { handle, began: Instant::now(), counted: false, capability: PhantomData }
+        Self { handle, span, began: Instant::now(), counted: false, capability: PhantomData }
     }
 
     pub(super) fn end(self, result: Result<C::Output>) -> Result<C::Output> {
@@ -49,6 +51,9 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Tally<C, H> {
             metrics.input_tokens.increment(usage.prompt_tokens as u64);
             metrics.cached_tokens.increment(usage.cached_tokens as u64);
             metrics.output_tokens.increment(usage.completion_tokens as u64);
+            self.span.record("input_tokens", usage.prompt_tokens);
+            self.span.record("cached_tokens", usage.cached_tokens);
+            self.span.record("output_tokens", usage.completion_tokens);
         }
         output
     }
@@ -56,6 +61,7 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Tally<C, H> {
     pub(super) fn fail(mut self, error: Error) -> Error {
         self.counted = true;
         tracing::debug!(%error, reason = error.reason(), "a request failed");
+        self.span.record("error", error.reason());
         self.handle.borrow().model.metrics().failed(&error);
         error
     }
@@ -65,6 +71,7 @@ impl<C: Capability, H: Borrow<ModelHandle<C>>> Drop for Tally<C, H> {
     fn drop(&mut self) {
         if !self.counted {
             self.handle.borrow().model.metrics().cancelled.increment(1);
+            self.span.record("error", "cancelled");
         }
     }
 }
@@ -141,7 +148,7 @@ pub struct ReplyStream<C: Capability> {
     /// The error, if any, was given out as the last item.
     told_error: bool,
     waker: CallersWaker,
-    span: tracing::Span,
+    span: Span,
 }
 
 impl<C: Capability> ReplyStream<C> {
@@ -149,7 +156,7 @@ impl<C: Capability> ReplyStream<C> {
         reply: Reply<C, ModelHandle<C>>,
         chunks: mpsc::Receiver<C::Chunk>,
         tally: Tally<C, ModelHandle<C>>,
-        span: tracing::Span,
+        span: Span,
     ) -> Self {
         Self {
             reply,

@@ -113,6 +113,7 @@ impl<C: Capability> PoolState<C> {
             if attempt == 1 {
                 let waited = self.arguments.clock.now().since(job.parts.began);
                 job.parts.entry.metrics().queue_wait.record(waited.as_secs_f64());
+                job.parts.span.record("queue_wait_seconds", waited.as_secs_f64());
             }
             // A worker that was given up may have sent something out at the last moment.
             if job.has_sent() {
