@@ -1,4 +1,4 @@
-//! The fields of a JSON object, taken one by one: what nobody took is refused by its name, so that no field is ignored
+//! The fields of a JSON object, or of a form, taken one by one: what nobody took is refused by its name, so that no field is ignored
 //! without a word. What a field means is left to the endpoints.
 
 use serde::de::DeserializeOwned;
@@ -11,6 +11,8 @@ pub(crate) struct Fields {
     left: Map<String, Value>,
     /// Place of the object in the request, such as `messages[0]`; empty for the request itself.
     place: String,
+    /// True for those of a form, which are texts, whatever they mean.
+    is_form: bool,
 }
 
 impl Fields {
@@ -19,10 +21,15 @@ impl Fields {
     pub(crate) fn of(value: Value, place: impl Into<String>) -> Result<Self, ApiError> {
         let place = place.into();
         match value {
-            Value::Object(left) => Ok(Self { left, place }),
+            Value::Object(left) => Ok(Self { left, place, is_form: false }),
             _ if place.is_empty() => Err(ApiError::field("", "the body has to be a JSON object")),
             _ => Err(ApiError::field(&place, format!("{place} has to be an object"))),
         }
+    }
+
+    /// The texts of a form.
+    pub(crate) fn of_form(left: Map<String, Value>) -> Self {
+        Self { left, place: String::new(), is_form: true }
     }
 
     /// Name of a field with its place.
@@ -36,7 +43,14 @@ impl Fields {
     /// For a value of another type, with its name.
     pub(crate) fn optional<T: DeserializeOwned>(&mut self, field: &str) -> Result<Option<T>, ApiError> {
         let Some(value) = self.left.remove(field).filter(|value| !value.is_null()) else { return Ok(None) };
-        serde_json::from_value(value).map(Some).map_err(|error| {
+        let read = match value.as_str() {
+            // A number or a truth is written there as in JSON.
+            Some(text) if self.is_form => {
+                serde_json::from_value(value.clone()).or_else(|_| serde_json::from_str(text))
+            }
+            _ => serde_json::from_value(value),
+        };
+        read.map(Some).map_err(|error| {
             let name = self.name(field);
             ApiError::field(&name, format!("{name}: {error}"))
         })
@@ -57,7 +71,7 @@ impl Fields {
     /// For another value, with the field's name.
     pub(crate) fn only<const N: usize>(&mut self, field: &str, values: [Value; N]) -> Result<(), ApiError> {
         match self.optional::<Value>(field)? {
-            Some(value) if !values.iter().any(|known| same(known, &value)) => {
+            Some(value) if !values.iter().any(|known| self.is_same(known, &value)) => {
                 let name = self.name(field);
                 let known: Vec<String> = values.iter().map(Value::to_string).collect();
                 let message = format!("{name} can only be {} here, or left out", known.join(" or "));
@@ -72,6 +86,13 @@ impl Fields {
         fields.iter().for_each(|field| drop(self.left.remove(*field)));
     }
 
+    /// Equality of values that takes 0 and 0.0 for the same, and in a form a value for its text.
+    fn is_same(&self, one: &Value, other: &Value) -> bool {
+        one == other
+            || one.as_f64().is_some_and(|number| other.as_f64() == Some(number))
+            || (self.is_form && other.as_str() == Some(one.to_string().as_str()))
+    }
+
     /// # Errors
     /// For a field that nobody took, unless it is `null`.
     pub(crate) fn end(self) -> Result<(), ApiError> {
@@ -80,9 +101,4 @@ impl Fields {
             None => Ok(()),
         }
     }
-}
-
-/// Equality of values that takes 0 and 0.0 for the same.
-fn same(one: &Value, other: &Value) -> bool {
-    one == other || one.as_f64().is_some_and(|number| other.as_f64() == Some(number))
 }

@@ -1,4 +1,4 @@
-//! Checks before every endpoint: the key, a number for each request, and a line in the log.
+//! Checks before every endpoint: the key, a number for each request, a span, and a line in the log.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,27 +7,43 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tracing::info;
+use tracing::field::Empty;
+use tracing::{Instrument as _, info, info_span};
 
 use crate::error::ApiError;
 use crate::server::Server;
+use crate::traces::continue_trace;
 
 /// Lets requests with the key through, and those for what needs none.
 pub(crate) async fn guard(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let id = server.next_id("req");
+    let span = info_span!(
+        "http_request",
+        otel.kind = "server",
+        %id,
+        http.request.method = %method,
+        url.path = path,
+        http.response.status_code = Empty,
+        otel.status_code = Empty,
+    );
+    continue_trace(&span, request.headers());
     let mut response = match server.key.as_deref() {
         Some(key) if !is_open(&path) && !has_key(&request, key) => {
             let message = "the key is missing or wrong: send it as Authorization: Bearer KEY";
             ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message).into_response()
         }
-        _ => next.run(request).await,
+        _ => next.run(request).instrument(span.clone()).await,
     };
-    let id = server.next_id("req");
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", value);
     }
     let (status, ms) = (response.status().as_u16(), began.elapsed().as_millis());
+    span.record("http.response.status_code", status);
+    if response.status().is_server_error() {
+        span.record("otel.status_code", "ERROR");
+    }
     info!(%id, %method, path, status, ms, "answered");
     response
 }

@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use candle_actors::{Bytes, Engine, EngineBuilder, Source, SourceSpec};
 use clap::Parser;
-use serve::{Server, record, serve};
+use serve::{Server, Traces, record, serve};
 use tokio::net::TcpListener;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Environment variable with the key: in an argument everybody on the machine could read it.
 const KEY: &str = "SERVE_API_KEY";
@@ -61,6 +63,10 @@ struct Arguments {
     /// Most connections at a time.
     #[arg(long, value_name = "N", default_value_t = 256)]
     connections: usize,
+    /// Collector of traces by OTLP over HTTP, such as http://localhost:4318; without, that of OTEL_EXPORTER_OTLP_ENDPOINT,
+    /// or none.
+    #[arg(long, value_name = "ADDRESS")]
+    otlp_endpoint: Option<String>,
     /// Lines to log on standard error: off, error, warn, info, debug or trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: LevelFilter,
@@ -90,9 +96,11 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
-    let log = tracing_subscriber::fmt().with_max_level(arguments.log).with_writer(std::io::stderr);
-    log.try_init().map_err(|error| error.to_string())?;
+async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error + Send + Sync>> {
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(arguments.log);
+    let traces = Traces::new(arguments.otlp_endpoint.as_deref())?;
+    let spans = traces.as_ref().map(Traces::layer);
+    tracing_subscriber::registry().with(log).with(spans).try_init()?;
     let key = std::env::var(KEY).ok().filter(|key| !key.is_empty());
     if key.is_none() && !arguments.listen.ip().is_loopback() {
         tracing::warn!("everybody who reaches {} can use it: set {KEY} to a key", arguments.listen);
@@ -113,6 +121,9 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error
     let listener = TcpListener::bind(arguments.listen).await?;
     writeln!(std::io::stdout(), "listening on http://{}", listener.local_addr()?)?;
     let report = serve(server, listener, end()?).await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     let (cut_off, took) = (report.abandoned_requests, report.took.as_millis());
     writeln!(
         std::io::stdout(),

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use crate::connections::Limited;
 use crate::guard::{guard, not_allowed, unknown};
 use crate::server::Server;
-use crate::{chat, completions, embeddings, health, images, metrics, models, page, rerank};
+use crate::{chat, completions, edits, embeddings, health, images, metrics, models, page, rerank};
 
 /// Time for the last answers to reach their readers, once the system has ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -59,6 +59,7 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/completions", post(completions::create))
         .route("/v1/rerank", post(rerank::create))
         .route("/v1/images/generations", post(images::generate))
+        .route("/v1/images/edits", post(edits::create))
         .fallback(unknown)
         .method_not_allowed_fallback(not_allowed)
         .layer(DefaultBodyLimit::max(server.body_bytes))

@@ -1,16 +1,20 @@
 //! State that all endpoints share: the engine, and the settings of the server.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use candle_actors::Engine;
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
 
 /// Bytes of a request's body, unless set.
 const BODY_BYTES: usize = 16 << 20;
 /// Connections at a time, unless set.
 const CONNECTIONS: usize = 256;
+/// Masks that are decoded at a time; further ones wait.
+const MASKS: usize = 2;
 
 /// An engine with the settings under which it is served.
 pub struct Server {
@@ -20,6 +24,8 @@ pub struct Server {
     pub(crate) connections: usize,
     pub(crate) timeout: Option<Duration>,
     pub(crate) metrics: Option<PrometheusHandle>,
+    /// Places of masks that are decoded.
+    pub(crate) masks: Arc<Semaphore>,
     /// Seconds since 1970 at which the server was made; its answers are told apart by it, and by their number.
     pub(crate) started: u64,
     answers: AtomicU64,
@@ -36,6 +42,7 @@ impl Server {
             connections: CONNECTIONS,
             timeout: None,
             metrics: None,
+            masks: Arc::new(Semaphore::new(MASKS)),
             started: seconds(),
             answers: AtomicU64::new(0),
         }

@@ -9,10 +9,12 @@ import pathlib
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import typing
+import zlib
 
 import openai
 import pydantic
@@ -169,6 +171,34 @@ def images(client):
     print(f"images: {len(files[0])} bytes of PNG, streamed as {', '.join(told)}")
 
 
+def edits(client):
+    picture = (MODELS / "shapes/held_out/000.png").read_bytes()
+    side = 64
+    rows = b"".join(b"\0" + bytes([0, 0, 0, 255] * (side // 2) + [0, 0, 0, 0] * (side // 2)) for _ in range(side))
+    mask = png(side, rows)
+    fields = {"model": "painter", "prompt": "a green circle right of a red triangle", "extra_body": {"seed": 1, "steps": 4}}
+    whole = client.images.edit(image=("a.png", picture), mask=("mask.png", mask), size="64x64", n=2, **fields)
+    files = [base64.b64decode(image.b64_json) for image in whole.data]
+    assert len(files) == 2 and files[0] != files[1] and all(file.startswith(b"\x89PNG") for file in files)
+    events = client.images.edit(image=[("a.png", picture)], mask=("mask.png", mask), stream=True, partial_images=1, **fields)
+    told = [(event.type.removeprefix("image_edit."), base64.b64decode(event.b64_json)) for event in events]
+    assert [kind for kind, _ in told] == ["partial_image", "completed"] and told[-1][1] == files[0]
+    anew = client.images.edit(image=picture, **fields)
+    assert base64.b64decode(anew.data[0].b64_json) != files[0]
+    refused(openai.BadRequestError, 400, client.images.edit, image=picture, mask=("mask.png", b"no picture"), **fields)
+    print(f"edits: {len(files[0])} bytes of PNG, streamed as {', '.join(kind for kind, _ in told)}")
+
+
+def png(side, rows):
+    """A PNG file of colours with transparency."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def errors(client):
     create = client.chat.completions.create
     error = refused(openai.BadRequestError, 400, create, model="chat", messages=asked("Hi"), logit_bias={"5": 200})
@@ -194,7 +224,7 @@ def main():
     try:
         address = re.fullmatch("listening on (.*)\n", program.stdout.readline())[1]
         client = openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0, timeout=300)
-        for part in [models, embeddings, chats, structured, vision, completions, images, errors]:
+        for part in [models, embeddings, chats, structured, vision, completions, images, edits, errors]:
             part(client)
         client.close()
         program.send_signal(signal.SIGTERM)

@@ -42,12 +42,20 @@ impl Client {
     }
 
     pub(crate) async fn send(&self, method: &str, path: &str, body: &str) -> Response {
-        let stream = self.write(method, path, body).await;
+        self.send_bytes(method, path, body.as_bytes()).await
+    }
+
+    pub(crate) async fn send_bytes(&self, method: &str, path: &str, body: &[u8]) -> Response {
+        let stream = self.write_bytes(method, path, body).await;
         timeout(PATIENCE, Response::read(stream)).await.expect("no response came")
     }
 
     /// Sends a request, and reads nothing.
     pub(crate) async fn write(&self, method: &str, path: &str, body: &str) -> TcpStream {
+        self.write_bytes(method, path, body.as_bytes()).await
+    }
+
+    async fn write_bytes(&self, method: &str, path: &str, body: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
         if !body.is_empty() {
@@ -57,7 +65,7 @@ impl Client {
             }
         }
         self.headers.iter().for_each(|line| head += &format!("{line}\r\n"));
-        stream.write_all(format!("{head}\r\n{body}").as_bytes()).await.unwrap();
+        stream.write_all(&[head.as_bytes(), b"\r\n", body].concat()).await.unwrap();
         stream
     }
 }

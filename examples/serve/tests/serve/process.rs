@@ -9,20 +9,18 @@ use serde_json::json;
 use crate::client::Client;
 
 /// The program, which is killed if a test ends without its end.
-struct Program {
+pub(crate) struct Program {
     child: Child,
     out: BufReader<ChildStdout>,
-    client: Client,
+    pub(crate) client: Client,
 }
 
 impl Program {
-    fn start(key: &str) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_serve"))
-            .args(["--listen", "127.0.0.1:0", "--log", "warn"])
-            .env("SERVE_API_KEY", key)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+    /// Starts it with this key and further settings.
+    pub(crate) fn start(key: &str, set: impl FnOnce(&mut Command) -> &mut Command) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_serve"));
+        command.args(["--listen", "127.0.0.1:0", "--log", "warn"]).env("SERVE_API_KEY", key);
+        let mut child = set(command.stdout(Stdio::piped())).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         out.read_line(&mut line).unwrap();
@@ -33,7 +31,7 @@ impl Program {
     }
 
     /// Sends a signal, and gives whether all went well, with what was printed.
-    fn end(mut self, signal: &str) -> (bool, String) {
+    pub(crate) fn end(mut self, signal: &str) -> (bool, String) {
         let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
         let mut words = String::new();
@@ -57,7 +55,7 @@ fn value(metrics: &str, name: &str, labels: &str) -> Option<f64> {
 
 #[tokio::test]
 async fn a_scrape_says_what_was_asked_and_a_signal_ends_cleanly() {
-    let program = Program::start("secret");
+    let program = Program::start("secret", |command| command);
     let models = program.client.get("/v1/models").await.json().await;
     let names: Vec<&str> =
         models["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();

@@ -12,7 +12,7 @@ const TEMPLATE: &str = "{# <tool_call> {\"name\": x, \"arguments\": y} </tool_ca
     <|im_start|>assistant\n{% if enable_thinking %}<think>\n{% endif %}";
 
 /// A server over the small chat model, whose template takes tools.
-async fn callers() -> Running {
+pub(crate) async fn callers() -> Running {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("caller");
     std::fs::create_dir_all(&folder).unwrap();
     for entry in std::fs::read_dir(models().join("shapes-chat")).unwrap() {
@@ -31,7 +31,7 @@ fn chat(fields: Value) -> Value {
     request
 }
 
-fn schema() -> Value {
+pub(crate) fn schema() -> Value {
     json!({
         "type": "object", "properties": { "colour": { "enum": ["red", "blue"] }, "sides": { "type": "integer", "minimum": 3, "maximum": 6 } },
         "required": ["colour", "sides"], "additionalProperties": false,
@@ -39,7 +39,7 @@ fn schema() -> Value {
 }
 
 /// Checks that a text is JSON of the schema.
-fn check(text: &Value) {
+pub(crate) fn check(text: &Value) {
     let value: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
     assert!(["red", "blue"].contains(&value["colour"].as_str().unwrap()), "{value}");
     assert!(
