@@ -58,6 +58,11 @@ macro_rules! settings_of {
 }
 
 impl<'a> TextSettings<'a> {
+    /// Those of one of several answers, by its number.
+    pub(crate) fn of_answer(&self, answer: usize) -> Self {
+        Self { sampling: self.sampling.of_answer(answer), ..*self }
+    }
+
     /// Those of a request, for a model with so many rows.
     ///
     /// # Errors
@@ -188,6 +193,11 @@ impl Generation {
         let parts = Parts::new(marks, &String::from_utf8_lossy(&end));
         let thought = marks.thought().and_then(|mark| self.tokens.id(mark));
         Self { parts, special_marks: special, thought, ..self }
+    }
+
+    /// True before its first token.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.usage.completion_tokens == 0
     }
 
     /// Samples the next token from the model's logits, one for each token of its vocabulary, which are

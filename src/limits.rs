@@ -14,7 +14,8 @@
 //! | stop strings, and bytes of one | [`MAX_STOPS`], 16; [`MAX_STOP_BYTES`], 256 | `InvalidInput` |
 //! | stop tokens; tokens whose logits are biased, and the bias | [`MAX_STOP_TOKENS`], 64; [`MAX_LOGIT_BIASES`], 1,024; [`MAX_LOGIT_BIAS`], 100 | `InvalidInput` |
 //! | frequency and presence penalties | [`MAX_PENALTY`], 2 | `InvalidInput` |
-//! | log probabilities of the most probable tokens, for each token; of a request, by the tokens that it may get | [`MAX_TOP_LOGPROBS`], 20; [`MAX_LOGPROBS`], 262,144 | `InvalidInput` |
+//! | log probabilities of the most probable tokens, for each token; of a request, by the tokens that all its answers may get | [`MAX_TOP_LOGPROBS`], 20; [`MAX_LOGPROBS`], 262,144 | `InvalidInput` |
+//! | answers to one prompt | [`MAX_ANSWERS`], 32 | `InvalidInput` |
 //! | bytes of a JSON schema, regular expression or grammar that an answer keeps to | [`MAX_CONSTRAINT_BYTES`], 256 KiB | `InvalidInput` |
 //! | tools of a request, bytes of the name of one, of their descriptions and schemas together, and of template arguments | [`MAX_TOOLS`], 128; [`MAX_TOOL_NAME`], 64; [`MAX_TOOL_BYTES`], 256 KiB for each of the last two | `InvalidInput` |
 //! | of what that becomes: states of its lexer; the rest as llguidance limits it | `MAX_LEXER_STATES` of `structured/engine.rs`, 32,768 | [`InvalidConstraint`], or [`ConstraintFailed`] while the text is written |

@@ -36,6 +36,8 @@ pub const MAX_PENALTY: f32 = 2.0;
 pub const MAX_TOP_LOGPROBS: usize = 20;
 /// Maximum number of log probabilities of a request: for each token that it may get, its own and those of the most probable.
 pub const MAX_LOGPROBS: usize = 1 << 18;
+/// Maximum number of answers of one request to write text.
+pub const MAX_ANSWERS: usize = 32;
 /// Maximum number of bytes of a JSON schema, regular expression or grammar that an answer keeps to.
 pub const MAX_CONSTRAINT_BYTES: usize = 256 << 10;
 /// Maximum number of tools of a request.

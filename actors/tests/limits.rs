@@ -6,9 +6,10 @@ use std::fmt::Debug;
 
 use model_actors::limits::*;
 use model_actors::{
-    Capability, Constraint, ContentPart, DescribeImage, EmbedImages, EmbedOutputs, EmbedTexts, GenerateText,
-    ImageEmbedding, ImageSource, Message, PaintImage, Picture, Prompt, RerankDocuments, Reranking, Role,
-    Sampling, TextEmbedding, TextToImage, TextToText, Tool, ToolChoice, Vision, VisionMessage,
+    Capability, Constraint, ContentPart, Cost, DescribeImage, EmbedImages, EmbedOutputs, EmbedTexts,
+    GenerateText, ImageEmbedding, ImageSource, Message, PaintImage, Picture, Prompt, RerankDocuments,
+    Reranking, Role, Sampling, TextEmbedding, TextToImage, TextToText, Tool, ToolChoice, Vision,
+    VisionMessage,
 };
 use serde_json::json;
 
@@ -103,6 +104,17 @@ fn requests_for_text() {
     let words = chat().with_tools(vec![tool(1)]).with_constraint(any(1)).with_tool_choice(ToolChoice::None);
     assert!(TextToText::check(&words).is_ok());
     holds::<TextToText>(MAX_LOGPROBS, |n| request().with_max_tokens(n).with_logprobs(0));
+    holds::<TextToText>(MAX_ANSWERS, |n| request().with_answers(n));
+    holds::<Vision>(MAX_ANSWERS, |n| question(1, 1).with_answers(n));
+    for (answers, taken) in [(2, true), (3, false)] {
+        let asked = request().with_max_tokens(MAX_LOGPROBS / 2).with_answers(answers).with_logprobs(0);
+        assert_eq!(TextToText::check(&asked).is_ok(), taken, "{answers} answers");
+    }
+    for answers in [0, usize::MAX] {
+        assert!(TextToText::check(&request().with_answers(answers).with_logprobs(0)).is_err(), "{answers}");
+    }
+    let cost = |answers| TextToText::cost(&request().with_max_tokens(50).with_answers(answers));
+    assert_eq!((cost(1), cost(3)), (Cost(50), Cost(150)));
     holds::<TextToText>(300, |n| request().with_max_tokens(300).with_min_tokens(n));
     let most = MAX_LOGPROBS / (MAX_TOP_LOGPROBS + 1);
     for (tokens, taken) in [(most, true), (most + 1, false), (MAX_TOKENS, false)] {

@@ -197,6 +197,10 @@ fn messages() -> Vec<Vec<u8>> {
             &question.clone().with_constraint(Constraint::Lark("start: \"a\"".into())),
         ),
         pinned("generate_text_with_adapter", &GenerateText::from("Once").with_adapter("polite".to_owned())),
+        pinned("generate_text_with_answers", &GenerateText::from("Once").with_answers(3)),
+        pinned("describe_image_with_answers", &question.clone().with_answers(2)),
+        pinned("text_chunk_of_an_answer", &TextChunk::from("Ra").with_answer(2)),
+        pinned("completion_with_others", &completion.clone().with_others(vec![completion.clone()])),
         pinned("generate_text_raw", &GenerateText::from("Once").with_stop(vec!["\n".to_owned()])),
         pinned("completion", &completion),
         pinned(

@@ -92,13 +92,18 @@ impl TextGenerator {
     ///
     /// # Errors
     /// As [`Self::generate`]; [`Error::IncompleteOutput`](crate::Error::IncompleteOutput) for a text that was cut off,
-    /// [`Error::UnexpectedOutput`](crate::Error::UnexpectedOutput) for one that the type refuses beyond its schema.
+    /// [`Error::UnexpectedOutput`](crate::Error::UnexpectedOutput) for one that the type refuses beyond its schema;
+    /// [`Error::InvalidInput`](crate::Error::InvalidInput) for a request for several answers.
     #[cfg(feature = "structured")]
     pub async fn generate_as<T: schemars::JsonSchema + serde::de::DeserializeOwned>(
         &self,
         request: impl Into<GenerateText>,
     ) -> Result<T> {
         let request = request.into().with_constraint(crate::structured::schema_of::<T>());
+        if request.answers > 1 {
+            let reason = "one value is made of one answer; ask for several one by one, or with generate";
+            return Err(crate::Error::InvalidInput(reason.to_owned()));
+        }
         crate::structured::value_of(&self.generate(request).await?)
     }
 

@@ -98,6 +98,21 @@ impl KvCache {
         }
     }
 
+    /// A copy of its own, with the same room.
+    pub(crate) fn fork(&self) -> Result<Self> {
+        let copy = |store: &Vec<f32>| {
+            let mut copy = Vec::with_capacity(store.capacity());
+            copy.extend_from_slice(store);
+            copy
+        };
+        Ok(match self {
+            Self::Host { keys, values } => Self::Host { keys: copy(keys), values: copy(values) },
+            Self::Device { keys, values, tokens } => {
+                Self::Device { keys: keys.copy()?, values: values.copy()?, tokens: *tokens }
+            }
+        })
+    }
+
     /// Keys and values of some of its tokens, each with `width` numbers. Nothing if they are not there, or on an accelerator.
     pub(crate) fn rows(&self, tokens: Range<usize>, width: usize) -> Option<[&[f32]; 2]> {
         let Self::Host { keys, values } = self else { return None };

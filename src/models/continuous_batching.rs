@@ -1,6 +1,6 @@
 //! Continuous batching: one worker writes several texts together, a token of each at every step, and texts
 //! join and leave between steps. Here is decided which texts take part in a step and which wait for room in
-//! the KV caches. Text to text and vision run on it; the computation of a step is behind [`Steps`], and the
+//! the KV caches, and which answer of several reads the prompt that they share. Text to text and vision run on it; the computation of a step is behind [`Steps`], and the
 //! requests are left to `worker`.
 
 mod worker;
@@ -10,6 +10,8 @@ mod tests;
 mod worker_tests;
 
 use std::collections::VecDeque;
+
+use model_actors::Completion;
 
 use crate::error::Result;
 use crate::generation::{Generation, GenerationStep};
@@ -48,16 +50,32 @@ pub(crate) trait Steps<Request: ?Sized> {
 
     /// The token that was chosen, which is to be read next. The last of a text is not.
     fn chosen(&self, state: &mut Self::State, token: u32);
+
+    /// The state of another text with the same prompt, of which nothing is read. Asked before the first token of the text
+    /// is chosen.
+    ///
+    /// # Errors
+    /// A computation that failed.
+    fn again(&self, state: &Self::State) -> Result<Self::State>;
+
+    /// A copy of a state whose prompt is read, before its first token; none where states cannot be copied, so that the prompt
+    /// is read again.
+    ///
+    /// # Errors
+    /// A computation that failed.
+    fn fork(&self, state: &Self::State) -> Result<Option<Self::State>>;
 }
 
 /// The result of a step for one text.
 pub(crate) type Logits = Result<Option<Vec<f32>>>;
 
-/// A text before its first step.
+/// A request before its first step: a text, or several that answer one prompt.
 pub(crate) struct Start<State> {
     pub(crate) state: State,
     pub(crate) generation: Generation,
-    /// Tokens that prompt and answer will have at most, and rows that are kept besides: the room that the
+    /// The other answers, in their order.
+    pub(crate) others: Vec<Generation>,
+    /// Tokens that prompt and answer will have at most, and rows that are kept besides: the room that each
     /// text takes.
     pub(crate) most: usize,
 }
@@ -72,7 +90,13 @@ pub(crate) struct Part<'a, State> {
 /// A text on its way.
 struct Text<Key, State> {
     key: Key,
-    start: Start<State>,
+    /// Its number among the answers of the request.
+    answer: usize,
+    state: State,
+    generation: Generation,
+    most: usize,
+    /// It waits for another answer of the request to read the prompt, to get a copy of its state.
+    follows: bool,
     /// Output that its reader has not taken yet. The text takes part in no step meanwhile, and keeps its room.
     held: Option<Held>,
 }
@@ -86,26 +110,66 @@ pub(crate) struct Held {
 pub(crate) struct Streams<Key, State> {
     running: Vec<Text<Key, State>>,
     waiting: VecDeque<Text<Key, State>>,
+    /// Answers that are complete, of requests that have others.
+    done: Vec<(Key, usize, Completion)>,
     limits: GenerationLimits,
 }
 
 impl<Key: Copy + Eq, State> Streams<Key, State> {
     pub(crate) fn new(limits: GenerationLimits) -> Self {
-        Self { running: Vec::new(), waiting: VecDeque::new(), limits }
+        Self { running: Vec::new(), waiting: VecDeque::new(), done: Vec::new(), limits }
     }
 
-    /// Takes a text in. It waits until there is room for the longest that it can become, and nobody overtakes
-    /// it.
-    pub(crate) fn add(&mut self, key: Key, start: Start<State>) {
-        self.waiting.push_back(Text { key, start, held: None });
+    /// Takes the texts of a request in. Each waits until there is room for the longest that it can become, and nobody
+    /// overtakes it.
+    ///
+    /// # Errors
+    /// Those of [`Steps::again`].
+    pub(crate) fn add<Request: ?Sized>(
+        &mut self,
+        model: &impl Steps<Request, State = State>,
+        key: Key,
+        start: Start<State>,
+    ) -> Result<()> {
+        let Start { state, generation, others, most } = start;
+        let states = others.iter().map(|_| model.again(&state)).collect::<Result<Vec<_>>>()?;
+        let text = |answer, state, generation| Text {
+            key,
+            answer,
+            state,
+            generation,
+            most,
+            follows: answer > 0,
+            held: None,
+        };
+        self.waiting.push_back(text(0, state, generation));
+        let others = states.into_iter().zip(others).zip(1..);
+        self.waiting.extend(others.map(|((state, generation), answer)| text(answer, state, generation)));
         self.admit();
+        Ok(())
     }
 
-    /// Lets go of a text.
+    /// Lets go of a request.
     pub(crate) fn remove(&mut self, key: Key) {
         self.waiting.retain(|text| text.key != key);
         self.running.retain(|text| text.key != key);
+        self.done.retain(|(of, ..)| *of != key);
         self.admit();
+    }
+
+    /// Lets go of an answer that is complete. After the last of its request, all of them.
+    pub(crate) fn finish(&mut self, key: Key, answer: usize, completion: Completion) -> Option<Completion> {
+        self.running.retain(|text| (text.key, text.answer) != (key, answer));
+        self.admit();
+        self.done.push((key, answer, completion));
+        if self.running.iter().chain(&self.waiting).any(|text| text.key == key) {
+            return None;
+        }
+        let mut answers: Vec<_> = self.done.extract_if(.., |(of, ..)| *of == key).collect();
+        answers.sort_by_key(|(_, answer, _)| *answer);
+        let mut answers = answers.into_iter().map(|(.., completion)| completion);
+        let first = answers.next()?;
+        Some(first.with_others(answers.collect()))
     }
 
     fn admit(&mut self) {
@@ -129,7 +193,8 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
     /// is its own, though: nobody gets it before the text ends, and as nobody overtakes, where it is what the
     /// next one waits for, the others wait too. The reader's deadline, or its leaving, is what ends that.
     pub(crate) fn wants_more<Request: ?Sized>(&self, model: &impl Steps<Request, State = State>) -> bool {
-        let unread = self.free().map(|text| model.unread(&text.start.state));
+        let reading = self.free().filter(|text| !text.follows);
+        let unread = reading.map(|text| model.unread(&text.state));
         let prompts: usize = unread.filter(|rows| *rows > 1).fold(0, usize::saturating_add);
         self.waiting.is_empty() && self.running.len() < self.limits.max_sequences && prompts < PROMPT_ROWS
     }
@@ -148,13 +213,14 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
         self.running.iter().filter(|text| text.held.is_none())
     }
 
-    pub(crate) fn keys(&self) -> Vec<Key> {
-        self.running.iter().chain(&self.waiting).map(|text| text.key).collect()
+    /// Each text: its request, and its number among the answers of that.
+    pub(crate) fn texts(&self) -> Vec<(Key, usize)> {
+        self.running.iter().chain(&self.waiting).map(|text| (text.key, text.answer)).collect()
     }
 
     /// Output of a text for its reader; nothing if there is none, or if there is no such text.
-    pub(crate) fn held(&mut self, key: Key) -> Option<&mut Option<Held>> {
-        let text = self.running.iter_mut().find(|text| text.key == key)?;
+    pub(crate) fn held(&mut self, key: Key, answer: usize) -> Option<&mut Option<Held>> {
+        let text = self.running.iter_mut().find(|text| (text.key, text.answer) == (key, answer))?;
         text.held.is_some().then_some(&mut text.held)
     }
 
@@ -166,27 +232,71 @@ impl<Key: Copy + Eq, State> Streams<Key, State> {
         &mut self,
         model: &impl Steps<Request, State = State>,
     ) -> Result<bool> {
+        self.choose_readers(model)?;
         let mut budget = PROMPT_ROWS;
-        let mut takes = |state: &State| match model.unread(state) {
+        let mut takes = |text: &Text<Key, State>| match model.unread(&text.state) {
+            _ if text.held.is_some() || text.follows => 0,
             rows @ (0 | 1) => rows,
             _ => {
-                let rows = model.piece(state, budget).min(budget);
+                let rows = model.piece(&text.state, budget).min(budget);
                 budget -= rows;
                 rows
             }
         };
-        let free = self.running.iter_mut().filter(|text| text.held.is_none());
-        let with_rows = free.map(|text| (takes(&text.start.state), text)).filter(|(rows, _)| *rows > 0);
-        let mut texts: Vec<(usize, &mut Text<Key, State>)> = with_rows.collect();
-        if texts.is_empty() {
+        let rows: Vec<usize> = self.running.iter().map(&mut takes).collect();
+        let taking = self.running.iter_mut().zip(&rows).filter(|(_, rows)| **rows > 0);
+        let mut parts: Vec<_> =
+            taking.map(|(text, rows)| Part { state: &mut text.state, rows: *rows }).collect();
+        if parts.is_empty() {
             return Ok(false);
         }
-        let parts = texts.iter_mut().map(|(rows, text)| Part { state: &mut text.start.state, rows: *rows });
-        let made = model.step(&mut parts.collect::<Vec<_>>())?;
-        for ((_, text), logits) in texts.into_iter().zip(made) {
-            text.take(model, logits);
+        let made = model.step(&mut parts)?;
+        let places = rows.iter().enumerate().filter(|(_, rows)| **rows > 0);
+        for ((place, _), logits) in places.zip(made) {
+            if let Ok(Some(logits)) = &logits {
+                self.share(model, place, logits)?;
+            }
+            if let Some(text) = self.running.get_mut(place) {
+                text.take(model, logits);
+            }
         }
         Ok(true)
+    }
+
+    /// Has the first of the answers that wait for their prompt read it, where none of their request does.
+    fn choose_readers<Request: ?Sized>(&mut self, model: &impl Steps<Request, State = State>) -> Result<()> {
+        let is_reading = |text: &&Text<Key, State>| !text.follows && text.generation.is_empty();
+        let mut read: Vec<Key> = self.running.iter().filter(is_reading).map(|text| text.key).collect();
+        for text in self.running.iter_mut().filter(|text| text.follows) {
+            if !read.contains(&text.key) {
+                // What another answer has read may be in a cache by now.
+                text.state = model.again(&text.state)?;
+                text.follows = false;
+                read.push(text.key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the answers that wait for the one at this place to read their prompt what it has, once it has read it.
+    fn share<Request: ?Sized>(
+        &mut self,
+        model: &impl Steps<Request, State = State>,
+        place: usize,
+        logits: &[f32],
+    ) -> Result<()> {
+        let Some((before, [reader, after @ ..])) = self.running.split_at_mut_checked(place) else {
+            return Ok(());
+        };
+        if !reader.generation.is_empty() {
+            return Ok(());
+        }
+        for text in before.iter_mut().chain(after).filter(|text| text.follows && text.key == reader.key) {
+            let Some(copy) = model.fork(&reader.state)? else { break };
+            (text.state, text.follows) = (copy, false);
+            text.take(model, Ok(Some(logits.to_vec())));
+        }
+        Ok(())
     }
 }
 
@@ -202,20 +312,20 @@ pub(crate) fn most_held(limits: GenerationLimits, longest: usize) -> usize {
 
 impl<Key, State> Text<Key, State> {
     fn room(&self) -> usize {
-        blocks(self.start.most)
+        blocks(self.most)
     }
 
     /// Chooses its next token, if it has read all before it.
     fn take<Request: ?Sized>(&mut self, model: &impl Steps<Request, State = State>, logits: Logits) {
         let next = match logits {
             Ok(None) => return,
-            Ok(Some(mut logits)) => self.start.generation.accept(&mut logits),
+            Ok(Some(mut logits)) => self.generation.accept(&mut logits),
             Err(error) => Err(error),
         };
         let is_news = match &next {
             Ok(GenerationStep { finished: Some(_), .. }) | Err(_) => true,
             Ok(next) => {
-                model.chosen(&mut self.start.state, next.token);
+                model.chosen(&mut self.state, next.token);
                 next.chunk.is_some()
             }
         };

@@ -218,17 +218,17 @@ impl TextGenerationModel {
         let mut streams = Streams::new(self.shared.limits);
         for (key, request) in requests.iter().enumerate() {
             TextToText::check(request).map_err(Error::from)?;
-            streams.add(key, self.begin(request)?);
+            streams.add(self, key, self.begin(request)?)?;
         }
         let mut answers: Vec<Option<Completion>> = requests.iter().map(|_| None).collect();
         while streams.step(self)? {
-            for key in streams.keys() {
-                let Some(held) = streams.held(key).and_then(Option::take) else { continue };
-                if let Some(completion) = held.next?.finished {
-                    streams.remove(key);
-                    if let Some(answer) = answers.get_mut(key) {
-                        *answer = Some(completion);
-                    }
+            for (key, answer) in streams.texts() {
+                let Some(held) = streams.held(key, answer).and_then(Option::take) else { continue };
+                if let Some(completion) = held.next?.finished
+                    && let Some(whole) = streams.finish(key, answer, completion)
+                    && let Some(answer) = answers.get_mut(key)
+                {
+                    *answer = Some(whole);
                 }
             }
         }
@@ -261,12 +261,18 @@ impl Steps<GenerateText> for TextGenerationModel {
         settings.sampling = model.settings.complete(settings.sampling)?;
         let adapter = request.adapter.as_deref().map(|name| model.adapters.get(name)).transpose()?;
         let (marks, grammar) = (model.marks(request)?, model.grammar(request)?);
-        let generation = Generation::new(&model.tokens, &settings, &tokens, &model.end_tokens)?
-            .keeping_to(grammar)
-            .in_parts(marks, &tokens);
         let most = tokens.len() + max_tokens;
         let state = State::new(&model.network, model.prefixes.as_ref(), tokens, adapter)?;
-        Ok(Start { generation: generation.with_cached_tokens(state.cached()), most, state })
+        let tokens = &state.tokens;
+        let generation = |answer, grammar| -> Result<Generation> {
+            let settings = settings.of_answer(answer);
+            let generation = Generation::new(&model.tokens, &settings, tokens, &model.end_tokens)?;
+            let generation = generation.keeping_to(grammar).in_parts(marks, tokens);
+            Ok(generation.with_cached_tokens(state.cached()))
+        };
+        let another = |answer| generation(answer, grammar.as_ref().map(Grammar::fork));
+        let others = (1..request.answers).map(another).collect::<Result<_>>()?;
+        Ok(Start { generation: generation(0, grammar)?, others, most, state })
     }
 
     fn unread(&self, state: &State) -> usize {
@@ -284,5 +290,13 @@ impl Steps<GenerateText> for TextGenerationModel {
 
     fn chosen(&self, state: &mut State, token: u32) {
         self.shared.network.chosen(state, token);
+    }
+
+    fn again(&self, state: &State) -> Result<State> {
+        state.again(&self.shared.network, self.shared.prefixes.as_ref())
+    }
+
+    fn fork(&self, state: &State) -> Result<Option<State>> {
+        state.fork()
     }
 }

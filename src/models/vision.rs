@@ -199,6 +199,7 @@ impl StepwiseTower for VisionTower {
 }
 
 /// The tokens that will be read for a request.
+#[derive(Clone)]
 struct Prompt {
     /// A token for each row that the text half reads; those of images are placeholders.
     tokens: Vec<u32>,

@@ -183,6 +183,12 @@ impl Template {
 }
 
 impl Grammar {
+    /// The same constraint of another text, which shares nothing with this one.
+    pub(crate) fn fork(&self) -> Self {
+        let vocabulary = Arc::clone(&self.vocabulary);
+        Self { matcher: self.matcher.deep_clone(), tokens: self.tokens, vocabulary }
+    }
+
     /// Sets the logits of all tokens that the text cannot go on with to negative infinity. Of `ends`, which end the text
     /// whatever they stand for, none is left while the text does not satisfy the constraint, nor with `bars_ends`, unless
     /// nothing else is.

@@ -15,8 +15,8 @@ use super::{Batching, Capability, Cost};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
 use crate::limits::{
-    MAX_LOGPROBS, MAX_MESSAGES, MAX_NAME_BYTES, MAX_PROMPT_BYTES, MAX_STOP_BYTES, MAX_STOP_TOKENS, MAX_STOPS,
-    MAX_TOKENS, MAX_TOOL_BYTES, MAX_TOP_LOGPROBS,
+    MAX_ANSWERS, MAX_LOGPROBS, MAX_MESSAGES, MAX_NAME_BYTES, MAX_PROMPT_BYTES, MAX_STOP_BYTES,
+    MAX_STOP_TOKENS, MAX_STOPS, MAX_TOKENS, MAX_TOOL_BYTES, MAX_TOP_LOGPROBS,
 };
 pub use constraint::Constraint;
 pub use output::{Completion, FinishReason, TextChunk, TokenLogprob, TokenLogprobs, Usage};
@@ -171,7 +171,7 @@ pub struct GenerateText {
     /// no part of it. At most 64.
     pub stop_tokens: Vec<u32>,
     /// Asks for the log probability of each token, and of so many of the most probable tokens in its place: 0 to 20. All
-    /// of them together are at most 262,144, by `max_tokens`.
+    /// of them together are at most 262,144, by `max_tokens` and `answers`.
     pub logprobs: Option<usize>,
     /// Rule that the whole text keeps to: a JSON schema, a regular expression or a grammar of at most 256 KiB.
     pub constraint: Option<Constraint>,
@@ -188,6 +188,16 @@ pub struct GenerateText {
     /// the model as it is. At most 256 bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<String>,
+    /// Number of answers to the prompt, 1 to 32; 1 by default. The prompt is read once for all that are written together:
+    /// as many as a worker's caches have room for, each by itself as if it was asked for alone, with the sampling of
+    /// [`Sampling::of_answer`]. An error of one ends the request.
+    #[serde(skip_serializing_if = "is_one")]
+    pub answers: usize,
+}
+
+/// True for the number of answers that older peers know.
+pub(super) fn is_one(answers: &usize) -> bool {
+    *answers == 1
 }
 
 setters! { GenerateText {
@@ -204,6 +214,7 @@ setters! { GenerateText {
     with_parallel_tool_calls(parallel_tool_calls: bool);
     with_template_arguments(template_arguments: BTreeMap<String, Value>);
     with_adapter(adapter: impl Into<Option<String>>) Into::into;
+    with_answers(answers: usize);
 } }
 
 /// An empty prompt, which [`Capability::check`] refuses: set one with [`GenerateText::with_prompt`].
@@ -223,6 +234,7 @@ impl Default for GenerateText {
             parallel_tool_calls: true,
             template_arguments: BTreeMap::new(),
             adapter: None,
+            answers: 1,
         }
     }
 }
@@ -260,7 +272,8 @@ impl Capability for TextToText {
         request.sampling.check()?;
         check_ends(&request.stop, &request.stop_tokens)?;
         check_min_tokens(request.min_tokens, request.max_tokens)?;
-        check_logprobs(request.logprobs, request.max_tokens)?;
+        check_answers(request.answers)?;
+        check_logprobs(request.logprobs, request.max_tokens, request.answers)?;
         request.constraint.as_ref().map_or(Ok(()), Constraint::check)?;
         check_tools(request)?;
         check_adapter(request.adapter.as_deref())?;
@@ -279,14 +292,14 @@ impl Capability for TextToText {
         }
     }
 
-    /// Approximate number of tokens in and out. An answer is charged with at most 1,024 tokens.
+    /// Approximate number of tokens in and out. Each answer is charged with at most 1,024 tokens.
     fn cost(request: &GenerateText) -> Cost {
-        let answer = request.max_tokens.min(LONG_ANSWER) as u64;
-        Cost(prompt_bytes(&request.prompt) as u64 / 4 + answer)
+        let answers = (request.max_tokens.min(LONG_ANSWER) as u64).saturating_mul(request.answers as u64);
+        Cost((prompt_bytes(&request.prompt) as u64 / 4).saturating_add(answers))
     }
 
     fn usage(output: &Completion) -> Option<Usage> {
-        Some(output.usage)
+        Some(output.total_usage())
     }
 }
 
@@ -351,17 +364,29 @@ pub(super) fn check_min_tokens(min_tokens: usize, max_tokens: usize) -> Result<(
     Err(format!("min_tokens is {min_tokens}; at most max_tokens, {max_tokens}, is allowed").into())
 }
 
+/// Checks the number of answers asked for.
+pub(super) fn check_answers(answers: usize) -> Result<(), Cause> {
+    match answers {
+        1..=MAX_ANSWERS => Ok(()),
+        _ => Err(format!("answers is {answers}; 1 to {MAX_ANSWERS} are allowed").into()),
+    }
+}
+
 /// Checks the log probabilities asked for.
-pub(super) fn check_logprobs(logprobs: Option<usize>, max_tokens: usize) -> Result<(), Cause> {
+pub(super) fn check_logprobs(
+    logprobs: Option<usize>,
+    max_tokens: usize,
+    answers: usize,
+) -> Result<(), Cause> {
     let Some(top) = logprobs else { return Ok(()) };
     if top > MAX_TOP_LOGPROBS {
         return Err(format!("logprobs is {top}; 0 to {MAX_TOP_LOGPROBS} are allowed").into());
     }
-    match (top + 1).saturating_mul(max_tokens) {
+    match (top + 1).saturating_mul(max_tokens).saturating_mul(answers) {
         0..=MAX_LOGPROBS => Ok(()),
         all => Err(format!(
-            "{all} log probabilities are asked for, {top} and one for each of max_tokens; at most {MAX_LOGPROBS} are \
-             allowed"
+            "{all} log probabilities are asked for, {top} and one for each of max_tokens of each answer; at most \
+             {MAX_LOGPROBS} are allowed"
         )
         .into()),
     }

@@ -43,7 +43,7 @@ struct Answer {
     ended: usize,
 }
 
-/// Writes these texts, `choices` for each prompt, and answers in this form.
+/// Writes these texts, each of which asks for `choices` answers to a prompt, and answers in this form.
 ///
 /// # Errors
 /// Those of the first that fails, up to the first piece of a stream.
@@ -56,8 +56,8 @@ pub(crate) async fn answer(
     form: Form,
 ) -> Result<Response, ApiError> {
     let id = server.next_id(if endpoint == Endpoint::Chat { "chatcmpl" } else { "cmpl" });
-    let (begun, characters) = (vec![false; writings.len()], vec![0; writings.len()]);
-    let called = vec![0; writings.len()];
+    let answers = writings.len() * choices;
+    let (begun, characters, called) = (vec![false; answers], vec![0; answers], vec![0; answers]);
     let (created, usage) = (seconds(), Usage::default());
     let mut answer =
         Answer { endpoint, id, created, model, choices, form, usage, begun, called, characters, ended: 0 };
@@ -66,7 +66,7 @@ pub(crate) async fn answer(
     }
     let events = side_by_side(writings).await?.flat_map(move |piece| {
         stream::iter(match piece {
-            Ok((index, piece)) => answer.events(index, piece).into_iter().map(Ok).collect(),
+            Ok((prompt, piece)) => answer.events(prompt, piece).into_iter().map(Ok).collect(),
             Err(error) => vec![Err(error)],
         })
     });
@@ -75,7 +75,7 @@ pub(crate) async fn answer(
 
 impl Answer {
     fn whole(&mut self, completions: Vec<Completion>) -> Value {
-        let numbered = completions.into_iter().enumerate();
+        let numbered = completions.into_iter().flat_map(Completion::into_answers).enumerate();
         let choices: Vec<Value> = numbered
             .map(|(index, completion)| {
                 self.count(index, completion.usage);
@@ -134,29 +134,28 @@ impl Answer {
         Value::Object(delta)
     }
 
-    /// The events of one piece.
-    fn events(&mut self, index: usize, piece: Piece) -> Vec<Event> {
+    /// The events of one piece of the answers to a prompt, by the prompt's number.
+    fn events(&mut self, prompt: usize, piece: Piece) -> Vec<Event> {
         let mut events = Vec::new();
-        // A chat says first who speaks.
-        if let Some(begun) = self.begun.get_mut(index)
-            && !std::mem::replace(begun, true)
-            && self.endpoint == Endpoint::Chat
-        {
-            events.push(self.part(index, json!({ "role": "assistant", "content": "" }), &[], None));
-        }
-        match (piece, self.endpoint) {
-            (Piece::Text(chunk), Endpoint::Chat) => {
-                let delta = self.delta(index, &chunk);
-                events.push(self.part(index, delta, &chunk.logprobs, None));
+        let first = prompt * self.choices;
+        match piece {
+            Piece::Text(chunk) => {
+                let index = first + chunk.answer;
+                events.extend(self.beginning(index));
+                let content = match self.endpoint {
+                    Endpoint::Chat => self.delta(index, &chunk),
+                    Endpoint::Completions => chunk.text.into(),
+                };
+                events.push(self.part(index, content, &chunk.logprobs, None));
             }
-            (Piece::Text(chunk), Endpoint::Completions) => {
-                events.push(self.part(index, chunk.text.into(), &chunk.logprobs, None));
-            }
-            (Piece::End(completion), endpoint) => {
-                let nothing = if endpoint == Endpoint::Chat { json!({}) } else { json!("") };
-                self.count(index, completion.usage);
-                self.ended += 1;
-                events.push(self.part(index, nothing, &[], Some(completion.finish_reason)));
+            Piece::End(completion) => {
+                for (index, completion) in (first..).zip(completion.answers()) {
+                    events.extend(self.beginning(index));
+                    let nothing = if self.endpoint == Endpoint::Chat { json!({}) } else { json!("") };
+                    self.count(index, completion.usage);
+                    self.ended += 1;
+                    events.push(self.part(index, nothing, &[], Some(completion.finish_reason)));
+                }
             }
         }
         if self.ended == self.begun.len() && self.form == Form::StreamedWithUsage {
@@ -164,6 +163,13 @@ impl Answer {
             events.push(event(&self.object(self.part_object(), Vec::new(), usage)));
         }
         events
+    }
+
+    /// The event before the first piece of an answer: a chat says who speaks.
+    fn beginning(&mut self, index: usize) -> Option<Event> {
+        let begun = self.begun.get_mut(index)?;
+        let is_first = !std::mem::replace(begun, true) && self.endpoint == Endpoint::Chat;
+        is_first.then(|| self.part(index, json!({ "role": "assistant", "content": "" }), &[], None))
     }
 
     /// One event with a part of one choice.

@@ -38,17 +38,13 @@ pub(crate) async fn create(
     fields.only("service_tier", [json!("auto"), json!("default")])?;
     fields.end()?;
 
-    let writings = match server.engine.vision(model.as_str()) {
+    let writing = match server.engine.vision(model.as_str()) {
         Ok(describer) => {
             let describer = handle!(server, describer);
             let asked_for = asked.constraint_alone()?;
             let request = DescribeImage::chat(messages.with_images()?);
             let request = settings!(request, settings, max_tokens).with_constraint(asked_for);
-            let writing = |choice| {
-                let request = request.clone().with_sampling(settings.sampling_of(choice));
-                Writing::Image(describer.clone(), request)
-            };
-            (0..settings.choices).map(writing).collect()
+            Writing::Image(describer, request)
         }
         Err(_) => {
             let (generator, adapter) = models::writer(&server, &model)?;
@@ -57,15 +53,10 @@ pub(crate) async fn create(
                 ApiError::field("messages", format!("{model} takes text alone, and no images"))
             })?;
             let request = GenerateText::chat(words).with_adapter(adapter);
-            let request = asked.put(settings!(request, settings, max_tokens));
-            let writing = |choice| {
-                let request = request.clone().with_sampling(settings.sampling_of(choice));
-                Writing::Text(generator.clone(), request)
-            };
-            (0..settings.choices).map(writing).collect()
+            Writing::Text(generator, asked.put(settings!(request, settings, max_tokens)))
         }
     };
-    answer(&server, Endpoint::Chat, model, writings, settings.choices, settings.form).await
+    answer(&server, Endpoint::Chat, model, vec![writing], settings.choices, settings.form).await
 }
 
 /// The number of other tokens whose log probabilities are asked for beside each token's own.

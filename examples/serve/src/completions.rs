@@ -38,14 +38,9 @@ pub(crate) async fn create(
     }
     let (generator, adapter) = models::writer(&server, &model)?;
     let generator = handle!(server, generator);
-    let writings = prompts.into_iter().flat_map(|prompt| {
+    let writings = prompts.into_iter().map(|prompt| {
         let request = GenerateText::from(prompt).with_adapter(adapter.clone());
-        let request = settings!(request, settings, max_tokens);
-        let (generator, settings) = (&generator, &settings);
-        (0..settings.choices).map(move |choice| {
-            let request = request.clone().with_sampling(settings.sampling_of(choice));
-            Writing::Text(generator.clone(), request)
-        })
+        Writing::Text(generator.clone(), settings!(request, settings, max_tokens))
     });
     let writings = writings.collect();
     answer(&server, Endpoint::Completions, model, writings, settings.choices, settings.form).await

@@ -91,12 +91,6 @@ impl Settings {
         let min_tokens = fields.optional("min_tokens")?.unwrap_or(0);
         Ok(Self { sampling, stop, stop_tokens, min_tokens, logprobs: None, choices, form: form(fields)? })
     }
-
-    /// The sampling of one of several answers to a prompt: with a seed, each has one of its own.
-    pub(crate) fn sampling_of(&self, choice: usize) -> Sampling {
-        let own = |seed: u64| seed.wrapping_add(u64::try_from(choice).unwrap_or(u64::MAX));
-        self.sampling.clone().with_seed(self.sampling.seed.map(own))
-    }
 }
 
 fn form(fields: &mut Fields) -> Result<Form, ApiError> {

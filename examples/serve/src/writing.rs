@@ -15,7 +15,7 @@ pub(crate) enum Writing {
     Image(ImageDescriber, DescribeImage),
 }
 
-/// A part of a text, or its end with the whole of it.
+/// A part of one of the texts that answer a prompt, or their end with the whole of them.
 pub(crate) enum Piece {
     Text(TextChunk),
     End(Completion),
@@ -38,6 +38,8 @@ pub(crate) use handle;
 macro_rules! settings {
     ($request:expr, $settings:expr, $max_tokens:expr) => {
         $request
+            .with_sampling($settings.sampling.clone())
+            .with_answers($settings.choices)
             .with_max_tokens($max_tokens)
             .with_min_tokens($settings.min_tokens)
             .with_stop($settings.stop.clone())
@@ -64,7 +66,7 @@ impl Writing {
     }
 }
 
-/// The whole texts, in order, written side by side; the first that fails ends the others.
+/// The whole texts of each prompt, in order, written side by side; the first that fails ends the others.
 ///
 /// # Errors
 /// That of the first that fails.
@@ -72,7 +74,7 @@ pub(crate) async fn whole(writings: Vec<Writing>) -> Result<Vec<Completion>, Api
     try_join_all(writings.into_iter().map(Writing::whole)).await
 }
 
-/// The pieces of all texts as they are written, each with its text's index.
+/// The pieces of all texts as they are written, each with its prompt's index.
 ///
 /// # Errors
 /// Those known before the first piece; the rest comes out of the stream.
@@ -86,7 +88,7 @@ pub(crate) async fn side_by_side(
     ))
 }
 
-/// The pieces of one text. Dropping the stream stops the model.
+/// The pieces of the answers to one prompt. Dropping the stream stops the model.
 fn pieces<C: Capability<Chunk = TextChunk, Output = Completion>>(
     reply: ReplyStream<C>,
 ) -> impl Stream<Item = Result<Piece, ApiError>> + Send {

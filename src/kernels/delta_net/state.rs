@@ -76,14 +76,14 @@ impl DeltaNetSizes {
 }
 
 /// State of one layer and one sequence.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct DeltaNetState {
     /// Number of tokens that it has read.
     tokens: usize,
     pub(super) store: Store,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) enum Store {
     /// Nothing is read yet.
     #[default]
@@ -97,7 +97,7 @@ pub(super) enum Store {
 }
 
 /// A state in host memory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct HostState {
     /// Rows that went into the convolution for the last tokens, `(taps - 1, channels)`.
     pub(super) rows: Vec<f32>,

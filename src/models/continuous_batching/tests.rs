@@ -13,9 +13,12 @@ struct Scripted {
     tokens: Tokens,
     /// Rows that each step read.
     steps: RefCell<Vec<Vec<usize>>>,
+    /// Its states can be copied.
+    copies: bool,
 }
 
 struct State {
+    prompt: usize,
     unread: usize,
     /// Rows to read after each token.
     again: usize,
@@ -26,7 +29,7 @@ impl Scripted {
     fn new() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let file = root.join("tests/fixtures/text_to_text/llama/tokenizer.json");
-        Self { tokens: Tokens::read_whole(&file).unwrap(), steps: RefCell::default() }
+        Self { tokens: Tokens::read_whole(&file).unwrap(), steps: RefCell::default(), copies: true }
     }
 
     /// A text that has so much to read, and so many tokens at most.
@@ -38,7 +41,12 @@ impl Scripted {
     fn text_that_restarts(&self, unread: usize, most: usize, again: usize, writes: usize) -> Start<State> {
         let settings = TextSettings { max_tokens: writes, ..TextSettings::default() };
         let generation = Generation::new(&self.tokens, &settings, &[], &[]).unwrap();
-        Start { state: State { unread, again, fails: false }, generation, most }
+        Start {
+            state: State { prompt: unread, unread, again, fails: false },
+            generation,
+            others: Vec::new(),
+            most,
+        }
     }
 }
 
@@ -70,6 +78,14 @@ impl Steps<()> for Scripted {
     fn chosen(&self, state: &mut State, _: u32) {
         state.unread = state.again;
     }
+
+    fn again(&self, state: &State) -> Result<State> {
+        Ok(State { unread: state.prompt, ..*state })
+    }
+
+    fn fork(&self, state: &State) -> Result<Option<State>> {
+        Ok(self.copies.then_some(State { ..*state }))
+    }
 }
 
 fn limits(kv_cache_tokens: usize, max_sequences: usize) -> GenerationLimits {
@@ -83,10 +99,10 @@ fn a_newcomer_counts_its_own_room_and_nobody_overtakes_it() {
     let running =
         |streams: &Streams<u32, State>| -> Vec<u32> { streams.running.iter().map(|text| text.key).collect() };
     // One alone is taken whatever it may come to need.
-    streams.add(1, model.text(1, 4000));
-    streams.add(2, model.text(1, 200));
-    streams.add(3, model.text(1, 129));
-    streams.add(4, model.text(1, 10));
+    streams.add(&model, 1, model.text(1, 4000)).unwrap();
+    streams.add(&model, 2, model.text(1, 200)).unwrap();
+    streams.add(&model, 3, model.text(1, 129)).unwrap();
+    streams.add(&model, 4, model.text(1, 10)).unwrap();
     assert_eq!(running(&streams), [1]);
     assert!(!streams.wants_more(&model));
     // 256 and 256 are all there is; the last would have had room beside the first alone.
@@ -95,7 +111,7 @@ fn a_newcomer_counts_its_own_room_and_nobody_overtakes_it() {
     streams.remove(2);
     assert_eq!(running(&streams), [3, 4]);
     assert!(streams.wants_more(&model));
-    streams.add(5, model.text(1, 129));
+    streams.add(&model, 5, model.text(1, 129)).unwrap();
     assert_eq!(running(&streams), [3, 4]);
     streams.remove(3);
     assert_eq!(running(&streams), [4, 5]);
@@ -106,7 +122,7 @@ fn no_more_texts_run_than_are_counted() {
     let model = Scripted::new();
     let mut streams = Streams::new(limits(8192, 2));
     for key in 0..5 {
-        streams.add(key, model.text(1, 10));
+        streams.add(&model, key, model.text(1, 10)).unwrap();
     }
     assert_eq!((streams.running.len(), streams.waiting.len()), (2, 3));
     streams.remove(0);
@@ -119,20 +135,20 @@ fn no_more_texts_run_than_are_counted() {
 fn prompts_share_a_step_and_the_next_is_begun_when_there_is_room_in_one() {
     let model = Scripted::new();
     let mut streams = Streams::new(limits(8192, 8));
-    streams.add(1, model.text(300, 400));
+    streams.add(&model, 1, model.text(300, 400)).unwrap();
     assert!(!streams.wants_more(&model), "the first fills more than a step");
-    streams.add(2, model.text(1, 400));
+    streams.add(&model, 2, model.text(1, 400)).unwrap();
     for _ in 0..3 {
         streams.step(&model).unwrap();
-        for key in streams.keys() {
-            streams.held(key).map(Option::take);
+        for (key, answer) in streams.texts() {
+            streams.held(key, answer).map(Option::take);
         }
     }
     assert_eq!(model.steps.take(), [[128, 1], [128, 1], [44, 1]]);
     assert!(streams.wants_more(&model));
-    streams.add(3, model.text(100, 400));
+    streams.add(&model, 3, model.text(100, 400)).unwrap();
     assert!(streams.wants_more(&model));
-    streams.add(4, model.text(100, 400));
+    streams.add(&model, 4, model.text(100, 400)).unwrap();
     assert!(!streams.wants_more(&model));
     streams.step(&model).unwrap();
     assert_eq!(model.steps.take(), [[1, 1, 100, 28]]);
@@ -143,23 +159,23 @@ fn a_text_that_waits_for_its_reader_lets_others_begin_whatever_it_has_to_read_ag
     let model = Scripted::new();
     for writes in [1000, 1] {
         let mut streams = Streams::new(limits(8192, 8));
-        streams.add(1, model.text_that_restarts(10, 5000, 4097, writes));
+        streams.add(&model, 1, model.text_that_restarts(10, 5000, 4097, writes)).unwrap();
         assert!(streams.moves());
         assert!(streams.step(&model).unwrap());
-        let next = streams.held(1).unwrap().as_ref().unwrap().next.as_ref().unwrap();
+        let next = streams.held(1, 0).unwrap().as_ref().unwrap().next.as_ref().unwrap();
         let text = next.chunk.as_ref().map(|chunk| chunk.text.as_str());
         assert_eq!((text, next.finished.is_some()), (Some("a"), writes == 1));
         // What ends a text is not read.
-        let unread = streams.running[0].start.state.unread;
+        let unread = streams.running[0].state.unread;
         assert_eq!(unread, if writes == 1 { 0 } else { 4097 });
         assert!(!streams.moves() && !streams.step(&model).unwrap());
         assert!(streams.wants_more(&model), "of {writes} tokens");
     }
     let mut streams = Streams::new(limits(8192, 8));
-    streams.add(1, model.text_that_restarts(10, 5000, 4097, 1000));
+    streams.add(&model, 1, model.text_that_restarts(10, 5000, 4097, 1000)).unwrap();
     streams.step(&model).unwrap();
     // Its reader has taken what there was: it reads again, as a prompt does.
-    streams.held(1).and_then(Option::take);
+    streams.held(1, 0).and_then(Option::take);
     assert!(streams.moves() && !streams.wants_more(&model));
 }
 
@@ -167,10 +183,10 @@ fn a_text_that_waits_for_its_reader_lets_others_begin_whatever_it_has_to_read_ag
 fn a_text_that_waits_for_its_reader_keeps_its_room() {
     let model = Scripted::new();
     let mut streams = Streams::new(limits(512, 8));
-    streams.add(1, model.text(1, 400));
+    streams.add(&model, 1, model.text(1, 400)).unwrap();
     streams.step(&model).unwrap();
-    streams.add(2, model.text(1, 200));
-    assert!(streams.held(1).is_some() && !streams.moves());
+    streams.add(&model, 2, model.text(1, 200)).unwrap();
+    assert!(streams.held(1, 0).is_some() && !streams.moves());
     assert!(!streams.wants_more(&model), "the second waits for room, and nobody overtakes it");
     streams.remove(1);
     assert!(streams.moves() && streams.wants_more(&model));
@@ -180,12 +196,91 @@ fn a_text_that_waits_for_its_reader_keeps_its_room() {
 fn an_error_of_one_text_is_its_own() {
     let model = Scripted::new();
     let mut streams = Streams::new(limits(8192, 8));
-    streams.add(1, model.text(10, 400));
+    streams.add(&model, 1, model.text(10, 400)).unwrap();
     let mut failing = model.text(10, 400);
     failing.state.fails = true;
-    streams.add(2, failing);
+    streams.add(&model, 2, failing).unwrap();
     assert!(streams.step(&model).unwrap());
-    assert!(streams.held(2).unwrap().take().unwrap().next.is_err());
-    let first = streams.held(1).and_then(Option::take);
+    assert!(streams.held(2, 0).unwrap().take().unwrap().next.is_err());
+    let first = streams.held(1, 0).and_then(Option::take);
     assert!(first.is_none_or(|held| held.next.is_ok()));
+}
+
+/// Texts of one request that write so many tokens each.
+fn answers(model: &Scripted, unread: usize, most: usize, writes: &[usize]) -> Start<State> {
+    let start = |writes: &usize| model.text_that_restarts(unread, most, 1, *writes);
+    let mut starts = writes.iter().map(start);
+    let first = starts.next().unwrap();
+    Start { others: starts.map(|start| start.generation).collect(), ..first }
+}
+
+/// Steps until nothing is left, as readers that take what there is: the completion of each request, and the order in which
+/// answers end.
+fn run(model: &Scripted, streams: &mut Streams<u32, State>) -> (Vec<(u32, Completion)>, Vec<(u32, usize)>) {
+    let (mut whole, mut ends) = (Vec::new(), Vec::new());
+    while streams.step(model).unwrap() {
+        for (key, answer) in streams.texts() {
+            let Some(held) = streams.held(key, answer).and_then(Option::take) else { continue };
+            let Some(completion) = held.next.unwrap().finished else { continue };
+            ends.push((key, answer));
+            whole.extend(streams.finish(key, answer, completion).map(|all| (key, all)));
+        }
+    }
+    (whole, ends)
+}
+
+fn rows(model: &Scripted) -> Vec<Vec<usize>> {
+    model.steps.take()
+}
+
+#[test]
+fn one_answer_reads_the_prompt_and_the_others_get_what_it_has_read() {
+    let model = Scripted::new();
+    let mut streams = Streams::new(limits(8192, 8));
+    streams.add(&model, 7, answers(&model, 200, 300, &[1, 4, 2])).unwrap();
+    let (whole, ends) = run(&model, &mut streams);
+    // The first token of all comes with the last row of the prompt; one that has ended takes part no more.
+    assert_eq!(rows(&model), [vec![128], vec![72], vec![1, 1], vec![1], vec![1]]);
+    assert_eq!(ends, [(7, 0), (7, 2), (7, 1)]);
+    let [(7, all)] = &whole[..] else { panic!("{whole:?}") };
+    let texts: Vec<&str> = all.answers().map(|answer| answer.text.as_str()).collect();
+    assert_eq!(texts, ["a", "aaaa", "aa"]);
+}
+
+#[test]
+fn answers_beyond_the_room_of_the_caches_wait_and_read_the_prompt_themselves() {
+    let model = Scripted::new();
+    // Room for two at a time.
+    let mut streams = Streams::new(limits(512, 8));
+    streams.add(&model, 7, answers(&model, 100, 200, &[2, 2, 2, 2])).unwrap();
+    streams.add(&model, 8, model.text_that_restarts(1, 10, 1, 1)).unwrap();
+    assert_eq!(streams.running.len(), 2);
+    let (whole, _) = run(&model, &mut streams);
+    assert_eq!(rows(&model), [vec![100], vec![1, 1], vec![100], vec![1, 1], vec![1]]);
+    assert_eq!(whole.iter().map(|(key, all)| (*key, all.others.len())).collect::<Vec<_>>(), [(7, 3), (8, 0)]);
+}
+
+#[test]
+fn answers_of_a_model_that_cannot_copy_read_the_prompt_one_after_the_other() {
+    let mut model = Scripted::new();
+    model.copies = false;
+    let mut streams = Streams::new(limits(8192, 8));
+    streams.add(&model, 7, answers(&model, 100, 200, &[3, 3])).unwrap();
+    let (whole, _) = run(&model, &mut streams);
+    assert_eq!(rows(&model), [vec![100], vec![1, 100], vec![1, 1], vec![1]]);
+    assert_eq!(whole[0].1.others.len(), 1);
+}
+
+#[test]
+fn a_request_that_goes_takes_all_its_answers_along_and_leaves_others_alone() {
+    let model = Scripted::new();
+    let mut streams = Streams::new(limits(8192, 8));
+    streams.add(&model, 1, answers(&model, 10, 100, &[1, 9, 9])).unwrap();
+    streams.add(&model, 2, answers(&model, 10, 100, &[2, 2])).unwrap();
+    streams.step(&model).unwrap();
+    let first = streams.held(1, 0).unwrap().take().unwrap().next.unwrap().finished.unwrap();
+    assert!(streams.finish(1, 0, first).is_none());
+    streams.remove(1);
+    assert_eq!(streams.texts(), [(2, 0), (2, 1)]);
+    assert!(streams.done.is_empty());
 }

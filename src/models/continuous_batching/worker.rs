@@ -69,12 +69,11 @@ fn begin<C, S>(
             Ok(start) if model.unread(&start.state) == 0 => {
                 Err(Failure::invalid_input("the prompt has no tokens"))
             }
-            begun => begun.map_err(Failure::from),
+            begun => begun.and_then(|start| streams.add(model, id, start)).map_err(Failure::from),
         };
         let was_refused = begun.is_err();
-        match begun {
-            Ok(start) => streams.add(id, start),
-            Err(failure) => item.fail(failure),
+        if let Err(failure) = begun {
+            item.fail(failure);
         }
         batch.tick();
         if was_refused && streams.moves() {
@@ -88,19 +87,35 @@ fn hand_out<C, State>(streams: &mut Streams<RequestId, State>, batch: &Batch<'_,
 where
     C: Capability<Chunk = TextChunk, Output = Completion>,
 {
-    for key in streams.keys() {
-        let over = match batch.items().iter().find(|item| item.id() == key) {
-            Some(item) if !item.should_stop() => streams.held(key).is_some_and(|held| deliver(item, held)),
-            _ => true,
-        };
-        if over {
+    for (key, answer) in streams.texts() {
+        let item = batch.items().iter().find(|item| item.id() == key).filter(|item| !item.should_stop());
+        let Some(item) = item else {
             streams.remove(key);
+            continue;
+        };
+        match streams.held(key, answer).map_or(Delivered::Waits, |held| deliver(item, answer, held)) {
+            Delivered::Waits => {}
+            Delivered::Over => streams.remove(key),
+            Delivered::Complete(completion) => {
+                if let Some(whole) = streams.finish(key, answer, completion) {
+                    item.finish(whole);
+                }
+            }
         }
     }
 }
 
-/// Gives one reader what there is for it; what it has no room for stays. True if nothing more is to come.
-fn deliver<C>(item: &Item<C>, held: &mut Option<Held>) -> bool
+/// State of an answer, once its reader has what it has room for.
+enum Delivered {
+    /// More is to come.
+    Waits,
+    Complete(Completion),
+    /// Its request is answered with an error, or its reader has gone.
+    Over,
+}
+
+/// Gives one reader what there is for it; what it has no room for stays.
+fn deliver<C>(item: &Item<C>, answer: usize, held: &mut Option<Held>) -> Delivered
 where
     C: Capability<Chunk = TextChunk, Output = Completion>,
 {
@@ -108,24 +123,18 @@ where
         Some(Held { next: Ok(next) }) => next,
         Some(Held { next: Err(error) }) => {
             item.fail(error.into());
-            return true;
+            return Delivered::Over;
         }
-        None => return false,
+        None => return Delivered::Waits,
     };
-    match next.chunk.take().map_or(Ok(()), |chunk| item.try_emit(chunk)) {
+    match next.chunk.take().map_or(Ok(()), |chunk| item.try_emit(chunk.with_answer(answer))) {
         Ok(()) => {}
-        Err(EmitError::Stopped) => return true,
+        Err(EmitError::Stopped) => return Delivered::Over,
         Err(EmitError::Full(chunk)) => {
             next.chunk = Some(chunk);
             *held = Some(Held { next: Ok(next) });
-            return false;
+            return Delivered::Waits;
         }
     }
-    match next.finished {
-        Some(completion) => {
-            item.finish(completion);
-            true
-        }
-        None => false,
-    }
+    next.finished.map_or(Delivered::Waits, Delivered::Complete)
 }

@@ -49,7 +49,7 @@ impl Steps<GenerateText> for Gated {
         self.note(Asked::Begun);
         let settings = TextSettings { max_tokens: request.max_tokens, ..TextSettings::default() };
         let generation = Generation::new(&self.tokens, &settings, &[], &[])?;
-        Ok(Start { state: (), generation, most: 1 })
+        Ok(Start { state: (), generation, others: Vec::new(), most: 1 })
     }
 
     fn unread(&self, (): &()) -> usize {
@@ -66,6 +66,14 @@ impl Steps<GenerateText> for Gated {
     }
 
     fn chosen(&self, (): &mut (), _: u32) {}
+
+    fn again(&self, (): &()) -> Result<()> {
+        Ok(())
+    }
+
+    fn fork(&self, (): &()) -> Result<Option<()>> {
+        Ok(Some(()))
+    }
 }
 
 impl Model<TextToText> for Gated {

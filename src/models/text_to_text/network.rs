@@ -271,6 +271,19 @@ impl State {
         Ok(Self { cache, tokens, adapter, prefix: prefix.unwrap_or_default(), turn: 0 })
     }
 
+    /// The state of another text with the same prompt, of which nothing is read.
+    pub(super) fn again(&self, network: &Network, prefixes: Option<&Prefixes>) -> Result<Self> {
+        Self::new(network, prefixes, self.tokens.clone(), self.adapter.clone())
+    }
+
+    /// A copy of its own, where the network is this crate's: what a model of the library keeps may be shared by its copies.
+    pub(super) fn fork(&self) -> Result<Option<Self>> {
+        let TextCache::Own(cache) = &self.cache else { return Ok(None) };
+        let cache = TextCache::Own(cache.fork()?);
+        let (tokens, adapter) = (self.tokens.clone(), self.adapter.clone());
+        Ok(Some(Self { cache, tokens, adapter, prefix: self.prefix.clone(), turn: self.turn }))
+    }
+
     /// Number of tokens that are read, or in the prefix cache.
     fn read(&self) -> usize {
         self.cache.length().max(self.prefix.uncopied())

@@ -28,7 +28,7 @@ pub(super) struct Prefixes {
 }
 
 /// The part of a text that its blocks stand for.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Prefix {
     /// Blocks that were found, and are to be copied before the first pass.
     found: Vec<Arc<Cached<Vec<f32>>>>,

@@ -50,6 +50,12 @@ impl Cache {
         (self.length, self.known) = (0, known);
     }
 
+    /// A copy of its own, for a sequence that goes on in another way. What it sees beside itself is shared.
+    pub(crate) fn fork(&self) -> Result<Self> {
+        let blocks = self.blocks.iter().map(LayerCache::fork).collect::<Result<_>>()?;
+        Ok(Self { blocks, cross: self.cross.clone(), length: self.length, known: self.known })
+    }
+
     /// Copies keys and values of some of its tokens, those of each block after those of the one before. Nothing if a block
     /// keeps anything else.
     pub(super) fn copy(&self, tokens: Range<usize>, width: usize) -> Option<Vec<f32>> {

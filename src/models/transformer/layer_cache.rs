@@ -25,6 +25,15 @@ impl LayerCache {
         }
     }
 
+    /// A copy of its own.
+    pub(super) fn fork(&self) -> Result<Self> {
+        Ok(match self {
+            Self::KeyValues(cache) => Self::KeyValues(cache.fork()?),
+            Self::DeltaNet(state) => Self::DeltaNet(state.clone()),
+            Self::Of(block) => Self::Of(*block),
+        })
+    }
+
     pub(super) fn key_values(&mut self) -> Result<&mut KvCache> {
         match self {
             Self::KeyValues(cache) => Ok(cache),

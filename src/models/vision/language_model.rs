@@ -21,6 +21,16 @@ pub(super) struct Answer {
     offset: i64,
 }
 
+impl Answer {
+    /// A copy of its own, once the prompt is read.
+    pub(super) fn fork(&self) -> Result<Option<Self>> {
+        match &self.prompt {
+            Some(_) => Ok(None),
+            None => Ok(Some(Self { cache: self.cache.fork()?, prompt: None, offset: self.offset })),
+        }
+    }
+}
+
 /// A prompt that is being read.
 struct Unread {
     /// `(rows, width)`.

@@ -8,7 +8,7 @@ use model_actors::{Completion, DescribeImage, Footprint};
 use super::request::ActiveRequest;
 use super::{LoadedModel, VisionPlan};
 use crate::device::ComputeThreads;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image_input::opened;
 use crate::loader::{WorkerModel, standalone_model};
 use crate::models::continuous_batching::{Part, Start, Steps as _};
@@ -86,7 +86,7 @@ impl VisionModel {
         self.shared.steps.load(Ordering::Relaxed)
     }
 
-    /// Answers in a conversation about images.
+    /// Answers in a conversation about images, with one answer.
     ///
     /// # Errors
     /// [`Error::InvalidInput`](crate::Error::InvalidInput), [`Error::PromptTooLong`](crate::Error::PromptTooLong), the
@@ -104,7 +104,12 @@ impl VisionModel {
         request: &DescribeImage,
         mut each: impl FnMut(u32, Option<&str>),
     ) -> Result<Completion> {
-        let Start { mut state, mut generation, .. } = self.opened(request)?;
+        let Start { mut state, mut generation, others, .. } = self.opened(request)?;
+        if !others.is_empty() {
+            let reason =
+                "a vision model without actors writes one answer at a time; ask an engine for several";
+            return Err(Error::InvalidInput(reason.to_owned()));
+        }
         loop {
             let rows = self.unread(&state);
             let made = self.step(&mut [Part { state: &mut state, rows }])?.pop().unwrap_or(Ok(None))?;

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::generation::{Generation, TextSettings};
 use crate::models::continuous_batching::{Logits, Start, blocks};
 use crate::preprocessing::check;
+use crate::structured::Grammar;
 
 /// A request that is being served.
 pub(crate) struct ActiveRequest {
@@ -80,13 +81,31 @@ impl ActiveRequest {
         let ends = model.network.ends();
         let grammar = request.constraint.as_ref().map(|one| model.grammars.begin(one)).transpose()?;
         let before = model.network.before(&prompt);
-        let generation =
-            Generation::new(&model.tokens, &settings, before, ends)?.after(needed).keeping_to(grammar);
+        let generation = |answer, grammar| {
+            let generation = Generation::new(&model.tokens, &settings.of_answer(answer), before, ends)?;
+            Ok::<_, Error>(generation.after(needed).keeping_to(grammar))
+        };
+        let another = |answer| generation(answer, grammar.as_ref().map(Grammar::fork));
+        let others = (1..request.answers).map(another).collect::<Result<_>>()?;
+        let generation = generation(0, grammar)?;
         // Nothing was computed for what is refused by now.
         let crops = pictures.iter().map(|picture| model.network.crops(picture, pictures.len()));
         let crops = crops.collect::<Result<_>>()?;
         let state = Self { prompt, crops, stage: Stage::Encoding(Encoding::default()) };
-        Ok(Start { state, generation, most: room(needed + most, model.apart) })
+        Ok(Start { state, generation, others, most: room(needed + most, model.apart) })
+    }
+
+    /// The same request before its first step, while it has its crops.
+    pub(super) fn again(&self) -> Self {
+        let (prompt, crops) = (self.prompt.clone(), self.crops.clone());
+        Self { prompt, crops, stage: Stage::Encoding(Encoding::default()) }
+    }
+
+    /// A copy of its own, if the prompt is read and no token is chosen.
+    pub(super) fn fork(&self) -> Result<Option<Self>> {
+        let Stage::Prefill(answer) = &self.stage else { return Ok(None) };
+        let Some(answer) = answer.fork()? else { return Ok(None) };
+        Ok(Some(Self { prompt: self.prompt.clone(), crops: Vec::new(), stage: Stage::Prefill(answer) }))
     }
 
     /// One step towards the answer's first token: its logits once the prompt is read.

@@ -56,6 +56,14 @@ impl Steps<DescribeImage> for VisionModel {
     fn chosen(&self, asked: &mut ActiveRequest, token: u32) {
         asked.chosen(token);
     }
+
+    fn again(&self, asked: &ActiveRequest) -> Result<ActiveRequest> {
+        Ok(asked.again())
+    }
+
+    fn fork(&self, asked: &ActiveRequest) -> Result<Option<ActiveRequest>> {
+        asked.fork()
+    }
 }
 
 impl VisionModel {

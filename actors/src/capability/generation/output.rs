@@ -84,9 +84,13 @@ pub struct TextChunk {
     pub tool_calls: Vec<ToolCall>,
     /// Log probabilities of the tokens since the chunk before, where the request asks for them.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Number of the answer that it is a piece of, from 0, where the request asks for several.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub answer: usize,
 }
 
 setters! { TextChunk {
+    with_answer(answer: usize);
     with_reasoning(reasoning: impl Into<String>) Into::into;
     with_tool_calls(tool_calls: Vec<ToolCall>);
     with_logprobs(logprobs: Vec<TokenLogprobs>);
@@ -163,12 +167,17 @@ impl Usage {
     }
 }
 
-/// The whole text, once it is complete.
+/// The whole text, once it is complete; of several answers the first, with the others.
 ///
 /// ```
 /// use model_actors::{Completion, FinishReason, Usage};
 /// let answer = Completion::new("Water.", FinishReason::Stop, Usage::new(9, 2));
 /// assert_eq!(answer.text, "Water.");
+/// let other = Completion::new("Drops of water.", FinishReason::Stop, Usage::new(9, 4));
+/// let both = answer.with_others(vec![other]);
+/// assert_eq!(both.total_usage(), Usage::new(9, 6));
+/// let texts: Vec<&str> = both.answers().map(|answer| answer.text.as_str()).collect();
+/// assert_eq!(texts, ["Water.", "Drops of water."]);
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -189,18 +198,43 @@ pub struct Completion {
     /// ended the text.
     #[serde(default)]
     pub logprobs: Vec<TokenLogprobs>,
+    /// The answers after the first, in their order, where the request asks for several; each has a text, an end and numbers
+    /// of tokens of its own, and no others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Completion>,
 }
 
 setters! { Completion {
     with_reasoning(reasoning: impl Into<String>) Into::into;
     with_tool_calls(tool_calls: Vec<ToolCall>);
     with_logprobs(logprobs: Vec<TokenLogprobs>);
+    with_others(others: Vec<Completion>);
 } }
 
 impl Completion {
     /// A finished text.
     pub fn new(text: impl Into<String>, finish_reason: FinishReason, usage: Usage) -> Self {
         let (reasoning, tool_calls, logprobs) = (String::new(), Vec::new(), Vec::new());
-        Self { text: text.into(), reasoning, tool_calls, finish_reason, usage, logprobs }
+        let others = Vec::new();
+        Self { text: text.into(), reasoning, tool_calls, finish_reason, usage, logprobs, others }
+    }
+
+    /// All answers, in their order: this one and the others.
+    pub fn answers(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.others)
+    }
+
+    /// All answers, in their order, without others.
+    #[must_use]
+    pub fn into_answers(mut self) -> Vec<Self> {
+        let mut answers = std::mem::take(&mut self.others);
+        answers.insert(0, self);
+        answers
+    }
+
+    /// Numbers of tokens of all answers together. The prompt, which they share, counts once.
+    pub fn total_usage(&self) -> Usage {
+        let completion_tokens = self.answers().map(|answer| answer.usage.completion_tokens).sum();
+        Usage { completion_tokens, ..self.usage }
     }
 }

@@ -59,7 +59,8 @@ pub struct Sampling {
     /// Is added to the logits of tokens, by their numbers in the model's vocabulary; -100 to 100, for at most 1,024
     /// tokens. Values near the ends of the range bar a token, or leave no other.
     pub logit_bias: BTreeMap<u32, f32>,
-    /// Random seed; the same seed gives the same output, alone and in a batch.
+    /// Random seed; the same seed gives the same output, alone and in a batch. Of several answers to a request, each has a
+    /// seed of its own: [`Self::of_answer`].
     pub seed: Option<u64>,
     /// Origin of the settings that are left out.
     pub defaults: SamplingDefaults,
@@ -88,6 +89,19 @@ impl Sampling {
     /// ```
     pub fn of_model() -> Self {
         Self::default().with_defaults(SamplingDefaults::Model)
+    }
+
+    /// The sampling of one of several answers to a request, by its number: where there is a seed, that many more. So each of
+    /// them can be asked for alone.
+    ///
+    /// ```
+    /// use model_actors::Sampling;
+    /// let sampling = Sampling::default().with_temperature(0.8).with_seed(40);
+    /// assert_eq!(sampling.of_answer(2).seed, Some(42));
+    /// ```
+    #[must_use]
+    pub fn of_answer(&self, answer: usize) -> Self {
+        self.clone().with_seed(self.seed.map(|seed| seed.wrapping_add(answer as u64)))
     }
 
     /// Checks every setting.

@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::ImageSource;
 use crate::capability::generation::{
-    Completion, Constraint, Role, Sampling, TextChunk, Usage, check_ends, check_logprobs, check_min_tokens,
-    check_tokens,
+    Completion, Constraint, Role, Sampling, TextChunk, Usage, check_answers, check_ends, check_logprobs,
+    check_min_tokens, check_tokens, is_one,
 };
-use crate::capability::{Batching, Capability};
+use crate::capability::{Batching, Capability, Cost};
 use crate::config::QueueCapacity;
 use crate::error::Cause;
 use crate::limits::{MAX_IMAGES, MAX_MESSAGES, MAX_PARTS, MAX_PROMPT_BYTES};
@@ -150,6 +150,9 @@ pub struct DescribeImage {
     pub logprobs: Option<usize>,
     /// Rule that the whole text keeps to: see [`GenerateText::constraint`](crate::GenerateText::constraint).
     pub constraint: Option<Constraint>,
+    /// Number of answers: see [`GenerateText::answers`](crate::GenerateText::answers).
+    #[serde(skip_serializing_if = "is_one")]
+    pub answers: usize,
 }
 
 setters! { DescribeImage {
@@ -161,6 +164,7 @@ setters! { DescribeImage {
     with_stop_tokens(stop_tokens: Vec<u32>);
     with_logprobs(logprobs: impl Into<Option<usize>>) Into::into;
     with_constraint(constraint: impl Into<Option<Constraint>>) Into::into;
+    with_answers(answers: usize);
 } }
 
 /// An empty conversation, which [`Capability::check`] refuses: set one with [`DescribeImage::with_messages`].
@@ -175,6 +179,7 @@ impl Default for DescribeImage {
             stop_tokens: Vec::new(),
             logprobs: None,
             constraint: None,
+            answers: 1,
         }
     }
 }
@@ -234,6 +239,7 @@ struct Received {
     stop_tokens: Vec<u32>,
     logprobs: Option<usize>,
     constraint: Option<Constraint>,
+    answers: Option<usize>,
 }
 
 impl From<Received> for DescribeImage {
@@ -250,6 +256,7 @@ impl From<Received> for DescribeImage {
             stop_tokens: received.stop_tokens,
             logprobs: received.logprobs,
             constraint: received.constraint,
+            answers: received.answers.unwrap_or(request.answers),
             ..request
         }
     }
@@ -269,13 +276,19 @@ impl Capability for Vision {
         request.sampling.check()?;
         check_ends(&request.stop, &request.stop_tokens)?;
         check_min_tokens(request.min_tokens, request.max_tokens)?;
-        check_logprobs(request.logprobs, request.max_tokens)?;
+        check_answers(request.answers)?;
+        check_logprobs(request.logprobs, request.max_tokens, request.answers)?;
         request.constraint.as_ref().map_or(Ok(()), Constraint::check)?;
         check_messages(&request.messages)
     }
 
+    /// Each answer counts as one.
+    fn cost(request: &DescribeImage) -> Cost {
+        Cost(request.answers as u64)
+    }
+
     fn usage(output: &Completion) -> Option<Usage> {
-        Some(output.usage)
+        Some(output.total_usage())
     }
 }
 
