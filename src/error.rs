@@ -191,6 +191,12 @@ pub enum Error {
     /// The device cannot be used.
     #[error("the device {device} cannot be used: {reason}")]
     Device { device: String, reason: String },
+    /// There is no memory for an adapter of a model: what is there is in use.
+    #[error(
+        "the adapter {adapter} takes {needed} of memory, and {free} of {limit} are free; ask again once other requests have \
+         ended, or raise the memory limit"
+    )]
+    NoRoomForAdapter { adapter: String, needed: Bytes, free: Bytes, limit: Bytes },
     /// A computation failed.
     #[error("the computation failed: {0}")]
     Compute(String),

@@ -58,6 +58,7 @@
 //! | tiles that LLaVA cuts an image into | `MAX_TILES` of `models/vision/llava/tiles.rs`, 64 | `InvalidInput` |
 //! | crops that Moondream cuts an image into | `MAX_CROPS` of `models/vision/moondream/crops.rs`, 64 | `InvalidConfig` |
 //! | tasks that an embedder has adapters for | `MAX_TASKS` of `models/text_embedding/adapters.rs`, 64 | `InvalidConfig` |
+//! | adapters of a model that are loaded at a time | `MAX_LOADS` of `models/text_to_text/adapters.rs`, 4 | they wait |
 //! | adapters of a model that writes text, and bytes of the name of one | [`MAX_ADAPTERS`], 256; [`MAX_NAME_BYTES`], 256 | [`InvalidSetting`]; `InvalidInput` in a request |
 //! | how many times longer one side may be for Qwen-VL | `MAX_ASPECT` of `models/vision/qwen_vl/resize.rs`, 200 | `InvalidInput` |
 //! | threads of a worker, and `decoders` and `downloads` of images | 1 to [`MAX_PARALLEL`], 1,024 | [`InvalidSetting`] |

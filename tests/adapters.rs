@@ -413,8 +413,9 @@ async fn a_text_with_an_adapter_is_the_same_after_a_crash_and_all_memory_comes_b
     assert!(engine.shutdown().await.is_clean());
 }
 
+/// Without a memory that they are charged to.
 #[test]
-fn the_bytes_of_adapters_are_part_of_the_models() {
+fn the_bytes_of_adapters_are_part_of_a_model_without_actors() {
     let base = TextGenerationModel::load(Source::directory(family("llama"))).unwrap().footprint();
     let both = load("llama").footprint();
     let numbers: usize = ["plain", "patterns"]

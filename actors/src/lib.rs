@@ -69,7 +69,9 @@ pub use config::{
 pub use error::{Cause, Error, ErrorKind, Failure, FailureKind, RequestPhase, Result};
 pub use id::{Bytes, Device, Lane, ModelId, ModelKey, Priority, RequestId, Tenant, Time, WorkerId};
 pub use job::EmitError;
-pub use memory::{Cached, Ledger, PartId, PrefixCache, PressureLevel, ProcessMemory};
+pub use memory::{
+    Cached, Ledger, OnDemandParts, PartId, PartInUse, PartRoom, PrefixCache, PressureLevel, ProcessMemory,
+};
 pub use model::{Fetch, Footprint, LoadContext, Loader, Model, ModelFacts, Weights};
 pub use progress::{LoadStage, WorkerPhase};
 pub use ractor;

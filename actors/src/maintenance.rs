@@ -74,6 +74,8 @@ pub(crate) enum MaintenanceMessage {
     Released,
     /// Memory ran out in spite of the budget.
     Relieve { device: Device },
+    /// A part of a model that is loaded on demand has no room, whatever caches give back.
+    Shortage { device: Device },
     /// A pool was started, again or for the first time.
     PoolUp { pool: PoolIndex, commands: DerivedActorRef<PoolCommand> },
     /// A pool has ended.
@@ -136,6 +138,14 @@ impl Actor for Maintenance {
                 }
             }));
         }
+        for (device, budget) in arguments.budgets.iter() {
+            budget.relief_begins();
+            let (maintenance, device) = (myself.clone(), device.clone());
+            // One message at a time: the budget says no more until it has been handled.
+            budget.on_shortage(Box::new(move || {
+                let _ = maintenance.send_message(MaintenanceMessage::Shortage { device: device.clone() });
+            }));
+        }
         let mut state = MaintenanceState {
             pools: vec![None; arguments.pools],
             load_queue: LoadQueue::new(arguments.pools),
@@ -167,6 +177,7 @@ impl Actor for Maintenance {
             MaintenanceMessage::Offers { pool, offers } => state.offers(pool, offers),
             MaintenanceMessage::Released => state.bytes_released(),
             MaintenanceMessage::Relieve { device } => state.relieve(device),
+            MaintenanceMessage::Shortage { device } => state.shortage(device),
             MaintenanceMessage::PoolUp { pool, commands } => state.pool_up(pool, commands),
             MaintenanceMessage::PoolDown { pool } => state.pool_down(pool),
             MaintenanceMessage::RoomAlarm => state.room_alarm(),
@@ -349,6 +360,13 @@ impl MaintenanceState {
         self.empty_caches(&device);
         self.relief.insert(device, BTreeMap::new());
         self.tell_all(|| PoolCommand::Offer);
+    }
+
+    fn shortage(&mut self, device: Device) {
+        if let Some(budget) = self.arguments.budgets.get(&device) {
+            budget.relief_begins();
+        }
+        self.relieve(device);
     }
 
     fn set_interval_alarm(&mut self, myself: &ActorRef<MaintenanceMessage>) {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -13,9 +13,11 @@ use crate::id::{Bytes, Device, Time};
 
 mod prefixes;
 mod cache;
+mod on_demand;
 mod probe;
 
 pub use cache::{Cached, PrefixCache};
+pub use on_demand::{OnDemandParts, PartInUse, PartRoom};
 pub use prefixes::PartId;
 pub(crate) use probe::MemoryProbe;
 
@@ -82,6 +84,16 @@ impl Ledger {
         self.cached -= amount;
     }
 
+    /// Notes that an amount charged for a cache is held by somebody, who is no cache.
+    fn hold_cached(&mut self, amount: Bytes) {
+        self.cached -= amount;
+    }
+
+    /// Notes that a cache has such an amount again.
+    fn release_cached(&mut self, amount: Bytes) {
+        self.cached += amount;
+    }
+
     /// The limit.
     pub fn limit(&self) -> Bytes {
         self.limit
@@ -136,6 +148,7 @@ impl PressureLevel {
     }
 }
 
+/// Called on any thread.
 type OnRelease = Box<dyn Fn() + Send + Sync>;
 
 /// Ledger shared by threads. It tells maintenance when bytes come back.
@@ -146,6 +159,9 @@ pub(crate) struct Budget {
     /// it.
     waiting: AtomicUsize,
     on_release: Mutex<Option<OnRelease>>,
+    on_shortage: Mutex<Option<OnRelease>>,
+    /// Relief was asked for, and has not begun.
+    is_short: AtomicBool,
     /// Of the host's memory: what others leave of it.
     machine: Option<MemoryProbe>,
     /// The parts that are cached here.
@@ -166,6 +182,8 @@ impl Budget {
             machine: None,
             waiting: AtomicUsize::new(0),
             on_release: Mutex::new(None),
+            on_shortage: Mutex::new(None),
+            is_short: AtomicBool::new(false),
             parts: cache::Parts::default(),
         }
     }
@@ -203,6 +221,24 @@ impl Budget {
         *self.on_release.lock().unwrap_or_else(PoisonError::into_inner) = Some(callback);
     }
 
+    /// Sets the callback for a shortage that caches cannot end. It is called once until [`Self::relief_begins`].
+    pub(crate) fn on_shortage(&self, callback: OnRelease) {
+        *self.on_shortage.lock().unwrap_or_else(PoisonError::into_inner) = Some(callback);
+    }
+
+    fn ask_for_relief(&self) {
+        if self.is_short.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Some(callback) = &*self.on_shortage.lock().unwrap_or_else(PoisonError::into_inner) {
+            callback();
+        }
+    }
+
+    pub(crate) fn relief_begins(&self) {
+        self.is_short.store(false, Ordering::Release);
+    }
+
     pub(crate) fn set_waiting(&self, waiting: usize) {
         self.waiting.store(waiting, Ordering::Relaxed);
     }
@@ -234,6 +270,10 @@ impl Budget {
             true => self.lock().give_back_cache(bytes),
             false => self.lock().give_back(bytes),
         }
+        self.tell_of_release();
+    }
+
+    fn tell_of_release(&self) {
         if let Some(callback) = &*self.on_release.lock().unwrap_or_else(PoisonError::into_inner) {
             callback();
         }
@@ -257,6 +297,14 @@ pub(crate) struct Lease {
 impl Lease {
     pub(crate) fn bytes(&self) -> Bytes {
         self.bytes
+    }
+
+    /// The same bytes, as those of a cache.
+    fn of_a_cache(mut self) -> Self {
+        if !std::mem::replace(&mut self.is_cache, true) {
+            self.budget.lock().release_cached(self.bytes);
+        }
+        self
     }
 
     /// Splits `bytes` off into a lease of its own.

@@ -12,7 +12,7 @@ use crate::batch::Batch;
 use crate::capability::Capability;
 use crate::error::{Cause, Failure};
 use crate::id::{Bytes, Device, ModelId, ModelKey};
-use crate::memory::{Budget, PrefixCache};
+use crate::memory::{Budget, OnDemandParts, PrefixCache};
 use crate::progress::{Clock, Gauge, LoadProgress, LoadStage};
 use crate::telemetry::{Event, Events};
 
@@ -296,6 +296,24 @@ impl LoadContext {
     pub fn prefix_cache<V>(&self, limit: Bytes) -> PrefixCache<V> {
         let none = || Arc::new(Budget::new(Device::host(), Bytes::ZERO));
         PrefixCache::new(self.caches.clone().unwrap_or_else(none), self.clock, limit)
+    }
+
+    /// Nothing yet of the parts of a model that are loaded when a request needs them. They are charged as those of
+    /// [`Self::prefix_cache`] are; without such a memory they stay for good, and belong into the model's footprint.
+    pub fn on_demand_parts<V: Send + Sync + 'static>(&self) -> OnDemandParts<V> {
+        let endless = || Arc::new(Budget::new(Device::host(), Bytes(u64::MAX)));
+        OnDemandParts::new(self.caches.clone().unwrap_or_else(endless), self.clock)
+    }
+
+    /// True if caches, and parts that are loaded on demand, are charged to a memory.
+    pub fn has_cache_memory(&self) -> bool {
+        self.caches.is_some()
+    }
+
+    /// Gives up what is done with this context and its clones: [`Self::should_stop`] is true from now on. For contexts of
+    /// one's own; those of a pool's loads are given up by the pool.
+    pub fn give_up(&self) {
+        self.abandoned.store(true, Ordering::Release);
     }
 
     /// Begins a stage of `total` bytes; 0 where the number is unknown.

@@ -38,13 +38,8 @@ impl Error {
                 (kind, FailureKind::Permanent)
             }
             Self::UnknownAdapter { .. } => (ErrorKind::NotFound, FailureKind::InvalidInput),
-            // It is tried again when the model is loaded anew, so that nothing is gained by asking again until then.
-            Self::BrokenAdapter { error, .. } => match error.class() {
-                (ErrorKind::Unavailable { .. } | ErrorKind::Timeout, _) => {
-                    (ErrorKind::Internal, FailureKind::Permanent)
-                }
-                class => class,
-            },
+            // The next request for it tries to load it anew.
+            Self::BrokenAdapter { error, .. } => error.class(),
             Self::NoSuchDirectory { .. }
             | Self::NoSuchFile { .. }
             | Self::RepositoryNotFound { .. }
@@ -79,7 +74,9 @@ impl Error {
             | Self::DownloadFailed { .. } => (unavailable, FailureKind::Failed),
             Self::NotCached { .. } => (unavailable, FailureKind::Permanent),
             Self::Stopped => (ErrorKind::Cancelled, FailureKind::Stopped),
-            Self::OutOfMemory(_) => (ErrorKind::OutOfMemory, FailureKind::OutOfMemory),
+            Self::OutOfMemory(_) | Self::NoRoomForAdapter { .. } => {
+                (ErrorKind::OutOfMemory, FailureKind::OutOfMemory)
+            }
             Self::UnreadableFile { .. }
             | Self::Compute(_)
             | Self::UnexpectedOutput { .. }

@@ -31,6 +31,14 @@ pub(crate) trait Steps<Request: ?Sized> {
     /// The request is refused.
     fn begin(&self, request: &Request) -> Result<Start<Self::State>>;
 
+    /// Begins to get what a request needs and is not there. Asked before [`Self::begin`], and once more after the wait.
+    ///
+    /// # Errors
+    /// The request is refused.
+    fn prepare(&self, _: &Request) -> Result<Option<Wait>> {
+        Ok(None)
+    }
+
     /// Number of rows that a text has to read before its next token: the rest of its prompt, then the token before.
     /// Work that fills a step whatever it is counts as [`PROMPT_ROWS`].
     fn unread(&self, state: &Self::State) -> usize;
@@ -65,6 +73,10 @@ pub(crate) trait Steps<Request: ?Sized> {
     /// A computation that failed.
     fn fork(&self, state: &Self::State) -> Result<Option<Self::State>>;
 }
+
+/// A wait for something that others provide: nothing until it is there, or cannot be had. What it waited for stays there as
+/// long as this does.
+pub(crate) type Wait = Box<dyn Fn() -> Option<Result<()>>>;
 
 /// The result of a step for one text.
 pub(crate) type Logits = Result<Option<Vec<f32>>>;

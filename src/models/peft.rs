@@ -20,6 +20,7 @@ const BEGINNING: &str = "base_model.model.";
 
 /// An adapter that is not loaded.
 pub(crate) struct PeftAdapter {
+    config: PathBuf,
     settings: Settings,
     weights: WeightFiles,
 }
@@ -33,7 +34,7 @@ impl PeftAdapter {
         let file = files.required(&format!("{folder}adapter_config.json"), context)?;
         let settings = Settings::read(&file, files.unread)?;
         let weights = WeightFiles::open_named(files, folder, "adapter_model", context)?;
-        Ok(Self { settings, weights })
+        Ok(Self { config: file, settings, weights })
     }
 
     /// The file that has its matrices.
@@ -41,14 +42,14 @@ impl PeftAdapter {
         self.weights.path().map(Path::to_owned).unwrap_or_default()
     }
 
+    /// Its files: the settings, and that which has its matrices.
+    pub(crate) fn files(&self) -> [PathBuf; 2] {
+        [self.config.clone(), self.file()]
+    }
+
     /// Bytes of its matrices in memory.
     pub(crate) fn bytes(&self) -> Bytes {
         self.weights.bytes_in_memory(|_| true, |_| false)
-    }
-
-    /// Bytes of its matrices in the file.
-    pub(crate) fn bytes_on_disk(&self) -> Bytes {
-        self.weights.bytes_on_disk(|_| true)
     }
 
     /// Refuses one with a tensor that belongs to no layer. `has_no_effect` is true for the weights of modules that nothing is

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::generation::{ChatTemplate, Conversation, Generation, PartMarks, TextSettings, encode_messages};
 use crate::limits::GenerationLimits;
 use crate::loader::{WorkerModel, standalone_model};
-use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams};
+use crate::models::continuous_batching::{self, Logits, Part, Start, Steps, Streams, Wait};
 use crate::models::generation_config::GenerationConfig;
 use crate::models::transformer::Adapter;
 use crate::structured::{Grammar, Grammars};
@@ -199,7 +199,8 @@ impl TextGenerationModel {
     /// # Errors
     /// As [`Self::logits`]; [`Error::UnknownAdapter`], [`Error::BrokenAdapter`].
     pub fn adapted_logits(&self, adapter: &str, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
-        self.logits_with(Some(&*self.shared.adapters.get(adapter)?), tokens)
+        let held = self.shared.adapters.get(adapter)?;
+        self.logits_with(Some(&held.adapter), tokens)
     }
 
     fn logits_with(&self, adapter: Option<&Adapter>, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
@@ -273,6 +274,10 @@ impl Steps<GenerateText> for TextGenerationModel {
         let another = |answer| generation(answer, grammar.as_ref().map(Grammar::fork));
         let others = (1..request.answers).map(another).collect::<Result<_>>()?;
         Ok(Start { generation: generation(0, grammar)?, others, most, state })
+    }
+
+    fn prepare(&self, request: &GenerateText) -> Result<Option<Wait>> {
+        request.adapter.as_deref().map_or(Ok(None), |name| self.shared.adapters.prepare(name))
     }
 
     fn unread(&self, state: &State) -> usize {

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::prefixes::{Owner, PartId, Prefixes};
-use super::{Budget, Lease};
+use super::{Budget, Lease, Ledger};
 use crate::id::{Bytes, Time};
 use crate::progress::Clock;
 use crate::reaper::Reaped;
@@ -114,7 +115,39 @@ pub struct Cached<V: Send + 'static>(Reaped<Held<V>>);
 /// Field order matters: the value goes before its charge.
 struct Held<V> {
     value: V,
-    _lease: Lease,
+    lease: Lease,
+    /// Those for whom it is no cache's at the moment. Changed under the lock of the parts.
+    holders: AtomicUsize,
+}
+
+/// A part that is not taken back as long as this is there. Its bytes are none of a cache's meanwhile.
+pub(super) struct HeldPart<V: Send + Sync + 'static> {
+    budget: Arc<Budget>,
+    clock: Clock,
+    id: PartId,
+    value: Arc<Cached<V>>,
+}
+
+impl<V: Send + Sync + 'static> Deref for HeldPart<V> {
+    type Target = V;
+    fn deref(&self) -> &V {
+        &self.value
+    }
+}
+
+impl<V: Send + Sync + 'static> Drop for HeldPart<V> {
+    fn drop(&mut self) {
+        let Held { lease, holders, .. } = &*self.value.0;
+        let mut parts = self.budget.parts.lock();
+        if holders.fetch_sub(1, Ordering::Relaxed) > 1 {
+            return;
+        }
+        parts.index.release(self.clock.now(), self.id);
+        self.budget.lock().release_cached(lease.bytes());
+        drop(parts);
+        // A load that waits may have it taken back now.
+        self.budget.tell_of_release();
+    }
 }
 
 impl<V: Send + 'static> Deref for Cached<V> {
@@ -144,6 +177,16 @@ impl<V> PrefixCache<V> {
     /// Bytes that are charged for a part whose value has `bytes`, found by so many numbers.
     pub const fn bytes_of_part(bytes: Bytes, numbers: usize) -> Bytes {
         Bytes(bytes.0.saturating_add(PART_OVERHEAD).saturating_add((numbers as u64).saturating_mul(8)))
+    }
+
+    /// As [`Budget::lease_at_once`].
+    pub(super) fn lease_at_once(&self, bytes: Bytes) -> Result<Lease, Ledger> {
+        self.budget.lease_at_once(self.clock.now(), bytes)
+    }
+
+    /// As [`Budget::ask_for_relief`].
+    pub(super) fn ask_for_relief(&self) {
+        self.budget.ask_for_relief();
     }
 
     /// Bytes of all that is in it.
@@ -178,7 +221,7 @@ impl<V: Send + Sync + 'static> PrefixCache<V> {
             return Some(there);
         }
         let bytes = Self::bytes_of_part(bytes, numbers.len());
-        let held = Held { _lease: self.room(before, bytes)?, value: value() };
+        let held = Held { lease: self.room(before, bytes)?, value: value(), holders: 0.into() };
         let value = Arc::new(Cached(Reaped::of_a_worker(held)));
         let now = self.clock.now();
         let mut parts = self.budget.parts.lock();
@@ -189,6 +232,48 @@ impl<V: Send + Sync + 'static> PrefixCache<V> {
         let id = parts.index.insert(now, (self.owner, before), numbers.into(), bytes, saves)?;
         parts.values.insert(id, value);
         Some(id)
+    }
+
+    /// Gets the part with these numbers at the beginning of sequences, and holds it.
+    pub(super) fn hold(&self, numbers: &[u32]) -> Option<HeldPart<V>> {
+        let mut parts = self.budget.parts.lock();
+        let id = parts.index.find(self.clock.now(), self.owner, None, numbers)?;
+        let value = Arc::clone(parts.values.get(&id)?).downcast().ok()?;
+        Some(self.held(&mut parts, id, value))
+    }
+
+    /// Inserts a part at the beginning of sequences, for which room was taken, and holds it; the one that is there, if somebody
+    /// was faster.
+    pub(super) fn insert_held(
+        &self,
+        numbers: &[u32],
+        lease: Lease,
+        saves: Duration,
+        value: V,
+    ) -> HeldPart<V> {
+        let bytes = lease.bytes();
+        let lease = lease.of_a_cache();
+        let own = Arc::new(Cached(Reaped::of_a_worker(Held { value, lease, holders: 0.into() })));
+        // If it is not needed, it goes after the lock.
+        let _own = Arc::clone(&own);
+        let now = self.clock.now();
+        let mut parts = self.budget.parts.lock();
+        let there = parts.index.find(now, self.owner, None, numbers);
+        let there = there.and_then(|id| Some((id, Arc::clone(parts.values.get(&id)?).downcast().ok()?)));
+        let (id, value) = there.unwrap_or_else(|| {
+            let id = parts.index.insert_first(now, self.owner, numbers.into(), bytes, saves);
+            parts.values.insert(id, own.clone());
+            (id, own)
+        });
+        self.held(&mut parts, id, value)
+    }
+
+    fn held(&self, parts: &mut Inner, id: PartId, value: Arc<Cached<V>>) -> HeldPart<V> {
+        if value.0.holders.fetch_add(1, Ordering::Relaxed) == 0 {
+            parts.index.hold(id);
+            self.budget.lock().hold_cached(value.0.lease.bytes());
+        }
+        HeldPart { budget: self.budget.clone(), clock: self.clock, id, value }
     }
 
     /// Leases room for a part behind another, which stays; others of this cache go where it is needed.

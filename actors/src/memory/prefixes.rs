@@ -32,6 +32,8 @@ struct Part {
     used: Time,
     /// Parts right behind it.
     behind: usize,
+    /// Somebody holds it, so that it may not go.
+    held: bool,
 }
 
 impl Part {
@@ -53,6 +55,8 @@ pub(crate) struct Prefixes {
     parts: BTreeMap<PartId, Part>,
     places: BTreeMap<Place, BTreeMap<Box<[u32]>, PartId>>,
     bytes: BTreeMap<Owner, Bytes>,
+    /// Bytes of all parts that are held.
+    held: Bytes,
     last: u64,
 }
 
@@ -84,15 +88,55 @@ impl Prefixes {
             before.behind += 1;
             before.used = now;
         }
+        Some(self.put(now, (owner, before), numbers, bytes, saves))
+    }
+
+    /// Inserts a part that is not there at the beginning of sequences.
+    pub(crate) fn insert_first(
+        &mut self,
+        now: Time,
+        owner: Owner,
+        numbers: Box<[u32]>,
+        bytes: Bytes,
+        saves: Duration,
+    ) -> PartId {
+        self.put(now, (owner, None), numbers, bytes, saves)
+    }
+
+    fn put(
+        &mut self,
+        now: Time,
+        (owner, before): Place,
+        numbers: Box<[u32]>,
+        bytes: Bytes,
+        saves: Duration,
+    ) -> PartId {
         self.last += 1;
         let id = PartId(self.last);
         self.places.entry((owner, before)).or_default().insert(numbers.clone(), id);
-        self.parts.insert(id, Part { owner, before, numbers, bytes, saves, used: now, behind: 0 });
+        let part = Part { owner, before, numbers, bytes, saves, used: now, behind: 0, held: false };
+        self.parts.insert(id, part);
         *self.bytes.entry(owner).or_default() += bytes;
-        Some(id)
+        id
     }
 
-    /// Takes out parts of one owner or of all, but never `kept`: those that are worth least, until they have so many bytes or
+    /// Notes that a part may not go.
+    pub(crate) fn hold(&mut self, id: PartId) {
+        if let Some(part) = self.parts.get_mut(&id).filter(|part| !part.held) {
+            part.held = true;
+            self.held += part.bytes;
+        }
+    }
+
+    /// Notes that a part may go again, and was used until now.
+    pub(crate) fn release(&mut self, now: Time, id: PartId) {
+        if let Some(part) = self.parts.get_mut(&id).filter(|part| part.held) {
+            (part.held, part.used) = (false, now);
+            self.held -= part.bytes;
+        }
+    }
+
+    /// Takes out parts of one owner or of all, but never `kept` nor what is held: those that are worth least, until they have so many bytes or
     /// none is left.
     pub(crate) fn take(
         &mut self,
@@ -102,7 +146,10 @@ impl Prefixes {
         kept: Option<PartId>,
     ) -> Vec<PartId> {
         let may_go = |id: &PartId, part: &Part| {
-            part.behind == 0 && Some(*id) != kept && owner.is_none_or(|owner| owner == part.owner)
+            part.behind == 0
+                && !part.held
+                && Some(*id) != kept
+                && owner.is_none_or(|owner| owner == part.owner)
         };
         // Of equals the older one goes first, so that the choice can be foretold.
         let entry = |id: PartId, part: &Part| (part.dispensable(now), Reverse(id));
@@ -126,7 +173,10 @@ impl Prefixes {
     pub(crate) fn remove_all(&mut self, owner: Owner) -> Vec<PartId> {
         let of_owner = self.parts.iter().filter(|(_, part)| part.owner == owner);
         let ids: Vec<PartId> = of_owner.map(|(id, _)| *id).collect();
-        ids.iter().for_each(|id| drop(self.parts.remove(id)));
+        for id in &ids {
+            let held = self.parts.remove(id).filter(|part| part.held);
+            self.held -= held.map_or(Bytes::ZERO, |part| part.bytes);
+        }
         self.places.retain(|(of, _), _| *of != owner);
         self.bytes.remove(&owner);
         ids
@@ -155,9 +205,9 @@ impl Prefixes {
         self.bytes.get(&owner).copied().unwrap_or_default()
     }
 
-    /// Bytes of all parts.
+    /// Bytes of all parts that nobody holds.
     pub(crate) fn bytes(&self) -> Bytes {
-        self.bytes.values().copied().sum()
+        self.bytes.values().copied().sum::<Bytes>() - self.held
     }
 }
 
@@ -209,6 +259,22 @@ mod tests {
         let end = prefixes.insert(at(2), (OWNER, Some(dear)), [1].into(), Bytes(1), MILLISECOND).unwrap();
         assert_eq!(prefixes.take(at(5), Bytes::ZERO, None, None), []);
         assert_eq!(prefixes.take(at(5), Bytes(100), None, None), [cheap, end, dear]);
+    }
+
+    #[test]
+    fn what_is_held_may_not_go_and_is_new_once_nobody_holds_it() {
+        let mut prefixes = Prefixes::default();
+        let held = add(&mut prefixes, 1, None, &[1]);
+        let other = add(&mut prefixes, 2, None, &[2]);
+        prefixes.hold(held);
+        assert_eq!((prefixes.bytes(), prefixes.bytes_of(OWNER)), (Bytes(10), Bytes(20)));
+        prefixes.release(at(5), held);
+        assert_eq!(prefixes.take(at(9), Bytes(1), None, None), [other], "it was used later");
+        prefixes.hold(held);
+        assert_eq!(prefixes.take(at(9), Bytes(1), None, None), []);
+        assert_eq!(prefixes.remove_all(OWNER), [held]);
+        prefixes.release(at(9), held);
+        assert_eq!((prefixes.bytes(), prefixes.held), (Bytes::ZERO, Bytes::ZERO));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use model_actors::{Batch, Capability, Completion, EmitError, Failure, Item, RequestId, TextChunk};
 
-use super::{Held, Steps, Streams};
+use super::{Held, Steps, Streams, Wait};
 use crate::limits::GenerationLimits;
 
 /// Runs a batch to its end, and whatever joins it meanwhile, within these limits.
@@ -24,8 +24,11 @@ where
 {
     let mut streams = Streams::new(limits);
     let mut new: VecDeque<RequestId> = batch.items().iter().map(Item::id).collect();
+    let mut waits = Vec::new();
     loop {
-        begin(model, &mut streams, batch, &mut new);
+        let over = end_waits(batch, &mut waits, &mut new);
+        begin(model, &mut streams, batch, (&mut new, &mut waits));
+        drop(over);
         hand_out(&mut streams, batch);
         // However long a prompt takes to read, its request waits no longer.
         batch.items().iter().filter(|item| streams.reads(item.id())).for_each(Item::begin);
@@ -40,7 +43,7 @@ where
         }
         let may_begin = !new.is_empty() && streams.wants_more(model);
         if !moved && !may_begin {
-            // Every text waits for its reader.
+            // Every text waits for its reader, or for what it needs.
             batch.pause();
         }
     }
@@ -53,7 +56,7 @@ fn begin<C, S>(
     model: &S,
     streams: &mut Streams<RequestId, S::State>,
     batch: &Batch<'_, C>,
-    new: &mut VecDeque<RequestId>,
+    (new, waits): (&mut VecDeque<RequestId>, &mut Vec<(RequestId, Wait)>),
 ) where
     C: Capability,
     S: Steps<C::Request>,
@@ -65,7 +68,15 @@ fn begin<C, S>(
         if item.should_stop() {
             continue;
         }
-        let begun = match model.begin(item.request()) {
+        let begun = match model.prepare(item.request()) {
+            Ok(None) => model.begin(item.request()),
+            Ok(Some(wait)) => {
+                waits.push((id, wait));
+                continue;
+            }
+            Err(error) => Err(error),
+        };
+        let begun = match begun {
             Ok(start) if model.unread(&start.state) == 0 => {
                 Err(Failure::invalid_input("the prompt has no tokens"))
             }
@@ -80,6 +91,31 @@ fn begin<C, S>(
             return;
         }
     }
+}
+
+/// Ends the waits that are over: their requests are the next to begin, or fail. What they waited for is there as long as what
+/// is returned.
+fn end_waits<C: Capability>(
+    batch: &Batch<'_, C>,
+    waits: &mut Vec<(RequestId, Wait)>,
+    new: &mut VecDeque<RequestId>,
+) -> Vec<(RequestId, Wait)> {
+    let is_over = |(id, wait): &mut (RequestId, Wait)| {
+        let item = batch.items().iter().find(|item| item.id() == *id).filter(|item| !item.should_stop());
+        match (item, item.and_then(|_| wait())) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(_), Some(Ok(()))) => {
+                new.push_front(*id);
+                true
+            }
+            (Some(item), Some(Err(error))) => {
+                item.fail(error.into());
+                true
+            }
+        }
+    };
+    waits.extract_if(.., is_over).collect()
 }
 
 /// Gives readers what there is for them, and lets go of texts that nobody waits for.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use model_actors::{Bytes, LoadContext, LoadStage};
+use model_actors::{Bytes, LoadContext, LoadStage, PartInUse};
 
 use crate::architecture;
 use crate::device::{Compute, ComputeThreads};
@@ -241,13 +241,24 @@ impl TextCache {
     }
 }
 
+/// An adapter in memory.
+pub(super) struct LoadedAdapter {
+    pub(super) adapter: Adapter,
+    /// Numbers that tell it apart from the model's others, and from what its files had before they were changed. They are
+    /// the same when it is loaded again, and never 0 for both.
+    pub(super) identity: [u32; 2],
+}
+
+/// An adapter in memory, as long as a text holds it.
+pub(super) type HeldAdapter = Arc<PartInUse<LoadedAdapter>>;
+
 /// The state of one text, which a worker keeps.
 pub(crate) struct State {
     pub(super) cache: TextCache,
     /// Of the prompt, and after it of the answer; those beyond the cache are not read yet.
     pub(super) tokens: Vec<u32>,
     /// The adapter that changes the decoder for the text.
-    adapter: Option<Arc<Adapter>>,
+    adapter: Option<HeldAdapter>,
     /// The part of it that the prefix cache has.
     prefix: Prefix,
     /// The step at which the text had its last turn, where texts take turns.
@@ -259,11 +270,13 @@ impl State {
         network: &Network,
         prefixes: Option<&Prefixes>,
         tokens: Vec<u32>,
-        adapter: Option<Arc<Adapter>>,
+        adapter: Option<HeldAdapter>,
     ) -> Result<Self> {
         let (cache, prefix) = match network {
             Network::Own(decoder) => {
-                let find = |prefixes: &Prefixes| prefixes.find(decoder, adapter.as_ref(), &tokens);
+                let find = |prefixes: &Prefixes| {
+                    prefixes.find(decoder, adapter.as_ref().map(|held| held.identity), &tokens)
+                };
                 (TextCache::Own(decoder.cache(tokens.len())?), prefixes.map(find))
             }
             Network::Library(model) => (TextCache::Library(model.begin()?), None),
@@ -437,7 +450,8 @@ fn pass(
         if unread == *rows {
             asked.push((index, tokens.len().saturating_sub(1) as u32));
         }
-        segments.push(Segment { cache, length: *rows, positions: None, adapter: adapter.as_deref() });
+        let adapter = adapter.as_ref().map(|held| &held.adapter);
+        segments.push(Segment { cache, length: *rows, positions: None, adapter });
     }
     let hidden = decoder.forward(&decoder.embed(&tokens)?, &mut segments)?;
     drop(segments);

@@ -34,7 +34,7 @@ const TOKENIZING: u64 = 512;
 /// A model as its small files describe it.
 pub(crate) struct TextToTextPlan {
     files: Files,
-    config: NetworkConfig,
+    config: Arc<NetworkConfig>,
     kind: Kind,
     template: Option<ChatTemplate>,
     special: SpecialTokens,
@@ -147,7 +147,7 @@ impl loader::LoadPlan for TextToTextPlan {
             template: self.template.clone(),
             end_tokens,
             grammars,
-            adapters: Adapters::load(&self.files.adapters, &self.config, &device, context)?,
+            adapters: Adapters::new(self.files.adapters.clone(), self.config.clone(), device, context),
             marks: self.template.as_ref().map(|one| PartMarks::of_template(one.text())).unwrap_or_default(),
             settings: self.settings.clone(),
             tokens,
@@ -161,7 +161,7 @@ impl loader::LoadPlan for TextToTextPlan {
 
 impl TextToTextPlan {
     fn read_folder(files: Files, generation: GenerationSettings, context: &LoadContext) -> Result<Self> {
-        let config = NetworkConfig::read(&files, generation.family, context)?;
+        let config = Arc::new(NetworkConfig::read(&files, generation.family, context)?);
         config.check_adapters(&files.adapters)?;
         let settings = GenerationConfig::read(&files, context)?;
         let tokenizer = TokenizerFiles::find(&files, "", context)?;
@@ -214,7 +214,7 @@ impl TextToTextPlan {
                 template = Some(ChatTemplate::new(source, special.clone(), path)?);
             }
         }
-        let (kind, config) = (Kind::Gguf { file, tokenizer }, NetworkConfig::Own(config));
+        let (kind, config) = (Kind::Gguf { file, tokenizer }, Arc::new(NetworkConfig::Own(config)));
         Ok(Self {
             files,
             config,
@@ -269,7 +269,11 @@ impl TextToTextPlan {
         // With the numbers of the tokens themselves.
         let computing = config.worker_bytes(held, limits, longest, adapted) + Bytes(4 * held as u64);
         let tokenizing = Bytes(TOKENIZING.saturating_mul(longest as u64));
-        let adapters = adapters::bytes(&self.files.adapters, context)?;
+        // Where they are charged by themselves, they are none of the model's.
+        let adapters = match context.has_cache_memory() {
+            true => Bytes::ZERO,
+            false => adapters::bytes(&self.files.adapters, context)?,
+        };
         let shared = shared + Grammars::bytes(config.vocabulary()) + adapters;
         Ok(Footprint::new(shared, computing + logits + tokenizing + THREAD_SCRATCH))
     }

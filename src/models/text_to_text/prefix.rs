@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::kernels::causal::ROW_BLOCK;
 use crate::limits::GenerationLimits;
 use crate::models::decoder::Decoder;
-use crate::models::transformer::{Adapter, Cache};
+use crate::models::transformer::Cache;
 
 /// Tokens of a block.
 pub(super) const BLOCK: usize = ROW_BLOCK;
@@ -42,7 +42,7 @@ pub(super) struct Prefix {
     cached: usize,
     /// Nothing more of the text is kept.
     closed: bool,
-    /// The adapter that its keys and values depend on.
+    /// Numbers of the adapter that its keys and values depend on; none has 0.
     adapter: [u32; 2],
 }
 
@@ -56,9 +56,9 @@ impl Prefixes {
         Some(Self { blocks: context.prefix_cache(Bytes(each.saturating_mul(count))), block_bytes })
     }
 
-    /// Finds the blocks that a prompt begins with. One token at least is left to be read.
-    pub(super) fn find(&self, decoder: &Decoder, adapter: Option<&Arc<Adapter>>, prompt: &[u32]) -> Prefix {
-        let mut prefix = Prefix { adapter: identity(adapter), ..Prefix::default() };
+    /// Finds the blocks that a prompt begins with, as the adapter of these numbers makes them. One token at least is left to be read.
+    pub(super) fn find(&self, decoder: &Decoder, adapter: Option<[u32; 2]>, prompt: &[u32]) -> Prefix {
+        let mut prefix = Prefix { adapter: adapter.unwrap_or_default(), ..Prefix::default() };
         let most = prompt.len().saturating_sub(1) / BLOCK;
         for block in prompt.chunks_exact(BLOCK).take(most) {
             let key = prefix.key(decoder, block, prompt.len());
@@ -109,8 +109,8 @@ impl Prefix {
 
     /// Numbers by which a block is found: its tokens, after what else its keys and values depend on.
     fn key(&self, decoder: &Decoder, block: &[u32], reach: usize) -> Vec<u32> {
-        let [low, high] = self.adapter;
-        let depends_on = [low, high, decoder.lengthened(reach) as u32];
+        let [adapter, version] = self.adapter;
+        let depends_on = [adapter, version, decoder.lengthened(reach) as u32];
         depends_on.iter().chain(block).copied().collect()
     }
 
@@ -144,12 +144,6 @@ pub(super) fn piece(begin: usize, unread: usize, most: usize) -> usize {
         true => unread,
         false => (begin.saturating_add(most) / BLOCK * BLOCK).saturating_sub(begin),
     }
-}
-
-/// Numbers that tell a model's adapters apart. The model holds all of them as long as there is a block.
-fn identity(adapter: Option<&Arc<Adapter>>) -> [u32; 2] {
-    let address = adapter.map_or(0, |adapter| Arc::as_ptr(adapter).addr() as u64);
-    [address as u32, (address >> 32) as u32]
 }
 
 #[cfg(test)]
