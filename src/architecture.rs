@@ -55,7 +55,19 @@ pub(crate) fn find_whole<A>(
     config: &serde_json::Value,
     unread: Unread,
 ) -> Result<A> {
-    let family = family_of(families, capability, file, config)?;
+    read_whole(family_of(families, capability, file, config)?, file, config, unread)
+}
+
+/// The same of a file whose family is known.
+///
+/// # Errors
+/// As [`find_whole`], but for an unknown family.
+pub(crate) fn read_whole<A>(
+    family: &Family<A>,
+    file: &Path,
+    config: &serde_json::Value,
+    unread: Unread,
+) -> Result<A> {
     let found = (family.read)(file, config)?;
     if unread == Unread::Refused {
         refuse_unread(file, config, |changed| (family.read)(file, changed).is_ok())?;

@@ -14,7 +14,7 @@ use crate::image_input::has_all_bytes;
 use resample::resize_planes;
 pub(crate) use resample::{Filter, resize};
 pub(crate) use settings::{Preprocessing, Processor, Scaling, Size, processor_config};
-pub(crate) use window::{centre_crop, window};
+pub(crate) use window::{Middle, centre_crop, window};
 
 pub(crate) use crate::limits::{MAX_MODEL_PIXELS as MAX_PIXELS, MAX_MODEL_SIDE as MAX_SIDE};
 

@@ -37,7 +37,7 @@ const MAX_SHARDS: usize = 4096;
 const MAX_RANK: usize = 8;
 
 /// Name of weight files, without an ending, unless a part of a larger model has a name of its own.
-const NAME: &str = "model";
+pub(crate) const NAME: &str = "model";
 /// Endings after the name, in the order in which they are looked for: whole or in shards, and the same in
 /// half precision as diffusers saves it.
 const ENDINGS: [&str; 5] = [
@@ -47,8 +47,8 @@ const ENDINGS: [&str; 5] = [
     "safetensors.index.fp16.json",
     "fp16.safetensors.index.json",
 ];
-/// The same of PyTorch's own files, which are looked for where there are no safetensors.
-const PICKLE_NAME: &str = "pytorch_model";
+/// Names of PyTorch's own files beside those of safetensors, which are looked for first.
+const PICKLES: [(&str, &str); 2] = [(NAME, "pytorch_model"), ("open_clip_model", "open_clip_pytorch_model")];
 const PICKLE_ENDINGS: [&str; 3] = ["bin", "bin.index.json", "fp16.bin"];
 
 /// Name of the type of tensors that hold bytes.
@@ -148,8 +148,8 @@ impl WeightFiles {
         let block = quantised::block_of(files, folder, context)?;
         let (unread, eight_bit) = (files.unread, files.eight_bit);
         let mut weights = Self { block, unread, eight_bit, ..Self::default() };
-        // transformers calls its pickles by another name than its safetensors.
-        let pickle = if name == NAME { PICKLE_NAME } else { name };
+        // Pickles often have another name than safetensors.
+        let pickle = PICKLES.iter().find(|(own, _)| *own == name).map_or(name, |(_, pickle)| pickle);
         let forms = [(name, &ENDINGS[..], "safetensors"), (pickle, &PICKLE_ENDINGS[..], "bin")];
         for (name, endings, shards) in forms {
             for ending in endings {

@@ -250,6 +250,71 @@ fn impossible_configurations_are_refused() {
 }
 
 #[test]
+fn impossible_configurations_of_open_clip_are_refused() {
+    let cases = [
+        ("/model_cfg/embed_dim", json!(0)),
+        ("/model_cfg/embed_dim", json!(25)),
+        ("/model_cfg/vision_cfg/width", json!(50)),
+        ("/model_cfg/vision_cfg/head_width", json!(0)),
+        ("/model_cfg/vision_cfg/image_size", json!(7)),
+        ("/model_cfg/vision_cfg/mlp_ratio", json!(1e300)),
+        ("/model_cfg/vision_cfg/mlp_ratio", json!(-1)),
+        ("/model_cfg/vision_cfg/layers", json!([3, 4, 6, 3])),
+        ("/model_cfg/vision_cfg/layers", json!(2)),
+        ("/model_cfg/vision_cfg/pool_type", json!("avg")),
+        ("/model_cfg/vision_cfg/ls_init_value", json!(1e-5)),
+        ("/model_cfg/vision_cfg/attentional_pool", json!(true)),
+        ("/model_cfg/vision_cfg/timm_model_name", json!("eva02_base_patch16_clip_224")),
+        ("/model_cfg/vision_cfg/timm_model_name", json!("fastvit_mci3")),
+        ("/model_cfg/text_cfg/heads", json!(5)),
+        ("/model_cfg/text_cfg/context_length", json!(17)),
+        ("/model_cfg/text_cfg/vocab_size", json!(u64::MAX)),
+        ("/model_cfg/text_cfg/pool_type", json!("eos")),
+        ("/model_cfg/text_cfg/hf_model_name", json!("xlm-roberta-base")),
+        ("/model_cfg/text_cfg/hf_tokenizer_name", json!("timm/ViT-B-16-SigLIP")),
+        ("/preprocess_cfg/size", json!(64)),
+        ("/preprocess_cfg/mode", json!("L")),
+        ("/preprocess_cfg/interpolation", json!("lanczos")),
+        ("/preprocess_cfg/resize_mode", json!("longest")),
+        ("/preprocess_cfg/std", json!([0.0, 1.0, 1.0])),
+    ];
+    for (setting, value) in cases {
+        let folder = changed("open_clip", "open_clip_config.json", |config| {
+            let (table, name) = setting.rsplit_once('/').unwrap();
+            config.pointer_mut(table).unwrap()[name] = value.clone();
+        });
+        let error = error_of(folder.path());
+        let is_typed = matches!(
+            error,
+            Error::InvalidConfig { .. }
+                | Error::UnsupportedSetting { .. }
+                | Error::UnreadSetting { .. }
+                | Error::ShapeMismatch { .. }
+                | Error::MissingTensor { .. }
+                | Error::UnreadTensor { .. }
+        );
+        assert!(is_typed, "{setting} {value}: {error:?}");
+    }
+}
+
+/// Where a repository has the files of both, those of transformers count, as they name what they are.
+#[test]
+fn the_files_of_open_clip_count_where_no_others_are() {
+    let folder = changed("open_clip", "open_clip_config.json", |_| {});
+    for file in ["config.json", "model.safetensors", "preprocessor_config.json"] {
+        std::fs::copy(fixture("dinov2").join(file), folder.path().join(file)).unwrap();
+    }
+    let model = ImageEmbeddingModel::load(Source::directory(folder.path())).unwrap();
+    assert!(!model.has_text_side());
+    std::fs::remove_file(folder.path().join("config.json")).unwrap();
+    let model = ImageEmbeddingModel::load(Source::directory(folder.path())).unwrap();
+    assert!(model.has_text_side());
+    std::fs::remove_file(folder.path().join("open_clip_config.json")).unwrap();
+    let error = error_of(folder.path());
+    assert!(matches!(&error, Error::MissingFile { file, .. } if file == "config.json"), "{error}");
+}
+
+#[test]
 fn a_model_and_its_preprocessing_must_fit() {
     let folder = changed("clip", "preprocessor_config.json", |config| {
         config["crop_size"] = json!({"height": 31, "width": 32});

@@ -76,6 +76,7 @@ fn configurations(capability: &str, folder: &Path) -> Vec<PathBuf> {
         // Of a static table the reference implementation reads the weights and the tokenizer alone.
         let is_own = file.parent() == Some(folder) && !folder.ends_with("text_embedding/static");
         name == "scheduler_config.json"
+            || name == "open_clip_config.json"
             || (name == "config.json" && (is_own || capability == "text_to_image"))
     };
     files(folder).into_iter().filter(is_component).collect()
@@ -96,6 +97,10 @@ fn tables(config: &Value) -> Vec<String> {
         "rope_scaling",
         "config/vision",
         "config/text",
+        "model_cfg",
+        "model_cfg/vision_cfg",
+        "model_cfg/text_cfg",
+        "preprocess_cfg",
     ];
     let parts = parts.into_iter().map(of_part);
     let within = ["/text_config/rope_parameters", "/text_config/rope_parameters/full_attention"];

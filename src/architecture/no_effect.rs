@@ -84,6 +84,12 @@ const EVERYWHERE: &[Row] = &[
     ("remove_invalid_values", "*"),
     ("model_max_length", "*"),
     ("matryoshka_dimensions", "*"),
+    // Of training, in the files of OpenCLIP.
+    ("patch_dropout", "*"),
+    ("timm_drop*", "*"),
+    ("timm_model_pretrained", "*"),
+    // Of images that are padded, which are refused.
+    ("fill_color", "*"),
     // Outputs that nobody asks for here.
     ("output_*", "*"),
     ("return_dict*", "*"),

@@ -8,7 +8,10 @@ mod chinese_clip;
 mod clip;
 mod dinov2;
 mod dinov3;
+#[cfg(feature = "transformers")]
+mod fast_vit;
 mod inputs;
+mod open_clip;
 mod plan;
 mod siglip;
 #[cfg(feature = "transformers")]
@@ -28,7 +31,7 @@ use crate::loader::{WorkerModel, standalone_model};
 use crate::models::answers::{Watch, check};
 use crate::pooling::normalize;
 use crate::preprocessing::{Preprocessing, Processor};
-use crate::weights::WeightFiles;
+use crate::weights::{NAME, WeightFiles};
 use inputs::{Input, Pass, Texts};
 pub(crate) use plan::ImageEmbeddingPlan;
 
@@ -37,6 +40,7 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     clip::FAMILY,
     clip::FAMILY_OF_IMAGES,
     clip::FAMILY_OF_TEXTS,
+    open_clip::FAMILY,
     siglip::FAMILY,
     siglip::FAMILY_NAFLEX,
     dinov2::FAMILY,
@@ -59,6 +63,14 @@ trait Architecture: Send + Sync {
     fn images(&self) -> Option<ImageSide>;
     /// Its text side, if it has one.
     fn texts(&self) -> Option<TextSide>;
+    /// The preprocessing of images, where the configuration has it.
+    fn preprocessing(&self) -> Option<Preprocessing> {
+        None
+    }
+    /// Name of its weight files, without an ending.
+    fn weights(&self) -> &'static str {
+        NAME
+    }
     /// True for tensors of the file that change no vector.
     fn has_no_effect(&self, tensor: &str) -> bool;
     /// True for the tensors of the file that are loaded.
@@ -117,6 +129,8 @@ enum Padding {
     None,
     /// All texts are padded to the longest that the model takes, and the padding is attended to, as in training.
     ToLongest,
+    /// The same with this token after the text.
+    ToLongestWith(u32),
 }
 
 /// A loaded model. It keeps nothing between passes, so that all workers share one.

@@ -140,13 +140,32 @@ pub(crate) fn build<M>(
     context: &LoadContext,
     make: impl FnOnce(VarBuilder<'_>) -> candle_core::Result<M>,
 ) -> Result<M> {
+    build_lacking(weights, device, context, |_| false, make)
+}
+
+/// The same of a model that goes without tensors which it asks for and is not given: of those that are missing, `may_lack`
+/// is true for the ones that it may go without.
+///
+/// # Errors
+/// As [`build`].
+#[cfg(feature = "transformers")]
+pub(crate) fn build_lacking<M>(
+    weights: &WeightFiles,
+    device: &Device,
+    context: &LoadContext,
+    may_lack: fn(&str) -> bool,
+    make: impl FnOnce(VarBuilder<'_>) -> candle_core::Result<M>,
+) -> Result<M> {
     let error = Arc::new(Mutex::new(None));
-    let backend: Box<dyn SimpleBackend + '_> = Box::new(Lent { weights, context, error: Arc::clone(&error) });
+    let lent = Lent { weights, context, may_lack, error: Arc::clone(&error) };
+    let backend: Box<dyn SimpleBackend + '_> = Box::new(lent);
     let builder = VarBuilder::from_backend(backend, DType::F32, device.clone());
     let built = catch_unwind(AssertUnwindSafe(|| make(builder)));
     let built = built.map_err(|panic| Error::compute(format!("the library panicked: {}", told(&*panic))))?;
-    let first = || error.lock().unwrap_or_else(PoisonError::into_inner).take();
-    built.map_err(|error| first().unwrap_or_else(|| Error::from(error)))
+    match error.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) => Err(error),
+        None => Ok(built?),
+    }
 }
 
 /// The words of a panic.

@@ -1,5 +1,7 @@
 //! Reads `preprocessor_config.json` and preprocesses pictures as it says.
 
+mod open_clip;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -7,7 +9,7 @@ use model_actors::{LoadContext, Picture};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Filter, MAX_SIDE, centre_crop, check, check_sides, resize, resize_planes};
+use super::{Filter, MAX_SIDE, Middle, centre_crop, check, check_sides, resize, resize_planes};
 use crate::architecture::parse;
 use crate::error::{Error, Result};
 use crate::limits::MAX_IMAGE_ROWS;
@@ -148,6 +150,7 @@ pub(crate) struct Preprocessing {
     pub(crate) resize: Option<(Size, Filter)>,
     /// Width and height of the part in the middle that is kept.
     pub(crate) crop: Option<(usize, usize)>,
+    middle: Middle,
     pub(crate) scaling: Scaling,
     rounding: Rounding,
 }
@@ -269,7 +272,7 @@ impl Preprocessing {
                 ));
             }
         }
-        Ok(Self { resize, crop, scaling: reader.scaling(&raw)?, rounding })
+        Ok(Self { resize, crop, middle: Middle::Down, scaling: reader.scaling(&raw)?, rounding })
     }
 
     /// Pixels along the side of the whole patches that a picture is resized to, if it is.
@@ -304,7 +307,7 @@ impl Preprocessing {
         };
         let resized = resized.as_ref().unwrap_or(picture);
         let cropped = match self.crop {
-            Some((width, height)) => centre_crop(resized, width, height)?,
+            Some((width, height)) => centre_crop(resized, width, height, self.middle)?,
             None => resized.clone(),
         };
         check_sides(cropped.width, cropped.height)?;

@@ -34,12 +34,22 @@ fn overlap(start: isize, window: usize, picture: usize) -> (usize, usize, usize)
     (to, from, window.saturating_sub(to).min(picture.saturating_sub(from)))
 }
 
+/// Rounding of the place of a crop from the middle, where as much cannot go on both sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Middle {
+    /// Less goes before it, as in transformers.
+    Down,
+    /// An even number goes before it, as in torchvision.
+    ToEven,
+}
+
 /// Crops the picture around its centre; where it is smaller than that, pads it with black.
 ///
 /// # Errors
 /// As [`window`].
-pub(crate) fn centre_crop(picture: &Picture, width: usize, height: usize) -> Result<Picture> {
+pub(crate) fn centre_crop(picture: &Picture, width: usize, height: usize, middle: Middle) -> Result<Picture> {
     let start = |picture: usize, crop: usize| match picture.checked_sub(crop) {
+        Some(rest) if middle == Middle::ToEven && rest % 4 == 3 => (rest / 2 + 1) as isize,
         Some(rest) => (rest / 2) as isize,
         None => -((crop - picture).div_ceil(2) as isize),
     };
@@ -73,10 +83,19 @@ mod tests {
 
     #[test]
     fn a_crop_is_from_the_middle_and_a_small_picture_gets_a_border() {
-        let crop = centre_crop(&numbered(5, 4), 2, 2).unwrap();
+        let crop = centre_crop(&numbered(5, 4), 2, 2, Middle::Down).unwrap();
         assert_eq!(crop.rgb, [1, 1, 7, 2, 1, 7, 1, 2, 7, 2, 2, 7]);
         // A border that cannot be even is wider on the left.
-        let crop = centre_crop(&numbered(1, 1), 4, 1).unwrap();
+        let crop = centre_crop(&numbered(1, 1), 4, 1, Middle::Down).unwrap();
         assert_eq!(crop.rgb, [0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0]);
+    }
+
+    #[test]
+    fn half_a_pixel_is_rounded_as_the_reference_does() {
+        let first = |width: usize, middle| centre_crop(&numbered(width, 1), 2, 1, middle).unwrap().rgb[0];
+        // round(0.5), round(1.0), round(1.5), round(2.0), round(2.5), round(3.5) in Python.
+        let wide = [3, 4, 5, 6, 7, 9];
+        assert_eq!(wide.map(|width| first(width, Middle::ToEven)), [0, 1, 2, 2, 2, 4]);
+        assert_eq!(wide.map(|width| first(width, Middle::Down)), [0, 1, 1, 2, 2, 3]);
     }
 }

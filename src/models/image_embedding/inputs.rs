@@ -122,6 +122,9 @@ impl TextPlan {
         let invalid = |reason| Error::InvalidTokenizer { file: self.tokenizer.path().to_owned(), reason };
         let padding = match self.side.padding {
             Padding::None => None,
+            Padding::ToLongestWith(token) => {
+                Some(Filling { token, length: self.longest, side: PaddingSide::Right })
+            }
             Padding::ToLongest => {
                 let token = &self.pad_token;
                 let id =

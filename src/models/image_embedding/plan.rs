@@ -1,12 +1,14 @@
 //! Everything about an image embedding model that its small files tell, before its weights are read.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model_actors::{Footprint, ImageEmbedding, LoadContext, LoadStage};
 
 use super::inputs::TextPlan;
-use super::{Architecture, CAPABILITY, FAMILIES, ImageSide, ImageSize, Images, LoadedModel, WORKER_SCRATCH};
+use super::{
+    Architecture, CAPABILITY, FAMILIES, ImageSide, ImageSize, Images, LoadedModel, WORKER_SCRATCH, open_clip,
+};
 use crate::architecture;
 use crate::device::Compute;
 use crate::error::{Error, Result};
@@ -33,10 +35,11 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
     type Loaded = LoadedModel;
 
     fn read(files: Files, _: GenerationSettings, context: &LoadContext) -> Result<Self> {
-        let config = config_file::find(&files, "config.json", FAMILIES, CAPABILITY, context)?;
-        let architecture =
-            architecture::find_whole(FAMILIES, CAPABILITY, &config, &read_json(&config)?, files.unread)?;
-        let images = architecture.images().map(|side| images(&files, &config, side, context)).transpose()?;
+        let (config, architecture) = find(&files, context)?;
+        let preprocessing = architecture.preprocessing();
+        let images = architecture.images();
+        let images =
+            images.map(|side| images_of(&files, &config, side, preprocessing, context)).transpose()?;
         let side = architecture.texts();
         let texts = side.map(|side| TextPlan::read(&files, side, context)).transpose()?;
         // A larger image is refused when it comes.
@@ -50,11 +53,11 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
     }
 
     fn footprint(&self, _: &Compute, context: &LoadContext) -> Result<Footprint> {
-        Ok(self.footprint_of(&WeightFiles::open(&self.files, "", context)?))
+        Ok(self.footprint_of(&self.weights(context)?))
     }
 
     fn load(self: &Arc<Self>, compute: &Compute, context: &LoadContext) -> Result<LoadedModel> {
-        let weights = WeightFiles::open(&self.files, "", context)?;
+        let weights = self.weights(context)?;
         let device = compute.open()?;
         context.begin(LoadStage::Load, weights.bytes_on_disk(|tensor| self.architecture.uses(tensor)));
         let texts = self.texts.as_ref().map(TextPlan::load).transpose()?;
@@ -72,9 +75,36 @@ impl loader::LoadPlan for ImageEmbeddingPlan {
     }
 }
 
-/// Reads the preprocessing of a model's images, which has to make such as the model takes.
-fn images(files: &Files, config: &Path, side: ImageSide, context: &LoadContext) -> Result<Images> {
-    let preprocessing = Preprocessing::open(files, side.processor, context)?;
+/// The configuration of a model: that of transformers, or where there is none, that of OpenCLIP.
+fn find(files: &Files, context: &LoadContext) -> Result<(PathBuf, Box<dyn Architecture>)> {
+    let found = config_file::find(files, "config.json", FAMILIES, CAPABILITY, context);
+    let file = match found {
+        Err(Error::MissingFile { .. } | Error::PickleOnly { .. }) => {
+            files.optional(open_clip::FILE, context)?
+        }
+        _ => None,
+    };
+    if let Some(file) = file {
+        let found = architecture::read_whole(&open_clip::FAMILY, &file, &read_json(&file)?, files.unread)?;
+        return Ok((file, found));
+    }
+    let file = found?;
+    let found = architecture::find_whole(FAMILIES, CAPABILITY, &file, &read_json(&file)?, files.unread)?;
+    Ok((file, found))
+}
+
+/// Reads the preprocessing of a model's images, unless it is known, which has to make such as the model takes.
+fn images_of(
+    files: &Files,
+    config: &Path,
+    side: ImageSide,
+    known: Option<Preprocessing>,
+    context: &LoadContext,
+) -> Result<Images> {
+    let preprocessing = match known {
+        Some(preprocessing) => preprocessing,
+        None => Preprocessing::open(files, side.processor, context)?,
+    };
     let invalid = |reason: String| Err(Error::InvalidConfig { file: config.to_owned(), reason });
     let taken = match side.size {
         ImageSize::Square(side) if preprocessing.exact() != Some((side, side)) => {
@@ -110,6 +140,10 @@ impl Images {
 }
 
 impl ImageEmbeddingPlan {
+    fn weights(&self, context: &LoadContext) -> Result<WeightFiles> {
+        WeightFiles::open_named(&self.files, "", self.architecture.weights(), context)
+    }
+
     fn footprint_of(&self, weights: &WeightFiles) -> Footprint {
         let scratch = self.architecture.scratch(PASS_ROWS.max(self.longest), self.longest);
         let shared = weights.bytes_in_memory(|tensor| self.architecture.uses(tensor), |_| false);

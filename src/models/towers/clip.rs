@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 
 use super::positions::{Positions, Resampling};
 use super::rows::{pick, starts};
-use super::settings::{CLIP_BLOCKS, TextSettings, VisionSettings};
+use super::settings::{CLIP_BLOCKS, OPEN_CLIP_BLOCKS, TextSettings, VisionSettings};
 use super::text::{PositionsConfig, TextTower, TextTowerConfig, TextTowerNames};
 use super::vision::{Patches, VisionTower};
 use crate::error::Result;
-use crate::kernels::{Activation, AttentionMask};
+use crate::kernels::{Activation, AttentionMask, Linear as Dense};
 use crate::models::config_file::invalid;
 use crate::models::transformer::{
-    self, Bias, Norm, Projection as Linear, SafeTensors, TransformerConfig, Workload,
+    self, Bias, Names, Norm, Projection as Linear, SafeTensors, TransformerConfig, Workload,
 };
 use crate::weights::WeightReader;
 
@@ -35,18 +35,58 @@ fn text_defaults() -> Value {
     })
 }
 
+/// Names of a vision tower's tensors.
+#[derive(Debug)]
+struct VisionNames {
+    /// The class and the positions, whole tensor names.
+    class: &'static str,
+    positions: &'static str,
+    patches: &'static str,
+    /// Norm before the blocks, and of the class after them.
+    first_norm: &'static str,
+    last_norm: &'static str,
+    blocks: Names,
+}
+
+/// Those of transformers.
+const VISION_NAMES: VisionNames = VisionNames {
+    class: "embeddings.class_embedding",
+    positions: "embeddings.position_embedding.weight",
+    patches: "embeddings.patch_embedding",
+    // It is misspelt in the published files.
+    first_norm: "pre_layrnorm",
+    last_norm: "post_layernorm",
+    blocks: CLIP_BLOCKS,
+};
+
+/// Those of OpenCLIP.
+const OPEN_CLIP_VISION_NAMES: VisionNames = VisionNames {
+    class: "class_embedding",
+    positions: "positional_embedding",
+    patches: "conv1",
+    first_norm: "ln_pre",
+    last_norm: "ln_post",
+    blocks: OPEN_CLIP_BLOCKS,
+};
+
 /// The vision tower's settings.
 #[derive(Debug, Clone)]
 pub(crate) struct VisionConfig {
     pub(crate) settings: VisionSettings,
     pub(crate) transformer: TransformerConfig,
+    names: &'static VisionNames,
 }
 
 impl VisionConfig {
     /// Reads a `vision_config`, or the whole `config.json` of a vision tower alone.
     pub(crate) fn read(file: &Path, config: &Value) -> Result<Self> {
         let settings = VisionSettings::read(file, vision_defaults(), config)?;
-        Ok(Self { transformer: settings.transformer(file)?, settings })
+        Ok(Self { transformer: settings.transformer(file)?, settings, names: &VISION_NAMES })
+    }
+
+    /// The same tower in the files of OpenCLIP.
+    pub(crate) fn of_open_clip(self) -> Self {
+        Self { names: &OPEN_CLIP_VISION_NAMES, ..self }
     }
 
     /// Number of rows of an image.
@@ -57,25 +97,24 @@ impl VisionConfig {
     /// Loads the tower, all but the last norm.
     pub(crate) fn load(&self, tensors: &SafeTensors<'_>) -> Result<VisionTower> {
         let (width, side, grid) = (self.transformer.width, self.settings.patch_size, self.settings.grid());
-        let embeddings = tensors.at("embeddings.");
-        let class = embeddings.tensor("class_embedding", &[width])?;
-        let positions = embeddings.tensor("position_embedding.weight", &[grid * grid + 1, width])?;
+        let names = self.names;
+        let class = tensors.tensor(names.class, &[width])?;
+        let positions = tensors.tensor(names.positions, &[grid * grid + 1, width])?;
         let first = (class.unsqueeze(0)? + positions.narrow(0, 0, 1)?)?;
         let places = positions.narrow(0, 1, grid * grid)?.contiguous()?;
-        // The name is misspelt in the published files.
-        let first_norm = tensors.layer_norm("pre_layrnorm", width, self.transformer.epsilon)?;
+        let first_norm = tensors.layer_norm(names.first_norm, width, self.transformer.epsilon)?;
         Ok(VisionTower {
-            patches: Patches::load(&embeddings, "patch_embedding", width, side, Bias::No)?,
+            patches: Patches::load(tensors, names.patches, width, side, Bias::No)?,
             leading: Some(first),
             positions: Positions::new(places, grid, Resampling::Never),
             first_norm: Some(first_norm),
-            transformer: transformer::load(&self.transformer, &CLIP_BLOCKS, tensors, tensors.device())?,
+            transformer: transformer::load(&self.transformer, &names.blocks, tensors, tensors.device())?,
         })
     }
 
     /// Loads the norm of the pooled class, which a user of hidden states does not need.
     pub(crate) fn load_last_norm(&self, tensors: &SafeTensors<'_>) -> Result<Norm> {
-        tensors.layer_norm("post_layernorm", self.transformer.width, self.transformer.epsilon)
+        tensors.layer_norm(self.names.last_norm, self.transformer.width, self.transformer.epsilon)
     }
 }
 
@@ -88,6 +127,15 @@ pub(super) const TEXT_NAMES: TextTowerNames = TextTowerNames {
     embedding_projection: "",
     blocks: CLIP_BLOCKS,
     norm: "final_layer_norm",
+};
+
+/// Those of the text tower in the files of OpenCLIP.
+const OPEN_CLIP_TEXT_NAMES: TextTowerNames = TextTowerNames {
+    token_embeddings: "token_embedding",
+    positions: "positional_embedding",
+    blocks: OPEN_CLIP_BLOCKS,
+    norm: "ln_final",
+    ..TEXT_NAMES
 };
 
 /// The text tower of CLIP or SigLIP with these settings.
@@ -136,6 +184,15 @@ impl TextConfig {
             Some(_) => return Err(invalid(file, "eos_token_id must be the number of a token")),
         };
         Ok(Self { tower: text_tower(file, &settings, AttentionMask::Causal)?, end })
+    }
+
+    /// The same tower in the files of OpenCLIP, whose tokens see those before them alone or all. A text ends at the first
+    /// token with the largest number.
+    pub(crate) fn of_open_clip(self, mask: AttentionMask) -> Self {
+        let TextTowerConfig { transformer, .. } = self.tower;
+        let transformer = transformer.with_mask(mask);
+        let tower = TextTowerConfig { transformer, names: &OPEN_CLIP_TEXT_NAMES, ..self.tower };
+        Self { tower, end: End::Largest }
     }
 
     /// Bytes that a pass over so many tokens needs besides the weights.
@@ -194,6 +251,17 @@ impl Projection {
     pub(crate) fn load(reader: &WeightReader<'_>, name: &str, out_dim: usize, in_dim: usize) -> Result<Self> {
         let tensors = SafeTensors::new(reader, "", Workload::WholeSequences);
         Ok(Self(tensors.linear(name, out_dim, in_dim, Bias::No)?))
+    }
+
+    /// Loads the tensor `name`, `(in_dim, out_dim)`, as OpenCLIP has it.
+    pub(crate) fn load_columns(
+        reader: &WeightReader<'_>,
+        name: &str,
+        out_dim: usize,
+        in_dim: usize,
+    ) -> Result<Self> {
+        let weight = reader.tensor(name, &[in_dim, out_dim])?.t()?.contiguous()?;
+        Ok(Self(Linear::Gemm(Dense::new(&weight, None)?)))
     }
 
     /// `(rows, in_dim)` to `(rows, out_dim)`.

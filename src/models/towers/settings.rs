@@ -27,6 +27,19 @@ pub(crate) const CLIP_BLOCKS: Names = Names {
     ..Names::NONE
 };
 
+/// The same in the files of OpenCLIP.
+pub(crate) const OPEN_CLIP_BLOCKS: Names = Names {
+    blocks: "transformer.resblocks.",
+    attention_norm: "ln_1",
+    qkv: QkvNames::Fused("attn.in_proj"),
+    out_proj: "attn.out_proj",
+    feed_forward_norm: "ln_2",
+    feed_forward: "mlp.",
+    up: UpNames::Dense("c_fc"),
+    down: "c_proj",
+    ..Names::NONE
+};
+
 /// `vision_config` of CLIP and SigLIP.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct VisionSettings {

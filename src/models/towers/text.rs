@@ -86,7 +86,11 @@ impl TextTowerConfig {
             "" => Ok(None),
             name => tensors.norm(name, width, config.norm, config.epsilon).map(Some),
         };
-        let table = |name: &str, count| tensors.tensor(&format!("{name}.weight"), &[count, embedded]);
+        let table = |name: &str, count| {
+            // A parameter that is no layer of its own has a name without an ending.
+            let ending = if tensors.contains(name) { "" } else { ".weight" };
+            tensors.tensor(&format!("{name}{ending}"), &[count, embedded])
+        };
         let (count, padding) = match self.positions {
             PositionsConfig::None => (0, None),
             PositionsConfig::Places(count) => (count, None),

@@ -168,15 +168,16 @@ impl<'a> SafeTensors<'a> {
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
         for (name, out_dim) in layers.parts {
             // A parameter that is no layer of its own has a name without an ending; a weight with adapters beside it has
-            // that of PyTorch's parametrisations.
-            let endings = [".weight", "", ".parametrizations.weight.original"];
+            // that of PyTorch's parametrisations, and one of its attention an underscore in place of the dot.
+            let endings = [".weight", "", ".parametrizations.weight.original", "_weight"];
             let known = endings.into_iter().find(|ending| self.contains(&format!("{name}{ending}")));
             let ending = known.unwrap_or(".weight");
             self.append(&format!("{name}{ending}"), &[*out_dim, layers.in_dim], &mut weight)?;
+            let bias_ending = if ending == "_weight" { "_bias" } else { ".bias" };
             if layers.bias == Bias::Yes && layers.unbiased == Some(*name) {
                 bias.resize(bias.len() + out_dim, 0.0);
             } else if layers.bias == Bias::Yes {
-                self.append(&format!("{name}.bias"), &[*out_dim], &mut bias)?;
+                self.append(&format!("{name}{bias_ending}"), &[*out_dim], &mut bias)?;
             }
         }
         let out_dim = layers.out_dim();

@@ -164,6 +164,8 @@ impl Map {
 pub(super) struct Lent<'a> {
     pub(super) weights: &'a WeightFiles,
     pub(super) context: &'a LoadContext,
+    /// True for tensors whose absence is no error.
+    pub(super) may_lack: fn(&str) -> bool,
     /// The first error, whose type would not survive in one of candle.
     pub(super) error: Arc<Mutex<Option<Error>>>,
 }
@@ -176,7 +178,9 @@ impl Lent<'_> {
         let read = |own| self.weights.reader("", device, self.context).tensor(name, shape.unwrap_or(own));
         own.and_then(read).map_err(|error| {
             let told = candle_core::Error::msg(&error);
-            self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            if !matches!(error, Error::MissingTensor { .. }) || !(self.may_lack)(name) {
+                self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
             told
         })
     }
