@@ -372,6 +372,16 @@ impl<M: WorkerModel> ModelLoader<M> {
         Ok(text)
     }
 
+    /// True if nothing is to be fetched for a load.
+    #[cfg(feature = "cluster")]
+    fn is_at_hand(&self) -> Result<bool> {
+        let adapters = self.adapters.names();
+        let adapters =
+            adapters.iter().map(|adapter| self.adapters.get(adapter)).collect::<Result<Vec<_>>>()?;
+        let mut sources = std::iter::once(&self.source).chain(adapters);
+        Ok(sources.all(|source| matches!(source, Source::Directory { .. })))
+    }
+
     /// The digest of the files of an adapter that loading it asks for, whether they are right or not.
     #[cfg(feature = "cluster")]
     fn digest_of_adapter(files: &Files, adapter: &str, context: &LoadContext) -> Result<String> {
@@ -414,11 +424,7 @@ impl<M: WorkerModel + Model<CapabilityOf<M>>> Loader<CapabilityOf<M>> for ModelL
     /// Of the files that a load asks for.
     #[cfg(feature = "cluster")]
     fn digest(&self, fetch: Fetch, context: &LoadContext) -> Result<Option<String>, Failure> {
-        let adapters = self.adapters.names();
-        let adapters =
-            adapters.iter().map(|adapter| self.adapters.get(adapter)).collect::<Result<Vec<_>>>()?;
-        let mut sources = std::iter::once(&self.source).chain(adapters);
-        if fetch == Fetch::Never && !sources.all(|source| matches!(source, Source::Directory { .. })) {
+        if fetch == Fetch::Never && !self.is_at_hand()? {
             return Ok(None);
         }
         let plan = self.plan(context)?;
@@ -426,6 +432,14 @@ impl<M: WorkerModel + Model<CapabilityOf<M>>> Loader<CapabilityOf<M>> for ModelL
         plan.files().rest();
         asked?;
         Ok(Some(plan.files().digest(&self.beside(plan.files(), context)?, context)?))
+    }
+
+    #[cfg(feature = "cluster")]
+    fn size(&self, fetch: Fetch, context: &LoadContext) -> Result<Option<Footprint>, Failure> {
+        if fetch == Fetch::Never && !self.is_at_hand()? {
+            return Ok(None);
+        }
+        self.footprint(context).map(Some)
     }
 
     fn check(&self, request: &<CapabilityOf<M> as Capability>::Request) -> Result<(), Cause> {

@@ -126,7 +126,10 @@ fn a_model_of_another_node_answers_as_one_here() {
         let embedder = until("a handle", || engine.text_embedding("bert").ok()).await;
         let here = TextEmbeddingModel::load(Source::directory(fixture("text_embedding/bert"))).unwrap();
         assert_eq!(embedder.embed_batch(TEXTS).await.unwrap(), here.embed(&TEXTS).unwrap());
-        assert_eq!(embedder.facts().await.unwrap(), None, "they are known there");
+        let facts = embedder.facts().await.unwrap().expect("they are known there");
+        let width = embedder.embed(TEXTS[0]).await.unwrap().len();
+        assert_eq!((facts.family.as_str(), facts.dimensions), ("bert", Some(width)));
+        assert_eq!(embedder.count_tokens(TEXTS[0]).await.unwrap(), here.count_tokens(TEXTS[0]).unwrap());
 
         let chat = until("a handle", || engine.text_to_text("chat").ok()).await;
         let here = TextGenerationModel::load(Source::directory(fixture("text_to_text/llama"))).unwrap();

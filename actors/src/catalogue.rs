@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 use crate::id::{Device, ModelId, ModelKey};
 use crate::isolation::{IsolatedLoader, Isolation};
 use crate::memory::Budgets;
+#[cfg(feature = "cluster")]
+use crate::model::Footprint;
 use crate::model::Loader;
 use crate::progress::Clock;
 use crate::reaper::Reaped;
@@ -139,6 +141,9 @@ pub(crate) struct Registered<C: Capability> {
     /// Digest of its files, which identifies it in a cluster, once it is known.
     #[cfg_attr(not(feature = "cluster"), allow(dead_code, reason = "there are no other nodes"))]
     digest: OnceLock<Arc<str>>,
+    /// Estimate of its memory before it is loaded, for a cluster, once it is known.
+    #[cfg(feature = "cluster")]
+    size: OnceLock<Footprint>,
 }
 
 impl<C: Capability> Registered<C> {
@@ -158,6 +163,18 @@ impl<C: Capability> Registered<C> {
     #[cfg(feature = "cluster")]
     pub(crate) fn digest(&self) -> Option<&Arc<str>> {
         self.digest.get()
+    }
+
+    /// Estimate of its memory before it is loaded, as far as it is known.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn size(&self) -> Option<Footprint> {
+        self.size.get().copied()
+    }
+
+    /// Makes the estimate of its memory known. The first one stays.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn set_size(&self, size: Footprint) {
+        let _ = self.size.set(size);
     }
 
     /// Makes the digest of its files known. The first one stays.
@@ -249,7 +266,15 @@ impl<C: Capability> Catalogue<C> {
             pinned: spec.pinned,
         };
         let digest = spec.digest.map_or_else(OnceLock::new, OnceLock::from);
-        Ok(Registered { entry, origin: key, policy, loader: Reaped::new(spec.loader), digest })
+        Ok(Registered {
+            entry,
+            origin: key,
+            policy,
+            loader: Reaped::new(spec.loader),
+            digest,
+            #[cfg(feature = "cluster")]
+            size: OnceLock::new(),
+        })
     }
 
     fn check_device(&self, device: &Device) -> Result<()> {

@@ -248,7 +248,8 @@ impl<C: Capability> ModelHandle<C> {
         self.latest().policy.config.request_timeout
     }
 
-    /// Facts about the model, once it has been loaded for the first time; nothing for a loader that tells nothing.
+    /// Facts about the model, once it has been loaded for the first time; nothing for a loader that tells nothing. Those of one
+    /// that other nodes alone serve are known once it has been preloaded from here.
     pub fn facts(&self) -> Option<ModelFacts> {
         self.latest().loader.facts()
     }
@@ -356,8 +357,8 @@ impl<C: Capability> ModelHandle<C> {
         }
     }
 
-    /// True if the model is registered on this node. One that other nodes alone serve can be asked, and neither loaded nor
-    /// unloaded from here; nor are its facts known.
+    /// True if the model is registered on this node. Calls on one that other nodes alone serve are for these: a preload is of one
+    /// of them, an unload and a pin of all.
     pub fn is_here(&self) -> bool {
         self.shared.catalogue.has(&self.model)
     }

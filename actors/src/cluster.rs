@@ -10,7 +10,7 @@ mod settings;
 mod letters;
 mod elsewhere;
 
-pub(crate) use elsewhere::Elsewhere;
+pub(crate) use elsewhere::{Elsewhere, ElsewhereCall};
 pub(crate) use letters::{Ask, Body, Letter, PIECE, What};
 pub(crate) use settings::host_of;
 pub use settings::{ClusterConfig, ClusterTls};

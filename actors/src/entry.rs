@@ -1,14 +1,14 @@
 //! The part of a registered model that its requests touch: its name, the slots of its two lanes, its load's
 //! progress and its metrics. One small shared value; how the model is loaded is left to the catalogue.
 
-#[cfg(feature = "cluster")]
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
+#[cfg(feature = "cluster")]
+use crate::capability::Cost;
 use crate::config::{PoolConfig, QueueCapacity};
 use crate::id::{Lane, ModelId, ModelKey, Tenant};
 use crate::progress::{Clock, LoadProgress};
@@ -20,10 +20,14 @@ const CALLS: usize = 16;
 
 mod pace;
 mod slots;
+#[cfg(feature = "cluster")]
+mod work;
 
 use pace::Pace;
 pub(crate) use slots::Refusal;
 use slots::Slots;
+#[cfg(feature = "cluster")]
+pub(crate) use work::Served;
 
 pub(crate) struct ModelEntry {
     pub(crate) key: ModelKey,
@@ -40,9 +44,8 @@ pub(crate) struct ModelEntry {
     calls: CallPlaces,
     clock: Clock,
     metrics: OnceLock<Box<ModelMetrics>>,
-    /// Number of slots that have come back.
     #[cfg(feature = "cluster")]
-    returned: AtomicU64,
+    work: work::WorkMeter,
 }
 
 impl ModelEntry {
@@ -73,7 +76,7 @@ impl ModelEntry {
             clock,
             metrics: OnceLock::new(),
             #[cfg(feature = "cluster")]
-            returned: AtomicU64::new(0),
+            work: work::WorkMeter::default(),
         })
     }
 
@@ -119,12 +122,6 @@ impl ModelEntry {
     pub(crate) fn used(&self, lane: Lane) -> usize {
         let LaneSlots { slots, capacity, .. } = self.lane(lane);
         capacity.saturating_sub(slots.free())
-    }
-
-    /// Number of slots that have come back so far.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn returned(&self) -> u64 {
-        self.returned.load(Ordering::Relaxed)
     }
 
     /// True while any request holds a slot.
@@ -227,9 +224,34 @@ pub(crate) struct Slot {
     entry: Arc<ModelEntry>,
     lane: Lane,
     tenant: Option<Tenant>,
+    /// Its request's work, while the pool of this node has it.
+    #[cfg(feature = "cluster")]
+    work: Option<work::Work>,
 }
 
 impl Slot {
+    fn new(entry: &Arc<ModelEntry>, lane: Lane, tenant: &Option<Tenant>) -> Self {
+        Self {
+            entry: entry.clone(),
+            lane,
+            tenant: tenant.clone(),
+            #[cfg(feature = "cluster")]
+            work: None,
+        }
+    }
+
+    /// Counts its request, of this cost, as work of the pool of this node from now on.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn begin_work(&mut self, cost: Cost) {
+        self.work.get_or_insert_with(|| work::Work::begin(&self.entry, cost));
+    }
+
+    /// Notes that a run is done with its request.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn serve(&mut self) {
+        self.work.iter_mut().for_each(work::Work::serve);
+    }
+
     pub(crate) fn try_take(
         entry: &Arc<ModelEntry>,
         lane: Lane,
@@ -239,7 +261,7 @@ impl Slot {
         if slots.try_take(tenant)? + 1 == *capacity {
             pace.begin(entry.clock.now());
         }
-        Ok(Self { entry: entry.clone(), lane, tenant: tenant.clone() })
+        Ok(Self::new(entry, lane, tenant))
     }
 
     /// Waits for a slot; of one tenant's who wait the smallest rank is served first.
@@ -250,7 +272,7 @@ impl Slot {
         rank: i128,
     ) -> Result<Self, Refusal> {
         entry.lane(lane).slots.take(tenant, rank).await?;
-        Ok(Self { entry: entry.clone(), lane, tenant: tenant.clone() })
+        Ok(Self::new(entry, lane, tenant))
     }
 }
 
@@ -259,7 +281,5 @@ impl Drop for Slot {
         let lane = self.entry.lane(self.lane);
         lane.pace.returned(self.entry.clock.now());
         lane.slots.give_back(&self.tenant);
-        #[cfg(feature = "cluster")]
-        self.entry.returned.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -348,7 +348,8 @@ pub enum Error {
         capability: Cow<'static, str>,
     },
     /// The node that was to run the request is gone, or has lost it, and it could not be run again elsewhere: part of the
-    /// answer was out, the capability does not allow it, or several nodes have gone with it. It may have run.
+    /// answer was out, the capability does not allow it, or several nodes have gone with it. It may have run. Also of a preload,
+    /// unload or pin of a model of that node.
     #[error(
         "node {peer} was lost while it had the request for {model} ({capability}), which may have run there"
     )]

@@ -115,6 +115,13 @@ impl<C: Capability> Job<C> {
         &self.parts.entry.id
     }
 
+    /// Counts it as work of the pool of this node, which has it from now on.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn begin_work(&self) {
+        let cost = self.cost;
+        self.owed().answer.iter_mut().for_each(|answer| answer.slot.begin_work(cost));
+    }
+
     /// Begins a run and returns its attempt number; earlier attempts can no longer answer.
     pub(crate) fn begin_attempt(&self) -> u32 {
         let mut owed = self.owed();
@@ -177,6 +184,8 @@ impl<C: Capability> Job<C> {
             let is_current = owed.attempt == attempt;
             if is_current {
                 owed.stage = Stage::Finished;
+                #[cfg(feature = "cluster")]
+                owed.answer.iter_mut().for_each(|answer| answer.slot.serve());
                 owed.answer.take()
             } else {
                 None

@@ -94,6 +94,16 @@ pub trait Loader<C: Capability>: Send + Sync + 'static {
     fn digest(&self, _: Fetch, _: &LoadContext) -> Result<Option<String>, Failure> {
         Ok(None)
     }
+
+    /// Estimates the memory as [`Self::footprint`] does, where that takes no more than what may be fetched. Asked in a cluster
+    /// alone, of a model that was never loaded, on a thread that may wait: it is then loaded where it fits best. Nothing is
+    /// known, unless a loader says otherwise.
+    ///
+    /// # Errors
+    /// The reason why it cannot be told, which goes to the log.
+    fn size(&self, _: Fetch, _: &LoadContext) -> Result<Option<Footprint>, Failure> {
+        Ok(None)
+    }
 }
 
 /// Permission to fetch files from elsewhere, for what is only nice to know.

@@ -227,6 +227,14 @@ pub struct PeerModelStatus {
     pub interactive_slots: u32,
     /// Number of requests that wait or run there.
     pub requests: u64,
+    /// Their cost ([`Capability::cost`](crate::Capability::cost)).
+    pub cost: u64,
+    /// Time per unit of cost that was measured there; none while nothing is known.
+    pub unit: Option<Duration>,
+    /// Bytes that it takes there with one worker, as far as they are known.
+    pub bytes: Option<Bytes>,
+    /// Bytes that are free for it there, or that caches give back, if it is not in memory.
+    pub free: Option<Bytes>,
 }
 
 /// Snapshot of one model that has been used.

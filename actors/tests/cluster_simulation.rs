@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use model_actors::cluster::router::{
-    Boot, EXCHANGE, Effect, Input, Load, Message, Own, Request, RequestKey, Router, Wanted,
+    Boot, EXCHANGE, Effect, Input, Load, Message, Own, Request, RequestKey, Room, Router, Wanted,
 };
 use model_actors::testing::{ClusterCounts, ClusterPlant, run_cluster};
 use model_actors::{Lane, Time, wire};
@@ -61,6 +61,12 @@ fn every_invariant_holds_in_every_history_and_every_fault_occurs() {
     println!("{seeds} seeds in {:.1?}: {counts:#?}", began.elapsed());
     for name in [
         "asks",
+        "call answered",
+        "call late",
+        "call lost",
+        "call of nobody",
+        "callers of calls gone",
+        "calls dropped",
         "cancels",
         "connections",
         "deaths",
@@ -113,13 +119,15 @@ fn the_cost_of_a_mesh() {
     let models: Vec<Own> = (0..MODELS)
         .map(|model| Own {
             wanted: wanted(model),
-            resident: model < 4,
-            at_once: false,
+            workers: u32::from(model < 4),
             capacity: [100, 50],
             used: [0, 0],
-            queue: 10,
-            rate: 40,
+            requests: 10,
+            queue: 1000,
+            unit: Some(Duration::from_micros(250)),
             load: Duration::from_secs(10),
+            bytes: Some(1 << 30),
+            room: (model >= 4).then_some(Room { free: 1 << 32, evictable: 1 << 33 }),
         })
         .collect();
     println!(

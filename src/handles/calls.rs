@@ -93,8 +93,9 @@ macro_rules! call_settings {
             }
 
             /// Facts about the model: its kind, how many tokens it takes, and what it gives. A model that was never loaded is
-            /// loaded first; [`ModelHandle::facts`](model_actors::ModelHandle::facts) asks without. Nothing is known of a
-            /// model in a process of its own, on another node of a cluster, or whose loader tells nothing.
+            /// loaded first, on one of the nodes of a cluster that serve it if it is not here;
+            /// [`ModelHandle::facts`](model_actors::ModelHandle::facts) asks without. Nothing is known of a model in a process
+            /// of its own, or whose loader tells nothing.
             ///
             /// # Errors
             /// [`Error::Actor`](crate::Error::Actor), of which [`Error::root`](crate::Error::root) gives a load's own error.
@@ -129,7 +130,7 @@ impl<C: Capability> Calls<C> {
 
     /// Facts about the model, which is loaded if it never was and can be.
     pub(crate) async fn facts(&self) -> Result<Option<ModelFacts>> {
-        if self.model.facts().is_none() && self.model.is_here() {
+        if self.model.facts().is_none() {
             self.model.preload().await?;
         }
         Ok(self.model.facts())

@@ -11,8 +11,9 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use model_actors::{
-    Batch, BatchLimits, Bytes, Capability, ClusterConfig, ClusterTls, Failure, Footprint, LoadContext,
-    Loader, Model, ModelSpec, PoolConfig, Portable, QueueCapacity, System, SystemConfig, Weights,
+    Batch, BatchLimits, Bytes, Capability, ClusterConfig, ClusterTls, Cost, Failure, Fetch, Footprint,
+    LoadContext, LoadStage, Loader, Model, ModelFacts, ModelSpec, PoolConfig, Portable, QueueCapacity,
+    System, SystemConfig, Weights,
 };
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 static BEGUN: AtomicU64 = AtomicU64::new(0);
 static LEFT: AtomicU64 = AtomicU64::new(0);
 static ENDED: AtomicU64 = AtomicU64::new(0);
+/// Loads of its models.
+static LOADS: AtomicU64 = AtomicU64::new(0);
 /// Chunks that its models have sent.
 static SENT: AtomicU64 = AtomicU64::new(0);
 
@@ -68,6 +71,12 @@ impl Capability for Echo {
     type Chunk = u64;
     type Output = Said;
     const NAME: &'static str = "echo";
+
+    /// The milliseconds that it takes, and one.
+    fn cost(say: &Say) -> Cost {
+        let pauses = say.pause.saturating_mul(u32::try_from(say.chunks).unwrap_or(u32::MAX).max(1));
+        Cost(u64::try_from(pauses.as_millis()).unwrap_or(u64::MAX).saturating_add(1))
+    }
 }
 
 impl Portable for Echo {}
@@ -76,6 +85,17 @@ impl Portable for Echo {}
 #[derive(Debug, Clone)]
 pub(crate) struct EchoLoader {
     pub(crate) node: String,
+    /// Number of times as long as it is asked to that each pause takes.
+    pub(crate) slowness: u32,
+    /// Time that a load takes, and whether it fails then.
+    pub(crate) load: Duration,
+    pub(crate) breaks: bool,
+}
+
+impl EchoLoader {
+    pub(crate) fn of(node: &str) -> Self {
+        Self { node: node.to_owned(), slowness: 1, load: Duration::ZERO, breaks: false }
+    }
 }
 
 impl Loader<Echo> for EchoLoader {
@@ -83,8 +103,25 @@ impl Loader<Echo> for EchoLoader {
         Ok(Footprint::new(Bytes::mib(8), Bytes::mib(1)))
     }
 
-    fn load(&self, _: &LoadContext) -> Result<Arc<dyn Weights<Echo>>, Failure> {
-        Ok(Arc::new(self.clone()))
+    fn load(&self, context: &LoadContext) -> Result<Arc<dyn Weights<Echo>>, Failure> {
+        LOADS.fetch_add(1, Ordering::SeqCst);
+        let until = Instant::now() + self.load;
+        context.begin(LoadStage::Load, Bytes::mib(8));
+        while Instant::now() < until && !context.should_stop() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        match self.breaks {
+            true => Err(Failure::permanent("its files are broken")),
+            false => Ok(Arc::new(self.clone())),
+        }
+    }
+
+    fn facts(&self) -> Option<ModelFacts> {
+        Some(ModelFacts::new("echo"))
+    }
+
+    fn size(&self, _: Fetch, context: &LoadContext) -> Result<Option<Footprint>, Failure> {
+        Loader::footprint(self, context).map(Some)
     }
 }
 
@@ -106,10 +143,11 @@ impl Model<Echo> for EchoLoader {
             if say.kills {
                 std::process::abort();
             }
+            let pause = say.pause.saturating_mul(self.slowness);
             for chunk in 0..say.chunks.max(1) {
-                let until = Instant::now() + say.pause;
+                let until = Instant::now() + pause;
                 while Instant::now() < until && !item.should_stop() {
-                    std::thread::sleep(say.pause.min(Duration::from_millis(2)));
+                    std::thread::sleep(pause.min(Duration::from_millis(2)));
                     item.tick();
                 }
                 if say.chunks > 0 {
@@ -145,6 +183,14 @@ pub(crate) struct NodeOptions {
     /// Models and their digests.
     pub(crate) models: Vec<(String, String)>,
     pub(crate) workers: usize,
+    pub(crate) slowness: u32,
+    /// Its models are loaded by need alone; otherwise at once.
+    pub(crate) cold: bool,
+    /// Time that a load takes, and whether it fails then.
+    pub(crate) load: Duration,
+    pub(crate) breaks: bool,
+    /// Limit of its memory, in MiB. A model takes 9.
+    pub(crate) memory: u64,
     /// Capacity of the interactive lane.
     pub(crate) slots: usize,
     /// Folder with `NAME.pem`, `NAME.key` and `authority.pem`.
@@ -160,6 +206,11 @@ impl NodeOptions {
             peers: Vec::new(),
             models: Vec::new(),
             workers: 1,
+            slowness: 1,
+            cold: false,
+            load: Duration::ZERO,
+            breaks: false,
+            memory: 1024,
             slots: 20,
             tls: None,
         }
@@ -184,6 +235,22 @@ impl NodeOptions {
         self
     }
 
+    pub(crate) fn slowness(mut self, slowness: u32) -> Self {
+        self.slowness = slowness;
+        self
+    }
+
+    /// Loads its models by need alone, each in so long.
+    pub(crate) fn cold(mut self, load: Duration) -> Self {
+        (self.cold, self.load) = (true, load);
+        self
+    }
+
+    pub(crate) fn memory(mut self, mib: u64) -> Self {
+        self.memory = mib;
+        self
+    }
+
     pub(crate) fn slots(mut self, slots: usize) -> Self {
         self.slots = slots;
         self
@@ -203,15 +270,16 @@ impl NodeOptions {
             .with_cold_start_workers(self.workers)
             .with_queue(QueueCapacity::new(self.slots, self.slots))
             .with_batch(BatchLimits::default().with_requests(1));
-        let system = SystemConfig::default().with_memory_limit(Bytes::mib(1024));
+        let system = SystemConfig::default().with_memory_limit(Bytes::mib(self.memory));
         let system = System::builder(system).shared_pool::<Echo>(pool).cluster(cluster).start().await?;
         let client = system.client::<Echo>()?;
         for (model, digest) in &self.models {
-            let loader = EchoLoader { node: self.name.clone() };
-            client
-                .register(ModelSpec::new(model.as_str(), loader).digest(digest.as_str()))?
-                .preload()
-                .await?;
+            let (slowness, load, breaks) = (self.slowness, self.load, self.breaks);
+            let loader = EchoLoader { slowness, load, breaks, ..EchoLoader::of(&self.name) };
+            let model = client.register(ModelSpec::new(model.as_str(), loader).digest(digest.as_str()))?;
+            if !self.cold {
+                model.preload().await?;
+            }
         }
         Ok(system)
     }
@@ -263,6 +331,8 @@ async fn serve(options: &NodeOptions) {
                 say(&format!("counts {begun} {left} {ended}"));
             }
             "sent" => say(&SENT.load(Ordering::SeqCst).to_string()),
+            "loads" => say(&LOADS.load(Ordering::SeqCst).to_string()),
+            "units" => say(&units(&system)),
             "leave" => {
                 let report = system.shutdown().await;
                 say(&format!("left {}", report.is_clean()));
@@ -296,6 +366,17 @@ pub(crate) fn peers(system: &System) -> String {
     });
     let told: Vec<String> = told.collect();
     if told.is_empty() { "no peers".to_owned() } else { told.join(" ") }
+}
+
+/// Microseconds per unit of cost that each peer has measured of each of its models, in one line.
+fn units(system: &System) -> String {
+    let status = system.status();
+    let models = status.peers.iter().flat_map(|peer| peer.models.iter().map(move |model| (peer, model)));
+    let told = models.map(|(peer, model)| {
+        let unit = model.unit.map_or(0, |unit| unit.as_micros());
+        format!("{} {} {unit}", peer.node, model.model)
+    });
+    told.collect::<Vec<_>>().join(",")
 }
 
 /// A node in a process of its own. It is killed when this is dropped.

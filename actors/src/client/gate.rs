@@ -89,6 +89,8 @@ impl<C: Capability> PoolGate<C> {
 
     pub(crate) fn submit(&self, model: Arc<Registered<C>>, accepted: Accepted<C>) -> Result<()> {
         let id = accepted.job().model().clone();
+        #[cfg(feature = "cluster")]
+        accepted.job().begin_work();
         let entered =
             self.with_actor(&id, |actor| match self.intake.push(Arrival::Submitted { model, accepted }) {
                 Entrance::First => actor.send_message(PoolMessage::Arrivals).is_ok(),

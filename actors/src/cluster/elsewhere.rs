@@ -2,12 +2,26 @@
 //! generic over all, so they know it by this trait.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::capability::Capability;
 use crate::catalogue::Registered;
 use crate::error::Result;
-use crate::id::{ModelId, RequestId};
+use crate::id::{ModelId, RequestId, Time};
 use crate::job::Accepted;
+use crate::pool::{Call, Caller};
+use crate::scheduler::CallId;
+
+/// A call on a model that other nodes alone serve, and who made it.
+pub(crate) struct ElsewhereCall<C: Capability> {
+    pub(crate) id: CallId,
+    pub(crate) model: Arc<Registered<C>>,
+    pub(crate) call: Call,
+    /// The moment by which it is to be answered, and the time that it was given.
+    pub(crate) ends: Time,
+    pub(crate) timeout: Duration,
+    pub(crate) caller: Caller,
+}
 
 /// The way to the pools of other nodes.
 pub(crate) trait Elsewhere<C: Capability>: Send + Sync {
@@ -28,6 +42,18 @@ pub(crate) trait Elsewhere<C: Capability>: Send + Sync {
 
     /// Tells that the caller of a request has gone.
     fn cancel(&self, request: RequestId);
+
+    /// Whether this is the stand-in for a model that other nodes alone serve.
+    fn stands_in(&self, model: &Registered<C>) -> bool;
+
+    /// Takes a call on such a model over.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    fn call(&self, call: ElsewhereCall<C>) -> Result<()>;
+
+    /// Tells that the caller of a call has gone.
+    fn caller_gone(&self, call: CallId);
 
     /// Refuses requests from now on.
     fn close(&self);

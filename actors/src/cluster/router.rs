@@ -1,7 +1,8 @@
 //! The decisions of one pool about its peers, pure: (state, input, now) to effects, with no clock, lock or actor. It is both
 //! ends: `asking` sends requests of this node to peers and decides what becomes of them, `hosting` accepts those of peers
-//! within the slots that it grants them, and `exchange` is told between them four times a second; `peer` is what it leaves known. `choice`
-//! says where a request goes, `protocol` what the two ends say to each other.
+//! within the slots that it grants them, and `exchange` is told between them four times a second; `peer` is what it leaves known.
+//! `calls` are what is asked of a model beside requests. `choice` says where a request goes, `protocol` what the two ends
+//! say to each other.
 //!
 //! Each attempt to run a request elsewhere has a number of its own, its [`Run`], that is never used again, and each start of
 //! a node another [`Boot`]. So whatever comes late, twice or in another order is told from what is awaited. The exchange
@@ -16,12 +17,13 @@ mod protocol;
 mod choice;
 mod peer;
 mod asking;
+mod calls;
 mod exchange;
 mod hosting;
 
 pub use asking::{Failed, Request, RequestKey};
 pub use choice::Own;
-pub use protocol::{Boot, Load, Message, Offer, Refusal, Run, Wanted, lane_index};
+pub use protocol::{Boot, CallKey, CallKind, Load, Message, Offer, Refusal, Room, Run, Wanted, lane_index};
 
 use asking::Asked;
 use peer::Peer;
@@ -75,6 +77,21 @@ pub enum Input {
     GuestEnded(Boot, Run),
     /// The pool did not take a guest, so it has not begun.
     GuestRefused(Boot, Run, Refusal),
+    /// A call of a caller here, to be answered by this moment.
+    Call {
+        /// Its number, which no other has.
+        key: CallKey,
+        /// The model.
+        wanted: Wanted,
+        /// What is to be done.
+        kind: CallKind,
+        /// The moment.
+        ends: Time,
+    },
+    /// The caller of a call has gone.
+    CallerGone(CallKey),
+    /// The answer of a peer's call is about to go out.
+    CallHosted(Boot, CallKey),
     /// No guests are taken from now on, and no peer shall send any.
     Leave,
     /// Time has passed.
@@ -111,6 +128,25 @@ pub enum Effect {
     Evict(Boot, Run),
     /// So many more chunks of a guest may go out.
     Grow(Boot, Run, u64),
+    /// Make the call that has come from this peer, within the time.
+    HostCall {
+        /// The peer.
+        from: Boot,
+        /// The call.
+        call: CallKey,
+        /// The model.
+        wanted: Wanted,
+        /// What is to be done.
+        kind: CallKind,
+        /// The time left.
+        within: Duration,
+    },
+    /// Drop a peer's call; nobody waits for it any more.
+    DropCall(Boot, CallKey),
+    /// Keep the answer that has come for the caller of a call.
+    NoteCall(CallKey),
+    /// Answer a call with what has come for it, or with an error.
+    EndCall(CallKey, Option<Failed>),
     /// The peer is silent: close the connection to it.
     Hangup(Boot),
 }
@@ -130,6 +166,7 @@ pub struct Router {
     waiting: BTreeSet<(i128, RequestKey)>,
     /// The request of each run that has not ended.
     runs: BTreeMap<Run, RequestKey>,
+    calls: BTreeMap<CallKey, calls::Asked>,
     next_run: u64,
     /// Number of the last exchange, from 1.
     exchanges: u64,
@@ -149,6 +186,7 @@ impl Router {
             asked: BTreeMap::new(),
             waiting: BTreeSet::new(),
             runs: BTreeMap::new(),
+            calls: BTreeMap::new(),
             next_run: 0,
             exchanges: 1,
             next_exchange: Time::ZERO,
@@ -180,6 +218,9 @@ impl Router {
             Input::GuestResult(peer, run) => self.guest_result(peer, run),
             Input::GuestEnded(peer, run) => self.guest_ended(peer, run),
             Input::GuestRefused(peer, run, refusal) => self.guest_refused(peer, run, refusal),
+            Input::Call { key, wanted, kind, ends } => self.call(key, wanted, kind, ends),
+            Input::CallerGone(key) => self.withdraw_call(key),
+            Input::CallHosted(peer, key) => self.call_hosted(peer, key),
             Input::Leave => {
                 self.leaving = true;
                 self.next_exchange = now;
@@ -187,6 +228,7 @@ impl Router {
             }
             Input::Tick => {
                 self.expire(now);
+                self.expire_calls(now);
                 self.exchange(now);
             }
         }
@@ -196,7 +238,8 @@ impl Router {
     /// The moment at which a [`Input::Tick`] is due.
     pub fn next_tick(&self) -> Time {
         let exchange = if self.peers.is_empty() { Time::NEVER } else { self.next_exchange };
-        self.asked.values().map(Asked::expires).fold(exchange, Time::min)
+        let requests = self.asked.values().map(Asked::expires);
+        requests.chain(self.calls.values().map(calls::Asked::expires)).fold(exchange, Time::min)
     }
 
     /// Boots of the peers that are linked and have told what they serve, with their offers.
@@ -226,6 +269,11 @@ impl Router {
         (self.asked.len(), self.peers.values().map(|peer| peer.guests.len()).sum())
     }
 
+    /// Numbers of calls of this node and of peers that are not answered.
+    pub fn open_calls(&self) -> (usize, usize) {
+        (self.calls.len(), self.peers.values().map(|peer| peer.calls.len()).sum())
+    }
+
     fn heard(&mut self, from: Boot, message: Message, now: Time) {
         // A peer whose connection is gone says nothing any more that counts.
         let Some(peer) = self.peers.get_mut(&from).filter(|peer| peer.linked) else { return };
@@ -246,6 +294,13 @@ impl Router {
             Message::Began(run) => self.heard_began(from, run),
             Message::Chunk(run, number) => self.heard_chunk(from, run, number),
             Message::End(run, chunks) => self.heard_end(from, run, chunks),
+            Message::Call { call, wanted, kind, within } => {
+                let host = Effect::HostCall { from, call, wanted: wanted.clone(), kind, within };
+                self.heard_call(from, call, &wanted, host);
+            }
+            Message::Called(call) => self.heard_called(from, call),
+            Message::NotCalled(call) => self.heard_not_called(from, call),
+            Message::CallOff(call) => self.heard_call_off(from, call),
         }
     }
 }

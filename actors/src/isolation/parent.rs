@@ -87,6 +87,10 @@ impl<C: Portable, L: IsolatedLoader<C>> Loader<C> for Isolated<C, L> {
     fn digest(&self, fetch: Fetch, context: &LoadContext) -> Result<Option<String>, Failure> {
         self.loader.digest(fetch, context)
     }
+
+    fn size(&self, fetch: Fetch, context: &LoadContext) -> Result<Option<Footprint>, Failure> {
+        Ok(self.loader.size(fetch, context)?.map(of_one_process))
+    }
 }
 
 /// All that makes a child of a model.

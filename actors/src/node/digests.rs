@@ -1,5 +1,5 @@
-//! Digests of models that were registered without one: their loaders are asked for them, on a thread that may wait for disks,
-//! one model after another.
+//! Digests of models that were registered without one, and sizes of models that were never loaded: their loaders are asked for
+//! them, on a thread that may wait for disks, one model after another.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,8 +31,8 @@ impl Drop for Digests {
 }
 
 impl Digests {
-    /// Asks for the digests of these models, which have none: of each once, and once more when it is loaded. While the thread
-    /// is at work nothing new is begun.
+    /// Asks for the digests and sizes of those of these models which have none: of each once, and for a digest once more when it
+    /// is loaded. While the thread is at work nothing new is begun.
     pub(super) fn find<C: Capability>(
         &mut self,
         models: Vec<Arc<Registered<C>>>,
@@ -45,9 +45,10 @@ impl Digests {
         self.asked.retain(|key, _| keys.contains(key));
         let due = models.into_iter().filter_map(|model| {
             let fetch = if is_loaded(&model) { Fetch::Allowed } else { Fetch::Never };
+            let has_digest = model.digest().is_some();
             let is_due = match self.asked.get(&model.key()) {
-                None => true,
-                Some(last) => *last == Fetch::Never && fetch == Fetch::Allowed,
+                None => !has_digest || model.size().is_none(),
+                Some(last) => !has_digest && *last == Fetch::Never && fetch == Fetch::Allowed,
             };
             is_due.then_some((model, fetch))
         });
@@ -67,17 +68,30 @@ impl Digests {
 
 fn ask<C: Capability>(model: &Registered<C>, fetch: Fetch, stopped: &Arc<AtomicBool>) {
     let context = LoadContext { abandoned: stopped.clone(), ..LoadContext::detached(model.id()) };
-    let digest = catch_unwind(AssertUnwindSafe(|| model.loader.digest(fetch, &context)))
-        .unwrap_or_else(|panic| Err(Failure::failed(cause_of_panic(panic))));
-    let set = match digest {
-        Ok(None) => Ok(()),
-        Ok(Some(digest)) => model.set_digest(digest).map_err(|error| Cause::of(&error)),
-        Err(failure) => Err(failure.cause),
-    };
-    if let Err(cause) = set
-        && !context.should_stop()
-    {
-        let (capability, model) = (C::NAME, model.id());
-        tracing::warn!(capability, %model, %cause, "a model has no digest and is not shared with other nodes");
+    let (capability, name) = (C::NAME, model.id());
+    if model.digest().is_none() {
+        let set = match asked(|| model.loader.digest(fetch, &context)) {
+            Ok(None) => Ok(()),
+            Ok(Some(digest)) => model.set_digest(digest).map_err(|error| Cause::of(&error)),
+            Err(failure) => Err(failure.cause),
+        };
+        if let Err(cause) = set
+            && !context.should_stop()
+        {
+            tracing::warn!(capability, model = %name, %cause, "a model has no digest and is not shared with other nodes");
+        }
     }
+    // What is loaded has been measured.
+    if fetch == Fetch::Never && model.size().is_none() {
+        match asked(|| model.loader.size(fetch, &context)) {
+            Ok(size) => size.into_iter().for_each(|size| model.set_size(size)),
+            Err(failure) => {
+                tracing::debug!(capability, model = %name, cause = %failure.cause, "a model's size is not known");
+            }
+        }
+    }
+}
+
+fn asked<T>(ask: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(ask)).unwrap_or_else(|panic| Err(Failure::failed(cause_of_panic(panic))))
 }

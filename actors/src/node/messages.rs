@@ -11,11 +11,12 @@ use tokio::sync::{oneshot, watch};
 use super::guests::Says;
 use crate::capability::Capability;
 use crate::catalogue::Registered;
-use crate::cluster::Letter;
-use crate::cluster::router::{Boot, RequestKey, Run};
+use crate::cluster::router::{Boot, CallKey, RequestKey, Run};
+use crate::cluster::{Body, ElsewhereCall, Letter};
 use crate::error::{Cause, Result};
 use crate::id::RequestId;
 use crate::job::Accepted;
+use crate::scheduler::CallId;
 use crate::status::SystemStatus;
 use crate::wire::{self, WireError};
 
@@ -55,6 +56,11 @@ pub(crate) enum SpeakerMessage<C: Capability> {
     Sent(Run, RequestKey, Result<(), Cause>),
     Read(RequestKey, u64),
     Guest(Boot, Run, Says),
+    /// A call on a model that other nodes alone serve.
+    Call(ElsewhereCall<C>),
+    CallerGone(CallId),
+    /// A peer's call is answered, with a body unless the peer is gone.
+    Hosted(Boot, CallKey, Option<Body>),
     Tick,
     Leave,
     /// Tell once there are no guests.

@@ -1,5 +1,5 @@
-//! The measures of this node's models that peers are told: whether a model is in memory, how long its queue is, how fast it
-//! serves, and how long its load takes.
+//! The measures of this node's models that peers are told: whether a model is in memory, how much work it has, how long it
+//! takes for it, and how long its load takes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,39 +7,118 @@ use std::time::Duration;
 
 use crate::capability::Capability;
 use crate::catalogue::Registered;
-use crate::cluster::router::{Own, Wanted};
-use crate::id::{Lane, ModelKey, Time};
+use crate::cluster::router::{EXCHANGE, Own, Room, Wanted};
+use crate::entry::Served;
+use crate::id::{Bytes, Device, Lane, ModelKey, Time};
 use crate::progress::WorkerPhase;
-use crate::status::ModelStatus;
+use crate::status::{ModelStatus, SystemStatus};
 
-/// Time that a load is taken to need before one has been seen.
+/// Time that a load is taken to need of a model of unknown size before one has been seen.
 const UNSEEN_LOAD: Duration = Duration::from_secs(10);
-/// Time within which the pool's status tells of a request that it has got.
-const UNTOLD: Duration = Duration::from_millis(60);
-/// Weight of the newest sample in the mean rate.
-const NEWEST: f64 = 0.2;
+/// Shortest time that a load is taken to need before one has been seen, and the bytes that are then loaded in a second
+/// before another model's load has been.
+const LEAST_LOAD: Duration = Duration::from_millis(100);
+const UNSEEN_RATE: f64 = 200.0 * 1024.0 * 1024.0;
+/// Time of work after which a measure counts half.
+const HALF: f64 = 5.0;
+
+/// Measured time per unit of cost: of newer work first, however long a run takes.
+#[derive(Debug, Default)]
+struct UnitTime {
+    cost: f64,
+    seconds: f64,
+    /// Time of work since the last that was served.
+    pending: f64,
+}
+
+impl UnitTime {
+    fn add(&mut self, served: Served) {
+        self.pending += served.busy.as_secs_f64();
+        if served.cost == 0 {
+            return;
+        }
+        let older = 0.5_f64.powf(self.pending / HALF);
+        self.cost = self.cost * older + served.cost as f64;
+        self.seconds = self.seconds * older + std::mem::take(&mut self.pending);
+    }
+
+    /// `None` while no work was timed.
+    fn get(&self) -> Option<Duration> {
+        let unit = self.seconds / self.cost;
+        if self.seconds > 0.0 { Duration::try_from_secs_f64(unit).ok() } else { None }
+    }
+}
+
+/// Time that loads take on this node, by bytes.
+#[derive(Debug, Default)]
+struct LoadRate {
+    bytes: f64,
+    seconds: f64,
+}
+
+impl LoadRate {
+    /// Adds a load. Those before it count half, the larger ones more.
+    fn add(&mut self, bytes: Bytes, took: Duration) {
+        self.bytes = self.bytes / 2.0 + bytes.0 as f64;
+        self.seconds = self.seconds / 2.0 + took.as_secs_f64();
+    }
+
+    /// Estimated time of the load of so many bytes.
+    fn load(&self, bytes: Option<Bytes>) -> Duration {
+        let Some(bytes) = bytes else { return UNSEEN_LOAD };
+        let rate = if self.seconds > 0.0 { self.bytes / self.seconds } else { UNSEEN_RATE };
+        let estimate = Duration::try_from_secs_f64(bytes.0 as f64 / rate).unwrap_or(Duration::MAX);
+        estimate.max(LEAST_LOAD)
+    }
+}
 
 /// Observations of one model.
 #[derive(Debug)]
 struct Seen {
-    returned: u64,
     sampled: Time,
-    /// Requests served in a second, while there were any.
-    rate: f64,
+    unit: UnitTime,
+    serves: bool,
     loading_since: Option<Time>,
-    load: Duration,
-    /// Moments at which requests went to the pool that the status may not know of yet.
-    sent: Vec<Time>,
+    /// Time that its last load took.
+    load: Option<Duration>,
 }
 
 impl Seen {
-    fn new(returned: u64, now: Time) -> Self {
-        Self { returned, sampled: now, rate: 0.0, loading_since: None, load: UNSEEN_LOAD, sent: Vec::new() }
+    fn new(now: Time) -> Self {
+        Self { sampled: now, unit: UnitTime::default(), serves: false, loading_since: None, load: None }
+    }
+
+    /// Notes how its load stands at a sample. Returns the time of one that is over; it is right to an interval of samples.
+    fn note(&mut self, is_loading: bool, serves: bool, now: Time) -> Option<Duration> {
+        let before = (std::mem::replace(&mut self.serves, serves), std::mem::replace(&mut self.sampled, now));
+        if is_loading && !serves {
+            self.loading_since.get_or_insert(now);
+        }
+        if !serves {
+            return None;
+        }
+        let since = self.loading_since.take();
+        // One between two samples was not seen.
+        let began = since.or((!before.0).then_some(before.1))?;
+        self.load = Some(now.since(began));
+        self.load
+    }
+
+    /// Time until it serves, of a load that takes so long.
+    fn left(&self, load: Duration, now: Time) -> Duration {
+        match self.loading_since {
+            // One that takes longer than the last is not over at once.
+            Some(since) => load.saturating_sub(now.since(since)).max(EXCHANGE),
+            None => load,
+        }
     }
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Measures(HashMap<ModelKey, Seen>);
+pub(super) struct Measures {
+    seen: HashMap<ModelKey, Seen>,
+    loads: LoadRate,
+}
 
 /// The model as its node, its name and its files make it one.
 pub(super) fn wanted<C: Capability>(model: &Registered<C>) -> Option<Wanted> {
@@ -47,80 +126,149 @@ pub(super) fn wanted<C: Capability>(model: &Registered<C>) -> Option<Wanted> {
     Some(Wanted { model: model.id().clone(), digest })
 }
 
+/// The status of a model of this node, if it has been used.
+pub(super) fn status_of<'a, C: Capability>(
+    system: &'a SystemStatus,
+    model: &Registered<C>,
+) -> Option<&'a ModelStatus> {
+    system.model(C::NAME, model.id().as_str())
+}
+
+/// Number of workers that serve.
+fn workers(status: Option<&ModelStatus>) -> u32 {
+    let serves = |phase: &WorkerPhase| matches!(phase, WorkerPhase::Idle | WorkerPhase::Busy);
+    let workers = status.into_iter().flat_map(|status| &status.workers);
+    small(workers.filter(|worker| serves(&worker.phase)).count())
+}
+
+/// Bytes that a model takes with one worker, measured or else estimated.
+fn bytes<C: Capability>(model: &Registered<C>, status: Option<&ModelStatus>) -> Option<Bytes> {
+    let measured = status.and_then(|status| status.footprint);
+    Some(measured.or(model.size())?.with_workers(1))
+}
+
+/// The room for a model on its device. What has no requests and is not pinned can go; so can caches.
+fn room(system: &SystemStatus, device: &Device) -> Option<Room> {
+    let memory = system.memory.iter().find(|memory| memory.device == *device)?;
+    let free = memory.limit.saturating_sub(memory.charged) + memory.cached;
+    let can_go = |model: &&ModelStatus| {
+        let waiting = model.queued_interactive + model.queued_batch;
+        let loads = model.workers.iter().any(|worker| worker.phase == WorkerPhase::Loading);
+        model.device == *device && !model.pinned && waiting + model.in_flight == 0 && !loads
+    };
+    let models = system.pools.iter().flat_map(|pool| pool.all_models());
+    let evictable = models.filter(can_go).map(|model| model.bytes.0).sum();
+    Some(Room { free: free.0, evictable })
+}
+
+fn small(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
 impl Measures {
     /// Takes a sample of a model, at equal intervals.
-    pub(super) fn sample<C: Capability>(
-        &mut self,
-        model: &Registered<C>,
-        status: Option<&ModelStatus>,
-        now: Time,
-    ) {
-        let returned = model.entry.returned();
-        let seen = self.0.entry(model.key()).or_insert_with(|| Seen::new(returned, now));
-        let time = now.since(seen.sampled).as_secs_f64();
-        let served = returned.saturating_sub(seen.returned) as f64;
-        // An idle model serves no slower than it did.
-        if time > 0.0 && served > 0.0 {
-            let newest = served / time;
-            seen.rate = if seen.rate == 0.0 { newest } else { seen.rate + (newest - seen.rate) * NEWEST };
+    pub(super) fn sample<C: Capability>(&mut self, model: &Registered<C>, system: &SystemStatus, now: Time) {
+        let status = status_of(system, model);
+        let bytes = bytes(model, status);
+        let workers = workers(status);
+        let seen = self.seen.entry(model.key()).or_insert_with(|| Seen::new(now));
+        seen.unit.add(model.entry.take_served(workers));
+        let is_loading = status.is_some_and(|status| status.loading.is_some());
+        let loaded = seen.note(is_loading, workers > 0, now);
+        if let (Some(took), Some(bytes)) = (loaded, bytes) {
+            self.loads.add(bytes, took);
         }
-        (seen.returned, seen.sampled) = (returned, now);
-        match (status, seen.loading_since) {
-            (Some(status), None) if status.loading.is_some() => seen.loading_since = Some(now),
-            (Some(status), Some(since)) if status.is_serving() => {
-                (seen.load, seen.loading_since) = (now.since(since), None);
-            }
-            _ => {}
-        }
-    }
-
-    /// Notes that a request goes to the pool of this node.
-    pub(super) fn sends<C: Capability>(&mut self, model: &Registered<C>, now: Time) {
-        let seen = self.0.entry(model.key()).or_insert_with(|| Seen::new(model.entry.returned(), now));
-        seen.sent.retain(|moment| now.since(*moment) < UNTOLD);
-        seen.sent.push(now);
     }
 
     /// Forgets models that are not registered any more.
     pub(super) fn keep<C: Capability>(&mut self, models: &[Arc<Registered<C>>]) {
-        self.0.retain(|key, _| models.iter().any(|model| model.key() == *key));
+        self.seen.retain(|key, _| models.iter().any(|model| model.key() == *key));
     }
 
-    /// A model as it is now. `guests` are the numbers of its slots that requests of peers
-    /// hold, `elsewhere` the number of those whose requests are not with the pool of this node.
+    /// A model as it is now. `guests` are the numbers of its slots that requests of peers hold.
     pub(super) fn own<C: Capability>(
         &self,
         model: &Registered<C>,
-        status: Option<&ModelStatus>,
+        system: &SystemStatus,
         guests: [u32; 2],
-        elsewhere: usize,
         now: Time,
     ) -> Option<Own> {
+        let status = status_of(system, model);
+        let bytes = bytes(model, status);
+        let workers = workers(status);
         let entry = &model.entry;
-        let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let lanes = [Lane::Interactive, Lane::Batch];
         let held = lanes.map(|lane| small(entry.used(lane)));
-        let workers = status.map_or(0, |status| {
-            let serves = |phase: &WorkerPhase| matches!(phase, WorkerPhase::Idle | WorkerPhase::Busy);
-            status.workers.iter().filter(|worker| serves(&worker.phase)).count()
-        });
-        let seen = self.0.get(&model.key());
-        let untold =
-            seen.map_or(0, |seen| seen.sent.iter().filter(|moment| now.since(**moment) < UNTOLD).count());
-        let told =
-            status.map_or(0, |status| status.queued_interactive + status.queued_batch + status.in_flight);
-        // Neither is exact, and both are no less than what is here.
-        let holding = (held[0] as usize + held[1] as usize).saturating_sub(elsewhere);
-        let queue = holding.min(told + untold);
+        let (requests, queue) = entry.work();
+        let seen = self.seen.get(&model.key());
+        let expected = self.loads.load(bytes);
+        let load = seen.map_or(expected, |seen| seen.left(seen.load.unwrap_or(expected), now));
         Some(Own {
             wanted: wanted(model)?,
-            resident: workers > 0,
-            at_once: queue < workers,
+            workers,
             capacity: lanes.map(|lane| small(entry.capacity(lane))),
             used: [held[0].saturating_sub(guests[0]), held[1].saturating_sub(guests[1])],
-            queue: queue as u64,
-            rate: seen.map_or(0, |seen| seen.rate.round() as u64),
-            load: seen.map_or(UNSEEN_LOAD, |seen| seen.load),
+            requests,
+            queue,
+            unit: seen.and_then(|seen| seen.unit.get()),
+            load,
+            bytes: bytes.map(|bytes| bytes.0),
+            room: if workers == 0 { room(system, &model.policy.device) } else { None },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served(cost: u64, millis: u64) -> Served {
+        Served { cost, busy: Duration::from_millis(millis) }
+    }
+
+    fn at(millis: u64) -> Time {
+        Time::after_start(Duration::from_millis(millis))
+    }
+
+    #[test]
+    fn a_unit_s_time_is_that_of_the_work_whatever_the_samples_and_however_long_a_run() {
+        let mut unit = UnitTime::default();
+        assert_eq!(unit.get(), None);
+        // A minute's run of cost 600, of which nothing is seen before its end.
+        (0..240).for_each(|_| unit.add(served(0, 250)));
+        assert_eq!(unit.get(), None);
+        unit.add(served(600, 0));
+        assert_eq!(unit.get(), Some(Duration::from_millis(100)));
+        // It has become ten times as fast, and serves twice in a sample.
+        (0..240).for_each(|_| unit.add(served(25, 250)));
+        let now = unit.get().unwrap_or_default();
+        assert!(now > Duration::from_millis(10) && now < Duration::from_millis(11), "{now:?}");
+        // An idle hour says nothing.
+        unit.add(served(0, 0));
+        assert_eq!(unit.get(), Some(now));
+    }
+
+    #[test]
+    fn a_load_that_was_not_seen_is_estimated_by_bytes() {
+        let mut loads = LoadRate::default();
+        assert_eq!(loads.load(None), UNSEEN_LOAD);
+        assert_eq!(loads.load(Some(Bytes::mib(1000))), Duration::from_secs(5));
+        assert_eq!(loads.load(Some(Bytes(1))), LEAST_LOAD);
+        loads.add(Bytes::mib(100), Duration::from_secs(2));
+        assert_eq!(loads.load(Some(Bytes::mib(200))), Duration::from_secs(4));
+    }
+
+    #[test]
+    fn a_load_is_timed_from_its_beginning_and_counts_down() {
+        let mut seen = Seen::new(at(0));
+        assert_eq!(seen.note(true, false, at(250)), None);
+        assert_eq!(seen.left(Duration::from_secs(3), at(1250)), Duration::from_secs(2));
+        assert_eq!(seen.left(Duration::from_secs(3), at(9000)), EXCHANGE, "it is not over");
+        assert_eq!(seen.note(false, true, at(2250)), Some(Duration::from_secs(2)));
+        assert_eq!(seen.note(false, true, at(2500)), None, "it is over");
+        assert_eq!(seen.left(Duration::from_secs(3), at(9000)), Duration::from_secs(3));
+        // It goes, and comes back within a sample.
+        assert_eq!(seen.note(false, false, at(9750)), None);
+        assert_eq!(seen.note(false, true, at(10_000)), Some(Duration::from_millis(250)));
     }
 }

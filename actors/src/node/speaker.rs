@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::digests::Digests;
 use super::guests::Guest;
 use super::messages::{MembershipMessage, SpeakerArguments, SpeakerMessage};
-use super::own::{Measures, wanted};
+use super::own::{Measures, status_of, wanted};
 use super::parcels::Parcels;
 use super::post::Post;
 use super::way::Way;
@@ -21,11 +21,11 @@ use crate::capability::{Capability, Portable};
 use crate::catalogue::Registered;
 use crate::client::PoolShared;
 use crate::cluster::router::{
-    Boot, Effect, Input, Message, Offer, Own, RequestKey, Router, Run, Wanted, lane_index,
+    Boot, CallKey, Effect, Input, Message, Offer, Own, RequestKey, Router, Run, Wanted, lane_index,
 };
 use crate::cluster::{Body, Letter, What};
 use crate::error::{Cause, Error};
-use crate::id::Time;
+use crate::id::{Bytes, Time};
 use crate::job::Accepted;
 use crate::limits::MAX_OFFERS;
 use crate::status::{PeerModelStatus, PeerStatus, publish};
@@ -33,8 +33,10 @@ use crate::wire::WireError;
 
 mod delivery;
 mod asking;
+mod calls;
 mod hosting;
 
+use calls::{Calling, Hosted};
 use delivery::Delivery;
 
 pub(crate) struct Speaker<C: Capability> {
@@ -77,6 +79,8 @@ pub(crate) struct SpeakerState<C: Portable> {
     names: HashMap<Boot, String>,
     outgoing: HashMap<RequestKey, Outgoing<C>>,
     guests: HashMap<(Boot, Run), Guest>,
+    calling: HashMap<CallKey, Calling<C>>,
+    hosted: HashMap<(Boot, CallKey), Hosted>,
     parcels: Parcels,
     measures: Measures,
     digests: Digests,
@@ -120,6 +124,8 @@ impl<C: Portable> Actor for Speaker<C> {
             names: HashMap::new(),
             outgoing: HashMap::new(),
             guests: HashMap::new(),
+            calling: HashMap::new(),
+            hosted: HashMap::new(),
             parcels: Parcels::default(),
             measures: Measures::default(),
             digests: Digests::default(),
@@ -159,6 +165,12 @@ impl<C: Portable> Actor for Speaker<C> {
             SpeakerMessage::Sent(run, key, sent) => state.sent(run, key, sent),
             SpeakerMessage::Read(key, read) => state.step(Input::Read(key, read), Luggage::default()),
             SpeakerMessage::Guest(peer, run, says) => state.guest_says(peer, run, says),
+            SpeakerMessage::Call(call) => state.call(call),
+            SpeakerMessage::CallerGone(id) => state.caller_gone(CallKey(id.0)),
+            SpeakerMessage::Hosted(peer, call, body) => {
+                drop(state.hosted.remove(&(peer, call)));
+                state.step(Input::CallHosted(peer, call), Luggage { came: None, goes: body });
+            }
             SpeakerMessage::Tick => {
                 state.alarm.rang();
                 state.tick();
@@ -272,7 +284,7 @@ impl<C: Portable> SpeakerState<C> {
                     return;
                 }
                 if let Message::Ask { wanted, .. } = &message {
-                    self.measure(&wanted.clone(), 0);
+                    self.measure(&wanted.clone());
                 }
                 if let (Message::Refused(run, _), Some(bytes)) = (&message, &came) {
                     self.note_refusal(*run, bytes);
@@ -295,20 +307,12 @@ impl<C: Portable> SpeakerState<C> {
             self.sampled = now;
             let [models, without] = self.shared.catalogue.by_digest();
             self.measures.keep(&models);
-            self.find_digests(without);
+            self.find_digests(models.iter().cloned().chain(without).collect());
             let owns: Vec<Own> = {
                 let status = self.arguments.status.borrow();
-                let pool = status.pools.iter().find(|pool| pool.capability == C::NAME);
-                for model in &models {
-                    let status = pool.and_then(|pool| pool.model(model.id().as_str()));
-                    self.measures.sample(model, status, now);
-                }
+                models.iter().for_each(|model| self.measures.sample(model, &status, now));
                 let own = |model: &Arc<Registered<C>>| {
-                    let status = pool.and_then(|pool| pool.model(model.id().as_str()));
-                    {
-                        let wanted = wanted(model)?;
-                        self.measures.own(model, status, self.guests_of(&wanted), self.elsewhere(model), now)
-                    }
+                    self.measures.own(model, &status, self.guests_of(&wanted(model)?), now)
                 };
                 models.iter().filter_map(own).take(MAX_OFFERS).collect()
             };
@@ -320,13 +324,11 @@ impl<C: Portable> SpeakerState<C> {
         self.step(Input::Tick, Luggage::default());
     }
 
-    /// Has the digests of these models found, as far as that is due.
+    /// Has the digests and sizes of these models found, as far as that is due.
     fn find_digests(&mut self, models: Vec<Arc<Registered<C>>>) {
         let status = self.arguments.status.borrow();
-        let pool = status.pools.iter().find(|pool| pool.capability == C::NAME);
         self.digests.find(models, |model| {
-            let status = pool.and_then(|pool| pool.model(model.id().as_str()));
-            status.is_some_and(|status| status.key == model.key() && status.is_serving())
+            status_of(&status, model).is_some_and(|status| status.key == model.key() && status.is_serving())
         });
     }
 
@@ -337,25 +339,12 @@ impl<C: Portable> SpeakerState<C> {
         count
     }
 
-    /// Number of requests for a model of this node that wait for a place, or run elsewhere.
-    fn elsewhere(&self, model: &Registered<C>) -> usize {
-        self.outgoing.values().filter(|outgoing| outgoing.model.key() == model.key()).count()
-    }
-
-    /// Tells the router of one model as it is now. `more` requests for it are about to be given to the router.
-    fn measure(&mut self, wanted: &Wanted, more: usize) {
+    /// Tells the router of one model as it is now.
+    fn measure(&mut self, wanted: &Wanted) {
         let Some(model) = self.shared.catalogue.get(&wanted.model) else { return };
         let own = {
             let status = self.arguments.status.borrow();
-            let pool = status.pools.iter().find(|pool| pool.capability == C::NAME);
-            let status = pool.and_then(|pool| pool.model(model.id().as_str()));
-            self.measures.own(
-                &model,
-                status,
-                self.guests_of(wanted),
-                self.elsewhere(&model) + more,
-                self.now(),
-            )
+            self.measures.own(&model, &status, self.guests_of(wanted), self.now())
         };
         if let Some(own) = own {
             self.step(Input::Model(own), Luggage::default());
@@ -372,7 +361,11 @@ impl<C: Portable> SpeakerState<C> {
             digest: offer.wanted.digest.clone(),
             resident: offer.resident,
             interactive_slots: offer.slots[0],
-            requests: offer.queue,
+            requests: offer.requests(),
+            cost: offer.queue,
+            unit: offer.unit_time(),
+            bytes: offer.bytes.map(Bytes),
+            free: offer.room.map(|room| Bytes(room.free)),
         }
     }
 
@@ -424,7 +417,10 @@ impl<C: Portable> SpeakerState<C> {
     fn obey(&mut self, effect: Effect, luggage: &mut Luggage) {
         match effect {
             Effect::Tell(to, message) => {
-                let carries = matches!(message, Message::Chunk(..) | Message::End(..) | Message::Refused(..));
+                let carries = matches!(
+                    message,
+                    Message::Chunk(..) | Message::End(..) | Message::Refused(..) | Message::Called(..)
+                );
                 let body = if carries { luggage.goes.take() } else { None };
                 if let Some(link) = self.links.get(&to) {
                     link.post.tell(message, body);
@@ -442,8 +438,19 @@ impl<C: Portable> SpeakerState<C> {
                     guest.grow(more);
                 }
             }
+            Effect::HostCall { from, call, wanted, kind, within } => {
+                self.host_call((from, call), &wanted, kind, within);
+            }
+            Effect::DropCall(from, call) => drop(self.hosted.remove(&(from, call))),
+            Effect::NoteCall(call) => self.note_call(call, luggage),
+            Effect::EndCall(call, failed) => self.end_call(call, failed),
             Effect::Hangup(peer) => self.hang_up(peer),
         }
+    }
+
+    /// The name of a peer, or its start where none is known.
+    fn name_of(&self, peer: Boot) -> String {
+        self.names.get(&peer).cloned().unwrap_or_else(|| format!("{:x}", peer.0))
     }
 
     fn hang_up(&mut self, peer: Boot) {

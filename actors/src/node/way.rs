@@ -7,18 +7,23 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use ractor::ActorRef;
 
 use super::messages::SpeakerMessage;
+use super::own::wanted;
 use crate::capability::{Capability, Portable};
 use crate::catalogue::{ModelSpec, Registered};
 use crate::client::PoolShared;
-use crate::cluster::Elsewhere;
 use crate::cluster::router::Wanted;
+use crate::cluster::{Elsewhere, ElsewhereCall};
 use crate::error::{Error, Failure, Result};
 use crate::id::{ModelId, RequestId};
 use crate::job::Accepted;
-use crate::model::{Footprint, LoadContext, Loader, Weights};
+use crate::model::{Footprint, LoadContext, Loader, ModelFacts, Weights};
+use crate::scheduler::CallId;
+
+/// Facts of a model that other nodes serve, once one of them has told them.
+type Facts = Arc<Mutex<Option<ModelFacts>>>;
 
 /// The loader of a stand-in, which is never loaded here.
-struct ServedElsewhere;
+struct ServedElsewhere(Facts);
 
 impl<C: Capability> Loader<C> for ServedElsewhere {
     fn footprint(&self, _: &LoadContext) -> Result<Footprint, Failure> {
@@ -28,6 +33,16 @@ impl<C: Capability> Loader<C> for ServedElsewhere {
     fn load(&self, _: &LoadContext) -> Result<Arc<dyn Weights<C>>, Failure> {
         Err(Failure::permanent("the model is served by other nodes"))
     }
+
+    fn facts(&self) -> Option<ModelFacts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The stand-in for a model that other nodes serve.
+struct StandIn<C: Capability> {
+    model: Arc<Registered<C>>,
+    facts: Facts,
 }
 
 /// The way from the clients of a pool to its speaker.
@@ -36,7 +51,7 @@ pub(crate) struct Way<C: Capability> {
     speaker: RwLock<Option<ActorRef<SpeakerMessage<C>>>>,
     /// Digests of the models that peers serve, by name.
     served: RwLock<BTreeMap<ModelId, BTreeSet<Arc<str>>>>,
-    stand_ins: Mutex<HashMap<Wanted, Arc<Registered<C>>>>,
+    stand_ins: Mutex<HashMap<Wanted, StandIn<C>>>,
 }
 
 impl<C: Portable> Way<C> {
@@ -80,21 +95,23 @@ impl<C: Portable> Way<C> {
         self.served.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned().unwrap_or_default()
     }
 
-    fn stand_ins(&self) -> std::sync::MutexGuard<'_, HashMap<Wanted, Arc<Registered<C>>>> {
+    fn stand_ins(&self) -> std::sync::MutexGuard<'_, HashMap<Wanted, StandIn<C>>> {
         self.stand_ins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_stand_in(&self, model: &Registered<C>) -> bool {
-        let Some(digest) = model.digest().cloned() else { return false };
-        let wanted = Wanted { model: model.id().clone(), digest };
-        self.stand_ins().get(&wanted).is_some_and(|known| Arc::ptr_eq(&known.entry, &model.entry))
+    /// Keeps the facts that a peer has told of a model.
+    pub(super) fn know(&self, model: &Registered<C>, facts: ModelFacts) {
+        let Some(wanted) = wanted(model) else { return };
+        if let Some(stand_in) = self.stand_ins().get(&wanted) {
+            *stand_in.facts.lock().unwrap_or_else(PoisonError::into_inner) = Some(facts);
+        }
     }
 }
 
 impl<C: Portable> Elsewhere<C> for Way<C> {
     fn concerns(&self, model: &Registered<C>) -> bool {
         let Some(digest) = model.digest() else { return false };
-        self.digests(model.id()).contains(digest) || self.is_stand_in(model)
+        self.digests(model.id()).contains(digest) || self.stands_in(model)
     }
 
     fn find(&self, id: &ModelId) -> Result<Option<Arc<Registered<C>>>> {
@@ -110,12 +127,13 @@ impl<C: Portable> Elsewhere<C> for Way<C> {
         let wanted = Wanted { model: id.clone(), digest: digest.clone() };
         let Some(shared) = self.shared.upgrade() else { return Ok(None) };
         let mut stand_ins = self.stand_ins();
-        if let Some(model) = stand_ins.get(&wanted) {
-            return Ok(Some(model.clone()));
+        if let Some(stand_in) = stand_ins.get(&wanted) {
+            return Ok(Some(stand_in.model.clone()));
         }
-        let spec = ModelSpec::new(id.clone(), ServedElsewhere).digest(digest.clone());
+        let facts = Facts::default();
+        let spec = ModelSpec::new(id.clone(), ServedElsewhere(facts.clone())).digest(digest.clone());
         let model = Arc::new(shared.catalogue.prepare(spec)?);
-        stand_ins.insert(wanted, model.clone());
+        stand_ins.insert(wanted, StandIn { model: model.clone(), facts });
         Ok(Some(model))
     }
 
@@ -132,7 +150,25 @@ impl<C: Portable> Elsewhere<C> for Way<C> {
         self.tell(SpeakerMessage::Cancel(request));
     }
 
+    fn stands_in(&self, model: &Registered<C>) -> bool {
+        let Some(wanted) = wanted(model) else { return false };
+        self.stand_ins().get(&wanted).is_some_and(|known| Arc::ptr_eq(&known.model.entry, &model.entry))
+    }
+
+    fn call(&self, call: ElsewhereCall<C>) -> Result<()> {
+        let id = call.model.id().clone();
+        match self.tell(SpeakerMessage::Call(call)) {
+            true => Ok(()),
+            false => Err(Error::SendError { capability: C::NAME.into(), model: id }),
+        }
+    }
+
+    fn caller_gone(&self, call: CallId) {
+        // Without a speaker nobody has it.
+        self.tell(SpeakerMessage::CallerGone(call));
+    }
+
     fn close(&self) {
-        self.stand_ins().values().for_each(|model| model.entry.close());
+        self.stand_ins().values().for_each(|stand_in| stand_in.model.entry.close());
     }
 }

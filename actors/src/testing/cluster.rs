@@ -3,7 +3,7 @@
 //! checked, and after healing that nothing is left. One seed is one history.
 //!
 //! `network` is the links and their faults, `node` one node's shell, which carries out effects, `world` the clock and the
-//! events, `checks` the ledger of requests and the invariants. A [`ClusterPlant`] makes the harness, never the router, do
+//! events, `faults` those of them that break something, `checks` the ledger of requests and the invariants. A [`ClusterPlant`] makes the harness, never the router, do
 //! something wrong that the checks must find.
 
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ mod checks;
 mod network;
 mod node;
 mod world;
+mod faults;
 
 pub use plant::ClusterPlant;
 

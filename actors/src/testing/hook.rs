@@ -41,6 +41,10 @@ impl<C: Capability, L: Loader<C>> Loader<C> for HookedLoader<L> {
         self.loader.digest(fetch, context)
     }
 
+    fn size(&self, fetch: Fetch, context: &LoadContext) -> Result<Option<Footprint>, Failure> {
+        self.loader.size(fetch, context)
+    }
+
     fn footprint(&self, context: &LoadContext) -> Result<Footprint, Failure> {
         self.loader.footprint(context)
     }

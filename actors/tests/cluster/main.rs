@@ -6,6 +6,8 @@
 #[path = "../../examples/cluster/node.rs"]
 #[allow(dead_code, reason = "the example uses the rest")]
 mod node;
+mod calls;
+mod placement;
 mod serving;
 mod losses;
 mod strangers;
@@ -32,8 +34,9 @@ fn main() {
     node::be_a_node_if_asked();
     strangers::be_a_stranger_if_asked();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let all: Vec<&Test> =
-        serving::TESTS.iter().chain(losses::TESTS).chain(strangers::TESTS).chain(places::TESTS).collect();
+    let all =
+        [serving::TESTS, losses::TESTS, strangers::TESTS, places::TESTS, calls::TESTS, placement::TESTS];
+    let all: Vec<&Test> = all.into_iter().flatten().collect();
     if let [mark, name] = arguments.as_slice()
         && mark == "--test"
     {

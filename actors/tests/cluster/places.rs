@@ -14,6 +14,9 @@ use crate::{Test, join, on_a_runtime, served, until};
 
 pub(crate) const TESTS: &[Test] = &[
     ("here_first_and_elsewhere_when_that_is_sooner", here_first_and_elsewhere_when_that_is_sooner),
+    ("the_cost_of_requests_counts_and_not_their_number", the_cost_of_requests_counts_and_not_their_number),
+    ("a_slow_node_is_given_less", a_slow_node_is_given_less),
+    ("a_node_is_as_fast_as_its_own_workers", a_node_is_as_fast_as_its_own_workers),
     ("a_model_is_its_files", a_model_is_its_files),
     ("a_model_without_a_digest_stays_at_home", a_model_without_a_digest_stays_at_home),
     ("a_loader_says_which_model_it_is_once_it_is_loaded", a_loader_says_which_model_it_is_once_it_is_loaded),
@@ -50,6 +53,82 @@ fn here_first_and_elsewhere_when_that_is_sooner() {
     });
 }
 
+/// Has both peers of a node work until it knows how long they take.
+async fn measured(system: &System, model: &ModelHandle<Echo>) {
+    let known = || {
+        let status = system.status();
+        let models = status.peers.iter().flat_map(|peer| &peer.models);
+        models.filter(|told| told.unit.is_some() && told.requests == 0).count() == 2
+    };
+    while !known() {
+        places(model, 6, 20).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn the_cost_of_requests_counts_and_not_their_number() {
+    let nodes: Vec<Node> =
+        ["b", "c"].map(|name| Node::start(&NodeOptions::new(name).model("echo", "1")).unwrap()).into();
+    on_a_runtime(async {
+        let (system, client) = join(NodeOptions::new("a"), &nodes).await;
+        let model = served(&system, &client, "echo", 2).await;
+        measured(&system, &model).await;
+        let long = tokio::spawn({
+            let model = model.clone();
+            async move { model.call(Say::after("", Duration::from_secs(3)), CallOptions::default()).await }
+        });
+        until("the long request there", || {
+            let status = system.status();
+            status.peers.iter().flat_map(|peer| &peer.models).find(|told| told.cost == 3001).map(drop)
+        })
+        .await;
+        // Together they are shorter.
+        let short = places(&model, 10, 50).await;
+        let long = long.await.unwrap().unwrap().node;
+        assert_eq!(short.len(), 1, "{short:?}");
+        assert_ne!(short[0], long);
+        system.shutdown().await;
+    });
+}
+
+fn a_slow_node_is_given_less() {
+    let fast = Node::start(&NodeOptions::new("b").model("echo", "1")).unwrap();
+    let mut slow = Node::start(&NodeOptions::new("c").model("echo", "1").slowness(20)).unwrap();
+    on_a_runtime(async {
+        let (system, client) = join(NodeOptions::new("a"), [&fast, &slow]).await;
+        let model = served(&system, &client, "echo", 2).await;
+        measured(&system, &model).await;
+        let before = slow.ask("counts").unwrap();
+        for _ in 0..5 {
+            // Three of them take less time there than one of them here, on a busy machine too.
+            assert_eq!(places(&model, 3, 50).await, ["b"]);
+        }
+        assert_eq!(slow.ask("counts").unwrap(), before);
+        system.shutdown().await;
+    });
+}
+
+fn a_node_is_as_fast_as_its_own_workers() {
+    let mut fast = Node::start(&NodeOptions::new("b").model("echo", "1")).unwrap();
+    on_a_runtime(async {
+        let options = NodeOptions::new("a").model("echo", "1").slowness(20);
+        let (system, client) = join(options, [&fast]).await;
+        let model = served(&system, &client, "echo", 1).await;
+        // Most of these run there, and each is a request of this node.
+        let mut told =
+            || fast.ask("units").unwrap().rsplit(' ').next()?.parse().ok().filter(|unit| *unit > 0);
+        let unit: u64 = loop {
+            assert_eq!(places(&model, 30, 10).await, ["a", "b"]);
+            if let Some(unit) = told() {
+                break unit;
+            }
+        };
+        // 200 ms for a cost of 11.
+        assert!(unit > 10_000, "{unit} us per unit of cost");
+        system.shutdown().await;
+    });
+}
+
 fn a_model_is_its_files() {
     let one = Node::start(&NodeOptions::new("b").model("echo", "1")).unwrap();
     let other = Node::start(&NodeOptions::new("c").model("echo", "2")).unwrap();
@@ -62,7 +141,7 @@ fn a_model_is_its_files() {
         let Err(Error::DifferentModels { digests, .. }) = client.model("echo") else { panic!("two models") };
         assert_eq!(digests, ["1", "2"]);
         // With one of them here, the name says enough.
-        let loader = EchoLoader { node: "a".to_owned() };
+        let loader = EchoLoader::of("a");
         client.register(ModelSpec::new("echo", loader).digest("1")).unwrap().preload().await.unwrap();
         let serves =
             || system.status().model("echo", "echo").is_some_and(|model| model.is_serving()).then_some(());
@@ -78,7 +157,7 @@ fn a_model_without_a_digest_stays_at_home() {
     on_a_runtime(async {
         let (system, client) = join(NodeOptions::new("a"), [&there]).await;
         served(&system, &client, "echo", 1).await;
-        client.register(ModelSpec::new("echo", EchoLoader { node: "a".to_owned() })).unwrap();
+        client.register(ModelSpec::new("echo", EchoLoader::of("a"))).unwrap();
         let model = client.model("echo").unwrap();
         assert_eq!(places(&model, 6, 30).await, ["a"]);
         system.shutdown().await;
@@ -109,7 +188,7 @@ fn a_loader_says_which_model_it_is_once_it_is_loaded() {
     on_a_runtime(async {
         let (system, client) = join(NodeOptions::new("a"), [&there]).await;
         served(&system, &client, "echo", 1).await;
-        let loader = Fetched(EchoLoader { node: "a".to_owned() }, questions.clone());
+        let loader = Fetched(EchoLoader::of("a"), questions.clone());
         let model = client.register(ModelSpec::new("echo", loader)).unwrap();
         until("the first question", || (!questions.lock().unwrap().is_empty()).then_some(())).await;
         assert_eq!(places(&model, 6, 30).await, ["a"], "which model it is, is not known");

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use super::choice::{Place, choose};
+use super::choice::{Candidate, Place, choose};
 use super::peer::Peer;
 use super::protocol::{Boot, Message, Refusal, Run, Wanted, lane_index};
 use super::{Effect, GRACE, MAX_LOSSES, Router, WINDOW};
@@ -149,20 +149,13 @@ impl Router {
         let Request { wanted, lane, rank, impatient, cost, .. } = &asked.request;
         let (lane, cost) = (lane_index(*lane), *cost);
         let own = self.models.iter().find(|own| own.wanted == *wanted).filter(|_| !self.leaving);
-        let serve = |peer: &Peer| peer.linked && !peer.leaving && peer.offer(wanted).is_some();
-        let serving = self.peers.iter().filter(|(_, peer)| serve(peer)).map(|(boot, _)| *boot);
-        let willing: Vec<Boot> = serving.filter(|boot| !asked.refused.contains(boot)).collect();
-        let free: Vec<_> = willing
-            .iter()
-            .filter_map(|boot| {
-                let peer = self.peers.get(boot)?;
-                let (position, offer) = peer.offer(wanted)?;
-                let is_free = self.runs_at(*boot, wanted, lane) < offer.slots[lane];
-                is_free.then(|| (*boot, offer, peer.sent_cost.get(&position).copied().unwrap_or(0)))
-            })
-            .collect();
+        let willing = self.candidates(wanted, Some(lane));
+        let willing: Vec<_> = willing.into_iter().filter(|(boot, _)| !asked.refused.contains(boot)).collect();
+        // Who does not wait is not told of those for whom it would have to.
+        let known = willing.iter().map(|(_, candidate)| *candidate);
+        let known: Vec<Candidate> = known.filter(|candidate| candidate.is_free || !impatient).collect();
         let mut random = self.random.clone();
-        let place = choose(own, &free, &mut random);
+        let place = choose(own, &known, wanted, cost, &mut random);
         let (none_left, failed) = (willing.is_empty(), asked.left_alone());
         let late = asked.lost_by.map_or(Failed::Late { running: false }, Failed::PeerLost);
         let is_late = self.now >= asked.request.deadline.min(asked.request.end);
@@ -171,7 +164,7 @@ impl Router {
         match place {
             // It was lost or refused when its time was over.
             _ if is_late => self.fail(key, late),
-            Some(Place::Here) => self.forget(key, Effect::RunHere(key)),
+            Some(Place::Here) => self.run_here(key, cost),
             Some(Place::At(boot)) => self.send(key, boot, cost),
             None if none_left => self.fail(key, failed),
             None if impatient => self.fail(key, Failed::Full),
@@ -181,6 +174,24 @@ impl Router {
             }
         }
         true
+    }
+
+    /// The peers that serve a model. One is free if it has a slot of this lane for this node, or none is asked for.
+    pub(super) fn candidates(&self, wanted: &Wanted, lane: Option<usize>) -> Vec<(Boot, Candidate)> {
+        let serving = self.peers.iter().filter(|(_, peer)| peer.linked && !peer.leaving);
+        let candidate = |(boot, peer): (&Boot, &Peer)| {
+            let (position, offer) = peer.offer(wanted)?;
+            let is_free = lane.is_none_or(|lane| self.runs_at(*boot, wanted, lane) < offer.slots[lane]);
+            Some((*boot, Candidate::there(*boot, offer, peer.sent(position), is_free)))
+        };
+        serving.filter_map(candidate).collect()
+    }
+
+    fn run_here(&mut self, key: RequestKey, cost: u64) {
+        let Some(asked) = self.asked.get(&key) else { return };
+        let wanted = &asked.request.wanted;
+        self.models.iter_mut().filter(|own| own.wanted == *wanted).for_each(|own| own.add(cost));
+        self.forget(key, Effect::RunHere(key));
     }
 
     fn runs_at(&self, boot: Boot, wanted: &Wanted, lane: usize) -> u32 {
@@ -208,7 +219,7 @@ impl Router {
         if let Some(peer) = self.peers.get_mut(&to)
             && let Some((position, _)) = peer.offer(&asked.request.wanted)
         {
-            *peer.sent_cost.entry(position).or_default() += cost;
+            peer.sent.insert(run, (position, cost));
         }
         self.runs.insert(run, key);
         self.effects.push(Effect::Ask { to, run, request: key, after: self.exchanges });
@@ -242,10 +253,15 @@ impl Router {
     fn drop_request(&mut self, key: RequestKey) -> bool {
         let Some(asked) = self.asked.remove(&key) else { return false };
         self.waiting.remove(&(asked.request.rank, key));
-        if let Whereabouts::At { run, .. } = asked.whereabouts {
-            self.runs.remove(&run);
+        if let Whereabouts::At { peer, run, .. } = asked.whereabouts {
+            self.end_run(peer, run);
         }
         true
+    }
+
+    fn end_run(&mut self, peer: Boot, run: Run) {
+        self.runs.remove(&run);
+        self.peers.get_mut(&peer).and_then(|peer| peer.sent.remove(&run));
     }
 
     fn fail(&mut self, key: RequestKey, failed: Failed) {
@@ -338,7 +354,7 @@ impl Router {
         }
         let wanted = asked.request.wanted.clone();
         let lane = lane_index(asked.request.lane);
-        self.runs.remove(&run);
+        self.end_run(from, run);
         if refusal == Refusal::Full {
             // It has no slot until it says otherwise.
             let held = self.runs_at(from, &wanted, lane);
@@ -391,7 +407,7 @@ impl Router {
             return;
         }
         asked.whereabouts = Whereabouts::Waiting;
-        self.runs.remove(&run);
+        self.end_run(peer, run);
         self.place(key);
     }
 }

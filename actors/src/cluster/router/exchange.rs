@@ -28,8 +28,7 @@ impl Shares {
                 let (part, rest) = (free[lane] / self.linked, free[lane] % self.linked);
                 router.guests_of(boot, &own.wanted, lane) + part + u32::from(turn < u64::from(rest))
             });
-            let Own { wanted, resident, queue, rate, load, .. } = own.clone();
-            Offer { wanted, resident, slots, queue, rate, load }
+            own.offer(slots)
         };
         router.models.iter().zip(&self.free).map(offer).collect()
     }
@@ -57,6 +56,7 @@ impl Router {
             self.effects.push(Effect::Evict(boot, run));
         }
         self.lost_runs_at(boot);
+        self.lost_calls_at(boot);
     }
 
     /// Tells all peers the load if it is time, and gives up those that have fallen silent.
@@ -134,7 +134,7 @@ impl Router {
         }
         let Load { number, heard, leaving, offers, below, runs, guests } = load;
         (peer.heard, peer.leaving, peer.offers) = (number, leaving, offers);
-        peer.sent_cost.clear();
+        peer.sent.clear();
         peer.below = peer.below.max(below);
         peer.listed = runs.iter().map(|(run, _)| *run).collect();
         let over: Vec<Run> =

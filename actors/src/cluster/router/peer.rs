@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::protocol::{Offer, Run, Wanted};
+use super::choice::Sent;
+use super::protocol::{CallKey, Offer, Run, Wanted};
 use crate::id::{Lane, Time};
 
 /// A request of a peer that this node runs.
@@ -25,9 +26,11 @@ pub(super) struct Peer {
     pub(super) heard: u64,
     pub(super) leaving: bool,
     pub(super) offers: Vec<Offer>,
-    /// Cost of what was sent there since its last exchange, by the position of the offer.
-    pub(super) sent_cost: BTreeMap<usize, u64>,
+    /// Runs that were sent there since its last exchange and have not ended: the position of the offer, and the cost.
+    pub(super) sent: BTreeMap<Run, (usize, u64)>,
     pub(super) guests: BTreeMap<Run, Guest>,
+    /// Its calls here that are not answered.
+    pub(super) calls: BTreeSet<CallKey>,
     /// Runs that are over and that it may not know to be over.
     pub(super) done: BTreeSet<Run>,
     /// Its last word on its runs here: all below this that are not listed are over.
@@ -43,8 +46,9 @@ impl Peer {
             heard: 0,
             leaving: false,
             offers: Vec::new(),
-            sent_cost: BTreeMap::new(),
+            sent: BTreeMap::new(),
             guests: BTreeMap::new(),
+            calls: BTreeSet::new(),
             done: BTreeSet::new(),
             below: Run(0),
             listed: BTreeSet::new(),
@@ -70,6 +74,14 @@ impl Peer {
         let more = read.min(guest.sent).checked_sub(guest.read).filter(|more| *more > 0)?;
         guest.read += more;
         Some(more)
+    }
+
+    /// The requests that its last exchange does not count, of the offer at this position.
+    pub(super) fn sent(&self, position: usize) -> Sent {
+        let mut sent = Sent::default();
+        let of_offer = self.sent.values().filter(|(offer, _)| *offer == position);
+        of_offer.for_each(|(_, cost)| sent.add(*cost));
+        sent
     }
 
     pub(super) fn offer(&self, wanted: &Wanted) -> Option<(usize, &Offer)> {

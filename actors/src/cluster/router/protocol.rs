@@ -25,6 +25,15 @@ pub struct Wanted {
     pub digest: Arc<str>,
 }
 
+/// The memory that a model would be loaded into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Bytes that are free, or that caches give back.
+    pub free: u64,
+    /// Bytes of other models that could go: they are not pinned, and have no requests.
+    pub evictable: u64,
+}
+
 /// A model that a node serves, as it tells one peer of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
@@ -34,12 +43,36 @@ pub struct Offer {
     pub resident: bool,
     /// Number of requests that the peer may have there at a time: interactive ones, and those of the batch lane.
     pub slots: [u32; 2],
-    /// Cost of the requests that wait or run.
+    /// Cost of the requests that wait or run. A node of an earlier build counts each as 1.
     pub queue: u64,
-    /// Measured cost of what is served in a second; 0 while nothing is known.
+    /// Measured cost of what is served in a second, for nodes of an earlier build; 0 while nothing is known.
     pub rate: u64,
-    /// Time that a load takes.
+    /// Time until it serves, if it is not in memory, or that its load would take.
     pub load: Duration,
+    /// Number of the requests that wait or run; a node of an earlier build tells their cost alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
+    /// Measured time per unit of cost; none while nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Duration>,
+    /// Bytes that it takes with one worker, as far as they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// The memory that it would be loaded into, if it is not in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room: Option<Room>,
+}
+
+impl Offer {
+    /// Number of the requests that wait or run.
+    pub fn requests(&self) -> u64 {
+        self.requests.unwrap_or(self.queue)
+    }
+
+    /// Measured time per unit of cost.
+    pub fn unit_time(&self) -> Option<Duration> {
+        self.unit.or_else(|| (self.rate > 0).then(|| Duration::from_secs_f64(1.0 / self.rate as f64)))
+    }
 }
 
 /// Message that a node sends a peer four times a second.
@@ -70,6 +103,21 @@ pub enum Refusal {
     Unable,
 }
 
+/// Number of a call among those of the node that makes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CallKey(pub u64);
+
+/// A call on a model that is no request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CallKind {
+    /// Load it, on one node.
+    Preload,
+    /// Stop its workers, on all nodes that serve it.
+    Unload,
+    /// Protect its workers on all of them, or end that.
+    Pin(bool),
+}
+
 /// A message between the pools of two nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
@@ -98,6 +146,23 @@ pub enum Message {
     Chunk(Run, u64),
     /// The result of the run, after so many chunks.
     End(Run, u64),
+    /// Call a model.
+    Call {
+        /// The call.
+        call: CallKey,
+        /// The model.
+        wanted: Wanted,
+        /// What is to be done.
+        kind: CallKind,
+        /// Time left.
+        within: Duration,
+    },
+    /// The call is answered.
+    Called(CallKey),
+    /// The call is not taken: the model is not served there any more.
+    NotCalled(CallKey),
+    /// Nobody waits for the call any more.
+    CallOff(CallKey),
 }
 
 /// Position of a lane in [`Offer::slots`].

@@ -18,7 +18,7 @@ use crate::wire;
 impl<C: Portable> SpeakerState<C> {
     pub(super) fn submit(&mut self, model: Arc<Registered<C>>, accepted: Accepted<C>) {
         let Some(wanted) = wanted(&model) else { return };
-        self.measure(&wanted, 1);
+        self.measure(&wanted);
         let job = accepted.job();
         if job.is_abandoned() {
             job.expire();
@@ -30,7 +30,7 @@ impl<C: Portable> SpeakerState<C> {
             wanted,
             lane: parts.lane,
             rank: parts.priority.rank(parts.began, aging),
-            cost: 1,
+            cost: job.cost.0.max(1),
             deadline: parts.deadline,
             end: job.ends_at(),
             reruns: C::RUNS_AGAIN,
@@ -88,7 +88,6 @@ impl<C: Portable> SpeakerState<C> {
         let Some(Outgoing { accepted, model, .. }) = self.outgoing.remove(&key) else { return };
         let job = accepted.job().clone();
         job.end_attempt();
-        self.measures.sends(&model, self.shared.clock.now());
         if let Err(error) = self.shared.gate.submit(model, accepted) {
             job.answer(Err(error));
         }
@@ -141,10 +140,7 @@ impl<C: Portable> SpeakerState<C> {
             Failed::NoPeer => Error::NoPeer { model: id, capability },
             Failed::Refused => refusal.unwrap_or(Error::NoPeer { model: id, capability }),
             Failed::Late { .. } => job.timeout_error(),
-            Failed::PeerLost(peer) => {
-                let peer = self.names.get(&peer).cloned().unwrap_or_else(|| format!("{:x}", peer.0));
-                Error::PeerLost { model: id, capability, peer }
-            }
+            Failed::PeerLost(peer) => Error::PeerLost { model: id, capability, peer: self.name_of(peer) },
             Failed::Full => {
                 let lane = job.parts.lane;
                 let (capacity, retry_after) = (model.entry.capacity(lane), model.entry.retry_after(lane));

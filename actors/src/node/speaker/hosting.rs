@@ -43,9 +43,6 @@ impl<C: Portable> SpeakerState<C> {
             self.step(Input::GuestRefused(from, run, Refusal::Unable), Luggage::default());
             return;
         };
-        if let Some(model) = self.shared.catalogue.get(&wanted.model) {
-            self.measures.sends(&model, self.shared.clock.now());
-        }
         let (post, myself) = (link.post.clone(), self.myself.clone());
         let say = move |says| drop(myself.send_message(SpeakerMessage::Guest(from, run, says)));
         let guest = Lodging { model, lane, wanted, post }.take(ask, say);

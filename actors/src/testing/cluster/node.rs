@@ -1,14 +1,15 @@
 //! One node: its router, and the shell that the harness has in place of actors. What goes out over the network is handed to
 //! the world.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::checks::{Broken, Ledger, Piece};
 use super::network::{Index, Packet};
 use super::plant::ClusterPlant;
 use crate::cluster::router::{
-    Boot, Effect, Failed, Input, Message, Own, Refusal, RequestKey, Router, Run, WINDOW, Wanted,
+    Boot, CallKey, Effect, Failed, Input, Message, Own, Refusal, RequestKey, Room, Router, Run, WINDOW,
+    Wanted,
 };
 use crate::id::Time;
 
@@ -18,6 +19,8 @@ pub(super) struct SimModel {
     pub(super) wanted: Wanted,
     pub(super) capacity: [u32; 2],
     pub(super) resident: bool,
+    pub(super) unit: Option<Duration>,
+    pub(super) room: Option<Room>,
 }
 
 /// A request of a peer that runs here.
@@ -26,6 +29,7 @@ pub(super) struct Job {
     pub(super) of: (Boot, RequestKey),
     pub(super) wanted: Wanted,
     pub(super) lane: usize,
+    cost: u64,
     execution: u64,
     chunks: u64,
     sent: u64,
@@ -43,6 +47,8 @@ pub(super) enum Order {
     Reads(RequestKey),
     /// Run this request here, and answer it.
     RunHere(RequestKey),
+    /// Answer this call of a peer after a while.
+    AnswerCall(Boot, CallKey),
     Hangup(Boot),
 }
 
@@ -54,6 +60,8 @@ pub(super) struct SimNode {
     pub(super) router: Router,
     pub(super) models: Vec<SimModel>,
     pub(super) jobs: BTreeMap<(Boot, Run), Job>,
+    /// Calls of peers that are under way.
+    pub(super) calls: BTreeSet<(Boot, CallKey)>,
     /// Nodes that it has been linked to, by boot.
     pub(super) known: BTreeMap<Boot, Index>,
 }
@@ -79,8 +87,8 @@ impl Surroundings<'_> {
 
 impl SimNode {
     pub(super) fn new(boot: Boot, models: Vec<SimModel>) -> Self {
-        let (jobs, known) = (BTreeMap::new(), BTreeMap::new());
-        Self { boot, alive: true, leaving: false, router: Router::new(boot.0), models, jobs, known }
+        let (jobs, calls, known) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+        Self { boot, alive: true, leaving: false, router: Router::new(boot.0), models, jobs, calls, known }
     }
 
     /// Number of guests of a model that run.
@@ -94,20 +102,24 @@ impl SimNode {
         let extra = u32::from(around.plants(ClusterPlant::OverstateSlots));
         let own = |model: &SimModel| {
             let open = around.ledger.open_of(self.boot);
-            let mut used = [0, 0];
-            open.filter(|entry| entry.wanted == model.wanted).for_each(|entry| used[entry.lane] += 1);
-            let queue = u64::from(
-                used[0] + used[1] + self.running(&model.wanted, 0) + self.running(&model.wanted, 1),
-            );
+            let (mut used, mut queue) = ([0, 0], 0);
+            for entry in open.filter(|entry| entry.wanted == model.wanted) {
+                used[entry.lane] += 1;
+                queue += entry.cost;
+            }
+            let guests = self.jobs.values().filter(|job| job.wanted == model.wanted);
+            queue += guests.map(|job| job.cost).sum::<u64>();
             Own {
                 wanted: model.wanted.clone(),
-                resident: model.resident,
-                at_once: queue == 0,
+                workers: u32::from(model.resident),
                 capacity: model.capacity.map(|slots| slots + extra),
                 used,
+                requests: used[0] + used[1] + self.running(&model.wanted, 0) + self.running(&model.wanted, 1),
                 queue,
-                rate: 10,
+                unit: model.unit,
                 load: Duration::from_secs(1),
+                bytes: model.room.map(|_| 100),
+                room: model.room.filter(|_| !model.resident),
             }
         };
         self.models.iter().map(own).collect()
@@ -215,14 +227,29 @@ impl SimNode {
                 around.count("finished");
                 around.ledger.finish((me, request), piece, around.now)?;
             }
-            Effect::Fail(request, failed) => {
+            Effect::HostCall { from, call, .. } => {
+                self.calls.insert((from, call));
+                orders.push(Order::AnswerCall(from, call));
+            }
+            Effect::DropCall(from, call) => {
+                around.count("calls dropped");
+                self.calls.remove(&(from, call));
+            }
+            Effect::NoteCall(_) => {}
+            Effect::EndCall(call, failed) => {
                 let name = match failed {
-                    Failed::NoPeer => "no peer",
-                    Failed::Full => "full",
-                    Failed::Refused => "refused",
-                    Failed::Late { .. } => "late",
-                    Failed::PeerLost(_) => "peer lost",
+                    None => "call answered",
+                    Some(Failed::Late { .. }) => "call late",
+                    Some(Failed::PeerLost(_)) => "call lost",
+                    Some(_) => "call of nobody",
                 };
+                around.count(name);
+                if failed.is_none() || !around.plants(ClusterPlant::SwallowCallErrors) {
+                    around.ledger.answer_call((me, call), name, around.now)?;
+                }
+            }
+            Effect::Fail(request, failed) => {
+                let name = name_of(failed);
                 around.count(name);
                 if !around.plants(ClusterPlant::SwallowErrors) {
                     around.ledger.answer((me, request), name, around.now)?;
@@ -267,7 +294,7 @@ impl SimNode {
             return Err(("who leaves takes no guests", format!("{of:?} comes to {:?}", self.boot)));
         }
         let Some(entry) = around.ledger.entries.get(&of) else { return Ok(()) };
-        let (wanted, lane) = (entry.wanted.clone(), entry.lane);
+        let (wanted, lane, cost) = (entry.wanted.clone(), entry.lane, entry.cost);
         let Some(model) = self.models.iter().find(|model| model.wanted == wanted) else {
             return Err(("a model that is here", format!("{wanted:?}")));
         };
@@ -296,7 +323,7 @@ impl SimNode {
         let execution = around.ledger.execute(of, digest)?;
         let chunks = [0, 0, 3, 40, 100][around.random.usize(..5)];
         let tells = around.random.bool();
-        let job = Job { of, wanted, lane, execution, chunks, sent: 0, allowed: WINDOW, tells };
+        let job = Job { of, wanted, lane, cost, execution, chunks, sent: 0, allowed: WINDOW, tells };
         self.jobs.insert((from, run), job);
         orders.push(Order::Step(from, run));
         Ok(())
@@ -343,6 +370,16 @@ impl SimNode {
             orders.push(Order::Step(from, run));
         }
         Ok(orders)
+    }
+}
+
+fn name_of(failed: Failed) -> &'static str {
+    match failed {
+        Failed::NoPeer => "no peer",
+        Failed::Full => "full",
+        Failed::Refused => "refused",
+        Failed::Late { .. } => "late",
+        Failed::PeerLost(_) => "peer lost",
     }
 }
 

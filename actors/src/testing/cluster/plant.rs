@@ -13,6 +13,8 @@ pub enum ClusterPlant {
     OtherFiles,
     /// Drops errors instead of answering with them.
     SwallowErrors,
+    /// Drops errors of calls instead of answering with them.
+    SwallowCallErrors,
     /// Says that it has a slot more than it has.
     OverstateSlots,
     /// Takes the same request a second time when its message comes a second time.
@@ -25,12 +27,13 @@ pub enum ClusterPlant {
 
 impl ClusterPlant {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::DeliverGhosts,
         Self::KeepEvicted,
         Self::KeepEnded,
         Self::OtherFiles,
         Self::SwallowErrors,
+        Self::SwallowCallErrors,
         Self::OverstateSlots,
         Self::HostTwice,
         Self::NeverHangUp,

@@ -9,7 +9,7 @@ use super::checks::{Broken, Ledger};
 use super::network::{Fate, Faults, Index, Network, Packet, pair};
 use super::node::{Order, SimModel, SimNode, Surroundings};
 use super::plant::ClusterPlant;
-use crate::cluster::router::{Boot, Input, Request, RequestKey, Run, Wanted};
+use crate::cluster::router::{Boot, CallKey, CallKind, Input, Request, RequestKey, Room, Run, Wanted};
 use crate::id::{Lane, Time};
 
 /// The moments from which no fault happens any more, and at which nothing may be left.
@@ -20,7 +20,7 @@ const LEAST_NODES: usize = 2;
 const MOST_NODES: usize = 4;
 
 #[derive(Debug, Clone)]
-enum Event {
+pub(super) enum Event {
     Arrive {
         to: Boot,
         from: Boot,
@@ -32,6 +32,9 @@ enum Event {
     Cancel(Boot, RequestKey),
     Read(Boot, RequestKey),
     EndHere(Boot, RequestKey),
+    Call,
+    AnswerCall(Boot, Boot, CallKey),
+    CallerGone(Boot, CallKey),
     Connect(Index, Index),
     /// A node notices that its connection to another is gone, unless there is a newer one.
     Notice(Index, Boot, Boot, u64),
@@ -44,23 +47,23 @@ enum Event {
 }
 
 pub(super) struct World {
-    random: fastrand::Rng,
-    now: Time,
+    pub(super) random: fastrand::Rng,
+    pub(super) now: Time,
     /// Events by time and number.
-    queue: BinaryHeap<Reverse<(Time, u64)>>,
-    events: BTreeMap<u64, Event>,
-    next_event: u64,
-    nodes: Vec<SimNode>,
-    network: Network,
-    ledger: Ledger,
-    plant: Option<ClusterPlant>,
-    counts: ClusterCounts,
-    trace: Option<Vec<String>>,
-    next_boot: u64,
-    next_key: u64,
+    pub(super) queue: BinaryHeap<Reverse<(Time, u64)>>,
+    pub(super) events: BTreeMap<u64, Event>,
+    pub(super) next_event: u64,
+    pub(super) nodes: Vec<SimNode>,
+    pub(super) network: Network,
+    pub(super) ledger: Ledger,
+    pub(super) plant: Option<ClusterPlant>,
+    pub(super) counts: ClusterCounts,
+    pub(super) trace: Option<Vec<String>>,
+    pub(super) next_boot: u64,
+    pub(super) next_key: u64,
     /// The moment of each node's next tick.
-    ticks: BTreeMap<Boot, Time>,
-    healed: bool,
+    pub(super) ticks: BTreeMap<Boot, Time>,
+    pub(super) healed: bool,
 }
 
 impl World {
@@ -97,6 +100,7 @@ impl World {
             }
         }
         world.after(5, Event::Submit);
+        world.after(400, Event::Call);
         world.after(300, Event::Fault);
         world.schedule(Time::ZERO + HEALED, Event::Heal);
         world
@@ -106,7 +110,7 @@ impl World {
         (self.counts, self.trace.unwrap_or_default())
     }
 
-    fn birth(&mut self, index: Index) -> SimNode {
+    pub(super) fn birth(&mut self, index: Index) -> SimNode {
         let boot = Boot(self.next_boot);
         self.next_boot += 1;
         let named = [("a", "1"), ("b", "1"), ("a", "2")];
@@ -118,36 +122,43 @@ impl World {
                 _ => index % 3 == 2,
             }
         });
-        let models: Vec<SimModel> = models
-            .map(|(_, (model, digest))| SimModel {
-                wanted: Wanted { model: (*model).into(), digest: (*digest).into() },
+        let named: Vec<_> = models.map(|(_, named)| *named).collect();
+        let room = Room { free: self.random.u64(..200), evictable: self.random.u64(..200) };
+        // Not every node knows.
+        let room = (index > 0).then_some(room);
+        let models: Vec<SimModel> = named
+            .into_iter()
+            .map(|(model, digest)| SimModel {
+                wanted: Wanted { model: model.into(), digest: digest.into() },
                 capacity: [3, 1],
                 resident: index.is_multiple_of(2),
+                room,
+                unit: (index < 3).then(|| Duration::from_millis(1 + 9 * index as u64)),
             })
             .collect();
         SimNode::new(boot, models)
     }
 
-    fn schedule(&mut self, at: Time, event: Event) {
+    pub(super) fn schedule(&mut self, at: Time, event: Event) {
         self.queue.push(Reverse((at, self.next_event)));
         self.events.insert(self.next_event, event);
         self.next_event += 1;
     }
 
-    fn after(&mut self, millis: u64, event: Event) {
+    pub(super) fn after(&mut self, millis: u64, event: Event) {
         self.schedule(self.now + Duration::from_millis(millis), event);
     }
 
-    fn soon(&mut self, millis: std::ops::Range<u64>, event: Event) {
+    pub(super) fn soon(&mut self, millis: std::ops::Range<u64>, event: Event) {
         let millis = self.random.u64(millis);
         self.after(millis, event);
     }
 
-    fn count(&mut self, name: &'static str) {
+    pub(super) fn count(&mut self, name: &'static str) {
         *self.counts.entry(name).or_default() += 1;
     }
 
-    fn index_of(&self, boot: Boot) -> Option<Index> {
+    pub(super) fn index_of(&self, boot: Boot) -> Option<Index> {
         self.nodes.iter().position(|node| node.alive && node.boot == boot)
     }
 
@@ -172,6 +183,12 @@ impl World {
         self.ledger.check_end()?;
         for node in &self.nodes {
             let (asked, guests) = node.router.counts();
+            let (ours, theirs) = node.router.open_calls();
+            if ours + theirs + node.calls.len() > 0 {
+                let detail =
+                    format!("{:?}: {ours} and {theirs} calls, {} under way", node.boot, node.calls.len());
+                return Err(("no call is left after healing", detail));
+            }
             if asked + guests + node.jobs.len() > 0 {
                 let detail =
                     format!("{:?}: {asked} asked, {guests} guests, {} jobs", node.boot, node.jobs.len());
@@ -232,6 +249,22 @@ impl World {
                     return self.ledger.answer((boot, key), "here", self.now);
                 }
             }
+            Event::Call => return self.call(),
+            Event::AnswerCall(at, from, call) => {
+                if let Some(index) = self.index_of(at)
+                    && self.nodes[index].calls.remove(&(from, call))
+                {
+                    return self.give(index, Input::CallHosted(from, call));
+                }
+            }
+            Event::CallerGone(boot, key) => {
+                if let Some(index) = self.index_of(boot)
+                    && self.ledger.close_call((boot, key))
+                {
+                    self.count("callers of calls gone");
+                    return self.give(index, Input::CallerGone(key));
+                }
+            }
             Event::Connect(a, b) => return self.connect(a, b),
             Event::Notice(there, boot, gone, connection) => {
                 if let Some(index) = self.index_of(boot)
@@ -263,7 +296,7 @@ impl World {
     }
 
     /// Has a node do something, and carries out its orders.
-    fn at(
+    pub(super) fn at(
         &mut self,
         index: Index,
         act: impl FnOnce(&mut SimNode, &mut Surroundings<'_>) -> Result<Vec<Order>, Broken>,
@@ -308,6 +341,7 @@ impl World {
             Order::Step(from, run) => self.soon(1..60, Event::Step(boot, from, run)),
             Order::Reads(key) => self.soon(1..400, Event::Read(boot, key)),
             Order::RunHere(key) => self.soon(1..200, Event::EndHere(boot, key)),
+            Order::AnswerCall(from, call) => self.soon(1..1500, Event::AnswerCall(boot, from, call)),
             Order::Hangup(peer) => {
                 if let Some(there) = self.nodes[index].known.get(&peer).copied() {
                     self.disconnect(index, there);
@@ -316,7 +350,7 @@ impl World {
         }
     }
 
-    fn disconnect(&mut self, a: Index, b: Index) {
+    pub(super) fn disconnect(&mut self, a: Index, b: Index) {
         if !self.network.connected.remove(&pair(a, b)) {
             return;
         }
@@ -373,12 +407,13 @@ impl World {
         let deadline = self.now + Duration::from_millis(self.random.u64(50..4000));
         let end = self.now + Duration::from_millis(self.random.u64(100..8000));
         let reruns = self.random.u32(..4) > 0;
-        self.ledger.open((boot, key), wanted.clone(), batch, reruns, [deadline, end]);
+        let cost = self.random.u64(1..100);
+        self.ledger.open((boot, key), wanted.clone(), batch, cost, reruns, [deadline, end]);
         let request = Request {
             wanted,
             lane: [Lane::Interactive, Lane::Batch][batch],
             rank: i128::from(key.0),
-            cost: 1,
+            cost,
             deadline,
             end,
             reruns,
@@ -390,88 +425,25 @@ impl World {
         self.give(index, Input::Submit(key, request))
     }
 
-    fn fault(&mut self) -> Result<(), Broken> {
+    fn call(&mut self) -> Result<(), Broken> {
         if self.healed {
             return Ok(());
         }
-        self.soon(50..3000, Event::Fault);
-        let (a, b) = (self.random.usize(..self.nodes.len()), self.random.usize(..self.nodes.len()));
-        if a == b {
-            return Ok(());
-        }
-        let time = self.random.u64(50..3000);
-        match self.random.u32(..5) {
-            0 => {
-                self.count("half-open links");
-                self.network.blocked.insert((a, b));
-                self.after(time, Event::Unblock(a, b));
-            }
-            1 => {
-                self.count("partitions");
-                for (from, to) in [(a, b), (b, a)] {
-                    self.network.blocked.insert((from, to));
-                    self.after(time, Event::Unblock(from, to));
-                }
-            }
-            2 => {
-                self.count("disconnections");
-                self.disconnect(a, b);
-            }
-            3 => return self.leave(a),
-            _ => self.death(a),
-        }
-        Ok(())
-    }
-
-    fn leave(&mut self, index: Index) -> Result<(), Broken> {
+        self.soon(50..1500, Event::Call);
+        let index = self.random.usize(..self.nodes.len());
         if !self.nodes[index].alive || self.nodes[index].leaving {
             return Ok(());
         }
-        self.count("leaves");
-        self.soon(50..500, Event::Depart(self.nodes[index].boot));
-        self.at(index, SimNode::leave)
-    }
-
-    fn depart(&mut self, boot: Boot) {
-        let Some(index) = self.index_of(boot) else { return };
-        match self.nodes[index].jobs.is_empty() {
-            true => self.death(index),
-            false => self.soon(20..200, Event::Depart(boot)),
+        let (model, digest) = [("a", "1"), ("a", "2"), ("b", "1")][self.random.usize(..3)];
+        let wanted = Wanted { model: model.into(), digest: digest.into() };
+        let kind = [CallKind::Preload, CallKind::Unload, CallKind::Pin(true)][self.random.usize(..3)];
+        let (boot, key) = (self.nodes[index].boot, CallKey(self.next_key));
+        self.next_key += 1;
+        let ends = self.now + Duration::from_millis(self.random.u64(50..4000));
+        self.ledger.open_call((boot, key), ends);
+        if self.random.u32(..6) == 0 {
+            self.soon(1..1000, Event::CallerGone(boot, key));
         }
-    }
-
-    fn death(&mut self, index: Index) {
-        if !self.nodes[index].alive {
-            return;
-        }
-        self.count("deaths");
-        let boot = self.nodes[index].boot;
-        self.nodes[index].alive = false;
-        self.nodes[index].jobs.clear();
-        self.ledger.close_all(boot);
-        for other in (0..self.nodes.len()).filter(|other| *other != index).collect::<Vec<_>>() {
-            if self.network.connected.remove(&pair(index, other)) {
-                // A machine that loses its power tells nobody; the others notice its silence.
-                if self.random.bool() {
-                    let (there, pair) = (self.nodes[other].boot, pair(index, other));
-                    let connection = self.network.newest.get(&pair).copied().unwrap_or(0);
-                    self.soon(0..300, Event::Notice(index, there, boot, connection));
-                }
-                self.soon(100..1000, Event::Connect(index, other));
-            }
-        }
-        self.soon(50..2500, Event::Rebirth(index));
-    }
-
-    fn rebirth(&mut self, index: Index) {
-        if self.nodes[index].alive {
-            return;
-        }
-        self.count("rebirths");
-        let node = self.birth(index);
-        self.nodes[index] = node;
-        for other in (0..self.nodes.len()).filter(|other| *other != index).collect::<Vec<_>>() {
-            self.soon(1..500, Event::Connect(index, other));
-        }
+        self.give(index, Input::Call { key, wanted, kind, ends })
     }
 }
