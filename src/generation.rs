@@ -5,6 +5,8 @@ mod sampler;
 mod logprobs;
 mod detokenizer;
 mod stop;
+mod grammar_text;
+mod plain_arguments;
 mod calls;
 mod parts;
 mod template;
@@ -12,8 +14,8 @@ mod messages;
 mod gguf_tokens;
 
 use model_actors::{
-    Completion, DescribeImage, FinishReason, GenerateText, Sampling, TextChunk, TokenLogprobs, ToolCall,
-    Usage,
+    Completion, DescribeImage, FinishReason, GenerateText, Sampling, TextChunk, TokenLogprobs, Tool,
+    ToolCall, Usage,
 };
 
 use crate::error::{Error, Result};
@@ -185,12 +187,12 @@ impl Generation {
     }
 
     /// The same text, whose parts have these marks, after a prompt. What the model thinks keeps to no constraint.
-    pub(crate) fn in_parts(self, marks: PartMarks, prompt: &[u32]) -> Self {
+    pub(crate) fn in_parts(self, marks: PartMarks, prompt: &[u32], tools: &[Tool]) -> Self {
         let id = |mark: &'static str| Some((self.tokens.id(mark)?, mark));
         let special = marks.all().filter_map(id).filter(|(id, _)| !self.tokens.has_text(*id)).collect();
         let last = prompt.get(prompt.len().saturating_sub(PROMPT_END)..).unwrap_or_default();
         let end: Vec<u8> = last.iter().flat_map(|token| self.tokens.bytes(*token)).collect();
-        let parts = Parts::new(marks, &String::from_utf8_lossy(&end));
+        let parts = Parts::new(marks, &String::from_utf8_lossy(&end)).calling(tools);
         let thought = marks.thought().and_then(|mark| self.tokens.id(mark));
         Self { parts, special_marks: special, thought, ..self }
     }

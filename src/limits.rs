@@ -21,6 +21,7 @@
 //! | of what that becomes: states of its lexer; the rest as llguidance limits it | `MAX_LEXER_STATES` of `structured/engine.rs`, 32,768 | [`InvalidConstraint`], or [`ConstraintFailed`] while the text is written |
 //! | tokens of a vocabulary whose texts can be constrained; bytes of a token that such a text may have | `MAX_VOCABULARY`, 2,097,152, and `MAX_TOKEN_BYTES`, 1,000, of `structured/engine.rs` | [`InvalidConstraint`] |
 //! | an integer, and a number, of JSON that a schema gives no bound | `MAX_INTEGER`, 9,007,199,254,740,991, and `MAX_NUMBER`, 10^18, of `structured/schema.rs` | the text has none beyond |
+//! | depth of values, and of references, in arguments of calls that are written without JSON | `MAX_DEPTH` of `generation/plain_arguments.rs`, 32 | `InvalidInput` for a schema, `UnexpectedOutput` for a call |
 //! | letters of what is wrong with a schema, expression or grammar that are told | `MAX_REASON` of `structured/engine.rs`, 500 | they are cut |
 //! | schemas, expressions and grammars that a model keeps compiled, and bytes of one; those known to be good | `MAX_KEPT`, 16, and `MAX_KEPT_BYTES`, 16 KiB, of `structured.rs` | they are compiled again |
 //! | parts of a JSON schema that are tried for the place of a fault | `MAX_TRIALS` of `structured/place.rs`, 256 | the error names the part around it |

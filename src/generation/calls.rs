@@ -5,6 +5,8 @@
 use model_actors::{Constraint, Tool, ToolCall, ToolChoice};
 use serde_json::{Deserializer, Value, json};
 
+use super::grammar_text::{escaped, quoted};
+use super::plain_arguments::{Rules, Unread, read_braces, read_tags};
 use crate::error::{Error, Result};
 use crate::structured::compiled_schema;
 
@@ -33,9 +35,48 @@ enum Form {
     Array(&'static str),
     /// The name, this mark, and the arguments.
     Named(&'static str),
+    /// The name in a tag around the arguments, each of which is in a tag of its own, without JSON.
+    Tags,
+    /// `call:`, the name, and the arguments in braces without JSON, with this mark around texts.
+    Braces(&'static str),
 }
 
-const FORMATS: [CallFormat; 4] = [
+/// What is around a name and its arguments in tags.
+const TAGS: [&str; 3] = ["<function=", ">\n", "</function>"];
+/// What is before a name and its arguments in braces.
+const BRACES: &str = "call:";
+
+const FORMATS: [CallFormat; 8] = [
+    // FunctionGemma.
+    CallFormat {
+        words: &["<start_function_call>", "<escape>"],
+        without: &[],
+        opening: "<start_function_call>",
+        closing: "<end_function_call>",
+        form: Form::Braces("<escape>"),
+        may_be_bare: false,
+        several: true,
+    },
+    // Gemma 4.
+    CallFormat {
+        words: &["<|tool_call>", "<tool_call|>"],
+        without: &[],
+        opening: "<|tool_call>",
+        closing: "<tool_call|>",
+        form: Form::Braces("<|\"|>"),
+        may_be_bare: false,
+        several: true,
+    },
+    // Qwen 3 Coder and Qwen 3.5.
+    CallFormat {
+        words: &["<tool_call>", "<function=", "<parameter="],
+        without: &[],
+        opening: "<tool_call>",
+        closing: "</tool_call>",
+        form: Form::Tags,
+        may_be_bare: false,
+        several: true,
+    },
     // Mistral from tokenizer 11 on.
     CallFormat {
         words: &["[TOOL_CALLS]", "[ARGS]"],
@@ -56,7 +97,7 @@ const FORMATS: [CallFormat; 4] = [
         may_be_bare: false,
         several: true,
     },
-    // Hermes, Qwen 2.5 and 3, and those that follow them; Qwen 3 Coder writes calls without JSON.
+    // Hermes, Qwen 2.5 and 3, and those that follow them.
     CallFormat {
         words: &["<tool_call>", "</tool_call>", "arguments"],
         without: &["<function="],
@@ -76,6 +117,16 @@ const FORMATS: [CallFormat; 4] = [
         may_be_bare: true,
         several: false,
     },
+    // Llama 4, whose mark begins any code.
+    CallFormat {
+        words: &["\"parameters\": ", "tool_calls", "<|python_start|>"],
+        without: &["<tool_call>"],
+        opening: "<|python_start|>",
+        closing: "",
+        form: Form::Object("parameters"),
+        may_be_bare: true,
+        several: false,
+    },
 ];
 
 /// White space that may stand between a mark and a call.
@@ -90,19 +141,22 @@ impl CallFormat {
 
     /// The marks that may be special tokens.
     pub(super) fn marks(&self) -> impl Iterator<Item = &'static str> {
-        let between = if let Form::Named(between) = self.form { between } else { "" };
+        let between = if let Form::Named(mark) | Form::Braces(mark) = self.form { mark } else { "" };
         [self.opening, self.closing, between].into_iter().filter(|mark| !mark.is_empty())
     }
 
     /// The grammar of answers that may call these tools; `special` numbers a mark that is a special token. Until a call
     /// begins, a text is free, unless a call is required.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for arguments that the format cannot hold a model to.
     pub(crate) fn grammar(
         &self,
         tools: &[Tool],
         choice: &ToolChoice,
         parallel: bool,
         special: impl Fn(&str) -> Option<u32>,
-    ) -> Constraint {
+    ) -> Result<Constraint> {
         let mark = |text: &str| special(text).map_or_else(|| quoted(text), |id| format!("<[{id}]>"));
         let chosen = |tool: &&Tool| !matches!(choice, ToolChoice::Named(name) if *name != tool.name);
         let (mut rules, mut names) = (String::new(), Vec::new());
@@ -113,8 +167,22 @@ impl CallFormat {
                     format!("{} args_{index} \"}}\"", quoted(&head))
                 }
                 Form::Named(between) => format!("{} {} args_{index}", quoted(&tool.name), mark(between)),
+                Form::Tags => {
+                    let [before, after, end] = TAGS;
+                    format!(
+                        "{} args_{index} {}",
+                        quoted(&format!("{before}{}{after}", tool.name)),
+                        quoted(end)
+                    )
+                }
+                Form::Braces(_) => format!("{} args_{index}", quoted(&format!("{BRACES}{}", tool.name))),
             };
-            rules.push_str(&format!("call_{index}: {call}\nargs_{index}: %json {}\n", arguments_of(tool)));
+            let arguments = match self.form {
+                Form::Tags => Rules::in_tags(tool, index)?,
+                Form::Braces(quote) => Rules::in_braces(tool, index, quote, special(quote))?,
+                _ => format!("args_{index}: %json {}\n", arguments_of(tool)),
+            };
+            rules.push_str(&format!("call_{index}: {call}\n{arguments}"));
             names.push(format!("call_{index}"));
         }
         rules.push_str(&format!("call: {}\nSPACE: {WHITE_SPACE}\n", names.join(" | ")));
@@ -124,8 +192,9 @@ impl CallFormat {
             Form::Array(_) if several => "\"[\" call (/, ?/ call)* \"]\"".to_owned(),
             Form::Array(_) => "\"[\" call \"]\"".to_owned(),
             Form::Named(_) => "call".to_owned(),
+            Form::Braces(_) => format!("call {}", mark(self.closing)),
             Form::Object(_) if self.closing.is_empty() => "call".to_owned(),
-            Form::Object(_) => format!("SPACE call SPACE {}", mark(self.closing)),
+            Form::Object(_) | Form::Tags => format!("SPACE call SPACE {}", mark(self.closing)),
         };
         let opened = if self.may_be_bare { format!("({opening})?") } else { opening };
         let repeats = several && !matches!(self.form, Form::Array(_));
@@ -138,7 +207,7 @@ impl CallFormat {
             ToolChoice::Required | ToolChoice::Named(_) => calls,
             _ => self.free_start(&inner, &calls, repeats, special(self.opening).is_some()),
         };
-        Constraint::Lark(format!("start: {start}\n{rules}{}", self.free_rules()))
+        Ok(Constraint::Lark(format!("start: {start}\n{rules}{}", self.free_rules())))
     }
 
     /// A start of free text, which ends where a call begins.
@@ -159,11 +228,19 @@ impl CallFormat {
         )
     }
 
+    /// True if a text may hold a whole call, so that it is worth reading.
+    pub(super) fn may_be_whole(&self, text: &str) -> bool {
+        match self.closing {
+            "" => text.contains('}'),
+            closing => text.contains(closing),
+        }
+    }
+
     /// The calls at the beginning of what follows an opening, once they are whole, and the bytes that they take.
     ///
     /// # Errors
     /// [`Error::UnexpectedOutput`] for what can become no call.
-    pub(super) fn read(&self, text: &str) -> Result<Option<(Vec<ToolCall>, usize)>> {
+    pub(super) fn read(&self, text: &str, tools: &[Tool]) -> Result<Option<(Vec<ToolCall>, usize)>> {
         let body = text.trim_start();
         let skipped = text.len() - body.len();
         let (values, taken) = match self.form {
@@ -181,6 +258,16 @@ impl CallFormat {
                 let Some((arguments, taken)) = json_at_start(rest)? else { return Ok(None) };
                 (vec![ToolCall::new(name.trim(), arguments)], name.len() + between.len() + taken)
             }
+            Form::Tags => match read_function(body, tools) {
+                Ok((call, rest)) => (vec![call], body.len() - rest.len()),
+                Err(Unread::More) => return Ok(None),
+                Err(Unread::Wrong(reason)) => return Err(no_call(reason)),
+            },
+            Form::Braces(quote) => match read_braced(body, quote) {
+                Ok((call, rest)) => (vec![call], body.len() - rest.len()),
+                Err(Unread::More) => return Ok(None),
+                Err(Unread::Wrong(reason)) => return Err(no_call(reason)),
+            },
         };
         let mut taken = skipped + taken;
         if !self.closing.is_empty() {
@@ -194,6 +281,37 @@ impl CallFormat {
         }
         Ok(Some((values, taken)))
     }
+}
+
+/// A call in tags, and the text behind it.
+fn read_function<'a>(text: &'a str, tools: &[Tool]) -> std::result::Result<(ToolCall, &'a str), Unread> {
+    let [before, _, end] = TAGS;
+    let Some(rest) = text.strip_prefix(before) else {
+        return Err(if before.starts_with(text) {
+            Unread::More
+        } else {
+            Unread::Wrong("it names no function")
+        });
+    };
+    let (name, rest) = rest.split_once('>').ok_or(Unread::More)?;
+    let tool = tools.iter().find(|tool| tool.name == name);
+    let (arguments, rest) = read_tags(rest, end, tool)?;
+    Ok((ToolCall::new(name, arguments), rest))
+}
+
+/// A call in braces, and the text behind it.
+fn read_braced<'a>(text: &'a str, quote: &str) -> std::result::Result<(ToolCall, &'a str), Unread> {
+    let Some(rest) = text.strip_prefix(BRACES) else {
+        return Err(if BRACES.starts_with(text) {
+            Unread::More
+        } else {
+            Unread::Wrong("it names no function")
+        });
+    };
+    let at = rest.find('{').ok_or(Unread::More)?;
+    let (name, arguments) = rest.split_at(at);
+    let (arguments, rest) = read_braces(arguments, quote, 0)?;
+    Ok((ToolCall::new(name.trim(), arguments), rest))
 }
 
 /// A tool's schema of arguments, which are an object, as it stands in a grammar.
@@ -227,13 +345,6 @@ fn no_call(reason: &str) -> Error {
     Error::UnexpectedOutput { reason: format!("the model's call of a tool cannot be read: {reason}") }
 }
 
-/// A text as Lark has it.
-fn quoted(text: &str) -> String {
-    json!(text).to_string()
-}
-
-/// A text as a part of a regular expression.
-fn escaped(text: &str) -> String {
-    let means_more = |letter: &char| "\\.+*?()|[]{}^$#&-~/".contains(*letter);
-    text.chars().flat_map(|letter| means_more(&letter).then_some('\\').into_iter().chain([letter])).collect()
-}
+#[cfg(all(test, feature = "structured"))]
+#[path = "calls_tests.rs"]
+mod tests;

@@ -1,7 +1,7 @@
 //! The parts of an answer: what the model thinks before it, the words, and calls of tools. They are told apart as the text
 //! comes, by the marks of the model's chat template; a text that may still become a mark is held back.
 
-use model_actors::{FinishReason, ToolCall};
+use model_actors::{FinishReason, Tool, ToolCall};
 
 use super::calls::CallFormat;
 use crate::error::{Error, Result};
@@ -89,6 +89,8 @@ pub(super) struct Parts {
     at: At,
     /// Text that is not told yet.
     held: String,
+    /// Tools that are called, whose schemas some formats are read by.
+    tools: Vec<Tool>,
 }
 
 impl Parts {
@@ -100,7 +102,12 @@ impl Parts {
             false if marks == PartMarks::default() => At::Words,
             false => At::Start,
         };
-        Self { marks, at, held: String::new() }
+        Self { marks, at, held: String::new(), tools: Vec::new() }
+    }
+
+    /// The same, with the tools that its calls are for.
+    pub(super) fn calling(self, tools: &[Tool]) -> Self {
+        Self { tools: tools.to_vec(), ..self }
     }
 
     /// True while the model thinks: what it writes is no part of the answer.
@@ -174,11 +181,10 @@ impl Parts {
             }
             At::Call => {
                 let Some(format) = self.marks.calls else { return Ok(false) };
-                // A whole call ends with one of these.
-                if !self.held.ends_with(|letter: char| "}]>".contains(letter)) && !self.held.contains('}') {
+                if !format.may_be_whole(&self.held) {
                     return Ok(false);
                 }
-                let Some((calls, taken)) = format.read(&self.held)? else { return Ok(false) };
+                let Some((calls, taken)) = format.read(&self.held, &self.tools)? else { return Ok(false) };
                 self.held.drain(..taken);
                 piece.calls.extend(calls);
                 // What follows are further calls, or words.

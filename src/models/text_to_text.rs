@@ -80,6 +80,7 @@ impl LoadedModel {
             let special = |mark: &str| self.tokens.id(mark).filter(|id| !self.tokens.has_text(*id));
             format.grammar(&request.tools, &request.tool_choice, request.parallel_tool_calls, special)
         });
+        let calls = calls.transpose()?;
         calls.as_ref().or(request.constraint.as_ref()).map(|one| self.grammars.begin(one)).transpose()
     }
 
@@ -268,7 +269,7 @@ impl Steps<GenerateText> for TextGenerationModel {
         let generation = |answer, grammar| -> Result<Generation> {
             let settings = settings.of_answer(answer);
             let generation = Generation::new(&model.tokens, &settings, tokens, &model.end_tokens)?;
-            let generation = generation.keeping_to(grammar).in_parts(marks, tokens);
+            let generation = generation.keeping_to(grammar).in_parts(marks, tokens, offered(request));
             Ok(generation.with_cached_tokens(state.cached()))
         };
         let another = |answer| generation(answer, grammar.as_ref().map(Grammar::fork));

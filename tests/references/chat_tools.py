@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 import chat_construct_templates
 from chat_constructs import SPECIAL
 
-FAMILIES = ["llama 3.1", "qwen 2.5", "qwen 3", "mistral v3", "mistral small", "hermes tools", "granite 3.3", "smollm 3"]
+FAMILIES = ["llama 3.1", "qwen 2.5", "qwen 3", "mistral v3", "mistral small", "hermes tools", "granite 3.3", "smollm 3", "qwen 3 coder", "llama 4", "function gemma"]
 
 TOOLS = [
     {

@@ -77,7 +77,7 @@ fn conversations_with_tools_are_rendered_as_by_transformers() {
         }
     }
     assert!(faults.is_empty(), "{} texts differ:\n{}", faults.len(), faults.join("\n"));
-    assert_eq!(same, 32);
+    assert_eq!(same, 44);
 }
 
 #[test]
