@@ -191,7 +191,17 @@ impl fmt::Debug for TransformersFamily {
 pub(crate) type Forward = Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor> + Send>;
 /// A loaded model, by what it is good for: to begin a text.
 pub(crate) type Begin = Box<dyn Fn() -> candle_core::Result<Forward> + Send + Sync>;
-type Load = Arc<dyn Fn(VarBuilder<'static>) -> candle_core::Result<Begin> + Send + Sync>;
+type LoadTensors = Arc<dyn Fn(VarBuilder<'static>) -> candle_core::Result<Begin> + Send + Sync>;
+
+/// Files that a model is loaded from.
+#[derive(Clone)]
+pub(crate) enum Load {
+    /// Safetensors.
+    Tensors(LoadTensors),
+    /// A GGUF file.
+    #[cfg(feature = "transformers")]
+    Gguf,
+}
 
 /// A model that its `config.json` describes and that is not loaded.
 #[derive(Clone)]
@@ -251,7 +261,7 @@ fn read<M: TransformersModel>(file: &Path, config: &Value) -> Result<Described> 
         other_names: M::other_names,
         joined: M::joined,
         has_no_effect: M::has_no_effect,
-        load: Arc::new(load),
+        load: Load::Tensors(Arc::new(load)),
     })
 }
 

@@ -78,12 +78,15 @@ pub(crate) struct GenerationSettings {
     /// The model's family, if an application names it. It is code, which does not travel.
     #[serde(skip)]
     pub(crate) family: Option<TransformersFamily>,
+    /// The model has the process to itself, as in a child that is told of it.
+    #[serde(skip)]
+    pub(crate) isolated: bool,
 }
 
 impl Default for GenerationSettings {
     fn default() -> Self {
         let limits = GenerationLimits::default();
-        Self { limits, split_special_tokens: true, exact_products: false, family: None }
+        Self { limits, split_special_tokens: true, exact_products: false, family: None, isolated: false }
     }
 }
 
@@ -337,7 +340,8 @@ impl<M: WorkerModel> ModelLoader<M> {
             adapters,
             hub,
         } = options;
-        let generation = GenerationSettings { limits, split_special_tokens, exact_products, family };
+        let generation =
+            GenerationSettings { limits, split_special_tokens, exact_products, family, isolated: false };
         let loader = Self::new(source, Compute::new(device, threads)?, generation, hub)?;
         let loader = loader.with_allow_unread(allow_unread).with_eight_bit(eight_bit)?;
         loader.with_adapters(adapters.into())
@@ -357,7 +361,8 @@ impl<M: WorkerModel> ModelLoader<M> {
     /// The settings that change what the model computes, and its adapters, as its digest has them.
     #[cfg(feature = "cluster")]
     fn beside(&self, files: &Files, context: &LoadContext) -> Result<String> {
-        let GenerationSettings { limits, split_special_tokens, exact_products, family } = self.generation;
+        let GenerationSettings { limits, split_special_tokens, exact_products, family, isolated: _ } =
+            self.generation;
         // The capacity of caches decides which prompts are refused and which answers are cut.
         let mut text = format!("{split_special_tokens} {exact_products} {} {family:?}", self.eight_bit);
         text.push_str(&format!(" {}", limits.kv_cache_tokens));

@@ -215,7 +215,8 @@ impl SourceSpec {
         } = self;
         source.check()?;
         let (compute, hub) = (resources.compute().clone(), resources.hub().clone());
-        let generation = GenerationSettings { limits, split_special_tokens, exact_products, family };
+        let generation =
+            GenerationSettings { limits, split_special_tokens, exact_products, family, isolated: false };
         let loader = ModelLoader::<M>::new(source, compute, generation, hub)?;
         let loader = loader.with_allow_unread(allow_unread).with_eight_bit(eight_bit)?;
         let loader = loader.with_adapters(adapters.into())?;

@@ -102,6 +102,8 @@ impl<'de, M: WorkerModel> Deserialize<'de> for ModelLoader<M> {
         let Recipe { source, device, threads, generation, allow_unread, eight_bit, adapters, hub } =
             Recipe::deserialize(deserializer)?;
         let compute = Compute::new(device, threads).map_err(D::Error::custom)?;
+        // It is read in a process that was started for it.
+        let generation = GenerationSettings { isolated: true, ..generation };
         let loader = Self::new(source, compute, generation, hub.into()).map_err(D::Error::custom)?;
         let loader = loader.with_allow_unread(allow_unread).with_eight_bit(eight_bit);
         loader.and_then(|loader| loader.with_adapters(adapters)).map_err(D::Error::custom)

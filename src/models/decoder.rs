@@ -37,6 +37,8 @@ mod speed;
 
 use crate::architecture::Family;
 pub(crate) use config::{DecoderConfig, Embeddings, Head};
+#[cfg(feature = "transformers")]
+pub(crate) use gguf::Metadata;
 pub(crate) use model::Decoder;
 pub(crate) use names::{DecoderNames, QWEN3_VL_MOE};
 

@@ -4,6 +4,8 @@
 
 mod weights;
 #[cfg(feature = "transformers")]
+pub(crate) mod gguf;
+#[cfg(feature = "transformers")]
 mod families;
 #[cfg(feature = "transformers")]
 mod recurrent;
@@ -25,9 +27,9 @@ use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use model_actors::{Bytes, LoadContext};
 
-use crate::architecture::Family;
+use crate::architecture::{Family, names_of};
 use crate::error::{Error, Result};
-use crate::language_model::{Begin, Described, Forward, PromptReading, TextsPerWorker};
+use crate::language_model::{Begin, Described, Forward, Load, PromptReading, TextsPerWorker};
 use crate::models::config_file::{MAX_LAYERS, MAX_SIDE, invalid};
 use crate::models::passes::PROMPT_ROWS;
 use crate::models::transformer::is_buffer;
@@ -93,6 +95,17 @@ pub(crate) fn check(file: &Path, model: &Described) -> Result<()> {
     Ok(())
 }
 
+/// The same error, which lists the families of the library too.
+pub(crate) fn with_library(error: Error) -> Error {
+    match error {
+        Error::UnsupportedArchitecture { found, capability, mut supported } => {
+            supported.extend(names_of(FAMILIES));
+            Error::UnsupportedArchitecture { found, capability, supported }
+        }
+        error => error,
+    }
+}
+
 /// A model in memory.
 pub(crate) struct Loaded {
     begin: Begin,
@@ -121,8 +134,12 @@ pub(crate) fn load(
     device: &Device,
     context: &LoadContext,
 ) -> Result<Loaded> {
+    #[allow(irrefutable_let_patterns, reason = "without the library there are no others")]
+    let Load::Tensors(load) = &described.load else {
+        return Err(Error::compute("the model is one of a GGUF file"));
+    };
     let tensors = Tensors::new(weights, described, context);
-    let built = catch_unwind(AssertUnwindSafe(|| (described.load)(tensors.builder(device))));
+    let built = catch_unwind(AssertUnwindSafe(|| load(tensors.builder(device))));
     let built = built.map_err(|panic| invalid(file, format!("the library panicked: {}", told(&*panic))))?;
     let begin = built.map_err(|error| tensors.error().unwrap_or_else(|| Error::from(error)))?;
     let bytes = tensors.close(|tensor| is_buffer(tensor) || (described.has_no_effect)(tensor))?;

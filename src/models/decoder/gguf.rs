@@ -29,7 +29,7 @@ use crate::models::transformer::{
     ExpertNames, FeedForwardConfig, HeadNorms, MatrixOrder, Names, QkvNames, Tensors as _, UpNames,
     layer_count,
 };
-use metadata::Metadata;
+pub(crate) use metadata::Metadata;
 use rope::Sizes;
 use tensors::GgufTensors;
 

@@ -21,7 +21,7 @@ use crate::models::decoder::{Decoder, DecoderConfig, FAMILIES};
 use crate::models::passes::PROMPT_ROWS;
 use crate::models::peft::PeftAdapter;
 use crate::models::transformer::{Adapter, Cache, Segment, is_buffer};
-use crate::models::transformers::{self, Loaded, Text};
+use crate::models::transformers::{self, Loaded, Text, with_library};
 use crate::source::{Files, OpenAdapters, Unread, read_json};
 use crate::weights::WeightFiles;
 
@@ -71,6 +71,29 @@ impl NetworkConfig {
             return Err(Error::InvalidSetting { setting: "eight_bit".into(), reason: reason.to_owned() });
         }
         Ok(Self::Library { described, file })
+    }
+
+    /// The network that the metadata of a GGUF file describe.
+    pub(super) fn read_gguf(file: &GgufFile) -> Result<Self> {
+        #[cfg(feature = "transformers")]
+        if let Some(described) = transformers::gguf::describe(file)? {
+            return Ok(Self::Library { described, file: file.path().to_owned() });
+        }
+        let config = DecoderConfig::from_gguf(file);
+        #[cfg(feature = "transformers")]
+        let config = config.map_err(transformers::gguf::with_architectures);
+        config.map(Self::Own)
+    }
+
+    /// Bytes of the weights of a GGUF file in memory.
+    pub(super) fn gguf_bytes(&self, file: &GgufFile) -> Bytes {
+        match self {
+            #[cfg(feature = "transformers")]
+            Self::Library { described, .. } => {
+                transformers::gguf::bytes(file) + Bytes(described.shape.table_bytes())
+            }
+            _ => file.bytes(),
+        }
     }
 
     /// Number of tokens that it knows.
@@ -172,16 +195,27 @@ impl NetworkConfig {
         &self,
         file: &GgufFile,
         device: &Device,
-        arithmetic: Arithmetic,
+        (arithmetic, isolated): (Arithmetic, bool),
         unread: Unread,
         context: &LoadContext,
     ) -> Result<Network> {
-        let Self::Own(config) = self else {
-            return Err(Error::compute("candle-transformers reads no GGUF file here"));
-        };
-        let decoder = config.load_gguf(file, device, arithmetic, context)?;
-        file.check_all_read(unread, |tensor| config.has_no_effect(tensor))?;
-        Ok(Network::Own(decoder))
+        match self {
+            Self::Own(config) => {
+                let decoder = config.load_gguf(file, device, arithmetic, context)?;
+                file.check_all_read(unread, |tensor| config.has_no_effect(tensor))?;
+                Ok(Network::Own(decoder))
+            }
+            #[cfg(feature = "transformers")]
+            Self::Library { described, .. } => {
+                transformers::gguf::check_process(arithmetic, isolated)?;
+                transformers::gguf::load(described, file, unread, device, context).map(Network::Library)
+            }
+            #[cfg(not(feature = "transformers"))]
+            Self::Library { .. } => {
+                let _ = isolated;
+                Err(Error::compute("this build is without candle-transformers"))
+            }
+        }
     }
 
     /// Reads the weights of safetensors.
@@ -204,17 +238,6 @@ impl NetworkConfig {
                 Ok(Network::Library(loaded))
             }
         }
-    }
-}
-
-/// The same error, which lists the families of the library too.
-fn with_library(error: Error) -> Error {
-    match error {
-        Error::UnsupportedArchitecture { found, capability, mut supported } => {
-            supported.extend(architecture::names_of(transformers::FAMILIES));
-            Error::UnsupportedArchitecture { found, capability, supported }
-        }
-        error => error,
     }
 }
 

@@ -17,7 +17,6 @@ use crate::kernels::packed::Arithmetic;
 use crate::limits::GenerationLimits;
 use crate::loader::{self, GenerationSettings};
 use crate::models::continuous_batching;
-use crate::models::decoder::DecoderConfig;
 use crate::models::generation_config::GenerationConfig;
 use crate::models::passes::THREAD_SCRATCH;
 #[cfg(feature = "cluster")]
@@ -121,7 +120,8 @@ impl loader::LoadPlan for TextToTextPlan {
                     true => Arithmetic::Exact,
                     false => Arithmetic::EightBit,
                 };
-                let network = self.config.load_gguf(file, &device, arithmetic, self.files.unread, context)?;
+                let way = (arithmetic, self.generation.isolated);
+                let network = self.config.load_gguf(file, &device, way, self.files.unread, context)?;
                 (network, tokens)
             }
         };
@@ -188,10 +188,11 @@ impl TextToTextPlan {
     ) -> Result<Self> {
         let part = |name: &str| files.gguf_part(path, name, context);
         let file = GgufFile::open(path)?.with_parts(part)?;
-        let config = DecoderConfig::from_gguf(&file)?;
+        let config = NetworkConfig::read_gguf(&file)?;
+        config.check_adapters(&files.adapters)?;
         let tokenizer = TokenizerFiles::whole(&files, context)?;
         let (mut template, mut special) = generation::read_chat_template(&files, context)?;
-        let mut end_tokens = config.end_tokens.clone();
+        let mut end_tokens = config.end_tokens().to_vec();
         // A file may come without a tokenizer where there is one beside it.
         let own = match (file.tokenizer(), &tokenizer) {
             (Ok(own), _) => Some(own),
@@ -214,7 +215,7 @@ impl TextToTextPlan {
                 template = Some(ChatTemplate::new(source, special.clone(), path)?);
             }
         }
-        let (kind, config) = (Kind::Gguf { file, tokenizer }, Arc::new(NetworkConfig::Own(config)));
+        let (kind, config) = (Kind::Gguf { file, tokenizer }, Arc::new(config));
         Ok(Self {
             files,
             config,
@@ -257,7 +258,7 @@ impl TextToTextPlan {
                 let weights = WeightFiles::open(&self.files, "", context)?;
                 config.weight_bytes(&weights, compute)
             }
-            Kind::Gguf { file, .. } => file.bytes(),
+            Kind::Gguf { file, .. } => config.gguf_bytes(file),
         };
         let limits = config.limited(self.generation.limits);
         let GenerationLimits { kv_cache_tokens, max_sequences, .. } = limits;

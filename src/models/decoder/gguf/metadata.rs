@@ -1,19 +1,64 @@
 //! Metadata of a decoder in a GGUF file by their keys, with the defaults that llama.cpp has for absent ones. A number may
 //! be one for all layers or a list with one for each. Their meaning is left to the architectures.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::gguf::{GgufFile, Value};
 use crate::kernels::AttentionMask;
+#[cfg(feature = "transformers")]
+use crate::language_model::ModelShape;
 use crate::models::config_file::unsupported;
+#[cfg(feature = "transformers")]
+use crate::models::config_file::{MAX_SIDE, invalid};
 
 /// A file's metadata, which carry the architecture's name before theirs.
-pub(super) struct Metadata<'a> {
-    pub(super) file: &'a GgufFile,
-    pub(super) name: &'static str,
+pub(crate) struct Metadata<'a> {
+    pub(crate) file: &'a GgufFile,
+    pub(crate) name: &'static str,
     /// Number of layers, which lists have as many numbers as.
-    pub(super) layers: usize,
+    pub(crate) layers: usize,
+}
+
+#[cfg(feature = "transformers")]
+impl Metadata<'_> {
+    /// The sizes of a model whose layers have one number of heads.
+    ///
+    /// # Errors
+    /// [`Error::InvalidGguf`] if a size is missing; [`Error::InvalidConfig`] for one that no model has.
+    pub(crate) fn shape(&self) -> Result<ModelShape> {
+        let heads = self.required("attention.head_count")?;
+        self.shape_with(self.optional("attention.head_count_kv")?.unwrap_or(heads))
+    }
+
+    /// The same with keys and values of so many heads.
+    ///
+    /// # Errors
+    /// As [`Self::shape`].
+    pub(crate) fn shape_with(&self, kv_heads: usize) -> Result<ModelShape> {
+        let embeddings = self.file.header().tensor("token_embd.weight");
+        let vocabulary = embeddings.and_then(|embeddings| embeddings.shape.first().copied());
+        let (width, heads) = (self.required("embedding_length")?, self.required("attention.head_count")?);
+        let whole = width.checked_div(heads).unwrap_or(0);
+        let shape = ModelShape {
+            vocabulary: vocabulary.ok_or(Error::MissingTensor { tensor: "token_embd.weight".to_owned() })?,
+            context: self.required("context_length")?,
+            width,
+            layers: self.layers,
+            heads,
+            kv_heads,
+            head_size: self.optional("attention.key_length")?.unwrap_or(whole),
+            intermediate: self.required("feed_forward_length")?,
+            state_bytes: 0,
+        };
+        let ModelShape { vocabulary, context, head_size, intermediate, .. } = shape;
+        let sides = [vocabulary, context, width, heads, kv_heads, head_size, intermediate];
+        match sides.into_iter().find(|side| !(1..=MAX_SIDE).contains(side)) {
+            Some(side) => Err(invalid(self.path(), format!("a size is {side}; 1 to {MAX_SIDE} are allowed"))),
+            None => Ok(shape),
+        }
+    }
 }
 
 impl Metadata<'_> {
@@ -26,16 +71,27 @@ impl Metadata<'_> {
         format!("{}.{key}", self.name)
     }
 
-    pub(super) fn required(&self, key: &str) -> Result<usize> {
+    /// The error for a value that is valid elsewhere and not supported here.
+    #[cfg(feature = "transformers")]
+    pub(crate) fn unsupported(
+        &self,
+        key: &str,
+        found: &str,
+        supported: impl Into<Cow<'static, str>>,
+    ) -> Error {
+        unsupported(self.path(), self.key(key), found, supported)
+    }
+
+    pub(crate) fn required(&self, key: &str) -> Result<usize> {
         self.optional(key)?.ok_or_else(|| self.missing(key))
     }
 
-    pub(super) fn missing(&self, key: &str) -> Error {
+    pub(crate) fn missing(&self, key: &str) -> Error {
         self.file.invalid(format!("it has no number {}", self.key(key)))
     }
 
     /// One number for all layers: a list is refused unless it repeats one number.
-    pub(super) fn optional(&self, key: &str) -> Result<Option<usize>> {
+    pub(crate) fn optional(&self, key: &str) -> Result<Option<usize>> {
         let Some(numbers) = self.of_layers(key)? else { return Ok(None) };
         match numbers.as_slice() {
             [first, rest @ ..] if rest.iter().all(|number| number == first) => Ok(Some(*first)),
@@ -48,7 +104,7 @@ impl Metadata<'_> {
     }
 
     /// One number for each layer.
-    pub(super) fn of_layers(&self, key: &str) -> Result<Option<Vec<usize>>> {
+    pub(crate) fn of_layers(&self, key: &str) -> Result<Option<Vec<usize>>> {
         let name = self.key(key);
         let bad =
             |value: &Value| self.file.invalid(format!("{name} has the value {value:?}, which is no number"));
@@ -67,11 +123,11 @@ impl Metadata<'_> {
         }
     }
 
-    pub(super) fn float(&self, key: &str) -> Option<f64> {
+    pub(crate) fn float(&self, key: &str) -> Option<f64> {
         self.file.header().float(&self.key(key))
     }
 
-    pub(super) fn text(&self, key: &str) -> Option<&str> {
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.file.header().text(&self.key(key))
     }
 
