@@ -1,7 +1,6 @@
 //! The format of what nodes of a cluster tell each other: golden files pin it, and a node reads what one of an earlier build
 //! says.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-#![allow(unreachable_pub, reason = "the golden files are shared with another test")]
 
 #[path = "common/golden.rs"]
 mod golden;

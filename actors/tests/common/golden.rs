@@ -19,7 +19,7 @@ fn files(name: &str) -> Vec<PathBuf> {
 }
 
 /// Checks a message against its files. Compared by what `Debug` shows, as not every request compares.
-pub fn pinned<T: Serialize + DeserializeOwned + Debug>(name: &str, value: &T) -> Vec<u8> {
+pub(crate) fn pinned<T: Serialize + DeserializeOwned + Debug>(name: &str, value: &T) -> Vec<u8> {
     let bytes = wire::encode(value).unwrap();
     assert_eq!(format!("{:?}", wire::decode::<T>(&bytes).unwrap()), format!("{value:?}"), "{name}");
     let mut files = files(name);
