@@ -110,7 +110,8 @@
 //! | dimensions of a vector of CLIP | `MAX_DIMENSIONS` of `models/image_embedding/clip.rs`, 1,048,576 |
 //! | registers of DINOv2 and DINOv3 | `MAX_REGISTERS` of `models/towers/dinov2.rs`, 1,024 |
 //! | grids that LLaVA chooses from | `MAX_GRIDS` of `models/vision/llava/tiles.rs`, 64 |
-//! | pixels along a patch of Qwen-VL, patches that it merges along a side or in time, positions along a side | `MAX_PATCH`, 256; `MAX_MERGED`, 16; `MAX_GRID`, 4,096; of `models/vision/qwen_vl/tower/config.rs` |
+//! | pixels along a patch of Qwen-VL and Pixtral, patches that they merge along a side or in time | `MAX_PATCH`, 256; `MAX_MERGED`, 16; of `models/vision/any_size.rs` |
+//! | positions along a side of Qwen-VL | `MAX_GRID`, 4,096, of `models/vision/qwen_vl/tower/config.rs` |
 //! | latents along a side of the default image of a text to image model | `MAX_SAMPLE` of `models/text_to_image/repository.rs`, 4,096 |
 //! | levels of a UNet and of an autoencoder, and widths of a text to image model | `MAX_LEVELS`, 8, and `MAX_WIDTH`, 65,536, of `models/text_to_image/repository.rs` |
 //! | layers, heads, numbers of a head and channels of a diffusion transformer; four times the channels for FLUX, which counts those of a patch | `MAX_COUNT` of `models/text_to_image/repository.rs`, 1,024 |

@@ -302,6 +302,9 @@ const OF_TYPES: &[OfTypes] = &[
             ("spatial_merge_size", "*"),
         ],
     ),
+    // Those of a picture are of the preprocessing, and there are no words in the tower.
+    (&["pixtral"], &[("image_size", "*"), ("is_composition", "*"), ("vocab_size", "*")]),
+    (&["mistral"], &[("is_composition", "*")]),
     // The reference implementation writes it among the rotary settings a second time.
     (&["ministral3"], &[("max_position_embeddings", "*")]),
     (

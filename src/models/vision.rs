@@ -7,6 +7,7 @@
 mod asked;
 mod chat;
 mod language_model;
+mod any_size;
 mod blip;
 mod blip2;
 mod idefics3;
@@ -56,6 +57,7 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     llava::FAMILY,
     llava::NEXT_FAMILY,
     llava::ONE_VISION_FAMILY,
+    llava::MISTRAL3_FAMILY,
     moondream::FAMILY,
     blip::FAMILY,
     blip2::FAMILY,
@@ -267,6 +269,12 @@ fn leave_out(config: &mut Value, names: &[&str]) {
 fn preprocessor_config(files: &Files, defaults: Value, context: &LoadContext) -> Result<(PathBuf, Value)> {
     let (path, config) = processor_config(files, context)?;
     Ok((path, with_defaults(&without_nulls(&config), defaults)))
+}
+
+/// The first of the beginnings of names under which the file has the tensor `name`, or the first of all.
+fn prefix(weights: &WeightFiles, beginnings: &[&'static str], name: &str) -> &'static str {
+    let is_there = |beginning: &&&str| weights.contains(&format!("{beginning}{name}"));
+    beginnings.iter().find(is_there).or(beginnings.first()).copied().unwrap_or_default()
 }
 
 /// The error for parts that do not belong together: a fault of this crate.

@@ -895,6 +895,104 @@ def split_images(family, pictures, seed, config_class, model_class, processor_cl
     cases.save()
 
 
+# Pixtral and Mistral Small 3.1 ---------------------------------------------------------------------------------------
+
+PIXTRAL_TOKENS = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "<pad>", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+CHAT_IMG = (
+    "{{- bos_token }}{%- for message in messages if message['role'] != 'system' %}"
+    "{%- if message['role'] == 'user' %}{{- '[INST]' }}"
+    "{%- if loop.last and messages[0]['role'] == 'system' %}{{- messages[0]['content'][0]['text'] + '\n\n' }}{%- endif %}"
+    "{%- for chunk in message['content'] %}{%- if chunk['type'] == 'text' %}{{- chunk['text'] }}"
+    "{%- elif chunk['type'] == 'image' %}{{- '[IMG]' }}{%- else %}{{- raise_exception('a chunk of another type') }}"
+    "{%- endif %}{%- endfor %}{{- '[/INST]' }}"
+    "{%- else %}{%- for chunk in message['content'] %}{{- chunk['text'] }}{%- endfor %}{{- eos_token }}{%- endif %}"
+    "{%- endfor %}"
+)
+
+
+def pixtral(pictures, seed):
+    """As mistral-community/pixtral-12b is published."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    vision = dict(hidden_act="silu", image_size=64, is_composition=True, patch_size=8)
+    own = dict(ignore_index=-100, image_seq_length=1, vision_feature_layer=-1, vision_feature_select_strategy="full")
+    images_of_their_own_sizes("pixtral", pictures, seed, LlavaConfig, LlavaForConditionalGeneration, "llava", vision, own,
+                              64, 1)
+
+
+def mistral3(pictures, seed):
+    """As Mistral Small 3.1 is published."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    vision = dict(attention_dropout=0.0, hidden_act="gelu", image_size=96, initializer_range=0.02, num_channels=3,
+                  patch_size=6)
+    own = dict(vision_feature_layer=-1, multimodal_projector_bias=False, spatial_merge_size=2)
+    images_of_their_own_sizes("mistral3", pictures, seed + 50, Mistral3Config, Mistral3ForConditionalGeneration, "mistral3",
+                              vision, own, 96, 2)
+
+
+def images_of_their_own_sizes(family, pictures, seed, config_class, model_class, model_type, vision, own, longest, merge):
+    from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+
+    cases = Cases(family)
+    kept = cases.folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(kept)) if kept.exists() else byte_level(380, PIXTRAL_TOKENS)
+    token = tokenizer.token_to_id
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s>:1 $B:1", [("<s>", token("<s>"))])
+    vision |= dict(head_dim=16, hidden_size=32, intermediate_size=48, model_type="pixtral", num_attention_heads=2,
+                   num_hidden_layers=3, rope_theta=10000.0)
+    text = dict(head_dim=16, hidden_size=48, intermediate_size=64, is_composition=True, max_position_embeddings=1024,
+                model_type="mistral", num_attention_heads=4, num_hidden_layers=2, num_key_value_heads=2,
+                rms_norm_eps=1e-05, rope_theta=1000000.0, sliding_window=None, vocab_size=tokenizer.get_vocab_size() + 3)
+    own |= dict(image_token_index=token("[IMG]"), projector_hidden_act="gelu")
+    config = config_class(vision_config=dict(vision), text_config=dict(text), tie_word_embeddings=False, **own)
+    model = randomize(model_class(config), seed, 1.5)
+    rounded(model)
+    patch = vision["patch_size"]
+    processor = PixtralImageProcessorPil(size={"longest_edge": longest})
+    cases.folder.mkdir(parents=True, exist_ok=True)
+    write_json(cases.folder / "config.json", dict(
+        architectures=[model_class.__name__], model_type=model_type, text_config=text, vision_config=vision,
+        torch_dtype="bfloat16", transformers_version="4.45.0.dev0", **own))
+    tokenizer.save(str(cases.folder / "tokenizer.json"))
+    write_json(cases.folder / "tokenizer_config.json", dict(
+        tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
+        model_max_length=1000000000000000019884624838656))
+    write_json(cases.folder / "chat_template.json", {"chat_template": CHAT_IMG})
+    write_json(cases.folder / "generation_config.json", dict(
+        bos_token_id=token("<s>"), eos_token_id=token("</s>"), pad_token_id=token("<pad>")))
+    write_json(cases.folder / "preprocessor_config.json", dict(
+        do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=processor.image_mean,
+        image_processor_type="PixtralImageProcessor", image_std=processor.image_std,
+        patch_size={"height": patch, "width": patch}, processor_class="PixtralProcessor", resample=3,
+        rescale_factor=1 / 255, size={"longest_edge": longest}))
+    write_json(cases.folder / "processor_config.json", dict(
+        image_break_token="[IMG_BREAK]", image_end_token="[IMG_END]", image_token="[IMG]", patch_size=patch,
+        processor_class="PixtralProcessor", **({"spatial_merge_size": merge} if merge > 1 else {})))
+    published = {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.", "model.": ""}
+    def name_of(name):
+        return next((new + name[len(old):] for old, new in published.items() if name.startswith(old)), name)
+    save_weights(cases.folder, {name_of(name): tensor for name, tensor in model.state_dict().items()}, dtype=torch.bfloat16)
+    template = CHAT_IMG.replace("{{- bos_token }}", "<s>")
+
+    def process(image):
+        return processor(image, return_tensors="pt", patch_size=patch * merge)
+
+    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it."),
+                            ("square", "Is it a square?")]:
+        inputs = process(pictures[image])
+        high, wide = (side // (patch * merge) for side in inputs["image_sizes"][0].tolist())
+        words = "[IMG_BREAK]".join(["[IMG]" * wide] * high) + "[IMG_END]"
+        asked = ask(tokenizer, template, question).replace("[IMG]", words)
+        ids = tokenizer.encode(asked, add_special_tokens=False).ids
+        features = model.model.get_image_features(**inputs, return_dict=True).pooler_output[0]
+        answers(cases, model, tokenizer, image, question, ids, inputs["pixel_values"][0], features, [token("</s>")],
+                **inputs)
+    cases.photographs(lambda image: process(image)["pixel_values"][0], processor.image_mean, processor.image_std,
+                      ["cat.png"])
+    cases.save()
+
+
 # Moondream 2 --------------------------------------------------------------------------------------------------------
 
 
@@ -942,8 +1040,8 @@ def moondream(pictures, seed):
 
 
 FAMILIES = {family.__name__: family for family in (
-    blip, blip2, blip2_t5, llava, llava_next, llava_siglip, llava_onevision, qwen2_5_vl, qwen3_vl, qwen3_vl_moe,
-    idefics3, smolvlm, moondream)}
+    blip, blip2, blip2_t5, llava, llava_next, llava_siglip, llava_onevision, pixtral, mistral3, qwen2_5_vl,
+    qwen3_vl, qwen3_vl_moe, idefics3, smolvlm, moondream)}
 
 
 def main():

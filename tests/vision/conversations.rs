@@ -88,7 +88,7 @@ fn every_family_agrees_with_its_reference_over_conversations() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn conversations_beside_questions_are_answered_as_they_are_alone() {
-    for family in ["llava_onevision", "qwen3_vl", "smolvlm"] {
+    for family in ["llava_onevision", "pixtral", "qwen3_vl", "smolvlm"] {
         let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
         let engine = Engine::builder().pool_config(pool).vision("model", Source::directory(fixture(family)));
         let engine = engine.start().await.unwrap();
@@ -125,6 +125,15 @@ fn families_of_one_image_refuse_more_by_name() {
     }
 }
 
+/// The word that a template writes for an image, or what stands for a row of one.
+fn image_word(family: &str) -> &'static str {
+    match family {
+        "pixtral" | "mistral3" => "[IMG]",
+        qwen if qwen.starts_with("qwen") => "<|image_pad|>",
+        _ => "<image>",
+    }
+}
+
 #[test]
 fn no_message_writes_the_token_of_an_image() {
     for family in talking() {
@@ -133,7 +142,7 @@ fn no_message_writes_the_token_of_an_image() {
         let joined = LoadOptions::default().with_split_special_tokens(false);
         let joined = VisionModel::load_with(source(), joined).unwrap();
         let own = split.examine(&talks(&family)[0].request()).unwrap().prompt;
-        let word = if family.starts_with("qwen") { "<|image_pad|>" } else { "<image>" };
+        let word = image_word(&family);
         let file = std::fs::read(fixture(&family).join("tokenizer.json")).unwrap();
         let file: serde_json::Value = serde_json::from_slice(&file).unwrap();
         let tokens = file["added_tokens"].as_array().unwrap();
@@ -176,6 +185,23 @@ fn an_answer_in_a_conversation_stops_samples_and_keeps_to_a_rule_as_any_text_doe
     let digits = talk.request().with_constraint(Constraint::Regex("[0-9]{4}".to_owned()));
     let digits = model.describe(&digits).unwrap();
     assert!(digits.text.len() == 4 && digits.text.bytes().all(|byte| byte.is_ascii_digit()), "{digits:?}");
+}
+
+/// A template that leaves images out, or writes too many places for them.
+#[test]
+fn a_template_with_another_number_of_images_is_refused() {
+    for family in talking() {
+        let word = image_word(&family);
+        for (template, found) in
+            [("Hello.".to_owned(), "0 tokens"), (format!("{word}{word}"), "stands for an image")]
+        {
+            let model =
+                load_changed(&family, "chat_template.json", |file| file["chat_template"] = template.into());
+            let error = model.unwrap().describe(&request(&cases(&family)[0])).unwrap_err();
+            assert!(matches!(error, Error::InvalidInput(_)), "{family}: {error}");
+            assert!(error.to_string().contains(found), "{family}: {error}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
     let huge = serde_json::json!(1u64 << 40);
     let numbers =
         [serde_json::json!(0), huge, serde_json::json!(-1), serde_json::json!("many"), serde_json::json!(7)];
-    let settings: [(&str, &[&str]); 10] = [
+    let settings: [(&str, &[&str]); 12] = [
         (
             "blip",
             &[
@@ -43,6 +43,18 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
                 "vision_config/hidden_size",
             ],
         ),
+        (
+            "pixtral",
+            &[
+                "vision_config/hidden_size",
+                "vision_config/num_attention_heads",
+                "vision_config/head_dim",
+                "vision_config/patch_size",
+                "text_config/hidden_size",
+                "text_config/vocab_size",
+            ],
+        ),
+        ("mistral3", &["spatial_merge_size", "vision_config/patch_size", "text_config/num_key_value_heads"]),
         (
             "qwen2_5_vl",
             &[
@@ -143,6 +155,33 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
     let error =
         changed("llava", "config.json", |config| config["vision_config"]["model_type"] = "eva".into());
     assert!(matches!(error, Error::UnsupportedSetting { .. }), "{error}");
+    // The first row of Pixtral's tower is a patch, and several layers have no projector.
+    for (family, setting, value) in [
+        ("pixtral", "vision_feature_select_strategy", "default".into()),
+        ("pixtral", "vision_feature_layer", serde_json::json!([-1, -2])),
+        ("mistral3", "vision_feature_layer", serde_json::json!([-1, -2])),
+    ] {
+        let error = changed(family, "config.json", |config| config[setting] = value);
+        assert!(error.to_string().contains(setting), "{error}");
+    }
+    for (family, file, setting, value) in [
+        ("pixtral", "processor_config.json", "patch_size", serde_json::json!(16)),
+        ("pixtral", "processor_config.json", "image_break_token", "[BREAK]".into()),
+        ("pixtral", "processor_config.json", "image_token", "[IMG_END]".into()),
+        ("mistral3", "processor_config.json", "spatial_merge_size", serde_json::json!(4)),
+    ] {
+        let named =
+            value.as_str().map_or(setting, |value| if setting == "image_token" { "written" } else { value });
+        let named = named.to_owned();
+        let error = changed(family, file, |config| config[setting] = value);
+        assert!(error.to_string().contains(&named), "{family}, {setting}: {error}");
+    }
+    for family in ["mistral3"] {
+        let error = changed(family, "config.json", |config| {
+            config["vision_config"]["model_type"] = "clip_vision_model".into();
+        });
+        assert!(matches!(error, Error::UnsupportedSetting { .. }), "{error}");
+    }
     // Tiles are put together of all patches, and of nothing else.
     for (family, strategy) in [("llava_next", "full"), ("llava_onevision", "default")] {
         let error = changed(family, "config.json", |config| {

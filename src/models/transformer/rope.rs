@@ -362,6 +362,16 @@ impl Rope {
         Self::new([steps.clone(), steps].concat(), 1.0).with_axes(axes)
     }
 
+    /// The same where the frequencies of whole heads are dealt out in turns: the first, third and so on to lines, the
+    /// others to columns (Pixtral).
+    pub(crate) fn by_line_and_column_in_turns(head_size: usize, base: f64) -> Self {
+        let steps = inverse_frequencies(base, head_size);
+        let of = |first: usize| steps.iter().skip(first).step_by(2).copied().collect::<Vec<_>>();
+        let (lines, columns) = (of(0), of(1));
+        let axes = [vec![0; lines.len()], vec![1; columns.len()]].concat();
+        Self::new([lines, columns].concat(), 1.0).with_axes(axes)
+    }
+
     pub(crate) fn new(inverse_frequencies: Vec<f32>, attention_factor: f32) -> Self {
         let frequencies = RotaryEmbedding { attention_factor, ..RotaryEmbedding::new(inverse_frequencies) };
         Self { frequencies, long: None }

@@ -13,11 +13,13 @@ use model_actors::{Bytes, LoadContext, Picture};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::any_size::Places;
 use super::asked::Asked;
 use super::chat::{Chat, part, text_config};
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{
     Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
+    prefix,
 };
 use crate::architecture::{self, Family, parse};
 use crate::error::Result;
@@ -166,19 +168,17 @@ impl Architecture for Config {
             return Err(invalid(&self.file, format!("the tokenizer has no {FAKE}")));
         }
         let reader = weights.reader("", device, context);
-        let find = |names: [&'static str; 2], part: &str| {
-            if weights.contains(&format!("{}{part}", names[1])) { names[1] } else { names[0] }
-        };
         let tensors = SafeTensors::new(&reader, "", self.vision.transformer.workload);
-        let tower = tensors.at(find(TOWERS, "embeddings.patch_embedding.weight"));
-        let connector = tensors.at(find(CONNECTORS, "modality_projection.proj.weight"));
+        let tower = tensors.at(prefix(weights, &TOWERS, "embeddings.patch_embedding.weight"));
+        let connector = tensors.at(prefix(weights, &CONNECTORS, "modality_projection.proj.weight"));
         let wide = self.vision.transformer.width * self.scale_factor * self.scale_factor;
+        let squares = self.vision.settings.grid() / self.scale_factor;
         Ok(Arc::new(Idefics3 {
             tower: self.vision.load(&tower)?,
             norm: self.vision.load_last_norm(&tower)?,
             projection: connector.linear("modality_projection.proj", self.text.width(), wide, Bias::No)?,
             wide,
-            order: squares(self.vision.settings.grid(), self.scale_factor),
+            order: Places::new((squares, squares), self.scale_factor, None).numbers(),
             rows: self.rows(),
             image_word: tokens.written(self.image_token).ok_or_else(|| {
                 invalid(&self.file, format!("image_token_id {} is no token", self.image_token))
@@ -194,16 +194,6 @@ impl Architecture for Config {
             device: device.clone(),
         }))
     }
-}
-
-/// The patches of a grid of `side` a side, square by square of `scale` a side.
-fn squares(side: usize, scale: usize) -> Vec<usize> {
-    let corners = (0..side).step_by(scale.max(1));
-    let corners = corners.clone().flat_map(move |line| corners.clone().map(move |column| (line, column)));
-    let within = (0..scale).flat_map(move |line| (0..scale).map(move |column| (line, column)));
-    corners
-        .flat_map(|(top, left)| within.clone().map(move |(line, column)| (top + line) * side + left + column))
-        .collect()
 }
 
 struct Idefics3 {
@@ -286,16 +276,5 @@ impl Network for Idefics3 {
 
     fn language_model(&self) -> &LanguageModel {
         &self.language_model
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patches_are_taken_square_by_square() {
-        assert_eq!(squares(4, 2), [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]);
-        assert_eq!(squares(2, 1), [0, 1, 2, 3]);
     }
 }

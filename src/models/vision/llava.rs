@@ -5,6 +5,7 @@
 
 mod tiles;
 mod tower;
+mod pixtral;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use super::chat::{Chat, part, text_config};
 use super::language_model::{ImagePlace, LanguageModel};
 use super::{
     Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
+    prefix,
 };
 use crate::architecture::{self, Family, parse};
 use crate::error::Result;
@@ -34,11 +36,16 @@ use crate::weights::WeightFiles;
 use tiles::{Layout, Tiles, squared};
 use tower::TowerConfig;
 
+pub(super) use pixtral::FAMILY as MISTRAL3_FAMILY;
+
 /// LLaVA 1.5's entry in the list.
 pub(super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     model_type: "llava",
     architectures: &["LlavaForConditionalGeneration"],
-    read: |file, config| Ok(Box::new(Config::read(file, config, &LLAVA, None)?)),
+    read: |file, config| match part(config, "vision_config").get("model_type").and_then(Value::as_str) {
+        Some(pixtral::TOWER) => Ok(Box::new(pixtral::Config::read(file, config)?)),
+        _ => Ok(Box::new(Config::read(file, config, &LLAVA, None)?)),
+    },
 };
 
 /// LLaVA 1.6's entry in the list.
@@ -296,20 +303,20 @@ impl Architecture for Config {
     ) -> Result<Arc<dyn Network>> {
         let (preprocessing, chat) = self.rest.clone().ok_or_else(misfit)?;
         let reader = weights.reader("", device, context);
-        let find = |names: &[&'static str], part: &str| {
-            let there = names.iter().find(|name| weights.contains(&format!("{name}{part}")));
-            there.or(names.first()).copied().unwrap_or_default()
-        };
-        let tower = find(&TOWERS, "embeddings.patch_embedding.weight");
-        let projector = find(&PROJECTORS, "linear_1.weight");
+        let tower = prefix(weights, &TOWERS, "embeddings.patch_embedding.weight");
+        let projector = prefix(weights, &PROJECTORS, "linear_1.weight");
         let newline = match self.tiles {
-            Some(_) => Some(reader.tensor(find(&NEWLINES, ""), &[self.text.width()])?.unsqueeze(0)?),
+            Some(_) => {
+                Some(reader.tensor(prefix(weights, &NEWLINES, ""), &[self.text.width()])?.unsqueeze(0)?)
+            }
             None => None,
         };
         let tensors = SafeTensors::new(&reader, "", self.vision.transformer().workload);
+        let wide = self.vision.transformer().width.saturating_mul(self.layers.len());
+        let sizes = [wide, self.text.width()];
         Ok(Arc::new(Llava {
             tower: self.vision.load(&tensors.at(tower))?,
-            projector: Projector::load(self, &tensors.at(projector))?,
+            projector: Projector::load(&tensors.at(projector), sizes, self.bias, self.activation)?,
             newline,
             language_model: LanguageModel {
                 decoder: self.text.load(weights, device, context)?,
@@ -337,13 +344,16 @@ struct Projector {
 }
 
 impl Projector {
-    fn load(config: &Config, tensors: &SafeTensors<'_>) -> Result<Self> {
-        let in_dim = config.vision.transformer().width.saturating_mul(config.layers.len());
-        let out_dim = config.text.width();
+    fn load(
+        tensors: &SafeTensors<'_>,
+        [in_dim, out_dim]: [usize; 2],
+        bias: Bias,
+        activation: Activation,
+    ) -> Result<Self> {
         Ok(Self {
-            first: tensors.linear("linear_1", out_dim, in_dim, config.bias)?,
-            activation: config.activation,
-            second: tensors.linear("linear_2", out_dim, out_dim, config.bias)?,
+            first: tensors.linear("linear_1", out_dim, in_dim, bias)?,
+            activation,
+            second: tensors.linear("linear_2", out_dim, out_dim, bias)?,
         })
     }
 

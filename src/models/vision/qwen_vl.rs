@@ -23,6 +23,7 @@ use super::chat::{Chat, part, text_config};
 use super::language_model::{Answer, ImagePlace, LanguageModel};
 use super::{
     Architecture, CAPABILITY, ImageRows, Network, Prompt, StepwiseTower, Unfinished, WorkerMemory, misfit,
+    prefix,
 };
 use crate::architecture;
 use crate::error::{Error, Result};
@@ -191,9 +192,8 @@ impl Architecture for Config {
         context: &LoadContext,
     ) -> Result<Arc<dyn Network>> {
         let (resize, scaling, chat) = self.rest.clone().ok_or_else(misfit)?;
-        let is_there = |prefix: &&str| weights.contains(&format!("{prefix}patch_embed.proj.weight"));
-        let prefix = TOWERS.into_iter().find(is_there);
-        let reader = weights.reader(prefix.unwrap_or(TOWERS[0]), device, context);
+        let tower = prefix(weights, &TOWERS, "patch_embed.proj.weight");
+        let reader = weights.reader(tower, device, context);
         Ok(Arc::new(QwenVl {
             tower: Tower::load(&self.tower, &SafeTensors::new(&reader, "", Workload::WholeSequences))?,
             language_model: LanguageModel {

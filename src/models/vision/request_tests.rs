@@ -54,6 +54,8 @@ fn a_prompt_that_is_too_long_is_refused_before_the_picture_is_cut() {
         "llava",
         "llava_next",
         "llava_onevision",
+        "pixtral",
+        "mistral3",
         "moondream",
         "blip",
         "blip2",

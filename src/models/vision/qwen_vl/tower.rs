@@ -3,26 +3,19 @@
 //! with attention within windows; a large crop goes through each of them in parts.
 
 mod config;
-mod order;
-
-use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
 use super::EPSILON;
 use super::merger::{Merger, Normed};
 use crate::error::Result;
-use crate::kernels::rotary::Position;
-use crate::kernels::{Activation, Linear, patchify, scaled_dot_product_attention, with_values};
-use crate::models::towers::pick;
-use crate::models::transformer::{self, Bias, Block, SafeTensors, Transformer};
+use crate::kernels::{Activation, Linear, with_values};
+use crate::models::transformer::{self, Bias, SafeTensors, Transformer};
+use crate::models::vision::any_size::{
+    BlockStep, PART_ROWS, Places, line_by_line, next_rows, open_patches, window_rows,
+};
 use crate::models::vision::{StepwiseTower, Unfinished, misfit};
 pub(super) use config::{RopeSettings, TowerConfig, TowerNames, Windows, blocks};
-use order::{Places, line_by_line, window_rows};
-
-/// Rows of a part. A crop of no more is opened, goes through a layer, and has kept what is kept of it in one
-/// part; of 65,536, a part takes no longer, or about as long, as the whole layer of such a crop.
-const PART_ROWS: usize = 4096;
 
 /// A loaded tower.
 pub(super) struct Tower {
@@ -117,69 +110,6 @@ impl Tower {
         Ok(Tensor::from_vec(out, (places.len(), width), &Device::Cpu)?.to_device(&self.device)?)
     }
 
-    /// Queries, keys and values of some rows.
-    fn project(
-        &self,
-        block: &Block,
-        hidden: &Tensor,
-        crop: &Tensor,
-        state: &mut Unfinished,
-        rows: Range<usize>,
-    ) -> Result<()> {
-        let attention = &self.config.transformer.attention;
-        let width = self.config.width();
-        let places = self.places(crop)?.places;
-        let places = places.get(rows.clone()).ok_or_else(misfit)?.iter();
-        let positions: Vec<Position> =
-            places.map(|(line, column)| [*line as u32, *column as u32, 0]).collect();
-        let rope = self.config.transformer.ropes.first().ok_or_else(misfit)?;
-        let rope_table = rope.table_at(&positions);
-        let qkv = block.qkv(&hidden.narrow(0, rows.start, rows.len())?)?;
-        for (index, to) in state.qkv.iter().enumerate() {
-            let part = qkv.narrow(1, index * width, width)?.contiguous()?;
-            let part = if index < 2 { rope_table.rotate_rows(&part, attention.head_size)? } else { part };
-            to.slice_set(&part, 0, rows.start)?;
-        }
-        state.projected = rows.end;
-        Ok(())
-    }
-
-    /// The block's output for some rows, once all have their keys and values. The rows of each of `windows` see each
-    /// other; without any, all do.
-    fn finish(
-        &self,
-        block: &Block,
-        hidden: &Tensor,
-        state: &mut Unfinished,
-        rows: Range<usize>,
-        windows: Option<&[Range<usize>]>,
-    ) -> Result<()> {
-        let attention = &self.config.transformer.attention;
-        let scale = 1.0 / (attention.head_size as f64).sqrt();
-        let [queries, keys, values] = state.qkv.as_slice() else { return Err(misfit()) };
-        let attend = |rows: Range<usize>, seen: Range<usize>| -> Result<Tensor> {
-            let queries = queries.narrow(0, rows.start, rows.len())?.unsqueeze(0)?;
-            let [keys, values] =
-                [keys, values].map(|all| all.narrow(0, seen.start, seen.len())?.unsqueeze(0));
-            let heads = attention.heads;
-            Ok(scaled_dot_product_attention(&queries, &keys?, &values?, heads, scale, None)?.squeeze(0)?)
-        };
-        let output = match windows {
-            None => attend(rows.clone(), 0..hidden.dim(0)?)?,
-            Some(windows) => {
-                let within = windows.iter().filter_map(|window| {
-                    let some = rows.start.max(window.start)..rows.end.min(window.end);
-                    (!some.is_empty()).then(|| attend(some, window.clone()))
-                });
-                Tensor::cat(&within.collect::<Result<Vec<_>>>()?, 0)?
-            }
-        };
-        let out = block.finish(output, hidden.narrow(0, rows.start, rows.len())?, &[])?;
-        state.out.slice_set(&out, 0, rows.start)?;
-        state.finished = rows.end;
-        Ok(())
-    }
-
     /// The rows that go to the text after so many blocks: features for its first layers, and at the end the
     /// image itself.
     pub(super) fn keep(
@@ -217,27 +147,20 @@ impl StepwiseTower for Tower {
 
     /// The next lines of the first block's input, and after the last all of it.
     fn open(&self, crop: &Tensor, parts: &mut Option<Unfinished>) -> Result<Option<Tensor>> {
-        let Places { down, across, places } = self.places(crop)?;
-        // Whole lines of merged patches, or of windows: they are lines of the picture.
-        let line = (across * self.config.lines_together()).max(1);
-        let most = (self.part_rows / line).max(1) * line;
-        next_rows(parts, [places.len(), self.config.width()], most, crop, |rows| {
-            let places = places.get(rows.clone()).ok_or_else(misfit)?;
-            let (first, count) = (rows.start / across.max(1), rows.len() / across.max(1));
-            let side = self.config.patch_size;
-            let pixels = patchify(&crop.narrow(1, first * side, count * side)?.contiguous()?, side)?;
-            let pixels = pick(&pixels, places.iter().map(|(line, column)| (line - first) * across + column))?;
-            let pixels = self.patch.forward(&pixels, Activation::Identity)?;
+        let places = self.places(crop)?;
+        let grid = (places.down, places.across);
+        let sizes =
+            [self.config.patch_size, self.config.width(), self.config.lines_together(), self.part_rows];
+        open_patches(parts, crop, &places, sizes, |pixels, places| {
+            let rows = self.patch.forward(pixels, Activation::Identity)?;
             match &self.positions {
-                Some(learned) => Ok((pixels + self.positions(learned, (down, across), places)?)?),
-                None => Ok(pixels),
+                Some(learned) => Ok((rows + self.positions(learned, grid, places)?)?),
+                None => Ok(rows),
             }
         })
     }
 
-    /// The next part of a block over the rows of one crop, and at the block's end its output. First all rows
-    /// get their queries, keys and values; then some at a time see all others and go through the rest of the
-    /// block. A crop of few rows takes the block in one part.
+    /// The next part of a block over the rows of one crop, and at the block's end its output.
     fn step(
         &self,
         block: usize,
@@ -245,76 +168,22 @@ impl StepwiseTower for Tower {
         crop: &Tensor,
         parts: &mut Option<Unfinished>,
     ) -> Result<Option<Tensor>> {
-        let (count, width) = hidden.dims2()?;
         let windows = match self.config.window_of(block) {
             Some(side) => {
                 Some(window_rows(self.grid_of(crop)?, side, self.config.merged()).collect::<Vec<_>>())
             }
             None => None,
         };
-        let block = self.transformer.block(block)?;
-        let mut state = match parts.take() {
-            Some(state) => state,
-            None => {
-                let empty = || Tensor::zeros((count, width), hidden.dtype(), hidden.device());
-                Unfinished {
-                    qkv: vec![empty()?, empty()?, empty()?],
-                    projected: 0,
-                    out: empty()?,
-                    finished: 0,
-                }
-            }
+        let step = BlockStep {
+            block: self.transformer.block(block)?,
+            attention: &self.config.transformer.attention,
+            rope: self.config.transformer.ropes.first().ok_or_else(misfit)?,
+            places: &self.places(crop)?.places,
+            windows: windows.as_deref(),
+            part_rows: self.part_rows,
         };
-        loop {
-            if state.projected < count {
-                let rows = state.projected..count.min(state.projected + self.part_rows);
-                self.project(block, hidden, crop, &mut state, rows)?;
-            } else {
-                // As many products of a query and a key as a small crop has in all.
-                let seen = windows.iter().flatten().map(Range::len).max().unwrap_or(count).max(1);
-                let most = (self.part_rows.saturating_mul(self.part_rows) / seen)
-                    .clamp((self.part_rows / 16).max(1), self.part_rows);
-                let rows = state.finished..count.min(state.finished + most);
-                self.finish(block, hidden, &mut state, rows, windows.as_deref())?;
-            }
-            if state.finished >= count {
-                return Ok(Some(state.out));
-            }
-            if count > self.part_rows {
-                *parts = Some(state);
-                return Ok(None);
-            }
-        }
+        step.advance(hidden, parts)
     }
-}
-
-/// The next rows of something that has `count` rows of `width` numbers, `most` at a time; with the last of
-/// them, all.
-fn next_rows(
-    parts: &mut Option<Unfinished>,
-    [count, width]: [usize; 2],
-    most: usize,
-    like: &Tensor,
-    make: impl FnOnce(Range<usize>) -> Result<Tensor>,
-) -> Result<Option<Tensor>> {
-    if count <= most {
-        return make(0..count).map(Some);
-    }
-    let mut state = match parts.take() {
-        Some(state) => state,
-        None => {
-            let out = Tensor::zeros((count, width), like.dtype(), like.device())?;
-            Unfinished { qkv: Vec::new(), projected: 0, out, finished: 0 }
-        }
-    };
-    let rows = state.finished..count.min(state.finished + most);
-    state.out.slice_set(&make(rows.clone())?, 0, rows.start)?;
-    state.finished = rows.end;
-    if state.finished < count {
-        *parts = Some(state);
-        return Ok(None);
-    }
-    Ok(Some(state.out))
 }
 
 /// The two old places between which a new one lies, and the weight of each.

@@ -5,17 +5,14 @@ use std::path::Path;
 use model_actors::Bytes;
 use serde::Deserialize;
 
-use super::{EPSILON, PART_ROWS};
+use super::EPSILON;
 use crate::error::Result;
 use crate::kernels::Activation;
 use crate::limits::MAX_MODEL_SIDE;
 use crate::models::config_file::invalid;
 use crate::models::transformer::{Bias, Names, NormPlacement, Rope, Sizes, TransformerConfig, check_side};
+use crate::models::vision::any_size::{MAX_MERGED, MAX_PATCH, PART_ROWS};
 
-/// Maximum number of pixels along a patch's side.
-const MAX_PATCH: usize = 256;
-/// Maximum number of patches along a side of those that are merged, and most pictures in a row that a patch spans.
-const MAX_MERGED: usize = 16;
 /// Most learned positions along a side.
 const MAX_GRID: usize = 4096;
 

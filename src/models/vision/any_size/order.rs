@@ -4,17 +4,17 @@
 use std::ops::Range;
 
 /// The patches of a crop.
-pub(super) struct Places {
+pub(in super::super) struct Places {
     /// Number of lines and columns of patches.
-    pub(super) down: usize,
-    pub(super) across: usize,
+    pub(in super::super) down: usize,
+    pub(in super::super) across: usize,
     /// Line and column of each patch.
-    pub(super) places: Vec<(usize, usize)>,
+    pub(in super::super) places: Vec<(usize, usize)>,
 }
 
 impl Places {
     /// Those of a grid of `down` lines and `across` columns of merged patches, each of `merge` patches along a side.
-    pub(super) fn new((down, across): (usize, usize), merge: usize, window: Option<usize>) -> Self {
+    pub(in super::super) fn new((down, across): (usize, usize), merge: usize, window: Option<usize>) -> Self {
         let mut places = Vec::with_capacity(down * across * merge * merge);
         for (group_line, group_column) in merged_places((down, across), window) {
             for (line, column) in (0..merge).flat_map(|line| (0..merge).map(move |column| (line, column))) {
@@ -22,6 +22,11 @@ impl Places {
             }
         }
         Self { down: down * merge, across: across * merge, places }
+    }
+
+    /// The number that each patch has where they are counted line by line.
+    pub(in super::super) fn numbers(&self) -> Vec<usize> {
+        self.places.iter().map(|(line, column)| line * self.across + column).collect()
     }
 }
 
@@ -47,7 +52,7 @@ fn windows(
 }
 
 /// The rows of each window, of a grid of merged patches of `merged` rows each.
-pub(super) fn window_rows(
+pub(in super::super) fn window_rows(
     grid: (usize, usize),
     side: usize,
     merged: usize,
@@ -60,7 +65,7 @@ pub(super) fn window_rows(
 }
 
 /// For each merged patch line by line its number in the order of windows.
-pub(super) fn line_by_line(grid: (usize, usize), window: usize) -> Vec<usize> {
+pub(in super::super) fn line_by_line(grid: (usize, usize), window: usize) -> Vec<usize> {
     let mut numbers = vec![0; grid.0 * grid.1];
     for (number, (line, column)) in merged_places(grid, Some(window)).into_iter().enumerate() {
         if let Some(place) = numbers.get_mut(line * grid.1 + column) {
@@ -73,6 +78,14 @@ pub(super) fn line_by_line(grid: (usize, usize), window: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn merged_patches_are_neighbours() {
+        let numbers = |grid, merge| Places::new(grid, merge, None).numbers();
+        assert_eq!(numbers((2, 2), 2), [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]);
+        assert_eq!(numbers((2, 2), 1), [0, 1, 2, 3]);
+        assert_eq!(numbers((1, 2), 2), [0, 1, 4, 5, 2, 3, 6, 7]);
+    }
 
     #[test]
     fn windows_are_runs_of_rows_and_smaller_at_the_edges() {
