@@ -42,7 +42,7 @@ pub(crate) use cpu::with_values;
 pub(crate) use cross_attention::scaled_dot_product_attention;
 pub(crate) use distance_vectors::{DistanceRows, DistanceVectors};
 pub(crate) use elementwise::{Placed, add, add_parts, scale, soft_cap};
-pub(crate) use flash::{AttentionMask, SCORES_PER_THREAD};
+pub(crate) use flash::{Ahead, AttentionMask, SCORES_PER_THREAD};
 pub(crate) use group_norm::GroupNorm;
 pub(crate) use interleaved_rotary::rotate_interleaved;
 pub(crate) use layer_norm::LayerNorm;

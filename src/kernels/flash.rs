@@ -28,6 +28,8 @@ pub(crate) enum AttentionMask {
     Causal,
     /// Its own row and those before it, so many in all.
     SlidingWindow(usize),
+    /// Its own row and those before it, so many in all, and all after it.
+    WindowAndAfter(usize),
     /// Its own row and so many to either side.
     LocalWindow(usize),
     /// The whole sequence.
@@ -40,10 +42,34 @@ impl AttentionMask {
         match self {
             Self::Causal => 0..row + 1,
             Self::SlidingWindow(window) => (row + 1).saturating_sub(window)..row + 1,
+            Self::WindowAndAfter(window) => (row + 1).saturating_sub(window)..all,
             Self::LocalWindow(distance) => {
                 row.saturating_sub(distance)..row.saturating_add(distance).saturating_add(1).min(all)
             }
             Self::Full => 0..all,
+        }
+    }
+}
+
+/// Whether the rows of a pass see those of their sequence that come after them in the pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ahead {
+    /// As the mask says.
+    Hidden,
+    /// All of them.
+    Seen,
+}
+
+impl AttentionMask {
+    /// The same mask where rows see ahead.
+    pub(crate) fn seeing(self, ahead: Ahead) -> Self {
+        match (ahead, self) {
+            (Ahead::Hidden, mask) => mask,
+            (Ahead::Seen, Self::SlidingWindow(window) | Self::WindowAndAfter(window)) => {
+                Self::WindowAndAfter(window)
+            }
+            (Ahead::Seen, Self::Causal | Self::Full) => Self::Full,
+            (Ahead::Seen, Self::LocalWindow(distance)) => Self::LocalWindow(distance),
         }
     }
 }
@@ -295,6 +321,7 @@ mod tests {
             AttentionMask::Full,
             AttentionMask::Causal,
             AttentionMask::SlidingWindow(600),
+            AttentionMask::WindowAndAfter(600),
             AttentionMask::LocalWindow(3),
             AttentionMask::LocalWindow(usize::MAX),
         ] {

@@ -11,6 +11,7 @@ mod any_size;
 mod blip;
 mod blip2;
 mod idefics3;
+mod gemma3;
 mod llava;
 mod moondream;
 mod qwen_vl;
@@ -66,6 +67,7 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     qwen_vl::QWEN3_MOE,
     idefics3::FAMILY,
     idefics3::SMOLVLM_FAMILY,
+    gemma3::FAMILY,
 ];
 
 /// The capability's name in errors.

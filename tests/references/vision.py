@@ -993,6 +993,109 @@ def images_of_their_own_sizes(family, pictures, seed, config_class, model_class,
     cases.save()
 
 
+# Gemma 3 --------------------------------------------------------------------------------------------------------------
+
+GEMMA3_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>",
+                 "<end_of_image>", "<image_soft_token>"]
+CHAT_TURNS = (
+    "{{ bos_token }}{%- set first = messages[0]['content'][0]['text'] + '\n\n' if messages[0]['role'] == 'system' else '' -%}"
+    "{%- for message in messages if message['role'] != 'system' -%}"
+    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' }}"
+    "{%- if loop.first -%}{{ first }}{%- endif -%}{%- for item in message['content'] -%}"
+    "{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}"
+    "{%- endif -%}{%- endfor -%}{{ '<end_of_turn>\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
+)
+
+
+def gemma_tokenizer(size, special):
+    """Words that end with a mark, single bytes for what is not known."""
+    trainer = trainers.BpeTrainer(vocab_size=size - 256 - len(special), show_progress=False)
+    plain = Tokenizer(models.BPE())
+    plain.normalizer = normalizers.Replace(" ", "▁")
+    plain.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    plain.train_from_iterator(sentences(), trainer)
+    learned = json.loads(plain.to_str())["model"]
+    words = special + [f"<0x{byte:02X}>" for byte in range(256)] + ["\n", "\n\n", "\n\n\n"]
+    words += sorted(learned["vocab"], key=learned["vocab"].get)
+    merges = [("\n", "\n"), ("\n\n", "\n")] + [tuple(merge) for merge in learned["merges"]]
+    model = models.BPE({word: index for index, word in enumerate(words)}, merges, unk_token="<unk>", fuse_unk=True,
+                       byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = plain.normalizer, plain.pre_tokenizer
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A <bos>:1 $B:1", [("<bos>", 2)])
+    return tokenizer
+
+
+def gemma3(pictures, seed):
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    cases = Cases("gemma3")
+    kept = cases.folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(kept)) if kept.exists() else gemma_tokenizer(420, GEMMA3_TOKENS)
+    token = tokenizer.token_to_id
+    # A window that is shorter than an image, in two layers of three.
+    text = dict(hidden_size=48, intermediate_size=64, model_type="gemma3_text", num_hidden_layers=3, num_attention_heads=4,
+                num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16, sliding_window=12, sliding_window_pattern=2,
+                max_position_embeddings=1024, rope_theta=1000000.0, rope_local_base_freq=10000.0,
+                rope_scaling={"factor": 8.0, "rope_type": "linear"}, vocab_size=tokenizer.get_vocab_size() + 6)
+    vision = dict(hidden_size=32, image_size=32, intermediate_size=48, model_type="siglip_vision_model",
+                  num_attention_heads=4, num_hidden_layers=2, patch_size=4, vision_use_head=False)
+    ends = [token("<eos>"), token("<end_of_turn>")]
+    own = dict(boi_token_index=token("<start_of_image>"), eoi_token_index=token("<end_of_image>"),
+               image_token_index=token("<image_soft_token>"), mm_tokens_per_image=16, eos_token_id=ends,
+               initializer_range=0.02)
+    config = Gemma3Config(text_config=copy.deepcopy(text), vision_config=dict(vision), **own)
+    model = randomize(Gemma3ForConditionalGeneration(config), seed, 1.5)
+    with torch.no_grad():
+        # Words are made longer by the root of the width: the file's are shorter for it, or each is said again.
+        model.model.language_model.embed_tokens.weight.mul_(0.15)
+    rounded(model)
+    model.tie_weights()
+    processor = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+    cases.folder.mkdir(parents=True, exist_ok=True)
+    write_json(cases.folder / "config.json", dict(
+        architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", text_config=text, vision_config=vision,
+        torch_dtype="bfloat16", transformers_version="4.50.0.dev0", **own))
+    tokenizer.save(str(cases.folder / "tokenizer.json"))
+    write_json(cases.folder / "tokenizer_config.json", dict(
+        tokenizer_class="GemmaTokenizer", add_bos_token=True, add_eos_token=False, bos_token="<bos>", eos_token="<eos>",
+        unk_token="<unk>", pad_token="<pad>", boi_token="<start_of_image>", eoi_token="<end_of_image>",
+        image_token="<image_soft_token>", model_max_length=1000000000000000019884624838656, spaces_between_special_tokens=False))
+    write_json(cases.folder / "chat_template.json", {"chat_template": CHAT_TURNS})
+    write_json(cases.folder / "generation_config.json", dict(
+        bos_token_id=token("<bos>"), eos_token_id=ends, pad_token_id=token("<pad>")))
+    write_json(cases.folder / "preprocessor_config.json", dict(
+        do_convert_rgb=None, do_normalize=True, do_pan_and_scan=None, do_rescale=True, do_resize=True, image_mean=[0.5] * 3,
+        image_processor_type="Gemma3ImageProcessor", image_seq_length=16, image_std=[0.5] * 3,
+        pan_and_scan_max_num_crops=None, pan_and_scan_min_crop_size=None, pan_and_scan_min_ratio_to_activate=None,
+        processor_class="Gemma3Processor", resample=2, rescale_factor=1 / 255, size={"height": 32, "width": 32}))
+    write_json(cases.folder / "processor_config.json", dict(image_seq_length=16, processor_class="Gemma3Processor"))
+    published = {"model.language_model.": "language_model.model.", "model.vision_tower.vision_model.": "vision_tower.vision_model.",
+                 "model.vision_tower.": "vision_tower.vision_model.", "model.": ""}
+    def name_of(name):
+        return next((new + name[len(old):] for old, new in published.items() if name.startswith(old)), name)
+    save_weights(cases.folder, {name_of(name): tensor for name, tensor in model.state_dict().items()
+                                if name != "lm_head.weight" and not name.endswith("position_ids")}, dtype=torch.bfloat16)
+    template = CHAT_TURNS.replace("{{ bos_token }}", "<bos>")
+    words = "\n\n<start_of_image>" + "<image_soft_token>" * 16 + "<end_of_image>\n\n"
+    for image, question in [("wide", "What is this?"), ("tall", "Who sits by the river?"), ("large", "Describe it."),
+                            ("square", "Is it a square?")]:
+        pixels = processor(pictures[image], return_tensors="pt")["pixel_values"]
+        asked = ask(tokenizer, template, question).replace("<start_of_image>", words)
+        ids = tokenizer.encode(asked, add_special_tokens=False).ids
+        features = model.model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output[0]
+        types = torch.tensor([[int(id == token("<image_soft_token>")) for id in ids]])
+        answers(cases, model, tokenizer, image, question, ids, pixels, features, ends, pixel_values=pixels,
+                token_type_ids=types)
+    cases.photographs(lambda image: processor(image, return_tensors="pt")["pixel_values"], [0.5] * 3, [0.5] * 3,
+                      ["cat.png"])
+    cases.save()
+
+
 # Moondream 2 --------------------------------------------------------------------------------------------------------
 
 
@@ -1041,7 +1144,7 @@ def moondream(pictures, seed):
 
 FAMILIES = {family.__name__: family for family in (
     blip, blip2, blip2_t5, llava, llava_next, llava_siglip, llava_onevision, pixtral, mistral3, qwen2_5_vl,
-    qwen3_vl, qwen3_vl_moe, idefics3, smolvlm, moondream)}
+    qwen3_vl, qwen3_vl_moe, idefics3, smolvlm, gemma3, moondream)}
 
 
 def main():

@@ -88,7 +88,7 @@ fn every_family_agrees_with_its_reference_over_conversations() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn conversations_beside_questions_are_answered_as_they_are_alone() {
-    for family in ["llava_onevision", "pixtral", "qwen3_vl", "smolvlm"] {
+    for family in ["llava_onevision", "pixtral", "qwen3_vl", "smolvlm", "gemma3"] {
         let pool = PoolConfig::default().with_max_workers(1).with_cold_start_workers(1);
         let engine = Engine::builder().pool_config(pool).vision("model", Source::directory(fixture(family)));
         let engine = engine.start().await.unwrap();
@@ -129,6 +129,7 @@ fn families_of_one_image_refuse_more_by_name() {
 fn image_word(family: &str) -> &'static str {
     match family {
         "pixtral" | "mistral3" => "[IMG]",
+        "gemma3" => "<start_of_image>",
         qwen if qwen.starts_with("qwen") => "<|image_pad|>",
         _ => "<image>",
     }

@@ -7,7 +7,7 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
     let huge = serde_json::json!(1u64 << 40);
     let numbers =
         [serde_json::json!(0), huge, serde_json::json!(-1), serde_json::json!("many"), serde_json::json!(7)];
-    let settings: [(&str, &[&str]); 12] = [
+    let settings: [(&str, &[&str]); 13] = [
         (
             "blip",
             &[
@@ -55,6 +55,16 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
             ],
         ),
         ("mistral3", &["spatial_merge_size", "vision_config/patch_size", "text_config/num_key_value_heads"]),
+        (
+            "gemma3",
+            &[
+                "mm_tokens_per_image",
+                "vision_config/image_size",
+                "vision_config/hidden_size",
+                "text_config/hidden_size",
+                "text_config/num_key_value_heads",
+            ],
+        ),
         (
             "qwen2_5_vl",
             &[
@@ -169,6 +179,8 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
         ("pixtral", "processor_config.json", "image_break_token", "[BREAK]".into()),
         ("pixtral", "processor_config.json", "image_token", "[IMG_END]".into()),
         ("mistral3", "processor_config.json", "spatial_merge_size", serde_json::json!(4)),
+        ("gemma3", "processor_config.json", "image_seq_length", serde_json::json!(64)),
+        ("gemma3", "preprocessor_config.json", "do_pan_and_scan", true.into()),
     ] {
         let named =
             value.as_str().map_or(setting, |value| if setting == "image_token" { "written" } else { value });
@@ -176,7 +188,7 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
         let error = changed(family, file, |config| config[setting] = value);
         assert!(error.to_string().contains(&named), "{family}, {setting}: {error}");
     }
-    for family in ["mistral3"] {
+    for family in ["mistral3", "gemma3"] {
         let error = changed(family, "config.json", |config| {
             config["vision_config"]["model_type"] = "clip_vision_model".into();
         });

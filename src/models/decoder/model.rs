@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::config::{DecoderConfig, Embeddings};
 use crate::error::{Error, Result};
 use crate::kernels::packed::PackedLinear;
-use crate::kernels::{Activation, AttentionMask, scale, soft_cap};
+use crate::kernels::{Activation, Ahead, scale, soft_cap};
 use crate::models::transformer::{Cache, Norm, Segment, Transformer};
 
 /// A decoder's weights, which all workers share.
@@ -98,16 +98,16 @@ impl Decoder {
     /// # Errors
     /// [`Error::InvalidInput`] for a sequence beyond the context.
     pub(crate) fn forward(&self, rows: &Tensor, segments: &mut [Segment<'_>]) -> Result<Tensor> {
-        self.forward_with(rows, segments, None, |_, hidden| Ok(hidden))
+        self.forward_with(rows, segments, Ahead::Hidden, |_, hidden| Ok(hidden))
     }
 
-    /// The same, with `mask` in place of that of the blocks, and `after` is given each
+    /// The same, where rows may see `ahead` whatever the masks of the blocks say, and `after` is given each
     /// block's number and output, and what it returns goes on.
     pub(crate) fn forward_with(
         &self,
         rows: &Tensor,
         segments: &mut [Segment<'_>],
-        mask: Option<AttentionMask>,
+        ahead: Ahead,
         after: impl FnMut(usize, Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         for segment in segments.iter() {
@@ -132,7 +132,7 @@ impl Decoder {
             }
             None => rows.clone(),
         };
-        self.normed(self.transformer.forward(hidden, segments, mask, after)?)
+        self.normed(self.transformer.forward(hidden, segments, ahead, after)?)
     }
 
     /// Whole texts of these lengths, `(tokens, width)`, through all blocks and the last norm; nothing is

@@ -12,7 +12,7 @@ use crate::kernels::causal::{CausalAttention, LayerSegment};
 use crate::kernels::rotary::RopeTable;
 use crate::kernels::self_attention::SelfAttention;
 use crate::kernels::{
-    Activation, AttentionMask, DistanceVectors, ScoreBias, gated, scaled_dot_product_attention, split_gates,
+    Activation, Ahead, DistanceVectors, ScoreBias, gated, scaled_dot_product_attention, split_gates,
 };
 
 /// The sequences of a pass, whose rows lie one after another without padding.
@@ -30,8 +30,8 @@ pub(crate) struct Pass<'a, 'b> {
     pub(crate) sequences: Sequences<'a, 'b>,
     /// For each sequence in order the keys and values of its cross-attention; empty in a model without.
     pub(crate) cross: &'a [CrossRun<'a>],
-    /// Mask of cached rows in place of their block's.
-    pub(crate) mask: Option<AttentionMask>,
+    /// Whether cached rows see those after them, whatever their block's mask says.
+    pub(crate) ahead: Ahead,
     /// The block's own input of each row, in a model with several residual streams.
     pub(crate) input: Option<Tensor>,
     pub(crate) adapters: RowAdapters<'a>,
@@ -99,11 +99,9 @@ impl Attention {
                 let mut segments = caches.collect::<Result<Vec<_>>>()?;
                 let none = RopeTable::new(0);
                 let rope = rope.unwrap_or(&none);
-                match pass.mask {
-                    Some(mask) if mask != kernel.mask => {
-                        CausalAttention { mask, ..kernel.clone() }.forward(qkv, rope, &mut segments)
-                    }
-                    _ => kernel.forward(qkv, rope, &mut segments),
+                match kernel.mask.seeing(pass.ahead) {
+                    mask if mask == kernel.mask => kernel.forward(qkv, rope, &mut segments),
+                    mask => CausalAttention { mask, ..kernel.clone() }.forward(qkv, rope, &mut segments),
                 }
             }
         }

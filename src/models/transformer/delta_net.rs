@@ -5,9 +5,9 @@ use candle_core::Tensor;
 use super::attention::{Pass, Sequences};
 use super::projection::Projection;
 use crate::error::{Error, Result};
-use crate::kernels::Activation;
 use crate::kernels::causal::LayerSegment;
 use crate::kernels::delta_net::GatedDeltaNet;
+use crate::kernels::{Activation, Ahead};
 
 /// A gated delta net.
 pub(crate) struct DeltaNet {
@@ -25,7 +25,7 @@ impl DeltaNet {
         let Sequences::Cached(segments) = &mut pass.sequences else {
             return Err(misfit("it needs a state of each sequence"));
         };
-        if pass.mask.is_some() {
+        if pass.ahead == Ahead::Seen {
             return Err(misfit("a row sees no others than those before it"));
         }
         let states = segments.iter_mut().map(|segment| {

@@ -18,7 +18,7 @@ use super::mixer::Mixer;
 use super::rope::{Rope, Rows};
 use super::streams::Streams;
 use crate::error::{Error, Result};
-use crate::kernels::AttentionMask;
+use crate::kernels::Ahead;
 use crate::kernels::causal::LayerSegment;
 use crate::kernels::rotary::RopeTable;
 
@@ -125,7 +125,7 @@ impl Transformer {
             adapter: None,
         });
         seen(0, &hidden)?;
-        self.forward(hidden, &mut segments.collect::<Vec<_>>(), None, |block, hidden| {
+        self.forward(hidden, &mut segments.collect::<Vec<_>>(), Ahead::Hidden, |block, hidden| {
             seen(block + 1, &hidden)?;
             Ok(hidden)
         })
@@ -174,7 +174,8 @@ impl Transformer {
                 Workload::GrowingSequences => Sequences::Cached(&mut layer_segments),
             };
             let adapters = RowAdapters::default();
-            let mut pass = Pass { rope_tables, sequences, cross: &[], mask: None, input: None, adapters };
+            let mut pass =
+                Pass { rope_tables, sequences, cross: &[], ahead: Ahead::Hidden, input: None, adapters };
             hidden = block.forward(hidden, &mut pass)?;
             seen(index + 1, &hidden)?;
         }
@@ -184,14 +185,14 @@ impl Transformer {
     /// Passes the next rows of several sequences, `(rows, width)`, through all blocks: prompts and single
     /// tokens mixed. The segments cover the rows in order; each row is added to its sequence's cache. After
     /// an error the caches are as they were, but for those of models with gated delta nets: their sequences have to be
-    /// read again, and until then every pass is an error. A row's result does not depend on the other sequences. `mask`
-    /// stands in for that of the blocks. `after` is given each block's number and output, and what it returns
+    /// read again, and until then every pass is an error. A row's result does not depend on the other sequences. Where rows
+    /// see `ahead`, it does so in all blocks. `after` is given each block's number and output, and what it returns
     /// goes on.
     pub(crate) fn forward(
         &self,
         mut hidden: Tensor,
         segments: &mut [Segment<'_>],
-        mask: Option<AttentionMask>,
+        ahead: Ahead,
         mut after: impl FnMut(usize, Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let rope_tables = self.rope_tables(&hidden, &self.rows(segments)?)?;
@@ -218,7 +219,7 @@ impl Transformer {
             let rows = rows.collect::<Result<Vec<_>>>()?;
             let adapters = RowAdapters(&rows);
             let mut pass =
-                Pass { rope_tables: &rope_tables, sequences, cross: &cross, mask, input, adapters };
+                Pass { rope_tables: &rope_tables, sequences, cross: &cross, ahead, input, adapters };
             hidden = after(index, block.forward(hidden, &mut pass)?)?;
         }
         segments.iter_mut().for_each(|segment| segment.cache.advance(segment.length));

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 
 use super::{ImageRows, PROMPT_ROWS, Prompt, misfit};
 use crate::error::Result;
-use crate::kernels::AttentionMask;
+use crate::kernels::Ahead;
 use crate::kernels::rotary::Position;
 use crate::models::decoder::Decoder;
 use crate::models::transformer::{Cache, Segment};
@@ -54,6 +54,8 @@ pub(super) enum ImagePlace {
     InPrompt,
     /// In the prompt, and the rows up to the image's end see each other. They are read in one step.
     InPrefix,
+    /// In the prompt, and the rows of each image see each other. They are read in one step.
+    Together,
     /// Beside the prompt, by cross-attention.
     Beside,
 }
@@ -73,7 +75,7 @@ impl LanguageModel {
                 let [image] = images else { return Err(misfit()) };
                 (self.decoder.cache_beside(count, &image.rows)?, self.decoder.embed(&prompt.tokens)?)
             }
-            ImagePlace::InPrompt | ImagePlace::InPrefix => {
+            ImagePlace::InPrompt | ImagePlace::InPrefix | ImagePlace::Together => {
                 (self.decoder.cache(count)?, self.rows_with_images(prompt, images)?)
             }
         };
@@ -120,12 +122,7 @@ impl LanguageModel {
     pub(super) fn read(&self, answer: &mut Answer) -> Result<Option<Tensor>> {
         let unread = answer.prompt.as_ref().ok_or_else(misfit)?;
         let (begin, count) = (answer.cache.length(), unread.rows.dim(0)?);
-        let (length, mask) = match self.image {
-            ImagePlace::InPrefix if begin == 0 => {
-                (unread.places.last().ok_or_else(misfit)?.end, Some(AttentionMask::Full))
-            }
-            _ => (PROMPT_ROWS.min(count.saturating_sub(begin)), None),
-        };
+        let (length, ahead) = self.image.next_rows(begin, count, &unread.places);
         let end = begin + length;
         let rows = unread.rows.narrow(0, begin, length)?.contiguous()?;
         let positions = match &unread.positions {
@@ -133,11 +130,12 @@ impl LanguageModel {
             None => None,
         };
         let mut segments = [Segment { cache: &mut answer.cache, length, positions, adapter: None }];
-        let hidden = self.decoder.forward_with(&rows, &mut segments, mask, |block, hidden| {
-            match unread.deep.get(block) {
-                Some(deep) => add_rows(hidden, begin, deep, &unread.places),
-                None => Ok(hidden),
-            }
+        let hidden = self.decoder.forward_with(&rows, &mut segments, ahead, |block, hidden| match unread
+            .deep
+            .get(block)
+        {
+            Some(deep) => add_rows(hidden, begin, deep, &unread.places),
+            None => Ok(hidden),
         })?;
         if end < count {
             return Ok(None);
@@ -164,6 +162,20 @@ impl LanguageModel {
             .collect();
         let hidden = self.decoder.forward(&self.decoder.embed(&tokens)?, &mut segments)?;
         self.decoder.logits(&hidden)
+    }
+}
+
+impl ImagePlace {
+    /// Number of rows that are read next of a prompt of `count` rows, whose images have these places, and whether they see
+    /// those after them.
+    fn next_rows(self, begin: usize, count: usize, places: &[Range<usize>]) -> (usize, Ahead) {
+        let next = places.iter().find(|place| place.end > begin);
+        match (self, next, places.last()) {
+            (Self::InPrefix, _, Some(last)) if begin == 0 => (last.end, Ahead::Seen),
+            (Self::Together, Some(image), _) if begin >= image.start => (image.end - begin, Ahead::Seen),
+            (Self::Together, Some(image), _) => (PROMPT_ROWS.min(image.start - begin), Ahead::Hidden),
+            _ => (PROMPT_ROWS.min(count.saturating_sub(begin)), Ahead::Hidden),
+        }
     }
 }
 
@@ -198,6 +210,21 @@ fn add_rows(hidden: Tensor, begin: usize, deep: &Tensor, places: &[Range<usize>]
 mod tests {
     use super::*;
     use candle_core::Device;
+
+    #[test]
+    fn the_rows_of_an_image_are_read_in_one_step_where_they_see_each_other() {
+        let places = [200..500, 510..810];
+        let read = |place: ImagePlace, begin| place.next_rows(begin, 900, &places);
+        let steps = [(0, 128), (128, 72), (200, 300), (500, 10), (510, 300), (810, 90)];
+        for (begin, length) in steps {
+            let ahead = if length == 300 { Ahead::Seen } else { Ahead::Hidden };
+            assert_eq!(read(ImagePlace::Together, begin), (length, ahead), "{begin}");
+        }
+        assert_eq!(read(ImagePlace::InPrompt, 200), (128, Ahead::Hidden));
+        assert_eq!(read(ImagePlace::InPrefix, 0), (810, Ahead::Seen));
+        assert_eq!(read(ImagePlace::InPrefix, 810), (90, Ahead::Hidden));
+        assert_eq!(ImagePlace::Together.next_rows(0, 50, &[]), (50, Ahead::Hidden));
+    }
 
     #[test]
     fn rows_are_added_where_the_images_are_and_nowhere_else() {

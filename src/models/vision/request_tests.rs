@@ -63,6 +63,7 @@ fn a_prompt_that_is_too_long_is_refused_before_the_picture_is_cut() {
         "qwen2_5_vl",
         "qwen3_vl",
         "idefics3",
+        "gemma3",
     ] {
         let folder = format!("{}/tests/fixtures/vision/{family}", env!("CARGO_MANIFEST_DIR"));
         let model = VisionModel::load(Source::directory(folder)).unwrap();

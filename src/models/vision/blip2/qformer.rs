@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::architecture::parse;
 use crate::error::Result;
+use crate::kernels::Ahead;
 use crate::models::config_file::{activation, invalid, unsupported, with_defaults, without_nulls};
 use crate::models::transformer::{
     self, CrossNames, Names, NormPlacement, QkvNames, SafeTensors, Segment, Sizes, Transformer,
@@ -148,6 +149,6 @@ impl QFormer {
         let length = self.queries.dim(0)?;
         let mut cache = self.transformer.cache_beside(length, image)?;
         let mut segments = [Segment { cache: &mut cache, length, positions: None, adapter: None }];
-        self.transformer.forward(self.queries.clone(), &mut segments, None, |_, hidden| Ok(hidden))
+        self.transformer.forward(self.queries.clone(), &mut segments, Ahead::Hidden, |_, hidden| Ok(hidden))
     }
 }
