@@ -62,6 +62,7 @@ const FAMILIES: &[Family<Box<dyn Architecture>>] = &[
     moondream::FAMILY,
     blip::FAMILY,
     blip2::FAMILY,
+    qwen_vl::QWEN2,
     qwen_vl::QWEN2_5,
     qwen_vl::QWEN3,
     qwen_vl::QWEN3_MOE,

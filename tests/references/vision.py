@@ -759,9 +759,28 @@ CHAT_SYSTEM_AND_PAD = (
 
 def qwen2_5_vl(pictures, seed):
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    vision = dict(depth=3, hidden_act="silu", hidden_size=32, intermediate_size=44, num_heads=2, in_chans=3,
+                  out_hidden_size=48, patch_size=8, spatial_merge_size=2, spatial_patch_size=8, window_size=32,
+                  fullatt_block_indexes=[1], tokens_per_second=2, temporal_patch_size=2)
+    of_qwen2_vl("qwen2_5_vl", pictures, seed, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, vision,
+                "Qwen2_5_VLProcessor")
+
+
+def qwen2_vl(pictures, seed):
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    vision = dict(depth=3, embed_dim=32, mlp_ratio=2, num_heads=2, in_chans=3, hidden_size=48, patch_size=8,
+                  spatial_merge_size=2, spatial_patch_size=8, temporal_patch_size=2)
+    # Other weights than those of the family before.
+    of_qwen2_vl("qwen2_vl", pictures, seed + 50, Qwen2VLConfig, Qwen2VLForConditionalGeneration, vision,
+                "Qwen2VLProcessor")
+
+
+def of_qwen2_vl(family, pictures, seed, config_class, model_class, vision, processor_name):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    cases = Cases("qwen2_5_vl")
+    cases = Cases(family)
     tokenizer = byte_level(380, QWEN_VL_TOKENS)
     token = tokenizer.token_to_id
     # The settings of the text beside the others, as in the published file.
@@ -771,20 +790,17 @@ def qwen2_5_vl(pictures, seed):
                 attention_dropout=0.0, initializer_range=0.02, use_cache=True, use_sliding_window=False,
                 sliding_window=512, max_window_layers=2, tie_word_embeddings=True,
                 bos_token_id=token("<|endoftext|>"), eos_token_id=token("<|im_end|>"))
-    vision = dict(depth=3, hidden_act="silu", hidden_size=32, intermediate_size=44, num_heads=2, in_chans=3,
-                  out_hidden_size=48, patch_size=8, spatial_merge_size=2, spatial_patch_size=8, window_size=32,
-                  fullatt_block_indexes=[1], tokens_per_second=2, temporal_patch_size=2)
     ids = dict(image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
                vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"))
-    config = Qwen2_5_VLConfig(vision_config=dict(vision), **json.loads(json.dumps(flat)), **ids)
-    model = randomize(Qwen2_5_VLForConditionalGeneration(config), seed, 1.5)
+    config = config_class(vision_config=dict(vision), **json.loads(json.dumps(flat)), **ids)
+    model = randomize(model_class(config), seed, 1.5)
     rounded(model)
     model.tie_weights()
     processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 1024, "longest_edge": 10240}, patch_size=8, merge_size=2,
                                          temporal_patch_size=2)
     cases.folder.mkdir(parents=True, exist_ok=True)
     write_json(cases.folder / "config.json", dict(
-        architectures=["Qwen2_5_VLForConditionalGeneration"], model_type="qwen2_5_vl", torch_dtype="bfloat16",
+        architectures=[model_class.__name__], model_type=family, torch_dtype="bfloat16",
         transformers_version="4.41.2", vision_config=vision, vision_token_id=token("<|vision_start|>"), **flat, **ids))
     tokenizer.save(str(cases.folder / "tokenizer.json"))
     write_json(cases.folder / "tokenizer_config.json", dict(
@@ -796,7 +812,7 @@ def qwen2_5_vl(pictures, seed):
     write_json(cases.folder / "preprocessor_config.json", dict(
         min_pixels=1024, max_pixels=10240, patch_size=8, temporal_patch_size=2, merge_size=2,
         image_mean=processor.image_mean, image_std=processor.image_std,
-        image_processor_type="Qwen2VLImageProcessor", processor_class="Qwen2_5_VLProcessor"))
+        image_processor_type="Qwen2VLImageProcessor", processor_class=processor_name))
     published = {"model.visual.": "visual.", "model.language_model.": "model."}
     def name_of(name):
         return next((new + name[len(old):] for old, new in published.items() if name.startswith(old)), name)
@@ -1143,7 +1159,7 @@ def moondream(pictures, seed):
 
 
 FAMILIES = {family.__name__: family for family in (
-    blip, blip2, blip2_t5, llava, llava_next, llava_siglip, llava_onevision, pixtral, mistral3, qwen2_5_vl,
+    blip, blip2, blip2_t5, llava, llava_next, llava_siglip, llava_onevision, pixtral, mistral3, qwen2_vl, qwen2_5_vl,
     qwen3_vl, qwen3_vl_moe, idefics3, smolvlm, gemma3, moondream)}
 
 

@@ -22,7 +22,7 @@ FIXTURES = ROOT / "fixtures" / "vision"
 TOKENS = 48
 #: A greedy choice nearer than this to the next best could fall differently for reasons of rounding alone.
 SMALLEST_GAP = 1e-3
-FAMILIES = ["llava", "llava_next", "llava_siglip", "llava_onevision", "pixtral", "mistral3", "qwen2_5_vl",
+FAMILIES = ["llava", "llava_next", "llava_siglip", "llava_onevision", "pixtral", "mistral3", "qwen2_vl", "qwen2_5_vl",
             "qwen3_vl", "qwen3_vl_moe", "idefics3", "smolvlm", "gemma3"]
 
 QUESTIONS = ["And what is this?", "Which one is larger?", "What differs?", "Who is here?", "Name the colour.", "Why so?",

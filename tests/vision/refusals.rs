@@ -7,7 +7,7 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
     let huge = serde_json::json!(1u64 << 40);
     let numbers =
         [serde_json::json!(0), huge, serde_json::json!(-1), serde_json::json!("many"), serde_json::json!(7)];
-    let settings: [(&str, &[&str]); 13] = [
+    let settings: [(&str, &[&str]); 14] = [
         (
             "blip",
             &[
@@ -55,6 +55,16 @@ fn hostile_configurations_are_refused_with_the_setting_at_fault() {
             ],
         ),
         ("mistral3", &["spatial_merge_size", "vision_config/patch_size", "text_config/num_key_value_heads"]),
+        (
+            "qwen2_vl",
+            &[
+                "vision_config/embed_dim",
+                "vision_config/hidden_size",
+                "vision_config/mlp_ratio",
+                "vision_config/num_heads",
+                "vision_config/in_chans",
+            ],
+        ),
         (
             "gemma3",
             &[

@@ -6,6 +6,7 @@ mod merger;
 mod resize;
 mod tower;
 mod qwen2_5;
+mod qwen2;
 mod qwen3;
 #[cfg(test)]
 mod tower_tests;
@@ -37,6 +38,7 @@ use crate::preprocessing::Scaling;
 use crate::source::Files;
 use crate::tokens::Tokens;
 use crate::weights::WeightFiles;
+pub(super) use qwen2::FAMILY as QWEN2;
 pub(super) use qwen2_5::FAMILY as QWEN2_5;
 pub(super) use qwen3::{FAMILY as QWEN3, MOE_FAMILY as QWEN3_MOE};
 use resize::SmartResize;

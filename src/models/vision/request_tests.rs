@@ -60,6 +60,7 @@ fn a_prompt_that_is_too_long_is_refused_before_the_picture_is_cut() {
         "blip",
         "blip2",
         "blip2_t5",
+        "qwen2_vl",
         "qwen2_5_vl",
         "qwen3_vl",
         "idefics3",

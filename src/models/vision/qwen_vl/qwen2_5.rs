@@ -24,7 +24,7 @@ pub(in super::super) const FAMILY: Family<Box<dyn Architecture>> = Family {
     },
 };
 
-const TEXT: TextHalf = TextHalf {
+pub(super) const TEXT: TextHalf = TextHalf {
     kind: "qwen2",
     sections: [16, 24, 24],
     is_interleaved: false,
